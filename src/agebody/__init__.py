@@ -1,0 +1,1 @@
+"""Every SMPL-family body from newborn to adult behind one differentiable layer."""

@@ -1,0 +1,1 @@
+"""From files and numbers to a validated `BodyAsset`."""

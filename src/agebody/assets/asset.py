@@ -1,0 +1,299 @@
+"""What a body is made of: one frozen, validated set of NumPy arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy import sparse
+
+SMPL_JOINT_NAMES = (
+    "pelvis", "left_hip", "right_hip", "spine1", "left_knee", "right_knee", "spine2", "left_ankle",
+    "right_ankle", "spine3", "left_foot", "right_foot", "neck", "left_collar", "right_collar", "head",
+    "left_shoulder", "right_shoulder", "left_elbow", "right_elbow", "left_wrist", "right_wrist",
+    "left_hand", "right_hand",
+)  # fmt: skip
+SMPL_PARENTS = (-1, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 12, 13, 14, 16, 17, 18, 19, 20, 21)
+
+WEIGHT_SUM_TOLERANCE = 1e-3  # 1 mm of drift for each metre a person stands from the origin
+
+
+class AssetError(ValueError):
+    """A body file or array that cannot be used; the message names it, the cause, and what to do."""
+
+
+class Regressor(NamedTuple):
+    """Named points that are fixed linear combinations of a body's vertices."""
+
+    names: tuple[str, ...]
+    matrix: sparse.csr_array
+    """(K, V): point k = sum over v of matrix[k, v] * vertex[v]."""
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """Where a body comes from and what may be done with it."""
+
+    name: str = "unnamed"
+    kind: str = "custom"
+    """Model family: smpl, smil, smplh, smplx, mano, mannequin, anny or custom."""
+    topology: str = "custom"
+    """Bodies that share a topology share vertex ids: smpl (SMPL, SMIL and SMPL-H), smplx, mano, ..."""
+    gender: str = "neutral"
+    units: str = "m"
+    license: str = "unknown"
+    shape_names: tuple[str, ...] = ()
+    """One name a shape direction, where they have a meaning."""
+    sources: Mapping[str, str] = field(default_factory=dict)
+    """File name -> sha256 of every file that the body was read from."""
+
+
+def _array(doc: str, dims: tuple[str | int, ...], kind: str, unit: str = "1", **defaults: Any) -> Any:
+    return field(metadata={"doc": doc, "dims": dims, "kind": kind, "unit": unit}, **defaults)
+
+
+@dataclass(frozen=True, eq=False)
+class BodyAsset:
+    """A body model as data: frozen and validated NumPy arrays.
+
+    Dims: V vertices, F triangles, J joints, S shape directions, A age templates, W weights a vertex.
+    Floating arrays are float32 or float64, as the source file had them. Lengths are metres; +y is up,
+    the body faces +z, its left is +x.
+
+    The rest surface at betas b and age offset a is ``template + shapedirs @ b`` plus the piecewise-linear
+    interpolation of the age templates: the template itself is the anchor at offset 0, and
+    ``age_templates[i]`` the one at ``age_offsets[i]``. SMPL-A (AGORA, CVPR 2021) is the case of one age
+    template, the centred infant, at offset 1.
+
+    Raises:
+        AssetError: an array is missing, of the wrong shape or type, not finite, or inconsistent.
+    """
+
+    template: Float[np.ndarray, "V 3"] = _array("rest surface at zero betas", ("V", 3), "float", "m")
+    faces: Int[np.ndarray, "F 3"] = _array("triangles, counter-clockwise from outside", ("F", 3), "int")
+    parents: Int[np.ndarray, " J"] = _array(
+        "parent joint of each joint; the root comes first, with -1", ("J",), "int"
+    )
+    joint_names: tuple[str, ...] = field(metadata={"doc": "name of each joint", "dims": ("J",), "kind": "text"})
+    joint_regressor: sparse.csr_array = _array(
+        "rest joints from the rest surface", ("J", "V"), "sparse"
+    )
+    skin_joints: Int[np.ndarray, "V W"] = _array("joints that move each vertex", ("V", "W"), "int")
+    skin_weights: Float[np.ndarray, "V W"] = _array(
+        "weight of each of those joints; non-negative, a row sums to 1", ("V", "W"), "float"
+    )
+    shapedirs: Float[np.ndarray, "V 3 S"] = _array(
+        "displacement for one unit of each beta", ("V", 3, "S"), "float", "m"
+    )
+    posedirs: Float[np.ndarray, "V 3 P"] | None = _array(
+        "pose blend shapes, P = 9 (J - 1): displacement for one unit of each entry of the row-major "
+        "matrices R_j - I of joints 1..J-1",
+        ("V", 3, "P"), "float", "m", default=None,
+    )  # fmt: skip
+    age_offsets: Float[np.ndarray, " A"] = _array(
+        "age offset of each age template, ascending, none 0 (that anchor is the template)",
+        ("A",), "float", default_factory=lambda: np.zeros(0),
+    )  # fmt: skip
+    age_templates: Float[np.ndarray, "A V 3"] | None = _array(
+        "rest surface at each of those age offsets; None where there are none",
+        ("A", "V", 3), "float", "m", default=None,
+    )  # fmt: skip
+    regressors: Mapping[str, Regressor] = field(
+        default_factory=dict,
+        metadata={"doc": "named sets of keypoints, each regressed from the posed surface", "kind": "regressors"},
+    )
+    metadata: Metadata = field(default_factory=Metadata, metadata={"doc": "origin and licence", "kind": "metadata"})
+
+    def __post_init__(self) -> None:
+        """Normalise dtypes, check every array against the others, and make all of them read-only."""
+        put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
+        put("template", _floats("template", self.template, (None, 3)))
+        num_vertices = len(self.template)
+        if num_vertices == 0:
+            raise AssetError("template: a body needs at least one vertex")
+        put("faces", _ints("faces", self.faces, (None, 3), num_vertices))
+        put("parents", _parents(self.parents))
+        num_joints = len(self.parents)
+        put("joint_names", tuple(self.joint_names))
+        if len(self.joint_names) != num_joints or len(set(self.joint_names)) != num_joints:
+            raise AssetError(
+                f"joint_names: expected {num_joints} different names, got {len(self.joint_names)} "
+                f"({len(set(self.joint_names))} different)"
+            )
+        put("joint_regressor", _sparse("joint_regressor", self.joint_regressor, (num_joints, num_vertices)))
+        put("skin_weights", _floats("skin_weights", self.skin_weights, (num_vertices, None)))
+        put("skin_joints", _ints("skin_joints", self.skin_joints, self.skin_weights.shape, num_joints))
+        _check_weights(self.skin_weights)
+        put("shapedirs", _floats("shapedirs", self.shapedirs, (num_vertices, 3, None)))
+        if self.posedirs is not None:
+            put("posedirs", _floats("posedirs", self.posedirs, (num_vertices, 3, 9 * (num_joints - 1))))
+        put("age_offsets", _floats("age_offsets", self.age_offsets, (None,)))
+        if len(self.age_offsets) and self.age_templates is None:
+            raise AssetError("age_templates: missing, although age_offsets names some")
+        if self.age_templates is not None:
+            if np.any(np.diff(self.age_offsets) <= 0) or np.any(self.age_offsets == 0):
+                raise AssetError(
+                    f"age_offsets: expected ascending offsets without 0 (the template is the anchor at 0), "
+                    f"got {self.age_offsets.tolist()}"
+                )
+            shape = (len(self.age_offsets), num_vertices, 3)
+            put("age_templates", _floats("age_templates", self.age_templates, shape))
+        put("regressors", MappingProxyType({
+            name: _regressor(name, regressor, num_vertices) for name, regressor in self.regressors.items()
+        }))  # fmt: skip
+        names = self.metadata.shape_names
+        if names and len(names) != self.num_betas:
+            raise AssetError(f"metadata.shape_names: expected {self.num_betas} names, got {len(names)}")
+
+    @property
+    def num_vertices(self) -> int:
+        """V."""
+        return len(self.template)
+
+    @property
+    def num_joints(self) -> int:
+        """J."""
+        return len(self.parents)
+
+    @property
+    def num_betas(self) -> int:
+        """S."""
+        return self.shapedirs.shape[2]
+
+    @property
+    def has_age(self) -> bool:
+        """Whether the body can grow: it has at least one age template."""
+        return self.age_templates is not None and len(self.age_templates) > 0
+
+    def dense_weights(self) -> Float[np.ndarray, "V J"]:
+        """Skinning weights with one column a joint."""
+        dense = np.zeros((self.num_vertices, self.num_joints), self.skin_weights.dtype)
+        np.add.at(dense, (np.arange(self.num_vertices)[:, None], self.skin_joints), self.skin_weights)
+        return dense
+
+    def replace(self, **changes: Any) -> BodyAsset:
+        """A copy with some fields changed, validated again."""
+        return dataclasses.replace(self, **changes)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as a call of the constructor: what is loaded is validated too."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        values["regressors"] = dict(self.regressors)
+        return _rebuild, (values,)
+
+    def __repr__(self) -> str:
+        """One line with the sizes."""
+        return (
+            f"BodyAsset({self.metadata.name!r}, kind={self.metadata.kind!r}, vertices={self.num_vertices}, "
+            f"joints={self.num_joints}, betas={self.num_betas}, age_offsets={self.age_offsets.tolist()})"
+        )
+
+
+def _rebuild(values: dict[str, Any]) -> BodyAsset:
+    return BodyAsset(**values)
+
+
+def sparse_weights(
+    dense: Float[np.ndarray, "V J"],
+) -> tuple[Int[np.ndarray, "V W"], Float[np.ndarray, "V W"]]:
+    """Joints and weights of each vertex, largest first, from a matrix with one column a joint.
+
+    W is the largest number of non-zero weights that any vertex has; shorter rows end in zeros.
+    """
+    width = max(1, int(np.count_nonzero(dense, axis=1).max(initial=0)))
+    order = np.argsort(-np.abs(dense), axis=1, kind="stable")[:, :width]
+    return order.astype(np.int32), np.take_along_axis(dense, order, axis=1)
+
+
+def _shape_text(shape: Iterable[int | None]) -> str:
+    return "(" + ", ".join("any" if n is None else str(n) for n in shape) + ")"
+
+
+def _shaped(name: str, value: Any, shape: tuple[int | None, ...]) -> np.ndarray:
+    if not isinstance(value, np.ndarray):
+        raise AssetError(f"{name}: expected a NumPy array, got {type(value).__name__}")
+    if value.ndim != len(shape) or any(n is not None and n != m for n, m in zip(shape, value.shape, strict=True)):
+        raise AssetError(f"{name}: expected shape {_shape_text(shape)}, got {_shape_text(value.shape)}")
+    return value
+
+
+def _frozen(array: np.ndarray) -> np.ndarray:
+    if array.flags.writeable or not array.flags.c_contiguous:
+        array = np.array(array, order="C")
+        array.flags.writeable = False
+    return array
+
+
+def _floats(name: str, value: Any, shape: tuple[int | None, ...]) -> np.ndarray:
+    value = _shaped(name, value, shape)
+    if value.dtype not in (np.float32, np.float64):
+        raise AssetError(f"{name}: expected float32 or float64, got {value.dtype}")
+    if not np.isfinite(value).all():
+        raise AssetError(f"{name}: {np.count_nonzero(~np.isfinite(value))} entries are NaN or infinite")
+    return _frozen(value)
+
+
+def _ints(name: str, value: Any, shape: tuple[int | None, ...], below: int) -> np.ndarray:
+    value = _shaped(name, value, shape)
+    if value.dtype.kind not in "iu":
+        raise AssetError(f"{name}: expected integers, got {value.dtype}")
+    if value.size and (value.min() < 0 or value.max() >= below):
+        raise AssetError(f"{name}: expected indices from 0 to {below - 1}, got {value.min()} to {value.max()}")
+    return _frozen(value.astype(np.int32))
+
+
+def _parents(value: Any) -> np.ndarray:
+    value = _shaped("parents", value, (None,))
+    if value.dtype.kind not in "iu":
+        raise AssetError(f"parents: expected integers, got {value.dtype}")
+    value = value.astype(np.int64)
+    if len(value) == 0 or value[0] != -1:
+        raise AssetError(f"parents: expected -1 first (the root), got {value[:1].tolist()}")
+    wrong = [j for j in range(1, len(value)) if not 0 <= value[j] < j]
+    if wrong:
+        raise AssetError(
+            f"parents: joint {wrong[0]} has parent {value[wrong[0]]}; a parent must come before its child, "
+            "so that the tree has no cycle"
+        )
+    return _frozen(value.astype(np.int32))
+
+
+def _sparse(name: str, value: Any, shape: tuple[int | None, int]) -> sparse.csr_array:
+    if not sparse.issparse(value):
+        value = sparse.csr_array(_floats(name, value, shape))
+    matrix = sparse.csr_array(value, copy=True)
+    matrix.sum_duplicates()
+    if matrix.ndim != 2 or (shape[0] is not None and matrix.shape[0] != shape[0]) or matrix.shape[1] != shape[1]:
+        raise AssetError(f"{name}: expected shape {_shape_text(shape)}, got {_shape_text(matrix.shape)}")
+    _floats(name, matrix.data, (None,))
+    for part in (matrix.data, matrix.indices, matrix.indptr):
+        part.flags.writeable = False
+    return matrix
+
+
+def _regressor(name: str, regressor: Regressor, num_vertices: int) -> Regressor:
+    matrix = _sparse(f"regressors[{name!r}]", regressor.matrix, (None, num_vertices))
+    names = tuple(regressor.names)
+    if len(names) != matrix.shape[0] or len(set(names)) != len(names):
+        raise AssetError(
+            f"regressors[{name!r}]: expected {matrix.shape[0]} different names, one a row, got {list(names)}"
+        )
+    return Regressor(names, matrix)
+
+
+def _check_weights(weights: np.ndarray) -> None:
+    if weights.shape[1] == 0:
+        raise AssetError("skin_weights: expected at least one weight a vertex")
+    if weights.min() < 0:
+        raise AssetError(f"skin_weights: expected non-negative weights, got {weights.min():.4g}")
+    error = np.abs(weights.sum(axis=1) - 1)
+    if error.max() > WEIGHT_SUM_TOLERANCE:
+        raise AssetError(
+            f"skin_weights: the weights of vertex {error.argmax()} sum to {1 + (weights.sum(axis=1) - 1)[error.argmax()]:.4g}; "
+            f"expected 1 within {WEIGHT_SUM_TOLERANCE:g}"
+        )
