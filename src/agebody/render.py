@@ -1,0 +1,692 @@
+"""Pictures of bodies without a display or a GPU: rays cast by Embree, shaded in NumPy."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, Integer, UInt8
+from PIL import Image, ImageColor, ImageDraw, ImageFont
+
+from .export import replacing
+
+Color = str | Sequence[float] | np.ndarray
+"""A colour as sRGB: a name or hex code that PIL knows ("#c0826a"), or three numbers from 0 to 1."""
+
+PALETTE = ("#c98a72", "#d8b26e", "#93a97d", "#7fa3ab", "#8b8fb8", "#b488a0", "#a89a8c", "#c77f5e")
+"""Colours given to bodies in turn: clay, ochre, sage, lagoon, slate, mauve, stone, terracotta."""
+
+STUDIO = ("#f3efe9", "#cfc8bf")
+"""The default background, from top to bottom."""
+
+INK = "#4a4540"
+
+
+# The lights, in camera coordinates (x right, y down, z away from the viewer).
+KEY = np.float32([-0.45, -0.70, -0.55]) / np.float32(math.sqrt(0.995))
+FILL = np.float32([0.80, -0.20, -0.57]) / np.float32(math.sqrt(1.0049))
+RIM = np.float32([0.60, -0.50, 0.62]) / np.float32(math.sqrt(0.9944))
+UP = np.float32([0, -1, 0])
+KEY_COLOR = np.float32([1.02, 0.97, 0.90]) * 1.05
+FILL_COLOR = np.float32([0.86, 0.93, 1.05]) * 0.22
+SKY_COLOR = np.float32([0.95, 0.98, 1.05]) * 0.40
+FLOOR_COLOR = np.float32([1.05, 0.96, 0.88]) * 0.22
+RIM_COLOR = np.float32([1.0, 0.97, 0.94]) * 0.50
+KEY_RADIUS = 0.22  # of the key light's disc, as a tangent: soft shadows
+GROUND_SHARE = np.float32([0.62, 0.38])  # of the ambient and the key light, in what lights the ground
+REACH = 1.4  # of a shadow in the room [m]: bodies darken what they touch
+LIFT = 1.5e-3  # rays start this far off the surface [m]: more than a facet's distance to the curve it stands for
+TILE = 4
+LENS = math.radians(11)  # a long lens: bodies at the ends of a row keep their shape
+TILT = math.radians(7)  # of a row's camera, from above
+SUBSAMPLES = ((-0.125, -0.375), (0.375, -0.125), (0.125, 0.375), (-0.375, 0.125))
+
+
+@dataclass(frozen=True, eq=False)
+class Camera:
+    """A perspective camera with OpenCV's axes: x right, y down, z forward.
+
+    A world point ``p`` has camera coordinates ``(x, y, z) = R p + t`` and image coordinates
+    ``u = (K (x, y, z))[:2] / z``, in pixels from the image's top left corner: the pixel in column i and row j
+    covers ``[i, i + 1) x [j, j + 1)`` and its centre is ``(i + 0.5, j + 0.5)``.
+
+    Raises:
+        ValueError: a matrix has the wrong shape, K is no pinhole camera, R is no rotation, or the size is empty.
+    """
+
+    intrinsics: Float[np.ndarray, "3 3"]
+    """K [pixels]."""
+    size: tuple[int, int]
+    """Width and height of the picture [pixels]."""
+    world_to_camera: Float[np.ndarray, "4 4"] | Float[np.ndarray, "3 4"] | None = None
+    """[R | t], t in metres; None for bodies that are in camera coordinates already."""
+
+    def __post_init__(self) -> None:
+        """Check the matrices and keep them as float64."""
+        k = _finite("intrinsics", self.intrinsics)
+        if k.shape != (3, 3) or k[0, 0] <= 0 or k[1, 1] <= 0 or k[1, 0] != 0 or k[2].tolist() != [0, 0, 1]:
+            raise ValueError(
+                "intrinsics: expected [[fx, skew, cx], [0, fy, cy], [0, 0, 1]] with fx, fy > 0, "
+                f"got {k.tolist()}"
+            )
+        rigid = np.eye(4) if self.world_to_camera is None else _finite("world_to_camera", self.world_to_camera)
+        if rigid.shape not in ((3, 4), (4, 4)):
+            raise ValueError(f"world_to_camera: expected shape (3, 4) or (4, 4), got {rigid.shape}")
+        r = rigid[:3, :3]
+        if not np.allclose(r @ r.T, np.eye(3), atol=1e-4) or np.linalg.det(r) < 0:
+            raise ValueError(f"world_to_camera: expected a rotation in its first three columns, got {r.tolist()}")
+        width, height = self.size
+        if int(width) != width or int(height) != height or width < 1 or height < 1:
+            raise ValueError(f"size: expected a width and a height of at least one pixel, got {self.size}")
+        object.__setattr__(self, "intrinsics", k)
+        object.__setattr__(self, "world_to_camera", np.vstack([rigid[:3], [0, 0, 0, 1]]))
+        object.__setattr__(self, "size", (int(width), int(height)))
+
+    @classmethod
+    def look_at(
+        cls,
+        eye: Sequence[float] | np.ndarray,
+        target: Sequence[float] | np.ndarray,
+        *,
+        size: tuple[int, int],
+        vertical_fov: float = math.radians(30),
+        up: Sequence[float] | np.ndarray = (0, 1, 0),
+    ) -> Camera:
+        """A camera at ``eye`` that sees ``target`` in the middle of its picture.
+
+        Args:
+            eye: where the camera stands [m].
+            target: a point on its optical axis [m].
+            size: width and height of the picture [pixels].
+            vertical_fov: angle between the picture's top and bottom [rad].
+            up: direction that points up in the picture.
+
+        Raises:
+            ValueError: eye and target coincide, up is parallel to the view, or the angle is not in (0, pi).
+        """
+        if not 0 < vertical_fov < math.pi:
+            raise ValueError(f"vertical_fov: expected an angle between 0 and pi [rad], got {vertical_fov}")
+        position = _finite("eye", eye)
+        forward = _finite("target", target) - position
+        right = np.cross(forward, _finite("up", up))
+        if np.linalg.norm(right) <= 1e-9 * np.linalg.norm(forward):
+            raise ValueError("eye, target: expected two different points on a line that is not parallel to up")
+        forward, right = forward / np.linalg.norm(forward), right / np.linalg.norm(right)
+        rotation = np.stack([right, np.cross(forward, right), forward])
+        width, height = size
+        focal = 0.5 * height / math.tan(0.5 * vertical_fov)
+        intrinsics = np.array([[focal, 0, 0.5 * width], [0, focal, 0.5 * height], [0, 0, 1]])
+        return cls(intrinsics, size, np.column_stack([rotation, -rotation @ position]))
+
+    def project(self, points: Float[np.ndarray, "*batch 3"]) -> Float[np.ndarray, "*batch 3"]:
+        """Image coordinates and depth (u [pixels], v [pixels], z [m]) of world points."""
+        local = self.to_camera(points)
+        image = local @ self.intrinsics.T
+        return np.concatenate([image[..., :2] / image[..., 2:], local[..., 2:]], axis=-1)
+
+    def to_camera(self, points: Float[np.ndarray, "*batch 3"]) -> Float[np.ndarray, "*batch 3"]:
+        """Camera coordinates of world points [m]."""
+        assert self.world_to_camera is not None
+        return np.asarray(points, np.float64) @ self.world_to_camera[:3, :3].T + self.world_to_camera[:3, 3]
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A rendered picture, and what each pixel's centre sees. The ground is seen by ``rgba`` alone."""
+
+    rgba: UInt8[np.ndarray, "H W 4"]
+    """sRGB colour and straight (not premultiplied) alpha."""
+    depth: Float[np.ndarray, "H W"]
+    """z in camera coordinates [m]; infinite where no body is."""
+    instance: Int[np.ndarray, "H W"]
+    """Which of the bodies; -1 where none is."""
+    triangle: Int[np.ndarray, "H W"]
+    """Which triangle of that body; -1 where none is."""
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the colours as an image file; its suffix says which format.
+
+        Raises:
+            ValueError: PIL writes no such format.
+            OSError: the file cannot be written.
+        """
+        save_image(path, self.rgba)
+
+
+def save_image(path: str | PathLike[str], rgba: UInt8[np.ndarray, "H W C"]) -> None:
+    """Write an image file, whole or not at all.
+
+    Raises:
+        ValueError: the suffix names no format that PIL writes.
+        OSError: the file cannot be written.
+    """
+    path = Path(path)
+    image_format = Image.registered_extensions().get(path.suffix.lower())
+    if image_format not in Image.SAVE:
+        raise ValueError(f"{path}: expected the suffix of an image, such as .png, got {path.suffix!r}")
+    image = Image.fromarray(rgba)
+    with replacing(path) as temporary:
+        (image.convert("RGB") if image_format == "JPEG" else image).save(temporary, format=image_format)
+
+
+def render(
+    vertices: Any,
+    faces: Any,
+    camera: Camera,
+    *,
+    colors: Sequence[Color] | None = None,
+    background: Color | tuple[Color, Color] | UInt8[np.ndarray, "H W 3"] | None = STUDIO,
+    ground: float | None = None,
+    light_rays: int = 4,
+) -> Picture:
+    """A picture of one or more bodies.
+
+    The lights stand where the camera stands: a soft key light above its left shoulder, a fill light from the
+    right, a rim light from behind. The same arguments give the same bytes.
+
+    Args:
+        vertices: ``(V, 3)`` for one body, ``(B, V, 3)`` for several, or a sequence of ``(V_i, 3)``; world
+            coordinates [m], an array or a tensor.
+        faces: ``(F, 3)`` vertex ids that all bodies share, or one such array a body.
+        camera: where the picture is taken from.
+        colors: one colour a body, or one ``(V_i, 3)`` array a body with a colour for each vertex;
+            ``PALETTE`` in turn by default.
+        background: a colour, two colours (top and bottom), an ``(H, W, 3)`` uint8 photograph to draw over, or
+            None for a transparent picture.
+        ground: height of the ground [m], a plane that is invisible but for the shadows on it; +y is up.
+        light_rays: rays for the ambient light of each pixel; they decide how smooth shadows are. 0 for none.
+
+    Raises:
+        ImportError: embreex is missing; install ``agebody[render]``.
+        ValueError: an argument has the wrong shape or values.
+    """
+    scene = _Scene(vertices, faces, colors, camera, ground)
+    width, height = camera.size
+    rows, columns = np.divmod(np.arange(width * height), width)
+    hits = scene.trace(columns + 0.5, rows + 0.5)
+    light = _light(scene, hits, (height, width), light_rays)
+    color = _shade(hits, light)
+    _antialias(color, scene, hits, light, (height, width))
+    body = hits.instance >= 0
+    return Picture(
+        rgba=_encode(_over(color.reshape(height, width, 4), background)),
+        depth=np.where(body, hits.depth, np.inf).astype(np.float32).reshape(height, width),
+        instance=hits.instance.reshape(height, width),
+        triangle=np.where(body, hits.triangle, -1).reshape(height, width),
+    )
+
+
+def lineup(
+    vertices: Any,
+    faces: Any,
+    *,
+    size: tuple[int, int] = (1600, 500),
+    spacing: float | None = None,
+    colors: Sequence[Color] | None = None,
+    background: Color | tuple[Color, Color] | None = STUDIO,
+    titles: Sequence[str] = (),
+    light_rays: int = 4,
+) -> Picture:
+    """A picture of bodies side by side on one ground, to one scale, seen by a long lens.
+
+    Args:
+        vertices: as in ``render``; each body is moved to its place in the row and onto the ground.
+        faces: as in ``render``.
+        size: width and height of the picture [pixels].
+        spacing: from the middle of one body to the next [m]; by default wide enough for the widest.
+        colors: as in ``render``.
+        background: as in ``render``.
+        titles: a line or two of text beneath each body.
+        light_rays: as in ``render``.
+
+    Raises:
+        ImportError: embreex is missing; install ``agebody[render]``.
+        ValueError: an argument has the wrong shape or values.
+    """
+    bodies, triangles = _meshes(vertices, faces)
+    if not all(map(len, bodies)):
+        raise ValueError("vertices: expected bodies with at least one vertex, got an empty one")
+    if titles and len(titles) != len(bodies):
+        raise ValueError(f"titles: expected one for each of {len(bodies)} bodies, got {len(titles)}")
+    lows, highs = (np.array([end(body, axis=0) for body in bodies]).reshape(-1, 3) for end in (np.min, np.max))
+    if spacing is None:
+        spacing = 1.15 * float((highs - lows)[:, 0].max(initial=0.1))
+    places = (np.arange(len(bodies)) - (len(bodies) - 1) / 2) * spacing
+    middle = (lows + highs) / 2
+    feet = np.stack([middle[:, 0] - places, lows[:, 1], middle[:, 2]], axis=1)
+    width, height = size
+    line = max(9, round(height / 24))
+    lines = max((title.count("\n") + 1 for title in titles), default=0)
+    tall = 1.06 * float((highs - lows)[:, 1].max(initial=0.1))
+    usable = height - line * (1.35 * lines + 2.2)
+    scale = min(usable / tall, width / (spacing * max(1, len(bodies))))  # pixels a metre
+    distance = 0.5 * height / scale / math.tan(LENS / 2)
+    center = (0.5 * height - line * (1.35 * lines + 1.4)) / scale
+    camera = Camera.look_at(
+        (0, center + distance * math.sin(TILT), distance * math.cos(TILT)), (0, center, 0), size=size, vertical_fov=LENS
+    )
+    picture = render(
+        [body - foot for body, foot in zip(bodies, feet, strict=True)], triangles, camera,
+        colors=colors, background=background, ground=0.0, light_rays=light_rays,
+    )  # fmt: skip
+    if not titles:
+        return picture
+    image = Image.fromarray(picture.rgba)
+    u = camera.project(np.stack([places, 0 * places, 0 * places], axis=1))[:, 0]
+    for x, title in zip(u, titles, strict=True):
+        _write(image, title, (x, height - 1.35 * line * lines), line)
+    return dataclasses.replace(picture, rgba=np.asarray(image))
+
+
+def contact_sheet(
+    pictures: Sequence[Picture],
+    *,
+    columns: int = 1,
+    title: str = "",
+    background: Color | tuple[Color, Color] | None = STUDIO,
+) -> UInt8[np.ndarray, "H W 4"]:
+    """Pictures of one size in a grid, row by row, over one background; transparent ones show it through.
+
+    Args:
+        pictures: what to show.
+        columns: pictures in a row.
+        title: a line of text above the grid.
+        background: as in ``render``.
+
+    Raises:
+        ValueError: there is no picture, or their sizes differ.
+    """
+    sizes = {picture.rgba.shape for picture in pictures}
+    if len(sizes) != 1 or columns < 1:
+        raise ValueError(
+            f"pictures, columns: expected pictures of one size and at least one column, got {len(pictures)} "
+            f"pictures, {len(sizes)} sizes and {columns} columns"
+        )
+    height, width, _ = sizes.pop()
+    rows = -(-len(pictures) // columns)
+    line = max(12, round(width * columns / 44))
+    top = round(2.2 * line) if title else 0
+    tiles = np.zeros((top + rows * height, columns * width, 4), np.float32)
+    for i, picture in enumerate(pictures):
+        row, column = divmod(i, columns)
+        linear = picture.rgba / np.float32(255)
+        linear[..., :3] = _linear(linear[..., :3]) * linear[..., 3:]
+        tiles[top + row * height : top + (row + 1) * height, column * width : (column + 1) * width] = linear
+    sheet = Image.fromarray(_encode(_over(tiles, background)))
+    if title:
+        _write(sheet, title, (columns * width / 2, 0.7 * line), line)
+    return np.asarray(sheet)
+
+
+def _write(image: Image.Image, text: str, top: tuple[float, float], size: float) -> None:
+    """Centred text under a point."""
+    font = ImageFont.load_default(size)
+    ImageDraw.Draw(image).multiline_text(top, text, fill=INK, font=font, anchor="ma", align="center", spacing=0.25 * size)
+
+
+class _Hits(NamedTuple):
+    """What the camera sees through each of N points of the picture."""
+
+    position: Float[np.ndarray, "N 3"]
+    """Camera coordinates [m]."""
+    depth: Float[np.ndarray, " N"]
+    """z of the body or the ground [m]; infinite where neither is."""
+    normal: Float[np.ndarray, "N 3"]
+    """Smooth unit normal, towards the viewer."""
+    color: Float[np.ndarray, "N 3"]
+    """Linear albedo."""
+    instance: Int[np.ndarray, " N"]
+    """-1 on the ground and where nothing is."""
+    triangle: Int[np.ndarray, " N"]
+
+
+class _Scene:
+    """All bodies as one mesh in camera coordinates, ready for rays."""
+
+    def __init__(self, vertices: Any, faces: Any, colors: Any, camera: Camera, ground: float | None) -> None:
+        bodies, triangles = _meshes(vertices, faces)
+        self.points = _stack([camera.to_camera(body) for body in bodies], np.float32)
+        starts = np.cumsum([0, *map(len, bodies)])
+        self.faces = _stack([face + start for face, start in zip(triangles, starts, strict=False)], np.int32)
+        self.colors = _albedo(colors, [len(body) for body in bodies])
+        self.normals = _vertex_normals(self.points, self.faces)
+        counts = [len(face) for face in triangles]
+        self.instance = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+        self.triangle = _stack([np.arange(count)[:, None] for count in counts], np.int32, 1)[:, 0]
+        self.inverse_intrinsics = np.linalg.inv(camera.intrinsics)
+        assert camera.world_to_camera is not None
+        self.up = camera.world_to_camera[:3, 1]  # the world's y axis as the camera sees it
+        self.ground = None if ground is None else ground + self.up @ camera.world_to_camera[:3, 3]
+        scene_type, mesh_type = _embree()
+        self.embree = scene_type(robust=True)
+        if len(self.faces):
+            mesh_type(self.embree, self.points, self.faces)
+
+    def trace(self, u: Float[np.ndarray, " N"], v: Float[np.ndarray, " N"]) -> _Hits:
+        """What is seen at image coordinates (u, v) [pixels]."""
+        image = np.stack([u, v, np.ones_like(u)], axis=1)
+        direction = (image @ self.inverse_intrinsics.T).astype(np.float32)  # z = 1: a ray's length is its depth
+        ray = self.embree.run(np.zeros_like(direction), direction, output=True)
+        hit = np.flatnonzero(ray["primID"] >= 0)
+        face = ray["primID"][hit]
+        corners = self.faces[face]
+        weights = np.stack([1 - ray["u"][hit] - ray["v"][hit], ray["u"][hit], ray["v"][hit]], axis=1)[:, :, None]
+        normal, color = np.zeros_like(direction), np.zeros_like(direction)
+        depth = np.full(len(u), np.inf, np.float32)
+        instance, triangle = np.full((2, len(u)), -1, np.int32)
+        depth[hit] = ray["tfar"][hit]
+        smooth = _unit((self.normals[corners] * weights).sum(1))
+        away = (ray["Ng"][hit] * direction[hit]).sum(1) > 0
+        normal[hit] = np.where(away[:, None], -smooth, smooth)
+        color[hit] = (self.colors[corners] * weights).sum(1)
+        instance[hit], triangle[hit] = self.instance[face], self.triangle[face]
+        if self.ground is not None:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                distance = (self.ground / (direction @ self.up)).astype(np.float32)
+            floor = np.flatnonzero((direction @ self.up < 0) & (distance > 0) & (distance < depth))
+            depth[floor], normal[floor] = distance[floor], self.up
+            instance[floor] = triangle[floor] = -1
+        with np.errstate(invalid="ignore"):
+            position = direction * depth[:, None]
+        return _Hits(position, depth, normal, color, instance, triangle)
+
+    def free(
+        self, origin: Float[np.ndarray, "N 3"], direction: Float[np.ndarray, "N 3"], reach: Float[np.ndarray, " N"]
+    ) -> Bool[np.ndarray, " N"]:
+        """Whether each ray goes as far as its reach [m] without meeting a body."""
+        return self.embree.run(origin, direction, reach.astype(np.float32), query="OCCLUDED") < 0
+
+
+def _light(scene: _Scene, hits: _Hits, shape: tuple[int, int], rays: int) -> Float[np.ndarray, "N 2"]:
+    """Share of the ambient and of the key light that reaches each pixel.
+
+    Interleaved sampling (Keller and Heidrich 2001): each pixel of a 4x4 tile looks in its own directions, and
+    every 4x4 window together in all of them, so that the mean over a window has no noise where the surface is flat.
+    Rays end at all distances up to REACH: what is near darkens more, and darkness has no end that one could see.
+    """
+    light = np.ones((len(hits.depth), 2), np.float32)
+    if rays == 0 or len(scene.faces) == 0:
+        return light
+    height, width = shape
+    low, high = scene.points.min(0) - REACH, scene.points.max(0) + REACH
+    near = np.isfinite(hits.depth) & ((hits.position > low) & (hits.position < high)).all(1)
+    index = np.flatnonzero(near)
+    normal = hits.normal[index]
+    origin = hits.position[index] + LIFT * normal
+    tangents, key_tangents = _tangents(normal), _tangents(KEY[None])
+    tile = (index // width % TILE) * TILE + index % width % TILE
+    facing = np.flatnonzero(normal @ KEY > 0)
+    floor = hits.instance[index] < 0
+    free = np.zeros((len(index), 2), np.float32)
+    for ray in range(rays):
+        a, b, c = _spread(tile * rays + ray)
+        reach = REACH * c
+        x, y = np.sqrt(b) * np.cos(2 * np.pi * a), np.sqrt(b) * np.sin(2 * np.pi * a)
+        sky = _combine(x, y, np.sqrt(1 - b), *tangents, normal)
+        free[:, 0] += scene.free(origin, sky, reach)
+        key = _combine(KEY_RADIUS * x, KEY_RADIUS * y, np.ones_like(x), *key_tangents, KEY[None])
+        free[facing, 1] += scene.free(origin[facing], key[facing], np.where(floor, reach, np.inf)[facing])
+    light[index] = free / rays
+    for shift in (-2, -1):  # the two windows lie either side of the pixel: together they are symmetric
+        light = _window_mean(light, hits, index, shape, shift)
+    return light
+
+
+def _window_mean(
+    light: Float[np.ndarray, "N 2"],
+    hits: _Hits,
+    index: Int[np.ndarray, " M"],
+    shape: tuple[int, int],
+    shift: int,
+) -> Float[np.ndarray, "N 2"]:
+    """Mean over the pixels on the same surface in a tile-sized window that starts at ``shift``."""
+    height, width = shape
+    rows, columns = np.divmod(index, width)
+    total, count = np.zeros((len(index), 2), np.float32), np.zeros((len(index), 1), np.float32)
+    normal, instance, depth = hits.normal[index], hits.instance[index], hits.depth[index]
+    for down, right in np.ndindex(TILE, TILE):
+        row, column = rows + down + shift, columns + right + shift
+        inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+        other = np.where(inside, row * width + column, index)
+        same = inside & (hits.instance[other] == instance) & ((hits.normal[other] * normal).sum(1) > 0.8)
+        with np.errstate(invalid="ignore"):
+            same &= np.abs(hits.depth[other] - depth) < 0.02 * depth
+        total += light[other] * same[:, None]
+        count += same[:, None]
+    result = light.copy()
+    result[index] = total / count
+    return result
+
+
+def _shade(hits: _Hits, light: Float[np.ndarray, "N 2"]) -> Float[np.ndarray, "N 4"]:
+    """Linear colour of each sample, premultiplied by its alpha; the ground is black under its shadow's alpha."""
+    color = np.zeros((len(hits.depth), 4), np.float32)
+    floor = np.isfinite(hits.depth) & (hits.instance < 0)
+    color[floor, 3] = 1 - light[floor] @ GROUND_SHARE
+    body = np.flatnonzero(hits.instance >= 0)
+    normal, albedo = hits.normal[body], hits.color[body]
+    view = _unit(-hits.position[body])
+    ambient, key = light[body, :1], light[body, 1:]
+    toward = lambda direction: (normal @ direction)[:, None]  # noqa: E731
+    sky = 0.5 + 0.5 * toward(UP)
+    diffuse = (
+        KEY_COLOR * key * np.maximum(toward(KEY), 0)
+        + FILL_COLOR * ambient * np.maximum(0.4 + 0.6 * toward(FILL), 0)
+        + ambient * (sky * SKY_COLOR + (1 - sky) * FLOOR_COLOR)
+    )
+    half = _unit(view + KEY)
+    edge = (1 - np.clip((normal * view).sum(1, keepdims=True), 0, 1)) ** 3
+    gloss = 0.10 * key * np.clip((normal * half).sum(1, keepdims=True), 0, 1) ** 20
+    rim = RIM_COLOR * ambient * edge * np.maximum(0.3 + 0.7 * toward(RIM), 0)
+    color[body, :3] = albedo * diffuse + gloss + rim * (0.3 + 0.7 * albedo)
+    color[body, 3] = 1
+    return color
+
+
+def _antialias(
+    color: Float[np.ndarray, "N 4"],
+    scene: _Scene,
+    hits: _Hits,
+    light: Float[np.ndarray, "N 2"],
+    shape: tuple[int, int],
+) -> None:
+    """Replace the colour of pixels on or beside an outline or a crease by the mean of several samples in them."""
+    height, width = shape
+    instance, normal = hits.instance.reshape(shape), hits.normal.reshape(*shape, 3)
+    edge = np.zeros(shape, bool)
+    for axis in (0, 1):
+        first, second = [slice(None)] * 2, [slice(None)] * 2
+        first[axis], second[axis] = slice(None, -1), slice(1, None)
+        a, b = tuple(first), tuple(second)
+        differs = (instance[a] != instance[b]) | (
+            ((normal[a] * normal[b]).sum(-1) < 0.8) & (instance[a] >= 0)
+        )
+        edge[a] |= differs
+        edge[b] |= differs
+    rows, columns = np.nonzero(_grown(edge))
+    if len(rows) == 0:
+        return
+    mean = np.zeros((len(rows), 4), np.float32)
+    for right, down in SUBSAMPLES:
+        sample = scene.trace(columns + 0.5 + right, rows + 0.5 + down)
+        mean += _shade(sample, _borrowed(light, hits, sample, rows, columns, shape))
+    color[rows * width + columns] = mean / len(SUBSAMPLES)
+
+
+def _borrowed(
+    light: Float[np.ndarray, "N 2"],
+    hits: _Hits,
+    sample: _Hits,
+    rows: Int[np.ndarray, " M"],
+    columns: Int[np.ndarray, " M"],
+    shape: tuple[int, int],
+) -> Float[np.ndarray, "M 2"]:
+    """Light of the most similar surface among the 3x3 pixels around each sample."""
+    height, width = shape
+    best, cost = np.zeros(len(rows), int), np.full(len(rows), np.inf)
+    for down, right in np.ndindex(3, 3):
+        row, column = np.clip(rows + down - 1, 0, height - 1), np.clip(columns + right - 1, 0, width - 1)
+        other = row * width + column
+        unlike = 1 - (hits.normal[other] * sample.normal).sum(1)
+        unlike += 4.0 * (hits.instance[other] != sample.instance)
+        unlike += 0.1 * (abs(down - 1) + abs(right - 1))
+        better = unlike < cost
+        best[better], cost[better] = other[better], unlike[better]
+    return light[best]
+
+
+def _grown(mask: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
+    """The mask and its eight neighbours: a finger thinner than a pixel shows at its ends only."""
+    wide = np.pad(mask, 1)
+    rows = wide[:-2] | wide[1:-1] | wide[2:]
+    return rows[:, :-2] | rows[:, 1:-1] | rows[:, 2:]
+
+
+def _embree() -> tuple[Any, Any]:
+    try:
+        from embreex.mesh_construction import TriangleMesh
+        from embreex.rtcore_scene import EmbreeScene
+    except ImportError as error:
+        raise ImportError(
+            "pictures need embreex, which is not installed; pip install 'agebody[render]'"
+        ) from error
+    return EmbreeScene, TriangleMesh
+
+
+def _meshes(vertices: Any, faces: Any) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """One (V, 3) and one (F, 3) array a body."""
+    bodies = [_finite(f"vertices[{i}]", body) for i, body in enumerate(_per_body(vertices, 2))]
+    triangles = [_numpy(face) for face in _per_body(faces, 2)]
+    if len(triangles) == 1:
+        triangles = triangles * len(bodies)
+    if len(triangles) != len(bodies):
+        raise ValueError(f"faces: expected one array, or one for each of {len(bodies)} bodies, got {len(triangles)}")
+    for i, (body, face) in enumerate(zip(bodies, triangles, strict=True)):
+        if body.ndim != 2 or body.shape[1] != 3:
+            raise ValueError(f"vertices[{i}]: expected shape (V, 3), got {body.shape}")
+        if face.ndim != 2 or face.shape[1] != 3 or face.dtype.kind not in "iu":
+            raise ValueError(f"faces[{i}]: expected integers of shape (F, 3), got {face.dtype} {face.shape}")
+        if face.size and (face.min() < 0 or face.max() >= len(body)):
+            raise ValueError(
+                f"faces[{i}]: expected ids from 0 to {len(body) - 1}, got {face.min()} to {face.max()}"
+            )
+    return bodies, triangles
+
+
+def _per_body(value: Any, ndim: int) -> list[Any]:
+    if isinstance(value, (list, tuple)):
+        return list(value)
+    value = _numpy(value)
+    return [value] if value.ndim <= ndim else list(value)
+
+
+def _albedo(colors: Any, counts: list[int]) -> Float[np.ndarray, "V 3"]:
+    """Linear colour of each vertex of all bodies."""
+    if colors is None:
+        colors = [PALETTE[i % len(PALETTE)] for i in range(len(counts))]
+    if len(colors) != len(counts):
+        raise ValueError(f"colors: expected one for each of {len(counts)} bodies, got {len(colors)}")
+    rows = []
+    for i, (color, count) in enumerate(zip(colors, counts, strict=True)):
+        value = _srgb(f"colors[{i}]", color)
+        if value.shape not in ((3,), (count, 3)):
+            raise ValueError(f"colors[{i}]: expected shape (3,) or ({count}, 3), got {value.shape}")
+        rows.append(np.broadcast_to(_linear(value), (count, 3)))
+    return _stack(rows, np.float32)
+
+
+def _stack(arrays: list[np.ndarray], dtype: Any, width: int = 3) -> np.ndarray:
+    return np.ascontiguousarray(np.concatenate([np.zeros((0, width)), *arrays]), dtype)
+
+
+def _vertex_normals(points: Float[np.ndarray, "V 3"], faces: Int[np.ndarray, "F 3"]) -> Float[np.ndarray, "V 3"]:
+    """Mean of the normals of the triangles around each vertex, weighted by area."""
+    a, b, c = (points[faces[:, i]] for i in range(3))
+    normal = np.cross(b - a, c - a)
+    total = np.stack(
+        [np.bincount(faces.ravel(), np.repeat(normal[:, i], 3), len(points)) for i in range(3)], axis=1
+    )
+    return _unit(total).astype(np.float32)
+
+
+def _unit(vector: Float[np.ndarray, "N 3"]) -> Float[np.ndarray, "N 3"]:
+    length = np.sqrt((vector * vector).sum(1, keepdims=True))
+    return vector / np.maximum(length, np.finfo(vector.dtype).tiny)
+
+
+def _spread(index: Int[np.ndarray, " N"]) -> Float[np.ndarray, "3 N"]:
+    """Points that fill the unit cube evenly (Roberts' R3 sequence)."""
+    return np.mod(0.5 + np.outer((0.8191725133961645, 0.6710436067037893, 0.5497004779019703), index), 1)
+
+
+def _tangents(normal: Float[np.ndarray, "N 3"]) -> tuple[np.ndarray, np.ndarray]:
+    """Two unit vectors that complete each normal to a frame (Duff et al. 2017, equation 1)."""
+    x, y, z = normal.T
+    sign = np.where(z >= 0, 1, -1).astype(np.float32)
+    a = -1 / (sign + z)
+    b = x * y * a
+    return np.stack([1 + sign * x * x * a, sign * b, -sign * x], 1), np.stack([b, sign + y * y * a, -y], 1)
+
+
+def _combine(x: np.ndarray, y: np.ndarray, z: np.ndarray, e1: np.ndarray, e2: np.ndarray, e3: np.ndarray) -> np.ndarray:
+    return (x[:, None] * e1 + y[:, None] * e2 + z[:, None] * e3).astype(np.float32)
+
+
+def _srgb(name: str, color: Any) -> Float[np.ndarray, "*N 3"]:
+    if isinstance(color, str):
+        try:
+            return np.array(ImageColor.getrgb(color)[:3]) / 255
+        except ValueError:
+            raise ValueError(f"{name}: expected a colour name or a hex code, got {color!r}") from None
+    value = _finite(name, color)
+    if value.shape[-1:] != (3,) or value.min(initial=0) < 0 or value.max(initial=0) > 1:
+        raise ValueError(f"{name}: expected red, green and blue from 0 to 1, got {color!r}")
+    return value
+
+
+def _linear(srgb: Float[np.ndarray, "*N 3"]) -> Float[np.ndarray, "*N 3"]:
+    return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+
+
+def _over(color: Float[np.ndarray, "H W 4"], background: Any) -> Float[np.ndarray, "H W 4"]:
+    """A premultiplied picture over its background, still linear; straight alpha where there is no background."""
+    alpha = color[..., 3:]
+    if background is None:
+        return np.concatenate([color[..., :3] / np.maximum(alpha, 1e-6), alpha], axis=-1)
+    height, width = alpha.shape[:2]
+    if isinstance(background, np.ndarray) and background.ndim == 3:
+        if background.shape != (height, width, 3) or background.dtype != np.uint8:
+            raise ValueError(
+                f"background: expected a uint8 image of shape ({height}, {width}, 3), "
+                f"got {background.dtype} {background.shape}"
+            )
+        behind = _linear(background / 255)
+    else:
+        pair = background if isinstance(background, tuple) and len(background) == 2 else (background, background)
+        top, bottom = (_srgb("background", end) for end in pair)
+        behind = _linear(top + np.linspace(0, 1, height)[:, None, None] * (bottom - top))
+    return np.concatenate([color[..., :3] + (1 - alpha) * behind, np.ones_like(alpha)], axis=-1)
+
+
+def _encode(linear: Float[np.ndarray, "H W 4"]) -> UInt8[np.ndarray, "H W 4"]:
+    value = np.clip(linear, 0, 1)
+    rgb = value[..., :3]
+    value[..., :3] = np.where(rgb <= 0.0031308, rgb * 12.92, 1.055 * rgb ** (1 / 2.4) - 0.055)
+    return np.rint(value * 255).astype(np.uint8)
+
+
+def _numpy(value: Any) -> np.ndarray:
+    return value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
+
+
+def _finite(name: str, value: Any) -> np.ndarray:
+    array = np.asarray(_numpy(value), np.float64)
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name}: {np.count_nonzero(~np.isfinite(array))} entries are NaN or infinite")
+    return array
