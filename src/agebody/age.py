@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -79,7 +80,10 @@ def _growth(sex: Sex) -> _Growth:
         return _Growth(years, girl.median + half, spread)
     if sex not in ("female", "male"):
         raise ValueError(f"sex: expected 'neutral', 'female' or 'male', got {sex!r}")
-    median, sd = (PchipInterpolator(_YEARS, np.array(row) / 100)(years) for row in (_FEMALE if sex == "female" else _MALE))
+    median, sd = (
+        PchipInterpolator(_YEARS, np.array(row) / 100)(years)
+        for row in (_FEMALE if sex == "female" else _MALE)
+    )
     return _Growth(years, median, sd)
 
 
@@ -114,15 +118,15 @@ def stature_sd(years: Number, *, sex: Sex = "neutral") -> Number:
 class AgeCurve:
     """Age in years against the age offset of one body, through stature.
 
-    No one has published such a map, and it depends on the body: what offset 0.5 looks like is decided by the
-    adult and the infant that the file brings. The body's own stature at each offset (zero betas) is therefore
-    measured, and equals the median stature of an age by the WHO, adapted to how tall this body is as an adult:
+    No one has published such a map, and it depends on the body: the adult and the infant that a file brings
+    decide what offset 0.5 looks like. So the body's own stature at each offset is measured (zero betas), and
+    set equal to the WHO's median stature at an age, adapted to how tall this body is as an adult:
 
         target(y) = WHO(y) (1 + (H(0) / WHO(19) - 1) g(y)),   g(y) = (WHO(y) - WHO(0)) / (WHO(19) - WHO(0))
 
-    with H(a) the body's stature at offset a. So offset 0 is every body's adult, at 19 years and older; a body
-    that is an adult 2 % taller than the median is a child a little less above it, and a newborn of median length;
-    and the map has no jumps. Newborns that are shorter than the body's youngest template lie beyond its offset.
+    with H(a) the body's stature at offset a. Offset 0 is thus every body's adult, from 19 years on; a body
+    whose adult is 2 % taller than the median is less so as a child, and a newborn of median length; and the map
+    has no jumps. Newborns shorter than the youngest template lie beyond its offset, on the same line.
 
     The curve is tabulated by months, linear between them, so that both directions invert each other exactly.
     """
@@ -157,7 +161,8 @@ class AgeCurve:
         curve = np.interp(target, heights[::-1], offsets[::-1]) + beyond
         if not (np.diff(curve) < 0).all():
             raise ValueError(
-                f"{asset.metadata.name}: an adult of {heights[0]:.3f} m does not grow as people do; is it in metres?"
+                f"{asset.metadata.name}: an adult of {heights[0]:.3f} m is too far from people's stature to have "
+                "ages; are its units metres?"
             )
         return cls(growth.years, curve, target)
 
@@ -191,7 +196,7 @@ def _heights(asset: BodyAsset) -> tuple[Float[np.ndarray, " N"], Float[np.ndarra
     anchors = np.concatenate([[0.0], asset.age_offsets[young]])
     levels = np.concatenate([asset.template[None, :, 1], asset.age_templates[young, :, 1]]).astype(np.float64)
     # The highest vertex may change on the way from one anchor to the next: look at points between them, too.
-    offsets = np.unique(np.concatenate([np.linspace(a, b, 9) for a, b in zip(anchors[:-1], anchors[1:], strict=True)]))
+    offsets = np.unique(np.concatenate([np.linspace(a, b, 9) for a, b in pairwise(anchors)]))
     right = np.clip(np.searchsorted(anchors, offsets), 1, len(anchors) - 1)
     share = ((offsets - anchors[right - 1]) / (anchors[right] - anchors[right - 1]))[:, None]
     heights = np.ptp(levels[right - 1] + share * (levels[right] - levels[right - 1]), axis=1)
@@ -213,4 +218,6 @@ def _interpolate(x: Any, nodes: Float[np.ndarray, " N"], values: Float[np.ndarra
     xs, ys = (torch.as_tensor(part.copy(), dtype=x.dtype, device=x.device) for part in (nodes, values))
     inside = x.clamp(xs[0], xs[-1])
     right = torch.searchsorted(xs, inside.detach().contiguous()).clamp(1, len(xs) - 1)
-    return ys[right - 1] + (inside - xs[right - 1]) * (ys[right] - ys[right - 1]) / (xs[right] - xs[right - 1])
+    return ys[right - 1] + (inside - xs[right - 1]) * (ys[right] - ys[right - 1]) / (
+        xs[right] - xs[right - 1]
+    )

@@ -11,16 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Integer, UInt8
-from PIL import Image, ImageColor, ImageDraw, ImageFont
+from jaxtyping import Bool, Float, Int, UInt8
+from PIL import Image, ImageDraw, ImageFont
 
 from .export import replacing
-
-Color = str | Sequence[float] | np.ndarray
-"""A colour as sRGB: a name or hex code that PIL knows ("#c0826a"), or three numbers from 0 to 1."""
-
-PALETTE = ("#c98a72", "#d8b26e", "#93a97d", "#7fa3ab", "#8b8fb8", "#b488a0", "#a89a8c", "#c77f5e")
-"""Colours given to bodies in turn: clay, ochre, sage, lagoon, slate, mauve, stone, terracotta."""
+from .meshes import Color, body_colors, finite, meshes, srgb, to_linear, unit, vertex_normals
 
 STUDIO = ("#f3efe9", "#cfc8bf")
 """The default background, from top to bottom."""
@@ -28,20 +23,32 @@ STUDIO = ("#f3efe9", "#cfc8bf")
 INK = "#4a4540"
 
 
-# The lights, in camera coordinates (x right, y down, z away from the viewer).
-KEY = np.float32([-0.45, -0.70, -0.55]) / np.float32(math.sqrt(0.995))
-FILL = np.float32([0.80, -0.20, -0.57]) / np.float32(math.sqrt(1.0049))
-RIM = np.float32([0.60, -0.50, 0.62]) / np.float32(math.sqrt(0.9944))
-UP = np.float32([0, -1, 0])
-KEY_COLOR = np.float32([1.02, 0.97, 0.90]) * 1.05
-FILL_COLOR = np.float32([0.86, 0.93, 1.05]) * 0.22
-SKY_COLOR = np.float32([0.95, 0.98, 1.05]) * 0.40
-FLOOR_COLOR = np.float32([1.05, 0.96, 0.88]) * 0.22
-RIM_COLOR = np.float32([1.0, 0.97, 0.94]) * 0.50
+def _light_direction(x: float, y: float, z: float) -> Float[np.ndarray, 3]:
+    return np.array((x, y, z), np.float32) / np.float32(math.hypot(x, y, z))
+
+
+def _light_color(red: float, green: float, blue: float, strength: float) -> Float[np.ndarray, 3]:
+    return np.array((red, green, blue), np.float32) * np.float32(strength)
+
+
+# The lights, in camera coordinates (x right, y down, z away from the viewer); colours are linear.
+KEY = _light_direction(-0.45, -0.70, -0.55)
+FILL = _light_direction(0.80, -0.20, -0.57)
+RIM = _light_direction(0.60, -0.50, 0.62)
+UP = _light_direction(0, -1, 0)
+KEY_COLOR = _light_color(1.02, 0.97, 0.90, 1.05)
+FILL_COLOR = _light_color(0.86, 0.93, 1.05, 0.22)
+SKY_COLOR = _light_color(0.95, 0.98, 1.05, 0.40)
+FLOOR_COLOR = _light_color(1.05, 0.96, 0.88, 0.22)
+RIM_COLOR = _light_color(1.0, 0.97, 0.94, 0.50)
 KEY_RADIUS = 0.22  # of the key light's disc, as a tangent: soft shadows
-GROUND_SHARE = np.float32([0.62, 0.38])  # of the ambient and the key light, in what lights the ground
+GROUND_SHARE = np.array(
+    (0.62, 0.38), np.float32
+)  # of the ambient and the key light, in what lights the ground
 REACH = 1.4  # of a shadow in the room [m]: bodies darken what they touch
-LIFT = 1.5e-3  # rays start this far off the surface [m]: more than a facet's distance to the curve it stands for
+LIFT = (
+    1.5e-3  # rays start this far off the surface [m]: more than a facet's distance to the curve it stands for
+)
 TILE = 4
 LENS = math.radians(11)  # a long lens: bodies at the ends of a row keep their shape
 TILT = math.radians(7)  # of a row's camera, from above
@@ -57,7 +64,8 @@ class Camera:
     covers ``[i, i + 1) x [j, j + 1)`` and its centre is ``(i + 0.5, j + 0.5)``.
 
     Raises:
-        ValueError: a matrix has the wrong shape, K is no pinhole camera, R is no rotation, or the size is empty.
+        ValueError: a matrix has the wrong shape, K is no pinhole camera, R is no rotation, or the size is
+            empty.
     """
 
     intrinsics: Float[np.ndarray, "3 3"]
@@ -69,18 +77,20 @@ class Camera:
 
     def __post_init__(self) -> None:
         """Check the matrices and keep them as float64."""
-        k = _finite("intrinsics", self.intrinsics)
+        k = finite("intrinsics", self.intrinsics)
         if k.shape != (3, 3) or k[0, 0] <= 0 or k[1, 1] <= 0 or k[1, 0] != 0 or k[2].tolist() != [0, 0, 1]:
             raise ValueError(
                 "intrinsics: expected [[fx, skew, cx], [0, fy, cy], [0, 0, 1]] with fx, fy > 0, "
                 f"got {k.tolist()}"
             )
-        rigid = np.eye(4) if self.world_to_camera is None else _finite("world_to_camera", self.world_to_camera)
+        rigid = np.eye(4) if self.world_to_camera is None else finite("world_to_camera", self.world_to_camera)
         if rigid.shape not in ((3, 4), (4, 4)):
             raise ValueError(f"world_to_camera: expected shape (3, 4) or (4, 4), got {rigid.shape}")
         r = rigid[:3, :3]
         if not np.allclose(r @ r.T, np.eye(3), atol=1e-4) or np.linalg.det(r) < 0:
-            raise ValueError(f"world_to_camera: expected a rotation in its first three columns, got {r.tolist()}")
+            raise ValueError(
+                f"world_to_camera: expected a rotation in its first three columns, got {r.tolist()}"
+            )
         width, height = self.size
         if int(width) != width or int(height) != height or width < 1 or height < 1:
             raise ValueError(f"size: expected a width and a height of at least one pixel, got {self.size}")
@@ -112,11 +122,13 @@ class Camera:
         """
         if not 0 < vertical_fov < math.pi:
             raise ValueError(f"vertical_fov: expected an angle between 0 and pi [rad], got {vertical_fov}")
-        position = _finite("eye", eye)
-        forward = _finite("target", target) - position
-        right = np.cross(forward, _finite("up", up))
+        position = finite("eye", eye)
+        forward = finite("target", target) - position
+        right = np.cross(forward, finite("up", up))
         if np.linalg.norm(right) <= 1e-9 * np.linalg.norm(forward):
-            raise ValueError("eye, target: expected two different points on a line that is not parallel to up")
+            raise ValueError(
+                "eye, target: expected two different points on a line that is not parallel to up"
+            )
         forward, right = forward / np.linalg.norm(forward), right / np.linalg.norm(right)
         rotation = np.stack([right, np.cross(forward, right), forward])
         width, height = size
@@ -196,7 +208,7 @@ def render(
         faces: ``(F, 3)`` vertex ids that all bodies share, or one such array a body.
         camera: where the picture is taken from.
         colors: one colour a body, or one ``(V_i, 3)`` array a body with a colour for each vertex;
-            ``PALETTE`` in turn by default.
+            ``meshes.PALETTE`` in turn by default.
         background: a colour, two colours (top and bottom), an ``(H, W, 3)`` uint8 photograph to draw over, or
             None for a transparent picture.
         ground: height of the ground [m], a plane that is invisible but for the shadows on it; +y is up.
@@ -249,12 +261,14 @@ def lineup(
         ImportError: embreex is missing; install ``agebody[render]``.
         ValueError: an argument has the wrong shape or values.
     """
-    bodies, triangles = _meshes(vertices, faces)
+    bodies, triangles = meshes(vertices, faces)
     if not all(map(len, bodies)):
         raise ValueError("vertices: expected bodies with at least one vertex, got an empty one")
     if titles and len(titles) != len(bodies):
         raise ValueError(f"titles: expected one for each of {len(bodies)} bodies, got {len(titles)}")
-    lows, highs = (np.array([end(body, axis=0) for body in bodies]).reshape(-1, 3) for end in (np.min, np.max))
+    lows, highs = (
+        np.array([end(body, axis=0) for body in bodies]).reshape(-1, 3) for end in (np.min, np.max)
+    )
     if spacing is None:
         spacing = 1.15 * float((highs - lows)[:, 0].max(initial=0.1))
     places = (np.arange(len(bodies)) - (len(bodies) - 1) / 2) * spacing
@@ -269,7 +283,10 @@ def lineup(
     distance = 0.5 * height / scale / math.tan(LENS / 2)
     center = (0.5 * height - line * (1.35 * lines + 1.4)) / scale
     camera = Camera.look_at(
-        (0, center + distance * math.sin(TILT), distance * math.cos(TILT)), (0, center, 0), size=size, vertical_fov=LENS
+        (0, center + distance * math.sin(TILT), distance * math.cos(TILT)),
+        (0, center, 0),
+        size=size,
+        vertical_fov=LENS,
     )
     picture = render(
         [body - foot for body, foot in zip(bodies, feet, strict=True)], triangles, camera,
@@ -315,9 +332,9 @@ def contact_sheet(
     tiles = np.zeros((top + rows * height, columns * width, 4), np.float32)
     for i, picture in enumerate(pictures):
         row, column = divmod(i, columns)
-        linear = picture.rgba / np.float32(255)
-        linear[..., :3] = _linear(linear[..., :3]) * linear[..., 3:]
-        tiles[top + row * height : top + (row + 1) * height, column * width : (column + 1) * width] = linear
+        tile = picture.rgba / np.float32(255)
+        tile[..., :3] = to_linear(tile[..., :3]) * tile[..., 3:]
+        tiles[top + row * height : top + (row + 1) * height, column * width : (column + 1) * width] = tile
     sheet = Image.fromarray(_encode(_over(tiles, background)))
     if title:
         _write(sheet, title, (columns * width / 2, 0.7 * line), line)
@@ -327,7 +344,9 @@ def contact_sheet(
 def _write(image: Image.Image, text: str, top: tuple[float, float], size: float) -> None:
     """Centred text under a point."""
     font = ImageFont.load_default(size)
-    ImageDraw.Draw(image).multiline_text(top, text, fill=INK, font=font, anchor="ma", align="center", spacing=0.25 * size)
+    ImageDraw.Draw(image).multiline_text(
+        top, text, fill=INK, font=font, anchor="ma", align="center", spacing=0.25 * size
+    )
 
 
 class _Hits(NamedTuple):
@@ -350,12 +369,12 @@ class _Scene:
     """All bodies as one mesh in camera coordinates, ready for rays."""
 
     def __init__(self, vertices: Any, faces: Any, colors: Any, camera: Camera, ground: float | None) -> None:
-        bodies, triangles = _meshes(vertices, faces)
+        bodies, triangles = meshes(vertices, faces)
         self.points = _stack([camera.to_camera(body) for body in bodies], np.float32)
         starts = np.cumsum([0, *map(len, bodies)])
         self.faces = _stack([face + start for face, start in zip(triangles, starts, strict=False)], np.int32)
-        self.colors = _albedo(colors, [len(body) for body in bodies])
-        self.normals = _vertex_normals(self.points, self.faces)
+        self.colors = _stack([to_linear(color) for color in body_colors(colors, bodies)], np.float32)
+        self.normals = vertex_normals(self.points, self.faces)
         counts = [len(face) for face in triangles]
         self.instance = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
         self.triangle = _stack([np.arange(count)[:, None] for count in counts], np.int32, 1)[:, 0]
@@ -371,17 +390,21 @@ class _Scene:
     def trace(self, u: Float[np.ndarray, " N"], v: Float[np.ndarray, " N"]) -> _Hits:
         """What is seen at image coordinates (u, v) [pixels]."""
         image = np.stack([u, v, np.ones_like(u)], axis=1)
-        direction = (image @ self.inverse_intrinsics.T).astype(np.float32)  # z = 1: a ray's length is its depth
+        direction = (image @ self.inverse_intrinsics.T).astype(
+            np.float32
+        )  # z = 1: a ray's length is its depth
         ray = self.embree.run(np.zeros_like(direction), direction, output=True)
         hit = np.flatnonzero(ray["primID"] >= 0)
         face = ray["primID"][hit]
         corners = self.faces[face]
-        weights = np.stack([1 - ray["u"][hit] - ray["v"][hit], ray["u"][hit], ray["v"][hit]], axis=1)[:, :, None]
+        weights = np.stack([1 - ray["u"][hit] - ray["v"][hit], ray["u"][hit], ray["v"][hit]], axis=1)[
+            :, :, None
+        ]
         normal, color = np.zeros_like(direction), np.zeros_like(direction)
         depth = np.full(len(u), np.inf, np.float32)
         instance, triangle = np.full((2, len(u)), -1, np.int32)
         depth[hit] = ray["tfar"][hit]
-        smooth = _unit((self.normals[corners] * weights).sum(1))
+        smooth = unit((self.normals[corners] * weights).sum(1))
         away = (ray["Ng"][hit] * direction[hit]).sum(1) > 0
         normal[hit] = np.where(away[:, None], -smooth, smooth)
         color[hit] = (self.colors[corners] * weights).sum(1)
@@ -397,7 +420,10 @@ class _Scene:
         return _Hits(position, depth, normal, color, instance, triangle)
 
     def free(
-        self, origin: Float[np.ndarray, "N 3"], direction: Float[np.ndarray, "N 3"], reach: Float[np.ndarray, " N"]
+        self,
+        origin: Float[np.ndarray, "N 3"],
+        direction: Float[np.ndarray, "N 3"],
+        reach: Float[np.ndarray, " N"],
     ) -> Bool[np.ndarray, " N"]:
         """Whether each ray goes as far as its reach [m] without meeting a body."""
         return self.embree.run(origin, direction, reach.astype(np.float32), query="OCCLUDED") < 0
@@ -407,13 +433,13 @@ def _light(scene: _Scene, hits: _Hits, shape: tuple[int, int], rays: int) -> Flo
     """Share of the ambient and of the key light that reaches each pixel.
 
     Interleaved sampling (Keller and Heidrich 2001): each pixel of a 4x4 tile looks in its own directions, and
-    every 4x4 window together in all of them, so that the mean over a window has no noise where the surface is flat.
-    Rays end at all distances up to REACH: what is near darkens more, and darkness has no end that one could see.
+    every 4x4 window together in all of them, so that the mean over a window has no noise where the surface is
+    flat. Rays end at all distances up to REACH: what is near darkens more, and no shadow ends at once.
     """
     light = np.ones((len(hits.depth), 2), np.float32)
     if rays == 0 or len(scene.faces) == 0:
         return light
-    height, width = shape
+    _, width = shape
     low, high = scene.points.min(0) - REACH, scene.points.max(0) + REACH
     near = np.isfinite(hits.depth) & ((hits.position > low) & (hits.position < high)).all(1)
     index = np.flatnonzero(near)
@@ -465,13 +491,13 @@ def _window_mean(
 
 
 def _shade(hits: _Hits, light: Float[np.ndarray, "N 2"]) -> Float[np.ndarray, "N 4"]:
-    """Linear colour of each sample, premultiplied by its alpha; the ground is black under its shadow's alpha."""
+    """Linear colour of each sample, premultiplied by its alpha; the ground is its shadow's alpha."""
     color = np.zeros((len(hits.depth), 4), np.float32)
     floor = np.isfinite(hits.depth) & (hits.instance < 0)
     color[floor, 3] = 1 - light[floor] @ GROUND_SHARE
     body = np.flatnonzero(hits.instance >= 0)
     normal, albedo = hits.normal[body], hits.color[body]
-    view = _unit(-hits.position[body])
+    view = unit(-hits.position[body])
     ambient, key = light[body, :1], light[body, 1:]
     toward = lambda direction: (normal @ direction)[:, None]  # noqa: E731
     sky = 0.5 + 0.5 * toward(UP)
@@ -480,7 +506,7 @@ def _shade(hits: _Hits, light: Float[np.ndarray, "N 2"]) -> Float[np.ndarray, "N
         + FILL_COLOR * ambient * np.maximum(0.4 + 0.6 * toward(FILL), 0)
         + ambient * (sky * SKY_COLOR + (1 - sky) * FLOOR_COLOR)
     )
-    half = _unit(view + KEY)
+    half = unit(view + KEY)
     edge = (1 - np.clip((normal * view).sum(1, keepdims=True), 0, 1)) ** 3
     gloss = 0.10 * key * np.clip((normal * half).sum(1, keepdims=True), 0, 1) ** 20
     rim = RIM_COLOR * ambient * edge * np.maximum(0.3 + 0.7 * toward(RIM), 0)
@@ -496,8 +522,8 @@ def _antialias(
     light: Float[np.ndarray, "N 2"],
     shape: tuple[int, int],
 ) -> None:
-    """Replace the colour of pixels on or beside an outline or a crease by the mean of several samples in them."""
-    height, width = shape
+    """Give pixels on or beside an outline or a crease the mean colour of several samples in them."""
+    _, width = shape
     instance, normal = hits.instance.reshape(shape), hits.normal.reshape(*shape, 3)
     edge = np.zeros(shape, bool)
     for axis in (0, 1):
@@ -559,65 +585,8 @@ def _embree() -> tuple[Any, Any]:
     return EmbreeScene, TriangleMesh
 
 
-def _meshes(vertices: Any, faces: Any) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """One (V, 3) and one (F, 3) array a body."""
-    bodies = [_finite(f"vertices[{i}]", body) for i, body in enumerate(_per_body(vertices, 2))]
-    triangles = [_numpy(face) for face in _per_body(faces, 2)]
-    if len(triangles) == 1:
-        triangles = triangles * len(bodies)
-    if len(triangles) != len(bodies):
-        raise ValueError(f"faces: expected one array, or one for each of {len(bodies)} bodies, got {len(triangles)}")
-    for i, (body, face) in enumerate(zip(bodies, triangles, strict=True)):
-        if body.ndim != 2 or body.shape[1] != 3:
-            raise ValueError(f"vertices[{i}]: expected shape (V, 3), got {body.shape}")
-        if face.ndim != 2 or face.shape[1] != 3 or face.dtype.kind not in "iu":
-            raise ValueError(f"faces[{i}]: expected integers of shape (F, 3), got {face.dtype} {face.shape}")
-        if face.size and (face.min() < 0 or face.max() >= len(body)):
-            raise ValueError(
-                f"faces[{i}]: expected ids from 0 to {len(body) - 1}, got {face.min()} to {face.max()}"
-            )
-    return bodies, triangles
-
-
-def _per_body(value: Any, ndim: int) -> list[Any]:
-    if isinstance(value, (list, tuple)):
-        return list(value)
-    value = _numpy(value)
-    return [value] if value.ndim <= ndim else list(value)
-
-
-def _albedo(colors: Any, counts: list[int]) -> Float[np.ndarray, "V 3"]:
-    """Linear colour of each vertex of all bodies."""
-    if colors is None:
-        colors = [PALETTE[i % len(PALETTE)] for i in range(len(counts))]
-    if len(colors) != len(counts):
-        raise ValueError(f"colors: expected one for each of {len(counts)} bodies, got {len(colors)}")
-    rows = []
-    for i, (color, count) in enumerate(zip(colors, counts, strict=True)):
-        value = _srgb(f"colors[{i}]", color)
-        if value.shape not in ((3,), (count, 3)):
-            raise ValueError(f"colors[{i}]: expected shape (3,) or ({count}, 3), got {value.shape}")
-        rows.append(np.broadcast_to(_linear(value), (count, 3)))
-    return _stack(rows, np.float32)
-
-
 def _stack(arrays: list[np.ndarray], dtype: Any, width: int = 3) -> np.ndarray:
     return np.ascontiguousarray(np.concatenate([np.zeros((0, width)), *arrays]), dtype)
-
-
-def _vertex_normals(points: Float[np.ndarray, "V 3"], faces: Int[np.ndarray, "F 3"]) -> Float[np.ndarray, "V 3"]:
-    """Mean of the normals of the triangles around each vertex, weighted by area."""
-    a, b, c = (points[faces[:, i]] for i in range(3))
-    normal = np.cross(b - a, c - a)
-    total = np.stack(
-        [np.bincount(faces.ravel(), np.repeat(normal[:, i], 3), len(points)) for i in range(3)], axis=1
-    )
-    return _unit(total).astype(np.float32)
-
-
-def _unit(vector: Float[np.ndarray, "N 3"]) -> Float[np.ndarray, "N 3"]:
-    length = np.sqrt((vector * vector).sum(1, keepdims=True))
-    return vector / np.maximum(length, np.finfo(vector.dtype).tiny)
 
 
 def _spread(index: Int[np.ndarray, " N"]) -> Float[np.ndarray, "3 N"]:
@@ -634,28 +603,14 @@ def _tangents(normal: Float[np.ndarray, "N 3"]) -> tuple[np.ndarray, np.ndarray]
     return np.stack([1 + sign * x * x * a, sign * b, -sign * x], 1), np.stack([b, sign + y * y * a, -y], 1)
 
 
-def _combine(x: np.ndarray, y: np.ndarray, z: np.ndarray, e1: np.ndarray, e2: np.ndarray, e3: np.ndarray) -> np.ndarray:
+def _combine(
+    x: np.ndarray, y: np.ndarray, z: np.ndarray, e1: np.ndarray, e2: np.ndarray, e3: np.ndarray
+) -> np.ndarray:
     return (x[:, None] * e1 + y[:, None] * e2 + z[:, None] * e3).astype(np.float32)
 
 
-def _srgb(name: str, color: Any) -> Float[np.ndarray, "*N 3"]:
-    if isinstance(color, str):
-        try:
-            return np.array(ImageColor.getrgb(color)[:3]) / 255
-        except ValueError:
-            raise ValueError(f"{name}: expected a colour name or a hex code, got {color!r}") from None
-    value = _finite(name, color)
-    if value.shape[-1:] != (3,) or value.min(initial=0) < 0 or value.max(initial=0) > 1:
-        raise ValueError(f"{name}: expected red, green and blue from 0 to 1, got {color!r}")
-    return value
-
-
-def _linear(srgb: Float[np.ndarray, "*N 3"]) -> Float[np.ndarray, "*N 3"]:
-    return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
-
-
 def _over(color: Float[np.ndarray, "H W 4"], background: Any) -> Float[np.ndarray, "H W 4"]:
-    """A premultiplied picture over its background, still linear; straight alpha where there is no background."""
+    """A premultiplied picture over its background, linear; straight alpha where there is no background."""
     alpha = color[..., 3:]
     if background is None:
         return np.concatenate([color[..., :3] / np.maximum(alpha, 1e-6), alpha], axis=-1)
@@ -666,11 +621,13 @@ def _over(color: Float[np.ndarray, "H W 4"], background: Any) -> Float[np.ndarra
                 f"background: expected a uint8 image of shape ({height}, {width}, 3), "
                 f"got {background.dtype} {background.shape}"
             )
-        behind = _linear(background / 255)
+        behind = to_linear(background / 255)
     else:
-        pair = background if isinstance(background, tuple) and len(background) == 2 else (background, background)
-        top, bottom = (_srgb("background", end) for end in pair)
-        behind = _linear(top + np.linspace(0, 1, height)[:, None, None] * (bottom - top))
+        pair = (
+            background if isinstance(background, tuple) and len(background) == 2 else (background, background)
+        )
+        top, bottom = (srgb("background", end) for end in pair)
+        behind = to_linear(top + np.linspace(0, 1, height)[:, None, None] * (bottom - top))
     return np.concatenate([color[..., :3] + (1 - alpha) * behind, np.ones_like(alpha)], axis=-1)
 
 
@@ -679,14 +636,3 @@ def _encode(linear: Float[np.ndarray, "H W 4"]) -> UInt8[np.ndarray, "H W 4"]:
     rgb = value[..., :3]
     value[..., :3] = np.where(rgb <= 0.0031308, rgb * 12.92, 1.055 * rgb ** (1 / 2.4) - 0.055)
     return np.rint(value * 255).astype(np.uint8)
-
-
-def _numpy(value: Any) -> np.ndarray:
-    return value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
-
-
-def _finite(name: str, value: Any) -> np.ndarray:
-    array = np.asarray(_numpy(value), np.float64)
-    if not np.isfinite(array).all():
-        raise ValueError(f"{name}: {np.count_nonzero(~np.isfinite(array))} entries are NaN or infinite")
-    return array
