@@ -33,7 +33,9 @@ class KinematicTree(nn.Module):
         self.register_buffer("inverse", torch.argsort(order), persistent=False)
         self.register_buffer("parents", torch.tensor([max(p, 0) for p in parents]), persistent=False)
         slots = [0] + [
-            above.index(parents[joint]) for above, level in zip(levels, levels[1:], strict=False) for joint in level
+            above.index(parents[joint])
+            for above, level in zip(levels, levels[1:], strict=False)
+            for joint in level
         ]
         self.register_buffer("parent_slots", torch.tensor(slots), persistent=False)
 

@@ -87,6 +87,11 @@ class PosedSurface(nn.Module):
         """Rest surface in planes, (blocks, batch, 3 * block), from the first coefficients."""
         return coefficients @ self.directions[:, : coefficients.shape[-1]]
 
+    def vertices(self, planes: Tensor) -> Tensor:
+        """(B, V, 3) of a surface in planes."""
+        planes = planes.unflatten(-1, (3, -1)).permute(1, 0, 3, 2)
+        return planes.flatten(1, 2)[:, : self.num_vertices]
+
     def forward(
         self, coefficients: Tensor, transforms: Tensor, translation: Tensor, base: Tensor | None = None
     ) -> Tensor:
@@ -174,7 +179,9 @@ def _pieces(batch: int, num_blocks: int) -> Iterator[tuple[slice, slice]]:
 class _Workspace:
     """The buffers of one pass over all pieces, and the steps that forward and backward share."""
 
-    def __init__(self, coefficients: Tensor, transforms: Tensor, base: Tensor | None, packed: _Packed) -> None:
+    def __init__(
+        self, coefficients: Tensor, transforms: Tensor, base: Tensor | None, packed: _Packed
+    ) -> None:
         self.coefficients, self.base, self.packed = coefficients, base, packed
         self.rows = transforms.permute(1, 0, 3, 2).contiguous()
         if packed.correctives is not None:
@@ -262,8 +269,9 @@ class _Surface(torch.autograd.Function):
         if grad is None:
             return None, None, None, None, None
         coefficients, transforms, base, kept = ctx.saved_tensors
-        grads = _SurfaceGradient.apply(grad, coefficients, transforms, base, kept, ctx.packed)
-        return *grads[:2], (None if base is None else grads[2]), None, None
+        wants_base = base is not None and ctx.needs_input_grad[2]
+        grads = _SurfaceGradient.apply(grad, coefficients, transforms, base, kept, ctx.packed, wants_base)
+        return *grads[:2], (grads[2] if wants_base else None), None, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, None]:
@@ -281,7 +289,9 @@ class _Surface(torch.autograd.Function):
         return result, None
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Tensor, Tensor], tuple[int, None]]:
+    def vmap(
+        info: Any, in_dims: tuple[Any, ...], *args: Any
+    ) -> tuple[tuple[Tensor, Tensor], tuple[int, None]]:
         tensors = _merge_batches(info.batch_size, in_dims[:3], args[:3])
         vertices, kept = _Surface.apply(*tensors, args[3], False)
         return (vertices.unflatten(0, (info.batch_size, -1)), kept), (0, None)
@@ -292,14 +302,20 @@ class _SurfaceGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        grad: Tensor, coefficients: Tensor, transforms: Tensor, base: Tensor | None, kept: Tensor, packed: _Packed
+        grad: Tensor,
+        coefficients: Tensor,
+        transforms: Tensor,
+        base: Tensor | None,
+        kept: Tensor,
+        packed: _Packed,
+        wants_base: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         batch, block, plane = len(coefficients), packed.block, 3 * packed.block
         work = _Workspace(coefficients, transforms, base, packed)
         num_plain = packed.directions.shape[1]
         d_coefficients = torch.zeros_like(coefficients)
         d_rows = torch.zeros_like(work.rows)
-        d_base = torch.zeros_like(base, memory_format=torch.contiguous_format) if base is not None else grad.new_empty(0)
+        d_base = grad.new_empty(batch if wants_base else 0, packed.num_blocks, plane)
         for bodies, blocks in _pieces(batch, packed.num_blocks):
             num_blocks, num_bodies = blocks.stop - blocks.start, bodies.stop - bodies.start
             shape = (num_blocks, num_bodies, 3, block)
@@ -319,7 +335,7 @@ class _SurfaceGradient(torch.autograd.Function):
             for axis in (1, 2):
                 d_posed.addcmul_(blended[:, :, :3, axis], d_skinned[:, :, None, axis])
             d_planes = d_posed.view(num_blocks, num_bodies, plane)
-            if base is not None:
+            if wants_base:
                 d_base[bodies, blocks] = d_planes.transpose(0, 1)
             d_piece = d_coefficients[bodies]
             if num_blocks == 1:
@@ -339,7 +355,7 @@ class _SurfaceGradient(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.packed = inputs[5]
+        *_, ctx.packed, ctx.wants_base = inputs
         ctx.save_for_backward(*inputs[:4])
         ctx.save_for_forward(*inputs[:4])
 
@@ -347,8 +363,11 @@ class _SurfaceGradient(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         inputs = [t for t in ctx.saved_tensors if t is not None]
         definition = functools.partial(_gradient, ctx.packed)
-        second = torch.func.vjp(definition, *inputs)[1](grads[: len(inputs) - 1])
-        return *second, *([None] * (6 - len(second)))
+        _, pull = torch.func.vjp(definition, *inputs)
+        if len(inputs) == 4 and not ctx.wants_base:
+            grads = (*grads[:2], torch.zeros_like(inputs[3]))
+        second = pull(grads[: len(inputs) - 1])
+        return *second, *([None] * (7 - len(second)))
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, ...]:
@@ -356,15 +375,16 @@ class _SurfaceGradient(torch.autograd.Function):
         filled = [torch.zeros_like(t) if d is None else d for t, d in zip(inputs, tangents, strict=False)]
         definition = functools.partial(_gradient, ctx.packed)
         result = torch.func.jvp(definition, tuple(inputs), tuple(filled))[1]
-        return result if len(result) == 3 else (*result, inputs[0].new_empty(0))
+        return result if ctx.wants_base else (*result[:2], torch.zeros_like(inputs[1][:0]))
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+    def vmap(
+        info: Any, in_dims: tuple[Any, ...], *args: Any
+    ) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
         tensors = _merge_batches(info.batch_size, in_dims[:4], args[:4])
         kept = args[4].new_empty(0)
-        grads = _SurfaceGradient.apply(*tensors, kept, args[5])
-        split = tuple(g.unflatten(0, (info.batch_size, -1)) if g.dim() > 1 else g for g in grads)
-        return split, tuple(0 if g.dim() > 1 else None for g in grads)
+        grads = _SurfaceGradient.apply(*tensors, kept, *args[5:])
+        return tuple(g.unflatten(0, (info.batch_size, -1)) for g in grads), (0, 0, 0)
 
 
 def _kept_piece(kept: Tensor, bodies: slice, blocks: slice, packed: _Packed) -> Tensor:

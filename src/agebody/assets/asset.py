@@ -79,10 +79,10 @@ class BodyAsset:
     parents: Int[np.ndarray, " J"] = _array(
         "parent joint of each joint; the root comes first, with -1", ("J",), "int"
     )
-    joint_names: tuple[str, ...] = field(metadata={"doc": "name of each joint", "dims": ("J",), "kind": "text"})
-    joint_regressor: sparse.csr_array = _array(
-        "rest joints from the rest surface", ("J", "V"), "sparse"
+    joint_names: tuple[str, ...] = field(
+        metadata={"doc": "name of each joint", "dims": ("J",), "kind": "text"}
     )
+    joint_regressor: sparse.csr_array = _array("rest joints from the rest surface", ("J", "V"), "sparse")
     skin_joints: Int[np.ndarray, "V W"] = _array("joints that move each vertex", ("V", "W"), "int")
     skin_weights: Float[np.ndarray, "V W"] = _array(
         "weight of each of those joints; non-negative, a row sums to 1", ("V", "W"), "float"
@@ -105,9 +105,14 @@ class BodyAsset:
     )  # fmt: skip
     regressors: Mapping[str, Regressor] = field(
         default_factory=dict,
-        metadata={"doc": "named sets of keypoints, each regressed from the posed surface", "kind": "regressors"},
+        metadata={
+            "doc": "named sets of keypoints, each regressed from the posed surface",
+            "kind": "regressors",
+        },
     )
-    metadata: Metadata = field(default_factory=Metadata, metadata={"doc": "origin and licence", "kind": "metadata"})
+    metadata: Metadata = field(
+        default_factory=Metadata, metadata={"doc": "origin and licence", "kind": "metadata"}
+    )
 
     def __post_init__(self) -> None:
         """Normalise dtypes, check every array against the others, and make all of them read-only."""
@@ -176,6 +181,28 @@ class BodyAsset:
         np.add.at(dense, (np.arange(self.num_vertices)[:, None], self.skin_joints), self.skin_weights)
         return dense
 
+    def at_age(self, age_offset: float) -> BodyAsset:
+        """The body of one age, without age templates; between the anchors, and beyond them, linear."""
+        if self.age_templates is None:
+            raise AssetError(f"{self.metadata.name!r} has no age templates")
+        after = int(np.searchsorted(self.age_offsets, 0))
+        knots = np.insert(self.age_offsets.astype(float), after, 0.0)
+        surfaces = np.insert(self.age_templates, after, self.template, axis=0)
+        i = int(np.clip(np.searchsorted(knots, age_offset) - 1, 0, len(knots) - 2))
+        share = (age_offset - knots[i]) / (knots[i + 1] - knots[i])
+        template = (1 - share) * surfaces[i] + share * surfaces[i + 1]
+        name = f"{self.metadata.name} at age offset {age_offset:g}"
+        return self.replace(
+            template=template.astype(self.template.dtype),
+            age_offsets=np.zeros(0),
+            age_templates=None,
+            metadata=dataclasses.replace(self.metadata, name=name),
+        )
+
+    def __deepcopy__(self, memo: Any) -> BodyAsset:
+        """Itself: nothing in it can change."""
+        return self
+
     def replace(self, **changes: Any) -> BodyAsset:
         """A copy with some fields changed, validated again."""
         return dataclasses.replace(self, **changes)
@@ -217,7 +244,9 @@ def _shape_text(shape: Iterable[int | None]) -> str:
 def _shaped(name: str, value: Any, shape: tuple[int | None, ...]) -> np.ndarray:
     if not isinstance(value, np.ndarray):
         raise AssetError(f"{name}: expected a NumPy array, got {type(value).__name__}")
-    if value.ndim != len(shape) or any(n is not None and n != m for n, m in zip(shape, value.shape, strict=True)):
+    if value.ndim != len(shape) or any(
+        n is not None and n != m for n, m in zip(shape, value.shape, strict=True)
+    ):
         raise AssetError(f"{name}: expected shape {_shape_text(shape)}, got {_shape_text(value.shape)}")
     return value
 
@@ -243,7 +272,9 @@ def _ints(name: str, value: Any, shape: tuple[int | None, ...], below: int) -> n
     if value.dtype.kind not in "iu":
         raise AssetError(f"{name}: expected integers, got {value.dtype}")
     if value.size and (value.min() < 0 or value.max() >= below):
-        raise AssetError(f"{name}: expected indices from 0 to {below - 1}, got {value.min()} to {value.max()}")
+        raise AssetError(
+            f"{name}: expected indices from 0 to {below - 1}, got {value.min()} to {value.max()}"
+        )
     return _frozen(value.astype(np.int32))
 
 
@@ -268,7 +299,11 @@ def _sparse(name: str, value: Any, shape: tuple[int | None, int]) -> sparse.csr_
         value = sparse.csr_array(_floats(name, value, shape))
     matrix = sparse.csr_array(value, copy=True)
     matrix.sum_duplicates()
-    if matrix.ndim != 2 or (shape[0] is not None and matrix.shape[0] != shape[0]) or matrix.shape[1] != shape[1]:
+    if (
+        matrix.ndim != 2
+        or (shape[0] is not None and matrix.shape[0] != shape[0])
+        or matrix.shape[1] != shape[1]
+    ):
         raise AssetError(f"{name}: expected shape {_shape_text(shape)}, got {_shape_text(matrix.shape)}")
     _floats(name, matrix.data, (None,))
     for part in (matrix.data, matrix.indices, matrix.indptr):

@@ -1,0 +1,678 @@
+"""Body models as differentiable layers: SMPL, SMIL and SMPL-A over one implementation."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from agebody import rotations
+from agebody.assets.asset import BodyAsset
+from agebody.assets.io import load_asset
+from agebody.backend import BackendName, choose_backend
+from agebody.deform import age_coefficients, pose_feature
+from agebody.keypoints import KeypointLayout, get_layout
+from agebody.kinematics import KinematicTree, skinning_transforms
+from agebody.rotations import PoseFormat
+from agebody.surface import PosedSurface
+
+DEFAULT_NUM_BETAS = 10
+
+
+class BodyOutput(NamedTuple):
+    """A posed body."""
+
+    vertices: Tensor
+    """(*batch, V, 3) [m]."""
+    joints: Tensor
+    """(*batch, J, 3) [m], the joints of the kinematic tree."""
+    joint_transforms: Tensor
+    """(*batch, J, 4, 4) world transform of each joint's frame."""
+    full_pose: Tensor
+    """(*batch, J, 3, 3) rotation of each joint relative to its parent, the root's first."""
+
+
+class _Identity(NamedTuple):
+    """A body's shape and age."""
+
+    batch: tuple[int, ...]
+    coefficients: Tensor
+    """(*batch, C) constant 1, betas, age."""
+    rest_joints: Tensor
+    """(*batch, J, 3)"""
+    corrective_scale: Tensor | None
+    """(*batch) factor of the pose blend shapes."""
+
+
+class _Person(NamedTuple):
+    """One body, or two between which a person is."""
+
+    parts: list[tuple[BodyModel, _Identity]]
+    share: Tensor | None
+    """(*batch) of the second body: True or False, or a number from 0 to 1."""
+
+
+class _Skeleton(NamedTuple):
+    """A posed skeleton over a flat batch B, and what is needed to hang a surface on it."""
+
+    batch: tuple[int, ...]
+    coefficients: Tensor
+    """(B, C) of the identity"""
+    feature: Tensor
+    """(B, P) coefficients of the pose blend shapes; P = 0 where the body has none."""
+    rotations: Tensor
+    """(B, J, 3, 3)"""
+    world: Tensor
+    """(B, J, 4, 4) without the translation."""
+    transforms: Tensor
+    """(B, J, 3, 4)"""
+    translation: Tensor
+    """(B, 3)"""
+
+
+def _flatten(tensor: Tensor, batch: tuple[int, ...], entry_dims: int) -> Tensor:
+    """(*some batch, *entry) as (B, *entry), broadcast to the whole batch."""
+    entry = tensor.shape[tensor.dim() - entry_dims :]
+    return tensor.expand(*batch, *entry).reshape(math.prod(batch), *entry)
+
+
+def _broadcast(**batches: tuple[int, ...]) -> tuple[int, ...]:
+    try:
+        return tuple(torch.broadcast_shapes(*batches.values()))
+    except RuntimeError:
+        listed = ", ".join(f"{name} {tuple(shape)}" for name, shape in batches.items())
+        raise ValueError(f"batch dimensions do not broadcast: {listed}") from None
+
+
+def _expected(entry: tuple[int, ...]) -> str:
+    return "(" + ", ".join(["*batch", *map(str, entry)]) + ")"
+
+
+def _blend(person: _Person, tensors: list[Tensor], entry_dims: int) -> Tensor:
+    if person.share is None:
+        return tensors[0]
+    first, second = tensors
+    share = person.share[(..., *[None] * entry_dims)]
+    return (
+        torch.where(share, second, first) if share.dtype == torch.bool else first + share * (second - first)
+    )
+
+
+def _blend_outputs(person: _Person, outputs: list[BodyOutput]) -> BodyOutput:
+    if person.share is None:
+        return outputs[0]
+    batch_dims = outputs[0].vertices.dim() - 2
+    return BodyOutput(*(_blend(person, [a, b], a.dim() - batch_dims) for a, b in zip(*outputs, strict=True)))
+
+
+class BodyModel(nn.Module):
+    """A body asset as a layer; use `SMPL`, `SMIL` or `SMPLA`.
+
+    Args:
+        asset: a `BodyAsset`, or the path of a file for `load_asset`.
+        num_betas: shape coefficients to use; the asset's first 10, or all where it has fewer, if not given.
+        pose_format: format of ``body_pose`` and ``global_orient`` where a call names none: "axis_angle",
+            "matrix", "quaternion" (x, y, z, w) or "rotation_6d".
+        backend: "auto", "torch" or "warp".
+        dtype: torch.float32 or torch.float64. The arrays are cast from the asset, now and at every
+            later change of precision, so that ``.double()`` gives the file's own float64.
+        device: where the layer lives.
+        corrective_dtype: keep and multiply the pose blend shapes in this dtype (torch.bfloat16).
+
+    Raises:
+        AssetError: the file cannot be read.
+        ValueError, TypeError: an argument is not what is said here.
+
+    The asset's arrays are non-persistent buffers: ``state_dict()`` is empty, so a checkpoint carries no
+    licensed data. Under autocast the layer computes in its own dtype.
+    """
+
+    joint_directions: Tensor
+    faces: Tensor
+
+    def __init__(
+        self,
+        asset: BodyAsset | str | os.PathLike[str],
+        *,
+        num_betas: int | None = None,
+        pose_format: PoseFormat = "axis_angle",
+        backend: BackendName = "auto",
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+        corrective_dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(asset, BodyAsset):
+            asset = load_asset(asset)
+        available = asset.num_betas
+        if num_betas is None:
+            num_betas = min(DEFAULT_NUM_BETAS, available)
+        if not 0 <= num_betas <= available:
+            raise ValueError(
+                f"num_betas: expected 0 to {available}, what {asset.metadata.name!r} has, got {num_betas}"
+            )
+        rotations.check_format(pose_format)
+        _check_dtype(dtype)
+        self.asset = asset
+        self.num_betas = num_betas
+        self.pose_format: PoseFormat = pose_format
+        self.backend = choose_backend(backend)
+        self.corrective_dtype = corrective_dtype
+        self.age_anchors: tuple[float, ...] = self._age_anchors()
+        self.tree = KinematicTree(asset.parents.tolist())
+        self.register_buffer("faces", torch.from_numpy(asset.faces.astype(np.int64)), persistent=False)
+        self.to(device)
+        self._pack(dtype, torch.device(device) if device is not None else self.faces.device)
+
+    def _age_anchors(self) -> tuple[float, ...]:
+        return ()
+
+    def _pack(self, dtype: torch.dtype, device: torch.device) -> None:
+        """Arranges the asset's arrays for computing, in one precision."""
+        asset = self.asset
+        identity = self._identity_directions()
+        correctives = self._corrective_directions()
+        regressed = np.stack([asset.joint_regressor @ direction.astype(np.float64) for direction in identity])
+        self.register_buffer(
+            "joint_directions", torch.from_numpy(regressed).to(device, dtype), persistent=False
+        )
+        low = None if self.corrective_dtype == dtype else self.corrective_dtype
+        self.surface = PosedSurface(
+            identity if low else np.concatenate((identity, correctives)),
+            asset.dense_weights(),
+            dtype=dtype,
+            correctives=correctives if low else None,
+            corrective_dtype=low,
+        ).to(device)
+        self.points = nn.ModuleDict()
+
+    def _identity_directions(self) -> np.ndarray:
+        """(1 + betas + age templates, V, 3): the template, then displacements."""
+        asset = self.asset
+        parts = [asset.template[None], asset.shapedirs[:, :, : self.num_betas].transpose(2, 0, 1)]
+        if self.age_anchors and asset.age_templates is not None:
+            parts.append(asset.age_templates - asset.template)
+        return np.concatenate(parts)
+
+    def _corrective_directions(self) -> np.ndarray:
+        """(P, V, 3) pose blend shapes."""
+        asset = self.asset
+        if asset.posedirs is None:
+            return np.zeros((0, asset.num_vertices, 3), asset.template.dtype)
+        return asset.posedirs.transpose(2, 0, 1)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Moves the layer; a change of precision takes the arrays from the asset anew."""
+        if "joint_directions" not in self._buffers:
+            return super()._apply(fn, recurse)
+        target = fn(torch.empty(0, dtype=self.dtype, device=self.device))
+        if target.dtype != self.dtype:
+            _check_dtype(target.dtype)
+            self._pack(target.dtype, target.device)
+        keep_dtype = lambda tensor: fn(tensor).to(tensor.dtype)  # noqa: E731
+        for child in self.children():
+            child._apply(fn if isinstance(child, BodyModel) else keep_dtype)
+        return super()._apply(keep_dtype, recurse=False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating type of the layer's inputs and outputs."""
+        return self.joint_directions.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the layer."""
+        return self.joint_directions.device
+
+    @property
+    def num_joints(self) -> int:
+        """J."""
+        return self.asset.num_joints
+
+    @property
+    def num_vertices(self) -> int:
+        """V."""
+        return self.asset.num_vertices
+
+    def extra_repr(self) -> str:
+        """What `print` shows."""
+        return f"{self.asset!r}, num_betas={self.num_betas}, dtype={self.dtype}, backend={self.backend!r}"
+
+    def forward(
+        self,
+        *,
+        betas: Tensor | None = None,
+        body_pose: Tensor | None = None,
+        global_orient: Tensor | None = None,
+        transl: Tensor | None = None,
+        age_offset: Tensor | float | None = None,
+        pose_format: PoseFormat | None = None,
+    ) -> BodyOutput:
+        """The posed body. Every argument is optional, zero if not given, and broadcasts with the others.
+
+        Args:
+            betas: (*batch, num_betas).
+            body_pose: (*batch, J - 1, ...) or flat (*batch, (J - 1) * n), rotations of all joints but the
+                root relative to their parents, in ``pose_format``.
+            global_orient: (*batch, ...) rotation of the root joint, in ``pose_format``. It turns the body
+                about its root joint, not about the origin; see `ShapedBody.move`.
+            transl: (*batch, 3) [m].
+            age_offset: (*batch) or (*batch, 1), 0 adult, 1 infant; not clamped.
+            pose_format: see the class.
+
+        Raises:
+            TypeError, ValueError: an argument has the wrong type, dtype, device or shape.
+        """
+        with self._own_precision():
+            person = self._person(betas, age_offset)
+            pose = (body_pose, global_orient, transl, pose_format)
+            return _blend_outputs(
+                person, [b._output(b._pose(identity, *pose), None) for b, identity in person.parts]
+            )
+
+    def keypoints(
+        self,
+        layout: str | KeypointLayout,
+        *,
+        betas: Tensor | None = None,
+        body_pose: Tensor | None = None,
+        global_orient: Tensor | None = None,
+        transl: Tensor | None = None,
+        age_offset: Tensor | float | None = None,
+        pose_format: PoseFormat | None = None,
+    ) -> Tensor:
+        """Keypoints of a layout, (*batch, K, 3) [m], without building the mesh; arguments as in `forward`.
+
+        A point regressed from posed vertices is ``sum_j A_j m_j`` with ``m_j`` affine in the coefficients:
+        the ``m_j`` are made once a layout, so the cost does not depend on the number of vertices.
+        """
+        with self._own_precision():
+            person = self._person(betas, age_offset)
+            pose = (body_pose, global_orient, transl, pose_format)
+            return _blend(
+                person, [b._keypoints(b._pose(identity, *pose), layout) for b, identity in person.parts], 2
+            )
+
+    def shape(self, *, betas: Tensor | None = None, age_offset: Tensor | float | None = None) -> ShapedBody:
+        """The body with its identity fixed: computed once, posed as often as wanted.
+
+        Args:
+            betas: (*batch, num_betas).
+            age_offset: (*batch) or (*batch, 1).
+        """
+        with self._own_precision():
+            return ShapedBody(self, self._person(betas, age_offset))
+
+    def _person(self, betas: Tensor | None, age_offset: Tensor | float | None) -> _Person:
+        """Who is posed: this body with an identity, and in subclasses another one to blend it with."""
+        return _Person([(self, self._identity(betas, age_offset))], None)
+
+    def _identity(self, betas: Tensor | None, age_offset: Tensor | float | None) -> _Identity:
+        betas = self._argument("betas", betas, (self.num_betas,))
+        age = self._age(age_offset, betas.dim() - 1)
+        batch = _broadcast(betas=betas.shape[:-1], age_offset=age.shape)
+        parts = [betas.new_ones(1), betas]
+        if self.age_anchors:
+            parts.append(age_coefficients(age, self.age_anchors))
+        coefficients = torch.cat([part.expand(*batch, part.shape[-1]) for part in parts], -1)
+        rest_joints = (coefficients @ self.joint_directions.flatten(1)).unflatten(-1, (self.num_joints, 3))
+        return _Identity(batch, coefficients, rest_joints, self._corrective_scale(age))
+
+    def _age(self, age_offset: Tensor | float | None, batch_dims: int) -> Tensor:
+        if age_offset is not None and not self.age_anchors:
+            raise ValueError(
+                f"age_offset: {type(self).__name__} has one age; use SMPLA and a body with age templates "
+                "(load_asset(..., infant_template=...), mannequin() or anny_body())"
+            )
+        if isinstance(age_offset, (int, float)):
+            age_offset = torch.tensor(float(age_offset), dtype=self.dtype, device=self.device)
+        age = self._argument("age_offset", age_offset, ())
+        return age[..., 0] if age.dim() > max(1, batch_dims) and age.shape[-1] == 1 else age
+
+    def _corrective_scale(self, age: Tensor) -> Tensor | None:
+        """Factor of the pose blend shapes at an age."""
+        return None
+
+    def _pose(
+        self,
+        identity: _Identity,
+        body_pose: Tensor | None,
+        global_orient: Tensor | None,
+        transl: Tensor | None,
+        pose_format: PoseFormat | None,
+    ) -> _Skeleton:
+        pose_format = self.pose_format if pose_format is None else pose_format
+        rotations.check_format(pose_format)
+        body = self._rotations("body_pose", body_pose, pose_format, self.num_joints - 1)
+        root = self._rotations("global_orient", global_orient, pose_format, None)
+        translation = self._argument("transl", transl, (3,))
+        batch = _broadcast(
+            identity=identity.batch, body_pose=body.shape[:-3], global_orient=root.shape[:-2],
+            transl=translation.shape[:-1],
+        )  # fmt: skip
+        root = root[..., None, :, :]
+        full_pose = torch.cat((root.expand(*batch, 1, 3, 3), body.expand(*batch, -1, 3, 3)), -3)
+        full_pose = full_pose.reshape(math.prod(batch), self.num_joints, 3, 3)
+        rest_joints = _flatten(identity.rest_joints, batch, 2)
+        world = self.tree(full_pose, rest_joints)
+        feature = full_pose.new_zeros(len(full_pose), 0)
+        if self.asset.posedirs is not None:
+            feature = pose_feature(full_pose)
+            if identity.corrective_scale is not None:
+                feature = feature * _flatten(identity.corrective_scale[..., None], batch, 1)
+        return _Skeleton(
+            batch,
+            _flatten(identity.coefficients, batch, 1),
+            feature,
+            full_pose,
+            world,
+            skinning_transforms(world, rest_joints),
+            _flatten(translation, batch, 1),
+        )
+
+    def _output(self, skeleton: _Skeleton, base: Tensor | None) -> BodyOutput:
+        """Hangs the surface on a skeleton; with a base surface the identity's coefficients are in it."""
+        coefficients = skeleton.feature
+        if base is None:
+            coefficients = torch.cat((skeleton.coefficients, skeleton.feature), -1)
+        vertices = self.surface(coefficients, skeleton.transforms, skeleton.translation, base)
+        translation = torch.nn.functional.pad(skeleton.translation[:, None, :, None], (3, 0, 0, 1))
+        world = skeleton.world + translation
+        tensors = (vertices, world[..., :3, 3], world, skeleton.rotations)
+        return BodyOutput(*(t.reshape(*skeleton.batch, *t.shape[1:]) for t in tensors))
+
+    def _keypoints(self, skeleton: _Skeleton, layout: str | KeypointLayout) -> Tensor:
+        layout = get_layout(layout)
+        key = layout.name if layout.regressor is None else f"{layout.name}_{id(layout)}"
+        if key not in self.points:
+            self.points[key] = _Points(self, layout)
+        points = self.points[key](skeleton)
+        return points.reshape(*skeleton.batch, *points.shape[1:])
+
+    def _argument(self, name: str, value: Tensor | None, entry: tuple[int, ...]) -> Tensor:
+        """Checks one argument, (*batch, *entry); zeros where it is not given."""
+        if value is None:
+            return torch.zeros(entry, dtype=self.dtype, device=self.device)
+        self._check_tensor(name, value)
+        if len(entry) > value.dim() or value.shape[value.dim() - len(entry) :] != entry:
+            raise ValueError(f"{name}: expected shape {_expected(entry)}, got {tuple(value.shape)}")
+        return value.to(self.dtype)
+
+    def _check_tensor(self, name: str, value: Any) -> None:
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+        # Half precision, as networks under autocast give it, goes up without loss; nothing else is cast.
+        if value.dtype not in (self.dtype, torch.float16, torch.bfloat16):
+            raise TypeError(f"{name}: expected {self.dtype}, the layer's dtype, got {value.dtype}")
+        if value.device != self.device:
+            raise ValueError(
+                f"{name}: expected a tensor on {self.device}, where the layer is, got {value.device}"
+            )
+
+    def _rotations(
+        self, name: str, value: Tensor | None, pose_format: PoseFormat, count: int | None
+    ) -> Tensor:
+        """Matrices (*batch, count, 3, 3), or (*batch, 3, 3) where count is None; identities if not given."""
+        entry = rotations.ENTRY_SHAPES[pose_format]
+        several = entry if count is None else (count, *entry)
+        if value is None:
+            identity = torch.eye(3, dtype=self.dtype, device=self.device)
+            return identity if count is None else identity.expand(count, 3, 3)
+        self._check_tensor(name, value)
+        if value.dim() < len(several) or value.shape[value.dim() - len(several) :] != several:
+            if count is None or value.dim() == 0 or value.shape[-1] != math.prod(several):
+                flat = "" if count is None else f" or {_expected((math.prod(several),))}"
+                raise ValueError(
+                    f"{name}: expected shape {_expected(several)}{flat} for pose_format={pose_format!r}, "
+                    f"got {tuple(value.shape)}"
+                )
+            value = value.unflatten(-1, several)
+        return rotations.to_matrix(value.to(self.dtype), pose_format)
+
+    def _own_precision(self) -> contextlib.AbstractContextManager[Any]:
+        if torch.is_autocast_enabled(self.device.type):
+            return torch.autocast(self.device.type, enabled=False)
+        return contextlib.nullcontext()
+
+
+class _Points(nn.Module):
+    """Keypoints of one layout on one body: posed joints, and sum_j A_j m_j for points of the surface.
+
+    Every pair of a point and a joint that moves it has one m_j; pairs are kept in one list.
+    """
+
+    def __init__(self, body: BodyModel, layout: KeypointLayout) -> None:
+        super().__init__()
+        joints, regressor = layout.resolve(body.asset)
+        used = np.unique(regressor.indices)
+        rows = regressor[:, used].toarray().astype(np.float64)
+        weights = body.asset.dense_weights()[used].astype(np.float64)
+        point, joint = np.nonzero((rows != 0).astype(float) @ (weights != 0))
+        pair_weights = rows[point] * weights[:, joint].T
+        directions = np.concatenate(
+            (body._identity_directions()[:, used], body._corrective_directions()[:, used])
+        )
+        moments = np.einsum("pv,cvx->cpx", pair_weights, directions.astype(np.float64))
+        sums = np.zeros((len(layout), len(point)))
+        sums[point, np.arange(len(point))] = 1
+        to = {"device": body.device, "dtype": body.dtype}
+        self.put("moments", torch.from_numpy(moments).to(**to))
+        self.put("masses", torch.from_numpy(pair_weights.sum(1)).to(**to))
+        self.put("sums", torch.from_numpy(sums).to(**to))
+        self.put("pair_joints", torch.from_numpy(joint).to(body.device))
+        self.put("joints", torch.from_numpy(np.maximum(joints, 0)).to(body.device))
+        self.put("is_joint", torch.from_numpy(joints >= 0).to(body.device)[:, None])
+        self.any_joint, self.any_surface = bool((joints >= 0).any()), len(point) > 0
+
+    moments: Tensor
+    masses: Tensor
+    sums: Tensor
+    pair_joints: Tensor
+    joints: Tensor
+    is_joint: Tensor
+
+    def put(self, name: str, tensor: Tensor) -> None:
+        self.register_buffer(name, tensor, persistent=False)
+
+    def forward(self, skeleton: _Skeleton) -> Tensor:
+        points = skeleton.translation[:, None]
+        if self.any_surface:
+            coefficients = torch.cat((skeleton.coefficients, skeleton.feature), -1)
+            moments = (coefficients @ self.moments.flatten(1)).unflatten(-1, (-1, 3))
+            transforms = skeleton.transforms[:, self.pair_joints]
+            moved = (transforms[..., :3] @ moments[..., None])[..., 0] + transforms[..., 3] * self.masses[
+                :, None
+            ]
+            surface = self.sums @ moved
+            points = points + surface
+        if self.any_joint:
+            posed = skeleton.world[:, self.joints, :3, 3]
+            points = points + (torch.where(self.is_joint, posed, 0) if self.any_surface else posed)
+        return points
+
+
+class ShapedBody:
+    """A body with its identity fixed: made by `BodyModel.shape`, called with poses."""
+
+    def __init__(self, body: BodyModel, person: _Person) -> None:
+        self.body = body
+        self._person = person
+        self._bases = [b.surface.rest(_flatten(i.coefficients, i.batch, 1)) for b, i in person.parts]
+
+    @property
+    def rest_vertices(self) -> Tensor:
+        """(*batch, V, 3) [m] surface in the rest pose."""
+        parts = zip(self._person.parts, self._bases, strict=True)
+        surfaces = [b.surface.vertices(base).reshape(*i.batch, -1, 3) for (b, i), base in parts]
+        return _blend(self._person, surfaces, 2)
+
+    @property
+    def rest_joints(self) -> Tensor:
+        """(*batch, J, 3) [m] joints in the rest pose."""
+        return _blend(self._person, [identity.rest_joints for _, identity in self._person.parts], 2)
+
+    def __call__(
+        self,
+        *,
+        body_pose: Tensor | None = None,
+        global_orient: Tensor | None = None,
+        transl: Tensor | None = None,
+        pose_format: PoseFormat | None = None,
+    ) -> BodyOutput:
+        """The posed body; arguments and errors as in `BodyModel.forward`."""
+        outputs = []
+        with self.body._own_precision():
+            for (body, identity), base in zip(self._person.parts, self._bases, strict=True):
+                skeleton = body._pose(identity, body_pose, global_orient, transl, pose_format)
+                if math.prod(identity.batch) != 1:
+                    base = base.unflatten(1, identity.batch).expand(-1, *skeleton.batch, -1).flatten(1, -2)
+                outputs.append(body._output(skeleton, base))
+            return _blend_outputs(self._person, outputs)
+
+    def keypoints(
+        self,
+        layout: str | KeypointLayout,
+        *,
+        body_pose: Tensor | None = None,
+        global_orient: Tensor | None = None,
+        transl: Tensor | None = None,
+        pose_format: PoseFormat | None = None,
+    ) -> Tensor:
+        """Keypoints of a layout, (*batch, K, 3) [m], without building the mesh."""
+        pose = (body_pose, global_orient, transl, pose_format)
+        with self.body._own_precision():
+            points = [b._keypoints(b._pose(identity, *pose), layout) for b, identity in self._person.parts]
+            return _blend(self._person, points, 2)
+
+    def move(
+        self,
+        rotation: Tensor,
+        translation: Tensor | None = None,
+        *,
+        global_orient: Tensor | None = None,
+        transl: Tensor | None = None,
+        pose_format: PoseFormat | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The ``global_orient`` and ``transl`` that move the whole posed body rigidly.
+
+        ``global_orient`` turns a body about its root joint, so turning it also shifts the body against a
+        turn of the world about the origin. With what this returns every vertex v becomes
+        ``rotation @ v + translation``.
+
+        Args:
+            rotation: (*batch, 3, 3).
+            translation: (*batch, 3) [m].
+            global_orient, transl, pose_format: as the body stands now.
+        """
+        body = self.body
+        pose_format = body.pose_format if pose_format is None else pose_format
+        rotation = body._argument("rotation", rotation, (3, 3))
+        root = body._rotations("global_orient", global_orient, pose_format, None)
+        pelvis = self.rest_joints[..., 0, :]
+        origin = pelvis + body._argument("transl", transl, (3,))
+        moved = (rotation @ origin[..., None])[..., 0] + body._argument("translation", translation, (3,))
+        return rotations.from_matrix(rotation @ root, pose_format), moved - pelvis
+
+
+class SMPL(BodyModel):
+    """A body of one age (Loper et al., SIGGRAPH Asia 2015); age templates of the asset are left out."""
+
+
+class SMIL(BodyModel):
+    """An infant body (Hesse et al., MICCAI 2018): SMPL's maths over an infant's asset."""
+
+    def __init__(self, asset: BodyAsset | str | os.PathLike[str], **options: Any) -> None:
+        """Options as in `BodyModel`."""
+        asset = asset if isinstance(asset, BodyAsset) else load_asset(asset)
+        if asset.has_age or asset.metadata.kind == "smpl":
+            raise ValueError(
+                f"asset: {asset.metadata.name!r} is an adult ({asset.metadata.kind}); SMIL needs an infant: "
+                "smil_web.pkl, or asset.at_age(1.0) of a body with age templates"
+            )
+        super().__init__(asset, **options)
+
+
+class SMPLA(BodyModel):
+    """A body of every age (AGORA, CVPR 2021; BEV, CVPR 2022): SMPL with an age offset.
+
+    Args:
+        asset: a body with age templates, or a file of one.
+        smil: an infant body that takes over above the threshold, with the first betas and no age offset.
+        infant_threshold: age offset above which it does (BEV: 0.8).
+        transition: width of the age offsets, centred on the threshold, over which the two bodies are
+            blended smoothly. 0 is BEV's switch, which passes no gradient to the age offset above it.
+        infant_corrective_scale: factor of the pose blend shapes at age offset 1, linear from 1 at 0
+            (smplify-kids uses 0.35).
+        options: as in `BodyModel`.
+
+    Joints of the two bodies are blended in the rest pose, which for one pose is the same as blending
+    them posed: forward kinematics is linear in the rest joints.
+    """
+
+    def __init__(
+        self,
+        asset: BodyAsset | str | os.PathLike[str],
+        *,
+        smil: BodyAsset | str | os.PathLike[str] | None = None,
+        infant_threshold: float = 0.8,
+        transition: float = 0.0,
+        infant_corrective_scale: float = 1.0,
+        **options: Any,
+    ) -> None:
+        """Options as in `BodyModel`."""
+        asset = asset if isinstance(asset, BodyAsset) else load_asset(asset)
+        if not asset.has_age:
+            raise ValueError(
+                f"asset: {asset.metadata.name!r} has no age templates; give load_asset an infant_template "
+                "(smpl_kid_template.npy or a SMIL file), or use SMPL"
+            )
+        if transition < 0:
+            raise ValueError(f"transition: expected a width of 0 or more, got {transition}")
+        super().__init__(asset, **options)
+        self.infant_threshold = infant_threshold
+        self.transition = transition
+        self.infant_corrective_scale = infant_corrective_scale
+        self.infant: SMIL | None = None
+        if smil is not None:
+            infant = smil if isinstance(smil, BodyAsset) else load_asset(smil)
+            if infant.template.shape != asset.template.shape or not np.array_equal(
+                infant.parents, asset.parents
+            ):
+                raise ValueError(
+                    f"smil: expected {asset.num_vertices} vertices and {asset.num_joints} joints as the asset has, "
+                    f"got {infant.num_vertices} and {infant.num_joints}"
+                )
+            num_betas = min(self.num_betas, infant.num_betas)
+            self.infant = SMIL(infant, **{**options, "num_betas": num_betas})
+
+    def _age_anchors(self) -> tuple[float, ...]:
+        return tuple(self.asset.age_offsets.tolist())
+
+    def _person(self, betas: Tensor | None, age_offset: Tensor | float | None) -> _Person:
+        adult = self._identity(betas, age_offset)
+        if self.infant is None:
+            return _Person([(self, adult)], None)
+        betas = self._argument("betas", betas, (self.num_betas,))
+        infant = self.infant._identity(betas[..., : self.infant.num_betas], None)
+        age = self._age(age_offset, betas.dim() - 1)
+        if self.transition == 0:
+            return _Person([(self, adult), (self.infant, infant)], age > self.infant_threshold)
+        x = ((age - self.infant_threshold) / self.transition + 0.5).clamp(0, 1)
+        return _Person([(self, adult), (self.infant, infant)], x * x * (3 - 2 * x))
+
+    def _corrective_scale(self, age: Tensor) -> Tensor | None:
+        return None if self.infant_corrective_scale == 1 else 1 + (self.infant_corrective_scale - 1) * age
+
+
+def _check_dtype(dtype: torch.dtype) -> None:
+    if dtype not in (torch.float32, torch.float64):
+        raise TypeError(
+            f"dtype: body layers compute in torch.float32 or torch.float64, got {dtype}; for mixed precision "
+            "keep the layer in float32 and use torch.autocast, under which it stays exact"
+        )

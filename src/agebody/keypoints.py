@@ -1,0 +1,218 @@
+"""Named keypoint layouts: what the points are called, how they are joined, and where on a body they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from scipy import sparse
+from torch import Tensor
+
+from agebody.assets.asset import SMPL_JOINT_NAMES, SMPL_PARENTS, AssetError, BodyAsset, Regressor
+from agebody.assets.landmarks import COCO17, EXTRA9, H36M17, J19, SURFACE21
+
+
+@dataclass(frozen=True, eq=False)
+class KeypointLayout:
+    """A named, ordered set of keypoints.
+
+    Args:
+        name: how the layout is asked for. Where a body brings a regressor set of this name with the
+            same points, the whole layout is taken from it.
+        names: name of each point; left and right ones begin with ``left_`` and ``right_``.
+        sources: where each point comes from on any other body: a regressor set (or ``"joints"``) and the
+            name of the point or joint in it.
+        edges: pairs of points that a picture joins.
+        root: points whose mean is the origin of root-relative coordinates.
+        regressor: points that the layout itself brings, as the set of the layout's name.
+    """
+
+    name: str
+    names: tuple[str, ...]
+    sources: tuple[tuple[str, str], ...]
+    edges: tuple[tuple[int, int], ...] = ()
+    root: tuple[int, ...] = (0,)
+    regressor: Regressor | None = None
+
+    def __len__(self) -> int:
+        """Number of points."""
+        return len(self.names)
+
+    def __repr__(self) -> str:
+        """Name and size."""
+        return f"KeypointLayout({self.name!r}, {len(self)} points)"
+
+    @property
+    def flip(self) -> tuple[int, ...]:
+        """Index of each point's mirror image: left and right exchanged, all others themselves."""
+        index = {name: i for i, name in enumerate(self.names)}
+        mirrored = []
+        for i, name in enumerate(self.names):
+            side, _, rest = name.partition("_")
+            other = {"left": f"right_{rest}", "right": f"left_{rest}"}.get(side)
+            mirrored.append(i if other is None else index.get(other, i))
+        return tuple(mirrored)
+
+    @property
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        """(left, right) indices of the points that have a mirror image."""
+        return tuple((i, j) for i, j in enumerate(self.flip) if i != j and self.names[i].startswith("left_"))
+
+    def center(self, points: Float[Tensor, "*batch K 3"]) -> Float[Tensor, "*batch 1 3"]:
+        """Root of the points: subtract it for root-relative coordinates (BEV's ``root_align``)."""
+        return points[..., list(self.root), :].mean(-2, keepdim=True)
+
+    @classmethod
+    def from_regressor(
+        cls,
+        matrix: Any,
+        names: Sequence[str],
+        *,
+        name: str = "custom",
+        edges: Iterable[tuple[int, int]] = (),
+        root: Sequence[int] = (0,),
+    ) -> KeypointLayout:
+        """A layout whose points are rows of a (K, V) matrix, dense or SciPy sparse, over the vertices."""
+        matrix = sparse.csr_array(np.asarray(matrix) if not sparse.issparse(matrix) else matrix)
+        if matrix.shape[0] != len(names):
+            raise ValueError(
+                f"names: expected {matrix.shape[0]} names, one a row of the matrix, got {len(names)}"
+            )
+        names = tuple(names)
+        sources = tuple((name, point) for point in names)
+        return cls(name, names, sources, tuple(edges), tuple(root), Regressor(names, matrix))
+
+    def resolve(self, asset: BodyAsset) -> tuple[np.ndarray, sparse.csr_array]:
+        """Where the points are on one body.
+
+        Returns:
+            (K,) joint of each point, -1 for points of the surface, and the (K, V) regressor of those,
+            with empty rows for joints.
+
+        Raises:
+            AssetError: the body lacks a joint or a regressor set that the layout needs.
+        """
+        sets = dict(asset.regressors)
+        if self.regressor is not None:
+            if self.regressor.matrix.shape[1] != asset.num_vertices:
+                raise AssetError(
+                    f"keypoint layout {self.name!r} is made for {self.regressor.matrix.shape[1]} vertices, "
+                    f"{asset.metadata.name!r} has {asset.num_vertices}"
+                )
+            sets[self.name] = self.regressor
+        own = sets.get(self.name)
+        sources = (
+            self.sources if own is None or own.names != self.names else [(self.name, n) for n in self.names]
+        )
+        joints = np.full(len(self), -1)
+        rows: list[sparse.csr_array] = []
+        for i, (group, point) in enumerate(sources):
+            if group == "joints":
+                if point not in asset.joint_names:
+                    raise AssetError(self._lacks(asset, f"joint {point!r}"))
+                joints[i] = asset.joint_names.index(point)
+                rows.append(sparse.csr_array((1, asset.num_vertices)))
+            else:
+                if group not in sets or point not in sets[group].names:
+                    raise AssetError(
+                        self._lacks(asset, f"regressor set {group!r}")
+                        + f"; attach one with load_asset(..., regressors={{{group!r}: FILE}})"
+                    )
+                row = sets[group].names.index(point)
+                rows.append(sets[group].matrix[[row]])
+        return joints, sparse.csr_array(sparse.vstack(rows))
+
+    def _lacks(self, asset: BodyAsset, what: str) -> str:
+        return f"keypoint layout {self.name!r}: the {asset.metadata.kind} body {asset.metadata.name!r} has no {what}"
+
+
+def _edges(names: Sequence[str], *chains: str) -> tuple[tuple[int, int], ...]:
+    """Edges along chains of names; a chain with * stands for its left and its right form."""
+    edges = []
+    for chain in chains:
+        for side in ("left", "right") if "*" in chain else ("",):
+            points = [names.index(point.replace("*", side)) for point in chain.split()]
+            edges += zip(points, points[1:], strict=False)
+    return tuple(dict.fromkeys(edges))
+
+
+_SMPL24_SOURCES = tuple(("joints", name) for name in SMPL_JOINT_NAMES)
+_SMPL24_EDGES = tuple((parent, joint) for joint, parent in enumerate(SMPL_PARENTS) if parent >= 0)
+_SURFACE_SOURCES = tuple(("surface21", name) for name in SURFACE21)
+
+_SMPLX45_NAMES = SMPL_JOINT_NAMES + SURFACE21
+_SMPLX45_EDGES = _SMPL24_EDGES + _edges(
+    _SMPLX45_NAMES, "head nose", "nose *_eye *_ear", "*_ankle *_heel", "*_foot *_big_toe", "*_foot *_small_toe",
+    "*_wrist *_thumb", "*_wrist *_index", "*_wrist *_middle", "*_wrist *_ring", "*_wrist *_pinky",
+)  # fmt: skip
+
+_OPENPOSE25 = (
+    "nose", "neck", "right_shoulder", "right_elbow", "right_wrist", "left_shoulder", "left_elbow", "left_wrist",
+    "pelvis", "right_hip", "right_knee", "right_ankle", "left_hip", "left_knee", "left_ankle", "right_eye",
+    "left_eye", "right_ear", "left_ear", "left_big_toe", "left_small_toe", "left_heel", "right_big_toe",
+    "right_small_toe", "right_heel",
+)  # fmt: skip
+_OPENPOSE25_EDGES = _edges(
+    _OPENPOSE25, "nose neck pelvis", "neck *_shoulder *_elbow *_wrist", "pelvis *_hip *_knee *_ankle",
+    "nose *_eye *_ear", "*_ankle *_heel", "*_ankle *_big_toe *_small_toe",
+)  # fmt: skip
+
+
+def _joint_or_surface(names: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    return tuple(("surface21" if name in SURFACE21 else "joints", name) for name in names)
+
+
+_LIMBS = ("*_shoulder *_elbow *_wrist", "*_hip *_knee *_ankle")
+
+LAYOUTS: dict[str, KeypointLayout] = {
+    layout.name: layout
+    for layout in (
+        KeypointLayout("smpl24", SMPL_JOINT_NAMES, _SMPL24_SOURCES, _SMPL24_EDGES),
+        KeypointLayout("smplx45", _SMPLX45_NAMES, _SMPL24_SOURCES + _SURFACE_SOURCES, _SMPLX45_EDGES),
+        KeypointLayout("openpose25", _OPENPOSE25, _joint_or_surface(_OPENPOSE25), _OPENPOSE25_EDGES, root=(8,)),
+        KeypointLayout(
+            "coco17", COCO17, _joint_or_surface(COCO17),
+            _edges(COCO17, *_LIMBS, "left_shoulder right_shoulder right_hip left_hip left_shoulder", "nose *_eye *_ear"),
+            root=(11, 12),
+        ),
+        KeypointLayout(
+            "h36m17", H36M17, tuple(("h36m17", name) for name in H36M17),
+            _edges(H36M17, "pelvis spine neck nose head", "neck *_shoulder *_elbow *_wrist", "pelvis *_hip *_knee *_ankle"),
+        ),
+        KeypointLayout(
+            "bev71",
+            _SMPLX45_NAMES + EXTRA9 + tuple(f"{name}_h36m17" for name in H36M17),
+            _SMPL24_SOURCES + _SURFACE_SOURCES
+            + tuple(("extra9", name) for name in EXTRA9) + tuple(("h36m17", name) for name in H36M17),
+            _SMPLX45_EDGES,
+            root=(45, 46),
+        ),
+        KeypointLayout(
+            "hmr2_44",
+            _OPENPOSE25 + tuple(f"{name}_j19" if name in _OPENPOSE25 else name for name in J19),
+            _joint_or_surface(_OPENPOSE25) + tuple(("j19", name) for name in J19),
+            _OPENPOSE25_EDGES,
+            root=(25 + J19.index("pelvis_mpii"),),
+        ),
+    )
+}  # fmt: skip
+"""The layouts that are known by name.
+
+smplx45 is what smplx calls the joints of SMPL; bev71 what BEV and ROMP do; hmr2_44 what HMR2 trains on.
+"""
+
+
+def get_layout(layout: str | KeypointLayout) -> KeypointLayout:
+    """A layout by name, or itself.
+
+    Raises:
+        ValueError: no layout has that name.
+    """
+    if isinstance(layout, KeypointLayout):
+        return layout
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout: expected a KeypointLayout or one of {', '.join(LAYOUTS)}, got {layout!r}")
+    return LAYOUTS[layout]
