@@ -125,8 +125,8 @@ class AgeCurve:
         target(y) = WHO(y) (1 + (H(0) / WHO(19) - 1) g(y)),   g(y) = (WHO(y) - WHO(0)) / (WHO(19) - WHO(0))
 
     with H(a) the body's stature at offset a. Offset 0 is thus every body's adult, from 19 years on; a body
-    whose adult is 2 % taller than the median is less so as a child, and a newborn of median length; and the map
-    has no jumps. Newborns shorter than the youngest template lie beyond its offset, on the same line.
+    whose adult is 2 % taller than the median is less so as a child, and a newborn of median length; and there
+    are no jumps. Newborns shorter than the youngest template lie beyond its offset, on the same line.
 
     The curve is tabulated by months, linear between them, so that both directions invert each other exactly.
     """
@@ -161,8 +161,8 @@ class AgeCurve:
         curve = np.interp(target, heights[::-1], offsets[::-1]) + beyond
         if not (np.diff(curve) < 0).all():
             raise ValueError(
-                f"{asset.metadata.name}: an adult of {heights[0]:.3f} m is too far from people's stature to have "
-                "ages; are its units metres?"
+                f"{asset.metadata.name}: an adult of {heights[0]:.3f} m is too far from people's stature to "
+                "have ages; are its units metres?"
             )
         return cls(growth.years, curve, target)
 

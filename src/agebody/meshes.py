@@ -99,8 +99,13 @@ def vertex_normals(
 
 def unit(vector: Float[np.ndarray, "N 3"]) -> Float[np.ndarray, "N 3"]:
     """Vectors of length 1; zero stays zero."""
-    length = np.sqrt((vector * vector).sum(1, keepdims=True))
+    length = np.sqrt(dot(vector, vector))[..., None]
     return vector / np.maximum(length, np.finfo(vector.dtype).tiny)
+
+
+def dot(a: Float[np.ndarray, "*N 3"], b: Float[np.ndarray, "*N 3"]) -> Float[np.ndarray, "*N"]:
+    """Scalar product of each pair of vectors."""
+    return np.einsum("...c,...c->...", a, b)
 
 
 def finite(name: str, value: Any) -> np.ndarray:

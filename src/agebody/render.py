@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from .export import replacing
-from .meshes import Color, body_colors, finite, meshes, srgb, to_linear, unit, vertex_normals
+from .meshes import Color, body_colors, dot, finite, meshes, srgb, to_linear, unit, vertex_normals
 
 STUDIO = ("#f3efe9", "#cfc8bf")
 """The default background, from top to bottom."""
@@ -165,26 +165,16 @@ class Picture:
         """Write the colours as an image file; its suffix says which format.
 
         Raises:
-            ValueError: PIL writes no such format.
+            ValueError: the suffix names no format that PIL writes.
             OSError: the file cannot be written.
         """
-        save_image(path, self.rgba)
-
-
-def save_image(path: str | PathLike[str], rgba: UInt8[np.ndarray, "H W C"]) -> None:
-    """Write an image file, whole or not at all.
-
-    Raises:
-        ValueError: the suffix names no format that PIL writes.
-        OSError: the file cannot be written.
-    """
-    path = Path(path)
-    image_format = Image.registered_extensions().get(path.suffix.lower())
-    if image_format not in Image.SAVE:
-        raise ValueError(f"{path}: expected the suffix of an image, such as .png, got {path.suffix!r}")
-    image = Image.fromarray(rgba)
-    with replacing(path) as temporary:
-        (image.convert("RGB") if image_format == "JPEG" else image).save(temporary, format=image_format)
+        path = Path(path)
+        image_format = Image.registered_extensions().get(path.suffix.lower())
+        if image_format not in Image.SAVE:
+            raise ValueError(f"{path}: expected the suffix of an image, such as .png, got {path.suffix!r}")
+        image = Image.fromarray(self.rgba)
+        with replacing(path) as temporary:
+            (image.convert("RGB") if image_format == "JPEG" else image).save(temporary, format=image_format)
 
 
 def render(
@@ -240,9 +230,11 @@ def lineup(
     *,
     size: tuple[int, int] = (1600, 500),
     spacing: float | None = None,
+    scale: float | None = None,
     colors: Sequence[Color] | None = None,
     background: Color | tuple[Color, Color] | None = STUDIO,
     titles: Sequence[str] = (),
+    text_size: float = 20,
     light_rays: int = 4,
 ) -> Picture:
     """A picture of bodies side by side on one ground, to one scale, seen by a long lens.
@@ -252,9 +244,11 @@ def lineup(
         faces: as in ``render``.
         size: width and height of the picture [pixels].
         spacing: from the middle of one body to the next [m]; by default wide enough for the widest.
+        scale: size of the bodies [pixels a metre]; by default as large as the picture allows.
         colors: as in ``render``.
         background: as in ``render``.
-        titles: a line or two of text beneath each body.
+        titles: a line or more of text beneath each body.
+        text_size: height of the text [pixels].
         light_rays: as in ``render``.
 
     Raises:
@@ -262,91 +256,93 @@ def lineup(
         ValueError: an argument has the wrong shape or values.
     """
     bodies, triangles = meshes(vertices, faces)
-    if not all(map(len, bodies)):
-        raise ValueError("vertices: expected bodies with at least one vertex, got an empty one")
+    if not bodies or not all(map(len, bodies)):
+        raise ValueError("vertices: expected at least one body, and none of them empty")
     if titles and len(titles) != len(bodies):
         raise ValueError(f"titles: expected one for each of {len(bodies)} bodies, got {len(titles)}")
-    lows, highs = (
-        np.array([end(body, axis=0) for body in bodies]).reshape(-1, 3) for end in (np.min, np.max)
-    )
-    if spacing is None:
-        spacing = 1.15 * float((highs - lows)[:, 0].max(initial=0.1))
-    places = (np.arange(len(bodies)) - (len(bodies) - 1) / 2) * spacing
-    middle = (lows + highs) / 2
-    feet = np.stack([middle[:, 0] - places, lows[:, 1], middle[:, 2]], axis=1)
+    low, high = (np.array([end(body, axis=0) for body in bodies]) for end in (np.min, np.max))
+    extent = high - low
+    spacing = 1.15 * float(extent[:, 0].max()) if spacing is None else spacing
     width, height = size
-    line = max(9, round(height / 24))
-    lines = max((title.count("\n") + 1 for title in titles), default=0)
-    tall = 1.06 * float((highs - lows)[:, 1].max(initial=0.1))
-    usable = height - line * (1.35 * lines + 2.2)
-    scale = min(usable / tall, width / (spacing * max(1, len(bodies))))  # pixels a metre
-    distance = 0.5 * height / scale / math.tan(LENS / 2)
-    center = (0.5 * height - line * (1.35 * lines + 1.4)) / scale
-    camera = Camera.look_at(
-        (0, center + distance * math.sin(TILT), distance * math.cos(TILT)),
-        (0, center, 0),
-        size=size,
-        vertical_fov=LENS,
-    )
+    text_height = 1.4 * text_size * max((title.count("\n") + 1 for title in titles), default=0)
+    margin = 0.05 * height
+    if scale is None:
+        room = height - text_height - 3 * margin
+        scale = min(room / float(extent[:, 1].max()), width / (spacing * len(bodies)))
+    aim = (height / 2 - text_height - 1.7 * margin) / scale  # height above the ground of the picture's middle
+    distance = height / 2 / scale / math.tan(LENS / 2)
+    eye = (0, aim + distance * math.sin(TILT), distance * math.cos(TILT))
+    camera = Camera.look_at(eye, (0, aim, 0), size=size, vertical_fov=LENS)
+    places = np.zeros((len(bodies), 3))
+    places[:, 0] = (np.arange(len(bodies)) - (len(bodies) - 1) / 2) * spacing
+    feet = (low + high) / 2
+    feet[:, 1] = low[:, 1]
     picture = render(
-        [body - foot for body, foot in zip(bodies, feet, strict=True)], triangles, camera,
-        colors=colors, background=background, ground=0.0, light_rays=light_rays,
-    )  # fmt: skip
-    if not titles:
-        return picture
-    image = Image.fromarray(picture.rgba)
-    u = camera.project(np.stack([places, 0 * places, 0 * places], axis=1))[:, 0]
-    for x, title in zip(u, titles, strict=True):
-        _write(image, title, (x, height - 1.35 * line * lines), line)
-    return dataclasses.replace(picture, rgba=np.asarray(image))
+        [body + move for body, move in zip(bodies, places - feet, strict=True)],
+        triangles,
+        camera,
+        colors=colors,
+        background=background,
+        ground=0.0,
+        light_rays=light_rays,
+    )
+    for x, title in zip(camera.project(places)[:, 0], titles, strict=False):
+        picture = _written(picture, title, (x, height - text_height - 0.5 * margin), text_size)
+    return picture
 
 
 def contact_sheet(
     pictures: Sequence[Picture],
     *,
     columns: int = 1,
-    title: str = "",
     background: Color | tuple[Color, Color] | None = STUDIO,
-) -> UInt8[np.ndarray, "H W 4"]:
-    """Pictures of one size in a grid, row by row, over one background; transparent ones show it through.
+    title: str = "",
+    title_size: float = 36,
+) -> Picture:
+    """One picture of many, in a grid, row by row; what is transparent shows the common background.
 
     Args:
-        pictures: what to show.
+        pictures: what to show; a row is as high as its highest picture, and a column as wide as its widest.
         columns: pictures in a row.
-        title: a line of text above the grid.
         background: as in ``render``.
+        title: a line of text above the grid.
+        title_size: height of that line [pixels].
 
     Raises:
-        ValueError: there is no picture, or their sizes differ.
+        ValueError: there is no picture or no column.
     """
-    sizes = {picture.rgba.shape for picture in pictures}
-    if len(sizes) != 1 or columns < 1:
+    if not pictures or columns < 1:
         raise ValueError(
-            f"pictures, columns: expected pictures of one size and at least one column, got {len(pictures)} "
-            f"pictures, {len(sizes)} sizes and {columns} columns"
+            f"pictures, columns: expected at least one of each, got {len(pictures)} and {columns}"
         )
-    height, width, _ = sizes.pop()
-    rows = -(-len(pictures) // columns)
-    line = max(12, round(width * columns / 44))
-    top = round(2.2 * line) if title else 0
-    tiles = np.zeros((top + rows * height, columns * width, 4), np.float32)
+    sizes = np.zeros((-(-len(pictures) // columns) * columns, 2), int)
+    sizes[: len(pictures)] = [picture.depth.shape for picture in pictures]
+    grid = sizes.reshape(-1, columns, 2)
+    top = round(2 * title_size) if title else 0
+    rows = np.cumsum([top, *grid[..., 0].max(1)])
+    lefts = np.cumsum([0, *grid[..., 1].max(0)])
+    shape = (rows[-1], lefts[-1])
+    color = np.zeros((*shape, 4), np.float32)
+    depth = np.full(shape, np.inf, np.float32)
+    instance, triangle = np.full((2, *shape), -1, np.int32)
     for i, picture in enumerate(pictures):
-        row, column = divmod(i, columns)
-        tile = picture.rgba / np.float32(255)
-        tile[..., :3] = to_linear(tile[..., :3]) * tile[..., 3:]
-        tiles[top + row * height : top + (row + 1) * height, column * width : (column + 1) * width] = tile
-    sheet = Image.fromarray(_encode(_over(tiles, background)))
-    if title:
-        _write(sheet, title, (columns * width / 2, 0.7 * line), line)
-    return np.asarray(sheet)
+        row, left = rows[i // columns], lefts[i % columns]
+        cell = np.s_[row : row + sizes[i, 0], left : left + sizes[i, 1]]
+        alpha = picture.rgba[..., 3:] / np.float32(255)
+        color[cell] = np.concatenate([_decode(picture.rgba[..., :3]) * alpha, alpha], axis=-1)
+        depth[cell] = picture.depth
+        instance[cell], triangle[cell] = picture.instance, picture.triangle
+    sheet = Picture(_encode(_over(color, background)), depth, instance, triangle)
+    return _written(sheet, title, (shape[1] / 2, 0.7 * title_size), title_size) if title else sheet
 
 
-def _write(image: Image.Image, text: str, top: tuple[float, float], size: float) -> None:
-    """Centred text under a point."""
-    font = ImageFont.load_default(size)
+def _written(picture: Picture, text: str, top: tuple[float, float], size: float) -> Picture:
+    """The picture with text centred beneath a point."""
+    image = Image.fromarray(picture.rgba)
     ImageDraw.Draw(image).multiline_text(
-        top, text, fill=INK, font=font, anchor="ma", align="center", spacing=0.25 * size
+        top, text, fill=INK, font=ImageFont.load_default(size), anchor="ma", align="center", spacing=size / 4
     )
+    return dataclasses.replace(picture, rgba=np.asarray(image))
 
 
 class _Hits(NamedTuple):
@@ -397,17 +393,15 @@ class _Scene:
         hit = np.flatnonzero(ray["primID"] >= 0)
         face = ray["primID"][hit]
         corners = self.faces[face]
-        weights = np.stack([1 - ray["u"][hit] - ray["v"][hit], ray["u"][hit], ray["v"][hit]], axis=1)[
-            :, :, None
-        ]
+        weights = np.stack([1 - ray["u"] - ray["v"], ray["u"], ray["v"]], axis=1)[hit]
         normal, color = np.zeros_like(direction), np.zeros_like(direction)
         depth = np.full(len(u), np.inf, np.float32)
         instance, triangle = np.full((2, len(u)), -1, np.int32)
         depth[hit] = ray["tfar"][hit]
-        smooth = unit((self.normals[corners] * weights).sum(1))
-        away = (ray["Ng"][hit] * direction[hit]).sum(1) > 0
+        smooth = unit(np.einsum("nk,nkc->nc", weights, self.normals[corners]))
+        away = dot(ray["Ng"][hit], direction[hit]) > 0
         normal[hit] = np.where(away[:, None], -smooth, smooth)
-        color[hit] = (self.colors[corners] * weights).sum(1)
+        color[hit] = np.einsum("nk,nkc->nc", weights, self.colors[corners])
         instance[hit], triangle[hit] = self.instance[face], self.triangle[face]
         if self.ground is not None:
             with np.errstate(divide="ignore", invalid="ignore"):
@@ -480,7 +474,7 @@ def _window_mean(
         row, column = rows + down + shift, columns + right + shift
         inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
         other = np.where(inside, row * width + column, index)
-        same = inside & (hits.instance[other] == instance) & ((hits.normal[other] * normal).sum(1) > 0.8)
+        same = inside & (hits.instance[other] == instance) & (dot(hits.normal[other], normal) > 0.8)
         with np.errstate(invalid="ignore"):
             same &= np.abs(hits.depth[other] - depth) < 0.02 * depth
         total += light[other] * same[:, None]
@@ -507,8 +501,8 @@ def _shade(hits: _Hits, light: Float[np.ndarray, "N 2"]) -> Float[np.ndarray, "N
         + ambient * (sky * SKY_COLOR + (1 - sky) * FLOOR_COLOR)
     )
     half = unit(view + KEY)
-    edge = (1 - np.clip((normal * view).sum(1, keepdims=True), 0, 1)) ** 3
-    gloss = 0.10 * key * np.clip((normal * half).sum(1, keepdims=True), 0, 1) ** 20
+    edge = (1 - np.clip(dot(normal, view), 0, 1)[:, None]) ** 3
+    gloss = 0.10 * key * np.clip(dot(normal, half), 0, 1)[:, None] ** 20
     rim = RIM_COLOR * ambient * edge * np.maximum(0.3 + 0.7 * toward(RIM), 0)
     color[body, :3] = albedo * diffuse + gloss + rim * (0.3 + 0.7 * albedo)
     color[body, 3] = 1
@@ -530,9 +524,7 @@ def _antialias(
         first, second = [slice(None)] * 2, [slice(None)] * 2
         first[axis], second[axis] = slice(None, -1), slice(1, None)
         a, b = tuple(first), tuple(second)
-        differs = (instance[a] != instance[b]) | (
-            ((normal[a] * normal[b]).sum(-1) < 0.8) & (instance[a] >= 0)
-        )
+        differs = (instance[a] != instance[b]) | ((dot(normal[a], normal[b]) < 0.8) & (instance[a] >= 0))
         edge[a] |= differs
         edge[b] |= differs
     rows, columns = np.nonzero(_grown(edge))
@@ -559,7 +551,7 @@ def _borrowed(
     for down, right in np.ndindex(3, 3):
         row, column = np.clip(rows + down - 1, 0, height - 1), np.clip(columns + right - 1, 0, width - 1)
         other = row * width + column
-        unlike = 1 - (hits.normal[other] * sample.normal).sum(1)
+        unlike = 1 - dot(hits.normal[other], sample.normal)
         unlike += 4.0 * (hits.instance[other] != sample.instance)
         unlike += 0.1 * (abs(down - 1) + abs(right - 1))
         better = unlike < cost
@@ -621,7 +613,7 @@ def _over(color: Float[np.ndarray, "H W 4"], background: Any) -> Float[np.ndarra
                 f"background: expected a uint8 image of shape ({height}, {width}, 3), "
                 f"got {background.dtype} {background.shape}"
             )
-        behind = to_linear(background / 255)
+        behind = _decode(background)
     else:
         pair = (
             background if isinstance(background, tuple) and len(background) == 2 else (background, background)
@@ -636,3 +628,7 @@ def _encode(linear: Float[np.ndarray, "H W 4"]) -> UInt8[np.ndarray, "H W 4"]:
     rgb = value[..., :3]
     value[..., :3] = np.where(rgb <= 0.0031308, rgb * 12.92, 1.055 * rgb ** (1 / 2.4) - 0.055)
     return np.rint(value * 255).astype(np.uint8)
+
+
+def _decode(pixels: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, "H W 3"]:
+    return to_linear(np.arange(256) / 255).astype(np.float32)[pixels]

@@ -1,0 +1,192 @@
+"""A few everyday poses by name, for demos and tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+from scipy.spatial.transform import Rotation
+
+Angles = tuple[float, float, float]
+"""Degrees about x, y and z; the joint turns by Rx Ry Rz.
+
+From the T-pose, facing +z: a leg flexes forward by -x, a knee bends by +x, the trunk and head bow by +x and
+turn left by +y; the left arm falls by -z, then swings forward by -x; the left elbow bends by -y, the right
+by +y.
+"""
+
+
+def _both(**left: Angles) -> dict[str, Angles]:
+    """Angles of left joints, and their mirror images on the right."""
+    pose = {}
+    for name, (x, y, z) in left.items():
+        pose[f"left_{name}"], pose[f"right_{name}"] = (x, y, z), (x, -y, -z)
+    return pose
+
+
+POSES: dict[str, dict[str, Angles]] = {
+    "standing": {
+        **_both(
+            shoulder=(-6, 8, -66),
+            collar=(0, 0, -6),
+            elbow=(0, -20, 0),
+            hip=(-2, 3, -3),
+            knee=(5, 0, 0),
+            ankle=(-3, 0, 0),
+        ),
+        "head": (4, 8, 0),
+        "spine3": (2, 3, 0),
+    },
+    "at ease": {
+        **_both(shoulder=(4, 14, -68), collar=(0, 0, -6), elbow=(0, -14, 0)),
+        "pelvis": (0, 0, 3),
+        "spine1": (0, 0, -4),
+        "spine2": (1, 0, -2),
+        "left_hip": (-14, 10, 2),
+        "left_knee": (22, 0, 0),
+        "left_ankle": (-6, 0, 0),
+        "right_hip": (0, -4, 1),
+        "head": (3, -12, 3),
+    },
+    "hand on hip": {
+        "pelvis": (0, 0, -3),
+        "spine1": (0, 0, 4),
+        "spine2": (0, 0, 2),
+        "right_hip": (-12, -12, -3),
+        "right_knee": (20, 0, 0),
+        "right_ankle": (-6, 0, 0),
+        "left_hip": (0, 3, -2),
+        "left_shoulder": (14, 0, -44),
+        "left_elbow": (0, -24, -92),
+        "left_wrist": (0, 0, 24),
+        "right_shoulder": (0, -10, 70),
+        "right_elbow": (0, 16, 0),
+        "head": (0, 10, -3),
+    },
+    "walking": {
+        "left_hip": (-24, 0, -1),
+        "left_knee": (9, 0, 0),
+        "left_ankle": (-6, 0, 0),
+        "right_hip": (14, 0, 1),
+        "right_knee": (26, 0, 0),
+        "right_ankle": (12, 0, 0),
+        "left_shoulder": (22, 6, -70),
+        "right_shoulder": (-26, -6, 70),
+        "left_elbow": (0, -18, 0),
+        "right_elbow": (0, 34, 0),
+        "spine1": (3, -5, 0),
+        "spine3": (1, 9, 0),
+        "head": (-2, -4, 0),
+    },
+    "waving": {
+        "right_collar": (0, 0, -8),
+        "right_shoulder": (-10, 0, -32),
+        "right_elbow": (0, 20, -74),
+        "right_wrist": (0, 0, -8),
+        "left_shoulder": (-4, 10, -68),
+        "left_elbow": (0, -18, 0),
+        "spine1": (0, 0, -3),
+        "spine3": (0, 0, -4),
+        "left_hip": (-6, 6, 4),
+        "left_knee": (9, 0, 0),
+        "right_hip": (0, -4, -2),
+        "head": (0, -6, -7),
+    },
+    "cheering": {
+        **_both(
+            shoulder=(-12, 0, 50),
+            collar=(0, 0, 12),
+            elbow=(0, -16, 26),
+            hip=(-8, 4, 8),
+            knee=(14, 0, 0),
+            ankle=(-6, 0, 0),
+        ),
+        "spine2": (-6, 0, 0),
+        "head": (-10, 0, 0),
+    },
+    "running": {
+        "spine1": (8, -6, 0),
+        "spine3": (4, 12, 0),
+        "left_hip": (-58, 0, 2),
+        "left_knee": (70, 0, 0),
+        "left_ankle": (4, 0, 0),
+        "right_hip": (16, 0, -2),
+        "right_knee": (28, 0, 0),
+        "right_ankle": (22, 0, 0),
+        "left_shoulder": (42, 8, -62),
+        "right_shoulder": (-38, -8, 62),
+        "left_elbow": (0, -78, 0),
+        "right_elbow": (0, 84, 0),
+        "head": (-10, -4, 0),
+    },
+    "sitting": {
+        **_both(
+            hip=(-84, 6, 24), knee=(26, 0, 0), ankle=(12, 0, 0), shoulder=(-34, 10, -56), elbow=(0, -30, 0)
+        ),
+        "spine1": (10, 0, 0),
+        "spine2": (4, 0, 0),
+        "head": (-8, 14, 0),
+    },
+    "crawling": {
+        "pelvis": (76, 0, 0),
+        "spine1": (4, 0, 4),
+        "spine3": (-6, 0, -4),
+        "neck": (-26, 0, 0),
+        "head": (-34, 8, 0),
+        "left_shoulder": (0, -92, -16),
+        "right_shoulder": (0, 66, 10),
+        "left_elbow": (0, -12, 0),
+        "right_elbow": (0, 14, 0),
+        "left_hip": (-66, 0, 10),
+        "right_hip": (-92, 0, -10),
+        "left_knee": (102, 0, 0),
+        "right_knee": (104, 0, 0),
+        **_both(ankle=(42, 0, 0), wrist=(0, 0, 70)),
+    },
+    "lying": {
+        "pelvis": (-90, 0, 0),
+        **_both(
+            hip=(-62, 20, 34), knee=(84, 0, 0), ankle=(-4, 0, 0), shoulder=(0, 10, 24), elbow=(0, -54, 40)
+        ),
+        "spine1": (8, 0, 0),
+        "head": (4, 34, 0),
+    },
+    "kicking": {
+        "pelvis": (-90, 0, 0),
+        "left_hip": (-96, 10, 26),
+        "left_knee": (58, 0, 0),
+        "right_hip": (-42, -12, -24),
+        "right_knee": (44, 0, 0),
+        "left_shoulder": (-16, -44, -16),
+        "right_shoulder": (0, 34, 4),
+        "left_elbow": (0, -54, 0),
+        "right_elbow": (0, 62, 0),
+        "spine1": (8, 0, 0),
+        "head": (8, 18, 0),
+    },
+}
+
+
+def pose(name: str, joint_names: Sequence[str], *, heading: float = 0.0) -> Float[np.ndarray, "J 3"]:
+    """A pose as one axis-angle vector a joint [rad], the root's first.
+
+    Args:
+        name: one of ``POSES``.
+        joint_names: the body's joints; those that the pose does not name stay at zero.
+        heading: how far the whole body turns to its left, about +y [rad].
+
+    Raises:
+        ValueError: there is no such pose, or the body lacks a joint that it moves.
+    """
+    if name not in POSES:
+        raise ValueError(f"name: expected one of {', '.join(POSES)}, got {name!r}")
+    missing = sorted(set(POSES[name]) - set(joint_names))
+    if missing:
+        raise ValueError(
+            f"joint_names: the pose {name!r} moves {', '.join(missing)}, which this body has not"
+        )
+    angles = np.array([POSES[name].get(joint, (0.0, 0.0, 0.0)) for joint in joint_names])
+    turns = Rotation.from_euler("XYZ", angles, degrees=True)
+    root = Rotation.from_euler("Y", heading) * turns[0]
+    return np.concatenate([root.as_rotvec()[None], turns[1:].as_rotvec()])
