@@ -1,0 +1,242 @@
+"""What a file is, by its content, and the plain values in it: pickle, npz, npy, torch or safetensors."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import os
+import re
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from agebody.assets.asset import AssetError
+from agebody.assets.unpickle import loads
+
+PathLike: TypeAlias = str | os.PathLike[str]
+
+MAX_BYTES = 2**31
+"""Largest file, packed or unpacked; the largest official ones have a quarter of it."""
+
+WHERE = (
+    "SMPL comes from smpl.is.tue.mpg.de, SMPL-X from smpl-x.is.tue.mpg.de, SMPL-H and MANO from "
+    "mano.is.tue.mpg.de, the kid templates from agora.is.tue.mpg.de, SMIL from its page at Fraunhofer IOSB "
+    "(s.fhg.de/smil), BEV's files from the ROMP project; each needs a free registration"
+)
+
+_TORCH_LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+_GET_MODEL = "get the model itself, a .pkl or .npz file"
+_OBJ_START = rb"(#[^\n]*\n|\s|(mtllib|o|g) [^\n]*\n)*v -?[\d.]"
+_OTHERS = (
+    (rb"version https://git-lfs", "a Git LFS pointer, not the file itself; run `git lfs pull`"),
+    (
+        rb"(?i)\s*(<!doctype html|<html)",
+        "a web page, as a download without a login gives; log in and try again",
+    ),
+    (rb"Kaydara FBX", f"an FBX scene; {_GET_MODEL}"),
+    (rb"glTF", f"a glTF scene, one fixed mesh; {_GET_MODEL}"),
+    (rb"(?i)ply\r?\n", f"a PLY mesh, one fixed mesh; {_GET_MODEL}"),
+    (_OBJ_START, f"an OBJ mesh, one fixed mesh; {_GET_MODEL}"),
+    (rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!", "a packed archive; unpack it and give the model file in it"),
+    (rb"\x89HDF", f"an HDF5 file; {_GET_MODEL}"),
+    (rb"\s*[{\[]", f"a JSON text; {_GET_MODEL}"),
+)
+
+
+class Unread(NamedTuple):
+    """Stands for an entry that only running code of the file could read."""
+
+    reason: str
+
+
+class RawFile(NamedTuple):
+    """A file's plain content."""
+
+    path: Path
+    container: str
+    """pickle, npz, npy, torch or safetensors; of the last the content is not read here."""
+    content: Any
+    sha256: str
+
+
+@contextmanager
+def naming(path: PathLike) -> Iterator[None]:
+    """Put the file's name before every `AssetError` raised inside."""
+    try:
+        yield
+    except AssetError as error:
+        raise AssetError(f"{os.fspath(path)}: {error}") from error
+
+
+def read_raw(path: PathLike) -> RawFile:
+    """Read a file of any container without running anything of it.
+
+    Raises:
+        AssetError: the file is missing, unreadable, damaged, hostile, or of another kind (see `naming`).
+    """
+    path = Path(path)
+    data = read_bytes(path)
+    container = _container(data)
+    read = {"pickle": _read_pickle, "npz": _read_npz, "npy": _read_npy, "torch": _read_torch}.get(container)
+    content = read(data) if read else None
+    return RawFile(path, container, content, hashlib.sha256(data).hexdigest())
+
+
+def is_safetensors(path: PathLike) -> bool:
+    """Whether a readable file begins like one of safetensors."""
+    path = Path(path)
+    if not path.is_file():
+        return False
+    try:
+        with path.open("rb") as file:
+            return _safetensors_head(file.read(9), path.stat().st_size)
+    except OSError:
+        return False
+
+
+def _safetensors_head(head: bytes, size: int) -> bool:
+    return len(head) >= 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size - 8
+
+
+def read_bytes(path: PathLike) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        AssetError: the file is missing, a folder, empty, too large or unreadable (see `naming`).
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            files = sorted(child.name for child in path.iterdir() if child.is_file())
+            inside = f"; it holds {', '.join(files[:8])}" if files else "; it holds no files"
+            raise AssetError(f"a folder, not a file{inside}")
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise AssetError(f"{size} bytes; no body file is larger than {MAX_BYTES}")
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise AssetError(f"no such file. {WHERE}") from error
+    except OSError as error:
+        raise AssetError(f"cannot be read: {error.strerror or error}") from error
+    if not data:
+        raise AssetError("the file is empty; download it again")
+    return data
+
+
+def _container(data: bytes) -> str:
+    if data.startswith(b"\x93NUMPY"):
+        return "npy"
+    if data.startswith(b"PK"):
+        return _zip_container(data)
+    if _safetensors_head(data[:9], len(data)):
+        return "safetensors"
+    if data[2:].startswith(_TORCH_LEGACY):
+        return "torch"
+    for pattern, what in _OTHERS:
+        if re.match(pattern, data[:4096]):
+            raise AssetError(f"this is {what}")
+    if re.match(rb"\x80[\x02-\x05]|[(c\]}]", data):
+        return "pickle"
+    raise AssetError(
+        "this is not a pickle, npz, npy, torch or safetensors file; download it again, or get the .pkl"
+    )
+
+
+_ZIP_ERRORS = (
+    zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, KeyError,
+    OSError, MemoryError,
+)  # fmt: skip
+
+
+@contextmanager
+def _unzipping() -> Iterator[None]:
+    try:
+        yield
+    except AssetError:
+        raise
+    except _ZIP_ERRORS as error:
+        raise AssetError(f"damaged or truncated ({error}); download the file again") from error
+
+
+def _zip_container(data: bytes) -> str:
+    with _unzipping(), zipfile.ZipFile(io.BytesIO(data)) as archive:
+        entries = archive.infolist()
+    total = sum(entry.file_size for entry in entries)
+    if total > MAX_BYTES:
+        raise AssetError(f"unpacks to {total} bytes; no body file is larger than {MAX_BYTES}")
+    names = [entry.filename for entry in entries]
+    if any(name.endswith("data.pkl") for name in names):
+        return "torch"
+    if names and all(name.endswith(".npy") for name in names):
+        return "npz"
+    shown = ", ".join(names[:8])
+    raise AssetError(f"this is a packed archive; unpack it and give the model file in it (it holds {shown})")
+
+
+def _read_pickle(data: bytes) -> Any:
+    return loads(data)
+
+
+def _read_npz(data: bytes) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    with _unzipping(), zipfile.ZipFile(io.BytesIO(data)) as archive:
+        for entry in archive.infolist():
+            content[entry.filename.removesuffix(".npy")] = _read_array(archive.read(entry))
+    return content
+
+
+def _read_npy(data: bytes) -> np.ndarray:
+    with _unzipping():
+        array = _read_array(data)
+    if isinstance(array, Unread):
+        raise AssetError(array.reason)
+    return array
+
+
+def _read_array(data: bytes) -> np.ndarray | Unread:
+    stream = io.BytesIO(data)
+    version = np.lib.format.read_magic(stream)
+    read_header = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }.get(version)
+    if read_header is None:
+        return Unread(f"an array of npy version {version}, which only structured arrays need")
+    shape, fortran, dtype = read_header(stream)
+    if dtype.hasobject:
+        return Unread("an object array, which only running its code could read")
+    if math.prod(shape) * dtype.itemsize > len(data) - stream.tell():
+        raise AssetError(
+            f"truncated: the header promises {shape} {dtype}, the file ends before; download it again"
+        )
+    array = np.ndarray(shape, dtype, data, stream.tell(), order="F" if fortran else "C")
+    return array if dtype.isnative else array.astype(dtype.newbyteorder("="))
+
+
+def _read_torch(data: bytes) -> Any:
+    import torch
+
+    try:
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        return _arrays(content) if isinstance(content, dict) else content
+    except Exception as error:  # whatever torch's reader meets in a foreign file
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise AssetError(
+            f"torch finds no plain tensors in it ({first_line[:200]}). A training checkpoint is not a body; "
+            "if this is a body pack, download it again"
+        ) from error
+
+
+def _arrays(content: dict[Any, Any]) -> dict[str, Any]:
+    import torch
+
+    return {
+        str(key): value.detach().numpy() if isinstance(value, torch.Tensor) else value
+        for key, value in content.items()
+    }

@@ -1,0 +1,269 @@
+"""Load, save, export and inspect bodies."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+import pickle
+import secrets
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+from scipy import sparse
+
+from agebody.assets.asset import AssetError, BodyAsset, Metadata, Regressor
+from agebody.assets.container import PathLike, is_safetensors, naming, read_raw
+from agebody.assets.official import (
+    GENDERS,
+    infant_of,
+    named_regressor,
+    read_body,
+    read_infant_template,
+    read_regressor,
+    with_infant,
+)
+from agebody.assets.schema import FORMAT_VERSION, HEADER_KEY, SPARSE_PARTS, read_header
+
+
+def load_asset(
+    path: PathLike,
+    *,
+    infant_template: PathLike | np.ndarray | None = None,
+    regressors: Mapping[str, PathLike | np.ndarray] | None = None,
+    gender: str | None = None,
+) -> BodyAsset:
+    """Read a body from any file of the SMPL family, or from one that `save_asset` wrote.
+
+    Files are recognised by content, not by name: SMPL v1.0.0 and v1.1.0, SMIL, SMPL-H, SMPL-X and MANO as
+    pickle or npz, the packs of BEV and ROMP (``SMPLA_NEUTRAL.pth``, ``smil_packed_info.pth``), HMR's copy.
+    Nothing in a file is ever run, and ``chumpy`` is not needed. Arrays keep the file's precision.
+
+    Args:
+        path: the file.
+        infant_template: makes SMPL-A of an adult body (AGORA, CVPR 2021): ``smpl_kid_template.npy``, a SMIL
+            model file, or the vertices (V, 3) [m]. They are centred, and become the age anchor at offset 1.
+        regressors: keypoint regressors to attach, each a file (npy, npz, pickle) or a matrix (K, V). The
+            names ``j19``, ``extra9``, ``h36m17`` and ``coco17`` stand for the known sets (such as HMR2's
+            ``SMPL_to_J19.pkl``, SPIN's ``J_regressor_extra.npy`` and ``J_regressor_h36m.npy``).
+        gender: ``neutral``, ``female`` or ``male``; read from the file's name where None.
+
+    Raises:
+        AssetError: a file is missing, unreadable, damaged, hostile, or not what it is given as. The message
+            names the file, what it is, and what to do.
+        ValueError: `gender` is none of the three.
+    """
+    if gender not in (None, *GENDERS):
+        raise ValueError(f"gender: expected one of {GENDERS}, got {gender!r}")
+    with naming(path):
+        if is_safetensors(path):
+            body = _read_own(path)
+            if gender:
+                body = body.replace(metadata=dataclasses.replace(body.metadata, gender=gender))
+        else:
+            body = read_body(read_raw(path), gender=gender)
+    if infant_template is not None:
+        body = _add_infant(body, infant_template)
+    for name, source in (regressors or {}).items():
+        body = _add_regressor(body, name, source)
+    return body
+
+
+def save_asset(asset: BodyAsset, path: PathLike, *, overwrite: bool = False) -> None:
+    """Write a body in this library's format: a safetensors file, described in ``assets_spec/``.
+
+    The file appears whole or not at all: an interrupted save leaves what was there before and nothing else.
+
+    Raises:
+        FileExistsError: the file is there and `overwrite` is False.
+        FileNotFoundError, IsADirectoryError, PermissionError, OSError: the file cannot be written there.
+    """
+    header: dict[str, Any] = {"format_version": FORMAT_VERSION}
+    tensors: dict[str, np.ndarray] = {}
+    for field in dataclasses.fields(asset):
+        value = getattr(asset, field.name)
+        if value is None:
+            continue
+        match field.metadata["kind"]:
+            case "float" | "int":
+                tensors[field.name] = value
+            case "sparse":
+                tensors |= _parts(field.name, value)
+            case "text":
+                header[field.name] = list(value)
+            case "regressors":
+                header[field.name] = {name: list(regressor.names) for name, regressor in value.items()}
+                for name, regressor in value.items():
+                    tensors |= _parts(f"{field.name}.{name}", regressor.matrix)
+            case "metadata":
+                header[field.name] = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+                header[field.name]["sources"] = dict(value.sources)
+    content = save(tensors, {HEADER_KEY: json.dumps(header)})
+    _write_whole(path, lambda file: file.write(content), overwrite=overwrite)
+
+
+def export_smpl_npz(asset: BodyAsset, path: PathLike, *, overwrite: bool = False) -> None:
+    """Write a body with SMPL's entry names, as an npz file.
+
+    `smplx` opens npz files of SMPL-H and SMPL-X itself; its SMPL class takes one as
+    ``smplx.SMPL("", data_struct=smplx.utils.Struct(**np.load(path)))``, or opens the pickle that
+    `export_smpl_pkl` writes. The format has no place for age templates and keypoint regressors; an age
+    template goes beside it as ``np.save("smpl_kid_template.npy", asset.age_templates[-1])``.
+
+    Raises:
+        FileExistsError: the file is there and `overwrite` is False.
+        FileNotFoundError, IsADirectoryError, PermissionError, OSError: the file cannot be written there.
+    """
+    arrays: dict[str, Any] = _smpl_arrays(asset)
+    _write_whole(path, lambda file: np.savez(file, **arrays), overwrite=overwrite)
+
+
+def export_smpl_pkl(asset: BodyAsset, path: PathLike, *, overwrite: bool = False) -> None:
+    """Write what `export_smpl_npz` writes as a pickle of NumPy arrays: `smplx.SMPL` opens it without chumpy.
+
+    Raises:
+        FileExistsError: the file is there and `overwrite` is False.
+        FileNotFoundError, IsADirectoryError, PermissionError, OSError: the file cannot be written there.
+    """
+    content = pickle.dumps(_smpl_arrays(asset), protocol=2)
+    _write_whole(path, lambda file: file.write(content), overwrite=overwrite)
+
+
+def _add_infant(body: BodyAsset, infant: PathLike | np.ndarray) -> BodyAsset:
+    if isinstance(infant, np.ndarray):
+        with naming("infant_template"):
+            return with_infant(body, infant)
+    with naming(infant):
+        if is_safetensors(infant):
+            return with_infant(body, *infant_of(_read_own(infant)))
+        raw = read_raw(infant)
+        grown = with_infant(body, *read_infant_template(raw))
+        return _with_source(grown, raw.path.name, raw.sha256)
+
+
+def _add_regressor(body: BodyAsset, name: str, source: PathLike | np.ndarray) -> BodyAsset:
+    if isinstance(source, np.ndarray):
+        return body.replace(regressors={**body.regressors, name: named_regressor(name, source)})
+    with naming(source):
+        raw = read_raw(source)
+        body = body.replace(regressors={**body.regressors, name: read_regressor(name, raw)})
+        return _with_source(body, raw.path.name, raw.sha256)
+
+
+def _with_source(body: BodyAsset, name: str, sha256: str) -> BodyAsset:
+    sources = {**body.metadata.sources, name: sha256}
+    return body.replace(metadata=dataclasses.replace(body.metadata, sources=sources))
+
+
+def _parts(name: str, matrix: sparse.csr_array) -> dict[str, np.ndarray]:
+    values = {part: getattr(matrix, part) for part in SPARSE_PARTS}
+    return {
+        f"{name}.{part}": value if part == "data" else value.astype(np.int32)
+        for part, value in values.items()
+    }
+
+
+def _read_own(path: PathLike) -> BodyAsset:
+    try:
+        with open(path, "rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        if not isinstance(header, dict) or HEADER_KEY not in (header.get("__metadata__") or ()):
+            raise AssetError("a safetensors file of something else than a body; get the body's own file")
+        texts = read_header(header)
+        with safe_open(path, framework="np") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except AssetError:
+        raise
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise AssetError(f"damaged or truncated ({error}); get or save the file again") from error
+    for tensor in tensors.values():
+        tensor.flags.writeable = False
+    num_vertices = len(tensors["template"])
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(BodyAsset):
+        name = field.name
+        match field.metadata["kind"]:
+            case "float" | "int" if name in tensors:
+                values[name] = tensors[name]
+            case "sparse":
+                values[name] = _matrix(tensors, name, num_vertices)
+            case "text":
+                values[name] = tuple(texts[name])
+            case "regressors":
+                values[name] = {
+                    key: Regressor(tuple(points), _matrix(tensors, f"{name}.{key}", num_vertices))
+                    for key, points in texts[name].items()
+                }
+            case "metadata":
+                values[name] = Metadata(**{**texts[name], "shape_names": tuple(texts[name]["shape_names"])})
+    return BodyAsset(**values)
+
+
+def _matrix(tensors: dict[str, np.ndarray], name: str, num_columns: int) -> sparse.csr_array:
+    missing = [part for part in SPARSE_PARTS if f"{name}.{part}" not in tensors]
+    if missing:
+        raise AssetError(f"{name}.{missing[0]} missing; get or save the file again")
+    data, indices, indptr = (tensors[f"{name}.{part}"] for part in SPARSE_PARTS)
+    try:
+        matrix = sparse.csr_array((data, indices, indptr), shape=(len(indptr) - 1, num_columns))
+        matrix.check_format(full_check=True)
+    except (ValueError, IndexError) as error:
+        raise AssetError(f"{name}: not a sparse matrix ({error}); get or save the file again") from error
+    return matrix
+
+
+def _smpl_arrays(asset: BodyAsset) -> dict[str, np.ndarray]:
+    """A body under SMPL's entry names, as its v1.0.0 files have them."""
+    num_features = 9 * (asset.num_joints - 1)
+    posedirs = asset.posedirs
+    if posedirs is None:
+        posedirs = np.zeros((asset.num_vertices, 3, num_features), asset.template.dtype)
+    parents = asset.parents.astype(np.uint32)  # the root's parent becomes 2^32 - 1, as SMPL has it
+    return {
+        "v_template": asset.template,
+        "f": asset.faces.astype(np.uint32),
+        "shapedirs": asset.shapedirs,
+        "posedirs": posedirs,
+        "J_regressor": asset.joint_regressor.toarray(),
+        "J": asset.joint_regressor @ asset.template,
+        "weights": asset.dense_weights(),
+        "kintree_table": np.stack([parents, np.arange(asset.num_joints, dtype=np.uint32)]),
+        "bs_style": np.array("lbs"),
+        "bs_type": np.array("lrotmin"),
+    }
+
+
+def _write_whole(path: PathLike, write: Callable[[BinaryIO], Any], *, overwrite: bool) -> None:
+    """Write beside the target, then move into place: whoever looks sees the old file or the whole new one."""
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "a folder, not a file; give the file a name in it", str(path))
+    if not target.parent.is_dir():
+        raise FileNotFoundError(
+            errno.ENOENT, "the folder does not exist; create it first", str(target.parent)
+        )
+    if target.exists() and not overwrite:
+        raise FileExistsError(errno.EEXIST, "the file exists; pass overwrite=True to replace it", str(path))
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
+    try:
+        descriptor = os.open(
+            temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666
+        )
+    except OSError as error:
+        raise OSError(
+            error.errno, f"cannot write in this folder ({error.strerror})", str(target.parent)
+        ) from error
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

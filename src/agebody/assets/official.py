@@ -1,0 +1,400 @@
+"""From the files that SMPL-family models are published in to a `BodyAsset`.
+
+The files share SMPL's entry names (Loper 2015) and differ in what they add: SMPL, SMIL, SMPL-H, SMPL-X and
+MANO as pickle or npz, BEV's and ROMP's packs as torch files, HMR's copy with its own regressor.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy import sparse
+
+from agebody.assets.asset import (
+    SMPL_JOINT_NAMES,
+    SMPL_PARENTS,
+    AssetError,
+    BodyAsset,
+    Metadata,
+    Regressor,
+    sparse_weights,
+)
+from agebody.assets.container import RawFile, Unread
+from agebody.assets.landmarks import J19, REGRESSOR_NAMES, SURFACE21, SURFACE21_SMPL_VERTICES
+
+_BODY22 = SMPL_JOINT_NAMES[:22]
+_FINGERS = tuple(
+    f"{finger}{i}" for finger in ("index", "middle", "pinky", "ring", "thumb") for i in (1, 2, 3)
+)
+_HANDS = tuple(f"{side}_{finger}" for side in ("left", "right") for finger in _FINGERS)
+JOINT_NAMES = {
+    "smpl": SMPL_JOINT_NAMES,
+    "smplh": _BODY22 + _HANDS,
+    "smplx": (*_BODY22, "jaw", "left_eye", "right_eye", *_HANDS),
+    "mano": ("wrist", *_FINGERS),
+}
+"""Joint names of each model family, in the order of its files."""
+
+_COCOPLUS19 = (*J19[:14], "nose", "left_eye", "right_eye", "left_ear", "right_ear")
+TITLES = {"smpl": "SMPL", "smil": "SMIL", "smplh": "SMPL-H", "smplx": "SMPL-X", "mano": "MANO"}
+"""How people write the model families."""
+
+_TOPOLOGIES = {6890: "smpl", 10475: "smplx", 778: "mano"}
+_LICENSES = {
+    "smpl": "SMPL model licence: non-commercial research (smpl.is.tue.mpg.de)",
+    "smil": "SMIL model licence: non-commercial research (s.fhg.de/smil)",
+    "smplh": "MANO and SMPL-H model licence: non-commercial research (mano.is.tue.mpg.de)",
+    "smplx": "SMPL-X model licence: non-commercial research (smpl-x.is.tue.mpg.de)",
+    "mano": "MANO and SMPL-H model licence: non-commercial research (mano.is.tue.mpg.de)",
+}
+_KID_LICENSE = "AGORA kid template: non-commercial research (agora.is.tue.mpg.de)"
+GENDERS = ("neutral", "female", "male")
+_REQUIRED = ("v_template", "f", "kintree_table", "J_regressor", "weights", "shapedirs")
+_INFANT_BELOW = 1.0
+"""Stature [m] below which a template of SMPL's layout is SMIL's (0.53 m) and not an adult's (1.7 m)."""
+
+_GET_MODEL = "get the model file (.pkl or .npz)"
+_NUM_EXPRESSIONS = {400: 100, 20: 10}  # of SMPL-X's shape directions, the last ones
+
+
+def read_body(raw: RawFile, *, gender: str | None = None) -> BodyAsset:
+    """The body in a file of SMPL's entry names.
+
+    Args:
+        raw: the file's content.
+        gender: what the file is of; read from its name where None.
+
+    Raises:
+        AssetError: the file is no body, or its arrays do not make one; the caller adds the file's name.
+    """
+    content = raw.content
+    if not isinstance(content, dict) or any(key not in content for key in _REQUIRED):
+        raise AssetError(what_it_is(raw))
+    entry = _Entries(content)
+    template = entry.floats("v_template", (None, 3))
+    num_vertices = len(template)
+    parents = _parents(entry.indices("kintree_table"))
+    num_joints = len(parents)
+    posedirs = entry.floats("posedirs") if "posedirs" in content else None
+    if posedirs is not None:
+        posedirs = _posedirs(posedirs, num_vertices, num_joints)
+    weights = entry.floats("weights", (num_vertices, num_joints))
+    skin_joints, skin_weights = sparse_weights(weights)
+    kind = _kind(parents, num_vertices, template)
+    shapedirs = entry.floats("shapedirs", (num_vertices, 3, None))
+    ages: dict[str, Any] = {}
+    if "smpla_shapedirs" in content:
+        infant = template + entry.floats("smpla_shapedirs", (num_vertices, 3, None))[..., -1]
+        ages = {"age_offsets": np.ones(1, template.dtype), "age_templates": _freeze(infant[None])}
+    return BodyAsset(
+        template=_freeze(template),
+        faces=entry.indices("f"),
+        parents=parents,
+        joint_names=JOINT_NAMES.get(_layout(kind)) or tuple(f"joint{j}" for j in range(num_joints)),
+        joint_regressor=entry.matrix("J_regressor", (num_joints, num_vertices)),
+        skin_joints=_freeze(skin_joints),
+        skin_weights=_freeze(skin_weights),
+        shapedirs=_freeze(shapedirs),
+        posedirs=None if posedirs is None else _freeze(posedirs),
+        regressors=_regressors(entry, num_vertices, template.dtype),
+        metadata=Metadata(
+            name=raw.path.stem,
+            kind=kind,
+            topology=_TOPOLOGIES.get(num_vertices, "custom") if kind != "custom" else "custom",
+            gender=gender or _gender(raw),
+            license=_LICENSES.get(kind, "unknown"),
+            shape_names=_shape_names(kind, shapedirs.shape[2]),
+            sources={raw.path.name: raw.sha256},
+        ),
+        **ages,
+    )
+
+
+def read_infant_template(raw: RawFile) -> tuple[Float[np.ndarray, "V 3"], str]:
+    """The vertices and licence of an infant template: `smpl_kid_template.npy`, or that of a SMIL model file.
+
+    Raises:
+        AssetError: the file holds neither; the caller adds the file's name.
+    """
+    if isinstance(raw.content, np.ndarray):
+        return raw.content, _KID_LICENSE if "kid_template" in raw.path.name else "unknown"
+    return infant_of(read_body(raw))
+
+
+def infant_of(body: BodyAsset) -> tuple[Float[np.ndarray, "V 3"], str]:
+    """The template and licence of an infant body.
+
+    Raises:
+        AssetError: the body is an adult.
+    """
+    stature = float(np.ptp(body.template[:, 1]))
+    if stature >= _INFANT_BELOW:
+        raise AssetError(
+            f"this body is {stature:.2f} m tall, an adult; as infant template give "
+            "smpl_kid_template.npy (AGORA) or a SMIL model (smil_web.pkl)"
+        )
+    return body.template, body.metadata.license
+
+
+def with_infant(body: BodyAsset, infant: np.ndarray, license: str = "unknown") -> BodyAsset:
+    """The body with an infant template as its age anchor at offset 1, centred as SMPL-A has it.
+
+    The anchor is ``infant - infant.mean(axis=0)`` (AGORA, CVPR 2021): the adult template is not centred.
+
+    Raises:
+        AssetError: the infant has other vertices than the body, or the body has an age template already.
+    """
+    if body.has_age:
+        raise AssetError(
+            f"{body.metadata.name} brings its own age templates (offsets {body.age_offsets.tolist()}); "
+            "leave infant_template away"
+        )
+    if not isinstance(infant, np.ndarray) or infant.dtype.kind != "f":
+        raise AssetError(
+            f"expected an array of float vertices, got {getattr(infant, 'dtype', type(infant).__name__)}"
+        )
+    if infant.shape != body.template.shape:
+        advice = {
+            6890: "SMPL and SMPL-H need smpl_kid_template.npy or a SMIL model",
+            10475: "SMPL-X needs smplx_kid_template.npy",
+        }.get(body.num_vertices, "it must have the body's own vertices")
+        given = {6890: "SMPL's", 10475: "SMPL-X's"}.get(len(infant) if infant.ndim else 0, "unknown")
+        raise AssetError(
+            f"an infant template of shape {infant.shape} ({given} topology) does not fit a body of "
+            f"{body.num_vertices} vertices; {advice}"
+        )
+    centred = (infant - infant.mean(axis=0)).astype(body.template.dtype)
+    return body.replace(
+        age_offsets=np.ones(1, body.template.dtype),
+        age_templates=_freeze(centred[None]),
+        metadata=dataclasses.replace(
+            body.metadata, license=f"{body.metadata.license}; infant template: {license}"
+        ),
+    )
+
+
+def read_regressor(name: str, raw: RawFile) -> Regressor:
+    """A keypoint regressor from a file that holds one matrix (npy, npz or pickle), dense or sparse.
+
+    Raises:
+        AssetError: the file does not hold one matrix; the caller adds the file's name.
+    """
+    content = raw.content
+    if isinstance(content, dict) and len(content) == 1:
+        (content,) = content.values()
+    return named_regressor(name, content)
+
+
+def named_regressor(name: str, matrix: Any) -> Regressor:
+    """A matrix with one row a point, with the point names that `name` stands for, or numbered ones.
+
+    Raises:
+        AssetError: not a matrix, or of another number of rows than the set of that name has.
+    """
+    if not (isinstance(matrix, np.ndarray) or sparse.issparse(matrix)) or matrix.ndim != 2:
+        raise AssetError(
+            f"regressors[{name!r}]: expected a matrix of shape (points, vertices), got "
+            f"{getattr(matrix, 'shape', type(matrix).__name__)}"
+        )
+    points = REGRESSOR_NAMES.get(name) or tuple(f"{name}_{k}" for k in range(matrix.shape[0]))
+    if len(points) != matrix.shape[0]:
+        raise AssetError(
+            f"regressors[{name!r}]: expected {len(points)} rows ({points[0]}, ... {points[-1]}), got shape "
+            f"{matrix.shape}; if it is another set of points, give it another name"
+        )
+    return Regressor(points, sparse.csr_array(matrix))
+
+
+def what_it_is(raw: RawFile) -> str:
+    """What a file that is not a body holds, and what to get instead."""
+    content = raw.content
+    if isinstance(content, np.ndarray):
+        owner = {6890: "SMPL", 10475: "SMPL-X"}.get(content.shape[0] if content.ndim else 0)
+        if owner and content.shape[1:] == (3,):
+            return (
+                f"this is a set of vertices for {owner}, such as a kid template, not a body; give it as "
+                f"infant_template beside a {owner} model"
+            )
+        if content.ndim == 2 and content.shape[1] in _TOPOLOGIES:
+            return (
+                f"this is a matrix of shape {content.shape}, such as a keypoint regressor; give it in "
+                "regressors beside a model file"
+            )
+        return f"this is a single array of shape {content.shape}, not a body; {_GET_MODEL}"
+    if not isinstance(content, dict):
+        return f"this holds a {type(content).__name__}, not a body; {_GET_MODEL}"
+    keys = {str(key) for key in content}
+    if {"means", "covars"} <= keys:
+        return "this is a Gaussian mixture pose prior (of SMPLify), not a body; get the model file itself"
+    if {"mean", "prec"} <= keys:
+        return "this is a Mahalanobis pose prior (of SMIL), not a body; the body is smil_web.pkl"
+    if keys & {"state_dict", "model", "model_state_dict", "optimizer", "epoch"}:
+        return (
+            "this is a training checkpoint of a network, not a body; get the model file it was trained with"
+        )
+    if keys & {"poses", "body_pose", "trans", "global_orient"}:
+        return f"this is a motion or a set of fitted parameters, not a body; {_GET_MODEL}"
+    if "skin_template_v" in keys or "skel_template_v" in keys:
+        return "this is a SKEL model, which has other joints and pose parameters; get an SMPL model"
+    missing = [key for key in _REQUIRED if key not in keys]
+    shown = ", ".join(sorted(keys)[:12]) or "nothing"
+    return f"this is not a body: {', '.join(missing)} missing; it holds {shown}; {_GET_MODEL}"
+
+
+class _Entries:
+    """Typed access to a file's entries."""
+
+    def __init__(self, content: dict[str, Any]) -> None:
+        self.content = content
+
+    def array(self, name: str) -> np.ndarray:
+        value = self.content[name]
+        if isinstance(value, Unread):
+            raise AssetError(
+                f"{name} is {value.reason}; take the file as the model's site offers it, not a copy of it"
+            )
+        if not isinstance(value, np.ndarray):
+            raise AssetError(f"{name}: expected an array, got {type(value).__name__}")
+        return value
+
+    def floats(self, name: str, shape: tuple[int | None, ...] | None = None) -> np.ndarray:
+        value = self.array(name)
+        if value.dtype == np.float16:
+            value = value.astype(np.float32)
+        if value.dtype.kind != "f":
+            raise AssetError(f"{name}: expected floating numbers, got {value.dtype}")
+        if shape and (
+            value.ndim != len(shape)
+            or any(n not in (None, m) for n, m in zip(shape, value.shape, strict=True))
+        ):
+            expected = ", ".join("any" if n is None else str(n) for n in shape)
+            raise AssetError(f"{name}: expected shape ({expected}), got {value.shape}")
+        return value
+
+    def indices(self, name: str) -> np.ndarray:
+        """Whole numbers, which BEV's packs keep as floats."""
+        value = self.array(name)
+        if value.dtype.kind == "f":
+            if not (np.isfinite(value).all() and np.array_equal(value, np.rint(value))):
+                raise AssetError(f"{name}: expected whole numbers, got fractions or NaN")
+            return value.astype(np.int64)
+        if value.dtype.kind not in "iu":
+            raise AssetError(f"{name}: expected whole numbers, got {value.dtype}")
+        return value
+
+    def matrix(self, name: str, shape: tuple[int | None, int]) -> sparse.csr_array:
+        value = self.content[name]
+        if not sparse.issparse(value):
+            value = self.floats(name, (None, None))
+        rows, columns = shape
+        if value.shape[1] != columns or rows not in (None, value.shape[0]):
+            raise AssetError(
+                f"{name}: expected shape ({rows or 'points'}, {columns} vertices), got {value.shape}"
+            )
+        return sparse.csr_array(value)
+
+
+def _parents(table: np.ndarray) -> Int[np.ndarray, " J"]:
+    """Parents from SMPL's (2, J) table, or BEV's (J,) row; the root's parent is 2^32 - 1 or -1."""
+    if table.ndim == 0 or table.shape[-1] == 0 or table.shape[:-1] not in ((), (2,)):
+        raise AssetError(f"kintree_table: expected shape (2, joints) or (joints,), got {table.shape}")
+    parents = table if table.ndim == 1 else table[0]
+    num_joints = len(parents)
+    if table.ndim == 2 and not np.array_equal(table[1], np.arange(num_joints)):
+        raise AssetError(f"kintree_table: expected joints 0 to {num_joints - 1} in order in its second row")
+    if int(parents[0]) not in (-1, 2**32 - 1, 2**64 - 1):
+        raise AssetError(f"kintree_table: expected the root first, got parent {parents[0]} of joint 0")
+    return np.concatenate([[-1], parents[1:].astype(np.int64)])
+
+
+def _posedirs(posedirs: np.ndarray, num_vertices: int, num_joints: int) -> Float[np.ndarray, "V 3 P"]:
+    """Pose blend shapes as (V, 3, P), from SMPL's array of that shape or BEV's (P, 3V)."""
+    num_features = 9 * (num_joints - 1)
+    if posedirs.shape == (num_features, 3 * num_vertices):
+        return np.ascontiguousarray(posedirs.reshape(num_features, num_vertices, 3).transpose(1, 2, 0))
+    if posedirs.shape != (num_vertices, 3, num_features):
+        if posedirs.shape[-1] == 4 * (num_joints - 1) + 1:
+            raise AssetError(
+                "this is a STAR model, whose pose corrections take quaternions; get an SMPL model"
+            )
+        raise AssetError(
+            f"posedirs: expected shape {(num_vertices, 3, num_features)} for {num_joints} joints, "
+            f"got {posedirs.shape}"
+        )
+    return posedirs
+
+
+def _kind(parents: np.ndarray, num_vertices: int, template: np.ndarray) -> str:
+    num_joints = len(parents)
+    if (num_joints, num_vertices) == (5, 5023):
+        raise AssetError("this is a FLAME head, not a body; get SMPL, SMIL, SMPL-H or SMPL-X")
+    if num_joints == len(SMPL_PARENTS) and np.array_equal(parents, SMPL_PARENTS):
+        return "smil" if np.ptp(template[:, 1]) < _INFANT_BELOW else "smpl"
+    return {52: "smplh", 55: "smplx", 16: "mano"}.get(num_joints, "custom")
+
+
+def _layout(kind: str) -> str:
+    return "smpl" if kind == "smil" else kind
+
+
+def _gender(raw: RawFile) -> str:
+    """From the name: SMPL_FEMALE, basicmodel_m_lbs_..., or AMASS's folders smplh/female/model.npz."""
+    words = raw.path.stem.lower().split("_")
+    letters = {gender[0] for gender in GENDERS}.intersection(words)
+    for gender in GENDERS:
+        if gender in words or gender[0] in letters or gender == raw.path.parent.name.lower():
+            return gender
+    return "neutral"
+
+
+def _shape_names(kind: str, num_betas: int) -> tuple[str, ...]:
+    """SMPL-X keeps its expressions behind its shape directions; there the names tell them apart."""
+    num_expressions = _NUM_EXPRESSIONS.get(num_betas, 0) if kind == "smplx" else 0
+    if not num_expressions:
+        return ()
+    return (
+        *(f"beta{i}" for i in range(num_betas - num_expressions)),
+        *(f"expression{i}" for i in range(num_expressions)),
+    )
+
+
+def _regressors(entry: _Entries, num_vertices: int, dtype: np.dtype) -> dict[str, Regressor]:
+    """Surface points by vertex id, and the regressors that BEV's packs and HMR's copy bring."""
+    regressors: dict[str, Regressor] = {}
+    if "extra_joints_index" in entry.content:
+        regressors["surface21"] = _surface_points(entry.indices("extra_joints_index"), num_vertices, dtype)
+    elif num_vertices == 6890:
+        vertices = np.array(list(SURFACE21_SMPL_VERTICES.values()))
+        regressors["surface21"] = _surface_points(vertices, num_vertices, dtype)
+    for key, name in (("J_regressor_extra9", "extra9"), ("J_regressor_h36m17", "h36m17")):
+        if key in entry.content:
+            regressors[name] = named_regressor(name, entry.matrix(key, (None, num_vertices)))
+    if "cocoplus_regressor" in entry.content:
+        matrix = entry.matrix("cocoplus_regressor", (None, num_vertices))
+        num_points = len(matrix.indptr) - 1
+        if num_points not in (14, 19):
+            raise AssetError(f"cocoplus_regressor: expected 14 or 19 rows, got {num_points}")
+        regressors[f"cocoplus{num_points}"] = Regressor(_COCOPLUS19[:num_points], matrix)
+    return regressors
+
+
+def _surface_points(vertices: np.ndarray, num_vertices: int, dtype: np.dtype) -> Regressor:
+    if vertices.shape != (len(SURFACE21),) or vertices.min() < 0 or vertices.max() >= num_vertices:
+        raise AssetError(
+            f"extra_joints_index: expected {len(SURFACE21)} vertices from 0 to {num_vertices - 1}, got "
+            f"{vertices.size} from {vertices.min(initial=0)} to {vertices.max(initial=0)}"
+        )
+    ones, rows = np.ones(len(vertices), dtype), np.arange(len(vertices))
+    return Regressor(
+        SURFACE21, sparse.csr_array((ones, (rows, vertices)), shape=(len(vertices), num_vertices))
+    )
+
+
+def _freeze(array: np.ndarray) -> np.ndarray:
+    """The array, made read-only where it may be, so that the asset need not copy it."""
+    if array.flags.c_contiguous and array.flags.writeable:
+        array.flags.writeable = False
+    return array
