@@ -1,4 +1,4 @@
-"""Load, save, export and inspect bodies."""
+"""Load, save and export bodies."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from scipy import sparse
 
 from agebody.assets.asset import AssetError, BodyAsset, Metadata, Regressor
 from agebody.assets.container import PathLike, is_safetensors, naming, read_raw
+from agebody.assets.header import FORMAT_VERSION, HEADER_KEY, SPARSE_PARTS, read_header
 from agebody.assets.official import (
     GENDERS,
     infant_of,
@@ -28,7 +29,6 @@ from agebody.assets.official import (
     read_regressor,
     with_infant,
 )
-from agebody.assets.schema import FORMAT_VERSION, HEADER_KEY, SPARSE_PARTS, read_header
 
 
 def load_asset(

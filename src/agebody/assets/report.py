@@ -9,9 +9,9 @@ import numpy as np
 
 from agebody.assets.asset import AssetError, BodyAsset
 from agebody.assets.container import PathLike, is_safetensors, naming, read_bytes, read_raw
+from agebody.assets.header import FORMAT_VERSION
 from agebody.assets.io import load_asset
 from agebody.assets.official import TITLES, read_body
-from agebody.assets.schema import FORMAT_VERSION
 
 
 @dataclass(frozen=True)
