@@ -269,3 +269,17 @@ THUMB_HOLE_ROW = 26
 DIGIT_ROWS = ((0.12, 0.0), (0.36, 0.0), (0.60, 0.0), (0.83, 0.0), (1.00, 0.10), (1.00, 1.1))
 """Rows of a finger: the fraction of its bone, and how far the rays lean towards the tip."""
 TOE_ROWS = ((0.30, 0.0), (1.00, 0.0), (1.00, 1.1))
+
+SPINE_JOINTS = {
+    "pelvis": (0.930, -0.005), "spine1": (1.030, -0.020), "spine2": (1.140, -0.025), "spine3": (1.210, -0.025),
+    "neck": (1.440, -0.030), "head": (1.530, 0.000),
+}  # fmt: skip
+"""Height and depth of the joints in the middle plane."""
+SPINE_PASSES = {
+    "spine1": (0.950, 1.070, 0.0), "spine2": (1.070, 1.180, 0.0), "spine3": (1.150, 1.270, 0.0),
+    "neck": (1.405, 1.480, 0.4), "head": (1.500, 1.555, 0.5),
+}  # fmt: skip
+"""Where the weight passes from the bone below: from and to which height, and how much it falls with depth."""
+
+NOSE, HEAD_TOP = (0.0, 1.570, 0.120), (0.0, 1.720, 0.0)
+LANDMARKS = {"eye": (0.031, 1.608, 0.090), "ear": (0.086, 1.598, -0.012), "heel": (0.100, 0.020, -0.100)}
