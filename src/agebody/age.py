@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
-from .assets.asset import BodyAsset
+from agebody.assets.asset import AssetError, BodyAsset
 
 Sex = Literal["neutral", "female", "male"]
 Number = TypeVar("Number", float, np.ndarray, Tensor)
@@ -147,7 +147,7 @@ class AgeCurve:
             sex: which of the WHO's tables; the asset's gender by default.
 
         Raises:
-            ValueError: the body has no template younger than its adult, or does not shrink towards the young.
+            AssetError: the body has no template younger than its adult, or does not shrink towards the young.
         """
         if sex is None:
             sex = asset.metadata.gender if asset.metadata.gender in ("female", "male") else "neutral"  # pyright: ignore
@@ -160,7 +160,7 @@ class AgeCurve:
         beyond = np.minimum(target - heights[-1], 0) / slope
         curve = np.interp(target, heights[::-1], offsets[::-1]) + beyond
         if not (np.diff(curve) < 0).all():
-            raise ValueError(
+            raise AssetError(
                 f"{asset.metadata.name}: an adult of {heights[0]:.3f} m is too far from people's stature to "
                 "have ages; are its units metres?"
             )
@@ -189,7 +189,7 @@ def _heights(asset: BodyAsset) -> tuple[Float[np.ndarray, " N"], Float[np.ndarra
     """Stature over the age offsets from 0 up, ever smaller."""
     young = asset.age_offsets > 0
     if asset.age_templates is None or not young.any():
-        raise ValueError(
+        raise AssetError(
             f"{asset.metadata.name}: has no infant template, so its age cannot change; "
             "load it with one: load_asset(..., infant_template=...)"
         )
@@ -201,7 +201,7 @@ def _heights(asset: BodyAsset) -> tuple[Float[np.ndarray, " N"], Float[np.ndarra
     share = ((offsets - anchors[right - 1]) / (anchors[right] - anchors[right - 1]))[:, None]
     heights = np.ptp(levels[right - 1] + share * (levels[right] - levels[right - 1]), axis=1)
     if not (np.diff(heights) < 0).all():
-        raise ValueError(
+        raise AssetError(
             f"{asset.metadata.name}: expected a body that shrinks as its age offset grows, "
             f"got statures {np.round(heights, 3).tolist()} m at {np.round(offsets, 3).tolist()}"
         )

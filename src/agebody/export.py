@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .meshes import Color, body_colors, meshes, to_linear, to_numpy, vertex_normals
+from agebody.meshes import Color, body_colors, meshes, to_linear, to_numpy, vertex_normals
 
 MESH_SUFFIXES = (".glb", ".obj", ".ply")
 
@@ -50,6 +50,8 @@ def save_mesh(
             f"{path}: expected one of the suffixes {', '.join(MESH_SUFFIXES)}, got {path.suffix!r}"
         )
     bodies, triangles = meshes(vertices, faces)
+    if not bodies:
+        raise ValueError(f"{path}: vertices: expected at least one body")
     if suffix != ".glb" and len(bodies) != 1:
         raise ValueError(f"{path}: a {suffix} file holds one body, got {len(bodies)}; use .glb")
     names = [f"body_{i}" for i in range(len(bodies))] if names is None else list(names)
@@ -62,7 +64,7 @@ def save_mesh(
             body,
             face,
             vertex_normals=vertex_normals(body, face),
-            vertex_colors=np.rint(255 * shade),
+            vertex_colors=np.rint(255 * shade).astype(np.uint8),
             process=False,
         )
         scene.add_geometry(mesh, node_name=name, geom_name=name)

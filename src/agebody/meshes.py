@@ -46,6 +46,26 @@ def meshes(vertices: Any, faces: Any) -> tuple[list[Float[np.ndarray, "V 3"]], l
     return bodies, triangles
 
 
+def stand_in_row(
+    bodies: Sequence[Float[np.ndarray, "V 3"]], *, spacing: float, depth: float = 0.0
+) -> tuple[list[Float[np.ndarray, "V 3"]], Float[np.ndarray, "B 3"]]:
+    """Bodies moved to stand side by side along x, centred, on the ground y = 0; and the place of each.
+
+    Args:
+        bodies: vertices of each, at least one [m].
+        spacing: from the middle of one body to the next [m].
+        depth: z of the row [m].
+    """
+    places = np.zeros((len(bodies), 3))
+    places[:, 0] = (np.arange(len(bodies)) - (len(bodies) - 1) / 2) * spacing
+    places[:, 2] = depth
+    standing = []
+    for body, place in zip(bodies, places, strict=True):
+        low, high = body.min(0), body.max(0)
+        standing.append(body + place - [(low[0] + high[0]) / 2, low[1], (low[2] + high[2]) / 2])
+    return standing, places
+
+
 def body_colors(
     colors: Sequence[Color] | None, bodies: Sequence[Float[np.ndarray, "V 3"]]
 ) -> list[Float[np.ndarray, "V 3"]]:

@@ -14,8 +14,19 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from .export import replacing
-from .meshes import Color, body_colors, dot, finite, meshes, srgb, to_linear, unit, vertex_normals
+from agebody.export import replacing
+from agebody.meshes import (
+    Color,
+    body_colors,
+    dot,
+    finite,
+    meshes,
+    srgb,
+    stand_in_row,
+    to_linear,
+    unit,
+    vertex_normals,
+)
 
 STUDIO = ("#f3efe9", "#cfc8bf")
 """The default background, from top to bottom."""
@@ -208,6 +219,10 @@ def render(
         ImportError: embreex is missing; install ``agebody[render]``.
         ValueError: an argument has the wrong shape or values.
     """
+    if light_rays < 0:
+        raise ValueError(f"light_rays: expected 0 or more, got {light_rays}")
+    if ground is not None and not math.isfinite(ground):
+        raise ValueError(f"ground: expected a height in metres, got {ground}")
     scene = _Scene(vertices, faces, colors, camera, ground)
     width, height = camera.size
     rows, columns = np.divmod(np.arange(width * height), width)
@@ -260,8 +275,7 @@ def lineup(
         raise ValueError("vertices: expected at least one body, and none of them empty")
     if titles and len(titles) != len(bodies):
         raise ValueError(f"titles: expected one for each of {len(bodies)} bodies, got {len(titles)}")
-    low, high = (np.array([end(body, axis=0) for body in bodies]) for end in (np.min, np.max))
-    extent = high - low
+    extent = np.array([np.ptp(body, axis=0) for body in bodies])
     spacing = 1.15 * float(extent[:, 0].max()) if spacing is None else spacing
     width, height = size
     text_height = 1.4 * text_size * max((title.count("\n") + 1 for title in titles), default=0)
@@ -273,12 +287,9 @@ def lineup(
     distance = height / 2 / scale / math.tan(LENS / 2)
     eye = (0, aim + distance * math.sin(TILT), distance * math.cos(TILT))
     camera = Camera.look_at(eye, (0, aim, 0), size=size, vertical_fov=LENS)
-    places = np.zeros((len(bodies), 3))
-    places[:, 0] = (np.arange(len(bodies)) - (len(bodies) - 1) / 2) * spacing
-    feet = (low + high) / 2
-    feet[:, 1] = low[:, 1]
+    standing, places = stand_in_row(bodies, spacing=spacing)
     picture = render(
-        [body + move for body, move in zip(bodies, places - feet, strict=True)],
+        standing,
         triangles,
         camera,
         colors=colors,

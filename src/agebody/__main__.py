@@ -1,0 +1,5 @@
+"""``python -m agebody``."""
+
+from agebody.cli import main
+
+main()

@@ -1,0 +1,264 @@
+"""The command line: thin, over functions that stand elsewhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from agebody.assets.asset import BodyAsset
+
+app = typer.Typer(
+    name="agebody",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"agebody {version('agebody')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _agebody(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Human bodies from newborn to adult, behind one differentiable layer."""
+
+
+@app.command()
+def demo(
+    body: Annotated[
+        str,
+        typer.Option(
+            help="**anny** (free, realistic), **mannequin** (built in), or the path of a body file."
+        ),
+    ] = "anny",
+    device: Annotated[str, typer.Option(help="Where the body runs: cpu, cuda, cuda:1, ...")] = "cpu",
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for the files; it is created where missing.")
+    ] = Path("."),
+    width: Annotated[int, typer.Option(min=64, max=8192, help="Width of the picture [pixels].")] = 1600,
+) -> None:
+    """Pose a body at six ages, time it, and write **ages.png**, **ages.glb** and **ages.npz**.
+
+    The free body is built once, which takes a minute or two, and kept in the cache folder of the system;
+    set AGEBODY_CACHE to choose another.
+    """
+    with _clear_errors(), _progress() as progress:
+        _check_device(device)
+        _make_folder(output)
+        asset = _find_body(body, progress)
+        from agebody.demo import run_demo
+
+        task = progress.add_task("posing")
+        rows = run_demo(
+            asset, output, device=device, width=width,
+            progress=lambda stage, fraction: progress.update(task, description=stage, completed=100 * fraction),
+        )  # fmt: skip
+    table = Table("age", title=f"{asset.metadata.name} on {device}", title_justify="left")
+    for heading in ("age offset", "stature [m]", "WHO median [m]", "forward [ms]", "backward [ms]"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(
+            row.name, f"{row.age_offset:.3f}", f"{row.stature:.3f}", f"{row.who_median:.3f}",
+            f"{1e3 * row.forward:.2f}", f"{1e3 * row.backward:.2f}",
+        )  # fmt: skip
+    console = Console()
+    console.print(table)
+    for name in ("ages.png", "ages.glb", "ages.npz"):
+        console.print(f"wrote {output / name}", soft_wrap=True, highlight=False, markup=False)
+
+
+@app.command()
+def inspect(
+    file: Annotated[
+        Path, typer.Argument(help="A body file of any kind, licensed or free.", show_default=False)
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what a body file is: its kind, sizes, ages, licence, and what is wrong with it.
+
+    Nothing in the file is ever run. The exit code is 1 where the file is no usable body.
+    """
+    from agebody.assets.report import inspect_asset
+
+    with _clear_errors():
+        report = inspect_asset(file)
+    if as_json:
+        print(json.dumps(dataclasses.asdict(report), indent=2))
+    else:
+        table = Table(show_header=False, title=str(file), title_justify="left")
+        table.add_column(style="bold")
+        table.add_column(overflow="fold")
+        for name, value in dataclasses.asdict(report).items():
+            if name != "path" and value not in (None, (), {}, []):
+                table.add_row(name.replace("num_", "").replace("_", " "), _readable(value))
+        if report.num_vertices is not None and not report.problems:
+            table.add_row("problems", "none")
+        Console().print(table)
+    if report.num_vertices is None:
+        raise typer.Exit(1)
+
+
+@app.command()
+def convert(
+    body: Annotated[Path, typer.Argument(help="The body file to read.", show_default=False)],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            show_default=False,
+            help="The file to write: **.safetensors** (this library's format, complete), **.npz** or **.pkl** "
+            "(SMPL's entries; the .pkl opens in smplx).",
+        ),
+    ],
+    infant_template: Annotated[
+        Path | None,
+        typer.Option(
+            show_default=False,
+            help="Add an infant, so that the body has ages: smpl_kid_template.npy or a SMIL file.",
+        ),
+    ] = None,
+    regressor: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FILE",
+            show_default=False,
+            help="Add a keypoint regressor, such as h36m17=J_regressor_h36m.npy; may be repeated.",
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Replace the output where it exists.")] = False,
+) -> None:
+    """Join a body file with its infant template and regressors, and write it as one file.
+
+    For example: `agebody convert SMPL_NEUTRAL.pkl --infant-template smpl_kid_template.npy -o smpla.safetensors`
+    """  # fmt: skip
+    from agebody.assets.io import export_smpl_npz, export_smpl_pkl, load_asset, save_asset
+
+    writers = {".safetensors": save_asset, ".npz": export_smpl_npz, ".pkl": export_smpl_pkl}
+    write = writers.get(output.suffix.lower())
+    if write is None:
+        raise typer.BadParameter(
+            f"expected the suffix {', '.join(writers)}, got {output.name!r}", param_hint="--output"
+        )
+    regressors: dict[str, Path] = {}
+    for item in regressor or []:
+        name, separator, path = item.partition("=")
+        if not (name and separator and path):
+            raise typer.BadParameter(f"expected NAME=FILE, got {item!r}", param_hint="--regressor")
+        regressors[name] = Path(path)
+    with _clear_errors():
+        asset = load_asset(body, infant_template=infant_template, regressors=regressors)
+        write(asset, output, overwrite=force)
+    print(f"wrote {output}: {asset!r}")
+    if write is not save_asset and (asset.has_age or asset.regressors):
+        print(
+            f"note: {output.suffix} has no place for age templates and regressors; .safetensors keeps them",
+            file=sys.stderr,
+        )
+
+
+def _find_body(name: str, progress: Progress) -> BodyAsset:
+    if name == "mannequin":
+        from agebody.assets.mannequin import mannequin
+
+        return mannequin()
+    if name == "anny":
+        from agebody.assets.anny import anny_body
+
+        task = progress.add_task("free body")
+        return anny_body(
+            progress=lambda stage, fraction: progress.update(
+                task, description=stage, completed=100 * fraction
+            )
+        )
+    from agebody.assets.io import load_asset
+
+    return load_asset(name)
+
+
+def _check_device(name: str) -> None:
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise typer.BadParameter(
+            f"expected cpu, cuda or cuda:N, got {name!r}", param_hint="--device"
+        ) from None
+    if device.type not in ("cpu", "cuda"):
+        raise typer.BadParameter(f"expected cpu, cuda or cuda:N, got {name!r}", param_hint="--device")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise typer.BadParameter(
+            f"{name!r} is not there: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices",
+            param_hint="--device",
+        )
+
+
+def _make_folder(folder: Path) -> None:
+    """Create the folder and write in it, before anything that takes long."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        _fail(f"{folder}: cannot write files there: {error.strerror}")
+
+
+def _readable(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} ({count})" for name, count in value.items())
+    if isinstance(value, (list, tuple)):
+        return (
+            "\n".join(value)
+            if all(isinstance(item, str) for item in value)
+            else ", ".join(f"{item:g}" for item in value)
+        )
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description:>14}"), BarColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=Console(stderr=True), transient=True)
+
+
+@contextmanager
+def _clear_errors() -> Iterator[None]:
+    """End with one line for what users can put right: bad files, missing extras, folders that refuse."""
+    from agebody.assets.asset import AssetError
+
+    try:
+        yield
+    except (AssetError, ImportError, OSError) as error:
+        _fail(str(error))
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    raise typer.Exit(1)

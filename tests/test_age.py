@@ -1,0 +1,201 @@
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agebody.age import AGE_CLASSES, AgeCurve, age_class, median_stature, stature_sd
+from agebody.assets.asset import AssetError, BodyAsset, Metadata
+from agebody.measure import stature
+
+
+def stick(heights=(1.72, 0.534), offsets=(1.0,), gender="neutral"):
+    """A body of three vertices that is as tall as said: first at offset 0, then at each of the offsets."""
+    bodies = np.array([[[0, 0, 0], [0, height, 0], [0.1, 0.3 * height, 0]] for height in heights])
+    return BodyAsset(
+        template=bodies[0],
+        faces=np.array([[0, 1, 2]]),
+        parents=np.array([-1]),
+        joint_names=("pelvis",),
+        joint_regressor=np.array([[1.0, 0, 0]]),
+        skin_joints=np.zeros((3, 1), int),
+        skin_weights=np.ones((3, 1)),
+        shapedirs=np.zeros((3, 3, 0)),
+        age_offsets=np.array(offsets),
+        age_templates=bodies[1:] if len(heights) > 1 else None,
+        metadata=Metadata(name="stick", gender=gender),
+    )
+
+
+CURVE = AgeCurve.from_asset(stick())
+
+
+def test_classes_cover_the_offsets_without_gaps():
+    assert [kind.name for kind in AGE_CLASSES] == ["adult", "teen", "kid", "baby"]
+    for older, younger in pairwise(AGE_CLASSES):
+        assert older.high == younger.low
+    assert all(kind.low < kind.mid < kind.high for kind in AGE_CLASSES)
+
+
+def test_age_class_takes_the_upper_end_into_the_class():
+    offsets = torch.tensor([[-1.0, 0.0, 0.15, 0.16], [0.45, 0.6, 0.75, 0.76]], dtype=torch.float64)
+    assert age_class(offsets).tolist() == [[0, 0, 0, 1], [1, 2, 2, 3]]
+    assert age_class(torch.tensor([0.9, 1.0, 1.3])).tolist() == [3, 3, 3]
+    mids = torch.tensor([kind.mid for kind in AGE_CLASSES])
+    assert age_class(mids).tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("years", "boys", "girls"),
+    [
+        (0, 0.4988, 0.4915),
+        (1 / 12, 0.547, 0.536),
+        (1, 0.757, 0.74),
+        (2, 0.878, 0.864),
+        (8, 1.273, 1.266),
+        (19, 1.765, 1.632),
+    ],
+)
+def test_median_stature_passes_through_the_tables(years, boys, girls):
+    assert median_stature(years, sex="male") == pytest.approx(boys)
+    assert median_stature(years, sex="female") == pytest.approx(girls)
+    assert median_stature(years) == pytest.approx((boys + girls) / 2)
+
+
+def test_median_stature_agrees_with_published_values_between_the_rows():
+    # WHO child growth standards, month 2, 30 and 54: not among the rows above. 3 mm allows for interpolation.
+    for years, boys, girls in ((2 / 12, 0.584, 0.571), (2.5, 0.919, 0.907), (4.5, 1.067, 1.062)):
+        assert median_stature(years, sex="male") == pytest.approx(boys, abs=3e-3)
+        assert median_stature(years, sex="female") == pytest.approx(girls, abs=3e-3)
+
+
+@pytest.mark.parametrize("sex", ["neutral", "female", "male"])
+def test_stature_only_grows_and_ends_at_nineteen(sex):
+    years = np.linspace(0, 19, 2000)
+    assert (np.diff(median_stature(years, sex=sex)) > 0).all()
+    assert median_stature(40.0, sex=sex) == median_stature(19.0, sex=sex)
+    assert median_stature(-1.0, sex=sex) == median_stature(0.0, sex=sex)
+
+
+def test_deviations_are_those_of_the_tables_and_of_the_mixture():
+    assert stature_sd(10.0, sex="male") == pytest.approx(0.0637)
+    assert stature_sd(10.0, sex="female") == pytest.approx(0.064)
+    draws = np.random.default_rng(0).normal([1.765, 1.632], [0.073, 0.0654], (200_000, 2))
+    assert stature_sd(19.0) == pytest.approx(draws.std(), abs=3 * draws.std() / np.sqrt(2 * draws.size))
+    with pytest.raises(ValueError, match="sex: expected 'neutral', 'female' or 'male', got 'boy'"):
+        median_stature(3.0, sex="boy")  # pyright: ignore[reportArgumentType]
+
+
+def test_offsets_of_a_smpl_sized_body_mean_the_expected_ages():
+    # Read from H(a) = 1.72 + a (0.534 - 1.72) in the WHO's table, rounded; that this body is 1.3 % taller
+    # than the WHO's adult makes its teenagers up to 0.6 years younger, and smaller children less so.
+    expected = {0.15: 13, 0.3: 9.7, 0.45: 6.5, 0.6: 3.7, 0.75: 1.5, 0.8: 13 / 12, 0.9: 5 / 12}
+    for offset, years in expected.items():
+        assert CURVE.offset_to_years(offset) == pytest.approx(years, rel=0.07), offset
+
+
+@given(years=st.floats(0, 18.9))
+def test_years_and_offsets_invert_each_other(years):
+    assert CURVE.offset_to_years(CURVE.years_to_offset(years)) == pytest.approx(years, abs=1e-9)
+
+
+@given(st.floats(1.3, 2.2), st.floats(0.4, 0.7), st.integers(1, 4))
+def test_every_body_has_its_adult_at_nineteen_and_the_stature_it_should(adult, infant, anchors):
+    fractions = np.linspace(0, 1, anchors + 1) ** 1.5  # offsets that are not linear in stature
+    heights = np.linspace(adult, infant, anchors + 1)
+    asset = stick(heights, fractions[1:])
+    curve = AgeCurve.from_asset(asset)
+    assert curve.years_to_offset(19.0) == pytest.approx(0, abs=1e-12)
+    assert curve.years_to_offset(70.0) == pytest.approx(0, abs=1e-12)
+    years = np.linspace(0, 19, 50)
+    offsets = curve.years_to_offset(years)
+    assert (np.diff(offsets) < 0).all()
+    # The stature of the body itself at those offsets, extrapolated beyond its youngest template.
+    slope = (heights[-1] - heights[-2]) / (fractions[-1] - fractions[-2])
+    measured = np.interp(offsets, fractions, heights) + np.maximum(offsets - fractions[-1], 0) * slope
+    # The map is linear between months; where the body passes an anchor within one, that is a mm or two off.
+    np.testing.assert_allclose(measured, curve.years_to_stature(years), atol=2e-3)
+    assert curve.years_to_stature(0.0) == pytest.approx(median_stature(0.0))
+    assert curve.years_to_stature(19.0) == pytest.approx(adult)
+
+
+def test_newborns_shorter_than_the_infant_lie_beyond_its_offset():
+    newborn = CURVE.years_to_offset(0.0)
+    assert newborn > 1
+    assert 1.72 + newborn * (0.534 - 1.72) == pytest.approx(median_stature(0.0))
+    assert CURVE.offset_to_years(newborn + 1) == 0
+    assert CURVE.offset_to_years(-0.3) == 19
+
+
+def test_stature_is_measured_between_the_anchors_too():
+    # The vertex that is the highest in the middle is second in both anchors.
+    tall = np.array([[0, 0, 0], [0, 1.7, 0], [0, 1.6, 0], [0, 0.1, 0]])
+    small = np.array([[0, 0, 0], [0, 0.2, 0], [0, 0.5, 0], [0, 0.53, 0]])
+    base = stick()
+    asset = base.replace(
+        template=tall, age_templates=small[None], joint_regressor=np.eye(1, 4), skin_joints=np.zeros((4, 1), int),
+        skin_weights=np.ones((4, 1)), shapedirs=np.zeros((4, 3, 0)),
+    )  # fmt: skip
+    curve = AgeCurve.from_asset(asset)
+    for years in (0.5, 2.0, 6.0, 12.0):
+        offset = curve.years_to_offset(years)
+        body = torch.from_numpy(tall + offset * (small - tall))
+        # Chords of an eighth of the way are at most 3 mm off a kink of this strength.
+        assert stature(body).item() == pytest.approx(curve.years_to_stature(years), abs=4e-3)
+
+
+@pytest.mark.parametrize("sex", ["female", "male"])
+def test_the_curve_follows_the_gender_of_the_body(sex):
+    curve = AgeCurve.from_asset(stick(gender=sex))
+    assert curve.years_to_stature(0.0) == pytest.approx(median_stature(0.0, sex=sex))
+    other = AgeCurve.from_asset(stick(gender=sex), sex="neutral")
+    assert other.years_to_stature(0.0) == pytest.approx(median_stature(0.0))
+
+
+def test_numbers_arrays_and_tensors_agree_and_keep_their_type():
+    years = np.array([[0.0, 0.4], [5.0, 30.0]])
+    offsets = CURVE.years_to_offset(years)
+    assert isinstance(CURVE.years_to_offset(5.0), float)
+    assert offsets.shape == (2, 2)
+    for dtype in (torch.float32, torch.float64):
+        tensor = CURVE.years_to_offset(torch.tensor(years, dtype=dtype))
+        assert tensor.dtype == dtype
+        # float32 offsets near 1 carry 6e-8, times the slopes of a few table rows
+        np.testing.assert_allclose(tensor.numpy(), offsets, atol=1e-6 if dtype == torch.float32 else 1e-12)
+    back = CURVE.offset_to_years(torch.tensor(offsets))
+    np.testing.assert_allclose(back, [[0, 0.4], [5, 19]], atol=1e-9)
+    with pytest.raises(TypeError, match="floating point"):
+        CURVE.years_to_offset(torch.tensor(3))
+
+
+def test_gradients_are_the_slopes():
+    # Inside a month, away from the table's nodes, so that finite differences see one slope.
+    years = torch.tensor([0.04, 1.37, 7.3, 15.02], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(CURVE.years_to_offset, years)
+    assert torch.autograd.gradcheck(median_stature, years)
+    offsets = CURVE.years_to_offset(years.detach()).requires_grad_()
+    assert torch.autograd.gradcheck(CURVE.offset_to_years, offsets, eps=1e-8, atol=1e-4)
+    old = torch.tensor(40.0, requires_grad=True)
+    CURVE.years_to_offset(old).backward()
+    assert old.grad == 0
+
+
+@pytest.mark.parametrize(
+    ("asset", "message"),
+    [
+        (stick((1.7,), ()), "stick: has no infant template"),
+        (stick((1.7, 1.8), (-0.5,)), "stick: has no infant template"),
+        (stick((0.5, 1.7)), "stick: expected a body that shrinks as its age offset grows"),
+        (stick((0.3, 0.01)), "too far from people's stature to have ages; are its units metres?"),
+    ],
+)
+def test_bodies_that_cannot_have_ages_are_refused(asset, message):
+    with pytest.raises(AssetError, match=message):
+        AgeCurve.from_asset(asset)
+
+
+def test_older_than_adult_templates_do_not_matter():
+    with_old = AgeCurve.from_asset(stick((1.72, 1.65, 0.534), (-0.5, 1.0)))
+    np.testing.assert_array_equal(with_old.offsets, CURVE.offsets)
