@@ -18,7 +18,7 @@ from agebody.assets.io import load_asset
 from agebody.backend import BackendName, choose_backend
 from agebody.deform import age_coefficients, pose_feature
 from agebody.keypoints import KeypointLayout, get_layout
-from agebody.kinematics import KinematicTree, skinning_transforms
+from agebody.kinematics import KinematicTree, homogeneous
 from agebody.rotations import PoseFormat
 from agebody.surface import PosedSurface
 
@@ -69,9 +69,9 @@ class _Skeleton(NamedTuple):
     rotations: Tensor
     """(B, J, 3, 3)"""
     world: Tensor
-    """(B, J, 4, 4) without the translation."""
+    """(B, J, 3, 4) joint frames, without the translation"""
     transforms: Tensor
-    """(B, J, 3, 4)"""
+    """(B, J, 3, 4) from the rest pose to the posed body, without the translation"""
     translation: Tensor
     """(B, 3)"""
 
@@ -352,29 +352,27 @@ class BodyModel(nn.Module):
         body = self._rotations("body_pose", body_pose, pose_format, self.num_joints - 1)
         root = self._rotations("global_orient", global_orient, pose_format, None)
         translation = self._argument("transl", transl, (3,))
+        entry = rotations.ENTRY_SHAPES[pose_format]
         batch = _broadcast(
-            identity=identity.batch, body_pose=body.shape[:-3], global_orient=root.shape[:-2],
+            identity=identity.batch,
+            body_pose=body.shape[: body.dim() - 1 - len(entry)],
+            global_orient=root.shape[: root.dim() - len(entry)],
             transl=translation.shape[:-1],
-        )  # fmt: skip
-        root = root[..., None, :, :]
-        full_pose = torch.cat((root.expand(*batch, 1, 3, 3), body.expand(*batch, -1, 3, 3)), -3)
-        full_pose = full_pose.reshape(math.prod(batch), self.num_joints, 3, 3)
-        rest_joints = _flatten(identity.rest_joints, batch, 2)
-        world = self.tree(full_pose, rest_joints)
-        feature = full_pose.new_zeros(len(full_pose), 0)
+        )
+        count = math.prod(batch)
+        pose = torch.cat(
+            (_flatten(root, batch, len(entry))[:, None], _flatten(body, batch, 1 + len(entry))), 1
+        )
+        matrices = rotations.to_matrix(pose, pose_format)
+        world, transforms = self.tree(matrices, _flatten(identity.rest_joints, batch, 2))
+        feature = matrices.new_empty(count, 0)
         if self.asset.posedirs is not None:
-            feature = pose_feature(full_pose)
+            feature = pose_feature(matrices)
             if identity.corrective_scale is not None:
                 feature = feature * _flatten(identity.corrective_scale[..., None], batch, 1)
-        return _Skeleton(
-            batch,
-            _flatten(identity.coefficients, batch, 1),
-            feature,
-            full_pose,
-            world,
-            skinning_transforms(world, rest_joints),
-            _flatten(translation, batch, 1),
-        )
+        coefficients = _flatten(identity.coefficients, batch, 1)
+        translation = _flatten(translation, batch, 1)
+        return _Skeleton(batch, coefficients, feature, matrices, world, transforms, translation)
 
     def _output(self, skeleton: _Skeleton, base: Tensor | None) -> BodyOutput:
         """Hangs the surface on a skeleton; with a base surface the identity's coefficients are in it."""
@@ -382,9 +380,9 @@ class BodyModel(nn.Module):
         if base is None:
             coefficients = torch.cat((skeleton.coefficients, skeleton.feature), -1)
         vertices = self.surface(coefficients, skeleton.transforms, skeleton.translation, base)
-        translation = torch.nn.functional.pad(skeleton.translation[:, None, :, None], (3, 0, 0, 1))
-        world = skeleton.world + translation
-        tensors = (vertices, world[..., :3, 3], world, skeleton.rotations)
+        joints = skeleton.world[..., 3] + skeleton.translation[:, None]
+        world = homogeneous(skeleton.world[..., :3], joints)
+        tensors = (vertices, joints, world, skeleton.rotations)
         return BodyOutput(*(t.reshape(*skeleton.batch, *t.shape[1:]) for t in tensors))
 
     def _keypoints(self, skeleton: _Skeleton, layout: str | KeypointLayout) -> Tensor:
@@ -418,12 +416,12 @@ class BodyModel(nn.Module):
     def _rotations(
         self, name: str, value: Tensor | None, pose_format: PoseFormat, count: int | None
     ) -> Tensor:
-        """Matrices (*batch, count, 3, 3), or (*batch, 3, 3) where count is None; identities if not given."""
+        """Rotations (*batch, count, *entry), or (*batch, *entry) where count is None; none if not given."""
         entry = rotations.ENTRY_SHAPES[pose_format]
         several = entry if count is None else (count, *entry)
         if value is None:
-            identity = torch.eye(3, dtype=self.dtype, device=self.device)
-            return identity if count is None else identity.expand(count, 3, 3)
+            identity = torch.tensor(rotations.IDENTITY[pose_format], dtype=self.dtype, device=self.device)
+            return identity.expand(several)
         self._check_tensor(name, value)
         if value.dim() < len(several) or value.shape[value.dim() - len(several) :] != several:
             if count is None or value.dim() == 0 or value.shape[-1] != math.prod(several):
@@ -433,7 +431,7 @@ class BodyModel(nn.Module):
                     f"got {tuple(value.shape)}"
                 )
             value = value.unflatten(-1, several)
-        return rotations.to_matrix(value.to(self.dtype), pose_format)
+        return value.to(self.dtype)
 
     def _own_precision(self) -> contextlib.AbstractContextManager[Any]:
         if torch.is_autocast_enabled(self.device.type):
@@ -492,7 +490,7 @@ class _Points(nn.Module):
             surface = self.sums @ moved
             points = points + surface
         if self.any_joint:
-            posed = skeleton.world[:, self.joints, :3, 3]
+            posed = skeleton.world[:, self.joints, :, 3]
             points = points + (torch.where(self.is_joint, posed, 0) if self.any_surface else posed)
         return points
 
@@ -573,7 +571,9 @@ class ShapedBody:
         body = self.body
         pose_format = body.pose_format if pose_format is None else pose_format
         rotation = body._argument("rotation", rotation, (3, 3))
-        root = body._rotations("global_orient", global_orient, pose_format, None)
+        root = rotations.to_matrix(
+            body._rotations("global_orient", global_orient, pose_format, None), pose_format
+        )
         pelvis = self.rest_joints[..., 0, :]
         origin = pelvis + body._argument("transl", transl, (3,))
         moved = (rotation @ origin[..., None])[..., 0] + body._argument("translation", translation, (3,))

@@ -11,60 +11,100 @@ Conventions, for the whole library:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import roma
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from agebody.rowwise import RowFunction
+
 PoseFormat = Literal["axis_angle", "matrix", "quaternion", "rotation_6d"]
 
-ENTRY_SHAPES: dict[str, tuple[int, ...]] = {
-    "axis_angle": (3,),
-    "matrix": (3, 3),
-    "quaternion": (4,),
-    "rotation_6d": (6,),
+IDENTITY: dict[str, Any] = {
+    "axis_angle": (0.0, 0.0, 0.0),
+    "matrix": ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)),
+    "quaternion": (0.0, 0.0, 0.0, 1.0),
+    "rotation_6d": (1.0, 0.0, 0.0, 0.0, 1.0, 0.0),
 }
+"""No rotation, in each format."""
+
+ENTRY_SHAPES = {name: tuple(torch.tensor(value).shape) for name, value in IDENTITY.items()}
 """Shape of one rotation in each format."""
 
 
 def axis_angle_to_matrix(axis_angle: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3 3"]:
-    """Rodrigues' formula, exact with all its derivatives up to the second at zero rotation.
+    """Rodrigues' formula, exact with its first and second derivatives at every angle, zero included.
 
-    Written in the squared angle, of which the matrix is an analytic function, so that nothing is
-    divided by a vanishing length: ``R = cos(t) I + sinc(t) [v]x + (1 - cos(t)) / t^2 v v^T``.
+    In the squared angle s = t^2 the matrix is analytic, so that nothing is divided by a vanishing length:
+    ``R = cos(t) I + a(s) [v]x + b(s) v v^T`` with ``a = sin(t) / t`` and ``b = (1 - cos(t)) / t^2``.
     """
-    squared = (axis_angle * axis_angle).sum(-1, keepdim=True)
-    sinc, versine = _angle_functions(squared)
-    x, y, z = (sinc * axis_angle).unbind(-1)
-    cosine = (1 - versine * squared)[..., 0]
-    skew = torch.stack((cosine, -z, y, z, cosine, -x, -y, x, cosine), -1).unflatten(-1, (3, 3))
-    return skew + (versine * axis_angle)[..., :, None] * axis_angle[..., None, :]
+    return _RODRIGUES(None, axis_angle.reshape(-1, 3))[0].reshape(*axis_angle.shape, 3)
 
 
-def _angle_functions(squared: Tensor) -> tuple[Tensor, Tensor]:
-    """sin(t)/t and (1 - cos t)/t^2 as functions of t^2."""
-    # The series' first dropped term is 4e-17 of the result here, below the spacing of float64.
-    small = squared < 0.0625
-    angle = torch.sqrt(torch.where(small, torch.ones_like(squared), squared))
-    half = torch.sin(angle / 2) / angle
-    series_s = _polynomial(squared, (1, -1 / 6, 1 / 120, -1 / 5040, 1 / 362880, -1 / 39916800, 1 / 6227020800))
-    series_v = _polynomial(
-        squared, (1 / 2, -1 / 24, 1 / 720, -1 / 40320, 1 / 3628800, -1 / 479001600, 1 / 87178291200)
-    )
-    return (
-        torch.where(small, series_s, torch.sin(angle) / angle),
-        torch.where(small, series_v, 2 * half * half),
-    )
+def _assemble(v: Tensor, s: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    x, y, z = (a * v).unbind(-1)
+    cosine = (1 - b * s)[..., 0]
+    rest = torch.stack((cosine, -z, y, z, cosine, -x, -y, x, cosine), -1).unflatten(-1, (3, 3))
+    return torch.addcmul(rest, (b * v)[..., :, None], v[..., None, :])
 
 
-def _polynomial(x: Tensor, coefficients: tuple[float, ...]) -> Tensor:
+def _rodrigues(_: None, v: Tensor) -> tuple[Tensor]:
+    s = (v * v).sum(-1, keepdim=True)
+    small = s < _SMALL
+    t = torch.sqrt(torch.where(small, 1.0, s))
+    half = torch.sin(t / 2) / t
+    a = torch.where(small, _series(s, _SINE), torch.sin(t) / t)
+    b = torch.where(small, _series(s, _VERSINE), 2 * half * half)
+    return (_assemble(v, s, a, b),)
+
+
+def _rodrigues_value(_: None, keep: bool, v: Tensor) -> tuple[tuple[Tensor], tuple[Tensor, ...]]:
+    s = (v * v).sum(-1, keepdim=True)
+    t = s.sqrt() / torch.pi
+    half = torch.sinc(t / 2)
+    a, b = torch.sinc(t), half * half / 2
+    return (_assemble(v, s, a, b),), (s, a, b) if keep else ()
+
+
+def _rodrigues_gradient(
+    _: None, wants: tuple[bool, ...], kept: tuple[Tensor, ...], grads: tuple[Tensor], v: Tensor
+) -> tuple[Tensor]:
+    s, a, b = kept or _rodrigues_value(None, True, v)[1]
+    g = grads[0]
+    small = s < _SMALL
+    safe = torch.where(small, 1.0, s)
+    cosine = 1 - b * s
+    # a' = (cos t - a) / 2s and b' = (a / 2 - b) / s, which lose digits as s vanishes.
+    da = torch.where(small, _series(s, _SINE_SLOPE), (cosine - a) / (2 * safe))
+    db = torch.where(small, _series(s, _VERSINE_SLOPE), (a / 2 - b) / safe)
+    skew = g - g.mT
+    turn = torch.stack((skew[:, 2, 1], skew[:, 0, 2], skew[:, 1, 0]), -1)
+    spread = (g @ v[:, :, None])[..., 0]
+    trace = g.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True)
+    along = (turn * v).sum(-1, keepdim=True) * da + (spread * v).sum(-1, keepdim=True) * db - trace * a / 2
+    return (a * turn + b * (spread + (v[:, None] @ g)[:, 0]) + 2 * along * v,)
+
+
+_SMALL = 0.0625
+"""Squared angle below which series are used: the first term they drop is 4e-17 of the sum."""
+_SINE = tuple((-1) ** n / math.factorial(2 * n + 1) for n in range(7))
+_VERSINE = tuple((-1) ** n / math.factorial(2 * n + 2) for n in range(7))
+_SINE_SLOPE = tuple(n * c for n, c in enumerate(_SINE))[1:]
+_VERSINE_SLOPE = tuple(n * c for n, c in enumerate(_VERSINE))[1:]
+
+
+def _series(x: Tensor, coefficients: tuple[float, ...]) -> Tensor:
     value = torch.full_like(x, coefficients[-1])
     for coefficient in reversed(coefficients[:-1]):
         value = value * x + coefficient
     return value
+
+
+_RODRIGUES = RowFunction(1, _rodrigues, _rodrigues_value, _rodrigues_gradient)
 
 
 def matrix_to_axis_angle(matrix: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 3"]:
@@ -120,7 +160,9 @@ _FROM_MATRIX: dict[str, Callable[[Tensor], Tensor]] = {
 def check_format(pose_format: str) -> None:
     """Raises ValueError for a name that is no pose format."""
     if pose_format not in ENTRY_SHAPES:
-        raise ValueError(f"pose_format: expected one of {', '.join(get_args(PoseFormat))}, got {pose_format!r}")
+        raise ValueError(
+            f"pose_format: expected one of {', '.join(get_args(PoseFormat))}, got {pose_format!r}"
+        )
 
 
 def to_matrix(rotation: Tensor, pose_format: PoseFormat) -> Float[Tensor, "*batch 3 3"]:

@@ -9,14 +9,15 @@ every step runs along vertices.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from agebody.rowwise import RowFunction
 
 BLOCK = 288
 """Vertices a block: with 256 bodies, a block's surface and transforms fill a core's second-level cache."""
@@ -120,11 +121,8 @@ class PosedSurface(nn.Module):
             self.scatter,
             self.num_vertices,
         )
-        if torch.compiler.is_compiling():
-            return _surface(coefficients, transforms, base, packed)
-        inputs = (coefficients, transforms, base)
-        keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
-        return _Surface.apply(*inputs, packed, keep)[0]
+        inputs = (coefficients, transforms) if base is None else (coefficients, transforms, base)
+        return _SURFACE(packed, *inputs)[0]
 
 
 class _Packed(NamedTuple):
@@ -144,28 +142,21 @@ class _Packed(NamedTuple):
         return self.weights.shape[2]
 
 
-def _surface(coefficients: Tensor, transforms: Tensor, base: Tensor | None, packed: _Packed) -> Tensor:
-    """All blocks at once, in differentiable steps: the definition of `_Surface`."""
+def _definition(
+    packed: _Packed, coefficients: Tensor, transforms: Tensor, base: Tensor | None = None
+) -> tuple[Tensor]:
+    """All blocks at once, in differentiable steps."""
     posed = coefficients[:, : packed.directions.shape[1]] @ packed.directions
     if packed.correctives is not None:
         feature = coefficients[:, packed.directions.shape[1] :].to(packed.correctives.dtype)
         posed = posed + (feature @ packed.correctives).to(posed.dtype)
-    posed = posed.unflatten(-1, (3, packed.block))
     if base is not None:
-        posed = posed + base.transpose(0, 1).unflatten(-1, (3, packed.block))
+        posed = posed + base.transpose(0, 1)
+    posed = posed.unflatten(-1, (3, packed.block))
     rows = transforms.permute(1, 0, 3, 2)[packed.joints].flatten(2)
     blended = (rows.mT @ packed.weights).unflatten(1, (-1, 4, 3))
     skinned = blended[:, :, 3] + (blended[:, :, :3] * posed[:, :, :, None]).sum(2)
-    return skinned.permute(1, 0, 3, 2).flatten(1, 2)[:, : packed.num_vertices]
-
-
-def _gradient(packed: _Packed, grad: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-    """Gradient of `_surface` to its coefficients, transforms and, where there is one, base."""
-
-    def definition(coefficients: Tensor, transforms: Tensor, base: Tensor | None = None) -> Tensor:
-        return _surface(coefficients, transforms, base, packed)
-
-    return torch.func.vjp(definition, *inputs)[1](grad)
+    return (skinned.permute(1, 0, 3, 2).flatten(1, 2)[:, : packed.num_vertices],)
 
 
 def _pieces(batch: int, num_blocks: int) -> Iterator[tuple[slice, slice]]:
@@ -231,111 +222,65 @@ class _Workspace:
             yield slice(whole, whole + 1), part.transpose(1, 2)[None]
 
 
-class _Surface(torch.autograd.Function):
-    """`_surface`, piece by piece, with a backward of the same kind."""
+def _value(
+    packed: _Packed, keep: bool, coefficients: Tensor, transforms: Tensor, base: Tensor | None = None
+) -> tuple[tuple[Tensor], tuple[Tensor, ...]]:
+    """Vertices, piece by piece; the posed rest surfaces are kept."""
+    batch, plane = len(coefficients), 3 * packed.block
+    work = _Workspace(coefficients, transforms, base, packed)
+    vertices = coefficients.new_empty(batch, packed.num_vertices, 3)
+    kept = coefficients.new_empty(batch * packed.num_blocks * plane) if keep else None
+    for bodies, blocks in _pieces(batch, packed.num_blocks):
+        shape = (blocks.stop - blocks.start, bodies.stop - bodies.start, plane)
+        posed = work.buffer("posed", *shape) if kept is None else _kept_piece(kept, bodies, blocks, packed)
+        work.posed(bodies, blocks, posed)
+        posed = posed.view(*shape[:2], 3, packed.block)
+        blended = work.blended(bodies, blocks)
+        skinned = blended[:, :, 3]
+        for axis in range(3):
+            skinned.addcmul_(blended[:, :, axis], posed[:, :, axis : axis + 1])
+        for part, planes in work.place(vertices, bodies, blocks):
+            planes.copy_(skinned[part, ..., : planes.shape[-1]])
+    return (vertices,), () if kept is None else (kept,)
 
-    @staticmethod
-    def forward(
-        coefficients: Tensor, transforms: Tensor, base: Tensor | None, packed: _Packed, keep: bool
-    ) -> tuple[Tensor, Tensor]:
-        batch, plane = len(coefficients), 3 * packed.block
-        work = _Workspace(coefficients, transforms, base, packed)
-        vertices = coefficients.new_empty(batch, packed.num_vertices, 3)
-        kept = coefficients.new_empty(batch * packed.num_blocks * plane if keep else 0)
-        for bodies, blocks in _pieces(batch, packed.num_blocks):
-            shape = (blocks.stop - blocks.start, bodies.stop - bodies.start, plane)
-            posed = _kept_piece(kept, bodies, blocks, packed) if keep else work.buffer("posed", *shape)
+
+def _gradient(
+    packed: _Packed,
+    wants: tuple[bool, ...],
+    kept: tuple[Tensor, ...],
+    grads: tuple[Tensor],
+    coefficients: Tensor,
+    transforms: Tensor,
+    base: Tensor | None = None,
+) -> tuple[Tensor | None, ...]:
+    """Gradient of the same, piece by piece; sums over vertices and blocks run in a fixed order."""
+    batch, block, plane = len(coefficients), packed.block, 3 * packed.block
+    num_plain = packed.directions.shape[1]
+    work = _Workspace(coefficients, transforms, base, packed)
+    d_coefficients = torch.zeros_like(coefficients)
+    d_rows = torch.zeros_like(work.rows)
+    d_base = grads[0].new_empty(batch, packed.num_blocks, plane) if base is not None and wants[2] else None
+    for bodies, blocks in _pieces(batch, packed.num_blocks):
+        num_blocks, num_bodies = blocks.stop - blocks.start, bodies.stop - bodies.start
+        shape = (num_blocks, num_bodies, 3, block)
+        if kept:
+            posed = _kept_piece(kept[0], bodies, blocks, packed)
+        else:
+            posed = work.buffer("posed", num_blocks, num_bodies, plane)
             work.posed(bodies, blocks, posed)
-            posed = posed.unflatten(-1, (3, packed.block))
-            blended = work.blended(bodies, blocks)
-            skinned = blended[:, :, 3]
-            for axis in range(3):
-                skinned.addcmul_(blended[:, :, axis], posed[:, :, axis : axis + 1])
-            for part, planes in work.place(vertices, bodies, blocks):
-                planes.copy_(skinned[part, ..., : planes.shape[-1]])
-        return vertices, kept
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        coefficients, transforms, base, packed, _ = inputs
-        ctx.packed = packed
-        ctx.mark_non_differentiable(output[1])
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(coefficients, transforms, base, output[1])
-        ctx.save_for_forward(coefficients, transforms, base)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
-        if grad is None:
-            return None, None, None, None, None
-        coefficients, transforms, base, kept = ctx.saved_tensors
-        wants_base = base is not None and ctx.needs_input_grad[2]
-        grads = _SurfaceGradient.apply(grad, coefficients, transforms, base, kept, ctx.packed, wants_base)
-        return *grads[:2], (grads[2] if wants_base else None), None, None
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, None]:
-        # The surface is linear in the rest surface and, apart from it, in the transforms.
-        coefficients, transforms, base = ctx.saved_tensors
-        d_coefficients, d_transforms, d_base = tangents[:3]
-        result = torch.zeros((), dtype=coefficients.dtype, device=coefficients.device)
-        if d_transforms is not None:
-            result = result + _surface(coefficients, d_transforms, base, ctx.packed)
-        if d_coefficients is not None or d_base is not None:
-            if d_coefficients is None:
-                d_coefficients = torch.zeros_like(coefficients)
-            turning = torch.cat((transforms[..., :3], torch.zeros_like(transforms[..., 3:])), -1)
-            result = result + _surface(d_coefficients, turning, d_base, ctx.packed)
-        return result, None
-
-    @staticmethod
-    def vmap(
-        info: Any, in_dims: tuple[Any, ...], *args: Any
-    ) -> tuple[tuple[Tensor, Tensor], tuple[int, None]]:
-        tensors = _merge_batches(info.batch_size, in_dims[:3], args[:3])
-        vertices, kept = _Surface.apply(*tensors, args[3], False)
-        return (vertices.unflatten(0, (info.batch_size, -1)), kept), (0, None)
-
-
-class _SurfaceGradient(torch.autograd.Function):
-    """Gradient of `_surface`, piece by piece; its own gradient, which few ask for, comes from `_surface`."""
-
-    @staticmethod
-    def forward(
-        grad: Tensor,
-        coefficients: Tensor,
-        transforms: Tensor,
-        base: Tensor | None,
-        kept: Tensor,
-        packed: _Packed,
-        wants_base: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        batch, block, plane = len(coefficients), packed.block, 3 * packed.block
-        work = _Workspace(coefficients, transforms, base, packed)
-        num_plain = packed.directions.shape[1]
-        d_coefficients = torch.zeros_like(coefficients)
-        d_rows = torch.zeros_like(work.rows)
-        d_base = grad.new_empty(batch if wants_base else 0, packed.num_blocks, plane)
-        for bodies, blocks in _pieces(batch, packed.num_blocks):
-            num_blocks, num_bodies = blocks.stop - blocks.start, bodies.stop - bodies.start
-            shape = (num_blocks, num_bodies, 3, block)
-            if kept.numel():
-                posed = _kept_piece(kept, bodies, blocks, packed)
-            else:
-                posed = work.buffer("posed", num_blocks, num_bodies, plane)
-                work.posed(bodies, blocks, posed)
-            posed = posed.view(shape)
-            d_skinned = work.buffer("d_skinned", *shape)
-            d_skinned[-1, ..., packed.num_vertices - (blocks.stop - 1) * block :] = 0
-            for part, planes in work.place(grad, bodies, blocks):
-                d_skinned[part, ..., : planes.shape[-1]].copy_(planes)
-            blended = work.blended(bodies, blocks)
+        posed = posed.view(shape)
+        d_skinned = work.buffer("d_skinned", *shape)
+        d_skinned[-1, ..., packed.num_vertices - (blocks.stop - 1) * block :] = 0
+        for part, planes in work.place(grads[0], bodies, blocks):
+            d_skinned[part, ..., : planes.shape[-1]].copy_(planes)
+        blended = work.blended(bodies, blocks)
+        if wants[0] or d_base is not None:
             d_posed = work.buffer("d_posed", *shape)
             torch.mul(blended[:, :, :3, 0], d_skinned[:, :, None, 0], out=d_posed)
             for axis in (1, 2):
                 d_posed.addcmul_(blended[:, :, :3, axis], d_skinned[:, :, None, axis])
             d_planes = d_posed.view(num_blocks, num_bodies, plane)
-            if wants_base:
+            if d_base is not None:
                 d_base[bodies, blocks] = d_planes.transpose(0, 1)
             d_piece = d_coefficients[bodies]
             if num_blocks == 1:
@@ -344,47 +289,21 @@ class _SurfaceGradient(torch.autograd.Function):
                 d_piece[:, :num_plain] += torch.bmm(d_planes, packed.directions[blocks].mT).sum(0)
             if packed.correctives is not None:
                 low = d_planes.to(packed.correctives.dtype)
-                d_piece[:, num_plain:] += torch.bmm(low, packed.correctives[blocks].mT).to(grad.dtype).sum(0)
+                d_piece[:, num_plain:] += (
+                    torch.bmm(low, packed.correctives[blocks].mT).to(d_piece.dtype).sum(0)
+                )
+        if wants[1]:
             d_blended = blended
             torch.mul(posed[:, :, :, None], d_skinned[:, :, None], out=d_blended[:, :, :3])
             d_blended[:, :, 3].copy_(d_skinned)
             gathered = torch.bmm(packed.weights[blocks], d_blended.view(num_blocks, -1, block).mT)
             scatter = packed.scatter[blocks].transpose(0, 1).flatten(1)
             d_rows[:, bodies] += (scatter @ gathered.flatten(0, 1)).unflatten(1, (num_bodies, 4, 3))
-        return d_coefficients, d_rows.permute(1, 0, 3, 2), d_base
+    found = (d_coefficients if wants[0] else None, d_rows.permute(1, 0, 3, 2) if wants[1] else None)
+    return found if base is None else (*found, d_base)
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        *_, ctx.packed, ctx.wants_base = inputs
-        ctx.save_for_backward(*inputs[:4])
-        ctx.save_for_forward(*inputs[:4])
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        inputs = [t for t in ctx.saved_tensors if t is not None]
-        definition = functools.partial(_gradient, ctx.packed)
-        _, pull = torch.func.vjp(definition, *inputs)
-        if len(inputs) == 4 and not ctx.wants_base:
-            grads = (*grads[:2], torch.zeros_like(inputs[3]))
-        second = pull(grads[: len(inputs) - 1])
-        return *second, *([None] * (7 - len(second)))
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, ...]:
-        inputs = [t for t in ctx.saved_tensors if t is not None]
-        filled = [torch.zeros_like(t) if d is None else d for t, d in zip(inputs, tangents, strict=False)]
-        definition = functools.partial(_gradient, ctx.packed)
-        result = torch.func.jvp(definition, tuple(inputs), tuple(filled))[1]
-        return result if ctx.wants_base else (*result[:2], torch.zeros_like(inputs[1][:0]))
-
-    @staticmethod
-    def vmap(
-        info: Any, in_dims: tuple[Any, ...], *args: Any
-    ) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
-        tensors = _merge_batches(info.batch_size, in_dims[:4], args[:4])
-        kept = args[4].new_empty(0)
-        grads = _SurfaceGradient.apply(*tensors, kept, *args[5:])
-        return tuple(g.unflatten(0, (info.batch_size, -1)) for g in grads), (0, 0, 0)
+_SURFACE = RowFunction(1, _definition, _value, _gradient)
 
 
 def _kept_piece(kept: Tensor, bodies: slice, blocks: slice, packed: _Packed) -> Tensor:
@@ -394,14 +313,3 @@ def _kept_piece(kept: Tensor, bodies: slice, blocks: slice, packed: _Packed) -> 
     start = bodies.start * packed.num_blocks * plane
     piece = kept[start + blocks.start * size : start + blocks.stop * size]
     return piece.view(blocks.stop - blocks.start, bodies.stop - bodies.start, plane)
-
-
-def _merge_batches(size: int, in_dims: tuple[Any, ...], tensors: tuple[Any, ...]) -> list[Any]:
-    """Leading vmap dimension and batch as one batch."""
-    merged = []
-    for tensor, dim in zip(tensors, in_dims, strict=True):
-        if tensor is not None:
-            tensor = tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-            tensor = tensor.flatten(0, 1)
-        merged.append(tensor)
-    return merged

@@ -1,0 +1,149 @@
+"""Functions of independent rows: written by hand for speed, defined by plain torch for everything else.
+
+A body layer spends its time in a few functions that treat every row of a batch alike. Each of them is
+given three times: its *definition* in differentiable torch, its *value* and its *gradient* in whatever
+way is fast. Second and further derivatives, forward-mode derivatives, `torch.compile` and export use
+the definition; `torch.func.vmap` becomes more rows.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+Tensors = tuple[Tensor, ...]
+
+
+class RowFunction(NamedTuple):
+    """A function of tensors whose first dimension is the batch, with rows that do not see each other.
+
+    ``constants`` is any object that does not depend on the batch.
+    """
+
+    num_outputs: int
+    definition: Callable[..., Tensors]
+    """(constants, *tensors) -> outputs"""
+    value: Callable[..., tuple[Tensors, Tensors]]
+    """(constants, keep, *tensors) -> outputs, and what to keep for the gradient (nothing unless ``keep``)"""
+    gradient: Callable[..., tuple[Tensor | None, ...]]
+    """(constants, wants, kept, grads, *tensors) -> gradient of each tensor, where ``wants`` is true"""
+
+    def __call__(self, constants: Any, *tensors: Tensor) -> Tensors:
+        """The outputs."""
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return self.definition(constants, *tensors)
+        keep = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+        return _Value.apply(self, constants, keep, *tensors)[: self.num_outputs]
+
+    def vjp(self, constants: Any, grads_and_tensors: Tensors) -> Tensors:
+        """Gradient of the definition: (*grads, *tensors) -> gradient of each tensor."""
+        grads, tensors = grads_and_tensors[: self.num_outputs], grads_and_tensors[self.num_outputs :]
+        _, pull = torch.func.vjp(functools.partial(self.definition, constants), *tensors)
+        return pull(grads)
+
+
+class _Value(torch.autograd.Function):
+    """The outputs, then what is kept."""
+
+    @staticmethod
+    def forward(function: RowFunction, constants: Any, keep: bool, *tensors: Tensor) -> Tensors:
+        outputs, kept = function.value(constants, keep, *tensors)
+        return *outputs, *kept
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
+        ctx.function, ctx.constants, _, *tensors = inputs
+        kept = output[ctx.function.num_outputs :]
+        ctx.num_tensors, ctx.num_kept = len(tensors), len(kept)
+        ctx.mark_non_differentiable(*kept)
+        ctx.save_for_backward(*tensors, *kept)
+        ctx.save_for_forward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        tensors, kept = ctx.saved_tensors[: ctx.num_tensors], ctx.saved_tensors[ctx.num_tensors :]
+        grads = grads[: ctx.function.num_outputs]
+        wants = ctx.needs_input_grad[3:]
+        found = _Gradient.apply(ctx.function, ctx.constants, wants, kept, *grads, *tensors)
+        return None, None, None, *(g if wanted else None for g, wanted in zip(found, wants, strict=True))
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor | None, ...]:
+        tensors = ctx.saved_tensors[: ctx.num_tensors]
+        definition = functools.partial(ctx.function.definition, ctx.constants)
+        return *_push(definition, tensors, _or_zeros(tangents[3:], tensors)), *[None] * ctx.num_kept
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensors, tuple[int, ...]]:
+        function, constants, _, *tensors = args
+        rows = _more_rows(info.batch_size, in_dims[3:], tensors)
+        outputs = _Value.apply(function, constants, False, *rows)
+        return _fewer_rows(info.batch_size, outputs), (0,) * len(outputs)
+
+
+class _Gradient(torch.autograd.Function):
+    """Gradient of every tensor; an empty one where it is not wanted."""
+
+    @staticmethod
+    def forward(
+        function: RowFunction, constants: Any, wants: tuple[bool, ...], kept: Tensors, *tensors: Tensor
+    ) -> Tensors:
+        grads, tensors = tensors[: function.num_outputs], tensors[function.num_outputs :]
+        found = function.gradient(constants, wants, kept, grads, *tensors)
+        return tuple(t.new_empty(len(t), 0) if g is None else g for g, t in zip(found, tensors, strict=True))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.function, ctx.constants, ctx.wants, _, *tensors = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        tensors = ctx.saved_tensors
+        inputs = tensors[ctx.function.num_outputs :]
+        wanted = tuple(g if w else None for g, w in zip(grads, ctx.wants, strict=True))
+        _, pull = torch.func.vjp(lambda *t: ctx.function.vjp(ctx.constants, t), *tensors)
+        return None, None, None, None, *pull(_or_zeros(wanted, inputs))
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensors:
+        tensors = ctx.saved_tensors
+        filled = _or_zeros(tangents[4:], tensors)
+        result = _push(lambda *t: ctx.function.vjp(ctx.constants, t), tensors, filled)
+        return tuple(r if w else r.new_empty(len(r), 0) for r, w in zip(result, ctx.wants, strict=True))
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensors, tuple[int, ...]]:
+        function, constants, wants, _, *tensors = args
+        rows = _more_rows(info.batch_size, in_dims[4:], tensors)
+        # What was kept belongs to other rows: the gradient makes it again.
+        outputs = _Gradient.apply(function, constants, wants, (), *rows)
+        return _fewer_rows(info.batch_size, outputs), (0,) * len(outputs)
+
+
+def _push(definition: Callable[..., Tensors], tensors: Tensors, tangents: Tensors) -> Tensors:
+    """Forward-mode derivative as the transpose of the reverse-mode one, which nests in any other mode."""
+    outputs, pull = torch.func.vjp(definition, *tensors)
+    _, push = torch.func.vjp(pull, tuple(torch.zeros_like(o) for o in outputs))
+    return push(tangents)[0]
+
+
+def _or_zeros(tangents: tuple[Tensor | None, ...], tensors: Tensors) -> Tensors:
+    return tuple(torch.zeros_like(t) if d is None else d for d, t in zip(tangents, tensors, strict=True))
+
+
+def _more_rows(size: int, in_dims: tuple[Any, ...], tensors: list[Tensor]) -> Tensors:
+    moved = (
+        t.expand(size, *t.shape) if dim is None else t.movedim(dim, 0)
+        for t, dim in zip(tensors, in_dims, strict=True)
+    )
+    return tuple(t.flatten(0, 1) for t in moved)
+
+
+def _fewer_rows(size: int, tensors: Tensors) -> Tensors:
+    return tuple(t.unflatten(0, (size, -1)) for t in tensors)
