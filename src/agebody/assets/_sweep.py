@@ -17,7 +17,7 @@ from agebody.assets._figure import Digit, LimbRow, Shape, TrunkRow
 
 CAST_START, CAST_STEPS = 5e-4, 16
 INFANT_SOFTNESS = 1.4
-EASE, EASE_STEPS, LONGEST_STEP = 0.6, 16, 0.004
+EASE, UNTANGLE_STEPS, EASE_STEPS, LONGEST_STEP = 0.6, 6, 10, 0.004
 CROWN_RISE = 0.03
 """How far the middle of the crown's aims stands above its border [m]."""
 SOLE_BLEND = 0.012
@@ -479,16 +479,18 @@ def _even_out(net: Net, p: Float[np.ndarray, "3 H"], melted: dict[str, list[Shap
     home = np.array([figure.JOINED.get(name, name) for name in net.regions])[net.region]
     moved = np.flatnonzero(ease > 0)
     members = [(name, moved[home[moved] == name]) for name in sorted(set(home[moved]))]
-    for _ in range(EASE_STEPS):
+    for step in range(UNTANGLE_STEPS + EASE_STEPS):
         total = p[:, around[:, 0]]
         for k in range(1, around.shape[1]):
             total = total + p[:, around[:, k]]
         mean = (total - (around.shape[1] - degree) * p) / degree
         p = p + ease * (mean - p)
         p[0, net.seam] = 0.0
+        if step < UNTANGLE_STEPS:  # off the surface first, so that rows that crossed come apart
+            continue
         normal = normals(p, net.quads)
         normal[0, net.seam] = 0.0
         for name, ids in members:
-            step = np.clip(distance(p[:, ids], name, melted[name]), -LONGEST_STEP, LONGEST_STEP)
-            p[:, ids] = p[:, ids] - step * normal[:, ids]
+            back = np.clip(distance(p[:, ids], name, melted[name]), -LONGEST_STEP, LONGEST_STEP)
+            p[:, ids] = p[:, ids] - back * normal[:, ids]
     return p

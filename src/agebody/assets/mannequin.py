@@ -42,6 +42,9 @@ BEND_LOSS = math.sqrt(2.0) - 1.0
 """Share of its distance from the joint that linear blending takes from a vertex half way at 90 degrees: there
 the mean of two rotations is shorter by cos 45, and 1 / cos 45 = 1 + BEND_LOSS."""
 
+FULLNESS = {"left_elbow": 1.0, "right_elbow": 1.0, "left_knee": 1.0, "right_knee": 1.0}
+"""How much of that loss is given back; half at the other joints, where the flesh folds instead."""
+
 
 class _Half:
     """The left half of the body: fields are computed here and mirrored, so that both sides are equal."""
@@ -98,6 +101,11 @@ class _Points:
     def __init__(self, half: _Half) -> None:
         self.half = half
         self.vertices = half.mirrored(half.adult)
+        both = lambda ids: np.unique(np.concatenate([ids, half.twin[ids]]))  # noqa: E731
+        rows = [row[row >= 0] for row in half.net.rings["trunk"]]
+        self.around = [both(row[::4]) for row in rows]
+        self.front = [both(row[:5:2]) for row in rows]
+        self.back = [both(row[-5::2]) for row in rows]
 
     def mean(self, ids: np.ndarray) -> np.ndarray:
         """The middle of some vertices."""
@@ -127,7 +135,7 @@ class _Points:
 
     def along(self, rings: list[np.ndarray], axis: int, value: float) -> np.ndarray:
         """The middle of a limb where its coordinate along the axis has this value."""
-        rows = [self.mean(ring[::2][ring[::2] >= 0]) for ring in rings]
+        rows = [self.mean(ring[ring >= 0]) for ring in rings]
         at = [self.position(row)[axis] for row in rows]
         gaps = [min(abs(a - value), abs(b - value)) + (0 if (a - value) * (b - value) <= 0 else 1e3)
                 for a, b in zip(at, at[1:], strict=False)]  # fmt: skip
@@ -136,18 +144,16 @@ class _Points:
 
     def trunk(self, y: float, z: float) -> np.ndarray:
         """A point in the middle plane of the trunk or head."""
-        rings = [ring[ring >= 0] for ring in self.half.net.rings["trunk"]]
-        both = lambda ring: np.unique(np.concatenate([ring, self.half.twin[ring]]))  # noqa: E731
-        middle = self.along([both(ring[::2]) for ring in rings], 1, y)
-        end = [both(ring[-5::2] if z < self.position(middle)[2] else ring[:5:2]) for ring in rings]
+        middle = self.along(self.around, 1, y)
+        end = self.back if z < self.position(middle)[2] else self.front
         return self.blend(middle, self.along(end, 1, y), 2, z)
 
 
 def _joint_rows(points: _Points) -> dict[str, np.ndarray]:
     rings = points.half.net.rings
-    arm, leg = rings["arm"], rings["leg"]
+    arm, leg = ([ring[::2] for ring in rings[limb]] for limb in ("arm", "leg"))
     rows = {name: points.trunk(*figure.SPINE_JOINTS[name]) for name in figure.SPINE_JOINTS}
-    rows["left_hip"] = points.along([rings["trunk"][3], *leg[:3]], 1, 0.880)
+    rows["left_hip"] = points.blend(points.mean(rings["trunk"][0][[0, -1]]), points.along(leg[:4], 1, 0.865), 0, 0.085)
     rows["left_knee"] = points.along(leg, 1, 0.487)
     rows["left_ankle"] = points.along(leg, 1, 0.088)
     rows["left_foot"] = points.along(leg[figure.FOOT_FROM_ROW :], 2, 0.085)
@@ -273,7 +279,7 @@ def _posedirs(
     out = np.zeros((len(vertices), 3, len(SMPL_PARENTS) - 1, 3, 3), np.float32)
     for joint in range(1, len(SMPL_PARENTS)):
         w = np.clip(below[:, joint], 0.0, 1.0)
-        gain = -BEND_LOSS * 4.0 * w * (1.0 - w)
+        gain = -BEND_LOSS * FULLNESS.get(SMPL_JOINT_NAMES[joint], 0.5) * 4.0 * w * (1.0 - w)
         moved = np.flatnonzero(gain < -1e-4)
         r = gain[moved, None] * (vertices[moved] - joints[joint])
         for i in range(3):
@@ -290,8 +296,7 @@ def _shapedirs(half: _Half, weights: Float[np.ndarray, "H J"], mean: np.ndarray)
     """One displacement field a name of SHAPE_SD, on the left half and mirrored."""
     p = half.adult
     x, y, z = p
-    normal = sweep.normals(p, half.net.quads)
-    normal[0, half.net.seam] = 0.0
+    normal = _soft_normals(half)
     of = lambda *names: sum((weights[:, SMPL_JOINT_NAMES.index(n)] for n in names), np.zeros(half.size))  # noqa: E731
     head, neck, torso = of("head"), of("neck"), of("pelvis", "spine1", "spine2", "spine3", "left_collar", "right_collar")
     upper_arm, forearm = of("left_shoulder"), of("left_elbow")
@@ -319,6 +324,18 @@ def _shapedirs(half: _Half, weights: Float[np.ndarray, "H J"], mean: np.ndarray)
         ),
     }  # fmt: skip
     return np.stack([half.mirrored(SHAPE_SD[name] * fields[name]) for name in SHAPE_SD], axis=2)
+
+
+def _soft_normals(half: _Half, steps: int = 3) -> Float[np.ndarray, "3 H"]:
+    """Normals averaged over the neighbourhood: fat does not deepen the folds."""
+    around, normal = half.net.around, sweep.normals(half.adult, half.net.quads)
+    for _ in range(steps):
+        total = normal
+        for k in range(around.shape[1]):
+            total = total + normal[:, around[:, k]]
+        normal = total / (around.shape[1] + 1)
+        normal[0, half.net.seam] = 0.0
+    return normal
 
 
 def _flux(field: Float[np.ndarray, "3 H"], half: _Half) -> float:
