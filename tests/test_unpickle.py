@@ -1,5 +1,7 @@
 """The unpickler gives the values of body files, and never runs, imports or hangs on anything else."""
 
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
+
 import builtins
 import copyreg
 import os

@@ -74,14 +74,17 @@ def body_asset_schema() -> dict[str, Any]:
     }
 
 
-def read_header(header: dict[str, Any]) -> dict[str, Any]:
+def read_header(header: Any) -> dict[str, Any]:
     """The texts of a safetensors header, after checking the header against the schema.
 
     Raises:
         AssetError: the header is not that of a `BodyAsset`, or of a format that this version does not know.
     """
+    metadata = header.get("__metadata__") if isinstance(header, dict) else None
+    if not isinstance(metadata, dict) or HEADER_KEY not in metadata:
+        raise AssetError("a safetensors file of something else than a body; get the body's own file")
     try:
-        texts = json.loads(header["__metadata__"][HEADER_KEY])
+        texts = json.loads(metadata[HEADER_KEY])
     except (TypeError, ValueError, RecursionError) as error:
         raise AssetError(f"its description is damaged ({error}); get or save the file again") from error
     version = texts.get("format_version") if isinstance(texts, dict) else None

@@ -110,10 +110,10 @@ def save_asset(asset: BodyAsset, path: PathLike, *, overwrite: bool = False) -> 
 def export_smpl_npz(asset: BodyAsset, path: PathLike, *, overwrite: bool = False) -> None:
     """Write a body with SMPL's entry names, as an npz file.
 
-    `smplx` opens npz files of SMPL-H and SMPL-X itself; its SMPL class takes one as
-    ``smplx.SMPL("", data_struct=smplx.utils.Struct(**np.load(path)))``, or opens the pickle that
-    `export_smpl_pkl` writes. The format has no place for age templates and keypoint regressors; an age
-    template goes beside it as ``np.save("smpl_kid_template.npy", asset.age_templates[-1])``.
+    smplx's SMPL class opens only pickles by itself, such as `export_smpl_pkl` writes; it takes an npz file as
+    ``smplx.SMPL("", data_struct=smplx.utils.Struct(**np.load(path)))``. The format has no place for age
+    templates and keypoint regressors; an age template goes beside it as
+    ``np.save("smpl_kid_template.npy", asset.age_templates[-1])``.
 
     Raises:
         FileExistsError: the file is there and `overwrite` is False.
@@ -171,10 +171,7 @@ def _parts(name: str, matrix: sparse.csr_array) -> dict[str, np.ndarray]:
 def _read_own(path: PathLike) -> BodyAsset:
     try:
         with open(path, "rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        if not isinstance(header, dict) or HEADER_KEY not in (header.get("__metadata__") or ()):
-            raise AssetError("a safetensors file of something else than a body; get the body's own file")
-        texts = read_header(header)
+            texts = read_header(json.loads(file.read(int.from_bytes(file.read(8), "little"))))
         with safe_open(path, framework="np") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except AssetError:

@@ -107,7 +107,7 @@ class _Machine:
         for _ in range(MAX_OPCODES):
             try:
                 opcode, arg, _position = next(opcodes)
-            except (ValueError, OverflowError) as error:
+            except (ValueError, OverflowError, DeprecationWarning) as error:  # the last for "\\K" in old text
                 raise AssetError(f"damaged or truncated pickle ({error}); download the file again") from error
             if opcode.name == "STOP":
                 return self.pop()

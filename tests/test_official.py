@@ -1,0 +1,469 @@
+"""Every published file format is read whole and exactly; every other file is named for what it is."""
+
+# pyright: reportArgumentType=false, reportOptionalSubscript=false, reportOptionalMemberAccess=false
+
+import io
+import os
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from model_files import (
+    PARENTS,
+    random_arrays,
+    random_regressor,
+    save_torch,
+    write_bev_packs,
+    write_gmm_prior,
+    write_kid_template,
+    write_mano_pkl,
+    write_smil_pkl,
+    write_smil_pose_prior,
+    write_smpl_npz,
+    write_smpl_pkl,
+    write_smplh_npz,
+    write_smplx_npz,
+)
+from numpy.testing import assert_array_equal
+from scipy import sparse
+
+from agebody.assets.asset import SMPL_JOINT_NAMES, AssetError
+from agebody.assets.io import load_asset, save_asset
+from agebody.assets.landmarks import EXTRA9, H36M17, J19, SURFACE21_SMPL_VERTICES
+from agebody.assets.official import JOINT_NAMES
+
+SMALL = 120
+
+
+def assert_holds(body, arrays):
+    """The body has the file's numbers bit for bit, in the file's precision."""
+    for name, got in (
+        ("v_template", body.template),
+        ("shapedirs", body.shapedirs),
+        ("posedirs", body.posedirs),
+    ):
+        assert got.dtype == arrays[name].dtype
+        assert_array_equal(got, arrays[name])
+    weights = body.dense_weights()
+    assert weights.dtype == arrays["weights"].dtype
+    assert_array_equal(weights, arrays["weights"])
+    assert_array_equal(body.faces, arrays["f"])
+    regressor = arrays["J_regressor"]
+    assert body.joint_regressor.dtype == regressor.dtype
+    assert_array_equal(
+        body.joint_regressor.toarray(), regressor.toarray() if sparse.issparse(regressor) else regressor
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "options", "kind", "num_joints"),
+    [
+        ("SMPL_FEMALE.pkl", write_smpl_pkl, {}, "smpl", 24),
+        ("basicmodel_f_lbs_10_207_0_v1.1.0.pkl", write_smpl_pkl, {"num_betas": 300}, "smpl", 24),
+        ("female_plain.pkl", write_smpl_pkl, {"chumpy": False}, "smpl", 24),
+        ("female_single.pkl", write_smpl_pkl, {"dtype": np.float32}, "smpl", 24),
+        ("female_dense.pkl", write_smpl_pkl, {"dense": True}, "smpl", 24),
+        ("smil_female.pkl", write_smil_pkl, {}, "smil", 24),
+        ("SMPL_FEMALE.npz", write_smpl_npz, {}, "smpl", 24),
+        ("SMPLH_FEMALE.npz", write_smplh_npz, {}, "smplh", 52),
+        ("SMPLH_FEMALE.pkl", write_smpl_pkl, {"family": "smplh"}, "smplh", 52),
+        ("SMPLX_FEMALE.npz", write_smplx_npz, {}, "smplx", 55),
+        ("MANO_FEMALE.pkl", write_mano_pkl, {}, "mano", 16),
+    ],
+)
+def test_every_family_and_container(tmp_path, name, write, options, kind, num_joints):
+    arrays = write(tmp_path / name, **{"num_vertices": SMALL} | options)
+    body = load_asset(tmp_path / name)
+    assert_holds(body, arrays)
+    assert body.metadata.kind == kind
+    assert body.metadata.gender == "female"
+    assert "non-commercial" in body.metadata.license
+    assert body.num_joints == num_joints
+    assert body.joint_names == JOINT_NAMES["smpl" if kind == "smil" else kind]
+    assert_array_equal(body.parents, PARENTS["smpl" if kind == "smil" else kind])
+    assert list(body.metadata.sources) == [name]
+    assert len(body.metadata.sources[name]) == 64
+    assert not body.has_age
+
+
+def test_joint_names_match_smplx():
+    """smplx lists the joints of each file, then landmarks; its names of the eyes carry the rig's suffix."""
+    joint_names = pytest.importorskip("smplx.joint_names")
+    for family, listed in (
+        ("smplx", "JOINT_NAMES"),
+        ("smplh", "SMPLH_JOINT_NAMES"),
+    ):
+        expected = [name.removesuffix("_smplhf") for name in getattr(joint_names, listed)]
+        assert list(JOINT_NAMES[family]) == expected[: len(JOINT_NAMES[family])]
+
+
+def test_smpl_topology_brings_its_surface_points(tmp_path):
+    arrays = write_smpl_pkl(tmp_path / "SMPL_NEUTRAL.pkl")
+    body = load_asset(tmp_path / "SMPL_NEUTRAL.pkl")
+    assert body.metadata.topology == "smpl"
+    assert len(body.faces) == 13776
+    points = body.regressors["surface21"]
+    assert points.names == tuple(SURFACE21_SMPL_VERTICES)
+    assert_array_equal(
+        points.matrix @ body.template, arrays["v_template"][list(SURFACE21_SMPL_VERTICES.values())]
+    )
+
+
+def test_smplx_names_its_expressions(tmp_path):
+    write_smplx_npz(tmp_path / "SMPLX_NEUTRAL.npz", num_vertices=SMALL)
+    names = load_asset(tmp_path / "SMPLX_NEUTRAL.npz").metadata.shape_names
+    assert (names[0], names[299], names[300], names[399]) == (
+        "beta0",
+        "beta299",
+        "expression0",
+        "expression99",
+    )
+
+
+def test_hmr_copy_brings_its_keypoints(tmp_path):
+    arrays = write_smpl_pkl(tmp_path / "hmr.pkl", num_vertices=SMALL, cocoplus=True)
+    points = load_asset(tmp_path / "hmr.pkl").regressors["cocoplus19"]
+    assert_array_equal(points.matrix.toarray(), arrays["cocoplus_regressor"].toarray())
+    assert points.names[14] == "nose"
+
+
+def test_other_joint_trees_load_as_custom(tmp_path):
+    write_smpl_pkl(tmp_path / "model.pkl", family="flame", num_vertices=SMALL)
+    body = load_asset(tmp_path / "model.pkl")
+    assert (body.metadata.kind, body.num_joints, body.joint_names[4]) == ("custom", 5, "joint4")
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_bev_packs(tmp_path, legacy):
+    packs = write_bev_packs(tmp_path, num_vertices=SMALL)
+    for name, pack, kind in zip(
+        ("SMPLA_NEUTRAL.pth", "smil_packed_info.pth"), packs, ("smpl", "smil"), strict=True
+    ):
+        if legacy:
+            tensors = {key: torch.from_numpy(value) for key, value in pack.items()}
+            torch.save(tensors, tmp_path / name, _use_new_zipfile_serialization=False)
+        body = load_asset(tmp_path / name)
+        posedirs = pack["posedirs"].reshape(207, SMALL, 3).transpose(1, 2, 0)
+        assert_holds(body, pack | {"posedirs": posedirs})
+        assert body.metadata.kind == kind
+        assert_array_equal(body.parents, PARENTS["smpl"])
+        for key, names, regressor in (
+            ("extra9", EXTRA9, "J_regressor_extra9"),
+            ("h36m17", H36M17, "J_regressor_h36m17"),
+        ):
+            assert body.regressors[key].names == names
+            assert_array_equal(body.regressors[key].matrix.toarray(), pack[regressor])
+        surface = body.regressors["surface21"].matrix @ body.template
+        assert_array_equal(surface, body.template[pack["extra_joints_index"]])
+    smpla = load_asset(tmp_path / "SMPLA_NEUTRAL.pth")
+    assert_array_equal(smpla.age_offsets, [1])
+    assert_array_equal(smpla.age_templates[0], smpla.template + packs[0]["smpla_shapedirs"][..., 10])
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_kid_template_is_centred(tmp_path, dtype):
+    write_smpl_pkl(tmp_path / "SMPL_NEUTRAL.pkl", dtype=dtype)
+    kid = write_kid_template(tmp_path / "smpl_kid_template.npy")
+    body = load_asset(tmp_path / "SMPL_NEUTRAL.pkl", infant_template=tmp_path / "smpl_kid_template.npy")
+    assert_array_equal(body.age_offsets, [1])
+    assert body.age_templates.dtype == dtype
+    assert_array_equal(body.age_templates[0], (kid - kid.mean(axis=0)).astype(dtype))
+    assert list(body.metadata.sources) == ["SMPL_NEUTRAL.pkl", "smpl_kid_template.npy"]
+    assert "AGORA" in body.metadata.license
+    given = load_asset(tmp_path / "SMPL_NEUTRAL.pkl", infant_template=kid)
+    assert_array_equal(given.age_templates, body.age_templates)
+
+
+def test_smil_file_serves_as_kid_template(tmp_path):
+    """Passing SMIL's model where the kid template belongs is a common mistake, and its meaning is clear."""
+    write_smpl_pkl(tmp_path / "SMPL_NEUTRAL.pkl", num_vertices=SMALL)
+    smil = write_smil_pkl(tmp_path / "smil_web.pkl", num_vertices=SMALL)
+    body = load_asset(tmp_path / "SMPL_NEUTRAL.pkl", infant_template=tmp_path / "smil_web.pkl")
+    template = smil["v_template"]
+    assert_array_equal(body.age_templates[0], template - template.mean(axis=0))
+    assert "SMIL" in body.metadata.license
+    save_asset(load_asset(tmp_path / "smil_web.pkl"), tmp_path / "smil.safetensors")
+    again = load_asset(tmp_path / "SMPL_NEUTRAL.pkl", infant_template=tmp_path / "smil.safetensors")
+    assert_array_equal(again.age_templates, body.age_templates)
+
+
+def test_regressor_files(tmp_path):
+    write_smpl_pkl(tmp_path / "SMPL_NEUTRAL.pkl", num_vertices=SMALL)
+    rng = np.random.default_rng(0)
+    j19, extra9, h36m, own = (random_regressor(rows, SMALL, rng).toarray() for rows in (19, 9, 17, 2))
+    (tmp_path / "SMPL_to_J19.pkl").write_bytes(pickle.dumps(j19, 2))
+    np.save(tmp_path / "J_regressor_extra.npy", extra9)
+    np.savez(tmp_path / "J_regressor_h36m.npz", h36m)
+    files = {"j19": "SMPL_to_J19.pkl", "extra9": "J_regressor_extra.npy", "h36m17": "J_regressor_h36m.npz"}
+    body = load_asset(
+        tmp_path / "SMPL_NEUTRAL.pkl",
+        regressors={name: tmp_path / file for name, file in files.items()} | {"own": own},
+    )
+    for name, expected in (("j19", j19), ("extra9", extra9), ("h36m17", h36m), ("own", own)):
+        assert_array_equal(body.regressors[name].matrix.toarray(), expected)
+    assert body.regressors["j19"].names == J19
+    assert body.regressors["own"].names == ("own_0", "own_1")
+    assert set(files.values()) < set(body.metadata.sources)
+
+
+def test_gender_comes_from_the_name_or_the_caller(tmp_path):
+    for name, gender in (
+        ("basicModel_neutral_lbs_10_207_0_v1.0.0.pkl", "neutral"),
+        ("basicmodel_m_lbs_10_207_0_v1.0.0.pkl", "male"),
+        ("basicModel_f_lbs_10_207_0_v1.0.0.pkl", "female"),
+        ("male/model.pkl", "male"),
+        ("body.pkl", "neutral"),
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_smpl_pkl(tmp_path / name, num_vertices=SMALL)
+        assert load_asset(tmp_path / name).metadata.gender == gender
+        assert load_asset(tmp_path / name, gender="female").metadata.gender == "female"
+    with pytest.raises(ValueError, match="gender: expected one of"):
+        load_asset(tmp_path / "body.pkl", gender="F")
+
+
+def npz_bytes(**arrays):
+    stream = io.BytesIO()
+    np.savez(stream, **arrays)
+    return stream.getvalue()
+
+
+def npy_bytes(array):
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+def zip_bytes(**entries):
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+    return stream.getvalue()
+
+
+def torch_bytes(value):
+    stream = io.BytesIO()
+    torch.save(value, stream)
+    return stream.getvalue()
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.system, ("touch ran",)
+
+
+NOT_BODIES = {
+    "empty": (b"", "empty; download it again"),
+    "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer.*git lfs pull"),
+    "html": (b"\n<!DOCTYPE html><html>Sign in</html>", "web page.*log in"),
+    "fbx": (b"Kaydara FBX Binary  \x00", "FBX scene; get the model itself"),
+    "obj": (b"# made by hand\n\nv 0.1 0.2 0.3\nf 1 2 3\n", "OBJ mesh"),
+    "ply": (b"ply\nformat ascii 1.0\n", "PLY mesh"),
+    "glb": (b"glTF\x02\x00\x00\x00", "glTF scene"),
+    "gzip": (b"\x1f\x8b\x08" + bytes(20), "packed archive; unpack it"),
+    "zip": (
+        zip_bytes(**{"SMPL/models/readme.txt": "hello"}),
+        "packed archive; unpack it.*SMPL/models/readme.txt",
+    ),
+    "json": (b'{"poses": [1]}', "JSON text"),
+    "noise": (b"\x00\x01\x02 hello", "not a pickle, npz"),
+    "text": (b"hello", "not a pickle, npz"),
+    "kid template": (npy_bytes(np.zeros((6890, 3))), "kid template, not a body; give it as infant_template"),
+    "regressor": (npy_bytes(np.zeros((19, 6890))), "give it in regressors"),
+    "single array": (npy_bytes(np.zeros(3)), "single array"),
+    "object array": (npy_bytes(np.array([{}])), "object array"),
+    "truncated npy": (npy_bytes(np.zeros(99))[:-8], "truncated"),
+    "npy that promises too much": (npy_bytes(np.zeros(2)).replace(b"(2,)", b"(9,)"), "truncated"),
+    "truncated npz": (npz_bytes(a=np.zeros(9))[:-30], "damaged or truncated"),
+    "motion": (npz_bytes(poses=np.zeros((5, 72)), trans=np.zeros((5, 3))), "motion"),
+    "list": (pickle.dumps([1]), "holds a list"),
+    "hostile": (pickle.dumps(Hostile()), "names 'posix.system'|names 'nt.system'"),
+    "hostile torch": (torch_bytes({"v_template": Hostile()}), "torch finds no plain tensors"),
+    "checkpoint": (torch_bytes({"state_dict": {"w": torch.zeros(2)}, "epoch": 3}), "training checkpoint"),
+    "truncated torch": (torch_bytes({"w": torch.zeros(99)})[:-80], "damaged or truncated"),
+    "torch tensor": (torch_bytes(torch.zeros(3)), "holds a Tensor"),
+    "other dict": (pickle.dumps({"a": 1}), "v_template, f, .* missing; it holds a"),
+    "bytes keys": (pickle.dumps({b"v_template": 1}), "missing"),
+}
+
+
+@pytest.mark.parametrize("what", NOT_BODIES)
+def test_other_files_are_named_for_what_they_are(tmp_path, what, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    content, cause = NOT_BODIES[what]
+    (tmp_path / "model.pkl").write_bytes(content)
+    with pytest.raises(AssetError, match=rf"model\.pkl: .*({cause})"):
+        load_asset(tmp_path / "model.pkl")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_priors_are_not_bodies(tmp_path):
+    write_smil_pose_prior(tmp_path / "smil_pose_prior.pkl")
+    with pytest.raises(AssetError, match=r"SMIL's pose prior, not a body; the body is in smil_web\.pkl"):
+        load_asset(tmp_path / "smil_pose_prior.pkl")
+    write_gmm_prior(tmp_path / "gmm_08.pkl")
+    with pytest.raises(AssetError, match="mixture pose prior"):
+        load_asset(tmp_path / "gmm_08.pkl")
+
+
+def test_missing_files_and_folders(tmp_path):
+    with pytest.raises(AssetError, match=r"SMPL_NEUTRAL\.pkl: no such file.*smpl\.is\.tue\.mpg\.de"):
+        load_asset(tmp_path / "SMPL_NEUTRAL.pkl")
+    with pytest.raises(AssetError, match="a folder, not a file; it holds no files"):
+        load_asset(tmp_path)
+    (tmp_path / "SMPL_MALE.pkl").touch()
+    with pytest.raises(AssetError, match=r"it holds SMPL_MALE\.pkl"):
+        load_asset(tmp_path)
+    with pytest.raises(AssetError, match="cannot be read"):
+        load_asset(tmp_path / "SMPL_MALE.pkl" / "inside")
+
+
+def test_unreadable_file(tmp_path, monkeypatch):
+    path = tmp_path / "SMPL_MALE.pkl"
+    write_smpl_pkl(path, num_vertices=SMALL)
+
+    def refuse(self, *args, **kwargs):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(type(path), "open", refuse)
+    monkeypatch.setattr(type(path), "read_bytes", refuse)
+    with pytest.raises(AssetError, match=r"SMPL_MALE\.pkl: cannot be read: Permission denied"):
+        load_asset(path)
+
+
+def broken(**changes):
+    """A small SMPL file with some entries replaced, or left out where None."""
+    arrays = random_arrays(num_vertices=SMALL) | changes
+    arrays["J_regressor"] = sparse.csc_matrix(arrays["J_regressor"])
+    return pickle.dumps({name: value for name, value in arrays.items() if value is not None}, 4)
+
+
+GOOD = random_arrays(num_vertices=SMALL)
+NAN = np.where(np.arange(SMALL)[:, None] == 3, np.nan, GOOD["v_template"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "cause"),
+    [
+        ({"v_template": None}, "v_template missing"),
+        ({"v_template": NAN}, "template: 3 entries are NaN"),
+        ({"v_template": GOOD["v_template"][:, :2]}, r"v_template: expected shape \(any, 3\)"),
+        ({"v_template": [1, 2]}, "v_template: expected an array, got list"),
+        ({"v_template": np.zeros((SMALL, 3), int)}, "v_template: expected floating"),
+        ({"f": GOOD["f"] + 100}, "faces: expected indices from 0 to 119"),
+        ({"f": GOOD["f"] + 0.5}, "f: expected whole numbers"),
+        ({"f": np.full((2, 3), np.inf)}, "f: expected whole numbers"),
+        ({"f": np.array([["a", "b", "c"]])}, "f: expected whole numbers"),
+        ({"f": GOOD["f"].ravel()}, r"faces: expected shape \(any, 3\)"),
+        ({"weights": GOOD["weights"] * 2}, "sum to 2; expected 1"),
+        ({"weights": -GOOD["weights"]}, "non-negative"),
+        ({"weights": GOOD["weights"][:, :20]}, r"weights: expected shape \(120, 24\), got \(120, 20\)"),
+        ({"weights": GOOD["weights"] * np.nan}, "NaN"),
+        ({"shapedirs": GOOD["shapedirs"][:50]}, r"shapedirs: expected shape \(120, 3, any\)"),
+        ({"posedirs": GOOD["posedirs"][..., :90]}, "posedirs: expected shape .* for 24 joints"),
+        ({"posedirs": GOOD["posedirs"][..., :93]}, "STAR model"),
+        ({"J_regressor": GOOD["J_regressor"][:, :50]}, "J_regressor: expected shape"),
+        ({"J_regressor": np.full((24, SMALL), np.inf)}, "joint_regressor: .* NaN or infinite"),
+        ({"kintree_table": np.zeros((3, 24), int)}, "kintree_table: expected shape"),
+        ({"kintree_table": GOOD["kintree_table"][:, ::-1]}, "in order in its second row"),
+        ({"kintree_table": np.zeros((2, 0), int)}, "kintree_table: expected shape"),
+        ({"kintree_table": np.arange(24)}, "expected the root first"),
+        ({"kintree_table": np.array([-1, *range(2, 25)])}, "a parent must come before its child"),
+        ({"extra_joints_index": np.arange(21) + 110}, "extra_joints_index: expected 21 vertices"),
+        ({"extra_joints_index": np.arange(20)}, "extra_joints_index: expected 21 vertices"),
+        ({"cocoplus_regressor": np.ones((5, SMALL))}, "expected 14 or 19 rows"),
+        ({"J_regressor_extra9": np.ones((8, SMALL))}, "expected 9 rows"),
+    ],
+)  # fmt: skip
+def test_wrong_arrays_are_named(tmp_path, changes, cause):
+    path = tmp_path / "SMPL_NEUTRAL.pkl"
+    path.write_bytes(broken(**changes))
+    with pytest.raises(AssetError, match=rf"SMPL_NEUTRAL\.pkl: .*{cause}"):
+        load_asset(path)
+
+
+def test_flame_is_a_head(tmp_path):
+    write_smpl_pkl(tmp_path / "generic_model.pkl", family="flame", num_vertices=5023)
+    with pytest.raises(AssetError, match="FLAME head, not a body"):
+        load_asset(tmp_path / "generic_model.pkl")
+
+
+def test_needed_object_arrays_are_refused(tmp_path):
+    arrays = random_arrays(num_vertices=SMALL)
+    np.savez(tmp_path / "SMPL.npz", **arrays | {"J_regressor": np.array(arrays["J_regressor"], object)})
+    with pytest.raises(AssetError, match="J_regressor is an object array"):
+        load_asset(tmp_path / "SMPL.npz")
+
+
+def test_wrong_infant_templates(tmp_path):
+    path = tmp_path / "SMPL_NEUTRAL.pkl"
+    write_smpl_pkl(path, num_vertices=SMALL)
+    cases = [
+        (
+            np.zeros((10475, 3)),
+            r"infant_template: .*\(SMPL-X's topology\) does not fit a body of 120 vertices",
+        ),
+        (np.zeros(3), "does not fit"),
+        (np.zeros((SMALL, 3), int), "expected an array of float vertices"),
+        (np.full((SMALL, 3), np.nan), "age_templates: 360 entries are NaN"),
+        (path, r"SMPL_NEUTRAL\.pkl: this body is 1\.70 m tall, an adult"),
+        (tmp_path / "nothing.npy", r"nothing\.npy: no such file"),
+    ]
+    for infant, cause in cases:
+        with pytest.raises(AssetError, match=cause):
+            load_asset(path, infant_template=infant)
+    write_bev_packs(tmp_path, num_vertices=SMALL)
+    with pytest.raises(AssetError, match="brings its own age templates"):
+        load_asset(tmp_path / "SMPLA_NEUTRAL.pth", infant_template=np.zeros((SMALL, 3)))
+
+
+def test_wrong_regressors(tmp_path):
+    path = tmp_path / "SMPL_NEUTRAL.pkl"
+    write_smpl_pkl(path, num_vertices=SMALL)
+    np.save(tmp_path / "j19.npy", np.ones((19, SMALL + 1)))
+    with pytest.raises(AssetError, match=r"j19\.npy: regressors\['j19'\]: expected shape \(any, 120\)"):
+        load_asset(path, regressors={"j19": tmp_path / "j19.npy"})
+    with pytest.raises(
+        AssetError, match=r"expected 17 rows \(pelvis, ... right_wrist\), got shape \(19, 120\)"
+    ):
+        load_asset(path, regressors={"h36m17": np.ones((19, SMALL))})
+    with pytest.raises(AssetError, match=r"expected a matrix of shape \(points, vertices\)"):
+        load_asset(path, regressors={"own": np.ones(SMALL)})
+
+
+def test_files_larger_than_any_body_are_refused(tmp_path):
+    path = tmp_path / "SMPL_NEUTRAL.pkl"
+    with path.open("wb") as file:
+        file.truncate(2**31 + 1)
+    with pytest.raises(AssetError, match="no body file is larger"):
+        load_asset(path)
+    bomb = io.BytesIO()
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+        for i in range(3):
+            with archive.open(f"a{i}.npy", "w", force_zip64=True) as file:
+                file.write(bytes(2**20))
+    patched = bomb.getvalue()
+    for offset in _central_sizes(patched):
+        patched = patched[:offset] + (2**30).to_bytes(4, "little") + patched[offset + 4 :]
+    (tmp_path / "bomb.npz").write_bytes(patched)
+    with pytest.raises(AssetError, match="unpacks to"):
+        load_asset(tmp_path / "bomb.npz")
+
+
+def _central_sizes(content):
+    """Where the unpacked sizes stand in a zip's directory."""
+    position = content.find(b"PK\x01\x02")
+    while position >= 0:
+        yield position + 24
+        position = content.find(b"PK\x01\x02", position + 4)
+
+
+def test_recognised_by_content_not_by_name(tmp_path):
+    arrays = write_smpl_npz(tmp_path / "model.npz", num_vertices=SMALL)
+    os.rename(tmp_path / "model.npz", tmp_path / "model.pkl")
+    assert_holds(load_asset(tmp_path / "model.pkl"), arrays)
+    save_torch(tmp_path / "model.bin", arrays | {"kintree_table": np.array(PARENTS["smpl"])})
+    assert load_asset(tmp_path / "model.bin").joint_names == SMPL_JOINT_NAMES
