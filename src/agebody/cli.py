@@ -78,7 +78,7 @@ def demo(
         task = progress.add_task("posing")
         rows = run_demo(
             asset, output, device=device, width=width,
-            progress=lambda stage, fraction: progress.update(task, description=stage, completed=100 * fraction),
+            progress=lambda stage, part: progress.update(task, description=stage, completed=100 * part),
         )  # fmt: skip
     table = Table("age", title=f"{asset.metadata.name} on {device}", title_justify="left")
     for heading in ("age offset", "stature [m]", "WHO median [m]", "forward [ms]", "backward [ms]"):
@@ -134,8 +134,8 @@ def convert(
             "--output",
             "-o",
             show_default=False,
-            help="The file to write: **.safetensors** (this library's format, complete), **.npz** or **.pkl** "
-            "(SMPL's entries; the .pkl opens in smplx).",
+            help="The file to write: **.safetensors** (this library's format, complete), **.npz** or "
+            "**.pkl** (SMPL's entries; the .pkl opens in smplx).",
         ),
     ],
     infant_template: Annotated[
@@ -157,7 +157,7 @@ def convert(
 ) -> None:
     """Join a body file with its infant template and regressors, and write it as one file.
 
-    For example: `agebody convert SMPL_NEUTRAL.pkl --infant-template smpl_kid_template.npy -o smpla.safetensors`
+    Example: `agebody convert SMPL_NEUTRAL.pkl --infant-template smpl_kid_template.npy -o ages.safetensors`
     """  # fmt: skip
     from agebody.assets.io import export_smpl_npz, export_smpl_pkl, load_asset, save_asset
 
@@ -232,15 +232,13 @@ def _make_folder(folder: Path) -> None:
 
 
 def _readable(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, dict):
         return ", ".join(f"{name} ({count})" for name, count in value.items())
     if isinstance(value, (list, tuple)):
-        return (
-            "\n".join(value)
-            if all(isinstance(item, str) for item in value)
-            else ", ".join(f"{item:g}" for item in value)
-        )
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+        return "\n".join(str(item) for item in value)
+    return str(value)
 
 
 def _progress() -> Progress:

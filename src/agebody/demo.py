@@ -20,7 +20,7 @@ from agebody.export import save_mesh, save_npz
 from agebody.measure import stature
 from agebody.meshes import PALETTE, stand_in_row
 from agebody.poses import pose
-from agebody.render import contact_sheet, lineup
+from agebody.render import Picture, contact_sheet, lineup
 
 SPACING = 1.25
 """Between the people of the demo [m]."""
@@ -93,9 +93,8 @@ def run_demo(
     angles = [[pose(name, asset.joint_names, heading=heading) for name, heading in row] for row in _rows()]
     full_pose = torch.tensor(np.array(angles), dtype=torch.float32, device=device)
     with torch.no_grad():
-        shaped = body.shape(age_offset=age_offset)
-        heights = stature(shaped.rest_vertices)
-        output = shaped(global_orient=full_pose[:, :, 0], body_pose=full_pose[:, :, 1:])
+        heights = stature(body.shape(age_offset=age_offset).rest_vertices)
+        output = body(age_offset=age_offset, global_orient=full_pose[:, :, 0], body_pose=full_pose[:, :, 1:])
     progress("timing", 0.1)
     times = [_time(body, offset, angle) for offset, angle in zip(age_offset, full_pose[0], strict=True)]
     rows = [
@@ -132,10 +131,10 @@ def _rows() -> tuple[list[tuple[str, float]], list[tuple[str, float]]]:
     return [person.calm for person in PEOPLE], [person.lively for person in PEOPLE]
 
 
-def _time(body: SMPLA, age_offset: Tensor, full_pose: Tensor, runs: int = 7) -> tuple[float, float]:
+def _time(body: SMPLA, age_offset: Tensor, full_pose: Tensor) -> tuple[float, float]:
     """Median seconds of a forward and of a backward pass for one body."""
     forward, backward = [], []
-    for _ in range(runs + 1):
+    while len(forward) < 4 or (len(forward) < 20 and sum(forward) + sum(backward) < 0.3):
         age, angles = age_offset.clone().requires_grad_(), full_pose.clone().requires_grad_()
         start = _now(body.device)
         loss = body(age_offset=age, global_orient=angles[0], body_pose=angles[1:]).vertices.square().mean()
@@ -143,7 +142,7 @@ def _time(body: SMPLA, age_offset: Tensor, full_pose: Tensor, runs: int = 7) -> 
         loss.backward()
         forward.append(middle - start)
         backward.append(_now(body.device) - middle)
-    return median(forward[1:]), median(backward[1:])  # the first run warms up
+    return median(forward[1:]), median(backward[1:])  # without the first, which warms up
 
 
 def _now(device: torch.device) -> float:
@@ -152,28 +151,20 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _picture(vertices: np.ndarray, asset: BodyAsset, rows: list[Row], width: int):
-    tall = max(float(np.ptp(body[:, 1])) for bodies in vertices for body in bodies)
+def _picture(vertices: np.ndarray, asset: BodyAsset, rows: list[Row], width: int) -> Picture:
+    tall = float(np.ptp(vertices[..., 1], axis=-1).max())
     scale = width / (SPACING * (len(PEOPLE) + 0.7))
     height, text = round(1.18 * tall * scale), width / 80
     titles = [f"{row.name}\n{row.stature:.2f} m" for row in rows]
-    calm, lively = (
-        lineup(
-            bodies, asset.faces, size=(width, size), spacing=SPACING, scale=scale, background=None,
-            titles=labels, text_size=text,
-        )
-        for bodies, size, labels in ((vertices[0], height, []), (vertices[1], height + round(3 * text), titles))
-    )  # fmt: skip
+    look = {"spacing": SPACING, "scale": scale, "background": None, "text_size": text}
+    calm = lineup(vertices[0], asset.faces, size=(width, height), **look)
+    lively = lineup(vertices[1], asset.faces, size=(width, height + round(3 * text)), titles=titles, **look)
     return contact_sheet([calm, lively], title="One body, newborn to adult", title_size=width / 44)
 
 
 def _save_scene(path: Path, vertices: np.ndarray, asset: BodyAsset) -> None:
-    bodies = [
-        body
-        for row, depth in zip(vertices, (0.0, 1.5), strict=True)
-        for body in stand_in_row(row, spacing=SPACING, depth=depth)[0]
-    ]
-    names = [
-        f"{person.name} {name}" for row in _rows() for person, (name, _) in zip(PEOPLE, row, strict=True)
-    ]
+    bodies, names = [], []
+    for row, poses, depth in zip(vertices, _rows(), (0.0, 1.5), strict=True):
+        bodies += stand_in_row(row, spacing=SPACING, depth=depth)[0]
+        names += [f"{person.name} {name}" for person, (name, _) in zip(PEOPLE, poses, strict=True)]
     save_mesh(path, bodies, asset.faces, names=names, colors=2 * PALETTE[: len(PEOPLE)])

@@ -464,35 +464,35 @@ def _light(scene: _Scene, hits: _Hits, shape: tuple[int, int], rays: int) -> Flo
         key = _combine(KEY_RADIUS * x, KEY_RADIUS * y, np.ones_like(x), *key_tangents, KEY[None])
         free[facing, 1] += scene.free(origin[facing], key[facing], np.where(floor, reach, np.inf)[facing])
     light[index] = free / rays
-    for shift in (-2, -1):  # the two windows lie either side of the pixel: together they are symmetric
-        light = _window_mean(light, hits, index, shape, shift)
+    for step in (width, 1):
+        for first in (-2, -1):  # windows to either side of the pixel: together they are symmetric
+            light[index] = _line_mean(light, hits, index, range(first, first + TILE), step, width)
     return light
 
 
-def _window_mean(
+def _line_mean(
     light: Float[np.ndarray, "N 2"],
     hits: _Hits,
     index: Int[np.ndarray, " M"],
-    shape: tuple[int, int],
-    shift: int,
-) -> Float[np.ndarray, "N 2"]:
-    """Mean over the pixels on the same surface in a tile-sized window that starts at ``shift``."""
-    height, width = shape
-    rows, columns = np.divmod(index, width)
-    total, count = np.zeros((len(index), 2), np.float32), np.zeros((len(index), 1), np.float32)
+    window: range,
+    step: int,
+    width: int,
+) -> Float[np.ndarray, "M 2"]:
+    """Mean over the pixels on the same surface in a window along a column (step = width) or a row (1)."""
     normal, instance, depth = hits.normal[index], hits.instance[index], hits.depth[index]
-    for down, right in np.ndindex(TILE, TILE):
-        row, column = rows + down + shift, columns + right + shift
-        inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-        other = np.where(inside, row * width + column, index)
+    total, count = light[index], np.ones((len(index), 1), np.float32)
+    for shift in window:
+        if shift == 0:
+            continue
+        other = index + shift * step
+        inside = (other >= 0) & (other < len(light)) & ((step != 1) | (other // width == index // width))
+        other = np.where(inside, other, index)
         same = inside & (hits.instance[other] == instance) & (dot(hits.normal[other], normal) > 0.8)
         with np.errstate(invalid="ignore"):
             same &= np.abs(hits.depth[other] - depth) < 0.02 * depth
         total += light[other] * same[:, None]
         count += same[:, None]
-    result = light.copy()
-    result[index] = total / count
-    return result
+    return total / count
 
 
 def _shade(hits: _Hits, light: Float[np.ndarray, "N 2"]) -> Float[np.ndarray, "N 4"]:
@@ -631,7 +631,9 @@ def _over(color: Float[np.ndarray, "H W 4"], background: Any) -> Float[np.ndarra
         )
         top, bottom = (srgb("background", end) for end in pair)
         behind = to_linear(top + np.linspace(0, 1, height)[:, None, None] * (bottom - top))
-    return np.concatenate([color[..., :3] + (1 - alpha) * behind, np.ones_like(alpha)], axis=-1)
+    return np.concatenate(
+        [color[..., :3] + (1 - alpha) * behind.astype(np.float32), np.ones_like(alpha)], axis=-1
+    )
 
 
 def _encode(linear: Float[np.ndarray, "H W 4"]) -> UInt8[np.ndarray, "H W 4"]:
