@@ -7,7 +7,8 @@ rounds alike and the mesh is the same to the last bit.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from itertools import pairwise
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -15,9 +16,18 @@ from jaxtyping import Bool, Float, Int
 from agebody.assets import _figure as figure
 from agebody.assets._figure import Digit, LimbRow, Shape, TrunkRow
 
-CAST_START, CAST_STEPS = 5e-4, 16
+CAST_START = 5e-4
+"""Where on its ray a vertex starts [m]: just off the bone, where the distance to it is not yet defined."""
+CAST_STEPS = 16
 INFANT_SOFTNESS = 1.4
-EASE, UNTANGLE_STEPS, EASE_STEPS, LONGEST_STEP = 0.6, 6, 10, 0.004
+"""How much wider the infant's shapes melt than its size alone would say."""
+EASE = 0.6
+"""Share of the way to its neighbours' middle that a vertex moves at a junction, in each step."""
+UNTANGLE_STEPS, EASE_STEPS = 6, 10
+LONGEST_STEP = 0.004
+"""How far a vertex may be brought back to the surface at once [m]."""
+DIGIT_BLEND = 0.004
+"""Width of the melt of a digit into the hand or foot [m]."""
 CROWN_RISE = 0.03
 """How far the middle of the crown's aims stands above its border [m]."""
 SOLE_BLEND = 0.012
@@ -56,22 +66,18 @@ class Ruler:
         self.marks = [k.adult[self.along] for k in self.knots]
         self.across = [axis for axis in range(3) if axis != self.along]
 
-    def _read(self, s: Float[np.ndarray, "*n"], column: Sequence[float]) -> Float[np.ndarray, "*n"]:
-        return piecewise(s, self.marks, column)
+    def _read(self, s: Float[np.ndarray, "*n"], what: str, axis: int) -> Float[np.ndarray, "*n"]:
+        if what == "scale":
+            s = np.clip(s, self.marks[0], self.marks[-1])
+        return piecewise(s, self.marks, [getattr(knot, what)[axis] for knot in self.knots])
 
     def points(self, p: Float[np.ndarray, "3 N"]) -> Float[np.ndarray, "3 N"]:
         """The infant's points for the adult's."""
-        s = p[self.along]
-        out = np.empty_like(p)
-        out[self.along] = self._read(s, [k.infant[self.along] for k in self.knots])
+        s, out = p[self.along], np.empty_like(p)
+        out[self.along] = self._read(s, "infant", self.along)
         for which, axis in enumerate(self.across):
-            adult, infant = (
-                self._read(s, [getattr(k, name)[axis] for k in self.knots]) for name in ("adult", "infant")
-            )
-            scale = self._read(
-                np.clip(s, self.marks[0], self.marks[-1]), [k.scale[which] for k in self.knots]
-            )
-            out[axis] = infant + (p[axis] - adult) * scale
+            offset = p[axis] - self._read(s, "adult", axis)
+            out[axis] = self._read(s, "infant", axis) + offset * self._read(s, "scale", which)
         return out
 
     def ellipsoid(self, p: Sequence[float], r: Sequence[float]) -> tuple[list[float], list[float]]:
@@ -81,12 +87,11 @@ class Ruler:
         ends = self.points(ends)[self.along]
         center = self.points(np.array([p], float).T)[:, 0]
         center[self.along] = 0.5 * (ends[0] + ends[1])
-        s = np.clip(np.array([p[self.along]]), self.marks[0], self.marks[-1])
-        radii = [0.0, 0.0, 0.0]
-        radii[self.along] = 0.5 * float(ends[1] - ends[0])
+        radii = np.array(r, float)
+        radii[self.along] = 0.5 * (ends[1] - ends[0])
         for which, axis in enumerate(self.across):
-            radii[axis] = r[axis] * float(self._read(s, [k.scale[which] for k in self.knots])[0])
-        return center.tolist(), radii
+            radii[axis] = r[axis] * self._read(np.array([p[self.along]]), "scale", which)[0]
+        return center.tolist(), radii.tolist()
 
     def shape(self, shape: Shape) -> Shape:
         """The infant's shape for the adult's."""
@@ -96,20 +101,22 @@ class Ruler:
         return shape._replace(a=tuple(a), b=tuple(b), ra=tuple(ra), rb=tuple(rb), blend=blend)
 
 
-def _digit_shapes(digit: Digit) -> list[Shape]:
-    """A digit as one tapering capsule with a softly rounded tip."""
-    radius = lambda end: (digit.thick[end], digit.thick[end], digit.wide[end])  # noqa: E731
-    if digit.ruler == "leg":
-        radius = lambda end: (digit.wide[end], digit.thick[end], digit.thick[end])  # noqa: E731
+def _digit_shape(digit: Digit) -> Shape:
+    """A digit as one tapering capsule."""
+    across = 2 if digit.ruler == "arm" else 0
     root, tip = np.array(digit.root), np.array(digit.tip)
     end = tip + (root - tip) * (digit.thick[1] / _length(tip - root))
-    return [Shape(digit.region, digit.ruler, digit.root, radius(0), tuple(end.tolist()), radius(1), 0.004)]
+    ra, rb = (
+        tuple(w if axis == across else t for axis in range(3))
+        for t, w in zip(digit.thick, digit.wide, strict=True)
+    )
+    return Shape(digit.region, digit.ruler, digit.root, ra, tuple(end.tolist()), rb, DIGIT_BLEND)
 
 
 def shapes(infant: bool) -> dict[str, list[Shape]]:
-    """The shapes that each region of the mesh follows, the mirrored ones that reach over the middle included."""
+    """The shapes that each region of the mesh follows, with mirrored ones where they reach over the middle."""
     digits = [*figure.FINGERS, figure.THUMB, *figure.TOES]
-    everything = [*figure.SHAPES, *(shape for digit in digits for shape in _digit_shapes(digit))]
+    everything = [*figure.SHAPES, *map(_digit_shape, digits)]
     if infant:
         rulers = {name: Ruler(name) for name in figure.RULERS}
         everything = [rulers[shape.ruler].shape(shape) for shape in everything]
@@ -167,6 +174,9 @@ def distance(p: Float[np.ndarray, "3 N"], region: str, melted: Sequence[Shape]) 
     return f
 
 
+Row = TypeVar("Row", TrunkRow, LimbRow)
+
+
 class Net(NamedTuple):
     """Half a body's quads, with the ray on which each vertex lies."""
 
@@ -218,22 +228,24 @@ class _Weaver:
 
     def grid(self, ids: np.ndarray) -> None:
         """Quads of a rectangular patch."""
-        for low, high in zip(ids, ids[1:], strict=False):
+        for low, high in pairwise(ids):
             self.strip(low, high)
 
 
-def _between(rows: Sequence) -> list:
+def _mix(a: Any, b: Any, t: float) -> Any:
+    """Linear interpolation of numbers and of tuples of them."""
+    if isinstance(a, tuple):
+        return tuple(_mix(x, y, t) for x, y in zip(a, b, strict=True))
+    return a + t * (b - a)
+
+
+def _between(rows: Sequence[Row]) -> list[Row]:
     """Every row of a table that gives only some, by linear interpolation."""
     out = [rows[0]]
-    for before, after in zip(rows, rows[1:], strict=False):
-        for i in range(1, after.rows + 1):
-            t = i / after.rows
-            mix = lambda a, b: (  # noqa: E731
-                tuple(mix(x, y) for x, y in zip(a, b, strict=True))
-                if isinstance(a, tuple)
-                else a + t * (b - a)
-            )
-            out.append(type(after)(*(mix(a, b) for a, b in zip(before, after, strict=True))))
+    for before, after in pairwise(rows):
+        out += [
+            type(after)(*_mix(tuple(before), tuple(after), i / after.rows)) for i in range(1, after.rows + 1)
+        ]
     return out
 
 
@@ -242,6 +254,7 @@ def _trunk(weaver: _Weaver) -> None:
     plain, face = np.array(figure.TRUNK_ANGLES, float), np.array(figure.FACE_ANGLES, float)
     hole_row, hole_column = figure.ARM_HOLE_ROW, figure.ARM_HOLE_COLUMN
     ids = np.full((len(rows), len(plain)), -1)
+    aim = np.empty((3, len(plain)))
     for i, row in enumerate(rows):
         sine, cosine = circle(plain + row.face * (face - plain))
         end = np.where(cosine > 0, row.front, row.back)
@@ -254,7 +267,7 @@ def _trunk(weaver: _Weaver) -> None:
             keep[hole_column + 1 : hole_column + 4] = False
         region = "head" if i >= figure.HEAD_FROM_ROW else "torso"
         ids[i, keep] = weaver.points(np.array([0.0, y, z]), aim[:, keep], region)
-    for i, (low, high) in enumerate(zip(ids, ids[1:], strict=False)):
+    for i, (low, high) in enumerate(pairwise(ids)):
         if hole_row <= i < hole_row + 6:
             weaver.strip(low[: hole_column + 1], high[: hole_column + 1])
             weaver.strip(low[hole_column + 4 :], high[hole_column + 4 :])
@@ -296,8 +309,10 @@ def _boxed(angles: np.ndarray, columns: int, box: float, wide: float) -> tuple[n
     return wide * (sine + box * (flat - sine)), cosine + box * (thick - cosine)
 
 
-def _digits(weaver: _Weaver, end: np.ndarray, digits: Sequence[Digit], rows: Sequence[tuple[float, float]]) -> None:
-    """Close the end of a limb with digits; ``end`` starts at the first digit's upper corner and runs over the top."""
+def _digits(
+    weaver: _Weaver, end: np.ndarray, digits: Sequence[Digit], rows: Sequence[tuple[float, float]]
+) -> None:
+    """Close the end of a limb, a ring from the first digit's upper corner over the top, with digits."""
     columns = sum(d.columns for d in digits)
     top, far = end[: columns + 1], end[columns + 1]
     bottom, mid = end[columns + 2 : 2 * columns + 3][::-1], end[-1]
@@ -309,7 +324,12 @@ def _digits(weaver: _Weaver, end: np.ndarray, digits: Sequence[Digit], rows: Seq
         else:
             after = weaver.points(np.zeros(3), np.ones((3, 1)), digit.region)[0]
             weaver.webs.append((after, top[stop], bottom[stop]))
-        _digit(weaver, np.concatenate([top[start : stop + 1], [after], bottom[start : stop + 1][::-1], [mid]]), digit, rows)
+        _digit(
+            weaver,
+            np.concatenate([top[start : stop + 1], [after], bottom[start : stop + 1][::-1], [mid]]),
+            digit,
+            rows,
+        )
         start, mid = stop, after
 
 
@@ -379,7 +399,9 @@ def _arm(weaver: _Weaver) -> None:
     weaver.rings["arm"] = rings
     _digits(weaver, rings[-1][(4 - np.arange(n)) % n], figure.FINGERS, figure.DIGIT_ROWS)
     a, b, c = rings[thumb : thumb + 3]
-    _digit(weaver, np.array([a[4], b[4], c[4], c[5], c[6], b[6], a[6], a[5]]), figure.THUMB, figure.DIGIT_ROWS)
+    _digit(
+        weaver, np.array([a[4], b[4], c[4], c[5], c[6], b[6], a[6], a[5]]), figure.THUMB, figure.DIGIT_ROWS
+    )
 
 
 def net() -> Net:
@@ -410,7 +432,7 @@ def ruler_of(region: str) -> str:
 
 
 def surface(net: Net, infant: bool) -> Float[np.ndarray, "3 H"]:
-    """The half body's vertices: rays cast to the shapes' surface, then evened out where limbs meet the trunk."""
+    """The half body's vertices: rays cast to the surface, then evened out where limbs meet the trunk."""
     melted = shapes(infant)
     members = [(name, np.flatnonzero(net.region == i)) for i, name in enumerate(net.regions)]
     out = np.empty_like(net.aim)
@@ -464,7 +486,13 @@ def _ease(net: Net) -> Float[np.ndarray, " H"]:
     """How freely each vertex slides: most where two limbs' rays meet."""
     leg, arm = net.rings["leg"], net.rings["arm"]
     digits = np.concatenate([net.webs.ravel(), net.rings["thumb"][0], arm[-1], leg[-1]])
-    places = ((net.rings["crown"][0], 3), (arm[0], 5), (leg[0], 5), (digits, 1), (np.concatenate(leg[figure.FOOT_FROM_ROW : -3]), 2))
+    places = (
+        (net.rings["crown"][0], 3),
+        (arm[0], 5),
+        (leg[0], 5),
+        (digits, 1),
+        (np.concatenate(leg[figure.FOOT_FROM_ROW : -3]), 2),
+    )
     ease = np.zeros(len(net.around))
     for seeds, steps in places:
         ease = np.maximum(ease, near(net.around, seeds, steps))
@@ -472,7 +500,9 @@ def _ease(net: Net) -> Float[np.ndarray, " H"]:
     return EASE * ease
 
 
-def _even_out(net: Net, p: Float[np.ndarray, "3 H"], melted: dict[str, list[Shape]]) -> Float[np.ndarray, "3 H"]:
+def _even_out(
+    net: Net, p: Float[np.ndarray, "3 H"], melted: dict[str, list[Shape]]
+) -> Float[np.ndarray, "3 H"]:
     """Slide the vertices around the junctions towards the middle of their neighbours, along the surface."""
     around, ease = net.around, _ease(net)
     degree = (around != np.arange(len(around))[:, None]).sum(axis=1)

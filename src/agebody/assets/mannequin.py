@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -15,8 +16,15 @@ from scipy import sparse
 
 from agebody.assets import _figure as figure
 from agebody.assets import _sweep as sweep
-from agebody.assets.asset import SMPL_JOINT_NAMES, SMPL_PARENTS, BodyAsset, Metadata, Regressor, sparse_weights
-from agebody.assets.landmarks import COCO17, EXTRA9, H36M17, J19, SURFACE21
+from agebody.assets.asset import (
+    SMPL_JOINT_NAMES,
+    SMPL_PARENTS,
+    BodyAsset,
+    Metadata,
+    Regressor,
+    sparse_weights,
+)
+from agebody.assets.landmarks import REGRESSOR_NAMES
 
 DENSITY = 1010.0
 """Of a human body [kg/m^3]."""
@@ -116,7 +124,9 @@ class _Points:
     def nearest(self, point: tuple[float, float, float], count: int = 4) -> np.ndarray:
         """The middle of the vertices nearest to a point of the adult's."""
         d = self.vertices - np.array(point)
-        return self.mean(np.argsort(d[:, 0] * d[:, 0] + d[:, 1] * d[:, 1] + d[:, 2] * d[:, 2], kind="stable")[:count])
+        return self.mean(
+            np.argsort(d[:, 0] * d[:, 0] + d[:, 1] * d[:, 1] + d[:, 2] * d[:, 2], kind="stable")[:count]
+        )
 
     def position(self, row: np.ndarray) -> np.ndarray:
         """Where a row lies on the adult."""
@@ -137,9 +147,8 @@ class _Points:
         """The middle of a limb where its coordinate along the axis has this value."""
         rows = [self.mean(ring[ring >= 0]) for ring in rings]
         at = [self.position(row)[axis] for row in rows]
-        gaps = [min(abs(a - value), abs(b - value)) + (0 if (a - value) * (b - value) <= 0 else 1e3)
-                for a, b in zip(at, at[1:], strict=False)]  # fmt: skip
-        k = min(range(len(gaps)), key=gaps.__getitem__)
+        outside = [max(min(a, b) - value, value - max(a, b), 0.0) for a, b in pairwise(at)]
+        k = outside.index(min(outside))
         return self.blend(rows[k], rows[k + 1], axis, value)
 
     def trunk(self, y: float, z: float) -> np.ndarray:
@@ -153,7 +162,9 @@ def _joint_rows(points: _Points) -> dict[str, np.ndarray]:
     rings = points.half.net.rings
     arm, leg = ([ring[::2] for ring in rings[limb]] for limb in ("arm", "leg"))
     rows = {name: points.trunk(*figure.SPINE_JOINTS[name]) for name in figure.SPINE_JOINTS}
-    rows["left_hip"] = points.blend(points.mean(rings["trunk"][0][[0, -1]]), points.along(leg[:4], 1, 0.865), 0, 0.085)
+    rows["left_hip"] = points.blend(
+        points.mean(rings["trunk"][0][[0, -1]]), points.along(leg[:4], 1, 0.865), 0, 0.085
+    )
     rows["left_knee"] = points.along(leg, 1, 0.487)
     rows["left_ankle"] = points.along(leg, 1, 0.088)
     rows["left_foot"] = points.along(leg[figure.FOOT_FROM_ROW :], 2, 0.085)
@@ -187,11 +198,10 @@ def _regressors(points: _Points, rows: dict[str, np.ndarray]) -> dict[str, Regre
         "spine_h36m": trunk(1.17, -0.01), "jaw_h36m": trunk(1.53, 0.03), "head_h36m": trunk(1.63, 0.0),
     }  # fmt: skip
     h36m = rows | {"spine": rows["spine_h36m"], "neck": rows["thorax_mpii"], "head": rows["head_h36m"]}
-    sets = {"coco17": (COCO17, rows), "surface21": (SURFACE21, rows), "extra9": (EXTRA9, rows), "j19": (J19, rows),
-            "h36m17": (H36M17, h36m)}  # fmt: skip
+    tables = dict.fromkeys(REGRESSOR_NAMES, rows) | {"h36m17": h36m}
     return {
-        name: Regressor(names, sparse.csr_array(np.stack([table[row] for row in names])))
-        for name, (names, table) in sets.items()
+        name: Regressor(names, sparse.csr_array(np.stack([tables[name][row] for row in names])))
+        for name, names in REGRESSOR_NAMES.items()
     }
 
 
@@ -211,7 +221,7 @@ def _skin(half: _Half) -> Float[np.ndarray, "V J"]:
     """Weights that pass from bone to bone across each joint, evened out over the mesh; at most 4 a vertex."""
     x, y, z = half.adult
     none = np.zeros(half.size)
-    share = dict.fromkeys(SMPL_JOINT_NAMES, none)
+    share: dict[str, np.ndarray] = dict.fromkeys(SMPL_JOINT_NAMES, none)
     passes = {name: _ramp(y + lean * z, low, high) for name, (low, high, lean) in figure.SPINE_PASSES.items()}
     _chain(share, np.ones(half.size), list(zip(["pelvis", *passes], [*passes.values(), none], strict=True)))
 
@@ -269,9 +279,9 @@ def _posedirs(
     """Give back the roundness that linear blending takes from a bent joint.
 
     A vertex that a joint's rotation R moves with weight w lies, once blended, at (1 - w) r + w R r from the
-    joint. Across the axis that is shorter than r, most at w = 1/2. As (I - sym R) r = (1 - cos) r_across for a
-    rotation about any axis, adding BEND_LOSS * 4 w (1 - w) (I - sym R) r lengthens it again: linear in R - I,
-    nothing at rest, right at 90 degrees and about half of the loss at 120.
+    joint. Across the axis that is shorter than r, most at w = 1/2. (I - sym R) r = (1 - cos) r_across for a
+    rotation about any axis, so adding BEND_LOSS * 4 w (1 - w) (I - sym R) r lengthens it again. That is
+    linear in R - I, nothing at rest, right at 90 degrees and two thirds of the loss at 120.
     """
     below = weights.copy()
     for joint in range(len(SMPL_PARENTS) - 1, 0, -1):
@@ -292,13 +302,19 @@ def _posedirs(
 # Shape ----------------------------------------------------------------------------------------------------
 
 
-def _shapedirs(half: _Half, weights: Float[np.ndarray, "H J"], mean: np.ndarray) -> Float[np.ndarray, "V 3 S"]:
+def _shapedirs(
+    half: _Half, weights: Float[np.ndarray, "H J"], mean: np.ndarray
+) -> Float[np.ndarray, "V 3 S"]:
     """One displacement field a name of SHAPE_SD, on the left half and mirrored."""
     p = half.adult
     x, y, z = p
     normal = _soft_normals(half)
     of = lambda *names: sum((weights[:, SMPL_JOINT_NAMES.index(n)] for n in names), np.zeros(half.size))  # noqa: E731
-    head, neck, torso = of("head"), of("neck"), of("pelvis", "spine1", "spine2", "spine3", "left_collar", "right_collar")
+    head, neck, torso = (
+        of("head"),
+        of("neck"),
+        of("pelvis", "spine1", "spine2", "spine3", "left_collar", "right_collar"),
+    )
     upper_arm, forearm = of("left_shoulder"), of("left_elbow")
     thigh, shin = of("left_hip", "right_hip"), of("left_knee")
     soft = torso + 0.5 * neck + 0.12 * head + 0.5 * upper_arm + 0.35 * forearm + 0.75 * thigh + 0.4 * shin
@@ -310,8 +326,8 @@ def _shapedirs(half: _Half, weights: Float[np.ndarray, "H J"], mean: np.ndarray)
     fields = {
         "stature": (p - mean[:, None]) / ADULT_STATURE,
         "weight": fat * normal / (DENSITY * 2.0 * _flux(fat * normal, half)),
-        "leg_length": upward(sweep.piecewise(y, (0.0, 0.07, 0.88, 1.36, 1.37), (0.0, 0.0, 1.0, 0.0, 0.0)) * (y < 1.36)),
-        "shoulder_width": to_side(0.5 * _ramp(x, 0.0, 0.17) * _ramp(y, 1.08, 1.36) * (1.0 - np.minimum(head + neck, 1.0))),
+        "leg_length": upward(np.clip(np.minimum((y - 0.07) / 0.81, (1.36 - y) / 0.48), 0.0, 1.0)),
+        "shoulder_width": to_side(0.5 * _ramp(x, 0.0, 0.17) * _ramp(y, 1.08, 1.36) * (1.0 - head - neck)),
         "hip_width": to_side(0.5 * _ramp(x, 0.0, 0.15) * _bump(y, 0.50, 0.90, 1.06)),
         "chest": girth * torso * _bump(y, 1.10, 1.27, 1.42) * normal,
         "waist": girth * torso * _bump(y, 0.90, 1.07, 1.24) * normal,
@@ -386,6 +402,10 @@ def mannequin() -> BodyAsset:
         age_templates=(infant - _centroid(infant)).astype(np.float32)[None],
         regressors=_regressors(points, rows),
         metadata=Metadata(
-            name="mannequin", kind="mannequin", topology="mannequin", license="Apache-2.0", shape_names=tuple(SHAPE_SD)
+            name="mannequin",
+            kind="mannequin",
+            topology="mannequin",
+            license="Apache-2.0",
+            shape_names=tuple(SHAPE_SD),
         ),
     )
