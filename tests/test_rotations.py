@@ -1,0 +1,88 @@
+import math
+
+import hypothesis.extra.numpy as hnp
+import numpy as np
+import pytest
+import roma
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
+
+from agebody import rotations
+
+ANGLES = [0.0, 1e-12, 1e-6, 1e-3, 0.1, 0.2499, 0.2501, 1.0, 3.0, math.pi, 4.0, 2 * math.pi]
+AXIS = torch.tensor([2.0, -1.0, 2.0], dtype=torch.float64) / 3
+
+
+def exponential(v: torch.Tensor) -> torch.Tensor:
+    """exp([v]x): another definition of the same map, analytic everywhere."""
+    x, y, z = v.unbind(-1)
+    zero = torch.zeros_like(x)
+    return torch.matrix_exp(torch.stack((zero, -z, y, z, zero, -x, -y, x, zero), -1).unflatten(-1, (3, 3)))
+
+
+@pytest.mark.parametrize("angle", ANGLES)
+def test_axis_angle_equals_the_matrix_exponential_to_second_order(angle):
+    v = angle * AXIS
+    f = rotations.axis_angle_to_matrix
+    # 1e-12: a thousand roundings of numbers near one; the exponential itself is no better.
+    torch.testing.assert_close(f(v), exponential(v), rtol=0, atol=1e-13)
+    torch.testing.assert_close(torch.func.jacrev(f)(v), torch.func.jacrev(exponential)(v), rtol=0, atol=1e-12)
+    second = lambda g: torch.func.jacrev(torch.func.jacrev(g))(v)  # noqa: E731
+    torch.testing.assert_close(second(f), second(exponential), rtol=0, atol=1e-11)
+
+
+def test_second_derivative_at_zero_is_the_published_one():
+    for dtype in (torch.float32, torch.float64):
+        hessian = torch.func.hessian(lambda v: rotations.axis_angle_to_matrix(v)[0, 0])(torch.zeros(3, dtype=dtype))
+        assert torch.equal(hessian, torch.diag(torch.tensor([0.0, -1.0, -1.0], dtype=dtype)))
+
+
+@pytest.mark.parametrize("angle", ANGLES)
+def test_float32_is_accurate_to_its_rounding(angle):
+    v = angle * AXIS
+    exact = rotations.axis_angle_to_matrix(v)
+    # Half an ulp of the angle is turned into an error of the matrix: 2 pi * 6e-8, and a few roundings.
+    torch.testing.assert_close(
+        rotations.axis_angle_to_matrix(v.float()).double(), exact, rtol=0, atol=1e-6
+    )
+    jacobian = torch.func.jacrev(rotations.axis_angle_to_matrix)
+    torch.testing.assert_close(jacobian(v.float()).double(), jacobian(v), rtol=0, atol=4e-6)
+
+
+@given(hnp.arrays(np.float64, (3,), elements=st.floats(-3, 3)))
+def test_all_formats_agree_with_scipy(vector):
+    expected = Rotation.from_rotvec(vector)
+    matrix = rotations.axis_angle_to_matrix(torch.from_numpy(vector))
+    np.testing.assert_allclose(matrix, expected.as_matrix(), atol=1e-14)
+    quaternion = torch.from_numpy(expected.as_quat()) * 1.7
+    np.testing.assert_allclose(rotations.quaternion_to_matrix(quaternion), expected.as_matrix(), atol=1e-14)
+    for name in ("axis_angle", "matrix", "quaternion", "rotation_6d"):
+        there = rotations.from_matrix(matrix, name)
+        assert there.shape == rotations.ENTRY_SHAPES[name]
+        # roma's logarithm near a half turn loses half the digits.
+        np.testing.assert_allclose(rotations.to_matrix(there, name), matrix, atol=1e-7)
+
+
+def test_6d_is_gram_schmidt_on_the_first_two_columns():
+    x = torch.randn(50, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected = roma.special_gramschmidt(torch.stack((x[:, :3], x[:, 3:]), -1))
+    torch.testing.assert_close(rotations.rotation_6d_to_matrix(x), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["axis_angle", "matrix", "quaternion", "rotation_6d"])
+def test_identity_of_each_format(name):
+    identity = torch.tensor(rotations.IDENTITY[name])
+    assert torch.equal(rotations.to_matrix(identity, name), torch.eye(3))
+    torch.testing.assert_close(rotations.from_matrix(torch.eye(3), name), identity)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (2, 1, 3)])
+def test_leading_dimensions(shape):
+    assert rotations.axis_angle_to_matrix(torch.zeros(*shape, 3)).shape == (*shape, 3, 3)
+
+
+def test_unknown_format_is_named():
+    with pytest.raises(ValueError, match="pose_format: expected one of axis_angle.*'euler'"):
+        rotations.to_matrix(torch.zeros(3), "euler")
