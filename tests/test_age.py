@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import sparse
 
 from agebody.age import AGE_CLASSES, AgeCurve, age_class, median_stature, stature_sd
 from agebody.assets.asset import AssetError, BodyAsset, Metadata
@@ -19,7 +20,7 @@ def stick(heights=(1.72, 0.534), offsets=(1.0,), gender="neutral"):
         faces=np.array([[0, 1, 2]]),
         parents=np.array([-1]),
         joint_names=("pelvis",),
-        joint_regressor=np.array([[1.0, 0, 0]]),
+        joint_regressor=sparse.csr_array(np.eye(1, 3)),
         skin_joints=np.zeros((3, 1), int),
         skin_weights=np.ones((3, 1)),
         shapedirs=np.zeros((3, 3, 0)),
@@ -84,6 +85,9 @@ def test_deviations_are_those_of_the_tables_and_of_the_mixture():
     assert stature_sd(10.0, sex="female") == pytest.approx(0.064)
     draws = np.random.default_rng(0).normal([1.765, 1.632], [0.073, 0.0654], (200_000, 2))
     assert stature_sd(19.0) == pytest.approx(draws.std(), abs=3 * draws.std() / np.sqrt(2 * draws.size))
+
+
+def test_an_unknown_sex_is_refused(unchecked):
     with pytest.raises(ValueError, match="sex: expected 'neutral', 'female' or 'male', got 'boy'"):
         median_stature(3.0, sex="boy")  # pyright: ignore[reportArgumentType]
 
@@ -135,9 +139,13 @@ def test_stature_is_measured_between_the_anchors_too():
     small = np.array([[0, 0, 0], [0, 0.2, 0], [0, 0.5, 0], [0, 0.53, 0]])
     base = stick()
     asset = base.replace(
-        template=tall, age_templates=small[None], joint_regressor=np.eye(1, 4), skin_joints=np.zeros((4, 1), int),
-        skin_weights=np.ones((4, 1)), shapedirs=np.zeros((4, 3, 0)),
-    )  # fmt: skip
+        template=tall,
+        age_templates=small[None],
+        joint_regressor=sparse.csr_array(np.eye(1, 4)),
+        skin_joints=np.zeros((4, 1), int),
+        skin_weights=np.ones((4, 1)),
+        shapedirs=np.zeros((4, 3, 0)),
+    )
     curve = AgeCurve.from_asset(asset)
     for years in (0.5, 2.0, 6.0, 12.0):
         offset = curve.years_to_offset(years)
@@ -163,7 +171,8 @@ def test_numbers_arrays_and_tensors_agree_and_keep_their_type():
         tensor = CURVE.years_to_offset(torch.tensor(years, dtype=dtype))
         assert tensor.dtype == dtype
         # float32 offsets near 1 carry 6e-8, times the slopes of a few table rows
-        np.testing.assert_allclose(tensor.numpy(), offsets, atol=1e-6 if dtype == torch.float32 else 1e-12)
+        tolerance = 1e-6 if dtype == torch.float32 else 1e-12
+        np.testing.assert_allclose(tensor.numpy(), offsets, atol=tolerance)
     back = CURVE.offset_to_years(torch.tensor(offsets))
     np.testing.assert_allclose(back, [[0, 0.4], [5, 19]], atol=1e-9)
     with pytest.raises(TypeError, match="floating point"):

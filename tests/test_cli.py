@@ -12,7 +12,6 @@ from typer.testing import CliRunner
 
 from agebody import load_asset, save_asset
 from agebody.age import median_stature
-from agebody.assets.mannequin import mannequin
 from agebody.cli import app
 from agebody.demo import PEOPLE, run_demo
 from agebody.poses import POSES, pose
@@ -20,15 +19,15 @@ from agebody.poses import POSES, pose
 RUNNER = CliRunner()
 
 
-@pytest.fixture(scope="module")
-def asset():
-    return mannequin()
+@pytest.fixture
+def asset(mannequin_asset):
+    return mannequin_asset
 
 
 @pytest.fixture(scope="module")
-def body_file(asset, tmp_path_factory):
+def body_file(mannequin_asset, tmp_path_factory):
     path = tmp_path_factory.mktemp("bodies") / "body.safetensors"
-    save_asset(asset, path)
+    save_asset(mannequin_asset, path)
     return path
 
 

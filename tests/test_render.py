@@ -148,10 +148,22 @@ def test_outlines_are_smooth_and_photographs_stay_as_they_are(sphere):
     clear = render(sphere[0] + [0, 0, 2.0], sphere[1], camera, background=None)
     alpha = clear.rgba[..., 3]
     assert ((alpha > 0) & (alpha < 255)).any()
-    # Alpha sums to the area of the outline, about pi f_x f_y r^2 / (z^2 - r^2) pixels, within the error of four
-    # samples a pixel at each end of a row.
+    # Alpha sums to the area of the outline, about pi f_x f_y r^2 / (z^2 - r^2) pixels, within the error of
+    # four samples a pixel at each end of a row.
     area = 110 * 105 * np.pi * 0.25 / (4 - 0.25)
     assert alpha.sum() / 255 == pytest.approx(area, rel=0.005)
+
+
+def test_an_edge_between_like_surfaces_does_not_show():
+    # Two squares in one plane, of one colour: their common edge is smoothed, and must look like the rest.
+    left = np.array([[-1.0, -1, 2], [0, -1, 2], [0, 1, 2], [-1, 1, 2]])
+    faces = np.array([[0, 1, 2], [0, 2, 3]])
+    pair = [left, left + np.array([1, 0, 0])]
+    picture = render(pair, faces, Camera(INTRINSICS, SIZE), colors=["tan", "tan"], light_rays=0)
+    column = int(INTRINSICS[0, 2])
+    across = picture.rgba[36, column - 8 : column + 8].astype(int)
+    assert set(np.unique(picture.instance[36, column - 8 : column + 8])) == {0, 1}
+    assert np.abs(np.diff(across, axis=0)).max() <= 1
 
 
 def test_the_ground_is_darker_under_a_body_and_clear_far_away(sphere):
@@ -179,7 +191,7 @@ def test_colours_are_the_given_ones(sphere):
 
 def test_look_at_puts_the_target_in_the_middle_and_up_above():
     camera = Camera.look_at((1, 2, 3), (0, 1, -1), size=(200, 100), vertical_fov=0.5)
-    u, v, depth = camera.project(np.array([0, 1, -1]))
+    u, v, depth = camera.project(np.array([0.0, 1, -1]))
     assert (u, v) == pytest.approx((100, 50))
     assert depth == pytest.approx(np.sqrt(18))
     above = camera.project(np.array([0, 1.1, -1]))
@@ -216,7 +228,7 @@ def test_contact_sheet_lays_pictures_out_and_shows_the_background_through(sphere
         contact_sheet([])
 
 
-def test_save_writes_images_whole_or_not_at_all(tmp_path, sphere):
+def test_save_writes_images_whole_or_not_at_all(tmp_path, sphere, unchecked):
     picture = render(sphere[0] + [0, 0, 2.0], sphere[1], Camera(INTRINSICS, SIZE))
     picture.save(tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as image:
@@ -275,10 +287,10 @@ def test_bad_arguments_are_named(change, message):
         ((-np.eye(3), SIZE), "intrinsics: expected"),
         ((INTRINSICS, (0, 5)), "size: expected"),
         ((INTRINSICS, SIZE, np.eye(3)), "world_to_camera: expected shape"),
-        ((INTRINSICS, SIZE, np.diag([1, 1, -1, 1])), "world_to_camera: expected a rotation"),
+        ((INTRINSICS, SIZE, np.diag([1.0, 1, -1, 1])), "world_to_camera: expected a rotation"),
     ],
 )
-def test_bad_cameras_are_named(arguments, message):
+def test_bad_cameras_are_named(arguments, message, unchecked):
     with pytest.raises(ValueError, match=message):
         Camera(*arguments)
 

@@ -35,10 +35,11 @@ def main() -> None:
     app()
 
 
-def _print_version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> bool:
     if wanted:
         print(f"agebody {version('agebody')}")
         raise typer.Exit
+    return wanted
 
 
 @app.callback()

@@ -165,6 +165,6 @@ def _picture(vertices: np.ndarray, asset: BodyAsset, rows: list[Row], width: int
 def _save_scene(path: Path, vertices: np.ndarray, asset: BodyAsset) -> None:
     bodies, names = [], []
     for row, poses, depth in zip(vertices, _rows(), (0.0, 1.5), strict=True):
-        bodies += stand_in_row(row, spacing=SPACING, depth=depth)[0]
+        bodies += stand_in_row(list(row), spacing=SPACING, depth=depth)[0]
         names += [f"{person.name} {name}" for person, (name, _) in zip(PEOPLE, poses, strict=True)]
     save_mesh(path, bodies, asset.faces, names=names, colors=2 * PALETTE[: len(PEOPLE)])

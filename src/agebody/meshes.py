@@ -16,7 +16,7 @@ PALETTE = ("#c98a72", "#d3b06f", "#97a883", "#7c9fa6", "#8a90b3", "#a98598", "#a
 """Colours given to bodies in turn: clay, ochre, sage, lagoon, slate, mauve, stone, terracotta."""
 
 
-def meshes(vertices: Any, faces: Any) -> tuple[list[Float[np.ndarray, "V 3"]], list[Int[np.ndarray, "F 3"]]]:
+def meshes(vertices: Any, faces: Any) -> tuple[list[Float[np.ndarray, "_ 3"]], list[Int[np.ndarray, "_ 3"]]]:
     """Vertices (float64) and faces of each body.
 
     Args:
@@ -47,8 +47,8 @@ def meshes(vertices: Any, faces: Any) -> tuple[list[Float[np.ndarray, "V 3"]], l
 
 
 def stand_in_row(
-    bodies: Sequence[Float[np.ndarray, "V 3"]], *, spacing: float, depth: float = 0.0
-) -> tuple[list[Float[np.ndarray, "V 3"]], Float[np.ndarray, "B 3"]]:
+    bodies: Sequence[Float[np.ndarray, "_ 3"]], *, spacing: float, depth: float = 0.0
+) -> tuple[list[Float[np.ndarray, "_ 3"]], Float[np.ndarray, "B 3"]]:
     """Bodies moved to stand side by side along x, centred, on the ground y = 0; and the place of each.
 
     Args:
@@ -67,8 +67,8 @@ def stand_in_row(
 
 
 def body_colors(
-    colors: Sequence[Color] | None, bodies: Sequence[Float[np.ndarray, "V 3"]]
-) -> list[Float[np.ndarray, "V 3"]]:
+    colors: Sequence[Color] | None, bodies: Sequence[Float[np.ndarray, "_ 3"]]
+) -> list[Float[np.ndarray, "_ 3"]]:
     """sRGB of each vertex of each body: the palette in turn, or one colour or one array a body.
 
     Raises:
@@ -102,7 +102,7 @@ def srgb(name: str, color: Color) -> Float[np.ndarray, "*N 3"]:
     return value
 
 
-def to_linear(srgb: Float[np.ndarray, "*N 3"]) -> Float[np.ndarray, "*N 3"]:
+def to_linear(srgb: Float[np.ndarray, "*N"]) -> Float[np.ndarray, "*N"]:
     """Linear light of an sRGB colour (IEC 61966-2-1)."""
     return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
 
