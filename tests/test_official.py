@@ -2,6 +2,7 @@
 
 # pyright: reportArgumentType=false, reportOptionalSubscript=false, reportOptionalMemberAccess=false
 
+import contextlib
 import io
 import os
 import pickle
@@ -10,6 +11,8 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from model_files import (
     PARENTS,
     random_arrays,
@@ -378,6 +381,7 @@ NAN = np.where(np.arange(SMALL)[:, None] == 3, np.nan, GOOD["v_template"])
         ({"J_regressor_extra9": np.ones((8, SMALL))}, "expected 9 rows"),
     ],
 )  # fmt: skip
+@pytest.mark.usefixtures("unchecked")
 def test_wrong_arrays_are_named(tmp_path, changes, cause):
     path = tmp_path / "SMPL_NEUTRAL.pkl"
     path.write_bytes(broken(**changes))
@@ -467,3 +471,33 @@ def test_recognised_by_content_not_by_name(tmp_path):
     assert_holds(load_asset(tmp_path / "model.pkl"), arrays)
     save_torch(tmp_path / "model.bin", arrays | {"kintree_table": np.array(PARENTS["smpl"])})
     assert load_asset(tmp_path / "model.bin").joint_names == SMPL_JOINT_NAMES
+
+
+@pytest.fixture(scope="module")
+def containers(tmp_path_factory):
+    """A body in every container, as bytes."""
+    folder = tmp_path_factory.mktemp("containers")
+    write_smpl_pkl(folder / "a.pkl", num_vertices=12, num_betas=1)
+    arrays = write_smpl_npz(folder / "a.npz", num_vertices=12, num_betas=1)
+    save_torch(folder / "a.pth", arrays | {"kintree_table": np.array(PARENTS["smpl"])})
+    np.save(folder / "a.npy", arrays["v_template"])
+    return [path.read_bytes() for path in sorted(folder.iterdir())]
+
+
+@pytest.mark.usefixtures("unchecked")
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_mutated_files_fail_cleanly(containers, tmp_path_factory, data):
+    """Wherever a file is damaged, it loads or an AssetError says why it does not."""
+    content = bytearray(data.draw(st.sampled_from(containers)))
+    at_an_end = st.integers(0, 300) | st.integers(max(0, len(content) - 1500), len(content) - 1)
+    for _ in range(data.draw(st.integers(1, 3))):
+        position = min(data.draw(at_an_end | st.integers(0, len(content) - 1)), len(content) - 1)
+        if data.draw(st.integers(0, 9)):
+            content[position] = data.draw(st.integers(0, 255))
+        else:
+            del content[max(1, position) :]
+    path = tmp_path_factory.mktemp("mutated") / "body"
+    path.write_bytes(content)
+    with contextlib.suppress(AssetError):
+        load_asset(path)

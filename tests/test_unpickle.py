@@ -265,6 +265,7 @@ def test_the_handmade_pickles_are_right():
         (b"\x80\x02cchumpy.ch\nCh\n)\x81q\x00}U\x01xh\x00sb.", "cyclic"),
     ],
 )  # fmt: skip
+@pytest.mark.usefixtures("unchecked")
 def test_damage_has_a_cause(data, cause):
     if cause is None:  # a memo index far above the number of values costs nothing
         assert loads(data) == []

@@ -99,36 +99,38 @@ def read_header(header: Any) -> dict[str, Any]:
 _TYPES = {"object": dict, "array": list, "string": str, "integer": int}
 
 
+def _expect(where: str, right: bool, what: str) -> None:
+    if not right:
+        raise AssetError(f"{where}: expected {what}; get or save the file again")
+
+
 def _check(value: Any, schema: dict[str, Any], where: str) -> None:
     """Check a JSON value against the part of the schema language that `body_asset_schema` uses."""
-
-    def expect(right: bool, what: str) -> None:
-        if not right:
-            raise AssetError(f"{where}: expected {what}; get or save the file again")
-
     if "const" in schema:
-        expect(value == schema["const"], f"{schema['const']}")
+        _expect(where, value == schema["const"], f"{schema['const']}")
     if "enum" in schema:
-        expect(value in schema["enum"], f"one of {', '.join(schema['enum'])}")
+        _expect(where, value in schema["enum"], f"one of {', '.join(schema['enum'])}")
     if "type" in schema:
-        expect(type(value) is _TYPES[schema["type"]], f"a JSON {schema['type']}")
+        _expect(where, type(value) is _TYPES[schema["type"]], f"a JSON {schema['type']}")
     if "minimum" in schema:
-        expect(value >= schema["minimum"], f"at least {schema['minimum']}")
+        _expect(where, value >= schema["minimum"], f"at least {schema['minimum']}")
     if "pattern" in schema:
-        expect(re.search(schema["pattern"], value) is not None, f"text that matches {schema['pattern']}")
+        _expect(
+            where, re.search(schema["pattern"], value) is not None, f"text that matches {schema['pattern']}"
+        )
     if "contentSchema" in schema:
         _check(json.loads(value), schema["contentSchema"], f"{where}, JSON text")
     if isinstance(value, list):
         least, most = schema.get("minItems", 0), schema.get("maxItems", len(value))
-        expect(least <= len(value) <= most, f"{least} to {most} entries, got {len(value)}")
+        _expect(where, least <= len(value) <= most, f"{least} to {most} entries, got {len(value)}")
         if "uniqueItems" in schema:
-            expect(len(set(map(str, value))) == len(value), "different entries")
+            _expect(where, len(set(map(str, value))) == len(value), "different entries")
         items = schema.get("prefixItems") or [schema.get("items", {})] * len(value)
         for i, (item, rule) in enumerate(zip(value, items, strict=True)):
             _check(item, rule, f"{where}, entry {i}")
     if isinstance(value, dict):
         missing = [name for name in schema.get("required", ()) if name not in value]
-        expect(not missing, f"an entry {', '.join(missing)}, which is missing")
+        _expect(where, not missing, f"an entry {', '.join(missing)}, which is missing")
         for name, entry in value.items():
             rules = [schema.get("properties", {}).get(name)]
             rules += [
@@ -136,7 +138,7 @@ def _check(value: Any, schema: dict[str, Any], where: str) -> None:
             ]
             rules = [rule for rule in rules if rule is not None]
             other = schema.get("additionalProperties", {})
-            expect(bool(rules) or other is not False, f"no entry {name!r}")
+            _expect(where, bool(rules) or other is not False, f"no entry {name!r}")
             for rule in rules or [other]:
                 _check(entry, rule, f"{where}, {name}")
 

@@ -280,10 +280,9 @@ class _Entries:
         if value.dtype.kind == "f":
             if not (np.isfinite(value).all() and np.array_equal(value, np.rint(value))):
                 raise AssetError(f"{name}: expected whole numbers, got fractions or NaN")
-            return value.astype(np.int64)
-        if value.dtype.kind not in "iu":
+        elif value.dtype.kind not in "iu":
             raise AssetError(f"{name}: expected whole numbers, got {value.dtype}")
-        return value
+        return value.astype(np.int64)
 
     def matrix(self, name: str, shape: tuple[int | None, int]) -> sparse.csr_array:
         value = self.content[name]
@@ -305,9 +304,9 @@ def _parents(table: np.ndarray) -> Int[np.ndarray, " J"]:
     num_joints = len(parents)
     if table.ndim == 2 and not np.array_equal(table[1], np.arange(num_joints)):
         raise AssetError(f"kintree_table: expected joints 0 to {num_joints - 1} in order in its second row")
-    if int(parents[0]) not in (-1, 2**32 - 1, 2**64 - 1):
+    if parents[0] not in (-1, 2**32 - 1):
         raise AssetError(f"kintree_table: expected the root first, got parent {parents[0]} of joint 0")
-    return np.concatenate([[-1], parents[1:].astype(np.int64)])
+    return np.concatenate([[-1], parents[1:]])
 
 
 def _posedirs(posedirs: np.ndarray, num_vertices: int, num_joints: int) -> Float[np.ndarray, "V 3 P"]:

@@ -81,8 +81,8 @@ def find_problems(body: BodyAsset) -> list[str]:
         *_mesh_problems(body),
         *_regressor_problems(body),
     ]
-    if not body.has_age:
-        problems.append("no age template: betas only, so it stays an adult (or an infant, if SMIL)")
+    if not body.has_age and body.metadata.kind not in ("smil", "mano"):
+        problems.append("no age template: betas only, so it stays an adult; load it with infant_template=")
     if body.posedirs is None:
         problems.append("no pose blend shapes: joints will lose volume when bent")
     return problems
