@@ -103,18 +103,15 @@ class Ruler:
 
 def _digit_shape(digit: Digit) -> Shape:
     """A digit as one tapering capsule."""
-    across = 2 if digit.ruler == "arm" else 0
     root, tip = np.array(digit.root), np.array(digit.tip)
     end = tip + (root - tip) * (digit.thick[1] / _length(tip - root))
-    ra, rb = (
-        tuple(w if axis == across else t for axis in range(3))
-        for t, w in zip(digit.thick, digit.wide, strict=True)
-    )
+    size = zip(digit.thick, digit.wide, strict=True)
+    ra, rb = ((t, t, w) if digit.ruler == "arm" else (w, t, t) for t, w in size)
     return Shape(digit.region, digit.ruler, digit.root, ra, tuple(end.tolist()), rb, DIGIT_BLEND)
 
 
 def shapes(infant: bool) -> dict[str, list[Shape]]:
-    """The shapes that each region of the mesh follows, with mirrored ones where they reach over the middle."""
+    """The shapes that each region of the mesh follows, mirrored where they reach over the middle."""
     digits = [*figure.FINGERS, figure.THUMB, *figure.TOES]
     everything = [*figure.SHAPES, *map(_digit_shape, digits)]
     if infant:
@@ -135,25 +132,29 @@ def shapes(infant: bool) -> dict[str, list[Shape]]:
     return both
 
 
-def _length(v: np.ndarray) -> np.ndarray:
-    return np.sqrt(v[0] * v[0] + v[1] * v[1] + v[2] * v[2])
+def _dot(v: np.ndarray, w: np.ndarray) -> Any:
+    x = v * w
+    return x[0] + x[1] + x[2]
+
+
+def _length(v: np.ndarray) -> Any:
+    return np.sqrt(_dot(v, v))
+
+
+def _cross(v: np.ndarray, w: np.ndarray) -> np.ndarray:
+    return np.stack([v[1] * w[2] - v[2] * w[1], v[2] * w[0] - v[0] * w[2], v[0] * w[1] - v[1] * w[0]])
 
 
 def _distance_to(p: Float[np.ndarray, "3 N"], shape: Shape) -> Float[np.ndarray, " N"]:
     """Distance to a swept ellipsoid, exact in its zero and of first order near it."""
-    axis = [b - a for a, b in zip(shape.a, shape.b, strict=True)]
-    q = [p[i] - shape.a[i] for i in range(3)]
-    squared = axis[0] * axis[0] + axis[1] * axis[1] + axis[2] * axis[2]
-    if squared > 0:
-        h = np.clip((q[0] * axis[0] + q[1] * axis[1] + q[2] * axis[2]) / squared, 0.0, 1.0)
-        q = [q[i] - h * axis[i] for i in range(3)]
-        radii = [shape.ra[i] + h * (shape.rb[i] - shape.ra[i]) for i in range(3)]
-    else:
-        radii = list(shape.ra)
-    u = [q[i] / radii[i] for i in range(3)]
-    w = [u[i] / radii[i] for i in range(3)]
-    k0 = np.sqrt(u[0] * u[0] + u[1] * u[1] + u[2] * u[2])
-    k1 = np.sqrt(w[0] * w[0] + w[1] * w[1] + w[2] * w[2])
+    a, radii = np.array(shape.a)[:, None], np.array(shape.ra)[:, None]
+    q, axis = p - a, np.array(shape.b)[:, None] - a
+    if shape.a != shape.b:
+        h = np.minimum(np.maximum(_dot(q, axis) / _dot(axis, axis), 0.0), 1.0)
+        q = q - h * axis
+        radii = radii + h * (np.array(shape.rb)[:, None] - radii)
+    scaled = q / radii
+    k0, k1 = _length(scaled), _length(scaled / radii)
     return k0 * (k0 - 1.0) / (k1 + 1e-9)
 
 
@@ -467,7 +468,7 @@ def neighbours(quads: Int[np.ndarray, "Q 4"], count: int) -> Int[np.ndarray, "H 
 def normals(p: Float[np.ndarray, "3 H"], quads: Int[np.ndarray, "Q 4"]) -> Float[np.ndarray, "3 H"]:
     """Unit normals of the vertices of a quad mesh, weighted by area."""
     d, e = p[:, quads[:, 2]] - p[:, quads[:, 0]], p[:, quads[:, 3]] - p[:, quads[:, 1]]
-    cross = np.stack([d[1] * e[2] - d[2] * e[1], d[2] * e[0] - d[0] * e[2], d[0] * e[1] - d[1] * e[0]])
+    cross = _cross(d, e)
     corners = quads.T.ravel()
     out = np.stack([np.bincount(corners, np.tile(c, 4), p.shape[1]) for c in cross])
     return out / (_length(out) + 1e-30)
@@ -490,13 +491,12 @@ def _ease(net: Net) -> Float[np.ndarray, " H"]:
         (net.rings["crown"][0], 3),
         (arm[0], 5),
         (leg[0], 5),
-        (digits, 1),
+        (digits, 2),
         (np.concatenate(leg[figure.FOOT_FROM_ROW : -3]), 2),
     )
     ease = np.zeros(len(net.around))
     for seeds, steps in places:
         ease = np.maximum(ease, near(net.around, seeds, steps))
-    ease[net.webs[:, 0]] = 0.0
     return EASE * ease
 
 

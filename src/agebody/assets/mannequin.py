@@ -50,7 +50,7 @@ BEND_LOSS = math.sqrt(2.0) - 1.0
 """Share of its distance from the joint that linear blending takes from a vertex half way at 90 degrees: there
 the mean of two rotations is shorter by cos 45, and 1 / cos 45 = 1 + BEND_LOSS."""
 
-FULLNESS = {"left_elbow": 1.0, "right_elbow": 1.0, "left_knee": 1.0, "right_knee": 1.0}
+FULLNESS = {"elbow": 1.0, "knee": 1.0, "shoulder": 0.2}
 """How much of that loss is given back; half at the other joints, where the flesh folds instead."""
 
 
@@ -145,11 +145,11 @@ class _Points:
 
     def along(self, rings: list[np.ndarray], axis: int, value: float) -> np.ndarray:
         """The middle of a limb where its coordinate along the axis has this value."""
-        rows = [self.mean(ring[ring >= 0]) for ring in rings]
-        at = [self.position(row)[axis] for row in rows]
+        rings = [ring[ring >= 0] for ring in rings]
+        at = [math.fsum(self.vertices[ring, axis]) / len(ring) for ring in rings]
         outside = [max(min(a, b) - value, value - max(a, b), 0.0) for a, b in pairwise(at)]
         k = outside.index(min(outside))
-        return self.blend(rows[k], rows[k + 1], axis, value)
+        return self.blend(self.mean(rings[k]), self.mean(rings[k + 1]), axis, value)
 
     def trunk(self, y: float, z: float) -> np.ndarray:
         """A point in the middle plane of the trunk or head."""
@@ -289,7 +289,7 @@ def _posedirs(
     out = np.zeros((len(vertices), 3, len(SMPL_PARENTS) - 1, 3, 3), np.float32)
     for joint in range(1, len(SMPL_PARENTS)):
         w = np.clip(below[:, joint], 0.0, 1.0)
-        gain = -BEND_LOSS * FULLNESS.get(SMPL_JOINT_NAMES[joint], 0.5) * 4.0 * w * (1.0 - w)
+        gain = -BEND_LOSS * FULLNESS.get(SMPL_JOINT_NAMES[joint].split("_")[-1], 0.5) * 4.0 * w * (1.0 - w)
         moved = np.flatnonzero(gain < -1e-4)
         r = gain[moved, None] * (vertices[moved] - joints[joint])
         for i in range(3):
