@@ -123,10 +123,8 @@ class _Points:
 
     def nearest(self, point: tuple[float, float, float], count: int = 4) -> np.ndarray:
         """The middle of the vertices nearest to a point of the adult's."""
-        d = self.vertices - np.array(point)
-        return self.mean(
-            np.argsort(d[:, 0] * d[:, 0] + d[:, 1] * d[:, 1] + d[:, 2] * d[:, 2], kind="stable")[:count]
-        )
+        x, y, z = (self.vertices - np.array(point)).T
+        return self.mean(np.argsort(x * x + y * y + z * z, kind="stable")[:count])
 
     def position(self, row: np.ndarray) -> np.ndarray:
         """Where a row lies on the adult."""
