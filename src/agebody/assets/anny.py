@@ -123,7 +123,7 @@ def anny_body(
         progress: called with the name of the stage that begins and the fraction done, in [0, 1].
 
     Raises:
-        ImportError: the body is not cached and the package `anny` is missing.
+        ImportError: the package `anny` is missing.
         OSError: the cache folder cannot be written.
     """
     report = progress or (lambda stage, fraction: None)
@@ -186,7 +186,7 @@ class _Anny:
     def __init__(self) -> None:
         import anny
 
-        self._model = anny.Anny(
+        self.model = anny.Anny(
             rig="mixamo",
             topology="anny",
             phenotypes="all",
@@ -194,10 +194,10 @@ class _Anny:
             phenotype_blendshapes="original",
             skinning_method="lbs",
         )
-        self.labels = list(self._model.phenotype_labels)
-        self.faces = self._model.faces.numpy().astype(np.int32)
-        self.vertex_ids = {int(v): i for i, v in enumerate(self._model.base_mesh_vertex_indices)}
-        bones = [label.removeprefix("mixamorig:") for label in self._model.bone_labels]
+        self.labels = list(self.model.phenotype_labels)
+        self.faces = self.model.faces.numpy().astype(np.int32)
+        self.vertex_ids = {int(v): i for i, v in enumerate(self.model.base_mesh_vertex_indices)}
+        bones = [label.removeprefix("mixamorig:") for label in self.model.bone_labels]
         self._bones = [bones.index(name) for name in _BONES]
         self._knuckles = [
             [bones.index(f"{side}Hand{name}") for name in _KNUCKLES] for side in ("Left", "Right")
@@ -209,8 +209,8 @@ class _Anny:
         rows = np.arange(rest.shape[1])[:, None]
         np.add.at(
             bone_weights,
-            (rows, self._model.vertex_bone_indices.numpy()),
-            self._model.vertex_bone_weights.numpy(),
+            (rows, self.model.vertex_bone_indices.numpy()),
+            self.model.vertex_bone_weights.numpy(),
         )
         joint_of = [_joint_of(name) for name in bones]
         weights = np.zeros((rest.shape[1], len(SMPL_JOINT_NAMES)))
@@ -228,20 +228,28 @@ class _Anny:
         """Anny's regressors of COCO's body and foot points, without their long tail of tiny weights."""
         from anny import KeypointsRegressor
 
-        regressor = KeypointsRegressor.coco(self._model)
+        regressor = KeypointsRegressor.coco(self.model)
         matrix = regressor.regression_weights.numpy()
         matrix = np.where(matrix < 0.02 * matrix.max(axis=1, keepdims=True), 0, matrix)
         return dict(zip(regressor.labels, matrix / matrix.sum(axis=1, keepdims=True), strict=True))
+
+    def rest(
+        self, phenotype: Mapping[str, float | np.ndarray], local_changes: Mapping[str, float]
+    ) -> _Bodies:
+        """Bodies of these parameters as Anny has them: arms and legs spread, elbows bent."""
+        vertices, heads = self._rest(phenotype, local_changes)
+        hands = [heads[:, knuckles].mean(axis=1, keepdims=True) for knuckles in self._knuckles]
+        joints = np.concatenate([heads[:, self._bones], *hands], axis=1)
+        return _Bodies(vertices, (joints + joints[:, _MIRROR] * [-1, 1, 1]) / 2)
 
     def t_pose(
         self, phenotype: Mapping[str, float | np.ndarray], local_changes: Mapping[str, float]
     ) -> _Bodies:
         """Bodies of these parameters in the T-pose, pelvis at the origin."""
-        vertices, heads = self._rest(phenotype, local_changes)
-        hands = [heads[:, knuckles].mean(axis=1, keepdims=True) for knuckles in self._knuckles]
-        joints = np.concatenate([heads[:, self._bones], *hands], axis=1)
-        joints = (joints + joints[:, _MIRROR] * [-1, 1, 1]) / 2
-        posed = [_pose(v, j, self.weights, _t_rotations(j)) for v, j in zip(vertices, joints, strict=True)]
+        posed = [
+            _pose(vertices, joints, self.weights, _t_rotations(joints))
+            for vertices, joints in zip(*self.rest(phenotype, local_changes), strict=True)
+        ]
         vertices, joints = (np.stack(arrays) for arrays in zip(*posed, strict=True))
         return _Bodies(vertices - joints[:, :1], joints - joints[:, :1])
 
@@ -251,7 +259,7 @@ class _Anny:
         import torch
 
         with torch.no_grad():
-            body = self._model(
+            body = self.model(
                 phenotype_kwargs={name: torch.as_tensor(value) for name, value in phenotype.items()},
                 local_changes_kwargs=dict(local_changes),
             )
@@ -361,7 +369,9 @@ def _shape_space(bodies: _Bodies, phenotypes: Mapping[str, np.ndarray], faces: n
     taller, larger = scores.T @ stature / count, scores.T @ volume / count
     scores *= np.where(np.where(abs(taller) > 0.1, taller, larger) < 0, -1, 1)
     joints = bodies.joints - bodies.joints.mean(axis=0)
-    labels = {"stature": stature} | {name: _standardised(values) for name, values in phenotypes.items()}
+    labels = {"stature": stature} | {
+        name: _standardised(values) for name, values in phenotypes.items() if name != "height"
+    }
     likeness = np.abs(scores.T @ np.array(list(labels.values())).T)
     names = tuple(f"pc{i} ({list(labels)[best]})" for i, best in enumerate(likeness.argmax(axis=1)))
     return _Shapes(
