@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy import sparse
 from scipy.spatial.transform import Rotation
 
 from agebody.assets.asset import BodyAsset, Metadata, Regressor, sparse_weights
@@ -33,7 +34,7 @@ def random_body(
         faces=rng.integers(0, num_vertices, (2 * num_vertices, 3)),
         parents=np.array(parents),
         joint_names=tuple(f"joint{j}" for j in range(num_joints)),
-        joint_regressor=mixtures(num_joints, num_vertices),
+        joint_regressor=sparse.csr_array(mixtures(num_joints, num_vertices)),
         skin_joints=skin_joints,
         skin_weights=skin_weights,
         shapedirs=0.2 * rng.normal(size=(num_vertices, 3, num_betas)),
@@ -41,7 +42,7 @@ def random_body(
         age_offsets=np.array(age_offsets, dtype=float),
         age_templates=age_templates,
         regressors={
-            name: Regressor(points, mixtures(len(points), num_vertices))
+            name: Regressor(points, sparse.csr_array(mixtures(len(points), num_vertices)))
             for name, points in REGRESSOR_NAMES.items()
         },
         metadata=Metadata(name="random"),
@@ -55,7 +56,9 @@ def rest_surface(asset: BodyAsset, betas: np.ndarray, age_offset: float) -> np.n
         knots = np.array([*asset.age_offsets, 0.0])
         order = np.argsort(knots)
         surfaces = np.concatenate((asset.age_templates, asset.template[None]))[order].reshape(len(knots), -1)
-        vertices = np.array([np.interp(age_offset, knots[order], column) for column in surfaces.T]).reshape(-1, 3)
+        vertices = np.array([np.interp(age_offset, knots[order], column) for column in surfaces.T]).reshape(
+            -1, 3
+        )
     return vertices + asset.shapedirs[:, :, : len(betas)] @ betas
 
 

@@ -2,6 +2,7 @@
 
 import os
 
+import jaxtyping
 import pytest
 from jaxtyping import install_import_hook
 
@@ -14,7 +15,8 @@ from agebody.assets.anny import anny_body
 from agebody.assets.asset import BodyAsset
 from agebody.assets.mannequin import mannequin
 
-torch.set_num_threads(2)
+# Workers beside each other would only wait for one another's threads.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -25,3 +27,11 @@ def mannequin_asset() -> BodyAsset:
 @pytest.fixture(scope="session")
 def anny_asset() -> BodyAsset:
     return anny_body()
+
+
+@pytest.fixture
+def unchecked():
+    """The library as its users run it: its own errors, not those of the tests' type checker."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

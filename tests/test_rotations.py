@@ -35,7 +35,9 @@ def test_axis_angle_equals_the_matrix_exponential_to_second_order(angle):
 
 def test_second_derivative_at_zero_is_the_published_one():
     for dtype in (torch.float32, torch.float64):
-        hessian = torch.func.hessian(lambda v: rotations.axis_angle_to_matrix(v)[0, 0])(torch.zeros(3, dtype=dtype))
+        hessian = torch.func.hessian(lambda v: rotations.axis_angle_to_matrix(v)[0, 0])(
+            torch.zeros(3, dtype=dtype)
+        )
         assert torch.equal(hessian, torch.diag(torch.tensor([0.0, -1.0, -1.0], dtype=dtype)))
 
 
@@ -44,9 +46,7 @@ def test_float32_is_accurate_to_its_rounding(angle):
     v = angle * AXIS
     exact = rotations.axis_angle_to_matrix(v)
     # Half an ulp of the angle is turned into an error of the matrix: 2 pi * 6e-8, and a few roundings.
-    torch.testing.assert_close(
-        rotations.axis_angle_to_matrix(v.float()).double(), exact, rtol=0, atol=1e-6
-    )
+    torch.testing.assert_close(rotations.axis_angle_to_matrix(v.float()).double(), exact, rtol=0, atol=1e-6)
     jacobian = torch.func.jacrev(rotations.axis_angle_to_matrix)
     torch.testing.assert_close(jacobian(v.float()).double(), jacobian(v), rtol=0, atol=4e-6)
 
@@ -83,6 +83,6 @@ def test_leading_dimensions(shape):
     assert rotations.axis_angle_to_matrix(torch.zeros(*shape, 3)).shape == (*shape, 3, 3)
 
 
-def test_unknown_format_is_named():
+def test_unknown_format_is_named(unchecked):
     with pytest.raises(ValueError, match="pose_format: expected one of axis_angle.*'euler'"):
         rotations.to_matrix(torch.zeros(3), "euler")

@@ -263,7 +263,8 @@ class BodyModel(nn.Module):
             global_orient: (*batch, ...) rotation of the root joint, in ``pose_format``. It turns the body
                 about its root joint, not about the origin; see `ShapedBody.move`.
             transl: (*batch, 3) [m].
-            age_offset: (*batch) or (*batch, 1), 0 adult, 1 infant; not clamped.
+            age_offset: (*batch), or (*batch, 1) with one dimension more than the batch of betas; 0 adult,
+                1 infant, not clamped.
             pose_format: see the class.
 
         Raises:

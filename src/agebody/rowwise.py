@@ -94,7 +94,10 @@ class _Gradient(torch.autograd.Function):
     ) -> Tensors:
         grads, tensors = tensors[: function.num_outputs], tensors[function.num_outputs :]
         found = function.gradient(constants, wants, kept, grads, *tensors)
-        return tuple(t.new_empty(len(t), 0) if g is None else g for g, t in zip(found, tensors, strict=True))
+        return tuple(
+            t.new_empty(len(t), 0) if g is None or not wanted else g
+            for g, wanted, t in zip(found, wants, tensors, strict=True)
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
