@@ -41,9 +41,10 @@ def random_body(
     """A valid body of any sizes."""
     floats = lambda *shape: rng.normal(size=shape).astype(dtype)  # noqa: E731
     weights = rng.uniform(0.1, 1, (num_vertices, width))
-    matrix = lambda rows: sparse.csr_array(
-        floats(rows, num_vertices) * rng.integers(0, 2, (rows, num_vertices))
-    )  # noqa: E731
+
+    def matrix(rows):
+        return sparse.csr_array(floats(rows, num_vertices) * rng.integers(0, 2, (rows, num_vertices)))
+
     return BodyAsset(
         template=floats(num_vertices, 3),
         faces=rng.integers(0, num_vertices, (num_vertices, 3)),

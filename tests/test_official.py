@@ -280,6 +280,12 @@ NOT_BODIES = {
     "object array": (npy_bytes(np.array([{}])), "object array"),
     "truncated npy": (npy_bytes(np.zeros(99))[:-8], "truncated"),
     "npy that promises too much": (npy_bytes(np.zeros(2)).replace(b"(2,)", b"(9,)"), "truncated"),
+    "npy of another header": (npy_bytes(np.zeros(2)).replace(b"'<f8'", b"'<zz'"), "dtype zz"),
+    "npy of records": (npy_bytes(np.zeros(2, [("a", "f4")])), "array of records"),
+    "npy of endless digits": (
+        npy_bytes(np.zeros(2)).replace(b"(2,), }" + b" " * 40, b"(2" + b"2" * 45),
+        "array of rec",
+    ),
     "truncated npz": (npz_bytes(a=np.zeros(9))[:-30], "damaged or truncated"),
     "motion": (npz_bytes(poses=np.zeros((5, 72)), trans=np.zeros((5, 3))), "motion"),
     "list": (pickle.dumps([1]), "holds a list"),

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from agebody.assets.asset import AssetError
-from agebody.assets.unpickle import loads
+from agebody.assets.unpickle import DTYPE_CODE, loads
 
 PathLike: TypeAlias = str | os.PathLike[str]
 
@@ -30,6 +30,11 @@ WHERE = (
     "(s.fhg.de/smil), BEV's files from the ROMP project; each needs a free registration"
 )
 
+_NPY_MAGIC = b"\x93NUMPY"
+_NPY_HEADER = re.compile(
+    rb"\{'descr': '([<>|=]?)(\w+)', 'fortran_order': (True|False), "
+    rb"'shape': \(((?:\d{1,12}L?(?:, ?|(?=\))))*)\),? *\}\s*"
+)
 _TORCH_LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _GET_MODEL = "get the model itself, a .pkl or .npz file"
 _OBJ_START = rb"(#[^\n]*\n|\s|(mtllib|o|g) [^\n]*\n)*v -?[\d.]"
@@ -130,7 +135,7 @@ def read_bytes(path: PathLike) -> bytes:
 
 
 def _container(data: bytes) -> str:
-    if data.startswith(b"\x93NUMPY"):
+    if data.startswith(_NPY_MAGIC):
         return "npy"
     if data.startswith(b"PK"):
         return _zip_container(data)
@@ -200,22 +205,27 @@ def _read_npy(data: bytes) -> np.ndarray:
 
 
 def _read_array(data: bytes) -> np.ndarray | Unread:
-    stream = io.BytesIO(data)
-    version = np.lib.format.read_magic(stream)
-    read_header = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }.get(version)
-    if read_header is None:
-        return Unread(f"an array of npy version {version}, which only structured arrays need")
-    shape, fortran, dtype = read_header(stream)
-    if dtype.hasobject:
+    """An npy file, whose header NumPy itself would evaluate as Python text."""
+    size_bytes = {1: 2, 2: 4, 3: 4}.get(data[6] if len(data) > 8 else 0)
+    if size_bytes is None or not data.startswith(_NPY_MAGIC):
+        raise AssetError("an array in it is damaged; download the file again")
+    start = 8 + size_bytes
+    end = start + int.from_bytes(data[8:start], "little")
+    header = _NPY_HEADER.fullmatch(data[start:end])
+    if header is None:
+        return Unread("an array of records, or one with a damaged header")
+    order, code, fortran, sizes = (part.decode() for part in header.groups())
+    if code == "O":
         return Unread("an object array, which only running its code could read")
-    if math.prod(shape) * dtype.itemsize > len(data) - stream.tell():
+    if not DTYPE_CODE.fullmatch(code):
+        return Unread(f"an array of dtype {code}, which is neither numbers nor text")
+    dtype = np.dtype(order + code)
+    shape = tuple(int(size) for size in re.findall(r"\d+", sizes))
+    if math.prod(shape) * dtype.itemsize > len(data) - end:
         raise AssetError(
-            f"truncated: the header promises {shape} {dtype}, the file ends before; download it again"
+            f"truncated: the header promises {shape} {dtype}, but the file ends before; download it again"
         )
-    array = np.ndarray(shape, dtype, data, stream.tell(), order="F" if fortran else "C")
+    array = np.ndarray(shape, dtype, data, end, order="F" if fortran == "True" else "C")
     return array if dtype.isnative else array.astype(dtype.newbyteorder("="))
 
 

@@ -47,7 +47,9 @@ for _format in ("csc", "csr", "coo"):
     _GLOBALS[f"scipy.sparse._{_format} {_format}_matrix"] = _Global(_format)
 
 _OBJECTS = ("chumpy", "select", "csc", "csr", "coo")
-_DTYPE_CODE = re.compile(r"b1|[iu][1248]|f[248]|c8|c16|[SU][1-9]\d{0,5}")
+DTYPE_CODE = re.compile(r"b1|[iu][1248]|f[248]|c8|c16|[SU][1-9]\d{0,5}")
+"""The dtypes of plain numbers and text."""
+
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _LITERALS = {
     "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT",
@@ -343,7 +345,7 @@ class _Resolver:
                 "the pickle holds an object array, which only running its code could read; "
                 "of SMPL-X take the .npz file instead"
             )
-        if not _DTYPE_CODE.fullmatch(code):
+        if not DTYPE_CODE.fullmatch(code):
             raise AssetError(f"the pickle holds an array of dtype {code[:20]!r}; expected numbers or text")
         match record.state:
             case None:
