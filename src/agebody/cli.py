@@ -238,7 +238,8 @@ def _readable(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} ({count})" for name, count in value.items())
     if isinstance(value, (list, tuple)):
-        return "\n".join(str(item) for item in value)
+        text = all(isinstance(item, str) for item in value)
+        return "\n".join(value) if text else ", ".join(f"{item:.4g}" for item in value)
     return str(value)
 
 

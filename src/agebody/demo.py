@@ -134,7 +134,7 @@ def _rows() -> tuple[list[tuple[str, float]], list[tuple[str, float]]]:
 def _time(body: SMPLA, age_offset: Tensor, full_pose: Tensor) -> tuple[float, float]:
     """Median seconds of a forward and of a backward pass for one body."""
     forward, backward = [], []
-    while len(forward) < 4 or (len(forward) < 20 and sum(forward) + sum(backward) < 0.3):
+    while len(forward) < 4 or (len(forward) < 20 and sum(forward) + sum(backward) < 0.15):
         age, angles = age_offset.clone().requires_grad_(), full_pose.clone().requires_grad_()
         start = _now(body.device)
         loss = body(age_offset=age, global_orient=angles[0], body_pose=angles[1:]).vertices.square().mean()
