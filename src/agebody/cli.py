@@ -63,7 +63,7 @@ def demo(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder for the files; it is created where missing.")
     ] = Path("."),
-    width: Annotated[int, typer.Option(min=64, max=8192, help="Width of the picture [pixels].")] = 1600,
+    width: Annotated[int, typer.Option(min=64, max=4096, help="Width of the picture [pixels].")] = 1600,
 ) -> None:
     """Pose a body at six ages, time it, and write **ages.png**, **ages.glb** and **ages.npz**.
 

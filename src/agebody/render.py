@@ -34,11 +34,11 @@ STUDIO = ("#f3efe9", "#cfc8bf")
 INK = "#4a4540"
 
 
-def _light_direction(x: float, y: float, z: float) -> Float[np.ndarray, 3]:
+def _light_direction(x: float, y: float, z: float) -> Float[np.ndarray, " 3"]:
     return np.array((x, y, z), np.float32) / np.float32(math.hypot(x, y, z))
 
 
-def _light_color(red: float, green: float, blue: float, strength: float) -> Float[np.ndarray, 3]:
+def _light_color(red: float, green: float, blue: float, strength: float) -> Float[np.ndarray, " 3"]:
     return np.array((red, green, blue), np.float32) * np.float32(strength)
 
 
@@ -53,14 +53,10 @@ SKY_COLOR = _light_color(0.95, 0.98, 1.05, 0.40)
 FLOOR_COLOR = _light_color(1.05, 0.96, 0.88, 0.22)
 RIM_COLOR = _light_color(1.0, 0.97, 0.94, 0.50)
 KEY_RADIUS = 0.22  # of the key light's disc, as a tangent: soft shadows
-GROUND_SHARE = np.array(
-    (0.62, 0.38), np.float32
-)  # of the ambient and the key light, in what lights the ground
+GROUND_SHARE = np.array((0.62, 0.38), np.float32)  # of the ambient and the key light, on the ground
 REACH = 1.4  # of a shadow in the room [m]: bodies darken what they touch
-LIFT = (
-    1.5e-3  # rays start this far off the surface [m]: more than a facet's distance to the curve it stands for
-)
-TILE = 4
+LIFT = 1.5e-3  # of a ray's start off the surface [m]: more than from a facet to the curve it stands for
+TILE = 4  # width of the pattern of light rays [pixels]
 LENS = math.radians(11)  # a long lens: bodies at the ends of a row keep their shape
 TILT = math.radians(7)  # of a row's camera, from above
 SUBSAMPLES = ((-0.125, -0.375), (0.375, -0.125), (0.125, 0.375), (-0.375, 0.125))
@@ -397,9 +393,7 @@ class _Scene:
     def trace(self, u: Float[np.ndarray, " N"], v: Float[np.ndarray, " N"]) -> _Hits:
         """What is seen at image coordinates (u, v) [pixels]."""
         image = np.stack([u, v, np.ones_like(u)], axis=1)
-        direction = (image @ self.inverse_intrinsics.T).astype(
-            np.float32
-        )  # z = 1: a ray's length is its depth
+        direction = (image @ self.inverse_intrinsics.T).astype(np.float32)  # z = 1, so length is depth
         ray = self.embree.run(np.zeros_like(direction), direction, output=True)
         hit = np.flatnonzero(ray["primID"] >= 0)
         face = ray["primID"][hit]
@@ -504,7 +498,10 @@ def _shade(hits: _Hits, light: Float[np.ndarray, "N 2"]) -> Float[np.ndarray, "N
     normal, albedo = hits.normal[body], hits.color[body]
     view = unit(-hits.position[body])
     ambient, key = light[body, :1], light[body, 1:]
-    toward = lambda direction: (normal @ direction)[:, None]  # noqa: E731
+
+    def toward(direction: Float[np.ndarray, " 3"]) -> Float[np.ndarray, "N 1"]:
+        return (normal @ direction)[:, None]
+
     sky = 0.5 + 0.5 * toward(UP)
     diffuse = (
         KEY_COLOR * key * np.maximum(toward(KEY), 0)
