@@ -54,7 +54,8 @@ def body() -> BodyAsset:
         with patch.object(build, "_Anny", lambda: source):
             done: list[float] = []
             build.anny_body(rebuild=True, progress=lambda stage, fraction: done.append(fraction))
-        assert done[0] == 0 and done[-1] == 1 and done == sorted(done)
+        assert (done[0], done[-1]) == (0, 1)
+        assert done == sorted(done)
         part = path.with_suffix(f".{os.getpid()}.npz")
         np.savez(part, **{f"{age} {pose}": _posed(source, age, pose) for age in AGES for pose in POSES})
         part.replace(path)
