@@ -61,5 +61,7 @@ def linear_blend_skinning(
     weights: Float[Tensor, "V J"],
 ) -> Float[Tensor, "*batch V 3"]:
     """v_i = sum over j of w_ij A_j v_i (SMPL, eq. 2)."""
-    blended = torch.einsum("vj,...jrc->...vrc", weights, transforms)
-    return (blended[..., :3] @ vertices[..., None])[..., 0] + blended[..., 3]
+    # Columns of each vertex's transform, vertices last: every product then runs along vertices.
+    a, b, c, d = (transforms.mT.flatten(-2).mT @ weights.mT).unflatten(-2, (4, 3)).unbind(-3)
+    x, y, z = vertices.mT[..., None, :].unbind(-3)
+    return (a * x + b * y + c * z + d).mT.contiguous()

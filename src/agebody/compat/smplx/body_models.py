@@ -1,0 +1,503 @@
+"""SMPL as smplx offers it: its arguments, parameters, attributes and outputs over an `agebody.BodyModel`."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from agebody import body
+from agebody.assets.asset import AssetError, BodyAsset
+from agebody.assets.container import RawFile, naming, read_raw
+from agebody.assets.io import load_asset
+from agebody.assets.official import TITLES, read_body, read_infant_template, with_infant
+from agebody.compat.smplx.lbs import blend_shapes, lbs
+from agebody.compat.smplx.utils import SMPLOutput, Struct
+from agebody.compat.smplx.vertex_ids import short_name
+from agebody.compat.smplx.vertex_joint_selector import VertexJointSelector
+from agebody.keypoints import KeypointLayout
+from agebody.rotations import PoseFormat
+
+ModelOutput = SMPLOutput
+"""The output's name up to smplx 0.1.13, which SPIN and code grown from it import from here."""
+
+OFFERED = (
+    "agebody.compat.smplx offers SMPL, SMPLLayer, create and build_layer for SMPL; agebody.SMPL loads the "
+    "body of SMPL-H and SMPL-X files"
+)
+_ARRAYS = ("v_template", "shapedirs", "posedirs", "J_regressor", "parents", "lbs_weights")
+_SELECTED = "vertex_joint_selector.extra_joints_idxs"
+
+ModelPath = str | os.PathLike[str] | BodyAsset
+
+
+class SMPL(nn.Module):
+    """smplx's SMPL: parameters with default values, joints with 21 vertices appended.
+
+    Args:
+        model_path: any file that `agebody.load_asset` reads, a folder with ``SMPL_NEUTRAL.pkl`` (or .npz or
+            .safetensors) or the official ``basicmodel_neutral_lbs_10_207_0_v1.1.0.pkl``, or a `BodyAsset`.
+        kid_template_path: ``smpl_kid_template.npy`` or a SMIL model, for ``age="kid"``; not needed where the
+            body brings the infant template itself.
+        data_struct: the entries of a model file as attributes, instead of a file.
+        create_betas, create_global_orient, create_body_pose, create_transl: whether there is a parameter
+            for the argument of that name, its value in calls that do not give it.
+        betas, global_orient, body_pose, transl: first values of these parameters; zeros if not given.
+        num_betas: shape coefficients: at most 10, or 300 where the file has as many. With ``age="kid"`` one
+            more follows them, the age offset: 0 adult, 1 infant.
+        dtype: torch.float32 or torch.float64.
+        batch_size: bodies in the parameters.
+        joint_mapper: called with the joints (B, 45, 3) before translation; what it gives is put out.
+        gender: which file of a folder.
+        age: "adult" or "kid" (SMPL-A; AGORA, CVPR 2021).
+        vertex_ids: vertex of each appended point, under the names of `vertex_ids`. If not given, the vertex
+            that counts most in each of the body's own surface points: SMPL's ids on SMPL.
+        v_template: (V, 3) rest surface [m] instead of the file's.
+        kwargs: ``use_hands`` and ``use_feet_keypoints``, whether finger tips and feet are among the appended
+            points; all other options are accepted and not looked at, as in smplx.
+
+    Raises:
+        AssetError: the file cannot be read, or there is none of that gender in the folder.
+        ValueError: an argument is not what is said here, or the body is not SMPL's kind.
+
+    The model's arrays are attributes under smplx's names, as non-persistent buffers: a checkpoint holds the
+    parameters alone. One that smplx wrote loads with ``strict=True``; its arrays are left out.
+
+    An array that is replaced (``model.v_template = ...``) is honoured, at the speed of `lbs.lbs`. What is
+    written into an array in place is not seen.
+    """
+
+    NUM_JOINTS = 23
+    NUM_BODY_JOINTS = 23
+    SHAPE_SPACE_DIM = 300
+
+    v_template: Tensor
+    shapedirs: Tensor
+    posedirs: Tensor
+    J_regressor: Tensor
+    parents: Tensor
+    lbs_weights: Tensor
+    faces_tensor: Tensor
+
+    def __init__(
+        self,
+        model_path: ModelPath,
+        kid_template_path: str | os.PathLike[str] = "",
+        data_struct: Struct | None = None,
+        create_betas: bool = True,
+        betas: Any = None,
+        num_betas: int = 10,
+        create_global_orient: bool = True,
+        global_orient: Any = None,
+        create_body_pose: bool = True,
+        body_pose: Any = None,
+        create_transl: bool = True,
+        transl: Any = None,
+        dtype: torch.dtype = torch.float32,
+        batch_size: int = 1,
+        joint_mapper: Callable[[Tensor], Tensor] | None = None,
+        gender: str = "neutral",
+        age: str = "adult",
+        vertex_ids: Mapping[str, int] | None = None,
+        v_template: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Reads the body and makes the parameters."""
+        super().__init__()
+        if age not in ("adult", "kid"):
+            raise ValueError(f"age: expected 'adult' or 'kid', got {age!r}")
+        asset = _asset(model_path, data_struct, gender)
+        if asset.num_joints != self.NUM_BODY_JOINTS + 1:
+            kind = TITLES.get(asset.metadata.kind, asset.metadata.kind)
+            raise ValueError(
+                f"model_path: expected {self.NUM_BODY_JOINTS + 1} joints, got {asset.num_joints} in "
+                f"{asset.metadata.name!r}, which is {kind}; {OFFERED}"
+            )
+        num_betas = min(num_betas, self._available_betas(asset))
+        if age == "kid":
+            asset = _with_kid(asset, kid_template_path)
+        layer = body.SMPLA if age == "kid" else body.SMPL
+        self._layer = layer(asset, num_betas=num_betas, dtype=dtype)
+        self._num_betas = num_betas + (age == "kid")
+        self.gender, self.age = gender, age
+        self.dtype, self.batch_size = dtype, batch_size
+        self.joint_mapper = joint_mapper
+
+        self.faces = asset.faces.astype(np.uint32)
+        self._put("faces_tensor", asset.faces.astype(np.int64), torch.long)
+        shapedirs = asset.shapedirs[..., :num_betas]
+        if age == "kid" and asset.age_templates is not None:
+            infant = asset.age_templates[0] - asset.template
+            shapedirs = np.concatenate((shapedirs, infant[..., None]), axis=2)
+        posedirs = asset.posedirs
+        if posedirs is None:
+            posedirs = np.zeros((asset.num_vertices, 3, 9 * self.NUM_BODY_JOINTS))
+        self._put("v_template", asset.template, dtype)
+        self._put("shapedirs", shapedirs, dtype)
+        self._put("posedirs", posedirs.reshape(3 * asset.num_vertices, -1).T, dtype)
+        self._put("J_regressor", asset.joint_regressor.toarray(), dtype)
+        self._put("parents", asset.parents, torch.long)
+        self._put("lbs_weights", asset.dense_weights(), dtype)
+
+        if vertex_ids is None:
+            vertex_ids = _vertex_ids(asset)
+        self.vertex_joint_selector = VertexJointSelector(vertex_ids=vertex_ids, **kwargs)
+        self._layout = _layout(asset, self.vertex_joint_selector.extra_joints_idxs.tolist())
+
+        for name, create, value, width in (
+            ("betas", create_betas, betas, self.num_betas),
+            ("global_orient", create_global_orient, global_orient, 3),
+            ("body_pose", create_body_pose, body_pose, 3 * self.NUM_BODY_JOINTS),
+            ("transl", create_transl, transl, 3),
+        ):
+            if create:
+                default = torch.zeros(batch_size, width) if value is None else torch.as_tensor(value)
+                self.register_parameter(name, nn.Parameter(default.detach().clone().to(dtype)))
+
+        self._built = {name: self._find(name) for name in (*_ARRAYS, _SELECTED)}
+        if v_template is not None:
+            self.v_template = torch.as_tensor(v_template, dtype=dtype)
+
+    def _available_betas(self, asset: BodyAsset) -> int:
+        """smplx's rule: a smaller shape space than the full one counts for 10 coefficients."""
+        full = asset.num_betas >= self.SHAPE_SPACE_DIM
+        return self.SHAPE_SPACE_DIM if full else min(10, asset.num_betas)
+
+    def _put(self, name: str, array: np.ndarray, dtype: torch.dtype) -> None:
+        self.register_buffer(name, torch.from_numpy(np.array(array, order="C")).to(dtype), persistent=False)
+
+    def _replaced(self) -> set[str]:
+        """Arrays that are not the ones that the model was built with."""
+        return {name for name, built in self._built.items() if self._find(name) is not built}
+
+    def _find(self, name: str) -> Tensor | None:
+        owner, _, leaf = name.rpartition(".")
+        return getattr(self.get_submodule(owner), leaf, None)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Moves the model; what was replaced before stays so."""
+        replaced = self._replaced()
+        super()._apply(fn, recurse)
+        self._built.update({name: self._find(name) for name in self._built if name not in replaced})
+        return self
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        """Leaves out the arrays that smplx keeps in its checkpoints."""
+        for name in (*_ARRAYS, "faces_tensor", _SELECTED):
+            owner, _, leaf = name.rpartition(".")
+            if (
+                prefix + name not in state_dict
+                or leaf not in self.get_submodule(owner)._non_persistent_buffers_set
+            ):
+                continue
+            saved, own = state_dict.pop(prefix + name), self.get_buffer(name)
+            if saved.shape != own.shape or not torch.allclose(saved.to(own), own):
+                warnings.warn(
+                    f"{prefix}{name}: the checkpoint was written with another body than this model's, "
+                    f"{self._layer.asset.metadata.name!r}, which stays; make the model with the checkpoint's "
+                    "body to get its people back",
+                    stacklevel=2,
+                )
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    @property
+    def num_betas(self) -> int:
+        """Shape coefficients, the age offset of ``age="kid"`` included."""
+        return self._num_betas
+
+    @property
+    def num_expression_coeffs(self) -> int:
+        """SMPL has no face to move."""
+        return 0
+
+    def name(self) -> str:
+        """Of the model."""
+        return "SMPL"
+
+    @torch.no_grad()
+    def reset_params(self, **params_dict: Any) -> None:
+        """Sets parameters by name, and those not named to zero."""
+        for name, parameter in self.named_parameters():
+            parameter.copy_(torch.as_tensor(params_dict.get(name, 0)))
+
+    def get_num_verts(self) -> int:
+        """V."""
+        return self.v_template.shape[0]
+
+    def get_num_faces(self) -> int:
+        """F."""
+        return self.faces.shape[0]
+
+    def extra_repr(self) -> str:
+        """What `print` shows."""
+        return f"gender={self.gender!r}, age={self.age!r}, num_betas={self.num_betas}"
+
+    def forward_shape(self, betas: Tensor | None = None) -> SMPLOutput:
+        """The rest surface of a shape, as ``vertices`` and ``v_shaped``."""
+        betas = self._given("betas", betas)
+        v_shaped = self.v_template + blend_shapes(betas, self.shapedirs)
+        return SMPLOutput(vertices=v_shaped, betas=betas, v_shaped=v_shaped)
+
+    def forward(
+        self,
+        betas: Tensor | None = None,
+        body_pose: Tensor | None = None,
+        global_orient: Tensor | None = None,
+        transl: Tensor | None = None,
+        return_verts: bool = True,
+        return_full_pose: bool = False,
+        pose2rot: bool = True,
+        **kwargs: Any,
+    ) -> SMPLOutput:
+        """The posed body; the model's parameters stand in for what is not given, and batches of 1 broadcast.
+
+        Args:
+            betas: (B, num_betas).
+            body_pose: (B, 69) or (B, 23, 3) axis-angle, or (B, 23, 3, 3) matrices.
+            global_orient: (B, 3) or (B, 1, 3), or (B, 1, 3, 3).
+            transl: (B, 3) [m].
+            return_verts: whether vertices are put out. Without them the mesh is not built.
+            return_full_pose: whether the whole pose is put out.
+            pose2rot: whether the pose is axis-angle; matrices if False.
+            kwargs: accepted and not looked at, as in smplx.
+
+        Returns:
+            ``vertices`` (B, V, 3), ``joints`` (B, 45, 3) unless mapped, the arguments, and ``full_pose``.
+        """
+        return self._posed(
+            self._given("betas", betas),
+            self._given("body_pose", body_pose),
+            self._given("global_orient", global_orient),
+            getattr(self, "transl", None) if transl is None else transl,
+            return_verts,
+            return_full_pose,
+            "axis_angle" if pose2rot else "matrix",
+        )
+
+    def _given(self, name: str, value: Tensor | None) -> Tensor:
+        value = getattr(self, name, None) if value is None else value
+        if value is None:
+            raise ValueError(f"{name}: expected a tensor, or a model made with create_{name}=True, got None")
+        return value
+
+    def _posed(
+        self,
+        betas: Tensor,
+        body_pose: Tensor,
+        global_orient: Tensor,
+        transl: Tensor | None,
+        return_verts: bool,
+        return_full_pose: bool,
+        pose_format: PoseFormat,
+    ) -> SMPLOutput:
+        root = _rotations("global_orient", global_orient, 1, pose_format)
+        others = _rotations("body_pose", body_pose, self.NUM_BODY_JOINTS, pose_format)
+        batch = _batch(betas=betas, global_orient=root, body_pose=others, transl=transl)
+        betas = betas.expand(batch, -1)
+        pose = torch.cat([part.expand(batch, *part.shape[1:]) for part in (root, others)], 1)
+
+        vertices: Tensor | None = None
+        # A mapper may do anything to the joints, so that it must see them before the translation.
+        late = transl if self.joint_mapper is not None else None
+        replaced = self._replaced()
+        if not replaced.isdisjoint(_ARRAYS):
+            late = transl
+            vertices, joints = lbs(
+                betas, pose, self.v_template, self.shapedirs, self.posedirs, self.J_regressor, self.parents,
+                self.lbs_weights, pose2rot=pose_format == "axis_angle",
+            )  # fmt: skip
+            joints = self.vertex_joint_selector(vertices, joints)
+        else:
+            arguments: dict[str, Any] = {
+                "betas": betas[:, : self._layer.num_betas],
+                "body_pose": pose[:, 1:],
+                "global_orient": pose[:, 0],
+                "transl": None if late is not None else transl,
+                "pose_format": pose_format,
+            }
+            if self.age == "kid":
+                arguments["age_offset"] = betas[:, -1]
+            if return_verts or replaced:
+                out = self._layer(**arguments)
+                vertices, joints = out.vertices, self.vertex_joint_selector(out.vertices, out.joints)
+            else:
+                joints = self._layer.keypoints(self._layout, **arguments)
+
+        if self.joint_mapper is not None:
+            joints = self.joint_mapper(joints)
+        if late is not None:
+            joints = joints + late[:, None]
+            vertices = None if vertices is None else vertices + late[:, None]
+        flat = pose_format == "axis_angle" and body_pose.dim() == 2
+        return SMPLOutput(
+            vertices=vertices if return_verts else None,
+            joints=joints,
+            full_pose=(pose.flatten(1) if flat else pose) if return_full_pose else None,
+            global_orient=global_orient,
+            betas=betas,
+            body_pose=body_pose,
+        )
+
+
+class SMPLLayer(SMPL):
+    """SMPL without parameters, posed by rotation matrices: what is not given is zero, or no rotation."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Arguments as of `SMPL`, but for those that create parameters."""
+        super().__init__(
+            *args,
+            create_betas=False,
+            create_global_orient=False,
+            create_body_pose=False,
+            create_transl=False,
+            **kwargs,
+        )
+
+    def forward(
+        self,
+        betas: Tensor | None = None,
+        body_pose: Tensor | None = None,
+        global_orient: Tensor | None = None,
+        transl: Tensor | None = None,
+        return_verts: bool = True,
+        return_full_pose: bool = False,
+        pose2rot: bool = False,
+        **kwargs: Any,
+    ) -> SMPLOutput:
+        """The posed body; arguments as in `SMPL.forward`, rotations always as matrices."""
+        like = self.v_template
+        given = [value for value in (betas, body_pose, global_orient, transl) if value is not None]
+        batch = max((len(value) for value in given), default=1)
+        identity = torch.eye(3, dtype=like.dtype, device=like.device).repeat(batch, 1, 1, 1)
+        return self._posed(
+            like.new_zeros(batch, self.num_betas) if betas is None else betas,
+            identity.repeat(1, self.NUM_BODY_JOINTS, 1, 1) if body_pose is None else body_pose,
+            identity if global_orient is None else global_orient,
+            like.new_zeros(batch, 3) if transl is None else transl,
+            return_verts,
+            return_full_pose,
+            "matrix",
+        )
+
+
+def create(model_path: ModelPath, model_type: str = "smpl", **kwargs: Any) -> SMPL:
+    """SMPL from a file, or from a folder with a folder ``smpl`` in it; options as of `SMPL`.
+
+    Raises:
+        ValueError: another type of model is asked for.
+    """
+    return SMPL(_of_type(model_path, model_type), **kwargs)
+
+
+def build_layer(model_path: ModelPath, model_type: str = "smpl", **kwargs: Any) -> SMPLLayer:
+    """`create` for `SMPLLayer`."""
+    return SMPLLayer(_of_type(model_path, model_type), **kwargs)
+
+
+def _of_type(model_path: ModelPath, model_type: str) -> ModelPath:
+    """Where a model of a type is; of a file the content tells what it is, not ``model_type``."""
+    if isinstance(model_path, BodyAsset) or not os.path.isdir(model_path):
+        return model_path
+    if model_type.lower() != "smpl":
+        raise ValueError(f"model_type: expected 'smpl', got {model_type!r}; {OFFERED}")
+    inside = Path(model_path, model_type)
+    return inside if inside.is_dir() else model_path
+
+
+def _asset(model_path: ModelPath, data_struct: Any, gender: str) -> BodyAsset:
+    if data_struct is not None:
+        entries = {name: value for name, value in vars(data_struct).items() if not name.startswith("_")}
+        arrays = {name: _plain(value) for name, value in entries.items()}
+        with naming("data_struct"):
+            asset = read_body(RawFile(Path(f"data_struct_{gender}"), "memory", arrays, ""))
+        return asset.replace(metadata=dataclasses.replace(asset.metadata, name="data_struct", sources={}))
+    if isinstance(model_path, BodyAsset):
+        return model_path
+    return load_asset(_file_of(Path(model_path), gender) if os.path.isdir(model_path) else model_path)
+
+
+def _plain(value: Any) -> Any:
+    """chumpy objects and tensors as arrays; what is one already, and sparse matrices, as they are."""
+    is_array_like = hasattr(value, "__array__") and not isinstance(value, np.ndarray)
+    return np.array(value) if is_array_like else value
+
+
+def _file_of(folder: Path, gender: str) -> Path:
+    """The model of a gender in a folder; of official names the newest version."""
+    for suffix in (".pkl", ".npz", ".safetensors"):
+        path = folder / f"SMPL_{gender.upper()}{suffix}"
+        if path.is_file():
+            return path
+    official = re.compile(rf"basicmodel_({gender}|{gender[:1]})_lbs_.*\.(pkl|npz)", re.IGNORECASE)
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    found = [path for path in files if official.fullmatch(path.name)]
+    if not found:
+        inside = ", ".join(path.name for path in files[:8]) or "no files"
+        raise AssetError(
+            f"{folder}: expected SMPL_{gender.upper()}.pkl, .npz or .safetensors, or the official name "
+            f"basicmodel_{gender[:1]}_lbs_10_207_0_v1.1.0.pkl; it holds {inside}; give the file itself, or "
+            "put it there under such a name"
+        )
+    return found[-1]
+
+
+def _with_kid(asset: BodyAsset, kid_template_path: str | os.PathLike[str]) -> BodyAsset:
+    if os.fspath(kid_template_path):
+        with naming(kid_template_path):
+            asset = with_infant(asset, *read_infant_template(read_raw(kid_template_path)))
+    if asset.age_offsets.tolist() != [1.0]:
+        raise ValueError(
+            f"age='kid': expected one age template, at offset 1, but {asset.metadata.name!r} has them at "
+            f"{asset.age_offsets.tolist()}; give smpl_kid_template.npy or a SMIL model as kid_template_path, "
+            "or use agebody.SMPLA, which takes any number of them"
+        )
+    return asset
+
+
+def _vertex_ids(asset: BodyAsset) -> dict[str, int] | None:
+    points = asset.regressors.get("surface21")
+    if points is None:
+        return None
+    vertices = np.asarray(points.matrix.toarray().argmax(axis=1))
+    return {short_name(name): int(vertex) for name, vertex in zip(points.names, vertices, strict=True)}
+
+
+def _layout(asset: BodyAsset, vertices: list[int]) -> KeypointLayout:
+    """Joints, then vertices, as keypoints: how joints are found where no mesh is wanted."""
+    picked = np.zeros((len(vertices), asset.num_vertices))
+    picked[range(len(vertices)), vertices] = 1
+    points = KeypointLayout.from_regressor(picked, [f"vertex{k}" for k in range(len(vertices))], name="smplx")
+    joints = tuple(("joints", name) for name in asset.joint_names)
+    return dataclasses.replace(
+        points, names=asset.joint_names + points.names, sources=joints + points.sources
+    )
+
+
+def _rotations(name: str, value: Tensor, count: int, pose_format: PoseFormat) -> Tensor:
+    """Rotations (B, count, ...) from any arrangement of a body's numbers."""
+    entry = (3,) if pose_format == "axis_angle" else (3, 3)
+    if value.dim() < 2 or math.prod(value.shape[1:]) != count * math.prod(entry):
+        kind = "axis-angle" if pose_format == "axis_angle" else "rotation matrices"
+        raise ValueError(
+            f"{name}: expected {kind} of shape (B, {count}, {', '.join(map(str, entry))}), got "
+            f"{tuple(value.shape)}; SMPL takes axis-angle, and matrices with pose2rot=False, SMPLLayer "
+            "matrices"
+        )
+    return value.reshape(len(value), count, *entry)
+
+
+def _batch(**arguments: Tensor | None) -> int:
+    sizes = {name: len(value) for name, value in arguments.items() if value is not None}
+    others = set(sizes.values()) - {1}
+    if len(others) > 1:
+        raise ValueError(f"expected arguments with batches of one size, or of 1, got {sizes}")
+    return others.pop() if others else 1

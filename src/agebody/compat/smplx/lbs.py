@@ -1,0 +1,105 @@
+"""smplx's functions of linear blend skinning, by this library's definitions.
+
+Rotations are exact where smplx's are 1e-8 off in the vector, batches of 1 broadcast, and the ``dtype`` that
+callers of different smplx versions pass is accepted and not needed: results have the dtype of the arguments.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from agebody.deform import linear_blend_skinning, pose_feature, rest_surface
+from agebody.kinematics import KinematicTree, homogeneous
+from agebody.rotations import axis_angle_to_matrix
+
+
+def lbs(
+    betas: Float[Tensor, "#B S"],
+    pose: Float[Tensor, "#B ..."],
+    v_template: Float[Tensor, "*#any V 3"],
+    shapedirs: Float[Tensor, "V 3 S"],
+    posedirs: Float[Tensor, "P 3*V"],
+    J_regressor: Float[Tensor, "J V"],
+    parents: Int[Tensor, " J"],
+    lbs_weights: Float[Tensor, "V J"],
+    pose2rot: bool = True,
+    dtype: torch.dtype | None = None,
+) -> tuple[Float[Tensor, "B V 3"], Float[Tensor, "B J 3"]]:
+    """Posed vertices and joints [m] of a body that is given array by array.
+
+    Args:
+        betas: shape coefficients.
+        pose: (B, J * 3) or (B, J, 3) axis-angle, or matrices (B, J, 3, 3) or (B, J, 9).
+        v_template, shapedirs, posedirs, J_regressor, parents, lbs_weights: as the models' attributes.
+        pose2rot: whether the pose is axis-angle.
+        dtype: not needed.
+
+    Source: SMPL (Loper et al., SIGGRAPH Asia 2015), eq. 2 to 10.
+    """
+    rotations = batch_rodrigues(pose.reshape(-1, 3)) if pose2rot else pose
+    rotations = rotations.reshape(len(pose), -1, 3, 3)
+    v_shaped = v_template + blend_shapes(betas, shapedirs)
+    rest_joints = vertices2joints(J_regressor, v_shaped)
+    posed_joints, transforms = batch_rigid_transform(rotations, rest_joints, parents)
+    v_posed = v_shaped + (pose_feature(rotations) @ posedirs).unflatten(-1, (-1, 3))
+    return linear_blend_skinning(v_posed, transforms[..., :3, :], lbs_weights), posed_joints
+
+
+def vertices2joints(
+    J_regressor: Float[Tensor, "K V"],
+    vertices: Float[Tensor, "B V 3"],
+) -> Float[Tensor, "B K 3"]:
+    """Points that are fixed linear combinations of vertices."""
+    return torch.einsum("kv,bvx->bkx", J_regressor, vertices)
+
+
+def blend_shapes(betas: Float[Tensor, "B S"], shape_disps: Float[Tensor, "V 3 S"]) -> Float[Tensor, "B V 3"]:
+    """Displacements of the vertices for shape coefficients."""
+    return rest_surface(shape_disps.new_zeros(shape_disps.shape[:2]), shape_disps, betas)
+
+
+def batch_rodrigues(
+    rot_vecs: Float[Tensor, "N 3"], epsilon: float = 1e-8, dtype: torch.dtype | None = None
+) -> Float[Tensor, "N 3 3"]:
+    """Matrices of rotation vectors, exact with two derivatives at zero; ``epsilon`` is not needed for it."""
+    return axis_angle_to_matrix(rot_vecs)
+
+
+def transform_mat(R: Float[Tensor, "N 3 3"], t: Float[Tensor, "N 3 1"]) -> Float[Tensor, "N 4 4"]:
+    """[R t; 0 1]."""
+    return homogeneous(R, t[..., 0])
+
+
+def batch_rigid_transform(
+    rot_mats: Float[Tensor, "#B J 3 3"],
+    joints: Float[Tensor, "#B J 3"],
+    parents: Int[Tensor, " J"],
+    dtype: torch.dtype | None = None,
+) -> tuple[Float[Tensor, "B J 3"], Float[Tensor, "B J 4 4"]]:
+    """Posed joints, and the transforms that take the rest pose to the posed body."""
+    (batch,) = torch.broadcast_shapes(rot_mats.shape[:1], joints.shape[:1])
+    tree = _tree(tuple(parents.tolist()), joints.device)
+    world, skinning = tree(rot_mats.expand(batch, -1, -1, -1), joints.expand(batch, -1, -1))
+    return world[..., 3], homogeneous(skinning[..., :3], skinning[..., 3])
+
+
+@lru_cache(maxsize=32)
+def _tree(parents: tuple[int, ...], device: torch.device) -> KinematicTree:
+    with torch.inference_mode(False):  # a tensor made in inference mode could not take part in autograd later
+        return KinematicTree(parents).to(device)
+
+
+def vertices2landmarks(
+    vertices: Float[Tensor, "B V 3"],
+    faces: Int[Tensor, "F 3"],
+    lmk_faces_idx: Int[Tensor, "#B L"],
+    lmk_bary_coords: Float[Tensor, "#B L 3"],
+) -> Float[Tensor, "B L 3"]:
+    """Points on faces, by barycentric coordinates."""
+    rows = torch.arange(len(vertices), device=vertices.device)[:, None, None]
+    corners = vertices[rows, faces[lmk_faces_idx]]
+    return (corners * lmk_bary_coords[..., None]).sum(-2)

@@ -1,0 +1,55 @@
+"""Vertices that are appended to the joints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from agebody.assets.landmarks import SURFACE21
+from agebody.compat.smplx.vertex_ids import short_name
+
+_FACE, _FEET, _HANDS = SURFACE21[:5], SURFACE21[5:11], SURFACE21[11:]
+
+
+class VertexJointSelector(nn.Module):
+    """Appends vertices of the face, and of the feet and finger tips if wanted, to the joints.
+
+    Args:
+        vertex_ids: vertex of each point, under the names of `vertex_ids`; None selects no points.
+        use_hands: whether the ten finger tips are among them.
+        use_feet_keypoints: whether the toes and heels are.
+        kwargs: other options of a model, which are not looked at.
+
+    Raises:
+        ValueError: a wanted point has no vertex.
+    """
+
+    extra_joints_idxs: Tensor
+
+    def __init__(
+        self,
+        vertex_ids: Mapping[str, int] | None = None,
+        use_hands: bool = True,
+        use_feet_keypoints: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """Looks the vertices up."""
+        super().__init__()
+        points = _FACE + (_FEET if use_feet_keypoints else ()) + (_HANDS if use_hands else ())
+        names = [] if vertex_ids is None else [short_name(point) for point in points]
+        vertex_ids = vertex_ids or {}
+        missing = [name for name in names if name not in vertex_ids]
+        if missing:
+            raise ValueError(f"vertex_ids: expected a vertex for each of {names}, {missing} missing")
+        ids = torch.tensor([int(vertex_ids[name]) for name in names], dtype=torch.long)
+        self.register_buffer("extra_joints_idxs", ids, persistent=False)
+
+    def forward(
+        self, vertices: Float[Tensor, "B V 3"], joints: Float[Tensor, "B J 3"]
+    ) -> Float[Tensor, "B K 3"]:
+        """Joints, then the selected vertices."""
+        return torch.cat((joints, vertices.index_select(1, self.extra_joints_idxs)), 1)
