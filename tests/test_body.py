@@ -520,11 +520,14 @@ class TestShapedBody:
         assert torch.autograd.gradcheck(posed, betas)
         assert torch.autograd.gradgradcheck(posed, betas, fast_mode=True)
 
-    def test_identities_and_poses_broadcast(self):
+    @pytest.mark.parametrize(
+        ("people", "poses"), [((4, 1), (5,)), ((6,), (2, 6)), ((1,), (3,)), ((), (2, 3)), ((0,), (0,))]
+    )
+    def test_identities_and_poses_broadcast(self, people, poses):
         body = SMPLA(random_body(), dtype=DOUBLE)
-        betas, poses = torch.randn(4, 1, 3, dtype=DOUBLE), torch.randn(5, 9, dtype=DOUBLE)
-        out = body.shape(betas=betas)(body_pose=poses)
-        torch.testing.assert_close(out.vertices, body(betas=betas, body_pose=poses).vertices)
+        betas, pose = torch.randn((*people, 3), dtype=DOUBLE), torch.randn((*poses, 9), dtype=DOUBLE)
+        out = body.shape(betas=betas)(body_pose=pose)
+        torch.testing.assert_close(out.vertices, body(betas=betas, body_pose=pose).vertices)
 
     @pytest.mark.parametrize("pose_format", ["axis_angle", "quaternion", "matrix", "rotation_6d"])
     def test_move_is_a_rigid_motion(self, pose_format):

@@ -1,9 +1,14 @@
 """Every SMPL-family body from newborn to adult behind one differentiable layer."""
 
+from agebody.assets.anny import anny_body
 from agebody.assets.asset import AssetError, BodyAsset, Metadata, Regressor
-from agebody.assets.io import load_asset, save_asset
+from agebody.assets.io import export_smpl_npz, load_asset, save_asset
+from agebody.assets.mannequin import mannequin
+from agebody.assets.report import AssetReport, inspect_asset
 from agebody.body import SMIL, SMPL, SMPLA, BodyModel, BodyOutput, ShapedBody
 from agebody.keypoints import LAYOUTS, KeypointLayout
+
+__version__ = "0.1.0"
 
 __all__ = [
     "LAYOUTS",
@@ -11,6 +16,7 @@ __all__ = [
     "SMPL",
     "SMPLA",
     "AssetError",
+    "AssetReport",
     "BodyAsset",
     "BodyModel",
     "BodyOutput",
@@ -18,6 +24,10 @@ __all__ = [
     "Metadata",
     "Regressor",
     "ShapedBody",
+    "anny_body",
+    "export_smpl_npz",
+    "inspect_asset",
     "load_asset",
+    "mannequin",
     "save_asset",
 ]

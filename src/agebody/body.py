@@ -90,6 +90,12 @@ def _broadcast(**batches: tuple[int, ...]) -> tuple[int, ...]:
         raise ValueError(f"batch dimensions do not broadcast: {listed}") from None
 
 
+def _ends_with(shape: tuple[int, ...], entry: tuple[int, ...]) -> bool:
+    # From the last dimension on: a batch that may have any size is then never compared with a number.
+    pairs = zip(reversed(shape), reversed(entry), strict=False)
+    return len(shape) >= len(entry) and all(n == m for n, m in pairs)
+
+
 def _expected(entry: tuple[int, ...]) -> str:
     return "(" + ", ".join(["*batch", *map(str, entry)]) + ")"
 
@@ -399,7 +405,7 @@ class BodyModel(nn.Module):
         if value is None:
             return torch.zeros(entry, dtype=self.dtype, device=self.device)
         self._check_tensor(name, value)
-        if len(entry) > value.dim() or value.shape[value.dim() - len(entry) :] != entry:
+        if not _ends_with(value.shape, entry):
             raise ValueError(f"{name}: expected shape {_expected(entry)}, got {tuple(value.shape)}")
         return value.to(self.dtype)
 
@@ -424,7 +430,7 @@ class BodyModel(nn.Module):
             identity = torch.tensor(rotations.IDENTITY[pose_format], dtype=self.dtype, device=self.device)
             return identity.expand(several)
         self._check_tensor(name, value)
-        if value.dim() < len(several) or value.shape[value.dim() - len(several) :] != several:
+        if not _ends_with(value.shape, several):
             if count is None or value.dim() == 0 or value.shape[-1] != math.prod(several):
                 flat = "" if count is None else f" or {_expected((math.prod(several),))}"
                 raise ValueError(
@@ -530,7 +536,9 @@ class ShapedBody:
             for (body, identity), base in zip(self._person.parts, self._bases, strict=True):
                 skeleton = body._pose(identity, body_pose, global_orient, transl, pose_format)
                 if math.prod(identity.batch) != 1:
-                    base = base.unflatten(1, identity.batch).expand(-1, *skeleton.batch, -1).flatten(1, -2)
+                    leading = [1] * (len(skeleton.batch) - len(identity.batch))
+                    base = base.unflatten(1, (*leading, *identity.batch))
+                    base = base.expand(-1, *skeleton.batch, -1).flatten(1, -2)
                 outputs.append(body._output(skeleton, base))
             return _blend_outputs(self._person, outputs)
 

@@ -15,7 +15,6 @@ import math
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
-import roma
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -109,6 +108,8 @@ _RODRIGUES = RowFunction(1, _rodrigues, _rodrigues_value, _rodrigues_gradient)
 
 def matrix_to_axis_angle(matrix: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 3"]:
     """Rotation vector of an angle from 0 to pi."""
+    import roma  # here, because it takes a second: it loads torch's compiler
+
     return roma.rotmat_to_rotvec(matrix)
 
 
@@ -126,6 +127,8 @@ def quaternion_to_matrix(quaternion: Float[Tensor, "*batch 4"]) -> Float[Tensor,
 
 def matrix_to_quaternion(matrix: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 4"]:
     """Unit quaternion x, y, z, w; of the two signs, the one roma chooses."""
+    import roma
+
     return roma.rotmat_to_unitquat(matrix)
 
 

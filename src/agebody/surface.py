@@ -107,7 +107,7 @@ class PosedSurface(nn.Module):
         Returns:
             (B, V, 3) [m].
         """
-        batch = len(coefficients)
+        batch = coefficients.shape[0]
         last = torch.cat((translation.new_zeros(batch, 3, 3), translation[..., None]), -1)
         transforms = torch.cat((transforms, last[:, None]), 1)
         if base is not None:

@@ -1,0 +1,141 @@
+"""The layers under torch's compilers, exporters and transforms, on a body of real size."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from agebody import SMPLA
+
+TYPES_CHECKED = os.environ.get("AGEBODY_TYPECHECK", "1") == "1"
+
+# torch's compilers and exporters warn about their own parts.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore:# The axis name:UserWarning"),
+    # A compiler cannot see through a run-time type checker: the Makefile runs this file without it.
+    pytest.mark.skipif(TYPES_CHECKED, reason="runs with AGEBODY_TYPECHECK=0, see the Makefile"),
+]
+
+
+@pytest.fixture(scope="module")
+def body(mannequin_asset):
+    return SMPLA(mannequin_asset, smil=mannequin_asset.at_age(1.0), transition=0.2).eval()
+
+
+def arguments(batch):
+    generator = torch.Generator().manual_seed(0)
+    normal = lambda *shape: 0.4 * torch.randn((batch, *shape), generator=generator)  # noqa: E731
+    return {
+        "betas": normal(10),
+        "body_pose": normal(69),
+        "global_orient": normal(3),
+        "transl": normal(3),
+        "age_offset": 0.5 + normal(),
+    }
+
+
+def assert_same_bodies(got, expected):
+    for a, b in zip(got, expected, strict=True):
+        # 4e-6 m: the same sums in another order.
+        torch.testing.assert_close(torch.as_tensor(np.asarray(a.detach() if isinstance(a, torch.Tensor) else a)),
+                                   b.detach(), rtol=0, atol=4e-6)  # fmt: skip
+
+
+@pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
+def test_compile_without_a_graph_break(body, mannequin_asset, compiler):
+    torch._dynamo.reset()
+    if compiler == "inductor":  # half the code to compile
+        body = SMPLA(mannequin_asset)
+    compiled = torch.compile(body, fullgraph=True, backend=compiler)
+    given = {k: v.requires_grad_() for k, v in arguments(3).items()}
+    got, expected = compiled(**given), body(**given)
+    assert_same_bodies(got, expected)
+    inputs = tuple(given.values())
+    for a, b in zip(
+        torch.autograd.grad(got.vertices.square().mean(), inputs),
+        torch.autograd.grad(expected.vertices.square().mean(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_compile_keypoints_and_shaped_bodies(body):
+    torch._dynamo.reset()
+    given = arguments(3)
+    expected = body.keypoints("coco17", **given)
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def points(betas, age_offset, **pose):
+        shaped = body.shape(betas=betas, age_offset=age_offset)
+        return body.keypoints("coco17", betas=betas, age_offset=age_offset, **pose), shaped(**pose)
+
+    got, posed = points(**given)
+    torch.testing.assert_close(got, expected, rtol=0, atol=4e-6)
+    assert_same_bodies(posed, body(**given))
+
+
+def test_export_for_any_batch(body):
+    batch = torch.export.Dim("batch")
+    given = arguments(2)
+    program = torch.export.export(body, (), given, dynamic_shapes={name: {0: batch} for name in given})
+    more = arguments(5)
+    assert_same_bodies(program.module()(**more), body(**more))
+
+
+def test_onnx_runs_in_onnxruntime(body, tmp_path):
+    import onnxruntime
+
+    batch = torch.export.Dim("batch")
+    given = arguments(2)
+    program = torch.onnx.export(
+        body,
+        (),
+        kwargs=given,
+        dynamo=True,
+        verbose=False,
+        dynamic_shapes={name: {0: batch} for name in given},
+    )
+    program.save(tmp_path / "body.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "body.onnx")
+    assert {i.name for i in session.get_inputs()} == set(given)
+    more = arguments(5)
+    got = session.run(None, {name: value.numpy() for name, value in more.items()})
+    assert_same_bodies(got, body(**more))
+
+
+def test_vmap_and_jacrev(body):
+    given = arguments(3)
+    names = tuple(given)
+    one = lambda *values: body(**dict(zip(names, values, strict=True))).vertices  # noqa: E731
+    torch.testing.assert_close(
+        torch.func.vmap(one)(*given.values()), body(**given).vertices, rtol=0, atol=4e-6
+    )
+    betas = given["betas"][0]
+    points = lambda betas: body.keypoints("coco17", betas=betas)  # noqa: E731
+    reverse, forward = torch.func.jacrev(points)(betas), torch.func.jacfwd(points)(betas)
+    torch.testing.assert_close(reverse, forward, rtol=1e-4, atol=1e-6)
+    rows = torch.stack([torch.autograd.functional.jacobian(points, betas)])[0]
+    torch.testing.assert_close(reverse, rows, rtol=1e-4, atol=1e-6)
+
+
+def test_in_a_network_with_distributed_data_parallel(body, tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+
+        class Network(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.head, self.body = torch.nn.Linear(4, 10), body
+
+            def forward(self, x):
+                return self.body(betas=self.head(x))
+
+        network = torch.nn.parallel.DistributedDataParallel(Network())
+        network(torch.ones(2, 4)).vertices.sum().backward()
+        assert network.module.head.weight.grad.abs().sum() > 0
+        assert set(network.module.state_dict()) == {"head.weight", "head.bias"}
+    finally:
+        torch.distributed.destroy_process_group()
