@@ -21,7 +21,7 @@ from agebody.assets.container import RawFile, naming, read_raw
 from agebody.assets.io import load_asset
 from agebody.assets.official import TITLES, read_body, read_infant_template, with_infant
 from agebody.compat.smplx.lbs import blend_shapes, lbs
-from agebody.compat.smplx.utils import SMPLOutput, Struct
+from agebody.compat.smplx.utils import SMPLOutput
 from agebody.compat.smplx.vertex_ids import short_name
 from agebody.compat.smplx.vertex_joint_selector import VertexJointSelector
 from agebody.keypoints import KeypointLayout
@@ -92,7 +92,7 @@ class SMPL(nn.Module):
         self,
         model_path: ModelPath,
         kid_template_path: str | os.PathLike[str] = "",
-        data_struct: Struct | None = None,
+        data_struct: Any = None,
         create_betas: bool = True,
         betas: Any = None,
         num_betas: int = 10,
