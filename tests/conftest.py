@@ -9,9 +9,9 @@ from jaxtyping import install_import_hook
 if os.environ.get("AGEBODY_TYPECHECK", "1") == "1":
     install_import_hook("agebody", "typechecks.checked")
 
+import anny_reference
 import torch
 
-from agebody.assets.anny import anny_body
 from agebody.assets.asset import BodyAsset
 from agebody.assets.mannequin import mannequin
 
@@ -26,7 +26,7 @@ def mannequin_asset() -> BodyAsset:
 
 @pytest.fixture(scope="session")
 def anny_asset() -> BodyAsset:
-    return anny_body()
+    return anny_reference.body()
 
 
 @pytest.fixture

@@ -126,8 +126,8 @@ class TestAgainstPeers:
         import smplx
 
         return smplx.SMPL(
-            str(smpl_files / "SMPL_NEUTRAL.pkl"), age=age, kid_template_path=str(smpl_files / "kid_template.npy"),
-            num_betas=10, dtype=dtype, create_betas=False, create_body_pose=False, create_global_orient=False,
+            str(smpl_files / "SMPL_NEUTRAL.pkl"), age=age,
+            kid_template_path=str(smpl_files / "kid_template.npy"), num_betas=10, dtype=dtype, create_betas=False, create_body_pose=False, create_global_orient=False,
             create_transl=False,
         )  # fmt: skip
 
@@ -425,7 +425,7 @@ class TestInput:
             SMPLA(random_body(age_offsets=()))
         with pytest.raises(ValueError, match=r"adult.*at_age\(1\.0\)"):
             SMIL(asset)
-        with pytest.raises(ValueError, match="smil: expected 12 vertices and 4 joints.*got 13 and 4"):
+        with pytest.raises(ValueError, match="smil: expected 12 vertices and 4 joints, got 13 and 4"):
             SMPLA(asset, smil=random_body(num_vertices=13, age_offsets=()))
         with pytest.raises(ValueError, match="age_offset: SMPL has one age"):
             SMPL(asset)(age_offset=torch.zeros(1))

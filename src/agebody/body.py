@@ -394,7 +394,7 @@ class BodyModel(nn.Module):
 
     def _keypoints(self, skeleton: _Skeleton, layout: str | KeypointLayout) -> Tensor:
         layout = get_layout(layout)
-        key = layout.name if layout.regressor is None else f"{layout.name}_{id(layout)}"
+        key = f"{layout.name}_{id(layout)}"  # its _Points keep the layout, so the id is not given out again
         if key not in self.points:
             self.points[key] = _Points(self, layout)
         points = self.points[key](skeleton)
@@ -454,6 +454,7 @@ class _Points(nn.Module):
 
     def __init__(self, body: BodyModel, layout: KeypointLayout) -> None:
         super().__init__()
+        self.layout = layout
         joints, regressor = layout.resolve(body.asset)
         used = np.unique(regressor.indices)
         rows = regressor[:, used].toarray().astype(np.float64)
@@ -654,7 +655,7 @@ class SMPLA(BodyModel):
                 infant.parents, asset.parents
             ):
                 raise ValueError(
-                    f"smil: expected {asset.num_vertices} vertices and {asset.num_joints} joints as the asset has, "
+                    f"smil: expected {asset.num_vertices} vertices and {asset.num_joints} joints, "
                     f"got {infant.num_vertices} and {infant.num_joints}"
                 )
             num_betas = min(self.num_betas, infant.num_betas)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from math import inf
 
@@ -25,7 +26,7 @@ def age_coefficients(
     knots = sorted([0.0, *anchors])
     slots = {anchor: slot for slot, anchor in enumerate(anchors)}
     weights = [torch.zeros_like(age_offset) for _ in anchors]
-    for i, (low, high) in enumerate(zip(knots, knots[1:], strict=False)):
+    for i, (low, high) in enumerate(itertools.pairwise(knots)):
         lower = -inf if i == 0 else low
         upper = inf if i == len(knots) - 2 else high
         # Not clamp: at a knot its gradient would count both pieces; here it is that of the piece above.

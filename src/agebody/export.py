@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import secrets
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from agebody.files import replacing
 from agebody.meshes import Color, body_colors, meshes, to_linear, to_numpy, vertex_normals
 
 MESH_SUFFIXES = (".glb", ".obj", ".ply")
@@ -92,27 +90,3 @@ def save_npz(path: str | PathLike[str], **arrays: Any) -> None:
             )
     with replacing(path) as temporary:
         np.savez_compressed(temporary, **values)  # pyright: ignore[reportArgumentType]
-
-
-@contextmanager
-def replacing(path: str | PathLike[str]) -> Iterator[Path]:
-    """A temporary file that takes the place of ``path`` if the block ends well, and vanishes if it does not.
-
-    Raises:
-        OSError: the folder does not exist or cannot be written, or the path is a folder.
-    """
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: the folder {path.parent} does not exist; create it first")
-    if path.is_dir():
-        raise IsADirectoryError(f"{path}: expected the name of a file, got a folder")
-    temporary = path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")
-    try:
-        temporary.touch(exist_ok=False)
-    except OSError as error:
-        raise type(error)(f"{path}: cannot write in the folder {path.parent}: {error.strerror}") from None
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Float
@@ -97,9 +98,10 @@ class KeypointLayout:
         """
         sets = dict(asset.regressors)
         if self.regressor is not None:
-            if self.regressor.matrix.shape[1] != asset.num_vertices:
+            made_for = cast(tuple[int, int], self.regressor.matrix.shape)[1]
+            if made_for != asset.num_vertices:
                 raise AssetError(
-                    f"keypoint layout {self.name!r} is made for {self.regressor.matrix.shape[1]} vertices, "
+                    f"keypoint layout {self.name!r} is made for {made_for} vertices, "
                     f"{asset.metadata.name!r} has {asset.num_vertices}"
                 )
             sets[self.name] = self.regressor
@@ -126,7 +128,8 @@ class KeypointLayout:
         return joints, sparse.csr_array(sparse.vstack(rows))
 
     def _lacks(self, asset: BodyAsset, what: str) -> str:
-        return f"keypoint layout {self.name!r}: the {asset.metadata.kind} body {asset.metadata.name!r} has no {what}"
+        body = f"the {asset.metadata.kind} body {asset.metadata.name!r}"
+        return f"keypoint layout {self.name!r}: {body} has no {what}"
 
 
 def _edges(names: Sequence[str], *chains: str) -> tuple[tuple[int, int], ...]:
@@ -135,7 +138,7 @@ def _edges(names: Sequence[str], *chains: str) -> tuple[tuple[int, int], ...]:
     for chain in chains:
         for side in ("left", "right") if "*" in chain else ("",):
             points = [names.index(point.replace("*", side)) for point in chain.split()]
-            edges += zip(points, points[1:], strict=False)
+            edges += itertools.pairwise(points)
     return tuple(dict.fromkeys(edges))
 
 
@@ -145,14 +148,16 @@ _SURFACE_SOURCES = tuple(("surface21", name) for name in SURFACE21)
 
 _SMPLX45_NAMES = SMPL_JOINT_NAMES + SURFACE21
 _SMPLX45_EDGES = _SMPL24_EDGES + _edges(
-    _SMPLX45_NAMES, "head nose", "nose *_eye *_ear", "*_ankle *_heel", "*_foot *_big_toe", "*_foot *_small_toe",
+    _SMPLX45_NAMES, "head nose", "nose *_eye *_ear",
+    "*_ankle *_heel", "*_foot *_big_toe", "*_foot *_small_toe",
     "*_wrist *_thumb", "*_wrist *_index", "*_wrist *_middle", "*_wrist *_ring", "*_wrist *_pinky",
 )  # fmt: skip
 
 _OPENPOSE25 = (
-    "nose", "neck", "right_shoulder", "right_elbow", "right_wrist", "left_shoulder", "left_elbow", "left_wrist",
-    "pelvis", "right_hip", "right_knee", "right_ankle", "left_hip", "left_knee", "left_ankle", "right_eye",
-    "left_eye", "right_ear", "left_ear", "left_big_toe", "left_small_toe", "left_heel", "right_big_toe",
+    "nose", "neck", "right_shoulder", "right_elbow", "right_wrist",
+    "left_shoulder", "left_elbow", "left_wrist", "pelvis",
+    "right_hip", "right_knee", "right_ankle", "left_hip", "left_knee", "left_ankle", "right_eye", "left_eye",
+    "right_ear", "left_ear", "left_big_toe", "left_small_toe", "left_heel", "right_big_toe",
     "right_small_toe", "right_heel",
 )  # fmt: skip
 _OPENPOSE25_EDGES = _edges(
@@ -165,22 +170,28 @@ def _joint_or_surface(names: Iterable[str]) -> tuple[tuple[str, str], ...]:
     return tuple(("surface21" if name in SURFACE21 else "joints", name) for name in names)
 
 
-_LIMBS = ("*_shoulder *_elbow *_wrist", "*_hip *_knee *_ankle")
-
 LAYOUTS: dict[str, KeypointLayout] = {
     layout.name: layout
     for layout in (
         KeypointLayout("smpl24", SMPL_JOINT_NAMES, _SMPL24_SOURCES, _SMPL24_EDGES),
         KeypointLayout("smplx45", _SMPLX45_NAMES, _SMPL24_SOURCES + _SURFACE_SOURCES, _SMPLX45_EDGES),
-        KeypointLayout("openpose25", _OPENPOSE25, _joint_or_surface(_OPENPOSE25), _OPENPOSE25_EDGES, root=(8,)),
+        KeypointLayout(
+            "openpose25", _OPENPOSE25, _joint_or_surface(_OPENPOSE25), _OPENPOSE25_EDGES, root=(8,)
+        ),
         KeypointLayout(
             "coco17", COCO17, _joint_or_surface(COCO17),
-            _edges(COCO17, *_LIMBS, "left_shoulder right_shoulder right_hip left_hip left_shoulder", "nose *_eye *_ear"),
+            _edges(
+                COCO17, "*_shoulder *_elbow *_wrist", "*_hip *_knee *_ankle", "nose *_eye *_ear",
+                "left_shoulder right_shoulder right_hip left_hip left_shoulder",
+            ),
             root=(11, 12),
         ),
         KeypointLayout(
             "h36m17", H36M17, tuple(("h36m17", name) for name in H36M17),
-            _edges(H36M17, "pelvis spine neck nose head", "neck *_shoulder *_elbow *_wrist", "pelvis *_hip *_knee *_ankle"),
+            _edges(
+                H36M17, "pelvis spine neck nose head",
+                "neck *_shoulder *_elbow *_wrist", "pelvis *_hip *_knee *_ankle",
+            ),
         ),
         KeypointLayout(
             "bev71",

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from agebody.export import replacing
+from agebody.files import replacing
 from agebody.meshes import (
     Color,
     body_colors,

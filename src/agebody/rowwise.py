@@ -34,7 +34,7 @@ class RowFunction(NamedTuple):
 
     def __call__(self, constants: Any, *tensors: Tensor) -> Tensors:
         """The outputs."""
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if torch.compiler.is_compiling():
             return self.definition(constants, *tensors)
         keep = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
         return _Value.apply(self, constants, keep, *tensors)[: self.num_outputs]
@@ -42,8 +42,7 @@ class RowFunction(NamedTuple):
     def vjp(self, constants: Any, grads_and_tensors: Tensors) -> Tensors:
         """Gradient of the definition: (*grads, *tensors) -> gradient of each tensor."""
         grads, tensors = grads_and_tensors[: self.num_outputs], grads_and_tensors[self.num_outputs :]
-        _, pull = torch.func.vjp(functools.partial(self.definition, constants), *tensors)
-        return pull(grads)
+        return torch.func.vjp(functools.partial(self.definition, constants), *tensors)[1](grads)
 
 
 class _Value(torch.autograd.Function):
@@ -110,7 +109,7 @@ class _Gradient(torch.autograd.Function):
         tensors = ctx.saved_tensors
         inputs = tensors[ctx.function.num_outputs :]
         wanted = tuple(g if w else None for g, w in zip(grads, ctx.wants, strict=True))
-        _, pull = torch.func.vjp(lambda *t: ctx.function.vjp(ctx.constants, t), *tensors)
+        pull = torch.func.vjp(lambda *t: ctx.function.vjp(ctx.constants, t), *tensors)[1]
         return None, None, None, None, *pull(_or_zeros(wanted, inputs))
 
     @staticmethod
@@ -131,9 +130,8 @@ class _Gradient(torch.autograd.Function):
 
 def _push(definition: Callable[..., Tensors], tensors: Tensors, tangents: Tensors) -> Tensors:
     """Forward-mode derivative as the transpose of the reverse-mode one, which nests in any other mode."""
-    outputs, pull = torch.func.vjp(definition, *tensors)
-    _, push = torch.func.vjp(pull, tuple(torch.zeros_like(o) for o in outputs))
-    return push(tangents)[0]
+    outputs, pull = torch.func.vjp(definition, *tensors)[:2]
+    return torch.func.vjp(pull, tuple(torch.zeros_like(o) for o in outputs))[1](tangents)[0]
 
 
 def _or_zeros(tangents: tuple[Tensor | None, ...], tensors: Tensors) -> Tensors:

@@ -210,7 +210,7 @@ class _Workspace:
         return out.view(len(rows), num_bodies, 4, 3, self.packed.block)
 
     def place(self, vertices: Tensor, bodies: slice, blocks: slice) -> Iterator[tuple[slice, Tensor]]:
-        """The vertices (B, V, 3) of one piece as planes (blocks, bodies, 3, block), then a cut-off last block."""
+        """The piece of (B, V, 3) vertices as planes (blocks, bodies, 3, block), then a cut-off last block."""
         block, num_vertices = self.packed.block, self.packed.num_vertices
         whole = min(blocks.stop, num_vertices // block) - blocks.start
         if whole > 0:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -79,9 +79,7 @@ class BodyAsset:
     parents: Int[np.ndarray, " J"] = _array(
         "parent joint of each joint; the root comes first, with -1", ("J",), "int"
     )
-    joint_names: tuple[str, ...] = field(
-        metadata={"doc": "name of each joint", "dims": ("J",), "kind": "text"}
-    )
+    joint_names: tuple[str, ...] = _array("name of each joint", ("J",), "text")
     joint_regressor: sparse.csr_array = _array("rest joints from the rest surface", ("J", "V"), "sparse")
     skin_joints: Int[np.ndarray, "V W"] = _array("joints that move each vertex", ("V", "W"), "int")
     skin_weights: Float[np.ndarray, "V W"] = _array(
@@ -299,12 +297,9 @@ def _sparse(name: str, value: Any, shape: tuple[int | None, int]) -> sparse.csr_
         value = sparse.csr_array(_floats(name, value, shape))
     matrix = sparse.csr_array(value, copy=True)
     matrix.sum_duplicates()
-    if (
-        matrix.ndim != 2
-        or (shape[0] is not None and matrix.shape[0] != shape[0])
-        or matrix.shape[1] != shape[1]
-    ):
-        raise AssetError(f"{name}: expected shape {_shape_text(shape)}, got {_shape_text(matrix.shape)}")
+    got = cast(tuple[int, ...], matrix.shape)
+    if len(got) != 2 or got[1] != shape[1] or shape[0] not in (None, got[0]):
+        raise AssetError(f"{name}: expected shape {_shape_text(shape)}, got {_shape_text(got)}")
     _floats(name, matrix.data, (None,))
     for part in (matrix.data, matrix.indices, matrix.indptr):
         part.flags.writeable = False
@@ -314,9 +309,10 @@ def _sparse(name: str, value: Any, shape: tuple[int | None, int]) -> sparse.csr_
 def _regressor(name: str, regressor: Regressor, num_vertices: int) -> Regressor:
     matrix = _sparse(f"regressors[{name!r}]", regressor.matrix, (None, num_vertices))
     names = tuple(regressor.names)
-    if len(names) != matrix.shape[0] or len(set(names)) != len(names):
+    rows = len(matrix.indptr) - 1
+    if len(names) != rows or len(set(names)) != len(names):
         raise AssetError(
-            f"regressors[{name!r}]: expected {matrix.shape[0]} different names, one a row, got {list(names)}"
+            f"regressors[{name!r}]: expected {rows} different names, one a row, got {list(names)}"
         )
     return Regressor(names, matrix)
 
@@ -326,9 +322,10 @@ def _check_weights(weights: np.ndarray) -> None:
         raise AssetError("skin_weights: expected at least one weight a vertex")
     if weights.min() < 0:
         raise AssetError(f"skin_weights: expected non-negative weights, got {weights.min():.4g}")
-    error = np.abs(weights.sum(axis=1) - 1)
-    if error.max() > WEIGHT_SUM_TOLERANCE:
+    sums = weights.sum(axis=1)
+    worst = np.abs(sums - 1).argmax()
+    if abs(sums[worst] - 1) > WEIGHT_SUM_TOLERANCE:
         raise AssetError(
-            f"skin_weights: the weights of vertex {error.argmax()} sum to {1 + (weights.sum(axis=1) - 1)[error.argmax()]:.4g}; "
+            f"skin_weights: the weights of vertex {worst} sum to {sums[worst]:.4g}; "
             f"expected 1 within {WEIGHT_SUM_TOLERANCE:g}"
         )

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import json
-import os
 import pickle
-import secrets
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, BinaryIO
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -29,6 +25,7 @@ from agebody.assets.official import (
     read_regressor,
     with_infant,
 )
+from agebody.files import replacing
 
 
 def load_asset(
@@ -104,7 +101,8 @@ def save_asset(asset: BodyAsset, path: PathLike, *, overwrite: bool = False) -> 
                 header[field.name] = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
                 header[field.name]["sources"] = dict(value.sources)
     content = save(tensors, {HEADER_KEY: json.dumps(header)})
-    _write_whole(path, lambda file: file.write(content), overwrite=overwrite)
+    with replacing(path, overwrite=overwrite) as temporary:
+        temporary.write_bytes(content)
 
 
 def export_smpl_npz(asset: BodyAsset, path: PathLike, *, overwrite: bool = False) -> None:
@@ -120,7 +118,8 @@ def export_smpl_npz(asset: BodyAsset, path: PathLike, *, overwrite: bool = False
         FileNotFoundError, IsADirectoryError, PermissionError, OSError: the file cannot be written there.
     """
     arrays: dict[str, Any] = _smpl_arrays(asset)
-    _write_whole(path, lambda file: np.savez(file, **arrays), overwrite=overwrite)
+    with replacing(path, overwrite=overwrite) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)
 
 
 def export_smpl_pkl(asset: BodyAsset, path: PathLike, *, overwrite: bool = False) -> None:
@@ -131,7 +130,8 @@ def export_smpl_pkl(asset: BodyAsset, path: PathLike, *, overwrite: bool = False
         FileNotFoundError, IsADirectoryError, PermissionError, OSError: the file cannot be written there.
     """
     content = pickle.dumps(_smpl_arrays(asset), protocol=2)
-    _write_whole(path, lambda file: file.write(content), overwrite=overwrite)
+    with replacing(path, overwrite=overwrite) as temporary:
+        temporary.write_bytes(content)
 
 
 def _add_infant(body: BodyAsset, infant: PathLike | np.ndarray) -> BodyAsset:
@@ -233,34 +233,3 @@ def _smpl_arrays(asset: BodyAsset) -> dict[str, np.ndarray]:
         "bs_style": np.array("lbs"),
         "bs_type": np.array("lrotmin"),
     }
-
-
-def _write_whole(path: PathLike, write: Callable[[BinaryIO], Any], *, overwrite: bool) -> None:
-    """Write beside the target, then move into place: whoever looks sees the old file or the whole new one."""
-    target = Path(os.path.realpath(path))
-    if target.is_dir():
-        raise IsADirectoryError(errno.EISDIR, "a folder, not a file; give the file a name in it", str(path))
-    if not target.parent.is_dir():
-        raise FileNotFoundError(
-            errno.ENOENT, "the folder does not exist; create it first", str(target.parent)
-        )
-    if target.exists() and not overwrite:
-        raise FileExistsError(errno.EEXIST, "the file exists; pass overwrite=True to replace it", str(path))
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
-    try:
-        descriptor = os.open(
-            temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666
-        )
-    except OSError as error:
-        raise OSError(
-            error.errno, f"cannot write in this folder ({error.strerror})", str(target.parent)
-        ) from error
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

@@ -1,0 +1,46 @@
+"""Files appear whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iterator[Path]:
+    """A temporary file that takes the place of ``path`` if the block ends well, and vanishes if it does not.
+
+    It stands in the folder of ``path``, with the same suffix; a link is followed to the file behind it.
+
+    Raises:
+        IsADirectoryError: the path is a folder.
+        FileNotFoundError: its folder does not exist.
+        FileExistsError: the file exists and ``overwrite`` is false.
+        OSError: the folder cannot be written in.
+    """
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "a folder, not a file; give the file a name in it", str(path))
+    if not target.parent.is_dir():
+        raise FileNotFoundError(
+            errno.ENOENT, f"the folder {target.parent} does not exist; create it first", str(path)
+        )
+    if target.exists() and not overwrite:
+        raise FileExistsError(errno.EEXIST, "the file exists; pass overwrite=True to replace it", str(path))
+    temporary = target.with_name(f".{target.stem}-{secrets.token_hex(6)}{target.suffix}")
+    try:
+        temporary.touch(exist_ok=False)
+    except OSError as error:
+        reason = f"cannot write in the folder {target.parent} ({error.strerror})"
+        raise type(error)(error.errno, reason, str(path)) from None
+    try:
+        yield temporary
+        with temporary.open("rb+") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)

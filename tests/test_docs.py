@@ -1,0 +1,246 @@
+"""Everything that the documentation says in code is run, and every name and link in it is there."""
+
+import contextlib
+import importlib
+import importlib.util
+import io
+import pickle
+import re
+import shlex
+import shutil
+import unicodedata
+from importlib.metadata import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from model_files import write_bev_packs
+from PIL import Image
+from typer.testing import CliRunner
+
+import agebody
+from agebody.assets.io import export_smpl_pkl
+from agebody.cli import app
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+class Block(NamedTuple):
+    """A fenced block."""
+
+    language: str
+    line: int
+    code: str
+    expected: str | None
+    """Of Python, what it prints: the block of text that follows at once."""
+
+
+def blocks(text: str) -> list[Block]:
+    found = []
+    fences = list(FENCE.finditer(text))
+    for i, fence in enumerate(fences):
+        indent, language, code = fence.groups()
+        code = re.sub(rf"^{indent}", "", code, flags=re.MULTILINE)
+        output = None
+        if i + 1 < len(fences) and fences[i + 1][2] == "text":
+            between = text[fence.end() : fences[i + 1].start()]
+            output = fences[i + 1][3] if not between.strip() else None
+        found.append(Block(language, text[: fence.start()].count("\n") + 2, code, output))
+    return found
+
+
+@pytest.fixture(scope="session")
+def stand_ins(tmp_path_factory, mannequin_asset):
+    """The files that users bring, by the names under which the pages load them; none of them is licensed."""
+    folder = tmp_path_factory.mktemp("files")
+    export_smpl_pkl(mannequin_asset, folder / "SMPL_NEUTRAL.pkl")
+    export_smpl_pkl(mannequin_asset.at_age(1.0), folder / "smil_web.pkl")
+    np.save(folder / "smpl_kid_template.npy", mannequin_asset.age_templates[0])
+    points = {name: regressor.matrix.toarray() for name, regressor in mannequin_asset.regressors.items()}
+    np.save(folder / "J_regressor_h36m.npy", points["h36m17"])
+    np.save(folder / "J_regressor_extra.npy", points["extra9"])
+    (folder / "SMPL_to_J19.pkl").write_bytes(pickle.dumps(points["j19"], protocol=2))
+    write_bev_packs(folder)
+    return folder
+
+
+@pytest.fixture
+def working_folder(stand_ins, tmp_path, monkeypatch):
+    """A folder with those of the files that a page names."""
+
+    def prepare(text: str) -> None:
+        for file in stand_ins.iterdir():
+            if file.name in text:
+                shutil.copy(file, tmp_path)
+
+    monkeypatch.chdir(tmp_path)
+    return prepare
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p.read_text(encoding="utf-8"))], ids=name_of)
+def test_blocks_run(page, working_folder, unchecked, monkeypatch):
+    text = page.read_text(encoding="utf-8")
+    working_folder(text)
+    monkeypatch.setattr("agebody.demo._time", lambda *arguments: (0.0, 0.0))
+    torch.manual_seed(0)
+    namespace: dict[str, object] = {"__name__": page.stem}
+    for block in blocks(text):
+        where = f"{name_of(page)}:{block.line}"
+        if block.language == "python":
+            printed = io.StringIO()
+            code = compile("\n" * (block.line - 1) + block.code, page, "exec")
+            with contextlib.redirect_stdout(printed):
+                exec(code, namespace)
+            if block.expected is not None:
+                assert printed.getvalue() == block.expected, where
+        elif block.language == "bash":
+            for command in block.code.splitlines():
+                run_command(shlex.split(command), where)
+        else:
+            assert block.language in ("text", "json"), f"{where}: say what language this is"
+
+
+def run_command(words: list[str], where: str) -> None:
+    """Run what is this library's; of other programs, check what the command asks for."""
+    match words:
+        case ["agebody", "demo", *options]:
+            body = [] if "--body" in options else ["--body", "mannequin"]
+            run_agebody(["demo", *options, *body, "--width", "160"], where)
+        case ["agebody", *rest]:
+            run_agebody(rest, where)
+        case ["make", target]:
+            assert re.search(rf"^{target}:", read("Makefile"), re.MULTILINE), f"{where}: make {target}"
+        case ["pip", "install", what]:
+            extras = re.fullmatch(r"\.(?:\[([\w,]+)\])?", what)
+            assert extras, f"{where}: {what}"
+            assert {*(extras[1] or "").split(",")} <= {"", *metadata("agebody").get_all("Provides-Extra")}, (
+                where
+            )
+        case ["python", script]:
+            assert (ROOT / script).is_file(), f"{where}: {script}"
+        case _:
+            pytest.fail(f"{where}: {shlex.join(words)}: teach this test to check it")
+
+
+def run_agebody(arguments: list[str], where: str) -> None:
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, f"{where}: {shlex.join(arguments)}: {result.output}"
+
+
+def test_blocks_are_found_with_their_line_and_output():
+    text = "a\n```python\nprint(1)\n```\n\n```text\n1\n```\n\n    ```bash\n    make demo\n    ```\n"
+    assert blocks(text) == [
+        Block("python", 3, "print(1)\n", "1\n"),
+        Block("text", 7, "1\n", None),
+        Block("bash", 11, "make demo\n", None),
+    ]
+
+
+def anchors(text: str) -> set[str]:
+    """As Python-Markdown makes them."""
+    found = set()
+    for heading in HEADING.findall(FENCE.sub("", text)):
+        plain = unicodedata.normalize("NFKD", re.sub(r"\[(.*?)\]\(.*?\)", r"\1", heading))
+        plain = re.sub(r"[^\w\s-]", "", plain.encode("ascii", "ignore").decode()).strip().lower()
+        found.add(re.sub(r"[-\s]+", "-", plain))
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_somewhere(page):
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"https?://", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.is_file(), f"{name_of(page)}: {link}"
+        if anchor:
+            assert anchor in anchors(target.read_text(encoding="utf-8")), f"{name_of(page)}: {link}"
+
+
+def test_every_page_is_in_the_navigation():
+    listed = re.findall(r": ([\w/-]+\.md)$", read("mkdocs.yml"), re.MULTILINE)
+    assert len(listed) == len(set(listed))
+    assert {f"docs/{page}" for page in listed} == {name_of(page) for page in PAGES} - {"README.md"}
+
+
+def documented() -> list[str]:
+    """What the reference pages take from docstrings."""
+    pages = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    return re.findall(r"^::: ([\w.]+)$", pages, re.MULTILINE)
+
+
+def test_reference_has_every_public_name():
+    assert {f"agebody.{name}" for name in agebody.__all__} <= set(documented())
+
+
+@pytest.mark.parametrize("name", documented())
+def test_reference_names_exist(name):
+    module, _, attribute = name.rpartition(".")
+    with contextlib.suppress(ModuleNotFoundError):
+        importlib.import_module(name)
+        return
+    assert hasattr(importlib.import_module(module), attribute)
+
+
+def rows(page: str) -> list[list[str]]:
+    """Cells of all tables of a page."""
+    lines = re.findall(r"^\|(.+)\|$", read(page), re.MULTILINE)
+    return [[cell.strip().strip("`") for cell in line.split("|")] for line in lines]
+
+
+def test_table_of_joints():
+    asset = agebody.mannequin()
+    cells = [row for row in rows("docs/conventions.md") if len(row) == 6 and row[0].isdigit()]
+    found = {int(row[i]): (row[i + 1], row[i + 2]) for row in cells for i in (0, 3)}
+    names = [*asset.joint_names, "–"]  # parent -1 is the last
+    assert found == {j: (names[j], names[parent]) for j, parent in enumerate(asset.parents)}
+
+
+def test_table_of_layouts():
+    found = {row[0]: int(row[1]) for row in rows("docs/conventions.md") if row[0] in agebody.LAYOUTS}
+    assert found == {name: len(layout) for name, layout in agebody.LAYOUTS.items()}
+
+
+@pytest.fixture(scope="module")
+def make_images():
+    spec = importlib.util.spec_from_file_location("make_images", ROOT / "docs" / "make_images.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_pictures_are_those_that_the_script_draws(make_images):
+    files = {path.name: path for path in make_images.FOLDER.iterdir()}
+    assert set(files) == set(make_images.IMAGES)
+    for name, (_, width) in make_images.IMAGES.items():
+        assert files[name].stat().st_size < 400_000
+        with Image.open(files[name]) as image:
+            assert image.width == width
+    pages = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    assert all(f"images/{name})" in pages for name in files)
+
+
+@pytest.mark.parametrize("name", ["keypoints.png", "mannequin.png"])
+def test_pictures_can_be_drawn_again(make_images, tmp_path, name):
+    draw, _ = make_images.IMAGES[name]
+    draw(tmp_path / name, 200)
+    with Image.open(tmp_path / name) as image:
+        assert image.width == 200
+        assert np.ptp(np.asarray(image)) > 100

@@ -1,0 +1,68 @@
+"""The architecture as a test: which module may import which, and what `import agebody` loads."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "agebody"
+ORDER = [
+    "files",
+    "assets.landmarks", "assets.asset", "assets.unpickle", "assets.container", "assets.header",
+    "assets.schema", "assets.official", "assets.io", "assets.report", "assets._figure", "assets._sweep",
+    "assets.mannequin", "assets.anny",
+    "rowwise", "rotations", "kinematics", "deform", "surface", "backend",
+    "keypoints", "body",
+    "measure", "age", "poses",
+    "meshes", "render", "export", "compat", "demo", "cli", "__main__",
+]  # fmt: skip
+"""From left to right: a module imports only what stands before it."""
+
+
+def modules() -> dict[str, Path]:
+    paths = (p for p in SOURCE.rglob("*.py") if p.name != "__init__.py" or p.parent.name == "compat")
+    return {".".join(p.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__"): p for p in paths}
+
+
+def place(name: str) -> int:
+    return ORDER.index("compat" if name.split(".")[0] == "compat" else name)
+
+
+def imported(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("agebody"):
+            base = (node.module or "").removeprefix("agebody").lstrip(".")
+            known = modules()
+            names = {".".join(filter(None, (base, alias.name))) for alias in node.names}
+            found |= {n for n in names if n in known} or ({base} if base in known else set())
+        elif isinstance(node, ast.Import):
+            found |= {a.name.removeprefix("agebody.") for a in node.names if a.name.startswith("agebody.")}
+    return found
+
+
+def test_every_module_has_its_place():
+    assert {n for n in modules() if n.split(".")[0] != "compat"} | {"compat"} == set(ORDER)
+
+
+@pytest.mark.parametrize("name", sorted(modules()))
+def test_imports_point_one_way(name):
+    for other in imported(modules()[name]):
+        same_room = name.split(".")[0] == other.split(".")[0] == "compat"
+        assert same_room or place(other) < place(name), f"{name} imports {other}, which stands to its right"
+
+
+def test_the_check_sees_imports():
+    assert {"surface", "assets.asset", "keypoints"} <= imported(SOURCE / "body.py")
+
+
+def test_import_loads_nothing_heavy():
+    code = (
+        "import sys, agebody, agebody.age, agebody.measure;"
+        "print([m for m in ('warp', 'trimesh', 'typer', 'rich', 'embreex', 'PIL', 'anny', 'roma', 'onnx')"
+        " if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

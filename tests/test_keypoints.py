@@ -1,0 +1,153 @@
+import numpy as np
+import pytest
+import torch
+from bodies import random_body
+from scipy import sparse
+
+from agebody import LAYOUTS, SMPLA, AssetError, KeypointLayout
+from agebody.assets.asset import SMPL_JOINT_NAMES
+from agebody.keypoints import get_layout
+
+DOUBLE = torch.float64
+SIZES = {
+    "smpl24": 24,
+    "smplx45": 45,
+    "openpose25": 25,
+    "coco17": 17,
+    "h36m17": 17,
+    "bev71": 71,
+    "hmr2_44": 44,
+}
+
+
+@pytest.fixture(scope="module", params=["mannequin", "anny"])
+def asset(request):
+    return request.getfixturevalue(f"{request.param}_asset")
+
+
+def posed(asset):
+    body = SMPLA(asset, dtype=DOUBLE)
+    generator = torch.Generator().manual_seed(0)
+    normal = lambda *shape: torch.randn(shape, generator=generator, dtype=DOUBLE)  # noqa: E731
+    return body, {
+        "betas": normal(3, 10),
+        "body_pose": 0.5 * normal(3, 69),
+        "global_orient": normal(3, 3),
+        "transl": normal(3, 3),
+        "age_offset": normal(3).abs(),
+    }
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_equals_regressing_the_posed_mesh(asset, name):
+    body, given = posed(asset)
+    out = body(**given)
+    joints, regressor = LAYOUTS[name].resolve(asset)
+    # Points move with the body: what a regressor's rows lack of a sum of 1 does not slow them down.
+    surface = torch.as_tensor(regressor.toarray()).double() @ (out.vertices - given["transl"][:, None])
+    surface = surface + given["transl"][:, None]
+    expected = torch.where(
+        torch.as_tensor(joints >= 0)[:, None], out.joints[:, np.maximum(joints, 0)], surface
+    )
+    got = body.keypoints(name, **given)
+    assert got.shape == (3, SIZES[name], 3)
+    # The keypoint regressors are stored in float32 or float64; sums are in float64.
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_left_is_left_on_every_body(asset, name):
+    """At rest +x is the body's left: a swapped or misnamed point shows at once."""
+    points = SMPLA(asset).keypoints(name)
+    layout = LAYOUTS[name]
+    assert layout.pairs
+    for left, right in layout.pairs:
+        assert points[left, 0] > 0.01 > -0.01 > points[right, 0], (layout.names[left], layout.names[right])
+
+
+@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("age", [0.0, 0.5, 1.0])
+def test_points_are_where_their_names_say(asset, name, age):
+    body = SMPLA(asset)
+    points = dict(zip(LAYOUTS[name].names, body.keypoints(name, age_offset=age), strict=True))
+    height = lambda name: float(points[name][1])  # noqa: E731
+    order = [
+        ["left_ankle", "left_knee", "left_hip", "left_shoulder"],
+        ["right_ankle", "right_knee", "right_hip", "right_shoulder"],
+        ["pelvis", "spine1", "spine2", "spine3", "neck", "head"],
+        ["left_heel", "left_ankle"],
+        ["left_shoulder", "nose", "left_eye"],
+        ["pelvis_mpii", "spine_h36m", "thorax_mpii", "jaw_h36m", "head_top_lsp"],
+        ["pelvis_h36m17", "spine_h36m17", "neck_h36m17", "nose_h36m17", "head_h36m17"],
+    ]
+    for chain in order:
+        present = [name for name in chain if name in points]
+        assert [height(n) for n in present] == sorted(height(n) for n in present), present
+    if "nose" in points and name != "h36m17":
+        assert points["nose"][2] > points["left_ear"][2]
+
+
+def test_layout_tables_are_consistent():
+    for name, layout in LAYOUTS.items():
+        assert name == layout.name
+        assert (
+            len(layout) == SIZES[name] == len(layout.names) == len(layout.sources) == len(set(layout.names))
+        )
+        assert sorted(layout.flip) == list(range(len(layout)))
+        assert all(layout.flip[layout.flip[i]] == i for i in range(len(layout)))
+        assert all(0 <= i < len(layout) and 0 <= j < len(layout) and i != j for i, j in layout.edges)
+        # Edges of the left side have their mirror image on the right.
+        edges = {frozenset(edge) for edge in layout.edges}
+        assert edges == {frozenset(layout.flip[i] for i in edge) for edge in edges}
+    assert LAYOUTS["smpl24"].names == SMPL_JOINT_NAMES
+
+
+def test_published_index_maps():
+    """Indices that public code hard-codes."""
+    assert [LAYOUTS["smplx45"].names.index(n) for n in LAYOUTS["openpose25"].names] == [
+        24, 12, 17, 19, 21, 16, 18, 20, 0, 2, 5, 8, 1, 4, 7, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34,
+    ]  # fmt: skip
+    assert LAYOUTS["bev71"].names[45:47] == ("right_hip_lsp", "left_hip_lsp")
+    assert LAYOUTS["hmr2_44"].names[25 + 14] == "pelvis_mpii"
+
+
+def test_center_is_the_mean_of_the_root():
+    points = torch.randn(2, 17, 3)
+    torch.testing.assert_close(LAYOUTS["coco17"].center(points)[:, 0], (points[:, 11] + points[:, 12]) / 2)
+
+
+def test_own_regressor():
+    asset = random_body(num_vertices=30)
+    matrix = sparse.random_array((2, 30), density=0.3, rng=np.random.default_rng(0), format="csr")
+    layout = KeypointLayout.from_regressor(matrix, ("left_tip", "right_tip"), edges=[(0, 1)])
+    assert layout.flip == (1, 0)
+    body = SMPLA(asset, dtype=DOUBLE)
+    pose = torch.randn(4, 9, dtype=DOUBLE)
+    expected = torch.as_tensor(matrix.toarray()) @ body(body_pose=pose).vertices
+    torch.testing.assert_close(body.keypoints(layout, body_pose=pose), expected)
+    # Another layout of the same name is another layout.
+    other = KeypointLayout.from_regressor(2 * matrix.toarray(), ("left_tip", "right_tip"))
+    torch.testing.assert_close(body.keypoints(other, body_pose=pose), 2 * expected)
+
+
+def test_a_bodys_own_set_of_the_layouts_name_comes_first(mannequin_asset):
+    joints, _ = LAYOUTS["coco17"].resolve(mannequin_asset)
+    assert (joints == -1).all()
+    without = {k: v for k, v in mannequin_asset.regressors.items() if k != "coco17"}
+    joints, _ = LAYOUTS["coco17"].resolve(mannequin_asset.replace(regressors=without))
+    assert (joints[5:] >= 0).all()
+
+
+def test_what_a_body_lacks_is_named(unchecked):
+    asset = random_body()
+    with pytest.raises(AssetError, match=r"'smpl24'.*'random' has no joint 'pelvis'"):
+        SMPLA(asset).keypoints("smpl24")
+    bare = asset.replace(regressors={})
+    with pytest.raises(AssetError, match=r"no regressor set 'h36m17'; attach one with load_asset"):
+        SMPLA(bare).keypoints("h36m17")
+    with pytest.raises(AssetError, match=r"made for 5 vertices, 'random' has 12"):
+        SMPLA(asset).keypoints(KeypointLayout.from_regressor(np.ones((1, 5)), ("a",)))
+    with pytest.raises(ValueError, match="layout: expected a KeypointLayout or one of smpl24.*'coco18'"):
+        get_layout("coco18")
+    with pytest.raises(ValueError, match="names: expected 1 names"):
+        KeypointLayout.from_regressor(np.ones((1, 5)), ("a", "b"))
