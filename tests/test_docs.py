@@ -126,9 +126,8 @@ def run_command(words: list[str], where: str) -> None:
         case ["pip", "install", what]:
             extras = re.fullmatch(r"\.(?:\[([\w,]+)\])?", what)
             assert extras, f"{where}: {what}"
-            assert {*(extras[1] or "").split(",")} <= {"", *metadata("agebody").get_all("Provides-Extra")}, (
-                where
-            )
+            offered = metadata("agebody").get_all("Provides-Extra") or []
+            assert {*(extras[1] or "").split(",")} <= {"", *offered}, where
         case ["python", script]:
             assert (ROOT / script).is_file(), f"{where}: {script}"
         case _:
@@ -195,6 +194,15 @@ def test_reference_names_exist(name):
         importlib.import_module(name)
         return
     assert hasattr(importlib.import_module(module), attribute)
+
+
+def test_architecture_names_every_module():
+    page = read("docs/architecture.md")
+    source = ROOT / "src" / "agebody"
+    modules = [path.relative_to(source) for path in source.rglob("*.py") if not path.name.startswith("__")]
+    rooms = {f"{path.parent}/" for path in modules if len(path.parts) > 2}
+    assert all(room in page for room in rooms)
+    assert all(re.search(rf"[`/]{path.name}`", page) for path in modules if len(path.parts) <= 2)
 
 
 def rows(page: str) -> list[list[str]]:
