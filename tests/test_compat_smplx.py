@@ -421,7 +421,18 @@ class TestArraysReplaced:
         wide = {name: value.double() for name, value in given_.items()}
         torch.testing.assert_close(model.double()(**wide).vertices.float(), out, rtol=0, atol=4e-6)
 
-    def test_no_copy_counts_as_replaced(self, small):
+    @pytest.mark.parametrize("name", ["v_template", "J_regressor", "vertex_joint_selector.extra_joints_idxs"])
+    def test_writes_in_place_count(self, small, name):
+        model = ours.SMPL(small, vertex_ids=dict.fromkeys(ours.vertex_ids.vertex_ids["smplh"], 0))
+        before = model(return_verts=False).joints
+        array = model.get_buffer(name)
+        array += 1 if array.dtype == torch.long else 0.1
+        out = model(return_verts=False).joints
+        assert (out - before).abs().max() > 1e-3
+        for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), model.double()):
+            torch.testing.assert_close(other(return_verts=False).joints.float(), out, rtol=0, atol=4e-6)
+
+    def test_nothing_else_counts(self, small):
         model = ours.SMPL(small)
         for other in (
             model,
@@ -431,6 +442,14 @@ class TestArraysReplaced:
             model.float(),
         ):
             assert not other._replaced()
+        with torch.no_grad():
+            for buffer in model.buffers():  # as DistributedDataParallel does before every forward
+                buffer.copy_(buffer.clone())
+        assert not model._replaced()
+        with torch.inference_mode():
+            model = ours.SMPL(small)
+            model()
+        assert not model._replaced()
 
     def test_change_of_precision_takes_the_files_own(self, small):
         model = ours.SMPL(small).double()

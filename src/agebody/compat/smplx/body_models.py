@@ -7,7 +7,7 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +49,17 @@ class SMPL(nn.Module):
         kid_template_path: ``smpl_kid_template.npy`` or a SMIL model, for ``age="kid"``; not needed where the
             body brings the infant template itself.
         data_struct: the entries of a model file as attributes, instead of a file.
-        create_betas, create_global_orient, create_body_pose, create_transl: whether there is a parameter
-            for the argument of that name, its value in calls that do not give it.
-        betas, global_orient, body_pose, transl: first values of these parameters; zeros if not given.
+        create_betas: whether there is a parameter for the argument of that name, its value in calls that do
+            not give it.
+        betas: first value of that parameter; zeros if not given.
         num_betas: shape coefficients: at most 10, or 300 where the file has as many. With ``age="kid"`` one
             more follows them, the age offset: 0 adult, 1 infant.
+        create_global_orient: as `create_betas`.
+        global_orient: as `betas`.
+        create_body_pose: as `create_betas`.
+        body_pose: as `betas`.
+        create_transl: as `create_betas`.
+        transl: as `betas`.
         dtype: torch.float32 or torch.float64.
         batch_size: bodies in the parameters.
         joint_mapper: called with the joints (B, 45, 3) before translation; what it gives is put out.
@@ -72,8 +78,8 @@ class SMPL(nn.Module):
     The model's arrays are attributes under smplx's names, as non-persistent buffers: a checkpoint holds the
     parameters alone. One that smplx wrote loads with ``strict=True``; its arrays are left out.
 
-    An array that is replaced (``model.v_template = ...``) is honoured, at the speed of `lbs.lbs`. What is
-    written into an array in place is not seen.
+    An array that is replaced or written into (``model.v_template = ...``) is honoured, at the speed of
+    `lbs.lbs`.
     """
 
     NUM_JOINTS = 23
@@ -163,7 +169,7 @@ class SMPL(nn.Module):
                 default = torch.zeros(batch_size, width) if value is None else torch.as_tensor(value)
                 self.register_parameter(name, nn.Parameter(default.detach().clone().to(dtype)))
 
-        self._built = {name: self._find(name) for name in (*_ARRAYS, _SELECTED)}
+        self._watch((*_ARRAYS, _SELECTED))
         if v_template is not None:
             self.v_template = torch.as_tensor(v_template, dtype=dtype)
 
@@ -175,9 +181,28 @@ class SMPL(nn.Module):
     def _put(self, name: str, array: np.ndarray, dtype: torch.dtype) -> None:
         self.register_buffer(name, torch.from_numpy(np.array(array, order="C")).to(dtype), persistent=False)
 
+    def _watch(self, names: Iterable[str]) -> None:
+        """Takes these arrays as they are now for those that the model was built with."""
+        common = _writes(self.faces_tensor)
+        self._built = {
+            name: (array, _writes(array) - common)
+            for name in names
+            if (array := self._find(name)) is not None
+        }
+
+    @torch.compiler.assume_constant_result
     def _replaced(self) -> set[str]:
-        """Arrays that are not the ones that the model was built with."""
-        return {name for name, built in self._built.items() if self._find(name) is not built}
+        """Arrays that are not those that the model was built with, or were written into.
+
+        A write into all buffers alike is none: it is a broadcast of DistributedDataParallel. A compiled
+        model keeps to what it found when it was compiled.
+        """
+        common = _writes(self.faces_tensor)
+        replaced = {*_ARRAYS, _SELECTED}
+        for name, (array, writes) in self._built.items():
+            if self._find(name) is array and _writes(array) - common == writes:
+                replaced.remove(name)
+        return replaced
 
     def _find(self, name: str) -> Tensor | None:
         owner, _, leaf = name.rpartition(".")
@@ -185,19 +210,26 @@ class SMPL(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Moves the model; what was replaced before stays so."""
-        replaced = self._replaced()
+        intact = self._built.keys() - self._replaced()
         super()._apply(fn, recurse)
-        self._built.update({name: self._find(name) for name in self._built if name not in replaced})
+        self._watch(intact)
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles, whose tensors are new: the names of arrays that were not replaced."""
+        return {**self.__dict__, "_built": self._built.keys() - self._replaced()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Watches the new tensors."""
+        super().__setstate__(state)
+        self._watch(state["_built"])
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
         """Leaves out the arrays that smplx keeps in its checkpoints."""
         for name in (*_ARRAYS, "faces_tensor", _SELECTED):
             owner, _, leaf = name.rpartition(".")
-            if (
-                prefix + name not in state_dict
-                or leaf not in self.get_submodule(owner)._non_persistent_buffers_set
-            ):
+            left_out = self.get_submodule(owner)._non_persistent_buffers_set
+            if prefix + name not in state_dict or leaf not in left_out:
                 continue
             saved, own = state_dict.pop(prefix + name), self.get_buffer(name)
             if saved.shape != own.shape or not torch.allclose(saved.to(own), own):
@@ -375,8 +407,7 @@ class SMPLLayer(SMPL):
     ) -> SMPLOutput:
         """The posed body; arguments as in `SMPL.forward`, rotations always as matrices."""
         like = self.v_template
-        given = [value for value in (betas, body_pose, global_orient, transl) if value is not None]
-        batch = max((len(value) for value in given), default=1)
+        batch = _batch(betas=betas, body_pose=body_pose, global_orient=global_orient, transl=transl)
         identity = torch.eye(3, dtype=like.dtype, device=like.device).repeat(batch, 1, 1, 1)
         return self._posed(
             like.new_zeros(batch, self.num_betas) if betas is None else betas,
@@ -482,6 +513,11 @@ def _layout(asset: BodyAsset, vertices: list[int]) -> KeypointLayout:
     )
 
 
+def _writes(tensor: Tensor) -> int:
+    """How often a tensor was written into; one made in inference mode does not count."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
 def _rotations(name: str, value: Tensor, count: int, pose_format: PoseFormat) -> Tensor:
     """Rotations (B, count, ...) from any arrangement of a body's numbers."""
     entry = (3,) if pose_format == "axis_angle" else (3, 3)
@@ -496,8 +532,9 @@ def _rotations(name: str, value: Tensor, count: int, pose_format: PoseFormat) ->
 
 
 def _batch(**arguments: Tensor | None) -> int:
-    sizes = {name: len(value) for name, value in arguments.items() if value is not None}
-    others = set(sizes.values()) - {1}
-    if len(others) > 1:
-        raise ValueError(f"expected arguments with batches of one size, or of 1, got {sizes}")
-    return others.pop() if others else 1
+    sizes = {name: value.shape[:1] for name, value in arguments.items() if value is not None}
+    try:
+        return torch.broadcast_shapes((1,), *sizes.values())[0]
+    except RuntimeError:
+        counts = {name: size[0] for name, size in sizes.items()}
+        raise ValueError(f"expected arguments with batches of one size, or of 1, got {counts}") from None

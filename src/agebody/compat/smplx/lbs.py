@@ -34,7 +34,12 @@ def lbs(
     Args:
         betas: shape coefficients.
         pose: (B, J * 3) or (B, J, 3) axis-angle, or matrices (B, J, 3, 3) or (B, J, 9).
-        v_template, shapedirs, posedirs, J_regressor, parents, lbs_weights: as the models' attributes.
+        v_template: rest surface [m].
+        shapedirs: displacement for one unit of each beta.
+        posedirs: displacement for one unit of each entry of R_j - I, joints 1..J-1.
+        J_regressor: rest joints from the rest surface.
+        parents: parent of each joint; the root comes first.
+        lbs_weights: skinning weights.
         pose2rot: whether the pose is axis-angle.
         dtype: not needed.
 
