@@ -188,9 +188,9 @@ def test_where_saving_is_refused(tmp_path, monkeypatch):
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(os, "open", read_only)
-    with pytest.raises(OSError, match="cannot write in this folder") as caught:
+    with pytest.raises(OSError, match="cannot write in the folder") as caught:
         save_asset(body, path, overwrite=True)
-    assert caught.value.filename == str(tmp_path)
+    assert caught.value.filename == str(path)
     assert path.read_text() == "precious"
 
 

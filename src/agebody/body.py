@@ -83,6 +83,9 @@ def _flatten(tensor: Tensor, batch: tuple[int, ...], entry_dims: int) -> Tensor:
 
 
 def _broadcast(**batches: tuple[int, ...]) -> tuple[int, ...]:
+    different = {tuple(shape) for shape in batches.values()} - {()}
+    if len(different) < 2:
+        return different.pop() if different else ()
     try:
         return tuple(torch.broadcast_shapes(*batches.values()))
     except RuntimeError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -20,8 +21,8 @@ class KinematicTree(nn.Module):
 
     order: Tensor
     inverse: Tensor
-    parents: Tensor
-    slots: Tensor
+    above: Tensor
+    differences: Tensor
     offspring: Tensor
 
     def __init__(self, parents: Sequence[int]) -> None:
@@ -30,20 +31,29 @@ class KinematicTree(nn.Module):
         for joint, parent in enumerate(parents[1:], start=1):
             depth[joint] = depth[parent] + 1
         order = sorted(range(len(parents)), key=depth.__getitem__)
-        self.sizes = [depth.count(level) for level in range(max(depth) + 1)]
-        self.is_sorted = order == list(range(len(parents)))
-        starts = [sum(self.sizes[:level]) for level in range(len(self.sizes))]
         place = {joint: i for i, joint in enumerate(order)}
-        above = [max(parents[joint], 0) for joint in order]
-        slots = [place[p] - starts[max(depth[joint] - 1, 0)] for joint, p in zip(order, above, strict=True)]
+        above = [place[parents[joint]] for joint in order[1:]]
+        self.is_sorted = order == list(range(len(parents)))
+        starts = [depth[joint] for joint in order]
+        bounds = [starts.index(level) for level in range(max(depth) + 1)] + [len(order)]
+        self.levels = [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
+        # The parents of a level, where they stand beside one another in the right order.
+        self.parents_in_a_row = [
+            slice(found[0], found[-1] + 1) if found == list(range(found[0], found[0] + len(found))) else None
+            for found in (above[level.start - 1 : level.stop - 1] for level in self.levels[1:])
+        ]
         # Row p, column j: whether joint j hangs on joint p.
-        offspring = torch.eye(len(parents))[[place[p] for p in above]].T.contiguous()
-        offspring[0, 0] = 0
-        for name, values in (("order", order), ("inverse", [place[j] for j in range(len(order))])):
-            self.register_buffer(name, torch.tensor(values), persistent=False)
-        self.register_buffer("parents", torch.tensor([max(p, 0) for p in parents]), persistent=False)
-        self.register_buffer("slots", torch.tensor(slots), persistent=False)
-        self.register_buffer("offspring", offspring, persistent=False)
+        offspring = torch.zeros(len(order), len(order))
+        offspring[above, torch.arange(1, len(order))] = 1
+        differences = torch.eye(len(order)) - offspring.T
+        for name, buffer in (
+            ("order", torch.tensor(order)),
+            ("inverse", torch.tensor([place[joint] for joint in range(len(order))])),
+            ("above", torch.tensor([0, *above])),
+            ("differences", differences[:, [place[joint] for joint in range(len(order))]]),
+            ("offspring", offspring),
+        ):
+            self.register_buffer(name, buffer, persistent=False)
 
     def forward(
         self, rotations: Float[Tensor, "B J 3 3"], rest_joints: Float[Tensor, "B J 3"]
@@ -60,10 +70,8 @@ class KinematicTree(nn.Module):
 
     def local(self, rotations: Tensor, rest_joints: Tensor) -> Tensor:
         """(B, J, 4, 4) transform of each joint in its parent's frame, in order of depth."""
-        offsets = rest_joints[:, 1:] - rest_joints[:, self.parents[1:]]
-        offsets = torch.cat((rest_joints[:, :1], offsets), 1)
-        local = homogeneous(rotations, offsets)
-        return local if self.is_sorted else local[:, self.order]
+        rotations = rotations if self.is_sorted else rotations[:, self.order]
+        return homogeneous(rotations, self.differences.to(rest_joints.dtype) @ rest_joints)
 
     def unsorted(self, tensor: Tensor) -> Tensor:
         """From order of depth back to the order of the joints."""
@@ -74,32 +82,46 @@ def homogeneous(
     rotations: Float[Tensor, "*batch 3 3"], translations: Float[Tensor, "*batch 3"]
 ) -> Float[Tensor, "*batch 4 4"]:
     """[R t; 0 1]."""
-    top = torch.cat((rotations, translations[..., None]), -1)
-    bottom = torch.eye(4, dtype=top.dtype, device=top.device)[3:].expand(*top.shape[:-2], 1, 4)
-    return torch.cat((top, bottom), -2)
+    pad = torch.nn.functional.pad
+    return torch.cat(
+        (pad(rotations, (0, 0, 0, 1)), pad(translations[..., None], (0, 0, 0, 1), value=1.0)), -1
+    )
 
 
 def _definition(tree: KinematicTree, rotations: Tensor, rest_joints: Tensor) -> tuple[Tensor, Tensor]:
-    return _transforms(tree, tree.local(rotations, rest_joints), rest_joints)
-
-
-def _transforms(tree: KinematicTree, local: Tensor, rest_joints: Tensor) -> tuple[Tensor, Tensor]:
-    levels = list(local.split(tree.sizes, dim=1))
-    slots = tree.slots.split(tree.sizes)
-    levels[0] = levels[0][..., :3, :]
-    for i in range(1, len(levels)):
-        levels[i] = levels[i - 1].index_select(1, slots[i]) @ levels[i]
+    local = tree.local(rotations, rest_joints)
+    levels = [local[:, :1, :3]]
+    for level, higher in zip(tree.levels[1:], tree.levels, strict=False):
+        above = levels[-1].index_select(1, tree.above[level] - higher.start)
+        levels.append(above @ local[:, level])
     world = tree.unsorted(torch.cat(levels, 1))
+    return world, _skinning(world, rest_joints)
+
+
+def _skinning(world: Tensor, rest_joints: Tensor) -> Tensor:
     moved = (world[..., :3] * rest_joints[..., None, :]).sum(-1)
-    return world, torch.cat((world[..., :3], (world[..., 3] - moved)[..., None]), -1)
+    return torch.cat((world[..., :3], (world[..., 3] - moved)[..., None]), -1)
 
 
 def _value(
     tree: KinematicTree, keep: bool, rotations: Tensor, rest_joints: Tensor
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, ...]]:
+    """Joint by joint in memory, so that a level is one piece and its product needs no copies."""
+    batch, num_joints = rest_joints.shape[:2]
     local = tree.local(rotations, rest_joints)
-    world, skinning = _transforms(tree, local, rest_joints)
-    return (world, skinning), (local, world.clone()) if keep else ()
+    by_joint = local.transpose(0, 1).reshape(-1, 4, 4)
+    world = local.new_empty(num_joints, batch, 3, 4)
+    world[0] = local[:, 0, :3]
+    rows = world.view(-1, 3, 4)
+    for level, in_a_row in zip(tree.levels[1:], tree.parents_in_a_row, strict=True):
+        piece = slice(level.start * batch, level.stop * batch)
+        if in_a_row is None:
+            above = world.index_select(0, tree.above[level]).view(-1, 3, 4)
+        else:
+            above = rows[in_a_row.start * batch : in_a_row.stop * batch]
+        torch.bmm(above, by_joint[piece], out=rows[piece])
+    world = tree.unsorted(world.transpose(0, 1))
+    return (world, _skinning(world, rest_joints)), (local, world.clone()) if keep else ()
 
 
 def _gradient(
@@ -121,19 +143,12 @@ def _gradient(
     offspring = tree.offspring.to(world.dtype)
     if not tree.is_sorted:
         world, d_all = world[:, tree.order], d_all[:, tree.order]
-    levels = list(d_all.split(tree.sizes, dim=1))
-    stop = len(tree.order)
-    for i in range(len(levels) - 1, 0, -1):
-        start = stop - tree.sizes[i]
-        handed_up = (levels[i] @ local[:, start:stop].mT).flatten(2)
-        taken = offspring[start - tree.sizes[i - 1] : start, start:stop] @ handed_up
-        levels[i - 1] = levels[i - 1] + taken.unflatten(2, (3, 4))
-        stop = start
-    d_all = torch.cat(levels, 1)
-    above = world[:, tree.inverse[tree.parents[tree.order[1:]]], :, :3]
+    for level, higher in zip(reversed(tree.levels), reversed(tree.levels[:-1]), strict=False):
+        handed_up = (d_all[:, level] @ local[:, level].mT).flatten(2)
+        d_all[:, higher] += (offspring[higher, level] @ handed_up).unflatten(2, (3, 4))
+    above = world[:, tree.above[1:], :, :3]
     d_local = torch.cat((d_all[:, :1], above.mT @ d_all[:, 1:]), 1)
-    d_offsets = d_local[..., 3]
-    d_rest = d_rest + tree.unsorted(d_offsets - offspring @ d_offsets)
+    d_rest = d_rest + tree.differences.to(world.dtype).mT @ d_local[..., 3]
     return tree.unsorted(d_local[..., :3]), d_rest
 
 

@@ -45,10 +45,8 @@ def axis_angle_to_matrix(axis_angle: Float[Tensor, "*batch 3"]) -> Float[Tensor,
 
 
 def _assemble(v: Tensor, s: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    x, y, z = (a * v).unbind(-1)
-    cosine = (1 - b * s)[..., 0]
-    rest = torch.stack((cosine, -z, y, z, cosine, -x, -y, x, cosine), -1).unflatten(-1, (3, 3))
-    return torch.addcmul(rest, (b * v)[..., :, None], v[..., None, :])
+    rest = torch.cat((1 - b * s, a * v), -1) @ _BASIS.to(v)
+    return torch.addcmul(rest.unflatten(-1, (3, 3)), (b * v)[:, :, None], v[:, None, :])
 
 
 def _rodrigues(_: None, v: Tensor) -> tuple[Tensor]:
@@ -88,6 +86,11 @@ def _rodrigues_gradient(
     return (a * turn + b * (spread + (v[:, None] @ g)[:, 0]) + 2 * along * v,)
 
 
+_BASIS = torch.tensor((
+    (1.0, 0, 0, 0, 1, 0, 0, 0, 1),
+    (0, 0, 0, 0, 0, -1, 0, 1, 0), (0, 0, 1, 0, 0, 0, -1, 0, 0), (0, -1, 0, 1, 0, 0, 0, 0, 0),
+))  # fmt: skip
+"""Rows: the identity, and the cross products with the three axes."""
 _SMALL = 0.0625
 """Squared angle below which series are used: the first term they drop is 4e-17 of the sum."""
 _SINE = tuple((-1) ** n / math.factorial(2 * n + 1) for n in range(7))

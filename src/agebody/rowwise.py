@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 Tensors = tuple[Tensor, ...]
 
@@ -37,6 +38,8 @@ class RowFunction(NamedTuple):
         if torch.compiler.is_compiling():
             return self.definition(constants, *tensors)
         keep = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+        if not (keep or _is_transformed()):
+            return self.value(constants, False, *tensors)[0]
         return _Value.apply(self, constants, keep, *tensors)[: self.num_outputs]
 
     def vjp(self, constants: Any, grads_and_tensors: Tensors) -> Tensors:
@@ -67,7 +70,10 @@ class _Value(torch.autograd.Function):
         tensors, kept = ctx.saved_tensors[: ctx.num_tensors], ctx.saved_tensors[ctx.num_tensors :]
         grads = grads[: ctx.function.num_outputs]
         wants = ctx.needs_input_grad[3:]
-        found = _Gradient.apply(ctx.function, ctx.constants, wants, kept, *grads, *tensors)
+        if torch.is_grad_enabled() or _is_transformed():
+            found = _Gradient.apply(ctx.function, ctx.constants, wants, kept, *grads, *tensors)
+        else:
+            found = ctx.function.gradient(ctx.constants, wants, kept, grads, *tensors)
         return None, None, None, *(g if wanted else None for g, wanted in zip(found, wants, strict=True))
 
     @staticmethod
@@ -126,6 +132,11 @@ class _Gradient(torch.autograd.Function):
         # What was kept belongs to other rows: the gradient makes it again.
         outputs = _Gradient.apply(function, constants, wants, (), *rows)
         return _fewer_rows(info.batch_size, outputs), (0,) * len(outputs)
+
+
+def _is_transformed() -> bool:
+    """Whether a transform of torch.func, or forward-mode differentiation, is under way."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def _push(definition: Callable[..., Tensors], tensors: Tensors, tangents: Tensors) -> Tensors:

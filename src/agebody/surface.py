@@ -182,11 +182,11 @@ class _Workspace:
         self.buffers: dict[str, Tensor] = {}
 
     def buffer(self, name: str, *shape: int) -> Tensor:
-        """A reused tensor of that shape: the same memory for every piece."""
-        size = math.prod(shape)
-        if name not in self.buffers or self.buffers[name].numel() < size:
-            self.buffers[name] = self.rows.new_empty(size)
-        return self.buffers[name][:size].view(shape)
+        """A tensor of that shape in the same memory for every piece; the first piece is the largest."""
+        held = self.buffers.get(name)
+        if held is None:
+            held = self.buffers[name] = self.rows.new_empty(shape)
+        return held if held.shape == shape else held.view(-1)[: math.prod(shape)].view(shape)
 
     def posed(self, bodies: slice, blocks: slice, out: Tensor) -> None:
         """Rest surface with pose correctives of one piece, (blocks, bodies, 3 * block)."""

@@ -1,0 +1,59 @@
+# make demo, make test: each sets up what it needs, and nothing twice.
+TORCH ?= torch==2.13.0
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OUT ?= out
+
+.PHONY: demo test lint types unit compiled docs wheel bench clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.installed
+	$(BIN)/agebody demo --output $(OUT)
+
+test: lint types unit compiled docs wheel
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-dev
+	$(BIN)/pyright
+
+unit: $(VENV)/.installed-dev
+	$(BIN)/pytest
+
+# torch's compilers cannot see through the run-time type checker that the other tests run with.
+compiled: $(VENV)/.installed-dev
+	AGEBODY_TYPECHECK=0 $(BIN)/pytest tests/test_compile.py
+
+docs: $(VENV)/.installed-dev
+	$(BIN)/mkdocs build --strict --quiet
+
+# The built wheel, not the tree: in an environment of its own that sees only torch and what torch brings.
+wheel: $(VENV)/.installed-dev
+	rm -rf dist build/wheel
+	$(BIN)/python -m build --quiet --wheel --sdist
+	$(PYTHON) -m venv build/wheel
+	build/wheel/bin/python -m pip install --quiet "$(TORCH)"
+	build/wheel/bin/python -m pip install --quiet dist/*.whl
+	cd build/wheel && bin/python -I ../../tests/wheel_check.py
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/forward.py
+
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml
+	$(BIN)/python -m pip install --quiet -e ".[free,render]"
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.torch pyproject.toml
+	$(BIN)/python -m pip install --quiet -e ".[free,render,dev,docs]"
+	touch $@ $(VENV)/.installed
+
+clean:
+	rm -rf $(VENV) build dist site $(OUT)

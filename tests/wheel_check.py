@@ -1,0 +1,27 @@
+"""Run by `make wheel` with the installed wheel alone: import, one posed body, one file, the command line."""
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+import agebody
+
+assert "site-packages" in agebody.__file__, agebody.__file__
+body = agebody.SMPLA(agebody.mannequin())
+pose = torch.zeros(2, 69, requires_grad=True)
+out = body(body_pose=pose, age_offset=torch.tensor([0.0, 1.0]))
+assert out.vertices.shape == (2, 6890, 3)
+out.vertices.square().sum().backward()
+assert pose.grad is not None
+assert pose.grad.isfinite().all()
+with tempfile.TemporaryDirectory() as folder:
+    path = Path(folder) / "body.safetensors"
+    agebody.save_asset(body.asset, path)
+    again = agebody.SMPLA(path)(body_pose=pose, age_offset=torch.tensor([0.0, 1.0]))
+    assert torch.equal(again.vertices, out.vertices)
+    command = [str(Path(sys.executable).parent / "agebody"), "inspect", str(path)]
+    assert "6890" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+print(f"the wheel of agebody {agebody.__version__} imports, poses, saves and inspects")
