@@ -25,7 +25,7 @@ unit: $(VENV)/.installed-dev
 
 # torch's compilers cannot see through the run-time type checker that the other tests run with.
 compiled: $(VENV)/.installed-dev
-	AGEBODY_TYPECHECK=0 $(BIN)/pytest tests/test_compile.py
+	AGEBODY_TYPECHECK=0 $(BIN)/pytest tests/test_compile.py tests/test_compat_smplx.py -k "compile or export or onnx or vmap or network"
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/mkdocs build --strict --quiet

@@ -7,6 +7,8 @@ import contextlib
 import io
 import json
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,7 +20,6 @@ import torch
 from provenance import provenance
 from rich.console import Console
 from rich.table import Table
-from torch.profiler import ProfilerActivity, profile
 
 import agebody
 from agebody.assets.io import export_smpl_pkl
@@ -50,17 +51,37 @@ def interleaved(seconds: float, **functions: Callable[[], Any]) -> dict[str, dic
     return summary
 
 
-def peak_memory(function: Callable[[], Any]) -> int:
-    """Largest sum of live tensors [bytes] while the function runs, its result included."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        result = function()
-    live = top = 0
-    for event in record.events():
-        if event.name == "[memory]":
-            live += event.cpu_memory_usage
-            top = max(top, live)
-    del result
-    return top
+MEMORY_SCRIPT = """
+import re, torch
+from pathlib import Path
+from forward import arguments, load_models
+torch.set_num_threads({threads})
+model = load_models({path!r})[{index}]
+def status(name):
+    return 1024 * int(re.search(name + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+with torch.no_grad():
+    model(**arguments(1))
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+    before = status("VmRSS")
+    model(**arguments({batch}))
+print(status("VmHWM") - before)
+"""
+
+
+def peak_memory(path: Path, index: int, batch: int) -> int:
+    """By how much one forward pass raises the resident memory of a fresh process [bytes]; Linux only."""
+    script = MEMORY_SCRIPT.format(path=str(path), index=index, batch=batch, threads=torch.get_num_threads())
+    command = [sys.executable, "-c", script]
+    result = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    return int(result.stdout.split()[-1])
+
+
+def load_models(path: str) -> tuple[agebody.BodyModel, smplx.SMPL]:
+    with contextlib.redirect_stdout(io.StringIO()):
+        peer = smplx.SMPL(
+            path, create_betas=False, create_body_pose=False, create_global_orient=False, create_transl=False
+        )
+    return agebody.SMPL(path), peer
 
 
 def arguments(batch: int) -> dict[str, torch.Tensor]:
@@ -86,17 +107,10 @@ def check_answers(body: agebody.BodyModel, peer: smplx.SMPL) -> float:
     return float((body(**given).vertices - peer(**given).vertices).abs().max())
 
 
-def measure(asset: agebody.BodyAsset, batches: tuple[int, ...], seconds: float) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        path = Path(folder) / "SMPL_NEUTRAL.pkl"
-        export_smpl_pkl(asset, path)
-        peer = smplx.SMPL(
-            str(path), create_betas=False, create_body_pose=False, create_global_orient=False,
-            create_transl=False,
-        )  # fmt: skip
-    body = agebody.SMPL(asset)
-    low = agebody.SMPL(asset, corrective_dtype=torch.bfloat16)
-    exact = agebody.SMPL(asset, dtype=torch.float64)
+def measure(path: Path, batches: tuple[int, ...], seconds: float) -> dict[str, Any]:
+    body, peer = load_models(str(path))
+    low = agebody.SMPL(body.asset, corrective_dtype=torch.bfloat16)
+    exact = agebody.SMPL(body.asset, dtype=torch.float64)
     results: dict[str, Any] = {"largest_difference_m": check_answers(body, peer), "rows": []}
 
     def row(subject: str, batch: int, times: dict[str, dict[str, float]]) -> None:
@@ -137,9 +151,10 @@ def measure(asset: agebody.BodyAsset, batches: tuple[int, ...], seconds: float) 
         row("forward + backward", batch, times)
     given = arguments(256)
     with torch.no_grad():
-        memory = {"smplx": peak_memory(lambda: peer(**given)), "agebody": peak_memory(lambda: body(**given))}
         difference = low(**given).vertices - exact(**{k: v.double() for k, v in given.items()}).vertices
-    results["peak_memory_bytes_at_256"] = memory
+    results["peak_memory_bytes_at_256"] = {
+        name: peak_memory(path, index, 256) for index, name in enumerate(("agebody", "smplx"))
+    }
     results["bfloat16_error_mm"] = {
         "largest": 1e3 * float(difference.norm(dim=-1).max()),
         "mean": 1e3 * float(difference.norm(dim=-1).mean()),
@@ -148,27 +163,31 @@ def measure(asset: agebody.BodyAsset, batches: tuple[int, ...], seconds: float) 
 
 
 def show(results: dict[str, Any]) -> None:
-    table = Table(title="µs a body (medians)", caption="floor: the blend-shape product alone, or its two products")
-    for name in ("subject", "B", "smplx", "agebody", "ratio", "target", "floor", "x floor", "shaped", "bf16"):
+    caption = "floor: the blend-shape product alone, or its two products"
+    table = Table(title="µs a body (medians)", caption=caption)
+    columns = ("subject", "B", "smplx", "agebody", "ratio", "target", "floor", "x floor", "shaped", "bf16")
+    for name in columns:
         table.add_column(name, justify="left" if name == "subject" else "right")
     for row in results["rows"]:
         us = row["us_per_body"]
         floor = us.get("product")
         optional = [us.get("agebody_shaped"), us.get("agebody_bfloat16")]
         table.add_row(
-            row["subject"], str(row["batch"]), f"{us['smplx']:.0f}", f"{us['agebody']:.1f}", f"{row['ratio']:.2f}",
+            row["subject"], str(row["batch"]),
+            f"{us['smplx']:.0f}", f"{us['agebody']:.1f}", f"{row['ratio']:.2f}",
             f">= {row['target']:g}" if row["target"] else "", f"{floor:.0f}" if floor else "",
             f"{us['agebody'] / floor:.2f}" if floor else "", *(f"{v:.0f}" if v else "" for v in optional),
         )  # fmt: skip
     console = Console(width=110)
     console.print(table)
     memory = results["peak_memory_bytes_at_256"]
+    theirs, ours = memory["smplx"] / 1e6, memory["agebody"] / 1e6
     console.print(
-        f"peak memory at B=256: smplx {memory['smplx'] / 1e6:.0f} MB, agebody {memory['agebody'] / 1e6:.0f} MB "
-        f"(1/{memory['smplx'] / memory['agebody']:.1f})"
+        f"peak memory at B=256: smplx {theirs:.0f} MB, agebody {ours:.0f} MB (1/{theirs / ours:.1f})"
     )
     error = results["bfloat16_error_mm"]
-    console.print(f"bfloat16 correctives: error {error['largest']:.3f} mm at most, {error['mean']:.4f} mm on average")
+    worst, mean = error["largest"], error["mean"]
+    console.print(f"bfloat16 correctives: error {worst:.3f} mm at most, {mean:.4f} mm on average")
 
 
 def main() -> None:
@@ -181,7 +200,10 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     asset = agebody.load_asset(options.body) if options.body else agebody.mannequin()
-    results = measure(asset, tuple(options.batches), options.seconds)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "SMPL_NEUTRAL.pkl"
+        export_smpl_pkl(asset, path)
+        results = measure(path, tuple(options.batches), options.seconds)
     results["body"] = repr(asset)
     results["provenance"] = provenance("agebody", "smplx", "numpy")
     show(results)

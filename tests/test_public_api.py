@@ -5,9 +5,9 @@ import inspect
 import agebody
 
 NAMES = [
-    "LAYOUTS", "SMIL", "SMPL", "SMPLA", "AssetError", "AssetReport", "BodyAsset", "BodyModel", "BodyOutput",
-    "KeypointLayout", "Metadata", "Regressor", "ShapedBody", "anny_body", "export_smpl_npz", "inspect_asset",
-    "load_asset", "mannequin", "save_asset",
+    "LAYOUTS", "SMIL", "SMPL", "SMPLA", "AssetError", "AssetReport", "BodyAsset", "BodyModel",
+    "BodyOutput", "KeypointLayout", "Metadata", "Regressor", "ShapedBody", "anny_body",
+    "export_smpl_npz", "export_smpl_pkl", "inspect_asset", "load_asset", "mannequin", "save_asset",
 ]  # fmt: skip
 
 PARAMETERS = {
@@ -23,6 +23,7 @@ PARAMETERS = {
     "load_asset": "path infant_template regressors gender",
     "save_asset": "asset path overwrite",
     "export_smpl_npz": "asset path overwrite",
+    "export_smpl_pkl": "asset path overwrite",
     "inspect_asset": "path",
     "mannequin": "",
     "anny_body": "cache_dir rebuild progress",

@@ -2,7 +2,7 @@
 
 from agebody.assets.anny import anny_body
 from agebody.assets.asset import AssetError, BodyAsset, Metadata, Regressor
-from agebody.assets.io import export_smpl_npz, load_asset, save_asset
+from agebody.assets.io import export_smpl_npz, export_smpl_pkl, load_asset, save_asset
 from agebody.assets.mannequin import mannequin
 from agebody.assets.report import AssetReport, inspect_asset
 from agebody.body import SMIL, SMPL, SMPLA, BodyModel, BodyOutput, ShapedBody
@@ -26,6 +26,7 @@ __all__ = [
     "ShapedBody",
     "anny_body",
     "export_smpl_npz",
+    "export_smpl_pkl",
     "inspect_asset",
     "load_asset",
     "mannequin",

@@ -78,6 +78,8 @@ class _Skeleton(NamedTuple):
 
 def _flatten(tensor: Tensor, batch: tuple[int, ...], entry_dims: int) -> Tensor:
     """(*some batch, *entry) as (B, *entry), broadcast to the whole batch."""
+    if len(batch) == 1 and tensor.shape[:-entry_dims] == batch:
+        return tensor
     entry = tensor.shape[tensor.dim() - entry_dims :]
     return tensor.expand(*batch, *entry).reshape(math.prod(batch), *entry)
 
@@ -174,6 +176,7 @@ class BodyModel(nn.Module):
         self.backend = choose_backend(backend)
         self.corrective_dtype = corrective_dtype
         self.age_anchors: tuple[float, ...] = self._age_anchors()
+        self.num_correctives = 0 if asset.posedirs is None else asset.posedirs.shape[2]
         self.tree = KinematicTree(asset.parents.tolist())
         self.register_buffer("faces", torch.from_numpy(asset.faces.astype(np.int64)), persistent=False)
         self.to(device)
@@ -376,7 +379,7 @@ class BodyModel(nn.Module):
         matrices = rotations.to_matrix(pose, pose_format)
         world, transforms = self.tree(matrices, _flatten(identity.rest_joints, batch, 2))
         feature = matrices.new_empty(count, 0)
-        if self.asset.posedirs is not None:
+        if self.num_correctives:
             feature = pose_feature(matrices)
             if identity.corrective_scale is not None:
                 feature = feature * _flatten(identity.corrective_scale[..., None], batch, 1)
@@ -416,11 +419,12 @@ class BodyModel(nn.Module):
         if not isinstance(value, Tensor):
             raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
         # Half precision, as networks under autocast give it, goes up without loss; nothing else is cast.
-        if value.dtype not in (self.dtype, torch.float16, torch.bfloat16):
-            raise TypeError(f"{name}: expected {self.dtype}, the layer's dtype, got {value.dtype}")
-        if value.device != self.device:
+        mine = self.joint_directions
+        if value.dtype not in (mine.dtype, torch.float16, torch.bfloat16):
+            raise TypeError(f"{name}: expected {mine.dtype}, the layer's dtype, got {value.dtype}")
+        if value.device != mine.device:
             raise ValueError(
-                f"{name}: expected a tensor on {self.device}, where the layer is, got {value.device}"
+                f"{name}: expected a tensor on {mine.device}, where the layer is, got {value.device}"
             )
 
     def _rotations(

@@ -120,8 +120,10 @@ def _value(
         else:
             above = rows[in_a_row.start * batch : in_a_row.stop * batch]
         torch.bmm(above, by_joint[piece], out=rows[piece])
-    world = tree.unsorted(world.transpose(0, 1))
-    return (world, _skinning(world, rest_joints)), (local, world.clone()) if keep else ()
+    found = tree.unsorted(world.transpose(0, 1)).contiguous()
+    skinning = found.clone()
+    skinning[..., 3:] -= found[..., :3] @ rest_joints[..., None]
+    return (found, skinning), (local, world) if keep else ()
 
 
 def _gradient(
@@ -134,15 +136,16 @@ def _gradient(
 ) -> tuple[Tensor, Tensor]:
     """With M = [G t]: M_child = M_parent L_child, so dM_parent += dM_child L_child^T, level by level."""
     local, world = kept or _value(tree, True, rotations, rest_joints)[1]
+    world = world.transpose(0, 1)
+    if not tree.is_sorted:
+        grads = tuple(g[:, tree.order] for g in grads)
+        rest_joints = rest_joints[:, tree.order]
     d_world, d_skinning = grads
     d_moved = d_skinning[..., 3:]
     d_all = d_world + d_skinning
     d_all[..., :3] -= d_moved * rest_joints[..., None, :]
-    d_rest = -(world[..., :3].mT @ d_moved)[..., 0]
-
+    d_rest = tree.unsorted(-(world[..., :3].mT @ d_moved)[..., 0])
     offspring = tree.offspring.to(world.dtype)
-    if not tree.is_sorted:
-        world, d_all = world[:, tree.order], d_all[:, tree.order]
     for level, higher in zip(reversed(tree.levels), reversed(tree.levels[:-1]), strict=False):
         handed_up = (d_all[:, level] @ local[:, level].mT).flatten(2)
         d_all[:, higher] += (offspring[higher, level] @ handed_up).unflatten(2, (3, 4))

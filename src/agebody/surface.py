@@ -108,8 +108,6 @@ class PosedSurface(nn.Module):
             (B, V, 3) [m].
         """
         batch = coefficients.shape[0]
-        last = torch.cat((translation.new_zeros(batch, 3, 3), translation[..., None]), -1)
-        transforms = torch.cat((transforms, last[:, None]), 1)
         if base is not None:
             base = base.expand(-1, batch, -1).transpose(0, 1)
         extra = 0 if self.correctives is None else self.correctives.shape[1]
@@ -121,8 +119,8 @@ class PosedSurface(nn.Module):
             self.scatter,
             self.num_vertices,
         )
-        inputs = (coefficients, transforms) if base is None else (coefficients, transforms, base)
-        return _SURFACE(packed, *inputs)[0]
+        inputs = (coefficients, transforms, translation)
+        return _SURFACE(packed, *(inputs if base is None else (*inputs, base)))[0]
 
 
 class _Packed(NamedTuple):
@@ -143,7 +141,11 @@ class _Packed(NamedTuple):
 
 
 def _definition(
-    packed: _Packed, coefficients: Tensor, transforms: Tensor, base: Tensor | None = None
+    packed: _Packed,
+    coefficients: Tensor,
+    transforms: Tensor,
+    translation: Tensor,
+    base: Tensor | None = None,
 ) -> tuple[Tensor]:
     """All blocks at once, in differentiable steps."""
     posed = coefficients[:, : packed.directions.shape[1]] @ packed.directions
@@ -153,7 +155,8 @@ def _definition(
     if base is not None:
         posed = posed + base.transpose(0, 1)
     posed = posed.unflatten(-1, (3, packed.block))
-    rows = transforms.permute(1, 0, 3, 2)[packed.joints].flatten(2)
+    last = torch.nn.functional.pad(translation[:, None, :, None], (3, 0))
+    rows = torch.cat((transforms, last), 1).permute(1, 0, 3, 2)[packed.joints].flatten(2)
     blended = (rows.mT @ packed.weights).unflatten(1, (-1, 4, 3))
     skinned = blended[:, :, 3] + (blended[:, :, :3] * posed[:, :, :, None]).sum(2)
     return (skinned.permute(1, 0, 3, 2).flatten(1, 2)[:, : packed.num_vertices],)
@@ -171,10 +174,18 @@ class _Workspace:
     """The buffers of one pass over all pieces, and the steps that forward and backward share."""
 
     def __init__(
-        self, coefficients: Tensor, transforms: Tensor, base: Tensor | None, packed: _Packed
+        self,
+        packed: _Packed,
+        coefficients: Tensor,
+        transforms: Tensor,
+        translation: Tensor,
+        base: Tensor | None,
     ) -> None:
         self.coefficients, self.base, self.packed = coefficients, base, packed
-        self.rows = transforms.permute(1, 0, 3, 2).contiguous()
+        batch, num_joints = transforms.shape[:2]
+        self.rows = transforms.new_zeros(num_joints + 1, batch, 4, 3)
+        self.rows[:-1] = transforms.permute(1, 0, 3, 2)
+        self.rows[-1, :, 3] = translation
         if packed.correctives is not None:
             split = packed.directions.shape[1]
             self.coefficients = coefficients[:, :split]
@@ -223,11 +234,16 @@ class _Workspace:
 
 
 def _value(
-    packed: _Packed, keep: bool, coefficients: Tensor, transforms: Tensor, base: Tensor | None = None
+    packed: _Packed,
+    keep: bool,
+    coefficients: Tensor,
+    transforms: Tensor,
+    translation: Tensor,
+    base: Tensor | None = None,
 ) -> tuple[tuple[Tensor], tuple[Tensor, ...]]:
     """Vertices, piece by piece; the posed rest surfaces are kept."""
     batch, plane = len(coefficients), 3 * packed.block
-    work = _Workspace(coefficients, transforms, base, packed)
+    work = _Workspace(packed, coefficients, transforms, translation, base)
     vertices = coefficients.new_empty(batch, packed.num_vertices, 3)
     kept = coefficients.new_empty(batch * packed.num_blocks * plane) if keep else None
     for bodies, blocks in _pieces(batch, packed.num_blocks):
@@ -251,15 +267,16 @@ def _gradient(
     grads: tuple[Tensor],
     coefficients: Tensor,
     transforms: Tensor,
+    translation: Tensor,
     base: Tensor | None = None,
 ) -> tuple[Tensor | None, ...]:
     """Gradient of the same, piece by piece; sums over vertices and blocks run in a fixed order."""
     batch, block, plane = len(coefficients), packed.block, 3 * packed.block
     num_plain = packed.directions.shape[1]
-    work = _Workspace(coefficients, transforms, base, packed)
+    work = _Workspace(packed, coefficients, transforms, translation, base)
     d_coefficients = torch.zeros_like(coefficients)
     d_rows = torch.zeros_like(work.rows)
-    d_base = grads[0].new_empty(batch, packed.num_blocks, plane) if base is not None and wants[2] else None
+    d_base = grads[0].new_empty(batch, packed.num_blocks, plane) if base is not None and wants[3] else None
     for bodies, blocks in _pieces(batch, packed.num_blocks):
         num_blocks, num_bodies = blocks.stop - blocks.start, bodies.stop - bodies.start
         shape = (num_blocks, num_bodies, 3, block)
@@ -292,14 +309,15 @@ def _gradient(
                 d_piece[:, num_plain:] += (
                     torch.bmm(low, packed.correctives[blocks].mT).to(d_piece.dtype).sum(0)
                 )
-        if wants[1]:
+        if wants[1] or wants[2]:
             d_blended = blended
             torch.mul(posed[:, :, :, None], d_skinned[:, :, None], out=d_blended[:, :, :3])
             d_blended[:, :, 3].copy_(d_skinned)
             gathered = torch.bmm(packed.weights[blocks], d_blended.view(num_blocks, -1, block).mT)
             scatter = packed.scatter[blocks].transpose(0, 1).flatten(1)
             d_rows[:, bodies] += (scatter @ gathered.flatten(0, 1)).unflatten(1, (num_bodies, 4, 3))
-    found = (d_coefficients if wants[0] else None, d_rows.permute(1, 0, 3, 2) if wants[1] else None)
+    d_transforms = d_rows[:-1].permute(1, 0, 3, 2)
+    found = (d_coefficients, d_transforms, d_rows[-1, :, 3])
     return found if base is None else (*found, d_base)
 
 
