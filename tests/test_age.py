@@ -65,13 +65,6 @@ def test_median_stature_passes_through_the_tables(years, boys, girls):
     assert median_stature(years) == pytest.approx((boys + girls) / 2)
 
 
-def test_median_stature_agrees_with_published_values_between_the_rows():
-    # WHO child growth standards, month 2, 30 and 54: not among the rows above. 3 mm allows for interpolation.
-    for years, boys, girls in ((2 / 12, 0.584, 0.571), (2.5, 0.919, 0.907), (4.5, 1.067, 1.062)):
-        assert median_stature(years, sex="male") == pytest.approx(boys, abs=3e-3)
-        assert median_stature(years, sex="female") == pytest.approx(girls, abs=3e-3)
-
-
 @pytest.mark.parametrize("sex", ["neutral", "female", "male"])
 def test_stature_only_grows_and_ends_at_nineteen(sex):
     years = np.linspace(0, 19, 2000)

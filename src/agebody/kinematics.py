@@ -137,10 +137,9 @@ def _gradient(
     """With M = [G t]: M_child = M_parent L_child, so dM_parent += dM_child L_child^T, level by level."""
     local, world = kept or _value(tree, True, rotations, rest_joints)[1]
     world = world.transpose(0, 1)
-    if not tree.is_sorted:
-        grads = tuple(g[:, tree.order] for g in grads)
-        rest_joints = rest_joints[:, tree.order]
     d_world, d_skinning = grads
+    if not tree.is_sorted:
+        d_world, d_skinning, rest_joints = (t[:, tree.order] for t in (d_world, d_skinning, rest_joints))
     d_moved = d_skinning[..., 3:]
     d_all = d_world + d_skinning
     d_all[..., :3] -= d_moved * rest_joints[..., None, :]
