@@ -52,7 +52,7 @@ def interleaved(seconds: float, **functions: Callable[[], Any]) -> dict[str, dic
 
 
 MEMORY_SCRIPT = """
-import re, torch
+import ctypes, re, torch
 from pathlib import Path
 from forward import arguments, load_models
 torch.set_num_threads({threads})
@@ -61,6 +61,7 @@ def status(name):
     return 1024 * int(re.search(name + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
 with torch.no_grad():
     model(**arguments(1))
+    ctypes.CDLL(None).malloc_trim(0)  # what loading has freed must not be lent to the forward pass
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
     before = status("VmRSS")
     model(**arguments({batch}))

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from agebody.rowwise import RowFunction
+from agebody.rowwise import Array, RowFunction, constant, empty
 
 
 class KinematicTree(nn.Module):
@@ -20,10 +20,8 @@ class KinematicTree(nn.Module):
     """
 
     order: Tensor
-    inverse: Tensor
     above: Tensor
     differences: Tensor
-    offspring: Tensor
 
     def __init__(self, parents: Sequence[int]) -> None:
         super().__init__()
@@ -32,26 +30,21 @@ class KinematicTree(nn.Module):
             depth[joint] = depth[parent] + 1
         order = sorted(range(len(parents)), key=depth.__getitem__)
         place = {joint: i for i, joint in enumerate(order)}
-        above = [place[parents[joint]] for joint in order[1:]]
         self.is_sorted = order == list(range(len(parents)))
-        starts = [depth[joint] for joint in order]
-        bounds = [starts.index(level) for level in range(max(depth) + 1)] + [len(order)]
-        self.levels = [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
-        # The parents of a level, where they stand beside one another in the right order.
+        self.above_list = [0, *(place[parents[joint]] for joint in order[1:])]
+        starts = [[depth[joint] for joint in order].index(level) for level in range(max(depth) + 1)]
+        self.levels = [slice(*pair) for pair in itertools.pairwise([*starts, len(order)])]
+        # The parents of a level as a slice, where they stand beside one another in the right order.
         self.parents_in_a_row = [
             slice(found[0], found[-1] + 1) if found == list(range(found[0], found[0] + len(found))) else None
-            for found in (above[level.start - 1 : level.stop - 1] for level in self.levels[1:])
+            for found in (self.above_list[level] for level in self.levels[1:])
         ]
-        # Row p, column j: whether joint j hangs on joint p.
-        offspring = torch.zeros(len(order), len(order))
-        offspring[above, torch.arange(1, len(order))] = 1
-        differences = torch.eye(len(order)) - offspring.T
+        differences = torch.eye(len(order))
+        differences[torch.arange(1, len(order)), self.above_list[1:]] -= 1
         for name, buffer in (
             ("order", torch.tensor(order)),
-            ("inverse", torch.tensor([place[joint] for joint in range(len(order))])),
-            ("above", torch.tensor([0, *above])),
-            ("differences", differences[:, [place[joint] for joint in range(len(order))]]),
-            ("offspring", offspring),
+            ("above", torch.tensor(self.above_list)),
+            ("differences", differences),
         ):
             self.register_buffer(name, buffer, persistent=False)
 
@@ -68,14 +61,16 @@ class KinematicTree(nn.Module):
         world, skinning = _KINEMATICS(self, rotations, rest_joints)
         return world, skinning
 
-    def local(self, rotations: Tensor, rest_joints: Tensor) -> Tensor:
-        """(B, J, 4, 4) transform of each joint in its parent's frame, in order of depth."""
-        rotations = rotations if self.is_sorted else rotations[:, self.order]
-        return homogeneous(rotations, self.differences.to(rest_joints.dtype) @ rest_joints)
+    def to_sorted(self, array: Array) -> Array:
+        """(B, J, ...) in the order of the joints as (J, B, ...) in order of depth."""
+        array = array.swapaxes(0, 1)
+        return array if self.is_sorted else array[constant(self.order, array)]
 
-    def unsorted(self, tensor: Tensor) -> Tensor:
-        """From order of depth back to the order of the joints."""
-        return tensor if self.is_sorted else tensor[:, self.inverse]
+    def from_sorted(self, array: Array) -> Array:
+        """The way back, to an array of its own."""
+        found = empty(array, array.shape[1], array.shape[0], *array.shape[2:])
+        found[:, ... if self.is_sorted else constant(self.order, array)] = array.swapaxes(0, 1)
+        return found
 
 
 def homogeneous(
@@ -89,39 +84,35 @@ def homogeneous(
 
 
 def _definition(tree: KinematicTree, rotations: Tensor, rest_joints: Tensor) -> tuple[Tensor, Tensor]:
-    local = tree.local(rotations, rest_joints)
+    rest = rest_joints[:, tree.order]
+    local = homogeneous(rotations[:, tree.order], tree.differences.to(rest.dtype) @ rest)
     levels = [local[:, :1, :3]]
     for level, higher in zip(tree.levels[1:], tree.levels, strict=False):
         above = levels[-1].index_select(1, tree.above[level] - higher.start)
         levels.append(above @ local[:, level])
-    world = tree.unsorted(torch.cat(levels, 1))
-    return world, _skinning(world, rest_joints)
-
-
-def _skinning(world: Tensor, rest_joints: Tensor) -> Tensor:
+    world = torch.cat(levels, 1).index_select(1, tree.order.argsort())
     moved = (world[..., :3] * rest_joints[..., None, :]).sum(-1)
-    return torch.cat((world[..., :3], (world[..., 3] - moved)[..., None]), -1)
+    return world, torch.cat((world[..., :3], (world[..., 3] - moved)[..., None]), -1)
 
 
 def _value(
-    tree: KinematicTree, keep: bool, rotations: Tensor, rest_joints: Tensor
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, ...]]:
-    """Joint by joint in memory, so that a level is one piece and its product needs no copies."""
+    tree: KinematicTree, keep: bool, rotations: Array, rest_joints: Array
+) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
+    """Joint by joint in memory, so that a level is one piece."""
     batch, num_joints = rest_joints.shape[:2]
-    local = tree.local(rotations, rest_joints)
-    by_joint = local.transpose(0, 1).reshape(-1, 4, 4)
-    world = local.new_empty(num_joints, batch, 3, 4)
-    world[0] = local[:, 0, :3]
-    rows = world.view(-1, 3, 4)
+    above, rest = constant(tree.above, rotations), tree.to_sorted(rest_joints)
+    local = empty(rotations, num_joints, batch, 4, 4)
+    local[..., :3, :3] = tree.to_sorted(rotations)
+    local[:1, :, :3, 3] = rest[:1]
+    local[1:, :, :3, 3] = rest[1:] - rest[above[1:]]
+    local[..., 3, :3] = 0
+    local[..., 3, 3] = 1
+    world = empty(rotations, num_joints, batch, 3, 4)
+    world[0] = local[0, :, :3]
     for level, in_a_row in zip(tree.levels[1:], tree.parents_in_a_row, strict=True):
-        piece = slice(level.start * batch, level.stop * batch)
-        if in_a_row is None:
-            above = world.index_select(0, tree.above[level]).view(-1, 3, 4)
-        else:
-            above = rows[in_a_row.start * batch : in_a_row.stop * batch]
-        torch.bmm(above, by_joint[piece], out=rows[piece])
-    found = tree.unsorted(world.transpose(0, 1)).contiguous()
-    skinning = found.clone()
+        world[level] = world[above[level] if in_a_row is None else in_a_row] @ local[level]
+    found = tree.from_sorted(world)
+    skinning = tree.from_sorted(world)
     skinning[..., 3:] -= found[..., :3] @ rest_joints[..., None]
     return (found, skinning), (local, world) if keep else ()
 
@@ -129,29 +120,32 @@ def _value(
 def _gradient(
     tree: KinematicTree,
     wants: tuple[bool, ...],
-    kept: tuple[Tensor, ...],
-    grads: tuple[Tensor, Tensor],
-    rotations: Tensor,
-    rest_joints: Tensor,
-) -> tuple[Tensor, Tensor]:
+    kept: tuple[Array, ...],
+    grads: tuple[Array, Array],
+    rotations: Array,
+    rest_joints: Array,
+) -> tuple[Array, Array]:
     """With M = [G t]: M_child = M_parent L_child, so dM_parent += dM_child L_child^T, level by level."""
     local, world = kept or _value(tree, True, rotations, rest_joints)[1]
-    world = world.transpose(0, 1)
-    d_world, d_skinning = grads
-    if not tree.is_sorted:
-        d_world, d_skinning, rest_joints = (t[:, tree.order] for t in (d_world, d_skinning, rest_joints))
-    d_moved = d_skinning[..., 3:]
-    d_all = d_world + d_skinning
-    d_all[..., :3] -= d_moved * rest_joints[..., None, :]
-    d_rest = tree.unsorted(-(world[..., :3].mT @ d_moved)[..., 0])
-    offspring = tree.offspring.to(world.dtype)
-    for level, higher in zip(reversed(tree.levels), reversed(tree.levels[:-1]), strict=False):
-        handed_up = (d_all[:, level] @ local[:, level].mT).flatten(2)
-        d_all[:, higher] += (offspring[higher, level] @ handed_up).unflatten(2, (3, 4))
-    above = world[:, tree.above[1:], :, :3]
-    d_local = torch.cat((d_all[:, :1], above.mT @ d_all[:, 1:]), 1)
-    d_rest = d_rest + tree.differences.to(world.dtype).mT @ d_local[..., 3]
-    return tree.unsorted(d_local[..., :3]), d_rest
+    rest = tree.to_sorted(rest_joints)
+    d_skinning = tree.to_sorted(grads[1])
+    d_all = tree.to_sorted(grads[0]) + d_skinning
+    d_all[..., :3] -= d_skinning[..., 3:] * rest[..., None, :]
+    for level, in_a_row in zip(reversed(tree.levels[1:]), reversed(tree.parents_in_a_row), strict=True):
+        handed_up = d_all[level] @ local[level].swapaxes(-1, -2)
+        if in_a_row is not None:
+            d_all[in_a_row] += handed_up
+        else:  # one child after the other, in a fixed order
+            for child, parent in enumerate(tree.above_list[level]):
+                d_all[parent] += handed_up[child]
+    d_local = empty(d_all, *d_all.shape)
+    d_local[0] = d_all[0]
+    d_local[1:] = world[constant(tree.above, world)[1:], :, :, :3].swapaxes(-1, -2) @ d_all[1:]
+    d_offsets = d_local[..., 3]
+    differences = constant(tree.differences, world)
+    d_rest = (differences.T @ d_offsets.reshape(len(d_offsets), -1)).reshape(d_offsets.shape)
+    d_rest = d_rest - (world[..., :3].swapaxes(-1, -2) @ d_skinning[..., 3:])[..., 0]
+    return tree.from_sorted(d_local[..., :3]), tree.from_sorted(d_rest)
 
 
-_KINEMATICS = RowFunction(2, _definition, _value, _gradient)
+_KINEMATICS = RowFunction(2, _definition, _value, _gradient, in_numpy=True)

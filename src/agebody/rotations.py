@@ -15,11 +15,12 @@ import math
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from agebody.rowwise import RowFunction
+from agebody.rowwise import Array, RowFunction
 
 PoseFormat = Literal["axis_angle", "matrix", "quaternion", "rotation_6d"]
 
@@ -44,11 +45,6 @@ def axis_angle_to_matrix(axis_angle: Float[Tensor, "*batch 3"]) -> Float[Tensor,
     return _RODRIGUES(None, axis_angle.reshape(-1, 3))[0].reshape(*axis_angle.shape, 3)
 
 
-def _assemble(v: Tensor, s: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    rest = torch.cat((1 - b * s, a * v), -1) @ _BASIS.to(v)
-    return torch.addcmul(rest.unflatten(-1, (3, 3)), (b * v)[:, :, None], v[:, None, :])
-
-
 def _rodrigues(_: None, v: Tensor) -> tuple[Tensor]:
     s = (v * v).sum(-1, keepdim=True)
     small = s < _SMALL
@@ -56,33 +52,42 @@ def _rodrigues(_: None, v: Tensor) -> tuple[Tensor]:
     half = torch.sin(t / 2) / t
     a = torch.where(small, _series(s, _SINE), torch.sin(t) / t)
     b = torch.where(small, _series(s, _VERSINE), 2 * half * half)
-    return (_assemble(v, s, a, b),)
+    rest = torch.cat((1 - b * s, a * v), -1) @ _BASIS.to(v)
+    return (torch.addcmul(rest.unflatten(-1, (3, 3)), (b * v)[:, :, None], v[:, None, :]),)
 
 
-def _rodrigues_value(_: None, keep: bool, v: Tensor) -> tuple[tuple[Tensor], tuple[Tensor, ...]]:
-    s = (v * v).sum(-1, keepdim=True)
-    t = s.sqrt() / torch.pi
-    half = torch.sinc(t / 2)
-    a, b = torch.sinc(t), half * half / 2
-    return (_assemble(v, s, a, b),), (s, a, b) if keep else ()
+def _rodrigues_value(_: None, keep: bool, v: Array) -> tuple[tuple[Array], tuple[Array, ...]]:
+    xp = np if isinstance(v, np.ndarray) else torch
+    s = (v * v).sum(-1, keepdims=True)
+    t = xp.sqrt(s) / math.pi
+    half = xp.sinc(t / 2)
+    a, b = xp.sinc(t), half * half / 2
+    matrix = (b * v)[:, :, None] * v[:, None, :]
+    x, y, z = (a * v).T
+    cosine = (1 - b * s)[:, 0]
+    for i, j, k, along in ((0, 1, 2, x), (1, 2, 0, y), (2, 0, 1, z)):
+        matrix[:, i, i] += cosine
+        matrix[:, k, j] += along
+        matrix[:, j, k] -= along
+    return (matrix,), (s, a, b) if keep else ()
 
 
 def _rodrigues_gradient(
-    _: None, wants: tuple[bool, ...], kept: tuple[Tensor, ...], grads: tuple[Tensor], v: Tensor
-) -> tuple[Tensor]:
+    _: None, wants: tuple[bool, ...], kept: tuple[Array, ...], grads: tuple[Array], v: Array
+) -> tuple[Array]:
+    xp = np if isinstance(v, np.ndarray) else torch
     s, a, b = kept or _rodrigues_value(None, True, v)[1]
     g = grads[0]
     small = s < _SMALL
-    safe = torch.where(small, 1.0, s)
+    safe = xp.where(small, xp.ones_like(s), s)
     cosine = 1 - b * s
     # a' = (cos t - a) / 2s and b' = (a / 2 - b) / s, which lose digits as s vanishes.
-    da = torch.where(small, _series(s, _SINE_SLOPE), (cosine - a) / (2 * safe))
-    db = torch.where(small, _series(s, _VERSINE_SLOPE), (a / 2 - b) / safe)
-    skew = g - g.mT
-    turn = torch.stack((skew[:, 2, 1], skew[:, 0, 2], skew[:, 1, 0]), -1)
+    da = xp.where(small, _series(s, _SINE_SLOPE), (cosine - a) / (2 * safe))
+    db = xp.where(small, _series(s, _VERSINE_SLOPE), (a / 2 - b) / safe)
+    turn = xp.stack((g[:, 2, 1] - g[:, 1, 2], g[:, 0, 2] - g[:, 2, 0], g[:, 1, 0] - g[:, 0, 1]), -1)
     spread = (g @ v[:, :, None])[..., 0]
-    trace = g.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True)
-    along = (turn * v).sum(-1, keepdim=True) * da + (spread * v).sum(-1, keepdim=True) * db - trace * a / 2
+    trace = (g[:, 0, 0] + g[:, 1, 1] + g[:, 2, 2])[:, None]
+    along = (turn * v).sum(-1, keepdims=True) * da + (spread * v).sum(-1, keepdims=True) * db - trace * a / 2
     return (a * turn + b * (spread + (v[:, None] @ g)[:, 0]) + 2 * along * v,)
 
 
@@ -99,14 +104,14 @@ _SINE_SLOPE = tuple(n * c for n, c in enumerate(_SINE))[1:]
 _VERSINE_SLOPE = tuple(n * c for n, c in enumerate(_VERSINE))[1:]
 
 
-def _series(x: Tensor, coefficients: tuple[float, ...]) -> Tensor:
-    value = torch.full_like(x, coefficients[-1])
-    for coefficient in reversed(coefficients[:-1]):
+def _series(x: Array, coefficients: tuple[float, ...]) -> Array:
+    value = x * coefficients[-1] + coefficients[-2]
+    for coefficient in reversed(coefficients[:-2]):
         value = value * x + coefficient
     return value
 
 
-_RODRIGUES = RowFunction(1, _rodrigues, _rodrigues_value, _rodrigues_gradient)
+_RODRIGUES = RowFunction(1, _rodrigues, _rodrigues_value, _rodrigues_gradient, in_numpy=True)
 
 
 def matrix_to_axis_angle(matrix: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 3"]:

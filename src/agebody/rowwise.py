@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -19,7 +21,15 @@ from torch.autograd import forward_ad
 Tensors = tuple[Tensor, ...]
 
 
-class RowFunction(NamedTuple):
+Array = Any
+"""A tensor, or a NumPy array where a batch is small."""
+
+NUMPY_ENTRIES = 4096
+"""Tensors on the CPU of up to so many entries are handed over as NumPy arrays: its calls cost a third."""
+
+
+@dataclass(frozen=True)
+class RowFunction:
     """A function of tensors whose first dimension is the batch, with rows that do not see each other.
 
     ``constants`` is any object that does not depend on the batch.
@@ -28,10 +38,12 @@ class RowFunction(NamedTuple):
     num_outputs: int
     definition: Callable[..., Tensors]
     """(constants, *tensors) -> outputs"""
-    value: Callable[..., tuple[Tensors, Tensors]]
-    """(constants, keep, *tensors) -> outputs, and what to keep for the gradient (nothing unless ``keep``)"""
-    gradient: Callable[..., tuple[Tensor | None, ...]]
-    """(constants, wants, kept, grads, *tensors) -> gradient of each tensor, where ``wants`` is true"""
+    value: Callable[..., tuple[tuple[Array, ...], tuple[Array, ...]]]
+    """(constants, keep, *arrays) -> outputs, and what to keep for the gradient (nothing unless ``keep``)"""
+    gradient: Callable[..., tuple[Array | None, ...]]
+    """(constants, wants, kept, grads, *arrays) -> gradient of each array, where ``wants`` is true"""
+    in_numpy: bool = False
+    """Whether value and gradient are written in the operations that torch and NumPy share."""
 
     def __call__(self, constants: Any, *tensors: Tensor) -> Tensors:
         """The outputs."""
@@ -39,13 +51,50 @@ class RowFunction(NamedTuple):
             return self.definition(constants, *tensors)
         keep = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
         if not (keep or _is_transformed()):
-            return self.value(constants, False, *tensors)[0]
+            return self.find_value(constants, False, *tensors)[0]
         return _Value.apply(self, constants, keep, *tensors)[: self.num_outputs]
+
+    def find_value(self, constants: Any, keep: bool, *tensors: Tensor) -> tuple[Tensors, Tensors]:
+        """`value`, on tensors."""
+        if not self._is_for_numpy(tensors[0]):
+            return self.value(constants, keep, *tensors)
+        outputs, kept = self.value(constants, keep, *_arrays(tensors))
+        return tuple(map(torch.from_numpy, outputs)), tuple(map(torch.from_numpy, kept))
+
+    def find_gradient(
+        self, constants: Any, wants: tuple[bool, ...], kept: Tensors, grads: Tensors, *tensors: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        """`gradient`, on tensors."""
+        if not self._is_for_numpy(tensors[0]):
+            return self.gradient(constants, wants, kept, grads, *tensors)
+        found = self.gradient(constants, wants, _arrays(kept), _arrays(grads), *_arrays(tensors))
+        return tuple(None if g is None else torch.from_numpy(g) for g in found)
 
     def vjp(self, constants: Any, grads_and_tensors: Tensors) -> Tensors:
         """Gradient of the definition: (*grads, *tensors) -> gradient of each tensor."""
         grads, tensors = grads_and_tensors[: self.num_outputs], grads_and_tensors[self.num_outputs :]
         return torch.func.vjp(functools.partial(self.definition, constants), *tensors)[1](grads)
+
+    def _is_for_numpy(self, tensor: Tensor) -> bool:
+        plain = type(tensor) is Tensor or type(tensor) is torch.nn.Parameter
+        return self.in_numpy and plain and tensor.numel() <= NUMPY_ENTRIES and tensor.device.type == "cpu"
+
+
+def empty(like: Array, *shape: int) -> Array:
+    """An uninitialised array of the kind, dtype and device of another."""
+    return np.empty(shape, like.dtype) if isinstance(like, np.ndarray) else like.new_empty(shape)
+
+
+def constant(tensor: Tensor, like: Array) -> Array:
+    """A constant as an array of the kind of another; numbers also in its dtype."""
+    if isinstance(like, np.ndarray):
+        array = tensor.numpy()
+        return array.astype(like.dtype, copy=False) if tensor.is_floating_point() else array
+    return tensor.to(like.dtype) if tensor.is_floating_point() else tensor
+
+
+def _arrays(tensors: Tensors) -> tuple[np.ndarray, ...]:
+    return tuple(t.detach().numpy() for t in tensors)
 
 
 class _Value(torch.autograd.Function):
@@ -53,7 +102,7 @@ class _Value(torch.autograd.Function):
 
     @staticmethod
     def forward(function: RowFunction, constants: Any, keep: bool, *tensors: Tensor) -> Tensors:
-        outputs, kept = function.value(constants, keep, *tensors)
+        outputs, kept = function.find_value(constants, keep, *tensors)
         return *outputs, *kept
 
     @staticmethod
@@ -73,7 +122,7 @@ class _Value(torch.autograd.Function):
         if torch.is_grad_enabled() or _is_transformed():
             found = _Gradient.apply(ctx.function, ctx.constants, wants, kept, *grads, *tensors)
         else:
-            found = ctx.function.gradient(ctx.constants, wants, kept, grads, *tensors)
+            found = ctx.function.find_gradient(ctx.constants, wants, kept, grads, *tensors)
         return None, None, None, *(g if wanted else None for g, wanted in zip(found, wants, strict=True))
 
     @staticmethod
@@ -98,7 +147,7 @@ class _Gradient(torch.autograd.Function):
         function: RowFunction, constants: Any, wants: tuple[bool, ...], kept: Tensors, *tensors: Tensor
     ) -> Tensors:
         grads, tensors = tensors[: function.num_outputs], tensors[function.num_outputs :]
-        found = function.gradient(constants, wants, kept, grads, *tensors)
+        found = function.find_gradient(constants, wants, kept, grads, *tensors)
         return tuple(
             t.new_empty(len(t), 0) if g is None or not wanted else g
             for g, wanted, t in zip(found, wants, tensors, strict=True)
