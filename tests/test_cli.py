@@ -167,7 +167,7 @@ def test_convert_joins_an_infant_and_regressors(tmp_path, asset):
     np.save(infant, asset.age_templates[0] + 0.25)  # wherever it lies: templates are centred
     np.save(regressor, np.full((17, asset.num_vertices), 1 / asset.num_vertices))
     out = tmp_path / "out.safetensors"
-    options = ("--infant-template", infant, "--regressor", f"h36m17={regressor}")
+    options = (infant, "--regressor", f"h36m17={regressor}")
     result = run("convert", adult, *options, "-o", out)
     assert result.exit_code == 0, result.output
     assert f"wrote {out}" in result.stdout

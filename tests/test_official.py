@@ -507,3 +507,12 @@ def test_mutated_files_fail_cleanly(containers, tmp_path_factory, data):
     path.write_bytes(content)
     with contextlib.suppress(AssetError):
         load_asset(path)
+
+
+def test_torch_files_are_refused_where_torch_could_run_them(tmp_path, monkeypatch):
+    import torch
+
+    write_bev_packs(tmp_path)
+    monkeypatch.setattr(torch, "__version__", "2.5.1+cpu")
+    with pytest.raises(AssetError, match=r"SMPLA_NEUTRAL\.pth.*torch 2\.5\.1.*CVE-2025-32434.*torch 2\.6"):
+        load_asset(tmp_path / "SMPLA_NEUTRAL.pth")

@@ -128,7 +128,15 @@ def inspect(
 
 @app.command()
 def convert(
-    body: Annotated[Path, typer.Argument(help="The body file to read.", show_default=False)],
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="IN...",
+            show_default=False,
+            help="The body file to read; after it, to give the body ages, its infant: "
+            "smpl_kid_template.npy or a SMIL file.",
+        ),
+    ],
     output: Annotated[
         Path,
         typer.Option(
@@ -139,13 +147,6 @@ def convert(
             "**.pkl** (SMPL's entries; the .pkl opens in smplx).",
         ),
     ],
-    infant_template: Annotated[
-        Path | None,
-        typer.Option(
-            show_default=False,
-            help="Add an infant, so that the body has ages: smpl_kid_template.npy or a SMIL file.",
-        ),
-    ] = None,
     regressor: Annotated[
         list[str] | None,
         typer.Option(
@@ -158,7 +159,7 @@ def convert(
 ) -> None:
     """Join a body file with its infant template and regressors, and write it as one file.
 
-    Example: `agebody convert SMPL_NEUTRAL.pkl --infant-template smpl_kid_template.npy -o ages.safetensors`
+    Example: `agebody convert SMPL_NEUTRAL.pkl smpl_kid_template.npy -o ages.safetensors`
     """  # fmt: skip
     from agebody.assets.io import export_smpl_npz, export_smpl_pkl, load_asset, save_asset
 
@@ -174,8 +175,13 @@ def convert(
         if not (name and separator and path):
             raise typer.BadParameter(f"expected NAME=FILE, got {item!r}", param_hint="--regressor")
         regressors[name] = Path(path)
+    if len(inputs) > 2:
+        raise typer.BadParameter(
+            f"expected a body and at most one infant, got {len(inputs)} files", param_hint="IN"
+        )
     with _clear_errors():
-        asset = load_asset(body, infant_template=infant_template, regressors=regressors)
+        infant = inputs[1] if len(inputs) == 2 else None
+        asset = load_asset(inputs[0], infant_template=infant, regressors=regressors)
         write(asset, output, overwrite=force)
     print(f"wrote {output}: {asset!r}")
     if write is not save_asset and (asset.has_age or asset.regressors):

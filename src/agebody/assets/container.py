@@ -54,6 +54,10 @@ _OTHERS = (
 )
 
 
+SAFE_TORCH = (2, 6)
+"""The first torch whose `torch.load(weights_only=True)` keeps its promise."""
+
+
 class Unread(NamedTuple):
     """Stands for an entry that only running code of the file could read."""
 
@@ -232,6 +236,11 @@ def _read_array(data: bytes) -> np.ndarray | Unread:
 def _read_torch(data: bytes) -> Any:
     import torch
 
+    if tuple(map(int, torch.__version__.split(".")[:2])) < SAFE_TORCH:
+        raise AssetError(
+            f"a torch file, which torch {torch.__version__} cannot read without a risk of running its code "
+            "(CVE-2025-32434); read it with torch 2.6 or later"
+        )
     try:
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         return _arrays(content) if isinstance(content, dict) else content
