@@ -422,6 +422,8 @@ class TestInput:
             SMPLA(asset, num_betas=4)
         with pytest.raises(TypeError, match=r"float32 or torch\.float64, got torch\.float16"):
             SMPLA(asset, dtype=torch.float16)
+        with pytest.raises(TypeError, match=r"corrective_dtype: expected torch\.bfloat16.*got torch\.int8"):
+            SMPLA(asset, corrective_dtype=torch.int8)
         with pytest.raises(ImportError, match="backend='warp'.*backend='torch'"):
             SMPLA(asset, backend="warp")
         with pytest.raises(ValueError, match="backend: expected one of auto, torch, warp, got 'numpy'"):

@@ -1,3 +1,6 @@
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -6,6 +9,7 @@ from scipy import sparse
 
 from agebody import LAYOUTS, SMPLA, AssetError, KeypointLayout
 from agebody.assets.asset import SMPL_JOINT_NAMES
+from agebody.assets.landmarks import H36M17
 from agebody.keypoints import get_layout
 
 DOUBLE = torch.float64
@@ -109,6 +113,12 @@ def test_published_index_maps():
     ]  # fmt: skip
     assert LAYOUTS["bev71"].names[45:47] == ("right_hip_lsp", "left_hip_lsp")
     assert LAYOUTS["hmr2_44"].names[25 + 14] == "pelvis_mpii"
+    # SPIN's H36M_TO_J17 takes the file's rows to LSP's order; BEV's packs are stored after it.
+    h36m_to_j17 = [6, 5, 4, 1, 2, 3, 16, 15, 14, 11, 12, 13, 8, 10, 0, 7, 9]
+    assert LAYOUTS["bev71"].names[54:] == tuple(f"{H36M17[i]}_h36m17" for i in h36m_to_j17)
+    assert [H36M17[i] for i in h36m_to_j17[:6]] == [
+        "right_ankle", "right_knee", "right_hip", "left_hip", "left_knee", "left_ankle",
+    ]  # fmt: skip
 
 
 def test_center_is_the_mean_of_the_root():
@@ -128,6 +138,18 @@ def test_own_regressor():
     # Another layout of the same name is another layout.
     other = KeypointLayout.from_regressor(2 * matrix.toarray(), ("left_tip", "right_tip"))
     torch.testing.assert_close(body.keypoints(other, body_pose=pose), 2 * expected)
+
+
+def test_copies_of_a_body_take_the_layout_that_is_asked_for():
+    body = SMPLA(random_body(), dtype=DOUBLE)
+    layout = KeypointLayout.from_regressor(np.eye(12)[:1], ("tip",), name="a name with. a dot")
+    expected = body.keypoints(layout)
+    for twin in (copy.deepcopy(body), pickle.loads(pickle.dumps(body))):
+        (key,) = twin.points
+        other = KeypointLayout.from_regressor(np.eye(12)[5:6], ("tip",))
+        twin.points[str(id(other))] = twin.points[key]  # as if the address had been given out again
+        torch.testing.assert_close(twin.keypoints(other), body().vertices[5:6])
+        torch.testing.assert_close(twin.keypoints(layout), expected)
 
 
 def test_a_bodys_own_set_of_the_layouts_name_comes_first(mannequin_asset):

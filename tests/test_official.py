@@ -34,7 +34,7 @@ from scipy import sparse
 
 from agebody.assets.asset import SMPL_JOINT_NAMES, AssetError
 from agebody.assets.io import load_asset, save_asset
-from agebody.assets.landmarks import EXTRA9, H36M17, J19, SURFACE21_SMPL_VERTICES
+from agebody.assets.landmarks import EXTRA9, H36M17_BEV, J19, SURFACE21_SMPL_VERTICES
 from agebody.assets.official import JOINT_NAMES
 
 SMALL = 120
@@ -154,7 +154,7 @@ def test_bev_packs(tmp_path, legacy):
         assert_array_equal(body.parents, PARENTS["smpl"])
         for key, names, regressor in (
             ("extra9", EXTRA9, "J_regressor_extra9"),
-            ("h36m17", H36M17, "J_regressor_h36m17"),
+            ("h36m17", H36M17_BEV, "J_regressor_h36m17"),
         ):
             assert body.regressors[key].names == names
             assert_array_equal(body.regressors[key].matrix.toarray(), pack[regressor])

@@ -134,7 +134,8 @@ class BodyModel(nn.Module):
         dtype: torch.float32 or torch.float64. The arrays are cast from the asset, now and at every
             later change of precision, so that ``.double()`` gives the file's own float64.
         device: where the layer lives.
-        corrective_dtype: keep and multiply the pose blend shapes in this dtype (torch.bfloat16).
+        corrective_dtype: keep and multiply the pose blend shapes in torch.bfloat16 or torch.float16. A
+            vertex then errs by up to three roundings (2^-9 each in bfloat16) of what they move it.
 
     Raises:
         AssetError: the file cannot be read.
@@ -170,6 +171,10 @@ class BodyModel(nn.Module):
             )
         rotations.check_format(pose_format)
         _check_dtype(dtype)
+        if corrective_dtype not in (None, torch.bfloat16, torch.float16):
+            raise TypeError(
+                f"corrective_dtype: expected torch.bfloat16, torch.float16 or None, got {corrective_dtype}"
+            )
         self.asset = asset
         self.num_betas = num_betas
         self.pose_format: PoseFormat = pose_format
@@ -194,7 +199,7 @@ class BodyModel(nn.Module):
         self.register_buffer(
             "joint_directions", torch.from_numpy(regressed).to(device, dtype), persistent=False
         )
-        low = None if self.corrective_dtype == dtype else self.corrective_dtype
+        low = self.corrective_dtype
         self.surface = PosedSurface(
             identity if low else np.concatenate((identity, correctives)),
             asset.dense_weights(),
@@ -400,8 +405,9 @@ class BodyModel(nn.Module):
 
     def _keypoints(self, skeleton: _Skeleton, layout: str | KeypointLayout) -> Tensor:
         layout = get_layout(layout)
-        key = f"{layout.name}_{id(layout)}"  # its _Points keep the layout, so the id is not given out again
-        if key not in self.points:
+        key = str(id(layout))
+        # A key may come out of a pickle or a copy, where the object behind it is another one.
+        if key not in self.points or self.points[key].layout is not layout:
             self.points[key] = _Points(self, layout)
         points = self.points[key](skeleton)
         return points.reshape(*skeleton.batch, *points.shape[1:])
@@ -628,8 +634,8 @@ class SMPLA(BodyModel):
             (smplify-kids uses 0.35).
         options: as in `BodyModel`.
 
-    Joints of the two bodies are blended in the rest pose, which for one pose is the same as blending
-    them posed: forward kinematics is linear in the rest joints.
+    The two posed bodies are blended. For their joints that is the same as blending the rest joints, because
+    forward kinematics is linear in them.
     """
 
     def __init__(

@@ -13,7 +13,7 @@ from scipy import sparse
 from torch import Tensor
 
 from agebody.assets.asset import SMPL_JOINT_NAMES, SMPL_PARENTS, AssetError, BodyAsset, Regressor
-from agebody.assets.landmarks import COCO17, EXTRA9, H36M17, J19, SURFACE21
+from agebody.assets.landmarks import COCO17, EXTRA9, H36M17, H36M17_BEV, J19, SURFACE21
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,9 +195,9 @@ LAYOUTS: dict[str, KeypointLayout] = {
         ),
         KeypointLayout(
             "bev71",
-            _SMPLX45_NAMES + EXTRA9 + tuple(f"{name}_h36m17" for name in H36M17),
+            _SMPLX45_NAMES + EXTRA9 + tuple(f"{name}_h36m17" for name in H36M17_BEV),
             _SMPL24_SOURCES + _SURFACE_SOURCES
-            + tuple(("extra9", name) for name in EXTRA9) + tuple(("h36m17", name) for name in H36M17),
+            + tuple(("extra9", name) for name in EXTRA9) + tuple(("h36m17", name) for name in H36M17_BEV),
             _SMPLX45_EDGES,
             root=(45, 46),
         ),

@@ -32,7 +32,7 @@ from agebody.assets.landmarks import REGRESSOR_NAMES
 
 Progress = Callable[[str, float], None]
 
-BUILD_VERSION = 1
+BUILD_VERSION = 2
 """Part of the cached file's name: raise it when a change below changes the body."""
 
 _BUILDING = threading.Lock()  # Anny's cache folder is one setting for the whole process

@@ -31,10 +31,18 @@ J19 = (
 """Rows of the regressor that HMR2 appends to OpenPose's 25 points."""
 
 H36M17 = (
-    "pelvis", "right_hip", "right_knee", "right_ankle", "left_hip", "left_knee", "left_ankle", "spine",
+    "pelvis", "left_hip", "left_knee", "left_ankle", "right_hip", "right_knee", "right_ankle", "spine",
     "neck", "nose", "head", "left_shoulder", "left_elbow", "left_wrist", "right_shoulder", "right_elbow",
     "right_wrist",
 )  # fmt: skip
+"""Rows of ``J_regressor_h36m.npy`` as SPIN and its followers read it: the left leg comes before the right."""
+
+H36M17_BEV = (
+    "right_ankle", "right_knee", "right_hip", "left_hip", "left_knee", "left_ankle", "right_wrist",
+    "right_elbow", "right_shoulder", "left_shoulder", "left_elbow", "left_wrist", "neck", "head", "pelvis",
+    "spine", "nose",
+)  # fmt: skip
+"""The same points in the order of BEV's packs, which follow the order of LSP."""
 
 REGRESSOR_NAMES = {"coco17": COCO17, "surface21": SURFACE21, "extra9": EXTRA9, "j19": J19, "h36m17": H36M17}
 """The regressor sets that layouts know by name, and what their rows are."""

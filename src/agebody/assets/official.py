@@ -23,7 +23,14 @@ from agebody.assets.asset import (
     sparse_weights,
 )
 from agebody.assets.container import RawFile, Unread
-from agebody.assets.landmarks import J19, REGRESSOR_NAMES, SURFACE21, SURFACE21_SMPL_VERTICES
+from agebody.assets.landmarks import (
+    EXTRA9,
+    H36M17_BEV,
+    J19,
+    REGRESSOR_NAMES,
+    SURFACE21,
+    SURFACE21_SMPL_VERTICES,
+)
 
 _BODY22 = SMPL_JOINT_NAMES[:22]
 _FINGERS = tuple(
@@ -368,9 +375,12 @@ def _regressors(entry: _Entries, num_vertices: int, dtype: np.dtype) -> dict[str
     elif num_vertices == 6890:
         vertices = np.array(list(SURFACE21_SMPL_VERTICES.values()))
         regressors["surface21"] = _surface_points(vertices, num_vertices, dtype)
-    for key, name in (("J_regressor_extra9", "extra9"), ("J_regressor_h36m17", "h36m17")):
-        if key in entry.content:
-            regressors[name] = named_regressor(name, entry.matrix(key, (None, num_vertices)))
+    if "J_regressor_extra9" in entry.content:
+        matrix = entry.matrix("J_regressor_extra9", (len(EXTRA9), num_vertices))
+        regressors["extra9"] = Regressor(EXTRA9, matrix)
+    if "J_regressor_h36m17" in entry.content:
+        matrix = entry.matrix("J_regressor_h36m17", (len(H36M17_BEV), num_vertices))
+        regressors["h36m17"] = Regressor(H36M17_BEV, matrix)
     if "cocoplus_regressor" in entry.content:
         matrix = entry.matrix("cocoplus_regressor", (None, num_vertices))
         num_points = len(matrix.indptr) - 1
