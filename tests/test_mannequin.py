@@ -13,7 +13,7 @@ from agebody.assets.landmarks import REGRESSOR_NAMES
 from agebody.assets.mannequin import SHAPE_SD, mannequin
 
 # Of every array, bit for bit: the same on each machine, operating system and NumPy.
-SHA256 = "ca7661c8cebc7824460e85886339bd646e2f3829d44a23d6933dee1bedab9309"
+SHA256 = "8d66db52bec952306e8a8158c3213c1e813442e62eae4256cca7271d0302f9c5"
 JOINT = {name: i for i, name in enumerate(SMPL_JOINT_NAMES)}
 AGES = ("adult", "infant")
 

@@ -24,7 +24,6 @@ from agebody.assets.asset import (
 )
 from agebody.assets.container import RawFile, Unread
 from agebody.assets.landmarks import (
-    EXTRA9,
     H36M17_BEV,
     J19,
     REGRESSOR_NAMES,
@@ -376,8 +375,8 @@ def _regressors(entry: _Entries, num_vertices: int, dtype: np.dtype) -> dict[str
         vertices = np.array(list(SURFACE21_SMPL_VERTICES.values()))
         regressors["surface21"] = _surface_points(vertices, num_vertices, dtype)
     if "J_regressor_extra9" in entry.content:
-        matrix = entry.matrix("J_regressor_extra9", (len(EXTRA9), num_vertices))
-        regressors["extra9"] = Regressor(EXTRA9, matrix)
+        matrix = entry.matrix("J_regressor_extra9", (None, num_vertices))
+        regressors["extra9"] = named_regressor("extra9", matrix)
     if "J_regressor_h36m17" in entry.content:
         matrix = entry.matrix("J_regressor_h36m17", (len(H36M17_BEV), num_vertices))
         regressors["h36m17"] = Regressor(H36M17_BEV, matrix)
