@@ -14,7 +14,7 @@ ORDER = [
     "assets.schema", "assets.official", "assets.io", "assets.report", "assets._figure", "assets._sweep",
     "assets.mannequin", "assets.anny",
     "rowwise", "rotations", "kinematics", "deform", "surface", "backend",
-    "keypoints", "body",
+    "keypoints", "points", "body",
     "measure", "age", "poses",
     "meshes", "render", "export", "compat", "demo", "cli", "__main__",
 ]  # fmt: skip

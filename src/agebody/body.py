@@ -19,6 +19,7 @@ from agebody.backend import BackendName, choose_backend
 from agebody.deform import age_coefficients, pose_feature
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.kinematics import KinematicTree, homogeneous
+from agebody.points import PointRegression
 from agebody.rotations import PoseFormat
 from agebody.surface import PosedSurface
 
@@ -408,8 +409,12 @@ class BodyModel(nn.Module):
         key = str(id(layout))
         # A key may come out of a pickle or a copy, where the object behind it is another one.
         if key not in self.points or self.points[key].layout is not layout:
-            self.points[key] = _Points(self, layout)
-        points = self.points[key](skeleton)
+            directions = np.concatenate((self._identity_directions(), self._corrective_directions()))
+            self.points[key] = PointRegression(
+                self.asset, layout, directions, dtype=self.dtype, device=self.device
+            )
+        coefficients = torch.cat((skeleton.coefficients, skeleton.feature), -1)
+        points = self.points[key](coefficients, skeleton.world, skeleton.transforms, skeleton.translation)
         return points.reshape(*skeleton.batch, *points.shape[1:])
 
     def _argument(self, name: str, value: Tensor | None, entry: tuple[int, ...]) -> Tensor:
@@ -457,63 +462,6 @@ class BodyModel(nn.Module):
         if torch.is_autocast_enabled(self.device.type):
             return torch.autocast(self.device.type, enabled=False)
         return contextlib.nullcontext()
-
-
-class _Points(nn.Module):
-    """Keypoints of one layout on one body: posed joints, and sum_j A_j m_j for points of the surface.
-
-    Every pair of a point and a joint that moves it has one m_j; pairs are kept in one list.
-    """
-
-    def __init__(self, body: BodyModel, layout: KeypointLayout) -> None:
-        super().__init__()
-        self.layout = layout
-        joints, regressor = layout.resolve(body.asset)
-        used = np.unique(regressor.indices)
-        rows = regressor[:, used].toarray().astype(np.float64)
-        weights = body.asset.dense_weights()[used].astype(np.float64)
-        point, joint = np.nonzero((rows != 0).astype(float) @ (weights != 0))
-        pair_weights = rows[point] * weights[:, joint].T
-        directions = np.concatenate(
-            (body._identity_directions()[:, used], body._corrective_directions()[:, used])
-        )
-        moments = np.einsum("pv,cvx->cpx", pair_weights, directions.astype(np.float64))
-        sums = np.zeros((len(layout), len(point)))
-        sums[point, np.arange(len(point))] = 1
-        to = {"device": body.device, "dtype": body.dtype}
-        self.put("moments", torch.from_numpy(moments).to(**to))
-        self.put("masses", torch.from_numpy(pair_weights.sum(1)).to(**to))
-        self.put("sums", torch.from_numpy(sums).to(**to))
-        self.put("pair_joints", torch.from_numpy(joint).to(body.device))
-        self.put("joints", torch.from_numpy(np.maximum(joints, 0)).to(body.device))
-        self.put("is_joint", torch.from_numpy(joints >= 0).to(body.device)[:, None])
-        self.any_joint, self.any_surface = bool((joints >= 0).any()), len(point) > 0
-
-    moments: Tensor
-    masses: Tensor
-    sums: Tensor
-    pair_joints: Tensor
-    joints: Tensor
-    is_joint: Tensor
-
-    def put(self, name: str, tensor: Tensor) -> None:
-        self.register_buffer(name, tensor, persistent=False)
-
-    def forward(self, skeleton: _Skeleton) -> Tensor:
-        points = skeleton.translation[:, None]
-        if self.any_surface:
-            coefficients = torch.cat((skeleton.coefficients, skeleton.feature), -1)
-            moments = (coefficients @ self.moments.flatten(1)).unflatten(-1, (-1, 3))
-            transforms = skeleton.transforms[:, self.pair_joints]
-            moved = (transforms[..., :3] @ moments[..., None])[..., 0] + transforms[..., 3] * self.masses[
-                :, None
-            ]
-            surface = self.sums @ moved
-            points = points + surface
-        if self.any_joint:
-            posed = skeleton.world[:, self.joints, :, 3]
-            points = points + (torch.where(self.is_joint, posed, 0) if self.any_surface else posed)
-        return points
 
 
 class ShapedBody:
