@@ -79,16 +79,16 @@ class _Skeleton(NamedTuple):
 
 def _flatten(tensor: Tensor, batch: tuple[int, ...], entry_dims: int) -> Tensor:
     """(*some batch, *entry) as (B, *entry), broadcast to the whole batch."""
-    if len(batch) == 1 and tensor.shape[:-entry_dims] == batch:
+    if len(batch) == 1 and not torch.compiler.is_compiling() and tensor.shape[:-entry_dims] == batch:
         return tensor
     entry = tensor.shape[tensor.dim() - entry_dims :]
     return tensor.expand(*batch, *entry).reshape(math.prod(batch), *entry)
 
 
 def _broadcast(**batches: tuple[int, ...]) -> tuple[int, ...]:
-    different = {tuple(shape) for shape in batches.values()} - {()}
-    if len(different) < 2:
-        return different.pop() if different else ()
+    shapes = [tuple(shape) for shape in batches.values() if shape] or [()]
+    if not torch.compiler.is_compiling() and all(shape == shapes[0] for shape in shapes):
+        return shapes[0]
     try:
         return tuple(torch.broadcast_shapes(*batches.values()))
     except RuntimeError:
