@@ -119,9 +119,11 @@ def run_command(words: list[str], where: str) -> None:
         case ["agebody", "demo", *options]:
             body = [] if "--body" in options else ["--body", "mannequin"]
             run_agebody(["demo", *options, *body, "--width", "160"], where)
+        case ["agebody", "bench", *options]:
+            run_agebody(["bench", *options, "--batch", "2", "--seconds", "0"], where)
         case ["agebody", *rest]:
             run_agebody(rest, where)
-        case ["make", target]:
+        case ["make", target, *_variables]:
             assert re.search(rf"^{target}:", read("Makefile"), re.MULTILINE), f"{where}: make {target}"
         case ["pip", "install", what]:
             extras = re.fullmatch(r"\.(?:\[([\w,]+)\])?", what)

@@ -16,7 +16,7 @@ ORDER = [
     "rowwise", "rotations", "kinematics", "deform", "surface", "backend",
     "keypoints", "points", "body",
     "measure", "age", "poses",
-    "meshes", "render", "export", "compat", "demo", "cli", "__main__",
+    "meshes", "render", "export", "bench", "compat", "demo", "cli", "__main__",
 ]  # fmt: skip
 """From left to right: a module imports only what stands before it."""
 

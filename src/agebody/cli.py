@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn, cast, get_args
 
 import typer
 from rich.console import Console
@@ -19,6 +19,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from agebody.assets.asset import BodyAsset
+    from agebody.bench import Report
 
 app = typer.Typer(
     name="agebody",
@@ -189,6 +190,75 @@ def convert(
             f"note: {output.suffix} has no place for age templates and regressors; .safetensors keeps them",
             file=sys.stderr,
         )
+
+
+@app.command()
+def bench(
+    device: Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1, ...")] = "cpu",
+    backend: Annotated[str, typer.Option(help="What computes the body: auto, torch or warp.")] = "auto",
+    seconds: Annotated[
+        float, typer.Option(min=0, help="For each subject at each number of bodies [s].")
+    ] = 1.0,
+    batch: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=1, show_default=False, help="Number of bodies; may be repeated. 1, 64 and 1024 if not given."
+        ),
+    ] = None,
+) -> None:
+    """Time the built-in body on this machine, beside smplx where it is installed.
+
+    Answers are compared before anything is timed. The floor is the blend-shape product alone, which no layer
+    of this kind can do without.
+    """
+    from agebody.backend import BackendName
+
+    names = get_args(BackendName)
+    if backend not in names:
+        raise typer.BadParameter(f"expected {', '.join(names)}, got {backend!r}", param_hint="--backend")
+    _check_device(device)
+    with _clear_errors(), _progress() as progress:
+        from agebody.assets.mannequin import mannequin
+        from agebody.bench import run_bench
+
+        task = progress.add_task("building")
+        report = run_bench(
+            mannequin(), device=device, backend=cast(BackendName, backend),
+            batches=tuple(batch or (1, 64, 1024)), seconds=seconds,
+            progress=lambda stage, part: progress.update(task, description=stage, completed=100 * part),
+        )  # fmt: skip
+    _show_bench(report)
+
+
+def _short(number: float) -> str:
+    return f"{number:.0f}" if number >= 100 else f"{number:.3g}"
+
+
+def _show_bench(report: Report) -> None:
+    table = Table(
+        title=f"agebody ({report.backend}) on {report.device}: µs a body, medians",
+        title_justify="left",
+        caption="ratio: smplx's time over agebody's; floor: the blend-shape product alone",
+        caption_justify="left",
+    )
+    table.add_column("subject", no_wrap=True)
+    for heading in ("bodies", "smplx", "agebody", "ratio", "floor", "× floor"):
+        table.add_column(heading, justify="right")
+    for row in report.rows:
+        peer, ours, floor = (
+            "–" if timing is None else _short(1e6 * timing.median / row.batch)
+            for timing in (row.peer, row.agebody, row.floor)
+        )
+        speedup, over_floor = (
+            "–" if ratio is None else f"{ratio:.2f}" for ratio in (row.speedup, row.over_floor)
+        )
+        table.add_row(row.subject, str(row.batch), peer, ours, speedup, floor, over_floor)
+    console = Console()
+    console.print(table)
+    if report.largest_difference is None:
+        print("smplx is not installed: `pip install smplx` adds the ratio to it")
+    else:
+        print(f"vertices of agebody and smplx differ by at most {1e6 * report.largest_difference:.2f} µm")
 
 
 def _find_body(name: str, progress: Progress) -> BodyAsset:

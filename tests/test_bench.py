@@ -1,0 +1,155 @@
+import itertools
+import time
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import agebody
+from agebody import bench
+from agebody.cli import app
+
+RUNNER = CliRunner()
+
+
+@pytest.fixture(scope="module")
+def exact(mannequin_asset):
+    return agebody.SMPL(mannequin_asset, dtype=torch.float64)
+
+
+def test_slower_functions_take_longer_and_all_get_their_turns():
+    calls = []
+
+    def wait(name, seconds):
+        def function():
+            calls.append(name)
+            time.sleep(seconds)
+
+        return function
+
+    times = bench.interleaved({"short": wait("short", 0.001), "long": wait("long", 0.004)}, seconds=0.1)
+    assert times["short"].median >= 0.001
+    assert times["long"].median >= 0.004
+    for timing in times.values():
+        assert timing.low <= timing.median <= timing.high
+        assert timing.calls >= bench.FEWEST_CALLS
+    timed = calls[2 * bench.WARM_UP :]
+    turns = [(name, len(list(group))) for name, group in itertools.groupby(timed)]
+    # The order is turned round by round, so that the last of one round may be the first of the next one.
+    assert {length for _, length in turns} <= {bench.CALLS_IN_TURN, 2 * bench.CALLS_IN_TURN}
+    assert timed.count("short") == timed.count("long") == times["long"].calls
+
+
+def test_a_slow_function_is_called_once_a_turn(monkeypatch):
+    monkeypatch.setattr(bench, "SLOW", 0.0)
+    calls = []
+    times = bench.interleaved({"only": lambda: calls.append(1)}, seconds=0)
+    assert times["only"].calls == bench.FEWEST_CALLS
+    assert len(calls) == bench.WARM_UP + bench.FEWEST_CALLS
+
+
+def test_nothing_to_time():
+    assert bench.interleaved({}, seconds=1) == {}
+
+
+def test_arguments_are_the_same_at_every_call():
+    first, second = bench.sample_arguments(3), bench.sample_arguments(3)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert {name: tuple(value.shape) for name, value in first.items()} == {
+        "betas": (3, 10), "body_pose": (3, 69), "global_orient": (3, 3), "transl": (3, 3),
+    }  # fmt: skip
+
+
+def test_the_floor_is_the_products_alone():
+    product, products = bench.blend_products(5, 7, 2)
+    assert product().shape == (2, 21)
+    assert [tuple(result.shape) for result in products()] == [(2, 21), (2, 5)]
+
+
+def test_the_floor_has_the_body_s_size(exact):
+    assert bench.num_coefficients(exact) == 1 + 10 + 207
+
+
+def test_right_answers_pass(exact, mannequin_asset):
+    body = agebody.SMPL(mannequin_asset)
+    difference = bench.compare(lambda **arguments: body(**arguments).vertices, exact)
+    assert 0 < difference < bench.VERTEX_TOLERANCE
+
+
+def test_wrong_vertices_are_found(exact, mannequin_asset):
+    body = agebody.SMPL(mannequin_asset)
+
+    def wrong(**arguments):
+        vertices = body(**arguments).vertices
+        shift = torch.zeros_like(vertices)
+        shift[-1, -1, 0] = 2 * bench.VERTEX_TOLERANCE
+        return vertices + shift
+
+    with pytest.raises(ValueError, match="vertices differ by 0.02"):
+        bench.compare(wrong, exact)
+
+
+def test_wrong_gradients_are_found(exact, mannequin_asset):
+    body = agebody.SMPL(mannequin_asset)
+
+    def wrong(**arguments):
+        pose = arguments["body_pose"]
+        half = pose.detach() + 0.5 * (pose - pose.detach())
+        return body(**{**arguments, "body_pose": half}).vertices
+
+    with pytest.raises(ValueError, match="gradient in body_pose differs by 0.5"):
+        bench.compare(wrong, exact)
+
+
+def test_nan_is_no_answer(exact):
+    with pytest.raises(ValueError, match="vertices differ"):
+        bench.compare(lambda **arguments: torch.full((16, 6890, 3), torch.nan), exact)
+
+
+@pytest.fixture(scope="module")
+def report(mannequin_asset):
+    return bench.run_bench(mannequin_asset, batches=(1, 3), seconds=0)
+
+
+def test_report(report):
+    assert (report.device, report.backend) == ("cpu", "torch")
+    assert [row.batch for row in report.rows] == [1, 1, 1, 3, 3, 3]
+    assert [row.subject for row in report.rows[:3]] == [
+        "forward", "forward + backward", 'keypoints("coco17")',
+    ]  # fmt: skip
+    assert report.largest_difference < 2 * bench.VERTEX_TOLERANCE
+    for row in report.rows:
+        assert row.speedup == row.peer.median / row.agebody.median
+    assert [row.floor is None for row in report.rows[:3]] == [False, False, True]
+    assert report.rows[0].over_floor == report.rows[0].agebody.median / report.rows[0].floor.median
+
+
+def test_without_smplx_there_is_no_ratio_but_a_hint(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "smplx", None)
+    result = RUNNER.invoke(app, ["bench", "--batch", "2", "--seconds", "0"])
+    assert result.exit_code == 0, result.output
+    assert "pip install smplx" in result.output
+    assert "differ" not in result.output
+
+
+def test_command():
+    result = RUNNER.invoke(app, ["bench", "--batch", "2", "--batch", "4", "--seconds", "0"])
+    assert result.exit_code == 0, result.output
+    assert "agebody (torch) on cpu" in result.output
+    rows = [line for line in result.output.splitlines() if line.startswith("│")]
+    assert len(rows) == 6
+    assert "vertices of agebody and smplx differ by at most" in result.output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--backend", "numpy"), "expected auto, torch, warp"),
+        (("--device", "tpu"), "expected cpu, cuda"),
+        (("--batch", "0"), "batch"),
+    ],
+)
+def test_wrong_options(options, message):
+    result = RUNNER.invoke(app, ["bench", *options])
+    assert result.exit_code == 2
+    assert message in result.output
