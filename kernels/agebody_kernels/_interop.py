@@ -1,0 +1,173 @@
+"""Between torch and Warp: a lazy start, kernels for each floating type, views without copies, torch's stream."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+import warp as wp
+from torch import Tensor
+
+BLOCK_DIM = 128
+"""Threads a block on CUDA. One number for all kernels, so that each module is compiled once."""
+
+_PATIENCE = 1.0
+"""Seconds of loading kernels after which the user is told what is going on."""
+
+_SCALARS = {torch.float32: wp.float32, torch.float64: wp.float64}
+
+
+class Types(NamedTuple):
+    """What kernels are written with, for one floating type."""
+
+    scalar: Any
+    vec3: Any
+    mat33: Any
+    mat34: Any
+    kernel: Callable[[Callable[..., None]], wp.Kernel]
+    """Decorator of kernels."""
+    func: Callable[[Callable[..., Any]], wp.Function]
+    """Decorator of functions that kernels call."""
+
+
+class KernelSet:
+    """The kernels that a definition makes for float32 and for float64, each in a Warp module of its own.
+
+    Args:
+        define: takes `Types` and returns a namespace of kernels.
+    """
+
+    sets: list[KernelSet] = []
+
+    def __init__(self, define: Callable[[Types], SimpleNamespace]) -> None:
+        self.name = define.__module__
+        self._kernels = {}
+        self._modules = {}
+        for dtype, scalar in _SCALARS.items():
+            module = wp.get_module(f"{self.name}.{scalar.__name__}")
+            module.options["enable_backward"] = False  # gradients are kernels of their own
+            vec3, mat33, mat34 = (
+                wp.types.vector(3, scalar), wp.types.matrix((3, 3), scalar), wp.types.matrix((3, 4), scalar),
+            )  # fmt: skip
+            kernel, func = (
+                functools.partial(wp.kernel, module=module),
+                functools.partial(wp.func, module=module),
+            )
+            self._kernels[dtype] = define(Types(scalar, vec3, mat33, mat34, kernel, func))
+            self._modules[dtype] = module
+        self.sets.append(self)
+
+    def __getitem__(self, dtype: torch.dtype) -> SimpleNamespace:
+        """The kernels of one floating type."""
+        return self._kernels[dtype]
+
+    def load(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Compiles the kernels or finds them in Warp's cache, where that has not been done."""
+        _load(self._modules[dtype], _warp_device(device))
+
+
+def launch(kernel: wp.Kernel, dim: int | Sequence[int], *arguments: Any, tiled: bool = False) -> None:
+    """Launches a kernel on the device of its first tensor, on torch's current stream.
+
+    Args:
+        kernel: one kernel of a `KernelSet`.
+        dim: threads; with ``tiled`` blocks.
+        arguments: tensors and numbers, in the kernel's order. Tensors are read through their strides; only
+            the dimensions that make up a vector or a matrix must be contiguous.
+        tiled: whether each element of ``dim`` is a block of threads that work together.
+    """
+    device = next(a.device for a in arguments if isinstance(a, Tensor))
+    warp_device = _warp_device(device)
+    _load(kernel.module, warp_device)
+    stream = _stream(torch.cuda.current_stream(device)) if device.type == "cuda" else None
+    packed = [
+        wp.from_torch(a.detach(), dtype=p.type.dtype, requires_grad=False, return_ctype=True)
+        if isinstance(a, Tensor)
+        else a
+        for a, p in zip(arguments, kernel.adj.args, strict=True)
+    ]
+    launcher = wp.launch_tiled if tiled else wp.launch
+    launcher(kernel, dim=dim, inputs=packed, device=warp_device, stream=stream, block_dim=BLOCK_DIM)
+
+
+def entries(tensor: Tensor, dims: int) -> Tensor:
+    """The tensor with its last dimensions contiguous, as a vector or a matrix in a kernel must be."""
+    stride = 1
+    for size, step in zip(tensor.shape[: -dims - 1 : -1], tensor.stride()[::-1], strict=False):
+        if step != stride:
+            return tensor.contiguous()
+        stride *= size
+    return tensor
+
+
+@functools.cache
+def _start() -> None:
+    with _quiet():
+        wp.init()
+
+
+@functools.cache
+def _warp_device(device: torch.device) -> Any:
+    _start()
+    if device.type not in ("cpu", "cuda"):
+        raise RuntimeError(
+            f"Warp kernels run on cpu and cuda tensors, got {device}; use backend='torch' there"
+        )
+    if device.type == "cuda" and not wp.is_cuda_available():
+        raise RuntimeError(
+            f"Warp {wp.config.version} finds no CUDA device, although torch does ({device}): its driver is too old "
+            f"for this build of Warp, or Warp was built without CUDA. Update the NVIDIA driver, install an older "
+            "warp-lang, or use backend='torch'"
+        )
+    return wp.device_from_torch(device)
+
+
+@functools.lru_cache(maxsize=64)
+def _stream_of(handle: int, device: torch.device) -> Any:
+    return wp.stream_from_torch(torch.cuda.ExternalStream(handle, device=device))
+
+
+def _stream(stream: torch.cuda.Stream) -> Any:
+    return _stream_of(stream.cuda_stream, stream.device)
+
+
+_LOADED: set[tuple[int, str]] = set()
+_LOADING = threading.Lock()
+
+
+def _load(module: Any, device: Any) -> None:
+    key = (id(module), device.alias)
+    if key in _LOADED:
+        return
+    with _LOADING, _quiet(), _announced(f"agebody: compiling {module.name} for {device.alias}"):
+        wp.load_module(module, device=device, block_dim=BLOCK_DIM)
+    _LOADED.add(key)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Warp greets and reports on standard output, which belongs to the program."""
+    level, wp.config.log_level = wp.config.log_level, max(wp.config.log_level, wp.LOG_WARNING)
+    try:
+        yield
+    finally:
+        wp.config.log_level = level
+
+
+@contextlib.contextmanager
+def _announced(message: str) -> Iterator[None]:
+    """Tells on standard error what takes long, once it does."""
+    note = f"{message} (once; `agebody warmup` does it ahead)"
+    timer = threading.Timer(_PATIENCE, lambda: print(note, file=sys.stderr))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

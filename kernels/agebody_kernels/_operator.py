@@ -1,0 +1,186 @@
+"""From a value, a gradient and a definition to an operator that all of torch can work with.
+
+An operator treats every row of a batch alike. Its gradient is an operator too, and the gradient of that is
+taken from the *twin*, the definition in plain torch: derivatives are right to every order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Tensors = tuple[Tensor, ...]
+Shapes = Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Operator:
+    """A function of batched tensors, defined in torch and computed by kernels.
+
+    Calls look like ``operator(*rows, *constants)``: first the tensors with a batch dimension, which are
+    differentiated, then tensors and numbers that belong to the body.
+    """
+
+    name: str
+    rows: tuple[str, ...]
+    """Names of the batched tensors."""
+    constants: tuple[str, ...]
+    """Schema of the rest, such as ``"Tensor weights"`` or ``"int width"``."""
+    num_outputs: int
+    twin: Callable[..., Tensors]
+    """(*rows, *constants) -> outputs, in differentiable torch: the definition."""
+    value: Callable[..., Tensors]
+    """(*rows, *constants) -> outputs, by kernels."""
+    gradient: Callable[..., tuple[Tensor | None, ...]]
+    """(wants, grads, *rows, *constants) -> gradient of each of the rows that is wanted, by kernels."""
+    shapes: Callable[..., Shapes]
+    """(*rows, *constants) -> shapes of the outputs."""
+
+    def __post_init__(self) -> None:
+        rows = [f"Tensor {name}" for name in self.rows]
+        arguments = ", ".join([*rows, *self.constants])
+        grads = ", ".join(f"Tensor grad{i}" for i in range(self.num_outputs))
+        _register(
+            f"agebody::{self.name}", f"({arguments}) -> {_returns(self.num_outputs)}",
+            self._value, self._fake, self._differentiate, len(self.rows),
+        )  # fmt: skip
+        _register(
+            f"agebody::{self.name}_backward", f"({grads}, {arguments}, bool[] wants) -> {_returns(len(rows))}",
+            self._gradient, self._fake_gradient, self._differentiate_gradient, self.num_outputs + len(rows),
+        )  # fmt: skip
+
+    def __call__(self, *arguments: Any) -> Tensors:
+        """The outputs.
+
+        Raises:
+            TypeError: the floating types of the tensors differ, or are neither float32 nor float64.
+            ValueError: the batches or the devices differ.
+        """
+        self._check(arguments[: len(self.rows)])
+        return _tuple(getattr(torch.ops.agebody, self.name)(*arguments))
+
+    def _check(self, rows: Sequence[Tensor]) -> None:
+        first = rows[0]
+        for name, tensor in zip(self.rows, rows, strict=True):
+            if tensor.dtype not in (torch.float32, torch.float64) or tensor.dtype != first.dtype:
+                raise TypeError(
+                    f"{name}: expected {first.dtype if tensor is not first else 'float32 or float64'}, "
+                    f"got {tensor.dtype}"
+                )
+            if tensor.device != first.device:
+                raise ValueError(f"{name}: expected a tensor on {first.device}, got one on {tensor.device}")
+            if tensor.shape[0] != first.shape[0]:
+                raise ValueError(f"{name}: expected a batch of {first.shape[0]}, got {tensor.shape[0]}")
+
+    def _value(self, *arguments: Any) -> Any:
+        return _plain(self.value(*arguments))
+
+    def _fake(self, *arguments: Any) -> Any:
+        return _plain(tuple(arguments[0].new_empty(tuple(shape)) for shape in self.shapes(*arguments)))
+
+    def _gradient(self, *arguments: Any) -> Any:
+        grads, rows, constants, wants = self._split(arguments)
+        found = self.gradient(wants, grads, *rows, *constants)
+        return _plain(
+            tuple(
+                g if wanted and g is not None else _nothing(t)
+                for g, wanted, t in zip(found, wants, rows, strict=True)
+            )
+        )
+
+    def _fake_gradient(self, *arguments: Any) -> Any:
+        _, rows, _, wants = self._split(arguments)
+        return _plain(
+            tuple(
+                t.new_empty(t.shape) if wanted else _nothing(t) for wanted, t in zip(wants, rows, strict=True)
+            )
+        )
+
+    def _differentiate(self, ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        rows, constants = ctx.saved_tensors, ctx.constants
+        wants = list(ctx.needs_input_grad[: len(rows)])
+        filled = [
+            g if g is not None else rows[0].new_zeros(s) for g, s in zip(grads, ctx.shapes, strict=True)
+        ]
+        operator = getattr(torch.ops.agebody, f"{self.name}_backward")
+        found = _tuple(operator(*filled, *rows, *constants, wants))
+        return *_where(wants, found), *[None] * len(constants)
+
+    def _differentiate_gradient(self, ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        """Pulls back through the twin's own gradient."""
+        tensors, (*constants, wants) = ctx.saved_tensors, ctx.constants
+        first, rows = tensors[: self.num_outputs], tensors[self.num_outputs :]
+
+        def pull(*tensors: Tensor) -> Tensors:
+            outer, inner = tensors[: self.num_outputs], tensors[self.num_outputs :]
+            return torch.func.vjp(lambda *r: self.twin(*r, *constants), *inner)[1](outer)
+
+        cotangents = tuple(
+            g if wanted and g is not None else torch.zeros_like(t)
+            for g, wanted, t in zip(grads, wants, rows, strict=True)
+        )
+        found = torch.func.vjp(pull, *first, *rows)[1](cotangents)
+        return *found, *[None] * (len(constants) + 1)
+
+    def _split(self, arguments: tuple[Any, ...]) -> tuple[Any, Any, Any, Any]:
+        *arguments, wants = arguments
+        last = self.num_outputs + len(self.rows)
+        return arguments[: self.num_outputs], arguments[self.num_outputs : last], arguments[last:], wants
+
+
+def _register(
+    name: str,
+    schema: str,
+    value: Callable[..., Any],
+    fake: Callable[..., Any],
+    differentiate: Callable[..., Any],
+    num_rows: int,
+) -> None:
+    operator = torch.library.custom_op(name, value, mutates_args=(), schema=schema)
+    operator.register_fake(fake)
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(*inputs[:num_rows])
+        ctx.constants = inputs[num_rows:]
+        ctx.shapes = [o.shape for o in _tuple(output)]
+        ctx.set_materialize_grads(False)
+
+    operator.register_autograd(differentiate, setup_context=setup_context)
+
+    def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
+        if any(dim is not None for dim in in_dims[num_rows:] if not isinstance(dim, (list, tuple))):
+            raise ValueError(f"{name}: torch.func.vmap over the body's constants is not supported")
+        size = info.batch_size
+        rows = [
+            (t.expand(size, *t.shape) if dim is None else t.movedim(dim, 0)).flatten(0, 1)
+            for t, dim in zip(arguments[:num_rows], in_dims, strict=False)
+        ]
+        outputs = _tuple(operator(*rows, *arguments[num_rows:]))
+        return _plain(tuple(o.unflatten(0, (size, -1)) for o in outputs)), _plain((0,) * len(outputs))
+
+    operator.register_vmap(vmap)
+
+
+def _returns(count: int) -> str:
+    return "Tensor" if count == 1 else f"({', '.join(['Tensor'] * count)})"
+
+
+def _plain(outputs: tuple[Any, ...]) -> Any:
+    """Operators with one output return a tensor, not a tuple."""
+    return outputs[0] if len(outputs) == 1 else outputs
+
+
+def _tuple(outputs: Any) -> tuple[Any, ...]:
+    return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+def _nothing(tensor: Tensor) -> Tensor:
+    return tensor.new_empty((tensor.shape[0], 0))
+
+
+def _where(wants: Sequence[bool], found: Tensors) -> tuple[Tensor | None, ...]:
+    return tuple(g if wanted else None for g, wanted in zip(found, wants, strict=True))

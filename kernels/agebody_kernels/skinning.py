@@ -1,0 +1,268 @@
+"""Linear blend skinning with sparse weights: SMPL (Loper et al., SIGGRAPH Asia 2015), eq. 2."""
+# Types of kernel arguments are made at run time.
+# pyright: reportInvalidTypeForm=false
+
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import warp as wp
+from torch import Tensor
+
+from agebody_kernels._interop import KernelSet, Types, entries, launch
+from agebody_kernels._operator import Operator
+
+BODIES = wp.constant(4)
+"""Bodies a thread skins one after the other, while the weights of its vertex are at hand."""
+SEGMENT = 512
+"""Weights of one joint that a block sums; joints with more have several segments."""
+
+
+class SkinningWeights(NamedTuple):
+    """Skinning weights by vertex, and by joint for gradients."""
+
+    joints: Tensor
+    """(W, V) int32, joints that move each vertex."""
+    weights: Tensor
+    """(W, V) their weights, 0 beyond what a vertex has."""
+    moved: Tensor
+    """(N) int32, vertices that each joint moves, joint after joint."""
+    shares: Tensor
+    """(N) their weights."""
+    segments: Tensor
+    """(S + 1) int32, where in ``moved`` the segments start."""
+    owners: Tensor
+    """(J + 1) int32, where the segments of each joint start."""
+
+    @classmethod
+    def pack(cls, joints: np.ndarray, weights: np.ndarray, num_joints: int) -> "SkinningWeights":
+        """From (V, W) joints and weights; entries of weight 0 are left out.
+
+        Raises:
+            ValueError: a joint does not exist, or the shapes differ.
+        """
+        if joints.shape != weights.shape or joints.ndim != 2:
+            raise ValueError(
+                f"joints, weights: expected the same shape (V, W), got {joints.shape}, {weights.shape}"
+            )
+        if joints.size and not (joints.min() >= 0 and joints.max() < num_joints):
+            raise ValueError(f"joints: expected 0 to {num_joints - 1}, got {joints.min()} to {joints.max()}")
+        vertex, slot = np.nonzero(weights)
+        order = np.argsort(joints[vertex, slot], kind="stable")
+        vertex, slot = vertex[order], slot[order]
+        bounds = np.searchsorted(joints[vertex, slot], np.arange(num_joints + 1))
+        segments, owners = [0], [0]
+        for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+            segments += [*range(start + SEGMENT, end, SEGMENT), end] if end > start else []
+            owners.append(len(segments) - 1)
+        # The largest weights first, so that a thread can stop at the first zero.
+        by_weight = np.argsort(-weights, axis=1, kind="stable")
+        return cls(
+            _int32(np.take_along_axis(joints, by_weight, 1).T),
+            torch.from_numpy(np.ascontiguousarray(np.take_along_axis(weights, by_weight, 1).T)),
+            _int32(vertex),
+            torch.from_numpy(weights[vertex, slot]),
+            _int32(np.array(segments)),
+            _int32(np.array(owners)),
+        )
+
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> "SkinningWeights":
+        """On another device, or in another floating type."""
+        return SkinningWeights(*(t.to(device, dtype if t.is_floating_point() else None) for t in self))
+
+
+def linear_blend_skinning(
+    vertices: Tensor, transforms: Tensor, translation: Tensor, weights: SkinningWeights
+) -> Tensor:
+    """``v_i' = sum over j of w_ij A_j v_i + t``, differentiable to any order in its three tensors.
+
+    Args:
+        vertices: (B, V, 3) [m].
+        transforms: (B, J, 3, 4) skinning transforms.
+        translation: (B, 3) [m].
+        weights: of one body, in the same floating type and on the same device.
+
+    Returns:
+        (B, V, 3) [m].
+
+    Source: SMPL (Loper et al., SIGGRAPH Asia 2015), eq. 2.
+    """
+    return SKINNING(vertices, transforms, translation, *weights)[0]
+
+
+def _int32(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int32))
+
+
+def _twin(
+    vertices: Tensor, transforms: Tensor, translation: Tensor, joints: Tensor, weights: Tensor, *_: Tensor
+):
+    rows = transforms.flatten(-2)  # (B, J, 12)
+    blended = sum(w[:, None] * rows[:, j] for j, w in zip(joints, weights, strict=True))
+    blended = blended.unflatten(-1, (3, 4))
+    return ((blended[..., :3] @ vertices[..., None])[..., 0] + blended[..., 3] + translation[:, None],)
+
+
+@KernelSet
+def _KERNELS(t: Types) -> SimpleNamespace:
+    scalar, vec3, mat34 = t.scalar, t.vec3, t.mat34
+
+    @t.func
+    def blend(
+        transforms: wp.array2d[mat34], joints: wp.array2d[int], weights: wp.array2d[scalar], b: int, v: int
+    ):
+        total = mat34()
+        for k in range(weights.shape[0]):
+            w = weights[k, v]
+            if w == scalar(0.0):
+                break
+            total += w * transforms[b, joints[k, v]]
+        return total
+
+    @t.kernel
+    def skin(
+        vertices: wp.array2d[vec3],
+        transforms: wp.array2d[mat34],
+        translation: wp.array[vec3],
+        joints: wp.array2d[int],
+        weights: wp.array2d[scalar],
+        posed_out: wp.array2d[vec3],
+    ):
+        group, v = wp.tid()
+        for i in range(BODIES):
+            b = group * BODIES + i
+            if b < vertices.shape[0]:
+                m = blend(transforms, joints, weights, b, v)
+                x = vertices[b, v]
+                posed_out[b, v] = translation[b] + vec3(
+                    m[0, 0] * x[0] + m[0, 1] * x[1] + m[0, 2] * x[2] + m[0, 3],
+                    m[1, 0] * x[0] + m[1, 1] * x[1] + m[1, 2] * x[2] + m[1, 3],
+                    m[2, 0] * x[0] + m[2, 1] * x[1] + m[2, 2] * x[2] + m[2, 3],
+                )
+
+    @t.kernel
+    def unskin(
+        grad: wp.array2d[vec3],
+        transforms: wp.array2d[mat34],
+        joints: wp.array2d[int],
+        weights: wp.array2d[scalar],
+        d_vertices_out: wp.array2d[vec3],
+    ):
+        group, v = wp.tid()
+        for i in range(BODIES):
+            b = group * BODIES + i
+            if b < grad.shape[0]:
+                m = blend(transforms, joints, weights, b, v)
+                g = grad[b, v]
+                d_vertices_out[b, v] = vec3(
+                    m[0, 0] * g[0] + m[1, 0] * g[1] + m[2, 0] * g[2],
+                    m[0, 1] * g[0] + m[1, 1] * g[1] + m[2, 1] * g[2],
+                    m[0, 2] * g[0] + m[1, 2] * g[1] + m[2, 2] * g[2],
+                )
+
+    @t.kernel
+    def sum_segments(
+        grad: wp.array2d[vec3],
+        vertices: wp.array2d[vec3],
+        moved: wp.array[int],
+        shares: wp.array[scalar],
+        segments: wp.array[int],
+        partial_out: wp.array2d[mat34],
+    ):
+        b, s, lane = wp.tid()
+        total = mat34()
+        for i in range(segments[s] + lane, segments[s + 1], wp.block_dim()):
+            v = moved[i]
+            g = shares[i] * grad[b, v]
+            x = vertices[b, v]
+            for r in range(3):
+                total[r, 0] += g[r] * x[0]
+                total[r, 1] += g[r] * x[1]
+                total[r, 2] += g[r] * x[2]
+                total[r, 3] += g[r]
+        # A tree over the lanes of one block: the same order in every run.
+        wp.tile_store(partial_out[b], wp.tile_reduce(wp.add, wp.tile(total, preserve_type=True)), offset=s)
+
+    @t.kernel
+    def sum_joints(partial: wp.array2d[mat34], owners: wp.array[int], d_transforms_out: wp.array2d[mat34]):
+        b, j = wp.tid()
+        total = mat34()
+        for s in range(owners[j], owners[j + 1]):
+            total += partial[b, s]
+        d_transforms_out[b, j] = total
+
+    return SimpleNamespace(skin=skin, unskin=unskin, sum_segments=sum_segments, sum_joints=sum_joints)
+
+
+def _value(
+    vertices: Tensor, transforms: Tensor, translation: Tensor, joints: Tensor, weights: Tensor, *_: Tensor
+):
+    return (
+        skin_into(
+            torch.empty(vertices.shape, dtype=vertices.dtype, device=vertices.device),
+            vertices,
+            transforms,
+            translation,
+            joints,
+            weights,
+        ),
+    )
+
+
+def skin_into(
+    posed_out: Tensor,
+    vertices: Tensor,
+    transforms: Tensor,
+    translation: Tensor,
+    joints: Tensor,
+    weights: Tensor,
+) -> Tensor:
+    """The value alone, written to a tensor that is there already."""
+    launch(
+        _KERNELS[vertices.dtype].skin, (_groups(vertices), vertices.shape[1]),
+        entries(vertices, 1), entries(transforms, 2), entries(translation, 1), joints, weights, posed_out,
+    )  # fmt: skip
+    return posed_out
+
+
+def _groups(tensor: Tensor) -> int:
+    return -(-tensor.shape[0] // int(BODIES))
+
+
+def _gradient(
+    wants, grads, vertices, transforms, translation, joints, weights, moved, shares, segments, owners
+):
+    kernels, grad = _KERNELS[vertices.dtype], entries(grads[0], 1)
+    batch, num_joints = transforms.shape[:2]
+    d_vertices = d_transforms = None
+    if wants[0]:
+        d_vertices = torch.empty_like(vertices, memory_format=torch.contiguous_format)
+        launch(
+            kernels.unskin, (_groups(vertices), vertices.shape[1]),
+            grad, entries(transforms, 2), joints, weights, d_vertices,
+        )  # fmt: skip
+    if wants[1]:
+        num_segments = len(segments) - 1
+        partial = transforms.new_empty(batch, num_segments, 3, 4)
+        launch(
+            kernels.sum_segments, (batch, num_segments),
+            grad, entries(vertices, 1), moved, shares, segments, partial, tiled=True,
+        )  # fmt: skip
+        d_transforms = transforms.new_empty(batch, num_joints, 3, 4)
+        launch(kernels.sum_joints, (batch, num_joints), partial, owners, d_transforms)
+    return d_vertices, d_transforms, grad.sum(1) if wants[2] else None
+
+
+SKINNING = Operator(
+    "linear_blend_skinning",
+    rows=("vertices", "transforms", "translation"),
+    constants=tuple(f"Tensor {name}" for name in SkinningWeights._fields),
+    num_outputs=1,
+    twin=_twin,
+    value=_value,
+    gradient=_gradient,
+    shapes=lambda vertices, *_: (vertices.shape,),
+)
