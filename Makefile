@@ -48,11 +48,11 @@ $(VENV)/.torch:
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml
-	$(BIN)/python -m pip install --quiet -e ".[free,render]"
+	$(BIN)/python -m pip install --quiet -e ".[free,render,warp]"
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.torch pyproject.toml
-	$(BIN)/python -m pip install --quiet -e ".[free,render,dev,docs]"
+	$(BIN)/python -m pip install --quiet -e ".[free,render,warp,dev,docs]"
 	touch $@ $(VENV)/.installed
 
 clean:

@@ -424,8 +424,6 @@ class TestInput:
             SMPLA(asset, dtype=torch.float16)
         with pytest.raises(TypeError, match=r"corrective_dtype: expected torch\.bfloat16.*got torch\.int8"):
             SMPLA(asset, corrective_dtype=torch.int8)
-        with pytest.raises(ImportError, match="backend='warp'.*backend='torch'"):
-            SMPLA(asset, backend="warp")
         with pytest.raises(ValueError, match="backend: expected one of auto, torch, warp, got 'numpy'"):
             SMPLA(asset, backend="numpy")
         with pytest.raises(ValueError, match="no age templates"):

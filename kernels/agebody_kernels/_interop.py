@@ -1,4 +1,4 @@
-"""Between torch and Warp: a lazy start, kernels for each floating type, views without copies, torch's stream."""
+"""Between torch and Warp: kernels for each floating type, a lazy start, no copies, torch's stream."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import warp as wp
@@ -30,9 +30,9 @@ class Types(NamedTuple):
     vec3: Any
     mat33: Any
     mat34: Any
-    kernel: Callable[[Callable[..., None]], wp.Kernel]
+    kernel: Callable[..., Any]
     """Decorator of kernels."""
-    func: Callable[[Callable[..., Any]], wp.Function]
+    func: Callable[..., Any]
     """Decorator of functions that kernels call."""
 
 
@@ -43,7 +43,8 @@ class KernelSet:
         define: takes `Types` and returns a namespace of kernels.
     """
 
-    sets: list[KernelSet] = []
+    sets: ClassVar[list[KernelSet]] = []
+    """All there are."""
 
     def __init__(self, define: Callable[[Types], SimpleNamespace]) -> None:
         self.name = define.__module__
@@ -82,6 +83,8 @@ def launch(kernel: wp.Kernel, dim: int | Sequence[int], *arguments: Any, tiled: 
             the dimensions that make up a vector or a matrix must be contiguous.
         tiled: whether each element of ``dim`` is a block of threads that work together.
     """
+    if 0 in (dim if isinstance(dim, Sequence) else (dim,)):
+        return
     device = next(a.device for a in arguments if isinstance(a, Tensor))
     warp_device = _warp_device(device)
     _load(kernel.module, warp_device)
@@ -121,9 +124,9 @@ def _warp_device(device: torch.device) -> Any:
         )
     if device.type == "cuda" and not wp.is_cuda_available():
         raise RuntimeError(
-            f"Warp {wp.config.version} finds no CUDA device, although torch does ({device}): its driver is too old "
-            f"for this build of Warp, or Warp was built without CUDA. Update the NVIDIA driver, install an older "
-            "warp-lang, or use backend='torch'"
+            f"Warp {wp.config.version} finds no CUDA device, although torch does ({device}): the driver is "
+            "too old for this build of Warp, or Warp was built without CUDA. Update the NVIDIA driver, "
+            "install an older warp-lang, or use backend='torch'"
         )
     return wp.device_from_torch(device)
 

@@ -49,7 +49,8 @@ class Operator:
             self._value, self._fake, self._differentiate, len(self.rows),
         )  # fmt: skip
         _register(
-            f"agebody::{self.name}_backward", f"({grads}, {arguments}, bool[] wants) -> {_returns(len(rows))}",
+            f"agebody::{self.name}_backward",
+            f"({grads}, {arguments}, bool[] wants) -> {_returns(len(rows))}",
             self._gradient, self._fake_gradient, self._differentiate_gradient, self.num_outputs + len(rows),
         )  # fmt: skip
 
@@ -127,9 +128,8 @@ class Operator:
         return *found, *[None] * (len(constants) + 1)
 
     def _split(self, arguments: tuple[Any, ...]) -> tuple[Any, Any, Any, Any]:
-        *arguments, wants = arguments
-        last = self.num_outputs + len(self.rows)
-        return arguments[: self.num_outputs], arguments[self.num_outputs : last], arguments[last:], wants
+        first, last = self.num_outputs, self.num_outputs + len(self.rows)
+        return arguments[:first], arguments[first:last], arguments[last:-1], arguments[-1]
 
 
 def _register(

@@ -1,6 +1,7 @@
-"""Forward kinematics from axis-angle vectors or matrices: SMPL (Loper et al., SIGGRAPH Asia 2015), eq. 1, 3, 4."""
-# Types of kernel arguments are made at run time.
-# pyright: reportInvalidTypeForm=false
+"""Forward kinematics from axis-angle vectors or matrices.
+
+Source: SMPL (Loper et al., SIGGRAPH Asia 2015), eq. 1, 3 and 4.
+"""
 
 import math
 from collections.abc import Sequence

@@ -1,7 +1,6 @@
 """Linear blend skinning with sparse weights: SMPL (Loper et al., SIGGRAPH Asia 2015), eq. 2."""
-# Types of kernel arguments are made at run time.
-# pyright: reportInvalidTypeForm=false
 
+import itertools
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -53,7 +52,7 @@ class SkinningWeights(NamedTuple):
         vertex, slot = vertex[order], slot[order]
         bounds = np.searchsorted(joints[vertex, slot], np.arange(num_joints + 1))
         segments, owners = [0], [0]
-        for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+        for start, end in itertools.pairwise(bounds.tolist()):
             segments += [*range(start + SEGMENT, end, SEGMENT), end] if end > start else []
             owners.append(len(segments) - 1)
         # The largest weights first, so that a thread can stop at the first zero.

@@ -1,23 +1,238 @@
-"""Which implementation computes a body: one place decides, and says why where it cannot."""
+"""Which implementation computes a body: one place decides, and says why where it cannot.
+
+The parts of a body come in torch (`identity`, `kinematics`, `surface`), and here over Warp's kernels with the
+same calls. Nothing else imports the kernels.
+"""
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+import functools
+import importlib.util
+import warnings
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from agebody import rotations
+from agebody.identity import RestJoints
+from agebody.kinematics import KinematicTree
+from agebody.rotations import PoseFormat
+from agebody.rowwise import RowFunction, is_differentiated
+from agebody.surface import PosedSurface
 
 BackendName = Literal["auto", "torch", "warp"]
 
+BODIES = 512
+"""Bodies whose rest surfaces Warp's forward pass holds at a time, where no gradient is wanted."""
 
-def choose_backend(backend: str) -> Literal["torch"]:
-    """The implementation that a name stands for; ``"auto"`` is the fastest one there is.
+
+class Parts(NamedTuple):
+    """What a body is made of."""
+
+    rest_joints: type[RestJoints]
+    tree: type[KinematicTree] | type[WarpTree]
+    surface: type[PosedSurface] | type[WarpSurface]
+
+
+def choose_backend(backend: str, device: torch.device) -> Literal["torch", "warp"]:
+    """The implementation that a name stands for; "auto" is Warp on CUDA and torch elsewhere.
 
     Raises:
-        ValueError: the name is no backend's.
-        ImportError: the backend is known, but not a part of what is installed.
+        ValueError: the name is no backend's, or the backend does not run on the device.
+        ImportError: Warp is chosen and not installed.
     """
     if backend not in get_args(BackendName):
         raise ValueError(f"backend: expected one of {', '.join(get_args(BackendName))}, got {backend!r}")
     if backend == "warp":
-        raise ImportError(
-            "backend='warp': this version of agebody comes without Warp kernels; use backend='torch'"
+        if not has_warp():
+            raise ImportError(
+                "backend='warp': the package warp-lang is not installed; "
+                "pip install 'agebody[warp]', or use backend='torch'"
+            )
+        if device.type not in ("cpu", "cuda"):
+            raise ValueError(
+                f"backend='warp': its kernels run on cpu and cuda, got {device}; use backend='torch'"
+            )
+        return "warp"
+    if backend == "torch" or device.type != "cuda":
+        return "torch"
+    if not has_warp():
+        warnings.warn(
+            "backend='auto': warp-lang is not installed, so that bodies on CUDA are computed by torch, "
+            "which is slower; pip install 'agebody[warp]', or choose backend='torch'",
+            stacklevel=3,
         )
-    return "torch"
+        return "torch"
+    return "warp"
+
+
+def has_warp() -> bool:
+    """Whether Warp is installed."""
+    return importlib.util.find_spec("warp") is not None
+
+
+def get_parts(backend: Literal["torch", "warp"]) -> Parts:
+    """The classes that make up a body."""
+    if backend == "torch":
+        return Parts(RestJoints, KinematicTree, PosedSurface)
+    return Parts(WarpRestJoints, WarpTree, WarpSurface)
+
+
+def load_kernels() -> ModuleType:
+    """The package of kernels.
+
+    Raises:
+        ImportError: Warp is not installed.
+    """
+    choose_backend("warp", torch.device("cpu"))
+    return importlib.import_module("agebody_kernels")
+
+
+class WarpRestJoints(RestJoints):
+    """`RestJoints` in one launch."""
+
+    def __init__(self, directions: np.ndarray, age_anchors: Sequence[float], *, dtype: torch.dtype) -> None:
+        super().__init__(directions, age_anchors, dtype=dtype)
+        self.ages = _Constants(load_kernels().AgeAnchors.build(age_anchors).to(dtype=dtype))
+
+    def forward(
+        self, betas: Float[Tensor, "*batch N"], age_offset: Float[Tensor, "*batch"]
+    ) -> tuple[Float[Tensor, "*batch C"], Float[Tensor, "*batch J 3"]]:
+        """Coefficients, and rest joints [m]."""
+        constants = (self.directions.flatten(1), *self.ages.values())
+        coefficients, joints = _row_function("REST_SHAPE")(
+            constants, betas.reshape(-1, betas.shape[-1]), age_offset.reshape(-1)
+        )
+        batch = betas.shape[:-1]
+        return coefficients.reshape(*batch, -1), joints.reshape(*batch, *self.directions.shape[1:])
+
+
+class WarpTree(nn.Module):
+    """`KinematicTree` in one launch, Rodrigues' formula included."""
+
+    def __init__(self, parents: Sequence[int]) -> None:
+        super().__init__()
+        self.joints = _Constants(load_kernels().JointTree.build(parents))
+
+    def pose(
+        self, pose: Float[Tensor, "B J ..."], pose_format: PoseFormat, rest_joints: Float[Tensor, "B J 3"]
+    ) -> tuple[Float[Tensor, "B J 3 3"], Float[Tensor, "B J 3 4"], Float[Tensor, "B J 3 4"]]:
+        """Matrices, world and skinning transforms of every joint, as `KinematicTree.pose`."""
+        if pose_format == "axis_angle":
+            matrices, world, skinning = _row_function("AXIS_ANGLE")(self.joints.values(), pose, rest_joints)
+        else:
+            matrices = rotations.to_matrix(pose, pose_format)
+            world, skinning = _row_function("MATRIX")(self.joints.values(), matrices, rest_joints)
+        return matrices, world, skinning
+
+
+class WarpSurface(nn.Module):
+    """`PosedSurface` as one product, by torch's own library, and a kernel that skins what comes out.
+
+    The template is added to the product, not a part of it: should the user allow TF32 in products, it stays
+    exact, and only displacements are rounded.
+
+    Args: as in `PosedSurface`.
+    """
+
+    directions: Tensor
+    correctives: Tensor | None
+
+    def __init__(
+        self,
+        directions: np.ndarray,
+        weights: np.ndarray,
+        *,
+        dtype: torch.dtype,
+        correctives: np.ndarray | None = None,
+        corrective_dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_vertices, num_joints = weights.shape
+        flat = torch.from_numpy(np.ascontiguousarray(directions)).flatten(1)
+        self.register_buffer("directions", flat.to(dtype), persistent=False)
+        self.correctives = None
+        width = int((weights != 0).sum(1).max())
+        joints = np.argsort(-weights, axis=1, kind="stable")[:, :width]
+        packed = load_kernels().SkinningWeights.pack(
+            joints, np.take_along_axis(weights, joints, 1), num_joints
+        )
+        self.weights = _Constants(packed.to(dtype=dtype))
+
+    def rest(self, coefficients: Tensor) -> Tensor:
+        """Rest surface, (1, B, 3 V), from the first coefficients."""
+        count = coefficients.shape[1]
+        return torch.addmm(self.directions[0], coefficients[:, 1:], self.directions[1:count])[None]
+
+    def vertices(self, rest: Tensor) -> Tensor:
+        """(B, V, 3) of a rest surface."""
+        return rest[0].unflatten(-1, (self.num_vertices, 3))
+
+    def forward(
+        self, coefficients: Tensor, transforms: Tensor, translation: Tensor, base: Tensor | None = None
+    ) -> Tensor:
+        """Posed vertices (B, V, 3) [m]; arguments as in `PosedSurface.forward`."""
+        if base is None:
+            base, coefficients, first = self.directions[:1], coefficients[:, 1:], 1
+        else:
+            base, first = base[0], len(self.directions) - coefficients.shape[1]
+        directions = self.directions[first:]
+        inputs = (coefficients, transforms, translation, base)
+        weights = self.weights.values()
+        if is_differentiated(*inputs):
+            posed = torch.addmm(base, coefficients, directions).unflatten(-1, (self.num_vertices, 3))
+            return _row_function("SKINNING")(weights, posed, transforms, translation)[0]
+        return self._posed(inputs, directions, weights)
+
+    def _posed(self, inputs: tuple[Tensor, ...], directions: Tensor, weights: tuple[Any, ...]) -> Tensor:
+        """A few hundred bodies at a time, which bounds the memory and keeps rest surfaces in cache."""
+        coefficients, transforms, translation, base = inputs
+        batch = len(coefficients)
+        vertices = coefficients.new_empty(batch, self.num_vertices, 3)
+        held = coefficients.new_empty(min(batch, BODIES), 3 * self.num_vertices)
+        for start in range(0, batch, BODIES):
+            part = slice(start, min(start + BODIES, batch))
+            rest = held[: part.stop - part.start]
+            torch.addmm(base if len(base) == 1 else base[part], coefficients[part], directions, out=rest)
+            load_kernels().skin_into(
+                vertices[part], rest.view(-1, self.num_vertices, 3), transforms[part], translation[part],
+                *weights[:2],
+            )  # fmt: skip
+        return vertices
+
+
+class _Constants(nn.Module):
+    """The tensors of a kernel's constants as buffers, which move with the layer."""
+
+    def __init__(self, constants: tuple[Any, ...]) -> None:
+        super().__init__()
+        self.others = tuple(None if isinstance(c, Tensor) else c for c in constants)
+        for i, constant in enumerate(constants):
+            if isinstance(constant, Tensor):
+                self.register_buffer(f"constant{i}", constant, persistent=False)
+
+    def values(self) -> tuple[Any, ...]:
+        """The constants in their order."""
+        return tuple(
+            self._buffers[f"constant{i}"] if other is None else other for i, other in enumerate(self.others)
+        )
+
+
+@functools.cache
+def _row_function(name: str) -> RowFunction:
+    """An operator of the kernels as a function of rows: its kernels outside of compilers, itself inside."""
+    operator = getattr(load_kernels(), name)
+    return RowFunction(
+        operator.num_outputs,
+        definition=lambda constants, *rows: operator.twin(*rows, *constants),
+        value=lambda constants, keep, *rows: (operator.value(*rows, *constants), ()),
+        gradient=lambda constants, wants, kept, grads, *rows: operator.gradient(
+            wants, grads, *rows, *constants
+        ),
+        compiled=lambda constants, *rows: operator(*rows, *constants),
+    )

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from agebody import rotations
 from agebody.assets.asset import BodyAsset
 from agebody.assets.io import load_asset
-from agebody.backend import BackendName, choose_backend
-from agebody.deform import age_coefficients, pose_feature
+from agebody.backend import BackendName, WarpSurface, WarpTree, choose_backend, get_parts
+from agebody.deform import pose_feature
+from agebody.identity import RestJoints
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.kinematics import KinematicTree, homogeneous
 from agebody.points import PointRegression
@@ -146,8 +147,10 @@ class BodyModel(nn.Module):
     licensed data. Under autocast the layer computes in its own dtype.
     """
 
-    joint_directions: Tensor
     faces: Tensor
+    identity: RestJoints
+    tree: KinematicTree | WarpTree
+    surface: PosedSurface | WarpSurface
 
     def __init__(
         self,
@@ -179,11 +182,10 @@ class BodyModel(nn.Module):
         self.asset = asset
         self.num_betas = num_betas
         self.pose_format: PoseFormat = pose_format
-        self.backend = choose_backend(backend)
+        self._requested_backend: BackendName = backend
         self.corrective_dtype = corrective_dtype
         self.age_anchors: tuple[float, ...] = self._age_anchors()
         self.num_correctives = 0 if asset.posedirs is None else asset.posedirs.shape[2]
-        self.tree = KinematicTree(asset.parents.tolist())
         self.register_buffer("faces", torch.from_numpy(asset.faces.astype(np.int64)), persistent=False)
         self.to(device)
         self._pack(dtype, torch.device(device) if device is not None else self.faces.device)
@@ -197,11 +199,12 @@ class BodyModel(nn.Module):
         identity = self._identity_directions()
         correctives = self._corrective_directions()
         regressed = np.stack([asset.joint_regressor @ direction.astype(np.float64) for direction in identity])
-        self.register_buffer(
-            "joint_directions", torch.from_numpy(regressed).to(device, dtype), persistent=False
-        )
+        self.backend = choose_backend(self._requested_backend, device)
+        parts = get_parts(self.backend)
+        self.identity = parts.rest_joints(regressed, self.age_anchors, dtype=dtype).to(device)
+        self.tree = parts.tree(asset.parents.tolist()).to(device)
         low = self.corrective_dtype
-        self.surface = PosedSurface(
+        self.surface = parts.surface(
             identity if low else np.concatenate((identity, correctives)),
             asset.dense_weights(),
             dtype=dtype,
@@ -227,10 +230,11 @@ class BodyModel(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Moves the layer; a change of precision takes the arrays from the asset anew."""
-        if "joint_directions" not in self._buffers:
+        if "identity" not in self._modules:
             return super()._apply(fn, recurse)
         target = fn(torch.empty(0, dtype=self.dtype, device=self.device))
-        if target.dtype != self.dtype:
+        backend = choose_backend(self._requested_backend, target.device)
+        if target.dtype != self.dtype or backend != self.backend:
             _check_dtype(target.dtype)
             self._pack(target.dtype, target.device)
         keep_dtype = lambda tensor: fn(tensor).to(tensor.dtype)  # noqa: E731
@@ -241,12 +245,12 @@ class BodyModel(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Floating type of the layer's inputs and outputs."""
-        return self.joint_directions.dtype
+        return self.identity.directions.dtype
 
     @property
     def device(self) -> torch.device:
         """Device of the layer."""
-        return self.joint_directions.device
+        return self.identity.directions.device
 
     @property
     def num_joints(self) -> int:
@@ -336,11 +340,7 @@ class BodyModel(nn.Module):
         betas = self._argument("betas", betas, (self.num_betas,))
         age = self._age(age_offset, betas.dim() - 1)
         batch = _broadcast(betas=betas.shape[:-1], age_offset=age.shape)
-        parts = [betas.new_ones(1), betas]
-        if self.age_anchors:
-            parts.append(age_coefficients(age, self.age_anchors))
-        coefficients = torch.cat([part.expand(*batch, part.shape[-1]) for part in parts], -1)
-        rest_joints = (coefficients @ self.joint_directions.flatten(1)).unflatten(-1, (self.num_joints, 3))
+        coefficients, rest_joints = self.identity(betas.expand(*batch, -1), age.expand(batch))
         return _Identity(batch, coefficients, rest_joints, self._corrective_scale(age))
 
     def _age(self, age_offset: Tensor | float | None, batch_dims: int) -> Tensor:
@@ -382,8 +382,9 @@ class BodyModel(nn.Module):
         pose = torch.cat(
             (_flatten(root, batch, len(entry))[:, None], _flatten(body, batch, 1 + len(entry))), 1
         )
-        matrices = rotations.to_matrix(pose, pose_format)
-        world, transforms = self.tree(matrices, _flatten(identity.rest_joints, batch, 2))
+        matrices, world, transforms = self.tree.pose(
+            pose, pose_format, _flatten(identity.rest_joints, batch, 2)
+        )
         feature = matrices.new_empty(count, 0)
         if self.num_correctives:
             feature = pose_feature(matrices)
@@ -430,7 +431,7 @@ class BodyModel(nn.Module):
         if not isinstance(value, Tensor):
             raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
         # Half precision, as networks under autocast give it, goes up without loss; nothing else is cast.
-        mine = self.joint_directions
+        mine = self.identity.directions
         if value.dtype not in (mine.dtype, torch.float16, torch.bfloat16):
             raise TypeError(f"{name}: expected {mine.dtype}, the layer's dtype, got {value.dtype}")
         if value.device != mine.device:

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from agebody.rotations import PoseFormat, to_matrix
 from agebody.rowwise import Array, RowFunction, constant, empty
 
 
@@ -60,6 +61,13 @@ class KinematicTree(nn.Module):
         """
         world, skinning = _KINEMATICS(self, rotations, rest_joints)
         return world, skinning
+
+    def pose(
+        self, pose: Float[Tensor, "B J ..."], pose_format: PoseFormat, rest_joints: Float[Tensor, "B J 3"]
+    ) -> tuple[Float[Tensor, "B J 3 3"], Float[Tensor, "B J 3 4"], Float[Tensor, "B J 3 4"]]:
+        """The rotations of a pose in any format as matrices, then what `forward` makes of them."""
+        matrices = to_matrix(pose, pose_format)
+        return matrices, *self(matrices, rest_joints)
 
     def to_sorted(self, array: Array) -> Array:
         """(B, J, ...) in the order of the joints as (J, B, ...) in order of depth."""

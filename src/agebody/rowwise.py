@@ -51,9 +51,9 @@ class RowFunction:
         """The outputs."""
         if torch.compiler.is_compiling():
             return (self.compiled or self.definition)(constants, *tensors)
-        keep = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-        if not (keep or _is_transformed()):
+        if not is_differentiated(*tensors):
             return self.find_value(constants, False, *tensors)[0]
+        keep = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
         return _Value.apply(self, constants, keep, *tensors)[: self.num_outputs]
 
     def find_value(self, constants: Any, keep: bool, *tensors: Tensor) -> tuple[Tensors, Tensors]:
@@ -183,6 +183,11 @@ class _Gradient(torch.autograd.Function):
         # What was kept belongs to other rows: the gradient makes it again.
         outputs = _Gradient.apply(function, constants, wants, (), *rows)
         return _fewer_rows(info.batch_size, outputs), (0,) * len(outputs)
+
+
+def is_differentiated(*tensors: Tensor) -> bool:
+    """Whether a derivative of a function of these tensors may be asked for, or it is under a transform."""
+    return (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)) or _is_transformed()
 
 
 def _is_transformed() -> bool:

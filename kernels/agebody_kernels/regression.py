@@ -1,0 +1,136 @@
+"""Points regressed from posed vertices by sparse weights: joints of a regressor, keypoints of a layout."""
+
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import warp as wp
+from scipy import sparse
+from torch import Tensor
+
+from agebody_kernels._interop import KernelSet, Types, entries, launch
+from agebody_kernels._operator import Operator
+
+
+class PointWeights(NamedTuple):
+    """A sparse regressor (K, V) by point, and by vertex for gradients."""
+
+    vertices: Tensor
+    """(N) int32, vertices of each point, point after point."""
+    values: Tensor
+    """(N) their weights."""
+    starts: Tensor
+    """(K + 1) int32, where each point starts."""
+    points: Tensor
+    """(N) int32, points of each vertex, vertex after vertex."""
+    values_by_vertex: Tensor
+    """(N) their weights."""
+    starts_by_vertex: Tensor
+    """(V + 1) int32"""
+
+    @classmethod
+    def pack(cls, regressor: sparse.csr_array | np.ndarray) -> "PointWeights":
+        """From a regressor (K, V), sparse or dense."""
+        rows, columns = sparse.csr_array(regressor), sparse.csr_array(regressor.T)
+        tensors = []
+        for matrix in (rows, columns):
+            matrix.sort_indices()
+            tensors += [
+                torch.from_numpy(matrix.indices.astype(np.int32)),
+                torch.from_numpy(matrix.data.copy()),
+                torch.from_numpy(matrix.indptr.astype(np.int32)),
+            ]
+        return cls(*tensors)
+
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> "PointWeights":
+        """On another device, or in another floating type."""
+        return PointWeights(*(t.to(device, dtype if t.is_floating_point() else None) for t in self))
+
+
+def regress_points(vertices: Tensor, weights: PointWeights) -> Tensor:
+    """``p_k = sum over v of r_kv x_v``, differentiable to any order in the vertices.
+
+    Args:
+        vertices: (B, V, 3) [m].
+        weights: a regressor, in the same floating type and on the same device.
+
+    Returns:
+        (B, K, 3) [m].
+    """
+    return REGRESSION(vertices, *weights)[0]
+
+
+def _twin(vertices: Tensor, indices: Tensor, values: Tensor, starts: Tensor, *_: Tensor) -> tuple[Tensor]:
+    point = torch.bucketize(torch.arange(len(indices), device=indices.device), starts[1:], right=True)
+    parts = vertices[:, indices] * values[:, None]
+    return (parts.new_zeros(len(vertices), len(starts) - 1, 3).index_add(1, point, parts),)
+
+
+@KernelSet
+def _KERNELS(t: Types) -> SimpleNamespace:
+    scalar, vec3 = t.scalar, t.vec3
+
+    @t.kernel
+    def regress(
+        vertices: wp.array2d[vec3],
+        indices: wp.array[int],
+        values: wp.array[scalar],
+        starts: wp.array[int],
+        points_out: wp.array2d[vec3],
+    ):
+        b, k, lane = wp.tid()
+        total = vec3()
+        for i in range(starts[k] + lane, starts[k + 1], wp.block_dim()):
+            total += values[i] * vertices[b, indices[i]]
+        # A tree over the lanes of one block: the same order in every run.
+        wp.tile_store(points_out[b], wp.tile_reduce(wp.add, wp.tile(total, preserve_type=True)), offset=k)
+
+    @t.kernel
+    def spread(
+        grad: wp.array2d[vec3],
+        points: wp.array[int],
+        values: wp.array[scalar],
+        starts: wp.array[int],
+        d_vertices_out: wp.array2d[vec3],
+    ):
+        b, v = wp.tid()
+        total = vec3()
+        for i in range(starts[v], starts[v + 1]):
+            total += values[i] * grad[b, points[i]]
+        d_vertices_out[b, v] = total
+
+    return SimpleNamespace(regress=regress, spread=spread)
+
+
+def _value(vertices: Tensor, indices: Tensor, values: Tensor, starts: Tensor, *_: Tensor) -> tuple[Tensor]:
+    batch, num_points = len(vertices), len(starts) - 1
+    points = vertices.new_empty(batch, num_points, 3)
+    launch(
+        _KERNELS[vertices.dtype].regress, (batch, num_points),
+        entries(vertices, 1), indices, values, starts, points, tiled=True,
+    )  # fmt: skip
+    return (points,)
+
+
+def _gradient(wants, grads, vertices, indices, values, starts, points, values_by_vertex, starts_by_vertex):
+    d_vertices = torch.empty(vertices.shape, dtype=vertices.dtype, device=vertices.device)
+    launch(
+        _KERNELS[vertices.dtype].spread, tuple(vertices.shape[:2]),
+        entries(grads[0], 1), points, values_by_vertex, starts_by_vertex, d_vertices,
+    )  # fmt: skip
+    return (d_vertices,)
+
+
+REGRESSION = Operator(
+    "regress_points",
+    rows=("positions",),
+    constants=tuple(f"Tensor {name}" for name in PointWeights._fields),
+    num_outputs=1,
+    twin=_twin,
+    value=_value,
+    gradient=_gradient,
+    shapes=lambda positions, indices, values, starts, *_: ((positions.shape[0], starts.shape[0] - 1, 3),),
+)
