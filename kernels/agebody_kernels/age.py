@@ -135,7 +135,7 @@ def _KERNELS(t: Types) -> SimpleNamespace:
 
     @t.func
     def piece_of(age: scalar, knots: wp.array[scalar]):
-        piece = 0
+        piece = wp.int32(0)  # a variable, not a constant
         for i in range(1, knots.shape[0] - 1):
             if age >= knots[i]:
                 piece = i
