@@ -12,8 +12,8 @@ from torch import Tensor
 from agebody_kernels._interop import KernelSet, Types, entries, launch
 from agebody_kernels._operator import Operator
 
-BODIES = wp.constant(4)
-"""Bodies a thread skins one after the other, while the weights of its vertex are at hand."""
+BODIES = 4
+"""Bodies in which a thread skins its vertex."""
 SEGMENT = 512
 """Weights of one joint that a block sums; joints with more have several segments."""
 
@@ -109,16 +109,30 @@ def _twin(
 def _KERNELS(t: Types) -> SimpleNamespace:
     scalar, vec3, mat34 = t.scalar, t.vec3, t.mat34
 
+    blends = wp.types.matrix((3, 4 * BODIES), scalar)
+
+    # The transforms of one vertex in several bodies, side by side: its weights and joints are read once, and
+    # the loads of the bodies' transforms do not wait for one another.
     @t.func
     def blend(
-        transforms: wp.array2d[mat34], joints: wp.array2d[int], weights: wp.array2d[scalar], b: int, v: int
+        transforms: wp.array2d[mat34],
+        joints: wp.array2d[int],
+        weights: wp.array2d[scalar],
+        first: int,
+        v: int,
     ):
-        total = mat34()
+        total = blends()
         for k in range(weights.shape[0]):
             w = weights[k, v]
             if w == scalar(0.0):
                 break
-            total += w * transforms[b, joints[k, v]]
+            j = joints[k, v]
+            for i in range(BODIES):
+                if first + i < transforms.shape[0]:
+                    m = transforms[first + i, j]
+                    for r in range(3):
+                        for c in range(4):
+                            total[r, 4 * i + c] += w * m[r, c]
         return total
 
     @t.kernel
@@ -131,16 +145,18 @@ def _KERNELS(t: Types) -> SimpleNamespace:
         posed_out: wp.array2d[vec3],
     ):
         group, v = wp.tid()
+        first = group * BODIES
+        m = blend(transforms, joints, weights, first, v)
         for i in range(BODIES):
-            b = group * BODIES + i
+            b = first + i
             if b < vertices.shape[0]:
-                m = blend(transforms, joints, weights, b, v)
                 x = vertices[b, v]
-                posed_out[b, v] = translation[b] + vec3(
-                    m[0, 0] * x[0] + m[0, 1] * x[1] + m[0, 2] * x[2] + m[0, 3],
-                    m[1, 0] * x[0] + m[1, 1] * x[1] + m[1, 2] * x[2] + m[1, 3],
-                    m[2, 0] * x[0] + m[2, 1] * x[1] + m[2, 2] * x[2] + m[2, 3],
-                )
+                posed = translation[b]
+                for r in range(3):
+                    posed[r] += (
+                        m[r, 4 * i] * x[0] + m[r, 4 * i + 1] * x[1] + m[r, 4 * i + 2] * x[2] + m[r, 4 * i + 3]
+                    )
+                posed_out[b, v] = posed
 
     @t.kernel
     def unskin(
@@ -151,16 +167,16 @@ def _KERNELS(t: Types) -> SimpleNamespace:
         d_vertices_out: wp.array2d[vec3],
     ):
         group, v = wp.tid()
+        first = group * BODIES
+        m = blend(transforms, joints, weights, first, v)
         for i in range(BODIES):
-            b = group * BODIES + i
+            b = first + i
             if b < grad.shape[0]:
-                m = blend(transforms, joints, weights, b, v)
                 g = grad[b, v]
-                d_vertices_out[b, v] = vec3(
-                    m[0, 0] * g[0] + m[1, 0] * g[1] + m[2, 0] * g[2],
-                    m[0, 1] * g[0] + m[1, 1] * g[1] + m[2, 1] * g[2],
-                    m[0, 2] * g[0] + m[1, 2] * g[1] + m[2, 2] * g[2],
-                )
+                d_vertex = vec3()
+                for c in range(3):
+                    d_vertex[c] = m[0, 4 * i + c] * g[0] + m[1, 4 * i + c] * g[1] + m[2, 4 * i + c] * g[2]
+                d_vertices_out[b, v] = d_vertex
 
     @t.kernel
     def sum_segments(
@@ -228,7 +244,7 @@ def skin_into(
 
 
 def _groups(tensor: Tensor) -> int:
-    return -(-tensor.shape[0] // int(BODIES))
+    return -(-tensor.shape[0] // BODIES)
 
 
 def _gradient(
