@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= out
+DEVICE ?= cpu
 
 .PHONY: demo test lint types unit compiled docs wheel bench clean
 .DELETE_ON_ERROR:
@@ -39,8 +40,10 @@ wheel: $(VENV)/.installed-dev
 	build/wheel/bin/python -m pip install --quiet dist/*.whl
 	cd build/wheel && bin/python -I ../../tests/wheel_check.py
 
+# All subjects, and the page made of them: make bench DEVICE=cuda where there is a GPU.
 bench: $(VENV)/.installed-dev
-	$(BIN)/python benchmarks/forward.py
+	$(BIN)/python benchmarks/run.py --device $(DEVICE)
+	$(BIN)/python benchmarks/report.py
 
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)

@@ -5,29 +5,69 @@ from __future__ import annotations
 import platform
 import subprocess
 from datetime import datetime, timezone
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+import agebody
 
-def provenance(*packages: str) -> dict[str, Any]:
-    def git(*command: str) -> str:
-        folder = Path(__file__).parent
-        return subprocess.run(["git", *command], cwd=folder, capture_output=True, text=True).stdout.strip()
+PACKAGES = ("smplx", "body-models", "smplfitter", "anny", "warp-lang", "numpy")
 
-    cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    names = [line.split(":")[1].strip() for line in cpuinfo.splitlines() if line.startswith("model name")]
+
+def provenance(device: torch.device, *, commit: str | None = None) -> dict[str, Any]:
+    """Versions, machine and commit; a commit is given where the files are there without their repository."""
+    found = commit or _output("git", "rev-parse", "HEAD")
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": git("rev-parse", "HEAD"),
-        "uncommitted_changes": bool(git("status", "--porcelain", "--untracked-files=no")),
-        "processor": names[0] if names else platform.processor(),
-        "cores": len(names) or None,
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "commit": found,
+        "uncommitted_changes": None if commit else bool(_output("git", "status", "--porcelain", "-uno")),
+        **_processor(),
+        **(_gpu(device) if device.type == "cuda" else {}),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "system": platform.platform(),
-        "versions": {"torch": torch.__version__} | {name: version(name) for name in packages},
+        "versions": {"agebody": agebody.__version__, "torch": torch.__version__} | _versions(),
     }
+
+
+def _versions() -> dict[str, str | None]:
+    found: dict[str, str | None] = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def _processor() -> dict[str, Any]:
+    cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    names = [line.split(":")[1].strip() for line in cpuinfo.splitlines() if line.startswith("model name")]
+    return {
+        "processor": names[0] if names else platform.processor(),
+        "cores": len(names) or None,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def _gpu(device: torch.device) -> dict[str, Any]:
+    properties = torch.cuda.get_device_properties(device)
+    driver = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    return {
+        "gpu": properties.name,
+        "gpu_memory_bytes": properties.total_memory,
+        "driver": driver.splitlines()[0] if driver else None,
+        "cuda": torch.version.cuda,
+    }
+
+
+def _output(*command: str) -> str | None:
+    """What a program prints; None where it is missing or fails."""
+    try:
+        folder = Path(__file__).parent
+        result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return result.stdout.strip()

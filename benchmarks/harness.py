@@ -1,0 +1,179 @@
+"""What all subjects share: options, contenders with right answers, rows, and the file with its provenance."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peers import LOADERS, Contender, Files, load, reason
+from provenance import provenance
+from rich.console import Console
+from rich.table import Table
+
+import agebody
+from agebody.bench import Timing, compare, interleaved
+
+SUBJECTS = (
+    "forward", "backward", "keypoints", "identity", "memory", "precision", "compiled", "graphs", "skinning",
+    "kernels",
+)  # fmt: skip
+"""One script each, in the order of the page."""
+RESULTS = Path(__file__).parent / "results"
+QUICK_RESULTS = Path(__file__).parents[1] / "build" / "bench"
+BATCHES = {"cpu": (1, 16, 64, 256, 1024), "cuda": (1, 16, 64, 256, 1024, 4096, 16384, 65536)}
+QUICK_BATCHES = (1, 64)
+QUICK_SECONDS = 0.1
+
+
+class Session:
+    """One run of one subject.
+
+    Args:
+        subject: name of the script.
+        description: for ``--help``.
+        batches: numbers of bodies by kind of device.
+        seconds: for each comparison.
+    """
+
+    def __init__(
+        self,
+        subject: str,
+        description: str | None,
+        *,
+        batches: Mapping[str, tuple[int, ...]] = BATCHES,
+        seconds: float = 8.0,
+    ) -> None:
+        self.options = options = _options(description, seconds)
+        self.subject = subject
+        self.device = torch.device(options.device)
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise SystemExit(f"--device {options.device}: torch {torch.__version__} sees no CUDA device")
+        torch.set_num_threads(options.threads)
+        self.seconds = QUICK_SECONDS if options.quick else options.seconds
+        chosen = QUICK_BATCHES if options.quick else batches[self.device.type]
+        self.batches: tuple[int, ...] = tuple(options.batch or chosen)
+        self.asset = agebody.mannequin()
+        self.exact = agebody.SMPL(self.asset, device=self.device, dtype=torch.float64, backend="torch")
+        self.absent: dict[str, str] = {}
+        self.answers: dict[str, float] = {}
+        self.rows: list[dict[str, Any]] = []
+        self.extra: dict[str, Any] = {}
+        self._folder = tempfile.TemporaryDirectory()
+
+    def contenders(self, names: list[str] | None = None) -> list[Contender]:
+        """Those that can run and answer right; the others are noted with the reason."""
+        files = Files.write(self.asset, Path(self._folder.name), self.device)
+        found, absent = load(names or list(LOADERS), files)
+        self.absent |= absent
+        right = []
+        for contender in found:
+            try:
+                self.answers[contender.name] = compare(contender.forward, self.exact)
+            except Exception as error:
+                self.absent[contender.name] = reason(error)
+                if contender.name.startswith("agebody"):
+                    raise
+            else:
+                right.append(contender)
+        return right
+
+    def time(self, batch: int, functions: Mapping[str, Callable[[], Any]], **extra: Any) -> dict[str, Timing]:
+        """Times functions in turn and notes a row of each; one that fails is noted with the reason."""
+        running = {}
+        for name, function in functions.items():
+            failure = attempt(function)
+            if failure is None:
+                running[name] = function
+            else:
+                self.rows.append({"batch": batch, "contender": name, "failed": failure, **extra})
+        times = interleaved(running, device=self.device, seconds=self.seconds)
+        for name, timing in times.items():
+            self.note(
+                batch, name, median_s=timing.median, low_s=timing.low, high_s=timing.high, calls=timing.calls,
+                **extra,
+            )  # fmt: skip
+        return times
+
+    def note(self, batch: int, contender: str, **values: Any) -> None:
+        self.rows.append({"batch": batch, "contender": contender, **values})
+
+    def finish(self) -> None:
+        """Writes the results and prints them."""
+        self._folder.cleanup()
+        results = {
+            "subject": self.subject,
+            "device": self.device.type,
+            "body": repr(self.asset),
+            "seconds": self.seconds,
+            "absent": self.absent,
+            "vertex_difference_m": self.answers,
+            **self.extra,
+            "rows": self.rows,
+            "provenance": provenance(self.device, commit=self.options.commit),
+        }
+        default = QUICK_RESULTS if self.options.quick else RESULTS
+        path = self.options.output or default / f"{self.subject}_{self.device.type}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(results, indent=1) + "\n")
+        self._print()
+        print(f"wrote {path}")
+
+    def _print(self) -> None:
+        table = Table(title=f"{self.subject} on {self.device}", title_justify="left")
+        table.add_column("contender")
+        for heading in ("bodies", "µs a body", "quartiles", "calls"):
+            table.add_column(heading, justify="right")
+        table.add_column("note", overflow="fold")
+        for row in self.rows:
+            scale = 1e6 / row["batch"]
+            named = f"{row['contender']}, {row['which']}" if "which" in row else row["contender"]
+            cells = [named, str(row["batch"])]
+            if "median_s" in row:
+                cells.append(f"{scale * row['median_s']:.1f}")
+                spread = f"{scale * row['low_s']:.1f} – {scale * row['high_s']:.1f}" if "calls" in row else ""
+                cells += [spread, str(row.get("calls", ""))]
+            else:
+                cells += ["", "", ""]
+            told = {"batch", "contender", "which", "bytes", "median_s", "low_s", "high_s", "calls"}
+            table.add_row(*cells, ", ".join(f"{k}: {v}" for k, v in row.items() if k not in told))
+        console = Console()
+        console.print(table)
+        for name, why in self.absent.items():
+            console.print(f"{name} is absent: {why}", markup=False, highlight=False)
+
+
+def attempt(function: Callable[[], Any]) -> str | None:
+    """Calls once; why it cannot run, or None."""
+    try:
+        function()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+    except (torch.cuda.OutOfMemoryError, MemoryError):
+        failure = "does not fit in memory"
+    except Exception as error:
+        no_memory = "allocate memory" in str(error) or "not enough memory" in str(error)
+        failure = "does not fit in memory" if no_memory else reason(error)
+    else:
+        return None
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return failure
+
+
+def _options(description: str | None, seconds: float) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--seconds", type=float, default=seconds, help="for each comparison")
+    parser.add_argument("--batch", type=int, action="append", help="number of bodies; may be repeated")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--quick", action="store_true", help="few sizes, a moment each, into build/bench")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument("--commit", help="what ran, where there is no repository to ask")
+    return parser.parse_args()

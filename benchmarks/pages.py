@@ -1,0 +1,307 @@
+"""The benchmark page, as text made of results."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from targets import AT_LEAST, TARGETS, Results, Target
+
+SUBJECTS = {
+    "forward": "Forward", "backward": "Forward + backward", "keypoints": "Keypoints",
+    "identity": "Identity cached", "memory": "Memory", "precision": "16-bit correctives",
+    "compiled": "Under torch.compile",
+    "graphs": "CUDA graphs", "skinning": "Skinning alone", "kernels": "Kernels and their rooflines",
+}  # fmt: skip
+DEVICES = {"cpu": "On the CPU", "cuda": "On a GPU"}
+NOT_PEERS = ("product", "roofline")
+
+INTRODUCTION = """\
+# Benchmarks
+
+This page is written by `benchmarks/report.py` from the files in `benchmarks/results/`. One command measures
+and writes it anew:
+
+```bash
+make bench
+```
+
+Peers and agebody run in one process, on the same inputs, in turn, a few calls at a time, after their vertices
+and gradients were compared with agebody's float64 layer. A figure is the median of all calls; the files also
+hold the quartiles, and say with what versions, on which machine and from which commit they came.
+`benchmarks/README.md` describes the method.
+
+The body is the built-in mannequin: 6890 vertices, 24 joints, 10 betas, 207 pose blend shapes. Times are µs
+**a body**. *product* is the blend-shape product alone, `(B, 218) @ (218, 20670)`, or for forward + backward
+its two products: the floor under every layer of this kind. *roofline* is the least time that the device needs
+for that product and for the memory it reads and writes, at the rates that it reached in the same run; it says
+nothing about batches that fit in a cache. Aims that were missed stand in **bold**.
+"""
+
+NOTES = {
+    "backward": "Gradients in betas, pose and translation, of vertices weighted at random.",
+    "keypoints": "COCO's 17 points. smplx and smplfitter have no way around the mesh: they build it, and the "
+    "points are regressed from it.",
+    "identity": "`body.shape(betas=...)` once, then poses. smplx and smplfitter compute the identity again.",
+    "precision": "The error is the largest distance of a vertex from the float64 layer's. Aim: < 0.1 mm.",
+    "compiled": "Each contender as it is, and compiled: as one graph, or with what breaks it.",
+    "graphs": "A forward pass captured once and replayed.",
+    "skinning": "Vertices and transforms in, vertices out, four joints a vertex.",
+}
+
+
+def page(found: Mapping[str, Results]) -> str:
+    parts = [INTRODUCTION]
+    for device, title in DEVICES.items():
+        parts.append(f"## {title}\n")
+        parts += _device(device, found[device]) if found[device] else [_missing(device)]
+    return "\n".join(parts)
+
+
+def _missing(device: str) -> str:
+    command = f"```bash\nmake bench DEVICE={device}\n```\n"
+    return f"No figure exists yet. This makes them, on a machine that has one:\n\n{command}"
+
+
+def _device(device: str, results: Results) -> Iterable[str]:
+    yield _machine(results)
+    yield _targets(device, results)
+    for name in plots_of(results):
+        yield f"![{PLOT_TITLES[name]}](images/bench_{name}_{device}.png)\n"
+    for subject, title in SUBJECTS.items():
+        if subject in results:
+            yield f"### {title}{_suffix(device)}\n"
+            if NOTES.get(subject):
+                yield NOTES[subject] + "\n"
+            yield SECTIONS.get(subject, _times)(results[subject])
+    yield _absent(device, results)
+
+
+def _suffix(device: str) -> str:
+    """Headings of the two parts differ, so that links do."""
+    return "" if device == "cpu" else " (GPU)"
+
+
+def _machine(results: Results) -> str:
+    runs = [r["provenance"] for r in results.values()]
+    said = []
+    for origin in runs:
+        versions = ", ".join(f"{name} {number}" for name, number in origin["versions"].items() if number)
+        where = origin.get("gpu") or f"{origin['processor']} ({origin['cpu_capability']})"
+        if "gpu" in origin:
+            where += f", driver {origin['driver']}, CUDA {origin['cuda']}"
+        where += f", {origin['threads']} thread" + ("s" if origin["threads"] > 1 else "")
+        said.append(f"{where}; Python {origin['python']}; {versions}.")
+    days = sorted({origin["date"][:10] for origin in runs})
+    commits = sorted({(origin["commit"] or "unknown")[:9] for origin in runs})
+    lines = " ".join(dict.fromkeys(said))
+    return f"{lines} Measured {' and '.join(days)}, at {', '.join(f'`{c}`' for c in commits)}.\n"
+
+
+def _targets(device: str, results: Results) -> str:
+    rows = []
+    for target in (t for t in TARGETS if t.device == device):
+        achieved = target.achieved(results)
+        aim = f"{'≥' if target.measure in AT_LEAST else '≤'} {number(target.bound)}"
+        if achieved is None:
+            figure = "not measured"
+        else:
+            figure = number(achieved) if target.met(achieved) else f"**{number(achieved)}**"
+        subject = SUBJECTS[target.subject]
+        rows.append([subject, str(target.batch), target.contender, _what(target), aim, figure])
+    return table(["subject", "B", "contender", "figure", "aim", "reached"], rows, "lrllrr")
+
+
+def _what(target: Target) -> str:
+    match target.measure:
+        case "GB/s share":
+            return "of the copy bandwidth"
+        case "mm":
+            return "mm of error at most"
+        case "times as fast":
+            return f"times as fast as {target.against}"
+        case "times the time" | "times the memory":
+            return f"{target.measure} of {target.against}"
+    return target.measure
+
+
+def _times(found: Mapping[str, Any]) -> str:
+    """µs a body, a row for each batch and a column for each contender."""
+    return "\n".join(
+        (f"*{which}*\n\n" if which else "") + _time_table(rows)
+        for which, rows in _by_pass(found["rows"]).items()
+    )
+
+
+def _by_pass(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(row.get("which", ""), []).append(row)
+    return groups
+
+
+def _time_table(rows: list[dict[str, Any]]) -> str:
+    names = contenders(rows)
+    cells: dict[int, dict[str, str]] = {}
+    notes: dict[str, None] = {}
+    for row in rows:
+        if "median_s" in row:
+            text = number(1e6 * row["median_s"] / row["batch"])
+        else:
+            short = "no memory" if "memory" in row["failed"] else "failed"
+            text = short
+            if short == "failed":
+                notes[f"{row['contender']}, B = {row['batch']}: {_quoted(row['failed'])}"] = None
+        cells.setdefault(row["batch"], {})[row["contender"]] = text
+    body = [[str(batch), *(found.get(name, "") for name in names)] for batch, found in sorted(cells.items())]
+    return (
+        table(["B", *names], body, "r" * (1 + len(names)))
+        + "".join(f"\n- {note}" for note in notes)
+        + "\n" * bool(notes)
+    )
+
+
+def contenders(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Names in the order of their first rows, what bounds them last."""
+    names = list(dict.fromkeys(row["contender"] for row in rows))
+    names.sort(key=lambda name: not name.startswith("agebody"))
+    return [n for n in names if n not in NOT_PEERS] + [n for n in NOT_PEERS if n in names]
+
+
+def _memory(found: Mapping[str, Any]) -> str:
+    rows = found["rows"]
+    kinds = list(dict.fromkeys((row["which"], row["batch"]) for row in rows))
+    by_key = {(row["contender"], row["which"], row["batch"]): row for row in rows}
+    body = []
+    for name in contenders(rows):
+        entries = [by_key.get((name, *kind), {}) for kind in kinds]
+        body.append([name, *(_megabytes(row) for row in entries)])
+    how = (
+        "By how much one call raises the peak of torch's allocations."
+        if found["device"] == "cuda"
+        else "By how much one call raises the resident memory of a fresh process; the median of three."
+    )
+    heads = [f"{which}, B = {batch} [MB]" for which, batch in kinds]
+    return f"{how} What it returns counts.\n\n" + table(["contender", *heads], body, "l" + "r" * len(kinds))
+
+
+def _megabytes(row: Mapping[str, Any]) -> str:
+    return number(row["peak_bytes"] / 1e6) if "peak_bytes" in row else row.get("failed", "")[:40]
+
+
+def _precision(found: Mapping[str, Any]) -> str:
+    poses = list(dict.fromkeys(error["poses"] for error in found["errors"]))
+    errors: dict[str, dict[str, str]] = {}
+    for error in found["errors"]:
+        text = f"{error['largest_mm']:.4f}"
+        aim = 0.1 if "float16" in error["contender"] else None
+        errors.setdefault(error["contender"], {})[error["poses"]] = (
+            f"**{text}**" if aim and error["largest_mm"] > aim else text
+        )
+    body = [[name, *(values[p] for p in poses)] for name, values in errors.items()]
+    heads = ["error [mm]", *poses]
+    return table(heads, body, "l" + "r" * len(poses)) + "\n" + _time_table(found["rows"])
+
+
+def _compiled(found: Mapping[str, Any]) -> str:
+    by_key = {(row["contender"], row["batch"]): row for row in found["rows"]}
+    body = []
+    for (name, batch), row in by_key.items():
+        if not name.endswith(" compiled"):
+            continue
+        plain = by_key.get((name.removesuffix(" compiled"), batch), {})
+        times = [_per_body(plain), _per_body(row)]
+        graph = row.get("graph", row.get("failed", ""))
+        broken = graph if graph == "one graph" else f"{_quoted(graph.removeprefix('graph breaks: '), 70)}"
+        body.append([name.removesuffix(" compiled"), str(batch), *times, broken])
+    return table(["contender", "B", "as it is", "compiled", "graph"], body, "lrrrl")
+
+
+def _per_body(row: Mapping[str, Any]) -> str:
+    return number(1e6 * row["median_s"] / row["batch"]) if "median_s" in row else ""
+
+
+def _kernels(found: Mapping[str, Any]) -> str:
+    ceilings = found["ceilings"]
+    rates = [
+        f"copy {ceilings['copy_bytes'] / 1e9:.0f} GB/s",
+        f"float32 {ceilings['float32_flops'] / 1e12:.2f} TFLOP/s",
+    ]
+    if ceilings["bfloat16_flops"]:
+        rates.append(f"bfloat16 {ceilings['bfloat16_flops'] / 1e12:.0f} TFLOP/s")
+    body = []
+    for row in found["rows"]:
+        name = f"`{row['contender']}`"
+        if "failed" in row:
+            body.append([name, str(row["batch"]), "", "", "", "", row["failed"][:60]])
+            continue
+        share = row["roofline_s"] / row["median_s"]
+        body.append(
+            [
+                name, str(row["batch"]), number(row["bytes"] / 1e6), number(row["flops"] / 1e9),
+                number(1e6 * row["median_s"]), number(1e6 * row["roofline_s"]), f"{100 * share:.0f} %",
+            ]
+        )  # fmt: skip
+    heads = ["kernel", "B", "MB", "GFLOP", "µs a call", "roofline [µs]", "of the roofline"]
+    text = (
+        f"Ceilings measured in the same run: {', '.join(rates)}. Bytes and operations are counted by hand: "
+        "every input read once, every output written once.\n\n"
+    )
+    return text + table(heads, body, "lrrrrrr")
+
+
+def _absent(device: str, results: Results) -> str:
+    lines = []
+    reasons: dict[str, dict[str, list[str]]] = {}
+    for subject, found in results.items():
+        for name, why in found["absent"].items():
+            reasons.setdefault(name, {}).setdefault(_quoted(why), []).append(SUBJECTS[subject].lower())
+    for name, whys in reasons.items():
+        lines += [f"- {name} ({', '.join(subjects)}): {why}" for why, subjects in whys.items()]
+    skipped = {"graphs"} if device == "cpu" else set()
+    for subject in SUBJECTS:
+        if subject not in results and subject not in skipped:
+            lines.append(
+                f"- {SUBJECTS[subject]}: `python benchmarks/{subject}.py --device {device}` has not run"
+            )
+    return f"### Not measured{_suffix(device)}\n\n" + "\n".join(lines or ["Nothing is left out."]) + "\n"
+
+
+SECTIONS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "memory": _memory, "precision": _precision, "compiled": _compiled, "kernels": _kernels,
+}  # fmt: skip
+PLOT_TITLES = {
+    "times": "Time a body over the number of bodies, forward and forward + backward",
+    "ratios": "How many times as fast agebody is as each peer",
+    "kernels": "How near each kernel comes to its roofline",
+}
+
+
+def plots_of(results: Results) -> list[str]:
+    """Plots for which there is data."""
+    needs = {
+        "times": ("forward", "backward"),
+        "ratios": ("forward", "backward", "keypoints"),
+        "kernels": ("kernels",),
+    }
+    return [name for name, subjects in needs.items() if all(subject in results for subject in subjects)]
+
+
+def table(heads: list[str], rows: list[list[str]], align: str) -> str:
+    marks = ["--:" if a == "r" else "---" for a in align]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (heads, marks, *rows))
+
+
+def _quoted(text: str, length: int = 110) -> str:
+    """One line of code that no message can break out of."""
+    text = re.sub(r"0x[0-9a-f]+", "0x…", " ".join(text.split())).replace("`", "'").replace("|", "/")
+    return f"`{text if len(text) <= length else text[: length - 1] + '…'}`"
+
+
+def number(value: float) -> str:
+    if value >= 1e6:
+        return f"{value / 1e6:.3g} million"
+    if value >= 100:
+        return f"{value:.0f}"
+    return f"{value:.3g}" if value >= 10 else f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"

@@ -1,0 +1,70 @@
+"""16-bit pose correctives: how fast, and how far from float64 over everyday and extreme poses."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import torch
+from harness import Session
+from peers import reason
+from torch import Tensor
+
+import agebody
+from agebody.bench import SPREAD, sample_arguments
+
+BATCHES = {"cpu": (64, 256), "cuda": (1024, 4096, 16384)}
+ERROR_BODIES = 256
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+POSES = (f"{SPREAD} rad a joint", "1 rad a joint", "180° at every joint")
+
+
+def posed(poses: str, device: torch.device) -> dict[str, Tensor]:
+    """Bodies to err on: rotation vectors of random axes, and of random or greatest angles."""
+    given = sample_arguments(ERROR_BODIES, device=device)
+    pose = given["body_pose"].unflatten(-1, (-1, 3))
+    if poses == POSES[1]:
+        pose = pose / SPREAD
+    elif poses == POSES[2]:
+        pose = math.pi * torch.nn.functional.normalize(pose, dim=-1)
+    # A translation would only add its own rounding, which is the same for every layer.
+    return given | {"body_pose": pose.flatten(-2), "transl": torch.zeros_like(given["transl"])}
+
+
+def main() -> None:
+    session = Session("precision", __doc__, batches=BATCHES)
+    contenders = {c.name: c.forward for c in session.contenders(["smplx", "agebody torch", "agebody warp"])}
+    for backend in ("torch", "warp"):
+        if f"agebody {backend}" not in contenders:
+            continue
+        for label, dtype in DTYPES.items():
+            name = f"agebody {backend} {label}"
+            try:
+                layer = agebody.SMPL(
+                    session.asset, device=session.device, backend=backend, corrective_dtype=dtype
+                )
+            except (ImportError, ValueError, RuntimeError) as error:
+                session.absent[name] = reason(error)
+                continue
+            contenders[name] = lambda layer=layer, **given: layer(**given).vertices
+    session.extra["errors"] = []
+    with torch.no_grad():
+        for poses in POSES:
+            given = posed(poses, session.device)
+            truth = session.exact(**{name: value.double() for name, value in given.items()}).vertices
+            for name, forward in contenders.items():
+                error = 1e3 * (forward(**given).double() - truth).norm(dim=-1)
+                session.extra["errors"].append(
+                    {
+                        "contender": name, "poses": poses, "bodies": ERROR_BODIES,
+                        "largest_mm": float(error.max()), "mean_mm": float(error.mean()),
+                    }
+                )  # fmt: skip
+        for batch in session.batches:
+            given = sample_arguments(batch, device=session.device)
+            session.time(batch, {name: partial(forward, **given) for name, forward in contenders.items()})
+    session.finish()
+
+
+if __name__ == "__main__":
+    main()

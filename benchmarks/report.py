@@ -1,0 +1,75 @@
+"""Writes docs/benchmarks.md, its pictures and the README's row on speed from benchmarks/results/*.json."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pages import DEVICES, number, page, plots_of
+from targets import Results, Target
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "results"
+PAGE = ROOT / "docs" / "benchmarks.md"
+IMAGES = ROOT / "docs" / "images"
+README = ROOT / "README.md"
+DEFAULT_BACKEND = {"cpu": "agebody torch", "cuda": "agebody warp"}
+"""What ``backend="auto"`` means."""
+
+
+def load(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
+    """Results by kind of device and subject."""
+    found: dict[str, dict[str, Any]] = {device: {} for device in DEVICES}
+    for path in sorted(folder.glob("*.json")):
+        results = json.loads(path.read_text())
+        found[results["device"]][results["subject"]] = results
+    return found
+
+
+def speed_row(found: Mapping[str, Results]) -> str:
+    """The README's row."""
+
+    def ratio(device: str, subject: str, batch: int, measure: Any = "times as fast") -> str:
+        target = Target(device, subject, batch, DEFAULT_BACKEND[device], measure, 0, "smplx")
+        value = target.achieved(found[device])
+        return "?" if value is None else number(1 / value if measure == "times the memory" else value)
+
+    smaller = ratio("cpu", "memory", 256, "times the memory")
+    said = (
+        f"on a CPU, beside smplx: forward {ratio('cpu', 'forward', 1)} times as fast for one body, "
+        f"{ratio('cpu', 'forward', 1024)} times for 1024; keypoints {ratio('cpu', 'keypoints', 256)} times "
+        f"for 256; memory 1/{smaller}"
+    )
+    if found["cuda"]:
+        gpu = next(iter(found["cuda"].values()))["provenance"]["gpu"]
+        said += (
+            f"; on one {gpu}, for 4096 bodies: forward {ratio('cuda', 'forward', 4096)} times, "
+            f"forward + backward {ratio('cuda', 'backward', 4096)} times"
+        )
+    return f"| Speed | {said} ([how measured](docs/benchmarks.md)) |"
+
+
+def with_speed_row(readme: str, found: Mapping[str, Results]) -> str:
+    row = speed_row(found)
+    return re.sub(r"^\| Speed \|.*\|$", lambda _: row, readme, count=1, flags=re.MULTILINE)
+
+
+def main() -> None:
+    from plots import draw
+
+    found = load()
+    PAGE.write_text(page(found))
+    README.write_text(with_speed_row(README.read_text(), found))
+    for device, results in found.items():
+        for name in plots_of(results):
+            path = IMAGES / f"bench_{name}_{device}.png"
+            draw(name, results, DEFAULT_BACKEND[device], path)
+            print(f"wrote {path.relative_to(ROOT)}")
+    print(f"wrote {PAGE.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

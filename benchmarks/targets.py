@@ -1,0 +1,108 @@
+"""What is aimed at, as data, and how far a run got."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Measure = Literal[
+    "times as fast", "times the time", "times the memory", "bodies/s", "µs a call", "GB/s share", "mm"
+]
+AT_LEAST: tuple[Measure, ...] = ("times as fast", "bodies/s", "GB/s share")
+"""The rest are at most."""
+
+Results = Mapping[str, Mapping[str, Any]]
+"""Contents of the files of one kind of device, by subject."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A bound on one contender's figure."""
+
+    device: str
+    subject: str
+    batch: int
+    contender: str
+    measure: Measure
+    bound: float
+    against: str | None = None
+
+    def achieved(self, results: Results) -> float | None:
+        """The figure; None where it was not measured, or one of its two sides failed."""
+        if self.subject not in results:
+            return None
+        found = results[self.subject]
+        if self.measure == "mm":
+            errors = [e["largest_mm"] for e in found["errors"] if e["contender"] == self.contender]
+            return max(errors, default=None)
+        ours = _row(found, self.contender, self.batch)
+        theirs = _row(found, self.against, self.batch) if self.against else {}
+        if ours is None or theirs is None:
+            return None
+        match self.measure:
+            case "times as fast":
+                return theirs["median_s"] / ours["median_s"]
+            case "times the time":
+                return ours["median_s"] / theirs["median_s"]
+            case "times the memory":
+                return ours["peak_bytes"] / theirs["peak_bytes"]
+            case "bodies/s":
+                return self.batch / ours["median_s"]
+            case "µs a call":
+                return 1e6 * ours["median_s"]
+            case "GB/s share":
+                return ours["bytes"] / ours["median_s"] / found["ceilings"]["copy_bytes"]
+        raise AssertionError(self.measure)
+
+    def met(self, achieved: float) -> bool:
+        return achieved >= self.bound if self.measure in AT_LEAST else achieved <= self.bound
+
+
+def _row(found: Mapping[str, Any], contender: str, batch: int) -> Mapping[str, Any] | None:
+    """The contender's first row at that size, a forward pass where there are several; None if it failed."""
+    for row in found["rows"]:
+        if row["contender"] == contender and row["batch"] == batch:
+            return None if "failed" in row else row
+    return None
+
+
+def _cpu() -> list[Target]:
+    def faster(subject: str, ratios: dict[int, float]) -> list[Target]:
+        return [
+            Target("cpu", subject, batch, "agebody torch", "times as fast", ratio, "smplx")
+            for batch, ratio in ratios.items()
+        ]
+
+    def floor(subject: str, ratio: float) -> list[Target]:
+        return [
+            Target("cpu", subject, batch, "agebody torch", "times the time", ratio, "product")
+            for batch in (64, 256, 1024)
+        ]
+
+    return [
+        *faster("forward", {1: 2.5, 64: 2.2, 256: 3.0, 1024: 3.2}),
+        *floor("forward", 1.4),
+        *faster("backward", {1: 2.5, 64: 2.5, 256: 3.0}),
+        *floor("backward", 1.6),
+        *faster("keypoints", {64: 12, 256: 30}),
+        Target("cpu", "memory", 256, "agebody torch", "times the memory", 0.25, "smplx"),
+        Target("cpu", "precision", 256, "agebody torch float16", "mm", 0.1),
+        Target("cpu", "precision", 256, "agebody torch bfloat16", "mm", 0.1),
+    ]
+
+
+TARGETS: tuple[Target, ...] = (
+    *_cpu(),
+    Target("cuda", "forward", 4096, "agebody warp", "times as fast", 8, "smplx"),
+    Target("cuda", "forward", 4096, "agebody warp", "times as fast", 1.5, "body-models warp"),
+    Target("cuda", "forward", 4096, "agebody warp", "times the time", 1.3, "roofline"),
+    Target("cuda", "backward", 4096, "agebody warp", "times as fast", 8, "smplx"),
+    Target("cuda", "precision", 4096, "agebody warp bfloat16", "times as fast", 25, "smplx"),
+    Target("cuda", "precision", 4096, "agebody warp bfloat16", "bodies/s", 5e6),
+    Target("cuda", "precision", 4096, "agebody warp float16", "mm", 0.1),
+    Target("cuda", "precision", 4096, "agebody warp bfloat16", "mm", 0.1),
+    Target("cuda", "skinning", 4096, "agebody warp", "GB/s share", 0.7),
+    Target("cuda", "memory", 4096, "agebody warp", "times the memory", 0.25, "smplx"),
+    Target("cuda", "graphs", 1, "agebody warp graph", "µs a call", 100),
+)
