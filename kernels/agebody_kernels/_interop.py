@@ -68,6 +68,10 @@ class KernelSet:
         """The kernels of one floating type."""
         return self._kernels[dtype]
 
+    def module(self, dtype: torch.dtype) -> wp.Module:
+        """The Warp module of one floating type."""
+        return self._modules[dtype]
+
     def load(self, device: torch.device, dtype: torch.dtype) -> None:
         """Compiles the kernels or finds them in Warp's cache, where that has not been done."""
         _load(self._modules[dtype], _warp_device(device))
