@@ -15,7 +15,6 @@ from model_files import write_kid_template, write_smpl_pkl
 
 import agebody
 from agebody import SMIL, SMPL, SMPLA, rotations
-from agebody.deform import pose_feature
 
 DOUBLE = torch.float64
 ARGUMENTS = ("betas", "body_pose", "global_orient", "transl", "age_offset")
@@ -590,21 +589,6 @@ class TestPrecision:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert shaped(transl=given_["transl"]).vertices.dtype == torch.float32
 
-    def test_bfloat16_correctives_err_by_three_roundings(self, mannequin_asset):
-        """Of the directions, the feature and the sum: 2^-9 each of what the correctives move a vertex."""
-        exact, low = (
-            SMPL(mannequin_asset, dtype=DOUBLE),
-            SMPL(mannequin_asset, corrective_dtype=torch.bfloat16),
-        )
-        generator = torch.Generator().manual_seed(0)
-        poses = torch.randn(32, 69, generator=generator) * torch.tensor([0.3, 1.0]).repeat(16)[:, None]
-        reference = exact(body_pose=poses.double())
-        error = (low(body_pose=poses).vertices.double() - reference.vertices).norm(dim=-1)
-        feature = pose_feature(reference.full_pose).abs()
-        moved = torch.einsum("bp,vxp->bvx", feature, torch.tensor(abs(mannequin_asset.posedirs)).double())
-        assert (error <= 3 * 2**-9 * moved.norm(dim=-1) + 4e-6).all()
-        assert error.max() > 4e-6
-
     def test_correctives_keep_their_dtype_and_pass_gradients(self, mannequin_asset):
         low = SMPL(mannequin_asset, corrective_dtype=torch.bfloat16)
         assert low.surface.correctives.dtype == torch.bfloat16
@@ -615,7 +599,7 @@ class TestPrecision:
             torch.autograd.grad(body(body_pose=pose).vertices[:, ::7].sum(), pose)[0]
             for body in (low, SMPL(mannequin_asset))
         )
-        torch.testing.assert_close(a, b, rtol=0, atol=0.01 * float(b.abs().max()))
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5 * float(b.abs().max()))
 
 
 class TestModule:

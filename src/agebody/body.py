@@ -136,8 +136,11 @@ class BodyModel(nn.Module):
         dtype: torch.float32 or torch.float64. The arrays are cast from the asset, now and at every
             later change of precision, so that ``.double()`` gives the file's own float64.
         device: where the layer lives.
-        corrective_dtype: keep and multiply the pose blend shapes in torch.bfloat16 or torch.float16. A
-            vertex then errs by up to three roundings (2^-9 each in bfloat16) of what they move it.
+        corrective_dtype: multiply the pose blend shapes in 16 bits with sums in float32, in a float32 layer.
+            Against float64, over random poses and half turns of every joint, a vertex errs by less than
+            0.001 mm in torch.bfloat16 (numbers split in two parts) and 0.05 mm in torch.float16. It is fast
+            on GPUs (torch >= 2.8) and gains nothing on CPUs. Second derivatives and compiled layers compute
+            in float32.
 
     Raises:
         AssetError: the file cannot be read.

@@ -112,19 +112,24 @@ class _Value(torch.autograd.Function):
         ctx.function, ctx.constants, _, *tensors = inputs
         kept = output[ctx.function.num_outputs :]
         ctx.num_tensors, ctx.num_kept = len(tensors), len(kept)
+        ctx.output_shapes = [o.shape for o in output[: ctx.function.num_outputs]]
         ctx.mark_non_differentiable(*kept)
+        ctx.set_materialize_grads(False)  # zeros for what is kept would be as large as that
         ctx.save_for_backward(*tensors, *kept)
         ctx.save_for_forward(*tensors)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         tensors, kept = ctx.saved_tensors[: ctx.num_tensors], ctx.saved_tensors[ctx.num_tensors :]
-        grads = grads[: ctx.function.num_outputs]
+        known = tuple(
+            tensors[0].new_zeros(shape) if g is None else g
+            for g, shape in zip(grads[: ctx.function.num_outputs], ctx.output_shapes, strict=True)
+        )
         wants = ctx.needs_input_grad[3:]
         if torch.is_grad_enabled() or _is_transformed():
-            found = _Gradient.apply(ctx.function, ctx.constants, wants, kept, *grads, *tensors)
+            found = _Gradient.apply(ctx.function, ctx.constants, wants, kept, *known, *tensors)
         else:
-            found = ctx.function.find_gradient(ctx.constants, wants, kept, grads, *tensors)
+            found = ctx.function.find_gradient(ctx.constants, wants, kept, known, *tensors)
         return None, None, None, *(g if wanted else None for g, wanted in zip(found, wants, strict=True))
 
     @staticmethod

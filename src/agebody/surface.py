@@ -1,10 +1,10 @@
 """The posed surface of many bodies, block by block: the maths of `deform`, arranged for caches.
 
-Vertices are cut into blocks. For each block, one matrix product gives its rest surface from all the
-coefficients (betas, age, pose feature), a second one blends the transforms of the few joints that the
+Vertices are cut into blocks. For some blocks at a time, one matrix product gives their rest surface from all
+the coefficients (betas, age, pose feature), a second one blends the transforms of the few joints that each
 block touches, and three fused multiply-adds skin it while both are still in cache. Nothing of the size
-of the batch is kept but the result. Coordinates are planes (x of all vertices, then y, then z), so that
-every step runs along vertices.
+of the batch is kept but the result. Coordinates are planes (x of all vertices of a block, then y, then z),
+so that every step runs along vertices.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from agebody import halfprecision
 from agebody.rowwise import RowFunction
 
 BLOCK = 288
-"""Vertices a block: with 256 bodies, a block's surface and transforms fill a core's second-level cache."""
+"""Vertices a block: few enough to touch few joints, enough for each step to outweigh its call."""
 BODIES = 256
 """Bodies at a time: bounds the workspace to about 8 MB, whatever the batch."""
 
@@ -30,10 +31,15 @@ class PosedSurface(nn.Module):
 
     Args:
         directions: (C, V, 3) displacement for one unit of each coefficient.
-        correctives: (P, V, 3) the same for the last coefficients, kept and multiplied in
-            ``corrective_dtype``; None where there are none.
         weights: (V, J) skinning weights.
         dtype: floating type of the result and of everything but the correctives.
+        correctives: (P, V, 3) as ``directions``, for the last coefficients, kept and multiplied in
+            ``corrective_dtype``; None where there are none.
+        corrective_dtype: torch.bfloat16 or torch.float16; see `halfprecision`.
+        block: vertices a block; all of them in one where there is no cache to block for and calls cost.
+
+    Raises:
+        ValueError: correctives of 16 bits in a layer that is not of float32.
     """
 
     directions: Tensor
@@ -50,47 +56,53 @@ class PosedSurface(nn.Module):
         dtype: torch.dtype,
         correctives: np.ndarray | None = None,
         corrective_dtype: torch.dtype | None = None,
+        block: int = BLOCK,
     ) -> None:
         super().__init__()
         self.num_vertices, num_joints = weights.shape
-        block = min(BLOCK, self.num_vertices)
+        block = min(block, self.num_vertices)
         blocks = -(-self.num_vertices // block)
         padding = blocks * block - self.num_vertices
 
-        def put(name: str, array: np.ndarray, to: torch.dtype) -> None:
-            self.register_buffer(name, torch.from_numpy(np.ascontiguousarray(array)).to(to), persistent=False)
-
-        def planes(array: np.ndarray) -> np.ndarray:
+        def planes(array: np.ndarray) -> Tensor:
             padded = np.pad(array, ((0, 0), (0, padding), (0, 0)))
-            padded = padded.reshape(len(array), blocks, block, 3).transpose(1, 0, 3, 2)
-            return padded.reshape(blocks, len(array), 3 * block)
+            padded = padded.reshape(len(array), blocks, block, 3).swapaxes(2, 3)
+            return torch.from_numpy(padded.reshape(len(array), -1)).to(dtype)
 
+        low = None
+        if correctives is not None:
+            if corrective_dtype is None or dtype != torch.float32:
+                raise ValueError(
+                    f"corrective_dtype: {corrective_dtype} needs a layer of torch.float32, got {dtype}"
+                )
+            low = halfprecision.factor(planes(correctives), corrective_dtype)
         weights = np.pad(weights, ((0, padding), (0, 0))).reshape(blocks, block, num_joints)
         touched = [np.flatnonzero(w.any(axis=0)) for w in weights]
-        width = 1 + max(len(t) for t in touched)
+        self.widths = tuple(1 + len(t) for t in touched)
         # Row num_joints of the transforms is the translation, which moves every vertex with weight 1.
-        joints = np.full((blocks, width), num_joints)
-        packed = np.zeros((blocks, width, block))
+        joints = np.full((blocks, max(self.widths)), num_joints)
+        packed = np.zeros((blocks, max(self.widths), block))
         packed[:, 0] = 1
         for i, t in enumerate(touched):
             joints[i, 1 : 1 + len(t)] = t
             packed[i, 1 : 1 + len(t)] = weights[i][:, t].T
-        put("directions", planes(directions), dtype)
-        if correctives is None:
-            self.correctives = None
-        else:
-            put("correctives", planes(correctives), corrective_dtype or dtype)
-        put("weights", packed, dtype)
-        put("joints", joints, torch.int64)
-        put("scatter", joints[:, None, :] == np.arange(num_joints + 1)[:, None], dtype)
+        scatter = joints == np.arange(num_joints + 1)[:, None, None]
+        for name, tensor in (
+            ("directions", planes(directions)),
+            ("correctives", low),
+            ("weights", torch.from_numpy(packed).to(dtype)),
+            ("joints", torch.from_numpy(joints)),
+            ("scatter", torch.from_numpy(scatter).to(dtype)),
+        ):
+            self.register_buffer(name, tensor, persistent=False)
 
     def rest(self, coefficients: Tensor) -> Tensor:
-        """Rest surface in planes, (blocks, batch, 3 * block), from the first coefficients."""
-        return coefficients @ self.directions[:, : coefficients.shape[-1]]
+        """Rest surface in planes, (1, B, blocks * 3 * block), from the first coefficients."""
+        return (coefficients @ self.directions[: coefficients.shape[-1]])[None]
 
     def vertices(self, planes: Tensor) -> Tensor:
         """(B, V, 3) of a surface in planes."""
-        planes = planes.unflatten(-1, (3, -1)).permute(1, 0, 3, 2)
+        planes = planes[0].unflatten(-1, (len(self.weights), 3, -1)).mT
         return planes.flatten(1, 2)[:, : self.num_vertices]
 
     def forward(
@@ -107,16 +119,18 @@ class PosedSurface(nn.Module):
         Returns:
             (B, V, 3) [m].
         """
-        batch = coefficients.shape[0]
+        left_out = 0
         if base is not None:
-            base = base.expand(-1, batch, -1).transpose(0, 1)
-        extra = 0 if self.correctives is None else self.correctives.shape[1]
+            base = base[0].expand(len(coefficients), -1)
+            num_correctives = 0 if self.correctives is None else halfprecision.length(self.correctives)
+            left_out = len(self.directions) + num_correctives - coefficients.shape[1]
         packed = _Packed(
-            self.directions[:, self.directions.shape[1] + extra - coefficients.shape[1] :],
+            self.directions[left_out:] if left_out else self.directions,
             self.correctives,
             self.weights,
             self.joints,
             self.scatter,
+            self.widths,
             self.num_vertices,
         )
         inputs = (coefficients, transforms, translation)
@@ -129,6 +143,8 @@ class _Packed(NamedTuple):
     weights: Tensor
     joints: Tensor
     scatter: Tensor
+    widths: tuple[int, ...]
+    """Joints that each block touches, and the translation."""
     num_vertices: int
 
     @property
@@ -148,13 +164,13 @@ def _definition(
     base: Tensor | None = None,
 ) -> tuple[Tensor]:
     """All blocks at once, in differentiable steps."""
-    posed = coefficients[:, : packed.directions.shape[1]] @ packed.directions
+    directions = packed.directions
     if packed.correctives is not None:
-        feature = coefficients[:, packed.directions.shape[1] :].to(packed.correctives.dtype)
-        posed = posed + (feature @ packed.correctives).to(posed.dtype)
+        directions = torch.cat((directions, halfprecision.matrix(packed.correctives)))
+    posed = coefficients @ directions
     if base is not None:
-        posed = posed + base.transpose(0, 1)
-    posed = posed.unflatten(-1, (3, packed.block))
+        posed = posed + base
+    posed = posed.unflatten(-1, (packed.num_blocks, 3, packed.block)).transpose(0, 1)
     last = torch.nn.functional.pad(translation[:, None, :, None], (3, 0))
     rows = torch.cat((transforms, last), 1).permute(1, 0, 3, 2)[packed.joints].flatten(2)
     blended = (rows.mT @ packed.weights).unflatten(1, (-1, 4, 3))
@@ -162,12 +178,29 @@ def _definition(
     return (skinned.permute(1, 0, 3, 2).flatten(1, 2)[:, : packed.num_vertices],)
 
 
-def _pieces(batch: int, num_blocks: int) -> Iterator[tuple[slice, slice]]:
+class _Piece(NamedTuple):
     """Bodies and blocks to work on together, so that the workspace stays in cache."""
-    group = max(1, min(num_blocks, 2 * BODIES // max(batch, 1)))
+
+    bodies: slice
+    blocks: slice
+    columns: slice
+    """Of the planes of all blocks."""
+    num_bodies: int
+    num_blocks: int
+    width: int
+    """Rows of weights that its blocks need."""
+
+
+def _pieces(batch: int, packed: _Packed) -> Iterator[_Piece]:
+    group = max(1, min(packed.num_blocks, 2 * BODIES // max(batch, 1)))
+    plane = 3 * packed.block
     for first in range(0, batch, BODIES):
-        for start in range(0, num_blocks, group):
-            yield slice(first, min(first + BODIES, batch)), slice(start, min(start + group, num_blocks))
+        last = min(first + BODIES, batch)
+        for start in range(0, packed.num_blocks, group):
+            stop = min(start + group, packed.num_blocks)
+            columns = slice(start * plane, stop * plane)
+            width = max(packed.widths[start:stop])
+            yield _Piece(slice(first, last), slice(start, stop), columns, last - first, stop - start, width)
 
 
 class _Workspace:
@@ -183,13 +216,12 @@ class _Workspace:
     ) -> None:
         self.coefficients, self.base, self.packed = coefficients, base, packed
         batch, num_joints = transforms.shape[:2]
-        self.rows = transforms.new_zeros(num_joints + 1, batch, 4, 3)
+        self.rows = transforms.new_empty(num_joints + 1, batch, 4, 3)
         self.rows[:-1] = transforms.permute(1, 0, 3, 2)
+        self.rows[-1, :, :3] = 0
         self.rows[-1, :, 3] = translation
         if packed.correctives is not None:
-            split = packed.directions.shape[1]
-            self.coefficients = coefficients[:, :split]
-            self.feature = coefficients[:, split:].to(packed.correctives.dtype)
+            self.coefficients, self.feature = coefficients.tensor_split((len(packed.directions),), 1)
         self.buffers: dict[str, Tensor] = {}
 
     def buffer(self, name: str, *shape: int) -> Tensor:
@@ -199,38 +231,37 @@ class _Workspace:
             held = self.buffers[name] = self.rows.new_empty(shape)
         return held if held.shape == shape else held.view(-1)[: math.prod(shape)].view(shape)
 
-    def posed(self, bodies: slice, blocks: slice, out: Tensor) -> None:
-        """Rest surface with pose correctives of one piece, (blocks, bodies, 3 * block)."""
-        coefficients, packed = self.coefficients[bodies], self.packed
-        directions = packed.directions[blocks]
-        if len(out) == 1:
-            torch.mm(coefficients, directions[0], out=out[0])
+    def posed(self, piece: _Piece, out: Tensor) -> Tensor:
+        """Rest surface with pose correctives of one piece, in planes (blocks, bodies, 3, block)."""
+        coefficients, packed = self.coefficients[piece.bodies], self.packed
+        directions = packed.directions[:, piece.columns]
+        if self.base is None:
+            torch.mm(coefficients, directions, out=out)
         else:
-            torch.bmm(coefficients.expand(len(out), -1, -1), directions, out=out)
-        if self.base is not None:
-            out += self.base[bodies, blocks].transpose(0, 1)
+            torch.addmm(self.base[piece.bodies, piece.columns], coefficients, directions, out=out)
         if packed.correctives is not None:
-            out += torch.matmul(self.feature[bodies], packed.correctives[blocks])
+            out += halfprecision.product(self.feature[piece.bodies], packed.correctives[:, piece.columns])
+        return out.view(piece.num_bodies, piece.num_blocks, 3, packed.block).transpose(0, 1)
 
-    def blended(self, bodies: slice, blocks: slice) -> Tensor:
+    def blended(self, piece: _Piece) -> Tensor:
         """Transforms of every vertex of one piece, (blocks, bodies, 4, 3, block), column by column."""
-        rows = self.rows[:, bodies].flatten(1)[self.packed.joints[blocks]]
-        num_bodies, weights = rows.shape[-1] // 12, self.packed.weights[blocks]
-        out = self.buffer("blended", len(rows), num_bodies * 12, self.packed.block)
-        torch.bmm(rows.mT, weights, out=out)
-        return out.view(len(rows), num_bodies, 4, 3, self.packed.block)
+        packed = self.packed
+        rows = self.rows[:, piece.bodies].flatten(1)[packed.joints[piece.blocks, : piece.width]]
+        out = self.buffer("blended", piece.num_blocks, piece.num_bodies, 4, 3, packed.block)
+        torch.bmm(rows.mT, packed.weights[piece.blocks, : piece.width], out=out.flatten(1, 3))
+        return out
 
-    def place(self, vertices: Tensor, bodies: slice, blocks: slice) -> Iterator[tuple[slice, Tensor]]:
+    def place(self, vertices: Tensor, piece: _Piece) -> Iterator[tuple[slice, Tensor]]:
         """The piece of (B, V, 3) vertices as planes (blocks, bodies, 3, block), then a cut-off last block."""
         block, num_vertices = self.packed.block, self.packed.num_vertices
-        whole = min(blocks.stop, num_vertices // block) - blocks.start
-        if whole > 0:
-            first = blocks.start * block
-            part = vertices[bodies, first : first + whole * block].unflatten(1, (whole, block))
+        start, stop = piece.blocks.start, min(piece.blocks.stop, num_vertices // block)
+        whole = max(0, stop - start)
+        if whole:
+            part = vertices[piece.bodies, start * block : stop * block].unflatten(1, (whole, block))
             yield slice(0, whole), part.permute(1, 0, 3, 2)
-        if whole < blocks.stop - blocks.start:
-            part = vertices[bodies, (blocks.start + whole) * block :]
-            yield slice(whole, whole + 1), part.transpose(1, 2)[None]
+        if whole < piece.num_blocks:
+            part = vertices[piece.bodies, (start + whole) * block :]
+            yield slice(whole, whole + 1), part.mT[None]
 
 
 def _value(
@@ -244,18 +275,18 @@ def _value(
     """Vertices, piece by piece; the posed rest surfaces are kept."""
     batch, plane = len(coefficients), 3 * packed.block
     work = _Workspace(packed, coefficients, transforms, translation, base)
-    vertices = coefficients.new_empty(batch, packed.num_vertices, 3)
-    kept = coefficients.new_empty(batch * packed.num_blocks * plane) if keep else None
-    for bodies, blocks in _pieces(batch, packed.num_blocks):
-        shape = (blocks.stop - blocks.start, bodies.stop - bodies.start, plane)
-        posed = work.buffer("posed", *shape) if kept is None else _kept_piece(kept, bodies, blocks, packed)
-        work.posed(bodies, blocks, posed)
-        posed = posed.view(*shape[:2], 3, packed.block)
-        blended = work.blended(bodies, blocks)
+    vertices = _large(coefficients, batch, packed.num_vertices, 3)
+    kept = _large(coefficients, batch * packed.num_blocks * plane) if keep else None
+    for piece in _pieces(batch, packed):
+        if kept is None:
+            memory = work.buffer("posed", piece.num_bodies, piece.num_blocks * plane)
+        else:
+            memory = _kept_piece(kept, piece, packed)
+        posed, blended = work.posed(piece, memory), work.blended(piece)
         skinned = blended[:, :, 3]
         for axis in range(3):
             skinned.addcmul_(blended[:, :, axis], posed[:, :, axis : axis + 1])
-        for part, planes in work.place(vertices, bodies, blocks):
+        for part, planes in work.place(vertices, piece):
             planes.copy_(skinned[part, ..., : planes.shape[-1]])
     return (vertices,), () if kept is None else (kept,)
 
@@ -272,50 +303,43 @@ def _gradient(
 ) -> tuple[Tensor | None, ...]:
     """Gradient of the same, piece by piece; sums over vertices and blocks run in a fixed order."""
     batch, block, plane = len(coefficients), packed.block, 3 * packed.block
-    num_plain = packed.directions.shape[1]
+    num_plain = len(packed.directions)
     work = _Workspace(packed, coefficients, transforms, translation, base)
     d_coefficients = torch.zeros_like(coefficients)
     d_rows = torch.zeros_like(work.rows)
-    d_base = grads[0].new_empty(batch, packed.num_blocks, plane) if base is not None and wants[3] else None
-    for bodies, blocks in _pieces(batch, packed.num_blocks):
-        num_blocks, num_bodies = blocks.stop - blocks.start, bodies.stop - bodies.start
-        shape = (num_blocks, num_bodies, 3, block)
+    d_base = torch.empty_like(base) if base is not None and wants[3] else None
+    for piece in _pieces(batch, packed):
+        bodies, blocks = piece.bodies, piece.blocks
+        shape = (piece.num_bodies, piece.num_blocks * plane)
         if kept:
-            posed = _kept_piece(kept[0], bodies, blocks, packed)
+            posed = _kept_piece(kept[0], piece, packed).view(piece.num_bodies, -1, 3, block).transpose(0, 1)
         else:
-            posed = work.buffer("posed", num_blocks, num_bodies, plane)
-            work.posed(bodies, blocks, posed)
-        posed = posed.view(shape)
-        d_skinned = work.buffer("d_skinned", *shape)
-        d_skinned[-1, ..., packed.num_vertices - (blocks.stop - 1) * block :] = 0
-        for part, planes in work.place(grads[0], bodies, blocks):
+            posed = work.posed(piece, work.buffer("posed", *shape))
+        blended = work.blended(piece)
+        # The gradient takes the place of the translations, which it does not depend on.
+        d_skinned = blended[:, :, 3]
+        if blocks.stop == packed.num_blocks:
+            d_skinned[-1, ..., packed.num_vertices - (blocks.stop - 1) * block :] = 0
+        for part, planes in work.place(grads[0], piece):
             d_skinned[part, ..., : planes.shape[-1]].copy_(planes)
-        blended = work.blended(bodies, blocks)
         if wants[0] or d_base is not None:
-            d_posed = work.buffer("d_posed", *shape)
+            d_planes = work.buffer("d_planes", *shape)
+            d_posed = d_planes.view(piece.num_bodies, -1, 3, block).transpose(0, 1)
             torch.mul(blended[:, :, :3, 0], d_skinned[:, :, None, 0], out=d_posed)
             for axis in (1, 2):
                 d_posed.addcmul_(blended[:, :, :3, axis], d_skinned[:, :, None, axis])
-            d_planes = d_posed.view(num_blocks, num_bodies, plane)
             if d_base is not None:
-                d_base[bodies, blocks] = d_planes.transpose(0, 1)
-            d_piece = d_coefficients[bodies]
-            if num_blocks == 1:
-                d_piece[:, :num_plain].addmm_(d_planes[0], packed.directions[blocks.start].mT)
-            else:
-                d_piece[:, :num_plain] += torch.bmm(d_planes, packed.directions[blocks].mT).sum(0)
+                d_base[bodies, piece.columns] = d_planes
+            d_coefficients[bodies, :num_plain].addmm_(d_planes, packed.directions[:, piece.columns].T)
             if packed.correctives is not None:
-                low = d_planes.to(packed.correctives.dtype)
-                d_piece[:, num_plain:] += (
-                    torch.bmm(low, packed.correctives[blocks].mT).to(d_piece.dtype).sum(0)
+                d_coefficients[bodies, num_plain:] += halfprecision.transposed_product(
+                    d_planes, packed.correctives[:, piece.columns]
                 )
         if wants[1] or wants[2]:
-            d_blended = blended
-            torch.mul(posed[:, :, :, None], d_skinned[:, :, None], out=d_blended[:, :, :3])
-            d_blended[:, :, 3].copy_(d_skinned)
-            gathered = torch.bmm(packed.weights[blocks], d_blended.view(num_blocks, -1, block).mT)
-            scatter = packed.scatter[blocks].transpose(0, 1).flatten(1)
-            d_rows[:, bodies] += (scatter @ gathered.flatten(0, 1)).unflatten(1, (num_bodies, 4, 3))
+            torch.mul(posed[:, :, :, None], d_skinned[:, :, None], out=blended[:, :, :3])
+            gathered = torch.bmm(packed.weights[blocks, : piece.width], blended.flatten(1, 3).mT)
+            scatter = packed.scatter[:, blocks, : piece.width].flatten(1)
+            d_rows[:, bodies] += (scatter @ gathered.flatten(0, 1)).unflatten(1, (piece.num_bodies, 4, 3))
     d_transforms = d_rows[:-1].permute(1, 0, 3, 2)
     found = (d_coefficients, d_transforms, d_rows[-1, :, 3])
     return found if base is None else (*found, d_base)
@@ -324,10 +348,20 @@ def _gradient(
 _SURFACE = RowFunction(1, _definition, _value, _gradient)
 
 
-def _kept_piece(kept: Tensor, bodies: slice, blocks: slice, packed: _Packed) -> Tensor:
-    """The piece's part of the kept surfaces, each chunk of bodies contiguous: (blocks, bodies, 3 * block)."""
+def _large(like: Tensor, *shape: int) -> Tensor:
+    """Uninitialised memory. NumPy asks Linux for huge pages, without which touching it costs half a product."""
+    if like.is_cpu and math.prod(shape) >= _LARGE:
+        return torch.from_numpy(np.empty(shape, like.detach().numpy().dtype))
+    return like.new_empty(shape)
+
+
+_LARGE = 1 << 20
+"""Entries: 4 MB of float32, below which NumPy does not ask."""
+
+
+def _kept_piece(kept: Tensor, piece: _Piece, packed: _Packed) -> Tensor:
+    """The piece's part of the kept surfaces, (bodies, blocks * 3 * block), each piece contiguous."""
     plane = 3 * packed.block
-    size = (bodies.stop - bodies.start) * plane
-    start = bodies.start * packed.num_blocks * plane
-    piece = kept[start + blocks.start * size : start + blocks.stop * size]
-    return piece.view(blocks.stop - blocks.start, bodies.stop - bodies.start, plane)
+    before = piece.bodies.start * packed.num_blocks + piece.blocks.start * piece.num_bodies
+    size = piece.num_bodies * piece.num_blocks
+    return kept[before * plane : (before + size) * plane].view(piece.num_bodies, -1)
