@@ -19,11 +19,6 @@ from rich.table import Table
 import agebody
 from agebody.bench import Timing, compare, interleaved
 
-SUBJECTS = (
-    "forward", "backward", "keypoints", "identity", "memory", "precision", "compiled", "graphs", "skinning",
-    "kernels",
-)  # fmt: skip
-"""One script each, in the order of the page."""
 RESULTS = Path(__file__).parent / "results"
 QUICK_RESULTS = Path(__file__).parents[1] / "build" / "bench"
 BATCHES = {"cpu": (1, 16, 64, 256, 1024), "cuda": (1, 16, 64, 256, 1024, 4096, 16384, 65536)}
@@ -131,21 +126,30 @@ class Session:
             table.add_column(heading, justify="right")
         table.add_column("note", overflow="fold")
         for row in self.rows:
-            scale = 1e6 / row["batch"]
-            named = f"{row['contender']}, {row['which']}" if "which" in row else row["contender"]
-            cells = [named, str(row["batch"])]
-            if "median_s" in row:
-                cells.append(f"{scale * row['median_s']:.1f}")
-                spread = f"{scale * row['low_s']:.1f} – {scale * row['high_s']:.1f}" if "calls" in row else ""
-                cells += [spread, str(row.get("calls", ""))]
-            else:
-                cells += ["", "", ""]
-            told = {"batch", "contender", "which", "bytes", "median_s", "low_s", "high_s", "calls"}
-            table.add_row(*cells, ", ".join(f"{k}: {v}" for k, v in row.items() if k not in told))
+            table.add_row(*_cells(row))
         console = Console()
         console.print(table)
         for name, why in self.absent.items():
             console.print(f"{name} is absent: {why}", markup=False, highlight=False)
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    """Of one row of what is printed."""
+    name = f"{row['contender']}, {row['which']}" if "which" in row else row["contender"]
+    cells = [name, str(row["batch"]), "", "", "", ""]
+    scale = 1e6 / row["batch"]
+    if "median_s" in row:
+        cells[2] = f"{scale * row['median_s']:.1f}"
+    if "calls" in row:
+        cells[3] = f"{scale * row['low_s']:.1f} – {scale * row['high_s']:.1f}"
+        cells[4] = str(row["calls"])
+    if "roofline_s" in row:
+        cells[5] = f"{100 * row['roofline_s'] / row['median_s']:.0f} % of the roofline"
+    elif "peak_bytes" in row:
+        cells[5] = f"{row['peak_bytes'] / 1e6:.1f} MB"
+    else:
+        cells[5] = row.get("failed", row.get("graph", ""))
+    return cells
 
 
 def attempt(function: Callable[[], Any]) -> str | None:

@@ -23,10 +23,12 @@ PROCESSES = 3
 PASSES = ("forward", "forward + backward")
 
 
-def passes(contender: Contender, batch: int, device: torch.device) -> dict[str, Callable[[], object]]:
+def passes(
+    contender: Contender, batch: int, num_vertices: int, device: torch.device
+) -> dict[str, Callable[[], object]]:
     """Calls that keep what they return, as a caller does; their inputs exist before."""
     given = sample_arguments(batch, device=device)
-    weights = torch.ones(batch, 6890, 3, device=device)
+    weights = torch.ones(batch, num_vertices, 3, device=device)
 
     def forward() -> torch.Tensor:
         with torch.no_grad():
@@ -64,11 +66,11 @@ def resident_peak(name: str, which: str, batch: int) -> int:
 def child(name: str, which: str, batch: int, threads: int) -> None:
     """What the fresh process does: warm up with one body, then measure one call."""
     torch.set_num_threads(threads)
-    device = torch.device("cpu")
+    device, asset = torch.device("cpu"), agebody.mannequin()
     with tempfile.TemporaryDirectory() as folder:
-        contender = LOADERS[name](name, Files.write(agebody.mannequin(), Path(folder), device))
-        passes(contender, 1, device)[which]()
-        call = passes(contender, batch, device)[which]
+        contender = LOADERS[name](name, Files.write(asset, Path(folder), device))
+        passes(contender, 1, asset.num_vertices, device)[which]()
+        call = passes(contender, batch, asset.num_vertices, device)[which]
         ctypes.CDLL(None).malloc_trim(0)  # what loading has freed must not be lent to the call
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
         before = _status("VmRSS")
@@ -87,7 +89,8 @@ def main() -> None:
     session = Session("memory", __doc__, batches=BATCHES)
     for contender in session.contenders():
         for batch in session.batches:
-            for which, function in passes(contender, batch, session.device).items():
+            calls = passes(contender, batch, session.asset.num_vertices, session.device)
+            for which, function in calls.items():
                 found: list[int] = []
                 if session.device.type == "cuda":
                     measure = lambda: found.append(cuda_peak(function))  # noqa: E731

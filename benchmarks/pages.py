@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from targets import AT_LEAST, TARGETS, Results, Target
+from cells import number, per_body, quoted, table
+from targets import AT_LEAST, LARGEST_ERROR, TARGETS, Results, Target
 
 SUBJECTS = {
     "forward": "Forward", "backward": "Forward + backward", "keypoints": "Keypoints",
@@ -14,6 +14,8 @@ SUBJECTS = {
     "compiled": "Under torch.compile",
     "graphs": "CUDA graphs", "skinning": "Skinning alone", "kernels": "Kernels and their rooflines",
 }  # fmt: skip
+"""Scripts and their headings, in the order of the page."""
+CUDA_SUBJECTS = ("graphs",)
 DEVICES = {"cpu": "On the CPU", "cuda": "On a GPU"}
 NOT_PEERS = ("product", "roofline")
 
@@ -96,7 +98,8 @@ def _machine(results: Results) -> str:
     days = sorted({origin["date"][:10] for origin in runs})
     commits = sorted({(origin["commit"] or "unknown")[:9] for origin in runs})
     lines = " ".join(dict.fromkeys(said))
-    return f"{lines} Measured {' and '.join(days)}, at {', '.join(f'`{c}`' for c in commits)}.\n"
+    changed = " with uncommitted changes" if any(o.get("uncommitted_changes") for o in runs) else ""
+    return f"{lines} Measured {' and '.join(days)}, at {', '.join(f'`{c}`' for c in commits)}{changed}.\n"
 
 
 def _targets(device: str, results: Results) -> str:
@@ -143,23 +146,21 @@ def _by_pass(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
 
 def _time_table(rows: list[dict[str, Any]]) -> str:
     names = contenders(rows)
-    cells: dict[int, dict[str, str]] = {}
-    notes: dict[str, None] = {}
-    for row in rows:
-        if "median_s" in row:
-            text = number(1e6 * row["median_s"] / row["batch"])
-        else:
-            short = "no memory" if "memory" in row["failed"] else "failed"
-            text = short
-            if short == "failed":
-                notes[f"{row['contender']}, B = {row['batch']}: {_quoted(row['failed'])}"] = None
-        cells.setdefault(row["batch"], {})[row["contender"]] = text
-    body = [[str(batch), *(found.get(name, "") for name in names)] for batch, found in sorted(cells.items())]
-    return (
-        table(["B", *names], body, "r" * (1 + len(names)))
-        + "".join(f"\n- {note}" for note in notes)
-        + "\n" * bool(notes)
-    )
+    by_key = {(row["batch"], row["contender"]): row for row in rows}
+    batches = sorted({row["batch"] for row in rows})
+    body = [[str(batch), *(_time(by_key.get((batch, name), {})) for name in names)] for batch in batches]
+    notes = [
+        f"- {row['contender']}, B = {row['batch']}: {quoted(row['failed'])}\n"
+        for row in rows
+        if _time(row) == "failed"
+    ]
+    return table(["B", *names], body, "r" * (1 + len(names))) + "".join(["\n", *notes] if notes else [])
+
+
+def _time(row: Mapping[str, Any]) -> str:
+    if "failed" in row:
+        return "no memory" if row["failed"] == "does not fit in memory" else "failed"
+    return per_body(row)
 
 
 def contenders(rows: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -195,10 +196,8 @@ def _precision(found: Mapping[str, Any]) -> str:
     errors: dict[str, dict[str, str]] = {}
     for error in found["errors"]:
         text = f"{error['largest_mm']:.4f}"
-        aim = 0.1 if "float16" in error["contender"] else None
-        errors.setdefault(error["contender"], {})[error["poses"]] = (
-            f"**{text}**" if aim and error["largest_mm"] > aim else text
-        )
+        missed = "float16" in error["contender"] and error["largest_mm"] > LARGEST_ERROR
+        errors.setdefault(error["contender"], {})[error["poses"]] = f"**{text}**" if missed else text
     body = [[name, *(values[p] for p in poses)] for name, values in errors.items()]
     heads = ["error [mm]", *poses]
     return table(heads, body, "l" + "r" * len(poses)) + "\n" + _time_table(found["rows"])
@@ -211,15 +210,11 @@ def _compiled(found: Mapping[str, Any]) -> str:
         if not name.endswith(" compiled"):
             continue
         plain = by_key.get((name.removesuffix(" compiled"), batch), {})
-        times = [_per_body(plain), _per_body(row)]
+        times = [per_body(plain), per_body(row)]
         graph = row.get("graph", row.get("failed", ""))
-        broken = graph if graph == "one graph" else f"{_quoted(graph.removeprefix('graph breaks: '), 70)}"
+        broken = graph if graph == "one graph" else quoted(graph.removeprefix("graph breaks: "), 70)
         body.append([name.removesuffix(" compiled"), str(batch), *times, broken])
     return table(["contender", "B", "as it is", "compiled", "graph"], body, "lrrrl")
-
-
-def _per_body(row: Mapping[str, Any]) -> str:
-    return number(1e6 * row["median_s"] / row["batch"]) if "median_s" in row else ""
 
 
 def _kernels(found: Mapping[str, Any]) -> str:
@@ -256,10 +251,10 @@ def _absent(device: str, results: Results) -> str:
     reasons: dict[str, dict[str, list[str]]] = {}
     for subject, found in results.items():
         for name, why in found["absent"].items():
-            reasons.setdefault(name, {}).setdefault(_quoted(why), []).append(SUBJECTS[subject].lower())
+            reasons.setdefault(name, {}).setdefault(quoted(why), []).append(SUBJECTS[subject].lower())
     for name, whys in reasons.items():
         lines += [f"- {name} ({', '.join(subjects)}): {why}" for why, subjects in whys.items()]
-    skipped = {"graphs"} if device == "cpu" else set()
+    skipped = CUDA_SUBJECTS if device == "cpu" else ()
     for subject in SUBJECTS:
         if subject not in results and subject not in skipped:
             lines.append(
@@ -286,22 +281,3 @@ def plots_of(results: Results) -> list[str]:
         "kernels": ("kernels",),
     }
     return [name for name, subjects in needs.items() if all(subject in results for subject in subjects)]
-
-
-def table(heads: list[str], rows: list[list[str]], align: str) -> str:
-    marks = ["--:" if a == "r" else "---" for a in align]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in (heads, marks, *rows))
-
-
-def _quoted(text: str, length: int = 110) -> str:
-    """One line of code that no message can break out of."""
-    text = re.sub(r"0x[0-9a-f]+", "0x…", " ".join(text.split())).replace("`", "'").replace("|", "/")
-    return f"`{text if len(text) <= length else text[: length - 1] + '…'}`"
-
-
-def number(value: float) -> str:
-    if value >= 1e6:
-        return f"{value / 1e6:.3g} million"
-    if value >= 100:
-        return f"{value:.0f}"
-    return f"{value:.3g}" if value >= 10 else f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pages import DEVICES, number, page, plots_of
+from cells import number
+from pages import DEVICES, page, plots_of
 from targets import Results, Target
 
 ROOT = Path(__file__).parents[1]

@@ -6,18 +6,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-SUBJECTS = (
-    "forward", "backward", "keypoints", "identity", "memory", "precision", "compiled", "skinning", "kernels",
-)  # fmt: skip
-CUDA_SUBJECTS = ("graphs",)
+from pages import CUDA_SUBJECTS, SUBJECTS
 
 
 def main() -> None:
     options = sys.argv[1:]
     folder = Path(__file__).parent
-    subjects = SUBJECTS + (CUDA_SUBJECTS if any("cuda" in option for option in options) else ())
+    on_cuda = any("cuda" in option for option in options)
     failed = []
-    for subject in subjects:
+    for subject in SUBJECTS:
+        if subject in CUDA_SUBJECTS and not on_cuda:
+            continue
         if subprocess.run([sys.executable, folder / f"{subject}.py", *options]).returncode:
             failed.append(subject)  # the others still have something to say
     if failed:
