@@ -13,8 +13,8 @@ ORDER = [
     "assets.landmarks", "assets.asset", "assets.unpickle", "assets.container", "assets.header",
     "assets.schema", "assets.official", "assets.io", "assets.report", "assets._figure", "assets._sweep",
     "assets.mannequin", "assets.anny",
-    "rowwise", "rotations", "kinematics", "deform", "identity", "halfprecision", "surface", "backend",
-    "keypoints", "points", "body",
+    "rowwise", "rotations", "kinematics", "deform", "identity", "halfprecision", "surface",
+    "keypoints", "points", "backend", "body",
     "measure", "age", "poses",
     "meshes", "render", "export", "bench", "compat", "demo", "cli", "__main__",
 ]  # fmt: skip

@@ -140,6 +140,35 @@ def test_own_regressor():
     torch.testing.assert_close(body.keypoints(other, body_pose=pose), 2 * expected)
 
 
+@pytest.mark.parametrize("backend", ["torch", "warp"])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_from_a_mesh_as_from_a_pose(name, backend, mannequin_asset):
+    body = SMPLA(mannequin_asset, backend=backend, dtype=DOUBLE)
+    generator = torch.Generator().manual_seed(0)
+    pose = 0.3 * torch.randn(2, 1, 69, generator=generator, dtype=DOUBLE)
+    betas = torch.randn(3, 10, generator=generator, dtype=DOUBLE, requires_grad=True)
+    out = body(betas=betas, body_pose=pose)
+    got, expected = (
+        body.regress(name, out.vertices, out.joints), body.keypoints(name, betas=betas, body_pose=pose),
+    )  # fmt: skip
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+    upstream = torch.randn(got.shape, generator=generator, dtype=DOUBLE)
+    a, b = (torch.autograd.grad(points, betas, upstream, retain_graph=True)[0] for points in (got, expected))
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-11)
+
+
+def test_a_mesh_alone_does_where_no_point_is_a_joint(mannequin_asset, unchecked):
+    body = SMPLA(mannequin_asset)
+    out = body()
+    torch.testing.assert_close(body.regress("h36m17", out.vertices), body.keypoints("h36m17"))
+    with pytest.raises(ValueError, match="joints: points of layout 'smpl24' are joints of the body"):
+        body.regress("smpl24", out.vertices)
+    with pytest.raises(ValueError, match=r"vertices: expected shape \(\*batch, 6890, 3\), got \(5, 3\)"):
+        body.regress("h36m17", torch.zeros(5, 3))
+    with pytest.raises(ValueError, match=r"do not broadcast: vertices \(2,\), joints \(3,\)"):
+        body.regress("smpl24", out.vertices.expand(2, -1, -1), out.joints.expand(3, -1, -1))
+
+
 def test_copies_of_a_body_take_the_layout_that_is_asked_for():
     body = SMPLA(random_body(), dtype=DOUBLE)
     layout = KeypointLayout.from_regressor(np.eye(12)[:1], ("tip",), name="a name with. a dot")
@@ -147,7 +176,7 @@ def test_copies_of_a_body_take_the_layout_that_is_asked_for():
     for twin in (copy.deepcopy(body), pickle.loads(pickle.dumps(body))):
         (key,) = twin.points
         other = KeypointLayout.from_regressor(np.eye(12)[5:6], ("tip",))
-        twin.points[str(id(other))] = twin.points[key]  # as if the address had been given out again
+        twin.points[f"posed {id(other)}"] = twin.points[key]  # as if the address had been given out again
         torch.testing.assert_close(twin.keypoints(other), body().vertices[5:6])
         torch.testing.assert_close(twin.keypoints(layout), expected)
 

@@ -18,9 +18,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from agebody import rotations
+from agebody import halfprecision, rotations
+from agebody.assets.asset import BodyAsset
 from agebody.identity import RestJoints
+from agebody.keypoints import KeypointLayout
 from agebody.kinematics import KinematicTree
+from agebody.points import MeshPoints
 from agebody.rotations import PoseFormat
 from agebody.rowwise import RowFunction, is_differentiated
 from agebody.surface import PosedSurface
@@ -37,6 +40,7 @@ class Parts(NamedTuple):
     rest_joints: type[RestJoints]
     tree: type[KinematicTree] | type[WarpTree]
     surface: type[PosedSurface] | type[WarpSurface]
+    mesh_points: type[MeshPoints]
 
 
 def choose_backend(backend: str, device: torch.device) -> Literal["torch", "warp"]:
@@ -79,8 +83,8 @@ def has_warp() -> bool:
 def get_parts(backend: Literal["torch", "warp"]) -> Parts:
     """The classes that make up a body."""
     if backend == "torch":
-        return Parts(RestJoints, KinematicTree, PosedSurface)
-    return Parts(WarpRestJoints, WarpTree, WarpSurface)
+        return Parts(RestJoints, KinematicTree, PosedSurface, MeshPoints)
+    return Parts(WarpRestJoints, WarpTree, WarpSurface, WarpMeshPoints)
 
 
 def load_kernels() -> ModuleType:
@@ -156,7 +160,13 @@ class WarpSurface(nn.Module):
         self.num_vertices, num_joints = weights.shape
         flat = torch.from_numpy(np.ascontiguousarray(directions)).flatten(1)
         self.register_buffer("directions", flat.to(dtype), persistent=False)
-        self.correctives = None
+        if correctives is None or corrective_dtype is None:
+            self.correctives = None
+        else:
+            flat = torch.from_numpy(np.ascontiguousarray(correctives)).flatten(1)
+            self.register_buffer(
+                "correctives", halfprecision.factor(flat, corrective_dtype), persistent=False
+            )
         width = int((weights != 0).sum(1).max())
         joints = np.argsort(-weights, axis=1, kind="stable")[:, :width]
         packed = load_kernels().SkinningWeights.pack(
@@ -178,32 +188,62 @@ class WarpSurface(nn.Module):
     ) -> Tensor:
         """Posed vertices (B, V, 3) [m]; arguments as in `PosedSurface.forward`."""
         if base is None:
-            base, coefficients, first = self.directions[:1], coefficients[:, 1:], 1
+            base, coefficients = self.directions[:1], coefficients[:, 1:]
         else:
-            base, first = base[0], len(self.directions) - coefficients.shape[1]
-        directions = self.directions[first:]
+            base = base[0]
         inputs = (coefficients, transforms, translation, base)
-        weights = self.weights.values()
-        if is_differentiated(*inputs):
-            posed = torch.addmm(base, coefficients, directions).unflatten(-1, (self.num_vertices, 3))
-            return _row_function("SKINNING")(weights, posed, transforms, translation)[0]
-        return self._posed(inputs, directions, weights)
+        if not is_differentiated(*inputs):
+            return self._posed(*inputs)
+        rest = self._rest(coefficients, base).unflatten(-1, (self.num_vertices, 3))
+        return _row_function("SKINNING")(self.weights.values(), rest, transforms, translation)[0]
 
-    def _posed(self, inputs: tuple[Tensor, ...], directions: Tensor, weights: tuple[Any, ...]) -> Tensor:
+    def _rest(self, coefficients: Tensor, base: Tensor, out: Tensor | None = None) -> Tensor:
+        """Rest surface with pose correctives, (B, 3 V): a base, and the last coefficients' displacements."""
+        extra = 0 if self.correctives is None else halfprecision.length(self.correctives)
+        plain = coefficients[:, : coefficients.shape[1] - extra]
+        directions = self.directions[len(self.directions) - plain.shape[1] :]
+        rest = torch.addmm(base, plain, directions, out=out)
+        if self.correctives is None:
+            return rest
+        return torch.add(rest, _PRODUCT(self.correctives, coefficients[:, plain.shape[1] :])[0], out=out)
+
+    def _posed(self, coefficients: Tensor, transforms: Tensor, translation: Tensor, base: Tensor) -> Tensor:
         """A few hundred bodies at a time, which bounds the memory and keeps rest surfaces in cache."""
-        coefficients, transforms, translation, base = inputs
         batch = len(coefficients)
         vertices = coefficients.new_empty(batch, self.num_vertices, 3)
         held = coefficients.new_empty(min(batch, BODIES), 3 * self.num_vertices)
+        joints, weights = self.weights.values()[:2]
         for start in range(0, batch, BODIES):
             part = slice(start, min(start + BODIES, batch))
             rest = held[: part.stop - part.start]
-            torch.addmm(base if len(base) == 1 else base[part], coefficients[part], directions, out=rest)
+            self._rest(coefficients[part], base if len(base) == 1 else base[part], rest)
             load_kernels().skin_into(
                 vertices[part], rest.view(-1, self.num_vertices, 3), transforms[part], translation[part],
-                *weights[:2],
+                joints, weights,
             )  # fmt: skip
         return vertices
+
+
+_PRODUCT = RowFunction(
+    1,
+    definition=lambda factor, x: (x @ halfprecision.matrix(factor),),
+    value=lambda factor, keep, x: ((halfprecision.product(x, factor),), ()),
+    gradient=lambda factor, wants, kept, grads, x: (halfprecision.transposed_product(grads[0], factor),),
+)
+
+
+class WarpMeshPoints(MeshPoints):
+    """`MeshPoints` in one launch, over the sparse regressor."""
+
+    def __init__(
+        self, asset: BodyAsset, layout: KeypointLayout, *, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        super().__init__(asset, layout, dtype=dtype, device=device)
+        self.sparse = _Constants(load_kernels().PointWeights.pack(self.regressor).to(device, dtype))
+
+    def from_surface(self, vertices: Float[Tensor, "B V 3"]) -> Float[Tensor, "B K 3"]:
+        """Points that are weighted sums of vertices; zero where a point is a joint."""
+        return _row_function("REGRESSION")(self.sparse.values(), vertices)[0]
 
 
 class _Constants(nn.Module):

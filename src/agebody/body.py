@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -151,6 +151,7 @@ class BodyModel(nn.Module):
     """
 
     faces: Tensor
+    backend: Literal["torch", "warp"]
     identity: RestJoints
     tree: KinematicTree | WarpTree
     surface: PosedSurface | WarpSurface
@@ -325,6 +326,41 @@ class BodyModel(nn.Module):
                 person, [b._keypoints(b._pose(identity, *pose), layout) for b, identity in person.parts], 2
             )
 
+    def regress(self, layout: str | KeypointLayout, vertices: Tensor, joints: Tensor | None = None) -> Tensor:
+        """Keypoints of a layout, (*batch, K, 3) [m], from a mesh that is there already.
+
+        Where there is only a pose, `keypoints` gives the same and needs no mesh.
+
+        Args:
+            layout: its name, or a layout.
+            vertices: (*batch, V, 3) [m], of this body's topology.
+            joints: (*batch, J, 3) [m], as in `BodyOutput`; wanted where points of the layout are joints.
+
+        Raises:
+            TypeError, ValueError: an argument has the wrong type, dtype, device or shape, or the layout needs
+                joints.
+        """
+        mesh = self._argument("vertices", vertices, (self.num_vertices, 3))
+        points = self._made_for(
+            layout,
+            "mesh",
+            lambda found: get_parts(self.backend).mesh_points(
+                self.asset, found, dtype=self.dtype, device=self.device
+            ),
+        )
+        if joints is None and points.any_joint:
+            raise ValueError(
+                f"joints: points of layout {points.layout.name!r} are joints of the body; give them"
+            )
+        batch = mesh.shape[:-2]
+        if joints is not None:
+            joints = self._argument("joints", joints, (self.num_joints, 3))
+            batch = _broadcast(vertices=batch, joints=joints.shape[:-2])
+            joints = _flatten(joints, batch, 2)
+        with self._own_precision():
+            found = points(_flatten(mesh, batch, 2), joints)
+        return found.reshape(*batch, *found.shape[1:])
+
     def shape(self, *, betas: Tensor | None = None, age_offset: Tensor | float | None = None) -> ShapedBody:
         """The body with its identity fixed: computed once, posed as often as wanted.
 
@@ -409,17 +445,25 @@ class BodyModel(nn.Module):
         return BodyOutput(*(t.reshape(*skeleton.batch, *t.shape[1:]) for t in tensors))
 
     def _keypoints(self, skeleton: _Skeleton, layout: str | KeypointLayout) -> Tensor:
+        def make(layout: KeypointLayout) -> PointRegression:
+            directions = np.concatenate((self._identity_directions(), self._corrective_directions()))
+            return PointRegression(self.asset, layout, directions, dtype=self.dtype, device=self.device)
+
+        regression = self._made_for(layout, "posed", make)
+        coefficients = torch.cat((skeleton.coefficients, skeleton.feature), -1)
+        points = regression(coefficients, skeleton.world, skeleton.transforms, skeleton.translation)
+        return points.reshape(*skeleton.batch, *points.shape[1:])
+
+    def _made_for(
+        self, layout: str | KeypointLayout, use: str, make: Callable[[KeypointLayout], nn.Module]
+    ) -> Any:
+        """What is made once a layout, at its first use."""
         layout = get_layout(layout)
-        key = str(id(layout))
+        key = f"{use} {id(layout)}"
         # A key may come out of a pickle or a copy, where the object behind it is another one.
         if key not in self.points or self.points[key].layout is not layout:
-            directions = np.concatenate((self._identity_directions(), self._corrective_directions()))
-            self.points[key] = PointRegression(
-                self.asset, layout, directions, dtype=self.dtype, device=self.device
-            )
-        coefficients = torch.cat((skeleton.coefficients, skeleton.feature), -1)
-        points = self.points[key](coefficients, skeleton.world, skeleton.transforms, skeleton.translation)
-        return points.reshape(*skeleton.batch, *points.shape[1:])
+            self.points[key] = make(layout)
+        return self.points[key]
 
     def _argument(self, name: str, value: Tensor | None, entry: tuple[int, ...]) -> Tensor:
         """Checks one argument, (*batch, *entry); zeros where it is not given."""

@@ -1,4 +1,4 @@
-"""Keypoints of a posed body without its mesh: points regressed from vertices, as points carried by joints."""
+"""Keypoints of a posed body: without its mesh, as points carried by joints; and from a mesh that is there."""
 
 from __future__ import annotations
 
@@ -82,3 +82,50 @@ class PointRegression(nn.Module):
             posed = world[:, self.joints, :, 3]
             points = points + (torch.where(self.is_joint, posed, 0) if self.any_surface else posed)
         return points.expand(-1, len(self.layout), -1)
+
+
+class MeshPoints(nn.Module):
+    """The points of one layout from the posed vertices of one body, and from its joints.
+
+    Args:
+        asset: the body.
+        layout: the points.
+        dtype: floating type of the arrays.
+        device: where they live.
+    """
+
+    vertices: Tensor
+    weights: Tensor
+    joints: Tensor
+    is_joint: Tensor
+
+    def __init__(
+        self, asset: BodyAsset, layout: KeypointLayout, *, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        super().__init__()
+        self.layout = layout
+        joints, self.regressor = layout.resolve(asset)
+        used = np.unique(self.regressor.indices)
+        for name, array in (
+            ("vertices", used.astype(np.int64)),
+            ("weights", self.regressor[:, used].toarray()),
+            ("joints", np.maximum(joints, 0)),
+            ("is_joint", (joints >= 0)[:, None]),
+        ):
+            tensor = torch.from_numpy(array)
+            tensor = tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
+            self.register_buffer(name, tensor, persistent=False)
+        self.any_joint = bool((joints >= 0).any())
+
+    def forward(
+        self, vertices: Float[Tensor, "B V 3"], joints: Float[Tensor, "B J 3"] | None
+    ) -> Float[Tensor, "B K 3"]:
+        """The points [m]; joints are not looked at where the layout has none."""
+        points = self.from_surface(vertices)
+        if self.any_joint and joints is not None:
+            points = torch.where(self.is_joint, joints[:, self.joints], points)
+        return points
+
+    def from_surface(self, vertices: Float[Tensor, "B V 3"]) -> Float[Tensor, "B K 3"]:
+        """Points that are weighted sums of vertices; zero where a point is a joint."""
+        return self.weights @ vertices[:, self.vertices]
