@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -117,8 +118,10 @@ def _value(
     local[..., 3, 3] = 1
     world = empty(rotations, num_joints, batch, 3, 4)
     world[0] = local[0, :, :3]
+    multiply = np.matmul if isinstance(world, np.ndarray) else torch.matmul
     for level, in_a_row in zip(tree.levels[1:], tree.parents_in_a_row, strict=True):
-        world[level] = world[above[level] if in_a_row is None else in_a_row] @ local[level]
+        parents = world[above[level] if in_a_row is None else in_a_row]
+        multiply(parents, local[level], out=world[level])
     found = tree.from_sorted(world)
     skinning = tree.from_sorted(world)
     skinning[..., 3:] -= found[..., :3] @ rest_joints[..., None]

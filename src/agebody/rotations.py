@@ -11,16 +11,17 @@ Conventions, for the whole library:
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from agebody.rowwise import Array, RowFunction
+from agebody.rowwise import Array, RowFunction, empty
 
 PoseFormat = Literal["axis_angle", "matrix", "quaternion", "rotation_6d"]
 
@@ -57,19 +58,16 @@ def _rodrigues(_: None, v: Tensor) -> tuple[Tensor]:
 
 
 def _rodrigues_value(_: None, keep: bool, v: Array) -> tuple[tuple[Array], tuple[Array, ...]]:
+    """Component by component in memory, so that every step runs along the batch."""
     xp = np if isinstance(v, np.ndarray) else torch
-    s = (v * v).sum(-1, keepdims=True)
-    t = xp.sqrt(s) / math.pi
-    half = xp.sinc(t / 2)
-    a, b = xp.sinc(t), half * half / 2
-    matrix = (b * v)[:, :, None] * v[:, None, :]
-    x, y, z = (a * v).T
-    cosine = (1 - b * s)[:, 0]
-    for i, j, k, along in ((0, 1, 2, x), (1, 2, 0, y), (2, 0, 1, z)):
-        matrix[:, i, i] += cosine
-        matrix[:, k, j] += along
-        matrix[:, j, k] -= along
-    return (matrix,), (s, a, b) if keep else ()
+    v = _transpose(v)
+    s = (v * v).sum(0)
+    t = xp.sqrt(s) + _TINY
+    half = xp.sin(t / 2) / t
+    a, b = xp.sin(t) / t, 2 * half * half
+    matrix = _constants(v).basis.T @ xp.concatenate((xp.cos(t)[None], a * v))
+    matrix += ((b * v)[:, None] * v).reshape(9, -1)
+    return (_transpose(matrix).reshape(-1, 3, 3),), (s, a, b) if keep else ()
 
 
 def _rodrigues_gradient(
@@ -77,18 +75,25 @@ def _rodrigues_gradient(
 ) -> tuple[Array]:
     xp = np if isinstance(v, np.ndarray) else torch
     s, a, b = kept or _rodrigues_value(None, True, v)[1]
-    g = grads[0]
-    small = s < _SMALL
-    safe = xp.where(small, xp.ones_like(s), s)
-    cosine = 1 - b * s
+    basis, slopes = _constants(v)
+    v, g = _transpose(v), _transpose(grads[0].reshape(-1, 9))
     # a' = (cos t - a) / 2s and b' = (a / 2 - b) / s, which lose digits as s vanishes.
-    da = xp.where(small, _series(s, _SINE_SLOPE), (cosine - a) / (2 * safe))
-    db = xp.where(small, _series(s, _VERSINE_SLOPE), (a / 2 - b) / safe)
-    turn = xp.stack((g[:, 2, 1] - g[:, 1, 2], g[:, 0, 2] - g[:, 2, 0], g[:, 1, 0] - g[:, 0, 1]), -1)
-    spread = (g @ v[:, :, None])[..., 0]
-    trace = (g[:, 0, 0] + g[:, 1, 1] + g[:, 2, 2])[:, None]
-    along = (turn * v).sum(-1, keepdims=True) * da + (spread * v).sum(-1, keepdims=True) * db - trace * a / 2
-    return (a * turn + b * (spread + (v[:, None] @ g)[:, 0]) + 2 * along * v,)
+    series = slopes[0]
+    for coefficients in slopes[1:]:
+        series = series * s + coefficients
+    da = xp.where(s < _SMALL, series[0], (1 - b * s - a) / (2 * s + _TINY))
+    db = xp.where(s < _SMALL, series[1], (a / 2 - b) / (s + _TINY))
+    trace, turn = (basis[:1] @ g)[0], basis[1:] @ g
+    g = g.reshape(3, 3, -1)
+    spread, gathered = (g * v).sum(1), (g * v[:, None]).sum(0)
+    along = (turn * v).sum(0) * da + (spread * v).sum(0) * db - trace * a / 2
+    return (_transpose(a * turn + b * (spread + gathered) + 2 * along * v),)
+
+
+def _transpose(array: Array) -> Array:
+    found = empty(array, *array.shape[::-1])
+    found[...] = array.T
+    return found
 
 
 _BASIS = torch.tensor((
@@ -100,8 +105,31 @@ _SMALL = 0.0625
 """Squared angle below which series are used: the first term they drop is 4e-17 of the sum."""
 _SINE = tuple((-1) ** n / math.factorial(2 * n + 1) for n in range(7))
 _VERSINE = tuple((-1) ** n / math.factorial(2 * n + 2) for n in range(7))
-_SINE_SLOPE = tuple(n * c for n, c in enumerate(_SINE))[1:]
-_VERSINE_SLOPE = tuple(n * c for n, c in enumerate(_VERSINE))[1:]
+_SLOPES = torch.tensor([
+    [[n * _SINE[n]], [n * _VERSINE[n]]] for n in range(6, 0, -1)
+], dtype=torch.float64)  # fmt: skip
+"""Coefficients of the derivatives of the two series, highest power first."""
+_TINY = 1e-30
+"""Added to what is divided by."""
+
+
+class _Constants(NamedTuple):
+    basis: Array
+    slopes: Array
+
+
+def _constants(like: Array) -> _Constants:
+    if isinstance(like, np.ndarray):
+        return _constants_on(None, like.dtype)
+    return _constants_on(like.device, like.dtype)
+
+
+@functools.cache
+def _constants_on(device: torch.device | None, dtype: Any) -> _Constants:
+    """As tensors on a device, or as NumPy arrays."""
+    if device is None:
+        return _Constants(*(t.numpy().astype(dtype) for t in (_BASIS, _SLOPES)))
+    return _Constants(*(t.to(device, dtype) for t in (_BASIS, _SLOPES)))
 
 
 def _series(x: Array, coefficients: tuple[float, ...]) -> Array:

@@ -78,15 +78,13 @@ class PosedSurface(nn.Module):
             low = halfprecision.factor(planes(correctives), corrective_dtype)
         weights = np.pad(weights, ((0, padding), (0, 0))).reshape(blocks, block, num_joints)
         touched = [np.flatnonzero(w.any(axis=0)) for w in weights]
-        self.widths = tuple(1 + len(t) for t in touched)
-        # Row num_joints of the transforms is the translation, which moves every vertex with weight 1.
-        joints = np.full((blocks, max(self.widths)), num_joints)
+        self.widths = tuple(map(len, touched))
+        joints = np.zeros((blocks, max(self.widths)), dtype=np.int64)
         packed = np.zeros((blocks, max(self.widths), block))
-        packed[:, 0] = 1
         for i, t in enumerate(touched):
-            joints[i, 1 : 1 + len(t)] = t
-            packed[i, 1 : 1 + len(t)] = weights[i][:, t].T
-        scatter = joints == np.arange(num_joints + 1)[:, None, None]
+            joints[i, : len(t)] = t
+            packed[i, : len(t)] = weights[i][:, t].T
+        scatter = joints == np.arange(num_joints)[:, None, None]
         for name, tensor in (
             ("directions", planes(directions)),
             ("correctives", low),
@@ -144,7 +142,7 @@ class _Packed(NamedTuple):
     joints: Tensor
     scatter: Tensor
     widths: tuple[int, ...]
-    """Joints that each block touches, and the translation."""
+    """Joints that each block touches."""
     num_vertices: int
 
     @property
@@ -171,11 +169,11 @@ def _definition(
     if base is not None:
         posed = posed + base
     posed = posed.unflatten(-1, (packed.num_blocks, 3, packed.block)).transpose(0, 1)
-    last = torch.nn.functional.pad(translation[:, None, :, None], (3, 0))
-    rows = torch.cat((transforms, last), 1).permute(1, 0, 3, 2)[packed.joints].flatten(2)
+    rows = transforms.permute(1, 0, 3, 2)[packed.joints].flatten(2)
     blended = (rows.mT @ packed.weights).unflatten(1, (-1, 4, 3))
     skinned = blended[:, :, 3] + (blended[:, :, :3] * posed[:, :, :, None]).sum(2)
-    return (skinned.permute(1, 0, 3, 2).flatten(1, 2)[:, : packed.num_vertices],)
+    vertices = skinned.permute(1, 0, 3, 2).flatten(1, 2)[:, : packed.num_vertices]
+    return (vertices + translation[:, None],)
 
 
 class _Piece(NamedTuple):
@@ -211,15 +209,10 @@ class _Workspace:
         packed: _Packed,
         coefficients: Tensor,
         transforms: Tensor,
-        translation: Tensor,
         base: Tensor | None,
     ) -> None:
         self.coefficients, self.base, self.packed = coefficients, base, packed
-        batch, num_joints = transforms.shape[:2]
-        self.rows = transforms.new_empty(num_joints + 1, batch, 4, 3)
-        self.rows[:-1] = transforms.permute(1, 0, 3, 2)
-        self.rows[-1, :, :3] = 0
-        self.rows[-1, :, 3] = translation
+        self.rows = transforms.permute(1, 0, 3, 2).contiguous()
         if packed.correctives is not None:
             self.coefficients, self.feature = coefficients.tensor_split((len(packed.directions),), 1)
         self.buffers: dict[str, Tensor] = {}
@@ -274,7 +267,7 @@ def _value(
 ) -> tuple[tuple[Tensor], tuple[Tensor, ...]]:
     """Vertices, piece by piece; the posed rest surfaces are kept."""
     batch, plane = len(coefficients), 3 * packed.block
-    work = _Workspace(packed, coefficients, transforms, translation, base)
+    work = _Workspace(packed, coefficients, transforms, base)
     vertices = _large(coefficients, batch, packed.num_vertices, 3)
     kept = _large(coefficients, batch * packed.num_blocks * plane) if keep else None
     for piece in _pieces(batch, packed):
@@ -286,6 +279,7 @@ def _value(
         skinned = blended[:, :, 3]
         for axis in range(3):
             skinned.addcmul_(blended[:, :, axis], posed[:, :, axis : axis + 1])
+        skinned += translation[piece.bodies, :, None]
         for part, planes in work.place(vertices, piece):
             planes.copy_(skinned[part, ..., : planes.shape[-1]])
     return (vertices,), () if kept is None else (kept,)
@@ -304,7 +298,7 @@ def _gradient(
     """Gradient of the same, piece by piece; sums over vertices and blocks run in a fixed order."""
     batch, block, plane = len(coefficients), packed.block, 3 * packed.block
     num_plain = len(packed.directions)
-    work = _Workspace(packed, coefficients, transforms, translation, base)
+    work = _Workspace(packed, coefficients, transforms, base)
     d_coefficients = torch.zeros_like(coefficients)
     d_rows = torch.zeros_like(work.rows)
     d_base = torch.empty_like(base) if base is not None and wants[3] else None
@@ -335,13 +329,12 @@ def _gradient(
                 d_coefficients[bodies, num_plain:] += halfprecision.transposed_product(
                     d_planes, packed.correctives[:, piece.columns]
                 )
-        if wants[1] or wants[2]:
+        if wants[1]:
             torch.mul(posed[:, :, :, None], d_skinned[:, :, None], out=blended[:, :, :3])
             gathered = torch.bmm(packed.weights[blocks, : piece.width], blended.flatten(1, 3).mT)
             scatter = packed.scatter[:, blocks, : piece.width].flatten(1)
             d_rows[:, bodies] += (scatter @ gathered.flatten(0, 1)).unflatten(1, (piece.num_bodies, 4, 3))
-    d_transforms = d_rows[:-1].permute(1, 0, 3, 2)
-    found = (d_coefficients, d_transforms, d_rows[-1, :, 3])
+    found = (d_coefficients, d_rows.permute(1, 0, 3, 2), grads[0].sum(1) if wants[2] else None)
     return found if base is None else (*found, d_base)
 
 
@@ -349,7 +342,7 @@ _SURFACE = RowFunction(1, _definition, _value, _gradient)
 
 
 def _large(like: Tensor, *shape: int) -> Tensor:
-    """Uninitialised memory. NumPy asks Linux for huge pages, without which touching it costs half a product."""
+    """Uninitialised memory; NumPy asks for huge pages, without which touching it costs half a product."""
     if like.is_cpu and math.prod(shape) >= _LARGE:
         return torch.from_numpy(np.empty(shape, like.detach().numpy().dtype))
     return like.new_empty(shape)
