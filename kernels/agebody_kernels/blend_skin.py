@@ -16,7 +16,11 @@ Sizes of tiles, for an H100 (228 KB of shared memory a multiprocessor, 50 MB of 
 
 Neighbouring blocks differ in vertices: the directions, 18 MB for SMPL, stay in L2 while the bodies pass once.
 
-On the CPU a tile is computed by one thread in plain loops, which a BLAS beats by far.
+Compiled for sm_90 in float32, a thread takes 65 registers and spills none: shared memory decides how many
+blocks there are.
+
+On the CPU one thread computes a tile in plain loops: a product by a BLAS and then `linear_blend_skinning` are
+two to three times as fast at 64 and 256 bodies, seven times and more at one. This is for CUDA.
 """
 
 from types import SimpleNamespace
@@ -219,7 +223,7 @@ def _gradient(wants, grads, coefficients, transforms, translation, directions, *
     for start in range(0, max(batch, 1), step):
         part = slice(start, min(start + step, batch))
         rest = surface[: part.stop - start]
-        if wants[1]:
+        if wants[1]:  # nothing else reads the surface
             # With `out`, autocast leaves the product alone.
             torch.mm(coefficients[part], matrix, out=rest)
         d_surface, *others = SKINNING.gradient(
