@@ -5,8 +5,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= out
 DEVICE ?= cpu
+QUICK ?=
+PACKAGES ?= build/gpu-packages
+GPU_PYTHON ?= 3.12
+KERNEL_TESTS := tests/test_kernels.py tests/test_blend_skin.py tests/test_backend.py
 
-.PHONY: demo test lint types unit compiled docs wheel bench clean
+.PHONY: demo test lint types unit compiled docs wheel bench gpu gpu-packages clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -45,17 +49,29 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/run.py --device $(DEVICE)
 	$(BIN)/python benchmarks/report.py
 
+# On a machine with a GPU and torch for it: all tests of the kernels there, then all benchmarks. What else they
+# need is found in PACKAGES, if it is not installed. A rehearsal without a GPU: make gpu DEVICE=cpu QUICK=--quick
+gpu: export PYTHONPATH := $(PACKAGES):src:kernels
+gpu: DEVICE = cuda
+gpu:
+	$(PYTHON) -m pytest -p no:cacheprovider $(if $(filter cuda%,$(DEVICE)),-m cuda) $(KERNEL_TESTS)
+	$(PYTHON) benchmarks/run.py --device $(DEVICE) $(QUICK)
+
+# What that needs besides torch, for a machine without a package index: make gpu-packages GPU_PYTHON=3.12
+gpu-packages: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/gpu_packages.py --output $(PACKAGES) --python $(GPU_PYTHON)
+
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml
-	$(BIN)/python -m pip install --quiet -e ".[free,render,warp]"
+	$(BIN)/python -m pip install --quiet -e ".[free,render]"
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.torch pyproject.toml
-	$(BIN)/python -m pip install --quiet -e ".[free,render,warp,dev,docs]"
+	$(BIN)/python -m pip install --quiet -e ".[free,render,dev,docs]"
 	touch $@ $(VENV)/.installed
 
 clean:

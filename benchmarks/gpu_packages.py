@@ -1,0 +1,71 @@
+"""Collects what the tests and benchmarks need besides torch, for a machine that has no package index.
+
+The versions are those of this environment; the wheels are those of the other machine's Python on Linux.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import zipfile
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOTS = (
+    "agebody", "warp-lang", "pytest", "hypothesis", "beartype", "packaging",
+    "smplx", "body-models", "smplfitter", "anny",
+)  # fmt: skip
+PLATFORMS = ("manylinux_2_34_x86_64", "manylinux_2_28_x86_64", "manylinux2014_x86_64", "manylinux1_x86_64")
+
+
+def needed(skipped: set[str]) -> dict[str, str]:
+    """Version of every package that the roots need here, without torch and what torch brings."""
+    skipped = skipped | {"torch", "agebody"} | _requirements("torch")
+    found: dict[str, str] = {}
+    waiting = [name for root in ROOTS for name in (root, *_requirements(root))]
+    while waiting:
+        name = canonicalize_name(waiting.pop())
+        if name in found or name in skipped:
+            continue
+        try:
+            found[name] = distribution(name).version
+        except PackageNotFoundError:
+            continue  # of another platform, or of an extra
+        waiting += _requirements(name)
+    return found
+
+
+def _requirements(name: str) -> set[str]:
+    listed = (Requirement(line) for line in distribution(name).requires or ())
+    return {
+        canonicalize_name(r.name) for r in listed if r.marker is None or r.marker.evaluate({"extra": ""})
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, default=Path("build/gpu-packages"))
+    parser.add_argument("--python", default="3.12", help="version of the other machine's Python")
+    parser.add_argument("--skip", nargs="*", default=[], help="packages that are there already")
+    options = parser.parse_args()
+    pinned = [f"{name}=={version}" for name, version in sorted(needed(set(options.skip)).items())]
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:",
+            "--python-version", options.python, "--dest", folder,
+            *(word for platform in PLATFORMS for word in ("--platform", platform)), *pinned,
+        ]  # fmt: skip
+        subprocess.run(command, check=True)
+        options.output.mkdir(parents=True, exist_ok=True)
+        for wheel in sorted(Path(folder).glob("*.whl")):
+            zipfile.ZipFile(wheel).extractall(options.output)
+            print(wheel.name)
+
+
+if __name__ == "__main__":
+    main()
