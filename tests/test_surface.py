@@ -9,21 +9,25 @@ from agebody.surface import BLOCK, BODIES, PosedSurface
 
 
 @pytest.mark.parametrize(
-    ("num_vertices", "num_joints", "num_coefficients", "batch"),
+    ("num_vertices", "num_joints", "num_coefficients", "batch", "block"),
     [
-        (1, 1, 1, 1),
-        (10, 2, 3, 2),
-        (BLOCK, 3, 4, 2),
-        (3 * BLOCK + 7, 5, 7, 3),
-        (BLOCK + 1, 24, 11, BODIES + 3),
+        (1, 1, 1, 1, BLOCK),
+        (10, 2, 3, 2, BLOCK),
+        (BLOCK, 3, 4, 2, BLOCK),
+        (3 * BLOCK + 7, 5, 7, 3, BLOCK),
+        (BLOCK + 1, 24, 11, BODIES + 3, BLOCK),
+        (3 * BLOCK + 7, 5, 7, 3, 3 * BLOCK + 7),  # all in one block
+        (100, 5, 7, BODIES + 3, 1),
     ],
 )
-def test_equals_the_definition_in_values_and_gradients(num_vertices, num_joints, num_coefficients, batch):
+def test_equals_the_definition_in_values_and_gradients(
+    num_vertices, num_joints, num_coefficients, batch, block
+):
     rng = np.random.default_rng(0)
     directions = rng.normal(size=(num_coefficients, num_vertices, 3))
     weights = rng.random((num_vertices, num_joints)) * (rng.random((num_vertices, num_joints)) < 0.5) + 1e-3
     weights /= weights.sum(axis=1, keepdims=True)
-    surface = PosedSurface(directions, weights, dtype=torch.float64)
+    surface = PosedSurface(directions, weights, dtype=torch.float64, block=block)
     shapes = (batch, num_coefficients), (batch, num_joints, 3, 4), (batch, 3)
     inputs = [torch.tensor(rng.normal(size=shape), requires_grad=True) for shape in shapes]
     coefficients, transforms, translation = inputs
@@ -59,3 +63,23 @@ def test_a_base_surface_and_correctives_of_low_precision(mannequin_asset):
     torch.testing.assert_close(shaped, direct, rtol=0, atol=2e-6)
     a, b = (torch.autograd.grad(v.square().mean(), betas)[0] for v in (shaped, direct))
     torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
+
+
+def test_the_gradient_of_one_argument_alone():
+    rng = np.random.default_rng(0)
+    surface = PosedSurface(rng.normal(size=(2, 40, 3)), np.ones((40, 1)), dtype=torch.float64)
+    translation = torch.zeros(3, 3, dtype=torch.float64, requires_grad=True)
+    coefficients, transforms = torch.ones(3, 2).double(), torch.ones(3, 1, 3, 4).double()
+    (gradient,) = torch.autograd.grad(surface(coefficients, transforms, translation).sum(), translation)
+    assert torch.equal(gradient, torch.full_like(gradient, 40))
+
+
+def test_large_results_equal_small_ones():
+    """Results of more than four megabytes lie in memory from elsewhere."""
+    rng = np.random.default_rng(0)
+    surface = PosedSurface(rng.normal(size=(2, 7000, 3)), np.ones((7000, 1)), dtype=torch.float32)
+    inputs = [torch.from_numpy(rng.normal(size=s)).float() for s in ((60, 2), (60, 1, 3, 4), (60, 3))]
+    large = surface(*inputs)
+    assert large.is_contiguous()
+    assert large.dtype == torch.float32
+    torch.testing.assert_close(large[:3], surface(*(x[:3] for x in inputs)), rtol=0, atol=1e-5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -118,7 +119,7 @@ def _value(
     local[..., 3, 3] = 1
     world = empty(rotations, num_joints, batch, 3, 4)
     world[0] = local[0, :, :3]
-    multiply = np.matmul if isinstance(world, np.ndarray) else torch.matmul
+    multiply: Any = np.matmul if isinstance(world, np.ndarray) else torch.matmul
     for level, in_a_row in zip(tree.levels[1:], tree.parents_in_a_row, strict=True):
         parents = world[above[level] if in_a_row is None else in_a_row]
         multiply(parents, local[level], out=world[level])

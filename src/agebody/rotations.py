@@ -59,7 +59,7 @@ def _rodrigues(_: None, v: Tensor) -> tuple[Tensor]:
 
 def _rodrigues_value(_: None, keep: bool, v: Array) -> tuple[tuple[Array], tuple[Array, ...]]:
     """Component by component in memory, so that every step runs along the batch."""
-    xp = np if isinstance(v, np.ndarray) else torch
+    xp: Any = np if isinstance(v, np.ndarray) else torch
     v = _transpose(v)
     s = (v * v).sum(0)
     t = xp.sqrt(s) + _TINY
@@ -73,7 +73,7 @@ def _rodrigues_value(_: None, keep: bool, v: Array) -> tuple[tuple[Array], tuple
 def _rodrigues_gradient(
     _: None, wants: tuple[bool, ...], kept: tuple[Array, ...], grads: tuple[Array], v: Array
 ) -> tuple[Array]:
-    xp = np if isinstance(v, np.ndarray) else torch
+    xp: Any = np if isinstance(v, np.ndarray) else torch
     s, a, b = kept or _rodrigues_value(None, True, v)[1]
     basis, slopes = _constants(v)
     v, g = _transpose(v), _transpose(grads[0].reshape(-1, 9))

@@ -23,7 +23,7 @@ from agebody.rowwise import RowFunction
 BLOCK = 288
 """Vertices a block: few enough to touch few joints, enough for each step to outweigh its call."""
 BODIES = 256
-"""Bodies at a time: bounds the workspace to about 8 MB, whatever the batch."""
+"""Bodies at a time: bounds the workspace to about 9 MB, whatever the batch."""
 
 
 class PosedSurface(nn.Module):
@@ -96,7 +96,7 @@ class PosedSurface(nn.Module):
 
     def rest(self, coefficients: Tensor) -> Tensor:
         """Rest surface in planes, (1, B, blocks * 3 * block), from the first coefficients."""
-        return (coefficients @ self.directions[: coefficients.shape[-1]])[None]
+        return _blend(coefficients, self.directions[: coefficients.shape[-1]])[None]
 
     def vertices(self, planes: Tensor) -> Tensor:
         """(B, V, 3) of a surface in planes."""
@@ -165,15 +165,21 @@ def _definition(
     directions = packed.directions
     if packed.correctives is not None:
         directions = torch.cat((directions, halfprecision.matrix(packed.correctives)))
-    posed = coefficients @ directions
-    if base is not None:
-        posed = posed + base
+    posed = _blend(coefficients, directions) if base is None else base + coefficients @ directions
     posed = posed.unflatten(-1, (packed.num_blocks, 3, packed.block)).transpose(0, 1)
     rows = transforms.permute(1, 0, 3, 2)[packed.joints].flatten(2)
     blended = (rows.mT @ packed.weights).unflatten(1, (-1, 4, 3))
     skinned = blended[:, :, 3] + (blended[:, :, :3] * posed[:, :, :, None]).sum(2)
     vertices = skinned.permute(1, 0, 3, 2).flatten(1, 2)[:, : packed.num_vertices]
     return (vertices + translation[:, None],)
+
+
+def _blend(coefficients: Tensor, directions: Tensor, out: Tensor | None = None) -> Tensor:
+    """The product of the two. CUDA may round its factors to TF32: not the template, which is of metres."""
+    if not coefficients.is_cuda:
+        return torch.mm(coefficients, directions, out=out)
+    template = coefficients[:, :1] * directions[:1]
+    return torch.addmm(template, coefficients[:, 1:], directions[1:], out=out)
 
 
 class _Piece(NamedTuple):
@@ -229,7 +235,7 @@ class _Workspace:
         coefficients, packed = self.coefficients[piece.bodies], self.packed
         directions = packed.directions[:, piece.columns]
         if self.base is None:
-            torch.mm(coefficients, directions, out=out)
+            _blend(coefficients, directions, out=out)
         else:
             torch.addmm(self.base[piece.bodies, piece.columns], coefficients, directions, out=out)
         if packed.correctives is not None:
