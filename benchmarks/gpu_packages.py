@@ -42,9 +42,7 @@ def needed(skipped: set[str]) -> dict[str, str]:
 
 def _requirements(name: str) -> set[str]:
     listed = (Requirement(line) for line in distribution(name).requires or ())
-    return {
-        canonicalize_name(r.name) for r in listed if r.marker is None or r.marker.evaluate({"extra": ""})
-    }
+    return {canonicalize_name(r.name) for r in listed if r.marker is None or r.marker.evaluate({"extra": ""})}
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ SUBJECTS = {
 """Scripts and their headings, in the order of the page."""
 CUDA_SUBJECTS = ("graphs",)
 DEVICES = {"cpu": "On the CPU", "cuda": "On a GPU"}
+COMMANDS = {"cpu": ["make bench"], "cuda": ["make gpu", "python benchmarks/report.py"]}
 NOT_PEERS = ("product", "roofline")
 
 INTRODUCTION = """\
@@ -62,8 +63,8 @@ def page(found: Mapping[str, Results]) -> str:
 
 
 def _missing(device: str) -> str:
-    command = f"```bash\nmake bench DEVICE={device}\n```\n"
-    return f"No figure exists yet. This makes them, on a machine that has one:\n\n{command}"
+    commands = "\n".join(COMMANDS[device])
+    return f"No figure exists yet. On a machine that has one, this makes them:\n\n```bash\n{commands}\n```\n"
 
 
 def _device(device: str, results: Results) -> Iterable[str]:
@@ -241,7 +242,9 @@ def _kernels(found: Mapping[str, Any]) -> str:
     heads = ["kernel", "B", "MB", "GFLOP", "µs a call", "roofline [µs]", "of the roofline"]
     text = (
         f"Ceilings measured in the same run: {', '.join(rates)}. Bytes and operations are counted by hand: "
-        "every input read once, every output written once.\n\n"
+        "every input read once, every output written once."
+        + (" On the CPU, Warp runs a kernel in one thread." if found["device"] == "cpu" else "")
+        + "\n\n"
     )
     return text + table(heads, body, "lrrrrrr")
 

@@ -27,7 +27,7 @@ LOOK = {
     "body-models warp": ("#CC79A7", "D"),
     "smplfitter": ("#E69F00", "P"),
 }
-BOUNDS = {"product": "--", "roofline": ":"}
+BOUNDS = {"product": ("--", ""), "roofline": (":", "x")}
 TITLES = {"forward": "forward", "backward": "forward + backward", "keypoints": "keypoints (coco17)"}
 STYLE = {
     "figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "white", "font.size": 10,
@@ -72,17 +72,19 @@ def _times(results: Results, ours: str) -> Figure:
             batches = [row["batch"] for row in points]
             values = [1e6 * row["median_s"] / row["batch"] for row in points]
             if name in BOUNDS:
-                (line,) = ax.plot(batches, values, BOUNDS[name], color="#888888", lw=1.5, label=name)
+                style, marker = BOUNDS[name]
+                (line,) = ax.plot(batches, values, style, color="#888888", lw=1.5, marker=marker, ms=6)
             else:
                 color, marker = LOOK[name]
                 width = 2.4 if name.startswith("agebody") else 1.3
-                (line,) = ax.plot(batches, values, color=color, marker=marker, ms=5, lw=width, label=name)
+                (line,) = ax.plot(batches, values, color=color, marker=marker, ms=5, lw=width)
                 ax.fill_between(
                     batches,
                     [1e6 * row["low_s"] / row["batch"] for row in points],
                     [1e6 * row["high_s"] / row["batch"] for row in points],
                     color=color, alpha=0.13, lw=0,
                 )  # fmt: skip
+            line.set_label(name)
             handles.setdefault(name, line)
         ax.set(title=TITLES[subject], xlabel="bodies in a batch")
         _log_axes(ax, sorted({row["batch"] for row in found["rows"]}))

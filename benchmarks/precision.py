@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from harness import Session
@@ -31,35 +33,44 @@ def posed(poses: str, device: torch.device) -> dict[str, Tensor]:
     return given | {"body_pose": pose.flatten(-2), "transl": torch.zeros_like(given["transl"])}
 
 
-def main() -> None:
-    session = Session("precision", __doc__, batches=BATCHES)
-    contenders = {c.name: c.forward for c in session.contenders(["smplx", "agebody torch", "agebody warp"])}
+def layers(session: Session) -> dict[str, Callable[..., Tensor]]:
+    """smplx and agebody in float32, and agebody with correctives of 16 bits."""
+    names = ["smplx", "agebody torch", "agebody warp"]
+    found = {contender.name: contender.forward for contender in session.contenders(names)}
+    given = posed(POSES[0], session.device)
     for backend in ("torch", "warp"):
-        if f"agebody {backend}" not in contenders:
-            continue
         for label, dtype in DTYPES.items():
             name = f"agebody {backend} {label}"
             try:
                 layer = agebody.SMPL(
                     session.asset, device=session.device, backend=backend, corrective_dtype=dtype
                 )
-            except (ImportError, ValueError, RuntimeError) as error:
+                layer(**given)
+            except Exception as error:
                 session.absent[name] = reason(error)
-                continue
-            contenders[name] = lambda layer=layer, **given: layer(**given).vertices
-    session.extra["errors"] = []
+            else:
+                found[name] = lambda layer=layer, **given: layer(**given).vertices
+    return found
+
+
+def errors(session: Session, contenders: dict[str, Callable[..., Tensor]]) -> list[dict[str, Any]]:
+    """Distances of vertices from the float64 layer's."""
+    found = []
+    for poses in POSES:
+        given = posed(poses, session.device)
+        truth = session.exact(**{name: value.double() for name, value in given.items()}).vertices
+        for name, forward in contenders.items():
+            error = 1e3 * (forward(**given).double() - truth).norm(dim=-1)
+            sizes = {"largest_mm": float(error.max()), "mean_mm": float(error.mean())}
+            found.append({"contender": name, "poses": poses, "bodies": ERROR_BODIES, **sizes})
+    return found
+
+
+def main() -> None:
+    session = Session("precision", __doc__, batches=BATCHES)
+    contenders = layers(session)
     with torch.no_grad():
-        for poses in POSES:
-            given = posed(poses, session.device)
-            truth = session.exact(**{name: value.double() for name, value in given.items()}).vertices
-            for name, forward in contenders.items():
-                error = 1e3 * (forward(**given).double() - truth).norm(dim=-1)
-                session.extra["errors"].append(
-                    {
-                        "contender": name, "poses": poses, "bodies": ERROR_BODIES,
-                        "largest_mm": float(error.max()), "mean_mm": float(error.mean()),
-                    }
-                )  # fmt: skip
+        session.extra["errors"] = errors(session, contenders)
         for batch in session.batches:
             given = sample_arguments(batch, device=session.device)
             session.time(batch, {name: partial(forward, **given) for name, forward in contenders.items()})
