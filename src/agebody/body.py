@@ -441,8 +441,10 @@ class BodyModel(nn.Module):
         vertices = self.surface(coefficients, skeleton.transforms, skeleton.translation, base)
         joints = skeleton.world[..., 3] + skeleton.translation[:, None]
         world = homogeneous(skeleton.world[..., :3], joints)
-        tensors = (vertices, joints, world, skeleton.rotations)
-        return BodyOutput(*(t.reshape(*skeleton.batch, *t.shape[1:]) for t in tensors))
+        output = BodyOutput(vertices, joints, world, skeleton.rotations)
+        if len(skeleton.batch) == 1:
+            return output
+        return BodyOutput(*(t.reshape(*skeleton.batch, *t.shape[1:]) for t in output))
 
     def _keypoints(self, skeleton: _Skeleton, layout: str | KeypointLayout) -> Tensor:
         def make(layout: KeypointLayout) -> PointRegression:
@@ -469,12 +471,13 @@ class BodyModel(nn.Module):
         """Checks one argument, (*batch, *entry); zeros where it is not given."""
         if value is None:
             return torch.zeros(entry, dtype=self.dtype, device=self.device)
-        self._check_tensor(name, value)
+        value = self._checked(name, value)
         if not _ends_with(value.shape, entry):
             raise ValueError(f"{name}: expected shape {_expected(entry)}, got {tuple(value.shape)}")
-        return value.to(self.dtype)
+        return value
 
-    def _check_tensor(self, name: str, value: Any) -> None:
+    def _checked(self, name: str, value: Any) -> Tensor:
+        """The value in the layer's dtype."""
         if not isinstance(value, Tensor):
             raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
         # Half precision, as networks under autocast give it, goes up without loss; nothing else is cast.
@@ -485,6 +488,7 @@ class BodyModel(nn.Module):
             raise ValueError(
                 f"{name}: expected a tensor on {mine.device}, where the layer is, got {value.device}"
             )
+        return value if value.dtype == mine.dtype else value.to(mine.dtype)
 
     def _rotations(
         self, name: str, value: Tensor | None, pose_format: PoseFormat, count: int | None
@@ -495,7 +499,7 @@ class BodyModel(nn.Module):
         if value is None:
             identity = torch.tensor(rotations.IDENTITY[pose_format], dtype=self.dtype, device=self.device)
             return identity.expand(several)
-        self._check_tensor(name, value)
+        value = self._checked(name, value)
         if not _ends_with(value.shape, several):
             if count is None or value.dim() == 0 or value.shape[-1] != math.prod(several):
                 flat = "" if count is None else f" or {_expected((math.prod(several),))}"
@@ -504,7 +508,7 @@ class BodyModel(nn.Module):
                     f"got {tuple(value.shape)}"
                 )
             value = value.unflatten(-1, several)
-        return value.to(self.dtype)
+        return value
 
     def _own_precision(self) -> contextlib.AbstractContextManager[Any]:
         if torch.is_autocast_enabled(self.device.type):
