@@ -226,7 +226,7 @@ def test_says_what_does_not_fit():
     other = make_case("one", torch.float32)
     with pytest.raises(ValueError, match="weights: expected those of 5 vertices, got 1"):
         blend_and_skin(*case.rows, case.directions, other.weights)
-    with pytest.raises(ValueError, match="directions: expected them on cpu, got them on meta"):
+    with pytest.raises(ValueError, match="directions: expected a tensor on cpu, got one on meta"):
         blend_and_skin(*case.rows, case.directions.to("meta"), case.weights)
     with pytest.raises(ValueError, match=r"directions: expected \(C, V, 3\), got \(4, 15\)"):
         Directions.pack(np.zeros((4, 15)))

@@ -37,8 +37,12 @@ class Operator:
     """(*rows, *constants) -> outputs, by kernels."""
     gradient: Callable[..., tuple[Tensor | None, ...]]
     """(wants, grads, *rows, *constants) -> gradient of each of the rows that is wanted, by kernels."""
+    row_shapes: Callable[..., Shapes]
+    """(*rows, *constants) -> shape of one row of each of the rows, as the constants want it."""
     shapes: Callable[..., Shapes]
     """(*rows, *constants) -> shapes of the outputs."""
+    entries: Callable[..., Sequence[Sequence[int | None]]]
+    """(*constants) -> shape of one row of each of the batched tensors, None where any size will do."""
 
     def __post_init__(self) -> None:
         rows = [f"Tensor {name}" for name in self.rows]
@@ -59,33 +63,45 @@ class Operator:
 
         Raises:
             TypeError: the floating types of the tensors differ, or are neither float32 nor float64.
-            ValueError: the batches or the devices differ.
+            ValueError: the batches or the devices differ, or a shape is not that of the constants.
         """
-        self._check(arguments[: len(self.rows)])
+        self._check(arguments[: len(self.rows)], arguments[len(self.rows) :])
         return _tuple(getattr(torch.ops.agebody, self.name)(*arguments))
 
-    def _check(self, rows: Sequence[Tensor]) -> None:
+    def _check(self, rows: Sequence[Tensor], constants: Sequence[Any]) -> None:
+        """Kernels read what they are told to: what does not fit would be read beyond its end."""
         first = rows[0]
-        for name, tensor in zip(self.rows, rows, strict=True):
-            if tensor.dtype not in (torch.float32, torch.float64) or tensor.dtype != first.dtype:
-                raise TypeError(
-                    f"{name}: expected {first.dtype if tensor is not first else 'float32 or float64'}, "
-                    f"got {tensor.dtype}"
-                )
-            if tensor.device != first.device:
-                raise ValueError(f"{name}: expected a tensor on {first.device}, got one on {tensor.device}")
+        if first.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"{self.rows[0]}: expected float32 or float64, got {first.dtype}")
+        for name, tensor, entry in zip(self.rows, rows, self.entries(*constants), strict=True):
+            fits = tensor.dim() == 1 + len(entry) and all(
+                size is None or size == given for size, given in zip(entry, tensor.shape[1:], strict=True)
+            )
+            if not fits:
+                expected = ", ".join(["B", *("*" if size is None else str(size) for size in entry)])
+                raise ValueError(f"{name}: expected shape ({expected}), got {tuple(tensor.shape)}")
             if tensor.shape[0] != first.shape[0]:
                 raise ValueError(f"{name}: expected a batch of {first.shape[0]}, got {tensor.shape[0]}")
+        names = [*self.rows, *(schema.split()[-1] for schema in self.constants)]
+        for name, tensor in zip(names, (*rows, *constants), strict=True):
+            if not isinstance(tensor, Tensor):
+                continue
+            if tensor.is_floating_point() and tensor.dtype != first.dtype:
+                raise TypeError(f"{name}: expected {first.dtype}, got {tensor.dtype}")
+            if tensor.device != first.device:
+                raise ValueError(f"{name}: expected a tensor on {first.device}, got one on {tensor.device}")
 
     def _value(self, *arguments: Any) -> Any:
-        return _plain(self.value(*arguments))
+        with _exact(arguments[0]):
+            return _plain(self.value(*arguments))
 
     def _fake(self, *arguments: Any) -> Any:
         return _plain(tuple(arguments[0].new_empty(tuple(shape)) for shape in self.shapes(*arguments)))
 
     def _gradient(self, *arguments: Any) -> Any:
         grads, rows, constants, wants = self._split(arguments)
-        found = self.gradient(wants, grads, *rows, *constants)
+        with _exact(rows[0]):
+            found = self.gradient(wants, grads, *rows, *constants)
         return _plain(
             tuple(
                 g if wanted and g is not None else _nothing(t)
@@ -124,7 +140,8 @@ class Operator:
             g if wanted and g is not None else torch.zeros_like(t)
             for g, wanted, t in zip(grads, wants, rows, strict=True)
         )
-        found = torch.func.vjp(pull, *first, *rows)[1](cotangents)
+        with _exact(rows[0]):
+            found = torch.func.vjp(pull, *first, *rows)[1](cotangents)
         return *found, *[None] * (len(constants) + 1)
 
     def _split(self, arguments: tuple[Any, ...]) -> tuple[Any, Any, Any, Any]:
@@ -163,6 +180,11 @@ def _register(
         return _plain(tuple(o.unflatten(0, (size, -1)) for o in outputs)), _plain((0,) * len(outputs))
 
     operator.register_vmap(vmap)
+
+
+def _exact(tensor: Tensor) -> Any:
+    """Autocast, should it be on, has no say in what happens here."""
+    return torch.autocast(tensor.device.type, enabled=False)
 
 
 def _returns(count: int) -> str:

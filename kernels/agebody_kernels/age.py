@@ -298,6 +298,16 @@ def _shapes(betas: Tensor, age: Tensor, directions: Tensor, knots: Tensor, slots
     return (batch, _num_coefficients(betas, knots, rest[0])), (batch, directions.shape[1])
 
 
+def _entries(directions: Tensor, knots: Tensor, slots: Tensor, num_infant_betas: int, *_: Any):
+    infant = 1 + num_infant_betas if num_infant_betas >= 0 else 0
+    return (directions.shape[0] - knots.shape[0] - infant,), ()
+
+
+def _row_shapes(betas: Tensor, age: Tensor, directions: Tensor, knots: Tensor, slots: Tensor, *rest: Any):
+    of_no_betas = _num_coefficients(betas[:, :0], knots, rest[0])
+    return (directions.shape[0] - of_no_betas,), ()
+
+
 REST_SHAPE = Operator(
     "rest_shape",
     rows=("betas", "age_offset"),
@@ -309,5 +319,7 @@ REST_SHAPE = Operator(
     twin=_twin,
     value=_value,
     gradient=_gradient,
+    row_shapes=_row_shapes,
     shapes=_shapes,
+    entries=_entries,
 )  # fmt: skip

@@ -113,12 +113,6 @@ def blend_and_skin(
         raise ValueError(
             f"weights: expected those of {directions.num_vertices} vertices, got {weights.joints.shape[1]}"
         )
-    if directions.matrix.dtype != coefficients.dtype:
-        raise TypeError(f"directions: expected {coefficients.dtype}, got {directions.matrix.dtype}")
-    if directions.matrix.device != coefficients.device:
-        raise ValueError(
-            f"directions: expected them on {coefficients.device}, got them on {directions.matrix.device}"
-        )
     return BLEND_SKIN(coefficients, transforms, translation, directions.matrix, *weights)[0]
 
 
@@ -247,7 +241,13 @@ BLEND_SKIN = Operator(
     twin=_twin,
     value=_value,
     gradient=_gradient,
+    row_shapes=lambda coefficients, transforms, translation, directions, joints, *weights: (
+        (coefficients.shape[1],),
+        (weights[-1].shape[0] - 1, 3, 4),
+        (3,),
+    ),
     shapes=lambda coefficients, transforms, translation, directions, joints, *_: (
         (coefficients.shape[0], joints.shape[1], 3),
     ),
+    entries=lambda directions, *weights: ((None,), *SKINNING.entries(*weights)[1:]),
 )
