@@ -25,13 +25,9 @@ class Ceilings:
     bfloat16_flops: float | None
     """CUDA only: few processors have bfloat16 arithmetic."""
 
-    def seconds(self, *, num_bytes: float, flops: float, bfloat16_flops: float = 0) -> float:
-        """The roofline: no less time than memory needs, nor than arithmetic does."""
-        arithmetic = flops / self.float32_flops
-        if bfloat16_flops:
-            assert self.bfloat16_flops is not None
-            arithmetic += bfloat16_flops / self.bfloat16_flops
-        return max(num_bytes / self.copy_bytes, arithmetic)
+    def seconds(self, *, num_bytes: float, flops: float) -> float:
+        """The roofline: no less time than memory needs, nor than float32 arithmetic does."""
+        return max(num_bytes / self.copy_bytes, flops / self.float32_flops)
 
     def as_dict(self) -> dict[str, float | None]:
         return asdict(self)

@@ -1,3 +1,4 @@
+import contextlib
 import itertools
 import time
 
@@ -46,6 +47,33 @@ def test_a_slow_function_is_called_once_a_turn(monkeypatch):
     times = bench.interleaved({"only": lambda: calls.append(1)}, seconds=0)
     assert times["only"].calls == bench.FEWEST_CALLS
     assert len(calls) == bench.WARM_UP + bench.FEWEST_CALLS
+
+
+def test_cuda_times_run_from_the_end_of_one_call_to_the_end_of_the_next(monkeypatch):
+    clock = [0.0]
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            self.milliseconds = clock[0]
+
+        def elapsed_time(self, other):
+            return other.milliseconds - self.milliseconds
+
+    def work(milliseconds):
+        def function():
+            clock[0] += milliseconds
+
+        return function
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    times = bench.interleaved({"short": work(1.0), "long": work(3.0)}, device="cuda", seconds=0)
+    assert times["short"].median == pytest.approx(1e-3)
+    assert times["long"].median == pytest.approx(3e-3)
 
 
 def test_nothing_to_time():
