@@ -37,8 +37,6 @@ class Operator:
     """(*rows, *constants) -> outputs, by kernels."""
     gradient: Callable[..., tuple[Tensor | None, ...]]
     """(wants, grads, *rows, *constants) -> gradient of each of the rows that is wanted, by kernels."""
-    row_shapes: Callable[..., Shapes]
-    """(*rows, *constants) -> shape of one row of each of the rows, as the constants want it."""
     shapes: Callable[..., Shapes]
     """(*rows, *constants) -> shapes of the outputs."""
     entries: Callable[..., Sequence[Sequence[int | None]]]
@@ -63,7 +61,8 @@ class Operator:
 
         Raises:
             TypeError: the floating types of the tensors differ, or are neither float32 nor float64.
-            ValueError: the batches or the devices differ, or a shape is not that of the constants.
+            ValueError: the batches or the devices differ, a shape is not that of the constants, or one of
+                these requires a gradient.
         """
         self._check(arguments[: len(self.rows)], arguments[len(self.rows) :])
         return _tuple(getattr(torch.ops.agebody, self.name)(*arguments))
@@ -90,6 +89,9 @@ class Operator:
                 raise TypeError(f"{name}: expected {first.dtype}, got {tensor.dtype}")
             if tensor.device != first.device:
                 raise ValueError(f"{name}: expected a tensor on {first.device}, got one on {tensor.device}")
+        for name, constant in zip(names[len(rows) :], constants, strict=True):
+            if isinstance(constant, Tensor) and constant.requires_grad:
+                raise ValueError(f"{name}: belongs to the body and has no gradient; detach it")
 
     def _value(self, *arguments: Any) -> Any:
         with _exact(arguments[0]):

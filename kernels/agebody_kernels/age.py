@@ -303,11 +303,6 @@ def _entries(directions: Tensor, knots: Tensor, slots: Tensor, num_infant_betas:
     return (directions.shape[0] - knots.shape[0] - infant,), ()
 
 
-def _row_shapes(betas: Tensor, age: Tensor, directions: Tensor, knots: Tensor, slots: Tensor, *rest: Any):
-    of_no_betas = _num_coefficients(betas[:, :0], knots, rest[0])
-    return (directions.shape[0] - of_no_betas,), ()
-
-
 REST_SHAPE = Operator(
     "rest_shape",
     rows=("betas", "age_offset"),
@@ -319,7 +314,6 @@ REST_SHAPE = Operator(
     twin=_twin,
     value=_value,
     gradient=_gradient,
-    row_shapes=_row_shapes,
     shapes=_shapes,
     entries=_entries,
 )  # fmt: skip

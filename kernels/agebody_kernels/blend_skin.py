@@ -241,11 +241,6 @@ BLEND_SKIN = Operator(
     twin=_twin,
     value=_value,
     gradient=_gradient,
-    row_shapes=lambda coefficients, transforms, translation, directions, joints, *weights: (
-        (coefficients.shape[1],),
-        (weights[-1].shape[0] - 1, 3, 4),
-        (3,),
-    ),
     shapes=lambda coefficients, transforms, translation, directions, joints, *_: (
         (coefficients.shape[0], joints.shape[1], 3),
     ),

@@ -390,7 +390,6 @@ AXIS_ANGLE = Operator(
     twin=_twin_of_vectors,
     value=_value_of_vectors,
     gradient=_gradient_of_vectors,
-    row_shapes=lambda vectors, rest, parents, *_: ((len(parents), 3), (len(parents), 3)),
     shapes=lambda vectors, rest, *_: _shapes(rest, 3, 4, 4),
     entries=lambda parents, *_: ((len(parents), 3), (len(parents), 3)),
 )
@@ -403,7 +402,6 @@ MATRIX = Operator(
     twin=_twin,
     value=_value_of_matrices,
     gradient=_gradient_of_matrices,
-    row_shapes=lambda matrices, rest, parents, *_: ((len(parents), 3, 3), (len(parents), 3)),
     shapes=lambda matrices, rest, *_: _shapes(rest, 4, 4),
     entries=lambda parents, *_: ((len(parents), 3, 3), (len(parents), 3)),
 )

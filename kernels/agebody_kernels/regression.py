@@ -132,7 +132,6 @@ REGRESSION = Operator(
     twin=_twin,
     value=_value,
     gradient=_gradient,
-    row_shapes=lambda positions, *weights: ((weights[-1].shape[0] - 1, 3),),
     shapes=lambda positions, indices, values, starts, *_: ((positions.shape[0], starts.shape[0] - 1, 3),),
     entries=lambda *constants: ((constants[-1].shape[0] - 1, 3),),
 )

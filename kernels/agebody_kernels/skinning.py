@@ -271,13 +271,6 @@ def _gradient(
     return d_vertices, d_transforms, grad.sum(1) if wants[2] else None
 
 
-def _row_shapes(
-    vertices: Tensor, transforms: Tensor, translation: Tensor, joints: Tensor, *weights: Tensor
-) -> tuple[tuple[int, ...], ...]:
-    owners = weights[-1]
-    return (joints.shape[1], 3), (owners.shape[0] - 1, 3, 4), (3,)
-
-
 SKINNING = Operator(
     "linear_blend_skinning",
     rows=("vertices", "transforms", "translation"),
@@ -286,7 +279,6 @@ SKINNING = Operator(
     twin=_twin,
     value=_value,
     gradient=_gradient,
-    row_shapes=_row_shapes,
     shapes=lambda vertices, *_: (vertices.shape,),
     entries=lambda joints, weights, moved, shares, segments, owners: (
         (joints.shape[1], 3),
