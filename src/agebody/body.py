@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from agebody.keypoints import KeypointLayout, get_layout
 from agebody.kinematics import KinematicTree, homogeneous
 from agebody.points import PointRegression
 from agebody.rotations import PoseFormat
+from agebody.rowwise import own_precision
 from agebody.surface import PosedSurface
 
 DEFAULT_NUM_BETAS = 10
@@ -296,7 +296,7 @@ class BodyModel(nn.Module):
         Raises:
             TypeError, ValueError: an argument has the wrong type, dtype, device or shape.
         """
-        with self._own_precision():
+        with own_precision(self.device):
             person = self._person(betas, age_offset)
             pose = (body_pose, global_orient, transl, pose_format)
             return _blend_outputs(
@@ -319,7 +319,7 @@ class BodyModel(nn.Module):
         A point regressed from posed vertices is ``sum_j A_j m_j`` with ``m_j`` affine in the coefficients:
         the ``m_j`` are made once a layout, so the cost does not depend on the number of vertices.
         """
-        with self._own_precision():
+        with own_precision(self.device):
             person = self._person(betas, age_offset)
             pose = (body_pose, global_orient, transl, pose_format)
             return _blend(
@@ -357,7 +357,7 @@ class BodyModel(nn.Module):
             joints = self._argument("joints", joints, (self.num_joints, 3))
             batch = _broadcast(vertices=batch, joints=joints.shape[:-2])
             joints = _flatten(joints, batch, 2)
-        with self._own_precision():
+        with own_precision(self.device):
             found = points(_flatten(mesh, batch, 2), joints)
         return found.reshape(*batch, *found.shape[1:])
 
@@ -368,7 +368,7 @@ class BodyModel(nn.Module):
             betas: (*batch, num_betas).
             age_offset: (*batch) or (*batch, 1).
         """
-        with self._own_precision():
+        with own_precision(self.device):
             return ShapedBody(self, self._person(betas, age_offset))
 
     def _person(self, betas: Tensor | None, age_offset: Tensor | float | None) -> _Person:
@@ -510,11 +510,6 @@ class BodyModel(nn.Module):
             value = value.unflatten(-1, several)
         return value
 
-    def _own_precision(self) -> contextlib.AbstractContextManager[Any]:
-        if torch.is_autocast_enabled(self.device.type):
-            return torch.autocast(self.device.type, enabled=False)
-        return contextlib.nullcontext()
-
 
 class ShapedBody:
     """A body with its identity fixed: made by `BodyModel.shape`, called with poses."""
@@ -546,7 +541,7 @@ class ShapedBody:
     ) -> BodyOutput:
         """The posed body; arguments and errors as in `BodyModel.forward`."""
         outputs = []
-        with self.body._own_precision():
+        with own_precision(self.body.device):
             for (body, identity), base in zip(self._person.parts, self._bases, strict=True):
                 skeleton = body._pose(identity, body_pose, global_orient, transl, pose_format)
                 if math.prod(identity.batch) != 1:
@@ -567,7 +562,7 @@ class ShapedBody:
     ) -> Tensor:
         """Keypoints of a layout, (*batch, K, 3) [m], without building the mesh."""
         pose = (body_pose, global_orient, transl, pose_format)
-        with self.body._own_precision():
+        with own_precision(self.body.device):
             points = [b._keypoints(b._pose(identity, *pose), layout) for b, identity in self._person.parts]
             return _blend(self._person, points, 2)
 

@@ -8,6 +8,7 @@ the definition; `torch.func.vmap` becomes more rows.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable
@@ -127,10 +128,11 @@ class _Value(torch.autograd.Function):
             for g, shape in zip(grads[: ctx.function.num_outputs], ctx.output_shapes, strict=True)
         )
         wants = ctx.needs_input_grad[3:]
-        if torch.is_grad_enabled() or _is_transformed():
-            found = _Gradient.apply(ctx.function, ctx.constants, wants, kept, *known, *tensors)
-        else:
-            found = ctx.function.find_gradient(ctx.constants, wants, kept, known, *tensors)
+        with own_precision(tensors[0].device):
+            if torch.is_grad_enabled() or _is_transformed():
+                found = _Gradient.apply(ctx.function, ctx.constants, wants, kept, *known, *tensors)
+            else:
+                found = ctx.function.find_gradient(ctx.constants, wants, kept, known, *tensors)
         return None, None, None, *(g if wanted else None for g, wanted in zip(found, wants, strict=True))
 
     @staticmethod
@@ -172,8 +174,9 @@ class _Gradient(torch.autograd.Function):
         tensors = ctx.saved_tensors
         inputs = tensors[ctx.function.num_outputs :]
         wanted = tuple(g if w else None for g, w in zip(grads, ctx.wants, strict=True))
-        pull = torch.func.vjp(lambda *t: ctx.function.vjp(ctx.constants, t), *tensors)[1]
-        return None, None, None, None, *pull(_or_zeros(wanted, inputs))
+        with own_precision(inputs[0].device):
+            pull = torch.func.vjp(lambda *t: ctx.function.vjp(ctx.constants, t), *tensors)[1]
+            return None, None, None, None, *pull(_or_zeros(wanted, inputs))
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensors:
@@ -194,6 +197,13 @@ class _Gradient(torch.autograd.Function):
 for _function in (_Value.forward, _Gradient.forward):
     # torch asks for it at every call, and it takes 30 µs to make.
     setattr(_function, "__signature__", inspect.signature(_function))  # noqa: B010
+
+
+def own_precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Computes in the tensors' own floating type, should autocast be on (a backward pass may meet it too)."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return contextlib.nullcontext()
 
 
 def is_differentiated(*tensors: Tensor) -> bool:
