@@ -1,0 +1,253 @@
+"""The scripts in benchmarks/: what they count, what they aim at, and the page made of their results."""
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from agebody.bench import sample_arguments
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = ROOT / "benchmarks"
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """Imports one of the scripts, which import each other by name."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+    return importlib.import_module
+
+
+def timed(contender, batch, median, **extra):
+    spread = {"median_s": median, "low_s": 0.9 * median, "high_s": 1.1 * median, "calls": 9}
+    return {"contender": contender, "batch": batch, **spread, **extra}
+
+
+def results(subject, rows, **extra):
+    provenance = {
+        "date": "2026-01-02T03:04:05+00:00", "commit": "0123456789abcdef", "processor": "P", "threads": 1,
+        "cpu_capability": "AVX2", "python": "3.11", "versions": {"torch": "2", "anny": None},
+    }  # fmt: skip
+    return {"subject": subject, "device": "cpu", "rows": rows, "absent": {}, "provenance": provenance} | extra
+
+
+def test_page_is_made_of_the_results(script):
+    report = script("report")
+    found = report.load()
+    assert report.PAGE.read_text() == report.page(found), "run: python benchmarks/report.py"
+    readme = report.README.read_text()
+    assert report.with_speed_row(readme, found) == readme, "run: python benchmarks/report.py"
+    assert report.speed_row(found) in readme
+
+
+def test_pictures_show_the_results(script):
+    report, plots = script("report"), script("plots")
+    expected = {}
+    for device, found in report.load().items():
+        for name in report.plots_of(found):
+            expected[f"bench_{name}_{device}.png"] = plots.fingerprint(plots.drawn_from(name, found))
+    files = {path.name: path for path in report.IMAGES.glob("bench_*.png")}
+    assert set(files) == set(expected)
+    for name, path in files.items():
+        with Image.open(path) as image:
+            assert image.info["Description"] == expected[name], f"{name}: run python benchmarks/report.py"
+
+
+def test_missed_aims_are_bold_and_missing_figures_named(script):
+    pages = script("pages")
+    forward = results(
+        "forward",
+        [
+            timed("smplx", 1, 2.4e-3),
+            timed("agebody torch", 1, 1e-3),
+            timed("smplx", 64, 2.4e-3),
+            timed("agebody torch", 64, 1e-3),
+            {"contender": "smplfitter", "batch": 64, "failed": "RuntimeError: a | and a `tick`"},
+            {"contender": "smplfitter", "batch": 1, "failed": "does not fit in memory"},
+        ],
+        absent={"body-models warp": "ModuleNotFoundError: No module named 'warp'"},
+    )
+    text = pages.page({"cpu": {"forward": forward}, "cuda": {}})
+    assert "| Forward | 1 | agebody torch | times as fast as smplx | ≥ 2.50 | **2.40** |" in text
+    assert "| Forward | 64 | agebody torch | times as fast as smplx | ≥ 2.20 | 2.40 |" in text
+    assert "| Forward | 256 | agebody torch | times as fast as smplx | ≥ 3.00 | not measured |" in text
+    assert "| 64 | 15.6 | 37.5 | failed |" in text
+    assert "no memory" in text
+    assert "- smplfitter, B = 64: `RuntimeError: a / and a 'tick'`" in text
+    assert "- body-models warp (forward): `ModuleNotFoundError: No module named 'warp'`" in text
+    assert "python benchmarks/memory.py --device cpu" in text
+    gpu = text[text.index("## On a GPU") :]
+    assert "No figure exists yet" in gpu
+    assert "make gpu" in gpu
+
+
+@pytest.mark.parametrize(
+    ("measure", "against", "bound", "expected", "met"),
+    [
+        ("times as fast", "smplx", 3.9, 4.0, True),
+        ("times as fast", "smplx", 4.1, 4.0, False),
+        ("times the time", "smplx", 0.3, 0.25, True),
+        ("times the time", "smplx", 0.2, 0.25, False),
+        ("times the memory", "smplx", 0.6, 0.5, True),
+        ("bodies/s", None, 3000, 3200, True),
+        ("bodies/s", None, 3300, 3200, False),
+        ("µs a call", None, 20000, 20000, True),
+        ("GB/s share", None, 0.7, 0.6, False),
+    ],
+)
+def test_targets(script, measure, against, bound, expected, met):
+    targets = script("targets")
+    rows = [
+        timed("agebody warp", 64, 0.02, peak_bytes=10, bytes=12e9),
+        timed("agebody warp", 64, 0.5, which="forward + backward"),
+        timed("smplx", 64, 0.08, peak_bytes=20),
+    ]
+    found = {"forward": results("forward", rows, ceilings={"copy_bytes": 1e12})}
+    target = targets.Target("cpu", "forward", 64, "agebody warp", measure, bound, against)
+    achieved = target.achieved(found)
+    assert achieved == pytest.approx(expected)
+    assert target.met(achieved) == met
+
+
+def test_targets_without_a_figure(script):
+    targets = script("targets")
+    rows = [timed("agebody warp", 1, 1.0), {"contender": "smplx", "batch": 1, "failed": "x"}]
+    found = {"forward": results("forward", rows), "precision": results("precision", [], errors=[])}
+
+    def achieved(subject, batch, measure, against=None):
+        return targets.Target("cpu", subject, batch, "agebody warp", measure, 1, against).achieved(found)
+
+    assert achieved("forward", 1, "times as fast", "smplx") is None
+    assert achieved("forward", 64, "bodies/s") is None
+    assert achieved("backward", 1, "bodies/s") is None
+    assert achieved("precision", 1, "mm") is None
+
+
+def test_every_target_can_be_measured(script):
+    targets, pages, peers = script("targets"), script("pages"), script("peers")
+    for target in targets.TARGETS:
+        assert target.device in pages.DEVICES
+        assert target.subject in pages.SUBJECTS
+        module = script(target.subject)
+        batches = getattr(module, "BATCHES", script("harness").BATCHES)
+        assert target.batch in batches[target.device], target
+        name = target.contender.removesuffix(" graph").removesuffix(" bfloat16").removesuffix(" float16")
+        assert name in peers.LOADERS
+        assert target.against in (None, "product", "roofline", *peers.LOADERS)
+
+
+def test_every_subject_has_a_script(script):
+    for subject in script("pages").SUBJECTS:
+        module = script(subject)
+        assert callable(module.main)
+        assert module.__doc__
+
+
+def test_roofline_counts_nine_megaflops_and_83_kilobytes_a_body(script):
+    ceilings = script("ceilings")
+    sizes = {"num_coefficients": 218, "num_vertices": 6890, "batch": 4096}
+    arithmetic = ceilings.Ceilings(copy_bytes=1e30, float32_flops=1.0, bfloat16_flops=None)
+    memory = ceilings.Ceilings(copy_bytes=1.0, float32_flops=1e30, bfloat16_flops=None)
+    assert ceilings.blend_roofline(arithmetic, **sizes) / 4096 == pytest.approx(9.01e6, rel=1e-3)
+    assert ceilings.blend_roofline(memory, **sizes) / 4096 == pytest.approx(82_680 + 872 + 4_401, rel=1e-3)
+    assert ceilings.blend_roofline(arithmetic, **sizes, products=2) / 4096 == pytest.approx(18.02e6, rel=1e-3)
+    assert ceilings.blend_roofline(arithmetic, **{**sizes, "batch": 64}) is None, "64 surfaces fit in a cache"
+
+
+def test_ceilings_are_measured(script, monkeypatch):
+    ceilings = script("ceilings")
+    monkeypatch.setitem(ceilings.COPY_BYTES, "cpu", 1 << 20)
+    monkeypatch.setitem(ceilings.MATRIX_SIDE, "cpu", 64)
+    found = ceilings.measure(torch.device("cpu"), 0)
+    assert found.copy_bytes > 1e8
+    assert found.float32_flops > 1e7
+    assert found.bfloat16_flops is None
+
+
+def test_kernels_are_all_counted(script, mannequin_asset):
+    kernels, package = script("kernels"), pytest.importorskip("agebody_kernels")
+    found = kernels.operators(package)
+    assert len(found) >= 5
+    for name, operator in found.items():
+        case = kernels.CASES[name](package, mannequin_asset)
+        kernels.check(operator, case, torch.device("cpu"))
+        batch = 3
+        rows = case.rows(batch)
+        shapes = operator.shapes(*rows, *case.constants)
+        outputs = sum(torch.Size(shape).numel() for shape in shapes)
+        inputs = sum(row.numel() for row in rows)
+        if name != "regress_points":  # which reads only the vertices that its points are made of
+            assert case.forward(batch).numbers >= inputs + outputs - 3 * 6890 * batch * (
+                name == "blend_and_skin"
+            )
+        assert case.backward(batch).numbers >= outputs + inputs
+        assert case.backward(batch).flops >= case.forward(batch).flops > 0
+
+
+def test_an_uncounted_kernel_is_an_error(script):
+    kernels, package = script("kernels"), pytest.importorskip("agebody_kernels")
+    renamed = type("Package", (), {"NEW": package.SKINNING.__class__.__new__(package.SKINNING.__class__)})
+    object.__setattr__(renamed.NEW, "name", "new_kernel")
+    with pytest.raises(ValueError, match="count bytes and operations of new_kernel"):
+        kernels.operators(renamed)
+
+
+def test_what_does_not_fit_is_told_from_what_fails(script):
+    harness = script("harness")
+
+    def refuse(error):
+        def function():
+            raise error
+
+        return function
+
+    assert harness.attempt(lambda: None) is None
+    assert harness.attempt(refuse(torch.cuda.OutOfMemoryError("x"))) == "does not fit in memory"
+    no_memory = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+    assert harness.attempt(refuse(no_memory)) == "does not fit in memory"
+    assert harness.attempt(refuse(RuntimeError("a\nb"))) == "RuntimeError: a b"
+
+
+def test_peers_answer_alike(script, mannequin_asset, tmp_path):
+    peers = script("peers")
+    files = peers.Files.write(mannequin_asset, tmp_path, torch.device("cpu"))
+    names = ["agebody torch", "smplx", "smplfitter"]
+    found, absent = peers.load(names, files)
+    assert [contender.name for contender in found] == names
+    assert absent == {}
+    given = sample_arguments(2)
+    first, *others = found
+    for other in others:
+        torch.testing.assert_close(other.forward(**given), first.forward(**given), rtol=0, atol=4e-6)
+        torch.testing.assert_close(other.keypoints(**given), first.keypoints(**given), rtol=0, atol=4e-6)
+    posed = first.shape(given.pop("betas"))(**given)
+    assert posed.shape == (2, 6890, 3)
+
+
+def test_a_peer_that_is_not_there_is_named(script, mannequin_asset, tmp_path, monkeypatch):
+    peers = script("peers")
+    monkeypatch.setitem(sys.modules, "smplx", None)
+    files = peers.Files.write(mannequin_asset, tmp_path, torch.device("cpu"))
+    found, absent = peers.load(["agebody torch", "smplx"], files)
+    assert [contender.name for contender in found] == ["agebody torch"]
+    assert absent["smplx"].startswith("ModuleNotFoundError: ")
+
+
+def test_scripts_run(tmp_path):
+    output = tmp_path / "results.json"
+    options = ["--seconds", "0", "--batch", "2", "--threads", "1", "--output", output, "--commit", "abc"]
+    command = [sys.executable, SCRIPTS / "forward.py", *options]
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    found = json.loads(output.read_text())
+    assert found["subject"] == "forward"
+    assert found["provenance"]["commit"] == "abc"
+    names = {row["contender"] for row in found["rows"] if row["median_s"] > 0}
+    assert {"agebody torch", "smplx"} <= names
+    assert names | set(found["absent"]) >= {
+        "agebody torch", "agebody warp", "smplx", "body-models torch", "body-models warp", "smplfitter",
+    }  # fmt: skip
