@@ -15,8 +15,26 @@ import torch
 from agebody.assets.asset import BodyAsset
 from agebody.assets.mannequin import mannequin
 
+NO_CUDA = "no CUDA device: what runs there was not tested"
+
 # Workers beside each other would only wait for one another's threads.
 torch.set_num_threads(1)
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects by these marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests on CUDA are marked as such: those of a device among others, and those of CUDA alone."""
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        if callspec is not None and callspec.params.get("device") == "cuda":
+            item.add_marker(pytest.mark.cuda)
+        if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason=NO_CUDA))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if any(NO_CUDA in str(report.longrepr) for report in terminalreporter.stats.get("skipped", ())):
+        terminalreporter.write_line(NO_CUDA)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,540 @@
+"""Every operator of the kernels, by one table: against its twin, the twin against its definition, and torch's rules.
+
+A line of `kernel_cases.CASES` is one operator at one size.
+"""
+
+import functools
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from devices import DEVICES
+
+pytest.importorskip("warp", reason="the kernels need the extra agebody[warp]")
+
+from agebody_kernels import (
+    AXIS_ANGLE,
+    REST_SHAPE,
+    AgeAnchors,
+    JointTree,
+    PointWeights,
+    SkinningWeights,
+    forward_kinematics,
+    linear_blend_skinning,
+    regress_points,
+    rest_shape,
+)
+from agebody_kernels._interop import entries
+from agebody_kernels.skinning import SEGMENT
+from kernel_cases import ANGLES, CASES, DERIVED, DOUBLE, FORK, SMALL, Case
+
+DTYPES = [pytest.param(torch.float32, id="float32"), pytest.param(DOUBLE, id="float64")]
+on_devices = pytest.mark.parametrize("device", DEVICES)
+in_dtypes = pytest.mark.parametrize("dtype", DTYPES)
+
+
+@functools.cache
+def _case(name: str) -> Case:
+    return CASES[name]()
+
+
+def make_case(name: str, device: str = "cpu", dtype: torch.dtype = DOUBLE) -> Case:
+    return _case(name).to(device, dtype)
+
+
+def cotangents(outputs, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(torch.randn(o.shape, generator=generator, dtype=DOUBLE).to(o) for o in outputs)
+
+
+def value_and_gradient(function, case):
+    """Outputs, then the gradient of each of the rows for random cotangents, which are alike in every precision."""
+    rows = case.leaves()
+    outputs = function(*rows)
+    grads = torch.autograd.grad(outputs, rows, cotangents(outputs), materialize_grads=True)
+    return *(o.detach() for o in outputs), *grads
+
+
+def assert_close(found, expected, roundings, dtype):
+    """Off by so many roundings of the largest number."""
+    for f, e in zip(found, expected, strict=True):
+        assert f.shape == e.shape
+        largest = float(e.abs().max()) if e.numel() else 0.0
+        atol = roundings * torch.finfo(dtype).eps * largest
+        torch.testing.assert_close(f.to(e), e, rtol=0, atol=atol)
+
+
+def assert_equal(found, expected):
+    for f, e in zip(found, expected, strict=True):
+        assert torch.equal(f, e)
+
+
+class TestAgainstTheTwin:
+    @on_devices
+    @in_dtypes
+    @pytest.mark.parametrize("name", CASES)
+    def test_values_and_gradients(self, name, dtype, device):
+        case = make_case(name, device, dtype)
+        exact = case.to(device, DOUBLE)
+        expected = value_and_gradient(exact.twin, exact)
+        found = value_and_gradient(case, case)
+        assert all(f.dtype == dtype and f.device.type == device for f in found)
+        assert all(f.is_contiguous() for f in found[: case.operator.num_outputs])
+        assert_close(found, expected, case.roundings, dtype)
+        assert_close(value_and_gradient(case.twin, case), expected, case.roundings, dtype)
+
+    @pytest.mark.parametrize("name", CASES)
+    def test_the_twin_is_the_definition(self, name):
+        case = make_case(name)
+        found = value_and_gradient(case.twin, case)
+        assert_close(found, value_and_gradient(case.definition, case), case.roundings, DOUBLE)
+
+    @on_devices
+    @pytest.mark.parametrize("name", SMALL)
+    def test_each_gradient_and_each_output_alone(self, name, device):
+        case = make_case(name, device)
+        rows = case.leaves()
+        outputs = case(*rows)
+        grads = cotangents(outputs)
+        together = torch.autograd.grad(outputs, rows, grads, retain_graph=True)
+        for i, row in enumerate(rows):
+            alone = torch.autograd.grad(outputs, row, grads, retain_graph=True)
+            assert_equal(alone, together[i : i + 1])
+        twins = case.twin(*rows)
+        for found, twin, grad in zip(outputs, twins, grads, strict=True):
+            assert_close(
+                torch.autograd.grad(found, rows, grad, retain_graph=True, materialize_grads=True),
+                torch.autograd.grad(twin, rows, grad, retain_graph=True, materialize_grads=True),
+                case.roundings, DOUBLE,
+            )  # fmt: skip
+
+    @on_devices
+    @pytest.mark.parametrize("name", SMALL)
+    def test_second_derivatives_in_float32(self, name, device):
+        """They are the twin's own, taken through the operator of the gradient."""
+
+        def second(case, function):
+            rows = case.leaves()
+            outputs = function(*rows)
+            first = torch.autograd.grad(outputs, rows, cotangents(outputs), create_graph=True)
+            return torch.autograd.grad(first, rows, cotangents(first, seed=2), materialize_grads=True)
+
+        case = make_case(name, device, torch.float32)
+        exact = case.to(device, DOUBLE)
+        # Twice the way of a first derivative.
+        assert_close(second(case, case), second(exact, exact.twin), 2 * case.roundings, torch.float32)
+
+
+class TestDerivatives:
+    """Against differences in float64."""
+
+    @on_devices
+    @pytest.mark.parametrize("name", DERIVED)
+    def test_first(self, name, device):
+        case = make_case(name, device)
+        assert torch.autograd.gradcheck(case, case.leaves())
+
+    @on_devices
+    @pytest.mark.parametrize("name", DERIVED)
+    def test_second(self, name, device):
+        case = make_case(name, device)
+        # All rows at once of a batch whose rows do not see each other would be mostly zeros: two will do.
+        rows = tuple(t[-2:].detach().requires_grad_() for t in case.leaves())
+        assert torch.autograd.gradgradcheck(case, rows, cotangents(case(*rows)))
+
+    @pytest.mark.parametrize("angle", ANGLES)
+    def test_second_at_singular_angles(self, angle):
+        tree = JointTree.build([-1])
+        axis = torch.tensor([2.0, -1.0, 2.0], dtype=DOUBLE) / 3
+        vector = (angle * axis).reshape(1, 1, 3).requires_grad_()
+        rest = torch.zeros(1, 1, 3, dtype=DOUBLE)
+        rotation = lambda v: AXIS_ANGLE(v, rest, *tree)[0]  # noqa: E731
+        assert torch.autograd.gradcheck(rotation, vector)
+        assert torch.autograd.gradgradcheck(rotation, vector)
+
+    @on_devices
+    @in_dtypes
+    def test_second_derivative_at_zero_is_the_published_one(self, dtype, device):
+        tree = JointTree.build([-1]).to(device)
+        rest = torch.zeros(1, 1, 3, dtype=dtype, device=device)
+        corner = lambda v: AXIS_ANGLE(v.reshape(1, 1, 3), rest, *tree)[0][0, 0, 0, 0]  # noqa: E731
+        expected = torch.diag(torch.tensor([0.0, -1.0, -1.0], dtype=dtype, device=device))
+        zero = torch.zeros(3, dtype=dtype, device=device)
+        assert torch.equal(torch.autograd.functional.hessian(corner, zero), expected)
+        assert torch.equal(torch.func.jacrev(torch.func.jacrev(corner))(zero), expected)
+
+    def test_a_chain_of_half_turns(self):
+        """Where quaternions and logarithms would lose their way."""
+        parents = list(range(-1, 5))
+        vectors = torch.zeros(1, 6, 3, dtype=DOUBLE)
+        vectors[0, :, 1] = math.pi
+        rest = torch.zeros(1, 6, 3, dtype=DOUBLE)
+        rest[0, :, 0] = torch.arange(6)
+        _, world, _ = forward_kinematics(vectors, rest, JointTree.build(parents))
+        # Each half turn leads back: the joints are at 0, -1, 0, -1, ...
+        expected = torch.tensor([0.0, -1, 0, -1, 0, -1], dtype=DOUBLE)
+        torch.testing.assert_close(world[0, :, 0, 3], expected, rtol=0, atol=1e-14)
+
+    @pytest.mark.parametrize("knot", [-0.5, 0.0, 0.2])
+    def test_at_a_knot_the_slope_is_that_of_the_piece_above(self, knot):
+        ages = AgeAnchors.build((-0.5, 0.2, 1.0))
+        directions = torch.eye(4, dtype=DOUBLE)
+        shape = lambda a: rest_shape(a.new_zeros(1, 0), a, directions, ages)[0]  # noqa: E731
+        slope = lambda a: torch.autograd.functional.jacobian(shape, torch.tensor([a], dtype=DOUBLE))  # noqa: E731
+        torch.testing.assert_close(slope(knot), slope(knot + 0.01), rtol=1e-12, atol=0)
+        assert not torch.allclose(slope(knot), slope(knot - 0.01)) or knot == -0.5  # the end piece goes on
+
+    @on_devices
+    @in_dtypes
+    def test_a_switch_at_a_threshold_that_no_floating_type_holds(self, dtype, device):
+        """BEV's 0.8: the age offset that rounds to it is not above it, in either type."""
+        ages = AgeAnchors.build((1.0,), num_infant_betas=0, threshold=0.8).to(device, dtype)
+        limit = torch.tensor([0.8], dtype=dtype, device=device)
+        above = torch.nextafter(limit, limit + 1)
+        age = torch.cat((limit, above))
+        coefficients, _ = rest_shape(age.new_zeros(2, 0), age, torch.ones(3, 1).to(age), ages)
+        assert coefficients[:, -1].tolist() == [0, 1]
+        assert_equal(
+            (coefficients,), REST_SHAPE.twin(age.new_zeros(2, 0), age, torch.ones(3, 1).to(age), *ages)[:1]
+        )
+
+
+class TestOperators:
+    """What torch asks of an operator."""
+
+    @on_devices
+    @pytest.mark.parametrize("name", SMALL)
+    def test_opcheck(self, name, device):
+        case = make_case(name, device)
+        rows = case.leaves()
+        operator = getattr(torch.ops.agebody, case.operator.name)
+        torch.library.opcheck(operator.default, (*rows, *case.constants))
+        grads = tuple(g.requires_grad_() for g in cotangents(case(*rows)))
+        backward = getattr(torch.ops.agebody, f"{case.operator.name}_backward")
+        for wants in ([True] * len(rows), [True] + [False] * (len(rows) - 1)):
+            torch.library.opcheck(backward.default, (*grads, *rows, *case.constants, wants))
+
+    @on_devices
+    @pytest.mark.parametrize("name", [n for n in CASES if " of no body" in n])
+    def test_opcheck_of_no_body(self, name, device):
+        case = make_case(name, device, torch.float32)
+        operator = getattr(torch.ops.agebody, case.operator.name)
+        torch.library.opcheck(operator.default, (*case.leaves(), *case.constants))
+
+    @on_devices
+    @pytest.mark.parametrize("name", CASES)
+    def test_repeats_to_the_bit(self, name, device):
+        case = make_case(name, device, torch.float32)
+        first = value_and_gradient(case, case)
+        for _ in range(2):
+            assert_equal(value_and_gradient(case, case), first)
+
+    @on_devices
+    @pytest.mark.parametrize("name", ["skinning of SMPL", "vectors of SMPL", "rest shape of SMPL-A"])
+    def test_a_body_does_not_depend_on_its_neighbours(self, name, device):
+        case = make_case(name, device, torch.float32)
+        turned = case._replace(rows=tuple(t.flip(0) for t in case.rows))
+        assert_equal([o.flip(0) for o in turned()], case())
+        assert_equal([o[0] for o in case(*(t[:1] for t in case.rows))], [o[0] for o in case()])
+
+    @on_devices
+    @pytest.mark.parametrize("layout", ["transposed", "sliced", "expanded"])
+    @pytest.mark.parametrize("name", SMALL)
+    def test_inputs_and_gradients_of_any_strides(self, name, layout, device):
+        def arrange(tensor):
+            if layout == "transposed":
+                return tensor.mT.contiguous().mT if tensor.dim() > 1 else tensor.repeat_interleave(2)[::2]
+            if layout == "sliced":
+                return torch.stack((tensor, torch.full_like(tensor, math.nan)), -1)[..., 0]
+            return tensor[:1].expand_as(tensor)
+
+        case = make_case(name, device)
+        rows = tuple(arrange(t.detach()) for t in case.rows)
+        assert not any(t.is_contiguous() for t in rows if t.shape[-1] > 1)
+        strided = tuple(t.requires_grad_() for t in rows)
+        plain = tuple(t.detach().contiguous().clone().requires_grad_() for t in rows)
+        found, expected = case(*strided), case(*plain)
+        assert_equal(found, expected)
+        grads = tuple(arrange(g) for g in cotangents(expected))
+        assert_close(
+            torch.autograd.grad(found, strided, grads),
+            torch.autograd.grad(expected, plain, [g.contiguous() for g in grads]),
+            case.roundings, DOUBLE,
+        )  # fmt: skip
+
+    @on_devices
+    @pytest.mark.parametrize("name", SMALL)
+    def test_compiles_whole_for_any_batch(self, name, device):
+        torch._dynamo.reset()
+        case = make_case(name, device, torch.float32)
+        compiled = torch.compile(case.__call__, fullgraph=True, backend="aot_eager", dynamic=True)
+        for repeats in (1, 3):
+            larger = case._replace(rows=tuple(torch.cat([t] * repeats) for t in case.rows))
+            assert_equal(value_and_gradient(compiled, larger), value_and_gradient(larger, larger))
+
+    @on_devices
+    @pytest.mark.parametrize("name", SMALL)
+    def test_vmap(self, name, device):
+        case = make_case(name, device)
+        single = lambda *row: tuple(o[0] for o in case(*(t[None] for t in row)))  # noqa: E731
+        assert_equal(torch.func.vmap(single)(*case.rows), case())
+        # The first alone, beside others that all of them share.
+        first, *others = case.rows
+        shared = torch.func.vmap(single, in_dims=(0, *[None] * len(others)))(first, *(t[0] for t in others))
+        assert_equal(shared, case(first, *(t[:1].expand_as(t) for t in others)))
+
+    @on_devices
+    @pytest.mark.parametrize("name", SMALL)
+    def test_jacobian_by_vmap(self, name, device):
+        case = make_case(name, device)
+        row = tuple(t[:1] for t in case.rows)
+        numbers = tuple(range(len(row)))
+        found = torch.func.jacrev(case.__call__, numbers)(*row)
+        expected = torch.func.jacrev(case.twin, numbers)(*row)
+        for f, e in zip(found, expected, strict=True):
+            assert_close(f, e, case.roundings, DOUBLE)
+
+    def test_vmap_over_the_body_is_refused(self):
+        case = make_case("regression, small")
+        over = lambda values: case.operator(*case.rows, case.constants[0], values, *case.constants[2:])[0]  # noqa: E731
+        with pytest.raises(ValueError, match="vmap over the body's constants"):
+            torch.func.vmap(over)(case.constants[1].repeat(2, 1))
+
+    @on_devices
+    @pytest.mark.parametrize("name", SMALL)
+    def test_autocast_leaves_precision_alone(self, name, device):
+        case = make_case(name, device, torch.float32)
+        expected = value_and_gradient(case, case)
+        with torch.autocast(device, torch.bfloat16):
+            assert_equal(value_and_gradient(case, case), expected)
+
+
+class TestInput:
+    @pytest.mark.parametrize("name", SMALL)
+    def test_types(self, name):
+        case = make_case(name)
+        first, *others = case.rows
+        label = case.operator.rows[0]
+        for half in (torch.float16, torch.bfloat16):
+            with pytest.raises(TypeError, match=f"{label}: expected float32 or float64, got {half}"):
+                case(first.to(half), *(t.to(half) for t in others))
+        with pytest.raises(TypeError, match="expected torch.float32, got torch.float64"):
+            case(first.float(), *others)
+
+    @pytest.mark.parametrize("name", SMALL)
+    def test_devices(self, name):
+        case = make_case(name)
+        first, *others = case.rows
+        with pytest.raises(ValueError, match="expected a tensor on meta, got one on cpu"):
+            case(first.to("meta"), *others)
+        elsewhere = case.to("meta", DOUBLE)
+        with pytest.raises(ValueError, match="expected a tensor on cpu, got one on meta"):
+            case._replace(constants=elsewhere.constants)()
+
+    @pytest.mark.parametrize("name", [n for n in SMALL if "regression" not in n])
+    def test_batches(self, name):
+        case = make_case(name)
+        for i, label in enumerate(case.operator.rows[1:], start=1):
+            rows = list(case.rows)
+            rows[i] = rows[i][1:]
+            with pytest.raises(ValueError, match=f"{label}: expected a batch of {len(rows[0])}, got"):
+                case(*rows)
+
+    @pytest.mark.parametrize("name", SMALL)
+    def test_sizes_that_are_not_the_bodys(self, name):
+        case = make_case(name)
+        for i, label in enumerate(case.operator.rows):
+            rows = list(case.rows)
+            rows[i] = torch.stack((rows[i], rows[i]), 1)
+            with pytest.raises(ValueError, match=rf"{label}: expected shape \(B"):
+                case(*rows)
+            if rows[i].dim() > 3:
+                rows[i] = case.rows[i].repeat(1, 2, *[1] * (rows[i].dim() - 3))
+                with pytest.raises(ValueError, match=rf"{label}: expected shape \(B"):
+                    case(*rows)
+
+    @pytest.mark.parametrize("name", ["skinning, small", "rest shape off its knots", "regression, small"])
+    def test_a_constant_that_wants_a_gradient_is_refused(self, name):
+        case = make_case(name)
+        wanting = tuple(
+            c.clone().requires_grad_() if isinstance(c, torch.Tensor) and c.is_floating_point() else c
+            for c in case.constants
+        )
+        with pytest.raises(ValueError, match="has no gradient"):
+            case._replace(constants=wanting)()
+
+    def test_wrappers_give_what_the_operators_give(self):
+        assert_equal([forward_kinematics(*_rows("vectors, small"), JointTree.build(FORK))[1]],
+                     [make_case("vectors, small")()[1]])  # fmt: skip
+        matrices, *others = forward_kinematics(*_rows("matrices, small"), JointTree.build(FORK))
+        assert matrices is make_case("matrices, small").rows[0]
+        assert_equal(others, make_case("matrices, small")())
+        for name, function, kind in (
+            ("skinning, small", linear_blend_skinning, SkinningWeights),
+            ("regression, small", regress_points, PointWeights),
+        ):
+            case = make_case(name)
+            assert_equal([function(*case.rows, kind(*case.constants))], case())
+        case = make_case("rest shape off its knots")
+        directions, *ages = case.constants
+        assert_equal(rest_shape(*case.rows, directions, AgeAnchors(*ages)), case())
+
+    def test_strides_that_vectors_and_matrices_must_have(self):
+        matrices = torch.zeros(2, 3, 4, 4)
+        assert entries(matrices[:, ::2], 2).data_ptr() == matrices.data_ptr()
+        assert entries(matrices[..., :3], 2).is_contiguous()
+        assert entries(matrices.mT, 2).is_contiguous()
+
+
+def _rows(name):
+    return make_case(name).rows
+
+
+class TestBodies:
+    """The packed forms of a body's constants."""
+
+    def test_skinning_weights_by_vertex_and_by_joint(self):
+        joints = np.array([[0, 2], [2, 0], [2, 1]])
+        weights = np.array([[0.25, 0.75], [1.0, 0.0], [0.5, 0.5]])
+        packed = SkinningWeights.pack(joints, weights, 4)
+        assert packed.joints.T.tolist() == [[2, 0], [2, 0], [2, 1]]  # the largest weight first
+        assert packed.weights.T.tolist() == [[0.75, 0.25], [1, 0], [0.5, 0.5]]
+        assert packed.moved.tolist() == [0, 2, 0, 1, 2]
+        assert packed.shares.tolist() == [0.25, 0.5, 0.75, 1, 0.5]
+        assert packed.segments.tolist() == [0, 1, 2, 5]
+        assert packed.owners.tolist() == [0, 1, 2, 3, 3]
+
+    def test_a_joint_with_many_vertices_has_segments(self):
+        count = 2 * SEGMENT + 1
+        packed = SkinningWeights.pack(np.zeros((count, 1), int), np.ones((count, 1)), 2)
+        assert packed.segments.tolist() == [0, SEGMENT, 2 * SEGMENT, count]
+        assert packed.owners.tolist() == [0, 3, 3]
+
+    def test_skinning_weights_say_what_does_not_fit(self):
+        with pytest.raises(ValueError, match=r"the same shape \(V, W\), got \(2, 1\), \(2, 2\)"):
+            SkinningWeights.pack(np.zeros((2, 1), int), np.ones((2, 2)), 3)
+        with pytest.raises(ValueError, match="joints: expected 0 to 2, got 0 to 3"):
+            SkinningWeights.pack(np.array([[0], [3]]), np.ones((2, 1)), 3)
+        with pytest.raises(ValueError, match="joints: expected 0 to 2, got -1 to 1"):
+            SkinningWeights.pack(np.array([[-1], [1]]), np.ones((2, 1)), 3)
+
+    def test_joint_tree(self):
+        tree = JointTree.build((-1, 0, 0, 2))
+        assert tree.parents == tree.above.tolist() == [-1, 0, 0, 2]
+        assert tree.paths.tolist() == [0, 0, 1, 0, 2, 0, 2, 3]
+        assert tree.path_starts.tolist() == [0, 1, 3, 5, 8]
+        assert tree.children.tolist() == [1, 2, 3]
+        assert tree.child_starts.tolist() == [0, 2, 2, 3, 3]
+
+    @pytest.mark.parametrize("parents", [[], [0], [-1, 1], [-1, 2, 0], [-1, -1], [-1, 0, 5]])
+    def test_joint_trees_that_are_none(self, parents):
+        with pytest.raises(ValueError, match="parents: expected -1, then"):
+            JointTree.build(parents)
+
+    def test_age_anchors(self):
+        ages = AgeAnchors.build((-0.5, 0.2, 1.0))
+        assert ages.knots.tolist() == [-0.5, 0, 0.2, 1]
+        assert ages.slots.tolist() == [0, -1, 1, 2]
+        for anchors in ((0.0, 1.0), (1.0, 0.5), (0.5, 0.5)):
+            with pytest.raises(ValueError, match="anchors: expected ascending age offsets other than 0"):
+                AgeAnchors.build(anchors)
+        with pytest.raises(ValueError, match=r"transition: expected a width of 0 or more, got -0\.1"):
+            AgeAnchors.build((1.0,), transition=-0.1)
+
+    def test_point_weights_of_a_dense_and_of_a_sparse_matrix(self):
+        dense = np.array([[0.0, 0.5, 0.5], [0.0, 0.0, 0.0], [1.0, 0.0, 2.0]])
+        packed = PointWeights.pack(dense)
+        assert packed.vertices.tolist() == [1, 2, 0, 2]
+        assert packed.values.tolist() == [0.5, 0.5, 1, 2]
+        assert packed.starts.tolist() == [0, 2, 2, 4]
+        assert packed.points.tolist() == [2, 0, 0, 2]
+        assert packed.values_by_vertex.tolist() == [1, 0.5, 0.5, 2]
+        assert packed.starts_by_vertex.tolist() == [0, 1, 2, 4]
+
+
+def test_warp_keeps_standard_output_clean(tmp_path):
+    """It greets and reports there, while it starts and compiles."""
+    code = (
+        "import torch, agebody_kernels as k;"
+        "print(k.regress_points(torch.ones(1, 1, 3), k.PointWeights.pack([[1.0]]).to(dtype=torch.float32)).sum())"
+    )
+    environment = {
+        "WARP_CACHE_PATH": str(tmp_path),
+        "PYTHONPATH": ":".join(sys.path),
+        "PATH": "/usr/bin:/bin",
+    }
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert result.stdout == "tensor(3.)\n"
+
+
+@pytest.mark.cuda
+class TestOnCuda:
+    """What only a device can show. Forward and backward alike."""
+
+    @pytest.mark.parametrize("name", [n for n in CASES if " of no body" not in n])
+    def test_graphs_are_captured_and_replayed_with_new_data(self, name):
+        case = make_case(name, "cuda", torch.float32)
+        rows = case.leaves()
+
+        def run():
+            outputs = case(*rows)
+            return *outputs, *torch.autograd.grad(outputs, rows, grads, materialize_grads=True)
+
+        grads = cotangents(case())
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                run()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            held = run()
+        for factor in (0.5, -1.5):
+            with torch.no_grad():
+                for row, start in zip(rows, case.rows, strict=True):
+                    row.copy_(factor * start)
+            graph.replay()
+            assert_equal(held, run())
+
+    @pytest.mark.parametrize("name", SMALL)
+    def test_another_stream(self, name):
+        """Work is put where torch's current stream is: behind a copy that comes late."""
+        case = make_case(name, "cuda", torch.float32)
+        expected = value_and_gradient(case, case)
+        grads = cotangents(case())
+        rows = tuple(torch.zeros_like(t).requires_grad_() for t in case.rows)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            torch.cuda._sleep(100_000_000)  # some 50 ms
+            with torch.no_grad():
+                for row, data in zip(rows, case.rows, strict=True):
+                    row.copy_(data)
+            outputs = case(*rows)
+            found = (*outputs, *torch.autograd.grad(outputs, rows, grads, materialize_grads=True))
+        torch.cuda.current_stream().wait_stream(side)
+        assert_equal(found, expected)
+
+    @pytest.mark.filterwarnings("ignore:Synchronization debug mode")  # torch says once that it sees not all
+    @pytest.mark.parametrize("name", SMALL)
+    def test_the_host_does_not_wait(self, name):
+        case = make_case(name, "cuda", torch.float32)
+        rows, grads = case.leaves(), cotangents(case())
+        torch.autograd.grad(case(*rows), rows, grads)
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            torch.autograd.grad(case(*rows), rows, grads)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    def test_tensors_of_two_devices_are_refused(self):
+        case = make_case("skinning, small", "cuda")
+        first, *others = case.rows
+        with pytest.raises(ValueError, match="transforms: expected a tensor on cpu, got one on cuda:0"):
+            case(first.cpu(), *others)
