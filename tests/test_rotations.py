@@ -73,7 +73,7 @@ def test_6d_is_gram_schmidt_on_the_first_two_columns():
 
 @pytest.mark.parametrize("name", ["axis_angle", "matrix", "quaternion", "rotation_6d"])
 def test_identity_of_each_format(name):
-    identity = torch.tensor(rotations.IDENTITY[name])
+    identity = rotations.no_rotation(name, torch.float32, torch.device("cpu"))
     assert torch.equal(rotations.to_matrix(identity, name), torch.eye(3))
     torch.testing.assert_close(rotations.from_matrix(torch.eye(3), name), identity)
 

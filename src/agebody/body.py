@@ -389,7 +389,7 @@ class BodyModel(nn.Module):
                 "(load_asset(..., infant_template=...), mannequin() or anny_body())"
             )
         if isinstance(age_offset, (int, float)):
-            age_offset = torch.tensor(float(age_offset), dtype=self.dtype, device=self.device)
+            age_offset = torch.full((), float(age_offset), dtype=self.dtype, device=self.device)
         age = self._argument("age_offset", age_offset, ())
         return age[..., 0] if age.dim() > max(1, batch_dims) and age.shape[-1] == 1 else age
 
@@ -497,8 +497,7 @@ class BodyModel(nn.Module):
         entry = rotations.ENTRY_SHAPES[pose_format]
         several = entry if count is None else (count, *entry)
         if value is None:
-            identity = torch.tensor(rotations.IDENTITY[pose_format], dtype=self.dtype, device=self.device)
-            return identity.expand(several)
+            return rotations.no_rotation(pose_format, self.dtype, self.device).expand(several)
         value = self._checked(name, value)
         if not _ends_with(value.shape, several):
             if count is None or value.dim() == 0 or value.shape[-1] != math.prod(several):

@@ -25,16 +25,20 @@ from agebody.rowwise import Array, RowFunction, empty
 
 PoseFormat = Literal["axis_angle", "matrix", "quaternion", "rotation_6d"]
 
-IDENTITY: dict[str, Any] = {
-    "axis_angle": (0.0, 0.0, 0.0),
-    "matrix": ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)),
-    "quaternion": (0.0, 0.0, 0.0, 1.0),
-    "rotation_6d": (1.0, 0.0, 0.0, 0.0, 1.0, 0.0),
-}
-"""No rotation, in each format."""
-
-ENTRY_SHAPES = {name: tuple(torch.tensor(value).shape) for name, value in IDENTITY.items()}
+ENTRY_SHAPES: dict[str, tuple[int, ...]] = {
+    "axis_angle": (3,), "matrix": (3, 3), "quaternion": (4,), "rotation_6d": (6,),
+}  # fmt: skip
 """Shape of one rotation in each format."""
+
+
+def no_rotation(pose_format: PoseFormat, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The rotation by nothing, made on the device: a copy to it could not be captured in a CUDA graph."""
+    if pose_format == "axis_angle":
+        return torch.zeros(3, dtype=dtype, device=device)
+    identity = torch.eye(4 if pose_format == "quaternion" else 3, dtype=dtype, device=device)
+    return {"matrix": identity, "quaternion": identity[-1], "rotation_6d": identity[:2].flatten()}[
+        pose_format
+    ]
 
 
 def axis_angle_to_matrix(axis_angle: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3 3"]:
