@@ -36,13 +36,15 @@ def speed_row(found: Mapping[str, Results]) -> str:
     def ratio(device: str, subject: str, batch: int, measure: Any = "times as fast") -> str:
         target = Target(device, subject, batch, DEFAULT_BACKEND[device], measure, 0, "smplx")
         value = target.achieved(found[device])
-        return "?" if value is None else number(1 / value if measure == "times the memory" else value)
+        return (
+            "?" if value is None else f"1/{1 / value:.0f}" if measure == "times the memory" else number(value)
+        )
 
     smaller = ratio("cpu", "memory", 256, "times the memory")
     said = (
         f"on a CPU, beside smplx: forward {ratio('cpu', 'forward', 1)} times as fast for one body, "
         f"{ratio('cpu', 'forward', 1024)} times for 1024; keypoints {ratio('cpu', 'keypoints', 256)} times "
-        f"for 256; memory 1/{smaller}"
+        f"for 256; {smaller} of the memory"
     )
     if found["cuda"]:
         gpu = next(iter(found["cuda"].values()))["provenance"]["gpu"]
