@@ -1,6 +1,7 @@
 """The operators of the kernels, each at many sizes, with the definition in `agebody` that it must equal.
 
-One line of `CASES` is one operator at one size; a new kernel is a function that makes a `Case`, and its lines.
+One line of `CASES` is one operator at one size. For a new kernel there is one more function that makes a
+`Case`, its lines, and its names among the `SMALL` and the `OPCHECKED` ones.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Case(NamedTuple):
     definition: Callable[..., tuple[Tensor, ...]]
     """The same outputs of float64 rows, by the code of `agebody` that defines them."""
     roundings: float
-    """Roundings that an output or a gradient has been through, those of a long sum taken as its square root."""
+    """That an output or a gradient has been through; those of a long sum add up like its square root."""
 
     def to(self, device: str, dtype: torch.dtype) -> Case:
         def move(x: Any) -> Any:
@@ -200,12 +201,13 @@ CASES: dict[str, Callable[[], Case]] = {
     "skinning of no body": lambda: skinning(0, 7, 3, 2),
     "skinning of one vertex by one joint": lambda: skinning(1, 1, 1, 1),
     "skinning, small": lambda: skinning(3, 5, 3, 2),
-    "skinning, a vertex without joints": lambda: skinning(5, 9, 4, 3, bare=1),
+    "skinning, a vertex without joints": lambda: skinning(2, 4, 4, 3, bare=1),
     "skinning, joints without vertices": lambda: skinning(9, 133, 7, 2, used=3),
     "skinning of SMPL": lambda: skinning(5, 6890, 24, 4),
     "skinning of SMPL-X, 24 wide": lambda: skinning(2, 10475, 55, 24),
     "vectors of no body": lambda: axis_angle(0, FORK),
     "vectors of one joint": lambda: axis_angle(3, (-1,)),
+    "vectors of two joints": lambda: axis_angle(2, (-1, 0)),
     "vectors, small": lambda: axis_angle(2, FORK),
     "vectors of singular angles": lambda: axis_angle(len(ANGLES), (-1, 0), angles=ANGLES),
     "vectors of zero": lambda: axis_angle(1, SMPL, angles=(0.0,)),
@@ -215,6 +217,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "vectors of SMPL-X": lambda: axis_angle(2, SMPLX),
     "matrices of no body": lambda: matrix(0, FORK),
     "matrices of one joint": lambda: matrix(3, (-1,)),
+    "matrices of two joints": lambda: matrix(2, (-1, 0)),
     "matrices, small": lambda: matrix(2, FORK, shear=0.3),
     "matrices of a chain": lambda: matrix(3, CHAIN),
     "matrices of SMPL": lambda: matrix(33, SMPL),
@@ -244,15 +247,19 @@ CASES: dict[str, Callable[[], Case]] = {
 """By name, the operator first."""
 
 SMALL = (
-    "skinning, small",
-    "vectors, small",
-    "matrices, small",
-    "rest shape off its knots",
-    "regression, small",
-)
+    "skinning, small", "vectors, small", "matrices, small", "rest shape off its knots", "regression, small",
+)  # fmt: skip
 """One of each operator, for what does not depend on sizes."""
+OPCHECKED = (
+    "skinning of one vertex by one joint", "vectors of two joints", "matrices of two joints",
+    "rest shape off its knots", "regression of one vertex",
+)  # fmt: skip
+"""The same, smaller: torch traces what they are made of."""
 DERIVED = (
-    *SMALL, "skinning of one vertex by one joint", "skinning, a vertex without joints", "vectors of one joint",
-    "vectors of singular angles", "rest shape off its knots, in transition", "regression of one vertex",
+    *SMALL,
+    "skinning of one vertex by one joint", "skinning, a vertex without joints",
+    "vectors of one joint",
+    "rest shape off its knots, in transition",
+    "regression of one vertex",
 )  # fmt: skip
 """Those whose derivatives are compared with differences; none of them has a kink where it is."""

@@ -1,10 +1,11 @@
-"""Every operator of the kernels, by one table: against its twin, the twin against its definition, and torch's rules.
+"""Every operator of the kernels: against its twin, the twin against its definition, and torch's rules.
 
 A line of `kernel_cases.CASES` is one operator at one size.
 """
 
 import functools
 import math
+import os
 import subprocess
 import sys
 
@@ -29,7 +30,7 @@ from agebody_kernels import (
 )
 from agebody_kernels._interop import entries
 from agebody_kernels.skinning import SEGMENT
-from kernel_cases import ANGLES, CASES, DERIVED, DOUBLE, FORK, SMALL, Case
+from kernel_cases import ANGLES, CASES, DERIVED, DOUBLE, FORK, OPCHECKED, SMALL, Case
 
 DTYPES = [pytest.param(torch.float32, id="float32"), pytest.param(DOUBLE, id="float64")]
 on_devices = pytest.mark.parametrize("device", DEVICES)
@@ -51,7 +52,7 @@ def cotangents(outputs, seed=1):
 
 
 def value_and_gradient(function, case):
-    """Outputs, then the gradient of each of the rows for random cotangents, which are alike in every precision."""
+    """Outputs, then the gradient of each of the rows for random cotangents, alike in every precision."""
     rows = case.leaves()
     outputs = function(*rows)
     grads = torch.autograd.grad(outputs, rows, cotangents(outputs), materialize_grads=True)
@@ -120,7 +121,10 @@ class TestAgainstTheTwin:
             rows = case.leaves()
             outputs = function(*rows)
             first = torch.autograd.grad(outputs, rows, cotangents(outputs), create_graph=True)
-            return torch.autograd.grad(first, rows, cotangents(first, seed=2), materialize_grads=True)
+            total = sum((f * c).sum() for f, c in zip(first, cotangents(first, seed=2), strict=True))
+            if not total.requires_grad:  # the function is linear
+                return [torch.zeros_like(row) for row in rows]
+            return torch.autograd.grad(total, rows, materialize_grads=True)
 
         case = make_case(name, device, torch.float32)
         exact = case.to(device, DOUBLE)
@@ -164,7 +168,6 @@ class TestDerivatives:
         expected = torch.diag(torch.tensor([0.0, -1.0, -1.0], dtype=dtype, device=device))
         zero = torch.zeros(3, dtype=dtype, device=device)
         assert torch.equal(torch.autograd.functional.hessian(corner, zero), expected)
-        assert torch.equal(torch.func.jacrev(torch.func.jacrev(corner))(zero), expected)
 
     def test_a_chain_of_half_turns(self):
         """Where quaternions and logarithms would lose their way."""
@@ -195,34 +198,37 @@ class TestDerivatives:
         limit = torch.tensor([0.8], dtype=dtype, device=device)
         above = torch.nextafter(limit, limit + 1)
         age = torch.cat((limit, above))
-        coefficients, _ = rest_shape(age.new_zeros(2, 0), age, torch.ones(3, 1).to(age), ages)
-        assert coefficients[:, -1].tolist() == [0, 1]
-        assert_equal(
-            (coefficients,), REST_SHAPE.twin(age.new_zeros(2, 0), age, torch.ones(3, 1).to(age), *ages)[:1]
-        )
+        betas, directions = age.new_zeros(2, 0), age.new_ones(3, 1)
+        for coefficients, _ in (
+            rest_shape(betas, age, directions, ages),
+            REST_SHAPE.twin(betas, age, directions, *ages),
+        ):
+            assert coefficients[:, -1].tolist() == [0, 1]
 
 
 class TestOperators:
     """What torch asks of an operator."""
 
     @on_devices
-    @pytest.mark.parametrize("name", SMALL)
+    @pytest.mark.parametrize("name", [*OPCHECKED, *(n for n in CASES if " of no body" in n)])
     def test_opcheck(self, name, device):
         case = make_case(name, device)
         rows = case.leaves()
         operator = getattr(torch.ops.agebody, case.operator.name)
         torch.library.opcheck(operator.default, (*rows, *case.constants))
-        grads = tuple(g.requires_grad_() for g in cotangents(case(*rows)))
-        backward = getattr(torch.ops.agebody, f"{case.operator.name}_backward")
-        for wants in ([True] * len(rows), [True] + [False] * (len(rows) - 1)):
-            torch.library.opcheck(backward.default, (*grads, *rows, *case.constants, wants))
 
     @on_devices
-    @pytest.mark.parametrize("name", [n for n in CASES if " of no body" in n])
-    def test_opcheck_of_no_body(self, name, device):
-        case = make_case(name, device, torch.float32)
-        operator = getattr(torch.ops.agebody, case.operator.name)
-        torch.library.opcheck(operator.default, (*case.leaves(), *case.constants))
+    @pytest.mark.parametrize("name", OPCHECKED)
+    def test_opcheck_of_the_gradient(self, name, device):
+        case = make_case(name, device)
+        rows = case.leaves()
+        operator = getattr(torch.ops.agebody, f"{case.operator.name}_backward").default
+        grads = tuple(g.requires_grad_() for g in cotangents(case(*rows)))
+        torch.library.opcheck(operator, (*grads, *rows, *case.constants, [True] * len(rows)))
+        for i in range(len(rows)):
+            wants = [j == i for j in range(len(rows))]
+            checks = ("test_schema", "test_faketensor")
+            torch.library.opcheck(operator, (*grads, *rows, *case.constants, wants), test_utils=checks)
 
     @on_devices
     @pytest.mark.parametrize("name", CASES)
@@ -288,14 +294,21 @@ class TestOperators:
 
     @on_devices
     @pytest.mark.parametrize("name", SMALL)
-    def test_jacobian_by_vmap(self, name, device):
+    def test_batched_gradients(self, name, device):
         case = make_case(name, device)
-        row = tuple(t[:1] for t in case.rows)
-        numbers = tuple(range(len(row)))
-        found = torch.func.jacrev(case.__call__, numbers)(*row)
-        expected = torch.func.jacrev(case.twin, numbers)(*row)
-        for f, e in zip(found, expected, strict=True):
-            assert_close(f, e, case.roundings, DOUBLE)
+        rows = case.leaves()
+        outputs = case(*rows)
+        several = tuple(torch.stack((g, 2 * g)) for g in cotangents(outputs))
+        found = torch.autograd.grad(outputs, rows, several, is_grads_batched=True, retain_graph=True)
+        once = torch.autograd.grad(outputs, rows, cotangents(outputs))
+        assert_close(found, [torch.stack((g, 2 * g)) for g in once], case.roundings, DOUBLE)
+
+    @pytest.mark.parametrize("name", SMALL)
+    def test_derivatives_of_torch_func_are_refused(self, name):
+        """torch has none for its custom operators; layers, which go around them, do."""
+        case = make_case(name)
+        with pytest.raises(RuntimeError, match="setup_context"):
+            torch.func.jacrev(case)(*case.rows)
 
     def test_vmap_over_the_body_is_refused(self):
         case = make_case("regression, small")
@@ -458,17 +471,15 @@ class TestBodies:
 def test_warp_keeps_standard_output_clean(tmp_path):
     """It greets and reports there, while it starts and compiles."""
     code = (
-        "import torch, agebody_kernels as k;"
-        "print(k.regress_points(torch.ones(1, 1, 3), k.PointWeights.pack([[1.0]]).to(dtype=torch.float32)).sum())"
+        "import numpy, torch, agebody_kernels as k;"
+        "weights = k.PointWeights.pack(numpy.ones((1, 1)));"
+        "print(k.regress_points(torch.ones(1, 1, 3).double(), weights).sum().item())"
     )
-    environment = {
-        "WARP_CACHE_PATH": str(tmp_path),
-        "PYTHONPATH": ":".join(sys.path),
-        "PATH": "/usr/bin:/bin",
-    }
+    environment = os.environ | {"WARP_CACHE_PATH": str(tmp_path)}
     command = [sys.executable, "-c", code]
     result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    assert result.stdout == "tensor(3.)\n"
+    assert any(tmp_path.iterdir())  # it did compile
+    assert result.stdout == "3.0\n"
 
 
 @pytest.mark.cuda
