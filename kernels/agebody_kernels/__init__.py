@@ -3,24 +3,36 @@
 A leaf: it imports torch and warp, never `agebody`.
 """
 
+from agebody_kernels._interop import warmup
 from agebody_kernels.age import REST_SHAPE, AgeAnchors, rest_shape
+from agebody_kernels.blend_skin import BLEND_SKIN, Directions, blend_and_skin
 from agebody_kernels.kinematics import AXIS_ANGLE, MATRIX, JointTree, forward_kinematics
 from agebody_kernels.regression import REGRESSION, PointWeights, regress_points
 from agebody_kernels.skinning import SKINNING, SkinningWeights, linear_blend_skinning, skin_into
 
+OPERATORS = {
+    operator.name: operator for operator in (REST_SHAPE, AXIS_ANGLE, MATRIX, SKINNING, REGRESSION, BLEND_SKIN)
+}
+"""The operators, which torch knows as ``torch.ops.agebody.NAME``."""
+
 __all__ = [
     "AXIS_ANGLE",
+    "BLEND_SKIN",
     "MATRIX",
+    "OPERATORS",
     "REGRESSION",
     "REST_SHAPE",
     "SKINNING",
     "AgeAnchors",
+    "Directions",
     "JointTree",
     "PointWeights",
     "SkinningWeights",
+    "blend_and_skin",
     "forward_kinematics",
     "linear_blend_skinning",
     "regress_points",
     "rest_shape",
     "skin_into",
+    "warmup",
 ]

@@ -109,8 +109,8 @@ class WarpRestJoints(RestJoints):
     ) -> tuple[Float[Tensor, "*batch C"], Float[Tensor, "*batch J 3"]]:
         """Coefficients, and rest joints [m]."""
         constants = (self.directions.flatten(1), *self.ages.values())
-        coefficients, joints = _row_function("REST_SHAPE")(
-            constants, betas.reshape(-1, betas.shape[-1]), age_offset.reshape(-1)
+        coefficients, joints = _compute(
+            "rest_shape", constants, betas.reshape(-1, betas.shape[-1]), age_offset.reshape(-1)
         )
         batch = betas.shape[:-1]
         return coefficients.reshape(*batch, -1), joints.reshape(*batch, *self.directions.shape[1:])
@@ -127,11 +127,12 @@ class WarpTree(nn.Module):
         self, pose: Float[Tensor, "B J ..."], pose_format: PoseFormat, rest_joints: Float[Tensor, "B J 3"]
     ) -> tuple[Float[Tensor, "B J 3 3"], Float[Tensor, "B J 3 4"], Float[Tensor, "B J 3 4"]]:
         """Matrices, world and skinning transforms of every joint, as `KinematicTree.pose`."""
+        joints = self.joints.values()
         if pose_format == "axis_angle":
-            matrices, world, skinning = _row_function("AXIS_ANGLE")(self.joints.values(), pose, rest_joints)
+            matrices, world, skinning = _compute("forward_kinematics_of_vectors", joints, pose, rest_joints)
         else:
             matrices = rotations.to_matrix(pose, pose_format)
-            world, skinning = _row_function("MATRIX")(self.joints.values(), matrices, rest_joints)
+            world, skinning = _compute("forward_kinematics_of_matrices", joints, matrices, rest_joints)
         return matrices, world, skinning
 
 
@@ -155,33 +156,33 @@ class WarpSurface(nn.Module):
         dtype: torch.dtype,
         correctives: np.ndarray | None = None,
         corrective_dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
     ) -> None:
         super().__init__()
         self.num_vertices, num_joints = weights.shape
         flat = torch.from_numpy(np.ascontiguousarray(directions)).flatten(1)
-        self.register_buffer("directions", flat.to(dtype), persistent=False)
+        self.register_buffer("directions", flat.to(device, dtype), persistent=False)
         if correctives is None or corrective_dtype is None:
             self.correctives = None
         else:
             flat = torch.from_numpy(np.ascontiguousarray(correctives)).flatten(1)
-            self.register_buffer(
-                "correctives", halfprecision.factor(flat, corrective_dtype), persistent=False
-            )
+            low = halfprecision.factor(flat, corrective_dtype).to(device)
+            self.register_buffer("correctives", low, persistent=False)
         width = int((weights != 0).sum(1).max())
         joints = np.argsort(-weights, axis=1, kind="stable")[:, :width]
         packed = load_kernels().SkinningWeights.pack(
             joints, np.take_along_axis(weights, joints, 1), num_joints
         )
-        self.weights = _Constants(packed.to(dtype=dtype))
+        self.weights = _Constants(packed.to(device, dtype))
 
     def rest(self, coefficients: Tensor) -> Tensor:
-        """Rest surface, (1, B, 3 V), from the first coefficients."""
+        """Rest surface (B, 3 V), from the first coefficients."""
         count = coefficients.shape[1]
-        return torch.addmm(self.directions[0], coefficients[:, 1:], self.directions[1:count])[None]
+        return torch.addmm(self.directions[0], coefficients[:, 1:], self.directions[1:count])
 
     def vertices(self, rest: Tensor) -> Tensor:
         """(B, V, 3) of a rest surface."""
-        return rest[0].unflatten(-1, (self.num_vertices, 3))
+        return rest.unflatten(-1, (self.num_vertices, 3))
 
     def forward(
         self, coefficients: Tensor, transforms: Tensor, translation: Tensor, base: Tensor | None = None
@@ -189,13 +190,11 @@ class WarpSurface(nn.Module):
         """Posed vertices (B, V, 3) [m]; arguments as in `PosedSurface.forward`."""
         if base is None:
             base, coefficients = self.directions[:1], coefficients[:, 1:]
-        else:
-            base = base[0]
         inputs = (coefficients, transforms, translation, base)
-        if not is_differentiated(*inputs):
+        if not (torch.compiler.is_compiling() or is_differentiated(*inputs)):
             return self._posed(*inputs)
         rest = self._rest(coefficients, base).unflatten(-1, (self.num_vertices, 3))
-        return _row_function("SKINNING")(self.weights.values(), rest, transforms, translation)[0]
+        return _compute("linear_blend_skinning", self.weights.values(), rest, transforms, translation)[0]
 
     def _rest(self, coefficients: Tensor, base: Tensor, out: Tensor | None = None) -> Tensor:
         """Rest surface with pose correctives, (B, 3 V): a base, and the last coefficients' displacements."""
@@ -243,7 +242,7 @@ class WarpMeshPoints(MeshPoints):
 
     def from_surface(self, vertices: Float[Tensor, "B V 3"]) -> Float[Tensor, "B K 3"]:
         """Points that are weighted sums of vertices; zero where a point is a joint."""
-        return _row_function("REGRESSION")(self.sparse.values(), vertices)[0]
+        return _compute("regress_points", self.sparse.values(), vertices)[0]
 
 
 class _Constants(nn.Module):
@@ -256,6 +255,10 @@ class _Constants(nn.Module):
             if isinstance(constant, Tensor):
                 self.register_buffer(f"constant{i}", constant, persistent=False)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        load_kernels()  # a compiler that meets a layer out of a file must find the operators
+        super().__setstate__(state)
+
     def values(self) -> tuple[Any, ...]:
         """The constants in their order."""
         return tuple(
@@ -263,10 +266,17 @@ class _Constants(nn.Module):
         )
 
 
+def _compute(name: str, constants: tuple[Any, ...], *rows: Tensor) -> tuple[Tensor, ...]:
+    """An operator's outputs: compilers see the operator; elsewhere it is a function of rows, as in torch."""
+    if torch.compiler.is_compiling():
+        found = getattr(torch.ops.agebody, name)(*rows, *constants)
+        return found if isinstance(found, tuple) else (found,)
+    return _row_function(name)(constants, *rows)
+
+
 @functools.cache
 def _row_function(name: str) -> RowFunction:
-    """An operator of the kernels as a function of rows: its kernels outside of compilers, itself inside."""
-    operator = getattr(load_kernels(), name)
+    operator = load_kernels().OPERATORS[name]
     return RowFunction(
         operator.num_outputs,
         definition=lambda constants, *rows: operator.twin(*rows, *constants),
@@ -274,5 +284,4 @@ def _row_function(name: str) -> RowFunction:
         gradient=lambda constants, wants, kept, grads, *rows: operator.gradient(
             wants, grads, *rows, *constants
         ),
-        compiled=lambda constants, *rows: operator(*rows, *constants),
     )

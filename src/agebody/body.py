@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from agebody import rotations
+from agebody import halfprecision, rotations
 from agebody.assets.asset import BodyAsset
 from agebody.assets.io import load_asset
 from agebody.backend import BackendName, WarpSurface, WarpTree, choose_backend, get_parts
@@ -178,11 +178,7 @@ class BodyModel(nn.Module):
                 f"num_betas: expected 0 to {available}, what {asset.metadata.name!r} has, got {num_betas}"
             )
         rotations.check_format(pose_format)
-        _check_dtype(dtype)
-        if corrective_dtype not in (None, torch.bfloat16, torch.float16):
-            raise TypeError(
-                f"corrective_dtype: expected torch.bfloat16, torch.float16 or None, got {corrective_dtype}"
-            )
+        _check_dtype(dtype, corrective_dtype)
         self.asset = asset
         self.num_betas = num_betas
         self.pose_format: PoseFormat = pose_format
@@ -214,7 +210,8 @@ class BodyModel(nn.Module):
             dtype=dtype,
             correctives=correctives if low else None,
             corrective_dtype=low,
-        ).to(device)
+            device=device,
+        )
         self.points = nn.ModuleDict()
 
     def _identity_directions(self) -> np.ndarray:
@@ -233,13 +230,12 @@ class BodyModel(nn.Module):
         return asset.posedirs.transpose(2, 0, 1)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """Moves the layer; a change of precision takes the arrays from the asset anew."""
+        """Moves the layer; another precision or kind of device takes the arrays from the asset anew."""
         if "identity" not in self._modules:
             return super()._apply(fn, recurse)
         target = fn(torch.empty(0, dtype=self.dtype, device=self.device))
-        backend = choose_backend(self._requested_backend, target.device)
-        if target.dtype != self.dtype or backend != self.backend:
-            _check_dtype(target.dtype)
+        if (target.dtype, target.device.type) != (self.dtype, self.device.type):
+            _check_dtype(target.dtype, self.corrective_dtype)
             self._pack(target.dtype, target.device)
         keep_dtype = lambda tensor: fn(tensor).to(tensor.dtype)  # noqa: E731
         for child in self.children():
@@ -545,8 +541,8 @@ class ShapedBody:
                 skeleton = body._pose(identity, body_pose, global_orient, transl, pose_format)
                 if math.prod(identity.batch) != 1:
                     leading = [1] * (len(skeleton.batch) - len(identity.batch))
-                    base = base.unflatten(1, (*leading, *identity.batch))
-                    base = base.expand(-1, *skeleton.batch, -1).flatten(1, -2)
+                    base = base.unflatten(0, (*leading, *identity.batch))
+                    base = base.expand(*skeleton.batch, -1).flatten(0, -2)
                 outputs.append(body._output(skeleton, base))
             return _blend_outputs(self._person, outputs)
 
@@ -687,9 +683,15 @@ class SMPLA(BodyModel):
         return None if self.infant_corrective_scale == 1 else 1 + (self.infant_corrective_scale - 1) * age
 
 
-def _check_dtype(dtype: torch.dtype) -> None:
+def _check_dtype(dtype: torch.dtype, corrective_dtype: torch.dtype | None) -> None:
     if dtype not in (torch.float32, torch.float64):
         raise TypeError(
             f"dtype: body layers compute in torch.float32 or torch.float64, got {dtype}; for mixed precision "
             "keep the layer in float32 and use torch.autocast, under which it stays exact"
         )
+    if corrective_dtype not in (None, *halfprecision.DTYPES):
+        raise TypeError(
+            f"corrective_dtype: expected torch.bfloat16, torch.float16 or None, got {corrective_dtype}"
+        )
+    if corrective_dtype is not None and dtype != torch.float32:
+        raise ValueError(f"corrective_dtype: {corrective_dtype} needs a layer of torch.float32, got {dtype}")

@@ -230,6 +230,49 @@ def bench(
     _show_bench(report)
 
 
+@app.command()
+def warmup(
+    device: Annotated[
+        str | None,
+        typer.Option(show_default=False, help="cpu, cuda, cuda:1, ... All there are if not given."),
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option(help="For layers of **float32**, **float64** or **both**.")
+    ] = "float32",
+) -> None:
+    """Compile the kernels of `backend="warp"` ahead, so that no first call waits for them.
+
+    Warp keeps what it has compiled in the cache folder of the user, so once a machine is enough.
+    """
+    import torch
+
+    types = {"float32": [torch.float32], "float64": [torch.float64], "both": [torch.float32, torch.float64]}
+    if dtype not in types:
+        raise typer.BadParameter(f"expected {', '.join(types)}, got {dtype!r}", param_hint="--dtype")
+    devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    if device is not None:
+        _check_device(device)
+        devices = [device]
+    table = Table("kernels", "dtype", "device")
+    table.add_column("compiled or loaded in [s]", justify="right")
+    with _clear_errors(), _progress() as progress:
+        from agebody.backend import load_kernels
+
+        kernels = load_kernels()
+        task = progress.add_task("starting", total=None)
+        for place in devices:
+            try:
+                seconds = kernels.warmup(
+                    place, types[dtype], progress=lambda name: progress.update(task, description=name)
+                )
+            except RuntimeError as error:
+                _fail(str(error))
+            for name, time in seconds.items():
+                _, subject, scalar = name.split(".")
+                table.add_row(subject, scalar, place, f"{time:.2f}")
+    Console().print(table)
+
+
 def _short(number: float) -> str:
     return f"{number:.0f}" if number >= 100 else f"{number:.3g}"
 

@@ -46,13 +46,11 @@ class RowFunction:
     """(constants, wants, kept, grads, *arrays) -> gradient of each array, where ``wants`` is true"""
     in_numpy: bool = False
     """Whether value and gradient are written in the operations that torch and NumPy share."""
-    compiled: Callable[..., Tensors] | None = None
-    """(constants, *tensors) -> outputs, what compilers see where that is not the definition."""
 
     def __call__(self, constants: Any, *tensors: Tensor) -> Tensors:
         """The outputs."""
         if torch.compiler.is_compiling():
-            return (self.compiled or self.definition)(constants, *tensors)
+            return self.definition(constants, *tensors)
         if not is_differentiated(*tensors):
             return self.find_value(constants, False, *tensors)[0]
         keep = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)

@@ -36,10 +36,8 @@ class PosedSurface(nn.Module):
         correctives: (P, V, 3) as ``directions``, for the last coefficients, kept and multiplied in
             ``corrective_dtype``; None where there are none.
         corrective_dtype: torch.bfloat16 or torch.float16; see `halfprecision`.
-        block: vertices a block; all of them in one where there is no cache to block for and calls cost.
-
-    Raises:
-        ValueError: correctives of 16 bits in a layer that is not of float32.
+        device: where it lives. Off the CPU all vertices are one block: launches cost more than caches give.
+        block: vertices a block on the CPU.
     """
 
     directions: Tensor
@@ -56,10 +54,13 @@ class PosedSurface(nn.Module):
         dtype: torch.dtype,
         correctives: np.ndarray | None = None,
         corrective_dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
         block: int = BLOCK,
     ) -> None:
         super().__init__()
         self.num_vertices, num_joints = weights.shape
+        if device is not None and device.type != "cpu":
+            block = self.num_vertices
         block = min(block, self.num_vertices)
         blocks = -(-self.num_vertices // block)
         padding = blocks * block - self.num_vertices
@@ -71,10 +72,8 @@ class PosedSurface(nn.Module):
 
         low = None
         if correctives is not None:
-            if corrective_dtype is None or dtype != torch.float32:
-                raise ValueError(
-                    f"corrective_dtype: {corrective_dtype} needs a layer of torch.float32, got {dtype}"
-                )
+            assert corrective_dtype is not None
+            assert dtype == torch.float32
             low = halfprecision.factor(planes(correctives), corrective_dtype)
         weights = np.pad(weights, ((0, padding), (0, 0))).reshape(blocks, block, num_joints)
         touched = [np.flatnonzero(w.any(axis=0)) for w in weights]
@@ -92,15 +91,15 @@ class PosedSurface(nn.Module):
             ("joints", torch.from_numpy(joints)),
             ("scatter", torch.from_numpy(scatter).to(dtype)),
         ):
-            self.register_buffer(name, tensor, persistent=False)
+            self.register_buffer(name, None if tensor is None else tensor.to(device), persistent=False)
 
     def rest(self, coefficients: Tensor) -> Tensor:
-        """Rest surface in planes, (1, B, blocks * 3 * block), from the first coefficients."""
-        return _blend(coefficients, self.directions[: coefficients.shape[-1]])[None]
+        """Rest surface in planes, (B, blocks * 3 * block), from the first coefficients."""
+        return _blend(coefficients, self.directions[: coefficients.shape[-1]])
 
     def vertices(self, planes: Tensor) -> Tensor:
         """(B, V, 3) of a surface in planes."""
-        planes = planes[0].unflatten(-1, (len(self.weights), 3, -1)).mT
+        planes = planes.unflatten(-1, (len(self.weights), 3, -1)).mT
         return planes.flatten(1, 2)[:, : self.num_vertices]
 
     def forward(
@@ -119,7 +118,7 @@ class PosedSurface(nn.Module):
         """
         left_out = 0
         if base is not None:
-            base = base[0].expand(len(coefficients), -1)
+            base = base.expand(len(coefficients), -1)
             num_correctives = 0 if self.correctives is None else halfprecision.length(self.correctives)
             left_out = len(self.directions) + num_correctives - coefficients.shape[1]
         packed = _Packed(
