@@ -6,6 +6,7 @@ import contextlib
 import functools
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any, ClassVar, NamedTuple
@@ -74,7 +75,42 @@ class KernelSet:
 
     def load(self, device: torch.device, dtype: torch.dtype) -> None:
         """Compiles the kernels or finds them in Warp's cache, where that has not been done."""
-        _load(self._modules[dtype], _warp_device(device))
+        _load(self._modules[dtype], _warp_device(device), announce=False)
+
+
+def warmup(
+    device: torch.device | str,
+    dtypes: Sequence[torch.dtype] = (torch.float32,),
+    *,
+    progress: Callable[[str], None] | None = None,
+) -> dict[str, float]:
+    """Compiles all kernels ahead of their first use. Warp keeps them in its cache, for later processes too.
+
+    Args:
+        device: on which they will run.
+        dtypes: floating types to compile for.
+        progress: called with the name of each module before its turn.
+
+    Returns:
+        Seconds by name of the module: small ones where it was found in the cache or loaded before.
+
+    Raises:
+        TypeError: kernels come in float32 and float64 only.
+        RuntimeError: Warp does not run on the device.
+    """
+    device = torch.empty(0, device=device).device  # with its number
+    seconds = {}
+    for dtype in dtypes:
+        if dtype not in _SCALARS:
+            raise TypeError(f"dtypes: expected float32 or float64, got {dtype}")
+        for kernels in KernelSet.sets:
+            name = kernels.module(dtype).name
+            if progress is not None:
+                progress(name)
+            start = time.perf_counter()
+            kernels.load(device, dtype)
+            seconds[name] = time.perf_counter() - start
+    return seconds
 
 
 def launch(kernel: wp.Kernel, dim: int | Sequence[int], *arguments: Any, tiled: bool = False) -> None:
@@ -148,11 +184,12 @@ _LOADED: set[tuple[int, str]] = set()
 _LOADING = threading.Lock()
 
 
-def _load(module: Any, device: Any) -> None:
+def _load(module: Any, device: Any, *, announce: bool = True) -> None:
     key = (id(module), device.alias)
     if key in _LOADED:
         return
-    with _LOADING, _quiet(), _announced(f"agebody: compiling {module.name} for {device.alias}"):
+    note = _announced(f"agebody: compiling {module.name} for {device.alias}")
+    with _LOADING, _quiet(), note if announce else contextlib.nullcontext():
         wp.load_module(module, device=device, block_dim=BLOCK_DIM)
     _LOADED.add(key)
 
