@@ -237,7 +237,7 @@ def warmup(
         typer.Option(show_default=False, help="cpu, cuda, cuda:1, ... All there are if not given."),
     ] = None,
     dtype: Annotated[
-        str, typer.Option(help="For layers of **float32**, **float64** or **both**.")
+        str, typer.Option(help="Of the layers they are for: **float32**, **float64** or **both**.")
     ] = "float32",
 ) -> None:
     """Compile the kernels of `backend="warp"` ahead, so that no first call waits for them.
@@ -253,8 +253,8 @@ def warmup(
     if device is not None:
         _check_device(device)
         devices = [device]
-    table = Table("kernels", "dtype", "device")
-    table.add_column("compiled or loaded in [s]", justify="right")
+    table = Table("kernels", "dtype", "device", caption="Loaded, where they had been compiled before.")
+    table.add_column("seconds", justify="right")
     with _clear_errors(), _progress() as progress:
         from agebody.backend import load_kernels
 
