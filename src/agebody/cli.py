@@ -253,7 +253,7 @@ def warmup(
     if device is not None:
         _check_device(device)
         devices = [device]
-    table = Table("kernels", "dtype", "device", caption="Loaded, where they had been compiled before.")
+    table = Table("kernels", "dtype", "device", caption="Milliseconds where compiled before.")
     table.add_column("seconds", justify="right")
     with _clear_errors(), _progress() as progress:
         from agebody.backend import load_kernels
