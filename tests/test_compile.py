@@ -25,6 +25,12 @@ def body(mannequin_asset):
     return SMPLA(mannequin_asset, smil=mannequin_asset.at_age(1.0), transition=0.2).eval()
 
 
+@pytest.fixture(scope="module", params=["torch", "warp"])
+def either_body(request, mannequin_asset):
+    smil = mannequin_asset.at_age(1.0)
+    return SMPLA(mannequin_asset, smil=smil, transition=0.2, backend=request.param).eval()
+
+
 def arguments(batch):
     generator = torch.Generator().manual_seed(0)
     normal = lambda *shape: 0.4 * torch.randn((batch, *shape), generator=generator)  # noqa: E731
@@ -44,10 +50,11 @@ def assert_same_bodies(got, expected):
 
 
 @pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
-def test_compile_without_a_graph_break(body, mannequin_asset, compiler):
+def test_compile_without_a_graph_break(either_body, mannequin_asset, compiler):
     torch._dynamo.reset()
+    body = either_body
     if compiler == "inductor":  # half the code to compile
-        body = SMPLA(mannequin_asset)
+        body = SMPLA(mannequin_asset, backend=body.backend)
     compiled = torch.compile(body, fullgraph=True, backend=compiler)
     given = {k: v.requires_grad_() for k, v in arguments(3).items()}
     got, expected = compiled(**given), body(**given)
@@ -61,9 +68,9 @@ def test_compile_without_a_graph_break(body, mannequin_asset, compiler):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_compile_keypoints_and_shaped_bodies(body):
+def test_compile_keypoints_and_shaped_bodies(either_body):
     torch._dynamo.reset()
-    given = arguments(3)
+    body, given = either_body, arguments(3)
     expected = body.keypoints("coco17", **given)
 
     @torch.compile(fullgraph=True, backend="aot_eager")

@@ -31,6 +31,7 @@ from agebody_kernels import (
 from agebody_kernels._interop import entries
 from agebody_kernels.skinning import SEGMENT
 from kernel_cases import ANGLES, CASES, DERIVED, DOUBLE, FORK, OPCHECKED, SMALL, Case
+from roundings import assert_close, assert_equal
 
 DTYPES = [pytest.param(torch.float32, id="float32"), pytest.param(DOUBLE, id="float64")]
 on_devices = pytest.mark.parametrize("device", DEVICES)
@@ -57,20 +58,6 @@ def value_and_gradient(function, case):
     outputs = function(*rows)
     grads = torch.autograd.grad(outputs, rows, cotangents(outputs), materialize_grads=True)
     return *(o.detach() for o in outputs), *grads
-
-
-def assert_close(found, expected, roundings, dtype):
-    """Off by so many roundings of the largest number."""
-    for f, e in zip(found, expected, strict=True):
-        assert f.shape == e.shape
-        largest = float(e.abs().max()) if e.numel() else 0.0
-        atol = roundings * torch.finfo(dtype).eps * largest
-        torch.testing.assert_close(f.to(e), e, rtol=0, atol=atol)
-
-
-def assert_equal(found, expected):
-    for f, e in zip(found, expected, strict=True):
-        assert torch.equal(f, e)
 
 
 class TestAgainstTheTwin:
