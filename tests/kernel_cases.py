@@ -14,11 +14,13 @@ import numpy as np
 import torch
 from agebody_kernels import (
     AXIS_ANGLE,
+    BLEND_SKIN,
     MATRIX,
     REGRESSION,
     REST_SHAPE,
     SKINNING,
     AgeAnchors,
+    Directions,
     JointTree,
     PointWeights,
     SkinningWeights,
@@ -90,6 +92,24 @@ def skinning(
         SkinningWeights.pack(movers, weights, joints),
         lambda x, transforms, t: (deform.linear_blend_skinning(x, transforms, dense) + t[:, None],),
         roundings=width + 5 + math.sqrt(vertices),
+    )
+
+
+def blend_and_skin(bodies: int, vertices: int, joints: int, width: int, *, coefficients: int) -> Case:
+    """Skinning, of a surface that is made of so many directions."""
+    skinned, rng = skinning(bodies, vertices, joints, width), np.random.default_rng(1)
+    directions = normal(rng, coefficients, vertices, 3)
+
+    def definition(k: Tensor, transforms: Tensor, t: Tensor) -> tuple[Tensor, ...]:
+        rest = deform.rest_surface(directions.new_zeros(vertices, 3), directions.permute(1, 2, 0), k)
+        return skinned.definition(rest, transforms, t)
+
+    return Case(
+        BLEND_SKIN,
+        (normal(rng, bodies, coefficients), *skinned.rows[1:]),
+        (Directions.pack(directions.numpy()).matrix, *skinned.constants),
+        definition,
+        roundings=skinned.roundings + coefficients,
     )
 
 
@@ -205,6 +225,10 @@ CASES: dict[str, Callable[[], Case]] = {
     "skinning, joints without vertices": lambda: skinning(9, 133, 7, 2, used=3),
     "skinning of SMPL": lambda: skinning(5, 6890, 24, 4),
     "skinning of SMPL-X, 24 wide": lambda: skinning(2, 10475, 55, 24),
+    "blend and skin of no body": lambda: blend_and_skin(0, 7, 3, 2, coefficients=4),
+    "blend and skin of one vertex": lambda: blend_and_skin(1, 1, 1, 1, coefficients=1),
+    "blend and skin, small": lambda: blend_and_skin(3, 5, 3, 2, coefficients=4),
+    "blend and skin of SMPL": lambda: blend_and_skin(5, 6890, 24, 4, coefficients=218),
     "vectors of no body": lambda: axis_angle(0, FORK),
     "vectors of one joint": lambda: axis_angle(3, (-1,)),
     "vectors of two joints": lambda: axis_angle(2, (-1, 0)),
@@ -247,11 +271,13 @@ CASES: dict[str, Callable[[], Case]] = {
 """By name, the operator first."""
 
 SMALL = (
-    "skinning, small", "vectors, small", "matrices, small", "rest shape off its knots", "regression, small",
+    "skinning, small", "blend and skin, small", "vectors, small", "matrices, small",
+    "rest shape off its knots", "regression, small",
 )  # fmt: skip
 """One of each operator, for what does not depend on sizes."""
 OPCHECKED = (
-    "skinning of one vertex by one joint", "vectors of two joints", "matrices of two joints",
+    "skinning of one vertex by one joint", "blend and skin of one vertex",
+    "vectors of two joints", "matrices of two joints",
     "rest shape off its knots", "regression of one vertex",
 )  # fmt: skip
 """The same, smaller: torch traces what they are made of."""

@@ -38,6 +38,10 @@ on_devices = pytest.mark.parametrize("device", DEVICES)
 in_dtypes = pytest.mark.parametrize("dtype", DTYPES)
 
 
+NONDETERMINISM = {"cpu": 0.0, "cuda": 1e-12}
+"""Of derivatives beyond the first, which are the twins': torch adds with atomics where they index."""
+
+
 @functools.cache
 def _case(name: str) -> Case:
     return CASES[name]()
@@ -134,7 +138,8 @@ class TestDerivatives:
         case = make_case(name, device)
         # All rows at once of a batch whose rows do not see each other would be mostly zeros: two will do.
         rows = tuple(t[-2:].detach().requires_grad_() for t in case.leaves())
-        assert torch.autograd.gradgradcheck(case, rows, cotangents(case(*rows)))
+        grads = cotangents(case(*rows))
+        assert torch.autograd.gradgradcheck(case, rows, grads, nondet_tol=NONDETERMINISM[device])
 
     @pytest.mark.parametrize("angle", ANGLES)
     def test_second_at_singular_angles(self, angle):
@@ -497,7 +502,7 @@ class TestOnCuda:
                 for row, start in zip(rows, case.rows, strict=True):
                     row.copy_(factor * start)
             graph.replay()
-            assert_equal(held, run())
+            assert_close(held, run(), case.roundings, torch.float32)
 
     @pytest.mark.parametrize("name", SMALL)
     def test_another_stream(self, name):
@@ -516,7 +521,7 @@ class TestOnCuda:
             outputs = case(*rows)
             found = (*outputs, *torch.autograd.grad(outputs, rows, grads, materialize_grads=True))
         torch.cuda.current_stream().wait_stream(side)
-        assert_equal(found, expected)
+        assert_close(found, expected, case.roundings, torch.float32)
 
     @pytest.mark.filterwarnings("ignore:Synchronization debug mode")  # torch says once that it sees not all
     @pytest.mark.parametrize("name", SMALL)
