@@ -47,15 +47,15 @@ def cuda_peak(function: Callable[[], object]) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def resident_peak(name: str, which: str, batch: int) -> int:
+def resident_peak(name: str, which: str, batch: int, processes: int) -> int:
     """By how much one call raises the resident memory of a fresh process [bytes]; Linux only.
 
-    The median of three processes: where the allocator finds room differs from one to the next.
+    The median of some processes: where the allocator finds room differs from one to the next.
     """
     threads = str(torch.get_num_threads())
     command = [sys.executable, __file__, "--child", name, which, str(batch), threads]
     peaks = []
-    for _ in range(PROCESSES):
+    for _ in range(processes):
         result = subprocess.run(command, capture_output=True, text=True)
         if result.returncode:
             raise RuntimeError(f"the process ended with {result.returncode}: {result.stderr.strip()[-200:]}")
@@ -87,6 +87,7 @@ def _status(name: str) -> int:
 
 def main() -> None:
     session = Session("memory", __doc__, batches=BATCHES)
+    processes = 1 if session.options.quick else PROCESSES
     for contender in session.contenders():
         for batch in session.batches:
             calls = passes(contender, batch, session.asset.num_vertices, session.device)
@@ -95,7 +96,9 @@ def main() -> None:
                 if session.device.type == "cuda":
                     measure = lambda: found.append(cuda_peak(function))  # noqa: E731
                 else:
-                    measure = lambda: found.append(resident_peak(contender.name, which, batch))  # noqa: E731
+                    measure = lambda: found.append(  # noqa: E731
+                        resident_peak(contender.name, which, batch, processes)
+                    )
                 failure = attempt(measure)
                 values = {"failed": failure} if failure else {"peak_bytes": found[0]}
                 session.note(batch, contender.name, which=which, **values)

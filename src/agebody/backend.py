@@ -109,11 +109,12 @@ class WarpRestJoints(RestJoints):
     ) -> tuple[Float[Tensor, "*batch C"], Float[Tensor, "*batch J 3"]]:
         """Coefficients, and rest joints [m]."""
         constants = (self.directions.flatten(1), *self.ages.values())
+        batch, count = age_offset.shape, age_offset.numel()
         coefficients, joints = _compute(
-            "rest_shape", constants, betas.reshape(-1, betas.shape[-1]), age_offset.reshape(-1)
+            "rest_shape", constants, betas.reshape(count, betas.shape[-1]), age_offset.reshape(count)
         )
-        batch = betas.shape[:-1]
-        return coefficients.reshape(*batch, -1), joints.reshape(*batch, *self.directions.shape[1:])
+        coefficients = coefficients.reshape(*batch, coefficients.shape[-1])
+        return coefficients, joints.reshape(*batch, *self.directions.shape[1:])
 
 
 class WarpTree(nn.Module):
