@@ -14,7 +14,7 @@ ORDER = [
     "assets.schema", "assets.official", "assets.io", "assets.report", "assets._figure", "assets._sweep",
     "assets.mannequin", "assets.anny",
     "rowwise", "rotations", "kinematics", "deform", "identity", "halfprecision", "surface",
-    "keypoints", "points", "backend", "body",
+    "keypoints", "points", "backend", "arguments", "body",
     "measure", "age", "poses",
     "meshes", "render", "export", "bench", "compat", "demo", "cli", "__main__",
 ]  # fmt: skip

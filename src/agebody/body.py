@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from agebody import halfprecision, rotations
+from agebody.arguments import broadcast, flatten, read_rotations, read_tensor
 from agebody.assets.asset import BodyAsset
 from agebody.assets.io import load_asset
 from agebody.backend import BackendName, WarpSurface, WarpTree, choose_backend, get_parts
@@ -76,35 +77,6 @@ class _Skeleton(NamedTuple):
     """(B, J, 3, 4) from the rest pose to the posed body, without the translation"""
     translation: Tensor
     """(B, 3)"""
-
-
-def _flatten(tensor: Tensor, batch: tuple[int, ...], entry_dims: int) -> Tensor:
-    """(*some batch, *entry) as (B, *entry), broadcast to the whole batch."""
-    if len(batch) == 1 and not torch.compiler.is_compiling() and tensor.shape[:-entry_dims] == batch:
-        return tensor
-    entry = tensor.shape[tensor.dim() - entry_dims :]
-    return tensor.expand(*batch, *entry).reshape(math.prod(batch), *entry)
-
-
-def _broadcast(**batches: tuple[int, ...]) -> tuple[int, ...]:
-    shapes = [tuple(shape) for shape in batches.values() if shape] or [()]
-    if not torch.compiler.is_compiling() and all(shape == shapes[0] for shape in shapes):
-        return shapes[0]
-    try:
-        return tuple(torch.broadcast_shapes(*batches.values()))
-    except RuntimeError:
-        listed = ", ".join(f"{name} {tuple(shape)}" for name, shape in batches.items())
-        raise ValueError(f"batch dimensions do not broadcast: {listed}") from None
-
-
-def _ends_with(shape: tuple[int, ...], entry: tuple[int, ...]) -> bool:
-    # From the last dimension on: a batch that may have any size is then never compared with a number.
-    pairs = zip(reversed(shape), reversed(entry), strict=False)
-    return len(shape) >= len(entry) and all(n == m for n, m in pairs)
-
-
-def _expected(entry: tuple[int, ...]) -> str:
-    return "(" + ", ".join(["*batch", *map(str, entry)]) + ")"
 
 
 def _blend(person: _Person, tensors: list[Tensor], entry_dims: int) -> Tensor:
@@ -245,12 +217,17 @@ class BodyModel(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Floating type of the layer's inputs and outputs."""
-        return self.identity.directions.dtype
+        return self._like.dtype
 
     @property
     def device(self) -> torch.device:
         """Device of the layer."""
-        return self.identity.directions.device
+        return self._like.device
+
+    @property
+    def _like(self) -> Tensor:
+        """A tensor of the layer's dtype and device."""
+        return self.identity.directions
 
     @property
     def num_joints(self) -> int:
@@ -336,7 +313,7 @@ class BodyModel(nn.Module):
             TypeError, ValueError: an argument has the wrong type, dtype, device or shape, or the layout needs
                 joints.
         """
-        mesh = self._argument("vertices", vertices, (self.num_vertices, 3))
+        mesh = read_tensor("vertices", vertices, (self.num_vertices, 3), self._like)
         points = self._made_for(
             layout,
             "mesh",
@@ -350,11 +327,11 @@ class BodyModel(nn.Module):
             )
         batch = mesh.shape[:-2]
         if joints is not None:
-            joints = self._argument("joints", joints, (self.num_joints, 3))
-            batch = _broadcast(vertices=batch, joints=joints.shape[:-2])
-            joints = _flatten(joints, batch, 2)
+            joints = read_tensor("joints", joints, (self.num_joints, 3), self._like)
+            batch = broadcast(vertices=batch, joints=joints.shape[:-2])
+            joints = flatten(joints, batch, 2)
         with own_precision(self.device):
-            found = points(_flatten(mesh, batch, 2), joints)
+            found = points(flatten(mesh, batch, 2), joints)
         return found.reshape(*batch, *found.shape[1:])
 
     def shape(self, *, betas: Tensor | None = None, age_offset: Tensor | float | None = None) -> ShapedBody:
@@ -372,9 +349,9 @@ class BodyModel(nn.Module):
         return _Person([(self, self._identity(betas, age_offset))], None)
 
     def _identity(self, betas: Tensor | None, age_offset: Tensor | float | None) -> _Identity:
-        betas = self._argument("betas", betas, (self.num_betas,))
+        betas = read_tensor("betas", betas, (self.num_betas,), self._like)
         age = self._age(age_offset, betas.dim() - 1)
-        batch = _broadcast(betas=betas.shape[:-1], age_offset=age.shape)
+        batch = broadcast(betas=betas.shape[:-1], age_offset=age.shape)
         coefficients, rest_joints = self.identity(betas.expand(*batch, -1), age.expand(batch))
         return _Identity(batch, coefficients, rest_joints, self._corrective_scale(age))
 
@@ -386,7 +363,7 @@ class BodyModel(nn.Module):
             )
         if isinstance(age_offset, (int, float)):
             age_offset = torch.full((), float(age_offset), dtype=self.dtype, device=self.device)
-        age = self._argument("age_offset", age_offset, ())
+        age = read_tensor("age_offset", age_offset, (), self._like)
         return age[..., 0] if age.dim() > max(1, batch_dims) and age.shape[-1] == 1 else age
 
     def _corrective_scale(self, age: Tensor) -> Tensor | None:
@@ -403,30 +380,28 @@ class BodyModel(nn.Module):
     ) -> _Skeleton:
         pose_format = self.pose_format if pose_format is None else pose_format
         rotations.check_format(pose_format)
-        body = self._rotations("body_pose", body_pose, pose_format, self.num_joints - 1)
-        root = self._rotations("global_orient", global_orient, pose_format, None)
-        translation = self._argument("transl", transl, (3,))
+        body = read_rotations("body_pose", body_pose, pose_format, self.num_joints - 1, self._like)
+        root = read_rotations("global_orient", global_orient, pose_format, None, self._like)
+        translation = read_tensor("transl", transl, (3,), self._like)
         entry = rotations.ENTRY_SHAPES[pose_format]
-        batch = _broadcast(
+        batch = broadcast(
             identity=identity.batch,
             body_pose=body.shape[: body.dim() - 1 - len(entry)],
             global_orient=root.shape[: root.dim() - len(entry)],
             transl=translation.shape[:-1],
         )
         count = math.prod(batch)
-        pose = torch.cat(
-            (_flatten(root, batch, len(entry))[:, None], _flatten(body, batch, 1 + len(entry))), 1
-        )
+        pose = torch.cat((flatten(root, batch, len(entry))[:, None], flatten(body, batch, 1 + len(entry))), 1)
         matrices, world, transforms = self.tree.pose(
-            pose, pose_format, _flatten(identity.rest_joints, batch, 2)
+            pose, pose_format, flatten(identity.rest_joints, batch, 2)
         )
         feature = matrices.new_empty(count, 0)
         if self.num_correctives:
             feature = pose_feature(matrices)
             if identity.corrective_scale is not None:
-                feature = feature * _flatten(identity.corrective_scale[..., None], batch, 1)
-        coefficients = _flatten(identity.coefficients, batch, 1)
-        translation = _flatten(translation, batch, 1)
+                feature = feature * flatten(identity.corrective_scale[..., None], batch, 1)
+        coefficients = flatten(identity.coefficients, batch, 1)
+        translation = flatten(translation, batch, 1)
         return _Skeleton(batch, coefficients, feature, matrices, world, transforms, translation)
 
     def _output(self, skeleton: _Skeleton, base: Tensor | None) -> BodyOutput:
@@ -463,48 +438,6 @@ class BodyModel(nn.Module):
             self.points[key] = make(layout)
         return self.points[key]
 
-    def _argument(self, name: str, value: Tensor | None, entry: tuple[int, ...]) -> Tensor:
-        """Checks one argument, (*batch, *entry); zeros where it is not given."""
-        if value is None:
-            return torch.zeros(entry, dtype=self.dtype, device=self.device)
-        value = self._checked(name, value)
-        if not _ends_with(value.shape, entry):
-            raise ValueError(f"{name}: expected shape {_expected(entry)}, got {tuple(value.shape)}")
-        return value
-
-    def _checked(self, name: str, value: Any) -> Tensor:
-        """The value in the layer's dtype."""
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
-        # Half precision, as networks under autocast give it, goes up without loss; nothing else is cast.
-        mine = self.identity.directions
-        if value.dtype not in (mine.dtype, torch.float16, torch.bfloat16):
-            raise TypeError(f"{name}: expected {mine.dtype}, the layer's dtype, got {value.dtype}")
-        if value.device != mine.device:
-            raise ValueError(
-                f"{name}: expected a tensor on {mine.device}, where the layer is, got {value.device}"
-            )
-        return value if value.dtype == mine.dtype else value.to(mine.dtype)
-
-    def _rotations(
-        self, name: str, value: Tensor | None, pose_format: PoseFormat, count: int | None
-    ) -> Tensor:
-        """Rotations (*batch, count, *entry), or (*batch, *entry) where count is None; none if not given."""
-        entry = rotations.ENTRY_SHAPES[pose_format]
-        several = entry if count is None else (count, *entry)
-        if value is None:
-            return rotations.no_rotation(pose_format, self.dtype, self.device).expand(several)
-        value = self._checked(name, value)
-        if not _ends_with(value.shape, several):
-            if count is None or value.dim() == 0 or value.shape[-1] != math.prod(several):
-                flat = "" if count is None else f" or {_expected((math.prod(several),))}"
-                raise ValueError(
-                    f"{name}: expected shape {_expected(several)}{flat} for pose_format={pose_format!r}, "
-                    f"got {tuple(value.shape)}"
-                )
-            value = value.unflatten(-1, several)
-        return value
-
 
 class ShapedBody:
     """A body with its identity fixed: made by `BodyModel.shape`, called with poses."""
@@ -512,7 +445,7 @@ class ShapedBody:
     def __init__(self, body: BodyModel, person: _Person) -> None:
         self.body = body
         self._person = person
-        self._bases = [b.surface.rest(_flatten(i.coefficients, i.batch, 1)) for b, i in person.parts]
+        self._bases = [b.surface.rest(flatten(i.coefficients, i.batch, 1)) for b, i in person.parts]
 
     @property
     def rest_vertices(self) -> Tensor:
@@ -583,13 +516,14 @@ class ShapedBody:
         """
         body = self.body
         pose_format = body.pose_format if pose_format is None else pose_format
-        rotation = body._argument("rotation", rotation, (3, 3))
+        rotation = read_tensor("rotation", rotation, (3, 3), body._like)
         root = rotations.to_matrix(
-            body._rotations("global_orient", global_orient, pose_format, None), pose_format
+            read_rotations("global_orient", global_orient, pose_format, None, body._like), pose_format
         )
         pelvis = self.rest_joints[..., 0, :]
-        origin = pelvis + body._argument("transl", transl, (3,))
-        moved = (rotation @ origin[..., None])[..., 0] + body._argument("translation", translation, (3,))
+        origin = pelvis + read_tensor("transl", transl, (3,), body._like)
+        translation = read_tensor("translation", translation, (3,), body._like)
+        moved = (rotation @ origin[..., None])[..., 0] + translation
         return rotations.from_matrix(rotation @ root, pose_format), moved - pelvis
 
 
@@ -671,7 +605,7 @@ class SMPLA(BodyModel):
         adult = self._identity(betas, age_offset)
         if self.infant is None:
             return _Person([(self, adult)], None)
-        betas = self._argument("betas", betas, (self.num_betas,))
+        betas = read_tensor("betas", betas, (self.num_betas,), self._like)
         infant = self.infant._identity(betas[..., : self.infant.num_betas], None)
         age = self._age(age_offset, betas.dim() - 1)
         if self.transition == 0:
