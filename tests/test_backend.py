@@ -8,6 +8,9 @@ import torch
 from bodies import random_body
 from devices import DEVICES
 from roundings import assert_close, assert_equal
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.checkpoint import checkpoint
 
 pytest.importorskip("warp", reason="the kernels need the extra agebody[warp]")
 
@@ -42,7 +45,6 @@ BODIES = {
 DIFFERENTIATED = ("SMPL without correctives", "SMPLA", "SMPLA with a transition")
 
 
-# The identity over kernels asks reshape to guess a size where there are no entries to count.
 ALL_BATCHES = [(), (1,), (2, 3), (2, 1, 2), (0,), (2, 0)]
 
 
@@ -455,3 +457,53 @@ class TestOnCuda:
             found = body(**late)
         torch.cuda.current_stream().wait_stream(side)
         assert_close(found, expected, ROUNDINGS, torch.float32)
+
+
+class TestWhatFollowsOperations:
+    """Tools that record, fake or repeat the operations of a layer."""
+
+    @pytest.fixture(params=["warp", "torch"])
+    def layer(self, request):
+        return SMPLA(ADULT, backend=request.param, dtype=DOUBLE)
+
+    def test_checkpointing(self, layer):
+        given = arguments(layer, (3,))
+        betas = given.pop("betas").requires_grad_()
+        surface = lambda betas: layer(betas=betas, **given).vertices  # noqa: E731
+        once = torch.autograd.grad(surface(betas).square().sum(), betas)
+        again = checkpoint(surface, betas, use_reentrant=False)
+        assert_equal(torch.autograd.grad(again.square().sum(), betas), once)
+
+    def test_fake_tensors(self, layer):
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+            out = layer(body_pose=torch.empty(5, 3 * (layer.num_joints - 1), dtype=DOUBLE))
+        assert out.vertices.shape == (5, layer.num_vertices, 3)
+
+    def test_a_traced_graph_follows_its_inputs(self, layer):
+        surface = lambda pose: layer(body_pose=pose).vertices  # noqa: E731
+        poses = torch.randn(2, 4, 3 * (layer.num_joints - 1), dtype=DOUBLE)
+        with torch.no_grad():
+            graph = make_fx(surface)(poses[0])
+            assert_close([graph(poses[1])], [surface(poses[1])], ROUNDINGS, DOUBLE)
+
+    def test_backward_inside_autocast(self):
+        """Over kernels every product of a layer is its own; torch advises against a backward pass there."""
+        layer = SMPLA(ADULT, backend="warp")
+        given = {name: value.requires_grad_() for name, value in arguments(layer, (3,)).items()}
+
+        def gradients():
+            return torch.autograd.grad(layer(**given).vertices.square().sum(), tuple(given.values()))
+
+        expected = gradients()
+        with torch.autocast("cpu", torch.bfloat16):
+            assert_equal(gradients(), expected)
+
+    def test_built_in_inference_mode(self, layer):
+        with torch.inference_mode():
+            built = SMPLA(ADULT, backend=layer.backend, dtype=DOUBLE)
+        given = {name: value.requires_grad_() for name, value in arguments(layer, (2,)).items()}
+        found, expected = (
+            torch.autograd.grad(body(**given).vertices.square().sum(), tuple(given.values()))
+            for body in (built, layer)
+        )
+        assert_equal(found, expected)

@@ -83,6 +83,22 @@ def test_compile_keypoints_and_shaped_bodies(either_body):
     assert_same_bodies(posed, body(**given))
 
 
+def test_compile_in_inference_mode_and_under_transforms(either_body):
+    torch._dynamo.reset()
+    body, given = either_body, arguments(2)
+    surface = lambda betas: body(**{**given, "betas": betas}).vertices  # noqa: E731
+    energy = lambda betas: surface(betas).square().mean()  # noqa: E731
+    compiled = lambda function: torch.compile(function, fullgraph=True, backend="aot_eager")  # noqa: E731
+    betas = given["betas"]
+    with torch.inference_mode():
+        torch.testing.assert_close(compiled(surface)(betas), surface(betas), rtol=0, atol=4e-6)
+    torch._dynamo.reset()
+    for derivative in (torch.func.grad(energy), lambda b: torch.func.jvp(surface, (b,), (b,))[1]):
+        got, expected = compiled(derivative)(betas), derivative(betas)
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=4e-6)
+        torch._dynamo.reset()
+
+
 def test_export_for_any_batch(body):
     batch = torch.export.Dim("batch")
     given = arguments(2)

@@ -32,6 +32,7 @@ from agebody_kernels._interop import entries
 from agebody_kernels.skinning import SEGMENT
 from kernel_cases import ANGLES, CASES, DERIVED, DOUBLE, FORK, OPCHECKED, SMALL, Case
 from roundings import assert_close, assert_equal
+from scipy import sparse
 
 DTYPES = [pytest.param(torch.float32, id="float32"), pytest.param(DOUBLE, id="float64")]
 on_devices = pytest.mark.parametrize("device", DEVICES)
@@ -302,6 +303,19 @@ class TestOperators:
         with pytest.raises(RuntimeError, match="setup_context"):
             torch.func.jacrev(case)(*case.rows)
 
+    @pytest.mark.parametrize("name", SMALL)
+    def test_forward_mode_is_refused(self, name):
+        """Left to torch, it would give zeros."""
+        case = make_case(name)
+        with pytest.raises(NotImplementedError, match="forward-mode derivatives stop at this operator"):
+            torch.func.jvp(case, case.rows, case.rows)
+
+    @pytest.mark.parametrize("name", SMALL)
+    def test_vmap_over_nothing(self, name):
+        case = make_case(name)
+        none = tuple(t.new_empty(0, *t.shape) for t in case.rows)
+        assert [o.shape for o in torch.func.vmap(case)(*none)] == [(0, *o.shape) for o in case(*case.rows)]
+
     def test_vmap_over_the_body_is_refused(self):
         case = make_case("regression, small")
         over = lambda values: case.operator(*case.rows, case.constants[0], values, *case.constants[2:])[0]  # noqa: E731
@@ -541,3 +555,51 @@ class TestOnCuda:
         first, *others = case.rows
         with pytest.raises(ValueError, match="transforms: expected a tensor on cpu, got one on cuda:0"):
             case(first.cpu(), *others)
+
+
+def test_gradients_of_permuted_matrices_are_contiguous():
+    tree = JointTree.build([-1, 0, 1, 0, 3])
+    permuted = torch.randn(5, 4, 3, 3, dtype=DOUBLE).transpose(0, 1).requires_grad_()
+    rest = torch.randn(4, 5, 3, dtype=DOUBLE)
+    _, world, _ = forward_kinematics(permuted, rest, tree)
+    (grad,) = torch.autograd.grad(world.sum(), permuted)
+    operator = torch.ops.agebody.forward_kinematics_of_matrices_backward
+    found = operator(world, world, permuted.detach(), rest, *tree, [True, True])[0]
+    assert grad.shape == permuted.shape
+    assert found.is_contiguous()
+
+
+def test_strides_beyond_two_gibibytes():
+    """Warp holds strides in 32 bits; memory that nobody touches costs nothing."""
+    weights = SkinningWeights.pack(np.zeros((2, 1), int), np.ones((2, 1)), 1).to(dtype=torch.float32)
+    far = torch.empty(2, 600_000_000)[:, :6].unflatten(1, (2, 3))
+    far.copy_(torch.arange(12.0).view(2, 2, 3))
+    transforms = torch.eye(3, 4).expand(2, 1, 3, 4)
+    posed = linear_blend_skinning(far, transforms, torch.zeros(2, 3), weights)
+    assert torch.equal(posed, far)
+
+
+def test_weights_below_zero_count():
+    weights = SkinningWeights.pack(np.array([[0, 1, 0]]), np.array([[-0.5, 1.5, 0.0]]), 2)
+    vertices, transforms = torch.randn(3, 1, 3, dtype=DOUBLE), torch.randn(3, 2, 3, 4, dtype=DOUBLE)
+    blended = -0.5 * transforms[:, 0] + 1.5 * transforms[:, 1]
+    expected = (blended[..., :3] @ vertices.mT + blended[..., 3:]).mT
+    got = linear_blend_skinning(vertices, transforms, torch.zeros(3, 3, dtype=DOUBLE), weights)
+    torch.testing.assert_close(got, expected)
+    with pytest.raises(ValueError, match="weights: expected finite numbers"):
+        SkinningWeights.pack(np.array([[0]]), np.array([[np.nan]]), 1)
+
+
+def test_an_infant_has_no_more_betas_than_are_given():
+    ages = AgeAnchors.build((1.0,), num_infant_betas=5).to(dtype=torch.float32)
+    with pytest.raises(ValueError, match="num_infant_betas: expected at most 2"):
+        rest_shape(torch.zeros(1, 2), torch.zeros(1), torch.zeros(10, 3), ages)
+
+
+def test_a_regressor_stays_as_it_is():
+    unsorted = sparse.csr_array((np.ones(2), np.array([3, 1]), np.array([0, 2])), shape=(1, 4))
+    for array in (unsorted.data, unsorted.indices, unsorted.indptr):
+        array.flags.writeable = False
+    packed = PointWeights.pack(unsorted)
+    assert packed.vertices.tolist() == [1, 3]
+    assert unsorted.indices.tolist() == [3, 1]

@@ -126,17 +126,26 @@ def launch(kernel: wp.Kernel, dim: int | Sequence[int], *arguments: Any, tiled: 
     if 0 in (dim if isinstance(dim, Sequence) else (dim,)):
         return
     device = next(a.device for a in arguments if isinstance(a, Tensor))
-    warp_device = _warp_device(device)
-    _load(kernel.module, warp_device)
-    stream = _stream(torch.cuda.current_stream(device)) if device.type == "cuda" else None
     packed = [
-        wp.from_torch(a.detach(), dtype=p.type.dtype, requires_grad=False, return_ctype=True)
+        wp.from_torch(_within_reach(a), dtype=p.type.dtype, requires_grad=False, return_ctype=True)
         if isinstance(a, Tensor)
         else a
         for a, p in zip(arguments, kernel.adj.args, strict=True)
     ]
     launcher = wp.launch_tiled if tiled else wp.launch
-    launcher(kernel, dim=dim, inputs=packed, device=warp_device, stream=stream, block_dim=BLOCK_DIM)
+    # Warp makes the device of a launch the current one, and leaves it at that.
+    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+        warp_device = _warp_device(device)
+        _load(kernel.module, warp_device)
+        stream = _stream(device) if device.type == "cuda" else None
+        launcher(kernel, dim=dim, inputs=packed, device=warp_device, stream=stream, block_dim=BLOCK_DIM)
+
+
+def _within_reach(tensor: Tensor) -> Tensor:
+    """A tensor whose strides, in bytes, are numbers of 32 bits, as Warp holds them."""
+    tensor = tensor.detach()
+    longest = max(tensor.stride(), default=0) * tensor.element_size()
+    return tensor if longest < 1 << 31 else tensor.contiguous()
 
 
 def entries(tensor: Tensor, dims: int) -> Tensor:
@@ -151,7 +160,7 @@ def entries(tensor: Tensor, dims: int) -> Tensor:
 
 @functools.cache
 def _start() -> None:
-    with _quiet():
+    with _LOCK, _quiet():
         wp.init()
 
 
@@ -171,17 +180,19 @@ def _warp_device(device: torch.device) -> Any:
     return wp.device_from_torch(device)
 
 
-@functools.lru_cache(maxsize=64)
-def _stream_of(handle: int, device: torch.device) -> Any:
-    return wp.stream_from_torch(torch.cuda.ExternalStream(handle, device=device))
+def _stream(device: torch.device) -> Any:
+    """Torch's current stream as Warp knows it; the default stream has the handle 0."""
+    handle = torch.cuda.current_stream(device).cuda_stream
+    key = (device.index, handle)
+    if key not in _STREAMS:
+        with _LOCK:
+            _STREAMS.setdefault(key, wp.Stream(_warp_device(device), cuda_stream=handle))
+    return _STREAMS[key]
 
 
-def _stream(stream: torch.cuda.Stream) -> Any:
-    return _stream_of(stream.cuda_stream, stream.device)
-
-
+_LOCK = threading.RLock()
 _LOADED: set[tuple[int, str]] = set()
-_LOADING = threading.Lock()
+_STREAMS: dict[tuple[int | None, int], Any] = {}
 
 
 def _load(module: Any, device: Any, *, announce: bool = True) -> None:
@@ -189,7 +200,7 @@ def _load(module: Any, device: Any, *, announce: bool = True) -> None:
     if key in _LOADED:
         return
     note = _announced(f"agebody: compiling {module.name} for {device.alias}")
-    with _LOADING, _quiet(), note if announce else contextlib.nullcontext():
+    with _LOCK, _quiet(), note if announce else contextlib.nullcontext():
         wp.load_module(module, device=device, block_dim=BLOCK_DIM)
     _LOADED.add(key)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 Tensors = tuple[Tensor, ...]
 Shapes = Sequence[Sequence[int]]
@@ -22,7 +23,8 @@ class Operator:
     """A function of batched tensors, defined in torch and computed by kernels.
 
     Calls look like ``operator(*rows, *constants)``: first the tensors with a batch dimension, which are
-    differentiated, then tensors and numbers that belong to the body.
+    differentiated, then tensors and numbers that belong to the body. Rows are checked against the constants;
+    the constants themselves are trusted to be what their class packed.
     """
 
     name: str
@@ -94,6 +96,8 @@ class Operator:
                 raise ValueError(f"{name}: belongs to the body and has no gradient; detach it")
 
     def _value(self, *arguments: Any) -> Any:
+        self._check(arguments[: len(self.rows)], arguments[len(self.rows) :])
+        self._refuse_forward_mode()
         with _exact(arguments[0]):
             return _plain(self.value(*arguments))
 
@@ -102,6 +106,8 @@ class Operator:
 
     def _gradient(self, *arguments: Any) -> Any:
         grads, rows, constants, wants = self._split(arguments)
+        self._check(rows, constants)
+        self._refuse_forward_mode()
         with _exact(rows[0]):
             found = self.gradient(wants, grads, *rows, *constants)
         return _plain(
@@ -146,6 +152,14 @@ class Operator:
             found = torch.func.vjp(pull, *first, *rows)[1](cotangents)
         return *found, *[None] * (len(constants) + 1)
 
+    def _refuse_forward_mode(self) -> None:
+        """Torch's own operators would drop the tangents without a word."""
+        if forward_ad._current_level >= 0:
+            raise NotImplementedError(
+                f"agebody::{self.name}: forward-mode derivatives stop at this operator; take them through a "
+                "layer that is not compiled, or use reverse mode"
+            )
+
     def _split(self, arguments: tuple[Any, ...]) -> tuple[Any, Any, Any, Any]:
         first, last = self.num_outputs, self.num_outputs + len(self.rows)
         return arguments[:first], arguments[first:last], arguments[last:-1], arguments[-1]
@@ -175,11 +189,12 @@ def _register(
             raise ValueError(f"{name}: torch.func.vmap over the body's constants is not supported")
         size = info.batch_size
         rows = [
-            (t.expand(size, *t.shape) if dim is None else t.movedim(dim, 0)).flatten(0, 1)
+            t.expand(size, *t.shape) if dim is None else t.movedim(dim, 0)
             for t, dim in zip(arguments[:num_rows], in_dims, strict=False)
         ]
-        outputs = _tuple(operator(*rows, *arguments[num_rows:]))
-        return _plain(tuple(o.unflatten(0, (size, -1)) for o in outputs)), _plain((0,) * len(outputs))
+        batch = rows[0].shape[1]
+        outputs = _tuple(operator(*(t.flatten(0, 1) for t in rows), *arguments[num_rows:]))
+        return _plain(tuple(o.unflatten(0, (size, batch)) for o in outputs)), _plain((0,) * len(outputs))
 
     operator.register_vmap(vmap)
 

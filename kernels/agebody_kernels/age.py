@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import warp as wp
 from torch import Tensor
@@ -45,10 +46,12 @@ class AgeAnchors(NamedTuple):
         """From the age offsets of the age templates, ascending, none of them 0.
 
         Raises:
-            ValueError: they are not ascending, or 0 is one of them; the transition is negative.
+            ValueError: they are not finite, not ascending by more than 1e-6, or 0 is one of them; the
+                transition is negative.
         """
         anchors = list(anchors)
-        if 0.0 in anchors or sorted(set(anchors)) != anchors:
+        gaps = np.diff(sorted([0.0, *anchors]))
+        if sorted(anchors) != anchors or not (np.isfinite(gaps).all() and (gaps > 1e-6).all()):
             raise ValueError(f"anchors: expected ascending age offsets other than 0, got {anchors}")
         if transition < 0:
             raise ValueError(f"transition: expected a width of 0 or more, got {transition}")
@@ -300,7 +303,13 @@ def _shapes(betas: Tensor, age: Tensor, directions: Tensor, knots: Tensor, slots
 
 def _entries(directions: Tensor, knots: Tensor, slots: Tensor, num_infant_betas: int, *_: Any):
     infant = 1 + num_infant_betas if num_infant_betas >= 0 else 0
-    return (directions.shape[0] - knots.shape[0] - infant,), ()
+    num_betas = directions.shape[0] - knots.shape[0] - infant
+    if num_infant_betas > num_betas:
+        raise ValueError(
+            f"num_infant_betas: expected at most {num_betas}, as many as {directions.shape[0]} directions "
+            f"leave, got {num_infant_betas}"
+        )
+    return (num_betas,), ()
 
 
 REST_SHAPE = Operator(

@@ -335,7 +335,7 @@ def _pull(matrices, world, rest, d_world, d_skinning, above, children, child_sta
     kernels, (batch, num_joints) = _KERNELS[rest.dtype], rest.shape[:2]
     total, d_matrices, d_rest = (
         torch.empty_like(world),
-        torch.empty_like(matrices),
+        world.new_empty(matrices.shape),
         world.new_empty(rest.shape),
     )
     launch(kernels.gather, batch, d_world, d_skinning, matrices, rest, children, child_starts, total)

@@ -32,7 +32,9 @@ class PointWeights(NamedTuple):
     @classmethod
     def pack(cls, regressor: sparse.csr_array | np.ndarray) -> "PointWeights":
         """From a regressor (K, V), sparse or dense."""
-        rows, columns = sparse.csr_array(regressor), sparse.csr_array(regressor.T)
+        rows = sparse.csr_array(regressor, copy=True)
+        rows.sum_duplicates()
+        columns = sparse.csr_array(rows.T)
         tensors = []
         for matrix in (rows, columns):
             matrix.sort_indices()
@@ -64,9 +66,10 @@ def regress_points(vertices: Tensor, weights: PointWeights) -> Tensor:
 
 
 def _twin(vertices: Tensor, indices: Tensor, values: Tensor, starts: Tensor, *_: Tensor) -> tuple[Tensor]:
+    # A dense product: index_add has no fixed order on CUDA.
     point = torch.bucketize(torch.arange(len(indices), device=indices.device), starts[1:], right=True)
-    parts = vertices[:, indices] * values[:, None]
-    return (parts.new_zeros(len(vertices), len(starts) - 1, 3).index_add(1, point, parts),)
+    regressor = values.new_zeros(len(starts) - 1, vertices.shape[1])
+    return (regressor.index_put((point, indices.long()), values) @ vertices,)
 
 
 @KernelSet

@@ -39,7 +39,7 @@ class SkinningWeights(NamedTuple):
         """From (V, W) joints and weights; entries of weight 0 are left out.
 
         Raises:
-            ValueError: a joint does not exist, or the shapes differ.
+            ValueError: a joint does not exist, a weight is not finite, or the shapes differ.
         """
         if joints.shape != weights.shape or joints.ndim != 2:
             raise ValueError(
@@ -47,6 +47,8 @@ class SkinningWeights(NamedTuple):
             )
         if joints.size and not (joints.min() >= 0 and joints.max() < num_joints):
             raise ValueError(f"joints: expected 0 to {num_joints - 1}, got {joints.min()} to {joints.max()}")
+        if not np.isfinite(weights).all():
+            raise ValueError("weights: expected finite numbers")
         vertex, slot = np.nonzero(weights)
         order = np.argsort(joints[vertex, slot], kind="stable")
         vertex, slot = vertex[order], slot[order]
@@ -56,7 +58,7 @@ class SkinningWeights(NamedTuple):
             segments += [*range(start + SEGMENT, end, SEGMENT), end] if end > start else []
             owners.append(len(segments) - 1)
         # The largest weights first, so that a thread can stop at the first zero.
-        by_weight = np.argsort(-weights, axis=1, kind="stable")
+        by_weight = np.argsort(-np.abs(weights), axis=1, kind="stable")
         return cls(
             _int32(np.take_along_axis(joints, by_weight, 1).T),
             torch.from_numpy(np.ascontiguousarray(np.take_along_axis(weights, by_weight, 1).T)),

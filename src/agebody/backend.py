@@ -6,7 +6,6 @@ same calls. Nothing else imports the kernels.
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import warnings
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ from agebody.keypoints import KeypointLayout
 from agebody.kinematics import KinematicTree
 from agebody.points import MeshPoints
 from agebody.rotations import PoseFormat
-from agebody.rowwise import RowFunction, is_differentiated
+from agebody.rowwise import RowFunction, is_differentiated, is_traced, is_transformed
 from agebody.surface import PosedSurface
 
 BackendName = Literal["auto", "torch", "warp"]
@@ -94,7 +93,10 @@ def load_kernels() -> ModuleType:
         ImportError: Warp is not installed.
     """
     choose_backend("warp", torch.device("cpu"))
-    return importlib.import_module("agebody_kernels")
+    kernels = importlib.import_module("agebody_kernels")
+    if not _FUNCTIONS:
+        _FUNCTIONS.update({name: _as_function(operator) for name, operator in kernels.OPERATORS.items()})
+    return kernels
 
 
 class WarpRestJoints(RestJoints):
@@ -170,7 +172,7 @@ class WarpSurface(nn.Module):
             low = halfprecision.factor(flat, corrective_dtype).to(device)
             self.register_buffer("correctives", low, persistent=False)
         width = int((weights != 0).sum(1).max())
-        joints = np.argsort(-weights, axis=1, kind="stable")[:, :width]
+        joints = np.argsort(-np.abs(weights), axis=1, kind="stable")[:, :width]
         packed = load_kernels().SkinningWeights.pack(
             joints, np.take_along_axis(weights, joints, 1), num_joints
         )
@@ -192,7 +194,7 @@ class WarpSurface(nn.Module):
         if base is None:
             base, coefficients = self.directions[:1], coefficients[:, 1:]
         inputs = (coefficients, transforms, translation, base)
-        if not (torch.compiler.is_compiling() or is_differentiated(*inputs)):
+        if not (is_traced(*inputs) or is_differentiated(*inputs)):
             return self._posed(*inputs)
         rest = self._rest(coefficients, base).unflatten(-1, (self.num_vertices, 3))
         return _compute("linear_blend_skinning", self.weights.values(), rest, transforms, translation)[0]
@@ -202,7 +204,10 @@ class WarpSurface(nn.Module):
         extra = 0 if self.correctives is None else halfprecision.length(self.correctives)
         plain = coefficients[:, : coefficients.shape[1] - extra]
         directions = self.directions[len(self.directions) - plain.shape[1] :]
-        rest = torch.addmm(base, plain, directions, out=out)
+        if out is None:
+            rest = _BLEND(directions, plain, base.expand(len(plain), -1))[0]
+        else:
+            rest = torch.addmm(base, plain, directions, out=out)
         if self.correctives is None:
             return rest
         return torch.add(rest, _PRODUCT(self.correctives, coefficients[:, plain.shape[1] :])[0], out=out)
@@ -224,6 +229,15 @@ class WarpSurface(nn.Module):
         return vertices
 
 
+_BLEND = RowFunction(
+    1,
+    definition=lambda directions, x, base: (torch.addmm(base, x, directions),),
+    value=lambda directions, keep, x, base: ((torch.addmm(base, x, directions),), ()),
+    gradient=lambda directions, wants, kept, grads, x, base: (
+        grads[0] @ directions.T if wants[0] else None,
+        grads[0],
+    ),
+)
 _PRODUCT = RowFunction(
     1,
     definition=lambda factor, x: (x @ halfprecision.matrix(factor),),
@@ -269,15 +283,17 @@ class _Constants(nn.Module):
 
 def _compute(name: str, constants: tuple[Any, ...], *rows: Tensor) -> tuple[Tensor, ...]:
     """An operator's outputs: compilers see the operator; elsewhere it is a function of rows, as in torch."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() and not is_transformed():
         found = getattr(torch.ops.agebody, name)(*rows, *constants)
         return found if isinstance(found, tuple) else (found,)
-    return _row_function(name)(constants, *rows)
+    return _FUNCTIONS[name](constants, *rows)
 
 
-@functools.cache
-def _row_function(name: str) -> RowFunction:
-    operator = load_kernels().OPERATORS[name]
+_FUNCTIONS: dict[str, RowFunction] = {}
+"""The operators, once the kernels are loaded, as functions of rows that their twins define."""
+
+
+def _as_function(operator: Any) -> RowFunction:
     return RowFunction(
         operator.num_outputs,
         definition=lambda constants, *rows: operator.twin(*rows, *constants),

@@ -123,6 +123,10 @@ class BodyModel(nn.Module):
     """
 
     faces: Tensor
+    num_joints: int
+    """J."""
+    num_vertices: int
+    """V."""
     backend: Literal["torch", "warp"]
     identity: RestJoints
     tree: KinematicTree | WarpTree
@@ -152,6 +156,7 @@ class BodyModel(nn.Module):
         rotations.check_format(pose_format)
         _check_dtype(dtype, corrective_dtype)
         self.asset = asset
+        self.num_joints, self.num_vertices = asset.num_joints, asset.num_vertices
         self.num_betas = num_betas
         self.pose_format: PoseFormat = pose_format
         self._requested_backend: BackendName = backend
@@ -165,6 +170,7 @@ class BodyModel(nn.Module):
     def _age_anchors(self) -> tuple[float, ...]:
         return ()
 
+    @torch.inference_mode(False)  # whoever builds a layer there may train through it later
     def _pack(self, dtype: torch.dtype, device: torch.device) -> None:
         """Arranges the asset's arrays for computing, in one precision."""
         asset = self.asset
@@ -228,16 +234,6 @@ class BodyModel(nn.Module):
     def _like(self) -> Tensor:
         """A tensor of the layer's dtype and device."""
         return self.identity.directions
-
-    @property
-    def num_joints(self) -> int:
-        """J."""
-        return self.asset.num_joints
-
-    @property
-    def num_vertices(self) -> int:
-        """V."""
-        return self.asset.num_vertices
 
     def extra_repr(self) -> str:
         """What `print` shows."""

@@ -49,7 +49,7 @@ class RowFunction:
 
     def __call__(self, constants: Any, *tensors: Tensor) -> Tensors:
         """The outputs."""
-        if torch.compiler.is_compiling():
+        if is_traced(*tensors):
             return self.definition(constants, *tensors)
         if not is_differentiated(*tensors):
             return self.find_value(constants, False, *tensors)[0]
@@ -120,14 +120,15 @@ class _Value(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        tensors, kept = ctx.saved_tensors[: ctx.num_tensors], ctx.saved_tensors[ctx.num_tensors :]
+        saved = ctx.saved_tensors  # once: checkpointing makes them anew at every reading
+        tensors, kept = saved[: ctx.num_tensors], saved[ctx.num_tensors :]
         known = tuple(
             tensors[0].new_zeros(shape) if g is None else g
             for g, shape in zip(grads[: ctx.function.num_outputs], ctx.output_shapes, strict=True)
         )
         wants = ctx.needs_input_grad[3:]
         with own_precision(tensors[0].device):
-            if torch.is_grad_enabled() or _is_transformed():
+            if torch.is_grad_enabled() or is_transformed():
                 found = _Gradient.apply(ctx.function, ctx.constants, wants, kept, *known, *tensors)
             else:
                 found = ctx.function.find_gradient(ctx.constants, wants, kept, known, *tensors)
@@ -204,12 +205,20 @@ def own_precision(device: torch.device) -> contextlib.AbstractContextManager[Any
     return contextlib.nullcontext()
 
 
+def is_traced(*tensors: Tensor) -> bool:
+    """Whether something follows the operations: a compiler, a mode as FakeTensorMode, a kind of tensor."""
+    if torch.compiler.is_compiling():
+        return True
+    plain = all(type(t) is Tensor or type(t) is torch.nn.Parameter for t in tensors)
+    return not plain or torch._C._len_torch_dispatch_stack() > 0
+
+
 def is_differentiated(*tensors: Tensor) -> bool:
     """Whether a derivative of a function of these tensors may be asked for, or it is under a transform."""
-    return (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)) or _is_transformed()
+    return (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)) or is_transformed()
 
 
-def _is_transformed() -> bool:
+def is_transformed() -> bool:
     """Whether a transform of torch.func, or forward-mode differentiation, is under way."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
