@@ -518,14 +518,15 @@ class TestOnCuda:
             graph.replay()
             assert_close(held, run(), case.roundings, torch.float32)
 
+    @pytest.mark.parametrize("own", [False, True], ids=["default stream", "another stream"])
     @pytest.mark.parametrize("name", SMALL)
-    def test_another_stream(self, name):
+    def test_streams(self, name, own):
         """Work is put where torch's current stream is: behind a copy that comes late."""
         case = make_case(name, "cuda", torch.float32)
         expected = value_and_gradient(case, case)
         grads = cotangents(case())
         rows = tuple(torch.zeros_like(t).requires_grad_() for t in case.rows)
-        side = torch.cuda.Stream()
+        side = torch.cuda.Stream() if own else torch.cuda.default_stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             torch.cuda._sleep(100_000_000)  # some 50 ms
@@ -549,6 +550,13 @@ class TestOnCuda:
             torch.autograd.grad(case(*rows), rows, grads)
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+    @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+    def test_the_current_device_stays(self):
+        case = make_case("skinning, small", "cuda:1")
+        assert torch.cuda.current_device() == 0
+        assert_close(case(), make_case("skinning, small")(), case.roundings, DOUBLE)
+        assert torch.cuda.current_device() == 0
 
     def test_tensors_of_two_devices_are_refused(self):
         case = make_case("skinning, small", "cuda")
