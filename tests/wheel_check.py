@@ -1,5 +1,6 @@
 """Run by `make wheel` with the installed wheel alone: import, one posed body, one file, the command line."""
 
+import importlib.util
 import subprocess
 import sys
 import tempfile
@@ -24,4 +25,13 @@ with tempfile.TemporaryDirectory() as folder:
     assert torch.equal(again.vertices, out.vertices)
     command = [str(Path(sys.executable).parent / "agebody"), "inspect", str(path)]
     assert "6890" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+# The kernels are in it; Warp, which they need, is an extra.
+assert importlib.util.find_spec("agebody_kernels") is not None
+if importlib.util.find_spec("warp") is None:
+    try:
+        agebody.SMPLA(body.asset, backend="warp")
+    except ImportError as error:
+        assert "agebody[warp]" in str(error)  # noqa: PT017
+    else:
+        raise AssertionError("backend='warp' without Warp must raise")
 print(f"the wheel of agebody {agebody.__version__} imports, poses, saves and inspects")

@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from agebody.assets.asset import BodyAsset
@@ -84,7 +85,7 @@ def demo(
         )  # fmt: skip
     table = Table("age", title=f"{asset.metadata.name} on {device}", title_justify="left")
     for heading in ("age offset", "stature [m]", "WHO median [m]", "forward [ms]", "backward [ms]"):
-        table.add_column(heading, justify="right")
+        table.add_column(Text(heading), justify="right")  # as text: a unit in brackets is no markup
     for row in rows:
         table.add_row(
             row.name, f"{row.age_offset:.3f}", f"{row.stature:.3f}", f"{row.who_median:.3f}",
