@@ -16,7 +16,9 @@ KERNEL_TESTS := tests/test_kernels.py tests/test_blend_skin.py tests/test_backen
 demo: $(VENV)/.installed
 	$(BIN)/agebody demo --output $(OUT)
 
-test: lint types unit compiled docs wheel
+# What takes minutes runs two at a time; each keeps its output together.
+test: lint types
+	+$(MAKE) --no-print-directory --jobs=2 --output-sync=target unit compiled docs wheel
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
