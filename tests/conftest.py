@@ -2,6 +2,7 @@
 
 import os
 
+import hypothesis
 import jaxtyping
 import pytest
 from jaxtyping import install_import_hook
@@ -16,6 +17,10 @@ from agebody.assets.asset import BodyAsset
 from agebody.assets.mannequin import mannequin
 
 NO_CUDA = "no CUDA device: what runs there was not tested"
+
+# On a busy machine the first example of a test may take long; speed is measured elsewhere.
+hypothesis.settings.register_profile("agebody", deadline=None)
+hypothesis.settings.load_profile("agebody")
 
 # Workers beside each other would only wait for one another's threads.
 torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Draws the pictures of this folder: ``python docs/make_images.py``."""
+"""Bodies: ages, the mannequin, keypoint layouts."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from agebody.demo import run_demo
 from agebody.meshes import PALETTE
 from agebody.poses import pose
 from agebody.render import Camera, contact_sheet, lineup, render
-
-FOLDER = Path(__file__).parent / "images"
 
 
 def draw_ages(path: Path, width: int) -> None:
@@ -98,15 +96,3 @@ IMAGES: dict[str, tuple[Callable[[Path, int], None], int]] = {
     "mannequin.png": (draw_mannequin, 1000),
 }
 """File name -> what draws it, and its width [pixels]."""
-
-
-def main() -> None:
-    """Draw all pictures."""
-    FOLDER.mkdir(exist_ok=True)
-    for name, (draw, width) in IMAGES.items():
-        draw(FOLDER / name, width)
-        print(f"{FOLDER / name}: {(FOLDER / name).stat().st_size // 1000} kB")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,1 @@
+"""From files of predictions and truths to the tables of the benchmarks."""

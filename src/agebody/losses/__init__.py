@@ -1,0 +1,1 @@
+"""Losses of human mesh recovery: functions of tensors, and modules where there is state."""

@@ -1,0 +1,85 @@
+"""From terms to a number: weights, masks and reductions, the same for every loss and metric."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+Reduction = Literal["none", "mean", "sum"]
+"""``"none"`` keeps one term an entry; ``"sum"`` adds them; ``"mean"`` divides the sum by the number of entries
+whose weight is not zero, and is 0 where there are none."""
+
+Weights = Float[Tensor, "*entries"] | Bool[Tensor, "*entries"] | None
+"""Confidences or a mask, which broadcast to the entries. What weighs nothing is not looked at, NaN or not."""
+
+
+def expect(name: str, tensor: Any, *entry: int | None) -> Tensor:
+    """Checks a floating tensor's last dimensions; None stands for any size.
+
+    Raises:
+        TypeError: it is no tensor, or not of a floating type.
+        ValueError: its shape does not end so.
+    """
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
+    if not tensor.is_floating_point():
+        raise TypeError(f"{name}: expected a floating type, got {tensor.dtype}")
+    last = tensor.shape[tensor.dim() - len(entry) :] if tensor.dim() >= len(entry) else None
+    if last is None or any(n is not None and n != m for n, m in zip(entry, last, strict=True)):
+        shape = ", ".join(["*batch", *("any" if n is None else str(n) for n in entry)])
+        raise ValueError(f"{name}: expected shape ({shape}), got {tuple(tensor.shape)}")
+    return tensor
+
+
+def hide(tensor: Tensor, weights: Tensor | None, entry_dims: int = 0) -> Tensor:
+    """The tensor with zeros for entries that weigh nothing, so that NaN there reaches neither value nor gradient.
+
+    Args:
+        tensor: (*entries, ...), with ``entry_dims`` dimensions of its own after the entries.
+        weights: broadcast to the entries; None keeps all.
+        entry_dims: how many of the last dimensions make up one entry.
+    """
+    if weights is None:
+        return tensor
+    return torch.where((weights != 0)[(..., *[None] * entry_dims)], tensor, 0)
+
+
+def reduce(
+    terms: Float[Tensor, "*entries"], weights: Tensor | None, reduction: Reduction
+) -> Float[Tensor, "*left"]:
+    """Weighs the terms and reduces them.
+
+    Args:
+        terms: one an entry.
+        weights: broadcast to the entries; None is 1 everywhere.
+        reduction: see `Reduction`.
+
+    Raises:
+        ValueError: the weights do not broadcast to the entries, or there is no such reduction.
+    """
+    if reduction not in get_args(Reduction):
+        raise ValueError(f"reduction: expected one of {', '.join(get_args(Reduction))}, got {reduction!r}")
+    counted: Any = terms.numel()
+    if weights is not None:
+        try:
+            weights = weights.expand(terms.shape)
+        except RuntimeError:
+            raise ValueError(
+                f"weights: expected a shape that broadcasts to {tuple(terms.shape)}, got {tuple(weights.shape)}"
+            ) from None
+        kept = weights != 0
+        terms = torch.where(kept, terms * weights, 0)
+        counted = kept.sum().clamp(min=1)
+    if reduction == "none":
+        return terms
+    return terms.sum() if reduction == "sum" else terms.sum() / (counted or 1)
+
+
+def safe_norm(vectors: Float[Tensor, "*batch D"], dim: int = -1) -> Float[Tensor, "*batch"]:
+    """Euclidean length, with gradient zero at zero."""
+    squared = (vectors * vectors).sum(dim)
+    zero = squared == 0
+    return torch.where(zero, 0, torch.sqrt(torch.where(zero, 1, squared)))
