@@ -9,8 +9,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 Reduction = Literal["none", "mean", "sum"]
-"""``"none"`` keeps one term an entry; ``"sum"`` adds them; ``"mean"`` divides the sum by the number of entries
-whose weight is not zero, and is 0 where there are none."""
+"""``"none"`` keeps one term an entry; ``"sum"`` adds them; ``"mean"`` divides the sum by the number of
+entries whose weight is not zero, and is 0 where there are none."""
 
 Weights = Float[Tensor, "*entries"] | Bool[Tensor, "*entries"] | None
 """Confidences or a mask, which broadcast to the entries. What weighs nothing is not looked at, NaN or not."""
@@ -35,7 +35,7 @@ def expect(name: str, tensor: Any, *entry: int | None) -> Tensor:
 
 
 def hide(tensor: Tensor, weights: Tensor | None, entry_dims: int = 0) -> Tensor:
-    """The tensor with zeros for entries that weigh nothing, so that NaN there reaches neither value nor gradient.
+    """The tensor with zeros for entries that weigh nothing: NaN there reaches neither value nor gradient.
 
     Args:
         tensor: (*entries, ...), with ``entry_dims`` dimensions of its own after the entries.
@@ -68,7 +68,8 @@ def reduce(
             weights = weights.expand(terms.shape)
         except RuntimeError:
             raise ValueError(
-                f"weights: expected a shape that broadcasts to {tuple(terms.shape)}, got {tuple(weights.shape)}"
+                f"weights: expected a shape that broadcasts to {tuple(terms.shape)}, "
+                f"got {tuple(weights.shape)}"
             ) from None
         kept = weights != 0
         terms = torch.where(kept, terms * weights, 0)
