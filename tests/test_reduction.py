@@ -1,0 +1,81 @@
+"""Weights and reductions, which all losses and metrics share."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agebody.reduction import expect, hide, reduce, safe_norm
+
+shapes = st.lists(st.integers(0, 4), max_size=3).map(tuple)
+
+
+@given(shapes, st.integers(0, 2**31))
+def test_mean_counts_what_weighs_anything(shape, seed):
+    generator = torch.Generator().manual_seed(seed)
+    terms = torch.rand(shape, generator=generator, dtype=torch.float64)
+    weights = torch.randint(0, 3, shape, generator=generator).double()
+    kept = [(t * w).item() for t, w in zip(terms.flatten(), weights.flatten(), strict=True) if w]
+    assert reduce(terms, weights, "sum").item() == pytest.approx(sum(kept))
+    assert reduce(terms, weights, "mean").item() == pytest.approx(sum(kept) / max(len(kept), 1))
+    torch.testing.assert_close(reduce(terms, weights, "none"), terms * weights)
+    torch.testing.assert_close(reduce(terms, weights != 0, "sum"), terms[weights != 0].sum())
+    full = terms.mean() if terms.numel() else torch.zeros((), dtype=torch.float64)
+    torch.testing.assert_close(reduce(terms, None, "mean"), full)
+
+
+def test_weights_broadcast_to_the_entries():
+    terms, weights = torch.ones(4, 3), torch.tensor([0.0, 1.0, 2.0])
+    assert reduce(terms, weights, "sum") == 12
+    assert reduce(terms, weights, "mean") == 12 / 8
+    assert reduce(terms, torch.tensor([True, False, False, True])[:, None], "mean") == 1
+
+
+def test_hidden_entries_reach_neither_value_nor_gradient():
+    values = torch.tensor([[1.0, 2.0], [torch.nan, 1.0], [torch.inf, 3.0]], requires_grad=True)
+    weights = torch.tensor([2.0, 0.0, 0.0])
+    total = reduce(hide(values, weights, 1).square().sum(-1), weights, "mean")
+    assert total == 10
+    total.backward()
+    assert values.grad is not None
+    assert values.grad.tolist() == [[4.0, 8.0], [0.0, 0.0], [0.0, 0.0]]
+    assert hide(values, None) is values
+
+
+def test_nothing_that_weighs_is_zero_with_a_gradient():
+    values = torch.ones(3, requires_grad=True)
+    total = reduce(values, torch.zeros(3), "mean")
+    assert total == 0
+    total.backward()
+    assert values.grad is not None
+    assert values.grad.tolist() == [0, 0, 0]
+
+
+def test_safe_norm():
+    vectors = torch.tensor([[3.0, 4.0], [0.0, 0.0]], dtype=torch.float64, requires_grad=True)
+    lengths = safe_norm(vectors)
+    assert lengths.tolist() == [5, 0]
+    lengths.sum().backward()
+    assert vectors.grad is not None
+    torch.testing.assert_close(vectors.grad, vectors.new_tensor([[0.6, 0.8], [0, 0]]))
+    inside = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(safe_norm, (inside,))
+    assert torch.autograd.gradgradcheck(safe_norm, (inside,))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_errors():
+    with pytest.raises(ValueError, match="reduction: expected one of none, mean, sum, got 'avg'"):
+        reduce(torch.ones(2), None, "avg")  # pyright: ignore
+    with pytest.raises(
+        ValueError, match=r"weights: expected a shape that broadcasts to \(2, 3\), got \(2,\)"
+    ):
+        reduce(torch.ones(2, 3), torch.ones(2), "sum")
+    with pytest.raises(ValueError, match=r"points: expected shape \(\*batch, any, 3\), got \(4, 2\)"):
+        expect("points", torch.ones(4, 2), None, 3)
+    with pytest.raises(ValueError, match=r"points: expected shape \(\*batch, any, 3\), got \(3,\)"):
+        expect("points", torch.ones(3), None, 3)
+    with pytest.raises(TypeError, match="points: expected a floating type, got torch.int64"):
+        expect("points", torch.ones(4, 3).long(), None, 3)
+    with pytest.raises(TypeError, match="points: expected a torch.Tensor, got list"):
+        expect("points", [1.0], 3)
