@@ -12,10 +12,10 @@ from agebody.reduction import Reduction, Weights, expect, hide, reduce
 class PoseDiscriminator(nn.Module):
     """Scores of one pose and shape: one for each joint, one for all together, one for the shape.
 
-    The factorised discriminator of HMR (Kanazawa et al., CVPR 2018, section 3.3), which HMR2 and AionHMR train
-    with least squares. Rotations pass through two layers that all joints share; each joint then has a
-    score of its own, and all joints together one by way of two wide layers. It has far fewer
-    parameters than a discriminator of whole bodies, and learns the limits of each joint.
+    The factorised discriminator of HMR (Kanazawa et al., CVPR 2018, section 3.3), which HMR2 and AionHMR
+    train with least squares. Rotations pass through two layers that all joints share; each joint then has a
+    score of its own, from which it learns that joint's limits, and all joints together have one by way of
+    two wide layers.
 
     Args:
         num_joints: rotations that are judged, the root's not among them.
