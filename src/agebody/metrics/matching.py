@@ -1,0 +1,281 @@
+"""Who is who: predictions of one image assigned to its people, and what an assignment is worth.
+
+Matching looks at numbers and decides: it is not differentiable, and runs on the CPU.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from agebody.reduction import Weights, expect, hide, safe_norm
+
+Method = Literal["greedy", "hungarian"]
+
+
+class Matches(NamedTuple):
+    """Which predictions of an image are which of its people."""
+
+    pred: Int[Tensor, " M"]
+    """Indices of the predictions that were matched."""
+    target: Int[Tensor, " M"]
+    """Index of the person of each of those."""
+    false_positives: Int[Tensor, " A"]
+    """Predictions without a person."""
+    missed: Int[Tensor, " B"]
+    """People without a prediction."""
+
+
+class MatchingRule(NamedTuple):
+    """How `match_keypoints` assigns predictions to people."""
+
+    distance: Literal["mean", "spectral"] = "mean"
+    """See `keypoint_distances`."""
+    min_iou: float = 0.0
+    """Boxes of the keypoints have to overlap by at least this much."""
+    pixel: float = 0.0
+    """See `box_iou`."""
+    method: Method = "greedy"
+    """See `match`."""
+    stop_early: bool = False
+    """See `match`."""
+
+
+MATCHING_RULES = {
+    "mean": MatchingRule(),
+    "hungarian": MatchingRule(method="hungarian"),
+    "agora": MatchingRule("spectral", min_iou=0.1, pixel=1.0, stop_early=True),
+    "relative-human": MatchingRule("spectral", min_iou=0.05, pixel=1.0, stop_early=True),
+}
+"""The rules by name. "agora" and "relative-human" are those of the public evaluation code of AGORA (CVPR 2021)
+and Relative Human (CVPR 2022), and differ in how much boxes have to overlap."""
+
+
+def keypoint_distances(
+    pred: Float[Tensor, "P K D"],
+    target: Float[Tensor, "T K D"],
+    *,
+    weights: Weights = None,
+    distance: Literal["mean", "spectral"] = "mean",
+) -> Float[Tensor, "P T"]:
+    """How far each prediction's keypoints are from each person's.
+
+    Args:
+        pred: keypoints, pixels or metres.
+        target: keypoints of the people.
+        weights: (T, K), confidences or a mask of the people's keypoints.
+        distance: "mean" is the weighted mean of the keypoints' distances; "spectral" the largest singular value
+            of the K x D matrix of differences, which is what the code of AGORA and Relative Human computes.
+
+    Returns:
+        Distances; infinite for people without a visible keypoint.
+
+    Raises:
+        ValueError: shapes do not fit, or there is no such distance.
+    """
+    _expect_people(pred, target)
+    if distance not in ("mean", "spectral"):
+        raise ValueError(f"distance: expected 'mean' or 'spectral', got {distance!r}")
+    seen = _visibility(target, weights)
+    difference = hide(pred[:, None] - target[None], seen, entry_dims=1)
+    if distance == "spectral":
+        visible = (seen != 0)[..., None]
+        result = torch.linalg.matrix_norm(torch.where(visible, difference, 0), ord=2)
+    else:
+        result = (safe_norm(difference) * seen).sum(-1) / seen.sum(-1)
+    return torch.where((seen != 0).any(-1), result, torch.inf)
+
+
+def keypoint_boxes(
+    points: Float[Tensor, "*batch K 2"], *, weights: Weights = None
+) -> Float[Tensor, "*batch 4"]:
+    """Boxes (x0, y0, x1, y1) around the keypoints that weigh something; NaN where none does."""
+    expect("points", points, None, 2)
+    seen = (_visibility(points, weights) != 0)[..., None]
+    low = torch.where(seen, points, torch.inf).amin(-2)
+    high = torch.where(seen, points, -torch.inf).amax(-2)
+    return torch.where(seen.any(-2), torch.cat([low, high], -1), torch.nan)
+
+
+def box_iou(
+    pred: Float[Tensor, "P 4"], target: Float[Tensor, "T 4"], *, pixel: float = 0.0
+) -> Float[Tensor, "P T"]:
+    """Intersection over union of boxes (x0, y0, x1, y1); 0 with a box that is NaN or has no area.
+
+    ``pixel`` is added to every width and height: 1 where coordinates name pixels, not points, as AGORA's code
+    has it.
+    """
+    expect("pred", pred, 4)
+    expect("target", target, 4)
+    low = torch.maximum(pred[:, None, :2], target[None, :, :2])
+    high = torch.minimum(pred[:, None, 2:], target[None, :, 2:])
+    shared = (high - low + pixel).clamp(min=0).prod(-1)
+    areas = [(boxes[:, 2:] - boxes[:, :2] + pixel).prod(-1) for boxes in (pred, target)]
+    iou = shared / (areas[0][:, None] + areas[1][None] - shared)
+    return torch.where(shared > 0, iou, 0)
+
+
+def match(
+    cost: Float[Tensor, "P T"],
+    *,
+    allowed: Bool[Tensor, "P T"] | None = None,
+    method: Method = "greedy",
+    stop_early: bool = False,
+) -> Matches:
+    """Assigns the predictions of an image to its people, one to one, cheapest first or cheapest in all.
+
+    Args:
+        cost: of each prediction for each person. Pairs of infinite or NaN cost are never matched.
+        allowed: pairs that may be matched; all by default.
+        method: "greedy" takes the cheapest pair that is free, again and again; equal costs by index.
+            "hungarian" matches as many pairs as there can be, and of those assignments takes the cheapest.
+        stop_early: greedy only: a pair that is not allowed, met on the way, uses up one prediction, and the
+            matching ends once all are used up. The code of AGORA and Relative Human counts so, which loses some
+            people in crowds; it is here to compare with published numbers.
+
+    Returns:
+        The pairs, in the order of the predictions, and who is left.
+
+    Raises:
+        ValueError: shapes do not fit, there is no such method, or it cannot stop early.
+    """
+    expect("cost", cost, None, None)
+    if cost.dim() != 2:
+        raise ValueError(f"cost: expected shape (P, T), got {tuple(cost.shape)}")
+    if allowed is not None and allowed.shape != cost.shape:
+        raise ValueError(f"allowed: expected shape {tuple(cost.shape)}, got {tuple(allowed.shape)}")
+    if method not in get_args(Method):
+        raise ValueError(f"method: expected one of {', '.join(get_args(Method))}, got {method!r}")
+    if stop_early and method != "greedy":
+        raise ValueError(f"stop_early: expected method='greedy', got {method!r}")
+    costs = cost.detach().cpu().double().numpy()
+    free = np.ones(costs.shape, bool) if allowed is None else allowed.cpu().numpy()
+    assign = _assign_all if method == "hungarian" else _assign_greedily
+    pairs = np.array(sorted(assign(costs, free, stop_early)), dtype=np.int64).reshape(-1, 2)
+    left = [np.setdiff1d(np.arange(n), pairs[:, i]) for i, n in enumerate(costs.shape)]
+    return Matches(*(torch.from_numpy(part.copy()) for part in (pairs[:, 0], pairs[:, 1], *left)))
+
+
+def _assign_greedily(cost: np.ndarray, allowed: np.ndarray, stop_early: bool) -> list[tuple[int, int]]:
+    pairs: list[tuple[int, int]] = []
+    used = 0
+    taken_pred, taken_target = set(), set()
+    for flat in np.argsort(cost, axis=None, kind="stable"):
+        pred, target = divmod(int(flat), cost.shape[1])
+        full = len(taken_target) == cost.shape[1] or used >= cost.shape[0]
+        if full or not np.isfinite(cost[pred, target]):
+            break
+        if not allowed[pred, target]:
+            used += stop_early
+        elif pred not in taken_pred and target not in taken_target:
+            pairs.append((pred, target))
+            taken_pred.add(pred)
+            taken_target.add(target)
+            used += 1
+    return pairs
+
+
+def _assign_all(cost: np.ndarray, allowed: np.ndarray, _stop_early: bool) -> list[tuple[int, int]]:
+    possible = allowed & np.isfinite(cost)
+    if not possible.any():
+        return []
+    # A forbidden pair costs more than all others together, so there are as few of them as there can be.
+    scale = np.abs(cost[possible]).max() or 1.0
+    forbidden = 2.0 * (min(cost.shape) + 1)
+    rows, columns = linear_sum_assignment(np.where(possible, cost / scale, forbidden))
+    return [(int(i), int(j)) for i, j in zip(rows, columns, strict=True) if possible[i, j]]
+
+
+def match_keypoints(
+    pred: Float[Tensor, "P K 2"],
+    target: Float[Tensor, "T K 2"],
+    *,
+    weights: Weights = None,
+    rule: str | MatchingRule = "relative-human",
+) -> Matches:
+    """Assigns the predictions of an image to its people by their keypoints in the image.
+
+    The cheapest pairs come first, and the boxes around the keypoints have to overlap. Of the people only visible
+    keypoints count; of the predictions all, for the box.
+
+    Args:
+        pred: keypoints of the predictions [pixels].
+        target: keypoints of the people [pixels].
+        weights: (T, K), which of these are visible.
+        rule: a name of `MATCHING_RULES`, or a rule of your own.
+
+    Raises:
+        ValueError: shapes do not fit, or no rule has that name.
+    """
+    if isinstance(rule, str):
+        if rule not in MATCHING_RULES:
+            raise ValueError(f"rule: expected one of {', '.join(MATCHING_RULES)}, got {rule!r}")
+        rule = MATCHING_RULES[rule]
+    cost = keypoint_distances(pred, target, weights=weights, distance=rule.distance)
+    boxes = keypoint_boxes(pred), keypoint_boxes(target, weights=weights)
+    overlap = box_iou(*boxes, pixel=rule.pixel)
+    return match(cost, allowed=overlap >= rule.min_iou, method=rule.method, stop_early=rule.stop_early)
+
+
+class DetectionScores(NamedTuple):
+    """How many people were found, and how many of those found are people."""
+
+    precision: float
+    recall: float
+    f1: float
+
+
+def detection_scores(matched: int, false_positives: int, missed: int) -> DetectionScores:
+    """Precision, recall and their harmonic mean F1, from counts over a data set.
+
+    NaN where there is nothing to divide by: precision without predictions, recall without people, F1 without both.
+    """
+
+    def share(part: float, whole: float) -> float:
+        return part / whole if whole else float("nan")
+
+    return DetectionScores(
+        share(matched, matched + false_positives),
+        share(matched, matched + missed),
+        share(matched, matched + 0.5 * (false_positives + missed)),
+    )
+
+
+def nmje(mpjpe: float, f1: float) -> float:
+    """Normalised mean joint error, MPJPE / F1 (AGORA, CVPR 2021), in the unit of the MPJPE.
+
+    As AGORA's code does, F1 is rounded to two decimals first. Infinite where it is 0 then.
+    """
+    rounded = round(f1, 2)
+    return mpjpe / rounded if rounded else float("inf")
+
+
+def nmve(pve: float, f1: float) -> float:
+    """Normalised mean vertex error, PVE / F1 (AGORA, CVPR 2021); see `nmje`."""
+    return nmje(pve, f1)
+
+
+def _expect_people(pred: Tensor, target: Tensor) -> None:
+    expect("pred", pred, None, None, None)
+    expect("target", target, None, *pred.shape[-2:])
+    for name, tensor in (("pred", pred), ("target", target)):
+        if tensor.dim() != 3:
+            raise ValueError(f"{name}: expected shape (people, keypoints, dims), got {tuple(tensor.shape)}")
+
+
+def _visibility(points: Tensor, weights: Tensor | None) -> Tensor:
+    """Weights of the keypoints, one each, in the points' type."""
+    if weights is None:
+        return torch.ones_like(points[..., 0])
+    try:
+        return weights.to(points.dtype).expand(points.shape[:-1])
+    except RuntimeError:
+        raise ValueError(
+            f"weights: expected a shape that broadcasts to {tuple(points.shape[:-1])}, "
+            f"got {tuple(weights.shape)}"
+        ) from None
