@@ -1,0 +1,172 @@
+"""Losses of depths that people of one image have relative to each other, and of the field of view.
+
+The people of an image stand in the last dimension, images before it: ``(*batch, P)``, with weight 0 where an
+image has fewer than P. Or the people of all images stand in one row, and ``image`` says whose is whose. No
+shape depends on what stands in the tensors, so that both compile, and the host never waits for a device.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from agebody.losses.residuals import expand_weights, expect_labels, expect_pair, residual
+from agebody.reduction import Reduction, Weights, expect, hide, reduce
+
+DepthForm = Literal["gated", "log"]
+
+
+def depth_layer_loss(
+    depth: Float[Tensor, "*batch P"],
+    layer: Int[Tensor, "*batch P"],
+    *,
+    image: Int[Tensor, "*batch P"] | None = None,
+    weights: Weights = None,
+    form: DepthForm = "gated",
+    margin: float = 0.3,
+    reduction: Reduction = "mean",
+) -> Float[Tensor, "*left"]:
+    """BEV's loss of people whose order in depth is known by layers (Sun et al., CVPR 2022).
+
+    For each pair of people of an image, with ``dz = z_j - z_i`` and ``dl = layer_j - layer_i``:
+
+        dz^2                         in one layer
+        log(1 + exp(-sign(dl) dz))   in two
+
+    The gated form, BEV's own, counts a pair of two layers only until it is ``margin`` for each layer apart in
+    the right order; its value is not continuous there. The log form counts all pairs.
+
+    Args:
+        depth: (*batch, P) depths z [m].
+        layer: (*batch, P) layers, 0 the nearest; people of negative numbers, as -1, are of unknown depth.
+        image: (*batch, P) number of each person's image; all P people are of one image by default.
+        weights: broadcast to (*batch, P). A pair weighs the product of its people.
+        form: "gated" or "log".
+        margin: distance from layer to layer at which the gate closes [m].
+        reduction: "none" gives (*batch, P, P), zero where j <= i. "mean" is the mean over the pairs that
+            count in an image, and then over the images where any does.
+
+    Raises:
+        TypeError: depths are not of a floating type, or layers or images are no integers.
+        ValueError: shapes do not fit, or there is no such form or reduction.
+    """
+    if form not in get_args(DepthForm):
+        raise ValueError(f"form: expected one of {', '.join(get_args(DepthForm))}, got {form!r}")
+    expect("depth", depth, None)
+    expect_labels("layer", layer, depth.shape)
+    weights = expand_weights(weights, depth.shape)
+    known = layer >= 0
+    weights = known if weights is None else weights * known
+    depth = hide(depth, weights)
+    apart, layers = _differences(depth), _differences(layer)
+    ordered = layers.sign() * apart
+    terms = torch.where(layers == 0, apart.square(), -functional.logsigmoid(ordered))
+    pairs = _pair_weights(weights, image, depth)
+    if form == "gated":
+        pairs = pairs * ((layers == 0) | (ordered < margin * layers.abs()))
+    if reduction == "mean":
+        return _mean_over_images(terms, pairs, image)
+    return reduce(terms, pairs, reduction)
+
+
+def relative_metric_loss(
+    pred: Float[Tensor, "*batch P"],
+    target: Float[Tensor, "*batch P"],
+    *,
+    image: Int[Tensor, "*batch P"] | None = None,
+    weights: Weights = None,
+    max_distance: float = 1.0,
+    reduction: Reduction = "mean",
+) -> Float[Tensor, "*left"]:
+    """``log(1 + |dz - dz'|)`` for each pair of people of an image who stand close: ``|dz'| <= max_distance``.
+
+    Metric-Aware HMR (Wang et al. 2025). How far people who stand together are apart says how large they are;
+    where the group stands as a whole does not matter.
+
+    Args:
+        pred: (*batch, P) depths [m].
+        target: (*batch, P) depths [m].
+        image: (*batch, P) number of each person's image; all P people are of one image by default.
+        weights: broadcast to (*batch, P). A pair weighs the product of its people.
+        max_distance: largest distance in depth, of the target, of a pair that counts [m].
+        reduction: over pairs of all images. "none" gives (*batch, P, P), zero where j <= i.
+
+    Raises:
+        TypeError: depths are not of a floating type, or images are no integers.
+        ValueError: shapes do not fit, or there is no such reduction.
+    """
+    expect("pred", pred, None)
+    weights = expand_weights(weights, expect_pair(pred, target))
+    apart, expected = _differences(hide(pred, weights)), _differences(hide(target, weights))
+    pairs = _pair_weights(weights, image, pred) * (expected.abs() <= max_distance)
+    return reduce(torch.log1p((apart - expected).abs()), pairs, reduction)
+
+
+def fov_loss(
+    pred: Float[Tensor, "*batch"],
+    target: Float[Tensor, "*batch"],
+    *,
+    over_weight: float = 3.0,
+    weights: Weights = None,
+    reduction: Reduction = "mean",
+) -> Float[Tensor, "*left"]:
+    """``v (fov - fov')^2``, with v = ``over_weight`` where the field of view is too large and 1 elsewhere.
+
+    Metric-Aware HMR (Wang et al. 2025). Too wide a view brings everybody too near.
+
+    Args:
+        pred: (*batch) fields of view [rad].
+        target: the same shape.
+        over_weight: what too large a field of view counts.
+        weights: broadcast to (*batch): whose camera is known.
+        reduction: over images.
+
+    Raises:
+        TypeError: an argument is no tensor of a floating type.
+        ValueError: shapes do not fit, or there is no such reduction.
+    """
+    difference, weights = residual(pred, target, weights)
+    terms = difference.square()
+    return reduce(torch.where(difference > 0, over_weight * terms, terms), weights, reduction)
+
+
+def _differences(values: Float[Tensor, "*batch P"]) -> Float[Tensor, "*batch P P"]:
+    """``values_j - values_i`` at (i, j)."""
+    return values[..., None, :] - values[..., :, None]
+
+
+def _pair_weights(weights: Tensor | None, image: Any, people: Tensor) -> Float[Tensor, "*batch P P"]:
+    """What each pair (i, j), i < j, of people of one image weighs; all others weigh nothing."""
+    count = people.shape[-1]
+    once = torch.ones(count, count, dtype=people.dtype, device=people.device).triu(1)
+    pairs = once.expand(*people.shape, count)
+    if weights is not None:
+        pairs = pairs * weights[..., None, :] * weights[..., :, None]
+    return pairs * _same_image(image, people)
+
+
+def _same_image(image: Any, people: Tensor) -> Tensor:
+    """Whether i and j are of one image."""
+    if image is None:
+        return torch.ones((), dtype=torch.bool, device=people.device).expand(*people.shape, people.shape[-1])
+    expect_labels("image", image, people.shape)
+    return image[..., None, :] == image[..., :, None]
+
+
+def _mean_over_images(terms: Tensor, pairs: Tensor, image: Tensor | None) -> Tensor:
+    """Mean over the pairs of each image that weigh anything, then over the images that have such a pair.
+
+    Sums of an image are found at each of its people, and count at the first of them: so no index is sorted,
+    and no number of images is needed.
+    """
+    same = _same_image(image, terms[..., 0])
+    first = ~same.tril(-1).any(-1)
+    sums = reduce(terms, pairs, "none").sum(-1)
+    counts = (pairs != 0).to(terms.dtype).sum(-1)
+    sums, counts = ((same * of_person[..., None, :]).sum(-1) for of_person in (sums, counts))
+    means = sums / counts.clamp(min=1)
+    return reduce(means, first & (counts > 0), "mean")

@@ -1,0 +1,98 @@
+"""Losses of keypoints, in the image and in space."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jaxtyping import Float
+from torch import Tensor
+
+from agebody.keypoints import KeypointLayout, get_layout
+from agebody.losses.residuals import residual
+from agebody.losses.robust import Penalty, penalize
+from agebody.reduction import Reduction, Weights, reduce
+
+
+def reprojection_loss(
+    pred: Float[Tensor, "*batch K 2"],
+    target: Float[Tensor, "*batch K 2"],
+    *,
+    weights: Weights = None,
+    penalty: Penalty = "l1",
+    reduction: Reduction = "mean",
+) -> Float[Tensor, "*left"]:
+    """``w_k (p(x_k - x'_k) + p(y_k - y'_k))`` for each keypoint k.
+
+    The unit is the caller's: pixels for SMPLify, [-1/2, 1/2] over the crop for HMR2. HMR2 and SPIN weigh by
+    the confidence c; SMPLify-X by ``(w c)**2`` with w a weight of the joint: give the square as ``weights``.
+
+    Args:
+        pred: (*batch, K, 2) projected keypoints.
+        target: (*batch, K, 2) detected or labelled keypoints.
+        weights: confidences or a mask, broadcast to (*batch, K). Points that cannot be projected, because
+            they are not in front of the camera, should weigh nothing.
+        penalty: p, of each coordinate.
+        reduction: over keypoints.
+
+    Raises:
+        TypeError: an argument is no tensor of a floating type.
+        ValueError: shapes do not fit, or there is no such penalty or reduction.
+    """
+    difference, weights = residual(pred, target, weights, 2)
+    return reduce(penalize(difference, penalty).sum(-1), weights, reduction)
+
+
+def keypoints_3d_loss(
+    pred: Float[Tensor, "*batch K 3"],
+    target: Float[Tensor, "*batch K 3"],
+    *,
+    layout: str | KeypointLayout | None = None,
+    root: Sequence[str] | None = None,
+    weights: Weights = None,
+    penalty: Penalty = "l1",
+    reduction: Reduction = "mean",
+) -> Float[Tensor, "*left"]:
+    """``w_k (p(dx_k) + p(dy_k) + p(dz_k))`` for each keypoint k, relative to the root if a layout is given.
+
+    Both sets of points are moved so that their roots are at the origin. Where a point of the root weighs
+    nothing, no other point of that person can be compared: all of them weigh nothing, too.
+
+    HMR (CVPR 2018) and SPIN (ICCV 2019) square the coordinates and take the hips for root; HMR2 (ICCV 2023)
+    has their absolute value and the root of ``"hmr2_44"``.
+
+    Args:
+        pred: (*batch, K, 3) points [m].
+        target: (*batch, K, 3) points [m].
+        layout: what the points are, or its name; None compares them where they are.
+        root: names of points of the layout whose mean is the root; the layout's own by default.
+        weights: confidences or a mask, broadcast to (*batch, K).
+        penalty: p, of each coordinate.
+        reduction: over keypoints.
+
+    Raises:
+        TypeError: an argument is no tensor of a floating type.
+        ValueError: shapes do not fit, or there is no such layout, root, penalty or reduction.
+    """
+    difference, weights = residual(pred, target, weights, 3)
+    if layout is not None:
+        points = _root_points(get_layout(layout), root, pred)
+        difference = difference - difference[..., points, :].mean(-2, keepdim=True)
+        if weights is not None:
+            weights = weights * (weights[..., points] != 0).all(-1, keepdim=True)
+    elif root is not None:
+        raise ValueError("root: expected None where no layout says what the points are called")
+    return reduce(penalize(difference, penalty).sum(-1), weights, reduction)
+
+
+def _root_points(layout: KeypointLayout, root: Sequence[str] | None, points: Tensor) -> list[int]:
+    if points.dim() < 2 or points.shape[-2] != len(layout):
+        raise ValueError(
+            f"pred: expected the {len(layout)} points of {layout.name!r}, shape (*batch, {len(layout)}, 3), "
+            f"got {tuple(points.shape)}"
+        )
+    if root is None:
+        return list(layout.root)
+    unknown = [name for name in root if name not in layout.names]
+    if isinstance(root, str) or unknown or not root:
+        raise ValueError(f"root: expected a list of names of points of {layout.name!r}, got {root!r}")
+    return [layout.names.index(name) for name in root]

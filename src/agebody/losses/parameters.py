@@ -1,0 +1,167 @@
+"""Losses of a body's parameters: rotations in any format, and betas."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from agebody.losses.residuals import expand_weights, residual
+from agebody.losses.robust import Penalty, penalize
+from agebody.reduction import Reduction, Weights, expect, reduce, safe_norm
+from agebody.rotations import ENTRY_SHAPES, PoseFormat, check_format, no_rotation, to_matrix
+
+METRIC_AWARE_BETA_WEIGHTS = (2.56, 1.28, 0.64, 0.64, 0.32, 0.32, 0.32, 0.32, 0.32, 0.32)
+"""What the error of each of ten betas counts in Metric-Aware HMR; ``beta_weights`` takes a tensor of them."""
+
+
+def rotation_loss(
+    pred: Float[Tensor, "*pred_shape"],
+    target: Float[Tensor, "*target_shape"],
+    *,
+    pose_format: PoseFormat = "matrix",
+    target_format: PoseFormat | None = None,
+    weights: Weights = None,
+    penalty: Penalty = "l2",
+    reduction: Reduction = "mean",
+) -> Float[Tensor, "*left"]:
+    """``w |R - R'|_F^2`` for each rotation: the sum over the nine entries of the matrices.
+
+    Squared, it is ``8 sin^2(t / 2)`` with t the angle between the two: bounded, and smooth everywhere. HMR2
+    (ICCV 2023) sums it; SPIN (ICCV 2019) has the mean over entries, a ninth of ``"mean"``.
+
+    Args:
+        pred: rotations, (*entries, 3, 3) or what the format says. Matrices are used as they are.
+        target: rotations, as many.
+        pose_format: format of the prediction.
+        target_format: format of the target; the prediction's by default.
+        weights: broadcast to (*entries): with (B, J) rotations and a label for each of B people, (B, 1).
+        penalty: of each entry of the difference.
+        reduction: over rotations.
+
+    Raises:
+        TypeError: an argument is no tensor of a floating type.
+        ValueError: shapes do not fit, or there is no such format, penalty or reduction.
+    """
+    pred, target, weights = _matrices(pred, target, pose_format, target_format, weights)
+    return reduce(penalize(pred - target, penalty).sum((-2, -1)), weights, reduction)
+
+
+def geodesic_loss(
+    pred: Float[Tensor, "*pred_shape"],
+    target: Float[Tensor, "*target_shape"],
+    *,
+    pose_format: PoseFormat = "matrix",
+    target_format: PoseFormat | None = None,
+    weights: Weights = None,
+    penalty: Penalty = "l1",
+    reduction: Reduction = "mean",
+) -> Float[Tensor, "*left"]:
+    """``w p(t)`` for each rotation, with t the angle between prediction and target [rad].
+
+    Args:
+        pred: rotations, (*entries, 3, 3) or what the format says.
+        target: rotations, as many.
+        pose_format: format of the prediction.
+        target_format: format of the target; the prediction's by default.
+        weights: broadcast to (*entries): with (B, J) rotations and a label for each of B people, (B, 1).
+        penalty: p, of the angle.
+        reduction: over rotations.
+
+    Raises:
+        TypeError: an argument is no tensor of a floating type.
+        ValueError: shapes do not fit, or there is no such format, penalty or reduction.
+    """
+    pred, target, weights = _matrices(pred, target, pose_format, target_format, weights)
+    return reduce(penalize(rotation_angle(pred, target), penalty), weights, reduction)
+
+
+def rotation_angle(
+    first: Float[Tensor, "*batch 3 3"], second: Float[Tensor, "*batch 3 3"]
+) -> Float[Tensor, "*batch"]:
+    """Angle between rotations, from 0 to pi [rad], exact at both ends.
+
+    The arc cosine of the trace loses half of the digits at either end, and its gradient is infinite there.
+    This is the arc tangent of sine and cosine: gradients have the length that they should have at any angle
+    between, and are zero at the two ends, where the angle has a kink.
+
+    Args:
+        first: (*batch, 3, 3) rotation matrices.
+        second: (*batch, 3, 3) rotation matrices.
+    """
+    between = first.mT @ second
+    x, y, z = (between - between.mT)[..., (2, 0, 1), (1, 2, 0)].unbind(-1)
+    sine = safe_norm(torch.stack((x, y, z), -1)) / 2
+    cosine = (between.diagonal(dim1=-2, dim2=-1).sum(-1) - 1) / 2
+    return torch.atan2(sine, cosine)
+
+
+def betas_loss(
+    pred: Float[Tensor, "*batch N"],
+    target: Float[Tensor, "*batch N"],
+    *,
+    beta_weights: Float[Tensor, " N"] | None = None,
+    weights: Weights = None,
+    penalty: Penalty = "l2",
+    reduction: Reduction = "mean",
+) -> Float[Tensor, "*left"]:
+    """``w sum_i v_i p(b_i - b'_i)`` for each person.
+
+    HMR2 (ICCV 2023) sums over people; SPIN (ICCV 2019) has the mean over all betas, an N-th of ``"mean"``;
+    AionHMR appends the age offset to the betas. Metric-Aware HMR weighs the betas by v,
+    `METRIC_AWARE_BETA_WEIGHTS`.
+
+    Args:
+        pred: (*batch, N) betas.
+        target: (*batch, N) betas.
+        beta_weights: (N,) v; all 1 by default.
+        weights: broadcast to (*batch): who has labels.
+        penalty: p, of each beta.
+        reduction: over people.
+
+    Raises:
+        TypeError: an argument is no tensor of a floating type.
+        ValueError: shapes do not fit, or there is no such penalty or reduction.
+    """
+    difference, weights = residual(pred, target, weights, None)
+    terms = penalize(difference, penalty)
+    if beta_weights is not None:
+        expect("beta_weights", beta_weights)
+        if beta_weights.shape != pred.shape[-1:]:
+            raise ValueError(
+                f"beta_weights: expected shape ({pred.shape[-1]},), got {tuple(beta_weights.shape)}"
+            )
+        terms = terms * beta_weights
+    return reduce(terms.sum(-1), weights, reduction)
+
+
+def visible_matrices(
+    name: str, rotations: Any, pose_format: PoseFormat, weights: Tensor | None
+) -> Float[Tensor, "*entries 3 3"]:
+    """Matrices of checked rotations; no rotation where they weigh nothing.
+
+    Zeros would not do there: neither a quaternion nor a 6D rotation of zeros has a matrix or a gradient.
+    """
+    check_format(pose_format)
+    entry = ENTRY_SHAPES[pose_format]
+    expect(name, rotations, *entry)
+    weights = expand_weights(weights, rotations.shape[: rotations.dim() - len(entry)])
+    if weights is not None:
+        nothing = no_rotation(pose_format, rotations.dtype, rotations.device)
+        rotations = torch.where((weights != 0)[(..., *[None] * len(entry))], rotations, nothing)
+    return to_matrix(rotations, pose_format)
+
+
+def _matrices(
+    pred: Tensor, target: Tensor, pose_format: PoseFormat, target_format: PoseFormat | None, weights: Any
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    first = visible_matrices("pred", pred, pose_format, weights)
+    second = visible_matrices("target", target, target_format or pose_format, weights)
+    entries = first.shape[:-2]
+    if second.shape[:-2] != entries:
+        raise ValueError(
+            f"target: expected rotations of shape {tuple(entries)}, got {tuple(second.shape[:-2])}"
+        )
+    return first, second, expand_weights(weights, entries)

@@ -1,0 +1,71 @@
+"""What a residual costs. All but the absolute value are its square near zero, not half of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Penalty = Literal["l1", "l2"] | Callable[[Tensor], Tensor]
+"""``"l1"`` is the absolute value, ``"l2"`` the square, elementwise; or a function of residuals that returns
+a tensor of their shape, as ``functools.partial(gmof, rho=100.0)``."""
+
+
+def penalize(residual: Float[Tensor, "*shape"], penalty: Penalty) -> Float[Tensor, "*shape"]:
+    """Cost of each residual.
+
+    Raises:
+        ValueError: there is no penalty of that name.
+    """
+    if callable(penalty):
+        return penalty(residual)
+    if penalty == "l1":
+        return residual.abs()
+    if penalty == "l2":
+        return residual.square()
+    raise ValueError(f"penalty: expected 'l1', 'l2' or a function of residuals, got {penalty!r}")
+
+
+def gmof(residual: Float[Tensor, "*shape"], rho: float | Tensor) -> Float[Tensor, "*shape"]:
+    """Geman-McClure: ``rho^2 r^2 / (rho^2 + r^2)``, which grows to rho^2 and no further.
+
+    SMPLify-X (Pavlakos et al., CVPR 2019) on coordinates of keypoints; SMIL (Hesse et al., MICCAI 2018) on
+    distances of scan points, where rho is called sigma.
+
+    Args:
+        residual: any shape and unit.
+        rho: residual at which the cost is half of its bound, in the same unit; positive.
+    """
+    squared = residual.square()
+    rho_squared = rho * rho
+    return rho_squared * squared / (rho_squared + squared)
+
+
+def huber(residual: Float[Tensor, "*shape"], delta: float) -> Float[Tensor, "*shape"]:
+    """``r^2`` up to ``|r| = delta`` and ``2 delta |r| - delta^2`` beyond: twice `torch.nn.HuberLoss`.
+
+    Huber 1964. The pull of an outlier stays that of a residual delta; it is bounded, but does not vanish.
+
+    Args:
+        residual: any shape and unit.
+        delta: where the square ends, in the same unit; positive.
+    """
+    size = residual.abs()
+    return torch.where(size <= delta, residual.square(), delta * (2 * size - delta))
+
+
+def charbonnier(residual: Float[Tensor, "*shape"], epsilon: float) -> Float[Tensor, "*shape"]:
+    """``2 epsilon (sqrt(r^2 + epsilon^2) - epsilon)``: Huber's cost with a gradient that has no kink.
+
+    Charbonnier et al. 1994, scaled to ``r^2`` near zero.
+
+    Args:
+        residual: any shape and unit.
+        epsilon: about where the square ends, in the same unit; positive.
+    """
+    # As a quotient, because the difference of the two loses all digits of a small residual.
+    squared = residual.square()
+    return 2 * epsilon * squared / (torch.sqrt(squared + epsilon * epsilon) + epsilon)

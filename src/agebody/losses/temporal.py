@@ -1,0 +1,187 @@
+"""Losses of motion, for sequences: the dimension of frames stands before that of points or joints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from agebody.losses.parameters import rotation_angle, visible_matrices
+from agebody.losses.residuals import expand_weights
+from agebody.losses.robust import Penalty, penalize
+from agebody.reduction import Reduction, Weights, expect, hide, reduce
+from agebody.rotations import PoseFormat
+
+
+def velocity_loss(
+    points: Float[Tensor, "*batch T K D"],
+    *,
+    times: Float[Tensor, "*times"] | None = None,
+    weights: Weights = None,
+    penalty: Penalty = "l2",
+    reduction: Reduction = "mean",
+) -> Float[Tensor, "*left"]:
+    """``p(J_t+1 - J_t)``, summed over coordinates, of each point between neighbouring frames.
+
+    AionHMR's fitting takes half of its sum. Given the *difference* of a prediction and its target, it is the
+    error of the velocity.
+
+    Args:
+        points: (*batch, T, K, D) points [m], or anything else that ought to change slowly.
+        times: (*batch, T) or (T,), ascending [s]: the residual is then a velocity, and frames may come at
+            irregular times. By default it is the step from frame to frame.
+        weights: broadcast to (*batch, T, K). Two frames together weigh their product.
+        penalty: p, of each coordinate.
+        reduction: over (*batch, T - 1, K).
+
+    Raises:
+        TypeError: an argument is no tensor of a floating type.
+        ValueError: shapes do not fit, or there is no such penalty or reduction.
+    """
+    steps, durations, weights = _steps(points, times, weights)
+    return _reduced(steps / durations, _together(weights, 2), penalty, reduction)
+
+
+def acceleration_loss(
+    points: Float[Tensor, "*batch T K D"],
+    *,
+    times: Float[Tensor, "*times"] | None = None,
+    weights: Weights = None,
+    penalty: Penalty = "l2",
+    reduction: Reduction = "mean",
+) -> Float[Tensor, "*left"]:
+    """``p(J_t+1 - 2 J_t + J_t-1)``, summed over coordinates, of each point in frames with two neighbours.
+
+    Args:
+        points: (*batch, T, K, D) points [m], or anything else that ought to change evenly.
+        times: (*batch, T) or (T,), ascending [s]: the residual is then an acceleration, and right for a
+            constant one at irregular times. By default it is the change of the step.
+        weights: broadcast to (*batch, T, K). Three frames together weigh their product.
+        penalty: p, of each coordinate.
+        reduction: over (*batch, T - 2, K).
+
+    Raises:
+        TypeError: an argument is no tensor of a floating type.
+        ValueError: shapes do not fit, or there is no such penalty or reduction.
+    """
+    steps, durations, weights = _steps(points, times, weights)
+    velocity = steps / durations
+    between = (_later(durations) + _earlier(durations)) / 2
+    return _reduced(
+        (_later(velocity) - _earlier(velocity)) / between, _together(weights, 3), penalty, reduction
+    )
+
+
+def momentum_loss(
+    points: Float[Tensor, "*batch T K D"],
+    *,
+    momentum: float = 0.5,
+    times: Float[Tensor, "*times"] | None = None,
+    weights: Weights = None,
+    penalty: Penalty = "l2",
+    reduction: Reduction = "mean",
+) -> Float[Tensor, "*left"]:
+    """``p(J_t+1 - (J_t + m (J_t - J_t-1)))``, summed over coordinates: each point goes on, but slows down.
+
+    SMIL's registration (Hesse et al., MICCAI 2018; smplify-kids), with m = 1/2. With m = 0 it asks for rest,
+    with m = 1 for even motion. To fit one frame after the other, detach the two that are done.
+
+    Args:
+        points: (*batch, T, K, D) points [m].
+        momentum: m, the share of the last step that is expected again.
+        times: (*batch, T) or (T,), ascending [s]: the last step is then scaled to the duration of the next.
+            The residual stays a length.
+        weights: broadcast to (*batch, T, K). Three frames together weigh their product.
+        penalty: p, of each coordinate.
+        reduction: over (*batch, T - 2, K).
+
+    Raises:
+        TypeError: an argument is no tensor of a floating type.
+        ValueError: shapes do not fit, or there is no such penalty or reduction.
+    """
+    steps, durations, weights = _steps(points, times, weights)
+    expected = momentum * _earlier(steps) * (_later(durations) / _earlier(durations))
+    return _reduced(_later(steps) - expected, _together(weights, 3), penalty, reduction)
+
+
+def angular_velocity_loss(
+    rotations: Float[Tensor, "*shape"],
+    *,
+    pose_format: PoseFormat = "matrix",
+    times: Float[Tensor, "*times"] | None = None,
+    weights: Weights = None,
+    penalty: Penalty = "l2",
+    reduction: Reduction = "mean",
+) -> Float[Tensor, "*left"]:
+    """``p(t)`` of each joint, with t the angle from each frame's rotation to the next [rad].
+
+    Args:
+        rotations: (*batch, T, J, 3, 3), or what the format says in place of the matrices.
+        pose_format: format of the rotations.
+        times: (*batch, T) or (T,), ascending [s]: the residual is then an angular velocity.
+        weights: broadcast to (*batch, T, J). Two frames together weigh their product.
+        penalty: p, of the angle.
+        reduction: over (*batch, T - 1, J).
+
+    Raises:
+        TypeError: an argument is no tensor of a floating type.
+        ValueError: shapes do not fit, or there is no such format, penalty or reduction.
+    """
+    matrices = visible_matrices("rotations", rotations, pose_format, weights)
+    entries = expect("rotations", matrices, None, None, 3, 3).shape[:-2]
+    weights = expand_weights(weights, entries)
+    angles = rotation_angle(matrices[..., 1:, :, :, :], matrices[..., :-1, :, :, :])
+    speeds = angles[..., None] / _durations(matrices[..., 0], times, weights)
+    return _reduced(speeds, _together(weights, 2), penalty, reduction)
+
+
+def _steps(
+    points: Tensor, times: Tensor | None, weights: Any
+) -> tuple[Float[Tensor, "*batch T-1 K D"], Tensor, Float[Tensor, "*batch T K"] | None]:
+    """Steps from frame to frame, their durations, and the weights of each point in each frame."""
+    expect("points", points, None, None, None)
+    weights = expand_weights(weights, points.shape[:-1])
+    points = hide(points, weights, 1)
+    return _later(points) - _earlier(points), _durations(points, times, weights), weights
+
+
+def _durations(points: Tensor, times: Tensor | None, weights: Tensor | None) -> Tensor:
+    """Time from frame to frame, 1 without times and where it does not count; broadcasts to the steps."""
+    *batch, frames, _, _ = points.shape
+    if times is None:
+        return points.new_ones(max(frames - 1, 0), 1, 1)
+    expect("times", times)
+    try:
+        times = times.expand(*batch, frames)[..., None, None]
+    except RuntimeError:
+        raise ValueError(
+            f"times: expected a shape that broadcasts to {(*batch, frames)}, got {tuple(times.shape)}"
+        ) from None
+    durations = _later(times) - _earlier(times)
+    both = _together(weights, 2)
+    return durations if both is None else torch.where(both[..., None] != 0, durations, 1)
+
+
+def _later(frames: Tensor) -> Tensor:
+    return frames[..., 1:, :, :]
+
+
+def _earlier(frames: Tensor) -> Tensor:
+    return frames[..., :-1, :, :]
+
+
+def _together(weights: Tensor | None, frames: int) -> Tensor | None:
+    """Product of the weights of so many frames that follow each other."""
+    if weights is None:
+        return None
+    starts = max(weights.shape[-2] - frames + 1, 0)
+    product = weights[..., :starts, :]
+    for first in range(1, frames):
+        product = product * weights[..., first : first + starts, :]
+    return product
+
+
+def _reduced(residuals: Tensor, weights: Tensor | None, penalty: Penalty, reduction: Reduction) -> Tensor:
+    return reduce(penalize(residuals, penalty).sum(-1), weights, reduction)
