@@ -46,19 +46,20 @@ def depth_relations(
 ) -> DepthRelations:
     """Counts, image by image, how many pairs of people stand in the order that they should.
 
-    Of two people whose target is the same, |dz| < threshold is right; where the target says that one is nearer,
-    its depth has to be smaller by more than the threshold (BEV, CVPR 2022). As Relative Human's code does, it
-    compares people who were found; those who were not are counted apart.
+    Of two people whose target is the same, |dz| < threshold is right; where the target says that one is
+    nearer, its depth has to be smaller by more than the threshold (BEV, CVPR 2022). As Relative Human's code
+    does, it compares people who were found; those who were not are counted apart.
 
     Args:
         pred: depth of each person [m], one row an image; pad rows of fewer people and give those weight 0.
         target: depth layers, smaller is nearer; or true depths [m], with ``same_layer``.
-        weights: (*images, P), zero for padding and for people whose layer is unknown: they are in no pair, NaN or
-            not. What is not zero counts as one.
-        missed: (*images, P), true for people whom the prediction did not find. They are in no pair either, but
-            count as missed, whatever their weight.
-        age_classes: (*images, P), indices into ``AGE_CLASSES``. With them there is a last dimension of the result,
-            one entry a class: pairs with either person of that class, and missed people of that class.
+        weights: (*images, P), zero for padding and for people whose layer is unknown: they are in no pair,
+            NaN or not. What is not zero counts as one.
+        missed: (*images, P), true for people whom the prediction did not find. They are in no pair either,
+            but count as missed, whatever their weight.
+        age_classes: (*images, P), indices into ``AGE_CLASSES``. With them there is a last dimension of the
+            result, one entry a class: pairs with either person of that class, and missed people of that
+            class.
         threshold: [m].
         same_layer: largest difference of targets that counts as the same; 0 for layers.
 
@@ -79,7 +80,8 @@ def depth_relations(
             there = there & (weights != 0).expand(pred.shape)
         except RuntimeError:
             raise ValueError(
-                f"weights: expected a shape that broadcasts to {tuple(pred.shape)}, got {tuple(weights.shape)}"
+                f"weights: expected a shape that broadcasts to {tuple(pred.shape)}, "
+                f"got {tuple(weights.shape)}"
             ) from None
     depth, layer = torch.where(there, pred, 0), torch.where(there, target, 0)
     closer = depth[..., :, None] - depth[..., None, :]
@@ -113,7 +115,8 @@ def pcdr(
     same_layer: float = 0.0,
     penalty: float = MISS_PENALTY,
 ) -> Float[Tensor, ""]:
-    """Share of correct depth relations over all images, PCDR_0.2 by default; arguments as of `depth_relations`.
+    """Share of correct depth relations over all images, PCDR_0.2 by default; arguments as of
+    `depth_relations`.
 
         right / (pairs + penalty · missed)
 
@@ -136,7 +139,8 @@ def pcdr_by_age(
     same_layer: float = 0.0,
     penalty: float = MISS_PENALTY,
 ) -> Float[Tensor, " classes"]:
-    """PCDR of each of the ``AGE_CLASSES``: of pairs with either person of that class; NaN without such a pair.
+    """PCDR of each of the ``AGE_CLASSES``: of pairs with either person of that class; NaN without such a
+    pair.
 
     Arguments as of `depth_relations`.
     """

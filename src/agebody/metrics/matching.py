@@ -52,8 +52,8 @@ MATCHING_RULES = {
     "agora": MatchingRule("spectral", min_iou=0.1, pixel=1.0, stop_early=True),
     "relative-human": MatchingRule("spectral", min_iou=0.05, pixel=1.0, stop_early=True),
 }
-"""The rules by name. "agora" and "relative-human" are those of the public evaluation code of AGORA (CVPR 2021)
-and Relative Human (CVPR 2022), and differ in how much boxes have to overlap."""
+"""The rules by name. "agora" and "relative-human" are those of the public evaluation code of AGORA (CVPR
+2021) and Relative Human (CVPR 2022), and differ in how much boxes have to overlap."""
 
 
 def keypoint_distances(
@@ -69,8 +69,9 @@ def keypoint_distances(
         pred: keypoints, pixels or metres.
         target: keypoints of the people.
         weights: (T, K), confidences or a mask of the people's keypoints.
-        distance: "mean" is the weighted mean of the keypoints' distances; "spectral" the largest singular value
-            of the K x D matrix of differences, which is what the code of AGORA and Relative Human computes.
+        distance: "mean" is the weighted mean of the keypoints' distances; "spectral" the largest singular
+            value of the K x D matrix of differences, which is what the code of AGORA and Relative Human
+            computes.
 
     Returns:
         Distances; infinite for people without a visible keypoint.
@@ -135,8 +136,8 @@ def match(
         method: "greedy" takes the cheapest pair that is free, again and again; equal costs by index.
             "hungarian" matches as many pairs as there can be, and of those assignments takes the cheapest.
         stop_early: greedy only: a pair that is not allowed, met on the way, uses up one prediction, and the
-            matching ends once all are used up. The code of AGORA and Relative Human counts so, which loses some
-            people in crowds; it is here to compare with published numbers.
+            matching ends once all are used up. The code of AGORA and Relative Human counts so, which loses
+            some people in crowds; it is here to compare with published numbers.
 
     Returns:
         The pairs, in the order of the predictions, and who is left.
@@ -200,8 +201,8 @@ def match_keypoints(
 ) -> Matches:
     """Assigns the predictions of an image to its people by their keypoints in the image.
 
-    The cheapest pairs come first, and the boxes around the keypoints have to overlap. Of the people only visible
-    keypoints count; of the predictions all, for the box.
+    The cheapest pairs come first, and the boxes around the keypoints have to overlap. Of the people only
+    visible keypoints count; of the predictions all, for the box.
 
     Args:
         pred: keypoints of the predictions [pixels].
@@ -233,7 +234,8 @@ class DetectionScores(NamedTuple):
 def detection_scores(matched: int, false_positives: int, missed: int) -> DetectionScores:
     """Precision, recall and their harmonic mean F1, from counts over a data set.
 
-    NaN where there is nothing to divide by: precision without predictions, recall without people, F1 without both.
+    NaN where there is nothing to divide by: precision without predictions, recall without people, F1 without
+    both.
     """
 
     def share(part: float, whole: float) -> float:

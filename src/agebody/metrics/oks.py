@@ -1,12 +1,11 @@
-"""Object keypoint similarity, and the average precision and recall that COCO makes of it."""
+"""Object keypoint similarity: how like a person's keypoints a prediction's are."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Float
 from torch import Tensor
 
 from agebody.keypoints import KeypointLayout, get_layout
@@ -17,41 +16,45 @@ from agebody.reduction import Reduction, Weights, expect, hide, reduce
 _SIGMAS = {
     "nose": 0.026, "eye": 0.025, "ear": 0.035, "shoulder": 0.079, "elbow": 0.072, "wrist": 0.062,
     "hip": 0.107, "knee": 0.087, "ankle": 0.089,
-    "neck": 0.079, "neck_lsp": 0.079, "head_top": 0.079, "head_top_lsp": 0.079,
+    "neck": 0.079, "neck_lsp": 0.079, "head_top": 0.079, "head_top_lsp": 0.079, "top_head": 0.079,
     "left_big_toe": 0.068, "left_small_toe": 0.066, "left_heel": 0.066,
     "right_big_toe": 0.092, "right_small_toe": 0.094, "right_heel": 0.094,
 }  # fmt: skip
 
-THRESHOLDS = tuple((np.linspace(0.5, 0.95, 10)).tolist())
-"""Least OKS of a right detection, .50:.05:.95."""
 
-AREA_RANGES = {"all": (0.0, 1e10), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
-"""Areas of people [pixels²], both ends included."""
+CROWDPOSE14 = (
+    "left_shoulder", "right_shoulder", "left_elbow", "right_elbow", "left_wrist", "right_wrist", "left_hip",
+    "right_hip", "left_knee", "right_knee", "left_ankle", "right_ankle", "head_top", "neck",
+)  # fmt: skip
+"""Names of CrowdPose's points, which Relative Human's evaluation uses, too."""
 
-_RECALLS = np.linspace(0, 1, 101)
 
-
-def oks_sigmas(layout: str | KeypointLayout, *, default: float | None = None) -> tuple[float, ...]:
+def oks_sigmas(
+    layout: str | KeypointLayout | Sequence[str], *, default: float | None = None
+) -> tuple[float, ...]:
     """The published standard deviation of each point of a layout, by the point's name.
 
     COCO's 17 points, neck and top of the head of CrowdPose, feet of COCO-WholeBody.
 
     Args:
-        layout: a layout or its name.
+        layout: a layout or its name, or the names of the points.
         default: for points that have none, such as the spine.
 
     Raises:
         ValueError: a point has none and there is no default.
     """
-    layout = get_layout(layout)
-    sides = tuple(name.removeprefix("left_").removeprefix("right_") for name in layout.names)
-    found = [_SIGMAS.get(name, _SIGMAS.get(side)) for name, side in zip(layout.names, sides, strict=True)]
-    without = [name for name, sigma in zip(layout.names, found, strict=True) if sigma is None]
-    if without and default is None:
+    if isinstance(layout, (str, KeypointLayout)):
+        layout = get_layout(layout).names
+    sigmas = []
+    for name in layout:
+        side = name.removeprefix("left_").removeprefix("right_")
+        sigmas.append(_SIGMAS.get(name, _SIGMAS.get(side, default)))
+    without = [name for name, sigma in zip(layout, sigmas, strict=True) if sigma is None]
+    if without:
         raise ValueError(
-            f"layout: no standard deviation is published for {', '.join(without)} of {layout.name}; pass default="
+            f"layout: no standard deviation is published for {', '.join(without)}; pass default="
         )
-    return tuple(default if sigma is None else sigma for sigma in found)  # pyright: ignore[reportReturnType]
+    return tuple(sigmas)
 
 
 def oks(
@@ -73,7 +76,8 @@ def oks(
         pred: keypoints [pixels].
         target: the truth [pixels].
         area: of each person [pixels²]: COCO's is that of the person's outline.
-        weights: (*batch, K), which keypoints of the truth are visible. Any weight that is not zero counts as one.
+        weights: (*batch, K), which keypoints of the truth are visible. Any weight that is not zero counts as
+            one.
         sigmas: a layout with published standard deviations, or one number a keypoint.
         reduction: entries are people; those without a visible keypoint do not count, and are 0 in "none".
 
@@ -82,7 +86,7 @@ def oks(
     """
     expect("pred", pred, None, 2)
     expect("target", target, pred.shape[-2], 2)
-    spread = _spread(sigmas, pred)
+    spread = spread_of(sigmas, pred)
     seen = torch.ones_like(target[..., 0]) if weights is None else (weights != 0).to(pred.dtype)
     difference = hide(pred - target, seen, entry_dims=1)
     seen = seen.expand(difference.shape[:-1])
@@ -92,291 +96,15 @@ def oks(
     return reduce(likeness.sum(-1) / visible.clamp(min=1), visible > 0, reduction)
 
 
-def _spread(sigmas: str | KeypointLayout | tuple[float, ...] | Tensor, points: Tensor) -> Tensor:
-    """Twice the standard deviations, one a keypoint."""
+def spread_of(sigmas: str | KeypointLayout | tuple[float, ...] | Tensor, points: Tensor) -> Tensor:
+    """Twice the standard deviations, one a keypoint, which is what COCO's formula squares.
+
+    Raises:
+        ValueError: there is not one for each of the points, or the layout lacks some.
+    """
     if isinstance(sigmas, (str, KeypointLayout)):
         sigmas = oks_sigmas(sigmas)
     spread = 2 * torch.as_tensor(sigmas, dtype=points.dtype, device=points.device)
     if spread.shape != points.shape[-2:-1]:
         raise ValueError(f"sigmas: expected {points.shape[-2]}, one a keypoint, got {tuple(spread.shape)}")
     return spread
-
-
-class KeypointAP(NamedTuple):
-    """COCO's ten numbers; NaN where no person counts."""
-
-    AP: float
-    """Mean over the thresholds .50:.05:.95."""
-    AP50: float
-    AP75: float
-    AP_medium: float
-    AP_large: float
-    AR: float
-    AR50: float
-    AR75: float
-    AR_medium: float
-    AR_large: float
-
-
-class ImageResult(NamedTuple):
-    """What one image says at each threshold (.50:.05:.95), for one range of areas."""
-
-    scores: Float[np.ndarray, " D"]
-    """Of its detections, the best first."""
-    matched: Bool[np.ndarray, "T D"]
-    """The detection has its person."""
-    ignored: Bool[np.ndarray, "T D"]
-    """It counts neither for nor against."""
-    people: int
-    """Those who count."""
-
-
-class KeypointImage(NamedTuple):
-    """Detections and people of one image, as COCO describes them. Coordinates in pixels."""
-
-    pred: Float[np.ndarray, "D K 2"]
-    scores: Float[np.ndarray, " D"]
-    pred_areas: Float[np.ndarray, " D"]
-    target: Float[np.ndarray, "G K 2"]
-    visible: Bool[np.ndarray, "G K"]
-    areas: Float[np.ndarray, " G"]
-    boxes: Float[np.ndarray, "G 4"]
-    """(x, y, width, height)."""
-    crowd: Bool[np.ndarray, " G"]
-    """A region of several people: any number of detections may be in it, and none counts."""
-
-
-def keypoint_similarity(image: KeypointImage, sigmas: tuple[float, ...]) -> Float[np.ndarray, "D G"]:
-    """OKS of all pairs of one image, as COCO's evaluation computes it.
-
-    For people without a visible keypoint the distances are those of the detection's keypoints to the person's box,
-    made twice as large on every side.
-    """
-    if not len(image.target) or not len(image.pred):
-        return np.zeros((len(image.pred), len(image.target)))
-    variance = (np.array(sigmas) * 2) ** 2
-    corner, size = image.boxes[:, None, :2], image.boxes[:, None, 2:]
-    points = image.pred[:, None]
-    outside = np.maximum(0, corner - size - points) + np.maximum(0, points - (corner + 2 * size))
-    seen = image.visible.any(1)
-    difference = np.where(seen[None, :, None, None], points - image.target[None], outside)
-    counted = image.visible | ~seen[:, None]
-    area = image.areas[None, :, None] + np.spacing(1)
-    # NaN may stand where nothing is visible
-    squared = np.where(counted[None, ..., None], difference**2, 0).sum(-1)
-    likeness = np.where(counted, np.exp(-squared / variance / area / 2), 0)
-    return likeness.sum(-1) / counted.sum(-1)
-
-
-def match_image(
-    image: KeypointImage,
-    similarity: Float[np.ndarray, "D G"],
-    *,
-    area_range: tuple[float, float] = AREA_RANGES["all"],
-    max_detections: int = 20,
-) -> ImageResult:
-    """Assigns the detections of one image to its people, the best score first, at each threshold.
-
-    A detection takes the free person that it is most like, those that count before those that do not: crowds,
-    people without visible keypoints or of another size. Detections without a person do not count where their own
-    size is another.
-    """
-    order = np.argsort(-image.scores, kind="stable")[:max_detections]
-    low, high = area_range
-    ignored_target = image.crowd | ~image.visible.any(1) | (image.areas < low) | (image.areas > high)
-    shape = (len(THRESHOLDS), len(order))
-    matched, ignored = np.zeros(shape, bool), np.zeros(shape, bool)
-    for row, threshold in enumerate(THRESHOLDS):
-        taken = np.zeros(len(image.target), bool)
-        for column, detection in enumerate(order):
-            person = _best_person(similarity[detection], threshold, ~taken | image.crowd, ignored_target)
-            if person is not None:
-                taken[person] = matched[row, column] = True
-                ignored[row, column] = ignored_target[person]
-    strange = (image.pred_areas < low) | (image.pred_areas > high)
-    ignored |= ~matched & strange[order]
-    return ImageResult(image.scores[order], matched, ignored, int((~ignored_target).sum()))
-
-
-def _best_person(
-    similarity: np.ndarray, threshold: float, free: np.ndarray, ignored: np.ndarray
-) -> int | None:
-    for group in (~ignored, ignored):
-        possible = free & group & (similarity >= threshold)
-        if possible.any():
-            best = np.where(possible, similarity, -np.inf)
-            return (
-                len(best) - 1 - int(np.argmax(best[::-1]))
-            )  # of equal ones the last, as in COCO's evaluation
-    return None
-
-
-def precision_recall(
-    results: list[ImageResult],
-) -> tuple[Float[np.ndarray, " T"], Float[np.ndarray, " T"]]:
-    """Average precision and largest recall at each threshold; NaN where no person counts."""
-    nobody = np.full(len(THRESHOLDS), np.nan)
-    people = sum(result.people for result in results)
-    if people == 0:
-        return nobody, nobody
-    scores = np.concatenate([result.scores for result in results])
-    order = np.argsort(-scores, kind="stable")
-    matched = np.concatenate([result.matched for result in results], axis=1)[:, order]
-    ignored = np.concatenate([result.ignored for result in results], axis=1)[:, order]
-    right = np.cumsum(matched & ~ignored, axis=1, dtype=np.float64)
-    wrong = np.cumsum(~matched & ~ignored, axis=1, dtype=np.float64)
-    if not len(order):
-        return np.zeros(len(THRESHOLDS)), np.zeros(len(THRESHOLDS))
-    recall = right / people
-    precision = right / (right + wrong + np.spacing(1))
-    precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    sampled = np.zeros((len(THRESHOLDS), len(_RECALLS)))
-    for row in range(len(THRESHOLDS)):
-        at = np.searchsorted(recall[row], _RECALLS)
-        reached = at < len(order)
-        sampled[row, reached] = precision[row, at[reached]]
-    return sampled.mean(1), recall[:, -1]
-
-
-def summarize(results: dict[str, list[ImageResult]]) -> KeypointAP:
-    """COCO's ten numbers from the results of all images, by the names of `AREA_RANGES`."""
-    curves = {name: precision_recall(images) for name, images in results.items()}
-    numbers: list[Any] = []
-    for kind in (0, 1):
-        everything = curves["all"][kind]
-        numbers += [everything.mean(), everything[0], everything[5]]
-        numbers += [curves[name][kind].mean() for name in ("medium", "large")]
-    return KeypointAP(*(float(number) for number in numbers))
-
-
-def match_images(
-    images: list[KeypointImage], *, sigmas: tuple[float, ...], max_detections: int = 20
-) -> dict[str, list[ImageResult]]:
-    """`match_image` for every image and every one of the `AREA_RANGES`."""
-    likeness = [keypoint_similarity(image, sigmas) for image in images]
-    return {
-        name: [
-            match_image(image, similarity, area_range=span, max_detections=max_detections)
-            for image, similarity in zip(images, likeness, strict=True)
-        ]
-        for name, span in AREA_RANGES.items()
-    }
-
-
-def split_images(
-    pred: Float[np.ndarray, "D K 2"],
-    scores: Float[np.ndarray, " D"],
-    pred_images: Shaped[np.ndarray, " D"],
-    target: Float[np.ndarray, "G K 2"],
-    areas: Float[np.ndarray, " G"],
-    target_images: Shaped[np.ndarray, " G"],
-    *,
-    visible: Bool[np.ndarray, "G K"] | None = None,
-    boxes: Float[np.ndarray, "G 4"] | None = None,
-    crowd: Bool[np.ndarray, " G"] | None = None,
-    pred_areas: Float[np.ndarray, " D"] | None = None,
-    images: Shaped[np.ndarray, " I"] | None = None,
-) -> list[KeypointImage]:
-    """Detections and people of a data set, image by image, in the order of the images' ids.
-
-    Args:
-        pred: keypoints of the detections [pixels].
-        scores: how sure each is.
-        pred_images: id of each detection's image.
-        target: keypoints of the people [pixels].
-        areas: of the people [pixels²].
-        target_images: id of each person's image.
-        visible: which keypoints are visible; all by default.
-        boxes: (x, y, width, height) of the people; around their visible keypoints by default. They are needed
-            only for people without a visible keypoint.
-        crowd: regions of several people; none by default.
-        pred_areas: of the detections [pixels²]; of the boxes around their keypoints by default, as COCO does.
-        images: the ids to look at; all that occur by default.
-    """
-    seen = np.ones(target.shape[:2], bool) if visible is None else visible
-    if boxes is None:
-        low = np.where(seen[..., None], target, np.inf).min(1, initial=np.inf)
-        high = np.where(seen[..., None], target, -np.inf).max(1, initial=-np.inf)
-        boxes = np.where(seen.any(1)[:, None], np.concatenate([low, high - low], 1), 0)
-    if pred_areas is None:
-        pred_areas = np.ptp(pred, axis=1).prod(-1) if len(pred) else np.zeros(0)
-    if crowd is None:
-        crowd = np.zeros(len(target), bool)
-    if images is None:
-        images = np.union1d(pred_images, target_images)
-    people, detections = _by_image(target_images, images), _by_image(pred_images, images)
-    return [
-        KeypointImage(pred[d], scores[d], pred_areas[d], target[g], seen[g], areas[g], boxes[g], crowd[g])
-        for d, g in zip(detections, people, strict=True)
-    ]
-
-
-def _by_image(of: np.ndarray, images: np.ndarray) -> list[np.ndarray]:
-    """Indices of the entries of each image, in the order of the entries."""
-    order = np.argsort(of, kind="stable")
-    starts, ends = (np.searchsorted(of[order], images, side=side) for side in ("left", "right"))
-    return [order[start:end] for start, end in zip(starts, ends, strict=True)]
-
-
-def keypoint_ap(
-    pred: Float[Tensor, "D K 2"],
-    scores: Float[Tensor, " D"],
-    pred_images: Shaped[Tensor, " D"],
-    target: Float[Tensor, "G K 2"],
-    areas: Float[Tensor, " G"],
-    target_images: Shaped[Tensor, " G"],
-    *,
-    weights: Weights = None,
-    boxes: Float[Tensor, "G 4"] | None = None,
-    crowd: Bool[Tensor, " G"] | None = None,
-    pred_areas: Float[Tensor, " D"] | None = None,
-    sigmas: str | KeypointLayout | tuple[float, ...] = "coco17",
-    max_detections: int = 20,
-) -> KeypointAP:
-    """Average precision and recall of detected keypoints over images, equal to COCO's evaluation.
-
-    Detections are taken by score, the best first, and each takes the free person that it is most like, if its OKS
-    reaches the threshold. Precision is made monotone and read at 101 recalls. Crowds and people without visible
-    keypoints count neither for nor against.
-
-    Args:
-        pred: keypoints of the detections [pixels].
-        scores: how sure each is.
-        pred_images: id of each detection's image, of any integer type.
-        target: keypoints of the people [pixels].
-        areas: of the people [pixels²].
-        target_images: id of each person's image.
-        weights: (G, K), which keypoints of the people are visible; all by default.
-        boxes: (x, y, width, height) of the people; around their visible keypoints by default.
-        crowd: regions of several people; none by default.
-        pred_areas: of the detections [pixels²]; of the boxes around their keypoints by default.
-        sigmas: a layout with published standard deviations, or one number a keypoint.
-        max_detections: the best of each image are looked at.
-
-    Raises:
-        TypeError, ValueError: shapes or types do not fit, or the layout lacks standard deviations.
-    """
-    expect("pred", pred, None, 2)
-    expect("target", target, *pred.shape[-2:])
-    expected = (
-        ("scores", scores, len(pred)), ("pred_images", pred_images, len(pred)), ("areas", areas, len(target)),
-        ("target_images", target_images, len(target)), ("boxes", boxes, len(target)),
-        ("crowd", crowd, len(target)), ("pred_areas", pred_areas, len(pred)),
-    )  # fmt: skip
-    for name, tensor, length in expected:
-        if tensor is not None and len(tensor) != length:
-            raise ValueError(f"{name}: expected {length} entries, got {len(tensor)}")
-    spread = _spread(sigmas if isinstance(sigmas, tuple) else oks_sigmas(sigmas), pred.double()) / 2
-
-    def array(tensor: Tensor | None) -> Any:
-        if tensor is None:
-            return None
-        tensor = tensor.detach().cpu()
-        return (tensor.double() if tensor.is_floating_point() else tensor).numpy()
-
-    visible = None if weights is None else array((weights != 0).expand(target.shape[:2]))
-    images = split_images(
-        array(pred), array(scores), array(pred_images), array(target), array(areas), array(target_images),
-        visible=visible, boxes=array(boxes), crowd=array(crowd), pred_areas=array(pred_areas),
-    )  # fmt: skip
-    return summarize(match_images(images, sigmas=tuple(spread.tolist()), max_detections=max_detections))

@@ -34,16 +34,17 @@ def pck(
         pred: keypoints, in the image or in space.
         target: the truth, in the same unit.
         threshold: in that unit, or in reference lengths.
-        reference: one length a person, such as `torso_length`, `head_length`, `box_side` or `box_diagonal` of the
-            truth; without it the threshold is absolute.
-        weights: (*batch, K), confidences or a mask.
-        reduction: "none" gives 0 or 1 a keypoint, times its weight; see `per_joint` for one number a joint.
+        reference: one length a person, such as `torso_length`, `head_length`, `box_side` or `box_diagonal` of
+            the truth; without it the threshold is absolute.
+        weights: (*batch, K), which keypoints are there; any weight that is not zero counts as one.
+        reduction: "none" gives 0 or 1 a keypoint; see `per_joint` for one number a joint.
 
     Raises:
         TypeError, ValueError: shapes or types do not fit.
     """
     limit = threshold if reference is None else threshold * reference[..., None]
-    return reduce((_errors(pred, target, weights) < limit).to(pred.dtype), weights, reduction)
+    there = None if weights is None else weights != 0
+    return reduce((_errors(pred, target, there) < limit).to(pred.dtype), there, reduction)
 
 
 def pck_auc(
@@ -58,30 +59,31 @@ def pck_auc(
 ) -> Float[Tensor, "*left"]:
     """Area under the curve of PCK over thresholds: their mean over ``steps`` from 0 to ``max_threshold``.
 
-    The defaults are those of MPI-INF-3DHP (Mehta et al., 3DV 2017): 0 to 150 mm by 5 mm. Arguments as of `pck`.
+    The defaults are those of MPI-INF-3DHP (Mehta et al., 3DV 2017): 0 to 150 mm by 5 mm. Arguments as of
+    `pck`.
     """
     if steps < 1:
         raise ValueError(f"steps: expected at least 1, got {steps}")
     limits = torch.linspace(0, max_threshold, steps, dtype=pred.dtype, device=pred.device)
     if reference is not None:
         limits = limits * reference[..., None, None]
-    errors = _errors(pred, target, weights)
+    there = None if weights is None else weights != 0
+    errors = _errors(pred, target, there)
     correct = (errors[..., None] < limits).to(pred.dtype).mean(-1)
-    return reduce(correct, weights, reduction)
+    return reduce(correct, there, reduction)
 
 
 def per_joint(terms: Float[Tensor, "*batch K"], *, weights: Weights = None) -> Float[Tensor, " K"]:
-    """Mean of each column over all people: one number a joint, NaN for a joint that nobody has.
+    """Mean of each joint over all people, of terms that were not reduced; NaN for a joint that nobody has.
 
-    For terms of one entry a keypoint, with ``reduction="none"`` and *without* weights of their own: pass the
-    weights here.
+    Args:
+        terms: one a joint, such as `pck` with ``reduction="none"``.
+        weights: (*batch, K), as of `pck`.
     """
     expect("terms", terms, None)
-    if weights is None:
-        return terms.flatten(0, -2).mean(0) if terms.dim() > 1 else terms
-    weights = weights.expand(terms.shape)
-    kept = torch.where(weights != 0, terms * weights, 0).reshape(-1, terms.shape[-1]).sum(0)
-    return kept / (weights != 0).reshape(-1, terms.shape[-1]).sum(0)
+    there = torch.ones_like(terms) if weights is None else (weights != 0).expand(terms.shape)
+    columns = torch.where(there != 0, terms, 0).reshape(-1, terms.shape[-1])
+    return columns.sum(0) / there.reshape(columns.shape).sum(0)
 
 
 def mpckh(
@@ -94,14 +96,15 @@ def mpckh(
 ) -> Float[Tensor, "*left"]:
     """Mean over people of the share of visible keypoints whose error is below a head's size.
 
-    The head is taken as 0.143 of the diagonal of the box around the visible keypoints of the truth, as in Relative
-    Human's evaluation (BEV, CVPR 2022). That code enters people with fewer than two visible keypoints as -1 into
-    its mean; here they do not count.
+    The head is taken as 0.143 of the diagonal of the box around the visible keypoints of the truth, as in
+    Relative Human's evaluation (BEV, CVPR 2022). That code enters people with fewer than two visible
+    keypoints as -1 into its mean; here they do not count.
 
     Args:
         pred: keypoints [pixels].
         target: the truth [pixels].
-        weights: (*batch, K), which keypoints of the truth are visible; any weight that is not zero counts as one.
+        weights: (*batch, K), which keypoints of the truth are visible; any weight that is not zero counts as
+            one.
         threshold: share of the diagonal.
         reduction: entries are people; "none" gives 0 for those who do not count.
 
@@ -144,8 +147,8 @@ def torso_length(
 def head_length(points: Float[Tensor, "*batch K D"], layout: str | KeypointLayout) -> Float[Tensor, "*batch"]:
     """From the neck to the top of the head.
 
-    MPII's own PCKh takes 0.6 of the diagonal of an annotated head box instead; pass that as the reference where
-    there is one.
+    MPII's own PCKh takes 0.6 of the diagonal of an annotated head box instead; pass that as the reference
+    where there is one.
 
     Raises:
         ValueError: the layout has no such points, or another number of points.
