@@ -1,0 +1,250 @@
+"""What is taken away before errors are measured: a root, a scale, a rigid motion, a similarity."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from agebody.keypoints import KeypointLayout, get_layout
+from agebody.reduction import Weights, expect, hide
+
+
+class Similarity(NamedTuple):
+    """``x -> scale * rotation @ x + translation``."""
+
+    rotation: Float[Tensor, "*batch 3 3"]
+    """Acts on column vectors, with determinant +1."""
+    scale: Float[Tensor, "*batch"]
+    translation: Float[Tensor, "*batch 3"]
+
+    def apply(self, points: Float[Tensor, "*batch N 3"]) -> Float[Tensor, "*batch N 3"]:
+        """The points, moved."""
+        turned = points @ self.rotation.mT
+        return self.scale[..., None, None] * turned + self.translation[..., None, :]
+
+
+def procrustes(
+    points: Float[Tensor, "*batch N 3"],
+    target: Float[Tensor, "*batch N 3"],
+    *,
+    weights: Weights = None,
+    with_scale: bool = True,
+) -> Similarity:
+    """The similarity, or rigid motion, that brings points nearest to a target in the least-squares sense.
+
+    Rotations are proper, whatever the points: a mirrored target is approached, not reached. Where the points
+    do not decide (they coincide, or lie on a line) one of the best is taken, with scale 1 if they coincide,
+    and gradients are bounded: what is not decided does not move.
+
+    Args:
+        points: what is moved.
+        target: where to.
+        weights: (*batch, N) of the squared distances; points of weight 0 are not looked at.
+        with_scale: a similarity; False keeps the scale at 1, a rigid motion.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type or shape.
+
+    Umeyama, IEEE TPAMI 13(4), 1991; the rotation by Horn's quaternions, JOSA A 4(4), 1987.
+    """
+    _expect_pair(points, target, "points")
+    points, target = hide(points, weights, 1), hide(target, weights, 1)
+    shares = _shares(points, weights)
+    from_center, to_center = ((shares * x).sum(-2, keepdim=True) for x in (points, target))
+    start, end = points - from_center, target - to_center
+    covariance = (shares * end).mT @ start
+    rotation = nearest_rotation(covariance)
+    scale = covariance.new_ones(covariance.shape[:-2])
+    if with_scale:
+        spread = (shares * start * start).sum((-2, -1))
+        # Differences from the center that are rounding alone say nothing about a scale.
+        rounding = 8 * torch.finfo(points.dtype).eps
+        decided = spread > rounding * rounding * (shares * points * points).sum((-2, -1))
+        gain = (rotation * covariance).sum((-2, -1))
+        scale = torch.where(decided, gain / torch.where(decided, spread, 1), scale)
+    moved = scale[..., None] * (rotation @ from_center.mT).squeeze(-1)
+    return Similarity(rotation, scale, to_center.squeeze(-2) - moved)
+
+
+def procrustes_align(
+    points: Float[Tensor, "*batch N 3"],
+    target: Float[Tensor, "*batch N 3"],
+    *,
+    weights: Weights = None,
+    with_scale: bool = True,
+) -> Float[Tensor, "*batch N 3"]:
+    """The points, moved by `procrustes` onto the target; arguments as there. Those of weight 0 become 0."""
+    motion = procrustes(points, target, weights=weights, with_scale=with_scale)
+    return hide(motion.apply(hide(points, weights, 1)), weights, 1)
+
+
+def best_scale(
+    points: Float[Tensor, "*batch N 3"], target: Float[Tensor, "*batch N 3"], *, weights: Weights = None
+) -> Float[Tensor, "*batch"]:
+    """The factor that brings points nearest to a target about the origin; 1 where all points are there.
+
+    Args:
+        points: what is scaled.
+        target: where to.
+        weights: (*batch, N) of the squared distances; points of weight 0 are not looked at.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type or shape.
+    """
+    _expect_pair(points, target, "points")
+    points, target = hide(points, weights, 1), hide(target, weights, 1)
+    shares = _shares(points, weights)
+    spread, gain = ((shares * points * other).sum((-2, -1)) for other in (points, target))
+    decided = spread > 0
+    return torch.where(decided, gain / torch.where(decided, spread, 1), 1)
+
+
+def root_of(
+    points: Float[Tensor, "*batch K 3"],
+    *,
+    layout: str | KeypointLayout | None,
+    root: Sequence[str] | Sequence[int] | None = None,
+) -> Float[Tensor, "*batch 3"]:
+    """Where the root is: the mean of its points.
+
+    Args:
+        points: of a layout.
+        layout: what the points are, or its name; None where no layout says so.
+        root: names of the root points in the layout, by default its own; or their indices.
+
+    Raises:
+        TypeError, ValueError: as `root_points`; the points have the wrong type or shape.
+    """
+    expect("points", points, None, 3)
+    return points[..., root_points(layout, root, points.shape[-2]), :].mean(-2)
+
+
+def root_points(
+    layout: str | KeypointLayout | None, root: Sequence[str] | Sequence[int] | None, num_points: int
+) -> list[int]:
+    """Indices of the root points in a set of so many; arguments as of `root_of`.
+
+    Raises:
+        ValueError: there is no such layout, it has another number of points or no point of that name, an
+            index is none of theirs, or neither layout nor root is given.
+    """
+    known = None if layout is None else get_layout(layout)
+    if known is not None and len(known) != num_points:
+        raise ValueError(f"layout: {known.name!r} has {len(known)} points, got {num_points}")
+    if root is None:
+        if known is None:
+            raise ValueError("layout: expected a layout, or root points, got None")
+        return list(known.root)
+    names = () if known is None else known.names
+    found = [names.index(point) if point in names else point for point in root]
+    chosen = [point for point in found if isinstance(point, int) and -num_points <= point < num_points]
+    if isinstance(root, str) or not chosen or len(chosen) < len(found):
+        what = f"{num_points} points" if known is None else f"{known.name!r}, or their names"
+        raise ValueError(f"root: expected a list of indices of {what}, got {root!r}")
+    return chosen
+
+
+def nearest_rotation(matrix: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 3 3"]:
+    """The rotation R, det R = +1, that maximises tr(Rᵀ M): the one nearest to the matrix M.
+
+    Derivatives of every order are those of the exact solution; where that is not unique, or nearly not, they
+    are damped, as in the pseudo-inverse. Matrices with NaN or infinite entries give the identity.
+    """
+    # Positive factors do not change the rotation, so this one needs no derivative.
+    size = matrix.detach().abs().amax((-2, -1), keepdim=True)
+    return _NearestRotation.apply(matrix / torch.where(size > 0, size, 1))
+
+
+class _NearestRotation(torch.autograd.Function):
+    """With M = R P, P symmetric, dR = R [ω]ₓ where (tr(P) 1 - P) ω = vee(Rᵀ dM - dMᵀ R)."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(matrix: Tensor) -> Tensor:
+        finite = matrix.isfinite().all(-1).all(-1)[..., None, None]
+        _, vectors = torch.linalg.eigh(_quaternion_form(torch.where(finite, matrix, 0)))
+        return _quaternion_to_matrix(vectors[..., -1])
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.save_for_backward(*inputs, output)
+        ctx.save_for_forward(*inputs, output)
+
+    @staticmethod
+    def backward(ctx, *grad_outputs: Tensor) -> Tensor:
+        matrix, rotation = ctx.saved_tensors
+        spin = _solve_spin(matrix, rotation, _vee(rotation.mT @ grad_outputs[0]))
+        return rotation @ _hat(spin)
+
+    @staticmethod
+    def jvp(ctx, *grad_inputs: Tensor) -> Tensor:
+        matrix, rotation = ctx.saved_tensors
+        return rotation @ _hat(_solve_spin(matrix, rotation, _vee(rotation.mT @ grad_inputs[0])))
+
+
+def _solve_spin(
+    matrix: Float[Tensor, "*batch 3 3"], rotation: Float[Tensor, "*batch 3 3"], b: Float[Tensor, "*batch 3"]
+) -> Float[Tensor, "*batch 3"]:
+    """K (K² + d²)⁻¹ b for K = tr(P) 1 - P, whose eigenvalues are sums of two singular values of M.
+
+    It is the real part of (K + i d)⁻¹ b, and solved so: K² would lose half of the digits. With d the root of
+    the rounding error, an eigenvalue t that is rounding alone gains 1 at most; the gain 1 / t of any other
+    changes by (d / t)², at t = 0.01 by 1e-3 in float32 and by 2e-12 in float64.
+    """
+    symmetric = rotation.mT @ matrix
+    one = torch.eye(3, dtype=matrix.dtype, device=matrix.device)
+    k = symmetric.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None] * one - symmetric
+    d = torch.finfo(matrix.dtype).eps ** 0.5 * one.expand_as(k)
+    both = torch.cat((torch.cat((k, -d), -1), torch.cat((d, k), -1)), -2)
+    right = torch.cat((b, torch.zeros_like(b)), -1)[..., None]
+    return torch.linalg.solve_ex(both, right)[0][..., :3, 0]
+
+
+def _vee(matrix: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 3"]:
+    """Vector of the matrix less its transpose."""
+    skew = matrix - matrix.mT
+    return torch.stack((skew[..., 2, 1], skew[..., 0, 2], skew[..., 1, 0]), -1)
+
+
+def _hat(vector: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3 3"]:
+    x, y, z = vector.unbind(-1)
+    zero = torch.zeros_like(x)
+    return torch.stack((zero, -z, y, z, zero, -x, -y, x, zero), -1).reshape(*vector.shape, 3)
+
+
+def _quaternion_form(m: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 4 4"]:
+    """The symmetric N with qᵀ N q = tr(R(q)ᵀ M) for every unit quaternion q = (x, y, z, w)."""
+    trace = m.diagonal(dim1=-2, dim2=-1).sum(-1)
+    one = torch.eye(3, dtype=m.dtype, device=m.device)
+    block = m + m.mT - trace[..., None, None] * one
+    axis = _vee(m)
+    upper = torch.cat((block, axis[..., None]), -1)
+    return torch.cat((upper, torch.cat((axis, trace[..., None]), -1)[..., None, :]), -2)
+
+
+def _quaternion_to_matrix(q: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 3 3"]:
+    q = q / q.norm(dim=-1, keepdim=True)  # float32's eigenvectors are unit to 1e-6 only
+    axis, w = q[..., :3], q[..., 3:, None]
+    one = torch.eye(3, dtype=q.dtype, device=q.device)
+    square = (w * w)[..., 0] - (axis * axis).sum(-1, keepdim=True)
+    outer = axis[..., :, None] * axis[..., None, :]
+    return square[..., None] * one + 2 * (outer + w * _hat(axis))
+
+
+def _shares(points: Tensor, weights: Tensor | None) -> Float[Tensor, "*batch N 1"]:
+    """Weights that sum to 1 over the points, or are all 0."""
+    if weights is None:
+        return points.new_full((points.shape[-2], 1), 1 / max(points.shape[-2], 1))
+    given = weights.to(points.dtype).expand(points.shape[:-1])[..., None]
+    total = given.sum(-2, keepdim=True)
+    return given / torch.where(total > 0, total, 1)
+
+
+def _expect_pair(points: Tensor, target: Tensor, name: str) -> None:
+    expect(name, points, None, 3)
+    expect("target", target, points.shape[-2], 3)

@@ -1,0 +1,223 @@
+"""Metrics that add up over batches and processes, with torchmetrics' interface: ``agebody[metrics]``.
+
+Each takes what its function takes, batch by batch, and computes the mean over all entries that count, as if
+they had come at once: the states are a sum in float64 and a count, added over processes. Without entries it
+is NaN.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torchmetrics import Metric
+
+from agebody.age import AGE_CLASSES, age_class
+from agebody.metrics import pose, world
+from agebody.metrics.pose import Errors, Layout, Root
+from agebody.reduction import Weights
+
+
+class MeanMetric(Metric):
+    """The mean of something over all entries: write `errors`, and the rest is here.
+
+    Args:
+        options: of `torchmetrics.Metric`, such as ``dist_sync_on_step``.
+    """
+
+    full_state_update = False
+    higher_is_better = False
+    is_differentiable = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    @abstractmethod
+    def errors(self, *args: Any, **kwargs: Any) -> Errors:
+        """One number an entry, and which of them count."""
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        """Adds a batch; arguments as of the function of this name."""
+        values, counted = self.errors(*args, **kwargs)
+        self.total += _kept(values, counted).sum()
+        self.count += values.numel() if counted is None else counted.sum()
+
+    def compute(self) -> Float[Tensor, ""]:
+        """The mean so far, float64."""
+        return self.total / self.count
+
+
+class MPJPE(MeanMetric):
+    """`agebody.metrics.mpjpe` over batches; options as there."""
+
+    def __init__(self, *, layout: Layout, root: Root = None, **options: Any) -> None:
+        super().__init__(**options)
+        self.layout, self.root = layout, root
+
+    def errors(self, pred: Tensor, target: Tensor, *, weights: Weights = None) -> Errors:
+        """One number a person."""
+        return pose.mpjpe_errors(pred, target, layout=self.layout, root=self.root, weights=weights)
+
+
+class NMPJPE(MPJPE):
+    """`agebody.metrics.n_mpjpe` over batches; options as there."""
+
+    def errors(self, pred: Tensor, target: Tensor, *, weights: Weights = None) -> Errors:
+        """One number a person."""
+        return pose.n_mpjpe_errors(pred, target, layout=self.layout, root=self.root, weights=weights)
+
+
+class PAMPJPE(MeanMetric):
+    """`agebody.metrics.pa_mpjpe` over batches."""
+
+    def errors(self, pred: Tensor, target: Tensor, *, weights: Weights = None) -> Errors:
+        """One number a person."""
+        return pose.pa_mpjpe_errors(pred, target, weights=weights)
+
+
+class PVE(MeanMetric):
+    """`agebody.metrics.pve` over batches."""
+
+    def errors(
+        self,
+        pred: Tensor,
+        target: Tensor,
+        *,
+        pred_root: Tensor | None,
+        target_root: Tensor | None,
+        weights: Weights = None,
+    ) -> Errors:
+        """One number a person."""
+        return pose.pve_errors(pred, target, pred_root=pred_root, target_root=target_root, weights=weights)
+
+
+class PAPVE(PAMPJPE):
+    """`agebody.metrics.pa_pve` over batches."""
+
+
+class StatureError(MeanMetric):
+    """`agebody.metrics.stature_error` over batches; options as there."""
+
+    def __init__(self, *, relative: bool = False, **options: Any) -> None:
+        super().__init__(**options)
+        self.relative = relative
+
+    def errors(self, pred: Tensor, target: Tensor, *, weights: Weights = None) -> Errors:
+        """One number a person."""
+        return pose.stature_errors(pred, target, relative=self.relative, weights=weights)
+
+
+class WMPJPE(MeanMetric):
+    """`agebody.metrics.w_mpjpe` over sequences; options as there."""
+
+    def __init__(self, *, segment: int | None = world.SEGMENT, **options: Any) -> None:
+        super().__init__(**options)
+        self.segment = segment
+
+    def errors(self, pred: Tensor, target: Tensor, *, weights: Weights = None) -> Errors:
+        """One number a frame."""
+        return world.w_mpjpe_errors(pred, target, segment=self.segment, weights=weights)
+
+
+class WAMPJPE(WMPJPE):
+    """`agebody.metrics.wa_mpjpe` over sequences; options as there."""
+
+    def errors(self, pred: Tensor, target: Tensor, *, weights: Weights = None) -> Errors:
+        """One number a frame."""
+        return world.wa_mpjpe_errors(pred, target, segment=self.segment, weights=weights)
+
+
+class RootTrajectoryError(MeanMetric):
+    """`agebody.metrics.root_trajectory_error` over sequences."""
+
+    def errors(self, pred: Tensor, target: Tensor, *, weights: Weights = None) -> Errors:
+        """One number a frame."""
+        return world.root_trajectory_errors(pred, target, weights=weights)
+
+
+class AccelerationError(MeanMetric):
+    """`agebody.metrics.acceleration_error` over sequences; options as there."""
+
+    def __init__(self, *, fps: float | None = None, **options: Any) -> None:
+        super().__init__(**options)
+        self.fps = fps
+
+    def errors(self, pred: Tensor, target: Tensor, *, weights: Weights = None) -> Errors:
+        """One number a frame."""
+        return world.acceleration_errors(pred, target, fps=self.fps, weights=weights)
+
+
+class ByAgeClass(Metric):
+    """One of the metrics above for each of ``AGE_CLASSES``, and for all.
+
+    Args:
+        metric: says how errors are computed; its own states are not used.
+        options: of `torchmetrics.Metric`.
+    """
+
+    full_state_update = False
+    higher_is_better = False
+    is_differentiable = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, metric: MeanMetric, **options: Any) -> None:
+        super().__init__(**options)
+        self.metric = metric
+        classes = len(AGE_CLASSES)
+        self.add_state("total", torch.zeros(classes, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros(classes, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(
+        self,
+        *args: Any,
+        age_classes: Int[Tensor, "*batch"] | None = None,
+        age_offset: Float[Tensor, "*batch"] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Adds a batch.
+
+        Args:
+            args: of the metric.
+            age_classes: (*batch), indices into ``AGE_CLASSES``, of people or of sequences. Whoever has
+                another, such as -1, does not count.
+            age_offset: (*batch), true age offsets, instead.
+            kwargs: of the metric.
+
+        Raises:
+            ValueError: not one of the two was given, or it does not fit the entries.
+        """
+        classes = age_classes if age_offset is None else age_class(age_offset)
+        if classes is None or (age_classes is not None and age_offset is not None):
+            raise ValueError("age_classes: expected either age_classes or age_offset")
+        values, counted = self.metric.errors(*args, **kwargs)
+        shape = tuple(classes.shape)
+        if tuple(values.shape[: len(shape)]) != shape:
+            raise ValueError(
+                f"age_classes: expected one for each of {tuple(values.shape)} entries, got {shape}"
+            )
+        ids = torch.arange(len(AGE_CLASSES), device=values.device)
+        member = classes.reshape(*shape, *[1] * (values.dim() - len(shape)), 1) == ids
+        member = member.expand(*values.shape, -1)
+        if counted is not None:
+            member = member & counted[..., None]
+        self.total += _kept(values[..., None], member).reshape(-1, len(ids)).sum(0)
+        self.count += member.reshape(-1, len(ids)).sum(0)
+
+    def compute(self) -> dict[str, Float[Tensor, ""]]:
+        """The mean of each class by its name, NaN for those without entries, and ``"all"``."""
+        means = {kind.name: self.total[i] / self.count[i] for i, kind in enumerate(AGE_CLASSES)}
+        return means | {"all": self.total.sum() / self.count.sum()}
+
+
+def _kept(values: Tensor, counted: Tensor | None) -> Tensor:
+    """In float64, without what does not count."""
+    values = values.detach().double()
+    return values if counted is None else torch.where(counted, values, 0)
