@@ -1,0 +1,386 @@
+"""The camera: one tuple of tensors, from points in the world to pixels and back.
+
+Conventions, for the whole library:
+
+- axes are OpenCV's and COLMAP's: x right, y down, z forward;
+- the image spans [0, W] x [0, H] pixels, so the centre of the first pixel is (0.5, 0.5), as in COLMAP;
+- extrinsics go from the world to the camera, on column vectors: p_camera = R p_world + t.
+
+`agebody.cameras.conventions` converts from and to those of others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from agebody.cameras.distortion import distort, field_limit, undistort
+from agebody.reduction import expect
+
+Axis = Literal["vertical", "horizontal", "diagonal"]
+"""Along which a field of view is measured."""
+
+Size = tuple[float, float] | Float[Tensor, "*batch 2"]
+"""Width and height of an image [pixels]."""
+
+NEAR = 0.1
+"""Distance [m] from which on projection is perspective; see `Camera.project`."""
+
+
+class Projection(NamedTuple):
+    """Where points are in the image."""
+
+    pixels: Float[Tensor, "*batch K 2"]
+    """x and y [pixels], finite for every finite point."""
+    depth: Float[Tensor, "*batch K"]
+    """z in camera coordinates [m], negative behind the camera."""
+    visible: Bool[Tensor, "*batch K"]
+    """In front of the camera and, where a size was given, inside the image. Nothing hides anything here."""
+
+
+class Camera(NamedTuple):
+    """A perspective camera, or a batch of them.
+
+    Batch dimensions of a camera broadcast with those of the points that it sees: points are (*batch, K, 3),
+    the camera's tensors (*batch, ...). Being a tuple, it passes through ``torch.func`` and ``torch.compile``.
+    """
+
+    focal: Float[Tensor, "*batch 2"]
+    """fx and fy [pixels]."""
+    center: Float[Tensor, "*batch 2"]
+    """Principal point cx, cy [pixels]."""
+    rotation: Float[Tensor, "*batch 3 3"] | None = None
+    """World to camera; None is the identity."""
+    translation: Float[Tensor, "*batch 3"] | None = None
+    """World to camera [m]; None is zero."""
+    distortion: Float[Tensor, "*batch k"] | None = None
+    """(k1, k2, p1, p2[, k3[, k4, k5, k6]]) in OpenCV's order; None is no distortion."""
+
+    @classmethod
+    def from_matrix(
+        cls,
+        intrinsics: Float[Tensor, "*batch 3 3"],
+        world_to_camera: Float[Tensor, "*batch n 4"] | None = None,
+        *,
+        distortion: Float[Tensor, "*batch k"] | None = None,
+    ) -> Camera:
+        """A camera from K = [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] [pixels] and [R | t], (3, 4) or (4, 4).
+
+        The values are looked at, which waits for a GPU; in a loop, use the constructor.
+
+        Raises:
+            TypeError, ValueError: an argument has another type or shape, K has a skew or is no pinhole
+                camera's, R is no rotation.
+        """
+        k = expect("intrinsics", intrinsics, 3, 3)
+        fx, fy = k[..., 0, 0], k[..., 1, 1]
+        if not _compiling():
+            rest = k.detach().clone()
+            rest[..., (0, 1, 0, 1), (0, 1, 2, 2)] = 0
+            pinhole = rest.new_tensor([[0, 0, 0], [0, 0, 0], [0, 0, 1]])
+            if not ((rest == pinhole).all() and (fx > 0).all() and (fy > 0).all()):
+                raise ValueError(
+                    "intrinsics: expected [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] with fx, fy > 0 and no skew, "
+                    f"got {k.detach().cpu().tolist()}"
+                )
+        camera = cls(torch.stack((fx, fy), -1), k[..., :2, 2], distortion=distortion)
+        if world_to_camera is None:
+            return camera
+        rotation, translation = split_rigid("world_to_camera", world_to_camera)
+        if not _compiling():
+            r = rotation.detach()
+            eye = torch.eye(3, dtype=r.dtype, device=r.device)
+            if not (torch.allclose(r @ r.mT, eye.expand_as(r), atol=1e-4) and (torch.det(r) > 0).all()):
+                raise ValueError(
+                    f"world_to_camera: expected a rotation in its first three columns, got {r.cpu().tolist()}"
+                )
+        return camera._replace(rotation=rotation, translation=translation)
+
+    @classmethod
+    def from_fov(
+        cls,
+        fov: float | Float[Tensor, "*batch"],
+        size: Size,
+        *,
+        axis: Axis = "vertical",
+    ) -> Camera:
+        """A camera with square pixels that looks through the middle of its image.
+
+        Args:
+            fov: field of view [rad], between 0 and pi.
+            size: width and height [pixels].
+            axis: what the field of view is the angle of: "vertical", "horizontal" or "diagonal".
+
+        Raises:
+            ValueError: the axis is none of these.
+        """
+        if not isinstance(fov, Tensor):
+            fov = torch.tensor(float(fov))
+        focal, extent = fov_to_focal(fov, size, axis=axis), _as_size(size, fov)
+        return cls(*torch.broadcast_tensors(focal[..., None], extent / 2))
+
+    @classmethod
+    def guess(cls, size: Size) -> Camera:
+        """A camera for a photograph of unknown focal length: f = sqrt(W^2 + H^2), CLIFF's guess (53 degrees).
+
+        Args:
+            size: width and height [pixels].
+        """
+        extent = _as_size(size, torch.empty(0)) if not isinstance(size, Tensor) else size
+        return cls(extent.norm(dim=-1, keepdim=True).expand_as(extent), extent / 2)
+
+    @classmethod
+    def look_at(
+        cls,
+        eye: Sequence[float] | Float[Tensor, "*batch 3"],
+        target: Sequence[float] | Float[Tensor, "*batch 3"],
+        *,
+        size: Size,
+        fov: float | Float[Tensor, "*batch"] = math.pi / 6,
+        axis: Axis = "vertical",
+        up: Sequence[float] | Float[Tensor, "*batch 3"] = (0.0, 1.0, 0.0),
+    ) -> Camera:
+        """A camera at ``eye`` that sees ``target`` in the middle of its image.
+
+        Args:
+            eye: where the camera stands, in the world [m].
+            target: a point on its optical axis [m].
+            size: width and height [pixels].
+            fov: field of view [rad].
+            axis: what the field of view is the angle of.
+            up: direction of the world that points up in the image.
+
+        Raises:
+            ValueError: eye and target coincide, up is parallel to the view, or there is no such axis.
+        """
+        given = [v for v in (eye, target, up) if isinstance(v, Tensor)]
+        like = given[0] if given else torch.empty(0)
+        position, aim, above = (
+            torch.as_tensor(v, dtype=like.dtype, device=like.device) for v in (eye, target, up)
+        )
+        forward = aim - position
+        right = torch.linalg.cross(*torch.broadcast_tensors(forward, above))
+        if not _compiling() and (right.norm(dim=-1) <= 1e-9 * forward.norm(dim=-1)).any():
+            raise ValueError(
+                "eye, target: expected two different points on a line that is not parallel to up"
+            )
+        forward, right = (v / v.norm(dim=-1, keepdim=True) for v in (forward, right))
+        rotation = torch.stack((right, torch.linalg.cross(forward, right), forward), -2)
+        if not isinstance(fov, Tensor):
+            fov = position.new_tensor(fov)
+        translation = -(rotation @ position[..., None])[..., 0]
+        return cls.from_fov(fov, size, axis=axis)._replace(rotation=rotation, translation=translation)
+
+    @property
+    def intrinsics(self) -> Float[Tensor, "*batch 3 3"]:
+        """K [pixels]."""
+        zero, one = torch.zeros_like(self.focal[..., 0]), torch.ones_like(self.focal[..., 0])
+        (fx, fy), (cx, cy) = self.focal.unbind(-1), self.center.unbind(-1)
+        rows = (fx, zero, cx + zero), (zero, fy, cy + zero), (zero, zero, one)
+        return torch.stack([torch.stack(torch.broadcast_tensors(*row), -1) for row in rows], -2)
+
+    @property
+    def world_to_camera(self) -> Float[Tensor, "*batch 4 4"]:
+        """[R | t] over (0, 0, 0, 1)."""
+        rotation, translation = self._pose()
+        return join_rigid(rotation, translation)
+
+    @property
+    def position(self) -> Float[Tensor, "*batch 3"]:
+        """Where the camera stands, in the world [m]: -R^T t."""
+        rotation, translation = self._pose()
+        return -(rotation.mT @ translation[..., None])[..., 0]
+
+    def to(self, *args: Any, **kwargs: Any) -> Camera:
+        """All tensors moved or cast, as by ``torch.Tensor.to``."""
+        parts = {name: part.to(*args, **kwargs) for name, part in self._asdict().items() if part is not None}
+        return Camera(**parts)
+
+    def to_camera(self, points: Float[Tensor, "*points K 3"]) -> Float[Tensor, "*batch K 3"]:
+        """Camera coordinates of world points: R p + t [m]."""
+        points = expect("points", points, None, 3)
+        if self.rotation is not None:
+            points = points @ expect("rotation", self.rotation, 3, 3).mT
+        if self.translation is not None:
+            points = points + expect("translation", self.translation, 3)[..., None, :]
+        return points
+
+    def to_world(self, points: Float[Tensor, "*points K 3"]) -> Float[Tensor, "*batch K 3"]:
+        """World coordinates of points in camera coordinates: R^T (p - t) [m]."""
+        points = expect("points", points, None, 3)
+        if self.translation is not None:
+            points = points - expect("translation", self.translation, 3)[..., None, :]
+        if self.rotation is not None:
+            points = points @ expect("rotation", self.rotation, 3, 3)
+        return points
+
+    def project(
+        self, points: Float[Tensor, "*points K 3"], *, size: Size | None = None, near: float = NEAR
+    ) -> Projection:
+        """Where world points are in the image.
+
+        x = fx X / Z + cx and y = fy Y / Z + cy, with distortion between the division and the focal length.
+
+        Nearer than ``near`` and behind the camera, 1 / Z is continued by 2 / near - 1 / (2 near - Z), its
+        point reflection at Z = near. Value and first derivative are continuous there, the value stays below
+        2 / near, and its slope is nowhere steeper than 1 / near^2. So nothing is infinite, and the gradient
+        of a reprojection error still moves such points forward. They are not visible.
+
+        Args:
+            points: in the world [m].
+            size: width and height [pixels], for ``visible``: 0 <= x < W and 0 <= y < H.
+            near: see above [m].
+
+        Returns:
+            Pixels, depth and a mask. With distortion, what lies outside the lens's view (see `distort`) is
+            not visible either.
+
+        Raises:
+            TypeError, ValueError: an argument or a tensor of the camera has another type or shape, or near is
+                not positive.
+        """
+        if not near > 0:
+            raise ValueError(f"near: expected a distance above 0 [m], got {near}")
+        local = self.to_camera(points)
+        depth = local[..., 2]
+        plane = local[..., :2] * _inverse_depth(depth, near)[..., None]
+        visible = depth >= near
+        if self.distortion is not None:
+            limit = field_limit(self.distortion)[..., None]
+            visible = visible & ((plane * plane).sum(-1) <= limit * limit)
+            plane = distort(plane, self.distortion)
+        pixels = plane * self._focal() + self._center()
+        if size is not None:
+            extent = _as_size(size, pixels)[..., None, :]
+            visible = visible & ((pixels >= 0) & (pixels < extent)).all(-1)
+        return Projection(pixels, depth.expand(pixels.shape[:-1]), visible.expand(pixels.shape[:-1]))
+
+    def unproject(
+        self, pixels: Float[Tensor, "*points K 2"], depth: Float[Tensor, "*depths K"]
+    ) -> Float[Tensor, "*batch K 3"]:
+        """World points at image points: the inverse of `project` from ``near`` on.
+
+        Args:
+            pixels: in the image.
+            depth: z in camera coordinates [m].
+
+        Raises:
+            TypeError, ValueError: an argument or a tensor of the camera has another type or shape.
+        """
+        pixels, depth = expect("pixels", pixels, None, 2), expect("depth", depth, None)
+        plane = (pixels - self._center()) / self._focal()
+        if self.distortion is not None:
+            plane = undistort(plane, self.distortion)
+        plane, depth = torch.broadcast_tensors(plane, depth[..., None])
+        return self.to_world(torch.cat((plane * depth, depth[..., :1]), -1))
+
+    def resized(self, scale: float | Float[Tensor, "*batch n"]) -> Camera:
+        """The camera of the image when it is resized.
+
+        Since the image begins at 0, not at -0.5, focal length and principal point are simply multiplied.
+
+        Args:
+            scale: new size over old: a number, (*batch, 1), or (*batch, 2) where width and height differ.
+        """
+        return self._replace(focal=self.focal * scale, center=self.center * scale)
+
+    def cropped(self, box: Float[Tensor, "*batch 4"], *, size: Size | None = None) -> Camera:
+        """The camera of a crop: the same axis and rays, seen through another window.
+
+        Args:
+            box: corners (x0, y0, x1, y1) of the crop in the image [pixels].
+            size: width and height to which the crop is resized [pixels]; None leaves its pixels as they are.
+
+        Raises:
+            TypeError, ValueError: an argument has another type or shape.
+        """
+        low, high = expect("box", box, 4).split(2, -1)
+        moved = self._replace(center=self.center - low, focal=self.focal.expand_as(self.center - low))
+        return moved if size is None else moved.resized(_as_size(size, box) / (high - low))
+
+    def _pose(self) -> tuple[Tensor, Tensor]:
+        rotation, translation = self.rotation, self.translation
+        if rotation is None:
+            rotation = torch.eye(3, dtype=self.focal.dtype, device=self.focal.device)
+        if translation is None:
+            translation = rotation.new_zeros(3)
+        return rotation, translation
+
+    def _focal(self) -> Tensor:
+        return expect("focal", self.focal, 2)[..., None, :]
+
+    def _center(self) -> Tensor:
+        return expect("center", self.center, 2)[..., None, :]
+
+
+def fov_to_focal(
+    fov: Float[Tensor, "*batch"], size: Size, *, axis: Axis = "vertical"
+) -> Float[Tensor, "*batch"]:
+    """Focal length [pixels] of a field of view [rad]: f = L / (2 tan(fov / 2)).
+
+    Args:
+        fov: between 0 and pi.
+        size: width and height [pixels].
+        axis: "vertical" (L = H), "horizontal" (L = W) or "diagonal" (L = sqrt(W^2 + H^2)).
+
+    Raises:
+        ValueError: the axis is none of these.
+    """
+    return _length(size, axis, fov) / (2 * torch.tan(fov / 2))
+
+
+def focal_to_fov(
+    focal: Float[Tensor, "*batch"], size: Size, *, axis: Axis = "vertical"
+) -> Float[Tensor, "*batch"]:
+    """Field of view [rad] of a focal length [pixels]; the inverse of `fov_to_focal`."""
+    return 2 * torch.atan2(_length(size, axis, focal), 2 * focal)
+
+
+def split_rigid(name: str, matrix: Any) -> tuple[Float[Tensor, "*batch 3 3"], Float[Tensor, "*batch 3"]]:
+    """R and t of [R | t], (3, 4) or (4, 4)."""
+    matrix = expect(name, matrix, None, 4)
+    if matrix.shape[-2] not in (3, 4):
+        raise ValueError(
+            f"{name}: expected shape (*batch, 3, 4) or (*batch, 4, 4), got {tuple(matrix.shape)}"
+        )
+    return matrix[..., :3, :3], matrix[..., :3, 3]
+
+
+def join_rigid(rotation: Tensor, translation: Tensor) -> Float[Tensor, "*batch 4 4"]:
+    """[R | t] over (0, 0, 0, 1)."""
+    batch = torch.broadcast_shapes(rotation.shape[:-2], translation.shape[:-1])
+    upper = torch.cat((rotation.expand(*batch, 3, 3), translation.expand(*batch, 3)[..., None]), -1)
+    last = torch.eye(4, dtype=upper.dtype, device=upper.device)[3:]
+    return torch.cat((upper, last.expand(*batch, 1, 4)), -2)
+
+
+def _inverse_depth(depth: Tensor, near: float) -> Tensor:
+    ahead = depth >= near
+    return torch.where(
+        ahead,
+        1 / torch.where(ahead, depth, near),
+        2 / near - 1 / (2 * near - torch.where(ahead, near, depth)),
+    )
+
+
+def _length(size: Size, axis: Axis, like: Tensor) -> Tensor:
+    if axis not in get_args(Axis):
+        raise ValueError(f"axis: expected one of {', '.join(get_args(Axis))}, got {axis!r}")
+    width, height = _as_size(size, like).unbind(-1)
+    return {"vertical": height, "horizontal": width}.get(axis, torch.hypot(width, height))
+
+
+def _as_size(size: Size, like: Tensor) -> Tensor:
+    """(*batch, 2), where the other tensor is."""
+    if isinstance(size, Tensor):
+        return size.to(like)
+    return torch.tensor(size, dtype=like.dtype, device=like.device)
+
+
+def _compiling() -> bool:
+    return torch.compiler.is_compiling()
