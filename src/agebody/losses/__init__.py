@@ -1,14 +1,23 @@
 """Losses of human mesh recovery: functions of tensors, and modules where there is state."""
 
+from agebody.losses.adversarial import PoseDiscriminator, discriminator_loss, generator_loss
 from agebody.losses.age import age_class_loss, age_offset_loss
 from agebody.losses.depth import depth_layer_loss, fov_loss, relative_metric_loss
 from agebody.losses.keypoints import keypoints_3d_loss, reprojection_loss
+from agebody.losses.objective import Objective, ObjectiveReport, Term
 from agebody.losses.parameters import (
     METRIC_AWARE_BETA_WEIGHTS,
     betas_loss,
     geodesic_loss,
     rotation_angle,
     rotation_loss,
+)
+from agebody.losses.published import (
+    aionhmr_fitting_objective,
+    aionhmr_objective,
+    hmr2_objective,
+    metric_aware_objective,
+    smplify_x_objective,
 )
 from agebody.losses.robust import Penalty, charbonnier, gmof, huber, penalize
 from agebody.losses.temporal import (
@@ -20,24 +29,35 @@ from agebody.losses.temporal import (
 
 __all__ = [
     "METRIC_AWARE_BETA_WEIGHTS",
+    "Objective",
+    "ObjectiveReport",
     "Penalty",
+    "PoseDiscriminator",
+    "Term",
     "acceleration_loss",
     "age_class_loss",
     "age_offset_loss",
+    "aionhmr_fitting_objective",
+    "aionhmr_objective",
     "angular_velocity_loss",
     "betas_loss",
     "charbonnier",
     "depth_layer_loss",
+    "discriminator_loss",
     "fov_loss",
+    "generator_loss",
     "geodesic_loss",
     "gmof",
+    "hmr2_objective",
     "huber",
     "keypoints_3d_loss",
+    "metric_aware_objective",
     "momentum_loss",
     "penalize",
     "relative_metric_loss",
     "reprojection_loss",
     "rotation_angle",
     "rotation_loss",
+    "smplify_x_objective",
     "velocity_loss",
 ]

@@ -1,0 +1,128 @@
+"""What is minimised as a whole: named losses, each with its weight, and a report of what each contributed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from agebody.reduction import Reduction
+
+Values = Mapping[str, Any]
+"""Tensors by name: what a network or a fit predicts, or what is known."""
+
+
+class Term(NamedTuple):
+    """One loss of an objective."""
+
+    weight: float
+    loss: Callable[[Values, Values, Reduction], Tensor]
+    """``(prediction, target, reduction)`` -> a number, or (*batch) where the reduction, over people, is
+    "none". A module's parameters and buffers become those of the objective."""
+    prediction: tuple[str, ...]
+    """What it needs to know of the prediction."""
+    target: tuple[str, ...] = ()
+    """What it needs to know of the target. Weights are asked for by the loss, and may be missing."""
+
+
+class ObjectiveReport(NamedTuple):
+    """What an objective comes to."""
+
+    total: Tensor
+    """A number, or (*batch)."""
+    terms: dict[str, Tensor]
+    """Each term, weighted: they add up to the total."""
+
+
+class Objective(nn.Module):
+    """A weighted sum of named losses.
+
+    Prediction and target are mappings of tensors by name, such as ``keypoints_2d``, ``body_pose`` or
+    ``betas``. Confidences and masks stand beside their values in the target: ``keypoints_2d_weights``.
+
+        objective = hmr2_objective().reweighted(keypoints_2d=0.02).without("adversarial")
+        total, terms = objective(prediction, target)
+
+    Args:
+        terms: by name.
+        reduction: over people, where a call does not say another.
+    """
+
+    def __init__(self, terms: Mapping[str, Term], *, reduction: Reduction = "mean") -> None:
+        super().__init__()
+        self.reduction: Reduction = reduction
+        self.terms = dict(terms)
+        self.modules_of_terms = nn.ModuleDict(
+            {name: term.loss for name, term in self.terms.items() if isinstance(term.loss, nn.Module)}
+        )
+
+    def forward(
+        self, prediction: Values, target: Values | None = None, *, reduction: Reduction | None = None
+    ) -> ObjectiveReport:
+        """The sum, and each term of it. Terms of weight 0 are left out.
+
+        Args:
+            prediction: tensors by name.
+            target: tensors by name.
+            reduction: over people; "none" gives one number a person, which some terms refuse.
+
+        Raises:
+            ValueError: something that a term needs is missing, or no term is left.
+        """
+        reduction = reduction or self.reduction
+        target = {} if target is None else target
+        values = {}
+        for name, term in self.terms.items():
+            if term.weight == 0:
+                continue
+            for side, given, needed in (
+                ("prediction", prediction, term.prediction),
+                ("target", target, term.target),
+            ):
+                missing = [key for key in needed if key not in given]
+                if missing:
+                    raise ValueError(
+                        f"{side}: the term {name!r} needs {', '.join(missing)}; give it, or leave the term "
+                        f"out: objective.without({name!r})"
+                    )
+            values[name] = term.weight * term.loss(prediction, target, reduction)
+        if not values:
+            raise ValueError("terms: an objective needs at least one term with a weight other than 0")
+        return ObjectiveReport(sum(values.values()), values)  # pyright: ignore
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weight of each term."""
+        return {name: term.weight for name, term in self.terms.items()}
+
+    def reweighted(self, **weights: float) -> Objective:
+        """The same objective with other weights for some of its terms.
+
+        Raises:
+            ValueError: it has no term of that name.
+        """
+        self._check(*weights)
+        terms = {
+            name: term._replace(weight=weights.get(name, term.weight)) for name, term in self.terms.items()
+        }
+        return Objective(terms, reduction=self.reduction)
+
+    def without(self, *names: str) -> Objective:
+        """The same objective with some of its terms left out.
+
+        Raises:
+            ValueError: it has no term of that name.
+        """
+        self._check(*names)
+        terms = {name: term for name, term in self.terms.items() if name not in names}
+        return Objective(terms, reduction=self.reduction)
+
+    def extra_repr(self) -> str:
+        """Weights, for print."""
+        return ", ".join(f"{name}={weight:g}" for name, weight in self.weights.items())
+
+    def _check(self, *names: str) -> None:
+        unknown = [name for name in names if name not in self.terms]
+        if unknown:
+            raise ValueError(f"terms: expected some of {', '.join(self.terms)}, got {', '.join(unknown)}")
