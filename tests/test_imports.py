@@ -12,8 +12,8 @@ SOURCE = Path(__file__).parents[1] / "src" / "agebody"
 ORDER = [
     "files",
     "assets.landmarks", "assets.asset", "assets.unpickle", "assets.container", "assets.header",
-    "assets.schema", "assets.official", "assets.io", "assets.report", "assets._figure", "assets._sweep",
-    "assets.mannequin", "assets.anny",
+    "assets.schema", "assets.official", "assets.prior_files", "assets.io", "assets.report", "assets._figure",
+    "assets._sweep", "assets.mannequin", "assets.anny",
     "rowwise", "rotations", "kinematics", "deform", "identity", "halfprecision", "surface",
     "keypoints", "points", "backend", "arguments", "body",
     "reduction", "proximity", "collisions",

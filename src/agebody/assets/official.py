@@ -236,7 +236,7 @@ def what_it_is(raw: RawFile) -> str:
     if {"means", "covars"} <= keys:
         return "this is a Gaussian mixture pose prior (of SMPLify), not a body; get the model file itself"
     if {"mean", "prec"} <= keys:
-        return "this is a Mahalanobis pose prior (of SMIL), not a body; the body is smil_web.pkl"
+        return "this is SMIL's pose prior, not a body; the body is in smil_web.pkl"
     if keys & {"state_dict", "model", "model_state_dict", "optimizer", "epoch"}:
         return (
             "this is a training checkpoint of a network, not a body; get the model file it was trained with"

@@ -46,7 +46,9 @@ for _format in ("csc", "csr", "coo"):
     _GLOBALS[f"scipy.sparse.{_format} {_format}_matrix"] = _Global(_format)
     _GLOBALS[f"scipy.sparse._{_format} {_format}_matrix"] = _Global(_format)
 
-_OBJECTS = ("chumpy", "select", "csc", "csr", "coo")
+_POSE_PRIOR = _Global("pose_prior")
+"""`Mahalanobis`, in whatever module the script that wrote SMIL's pose prior had it."""
+_OBJECTS = ("chumpy", "select", "csc", "csr", "coo", "pose_prior")
 DTYPE_CODE = re.compile(r"b1|[iu][1248]|f[248]|c8|c16|[SU][1-9]\d{0,5}")
 """The dtypes of plain numbers and text."""
 
@@ -87,7 +89,8 @@ def loads(data: bytes) -> Any:
     """The content of a pickle as dicts, lists, tuples, sets, text, bytes, numbers and arrays.
 
     Text that Python 2 wrote is read as latin-1. A `chumpy` object becomes its value, an ndarray; a SciPy csc,
-    csr or coo matrix becomes a `scipy.sparse.csr_array`. Arrays may share memory and be read-only.
+    csr or coo matrix becomes a `scipy.sparse.csr_array`, and an instance of a class `Mahalanobis`, as which
+    SMIL's pose prior is stored, the dict of its attributes. Arrays may share memory and be read-only.
 
     Raises:
         AssetError: the pickle is damaged, names a class or function that no body file needs, holds an object
@@ -242,7 +245,7 @@ def _what(value: Any) -> str:
 
 def _admitted(name: str) -> _Global:
     if name.endswith(" Mahalanobis"):
-        raise AssetError("this is SMIL's pose prior, not a body; the body is in smil_web.pkl")
+        return _POSE_PRIOR
     if name not in _GLOBALS:
         shown = name if len(name) <= 100 else name[:100] + "..."
         raise AssetError(
@@ -396,6 +399,9 @@ class _Resolver:
             raise AssetError(f"a chumpy Select of {indices.size} values cannot have shape {shape}")
         self.spend(indices.size * values.itemsize)
         return values[indices].reshape(shape)
+
+    def pose_prior(self, record: _Record) -> dict[str, Any]:
+        return {name: self.plain(value) for name, value in self.fields(record).items()}
 
     def csc(self, record: _Record) -> sparse.csr_array:
         return self.compressed(record, sparse.csc_array, axis=1)

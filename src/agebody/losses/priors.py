@@ -1,0 +1,103 @@
+"""Priors without a state: how unlikely a shape is, and knees and elbows bent backwards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from agebody.arguments import read_rotations
+from agebody.assets.asset import SMPL_JOINT_NAMES
+from agebody.reduction import Reduction, Weights, expect, hide, reduce
+
+_BENDS = (("left_elbow", 1, 1.0), ("right_elbow", 1, -1.0), ("left_knee", 0, -1.0), ("right_knee", 0, -1.0))
+"""Joint, axis (x, y, z) of its hinge, and the sign of turning it backwards."""
+
+
+def shape_prior(
+    betas: Float[Tensor, "*batch S"],
+    age_offset: Float[Tensor, "*batch"] | Float[Tensor, "*batch 1"] | None = None,
+    *,
+    beta_weights: Float[Tensor, " S"] | None = None,
+    age_weight: float = 1.0,
+    weights: Weights = None,
+    reduction: Reduction = "mean",
+) -> Float[Tensor, "*left"]:
+    """Squared length of the shape coefficients, sum_i w_i b_i^2 + w_a a^2: one entry a body.
+
+    Betas of the SMPL family are standard deviations of people's shapes, so this is the squared Mahalanobis
+    distance from the mean person (Bogo et al., ECCV 2016). With the age offset it is the |[b, a]|^2 with
+    which AionHMR fits people of all ages; it pulls a towards the adult, at 0.
+
+    Args:
+        betas: (*batch, S).
+        age_offset: (*batch) or (*batch, 1), appended to the betas; left out if None.
+        beta_weights: (S), a weight for each beta, such as Metric-Aware HMR's; 1 if None.
+        age_weight: of the age offset.
+        weights: broadcast to (*batch).
+        reduction: "none" gives (*batch).
+
+    Raises:
+        TypeError, ValueError: an argument is not of floats, or of another shape.
+    """
+    squares = hide(expect("betas", betas, None), weights, 1).square()
+    if beta_weights is not None:
+        squares = squares * expect("beta_weights", beta_weights, betas.shape[-1])
+    terms = squares.sum(-1)
+    if age_offset is not None:
+        expect("age_offset", age_offset)
+        if age_offset.dim() == betas.dim() and age_offset.shape[-1] == 1:
+            age_offset = age_offset.squeeze(-1)
+        if age_offset.shape != betas.shape[:-1]:
+            raise ValueError(
+                f"age_offset: expected shape {tuple(betas.shape[:-1])}, that of the betas' batch, "
+                f"got {tuple(age_offset.shape)}"
+            )
+        terms = terms + age_weight * hide(age_offset, weights).square()
+    return reduce(terms, weights, reduction)
+
+
+def bend_prior(
+    body_pose: Float[Tensor, "*pose"],
+    *,
+    joint_names: Sequence[str] = SMPL_JOINT_NAMES[1:],
+    weights: Weights = None,
+    reduction: Reduction = "mean",
+) -> Float[Tensor, "*left"]:
+    """SMPLify's penalty on knees and elbows bent backwards, sum_i exp(s_i theta_i)^2: one entry a body.
+
+    theta_i is the component of a knee's axis-angle vector about x, or of an elbow's about y, and s_i the sign
+    of hyper-extension: + for the left elbow, - for the others (angles 55, 58, 12 and 15 of SMPL's 72). Four
+    straight limbs cost 4, bent ones less, at 90 degrees 0.17 (Bogo et al., ECCV 2016; SMPLify-X, CVPR 2019).
+
+    Args:
+        body_pose: (*batch, J, 3) or flat (*batch, 3 J), axis-angle vectors [rad].
+        joint_names: the J joints; the knees and elbows must be among them.
+        weights: broadcast to (*batch).
+        reduction: "none" gives (*batch).
+
+    Raises:
+        TypeError, ValueError: the pose is not of floats, or of another shape; or a knee or elbow is missing.
+    """
+    terms = _bends(body_pose, joint_names, weights).square().sum(-1)
+    return reduce(terms, weights, reduction)
+
+
+def bend_residuals(
+    body_pose: Float[Tensor, "*pose"], *, joint_names: Sequence[str] = SMPL_JOINT_NAMES[1:]
+) -> Float[Tensor, "*batch 4"]:
+    """exp(s_i theta_i) of left and right elbow, left and right knee, whose squares sum to `bend_prior`."""
+    return _bends(body_pose, joint_names, None)
+
+
+def _bends(body_pose: Tensor, joint_names: Sequence[str], weights: Tensor | None) -> Tensor:
+    names = tuple(joint_names)
+    missing = [name for name, _, _ in _BENDS if name not in names]
+    if missing:
+        raise ValueError(f"joint_names: expected knees and elbows among them, got no {', '.join(missing)}")
+    expect("body_pose", body_pose, None)
+    pose = read_rotations("body_pose", body_pose, "axis_angle", len(names), body_pose)
+    pose = hide(pose, weights, 2)
+    return torch.exp(torch.stack([sign * pose[..., names.index(joint), i] for joint, i, sign in _BENDS], -1))
