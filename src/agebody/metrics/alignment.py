@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from agebody.keypoints import KeypointLayout, get_layout
+from agebody.losses.residuals import expand_weights, expect_pair
 from agebody.reduction import Weights, expect, hide
 
 
@@ -28,7 +29,7 @@ class Similarity(NamedTuple):
 
 
 def procrustes(
-    points: Float[Tensor, "*batch N 3"],
+    pred: Float[Tensor, "*batch N 3"],
     target: Float[Tensor, "*batch N 3"],
     *,
     weights: Weights = None,
@@ -41,9 +42,9 @@ def procrustes(
     and gradients are bounded: what is not decided does not move.
 
     Args:
-        points: what is moved.
+        pred: what is moved.
         target: where to.
-        weights: (*batch, N) of the squared distances; points of weight 0 are not looked at.
+        weights: of the squared distances, broadcast to (*batch, N).
         with_scale: a similarity; False keeps the scale at 1, a rigid motion.
 
     Raises:
@@ -51,19 +52,19 @@ def procrustes(
 
     Umeyama, IEEE TPAMI 13(4), 1991; the rotation by Horn's quaternions, JOSA A 4(4), 1987.
     """
-    _expect_pair(points, target, "points")
-    points, target = hide(points, weights, 1), hide(target, weights, 1)
-    shares = _shares(points, weights)
-    from_center, to_center = ((shares * x).sum(-2, keepdim=True) for x in (points, target))
-    start, end = points - from_center, target - to_center
+    weights = expect_points(pred, target, weights)
+    shares = _shares(pred, weights)
+    pred, target = hide(pred, weights, 1), hide(target, weights, 1)
+    from_center, to_center = ((shares * x).sum(-2, keepdim=True) for x in (pred, target))
+    start, end = pred - from_center, target - to_center
+    spread, extent = ((shares * x * x).sum((-2, -1)) for x in (start, end))
     covariance = (shares * end).mT @ start
-    rotation = nearest_rotation(covariance)
-    scale = covariance.new_ones(covariance.shape[:-2])
+    rotation = _nearest_rotation(covariance, spread.detach().sqrt() * extent.detach().sqrt())
+    scale = torch.ones_like(spread)
     if with_scale:
-        spread = (shares * start * start).sum((-2, -1))
-        # Differences from the center that are rounding alone say nothing about a scale.
-        rounding = 8 * torch.finfo(points.dtype).eps
-        decided = spread > rounding * rounding * (shares * points * points).sum((-2, -1))
+        # A spread that is rounding alone, of these coordinates or beside the target, says nothing.
+        rounding = (8 * torch.finfo(pred.dtype).eps) ** 2
+        decided = spread > rounding * torch.maximum((shares * pred * pred).sum((-2, -1)), extent)
         gain = (rotation * covariance).sum((-2, -1))
         scale = torch.where(decided, gain / torch.where(decided, spread, 1), scale)
     moved = scale[..., None] * (rotation @ from_center.mT).squeeze(-1)
@@ -71,34 +72,34 @@ def procrustes(
 
 
 def procrustes_align(
-    points: Float[Tensor, "*batch N 3"],
+    pred: Float[Tensor, "*batch N 3"],
     target: Float[Tensor, "*batch N 3"],
     *,
     weights: Weights = None,
     with_scale: bool = True,
 ) -> Float[Tensor, "*batch N 3"]:
     """The points, moved by `procrustes` onto the target; arguments as there. Those of weight 0 become 0."""
-    motion = procrustes(points, target, weights=weights, with_scale=with_scale)
-    return hide(motion.apply(hide(points, weights, 1)), weights, 1)
+    motion = procrustes(pred, target, weights=weights, with_scale=with_scale)
+    return hide(motion.apply(hide(pred, weights, 1)), weights, 1)
 
 
 def best_scale(
-    points: Float[Tensor, "*batch N 3"], target: Float[Tensor, "*batch N 3"], *, weights: Weights = None
+    pred: Float[Tensor, "*batch N 3"], target: Float[Tensor, "*batch N 3"], *, weights: Weights = None
 ) -> Float[Tensor, "*batch"]:
     """The factor that brings points nearest to a target about the origin; 1 where all points are there.
 
     Args:
-        points: what is scaled.
+        pred: what is scaled.
         target: where to.
-        weights: (*batch, N) of the squared distances; points of weight 0 are not looked at.
+        weights: of the squared distances, broadcast to (*batch, N).
 
     Raises:
         TypeError, ValueError: an argument has the wrong type or shape.
     """
-    _expect_pair(points, target, "points")
-    points, target = hide(points, weights, 1), hide(target, weights, 1)
-    shares = _shares(points, weights)
-    spread, gain = ((shares * points * other).sum((-2, -1)) for other in (points, target))
+    weights = expect_points(pred, target, weights)
+    shares = _shares(pred, weights)
+    pred, target = hide(pred, weights, 1), hide(target, weights, 1)
+    spread, gain = ((shares * pred * x).sum((-2, -1)) for x in (pred, target))
     decided = spread > 0
     return torch.where(decided, gain / torch.where(decided, spread, 1), 1)
 
@@ -154,9 +155,17 @@ def nearest_rotation(matrix: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*bat
     Derivatives of every order are those of the exact solution; where that is not unique, or nearly not, they
     are damped, as in the pseudo-inverse. Matrices with NaN or infinite entries give the identity.
     """
-    # Positive factors do not change the rotation, so this one needs no derivative.
-    size = matrix.detach().abs().amax((-2, -1), keepdim=True)
-    return _NearestRotation.apply(matrix / torch.where(size > 0, size, 1))
+    return _nearest_rotation(matrix, matrix.detach().abs().amax((-2, -1)))
+
+
+def _nearest_rotation(
+    matrix: Float[Tensor, "*batch 3 3"], size: Float[Tensor, "*batch"]
+) -> Float[Tensor, "*batch 3 3"]:
+    """The rotation; derivatives are damped where the matrix is small beside ``size``.
+
+    A positive factor does not change the rotation, so ``size`` itself needs no derivative.
+    """
+    return _NearestRotation.apply(matrix / torch.where(size > 0, size, 1)[..., None, None])
 
 
 class _NearestRotation(torch.autograd.Function):
@@ -192,9 +201,9 @@ def _solve_spin(
 ) -> Float[Tensor, "*batch 3"]:
     """K (K² + d²)⁻¹ b for K = tr(P) 1 - P, whose eigenvalues are sums of two singular values of M.
 
-    It is the real part of (K + i d)⁻¹ b, and solved so: K² would lose half of the digits. With d the root of
-    the rounding error, an eigenvalue t that is rounding alone gains 1 at most; the gain 1 / t of any other
-    changes by (d / t)², at t = 0.01 by 1e-3 in float32 and by 2e-12 in float64.
+    It is the real part of (K + i d)⁻¹ b, and solved so: K² would lose half of the digits. M has size 1, and
+    d is the root of the rounding error: an eigenvalue t that is rounding alone gains 1 at most, and the gain
+    1 / t of any other changes by (d / t)², at t = 0.01 by 1e-3 in float32 and by 2e-12 in float64.
     """
     symmetric = rotation.mT @ matrix
     one = torch.eye(3, dtype=matrix.dtype, device=matrix.device)
@@ -236,15 +245,20 @@ def _quaternion_to_matrix(q: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch
     return square[..., None] * one + 2 * (outer + w * _hat(axis))
 
 
+def expect_points(pred: Tensor, target: Tensor, weights: Weights, dims: int = 1) -> Tensor | None:
+    """Checks points of one shape, with at least so many dimensions of them, and gives each its weight.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong type or shape.
+    """
+    expect("pred", pred, *[None] * dims, 3)
+    return expand_weights(weights, expect_pair(pred, target, 3))
+
+
 def _shares(points: Tensor, weights: Tensor | None) -> Float[Tensor, "*batch N 1"]:
     """Weights that sum to 1 over the points, or are all 0."""
     if weights is None:
-        return points.new_full((points.shape[-2], 1), 1 / max(points.shape[-2], 1))
-    given = weights.to(points.dtype).expand(points.shape[:-1])[..., None]
+        return points.new_full((*points.shape[:-1], 1), 1 / max(points.shape[-2], 1))
+    given = weights.to(points.dtype)[..., None]
     total = given.sum(-2, keepdim=True)
     return given / torch.where(total > 0, total, 1)
-
-
-def _expect_pair(points: Tensor, target: Tensor, name: str) -> None:
-    expect(name, points, None, 3)
-    expect("target", target, points.shape[-2], 3)

@@ -16,7 +16,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from agebody.keypoints import KeypointLayout
-from agebody.metrics.alignment import best_scale, procrustes_align, root_points
+from agebody.losses.residuals import expand_weights, expect_pair
+from agebody.metrics.alignment import best_scale, expect_points, procrustes_align, root_points
 from agebody.reduction import Reduction, Weights, expect, hide, reduce, safe_norm
 
 Layout = str | KeypointLayout | None
@@ -204,6 +205,7 @@ def n_mpjpe_errors(
 
 def pa_mpjpe_errors(pred: Tensor, target: Tensor, *, weights: Weights = None) -> Errors:
     """`pa_mpjpe` before it is reduced."""
+    weights = expect_points(pred, target, weights)
     aligned = procrustes_align(pred, target, weights=weights)
     return mean_over_points(point_distances(aligned, target, weights), weights)
 
@@ -217,14 +219,15 @@ def pve_errors(
     weights: Weights = None,
 ) -> Errors:
     """`pve` before it is reduced."""
-    expect_pair(pred, target)
+    weights = expect_points(pred, target, weights)
     if pred_root is None or target_root is None:
         if pred_root is not target_root:
             missing = "pred_root" if pred_root is None else "target_root"
             raise ValueError(f"{missing}: expected the root of both or of none, got None")
         return mean_over_points(point_distances(pred, target, weights), weights)
-    expect("pred_root", pred_root, 3)
-    expect("target_root", target_root, 3)
+    for name, given in (("pred_root", pred_root), ("target_root", target_root)):
+        if expect(name, given, 3).shape[:-1] != pred.shape[:-2]:
+            raise ValueError(f"{name}: expected shape {(*pred.shape[:-2], 3)}, got {tuple(given.shape)}")
     shift = (pred_root - target_root)[..., None, :]
     return mean_over_points(point_distances(hide(pred, weights, 1) - shift, target, weights), weights)
 
@@ -233,19 +236,18 @@ def stature_errors(
     pred: Tensor, target: Tensor, *, relative: bool = False, weights: Weights = None
 ) -> Errors:
     """`stature_error` before it is reduced."""
-    expect("pred", pred)
-    expect("target", target)
+    weights = expand_weights(weights, expect_pair(pred, target))
     errors = (hide(pred, weights) - hide(target, weights)).abs()
     if relative:
         errors = errors / (target if weights is None else torch.where(weights != 0, target, 1))
-    return Errors(errors, None if weights is None else (weights != 0).expand(errors.shape))
+    return Errors(errors, None if weights is None else weights != 0)
 
 
 def mean_over_points(distances: Float[Tensor, "*batch K"], weights: Weights) -> Errors:
     """Weighted mean over each person's points; people without any do not count."""
     if weights is None:
         return Errors(distances.mean(-1), None)
-    given = weights.expand(distances.shape).to(distances.dtype)
+    given = weights.to(distances.dtype)
     counted = (given != 0).any(-1)
     weighed = torch.where(given != 0, distances * given, 0).sum(-1)
     return Errors(weighed / torch.where(counted, given.sum(-1), 1), counted)
@@ -254,12 +256,6 @@ def mean_over_points(distances: Float[Tensor, "*batch K"], weights: Weights) -> 
 def point_distances(pred: Tensor, target: Tensor, weights: Weights) -> Float[Tensor, "*batch K"]:
     """Between points that weigh something; 0 for the others."""
     return safe_norm(hide(pred, weights, 1) - hide(target, weights, 1))
-
-
-def expect_pair(pred: Tensor, target: Tensor) -> None:
-    """Checks that both are the same number of points of three coordinates."""
-    expect("pred", pred, None, 3)
-    expect("target", target, pred.shape[-2], 3)
 
 
 def _root_aligned_distances(
@@ -273,12 +269,11 @@ def _root_aligned(
     pred: Tensor, target: Tensor, layout: Layout, root: Root, weights: Weights
 ) -> tuple[Tensor, Tensor, Weights]:
     """Both with their roots at the origin, and the weights without people who do not show theirs."""
-    expect_pair(pred, target)
+    weights = expect_points(pred, target, weights)
     if layout is None and root is None:
         return pred, target, weights
     points = root_points(layout, root, pred.shape[-2])
     if weights is not None:
-        weights = weights.expand(torch.broadcast_shapes(pred.shape, target.shape)[:-1])
         weights = weights * (weights[..., points] != 0).all(-1, keepdim=True)
     pred, target = (x - x[..., points, :].mean(-2, keepdim=True) for x in (pred, target))
     return pred, target, weights

@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from agebody.metrics.alignment import procrustes
-from agebody.metrics.pose import Errors, expect_pair, mean_over_points, point_distances
+from agebody.losses.residuals import expand_weights
+from agebody.metrics.alignment import expect_points, procrustes
+from agebody.metrics.pose import Errors, mean_over_points, point_distances
 from agebody.reduction import Reduction, Weights, expect, hide, safe_norm
 
 SEGMENT = 100
@@ -151,18 +152,18 @@ def wa_mpjpe_errors(
 
 def root_trajectory_errors(pred: Tensor, target: Tensor, *, weights: Weights = None) -> Errors:
     """`root_trajectory_error` before it is reduced."""
-    expect_pair(pred, target)
+    weights = expect_points(pred, target, weights)
     motion = procrustes(pred, target, weights=weights, with_scale=False)
     distances = point_distances(motion.apply(hide(pred, weights, 1)), target, weights)
     path = safe_norm(_without_gaps(target, weights).diff(dim=-2)).sum(-1, keepdim=True)
-    return Errors(distances / path, None if weights is None else (weights != 0).expand(distances.shape))
+    return Errors(distances / path, None if weights is None else weights != 0)
 
 
 def acceleration_errors(
     pred: Tensor, target: Tensor, *, fps: float | None = None, weights: Weights = None
 ) -> Errors:
     """`acceleration_error` before it is reduced."""
-    _expect_motion(pred, target)
+    weights = expect_points(pred, target, weights, 2)
     difference = hide(pred, weights, 1) - hide(target, weights, 1)
     return _lengths_of_differences(difference, 2, fps, weights)
 
@@ -170,6 +171,7 @@ def acceleration_errors(
 def jitter_errors(points: Tensor, *, fps: float | None = None, weights: Weights = None) -> Errors:
     """`jitter` before it is reduced."""
     expect("points", points, None, None, 3)
+    weights = expand_weights(weights, points.shape[:-1])
     return _lengths_of_differences(hide(points, weights, 1), 3, fps, weights)
 
 
@@ -177,23 +179,20 @@ def _aligned_by_segments(
     pred: Tensor, target: Tensor, segment: int | None, weights: Weights, first: int | None
 ) -> Errors:
     """Errors after each segment is moved by what fits its first frames, or all."""
-    _expect_motion(pred, target)
-    frames, points = pred.shape[-3:-1]
+    weights = expect_points(pred, target, weights, 2)
     if segment is not None and segment < 1:
         raise ValueError(f"segment: expected at least one frame, got {segment}")
+    *batch, frames, points = pred.shape[:-1]
     segment = max(1, frames if segment is None else min(segment, frames))
-    shape = torch.broadcast_shapes(pred.shape, target.shape)[:-1]
-    given = pred.new_ones(()) if weights is None else weights.to(pred.dtype)
+    given = pred.new_ones(pred.shape[:-1]) if weights is None else weights.to(pred.dtype)
     padding = -frames % segment
 
-    def cut(x: Tensor, *entry: int) -> Tensor:
+    def cut(x: Tensor) -> Tensor:
         """(*batch, T, K, ...) to (*batch, segments, frames, K, ...), the last one filled up with zeros."""
-        x = x.expand(*shape, *entry)
-        filler = x.new_zeros(*shape[:-2], padding, points, *entry)
-        dim = len(shape) - 2
-        return torch.cat((x, filler), dim).unflatten(dim, (-1, segment))
+        filler = x.new_zeros(*batch, padding, *x.shape[len(batch) + 1 :])
+        return torch.cat((x, filler), len(batch)).unflatten(len(batch), (-1, segment))
 
-    pred, target, given = cut(pred, 3), cut(target, 3), cut(given)
+    pred, target, given = cut(pred), cut(target), cut(given)
     fitted = given
     if first is not None:
         seen = (given != 0).any(-1)
@@ -209,7 +208,7 @@ def _lengths_of_differences(x: Tensor, order: int, fps: float | None, weights: W
     rate = 1.0 if fps is None else float(fps) ** order
     lengths = rate * safe_norm(x.diff(n=order, dim=-3))
     if weights is not None:
-        given = weights.expand(x.shape[:-1]).to(x.dtype)
+        given = weights.to(x.dtype)
         weights = given.unfold(-2, order + 1, 1).prod(-1) if given.shape[-2] > order else given[..., :0, :]
     return mean_over_points(lengths, weights)
 
@@ -218,14 +217,9 @@ def _without_gaps(points: Float[Tensor, "*batch T 3"], weights: Weights) -> Floa
     """Points of frames without weight are those of the last frame with, or of the first such frame."""
     if weights is None or not points.shape[-2]:
         return points
-    seen = (weights != 0).expand(points.shape[:-1])
+    seen = weights != 0
     frames = torch.arange(points.shape[-2], device=points.device)
     last = torch.where(seen, frames, 0).cummax(-1).values
     first = seen.to(torch.uint8).argmax(-1, keepdim=True)
     source = torch.maximum(last, first)
     return hide(points, weights, 1).gather(-2, source[..., None].expand(points.shape))
-
-
-def _expect_motion(pred: Tensor, target: Tensor) -> None:
-    expect("pred", pred, None, None, 3)
-    expect("target", target, *pred.shape[-3:])
