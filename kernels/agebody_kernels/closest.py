@@ -1,0 +1,285 @@
+"""Nearest triangles of meshes, and lines of sight past them, by a tree of boxes that needs no stack.
+
+The tree halves a mesh's triangles along the longest axis, again and again, into leaves of equal size. So it is
+complete, and no pointers are stored: node i has the children 2 i and 2 i + 1, and the way back up is arithmetic. A
+whole batch is built by sorting and asked in one launch, in float32 or float64, without waiting for the device.
+"""
+
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import warp as wp
+from torch import Tensor
+
+from agebody_kernels._interop import KernelSet, Types, entries, launch
+
+LEAF = 4
+"""Triangles in a leaf."""
+FLAT = 1e-12
+"""Squared sine of a corner's angle below which a triangle is taken for its three edges."""
+EDGE = 1e-6
+"""By how much a triangle is wider, in barycentric coordinates, for a ray that might slip between two."""
+
+
+class BoxTree(NamedTuple):
+    """Boxes around the triangles of B meshes."""
+
+    triangles: Tensor
+    """(B, leaves * LEAF, 3, 3) corners, leaf after leaf; some triangles are there twice, to fill the leaves."""
+    faces: Tensor
+    """(B, leaves * LEAF) int32, which of the mesh's faces each is."""
+    lower: Tensor
+    """(B, 2 * leaves, 3); row i belongs to node i, the root is node 1, the leaves are the last half."""
+    upper: Tensor
+    """(B, 2 * leaves, 3)"""
+
+    @classmethod
+    def build(cls, triangles: Tensor) -> "BoxTree":
+        """Of triangles (B, F, 3, 3), at least one a mesh."""
+        batch, count = triangles.shape[:2]
+        leaves = 1 << max(0, -(-count // LEAF) - 1).bit_length()
+        middles = triangles.mean(2)
+        # Spread evenly over the places, so that every leaf holds something.
+        slots = torch.arange(leaves * LEAF, device=triangles.device) * count // (leaves * LEAF)
+        order, middles = slots.expand(batch, -1), middles[:, slots]
+        nodes = 1
+        while nodes < leaves:
+            order, middles = order.reshape(batch * nodes, -1), middles.reshape(batch * nodes, -1, 3)
+            axis = (middles.amax(1) - middles.amin(1)).argmax(-1)
+            keys = middles.gather(2, axis[:, None, None].expand(-1, middles.shape[1], 1))[..., 0]
+            halves = _halve(keys)
+            order = order.gather(1, halves)
+            middles = middles.gather(1, halves[..., None].expand(-1, -1, 3))
+            nodes *= 2
+        order = order.reshape(batch, -1)
+        triangles = triangles.gather(1, order[..., None, None].expand(-1, -1, 3, 3))
+        lower = triangles.amin(2).unflatten(1, (leaves, LEAF)).amin(2)
+        upper = triangles.amax(2).unflatten(1, (leaves, LEAF)).amax(2)
+        return cls(triangles, order.int(), _climb(lower, torch.amin), _climb(upper, torch.amax))
+
+
+def closest_triangles(points: Tensor, triangles: Tensor) -> Tensor:
+    """Which triangle is nearest to each point; of several that are equally near, any.
+
+    Args:
+        points: (B, N, 3), float32 or float64.
+        triangles: (B, F, 3, 3) corners, of the same type, at least one a mesh. Those without area count as
+            what they are, segments or points.
+
+    Returns:
+        (B, N) int64.
+    """
+    found = torch.zeros(points.shape[:2], dtype=torch.int32, device=points.device)
+    if found.numel():
+        tree = BoxTree.build(triangles)
+        launch(_KERNELS[points.dtype].closest, tuple(found.shape), entries(points, 1), *tree, found)
+    return found.long()
+
+
+def clear_sights(vertices: Tensor, faces: Tensor, eyes: Tensor) -> Tensor:
+    """Whether nothing of a mesh is between a vertex and the eye, the vertex's own triangles aside.
+
+    Args:
+        vertices: (B, V, 3), float32 or float64.
+        faces: (F, 3) integers, at least one.
+        eyes: (B, 3) of the same type.
+
+    Returns:
+        (B, V) booleans.
+    """
+    clear = torch.ones(vertices.shape[:2], dtype=torch.int32, device=vertices.device)
+    if clear.numel():
+        tree = BoxTree.build(vertices[:, faces.long()])
+        launch(
+            _KERNELS[vertices.dtype].sight, tuple(clear.shape),
+            entries(vertices, 1), faces.int().contiguous(), entries(eyes, 1), *tree, clear,
+        )  # fmt: skip
+    return clear.bool()
+
+
+def _halve(keys: Tensor) -> Tensor:
+    """For each row of (M, n), an order whose first half holds the smaller keys."""
+    if keys.device.type == "cpu":  # which can select; elsewhere a sort is quicker
+        return torch.from_numpy(np.argpartition(keys.numpy(), keys.shape[1] // 2, axis=1))
+    return keys.argsort(dim=1, stable=True)
+
+
+def _climb(leaves: Tensor, join) -> Tensor:
+    """Boxes of all nodes (B, 2 n, 3), from those of the leaves (B, n, 3)."""
+    levels = [leaves]
+    while levels[-1].shape[1] > 1:
+        levels.append(join(levels[-1].unflatten(1, (-1, 2)), 2))
+    nowhere = leaves.new_zeros(len(leaves), 1, 3)  # there is no node 0
+    return torch.cat((nowhere, *levels[::-1]), 1)
+
+
+@KernelSet
+def _KERNELS(t: Types) -> SimpleNamespace:
+    scalar, vec3 = t.scalar, t.vec3
+    zero, one, infinity, flat, edge = scalar(0.0), scalar(1.0), scalar(wp.inf), scalar(FLAT), scalar(EDGE)
+
+    @t.func
+    def to_segment(p: vec3, way: vec3):
+        """Squared distance from p to the segment from the origin to way."""
+        length = wp.dot(way, way)
+        rest = p
+        if length > zero:
+            rest = p - wp.clamp(wp.dot(p, way) / length, zero, one) * way
+        return wp.dot(rest, rest)
+
+    @t.func
+    def to_triangle(p: vec3, a: vec3, b: vec3, c: vec3):
+        """Squared distance from p to the triangle."""
+        ab = b - a
+        ac = c - a
+        ap = p - a
+        normal = wp.cross(ab, ac)
+        area = wp.dot(normal, normal)
+        inside = bool(False)
+        if area > flat * wp.dot(ab, ab) * wp.dot(ac, ac):
+            v = wp.dot(wp.cross(ap, ac), normal)
+            w = wp.dot(wp.cross(ab, ap), normal)
+            inside = v >= zero and w >= zero and v + w <= area
+        found = zero
+        if inside:
+            height = wp.dot(ap, normal)
+            found = height * height / area
+        else:
+            found = wp.min(wp.min(to_segment(ap, ab), to_segment(ap, ac)), to_segment(p - b, c - b))
+        return found
+
+    @t.func
+    def to_box(p: vec3, lower: vec3, upper: vec3):
+        """Squared distance from p to the box."""
+        x = wp.max(wp.max(lower[0] - p[0], p[0] - upper[0]), zero)
+        y = wp.max(wp.max(lower[1] - p[1], p[1] - upper[1]), zero)
+        z = wp.max(wp.max(lower[2] - p[2], p[2] - upper[2]), zero)
+        return x * x + y * y + z * z
+
+    @t.func
+    def meets_box(start: vec3, way: vec3, lower: vec3, upper: vec3):
+        """Whether the segment from start to start + way meets the box."""
+        enter = zero
+        leave = one
+        for i in range(3):
+            if way[i] == zero:
+                if start[i] < lower[i] or start[i] > upper[i]:
+                    leave = scalar(-1.0)
+            else:
+                near = (lower[i] - start[i]) / way[i]
+                far = (upper[i] - start[i]) / way[i]
+                enter = wp.max(enter, wp.min(near, far))
+                leave = wp.min(leave, wp.max(near, far))
+        return enter <= leave
+
+    @t.func
+    def meets_triangle(start: vec3, way: vec3, a: vec3, b: vec3, c: vec3):
+        """Whether the segment from start to start + way, without its ends, meets the triangle (Moeller, Trumbore 1997)."""
+        ab = b - a
+        ac = c - a
+        across = wp.cross(way, ac)
+        determinant = wp.dot(ab, across)
+        found = bool(False)
+        if determinant != zero:
+            from_a = start - a
+            lift = wp.cross(from_a, ab)
+            u = wp.dot(from_a, across) / determinant
+            v = wp.dot(way, lift) / determinant
+            reach = wp.dot(ac, lift) / determinant
+            found = u >= -edge and v >= -edge and u + v <= one + edge and reach > zero and reach < one
+        return found
+
+    @t.kernel
+    def closest(
+        points: wp.array2d[vec3],
+        triangles: wp.array3d[vec3],
+        faces: wp.array2d[int],
+        lower: wp.array2d[vec3],
+        upper: wp.array2d[vec3],
+        faces_out: wp.array2d[int],
+    ):
+        b, n = wp.tid()
+        p = points[b, n]
+        leaves = lower.shape[1] // 2
+        best = infinity
+        place = int(0)
+        node = int(1)
+        later = int(0)  # a bit a level: whether the other child has yet to be looked at
+        while node > 0:
+            looking = bool(False)  # further down
+            if node >= leaves:
+                for i in range((node - leaves) * LEAF, (node - leaves + 1) * LEAF):
+                    distance = to_triangle(p, triangles[b, i, 0], triangles[b, i, 1], triangles[b, i, 2])
+                    if distance < best:
+                        best = distance
+                        place = i
+            else:
+                near = 2 * node
+                far = near + 1
+                to_near = to_box(p, lower[b, near], upper[b, near])
+                to_far = to_box(p, lower[b, far], upper[b, far])
+                if to_far < to_near:
+                    near, far = far, near
+                    to_near, to_far = to_far, to_near
+                if to_near < best:
+                    looking = True
+                    later = 2 * later
+                    if to_far < best:
+                        later += 1
+                    node = near
+            while not looking and node > 0:
+                while later > 0 and later % 2 == 0:
+                    later = later // 2
+                    node = node // 2
+                if later == 0:
+                    node = 0
+                else:
+                    later -= 1
+                    node = wp.where(node % 2 == 0, node + 1, node - 1)
+                    looking = to_box(p, lower[b, node], upper[b, node]) < best
+        faces_out[b, n] = faces[b, place]
+
+    @t.kernel
+    def sight(
+        vertices: wp.array2d[vec3],
+        corners: wp.array2d[int],
+        eyes: wp.array[vec3],
+        triangles: wp.array3d[vec3],
+        faces: wp.array2d[int],
+        lower: wp.array2d[vec3],
+        upper: wp.array2d[vec3],
+        clear_out: wp.array2d[int],
+    ):
+        b, v = wp.tid()
+        start = vertices[b, v]
+        way = eyes[b] - start
+        leaves = lower.shape[1] // 2
+        clear = int(1)
+        node = int(1)
+        while node > 0:
+            down = bool(False)
+            if meets_box(start, way, lower[b, node], upper[b, node]):
+                if node < leaves:
+                    down = True
+                else:
+                    for i in range((node - leaves) * LEAF, (node - leaves + 1) * LEAF):
+                        f = faces[b, i]
+                        if corners[f, 0] != v and corners[f, 1] != v and corners[f, 2] != v:
+                            if meets_triangle(
+                                start, way, triangles[b, i, 0], triangles[b, i, 1], triangles[b, i, 2]
+                            ):
+                                clear = 0
+            if down:
+                node = 2 * node
+            else:
+                while node % 2 == 1:  # up, as long as both children are done
+                    node = node // 2
+                if node > 0:
+                    node += 1
+            if clear == 0:
+                node = 0
+        clear_out[b, v] = clear
+
+    return SimpleNamespace(closest=closest, sight=sight)
