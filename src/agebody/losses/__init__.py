@@ -3,6 +3,17 @@
 from agebody.losses.adversarial import PoseDiscriminator, discriminator_loss, generator_loss
 from agebody.losses.age import age_class_loss, age_offset_loss
 from agebody.losses.depth import depth_layer_loss, fov_loss, relative_metric_loss
+from agebody.losses.joint_limits import (
+    ADULT_RANGES,
+    INFANT_RANGES,
+    JointLimits,
+    JointRange,
+    joint_limits,
+    joint_limits_excess,
+    joint_limits_loss,
+    joint_limits_prior,
+    swing_twist,
+)
 from agebody.losses.keypoints import keypoints_3d_loss, reprojection_loss
 from agebody.losses.objective import Objective, ObjectiveReport, Term
 from agebody.losses.parameters import (
@@ -11,6 +22,15 @@ from agebody.losses.parameters import (
     geodesic_loss,
     rotation_angle,
     rotation_loss,
+)
+from agebody.losses.pose_priors import (
+    MahalanobisPrior,
+    MaxMixturePrior,
+)
+from agebody.losses.priors import (
+    bend_prior,
+    bend_residuals,
+    shape_prior,
 )
 from agebody.losses.published import (
     aionhmr_fitting_objective,
@@ -28,7 +48,13 @@ from agebody.losses.temporal import (
 )
 
 __all__ = [
+    "ADULT_RANGES",
+    "INFANT_RANGES",
     "METRIC_AWARE_BETA_WEIGHTS",
+    "JointLimits",
+    "JointRange",
+    "MahalanobisPrior",
+    "MaxMixturePrior",
     "Objective",
     "ObjectiveReport",
     "Penalty",
@@ -40,6 +66,8 @@ __all__ = [
     "aionhmr_fitting_objective",
     "aionhmr_objective",
     "angular_velocity_loss",
+    "bend_prior",
+    "bend_residuals",
     "betas_loss",
     "charbonnier",
     "depth_layer_loss",
@@ -50,6 +78,10 @@ __all__ = [
     "gmof",
     "hmr2_objective",
     "huber",
+    "joint_limits",
+    "joint_limits_excess",
+    "joint_limits_loss",
+    "joint_limits_prior",
     "keypoints_3d_loss",
     "metric_aware_objective",
     "momentum_loss",
@@ -58,6 +90,8 @@ __all__ = [
     "reprojection_loss",
     "rotation_angle",
     "rotation_loss",
+    "shape_prior",
     "smplify_x_objective",
+    "swing_twist",
     "velocity_loss",
 ]
