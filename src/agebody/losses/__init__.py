@@ -3,7 +3,8 @@
 from agebody.losses.adversarial import PoseDiscriminator, discriminator_loss, generator_loss
 from agebody.losses.age import age_class_loss, age_offset_loss
 from agebody.losses.depth import depth_layer_loss, fov_loss, relative_metric_loss
-from agebody.losses.joint_limits import (
+from agebody.losses.keypoints import keypoints_3d_loss, reprojection_loss
+from agebody.losses.limits import (
     ADULT_RANGES,
     INFANT_RANGES,
     JointLimits,
@@ -14,7 +15,6 @@ from agebody.losses.joint_limits import (
     joint_limits_prior,
     swing_twist,
 )
-from agebody.losses.keypoints import keypoints_3d_loss, reprojection_loss
 from agebody.losses.objective import Objective, ObjectiveReport, Term
 from agebody.losses.parameters import (
     METRIC_AWARE_BETA_WEIGHTS,
