@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any, Literal, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from torch.nn import functional
 
@@ -134,7 +134,7 @@ def fov_loss(
     return reduce(torch.where(difference > 0, over_weight * terms, terms), weights, reduction)
 
 
-def _differences(values: Float[Tensor, "*batch P"]) -> Float[Tensor, "*batch P P"]:
+def _differences(values: Shaped[Tensor, "*batch P"]) -> Shaped[Tensor, "*batch P P"]:
     """``values_j - values_i`` at (i, j)."""
     return values[..., None, :] - values[..., :, None]
 

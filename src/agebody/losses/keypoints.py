@@ -75,24 +75,27 @@ def keypoints_3d_loss(
     """
     difference, weights = residual(pred, target, weights, 3)
     if layout is not None:
-        points = _root_points(get_layout(layout), root, pred)
-        difference = difference - difference[..., points, :].mean(-2, keepdim=True)
+        roots = _roots(get_layout(layout), root, pred)
+        difference = difference - sum(difference[..., i, :] for i in roots) / len(roots)
         if weights is not None:
-            weights = weights * (weights[..., points] != 0).all(-1, keepdim=True)
+            for i in roots:
+                weights = weights * (weights[..., i] != 0)
     elif root is not None:
         raise ValueError("root: expected None where no layout says what the points are called")
     return reduce(penalize(difference, penalty).sum(-1), weights, reduction)
 
 
-def _root_points(layout: KeypointLayout, root: Sequence[str] | None, points: Tensor) -> list[int]:
+def _roots(layout: KeypointLayout, root: Sequence[str] | None, points: Tensor) -> list[slice]:
+    """Where the points of the root are: slices, because a list of indices would be copied to the device."""
     if points.dim() < 2 or points.shape[-2] != len(layout):
         raise ValueError(
             f"pred: expected the {len(layout)} points of {layout.name!r}, shape (*batch, {len(layout)}, 3), "
             f"got {tuple(points.shape)}"
         )
     if root is None:
-        return list(layout.root)
-    unknown = [name for name in root if name not in layout.names]
-    if isinstance(root, str) or unknown or not root:
-        raise ValueError(f"root: expected a list of names of points of {layout.name!r}, got {root!r}")
-    return [layout.names.index(name) for name in root]
+        indices = layout.root
+    elif root and not isinstance(root, str) and all(name in layout.names for name in root):
+        indices = [layout.names.index(name) for name in root]
+    else:
+        raise ValueError(f"root: expected names of points of {layout.name!r}, got {root!r}")
+    return [slice(i, i + 1) for i in indices]

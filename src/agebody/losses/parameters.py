@@ -92,9 +92,9 @@ def rotation_angle(
         second: (*batch, 3, 3) rotation matrices.
     """
     between = first.mT @ second
-    x, y, z = (between - between.mT)[..., (2, 0, 1), (1, 2, 0)].unbind(-1)
-    sine = safe_norm(torch.stack((x, y, z), -1)) / 2
-    cosine = (between.diagonal(dim1=-2, dim2=-1).sum(-1) - 1) / 2
+    twist = between - between.mT
+    sine = safe_norm(torch.stack((twist[..., 2, 1], twist[..., 0, 2], twist[..., 1, 0]), -1))
+    cosine = between.diagonal(dim1=-2, dim2=-1).sum(-1) - 1
     return torch.atan2(sine, cosine)
 
 

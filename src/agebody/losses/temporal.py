@@ -137,10 +137,8 @@ def angular_velocity_loss(
     return _reduced(speeds, _together(weights, 2), penalty, reduction)
 
 
-def _steps(
-    points: Tensor, times: Tensor | None, weights: Any
-) -> tuple[Float[Tensor, "*batch T-1 K D"], Tensor, Float[Tensor, "*batch T K"] | None]:
-    """Steps from frame to frame, their durations, and the weights of each point in each frame."""
+def _steps(points: Tensor, times: Tensor | None, weights: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Steps from frame to frame, (*batch, T - 1, K, D), their durations, and weights, (*batch, T, K)."""
     expect("points", points, None, None, None)
     weights = expand_weights(weights, points.shape[:-1])
     points = hide(points, weights, 1)
