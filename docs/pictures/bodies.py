@@ -11,10 +11,11 @@ import torch
 from PIL import Image, ImageColor, ImageDraw
 
 import agebody
+from agebody.cameras import Camera
 from agebody.demo import run_demo
 from agebody.meshes import PALETTE
 from agebody.poses import pose
-from agebody.render import Camera, contact_sheet, lineup, render
+from agebody.render import contact_sheet, lineup, render
 
 
 def draw_ages(path: Path, width: int) -> None:
@@ -55,9 +56,10 @@ def draw_keypoints(path: Path, width: int) -> None:
         arms[body.asset.joint_names.index(f"{side}_shoulder") - 1, 2] = sign * 0.6
     shown = ("smpl24", "coco17", "openpose25", "hmr2_44")
     size = (width // len(shown), round(0.36 * width))
-    camera = Camera.look_at((0.0, -0.05, 9.0), (0.0, -0.05, 0.0), size=size, vertical_fov=0.235)
+    camera = Camera.look_at((0.0, -0.05, 9.0), (0.0, -0.05, 0.0), size=size, fov=0.235)
     vertices = body(body_pose=arms).vertices
-    picture = render(vertices, body.faces, camera, colors=["#d8d0c6"], background=("#f3efe9", "#e4ded6"))
+    look = {"colors": ["#d8d0c6"], "background": ("#f3efe9", "#e4ded6")}
+    picture = render(vertices, body.faces, camera, size=size, **look)
     cells = [
         _with_points(picture.rgba, camera, body, arms, name, color)
         for name, color in zip(shown, np.array(PALETTE)[[0, 3, 4, 5]], strict=True)
@@ -70,20 +72,19 @@ def _with_points(
 ) -> np.ndarray:
     """The picture with a layout's points and edges over it, drawn four times as large and shrunk."""
     layout = agebody.LAYOUTS[name]
-    points = camera.project(body.keypoints(layout, body_pose=arms).numpy())[:, :2]
-    large = (
-        Image.fromarray(rgba).convert("RGB").resize([4 * n for n in camera.size], Image.Resampling.LANCZOS)
-    )
-    draw, radius = ImageDraw.Draw(large), 4 * camera.size[0] / 75
+    points = camera.project(body.keypoints(layout, body_pose=arms)).pixels.numpy()
+    small = Image.fromarray(rgba).convert("RGB")
+    large = small.resize([4 * n for n in small.size], Image.Resampling.LANCZOS)
+    draw, radius = ImageDraw.Draw(large), 4 * small.width / 75
     dark = tuple(round(0.6 * part) for part in ImageColor.getrgb(color))
     for start, end in layout.edges:
         ends = [tuple(4 * points[i]) for i in (start, end)]
         draw.line(ends, fill=color, width=round(0.7 * radius))
     for x, y in 4 * points:
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=color, outline=dark, width=3)
-    draw.text((2 * camera.size[0], 4 * 0.03 * camera.size[1]), name, fill="#4a4540", anchor="ma",
-              font_size=4 * camera.size[0] / 14)  # fmt: skip
-    return np.asarray(large.resize(camera.size, Image.Resampling.LANCZOS))
+    draw.text((2 * small.width, 4 * 0.03 * small.height), name, fill="#4a4540", anchor="ma",
+              font_size=4 * small.width / 14)  # fmt: skip
+    return np.asarray(large.resize(small.size, Image.Resampling.LANCZOS))
 
 
 def _save(pixels: np.ndarray, path: Path) -> None:

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from agebody.cameras import Camera
 from agebody.files import replacing
 from agebody.meshes import (
     Color,
@@ -63,99 +65,6 @@ SUBSAMPLES = ((-0.125, -0.375), (0.375, -0.125), (0.125, 0.375), (-0.375, 0.125)
 
 
 @dataclass(frozen=True, eq=False)
-class Camera:
-    """A perspective camera with OpenCV's axes: x right, y down, z forward.
-
-    A world point ``p`` has camera coordinates ``(x, y, z) = R p + t`` and image coordinates
-    ``u = (K (x, y, z))[:2] / z``, in pixels from the image's top left corner: the pixel in column i and row j
-    covers ``[i, i + 1) x [j, j + 1)`` and its centre is ``(i + 0.5, j + 0.5)``.
-
-    Raises:
-        ValueError: a matrix has the wrong shape, K is no pinhole camera, R is no rotation, or the size is
-            empty.
-    """
-
-    intrinsics: Float[np.ndarray, "3 3"]
-    """K [pixels]."""
-    size: tuple[int, int]
-    """Width and height of the picture [pixels]."""
-    world_to_camera: Float[np.ndarray, "4 4"] | Float[np.ndarray, "3 4"] | None = None
-    """[R | t], t in metres; None for bodies that are in camera coordinates already."""
-
-    def __post_init__(self) -> None:
-        """Check the matrices and keep them as float64."""
-        k = finite("intrinsics", self.intrinsics)
-        if k.shape != (3, 3) or k[0, 0] <= 0 or k[1, 1] <= 0 or k[1, 0] != 0 or k[2].tolist() != [0, 0, 1]:
-            raise ValueError(
-                "intrinsics: expected [[fx, skew, cx], [0, fy, cy], [0, 0, 1]] with fx, fy > 0, "
-                f"got {k.tolist()}"
-            )
-        rigid = np.eye(4) if self.world_to_camera is None else finite("world_to_camera", self.world_to_camera)
-        if rigid.shape not in ((3, 4), (4, 4)):
-            raise ValueError(f"world_to_camera: expected shape (3, 4) or (4, 4), got {rigid.shape}")
-        r = rigid[:3, :3]
-        if not np.allclose(r @ r.T, np.eye(3), atol=1e-4) or np.linalg.det(r) < 0:
-            raise ValueError(
-                f"world_to_camera: expected a rotation in its first three columns, got {r.tolist()}"
-            )
-        width, height = self.size
-        if int(width) != width or int(height) != height or width < 1 or height < 1:
-            raise ValueError(f"size: expected a width and a height of at least one pixel, got {self.size}")
-        object.__setattr__(self, "intrinsics", k)
-        object.__setattr__(self, "world_to_camera", np.vstack([rigid[:3], [0, 0, 0, 1]]))
-        object.__setattr__(self, "size", (int(width), int(height)))
-
-    @classmethod
-    def look_at(
-        cls,
-        eye: Sequence[float] | np.ndarray,
-        target: Sequence[float] | np.ndarray,
-        *,
-        size: tuple[int, int],
-        vertical_fov: float = math.radians(30),
-        up: Sequence[float] | np.ndarray = (0, 1, 0),
-    ) -> Camera:
-        """A camera at ``eye`` that sees ``target`` in the middle of its picture.
-
-        Args:
-            eye: where the camera stands [m].
-            target: a point on its optical axis [m].
-            size: width and height of the picture [pixels].
-            vertical_fov: angle between the picture's top and bottom [rad].
-            up: direction that points up in the picture.
-
-        Raises:
-            ValueError: eye and target coincide, up is parallel to the view, or the angle is not in (0, pi).
-        """
-        if not 0 < vertical_fov < math.pi:
-            raise ValueError(f"vertical_fov: expected an angle between 0 and pi [rad], got {vertical_fov}")
-        position = finite("eye", eye)
-        forward = finite("target", target) - position
-        right = np.cross(forward, finite("up", up))
-        if np.linalg.norm(right) <= 1e-9 * np.linalg.norm(forward):
-            raise ValueError(
-                "eye, target: expected two different points on a line that is not parallel to up"
-            )
-        forward, right = forward / np.linalg.norm(forward), right / np.linalg.norm(right)
-        rotation = np.stack([right, np.cross(forward, right), forward])
-        width, height = size
-        focal = 0.5 * height / math.tan(0.5 * vertical_fov)
-        intrinsics = np.array([[focal, 0, 0.5 * width], [0, focal, 0.5 * height], [0, 0, 1]])
-        return cls(intrinsics, size, np.column_stack([rotation, -rotation @ position]))
-
-    def project(self, points: Float[np.ndarray, "*batch 3"]) -> Float[np.ndarray, "*batch 3"]:
-        """Image coordinates and depth (u [pixels], v [pixels], z [m]) of world points."""
-        local = self.to_camera(points)
-        image = local @ self.intrinsics.T
-        return np.concatenate([image[..., :2] / image[..., 2:], local[..., 2:]], axis=-1)
-
-    def to_camera(self, points: Float[np.ndarray, "*batch 3"]) -> Float[np.ndarray, "*batch 3"]:
-        """Camera coordinates of world points [m]."""
-        assert self.world_to_camera is not None
-        return np.asarray(points, np.float64) @ self.world_to_camera[:3, :3].T + self.world_to_camera[:3, 3]
-
-
-@dataclass(frozen=True, eq=False)
 class Picture:
     """A rendered picture, and what each pixel's centre sees. The ground is seen by ``rgba`` alone."""
 
@@ -189,6 +98,7 @@ def render(
     faces: Any,
     camera: Camera,
     *,
+    size: tuple[int, int],
     colors: Sequence[Color] | None = None,
     background: Color | tuple[Color, Color] | UInt8[np.ndarray, "H W 3"] | None = STUDIO,
     ground: float | None = None,
@@ -203,7 +113,9 @@ def render(
         vertices: ``(V, 3)`` for one body, ``(B, V, 3)`` for several, or a sequence of ``(V_i, 3)``; world
             coordinates [m], an array or a tensor.
         faces: ``(F, 3)`` vertex ids that all bodies share, or one such array a body.
-        camera: where the picture is taken from.
+        camera: where the picture is taken from. What it projects to (x, y) is drawn in the pixel that covers
+            that point, distortion included.
+        size: width and height of the picture [pixels].
         colors: one colour a body, or one ``(V_i, 3)`` array a body with a colour for each vertex;
             ``meshes.PALETTE`` in turn by default.
         background: a colour, two colours (top and bottom), an ``(H, W, 3)`` uint8 photograph to draw over, or
@@ -219,8 +131,8 @@ def render(
         raise ValueError(f"light_rays: expected 0 or more, got {light_rays}")
     if ground is not None and not math.isfinite(ground):
         raise ValueError(f"ground: expected a height in metres, got {ground}")
-    scene = _Scene(vertices, faces, colors, camera, ground)
-    width, height = camera.size
+    width, height = _checked_size(size)
+    scene = _Scene(vertices, faces, colors, _checked_camera(camera), ground)
     rows, columns = np.divmod(np.arange(width * height), width)
     hits = scene.trace(columns + 0.5, rows + 0.5)
     light = _light(scene, hits, (height, width), light_rays)
@@ -282,18 +194,20 @@ def lineup(
     aim = (height / 2 - text_height - 1.7 * margin) / scale  # height above the ground of the picture's middle
     distance = height / 2 / scale / math.tan(LENS / 2)
     eye = (0, aim + distance * math.sin(TILT), distance * math.cos(TILT))
-    camera = Camera.look_at(eye, (0, aim, 0), size=size, vertical_fov=LENS)
+    stand, target = torch.tensor([eye, (0, aim, 0)], dtype=torch.float64)
+    camera = Camera.look_at(stand, target, size=size, fov=LENS)
     standing, places = stand_in_row(bodies, spacing=spacing)
     picture = render(
         standing,
         triangles,
         camera,
+        size=size,
         colors=colors,
         background=background,
         ground=0.0,
         light_rays=light_rays,
     )
-    for x, title in zip(camera.project(places)[:, 0], titles, strict=False):
+    for (x, _), title in zip(camera.project(torch.from_numpy(places)).pixels.tolist(), titles, strict=False):
         picture = _written(picture, title, (x, height - text_height - 0.5 * margin), text_size)
     return picture
 
@@ -373,7 +287,7 @@ class _Scene:
 
     def __init__(self, vertices: Any, faces: Any, colors: Any, camera: Camera, ground: float | None) -> None:
         bodies, triangles = meshes(vertices, faces)
-        self.points = _stack([camera.to_camera(body) for body in bodies], np.float32)
+        self.points = _stack([camera.to_camera(torch.from_numpy(b)).numpy() for b in bodies], np.float32)
         starts = np.cumsum([0, *map(len, bodies)])
         self.faces = _stack([face + start for face, start in zip(triangles, starts, strict=False)], np.int32)
         self.colors = _stack([to_linear(color) for color in body_colors(colors, bodies)], np.float32)
@@ -381,10 +295,10 @@ class _Scene:
         counts = [len(face) for face in triangles]
         self.instance = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
         self.triangle = _stack([np.arange(count)[:, None] for count in counts], np.int32, 1)[:, 0]
-        self.inverse_intrinsics = np.linalg.inv(camera.intrinsics)
-        assert camera.world_to_camera is not None
-        self.up = camera.world_to_camera[:3, 1]  # the world's y axis as the camera sees it
-        self.ground = None if ground is None else ground + self.up @ camera.world_to_camera[:3, 3]
+        self.lens = camera._replace(rotation=None, translation=None)
+        pose = camera.world_to_camera.numpy()
+        self.up = pose[:3, 1]  # the world's y axis as the camera sees it
+        self.ground = None if ground is None else ground + self.up @ pose[:3, 3]
         scene_type, mesh_type = _embree()
         self.embree = scene_type(robust=True)
         if len(self.faces):
@@ -392,8 +306,9 @@ class _Scene:
 
     def trace(self, u: Float[np.ndarray, " N"], v: Float[np.ndarray, " N"]) -> _Hits:
         """What is seen at image coordinates (u, v) [pixels]."""
-        image = np.stack([u, v, np.ones_like(u)], axis=1)
-        direction = (image @ self.inverse_intrinsics.T).astype(np.float32)  # z = 1, so length is depth
+        image = torch.from_numpy(np.stack([u, v], axis=1))
+        at_one = image.new_ones(len(image))  # so a ray's length is depth
+        direction = np.ascontiguousarray(self.lens.unproject(image, at_one).numpy(), np.float32)
         ray = self.embree.run(np.zeros_like(direction), direction, output=True)
         hit = np.flatnonzero(ray["primID"] >= 0)
         face = ray["primID"][hit]
@@ -426,6 +341,25 @@ class _Scene:
     ) -> Bool[np.ndarray, " N"]:
         """Whether each ray goes as far as its reach [m] without meeting a body."""
         return self.embree.run(origin, direction, reach.astype(np.float32), query="OCCLUDED") < 0
+
+
+def _checked_size(size: tuple[int, int]) -> tuple[int, int]:
+    width, height = size
+    if int(width) != width or int(height) != height or width < 1 or height < 1:
+        raise ValueError(f"size: expected a width and a height of at least one pixel, got {size}")
+    return int(width), int(height)
+
+
+def _checked_camera(camera: Camera) -> Camera:
+    """One camera in float64, after its numbers are looked at."""
+    parts = {name: part for name, part in camera._asdict().items() if part is not None}
+    for name, part in parts.items():
+        if part.dim() != (2 if name == "rotation" else 1):
+            raise ValueError(
+                f"camera.{name}: expected one camera, not a batch, got shape {tuple(part.shape)}"
+            )
+    one = Camera(**{name: torch.from_numpy(finite(f"camera.{name}", part)) for name, part in parts.items()})
+    return Camera.from_matrix(one.intrinsics, one.world_to_camera, distortion=one.distortion)
 
 
 def _light(scene: _Scene, hits: _Hits, shape: tuple[int, int], rays: int) -> Float[np.ndarray, "N 2"]:

@@ -117,9 +117,11 @@ class Camera(NamedTuple):
             axis: what the field of view is the angle of: "vertical", "horizontal" or "diagonal".
 
         Raises:
-            ValueError: the axis is none of these.
+            ValueError: the axis is none of these, or the field of view is a number out of its range.
         """
         if not isinstance(fov, Tensor):
+            if not 0 < fov < math.pi:
+                raise ValueError(f"fov: expected an angle between 0 and pi [rad], got {fov}")
             fov = torch.tensor(float(fov))
         focal, extent = fov_to_focal(fov, size, axis=axis), _as_size(size, fov)
         return cls(*torch.broadcast_tensors(focal[..., None], extent / 2))
@@ -171,10 +173,9 @@ class Camera(NamedTuple):
             )
         forward, right = (v / v.norm(dim=-1, keepdim=True) for v in (forward, right))
         rotation = torch.stack((right, torch.linalg.cross(forward, right), forward), -2)
-        if not isinstance(fov, Tensor):
-            fov = position.new_tensor(fov)
         translation = -(rotation @ position[..., None])[..., 0]
-        return cls.from_fov(fov, size, axis=axis)._replace(rotation=rotation, translation=translation)
+        camera = cls.from_fov(fov, size, axis=axis).to(position)
+        return camera._replace(rotation=rotation, translation=translation)
 
     @property
     def intrinsics(self) -> Float[Tensor, "*batch 3 3"]:
