@@ -245,7 +245,7 @@ def _quaternion_to_matrix(q: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch
     return square[..., None] * one + 2 * (outer + w * _hat(axis))
 
 
-def expect_points(pred: Tensor, target: Tensor, weights: Weights, dims: int = 1) -> Tensor | None:
+def expect_points(pred: Tensor, target: Tensor, weights: Tensor | None, dims: int = 1) -> Tensor | None:
     """Checks points of one shape, with at least so many dimensions of them, and gives each its weight.
 
     Raises:

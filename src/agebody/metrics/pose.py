@@ -188,22 +188,22 @@ def stature_error(
 
 
 def mpjpe_errors(
-    pred: Tensor, target: Tensor, *, layout: Layout, root: Root = None, weights: Weights = None
+    pred: Tensor, target: Tensor, *, layout: Layout, root: Root = None, weights: Tensor | None = None
 ) -> Errors:
     """`mpjpe` before it is reduced."""
     return mean_over_points(*_root_aligned_distances(pred, target, layout, root, weights))
 
 
 def n_mpjpe_errors(
-    pred: Tensor, target: Tensor, *, layout: Layout, root: Root = None, weights: Weights = None
+    pred: Tensor, target: Tensor, *, layout: Layout, root: Root = None, weights: Tensor | None = None
 ) -> Errors:
     """`n_mpjpe` before it is reduced."""
     pred, target, weights = _root_aligned(pred, target, layout, root, weights)
-    scale = best_scale(pred, target, weights=weights)
-    return mean_over_points(point_distances(scale[..., None, None] * pred, target, weights), weights)
+    scaled = best_scale(pred, target, weights=weights)[..., None, None] * hide(pred, weights, 1)
+    return mean_over_points(point_distances(scaled, target, weights), weights)
 
 
-def pa_mpjpe_errors(pred: Tensor, target: Tensor, *, weights: Weights = None) -> Errors:
+def pa_mpjpe_errors(pred: Tensor, target: Tensor, *, weights: Tensor | None = None) -> Errors:
     """`pa_mpjpe` before it is reduced."""
     weights = expect_points(pred, target, weights)
     aligned = procrustes_align(pred, target, weights=weights)
@@ -216,7 +216,7 @@ def pve_errors(
     *,
     pred_root: Tensor | None,
     target_root: Tensor | None,
-    weights: Weights = None,
+    weights: Tensor | None = None,
 ) -> Errors:
     """`pve` before it is reduced."""
     weights = expect_points(pred, target, weights)
@@ -233,7 +233,7 @@ def pve_errors(
 
 
 def stature_errors(
-    pred: Tensor, target: Tensor, *, relative: bool = False, weights: Weights = None
+    pred: Tensor, target: Tensor, *, relative: bool = False, weights: Tensor | None = None
 ) -> Errors:
     """`stature_error` before it is reduced."""
     weights = expand_weights(weights, expect_pair(pred, target))
@@ -243,7 +243,7 @@ def stature_errors(
     return Errors(errors, None if weights is None else weights != 0)
 
 
-def mean_over_points(distances: Float[Tensor, "*batch K"], weights: Weights) -> Errors:
+def mean_over_points(distances: Float[Tensor, "*batch K"], weights: Tensor | None) -> Errors:
     """Weighted mean over each person's points; people without any do not count."""
     if weights is None:
         return Errors(distances.mean(-1), None)
@@ -253,21 +253,21 @@ def mean_over_points(distances: Float[Tensor, "*batch K"], weights: Weights) -> 
     return Errors(weighed / torch.where(counted, given.sum(-1), 1), counted)
 
 
-def point_distances(pred: Tensor, target: Tensor, weights: Weights) -> Float[Tensor, "*batch K"]:
+def point_distances(pred: Tensor, target: Tensor, weights: Tensor | None) -> Float[Tensor, "*batch K"]:
     """Between points that weigh something; 0 for the others."""
     return safe_norm(hide(pred, weights, 1) - hide(target, weights, 1))
 
 
 def _root_aligned_distances(
-    pred: Tensor, target: Tensor, layout: Layout, root: Root, weights: Weights
-) -> tuple[Tensor, Weights]:
+    pred: Tensor, target: Tensor, layout: Layout, root: Root, weights: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
     pred, target, weights = _root_aligned(pred, target, layout, root, weights)
     return point_distances(pred, target, weights), weights
 
 
 def _root_aligned(
-    pred: Tensor, target: Tensor, layout: Layout, root: Root, weights: Weights
-) -> tuple[Tensor, Tensor, Weights]:
+    pred: Tensor, target: Tensor, layout: Layout, root: Root, weights: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Both with their roots at the origin, and the weights without people who do not show theirs."""
     weights = expect_points(pred, target, weights)
     if layout is None and root is None:

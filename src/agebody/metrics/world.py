@@ -137,20 +137,20 @@ def jitter(
 
 
 def w_mpjpe_errors(
-    pred: Tensor, target: Tensor, *, segment: int | None = SEGMENT, weights: Weights = None
+    pred: Tensor, target: Tensor, *, segment: int | None = SEGMENT, weights: Tensor | None = None
 ) -> Errors:
     """`w_mpjpe` before it is reduced."""
     return _aligned_by_segments(pred, target, segment, weights, first=2)
 
 
 def wa_mpjpe_errors(
-    pred: Tensor, target: Tensor, *, segment: int | None = SEGMENT, weights: Weights = None
+    pred: Tensor, target: Tensor, *, segment: int | None = SEGMENT, weights: Tensor | None = None
 ) -> Errors:
     """`wa_mpjpe` before it is reduced."""
     return _aligned_by_segments(pred, target, segment, weights, first=None)
 
 
-def root_trajectory_errors(pred: Tensor, target: Tensor, *, weights: Weights = None) -> Errors:
+def root_trajectory_errors(pred: Tensor, target: Tensor, *, weights: Tensor | None = None) -> Errors:
     """`root_trajectory_error` before it is reduced."""
     weights = expect_points(pred, target, weights)
     motion = procrustes(pred, target, weights=weights, with_scale=False)
@@ -160,7 +160,7 @@ def root_trajectory_errors(pred: Tensor, target: Tensor, *, weights: Weights = N
 
 
 def acceleration_errors(
-    pred: Tensor, target: Tensor, *, fps: float | None = None, weights: Weights = None
+    pred: Tensor, target: Tensor, *, fps: float | None = None, weights: Tensor | None = None
 ) -> Errors:
     """`acceleration_error` before it is reduced."""
     weights = expect_points(pred, target, weights, 2)
@@ -168,7 +168,7 @@ def acceleration_errors(
     return _lengths_of_differences(difference, 2, fps, weights)
 
 
-def jitter_errors(points: Tensor, *, fps: float | None = None, weights: Weights = None) -> Errors:
+def jitter_errors(points: Tensor, *, fps: float | None = None, weights: Tensor | None = None) -> Errors:
     """`jitter` before it is reduced."""
     expect("points", points, None, None, 3)
     weights = expand_weights(weights, points.shape[:-1])
@@ -176,7 +176,7 @@ def jitter_errors(points: Tensor, *, fps: float | None = None, weights: Weights 
 
 
 def _aligned_by_segments(
-    pred: Tensor, target: Tensor, segment: int | None, weights: Weights, first: int | None
+    pred: Tensor, target: Tensor, segment: int | None, weights: Tensor | None, first: int | None
 ) -> Errors:
     """Errors after each segment is moved by what fits its first frames, or all."""
     weights = expect_points(pred, target, weights, 2)
@@ -204,7 +204,7 @@ def _aligned_by_segments(
     return Errors(errors.values.flatten(-2)[..., :frames], counted)
 
 
-def _lengths_of_differences(x: Tensor, order: int, fps: float | None, weights: Weights) -> Errors:
+def _lengths_of_differences(x: Tensor, order: int, fps: float | None, weights: Tensor | None) -> Errors:
     rate = 1.0 if fps is None else float(fps) ** order
     lengths = rate * safe_norm(x.diff(n=order, dim=-3))
     if weights is not None:
@@ -213,7 +213,7 @@ def _lengths_of_differences(x: Tensor, order: int, fps: float | None, weights: W
     return mean_over_points(lengths, weights)
 
 
-def _without_gaps(points: Float[Tensor, "*batch T 3"], weights: Weights) -> Float[Tensor, "*batch T 3"]:
+def _without_gaps(points: Float[Tensor, "*batch T 3"], weights: Tensor | None) -> Float[Tensor, "*batch T 3"]:
     """Points of frames without weight are those of the last frame with, or of the first such frame."""
     if weights is None or not points.shape[-2]:
         return points
