@@ -1,0 +1,73 @@
+"""Confidence intervals: what a number might have been with other images of the same kind.
+
+Images are drawn with replacement, whole: the people of one image, and the joints of one person, are not
+independent.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+from jaxtyping import Float, Int
+
+LEVEL = 0.95
+"""Of the intervals."""
+
+_AT_ONCE = 64
+
+
+def resample(clusters: int, resamples: int, seed: int) -> Iterator[Int[np.ndarray, "R clusters"]]:
+    """How often each cluster is drawn, some resamples at a time, each of as many draws as there are
+    clusters."""
+    generator = np.random.default_rng(seed)
+    for start in range(0, resamples, _AT_ONCE):
+        rows = min(_AT_ONCE, resamples - start)
+        draws = generator.integers(clusters, size=(rows, clusters)) + clusters * np.arange(rows)[:, None]
+        yield np.bincount(draws.ravel(), minlength=rows * clusters).reshape(rows, clusters)
+
+
+def ratio_intervals(
+    numerators: Float[np.ndarray, "clusters S"],
+    denominators: Float[np.ndarray, "clusters S"],
+    *,
+    resamples: int,
+    seed: int,
+    level: float = LEVEL,
+) -> Float[np.ndarray, "2 S"]:
+    """Percentile intervals of ratios of sums over clusters (Efron 1979).
+
+    All means, shares and rates over a data set are such ratios.
+
+    Args:
+        numerators: what each cluster adds above the line.
+        denominators: what it adds below.
+        resamples: how many; 0 for no intervals.
+        seed: of the draws.
+        level: of the intervals.
+
+    Returns:
+        Lower and upper ends; NaN without resamples, and where fewer than two clusters say anything. Resamples
+        without any of those that do are left out.
+    """
+    ratios = [np.empty((0, numerators.shape[1]))]
+    for counts in resample(len(numerators), resamples, seed):
+        above, below = counts @ numerators, counts @ denominators
+        ratios.append(np.divide(above, below, out=np.full(above.shape, np.nan), where=below > 0))
+    return percentiles(np.concatenate(ratios), (denominators > 0).sum(0) > 1, level=level)
+
+
+def percentiles(
+    values: Float[np.ndarray, "R S"], enough: np.ndarray, *, level: float = LEVEL
+) -> Float[np.ndarray, "2 S"]:
+    """Ends of the middle part of each column, which has a share ``level`` of the values; NaN are left out.
+
+    NaN where ``enough`` is false, or without values.
+    """
+    ends = np.full((2, values.shape[1]), np.nan)
+    if len(values):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # columns of NaN alone stay NaN
+            ends = np.nanpercentile(values, [50 * (1 - level), 50 * (1 + level)], axis=0)
+    return np.where(enough, ends, np.nan)
