@@ -292,7 +292,7 @@ def evaluate(
     table: Annotated[
         str,
         typer.Option(
-            help="**infantnet**, **relative-human**, **coco**, or **auto**: all that the files are enough for."
+            help="**infantnet**, **relative-human**, **coco**, or **auto**: all that the files allow."
         ),
     ] = "auto",
     layout: Annotated[

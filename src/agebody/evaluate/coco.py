@@ -14,7 +14,7 @@ from agebody.assets.landmarks import COCO17
 from agebody.evaluate.average_precision import Detections
 from agebody.evaluate.files import fail
 from agebody.metrics.average_precision import split_images
-from agebody.metrics.oks import CROWDPOSE14, oks_sigmas
+from agebody.metrics.similarity import CROWDPOSE14, oks_sigmas
 
 
 def read_coco(pred: str | Path, target: str | Path) -> Detections:

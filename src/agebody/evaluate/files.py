@@ -37,7 +37,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from agebody.age import AGE_CLASSES, AgeCurve, age_class
 from agebody.assets.mannequin import mannequin
 from agebody.keypoints import LAYOUTS
-from agebody.metrics.oks import CROWDPOSE14
+from agebody.metrics.similarity import CROWDPOSE14
 
 UNKNOWN = -1
 """Age class or depth layer of a person of whom it is not known."""

@@ -24,9 +24,9 @@ from agebody.evaluate.pairing import (
 )
 from agebody.evaluate.table import DEFAULT, Column, Intervals, Ratios, Row, Table
 from agebody.metrics.average_precision import split_images
+from agebody.metrics.correctness import mpckh
 from agebody.metrics.depth import MISS_PENALTY, depth_relations
-from agebody.metrics.oks import oks_sigmas
-from agebody.metrics.pck import mpckh
+from agebody.metrics.similarity import oks_sigmas
 
 THRESHOLD = 0.2
 """Of PCDR_0.2, and of true depths that count as the same [m]."""

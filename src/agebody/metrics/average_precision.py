@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from agebody.keypoints import KeypointLayout
-from agebody.metrics.oks import spread_of
+from agebody.metrics.similarity import spread_of
 from agebody.reduction import Weights, expect
 
 THRESHOLDS = tuple((np.linspace(0.5, 0.95, 10)).tolist())
