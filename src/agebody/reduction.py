@@ -62,7 +62,7 @@ def reduce(
     """
     if reduction not in get_args(Reduction):
         raise ValueError(f"reduction: expected one of {', '.join(get_args(Reduction))}, got {reduction!r}")
-    counted: Any = terms.numel()
+    counted: Any = max(terms.numel(), 1)
     if weights is not None:
         try:
             weights = weights.expand(terms.shape)
@@ -76,7 +76,7 @@ def reduce(
         counted = kept.sum().clamp(min=1)
     if reduction == "none":
         return terms
-    return terms.sum() if reduction == "sum" else terms.sum() / (counted or 1)
+    return terms.sum() if reduction == "sum" else terms.sum() / counted
 
 
 def safe_norm(vectors: Float[Tensor, "*batch D"], dim: int = -1) -> Float[Tensor, "*batch"]:
