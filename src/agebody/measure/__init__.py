@@ -1,5 +1,22 @@
 """Measures of a body, differentiable."""
 
+from agebody.measure.definitions import A2B_MEASUREMENTS, MEASUREMENTS, Distance, Girth, Height
+from agebody.measure.landmarks import find_landmarks
 from agebody.measure.lengths import stature
+from agebody.measure.measurements import Measurements
+from agebody.measure.sections import Section, plane_section, section_length, tape_length
 
-__all__ = ["stature"]
+__all__ = [
+    "A2B_MEASUREMENTS",
+    "MEASUREMENTS",
+    "Distance",
+    "Girth",
+    "Height",
+    "Measurements",
+    "Section",
+    "find_landmarks",
+    "plane_section",
+    "section_length",
+    "stature",
+    "tape_length",
+]

@@ -1,0 +1,237 @@
+"""Measurements of rest surfaces: one evaluator for all definitions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from agebody.assets.asset import AssetError, BodyAsset
+from agebody.measure.definitions import GROUND, MEASUREMENTS, TOP, Definition, Distance, Girth, Height, Point
+from agebody.measure.landmarks import Parts, find_landmarks
+from agebody.measure.sections import Section, gap, plane_section, section_length, tape_length
+from agebody.reduction import expect, safe_norm
+
+_ROOM = 2  # times as many triangles as a plane cuts of the asset's own surfaces
+_CLOSED = 1e-4  # m: a gap in an outline that is none
+_BRIDGED = 0.25  # of an outline that a tape may bridge where the part ends, as at the armpits
+
+
+class Measurements(nn.Module):
+    """Measures bodies that share an asset.
+
+    Args:
+        asset: the body; of a layer, its ``asset``.
+        definitions: names out of `MEASUREMENTS`, or definitions by name, such as `A2B_MEASUREMENTS`; all of
+            `MEASUREMENTS` if not given. Points are landmarks (`find_landmarks`) or joints of the asset.
+        dtype: torch.float32 or torch.float64.
+        device: where the bodies are.
+
+    Raises:
+        AssetError: the body lacks a joint or a landmark, or a girth's plane cuts its part not all around.
+        ValueError: a name is unknown.
+        TypeError: the dtype is neither of the two.
+
+    Called with rest surfaces (`ShapedBody.rest_vertices`), not with posed ones: a measurement is a property
+    of shape and age, not of the pose. Values are differentiable in the vertices.
+    """
+
+    names: tuple[str, ...]
+    """Name of each measurement, in the order of the values."""
+
+    def __init__(
+        self,
+        asset: BodyAsset,
+        definitions: Mapping[str, Definition] | Sequence[str] | None = None,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        if dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"dtype: expected torch.float32 or torch.float64, got {dtype}")
+        self.definitions = _chosen(definitions)
+        self.names = tuple(self.definitions)
+        self.num_vertices = asset.num_vertices
+        self.dtype = dtype
+        points, parts = _Points(asset), Parts(asset)
+        self.gauges = nn.ModuleList(
+            _gauge(name, what, asset, points, parts).to(device=device, dtype=dtype)
+            for name, what in self.definitions.items()
+        )
+
+    def forward(self, rest_vertices: Float[Tensor, "*batch V 3"]) -> Float[Tensor, "*batch M"]:
+        """Every measurement [m], in the order of ``names``.
+
+        Raises:
+            TypeError, ValueError: the vertices are not of this asset, or of another dtype.
+        """
+        expect("rest_vertices", rest_vertices, self.num_vertices, 3)
+        if rest_vertices.dtype != self.dtype:
+            raise TypeError(f"rest_vertices: expected {self.dtype}, got {rest_vertices.dtype}")
+        values = [gauge(rest_vertices[..., gauge.vertices, :]) for gauge in self._all()]
+        return torch.stack(values, -1) if values else rest_vertices.new_zeros(*rest_vertices.shape[:-2], 0)
+
+    def _all(self) -> list[_Gauge]:
+        return cast("list[_Gauge]", list(self.gauges))
+
+    def extra_repr(self) -> str:
+        """What `print` shows."""
+        return f"{len(self.names)} measurements, dtype={self.dtype}"
+
+    def section(self, name: str, rest_vertices: Float[Tensor, "*batch V 3"]) -> Section:
+        """The outline in which a girth is taken, to draw it.
+
+        Raises:
+            ValueError: the measurement of this name is no girth.
+        """
+        gauge = dict(zip(self.names, self._all(), strict=True)).get(name)
+        if not isinstance(gauge, _GirthGauge):
+            girths = [key for key, what in self.definitions.items() if isinstance(what, Girth)]
+            raise ValueError(f"name: expected one of {', '.join(girths)}, got {name!r}")
+        return gauge.section(rest_vertices[..., gauge.vertices, :])[0]
+
+
+def _chosen(definitions: Mapping[str, Definition] | Sequence[str] | None) -> dict[str, Definition]:
+    if definitions is None:
+        return dict(MEASUREMENTS)
+    if isinstance(definitions, Mapping):
+        return dict(definitions)
+    unknown = [name for name in definitions if name not in MEASUREMENTS]
+    if unknown or isinstance(definitions, str):
+        raise ValueError(
+            f"definitions: expected names out of {', '.join(MEASUREMENTS)}, got {unknown or definitions!r}"
+        )
+    return {name: MEASUREMENTS[name] for name in definitions}
+
+
+class _Points:
+    """Rows over the vertices of points by name."""
+
+    def __init__(self, asset: BodyAsset) -> None:
+        self.asset = asset
+        self.joints = dict(zip(asset.joint_names, asset.joint_regressor.toarray(), strict=True))
+        found = find_landmarks(asset)
+        self.landmarks = dict(zip(found.names, found.matrix.toarray(), strict=True))
+
+    def row(self, point: Point) -> Float[np.ndarray, " V"]:
+        if not isinstance(point, str):
+            return np.mean([self.row(name) for name in point], axis=0)
+        for known in (self.landmarks, self.joints):
+            if point in known:
+                return known[point]
+        raise AssetError(f"{self.asset.metadata.name}: has no landmark or joint {point!r}")
+
+
+def _gauge(name: str, what: Definition, asset: BodyAsset, points: _Points, parts: Parts) -> _Gauge:
+    match what:
+        case Height():
+            return _HeightGauge(what, points)
+        case Distance():
+            return _DistanceGauge(what, points)
+        case Girth():
+            gauge = _GirthGauge(what, points, parts)
+            gauge.fit_room(name, asset)
+            return gauge
+
+
+class _Gauge(nn.Module):
+    """One measurement, of the vertices that it needs.
+
+    It gets vertices of its own so that the gradients of many measurements can be had at once.
+    """
+
+    vertices: Tensor
+    """Which vertices of the body it is called with."""
+
+    def _keep(self, **arrays: np.ndarray) -> None:
+        for name, array in arrays.items():
+            self.register_buffer(name, torch.from_numpy(np.ascontiguousarray(array)), persistent=False)
+
+
+class _DistanceGauge(_Gauge):
+    rows: Tensor
+
+    def __init__(self, what: Distance, points: _Points) -> None:
+        super().__init__()
+        if len(what.points) < 2:
+            raise ValueError(f"points: expected two or more, got {what.points}")
+        rows = np.stack([points.row(point) for point in what.points])
+        used = np.flatnonzero(rows.any(0))
+        self._keep(vertices=used, rows=rows[:, used])
+
+    def forward(self, vertices: Tensor) -> Tensor:
+        return safe_norm((self.rows @ vertices).diff(dim=-2)).sum(-1)
+
+
+class _HeightGauge(_Gauge):
+    rows: Tensor
+
+    def __init__(self, what: Height, points: _Points) -> None:
+        super().__init__()
+        self.ends = what.upper, what.lower
+        whole = TOP in self.ends or GROUND in self.ends
+        size = points.asset.num_vertices
+        rows = [np.zeros(size) if end in (TOP, GROUND) else points.row(end) for end in self.ends]
+        used = np.arange(size) if whole else np.flatnonzero(np.any(rows, axis=0))
+        self._keep(vertices=used, rows=np.stack(rows)[:, used])
+
+    def forward(self, vertices: Tensor) -> Tensor:
+        height = vertices[..., 1]
+        upper, lower = (
+            height.amax(-1) if end == TOP else height.amin(-1) if end == GROUND else (height * row).sum(-1)
+            for end, row in zip(self.ends, self.rows, strict=True)
+        )
+        return upper - lower
+
+
+class _GirthGauge(_Gauge):
+    faces: Tensor
+    rows: Tensor
+    """The point of the plane, then the two points in whose direction it faces."""
+
+    def __init__(self, what: Girth, points: _Points, parts: Parts) -> None:
+        super().__init__()
+        missing = [joint for joint in what.parts if joint not in points.joints]
+        named = [joint for joint in what.parts if joint not in missing]
+        if not named:
+            raise AssetError(f"{points.asset.metadata.name}: has no joint {', '.join(missing)}")
+        self.tape = what.tape
+        self.capacity: int | None = None
+        rows = np.stack([points.row(point) for point in (what.at, *(what.along or ()))])
+        faces = parts.faces(named)
+        used = np.union1d(faces, np.flatnonzero(rows.any(0)))
+        local = np.searchsorted(used, faces)
+        self._keep(vertices=used, faces=local, rows=rows[:, used])
+
+    def forward(self, vertices: Tensor) -> Tensor:
+        section, normal = self.section(vertices)
+        return tape_length(section, normal) if self.tape else section_length(section)
+
+    def section(self, vertices: Tensor) -> tuple[Section, Tensor]:
+        points = self.rows @ vertices
+        origin = points[..., 0, :]
+        if len(self.rows) == 1:
+            normal = torch.zeros_like(origin)
+            normal[..., 1] = 1
+        else:
+            normal = points[..., 2, :] - points[..., 1, :]
+        return plane_section(vertices, self.faces, origin, normal, capacity=self.capacity), normal
+
+    def fit_room(self, name: str, asset: BodyAsset) -> None:
+        """Checks the plane on the asset's own surfaces, and makes room for what it cuts of them."""
+        surfaces = [asset.template[None]] + ([asset.age_templates] if asset.age_templates is not None else [])
+        vertices = torch.from_numpy(np.concatenate(surfaces).astype(np.float64))
+        section, _ = self.section(vertices[:, self.vertices])
+        counts = section.cut.sum(-1)
+        allowed = _BRIDGED * section_length(section) if self.tape else _CLOSED
+        if counts.min() == 0 or (gap(section) > allowed).any():
+            raise AssetError(
+                f"{asset.metadata.name}: the plane of {name!r} does not cut its part all around; bring other "
+                "landmarks, or name more joints of the part"
+            )
+        self.capacity = _ROOM * int(counts.max())

@@ -1,0 +1,152 @@
+"""Where a plane cuts a mesh: the outline's length, and that of a tape around it, differentiable."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from agebody.reduction import expect, safe_norm
+
+TAPE_DIRECTIONS = 360
+
+
+class Section(NamedTuple):
+    """What a plane cuts from a mesh: one segment a triangle, in no order.
+
+    Seen against the normal, the segments of a closed mesh run around its inside counter-clockwise, and every
+    point where the plane meets an edge is the start of one segment and the end of another.
+    """
+
+    starts: Float[Tensor, "*batch K 3"]
+    """[m]; zero where nothing is cut."""
+    ends: Float[Tensor, "*batch K 3"]
+    """[m]; zero where nothing is cut."""
+    cut: Bool[Tensor, "*batch K"]
+    """Which of the K places are taken."""
+
+
+def plane_section(
+    vertices: Float[Tensor, "*batch V 3"],
+    faces: Int[Tensor, "F 3"],
+    origin: Float[Tensor, "*batch 3"],
+    normal: Float[Tensor, "*batch 3"],
+    *,
+    capacity: int | None = None,
+) -> Section:
+    """The segments in which a plane meets triangles.
+
+    Which triangles are cut is found anew for every body, in tensors of fixed size: nothing is read from the
+    device. The points are differentiable in the vertices and in the plane.
+
+    Args:
+        vertices: [m].
+        faces: corners of the triangles to look at, counter-clockwise from outside.
+        origin: a point of the plane [m].
+        normal: its direction, of any length but zero. A vertex in the plane counts as above it.
+        capacity: K, the number of segments that there is room for; as many as triangles if not given. A body
+            of which more are cut gets NaN.
+
+    Raises:
+        TypeError, ValueError: an argument is not of the shape or type that is said here.
+    """
+    expect("vertices", vertices, None, 3)
+    expect("origin", origin, 3)
+    expect("normal", normal, 3)
+    if faces.dim() != 2 or faces.shape[1] != 3 or faces.is_floating_point():
+        raise ValueError(f"faces: expected integers of shape (F, 3), got {faces.dtype} {tuple(faces.shape)}")
+    height = ((vertices - origin[..., None, :]) * normal[..., None, :]).sum(-1)
+    side = height >= 0
+    first, second, third = (side.index_select(-1, corner) for corner in faces.unbind(-1))
+    is_cut = (first != second) | (first != third)
+    capacity = len(faces) if capacity is None else min(capacity, len(faces))
+    triangles, cut = _first(is_cut, capacity)
+
+    corners = faces[triangles]
+    corner_height = height.gather(-1, corners.flatten(-2)).unflatten(-1, (-1, 3))
+    above = corner_height >= 0
+    a, b, c = above.unbind(-1)
+    lone = torch.where(a == b, 2, torch.where(a == c, 1, 0))
+    turned = (lone[..., None] + torch.arange(3, device=lone.device)) % 3
+    corners, corner_height = corners.gather(-1, turned), corner_height.gather(-1, turned)
+    corner = vertices.gather(-2, corners.flatten(-2)[..., None].expand(*corners.shape[:-2], -1, 3))
+    corner = corner.unflatten(-2, (-1, 3))
+    # The edges from the lone corner to the next and to the one before it, in the triangle's own sense.
+    onward, back = (_crossing(corner, corner_height, cut, other) for other in (1, 2))
+    lone_above = above.gather(-1, lone[..., None])
+    starts = torch.where(lone_above, onward, back)
+    ends = torch.where(lone_above, back, onward)
+    overfull = (is_cut.sum(-1) > capacity)[..., None, None]
+    starts, ends = (torch.where(overfull, torch.nan, points) for points in (starts, ends))
+    return Section(starts, ends, cut)
+
+
+def section_length(section: Section) -> Float[Tensor, "*batch"]:
+    """Length of a section's outline [m]; of all outlines together, where there are several."""
+    return safe_norm(section.ends - section.starts).sum(-1)
+
+
+def gap(section: Section) -> Float[Tensor, "*batch"]:
+    """How far a section's segments are from closing [m]: 0 where they form outlines without a gap."""
+    return (section.ends - section.starts).sum(-2).norm(dim=-1)
+
+
+def tape_length(section: Section, normal: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch"]:
+    """Length of a tape pulled tight around a section [m]: the perimeter of its convex hull.
+
+    The hull's corners are the points that lie farthest in one of ``TAPE_DIRECTIONS`` directions of the plane.
+    A corner at which the tape turns by less than the step between them, 1 degree, may be passed by, which
+    shortens the tape by less than 1e-5 of itself.
+
+    Args:
+        section: closed outlines.
+        normal: of its plane, as it was cut.
+    """
+    across, along = _plane_axes(normal.detach())
+    # Places that are not taken repeat the first point, so that they add no corner.
+    points = torch.where(section.cut[..., None], section.starts, section.starts[..., :1, :])
+    flat = torch.stack([(points.detach() * axis[..., None, :]).sum(-1) for axis in (across, along)], -1)
+    angles = torch.arange(TAPE_DIRECTIONS, dtype=points.dtype, device=points.device)
+    angles = angles * (2 * math.pi / TAPE_DIRECTIONS)
+    reach = torch.stack([angles.cos(), angles.sin()], -1) @ flat.mT
+    farthest = reach.argmax(-1)
+    corners = points.gather(-2, farthest[..., None].expand(*farthest.shape, 3))
+    return safe_norm(corners - corners.roll(1, -2)).sum(-1)
+
+
+def _first(mask: Bool[Tensor, "*batch F"], count: int) -> tuple[Tensor, Tensor]:
+    """Indices of the first ``count`` true entries, and which of these places are taken."""
+    rank = mask.cumsum(-1, dtype=torch.int32)
+    place = torch.where(mask & (rank <= count), rank - 1, count).long()
+    index = torch.arange(mask.shape[-1], device=mask.device).expand(mask.shape)
+    chosen = torch.zeros(*mask.shape[:-1], count + 1, dtype=index.dtype, device=mask.device)
+    chosen = chosen.scatter(-1, place, index)[..., :count]
+    return chosen, torch.arange(count, device=mask.device) < rank[..., -1:]
+
+
+def _crossing(
+    corner: Float[Tensor, "*batch K 3 3"],
+    height: Float[Tensor, "*batch K 3"],
+    cut: Bool[Tensor, "*batch K"],
+    other: int,
+) -> Float[Tensor, "*batch K 3"]:
+    """Where the plane meets the edge from the first corner to another; zero where it does not."""
+    drop = torch.where(cut, height[..., 0] - height[..., other], 1)
+    share = (height[..., 0] / drop)[..., None]
+    start = corner[..., 0, :]
+    return torch.where(cut[..., None], start + share * (corner[..., other, :] - start), 0)
+
+
+def _plane_axes(normal: Float[Tensor, "*batch 3"]) -> tuple[Tensor, Tensor]:
+    """Two unit vectors in the plane, at right angles."""
+    x, _, z = normal.unbind(-1)
+    level = torch.where(x.abs() < z.abs(), 0, 1)
+    across = torch.linalg.cross(
+        normal, torch.stack([1 - level, torch.zeros_like(level), level], -1).to(normal)
+    )
+    across = across / across.norm(dim=-1, keepdim=True)
+    along = torch.linalg.cross(normal / normal.norm(dim=-1, keepdim=True), across)
+    return across, along
