@@ -1,8 +1,9 @@
 """Nearest triangles of meshes, and lines of sight past them, by a tree of boxes that needs no stack.
 
-The tree halves a mesh's triangles along the longest axis, again and again, into leaves of equal size. So it is
-complete, and no pointers are stored: node i has the children 2 i and 2 i + 1, and the way back up is arithmetic. A
-whole batch is built by sorting and asked in one launch, in float32 or float64, without waiting for the device.
+The tree halves a mesh's triangles along the longest axis, again and again, into leaves of equal size. So it
+is complete, and no pointers are stored: node i has the children 2 i and 2 i + 1, and the way back up is
+arithmetic. A whole batch is built by sorting and asked in one launch, in float32 or float64, without waiting
+for the device.
 """
 
 from types import SimpleNamespace
@@ -27,7 +28,7 @@ class BoxTree(NamedTuple):
     """Boxes around the triangles of B meshes."""
 
     triangles: Tensor
-    """(B, leaves * LEAF, 3, 3) corners, leaf after leaf; some triangles are there twice, to fill the leaves."""
+    """(B, leaves * LEAF, 3, 3) corners, leaf after leaf; some stand there twice, to fill the leaves."""
     faces: Tensor
     """(B, leaves * LEAF) int32, which of the mesh's faces each is."""
     lower: Tensor
@@ -137,7 +138,7 @@ def _KERNELS(t: Types) -> SimpleNamespace:
         ap = p - a
         normal = wp.cross(ab, ac)
         area = wp.dot(normal, normal)
-        inside = bool(False)
+        inside = wp.bool(False)
         if area > flat * wp.dot(ab, ab) * wp.dot(ac, ac):
             v = wp.dot(wp.cross(ap, ac), normal)
             w = wp.dot(wp.cross(ab, ap), normal)
@@ -176,12 +177,15 @@ def _KERNELS(t: Types) -> SimpleNamespace:
 
     @t.func
     def meets_triangle(start: vec3, way: vec3, a: vec3, b: vec3, c: vec3):
-        """Whether the segment from start to start + way, without its ends, meets the triangle (Moeller, Trumbore 1997)."""
+        """Whether the segment from start to start + way, without its ends, meets the triangle.
+
+        Source: Moeller and Trumbore 1997.
+        """
         ab = b - a
         ac = c - a
         across = wp.cross(way, ac)
         determinant = wp.dot(ab, across)
-        found = bool(False)
+        found = wp.bool(False)
         if determinant != zero:
             from_a = start - a
             lift = wp.cross(from_a, ab)
@@ -204,11 +208,11 @@ def _KERNELS(t: Types) -> SimpleNamespace:
         p = points[b, n]
         leaves = lower.shape[1] // 2
         best = infinity
-        place = int(0)
-        node = int(1)
-        later = int(0)  # a bit a level: whether the other child has yet to be looked at
+        place = wp.int32(0)
+        node = wp.int32(1)
+        later = wp.int32(0)  # a bit a level: whether the other child has yet to be looked at
         while node > 0:
-            looking = bool(False)  # further down
+            looking = wp.bool(False)  # further down
             if node >= leaves:
                 for i in range((node - leaves) * LEAF, (node - leaves + 1) * LEAF):
                     distance = to_triangle(p, triangles[b, i, 0], triangles[b, i, 1], triangles[b, i, 2])
@@ -256,21 +260,21 @@ def _KERNELS(t: Types) -> SimpleNamespace:
         start = vertices[b, v]
         way = eyes[b] - start
         leaves = lower.shape[1] // 2
-        clear = int(1)
-        node = int(1)
+        clear = wp.int32(1)
+        node = wp.int32(1)
         while node > 0:
-            down = bool(False)
+            down = wp.bool(False)
             if meets_box(start, way, lower[b, node], upper[b, node]):
                 if node < leaves:
                     down = True
                 else:
                     for i in range((node - leaves) * LEAF, (node - leaves + 1) * LEAF):
                         f = faces[b, i]
-                        if corners[f, 0] != v and corners[f, 1] != v and corners[f, 2] != v:
-                            if meets_triangle(
-                                start, way, triangles[b, i, 0], triangles[b, i, 1], triangles[b, i, 2]
-                            ):
-                                clear = 0
+                        other = corners[f, 0] != v and corners[f, 1] != v and corners[f, 2] != v
+                        if other and meets_triangle(
+                            start, way, triangles[b, i, 0], triangles[b, i, 1], triangles[b, i, 2]
+                        ):
+                            clear = wp.int32(0)
             if down:
                 node = 2 * node
             else:

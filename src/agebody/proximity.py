@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ PAIRS = 1 << 21
 EXACT_PAIRS = 1 << 17
 """Of which it computes this many exactly at a time."""
 EDGE = 1e-6
-"""By how much a triangle is wider, in barycentric coordinates, for a line of sight that might slip between two."""
+"""By how much a triangle is wider, in barycentric coordinates, for a sight that might slip between two."""
 
 
 class ClosestPoints(NamedTuple):
@@ -41,9 +42,9 @@ def closest_points(
 ) -> ClosestPoints:
     """The point of a mesh that is nearest to each given point.
 
-    Which triangle that is, is found by `closest_faces`; where on it, is computed in torch. So distance and point
-    are differentiable to any order in points and vertices, as long as the triangle stays the same; where it changes,
-    the distance has a kink, as it must.
+    Which triangle that is, is found by `closest_faces`; where on it, is computed in torch. So distance and
+    point are differentiable to any order in points and vertices, as long as the triangle stays the same;
+    where it changes, the distance has a kink, as it must.
 
     Args:
         points: [m].
@@ -77,9 +78,9 @@ def closest_faces(
         vertices: [m]; leading dimensions broadcast.
         faces: ids of vertices, the same for all meshes; at least one. Triangles without area count as well.
         among: which faces are looked at, all if None. Where a mesh has none left, the answer is face 0.
-        backend: ``"auto"`` is Warp where it is installed, and torch elsewhere. Warp walks down a tree of boxes that
-            is built at every call; torch compares all points with all triangles and is much slower. In float64 both
-            search in float64, else in float32.
+        backend: ``"auto"`` is Warp where it is installed, and torch elsewhere. Warp walks down a tree of
+            boxes that is built at every call; torch compares all points with all triangles and is much
+            slower. In float64 both search in float64, else in float32.
 
     Raises:
         As `closest_points`.
@@ -114,7 +115,7 @@ def nearest_points(
     Args:
         points: [m].
         cloud: [m], at least one point; leading dimensions broadcast.
-        weights: points of the cloud of weight 0 are not there, NaN or not. Where none is left, the answer is 0.
+        weights: points of the cloud of weight 0 are not there, NaN or not. Where none is left, it is 0.
         backend: as in `closest_faces`; a point is a triangle with three equal corners.
 
     Raises:
@@ -215,7 +216,7 @@ def visible_vertices(
 
 
 def _inner_coordinates(points: Tensor, triangles: Tensor) -> Tensor:
-    """Barycentric coordinates of the points' projections on the plane; negative where a triangle has no area."""
+    """Barycentric coordinates of projections on the plane; negative where a triangle has no area."""
     a, b, c = triangles.unbind(-2)
     ab, ac, ap = b - a, c - a, points - a
     normal = torch.linalg.cross(ab, ac)
@@ -297,8 +298,8 @@ def _closest_triangles(points: Tensor, triangles: Tensor, backend: BackendName) 
 def _closest_of_all(points: Tensor, triangles: Tensor) -> Tensor:
     """(n) of n points and F triangles, each of them looked at; the smallest number where several are nearest.
 
-    A triangle lies in a ball of radius r around its centroid m. Where u is the distance to any one triangle, only
-    those with ``|p - m| <= u + r`` can be nearer: squared, that is a product of matrices, and few are left.
+    A triangle lies in a ball of radius r around its centroid m. Where u is the distance to any one triangle,
+    only those with ``|p - m| <= u + r`` can be nearer: squared, that is a product of matrices.
     """
     origin = triangles.mean((0, 1))
     points, triangles = points - origin, triangles - origin
@@ -346,7 +347,7 @@ def _clear_sights(vertices: Tensor, faces: Tensor, eyes: Tensor, backend: Backen
 
 
 def _blocked(mesh: Tensor, faces: Tensor, eye: Tensor, here: Tensor) -> Tensor:
-    """(n) whether the way from some vertices of a mesh to the eye meets a triangle; spheres around these come first."""
+    """(n) whether the way from some vertices to the eye meets a triangle; first, a ball around it."""
     origin = mesh.mean(0)
     mesh, eye = mesh - origin, eye - origin
     triangles = mesh[faces]
@@ -400,7 +401,9 @@ def _vmap(operator: Any, batched: tuple[int, ...]) -> Any:
     return vmap
 
 
-def _register(name: str, schema: str, search: Any, dtype: torch.dtype, batched: tuple[int, ...]) -> None:
+def _register(
+    name: str, schema: str, search: Callable[..., Tensor], dtype: torch.dtype, batched: tuple[int, ...]
+) -> None:
     """What no compiler looks into: how many candidates a search meets depends on the data."""
     operator = torch.library.custom_op(f"agebody::{name}", search, mutates_args=(), schema=schema)
     operator.register_fake(

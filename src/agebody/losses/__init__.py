@@ -2,6 +2,14 @@
 
 from agebody.losses.adversarial import PoseDiscriminator, discriminator_loss, generator_loss
 from agebody.losses.age import age_class_loss, age_offset_loss
+from agebody.losses.contact import (
+    FEET,
+    TRUNK,
+    part_vertices,
+    plane_contact_loss,
+    plane_height,
+    plane_penetration_loss,
+)
 from agebody.losses.depth import depth_layer_loss, fov_loss, relative_metric_loss
 from agebody.losses.keypoints import keypoints_3d_loss, reprojection_loss
 from agebody.losses.limits import (
@@ -40,6 +48,7 @@ from agebody.losses.published import (
     smplify_x_objective,
 )
 from agebody.losses.robust import Penalty, charbonnier, gmof, huber, penalize
+from agebody.losses.surface import mesh_to_scan_loss, scan_to_mesh_loss
 from agebody.losses.temporal import (
     acceleration_loss,
     angular_velocity_loss,
@@ -49,8 +58,10 @@ from agebody.losses.temporal import (
 
 __all__ = [
     "ADULT_RANGES",
+    "FEET",
     "INFANT_RANGES",
     "METRIC_AWARE_BETA_WEIGHTS",
+    "TRUNK",
     "JointLimits",
     "JointRange",
     "MahalanobisPrior",
@@ -83,13 +94,19 @@ __all__ = [
     "joint_limits_loss",
     "joint_limits_prior",
     "keypoints_3d_loss",
+    "mesh_to_scan_loss",
     "metric_aware_objective",
     "momentum_loss",
+    "part_vertices",
     "penalize",
+    "plane_contact_loss",
+    "plane_height",
+    "plane_penetration_loss",
     "relative_metric_loss",
     "reprojection_loss",
     "rotation_angle",
     "rotation_loss",
+    "scan_to_mesh_loss",
     "shape_prior",
     "smplify_x_objective",
     "swing_twist",

@@ -1,0 +1,173 @@
+"""Losses between a body and a plane: a table that it lies on, the ground that it stands on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from agebody.assets.asset import BodyAsset
+from agebody.losses.residuals import expand_weights
+from agebody.losses.robust import Penalty, penalize
+from agebody.reduction import Reduction, Weights, expect, hide, reduce, safe_norm
+
+FEET = ("left_ankle", "right_ankle", "left_foot", "right_foot")
+"""Joints that move the feet."""
+TRUNK = ("pelvis", "spine1", "spine2", "spine3")
+"""Joints that move the trunk."""
+
+
+def plane_height(
+    points: Float[Tensor, "*#batch N 3"],
+    normal: Float[Tensor, "*#batch 3"],
+    offset: Float[Tensor, "*#batch"],
+) -> Float[Tensor, "*batch N"]:
+    """Height of points above the plane ``normal . x = offset`` [m]; below it is negative.
+
+    Args:
+        points: [m].
+        normal: points away from what is solid; of any length but zero.
+        offset: for a normal of length 1, the height of the plane above the origin [m].
+
+    Raises:
+        TypeError: an argument is no tensor of a floating type.
+        ValueError: a shape does not fit.
+    """
+    return _height(*_expect(points, normal, offset), None)
+
+
+def plane_penetration_loss(
+    points: Float[Tensor, "*#batch N 3"],
+    normal: Float[Tensor, "*#batch 3"],
+    offset: Float[Tensor, "*#batch"],
+    *,
+    weights: Weights = None,
+    penalty: Penalty = "l2",
+    reduction: Reduction = "mean",
+) -> Float[Tensor, "*left"]:
+    """``w_n p(max(0, -h_n))`` for each point n at the height h_n: nothing may be below a plane.
+
+    The inside term of SMIL's table energy (Hesse et al., MICCAI 2018), where p is the square.
+
+    Args:
+        points: most often all vertices of a body [m].
+        normal: see `plane_height`.
+        offset: see `plane_height`.
+        weights: broadcast to (*batch, N).
+        penalty: p, of depths [m].
+        reduction: over points; the mean counts those above the plane.
+
+    Raises:
+        TypeError: an argument is no tensor of a floating type.
+        ValueError: a shape does not fit, or there is no such penalty or reduction.
+    """
+    points, normal, offset = _expect(points, normal, offset)
+    weights = expand_weights(weights, points.shape[:-1])
+    depth = torch.relu(-_height(points, normal, offset, weights))
+    return reduce(penalize(depth, penalty), weights, reduction)
+
+
+def plane_contact_loss(
+    points: Float[Tensor, "*#batch N 3"],
+    normal: Float[Tensor, "*#batch 3"],
+    offset: Float[Tensor, "*#batch"],
+    *,
+    weights: Weights = None,
+    penalty: Penalty = "l2",
+    reduction: Reduction = "mean",
+) -> Float[Tensor, "*left"]:
+    """``w_n p(h_n)`` for each point n at the height h_n above a plane: these points should touch it.
+
+    The close term of SMIL's table energy, where the points are on the back and p is `gmof`: what is far from
+    the table is lifted on purpose and not drawn to it. With the soles, and a mask of the frames in which a
+    foot stands, it keeps feet on the ground.
+
+    Args:
+        points: those that touch, as `part_vertices` chooses them [m].
+        normal: see `plane_height`.
+        offset: see `plane_height`.
+        weights: broadcast to (*batch, N).
+        penalty: p, of heights [m].
+        reduction: over points.
+
+    Raises:
+        As `plane_penetration_loss`.
+    """
+    points, normal, offset = _expect(points, normal, offset)
+    weights = expand_weights(weights, points.shape[:-1])
+    return reduce(penalize(_height(points, normal, offset, weights), penalty), weights, reduction)
+
+
+def part_vertices(
+    asset: BodyAsset,
+    joints: Sequence[str],
+    *,
+    facing: tuple[float, float, float] | None = None,
+    within: float = math.pi / 3,
+) -> Int[Tensor, " K"]:
+    """Ids of vertices that move most with one of the joints, and face a direction in the rest pose.
+
+    The soles are ``part_vertices(asset, FEET, facing=(0, -1, 0))``, the back is ``part_vertices(asset, TRUNK,
+    facing=(0, 0, -1))``: bodies of this family stand upright along +y and look along +z.
+
+    Args:
+        asset: a body.
+        joints: names.
+        facing: a direction, of any length but zero; None keeps all.
+        within: largest angle between it and a vertex's normal [rad].
+
+    Raises:
+        ValueError: the body has no such joint, or the direction has no length.
+    """
+    missing = [name for name in joints if name not in asset.joint_names]
+    if missing:
+        raise ValueError(
+            f"joints: expected names among {', '.join(asset.joint_names)}, got {', '.join(missing)}"
+        )
+    strongest = np.take_along_axis(asset.skin_joints, asset.skin_weights.argmax(1)[:, None], 1)[:, 0]
+    chosen = np.isin(strongest, [asset.joint_names.index(name) for name in joints])
+    if facing is not None:
+        length = math.hypot(*facing)
+        if not length > 0:
+            raise ValueError(f"facing: expected a direction, got {facing}")
+        normals = _rest_normals(asset)
+        sizes = np.linalg.norm(normals, axis=1)
+        chosen &= (normals @ np.array(facing) >= math.cos(within) * length * sizes) & (sizes > 0)
+    return torch.from_numpy(np.flatnonzero(chosen))
+
+
+def _rest_normals(asset: BodyAsset) -> Float[np.ndarray, "V 3"]:
+    """Sums of the normals of the triangles around each vertex, by area."""
+    a, b, c = asset.template[asset.faces].astype(np.float64).transpose(1, 0, 2)
+    normals = np.zeros((asset.num_vertices, 3))
+    np.add.at(normals, asset.faces, np.cross(b - a, c - a)[:, None])
+    return normals
+
+
+def _expect(points: Tensor, normal: Tensor, offset: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Checked, and in one batch."""
+    expect("points", points, None, 3)
+    expect("normal", normal, 3)
+    expect("offset", offset)
+    given = (points.shape[:-2], normal.shape[:-1], offset.shape)
+    try:
+        batch = torch.broadcast_shapes(*given)
+    except RuntimeError:
+        raise ValueError(
+            "points, normal, offset: expected leading dimensions that broadcast, got "
+            + ", ".join(str(tuple(shape)) for shape in given)
+        ) from None
+    return points.expand(*batch, -1, 3), normal.expand(*batch, 3), offset.expand(batch)
+
+
+def _height(points: Tensor, normal: Tensor, offset: Tensor, weights: Tensor | None) -> Tensor:
+    """Zero where points weigh nothing."""
+    points = hide(points, weights, 1)
+    normals = hide(normal[..., None, :].expand(points.shape), weights, 1)
+    offsets = hide(offset[..., None].expand(points.shape[:-1]), weights)
+    lengths = safe_norm(normals)
+    return ((points * normals).sum(-1) - offsets) / torch.where(lengths == 0, 1, lengths)

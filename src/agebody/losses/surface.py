@@ -1,0 +1,125 @@
+"""Losses between a body's surface and a scan: point clouds of a depth camera or a scanner."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from agebody.backend import BackendName
+from agebody.losses.residuals import expand_weights
+from agebody.losses.robust import Penalty, penalize
+from agebody.proximity import (
+    closest_barycentric,
+    closest_faces,
+    corners_of,
+    interpolate,
+    nearest_points,
+    rows_of,
+)
+from agebody.reduction import Reduction, Weights, expect, hide, reduce, safe_norm
+
+
+def scan_to_mesh_loss(
+    vertices: Float[Tensor, "*#batch V 3"],
+    scan: Float[Tensor, "*#batch N 3"],
+    faces: Int[Tensor, "F 3"],
+    *,
+    visible: Bool[Tensor, "*#batch V"] | None = None,
+    weights: Weights = None,
+    penalty: Penalty = "l2",
+    reduction: Reduction = "mean",
+    backend: BackendName = "auto",
+) -> Float[Tensor, "*left"]:
+    """``w_s p(d_s)`` for each point s of a scan, with d_s its distance from the nearest triangle (s2m).
+
+    The first half of the data term of SMIL (Hesse et al., MICCAI 2018), where p is `gmof`: points that do not
+    belong to the body (a blanket, hands that hold the infant) stop pulling. Differentiable in body and scan
+    as `agebody.proximity.closest_points` is.
+
+    Args:
+        vertices: of the body [m].
+        scan: points [m]; scans of different sizes are filled up with points that weigh nothing.
+        faces: ids of vertices, the same for all bodies.
+        visible: vertices that the scanner could see (`agebody.proximity.visible_vertices`); points look only
+            for triangles all of whose corners are. A body without one such triangle counts for nothing.
+        weights: broadcast to (*batch, N).
+        penalty: p, of distances [m].
+        reduction: over points.
+        backend: of the search, see `agebody.proximity.closest_faces`.
+
+    Raises:
+        TypeError: an argument is no tensor of the right type.
+        ValueError: a shape does not fit, or there is no such penalty or reduction.
+        ImportError: Warp is chosen and not installed.
+    """
+    expect("vertices", vertices, None, 3)
+    expect("scan", scan, None, 3)
+    entries = torch.Size((*_batch(vertices, scan), scan.shape[-2]))
+    weights = expand_weights(weights, entries)
+    scan = hide(scan.expand(*entries, 3), weights, 1)
+    among = None
+    if visible is not None:
+        among = visible[..., faces].all(-1)
+        weights = _where_any(among, weights, entries)
+    face = closest_faces(scan, vertices, faces, among=among, backend=backend)
+    corners = hide(corners_of(vertices, faces, face), weights, 2)
+    nearest = interpolate(corners, closest_barycentric(scan, corners))
+    return reduce(penalize(safe_norm(hide(scan - nearest, weights, 1)), penalty), weights, reduction)
+
+
+def mesh_to_scan_loss(
+    vertices: Float[Tensor, "*#batch V 3"],
+    scan: Float[Tensor, "*#batch N 3"],
+    *,
+    weights: Weights = None,
+    scan_weights: Weights = None,
+    penalty: Penalty = "l2",
+    reduction: Reduction = "mean",
+    backend: BackendName = "auto",
+) -> Float[Tensor, "*left"]:
+    """``w_v p(d_v)`` for each vertex v of a body, with d_v its distance from the nearest scan point (m2s).
+
+    The second half of SMIL's data term: it keeps parts of the body from lying where the scan shows nothing.
+    Only what the scanner could see should be drawn: give `agebody.proximity.visible_vertices` as weights.
+
+    Args:
+        vertices: of the body [m].
+        scan: points [m].
+        weights: of vertices, broadcast to (*batch, V).
+        scan_weights: of scan points, broadcast to (*batch, N); those of weight 0 are not there. Where none is
+            left, the body counts for nothing.
+        penalty: p, of distances [m].
+        reduction: over vertices.
+        backend: of the search, see `agebody.proximity.closest_faces`.
+
+    Raises:
+        As `scan_to_mesh_loss`.
+    """
+    expect("vertices", vertices, None, 3)
+    expect("scan", scan, None, 3)
+    entries = torch.Size((*_batch(vertices, scan), vertices.shape[-2]))
+    weights = expand_weights(weights, entries)
+    vertices = hide(vertices.expand(*entries, 3), weights, 1)
+    if scan_weights is not None:
+        scan_weights = expand_weights(scan_weights, torch.Size((*entries[:-1], scan.shape[-2])))
+        weights = _where_any(scan_weights != 0, weights, entries)
+    found = nearest_points(vertices, scan, weights=scan_weights, backend=backend)
+    difference = hide(vertices, weights, 1) - hide(rows_of(scan, found), weights, 1)
+    return reduce(penalize(safe_norm(difference), penalty), weights, reduction)
+
+
+def _batch(vertices: Tensor, scan: Tensor) -> torch.Size:
+    try:
+        return torch.broadcast_shapes(vertices.shape[:-2], scan.shape[:-2])
+    except RuntimeError:
+        raise ValueError(
+            f"scan: expected leading dimensions that broadcast with {tuple(vertices.shape[:-2])} of the "
+            f"vertices, got {tuple(scan.shape[:-2])}"
+        ) from None
+
+
+def _where_any(mask: Tensor, weights: Tensor | None, entries: torch.Size) -> Tensor:
+    """The weights of bodies for which the mask holds anywhere; zero for the others."""
+    there = mask.any(-1, keepdim=True).expand(entries)
+    return there if weights is None else torch.where(there, weights, 0)
