@@ -1,0 +1,198 @@
+"""Errors of motion against a loop in NumPy, and motions whose derivatives are known."""
+
+import numpy as np
+import pytest
+import roma
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agebody.metrics import acceleration_error, jitter, pa_mpjpe, root_trajectory_error, w_mpjpe, wa_mpjpe
+
+EXACT = {"rtol": 0, "atol": 1e-11}
+"""Of lengths of some metres in float64."""
+ALIGNED = {"w_mpjpe": (w_mpjpe, 2), "wa_mpjpe": (wa_mpjpe, None)}
+
+
+def motion(*shape, frames, points=5, seed=0):
+    """A random walk of a random figure, and a prediction of it."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*size):
+        return torch.randn(*size, generator=generator, dtype=torch.float64)
+
+    walk = 0.1 * normal(*shape, frames, 1, 3).cumsum(-3)
+    target = walk + normal(*shape, 1, points, 3) + 0.1 * normal(*shape, frames, points, 3)
+    return target + 0.05 * normal(*target.shape), target
+
+
+def moved(points, target, chosen):
+    """By the similarity that fits chosen points best."""
+    x, y = points[chosen].reshape(-1, 3), target[chosen].reshape(-1, 3)
+    u, s, vt = np.linalg.svd((y - y.mean(0)).T @ (x - x.mean(0)))
+    signs = np.array([1, 1, np.sign(np.linalg.det(u @ vt))])
+    scale = (s * signs).sum() / ((x - x.mean(0)) ** 2).sum()
+    return scale * (points - x.mean(0)) @ (u * signs @ vt).T + y.mean(0)
+
+
+def in_segments(pred, target, segment, first):
+    errors = []
+    for start in range(0, len(pred), segment):
+        p, t = pred[start : start + segment], target[start : start + segment]
+        errors.append(np.linalg.norm(moved(p, t, slice(first)) - t, axis=-1).mean(-1))
+    return np.concatenate(errors)
+
+
+@pytest.mark.parametrize("name", ALIGNED)
+@pytest.mark.parametrize(("frames", "segment"), [(250, 100), (100, 100), (7, 3), (5, 100), (6, None), (4, 1)])
+def test_equals_a_loop(name, frames, segment):
+    metric, first = ALIGNED[name]
+    pred, target = motion(2, frames=frames, seed=frames)
+    options = {} if segment == 100 else {"segment": segment}  # which is the default
+    each = metric(pred, target, reduction="none", **options)
+    expected = [
+        in_segments(p.numpy(), t.numpy(), segment or frames, first) for p, t in zip(pred, target, strict=True)
+    ]
+    torch.testing.assert_close(each, torch.from_numpy(np.stack(expected)), **EXACT)
+    torch.testing.assert_close(metric(pred, target, **options), each.mean())
+
+
+@settings(max_examples=8)
+@given(mask=st.lists(st.booleans(), min_size=9, max_size=9).filter(any), seed=st.integers(0, 99))
+def test_frames_without_weight_are_as_if_left_out(mask, seed):
+    kept = torch.tensor(mask)
+    pred, target = motion(frames=9, seed=seed)
+    spoilt = [torch.where(kept[:, None, None], x, torch.nan).requires_grad_() for x in (pred, target)]
+    roots = [x[:, 0] for x in spoilt]
+    cases = [
+        (lambda a, b, **kw: w_mpjpe(a, b, segment=None, **kw), spoilt, kept[:, None]),
+        (lambda a, b, **kw: wa_mpjpe(a, b, segment=None, **kw), spoilt, kept[:, None]),
+    ]
+    if sum(mask) > 1:  # one place is no path
+        cases.append((root_trajectory_error, roots, kept))
+    for metric, arguments, weights in cases:
+        each = metric(*arguments, weights=weights, reduction="none")
+        alone = metric(*(x[kept] for x in arguments), reduction="none")
+        torch.testing.assert_close(each[kept], alone, **EXACT)
+        assert (each[~kept] == 0).all()
+        torch.testing.assert_close(metric(*arguments, weights=weights), alone.mean(), **EXACT)
+        for gradient in torch.autograd.grad(each.sum(), spoilt):
+            assert gradient.isfinite().all()
+
+
+def test_segments_of_which_nothing_is_known():
+    pred, target = motion(frames=9)
+    kept = torch.arange(9) >= 3
+    spoilt = torch.where(kept[:, None, None], pred, torch.nan).requires_grad_()
+    each = w_mpjpe(spoilt, target, segment=3, weights=kept[:, None], reduction="none")
+    torch.testing.assert_close(each[3:], w_mpjpe(pred[3:], target[3:], segment=3, reduction="none"), **EXACT)
+    assert (each[:3] == 0).all()
+    assert torch.autograd.grad(each.sum(), spoilt)[0].isfinite().all()
+
+
+@settings(max_examples=6)
+@given(seed=st.integers(0, 2**31), scale=st.floats(0.1, 10), shape=st.sampled_from([(), (2,), (2, 1), (0,)]))
+def test_what_they_do_not_depend_on(seed, scale, shape):
+    pred, target = motion(*shape, frames=8, seed=seed)
+    turn = roma.rotvec_to_rotmat(torch.randn(3, dtype=torch.float64))
+    other = scale * pred @ turn.mT + 5
+    for metric in (w_mpjpe, wa_mpjpe):
+        before = metric(pred, target, reduction="none")
+        assert before.shape == (*shape, 8)
+        torch.testing.assert_close(metric(other, target, reduction="none"), before, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(metric(scale * target, target @ turn.mT), before.new_zeros(()), **EXACT)
+    roots = (pred[..., 0, :], target[..., 0, :])
+    before = root_trajectory_error(*roots, reduction="none")
+    rigid = root_trajectory_error(roots[0] @ turn.mT + 5, roots[1], reduction="none")
+    torch.testing.assert_close(rigid, before, rtol=1e-9, atol=1e-9)
+    both = root_trajectory_error(scale * roots[0], scale * roots[1], reduction="none")
+    torch.testing.assert_close(both, before, rtol=1e-9, atol=1e-9)
+
+
+def test_all_frames_one_by_one_are_pa_mpjpe():
+    pred, target = motion(frames=6)
+    torch.testing.assert_close(wa_mpjpe(pred, target, segment=1), pa_mpjpe(pred, target))
+
+
+def test_root_trajectory_error_equals_roma():
+    pred, target = (x[:, 0] for x in motion(frames=30, seed=3))
+    turn, shift = roma.rigid_points_registration(pred, target)
+    path = (target[1:] - target[:-1]).norm(dim=-1).sum()
+    expected = (pred @ turn.mT + shift - target).norm(dim=-1) / path
+    torch.testing.assert_close(root_trajectory_error(pred, target, reduction="none"), expected, **EXACT)
+
+
+def polynomial(order, coefficient, fps, frames=6):
+    """One point whose derivative of that order is constant, along x."""
+    time = torch.arange(frames, dtype=torch.float64) / fps
+    x = coefficient * time**order / (2 if order == 2 else 6)
+    return torch.stack((x, 3 * time, -time), -1)[:, None]
+
+
+def test_derivatives_in_seconds_and_frames():
+    for fps in (1.0, 25.0, 30.0):
+        falling, straight = polynomial(2, 9.81, fps), polynomial(2, 0.0, fps)
+        each = acceleration_error(falling, straight, fps=fps, reduction="none")
+        torch.testing.assert_close(each, torch.full((4,), 9.81, dtype=torch.float64), rtol=1e-9, atol=0)
+        found = acceleration_error(falling, straight)
+        torch.testing.assert_close(found * fps**2, each[0], rtol=1e-9, atol=0)
+        each = jitter(polynomial(3, 5.0, fps), fps=fps, reduction="none")
+        torch.testing.assert_close(each, torch.full((3,), 5.0, dtype=torch.float64), rtol=1e-9, atol=0)
+        assert jitter(falling, fps=fps).item() == pytest.approx(0, abs=1e-9)
+        torch.testing.assert_close(jitter(polynomial(3, 5.0, fps)) * fps**3, each[0], rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("order", "metric"), [(2, acceleration_error), (3, lambda a, b, **kw: jitter(a - b, **kw))]
+)
+def test_a_frame_without_weight_spoils_its_neighbours(order, metric):
+    pred, target = motion(2, frames=9)
+    weights = torch.ones(2, 9, 5)
+    weights[0, 4], weights[1, :, 2] = 0, 0
+    spoilt = [torch.where(weights[..., None] > 0, x, torch.nan).requires_grad_() for x in (pred, target)]
+    each = metric(*spoilt, weights=weights, reduction="none")
+    plain = metric(pred, target, reduction="none")
+    touched = torch.zeros(9 - order, dtype=torch.bool)
+    touched[4 - order : 5] = True
+    torch.testing.assert_close(each[0], torch.where(touched, 0, plain[0]))
+    other = [0, 1, 3, 4]
+    without = metric(pred[1][:, other], target[1][:, other], reduction="none")
+    torch.testing.assert_close(each[1], without)
+    value = metric(*spoilt, weights=weights)
+    torch.testing.assert_close(value, torch.cat((plain[0][~touched], without)).mean())
+    assert all(g.isfinite().all() for g in torch.autograd.grad(value, spoilt))
+
+
+@pytest.mark.parametrize("frames", [0, 1, 2])
+def test_too_short(frames):
+    pred, target = motion(2, frames=frames)
+    for weights in (None, torch.ones(2, frames, 5)):
+        each = acceleration_error(pred, target, weights=weights, reduction="none")
+        assert each.shape == (2, 0)
+        assert acceleration_error(pred, target, weights=weights) == 0
+        assert w_mpjpe(pred, target, weights=weights, reduction="none").shape == (2, frames)
+
+
+def test_gradients():
+    pred, target = motion(frames=4, points=2)
+    pred.requires_grad_()
+    for metric in (
+        lambda a: w_mpjpe(a, target, segment=3),
+        lambda a: wa_mpjpe(a, target, segment=3),
+        lambda a: root_trajectory_error(a[:, 0], target[:, 0]),
+        lambda a: acceleration_error(a, target, fps=2),
+        jitter,
+    ):
+        assert torch.autograd.gradcheck(metric, pred)
+
+
+def test_wrong_arguments(unchecked):
+    pred, target = motion(frames=5)
+    with pytest.raises(ValueError, match="segment: expected at least one frame, got 0"):
+        w_mpjpe(pred, target, segment=0)
+    with pytest.raises(ValueError, match=r"pred: expected shape \(\*batch, any, any, 3\), got \(5, 3\)"):
+        acceleration_error(pred[:, 0], target[:, 0])
+    with pytest.raises(
+        ValueError, match=r"weights: expected a shape that broadcasts to \(5, 5\), got \(6, 1\)"
+    ):
+        wa_mpjpe(pred, target, weights=torch.ones(6, 1))
