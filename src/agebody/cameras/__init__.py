@@ -1,14 +1,65 @@
 """Cameras: from points in the world to pixels, and between the conventions of the field."""
 
+from agebody.cameras.boxes import (
+    box_around,
+    box_condition,
+    convert_box,
+    denormalize_points,
+    from_crop,
+    normalize_points,
+    square_box,
+    to_crop,
+)
 from agebody.cameras.camera import Camera, Projection, focal_to_fov, fov_to_focal
+from agebody.cameras.conventions import (
+    PyTorch3DCamera,
+    convert_axes,
+    convert_extrinsics,
+    convert_pixels,
+    from_pytorch3d,
+    invert_extrinsics,
+    to_pytorch3d,
+)
 from agebody.cameras.distortion import distort, field_limit, undistort
+from agebody.cameras.torso import torso_depth, torso_translation
+from agebody.cameras.weak import (
+    bev_to_translation,
+    mahmr_to_translation,
+    translation_to_bev,
+    translation_to_mahmr,
+    translation_to_weak,
+    weak_to_translation,
+)
 
 __all__ = [
     "Camera",
     "Projection",
+    "PyTorch3DCamera",
+    "bev_to_translation",
+    "box_around",
+    "box_condition",
+    "convert_axes",
+    "convert_box",
+    "convert_extrinsics",
+    "convert_pixels",
+    "denormalize_points",
     "distort",
     "field_limit",
     "focal_to_fov",
     "fov_to_focal",
+    "from_crop",
+    "from_pytorch3d",
+    "invert_extrinsics",
+    "mahmr_to_translation",
+    "normalize_points",
+    "square_box",
+    "to_crop",
+    "to_pytorch3d",
+    "torso_depth",
+    "torso_translation",
+    "translation_to_bev",
+    "translation_to_mahmr",
+    "translation_to_weak",
     "undistort",
+    "weak_to_translation",
 ]

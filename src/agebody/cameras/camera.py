@@ -123,7 +123,7 @@ class Camera(NamedTuple):
             if not 0 < fov < math.pi:
                 raise ValueError(f"fov: expected an angle between 0 and pi [rad], got {fov}")
             fov = torch.tensor(float(fov))
-        focal, extent = fov_to_focal(fov, size, axis=axis), _as_size(size, fov)
+        focal, extent = fov_to_focal(fov, size, axis=axis), as_size(size, fov)
         return cls(*torch.broadcast_tensors(focal[..., None], extent / 2))
 
     @classmethod
@@ -133,7 +133,7 @@ class Camera(NamedTuple):
         Args:
             size: width and height [pixels].
         """
-        extent = _as_size(size, torch.empty(0)) if not isinstance(size, Tensor) else size
+        extent = as_size(size, torch.empty(0)) if not isinstance(size, Tensor) else size
         return cls(extent.norm(dim=-1, keepdim=True).expand_as(extent), extent / 2)
 
     @classmethod
@@ -257,7 +257,7 @@ class Camera(NamedTuple):
             plane = distort(plane, self.distortion)
         pixels = plane * self._focal() + self._center()
         if size is not None:
-            extent = _as_size(size, pixels)[..., None, :]
+            extent = as_size(size, pixels)[..., None, :]
             visible = visible & ((pixels >= 0) & (pixels < extent)).all(-1)
         return Projection(pixels, depth.expand(pixels.shape[:-1]), visible.expand(pixels.shape[:-1]))
 
@@ -302,7 +302,7 @@ class Camera(NamedTuple):
         """
         low, high = expect("box", box, 4).split(2, -1)
         moved = self._replace(center=self.center - low, focal=self.focal.expand_as(self.center - low))
-        return moved if size is None else moved.resized(_as_size(size, box) / (high - low))
+        return moved if size is None else moved.resized(as_size(size, box) / (high - low))
 
     def _pose(self) -> tuple[Tensor, Tensor]:
         rotation, translation = self.rotation, self.translation
@@ -372,11 +372,11 @@ def _inverse_depth(depth: Tensor, near: float) -> Tensor:
 def _length(size: Size, axis: Axis, like: Tensor) -> Tensor:
     if axis not in get_args(Axis):
         raise ValueError(f"axis: expected one of {', '.join(get_args(Axis))}, got {axis!r}")
-    width, height = _as_size(size, like).unbind(-1)
+    width, height = as_size(size, like).unbind(-1)
     return {"vertical": height, "horizontal": width}.get(axis, torch.hypot(width, height))
 
 
-def _as_size(size: Size, like: Tensor) -> Tensor:
+def as_size(size: Size, like: Tensor) -> Tensor:
     """(*batch, 2), where the other tensor is."""
     if isinstance(size, Tensor):
         return size.to(like)

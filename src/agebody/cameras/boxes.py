@@ -1,0 +1,176 @@
+"""Boxes around people, and points in them: full frame, crop, and crop-normalised coordinates.
+
+Boxes are (*batch, 4) pixels, by default as corners (x0, y0, x1, y1). Pixels begin at 0: an image, and a crop
+of it, span [0, W] x [0, H].
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from agebody.cameras.camera import Camera, Size, as_size
+from agebody.reduction import Weights, expect, hide
+
+BoxFormat = Literal["xyxy", "xywh", "cxcywh"]
+"""Corners; first corner and size (COCO's); centre and size."""
+
+
+def convert_box(
+    box: Float[Tensor, "*batch 4"], source: BoxFormat, target: BoxFormat
+) -> Float[Tensor, "*batch 4"]:
+    """A box in another format.
+
+    Args:
+        box: in the source format.
+        source: "xyxy", "xywh" or "cxcywh".
+        target: one of these.
+
+    Raises:
+        TypeError, ValueError: the box has another type or shape, or a format is none of these.
+    """
+    for name, box_format in (("source", source), ("target", target)):
+        if box_format not in get_args(BoxFormat):
+            raise ValueError(f"{name}: expected one of {', '.join(get_args(BoxFormat))}, got {box_format!r}")
+    first, second = expect("box", box, 4).split(2, -1)
+    if source == "cxcywh":
+        first = first - second / 2
+    size = second - first if source == "xyxy" else second
+    if target == "xyxy":
+        return torch.cat((first, first + size), -1)
+    return torch.cat((first if target == "xywh" else first + size / 2, size), -1)
+
+
+def square_box(box: Float[Tensor, "*batch 4"], *, scale: float = 1.0) -> Float[Tensor, "*batch 4"]:
+    """The square around the same centre whose side is the longer of the box's, times a scale.
+
+    Args:
+        box: corners [pixels].
+        scale: how much room to leave around a person; 1.2 is usual.
+
+    Raises:
+        TypeError, ValueError: the box has another type or shape.
+    """
+    center, size = convert_box(box, "xyxy", "cxcywh").split(2, -1)
+    half = size.amax(-1, keepdim=True) * (scale / 2)
+    return torch.cat((center - half, center + half), -1)
+
+
+def box_around(
+    keypoints: Float[Tensor, "*batch K 2"], *, weights: Weights = None, scale: float = 1.0
+) -> Float[Tensor, "*batch 4"]:
+    """The box around keypoints, enlarged about its centre.
+
+    Args:
+        keypoints: in the image [pixels].
+        weights: confidences or a mask, (*batch, K); points of weight 0 do not count, NaN or not. Where no
+            point counts, all four corners are 0.
+        scale: size of the box over that of the keypoints' extent.
+
+    Raises:
+        TypeError, ValueError: an argument has another type or shape.
+    """
+    points = expect("keypoints", keypoints, None, 2)
+    if weights is None:
+        low, high = points.amin(-2), points.amax(-2)
+    else:
+        kept = (weights != 0).expand(points.shape[:-1])[..., None]
+        points, some = hide(points, weights, 1), kept.any(-2)
+        low = torch.where(some, torch.where(kept, points, torch.inf).amin(-2), 0)
+        high = torch.where(some, torch.where(kept, points, -torch.inf).amax(-2), 0)
+    center, half = (low + high) / 2, (high - low) * (scale / 2)
+    return torch.cat((center - half, center + half), -1)
+
+
+def to_crop(
+    points: Float[Tensor, "*points K 2"], box: Float[Tensor, "*batch 4"], *, size: Size
+) -> Float[Tensor, "*out K 2"]:
+    """Image points as pixels of a crop that is resized to a size.
+
+    `Camera.cropped` is the camera that projects to these.
+
+    Args:
+        points: in the full image [pixels].
+        box: corners of the crop in it [pixels].
+        size: width and height of the crop after resizing [pixels].
+
+    Raises:
+        TypeError, ValueError: an argument has another type or shape.
+    """
+    low, extent = _window(box)
+    return (expect("points", points, None, 2) - low) / extent * as_size(size, low)
+
+
+def from_crop(
+    points: Float[Tensor, "*points K 2"], box: Float[Tensor, "*batch 4"], *, size: Size
+) -> Float[Tensor, "*out K 2"]:
+    """Pixels of a resized crop as points of the full image; the inverse of `to_crop`."""
+    low, extent = _window(box)
+    return low + expect("points", points, None, 2) / as_size(size, low) * extent
+
+
+def normalize_points(
+    points: Float[Tensor, "*points K 2"], box: Float[Tensor, "*batch 4"], *, limit: float = 0.5
+) -> Float[Tensor, "*out K 2"]:
+    """Image points in crop-normalised coordinates: the box's middle is 0, its edges are at -limit and limit.
+
+    Args:
+        points: in the full image [pixels].
+        box: corners of the crop [pixels].
+        limit: 0.5 as in HMR2, or 1 as in HMR and SPIN.
+
+    Raises:
+        TypeError, ValueError: an argument has another type or shape.
+    """
+    low, extent = _window(box)
+    return ((expect("points", points, None, 2) - low) / extent - 0.5) * (2 * limit)
+
+
+def denormalize_points(
+    points: Float[Tensor, "*points K 2"], box: Float[Tensor, "*batch 4"], *, limit: float = 0.5
+) -> Float[Tensor, "*out K 2"]:
+    """Crop-normalised coordinates as points of the full image; the inverse of `normalize_points`."""
+    low, extent = _window(box)
+    return low + (expect("points", points, None, 2) / (2 * limit) + 0.5) * extent
+
+
+def box_condition(
+    box: Float[Tensor, "*batch 4"], camera: Camera, *, normalization: Literal["plain", "h36m"] = "plain"
+) -> Float[Tensor, "*batch 3"]:
+    """Where a square crop was in its image, as networks are told: angles, roughly, from the optical axis.
+
+    With the box's centre c and side b, and the camera's principal point o and focal length f:
+
+    - "plain": ((c - o) / f, b / f), equation (5) of CLIFF (ECCV 2022), and what CameraHMR (3DV 2025) takes;
+    - "h36m": (2.8 (c - o) / f, (b - 0.24 f) / (0.06 f)), what CLIFF's released networks take: the same,
+      scaled to about [-1, 1] by statistics of Human3.6M.
+
+    Both take o for the middle of the image. f is the mean of fx and fy. Of a box that is no square, b is the
+    longer side.
+
+    Args:
+        box: corners [pixels].
+        camera: of the full image; without calibration, `Camera.guess`.
+        normalization: see above.
+
+    Raises:
+        TypeError, ValueError: an argument has another type or shape, or there is no such normalization.
+    """
+    if normalization not in ("plain", "h36m"):
+        raise ValueError(f"normalization: expected 'plain' or 'h36m', got {normalization!r}")
+    center, size = convert_box(box, "xyxy", "cxcywh").split(2, -1)
+    focal = expect("camera.focal", camera.focal, 2).mean(-1, keepdim=True)
+    offset = (center - expect("camera.center", camera.center, 2)) / focal
+    side = size.amax(-1, keepdim=True) / focal
+    if normalization == "h36m":
+        offset, side = 2.8 * offset, (side - 0.24) / 0.06
+    return torch.cat((offset, side.expand_as(offset[..., :1])), -1)
+
+
+def _window(box: Tensor) -> tuple[Tensor, Tensor]:
+    """First corner and size, (*batch, 1, 2)."""
+    low, high = expect("box", box, 4)[..., None, :].split(2, -1)
+    return low, high - low
