@@ -167,9 +167,26 @@ def hostile_pickles(sentinel):
     yield "state for a function", b"\x80\x02c_codecs\nencode\n}U\x08__code__K\x01sb."
     yield "state for a class", b"\x80\x02cchumpy.ch\nCh\n}U\x08__init__K\x01sb."
     yield "calling a class", b"\x80\x02cnumpy\nndarray\n(K\x05tR."
+    yield "calling a pose prior", b"\x80\x02c__main__\nMahalanobis\n(K\x01tR."
+    yield "a pose prior with arguments", b"\x80\x02c__main__\nMahalanobis\nK\x01\x85\x81."
+    yield "a pose prior of a function", b"\x80\x02cos\nsystem\n)\x81}U\x04meanK\x01sb."
+    yield "state for a pose prior's class", b"\x80\x02c__main__\nMahalanobis\n}U\x08__init__K\x01sb."
+    yield "a payload in a pose prior", _pose_prior(pickle.dumps(calls["system"], 2)[2:-1])
     yield "calling a value", b"\x80\x02K\x01)R."
     yield "a bare class", b"cnumpy\nndarray\n."
     yield "encode with a codec of its own", b"c_codecs\nencode\n(S'x'\nS'rot13'\ntR."
+
+
+def _pose_prior(mean):
+    """An instance of `Mahalanobis`, with the opcodes of its mean."""
+    return b"\x80\x02c__main__\nMahalanobis\n)\x81}U\x04mean" + mean + b"sb."
+
+
+@pytest.mark.parametrize("module", ["__main__", "prior", "smpl_webuser.priors"])
+def test_a_pose_prior_becomes_its_attributes(module):
+    data = _pose_prior(b"K\x01").replace(b"__main__", module.encode())
+    assert loads(data) == {"mean": 1}
+    assert loads(b"\x80\x02]" + data[2:-1] + b"a.") == [{"mean": 1}]
 
 
 def test_nothing_hostile_runs(tmp_path):
@@ -262,6 +279,9 @@ def test_the_handmade_pickles_are_right():
         (python2_dumps(Select(Ch(np.zeros(3)), np.array([0]), (2,))), "cannot have shape"),
         (python2_dumps(Ch([1, 2])), "expected an array, got list"),
         (b"\x80\x02cchumpy.ch\nCh\n)\x81.", "without its content"),
+        (b"\x80\x02c__main__\nMahalanobis\n)\x81.", "without its content"),
+        (b"\x80\x02c__main__\nMahalanobis\n.", "bare pose_prior"),
+        (b"\x80\x02c__main__\nMahalanobis\n)\x81q\x00}U\x01xh\x00sb.", "cyclic"),
         (b"\x80\x02cchumpy.ch\nCh\n)\x81q\x00}U\x01xh\x00sb.", "cyclic"),
     ],
 )  # fmt: skip
@@ -292,6 +312,8 @@ def test_names_that_look_like_the_admitted_ones_are_refused():
         b"chumpy.ch\nMatVecMult",
         b"numpy.core.multiarray\nfromfile",
         b"builtins\ndict",
+        b"__main__\nMahalanobis.__init__",
+        b"__main__\nMyMahalanobis",
     ):
         with pytest.raises(AssetError, match="no body file needs"):
             loads(b"\x80\x02c" + name + b"\n.")
@@ -328,7 +350,7 @@ OPCODES = [opcode.code.encode("latin-1") for opcode in pickletools.opcodes]
 GLOBALS = (
     "numpy dtype", "numpy ndarray", "numpy.core.multiarray _reconstruct", "numpy.core.multiarray scalar",
     "chumpy.ch Ch", "chumpy.reordering Select", "scipy.sparse.csc csc_matrix", "scipy.sparse.coo coo_matrix",
-    "copy_reg _reconstructor", "__builtin__ set", "__builtin__ object", "_codecs encode", "os system",
+    "copy_reg _reconstructor", "__main__ Mahalanobis", "__builtin__ set", "__builtin__ object", "_codecs encode", "os system",
 )  # fmt: skip
 VALUES_AS_OPCODES = (
     b"U\x02f8", b"U\x01<", b"U\x06latin1", b"U\x01x", b"U\x04data", b"U\x08" + bytes(8), b"K\x00", b"K\x02",

@@ -12,12 +12,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from agebody.arguments import read_rotations
-from agebody.assets.asset import SMPL_JOINT_NAMES
-from agebody.losses.pose_priors import MahalanobisPrior
-from agebody.reduction import Reduction, Weights, expect, reduce
-from agebody.rotations import ENTRY_SHAPES, PoseFormat, check_format, no_rotation, to_matrix
-
-BODY_JOINTS = SMPL_JOINT_NAMES[1:]
+from agebody.losses.parameters import visible_matrices
+from agebody.losses.pose_priors import BODY_JOINTS, MahalanobisPrior
+from agebody.reduction import Reduction, Weights, expect, hide, reduce
+from agebody.rotations import PoseFormat, check_format
 
 
 class JointRange(NamedTuple):
@@ -174,24 +172,22 @@ def joint_limits_excess(
         weights: broadcast to (*batch, J); rotations of weight 0 are not looked at, and their excess is 0.
 
     Raises:
-        TypeError, ValueError: the pose is not of floats, or of another shape.
+        TypeError, ValueError: the pose is not of floats, or of another shape or dtype than the limits.
     """
     check_format(pose_format)
     expect("body_pose", body_pose)
     if limits is None:
         limits = joint_limits(dtype=body_pose.dtype, device=body_pose.device)
+    if limits.low.dtype != body_pose.dtype:
+        raise TypeError(f"limits: expected {body_pose.dtype}, as the pose, got {limits.low.dtype}")
     pose = read_rotations("body_pose", body_pose, pose_format, len(limits.axes), body_pose)
-    if weights is not None:
-        entry = (..., *[None] * len(ENTRY_SHAPES[pose_format]))
-        neutral = no_rotation(pose_format, pose.dtype, pose.device)
-        pose = torch.where((weights != 0)[entry], pose, neutral)
-    angles, cosine = _swing_twist(to_matrix(pose, pose_format), limits.axes)
+    matrices = visible_matrices("body_pose", pose, pose_format, weights)
+    angles, cosine = _swing_twist(matrices, limits.axes)
     excess = (angles - limits.high).clamp(min=0) - (limits.low - angles).clamp(min=0)
     there = ((1 + cosine) / (1 + math.cos(_FADE))).clamp(0, 1)
     fade = there * there * (3 - 2 * there)
     is_twist = torch.arange(3, device=pose.device) == limits.axes[:, None]
-    excess = torch.where(is_twist, fade[..., None] * excess, excess)
-    return excess if weights is None else torch.where((weights != 0)[..., None], excess, 0)
+    return hide(torch.where(is_twist, fade[..., None] * excess, excess), weights, 1)
 
 
 def joint_limits_loss(
@@ -214,7 +210,7 @@ def joint_limits_loss(
         reduction: "none" gives (*batch, J).
 
     Raises:
-        TypeError, ValueError: the pose is not of floats, or of another shape.
+        TypeError, ValueError: the pose is not of floats, or of another shape or dtype than the limits.
     """
     excess = joint_limits_excess(body_pose, limits, pose_format=pose_format, weights=weights)
     return reduce(excess.square().sum(-1), weights, reduction)

@@ -18,6 +18,7 @@ from agebody.assets.asset import SMPL_JOINT_NAMES, AssetError
 from agebody.assets.container import PathLike
 from agebody.assets.prior_files import Gaussian, Mixture, read_gaussian, read_mixture, write_prior
 from agebody.losses.densities import fit_mixture, half_log_determinants, shrunk_covariance
+from agebody.losses.residuals import expand_weights
 from agebody.reduction import Reduction, Weights, hide, reduce
 
 ArrayLike = np.ndarray | Tensor
@@ -101,7 +102,9 @@ class _PosePrior(nn.Module, Generic[Arrays]):
         Raises:
             TypeError, ValueError: the pose is of another dtype, device or shape.
         """
-        return reduce(self.energies(self._read(body_pose, weights)), weights, reduction)
+        pose = self._read(body_pose)
+        weights = expand_weights(weights, pose.shape[:-1])
+        return reduce(self.energies(hide(pose, weights, 1)), weights, reduction)
 
     def save(self, path: PathLike, *, overwrite: bool = False) -> None:
         """Write the prior as a safetensors file, which appears whole or not at all; `from_file` reads it.
@@ -112,10 +115,11 @@ class _PosePrior(nn.Module, Generic[Arrays]):
         """
         write_prior(self.arrays, path, overwrite=overwrite)
 
-    def _read(self, body_pose: Tensor, weights: Tensor | None = None) -> Float[Tensor, "*batch D"]:
+    def _read(self, body_pose: Tensor) -> Float[Tensor, "*batch D"]:
+        """The angles that the prior knows."""
         like = getattr(self, next(iter(self._tables)))
         pose = read_rotations("body_pose", body_pose, "axis_angle", len(self.joint_names), like)
-        return hide(pose.flatten(-2), weights, 1).index_select(-1, self._columns)
+        return pose.flatten(-2).index_select(-1, self._columns)
 
     def extra_repr(self) -> str:
         """The sizes."""

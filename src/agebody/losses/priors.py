@@ -10,6 +10,7 @@ from torch import Tensor
 
 from agebody.arguments import read_rotations
 from agebody.assets.asset import SMPL_JOINT_NAMES
+from agebody.losses.residuals import expand_weights
 from agebody.reduction import Reduction, Weights, expect, hide, reduce
 
 _BENDS = (("left_elbow", 1, 1.0), ("right_elbow", 1, -1.0), ("left_knee", 0, -1.0), ("right_knee", 0, -1.0))
@@ -42,7 +43,8 @@ def shape_prior(
     Raises:
         TypeError, ValueError: an argument is not of floats, or of another shape.
     """
-    squares = hide(expect("betas", betas, None), weights, 1).square()
+    weights = expand_weights(weights, expect("betas", betas, None).shape[:-1])
+    squares = hide(betas, weights, 1).square()
     if beta_weights is not None:
         squares = squares * expect("beta_weights", beta_weights, betas.shape[-1])
     terms = squares.sum(-1)
@@ -81,7 +83,9 @@ def bend_prior(
     Raises:
         TypeError, ValueError: the pose is not of floats, or of another shape; or a knee or elbow is missing.
     """
-    terms = _bends(body_pose, joint_names, weights).square().sum(-1)
+    pose = _named_pose(body_pose, joint_names)
+    weights = expand_weights(weights, pose.shape[:-2])
+    terms = _bends(hide(pose, weights, 2), joint_names).square().sum(-1)
     return reduce(terms, weights, reduction)
 
 
@@ -89,15 +93,17 @@ def bend_residuals(
     body_pose: Float[Tensor, "*pose"], *, joint_names: Sequence[str] = SMPL_JOINT_NAMES[1:]
 ) -> Float[Tensor, "*batch 4"]:
     """exp(s_i theta_i) of left and right elbow, left and right knee, whose squares sum to `bend_prior`."""
-    return _bends(body_pose, joint_names, None)
+    return _bends(_named_pose(body_pose, joint_names), joint_names)
 
 
-def _bends(body_pose: Tensor, joint_names: Sequence[str], weights: Tensor | None) -> Tensor:
+def _named_pose(body_pose: Tensor, joint_names: Sequence[str]) -> Float[Tensor, "*batch J 3"]:
+    expect("body_pose", body_pose, None)
+    return read_rotations("body_pose", body_pose, "axis_angle", len(joint_names), body_pose)
+
+
+def _bends(pose: Float[Tensor, "*batch J 3"], joint_names: Sequence[str]) -> Float[Tensor, "*batch 4"]:
     names = tuple(joint_names)
     missing = [name for name, _, _ in _BENDS if name not in names]
     if missing:
         raise ValueError(f"joint_names: expected knees and elbows among them, got no {', '.join(missing)}")
-    expect("body_pose", body_pose, None)
-    pose = read_rotations("body_pose", body_pose, "axis_angle", len(names), body_pose)
-    pose = hide(pose, weights, 2)
     return torch.exp(torch.stack([sign * pose[..., names.index(joint), i] for joint, i, sign in _BENDS], -1))
