@@ -53,9 +53,9 @@ class Objective(nn.Module):
         super().__init__()
         self.reduction: Reduction = reduction
         self.terms = dict(terms)
-        self.modules_of_terms = nn.ModuleDict(
-            {name: term.loss for name, term in self.terms.items() if isinstance(term.loss, nn.Module)}
-        )
+        found = {name: term.loss for name, term in self.terms.items() if isinstance(term.loss, nn.Module)}
+        if found:
+            self.modules_of_terms = nn.ModuleDict(found)
 
     def forward(
         self, prediction: Values, target: Values | None = None, *, reduction: Reduction | None = None
