@@ -17,7 +17,11 @@ from torchmetrics import Metric
 
 from agebody.age import AGE_CLASSES, age_class
 from agebody.metrics import pose, world
+from agebody.metrics.correctness import HEAD_SHARE, mpckh, pck
+from agebody.metrics.depth import MISS_PENALTY, DepthRelations, depth_relations
+from agebody.metrics.matching import detection_scores, nmje
 from agebody.metrics.pose import Errors, Layout, Root
+from agebody.metrics.similarity import oks
 from agebody.reduction import Weights
 
 
@@ -154,6 +158,159 @@ class AccelerationError(MeanMetric):
         return world.acceleration_errors(pred, target, fps=self.fps, weights=weights)
 
 
+class PCK(MeanMetric):
+    """`agebody.metrics.pck` over batches; options as there."""
+
+    higher_is_better = True
+
+    def __init__(self, threshold: float, **options: Any) -> None:
+        super().__init__(**options)
+        self.threshold = threshold
+
+    def errors(
+        self, pred: Tensor, target: Tensor, *, reference: Tensor | None = None, weights: Weights = None
+    ) -> Errors:
+        """1 for each keypoint that is right, 0 for the others."""
+        values = pck(pred, target, self.threshold, reference=reference, weights=weights, reduction="none")
+        return Errors(values, None if weights is None else (weights != 0).expand(values.shape))
+
+
+class MPCKh(MeanMetric):
+    """`agebody.metrics.mpckh` over batches; options as there."""
+
+    higher_is_better = True
+
+    def __init__(self, *, threshold: float = HEAD_SHARE, **options: Any) -> None:
+        super().__init__(**options)
+        self.threshold = threshold
+
+    def errors(self, pred: Tensor, target: Tensor, *, weights: Weights = None) -> Errors:
+        """One share a person."""
+        values = mpckh(pred, target, threshold=self.threshold, weights=weights, reduction="none")
+        return Errors(values, _visible(pred, weights) >= 2)
+
+
+class OKS(MeanMetric):
+    """`agebody.metrics.oks` over batches of matched people; options as there."""
+
+    higher_is_better = True
+
+    def __init__(self, *, sigmas: Any = "coco17", **options: Any) -> None:
+        super().__init__(**options)
+        self.sigmas = sigmas
+
+    def errors(self, pred: Tensor, target: Tensor, area: Tensor, *, weights: Weights = None) -> Errors:
+        """One similarity a person."""
+        values = oks(pred, target, area, sigmas=self.sigmas, weights=weights, reduction="none")
+        return Errors(values, _visible(pred, weights) >= 1)
+
+
+class _Normalized(MeanMetric):
+    """A mean error of those who were found, over the F1 score of finding them."""
+
+    false_positives: Tensor
+    missed: Tensor
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        for name in ("false_positives", "missed"):
+            self.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, *args: Any, false_positives: int, missed: int, **kwargs: Any) -> None:
+        """Adds a batch.
+
+        Args:
+            args: of the error: matched people.
+            false_positives: predictions without a person.
+            missed: people without a prediction.
+            kwargs: of the error.
+        """
+        super().update(*args, **kwargs)
+        self.false_positives += false_positives
+        self.missed += missed
+
+    def compute(self) -> Float[Tensor, ""]:
+        """The error so far over F1; NaN if nobody was matched."""
+        counts = (self.count, self.false_positives, self.missed)
+        found = detection_scores(*(int(number) for number in counts))
+        mean = super().compute()
+        return mean.new_tensor(nmje(mean.item(), found.f1)) if self.count else mean
+
+
+class NMJE(_Normalized, MPJPE):
+    """`agebody.metrics.nmje` over batches: `MPJPE` over F1; options as of `MPJPE`."""
+
+
+class NMVE(_Normalized, PVE):
+    """`agebody.metrics.nmve` over batches: `PVE` over F1."""
+
+
+class PCDR(Metric):
+    """`agebody.metrics.pcdr` over batches of images.
+
+    Args:
+        by_age: take ``age_classes`` and compute one rate a class by its name, and ``"all"``.
+        threshold, same_layer, penalty: as of `agebody.metrics.pcdr`.
+        options: of `torchmetrics.Metric`.
+    """
+
+    full_state_update = False
+    higher_is_better = True
+    is_differentiable = False
+    right: Tensor
+    pairs: Tensor
+    missed: Tensor
+
+    def __init__(
+        self,
+        *,
+        by_age: bool = False,
+        threshold: float = 0.2,
+        same_layer: float = 0.0,
+        penalty: float = MISS_PENALTY,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self.by_age, self.threshold, self.same_layer, self.penalty = by_age, threshold, same_layer, penalty
+        rates = 1 + len(AGE_CLASSES) * by_age
+        for name in DepthRelations._fields:
+            self.add_state(name, torch.zeros(rates, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(
+        self,
+        pred: Tensor,
+        target: Tensor,
+        *,
+        age_classes: Tensor | None = None,
+        weights: Weights = None,
+        missed: Tensor | None = None,
+    ) -> None:
+        """Adds a batch of images; arguments as of `agebody.metrics.depth_relations`.
+
+        Raises:
+            ValueError: age classes are missing, or were not asked for.
+        """
+        if self.by_age != (age_classes is not None):
+            wanted = "indices of classes" if self.by_age else "None"
+            raise ValueError(f"age_classes: expected {wanted} with by_age={self.by_age}")
+        given: dict[str, Any] = {
+            "weights": weights, "missed": missed, "threshold": self.threshold, "same_layer": self.same_layer,
+        }  # fmt: skip
+        counts = [part[..., None] for part in depth_relations(pred, target, **given)]
+        if age_classes is not None:
+            of_classes = depth_relations(pred, target, age_classes=age_classes, **given)
+            counts = [torch.cat(parts, -1) for parts in zip(of_classes, counts, strict=True)]
+        for name, part in zip(DepthRelations._fields, counts, strict=True):
+            setattr(self, name, getattr(self, name) + part.double().reshape(-1, part.shape[-1]).sum(0))
+
+    def compute(self) -> Tensor | dict[str, Tensor]:
+        """The rate so far, NaN without pairs."""
+        rates = DepthRelations(self.right, self.pairs, self.missed).rate(penalty=self.penalty)
+        if not self.by_age:
+            return rates[0]
+        return dict(zip([*(kind.name for kind in AGE_CLASSES), "all"], rates, strict=True))
+
+
 class ByAgeClass(Metric):
     """One of the metrics above for each of ``AGE_CLASSES``, and for all.
 
@@ -221,3 +378,10 @@ def _kept(values: Tensor, counted: Tensor | None) -> Tensor:
     """In float64, without what does not count."""
     values = values.detach().double()
     return values if counted is None else torch.where(counted, values, 0)
+
+
+def _visible(points: Tensor, weights: Tensor | None) -> Tensor:
+    """How many points of each person have weight."""
+    if weights is None:
+        return points.new_full(points.shape[:-2], points.shape[-2])
+    return (weights != 0).expand(points.shape[:-1]).sum(-1)

@@ -1,0 +1,251 @@
+"""Accumulators: whatever the batches and processes, the number is that of everything at once."""
+
+import copy
+import pickle
+import socket
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.multiprocessing
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agebody import metrics
+from agebody.age import AGE_CLASSES, age_class
+
+streaming = pytest.importorskip("agebody.metrics.streaming")
+torchmetrics = pytest.importorskip("torchmetrics")
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def people(count=7, points=17, dim=3, seed=0):
+    """Predictions and truth of people, some points without weight and NaN."""
+    pred, target = normal(count, points, dim, seed=seed), normal(count, points, dim, seed=seed + 1)
+    weights = (normal(count, points, seed=seed + 2) > -1).double()
+    weights[:, 11:13] = 1  # the hips
+    weights[0] = 0
+    return {
+        "pred": torch.where(weights[..., None] > 0, pred, torch.nan),
+        "target": target,
+        "weights": weights,
+    }
+
+
+def with_roots(given):
+    return given | {"pred_root": normal(7, 3, seed=8), "target_root": normal(7, 3, seed=9)}
+
+
+def films():
+    pred, target = normal(7, 6, 4, 3, seed=3), normal(7, 6, 4, 3, seed=4)
+    weights = torch.ones(7, 6, 1)
+    weights[1, 2] = 0
+    return {"pred": pred, "target": target, "weights": weights}
+
+
+def images():
+    missed = torch.zeros(7, 5)
+    missed[2, 1] = 1
+    return {
+        "pred": normal(7, 5).abs(), "target": normal(7, 5, seed=1).sign().long(),
+        "weights": (normal(7, 5, seed=2) > -1).double(), "missed": missed,
+    }  # fmt: skip
+
+
+CASES = {
+    "MPJPE": (streaming.MPJPE(layout="coco17"), metrics.mpjpe, {"layout": "coco17"}, people()),
+    "NMPJPE": (streaming.NMPJPE(layout="coco17"), metrics.n_mpjpe, {"layout": "coco17"}, people()),
+    "PAMPJPE": (streaming.PAMPJPE(), metrics.pa_mpjpe, {}, people()),
+    "PVE": (streaming.PVE(), metrics.pve, {}, with_roots(people())),
+    "PAPVE": (streaming.PAPVE(), metrics.pa_pve, {}, people()),
+    "StatureError": (
+        streaming.StatureError(relative=True), metrics.stature_error, {"relative": True},
+        {"pred": normal(7), "target": normal(7, seed=1).exp(), "weights": normal(7, seed=2).sign().relu()},
+    ),
+    "WMPJPE": (streaming.WMPJPE(segment=4), metrics.w_mpjpe, {"segment": 4}, films()),
+    "WAMPJPE": (streaming.WAMPJPE(segment=4), metrics.wa_mpjpe, {"segment": 4}, films()),
+    "RootTrajectoryError": (
+        streaming.RootTrajectoryError(), metrics.root_trajectory_error, {},
+        {name: value[..., 0] if name == "weights" else value[..., 0, :] for name, value in films().items()},
+    ),
+    "AccelerationError": (
+        streaming.AccelerationError(fps=9), metrics.acceleration_error, {"fps": 9}, films(),
+    ),
+    "PCK": (streaming.PCK(1.0), metrics.pck, {"threshold": 1.0}, people(dim=2)),
+    "MPCKh": (streaming.MPCKh(threshold=0.4), metrics.mpckh, {"threshold": 0.4}, people(dim=2)),
+    "OKS": (streaming.OKS(), metrics.oks, {}, people(dim=2) | {"area": 1 + normal(7).abs()}),
+    "PCDR": (streaming.PCDR(threshold=0.1), metrics.pcdr, {"threshold": 0.1}, images()),
+}  # fmt: skip
+
+
+def part(given, rows):
+    """Some of the entries, in the order in which the metric takes them."""
+    return {name: value[rows] for name, value in given.items()}
+
+
+@settings(max_examples=4)
+@given(cuts=st.lists(st.integers(0, 7), max_size=3), merged=st.booleans())
+@pytest.mark.parametrize("name", CASES)
+def test_batches_are_as_good_as_all_at_once(name, cuts, merged):
+    metric, function, options, arguments = CASES[name]
+    expected = function(**arguments, **options).double()
+    metric = metric.clone()
+    bounds = [0, *sorted(cuts), 7]
+    for start, end in pairwise(bounds):
+        batch = part(arguments, slice(start, end))
+        if merged and start:
+            other = CASES[name][0].clone()
+            other.update(**batch)
+            metric.merge_state(other)
+        else:
+            metric.update(**batch)
+    torch.testing.assert_close(metric.compute(), expected, rtol=1e-12, atol=0)
+    metric.reset()
+    assert metric.total == 0 if name != "PCDR" else not metric.pairs.any()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_sums_are_exact_and_nothing_is_kept_for_gradients(name):
+    metric, _, _, arguments = CASES[name]
+    metric = pickle.loads(pickle.dumps(copy.deepcopy(metric)))
+    low = {
+        key: (value.float() if value.is_floating_point() else value).requires_grad_(key == "pred")
+        for key, value in arguments.items()
+    }
+    assert metric(**low).dtype == torch.float64
+    assert not metric.compute().requires_grad
+
+
+@pytest.mark.parametrize("metric", [case[0] for case in CASES.values()], ids=CASES)
+def test_nothing_yet(metric):
+    with pytest.warns(UserWarning, match="compute.*before the ``update``"):
+        assert metric.clone().compute().isnan()
+
+
+def test_normalized_by_f1():
+    given = people()
+    metric = streaming.NMJE(layout="coco17")
+    for rows, wrong, missed in ((slice(0, 3), 1, 0), (slice(3, 7), 2, 4)):
+        metric.update(**part(given, rows), false_positives=wrong, missed=missed)
+    error = metrics.mpjpe(**given, layout="coco17").item()
+    f1 = metrics.detection_scores(6, 3, 4).f1  # one of the seven shows nothing
+    assert metric.compute().item() == pytest.approx(metrics.nmje(error, f1), rel=1e-12)
+    metric = streaming.NMVE()
+    metric.update(**with_roots(given), false_positives=3, missed=4)
+    error = metrics.pve(**with_roots(given)).item()
+    assert metric.compute().item() == pytest.approx(metrics.nmve(error, f1), rel=1e-12)
+    metric.reset()
+    metric.update(**part(with_roots(given), slice(0, 1)), false_positives=3, missed=4)
+    assert metric.compute().isnan()
+
+
+NAMES = [kind.name for kind in AGE_CLASSES]
+
+
+@pytest.mark.parametrize("name", ["MPJPE", "AccelerationError", "PCK"])
+def test_by_age_class(name):
+    metric, function, options, arguments = CASES[name]
+    offsets = torch.tensor([0.9, 0.0, 0.1, 0.2, 0.9, 0.9, -0.3], dtype=torch.float64)
+    wrapped = streaming.ByAgeClass(metric.clone())
+    for rows in (slice(0, 4), slice(4, 7)):
+        wrapped.update(**part(arguments, rows), age_offset=offsets[rows])
+    found = wrapped.compute()
+    assert list(found) == [*NAMES, "all"]
+    classes = age_class(offsets)
+    for i, kind in enumerate(NAMES):
+        chosen = classes == i
+        if chosen.any():
+            expected = function(**part(arguments, chosen), **options).double()
+            torch.testing.assert_close(found[kind], expected, rtol=1e-12, atol=0)
+        else:
+            assert found[kind].isnan()
+    torch.testing.assert_close(found["all"], function(**arguments, **options).double(), rtol=1e-12, atol=0)
+    wrapped.reset()
+    classes[3:] = -1  # whose age is not known
+    wrapped.update(**arguments, age_classes=classes)
+    expected = function(**part(arguments, slice(0, 3)), **options).double()
+    torch.testing.assert_close(wrapped.compute()["all"], expected, rtol=1e-12, atol=0)
+
+
+def test_nan_of_one_class_stays_in_it():
+    wrapped = streaming.ByAgeClass(streaming.PAMPJPE())
+    pred, target = normal(2, 17, 3), normal(2, 17, 3, seed=1)
+    pred[0] = torch.nan
+    wrapped.update(pred, target, age_classes=torch.tensor([0, 3]))
+    found = wrapped.compute()
+    assert found["adult"].isnan()
+    assert found["baby"].isfinite()
+
+
+def test_depth_relations_by_age():
+    given, classes = images(), torch.arange(35).reshape(7, 5) % 4
+    metric = streaming.PCDR(by_age=True)
+    for rows in (slice(0, 2), slice(2, 7)):
+        metric.update(**part(given, rows), age_classes=classes[rows])
+    expected = [*metrics.pcdr_by_age(**given, age_classes=classes), metrics.pcdr(**given)]
+    found = metric.compute()
+    assert list(found) == [*NAMES, "all"]
+    torch.testing.assert_close(list(found.values()), expected, rtol=1e-12, atol=0)
+
+
+def test_in_a_collection():
+    collection = torchmetrics.MetricCollection(
+        {"mpjpe": streaming.MPJPE(layout="coco17"), "pa": streaming.ByAgeClass(streaming.PAMPJPE())}
+    )
+    given = people()
+    collection["mpjpe"].update(**given)
+    collection["pa"].update(**given, age_offset=torch.zeros(7))
+    found = collection.compute()
+    assert {"mpjpe", "adult", "all"} <= {name.removeprefix("pa_") for name in found}
+
+
+def one_process(rank, port, folder):
+    """Half of the people; the second of two also has an empty batch."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
+    )
+    rows = slice(0, 3) if rank == 0 else slice(3, 7)
+    found = []
+    for name in ("MPJPE", "PCDR"):
+        metric, _, _, arguments = CASES[name]
+        metric = metric.clone()
+        metric.update(**part(arguments, rows))
+        if rank:
+            metric.update(**part(arguments, slice(7, 7)))
+        found.append(metric.compute())
+    wrapped = streaming.ByAgeClass(streaming.PAMPJPE())
+    wrapped.update(**part(people(), rows), age_offset=torch.linspace(0, 1, 7)[rows])
+    found.append(wrapped.compute()["all"])
+    torch.save(found, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_two_processes(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.start_processes(one_process, (port, str(tmp_path)), nprocs=2, start_method="fork")
+    expected = [CASES[n][1](**CASES[n][3], **CASES[n][2]).double() for n in ("MPJPE", "PCDR")]
+    expected.append(metrics.pa_mpjpe(**people()))
+    for rank in (0, 1):
+        found = torch.load(tmp_path / f"{rank}.pt")
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({}, "expected either age_classes or age_offset"),
+        ({"age_classes": torch.zeros(7, dtype=torch.long), "age_offset": torch.zeros(7)}, "expected either"),
+        ({"age_offset": torch.zeros(6)}, r"one for each of \(7,\) entries, got \(6,\)"),
+    ],
+)
+def test_wrong_ages(change, message, unchecked):
+    with pytest.raises(ValueError, match=message):
+        streaming.ByAgeClass(streaming.PAMPJPE()).update(**people(), **change)
+    with pytest.raises(ValueError, match="age_classes: expected None with by_age=False"):
+        streaming.PCDR().update(**images(), age_classes=torch.zeros(7, 5, dtype=torch.long))
