@@ -3,13 +3,14 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agebody import LAYOUTS, SMPLA, KeypointLayout
 from agebody.losses import gmof, keypoints_3d_loss, reprojection_loss
 from agebody.rotations import axis_angle_to_matrix
 
+few = settings(max_examples=25)
 people = st.tuples(st.integers(1, 4), st.integers(1, 6), st.integers(0, 99))
 
 
@@ -23,6 +24,7 @@ def confidences(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.where(c < 1 / 3, 0, c)
 
 
+@few
 @given(people)
 def test_hmr2_in_the_image(sizes):
     """Weighed absolute differences of coordinates, all added up."""
@@ -104,6 +106,7 @@ def test_the_root_is_the_layouts_own(layout):
     torch.testing.assert_close(named, expected)
 
 
+@few
 @given(st.integers(0, 99))
 def test_relative_points_are_blind_to_translation_and_turn_with_the_body(seed):
     pred, target = points(2, 17, 3, seed=seed), points(2, 17, 3, seed=seed + 1)

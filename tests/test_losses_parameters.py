@@ -17,6 +17,7 @@ from agebody.losses import (
 )
 from agebody.rotations import ENTRY_SHAPES, axis_angle_to_matrix, from_matrix
 
+few = settings(max_examples=25)
 FORMATS = tuple(ENTRY_SHAPES)
 ANGLES = (0.0, 1e-12, 1e-8, 1e-4, 0.1, 1.0, 2.0, 3.0, math.pi - 1e-4, math.pi - 1e-8, math.pi)
 AXIS = torch.tensor([2.0, -1.0, 2.0], dtype=torch.float64) / 3
@@ -30,6 +31,7 @@ def rotations(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.from_numpy(matrices).reshape(*shape, 3, 3)
 
 
+@few
 @given(seeds)
 def test_angle_equals_scipys_and_romas(seed):
     first, second = rotations(20, seed=seed), rotations(20, seed=seed + 1)
@@ -152,7 +154,7 @@ def test_metric_aware_weights_of_betas():
 
 
 @pytest.mark.parametrize("loss", [rotation_loss, geodesic_loss])
-@settings(max_examples=10)
+@few
 @given(seeds)
 def test_a_step_down_the_gradient_turns_towards_the_target(loss, seed):
     formats = {"pose_format": "rotation_6d", "target_format": "matrix"}

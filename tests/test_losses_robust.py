@@ -4,11 +4,12 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agebody.losses import charbonnier, gmof, huber, penalize
 
+few = settings(max_examples=25)
 ROBUST = {"gmof": gmof, "huber": huber, "charbonnier": charbonnier}
 each = pytest.mark.parametrize("penalty", ROBUST.values(), ids=ROBUST)
 residuals = st.floats(-1e6, 1e6).filter(lambda r: abs(r) > 1e-100 or r == 0)
@@ -20,6 +21,7 @@ def slope(penalty, residual: torch.Tensor) -> torch.Tensor:
     return torch.autograd.grad(penalty(residual).sum(), residual)[0]
 
 
+@few
 @given(residuals, scales)
 def test_gmof_is_its_formula(residual, rho):
     r, s = Fraction(residual), Fraction(rho)
@@ -46,6 +48,7 @@ def test_gmof_pulls_most_at_rho_over_root_three_and_then_lets_go():
     assert (pull[residual > rho].diff() < 0).all()
 
 
+@few
 @given(residuals, scales)
 def test_huber_is_twice_torchs(residual, delta):
     r = torch.tensor(residual, dtype=torch.float64)
@@ -53,6 +56,7 @@ def test_huber_is_twice_torchs(residual, delta):
     torch.testing.assert_close(huber(r, delta), expected)
 
 
+@few
 @given(residuals, scales)
 def test_charbonnier_is_its_formula(residual, epsilon):
     # As the difference of two lengths; sixteen digits of it are left only where it is computed with thirty.
@@ -64,6 +68,7 @@ def test_charbonnier_is_its_formula(residual, epsilon):
 
 
 @each
+@few
 @given(scale=scales)
 def test_near_zero_all_are_the_square_and_beyond_they_are_less(penalty, scale):
     small = scale * torch.tensor([-1e-5, 1e-7, 1e-3], dtype=torch.float64)
@@ -87,6 +92,7 @@ def test_symmetric_rising_and_flat_at_zero(penalty):
 
 
 @each
+@few
 @given(scale=scales, factor=scales)
 def test_a_change_of_unit_changes_the_cost_by_its_square(penalty, scale, factor):
     residual = torch.tensor([-3.0, 0.2, 1.0, 7.0], dtype=torch.float64)

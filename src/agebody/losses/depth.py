@@ -69,7 +69,7 @@ def depth_layer_loss(
     if form == "gated":
         pairs = pairs * ((layers == 0) | (ordered < margin * layers.abs()))
     if reduction == "mean":
-        return _mean_over_images(terms, pairs, image)
+        return _mean_over_images(terms, pairs, _same_image(image, depth))
     return reduce(terms, pairs, reduction)
 
 
@@ -157,13 +157,12 @@ def _same_image(image: Any, people: Tensor) -> Tensor:
     return image[..., None, :] == image[..., :, None]
 
 
-def _mean_over_images(terms: Tensor, pairs: Tensor, image: Tensor | None) -> Tensor:
+def _mean_over_images(terms: Tensor, pairs: Tensor, same: Tensor) -> Tensor:
     """Mean over the pairs of each image that weigh anything, then over the images that have such a pair.
 
     Sums of an image are found at each of its people, and count at the first of them: so no index is sorted,
     and no number of images is needed.
     """
-    same = _same_image(image, terms[..., 0])
     first = ~same.tril(-1).any(-1)
     sums = reduce(terms, pairs, "none").sum(-1)
     counts = (pairs != 0).to(terms.dtype).sum(-1)
