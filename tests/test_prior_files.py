@@ -208,6 +208,12 @@ def own(kind="gaussian", version=1, names=("a",), key=HEADER_KEY, **arrays):
     return save({k: v for k, v in arrays.items() if v is not None}, {key: json.dumps(header)})
 
 
+def half_precision():
+    """Half as many bytes a number, in a format that NumPy has not; the header keeps its length."""
+    content = own(mean=np.zeros(3, np.float32))
+    return content.replace(b'"F32","shape":[3]', b'"BF16","shape":[6]').replace(b"}}   ", b"}}  ")
+
+
 GAUSSIAN_ERRORS = {
     "mixture": (python2_dumps(gmm()), "SMPLify's mixture .* open it with MaxMixturePrior.from_file"),
     "other dict": (pickle.dumps({"a": 1}), "not SMIL's pose prior.*mean, prec missing; it holds a"),
@@ -228,6 +234,7 @@ GAUSSIAN_ERRORS = {
     "ours, of tomorrow": (own("flow"), "kind 'flow', expected 'gaussian'; install a newer"),
     "ours, version 2": (own(version=2), "format version 2; this agebody reads up to 1"),
     "another safetensors": (own(key="agebody"), "something else than a pose prior"),
+    "ours, bfloat16": (half_precision(), "expected arrays of float32 or float64"),
     "ours, no factor": (own(factor=None), "factor is missing"),
     "ours, wrong shape": (own(factor=np.eye(4)), r"factor: expected shape \(3, any\)"),
     "ours, names": (own(names=[1]), "joint_names: expected a list of names"),

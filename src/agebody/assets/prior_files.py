@@ -184,6 +184,8 @@ def _read_own(
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         header = json.loads(metadata.get(HEADER_KEY, "null"))
+    except (TypeError, AttributeError) as error:  # as NumPy knows no 16- and 8-bit floats of the format
+        raise AssetError(f"expected arrays of float32 or float64 ({error}); save it anew") from error
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise AssetError(f"damaged or truncated ({error}); get or save the file again") from error
     if not isinstance(header, dict):

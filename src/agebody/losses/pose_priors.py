@@ -449,7 +449,7 @@ class MaxMixturePrior(_PosePrior[Mixture]):
         _, energies = self._components(pose)
         return -torch.logsumexp(-energies, -1) if self.soft else energies.amin(-1)
 
-    def residuals(self, body_pose: Float[Tensor, "*pose"]) -> Float[Tensor, "*batch D+1"]:
+    def residuals(self, body_pose: Float[Tensor, "*pose"]) -> Float[Tensor, "*batch R"]:
         """For least squares: the squares of a pose's residuals sum to its energy.
 
         They are the whitened distances from the chosen component's mean, over sqrt(2), and last the root of
