@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int, Num
+from jaxtyping import Float, Int, Num, Shaped
 from torch import Tensor
 
 from agebody.age import AGE_CLASSES
@@ -39,7 +39,7 @@ def depth_relations(
     target: Num[Tensor, "*images P"],
     *,
     weights: Weights = None,
-    missed: Num[Tensor, "*images P"] | None = None,
+    missed: Shaped[Tensor, "*images P"] | None = None,
     age_classes: Int[Tensor, "*images P"] | None = None,
     threshold: float = 0.2,
     same_layer: float = 0.0,
@@ -110,7 +110,7 @@ def pcdr(
     target: Num[Tensor, "*images P"],
     *,
     weights: Weights = None,
-    missed: Num[Tensor, "*images P"] | None = None,
+    missed: Shaped[Tensor, "*images P"] | None = None,
     threshold: float = 0.2,
     same_layer: float = 0.0,
     penalty: float = MISS_PENALTY,
@@ -134,7 +134,7 @@ def pcdr_by_age(
     age_classes: Int[Tensor, "*images P"],
     *,
     weights: Weights = None,
-    missed: Num[Tensor, "*images P"] | None = None,
+    missed: Shaped[Tensor, "*images P"] | None = None,
     threshold: float = 0.2,
     same_layer: float = 0.0,
     penalty: float = MISS_PENALTY,

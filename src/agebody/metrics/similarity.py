@@ -58,8 +58,8 @@ def oks_sigmas(
 
 
 def oks(
-    pred: Float[Tensor, "*batch K 2"],
-    target: Float[Tensor, "*batch K 2"],
+    pred: Float[Tensor, "*#batch K 2"],
+    target: Float[Tensor, "*#batch K 2"],
     area: Float[Tensor, "*people"],
     *,
     weights: Weights = None,

@@ -1,0 +1,127 @@
+"""Depth relations against a loop over pairs, written from the definition."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agebody.age import AGE_CLASSES
+from agebody.metrics import DepthRelations, depth_relations, pcdr, pcdr_by_age
+
+ADULT, TEEN, KID, BABY = range(4)
+
+
+def crowd(images, people, seed):
+    r = np.random.default_rng(seed)
+    layers = r.integers(0, 3, (images, people))
+    depth = layers + 0.3 * r.standard_normal((images, people))
+    # of three uncertain things one each
+    there, missed, ages = (
+        r.random(layers.shape) < 0.8,
+        r.random(layers.shape) < 0.2,
+        r.integers(0, 4, layers.shape),
+    )
+    return [torch.from_numpy(part) for part in (depth, layers, there, missed & there, ages)]
+
+
+def counted(depth, layers, there, missed, ages=None, kind=None):
+    """Right pairs, pairs and missed people of all images."""
+    right = pairs = lost = 0
+    for image in range(len(depth)):
+        for i in range(len(depth[image])):
+            lost += bool(missed[image, i] and (kind is None or ages[image, i] == kind))
+        for i, j in combinations(range(len(depth[image])), 2):
+            if not (there[image, i] and there[image, j]) or missed[image, i] or missed[image, j]:
+                continue
+            if kind is not None and kind not in (ages[image, i], ages[image, j]):
+                continue
+            pairs += 1
+            dz, order = depth[image, i] - depth[image, j], layers[image, i] - layers[image, j]
+            if order == 0:
+                right += bool(abs(dz) < 0.2)
+            else:
+                right += bool(dz < -0.2) if order < 0 else bool(dz > 0.2)
+    return right, pairs, lost
+
+
+@given(images=st.integers(0, 4), people=st.integers(0, 5), seed=st.integers(0, 9999))
+def test_relations_are_those_of_a_loop_over_pairs(images, people, seed):
+    depth, layers, there, missed, ages = crowd(images, people, seed)
+    right, pairs, lost = counted(depth, layers, there, missed)
+    hidden = torch.where(there & ~missed, depth, torch.nan)
+    found = depth_relations(hidden, layers, weights=there, missed=missed)
+    assert [part.shape for part in found] == [(images,)] * 3
+    assert [part.sum().item() for part in found] == [right, pairs, lost]
+    rate = pcdr(hidden, layers, weights=there, missed=missed)
+    assert rate.isnan() if pairs == 0 else rate.item() == pytest.approx(right / (pairs + 0.3 * lost))
+    by_age = pcdr_by_age(hidden, layers, ages, weights=there, missed=missed)
+    for kind in range(len(AGE_CLASSES)):
+        right, pairs, lost = counted(depth, layers, there, missed, ages, kind)
+        expected = right / (pairs + 0.3 * lost) if pairs else np.nan
+        np.testing.assert_allclose(by_age[kind].item(), expected, rtol=1e-12)
+
+
+def test_a_pair_belongs_to_the_classes_of_both():
+    depth = torch.tensor([[1.0, 2.0, 9.0]])  # adult before baby, as it should; the third is missed
+    layers, ages = torch.tensor([[0, 1, 2]]), torch.tensor([[ADULT, BABY, BABY]])
+    missed = torch.tensor([[False, False, True]])
+    found = pcdr_by_age(depth, layers, ages, missed=missed)
+    np.testing.assert_allclose(found, [1, np.nan, np.nan, 1 / 1.3], rtol=1e-6)  # float32
+    assert pcdr(depth, layers, missed=missed).item() == pytest.approx(1 / 1.3)
+
+
+@pytest.mark.parametrize(
+    ("dz", "order", "right"),
+    [
+        (0.19, 0, 1), (-0.19, 0, 1), (0.21, 0, 0), (-0.21, 0, 0),
+        (0.21, 1, 1), (0.19, 1, 0), (-0.5, 1, 0), (-0.21, -1, 1), (-0.19, -1, 0), (0.5, -1, 0), (0.21, 3, 1),
+    ],
+)  # fmt: skip
+def test_one_pair(dz, order, right):
+    depth, layers = torch.tensor([5 + dz, 5.0]), torch.tensor([4 + order, 4])
+    assert pcdr(depth, layers) == right
+    assert pcdr(depth.flip(0), layers.flip(0)) == right
+
+
+def test_missed_people_whose_layer_is_unknown_count_as_missed_and_in_no_pair():
+    depth, layers = torch.tensor([1.0, 2, 3]), torch.tensor([0, 1, -1])
+    known, missed = layers >= 0, torch.tensor([0, 0, 1])
+    assert depth_relations(depth, layers, weights=known) == (1, 1, 0)
+    assert depth_relations(depth, layers, weights=known, missed=missed) == (1, 1, 1)
+
+
+def test_true_depths_as_target():
+    depth = torch.tensor([1.0, 1.15, 2.0])
+    assert pcdr(depth, depth, same_layer=0.2) == 1
+    assert pcdr(depth, depth) < 1  # 0.15 m apart are two layers, but no clear order
+    assert pcdr(depth + 100, depth, same_layer=0.2) == 1
+    assert pcdr(-depth, depth, same_layer=0.2).item() == pytest.approx(1 / 3)
+
+
+def test_counts_add_up_over_images_and_not_rates():
+    depth, layers, there, missed, _ = crowd(6, 4, 1)
+    found = depth_relations(depth, layers, weights=there, missed=missed)
+    whole = found.sum().rate()
+    assert whole == pcdr(depth, layers, weights=there, missed=missed)
+    assert whole != found.rate().nanmean()
+    halves = [
+        depth_relations(depth[part], layers[part], weights=there[part], missed=missed[part]).sum()
+        for part in (slice(0, 2), slice(2, 6))
+    ]
+    assert DepthRelations(*(a + b for a, b in zip(*halves, strict=True))).rate() == whole
+    assert found.sum().rate(penalty=0) >= whole
+
+
+def test_errors_name_the_argument(unchecked):
+    depth, layers = torch.zeros(2, 3), torch.zeros(2, 3)
+    with pytest.raises(ValueError, match=r"target: expected shape \(2, 3\), got \(3,\)"):
+        pcdr(depth, layers[0])
+    with pytest.raises(ValueError, match=r"age_classes: expected shape \(2, 3\)"):
+        pcdr_by_age(depth, layers, layers[0].long())
+    with pytest.raises(ValueError, match=r"weights: expected a shape that broadcasts to \(2, 3\)"):
+        pcdr(depth, layers, weights=torch.ones(2))
+    with pytest.raises(TypeError, match="pred: expected a floating type"):
+        pcdr(depth.long(), layers)

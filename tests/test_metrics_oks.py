@@ -1,0 +1,199 @@
+"""OKS against its formula, and AP and AR against COCO's own evaluation, number by number."""
+
+import contextlib
+import io
+import math
+
+import numpy as np
+import pytest
+import torch
+from coco_files import synthetic_coco
+from hypothesis import given
+from hypothesis import strategies as st
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval, Params
+
+from agebody import LAYOUTS
+from agebody.metrics import CROWDPOSE14, keypoint_ap, oks, oks_sigmas
+
+ROUNDING = 1e-13
+"""Of means of some hundred float64 numbers up to 1."""
+
+
+def people(*batch, seed=0, points=17):
+    r = np.random.default_rng(seed)
+    target = r.uniform(0, 100, (*batch, points, 2))
+    pred = target + r.normal(0, 10, target.shape)
+    weights, area = r.random((*batch, points)) < 0.7, r.uniform(1e3, 1e4, batch)
+    return [torch.from_numpy(np.asarray(part)) for part in (pred, target, area, weights)]
+
+
+@given(batch=st.lists(st.integers(0, 3), max_size=2), seed=st.integers(0, 999))
+def test_oks_is_its_formula(batch, seed):
+    pred, target, area, weights = people(*batch, seed=seed)
+    sigmas = np.array(Params("keypoints").kpt_oks_sigmas)
+    pred[~weights], target[~weights] = torch.nan, torch.nan
+    found = oks(pred, target, area, weights=weights, reduction="none")
+    assert found.shape == tuple(batch)
+    for index in np.ndindex(*batch):
+        kept = weights[index].numpy()
+        squared = ((pred[index] - target[index]).numpy()[kept] ** 2).sum(-1)
+        each = np.exp(-squared / (2 * area[index].item() * (2 * sigmas[kept]) ** 2))
+        assert found[index].item() == pytest.approx(each.mean() if kept.any() else 0, abs=ROUNDING)
+    seen = weights.any(-1)
+    expected = found[seen].mean().item() if seen.any() else 0
+    assert oks(pred, target, area, weights=weights).item() == pytest.approx(expected, abs=ROUNDING)
+
+
+def test_oks_of_all_pairs_by_broadcasting():
+    pred, target, area, weights = people(3)
+    found = oks(pred[:, None], target[None], area[None], weights=weights[None], reduction="none")
+    assert found.shape == (3, 3)
+    for i in range(3):
+        alone = oks(pred[i], target[1], area[1], weights=weights[1])
+        assert found[i, 1].item() == pytest.approx(alone.item(), abs=ROUNDING)
+
+
+def test_oks_is_one_for_the_truth_falls_with_distance_and_does_not_change_with_scale():
+    pred, target, area, weights = people(4)
+    assert oks(target, target, area, weights=weights) == 1
+    near = oks(pred, target, area, weights=weights)
+    assert 0 < oks(target + 2 * (pred - target), target, area, weights=weights) < near < 1
+    scaled = oks(3 * pred, 3 * target, 9 * area, weights=weights)
+    assert scaled.item() == pytest.approx(near.item(), rel=1e-12)
+
+
+def test_oks_has_gradients_towards_the_truth_and_none_from_what_is_hidden():
+    pred, target, area, weights = people(2)
+    sigmas = torch.full((17,), 0.1, dtype=torch.float64)
+
+    def f(x):
+        return oks(x, target, area, weights=weights, sigmas=sigmas)
+
+    assert torch.autograd.gradcheck(f, pred.requires_grad_())
+    (gradient,) = torch.autograd.grad(f(pred), pred)
+    assert (gradient[~weights] == 0).all()
+    assert ((gradient * (target - pred)).sum(-1)[weights] > 0).all()
+    pred = torch.where(weights[..., None], pred.detach(), torch.nan).requires_grad_()
+    (again,) = torch.autograd.grad(f(pred), pred)
+    assert torch.equal(again, gradient)
+
+
+def test_sigmas_by_layout():
+    coco = Params("keypoints").kpt_oks_sigmas  # tenths, divided: rounded once more
+    np.testing.assert_allclose(oks_sigmas("coco17"), coco, rtol=1e-15)
+    crowdpose = (
+        0.079,
+        0.079,
+        0.072,
+        0.072,
+        0.062,
+        0.062,
+        0.107,
+        0.107,
+        0.087,
+        0.087,
+        0.089,
+        0.089,
+        0.079,
+        0.079,
+    )
+    assert oks_sigmas(CROWDPOSE14) == crowdpose
+    openpose = dict(zip(LAYOUTS["openpose25"].names, oks_sigmas("openpose25", default=0.107), strict=True))
+    assert openpose["pelvis"] == openpose["left_hip"] == 0.107
+    assert openpose["left_heel"] == 0.066
+    assert openpose["right_heel"] == 0.094
+    with pytest.raises(ValueError, match="no standard deviation is published for pelvis; pass default="):
+        oks_sigmas("openpose25")
+
+
+def theirs(annotations, results):
+    """COCO's ten numbers by its own code, NaN where it says -1."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO()
+        truth.dataset = annotations
+        truth.createIndex()
+        evaluation = COCOeval(truth, truth.loadRes([dict(result) for result in results]), "keypoints")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return np.where(evaluation.stats == -1, np.nan, evaluation.stats)
+
+
+def ours(annotations, results, **options):
+    def column(entries, key, dtype=torch.float64):
+        return torch.tensor([entry[key] for entry in entries], dtype=dtype)
+
+    truth = annotations["annotations"]
+    target, pred = (column(entries, "keypoints").reshape(len(entries), -1, 3) for entries in (truth, results))
+    return keypoint_ap(
+        pred[..., :2], column(results, "score"), column(results, "image_id", torch.int64),
+        target[..., :2], column(truth, "area"), column(truth, "image_id", torch.int64),
+        weights=target[..., 2], boxes=column(truth, "bbox"), crowd=column(truth, "iscrowd", torch.bool),
+        **options,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_ap_and_ar_are_those_of_coco(seed):
+    annotations, results = synthetic_coco(seed)
+    expected = theirs(annotations, results)
+    assert 0.01 < expected[0] < 0.99
+    np.testing.assert_allclose(ours(annotations, results), expected, rtol=0, atol=ROUNDING)
+
+
+def test_the_cases_that_make_it_hard_are_in_the_files():
+    annotations, results = synthetic_coco(0)
+    truth = annotations["annotations"]
+    assert any(person["iscrowd"] for person in truth)
+    assert any(person["num_keypoints"] == 0 and not person["iscrowd"] for person in truth)
+    images = [result["image_id"] for result in results]
+    assert max(images.count(image) for image in images) > 20
+    assert len({result["score"] for result in results}) < len(results) / 4
+    assert {image["id"] for image in annotations["images"]} - {person["image_id"] for person in truth}
+    sizes = [person["area"] for person in truth]
+    assert min(sizes) < 32**2 < 96**2 < max(sizes)
+
+
+def test_only_the_best_twenty_are_looked_at():
+    annotations, results = synthetic_coco(0)
+    assert ours(annotations, results, max_detections=1) != ours(annotations, results)
+
+
+def test_the_truth_scores_one_and_nobody_no_number():
+    annotations, _ = synthetic_coco(3)
+    truth = annotations["annotations"]
+    perfect = [
+        {"image_id": p["image_id"], "keypoints": p["keypoints"], "score": 1.0}
+        for p in truth
+        if not p["iscrowd"] and p["num_keypoints"]
+    ]
+    found = ours(annotations, perfect)
+    assert pytest.approx(1, abs=ROUNDING) == found.AP
+    assert found.AR == 1
+    none = ours(annotations, [perfect[0] | {"keypoints": [1e4] * 51}])
+    assert none.AP == none.AR == 0
+    crowds = annotations | {"annotations": [p | {"iscrowd": 1} for p in truth]}
+    assert all(math.isnan(number) for number in ours(crowds, perfect))
+
+
+def test_without_detections_all_is_zero():
+    pred, target, area, weights = people(3)
+    ids, nothing = torch.arange(3), torch.zeros(0, dtype=torch.float64)
+    found = keypoint_ap(pred[:0], nothing, ids[:0], target, area, ids, weights=weights)
+    assert found.AP == found.AR == 0
+
+
+def test_errors_name_the_argument(unchecked):
+    pred, target, area, _ = people(3)
+    ids, scores = torch.arange(3), torch.ones(3)
+    with pytest.raises(ValueError, match="sigmas: expected 17, one a keypoint, got"):
+        oks(pred, target, area, sigmas=(0.1, 0.1))
+    with pytest.raises(ValueError, match=r"target: expected shape \(\*batch, 17, 2\), got \(3, 16, 2\)"):
+        oks(pred, target[:, 1:], area)
+    with pytest.raises(ValueError, match="scores: expected 3 entries, got 2"):
+        keypoint_ap(pred, scores[:2], ids, target, area, ids)
+    with pytest.raises(ValueError, match="target_images: expected 3 entries, got 1"):
+        keypoint_ap(pred, scores, ids, target, area, ids[:1])
+    with pytest.raises(ValueError, match="sigmas: expected 17, one a keypoint"):
+        keypoint_ap(pred, scores, ids, target, area, ids, sigmas=(0.1,))
