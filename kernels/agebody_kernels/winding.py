@@ -1,5 +1,6 @@
 """Winding numbers of points in meshes: of every triangle, or by a tree where only inside or out is asked."""
 
+import math
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -104,7 +105,7 @@ def _climb(leaves: Tensor) -> Tensor:
 @KernelSet
 def _KERNELS(t: Types) -> SimpleNamespace:
     scalar, vec3 = t.scalar, t.vec3
-    reach = scalar(REACH)
+    reach, half, whole = scalar(REACH), scalar(math.pi), scalar(2.0 * math.pi)  # halves of solid angles
 
     @t.func
     def half_solid_angle(a: vec3, b: vec3, c: vec3):
@@ -130,7 +131,7 @@ def _KERNELS(t: Types) -> SimpleNamespace:
             total += half_solid_angle(
                 vertices[mesh, i[0]] - p, vertices[mesh, i[1]] - p, vertices[mesh, i[2]] - p
             )
-        numbers_out[mesh, n] = total / scalar(2.0 * wp.pi)
+        numbers_out[mesh, n] = total / whole
 
     @t.kernel
     def inside(
@@ -183,6 +184,6 @@ def _KERNELS(t: Types) -> SimpleNamespace:
                     node = node // 2
                 if node > 0:
                     node += 1
-        inside_out[q, n] = total > scalar(wp.pi)
+        inside_out[q, n] = total > half
 
     return SimpleNamespace(wind=wind, inside=inside)

@@ -96,7 +96,9 @@ class Exclusions:
             TypeError: a tensor is not of integers, or of booleans.
             ValueError: the shapes do not fit, the table is not symmetric, or a part is not in it.
         """
-        _expect_ints("parts", parts, parts.dim() == 1, "(F)")
+        _expect_ints("parts", parts)
+        if parts.dim() != 1:
+            raise ValueError(f"parts: expected shape (F), got {tuple(parts.shape)}")
         if related.dtype != torch.bool:
             raise TypeError(f"related: expected booleans, got {related.dtype}")
         if related.dim() != 2 or not torch.equal(related, related.mT):
@@ -152,7 +154,9 @@ class Exclusions:
 
     def and_pairs(self, pairs: Int[Tensor, "*batch 2"]) -> Exclusions:
         """With further pairs of faces; errors as in `of_pairs`."""
-        _expect_ints("pairs", pairs, pairs.dim() > 0 and pairs.shape[-1] == 2, "(*batch, 2)")
+        _expect_ints("pairs", pairs)
+        if pairs.shape[-1:] != (2,):
+            raise ValueError(f"pairs: expected shape (*batch, 2), got {tuple(pairs.shape)}")
         pairs = pairs.reshape(-1, 2).long()
         pairs = pairs[(pairs >= 0).all(-1)].sort(-1).values
         _expect_ids("pairs", pairs, len(self.parts))
@@ -193,7 +197,7 @@ def find_collisions(
     """
     faces = _check_mesh(vertices, faces)
     batch = vertices.shape[:-2]
-    bodies = vertices.detach().reshape(-1, *vertices.shape[-2:])
+    bodies = flatten_batch(vertices.detach(), 2)
     if exclude is None:
         exclude = Exclusions.of_pairs(faces.new_zeros(0, 2), len(faces))
     elif len(exclude.parts) != len(faces):
@@ -272,10 +276,7 @@ def winding_number(
     """
     faces = _check_points(points, vertices, faces)
     numbers = torch.ops.agebody.winding_numbers(
-        points.detach().reshape(-1, *points.shape[-2:]),
-        vertices.detach().reshape(-1, *vertices.shape[-2:]),
-        faces,
-        backend,
+        flatten_batch(points.detach(), 2), flatten_batch(vertices.detach(), 2), faces, backend
     )
     return numbers.reshape(points.shape[:-1])
 
@@ -295,10 +296,10 @@ def contains(
     Source: Barill et al., SIGGRAPH 2018.
     """
     faces = _check_points(points, vertices, faces)
-    meshes = vertices.detach().reshape(-1, *vertices.shape[-2:])
+    meshes = flatten_batch(vertices.detach(), 2)
     each = torch.arange(len(meshes), device=meshes.device)
     inside = torch.ops.agebody.inside_meshes(
-        points.detach().reshape(-1, *points.shape[-2:]), meshes, faces, each, each, backend
+        flatten_batch(points.detach(), 2), meshes, faces, each, each, backend
     )
     return inside.reshape(points.shape[:-1])
 
@@ -349,8 +350,8 @@ def find_penetrations(
     """
     expect("vertices", vertices, None, None, 3)
     faces = _check_mesh(vertices, faces)
-    people, num_vertices = vertices.shape[-3:-1]
-    bodies = vertices.detach().reshape(-1, num_vertices, 3)
+    people = vertices.shape[-3]
+    bodies = flatten_batch(vertices.detach(), 2)
     present = bodies.isfinite().all(-1).all(-1)
     if weights is not None:
         present = present & (_expand("weights", weights, vertices.shape[:-2]).reshape(-1) != 0)
@@ -370,7 +371,7 @@ def offsets(
     vertices: Float[Tensor, "*batch P V 3"], faces: Int[Tensor, "F 3"], found: Penetrations
 ) -> Float[Tensor, "K 3"]:
     """From the nearest point of the other's surface to each vertex inside; differentiable in both [m]."""
-    people = vertices.reshape(-1, *vertices.shape[-3:])
+    people = flatten_batch(vertices, 3)
     corners = faces.to(vertices.device).long()[found.face]
     triangles = people[found.image[:, None], found.other[:, None], corners]
     points = people[found.image, found.person, found.vertex]
@@ -390,6 +391,11 @@ def _nearest_faces(
     points = bodies.new_zeros(len(asked), int(count.max()), 3)
     points[slot, rank] = bodies[sets, vertex]
     return closest_faces(points, bodies[asked], faces, backend=backend)[slot, rank]
+
+
+def flatten_batch(tensor: Tensor, dims: int) -> Tensor:
+    """With one dimension before the last ones, whether there are none or any of them is empty."""
+    return tensor.reshape(tensor.shape[:-dims].numel(), *tensor.shape[-dims:])
 
 
 def _pierces(p: Tensor, q: Tensor, a: Tensor, b: Tensor, c: Tensor, normal: Tensor) -> Tensor:
@@ -534,7 +540,9 @@ def _check_mesh(vertices: Any, faces: Any) -> Int[Tensor, "F 3"]:
     expect("vertices", vertices, None, 3)
     if vertices.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"vertices: expected float32 or float64, got {vertices.dtype}")
-    _expect_ints("faces", faces, faces.dim() == 2 and faces.shape[1] == 3, "(F, 3)")
+    _expect_ints("faces", faces)
+    if faces.dim() != 2 or faces.shape[1] != 3:
+        raise ValueError(f"faces: expected shape (F, 3), got {tuple(faces.shape)}")
     _expect_ids("faces", faces, vertices.shape[-2])
     return faces.to(vertices.device).long()
 
@@ -552,11 +560,11 @@ def _check_points(points: Any, vertices: Any, faces: Any) -> Int[Tensor, "F 3"]:
     return faces
 
 
-def _expect_ints(name: str, tensor: Any, fits: bool, shape: str) -> None:
+def _expect_ints(name: str, tensor: Any) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
         raise TypeError(f"{name}: expected integers, got {tensor.dtype}")
-    if not fits:
-        raise ValueError(f"{name}: expected shape {shape}, got {tuple(tensor.shape)}")
 
 
 def _expect_ids(name: str, ids: Tensor, below: int) -> None:
@@ -585,7 +593,7 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 def _register(name: str, schema: str, compute: Any, fake: Any) -> None:
     """What no compiler looks into: how many candidates a search meets depends on the data."""
-    operator = torch.library.custom_op(f"agebody::{name}", compute, mutates_args=(), schema=schema)
+    operator: Any = torch.library.custom_op(f"agebody::{name}", compute, mutates_args=(), schema=schema)
     operator.register_fake(fake)
 
 

@@ -11,6 +11,11 @@ from agebody.losses.contact import (
     plane_penetration_loss,
 )
 from agebody.losses.depth import depth_layer_loss, fov_loss, relative_metric_loss
+from agebody.losses.intersection import (
+    conic_distance_field,
+    person_intersection_loss,
+    self_intersection_loss,
+)
 from agebody.losses.keypoints import keypoints_3d_loss, reprojection_loss
 from agebody.losses.limits import (
     ADULT_RANGES,
@@ -81,6 +86,7 @@ __all__ = [
     "bend_residuals",
     "betas_loss",
     "charbonnier",
+    "conic_distance_field",
     "depth_layer_loss",
     "discriminator_loss",
     "fov_loss",
@@ -99,6 +105,7 @@ __all__ = [
     "momentum_loss",
     "part_vertices",
     "penalize",
+    "person_intersection_loss",
     "plane_contact_loss",
     "plane_height",
     "plane_penetration_loss",
@@ -107,6 +114,7 @@ __all__ = [
     "rotation_angle",
     "rotation_loss",
     "scan_to_mesh_loss",
+    "self_intersection_loss",
     "shape_prior",
     "smplify_x_objective",
     "swing_twist",

@@ -1,0 +1,181 @@
+"""Losses of bodies that pass through themselves or one another; their gradients push apart what met."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from agebody.backend import BackendName
+from agebody.collisions import Exclusions, find_collisions, find_penetrations, flatten_batch, offsets
+from agebody.reduction import Reduction, Weights, expect, hide, reduce, safe_norm
+
+DepthForm = Literal["squared", "linear"]
+
+
+def self_intersection_loss(
+    vertices: Float[Tensor, "*batch V 3"],
+    faces: Int[Tensor, "F 3"],
+    *,
+    exclude: Exclusions | None = None,
+    sigma: float = 1e-4,
+    max_collisions: int | None = None,
+    weights: Weights = None,
+    reduction: Reduction = "mean",
+    backend: BackendName = "auto",
+) -> Float[Tensor, "*left"]:
+    """Triangles of one body that pass through one another, each pair penalised by the cones on both.
+
+        sum over pairs (s, t) of  sum over corners v of t: Psi_s(v)^2  +  sum over corners v of s: Psi_t(v)^2
+
+    with `conic_distance_field` Psi. Which pairs meet is found anew at every call and has no gradient.
+
+    Args:
+        vertices: (*batch, V, 3) [m].
+        faces: triangles, counter-clockwise from outside.
+        exclude: pairs that do not count, as `agebody.collisions.Exclusions.of_body` finds for a body.
+        sigma: height of the cones [m].
+        max_collisions: as in `agebody.collisions.find_collisions`.
+        weights: broadcast to the bodies, (*batch).
+        reduction: "none" gives (*batch).
+        backend: of the search.
+
+    Raises:
+        TypeError: a tensor is of the wrong type.
+        ValueError: a shape or an id is wrong, or sigma is not positive.
+        RuntimeError: a body has more pairs than ``max_collisions``.
+
+    Source: Tzionas et al., Capturing hands in action using discriminative salient points and physics
+    simulation, IJCV 2016, section 3.3.4; sigma of SMPLify-X (Pavlakos et al., CVPR 2019).
+    """
+    expect("vertices", vertices, None, 3)
+    vertices = hide(vertices, weights, 2)
+    faces = faces.to(vertices.device)
+    found = find_collisions(
+        vertices, faces, exclude=exclude, max_collisions=max_collisions, backend=backend
+    ).pairs
+    bodies, pairs = flatten_batch(vertices, 2), flatten_batch(found, 2)
+    body, row = (pairs[..., 0] >= 0).nonzero(as_tuple=True)
+    first, second = (bodies[body[:, None], faces[pairs[body, row, side]]] for side in (0, 1))
+    fields = torch.cat(
+        [
+            conic_distance_field(second, first, sigma),
+            conic_distance_field(first, second, sigma),
+        ],
+        -1,
+    )
+    terms = _not_finite(bodies).index_put((body,), (fields * fields).sum(-1), accumulate=True)
+    return reduce(terms.reshape(vertices.shape[:-2]), weights, reduction)
+
+
+def person_intersection_loss(
+    vertices: Float[Tensor, "*batch P V 3"],
+    faces: Int[Tensor, "F 3"],
+    *,
+    weights: Weights = None,
+    form: DepthForm = "squared",
+    reduction: Reduction = "mean",
+    backend: BackendName = "auto",
+) -> Float[Tensor, "*left"]:
+    """People of one image that are in one another, by how deep each of their vertices is.
+
+        L_ij = sum over vertices v of i inside j of  d_j(v)^2  or  d_j(v)
+
+    with the distance d_j(v) from v to the surface of j. The gradient moves v outward, along the normal of j
+    where that is smooth, and the nearest point of j by as much the other way. The linear form is CRMH's,
+    without its grid of 32^3 distances; its sum over P^2 is CRMH's loss.
+
+    Args:
+        vertices: (*batch, P, V, 3) of the P people of each image in one space [m].
+        faces: triangles, counter-clockwise from outside, the same in all bodies.
+        weights: broadcast to the people, (*batch, P). A pair weighs the product of its people.
+        form: "squared" or "linear".
+        reduction: "none" gives (*batch, P, P) terms L_ij. "mean" is over the ordered pairs of two people
+            that both count.
+        backend: of the search.
+
+    Raises:
+        TypeError: a tensor is of the wrong type.
+        ValueError: a shape or an id is wrong, or there is no such form or reduction.
+
+    Source: Jiang et al., Coherent reconstruction of multiple humans from a single image, CVPR 2020, eq. 2.
+    """
+    if form not in get_args(DepthForm):
+        raise ValueError(f"form: expected one of {', '.join(get_args(DepthForm))}, got {form!r}")
+    expect("vertices", vertices, None, None, 3)
+    people = vertices.shape[-3]
+    vertices = hide(vertices, weights, 2)
+    found = find_penetrations(vertices, faces, weights=weights, backend=backend)
+    offset = offsets(vertices, faces, found)
+    depth = (offset * offset).sum(-1) if form == "squared" else safe_norm(offset)
+    nothing = _not_finite(vertices)
+    terms = flatten_batch(nothing[..., None] + nothing[..., None, :], 2)
+    terms = terms.index_put((found.image, found.person, found.other), depth, accumulate=True)
+    others = ~torch.eye(people, dtype=torch.bool, device=vertices.device)
+    pairs = others if weights is None else others * weights[..., None] * weights[..., None, :]
+    return reduce(terms.reshape(*vertices.shape[:-3], people, people), pairs, reduction)
+
+
+def conic_distance_field(
+    points: Float[Tensor, "*#batch N 3"], triangles: Float[Tensor, "*#batch 3 3"], sigma: float = 1e-4
+) -> Float[Tensor, "*batch N"]:
+    """How far points have come into the cone that stands on each triangle.
+
+    The cone stands on the circle through the corners, with centre o, radius r and the triangle's normal n as
+    its axis; it ends sigma above and widens below. With ``x = n . (p - o)`` and the distance l from the axis,
+
+        Phi = l / (r (1 - x / sigma))
+        Upsilon = 0                                                            x >= sigma
+                  -(1 - 2 sigma) / (4 sigma^2) x^2 - x / (2 sigma) + (3 - 2 sigma) / 4
+                  1 - sigma - x                                                x <= -sigma
+        Psi = ((1 - Phi) Upsilon)^2  where Phi < 1 and x < sigma, else 0
+
+    It has no unit: x is a number of metres. With a sigma far below a metre, Psi is nearly (1 + depth)^2 behind
+    the triangle and 0 before it. A triangle without area has no cone.
+
+    Args:
+        points: (*batch, N, 3) [m].
+        triangles: (*batch, 3, 3) corners, counter-clockwise from outside [m].
+        sigma: height of the cone [m].
+
+    Raises:
+        ValueError: sigma is not positive.
+
+    Source: Tzionas et al., IJCV 2016, eqs. 10 to 12.
+    """
+    expect("points", points, None, 3)
+    expect("triangles", triangles, 3, 3)
+    if not sigma > 0:
+        raise ValueError(f"sigma: expected a length above 0, got {sigma}")
+    last = triangles[..., 2, :]
+    a, b = triangles[..., 0, :] - last, triangles[..., 1, :] - last
+    normal = torch.linalg.cross(a, b)
+    squared = _dot(normal, normal)
+    flat = squared == 0
+    squared = torch.where(flat, 1, squared)
+    towards = _dot(a, a)[..., None] * b - _dot(b, b)[..., None] * a
+    center = last + torch.linalg.cross(towards, normal) / (2 * squared[..., None])
+    size = torch.sqrt(squared)[..., None]
+    radius = (safe_norm(a) * safe_norm(b) * safe_norm(a - b))[..., None] / (2 * size)
+    normal = normal / size
+    way = points - center[..., None, :]
+    x = _dot(way, normal[..., None, :])
+    off_axis = safe_norm(way - x[..., None] * normal[..., None, :])
+    below = (x < sigma) & ~flat[..., None]
+    x = torch.where(below, x, 0)
+    reach = torch.where(below, radius * (1 - x / sigma), 1)
+    quadratic = -(1 - 2 * sigma) / (4 * sigma**2) * x * x - x / (2 * sigma) + (3 - 2 * sigma) / 4
+    upsilon = torch.where(x <= -sigma, 1 - sigma - x, quadratic)
+    inside = below & (off_axis < reach)
+    return torch.where(inside, (1 - off_axis / reach) * upsilon, 0) ** 2
+
+
+def _not_finite(vertices: Float[Tensor, "*batch V 3"]) -> Float[Tensor, "*batch"]:
+    """Zeros, but NaN for a body with vertices that no search finds: it must not pass for a good one."""
+    return (0 * vertices).sum((-2, -1))
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum(-1)
