@@ -6,8 +6,11 @@ import numpy as np
 
 
 def synthetic_coco(seed: int, *, images: int = 20) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Annotations and results: crowds, people without keypoints, of all sizes; misses, duplicates, equal scores,
-    more than 20 detections in an image, and images without anybody."""
+    """Annotations and results.
+
+    Crowds, people without keypoints, of all sizes; misses, duplicates, equal scores, more than 20 detections
+    in an image, and images without anybody.
+    """
     r = np.random.default_rng(seed)
     annotations: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []

@@ -26,6 +26,7 @@ Other keys are left alone.
 from __future__ import annotations
 
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -159,6 +160,10 @@ def read_people(path: str | Path) -> People:
             people[name] = _layout(path, name, str(people[name]))
     if "keypoints" in people:
         people["keypoints"], people["visible"] = _split_keypoints(path, people["keypoints"])
+    if {"joints", "joint_weights"} <= people.keys():
+        shapes = people["joints"].shape[:2], people["joint_weights"].shape
+        if shapes[0] != shapes[1]:
+            fail(path, f"joint_weights: expected shape {shapes[0]}, got {shapes[1]}")
     result = People(path, count, **people)
     _refuse_gaps(result)
     return result
@@ -166,25 +171,24 @@ def read_people(path: str | Path) -> People:
 
 def _load(path: Path) -> dict[str, np.ndarray]:
     """The known keys, each of a kind and shape as described."""
-    arrays = {}
+    with path.open("rb") as stream:
+        try:
+            file = np.load(stream, allow_pickle=False)
+        except (ValueError, zipfile.BadZipFile, EOFError):
+            file = None
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            fail(path, "no npz file; write one with numpy.savez(path, ids=..., joints=...)")
+        known = [name for name in _KEYS if name in file.files]
+        return {name: _expect(path, name, _KEYS[name], _read(path, file, name)) for name in known}
+
+
+def _read(path: Path, file: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
     try:
-        file = np.load(path, allow_pickle=False)
-    except (ValueError, zipfile.BadZipFile, EOFError):
-        file = None
-    if not isinstance(file, np.lib.npyio.NpzFile):
-        fail(path, "no npz file; write one with numpy.savez(path, ids=..., joints=...)")
-    with file:
-        for name, key in _KEYS.items():
-            if name not in file.files:
-                continue
-            try:
-                array = file[name]
-            except ValueError:
-                fail(path, f"{name}: Python objects are not loaded; save a plain array")
-            except (zipfile.BadZipFile, EOFError, OSError):
-                fail(path, f"{name}: cannot be read; the file is damaged")
-            arrays[name] = _expect(path, name, key, array)
-    return arrays
+        return file[name]
+    except ValueError:
+        fail(path, f"{name}: Python objects are not loaded; save a plain array")
+    except (zipfile.BadZipFile, zlib.error, EOFError):
+        fail(path, f"{name}: cannot be read; the file is damaged")
 
 
 def _expect(path: Path, name: str, key: _Key, array: np.ndarray) -> np.ndarray:
@@ -264,8 +268,6 @@ def _refuse_gaps(people: People) -> None:
         finite = np.isfinite(values)
         counts = {"joints": people.joint_weights, "keypoints": people.visible}.get(name)
         if counts is not None:
-            if counts.shape != values.shape[:2]:
-                fail(people.path, f"joint_weights: expected shape {values.shape[:2]}, got {counts.shape}")
             finite = finite | (counts == 0)[..., None]
         if not finite.all():
             row = int(np.flatnonzero(~finite.reshape(people.count, -1).all(1))[0])
