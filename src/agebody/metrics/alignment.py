@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -24,8 +24,8 @@ class Similarity(NamedTuple):
 
     def apply(self, points: Float[Tensor, "*batch N 3"]) -> Float[Tensor, "*batch N 3"]:
         """The points, moved."""
-        turned = points @ self.rotation.mT
-        return self.scale[..., None, None] * turned + self.translation[..., None, :]
+        turned = points @ (self.scale[..., None, None] * self.rotation).mT
+        return turned + self.translation[..., None, :]
 
 
 def procrustes(
@@ -53,22 +53,23 @@ def procrustes(
     Umeyama, IEEE TPAMI 13(4), 1991; the rotation by Horn's quaternions, JOSA A 4(4), 1987.
     """
     weights = expect_points(pred, target, weights)
-    shares = _shares(pred, weights)
+    mean = _WeightedMean(pred, weights)
     pred, target = hide(pred, weights, 1), hide(target, weights, 1)
-    from_center, to_center = ((shares * x).sum(-2, keepdim=True) for x in (pred, target))
-    start, end = pred - from_center, target - to_center
-    spread, extent = ((shares * x * x).sum((-2, -1)) for x in (start, end))
-    covariance = (shares * end).mT @ start
+    from_center, to_center = mean.of(pred), mean.of(target)
+    start, end = pred - from_center[..., None, :], target - to_center[..., None, :]
+    spread, extent = mean.product(start, start), mean.product(end, end)
+    covariance = mean.outer(end, start)
     rotation = _nearest_rotation(covariance, spread.detach().sqrt() * extent.detach().sqrt())
     scale = torch.ones_like(spread)
     if with_scale:
         # A spread that is rounding alone, of these coordinates or beside the target, says nothing.
         rounding = (8 * torch.finfo(pred.dtype).eps) ** 2
-        decided = spread > rounding * torch.maximum((shares * pred * pred).sum((-2, -1)), extent)
+        far = (from_center * from_center).sum(-1)
+        decided = spread > rounding * torch.maximum(far, extent)
         gain = (rotation * covariance).sum((-2, -1))
         scale = torch.where(decided, gain / torch.where(decided, spread, 1), scale)
-    moved = scale[..., None] * (rotation @ from_center.mT).squeeze(-1)
-    return Similarity(rotation, scale, to_center.squeeze(-2) - moved)
+    moved = scale[..., None] * (rotation @ from_center[..., None]).squeeze(-1)
+    return Similarity(rotation, scale, to_center - moved)
 
 
 def procrustes_align(
@@ -97,9 +98,9 @@ def best_scale(
         TypeError, ValueError: an argument has the wrong type or shape.
     """
     weights = expect_points(pred, target, weights)
-    shares = _shares(pred, weights)
+    mean = _WeightedMean(pred, weights)
     pred, target = hide(pred, weights, 1), hide(target, weights, 1)
-    spread, gain = ((shares * pred * x).sum((-2, -1)) for x in (pred, target))
+    spread, gain = mean.product(pred, pred), mean.product(pred, target)
     decided = spread > 0
     return torch.where(decided, gain / torch.where(decided, spread, 1), 1)
 
@@ -255,10 +256,34 @@ def expect_points(pred: Tensor, target: Tensor, weights: Tensor | None, dims: in
     return expand_weights(weights, expect_pair(pred, target, 3))
 
 
-def _shares(points: Tensor, weights: Tensor | None) -> Float[Tensor, "*batch N 1"]:
-    """Weights that sum to 1 over the points, or are all 0."""
-    if weights is None:
-        return points.new_full((*points.shape[:-1], 1), 1 / max(points.shape[-2], 1))
-    given = weights.to(points.dtype)[..., None]
-    total = given.sum(-2, keepdim=True)
-    return given / torch.where(total > 0, total, 1)
+class _WeightedMean:
+    """Means over the points of each set; without weights these cost no pass over them."""
+
+    def __init__(self, points: Float[Tensor, "*batch N 3"], weights: Tensor | None) -> None:
+        self.weights = None if weights is None else weights.to(points.dtype)[..., None]
+        self.total: Any = max(points.shape[-2], 1)
+        if self.weights is not None:
+            total = self.weights.sum((-2, -1))
+            self.total = torch.where(total > 0, total, 1)
+
+    def of(self, points: Float[Tensor, "*batch N 3"]) -> Float[Tensor, "*batch 3"]:
+        """Their center."""
+        return self._weighed(points).sum(-2) / self._total(1)
+
+    def product(
+        self, a: Float[Tensor, "*batch N 3"], b: Float[Tensor, "*batch N 3"]
+    ) -> Float[Tensor, "*batch"]:
+        """Of the inner products."""
+        return (self._weighed(a) * b).sum((-2, -1)) / self.total
+
+    def outer(
+        self, a: Float[Tensor, "*batch N 3"], b: Float[Tensor, "*batch N 3"]
+    ) -> Float[Tensor, "*batch 3 3"]:
+        """Of the outer products."""
+        return self._weighed(a).mT @ b / self._total(2)
+
+    def _weighed(self, points: Tensor) -> Tensor:
+        return points if self.weights is None else self.weights * points
+
+    def _total(self, dims: int) -> Any:
+        return self.total if self.weights is None else self.total[(..., *[None] * dims)]
