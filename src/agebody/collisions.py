@@ -272,7 +272,7 @@ def winding_number(
         TypeError: a tensor is of the wrong type.
         ValueError: a shape or an id is wrong.
 
-    Source: Jacobson et al., SIGGRAPH 2013, eq. 5; van Oosterom and Strackee, IEEE TBME 1983, eq. 8.
+    Source: Jacobson et al., SIGGRAPH 2013; van Oosterom and Strackee, IEEE TBME 1983.
     """
     faces = _check_points(points, vertices, faces)
     numbers = torch.ops.agebody.winding_numbers(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from agebody.backend import BackendName
 from agebody.collisions import Exclusions, find_collisions, find_penetrations, flatten_batch, offsets
+from agebody.losses.residuals import expand_weights
 from agebody.reduction import Reduction, Weights, expect, hide, reduce, safe_norm
 
 DepthForm = Literal["squared", "linear"]
@@ -48,9 +49,10 @@ def self_intersection_loss(
         RuntimeError: a body has more pairs than ``max_collisions``.
 
     Source: Tzionas et al., Capturing hands in action using discriminative salient points and physics
-    simulation, IJCV 2016, section 3.3.4; sigma of SMPLify-X (Pavlakos et al., CVPR 2019).
+    simulation, IJCV 2016; sigma of SMPLify-X (Pavlakos et al., CVPR 2019).
     """
     expect("vertices", vertices, None, 3)
+    weights = expand_weights(weights, vertices.shape[:-2])
     vertices = hide(vertices, weights, 2)
     faces = faces.to(vertices.device)
     found = find_collisions(
@@ -100,12 +102,13 @@ def person_intersection_loss(
         TypeError: a tensor is of the wrong type.
         ValueError: a shape or an id is wrong, or there is no such form or reduction.
 
-    Source: Jiang et al., Coherent reconstruction of multiple humans from a single image, CVPR 2020, eq. 2.
+    Source: Jiang et al., Coherent reconstruction of multiple humans from a single image, CVPR 2020.
     """
     if form not in get_args(DepthForm):
         raise ValueError(f"form: expected one of {', '.join(get_args(DepthForm))}, got {form!r}")
     expect("vertices", vertices, None, None, 3)
     people = vertices.shape[-3]
+    weights = expand_weights(weights, vertices.shape[:-2])
     vertices = hide(vertices, weights, 2)
     found = find_penetrations(vertices, faces, weights=weights, backend=backend)
     offset = offsets(vertices, faces, found)
@@ -123,8 +126,8 @@ def conic_distance_field(
 ) -> Float[Tensor, "*batch N"]:
     """How far points have come into the cone that stands on each triangle.
 
-    The cone stands on the circle through the corners, with centre o, radius r and the triangle's normal n as
-    its axis; it ends sigma above and widens below. With ``x = n . (p - o)`` and the distance l from the axis,
+    The cone stands on the circle through the corners, with centre o and radius r, along the triangle's
+    normal n; it ends sigma above and widens below. With ``x = n . (p - o)`` and the distance l from the axis,
 
         Phi = l / (r (1 - x / sigma))
         Upsilon = 0                                                            x >= sigma
@@ -143,7 +146,7 @@ def conic_distance_field(
     Raises:
         ValueError: sigma is not positive.
 
-    Source: Tzionas et al., IJCV 2016, eqs. 10 to 12.
+    Source: Tzionas et al., IJCV 2016: its penetration term, with all derivatives of the cones as well.
     """
     expect("points", points, None, 3)
     expect("triangles", triangles, 3, 3)
@@ -173,7 +176,7 @@ def conic_distance_field(
 
 
 def _not_finite(vertices: Float[Tensor, "*batch V 3"]) -> Float[Tensor, "*batch"]:
-    """Zeros, but NaN for a body with vertices that no search finds: it must not pass for a good one."""
+    """Zeros; NaN for a body with vertices that no search finds, lest it pass for a good one."""
     return (0 * vertices).sum((-2, -1))
 
 
