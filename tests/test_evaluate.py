@@ -1,4 +1,4 @@
-"""Tables from files: their numbers are those of the functions, and what is wrong with a file is said in one line."""
+"""Tables from files: their numbers are those of the functions; wrong files are named in one line."""
 
 import json
 import math

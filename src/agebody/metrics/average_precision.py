@@ -6,6 +6,7 @@ operations.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -109,29 +110,31 @@ def match_image(
     ignored_target = image.crowd | ~image.visible.any(1) | (image.areas < low) | (image.areas > high)
     shape = (len(THRESHOLDS), len(order))
     matched, ignored = np.zeros(shape, bool), np.zeros(shape, bool)
-    for row, threshold in enumerate(THRESHOLDS):
-        taken = np.zeros(len(image.target), bool)
-        for column, detection in enumerate(order):
-            person = _best_person(similarity[detection], threshold, ~taken | image.crowd, ignored_target)
+    # An image has few of both: plain numbers are faster than arrays here.
+    counting, others = np.flatnonzero(~ignored_target).tolist(), np.flatnonzero(ignored_target).tolist()
+    many, rows = image.crowd.tolist(), similarity[order].tolist()
+    for t, threshold in enumerate(THRESHOLDS):
+        taken: set[int] = set()
+        for d, row in enumerate(rows):
+            person = _best(row, threshold, (g for g in counting if g not in taken))
+            if person is None:
+                person = _best(row, threshold, (g for g in others if many[g] or g not in taken))
+                ignored[t, d] = person is not None
             if person is not None:
-                taken[person] = matched[row, column] = True
-                ignored[row, column] = ignored_target[person]
+                matched[t, d] = True
+                taken.add(person)
     strange = (image.pred_areas < low) | (image.pred_areas > high)
     ignored |= ~matched & strange[order]
-    return ImageResult(image.scores[order], matched, ignored, int((~ignored_target).sum()))
+    return ImageResult(image.scores[order], matched, ignored, len(counting))
 
 
-def _best_person(
-    similarity: np.ndarray, threshold: float, free: np.ndarray, ignored: np.ndarray
-) -> int | None:
-    for group in (~ignored, ignored):
-        possible = free & group & (similarity >= threshold)
-        if possible.any():
-            best = np.where(possible, similarity, -np.inf)
-            return (
-                len(best) - 1 - int(np.argmax(best[::-1]))
-            )  # of equal ones the last, as in COCO's evaluation
-    return None
+def _best(row: list[float], threshold: float, people: Iterable[int]) -> int | None:
+    """Whom the detection is most like, if enough; of equal ones the last, as in COCO's evaluation."""
+    best = None
+    for person in people:
+        if row[person] >= threshold:
+            best, threshold = person, row[person]
+    return best
 
 
 class Pooled(NamedTuple):
