@@ -6,6 +6,7 @@ arithmetic. A whole batch is built by sorting and asked in one launch, in float3
 for the device.
 """
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from agebody_kernels._interop import KernelSet, Types, entries, launch
 
 LEAF = 4
-"""Triangles in a leaf."""
+"""Triangles in a leaf; a power of two."""
 FLAT = 1e-12
 """Squared sine of a corner's angle below which a triangle is taken for its three edges."""
 EDGE = 1e-6
@@ -39,26 +40,12 @@ class BoxTree(NamedTuple):
     @classmethod
     def build(cls, triangles: Tensor) -> "BoxTree":
         """Of triangles (B, F, 3, 3), at least one a mesh."""
-        batch, count = triangles.shape[:2]
-        leaves = 1 << max(0, -(-count // LEAF) - 1).bit_length()
-        middles = triangles.mean(2)
-        # Spread evenly over the places, so that every leaf holds something.
-        slots = torch.arange(leaves * LEAF, device=triangles.device) * count // (leaves * LEAF)
-        order, middles = slots.expand(batch, -1), middles[:, slots]
-        nodes = 1
-        while nodes < leaves:
-            order, middles = order.reshape(batch * nodes, -1), middles.reshape(batch * nodes, -1, 3)
-            axis = (middles.amax(1) - middles.amin(1)).argmax(-1)
-            keys = middles.gather(2, axis[:, None, None].expand(-1, middles.shape[1], 1))[..., 0]
-            halves = _halve(keys)
-            order = order.gather(1, halves)
-            middles = middles.gather(1, halves[..., None].expand(-1, -1, 3))
-            nodes *= 2
-        order = order.reshape(batch, -1)
-        triangles = triangles.gather(1, order[..., None, None].expand(-1, -1, 3, 3))
-        lower = triangles.amin(2).unflatten(1, (leaves, LEAF)).amin(2)
-        upper = triangles.amax(2).unflatten(1, (leaves, LEAF)).amax(2)
-        return cls(triangles, order.int(), _climb(lower, torch.amin), _climb(upper, torch.amax))
+        order = _sort(triangles.mean(2))
+        sorted_ = triangles.gather(1, order[..., None, None].expand(-1, -1, 3, 3))
+        a, b, c = sorted_.unbind(2)
+        lower = _climb(torch.minimum(torch.minimum(a, b), c), torch.minimum)
+        upper = _climb(torch.maximum(torch.maximum(a, b), c), torch.maximum)
+        return cls(sorted_, order.int(), lower, upper)
 
 
 def closest_triangles(points: Tensor, triangles: Tensor) -> Tensor:
@@ -100,6 +87,25 @@ def clear_sights(vertices: Tensor, faces: Tensor, eyes: Tensor) -> Tensor:
     return clear.bool()
 
 
+def _sort(middles: Tensor) -> Tensor:
+    """Numbers of triangles, leaf after leaf (B, leaves * LEAF), from their middles (B, F, 3)."""
+    batch, count = middles.shape[:2]
+    leaves = 1 << max(0, -(-count // LEAF) - 1).bit_length()
+    # Spread evenly over the places, so that every leaf holds something.
+    places = torch.arange(leaves * LEAF, device=middles.device) * count // (leaves * LEAF)
+    order = places.expand(batch, -1)
+    # By coordinate, since each step runs along triangles.
+    planes = middles.movedim(-1, 0)[..., places]
+    nodes = 1
+    while nodes < leaves:
+        order, planes = order.reshape(batch * nodes, -1), planes.reshape(3, batch * nodes, -1)
+        axis = (planes.amax(-1) - planes.amin(-1)).argmax(0)
+        halves = _halve(planes[axis, torch.arange(len(order), device=order.device)])
+        order, planes = order.gather(1, halves), planes.gather(2, halves.expand(3, -1, -1))
+        nodes *= 2
+    return order.reshape(batch, -1)
+
+
 def _halve(keys: Tensor) -> Tensor:
     """For each row of (M, n), an order whose first half holds the smaller keys."""
     if keys.device.type == "cpu":  # which can select; elsewhere a sort is quicker
@@ -107,13 +113,13 @@ def _halve(keys: Tensor) -> Tensor:
     return keys.argsort(dim=1, stable=True)
 
 
-def _climb(leaves: Tensor, join) -> Tensor:
-    """Boxes of all nodes (B, 2 n, 3), from those of the leaves (B, n, 3)."""
-    levels = [leaves]
+def _climb(boxes: Tensor, join: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Boxes of all nodes (B, 2 leaves, 3), from those of the triangles (B, leaves * LEAF, 3)."""
+    levels = [boxes]
     while levels[-1].shape[1] > 1:
-        levels.append(join(levels[-1].unflatten(1, (-1, 2)), 2))
-    nowhere = leaves.new_zeros(len(leaves), 1, 3)  # there is no node 0
-    return torch.cat((nowhere, *levels[::-1]), 1)
+        levels.append(join(levels[-1][:, ::2], levels[-1][:, 1::2]))
+    nowhere = torch.zeros_like(boxes[:, :1])  # there is no node 0
+    return torch.cat((nowhere, *levels[: LEAF.bit_length() - 2 : -1]), 1)
 
 
 @KernelSet

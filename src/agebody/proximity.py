@@ -58,7 +58,8 @@ def closest_points(
         ImportError: Warp is chosen and not installed.
     """
     face = closest_faces(points, vertices, faces, backend=backend)
-    barycentric = closest_barycentric(points, corners := corners_of(vertices, faces, face))
+    corners = corners_of(vertices, faces, face)
+    barycentric = closest_barycentric(points.expand(*face.shape, 3), corners)
     point = interpolate(corners, barycentric)
     return ClosestPoints(safe_norm(points - point), point, face, barycentric)
 
@@ -87,7 +88,7 @@ def closest_faces(
     """
     expect("points", points, None, 3)
     expect("vertices", vertices, None, 3)
-    _expect_faces(faces)
+    faces = _expect_faces(faces)
     triangles = vertices.detach()[..., faces, :]
     if among is not None:
         # Whoever is left out stands where one stands that is not: nothing nearer, and nothing to find there.
@@ -167,13 +168,16 @@ def corners_of(
     vertices: Float[Tensor, "*#batch V 3"], faces: Int[Tensor, "F 3"], face: Int[Tensor, "*#batch N"]
 ) -> Float[Tensor, "*batch N 3 3"]:
     """Corners of the triangles that were found."""
-    return rows_of(vertices, faces[face].flatten(-2)).unflatten(-2, (-1, 3))
+    return rows_of(vertices, faces.long()[face].flatten(-2)).unflatten(-2, (-1, 3))
 
 
 def rows_of(
     tensor: Float[Tensor, "*#batch V 3"], rows: Int[Tensor, "*#batch N"]
 ) -> Float[Tensor, "*batch N 3"]:
-    """Rows of each batch by their number."""
+    """Rows of each batch by their number.
+
+    Numbers must be int64: torch 2.13 misreads narrower ones that are expanded.
+    """
     batch = torch.broadcast_shapes(tensor.shape[:-2], rows.shape[:-1])
     index = rows[..., None].expand(*batch, -1, 3)
     return tensor.expand(*batch, -1, -1).gather(-2, index)
@@ -199,20 +203,24 @@ def visible_vertices(
     """
     expect("vertices", vertices, None, 3)
     expect("eye", eye, 3)
-    _expect_faces(faces)
+    faces = _expect_faces(faces)
     batch = torch.broadcast_shapes(vertices.shape[:-2], eye.shape[:-1])
     dtype = _search_type(vertices)
-    mesh = _finite(vertices.detach().to(dtype)).expand(*batch, -1, -1).reshape(-1, *vertices.shape[-2:])
-    eyes = _finite(eye.detach().to(dtype)).expand(*batch, 3).reshape(-1, 3)
+    mesh = (
+        _finite(vertices.detach().to(dtype))
+        .expand(*batch, -1, -1)
+        .reshape(batch.numel(), *vertices.shape[-2:])
+    )
+    eyes = _finite(eye.detach().to(dtype)).expand(*batch, 3).reshape(batch.numel(), 3)
     triangles = mesh[:, faces]
     a, b, c = triangles.unbind(2)
     towards = (torch.linalg.cross(b - a, c - a) * (eyes[:, None] - a)).sum(-1) > 0
     facing = torch.zeros(mesh.shape[:2], dtype=torch.uint8, device=mesh.device)
     facing = facing.scatter_reduce(
-        1, faces.flatten().long().expand(len(mesh), -1), towards.byte().repeat_interleave(3, 1), "amax"
+        1, faces.flatten().expand(len(mesh), -1), towards.byte().repeat_interleave(3, 1), "amax"
     )
     clear = torch.ops.agebody.clear_sights(mesh, faces, eyes, backend)
-    return (facing.bool() & clear).reshape(*batch, -1)
+    return (facing.bool() & clear).reshape(*batch, vertices.shape[-2])
 
 
 def _inner_coordinates(points: Tensor, triangles: Tensor) -> Tensor:
@@ -256,12 +264,13 @@ def _search_type(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
-def _expect_faces(faces: Any) -> None:
+def _expect_faces(faces: Any) -> Tensor:
     if not isinstance(faces, Tensor) or faces.is_floating_point() or faces.dtype == torch.bool:
         kind = faces.dtype if isinstance(faces, Tensor) else type(faces).__name__
         raise TypeError(f"faces: expected a torch.Tensor of integers, got {kind}")
     if faces.dim() != 2 or faces.shape[1] != 3 or not len(faces):
         raise ValueError(f"faces: expected shape (F, 3) with at least one face, got {tuple(faces.shape)}")
+    return faces.long()
 
 
 def _search(points: Tensor, triangles: Tensor, backend: BackendName) -> Tensor:
@@ -271,10 +280,10 @@ def _search(points: Tensor, triangles: Tensor, backend: BackendName) -> Tensor:
     batch = torch.broadcast_shapes(points.shape[:-2], meshes)
     points = points.expand(*batch, n, 3)
     if meshes.numel() == 1:
-        flat = (points.reshape(1, -1, 3), triangles.reshape(1, -1, 3, 3))
+        flat = (points.reshape(1, batch.numel() * n, 3), triangles.reshape(1, -1, 3, 3))
     else:
         triangles = triangles.expand(*batch, -1, 3, 3)
-        flat = (points.reshape(-1, n, 3), triangles.reshape(-1, *triangles.shape[-3:]))
+        flat = (points.reshape(batch.numel(), n, 3), triangles.flatten(0, len(batch) - 1))
     return torch.ops.agebody.closest_triangles(*flat, backend).reshape(*batch, n)
 
 
@@ -342,7 +351,7 @@ def _clear_sights(vertices: Tensor, faces: Tensor, eyes: Tensor, backend: Backen
     for mesh, eye, out in zip(vertices, eyes, clear, strict=True):
         for start in range(0, len(mesh), rows):
             here = torch.arange(start, min(start + rows, len(mesh)), device=mesh.device)
-            out[here] = ~_blocked(mesh, faces.long(), eye, here)
+            out[here] = ~_blocked(mesh, faces, eye, here)
     return clear
 
 

@@ -60,7 +60,7 @@ def scan_to_mesh_loss(
     scan = hide(scan.expand(*entries, 3), weights, 1)
     among = None
     if visible is not None:
-        among = visible[..., faces].all(-1)
+        among = visible[..., faces.long()].all(-1)
         weights = _where_any(among, weights, entries)
     face = closest_faces(scan, vertices, faces, among=among, backend=backend)
     corners = hide(corners_of(vertices, faces, face), weights, 2)
@@ -73,7 +73,7 @@ def mesh_to_scan_loss(
     scan: Float[Tensor, "*#batch N 3"],
     *,
     weights: Weights = None,
-    scan_weights: Weights = None,
+    scan_weights: Float[Tensor, "*scan_entries"] | Bool[Tensor, "*scan_entries"] | None = None,
     penalty: Penalty = "l2",
     reduction: Reduction = "mean",
     backend: BackendName = "auto",
