@@ -1,0 +1,104 @@
+"""Closest points on the surface, for scans of one body and of sixteen: agebody's searches and trimesh's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import torch
+from harness import Session
+from peers import reason
+from torch import Tensor
+
+from agebody.bench import sample_arguments
+from agebody.proximity import closest_points, interpolate
+
+BATCHES = {"cpu": (1600, 6400, 48000), "cuda": (6400, 48000, 384000)}
+"""Points, of all bodies together."""
+BODIES = 16
+CHECKED = 160
+"""Points of each body whose answers are compared."""
+NOISE = 0.01
+"""Standard deviation of a scan's points from the surface, in each direction [m]."""
+TOLERANCES = {"agebody warp": 2e-6, "agebody torch": 2e-6, "trimesh": 2e-4}
+"""[m] Float32 of bodies of 2 m; trimesh takes triangles for equally near that are not quite."""
+
+Search = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(B, N, 3) points, (B, V, 3) vertices, (F, 3) faces -> (B, N) distances [m]."""
+
+
+def ours(backend: str, points: Tensor, vertices: Tensor, faces: Tensor) -> Tensor:
+    return closest_points(points, vertices, faces, backend=backend).distance
+
+
+def trimesh_query(points: Tensor, vertices: Tensor, faces: Tensor) -> Tensor:
+    """One body after the other; bodies move between calls, so that its tree, too, is built at every call."""
+    import trimesh
+
+    triangles, found = faces.numpy(force=True), []
+    for cloud, body in zip(points.numpy(force=True), vertices.numpy(force=True), strict=True):
+        mesh = trimesh.Trimesh(body, triangles, process=False)
+        found.append(trimesh.proximity.closest_point(mesh, cloud)[1])
+    return torch.from_numpy(np.stack(found))
+
+
+SEARCHES: dict[str, Search] = {
+    "agebody warp": partial(ours, "warp"),
+    "agebody torch": partial(ours, "torch"),
+    "trimesh": trimesh_query,
+}
+
+
+def gradients(search: Search, points: Tensor, vertices: Tensor, faces: Tensor) -> tuple[Tensor, ...]:
+    wanted = (points.detach().requires_grad_(), vertices.detach().requires_grad_())
+    return torch.autograd.grad(search(*wanted, faces).sum(), wanted)
+
+
+def scans(vertices: Tensor, faces: Tensor, count: int) -> Tensor:
+    """Points near the surface of each body (B, count, 3), evenly over its triangles."""
+    generator = torch.Generator().manual_seed(count)
+    face = torch.randint(len(faces), (count,), generator=generator)
+    share = torch.rand(count, 3, generator=generator).to(vertices)
+    corners = vertices[:, faces[face]]
+    on_it = interpolate(corners, (share / share.sum(-1, keepdim=True)).expand(len(vertices), -1, -1))
+    return on_it + NOISE * torch.randn(on_it.shape, generator=generator).to(on_it)
+
+
+def main() -> None:
+    session = Session("closest", __doc__, batches=BATCHES)
+    given = sample_arguments(BODIES, device=session.device)
+    with torch.no_grad():
+        exact = session.exact(**{name: value.double() for name, value in given.items()}).vertices
+    faces = torch.from_numpy(session.asset.faces.astype(np.int64)).to(session.device)
+    vertices = exact.float()
+    few = scans(exact, faces, CHECKED).float()
+    truth = ours("torch", few.double(), vertices.double(), faces).cpu()
+    searches: dict[str, Search] = {}
+    for name, search in SEARCHES.items():
+        try:
+            error = float((search(few, vertices, faces).cpu() - truth).abs().max())
+            if not error <= TOLERANCES[name]:
+                raise ValueError(f"wrong answer: {error:.2g} m")
+        except Exception as error:
+            session.absent[name] = reason(error)
+            if name.startswith("agebody") and not isinstance(error, ImportError):
+                raise
+        else:
+            searches[name] = search
+    for batch in session.batches:
+        for bodies, title in ((1, "one body"), (BODIES, f"{BODIES} bodies")):
+            shown = vertices[:bodies].contiguous()
+            inputs = (scans(shown, faces, batch // bodies), shown, faces)
+            with torch.no_grad():
+                session.time(batch, {n: partial(s, *inputs) for n, s in searches.items()}, which=title)
+            session.time(
+                batch,
+                {n: partial(gradients, s, *inputs) for n, s in searches.items() if n.startswith("agebody")},
+                which=f"{title}, with gradients",
+            )
+    session.finish()
+
+
+if __name__ == "__main__":
+    main()
