@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from scipy import special
 from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
@@ -114,6 +115,82 @@ def stature_sd(years: Number, *, sex: Sex = "neutral") -> Number:
     return _interpolate(years, growth.years, growth.sd)
 
 
+def z_score(stature: Number, years: Number, *, sex: Sex = "neutral") -> Number:
+    """How many standard deviations a stature is above the median of its age.
+
+    The WHO's distributions of stature are normal (L = 1), so the score is ``(stature - median) / sd``. Girls
+    and boys together are not quite normal; "neutral" takes them so, which at 19 years errs by 1 percentile at
+    most.
+
+    Args:
+        stature: [m]; numbers, arrays or tensors, differentiable, and broadcast with the years.
+        years: age [years], of the same kind as the stature, or a number. From 19 years on, that of 19.
+        sex: "neutral", "female" or "male".
+
+    Raises:
+        ValueError: the sex is none of these.
+    """
+    return (stature - median_stature(years, sex=sex)) / stature_sd(years, sex=sex)
+
+
+def percentile(stature: Number, years: Number, *, sex: Sex = "neutral") -> Number:
+    """Percentage of people of an age who are not taller, from 0 to 100; arguments as of ``z_score``."""
+    score = z_score(stature, years, sex=sex)
+    if isinstance(score, Tensor):
+        return 100 * torch.special.ndtr(score)
+    return _as_given(100 * special.ndtr(score), score)
+
+
+def stature_at_percentile(percentile: Number, years: Number, *, sex: Sex = "neutral") -> Number:
+    """Stature [m] that a percentage of people of an age do not exceed: the inverse of ``percentile``.
+
+    Args:
+        percentile: from 0 to 100, whose statures are infinite; beyond them NaN.
+        years: as in ``z_score``.
+        sex: "neutral", "female" or "male".
+    """
+    share: Any = percentile / 100
+    score: Any = torch.special.ndtri(share) if isinstance(share, Tensor) else special.ndtri(share)
+    found = median_stature(years, sex=sex) + score * stature_sd(years, sex=sex)
+    return found if isinstance(found, Tensor) else _as_given(found, share)
+
+
+# Median head circumference [cm] (WHO child growth standards 2007) at few ages.
+_HEAD_YEARS = (0, 0.5, 1, 2, 5)
+_HEAD = {"male": (34.46, 43.34, 46.06, 48.25, 50.74), "female": (33.88, 42.21, 44.89, 47.18, 49.92)}
+
+
+def median_head_circumference(years: Number, *, sex: Sex = "neutral") -> Number:
+    """Median head circumference [m] from birth to 5 years; NaN later, where the WHO's standard ends.
+
+    Known here at birth, 6 months, 1, 2 and 5 years, joined by a monotone cubic of the age's square root, along
+    which a head grows almost evenly. "neutral" is the mean of the two sexes.
+
+    Args:
+        years: age [years]; a number, an array or a tensor (differentiable). Before birth counts as birth.
+        sex: "neutral", "female" or "male".
+
+    Raises:
+        ValueError: the sex is none of these.
+    """
+    nodes, values = _head_growth(sex)
+    found = _interpolate(years, nodes, values)
+    if isinstance(found, Tensor):
+        return torch.where(torch.as_tensor(years) > nodes[-1], torch.nan, found)
+    return _as_given(np.where(np.asarray(years) > nodes[-1], np.nan, found), found)
+
+
+@cache
+def _head_growth(sex: Sex) -> tuple[Float[np.ndarray, " N"], Float[np.ndarray, " N"]]:
+    """Head circumference [m] by months."""
+    years = np.arange(12 * _HEAD_YEARS[-1] + 1) / 12
+    if sex == "neutral":
+        return years, (_head_growth("female")[1] + _head_growth("male")[1]) / 2
+    if sex not in _HEAD:
+        raise ValueError(f"sex: expected 'neutral', 'female' or 'male', got {sex!r}")
+    return years, PchipInterpolator(np.sqrt(_HEAD_YEARS), np.array(_HEAD[sex]) / 100)(np.sqrt(years))
+
+
 @dataclass(frozen=True, eq=False)
 class AgeCurve:
     """Age in years against the age offset of one body, through stature.
@@ -206,6 +283,11 @@ def _heights(asset: BodyAsset) -> tuple[Float[np.ndarray, " N"], Float[np.ndarra
             f"got statures {np.round(heights, 3).tolist()} m at {np.round(offsets, 3).tolist()}"
         )
     return offsets, heights
+
+
+def _as_given(value: Any, like: Any) -> Any:
+    """An array where an array was given, else a number."""
+    return value if isinstance(like, np.ndarray) else float(value)
 
 
 def _interpolate(x: Any, nodes: Float[np.ndarray, " N"], values: Float[np.ndarray, " N"]) -> Any:

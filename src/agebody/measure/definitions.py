@@ -144,7 +144,7 @@ A2B_MEASUREMENTS: dict[str, Definition] = {
     "chest circumference": Girth(_both("thelion"), _TRUNK, _UPWARDS, tape=True),
     "hip circumference": Girth(_both("buttock"), _TRUNK, _UPWARDS, tape=True),
     "head circumference": Girth("forehead", _HEAD, _UPWARDS, tape=True),
-    "neck circumference": Girth("neck_level", _NECK, ("spine2", "head"), tape=True),
+    "neck circumference": Girth("neck_front", ("spine3", *_NECK), ("spine2", "head"), tape=True),
     **_a2b_pairs("circumference"),
 }
 """The 36 measurements of A2B (Ludwig et al., CVPR Workshops 2025), named and ordered as in its files.

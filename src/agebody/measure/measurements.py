@@ -16,7 +16,8 @@ from agebody.measure.landmarks import Parts, find_landmarks
 from agebody.measure.sections import Section, gap, plane_section, section_length, tape_length
 from agebody.reduction import expect, safe_norm
 
-_ROOM = 2  # times as many triangles as a plane cuts of the asset's own surfaces
+_ROOM = 512  # triangles that a plane may cut of a part, ...
+_SPARE = 4  # ... or so many times what it cuts of the asset's own surfaces
 _CLOSED = 1e-4  # m: a gap in an outline that is none
 _BRIDGED = 0.25  # of an outline that a tape may bridge where the part ends, as at the armpits
 
@@ -73,11 +74,12 @@ class Measurements(nn.Module):
         expect("rest_vertices", rest_vertices, self.num_vertices, 3)
         if rest_vertices.dtype != self.dtype:
             raise TypeError(f"rest_vertices: expected {self.dtype}, got {rest_vertices.dtype}")
-        values = [gauge(rest_vertices[..., gauge.vertices, :]) for gauge in self._all()]
+        values = [gauge(rest_vertices[..., gauge.vertices, :]) for gauge in self.all_gauges()]
         return torch.stack(values, -1) if values else rest_vertices.new_zeros(*rest_vertices.shape[:-2], 0)
 
-    def _all(self) -> list[_Gauge]:
-        return cast("list[_Gauge]", list(self.gauges))
+    def all_gauges(self) -> list[Gauge]:
+        """What measures each, called with the vertices that it names."""
+        return cast("list[Gauge]", list(self.gauges))
 
     def extra_repr(self) -> str:
         """What `print` shows."""
@@ -89,7 +91,7 @@ class Measurements(nn.Module):
         Raises:
             ValueError: the measurement of this name is no girth.
         """
-        gauge = dict(zip(self.names, self._all(), strict=True)).get(name)
+        gauge = dict(zip(self.names, self.all_gauges(), strict=True)).get(name)
         if not isinstance(gauge, _GirthGauge):
             girths = [key for key, what in self.definitions.items() if isinstance(what, Girth)]
             raise ValueError(f"name: expected one of {', '.join(girths)}, got {name!r}")
@@ -127,7 +129,7 @@ class _Points:
         raise AssetError(f"{self.asset.metadata.name}: has no landmark or joint {point!r}")
 
 
-def _gauge(name: str, what: Definition, asset: BodyAsset, points: _Points, parts: Parts) -> _Gauge:
+def _gauge(name: str, what: Definition, asset: BodyAsset, points: _Points, parts: Parts) -> Gauge:
     match what:
         case Height():
             return _HeightGauge(what, points)
@@ -139,7 +141,7 @@ def _gauge(name: str, what: Definition, asset: BodyAsset, points: _Points, parts
             return gauge
 
 
-class _Gauge(nn.Module):
+class Gauge(nn.Module):
     """One measurement, of the vertices that it needs.
 
     It gets vertices of its own so that the gradients of many measurements can be had at once.
@@ -153,7 +155,7 @@ class _Gauge(nn.Module):
             self.register_buffer(name, torch.from_numpy(np.ascontiguousarray(array)), persistent=False)
 
 
-class _DistanceGauge(_Gauge):
+class _DistanceGauge(Gauge):
     rows: Tensor
 
     def __init__(self, what: Distance, points: _Points) -> None:
@@ -168,7 +170,7 @@ class _DistanceGauge(_Gauge):
         return safe_norm((self.rows @ vertices).diff(dim=-2)).sum(-1)
 
 
-class _HeightGauge(_Gauge):
+class _HeightGauge(Gauge):
     rows: Tensor
 
     def __init__(self, what: Height, points: _Points) -> None:
@@ -189,7 +191,7 @@ class _HeightGauge(_Gauge):
         return upper - lower
 
 
-class _GirthGauge(_Gauge):
+class _GirthGauge(Gauge):
     faces: Tensor
     rows: Tensor
     """The point of the plane, then the two points in whose direction it faces."""
@@ -234,4 +236,4 @@ class _GirthGauge(_Gauge):
                 f"{asset.metadata.name}: the plane of {name!r} does not cut its part all around; bring other "
                 "landmarks, or name more joints of the part"
             )
-        self.capacity = _ROOM * int(counts.max())
+        self.capacity = max(_ROOM, _SPARE * int(counts.max()))
