@@ -1,0 +1,80 @@
+"""Metrics: what each alignment takes away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+import agebody
+from agebody.meshes import PALETTE
+from agebody.metrics import best_scale, joint_errors, procrustes_align, root_of
+from agebody.poses import pose
+from agebody.render import INK
+
+PAPER, FAINT = "#f3efe9", "#c9c0b5"
+LAYOUT = agebody.LAYOUTS["smpl24"]
+TILT = 0.35
+"""[rad] By how much the prediction leans to the side."""
+SIZE = 1.18
+"""Of the prediction over the truth."""
+
+
+def draw_alignment(path: Path, width: int) -> None:
+    """A prediction over the truth after each alignment, and what is left."""
+    pred, target = _skeletons()
+    pred_root, root = (root_of(x, layout=LAYOUT) for x in (pred, target))
+    centered = pred - pred_root + root
+    scale = best_scale(pred - pred_root, target - root)
+    shown = {
+        "as it is": pred,
+        "root: MPJPE": centered,
+        "root and scale: N-MPJPE": scale * (pred - pred_root) + root,
+        "similarity: PA-MPJPE": procrustes_align(pred, target),
+    }
+    figure = Figure(figsize=(10, 4.1), facecolor=PAPER, layout="constrained")
+    for axes, (title, points) in zip(figure.subplots(1, len(shown)), shown.items(), strict=True):
+        error = joint_errors(points, target, layout=None, reduction="mean").item()
+        axes.set_title(f"{title}\n{1e3 * error:.0f} mm", color=INK, fontsize=11, pad=2)
+        _draw(axes, target, points)
+    figure.get_layout_engine().set(h_pad=0.15)
+    figure.savefig(path, dpi=width / 10)
+
+
+def _skeletons() -> tuple[torch.Tensor, torch.Tensor]:
+    """A prediction that leans, is too large, elsewhere and a little wrong; and the truth."""
+    body = agebody.SMPLA(agebody.mannequin(), dtype=torch.float64)
+
+    def joints(name: str) -> torch.Tensor:
+        angles = torch.from_numpy(pose(name, body.asset.joint_names))
+        return body(global_orient=angles[0], body_pose=angles[1:]).joints
+
+    target = joints("standing")
+    wrong = target + 0.35 * (joints("waving") - target)
+    turn = agebody.rotations.axis_angle_to_matrix(torch.tensor([0.0, 0.0, TILT], dtype=torch.float64))
+    root = root_of(wrong, layout=LAYOUT)
+    shift = torch.tensor([0.45, 0.2, 0.0], dtype=torch.float64)
+    return SIZE * (wrong - root) @ turn.mT + root + shift, target
+
+
+def _draw(axes: Axes, target: torch.Tensor, points: torch.Tensor) -> None:
+    for start, end in zip(target, points, strict=True):
+        axes.plot(*_ends(start, end), color=PALETTE[0], linewidth=0.9, alpha=0.8)
+    for skeleton, color, thickness in ((target, FAINT, 4.0), (points, PALETTE[3], 2.0)):
+        for i, j in LAYOUT.edges:
+            axes.plot(*_ends(skeleton[i], skeleton[j]), color=color, linewidth=thickness,
+                      solid_capstyle="round")  # fmt: skip
+        axes.scatter(skeleton[:, 0], skeleton[:, 1], s=9, color=color, zorder=3)
+    axes.set(aspect="equal", xlim=(-0.55, 0.95), ylim=(-1.22, 0.8))
+    axes.axis("off")
+
+
+def _ends(start: torch.Tensor, end: torch.Tensor) -> tuple[list[float], list[float]]:
+    return [start[0].item(), end[0].item()], [start[1].item(), end[1].item()]
+
+
+IMAGES: dict[str, tuple[Callable[[Path, int], None], int]] = {"alignment.png": (draw_alignment, 1000)}
+"""File name -> what draws it, and its width [pixels]."""
