@@ -101,7 +101,7 @@ def to_crop(
         TypeError, ValueError: an argument has another type or shape.
     """
     low, extent = _window(box)
-    return (expect("points", points, None, 2) - low) / extent * as_size(size, low)
+    return (expect("points", points, None, 2) - low) / extent * as_size(size, low)[..., None, :]
 
 
 def from_crop(
@@ -109,7 +109,7 @@ def from_crop(
 ) -> Float[Tensor, "*out K 2"]:
     """Pixels of a resized crop as points of the full image; the inverse of `to_crop`."""
     low, extent = _window(box)
-    return low + expect("points", points, None, 2) / as_size(size, low) * extent
+    return low + expect("points", points, None, 2) / as_size(size, low)[..., None, :] * extent
 
 
 def normalize_points(

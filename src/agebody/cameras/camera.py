@@ -25,7 +25,7 @@ from agebody.reduction import expect
 Axis = Literal["vertical", "horizontal", "diagonal"]
 """Along which a field of view is measured."""
 
-Size = tuple[float, float] | Float[Tensor, "*batch 2"]
+Size = tuple[float, float] | Float[Tensor, "*sizes 2"]
 """Width and height of an image [pixels]."""
 
 NEAR = 0.1
@@ -65,9 +65,9 @@ class Camera(NamedTuple):
     def from_matrix(
         cls,
         intrinsics: Float[Tensor, "*batch 3 3"],
-        world_to_camera: Float[Tensor, "*batch n 4"] | None = None,
+        world_to_camera: Float[Tensor, "*poses n 4"] | None = None,
         *,
-        distortion: Float[Tensor, "*batch k"] | None = None,
+        distortion: Float[Tensor, "*lenses k"] | None = None,
     ) -> Camera:
         """A camera from K = [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] [pixels] and [R | t], (3, 4) or (4, 4).
 
@@ -139,13 +139,13 @@ class Camera(NamedTuple):
     @classmethod
     def look_at(
         cls,
-        eye: Sequence[float] | Float[Tensor, "*batch 3"],
-        target: Sequence[float] | Float[Tensor, "*batch 3"],
+        eye: Sequence[float] | Float[Tensor, "*eyes 3"],
+        target: Sequence[float] | Float[Tensor, "*targets 3"],
         *,
         size: Size,
         fov: float | Float[Tensor, "*batch"] = math.pi / 6,
         axis: Axis = "vertical",
-        up: Sequence[float] | Float[Tensor, "*batch 3"] = (0.0, 1.0, 0.0),
+        up: Sequence[float] | Float[Tensor, "*ups 3"] = (0.0, 1.0, 0.0),
     ) -> Camera:
         """A camera at ``eye`` that sees ``target`` in the middle of its image.
 
@@ -204,20 +204,20 @@ class Camera(NamedTuple):
 
     def to_camera(self, points: Float[Tensor, "*points K 3"]) -> Float[Tensor, "*batch K 3"]:
         """Camera coordinates of world points: R p + t [m]."""
-        points = expect("points", points, None, 3)
+        points = self._expect("points", points, None, 3)
         if self.rotation is not None:
-            points = points @ expect("rotation", self.rotation, 3, 3).mT
+            points = points @ self._expect("rotation", self.rotation, 3, 3).mT
         if self.translation is not None:
-            points = points + expect("translation", self.translation, 3)[..., None, :]
+            points = points + self._expect("translation", self.translation, 3)[..., None, :]
         return points
 
     def to_world(self, points: Float[Tensor, "*points K 3"]) -> Float[Tensor, "*batch K 3"]:
         """World coordinates of points in camera coordinates: R^T (p - t) [m]."""
-        points = expect("points", points, None, 3)
+        points = self._expect("points", points, None, 3)
         if self.translation is not None:
-            points = points - expect("translation", self.translation, 3)[..., None, :]
+            points = points - self._expect("translation", self.translation, 3)[..., None, :]
         if self.rotation is not None:
-            points = points @ expect("rotation", self.rotation, 3, 3)
+            points = points @ self._expect("rotation", self.rotation, 3, 3)
         return points
 
     def project(
@@ -259,7 +259,8 @@ class Camera(NamedTuple):
         if size is not None:
             extent = as_size(size, pixels)[..., None, :]
             visible = visible & ((pixels >= 0) & (pixels < extent)).all(-1)
-        return Projection(pixels, depth.expand(pixels.shape[:-1]), visible.expand(pixels.shape[:-1]))
+        depth, visible = torch.broadcast_tensors(depth, visible)
+        return Projection(pixels.expand(*visible.shape, 2), depth, visible)
 
     def unproject(
         self, pixels: Float[Tensor, "*points K 2"], depth: Float[Tensor, "*depths K"]
@@ -273,7 +274,7 @@ class Camera(NamedTuple):
         Raises:
             TypeError, ValueError: an argument or a tensor of the camera has another type or shape.
         """
-        pixels, depth = expect("pixels", pixels, None, 2), expect("depth", depth, None)
+        pixels, depth = self._expect("pixels", pixels, None, 2), self._expect("depth", depth, None)
         plane = (pixels - self._center()) / self._focal()
         if self.distortion is not None:
             plane = undistort(plane, self.distortion)
@@ -316,7 +317,14 @@ class Camera(NamedTuple):
         return expect("focal", self.focal, 2)[..., None, :]
 
     def _center(self) -> Tensor:
-        return expect("center", self.center, 2)[..., None, :]
+        return self._expect("center", self.center, 2)[..., None, :]
+
+    def _expect(self, name: str, tensor: Any, *entry: int | None) -> Tensor:
+        """Of the shape, and of the camera's dtype: half a projection in float32 would be no float64."""
+        found, focal = expect(name, tensor, *entry), expect("focal", self.focal, 2)
+        if found.dtype != focal.dtype:
+            raise TypeError(f"{name}: expected {focal.dtype}, as the camera's focal, got {found.dtype}")
+        return found
 
 
 def fov_to_focal(

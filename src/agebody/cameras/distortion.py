@@ -8,13 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from agebody.reduction import expect
+from agebody.reduction import expect, safe_norm
 
 COEFFICIENTS = (4, 5, 8)
 """How many there may be: (k1, k2, p1, p2), then k3, then (k4, k5, k6), in OpenCV's order."""
 
-STEPS = 20
-"""Newton steps of the inverse: they double the digits, and steep lenses take some to get near."""
+RADIAL_STEPS, STEPS = 32, 6
+"""Of the inverse: for the radius, maybe from far away, then for the point, whose digits each step doubles."""
 
 
 def distort(
@@ -47,10 +47,11 @@ def distort(
 def undistort(
     points: Float[Tensor, "*batch K 2"], distortion: Float[Tensor, "*camera k"]
 ) -> Float[Tensor, "*out K 2"]:
-    """The inverse of `distort`, by Newton's method with a fixed number of steps.
+    """The inverse of `distort`, by Newton's method: first for the radius, between bounds, then for the point.
 
-    The last two steps are differentiated, which makes first and second derivatives right in both arguments.
-    The inverse steepens towards the limit of the lens's view, where it has no derivative.
+    The number of steps is fixed. The last two are differentiated, which makes first and second derivatives
+    right in both arguments. Towards the limit of the lens's view the inverse steepens; at it, it has no
+    derivative.
 
     Args:
         points: image points as a lens shows them, at depth 1, without unit.
@@ -63,7 +64,7 @@ def undistort(
     seen = expect("points", points, None, 2)
     with torch.no_grad():
         fixed = _Lens(*(part.detach() for part in lens))
-        found = seen.detach() + torch.zeros_like(lens.limit)[..., None, None]
+        found = _undistort_radius(seen.detach(), fixed)
         for _ in range(STEPS - 2):
             found = _newton_step(found, seen.detach(), fixed)
     for _ in range(2):
@@ -169,6 +170,27 @@ def _polynomials(points: Tensor, lens: _Lens) -> Tensor:
     tilt = lens.tangential[..., None, :]  # of y and of x
     across = 2 * points.prod(-1, keepdim=True) * tilt
     return points * factor[..., None] + across + tilt.flip(-1) * (s + 2 * squared)
+
+
+def _undistort_radius(seen: Tensor, lens: _Lens) -> Tensor:
+    """The inverse without tangential terms: r L(r^2) = |seen| in the lens's view, proportional outside."""
+    shown = safe_norm(seen)
+    limit = lens.limit[..., None].sqrt()
+    at_limit, _ = _factor(torch.where(limit < torch.inf, limit, 0) ** 2, lens.radial)
+    low, high = torch.broadcast_tensors(torch.zeros_like(shown), limit)
+    r, moved = torch.minimum(shown, limit), torch.full_like(high, torch.inf)
+    for _ in range(RADIAL_STEPS):
+        factor, slope = _factor(r * r, lens.radial)
+        excess = r * factor - shown
+        low, high = torch.where(excess < 0, r, low), torch.where(excess < 0, high, r)
+        step = excess / (factor + 2 * r * r * slope)
+        # Halve the bounds where Newton's step leaves them, or is not half as long as the last.
+        slow = (r - step < low) | (r - step > high) | (2 * step.abs() > moved)
+        step = torch.where(slow & (high < torch.inf), r - (low + high) / 2, step)
+        r, moved = r - step, step.abs()
+    outside = shown > limit * at_limit
+    r = torch.where(outside, shown / at_limit, r)
+    return seen * torch.where(shown > 0, r / torch.where(shown > 0, shown, 1), 1)[..., None]
 
 
 def _newton_step(found: Tensor, seen: Tensor, lens: _Lens) -> Tensor:

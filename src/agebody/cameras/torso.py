@@ -35,8 +35,8 @@ def torso_depth(
         keypoints: where they are in the image [pixels].
         camera: what the image was taken with; f is the mean of fx and fy.
         layout: of both; must have left and right ``shoulder`` and ``hip``.
-        weights: confidences or a mask, (*batch, K). An edge weighs the product of its ends; points of weight 0
-            are ignored even where they are NaN.
+        weights: confidences or a mask, (*batch, K). An edge weighs the product of its ends; points of weight
+            0 are ignored even where they are NaN.
         unseen: depth given to persons without any edge that weighs something [m].
 
     Returns:
@@ -94,13 +94,12 @@ def _edges(
         raise ValueError(f"layout: {layout.name!r} has no {', '.join(missing)}")
     index = [layout.names.index(name) for edge in TORSO for name in edge]
     body, image = expect("points", points, len(layout), 3), expect("keypoints", keypoints, len(layout), 2)
-    if weights is None:
-        weights = image.new_ones(len(layout))
+    trust = (image.new_ones(()) if weights is None else weights).expand(image.shape[:-1])
     body, image = (
         torch.stack([part[..., i, :] for i in index], -2).unflatten(-2, (len(TORSO), 2))
-        for part in (hide(body, weights, 1), hide(image, weights, 1))
+        for part in (hide(body, trust, 1), hide(image, trust, 1))
     )
-    first, second = (torch.stack([weights[..., i] for i in ends], -1) for ends in (index[::2], index[1::2]))
+    first, second = (torch.stack([trust[..., i] for i in ends], -1) for ends in (index[::2], index[1::2]))
     return body, image, (first * second).to(image)
 
 

@@ -25,12 +25,12 @@ def weak_to_translation(
 ) -> Float[Tensor, "*out 3"]:
     """(s, tx, ty) of HMR, SPIN, HMR2, CLIFF, CameraHMR as a translation in the full image's camera.
 
-    In the crop, with coordinates from -1 to 1, the body shows at s (X + tx), s (Y + ty). With the box's centre
-    c and side b, the principal point o and the focal length f (CLIFF, ECCV 2022):
+    In the crop, with coordinates from -1 to 1, the body shows at s (X + tx), s (Y + ty). With the box's
+    centre c and side b, the principal point o and the focal length f (CLIFF, ECCV 2022):
 
         tz = 2 f / (b s),   (x, y) = (tx, ty) + 2 (c - o) / (b s)
 
-    Where the box is the whole image and o its middle, this is the crop camera of HMR2: (tx, ty, 2 f / (res s)).
+    Where the box is the whole image and o its middle, this is HMR2's crop camera: (tx, ty, 2 f / (res s)).
     Where fx and fy differ, tz takes their mean, and the body's origin keeps its place in the image.
 
     Args:

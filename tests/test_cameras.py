@@ -1,0 +1,418 @@
+"""The camera and its lens, against formulas written again in NumPy."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
+
+from agebody.cameras import (
+    Camera,
+    distort,
+    field_limit,
+    focal_to_fov,
+    fov_to_focal,
+    undistort,
+)
+
+F64 = torch.float64
+LENSES = {
+    "barrel": (-0.3, 0.1, 0.002, -0.001, 0.01),
+    "strong barrel": (-0.5, 0.0, 0.0, 0.0),
+    "pincushion": (0.3, 0.1, 0.0, 0.01, 0.05),
+    "rational": (1.2, 0.3, 0.001, -0.002, 0.02, 1.5, 0.6, 0.1),
+    "pole": (0.0, 0.0, 0.0, 0.0, 0.0, -0.8, 0.0, 0.0),
+}
+lenses = pytest.mark.parametrize("lens", LENSES.values(), ids=LENSES.keys())
+
+
+def tensor(values):
+    return torch.tensor(values, dtype=F64)
+
+
+def camera(seed=0, batch=(), lens=None):
+    """A camera some metres in front of the origin, which looks past it."""
+    generator = np.random.default_rng(seed)
+    rotation = Rotation.from_rotvec(generator.normal(scale=0.2, size=(math.prod(batch), 3))).as_matrix()
+    shift = generator.normal(size=(*batch, 3)) * 0.2 + [0, 0, 4]
+    return Camera(
+        focal=tensor(generator.uniform(400, 600, (*batch, 2))),
+        center=tensor(generator.uniform(200, 300, (*batch, 2))),
+        rotation=tensor(rotation.reshape(*batch, 3, 3)),
+        translation=tensor(shift),
+        distortion=None if lens is None else tensor(lens),
+    )
+
+
+def opencv_distort(x, y, coefficients):
+    """The formula of OpenCV's documentation, one point at a time."""
+    k1, k2, p1, p2, k3, k4, k5, k6 = [*coefficients, 0, 0, 0, 0][:8]
+    r2 = x * x + y * y
+    factor = (1 + k1 * r2 + k2 * r2**2 + k3 * r2**3) / (1 + k4 * r2 + k5 * r2**2 + k6 * r2**3)
+    return (
+        x * factor + 2 * p1 * x * y + p2 * (r2 + 2 * x**2),
+        y * factor + p1 * (r2 + 2 * y**2) + 2 * p2 * x * y,
+    )
+
+
+def disc(radius, count=40, seed=0):
+    """Points up to a radius."""
+    generator = np.random.default_rng(seed)
+    angle, r = generator.uniform(0, 2 * np.pi, count), radius * np.sqrt(generator.uniform(0, 1, count))
+    return tensor(np.stack([r * np.cos(angle), r * np.sin(angle)], -1))
+
+
+# Projection
+
+
+@pytest.mark.parametrize("lens", [None, LENSES["barrel"], LENSES["rational"]])
+def test_projection_is_the_formula(lens):
+    cameras = camera(batch=(2,), lens=lens)
+    points = tensor(np.random.default_rng(1).normal(size=(3, 2, 5, 3)))
+    found = cameras.project(points)
+    for i, j, k in np.ndindex(3, 2, 5):
+        x, y, z = cameras.rotation[j].numpy() @ points[i, j, k].numpy() + cameras.translation[j].numpy()
+        u, v = x / z, y / z
+        if lens is not None:
+            u, v = opencv_distort(u, v, lens)
+        expected = np.array([u, v]) * cameras.focal[j].numpy() + cameras.center[j].numpy()
+        # Some ten operations, each with an error of 1e-16 of numbers up to 1e3.
+        np.testing.assert_allclose(found.pixels[i, j, k], expected, rtol=0, atol=1e-11)
+        assert found.depth[i, j, k].item() == pytest.approx(z, abs=1e-14)
+
+
+def test_bevs_camera_has_its_published_focal_length():
+    focal = Camera.from_fov(math.radians(60), (512, 512)).focal
+    assert focal.tolist() == pytest.approx([443.4, 443.4], abs=0.01)
+    # The top of the field of view is the top of the image.
+    above = torch.tensor([[0.0, -math.tan(math.radians(30)), 1.0]])
+    assert Camera.from_fov(math.radians(60), (512, 512)).project(above).pixels[0].tolist() == pytest.approx(
+        [256, 0], abs=1e-3
+    )
+
+
+@given(
+    fov=st.floats(0.05, 3.0),
+    width=st.integers(1, 4000),
+    height=st.integers(1, 4000),
+    axis=st.sampled_from(["vertical", "horizontal", "diagonal"]),
+)
+def test_fields_of_view_and_focal_lengths_are_inverses(fov, width, height, axis):
+    focal = fov_to_focal(tensor(fov), (width, height), axis=axis)
+    extent = {"vertical": height, "horizontal": width, "diagonal": math.hypot(width, height)}[axis]
+    assert focal.item() == pytest.approx(extent / 2 / math.tan(fov / 2))
+    assert focal_to_fov(focal, (width, height), axis=axis).item() == pytest.approx(fov)
+
+
+def test_cliffs_guess_is_the_diagonal():
+    guess = Camera.guess((1600, 900))
+    assert guess.focal.tolist() == pytest.approx([math.hypot(1600, 900)] * 2)
+    assert guess.center.tolist() == [800, 450]
+    batch = Camera.guess(tensor([[640, 480], [100, 100]]))
+    torch.testing.assert_close(batch.focal[:, 0], tensor([800, math.sqrt(2) * 100]))
+    angle = focal_to_fov(guess.focal[0], (1600, 900), axis="diagonal")
+    assert math.degrees(angle) == pytest.approx(53.13, abs=0.01)
+
+
+def test_points_are_visible_in_front_and_inside():
+    view = Camera(tensor([100, 100]), tensor([50, 40]))
+    points = tensor(
+        [[0, 0, 1], [0, 0, -1], [0, 0, 0.05], [0.49, 0, 1], [0.5, 0, 1], [-0.5, 0, 1], [0, 0.41, 1]]
+    )
+    projection = view.project(points, size=(100, 80))
+    assert projection.visible.tolist() == [True, False, False, True, False, True, False]
+    assert view.project(points).visible.tolist() == [True, False, False, True, True, True, True]
+    assert projection.depth.tolist() == points[:, 2].tolist()
+    assert view.project(points, size=tensor([[100, 80], [10, 10]])).visible.sum(-1).tolist() == [3, 0]
+
+
+@pytest.mark.parametrize("lens", [None, *LENSES.values()])
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_nothing_explodes_at_and_behind_the_camera(lens, dtype):
+    view = Camera(tensor([1000, 1000]), tensor([500, 500]), distortion=None if lens is None else tensor(lens))
+    view = view.to(dtype)
+    depths = [-1e6, -10.0, -1.0, -1e-3, -1e-20, 0.0, 1e-20, 1e-3, 0.1, 0.2, 1e6]
+    points = torch.tensor([[0.5, -0.3, z] for z in depths], dtype=dtype, requires_grad=True)
+    projection = view.project(points)
+    (gradient,) = torch.autograd.grad(projection.pixels.abs().sum(), points)
+    assert projection.pixels.isfinite().all()
+    assert gradient.isfinite().all()
+    assert projection.visible[:8].sum() == 0
+    if lens is None:
+        # As promised: 1 / Z < 2 / near and slope <= 1 / near^2, with f = 1000 and near = 0.1 m.
+        assert (projection.pixels - 500).abs().max() <= 1000 * 0.5 * 2 / 0.1
+        assert gradient[:, :2].abs().max() <= 1000 * 2 / 0.1 * (1 + 1e-6)
+        assert gradient[:, 2].abs().max() <= 1000 * 0.8 / 0.1**2 * (1 + 1e-6)
+
+
+def test_projection_is_smooth_at_the_near_plane_and_perspective_beyond():
+    view = Camera(tensor([1.0, 1.0]), tensor([0.0, 0.0]))
+
+    def inverse(depth):
+        return view.project(torch.stack((torch.ones_like(depth), depth, depth), -1)[None], near=0.5).pixels[0]
+
+    depth = tensor([0.5 - 1e-9, 0.5, 0.5 + 1e-9]).requires_grad_()
+    values = torch.stack([inverse(d) for d in depth])[:, 0]
+    (slopes,) = torch.autograd.grad(values.sum(), depth)
+    torch.testing.assert_close(values, torch.full((3,), 2.0, dtype=F64), rtol=0, atol=1e-8)
+    torch.testing.assert_close(slopes, torch.full((3,), -4.0, dtype=F64), rtol=0, atol=1e-7)
+    assert inverse(tensor(3.0))[0].item() == pytest.approx(1 / 3)
+    below = torch.linspace(-20, 0.5, 400, dtype=F64)
+    values = torch.stack([inverse(d)[0] for d in below])
+    assert (values.diff() < 0).all()
+    assert values.max() < 4
+
+
+def test_the_gradient_brings_a_point_from_behind_into_view():
+    view = Camera(tensor([500, 500]), tensor([250, 250]))
+    target = tensor([[300.0, 280.0]])
+    point = tensor([[0.4, 0.3, -1.0]]).requires_grad_()
+    optimizer = torch.optim.Adam([point], lr=0.1)
+    for _ in range(150):
+        optimizer.zero_grad()
+        (view.project(point).pixels - target).abs().sum().backward()
+        optimizer.step()
+    projection = view.project(point, size=(500, 500))
+    assert projection.visible.all()
+    assert (projection.pixels - target).abs().max() < 5
+
+
+@pytest.mark.parametrize("lens", [None, *LENSES.values()])
+def test_unprojection_inverts_projection(lens):
+    cameras = camera(batch=(3,), lens=lens)
+    size = tensor([[600.0, 600.0]])
+    pixels = tensor(np.random.default_rng(2).uniform(0, 500, (3, 7, 2)))
+    depth = tensor(np.random.default_rng(3).uniform(0.2, 9, (3, 7)))
+    points = cameras.unproject(pixels, depth)
+    projection = cameras.project(points, size=size)
+    keep = projection.visible  # outside the view of a lens, see the tests of lenses
+    assert keep.float().mean() > 0.6
+    torch.testing.assert_close(projection.pixels[keep], pixels[keep], rtol=0, atol=1e-8)
+    torch.testing.assert_close(projection.depth, depth, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("lens", [None, LENSES["barrel"]])
+def test_gradients_of_projection(lens):
+    points = torch.tensor(
+        [[0.3, 0.2, 0.1], [-0.5, 0.4, -3.2], [0.2, 0.3, -4.4], [0.1, 0.5, -9]], dtype=F64, requires_grad=True
+    )
+    base = camera(lens=lens)
+    parts = [part.clone().requires_grad_() for part in base if part is not None]
+
+    def pixels(points, *parts):
+        return Camera(*parts).project(points).pixels
+
+    # The limit of the lens counts as constant, so its coefficients have exact gradients inside it only.
+    seen = base.project(points).visible
+    assert seen.tolist() == [True, True, False, False]
+    assert torch.autograd.gradcheck(pixels, (points[:2].detach().requires_grad_(), *parts))
+    assert torch.autograd.gradcheck(lambda p: pixels(p, *base[:4]), (points,))
+    assert torch.autograd.gradgradcheck(lambda p: pixels(p, *base), (points[:2].detach().requires_grad_(),))
+
+
+def test_world_and_camera_coordinates():
+    cameras = camera(batch=(2,))
+    points = tensor(np.random.default_rng(4).normal(size=(2, 4, 3)))
+    homogeneous = torch.cat((points, torch.ones(2, 4, 1, dtype=F64)), -1)
+    expected = (homogeneous @ cameras.world_to_camera.mT)[..., :3]
+    torch.testing.assert_close(cameras.to_camera(points), expected)
+    torch.testing.assert_close(cameras.to_world(expected), points)
+    at_camera = cameras.to_camera(cameras.position[:, None])
+    torch.testing.assert_close(at_camera, torch.zeros_like(at_camera), rtol=0, atol=1e-14)
+    still = Camera(tensor([1, 1]), tensor([0, 0]))
+    torch.testing.assert_close(still.world_to_camera, torch.eye(4, dtype=F64))
+    assert still.to_camera(points) is points
+
+
+def test_matrices_and_back():
+    cameras = camera(batch=(2, 3), lens=LENSES["barrel"])
+    again = Camera.from_matrix(cameras.intrinsics, cameras.world_to_camera, distortion=cameras.distortion)
+    for part, expected in zip(again, cameras, strict=True):
+        torch.testing.assert_close(part, expected)
+    assert Camera.from_matrix(cameras.intrinsics).rotation is None
+    torch.testing.assert_close(
+        Camera.from_matrix(cameras.intrinsics, cameras.world_to_camera[..., :3, :]).translation,
+        cameras.translation,
+    )
+
+
+def test_look_at_puts_the_target_in_the_middle_and_up_above():
+    view = Camera.look_at((1.0, 2.0, 3.0), (0.0, 1.0, -1.0), size=(200, 100), fov=0.5)
+    target, above = view.project(torch.tensor([[0.0, 1, -1], [0, 1.1, -1]])).pixels.tolist()
+    assert target == pytest.approx([100, 50], abs=1e-4)
+    assert above[0] == pytest.approx(100, abs=1e-4)
+    assert above[1] < 50
+    assert view.position.tolist() == pytest.approx([1, 2, 3], abs=1e-6)
+    assert torch.det(view.rotation).item() == pytest.approx(1)
+    assert focal_to_fov(view.focal[1], (200, 100)).item() == pytest.approx(0.5)
+    eyes = tensor([[1, 2, 3], [-4, 0, 1]])
+    batch = Camera.look_at(eyes, (0.0, 0.0, 0.0), size=(10, 10), fov=tensor([0.5, 1]))
+    torch.testing.assert_close(batch.position, eyes)
+    assert batch.focal.shape == (2, 2)
+
+
+def test_resizing_and_cropping_move_the_image_with_the_points():
+    cameras = camera(batch=(2,), lens=LENSES["barrel"])
+    points = tensor(np.random.default_rng(5).normal(size=(2, 6, 3)))
+    pixels = cameras.project(points).pixels
+    torch.testing.assert_close(cameras.resized(0.25).project(points).pixels, pixels * 0.25)
+    both = tensor([[0.5, 2.0]])
+    torch.testing.assert_close(cameras.resized(both).project(points).pixels, pixels * both)
+    box = tensor([[10, 20, 110, 170], [-5, -5, 45, 95]])
+    torch.testing.assert_close(cameras.cropped(box).project(points).pixels, pixels - box[:, None, :2])
+    resized = cameras.cropped(box, size=(224, 256)).project(points).pixels
+    scale = tensor([[[2.24, 256 / 150]], [[224 / 50, 2.56]]])
+    torch.testing.assert_close(resized, (pixels - box[:, None, :2]) * scale)
+
+
+def test_float32_batches_and_transforms_of_torch():
+    view = camera(lens=LENSES["barrel"]).to(torch.float32)
+    points = torch.randn(4, 5, 3, generator=torch.Generator().manual_seed(0))
+    together = view.project(points).pixels
+    assert together.dtype == torch.float32
+    by_vmap = torch.func.vmap(lambda p: view.project(p).pixels)(points)
+    torch.testing.assert_close(by_vmap, together)
+    # Other sums of float32 numbers up to 1e3: 1e-7 of them, times the steepness 1e1 of a point near the lens.
+    double = view.to(F64).project(points.double()).pixels
+    torch.testing.assert_close(together.double(), double, rtol=0, atol=2e-2)
+    empty = view.project(torch.zeros(0, 5, 3))
+    assert empty.pixels.shape == (0, 5, 2)
+    assert empty.visible.shape == (0, 5)
+
+
+# Lenses
+
+
+@lenses
+def test_distortion_is_opencvs_formula(lens):
+    points = disc(0.9 * min(field_limit(tensor(lens)).item(), 1.2))
+    expected = [opencv_distort(x, y, lens) for x, y in points.tolist()]
+    torch.testing.assert_close(distort(points, tensor(lens)), tensor(expected), rtol=1e-13, atol=1e-15)
+
+
+@lenses
+def test_the_limit_is_where_the_radius_stops_growing(lens):
+    limit = field_limit(tensor(lens)).item()
+    radial = [*lens, 0, 0, 0, 0][:8]
+    radial[2] = radial[3] = 0
+    r = np.linspace(0, min(limit, 3.0), 2001)
+    shown, _ = opencv_distort(r, 0 * r, radial)
+    assert (np.diff(shown) > 0).all()
+    if math.isfinite(limit) and lens is not LENSES["pole"]:
+        beyond, _ = opencv_distort(np.array([limit, limit + 1e-3]), np.zeros(2), radial)
+        assert beyond[1] < beyond[0]
+
+
+def test_limits_of_known_lenses():
+    limits = field_limit(tensor([[-0.3, 0, 0, 0], [0.3, 0.1, 0, 0], [0, 0, 0, 0], [-0.2, -0.1, 0.3, -0.2]]))
+    # 1 - 0.9 s = 0; none; none; 1 - 0.6 s - 0.5 s^2 = 0.
+    expected = [math.sqrt(1 / 0.9), math.inf, math.inf, math.sqrt(-0.6 + math.sqrt(0.36 + 2))]
+    assert limits.tolist() == pytest.approx(expected)
+    assert field_limit(tensor(LENSES["pole"])).item() == pytest.approx(math.sqrt(0.9 / 0.8))
+
+
+@lenses
+def test_what_is_outside_the_view_does_not_come_back(lens):
+    coefficients = tensor(lens)
+    r = torch.linspace(0, 50, 3000, dtype=F64)
+    direction = tensor([math.cos(0.4), math.sin(0.4)])
+    shown = distort(r[:, None] * direction, coefficients)
+    assert (shown.norm(dim=-1).diff() > 0).all()
+    limit = field_limit(coefficients)
+    if limit < 50:
+        outside = Camera(tensor([1, 1]), tensor([0, 0]), distortion=coefficients).project(
+            torch.cat((1.01 * limit * direction, tensor([1.0])))[None]
+        )
+        assert not outside.visible.any()
+        just = limit * torch.tensor([[1 - 1e-9], [1 + 1e-9]], dtype=F64) * direction
+        # The steepest slope, 100, is that of the lens with a pole.
+        torch.testing.assert_close(*distort(just, coefficients), rtol=0, atol=1e-6)
+
+
+@lenses
+def test_undistortion_inverts_distortion(lens):
+    coefficients = tensor(lens)
+    limit = min(field_limit(coefficients).item(), 1.5)
+    # At 0.95 of the limit the slope of r L is about 0.1: of the digits of float64 one is lost.
+    inside = disc(0.95 * limit, 300)
+    torch.testing.assert_close(
+        undistort(distort(inside, coefficients), coefficients), inside, rtol=0, atol=1e-13
+    )
+    far = disc(4.0, 300)
+    far = far[(far.norm(dim=-1) / field_limit(coefficients) - 1).abs() > 0.05]
+    torch.testing.assert_close(undistort(distort(far, coefficients), coefficients), far, rtol=0, atol=1e-11)
+
+
+@given(
+    k=st.lists(st.floats(-0.4, 0.4), min_size=5, max_size=5),
+    p=st.lists(st.floats(-0.02, 0.02), min_size=2, max_size=2),
+    x=st.floats(-0.8, 0.8),
+    y=st.floats(-0.8, 0.8),
+)
+@settings(max_examples=40)
+def test_undistortion_of_any_lens(k, p, x, y):
+    lens = tensor([k[0], k[1], *p, *k[2:], 0.0])
+    point = tensor([[x, y]])
+    if point.norm() < 0.8 * field_limit(lens):
+        torch.testing.assert_close(undistort(distort(point, lens), lens), point, rtol=0, atol=1e-12)
+
+
+@lenses
+def test_gradients_of_lenses(lens):
+    coefficients = tensor(lens).requires_grad_()
+    limit = min(field_limit(coefficients).item(), 1.0)
+    inside = disc(0.8 * limit, 2).requires_grad_()
+    shown = distort(inside, coefficients).detach().requires_grad_()
+    for function, points in ((distort, inside), (undistort, shown)):
+        assert torch.autograd.gradcheck(function, (points, coefficients), fast_mode=True)
+        assert torch.autograd.gradgradcheck(function, (points, coefficients), fast_mode=True)
+    outside = (inside.detach() + 4).requires_grad_()
+    fixed = coefficients.detach()
+    seen = distort(outside, fixed).detach().requires_grad_()
+    assert torch.autograd.gradcheck(lambda p: distort(p, fixed), (outside,))
+    assert torch.autograd.gradcheck(lambda p: undistort(p, fixed), (seen,))
+
+
+def test_lenses_of_a_batch_are_those_of_each():
+    batch = tensor([[*lens, 0, 0, 0, 0][:8] for lens in LENSES.values()])
+    points = disc(1.5, 20).expand(len(batch), 20, 2)
+    together, back = distort(points, batch), undistort(points, batch)
+    for i, lens in enumerate(LENSES.values()):
+        torch.testing.assert_close(together[i], distort(points[i], tensor(lens)))
+        torch.testing.assert_close(back[i], undistort(points[i], tensor(lens)))
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: Camera.from_matrix(torch.ones(3, 3)), ValueError, "no skew"),
+        (lambda: Camera.from_matrix(tensor([[1, 0.1, 0], [0, 1, 0], [0, 0, 1]])), ValueError, "no skew"),
+        (lambda: Camera.from_matrix(-torch.eye(3)), ValueError, "fx, fy > 0"),
+        (lambda: Camera.from_matrix(torch.eye(4)), ValueError, "intrinsics: expected shape (*batch, 3, 3)"),
+        (lambda: Camera.from_matrix(torch.eye(3), torch.eye(3)), ValueError, "world_to_camera: expected"),
+        (lambda: Camera.from_matrix(torch.eye(3), torch.ones(2, 4)), ValueError, "(*batch, 3, 4)"),
+        (lambda: Camera.from_matrix(torch.eye(3), torch.ones(4, 4)), ValueError, "expected a rotation"),
+        (lambda: Camera.from_matrix(torch.eye(3), -torch.eye(4)), ValueError, "expected a rotation"),
+        (lambda: Camera.from_fov(4.0, (1, 1)), ValueError, "fov: expected an angle between 0 and pi"),
+        (lambda: Camera.from_fov(1.0, (1, 1), axis="up"), ValueError, "axis: expected one of vertical"),
+        (lambda: Camera.look_at((0, 0, 0), (0, 0, 0), size=(1, 1)), ValueError, "two different points"),
+        (lambda: Camera.look_at((0, 5, 0), (0, 0, 0), size=(1, 1)), ValueError, "two different points"),
+        (lambda: camera().project(torch.zeros(3)), ValueError, "points: expected shape (*batch, any, 3)"),
+        (lambda: camera().project(torch.zeros(1, 3).int()), TypeError, "points: expected a floating type"),
+        (lambda: camera().project(torch.zeros(1, 3), near=0.0), ValueError, "near: expected"),
+        (lambda: Camera(5000.0, torch.zeros(2)).project(torch.zeros(1, 3)), TypeError, "focal: expected"),
+        (lambda: camera(lens=(0.1, 0.2)).project(torch.zeros(1, 3, dtype=F64)), ValueError, "4, 5 or 8"),
+        (lambda: camera().project(torch.zeros(1, 3)), TypeError, "points: expected torch.float64"),
+        (lambda: camera().unproject(torch.zeros(2, 3), torch.zeros(2)), ValueError, "pixels: expected shape"),
+    ],
+)  # fmt: skip
+def test_errors_name_the_argument(call, error, message, unchecked):
+    with pytest.raises(error, match=re.escape(message)):
+        call()
