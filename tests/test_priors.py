@@ -390,6 +390,8 @@ def test_wrong_joints_are_named(unchecked):
         prior.for_joints(["jaw"])
     with pytest.raises(ValueError, match="expected different names, got jaw twice"):
         prior.for_joints(["jaw", "jaw", "left_knee"])
+    with pytest.raises(ValueError, match="expected at least one name"):
+        prior.for_joints([])
     flat = MahalanobisPrior(torch.zeros(6), torch.ones(6, 1), JOINTS)
     with pytest.raises(ValueError, match="the precision: expected a positive definite"):
         flat.for_joints(["left_knee"])

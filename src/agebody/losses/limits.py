@@ -267,8 +267,8 @@ def _swing_twist(rotations: Tensor, axes: Tensor) -> tuple[Tensor, Tensor]:
     """Angles, and the cosine of the swing's."""
     # With the bone's axis first and the others after it in cyclic order, every bone lies along "x".
     xyz = torch.arange(3, device=rotations.device)
-    axes = axes.expand(rotations.shape[:-2])[..., None]
-    order = (axes + xyz) % 3
+    shape = rotations.shape[:-1]
+    order, back = ((axes[..., None] + xyz) % 3).expand(shape), ((xyz - axes[..., None]) % 3).expand(shape)
     matrix = rotations.take_along_dim(order[..., None], -2).take_along_dim(order[..., None, :], -1)
     cosine = matrix[..., 0, 0]
     swing = _swing(-matrix[..., 2, 0], matrix[..., 1, 0], cosine)
@@ -277,7 +277,7 @@ def _swing_twist(rotations: Tensor, axes: Tensor) -> tuple[Tensor, Tensor]:
     undefined = (sine == 0) & (along == 0)
     twist = torch.atan2(sine, torch.where(undefined, 1, along))
     angles = torch.stack((twist, *swing), -1)
-    return angles.take_along_dim((xyz - axes) % 3, -1), cosine
+    return angles.take_along_dim(back, -1), cosine
 
 
 def _swing(u: Tensor, v: Tensor, cosine: Tensor) -> tuple[Tensor, Tensor]:

@@ -44,8 +44,7 @@ class _PosePrior(nn.Module, Generic[Arrays]):
         device: torch.device | str | None,
     ) -> None:
         super().__init__()
-        if dtype not in (torch.float32, torch.float64):
-            raise TypeError(f"dtype: expected torch.float32 or torch.float64, got {dtype}")
+        _check_dtype(dtype)
         for array in arrays[:-1]:
             array.flags.writeable = False
         self.arrays = arrays
@@ -64,26 +63,24 @@ class _PosePrior(nn.Module, Generic[Arrays]):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Moves the prior; another precision is cast from float64 anew."""
-        before = self.dtype
+        before, target = self.dtype, fn(torch.empty_like(self._like)).dtype
+        _check_dtype(target)
         super()._apply(fn, recurse)
-        if self.dtype != before:
-            if self.dtype not in (torch.float32, torch.float64):
-                wrong = self.dtype
-                super()._apply(lambda tensor: tensor.to(before) if tensor.is_floating_point() else tensor)
-                self._cast(before)
-                raise TypeError(f"dtype: expected torch.float32 or torch.float64, got {wrong}")
-            self._cast(self.dtype)
+        if target != before:
+            for name, table in self._tables.items():
+                buffer = torch.as_tensor(table.copy(), dtype=target, device=self._like.device)
+                setattr(self, name, buffer)
         return self
-
-    def _cast(self, dtype: torch.dtype) -> None:
-        for name, table in self._tables.items():
-            old = getattr(self, name)
-            setattr(self, name, torch.as_tensor(table.copy(), dtype=dtype, device=old.device))
 
     @property
     def dtype(self) -> torch.dtype:
         """Floating type of poses and energies."""
-        return getattr(self, next(iter(self._tables))).dtype
+        return self._like.dtype
+
+    @property
+    def _like(self) -> Tensor:
+        """A tensor of the prior's dtype and device."""
+        return getattr(self, next(iter(self._tables)))
 
     @abstractmethod
     def energies(self, pose: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch"]:
@@ -117,8 +114,7 @@ class _PosePrior(nn.Module, Generic[Arrays]):
 
     def _read(self, body_pose: Tensor) -> Float[Tensor, "*batch D"]:
         """The angles that the prior knows."""
-        like = getattr(self, next(iter(self._tables)))
-        pose = read_rotations("body_pose", body_pose, "axis_angle", len(self.joint_names), like)
+        pose = read_rotations("body_pose", body_pose, "axis_angle", len(self.joint_names), self._like)
         return pose.flatten(-2).index_select(-1, self._columns)
 
     def extra_repr(self) -> str:
@@ -476,11 +472,18 @@ class MaxMixturePrior(_PosePrior[Mixture]):
         return f"{len(self.arrays.means)} components, {super().extra_repr()}, soft={self.soft}"
 
 
+def _check_dtype(dtype: torch.dtype) -> None:
+    if dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"dtype: expected torch.float32 or torch.float64, got {dtype}")
+
+
 def _names(joint_names: Sequence[str]) -> tuple[str, ...]:
     names = tuple(joint_names)
     twice = sorted({name for name in names if names.count(name) > 1})
-    if twice or not names:
-        raise ValueError(f"joint_names: expected different names, got {', '.join(twice) or 'none'} twice")
+    if not names:
+        raise ValueError("joint_names: expected at least one name, got none")
+    if twice:
+        raise ValueError(f"joint_names: expected different names, got {', '.join(twice)} twice")
     return names
 
 
