@@ -150,7 +150,7 @@ def test_weights_count_points_and_only_their_ratios_matter():
 
 
 def test_gradients_of_all_orders_and_kinds():
-    points, target = cloud(2, 5, seed=12).requires_grad_(), cloud(2, 5, seed=13).requires_grad_()
+    points, target = cloud(5, seed=12).requires_grad_(), cloud(5, seed=13).requires_grad_()
     weights = torch.tensor([1.0, 0.5, 2, 0, 1], dtype=torch.float64)
     for with_scale in (True, False):
 
@@ -241,6 +241,17 @@ def test_vmap():
     points, target = cloud(3, 2, 5, seed=20), cloud(3, 2, 5, seed=21)
     found = torch.func.vmap(procrustes_align)(points, target)
     torch.testing.assert_close(found, procrustes_align(points, target), **EXACT)
+
+
+def test_compiled_as_one_graph(unchecked):
+    points, target = cloud(2, 5, seed=25).requires_grad_(), cloud(2, 5, seed=26)
+    compiled = torch.compile(procrustes_align, fullgraph=True, backend="aot_eager")
+    found, expected = compiled(points, target), procrustes_align(points, target)
+    torch.testing.assert_close(found, expected, **EXACT)
+    for x, y in zip(
+        *(torch.autograd.grad((z * z.detach().flip(0)).sum(), points) for z in (found, expected)), strict=True
+    ):
+        torch.testing.assert_close(x, y, **EXACT)
 
 
 def test_best_scale_is_least_squares():

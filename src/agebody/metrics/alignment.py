@@ -166,7 +166,8 @@ def _nearest_rotation(
 
     A positive factor does not change the rotation, so ``size`` itself needs no derivative.
     """
-    return _NearestRotation.apply(matrix / torch.where(size > 0, size, 1)[..., None, None])
+    function = _NearestRotation if torch.compiler.is_compiling() else _WithForwardMode
+    return function.apply(matrix / torch.where(size > 0, size, 1)[..., None, None])
 
 
 class _NearestRotation(torch.autograd.Function):
@@ -183,13 +184,21 @@ class _NearestRotation(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
         ctx.save_for_backward(*inputs, output)
-        ctx.save_for_forward(*inputs, output)
 
     @staticmethod
     def backward(ctx, *grad_outputs: Tensor) -> Tensor:
         matrix, rotation = ctx.saved_tensors
         spin = _solve_spin(matrix, rotation, _vee(rotation.mT @ grad_outputs[0]))
         return rotation @ _hat(spin)
+
+
+class _WithForwardMode(_NearestRotation):
+    """The same, with what torch.compile does not take."""
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.save_for_backward(*inputs, output)
+        ctx.save_for_forward(*inputs, output)
 
     @staticmethod
     def jvp(ctx, *grad_inputs: Tensor) -> Tensor:
