@@ -135,8 +135,8 @@ def conic_distance_field(
                   1 - sigma - x                                                x <= -sigma
         Psi = ((1 - Phi) Upsilon)^2  where Phi < 1 and x < sigma, else 0
 
-    It has no unit: x is a number of metres. With a sigma far below a metre, Psi is nearly (1 + depth)^2 behind
-    the triangle and 0 before it. A triangle without area has no cone.
+    It has no unit: x is a number of metres. With a sigma far below a metre, Psi is nearly (1 + depth)^2
+    behind the triangle and 0 before it. A triangle without area has no cone.
 
     Args:
         points: (*batch, N, 3) [m].
