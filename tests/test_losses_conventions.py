@@ -61,7 +61,7 @@ CASES = {
 each_loss = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 batches = st.lists(st.integers(0, 3), max_size=2).map(tuple)
 seeds = st.integers(0, 2**31)
-few = settings(max_examples=8)
+few = settings(max_examples=4)  # of each of twenty losses
 
 
 def draw(
@@ -167,10 +167,6 @@ def test_single_precision_stays_and_double_is_exact(case):
     assert rounded.dtype == torch.float32
     # Sums of positive terms of order one: their error is a few roundings, of the input's before all.
     torch.testing.assert_close(rounded.double(), exact, rtol=1e-5, atol=1e-6)
-    # No constant is a float32: the loss of what float32 can hold is not that of float32 alone.
-    raised = [t.double() if t.is_floating_point() else t for t in halved]
-    again = case.loss(*raised, weights=weights.float().double())
-    assert again.dtype == torch.float64
 
 
 @each_loss
@@ -184,14 +180,13 @@ def test_a_batch_is_its_items(case):
 
 
 @each_loss
-@pytest.mark.parametrize("reduction", ["none", "mean"])
-def test_nothing_is_read_back_from_the_device(case, reduction, unchecked):
+def test_nothing_is_read_back_from_the_device(case, unchecked):
     """Tensors without numbers in them raise where a number is asked for."""
     arguments, weights = draw(case, (3,), 4)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         fakes = [mode.from_tensor(t) for t in (*arguments, weights)]
-        found = case.loss(*fakes[:-1], weights=fakes[-1], reduction=reduction)
-    assert found.shape == case.loss(*arguments, weights=weights, reduction=reduction).shape
+        found = case.loss(*fakes[:-1], weights=fakes[-1])
+    assert found.shape == ()
 
 
 @each_loss

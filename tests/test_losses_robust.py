@@ -86,9 +86,9 @@ def test_symmetric_rising_and_flat_at_zero(penalty):
     assert (function(residual).diff() > 0).all()
     assert function(residual)[0] == 0
     assert slope(function, residual)[0] == 0
-    few = (residual[::20] + 0.01).requires_grad_()
-    assert torch.autograd.gradcheck(function, few)
-    assert torch.autograd.gradgradcheck(function, few)
+    some = (residual[::20] + 0.01).requires_grad_()
+    assert torch.autograd.gradcheck(function, some)
+    assert torch.autograd.gradgradcheck(function, some)
 
 
 @each

@@ -18,6 +18,7 @@ from agebody.losses.residuals import expand_weights, expect_labels, expect_pair,
 from agebody.reduction import Reduction, Weights, expect, hide, reduce
 
 DepthForm = Literal["gated", "log"]
+"""Whether a pair of two layers stops to count where it is well in order, or never."""
 
 
 def depth_layer_loss(
