@@ -53,8 +53,8 @@ NOTES = {
     "compiled": "Each contender as it is, and compiled: as one graph, or with what breaks it.",
     "graphs": "A forward pass captured once and replayed.",
     "skinning": "Vertices and transforms in, vertices out, four joints a vertex.",
-    "closest": "µs **a point**, of B points in all, 1 cm from the surface of bodies of 13,776 triangles. Trees "
-    "are built at every call. trimesh has no gradients.",
+    "closest": "µs **a point**, of B points in all, 1 cm from the surface of bodies of 13,776 triangles. "
+    "Trees are built at every call. trimesh has no gradients.",
     "procrustes": "24 joints. *NumPy loop* aligns one person after the other, as evaluation scripts do; "
     "*torch SVD* is the same formula over the batch.",
 }
