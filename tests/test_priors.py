@@ -526,6 +526,27 @@ def test_mixture_from_poses_is_better_the_longer_it_looks():
     assert scores[-1] == log_likelihood(iterations=100)
 
 
+def test_mixture_from_poses_ends_where_it_explains_itself():
+    """Where expectation maximisation stops, each component has the moments of the poses in its share."""
+    poses = torch.cat((normal(300, 3), 1.2 + 0.6 * normal(100, 3, seed=2)))
+    prior = MaxMixturePrior.from_poses(
+        poses, 2, ["a"], regularization=0.0, tolerance=1e-13, iterations=3000, dtype=DOUBLE
+    )
+    means, covs, weights, _ = prior.arrays
+    joint = np.stack(
+        [w * multivariate_normal(m, c).pdf(poses) for m, c, w in zip(means, covs, weights, strict=True)], 1
+    )
+    shares = joint / joint.sum(1, keepdims=True)
+    assert 0.05 < (shares.min(1)).max() < 0.5  # they overlap
+    assert abs(weights[0] - weights[1]) > 0.2
+    # A gain below 1e-13 a pose leaves steps of about its root, times how slowly it goes.
+    np.testing.assert_allclose(shares.mean(0), weights, atol=1e-4)
+    np.testing.assert_allclose(shares.T @ poses.numpy() / shares.sum(0)[:, None], means, atol=1e-4)
+    for share, mean, covariance in zip(shares.T, means, covs, strict=True):
+        np.testing.assert_allclose(np.cov(poses.T, aweights=share, ddof=0), covariance, atol=1e-4)
+        np.testing.assert_allclose(np.average(poses, axis=0, weights=share), mean, atol=1e-4)
+
+
 def test_fits_name_mistakes(unchecked):
     poses = normal(30, 6)
     for message, make in (
