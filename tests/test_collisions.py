@@ -97,7 +97,7 @@ class TestTriangles:
                     return True
         return False
 
-    @settings(max_examples=200)
+    @settings(max_examples=120)
     @given(st.lists(st.integers(-3, 3), min_size=18, max_size=18))
     def test_against_rational_numbers(self, numbers):
         """Small integers, for which float64 is exact, and which touch, coincide and degenerate often."""
@@ -121,7 +121,7 @@ class TestTriangles:
 class TestCollisions:
     @in_both
     @in_dtypes
-    @settings(max_examples=8, database=None)
+    @settings(max_examples=5, database=None)
     @given(data=st.data())
     def test_soups_against_all_pairs(self, backend, dtype, data):
         batch = data.draw(st.sampled_from([(), (2,), (2, 1)]))
