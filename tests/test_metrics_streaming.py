@@ -191,6 +191,46 @@ def test_depth_relations_by_age():
     torch.testing.assert_close(list(found.values()), expected, rtol=1e-12, atol=0)
 
 
+def detections():
+    """Of seven people in five images, with a crowd and some who were not found."""
+    target = 100 * normal(7, 17, 2, seed=5)
+    found = torch.tensor([0, 1, 2, 2, 4, 5])
+    people = torch.tensor([0, 0, 1, 2, 2, 3, 4])
+    return {
+        "pred": target[found] + 9 * normal(6, 17, 2, seed=6), "scores": normal(6, seed=7).sigmoid(),
+        "pred_images": people[found],
+    }, {
+        "target": target, "areas": 2e4 + 1e3 * normal(7, seed=8), "target_images": people,
+        "weights": (normal(7, 17, seed=9) > -1).double(), "crowd": torch.arange(7) == 5,
+    }  # fmt: skip
+
+
+def by_image(chosen):
+    found, people = detections()
+    return part(found, torch.isin(found["pred_images"], chosen)) | part(
+        people, torch.isin(people["target_images"], chosen)
+    )
+
+
+def test_average_precision():
+    metric = streaming.KeypointAveragePrecision()
+    with pytest.warns(UserWarning, match="before the ``update``"):
+        assert all(value.isnan() for value in metric.clone().compute().values())
+    for chosen in (torch.tensor([3, 1]), torch.tensor([0, 2, 4])):
+        metric.update(**by_image(chosen))
+    found, people = detections()
+    expected = metrics.keypoint_ap(**found, **people)
+    assert {name: value.item() for name, value in metric.compute().items()} == pytest.approx(
+        expected._asdict(), abs=1e-12, nan_ok=True
+    )
+    assert 0.1 < expected.AP < 0.9
+    boxes = {"boxes": torch.ones(7, 4, dtype=torch.float64), "pred_areas": torch.full((6,), 2e4).double()}
+    metric.reset()
+    metric.update(**found, **people, **boxes)
+    expected = metrics.keypoint_ap(**found, **people, **boxes)
+    assert metric.compute()["AP_large"].item() == pytest.approx(expected.AP_large)
+
+
 def test_in_a_collection():
     collection = torchmetrics.MetricCollection(
         {"mpjpe": streaming.MPJPE(layout="coco17"), "pa": streaming.ByAgeClass(streaming.PAMPJPE())}
@@ -219,6 +259,9 @@ def one_process(rank, port, folder):
     wrapped = streaming.ByAgeClass(streaming.PAMPJPE())
     wrapped.update(**part(people(), rows), age_offset=torch.linspace(0, 1, 7)[rows])
     found.append(wrapped.compute()["all"])
+    metric = streaming.KeypointAveragePrecision()
+    metric.update(**by_image(torch.tensor([0, 1]) if rank else torch.tensor([2, 3, 4])))
+    found.append(metric.compute()["AP"])
     torch.save(found, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -231,6 +274,8 @@ def test_two_processes(tmp_path):
     torch.multiprocessing.start_processes(one_process, (port, str(tmp_path)), nprocs=2, start_method="fork")
     expected = [CASES[n][1](**CASES[n][3], **CASES[n][2]).double() for n in ("MPJPE", "PCDR")]
     expected.append(metrics.pa_mpjpe(**people()))
+    given, there = detections()
+    expected.append(torch.tensor(metrics.keypoint_ap(**given, **there).AP, dtype=torch.float64))
     for rank in (0, 1):
         found = torch.load(tmp_path / f"{rank}.pt")
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)

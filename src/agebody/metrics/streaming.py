@@ -17,6 +17,7 @@ from torchmetrics import Metric
 
 from agebody.age import AGE_CLASSES, age_class
 from agebody.metrics import pose, world
+from agebody.metrics.average_precision import KeypointAP, keypoint_ap
 from agebody.metrics.correctness import HEAD_SHARE, mpckh, pck
 from agebody.metrics.depth import MISS_PENALTY, DepthRelations, depth_relations
 from agebody.metrics.matching import detection_scores, nmje
@@ -309,6 +310,75 @@ class PCDR(Metric):
         if not self.by_age:
             return rates[0]
         return dict(zip([*(kind.name for kind in AGE_CLASSES), "all"], rates, strict=True))
+
+
+class KeypointAveragePrecision(Metric):
+    """`agebody.metrics.keypoint_ap` over batches: detections and people are kept until it is computed.
+
+    Args:
+        sigmas, max_detections: as there.
+        options: of `torchmetrics.Metric`.
+    """
+
+    full_state_update = False
+    higher_is_better = True
+    is_differentiable = False
+
+    def __init__(self, *, sigmas: Any = "coco17", max_detections: int = 20, **options: Any) -> None:
+        super().__init__(**options)
+        self.sigmas, self.max_detections = sigmas, max_detections
+        for name in _DETECTION_STATES:
+            self.add_state(name, [], dist_reduce_fx="cat")
+
+    def update(
+        self,
+        pred: Tensor,
+        scores: Tensor,
+        pred_images: Tensor,
+        target: Tensor,
+        areas: Tensor,
+        target_images: Tensor,
+        *,
+        weights: Weights = None,
+        boxes: Tensor | None = None,
+        crowd: Tensor | None = None,
+        pred_areas: Tensor | None = None,
+    ) -> None:
+        """Adds images; arguments as of the function.
+
+        Parts of an image may come in different batches. ``boxes`` and ``pred_areas`` come always or never.
+        """
+        people = target.shape[:-1]
+        seen = torch.ones_like(target[..., 0]) if weights is None else weights.expand(people)
+        crowded = torch.zeros_like(areas, dtype=torch.bool) if crowd is None else crowd
+        given = (pred, scores, pred_images, target, areas, target_images, seen, boxes, crowded, pred_areas)
+        for name, value in zip(_DETECTION_STATES, given, strict=True):
+            if value is not None:
+                getattr(self, name).append(value.detach())
+
+    def compute(self) -> dict[str, Float[Tensor, ""]]:
+        """COCO's ten numbers by name; NaN before any person."""
+        found = {name: getattr(self, name) for name in _DETECTION_STATES}
+        # Lists of one's own, one tensor of all processes.
+        together = {
+            name: parts if isinstance(parts, Tensor) else torch.cat(parts)
+            for name, parts in found.items()
+            if len(parts)
+        }
+        if "target" in together:
+            numbers = keypoint_ap(**together, sigmas=self.sigmas, max_detections=self.max_detections)
+        else:
+            numbers = KeypointAP(*[float("nan")] * len(KeypointAP._fields))
+        return {
+            name: torch.tensor(value, dtype=torch.float64, device=self.device)
+            for name, value in numbers._asdict().items()
+        }
+
+
+_DETECTION_STATES = (
+    "pred", "scores", "pred_images", "target", "areas", "target_images",
+    "weights", "boxes", "crowd", "pred_areas",
+)  # fmt: skip
 
 
 class ByAgeClass(Metric):
