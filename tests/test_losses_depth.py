@@ -134,10 +134,11 @@ def test_gradient_brings_people_into_order(form):
 
 
 def test_far_depths_neither_overflow_nor_lose_digits():
-    depth = torch.tensor([[0.0, -1e4], [0.0, 1e4], [0.0, 40.0]], dtype=torch.float64, requires_grad=True)
-    costs = depth_layer_loss(depth, torch.tensor([[0, 1]]).expand(3, 2), form="log", reduction="none")
-    # log(1 + exp(-40)) is 4e-18: a form that adds 1 first gives 0.
-    expected = [1e4, 0, math.log1p(math.exp(-40))]
+    apart = [-1e4, -25.0, 40.0, 1e4]
+    depth = torch.tensor([[0.0, dz] for dz in apart], dtype=torch.float64, requires_grad=True)
+    costs = depth_layer_loss(depth, torch.tensor([[0, 1]]).expand(4, 2), form="log", reduction="none")
+    # log(1 + exp(-40)) is 4e-18, 0 to a form that adds 1 first; torch's softplus is 1e-11 off at 25.
+    expected = [1e4, 25 + math.log1p(math.exp(-25)), math.log1p(math.exp(-40)), 0]
     assert costs[:, 0, 1].tolist() == pytest.approx(expected, rel=1e-15)
     assert torch.autograd.grad(costs.sum(), depth)[0].isfinite().all()
 
