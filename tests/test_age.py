@@ -5,9 +5,19 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import sparse
+from scipy import sparse, stats
 
-from agebody.age import AGE_CLASSES, AgeCurve, age_class, median_stature, stature_sd
+from agebody.age import (
+    AGE_CLASSES,
+    AgeCurve,
+    age_class,
+    median_head_circumference,
+    median_stature,
+    percentile,
+    stature_at_percentile,
+    stature_sd,
+    z_score,
+)
 from agebody.assets.asset import AssetError, BodyAsset, Metadata
 from agebody.measure import stature
 
@@ -83,6 +93,8 @@ def test_deviations_are_those_of_the_tables_and_of_the_mixture():
 def test_an_unknown_sex_is_refused(unchecked):
     with pytest.raises(ValueError, match="sex: expected 'neutral', 'female' or 'male', got 'boy'"):
         median_stature(3.0, sex="boy")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="sex: expected 'neutral', 'female' or 'male', got 'boy'"):
+        median_head_circumference(3.0, sex="boy")  # pyright: ignore[reportArgumentType]
 
 
 def test_offsets_of_a_smpl_sized_body_mean_the_expected_ages():
@@ -201,3 +213,77 @@ def test_bodies_that_cannot_have_ages_are_refused(asset, message):
 def test_older_than_adult_templates_do_not_matter():
     with_old = AgeCurve.from_asset(stick((1.72, 1.65, 0.534), (-0.5, 1.0)))
     np.testing.assert_array_equal(with_old.offsets, CURVE.offsets)
+
+
+@given(
+    years=st.floats(0, 25), stature=st.floats(0.4, 2.1), sex=st.sampled_from(["neutral", "female", "male"])
+)
+def test_scores_and_percentiles_are_those_of_the_normal_distribution(years, stature, sex):
+    normal = stats.norm(median_stature(years, sex=sex), stature_sd(years, sex=sex))
+    assert z_score(stature, years, sex=sex) == pytest.approx((stature - normal.mean()) / normal.std())
+    assert percentile(stature, years, sex=sex) == pytest.approx(100 * normal.cdf(stature), abs=1e-9)
+
+
+@given(share=st.floats(0.01, 99.99), years=st.floats(0, 19))
+def test_percentiles_and_statures_invert_each_other(share, years):
+    stature = stature_at_percentile(share, years, sex="male")
+    # The stature's rounding, 1e-16 m, is 1e-14 standard deviations; far out a percentile changes little.
+    assert percentile(stature, years, sex="male") == pytest.approx(share, abs=1e-9)
+
+
+def test_percentiles_of_the_tables():
+    assert percentile(1.273, 8.0, sex="male") == pytest.approx(50)
+    assert z_score(1.273 + 2 * 0.0565, 8.0, sex="male") == pytest.approx(2)
+    assert stature_at_percentile(50.0, 8.0, sex="female") == pytest.approx(1.266)
+    assert stature_at_percentile(100.0, 8.0) == np.inf
+    assert np.isnan(stature_at_percentile(101.0, 8.0))
+
+
+@pytest.mark.parametrize("years", [0.0, 2.0, 8.0, 14.0, 19.0])
+def test_girls_and_boys_together_are_nearly_normal(years):
+    statures = np.linspace(0.8, 1.2, 101) * median_stature(years)
+    of_each = [percentile(statures, years, sex=sex) for sex in ("female", "male")]
+    assert np.abs(percentile(statures, years) - np.mean(of_each, 0)).max() < (3 if years == 19 else 1)
+
+
+def test_percentiles_broadcast_keep_their_kind_and_have_gradients():
+    statures, years = np.array([[0.7], [1.2]]), np.array([1.0, 7.0, 30.0])
+    found = percentile(statures, years)
+    assert found.shape == (2, 3)
+    tensors = torch.tensor(statures), torch.tensor(years)
+    np.testing.assert_allclose(percentile(*tensors), found, atol=1e-12)
+    np.testing.assert_allclose(
+        stature_at_percentile(torch.tensor(found), tensors[1])[:, :2],
+        stature_at_percentile(found, years)[:, :2],
+        atol=1e-9,
+    )
+    assert isinstance(percentile(1.2, 7.0), float)
+    assert isinstance(stature_at_percentile(50.0, 7.0), float)
+    assert percentile(torch.tensor(1.2), 7.0).dtype == torch.float32
+    inside = torch.tensor([1.37, 7.3], dtype=torch.float64, requires_grad=True)
+    tall = torch.tensor([0.8, 1.25], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(percentile, (tall, inside))
+    shares = torch.tensor([20.0, 70.0], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(stature_at_percentile, (shares, inside))
+
+
+def test_head_circumference_passes_through_its_table_and_ends_with_it():
+    for years, boys, girls in (
+        (0, 0.3446, 0.3388),
+        (0.5, 0.4334, 0.4221),
+        (2, 0.4825, 0.4718),
+        (5, 0.5074, 0.4992),
+    ):
+        assert median_head_circumference(float(years), sex="male") == pytest.approx(boys)
+        assert median_head_circumference(float(years), sex="female") == pytest.approx(girls)
+        assert median_head_circumference(float(years)) == pytest.approx((boys + girls) / 2)
+    years = np.linspace(0, 5, 500)
+    grown = median_head_circumference(years)
+    assert (np.diff(grown) > 0).all()
+    assert (np.diff(grown[::50], 2) < 0).all()  # ever slower
+    assert median_head_circumference(-1.0) == median_head_circumference(0.0)
+    assert np.isnan(median_head_circumference(5.1))
+    tensor = median_head_circumference(torch.tensor([1.0, 6.0], dtype=torch.float64))
+    np.testing.assert_allclose(tensor, median_head_circumference(np.array([1.0, 6.0])))
+    with_gradient = torch.tensor([0.21, 3.3], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(median_head_circumference, with_gradient)

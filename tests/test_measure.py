@@ -1,9 +1,23 @@
+import numpy as np
 import pytest
 import torch
-from hypothesis import given
+import trimesh
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.spatial import ConvexHull
 
-from agebody.measure import stature
+import agebody
+from agebody.assets.asset import AssetError
+from agebody.measure import (
+    A2B_MEASUREMENTS,
+    MEASUREMENTS,
+    Distance,
+    Girth,
+    Height,
+    Measurements,
+    find_landmarks,
+    stature,
+)
 
 
 @given(
@@ -34,3 +48,217 @@ def test_the_gradient_is_on_the_highest_and_the_lowest_vertex_and_shared_in_a_ti
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_stature_keeps_the_dtype(dtype):
     assert stature(torch.zeros(4, 7, 3, dtype=dtype)).dtype == dtype
+
+
+class Case:
+    """A body of an asset, its measurements, and some people."""
+
+    def __init__(self, asset, definitions=None):
+        self.asset = asset
+        self.body = agebody.SMPLA(asset, dtype=torch.float64)
+        self.measure = Measurements(asset, definitions, dtype=torch.float64)
+        self.faces = asset.faces
+
+    def people(self, count, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        betas = torch.randn(count, self.body.num_betas, generator=generator, dtype=torch.float64)
+        ages = torch.linspace(0, 1, count, dtype=torch.float64)
+        return self.body.shape(betas=0.7 * betas, age_offset=ages).rest_vertices
+
+    def named(self, vertices):
+        return dict(zip(self.measure.names, self.measure(vertices).unbind(-1), strict=True))
+
+
+@pytest.fixture(scope="module", params=["mannequin", "anny"])
+def case(request, mannequin_asset, anny_asset):
+    return Case(mannequin_asset if request.param == "mannequin" else anny_asset)
+
+
+def test_names_are_36_twice():
+    assert len(MEASUREMENTS) == len(A2B_MEASUREMENTS) == 36
+    assert sum(isinstance(what, Girth) for what in A2B_MEASUREMENTS.values()) == 13
+    for name in MEASUREMENTS:
+        assert name.replace("left_", "right_") in MEASUREMENTS
+
+
+_ARM = ("upper_arm_length", "forearm_length", "hand_length")
+
+
+def test_lengths_are_distances_of_landmarks_and_joints(case):
+    vertices = case.people(4)
+    found = find_landmarks(case.asset)
+    points = torch.tensor(found.matrix.toarray(), dtype=torch.float64) @ vertices
+    points = dict(zip(found.names, points.unbind(-2), strict=True))
+    regressor = torch.tensor(case.asset.joint_regressor.toarray(), dtype=torch.float64)
+    joints = dict(zip(case.asset.joint_names, (regressor @ vertices).unbind(-2), strict=True))
+    got, ground = case.named(vertices), vertices[..., 1].amin(-1)
+    expected = {
+        "stature": vertices[..., 1].amax(-1) - ground,
+        "sitting_height": points["head_top"][:, 1] - points["crotch"][:, 1],
+        "crotch_height": points["crotch"][:, 1] - ground,
+        "shoulder_breadth": (points["left_acromion"] - points["right_acromion"]).norm(dim=-1),
+        "left_thigh_length": (joints["left_hip"] - joints["left_knee"]).norm(dim=-1),
+        "right_hand_length": (joints["right_wrist"] - points["right_fingertip"]).norm(dim=-1),
+        "arm_span": sum(value for name, value in got.items() if name.endswith(_ARM))
+        + (joints["left_shoulder"] - joints["right_shoulder"]).norm(dim=-1),
+    }  # fmt: skip
+    for name, value in expected.items():
+        torch.testing.assert_close(got[name], value, rtol=0, atol=1e-12, msg=name)
+
+
+def outlines(vertices, faces, origin, normal):
+    mesh = trimesh.Trimesh(vertices.numpy(), faces, process=False)
+    section = mesh.section(plane_origin=origin, plane_normal=normal)
+    return [section.vertices[curve.points] for curve in section.entities]
+
+
+def test_girths_are_those_of_the_whole_meshs_sections(case):
+    """Of the loops in which the plane cuts the whole mesh, the one around the part; by trimesh and Qhull."""
+    people = case.people(2, seed=3)[:1]  # a newborn's arms reach down to its chest
+    found = find_landmarks(case.asset)
+    for vertices in people:
+        got = case.named(vertices)
+        points = dict(zip(found.names, found.matrix @ vertices.numpy(), strict=True))
+        joints = dict(zip(case.asset.joint_names, case.asset.joint_regressor @ vertices.numpy(), strict=True))
+        up = np.array([0.0, 1, 0])
+        for name, at in (("waist", "navel"), ("hip", "left_buttock"), ("chest", "left_thelion")):
+            other = points["navel_back" if at == "navel" else at.replace("left", "right")]
+            level = (points[at] + other) / 2
+            loops = outlines(vertices, case.faces, level, up)
+            trunk = np.concatenate([loop for loop in loops if abs(loop[:, 0]).max() < 0.3])
+            # A tape may pass by corners at which it turns by less than 1.5 degrees.
+            hull = ConvexHull(trunk[:, [0, 2]]).area
+            assert got[f"{name}_circumference"].item() == pytest.approx(hull, rel=2e-5), name
+        for name, at, start, end in (
+            ("left_thigh", "left_thigh_level", "left_hip", "left_knee"),
+            ("right_calf", "right_calf_level", "right_knee", "right_ankle"),
+            ("left_upper_arm", "left_upper_arm_level", "left_shoulder", "left_elbow"),
+            ("right_wrist", "right_wrist_level", "right_elbow", "right_wrist"),
+        ):
+            axis = joints[end] - joints[start]
+            loops = outlines(vertices, case.faces, points[at], axis)
+            centre = joints[start] + axis * ((points[at] - joints[start]) @ axis) / (axis @ axis)
+            around = min(loops, key=lambda loop: np.linalg.norm(loop.mean(0) - centre))
+            length = np.linalg.norm(np.diff(around, axis=0), axis=1).sum()
+            # trimesh merges what lies within 1e-8 m, at some 50 corners
+            assert got[f"{name}_circumference"].item() == pytest.approx(length, abs=5e-7), name
+
+
+def test_measures_scale_and_do_not_depend_on_the_place(case):
+    vertices = case.people(2)
+    values = case.measure(vertices)
+    torch.testing.assert_close(case.measure(1.7 * vertices), 1.7 * values, rtol=1e-9, atol=0)
+    moved = vertices + torch.tensor([0.3, -2.0, 0.7], dtype=torch.float64)
+    # Rows of joint regressors, of weights up to 30 in float32, sum to 1 within 4e-6 / 2, times 2 m.
+    torch.testing.assert_close(case.measure(moved), values, rtol=0, atol=4e-6)
+
+
+def test_both_sides_of_a_mirror_image_body_are_equal(case):
+    got = case.named(case.body.shape(age_offset=torch.tensor([0.0, 0.6], dtype=torch.float64)).rest_vertices)
+    for name in (name.removeprefix("left_") for name in got if name.startswith("left_")):
+        # What is left is which triangle beside the plane of symmetry the crotch was found on.
+        torch.testing.assert_close(got[f"left_{name}"], got[f"right_{name}"], rtol=5e-3, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "of", "low", "high"),
+    [  # 2.5th to 97.5th percentile of men and women together, about, of ANSUR II
+        ("sitting_height", "stature", 0.49, 0.56),
+        ("crotch_height", "stature", 0.44, 0.52),
+        ("shoulder_breadth", "stature", 0.20, 0.26),
+        ("head_circumference", "stature", 0.30, 0.36),
+        ("arm_span", "stature", 0.94, 1.11),
+        ("waist_circumference", "hip_circumference", 0.70, 1.05),
+    ],
+)
+def test_adults_have_the_proportions_of_people(case, ratio, of, low, high):
+    got = case.named(case.body.shape().rest_vertices)
+    assert low < (got[ratio] / got[of]).item() < high
+
+
+def test_measurements_grow_with_the_body(case):
+    ages = torch.linspace(1, 0, 9, dtype=torch.float64)
+    values = case.measure(case.body.shape(age_offset=ages).rest_vertices)
+    assert (values[-1] > values[0]).all()
+    names = list(case.measure.names)
+    for name in ("stature", "crotch_height", "head_circumference", "left_foot_length", "arm_span"):
+        assert (values[:, names.index(name)].diff() > 0).all(), name
+
+
+def test_gradients_through_the_layer_are_those_of_finite_differences(case):
+    few = ("stature", "arm_span", "waist_circumference", "neck_circumference", "left_calf_circumference")
+    measure = Measurements(case.asset, few, dtype=torch.float64)
+    betas = torch.full((10,), 0.3, dtype=torch.float64, requires_grad=True)
+    age = torch.tensor(0.43, dtype=torch.float64, requires_grad=True)
+    values = lambda b, a: measure(case.body.shape(betas=b, age_offset=a).rest_vertices)  # noqa: E731
+    # Sections have kinks where the plane passes a vertex: small steps stay clear of them.
+    assert torch.autograd.gradcheck(values, (betas, age), eps=1e-8, atol=1e-6)
+
+
+@settings(max_examples=10)
+@given(batch=st.lists(st.integers(0, 3), max_size=3))
+def test_any_leading_dims(mannequin_asset, batch):
+    measure = Measurements(mannequin_asset, ("stature", "hip_breadth", "chest_circumference"))
+    vertices = torch.from_numpy(mannequin_asset.template.copy()).float()
+    values = measure((1 + torch.rand(batch))[..., None, None] * vertices)
+    assert values.shape == (*batch, 3)
+    torch.testing.assert_close(
+        values / values[..., :1], (measure(vertices) / measure(vertices)[0]).expand(*batch, 3)
+    )
+
+
+def test_no_measurement_is_an_empty_row(mannequin_asset):
+    assert Measurements(mannequin_asset, ())(torch.zeros(2, 6890, 3)).shape == (2, 0)
+
+
+def test_state_holds_nothing_of_the_body(mannequin_asset):
+    assert not Measurements(mannequin_asset, ("stature", "waist_circumference")).state_dict()
+
+
+def test_definitions_of_ones_own(mannequin_asset):
+    own = {
+        "trunk": Height("suprasternale", "crotch"),
+        "reach": Distance(("nose_tip", "left_fingertip")),
+        "thigh, taut": Girth("left_thigh_level", ("left_hip", "left_knee"), tape=True),
+    }
+    with pytest.raises(AssetError, match="has no landmark or joint 'nose_tip'"):
+        Measurements(mannequin_asset, own)
+    own["reach"] = Distance((("left_shoulder", "right_shoulder"), "left_fingertip"))
+    template = torch.from_numpy(mannequin_asset.template.copy()).float()
+    trunk, reach, taut = Measurements(mannequin_asset, own)(template).tolist()
+    assert 0.5 < trunk < 0.7
+    assert 0.8 < reach < 0.9
+    skin = Girth("left_thigh_level", ("left_hip", "left_knee"))
+    along_skin = Measurements(mannequin_asset, {"thigh": skin})(template).item()
+    assert 0.98 * along_skin < taut <= along_skin
+
+
+def test_sections_can_be_drawn(case):
+    vertices = case.people(2)
+    section = case.measure.section("left_calf_circumference", vertices)
+    length = (section.ends - section.starts).norm(dim=-1).sum(-1)
+    torch.testing.assert_close(length, case.named(vertices)["left_calf_circumference"])
+    with pytest.raises(ValueError, match="name: expected one of head_circumference, .*, got 'stature'"):
+        case.measure.section("stature", vertices)
+
+
+def test_wrong_arguments_are_named(mannequin_asset, unchecked):
+    with pytest.raises(
+        ValueError, match=r"definitions: expected a sequence of names out of stature, .*got \['weight'\]"
+    ):
+        Measurements(mannequin_asset, ("stature", "weight"))
+    with pytest.raises(ValueError, match="got 'stature'"):
+        Measurements(mannequin_asset, "stature")
+    with pytest.raises(TypeError, match=r"dtype: expected torch.float32 or torch.float64, got torch.float16"):
+        Measurements(mannequin_asset, dtype=torch.float16)
+    measure = Measurements(mannequin_asset, ("stature",))
+    with pytest.raises(ValueError, match=r"rest_vertices: expected shape \(\*batch, 6890, 3\), got \(5, 3\)"):
+        measure(torch.zeros(5, 3))
+    with pytest.raises(TypeError, match=r"rest_vertices: expected torch.float32, got torch.float64"):
+        measure(torch.zeros(6890, 3, dtype=torch.float64))
+    with pytest.raises(AssetError, match="the plane of 'half' does not cut its part all around"):
+        Measurements(mannequin_asset, {"half": Girth("navel", ("spine2",), ("left_hip", "right_hip"))})
+    with pytest.raises(AssetError, match="has no joint tail"):
+        Measurements(mannequin_asset, {"tail": Girth("navel", ("tail",))})
+    with pytest.raises(ValueError, match="points: expected two or more"):
+        Measurements(mannequin_asset, {"none": Distance(("navel",))})

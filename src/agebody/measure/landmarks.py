@@ -129,6 +129,7 @@ class _Finder:
         self.vertices = asset.template.astype(np.float64)
         self.joint_rows = dict(zip(asset.joint_names, asset.joint_regressor.toarray(), strict=True))
         self.joints = {name: row @ self.vertices for name, row in self.joint_rows.items()}
+        self.middle = self.joints["pelvis"][0]
 
     def rows(self) -> dict[str, Row]:
         """Every landmark's row."""
@@ -138,7 +139,8 @@ class _Finder:
             sided = {**self._arm(side), **self._leg(side, sign), **self._hip(side, sign, crotch)}
             sided["ear"] = self._extreme(self.head, (sign, 0, 0))
             sided["thelion"] = self._front(
-                self._level(rows, _NIPPLE_SHARE), _THELION_SHARE * self.joints[f"{side}_shoulder"][0]
+                self._level(rows, _NIPPLE_SHARE),
+                _THELION_SHARE * (self.joints[f"{side}_shoulder"][0] - self.middle),
             )
             rows |= {f"{side}_{name}": row for name, row in sided.items()}
         return rows
@@ -191,7 +193,9 @@ class _Finder:
         """The skin of the trunk in front of the spine, or behind it, at some height."""
         spine = np.array([self.joints[name] for name in ("pelvis", "spine1", "spine2", "spine3", "neck")])
         return self._ray(
-            np.array([x, y, np.interp(y, spine[:, 1], spine[:, 2])]), (0, 0, direction), self.trunk
+            np.array([self.middle + x, y, np.interp(y, spine[:, 1], spine[:, 2])]),
+            (0, 0, direction),
+            self.trunk,
         )
 
     def _arm(self, side: str) -> dict[str, Row]:
@@ -211,7 +215,7 @@ class _Finder:
 
     def _hip(self, side: str, sign: float, crotch: Row) -> dict[str, Row]:
         floor = self._at(crotch)[1]
-        seat = (self.vertices[:, 1] >= floor) & (sign * self.vertices[:, 0] >= 0)
+        seat = (self.vertices[:, 1] >= floor) & (sign * (self.vertices[:, 0] - self.middle) > _TIE)
         seat &= self.vertices[:, 1] <= self.joints["spine1"][1]
         hip = ("pelvis", f"{side}_hip")
         return {

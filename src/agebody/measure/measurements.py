@@ -103,10 +103,12 @@ def _chosen(definitions: Mapping[str, Definition] | Sequence[str] | None) -> dic
         return dict(MEASUREMENTS)
     if isinstance(definitions, Mapping):
         return dict(definitions)
-    unknown = [name for name in definitions if name not in MEASUREMENTS]
+    names = [definitions] if isinstance(definitions, str) else definitions
+    unknown = [name for name in names if name not in MEASUREMENTS]
     if unknown or isinstance(definitions, str):
         raise ValueError(
-            f"definitions: expected names out of {', '.join(MEASUREMENTS)}, got {unknown or definitions!r}"
+            f"definitions: expected a sequence of names out of {', '.join(MEASUREMENTS)}, "
+            f"got {unknown or definitions!r}"
         )
     return {name: MEASUREMENTS[name] for name in definitions}
 

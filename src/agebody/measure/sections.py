@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from agebody.arguments import broadcast
 from agebody.reduction import expect, safe_norm
 
 TAPE_DIRECTIONS = 240
@@ -30,10 +31,10 @@ class Section(NamedTuple):
 
 
 def plane_section(
-    vertices: Float[Tensor, "*batch V 3"],
+    vertices: Float[Tensor, "*#batch V 3"],
     faces: Int[Tensor, "F 3"],
-    origin: Float[Tensor, "*batch 3"],
-    normal: Float[Tensor, "*batch 3"],
+    origin: Float[Tensor, "*#batch 3"],
+    normal: Float[Tensor, "*#batch 3"],
     *,
     capacity: int | None = None,
 ) -> Section:
@@ -43,7 +44,7 @@ def plane_section(
     device. The points are differentiable in the vertices and in the plane.
 
     Args:
-        vertices: [m].
+        vertices: [m]; bodies and planes broadcast.
         faces: corners of the triangles to look at, counter-clockwise from outside.
         origin: a point of the plane [m].
         normal: its direction, of any length but zero. A vertex in the plane counts as above it.
@@ -58,6 +59,8 @@ def plane_section(
     expect("normal", normal, 3)
     if faces.dim() != 2 or faces.shape[1] != 3 or faces.is_floating_point():
         raise ValueError(f"faces: expected integers of shape (F, 3), got {faces.dtype} {tuple(faces.shape)}")
+    batch = broadcast(vertices=vertices.shape[:-2], origin=origin.shape[:-1], normal=normal.shape[:-1])
+    vertices = vertices.expand(*batch, -1, -1)
     height = ((vertices - origin[..., None, :]) * normal[..., None, :]).sum(-1)
     side = height >= 0
     first, second, third = (side.index_select(-1, corner) for corner in faces.unbind(-1))
@@ -94,7 +97,7 @@ def gap(section: Section) -> Float[Tensor, "*batch"]:
     return (section.ends - section.starts).sum(-2).norm(dim=-1)
 
 
-def tape_length(section: Section, normal: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch"]:
+def tape_length(section: Section, normal: Float[Tensor, "*#batch 3"]) -> Float[Tensor, "*batch"]:
     """Length of a tape pulled tight around a section [m]: the perimeter of its convex hull.
 
     The hull's corners are the points that lie farthest in one of ``TAPE_DIRECTIONS`` directions of the plane.
