@@ -183,7 +183,7 @@ def line(noise, dtype):
 
 
 DEGENERATE = {
-    "one point": lambda noise, dtype: torch.full((6, 3), 5.0, dtype=dtype) + noise * cloud(6, dtype=dtype),
+    "one point": lambda noise, dtype: 1000 * (1 + noise * cloud(6)).to(dtype),
     "at the origin": lambda noise, dtype: noise * cloud(6, dtype=dtype),
     "line": line,
     "line far away": lambda noise, dtype: line(noise, dtype) + 10,
