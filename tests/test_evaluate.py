@@ -182,6 +182,21 @@ def test_people_table_has_the_numbers_of_the_functions(bodies, files, by):
     assert detection["all", "AR large"].value == pytest.approx(numbers.AR_large, abs=1e-12)
 
 
+def test_unknown_layers_are_in_no_pair_and_true_depths_do_as_well(bodies, files):
+    layers = bodies[0]["depth_layers"].copy()
+    layers[0] = -1  # of three in its image
+    table, _ = relative_human_tables(*map(read_people, files(truth={"depth_layers": layers})), intervals=NONE)
+    assert table["all", "PCDR"].n == 4
+    depth = np.linspace(2, 6, 8)
+    pred, truth = depth[bodies[2]].copy(), depth.copy()
+    truth[1] = truth[0] + 0.1  # as far as the other, within the threshold
+    pred[bodies[2].tolist().index(1)] = truth[0]
+    paths = files(pred={"depth": pred + 10}, truth={"depth": truth}, without=[("truth", "depth_layers")])
+    table, _ = relative_human_tables(*map(read_people, paths), intervals=NONE)
+    assert table["all", "PCDR"].value == pytest.approx(6 / 6.3)  # all right, one missed
+    assert table["all", "PCDR"].n == 6
+
+
 def test_spare_predictions_are_false_positives(bodies, files):
     without = (("pred", "ids"), ("truth", "ids"))
     twice = {key: np.concatenate([value, value[:1]]) for key, value in bodies[1].items()}

@@ -45,6 +45,14 @@ def test_oks_is_its_formula(batch, seed):
     assert oks(pred, target, area, weights=weights).item() == pytest.approx(expected, abs=ROUNDING)
 
 
+def test_people_without_a_visible_keypoint_do_not_count():
+    pred, target, area, weights = people(3)
+    weights[1] = False
+    found = oks(pred, target, area, weights=weights)
+    assert found.item() == pytest.approx(oks(pred[::2], target[::2], area[::2], weights=weights[::2]).item())
+    assert oks(pred, target, area, weights=weights, reduction="none")[1] == 0
+
+
 def test_oks_of_all_pairs_by_broadcasting():
     pred, target, area, weights = people(3)
     found = oks(pred[:, None], target[None], area[None], weights=weights[None], reduction="none")
