@@ -8,7 +8,7 @@ DEVICE ?= cpu
 QUICK ?=
 PACKAGES ?= build/gpu-packages
 GPU_PYTHON ?= 3.12
-KERNEL_TESTS := tests/test_kernels.py tests/test_blend_skin.py tests/test_backend.py tests/test_warmup.py
+KERNEL_TESTS := $(addprefix tests/test_,$(addsuffix .py,kernels blend_skin backend warmup proximity collisions))
 
 .PHONY: demo test lint types unit compiled docs wheel bench gpu gpu-packages clean
 .DELETE_ON_ERROR:

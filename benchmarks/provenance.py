@@ -13,7 +13,7 @@ import torch
 
 import agebody
 
-PACKAGES = ("smplx", "body-models", "smplfitter", "anny", "warp-lang", "numpy")
+PACKAGES = ("smplx", "body-models", "smplfitter", "anny", "trimesh", "warp-lang", "numpy")
 
 
 def provenance(device: torch.device, *, commit: str | None = None) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import trimesh
+from devices import DEVICES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -443,6 +444,23 @@ class TestVisibility:
         seen = visible_vertices(vertices, faces, eyes, backend=backend)
         assert seen.shape == (2, 3, len(vertices))
         assert torch.equal(seen[1, 2], visible_vertices(vertices, faces, eyes[1, 2], backend=backend))
+
+
+@pytest.mark.skipif(not has_warp(), reason="needs Warp")
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE], ids=["float32", "float64"])
+def test_kernels_on_a_device_find_what_torch_finds(mannequin_asset, device, dtype):
+    vertices, faces = surface_of(mannequin_asset, dtype)
+    points = torch.stack([near_surface(vertices, faces, 200, 0.05, seed).to(dtype) for seed in (0, 1)])
+    expected = closest_points(points, vertices, faces, backend="torch").distance
+    moved = [tensor.to(device) for tensor in (points, vertices, faces)]
+    found = closest_points(*moved, backend="warp")
+    assert found.distance.device.type == device
+    torch.testing.assert_close(found.distance.cpu(), expected, rtol=0, atol=1e-6)
+    eye = torch.tensor([0.3, 0.2, 3.0], dtype=dtype)
+    seen = visible_vertices(moved[1], moved[2], eye.to(device), backend="warp").cpu()
+    # Rays that graze an edge may be decided either way.
+    assert (seen != visible_vertices(vertices, faces, eye, backend="torch")).float().mean() < 1e-3
 
 
 class TestErrors:
