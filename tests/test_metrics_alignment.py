@@ -208,6 +208,17 @@ def test_where_points_do_not_decide_nothing_explodes(make, which, noise, dtype):
     assert max(g.abs().max().item() for g in gradients) < 5
 
 
+@pytest.mark.parametrize("noise", [0.0, 1e-16])
+def test_points_that_have_nothing_to_do_with_their_target(noise):
+    """Mirrored pairs against equal ones: no rotation is better than another, but for a rounding."""
+    points, target = cloud(3, seed=27), cloud(3, seed=28)
+    points = (torch.cat((points, -points)) + noise * cloud(6, seed=29)).requires_grad_()
+    target = torch.cat((target, target))
+    motion = procrustes(points, target, with_scale=False)
+    (gradient,) = torch.autograd.grad((motion.rotation * cloud(3, seed=30)).sum(), points)
+    assert gradient.abs().max() < 5
+
+
 def test_on_a_line_only_what_is_decided_moves():
     """About the line itself the rotation is free: that takes no gradient, however much others would gain."""
     points = line(0.0, torch.float64)
