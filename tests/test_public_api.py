@@ -9,6 +9,8 @@ NAMES = [
     "BodyOutput", "KeypointLayout", "Metadata", "Regressor", "ShapedBody", "anny_body",
     "export_smpl_npz", "export_smpl_pkl", "inspect_asset", "load_asset", "mannequin", "save_asset",
 ]  # fmt: skip
+MODULES = ["age", "cameras", "losses", "measure", "metrics", "rotations"]
+"""What `import agebody` brings beside its names."""
 
 PARAMETERS = {
     "BodyModel": "asset num_betas pose_format backend dtype device corrective_dtype",
@@ -31,8 +33,9 @@ PARAMETERS = {
 
 
 def test_names():
-    assert sorted(agebody.__all__) == sorted(NAMES)
+    assert sorted(agebody.__all__) == sorted(NAMES + MODULES)
     assert all(hasattr(agebody, name) for name in NAMES)
+    assert all(inspect.ismodule(getattr(agebody, name)) for name in MODULES)
 
 
 def test_parameters():

@@ -1,5 +1,6 @@
 """Every SMPL-family body from newborn to adult behind one differentiable layer."""
 
+from agebody import age, cameras, losses, measure, metrics, rotations
 from agebody.assets.anny import anny_body
 from agebody.assets.asset import AssetError, BodyAsset, Metadata, Regressor
 from agebody.assets.io import export_smpl_npz, export_smpl_pkl, load_asset, save_asset
@@ -24,11 +25,17 @@ __all__ = [
     "Metadata",
     "Regressor",
     "ShapedBody",
+    "age",
     "anny_body",
+    "cameras",
     "export_smpl_npz",
     "export_smpl_pkl",
     "inspect_asset",
     "load_asset",
+    "losses",
     "mannequin",
+    "measure",
+    "metrics",
+    "rotations",
     "save_asset",
 ]
