@@ -307,6 +307,25 @@ def test_the_limit_is_where_the_radius_stops_growing(lens):
         assert beyond[1] < beyond[0]
 
 
+def test_limits_of_rational_lenses():
+    k = np.random.default_rng(0).uniform(-0.3, 0.3, (60, 6))
+    s = np.linspace(0, 25, 200_001)
+    limits = field_limit(tensor(np.insert(k, [2, 2], 0, axis=1)))
+    finite = 0
+    for (k1, k2, k3, k4, k5, k6), limit in zip(k, limits.tolist(), strict=True):
+        lower = 1 + k4 * s + k5 * s**2 + k6 * s**3
+        pole = s[lower <= 0].min(initial=np.inf)
+        shown = np.sqrt(s) * (1 + k1 * s + k2 * s**2 + k3 * s**3) / lower
+        turn = s[1:][(np.diff(shown) <= 0) & (s[1:] < pole)].min(initial=np.inf)
+        expected = math.sqrt(min(turn, 0.9 * pole))
+        if limit < 5 or expected < 5:
+            finite += 1
+            assert limit == pytest.approx(
+                expected, abs=1e-2
+            )  # the grid's step is 1e-4 of s, flat at the turn
+    assert finite > 30
+
+
 def test_limits_of_known_lenses():
     limits = field_limit(tensor([[-0.3, 0, 0, 0], [0.3, 0.1, 0, 0], [0, 0, 0, 0], [-0.2, -0.1, 0.3, -0.2]]))
     # 1 - 0.9 s = 0; none; none; 1 - 0.6 s - 0.5 s^2 = 0.

@@ -147,8 +147,8 @@ def test_full_frame_projection_nears_weak_perspective_as_the_focal_length_grows(
         translation = weak_to_translation(weak, BOX[0], camera)
         pixels = camera.project(points + translation).pixels
         errors.append((normalize_points(pixels, BOX[0], limit=1) - expected).abs().max().item())
-    # Depths differ by |Z| <= 0.2 m around tz = 2 f / (b s): the error is at most |Z| / tz of coordinates below 2,
-    # and falls as 1 / f.
+    # Depths differ by |Z| <= 0.2 m around tz = 2 f / (b s): the error is at most |Z| / tz of coordinates
+    # below 2, and falls as 1 / f.
     assert errors[0] < 2 * 0.2 / (2 * 1e3 / (256 * 0.9))
     assert errors[1] == pytest.approx(errors[0] / 10, rel=0.1)
     assert errors[2] == pytest.approx(errors[0] / 100, rel=0.1)

@@ -385,10 +385,11 @@ def _length(size: Size, axis: Axis, like: Tensor) -> Tensor:
 
 
 def as_size(size: Size, like: Tensor) -> Tensor:
-    """(*batch, 2), where the other tensor is."""
+    """(*batch, 2), where the other tensor is; numbers are written there, not copied to it."""
     if isinstance(size, Tensor):
         return size.to(like)
-    return torch.tensor(size, dtype=like.dtype, device=like.device)
+    width, height = size
+    return torch.stack((like.new_full((), width), like.new_full((), height)))
 
 
 def _compiling() -> bool:

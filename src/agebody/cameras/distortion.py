@@ -76,7 +76,7 @@ def field_limit(distortion: Float[Tensor, "*camera k"]) -> Float[Tensor, "*camer
     """Radius at depth 1 up to which r L grows: the edge of the lens's view; infinite where it always grows.
 
     It is the smallest positive root of the derivative of r L(r^2), or just below the pole of L if that comes
-    first. Has no gradient.
+    first. Has no gradient. Eigenvalues are computed for it, for which a GPU is waited for.
     """
     return _lens(distortion).limit.sqrt()
 
