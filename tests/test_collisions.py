@@ -441,6 +441,32 @@ class TestContains:
         assert torch.equal(inside, winding_number(points, vertices, faces) > 0.5)
 
     @in_both
+    def test_a_lone_triangle_holds_nothing(self, backend):
+        """From nowhere it is more than half of what one sees; a tree that counted it twice would say so."""
+        triangle = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1]])
+        points = torch.rand(200, 3, generator=torch.Generator().manual_seed(0))
+        assert winding_number(points, triangle, torch.tensor([[0, 1, 2]])).max() > 0.3
+        assert not contains(triangle, torch.tensor([[0, 1, 2]]), points, backend=backend).any()
+
+    @in_both
+    @pytest.mark.parametrize("axis", range(3))
+    def test_open_mesh(self, backend, axis):
+        """A slim egg without its top. What is further from 1/2 than far triangles err is sure."""
+        vertices, faces = sphere()
+        faces = faces[vertices[faces].mean(1)[:, 2] < 0.2]
+        around = 2.2 * torch.rand(400, 3, generator=torch.Generator().manual_seed(0), dtype=DOUBLE) - 1.1
+        scale = torch.tensor([1.0, 0.5, 2.0], dtype=DOUBLE)
+        vertices, points = ((scale * x).roll(axis, -1) for x in (vertices, around))
+        number = winding_number(points, vertices, faces)
+        used = vertices[faces.unique()]
+        boxed = ((points >= used.amin(0)) & (points <= used.amax(0))).all(-1)
+        sure = (number - 0.5).abs() > 0.08
+        assert ((number > 0.58) & (number < 0.8)).sum() > 5
+        assert ((number > 0.2) & (number < 0.42)).sum() > 5
+        inside = contains(vertices, faces, points, backend=backend)
+        assert torch.equal(inside[sure], ((number > 0.5) & boxed)[sure])
+
+    @in_both
     def test_batch(self, backend):
         vertices, faces = sphere(2)
         meshes = vertices * torch.tensor([1.0, 2.0, 3.0], dtype=DOUBLE)[:, None, None]
