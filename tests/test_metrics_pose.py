@@ -196,6 +196,9 @@ def test_stature_error():
     torch.testing.assert_close(stature_error(pred, target, weights=seen), torch.tensor(0.15))
     found = stature_error(pred, target, weights=seen, relative=True, reduction="none")
     torch.testing.assert_close(found, torch.tensor([0.25, 0.05, 0.0]))
+    leaves = (pred.clone().requires_grad_(), target.clone().requires_grad_())
+    value = stature_error(*leaves, weights=seen, relative=True)
+    assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(value, leaves))
     # The true stature times 1.1, 1.2, ...: in float64 the fractions come back to the last digits.
     target = torch.linspace(0.5, 2, 4, dtype=torch.float64)
     shares = torch.tensor([0.1, -0.2, 0.3, 0.0], dtype=torch.float64)
