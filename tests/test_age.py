@@ -259,6 +259,8 @@ def test_percentiles_broadcast_keep_their_kind_and_have_gradients():
     )
     assert isinstance(percentile(1.2, 7.0), float)
     assert isinstance(stature_at_percentile(50.0, 7.0), float)
+    assert stature_at_percentile(50.0, years).shape == (3,)
+    assert stature_at_percentile(torch.tensor(50.0), 7.0).shape == ()
     assert percentile(torch.tensor(1.2), 7.0).dtype == torch.float32
     inside = torch.tensor([1.37, 7.3], dtype=torch.float64, requires_grad=True)
     tall = torch.tensor([0.8, 1.25], dtype=torch.float64, requires_grad=True)

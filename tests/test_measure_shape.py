@@ -27,14 +27,14 @@ def measured(body, names, betas, age):
 
 
 def test_the_measures_of_bodies_give_back_the_bodies(body):
-    betas, age = people(body, 4, spread=0.8)
+    betas, age = people(body, 3, spread=0.8)
     targets = measured(body, MANY, betas, age)
     fit = fit_measurements(body, targets)
     # The prior's pull, sigma^2 |b| over the change of a measure by one beta, 1e-8 m^2 * 3 / 1e-3 m.
     assert fit.residual.abs().max() < 3e-5
     assert fit.converged.all()
     assert fit.met.all()
-    assert fit.report() == "96 of 96 measurements met"
+    assert fit.report() == "72 of 72 measurements met"
     torch.testing.assert_close(fit.betas, betas, rtol=0, atol=0.02)
     torch.testing.assert_close(fit.age_offset, age, rtol=0, atol=1e-3)
     again = measured(body, MANY, fit.betas, fit.age_offset)
@@ -43,7 +43,7 @@ def test_the_measures_of_bodies_give_back_the_bodies(body):
 
 def test_the_free_body_of_all_ages_in_single_precision(anny_asset):
     body = agebody.SMPLA(anny_asset)
-    betas, age = people(body, 4, spread=0.7, seed=2)
+    betas, age = people(body, 3, spread=0.7, seed=2)
     fit = fit_measurements(body, measured(body, FEW, betas, age))
     assert fit.residual.abs().max() < 1e-3
     assert fit.betas.dtype == torch.float32
@@ -171,7 +171,8 @@ def test_each_body_is_solved_for_itself_and_the_same_every_time(body):
 
 
 def test_impossible_targets_still_give_a_body(body):
-    fit = fit_measurements(body, {"stature": torch.tensor([0.0, 50.0]), "waist_circumference": 3.0})
+    targets = {"stature": torch.tensor([0.0, 50.0]), "waist_circumference": 3.0}
+    fit = fit_measurements(body, targets, max_iterations=10)
     assert torch.isfinite(
         torch.cat([part.flatten() for part in (fit.betas, fit.age_offset, fit.achieved)])
     ).all()

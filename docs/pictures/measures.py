@@ -133,7 +133,7 @@ def draw_growth(path: Path, width: int) -> None:
     figure, axes = plt.subplots(2, 2, figsize=(10, 6.4), dpi=width / 10, layout="constrained")
     figure.patch.set_facecolor("#fbfaf8")
     stature, sitting, heads, girth = axes.flat
-    years = np.linspace(0, 19, 96)
+    years = np.concatenate([np.linspace(0, 2, 17), np.linspace(2.5, 19, 34)])
     sexes: tuple[tuple[Sex, str], ...] = (("female", "girls"), ("male", "boys"))
     for (sex, label), color in zip(sexes, ("#a98598", "#7c9fa6"), strict=True):
         low, high = (stature_at_percentile(np.full_like(years, p), years, sex=sex) for p in (3.0, 97.0))

@@ -135,10 +135,9 @@ def z_score(stature: Number, years: Number, *, sex: Sex = "neutral") -> Number:
 
 def percentile(stature: Number, years: Number, *, sex: Sex = "neutral") -> Number:
     """Percentage of people of an age who are not taller, from 0 to 100; arguments as of ``z_score``."""
-    score = z_score(stature, years, sex=sex)
-    if isinstance(score, Tensor):
-        return 100 * torch.special.ndtr(score)
-    return _as_given(100 * special.ndtr(score), score)
+    score: Any = z_score(stature, years, sex=sex)
+    normal: Any = torch.special.ndtr if isinstance(score, Tensor) else special.ndtr
+    return _as_given(100 * normal(score), score)
 
 
 def stature_at_percentile(percentile: Number, years: Number, *, sex: Sex = "neutral") -> Number:
@@ -150,9 +149,9 @@ def stature_at_percentile(percentile: Number, years: Number, *, sex: Sex = "neut
         sex: "neutral", "female" or "male".
     """
     share: Any = percentile / 100
-    score: Any = torch.special.ndtri(share) if isinstance(share, Tensor) else special.ndtri(share)
-    found: Any = median_stature(years, sex=sex) + score * stature_sd(years, sex=sex)
-    return found if isinstance(found, Tensor) else _as_given(found, share)
+    normal: Any = torch.special.ndtri if isinstance(share, Tensor) else special.ndtri
+    score = normal(share)
+    return _as_given(median_stature(years, sex=sex) + score * stature_sd(years, sex=sex), share)
 
 
 # Median head circumference [cm] (WHO child growth standards 2007) at few ages.
@@ -176,9 +175,8 @@ def median_head_circumference(years: Number, *, sex: Sex = "neutral") -> Number:
     """
     nodes, values = _head_growth(sex)
     found: Any = _interpolate(years, nodes, values)
-    if isinstance(found, Tensor):
-        return torch.where(torch.as_tensor(years) > nodes[-1], torch.nan, found)
-    return _as_given(np.where(np.asarray(years) > nodes[-1], np.nan, found), found)
+    choose: Any = torch.where if isinstance(found, Tensor) else np.where
+    return _as_given(choose(years > nodes[-1], np.nan, found), found)
 
 
 @cache
@@ -289,15 +287,15 @@ def _heights(asset: BodyAsset) -> tuple[Float[np.ndarray, " N"], Float[np.ndarra
 
 
 def _as_given(value: Any, like: Any) -> Any:
-    """An array where an array was given, else a number."""
-    return value if isinstance(like, np.ndarray) else float(value)
+    """A tensor or an array where there is one, else a number."""
+    kept = isinstance(value, Tensor) or isinstance(like, np.ndarray) or np.ndim(value) > 0
+    return value if kept else float(value)
 
 
 def _interpolate(x: Any, nodes: Float[np.ndarray, " N"], values: Float[np.ndarray, " N"]) -> Any:
     """Piecewise linear through (nodes, values), nodes ascending, constant outside them; as np.interp."""
     if not isinstance(x, Tensor):
-        result = np.interp(x, nodes, values)
-        return result if isinstance(x, np.ndarray) else float(result)
+        return _as_given(np.interp(x, nodes, values), x)
     if not x.is_floating_point():
         raise TypeError(f"expected a tensor of floating point numbers, got {x.dtype}")
     xs, ys = (torch.as_tensor(part.copy(), dtype=x.dtype, device=x.device) for part in (nodes, values))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import cached_property
 from typing import NamedTuple
@@ -160,8 +159,8 @@ class _Finder:
         low, high = (self._at(row)[1] for row in (chin, top))
         levels = low + np.linspace(*_FOREHEAD_RANGE, _SAMPLES) * (high - low)
         middle = self.vertices[self.parts.vertices(self.head)].mean(0)
-        girths = [self._girth(self.head, np.array([0, y, 0]), (0, 1, 0), tape=True) for y in levels]
-        widest = levels[int(np.argmax(girths))]
+        girths = self._girths(self.head, levels[:, None] * [0, 1, 0], (0, 1, 0), tape=True)
+        widest = levels[np.nanargmax(girths)]
         neck = ("neck", *self.head)
         neck_level = self._along(_NECK, neck)
         axis = self.joints["head"] - self.joints["neck"]
@@ -252,27 +251,29 @@ class _Finder:
         start, end = prefix + stretch.start, prefix + stretch.end
         bone = self.joints[end] - self.joints[start]
         shares = np.linspace(stretch.low, stretch.high, _SAMPLES)
-        girths = np.array([self._girth(part, self.joints[start] + share * bone, bone) for share in shares])
+        girths = self._girths(part, self.joints[start] + shares[:, None] * bone, bone)
         if np.isnan(girths).all():
             raise self._lost(f"no plane between {start} and {end} cuts {', '.join(part)} all around")
         choose = np.nanargmax if stretch.thickest else np.nanargmin
         return self._between(start, end, shares[choose(girths)])
 
-    def _girth(
+    def _girths(
         self,
         part: Sequence[str],
-        origin: np.ndarray,
+        origins: Float[np.ndarray, "N 3"],
         normal: Sequence[float] | np.ndarray,
+        *,
         tape: bool = False,
-    ) -> float:
-        """A part's girth; NaN where the part is not cut all around."""
-        faces = torch.from_numpy(self.parts.faces(part).astype(np.int64))
+    ) -> Float[np.ndarray, " N"]:
+        """A part's girths in parallel planes; NaN where it is not cut all around."""
+        faces = self.parts.faces(part)
+        used = np.unique(faces)
+        local = torch.from_numpy(np.searchsorted(used, faces))
         across = torch.from_numpy(np.array(normal, float))
-        surface = torch.from_numpy(self.vertices)
-        section = plane_section(surface, faces, torch.from_numpy(origin), across, capacity=_CAPACITY)
-        if gap(section).item() > _TIE:
-            return math.nan
-        return (tape_length(section, across) if tape else section_length(section)).item()
+        surface = torch.from_numpy(self.vertices[used])
+        section = plane_section(surface, local, torch.from_numpy(origins), across, capacity=_CAPACITY)
+        length = tape_length(section, across) if tape else section_length(section)
+        return torch.where(gap(section) > _TIE, torch.nan, length).numpy()
 
     def _extreme(
         self,
