@@ -452,7 +452,7 @@ class TestContains:
     @pytest.mark.parametrize("axis", range(3))
     def test_open_mesh(self, backend, axis):
         """A slim egg without its top. What is further from 1/2 than far triangles err is sure."""
-        vertices, faces = sphere()
+        vertices, faces = sphere(4)
         faces = faces[vertices[faces].mean(1)[:, 2] < 0.2]
         around = 2.2 * torch.rand(400, 3, generator=torch.Generator().manual_seed(0), dtype=DOUBLE) - 1.1
         scale = torch.tensor([1.0, 0.5, 2.0], dtype=DOUBLE)
