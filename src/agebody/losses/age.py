@@ -7,9 +7,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from agebody.age import AGE_CLASSES
-from agebody.losses.residuals import expand_weights, expect_labels, residual
 from agebody.losses.robust import Penalty, penalize
-from agebody.reduction import Reduction, Weights, expect, hide, reduce
+from agebody.reduction import (
+    Reduction,
+    Weights,
+    expand_weights,
+    expect,
+    expect_labels,
+    hide,
+    reduce,
+    residual,
+)
 
 
 def age_offset_loss(

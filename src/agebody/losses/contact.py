@@ -11,9 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from agebody.assets.asset import BodyAsset
-from agebody.losses.residuals import expand_weights
 from agebody.losses.robust import Penalty, penalize
-from agebody.reduction import Reduction, Weights, expect, hide, reduce, safe_norm
+from agebody.reduction import Reduction, Weights, expand_weights, expect, hide, reduce, safe_norm
 
 FEET = ("left_ankle", "right_ankle", "left_foot", "right_foot")
 """Joints that move the feet."""

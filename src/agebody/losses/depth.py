@@ -14,8 +14,17 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from torch.nn import functional
 
-from agebody.losses.residuals import expand_weights, expect_labels, expect_pair, residual
-from agebody.reduction import Reduction, Weights, expect, hide, reduce
+from agebody.reduction import (
+    Reduction,
+    Weights,
+    expand_weights,
+    expect,
+    expect_labels,
+    expect_pair,
+    hide,
+    reduce,
+    residual,
+)
 
 DepthForm = Literal["gated", "log"]
 """Whether a pair of two layers stops to count where it is well in order, or never."""

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from agebody.backend import BackendName
 from agebody.collisions import Exclusions, find_collisions, find_penetrations, flatten_batch, offsets
-from agebody.losses.residuals import expand_weights
-from agebody.reduction import Reduction, Weights, expect, hide, reduce, safe_norm
+from agebody.reduction import Reduction, Weights, expand_weights, expect, hide, reduce, safe_norm
 
 DepthForm = Literal["squared", "linear"]
 

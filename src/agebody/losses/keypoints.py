@@ -8,9 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from agebody.keypoints import KeypointLayout, get_layout
-from agebody.losses.residuals import residual
 from agebody.losses.robust import Penalty, penalize
-from agebody.reduction import Reduction, Weights, reduce
+from agebody.reduction import Reduction, Weights, reduce, residual
 
 
 def reprojection_loss(

@@ -8,9 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from agebody.losses.residuals import expand_weights, residual
 from agebody.losses.robust import Penalty, penalize
-from agebody.reduction import Reduction, Weights, expect, reduce, safe_norm
+from agebody.reduction import Reduction, Weights, expand_weights, expect, reduce, residual, safe_norm
 from agebody.rotations import ENTRY_SHAPES, PoseFormat, check_format, no_rotation, to_matrix
 
 METRIC_AWARE_BETA_WEIGHTS = (2.56, 1.28, 0.64, 0.64, 0.32, 0.32, 0.32, 0.32, 0.32, 0.32)

@@ -18,8 +18,7 @@ from agebody.assets.asset import SMPL_JOINT_NAMES, AssetError
 from agebody.assets.container import PathLike
 from agebody.assets.prior_files import Gaussian, Mixture, read_gaussian, read_mixture, write_prior
 from agebody.losses.densities import fit_mixture, half_log_determinants, shrunk_covariance
-from agebody.losses.residuals import expand_weights
-from agebody.reduction import Reduction, Weights, hide, reduce
+from agebody.reduction import Reduction, Weights, expand_weights, hide, reduce
 
 ArrayLike = np.ndarray | Tensor
 Arrays = TypeVar("Arrays", Gaussian, Mixture)

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from agebody.arguments import read_rotations
 from agebody.assets.asset import SMPL_JOINT_NAMES
-from agebody.losses.residuals import expand_weights
-from agebody.reduction import Reduction, Weights, expect, hide, reduce
+from agebody.reduction import Reduction, Weights, expand_weights, expect, hide, reduce
 
 _BENDS = (("left_elbow", 1, 1.0), ("right_elbow", 1, -1.0), ("left_knee", 0, -1.0), ("right_knee", 0, -1.0))
 """Joint, axis (x, y, z) of its hinge, and the sign of turning it backwards."""

@@ -29,10 +29,9 @@ from agebody.losses.keypoints import keypoints_3d_loss, reprojection_loss
 from agebody.losses.objective import Objective, Term, Values
 from agebody.losses.parameters import METRIC_AWARE_BETA_WEIGHTS, betas_loss, rotation_loss
 from agebody.losses.priors import bend_prior
-from agebody.losses.residuals import residual
 from agebody.losses.robust import gmof
 from agebody.losses.temporal import velocity_loss
-from agebody.reduction import Reduction, reduce
+from agebody.reduction import Reduction, reduce, residual
 
 
 def hmr2_objective(*, layout: str | KeypointLayout = "hmr2_44") -> Objective:

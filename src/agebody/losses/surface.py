@@ -7,7 +7,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from agebody.backend import BackendName
-from agebody.losses.residuals import expand_weights
 from agebody.losses.robust import Penalty, penalize
 from agebody.proximity import (
     closest_barycentric,
@@ -17,7 +16,7 @@ from agebody.proximity import (
     nearest_points,
     rows_of,
 )
-from agebody.reduction import Reduction, Weights, expect, hide, reduce, safe_norm
+from agebody.reduction import Reduction, Weights, expand_weights, expect, hide, reduce, safe_norm
 
 
 def scan_to_mesh_loss(

@@ -9,9 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from agebody.losses.parameters import rotation_angle, visible_matrices
-from agebody.losses.residuals import expand_weights
 from agebody.losses.robust import Penalty, penalize
-from agebody.reduction import Reduction, Weights, expect, hide, reduce
+from agebody.reduction import Reduction, Weights, expand_weights, expect, hide, reduce
 from agebody.rotations import PoseFormat
 
 

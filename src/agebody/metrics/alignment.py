@@ -10,8 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from agebody.keypoints import KeypointLayout, get_layout
-from agebody.losses.residuals import expand_weights, expect_pair
-from agebody.reduction import Weights, expect, hide
+from agebody.reduction import Weights, expand_weights, expect, expect_pair, hide
 
 
 class Similarity(NamedTuple):

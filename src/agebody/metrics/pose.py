@@ -16,9 +16,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from agebody.keypoints import KeypointLayout
-from agebody.losses.residuals import expand_weights, expect_pair
 from agebody.metrics.alignment import best_scale, expect_points, procrustes_align, root_points
-from agebody.reduction import Reduction, Weights, expect, hide, reduce, safe_norm
+from agebody.reduction import Reduction, Weights, expand_weights, expect, expect_pair, hide, reduce, safe_norm
 
 Layout = str | KeypointLayout | None
 Root = Sequence[str] | Sequence[int] | None

@@ -10,10 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from agebody.losses.residuals import expand_weights
 from agebody.metrics.alignment import expect_points, procrustes
 from agebody.metrics.pose import Errors, mean_over_points, point_distances
-from agebody.reduction import Reduction, Weights, expect, hide, safe_norm
+from agebody.reduction import Reduction, Weights, expand_weights, expect, hide, safe_norm
 
 SEGMENT = 100
 """Frames that are aligned together (SLAHMR, WHAM, TRAM and GVHMR)."""
