@@ -350,7 +350,8 @@ OPCODES = [opcode.code.encode("latin-1") for opcode in pickletools.opcodes]
 GLOBALS = (
     "numpy dtype", "numpy ndarray", "numpy.core.multiarray _reconstruct", "numpy.core.multiarray scalar",
     "chumpy.ch Ch", "chumpy.reordering Select", "scipy.sparse.csc csc_matrix", "scipy.sparse.coo coo_matrix",
-    "copy_reg _reconstructor", "__main__ Mahalanobis", "__builtin__ set", "__builtin__ object", "_codecs encode", "os system",
+    "copy_reg _reconstructor", "__main__ Mahalanobis", "__builtin__ set", "__builtin__ object",
+    "_codecs encode", "os system",
 )  # fmt: skip
 VALUES_AS_OPCODES = (
     b"U\x02f8", b"U\x01<", b"U\x06latin1", b"U\x01x", b"U\x04data", b"U\x08" + bytes(8), b"K\x00", b"K\x02",
