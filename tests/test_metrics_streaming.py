@@ -119,6 +119,25 @@ def test_sums_are_exact_and_nothing_is_kept_for_gradients(name):
     assert not metric.compute().requires_grad
 
 
+def test_float32_is_added_up_in_float64():
+    pred, target = torch.full((100_001,), 1.1), torch.ones(100_001)
+    metric = streaming.StatureError()
+    metric.update(pred, target)
+    # Every term is the same, so their mean is, too: to less than a rounding of float32, 6e-8.
+    assert metric.compute().item() == pytest.approx((pred - target)[0].item(), rel=1e-12)
+
+
+def test_one_keypoint_has_no_head_size():
+    given = people(dim=2)
+    given["weights"][1] = 0
+    given["weights"][1, 4] = 1
+    given["pred"] = given["pred"].nan_to_num()
+    metric = streaming.MPCKh()
+    metric.update(**given)
+    torch.testing.assert_close(metric.compute(), metrics.mpckh(**given), rtol=1e-12, atol=0)
+    assert metric.count == 5
+
+
 @pytest.mark.parametrize("metric", [case[0] for case in CASES.values()], ids=CASES)
 def test_nothing_yet(metric):
     with pytest.warns(UserWarning, match="compute.*before the ``update``"):
