@@ -269,6 +269,76 @@ def test_resizing_and_cropping_move_the_image_with_the_points():
     torch.testing.assert_close(resized, (pixels - box[:, None, :2]) * scale)
 
 
+@pytest.mark.parametrize("size", [None, (640, 480), tensor([640, 480])])
+@pytest.mark.parametrize("points", [(5, 3), (1, 5, 3), (3, 5, 3)], ids=str)
+@pytest.mark.parametrize("batched", [*Camera._fields, "nothing"])
+def test_every_part_of_a_camera_may_alone_have_a_batch(batched, points, size):
+    whole = camera(batch=(3,))._replace(distortion=tensor([LENSES["barrel"], [0.1] * 5, [-0.1] * 5]))
+    one = Camera(*(part[0] for part in whole))
+    mixed = one if batched == "nothing" else one._replace(**{batched: getattr(whole, batched)})
+    cloud = tensor(np.random.default_rng(6).normal(size=points))
+    found = mixed.project(cloud, size=size)
+    batch = torch.broadcast_shapes(() if batched == "nothing" else (3,), points[:-2])
+    assert found.pixels.shape == (*batch, 5, 2)
+    assert found.depth.shape == found.visible.shape == (*batch, 5)
+    for i in range(batch[0] if batch else 0):
+        single = one if batched == "nothing" else one._replace(**{batched: getattr(whole, batched)[i]})
+        expected = single.project(cloud.expand(batch[0], 5, 3)[i], size=size)
+        for part, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(part[i], other)
+    back = mixed.unproject(found.pixels, found.depth)
+    assert back.shape == (*batch, 5, 3)
+
+
+def test_batches_of_guesses_angles_and_crops_see_one_cloud():
+    cloud = torch.ones(2, 3)
+    angles = torch.tensor([0.5, 0.6, 0.7, 0.8])
+    sizes = torch.tensor([[640.0, 480], [100, 100], [30, 20]])
+    boxes = torch.tensor([[0.0, 0, 100, 50], [10, 10, 60, 70], [5, 5, 6, 6]])
+    one = Camera.guess((640, 480))
+    for cameras in (
+        Camera.from_fov(angles, (640, 480)),
+        Camera.guess(sizes),
+        one.cropped(boxes),
+        one._replace(focal=one.focal.expand(3, 2)).cropped(boxes[0]),
+        one.cropped(boxes, size=(224, 256)),
+    ):
+        found = cameras.project(cloud)
+        for i in range(len(cameras.center)):
+            expected = Camera(cameras.focal[i], cameras.center[i]).project(cloud)
+            for part, other in zip(found, expected, strict=True):
+                torch.testing.assert_close(part[i], other)
+
+
+def test_numbers_are_not_rounded_on_their_way_into_a_camera():
+    angle = math.radians(37)
+    focal = 240 / math.tan(angle / 2)
+    # One float64 rounding each in half an angle, tangent and quotient: some 1e-16 of the value.
+    exact = {"rel": 1e-15, "abs": 0}
+    size = (640, 480)
+    eye = tensor([1, 2, 3])
+    for view in (
+        Camera.look_at(eye, (0.0, 0.0, 0.0), size=size, fov=angle),
+        Camera.look_at((1.0, 2.0, 3.0), eye * 0, size=size, fov=angle),
+        Camera.look_at((1.0, 2.0, 3.0), (0.0, 0.0, 0.0), size=size, fov=tensor(angle)),
+        Camera.look_at(eye.float(), (0.0, 0.0, 0.0), size=size, fov=tensor(angle)),
+        Camera.from_fov(angle, size, dtype=F64),
+        Camera.from_fov(angle, tensor(size)),
+        Camera.from_fov(tensor(angle), size),
+    ):
+        assert {part.dtype for part in view if part is not None} == {F64}
+        assert view.focal.tolist() == pytest.approx([focal, focal], **exact)
+        assert view.center.tolist() == [320, 240]
+    assert Camera.guess((1601, 900), dtype=F64).focal[0].item() == pytest.approx(
+        math.hypot(1601, 900), **exact
+    )
+    assert Camera.from_fov(tensor(angle), size, dtype=torch.float32).focal.dtype == torch.float32
+    for view in (Camera.guess(size), Camera.from_fov(angle, size), Camera.guess(torch.tensor(size))):
+        assert view.focal.dtype == view.center.dtype == torch.float32
+    assert Camera.guess(torch.tensor(size)).focal.tolist() == [800, 800]
+    assert Camera.guess(torch.tensor(size), dtype=F64).focal.dtype == F64
+
+
 def test_float32_batches_and_transforms_of_torch():
     view = camera(lens=LENSES["barrel"]).to(torch.float32)
     points = torch.randn(4, 5, 3, generator=torch.Generator().manual_seed(0))
@@ -421,6 +491,13 @@ def test_lenses_of_a_batch_are_those_of_each():
         (lambda: Camera.from_matrix(torch.eye(3), -torch.eye(4)), ValueError, "expected a rotation"),
         (lambda: Camera.from_fov(4.0, (1, 1)), ValueError, "fov: expected an angle between 0 and pi"),
         (lambda: Camera.from_fov(1.0, (1, 1), axis="up"), ValueError, "axis: expected one of vertical"),
+        (lambda: Camera.from_fov(torch.tensor(1), (1, 1)), TypeError, "fov: expected a floating type"),
+        (
+            lambda: Camera.look_at(torch.tensor([0, 0, 1]), (0, 0, 0), size=(1, 1)),
+            TypeError, "eye: expected a floating type, got torch.int64",
+        ),
+        (lambda: Camera.look_at((0, 1), (0, 0, 0), size=(1, 1)), ValueError, "eye: expected shape"),
+        (lambda: Camera.look_at((0, 0, 1), (0, 0, 0), size=(1, 1), fov=4.0), ValueError, "fov: expected"),
         (lambda: Camera.look_at((0, 0, 0), (0, 0, 0), size=(1, 1)), ValueError, "two different points"),
         (lambda: Camera.look_at((0, 5, 0), (0, 0, 0), size=(1, 1)), ValueError, "two different points"),
         (lambda: camera().project(torch.zeros(3)), ValueError, "points: expected shape (*batch, any, 3)"),

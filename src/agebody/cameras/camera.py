@@ -11,21 +11,23 @@ Conventions, for the whole library:
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from agebody.cameras.distortion import distort, field_limit, undistort
 from agebody.reduction import expect
+from agebody.rowwise import own_precision
 
 Axis = Literal["vertical", "horizontal", "diagonal"]
 """Along which a field of view is measured."""
 
-Size = tuple[float, float] | Float[Tensor, "*sizes 2"]
+Size = tuple[float, float] | Float[Tensor, "*sizes 2"] | Int[Tensor, "*sizes 2"]
 """Width and height of an image [pixels]."""
 
 NEAR = 0.1
@@ -95,7 +97,9 @@ class Camera(NamedTuple):
         if not _compiling():
             r = rotation.detach()
             eye = torch.eye(3, dtype=r.dtype, device=r.device)
-            if not (torch.allclose(r @ r.mT, eye.expand_as(r), atol=1e-4) and (torch.det(r) > 0).all()):
+            with own_precision(r.device):
+                squared = r @ r.mT
+            if not (torch.allclose(squared, eye.expand_as(r), atol=1e-4) and (torch.det(r) > 0).all()):
                 raise ValueError(
                     f"world_to_camera: expected a rotation in its first three columns, got {r.cpu().tolist()}"
                 )
@@ -108,6 +112,7 @@ class Camera(NamedTuple):
         size: Size,
         *,
         axis: Axis = "vertical",
+        dtype: torch.dtype | None = None,
     ) -> Camera:
         """A camera with square pixels that looks through the middle of its image.
 
@@ -115,25 +120,32 @@ class Camera(NamedTuple):
             fov: field of view [rad], between 0 and pi.
             size: width and height [pixels].
             axis: what the field of view is the angle of: "vertical", "horizontal" or "diagonal".
+            dtype: of the camera. None is that of ``fov``, or of ``size`` where ``fov`` is a number, or
+                torch's default where both are numbers.
 
         Raises:
+            TypeError: the field of view is a tensor of integers.
             ValueError: the axis is none of these, or the field of view is a number out of its range.
         """
-        if not isinstance(fov, Tensor):
+        if isinstance(fov, Tensor):
+            fov = expect("fov", fov).to(dtype or fov.dtype)
+        else:
             if not 0 < fov < math.pi:
                 raise ValueError(f"fov: expected an angle between 0 and pi [rad], got {fov}")
-            fov = torch.tensor(float(fov))
+            fov = _like(size, dtype).new_full((), fov)
         focal, extent = fov_to_focal(fov, size, axis=axis), as_size(size, fov)
         return cls(*torch.broadcast_tensors(focal[..., None], extent / 2))
 
     @classmethod
-    def guess(cls, size: Size) -> Camera:
+    def guess(cls, size: Size, *, dtype: torch.dtype | None = None) -> Camera:
         """A camera for a photograph of unknown focal length: f = sqrt(W^2 + H^2), CLIFF's guess (53 degrees).
 
         Args:
             size: width and height [pixels].
+            dtype: of the camera. None is that of ``size``, or torch's default where these are integers or
+                numbers.
         """
-        extent = as_size(size, torch.empty(0)) if not isinstance(size, Tensor) else size
+        extent = as_size(size, _like(size, dtype))
         return cls(extent.norm(dim=-1, keepdim=True).expand_as(extent), extent / 2)
 
     @classmethod
@@ -149,6 +161,9 @@ class Camera(NamedTuple):
     ) -> Camera:
         """A camera at ``eye`` that sees ``target`` in the middle of its image.
 
+        It is of the type that torch promotes the tensors among ``eye``, ``target``, ``up`` and ``fov`` to, or
+        of torch's default where all of them are numbers.
+
         Args:
             eye: where the camera stands, in the world [m].
             target: a point on its optical axis [m].
@@ -158,12 +173,17 @@ class Camera(NamedTuple):
             up: direction of the world that points up in the image.
 
         Raises:
-            ValueError: eye and target coincide, up is parallel to the view, or there is no such axis.
+            TypeError: a tensor is not of a floating type.
+            ValueError: an argument has another shape, eye and target coincide, up is parallel to the view,
+                the field of view is a number out of its range, or there is no such axis.
         """
-        given = [v for v in (eye, target, up) if isinstance(v, Tensor)]
-        like = given[0] if given else torch.empty(0)
+        places = {"eye": eye, "target": target, "up": up}
+        given = [expect(name, v, 3) for name, v in places.items() if isinstance(v, Tensor)]
+        given += [expect("fov", fov)] if isinstance(fov, Tensor) else []
+        dtype = functools.reduce(torch.promote_types, [v.dtype for v in given] or [torch.get_default_dtype()])
+        device = given[0].device if given else None
         position, aim, above = (
-            torch.as_tensor(v, dtype=like.dtype, device=like.device) for v in (eye, target, up)
+            expect(name, torch.as_tensor(v, dtype=dtype, device=device), 3) for name, v in places.items()
         )
         forward = aim - position
         right = torch.linalg.cross(*torch.broadcast_tensors(forward, above))
@@ -173,8 +193,8 @@ class Camera(NamedTuple):
             )
         forward, right = (v / v.norm(dim=-1, keepdim=True) for v in (forward, right))
         rotation = torch.stack((right, torch.linalg.cross(forward, right), forward), -2)
-        translation = -(rotation @ position[..., None])[..., 0]
-        camera = cls.from_fov(fov, size, axis=axis).to(position)
+        translation = -(rotation * position[..., None, :]).sum(-1)
+        camera = cls.from_fov(fov, size, axis=axis, dtype=dtype).to(position)
         return camera._replace(rotation=rotation, translation=translation)
 
     @property
@@ -195,7 +215,7 @@ class Camera(NamedTuple):
     def position(self) -> Float[Tensor, "*batch 3"]:
         """Where the camera stands, in the world [m]: -R^T t."""
         rotation, translation = self._pose()
-        return -(rotation.mT @ translation[..., None])[..., 0]
+        return -(rotation * translation[..., None]).sum(-2)
 
     def to(self, *args: Any, **kwargs: Any) -> Camera:
         """All tensors moved or cast, as by ``torch.Tensor.to``."""
@@ -206,7 +226,9 @@ class Camera(NamedTuple):
         """Camera coordinates of world points: R p + t [m]."""
         points = self._expect("points", points, None, 3)
         if self.rotation is not None:
-            points = points @ self._expect("rotation", self.rotation, 3, 3).mT
+            rotation = self._expect("rotation", self.rotation, 3, 3)
+            with own_precision(points.device):
+                points = points @ rotation.mT
         if self.translation is not None:
             points = points + self._expect("translation", self.translation, 3)[..., None, :]
         return points
@@ -217,7 +239,9 @@ class Camera(NamedTuple):
         if self.translation is not None:
             points = points - self._expect("translation", self.translation, 3)[..., None, :]
         if self.rotation is not None:
-            points = points @ self._expect("rotation", self.rotation, 3, 3)
+            rotation = self._expect("rotation", self.rotation, 3, 3)
+            with own_precision(points.device):
+                points = points @ rotation
         return points
 
     def project(
@@ -259,7 +283,8 @@ class Camera(NamedTuple):
         if size is not None:
             extent = as_size(size, pixels)[..., None, :]
             visible = visible & ((pixels >= 0) & (pixels < extent)).all(-1)
-        depth, visible = torch.broadcast_tensors(depth, visible)
+        # Each may have batch dimensions that the others lack: intrinsics are no part of the depth.
+        _, depth, visible = torch.broadcast_tensors(pixels[..., 0], depth, visible)
         return Projection(pixels.expand(*visible.shape, 2), depth, visible)
 
     def unproject(
@@ -302,7 +327,8 @@ class Camera(NamedTuple):
             TypeError, ValueError: an argument has another type or shape.
         """
         low, high = expect("box", box, 4).split(2, -1)
-        moved = self._replace(center=self.center - low, focal=self.focal.expand_as(self.center - low))
+        focal, center = torch.broadcast_tensors(self.focal, self.center - low)
+        moved = self._replace(focal=focal, center=center)
         return moved if size is None else moved.resized(as_size(size, box) / (high - low))
 
     def _pose(self) -> tuple[Tensor, Tensor]:
@@ -390,6 +416,13 @@ def as_size(size: Size, like: Tensor) -> Tensor:
         return size.to(like)
     width, height = size
     return torch.stack((like.new_full((), width), like.new_full((), height)))
+
+
+def _like(size: Size, dtype: torch.dtype | None) -> Tensor:
+    """A tensor of the type and on the device of a camera that is made of an image's size."""
+    if isinstance(size, Tensor):
+        return size.to(dtype or (size.dtype if size.is_floating_point() else torch.get_default_dtype()))
+    return torch.empty(0, dtype=dtype)
 
 
 def _compiling() -> bool:
