@@ -119,6 +119,42 @@ def test_what_is_not_known_may_be_nan():
     assert all(grad.isfinite().all() for grad in grads)
 
 
+@pytest.mark.parametrize(
+    "objective", [aionhmr_objective(), metric_aware_objective(age=True)], ids=["aionhmr", "ma"]
+)
+def test_an_age_may_be_unknown_where_betas_are_known(objective):
+    objective = objective.without(*(set(objective.terms) - {"betas"}))
+    prediction = {"betas": torch.ones(3, 10), "age_offset": torch.ones(3, requires_grad=True)}
+    target = {"betas": torch.zeros(3, 10), "age_offset": torch.tensor([0.5, torch.nan, 0.5])}
+    target["age_offset_weights"] = torch.tensor([1.0, 0.0, 1.0])
+    each = objective(prediction, target, reduction="none").total
+    assert each.isfinite().all()
+    assert each[1] < each[0] == each[2]
+    assert torch.autograd.grad(each.sum(), prediction["age_offset"])[0][1] == 0
+
+
+def test_a_root_may_be_unknown_where_the_pose_is_known():
+    objective = metric_aware_objective()
+    objective = objective.without(*(set(objective.terms) - {"pose"}))
+    prediction = {"global_orient": torch.ones(2, 3), "body_pose": torch.ones(2, 23, 3)}
+    target = {"global_orient": torch.full((2, 3), torch.nan), "body_pose": torch.zeros(2, 23, 3)}
+    target |= {
+        "global_orient_weights": torch.tensor([0.0, 0.0]),
+        "body_pose_weights": torch.tensor([1.0, 0.0]),
+    }
+    assert objective(prediction, target).total.item() == pytest.approx(5 * 23 / 24)
+
+
+def test_who_shows_no_root_is_not_in_the_mean():
+    prediction, target = regression(people=2), regression(seed=1, people=2)
+    target["keypoints_3d_weights"] = torch.ones(2, K)
+    target["keypoints_3d_weights"][1, LAYOUTS["hmr2_44"].root[0]] = 0
+    objective = hmr2_objective()
+    objective = objective.without(*(set(objective.terms) - {"keypoints_3d"}))
+    one = objective(prediction, target, reduction="sum").total
+    torch.testing.assert_close(objective(prediction, target, reduction="mean").total, one)
+
+
 def test_metric_aware_takes_means_of_people():
     generator = torch.Generator().manual_seed(3)
     draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
@@ -136,7 +172,8 @@ def test_metric_aware_takes_means_of_people():
     mask = torch.rand(5, 24, generator=generator) < 0.7
     mask[:, 0] = True
     given = target | {
-        "image": image, "betas_weights": known, "body_pose_weights": known, "keypoints_2d_weights": mask
+        "image": image, "betas_weights": known, "body_pose_weights": known, "global_orient_weights": known,
+        "keypoints_2d_weights": mask,
     }  # fmt: skip
     terms = metric_aware_objective(age=True)(prediction, given).terms
 
@@ -160,7 +197,7 @@ def test_metric_aware_takes_means_of_people():
     assert terms["betas"].item() == pytest.approx(3 * np.mean(betas))
     rooted = (p["keypoints_3d"] - p["keypoints_3d"][:, :1]) - (t["keypoints_3d"] - t["keypoints_3d"][:, :1])
     assert terms["keypoints_3d"].item() == pytest.approx(8 * np.abs(rooted).mean())
-    flat = np.abs(p["keypoints_2d"] - t["keypoints_2d"]) / 518 * mask.numpy()[..., None]
+    flat = np.abs(p["keypoints_2d"] - t["keypoints_2d"]) / 1288 * mask.numpy()[..., None]
     assert terms["keypoints_2d"].item() == pytest.approx(40 * flat.mean())
     pairs = []
     for i in range(5):
@@ -287,6 +324,8 @@ def test_errors():
         objective(prediction, {k: v for k, v in target.items() if k != "betas"})
     with pytest.raises(ValueError, match="terms: expected some of keypoints_3d, .*, got keypoint"):
         objective.without("keypoint")
+    with pytest.raises(ValueError, match="target: beta_weights: weights of something that is not there"):
+        objective(prediction, target | {"beta_weights": torch.ones(PEOPLE)})
     with pytest.raises(ValueError, match="got pose"):
         objective.reweighted(pose=1.0)
     with pytest.raises(ValueError, match="at least one term"):

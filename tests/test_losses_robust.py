@@ -117,3 +117,10 @@ def test_penalize_by_name_and_by_function():
 def test_unknown_penalty(unchecked):
     with pytest.raises(ValueError, match="penalty: expected 'l1', 'l2' or a function of residuals, got 'l3'"):
         penalize(torch.zeros(1), "l3")  # pyright: ignore
+
+
+@pytest.mark.parametrize("penalty", [gmof, charbonnier])
+def test_sixteen_bits_have_room_for_large_residuals(penalty):
+    residual = torch.tensor([0.0, 2.0, 3.0, 300.0, -2000.0])
+    expected = penalty(residual, 10.0)
+    torch.testing.assert_close(penalty(residual.half(), 10.0).float(), expected, rtol=5e-3, atol=0)

@@ -16,6 +16,8 @@ from agebody.cameras.boxes import convert_box
 from agebody.cameras.camera import Camera
 from agebody.reduction import expect
 
+MAHMR_RESOLUTION = 1288.0
+"""Longer side of Metric-Aware HMR's input [pixels]."""
 MAHMR_LEAST = 1e-6
 """Smallest scale of Metric-Aware HMR."""
 
@@ -98,7 +100,7 @@ def translation_to_bev(
 
 
 def mahmr_to_translation(
-    raw: Float[Tensor, "*batch 3"], focal: Float[Tensor, "*focals"], *, resolution: float = 1288
+    raw: Float[Tensor, "*batch 3"], focal: Float[Tensor, "*focals"], *, resolution: float = MAHMR_RESOLUTION
 ) -> Float[Tensor, "*out 3"]:
     """(x, y, a) as the head of Metric-Aware HMR gives them, in this order, as a translation.
 
@@ -119,7 +121,10 @@ def mahmr_to_translation(
 
 
 def translation_to_mahmr(
-    translation: Float[Tensor, "*batch 3"], focal: Float[Tensor, "*focals"], *, resolution: float = 1288
+    translation: Float[Tensor, "*batch 3"],
+    focal: Float[Tensor, "*focals"],
+    *,
+    resolution: float = MAHMR_RESOLUTION,
 ) -> Float[Tensor, "*out 3"]:
     """The inverse of `mahmr_to_translation`; infinite at and before the depth f / resolution, where s = 2."""
     shift, depth = expect("translation", translation, 3).split((2, 1), -1)

@@ -76,12 +76,26 @@ def keypoints_3d_loss(
     if layout is not None:
         roots = _roots(get_layout(layout), root, pred)
         difference = difference - sum(difference[..., i, :] for i in roots) / len(roots)
-        if weights is not None:
-            for i in roots:
-                weights = weights * (weights[..., i] != 0)
+        weights = _with_root(weights, roots)
     elif root is not None:
         raise ValueError("root: expected None where no layout says what the points are called")
     return reduce(penalize(difference, penalty).sum(-1), weights, reduction)
+
+
+def rooted_weights(
+    weights: Tensor | None, points: Tensor, layout: str | KeypointLayout | None
+) -> Tensor | None:
+    """What `keypoints_3d_loss` makes of the weights (*batch, K): nothing, of who does not show the root."""
+    if weights is None or layout is None:
+        return weights
+    return _with_root(weights.expand(points.shape[:-1]), _roots(get_layout(layout), None, points))
+
+
+def _with_root(weights: Tensor | None, roots: list[slice]) -> Tensor | None:
+    if weights is not None:
+        for i in roots:
+            weights = weights * (weights[..., i] != 0)
+    return weights
 
 
 def _roots(layout: KeypointLayout, root: Sequence[str] | None, points: Tensor) -> list[slice]:

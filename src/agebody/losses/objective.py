@@ -72,6 +72,9 @@ class Objective(nn.Module):
         """
         reduction = reduction or self.reduction
         target = {} if target is None else target
+        astray = [key for key in target if key.endswith("_weights") and key[:-8] not in target]
+        if astray:
+            raise ValueError(f"target: {', '.join(astray)}: weights of something that is not there")
         values = {}
         for name, term in self.terms.items():
             if term.weight == 0:

@@ -22,14 +22,16 @@ import torch
 from torch import Tensor, nn
 
 from agebody.assets.asset import SMPL_JOINT_NAMES
+from agebody.cameras.weak import MAHMR_RESOLUTION
 from agebody.keypoints import KeypointLayout
 from agebody.losses.adversarial import generator_loss
+from agebody.losses.age import age_offset_loss
 from agebody.losses.depth import fov_loss, relative_metric_loss
-from agebody.losses.keypoints import keypoints_3d_loss, reprojection_loss
+from agebody.losses.keypoints import keypoints_3d_loss, reprojection_loss, rooted_weights
 from agebody.losses.objective import Objective, Term, Values
 from agebody.losses.parameters import METRIC_AWARE_BETA_WEIGHTS, betas_loss, rotation_loss
 from agebody.losses.priors import bend_prior
-from agebody.losses.robust import gmof
+from agebody.losses.robust import Penalty, gmof
 from agebody.losses.temporal import velocity_loss
 from agebody.reduction import Reduction, reduce, residual
 
@@ -141,7 +143,7 @@ def smplify_x_objective(
 
 
 def metric_aware_objective(
-    *, image_size: float = 518.0, layout: str | KeypointLayout | None = "smpl24", age: bool = False
+    *, image_size: float = MAHMR_RESOLUTION, layout: str | KeypointLayout | None = "smpl24", age: bool = False
 ) -> Objective:
     """Metric-Aware HMR (Wang et al. 2025): what it learns of matched people, as its public code weighs it.
 
@@ -217,7 +219,7 @@ def _keypoints_3d(
     weights = target.get("keypoints_3d_weights")
     pred, known = prediction["keypoints_3d"], target["keypoints_3d"]
     entries = keypoints_3d_loss(pred, known, layout=layout, weights=weights, reduction="none")
-    return _of_people(entries, weights, reduction)
+    return _of_people(entries, rooted_weights(weights, pred, layout), reduction)
 
 
 def _mean_keypoints_2d(prediction: Values, target: Values, reduction: Reduction, *, unit: float) -> Tensor:
@@ -250,9 +252,28 @@ def _betas(prediction: Values, target: Values, reduction: Reduction) -> Tensor:
     return betas_loss(prediction["betas"], target["betas"], weights=weights, reduction=reduction)
 
 
-def _identity(prediction: Values, target: Values, reduction: Reduction) -> Tensor:
-    weights = target.get("betas_weights")
-    return betas_loss(_with_age(prediction), _with_age(target), weights=weights, reduction=reduction)
+def _identity(
+    prediction: Values,
+    target: Values,
+    reduction: Reduction,
+    *,
+    beta_weights: tuple[float, ...] | None = None,
+    age_weight: float = 1.0,
+    penalty: Penalty = "l2",
+) -> Tensor:
+    """Betas, and the age offset as one more of them; each may be unknown."""
+    of_betas = target.get("betas_weights")
+    of_age = target.get("age_offset_weights", of_betas)
+    scale = None if beta_weights is None else prediction["betas"].new_tensor(beta_weights)
+    betas = betas_loss(
+        prediction["betas"], target["betas"],
+        beta_weights=scale, weights=of_betas, penalty=penalty, reduction="none",
+    )  # fmt: skip
+    age = age_offset_loss(
+        prediction["age_offset"], target["age_offset"], weights=of_age, penalty=penalty, reduction="none"
+    )
+    known = None if of_betas is None or of_age is None else (of_betas != 0) | (of_age != 0)
+    return reduce(betas + age_weight * age, known, reduction)
 
 
 def _with_age(values: Values) -> Tensor:
@@ -310,26 +331,29 @@ def _motion(prediction: Values, target: Values, reduction: Reduction) -> Tensor:
 
 
 def _absolute_pose(prediction: Values, target: Values, reduction: Reduction) -> Tensor:
-    weights = target.get("body_pose_weights")
     pred, known = (
         torch.cat((v["global_orient"][..., None, :], v["body_pose"]), -2) for v in (prediction, target)
     )
-    difference, weights = residual(pred, known, weights, None, 3)
-    return reduce(difference.abs().mean((-2, -1)), weights, reduction)
+    weights = [target.get(f"{name}_weights") for name in ("global_orient", "body_pose")]
+    joints = pred.new_ones(pred.shape[:-1])
+    for part, given in zip((slice(1), slice(1, None)), weights, strict=True):
+        if given is not None:
+            joints[..., part] = given[..., None].to(joints.dtype)
+    difference, joints = residual(pred, known, joints, 3)
+    entries = reduce(difference.abs().mean(-1), joints, "none")
+    return _of_people(entries, joints, reduction) / pred.shape[-2]
 
 
 def _weighted_betas(prediction: Values, target: Values, reduction: Reduction, *, age: bool) -> Tensor:
-    pred, known = (_with_age(v) if age else v["betas"] for v in (prediction, target))
-    of_betas = pred.new_tensor((*METRIC_AWARE_BETA_WEIGHTS, 10.0) if age else METRIC_AWARE_BETA_WEIGHTS)
-    loss = betas_loss(
-        pred,
-        known,
-        beta_weights=of_betas,
-        weights=target.get("betas_weights"),
-        penalty="l1",
-        reduction=reduction,
-    )
-    return loss / pred.shape[-1]
+    count = len(METRIC_AWARE_BETA_WEIGHTS)
+    if age:
+        options = {"beta_weights": METRIC_AWARE_BETA_WEIGHTS, "age_weight": 10.0, "penalty": "l1"}
+        return _identity(prediction, target, reduction, **options) / (count + 1)
+    scale = prediction["betas"].new_tensor(METRIC_AWARE_BETA_WEIGHTS)
+    weights = target.get("betas_weights")
+    pred, known = prediction["betas"], target["betas"]
+    loss = betas_loss(pred, known, beta_weights=scale, weights=weights, penalty="l1", reduction=reduction)
+    return loss / count
 
 
 def _relative_depth(prediction: Values, target: Values, reduction: Reduction) -> Tensor:

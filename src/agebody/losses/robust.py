@@ -39,9 +39,8 @@ def gmof(residual: Float[Tensor, "*shape"], rho: float | Tensor) -> Float[Tensor
         residual: any shape and unit.
         rho: residual at which the cost is half of its bound, in the same unit; positive.
     """
-    squared = residual.square()
-    rho_squared = rho * rho
-    return rho_squared * squared / (rho_squared + squared)
+    share = residual / rho  # first of all: rho^2 r^2 has no place in 16 bits
+    return rho * rho * (share / torch.hypot(share, torch.ones_like(share))).square()
 
 
 def huber(residual: Float[Tensor, "*shape"], delta: float) -> Float[Tensor, "*shape"]:
@@ -67,5 +66,5 @@ def charbonnier(residual: Float[Tensor, "*shape"], epsilon: float) -> Float[Tens
         epsilon: about where the square ends, in the same unit; positive.
     """
     # As a quotient, because the difference of the two loses all digits of a small residual.
-    squared = residual.square()
-    return 2 * epsilon * squared / (torch.sqrt(squared + epsilon * epsilon) + epsilon)
+    share = residual / epsilon
+    return 2 * epsilon * epsilon * share * (share / (torch.hypot(share, torch.ones_like(share)) + 1))
