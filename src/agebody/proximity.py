@@ -11,6 +11,7 @@ from torch import Tensor
 
 from agebody.backend import BackendName, choose_backend, has_warp, load_kernels
 from agebody.reduction import expect, safe_norm
+from agebody.rowwise import own_precision
 
 PAIRS = 1 << 21
 """Point-triangle pairs that torch's search looks at together: some 50 MB."""
@@ -300,7 +301,8 @@ def _closest_triangles(points: Tensor, triangles: Tensor, backend: BackendName) 
     for p, t, out in zip(points, triangles, found, strict=True):
         rows = max(1, PAIRS // len(t))
         for start in range(0, len(p), rows):
-            out[start : start + rows] = _closest_of_all(p[start : start + rows], t)
+            with own_precision(p.device):
+                out[start : start + rows] = _closest_of_all(p[start : start + rows], t)
     return found
 
 
@@ -351,7 +353,8 @@ def _clear_sights(vertices: Tensor, faces: Tensor, eyes: Tensor, backend: Backen
     for mesh, eye, out in zip(vertices, eyes, clear, strict=True):
         for start in range(0, len(mesh), rows):
             here = torch.arange(start, min(start + rows, len(mesh)), device=mesh.device)
-            out[here] = ~_blocked(mesh, faces, eye, here)
+            with own_precision(mesh.device):
+                out[here] = ~_blocked(mesh, faces, eye, here)
     return clear
 
 

@@ -49,12 +49,13 @@ class RowFunction:
 
     def __call__(self, constants: Any, *tensors: Tensor) -> Tensors:
         """The outputs."""
-        if is_traced(*tensors):
-            return self.definition(constants, *tensors)
-        if not is_differentiated(*tensors):
-            return self.find_value(constants, False, *tensors)[0]
-        keep = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-        return _Value.apply(self, constants, keep, *tensors)[: self.num_outputs]
+        with own_precision(tensors[0].device):
+            if is_traced(*tensors):
+                return self.definition(constants, *tensors)
+            if not is_differentiated(*tensors):
+                return self.find_value(constants, False, *tensors)[0]
+            keep = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+            return _Value.apply(self, constants, keep, *tensors)[: self.num_outputs]
 
     def find_value(self, constants: Any, keep: bool, *tensors: Tensor) -> tuple[Tensors, Tensors]:
         """`value`, on tensors."""

@@ -90,7 +90,7 @@ def invert_extrinsics(matrix: Float[Tensor, "*batch n 4"]) -> Float[Tensor, "*ba
         TypeError, ValueError: the matrix has another type or shape.
     """
     rotation, translation = split_rigid("matrix", matrix)
-    return join_rigid(rotation.mT, -(rotation.mT @ translation[..., None])[..., 0])
+    return join_rigid(rotation.mT, -(rotation * translation[..., None]).sum(-2))
 
 
 def convert_pixels(

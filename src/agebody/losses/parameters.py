@@ -11,6 +11,7 @@ from torch import Tensor
 from agebody.losses.robust import Penalty, penalize
 from agebody.reduction import Reduction, Weights, expand_weights, expect, reduce, residual, safe_norm
 from agebody.rotations import ENTRY_SHAPES, PoseFormat, check_format, no_rotation, to_matrix
+from agebody.rowwise import own_precision
 
 METRIC_AWARE_BETA_WEIGHTS = (2.56, 1.28, 0.64, 0.64, 0.32, 0.32, 0.32, 0.32, 0.32, 0.32)
 """What the error of each of ten betas counts in Metric-Aware HMR; ``beta_weights`` takes a tensor of them."""
@@ -90,7 +91,8 @@ def rotation_angle(
         first: (*batch, 3, 3) rotation matrices.
         second: (*batch, 3, 3) rotation matrices.
     """
-    between = first.mT @ second
+    with own_precision(first.device):
+        between = first.mT @ second
     twist = between - between.mT
     sine = safe_norm(torch.stack((twist[..., 2, 1], twist[..., 0, 2], twist[..., 1, 0]), -1))
     cosine = between.diagonal(dim1=-2, dim2=-1).sum(-1) - 1

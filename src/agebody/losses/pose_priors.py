@@ -19,6 +19,7 @@ from agebody.assets.container import PathLike
 from agebody.assets.prior_files import Gaussian, Mixture, read_gaussian, read_mixture, write_prior
 from agebody.losses.densities import fit_mixture, half_log_determinants, shrunk_covariance
 from agebody.reduction import Reduction, Weights, expand_weights, hide, reduce
+from agebody.rowwise import own_precision
 
 ArrayLike = np.ndarray | Tensor
 Arrays = TypeVar("Arrays", Gaussian, Mixture)
@@ -267,11 +268,15 @@ class MahalanobisPrior(_PosePrior[Gaussian]):
 
     def energies(self, pose: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch"]:
         """Squared Mahalanobis distances; see `forward`."""
-        return ((pose - self.mean) @ self.factor).square().sum(-1)
+        return self._whiten(pose).square().sum(-1)
 
     def residuals(self, body_pose: Float[Tensor, "*pose"]) -> Float[Tensor, "*batch R"]:
         """(pose - mean) factor, for least squares: the squares of a pose's residuals sum to its energy."""
-        return (self._read(body_pose) - self.mean) @ self.factor
+        return self._whiten(self._read(body_pose))
+
+    def _whiten(self, pose: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch R"]:
+        with own_precision(pose.device):
+            return (pose - self.mean) @ self.factor
 
 
 class MaxMixturePrior(_PosePrior[Mixture]):
@@ -463,7 +468,8 @@ class MaxMixturePrior(_PosePrior[Mixture]):
 
     def _components(self, pose: Tensor) -> tuple[Tensor, Tensor]:
         """Whitened distances (*batch, K, D) from each mean, and energies (*batch, K)."""
-        whitened = torch.einsum("kij,...kj->...ki", self.whitenings, pose[..., None, :] - self.means)
+        with own_precision(pose.device):
+            whitened = torch.einsum("kij,...kj->...ki", self.whitenings, pose[..., None, :] - self.means)
         return whitened, whitened.square().sum(-1) / 2 + self.constants
 
     def extra_repr(self) -> str:

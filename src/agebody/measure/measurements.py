@@ -15,6 +15,7 @@ from agebody.measure.definitions import GROUND, MEASUREMENTS, TOP, Definition, D
 from agebody.measure.landmarks import Parts, find_landmarks
 from agebody.measure.sections import Section, gap, plane_section, section_length, tape_length
 from agebody.reduction import expect, safe_norm
+from agebody.rowwise import own_precision
 
 _ROOM = 256  # triangles that a plane may cut of a part, ...
 _SPARE = 4  # ... or so many times what it cuts of the asset's own surfaces
@@ -169,7 +170,9 @@ class _DistanceGauge(Gauge):
         self._keep(vertices=used, rows=rows[:, used])
 
     def forward(self, vertices: Tensor) -> Tensor:
-        return safe_norm((self.rows @ vertices).diff(dim=-2)).sum(-1)
+        with own_precision(vertices.device):
+            points = self.rows @ vertices
+        return safe_norm(points.diff(dim=-2)).sum(-1)
 
 
 class _HeightGauge(Gauge):
@@ -217,7 +220,8 @@ class _GirthGauge(Gauge):
         return tape_length(section, normal) if self.tape else section_length(section)
 
     def section(self, vertices: Tensor) -> tuple[Section, Tensor]:
-        points = self.rows @ vertices
+        with own_precision(vertices.device):
+            points = self.rows @ vertices
         origin = points[..., 0, :]
         if len(self.rows) == 1:
             normal = torch.zeros_like(origin)

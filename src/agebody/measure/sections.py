@@ -11,6 +11,7 @@ from torch import Tensor
 
 from agebody.arguments import broadcast
 from agebody.reduction import expect, safe_norm
+from agebody.rowwise import own_precision
 
 TAPE_DIRECTIONS = 240
 
@@ -114,7 +115,8 @@ def tape_length(section: Section, normal: Float[Tensor, "*#batch 3"]) -> Float[T
     flat = torch.stack([(points.detach() * axis[..., None, :]).sum(-1) for axis in (across, along)], -1)
     angles = torch.arange(TAPE_DIRECTIONS, dtype=points.dtype, device=points.device)
     angles = angles * (2 * math.pi / TAPE_DIRECTIONS)
-    reach = torch.stack([angles.cos(), angles.sin()], -1) @ flat.mT
+    with own_precision(points.device):
+        reach = torch.stack([angles.cos(), angles.sin()], -1) @ flat.mT
     farthest = reach.argmax(-1)
     corners = points.gather(-2, farthest[..., None].expand(*farthest.shape, 3))
     return safe_norm(corners - corners.roll(1, -2)).sum(-1)

@@ -15,6 +15,7 @@ from agebody.body import SMPLA, BodyModel
 from agebody.deform import age_coefficients
 from agebody.measure.definitions import MEASUREMENTS, Definition
 from agebody.measure.measurements import Measurements
+from agebody.rowwise import own_precision
 
 _CHUNK = 128  # bodies at a time: memory is bounded
 _START_AGES = 9
@@ -97,7 +98,8 @@ def fit_measurements(
     """
     problem = _Problem(body, targets, weights, age_offset, sigma, age_bounds, definitions)
     which = torch.arange(problem.size, device=body.device).split(_CHUNK)
-    found = [_solve(problem, chunk, tolerance, max_iterations) for chunk in which]
+    with own_precision(body.device):
+        found = [_solve(problem, chunk, tolerance, max_iterations) for chunk in which]
     betas, age, achieved, converged, _ = (torch.cat(parts) for parts in zip(*found, strict=True))
     residual = torch.where(problem.weights > 0, achieved - problem.targets, 0)
     batched = lambda tensor: tensor.reshape((*problem.batch, *tensor.shape[1:]))  # noqa: E731

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.reduction import Weights, expand_weights, expect, expect_pair, hide
+from agebody.rowwise import own_precision
 
 
 class Similarity(NamedTuple):
@@ -23,7 +24,8 @@ class Similarity(NamedTuple):
 
     def apply(self, points: Float[Tensor, "*batch N 3"]) -> Float[Tensor, "*batch N 3"]:
         """The points, moved."""
-        turned = points @ (self.scale[..., None, None] * self.rotation).mT
+        with own_precision(points.device):
+            turned = points @ (self.scale[..., None, None] * self.rotation).mT
         return turned + self.translation[..., None, :]
 
 
@@ -57,7 +59,8 @@ def procrustes(
     from_center, to_center = mean.of(pred), mean.of(target)
     start, end = pred - from_center[..., None, :], target - to_center[..., None, :]
     spread, extent = mean.product(start, start), mean.product(end, end)
-    covariance = mean.outer(end, start)
+    with own_precision(pred.device):
+        covariance = mean.outer(end, start)
     rotation = _nearest_rotation(covariance, spread.detach().sqrt() * extent.detach().sqrt())
     scale = torch.ones_like(spread)
     if with_scale:
@@ -67,8 +70,8 @@ def procrustes(
         decided = spread > rounding * torch.maximum(far, extent)
         gain = (rotation * covariance).sum((-2, -1))
         scale = torch.where(decided, gain / torch.where(decided, spread, 1), scale)
-    moved = scale[..., None] * (rotation @ from_center[..., None]).squeeze(-1)
-    return Similarity(rotation, scale, to_center - moved)
+    turned = (rotation * from_center[..., None, :]).sum(-1)
+    return Similarity(rotation, scale, to_center - scale[..., None] * turned)
 
 
 def procrustes_align(
@@ -187,8 +190,7 @@ class _NearestRotation(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grad_outputs: Tensor) -> Tensor:
         matrix, rotation = ctx.saved_tensors
-        spin = _solve_spin(matrix, rotation, _vee(rotation.mT @ grad_outputs[0]))
-        return rotation @ _hat(spin)
+        return _turn(matrix, rotation, grad_outputs[0])
 
 
 class _WithForwardMode(_NearestRotation):
@@ -202,7 +204,17 @@ class _WithForwardMode(_NearestRotation):
     @staticmethod
     def jvp(ctx, *grad_inputs: Tensor) -> Tensor:
         matrix, rotation = ctx.saved_tensors
-        return rotation @ _hat(_solve_spin(matrix, rotation, _vee(rotation.mT @ grad_inputs[0])))
+        return _turn(matrix, rotation, grad_inputs[0])
+
+
+def _turn(
+    matrix: Float[Tensor, "*batch 3 3"],
+    rotation: Float[Tensor, "*batch 3 3"],
+    change: Float[Tensor, "*batch 3 3"],
+) -> Float[Tensor, "*batch 3 3"]:
+    """How the rotation follows a change of the matrix; the derivative is its own transpose."""
+    with own_precision(matrix.device):
+        return rotation @ _hat(_solve_spin(matrix, rotation, _vee(rotation.mT @ change)))
 
 
 def _solve_spin(
