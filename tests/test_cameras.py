@@ -396,6 +396,34 @@ def test_limits_of_rational_lenses():
     assert finite > 30
 
 
+def test_limits_are_the_roots_that_numpy_finds():
+    k = np.random.default_rng(1).uniform(-0.3, 0.3, (100, 6)) * np.logspace(0, -4, 100)[:, None]
+    found = field_limit(tensor(np.insert(k, [2, 2], 0, axis=1))).tolist()
+    farthest = 0.0
+    for (k1, k2, k3, k4, k5, k6), limit in zip(k, found, strict=True):
+        upper, lower = np.poly1d([k3, k2, k1, 1]), np.poly1d([k6, k5, k4, 1])
+        slope = upper * lower + np.poly1d([2, 0]) * (upper.deriv() * lower - upper * lower.deriv())
+
+        def first(polynomial):
+            roots = polynomial.roots
+            # Real ones come without imaginary part, or in pairs apart by the root of the rounding error.
+            real = roots.real[(np.abs(roots.imag) < 1e-7 * np.abs(roots)) & (roots.real > 0)]
+            return real.min(initial=np.inf)
+
+        expected = math.sqrt(min(first(slope), 0.9 * first(lower)))
+        # Simple roots: the rounding error of a sum of seven terms, over a slope of some hundredths of them.
+        assert limit == pytest.approx(expected, rel=1e-11)
+        farthest = max(farthest, limit if math.isfinite(limit) else 0)
+    assert farthest > 10  # weak lenses fold far out
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize("k1", [-1e4, -1.0, -1e-3, -1e-5])
+def test_limits_near_and_far(k1, dtype):
+    found = field_limit(torch.tensor([k1, 0, 0, 0], dtype=dtype)).item()
+    assert found == pytest.approx(math.sqrt(-1 / (3 * k1)), rel=4 * torch.finfo(dtype).eps)
+
+
 def test_limits_of_known_lenses():
     limits = field_limit(tensor([[-0.3, 0, 0, 0], [0.3, 0.1, 0, 0], [0, 0, 0, 0], [-0.2, -0.1, 0.3, -0.2]]))
     # 1 - 0.9 s = 0; none; none; 1 - 0.6 s - 0.5 s^2 = 0.
@@ -418,7 +446,7 @@ def test_what_is_outside_the_view_does_not_come_back(lens):
         )
         assert not outside.visible.any()
         just = limit * torch.tensor([[1 - 1e-9], [1 + 1e-9]], dtype=F64) * direction
-        # The steepest slope, 100, is that of the lens with a pole.
+        # The farthest slope, 100, is that of the lens with a pole.
         torch.testing.assert_close(*distort(just, coefficients), rtol=0, atol=1e-6)
 
 
@@ -448,6 +476,17 @@ def test_undistortion_of_any_lens(k, p, x, y):
     point = tensor([[x, y]])
     if point.norm() < 0.8 * field_limit(lens):
         torch.testing.assert_close(undistort(distort(point, lens), lens), point, rtol=0, atol=1e-12)
+
+
+def test_undistortion_where_a_lens_nearly_flattens():
+    lens = tensor(
+        [-0.6308810433372618, -0.0071728517600875225, -0.002145498388463746, 0.0007148998569792082,
+         0.11187699648105527, -0.1960220989718182, 0.00358299806093004, 0.01502080640259495]
+    )  # fmt: skip
+    # The inverse without tangential terms is far off, and from there six of Newton's steps miss it by 0.17.
+    point = tensor([[0.505486053725314, 0.8879643396947724]])
+    # The least slope of the lens here is 0.04: the rounding error of 1e-16 over that, some times.
+    torch.testing.assert_close(undistort(distort(point, lens), lens), point, rtol=0, atol=2e-14)
 
 
 @lenses

@@ -286,6 +286,19 @@ def test_a_torso_without_length_is_far_but_finite():
         (lambda: convert_box(BOX, "xyxy", "yxyx"), ValueError, "target: expected one of xyxy, xywh, cxcywh"),
         (lambda: convert_box(BOX[:, :3], "xyxy", "xywh"), ValueError, "box: expected shape (*batch, 4)"),
         (lambda: box_around(torch.zeros(3)), ValueError, "keypoints: expected shape (*batch, any, 2)"),
+        (lambda: box_around(torch.zeros(2, 0, 2)), ValueError, "keypoints: expected one or more"),
+        (lambda: box_around(torch.zeros(3, 2), weights=torch.ones(2)), ValueError, "weights: expected"),
+        (lambda: box_around(torch.zeros(3, 2), weights=[1, 0, 1]), TypeError, "weights: expected a torch"),
+        (
+            lambda: torso_depth(torch.zeros(17, 3), torch.zeros(17, 2), Camera.guess((1, 1)), "coco17",
+                                weights=torch.ones(16)),
+            ValueError, "weights: expected a shape that broadcasts to (17,), got (16,)",
+        ),
+        (
+            lambda: torso_translation(torch.zeros(17, 3), torch.zeros(17, 2), Camera.guess((1, 1)), "coco17",
+                                      weights=[1.0] * 17),
+            TypeError, "weights: expected a torch.Tensor or None, got list",
+        ),
         (lambda: weak_to_translation(torch.zeros(2), BOX, Camera.guess((1, 1))), ValueError, "weak: "),
         (lambda: box_condition(BOX, Camera.guess((1, 1)), normalization="x"), ValueError, "normalization"),
         (

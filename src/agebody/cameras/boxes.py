@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from agebody.cameras.camera import Camera, Size, as_size
-from agebody.reduction import Weights, expect, hide
+from agebody.reduction import Weights, expand_weights, expect, hide
 
 BoxFormat = Literal["xyxy", "xywh", "cxcywh"]
 """Corners; first corner and size (COCO's); centre and size."""
@@ -71,13 +71,16 @@ def box_around(
         scale: size of the box over that of the keypoints' extent.
 
     Raises:
-        TypeError, ValueError: an argument has another type or shape.
+        TypeError, ValueError: an argument has another type or shape, or there are no keypoints.
     """
     points = expect("keypoints", keypoints, None, 2)
+    if points.shape[-2] == 0:
+        raise ValueError(f"keypoints: expected one or more, got shape {tuple(points.shape)}")
+    weights = expand_weights(weights, points.shape[:-1])
     if weights is None:
         low, high = points.amin(-2), points.amax(-2)
     else:
-        kept = (weights != 0).expand(points.shape[:-1])[..., None]
+        kept = (weights != 0)[..., None]
         points, some = hide(points, weights, 1), kept.any(-2)
         low = torch.where(some, torch.where(kept, points, torch.inf).amin(-2), 0)
         high = torch.where(some, torch.where(kept, points, -torch.inf).amax(-2), 0)

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from agebody.cameras.distortion import distort, field_limit, undistort
+from agebody.cameras.distortion import distort_in_view, undistort
 from agebody.reduction import expect
 from agebody.rowwise import own_precision
 
@@ -276,9 +276,8 @@ class Camera(NamedTuple):
         plane = local[..., :2] * _inverse_depth(depth, near)[..., None]
         visible = depth >= near
         if self.distortion is not None:
-            limit = field_limit(self.distortion)[..., None]
-            visible = visible & ((plane * plane).sum(-1) <= limit * limit)
-            plane = distort(plane, self.distortion)
+            plane, in_view = distort_in_view(plane, self.distortion)
+            visible = visible & in_view
         pixels = plane * self._focal() + self._center()
         if size is not None:
             extent = as_size(size, pixels)[..., None, :]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from agebody.cameras.camera import Camera
 from agebody.keypoints import KeypointLayout, get_layout
-from agebody.reduction import Weights, expect, hide, safe_norm
+from agebody.reduction import Weights, expand_weights, expect, hide, safe_norm
 
 TORSO = (("left_shoulder", "left_hip"), ("right_shoulder", "right_hip"))
 """Edges whose length changes little with pose: SMPLify's."""
@@ -94,7 +94,9 @@ def _edges(
         raise ValueError(f"layout: {layout.name!r} has no {', '.join(missing)}")
     index = [layout.names.index(name) for edge in TORSO for name in edge]
     body, image = expect("points", points, len(layout), 3), expect("keypoints", keypoints, len(layout), 2)
-    trust = (image.new_ones(()) if weights is None else weights).expand(image.shape[:-1])
+    entries = image.shape[:-1]
+    trust = expand_weights(image.new_ones(()) if weights is None else weights, entries)
+    assert trust is not None  # as weights were given
     body, image = (
         torch.stack([part[..., i, :] for i in index], -2).unflatten(-2, (len(TORSO), 2))
         for part in (hide(body, trust, 1), hide(image, trust, 1))
