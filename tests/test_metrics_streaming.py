@@ -261,6 +261,99 @@ def test_in_a_collection():
     assert {"mpjpe", "adult", "all"} <= {name.removeprefix("pa_") for name in found}
 
 
+POINTS = {
+    "strict": streaming.PCK(0.05), "lax": streaming.PCK(0.5), "named": streaming.PCK(threshold=0.1),
+    "mpjpe": streaming.MPJPE(layout="coco17"), "nose": streaming.MPJPE(layout="coco17", root=["nose"]),
+    "pa": streaming.PAMPJPE(),
+}  # fmt: skip
+AGES = {"strict": streaming.ByAgeClass(POINTS["strict"]), "lax": streaming.ByAgeClass(POINTS["lax"])}
+
+
+@pytest.mark.parametrize(("kinds", "ages"), [(POINTS, {}), (AGES, {"age_offset": torch.zeros(2)})])
+def test_a_collection_shares_nothing_between_metrics_that_agree_by_chance(kinds, ages):
+    """All are 0 or 1 after the first batch, of people who are where they should be."""
+    together = torchmetrics.MetricCollection({name: metric.clone() for name, metric in kinds.items()})
+    alone = {name: metric.clone() for name, metric in kinds.items()}
+    target = normal(2, 17, 3)
+    for pred in (target, target + 0.1 * normal(2, 17, 3, seed=1)):
+        together.update(pred, target, **ages)
+        for metric in alone.values():
+            metric.update(pred, target, **ages)
+    found = together.compute()
+    for name, metric in alone.items():
+        value = metric.compute()
+        if ages:
+            assert found[f"{name}_all"] == value["all"]
+        else:
+            assert found[name] == value
+    assert len(together.compute_groups) == len(kinds)
+
+
+def test_a_collection_shares_the_sums_of_equal_metrics():
+    same = torchmetrics.MetricCollection({"a": streaming.PCK(0.05), "b": streaming.PCK(0.05)})
+    same.update(normal(2, 17, 3), normal(2, 17, 3))
+    assert len(same.compute_groups) == 1
+    assert (
+        repr(copy.deepcopy(streaming.PCK(0.05, sync_on_compute=False))) == "PCK(0.05, sync_on_compute=False)"
+    )
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_16_bits_are_computed_with_in_float32(name, dtype):
+    metric, _, _, arguments = CASES[name]
+    low, wide = metric.clone(), metric.clone()
+    rounded = {key: v.to(dtype) if v.is_floating_point() else v for key, v in arguments.items()}
+    low.update(**rounded)
+    wide.update(**{key: v.float() if v.is_floating_point() else v for key, v in rounded.items()})
+    assert low.compute() == wide.compute()
+
+
+@pytest.mark.parametrize("metric", [streaming.NMJE(layout="coco17"), streaming.NMVE()])
+def test_what_is_no_mean_of_errors_has_no_ages(metric):
+    with pytest.raises(TypeError, match=r"metric: expected .* a mean of errors, got NM.E"):
+        streaming.ByAgeClass(metric)
+
+
+def test_boxes_and_areas_may_come_with_some_batches():
+    found, there = detections()
+    everywhere = {"boxes": torch.ones(7, 4), "pred_areas": torch.full((6,), 2e4)}
+    metric = streaming.KeypointAveragePrecision()
+    metric.update(**found, **there, **everywhere)
+    more = {name: value + 10 if name.endswith("images") else value for name, value in (found | there).items()}
+    metric.update(**more)
+    nowhere = {name: torch.full_like(value, torch.nan) for name, value in everywhere.items()}
+    expected = metrics.keypoint_ap(
+        **{name: torch.cat([value, more[name]]) for name, value in (found | there).items()},
+        **{name: torch.cat([value, nowhere[name]]) for name, value in everywhere.items()},
+    )
+    assert metric.compute()["AP"].item() == expected.AP
+    expected = metrics.keypoint_ap(**found, **there)
+    assert metrics.keypoint_ap(**found, **there, **nowhere) == pytest.approx(expected, abs=0, nan_ok=True)
+    with pytest.raises(ValueError, match=r"target: expected shape \(\*batch, 17, 2\), got \(7, 16, 2\)"):
+        metric.update(**found, **there | {"target": there["target"][:, 1:]})
+
+
+def half_of_the_detections(rank):
+    """All of the processes but the last say what is visible; it has others' types and nothing masked."""
+    given = by_image(torch.tensor([0, 1]) if rank else torch.tensor([2, 3, 4]))
+    if rank:
+        return {name: v.float() if v.is_floating_point() else v for name, v in given.items()} | {
+            "weights": None, "crowd": None,
+        }  # fmt: skip
+    return given | {
+        "weights": given["weights"] > 0, "boxes": torch.ones(len(given["target"]), 4),
+        "pred_areas": torch.full((len(given["pred"]),), 2e4),
+    }  # fmt: skip
+
+
+def average_precision_of(*ranks):
+    metric = streaming.KeypointAveragePrecision()
+    for rank in ranks:
+        metric.update(**half_of_the_detections(rank))
+    return metric.compute()
+
+
 def one_process(rank, port, folder):
     """Half of the people; the second of two also has an empty batch."""
     torch.distributed.init_process_group(
@@ -281,11 +374,19 @@ def one_process(rank, port, folder):
     metric = streaming.KeypointAveragePrecision()
     metric.update(**by_image(torch.tensor([0, 1]) if rank else torch.tensor([2, 3, 4])))
     found.append(metric.compute()["AP"])
+    for ranks in ((0, 1), (0,), (1,)):  # who has seen anything
+        metric = streaming.KeypointAveragePrecision()
+        if rank in ranks:
+            metric.update(**half_of_the_detections(rank))
+        found.append(metric.compute())
+    metric.update(**half_of_the_detections(rank))  # goes on after the others' part is given back
+    found.append(metric.compute())
     torch.save(found, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The ``compute`` method of metric:UserWarning")
 def test_two_processes(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -295,9 +396,11 @@ def test_two_processes(tmp_path):
     expected.append(metrics.pa_mpjpe(**people()))
     given, there = detections()
     expected.append(torch.tensor(metrics.keypoint_ap(**given, **there).AP, dtype=torch.float64))
+    both = average_precision_of(0, 1)
+    expected += [both, average_precision_of(0), average_precision_of(1), average_precision_of(0, 1, 1)]
     for rank in (0, 1):
         found = torch.load(tmp_path / f"{rank}.pt")
-        torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize(

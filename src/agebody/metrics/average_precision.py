@@ -245,19 +245,22 @@ def split_images(
         areas: of the people [pixels²].
         target_images: id of each person's image.
         visible: which keypoints are visible; all by default.
-        boxes: (x, y, width, height) of the people; around their visible keypoints by default. They are needed
-            only for people without a visible keypoint.
+        boxes: (x, y, width, height) of the people; around their visible keypoints by default, and where it is
+            NaN. They are needed only for people without a visible keypoint.
         crowd: regions of several people; none by default.
-        pred_areas: of the detections [pixels²]; of the boxes around their keypoints by default, as COCO does.
+        pred_areas: of the detections [pixels²]; of the boxes around their keypoints by default, as COCO does,
+            and where it is NaN.
         images: the ids to look at; all that occur by default.
     """
     seen = np.ones(target.shape[:2], bool) if visible is None else visible
-    if boxes is None:
-        low = np.where(seen[..., None], target, np.inf).min(1, initial=np.inf)
-        high = np.where(seen[..., None], target, -np.inf).max(1, initial=-np.inf)
-        boxes = np.where(np.any(seen, axis=1)[:, None], np.concatenate([low, high - low], 1), 0)
+    low = np.where(seen[..., None], target, np.inf).min(1, initial=np.inf)
+    high = np.where(seen[..., None], target, -np.inf).max(1, initial=-np.inf)
+    around = np.where(np.any(seen, axis=1)[:, None], np.concatenate([low, high - low], 1), 0)
+    boxes = around if boxes is None else np.where(np.isnan(boxes), around, boxes)
     width, height = (pred.max(1) - pred.min(1)).T
-    sizes = width * height if pred_areas is None else pred_areas
+    sizes = width * height
+    if pred_areas is not None:
+        sizes = np.where(np.isnan(pred_areas), sizes, pred_areas)
     if crowd is None:
         crowd = np.zeros(len(target), bool)
     if images is None:
@@ -305,9 +308,11 @@ def keypoint_ap(
         areas: of the people [pixels²].
         target_images: id of each person's image.
         weights: (G, K), which keypoints of the people are visible; all by default.
-        boxes: (x, y, width, height) of the people; around their visible keypoints by default.
+        boxes: (x, y, width, height) of the people; around their visible keypoints by default, and where it is
+            NaN.
         crowd: regions of several people; none by default.
-        pred_areas: of the detections [pixels²]; of the boxes around their keypoints by default.
+        pred_areas: of the detections [pixels²]; of the boxes around their keypoints by default, and where it
+            is NaN.
         sigmas: a layout with published standard deviations, or one number a keypoint.
         max_detections: the best of each image are looked at.
 

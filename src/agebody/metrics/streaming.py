@@ -2,11 +2,12 @@
 
 Each takes what its function takes, batch by batch, and computes the mean over all entries that count, as if
 they had come at once: the states are a sum in float64 and a count, added over processes. Without entries it
-is NaN.
+is NaN. Numbers of 16 bits are computed with in float32.
 """
 
 from __future__ import annotations
 
+import hashlib
 from abc import abstractmethod
 from typing import Any
 
@@ -16,26 +17,55 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from agebody.age import AGE_CLASSES, age_class
+from agebody.keypoints import KeypointLayout
 from agebody.metrics import pose, world
-from agebody.metrics.average_precision import KeypointAP, keypoint_ap
+from agebody.metrics.average_precision import keypoint_ap
 from agebody.metrics.correctness import HEAD_SHARE, mpckh, pck
 from agebody.metrics.depth import MISS_PENALTY, DepthRelations, depth_relations
 from agebody.metrics.matching import detection_scores, nmje
 from agebody.metrics.pose import Errors, Layout, Root
-from agebody.metrics.similarity import oks
-from agebody.reduction import Weights
+from agebody.metrics.similarity import oks, oks_sigmas
+from agebody.reduction import Weights, expect
 
 
-class MeanMetric(Metric):
+class _Sums(Metric):
+    """A metric whose states are sums.
+
+    Metrics of a `torchmetrics.MetricCollection` whose states are equal after the first batch share them from
+    then on, and sums may be equal by chance. So the class of a metric and its arguments are a state, too.
+    """
+
+    full_state_update = False
+    higher_is_better = False
+    is_differentiable = False
+    _arguments: str
+
+    def __new__(cls, *args: Any, **options: Any) -> Any:
+        """Notes the arguments."""
+        made = super().__new__(cls)
+        given = [*map(repr, args), *(f"{name}={value!r}" for name, value in options.items())]
+        made._arguments = ", ".join(given)
+        return made
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        name = f"{type(self).__module__}.{type(self).__qualname__}({self._arguments})"
+        # Bytes: the collection's tolerance is less than one.
+        identity = torch.tensor(list(hashlib.sha256(name.encode()).digest()), dtype=torch.uint8)
+        self.add_state("identity", identity, dist_reduce_fx="max")
+
+    def extra_repr(self) -> str:
+        """The arguments, as they were given."""
+        return self._arguments
+
+
+class MeanMetric(_Sums):
     """The mean of something over all entries: write `errors`, and the rest is here.
 
     Args:
         options: of `torchmetrics.Metric`, such as ``dist_sync_on_step``.
     """
 
-    full_state_update = False
-    higher_is_better = False
-    is_differentiable = False
     total: Tensor
     count: Tensor
 
@@ -48,9 +78,13 @@ class MeanMetric(Metric):
     def errors(self, *args: Any, **kwargs: Any) -> Errors:
         """One number an entry, and which of them count."""
 
+    def widened_errors(self, *args: Any, **kwargs: Any) -> Errors:
+        """`errors`, of float32 where float16 or bfloat16 is given."""
+        return self.errors(*map(_widened, args), **{name: _widened(value) for name, value in kwargs.items()})
+
     def update(self, *args: Any, **kwargs: Any) -> None:
         """Adds a batch; arguments as of the function of this name."""
-        values, counted = self.errors(*args, **kwargs)
+        values, counted = self.widened_errors(*args, **kwargs)
         self.total += _kept(values, counted).sum()
         self.count += values.numel() if counted is None else counted.sum()
 
@@ -246,7 +280,7 @@ class NMVE(_Normalized, PVE):
     """`agebody.metrics.nmve` over batches: `PVE` over F1."""
 
 
-class PCDR(Metric):
+class PCDR(_Sums):
     """`agebody.metrics.pcdr` over batches of images.
 
     Args:
@@ -255,9 +289,7 @@ class PCDR(Metric):
         options: of `torchmetrics.Metric`.
     """
 
-    full_state_update = False
     higher_is_better = True
-    is_differentiable = False
     right: Tensor
     pairs: Tensor
     missed: Tensor
@@ -294,6 +326,7 @@ class PCDR(Metric):
         if self.by_age != (age_classes is not None):
             wanted = "indices of classes" if self.by_age else "None"
             raise ValueError(f"age_classes: expected {wanted} with by_age={self.by_age}")
+        pred, target = _widened(pred), _widened(target)
         given: dict[str, Any] = {
             "weights": weights, "missed": missed, "threshold": self.threshold, "same_layer": self.same_layer,
         }  # fmt: skip
@@ -327,6 +360,7 @@ class KeypointAveragePrecision(Metric):
     def __init__(self, *, sigmas: Any = "coco17", max_detections: int = 20, **options: Any) -> None:
         super().__init__(**options)
         self.sigmas, self.max_detections = sigmas, max_detections
+        self.points = len(oks_sigmas(sigmas) if isinstance(sigmas, (str, KeypointLayout)) else sigmas)
         for name in _DETECTION_STATES:
             self.add_state(name, [], dist_reduce_fx="cat")
 
@@ -344,58 +378,87 @@ class KeypointAveragePrecision(Metric):
         crowd: Tensor | None = None,
         pred_areas: Tensor | None = None,
     ) -> None:
-        """Adds images; arguments as of the function.
+        """Adds images; arguments as of the function. Parts of an image may come in different batches.
 
-        Parts of an image may come in different batches. ``boxes`` and ``pred_areas`` come always or never.
+        Raises:
+            TypeError, ValueError: keypoints are not of a floating type, or not as many as the sigmas.
         """
+        for name, points in (("pred", pred), ("target", target)):
+            expect(name, points, self.points, 2)
         people = target.shape[:-1]
-        seen = torch.ones_like(target[..., 0]) if weights is None else weights.expand(people)
-        crowded = torch.zeros_like(areas, dtype=torch.bool) if crowd is None else crowd
-        given = (pred, scores, pred_images, target, areas, target_images, seen, boxes, crowded, pred_areas)
-        for name, value in zip(_DETECTION_STATES, given, strict=True):
-            if value is not None:
-                getattr(self, name).append(value.detach())
+        # Every batch has every state, of one type: those of all processes are put together.
+        given = {
+            "pred": pred, "scores": scores, "pred_images": pred_images,
+            "target": target, "areas": areas, "target_images": target_images,
+            "weights": target.new_ones(people) if weights is None else (weights != 0).expand(people),
+            "boxes": target.new_full((len(target), 4), torch.nan) if boxes is None else boxes,
+            "crowd": torch.zeros_like(areas) if crowd is None else crowd,
+            "pred_areas": torch.full_like(scores, torch.nan) if pred_areas is None else pred_areas,
+        }  # fmt: skip
+        for name, value in given.items():
+            getattr(self, name).append(value.detach().to(_DETECTION_STATES[name][1]))
+
+    def sync(self, *args: Any, **options: Any) -> None:
+        """As of every metric; a process without images takes part with none, rather than with nothing."""
+        for name in _DETECTION_STATES:
+            if not len(getattr(self, name)):
+                setattr(self, name, [self._nothing(name)])
+        super().sync(*args, **options)
 
     def compute(self) -> dict[str, Float[Tensor, ""]]:
         """COCO's ten numbers by name; NaN before any person."""
-        found = {name: getattr(self, name) for name in _DETECTION_STATES}
-        # Lists of one's own, one tensor of all processes.
-        together = {
-            name: parts if isinstance(parts, Tensor) else torch.cat(parts)
-            for name, parts in found.items()
-            if len(parts)
-        }
-        if "target" in together:
-            numbers = keypoint_ap(**together, sigmas=self.sigmas, max_detections=self.max_detections)
-        else:
-            numbers = KeypointAP(*[float("nan")] * len(KeypointAP._fields))
+        together = {}
+        for name in _DETECTION_STATES:
+            parts = getattr(self, name)
+            # Lists of one's own, one tensor of all processes.
+            together[name] = parts if isinstance(parts, Tensor) else torch.cat([self._nothing(name), *parts])
+        numbers = keypoint_ap(**together, sigmas=self.sigmas, max_detections=self.max_detections)
         return {
             name: torch.tensor(value, dtype=torch.float64, device=self.device)
             for name, value in numbers._asdict().items()
         }
 
+    def _nothing(self, name: str) -> Tensor:
+        """The state of no images."""
+        entry, dtype = _DETECTION_STATES[name]
+        sizes = [self.points if size is None else size for size in entry]
+        return torch.zeros(0, *sizes, dtype=dtype, device=self.device)
 
-_DETECTION_STATES = (
-    "pred", "scores", "pred_images", "target", "areas", "target_images",
-    "weights", "boxes", "crowd", "pred_areas",
-)  # fmt: skip
+
+_DETECTION_STATES: dict[str, tuple[tuple[int | None, ...], torch.dtype]] = {
+    "pred": ((None, 2), torch.float64),
+    "scores": ((), torch.float64),
+    "pred_images": ((), torch.int64),
+    "target": ((None, 2), torch.float64),
+    "areas": ((), torch.float64),
+    "target_images": ((), torch.int64),
+    "weights": ((None,), torch.bool),
+    "boxes": ((4,), torch.float64),
+    "crowd": ((), torch.bool),
+    "pred_areas": ((), torch.float64),
+}
+"""Arguments of `keypoint_ap`: shape of an entry, in which None is the number of keypoints, and type."""
 
 
-class ByAgeClass(Metric):
+class ByAgeClass(_Sums):
     """One of the metrics above for each of ``AGE_CLASSES``, and for all.
 
     Args:
-        metric: says how errors are computed; its own states are not used.
+        metric: says how errors are computed; its own states are not used. What it computes is their mean:
+            `NMJE` and `NMVE`, which count people without a match, too, are none of these.
         options: of `torchmetrics.Metric`.
+
+    Raises:
+        TypeError: the metric is not a mean of errors.
     """
 
-    full_state_update = False
-    higher_is_better = False
-    is_differentiable = False
     total: Tensor
     count: Tensor
 
     def __init__(self, metric: MeanMetric, **options: Any) -> None:
+        kind = type(metric)
+        if not issubclass(kind, MeanMetric) or kind.compute is not MeanMetric.compute:
+            raise TypeError(f"metric: expected one that computes a mean of errors, got {kind.__name__}")
         super().__init__(**options)
         self.metric = metric
         classes = len(AGE_CLASSES)
@@ -424,7 +487,7 @@ class ByAgeClass(Metric):
         classes = age_classes if age_offset is None else age_class(age_offset)
         if classes is None or (age_classes is not None and age_offset is not None):
             raise ValueError("age_classes: expected either age_classes or age_offset")
-        values, counted = self.metric.errors(*args, **kwargs)
+        values, counted = self.metric.widened_errors(*args, **kwargs)
         shape = tuple(classes.shape)
         if tuple(values.shape[: len(shape)]) != shape:
             raise ValueError(
@@ -442,6 +505,12 @@ class ByAgeClass(Metric):
         """The mean of each class by its name, NaN for those without entries, and ``"all"``."""
         means = {kind.name: self.total[i] / self.count[i] for i, kind in enumerate(AGE_CLASSES)}
         return means | {"all": self.total.sum() / self.count.sum()}
+
+
+def _widened(value: Any) -> Any:
+    """Tensors of 16 bits in float32, all else as it is."""
+    low = isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16)
+    return value.float() if low else value
 
 
 def _kept(values: Tensor, counted: Tensor | None) -> Tensor:
