@@ -205,3 +205,10 @@ def test_errors_name_the_argument(unchecked):
         keypoint_ap(pred, scores, ids, target, area, ids[:1])
     with pytest.raises(ValueError, match="sigmas: expected 17, one a keypoint"):
         keypoint_ap(pred, scores, ids, target, area, ids, sigmas=(0.1,))
+
+
+def test_areas_do_not_make_more_pairs(unchecked):
+    """(3, 1) against 3 people would be 9 pairs that nobody asked for."""
+    pred, target, _ = people(3)[:3]
+    with pytest.raises(ValueError, match=r"area: expected a shape that broadcasts to \(3,\)"):
+        oks(pred, target, torch.ones(3, 1, dtype=torch.float64))

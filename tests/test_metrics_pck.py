@@ -128,3 +128,15 @@ def test_errors_name_the_argument(unchecked):
         mpckh(pred.long(), target)
     with pytest.raises(ValueError, match="reduction: expected one of none, mean, sum, got 'max'"):
         mpckh(pred, target, reduction="max")
+
+
+@pytest.mark.parametrize("shape", [(3, 1), (1,), (2, 3)])
+def test_reference_lengths_of_other_people_are_refused(shape, unchecked):
+    """(3, 1) against 3 people would compare each with everyone's length."""
+    pred, target, _ = people(3)
+    for measure in (pck, pck_auc):
+        options = {"threshold": 0.1} if measure is pck else {}
+        with pytest.raises(ValueError, match=r"reference: expected shape \(3,\)"):
+            measure(pred, target, reference=torch.ones(shape, dtype=torch.float64), **options)
+        one = measure(pred, target, reference=torch.tensor(0.7, dtype=torch.float64), **options)
+        assert one == measure(pred, target, reference=torch.full((3,), 0.7, dtype=torch.float64), **options)

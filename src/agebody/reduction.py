@@ -86,6 +86,11 @@ def expand_weights(weights: Any, entries: torch.Size) -> Tensor | None:
         ) from None
 
 
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """The tensor; one of 16 bits, as networks under autocast give it, in float32, which loses nothing."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
 def hide(tensor: Tensor, weights: Tensor | None, entry_dims: int = 0) -> Tensor:
     """The tensor with zeros for entries that weigh nothing: NaN there reaches neither value nor gradient.
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from agebody.keypoints import KeypointLayout, get_layout
-from agebody.reduction import Weights, expand_weights, expect, expect_pair, hide
+from agebody.reduction import Weights, at_least_float32, expand_weights, expect, expect_pair, hide
 from agebody.rowwise import own_precision
 
 
@@ -53,7 +53,7 @@ def procrustes(
 
     Umeyama, IEEE TPAMI 13(4), 1991; the rotation by Horn's quaternions, JOSA A 4(4), 1987.
     """
-    weights = expect_points(pred, target, weights)
+    pred, target, weights = read_points(pred, target, weights)
     mean = _WeightedMean(pred, weights)
     pred, target = hide(pred, weights, 1), hide(target, weights, 1)
     from_center, to_center = mean.of(pred), mean.of(target)
@@ -82,6 +82,7 @@ def procrustes_align(
     with_scale: bool = True,
 ) -> Float[Tensor, "*batch N 3"]:
     """The points, moved by `procrustes` onto the target; arguments as there. Those of weight 0 become 0."""
+    pred, target, weights = read_points(pred, target, weights)
     motion = procrustes(pred, target, weights=weights, with_scale=with_scale)
     return hide(motion.apply(hide(pred, weights, 1)), weights, 1)
 
@@ -99,7 +100,7 @@ def best_scale(
     Raises:
         TypeError, ValueError: an argument has the wrong type or shape.
     """
-    weights = expect_points(pred, target, weights)
+    pred, target, weights = read_points(pred, target, weights)
     mean = _WeightedMean(pred, weights)
     pred, target = hide(pred, weights, 1), hide(target, weights, 1)
     spread, gain = mean.product(pred, pred), mean.product(pred, target)
@@ -158,6 +159,7 @@ def nearest_rotation(matrix: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*bat
     Derivatives of every order are those of the exact solution; where that is not unique, or nearly not, they
     are damped, as in the pseudo-inverse. Matrices with NaN or infinite entries give the identity.
     """
+    matrix = at_least_float32(matrix)
     return _nearest_rotation(matrix, matrix.detach().abs().amax((-2, -1)))
 
 
@@ -266,14 +268,17 @@ def _quaternion_to_matrix(q: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch
     return square[..., None] * one + 2 * (outer + w * _hat(axis))
 
 
-def expect_points(pred: Tensor, target: Tensor, weights: Tensor | None, dims: int = 1) -> Tensor | None:
-    """Checks points of one shape, with at least so many dimensions of them, and gives each its weight.
+def read_points(
+    pred: Tensor, target: Tensor, weights: Tensor | None, dims: int = 1
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Points of one shape, with at least so many dimensions of them, in float32 or more, and their weights.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type or shape.
     """
     expect("pred", pred, *[None] * dims, 3)
-    return expand_weights(weights, expect_pair(pred, target, 3))
+    weights = expand_weights(weights, expect_pair(pred, target, 3))
+    return at_least_float32(pred), at_least_float32(target), weights
 
 
 class _WeightedMean:

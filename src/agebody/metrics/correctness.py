@@ -10,7 +10,7 @@ from torch import Tensor
 
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.metrics.matching import keypoint_boxes
-from agebody.reduction import Reduction, Weights, expect, hide, reduce, safe_norm
+from agebody.reduction import Reduction, Weights, at_least_float32, expect, hide, reduce, safe_norm
 
 PCK_3D_THRESHOLD = 0.15
 """The threshold of 3DPCK [m] (Mehta et al., 3DV 2017), and the last one of its area under the curve."""
@@ -34,17 +34,18 @@ def pck(
         pred: keypoints, in the image or in space.
         target: the truth, in the same unit.
         threshold: in that unit, or in reference lengths.
-        reference: one length a person, such as `torso_length`, `head_length`, `box_side` or `box_diagonal` of
-            the truth; without it the threshold is absolute.
+        reference: (*batch), one length a person, such as `torso_length`, `head_length`, `box_side` or
+            `box_diagonal` of the truth, or () for all; without it the threshold is absolute.
         weights: (*batch, K), which keypoints are there; any weight that is not zero counts as one.
         reduction: "none" gives 0 or 1 a keypoint; see `per_joint` for one number a joint.
 
     Raises:
         TypeError, ValueError: shapes or types do not fit.
     """
-    limit = threshold if reference is None else threshold * reference[..., None]
     there = None if weights is None else weights != 0
-    return reduce((_errors(pred, target, there) < limit).to(pred.dtype), there, reduction)
+    errors = _errors(pred, target, there)
+    limit = threshold if reference is None else threshold * _expect_reference(reference, pred)[..., None]
+    return reduce((errors < limit).to(errors.dtype), there, reduction)
 
 
 def pck_auc(
@@ -64,12 +65,12 @@ def pck_auc(
     """
     if steps < 1:
         raise ValueError(f"steps: expected at least 1, got {steps}")
-    limits = torch.linspace(0, max_threshold, steps, dtype=pred.dtype, device=pred.device)
-    if reference is not None:
-        limits = limits * reference[..., None, None]
     there = None if weights is None else weights != 0
     errors = _errors(pred, target, there)
-    correct = (errors[..., None] < limits).to(pred.dtype).mean(-1)
+    limits = torch.linspace(0, max_threshold, steps, dtype=errors.dtype, device=errors.device)
+    if reference is not None:
+        limits = limits * _expect_reference(reference, pred)[..., None, None]
+    correct = (errors[..., None] < limits).to(errors.dtype).mean(-1)
     return reduce(correct, there, reduction)
 
 
@@ -111,7 +112,7 @@ def mpckh(
     Raises:
         TypeError, ValueError: shapes or types do not fit.
     """
-    expect("pred", pred, None, 2)
+    pred, target = at_least_float32(expect("pred", pred, None, 2)), at_least_float32(target)
     seen = torch.ones_like(pred[..., 0]) if weights is None else (weights != 0).to(pred.dtype)
     seen = seen.expand(pred.shape[:-1])
     correct = pck(
@@ -171,4 +172,14 @@ def _length(points: Tensor, layout: str | KeypointLayout, ends: Sequence[tuple[s
 def _errors(pred: Tensor, target: Tensor, weights: Tensor | None) -> Tensor:
     expect("pred", pred, None, None)
     expect("target", target, *pred.shape[-2:])
-    return safe_norm(hide(pred - target, weights, entry_dims=1))
+    return safe_norm(hide(at_least_float32(pred) - at_least_float32(target), weights, entry_dims=1))
+
+
+def _expect_reference(reference: Tensor, points: Tensor) -> Tensor:
+    expect("reference", reference)
+    if reference.shape not in ((), points.shape[:-2]):
+        raise ValueError(
+            f"reference: expected shape {tuple(points.shape[:-2])}, one length a person, or (), "
+            f"got {tuple(reference.shape)}"
+        )
+    return reference

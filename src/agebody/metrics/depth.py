@@ -9,7 +9,7 @@ from jaxtyping import Float, Int, Num, Shaped
 from torch import Tensor
 
 from agebody.age import AGE_CLASSES
-from agebody.reduction import Weights, expect
+from agebody.reduction import Weights, at_least_float32, expect
 
 MISS_PENALTY = 0.3
 """What one missed person adds to the pairs (Relative Human's evaluation code)."""
@@ -64,12 +64,12 @@ def depth_relations(
         same_layer: largest difference of targets that counts as the same; 0 for layers.
 
     Returns:
-        Counts of shape (*images), or (*images, 4) by age class.
+        Counts of shape (*images), or (*images, 4) by age class; in float64, so that sums of them are exact.
 
     Raises:
         TypeError, ValueError: shapes or types do not fit.
     """
-    expect("pred", pred, None)
+    pred = at_least_float32(expect("pred", pred, None))
     for name, given in (("target", target), ("missed", missed), ("age_classes", age_classes)):
         if given is not None and given.shape != pred.shape:
             raise ValueError(f"{name}: expected shape {tuple(pred.shape)}, got {tuple(given.shape)}")
@@ -102,7 +102,7 @@ def depth_relations(
         counted = pairs[..., None, :, :] & (is_of[..., :, None] | is_of[..., None, :])
         right, gone = right[..., None, :, :], lost[..., None, :] & is_of
     sums = ((counted & right).sum((-2, -1)), counted.sum((-2, -1)), gone.sum(-1))
-    return DepthRelations(*(part.to(pred.dtype) for part in sums))
+    return DepthRelations(*(part.double() for part in sums))
 
 
 def pcdr(

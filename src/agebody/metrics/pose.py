@@ -16,8 +16,18 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from agebody.keypoints import KeypointLayout
-from agebody.metrics.alignment import best_scale, expect_points, procrustes_align, root_points
-from agebody.reduction import Reduction, Weights, expand_weights, expect, expect_pair, hide, reduce, safe_norm
+from agebody.metrics.alignment import best_scale, procrustes_align, read_points, root_points
+from agebody.reduction import (
+    Reduction,
+    Weights,
+    at_least_float32,
+    expand_weights,
+    expect,
+    expect_pair,
+    hide,
+    reduce,
+    safe_norm,
+)
 
 Layout = str | KeypointLayout | None
 Root = Sequence[str] | Sequence[int] | None
@@ -204,7 +214,7 @@ def n_mpjpe_errors(
 
 def pa_mpjpe_errors(pred: Tensor, target: Tensor, *, weights: Tensor | None = None) -> Errors:
     """`pa_mpjpe` before it is reduced."""
-    weights = expect_points(pred, target, weights)
+    pred, target, weights = read_points(pred, target, weights)
     aligned = procrustes_align(pred, target, weights=weights)
     return mean_over_points(point_distances(aligned, target, weights), weights)
 
@@ -218,7 +228,7 @@ def pve_errors(
     weights: Tensor | None = None,
 ) -> Errors:
     """`pve` before it is reduced."""
-    weights = expect_points(pred, target, weights)
+    pred, target, weights = read_points(pred, target, weights)
     if pred_root is None or target_root is None:
         if pred_root is not target_root:
             missing = "pred_root" if pred_root is None else "target_root"
@@ -227,7 +237,7 @@ def pve_errors(
     for name, given in (("pred_root", pred_root), ("target_root", target_root)):
         if expect(name, given, 3).shape[:-1] != pred.shape[:-2]:
             raise ValueError(f"{name}: expected shape {(*pred.shape[:-2], 3)}, got {tuple(given.shape)}")
-    shift = (pred_root - target_root)[..., None, :]
+    shift = (at_least_float32(pred_root) - at_least_float32(target_root))[..., None, :]
     return mean_over_points(point_distances(hide(pred, weights, 1) - shift, target, weights), weights)
 
 
@@ -236,6 +246,7 @@ def stature_errors(
 ) -> Errors:
     """`stature_error` before it is reduced."""
     weights = expand_weights(weights, expect_pair(pred, target))
+    pred, target = at_least_float32(pred), at_least_float32(target)
     errors = (hide(pred, weights) - hide(target, weights)).abs()
     if relative:
         errors = errors / (target if weights is None else torch.where(weights != 0, target, 1))
@@ -268,7 +279,7 @@ def _root_aligned(
     pred: Tensor, target: Tensor, layout: Layout, root: Root, weights: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Both with their roots at the origin, and the weights without people who do not show theirs."""
-    weights = expect_points(pred, target, weights)
+    pred, target, weights = read_points(pred, target, weights)
     if layout is None and root is None:
         return pred, target, weights
     points = root_points(layout, root, pred.shape[-2])

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from agebody.keypoints import KeypointLayout, get_layout
-from agebody.reduction import Reduction, Weights, expect, hide, reduce
+from agebody.reduction import Reduction, Weights, at_least_float32, expect, hide, reduce
 
 # Standard deviations of annotators over the square root of a person's area: COCO; neck and top of the head
 # CrowdPose (CVPR 2019); feet COCO-WholeBody (ECCV 2020), which gives other values for each side.
@@ -75,7 +75,8 @@ def oks(
     Args:
         pred: keypoints [pixels].
         target: the truth [pixels].
-        area: of each person [pixels²]: COCO's is that of the person's outline.
+        area: of each person [pixels²]: COCO's is that of the person's outline. It broadcasts to the people
+            or pairs that ``pred`` and ``target`` have.
         weights: (*batch, K), which keypoints of the truth are visible. Any weight that is not zero counts as
             one.
         sigmas: a layout with published standard deviations, or one number a keypoint.
@@ -86,14 +87,26 @@ def oks(
     """
     expect("pred", pred, None, 2)
     expect("target", target, pred.shape[-2], 2)
+    pred, target = at_least_float32(pred), at_least_float32(target)
     spread = spread_of(sigmas, pred)
     seen = torch.ones_like(target[..., 0]) if weights is None else (weights != 0).to(pred.dtype)
     difference = hide(pred - target, seen, entry_dims=1)
     seen = seen.expand(difference.shape[:-1])
+    area = _expand_area(area, difference.shape[:-2])
     squared = (difference * difference).sum(-1)
     likeness = torch.exp(-squared / (2 * spread**2 * area[..., None])) * seen
     visible = seen.sum(-1)
     return reduce(likeness.sum(-1) / visible.clamp(min=1), visible > 0, reduction)
+
+
+def _expand_area(area: Tensor, people: torch.Size) -> Tensor:
+    try:
+        return at_least_float32(expect("area", area)).expand(people)
+    except RuntimeError:
+        raise ValueError(
+            f"area: expected a shape that broadcasts to {tuple(people)}, one a person, "
+            f"got {tuple(area.shape)}"
+        ) from None
 
 
 def spread_of(sigmas: str | KeypointLayout | tuple[float, ...] | Tensor, points: Tensor) -> Tensor:

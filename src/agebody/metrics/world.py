@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from agebody.metrics.alignment import expect_points, procrustes
+from agebody.metrics.alignment import procrustes, read_points
 from agebody.metrics.pose import Errors, mean_over_points, point_distances
-from agebody.reduction import Reduction, Weights, expand_weights, expect, hide, safe_norm
+from agebody.reduction import Reduction, Weights, at_least_float32, expand_weights, expect, hide, safe_norm
 
 SEGMENT = 100
 """Frames that are aligned together (SLAHMR, WHAM, TRAM and GVHMR)."""
@@ -151,7 +151,7 @@ def wa_mpjpe_errors(
 
 def root_trajectory_errors(pred: Tensor, target: Tensor, *, weights: Tensor | None = None) -> Errors:
     """`root_trajectory_error` before it is reduced."""
-    weights = expect_points(pred, target, weights)
+    pred, target, weights = read_points(pred, target, weights)
     motion = procrustes(pred, target, weights=weights, with_scale=False)
     distances = point_distances(motion.apply(hide(pred, weights, 1)), target, weights)
     path = safe_norm(_without_gaps(target, weights).diff(dim=-2)).sum(-1, keepdim=True)
@@ -162,7 +162,7 @@ def acceleration_errors(
     pred: Tensor, target: Tensor, *, fps: float | None = None, weights: Tensor | None = None
 ) -> Errors:
     """`acceleration_error` before it is reduced."""
-    weights = expect_points(pred, target, weights, 2)
+    pred, target, weights = read_points(pred, target, weights, 2)
     difference = hide(pred, weights, 1) - hide(target, weights, 1)
     return _lengths_of_differences(difference, 2, fps, weights)
 
@@ -170,7 +170,7 @@ def acceleration_errors(
 def jitter_errors(points: Tensor, *, fps: float | None = None, weights: Tensor | None = None) -> Errors:
     """`jitter` before it is reduced."""
     expect("points", points, None, None, 3)
-    weights = expand_weights(weights, points.shape[:-1])
+    points, weights = at_least_float32(points), expand_weights(weights, points.shape[:-1])
     return _lengths_of_differences(hide(points, weights, 1), 3, fps, weights)
 
 
@@ -178,7 +178,7 @@ def _aligned_by_segments(
     pred: Tensor, target: Tensor, segment: int | None, weights: Tensor | None, first: int | None
 ) -> Errors:
     """Errors after each segment is moved by what fits its first frames, or all."""
-    weights = expect_points(pred, target, weights, 2)
+    pred, target, weights = read_points(pred, target, weights, 2)
     if segment is not None and segment < 1:
         raise ValueError(f"segment: expected at least one frame, got {segment}")
     *batch, frames, points = pred.shape[:-1]
