@@ -289,3 +289,31 @@ def test_head_circumference_passes_through_its_table_and_ends_with_it():
     np.testing.assert_allclose(tensor, median_head_circumference(np.array([1.0, 6.0])))
     with_gradient = torch.tensor([0.21, 3.3], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(median_head_circumference, with_gradient)
+
+
+KINDS = {
+    "number": float,
+    "array": lambda x: np.array([x, x]),
+    "array ()": np.array,
+    "tensor": lambda x: torch.tensor([x, x], dtype=torch.float64),
+    "tensor ()": lambda x: torch.tensor(x, dtype=torch.float64),
+}
+
+
+@pytest.mark.parametrize("first", KINDS)
+@pytest.mark.parametrize("second", KINDS)
+@pytest.mark.parametrize("function", [z_score, percentile, stature_at_percentile])
+def test_numbers_arrays_and_tensors_may_be_mixed(function, first, second):
+    """The result is a tensor if either is one, else an array if either has elements."""
+    a = 97.0 if function is stature_at_percentile else 1.1
+    found = function(KINDS[first](a), KINDS[second](5.0))
+    assert isinstance(found, torch.Tensor) == ("tensor" in first + second)
+    assert np.shape(found) == ((2,) if {first, second} & {"array", "tensor"} else ())
+    np.testing.assert_allclose(found, function(a, 5.0), rtol=1e-14)
+
+
+def test_growth_has_gradients_under_vmap():
+    years = torch.tensor([0.5, 5.02, 20.0], dtype=torch.float64)
+    found = torch.func.vmap(torch.func.grad(median_stature))(years)
+    leaf = years.clone().requires_grad_()
+    assert torch.equal(found, torch.autograd.grad(median_stature(leaf).sum(), leaf)[0])

@@ -34,7 +34,7 @@ CASES: dict[str, Callable[[], object]] = {
     "root_trajectory_error": lambda: metrics.root_trajectory_error(PRED, TARGET),
     "oks": lambda: metrics.oks(PRED[..., :2], TARGET[..., :2], torch.ones(3)),
     "closest_points": lambda: proximity.closest_points(_normal(2000, 3), SCRAPS, FACES, backend="torch"),
-    "visible_vertices": lambda: proximity.visible_vertices(SCRAPS, FACES, PLACES, backend="torch"),
+    "visible_vertices": lambda: proximity.visible_vertices(_normal(900, 3), FACES, PLACES, backend="torch"),
     "tape_length": lambda: measure.tape_length(SECTION, PLACES),
     "to_camera": lambda: CAMERA.to_camera(PRED),
     "to_world": lambda: CAMERA.to_world(PRED),

@@ -124,12 +124,13 @@ def z_score(stature: Number, years: Number, *, sex: Sex = "neutral") -> Number:
 
     Args:
         stature: [m]; numbers, arrays or tensors, differentiable, and broadcast with the years.
-        years: age [years], of the same kind as the stature, or a number. From 19 years on, that of 19.
+        years: age [years], of any of these kinds. From 19 years on, that of 19.
         sex: "neutral", "female" or "male".
 
     Raises:
         ValueError: the sex is none of these.
     """
+    stature, years = _of_one_kind(stature, years)
     return (stature - median_stature(years, sex=sex)) / stature_sd(years, sex=sex)
 
 
@@ -148,10 +149,10 @@ def stature_at_percentile(percentile: Number, years: Number, *, sex: Sex = "neut
         years: as in ``z_score``.
         sex: "neutral", "female" or "male".
     """
-    share: Any = percentile / 100
-    normal: Any = torch.special.ndtri if isinstance(share, Tensor) else special.ndtri
-    score = normal(share)
-    return _as_given(median_stature(years, sex=sex) + score * stature_sd(years, sex=sex), share)
+    percentile, years = _of_one_kind(percentile, years)
+    normal: Any = torch.special.ndtri if isinstance(percentile, Tensor) else special.ndtri
+    score = normal(percentile / 100)
+    return _as_given(median_stature(years, sex=sex) + score * stature_sd(years, sex=sex), percentile)
 
 
 # Median head circumference [cm] (WHO child growth standards 2007) at few ages.
@@ -286,6 +287,18 @@ def _heights(asset: BodyAsset) -> tuple[Float[np.ndarray, " N"], Float[np.ndarra
     return offsets, heights
 
 
+def _of_one_kind(first: Any, second: Any) -> tuple[Any, Any]:
+    """What is given beside a tensor, as a tensor of its type; numbers and arrays suit one another."""
+    like = next((x for x in (first, second) if isinstance(x, Tensor)), None)
+    if like is None:
+        return first, second
+    first, second = (
+        x if isinstance(x, Tensor) else torch.as_tensor(x, dtype=like.dtype, device=like.device)
+        for x in (first, second)
+    )
+    return first, second
+
+
 def _as_given(value: Any, like: Any) -> Any:
     """A tensor or an array where there is one, else a number."""
     kept = isinstance(value, Tensor) or isinstance(like, np.ndarray) or np.ndim(value) > 0
@@ -299,8 +312,9 @@ def _interpolate(x: Any, nodes: Float[np.ndarray, " N"], values: Float[np.ndarra
     if not x.is_floating_point():
         raise TypeError(f"expected a tensor of floating point numbers, got {x.dtype}")
     xs, ys = (torch.as_tensor(part.copy(), dtype=x.dtype, device=x.device) for part in (nodes, values))
-    inside = x.clamp(xs[0], xs[-1])
+    inside = x.clamp(xs[0], xs[-1])[None]  # an index without a dimension stops torch.func.vmap
     right = torch.searchsorted(xs, inside.detach().contiguous()).clamp(1, len(xs) - 1)
-    return ys[right - 1] + (inside - xs[right - 1]) * (ys[right] - ys[right - 1]) / (
+    found = ys[right - 1] + (inside - xs[right - 1]) * (ys[right] - ys[right - 1]) / (
         xs[right] - xs[right - 1]
     )
+    return found[0]
