@@ -53,8 +53,8 @@ NOTES = {
     "compiled": "Each contender as it is, and compiled: as one graph, or with what breaks it.",
     "graphs": "A forward pass captured once and replayed.",
     "skinning": "Vertices and transforms in, vertices out, four joints a vertex.",
-    "objective": "COCO's 17 points, projected; L1 losses in 2D and 3D; gradients in betas, pose and translation. "
-    "agebody uses its camera and losses, peers bare torch without masks or safety.",
+    "objective": "COCO's 17 points, projected; L1 losses in 2D and 3D; gradients in betas, pose and "
+    "translation. agebody uses its camera and losses, peers bare torch without masks or safety.",
     "closest": "µs **a point**, of B points in all, 1 cm from the surface of bodies of 13,776 triangles. "
     "Trees are built at every call. trimesh has no gradients.",
     "procrustes": "24 joints. *NumPy loop* aligns one person after the other, as evaluation scripts do; "
