@@ -3,6 +3,8 @@
 import json
 import math
 import pickle
+import re
+import zipfile
 
 import numpy as np
 import pytest
@@ -395,12 +397,72 @@ BAD_TRUTHS = [
     ({"years": np.ones(8)}, "truth.npz: age_offset and years both give ages"),
     ({"ids": np.arange(8)}, "pred.npz: ids: expected integers, as in"),
     ({"crowd": np.ones(8)}, "truth.npz: crowd: expected booleans, got float64"),
+    (
+        {"vertices": np.zeros((8, 0, 3))},
+        "vertices: expected at least one point a person, got shape (8, 0, 3)",
+    ),
+    ({"keypoints": np.zeros((8, 0, 3))}, "truth.npz: keypoints: expected at least one point a person"),
+    ({"joint_weights": -np.ones((8, 24))}, "truth.npz: joint_weights: expected at least 0, got -1"),
+    ({"areas": np.arange(-1, 7)}, "truth.npz: areas: expected at least 0, got -1"),
+    ({"depth_layers": np.full(8, -2)}, "truth.npz: depth_layers: expected at least -1, got -2"),
+    ({"age_offset": np.full(8, np.inf)}, "truth.npz: age_offset: infinite"),
+    ({"ids": np.array([b"\xff", *b"abcdefg"], "S1")}, "truth.npz: ids: expected strings in UTF-8"),
 ]
 
 
 @pytest.mark.parametrize(("change", "message"), BAD_TRUTHS)
 def test_bad_truths_are_named_in_one_line(files, change, message):
     assert_one_line_error(run(*files(truth=change), "--bootstrap", 0), message)
+
+
+@pytest.mark.parametrize("years", [-0.5, 151.0, np.inf])
+def test_nobody_is_of_such_an_age(files, years):
+    paths = files(truth={"years": np.full(8, years)}, without=[("truth", "age_offset")])
+    message = f"truth.npz: years: expected at least 0 and at most 150, got {years:g}"
+    assert_one_line_error(run(*paths, "--bootstrap", 0), message)
+
+
+def test_bounds_are_inside_and_bytes_are_text(files):
+    truth = {
+        "years": np.array([0, 150, np.nan, 1, 2, 3, 4, 5]), "joint_weights": np.zeros((8, 24)),
+        "depth_layers": np.full(8, -1), "areas": np.zeros(8),
+        "ids": np.array([f"é{i}".encode() for i in range(8)]),
+    }  # fmt: skip
+    people = read_people(files(truth=truth, without=[("truth", "age_offset")])[1])
+    assert people.get("age_classes")[:3].tolist() == [NAMES.index("baby"), NAMES.index("adult"), -1]
+    assert people.name_of(7) == "id é7"
+
+
+def npy(header, data=b""):
+    """An array's file with a header of one's own."""
+    text = header.encode()
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + data
+
+
+def described(shape, kind="<f8"):
+    return f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("joints.npy", b"no array", "joints: cannot be read; the file is damaged"),
+        ("joints", npy(described((1, 24, 3)), bytes(576)), "joints: cannot be read; the file is damaged"),
+        ("joints.npy", npy("{'descr':"), "joints: cannot be read; the file is damaged"),
+        ("joints.npy", npy("-" * 9000 + "1"), "joints: cannot be read; the file is damaged"),
+        (
+            "joints.npy", npy(described((10**13, 24, 3)), bytes(8)),
+            "joints: the file is damaged; shape (10000000000000, 24, 3) takes 5760000000000000 bytes, and",
+        ),
+        ("joints.npy", npy(described((-1, -24, 3)), bytes(576)), "joints: cannot be read"),
+        ("joints.npy", npy(described((1,), "|O"), b"."), "joints: Python objects are not loaded"),
+    ],
+)  # fmt: skip
+def test_members_that_are_no_arrays(tmp_path, name, content, message):
+    with zipfile.ZipFile(tmp_path / "odd.npz", "w") as archive:
+        archive.writestr(name, content)
+    with pytest.raises(EvaluationError, match=re.escape(f"odd.npz: {message}")):
+        read_people(tmp_path / "odd.npz")
 
 
 def test_the_layout_is_asked_for_where_it_is_not_plain(bodies, files):
@@ -513,13 +575,34 @@ def test_bad_coco_files_are_named_in_one_line(tmp_path):
             "annotations[0].bbox: expected 4 numbers, got 2",
         ),
         (lambda a, r: a["annotations"][0].pop("area"), "annotations[0].area: missing"),
+        (
+            lambda a, r: a["annotations"][2].update(area=-5),
+            "annotations[2].area: expected at least 0, got -5",
+        ),
+        (lambda a, r: r[3].update(image_id=10**30), "results[3].image_id: expected an integer of 64 bits"),
+        (lambda a, r: r[3].update(score=10**400), "results[3].score: expected a number, got 1000"),
+        (lambda a, r: r[3].update(category_id=[1]), "results[3].category_id: expected an integer"),
+        (
+            lambda a, r: a["annotations"][1].update(category_id="1"),
+            "annotations[1].category_id: expected an integer of 64 bits, got '1'",
+        ),
+        (lambda a, r: a.update(categories=5), "truth.json: categories: expected a list, got 5"),
+        (
+            lambda a, r: a["categories"][0].update(keypoints=[1] * 17),
+            "truth.json: categories: keypoints: expected a list of names, got [1, 1, ",
+        ),
     ]
     for change, message in cases:
         assert_one_line_error(write(change), message)
     pred.write_text('{"a": 1}')
     assert_one_line_error(run(pred, truth), "pred.json: expected COCO results")
-    pred.write_text("[")
-    assert_one_line_error(run(pred, truth), "pred.json: no JSON file")
+    for text, message in (
+        ("[", "no JSON file"),
+        ("[" * 100_000, "lists or objects are nested too deep"),
+        ("9" * 5000, "cannot be read: Exceeds the limit (4300 digits)"),
+    ):
+        pred.write_text(text)
+        assert_one_line_error(run(pred, truth), f"pred.json: {message}")
 
 
 def assert_one_line_error(result, message):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import reprlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,10 @@ def read_coco(pred: str | Path, target: str | Path) -> Detections:
     truth.refuse_duplicates("id")
     truth.refuse_unknown("image_id", images, "the images")
     category = truth.only_category()
-    results.entries = [one for one in listed if category in (None, _category(one))]
+    results.entries = listed
+    if category is not None:
+        of = results.categories()
+        results.entries = [entry for entry, its in zip(listed, of, strict=True) if its == category]
     results.refuse_unknown("image_id", images, f"the images of {truth.path}")
     size = truth.size() or results.size() or 17
     people, found = truth.keypoints(size), results.keypoints(size)
@@ -52,7 +56,7 @@ def read_coco(pred: str | Path, target: str | Path) -> Detections:
         results.column("score", float),
         results.column("image_id", int),
         people[..., :2],
-        truth.column("area", float),
+        truth.areas(),
         truth.column("image_id", int),
         visible=people[..., 2] > 0,
         boxes=truth.boxes(),
@@ -78,19 +82,32 @@ class _Entries:
     name: str
     entries: list[Any] = field(default_factory=list)
 
-    def values(self, key: str) -> list[Any]:
+    def values(self, key: str, *default: Any) -> list[Any]:
         for i, entry in enumerate(self.entries):
-            if not isinstance(entry, dict) or key not in entry:
+            if not isinstance(entry, dict) or (key not in entry and not default):
                 fail(self.path, f"{self.name}[{i}].{key}: missing")
-        return [entry[key] for entry in self.entries]
+        return [entry.get(key, *default) for entry in self.entries]
 
-    def column(self, key: str, kind: type[int] | type[float]) -> np.ndarray:
-        values = self.values(key)
+    def column(self, key: str, kind: type[int] | type[float], *default: Any) -> np.ndarray:
+        values = self.values(key, *default)
+        is_kind, expected = (
+            (_is_integer, "an integer of 64 bits") if kind is int else (_is_number, "a number")
+        )
         for i, value in enumerate(values):
-            if not _is_number(value) or (kind is int and not isinstance(value, int)):
-                expected = "an integer" if kind is int else "a number"
-                fail(self.path, f"{self.name}[{i}].{key}: expected {expected}, got {value!r}")
+            if not is_kind(value):
+                fail(self.path, f"{self.name}[{i}].{key}: expected {expected}, got {reprlib.repr(value)}")
         return np.array(values, dtype=kind)
+
+    def areas(self) -> np.ndarray:
+        areas = self.column("area", float)
+        if (areas < 0).any():
+            i = int(np.argmax(areas < 0))
+            fail(self.path, f"{self.name}[{i}].area: expected at least 0, got {areas[i]:g}")
+        return areas
+
+    def categories(self) -> list[int]:
+        """Of each; 1, COCO's people, where it says none."""
+        return self.column("category_id", int, 1).tolist()
 
     def lists(self, key: str, size: int) -> np.ndarray:
         values = self.values(key)
@@ -118,7 +135,7 @@ class _Entries:
 
     def only_category(self) -> int | None:
         """The category of all; None without entries."""
-        categories = sorted({_category(entry) for entry in self.entries})
+        categories = sorted(set(self.categories()))
         if len(categories) > 1:
             fail(self.path, f"{self.name}: expected one category, that of people, got {categories}")
         return categories[0] if categories else None
@@ -136,11 +153,16 @@ class _Entries:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether a float64 holds it."""
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
-def _category(entry: Any) -> int:
-    return entry.get("category_id", 1) if isinstance(entry, dict) else 1
+def _is_integer(value: Any) -> bool:
+    """Whether an int64 holds it."""
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
 
 
 def _load(path: Path) -> Any:
@@ -148,13 +170,21 @@ def _load(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError):
         fail(path, "no JSON file")
+    except RecursionError:
+        fail(path, "lists or objects are nested too deep")
+    except ValueError as error:  # Python reads integers of up to 4300 digits
+        fail(path, f"cannot be read: {error}")
 
 
 def _sigmas(path: Path, categories: Any, category: int | None, size: int) -> tuple[float, ...]:
     """By the names of the keypoints where the file has them, by their number where not."""
+    if not isinstance(categories, (list, type(None))):
+        fail(path, f"categories: expected a list, got {reprlib.repr(categories)}")
     listed = [one for one in categories or () if isinstance(one, dict) and one.get("id") == category]
     names = listed[0].get("keypoints") if listed else None
-    if not isinstance(names, list) or len(names) != size:
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        fail(path, f"categories: keypoints: expected a list of names, got {reprlib.repr(names)}")
+    if names is None or len(names) != size:
         names = {17: COCO17, 14: CROWDPOSE14}.get(size)
     if names is None:
         fail(path, f"categories: expected the names of the {size} keypoints; only 17 and 14 need none")

@@ -18,13 +18,15 @@
 | `crowd` | (N,) | of the truth: true for regions of several people |
 | `age_class` | (N,) | of the truth: names (adult, teen, kid, baby) or indices of `AGE_CLASSES`, -1 unknown |
 | `age_offset` | (N,) | of the truth, instead: 0 adult, 1 infant; NaN unknown |
-| `years` | (N,) | of the truth, instead: age [years]; NaN unknown |
+| `years` | (N,) | of the truth, instead: age [years], 0 to 150; NaN unknown |
 
 Other keys are left alone.
 """
 
 from __future__ import annotations
 
+import math
+import tokenize
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -57,26 +59,28 @@ class _Key(NamedTuple):
     """number, integer, flag, id, label or name."""
     gaps: bool = False
     """Whether NaN may stand in it."""
+    least: float = -np.inf
+    most: float = np.inf
 
 
 _KEYS = {
     "ids": _Key(kind="id"),
     "image_ids": _Key(kind="id"),
     "joints": _Key((None, 3)),
-    "joint_weights": _Key((None,)),
+    "joint_weights": _Key((None,), least=0),
     "layout": _Key(kind="name"),
     "vertices": _Key((None, 3)),
     "keypoints": _Key((None, None)),
     "keypoint_layout": _Key(kind="name"),
     "depth": _Key(),
-    "depth_layers": _Key(kind="integer"),
+    "depth_layers": _Key(kind="integer", least=UNKNOWN),
     "scores": _Key(),
-    "areas": _Key(),
+    "areas": _Key(least=0),
     "boxes": _Key((4,)),
     "crowd": _Key(kind="flag"),
     "age_class": _Key(kind="label"),
     "age_offset": _Key(gaps=True),
-    "years": _Key(gaps=True),
+    "years": _Key(gaps=True, least=0, most=150),
 }
 _KINDS = {"number": "fiu", "integer": "iu", "flag": "b", "id": "iuUS", "label": "iuUS", "name": "US"}
 
@@ -182,13 +186,38 @@ def _load(path: Path) -> dict[str, np.ndarray]:
         return {name: _expect(path, name, _KEYS[name], _read(path, file, name)) for name in known}
 
 
+_DAMAGES = (
+    ValueError, KeyError, EOFError, MemoryError, RecursionError, RuntimeError, SyntaxError,
+    tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+"""What zipfile and numpy raise at members that are broken, encrypted, or no arrays."""
+
+
 def _read(path: Path, file: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
+    damaged = f"{name}: cannot be read; the file is damaged, or was not written by numpy.savez"
+    try:
+        shape, dtype, size = _header(file, f"{name}.npy")
+    except _DAMAGES:
+        fail(path, damaged)
+    if dtype.hasobject:
+        fail(path, f"{name}: Python objects are not loaded; save a plain array")
+    claimed = math.prod(shape) * dtype.itemsize
+    if claimed != size:  # before memory is taken for it
+        fail(path, f"{name}: the file is damaged; shape {shape} takes {claimed} bytes, and it has {size}")
     try:
         return file[name]
-    except ValueError:
-        fail(path, f"{name}: Python objects are not loaded; save a plain array")
-    except (zipfile.BadZipFile, zlib.error, EOFError):
-        fail(path, f"{name}: cannot be read; the file is damaged")
+    except _DAMAGES:
+        fail(path, damaged)
+
+
+def _header(file: np.lib.npyio.NpzFile, member: str) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+    """Shape and type that an array's header says, and how many bytes follow it."""
+    archive: Any = file.zip
+    with archive.open(member) as stream:
+        first = np.lib.format.read_magic(stream) == (1, 0)
+        read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(stream)
+        return shape, dtype, archive.getinfo(member).file_size - stream.tell()
 
 
 def _expect(path: Path, name: str, key: _Key, array: np.ndarray) -> np.ndarray:
@@ -201,9 +230,28 @@ def _expect(path: Path, name: str, key: _Key, array: np.ndarray) -> np.ndarray:
     if not fits:
         expected = ", ".join(["N", *("any" if n is None else str(n) for n in key.tail)]) if shape else ""
         fail(path, f"{name}: expected shape ({expected}), got {array.shape}")
-    if key.kind == "number":
-        return array if array.dtype.kind == "f" else array.astype(np.float64)
-    return array.astype(str) if array.dtype.kind == "S" else array
+    if 0 in array.shape[1:]:
+        fail(path, f"{name}: expected at least one point a person, got shape {array.shape}")
+    if array.dtype.kind == "S":
+        try:
+            return np.char.decode(array, "utf-8")
+        except UnicodeDecodeError:
+            fail(path, f"{name}: expected strings in UTF-8")
+    if key.kind == "number" and array.dtype.kind != "f":
+        array = array.astype(np.float64)
+    if key.kind in ("number", "integer"):
+        _refuse_out_of_range(path, name, key, array)
+    return array
+
+
+def _refuse_out_of_range(path: Path, name: str, key: _Key, array: np.ndarray) -> None:
+    """NaN is left to those who know where it may stand."""
+    outside = (array < key.least) | (array > key.most)
+    if outside.any():
+        most = "" if np.isinf(key.most) else f" and at most {key.most:g}"
+        fail(path, f"{name}: expected at least {key.least:g}{most}, got {array[outside][0]:g}")
+    if key.gaps and np.isinf(array).any():
+        fail(path, f"{name}: infinite")
 
 
 def _article(kind: str) -> str:
@@ -237,8 +285,6 @@ def _age_classes(path: Path, name: str, values: np.ndarray) -> np.ndarray:
         return values.astype(np.int64)
     offsets = values.astype(np.float64)
     if name == "years":
-        if (offsets < 0).any():
-            fail(path, f"years: expected ages from birth on, got {np.nanmin(offsets):g}")
         offsets = AgeCurve.from_asset(mannequin()).years_to_offset(offsets)
     classes = age_class(torch.from_numpy(np.nan_to_num(offsets))).numpy()
     return np.where(np.isnan(values), UNKNOWN, classes)
