@@ -206,6 +206,18 @@ class TestMeshToScan:
             terms[1, 2], mesh_to_scan_loss(vertices[1, 2], scan[2], reduction="none"), rtol=1e-12, atol=0
         )
 
+    @pytest.mark.parametrize("scan_weights", [None, torch.zeros(3, 0)])
+    def test_an_empty_scan_counts_for_nothing(self, scan_weights):
+        body = bodies(2)[0].requires_grad_()
+        scan = body.new_zeros(3, 1, 0, 3) if scan_weights is None else body.new_zeros(3, 2, 0, 3)
+        scan_weights = None if scan_weights is None else scan_weights[:, None]
+        terms = mesh_to_scan_loss(body, scan, scan_weights=scan_weights, reduction="none")
+        assert terms.shape == (3, *body.shape[:-1])
+        assert not terms.any()
+        mean = mesh_to_scan_loss(body, scan, scan_weights=scan_weights)
+        assert mean == 0
+        assert not torch.autograd.grad(mean, body)[0].any()
+
 
 class TestErrors:
     @pytest.mark.parametrize(

@@ -473,6 +473,9 @@ class TestErrors:
             ({"faces": torch.zeros(4, 3)}, TypeError, "faces: expected .* of integers, got torch.float32"),
             ({"faces": torch.zeros(0, 3).long()}, ValueError, r"faces: .* at least one face, got \(0, 3\)"),
             ({"faces": torch.zeros(4).long()}, ValueError, r"faces: expected shape \(F, 3\)"),
+            ({"points": torch.zeros(2, 3).double()}, TypeError, "vertices: expected torch.float64"),
+            ({"faces": torch.tensor([[0, 1, 4]])}, ValueError, "faces: expected ids from 0 to 3, got 0 to 4"),
+            ({"faces": torch.tensor([[0, 1, -1]])}, ValueError, "faces: expected ids from 0 to 3, got -1 to"),
             ({"backend": "cuda"}, ValueError, "backend: expected one of auto, torch, warp, got 'cuda'"),
         ],
     )  # fmt: skip

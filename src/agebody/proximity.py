@@ -11,7 +11,7 @@ from torch import Tensor
 
 from agebody.backend import BackendName, choose_backend, has_warp, load_kernels
 from agebody.reduction import expect, safe_norm
-from agebody.rowwise import own_precision
+from agebody.rowwise import is_traced, is_transformed, own_precision
 
 PAIRS = 1 << 21
 """Point-triangle pairs that torch's search looks at together: some 50 MB."""
@@ -54,8 +54,9 @@ def closest_points(
         backend: of the search, see `closest_faces`.
 
     Raises:
-        TypeError: an argument is no tensor of the right type.
-        ValueError: a shape is wrong, or there are no faces.
+        TypeError: an argument is no tensor of the right type, or points and vertices are of two types.
+        ValueError: a shape is wrong, there are no faces, or (looked at on the CPU only) one names a vertex
+            that is not there.
         ImportError: Warp is chosen and not installed.
     """
     face = closest_faces(points, vertices, faces, backend=backend)
@@ -89,7 +90,8 @@ def closest_faces(
     """
     expect("points", points, None, 3)
     expect("vertices", vertices, None, 3)
-    faces = _expect_faces(faces)
+    _expect_type("vertices", vertices, points, "points")
+    faces = _expect_faces(faces, vertices.shape[-2])
     triangles = vertices.detach()[..., faces, :]
     if among is not None:
         # Whoever is left out stands where one stands that is not: nothing nearer, and nothing to find there.
@@ -125,6 +127,7 @@ def nearest_points(
     """
     expect("points", points, None, 3)
     expect("cloud", cloud, None, 3)
+    _expect_type("cloud", cloud, points, "points")
     if cloud.shape[-2] == 0:
         raise ValueError("cloud: expected at least one point, got none")
     itself = torch.arange(cloud.shape[-2], device=cloud.device)[:, None].expand(-1, 3)
@@ -204,7 +207,8 @@ def visible_vertices(
     """
     expect("vertices", vertices, None, 3)
     expect("eye", eye, 3)
-    faces = _expect_faces(faces)
+    _expect_type("eye", eye, vertices, "vertices")
+    faces = _expect_faces(faces, vertices.shape[-2])
     batch = torch.broadcast_shapes(vertices.shape[:-2], eye.shape[:-1])
     dtype = _search_type(vertices)
     mesh = (
@@ -265,12 +269,22 @@ def _search_type(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
-def _expect_faces(faces: Any) -> Tensor:
+def _expect_type(name: str, tensor: Tensor, like: Tensor, of: str) -> None:
+    if tensor.dtype != like.dtype:
+        raise TypeError(f"{name}: expected {like.dtype}, the type of {of}, got {tensor.dtype}")
+
+
+def _expect_faces(faces: Any, num_vertices: int) -> Tensor:
     if not isinstance(faces, Tensor) or faces.is_floating_point() or faces.dtype == torch.bool:
         kind = faces.dtype if isinstance(faces, Tensor) else type(faces).__name__
         raise TypeError(f"faces: expected a torch.Tensor of integers, got {kind}")
     if faces.dim() != 2 or faces.shape[1] != 3 or not len(faces):
         raise ValueError(f"faces: expected shape (F, 3) with at least one face, got {tuple(faces.shape)}")
+    # Elsewhere to look at them would make the host wait, or end a trace; there the index itself is checked.
+    if faces.device.type == "cpu" and not is_traced(faces) and not is_transformed():
+        low, high = faces.aminmax()
+        if low < 0 or high >= num_vertices:
+            raise ValueError(f"faces: expected ids from 0 to {num_vertices - 1}, got {low} to {high}")
     return faces.long()
 
 

@@ -87,7 +87,7 @@ def mesh_to_scan_loss(
         scan: points [m].
         weights: of vertices, broadcast to (*batch, V).
         scan_weights: of scan points, broadcast to (*batch, N); those of weight 0 are not there. Where none is
-            left, the body counts for nothing.
+            left, or the scan is empty, the body counts for nothing.
         penalty: p, of distances [m].
         reduction: over vertices.
         backend: of the search, see `agebody.proximity.closest_faces`.
@@ -103,6 +103,9 @@ def mesh_to_scan_loss(
     if scan_weights is not None:
         scan_weights = expand_weights(scan_weights, torch.Size((*entries[:-1], scan.shape[-2])))
         weights = _where_any(scan_weights != 0, weights, entries)
+    if scan.shape[-2] == 0:  # a point that weighs nothing stands for none
+        scan, scan_weights = scan.new_zeros(*scan.shape[:-2], 1, 3), scan.new_zeros(1)
+        weights = torch.zeros_like(vertices[..., 0])
     found = nearest_points(vertices, scan, weights=scan_weights, backend=backend)
     difference = hide(vertices, weights, 1) - hide(rows_of(scan, found), weights, 1)
     return reduce(penalize(safe_norm(difference), penalty), weights, reduction)
