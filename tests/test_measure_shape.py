@@ -90,11 +90,12 @@ def test_rough_targets_give_more_probable_bodies(body):
     assert norms[0] > norms[1] > norms[2] > 0
 
 
-def test_nothing_asked_for_is_the_mean_body(body):
-    fit = fit_measurements(body, {}, age_offset=torch.tensor([0.2, 0.4]))
+def test_what_weighs_nothing_leaves_the_mean_body(body):
+    nothing = {"stature": 0.0}
+    fit = fit_measurements(body, {"stature": 1.0}, weights=nothing, age_offset=torch.tensor([0.2, 0.4]))
     assert fit.betas.tolist() == [[0.0] * 10] * 2
     assert fit.age_offset.tolist() == pytest.approx([0.2, 0.4])
-    assert fit.achieved.shape == (2, 0)
+    assert fit.achieved.shape == (2, 1)
 
 
 def test_stature_alone_is_read_as_age(body):
@@ -171,7 +172,7 @@ def test_each_body_is_solved_for_itself_and_the_same_every_time(body):
 
 
 def test_impossible_targets_still_give_a_body(body):
-    targets = {"stature": torch.tensor([0.0, 50.0]), "waist_circumference": 3.0}
+    targets = {"stature": torch.tensor([0.01, 0.02]), "waist_circumference": 3.0}
     fit = fit_measurements(body, targets, max_iterations=10)
     assert torch.isfinite(
         torch.cat([part.flatten() for part in (fit.betas, fit.age_offset, fit.achieved)])
@@ -184,7 +185,12 @@ def test_wrong_arguments_are_named(body, mannequin_asset, unchecked):
         fit_measurements(body, {"weight": 70.0})
     with pytest.raises(ValueError, match=r"weights: expected names out of stature, got \['arm_span'\]"):
         fit_measurements(body, {"stature": 1.7}, weights={"arm_span": 1.0})
-    with pytest.raises(ValueError, match="targets: expected finite numbers"):
+    with pytest.raises(ValueError, match="targets: expected at least one measurement"):
+        fit_measurements(body, {})
+    for wrong in (0.0, -1.7, 5.1, 172.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=r"targets\['stature'\]: expected metres, above 0 and up to 5"):
+            fit_measurements(body, {"stature": torch.tensor([1.7, wrong])})
+    with pytest.raises(ValueError, match=r"targets\['stature'\]: expected metres"):
         fit_measurements(body, {"stature": float("nan")})
     with pytest.raises(ValueError, match="weights: expected finite numbers of 0 or more"):
         fit_measurements(body, {"stature": 1.7}, weights={"stature": -1.0})

@@ -19,6 +19,7 @@ from agebody.rowwise import own_precision
 
 _CHUNK = 128  # bodies at a time: memory is bounded
 _START_AGES = 9
+_LONGEST = 5.0  # m: what is longer is in another unit
 _DAMPINGS = (1e-3, 1.0)  # of the first step: bold, then careful where that ended in a worse minimum
 _MAX_DAMPING = 1e10
 _SMALL_STEP = {torch.float32: 1e-5, torch.float64: 1e-9}
@@ -93,8 +94,9 @@ def fit_measurements(
         max_iterations: steps at most.
 
     Raises:
-        ValueError: a name is unknown, a target or weight is not finite or of a wrong shape, the body has one
-            age and an age offset is given, or it has a second, infant body.
+        ValueError: there are no targets, a name is unknown, a target is no length of up to 5 m, a weight is
+            not finite, one has a wrong shape, the body has one age and an age offset is given, or it has a
+            second, infant body.
     """
     problem = _Problem(body, targets, weights, age_offset, sigma, age_bounds, definitions)
     which = torch.arange(problem.size, device=body.device).split(_CHUNK)
@@ -143,6 +145,8 @@ class _Problem:
             raise ValueError("age_offset: this body has one age")
         if not sigma > 0:
             raise ValueError(f"sigma: expected a length above 0 [m], got {sigma}")
+        if not targets:
+            raise ValueError("targets: expected at least one measurement, got none")
         definitions = MEASUREMENTS if definitions is None else definitions
         weights = {} if weights is None else weights
         for argument, given, known in (("targets", targets, definitions), ("weights", weights, targets)):
@@ -158,14 +162,17 @@ class _Problem:
         self.batch = broadcast(**{name: v.shape for name, v in {**values, **shares, **known_age}.items()})
         self.size = math.prod(self.batch)
         flat = lambda tensor: tensor.expand(self.batch).reshape(-1)  # noqa: E731
-        empty = torch.zeros(self.size, 0, dtype=body.dtype, device=body.device)
-        self.weights = torch.stack([flat(v) for v in shares.values()], -1) if shares else empty
-        self.targets = torch.stack([flat(v) for v in values.values()], -1) if values else empty
+        self.weights = torch.stack([flat(v) for v in shares.values()], -1)
+        self.targets = torch.stack([flat(v) for v in values.values()], -1)
         if not (torch.isfinite(self.weights) & (self.weights >= 0)).all():
             raise ValueError("weights: expected finite numbers of 0 or more")
         self.targets = torch.where(self.weights > 0, self.targets, 0)
-        if not torch.isfinite(self.targets).all():
-            raise ValueError("targets: expected finite numbers where the weight is not 0")
+        for name, asked, weight in zip(self.names, self.targets.mT, self.weights.mT, strict=True):
+            wrong = asked[(weight > 0) & ~((asked > 0) & (asked <= _LONGEST))]
+            if len(wrong):
+                raise ValueError(
+                    f"targets[{name!r}]: expected metres, above 0 and up to {_LONGEST:g}, got {wrong[0]:g}"
+                )
         self.age = None if age_offset is None else flat(known_age["age_offset"])
         anchors = (0.0, *body.age_anchors)
         self.bounds = (min(anchors), max(anchors)) if age_bounds is None else age_bounds
@@ -286,13 +293,11 @@ class _Solver:
         with torch.enable_grad():
             surfaces = [surface.requires_grad_() for surface in self._surfaces(betas, age)]
             values = self._values(surfaces)
-            gradients = torch.autograd.grad(values.sum(), surfaces) if surfaces else ()
+            gradients = torch.autograd.grad(values.sum(), surfaces)
         rows = [
             gradient.flatten(1) @ directions.T
             for gradient, (_, directions) in zip(gradients, self.problem.gauges, strict=True)
         ]
-        if not rows:
-            return self.targets, self.targets.new_zeros(len(age), 0, self.num_betas + self.free_age)
         jacobian = torch.stack(rows, 1)[..., 1:]
         by_betas, by_templates = jacobian[..., : self.num_betas], jacobian[..., self.num_betas :]
         parts = [by_betas]
@@ -311,7 +316,7 @@ class _Solver:
 
     def _values(self, surfaces: list[Tensor]) -> Tensor:
         values = [gauge(own) for (gauge, _), own in zip(self.problem.gauges, surfaces, strict=True)]
-        return torch.stack(values, -1) if values else self.targets[:0]
+        return torch.stack(values, -1)
 
 
 def _where(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
