@@ -17,7 +17,7 @@ from agebody.measure.sections import Section, gap, plane_section, section_length
 from agebody.reduction import expect, safe_norm
 from agebody.rowwise import own_precision
 
-_ROOM = 256  # triangles that a plane may cut of a part, ...
+_ROOM = 768  # triangles that a plane may cut of a part, ...
 _SPARE = 4  # ... or so many times what it cuts of the asset's own surfaces
 _CLOSED = 1e-4  # m: a gap in an outline that is none
 _BRIDGED = 0.25  # of an outline that a tape may bridge where the part ends, as at the armpits

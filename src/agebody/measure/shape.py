@@ -20,7 +20,7 @@ from agebody.rowwise import own_precision
 _CHUNK = 128  # bodies at a time: memory is bounded
 _START_AGES = 9
 _LONGEST = 5.0  # m: what is longer is in another unit
-_DAMPINGS = (1e-3, 1.0)  # of the first step: bold, then careful where that ended in a worse minimum
+_BOLD, _CAREFUL = 1e-3, 1.0  # dampings of the first step
 _MAX_DAMPING = 1e10
 _SMALL_STEP = {torch.float32: 1e-5, torch.float64: 1e-9}
 _SMALL_GAIN = {torch.float32: 1e-6, torch.float64: 1e-12}
@@ -112,18 +112,20 @@ def fit_measurements(
 
 
 def _solve(problem: _Problem, rows: Tensor, tolerance: float, max_iterations: int) -> _Solution:
-    """Some bodies. Those that miss a target are solved a second time, and the better solution is kept."""
-    bold, careful = _DAMPINGS
-    first = problem.part(rows).solve(bold, max_iterations)
-    residual = torch.where(problem.weights[rows] > 0, first.values - problem.targets[rows], 0)
+    """Some bodies. Those that miss a target are solved again from several ages, and the best is kept."""
+    best = problem.part(rows).solve(_BOLD, max_iterations)
+    residual = torch.where(problem.weights[rows] > 0, best.values - problem.targets[rows], 0)
     missed = (residual.abs() > tolerance).any(-1).nonzero()[:, 0]
     if not len(missed):
-        return first
-    second = problem.part(rows[missed]).solve(careful, max_iterations)
-    better = second.cost < first.cost[missed]
-    return _Solution(
-        *(old.index_put((missed[better],), new[better]) for new, old in zip(second, first, strict=True))
-    )
+        return best
+    again = problem.part(rows[missed])
+    for shift in (0, -1, 1) if again.free_age else (0,):
+        other = again.solve(_CAREFUL, max_iterations, shift)
+        better = other.cost < best.cost[missed]
+        best = _Solution(
+            *(old.index_put((missed[better],), new[better]) for new, old in zip(other, best, strict=True))
+        )
+    return best
 
 
 class _Problem:
@@ -219,9 +221,9 @@ class _Solver:
         self.free_age = age is None and bool(self.anchors)
         self.num_betas = problem.body.num_betas
 
-    def solve(self, damping_at_start: float, max_iterations: int) -> _Solution:
-        """The minimum that each body's steps lead to."""
-        state = self._start()
+    def solve(self, damping_at_start: float, max_iterations: int, shift: int = 0) -> _Solution:
+        """The minimum that each body's steps lead to, from the best of several ages or one beside it."""
+        state = self._start(shift)
         damping = torch.full_like(state.cost, damping_at_start)
         done, hold = (torch.zeros_like(state.cost, dtype=torch.bool) for _ in range(2))
         for _ in range(max_iterations):
@@ -241,7 +243,7 @@ class _Solver:
             hold = ~better & ~hold
         return _Solution(state.betas, state.age, state.values, done, state.cost)
 
-    def _start(self) -> _State:
+    def _start(self, shift: int) -> _State:
         betas = self.targets.new_zeros(len(self.targets), self.num_betas)
         if not self.free_age:
             return self._model(betas, betas.new_zeros(len(betas)) if self.age is None else self.age)
@@ -249,7 +251,8 @@ class _Solver:
         surfaces = self._surfaces(betas.new_zeros(_START_AGES, self.num_betas), ages)
         residual = self._values(surfaces)[:, None] - self.targets
         misfit = torch.where(self.weights > 0, self.weights * residual**2, 0).sum(-1)
-        return self._model(betas, ages[misfit.nan_to_num(torch.inf).argmin(0)])
+        best = misfit.nan_to_num(torch.inf).argmin(0) + shift
+        return self._model(betas, ages[best.clamp(0, _START_AGES - 1)])
 
     def _step(self, state: _State, damping: Tensor, hold: Tensor) -> tuple[_State, Tensor]:
         """The next body to try, and the largest change in it."""
