@@ -1,6 +1,7 @@
 """Under autocast, searches, measures, cameras and metrics compute in their arguments' precision."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ POSES = 0.3 * _normal(40, 69, seed=4)
 GAUSSIAN = losses.MahalanobisPrior.from_poses(POSES)
 MIXTURE = losses.MaxMixturePrior.from_poses(POSES, 2)
 
-CASES: dict[str, Callable[[], object]] = {
+CASES: dict[str, Callable[[], Any]] = {
     "procrustes": lambda: metrics.procrustes(PRED, TARGET),
     "similarity": lambda: metrics.Similarity(TURNS, torch.ones(3), PLACES).apply(PRED),
     "best_scale": lambda: metrics.best_scale(PRED, TARGET),
@@ -50,7 +51,7 @@ CASES: dict[str, Callable[[], object]] = {
 }
 
 
-def _in_autocast(compute: Callable[[], object]) -> object:
+def _in_autocast(compute: Callable[[], Any]) -> Any:
     with torch.autocast("cpu", torch.bfloat16):
         return compute()
 
