@@ -19,7 +19,7 @@ TURNS = rotations.axis_angle_to_matrix(_normal(3, 3, seed=2))
 PLACES = _normal(3, 3, seed=3)
 CAMERA = cameras.Camera(torch.full((2,), 500.0), torch.full((2,), 256.0), TURNS, PLACES + 6)
 FACES = torch.arange(900).reshape(300, 3)
-SCRAPS = (_normal(300, 1, 3) + 0.01 * _normal(300, 3, 3, seed=5)).flatten(0, 1)
+SCRAPS = (_normal(300, 1, 3) + 0.03 * _normal(300, 3, 3, seed=5)).flatten(0, 1)
 SECTION = measure.Section(PRED, PRED.roll(1, -2), torch.ones(3, 17, dtype=torch.bool))
 POSES = 0.3 * _normal(40, 69, seed=4)
 GAUSSIAN = losses.MahalanobisPrior.from_poses(POSES)
@@ -35,7 +35,7 @@ CASES: dict[str, Callable[[], Any]] = {
     "root_trajectory_error": lambda: metrics.root_trajectory_error(PRED, TARGET),
     "oks": lambda: metrics.oks(PRED[..., :2], TARGET[..., :2], torch.ones(3)),
     "closest_points": lambda: proximity.closest_points(_normal(2000, 3), SCRAPS, FACES, backend="torch"),
-    "visible_vertices": lambda: proximity.visible_vertices(_normal(900, 3), FACES, PLACES, backend="torch"),
+    "visible_vertices": lambda: proximity.visible_vertices(SCRAPS, FACES, PLACES, backend="torch"),
     "tape_length": lambda: measure.tape_length(SECTION, PLACES),
     "to_camera": lambda: CAMERA.to_camera(PRED),
     "to_world": lambda: CAMERA.to_world(PRED),
