@@ -67,9 +67,7 @@ def test_safe_norm():
 def test_errors():
     with pytest.raises(ValueError, match="reduction: expected one of none, mean, sum, got 'avg'"):
         reduce(torch.ones(2), None, "avg")  # pyright: ignore
-    with pytest.raises(
-        ValueError, match=r"weights: expected a shape that .* to \(2, 3\), got \(2,\)"
-    ):
+    with pytest.raises(ValueError, match=r"weights: expected a shape that .* to \(2, 3\), got \(2,\)"):
         reduce(torch.ones(2, 3), torch.ones(2), "sum")
     with pytest.raises(ValueError, match=r"points: expected shape \(\*batch, any, 3\), got \(4, 2\)"):
         expect("points", torch.ones(4, 2), None, 3)
