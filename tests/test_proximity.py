@@ -497,7 +497,6 @@ class TestErrors:
     def test_without_warp(self, monkeypatch):
         vertices, faces = icosphere(0)
         monkeypatch.setattr("agebody.backend.has_warp", lambda: False)
-        monkeypatch.setattr(proximity, "has_warp", lambda: False)
         monkeypatch.setattr(proximity, "load_kernels", lambda: pytest.fail("not to be loaded"))
         assert closest_faces(random(3, 3), vertices, faces).shape == (3,)
         with pytest.raises(ImportError, match="warp-lang is not installed"):

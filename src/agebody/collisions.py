@@ -10,7 +10,7 @@ import functools
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from agebody.assets.asset import BodyAsset
-from agebody.backend import BackendName, choose_backend, has_warp, load_kernels
+from agebody.backend import BackendName, choose_search, load_kernels
 from agebody.proximity import closest_barycentric, closest_faces, interpolate
 from agebody.reduction import expect, hide, safe_norm
 
@@ -421,7 +421,7 @@ def _colliding_faces(
     backend: BackendName,
 ) -> tuple[Tensor, Tensor]:
     """Keys (B, room) of pairs in ascending order, and how many there are (B); body by body."""
-    if _choose_search(backend, bodies.device) == "warp":
+    if choose_search(backend, bodies.device) == "warp":
         return load_kernels().colliding_faces(bodies, faces, parts, related, excluded, room)
     found = []
     for body in bodies:
@@ -443,7 +443,7 @@ def _colliding_faces(
 
 
 def _winding_numbers(points: Tensor, vertices: Tensor, faces: Tensor, backend: BackendName) -> Tensor:
-    if _choose_search(backend, points.device) == "warp":
+    if choose_search(backend, points.device) == "warp":
         return load_kernels().winding_numbers(points, vertices, faces)
     numbers = points.new_zeros(points.shape[:-1])
     for number, some, triangles in zip(numbers, points, vertices[:, faces], strict=True):
@@ -456,7 +456,7 @@ def _inside_meshes(
     points: Tensor, vertices: Tensor, faces: Tensor, sets: Tensor, meshes: Tensor, backend: BackendName
 ) -> Tensor:
     """(Q, N) for questions of a set of points (-1 for none) and a mesh."""
-    if _choose_search(backend, points.device) == "warp":
+    if choose_search(backend, points.device) == "warp":
         return load_kernels().inside_meshes(points, vertices[:, faces], sets.int(), meshes.int())
     lower, upper = vertices.amin(1), vertices.amax(1)
     inside = torch.zeros(len(sets), points.shape[1], dtype=torch.bool, device=points.device)
@@ -558,13 +558,6 @@ def _related(asset: BodyAsset, within: int, touching: Iterable[tuple[str, str]])
             i, j = (asset.joint_names.index(name) for name in pair)
             related[i, j] = related[j, i] = True
     return torch.from_numpy(related)
-
-
-def _choose_search(backend: BackendName, device: torch.device) -> Literal["torch", "warp"]:
-    """As `choose_backend`, but a hierarchy of boxes is the faster way on the CPU, too."""
-    if backend == "auto" and device.type == "cpu":
-        return "warp" if has_warp() else "torch"
-    return choose_backend(backend, device)
 
 
 def _check_mesh(vertices: Any, faces: Any) -> Int[Tensor, "F 3"]:

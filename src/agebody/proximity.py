@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from agebody.backend import BackendName, choose_backend, has_warp, load_kernels
+from agebody.backend import BackendName, choose_search, load_kernels
 from agebody.reduction import expect, safe_norm
 from agebody.rowwise import is_traced, is_transformed, own_precision
 
@@ -302,14 +302,8 @@ def _search(points: Tensor, triangles: Tensor, backend: BackendName) -> Tensor:
     return torch.ops.agebody.closest_triangles(*flat, backend).reshape(*batch, n)
 
 
-def _choose(backend: BackendName, device: torch.device) -> str:
-    if backend == "auto" and device.type == "cpu":
-        return "warp" if has_warp() else "torch"
-    return choose_backend(backend, device)
-
-
 def _closest_triangles(points: Tensor, triangles: Tensor, backend: BackendName) -> Tensor:
-    if _choose(backend, points.device) == "warp":
+    if choose_search(backend, points.device) == "warp":
         return load_kernels().closest_triangles(points, triangles)
     found = torch.zeros(points.shape[:2], dtype=torch.int64, device=points.device)
     for p, t, out in zip(points, triangles, found, strict=True):
@@ -360,7 +354,7 @@ def _squared_distance(points: Tensor, triangles: Tensor) -> Tensor:
 
 
 def _clear_sights(vertices: Tensor, faces: Tensor, eyes: Tensor, backend: BackendName) -> Tensor:
-    if _choose(backend, vertices.device) == "warp":
+    if choose_search(backend, vertices.device) == "warp":
         return load_kernels().clear_sights(vertices, faces, eyes)
     clear = torch.ones(vertices.shape[:2], dtype=torch.bool, device=vertices.device)
     rows = max(1, PAIRS // len(faces))

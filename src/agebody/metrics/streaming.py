@@ -25,7 +25,7 @@ from agebody.metrics.depth import MISS_PENALTY, DepthRelations, depth_relations
 from agebody.metrics.matching import detection_scores, nmje
 from agebody.metrics.pose import Errors, Layout, Root
 from agebody.metrics.similarity import oks, oks_sigmas
-from agebody.reduction import Weights, expect
+from agebody.reduction import Weights, at_least_float32, expect
 
 
 class _Sums(Metric):
@@ -509,8 +509,7 @@ class ByAgeClass(_Sums):
 
 def _widened(value: Any) -> Any:
     """Tensors of 16 bits in float32, all else as it is."""
-    low = isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16)
-    return value.float() if low else value
+    return at_least_float32(value) if isinstance(value, Tensor) else value
 
 
 def _kept(values: Tensor, counted: Tensor | None) -> Tensor:
