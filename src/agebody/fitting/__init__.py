@@ -1,0 +1,1 @@
+"""From observations to bodies: solvers, and what they solve."""
