@@ -1,61 +1,22 @@
-"""The command line: thin, over functions that stand elsewhere."""
+"""Bodies on the command line: demo, inspect, convert, bench, warmup."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn, cast, get_args
+from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from agebody.files import replacing
+from agebody.cli.app import app, check_device, clear_errors, fail, find_body, make_folder, progress_bar
 
 if TYPE_CHECKING:
-    from agebody.assets.asset import BodyAsset
     from agebody.bench import Report
-    from agebody.evaluate import Cell, Column
-    from agebody.evaluate import Table as Evaluation
-
-app = typer.Typer(
-    name="agebody",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-
-def main() -> None:
-    """Run the command line."""
-    app()
-
-
-def _print_version(wanted: bool) -> bool:
-    if wanted:
-        print(f"agebody {version('agebody')}")
-        raise typer.Exit
-    return wanted
-
-
-@app.callback()
-def _agebody(
-    _version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
-    ] = False,
-) -> None:
-    """Human bodies from newborn to adult, behind one differentiable layer."""
 
 
 @app.command()
@@ -77,10 +38,10 @@ def demo(
     The free body is built once, which takes a minute or two, and kept in the cache folder of the system;
     set AGEBODY_CACHE to choose another.
     """
-    with _clear_errors(), _progress() as progress:
-        _check_device(device)
-        _make_folder(output)
-        asset = _find_body(body, progress)
+    with clear_errors(), progress_bar() as progress:
+        check_device(device)
+        make_folder(output)
+        asset = find_body(body, progress)
         from agebody.demo import run_demo
 
         task = progress.add_task("posing")
@@ -115,7 +76,7 @@ def inspect(
     """
     from agebody.assets.report import inspect_asset
 
-    with _clear_errors():
+    with clear_errors():
         report = inspect_asset(file)
     if as_json:
         print(json.dumps(dataclasses.asdict(report), indent=2))
@@ -186,7 +147,7 @@ def convert(
         raise typer.BadParameter(
             f"expected a body and at most one infant, got {len(inputs)} files", param_hint="IN"
         )
-    with _clear_errors():
+    with clear_errors():
         infant = inputs[1] if len(inputs) == 2 else None
         asset = load_asset(inputs[0], infant_template=infant, regressors=regressors)
         write(asset, output, overwrite=force)
@@ -222,8 +183,8 @@ def bench(
     names = get_args(BackendName)
     if backend not in names:
         raise typer.BadParameter(f"expected {', '.join(names)}, got {backend!r}", param_hint="--backend")
-    _check_device(device)
-    with _clear_errors(), _progress() as progress:
+    check_device(device)
+    with clear_errors(), progress_bar() as progress:
         from agebody.assets.mannequin import mannequin
         from agebody.bench import run_bench
 
@@ -257,11 +218,11 @@ def warmup(
         raise typer.BadParameter(f"expected {', '.join(types)}, got {dtype!r}", param_hint="--dtype")
     devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     if device is not None:
-        _check_device(device)
+        check_device(device)
         devices = [device]
     table = Table("kernels", "dtype", "device", caption="Milliseconds where compiled before.")
     table.add_column("seconds", justify="right")
-    with _clear_errors(), _progress() as progress:
+    with clear_errors(), progress_bar() as progress:
         from agebody.backend import load_kernels
 
         kernels = load_kernels()
@@ -272,101 +233,22 @@ def warmup(
                     place, types[dtype], progress=lambda name: progress.update(task, description=name)
                 )
             except RuntimeError as error:
-                _fail(str(error))
+                fail(str(error))
             for name, time in seconds.items():
                 _, subject, scalar = name.split(".")
                 table.add_row(subject, scalar, place, f"{time:.2f}")
     Console().print(table)
 
 
-@app.command()
-def evaluate(
-    pred: Annotated[
-        Path,
-        typer.Argument(metavar="PRED", show_default=False, help="Predictions: an **.npz**, or COCO results."),
-    ],
-    target: Annotated[
-        Path,
-        typer.Argument(metavar="GT", show_default=False, help="The truth: an **.npz**, or COCO annotations."),
-    ],
-    table: Annotated[
-        str,
-        typer.Option(
-            help="**infantnet**, **relative-human**, **coco**, or **auto**: all that the files allow."
-        ),
-    ] = "auto",
-    layout: Annotated[
-        str | None,
-        typer.Option(show_default=False, help="What the joints are, such as smpl24, if no file says so."),
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--json", show_default=False, help="Write the tables to a file, too.")
-    ] = None,
-    resamples: Annotated[
-        int, typer.Option("--bootstrap", min=0, help="Resamples of the 95 % intervals; 0 for no intervals.")
-    ] = 1000,
-    seed: Annotated[int, typer.Option(min=0, help="Of the resamples.")] = 0,
-) -> None:
-    """Compare predictions with the truth: errors, order in depth and keypoints, by age class.
-
-    What an .npz has to hold is on the page "Evaluation" of the documentation. Intervals come from drawing
-    images again, with all of their people.
-    """
-    from agebody.evaluate import EvaluationError, TableName, evaluate_files
-    from agebody.keypoints import LAYOUTS
-
-    for option, value, known in (("--table", table, get_args(TableName)), ("--layout", layout, LAYOUTS)):
-        if value is not None and value not in known:
-            raise typer.BadParameter(f"expected {', '.join(known)}, got {value!r}", param_hint=option)
-    with _clear_errors(), _progress() as progress:
-        progress.add_task("comparing", total=None)
-        try:
-            tables = evaluate_files(
-                pred, target, table=cast(TableName, table), layout=layout, resamples=resamples, seed=seed
-            )
-        except EvaluationError as error:
-            _fail(str(error))
-        if output is not None:
-            with replacing(output) as temporary:
-                temporary.write_text(json.dumps([each.as_dict() for each in tables], indent=2) + "\n")
-    for each in tables:
-        _show_evaluation(each)
-    if output is not None:
-        print(f"wrote {output}")
-
-
-def _show_evaluation(table: Evaluation) -> None:
-    shown = Table(title=table.name, title_justify="left", caption_justify="left")
-    with_intervals = any(not math.isnan(cell.low) for row in table.rows for cell in row.cells)
-    below = "; below: 95 % interval" if with_intervals else ""
-    captions = [f"in brackets: of how many{below}", *table.notes]
-    shown.caption = Text("\n".join(captions), justify="left")
-    headings = [f"{column.name} [{column.unit}]" for column in table.columns]
-    lines = [
-        [
-            row.name, str(row.people), str(row.missed),
-            *(_with_interval(*pair) for pair in zip(row.cells, table.columns, strict=True)),
-        ]
-        if row.people
-        else [row.name, "nobody", *["–"] * (len(headings) + 1)]
-        for row in table.rows
-    ]  # fmt: skip
-    everything = [["", "people", "missed", *headings], *lines]
-    if len(headings) > 4:  # too wide: what would be columns become rows
-        everything = [list(column) for column in zip(*everything, strict=True)]
-    for i, heading in enumerate(everything[0]):
-        shown.add_column(Text(heading), justify="right" if i else "left")
-    for line in everything[1:]:
-        shown.add_row(*map(Text, line))
-    Console().print(shown)
-
-
-def _with_interval(cell: Cell, column: Column) -> str:
-    if math.isnan(cell.value):
-        return "–"
-    value, low, high = (column.scale * number for number in cell[:3])
-    interval = "" if math.isnan(low) else f"\n{low:.1f}–{high:.1f}"
-    return f"{value:.1f} ({cell.n}){interval}"
+def _readable(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} ({count})" for name, count in value.items())
+    if isinstance(value, (list, tuple)):
+        text = all(isinstance(item, str) for item in value)
+        return "\n".join(value) if text else ", ".join(f"{item:.4g}" for item in value)
+    return str(value)
 
 
 def _short(number: float) -> str:
@@ -398,82 +280,3 @@ def _show_bench(report: Report) -> None:
         print("smplx is not installed: `pip install smplx` adds the ratio to it")
     else:
         print(f"vertices of agebody and smplx differ by at most {1e6 * report.largest_difference:.2f} µm")
-
-
-def _find_body(name: str, progress: Progress) -> BodyAsset:
-    if name == "mannequin":
-        from agebody.assets.mannequin import mannequin
-
-        return mannequin()
-    if name == "anny":
-        from agebody.assets.anny import anny_body
-
-        task = progress.add_task("free body")
-        return anny_body(
-            progress=lambda stage, fraction: progress.update(
-                task, description=stage, completed=100 * fraction
-            )
-        )
-    from agebody.assets.io import load_asset
-
-    return load_asset(name)
-
-
-def _check_device(name: str) -> None:
-    import torch
-
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise typer.BadParameter(
-            f"expected cpu, cuda or cuda:N, got {name!r}", param_hint="--device"
-        ) from None
-    if device.type not in ("cpu", "cuda"):
-        raise typer.BadParameter(f"expected cpu, cuda or cuda:N, got {name!r}", param_hint="--device")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise typer.BadParameter(
-            f"{name!r} is not there: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices",
-            param_hint="--device",
-        )
-
-
-def _make_folder(folder: Path) -> None:
-    """Create the folder and write in it, before anything that takes long."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        _fail(f"{folder}: cannot write files there: {error.strerror}")
-
-
-def _readable(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, dict):
-        return ", ".join(f"{name} ({count})" for name, count in value.items())
-    if isinstance(value, (list, tuple)):
-        text = all(isinstance(item, str) for item in value)
-        return "\n".join(value) if text else ", ".join(f"{item:.4g}" for item in value)
-    return str(value)
-
-
-def _progress() -> Progress:
-    columns = (TextColumn("{task.description:>14}"), BarColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=Console(stderr=True), transient=True)
-
-
-@contextmanager
-def _clear_errors() -> Iterator[None]:
-    """End with one line for what users can put right: bad files, missing extras, folders that refuse."""
-    from agebody.assets.asset import AssetError
-
-    try:
-        yield
-    except (AssetError, ImportError, OSError) as error:
-        _fail(str(error))
-
-
-def _fail(message: str) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
-    raise typer.Exit(1)
