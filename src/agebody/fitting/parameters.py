@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,13 @@ from agebody.body import BodyModel
 
 GROUPS = ("global_orient", "body_pose", "betas", "age_offset", "transl")
 """Groups of parameters, in the order in which they stand in a vector."""
+
+
+def group_slices(body: BodyModel) -> dict[str, slice]:
+    """Where each group stands in a vector, in the order of ``GROUPS``."""
+    sizes = (3, 3 * (body.num_joints - 1), body.num_betas, 1, 3)
+    ends = list(accumulate(sizes))
+    return {name: slice(end - size, end) for name, size, end in zip(GROUPS, sizes, ends, strict=True)}
 
 
 class BodyParameters(NamedTuple):
@@ -36,8 +44,7 @@ class BodyParameters(NamedTuple):
     @classmethod
     def from_vector(cls, vector: Float[Tensor, "*batch P"], body: BodyModel) -> BodyParameters:
         """The inverse of `vector`."""
-        sizes = (3, 3 * (body.num_joints - 1), body.num_betas, 1, 3)
-        orient, pose, betas, age, transl = vector.split(sizes, -1)
+        orient, pose, betas, age, transl = (vector[..., part] for part in group_slices(body).values())
         return cls(orient, pose.unflatten(-1, (-1, 3)), betas, age[..., 0], transl)
 
     def vector(self) -> Float[Tensor, "*batch P"]:
