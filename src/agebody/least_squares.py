@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-Linearized = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""``(x, rows)`` -> residuals (b, M) and Jacobian (b, M, N) of the problems with these numbers, at x (b, N)."""
+from agebody.rowwise import own_precision
+
+Method = Literal["lm", "lbfgs", "adam"]
+"""Levenberg-Marquardt, which needs the normal matrix; limited-memory BFGS and Adam, which do not."""
+
+_DAMPING_LIMIT = 1e12
+_ARMIJO = 1e-4
+_PATIENCE = 20  # steps of Adam without a gain before its rate is halved
+_RATE_LIMIT = 1e-3  # share of the learning rate at which Adam ends
 
 
 class Stop(IntEnum):
@@ -28,149 +35,692 @@ class Stop(IntEnum):
     STUCK = 4
     """No step, however short, gains anything: what is computed has reached its precision."""
     NOT_FINITE = 5
-    """Residuals or derivatives at the start are NaN or infinite; the start is returned."""
+    """Cost or derivatives are NaN or infinite at the start, or wherever a step leads. The last finite place
+    is kept."""
+
+
+class Model(Protocol):
+    """What is known of b problems at one place: their costs, to second order, over N variables each.
+
+    A NamedTuple of tensors with the batch first, or None. Levenberg-Marquardt runs on these methods alone.
+    """
+
+    @property
+    def cost(self) -> Tensor:
+        """(b)"""
+        ...
+
+    def slope(self) -> Float[Tensor, "b N"]:
+        """The gradient."""
+        ...
+
+    def diagonal(self) -> Float[Tensor, "b N"]:
+        """Of the normal matrix."""
+        ...
+
+    def product(self, vector: Float[Tensor, "b N"]) -> Float[Tensor, "b N"]:
+        """The normal matrix times a vector."""
+        ...
+
+    def solve(
+        self, target: Float[Tensor, "b N"], added: Float[Tensor, "b N"], held: Bool[Tensor, "b N"] | None
+    ) -> Float[Tensor, "b N"]:
+        """p with (normal + diag(added)) p = target over the variables not held, 0 in those that are.
+
+        Where that matrix is not positive definite, p is NaN.
+        """
+        ...
+
+
+class Quadratic(NamedTuple):
+    """Costs of b problems of N variables, to second order."""
+
+    cost: Float[Tensor, " b"]
+    """Half of the sum of the squared residuals r."""
+    gradient: Float[Tensor, "b N"]
+    """Jᵀr"""
+    normal: Float[Tensor, "b N N"] | None = None
+    """JᵀJ; "lbfgs" and "adam" do not look at it."""
+
+    def slope(self) -> Tensor:
+        """The gradient."""
+        return self.gradient
+
+    def diagonal(self) -> Tensor:
+        """Of the normal matrix."""
+        return self._normal().diagonal(dim1=-2, dim2=-1)
+
+    def product(self, vector: Tensor) -> Tensor:
+        """The normal matrix times a vector."""
+        return (self._normal() @ vector[..., None])[..., 0]
+
+    def solve(self, target: Tensor, added: Tensor, held: Tensor | None) -> Tensor:
+        """See `Model`."""
+        if held is not None:
+            target, added = torch.where(held, 0, target), torch.where(held, 1, added)
+        matrix = _pin(self._normal(), held, held)
+        matrix.diagonal(dim1=-2, dim2=-1).add_(added)
+        factor, sound = _factor(matrix)
+        found = _backward(factor, _forward(factor, target[..., None]))[..., 0]
+        return torch.where(sound[:, None], found, torch.nan)
+
+    def _normal(self) -> Tensor:
+        if self.normal is None:
+            raise ValueError("quadratize: expected a normal matrix for method 'lm', got None")
+        return self.normal
+
+
+class ChainQuadratic(NamedTuple):
+    """Costs of b chains of T frames, to second order.
+
+    Each frame has n variables of its own, tied to those of the next frame, and all frames share s variables.
+    As one vector of T n + s: frame after frame, then what is shared. The normal matrix is block tridiagonal
+    with a border, and a step costs as much as T times a problem of n variables.
+    """
+
+    cost: Float[Tensor, " b"]
+    gradient: Float[Tensor, "b T n"]
+    shared_gradient: Float[Tensor, "b s"]
+    blocks: Float[Tensor, "b T n n"]
+    """Each frame's own normal matrix."""
+    coupling: Float[Tensor, "b T-1 n n"] | None
+    """Frame by next frame; None where frames meet only in what all share."""
+    border: Float[Tensor, "b T n s"]
+    """By the variables of a frame and those shared."""
+    shared: Float[Tensor, "b s s"]
+    """Of what is shared."""
+
+    def slope(self) -> Tensor:
+        """The gradient, (b, T n + s)."""
+        return self._join(self.gradient, self.shared_gradient)
+
+    def diagonal(self) -> Tensor:
+        """Of the normal matrix, (b, T n + s)."""
+        return self._join(self.blocks.diagonal(dim1=-2, dim2=-1), self.shared.diagonal(dim1=-2, dim2=-1))
+
+    def product(self, vector: Tensor) -> Tensor:
+        """The normal matrix times a vector, (b, T n + s)."""
+        own, shared = (part[..., None] for part in self._split(vector))
+        frames = self.blocks @ own + self.border @ shared[:, None]
+        if self.coupling is not None:
+            frames[:, :-1] += self.coupling @ own[:, 1:]
+            frames[:, 1:] += self.coupling.mT @ own[:, :-1]
+        return self._join(frames[..., 0], ((self.border.mT @ own).sum(1) + self.shared @ shared)[..., 0])
+
+    def solve(self, target: Tensor, added: Tensor, held: Tensor | None) -> Tensor:
+        """By block Cholesky along the frames, and the Schur complement of what is shared. See `Model`."""
+        if held is not None:
+            target, added = torch.where(held, 0, target), torch.where(held, 1, added)
+        fixed, fixed_shared = (None, None) if held is None else self._split(held)
+        extra, extra_shared = self._split(added)
+        goal, goal_shared = self._split(target)
+        beside = None if fixed_shared is None else fixed_shared[:, None]
+        border, blocks = _pin(self.border, fixed, beside), _pin(self.blocks, fixed, fixed)
+        blocks.diagonal(dim1=-2, dim2=-1).add_(extra)
+        schur = _pin(self.shared, fixed_shared, fixed_shared)
+        schur.diagonal(dim1=-2, dim2=-1).add_(extra_shared)
+        coupling = self.coupling
+        if coupling is not None and fixed is not None:
+            coupling = _pin(coupling, fixed[:, :-1], fixed[:, 1:])
+
+        sides = torch.cat((border, goal[..., None]), -1)
+        factors, links, sides, sound = _factor_chain(blocks, coupling, sides)
+        by_border, by_goal = sides[..., :-1], sides[..., -1:]
+        schur = schur - (by_border.mT @ by_border).sum(1)
+        top, sound_top = _factor(schur)
+        rest = goal_shared[..., None] - (by_border.mT @ by_goal).sum(1)
+        shared = _backward(top, _forward(top, rest))
+        own = _solve_back(factors, links, by_goal - by_border @ shared[:, None])
+        found = self._join(own[..., 0], shared[..., 0])
+        return torch.where((sound & sound_top)[:, None], found, torch.nan)
+
+    def _split(self, vector: Tensor) -> tuple[Tensor, Tensor]:
+        frames, own = self.gradient.shape[1:]
+        return vector[:, : frames * own].unflatten(1, (frames, own)), vector[:, frames * own :]
+
+    def _join(self, own: Tensor, shared: Tensor) -> Tensor:
+        return torch.cat((own.flatten(1), shared), 1)
+
+
+class SolverState(NamedTuple):
+    """What a method remembers of the problems that are not done."""
+
+    method: str
+    rows: Int[Tensor, " b"]
+    """Their numbers."""
+    x: Float[Tensor, "b N"]
+    """Where the next step starts; with "adam" not the best place that was seen."""
+    memory: tuple[Tensor, ...]
 
 
 class Solution(NamedTuple):
     """Where problems ended."""
 
     x: Float[Tensor, "B N"]
-    cost: Float[Tensor, "B"]
-    """Half of the sum of the squared residuals."""
-    converged: Bool[Tensor, "B"]
-    iterations: Int[Tensor, "B"]
-    """Steps that were tried."""
-    stop: Int[Tensor, "B"]
+    """The cheapest place that was seen, within the bounds; never NaN where the start was not."""
+    cost: Float[Tensor, " B"]
+    """There; NaN or infinite only where it is so at the start."""
+    converged: Bool[Tensor, " B"]
+    """Whether ``stop`` is neither ITERATIONS nor NOT_FINITE."""
+    iterations: Int[Tensor, " B"]
+    """Steps that were tried, those before a resumption among them."""
+    stop: Int[Tensor, " B"]
     """A `Stop` each."""
+    state: SolverState
+    """Of the problems whose iterations ran out."""
 
 
-def levenberg_marquardt(
-    linearize: Linearized,
+class Progress(NamedTuple):
+    """What ``on_iteration`` is told after a step was tried: of the problems that were not yet left."""
+
+    rows: Int[Tensor, " b"]
+    """Their numbers."""
+    x: Float[Tensor, "b N"]
+    cost: Float[Tensor, " b"]
+    stop: Int[Tensor, " b"]
+    """ITERATIONS for those that go on."""
+
+
+def minimize(
+    quadratize: Callable[[Tensor, Tensor], Model],
     start: Float[Tensor, "B N"],
     *,
-    lower: Float[Tensor, "*#bounds N"] | None = None,
-    upper: Float[Tensor, "*#bounds N"] | None = None,
+    method: Method = "lm",
+    lower: Float[Tensor, "*#bounds #N"] | None = None,
+    upper: Float[Tensor, "*#bounds #N"] | None = None,
     max_iterations: int = 50,
     cost_tolerance: float = 1e-6,
     step_tolerance: float = 1e-6,
     gradient_tolerance: float = 1e-8,
     damping: float = 1e-3,
+    history: int = 10,
+    learning_rate: float = 0.05,
+    resume: Solution | None = None,
+    on_iteration: Callable[[Progress], None] | None = None,
 ) -> Solution:
-    """Minimises half the sum of squared residuals of each problem, within bounds.
+    """Minimises the cost of each problem, within bounds.
 
-    Levenberg 1944 and Marquardt 1963, damped by the diagonal of JᵀJ, with Nielsen's rule (1999): the damping
-    follows how well the linear model foretold the gain. Variables at a bound that the gradient would push
-    beyond it are held for the step; others are clamped. Problems that are done leave the batch. The same
-    start gives the same end, to the bit on one device, and nothing that is returned is NaN unless the start is.
+    Problems do not see each other: each has its own damping or step length, and leaves the batch when it is
+    done. Runs repeat to the bit on one device, and a problem's path does not depend on its neighbours as far
+    as ``quadratize`` and the matrix products of the device give a row the same bits in every batch.
+
+    - "lm": steps of the quadratic model plus ``damping`` times the diagonal of the normal matrix (Marquardt
+      1963), raised and lowered by how much of the promised gain came true (Nielsen 1999). What the model
+      pushes against a bound is held there, and the others' step is found once more without it.
+    - "lbfgs": two-loop recursion over the last ``history`` steps (Nocedal and Wright, algorithm 7.4), held
+      to the bounds, with backtracking until the gain is a share of that promised (Armijo).
+    - "adam": Kingma and Ba 2015, each step clamped to the bounds. The rate is halved after 20 steps without a
+      gain of ``cost_tolerance``, and the problem left when it is a thousandth.
 
     Args:
-        linearize: residuals and their Jacobian. A trial that is not finite counts as one that gains nothing.
-        start: (B, N).
-        lower: bounds, broadcast to (B, N).
-        upper: bounds.
-        max_iterations: steps to be tried.
-        cost_tolerance: share of the cost.
-        step_tolerance: length, as a share of that of x.
-        gradient_tolerance: largest entry of the gradient.
+        quadratize: ``(x, rows)`` -> a `Quadratic` or `ChainQuadratic` of the problems with the numbers
+            ``rows`` (b) at x (b, N). One evaluation is one iteration.
+        start: where problems start; moved to the nearest place within the bounds.
+        method: see above.
+        lower: least values, -inf where there are none; broadcast to (B, N).
+        upper: largest values.
+        max_iterations: steps at most, of this call.
+        cost_tolerance: a step that gains no more than this share of the cost is the last.
+        step_tolerance: so is one that is no longer than this share of |x| (plus this share of 1).
+        gradient_tolerance: so is the one after which, to first order, a change of any variable by
+            max(|x|, 1) changes the cost by no more than this share.
         damping: of the first step.
+        history: steps that "lbfgs" remembers.
+        learning_rate: of "adam".
+        resume: an earlier solution of the same problems by the same method. Goes on as if that had not
+            stopped, with the problems whose iterations ran out; ``start`` gives no more than the shape.
+        on_iteration: called after each step.
 
     Raises:
-        ValueError: shapes do not fit, or a lower bound is above its upper one.
+        ValueError: shapes do not fit, bounds cross or are NaN, there is no such method, or "lm" got no normal
+            matrix.
     """
-    x, lower, upper = _read(start, lower, upper)
-    batch = len(x)
-    everyone = torch.arange(batch, device=x.device)
-    residuals, jacobian = linearize(x, everyone)
-    cost = _half_square(residuals)
-    finite = cost.isfinite() & jacobian.flatten(1).isfinite().all(1)
-    stop = torch.where(finite, Stop.ITERATIONS, Stop.NOT_FINITE)
-    iterations = torch.zeros_like(stop)
-    active = everyone[finite]
-    state = _State(x[active], cost[active], *_normal(jacobian[active], residuals[active]),
-                   x.new_full((len(active),), damping), x.new_full((len(active),), 2.0))  # fmt: skip
-    for _ in range(max_iterations):
-        if len(active) == 0:
-            break
-        low, high = lower[active], upper[active]
-        iterations[active] += 1
-        step, model_gain, free_gradient = _step(state, low, high)
-        trial = state.x + step
-        trial_residuals, trial_jacobian = linearize(trial, active)
-        trial_cost = _half_square(trial_residuals)
-        sound = trial_cost.isfinite() & trial_jacobian.flatten(1).isfinite().all(1)
-        gain = torch.where(sound, state.cost - trial_cost, -torch.inf)
-        better = gain > 0
-        at_rest = free_gradient.abs().amax(-1) <= gradient_tolerance
-        short = step.norm(dim=-1) <= step_tolerance * (step_tolerance + state.x.norm(dim=-1))
-        reached = better & (gain <= cost_tolerance * state.cost)
-
-        ratio = torch.where(better, gain / model_gain.clamp(min=torch.finfo(x.dtype).tiny), 0)
-        calmer = state.damping * (1 - (2 * ratio - 1) ** 3).clamp(min=1 / 3)
-        stuck = ~better & (state.damping > 1e12)
-        normal, gradient = _normal(trial_jacobian, trial_residuals)
-        pick = lambda new, old: torch.where(better[(..., *[None] * (new.dim() - 1))], new, old)  # noqa: E731
-        state = _State(
-            pick(trial, state.x), pick(trial_cost, state.cost), pick(normal, state.normal),
-            pick(gradient, state.gradient),
-            torch.where(better, calmer, state.damping * state.growth),
-            torch.where(better, 2.0, 2 * state.growth),
-        )  # fmt: skip
-        reason = torch.full_like(stop[active], -1)
-        for condition, why in (
-            (stuck, Stop.STUCK), (short, Stop.STEP), (reached, Stop.COST), (at_rest, Stop.GRADIENT),
-        ):  # fmt: skip
-            reason = torch.where(condition, why, reason)
-        x[active], cost[active] = state.x, state.cost
-        done = reason >= 0
-        stop[active[done]] = reason[done]
-        active, state = active[~done], _State(*(part[~done] for part in state))
-    converged = (stop == Stop.COST) | (stop == Stop.STEP) | (stop == Stop.GRADIENT) | (stop == Stop.STUCK)
-    return Solution(x, cost, converged, iterations, stop)
+    if method not in get_args(Method):
+        raise ValueError(f"method: expected one of {', '.join(get_args(Method))}, got {method!r}")
+    if start.dim() != 2 or not start.is_floating_point():
+        raise ValueError(f"start: expected floats of shape (B, N), got {start.dtype} {tuple(start.shape)}")
+    box = _read_bounds(start, lower, upper)
+    if resume is not None and (resume.state.method != method or resume.x.shape != start.shape):
+        raise ValueError(
+            f"resume: expected a solution by '{method}' for {tuple(start.shape)}, "
+            f"got one by '{resume.state.method}' for {tuple(resume.x.shape)}"
+        )
+    tolerances = _Tolerances(cost_tolerance, step_tolerance, gradient_tolerance)
+    stepper: _Stepper
+    if method == "lm":
+        stepper = _LevenbergMarquardt(tolerances, damping)
+    elif method == "lbfgs":
+        stepper = _LBFGS(tolerances, history)
+    else:
+        stepper = _Adam(tolerances, learning_rate)
+    with own_precision(start.device):
+        found = _begin(quadratize, start, box, stepper, tolerances) if resume is None else resume
+        return _go_on(quadratize, found, box, stepper, tolerances, max_iterations, on_iteration)
 
 
-class _State(NamedTuple):
+class _Tolerances(NamedTuple):
+    cost: float
+    step: float
+    gradient: float
+
+
+class _Box(NamedTuple):
+    """Bounds, (b, N)."""
+
+    lower: Tensor
+    upper: Tensor
+
+    def clamp(self, x: Tensor) -> Tensor:
+        return torch.minimum(torch.maximum(x, self.lower), self.upper)
+
+    def holds(self, x: Tensor, slope: Tensor) -> Tensor:
+        """What is at a bound that the gradient pushes it against."""
+        return ((x <= self.lower) & (slope > 0)) | ((x >= self.upper) & (slope < 0))
+
+
+class _Trial(NamedTuple):
+    """A step that may be taken."""
+
     x: Tensor
-    cost: Tensor
-    normal: Tensor
-    """JᵀJ"""
-    gradient: Tensor
-    """Jᵀr"""
-    damping: Tensor
-    growth: Tensor
+    move: Tensor
+    """What x differs by."""
+    promise: Tensor
+    """(b) the gain that is expected of it."""
+    solved: Tensor
+    """(b) whether there is a step."""
 
 
-def _step(state: _State, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A damped step within the bounds, what the linear model expects of it, and the gradient that is free."""
-    held = ((state.x <= lower) & (state.gradient > 0)) | ((state.x >= upper) & (state.gradient < 0))
-    gradient = torch.where(held, 0, state.gradient)
-    diagonal = state.normal.diagonal(dim1=-2, dim2=-1)
-    floor = diagonal.amax(-1, keepdim=True) * torch.finfo(state.x.dtype).eps
-    scale = diagonal.clamp(min=floor) + (floor == 0)
-    matrix = torch.where(held[:, None] | held[:, :, None], 0, state.normal)
-    extra = state.damping[:, None] * scale + held * scale
-    matrix = matrix + torch.diag_embed(extra)
-    factor, failed = torch.linalg.cholesky_ex(matrix)
-    step = -torch.cholesky_solve(gradient[..., None], factor)[..., 0]
-    step = torch.where((failed == 0)[:, None] & step.isfinite(), step, 0)
-    step = torch.minimum(torch.maximum(state.x + step, lower), upper) - state.x
-    along = (state.normal @ step[..., None])[..., 0]
-    expected = -(step * (state.gradient + along / 2)).sum(-1)
-    return step, expected, gradient
+class _Verdict(NamedTuple):
+    """What is made of a step once its cost is known."""
+
+    taken: Tensor
+    memory: tuple[Tensor, ...]
+    stop: Tensor
+    """ITERATIONS where the problem goes on."""
 
 
-def _normal(jacobian: Tensor, residuals: Tensor) -> tuple[Tensor, Tensor]:
-    return jacobian.mT @ jacobian, (jacobian.mT @ residuals[..., None])[..., 0]
+class _Stepper(Protocol):
+    """How a method goes from place to place. Its memory is tensors that begin with the problems under way."""
+
+    method: str
+
+    def begin(self, x: Tensor, model: Model) -> tuple[Tensor, ...]:
+        """The memory at the start."""
+        ...
+
+    def propose(self, x: Tensor, model: Model, memory: tuple[Tensor, ...], box: _Box | None) -> _Trial:
+        """Where to go next."""
+        ...
+
+    def judge(
+        self, x: Tensor, model: Model, memory: tuple[Tensor, ...], trial: _Trial, found: Model, sound: Tensor
+    ) -> _Verdict:
+        """Whether to go there, given what was found and whether it is finite."""
+        ...
 
 
-def _half_square(residuals: Tensor) -> Tensor:
-    return residuals.square().sum(-1) / 2
+def _begin(
+    quadratize: Callable[[Tensor, Tensor], Model],
+    start: Tensor,
+    box: _Box | None,
+    stepper: _Stepper,
+    tolerances: _Tolerances,
+) -> Solution:
+    """The start as a solution, after no iteration."""
+    x = start.detach().clone() if box is None else box.clamp(start.detach())
+    rows = torch.arange(len(x), device=x.device)
+    if not len(x):
+        nothing = torch.zeros_like(rows)
+        state = SolverState(stepper.method, rows, x, ())
+        return Solution(x, x.new_zeros(0), nothing.bool(), nothing, nothing, state)
+    model = _evaluate(quadratize, x, rows)
+    if model.cost.shape != x.shape[:1] or model.slope().shape != x.shape:
+        raise ValueError(
+            f"quadratize: expected costs and gradients of {tuple(x.shape)} variables, "
+            f"got {tuple(model.cost.shape)} and {tuple(model.slope().shape)}"
+        )
+    sound = _sound(x, model, stepper)
+    rest = _at_rest(x, model, box, tolerances)
+    stop = torch.where(sound, torch.where(rest, Stop.GRADIENT, Stop.ITERATIONS), Stop.NOT_FINITE)
+    left = stop == Stop.ITERATIONS
+    memory = stepper.begin(x[left], _select(model, left))
+    state = SolverState(stepper.method, rows[left], x[left], memory)
+    return Solution(x, model.cost, _converged(stop), torch.zeros_like(rows), stop, state)
 
 
-def _read(start: Tensor, lower: Tensor | None, upper: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    if start.dim() != 2:
-        raise ValueError(f"start: expected shape (B, N), got {tuple(start.shape)}")
-    low = torch.full_like(start, -torch.inf) if lower is None else lower.expand(start.shape)
-    high = torch.full_like(start, torch.inf) if upper is None else upper.expand(start.shape)
-    if (low > high).any():
-        raise ValueError("lower: expected bounds that are not above the upper ones")
-    return torch.minimum(torch.maximum(start.detach().clone(), low), high), low, high
+def _go_on(
+    quadratize: Callable[[Tensor, Tensor], Model],
+    found: Solution,
+    box: _Box | None,
+    stepper: _Stepper,
+    tolerances: _Tolerances,
+    max_iterations: int,
+    on_iteration: Callable[[Progress], None] | None,
+) -> Solution:
+    best, best_cost, iterations, stop = (
+        t.clone() for t in (found.x, found.cost, found.iterations, found.stop)
+    )
+    _, rows, x, memory = found.state
+    box = box and _Box(box.lower[rows], box.upper[rows])
+    model = _evaluate(quadratize, x, rows) if len(rows) and max_iterations > 0 else None
+    for _ in range(max_iterations):
+        if not len(rows) or model is None:
+            break
+        iterations[rows] += 1
+        trial = stepper.propose(x, model, memory, box)
+        there = _evaluate(quadratize, trial.x, rows)
+        taken, memory, ended = stepper.judge(x, model, memory, trial, there, _sound(trial.x, there, stepper))
+        if taken.all():
+            x, model = trial.x, there
+        else:
+            x, model = _where(taken, trial.x, x), _choose(taken, there, model)
+        ended = torch.where(taken & _at_rest(x, model, box, tolerances), Stop.GRADIENT, ended)
+        better = model.cost < best_cost[rows]
+        best[rows] = _where(better, x, best[rows])
+        best_cost[rows] = torch.where(better, model.cost, best_cost[rows])
+        stop[rows] = ended
+        if on_iteration is not None:
+            on_iteration(Progress(rows, x, model.cost, ended))
+        left = ended == Stop.ITERATIONS
+        if not left.all():
+            rows, x, model = rows[left], x[left], _select(model, left)
+            memory = tuple(part[left] for part in memory)
+            box = box and _Box(box.lower[left], box.upper[left])
+    state = SolverState(stepper.method, rows, x, memory)
+    return Solution(best, best_cost, _converged(stop), iterations, stop, state)
+
+
+class _LevenbergMarquardt:
+    """Memory: (b) damping, and what it is multiplied by should the next step fail."""
+
+    method = "lm"
+
+    def __init__(self, tolerances: _Tolerances, damping: float) -> None:
+        self.tolerances, self.damping = tolerances, damping
+
+    def begin(self, x: Tensor, model: Model) -> tuple[Tensor, ...]:
+        """See `_Stepper`."""
+        return torch.full_like(model.cost, self.damping), torch.full_like(model.cost, 2.0)
+
+    def propose(self, x: Tensor, model: Model, memory: tuple[Tensor, ...], box: _Box | None) -> _Trial:
+        """The minimum of the damped model, within the bounds."""
+        slope, diagonal = model.slope(), model.diagonal()
+        # Cholesky does not mind how variables are scaled; only what is added must have their scales.
+        floor = diagonal.amax(-1, keepdim=True) * torch.finfo(x.dtype).eps
+        added = memory[0][:, None] * torch.where(floor > 0, diagonal.clamp(min=floor), 1)
+        held = None if box is None else box.holds(x, slope)
+        step = model.solve(-slope, added, held)
+        solved = step.isfinite().all(-1)
+        there = x + torch.where(solved[:, None], step, 0)
+        if box is not None and held is not None:
+            beyond = (there < box.lower) | (there > box.upper)
+            some = beyond.any(-1).nonzero()[:, 0]
+            there = box.clamp(there)
+            if len(some):  # the others' step, given that these go no further than their bounds
+                fixed = torch.where(beyond, there - x, 0)[some]
+                part = _select(model, some)
+                rest = part.solve(-slope[some] - part.product(fixed), added[some], (held | beyond)[some])
+                there[some] = torch.where(rest.isfinite(), x[some] + fixed + rest, there[some])
+                there = box.clamp(there)
+        move = there - x
+        promise = -(move * (slope + model.product(move) / 2)).sum(-1)
+        return _Trial(there, move, promise, solved)
+
+    def judge(
+        self, x: Tensor, model: Model, memory: tuple[Tensor, ...], trial: _Trial, found: Model, sound: Tensor
+    ) -> _Verdict:
+        """Taken if it gains anything."""
+        damping, growth = memory
+        info = torch.finfo(x.dtype)
+        gain = torch.where(sound & trial.solved, model.cost - found.cost, -torch.inf)
+        better = gain > 0
+        ratio = torch.where(better, gain / trial.promise.clamp(min=info.tiny), 0)
+        calmer = damping * (1 - (2 * ratio - 1) ** 3).clamp(min=1 / 3)
+        # A step of less damping than this is decided by rounding where the problem is rank-deficient.
+        calmer = calmer.clamp(min=x.shape[-1] * info.eps)
+        memory = torch.where(better, calmer, damping * growth), torch.where(better, 2.0, 2 * growth)
+
+        short = trial.solved & _short(x, trial.move, self.tolerances)
+        unseen = trial.solved & (trial.promise <= info.eps * model.cost)  # a gain that rounding would hide
+        stuck = ~better & (unseen | (damping > _DAMPING_LIMIT))
+        reached = better & (gain <= self.tolerances.cost * model.cost)
+        stop = _reasons((stuck, Stop.STUCK), (short, Stop.STEP), (reached, Stop.COST))
+        return _Verdict(better, memory, torch.where((stop > 0) & ~sound, Stop.NOT_FINITE, stop))
+
+
+class _LBFGS:
+    """Memory: (b, m, N) steps and the gradient's changes along them, the latest last; (b) step length."""
+
+    method = "lbfgs"
+
+    def __init__(self, tolerances: _Tolerances, history: int) -> None:
+        self.tolerances, self.history = tolerances, history
+
+    def begin(self, x: Tensor, model: Model) -> tuple[Tensor, ...]:
+        """See `_Stepper`."""
+        nothing = x.new_zeros(len(x), self.history, x.shape[1])
+        return nothing, nothing.clone(), torch.ones_like(model.cost)
+
+    def propose(self, x: Tensor, model: Model, memory: tuple[Tensor, ...], box: _Box | None) -> _Trial:
+        """Along the quasi-Newton direction of what no bound holds."""
+        steps, changes, length = memory
+        slope = model.slope()
+        if box is not None:
+            held = box.holds(x, slope)
+            slope = torch.where(held, 0, slope)
+            steps, changes = (torch.where(held[:, None], 0, part) for part in (steps, changes))
+        there = x + length[:, None] * _quasi_newton(slope, steps, changes)
+        there = there if box is None else box.clamp(there)
+        move = there - x
+        return _Trial(there, move, -(move * slope).sum(-1), torch.ones_like(length, dtype=torch.bool))
+
+    def judge(
+        self, x: Tensor, model: Model, memory: tuple[Tensor, ...], trial: _Trial, found: Model, sound: Tensor
+    ) -> _Verdict:
+        """Taken if it gains its share; shorter otherwise, by the parabola through what is known."""
+        steps, changes, length = memory
+        gain = torch.where(sound, model.cost - found.cost, -torch.inf)
+        taken = (gain > 0) & (gain >= _ARMIJO * trial.promise)
+        shrink = (trial.promise / (2 * (trial.promise - gain))).nan_to_num(0.5).clamp(0.1, 0.5)
+        change = found.slope() - model.slope()
+        kept = taken & _bends_up(trial.move, change)
+        push = lambda past, new: _where(kept, torch.cat((past[:, 1:], new[:, None]), 1), past)  # noqa: E731
+        memory = push(steps, trial.move), push(changes, change), torch.where(taken, 1.0, length * shrink)
+
+        reached = taken & (gain <= self.tolerances.cost * model.cost)
+        stop = _reasons((_short(x, trial.move, self.tolerances), Stop.STEP), (reached, Stop.COST))
+        return _Verdict(taken, memory, torch.where((stop > 0) & ~sound, Stop.NOT_FINITE, stop))
+
+
+class _Adam:
+    """Memory: (b, N) mean gradient and mean square; (b) steps, rate, least cost and steps since it fell."""
+
+    method = "adam"
+
+    def __init__(self, tolerances: _Tolerances, learning_rate: float) -> None:
+        self.tolerances, self.learning_rate = tolerances, learning_rate
+
+    def begin(self, x: Tensor, model: Model) -> tuple[Tensor, ...]:
+        """See `_Stepper`."""
+        zero = torch.zeros_like(model.cost)
+        rate = torch.full_like(zero, self.learning_rate)
+        return torch.zeros_like(x), torch.zeros_like(x), zero, rate, model.cost, zero
+
+    def propose(self, x: Tensor, model: Model, memory: tuple[Tensor, ...], box: _Box | None) -> _Trial:
+        """A step of about the rate in every variable."""
+        mean, square, count, rate, *_ = self._learn(model, memory)
+        size = (square / (1 - 0.999 ** count[:, None])).sqrt() + torch.finfo(x.dtype).tiny ** 0.5
+        there = x - rate[:, None] * mean / (1 - 0.9 ** count[:, None]) / size
+        there = there if box is None else box.clamp(there)
+        move = there - x
+        return _Trial(there, move, -(move * model.slope()).sum(-1), torch.ones_like(rate, dtype=torch.bool))
+
+    def judge(
+        self, x: Tensor, model: Model, memory: tuple[Tensor, ...], trial: _Trial, found: Model, sound: Tensor
+    ) -> _Verdict:
+        """Taken wherever it leads, unless it is not finite there."""
+        mean, square, count, rate, least, since = self._learn(model, memory)
+        fell = sound & (found.cost < least * (1 - self.tolerances.cost))
+        since = torch.where(fell, 0, since + 1)
+        slower = ~sound | (since >= _PATIENCE)
+        rate = torch.where(slower, rate / 2, rate)
+        least = torch.where(sound & (found.cost < least), found.cost, least)
+        memory = mean, square, count, rate, least, torch.where(slower, 0, since)
+        stop = _reasons((rate < _RATE_LIMIT * self.learning_rate, Stop.COST))
+        return _Verdict(sound, memory, torch.where((stop > 0) & ~sound, Stop.NOT_FINITE, stop))
+
+    @staticmethod
+    def _learn(model: Model, memory: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        mean, square, count, *rest = memory
+        slope = model.slope()
+        return 0.9 * mean + 0.1 * slope, 0.999 * square + 0.001 * slope.square(), count + 1, *rest
+
+
+def _quasi_newton(slope: Tensor, steps: Tensor, changes: Tensor) -> Tensor:
+    """The two-loop recursion; steepest descent, of length 1 at most, where nothing is remembered."""
+    products = _dot(steps, changes)
+    used = _bends_up(steps, changes)
+    inverse = torch.where(used, 1 / torch.where(used, products, 1), 0)
+    direction, shares = slope, []
+    for i in range(steps.shape[1] - 1, -1, -1):
+        shares.append(inverse[:, i] * _dot(steps[:, i], direction))
+        direction = direction - shares[-1][:, None] * changes[:, i]
+    steepest = 1 / slope.norm(dim=-1).clamp(min=1)
+    scale = steepest
+    for i in range(steps.shape[1]):
+        scale = torch.where(used[:, i], products[:, i] / _dot(changes[:, i], changes[:, i]), scale)
+    direction = scale[:, None] * direction
+    for i, share in enumerate(reversed(shares)):
+        direction = (
+            direction + (share - inverse[:, i] * _dot(changes[:, i], direction))[:, None] * steps[:, i]
+        )
+    downhill = (_dot(direction, slope) > 0) & direction.isfinite().all(-1)
+    return -_where(downhill, direction, steepest[:, None] * slope)
+
+
+def _bends_up(step: Tensor, change: Tensor) -> Tensor:
+    """Whether the cost is curved upwards along a step, for certain."""
+    limit = torch.finfo(step.dtype).eps * step.norm(dim=-1) * change.norm(dim=-1)
+    return _dot(step, change) > limit
+
+
+def _read_bounds(start: Tensor, lower: Tensor | None, upper: Tensor | None) -> _Box | None:
+    if lower is None and upper is None:
+        return None
+    bounds = []
+    for name, bound, free in (("lower", lower, -torch.inf), ("upper", upper, torch.inf)):
+        bound = start.new_tensor(free) if bound is None else bound.detach().to(start)
+        try:
+            bounds.append(bound.expand(start.shape))
+        except RuntimeError:
+            raise ValueError(
+                f"{name}: expected a shape that broadcasts to {tuple(start.shape)}, got {tuple(bound.shape)}"
+            ) from None
+    if not (bounds[0] <= bounds[1]).all():
+        raise ValueError("lower: expected numbers that are not above those of upper, and none that is NaN")
+    return _Box(*bounds)
+
+
+def _evaluate(quadratize: Callable[[Tensor, Tensor], Model], x: Tensor, rows: Tensor) -> Model:
+    model: Any = quadratize(x, rows)
+    return type(model)(*(None if part is None else part.detach() for part in model))
+
+
+def _sound(x: Tensor, model: Model, stepper: _Stepper) -> Tensor:
+    """Whether a place and what is used of its model is finite. (A normal matrix is, if its diagonal is.)"""
+    sound = x.isfinite().all(-1) & model.cost.isfinite() & model.slope().isfinite().all(-1)
+    return sound & model.diagonal().isfinite().all(-1) if stepper.method == "lm" else sound
+
+
+def _at_rest(x: Tensor, model: Model, box: _Box | None, tolerances: _Tolerances) -> Tensor:
+    slope = model.slope()
+    slope = slope if box is None else torch.where(box.holds(x, slope), 0, slope)
+    return (slope * x.abs().clamp(min=1)).abs().amax(-1) <= tolerances.gradient * model.cost
+
+
+def _short(x: Tensor, move: Tensor, tolerances: _Tolerances) -> Tensor:
+    return move.norm(dim=-1) <= tolerances.step * (tolerances.step + x.norm(dim=-1))
+
+
+def _converged(stop: Tensor) -> Tensor:
+    return (stop != Stop.ITERATIONS) & (stop != Stop.NOT_FINITE)
+
+
+def _reasons(*reasons: tuple[Tensor, Stop]) -> Tensor:
+    """The last reason that holds, ITERATIONS if none does."""
+    found = torch.full_like(reasons[0][0], Stop.ITERATIONS, dtype=torch.int64)
+    for holds, why in reasons:
+        found = torch.where(holds, why, found)
+    return found
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum(-1)
+
+
+def _where(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    return torch.where(mask[(..., *[None] * (new.dim() - 1))], new, old)
+
+
+def _select(model: Any, which: Tensor) -> Any:
+    return type(model)(*(None if part is None else part[which] for part in model))
+
+
+def _choose(mask: Tensor, new: Any, old: Any) -> Any:
+    return type(new)(*(None if a is None else _where(mask, a, b) for a, b in zip(new, old, strict=True)))
+
+
+def _pin(matrix: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
+    """A copy, with zeros in the rows and columns that are held."""
+    if rows is None or columns is None:
+        return matrix.clone()
+    return torch.where(rows[..., None] | columns[..., None, :], 0, matrix)
+
+
+def _factor(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """U with UᵀU = matrix, and whether there is one. (On the CPU torch finds the upper factor the faster.)"""
+    factor, info = torch.linalg.cholesky_ex(matrix, upper=True)
+    return factor, info == 0
+
+
+def _forward(factor: Tensor, sides: Tensor) -> Tensor:
+    """The inverse of Uᵀ times the sides."""
+    return torch.linalg.solve_triangular(factor.mT, sides, upper=False)
+
+
+def _backward(factor: Tensor, sides: Tensor) -> Tensor:
+    """The inverse of U times the sides."""
+    return torch.linalg.solve_triangular(factor, sides, upper=True)
+
+
+def _factor_chain(
+    blocks: Tensor, coupling: Tensor | None, sides: Tensor
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """U with UᵀU the block tridiagonal matrix, by diagonals; Uᵀ's inverse times the sides; success."""
+    if coupling is None:
+        factors, sound = _factor(blocks)
+        return factors, None, _forward(factors, sides), sound.all(1)
+    factors, links, solved, flags = [], [], [], []
+    block, side = blocks[:, 0], sides[:, 0]
+    for t in range(blocks.shape[1]):
+        factor, sound = _factor(block)
+        factors.append(factor)
+        flags.append(sound)
+        solved.append(_forward(factor, side))
+        if t + 1 < blocks.shape[1]:
+            link = _forward(factor, coupling[:, t])
+            links.append(link)
+            block = blocks[:, t + 1] - link.mT @ link
+            side = sides[:, t + 1] - link.mT @ solved[-1]
+    links = torch.stack(links, 1) if links else coupling
+    return torch.stack(factors, 1), links, torch.stack(solved, 1), torch.stack(flags, 1).all(1)
+
+
+def _solve_back(factors: Tensor, links: Tensor | None, sides: Tensor) -> Tensor:
+    """The inverse of the chain's U times the sides."""
+    if links is None:
+        return _backward(factors, sides)
+    found = [_backward(factors[:, -1], sides[:, -1])]
+    for t in range(factors.shape[1] - 2, -1, -1):
+        found.append(_backward(factors[:, t], sides[:, t] - links[:, t] @ found[-1]))
+    return torch.stack(found[::-1], 1)
