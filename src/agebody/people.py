@@ -414,6 +414,7 @@ def _ages(ages: Ages, count: int, curve: AgeCurve | None, draw: _Draws) -> Tenso
         if ages.shape != (count,):
             raise ValueError(f"ages: expected shape ({count},), got {tuple(ages.shape)}")
         years = ages.double().cpu()
+        youngest = float(years.min())
     elif ages == "balanced":
         if curve is None:
             return draw.uniform(count, ADULT_YEARS, OLDEST)
@@ -431,7 +432,8 @@ def _ages(ages: Ages, count: int, curve: AgeCurve | None, draw: _Draws) -> Tenso
         if not 0 <= low <= high:
             raise ValueError(f"ages: expected two ascending ages from 0 up, got {low}, {high}")
         years = draw.uniform(count, low, high)
-    if curve is None and bool((years < ADULT_YEARS).any()):
+        youngest = low
+    if curve is None and youngest < ADULT_YEARS:
         raise ValueError(f"ages: the body has one age; expected {ADULT_YEARS:g} years or more")
     return years
 
