@@ -1,0 +1,127 @@
+"""Which pixels of a photograph are people's, with room to spare."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from scipy import ndimage
+
+from agebody.release.photos import Person, ReleaseError, read_mask
+
+RegionRule = Literal["auto", "box", "mesh"]
+"""What is hidden of a person, each enlarged (see `person_region`):
+
+- ``"auto"``: the mask and the outline of the mesh where there is a mask, else the whole box and the whole box
+  of the mesh;
+- ``"box"``: whole boxes, of the mask, too;
+- ``"mesh"``: as ``"auto"``, but the box of the mesh alone will do for a person with neither mask nor box.
+"""
+
+LEAST = 8
+"""By how many pixels a region grows at least."""
+
+Box = tuple[float, float, float, float]
+"""Corners (x0, y0, x1, y1) [pixels]."""
+
+
+def person_region(
+    person: Person,
+    size: tuple[int, int],
+    *,
+    mesh_box: Box | None,
+    outline: Bool[np.ndarray, "H W"] | None,
+    rule: RegionRule,
+    margin: float,
+    dilation: float,
+) -> Bool[np.ndarray, "H W"]:
+    """Pixels to hide for one person.
+
+    A fitted body covers neither hair nor clothes nor what a person holds, and a fit may be wrong. So a mesh
+    adds to what is hidden, and never decides alone unless asked to.
+
+    Args:
+        person: whom to hide.
+        size: of the photograph [pixels].
+        mesh_box: around the fitted mesh.
+        outline: where the fitted mesh is.
+        rule: see `RegionRule`.
+        margin: by how much of its longer side a box grows on each side.
+        dilation: by how much of the longer side of its box a mask grows.
+
+    Raises:
+        ReleaseError: nothing says where the person is, or what does is not in the photograph.
+    """
+    mask = None if person.mask is None else read_mask(person.mask, size)
+    boxes = [] if mesh_box is None else [mesh_box]
+    if mask is not None and rule != "box":
+        seen = mask if outline is None else mask | outline
+        return grow(seen, max(LEAST, dilation * longer_side(box_of(mask))))
+    if mask is not None:
+        boxes.append(box_of(mask))
+    if person.box is not None:
+        boxes.append(person.box)
+    elif mask is None and rule != "mesh":
+        raise ReleaseError(
+            "a person with neither a box nor a mask: where a fit is wrong the person would be seen; "
+            'give boxes or masks, or choose the region "mesh" to rely on the fits'
+        )
+    region = np.zeros((size[1], size[0]), bool)
+    for box in boxes:
+        region |= fill_box(box, size, max(LEAST, margin * longer_side(box)))
+    if person.box is not None and not fill_box(person.box, size, 0).any():
+        raise ReleaseError(f"a person whose box {tuple(person.box)} is not in the picture of {size} pixels")
+    if not region.any():
+        raise ReleaseError("a person of whom neither a box nor a mask nor a fit in the picture says where")
+    return region
+
+
+def fill_box(box: Box, size: tuple[int, int], margin: float) -> Bool[np.ndarray, "H W"]:
+    """Pixels that a box touches when it has grown by a margin [pixels] on each side.
+
+    Raises:
+        ReleaseError: the corners are not finite, or the second is not right of and below the first.
+    """
+    x0, y0, x1, y1 = (float(value) for value in box)
+    if not (np.isfinite([x0, y0, x1, y1]).all() and x0 < x1 and y0 < y1):
+        raise ReleaseError(f"box: expected corners x0 < x1, y0 < y1 [pixels], got {tuple(box)}")
+    inside = np.zeros((size[1], size[0]), bool)
+    left, top = (int(np.floor(max(low - margin, 0))) for low in (x0, y0))
+    right, bottom = (int(np.ceil(max(high + margin, 0))) for high in (x1, y1))
+    inside[top:bottom, left:right] = True
+    return inside
+
+
+def grow(region: Bool[np.ndarray, "H W"], radius: float) -> Bool[np.ndarray, "H W"]:
+    """All pixels within a distance [pixels] of a region, centre to centre."""
+    if not region.any():
+        return region
+    near: Float[np.ndarray, "H W"] = ndimage.distance_transform_edt(~region)  # pyright: ignore[reportAssignmentType]
+    return near <= radius
+
+
+def cover_blocks(
+    region: Bool[np.ndarray, "H W"], blocks: Int[np.ndarray, "H W"] | None
+) -> Bool[np.ndarray, "H W"]:
+    """The region, grown to whole blocks of a JPEG.
+
+    Every pixel of a block depends on every other through its quantised cosine transform. Decoders interpolate
+    colour across the border of a block, which is one pixel more.
+    """
+    if blocks is None or not region.any():
+        return region
+    touched = np.zeros(int(blocks.max()) + 1, bool)
+    touched[blocks[region]] = True
+    return ndimage.binary_dilation(touched[blocks], np.ones((3, 3), bool))
+
+
+def box_of(mask: Bool[np.ndarray, "H W"]) -> Box:
+    """The box around a mask in which somebody is."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
+
+
+def longer_side(box: Box) -> float:
+    """Of a box [pixels]."""
+    return max(box[2] - box[0], box[3] - box[1])

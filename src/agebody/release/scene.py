@@ -1,0 +1,102 @@
+"""One photograph of a release: what is hidden, what is left, and the bodies before it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, UInt8
+
+from agebody.body import BodyModel
+from agebody.cameras import Camera
+from agebody.fitting.parameters import BodyParameters
+from agebody.release.arrange import Place
+from agebody.release.backgrounds import blank, inpaint
+from agebody.release.bodies import Bodies, generalize, see, to_camera_space
+from agebody.release.options import Options
+from agebody.release.photos import ReleaseError, read_pixels
+from agebody.release.regions import cover_blocks, person_region
+
+
+class Scene(NamedTuple):
+    """What is written of a photograph."""
+
+    size: tuple[int, int]
+    lens: Camera
+    """Without rotation and translation."""
+    bodies: Bodies
+    """Of the people who have a fit, in the order of the release."""
+    background: UInt8[np.ndarray, "H W 3"] | None
+    """What is left of the photograph."""
+    predicted: bool
+    """Whether the format of the photograph may spread traces beyond a region."""
+
+
+def make_scene(place: Place, body: BodyModel, options: Options) -> Scene:
+    """All that is released of one photograph, before it is written.
+
+    What is hidden depends on boxes, masks and the fits as they are, never on a pixel.
+
+    Raises:
+        ReleaseError: it cannot be read, or does not suit its people.
+        OSError: a file cannot be read.
+    """
+    photo = place.photo
+    lens = photo.camera._replace(rotation=None, translation=None)
+    with_body = [number for person, number in place.people if person.parameters is not None]
+    fits = to_camera_space(body, _gather(place, body), photo.camera)
+    released = generalize(body, fits, options.shape)
+    if options.background == "none":
+        size = photo.size or read_pixels(photo.path).size
+        bodies = see(body, released, lens, size, layout=options.layout, colors=with_body)
+        return Scene(size, lens, bodies, None, False)
+    pixels = read_pixels(photo.path)
+    if photo.size is not None and tuple(photo.size) != pixels.size:
+        raise ReleaseError(f"the fits are for {photo.size} pixels, the upright picture has {pixels.size}")
+    bodies = see(body, released, lens, pixels.size, layout=options.layout, colors=with_body)
+    as_fitted = bodies
+    if options.shape != "exact":
+        as_fitted = see(body, fits, lens, pixels.size, layout=options.layout, light_rays=0)
+    region = cover_blocks(_region(place, as_fitted, pixels.size, options), pixels.blocks)
+    paint = inpaint if options.background == "inpaint" else blank
+    return Scene(pixels.size, lens, bodies, paint(pixels.rgb, region), pixels.predicted)
+
+
+def _region(place: Place, bodies: Bodies, size: tuple[int, int], options: Options) -> Bool[np.ndarray, "H W"]:
+    """Where anybody is."""
+    region = np.zeros((size[1], size[0]), bool)
+    index = 0
+    for person, _ in place.people:
+        mesh_box, outline = None, None
+        if person.parameters is not None:
+            box = bodies.boxes[index]
+            mesh_box = None if np.isnan(box).any() else tuple(box.tolist())
+            outline = bodies.outline(index)
+            index += 1
+        region |= person_region(
+            person, size, mesh_box=mesh_box, outline=outline, rule=options.region, margin=options.margin,
+            dilation=options.dilation,
+        )  # fmt: skip
+    return region
+
+
+def _gather(place: Place, body: BodyModel) -> BodyParameters:
+    """The fits of all who have one.
+
+    Raises:
+        ReleaseError: they are not of this body, or not finite.
+    """
+    like = BodyParameters.zeros(body, 1).map(lambda part: part[0])
+    fits = [person.parameters for person, _ in place.people if person.parameters is not None]
+    for fit in fits:
+        for name, part, expected in zip(BodyParameters._fields, fit, like, strict=True):
+            if part.shape != expected.shape:
+                raise ReleaseError(
+                    f"{name}: expected shape {tuple(expected.shape)}, as of the body, got {tuple(part.shape)}"
+                )
+            if not torch.isfinite(part).all():
+                raise ReleaseError(f"{name}: a fit that is not finite")
+    if not fits:
+        return BodyParameters.zeros(body, 0)
+    return BodyParameters(*(torch.stack(parts).to(body._like) for parts in zip(*fits, strict=True)))
