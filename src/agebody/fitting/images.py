@@ -16,10 +16,11 @@ from agebody.cameras import Camera
 from agebody.fitting.bodies import Fit, FitReport, Stage, fit_bodies
 from agebody.fitting.parameters import BodyParameters
 from agebody.fitting.start import start_from_keypoints
-from agebody.fitting.terms import Age, Bend, Depth, Limits, PosePrior, Reprojection, Shape, Term
+from agebody.fitting.limits import Limits
+from agebody.fitting.terms import Age, Bend, Depth, PosePrior, Reprojection, Shape, Term
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.least_squares import Method
-from agebody.losses import MahalanobisPrior, MaxMixturePrior, joint_limits, joint_limits_prior
+from agebody.losses import MahalanobisPrior, MaxMixturePrior, joint_limits_prior
 from agebody.poses import POSES
 from agebody.poses import pose as everyday_pose
 from agebody.reduction import Weights, expand_weights, expect, hide
@@ -185,10 +186,9 @@ class _Problem:
 
     def stages(self, schedule: Sequence[Step]) -> list[Stage]:
         body, given = self.body, self.given
-        limits = joint_limits(body.asset.joint_names[1:], age_offset=self.expected.clamp(0, 1))
         fixed: dict[str, tuple[float, Term]] = {
             "pose": (1.0, PosePrior(self.prior, body)),
-            "limits": (1.0, Limits(limits)),
+            "limits": (1.0, Limits(body, self.expected)),
             "bend": (1.0, Bend(body)),
             "shape": (1.0, Shape()),
             "age": (1.0, Age(self.expected, self.age_sd)),

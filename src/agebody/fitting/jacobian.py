@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from agebody.body import BodyModel
+from agebody.body import SMPLA, BodyModel
 from agebody.deform import pose_feature
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.rowwise import own_precision
@@ -66,7 +66,7 @@ class _Derivatives(nn.Module):
             self.register_buffer(name, tensor.to(self.body.device, dtype), persistent=False)
 
     def _by_age(
-        self, age_offset: Float[Tensor, "B"], by_templates: Float[Tensor, "B K D A"]
+        self, age_offset: Float[Tensor, " B"], by_templates: Float[Tensor, "B K D A"]
     ) -> Float[Tensor, "B K D"]:
         """By the age offset, from derivatives by the weights of the age templates."""
         if len(self.age_slopes) == 0:
@@ -137,7 +137,7 @@ class KeypointJacobian(_Derivatives):
         self,
         pose: Float[Tensor, "B J 3"],
         betas: Float[Tensor, "B N"],
-        age_offset: Float[Tensor, "B"],
+        age_offset: Float[Tensor, " B"],
         transl: Float[Tensor, "B 3"],
     ) -> KeypointDerivatives:
         """Points and derivatives.
@@ -237,7 +237,7 @@ class SurfaceJacobian(_Derivatives):
         self,
         pose: Float[Tensor, "B J 3"],
         betas: Float[Tensor, "B N"],
-        age_offset: Float[Tensor, "B"],
+        age_offset: Float[Tensor, " B"],
         transl: Float[Tensor, "B 3"],
         faces: Int[Tensor, "B S"] | None = None,
         barycentric: Float[Tensor, "B S 3"] | None = None,
@@ -270,7 +270,7 @@ class SurfaceJacobian(_Derivatives):
         self,
         pose: Float[Tensor, "B J 3"],
         betas: Float[Tensor, "B N"],
-        age_offset: Float[Tensor, "B"],
+        age_offset: Float[Tensor, " B"],
         transl: Float[Tensor, "B 3"],
         faces: Int[Tensor, "B S"] | None = None,
         barycentric: Float[Tensor, "B S 3"] | None = None,
@@ -312,7 +312,8 @@ class SurfaceJacobian(_Derivatives):
             return vertices[..., None], torch.ones_like(vertices[..., None], dtype=like.dtype)
         if given != (True, True, False):
             raise ValueError("faces: expected faces with barycentric, or vertices alone")
-        assert faces is not None and barycentric is not None
+        assert faces is not None
+        assert barycentric is not None
         return self.faces[faces], barycentric
 
     def _find(
@@ -424,7 +425,8 @@ class _Motion(NamedTuple):
 
     def of(self, bodies: slice) -> _Motion:
         """Some of the bodies."""
-        return _Motion(*(None if part is None else part[bodies] for part in self))
+        *tensors, growth = self
+        return _Motion(*(part[bodies] for part in tensors), None if growth is None else growth[bodies])
 
 
 def _move(body: BodyModel, pose: Tensor, betas: Tensor, age_offset: Tensor) -> _Motion:
@@ -438,8 +440,8 @@ def _move(body: BodyModel, pose: Tensor, betas: Tensor, age_offset: Tensor) -> _
         turns = rotations[:, 1:].flatten(-2) @ _right_turns(pose)
         changes = inner[:, 1:].mT @ turns.view(len(pose), body.num_joints - 1, 3, 9)
         scale = body._corrective_scale(age_offset)
-        if scale is not None:
-            growth = feature * (body._corrective_scale(torch.ones_like(age_offset)) - 1)[:, None]
+        if scale is not None and isinstance(body, SMPLA):
+            growth = feature * (body.infant_corrective_scale - 1)
             feature, changes = feature * scale[:, None], changes * scale[:, None, None, None]
         coefficients = torch.cat((coefficients, feature), -1)
     return _Motion(coefficients, turned, world[..., 3], transforms, turned @ inner, changes, growth)
@@ -460,7 +462,7 @@ def right_jacobian(vectors: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 
 
 
 def _age_slopes(anchors: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Inner knots of `age_coefficients`, and its derivatives (pieces, A) between them; at a knot those above."""
+    """Inner knots of `age_coefficients`, and its derivatives between them, (pieces, A)."""
     knots = sorted([0.0, *anchors])
     slopes = np.zeros((len(knots) - 1, len(knots)))
     for piece, (low, high) in enumerate(itertools.pairwise(knots)):
@@ -551,7 +553,7 @@ def _identity_moves(
 
 
 def _groups(counts: np.ndarray) -> Iterator[tuple[slice, slice, int]]:
-    """Of ascending numbers of pairs: where points of one number are, where their pairs are, and the number."""
+    """Of ascending numbers of pairs a point: which points have one number, their pairs, and the number."""
     first_pair = 0
     for width in np.unique(counts[counts > 0]):
         points = slice(int(np.searchsorted(counts, width)), int(np.searchsorted(counts, width, side="right")))

@@ -16,11 +16,9 @@ from agebody.fitting.jacobian import KeypointDerivatives, KeypointJacobian
 from agebody.fitting.parameters import GROUPS, BodyParameters, group_slices
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.losses import (
-    JointLimits,
     MahalanobisPrior,
     MaxMixturePrior,
     bend_residuals,
-    joint_limits_excess,
 )
 from agebody.reduction import hide
 
@@ -331,39 +329,6 @@ class PosePrior:
         return Block(energy / 2, where, gradient, normal)
 
 
-class Limits:
-    """Angles beyond the joints' ranges of motion, ``½ Σ (excess / sd)²`` [rad]; see `joint_limits_excess`.
-
-    Args:
-        limits: of all joints of ``body_pose``, for all bodies or (B, J, 3) for each.
-        sd: angle that counts as a residual of 1 [rad].
-    """
-
-    def __init__(self, limits: JointLimits, sd: float = 0.1) -> None:
-        self.limits, self.sd = limits, sd
-
-    def __call__(self, state: State) -> Block | None:
-        """Each joint's excess depends on its own three angles."""
-        if "body_pose" not in state.unknowns.parts:
-            return None
-        pose = state.parameters.body_pose
-        axes, low, high = self.limits
-        limits = (
-            JointLimits(axes, low, high)
-            if low.dim() == 2
-            else JointLimits(axes, low[state.rows], high[state.rows])
-        )
-
-        def excess(pose: Tensor) -> Tensor:
-            return joint_limits_excess(pose, limits) / self.sd
-
-        basis = torch.eye(3, dtype=pose.dtype, device=pose.device)
-        columns = [torch.func.jvp(excess, (pose,), (axis.expand(pose.shape),)) for axis in basis]
-        residuals = columns[0][0]
-        own = torch.stack([column for _, column in columns], -1)  # (b, J, 3, 3)
-        return _diagonal_block(state, "body_pose", residuals, own)
-
-
 class Bend:
     """Knees and elbows bent backwards, ``½ Σ exp(s_i θ_i)²`` (SMPLify); see `bend_prior`."""
 
@@ -448,23 +413,6 @@ def _inverse_depth(depth: Tensor) -> tuple[Tensor, Tensor]:
     ahead = depth >= NEAR
     inverse = 1 / torch.where(ahead, depth, 2 * NEAR - depth)
     return torch.where(ahead, inverse, 2 / NEAR - inverse), -inverse.square()
-
-
-def _diagonal_block(
-    state: State, group: str, residuals: Float[Tensor, "b J 3"], own: Float[Tensor, "b J 3 3"]
-) -> Block:
-    """Residuals of joints that each depend on the joint's own angles."""
-    where, entries = state.unknowns.parts[group]
-    gradient = (own.mT @ residuals[..., None]).flatten(1)
-    squares = own.mT @ own
-    normal = torch.zeros(len(squares), *[own[0].numel() // 3] * 2, dtype=own.dtype, device=own.device)
-    by_joint = normal.view(len(squares), own.shape[1], 3, own.shape[1], 3)
-    joints = torch.arange(own.shape[1], device=own.device)
-    by_joint[:, joints, :, joints] = squares.transpose(0, 1)
-    if len(entries) < gradient.shape[-1]:
-        index = torch.tensor(entries, device=own.device)
-        gradient, normal = gradient[:, index], normal[:, index][:, :, index]
-    return Block(_half_square(residuals.flatten(1)), where, gradient, normal)
 
 
 def _half_square(residuals: Float[Tensor, "b M"]) -> Float[Tensor, " b"]:

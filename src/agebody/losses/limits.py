@@ -150,7 +150,7 @@ def swing_twist(
     Raises:
         TypeError, ValueError: the rotations are no floating matrices.
     """
-    return _swing_twist(expect("rotations", rotations, 3, 3), axes)[0]
+    return angles_and_cosine(expect("rotations", rotations, 3, 3), axes)[0]
 
 
 def joint_limits_excess(
@@ -182,11 +182,11 @@ def joint_limits_excess(
         raise TypeError(f"limits: expected {body_pose.dtype}, as the pose, got {limits.low.dtype}")
     pose = read_rotations("body_pose", body_pose, pose_format, len(limits.axes), body_pose)
     matrices = visible_matrices("body_pose", pose, pose_format, weights)
-    angles, cosine = _swing_twist(matrices, limits.axes)
-    excess = (angles - limits.high).clamp(min=0) - (limits.low - angles).clamp(min=0)
-    there = ((1 + cosine) / (1 + math.cos(_FADE))).clamp(0, 1)
+    angles, cosine = angles_and_cosine(matrices, limits.axes)
+    there = share_of_twist(cosine)
     fade = there * there * (3 - 2 * there)
     is_twist = torch.arange(3, device=pose.device) == limits.axes[:, None]
+    excess = beyond(angles, limits)
     return hide(torch.where(is_twist, fade[..., None] * excess, excess), weights, 1)
 
 
@@ -254,7 +254,8 @@ def joint_limits_prior(
     return prior if len(kept) == len(names) else prior.for_joints(names)
 
 
-_FADE = math.radians(150)
+FADE = math.radians(150)
+"""Swing from which on the twist counts less and less."""
 _SERIES = tuple(float(x) for x in np.cumprod([1.0, *(2 * n / (2 * n + 1) for n in range(1, 13))]))
 """Of t / sin t in powers of sin^2(t / 2)."""
 _SMALL = 0.0625
@@ -263,8 +264,18 @@ _ANTIPODE = 1e-3
 """sin t below which the direction of a swing by nearly 180 degrees counts as constant: it has no gradient."""
 
 
-def _swing_twist(rotations: Tensor, axes: Tensor) -> tuple[Tensor, Tensor]:
-    """Angles, and the cosine of the swing's."""
+def beyond(angles: Float[Tensor, "*batch J 3"], limits: JointLimits) -> Float[Tensor, "*batch J 3"]:
+    """How far angles are above (+) or below (-) their limits [rad]."""
+    return (angles - limits.high).clamp(min=0) - (limits.low - angles).clamp(min=0)
+
+
+def share_of_twist(cosine: Tensor) -> Tensor:
+    """1 up to a swing of 150 degrees, given by its cosine, and from there linear in it to 0 at 180."""
+    return ((1 + cosine) / (1 + math.cos(FADE))).clamp(0, 1)
+
+
+def angles_and_cosine(rotations: Tensor, axes: Tensor) -> tuple[Tensor, Tensor]:
+    """The angles of `swing_twist`, and the cosine of the swing's."""
     # With the bone's axis first and the others after it in cyclic order, every bone lies along "x".
     xyz = torch.arange(3, device=rotations.device)
     shape = rotations.shape[:-1]

@@ -1,0 +1,467 @@
+"""The energy of a body in a scan: its terms, their published weights, and their Gauss-Newton models."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from agebody.backend import BackendName
+from agebody.body import BodyModel
+from agebody.cameras import Camera
+from agebody.collisions import Exclusions
+from agebody.fitting.jacobian import KeypointDerivatives, KeypointJacobian, SurfaceJacobian
+from agebody.fitting.parameters import BodyParameters
+from agebody.fitting.scan_clouds import Plane
+from agebody.keypoints import KeypointLayout
+from agebody.least_squares import Quadratic
+from agebody.losses import (
+    TRUNK,
+    MahalanobisPrior,
+    bend_residuals,
+    gmof,
+    part_vertices,
+    plane_height,
+    self_intersection_loss,
+)
+from agebody.proximity import (
+    closest_barycentric,
+    closest_faces,
+    corners_of,
+    interpolate,
+    nearest_points,
+    rows_of,
+    visible_vertices,
+)
+from agebody.reduction import safe_norm
+
+SLIDE = 0.1
+"""Share of the stiffness with which a pair of points resists motion along the surface, in the model of a step
+alone: between point to plane (0) and point to point (1)."""
+SCAN_SHARE = 4
+"""Points of a scan among which vertices look for the nearest, over those that look for the surface."""
+BACK = 64
+"""Vertices of the back that the table term looks at."""
+FRAMES = 8
+"""Frames whose derivatives are held at a time: some 40 MB."""
+LANDMARKS = 118.0
+"""smplify-kids takes the mean over the coordinates of its 59 landmarks, times this."""
+
+
+class ScanStage(NamedTuple):
+    """Weights and widths of one stage of the energy; what is multiplied is said at each.
+
+    The defaults of `SMPLIFY_KIDS` are the published ones nearest to SMIL, whose own are not published.
+    """
+
+    s2m: float
+    """Mean over the scan's points of `gmof` of their distance from the visible surface [1/m^2]."""
+    m2s: float
+    """Mean over visible vertices of `gmof` of their distance from the scan [1/m^2]."""
+    landmarks: float
+    """118 times the mean over the landmarks' coordinates of c^2 `gmof` [1/px^2]."""
+    pose: float
+    """Energy of the pose prior."""
+    bend: float
+    """`agebody.losses.bend_prior`."""
+    shape: float
+    """Sum of the squared betas."""
+    smooth: float
+    """Sum over joints of the squared distance from where the frames before foretell them [1/m^2]."""
+    inside: float
+    """Mean over vertices of the squared depth below the table [1/m^2]."""
+    close: float
+    """Mean over the back's vertices of `gmof` of their height above the table [1/m^2]."""
+    collision: float
+    """`agebody.losses.self_intersection_loss`."""
+    rho_s2m: float
+    """Distance at which a point of the scan costs half of its bound [m]."""
+    rho_m2s: float
+    """[m]"""
+    rho_landmarks: float
+    """[px]"""
+    rho_close: float = 0.02
+    """[m]"""
+
+
+SMPLIFY_KIDS = (
+    ScanStage(
+        s2m=1e5, m2s=0.0, landmarks=0.07**2, pose=1.0, bend=1.0, shape=5.0, smooth=1.0, inside=10.0,
+        close=0.0, collision=0.0, rho_s2m=0.3, rho_m2s=0.3, rho_landmarks=500.0,
+    ),
+    ScanStage(
+        s2m=2e5, m2s=0.0, landmarks=0.07**2, pose=0.5**2, bend=1.0, shape=0.1, smooth=1.0, inside=10.0,
+        close=0.0, collision=0.0, rho_s2m=0.1, rho_m2s=0.103, rho_landmarks=50.0,
+    ),
+    ScanStage(
+        s2m=8e5, m2s=1e5, landmarks=0.27**2, pose=0.5**2, bend=0.1**2, shape=0.001, smooth=1.0, inside=1e6,
+        close=5000.0, collision=0.01, rho_s2m=0.03, rho_m2s=0.03, rho_landmarks=4.0,
+    ),
+)  # fmt: skip
+"""The three stages of smplify-kids (Hesse, 2022), with the squares of the weights that its energy squares. It
+takes the root of the collisions' sum; here they are added as they are."""
+
+
+class Observations(NamedTuple):
+    """What was seen in F frames, in one world."""
+
+    points: Float[Tensor, "F N 3"]
+    """Scans, filled up to the same size [m]."""
+    weights: Float[Tensor, "F N"]
+    """0 for what fills up."""
+    camera: Camera
+    """Of all frames, or of each."""
+    keypoints: Float[Tensor, "F K 2"] | None = None
+    """Landmarks in the images [px]."""
+    confidences: Float[Tensor, "F K"] | None = None
+    plane: Plane | None = None
+
+
+class Matches(NamedTuple):
+    """What stays as it is for some evaluations."""
+
+    visible: Bool[Tensor, "F V"]
+    """Vertices that the scanner can see."""
+    foretold: Float[Tensor, "F J 3"]
+    """Joints as the frames before foretell them [m]."""
+    known: Float[Tensor, "F"]
+    """1 where they are known, 0 in the first frame."""
+
+
+class ScanEnergy:
+    """Half of the weighted sum of the terms of F frames, each by all parameters of its body.
+
+    Args:
+        body: the layer.
+        seen: the frames.
+        layout: of the landmarks.
+        pose_prior: of the body's joints but the root.
+        sample: points of each scan, and vertices, that the terms look at.
+        exclude: pairs of faces that are no collision.
+        backend: of the searches.
+    """
+
+    def __init__(
+        self,
+        body: BodyModel,
+        seen: Observations,
+        layout: KeypointLayout,
+        pose_prior: MahalanobisPrior,
+        *,
+        sample: int = 600,
+        exclude: Exclusions | None = None,
+        backend: BackendName = "auto",
+    ) -> None:
+        self.body, self.seen, self.pose_prior, self.backend = body, seen, pose_prior, backend
+        self.exclude = exclude
+        asset, like = body.asset, seen.points
+        self.points, self.point_weights = draw_points(seen.points, seen.weights, sample)
+        self.scan, self.scan_weights = draw_points(seen.points, seen.weights, SCAN_SHARE * sample)
+        spread = farthest_rows(torch.from_numpy(asset.template).to(like), sample // 2)
+        back = part_vertices(asset, [name for name in TRUNK if name in asset.joint_names], facing=(0, 0, -1))
+        back = back[:: max(1, len(back) // BACK)].to(like.device)
+        self.num_spread = len(spread)
+        self.vertices = torch.cat((spread, back))
+        self.vertex_faces, self.vertex_corners = corners_at(body.faces, self.vertices, like)
+        self.joints = KeypointJacobian(body, all_joints(body))
+        self.landmarks = KeypointJacobian(body, layout) if seen.keypoints is not None else None
+        self.surface = SurfaceJacobian(body)
+        # Its residuals are linear in the pose.
+        self.whitening = torch.func.jacrev(pose_prior.residuals)(like.new_zeros(3 * (body.num_joints - 1)))
+        self.eye = eye_of(seen.camera, like).expand(len(like), 3)
+
+    @torch.no_grad()
+    def match(
+        self,
+        vectors: Float[Tensor, "b P"],
+        rows: Int[Tensor, " b"],
+        before: Float[Tensor, "b J 3"] | None = None,
+    ) -> Matches:
+        """Visibility, and where joints are foretold to be: ``J_1 + (J_1 - J_2) / 2`` by the two frames before.
+
+        Args:
+            vectors: guesses of some frames.
+            rows: their numbers.
+            before: joints in them, if they follow each other and shall be foretold.
+        """
+        size = len(self.points)
+        visible = vectors.new_zeros(size, self.body.num_vertices, dtype=torch.bool)
+        for some in torch.arange(len(rows), device=rows.device).split(FRAMES):
+            eye = self.eye[rows[some]]
+            mesh = self._vertices(vectors[some])
+            visible[rows[some]] = visible_vertices(mesh, self.body.faces, eye, backend=self.backend)
+        foretold, known = vectors.new_zeros(size, self.body.num_joints, 3), vectors.new_zeros(size)
+        if before is not None:
+            last = torch.cat((before[:1], before[:-1]))
+            foretold[rows] = last + (last - torch.cat((last[:1], last[:-1]))) / 2
+            known[rows[1:]] = 1
+        return Matches(visible, foretold, known)
+
+    def joints_of(self, vectors: Float[Tensor, "b P"]) -> Float[Tensor, "b J 3"]:
+        """Where the joints are [m]."""
+        p = BodyParameters.from_vector(vectors, self.body)
+        return self.body.keypoints(self.joints.layout, **p.arguments(self.body), pose_format="axis_angle")
+
+    @torch.no_grad()
+    def quadratic(
+        self, vectors: Float[Tensor, "b P"], rows: Int[Tensor, " b"], stage: ScanStage, matches: Matches
+    ) -> Quadratic:
+        """Cost, gradient and normal matrix of some frames, by all parameters."""
+        parts = []
+        for some in torch.arange(len(vectors), device=vectors.device).split(FRAMES):
+            terms = self._terms(vectors[some], rows[some], stage, matches)
+            residuals = torch.cat([term.residuals for term in terms.values()], 1)
+            jacobian = torch.cat([term.jacobian for term in terms.values()], 1)
+            cost = torch.stack([term.cost for term in terms.values()]).sum(0)
+            gradient = (jacobian.mT @ residuals[..., None])[..., 0]
+            parts.append(Quadratic(cost, gradient, jacobian.mT @ jacobian))
+        return Quadratic(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+    @torch.no_grad()
+    def costs(
+        self, vectors: Float[Tensor, "b P"], rows: Int[Tensor, " b"], stage: ScanStage, matches: Matches
+    ) -> dict[str, Float[Tensor, "b"]]:
+        """What each term adds to the cost of some frames."""
+        parts = [
+            {name: term.cost for name, term in self._terms(vectors[i], rows[i], stage, matches).items()}
+            for i in torch.arange(len(vectors), device=vectors.device).split(FRAMES)
+        ]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def _terms(self, vectors: Tensor, rows: Tensor, stage: ScanStage, matches: Matches) -> dict[str, _Term]:
+        p = BodyParameters.from_vector(vectors, self.body)
+        pose = torch.cat((p.global_orient[:, None], p.body_pose), 1)
+        arguments = (pose, p.betas, p.age_offset, p.transl)
+        terms = self._surface_terms(vectors, arguments, rows, stage, matches)
+        if self.landmarks is not None:
+            terms["landmarks"] = self._landmark_term(self.landmarks(*arguments), rows, stage)
+        if stage.smooth and matches.known.any():
+            found = self.joints(*arguments)
+            weight = (stage.smooth * matches.known[rows])[:, None, None]
+            terms["smooth"] = _squares((found.points - matches.foretold[rows]), by_all(found), weight)
+        orient, angles, num_betas = 3, vectors.shape[1] - 7 - p.betas.shape[1], p.betas.shape[1]
+        by_pose = _columns(self.whitening.expand(len(vectors), -1, -1), orient, vectors.shape[1])
+        terms["pose"] = _squares(
+            self.pose_prior.residuals(p.body_pose), by_pose, vectors.new_tensor(stage.pose)
+        )
+        if stage.bend:
+            terms["bend"] = self._bend_term(p.body_pose, stage, vectors.shape[1])
+        by_shape = torch.eye(num_betas).to(vectors).expand(len(vectors), -1, -1)
+        terms["shape"] = _squares(
+            p.betas, _columns(by_shape, orient + angles, vectors.shape[1]), vectors.new_tensor(stage.shape)
+        )
+        if stage.collision:
+            terms["collision"] = self._collision_term(vectors, stage)
+        return terms
+
+    def _surface_terms(
+        self, vectors: Tensor, arguments: tuple[Tensor, ...], rows: Tensor, stage: ScanStage, matches: Matches
+    ) -> dict[str, _Term]:
+        """Scan to mesh, mesh to scan and table: what moves is on the surface, so one Jacobian serves them."""
+        faces, visible, mesh = self.body.faces, matches.visible[rows], self._vertices(vectors)
+        points, weights = self.points[rows], self.point_weights[rows]
+        among = visible[:, faces].all(-1)
+        weights = weights * among.any(-1, keepdim=True)
+        face = closest_faces(points, mesh, faces, among=among, backend=self.backend)
+        triangles = corners_of(mesh, faces, face)
+        barycentric = closest_barycentric(points, triangles)
+        pulls = [_Pull.of(interpolate(triangles, barycentric) - points, weights, stage.s2m, stage.rho_s2m)]
+        places = [(face, barycentric)]
+        spread, back = self.vertices[: self.num_spread], self.vertices[self.num_spread :]
+        names = ["s2m"]
+        if stage.m2s:
+            scan, there = self.scan[rows], self.scan_weights[rows]
+            gap = mesh[:, spread] - rows_of(
+                scan, nearest_points(mesh[:, spread], scan, weights=there, backend=self.backend)
+            )
+            counted = visible[:, spread] * (there != 0).any(-1, keepdim=True)
+            pulls.append(_Pull.of(gap, counted.to(weights), stage.m2s, stage.rho_m2s))
+            places.append(self._at(len(rows), slice(self.num_spread)))
+            names.append("m2s")
+        if self.seen.plane is not None:
+            normal, offset = self.seen.plane
+            depth = plane_height(mesh[:, spread], normal, offset).clamp(max=0)
+            pulls.append(_Pull.of(depth[..., None] * normal, torch.ones_like(depth), stage.inside, None))
+            places.append(self._at(len(rows), slice(self.num_spread)))
+            names.append("inside")
+            if stage.close:
+                height = plane_height(mesh[:, back], normal, offset)
+                pulls.append(_Pull.of(height[..., None] * normal, torch.ones_like(height), stage.close, stage.rho_close))
+                places.append(self._at(len(rows), slice(self.num_spread, None)))
+                names.append("close")
+        along = torch.cat([pull.along for pull in pulls], 1)
+        where = (torch.cat(parts, 1) for parts in zip(*places, strict=True))
+        moves = self.surface.rows(*arguments, *where, along=along).rows
+        moves = moves.split([pull.along.shape[1] for pull in pulls], 1)
+        return {
+            name: _Term(pull.cost, pull.factor * pull.length, pull.factor[..., None] * move)
+            for name, pull, move in zip(names, pulls, moves, strict=True)
+        }
+
+    def _at(self, count: int, which: slice) -> tuple[Int[Tensor, "b S"], Float[Tensor, "b S 3"]]:
+        """Vertices as points on faces, in so many frames."""
+        return self.vertex_faces[which].expand(count, -1), self.vertex_corners[which].expand(count, -1, -1)
+
+    def _landmark_term(self, found: KeypointDerivatives, rows: Tensor, stage: ScanStage) -> _Term:
+        assert self.seen.keypoints is not None and self.seen.confidences is not None
+        target, confidence = self.seen.keypoints[rows], self.seen.confidences[rows]
+        pixels, by_point = project_with_derivatives(camera_of(self.seen.camera, rows), found.points)
+        difference = torch.where((confidence != 0)[..., None], pixels - target, 0)
+        jacobian = by_point @ by_all(found)
+        count = 2 * (confidence != 0).sum(-1).clamp(min=1)
+        weight = (stage.landmarks * LANDMARKS * confidence.square() / count[:, None])[..., None]
+        cost = weight * gmof(difference, stage.rho_landmarks)
+        factor = torch.sqrt(weight) / (1 + (difference / stage.rho_landmarks).square())
+        return _Term(
+            cost.sum((1, 2)) / 2,
+            (factor * difference).flatten(1),
+            (factor[..., None] * jacobian).flatten(1, 2),
+        )
+
+    def _bend_term(self, body_pose: Tensor, stage: ScanStage, size: int) -> _Term:
+        names = self.body.asset.joint_names[1:]
+        residuals = bend_residuals(body_pose, joint_names=names)
+        by_angle = torch.func.vmap(torch.func.jacrev(lambda pose: bend_residuals(pose, joint_names=names)))(
+            body_pose
+        )
+        return _squares(residuals, _columns(by_angle.flatten(2), 3, size), residuals.new_tensor(stage.bend))
+
+    def _collision_term(self, vectors: Tensor, stage: ScanStage) -> _Term:
+        """One residual, the root of twice the cost; where nothing meets, no row moves anything."""
+        with torch.enable_grad():
+            vectors = vectors.detach().requires_grad_()
+            vertices = self._vertices(vectors)
+            cost = (
+                stage.collision
+                / 2
+                * self_intersection_loss(
+                    vertices, self.body.faces, exclude=self.exclude, reduction="none", backend=self.backend
+                )
+            )
+            (gradient,) = torch.autograd.grad(cost.sum(), vectors)
+        root = torch.sqrt(2 * cost.detach())[:, None]
+        row = torch.where(root > 0, gradient / torch.where(root > 0, root, 1), 0)
+        return _Term(cost.detach(), root, row[:, None])
+
+    def _vertices(self, vectors: Tensor) -> Float[Tensor, "b V 3"]:
+        p = BodyParameters.from_vector(vectors, self.body)
+        return self.body(**p.arguments(self.body), pose_format="axis_angle").vertices
+
+
+class _Term(NamedTuple):
+    cost: Float[Tensor, "b"]
+    residuals: Float[Tensor, "b R"]
+    """With the Jacobian they give the gradient of the cost, which may be bounded where their squares are not."""
+    jacobian: Float[Tensor, "b R P"]
+
+
+class _Pull(NamedTuple):
+    """What draws points of the surface, each along its own direction."""
+
+    cost: Float[Tensor, " b"]
+    """Half of the weighted mean of `gmof` of lengths, or of their squares."""
+    length: Float[Tensor, "b S"]
+    along: Float[Tensor, "b S 3"]
+    factor: Float[Tensor, "b S"]
+    """Root of the weight with which least squares has the same gradient."""
+
+    @classmethod
+    def of(
+        cls, differences: Float[Tensor, "b S 3"], weights: Float[Tensor, "b S"], weight: float, rho: float | None
+    ) -> _Pull:
+        """The pull towards where the differences are zero; square without rho."""
+        differences = torch.where((weights != 0)[..., None], differences, 0)
+        weights = weight * weights / (weights != 0).sum(1, keepdim=True).clamp(min=1)
+        length = safe_norm(differences)
+        along = differences / torch.where(length == 0, 1, length)[..., None]
+        if rho is None:
+            return cls((weights * length.square()).sum(1) / 2, length, along, weights.sqrt())
+        factor = weights.sqrt() / (1 + (length / rho).square())
+        return cls((weights * gmof(length, rho)).sum(1) / 2, length, along, factor)
+
+
+def _squares(residuals: Tensor, jacobian: Tensor, weight: Tensor) -> _Term:
+    """Half of the weighted sum of squares; residuals (b, ...), weights that broadcast to them."""
+    root = torch.sqrt(weight)
+    residuals, jacobian = root * residuals, root[..., None] * jacobian
+    flat = residuals.flatten(1)
+    return _Term(flat.square().sum(1) / 2, flat, jacobian.flatten(1, -2))
+
+
+def _columns(jacobian: Float[Tensor, "b R G"], first: int, size: int) -> Float[Tensor, "b R P"]:
+    """Derivatives by a group of parameters as derivatives by all."""
+    whole = jacobian.new_zeros(*jacobian.shape[:-1], size)
+    whole[..., first : first + jacobian.shape[-1]] = jacobian
+    return whole
+
+
+def by_all(found: KeypointDerivatives) -> Float[Tensor, "b K 3 P"]:
+    """Derivatives of points by all parameters, in the order of `BodyParameters.vector`."""
+    by_transl = torch.eye(3, dtype=found.points.dtype, device=found.points.device)
+    by_transl = by_transl.expand(*found.points.shape, 3)
+    return torch.cat((found.pose.flatten(-2), found.betas, found.age_offset[..., None], by_transl), -1)
+
+
+def all_joints(body: BodyModel) -> KeypointLayout:
+    """A body's joints as a layout."""
+    names = body.asset.joint_names
+    return KeypointLayout("all joints", names, tuple(("joints", name) for name in names))
+
+
+def eye_of(camera: Camera, like: Tensor) -> Float[Tensor, "*batch 3"]:
+    """Where the camera is [m]."""
+    return camera.to_world(like.new_zeros(1, 3))[..., 0, :]
+
+
+def camera_of(camera: Camera, rows: Int[Tensor, " b"]) -> Camera:
+    """The cameras of some frames; one that all share stays as it is."""
+    entry = {"rotation": 2}
+    return Camera(
+        *(
+            part if part is None or part.dim() == entry.get(name, 1) else part[rows]
+            for name, part in camera._asdict().items()
+        )
+    )
+
+
+def project_with_derivatives(
+    camera: Camera, points: Float[Tensor, "b K 3"]
+) -> tuple[Float[Tensor, "b K 2"], Float[Tensor, "b K 2 3"]]:
+    """Pixels, and their derivatives by the points; each depends on its own point alone."""
+    with torch.enable_grad():
+        points = points.detach().requires_grad_()
+        pixels = camera.project(points).pixels
+        x, y = (torch.autograd.grad(pixels[..., i].sum(), points, retain_graph=i == 0)[0] for i in (0, 1))
+    return pixels.detach(), torch.stack((x, y), -2)
+
+
+def draw_points(
+    points: Float[Tensor, "F N 3"], weights: Float[Tensor, "F N"], count: int
+) -> tuple[Float[Tensor, "F S 3"], Float[Tensor, "F S"]]:
+    """At most so many points of each scan, drawn at random but always the same."""
+    generator = torch.Generator().manual_seed(0)
+    order = torch.rand(weights.shape, generator=generator).to(points)
+    chosen = torch.where(weights != 0, order, -1).topk(min(count, weights.shape[1]), 1).indices
+    return rows_of(points, chosen), weights.gather(1, chosen)
+
+
+def farthest_rows(points: Float[Tensor, "V 3"], count: int) -> Int[Tensor, " S"]:
+    """Rows of points that are spread evenly: each is the farthest from those before it."""
+    chosen = [0]
+    least = (points - points[0]).square().sum(-1)
+    for _ in range(min(count, len(points)) - 1):
+        chosen.append(int(least.argmax()))
+        least = torch.minimum(least, (points - points[chosen[-1]]).square().sum(-1))
+    return torch.tensor(chosen, device=points.device)
+
+
+def corners_at(
+    faces: Int[Tensor, "F 3"], vertices: Int[Tensor, " S"], like: Tensor
+) -> tuple[Int[Tensor, " S"], Float[Tensor, "S 3"]]:
+    """A face around each vertex, and its barycentric coordinates there."""
+    row = torch.zeros(int(faces.max()) + 1, dtype=torch.int64, device=faces.device)
+    row[faces.flatten()] = torch.arange(faces.numel(), device=faces.device)
+    found = row[vertices]
+    return found // 3, torch.nn.functional.one_hot(found % 3, 3).to(like)
