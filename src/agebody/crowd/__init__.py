@@ -13,10 +13,12 @@ from agebody.crowd.height_prior import (
     prior_of_class,
 )
 from agebody.crowd.placement import DISPARITY_MIN_SLOPE, Placement, is_far, place_people
+from agebody.crowd.refine import Deviations, Refined, refine_crowd
 from agebody.crowd.write_back import WrittenBack, rest_height, write_back
 
 __all__ = [
     "DISPARITY_MIN_SLOPE",
+    "Deviations",
     "HEIGHT_CLASSES",
     "NUM_ADULT_CLASSES",
     "SEXES",
@@ -24,6 +26,7 @@ __all__ = [
     "HeightPrior",
     "MaskDepths",
     "Placement",
+    "Refined",
     "WrittenBack",
     "height_class",
     "is_far",
@@ -32,6 +35,7 @@ __all__ = [
     "prior_of_age",
     "prior_of_age_offset",
     "prior_of_class",
+    "refine_crowd",
     "rest_height",
     "surface_depth",
     "write_back",

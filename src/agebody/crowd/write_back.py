@@ -53,6 +53,7 @@ def write_back(
     scale: Float[Tensor, "*batch"],
     camera: Camera,
     *,
+    root: Float[Tensor, "*batch 3"] | None = None,
     child: Bool[Tensor, "*batch"] | None = None,
     layout: str | KeypointLayout = "smpl24",
     age_bounds: tuple[float, float] = (-0.05, 1.0),
@@ -73,6 +74,7 @@ def write_back(
         parameters: in camera coordinates, of one batch.
         scale: s, of `place_people`.
         camera: intrinsics, which broadcast to the batch.
+        root: where the root joint is to be [m], as `refine_crowd` finds it; ``scale`` times its place if None.
         child: who is a child by class; nobody if None.
         layout: keypoints that are to stay where they are.
         age_bounds: of the age offset.
@@ -101,7 +103,7 @@ def write_back(
     betas, age_offset = _of_height(body, parameters, wanted, by_age, low.to(scale), high.to(scale))
     changed = parameters._replace(betas=betas, age_offset=age_offset)
     before = body.keypoints(layout, **parameters.arguments(body), pose_format="axis_angle")
-    changed = _in_place(body, parameters, changed, scale, before, layout)
+    changed = _in_place(body, parameters, changed, scale, root, before, layout)
     after = body.keypoints(layout, **changed.arguments(body), pose_format="axis_angle")
     moved = camera.project(after).pixels - camera.project(before).pixels
     height = rest_height(body, betas, age_offset)
@@ -145,19 +147,21 @@ def _in_place(
     old: BodyParameters,
     new: BodyParameters,
     scale: Tensor,
+    root: Tensor | None,
     before: Tensor,
     layout: str | KeypointLayout,
 ) -> BodyParameters:
-    """The root joint along its ray to ``scale`` times its depth; then sideways, by least squares in the image."""
-    roots = [
-        body.shape(
-            **{k: v for k, v in p.arguments(body).items() if k in ("betas", "age_offset")}
-        ).rest_joints[..., 0, :]
-        for p in (old, new)
-    ]
-    transl = scale[..., None] * (roots[0] + old.transl) - roots[1]
+    """The root joint to its place; then sideways, by least squares in the image."""
+    if root is None:
+        root = scale[..., None] * (_rest_root(body, old) + old.transl)
+    transl = root - _rest_root(body, new)
     after = body.keypoints(layout, **new._replace(transl=transl).arguments(body), pose_format="axis_angle")
     depth = after[..., 2:]
     gap = before[..., :2] / before[..., 2:] - after[..., :2] / depth
     sideways = (gap / depth).sum(-2) / (1 / depth.square()).sum(-2)
     return new._replace(transl=transl + torch.cat((sideways, torch.zeros_like(sideways[..., :1])), -1))
+
+
+def _rest_root(body: BodyModel, parameters: BodyParameters) -> Tensor:
+    ages = {"age_offset": parameters.age_offset} if body.age_anchors else {}
+    return body.shape(betas=parameters.betas, **ages).rest_joints[..., 0, :]
