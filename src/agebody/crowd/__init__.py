@@ -18,10 +18,10 @@ from agebody.crowd.write_back import WrittenBack, rest_height, write_back
 
 __all__ = [
     "DISPARITY_MIN_SLOPE",
-    "Deviations",
     "HEIGHT_CLASSES",
     "NUM_ADULT_CLASSES",
     "SEXES",
+    "Deviations",
     "HeightClass",
     "HeightPrior",
     "MaskDepths",

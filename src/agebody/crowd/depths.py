@@ -41,8 +41,8 @@ def mask_depths(
 
     Left out of each mask are pixels that see no body, outliers of the depth map (beyond the quartiles by
     ``whiskers`` times the distance between them), and those where the body's relief is off by more than
-    ``max_residual`` from what its slope makes of the map's. Slope and correlation are taken along rows of pixels, each
-    row from its own mean, because depth networks tilt the ground.
+    ``max_residual`` from what its slope makes of the map's. Slope and correlation are taken along rows of
+    pixels, each row from its own mean, because depth networks tilt the ground.
 
     Args:
         depth: what grows away from the camera: metres, or the reciprocal of a disparity. NaN, infinite and

@@ -1,11 +1,11 @@
 """Where the people of one image stand: depth-conditioned translation optimisation (DTO), in closed form.
 
 A single-person fit knows how wide a body's image is, and hardly how far away the body is: twice as tall and
-twice as far looks the same. Two things are known of all people together: who stands how far behind whom, from a
-depth map up to its scale and shift, and how tall people are. With d the mean of the depth map over a person, z
-the mean depth of the body as it was fitted and h its stature, the body of stature mu would be at t = mu z / h.
-DTO puts everybody on one line z' = X d + Y through these points (d, t), the most likely one, and scales each body about the
-centre of the camera by s = z' / z, which changes no pixel.
+twice as far looks the same. Two things are known of all people together: who stands how far behind whom,
+from a depth map up to its scale and shift, and how tall people are. With d the mean of the depth map over a
+person, z the mean depth of the body as it was fitted and h its stature, the body of stature mu would be at
+t = mu z / h. DTO puts everybody on one line z' = X d + Y through these points (d, t), the most likely one,
+and scales each body about the centre of the camera by s = z' / z, which changes no pixel.
 
 Source: Wang et al., Towards metric-aware multi-person mesh recovery by jointly optimizing human crowd in
 camera space, 2025; its numbers where the paper has none are those of its public code.
@@ -23,8 +23,8 @@ from agebody.crowd.height_prior import HeightPrior
 from agebody.reduction import Weights, expand_weights, expect, hide
 
 DISPARITY_MIN_SLOPE = 20.0
-"""DTO's least slope where the depth map is the reciprocal of Depth Anything V2's relative disparity. It has no
-meaning for other maps: that of a map in metres is near 1."""
+"""DTO's least slope where the depth map is the reciprocal of Depth Anything V2's relative disparity. It has
+no meaning for other maps: that of a map in metres is near 1."""
 MIN_CORRELATION = 0.5
 """From which on a body's own relief says how many metres a unit of the depth map is."""
 MIN_PEOPLE = 2
@@ -43,7 +43,7 @@ class Placement(NamedTuple):
     placed: Bool[Tensor, "*images P"]
     """Who stands on the line of the group."""
     slope: Float[Tensor, "*images 2"]
-    """X of the near and the far people, metres for a unit of the depth map; 0 for a group that is not solved."""
+    """X of the near and the far people, metres for a unit of the depth map; 0 for a group not solved."""
     shift: Float[Tensor, "*images 2"]
     """Y of the near and the far people [m]."""
     bounded: Bool[Tensor, "*images 2"]
@@ -85,8 +85,8 @@ def place_people(
       ``spread``) stand in one plane: X = X_min.
     - Where somebody would be taller than ``max_height`` or behind the camera, the worst one is dropped and
       the rest solved again, ``max_dropped`` times; a group of two is then given up.
-    - A group of less than two is not solved. Far people are moved back, all alike, until the first of them stands where
-      the last of the near ones stands.
+    - A group of less than two is not solved. Far people are moved back, all alike, until the first of them
+      stands where the last of the near ones stands.
 
     Args:
         depth: d, mean of the depth map over each person, in any unit; larger is farther.
@@ -98,8 +98,8 @@ def place_people(
         spread: of the depth map within each person; zero if None.
         body_slope: metres for a unit of the depth map within each body.
         body_correlation: how far that can be believed.
-        min_slope: X_min where no body says it, in metres for a unit of the depth map. 0 keeps the order of the depth map;
-            ``DISPARITY_MIN_SLOPE`` is DTO's.
+        min_slope: X_min where no body says it, in metres for a unit of the depth map. 0 keeps the order of
+            the depth map; ``DISPARITY_MIN_SLOPE`` is DTO's.
         max_height: [m].
         max_dropped: how many people may be dropped.
 
@@ -197,8 +197,8 @@ class _Line(NamedTuple):
 def _fit(people: _People, fitted: Tensor, lower: Tensor) -> _Line:
     """The regression of likely depths on depths, with a least slope.
 
-    The same as DTO's solution in the sums A to E, from which the means have been taken out: those sums lose all
-    digits where people stand close together.
+    The same as DTO's solution in the sums A to E, from which the means have been taken out: those sums lose
+    all digits where people stand close together.
     """
     weights = torch.where(fitted, people.precision, 0)
     total = weights.sum(-1, keepdim=True)

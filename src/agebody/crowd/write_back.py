@@ -61,13 +61,14 @@ def write_back(
 ) -> WrittenBack:
     """Bodies whose rest height is ``scale`` times what it was, where they were in the image.
 
-    The age offset of a child, the first beta of an adult is changed until the stature is right. Like DTO's, a child is
-    who is said to be one and shrinks, and whoever ends below ``CHILD_HEIGHT``; on a body without ages all are adults.
+    The age offset of a child, the first beta of an adult is changed until the stature is right. As with DTO, a
+    child is who is said to be one and shrinks, and whoever ends below ``CHILD_HEIGHT``; on a body without ages
+    all are adults.
 
-    A grown-up drawn smaller is no child: only with the scale as a factor of its own is the projection kept exactly
-    (``scale * vertices``, in camera coordinates). Here the root joint is moved along its ray to ``scale`` times
-    its depth, then the body sideways to where its keypoints agree best with what they were in the image. How much they still moved is
-    in ``pixels``.
+    A smaller adult is no child, and a child no small adult: the projection is kept exactly only with the scale
+    as a factor of its own, ``scale * vertices`` in camera coordinates. Here the root joint is moved along its
+    ray to ``scale`` times its depth, then the body sideways to where its keypoints agree best with what they
+    were in the image. How much they still moved is in ``pixels``.
 
     Args:
         body: the layer.
