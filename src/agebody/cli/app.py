@@ -104,13 +104,17 @@ def progress_bar() -> Progress:
 
 
 @contextmanager
-def clear_errors() -> Iterator[None]:
-    """End with one line for what users can put right: bad files, missing extras, folders that refuse."""
+def clear_errors(*expected: type[Exception]) -> Iterator[None]:
+    """End with one line for what users can put right: bad files, missing extras, folders that refuse.
+
+    Args:
+        expected: further errors that say what is wrong with a user's file.
+    """
     from agebody.assets.asset import AssetError
 
     try:
         yield
-    except (AssetError, ImportError, OSError) as error:
+    except (AssetError, ImportError, OSError, *expected) as error:
         fail(str(error))
 
 

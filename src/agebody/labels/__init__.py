@@ -2,9 +2,12 @@
 
 from agebody.labels.annotations import Annotations, ImageEntry, LabelError
 from agebody.labels.fitting import fit_annotations
+from agebody.labels.overlays import draw_overlay
 from agebody.labels.quality import RULES, flag_labels
 from agebody.labels.reading import read_keypoints
 from agebody.labels.records import Labels, concatenate_labels, load_labels
+from agebody.labels.summary import summarize, to_markdown
+from agebody.labels.training import save_training_npz, save_training_shards, training_arrays
 
 __all__ = [
     "RULES",
@@ -13,8 +16,14 @@ __all__ = [
     "LabelError",
     "Labels",
     "concatenate_labels",
+    "draw_overlay",
     "fit_annotations",
     "flag_labels",
     "load_labels",
     "read_keypoints",
+    "save_training_npz",
+    "save_training_shards",
+    "summarize",
+    "to_markdown",
+    "training_arrays",
 ]

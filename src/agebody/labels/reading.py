@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from agebody.keypoints import KeypointLayout
 from agebody.labels.annotations import Annotations, ImageEntry, LabelError, fail
 from agebody.labels.coco import load_json, read_coco_annotations, read_coco_results
@@ -54,17 +56,40 @@ def read_keypoints(
             found = read_coco_annotations(path, document, layout)
         else:
             fail(path, "expected COCO's annotations or results, or OpenPose's output")
-    return replace(found, images=tuple(_with_size(entry, folder, size, found) for entry in found.images))
+    return _with_sizes(found, folder, size)
+
+
+def _with_sizes(found: Annotations, folder: Path | None, size: tuple[int, int] | None) -> Annotations:
+    """Sizes of images that the file does not state; people in images that cannot be read are left out."""
+    entries: list[ImageEntry] = []
+    unreadable: list[int] = []
+    for i, entry in enumerate(found.images):
+        try:
+            entries.append(entry if entry.size is not None else _with_size(entry, folder, size, found.path))
+        except _Unreadable:
+            entries.append(entry)
+            unreadable.append(i)
+    found = replace(found, images=tuple(entries))
+    lost = np.isin(found.image, unreadable)
+    if lost.any():
+        left_out = dict(found.left_out) | {"in an image that cannot be read": int(lost.sum())}
+        found = replace(found.select(np.flatnonzero(~lost)), left_out=tuple(sorted(left_out.items())))
+    return found
+
+
+class _Unreadable(Exception):
+    pass
 
 
 def _with_size(
-    entry: ImageEntry, folder: Path | None, size: tuple[int, int] | None, found: Annotations
+    entry: ImageEntry, folder: Path | None, size: tuple[int, int] | None, path: Path
 ) -> ImageEntry:
-    if entry.size is not None:
-        return entry
     if folder is not None and (folder / entry.name).is_file():
-        return entry._replace(size=photograph_size(folder / entry.name))
+        try:
+            return entry._replace(size=photograph_size(folder / entry.name))
+        except LabelError:
+            raise _Unreadable from None
     if size is not None:
         return entry._replace(size=size)
     missing = "give the images, or a size for all" if folder is None else f"{folder} has no such image"
-    raise LabelError(f"{found.path}: image {entry.name}: the file does not state its size; {missing}")
+    raise LabelError(f"{path}: image {entry.name}: the file does not state its size; {missing}")
