@@ -2,6 +2,7 @@
 
 from agebody.release.backgrounds import Background
 from agebody.release.bodies import Shape
+from agebody.release.from_labels import photos_from_labels
 from agebody.release.options import ImageFormat, Unfitted
 from agebody.release.photos import Person, Photo, ReleaseError
 from agebody.release.regions import RegionRule
@@ -17,5 +18,6 @@ __all__ = [
     "ReleaseError",
     "Shape",
     "Unfitted",
+    "photos_from_labels",
     "write_release",
 ]

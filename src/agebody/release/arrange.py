@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from agebody.release.folder import sha256
-from agebody.release.options import Counts, Unfitted
+from agebody.release.options import Counts, Options
 from agebody.release.photos import Person, Photo, ReleaseError
 
 
@@ -23,7 +23,7 @@ class Place(NamedTuple):
     """In a random order, each with a number that stays theirs throughout a sequence."""
     sequence_id: int | None = None
     frame: int | None = None
-    """Its position in the sequence, from 0."""
+    """Its position among the released frames of the sequence, from 0."""
 
     @property
     def name(self) -> str:
@@ -31,7 +31,7 @@ class Place(NamedTuple):
         return f"{self.image_id:06d}"
 
 
-def choose(photos: Sequence[Photo], unfitted: Unfitted, counts: Counts) -> list[Photo]:
+def choose(photos: Sequence[Photo], options: Options, counts: Counts) -> list[Photo]:
     """The photographs to release: each once, with people, all of them fitted unless said otherwise.
 
     Nobody listed may mean that somebody was not found, so such a photograph is left out.
@@ -43,7 +43,9 @@ def choose(photos: Sequence[Photo], unfitted: Unfitted, counts: Counts) -> list[
     seen: dict[str, Photo] = {}
     chosen = []
     for photo in photos:
-        same = seen.setdefault(sha256(Path(photo.path)), photo)
+        same = photo
+        if options.background != "none":
+            same = seen.setdefault(sha256(Path(photo.path)), photo)
         if same is not photo:
             raise ReleaseError(
                 f"{photo.path}: the same picture as {same.path}; what one hides the other could show, "
@@ -52,12 +54,12 @@ def choose(photos: Sequence[Photo], unfitted: Unfitted, counts: Counts) -> list[
         missing = sum(person.parameters is None for person in photo.people)
         if not photo.people:
             counts.photographs_left_out_without_people += 1
-        elif missing and unfitted == "refuse":
+        elif missing and options.unfitted == "refuse":
             raise ReleaseError(
                 f"{photo.path}: {missing} of {len(photo.people)} people have no fit; "
                 'choose unfitted="drop" to leave such pictures out, or "blank" to hide these people'
             )
-        elif missing and unfitted == "drop":
+        elif missing and options.unfitted == "drop":
             counts.photographs_left_out_unfitted += 1
         else:
             chosen.append(photo)

@@ -34,16 +34,24 @@ class ReleaseError(ValueError):
     """Something that must not be released as it is; nothing was written."""
 
 
+Box = tuple[float, float, float, float]
+"""Corners (x0, y0, x1, y1) [pixels]."""
+
+Mask = Bool[np.ndarray, "H W"] | str | PathLike[str]
+"""True where somebody is; or an image file that is not black there."""
+
+Region = Box | Mask
+"""Either; a string is a mask's file."""
+
+
 class Person(NamedTuple):
     """Someone in a photograph. Pixels are those of the upright photograph, EXIF's orientation applied."""
 
     parameters: BodyParameters | None
     """The fit, without batch dimensions, in the world of the photograph's camera; None if there is none."""
-    box: tuple[float, float, float, float] | None = None
-    """Corners (x0, y0, x1, y1) around all that was seen of the person, such as a detector's box or the
-    keypoints' [pixels]."""
-    mask: Bool[np.ndarray, "H W"] | str | PathLike[str] | None = None
-    """Where the person is, or an image file that is not black there."""
+    box: Box | None = None
+    """Around all that was seen of the person, such as a detector's box or the keypoints'."""
+    mask: Mask | None = None
     track: str | int | None = None
     """Who this is among the people of the photograph's sequence."""
 
@@ -56,9 +64,12 @@ class Photo:
     camera: Camera
     people: tuple[Person, ...] | list[Person]
     size: tuple[int, int] | None = None
-    """Width and height [pixels] for which camera and people hold; checked where given."""
+    """Width and height [pixels] for which camera and people hold. Where only the picture as it is stored has
+    this size, and not the upright one, they hold for the stored one."""
     sequence: str | int | None = None
     """The video that this is a frame of; frames are in the order in which they are listed."""
+    hide: tuple[Region, ...] | list[Region] = ()
+    """What else is to be hidden: people whom nobody fitted, crowds, faces on walls, number plates."""
 
 
 class Pixels(NamedTuple):
@@ -77,11 +88,15 @@ class Pixels(NamedTuple):
         return self.rgb.shape[1], self.rgb.shape[0]
 
 
-def read_pixels(path: str | PathLike[str]) -> Pixels:
-    """The first picture of an image file, turned as its EXIF data say.
+def read_pixels(path: str | PathLike[str], size: tuple[int, int] | None = None) -> Pixels:
+    """The first picture of an image file, upright as its EXIF data say.
+
+    Args:
+        path: the file.
+        size: width and height that are expected; the picture as it is stored will do, too.
 
     Raises:
-        ReleaseError: the file is no picture of 8 bits a channel, or is damaged.
+        ReleaseError: the file is no picture of 8 bits a channel, is damaged, or has another size.
         OSError: it cannot be read.
     """
     try:
@@ -97,8 +112,11 @@ def read_pixels(path: str | PathLike[str]) -> Pixels:
         if error.errno is not None:
             raise
         raise ReleaseError(f"the picture is damaged: {error}") from None
-    if turn is not None:
-        pixels = pixels.transpose(turn)
+    upright = pixels if turn is None else pixels.transpose(turn)
+    if size not in (None, upright.size, pixels.size):
+        raise ReleaseError(f"the fits are for {size} pixels, the picture has {upright.size}")
+    if turn is not None and size in (None, upright.size):
+        pixels = upright
         blocks = None if blocks is None else blocks.transpose(turn)
     return Pixels(np.asarray(pixels), None if blocks is None else np.asarray(blocks), predicted)
 

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy import ndimage
 
-from agebody.release.photos import Person, ReleaseError, read_mask
+from agebody.release.photos import Box, Person, Region, ReleaseError, read_mask
 
 RegionRule = Literal["auto", "box", "mesh"]
 """What is hidden of a person, each enlarged (see `person_region`):
@@ -21,9 +21,6 @@ RegionRule = Literal["auto", "box", "mesh"]
 
 LEAST = 8
 """By how many pixels a region grows at least."""
-
-Box = tuple[float, float, float, float]
-"""Corners (x0, y0, x1, y1) [pixels]."""
 
 
 def person_region(
@@ -70,22 +67,32 @@ def person_region(
     region = np.zeros((size[1], size[0]), bool)
     for box in boxes:
         region |= fill_box(box, size, max(LEAST, margin * longer_side(box)))
-    if person.box is not None and not fill_box(person.box, size, 0).any():
+    if person.box is not None and not fill_box(person.box, size, 1).any():
         raise ReleaseError(f"a person whose box {tuple(person.box)} is not in the picture of {size} pixels")
     if not region.any():
         raise ReleaseError("a person of whom neither a box nor a mask nor a fit in the picture says where")
     return region
 
 
+def other_region(
+    other: Region, size: tuple[int, int], *, margin: float, dilation: float
+) -> Bool[np.ndarray, "H W"]:
+    """Pixels to hide for a box or a mask that is no listed person's; arguments as of `person_region`."""
+    if isinstance(other, tuple):
+        return fill_box(other, size, max(LEAST, margin * longer_side(other)))
+    mask = read_mask(other, size)
+    return grow(mask, max(LEAST, dilation * longer_side(box_of(mask))))
+
+
 def fill_box(box: Box, size: tuple[int, int], margin: float) -> Bool[np.ndarray, "H W"]:
     """Pixels that a box touches when it has grown by a margin [pixels] on each side.
 
     Raises:
-        ReleaseError: the corners are not finite, or the second is not right of and below the first.
+        ReleaseError: the corners are not finite, or the second is left of or above the first.
     """
     x0, y0, x1, y1 = (float(value) for value in box)
-    if not (np.isfinite([x0, y0, x1, y1]).all() and x0 < x1 and y0 < y1):
-        raise ReleaseError(f"box: expected corners x0 < x1, y0 < y1 [pixels], got {tuple(box)}")
+    if not (np.isfinite([x0, y0, x1, y1]).all() and x0 <= x1 and y0 <= y1):
+        raise ReleaseError(f"box: expected corners x0 <= x1, y0 <= y1 [pixels], got {tuple(box)}")
     inside = np.zeros((size[1], size[0]), bool)
     left, top = (int(np.floor(max(low - margin, 0))) for low in (x0, y0))
     right, bottom = (int(np.ceil(max(high + margin, 0))) for high in (x1, y1))

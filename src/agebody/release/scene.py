@@ -16,7 +16,7 @@ from agebody.release.backgrounds import blank, inpaint
 from agebody.release.bodies import Bodies, generalize, see, to_camera_space
 from agebody.release.options import Options
 from agebody.release.photos import ReleaseError, read_pixels
-from agebody.release.regions import cover_blocks, person_region
+from agebody.release.regions import cover_blocks, other_region, person_region
 
 
 class Scene(NamedTuple):
@@ -51,9 +51,7 @@ def make_scene(place: Place, body: BodyModel, options: Options) -> Scene:
         size = photo.size or read_pixels(photo.path).size
         bodies = see(body, released, lens, size, layout=options.layout, colors=with_body)
         return Scene(size, lens, bodies, None, False)
-    pixels = read_pixels(photo.path)
-    if photo.size is not None and tuple(photo.size) != pixels.size:
-        raise ReleaseError(f"the fits are for {photo.size} pixels, the upright picture has {pixels.size}")
+    pixels = read_pixels(photo.path, photo.size)
     bodies = see(body, released, lens, pixels.size, layout=options.layout, colors=with_body)
     as_fitted = bodies
     if options.shape != "exact":
@@ -78,6 +76,8 @@ def _region(place: Place, bodies: Bodies, size: tuple[int, int], options: Option
             person, size, mesh_box=mesh_box, outline=outline, rule=options.region, margin=options.margin,
             dilation=options.dilation,
         )  # fmt: skip
+    for other in place.photo.hide:
+        region |= other_region(other, size, margin=options.margin, dilation=options.dilation)
     return region
 
 

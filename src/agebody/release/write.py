@@ -97,7 +97,7 @@ def write_release(
         load_opencv()  # before anything is written
     counts = Counts()
     with new_folder(output, overwrite=overwrite) as folder:
-        places = arrange(choose(photos, unfitted, counts), np.random.default_rng(seed))
+        places = arrange(choose(photos, options, counts), np.random.default_rng(seed))
         if not places:
             raise ReleaseError("no photograph is left to release")
         images, annotations = [], []
@@ -136,14 +136,18 @@ def _write_picture(
         drawn = f"images/{place.name}.{options.image_format}"
         save_picture(_file(folder, drawn), over(scene.bodies.picture.rgba, scene.background))
     bodies = scene.bodies
-    numbers = [number for person, number in place.people if person.parameters is not None]
-    seen = [i for i in range(len(numbers)) if bodies.outline(i).any()]
+    tracks = [
+        number if person.track is not None and place.frame is not None else None
+        for person, number in place.people
+        if person.parameters is not None
+    ]
+    seen = [i for i in range(len(tracks)) if bodies.outline(i).any()]
     entries = [
         annotation(
             annotation_id=last_id + 1 + row, image_id=place.image_id, row=row, outline=bodies.outline(i),
             keypoints=bodies.keypoints[i], visibility=bodies.visibility[i], box=bodies.boxes[i],
             age_class=None if bodies.age_classes is None else bodies.age_classes[i],
-            track_id=None if place.frame is None else numbers[i],
+            track_id=tracks[i],
         )
         for row, i in enumerate(seen)
     ]  # fmt: skip
@@ -153,8 +157,8 @@ def _write_picture(
         image |= {"sequence_id": place.sequence_id, "frame": place.frame}
     counts.pictures += 1
     counts.bodies += len(seen)
-    counts.people_out_of_view += len(numbers) - len(seen)
-    counts.people_hidden_without_body += len(place.people) - len(numbers)
+    counts.people_out_of_view += len(tracks) - len(seen)
+    counts.people_hidden_without_body += len(place.people) - len(tracks)
     counts.photographs_of_predicting_formats += scene.predicted
     return image, entries
 

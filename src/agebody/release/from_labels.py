@@ -1,0 +1,115 @@
+"""Photographs and their people from a file of labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path, PurePath
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+
+from agebody.body import BodyModel
+from agebody.cameras import Camera
+from agebody.fitting.parameters import BodyParameters
+from agebody.labels import Labels
+from agebody.labels.coco import load_json
+from agebody.release.photos import Box, Person, Photo, Region, ReleaseError, read_mask
+from agebody.release.regions import fill_box, longer_side
+
+
+def photos_from_labels(
+    labels: Labels,
+    images: str | PathLike[str],
+    *,
+    body: BodyModel,
+    masks: str | PathLike[str] | None = None,
+    hide: str | PathLike[str] | None = None,
+    sequences: bool = False,
+) -> list[Photo]:
+    """What `write_release` takes, from `agebody.labels.Labels`.
+
+    A person whom the labels do not keep has no fit. The box of a person holds the label's box and all
+    keypoints that count.
+
+    Args:
+        labels: people with their bodies.
+        images: the folder of the photographs that the labels name.
+        body: the body of the fits.
+        masks: a folder with a mask a photograph, of the same name with the suffix .png, which is black where
+            nobody is. A person is what lies in it about the person's box; whom it does not show has no mask.
+        hide: COCO annotations. Whatever they have a box of is hidden, too, fitted or not, a person or not.
+        sequences: the photographs of each folder below ``images`` are the frames of a video, ordered by name.
+
+    Raises:
+        ReleaseError: the labels are of another body, or a mask is missing.
+        LabelError: the file of annotations is none.
+        OSError: a file cannot be read.
+    """
+    if labels.joint_names != tuple(body.asset.joint_names) or labels.body != body.asset.metadata.name:
+        raise ReleaseError(f"the labels are of the body {labels.body!r}, not of {body.asset.metadata.name!r}")
+    boxes = {} if hide is None else _annotated_boxes(Path(hide))
+    photos = []
+    for name in sorted(set(labels.image_ids.tolist())):
+        rows = np.flatnonzero(labels.image_ids == name).tolist()
+        first = rows[0]
+        size = (int(labels.image_sizes[first, 0]), int(labels.image_sizes[first, 1]))
+        camera = Camera(torch.from_numpy(labels.focal[first]), torch.from_numpy(labels.center[first]))
+        people = [Person(_parameters(labels, row, body), _box(labels, row)) for row in rows]
+        others: list[Region] = list(boxes.get(PurePath(name).as_posix(), ()))
+        if masks is not None:
+            people, rest = _with_masks(people, Path(masks, name).with_suffix(".png"), size)
+            others += rest
+        folder = PurePath(name).parent.as_posix()
+        photos.append(Photo(Path(images, name), camera, people, size, folder if sequences else None, others))
+    return photos
+
+
+def _parameters(labels: Labels, row: int, body: BodyModel) -> BodyParameters | None:
+    if not labels.kept[row]:
+        return None
+    return BodyParameters(
+        *(torch.as_tensor(getattr(labels, name)[row]).to(body._like) for name in BodyParameters._fields)
+    )
+
+
+def _box(labels: Labels, row: int) -> Box:
+    x, y, width, height = labels.boxes[row].tolist()
+    points = labels.observed[row][labels.observed[row, :, 2] > 0, :2]
+    corners = np.concatenate([points, [(x, y), (x + width, y + height)]])
+    x0, y0, x1, y1 = (*corners.min(0).tolist(), *corners.max(0).tolist())
+    return x0, y0, x1, y1
+
+
+def _with_masks(
+    people: Sequence[Person], path: Path, size: tuple[int, int]
+) -> tuple[list[Person], list[Region]]:
+    """People with their parts of a mask of all, and what of it is nobody's."""
+    if not path.is_file():
+        raise ReleaseError(f"{path}: there is no such mask")
+    mask = read_mask(path, size)
+    rest = mask.copy()
+    masked = []
+    for person in people:
+        assert person.box is not None
+        near: Bool[np.ndarray, "H W"] = mask & fill_box(person.box, size, 0.2 * longer_side(person.box))
+        masked.append(person._replace(mask=near) if near.any() else person)
+        rest &= ~near
+    return masked, [rest] if rest.any() else []
+
+
+def _annotated_boxes(path: Path) -> dict[str, list[Box]]:
+    """All boxes of COCO annotations, by file name."""
+    document = load_json(path)
+    try:
+        names = {image["id"]: PurePath(image["file_name"]).as_posix() for image in document["images"]}
+        found: dict[str, list[Box]] = {name: [] for name in names.values()}
+        for entry in document["annotations"]:
+            x, y, width, height = (float(value) for value in entry["bbox"])
+            found[names[entry["image_id"]]].append((x, y, x + width, y + height))
+    except (TypeError, KeyError, ValueError) as error:
+        raise ReleaseError(
+            f"{path}: expected COCO annotations with a bbox each ({type(error).__name__}: {error})"
+        ) from None
+    return found
