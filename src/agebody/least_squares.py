@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import IntEnum
-from typing import Any, Literal, NamedTuple, Protocol, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,7 +17,7 @@ Method = Literal["lm", "lbfgs", "adam"]
 
 _DAMPING_LIMIT = 1e12
 _ARMIJO = 1e-4
-_PATIENCE = 20  # steps of Adam without a gain before its rate is halved
+_PATIENCE = 50  # steps of Adam without a gain before its rate is halved
 _RATE_LIMIT = 1e-3  # share of the learning rate at which Adam ends
 
 
@@ -39,6 +39,7 @@ class Stop(IntEnum):
     is kept."""
 
 
+@runtime_checkable
 class Model(Protocol):
     """What is known of b problems at one place: their costs, to second order, over N variables each.
 
@@ -249,8 +250,8 @@ def minimize(
       pushes against a bound is held there, and the others' step is found once more without it.
     - "lbfgs": two-loop recursion over the last ``history`` steps (Nocedal and Wright, algorithm 7.4), held
       to the bounds, with backtracking until the gain is a share of that promised (Armijo).
-    - "adam": Kingma and Ba 2015, each step clamped to the bounds. The rate is halved after 20 steps without a
-      gain of ``cost_tolerance``, and the problem left when it is a thousandth.
+    - "adam": Kingma and Ba 2015, each step clamped to the bounds. The rate is halved after 50 steps without a
+      gain of ``cost_tolerance``, and the problem left when it is a thousandth, at a minimum or not.
 
     Args:
         quadratize: ``(x, rows)`` -> a `Quadratic` or `ChainQuadratic` of the problems with the numbers
@@ -294,8 +295,12 @@ def minimize(
     else:
         stepper = _Adam(tolerances, learning_rate)
     with own_precision(start.device):
-        found = _begin(quadratize, start, box, stepper, tolerances) if resume is None else resume
-        return _go_on(quadratize, found, box, stepper, tolerances, max_iterations, on_iteration)
+        if resume is None:
+            found, model = _begin(quadratize, start, box, stepper, tolerances)
+        else:
+            found, (_, rows, x, _) = resume, resume.state
+            model = _evaluate(quadratize, x, rows) if len(rows) else None
+        return _go_on(quadratize, found, model, box, stepper, tolerances, max_iterations, on_iteration)
 
 
 class _Tolerances(NamedTuple):
@@ -339,6 +344,7 @@ class _Verdict(NamedTuple):
     """ITERATIONS where the problem goes on."""
 
 
+@runtime_checkable
 class _Stepper(Protocol):
     """How a method goes from place to place. Its memory is tensors that begin with the problems under way."""
 
@@ -365,14 +371,14 @@ def _begin(
     box: _Box | None,
     stepper: _Stepper,
     tolerances: _Tolerances,
-) -> Solution:
-    """The start as a solution, after no iteration."""
+) -> tuple[Solution, Model | None]:
+    """The start as a solution after no iteration, and the model of the problems that go on."""
     x = start.detach().clone() if box is None else box.clamp(start.detach())
     rows = torch.arange(len(x), device=x.device)
     if not len(x):
         nothing = torch.zeros_like(rows)
         state = SolverState(stepper.method, rows, x, ())
-        return Solution(x, x.new_zeros(0), nothing.bool(), nothing, nothing, state)
+        return Solution(x, x.new_zeros(0), nothing.bool(), nothing, nothing, state), None
     model = _evaluate(quadratize, x, rows)
     if model.cost.shape != x.shape[:1] or model.slope().shape != x.shape:
         raise ValueError(
@@ -383,14 +389,15 @@ def _begin(
     rest = _at_rest(x, model, box, tolerances)
     stop = torch.where(sound, torch.where(rest, Stop.GRADIENT, Stop.ITERATIONS), Stop.NOT_FINITE)
     left = stop == Stop.ITERATIONS
-    memory = stepper.begin(x[left], _select(model, left))
-    state = SolverState(stepper.method, rows[left], x[left], memory)
-    return Solution(x, model.cost, _converged(stop), torch.zeros_like(rows), stop, state)
+    going = _select(model, left)
+    state = SolverState(stepper.method, rows[left], x[left], stepper.begin(x[left], going))
+    return Solution(x, model.cost, _converged(stop), torch.zeros_like(rows), stop, state), going
 
 
 def _go_on(
     quadratize: Callable[[Tensor, Tensor], Model],
     found: Solution,
+    model: Model | None,
     box: _Box | None,
     stepper: _Stepper,
     tolerances: _Tolerances,
@@ -402,7 +409,6 @@ def _go_on(
     )
     _, rows, x, memory = found.state
     box = box and _Box(box.lower[rows], box.upper[rows])
-    model = _evaluate(quadratize, x, rows) if len(rows) and max_iterations > 0 else None
     for _ in range(max_iterations):
         if not len(rows) or model is None:
             break
