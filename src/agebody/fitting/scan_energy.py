@@ -11,7 +11,7 @@ from torch import Tensor
 from agebody.backend import BackendName
 from agebody.body import BodyModel
 from agebody.cameras import Camera
-from agebody.collisions import Exclusions
+from agebody.collisions import Exclusions, find_collisions
 from agebody.fitting.jacobian import KeypointDerivatives, KeypointJacobian, SurfaceJacobian
 from agebody.fitting.parameters import BodyParameters
 from agebody.fitting.scan_clouds import Plane
@@ -124,6 +124,12 @@ class Matches(NamedTuple):
 
     visible: Bool[Tensor, "F V"]
     """Vertices that the scanner can see."""
+    faces: Int[Tensor, "F T"]
+    """Faces all of whose corners are visible, filled up with others of them."""
+    num_faces: Int[Tensor, " F"]
+    """How many there are."""
+    meets: Bool[Tensor, " F"]
+    """Whether a body meets itself; only looked at where that has a weight."""
     foretold: Float[Tensor, "F J 3"]
     """Joints as the frames before foretell them [m]."""
     known: Float[Tensor, "F"]
@@ -159,7 +165,7 @@ class ScanEnergy:
         asset, like = body.asset, seen.points
         self.points, self.point_weights = draw_points(seen.points, seen.weights, sample)
         self.scan, self.scan_weights = draw_points(seen.points, seen.weights, SCAN_SHARE * sample)
-        spread = farthest_rows(torch.from_numpy(asset.template).to(like), sample // 2)
+        spread = farthest_rows(torch.tensor(asset.template).to(like), sample // 2)
         back = part_vertices(asset, [name for name in TRUNK if name in asset.joint_names], facing=(0, 0, -1))
         back = back[:: max(1, len(back) // BACK)].to(like.device)
         self.num_spread = len(spread)
@@ -177,6 +183,7 @@ class ScanEnergy:
         self,
         vectors: Float[Tensor, "b P"],
         rows: Int[Tensor, " b"],
+        stage: ScanStage,
         before: Float[Tensor, "b J 3"] | None = None,
     ) -> Matches:
         """Visibility, and where joints are foretold to be: ``J_1 + (J_1 - J_2) / 2`` by the two frames before.
@@ -184,20 +191,24 @@ class ScanEnergy:
         Args:
             vectors: guesses of some frames.
             rows: their numbers.
+            stage: whose terms are wanted.
             before: joints in them, if they follow each other and shall be foretold.
         """
         size = len(self.points)
         visible = vectors.new_zeros(size, self.body.num_vertices, dtype=torch.bool)
+        meets = vectors.new_zeros(size, dtype=torch.bool)
         for some in torch.arange(len(rows), device=rows.device).split(FRAMES):
-            eye = self.eye[rows[some]]
-            mesh = self._vertices(vectors[some])
-            visible[rows[some]] = visible_vertices(mesh, self.body.faces, eye, backend=self.backend)
+            frames, mesh = rows[some], self._vertices(vectors[some])
+            visible[frames] = visible_vertices(mesh, self.body.faces, self.eye[frames], backend=self.backend)
+            if stage.collision:
+                found = find_collisions(mesh, self.body.faces, exclude=self.exclude, backend=self.backend)
+                meets[frames] = (found.pairs[..., 0] >= 0).any(-1)
         foretold, known = vectors.new_zeros(size, self.body.num_joints, 3), vectors.new_zeros(size)
         if before is not None:
             last = torch.cat((before[:1], before[:-1]))
             foretold[rows] = last + (last - torch.cat((last[:1], last[:-1]))) / 2
             known[rows[1:]] = 1
-        return Matches(visible, foretold, known)
+        return Matches(visible, *visible_faces(visible, self.body.faces), meets, foretold, known)
 
     def joints_of(self, vectors: Float[Tensor, "b P"]) -> Float[Tensor, "b J 3"]:
         """Where the joints are [m]."""
@@ -253,7 +264,7 @@ class ScanEnergy:
             p.betas, _columns(by_shape, orient + angles, vectors.shape[1]), vectors.new_tensor(stage.shape)
         )
         if stage.collision:
-            terms["collision"] = self._collision_term(vectors, stage)
+            terms["collision"] = self._collision_term(vectors, matches.meets[rows], stage)
         return terms
 
     def _surface_terms(
@@ -262,9 +273,8 @@ class ScanEnergy:
         """Scan to mesh, mesh to scan and table: what moves is on the surface, so one Jacobian serves them."""
         faces, visible, mesh = self.body.faces, matches.visible[rows], self._vertices(vectors)
         points, weights = self.points[rows], self.point_weights[rows]
-        among = visible[:, faces].all(-1)
-        weights = weights * among.any(-1, keepdim=True)
-        face = closest_faces(points, mesh, faces, among=among, backend=self.backend)
+        weights = weights * matches.num_faces[rows, None].clamp(max=1)
+        face = closest_of_some(points, mesh, faces, matches, rows, backend=self.backend)
         triangles = corners_of(mesh, faces, face)
         barycentric = closest_barycentric(points, triangles)
         pulls = [_Pull.of(interpolate(triangles, barycentric) - points, weights, stage.s2m, stage.rho_s2m)]
@@ -328,22 +338,21 @@ class ScanEnergy:
         )
         return _squares(residuals, _columns(by_angle.flatten(2), 3, size), residuals.new_tensor(stage.bend))
 
-    def _collision_term(self, vectors: Tensor, stage: ScanStage) -> _Term:
+    def _collision_term(self, vectors: Tensor, meets: Tensor, stage: ScanStage) -> _Term:
         """One residual, the root of twice the cost; where nothing meets, no row moves anything."""
-        with torch.enable_grad():
-            vectors = vectors.detach().requires_grad_()
-            vertices = self._vertices(vectors)
-            cost = (
-                stage.collision
-                / 2
-                * self_intersection_loss(
-                    vertices, self.body.faces, exclude=self.exclude, reduction="none", backend=self.backend
-                )
-            )
-            (gradient,) = torch.autograd.grad(cost.sum(), vectors)
-        root = torch.sqrt(2 * cost.detach())[:, None]
+        cost, gradient = torch.zeros_like(vectors[:, 0]), torch.zeros_like(vectors)
+        if meets.any():
+            with torch.enable_grad():
+                some = vectors[meets].detach().requires_grad_()
+                met = stage.collision / 2 * self_intersection_loss(
+                    self._vertices(some), self.body.faces, exclude=self.exclude, reduction="none",
+                    backend=self.backend,
+                )  # fmt: skip
+                gradient[meets] = torch.autograd.grad(met.sum(), some)[0]
+            cost[meets] = met.detach()
+        root = torch.sqrt(2 * cost)[:, None]
         row = torch.where(root > 0, gradient / torch.where(root > 0, root, 1), 0)
-        return _Term(cost.detach(), root, row[:, None])
+        return _Term(cost, root, row[:, None])
 
     def _vertices(self, vectors: Tensor) -> Float[Tensor, "b V 3"]:
         p = BodyParameters.from_vector(vectors, self.body)
@@ -445,6 +454,33 @@ def draw_points(
     order = torch.rand(weights.shape, generator=generator).to(points)
     chosen = torch.where(weights != 0, order, -1).topk(min(count, weights.shape[1]), 1).indices
     return rows_of(points, chosen), weights.gather(1, chosen)
+
+
+def visible_faces(
+    visible: Bool[Tensor, "F V"], faces: Int[Tensor, "T 3"]
+) -> tuple[Int[Tensor, "F S"], Int[Tensor, " F"]]:
+    """Faces all of whose corners are visible, filled up to the same number, and how many there are."""
+    among = visible[:, faces].all(-1)
+    counts = among.sum(1)
+    found = among.byte().argsort(dim=1, descending=True, stable=True)[:, : max(1, int(counts.max()))]
+    places = torch.arange(found.shape[1], device=found.device)
+    return torch.where(places < counts[:, None], found, found[:, :1]), counts
+
+
+def closest_of_some(
+    points: Float[Tensor, "b S 3"],
+    mesh: Float[Tensor, "b V 3"],
+    faces: Int[Tensor, "T 3"],
+    matches: Matches,
+    rows: Int[Tensor, " b"],
+    *,
+    backend: BackendName,
+) -> Int[Tensor, "b S"]:
+    """The nearest of the visible faces. As a mesh of their own: a search sorts whatever it is given."""
+    some = matches.faces[rows]
+    alone = rows_of(mesh, faces[some].flatten(1))
+    each = torch.arange(alone.shape[1], device=faces.device).view(-1, 3)
+    return some.gather(1, closest_faces(points, alone, each, backend=backend))
 
 
 def farthest_rows(points: Float[Tensor, "V 3"], count: int) -> Int[Tensor, " S"]:

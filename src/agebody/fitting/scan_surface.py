@@ -29,9 +29,9 @@ STRETCH = 4e6
 bump of 1 cm on 5 cm costs a twentieth of what the scan pays for it, noise of 2 mm several times as much."""
 STAY = 1e4
 """Weight of the mean square of the displacements [1/m^2]."""
-SWEEPS = 40
+SWEEPS = 30
 """Steps of conjugate gradients in a step of the solver, at most."""
-RESIDUE = 1e-3
+RESIDUE = 1e-2
 """Share of the right-hand side at which they end."""
 
 

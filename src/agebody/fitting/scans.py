@@ -26,6 +26,10 @@ from agebody.reduction import expand_weights, expect, hide, safe_norm
 
 EVALUATIONS = 10
 """After which visibility is found anew."""
+SETTLED = 3
+"""Steps of a round after which, if it converged, the next would change little."""
+TOLERANCE = 1e-3
+"""Share of the cost that a step must gain for another to follow."""
 ACCEPTED = 16.0
 """Mean reprojection error below which InfantNet keeps a frame [px]."""
 NEAR = 0.03
@@ -252,14 +256,14 @@ def _fit_shape(
     solutions = []
     for stage in stages:
         for _ in range(rounds):
-            matches = energy.match(spread(x), chosen)
+            matches = energy.match(spread(x), chosen, stage)
             solution = minimize(
                 lambda x, rows, stage=stage, matches=matches: quadratize(x, rows, stage, matches), x,
-                lower=lower, upper=upper, max_iterations=EVALUATIONS, cost_tolerance=1e-3,
+                lower=lower, upper=upper, max_iterations=EVALUATIONS, cost_tolerance=TOLERANCE,
             )  # fmt: skip
             x = solution.x
             solutions.append(solution)
-            if len(solution.iterations) and int(solution.iterations.max()) < 3:
+            if bool(solution.converged[0]) and int(solution.iterations[0]) <= SETTLED:
                 break
     vectors = vectors.clone()
     vectors[chosen] = spread(x)
@@ -273,27 +277,37 @@ def _fit_poses(
     """Step 2: a problem a frame, with the shape held."""
     own, _ = _columns(energy.body, False)
     everyone = torch.arange(len(vectors), device=vectors.device)
-    solutions = []
+    iterations = torch.zeros_like(everyone)
+    stop, cost = torch.zeros_like(everyone), vectors.new_zeros(len(vectors))
     for stage in stages:
+        active = everyone
         for _ in range(rounds):
-            matches = energy.match(vectors, everyone, energy.joints_of(vectors))
+            matches = energy.match(vectors, everyone, stage, energy.joints_of(vectors))
 
             def quadratize(
-                x: Tensor, rows: Tensor, stage: ScanStage = stage, matches: Matches = matches, held: Tensor = vectors
-            ) -> Quadratic:
-                whole = held[rows].clone()
+                x: Tensor, rows: Tensor, stage: ScanStage = stage, matches: Matches = matches,
+                held: Tensor = vectors, active: Tensor = active,
+            ) -> Quadratic:  # fmt: skip
+                frames = active[rows]
+                whole = held[frames].clone()
                 whole[:, own] = x
-                part = energy.quadratic(whole, rows, stage, matches)
+                part = energy.quadratic(whole, frames, stage, matches)
                 assert part.normal is not None
                 return Quadratic(part.cost, part.gradient[:, own], part.normal[:, own][:, :, own])
 
-            solution = minimize(
-                quadratize, vectors[:, own], max_iterations=EVALUATIONS, cost_tolerance=1e-3
+            found = minimize(
+                quadratize, vectors[active][:, own], max_iterations=EVALUATIONS, cost_tolerance=TOLERANCE
             )
             vectors = vectors.clone()
-            vectors[:, own] = solution.x
-            solutions.append(solution)
-    return vectors, _report(solutions, energy.costs(vectors, everyone, stages[-1], matches))
+            vectors[active[:, None], own] = found.x
+            iterations[active] += found.iterations
+            stop[active], cost[active] = found.stop, found.cost
+            active = active[~(found.converged & (found.iterations <= SETTLED))]
+            if len(active) == 0:
+                break
+    converged = (stop != Stop.ITERATIONS) & (stop != Stop.NOT_FINITE)
+    terms = energy.costs(vectors, everyone, stages[-1], matches)
+    return vectors, StepReport(converged, iterations, stop, cost, terms)
 
 
 def _columns(body: BodyModel, free_age: bool) -> tuple[list[int], list[int]]:
