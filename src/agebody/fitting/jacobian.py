@@ -6,7 +6,7 @@ import functools
 import itertools
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -171,15 +171,14 @@ class KeypointJacobian(_Derivatives):
 
             rotations = motion.turned.transpose(1, 2).reshape(3 * batch, 3 * num_joints)
             by_identity = (rotations @ self.moves).view(batch, 3, self.moves.shape[1]) + self.root_moves
-            by_identity = by_identity.view(batch, 3, num_points, self.moves.shape[1] // num_points).transpose(
+            by_identity = by_identity.view(batch, 3, num_points, count + len(body.age_anchors)).transpose(
                 1, 2
             )
             by_age = self._by_age(age_offset, by_identity[..., count:])
             if motion.feature_growth is not None:
-                local = (motion.feature_growth @ self.moments[-body.num_correctives :]).view(
-                    batch, num_pairs, 3, 1
-                )
-                by_age = by_age + self.sums[:, :num_pairs] @ (turned @ local)[..., 0]
+                local = motion.feature_growth @ self.moments[-body.num_correctives :]
+                grown = (turned @ local.view(batch, num_pairs, 3, 1))[..., 0]
+                by_age = by_age + self.sums[:, :num_pairs] @ grown
             by_pose = by_pose.view(batch, num_points, 3, num_joints, 3)
             return KeypointDerivatives(points, by_pose, by_identity[..., :count], by_age)
 
@@ -367,9 +366,11 @@ class SurfaceJacobian(_Derivatives):
 
         joints = self.skin_joints[corners]  # (B, S, n, W)
         weights = self.skin_weights[corners] * shares[..., None]
-        slots = n * joints.shape[-1]
+        width = joints.shape[-1]
+        slots = n * width
         index = (joints.flatten(1) + num_joints * everyone).flatten()
-        movers = motion.transforms.reshape(batch * num_joints, 12)[index].view(batch, num_points, n, -1, 3, 4)
+        movers = motion.transforms.reshape(batch * num_joints, 12)[index]
+        movers = movers.view(batch, num_points, n, width, 3, 4)
         moved = (movers[..., :3] @ rest.view(batch, num_points, n, 1, 3, 1))[..., 0] + movers[..., 3]
         weighed = torch.cat((moved, torch.ones_like(moved[..., :1])), -1) * weights[..., None]
         weighed = weighed.view(batch, num_points, slots, 4)
@@ -425,8 +426,8 @@ class _Motion(NamedTuple):
 
     def of(self, bodies: slice) -> _Motion:
         """Some of the bodies."""
-        *tensors, growth = self
-        return _Motion(*(part[bodies] for part in tensors), None if growth is None else growth[bodies])
+        parts = (None if part is None else part[bodies] for part in self)
+        return _Motion(*cast(tuple[Tensor, ...], tuple(parts)))
 
 
 def _move(body: BodyModel, pose: Tensor, betas: Tensor, age_offset: Tensor) -> _Motion:

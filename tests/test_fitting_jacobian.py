@@ -1,0 +1,353 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+from bodies import pose_body, random_body
+from hypothesis import example, given
+from hypothesis import strategies as st
+from scipy import sparse
+from scipy.linalg import expm
+
+from agebody import LAYOUTS, SMPL, SMPLA, AssetError, KeypointLayout
+from agebody.deform import linear_blend_skinning, pose_feature
+from agebody.fitting import jacobian
+from agebody.fitting.jacobian import KeypointJacobian, SurfaceJacobian, right_jacobian
+from agebody.fitting.parameters import BodyParameters
+
+DOUBLE = torch.float64
+# Sums of some hundred numbers of the size of 1 in float64; derivatives of half turns are of the size of 10.
+EXACT = {"rtol": 1e-12, "atol": 1e-12}
+PARTS = "pose", "betas", "age_offset"
+
+RANDOM_BODIES = {
+    "one template": lambda: SMPLA(random_body(), dtype=DOUBLE),
+    "many templates": lambda: SMPLA(random_body(age_offsets=(-0.5, 0.3, 0.6, 1.0)), dtype=DOUBLE),
+    "template not at 1": lambda: SMPLA(random_body(age_offsets=(0.5,)), dtype=DOUBLE),
+    "scaled correctives": lambda: SMPLA(random_body(), dtype=DOUBLE, infant_corrective_scale=0.35),
+    "no correctives": lambda: SMPLA(random_body(posedirs=False), dtype=DOUBLE),
+    "one age": lambda: SMPL(random_body(), dtype=DOUBLE),
+    "no betas": lambda: SMPL(random_body(), dtype=DOUBLE, num_betas=0),
+    "one joint": lambda: SMPLA(random_body(parents=(-1,), posedirs=False), dtype=DOUBLE),
+    "chain": lambda: SMPLA(random_body(parents=(-1, 0, 1, 2, 3)), dtype=DOUBLE),
+}
+
+
+def mixed_layout(asset):
+    """Joints and points of the surface, in no order, one of them of weights that do not sum to 1."""
+    own = KeypointLayout.from_regressor(
+        sparse.csr_array(([0.7, 0.9, -0.2, 1.0], ([0, 0, 0, 1], [3, 5, 0, 7])), (2, asset.num_vertices)),
+        ("three", "one"),
+        name="own",
+    )
+    sources = (
+        ("joints", asset.joint_names[-1]), ("mixed", "three"), ("joints", asset.joint_names[0]),
+        ("mixed", "one"), ("coco17", "nose"),
+    )  # fmt: skip
+    return KeypointLayout("mixed", tuple("abcde"), sources, regressor=own.regressor)
+
+
+@pytest.fixture(params=RANDOM_BODIES)
+def body(request):
+    return RANDOM_BODIES[request.param]()
+
+
+def arguments(body, batch=3, seed=0):
+    """Pose, betas, age and place; the first body has joints that are turned by nothing and by half a turn."""
+    generator = torch.Generator().manual_seed(seed)
+    normal = lambda *shape: torch.randn(*shape, generator=generator, dtype=DOUBLE)  # noqa: E731
+    pose = 0.8 * normal(batch, body.num_joints, 3)
+    if batch:
+        pose[0, 0] = torch.tensor([0.0, torch.pi, 0.0])
+        pose[0, 1:2] = 0
+    return pose, normal(batch, body.num_betas), 1.5 * normal(batch), normal(batch, 3)
+
+
+def posed(body, pose, betas, age, transl):
+    """As a body layer takes them, for one body."""
+    parameters = BodyParameters(pose[0], pose[1:], betas, age, transl)
+    return {**parameters.arguments(body), "pose_format": "axis_angle"}
+
+
+def assert_equals_forward_mode(found, function, given):
+    """Against forward mode through the layer, body by body."""
+    for i in range(len(given[0])):
+        one = [part[i] for part in given]
+        torch.testing.assert_close(found.points[i], function(*one), **EXACT)
+        for part, expected in zip(PARTS, torch.func.jacfwd(function, (0, 1, 2))(*one), strict=True):
+            torch.testing.assert_close(getattr(found, part)[i], expected, **EXACT)
+
+
+def assert_equals_along(found, function, given):
+    """Against one derivative along a random direction, of all parameters at once: for large bodies."""
+    generator = torch.Generator().manual_seed(1)
+    change = [torch.randn(part.shape, generator=generator, dtype=DOUBLE) for part in given]
+    points, expected = torch.func.jvp(function, tuple(given), tuple(change))
+    torch.testing.assert_close(found.points, points, **EXACT)
+    pose, betas, age, transl = change
+    got = (
+        torch.einsum("bkxjc,bjc->bkx", found.pose, pose) + (found.betas @ betas[:, None, :, None])[..., 0]
+        + found.age_offset * age[:, None, None] + transl[:, None]
+    )  # fmt: skip
+    torch.testing.assert_close(got, expected, **EXACT)
+
+
+def batched(function, body):
+    """Of a flat batch: the joints stand second."""
+
+    def of_batch(pose, betas, age, transl):
+        parameters = BodyParameters(pose[:, 0], pose[:, 1:], betas, age, transl)
+        return function(**parameters.arguments(body), pose_format="axis_angle")
+
+    return of_batch
+
+
+def test_keypoints_of_any_body_equal_forward_mode(body):
+    layout, given = mixed_layout(body.asset), arguments(body)
+    found = KeypointJacobian(body, layout)(*given)
+    assert_equals_forward_mode(found, lambda *one: body.keypoints(layout, **posed(body, *one)), given)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("which", ["mannequin", "anny"])
+def test_keypoints_of_real_bodies_equal_forward_mode(request, which, name):
+    body = SMPLA(
+        request.getfixturevalue(f"{which}_asset"), dtype=DOUBLE, infant_corrective_scale=0.35, num_betas=4
+    )
+    given = arguments(body)
+    found = KeypointJacobian(body, name)(*given)
+    assert_equals_along(found, batched(lambda **kw: body.keypoints(name, **kw), body), given)
+
+
+def test_a_joint_does_not_move_with_its_own_rotation(mannequin_asset):
+    body = SMPLA(mannequin_asset)
+    given = [part.float() for part in arguments(body)]
+    by_pose = KeypointJacobian(body, "smpl24")(*given).pose
+    for joint in range(body.num_joints):
+        assert (by_pose[:, joint, :, joint] == 0).all()
+
+
+@pytest.mark.parametrize("age", [-0.7, -0.5, 0.0, 0.15, 0.3, 0.6, 1.0, 1.3])
+def test_ages_at_anchors_between_and_beyond(age):
+    body = RANDOM_BODIES["many templates"]()
+    pose, betas, _, transl = arguments(body)
+    given = pose, betas, torch.full((len(pose),), age, dtype=DOUBLE), transl
+    found = KeypointJacobian(body, "coco17")(*given)
+    assert_equals_along(found, batched(lambda **kw: body.keypoints("coco17", **kw), body), given)
+
+
+def surface_points(body, batch=3, count=7, seed=2):
+    """Faces, shares of their corners (which need not sum to 1) and directions."""
+    generator = torch.Generator().manual_seed(seed)
+    faces = torch.randint(len(body.faces), (batch, count), generator=generator)
+    return faces, *(torch.randn(2, batch, count, 3, generator=generator, dtype=DOUBLE))
+
+
+def test_points_of_any_surface_equal_forward_mode(body):
+    given = arguments(body)
+    faces, shares, _ = surface_points(body)
+
+    def points(i, pose, betas, age, transl):
+        # The translation moves a point by 1 whatever its shares sum to, as it does keypoints.
+        vertices = body(**posed(body, pose, betas, age, torch.zeros_like(transl))).vertices
+        return (shares[i][..., None] * vertices[body.faces[faces[i]]]).sum(-2) + transl
+
+    found = SurfaceJacobian(body)(*given, faces, shares)
+    for i in range(len(faces)):
+        one = type(found)(*(part[i : i + 1] for part in found))
+        assert_equals_forward_mode(one, lambda *one, i=i: points(i, *one), [p[i : i + 1] for p in given])
+
+
+@pytest.mark.parametrize("which", ["mannequin", "anny"])
+def test_points_of_real_surfaces_equal_forward_mode(request, which):
+    body = SMPLA(request.getfixturevalue(f"{which}_asset"), dtype=DOUBLE, infant_corrective_scale=0.35)
+    given = arguments(body, batch=2)
+    vertices = torch.randint(body.num_vertices, (2, 300), generator=torch.Generator().manual_seed(0))
+    found = SurfaceJacobian(body)(*given, vertices=vertices)
+    chosen = lambda **kw: body(**kw).vertices[torch.arange(2)[:, None], vertices]  # noqa: E731
+    assert_equals_along(found, batched(chosen, body), given)
+
+
+@pytest.mark.parametrize("correctives", [True, False])
+def test_rows_are_the_product_with_the_direction(body, correctives):
+    given = arguments(body)
+    faces, shares, along = surface_points(body)
+    jacobian_of = SurfaceJacobian(body)
+    whole = jacobian_of(*given, faces, shares, correctives=correctives)
+    found = jacobian_of.rows(*given, faces, shares, along=along, correctives=correctives)
+    torch.testing.assert_close(found.points, whole.points, **EXACT)
+    pull = lambda part: torch.einsum("bsx,bsx...->bs...", along, part)  # noqa: E731
+    split = BodyParameters.from_vector(found.rows, body)
+    torch.testing.assert_close(split.global_orient, pull(whole.pose)[:, :, 0], **EXACT)
+    torch.testing.assert_close(split.body_pose, pull(whole.pose)[:, :, 1:], **EXACT)
+    torch.testing.assert_close(split.betas, pull(whole.betas), **EXACT)
+    torch.testing.assert_close(split.age_offset, pull(whole.age_offset), **EXACT)
+    torch.testing.assert_close(split.transl, along, rtol=0, atol=0)
+
+
+def test_a_vertex_is_a_corner_of_its_faces():
+    body = RANDOM_BODIES["one template"]()
+    given = arguments(body)
+    faces, _, _ = surface_points(body)
+    corner = torch.tensor([0.0, 1.0, 0.0], dtype=DOUBLE).expand(*faces.shape, 3)
+    one = SurfaceJacobian(body)(*given, faces, corner)
+    other = SurfaceJacobian(body)(*given, vertices=body.faces[faces][..., 1])
+    torch.testing.assert_close(one, other, **EXACT)
+
+
+def test_without_correctives_the_rest_surface_is_held(body):
+    given = arguments(body)
+    pose, betas, age, _ = given
+    vertices = torch.arange(body.num_vertices).expand(len(pose), -1)
+    exact = SurfaceJacobian(body)(*given, vertices=vertices)
+    found = SurfaceJacobian(body)(*given, vertices=vertices, correctives=False)
+    for same in ("points", "betas"):
+        torch.testing.assert_close(getattr(found, same), getattr(exact, same), rtol=0, atol=0)
+    weights = torch.from_numpy(body.asset.dense_weights())
+    for i in range(len(pose)):
+        identity, joints = body.identity(betas[i : i + 1], age[i : i + 1])
+        scale = body._corrective_scale(age[i])
+        feature = pose_feature(body.tree.pose(pose[i : i + 1], "axis_angle", joints)[0])
+        feature = feature[:, : body.num_correctives] * (1 if scale is None else scale)
+        directions = np.concatenate((body._identity_directions(), body._corrective_directions()))
+        rest = torch.einsum("c,cvx->vx", torch.cat((identity, feature), 1)[0], torch.tensor(directions))
+
+        def held(pose, joints=joints, rest=rest):
+            transforms = body.tree.pose(pose[None], "axis_angle", joints)[2]
+            return linear_blend_skinning(rest[None], transforms, weights)[0]
+
+        torch.testing.assert_close(found.pose[i], torch.func.jacfwd(held)(pose[i]), **EXACT)
+
+
+def test_small_changes_of_a_body_posed_vertex_by_vertex():
+    """Against the formulas in NumPy, without the layer: central differences, good to the cube root of eps."""
+    asset = random_body(parents=(-1, 0, 1, 1))
+    body = SMPLA(asset, dtype=DOUBLE)
+    given = arguments(body, batch=1)
+    given[2][0] = 0.4
+    found = SurfaceJacobian(body)(*given, vertices=torch.arange(body.num_vertices)[None])
+    generator = np.random.default_rng(0)
+    h = 1e-5
+    for _ in range(5):
+        change = [generator.normal(size=part.shape[1:]) for part in given]
+        vertices = []
+        for sign in (1, -1):
+            moved = [part[0].numpy() + sign * h * c for part, c in zip(given, change, strict=True)]
+            vertices.append(pose_body(asset, moved[1], moved[0], moved[3], float(moved[2]))[0])
+        expected = torch.from_numpy((vertices[0] - vertices[1]) / (2 * h))
+        by_pose, by_betas, by_age, by_transl = (torch.as_tensor(c) for c in change)
+        got = (
+            torch.einsum("kxjc,jc->kx", found.pose[0], by_pose) + found.betas[0] @ by_betas
+            + found.age_offset[0] * by_age + by_transl
+        )  # fmt: skip
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-7)
+
+
+def test_work_in_pieces_is_the_same_work(monkeypatch):
+    body = RANDOM_BODIES["scaled correctives"]()
+    given, points = arguments(body, batch=5), surface_points(body, batch=5)[:2]
+    whole = SurfaceJacobian(body)(*given, *points)
+    for entries in (1, 2 * 3 * points[0].shape[1]):
+        monkeypatch.setattr(jacobian, "ENTRIES", entries)
+        torch.testing.assert_close(SurfaceJacobian(body)(*given, *points), whole, **EXACT)
+
+
+vector = st.tuples(*[st.floats(-1, 1)] * 3).map(lambda v: torch.tensor(v, dtype=DOUBLE))
+
+
+@given(vector, st.floats(0, 12))
+@example(torch.zeros(3, dtype=DOUBLE), 1.0)
+@example(torch.tensor([1e-200, 0.0, 0.0], dtype=DOUBLE), 1.0)
+@example(torch.tensor([0.0, 1e-8, 0.0], dtype=DOUBLE), 1.0)
+@example(torch.tensor([0.25, 0.0, 0.0], dtype=DOUBLE), 1.0 - 1e-12)
+@example(torch.tensor([0.0, 0.25, 0.0], dtype=DOUBLE), 1.0 + 1e-12)
+@example(torch.tensor([0.0, 0.0, torch.pi], dtype=DOUBLE), 1.0)
+@example(torch.tensor([0.0, 0.0, torch.pi], dtype=DOUBLE), 2.0)
+def test_right_jacobian_is_the_integral_of_the_way_back(direction, length):
+    """``J = int_0^1 exp(-s [v]x) ds``, read from one exponential of twice the size."""
+    v = direction * length
+    block = np.zeros((6, 6))
+    block[:3, :3] = np.cross(np.eye(3), -v.numpy())  # -[v]x
+    block[:3, 3:] = np.eye(3)
+    expected = torch.from_numpy(expm(block)[:3, 3:])
+    torch.testing.assert_close(right_jacobian(v), expected, rtol=0, atol=1e-13)
+
+
+def test_float32_is_as_exact_as_its_numbers(mannequin_asset):
+    double, single = SMPLA(mannequin_asset, dtype=DOUBLE), SMPLA(mannequin_asset)
+    given = arguments(double)
+    faces, shares, along = surface_points(double)
+    # Levers are of 2 m, sums of up to 220 numbers that partly cancel: some tens of roundings of 1e-7.
+    close = {"rtol": 1e-5, "atol": 1e-5, "check_dtype": False}
+    rounded = [part.float() for part in given]
+    found = KeypointJacobian(single, "openpose25")(*rounded)
+    assert found.pose.dtype == torch.float32
+    torch.testing.assert_close(found, KeypointJacobian(double, "openpose25")(*given), **close)
+    rows = SurfaceJacobian(single).rows(*rounded, faces, shares.float(), along=along.float())
+    torch.testing.assert_close(
+        rows, SurfaceJacobian(double).rows(*given, faces, shares, along=along), **close
+    )
+
+
+def test_repeats_to_the_bit_and_does_not_depend_on_neighbours(mannequin_asset):
+    body = SMPLA(mannequin_asset, dtype=DOUBLE)
+    given = arguments(body, batch=4)
+    found = KeypointJacobian(body, "coco17")
+    torch.testing.assert_close(found(*given), KeypointJacobian(body, "coco17")(*given), rtol=0, atol=0)
+    alone = found(*(part[2:3] for part in given))
+    torch.testing.assert_close(alone, type(alone)(*(part[2:3] for part in found(*given))), **EXACT)
+
+
+@pytest.mark.parametrize("name", ["coco17", "smpl24"])
+def test_nobody(mannequin_asset, name):
+    body = SMPLA(mannequin_asset, infant_corrective_scale=0.35)
+    given = [part.float() for part in arguments(body, batch=0)]
+    found = KeypointJacobian(body, name)(*given)
+    count = len(LAYOUTS[name])
+    assert found.points.shape == (0, count, 3)
+    assert found.pose.shape == (0, count, 3, 24, 3)
+    assert found.betas.shape == (0, count, 3, 10)
+    assert found.age_offset.shape == (0, count, 3)
+
+
+@pytest.mark.parametrize(("batch", "count"), [(0, 5), (2, 0), (0, 0)])
+def test_no_points(batch, count):
+    body = RANDOM_BODIES["scaled correctives"]()
+    given = arguments(body, batch=batch)
+    faces, shares, along = surface_points(body, batch, count)
+    found = SurfaceJacobian(body)(*given, faces, shares)
+    assert found.pose.shape == (batch, count, 3, 4, 3)
+    assert found.betas.shape == (batch, count, 3, 3)
+    assert SurfaceJacobian(body).rows(*given, faces, shares, along=along).rows.shape == (batch, count, 19)
+
+
+@pytest.mark.parametrize("make", [lambda body: KeypointJacobian(body, "smpl24"), SurfaceJacobian])
+def test_two_bodies_with_a_switch_are_refused(make, mannequin_asset):
+    body = SMPLA(mannequin_asset, smil=mannequin_asset.at_age(1.0))
+    with pytest.raises(ValueError, match="body: expected one body, got two"):
+        make(body)
+
+
+def test_a_layout_that_the_body_lacks_is_refused():
+    body = SMPL(random_body())
+    with pytest.raises(AssetError, match="has no joint"):
+        KeypointJacobian(body, "smpl24")
+
+
+def test_a_surface_point_is_said_in_one_way():
+    body = RANDOM_BODIES["one template"]()
+    given = arguments(body)
+    faces, shares, _ = surface_points(body)
+    for points in ({}, {"faces": faces}, {"barycentric": shares}, {"faces": faces, "vertices": faces}):
+        with pytest.raises(ValueError, match="faces with barycentric, or vertices alone"):
+            SurfaceJacobian(body)(*given, **points)
+
+
+def test_holds_no_licensed_numbers_and_can_be_copied(mannequin_asset):
+    body = SMPLA(mannequin_asset)
+    given = [part.float() for part in arguments(body)]
+    found = KeypointJacobian(body, "coco17")
+    assert not found.state_dict()
+    assert not SurfaceJacobian(body).state_dict()
+    assert not list(found.children())
+    torch.testing.assert_close(copy.deepcopy(found)(*given), found(*given), rtol=0, atol=0)
