@@ -134,6 +134,8 @@ def fit(
         make_folder(output)
         _refuse_existing(output, drawn, shards, overwrite)
         layer = _layer(body, device, progress)
+        if shards and not _trains(layer):
+            fail(f"shards are for bodies of SMPL's 24 joints, not for {layer.asset.metadata.name}")
         task = progress.add_task("fitting", total=len(found))
         began = time.perf_counter()
         labels = fit_annotations(
@@ -142,8 +144,7 @@ def fit(
             progress=lambda people: progress.update(task, completed=people),
         )  # fmt: skip
         seconds = time.perf_counter() - began
-        summary = _write(output, layer, labels, found, seconds)
-        written = ["labels.npz", "train.npz", "report.json", "report.md"]
+        summary, written = _write(output, layer, labels, found, seconds)
         astray: dict[str, str] = {}
         if shards and images is not None:
             written += _write_shards(output / "shards", layer, labels, images, astray, progress)
@@ -193,11 +194,15 @@ def _layer(body: str, device: str, progress: Progress) -> BodyModel:
 
 def _write(
     output: Path, body: BodyModel, labels: Labels, found: Annotations, seconds: float
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], list[str]]:
     from agebody.labels import save_training_npz, summarize, to_markdown
 
+    written = ["labels.npz", "train.npz", "report.json", "report.md"]
     labels.save(output / "labels.npz")
-    save_training_npz(output / "train.npz", body, labels)
+    if _trains(body):
+        save_training_npz(output / "train.npz", body, labels)
+    else:
+        written.remove("train.npz")
     summary = summarize(labels, found, seconds)
     for name, text in (
         ("report.json", json.dumps(summary, indent=2) + "\n"),
@@ -205,7 +210,14 @@ def _write(
     ):
         with replacing(output / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
-    return summary
+    return summary, written
+
+
+def _trains(body: BodyModel) -> bool:
+    """Whether training code has the joints of this body."""
+    from agebody.assets.asset import SMPL_JOINT_NAMES
+
+    return body.asset.joint_names == SMPL_JOINT_NAMES
 
 
 def _write_shards(
@@ -282,7 +294,9 @@ def _show(summary: dict[str, Any], body: BodyModel) -> None:
     lines += [f"left out: {', '.join(left_out)}"] if left_out else []
     if summary["images_without_people"]:
         lines.append(f"images without people: {summary['images_without_people']}")
-    if body.asset.metadata.kind not in ("smpl", "smil"):
+    if not _trains(body):
+        lines.append(f"no train.npz: {summary['body']} has other joints than SMPL's 24")
+    elif body.asset.metadata.kind not in ("smpl", "smil"):
         lines.append(f"betas are those of {summary['body']}; training code takes them for SMPL's")
     table.caption = Text("\n".join(lines), justify="left")
     Console().print(table)

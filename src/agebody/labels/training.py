@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from agebody.assets.asset import SMPL_JOINT_NAMES
 from agebody.body import BodyModel
 from agebody.export import save_npz
 from agebody.files import replacing
@@ -64,8 +65,8 @@ def training_arrays(
     Raises:
         ValueError: the body has other joints than SMPL's 24, or betas beyond the tenth were fitted.
     """  # noqa: E501
-    if labels.body_pose.shape[1] != 23:
-        raise ValueError(f"labels: expected a body of SMPL's 24 joints, got {labels.body_pose.shape[1] + 1}")
+    if labels.joint_names != SMPL_JOINT_NAMES:
+        raise ValueError(f"labels: expected a body of SMPL's 24 joints, got {len(labels.joint_names)} joints")
     if np.any(labels.betas[:, _NUM_BETAS:]):
         raise ValueError(
             f"labels: expected {_NUM_BETAS} betas, got {labels.betas.shape[1]}; use num_betas=10"

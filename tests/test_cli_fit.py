@@ -1,0 +1,198 @@
+import json
+import os
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+import agebody
+from agebody.cli import app
+from agebody.keypoints import LAYOUTS
+from agebody.labels import load_labels
+from agebody.people import observe, random_people
+
+pytestmark = pytest.mark.usefixtures("unchecked")
+
+SIZE = (320, 240)
+COUNT = 3
+FILES = ["labels.npz", "report.json", "report.md", "train.npz"]
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["fit", *map(str, arguments)])
+
+
+def assert_one_line_error(result, message):
+    assert result.exit_code == 1
+    assert not isinstance(result.exception, Exception), result.exception
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("error: ")
+    assert message in lines[0]
+
+
+@pytest.fixture(scope="module")
+def data(mannequin_asset, tmp_path_factory):
+    """Photographs of nothing, with a person's keypoints in each, and an image without people."""
+    folder = tmp_path_factory.mktemp("data")
+    body = agebody.SMPLA(mannequin_asset)
+    people = random_people(body, COUNT, seed=11, size=SIZE)
+    seen = observe(body, people, seed=11, noise=0.5)
+    (folder / "photos").mkdir()
+    for i in range(COUNT + 1):
+        Image.new("RGB", SIZE, (90, 120, 90)).save(folder / "photos" / f"{i}.jpg")
+    points = torch.cat((seen.keypoints, 2.0 * (seen.weights > 0)[..., None]), -1).flatten(1).tolist()
+    document = {
+        "images": [
+            {"id": i, "file_name": f"{i}.jpg", "width": SIZE[0], "height": SIZE[1]} for i in range(COUNT + 1)
+        ],
+        "annotations": [
+            {"id": i, "image_id": i, "category_id": 1, "keypoints": row, "years": float(people.years[i])}
+            for i, row in enumerate(points)
+        ]
+        + [{"id": 9, "image_id": 0, "category_id": 1, "iscrowd": 1, "keypoints": [0] * 51}],
+        "categories": [{"id": 1, "name": "person", "keypoints": list(LAYOUTS["coco17"].names)}],
+    }
+    (folder / "keypoints.json").write_text(json.dumps(document))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fitted(data, tmp_path_factory):
+    output = tmp_path_factory.mktemp("out") / "new"
+    options = ("--body", "mannequin", "--images", data / "photos", "--overlays", 2, "--shards")
+    return output, run(data / "keypoints.json", *options, "-o", output)
+
+
+def test_fit_writes_labels_and_says_how_they_are(fitted, data):
+    output, result = fitted
+    assert result.exit_code == 0, result.output
+    assert sorted(os.listdir(output)) == sorted([*FILES, "overlays", "shards"])
+    assert all(f"wrote {output / name}" in result.stdout for name in FILES)
+    labels = load_labels(output / "labels.npz")
+    assert labels.image_ids.tolist() == [f"{i}.jpg" for i in range(COUNT)]
+    assert labels.kept.any()
+    report = json.loads((output / "report.json").read_text())
+    assert report["people"] == COUNT
+    assert report["kept"] == labels.kept.sum()
+    assert report["left_out"] == {"crowd": 1}
+    assert report["images_without_people"] == 1
+    assert f"{report['kept']} of {COUNT} people kept" in result.stdout
+    assert "left out: crowd 1" in result.stdout
+    assert "training code takes them for SMPL's" in result.stdout
+    assert (output / "report.md").read_text().startswith("# Labels")
+    with np.load(output / "train.npz", allow_pickle=False) as train:
+        assert train["betas"].shape == (COUNT, 11)
+        np.testing.assert_array_equal(train["has_betas"], labels.kept)
+    with tarfile.open(output / "shards" / "000000.tar") as tar:
+        assert len(tar.getnames()) == 2 * COUNT
+    pictures = sorted(os.listdir(output / "overlays"))
+    assert pictures == ["0.jpg.png", "2.jpg.png"]  # evenly from all
+    with Image.open(output / "overlays" / pictures[0]) as picture:
+        assert picture.size == (2 * SIZE[0] + 6, SIZE[1])
+        assert np.ptp(np.asarray(picture)) > 100
+
+
+def test_fit_does_not_replace_files_unasked(fitted, data):
+    output, _ = fitted
+    before = (output / "labels.npz").read_bytes()
+    result = run(data / "keypoints.json", "--body", "mannequin", "-o", output)
+    assert_one_line_error(result, "labels.npz: exists; --overwrite replaces it")
+    assert (output / "labels.npz").read_bytes() == before
+    options = ("--body", "mannequin", "--overwrite", "--min-confidence", 0.5, "--fov", 40)
+    assert run(data / "keypoints.json", *options, "-o", output).exit_code == 0
+    assert (output / "labels.npz").read_bytes() != before
+    focal = load_labels(output / "labels.npz").focal
+    np.testing.assert_allclose(focal, SIZE[1] / 2 / np.tan(np.radians(20)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("where", ["fit_annotations", "save_training_npz"])
+def test_an_interrupted_fit_leaves_nothing_half_written(data, tmp_path, monkeypatch, where, fitted):
+    labels = load_labels(fitted[0] / "labels.npz")
+
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("agebody.labels.fit_annotations", lambda *arguments, **options: labels)
+    monkeypatch.setattr(f"agebody.labels.{where}", interrupted)
+    result = run(data / "keypoints.json", "--body", "mannequin", "-o", tmp_path / "out")
+    assert result.exit_code != 0
+    there = os.listdir(tmp_path / "out")
+    assert there == ([] if where == "fit_annotations" else ["labels.npz"])
+    for name in there:
+        load_labels(tmp_path / "out" / name)
+
+
+def test_images_that_cannot_be_used_are_said(data, tmp_path, monkeypatch, fitted):
+    labels = load_labels(fitted[0] / "labels.npz")
+    monkeypatch.setattr("agebody.labels.fit_annotations", lambda *arguments, **options: labels)
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "0.jpg").write_bytes(b"no image")
+    Image.new("RGB", SIZE[::-1]).save(photos / "1.jpg")
+    options = ("--body", "mannequin", "--images", photos, "-o", tmp_path / "out", "--shards")
+    result = run(data / "keypoints.json", *options)
+    assert result.exit_code == 0, result.output
+    assert "note: 0.jpg: " in result.stderr
+    assert "no image that can be read" in result.stderr
+    assert "the image has 240 x 320 pixels, the annotations are of 320 x 240" in result.stderr
+    assert "no such image" in result.stderr
+    assert os.listdir(tmp_path / "out" / "overlays") == []
+    with tarfile.open(tmp_path / "out" / "shards" / "000000.tar") as tar:
+        assert tar.getnames() == []
+
+
+def test_fit_names_what_is_wrong(data, tmp_path, monkeypatch):
+    keypoints = data / "keypoints.json"
+    output = ("--body", "mannequin", "-o", tmp_path / "out")
+    assert_one_line_error(run(tmp_path / "none.json", *output), "none.json")
+    (tmp_path / "empty").mkdir()
+    assert_one_line_error(run(tmp_path / "empty", *output), "_keypoints.json")
+    (tmp_path / "text.json").write_text("no")
+    assert_one_line_error(run(tmp_path / "text.json", *output), "no JSON file")
+    assert_one_line_error(run(keypoints, "--body", tmp_path / "none.pkl", "-o", tmp_path / "out"), "none.pkl")
+    assert_one_line_error(
+        run(keypoints, *output, "--images", tmp_path / "none"), "expected a folder of images"
+    )
+    assert_one_line_error(run(keypoints, "--body", "mannequin", "-o", keypoints), "cannot write files there")
+    for options, option in (
+        (("--layout", "coco18"), "--layout"),
+        (("--age-class", "old"), "--age-class"),
+        (("--focal", 500, "--fov", 50), "--fov"),
+        (("--years", 3, "--age-offset", 0.5), "--years"),
+        (("--size", "big"), "--size"),
+        (("--device", "tpu"), "--device"),
+        (("--shards",), "--shards"),
+        (("--fov", 180), "--fov"),
+    ):
+        result = run(keypoints, *output, *options)
+        assert result.exit_code == 2, options
+        assert option in result.stderr
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert_one_line_error(run(keypoints, *output, "--images", data / "photos"), "agebody[render]")
+
+
+def test_openpose_folders_and_bodies_of_one_age(data, tmp_path, monkeypatch, fitted):
+    seen = {}
+    labels = load_labels(fitted[0] / "labels.npz")
+
+    def fit(body, annotations, **options):
+        seen.update(options, body=body, annotations=annotations)
+        return labels
+
+    monkeypatch.setattr("agebody.labels.fit_annotations", fit)
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    person = {"pose_keypoints_2d": [5.0, 6.0, 0.9] * 25}
+    (folder / "0_keypoints.json").write_text(json.dumps({"people": [person]}))
+    body = tmp_path / "adult.npz"
+    agebody.export_smpl_npz(agebody.mannequin(), body)
+    result = run(folder, "--body", body, "--size", "64x48", "--focal", 90, "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert isinstance(seen["body"], agebody.SMPL)
+    assert seen["annotations"].images[0].size == (64, 48)
+    assert (seen["focal"], seen["fov"]) == (90, None)
+    assert "takes them for SMPL's" not in result.stdout

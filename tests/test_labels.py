@@ -1,0 +1,772 @@
+import io
+import json
+import math
+import pickle
+import pickletools
+import tarfile
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from coco_files import synthetic_coco
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from pycocotools.coco import COCO
+
+import agebody
+from agebody.age import AGE_CLASSES
+from agebody.cameras import Camera
+from agebody.evaluate import evaluate_files
+from agebody.fitting.bodies import FitReport
+from agebody.fitting.images import KeypointFit
+from agebody.fitting.parameters import BodyParameters
+from agebody.keypoints import LAYOUTS
+from agebody.labels import (
+    LabelError,
+    concatenate_labels,
+    draw_overlay,
+    fit_annotations,
+    flag_labels,
+    load_labels,
+    read_keypoints,
+    save_training_npz,
+    save_training_shards,
+    summarize,
+    to_markdown,
+    training_arrays,
+)
+from agebody.labels.annotations import COCO18, plain_name
+from agebody.labels.photographs import is_upright, photograph_size, read_photograph
+from agebody.people import observe, random_people
+
+pytestmark = pytest.mark.usefixtures("unchecked")
+
+COCO17 = LAYOUTS["coco17"].names
+COUNT = 6
+SIZE = (640, 480)
+
+
+@pytest.fixture(scope="module")
+def body(mannequin_asset):
+    return agebody.SMPLA(mannequin_asset)
+
+
+@pytest.fixture(scope="module")
+def people(body):
+    return random_people(body, COUNT, seed=7, size=SIZE)
+
+
+@pytest.fixture(scope="module")
+def observed(body, people):
+    return observe(body, people, seed=7, noise=1.0)
+
+
+def coco_document(observed, *, names=COCO17, ages=None):
+    """Two people an image."""
+    points = torch.cat((observed.keypoints, 2.0 * (observed.weights > 0)[..., None]), -1)
+    images = [
+        {"id": i, "file_name": f"day/{i}.jpg", "width": SIZE[0], "height": SIZE[1]} for i in range(COUNT // 2)
+    ]
+    annotations = [
+        {"id": 100 + i, "image_id": i // 2, "category_id": 1, "keypoints": row.flatten().tolist()}
+        | ({} if ages is None else ages[i])
+        for i, row in enumerate(points)
+    ]
+    categories = [{"id": 1, "name": "person", "keypoints": list(names)}]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(document, name="keypoints.json"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(document if isinstance(document, str) else json.dumps(document))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def knows_the_truth(monkeypatch, people):
+    """In place of the fit: the people themselves. Collects what the fit was asked."""
+    calls = []
+
+    def fit(body, keypoints, camera, **options):
+        first = sum(len(call["keypoints"]) for call in calls)
+        rows = slice(first, first + len(keypoints))
+        calls.append({"keypoints": keypoints, "camera": camera, **options})
+        some = people.select(rows)
+        parameters = BodyParameters(*(getattr(some, name) for name in BodyParameters._fields))
+        count = len(keypoints)
+        zero, yes = torch.zeros(count), torch.ones(count, dtype=torch.bool)
+        report = FitReport(yes, zero.long() + 9, zero.long() + 1, zero + 2, {"keypoints": zero + 2})
+        return KeypointFit(parameters, report, zero + 1, zero + 20)
+
+    monkeypatch.setattr("agebody.labels.fitting.fit_keypoints", fit)
+    return calls
+
+
+@pytest.fixture
+def labels(body, observed, write, knows_the_truth):
+    return fit_annotations(body, read_keypoints(write(coco_document(observed))))
+
+
+# --- files of keypoints
+
+
+def test_coco_annotations_are_those_that_pycocotools_reads(write, capsys):
+    document, _ = synthetic_coco(3)
+    for image in document["images"]:
+        image["file_name"] = f"{image['id']:012d}.jpg"
+    path = write(document)
+    found = read_keypoints(path)
+    theirs = COCO(str(path))
+    capsys.readouterr()  # pycocotools prints
+    wanted = [one for one in theirs.loadAnns(theirs.getAnnIds(iscrowd=False)) if any(one["keypoints"][2::3])]
+    assert found.ids.tolist() == [one["id"] for one in wanted]
+    for row, one in enumerate(wanted):
+        points = np.array(one["keypoints"]).reshape(17, 3)
+        np.testing.assert_array_equal(found.weights[row], points[:, 2] > 0)
+        seen = points[:, 2] > 0
+        np.testing.assert_array_equal(found.keypoints[row][seen], points[seen, :2])
+        x, y, width, height = one["bbox"]
+        np.testing.assert_allclose(found.boxes[row], (x, y, x + width, y + height))
+        image = theirs.loadImgs(one["image_id"])[0]
+        assert found.images[found.image[row]].id == image["id"]
+        assert found.images[found.image[row]].size == (1000, 1000)
+    left_out = dict(found.left_out)
+    assert left_out["crowd"] == sum(one["iscrowd"] for one in document["annotations"])
+    assert len(found) + sum(left_out.values()) == len(document["annotations"])
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        ("RShoulder", "right_shoulder"), ("right shoulder", "right_shoulder"),
+        ("shoulder_r", "right_shoulder"), ("Left-Ankle", "left_ankle"), ("LBigToe", "left_big_toe"),
+        ("MidHip", "pelvis"), ("nose", "nose"),
+        ("l_eye", "left_eye"), ("Nose", "nose"), ("left_hip", "left_hip"), ("leftElbow", "left_elbow"),
+    ],
+)  # fmt: skip
+def test_names_of_keypoints_are_understood(written, name):
+    assert plain_name(written) == name
+
+
+@settings(max_examples=30)
+@given(st.permutations(range(17)), st.integers(4, 17))
+def test_keypoints_are_matched_by_name(tmp_path_factory, order, count):
+    names = [COCO17[i].upper().replace("_", " ") for i in order[:count]]
+    points = [value for i in order[:count] for value in (10.0 * i, 10.0 * i + 1, 2)]
+    document = {
+        "images": [{"id": "a", "file_name": "a.png", "width": 9, "height": 8}],
+        "annotations": [{"id": 5, "image_id": "a", "category_id": 3, "keypoints": points}],
+        "categories": [{"id": 3, "name": "child", "keypoints": names}],
+    }
+    path = tmp_path_factory.mktemp("coco") / "a.json"
+    path.write_text(json.dumps(document))
+    found = read_keypoints(path, layout="coco17")
+    for i in range(17):
+        there = i in order[:count]
+        assert found.weights[0, i] == there
+        assert found.keypoints[0, i].tolist() == ([10.0 * i, 10.0 * i + 1] if there else [0, 0])
+
+
+def test_names_that_no_layout_has_are_left_over_and_said(write, observed):
+    document = coco_document(observed, names=("head top", *COCO17[1:]))
+    found = read_keypoints(write(document))
+    assert found.layout.name == "coco17"
+    assert not found.weights[:, 0].any()
+    assert "head top" in found.notes[0]
+    whole = read_keypoints(write(coco_document(observed)), layout="openpose25")
+    assert whole.layout.name == "openpose25"
+    hip = LAYOUTS["openpose25"].names.index("left_hip")
+    np.testing.assert_allclose(whole.keypoints[:, hip], observed.keypoints[:, 11].double(), rtol=1e-6)
+    assert not whole.weights[:, LAYOUTS["openpose25"].names.index("pelvis")].any()
+
+
+def test_confidences_weigh_as_they_are_and_no_more_than_one(write):
+    points = [(float(i), 2.0, weight) for i, weight in enumerate(np.linspace(0, 1.2, 17))]
+    path = write([{"image_id": "a.jpg", "keypoints": np.ravel(points).tolist(), "score": 1.0}])
+    Image.new("RGB", (40, 30)).save(path.parent / "a.jpg")
+    found = read_keypoints(path, images=path.parent)
+    np.testing.assert_allclose(found.weights[0], np.minimum(np.linspace(0, 1.2, 17), 1))
+    assert found.images[0].size == (40, 30)
+
+
+def test_results_find_their_images_by_number_and_by_name(write, tmp_path):
+    folder = tmp_path / "images"
+    (folder / "b").mkdir(parents=True)
+    Image.new("RGB", (30, 20)).save(folder / "000000000139.jpg")
+    Image.new("RGB", (60, 20)).save(folder / "b" / "c.png")
+    points = [1.0, 2.0, 0.5] * 17
+    results = [{"image_id": key, "keypoints": points} for key in (139, "b/c.png", "000000000139.jpg")]
+    found = read_keypoints(write(results), images=folder)
+    assert [found.images[i].name for i in found.image] == ["000000000139.jpg", "b/c.png", "000000000139.jpg"]
+    assert [found.images[i].size for i in found.image] == [(30, 20), (60, 20), (30, 20)]
+    with pytest.raises(LabelError, match=r"results\[0\]: image_id 7 is none of them.*000000000139.jpg"):
+        read_keypoints(write([{"image_id": 7, "keypoints": points}]), images=folder)
+    with pytest.raises(LabelError, match="no images; give their folder"):
+        read_keypoints(write(results))
+
+
+@pytest.mark.parametrize(("size", "names"), [(25, LAYOUTS["openpose25"].names), (18, COCO18)])
+def test_openpose_folders(tmp_path, size, names):
+    rng = np.random.default_rng(0)
+    frames = {
+        f"clip_{i:012d}": [rng.uniform(1, 9, (size, 3)) / (1, 1, 9) for _ in range(i)] for i in range(3)
+    }
+    for stem, poses in frames.items():
+        listed = [{"pose_keypoints_2d": pose.ravel().tolist()} for pose in [*poses, np.zeros((size, 3))]]
+        (tmp_path / f"{stem}_keypoints.json").write_text(json.dumps({"version": 1.3, "people": listed}))
+    found = read_keypoints(tmp_path, size=(1920, 1080))
+    assert found.layout.name == "openpose25"
+    assert [entry.name for entry in found.images] == list(frames)
+    assert found.image.tolist() == [1, 2, 2]
+    assert {entry.size for entry in found.images} == {(1920, 1080)}
+    assert dict(found.left_out) == {"no labelled keypoint": 3}
+    poses = [pose for listed in frames.values() for pose in listed]
+    for row, pose in enumerate(poses):
+        for i, name in enumerate(LAYOUTS["openpose25"].names):
+            here = names.index(name) if name in names else None
+            weight = 0 if here is None else pose[here, 2]
+            assert found.weights[row, i] == pytest.approx(weight)
+    images = tmp_path / "images"
+    images.mkdir()
+    Image.new("RGB", (8, 6)).save(images / "other.png")
+    with pytest.raises(LabelError, match=r"clip_000000000000_keypoints.json: no image clip_000000000000\.\*"):
+        read_keypoints(tmp_path, images=images)
+
+
+def test_ages_are_read_however_they_are_given(write, observed):
+    ages = [
+        {"age_offset": 0.5}, {"age_class": "Kid"}, {"age_class": 3},
+        {"years": 4}, {"age": 7.5}, {"age": "baby"},
+    ]  # fmt: skip
+    found = read_keypoints(write(coco_document(observed, ages=ages)))
+    np.testing.assert_array_equal(found.age_offset, [0.5] + 5 * [math.nan])
+    assert found.age_class.tolist() == [-1, 2, 3, -1, -1, 3]
+    np.testing.assert_array_equal(found.years, [math.nan] * 3 + [4, 7.5, math.nan])
+
+
+def mutate(document, change):
+    exec(change, {"d": document})
+    return document
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("del d['images']", "images: expected a list"),
+        ("d['annotations'] = {}", "annotations: expected a list"),
+        (
+            "d['annotations'][1]['keypoints'].pop()",
+            r"annotations\[1\] \(id 101\): keypoints: expected finite",
+        ),
+        ("d['annotations'][1]['keypoints'] += [0, 0, 0]", "id 101: keypoints: expected 51 numbers, got 54"),
+        ("d['annotations'][1]['keypoints'][0] = 'x'", r"\(id 101\): keypoints: expected finite"),
+        ("d['annotations'][1]['keypoints'][0] = float('nan')", r"\(id 101\): keypoints: expected finite"),
+        ("d['annotations'][1]['keypoints'][2] = -1", "expected confidences of at least 0, got -1"),
+        ("d['annotations'][1]['image_id'] = 77", r"\(id 101\): image_id 77 is none of the images"),
+        ("d['annotations'][1]['id'] = 100", r"annotations\[1\] \(id 100\): the id is there twice"),
+        ("d['annotations'][1] = 3", r"annotations\[1\]: expected an object, got 3"),
+        ("d['annotations'][1]['bbox'] = [1, 2, 3]", r"\(id 101\): bbox: expected x, y, width, height"),
+        ("d['annotations'][1]['bbox'] = [1, 2, -3, 4]", r"\(id 101\): bbox"),
+        (
+            "d['annotations'][1]['years'] = 200",
+            r"\(id 101\): years: expected a number from 0 to 150, got 200",
+        ),
+        ("d['annotations'][1]['age_class'] = 'old'", r"\(id 101\): age_class: expected adult, teen"),
+        ("d['annotations'][1].update(years=3, age_class=1)", r"\(id 101\): age_class and years all give"),
+        ("d['images'][1]['id'] = 0", "images: id 0 is there more than once"),
+        ("d['images'][1]['file_name'] = '../a.jpg'", r"images\[1\].file_name: expected a path inside"),
+        ("d['images'][1]['file_name'] = '/a.jpg'", r"images\[1\].file_name: expected a path inside"),
+        ("d['images'][1]['width'] = 0", r"images\[1\]: width, height: expected two positive"),
+        ("del d['images'][1]['height']", r"images\[1\]: width, height: expected two positive"),
+        (
+            "[i.pop('width') and i.pop('height') for i in d['images']]",
+            "day/0.jpg: the file does not state its size",
+        ),
+        ("d['categories'][0]['keypoints'][0] = 'left_eye'", "left_eye named more than once"),
+        ("d['categories'][0]['keypoints'] = list('abcdefghijklmnopq')", "expected names of coco17, got a, b"),
+        ("d['categories'].append(dict(id=2, name='dog', keypoints=['a']))", "of one category.*person, dog"),
+    ],
+)
+def test_wrong_annotations_are_named(write, observed, change, message):
+    path = write(mutate(coco_document(observed), change))
+    with pytest.raises(LabelError, match=message) as error:
+        read_keypoints(path)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["", "[1, 2", "3", '"x"', "[[]]", "[" * 100_000, "[" + "1" * 5000 + "]"])
+def test_what_is_no_file_of_keypoints_is_named(write, text):
+    path = write(text)
+    with pytest.raises(LabelError) as error:
+        read_keypoints(path, images=path.parent)
+    assert str(path) in str(error.value)
+
+
+def test_unnamed_keypoints_are_known_by_their_number(write, observed):
+    document = coco_document(observed)
+    del document["categories"]
+    assert read_keypoints(write(document)).layout.name == "coco17"
+    for one in document["annotations"]:
+        one["keypoints"] = one["keypoints"][: 3 * 13]
+    with pytest.raises(LabelError, match="names of the 13 keypoints"):
+        read_keypoints(write(document))
+
+
+def test_people_in_images_that_cannot_be_read_are_left_out(write, observed, tmp_path):
+    document = coco_document(observed)
+    for image in document["images"]:
+        del image["width"], image["height"]
+    folder = tmp_path / "photos" / "day"
+    folder.mkdir(parents=True)
+    Image.new("RGB", SIZE).save(folder / "0.jpg")
+    Image.new("RGB", SIZE).save(folder / "2.jpg")
+    (folder / "1.jpg").write_bytes(b"no image")
+    found = read_keypoints(write(document), images=folder.parent)
+    assert found.ids.tolist() == [100, 101, 104, 105]
+    assert dict(found.left_out) == {"in an image that cannot be read": 2}
+    (folder / "1.jpg").unlink()
+    with pytest.raises(
+        LabelError, match=r"day/1.jpg: the file does not state its size; .* has no such image"
+    ):
+        read_keypoints(write(document), images=folder.parent)
+
+
+# --- photographs
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photographs_are_read_as_they_are_shown(tmp_path, orientation):
+    """Written as a camera does: turned, with the orientation that undoes it."""
+    shown = np.zeros((32, 48, 3), np.uint8)
+    shown[:16, :16] = (255, 0, 0)
+    shown[16:, 32:] = (0, 0, 255)
+    undo = {
+        1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1],
+        5: lambda a: a.swapaxes(0, 1), 6: lambda a: np.rot90(a, 1),
+        7: lambda a: np.rot90(a, 2).swapaxes(0, 1), 8: lambda a: np.rot90(a, -1),
+    }  # fmt: skip
+    exif = Image.Exif()
+    exif[274] = orientation
+    stored = np.ascontiguousarray(undo[orientation](shown))
+    path = tmp_path / "photo.png"
+    Image.fromarray(stored).save(path, exif=exif)
+    assert photograph_size(path) == (48, 32)
+    np.testing.assert_array_equal(read_photograph(path), shown)
+    np.testing.assert_array_equal(read_photograph(path, (48, 32)), shown)
+    assert is_upright(path) == (orientation == 1)
+    if orientation > 4:  # annotations that were made without turning it
+        np.testing.assert_array_equal(read_photograph(path, (32, 48)), stored)
+    with pytest.raises(LabelError, match="has 48 x 32 pixels, the annotations are of 47 x 32"):
+        read_photograph(path, (47, 32))
+
+
+def test_damaged_photographs_are_named(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(noise).save(stream, format="JPEG")
+    (tmp_path / "cut.jpg").write_bytes(stream.getvalue()[:1500])
+    (tmp_path / "text.jpg").write_bytes(b"text")
+    for name in ("cut.jpg", "text.jpg"):
+        with pytest.raises(LabelError, match=name):
+            read_photograph(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match="none.jpg"):
+        read_photograph(tmp_path / "none.jpg")
+
+
+# --- the fit
+
+
+def test_people_of_a_file_are_fitted(body, people, observed, write):
+    """The real fit, with the true focal lengths' middle and ages in years."""
+    ages = [{"years": float(years)} for years in people.years]
+    document = coco_document(observed, ages=ages)
+    for i, one in enumerate(document["annotations"]):
+        one["image_id"] = i
+    document["images"] = [
+        {"id": i, "file_name": f"{i}.jpg", "width": SIZE[0], "height": SIZE[1]} for i in range(COUNT)
+    ]
+    labels = fit_annotations(body, read_keypoints(write(document)))
+    # 1 px of noise on each coordinate is 1.25 px of mean distance; the fit follows some of it.
+    assert np.median(labels.reprojection) < 2
+    assert labels.kept.sum() >= COUNT - 1
+    # What an age in years is expected to be on this body, to three times its standard deviation.
+    np.testing.assert_allclose(labels.age_offset, people.age_offset, atol=0.15)
+    assert (labels.start_reprojection > labels.reprojection).all()
+    camera = Camera(torch.from_numpy(labels.focal), torch.from_numpy(labels.center))
+    assert torch.equal(camera.focal, Camera.guess(SIZE).focal.expand(COUNT, 2))
+    np.testing.assert_allclose(labels.depth, labels.joints[:, 0, 2])
+
+
+def test_labels_are_the_fitted_body_before_its_camera(labels, body, people, observed):
+    points = body.keypoints("coco17", **people.arguments(body), pose_format="axis_angle")
+    camera = Camera(torch.from_numpy(labels.focal), torch.from_numpy(labels.center))
+    np.testing.assert_allclose(labels.keypoints, camera.project(points).pixels, atol=1e-3)
+    output = body(**people.arguments(body), pose_format="axis_angle")
+    np.testing.assert_allclose(labels.joints, output.joints, atol=1e-5)
+    assert labels.ids.tolist() == list(range(100, 100 + COUNT))
+    assert labels.image_ids.tolist() == [f"day/{i // 2}.jpg" for i in range(COUNT)]
+    np.testing.assert_array_equal(labels.observed[..., 2], observed.weights > 0)
+    # The box around what was observed.
+    for row in range(COUNT):
+        seen = labels.observed[row][labels.observed[row, :, 2] > 0, :2]
+        corner, extent = labels.boxes[row, :2], labels.boxes[row, 2:]
+        np.testing.assert_allclose(corner, seen.min(0))
+        np.testing.assert_allclose(corner + extent, seen.max(0))
+
+
+def test_the_fit_is_told_what_is_known(body, observed, write, knows_the_truth):
+    ages = [{"age_offset": 0.5}, {"age_class": "kid"}, {}, {"years": 4}, {}, {}]
+    found = read_keypoints(write(coco_document(observed, ages=ages)))
+    done = []
+    labels = fit_annotations(
+        body, found, fov=0.8, age_class="baby", batch_size=4, progress=done.append, method="adam"
+    )
+    assert done == [4, 6]
+    assert [len(call["keypoints"]) for call in knows_the_truth] == [4, 2]
+    first, second = knows_the_truth
+    np.testing.assert_allclose(first["age_offset"], [0.5, math.nan, math.nan, math.nan])
+    assert first["age_class"].tolist() == [-1, 2, 3, -1]
+    np.testing.assert_allclose(first["years"], [math.nan, math.nan, math.nan, 4])
+    assert second["age_class"].tolist() == [3, 3]
+    assert first["method"] == "adam"
+    focal = SIZE[1] / 2 / math.tan(0.4)
+    np.testing.assert_allclose(first["camera"].focal, focal, rtol=1e-6)
+    np.testing.assert_allclose(labels.center, [[320, 240]] * COUNT)
+    knows_the_truth.clear()
+    fit_annotations(body, found, focal=700.0)
+    assert (knows_the_truth[0]["camera"].focal == 700).all()
+    assert knows_the_truth[0]["age_class"].tolist() == [-1, 2, -1, -1, -1, -1]
+
+
+def test_keypoints_of_little_confidence_do_not_count(body, observed, write, knows_the_truth):
+    document = coco_document(observed)
+    for one in document["annotations"]:
+        one["keypoints"][2] = 0.25  # of the nose
+    found = read_keypoints(write(document))
+    fit_annotations(body, found)
+    assert (knows_the_truth[0]["weights"][:, 0] == 0.25).all()
+    knows_the_truth.clear()
+    labels = fit_annotations(body, found, min_confidence=0.3)
+    assert (knows_the_truth[0]["weights"][:, 0] == 0).all()
+    assert (labels.observed[:, 0, 2] == 0).all()
+
+
+def test_what_cannot_be_fitted_is_refused(body, mannequin_asset, observed, write):
+    found = read_keypoints(write(coco_document(observed)))
+    for options, message in (
+        ({"focal": 1.0, "fov": 1.0}, "focal, fov: expected one"),
+        ({"focal": math.nan}, "focal: expected a length above 0"),
+        ({"age_class": "old"}, "age_class: expected adult"),
+        ({"age_class": "kid", "years": 3.0}, "age_class, years: expected one"),
+        ({"min_confidence": 2.0}, "min_confidence"),
+        ({"batch_size": 0}, "batch_size"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fit_annotations(body, found, **options)
+    adult = agebody.SMPL(mannequin_asset)
+    with pytest.raises(LabelError, match="ages are given, and mannequin has only one"):
+        fit_annotations(adult, found, years=3.0)
+    document = coco_document(observed)
+    for one in document["annotations"]:
+        one["iscrowd"] = 1
+    with pytest.raises(LabelError, match=r"nobody to fit \(crowd: 6\)"):
+        fit_annotations(body, read_keypoints(write(document)))
+
+
+# --- labels
+
+
+def assert_same(one, other):
+    for name, value in vars(one).items():
+        theirs = getattr(other, name)
+        if isinstance(value, dict):
+            assert value.keys() == theirs.keys()
+            for key in value:
+                np.testing.assert_array_equal(value[key], theirs[key])
+        else:
+            np.testing.assert_array_equal(value, theirs)
+
+
+def test_labels_are_kept_whole_by_files_and_batches(labels, tmp_path):
+    labels.save(tmp_path / "labels.npz")
+    assert_same(labels, load_labels(tmp_path / "labels.npz"))
+    rows = [labels.select(slice(0, 2)), labels.select(np.arange(2, 5)), labels.select(labels.ids == 105)]
+    assert_same(labels, concatenate_labels(rows))
+    with pytest.raises(ValueError, match="at least one"):
+        concatenate_labels([])
+
+
+def test_a_file_of_labels_is_a_file_of_predictions(labels, tmp_path):
+    labels.save(tmp_path / "labels.npz")
+    tables = evaluate_files(tmp_path / "labels.npz", tmp_path / "labels.npz", resamples=0)
+    assert {table.name for table in tables} >= {"InfantNet", "Relative Human"}
+
+
+def test_what_is_no_file_of_labels_is_named(labels, tmp_path):
+    path = tmp_path / "labels.npz"
+    for content in (b"", b"PK\x03\x04 and no more"):
+        path.write_bytes(content)
+        with pytest.raises(LabelError, match=r"labels.npz: no file of labels"):
+            load_labels(path)
+    labels.save(path)
+    arrays = dict(np.load(path))
+    np.savez(path, **{name: array for name, array in arrays.items() if name != "betas"})
+    with pytest.raises(LabelError, match="not complete; it has no betas"):
+        load_labels(path)
+    np.savez(path, **arrays | {"transl": arrays["transl"][:, :2]})
+    with pytest.raises(LabelError, match=r"transl: expected shape \(N, 3\), got \(6, 2\)"):
+        load_labels(path)
+
+
+# --- whom to trust
+
+
+def moved(labels, dx, *, weights=1.0, start=0.0, **changes):
+    """All keypoints observed, and those of the body to the right of them; a box of 240 x 480 pixels."""
+    count, points = labels.observed.shape[:2]
+    observed = np.zeros((count, points, 3))
+    observed[..., :2] = np.linspace(10, 400, points)[None, :, None]
+    observed[..., 2] = weights
+    keypoints = observed[..., :2] + np.array([dx, 0])
+    boxes = np.tile([10.0, 10.0, 240.0, 480.0], (count, 1))
+    return replace(
+        labels, observed=observed, keypoints=keypoints, boxes=boxes,
+        reprojection=np.full(count, float(dx)), start_reprojection=np.full(count, start),
+        betas=np.zeros_like(labels.betas), **changes,
+    )  # fmt: skip
+
+
+def gmof(pixels):
+    return 100**2 * pixels**2 / (100**2 + pixels**2)
+
+
+def test_infantnets_rule(labels):
+    assert not flag_labels(moved(labels, 15.9)).flags["infantnet"].any()
+    assert flag_labels(moved(labels, 16.0)).flags["infantnet"].all()
+    assert flag_labels(moved(labels, math.nan)).flags["infantnet"].all()
+
+
+def test_camsmplifys_rule(labels):
+    """0.005 x 17 keypoints x GMoF in a crop of 768 pixels around 1.2 times the box's 480."""
+    crop = 768 / (1.2 * 480)
+    loss = lambda dx: 0.005 * 17 * gmof(dx * crop)  # noqa: E731
+    edge = next(dx for dx in np.arange(1, 60, 0.01) if loss(dx) > 30)
+    flag = lambda dx, **options: flag_labels(moved(labels, dx, **options)).flags["camsmplify"]  # noqa: E731
+    assert not flag(edge - 0.02).any()
+    assert flag(edge + 0.02).all()
+    # From a start whose loss is above 100, the limit is 50.
+    hard = next(dx for dx in np.arange(1, 300, 0.01) if loss(dx) > 50)
+    far = next(dx for dx in np.arange(1, 900, 0.1) if loss(dx) > 100)
+    assert not flag(hard - 0.02, start=far + 0.2).any()
+    assert flag(hard + 0.02, start=far + 0.2).all()
+    assert flag(hard - 0.02, start=far - 0.2).all()
+    # Keypoints of confidence 0.7 and less do not count.
+    assert not flag(edge + 0.02, weights=0.7).any()
+
+
+def test_spins_rule(labels):
+    crop = 224 / (1.2 * 480)
+    edge = next(dx for dx in np.arange(1, 60, 0.01) if gmof(dx * crop) > 100)
+    flag = lambda dx, **options: flag_labels(moved(labels, dx, **options)).flags["spin"]  # noqa: E731
+    assert not flag(edge - 0.02).any()
+    assert flag(edge + 0.02).all()
+    # Squared confidences weigh the cost; missing keypoints do not dilute it.
+    assert not flag(edge + 0.02, weights=0.9).any()
+    some = np.where(np.arange(17) < 8, 1.0, 0.0)
+    assert flag(edge + 0.02, weights=some).all()
+
+
+def test_other_rules_and_who_is_kept(labels):
+    fine = flag_labels(moved(labels, 1.0))
+    assert fine.kept.all()
+    assert not np.any(list(fine.flags.values()))
+    few = np.where(np.arange(17) < 7, 1.0, 0.29)
+    assert flag_labels(moved(labels, 1.0, weights=few)).flags["few_keypoints"].all()
+    few[7] = 0.3
+    assert not flag_labels(moved(labels, 1.0, weights=few)).flags["few_keypoints"].any()
+    betas = np.zeros_like(labels.betas)
+    betas[2, 4] = -3.01
+    betas[3, 4] = 3.0
+    strange = flag_labels(replace(moved(labels, 1.0), betas=betas))
+    assert strange.flags["betas"].tolist() == [False, False, True, False, False, False]
+    stopped = flag_labels(moved(labels, 1.0, converged=np.array([True, False] * 3)))
+    assert stopped.kept.tolist() == [True, False] * 3
+
+
+# --- files for training
+
+
+def test_training_arrays_are_what_hmr2_reads(labels, body):
+    labels = replace(labels, kept=np.array([True, True, True, True, True, False]))
+    arrays = training_arrays(body, labels)
+    assert arrays["imgname"].tolist() == labels.image_ids.tolist()
+    assert arrays["personid"].tolist() == [0, 1] * 3
+    assert arrays["body_pose"].shape == (COUNT, 72)
+    # Their layer: betas of 11 with the age last, pose with the root first, in camera coordinates.
+    pose = torch.from_numpy(arrays["body_pose"]).unflatten(-1, (24, 3))
+    betas = torch.from_numpy(arrays["betas"])
+    output = body(
+        betas=betas[:, :10], age_offset=betas[:, 10], global_orient=pose[:, 0], body_pose=pose[:, 1:]
+    )
+    rooted = torch.from_numpy(labels.joints - labels.joints[:, :1])
+    torch.testing.assert_close(output.joints - output.joints[:, :1], rooted, atol=1e-5, rtol=0)
+    # The root that they subtract from 3D keypoints, and its confidence.
+    points = np.concatenate((arrays["body_keypoints_3d"], arrays["extra_keypoints_3d"]), 1)
+    assert points.shape == (COUNT, 44, 4)
+    assert points[:, :, 3].tolist() == [[1.0] * 44] * 5 + [[0.0] * 44]
+    expected = body.regress("hmr2_44", output.vertices, output.joints) - output.joints[:, :1]
+    found = points[..., :3] - labels.joints[:, :1]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert arrays["has_body_pose"].tolist() == arrays["has_betas"].tolist() == [1, 1, 1, 1, 1, 0]
+    # COCO's points, by name, in OpenPose's order; the others have no confidence.
+    openpose = LAYOUTS["openpose25"].names
+    for i, name in enumerate(openpose):
+        here = labels.observed[:, COCO17.index(name)] if name in COCO17 else np.zeros((COUNT, 3))
+        np.testing.assert_allclose(arrays["body_keypoints_2d"][:, i], here, rtol=1e-6)
+    assert not arrays["extra_keypoints_2d"].any()
+    np.testing.assert_allclose(arrays["center"], labels.boxes[:, :2] + labels.boxes[:, 2:] / 2, rtol=1e-6)
+    np.testing.assert_allclose(arrays["scale"], 1.2 * labels.boxes[:, 2:], rtol=1e-6)
+
+
+def test_training_files_need_smpls_joints_and_ten_betas(labels, body, mannequin_asset, tmp_path):
+    with pytest.raises(ValueError, match="expected a body of SMPL's 24 joints, got 2 joints"):
+        training_arrays(body, replace(labels, joint_names=("a", "b")))
+    with pytest.raises(ValueError, match="expected 10 betas, got 12"):
+        training_arrays(body, replace(labels, betas=np.ones((COUNT, 12))))
+    # Without the points that hold the pelvis, nothing in 3D is trusted.
+    regressors = {name: r for name, r in mannequin_asset.regressors.items() if name != "j19"}
+    without = agebody.SMPLA(mannequin_asset.replace(regressors=regressors))
+    arrays = training_arrays(without, replace(labels, kept=np.ones(COUNT, bool)))
+    assert not arrays["body_keypoints_3d"].any()
+    assert arrays["has_betas"].all()
+    save_training_npz(tmp_path / "train.npz", body, labels)
+    with np.load(tmp_path / "train.npz", allow_pickle=False) as file:
+        assert set(file.files) == set(training_arrays(body, labels))
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    folder = tmp_path / "photos"
+    (folder / "day").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for i in range(COUNT // 2):
+        pixels = rng.integers(0, 255, (SIZE[1] // 16, SIZE[0] // 16, 3), dtype=np.uint8)
+        photo = Image.fromarray(pixels).resize(SIZE)
+        if i == 1:  # stored as a camera does, on its side
+            exif = Image.Exif()
+            exif[274] = 6
+            photo.transpose(Image.Transpose.ROTATE_90).save(folder / f"day/{i}.jpg", exif=exif, quality=95)
+        else:
+            photo.save(folder / f"day/{i}.jpg", quality=95)
+    return folder
+
+
+def test_shards_are_what_webdataset_reads(labels, body, photographs, tmp_path):
+    done = []
+    paths = save_training_shards(
+        tmp_path, body, labels, photographs, images_per_shard=2, progress=done.append
+    )
+    assert [path.name for path in paths] == ["000000.tar", "000001.tar"]
+    assert done == [1, 2, 3]
+    arrays = training_arrays(body, labels)
+    row = 0
+    for path in paths:
+        with tarfile.open(path) as tar:
+            members = {entry.name: tar.extractfile(entry).read() for entry in tar.getmembers()}
+        keys = dict.fromkeys(name.split(".", 1)[0] for name in members)  # as webdataset groups them
+        assert set(members) == {f"{key}.{part}" for key in keys for part in ("jpg", "data.pyd")}
+        for key in keys:
+            with Image.open(io.BytesIO(members[f"{key}.jpg"])) as image:
+                image.load()
+                assert image.size == SIZE
+                pixels = np.asarray(image).astype(int)
+            shown = read_photograph(photographs / str(labels.image_ids[row])).astype(int)
+            # Written once more as JPEG, of quality 95, where it was turned.
+            assert np.abs(pixels - shown).mean() < 2
+            people = pickle.loads(members[f"{key}.data.pyd"])
+            assert isinstance(people, list)
+            for one in people:
+                np.testing.assert_allclose(200 * one["scale"], arrays["scale"][row], rtol=1e-6)
+                np.testing.assert_array_equal(one["center"], arrays["center"][row])
+                np.testing.assert_array_equal(one["betas"], arrays["betas"][row])
+                np.testing.assert_array_equal(one["keypoints_2d"][:25], arrays["body_keypoints_2d"][row])
+                np.testing.assert_array_equal(one["keypoints_3d"][25:], arrays["extra_keypoints_3d"][row])
+                assert one["keypoints_2d"].flags.writeable  # they are augmented in place
+                assert float(one["has_betas"]) == arrays["has_betas"][row]
+                assert one["body_pose"].shape == (72,)
+                assert one["extra_info"] == {"personid": row % 2}
+                row += 1
+            words = {argument for code, argument, _ in pickletools.genops(members[f"{key}.data.pyd"])
+                     if "UNICODE" in code.name}  # fmt: skip
+            assert not any("numpy." in word or "_core" in word for word in words)
+    assert row == COUNT
+    upright = (photographs / "day/0.jpg").read_bytes()
+    with tarfile.open(paths[0]) as tar:
+        assert tar.extractfile("000000_day_0.jpg").read() == upright
+
+
+def test_shards_without_an_image(labels, body, photographs, tmp_path):
+    (photographs / "day/1.jpg").write_bytes(b"no image")
+    with pytest.raises(LabelError, match=r"1\.jpg: no image"):
+        save_training_shards(tmp_path, body, labels, photographs)
+    assert not list(tmp_path.glob("*.tar"))
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    lost = []
+    save_training_shards(
+        tmp_path, body, labels, photographs, unreadable=lambda name, error: lost.append(name)
+    )
+    assert lost == ["day/1.jpg"]
+    with tarfile.open(tmp_path / "000000.tar") as tar:
+        assert len(tar.getnames()) == 4
+
+
+# --- report and pictures
+
+
+def test_summary_counts_people_once_each(labels, body, observed, write, people):
+    found = read_keypoints(write(coco_document(observed)))
+    summary = json.loads(json.dumps(summarize(labels, found, seconds=2.0)))
+    assert (summary["people"], summary["images"], summary["people_per_second"]) == (COUNT, 3, 3.0)
+    assert summary["images_without_people"] == 0
+    assert summary["stop"] == {"cost": COUNT}
+    assert sum(row["people"] for row in summary["ages"]) == COUNT
+    highs = [kind.high for kind in AGE_CLASSES[:-1]]
+    kinds = np.searchsorted(highs, people.age_offset.numpy())
+    assert [row["people"] for row in summary["ages"]] == np.bincount(kinds, minlength=4).tolist()
+    text = to_markdown(summary)
+    assert text.startswith(f"# Labels: {summary['kept']} of {COUNT} people kept")
+    assert all(f"| {name} |" in text for name in summary["flags"])
+    nobody = summarize(labels.select(slice(0, 0)))
+    assert nobody["median_reprojection_px"] is None
+    assert "–" in to_markdown(nobody)
+
+
+def test_overlays_show_the_body_where_it_is(labels, body):
+    photo = np.full((SIZE[1], SIZE[0], 3), 128, np.uint8)
+    one = replace(labels.select(slice(0, 1)), kept=np.array([True]))
+    picture = draw_overlay(body, one, photo)
+    assert picture.shape == (SIZE[1], 2 * SIZE[0] + 6, 3)
+    before, after = picture[:, : SIZE[0]], picture[:, SIZE[0] + 6 :]
+    drawn = (after != 128).any(-1)
+    rows, columns = np.nonzero(drawn)
+    x0, y0, width, height = one.boxes[0]
+    # The body covers the box around its keypoints, and little more than head, hands and feet beyond.
+    slack = 0.35 * max(width, height)
+    assert abs(columns.min() - max(x0, 0)) < slack
+    assert abs(rows.max() - min(y0 + height, SIZE[1])) < slack
+    assert (before != 128).any(-1).sum() < drawn.sum()
+    assert (before != 128).any()
+    wrong = draw_overlay(body, replace(one, kept=np.array([False])), photo)[:, SIZE[0] + 6 :].astype(int)
+    redder = lambda a: (a[..., 0] - a[..., 2])[drawn].mean()  # noqa: E731
+    assert redder(wrong) > redder(after.astype(int)) + 20
+    small = draw_overlay(body, one, photo, max_side=100)
+    assert small.shape == (75, 206, 3)
+    with pytest.raises(ValueError, match="photograph: expected 640 x 480 pixels, got 480 x 640"):
+        draw_overlay(body, one, photo.swapaxes(0, 1))
