@@ -52,8 +52,8 @@ def crowd(
         Path | None,
         typer.Option(
             show_default=False,
-            help="Folder of maps of whose pixel it is, .npy or .png: 0 nobody, 1 the first person of the image "
-            "in LABELS, and so on. If not given, what the bodies cover.",
+            help="Folder of maps of whose pixel it is, .npy or .png: 0 nobody, 1 the first person of the "
+            "image in LABELS, and so on. If not given, what the bodies cover.",
         ),
     ] = None,
     people: Annotated[
@@ -164,7 +164,8 @@ def _place(
     height = rest_height(body, parameters.betas, parameters.age_offset)
     prior, child = _prior(body, labels, parameters, height, known)
     z = torch.where(weights > 0, seen.rendered_depth, tensor(labels.depth))
-    far = is_far(z, camera.focal[:, 1], tuple(map(float, labels.image_sizes[0])))
+    sides = labels.image_sizes[0].tolist()
+    far = is_far(z, camera.focal[:, 1], (sides[0], sides[1]))
     if disparity:
         far |= seen.depth > 0.02
     placement = place_people(
@@ -313,9 +314,8 @@ def _read_maps(
     shrink = min(1.0, MAX_SIDE / max(width, height))
     shape = (max(round(height * shrink), 1), max(round(width * shrink), 1))
     if abs(values.shape[1] / values.shape[0] - width / height) > 0.02 * width / height:
-        fail(
-            f"{depth}: the map of {name} is {values.shape[1]} x {values.shape[0]}, the image {width} x {height}"
-        )
+        found = f"{values.shape[1]} x {values.shape[0]}"
+        fail(f"{depth}: the map of {name} has {found} pixels, the image {width} x {height}")
     values = _resampled(values, shape)
     if disparity:
         values = 1 / values
@@ -330,18 +330,17 @@ def _read_maps(
 def _read_array(folder: Path, name: str) -> np.ndarray:
     from PIL import Image, UnidentifiedImageError
 
-    for suffix in (".npy", ".png"):
-        path = folder / f"{Path(name).stem}{suffix}"
-        if not path.is_file():
-            continue
-        try:
-            array = np.load(path, allow_pickle=False) if suffix == ".npy" else np.asarray(Image.open(path))
-        except (ValueError, UnidentifiedImageError, EOFError) as error:
-            fail(f"{path}: cannot be read ({error})")
-        if array.ndim != 2 or array.dtype.kind not in "fiu":
-            fail(f"{path}: expected numbers of shape (H, W), got {array.dtype} {array.shape}")
-        return array
-    fail(f"{folder}: there is no {Path(name).stem}.npy or {Path(name).stem}.png")
+    candidates = [folder / f"{Path(name).stem}{suffix}" for suffix in (".npy", ".png")]
+    path = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if path is None:
+        fail(f"{folder}: there is no {candidates[0].name} or {candidates[1].name}")
+    try:
+        array = np.load(path, allow_pickle=False) if path.suffix == ".npy" else np.asarray(Image.open(path))
+    except (ValueError, UnidentifiedImageError, EOFError) as error:
+        fail(f"{path}: cannot be read ({error})")
+    if array.ndim != 2 or array.dtype.kind not in "fiu":
+        fail(f"{path}: expected numbers of shape (H, W), got {array.dtype} {array.shape}")
+    return array
 
 
 def _resampled(values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

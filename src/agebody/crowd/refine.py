@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -104,9 +105,9 @@ def refine_crowd(
       change no pixel;
     - ``overlap`` (``vertices``, ``faces``): nobody is in anybody.
 
-    All images are solved at once, each until it has converged. Who is in whom is searched on the meshes, which
-    takes most of the time; then people are pushed along the ways out that were found, and it is searched again
-    in those images in which anybody moved. People keep their pose.
+    All images are solved at once, each until it has converged. Who is in whom is searched on the meshes,
+    which takes most of the time; then people are pushed along the ways out that were found, and it is
+    searched again in those images in which anybody moved. People keep their pose.
 
     Args:
         points: keypoints, in camera coordinates [m].
@@ -135,9 +136,13 @@ def refine_crowd(
     """
     expect("points", points, None, None, 3)
     images, people = points.shape[:-3], points.shape[-3]
-    _check(points, {"root": (root, (3,)), "height": (height, ()), "layer": (layer, ()),
-                    "pixels": (pixels, (points.shape[-2], 2)), "pixel_weights": (pixel_weights, (points.shape[-2],)),
-                    "feet": (feet, (None, 3)), "vertices": (vertices, (None, 3))})  # fmt: skip
+    keypoints = points.shape[-2]
+    given = {
+        "root": (root, (3,)), "height": (height, ()), "layer": (layer, ()), "feet": (feet, (None, 3)),
+        "pixels": (pixels, (keypoints, 2)), "pixel_weights": (pixel_weights, (keypoints,)),
+        "vertices": (vertices, (None, 3)),
+    }  # fmt: skip
+    _check(points, given)
     if (height is None) != (prior is None):
         raise ValueError("height, prior: expected both or neither")
     if (vertices is None) != (faces is None):
@@ -152,7 +157,7 @@ def refine_crowd(
         return tensor if dims == 0 else hide(tensor, flat(there, 0), dims - 1)
 
     count = images.numel()
-    lens = Camera(*(None if part is None else _per_image(part.detach(), images) for part in camera))
+    lens = _each(camera, lambda part: part.detach().expand(*images, -1).reshape(count, -1))
     start = flat(points, 3)
     seen = lens.project(start.flatten(1, 2)).pixels.unflatten(1, (people, -1))
     confidence = flat(there, 0)[..., None].expand(seen.shape[:-1])
@@ -307,12 +312,10 @@ class _Scene(NamedTuple):
     def _reprojection(self, place: _Place, rows: Tensor) -> _Term:
         points = place.apply(self.points[rows])
         by_moves = place.by_moves(points)
-        camera = Camera(*(None if part is None else part[rows] for part in self.camera))
+        camera = _each(self.camera, lambda part: part[rows])
         project = lambda p: camera.project(p.flatten(1, 2)).pixels.unflatten(1, p.shape[1:3])  # noqa: E731
-        columns = []
-        for tangent in by_moves.unbind(-1):
-            pixels, column = torch.func.jvp(project, (points,), (tangent,))
-            columns.append(column)
+        pixels = project(points)
+        columns = [torch.func.jvp(project, (points,), (way,))[1] for way in by_moves.unbind(-1)]
         share = (self.confidence[rows].sqrt() / self.deviations.pixels)[..., None]
         residuals = share * (pixels - self.seen[rows])
         slopes = share[..., None] * torch.stack(columns, -1)
@@ -386,7 +389,8 @@ class _Scene(NamedTuple):
 
     def search(self, x: Tensor, rows: Tensor) -> _Contacts:
         """Who is in whom, in some of the images."""
-        assert self.vertices is not None and self.faces is not None
+        assert self.vertices is not None
+        assert self.faces is not None
         place = self.place(x, rows)
         rest = self.vertices[rows]
         vertices = place.apply(rest)
@@ -468,7 +472,7 @@ class _Term(NamedTuple):
 
 
 def _by_moves(points: Tensor, root: Tensor) -> Tensor:
-    """Derivatives (..., 3, MOVES) of moved points by the moves of whom they belong to, whose root is there."""
+    """Derivatives (..., 3, MOVES) of moved points by the moves of the person with that root."""
     zero = torch.zeros_like(root[..., 2])
     right = torch.stack((root[..., 2], zero, zero), -1)
     return torch.stack((root, points - root, right, right.roll(1, -1)), -1)
@@ -491,8 +495,10 @@ def _first_offset(scene: _Scene) -> Tensor:
     return torch.where(middle.isnan(), 0, middle)
 
 
-def _per_image(part: Tensor, images: torch.Size) -> Tensor:
-    return part.expand(*images, part.shape[-1]).reshape(images.numel(), part.shape[-1])
+def _each(camera: Camera, function: Callable[[Tensor], Tensor]) -> Camera:
+    """Of intrinsics."""
+    lens = None if camera.distortion is None else function(camera.distortion)
+    return Camera(function(camera.focal), function(camera.center), distortion=lens)
 
 
 def _check(points: Tensor, given: dict[str, tuple[Tensor | None, tuple[int | None, ...]]]) -> None:

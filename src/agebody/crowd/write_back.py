@@ -61,21 +61,22 @@ def write_back(
 ) -> WrittenBack:
     """Bodies whose rest height is ``scale`` times what it was, where they were in the image.
 
-    The age offset of a child, the first beta of an adult is changed until the stature is right. As with DTO, a
-    child is who is said to be one and shrinks, and whoever ends below ``CHILD_HEIGHT``; on a body without ages
-    all are adults.
+    The age offset of a child, the first beta of an adult is changed until the stature is right. As with DTO,
+    a child is who is said to be one and shrinks, and whoever ends below ``CHILD_HEIGHT``; on a body without
+    ages all are adults.
 
-    A smaller adult is no child, and a child no small adult: the projection is kept exactly only with the scale
-    as a factor of its own, ``scale * vertices`` in camera coordinates. Here the root joint is moved along its
-    ray to ``scale`` times its depth, then the body sideways to where its keypoints agree best with what they
-    were in the image. How much they still moved is in ``pixels``.
+    A smaller adult is no child, and a child no small adult: the projection is kept exactly only with the
+    scale as a factor of its own, ``scale * vertices`` in camera coordinates. Here the root joint is moved
+    along its ray to ``scale`` times its depth, then the body sideways to where its keypoints agree best with
+    what they were in the image. How much they still moved is in ``pixels``.
 
     Args:
         body: the layer.
         parameters: in camera coordinates, of one batch.
         scale: s, of `place_people`.
         camera: intrinsics, which broadcast to the batch.
-        root: where the root joint is to be [m], as `refine_crowd` finds it; ``scale`` times its place if None.
+        root: where the root joint is to be [m], as `refine_crowd` finds it; at ``scale`` times its place
+            if None.
         child: who is a child by class; nobody if None.
         layout: keypoints that are to stay where they are.
         age_bounds: of the age offset.
