@@ -28,7 +28,7 @@ class Cloud(NamedTuple):
 class Plane(NamedTuple):
     """The plane ``normal . x = offset``, such as a table."""
 
-    normal: Float[Tensor, "3"]
+    normal: Float[Tensor, " 3"]
     """Of length 1, away from what is solid."""
     offset: Float[Tensor, ""]
     """[m]"""
@@ -88,13 +88,13 @@ def points_from_depth(
 def fit_plane(
     points: Float[Tensor, "N 3"],
     *,
-    towards: Float[Tensor, "3"] | None = None,
+    towards: Float[Tensor, " 3"] | None = None,
     tolerance: float = 0.01,
     least_share: float = 0.2,
     trials: int = 300,
     seed: int = 0,
 ) -> Plane:
-    """The plane on which most of the points lie: the table in a scan of an infant (RANSAC, then least squares).
+    """The plane on which most points lie, such as the table below an infant: RANSAC, then least squares.
 
     Args:
         points: [m], those of the body among them.
@@ -144,7 +144,8 @@ def above_plane(cloud: Cloud, plane: Plane, *, margin: float = 0.01, height: flo
     """
     found = plane_height(cloud.points, plane.normal, plane.offset)
     kept = (found > margin) & (found < height)
-    return Cloud(*(None if part is None else part[kept] for part in cloud))
+    normals = None if cloud.normals is None else cloud.normals[kept]
+    return Cloud(cloud.points[kept], normals)
 
 
 def _rays(shape: torch.Size, camera: Camera) -> Float[Tensor, "H W 2"]:

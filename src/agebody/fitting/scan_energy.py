@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from agebody.backend import BackendName
@@ -14,7 +14,9 @@ from agebody.cameras import Camera
 from agebody.collisions import Exclusions, find_collisions
 from agebody.fitting.jacobian import KeypointDerivatives, KeypointJacobian, SurfaceJacobian
 from agebody.fitting.parameters import BodyParameters
-from agebody.fitting.scan_clouds import Plane
+from agebody.fitting.scan_frames import Frames, camera_of, draw_points, eye_of
+from agebody.fitting.scan_matches import Matches, closest_of_some, visible_faces
+from agebody.fitting.scan_stages import ScanStage
 from agebody.keypoints import KeypointLayout
 from agebody.least_squares import Quadratic
 from agebody.losses import (
@@ -28,7 +30,6 @@ from agebody.losses import (
 )
 from agebody.proximity import (
     closest_barycentric,
-    closest_faces,
     corners_of,
     interpolate,
     nearest_points,
@@ -37,103 +38,16 @@ from agebody.proximity import (
 )
 from agebody.reduction import safe_norm
 
-SLIDE = 0.1
-"""Share of the stiffness with which a pair of points resists motion along the surface, in the model of a step
-alone: between point to plane (0) and point to point (1)."""
 SCAN_SHARE = 4
 """Points of a scan among which vertices look for the nearest, over those that look for the surface."""
 BACK = 64
 """Vertices of the back that the table term looks at."""
-FRAMES = 8
-"""Frames whose derivatives are held at a time: some 40 MB."""
 LANDMARKS = 118.0
 """smplify-kids takes the mean over the coordinates of its 59 landmarks, times this."""
 
 
-class ScanStage(NamedTuple):
-    """Weights and widths of one stage of the energy; what is multiplied is said at each.
-
-    The defaults of `SMPLIFY_KIDS` are the published ones nearest to SMIL, whose own are not published.
-    """
-
-    s2m: float
-    """Mean over the scan's points of `gmof` of their distance from the visible surface [1/m^2]."""
-    m2s: float
-    """Mean over visible vertices of `gmof` of their distance from the scan [1/m^2]."""
-    landmarks: float
-    """118 times the mean over the landmarks' coordinates of c^2 `gmof` [1/px^2]."""
-    pose: float
-    """Energy of the pose prior."""
-    bend: float
-    """`agebody.losses.bend_prior`."""
-    shape: float
-    """Sum of the squared betas."""
-    smooth: float
-    """Sum over joints of the squared distance from where the frames before foretell them [1/m^2]."""
-    inside: float
-    """Mean over vertices of the squared depth below the table [1/m^2]."""
-    close: float
-    """Mean over the back's vertices of `gmof` of their height above the table [1/m^2]."""
-    collision: float
-    """`agebody.losses.self_intersection_loss`."""
-    rho_s2m: float
-    """Distance at which a point of the scan costs half of its bound [m]."""
-    rho_m2s: float
-    """[m]"""
-    rho_landmarks: float
-    """[px]"""
-    rho_close: float = 0.02
-    """[m]"""
-
-
-SMPLIFY_KIDS = (
-    ScanStage(
-        s2m=1e5, m2s=0.0, landmarks=0.07**2, pose=1.0, bend=1.0, shape=5.0, smooth=1.0, inside=10.0,
-        close=0.0, collision=0.0, rho_s2m=0.3, rho_m2s=0.3, rho_landmarks=500.0,
-    ),
-    ScanStage(
-        s2m=2e5, m2s=0.0, landmarks=0.07**2, pose=0.5**2, bend=1.0, shape=0.1, smooth=1.0, inside=10.0,
-        close=0.0, collision=0.0, rho_s2m=0.1, rho_m2s=0.103, rho_landmarks=50.0,
-    ),
-    ScanStage(
-        s2m=8e5, m2s=1e5, landmarks=0.27**2, pose=0.5**2, bend=0.1**2, shape=0.001, smooth=1.0, inside=1e6,
-        close=5000.0, collision=0.01, rho_s2m=0.03, rho_m2s=0.03, rho_landmarks=4.0,
-    ),
-)  # fmt: skip
-"""The three stages of smplify-kids (Hesse, 2022), with the squares of the weights that its energy squares. It
-takes the root of the collisions' sum; here they are added as they are."""
-
-
-class Observations(NamedTuple):
-    """What was seen in F frames, in one world."""
-
-    points: Float[Tensor, "F N 3"]
-    """Scans, filled up to the same size [m]."""
-    weights: Float[Tensor, "F N"]
-    """0 for what fills up."""
-    camera: Camera
-    """Of all frames, or of each."""
-    keypoints: Float[Tensor, "F K 2"] | None = None
-    """Landmarks in the images [px]."""
-    confidences: Float[Tensor, "F K"] | None = None
-    plane: Plane | None = None
-
-
-class Matches(NamedTuple):
-    """What stays as it is for some evaluations."""
-
-    visible: Bool[Tensor, "F V"]
-    """Vertices that the scanner can see."""
-    faces: Int[Tensor, "F T"]
-    """Faces all of whose corners are visible, filled up with others of them."""
-    num_faces: Int[Tensor, " F"]
-    """How many there are."""
-    meets: Bool[Tensor, " F"]
-    """Whether a body meets itself; only looked at where that has a weight."""
-    foretold: Float[Tensor, "F J 3"]
-    """Joints as the frames before foretell them [m]."""
-    known: Float[Tensor, "F"]
-    """1 where they are known, 0 in the first frame."""
+FRAMES = 8
+"""Frames whose derivatives are held at a time: some 40 MB."""
 
 
 class ScanEnergy:
@@ -152,7 +66,7 @@ class ScanEnergy:
     def __init__(
         self,
         body: BodyModel,
-        seen: Observations,
+        seen: Frames,
         layout: KeypointLayout,
         pose_prior: MahalanobisPrior,
         *,
@@ -160,7 +74,8 @@ class ScanEnergy:
         exclude: Exclusions | None = None,
         backend: BackendName = "auto",
     ) -> None:
-        self.body, self.seen, self.pose_prior, self.backend = body, seen, pose_prior, backend
+        self.body, self.seen, self.pose_prior = body, seen, pose_prior
+        self.backend: BackendName = backend
         self.exclude = exclude
         asset, like = body.asset, seen.points
         self.points, self.point_weights = draw_points(seen.points, seen.weights, sample)
@@ -186,7 +101,7 @@ class ScanEnergy:
         stage: ScanStage,
         before: Float[Tensor, "b J 3"] | None = None,
     ) -> Matches:
-        """Visibility, and where joints are foretold to be: ``J_1 + (J_1 - J_2) / 2`` by the two frames before.
+        """Visibility, and where the two frames before foretell joints: at ``J_1 + (J_1 - J_2) / 2``.
 
         Args:
             vectors: guesses of some frames.
@@ -233,7 +148,7 @@ class ScanEnergy:
     @torch.no_grad()
     def costs(
         self, vectors: Float[Tensor, "b P"], rows: Int[Tensor, " b"], stage: ScanStage, matches: Matches
-    ) -> dict[str, Float[Tensor, "b"]]:
+    ) -> dict[str, Float[Tensor, " b"]]:
         """What each term adds to the cost of some frames."""
         parts = [
             {name: term.cost for name, term in self._terms(vectors[i], rows[i], stage, matches).items()}
@@ -298,7 +213,11 @@ class ScanEnergy:
             names.append("inside")
             if stage.close:
                 height = plane_height(mesh[:, back], normal, offset)
-                pulls.append(_Pull.of(height[..., None] * normal, torch.ones_like(height), stage.close, stage.rho_close))
+                pulls.append(
+                    _Pull.of(
+                        height[..., None] * normal, torch.ones_like(height), stage.close, stage.rho_close
+                    )
+                )
                 places.append(self._at(len(rows), slice(self.num_spread, None)))
                 names.append("close")
         along = torch.cat([pull.along for pull in pulls], 1)
@@ -315,7 +234,8 @@ class ScanEnergy:
         return self.vertex_faces[which].expand(count, -1), self.vertex_corners[which].expand(count, -1, -1)
 
     def _landmark_term(self, found: KeypointDerivatives, rows: Tensor, stage: ScanStage) -> _Term:
-        assert self.seen.keypoints is not None and self.seen.confidences is not None
+        assert self.seen.keypoints is not None
+        assert self.seen.confidences is not None
         target, confidence = self.seen.keypoints[rows], self.seen.confidences[rows]
         pixels, by_point = project_with_derivatives(camera_of(self.seen.camera, rows), found.points)
         difference = torch.where((confidence != 0)[..., None], pixels - target, 0)
@@ -360,9 +280,9 @@ class ScanEnergy:
 
 
 class _Term(NamedTuple):
-    cost: Float[Tensor, "b"]
+    cost: Float[Tensor, " b"]
     residuals: Float[Tensor, "b R"]
-    """With the Jacobian they give the gradient of the cost, which may be bounded where their squares are not."""
+    """With the Jacobian they give the gradient of the cost, which is bounded where their squares are not."""
     jacobian: Float[Tensor, "b R P"]
 
 
@@ -378,7 +298,11 @@ class _Pull(NamedTuple):
 
     @classmethod
     def of(
-        cls, differences: Float[Tensor, "b S 3"], weights: Float[Tensor, "b S"], weight: float, rho: float | None
+        cls,
+        differences: Float[Tensor, "b S 3"],
+        weights: Float[Tensor, "b S"],
+        weight: float,
+        rho: float | None,
     ) -> _Pull:
         """The pull towards where the differences are zero; square without rho."""
         differences = torch.where((weights != 0)[..., None], differences, 0)
@@ -419,22 +343,6 @@ def all_joints(body: BodyModel) -> KeypointLayout:
     return KeypointLayout("all joints", names, tuple(("joints", name) for name in names))
 
 
-def eye_of(camera: Camera, like: Tensor) -> Float[Tensor, "*batch 3"]:
-    """Where the camera is [m]."""
-    return camera.to_world(like.new_zeros(1, 3))[..., 0, :]
-
-
-def camera_of(camera: Camera, rows: Int[Tensor, " b"]) -> Camera:
-    """The cameras of some frames; one that all share stays as it is."""
-    entry = {"rotation": 2}
-    return Camera(
-        *(
-            part if part is None or part.dim() == entry.get(name, 1) else part[rows]
-            for name, part in camera._asdict().items()
-        )
-    )
-
-
 def project_with_derivatives(
     camera: Camera, points: Float[Tensor, "b K 3"]
 ) -> tuple[Float[Tensor, "b K 2"], Float[Tensor, "b K 2 3"]]:
@@ -444,43 +352,6 @@ def project_with_derivatives(
         pixels = camera.project(points).pixels
         x, y = (torch.autograd.grad(pixels[..., i].sum(), points, retain_graph=i == 0)[0] for i in (0, 1))
     return pixels.detach(), torch.stack((x, y), -2)
-
-
-def draw_points(
-    points: Float[Tensor, "F N 3"], weights: Float[Tensor, "F N"], count: int
-) -> tuple[Float[Tensor, "F S 3"], Float[Tensor, "F S"]]:
-    """At most so many points of each scan, drawn at random but always the same."""
-    generator = torch.Generator().manual_seed(0)
-    order = torch.rand(weights.shape, generator=generator).to(points)
-    chosen = torch.where(weights != 0, order, -1).topk(min(count, weights.shape[1]), 1).indices
-    return rows_of(points, chosen), weights.gather(1, chosen)
-
-
-def visible_faces(
-    visible: Bool[Tensor, "F V"], faces: Int[Tensor, "T 3"]
-) -> tuple[Int[Tensor, "F S"], Int[Tensor, " F"]]:
-    """Faces all of whose corners are visible, filled up to the same number, and how many there are."""
-    among = visible[:, faces].all(-1)
-    counts = among.sum(1)
-    found = among.byte().argsort(dim=1, descending=True, stable=True)[:, : max(1, int(counts.max()))]
-    places = torch.arange(found.shape[1], device=found.device)
-    return torch.where(places < counts[:, None], found, found[:, :1]), counts
-
-
-def closest_of_some(
-    points: Float[Tensor, "b S 3"],
-    mesh: Float[Tensor, "b V 3"],
-    faces: Int[Tensor, "T 3"],
-    matches: Matches,
-    rows: Int[Tensor, " b"],
-    *,
-    backend: BackendName,
-) -> Int[Tensor, "b S"]:
-    """The nearest of the visible faces. As a mesh of their own: a search sorts whatever it is given."""
-    some = matches.faces[rows]
-    alone = rows_of(mesh, faces[some].flatten(1))
-    each = torch.arange(alone.shape[1], device=faces.device).view(-1, 3)
-    return some.gather(1, closest_faces(points, alone, each, backend=backend))
 
 
 def farthest_rows(points: Float[Tensor, "V 3"], count: int) -> Int[Tensor, " S"]:

@@ -7,9 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from agebody.body import BodyModel
-from agebody.cameras import Camera
 from agebody.fitting.parameters import BodyParameters
-from agebody.fitting.scan_energy import Observations, camera_of
+from agebody.fitting.scan_frames import Frames, camera_of
 from agebody.keypoints import KeypointLayout
 from agebody.metrics import procrustes
 from agebody.reduction import safe_norm
@@ -23,13 +22,14 @@ AGES = 9
 """Age offsets that are tried."""
 
 
-def lift_landmarks(seen: Observations) -> tuple[Float[Tensor, "F K 3"], Float[Tensor, "F K"]]:
+def lift_landmarks(seen: Frames) -> tuple[Float[Tensor, "F K 3"], Float[Tensor, "F K"]]:
     """The point of the scan that is nearest to each landmark in the image, and the landmark's weight.
 
-    0 where no point is near. A landmark that is hidden, or a joint within the body, is lifted onto what lies in
-    front of it: good enough to begin with.
+    0 where no point is near. A landmark that is hidden, or a joint within the body, is lifted onto what lies
+    in front of it: good enough to begin with.
     """
-    assert seen.keypoints is not None and seen.confidences is not None
+    assert seen.keypoints is not None
+    assert seen.confidences is not None
     points, weights = [], []
     for frame in range(len(seen.points)):
         rows = torch.tensor([frame], device=seen.points.device)
@@ -44,7 +44,7 @@ def lift_landmarks(seen: Observations) -> tuple[Float[Tensor, "F K 3"], Float[Te
 
 def start_from_landmarks(
     body: BodyModel,
-    seen: Observations,
+    seen: Frames,
     layout: KeypointLayout,
     body_pose: Float[Tensor, "J 3"],
     age_offset: Float[Tensor, ""] | None,
@@ -63,8 +63,8 @@ def start_from_landmarks(
     usable = (weights != 0).sum(1) >= 3
     if not usable.any():
         raise ValueError(
-            "keypoints: expected a frame with three landmarks of trunk or head on the scan, to begin with; found "
-            "none: give start="
+            "keypoints: expected a frame with three landmarks of trunk or head on the scan, to begin with; "
+            "there is none: give start="
         )
     frames = torch.arange(len(lifted), device=lifted.device)
     apart = (frames[:, None] - frames).abs() + len(frames) * ~usable
@@ -83,14 +83,16 @@ def start_from_landmarks(
     return parameters._replace(global_orient=orient[source], transl=transl[source])
 
 
-def _age(body: BodyModel, layout: KeypointLayout, body_pose: Tensor, lifted: Tensor, weights: Tensor) -> Tensor:
+def _age(
+    body: BodyModel, layout: KeypointLayout, body_pose: Tensor, lifted: Tensor, weights: Tensor
+) -> Tensor:
     """The age whose mean person has the distances between lifted landmarks, by the median of their ratios."""
     ages = torch.linspace(0, 1, AGES).to(lifted)
-    points = body.shape(age_offset=ages).keypoints(
-        layout, body_pose=body_pose, pose_format="axis_angle"
-    )
+    points = body.shape(age_offset=ages).keypoints(layout, body_pose=body_pose, pose_format="axis_angle")
     spans = lambda p: safe_norm(p[:, :, None] - p[:, None])  # noqa: E731
-    pairs = (weights[:, :, None] * weights[:, None] != 0) & ~torch.eye(len(layout), dtype=torch.bool).to(weights.device)
+    pairs = (weights[:, :, None] * weights[:, None] != 0) & ~torch.eye(len(layout), dtype=torch.bool).to(
+        weights.device
+    )
     found, known = spans(lifted)[pairs], spans(points)
     misfit = [
         (found / known[i].expand(len(lifted), -1, -1)[pairs].clamp(min=1e-3)).log().median().abs()
@@ -101,5 +103,3 @@ def _age(body: BodyModel, layout: KeypointLayout, body_pose: Tensor, lifted: Ten
 
 def _age_argument(body: BodyModel, age_offset: Tensor) -> dict[str, Tensor]:
     return {"age_offset": age_offset} if body.age_anchors else {}
-
-

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from agebody.backend import BackendName
 from agebody.collisions import Exclusions
-from agebody.fitting.scan_energy import SLIDE, Observations, ScanStage, eye_of
+from agebody.fitting.scan_frames import Frames, eye_of
+from agebody.fitting.scan_stages import ScanStage
 from agebody.least_squares import Solution, minimize
 from agebody.losses import gmof, plane_height, self_intersection_loss
 from agebody.proximity import (
@@ -29,6 +30,9 @@ STRETCH = 4e6
 bump of 1 cm on 5 cm costs a twentieth of what the scan pays for it, noise of 2 mm several times as much."""
 STAY = 1e4
 """Weight of the mean square of the displacements [1/m^2]."""
+SLIDE = 0.1
+"""Share of the stiffness with which a point of the scan resists motion along the surface, in the model of a
+step alone: between point to plane (0) and point to point (1)."""
 SWEEPS = 30
 """Steps of conjugate gradients in a step of the solver, at most."""
 RESIDUE = 1e-2
@@ -38,8 +42,8 @@ RESIDUE = 1e-2
 class SurfaceModel(NamedTuple):
     """The energy of displacements d (b, V, 3) about one place, to second order, as its parts.
 
-    A scan's point s pulls at the triangle that it is nearest to; vertices are pulled at alone by the scan and by
-    the table; edges resist stretching.
+    A scan's point s pulls at the triangle that it is nearest to; vertices are pulled at alone by the scan and
+    by the table; edges resist stretching.
     """
 
     cost: Float[Tensor, " b"]
@@ -99,11 +103,15 @@ class SurfaceModel(NamedTuple):
             if not going.any():
                 break
             image = self.product(direction) + added * direction
-            length = torch.where(going, energy / torch.where(going, (direction * image).sum(1, keepdim=True), 1), 0)
+            length = torch.where(
+                going, energy / torch.where(going, (direction * image).sum(1, keepdim=True), 1), 0
+            )
             found, residual = found + length * direction, residual - length * image
             scaled = residual / scale
             new = (residual * scaled).sum(1, keepdim=True)
-            direction = torch.where(going, scaled + new / torch.where(going, energy, 1) * direction, direction)
+            direction = torch.where(
+                going, scaled + new / torch.where(going, energy, 1) * direction, direction
+            )
             energy = torch.where(going, new, energy)
         return found
 
@@ -111,7 +119,7 @@ class SurfaceModel(NamedTuple):
 def register_surface(
     vertices: Float[Tensor, "F V 3"],
     faces: Int[Tensor, "T 3"],
-    seen: Observations,
+    seen: Frames,
     stage: ScanStage,
     *,
     stretch: float = STRETCH,
@@ -120,7 +128,7 @@ def register_surface(
     exclude: Exclusions | None = None,
     backend: BackendName = "auto",
 ) -> tuple[Float[Tensor, "F V 3"], Solution]:
-    """Fitted surfaces, moved onto their scans: the terms of a stage that look at the surface, and its stretching.
+    """Fitted surfaces, moved onto their scans: terms of a stage that look at the surface, and its stretching.
 
         E(d) = E_s2m + E_m2s + E_inside + E_collision + stretch mean_edges |d_i - d_j|^2 + stay mean |d|^2
 
@@ -163,7 +171,7 @@ def register_surface(
 @torch.no_grad()
 def _model(
     rest: Tensor, moved: Tensor, rows: Tensor, visible: Tensor, faces: Tensor, edges: Tensor,
-    seen: Observations, stage: ScanStage, stretch: float, stay: float, exclude: Exclusions | None,
+    seen: Frames, stage: ScanStage, stretch: float, stay: float, exclude: Exclusions | None,
     backend: BackendName,
 ) -> SurfaceModel:  # fmt: skip
     count, size = moved.shape[:2]
@@ -203,8 +211,10 @@ def _model(
     if stage.collision:
         with torch.enable_grad():
             free = mesh.detach().requires_grad_()
-            met = stage.collision / 2 * self_intersection_loss(
-                free, faces, exclude=exclude, reduction="none", backend=backend
+            met = (
+                stage.collision
+                / 2
+                * self_intersection_loss(free, faces, exclude=exclude, reduction="none", backend=backend)
             )
             (push,) = torch.autograd.grad(met.sum(), free)
         cost, gradient = cost + met.detach(), gradient + push

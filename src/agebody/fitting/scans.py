@@ -15,39 +15,21 @@ from agebody.cameras import Camera
 from agebody.collisions import Exclusions
 from agebody.fitting.parameters import BodyParameters
 from agebody.fitting.scan_clouds import Cloud, Plane
-from agebody.fitting.scan_energy import SMPLIFY_KIDS, Matches, Observations, ScanEnergy, ScanStage
+from agebody.fitting.scan_energy import ScanEnergy
+from agebody.fitting.scan_frames import Frames, read_frames
+from agebody.fitting.scan_stages import SMPLIFY_KIDS, ScanStage
 from agebody.fitting.scan_start import start_from_landmarks
+from agebody.fitting.scan_steps import StepReport, fit_poses, fit_shape, step_report
 from agebody.fitting.scan_surface import register_surface
 from agebody.keypoints import KeypointLayout, get_layout
-from agebody.least_squares import ChainQuadratic, Quadratic, Solution, Stop, minimize
 from agebody.losses import MahalanobisPrior, joint_limits_prior
 from agebody.proximity import closest_points
-from agebody.reduction import expand_weights, expect, hide, safe_norm
+from agebody.reduction import hide, safe_norm
 
-EVALUATIONS = 10
-"""After which visibility is found anew."""
-SETTLED = 3
-"""Steps of a round after which, if it converged, the next would change little."""
-TOLERANCE = 1e-3
-"""Share of the cost that a step must gain for another to follow."""
 ACCEPTED = 16.0
 """Mean reprojection error below which InfantNet keeps a frame [px]."""
 NEAR = 0.03
 """Distance from the surface up to which a point of a scan counts as the body's in the report [m]."""
-
-
-class StepReport(NamedTuple):
-    """How one step ended, for each of its problems."""
-
-    converged: Bool[Tensor, " n"]
-    iterations: Int[Tensor, " n"]
-    """Steps that were tried."""
-    stop: Int[Tensor, " n"]
-    """An `agebody.least_squares.Stop` each."""
-    cost: Float[Tensor, " n"]
-    """Half of the energy with the last stage's weights."""
-    terms: dict[str, Float[Tensor, " frames"]]
-    """What each term adds to it, a frame; empty for the surface."""
 
 
 class ScanReport(NamedTuple):
@@ -112,9 +94,9 @@ def fit_scans(
        it only ever depends on earlier frames, the rounds end where fitting frame after frame would.
     3. *Surface.* A displacement of each vertex, see `agebody.fitting.scan_surface.register_surface`.
 
-    Steps 1 and 2 go through the stages one after the other, from wide robust costs and strong priors to narrow
-    and weak ones; step 3 has the last stage's weights. The points of each scan that are looked at in steps 1
-    and 2 are a sample; step 3 and the report look at all.
+    Steps 1 and 2 go through the stages one after the other, from wide robust costs and strong priors to
+    narrow and weak ones; step 3 has the last stage's weights. The points of each scan that are looked at in
+    steps 1 and 2 are a sample; step 3 and the report look at all.
 
     Args:
         body: a `SMIL`, `SMPL` or `SMPLA` layer.
@@ -127,8 +109,8 @@ def fit_scans(
         plane: the table; None for none.
         start: where to begin, (F, ...) or () for all frames. Needed where there are no landmarks.
         age_offset: of a body that has ages, if known; otherwise found, between 0 and 1.
-        pose_prior: of ``body_pose``; by default `agebody.losses.joint_limits_prior` at the age offset: 1 for a
-            `SMIL` body, 0 for another of one age, half way where it is not known.
+        pose_prior: of ``body_pose``; by default `agebody.losses.joint_limits_prior` at the age offset: 1 for
+            a `SMIL` body, 0 for another of one age, half way where it is not known.
         stages: weights.
         shape_frames: frames that decide on the shape.
         rounds: of ten evaluations, in each stage, at most.
@@ -141,7 +123,7 @@ def fit_scans(
         ValueError: shapes do not fit, or there is nothing to begin with.
     """
     layout = get_layout(layout)
-    seen = _read(body, scans, camera, keypoints, weights, layout, plane)
+    seen = read_frames(body, scans, camera, keypoints, weights, layout, plane)
     frames = len(seen.points)
     if not stages or rounds < 1 or shape_frames < 1 or sample < 2:
         raise ValueError("stages, rounds, shape_frames, sample: expected at least one of each, two of sample")
@@ -161,13 +143,11 @@ def fit_scans(
     exclude = None
     if any(stage.collision for stage in stages):
         exclude = Exclusions.of_body(body.asset, backend=backend).to(body.device)
-    energy = ScanEnergy(
-        body, seen, layout, pose_prior, sample=sample, exclude=exclude, backend=backend
-    )
+    energy = ScanEnergy(body, seen, layout, pose_prior, sample=sample, exclude=exclude, backend=backend)
     free_age = bool(body.age_anchors) and age_offset is None
     chosen = choose_frames(energy, start, shape_frames)
-    vectors, shape_report = _fit_shape(energy, start.vector(), chosen, stages, rounds, free_age)
-    vectors, pose_report = _fit_poses(energy, vectors, stages, rounds)
+    vectors, shape_report = fit_shape(energy, start.vector(), chosen, stages, rounds, free_age)
+    vectors, pose_report = fit_poses(energy, vectors, stages, rounds)
     parameters = BodyParameters.from_vector(vectors, body)
     with torch.no_grad():
         vertices = body(**parameters.arguments(body), pose_format="axis_angle").vertices
@@ -176,7 +156,7 @@ def fit_scans(
         moved, solution = register_surface(
             vertices, body.faces, seen, stages[-1], exclude=exclude, backend=backend
         )
-        surface_report = _report([solution], {})
+        surface_report = step_report([solution], {})
     s2m, outliers = _distances(vertices, energy)
     reprojection = _reprojection(energy, parameters, layout)
     accepted = torch.ones_like(s2m, dtype=torch.bool) if reprojection is None else reprojection < ACCEPTED
@@ -214,7 +194,7 @@ def choose_frames(energy: ScanEnergy, start: BodyParameters, count: int) -> Int[
     return best[chosen].sort().values
 
 
-def _extent(seen: Observations, rows: Int[Tensor, " n"]) -> Float[Tensor, "n 9"]:
+def _extent(seen: Frames, rows: Int[Tensor, " n"]) -> Float[Tensor, "n 9"]:
     """The covariance of each scan, as a standard deviation would be: in metres."""
     there = (seen.weights[rows] != 0)[..., None]
     points, count = seen.points[rows] * there, there.sum(1, keepdim=True).clamp(min=1)
@@ -223,165 +203,20 @@ def _extent(seen: Observations, rows: Int[Tensor, " n"]) -> Float[Tensor, "n 9"]
     return (covariance.sign() * covariance.abs().sqrt()).flatten(1)
 
 
-def _fit_shape(
-    energy: ScanEnergy,
-    vectors: Float[Tensor, "F P"],
-    chosen: Int[Tensor, " n"],
-    stages: Sequence[ScanStage],
-    rounds: int,
-    free_age: bool,
-) -> tuple[Float[Tensor, "F P"], StepReport]:
-    """Step 1: one problem, in which frames meet in the shape alone."""
-    own, shared = _columns(energy.body, free_age)
-    frames = vectors[chosen]
-    lower, upper = _age_bounds(frames, len(chosen) * len(own), shared, free_age)
-
-    def spread(x: Tensor) -> Tensor:
-        found = frames.clone()
-        found[:, own] = x[0, : len(chosen) * len(own)].view(len(chosen), -1)
-        found[:, shared] = x[0, len(chosen) * len(own) :]
-        return found
-
-    def quadratize(x: Tensor, _: Tensor, stage: ScanStage, matches: Matches) -> ChainQuadratic:
-        part = energy.quadratic(spread(x), chosen, stage, matches)
-        assert part.normal is not None
-        rows = part.normal[:, own]
-        return ChainQuadratic(
-            part.cost.sum(0, keepdim=True), part.gradient[None, :, own], part.gradient[:, shared].sum(0)[None],
-            rows[None, :, :, own], None, rows[None, :, :, shared],
-            part.normal[:, shared][:, :, shared].sum(0)[None],
-        )  # fmt: skip
-
-    x = torch.cat((frames[:, own].flatten(), frames[:, shared].mean(0)))[None]
-    solutions = []
-    for stage in stages:
-        for _ in range(rounds):
-            matches = energy.match(spread(x), chosen, stage)
-            solution = minimize(
-                lambda x, rows, stage=stage, matches=matches: quadratize(x, rows, stage, matches), x,
-                lower=lower, upper=upper, max_iterations=EVALUATIONS, cost_tolerance=TOLERANCE,
-            )  # fmt: skip
-            x = solution.x
-            solutions.append(solution)
-            if bool(solution.converged[0]) and int(solution.iterations[0]) <= SETTLED:
-                break
-    vectors = vectors.clone()
-    vectors[chosen] = spread(x)
-    vectors[:, shared] = x[:, len(chosen) * len(own) :]
-    return vectors, _report(solutions, energy.costs(vectors[chosen], chosen, stages[-1], matches))
-
-
-def _fit_poses(
-    energy: ScanEnergy, vectors: Float[Tensor, "F P"], stages: Sequence[ScanStage], rounds: int
-) -> tuple[Float[Tensor, "F P"], StepReport]:
-    """Step 2: a problem a frame, with the shape held."""
-    own, _ = _columns(energy.body, False)
-    everyone = torch.arange(len(vectors), device=vectors.device)
-    iterations = torch.zeros_like(everyone)
-    stop, cost = torch.zeros_like(everyone), vectors.new_zeros(len(vectors))
-    for stage in stages:
-        active = everyone
-        for _ in range(rounds):
-            matches = energy.match(vectors, everyone, stage, energy.joints_of(vectors))
-
-            def quadratize(
-                x: Tensor, rows: Tensor, stage: ScanStage = stage, matches: Matches = matches,
-                held: Tensor = vectors, active: Tensor = active,
-            ) -> Quadratic:  # fmt: skip
-                frames = active[rows]
-                whole = held[frames].clone()
-                whole[:, own] = x
-                part = energy.quadratic(whole, frames, stage, matches)
-                assert part.normal is not None
-                return Quadratic(part.cost, part.gradient[:, own], part.normal[:, own][:, :, own])
-
-            found = minimize(
-                quadratize, vectors[active][:, own], max_iterations=EVALUATIONS, cost_tolerance=TOLERANCE
-            )
-            vectors = vectors.clone()
-            vectors[active[:, None], own] = found.x
-            iterations[active] += found.iterations
-            stop[active], cost[active] = found.stop, found.cost
-            active = active[~(found.converged & (found.iterations <= SETTLED))]
-            if len(active) == 0:
-                break
-    converged = (stop != Stop.ITERATIONS) & (stop != Stop.NOT_FINITE)
-    terms = energy.costs(vectors, everyone, stages[-1], matches)
-    return vectors, StepReport(converged, iterations, stop, cost, terms)
-
-
-def _columns(body: BodyModel, free_age: bool) -> tuple[list[int], list[int]]:
-    """Columns of a frame's own parameters, and of the shape that all frames share."""
-    angles = 3 * body.num_joints
-    age = angles + body.num_betas
-    own = [*range(angles), *range(age + 1, age + 4)]
-    return own, [*range(angles, age + free_age)]
-
-
-def _age_bounds(
-    like: Tensor, num_own: int, shared: list[int], free_age: bool
-) -> tuple[Tensor | None, Tensor | None]:
-    if not free_age:
-        return None, None
-    lower = like.new_full((num_own + len(shared),), -torch.inf)
-    upper = -lower
-    lower[-1], upper[-1] = 0, 1
-    return lower, upper
-
-
-def _report(solutions: Sequence[Solution], terms: dict[str, Tensor]) -> StepReport:
-    last = solutions[-1]
-    iterations = torch.stack([solution.iterations for solution in solutions]).sum(0)
-    return StepReport(last.converged, iterations, last.stop, last.cost, terms)
-
-
-def _read(
-    body: BodyModel,
-    scans: Sequence[Cloud | Tensor],
-    camera: Camera,
-    keypoints: Tensor | None,
-    weights: Tensor | None,
-    layout: KeypointLayout,
-    plane: Plane | None,
-) -> Observations:
-    """Everything checked, in the body's type, and as one batch."""
-    clouds = [scan.points if isinstance(scan, Cloud) else scan for scan in scans]
-    if not clouds:
-        raise ValueError("scans: expected at least one, got none")
-    for i, cloud in enumerate(clouds):
-        expect(f"scans[{i}]", cloud, None, 3)
-        if cloud.dim() != 2 or cloud.dtype != body.dtype:
-            raise ValueError(f"scans[{i}]: expected {body.dtype} (N, 3), got {cloud.dtype} {tuple(cloud.shape)}")
-        if not cloud.isfinite().all():
-            raise ValueError(f"scans[{i}]: expected finite points; leave out what is a hole")
-    frames, most = len(clouds), max(1, *map(len, clouds))
-    points, there = clouds[0].new_zeros(frames, most, 3), clouds[0].new_zeros(frames, most)
-    for i, cloud in enumerate(clouds):
-        points[i, : len(cloud)], there[i, : len(cloud)] = cloud, 1
-    if camera.focal.dim() > 1 and len(camera.focal) != frames:
-        raise ValueError(f"camera: expected one, or one for each of {frames} frames, got {len(camera.focal)}")
-    if keypoints is None:
-        if weights is not None:
-            raise ValueError("weights: expected None without keypoints")
-        return Observations(points, there, camera, plane=plane)
-    expect("keypoints", keypoints, len(layout), 2)
-    if keypoints.shape[:-2] != (frames,):
-        raise ValueError(f"keypoints: expected shape ({frames}, {len(layout)}, 2), got {tuple(keypoints.shape)}")
-    confidences = expand_weights(weights, keypoints.shape[:2])
-    confidences = torch.ones_like(keypoints[..., 0]) if confidences is None else confidences.to(keypoints)
-    return Observations(points, there, camera, hide(keypoints, confidences, 1), confidences, plane)
-
-
 def _read_start(start: BodyParameters, body: BodyModel, frames: int) -> BodyParameters:
     """One start a frame."""
     try:
         wanted = BodyParameters.zeros(body, frames)
         return BodyParameters(*(part.expand_as(like) for part, like in zip(start, wanted, strict=True)))
     except RuntimeError as error:
-        raise ValueError(f"start: expected parameters of this body, for one frame or {frames}: {error}") from None
+        raise ValueError(
+            f"start: expected parameters of this body, for one frame or {frames}: {error}"
+        ) from None
 
 
-def _read_prior(prior: MahalanobisPrior | None, body: BodyModel, age_offset: float | None) -> MahalanobisPrior:
+def _read_prior(
+    prior: MahalanobisPrior | None, body: BodyModel, age_offset: float | None
+) -> MahalanobisPrior:
     names = body.asset.joint_names[1:]
     if prior is not None:
         if prior.joint_names != names:

@@ -1,0 +1,107 @@
+"""What was seen in the frames of a sequence: clouds of one size, cameras, landmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from agebody.body import BodyModel
+from agebody.cameras import Camera
+from agebody.fitting.scan_clouds import Cloud, Plane
+from agebody.keypoints import KeypointLayout
+from agebody.proximity import rows_of
+from agebody.reduction import expand_weights, expect, hide
+
+
+class Frames(NamedTuple):
+    """What was seen in F frames, in one world."""
+
+    points: Float[Tensor, "F N 3"]
+    """Scans, filled up to the same size [m]."""
+    weights: Float[Tensor, "F N"]
+    """0 for what fills up."""
+    camera: Camera
+    """Of all frames, or of each."""
+    keypoints: Float[Tensor, "F K 2"] | None = None
+    """Landmarks in the images [px]."""
+    confidences: Float[Tensor, "F K"] | None = None
+    plane: Plane | None = None
+
+
+def read_frames(
+    body: BodyModel,
+    scans: Sequence[Cloud | Tensor],
+    camera: Camera,
+    keypoints: Tensor | None,
+    weights: Tensor | None,
+    layout: KeypointLayout,
+    plane: Plane | None,
+) -> Frames:
+    """Everything checked, in the body's type, and as one batch.
+
+    Raises:
+        TypeError, ValueError: as `agebody.fitting.scans.fit_scans`.
+    """
+    clouds = [scan.points if isinstance(scan, Cloud) else scan for scan in scans]
+    if not clouds:
+        raise ValueError("scans: expected at least one, got none")
+    for i, cloud in enumerate(clouds):
+        expect(f"scans[{i}]", cloud, None, 3)
+        if cloud.dim() != 2 or cloud.dtype != body.dtype:
+            raise ValueError(
+                f"scans[{i}]: expected {body.dtype} (N, 3), got {cloud.dtype} {tuple(cloud.shape)}"
+            )
+        if not cloud.isfinite().all():
+            raise ValueError(f"scans[{i}]: expected finite points; leave out what is a hole")
+    frames, most = len(clouds), max(1, *map(len, clouds))
+    points, there = clouds[0].new_zeros(frames, most, 3), clouds[0].new_zeros(frames, most)
+    for i, cloud in enumerate(clouds):
+        points[i, : len(cloud)], there[i, : len(cloud)] = cloud, 1
+    if camera.focal.dim() > 1 and len(camera.focal) != frames:
+        raise ValueError(f"camera: expected one, or one for each of {frames} frames, got {len(camera.focal)}")
+    if keypoints is None:
+        if weights is not None:
+            raise ValueError("weights: expected None without keypoints")
+        return Frames(points, there, camera, plane=plane)
+    expect("keypoints", keypoints, len(layout), 2)
+    if keypoints.shape[:-2] != (frames,):
+        raise ValueError(
+            f"keypoints: expected shape ({frames}, {len(layout)}, 2), got {tuple(keypoints.shape)}"
+        )
+    confidences = expand_weights(weights, keypoints.shape[:2])
+    confidences = torch.ones_like(keypoints[..., 0]) if confidences is None else confidences.to(keypoints)
+    return Frames(points, there, camera, hide(keypoints, confidences, 1), confidences, plane)
+
+
+def eye_of(camera: Camera, like: Tensor) -> Float[Tensor, "*batch 3"]:
+    """Where the camera is [m]."""
+    return camera.to_world(like.new_zeros(1, 3))[..., 0, :]
+
+
+def camera_of(camera: Camera, rows: Int[Tensor, " b"]) -> Camera:
+    """The cameras of some frames; what all share stays as it is."""
+
+    def pick(part: Tensor, entry: int = 1) -> Tensor:
+        return part if part.dim() == entry else part[rows]
+
+    return Camera(
+        pick(camera.focal),
+        pick(camera.center),
+        None if camera.rotation is None else pick(camera.rotation, 2),
+        None if camera.translation is None else pick(camera.translation),
+        None if camera.distortion is None else pick(camera.distortion),
+    )
+
+
+def draw_points(
+    points: Float[Tensor, "F N 3"], weights: Float[Tensor, "F N"], count: int
+) -> tuple[Float[Tensor, "F S 3"], Float[Tensor, "F S"]]:
+    """At most so many points of each scan, drawn at random but always the same."""
+    generator = torch.Generator().manual_seed(0)
+    order = torch.rand(weights.shape, generator=generator).to(points)
+    chosen = torch.where(weights != 0, order, -1).topk(min(count, weights.shape[1]), 1).indices
+    return rows_of(points, chosen), weights.gather(1, chosen)
