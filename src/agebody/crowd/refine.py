@@ -313,12 +313,10 @@ class _Scene(NamedTuple):
         points = place.apply(self.points[rows])
         by_moves = place.by_moves(points)
         camera = _each(self.camera, lambda part: part[rows])
-        project = lambda p: camera.project(p.flatten(1, 2)).pixels.unflatten(1, p.shape[1:3])  # noqa: E731
-        pixels = project(points)
-        columns = [torch.func.jvp(project, (points,), (way,))[1] for way in by_moves.unbind(-1)]
+        pixels, by_points = _projected(camera, points)
         share = (self.confidence[rows].sqrt() / self.deviations.pixels)[..., None]
         residuals = share * (pixels - self.seen[rows])
-        slopes = share[..., None] * torch.stack(columns, -1)
+        slopes = share[..., None] * (by_points @ by_moves)
         return _Term.of_people(residuals.flatten(2), slopes.flatten(2, 3))
 
     def _depth(self, own: Tensor, share: Tensor) -> _Term:
@@ -476,6 +474,17 @@ def _by_moves(points: Tensor, root: Tensor) -> Tensor:
     zero = torch.zeros_like(root[..., 2])
     right = torch.stack((root[..., 2], zero, zero), -1)
     return torch.stack((root, points - root, right, right.roll(1, -1)), -1)
+
+
+def _projected(camera: Camera, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Pixels (b, P, K, 2), and their derivatives by each point, (b, P, K, 2, 3)."""
+    with torch.inference_mode(False), torch.enable_grad():
+        places = points.detach().clone().requires_grad_()
+        pixels = camera.project(places.flatten(1, 2)).pixels.unflatten(1, points.shape[1:3])
+        rows = [
+            torch.autograd.grad(pixels[..., i].sum(), places, retain_graph=True)[0] for i in range(2)
+        ]  # fmt: skip
+    return pixels.detach(), torch.stack(rows, -2)
 
 
 def _across(normal: Tensor) -> Tensor:

@@ -1,0 +1,805 @@
+"""People of one image in one space: the closed form against its formula, its guards, what is written back."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.optimize import minimize as scipy_minimize
+from scipy.stats import linregress
+from typer.testing import CliRunner
+
+import agebody
+from agebody.age import AgeCurve, median_stature, stature_sd
+from agebody.cameras import Camera
+from agebody.cli import app
+from agebody.collisions import find_penetrations
+from agebody.crowd import (
+    HEIGHT_CLASSES,
+    Deviations,
+    HeightPrior,
+    height_class,
+    is_far,
+    mask_depths,
+    place_people,
+    prior_of_age,
+    prior_of_age_offset,
+    prior_of_class,
+    refine_crowd,
+    rest_height,
+    surface_depth,
+    write_back,
+)
+from agebody.fitting.parameters import BodyParameters
+from agebody.losses import FEET, part_vertices
+from agebody.poses import pose
+from agebody.render import render
+
+MILLIMETRE = 1e-3
+UPRIGHT = (math.pi, 0.0, 0.0)
+"""Turns a body upright before a camera whose y axis points down; it faces the camera."""
+
+
+def crowd(seed=0, images=6, people=5):
+    """True depths and statures, and what a single-person fit makes of them: another size, the same image."""
+    generator = torch.Generator().manual_seed(seed)
+    depth = 2 + 6 * torch.rand(images, people, generator=generator, dtype=torch.float64)
+    height = 0.6 + 1.3 * torch.rand(images, people, generator=generator, dtype=torch.float64)
+    wrong = torch.exp(0.3 * torch.randn(images, people, generator=generator, dtype=torch.float64))
+    return depth, height, wrong
+
+
+def prior_at(height, sd=0.07):
+    return HeightPrior(height, torch.full_like(height, sd))
+
+
+class TestPlacePeople:
+    @given(
+        st.integers(0, 100), st.floats(0.01, 100), st.floats(-3, 30),
+        st.sampled_from([torch.float32, torch.float64]),
+    )  # fmt: skip
+    def test_exact_depths_and_heights_give_the_true_layout(self, seed, unit, origin, dtype):
+        depth, height, wrong = (part.to(dtype) for part in crowd(seed))
+        found = place_people((depth + origin) / unit, depth / wrong, height / wrong, prior_at(height))
+        assert found.placed.all()
+        assert (found.depth - depth).abs().max() < MILLIMETRE
+        assert (found.height - height).abs().max() < MILLIMETRE
+        assert torch.allclose(found.slope[:, 0], depth.new_tensor(unit), rtol=1e-3)
+        assert found.depth.dtype == dtype
+
+    def test_solves_the_published_equations(self):
+        depth, height, wrong = crowd(1)
+        z, h = depth / wrong, height / wrong
+        d = depth * (1 + 0.05 * torch.randn_like(depth))
+        mean, sd = height + 0.1, 0.05 + 0.1 * torch.rand_like(height)
+        found = place_people(d, z, h, HeightPrior(mean, sd), max_height=100.0)
+        w, q = 1 / sd**2, h / z
+        a, b, c, e_d, e = (
+            t.sum(1) for t in (w * q**2 * d**2, w * q**2 * d, w * q**2, w * q * d * mean, w * q * mean)
+        )
+        slope, shift = (c * e_d - b * e) / (a * c - b**2), (a * e - b * e_d) / (a * c - b**2)
+        assert torch.allclose(found.slope[:, 0], slope)
+        assert torch.allclose(found.shift[:, 0], shift)
+        expected = ((h * (slope[:, None] * d + shift[:, None]) / z - mean) / sd).abs().mean(1)
+        assert torch.allclose(found.deviation, expected)
+
+    def test_is_the_minimum_that_scipy_finds(self):
+        depth, height, wrong = crowd(2, images=1)
+        z, h, d = (t[0].numpy() for t in (depth / wrong, height / wrong, depth * 0.5 + 0.1))
+        mean = height[0].numpy() * np.array([1.1, 0.95, 1.0, 1.02, 0.9])
+        cost = lambda v: (((h * (v[0] * d + v[1]) / z - mean) / 0.07) ** 2).sum()  # noqa: E731
+        best = scipy_minimize(cost, [1.0, 1.0], method="Nelder-Mead", options={"xatol": 1e-9, "fatol": 1e-12})
+        one = lambda array: torch.from_numpy(array)  # noqa: E731
+        found = place_people(one(d), one(z), one(h), prior_at(one(mean)))
+        assert (found.slope[0].item(), found.shift[0].item()) == pytest.approx(best.x, rel=1e-5)
+
+    def test_the_least_slope_holds_and_the_shift_is_the_best_then(self):
+        depth, height, wrong = crowd(3)
+        z, h = depth / wrong, height / wrong
+        found = place_people(depth, z, h, prior_at(height), min_slope=1.5, max_height=100.0)
+        q = h / z
+        assert found.bounded[:, 0].all()
+        assert not found.bounded[:, 1].any()
+        expected = ((q * height).sum(1) - 1.5 * (q**2 * depth).sum(1)) / (q**2).sum(1)
+        assert torch.allclose(found.shift[:, 0], expected)
+
+    def test_the_least_slope_is_that_of_the_bodies_that_can_be_believed(self):
+        depth, height, wrong = crowd(4, images=1)
+        slopes = torch.tensor([[2.0, 3.0, 100.0, 100.0, torch.nan]]).double()
+        correlations = torch.tensor([[0.9, 0.6, 0.4, -0.9, torch.nan]]).double()
+        given = (depth, depth / wrong, height / wrong, prior_at(height))
+        found = place_people(*given, body_slope=slopes, body_correlation=correlations, max_height=100.0)
+        assert found.slope[0, 0].item() == pytest.approx((0.9 * 2 + 0.6 * 3) / 1.5)
+        unsure = place_people(
+            *given, body_slope=slopes, body_correlation=correlations * 0, min_slope=1.25, max_height=9.0
+        )
+        assert unsure.slope[0, 0].item() == 1.25
+
+    def test_people_in_one_plane_take_the_least_slope(self):
+        height = torch.tensor([1.2, 1.7, 1.8]).double()
+        depth = torch.tensor([4.0, 4.05, 4.1]).double()
+        spread = torch.full_like(depth, 0.1)
+        free = place_people(depth, depth, height, prior_at(height * 1.1), min_slope=1.0)
+        plane = place_people(depth, depth, height, prior_at(height * 1.1), min_slope=1.0, spread=spread)
+        assert not free.bounded[0]
+        assert plane.bounded[0]
+        assert plane.slope[0] == 1
+        # All of one depth: nothing else is possible, and nothing is infinite.
+        same = place_people(torch.full_like(depth, 4), depth, height, prior_at(height))
+        assert same.bounded[0]
+        assert same.depth.isfinite().all()
+
+    def test_who_would_be_too_tall_is_dropped_worst_first(self):
+        depth, height, _ = crowd(5, images=1)
+        height = torch.full_like(height, 1.7)
+        seen = depth.clone()
+        seen[0, 1] += 4.0  # the depth map saw what is behind
+        prior = prior_at(height)
+        prior.sd[0, 1] = 0.3
+        found = place_people(seen, depth, height, prior)
+        assert found.placed.tolist() == [[True, False, True, True, True]]
+        assert (found.depth - depth).abs().max() < MILLIMETRE
+        assert found.people.tolist() == [[4, 0]]
+        kept = place_people(seen, depth, height, prior, max_dropped=0, max_height=100.0)
+        assert (kept.depth - depth).abs().max() > 0.1
+
+    def test_nobody_is_put_behind_the_camera(self):
+        depth = torch.tensor([1.0, 5.0, 6.0, 7.0]).double()
+        seen = torch.tensor([-30.0, 5.0, 6.0, 7.0]).double()
+        height = torch.full_like(depth, 1.7)
+        found = place_people(
+            seen, depth, height, HeightPrior(height, torch.tensor([10.0, 0.01, 0.01, 0.01]).double())
+        )
+        assert found.placed.tolist() == [False, True, True, True]
+        assert (found.depth > 0).all()
+
+    def test_less_than_two_people_stay_where_they_are(self):
+        depth, height, wrong = crowd(6, images=3, people=2)
+        weights = torch.tensor([[1, 1], [1, 0], [0, 0]])
+        found = place_people(depth, depth / wrong, height / wrong, prior_at(height), weights=weights.double())
+        assert found.placed.tolist() == [[True, True], [False, False], [False, False]]
+        assert found.scale[1].tolist() == [1, 1]
+        assert found.depth[1].tolist() == [(depth / wrong)[1, 0].item(), 0]
+        assert found.deviation.isnan().tolist() == [False, True, True]
+        # Two of whom one is a giant: the other alone is no line.
+        giant = place_people(
+            depth[0],
+            depth[0],
+            torch.tensor([1.7, 1.7]).double(),
+            prior_at(torch.tensor([1.7, 3.0]).double(), 0.01),
+        )
+        assert not giant.placed.any()
+
+    def test_far_people_have_a_line_of_their_own_behind_the_near(self):
+        depth = torch.tensor([3.0, 4.0, 12.0, 14.0]).double()
+        height = torch.full_like(depth, 1.7)
+        far = torch.tensor([False, False, True, True])
+        seen = torch.where(far, depth / 2, depth)  # the map has no one scale
+        found = place_people(seen, depth / 1.1, height / 1.1, prior_at(height), far=far)
+        assert (found.depth - depth).abs().max() < MILLIMETRE
+        assert torch.allclose(found.slope, torch.tensor([1.0, 2.0]).double())
+        # Far people whom their prior takes for dwarfs would stand among the near ones.
+        dwarfs = HeightPrior(torch.tensor([1.7, 1.7, 0.4, 0.4]).double(), torch.full_like(depth, 0.07))
+        moved = place_people(seen, depth, height, dwarfs, far=far)
+        assert moved.depth[2].item() == pytest.approx(4.0)
+        assert (moved.depth[2:] >= moved.depth[:2].max() - 1e-9).all()
+
+    def test_absent_people_are_not_looked_at(self):
+        depth, height, wrong = crowd(7)
+        there = torch.ones_like(depth)
+        there[:, 2] = 0
+        parts = []
+        for fill in (torch.nan, torch.inf, 5.0):
+            given = [t.clone() for t in (depth, depth / wrong, height / wrong, height)]
+            for tensor in given:
+                tensor[:, 2] = fill
+            leaves = [tensor.requires_grad_() for tensor in given]
+            found = place_people(*leaves[:3], prior_at(leaves[3]), weights=there, spread=leaves[0] * 0.01)
+            gradients = torch.autograd.grad(found.depth.square().sum(), leaves)
+            assert all(g.isfinite().all() and (g[:, 2] == 0).all() for g in gradients)
+            parts.append((found.depth, found.scale, found.height, *gradients))
+        assert all(torch.equal(a, b) for other in parts[1:] for a, b in zip(parts[0], other, strict=True))
+        assert (parts[0][0][:, 2] == 0).all()
+        assert (parts[0][1][:, 2] == 1).all()
+
+    def test_gradients(self):
+        depth, height, wrong = crowd(8, images=2, people=4)
+        far = torch.tensor([[False, False, True, True], [False] * 4])
+
+        def places(d, z, h, mean, sd):
+            found = place_people(d, z, h, HeightPrior(mean, sd), far=far, max_height=50.0, min_slope=0.1)
+            return found.depth, found.scale, found.height, found.deviation
+
+        given = [
+            t.requires_grad_()
+            for t in (depth * 0.7, depth / wrong, height / wrong, height + 0.05, height * 0.05)
+        ]
+        assert torch.autograd.gradcheck(places, given)
+
+    def test_images_do_not_see_each_other(self):
+        depth, height, wrong = crowd(9)
+        all_at_once = place_people(
+            depth[:, None],
+            (depth / wrong)[:, None],
+            (height / wrong)[:, None],
+            prior_at(height[:, None] * 1.02),
+        )
+        for i in range(len(depth)):
+            one = place_people(depth[i], (depth / wrong)[i], (height / wrong)[i], prior_at(height[i] * 1.02))
+            assert torch.allclose(all_at_once.depth[i, 0], one.depth)
+
+    def test_order_of_people_changes_nothing_and_weights_repeat_them(self):
+        depth, height, wrong = crowd(10)
+        noisy = depth + 0.3 * torch.sin(7 * depth)
+        given = (noisy, depth / wrong, height / wrong, height * 1.03)
+        turned = [t.flip(-1) for t in given]
+        found, back = (place_people(*g[:3], prior_at(g[3]), max_height=50.0) for g in (given, turned))
+        assert torch.allclose(found.depth, back.depth.flip(-1))
+        twice = [torch.cat((t, t[:, :1]), 1) for t in given]
+        weights = torch.tensor([2.0, 1, 1, 1, 1]).double()
+        heavy = place_people(*given[:3], prior_at(given[3]), max_height=50.0, weights=weights)
+        again = place_people(*twice[:3], prior_at(twice[3]), max_height=50.0)
+        assert torch.allclose(heavy.slope, again.slope)
+
+    def test_compiles_and_batches(self):
+        depth, height, wrong = crowd(11)
+        plain = lambda d, z, h: place_people(d, z, h, prior_at(height[0])).depth  # noqa: E731
+        each = torch.stack([plain(*row) for row in zip(depth, depth / wrong, height / wrong, strict=True)])
+        assert torch.allclose(torch.func.vmap(plain)(depth, depth / wrong, height / wrong), each)
+
+    @pytest.mark.usefixtures("unchecked")
+    def test_errors(self):
+        depth, height, _ = crowd(12)
+        prior = prior_at(height)
+        with pytest.raises(ValueError, match=r"height: expected the shape of depth"):
+            place_people(depth, depth, height[:, :1], prior)
+        with pytest.raises(TypeError, match="depth: expected a floating type"):
+            place_people(depth.long(), depth, height, prior)
+        with pytest.raises(ValueError, match="body_slope, body_correlation: expected both or neither"):
+            place_people(depth, depth, height, prior, body_slope=depth)
+        with pytest.raises(ValueError, match="far: expected booleans"):
+            place_people(depth, depth, height, prior, far=depth)
+        with pytest.raises(ValueError, match="weights: expected a shape that broadcasts"):
+            place_people(depth, depth, height, prior, weights=depth[:, :3])
+
+
+def test_is_far():
+    # 2 m at 20 m with f = 1000: 100 pixels, a quarter of 400.
+    depth = torch.tensor([19.9, 20.1])
+    assert is_far(depth, 1000.0, (600.0, 400.0)).tolist() == [False, True]
+
+
+class TestHeightPrior:
+    def test_classes_of_the_paper(self):
+        years = torch.tensor([0.5, 2.99, 3.0, 7.9, 8.0, 14.9, 15.0, 40.0, torch.nan])
+        names = [HEIGHT_CLASSES[i].name for i in height_class(years)]
+        assert names == ["under 3"] * 2 + ["3 to 8"] * 2 + ["8 to 15"] * 2 + ["adult"] * 3
+        grown = height_class(torch.tensor([30.0, 30.0, 30.0, 5.0]), sex=torch.tensor([0, 1, 2, 1]))
+        assert [HEIGHT_CLASSES[i].name for i in grown] == ["adult", "woman", "man", "3 to 8"]
+        prior = prior_of_class(grown, dtype=torch.float64)
+        assert prior.mean.tolist() == [1.715, 1.647, 1.784, 1.122]
+        assert prior.sd.tolist() == [0.1, 0.0707, 0.0759, 0.12]
+
+    def test_by_age_is_the_who(self):
+        years = torch.tensor([0.0, 4.5, 12.0, 60.0]).double()
+        for number, sex in enumerate(("neutral", "female", "male")):
+            prior = prior_of_age(years, sex=torch.full((4,), number))
+            assert torch.allclose(prior.mean, median_stature(years, sex=sex))
+            assert torch.allclose(prior.sd, stature_sd(years, sex=sex))
+        assert torch.equal(prior_of_age(years).mean, median_stature(years))
+
+    def test_an_uncertain_age_widens_it_where_people_grow(self):
+        years = torch.tensor([4.0, 40.0]).double()
+        sure, unsure = prior_of_age(years), prior_of_age(years, years_sd=1.0)
+        growth = (median_stature(5.0) - median_stature(3.0)) / 2
+        assert unsure.sd[0].item() == pytest.approx(math.hypot(stature_sd(4.0), growth))
+        assert unsure.sd[1] == sure.sd[1]
+
+    def test_by_age_offset(self, mannequin_asset):
+        curve = AgeCurve.from_asset(mannequin_asset)
+        years = torch.tensor([1.0, 6.0, 12.0]).double()
+        prior = prior_of_age_offset(curve.years_to_offset(years), curve)
+        assert torch.allclose(prior.mean, median_stature(years))
+        assert (prior.sd > stature_sd(years)).all()
+        exact = prior_of_age_offset(curve.years_to_offset(years), curve, offset_sd=0.0)
+        assert torch.allclose(exact.sd, stature_sd(years))
+
+    def test_towards_a_height(self):
+        prior = HeightPrior(torch.tensor([1.7, 1.1]), torch.tensor([0.1, 0.1]))
+        moved = prior.towards(torch.tensor([1.8, 1.3]), share=torch.tensor([0.5, 0.0]))
+        assert moved.mean.tolist() == pytest.approx([1.75, 1.1])
+        assert torch.equal(moved.sd, prior.sd)
+
+    @pytest.mark.usefixtures("unchecked")
+    def test_errors(self):
+        years = torch.tensor([3.0])
+        with pytest.raises(TypeError, match="sex: expected a torch.Tensor of integers"):
+            prior_of_age(years, sex=torch.tensor([1.0]))
+        with pytest.raises(ValueError, match="sex: expected shape"):
+            height_class(years, sex=torch.tensor([1, 1]))
+
+
+class TestMaskDepths:
+    @staticmethod
+    def maps(seed=0):
+        """A body's depth over a mask, and a depth map that is an affine function of it, tilted."""
+        generator = np.random.default_rng(seed)
+        body = 4 + 0.2 * generator.random((1, 40, 30))
+        masks = np.zeros((1, 40, 30), bool)
+        masks[0, 5:35, 8:20] = True
+        tilt = 0.02 * np.arange(40)[:, None]
+        depth = (body[0] - 1.0) / 3.0 + tilt
+        return torch.from_numpy(depth), torch.from_numpy(body), torch.from_numpy(masks)
+
+    def test_means_and_slope(self):
+        depth, body, masks = self.maps()
+        found = mask_depths(depth, body, masks)
+        inside = masks[0]
+        assert found.pixels.item() == inside.sum()
+        assert found.depth.item() == pytest.approx(depth[inside].mean().item())
+        assert found.rendered_depth.item() == pytest.approx(body[0][inside].mean().item())
+        assert found.spread.item() == pytest.approx(depth[inside].std(correction=0).item())
+        # The tilt of the ground is no relief of the body.
+        assert found.slope.item() == pytest.approx(3.0)
+        assert found.correlation.item() == pytest.approx(1.0)
+
+    def test_slope_is_the_regression_of_rows(self):
+        depth, body, masks = self.maps(1)
+        depth = depth + 0.01 * torch.sin(100 * body[0])
+        found = mask_depths(depth, body, masks)
+        rows = [
+            (d[m] - d[m].mean(), b[m] - b[m].mean())
+            for d, b, m in zip(depth, body[0], masks[0], strict=True)
+            if m.any()
+        ]
+        line = linregress(torch.cat([r[0] for r in rows]), torch.cat([r[1] for r in rows]))
+        assert found.slope.item() == pytest.approx(line.slope)
+        assert found.correlation.item() == pytest.approx(line.rvalue)
+
+    def test_what_stands_before_or_behind_is_left_out(self):
+        depth, body, masks = self.maps(2)
+        clean = mask_depths(depth, body, masks)
+        wall = depth.clone()
+        wall[10:13, 8:20] = 50.0  # the mask spills over the wall
+        wall[14, 9] = torch.nan
+        found = mask_depths(wall, body, masks)
+        assert found.pixels.item() == clean.pixels.item() - 3 * 12 - 1
+        left = masks[0].clone()
+        left[10:13] = left[14, 9] = False
+        assert found.depth.item() == pytest.approx(depth[left].mean().item())
+        bumped = body.clone()
+        bumped[0, 20, 10] += 0.5  # an arm that is elsewhere: the slope changes little, the pixel goes
+        assert mask_depths(depth, bumped, masks).pixels.item() < clean.pixels.item()
+
+    def test_pixels_without_a_body_do_not_count(self):
+        depth, body, masks = self.maps(3)
+        part = body.clone()
+        part[0, :20] = torch.inf
+        assert mask_depths(depth, part, masks).pixels.item() == masks[0, 20:].sum()
+        nobody = mask_depths(depth, body, masks & False)
+        assert [value.item() for value in nobody] == [0, 0, 0, 0, 0, 0]
+
+    def test_one_map_of_all_people(self):
+        depth, body, masks = self.maps(4)
+        both = torch.cat((masks, masks.roll(8, -1) & ~masks))
+        shared = mask_depths(depth, body, both)
+        each = mask_depths(depth, body.expand(2, -1, -1), both)
+        assert all(torch.equal(a, b) for a, b in zip(shared, each, strict=True))
+        batch = mask_depths(depth.expand(3, -1, -1), body.expand(3, -1, -1, -1), both.expand(3, -1, -1, -1))
+        assert torch.equal(batch.depth, shared.depth.expand(3, -1))
+
+    @pytest.mark.usefixtures("unchecked")
+    def test_errors(self):
+        depth, body, masks = self.maps()
+        with pytest.raises(TypeError, match="masks: expected a torch.Tensor of booleans"):
+            mask_depths(depth, body, masks.double())
+        with pytest.raises(ValueError, match="masks: expected shape"):
+            mask_depths(depth, body, masks[:, :-1])
+
+
+@pytest.fixture(scope="module")
+def body(mannequin_asset):
+    return agebody.SMPLA(mannequin_asset, dtype=torch.float64)
+
+
+def standing(body, age_offset, places, name="standing", ground=1.3):
+    """People upright on the plane y = ground, in camera coordinates."""
+    count = len(age_offset)
+    angles = torch.from_numpy(pose(name, body.asset.joint_names))[1:].to(body.dtype)
+    parameters = BodyParameters.zeros(body, count)._replace(
+        global_orient=torch.tensor(UPRIGHT, dtype=body.dtype).expand(count, 3),
+        body_pose=angles.expand(count, -1, -1),
+        age_offset=torch.as_tensor(age_offset, dtype=body.dtype),
+    )
+    low = body(**parameters.arguments(body)).vertices[..., 1].amax(-1)
+    x, z = torch.as_tensor(places, dtype=body.dtype).unbind(-1)
+    return parameters._replace(transl=torch.stack((x, ground - low, z), -1))
+
+
+CAMERA = Camera(torch.tensor([700.0, 700.0]).double(), torch.tensor([320.0, 240.0]).double())
+
+
+class TestSurfaceDepth:
+    def test_is_the_mean_of_a_picture(self, body):
+        people = standing(body, [0.0, 0.6], [(0.3, 4.0), (-0.3, 3.0)], ground=0.9)
+        vertices = body(**people.arguments(body)).vertices
+        found = surface_depth(vertices, body.faces)
+        for person, depth in zip(vertices, found, strict=True):
+            picture = render(person, body.faces, CAMERA, size=(640, 480), light_rays=0)
+            # The mean over some 10,000 pixel centres of a relief of 10 cm.
+            assert depth.item() == pytest.approx(picture.depth[picture.instance == 0].mean(), abs=2e-3)
+
+    def test_moves_with_the_body(self, body):
+        people = standing(body, [0.0], [(0.0, 4.0)])
+        vertices = body(**people.arguments(body)).vertices
+        scale = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
+        depth = surface_depth(scale * vertices, body.faces)
+        assert torch.allclose(depth, 1.3 * surface_depth(vertices, body.faces))
+        (slope,) = torch.autograd.grad(depth.sum(), scale)
+        assert slope.item() == pytest.approx(depth.item() / 1.3)
+
+
+class TestWriteBack:
+    @pytest.mark.parametrize("name", ["mannequin", "anny"])
+    def test_statures_and_places(self, name, body, anny_asset):
+        layer = body if name == "mannequin" else agebody.SMPLA(anny_asset, dtype=torch.float64)
+        people = standing(layer, [0.0, 0.0, 0.0, 0.5, 0.9], [(0.3, 4.0)] * 5)
+        scale = torch.tensor([1.0, 1.05, 0.6, 1.1, 0.9], dtype=torch.float64)
+        found = write_back(layer, people, scale, CAMERA)
+        before = rest_height(layer, people.betas, people.age_offset)
+        assert torch.allclose(found.height, scale * before, atol=1e-6)
+        assert found.exact.all()
+        assert found.by_age.tolist() == [False, False, True, True, True]
+        roots = [layer(**p.arguments(layer)).joints[:, 0] for p in (people, found.parameters)]
+        assert torch.allclose(roots[1][:, 2], scale * roots[0][:, 2])
+        assert torch.equal(found.parameters.body_pose, people.body_pose)
+        assert found.pixels[0] < 1e-9
+        # Adults are scaled nearly alike; a child has another build than an adult of its size.
+        assert found.pixels[1] < 3
+        assert found.pixels.max() < 15
+
+    def test_sideways_is_the_best(self, body):
+        people = standing(body, [0.0], [(0.4, 4.0)])
+        found = write_back(body, people, torch.tensor([0.55], dtype=torch.float64), CAMERA)
+        before = body.keypoints("smpl24", **people.arguments(body))
+
+        def squares(shift):
+            moved = found.parameters._replace(transl=found.parameters.transl + shift)
+            after = body.keypoints("smpl24", **moved.arguments(body))
+            return (CAMERA.project(after).pixels - CAMERA.project(before).pixels).square().sum().item()
+
+        steps = 1e-3 * torch.tensor([[1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0]], dtype=torch.float64)
+        assert all(squares(step) > squares(0 * step) for step in steps)
+
+    def test_a_child_that_shrinks_changes_its_age(self, body):
+        people = standing(body, [0.0, 0.0], [(0.0, 4.0)] * 2)
+        scale = torch.tensor([0.9, 0.9], dtype=torch.float64)
+        found = write_back(body, people, scale, CAMERA, child=torch.tensor([True, False]))
+        assert found.by_age.tolist() == [True, False]
+        assert found.parameters.age_offset[0] > 0.1
+        assert found.parameters.betas[1, 0] != 0
+        assert found.parameters.betas[0, 0] == 0
+
+    def test_says_where_it_cannot(self, body):
+        people = standing(body, [0.9], [(0.0, 3.0)])
+        found = write_back(body, people, torch.tensor([0.5], dtype=torch.float64), CAMERA)
+        assert not found.exact.any()
+        assert found.parameters.age_offset.item() == 1.0
+
+    def test_the_root_can_be_given(self, body):
+        people = standing(body, [0.0], [(0.0, 4.0)])
+        root = torch.tensor([[0.1, 0.2, 5.0]], dtype=torch.float64)
+        found = write_back(body, people, torch.ones(1, dtype=torch.float64), CAMERA, root=root)
+        assert body(**found.parameters.arguments(body)).joints[0, 0, 2].item() == pytest.approx(5.0)
+
+    def test_a_body_of_one_age(self, mannequin_asset):
+        adult = agebody.SMPL(mannequin_asset, dtype=torch.float64)
+        people = BodyParameters.zeros(adult, 1)._replace(
+            transl=torch.tensor([[0.0, 0, 4]], dtype=torch.float64)
+        )
+        found = write_back(adult, people, torch.tensor([0.95], dtype=torch.float64), CAMERA)
+        assert found.exact.all()
+        assert not found.by_age.any()
+
+    @pytest.mark.usefixtures("unchecked")
+    def test_errors(self, body):
+        people = standing(body, [0.0], [(0.0, 4.0)])
+        scale = torch.ones(1, dtype=torch.float64)
+        with pytest.raises(ValueError, match="scale: expected shape"):
+            write_back(body, people, torch.ones(2, dtype=torch.float64), CAMERA)
+        with pytest.raises(ValueError, match="camera: expected no rotation"):
+            write_back(body, people, scale, CAMERA._replace(translation=torch.zeros(3)))
+
+
+class TestRefine:
+    @staticmethod
+    def scene(body):
+        """An adult, a child and an infant side by side on one ground, apart from one another."""
+        people = standing(body, [0.0, 0.4, 0.75], [(-0.9, 4.0), (0.0, 4.5), (0.9, 5.0)])
+        out = body(**people.arguments(body))
+        points = body.keypoints("coco17", **people.arguments(body))
+        soles = out.vertices[:, part_vertices(body.asset, FEET, facing=(0, -1, 0))]
+        return people, out, points, soles
+
+    def test_the_truth_stays(self, body):
+        people, out, points, soles = self.scene(body)
+        height = rest_height(body, people.betas, people.age_offset)
+        found = refine_crowd(
+            points, CAMERA, out.joints[:, 0], feet=soles, height=height, prior=prior_at(height),
+            layer=torch.tensor([0, 1, 2]), vertices=out.vertices, faces=body.faces,
+        )  # fmt: skip
+        assert found.converged
+        assert found.cost < 1e-12
+        assert torch.allclose(found.apply(out.vertices), out.vertices, atol=1e-6)
+        assert torch.allclose(found.normal, torch.tensor([0.0, -1, 0]).double(), atol=1e-6)
+        assert found.offset.item() == pytest.approx(-1.3, abs=1e-6)
+
+    def test_wrong_sizes_come_back_to_the_ground(self, body):
+        people, out, points, soles = self.scene(body)
+        height = rest_height(body, people.betas, people.age_offset)
+        scale = torch.tensor([1.1, 0.92, 1.12], dtype=torch.float64)
+        wrong = lambda t: t * scale[:, None, None]  # noqa: E731
+        root = wrong(out.joints)[:, 0]
+        found = refine_crowd(
+            wrong(points), CAMERA, root, feet=wrong(soles), height=scale * height, prior=prior_at(height),
+        )  # fmt: skip
+        error = (found.new_root - out.joints[:, 0])[:, 2].abs()
+        assert found.converged
+        # The ground and the priors together take away more than half of what was wrong.
+        assert error.sum() < 0.5 * (root - out.joints[:, 0])[:, 2].abs().sum()
+        pixels = [CAMERA.project(p).pixels for p in (points, found.apply(wrong(points)))]
+        assert (pixels[0] - pixels[1]).norm(dim=-1).mean() < 1
+
+    def test_sizes_are_held_without_a_prior(self, body):
+        _, out, points, soles = self.scene(body)
+        found = refine_crowd(points * 1.1, CAMERA, 1.1 * out.joints[:, 0], feet=soles * 1.2)
+        assert torch.equal(found.scale, torch.ones(3, dtype=torch.float64))
+        assert found.cost > 0
+
+    def test_order(self, body):
+        _, out, points, _ = self.scene(body)
+        layer = torch.tensor([1, 0, -1])  # the second is the nearer one
+        found = refine_crowd(points, CAMERA, out.joints[:, 0], layer=layer)
+        before, after = out.joints[:, 0, 2], found.new_root[:, 2]
+        assert after[1] - after[0] < before[1] - before[0]
+        assert after[2] == pytest.approx(before[2].item())
+        strict = Deviations(order=0.001, depth=1.0, pixels=100.0)
+        found = refine_crowd(points, CAMERA, out.joints[:, 0], layer=layer, deviations=strict)
+        assert found.new_root[0, 2] - found.new_root[1, 2] == pytest.approx(0.3, abs=0.01)
+
+    def test_people_leave_one_another(self, body):
+        people = standing(body, [0.0, 0.3], [(0.0, 4.0), (0.25, 4.1)])
+        out = body(**people.arguments(body))
+        points = body.keypoints("coco17", **people.arguments(body))
+        inside = find_penetrations(out.vertices.float(), body.faces)
+        height = rest_height(body, people.betas, people.age_offset)
+        found = refine_crowd(
+            points, CAMERA, out.joints[:, 0], vertices=out.vertices, faces=body.faces, height=height,
+            prior=prior_at(height),
+        )  # fmt: skip
+        after = find_penetrations(found.apply(out.vertices).float(), body.faces)
+        assert len(inside.image) > 20
+        assert len(after.image) < len(inside.image) / 4
+        pixels = [CAMERA.project(p).pixels for p in (points, found.apply(points))]
+        assert (pixels[0] - pixels[1]).norm(dim=-1).mean() < 3  # the standard deviation it was given
+
+    @staticmethod
+    def too_large(body, factor):
+        """People drawn larger by a factor, and what is known of them."""
+        people, out, points, soles = TestRefine.scene(body)
+        height = rest_height(body, people.betas, people.age_offset)
+        given = {"feet": soles * factor, "height": height * factor, "prior": prior_at(height, 0.05)}
+        return (points * factor, CAMERA, out.joints[:, 0] * factor), given
+
+    def test_images_do_not_see_each_other_and_absent_people_are_not_looked_at(self, body):
+        one, more = self.too_large(body, 1.05)
+        other, rest = self.too_large(body, 0.9)
+        alone = refine_crowd(*one, **more)
+        both = lambda a, b: torch.stack((b, a))  # noqa: E731
+        batch = refine_crowd(
+            both(one[0], other[0]), CAMERA, both(one[2], other[2]), feet=both(more["feet"], rest["feet"]),
+            height=both(more["height"], rest["height"]),
+            prior=HeightPrior(*map(both, more["prior"], rest["prior"])),
+        )  # fmt: skip
+        assert torch.allclose(batch.new_root[1], alone.new_root, atol=1e-6)
+        ghost = lambda t: torch.cat((t, torch.full_like(t[:1], torch.nan)))  # noqa: E731
+        haunted = refine_crowd(
+            ghost(one[0]), CAMERA, ghost(one[2]), feet=ghost(more["feet"]), height=ghost(more["height"]),
+            prior=HeightPrior(*map(ghost, more["prior"])), weights=torch.tensor([1, 1, 1, 0]).double(),
+        )  # fmt: skip
+        assert torch.allclose(haunted.new_root[:3], alone.new_root, atol=1e-6)
+        assert haunted.cost.item() == pytest.approx(alone.cost.item())
+
+    @pytest.mark.parametrize(("method", "left"), [("lbfgs", 0.1), ("adam", 0.6)])
+    def test_other_methods_come_near(self, body, method, left):
+        points, given = self.too_large(body, 1.05)
+        best = refine_crowd(*points, **given)
+        start = refine_crowd(*points, **given, max_iterations=0)
+        found = refine_crowd(*points, **given, method=method, max_iterations=40)
+        assert best.converged
+        # They end some way up a flat valley.
+        assert found.cost - best.cost < left * (start.cost - best.cost)
+        assert found.cost >= best.cost * (1 - 1e-6)
+
+    def test_derivatives(self, body):
+        """The gradient against differences, of all terms but the search."""
+        from agebody.crowd import refine as module
+
+        people, out, points, soles = self.scene(body)
+        height = rest_height(body, people.betas, people.age_offset)
+        caught = {}
+
+        def catch(quadratize, start, **options):
+            caught.update(quadratize=quadratize, start=start)
+            return module_minimize(quadratize, start, **options)
+
+        module_minimize, module.minimize = module.minimize, catch
+        try:
+            crossed = (
+                out.vertices - torch.tensor([[-0.7, 0, 0.4], [0, 0, 0], [0.7, 0, 0.4]]).double()[:, None]
+            )
+            refine_crowd(
+                points * 1.05, CAMERA._replace(distortion=torch.tensor([0.05, 0.01, 0, 0]).double()),
+                out.joints[:, 0], feet=soles, height=height, prior=prior_at(height * 1.1),
+                layer=torch.tensor([1, 0, 0]), vertices=crossed, faces=body.faces, searches=1,
+                max_iterations=1,
+            )  # fmt: skip
+        finally:
+            module.minimize = module_minimize
+        generator = torch.Generator().manual_seed(0)
+        x = caught["start"] + 0.01 * torch.randn(
+            caught["start"].shape, generator=generator, dtype=torch.float64
+        )
+        rows = torch.zeros(1, dtype=torch.long)
+        found = caught["quadratize"](x, rows)
+        step = 1e-6
+        ways = step * torch.eye(x.shape[1], dtype=torch.float64)
+        cost = lambda at: caught["quadratize"](at, rows).cost  # noqa: E731
+        slopes = torch.stack([(cost(x + way) - cost(x - way)) / (2 * step) for way in ways], -1)
+        assert torch.allclose(found.gradient, slopes, rtol=1e-5, atol=1e-4 * slopes.abs().max().item())
+        assert torch.linalg.eigvalsh(found.normal).min() > -1e-6 * found.normal.abs().max()
+
+    @pytest.mark.usefixtures("unchecked")
+    def test_errors(self, body):
+        _, out, points, _ = self.scene(body)
+        root = out.joints[:, 0]
+        with pytest.raises(ValueError, match=r"root: expected shape \(3, 3\)"):
+            refine_crowd(points, CAMERA, root[:2])
+        with pytest.raises(ValueError, match="height, prior: expected both or neither"):
+            refine_crowd(points, CAMERA, root, height=root[:, 0])
+        with pytest.raises(ValueError, match="vertices, faces: expected both or neither"):
+            refine_crowd(points, CAMERA, root, vertices=out.vertices)
+
+
+@pytest.fixture(scope="module")
+def files(body, tmp_path_factory):
+    """An image of three people, its truth, and LABELS in which everybody has the wrong size."""
+    from agebody.labels import Labels
+
+    folder = tmp_path_factory.mktemp("crowd")
+    (folder / "depth").mkdir()
+    (folder / "masks").mkdir()
+    truth = standing(body, [0.0, 0.45, 0.8], [(-0.7, 3.5), (0.1, 4.2), (0.8, 3.0)], ground=1.0)
+    wrong = torch.tensor([1.1, 1.25, 1.5], dtype=torch.float64)
+    vertices = body(**truth.arguments(body)).vertices
+    picture = render(vertices, body.faces, CAMERA, size=(640, 480), light_rays=0)
+    depth = np.where(np.isfinite(picture.depth), picture.depth, 9.0)
+    np.save(folder / "depth" / "a.npy", depth)
+    np.save(folder / "masks" / "a.npy", picture.instance + 1)
+    start = write_back(body, truth, wrong, CAMERA).parameters
+    people = {name: tensor.numpy() for name, tensor in start._asdict().items()}
+    out = body(**start.arguments(body))
+    pixels = CAMERA.project(body.keypoints("coco17", **truth.arguments(body))).pixels
+    count = 3
+    labels = Labels(
+        body=body.asset.metadata.name, joint_names=tuple(body.asset.joint_names), keypoint_layout="coco17",
+        ids=np.arange(7, 10), image_ids=np.array(["a.jpg"] * count), image_sizes=np.array([[640, 480]] * count),
+        **people, focal=CAMERA.focal.expand(count, 2).numpy(), center=CAMERA.center.expand(count, 2).numpy(),
+        observed=np.concatenate((pixels.numpy(), np.ones((count, 17, 1))), -1), keypoints=pixels.numpy(),
+        joints=out.joints.numpy(), depth=out.joints[:, 0, 2].numpy(), boxes=np.zeros((count, 4)),
+        scores=np.ones(count), reprojection=np.zeros(count), start_reprojection=np.zeros(count),
+        converged=np.ones(count, bool), iterations=np.ones(count, int), stop=np.array(["COST"] * count),
+        cost=np.zeros(count), kept=np.ones(count, bool),
+    )  # fmt: skip
+    labels.save(folder / "labels.npz")
+    ages = AgeCurve.from_asset(body.asset).offset_to_years(truth.age_offset)
+    known = {str(7 + i): {"years": float(age)} for i, age in enumerate(ages)}
+    (folder / "people.json").write_text(json.dumps(known))
+    return folder, truth, body(**truth.arguments(body)).joints[:, 0, 2].numpy()
+
+
+class TestCommand:
+    @staticmethod
+    def run(folder, *options):
+        arguments = [
+            "crowd",
+            str(folder / "labels.npz"),
+            "--depth",
+            str(folder / "depth"),
+            "--body",
+            "mannequin",
+        ]
+        return CliRunner().invoke(app, [*arguments, *options])
+
+    def test_places_people(self, files, body, tmp_path):
+        from agebody.labels import load_labels
+
+        folder, truth, depth = files
+        output, report = tmp_path / "out.npz", tmp_path / "report.json"
+        result = self.run(
+            folder, "-o", str(output), "--masks", str(folder / "masks"), "--people", str(folder / "people.json"),
+            "--json", str(report), "--views", str(tmp_path / "views"),
+        )  # fmt: skip
+        assert result.exit_code == 0, result.output
+        before, after = load_labels(folder / "labels.npz"), load_labels(output)
+        # The priors are those of the WHO, not of these three people: some percent.
+        assert np.abs(np.log(after.depth / depth)).max() < 0.06
+        assert np.abs(np.log(before.depth / depth)).max() > 0.3
+        heights = [
+            rest_height(body, torch.from_numpy(betas), torch.from_numpy(ages)).numpy()
+            for betas, ages in (
+                (truth.betas.numpy(), truth.age_offset.numpy()),
+                (after.betas, after.age_offset),
+            )
+        ]
+        assert np.abs(np.log(heights[1] / heights[0])).max() < 0.06
+        assert after.reprojection.max() < 12
+        (row,) = json.loads(report.read_text())
+        assert [person["placed"] for person in row["people"]] == [True] * 3
+        assert row["people"][0]["id"] == 7
+        assert (tmp_path / "views" / "a.png").is_file()
+
+    def test_disparity_and_covered_pixels(self, files, tmp_path):
+        from agebody.labels import load_labels
+
+        folder, _, depth = files
+        (tmp_path / "disparity").mkdir()
+        np.save(tmp_path / "disparity" / "a.npy", 300 / np.load(folder / "depth" / "a.npy"))
+        result = self.run(
+            folder, "-o", str(tmp_path / "o.npz"), "--depth", str(tmp_path / "disparity"), "--disparity",
+            "--people", str(folder / "people.json"), "--refine",
+        )  # fmt: skip
+        assert result.exit_code == 0, result.output
+        assert np.abs(np.log(load_labels(tmp_path / "o.npz").depth / depth)).max() < 0.1
+
+    @pytest.mark.parametrize(
+        ("spoil", "message"),
+        [
+            (lambda f: (f / "depth" / "a.npy").unlink(), "there is no a.npy or a.png"),
+            (
+                lambda f: np.save(f / "depth" / "a.npy", np.zeros((4, 4, 3))),
+                r"expected numbers of shape \(H, W\)",
+            ),
+            (lambda f: np.save(f / "depth" / "a.npy", np.ones((480, 480))), "the map of a.jpg has 480 x 480"),
+            (lambda f: (f / "depth" / "a.npy").write_bytes(b"no array"), "cannot be read"),
+            (lambda f: (f / "people.json").write_text("{"), "no JSON"),
+            (lambda f: (f / "people.json").write_text('{"7": {"years": -1}}'), "expected .*years"),
+            (lambda f: (f / "labels.npz").write_bytes(b"PK"), "no file of labels"),
+            (lambda f: np.save(f / "masks" / "a.npy", np.full((480, 640), 9)), "has a person 9"),
+        ],
+    )
+    def test_says_what_is_wrong(self, files, tmp_path, spoil, message):
+        import shutil
+
+        folder = tmp_path / "copy"
+        shutil.copytree(files[0], folder)
+        spoil(folder)
+        output = tmp_path / "out.npz"
+        result = self.run(
+            folder,
+            "-o",
+            str(output),
+            "--masks",
+            str(folder / "masks"),
+            "--people",
+            str(folder / "people.json"),
+        )
+        assert result.exit_code == 1
+        assert "Traceback" not in result.output
+        import re
+
+        assert re.search(message, result.output), result.output
+        assert list(tmp_path.iterdir()) == [folder]
