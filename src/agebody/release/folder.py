@@ -100,7 +100,7 @@ def _replaceable(target: Path, overwrite: bool) -> list[str] | None:
     return found
 
 
-def _listed(manifest: Path) -> dict[str, dict[str, str]]:
+def _listed(manifest: Path) -> dict[str, dict[str, str | int]]:
     return json.loads(manifest.read_text())["files"]
 
 
