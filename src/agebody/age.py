@@ -263,6 +263,14 @@ class AgeCurve:
         """Stature of this body, of mean shape, at an age [years], in metres."""
         return _interpolate(years, self.years, self.statures)
 
+    def offset_to_stature(self, age_offset: Number) -> Number:
+        """Stature of this body, of mean shape, at an age offset [m]; held beyond birth and 19 years."""
+        return _interpolate(age_offset, self.offsets[::-1], self.statures[::-1])
+
+    def stature_to_offset(self, stature: Number) -> Number:
+        """Age offset at which this body, of mean shape, is so tall [m]; inverts `offset_to_stature`."""
+        return _interpolate(stature, self.statures, self.offsets)
+
 
 def _heights(asset: BodyAsset) -> tuple[Float[np.ndarray, " N"], Float[np.ndarray, " N"]]:
     """Stature over the age offsets from 0 up, ever smaller."""

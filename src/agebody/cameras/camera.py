@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -219,7 +219,30 @@ class Camera(NamedTuple):
 
     def to(self, *args: Any, **kwargs: Any) -> Camera:
         """All tensors moved or cast, as by ``torch.Tensor.to``."""
-        parts = {name: part.to(*args, **kwargs) for name, part in self._asdict().items() if part is not None}
+        return self.map(lambda part: part.to(*args, **kwargs))
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Camera:
+        """A function of each tensor that is there, such as ``lambda t: t[rows]`` over the batch."""
+        return Camera(**{name: function(part) for name, part in self._asdict().items() if part is not None})
+
+    def expand(self, *batch: int) -> Camera:
+        """A camera for each of a batch, without copies.
+
+        Raises:
+            ValueError: a tensor's own batch does not broadcast to it.
+        """
+        parts = {}
+        for name, part in self._asdict().items():
+            if part is None:
+                continue
+            entry = part.shape[part.dim() - (2 if name == "rotation" else 1) :]
+            try:
+                parts[name] = part.expand(*batch, *entry)
+            except RuntimeError:
+                raise ValueError(
+                    f"camera.{name}: expected a batch that broadcasts to {batch}, "
+                    f"got shape {tuple(part.shape)}"
+                ) from None
         return Camera(**parts)
 
     def to_camera(self, points: Float[Tensor, "*points K 3"]) -> Float[Tensor, "*batch K 3"]:

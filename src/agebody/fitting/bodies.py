@@ -28,6 +28,8 @@ class Stage(NamedTuple):
     max_iterations: int = 30
     cost_tolerance: float = 1e-4
     """Share of the cost that a step must gain for the stage to go on."""
+    damping: float = 1e-2
+    """Of the first step; see `minimize`."""
 
 
 class FitReport(NamedTuple):
@@ -107,8 +109,9 @@ def fit_bodies(
             )  # fmt: skip
             vector = vector.index_copy(1, columns, solution.x)
             iterations = iterations + solution.iterations
-        costs = add_terms(stage.terms, State(body, vector, rows, unknowns))[1]
-        report = FitReport(solution.converged, iterations, solution.stop, solution.cost, costs)
+        unknowns = Unknowns(body, stages[-1].groups, stages[-1].joints)
+        costs = add_terms(stages[-1].terms, State(body, vector, rows, unknowns))[1]
+        report = FitReport(solution.converged, iterations, solution.stop, solution.cost, costs)  # pyright: ignore[reportPossiblyUnboundVariable]
         return Fit(BodyParameters.from_vector(vector, body), report)
 
 

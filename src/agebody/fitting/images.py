@@ -9,15 +9,16 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from agebody.age import AGE_CLASSES, AgeCurve
 from agebody.body import BodyModel
 from agebody.cameras import Camera
 from agebody.fitting.bodies import Fit, FitReport, Stage, fit_bodies
-from agebody.fitting.parameters import BodyParameters
-from agebody.fitting.start import start_from_keypoints
 from agebody.fitting.limits import Limits
-from agebody.fitting.terms import Age, Bend, Depth, PosePrior, Reprojection, Shape, Term
+from agebody.fitting.parameters import GROUPS, BodyParameters
+from agebody.fitting.start import start_from_keypoints
+from agebody.fitting.terms import Age, Bend, Depth, PosePrior, Reprojection, Shape, Term, keypoint_jacobian
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.least_squares import Method
 from agebody.losses import MahalanobisPrior, MaxMixturePrior, joint_limits_prior
@@ -47,14 +48,15 @@ class Step(NamedTuple):
     """Scale of Geman-McClure's cost, in multiples of the same."""
     groups: Sequence[str]
     max_iterations: int
+    cost_tolerance: float
+    """Share of the cost that a step must gain for this one to go on."""
 
 
 SCHEDULE = (
-    Step(8.0, 30.0, ("global_orient", "transl"), 8),
-    Step(4.0, 20.0, ("global_orient", "body_pose", "transl"), 12),
-    Step(1.0, 6.0, ("global_orient", "body_pose", "betas", "age_offset", "transl"), 40),
+    Step(4.0, 20.0, ("global_orient", "body_pose", "transl"), 8, 1e-2),
+    Step(1.0, 5.0, GROUPS, 60, 1e-3),
 )
-"""From where the body stands, through its pose, to all of it. After the second the better start goes on."""
+"""Pose and place, then all of the body. After the first step the better start goes on."""
 
 
 class KeypointFit(NamedTuple):
@@ -90,13 +92,14 @@ def fit_keypoints(
 ) -> KeypointFit:
     """Bodies whose keypoints project onto those seen: pose, place, shape and age of each person alone.
 
-    The maximum a posteriori person: ``½ Σ c² ρ((x − x_seen) / noise) + ½ |b|² + ½ E(θ) + ...``, minimised by
-    Levenberg-Marquardt on the points alone, without the mesh, in three steps: where the body stands, its pose,
-    everything. It starts from the best of everyday poses seen from all sides, and from the best that faces
-    another way; after the second step the better of both goes on.
+    The most probable person: ``½ Σ c² ρ((x − x_seen) / noise) + ½ |b|² + ½ E(θ) + ...``, minimised by
+    Levenberg-Marquardt on the points alone, without the mesh, in two steps: pose and place, then everything.
+    It starts from the best of everyday poses seen from all sides, and from the best that faces another way;
+    after the first step the better of both goes on.
 
-    From one image the size of a person is only known as far as proportions tell it: a child near by shows like
-    an adult far away. What is known of age (``age_offset``, ``age_class``, ``years``) or depth decides it.
+    From one image the size of a person is known only as far as proportions tell it: a child near by shows
+    like an adult far away. What is known of age (``age_offset``, ``age_class``, ``years``) or of depth
+    decides it.
 
     Args:
         body: an `SMPLA`, or a layer of one age. Not one with ``smil=``.
@@ -104,8 +107,8 @@ def fit_keypoints(
         camera: its tensors broadcast to (*batch); `Camera.guess` where the focal length is not known.
         layout: of the keypoints.
         weights: (*batch, K) confidences, or a mask. What weighs nothing may be NaN.
-        noise: standard deviation of keypoints of confidence 1 [pixels], a number or (*batch); 1 % of the larger
-            side of the box around a person's keypoints if None.
+        noise: standard deviation of keypoints of confidence 1 [pixels], a number or (*batch); 1 % of the
+            larger side of the box around a person's keypoints if None.
         age_offset: held at this, a number or (*batch); NaN is not known.
         age_class: (*batch) index into ``AGE_CLASSES``, which bounds the age offset; -1 is not known.
         years: age, a number or (*batch); NaN is not known. The age offset is expected where the body's
@@ -134,6 +137,8 @@ def fit_keypoints(
         raise ValueError(f"chunk_size: expected at least 1, got {chunk_size}")
     batch = keypoints.shape[:-2]
     prior = _standing_prior(body) if pose_prior is None else pose_prior
+    names = tuple(body.asset.joint_names[1:])
+    prior = (prior if prior.joint_names == names else prior.for_joints(names)).to(body.device, body.dtype)
     if start is not None:
         start = BodyParameters(*(
             expect(f"start.{name}", part).expand(*batch, *like.shape[1:]).reshape(-1, *like.shape[1:])
@@ -163,8 +168,8 @@ class _Given(NamedTuple):
 
     def take(self, rows: Int[Tensor, " R"]) -> _Given:
         """Some of them, or some of them twice."""
-        camera = Camera(*(None if part is None else part[rows] for part in self.camera))
-        return _Given(*(part[rows] for part in self[:6]), camera, self.layout)
+        parts = {name: part[rows] for name, part in self._asdict().items() if isinstance(part, Tensor)}
+        return self._replace(camera=self.camera.map(lambda part: part[rows]), **parts)
 
 
 class _Problem:
@@ -173,18 +178,19 @@ class _Problem:
     def __init__(
         self, body: BodyModel, given: _Given, prior: MahalanobisPrior | MaxMixturePrior, method: Method
     ) -> None:
-        self.body, self.given, self.prior, self.method = body, given, prior, method
+        self.body, self.given, self.prior = body, given, prior
+        self.method: Method = method
         self.low, self.high, self.expected, self.age_sd = given.ages.unbind(-1)
+        self.joints = seen_joints(body, given.layout, prior)
 
     def take(self, rows: Int[Tensor, " R"]) -> _Problem:
         return _Problem(self.body, self.given.take(rows), self.prior, self.method)
 
-    def run(self, schedule: Sequence[Step], start: BodyParameters) -> Fit:
-        return fit_bodies(
-            self.body, self.stages(schedule), start, method=self.method, age_range=(self.low, self.high)
-        )
+    def run(self, schedule: Sequence[Step], start: BodyParameters, *, depth: bool = True) -> Fit:
+        stages = self.stages(schedule, depth)
+        return fit_bodies(self.body, stages, start, method=self.method, age_range=(self.low, self.high))
 
-    def stages(self, schedule: Sequence[Step]) -> list[Stage]:
+    def stages(self, schedule: Sequence[Step], depth: bool) -> list[Stage]:
         body, given = self.body, self.given
         fixed: dict[str, tuple[float, Term]] = {
             "pose": (1.0, PosePrior(self.prior, body)),
@@ -193,39 +199,58 @@ class _Problem:
             "shape": (1.0, Shape()),
             "age": (1.0, Age(self.expected, self.age_sd)),
         }
-        if not given.depth.isnan().all():
+        if depth and not given.depth.isnan().all():
             fixed["depth"] = (1.0, Depth(given.depth, given.depth_sd, given.camera))
         return [
             Stage(
                 {"keypoints": (step.noise**-2, self.reprojection(step.robust)), **fixed},
                 step.groups,
+                self.joints,
                 max_iterations=step.max_iterations,
+                cost_tolerance=step.cost_tolerance,
             )
             for step in schedule
         ]
 
     def reprojection(self, robust: float) -> Reprojection:
         given = self.given
-        camera = Camera(*(None if part is None else part[:, None] for part in given.camera))
         return Reprojection(
-            given.layout, given.keypoints[:, None], given.weights.square()[:, None], camera,
-            given.noise[:, None], scale=robust,
+            given.layout, given.keypoints[:, None], given.weights.square()[:, None],
+            given.camera.map(lambda part: part[:, None]), given.noise[:, None], scale=robust,
         )  # fmt: skip
 
-    def views(self) -> tuple[BodyParameters, int]:
-        """Starts in the world, (count * B, ...), and their count."""
+    def views(self, count: int) -> BodyParameters:
+        """Starts in the world, (count * B, ...)."""
         given = self.given
-        found, misfit = start_from_keypoints(
-            self.body, given.layout, given.keypoints, given.weights, given.camera, self.expected
+        found = start_from_keypoints(
+            self.body, given.layout, given.keypoints, given.weights, given.camera, self.expected, count=count
         )
-        count = len(misfit)
-        cameras = given.camera
-        placed = found.map(lambda part: part.flatten(0, 1))
-        return to_world(
-            self.body,
-            placed,
-            Camera(*(None if p is None else p.repeat(count, *[1] * (p.dim() - 1)) for p in cameras)),
-        ), count
+        cameras = given.take(torch.arange(len(given.noise), device=given.noise.device).repeat(count)).camera
+        placed = found.parameters.map(lambda part: part.flatten(0, 1))
+        if self.joints is not None:
+            names = self.body.asset.joint_names[1:]
+            unseen = [j for j, name in enumerate(names) if name not in self.joints]
+            mean = placed.body_pose.new_zeros(3 * len(names))
+            mean[self.prior._columns] = self.prior.mean  # pyright: ignore
+            placed.body_pose[:, unseen] = mean.unflatten(0, (-1, 3))[unseen]
+        return to_world(self.body, placed, cameras)
+
+    def at_depth(self, parameters: BodyParameters) -> BodyParameters:
+        """Where the depth is known, bodies moved there along their rays, and of the age of that size."""
+        body, given = self.body, self.given
+        if not body.age_anchors or given.depth.isnan().all():
+            return parameters
+        pelvis = body.shape(betas=parameters.betas, age_offset=parameters.age_offset).rest_joints[:, 0]
+        place = (pelvis + parameters.transl)[:, None]
+        growth = given.depth / given.camera.to_camera(place)[:, 0, 2]
+        growth = torch.where(growth.isfinite() & (growth > 0), growth, 1)
+        curve = AgeCurve.from_asset(body.asset)
+        age = curve.stature_to_offset(curve.offset_to_stature(parameters.age_offset) * growth)
+        age = torch.where(growth == 1, parameters.age_offset, age.clamp(self.low, self.high))
+        eye = given.camera.position[:, None]
+        place = (eye + (place - eye) * growth[:, None, None])[:, 0]
+        pelvis = body.shape(betas=parameters.betas, age_offset=age).rest_joints[:, 0]
+        return parameters._replace(age_offset=age, transl=place - pelvis)
 
     def errors(self, parameters: BodyParameters) -> Float[Tensor, " B"]:
         """Mean distances of keypoints that count [pixels]."""
@@ -241,14 +266,16 @@ class _Problem:
 def _fit(problem: _Problem, start: BodyParameters | None, schedule: Sequence[Step]) -> KeypointFit:
     batch = len(problem.given.noise)
     everyone = torch.arange(batch, device=problem.given.noise.device)
-    starts, count = problem.views() if start is None else (start, 1)
+    count = 2 if start is None and len(schedule) > 1 else 1
+    starts = problem.views(count) if start is None else start
     before = problem.errors(starts.map(lambda part: part[:batch]))
     trials = len(schedule) - 1 if count > 1 else 0
-    tried = problem.take(everyone.repeat(count)).run(schedule[:trials], starts) if trials else None
     spent = torch.zeros_like(everyone)
-    if tried is not None:
+    if trials:
+        both = problem.take(everyone.repeat(count))
+        tried = both.run(schedule[:trials], starts, depth=False)
         best = tried.report.cost.unflatten(0, (count, batch)).argmin(0) * batch + everyone
-        starts = tried.parameters.map(lambda part: part[best])
+        starts = problem.at_depth(tried.parameters.map(lambda part: part[best]))
         spent = tried.report.iterations.unflatten(0, (count, batch)).sum(0)
     parameters, report = problem.run(schedule[trials:], starts)
     enough = (problem.given.weights > 0).sum(-1) >= LEAST_POINTS
@@ -274,6 +301,27 @@ def to_world(body: BodyModel, parameters: BodyParameters, camera: Camera) -> Bod
     return parameters._replace(global_orient=orient, transl=transl)
 
 
+def seen_joints(
+    body: BodyModel, layout: KeypointLayout, prior: MahalanobisPrior | MaxMixturePrior
+) -> list[str] | None:
+    """Names of the joints whose rotations move a point, where the prior says nothing of the others by them.
+
+    Those that are seen by nothing, such as the hands of COCO's keypoints, are then best at the prior's mean,
+    and are left out. None where the prior makes joints depend on each other: all are free.
+    """
+    names = body.asset.joint_names
+    bent = torch.linspace(-0.5, 0.5, 3 * len(names), dtype=body.dtype, device=body.device).view(1, -1, 3)
+    nobody = BodyParameters.zeros(body, 1)
+    slopes = keypoint_jacobian(body, layout)(bent, nobody.betas, nobody.age_offset, nobody.transl).pose
+    moving = (slopes.abs().amax((0, 1, 2, 4)) > 1e-6)[1:]
+    if moving.all() or isinstance(prior, MaxMixturePrior):
+        return None
+    columns = moving.repeat_interleave(3)[prior._columns]
+    if (prior.factor[columns].square().sum(0) * prior.factor[~columns].square().sum(0)).any():
+        return None
+    return [name for name, moves in zip(names[1:], moving.tolist(), strict=True) if moves]
+
+
 def _standing_prior(body: BodyModel) -> MahalanobisPrior:
     names = body.asset.joint_names
     mean = None
@@ -284,15 +332,9 @@ def _standing_prior(body: BodyModel) -> MahalanobisPrior:
 
 def _join(found: Sequence[KeypointFit], batch: torch.Size) -> KeypointFit:
     """Chunks as one batch."""
-    whole = lambda *parts: torch.cat(parts).unflatten(0, batch) if batch else parts[0][0]  # noqa: E731
-    reports = [fit.report for fit in found]
-    terms = {name: whole(*(report.terms[name] for report in reports)) for name in reports[0].terms}
-    return KeypointFit(
-        BodyParameters(*map(whole, *(fit.parameters for fit in found))),
-        FitReport(*map(whole, *(report[:-1] for report in reports)), terms),
-        whole(*(fit.reprojection for fit in found)),
-        whole(*(fit.start_reprojection for fit in found)),
-    )
+    leaves, structure = zip(*(tree_flatten(fit) for fit in found), strict=True)
+    whole = [torch.cat(parts) for parts in zip(*leaves, strict=True)]
+    return tree_unflatten([part.unflatten(0, batch) if batch else part[0] for part in whole], structure[0])
 
 
 def _read(
@@ -311,7 +353,8 @@ def _read(
     keypoints = expect("keypoints", keypoints, len(layout), 2)
     if (keypoints.dtype, keypoints.device) != (body.dtype, body.device):
         raise TypeError(
-            f"keypoints: expected {body.dtype} on {body.device}, as the body, got {keypoints.dtype} on {keypoints.device}"
+            f"keypoints: expected {body.dtype} on {body.device}, as the body, "
+            f"got {keypoints.dtype} on {keypoints.device}"
         )
     batch = keypoints.shape[:-2]
     trust = expand_weights(keypoints.new_ones(()) if weights is None else weights, keypoints.shape[:-1])
@@ -323,18 +366,8 @@ def _read(
     if not seen.isfinite().all():
         raise ValueError("keypoints: expected finite pixels where the weights are not zero")
     flat = lambda tensor, *entry: tensor.expand(*batch, *entry).reshape(-1, *entry)  # noqa: E731
-    lens = []
-    for name, part, entry in zip(Camera._fields, camera, ((2,), (2,), (3, 3), (3,), (None,)), strict=True):
-        if part is None:
-            lens.append(None)
-            continue
-        part = expect(f"camera.{name}", part, *entry).to(keypoints)
-        try:
-            lens.append(flat(part, *part.shape[part.dim() - len(entry) :]))
-        except RuntimeError:
-            raise ValueError(
-                f"camera.{name}: expected a shape that broadcasts to the people's, {tuple(batch)}, got {tuple(part.shape)}"
-            ) from None
+    lens = camera.to(keypoints).expand(*batch)
+    lens = lens.map(lambda part: part.reshape(-1, *part.shape[len(batch) :]))
     spread = seen.new_full((1,), torch.inf)
     low = torch.where((trust > 0)[..., None], seen, spread).amin(-2)
     high = torch.where((trust > 0)[..., None], seen, -spread).amax(-2)
@@ -350,7 +383,7 @@ def _read(
         raise ValueError("depth_sd: expected a standard deviation above 0 [m]")
     return _Given(
         flat(seen, *seen.shape[-2:]), flat(trust, seen.shape[-2]), flat(noise),
-        _read_ages(body, *ages, batch, keypoints).reshape(-1, 4), flat(known), flat(known_sd), Camera(*lens), layout,
+        _read_ages(body, *ages, batch, keypoints).reshape(-1, 4), flat(known), flat(known_sd), lens, layout,
     )  # fmt: skip
 
 
@@ -372,7 +405,8 @@ def _read_ages(
     if kinds is not None:
         if kinds.is_floating_point() or kinds.dtype == torch.bool or kinds.shape != batch:
             raise ValueError(
-                f"age_class: expected integers of shape {tuple(batch)}, got {kinds.dtype}, {tuple(kinds.shape)}"
+                f"age_class: expected integers of shape {tuple(batch)}, "
+                f"got {kinds.dtype} of {tuple(kinds.shape)}"
             )
         if not ((kinds >= -1) & (kinds < len(AGE_CLASSES))).all():
             raise ValueError(f"age_class: expected -1 to {len(AGE_CLASSES) - 1}")

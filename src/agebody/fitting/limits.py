@@ -53,10 +53,10 @@ def excess_and_slopes(
 ) -> tuple[Float[Tensor, "b J 3"], Float[Tensor, "b J 3 3"]]:
     """`joint_limits_excess` and its derivative by each joint's axis-angle vector.
 
-    With R = S T, a swing after a twist by t about the bone e, a turn ``R' = R [w]x`` in the joint's frame is
-    ``T w = J(s) s' + e t'``, where J is the right Jacobian of the swing's vector s. As s and s' lie across the
-    bone, s' is ``T w`` along s, and |s| / sin |s| times it across s; t' is it along e, plus tan(|s| / 2) times
-    it across s.
+    With R = S T, a swing after a twist by t about the bone e, a turn ``R' = R [w]x`` in the joint's frame
+    is ``T w = J(s) s' + e t'``, where J is the right Jacobian of the swing's vector s. As s and s' lie across
+    the bone, s' is ``T w`` along s, and |s| / sin |s| times it across s; t' is it along e, plus
+    tan(|s| / 2) times it across s.
     """
     axes = limits.axes
     angles, cosine = angles_and_cosine(to_matrix(pose, "axis_angle"), axes)
@@ -91,8 +91,9 @@ def excess_and_slopes(
     fade = there * there * (3 - 2 * there)
     by_swing = 6 * there * (there - 1) * sine[..., 0] / (1 + math.cos(FADE))
     is_twist = xyz == axes[:, None]
-    faded = fade[..., None, None] * slopes + (by_swing[..., None] * excess)[..., None] * lengthwise[..., None, :]
-    return torch.where(is_twist, fade[..., None] * excess, excess), torch.where(is_twist[..., None], faded, slopes)
+    fading = (by_swing[..., None] * excess)[..., None] * lengthwise[..., None, :]
+    slopes = torch.where(is_twist[..., None], fade[..., None, None] * slopes + fading, slopes)
+    return torch.where(is_twist, fade[..., None] * excess, excess), slopes
 
 
 LEAST_SINE = 1e-3

@@ -133,7 +133,7 @@ def start_from_keypoints(
 
 
 def _viewing_rotations() -> Float[Tensor, "T 3 3"]:
-    """Turns of an upright body (y up) to camera axes (y down): about its own axis, then towards the camera."""
+    """Turns of an upright body (y up) to camera axes (y down): about its axis, then towards the camera."""
     flip = torch.tensor([[1.0, 0, 0], [0, -1, 0], [0, 0, -1]], dtype=torch.float64)
     found = []
     for pitch in _PITCHES:

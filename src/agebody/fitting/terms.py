@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Literal, NamedTuple, Protocol
 
 import torch
@@ -32,7 +33,7 @@ class Unknowns:
 
     Args:
         body: the layer.
-        groups: which of ``GROUPS``; the age offset of a body with one age, and betas that it has not, are none.
+        groups: which of ``GROUPS``; a body of one age has no age offset, and one without betas none of these.
         joints: names of joints whose rotations are free; all of the pose if None.
 
     Raises:
@@ -154,7 +155,7 @@ def robust_weights(
     """Cost of residuals with these squares, and the weight with which least squares has the same gradient.
 
     Iteratively reweighted least squares: with weight w = d cost / d square, ``w r`` is half of the cost's
-    gradient, and ``w JᵀJ`` bounds its curvature from above, so that steps stay sound where residuals are large.
+    gradient, and ``w JᵀJ`` bounds its curvature from above: steps stay sound where residuals are large.
     """
     if robust is None:
         return squared, torch.ones_like(squared)
@@ -195,16 +196,14 @@ class Reprojection:
     ) -> None:
         self.layout = get_layout(layout)
         self.keypoints, self.weights = hide(keypoints, weights, 1), weights
-        batch = keypoints.shape[:2]
-        self.camera = Camera(
-            *(_expand(part, batch, dims) for part, dims in zip(camera, (1, 1, 2, 1, 1), strict=True))
-        )
-        self.unit, self.robust, self.scale = unit, robust, scale
+        self.camera = camera.expand(*keypoints.shape[:2])
+        self.unit, self.scale = unit, scale
+        self.robust: Robust = robust
 
     def __call__(self, state: State) -> Block:
         """Over x and y of each point in each view."""
         points, by_unknowns = state.points(self.layout)
-        camera = Camera(*(None if part is None else part[state.rows] for part in self.camera))
+        camera = self.camera.map(lambda part: part[state.rows])
         pixels, by_point = project(camera, points[:, None])
         unit = self.unit[state.rows][..., None, None]
         residuals = (pixels - self.keypoints[state.rows]) / unit
@@ -238,7 +237,8 @@ class Points:
     ) -> None:
         self.layout = get_layout(layout)
         self.points, self.weights = hide(points, weights, 1), weights
-        self.robust, self.scale = robust, scale
+        self.scale = scale
+        self.robust: Robust = robust
 
     def __call__(self, state: State) -> Block:
         """Over the coordinates of each point."""
@@ -263,17 +263,14 @@ class Depth:
     def __init__(self, depth: Float[Tensor, " B"], sd: float | Tensor, camera: Camera) -> None:
         self.known = ~depth.isnan()
         self.depth, self.sd = hide(depth, self.known), torch.as_tensor(sd).to(depth).expand(depth.shape)
-        self.rotation = _expand(camera.rotation, depth.shape, 2)
-        self.translation = _expand(camera.translation, depth.shape, 1)
+        self.camera = camera.expand(*depth.shape)
 
     def __call__(self, state: State) -> Block:
         """One residual a body."""
-        points, by_unknowns = state.points(ROOT)
-        axis = points.new_tensor([0.0, 0.0, 1.0])
-        axis = axis if self.rotation is None else self.rotation[state.rows][:, 2]
-        z = (points[:, 0] * axis).sum(-1)
-        if self.translation is not None:
-            z = z + self.translation[state.rows][:, 2]
+        points, by_unknowns = state.points(root_layout(state.body.asset.joint_names[0]))
+        camera = self.camera.map(lambda part: part[state.rows])
+        z = camera.to_camera(points)[:, 0, 2]
+        axis = points.new_tensor([0.0, 0.0, 1.0]) if camera.rotation is None else camera.rotation[:, 2]
         root = self.known[state.rows] / self.sd[state.rows]
         jacobian = (axis[..., None] * by_unknowns[:, 0]).sum(-2)
         return state.block(
@@ -281,7 +278,10 @@ class Depth:
         )
 
 
-ROOT = KeypointLayout("root", ("pelvis",), (("joints", "pelvis"),))
+@cache
+def root_layout(joint: str) -> KeypointLayout:
+    """One joint, as a layout."""
+    return KeypointLayout("root", (joint,), (("joints", joint),))
 
 
 class PosePrior:
@@ -401,11 +401,13 @@ def project(
         rotation = camera.rotation
         return pixels, by_local if rotation is None else by_local @ rotation[..., None, :, :]
     basis = torch.eye(3, dtype=points.dtype, device=points.device)
-    found = [
-        torch.func.jvp(lambda p: camera.project(p).pixels, (points,), (axis.expand(points.shape),))
-        for axis in basis
-    ]
-    return found[0][0], torch.stack([column for _, column in found], -1)
+    columns = []
+    for axis in basis:
+        pixels, column = torch.func.jvp(  # pyright: ignore[reportAssignmentType]
+            lambda p: camera.project(p).pixels, (points,), (axis.expand(points.shape),)
+        )
+        columns.append(column)
+    return pixels, torch.stack(columns, -1)  # pyright: ignore[reportPossiblyUnboundVariable]
 
 
 def _inverse_depth(depth: Tensor) -> tuple[Tensor, Tensor]:
@@ -417,8 +419,3 @@ def _inverse_depth(depth: Tensor) -> tuple[Tensor, Tensor]:
 
 def _half_square(residuals: Float[Tensor, "b M"]) -> Float[Tensor, " b"]:
     return residuals.square().sum(-1) / 2
-
-
-def _expand(part: Tensor | None, batch: Sequence[int], dims: int) -> Tensor | None:
-    """A camera's tensor in the batch of what it sees."""
-    return None if part is None else part.expand(*batch, *part.shape[part.dim() - dims :])
