@@ -1,4 +1,4 @@
-"""How near fits come to the truth: random people of every age whom nothing else has seen, by scenario and age class."""
+"""How near fits come to the truth: random people whom nothing else has seen, by scenario and age class."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ SCENARIOS = {
     "depth": Scenario("2 px of noise, depth known", {}, ("depth",)),
     "class": Scenario("2 px of noise, age class known", {}, ("class",)),
     "hard": Scenario("occluded, dropped and wrong points", HARD, truncated=0.2),
-    "hard, class": Scenario("occluded, dropped and wrong points, age class known", HARD, ("class",), truncated=0.2),
+    "hard, class": Scenario(
+        "occluded, dropped and wrong points, age class known", HARD, ("class",), truncated=0.2
+    ),
 }  # fmt: skip
 
 
@@ -161,7 +163,8 @@ def main() -> None:
 def _show(body: str, title: str, rows: list[dict[str, Any]]) -> None:
     table = Table(title=f"{body}: {title}; {rows[0]['batch'] / rows[0]['median_s']:.0f} people/s")
     for heading in (
-        "age", "px", "true px", "px 90 %", "MPJPE", "median", "PA", "PVE", "stature %", "z %", "age offset", "converged %", "failed %",
+        "age", "px", "true px", "px 90 %", "MPJPE", "median", "PA", "PVE", "stature %", "z %", "age offset",
+        "converged %", "failed %",
     ):  # fmt: skip
         table.add_column(heading, justify="right")
     for row in rows:

@@ -13,8 +13,8 @@ in whose favour:
 - *Start*: both begin from what a network says. Here that is the truth, turned by 15 degrees, each joint by 10
   more (SD of each component), with the mean shape and the age offset of the true age class; the depth
   follows from the torso, as in SMPLify.
-- *Crop*: SPIN works on crops of 224 pixels, for which its weights are made, with a focal length of 5000; here the
-  crop's focal length is the true one.
+- *Crop*: SPIN works on crops of 224 pixels, for which its weights are made, with a focal length of 5000; here
+  the crop's focal length is the true one.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Peer:
         rows = LAYOUTS[LAYOUT].resolve(asset)[1]
         self.regressor = torch.from_numpy(rows.toarray()).float()
         body = agebody.SMPLA(asset)
-        poses = random_people(body, 2000, seed=PRIOR_SEED).body_pose
+        poses = random_people(body, 1000, seed=PRIOR_SEED).body_pose
         self.mixture = MaxMixturePrior.from_poses(poses, 8)
         self.normal = MahalanobisPrior.from_poses(poses)
 
@@ -118,7 +118,7 @@ def network_start(body: BodyModel, peer: Peer, people: People, seen: Observation
 
 
 def spin(peer: Peer, seen: Observations, camera: Camera, start: Person, steps: int = 100) -> Person:
-    """SPIN's SMPLify: ``steps`` of Adam for translation and orientation, as many for all but the translation."""
+    """SPIN's SMPLify: ``steps`` of Adam for translation and orientation, as many for all but translation."""
     box = square_box(box_around(seen.keypoints, weights=seen.weights), scale=1.2)
     lens = camera.cropped(box, size=(CROP, CROP))
     target = to_crop(seen.keypoints, box, size=(CROP, CROP))
