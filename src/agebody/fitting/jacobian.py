@@ -71,7 +71,7 @@ class _Derivatives(nn.Module):
         """By the age offset, from derivatives by the weights of the age templates."""
         if len(self.age_slopes) == 0:
             return by_templates.sum(-1)
-        slopes = self.age_slopes[torch.bucketize(age_offset, self.age_knots, right=True)]
+        slopes = self.age_slopes[torch.bucketize(age_offset.contiguous(), self.age_knots, right=True)]
         return (by_templates @ slopes[:, None, :, None])[..., 0]
 
 
@@ -150,7 +150,7 @@ class KeypointJacobian(_Derivatives):
         """
         body = self.body
         with own_precision(body.device):
-            motion = _move(body, pose, betas, age_offset)
+            motion = _move(body, pose, betas, age_offset, changes=bool(self._groups))
             batch, num_points, num_pairs = len(pose), len(self.layout), len(self.pair_joints)
             num_joints, count = body.num_joints, betas.shape[-1]
             movers = motion.transforms.index_select(1, self.pair_joints)
@@ -164,7 +164,7 @@ class KeypointJacobian(_Derivatives):
             arms = arms.expand(-1, -1, -1, -1, 3).reshape(batch, 3, num_points, 3 * num_joints)
             axes = motion.axes.transpose(1, 2).reshape(batch, 3, 1, 3 * num_joints)
             by_pose = _cross(axes, arms)
-            if body.num_correctives:
+            if motion.feature_changes is not None:
                 self._add_correctives(by_pose, motion.feature_changes, turned)
             if not self._in_order:
                 by_pose = by_pose.index_select(1, self.order)
@@ -328,7 +328,7 @@ class SurfaceJacobian(_Derivatives):
         """Points without the translation, and their derivatives along D directions each."""
         body = self.body
         with own_precision(body.device):
-            motion = _move(body, pose, betas, age_offset)
+            motion = _move(body, pose, betas, age_offset, changes=correctives)
             # What a joint's place adds to the frames below it: (R_parent - R_j) rest_j.
             still = torch.eye(3, dtype=pose.dtype, device=pose.device).expand(len(pose), 1, 3, 3)
             parents = torch.cat((still, motion.turned[:, self.parents]), 1)
@@ -336,15 +336,13 @@ class SurfaceJacobian(_Derivatives):
             parts = [
                 self._find_piece(
                     motion.of(bodies), frame_moves[bodies], betas.shape[-1], age_offset[bodies],
-                    corners[bodies], shares[bodies], along[bodies], correctives,
+                    corners[bodies], shares[bodies], along[bodies],
                 )
                 for bodies in _pieces(len(pose), corners.shape[1] * along.shape[2])
             ]  # fmt: skip
-            return (
-                parts[0]
-                if len(parts) == 1
-                else KeypointDerivatives(*map(torch.cat, zip(*parts, strict=True)))
-            )
+            if len(parts) == 1:
+                return parts[0]
+            return KeypointDerivatives(*map(torch.cat, zip(*parts, strict=True)))
 
     def _find_piece(
         self,
@@ -355,36 +353,16 @@ class SurfaceJacobian(_Derivatives):
         corners: Int[Tensor, "B S n"],
         shares: Float[Tensor, "B S n"],
         along: Float[Tensor, "B S D 3"],
-        correctives: bool,
     ) -> KeypointDerivatives:
-        body = self.body
-        (batch, num_points, n), num_joints, depth = corners.shape, body.num_joints, along.shape[2]
-        everyone = torch.arange(batch, device=corners.device)[:, None]
-        identity, feature = motion.coefficients.tensor_split((self.directions.shape[1],), 1)
-        rest = torch.addmm(identity @ self.directions.mT, feature, self.corrective_directions.mT)
-        rest = rest.view(batch, body.num_vertices, 3)[everyone, corners.flatten(1)]
-
-        joints = self.skin_joints[corners]  # (B, S, n, W)
-        weights = self.skin_weights[corners] * shares[..., None]
-        width = joints.shape[-1]
-        slots = n * width
-        index = (joints.flatten(1) + num_joints * everyone).flatten()
-        movers = motion.transforms.reshape(batch * num_joints, 12)[index]
-        movers = movers.view(batch, num_points, n, width, 3, 4)
-        moved = (movers[..., :3] @ rest.view(batch, num_points, n, 1, 3, 1))[..., 0] + movers[..., 3]
-        weighed = torch.cat((moved, torch.ones_like(moved[..., :1])), -1) * weights[..., None]
-        weighed = weighed.view(batch, num_points, slots, 4)
-        points = weighed[..., :3].sum(2)
-
-        above = self.above[joints.flatten(2)]  # (B, S, n W, J)
-        carried = weighed.mT @ above  # of each joint: what of the point it carries, and how much that weighs
+        """Of bodies of which there are few enough to be worked on together."""
+        batch, num_points, n = corners.shape
+        turned, points, carried = self._carry(motion, corners, shares)
         mass = carried[..., 3, :]
         levers = carried[..., :3, :] - mass[..., None, :] * motion.centers.mT[:, None]
         # n (w x l) = w (l x n)
         torques = torch.linalg.cross(levers[:, :, None], along[..., None], dim=3)
         by_pose = torch.einsum("bsdxj,bjxc->bsdjc", torques, motion.axes)
 
-        turned = (weights[..., None, None] * movers[..., :3]).sum(3)  # (B, S, n, 3, 3)
         pulled = along @ turned.transpose(2, 3).flatten(-2)  # (B, S, D, 3 n): along, in the rest pose
         entries = (3 * corners[..., None] + torch.arange(3, device=corners.device)).flatten(2)
         entries = entries[:, :, None].expand(pulled.shape).reshape(-1, 3 * n)
@@ -392,19 +370,51 @@ class SurfaceJacobian(_Derivatives):
 
         def contract(directions: Tensor) -> Tensor:
             found = nn.functional.embedding_bag(entries, directions, per_sample_weights=pulled, mode="sum")
-            return found.view(batch, num_points, depth, directions.shape[1])
+            return found.view(*along.shape[:3], directions.shape[1])
 
         moves = (mass @ frame_moves.flatten(2)).view(batch, num_points, 3, frame_moves.shape[-1])
         by_identity = contract(self.directions)[..., 1:] + along @ moves
         by_age = self._by_age(age_offset, by_identity[..., num_betas:])
-        if correctives and body.num_correctives:
+        if motion.feature_changes is not None:
             by_feature = contract(self.corrective_directions)
             by_pose[..., 1:, :] += torch.einsum(
-                "bsdjm,bjcm->bsdjc", by_feature.unflatten(-1, (num_joints - 1, 9)), motion.feature_changes
+                "bsdjm,bjcm->bsdjc", by_feature.unflatten(-1, (-1, 9)), motion.feature_changes
             )
             if motion.feature_growth is not None:
                 by_age = by_age + (by_feature @ motion.feature_growth[:, None, :, None])[..., 0]
         return KeypointDerivatives(points, by_pose, by_identity[..., :num_betas], by_age)
+
+    def _carry(
+        self, motion: _Motion, corners: Int[Tensor, "B S n"], shares: Float[Tensor, "B S n"]
+    ) -> tuple[Float[Tensor, "B S n 3 3"], Float[Tensor, "B S 3"], Float[Tensor, "B S 4 J"]]:
+        """Points, and what of them hangs on the joints.
+
+        Returns:
+            the linear part of each corner's blended transform, times its share; the points; and of each
+            joint what of the point it carries, as the sum of weighed places and their weight.
+        """
+        (batch, num_points, n), width = corners.shape, self.skin_joints.shape[1]
+        num_joints, num_vertices = self.body.num_joints, self.body.num_vertices
+        everyone = torch.arange(batch, device=corners.device)[:, None]
+        identity, feature = motion.coefficients.tensor_split((self.directions.shape[1],), 1)
+        surface = torch.addmm(identity @ self.directions.mT, feature, self.corrective_directions.mT)
+        rest = surface.view(-1, 3).index_select(0, (corners.flatten(1) + num_vertices * everyone).flatten())
+        rest = rest.view(batch, num_points, n, 1, 3, 1)
+
+        flat = corners.flatten()
+        joints = self.skin_joints.index_select(0, flat)
+        weights = self.skin_weights.index_select(0, flat) * shares.reshape(-1, 1)
+        frames = motion.transforms.reshape(batch * num_joints, 12)
+        places = joints.view(batch, num_points * n * width) + num_joints * everyone
+        movers = frames.index_select(0, places.flatten())
+        movers = (movers * weights.view(-1, 1)).view(batch, num_points, n, width, 3, 4)
+        moved = movers[..., 3]
+        for axis in range(3):
+            moved = torch.addcmul(moved, movers[..., axis], rest[..., axis, :])
+        above = self.above.index_select(0, joints.flatten()).view(batch, num_points, n * width, num_joints)
+        weighed = torch.cat((moved, weights.view(batch, num_points, n, width, 1)), -1)
+        weighed = weighed.view(batch, num_points, n * width, 4)
+        return movers[..., :3].sum(3), weighed[..., :3].sum(2), weighed.mT @ above
 
 
 class _Motion(NamedTuple):
@@ -419,7 +429,7 @@ class _Motion(NamedTuple):
     """From the rest pose to the posed body."""
     axes: Float[Tensor, "B J 3 3"]
     """Columns: world axes about which a change of each component of a joint's vector turns."""
-    feature_changes: Float[Tensor, "B M 3 9"]
+    feature_changes: Float[Tensor, "B M 3 9"] | None
     """By each component of a joint's vector, the root's apart: of the coefficients that this joint has."""
     feature_growth: Float[Tensor, "B F"] | None
     """Derivative of these coefficients by the age offset, where there is one."""
@@ -430,22 +440,26 @@ class _Motion(NamedTuple):
         return _Motion(*cast(tuple[Tensor, ...], tuple(parts)))
 
 
-def _move(body: BodyModel, pose: Tensor, betas: Tensor, age_offset: Tensor) -> _Motion:
+def _move(body: BodyModel, pose: Tensor, betas: Tensor, age_offset: Tensor, *, changes: bool) -> _Motion:
+    """With what changes the pose blend shapes, or without."""
     coefficients, rest_joints = body.identity(betas, age_offset)
     rotations, world, transforms = body.tree.pose(pose, "axis_angle", rest_joints)
     turned, inner = world[..., :3], right_jacobian(pose)
-    changes, growth = pose.new_empty(len(pose), 0, 3, 9), None
+    feature_changes, growth = None, None
     if body.num_correctives:
-        feature = pose_feature(rotations)
-        # dR = R [w]x, and w = J dv.
-        turns = rotations[:, 1:].flatten(-2) @ _right_turns(pose)
-        changes = inner[:, 1:].mT @ turns.view(len(pose), body.num_joints - 1, 3, 9)
-        scale = body._corrective_scale(age_offset)
-        if scale is not None and isinstance(body, SMPLA):
-            growth = feature * (body.infant_corrective_scale - 1)
-            feature, changes = feature * scale[:, None], changes * scale[:, None, None, None]
+        feature, scale = pose_feature(rotations), body._corrective_scale(age_offset)
+        if changes:
+            # dR = R [w]x with w = J dv: each row of R, crossed with w.
+            columns = inner[:, 1:].mT[:, :, :, None]
+            feature_changes = torch.linalg.cross(rotations[:, 1:, None], columns).flatten(-2)
+        if scale is not None:
+            assert isinstance(body, SMPLA)
+            if feature_changes is not None:
+                growth = feature * (body.infant_corrective_scale - 1)
+                feature_changes = feature_changes * scale[:, None, None, None]
+            feature = feature * scale[:, None]
         coefficients = torch.cat((coefficients, feature), -1)
-    return _Motion(coefficients, turned, world[..., 3], transforms, turned @ inner, changes, growth)
+    return _Motion(coefficients, turned, world[..., 3], transforms, turned @ inner, feature_changes, growth)
 
 
 def right_jacobian(vectors: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3 3"]:
@@ -458,7 +472,7 @@ def right_jacobian(vectors: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 
     half = torch.sin(t / 2) / t
     a = torch.sin(t) / t
     c = torch.where(squared < 0.0625, _series(squared), (1 - a) / (t * t))
-    straight = torch.cat((a, (-2 * half * half) * vectors), -1) @ _constants(vectors)[0]
+    straight = torch.cat((a, (-2 * half * half) * vectors), -1) @ _spread(vectors.dtype, vectors.device)
     return straight.unflatten(-1, (3, 3)) + (c * vectors)[..., :, None] * vectors[..., None, :]
 
 
@@ -575,33 +589,15 @@ ENTRIES = 8192
 
 
 @functools.cache
-def _bases() -> tuple[np.ndarray, np.ndarray]:
-    """What makes ``a I + [u]x`` of (a, u), and the rows ``vec(R [e_z]x)``, one after the other, of vec(R)."""
-    turns = np.zeros((3, 3, 3))
-    for x, y, z in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):
-        turns[x, z, y], turns[x, y, z] = 1, -1
-    matrix = np.concatenate((np.eye(3)[None], turns)).reshape(4, 9)
-    right = np.einsum("ab,zcd->bczad", np.eye(3), turns)  # R_bc [e_z]_cd at (b, d)
-    return matrix, right.reshape(9, 27)
-
-
-@functools.cache
-def _constants_of(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    matrix, right = (torch.from_numpy(base).to(device, dtype) for base in _bases())
-    return matrix, right
-
-
-def _constants(like: Tensor) -> tuple[Tensor, Tensor]:
-    return _constants_of(like.dtype, like.device)
-
-
-def _right_turns(like: Tensor) -> Tensor:
-    return _constants(like)[1]
+def _spread(dtype: torch.dtype, device: torch.device) -> Float[Tensor, "4 9"]:
+    """What makes ``a I + [u]x`` of (a, u)."""
+    turns = -np.cross(np.eye(3)[:, None], np.eye(3))
+    return torch.from_numpy(np.concatenate((np.eye(3)[None], turns)).reshape(4, 9)).to(device, dtype)
 
 
 def _series(squared: Tensor) -> Tensor:
     """``(t - sin t) / t^3 = sum_n (-s)^n / (2 n + 3)!`` with s = t^2, to 1e-17 for s below 1/16."""
-    total = torch.full_like(squared, 1 / math.factorial(15))
-    for n in range(5, -1, -1):
+    total = torch.full_like(squared, -1 / math.factorial(13))
+    for n in range(4, -1, -1):
         total = (-1) ** n / math.factorial(2 * n + 3) + total * squared
     return total
