@@ -33,15 +33,15 @@ def read_openpose(
         path: what errors name: the folder.
         files: one a frame.
         layout: what to map the points to by name; BODY_25 is openpose25, as is, by default, COCO.
-        images: names of the image files there are. A frame's image has its name; without images, the name
-            that the file says stands for it.
+        images: names of the image files there are. A frame's image has its name, in whichever folder; without
+            images, the name that the file says stands for it.
 
     Raises:
         LabelError: a file is no such file, files have different numbers of points, or there are images but
             not a frame's.
         OSError: a file cannot be read.
     """
-    stems = {Path(name).with_suffix("").as_posix(): name for name in images}
+    stems = {Path(name).stem: name for name in images}
     entries: list[ImageEntry] = []
     people: list[list[float]] = []
     place: list[int] = []

@@ -145,25 +145,27 @@ def save_training_shards(
     if images_per_shard < 1:
         raise ValueError(f"images_per_shard: expected at least 1, got {images_per_shard}")
     arrays = training_arrays(body, labels, box_scale=box_scale)
-    names, first = np.unique(labels.image_ids, return_index=True)
-    names = names[np.argsort(first)]  # in the order of the labels
+    people: dict[str, list[int]] = {}
+    for row, name in enumerate(labels.image_ids.tolist()):
+        people.setdefault(name, []).append(row)
+    names = list(people)
     written = []
     for start in range(0, len(names), images_per_shard):
         path = Path(folder) / f"{start // images_per_shard:06d}.tar"
         with replacing(path) as temporary, tarfile.open(temporary, "w") as tar:
             for i, name in enumerate(names[start : start + images_per_shard], start):
-                rows = np.flatnonzero(labels.image_ids == name)
+                rows = people[name]
                 key = f"{i:06d}_" + re.sub(r"[^\w-]", "_", str(Path(name).with_suffix("")))
                 width, height = labels.image_sizes[rows[0]].tolist()
                 try:
-                    photograph = _jpeg(Path(images) / str(name), (width, height))
+                    photograph = _jpeg(Path(images) / name, (width, height))
                 except (LabelError, OSError) as error:
                     if unreadable is None:
                         raise
-                    unreadable(str(name), error)
+                    unreadable(name, error)
                     continue
                 _add(tar, f"{key}.jpg", photograph)
-                _add(tar, f"{key}.data.pyd", _pickle([_person(arrays, row) for row in rows.tolist()]))
+                _add(tar, f"{key}.data.pyd", _pickle([_person(arrays, row) for row in rows]))
                 progress(i + 1)
         written.append(path)
     return written
