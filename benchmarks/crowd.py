@@ -1,0 +1,307 @@
+"""Who stands before whom: DTO against the layout that single-person fits give, on images with a known truth.
+
+Every image has people of all ages on one ground before one camera. Their bodies are drawn to a depth map and
+to instance masks. What a method is given:
+
+- the depth map in an unknown unit and from an unknown origin, each person off by 5 % (SD) of the true depth;
+- bodies as single-person fits leave them: of the right pose, at the wrong size, in the same pixels.
+
+The paper publishes no noise; these are the numbers of this file. DTO sees of each body only the ratio of its
+stature to its depth, which no wrong size changes: after it, both kinds of fits are the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from provenance import provenance
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+import agebody
+from agebody.age import ADULT_YEARS, AGE_CLASSES, AgeCurve, age_class, median_stature, stature_sd
+from agebody.body import BodyModel
+from agebody.cameras import Camera
+from agebody.crowd import (
+    HeightPrior,
+    MaskDepths,
+    height_class,
+    mask_depths,
+    place_people,
+    prior_of_age,
+    prior_of_age_offset,
+    prior_of_class,
+    refine_crowd,
+    rest_height,
+)
+from agebody.evaluate.bootstrap import ratio_intervals
+from agebody.fitting.parameters import BodyParameters
+from agebody.losses import FEET, part_vertices
+from agebody.metrics import depth_relations
+from agebody.poses import pose
+from agebody.render import render
+
+SEED = 20_000
+"""Tests, examples and whoever chooses a default use smaller ones."""
+WIDTH, HEIGHT, FOCAL, EYE = 160, 120, 150.0, 1.5
+"""Size of the images, focal length [pixels], and how high the camera is [m]."""
+MOST = 6
+"""People in an image, at least two."""
+DEPTH_NOISE = 0.05
+"""Of each person in the depth map, as a share of the depth."""
+ADULT_SIZE = (1.70, 0.07)
+"""Mean and SD of the statures that a network for adults gives to everybody [m]."""
+SIZE_NOISE = 0.10
+"""Of the statures that a network for all ages gives, as a share."""
+YEARS_NOISE = 2.0
+"""Of the ages that are known; a tenth of the age for the young [years]."""
+THRESHOLD = 0.2
+"""Of PCDR [m]."""
+RESAMPLES = 2000
+
+
+class Truth(NamedTuple):
+    """People of I images, up to P in each."""
+
+    years: Tensor
+    there: Tensor
+    sex: Tensor
+    height: Tensor
+    age_offset: Tensor
+    root: Tensor
+    points: Tensor
+    soles: Tensor
+    depths: MaskDepths
+    """Of true depth against true bodies; slopes are 1."""
+
+
+def sample(body: BodyModel, images: int, seed: int) -> Truth:
+    """People who stand on the ground, of each age class alike."""
+    r = np.random.default_rng(seed)
+    count = r.integers(2, MOST + 1, images)
+    there = np.arange(MOST) < count[:, None]
+    kinds = r.integers(0, len(AGE_CLASSES), there.shape)
+    curve = AgeCurve.from_asset(body.asset)
+    edges = [(curve.offset_to_years(max(k.low, 0.0)), curve.offset_to_years(k.high)) for k in AGE_CLASSES]
+    high, low = (np.array([edge[i] for edge in edges])[kinds] for i in (0, 1))
+    years = np.where(kinds == 0, r.uniform(ADULT_YEARS, 60, kinds.shape), r.uniform(low, high))
+    sex = r.integers(1, 3, kinds.shape)
+    names = np.array(["neutral", "female", "male"])[sex]
+    chosen = np.empty(kinds.shape)
+    for name in ("female", "male"):
+        rows = names == name
+        chosen[rows] = median_stature(years[rows], sex=name) + r.normal(size=rows.sum()) * stature_sd(
+            years[rows], sex=name
+        )
+    z = r.uniform(2.5, 8.0, (images, 1)) + r.normal(0, 1.2, kinds.shape)
+    z = np.clip(z, 1.8, 12.0)
+    x = r.uniform(-0.42, 0.42, kinds.shape) * z * WIDTH / FOCAL
+    everyday = np.array(["standing", "at ease", "hand on hip", "walking", "waving", "sitting"])
+    poses = np.stack([pose(name, body.asset.joint_names) for name in everyday])
+    which = r.integers(0, len(everyday) - 1, kinds.shape)
+    which[years < 1.2] = len(everyday) - 1  # who cannot stand yet sits
+    heading = r.uniform(-1.2, 1.2, kinds.shape)
+    return _pose(body, years, there, sex, chosen, np.stack((x, z), -1), poses[which], heading, curve)
+
+
+def _pose(body, years, there, sex, height, places, angles, heading, curve) -> Truth:
+    t = lambda array: torch.from_numpy(np.asarray(array)).to(body.dtype)  # noqa: E731
+    flat = lambda tensor: tensor.flatten(0, 1)  # noqa: E731
+    half = 0.5 * flat(t(heading))
+    # Upright before a camera whose y axis points down, then turned: half a turn about an axis between.
+    turn = math.pi * torch.stack((half.cos(), torch.zeros_like(half), half.sin()), -1)
+    people = BodyParameters.zeros(body, there.size)._replace(
+        global_orient=turn, body_pose=flat(t(angles))[:, 1:], age_offset=flat(t(curve.years_to_offset(years)))
+    )
+    people = people._replace(transl=people.transl + people.transl.new_tensor((0, 0, 5.0)))
+    camera = Camera(
+        people.transl.new_tensor((FOCAL, FOCAL)), people.transl.new_tensor((WIDTH / 2, HEIGHT / 2))
+    )
+    people = _of_height(body, people, flat(t(height)))
+    soles = part_vertices(body.asset, FEET, facing=(0, -1, 0))
+    low = torch.cat([body(**people.map(lambda p, r=rows: p[r]).arguments(body)).vertices[..., 1].amax(-1)
+                     for rows in torch.arange(there.size).split(64)])  # fmt: skip
+    x, z = flat(t(places)).unbind(-1)
+    people = people._replace(transl=torch.stack((x, EYE - low, z), -1))
+    parts = []
+    for image in range(len(there)):
+        rows = slice(image * MOST, (image + 1) * MOST)
+        posed = body(**people.map(lambda p, r=rows: p[r]).arguments(body))
+        points = body.keypoints("coco17", **people.map(lambda p, r=rows: p[r]).arguments(body))
+        drawn = [
+            render(v, body.faces, camera, size=(WIDTH, HEIGHT), light_rays=0, background=None).depth
+            if here else np.full((HEIGHT, WIDTH), np.inf)
+            for v, here in zip(posed.vertices, there[image], strict=True)
+        ]  # fmt: skip
+        each = torch.from_numpy(np.stack(drawn)).to(body.dtype)
+        nearest, who = each.min(0)
+        masks = (who == torch.arange(MOST)[:, None, None]) & each.isfinite()
+        parts.append(
+            (posed.joints[:, 0], points, posed.vertices[:, soles], *mask_depths(nearest, each, masks))
+        )
+    root, points, feet, *depths = (torch.stack(part) for part in zip(*parts, strict=True))
+    seen = torch.from_numpy(there) & (
+        depths[-1] >= WIDTH * HEIGHT / 400
+    )  # DTO's code asks for as many pixels
+    height = rest_height(body, people.betas, people.age_offset)
+    shape = there.shape
+    return Truth(
+        t(years), seen, torch.from_numpy(sex), height.reshape(shape), people.age_offset.reshape(shape),
+        root, points, feet, MaskDepths(*depths),
+    )  # fmt: skip
+
+
+def _of_height(body: BodyModel, people: BodyParameters, height: Tensor) -> BodyParameters:
+    """Bodies of these statures, by the first beta alone: the age offset stays that of the age."""
+    first = torch.zeros_like(people.betas)
+    first[:, 0] = 1
+    for _ in range(4):  # Newton, on what is nearly linear
+        now = rest_height(body, people.betas, people.age_offset)
+        slope = rest_height(body, people.betas + first, people.age_offset) - now
+        people = people._replace(betas=people.betas + first * ((height - now) / slope)[:, None])
+    return people
+
+
+class Result(NamedTuple):
+    """Depths of the people of all images by one method, against the truth."""
+
+    name: str
+    depth: Tensor
+
+
+def compare(truth: Truth, body: BodyModel, seed: int) -> list[Result]:
+    """All methods on the same images."""
+    g = torch.Generator().manual_seed(seed)
+    normal = lambda: torch.randn(truth.years.shape, generator=g, dtype=truth.height.dtype)  # noqa: E731
+    z, h, there = truth.depths.depth, truth.height, truth.there.to(truth.height.dtype)
+    unit = torch.rand(len(z), 1, generator=g, dtype=z.dtype) * 5 + 0.2
+    origin = torch.rand(len(z), 1, generator=g, dtype=z.dtype) * 4 - 2
+    affine = lambda depth: (depth + origin) / unit  # noqa: E731
+    noisy = z * (1 + DEPTH_NOISE * normal())
+    adult = (ADULT_SIZE[0] + ADULT_SIZE[1] * normal()) / h
+    aware = torch.exp(SIZE_NOISE * normal())
+    known = (truth.years + normal() * torch.clamp(truth.years / 10, max=YEARS_NOISE)).clamp(min=0)
+    curve = AgeCurve.from_asset(body.asset)
+    by_years = prior_of_age(known, sex=truth.sex, years_sd=torch.clamp(known / 10, max=YEARS_NOISE))
+    by_class = prior_of_class(height_class(truth.years, sex=truth.sex), dtype=z.dtype)
+    anybody = prior_of_class(torch.zeros_like(truth.sex), dtype=z.dtype)
+    offsets = curve.years_to_offset(truth.years)
+    by_offset = prior_of_age_offset(offsets + 0.1 * normal(), curve)
+
+    def dto(size: Tensor, prior: HeightPrior, depth: Tensor = noisy) -> Tensor:
+        placed = place_people(
+            affine(depth), z * size, h * size, prior, weights=there, spread=truth.depths.spread / unit
+        )
+        return placed.depth
+
+    refined = _refined(truth, aware, by_years, dto(aware, by_years), z)
+    return [
+        Result("everybody of adult size", z * adult),
+        Result("… and DTO, nothing known of people", dto(adult, anybody)),
+        Result("… and DTO, class of age and sex known", dto(adult, by_class)),
+        Result("… and DTO, age known", dto(adult, by_years)),
+        Result("statures off by 10 %", z * aware),
+        Result("… and DTO, age offset off by 0.1", dto(aware, by_offset)),
+        Result("… and DTO, age known, refined on one ground", refined),
+        Result("exact depths and statures, DTO", dto(aware, HeightPrior(h, by_years.sd), z)),
+    ]
+
+
+def _refined(truth: Truth, size: Tensor, prior: HeightPrior, placed: Tensor, z: Tensor) -> Tensor:
+    """The DTO layout on one ground: what is drawn is scaled, so that pixels stay."""
+    scale = torch.where(truth.there, placed / (z * size), 1) * size
+    camera = Camera(z.new_tensor((FOCAL, FOCAL)), z.new_tensor((WIDTH / 2, HEIGHT / 2)))
+    by = scale[..., None, None]
+    found = refine_crowd(
+        truth.points * by, camera, truth.root * scale[..., None], weights=truth.there.to(z),
+        feet=truth.soles * by, height=truth.height * scale, prior=HeightPrior(prior.mean, prior.sd),
+    )  # fmt: skip
+    return placed + (found.new_root - found.root)[..., 2]
+
+
+def table(truth: Truth, results: list[Result]) -> list[dict[str, Any]]:
+    """PCDR with intervals, by the age class of either person, and errors of depth."""
+    kinds = age_class(truth.age_offset)
+    rows = []
+    z, there = truth.depths.depth, truth.there
+    for name, depth in results:
+        counts = {}
+        for split, classes in (("all", None), ("class", kinds)):
+            found = depth_relations(
+                depth, z, weights=there, age_classes=classes, threshold=THRESHOLD, same_layer=THRESHOLD
+            )
+            right, pairs = (part.reshape(len(z), -1).numpy() for part in (found.right, found.pairs))
+            low, high = ratio_intervals(right, pairs, resamples=RESAMPLES, seed=0)
+            names = ["all"] if split == "all" else [kind.name for kind in AGE_CLASSES]
+            for i, key in enumerate(names):
+                counts[key] = [right[:, i].sum() / pairs[:, i].sum(), low[i], high[i], int(pairs[:, i].sum())]
+        off = (depth - z)[there].abs()
+        rows.append({
+            "method": name, "pcdr": counts, "median_depth_error_m": off.median().item(),
+            "largest_depth_error_m": off.max().item(),
+            "median_depth_error_share": (off / z[there]).median().item(),
+        })  # fmt: skip
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--body", choices=("anny", "mannequin"), default="mannequin")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "crowd_cpu.json")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    asset = agebody.anny_body() if options.body == "anny" else agebody.mannequin()
+    body = agebody.SMPLA(asset, dtype=torch.float64)
+    with torch.no_grad():
+        start = time.perf_counter()
+        truth = sample(body, options.images, options.seed)
+        print(
+            f"{int(truth.there.sum())} people in {options.images} images, {time.perf_counter() - start:.0f} s"
+        )
+        rows = table(truth, compare(truth, body, options.seed + 1))
+    seconds = _speed(truth)
+    console = Console(width=140)
+    shown = Table("method", "PCDR 0.2, all", *(kind.name for kind in AGE_CLASSES), "|dz| median")
+    for row in rows:
+        cells = [f"{100 * v:.1f} [{100 * a:.1f}, {100 * b:.1f}]" for v, a, b, _ in row["pcdr"].values()]
+        shown.add_row(row["method"], *cells, f"{100 * row['median_depth_error_share']:.1f} %")
+    console.print(shown)
+    print(f"closed form: {1e6 * seconds:.1f} us an image")
+    noise = {"depth": DEPTH_NOISE, "size": SIZE_NOISE, "adult_size": ADULT_SIZE, "years": YEARS_NOISE}
+    results = {
+        "subject": "crowd", "device": "cpu", "absent": {}, "body": asset.metadata.name,
+        "images": options.images, "people": int(truth.there.sum()), "seed": options.seed, "noise": noise,
+        "rows": rows, "seconds_an_image": seconds, "provenance": provenance(torch.device("cpu")),
+    }  # fmt: skip
+    options.output.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def _speed(truth: Truth) -> float:
+    """Of the closed form, at a thousand images."""
+    index = torch.arange(1000) % len(truth.height)
+    z, h = truth.depths.depth[index], truth.height[index]
+    prior = HeightPrior(h * 1.02, 0.05 * h)
+    run: Callable[[], Any] = lambda: place_people(z, z, h, prior, weights=truth.there[index])  # noqa: E731
+    run()
+    times = []
+    for _ in range(9):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return float(np.median(times)) / 1000
+
+
+if __name__ == "__main__":
+    main()
