@@ -1,0 +1,186 @@
+"""The same person on another body: by vertices where bodies share them, else by places of the surface."""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy import sparse
+from torch import Tensor
+
+from agebody.assets.asset import BodyAsset, Regressor
+from agebody.body import SMPL, SMPLA, BodyModel
+from agebody.fitting.parameters import BodyParameters
+from agebody.fitting.points import PointFit, fit_points, fit_vertices, patch_layout
+from agebody.keypoints import KeypointLayout
+from agebody.proximity import closest_points
+
+SHARED = "shared points"
+"""Name of the layouts of a correspondence."""
+MATCHINGS = 3
+"""How often the target is fitted and matched anew."""
+ACROSS = 0.01
+"""[m] Standard deviation of points that are not quite the same on two bodies."""
+
+
+class Correspondence(NamedTuple):
+    """What two bodies have in common, a layout on each: joints, then places of the surface."""
+
+    source: KeypointLayout
+    target: KeypointLayout
+    distance: Float[Tensor, " K"]
+    """How far apart places of the surface were, the target fitted to the source at rest [m]; 0 for joints."""
+
+
+def convert(
+    parameters: BodyParameters,
+    source: BodyModel,
+    target: BodyModel,
+    *,
+    correspondence: Correspondence | None = None,
+    betas: Float[Tensor, "*batch N"] | None = None,
+    age_offset: float | Tensor | None = None,
+    sigma: float | None = None,
+    max_iterations: int = 60,
+    chunk_size: int = 256,
+) -> PointFit:
+    """The same people on another body: SMPL to SMIL and back, or to the free bodies.
+
+    Bodies of one topology share their vertices, and the fit is that of `fit_vertices`: exact where the target
+    can look so. Others share joints and, through a `correspond`, places on the surface. These are never the
+    same places on two bodies, so then the residual is what the bodies differ by, and the pose, which follows
+    the surface, is nearer than the joints' own angles would be: two bodies do not have the same rest pose.
+
+    Args:
+        parameters: (*batch, ...) of the source.
+        source, target: layers of one body each.
+        correspondence: of two topologies; that of `correspond` if None, which takes some seconds once.
+        betas: (*batch, N) of the target where they are known; found if None.
+        age_offset: of the target, a number or (*batch), NaN where it is not known; found if None. The
+            source's own is a good value where the two bodies grow alike.
+        sigma: standard deviation of a coordinate [m]; 1 mm in one topology, 1 cm across two if None.
+        max_iterations, chunk_size: as in `fit_points`.
+
+    Returns:
+        The fit. Its residual is the mean distance of vertices, or of the points of the correspondence [m].
+
+    Raises:
+        TypeError, ValueError: as in `fit_points`; the bodies are of two types or on two devices.
+    """
+    if (source.dtype, source.device) != (target.dtype, target.device):
+        raise ValueError(
+            f"target: expected a layer of {source.dtype} on {source.device} as the source, "
+            f"got {target.dtype} on {target.device}"
+        )
+    arguments = {**parameters.arguments(source), "pose_format": "axis_angle"}
+    known = {"betas": betas, "age_offset": age_offset}
+    options = {"max_iterations": max_iterations, "chunk_size": chunk_size}
+    with torch.no_grad():
+        if correspondence is None and same_topology(source.asset, target.asset):
+            vertices = source(**arguments).vertices
+            return fit_vertices(target, vertices, sigma=1e-3 if sigma is None else sigma, **known, **options)
+        shared = correspond(source.asset, target.asset) if correspondence is None else correspondence
+        points = source.keypoints(shared.source, **arguments)
+    return fit_points(
+        target, points, shared.target, sigma=ACROSS if sigma is None else sigma, **known, **options
+    )
+
+
+def same_topology(first: BodyAsset, second: BodyAsset) -> bool:
+    """Whether two bodies share their vertices: their triangles, or the topology that both name.
+
+    The order of the triangles does not matter.
+    """
+    if first.num_vertices != second.num_vertices:
+        return False
+    named = {first.metadata.topology, second.metadata.topology}
+    if len(named) == 1 and named != {"custom"}:
+        return True
+    ordered = lambda faces: faces[np.lexsort(faces.T)]  # noqa: E731
+    return first.faces.shape == second.faces.shape and bool(
+        (ordered(np.sort(first.faces, 1)) == ordered(np.sort(second.faces, 1))).all()
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def correspond(source: BodyAsset, target: BodyAsset) -> Correspondence:
+    """Shared joints, and for vertices all over the source the places on the target's surface that match them.
+
+    The target is fitted to the source's rest pose by the joints whose names both have. Then, in turn, each of
+    the vertices is matched with the nearest point of the target's surface on the same part, and the target is
+    fitted to joints and matches. The last matches are kept; a pair of bodies is computed once.
+
+    Args:
+        source: a body, at rest as its mean adult.
+        target: another one.
+
+    Raises:
+        ValueError: the bodies share fewer than three joints.
+    """
+    names = [name for name in source.joint_names if name in target.joint_names]
+    if len(names) < 3:
+        raise ValueError(
+            f"target: expected joints of the source's names, found {', '.join(names) if names else 'none'}"
+        )
+    body = (SMPLA if target.has_age else SMPL)(target, backend="torch")
+    vertices = _scattered(source)
+    part_of = _parts(source, names)[vertices]
+    part_of_face = _parts(target, names)[target.faces[:, 0]]
+    kept = np.isin(part_of, part_of_face)
+    vertices, part_of = vertices[kept], part_of[kept]
+    labels = tuple(f"vertex {vertex}" for vertex in vertices)
+    on_source = _layout(names, labels, _rows(vertices[:, None], np.ones((len(vertices), 1)), source))
+    points = torch.from_numpy(source.template[vertices].astype(np.float32))
+    rest_joints = source.joint_regressor @ source.template
+    joints = torch.from_numpy(rest_joints[[source.joint_names.index(name) for name in names]]).float()
+    on_target = KeypointLayout("shared joints", tuple(names), tuple(("joints", name) for name in names))
+    aim = joints
+    for _ in range(MATCHINGS):
+        fit = fit_points(body, aim, on_target, sigma=ACROSS)
+        mesh = body(**fit.parameters.arguments(body), pose_format="axis_angle").vertices
+        corners = np.zeros((len(vertices), 3), int)
+        shares, distance = np.zeros((len(vertices), 3)), np.zeros(len(vertices))
+        for part in np.unique(part_of):
+            own, there = np.flatnonzero(part_of == part), np.flatnonzero(part_of_face == part)
+            nearest = closest_points(
+                points[own], mesh, torch.from_numpy(target.faces[there].astype(np.int64))
+            )
+            corners[own] = target.faces[there[nearest.face.numpy()]]
+            shares[own], distance[own] = nearest.barycentric.numpy(), nearest.distance.numpy()
+        on_target = _layout(names, labels, _rows(corners, shares, target))
+        aim = torch.cat((joints, points))
+    gaps = torch.from_numpy(np.concatenate((np.zeros(len(names)), distance)))
+    return Correspondence(on_source, on_target, gaps)
+
+
+def _scattered(asset: BodyAsset) -> np.ndarray:
+    """Vertices all over a body: of each patch the one that is nearest to its center."""
+    _, rows = patch_layout(asset).resolve(asset)
+    owner = rows.tocsc().indices
+    away = np.linalg.norm(asset.template - (rows @ asset.template)[owner], axis=1)
+    order = np.lexsort((away, owner))
+    return order[np.unique(owner[order], return_index=True)[1]]
+
+
+def _parts(asset: BodyAsset, names: list[str]) -> np.ndarray:
+    """(V,) which of the named joints moves each vertex most, or else the nearest such joint above."""
+    shared = np.zeros(asset.num_joints, int)
+    for joint, name in enumerate(asset.joint_names):
+        shared[joint] = names.index(name) if name in names else shared[max(0, asset.parents[joint])]
+    return shared[asset.dense_weights().argmax(1)]
+
+
+def _rows(corners: np.ndarray, shares: np.ndarray, asset: BodyAsset) -> sparse.csr_array:
+    """(K, V) points as weighted sums of a few vertices each."""
+    count, width = corners.shape
+    rows = np.repeat(np.arange(count), width)
+    return sparse.csr_array((shares.ravel(), (rows, corners.ravel())), (count, asset.num_vertices))
+
+
+def _layout(names: list[str], labels: tuple[str, ...], rows: sparse.csr_array) -> KeypointLayout:
+    """Joints, then points of the surface."""
+    sources = tuple(("joints", name) for name in names) + tuple((SHARED, label) for label in labels)
+    return KeypointLayout(SHARED, (*names, *labels), sources, regressor=Regressor(labels, rows))

@@ -1,0 +1,298 @@
+"""Pose and identity from points of a body in closed form: rotations by Procrustes, then what is linear."""
+
+from __future__ import annotations
+
+import itertools
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy import sparse
+from torch import Tensor, nn
+
+from agebody.body import BodyModel
+from agebody.deform import age_coefficients
+from agebody.fitting.parameters import BodyParameters
+from agebody.keypoints import KeypointLayout
+from agebody.metrics.alignment import nearest_rotation
+from agebody.rotations import matrix_to_axis_angle
+
+PARENT_PRIOR = 1e-3
+"""How much a joint turns as its parent does at first, as a share of what its own points say."""
+STAY_PRIOR = 1e-5
+"""The same in later rounds, when a parent turns no more than what was wrong."""
+ROUGH_SIGMA = 0.02
+"""[m] Trust in points while the rotations are rough: shape must not explain what they got wrong."""
+CARRIES = 1e-3
+"""Least grip that counts."""
+
+
+class CarriedPoints(nn.Module):
+    """Points of a body as its joints carry them.
+
+    A point is ``sum_j G_j m_j``. Its moments m_j are affine in the identity's coefficients (1, betas, age
+    templates), and so are the places of the joints once their rotations are known.
+
+    Args:
+        body: of one part.
+        layout: the points.
+    """
+
+    above: Tensor
+    is_joint: Tensor
+    joints: Tensor
+    pair_joints: Tensor
+    moments: Tensor
+    masses: Tensor
+    grip: Tensor
+    rest_joints: Tensor
+    steps: Tensor
+    path: Tensor
+
+    def __init__(self, body: BodyModel, layout: KeypointLayout) -> None:
+        super().__init__()
+        asset, self.layout = body.asset, layout
+        self.age_anchors, self.num_betas = body.age_anchors, body.num_betas
+        parents = asset.parents.astype(np.int64)
+        joints, rows = layout.resolve(asset)
+        directions = body._identity_directions().astype(np.float64)  # (C, V, 3)
+        rest_joints = np.stack([asset.joint_regressor @ direction for direction in directions], -1)
+        weights = asset.dense_weights().astype(np.float64)
+        masses = rows @ weights
+        moments, pair_joints = _moments(rows, weights, directions)
+        steps = rest_joints.copy()
+        steps[1:] -= rest_joints[parents[1:]]
+        path = np.eye(len(parents))  # path[i, j]: j is i or above it
+        for joint in range(1, len(parents)):
+            path[joint] += path[parents[joint]]
+        self.levels = [(level, parents[level].tolist()) for level in _levels(parents.tolist())[1:]]
+        for name, array in {
+            "above": np.maximum(parents, 0), "is_joint": joints >= 0, "joints": np.maximum(joints, 0),
+            "pair_joints": pair_joints, "moments": moments, "masses": masses,
+            "grip": _grip(joints, masses, parents), "rest_joints": rest_joints, "steps": steps, "path": path,
+        }.items():  # fmt: skip
+            tensor = torch.from_numpy(np.ascontiguousarray(array))
+            dtype = body.dtype if tensor.is_floating_point() else tensor.dtype
+            self.register_buffer(name, tensor.to(body.device, dtype), persistent=False)
+
+    def directions(self, rotations: Float[Tensor, "B J 3 3"]) -> Float[Tensor, "B K 3 C"]:
+        """The points for one unit of each coefficient, the joints so turned in the world.
+
+        Pose blend shapes, which do not depend on the identity, are left out.
+        """
+        steps = rotations[:, self.above] @ self.steps
+        steps[:, 0] = self.steps[0]
+        centers = (self.path @ steps.flatten(2)).unflatten(-1, (3, -1))
+        shifts = centers - rotations @ self.rest_joints
+        wide = rotations[:, self.pair_joints].transpose(2, 3).flatten(-2)  # (B, K, 3, 3 P)
+        turned = (wide.transpose(0, 1).flatten(1, 2) @ self.moments).unflatten(1, (len(rotations), 3))
+        found = turned.transpose(0, 1) + (self.masses @ shifts.flatten(2)).unflatten(-1, (3, -1))
+        return torch.where(self.is_joint[:, None, None], centers[:, self.joints], found)
+
+
+class Identity(NamedTuple):
+    """Who a body is, and where."""
+
+    betas: Float[Tensor, "B N"]
+    age_offset: Float[Tensor, " B"]
+    transl: Float[Tensor, "B 3"]
+
+
+class Known(NamedTuple):
+    """What of an identity is not to be found."""
+
+    betas: Float[Tensor, "B N"] | None
+    age_offset: Float[Tensor, " B"]
+    """NaN where it is to be found."""
+
+    def take(self, rows: Tensor | slice) -> Known:
+        """Of some bodies."""
+        return Known(None if self.betas is None else self.betas[rows], self.age_offset[rows])
+
+
+def turn_towards(
+    carried: CarriedPoints,
+    source: Float[Tensor, "B K 3"],
+    target: Float[Tensor, "B K 3"],
+    weights: Float[Tensor, "B K"],
+    *,
+    prior: float,
+) -> Float[Tensor, "B J 3 3"]:
+    """How each joint has turned in the world, by Procrustes over the points that it carries.
+
+    What these leave open (a twist about a bone, or everything) is as its parent has turned; for the root, as
+    the trunk has.
+
+    Args:
+        carried: the points.
+        source: where they were.
+        target: where they are. Both near the origin, for the sake of float32.
+        weights: not negative.
+        prior: weight of the parent's turn, as a share of what the points say.
+    """
+    products = (target[..., None] * source[..., None, :]).flatten(-2)
+    ones = torch.ones_like(weights)[..., None]
+    sums = carried.grip.mT @ (weights[..., None] * torch.cat((products, target, source, ones), -1))
+    total = sums[..., 15:]
+    means = sums[..., :15] / torch.where(total > 0, total, 1)
+    covariance = means[..., :9].unflatten(-1, (3, 3)) - means[..., 9:12, None] * means[..., None, 12:15]
+    size = torch.linalg.matrix_norm(covariance)[..., None, None]
+    covariance = covariance / torch.where(size > 0, size, 1)
+    turns = torch.empty_like(covariance[:, :-1])
+    turns[:, 0] = nearest_rotation(covariance[:, 0] + prior * nearest_rotation(covariance[:, -1]))
+    for joints, parents in carried.levels:
+        turns[:, joints] = nearest_rotation(covariance[:, joints] + prior * turns[:, parents])
+    return turns
+
+
+def solve_identity(
+    carried: CarriedPoints,
+    directions: Float[Tensor, "B K 3 C"],
+    missing: Float[Tensor, "B K 3"],
+    weights: Float[Tensor, "B K"],
+    known: Known,
+    *,
+    sigma: float,
+) -> Identity:
+    """Betas, age offset and translation that bring points nearest to their targets, given the rotations.
+
+    The most probable with normal betas. The points are linear in betas, translation and the coefficients of
+    the age templates. Without the former two, which are eliminated, there is a quadratic of the age on each
+    piece between two templates, and the lowest of their minima is the answer: none is overlooked.
+
+    Args:
+        carried: the points.
+        directions: see `CarriedPoints.directions`.
+        missing: the targets less the points of the mean adult in this pose, root joint at its rest place.
+        weights: not negative.
+        known: what is held.
+        sigma: standard deviation of a coordinate [m].
+    """
+    columns = directions[..., 1:]
+    betas, ages = columns[..., : carried.num_betas], columns[..., carried.num_betas :]
+    place = torch.eye(3, dtype=columns.dtype, device=columns.device).expand(*missing.shape, 3)
+    if known.betas is not None:
+        missing = missing - (betas @ known.betas[:, None, :, None])[..., 0]
+        betas = betas[..., :0]
+    count, free = ages.shape[-1], betas.shape[-1]
+    root = weights.sqrt()[..., None, None]
+    rows = (root * torch.cat((ages, betas, place, missing[..., None]), -1)).flatten(1, 2)
+    gram = rows.mT @ rows
+    normal = gram[:, count:-1, count:-1].clone()
+    diagonal = normal.diagonal(dim1=-2, dim2=-1)
+    diagonal[:, :free] += sigma**2
+    diagonal += torch.finfo(normal.dtype).eps * (1 + diagonal)  # nothing is known of a body without points
+    across = gram[:, count:-1, :count]
+    solved = torch.cholesky_solve(
+        torch.cat((gram[:, count:-1, -1:], across), -1), torch.linalg.cholesky_ex(normal)[0]
+    )
+    age, found = known.age_offset.nan_to_num(0.0), solved[..., 0]
+    if count:
+        curve = gram[:, :count, :count] - across.mT @ solved[..., 1:]
+        slope = gram[:, :count, -1] - (across.mT @ solved[..., :1])[..., 0]
+        best = _best_age(curve, slope, carried.age_anchors)
+        age = torch.where(known.age_offset.isnan(), best, age)
+        growth = age_coefficients(age, carried.age_anchors)
+        found = found - (solved[..., 1:] @ growth[..., None])[..., 0]
+    return Identity(found[:, :free] if known.betas is None else known.betas, age, found[:, free:])
+
+
+def age_bounds(anchors: tuple[float, ...]) -> tuple[float, float]:
+    """The lowest and highest age offset that a body has a template of."""
+    return min(0.0, *anchors, 0.0), max(0.0, *anchors, 0.0)
+
+
+def coefficients(identity: Identity, anchors: tuple[float, ...]) -> Float[Tensor, "B C"]:
+    """Those of the identity's directions, without the constant."""
+    return torch.cat((identity.betas, age_coefficients(identity.age_offset, anchors)), -1)
+
+
+def to_world(carried: CarriedPoints, local: Float[Tensor, "B J 3 3"]) -> Float[Tensor, "B J 3 3"]:
+    """The inverse of `to_local`."""
+    world = local.clone()
+    for joints, parents in carried.levels:
+        world[:, joints] = world[:, parents] @ local[:, joints]
+    return world
+
+
+def to_local(carried: CarriedPoints, rotations: Float[Tensor, "B J 3 3"]) -> Float[Tensor, "B J 3 3"]:
+    """Each joint's rotation relative to its parent, from those in the world."""
+    local = rotations[:, carried.above].mT @ rotations
+    local[:, 0] = rotations[:, 0]
+    return local
+
+
+def to_parameters(
+    carried: CarriedPoints, rotations: Float[Tensor, "B J 3 3"], identity: Identity
+) -> BodyParameters:
+    """Rotations in the world and an identity as what a body takes."""
+    vectors = matrix_to_axis_angle(to_local(carried, rotations))
+    return BodyParameters(vectors[:, 0], vectors[:, 1:], *identity)
+
+
+def _best_age(
+    curve: Float[Tensor, "B A A"], slope: Float[Tensor, "B A"], anchors: tuple[float, ...]
+) -> Float[Tensor, " B"]:
+    """The offset a with the least ``x' C x / 2 - s' x`` where x are the age templates' coefficients at a."""
+    knots = sorted({0.0, *anchors})
+    ages, costs = [], []
+    for start, end in itertools.pairwise(knots):
+        base, far = age_coefficients(curve.new_tensor([start, end]), anchors)
+        along = far - base
+        bend = (along * (curve @ along)).sum(-1)
+        gain = (along * (slope - curve @ base)).sum(-1)
+        share = torch.where(bend > 0, gain / torch.where(bend > 0, bend, 1), 0).clamp(0, 1)
+        x = base + share[:, None] * along
+        ages.append(start + share * (end - start))
+        costs.append((x * ((curve @ x[..., None])[..., 0] / 2 - slope)).sum(-1))
+    best = torch.stack(costs, -1).argmin(-1, keepdim=True)
+    return torch.stack(ages, -1).gather(-1, best)[:, 0]
+
+
+def _moments(
+    rows: sparse.csr_array, weights: np.ndarray, directions: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """(K, 3 P, C) moments of each point by the P joints that may move it, and (K, P) which these are."""
+    num_points = len(rows.indptr) - 1
+    touched = (abs(rows) @ (weights != 0)) > 0
+    width = max(1, int(touched.sum(1).max(initial=0)))
+    joints = np.argsort(~touched, axis=1, kind="stable")[:, :width]
+    moments = np.zeros((num_points, width, 3, len(directions)))
+    for point in range(num_points):
+        part = slice(rows.indptr[point], rows.indptr[point + 1])
+        used = rows.indices[part]
+        shares = rows.data[part, None] * weights[used[:, None], joints[point]]
+        moments[point] = np.einsum("vp,cvx->pxc", shares, directions[:, used])
+    return moments.reshape(num_points, 3 * width, -1), joints
+
+
+def _grip(joints: np.ndarray, masses: np.ndarray, parents: np.ndarray) -> np.ndarray:
+    """(K, J + 1) how much each point tells of each joint's rotation, and last of that of the trunk."""
+    # What two joints move half and half tells less of either.
+    grip = np.clip(masses, 0, None) ** 2
+    for point in np.flatnonzero(joints >= 0):
+        # A joint is held at both ends: its parent has brought it there, and its own part begins there.
+        grip[point, [joints[point], max(0, parents[joints[point]])]] = 1
+    trunk = _trunk(parents.tolist())
+    for joint in reversed(trunk):
+        if (grip[:, joint] > CARRIES).sum() < 2:  # it turns with what its children carry
+            grip[:, joint] = np.maximum(grip[:, joint], grip[:, parents == joint].max(1, initial=0))
+    return np.concatenate((grip, grip[:, trunk].sum(1, keepdims=True) ** 2), 1)
+
+
+def _trunk(parents: list[int]) -> list[int]:
+    """Joints with several children, and all above them."""
+    trunk = {joint for joint in range(len(parents)) if parents.count(joint) > 1} | {0}
+    for joint in reversed(range(1, len(parents))):
+        if joint in trunk:
+            trunk.add(parents[joint])
+    return sorted(trunk)
+
+
+def _levels(parents: list[int]) -> list[list[int]]:
+    """The joints of each depth of the tree."""
+    depth = [0] * len(parents)
+    for joint, parent in enumerate(parents[1:], start=1):
+        depth[joint] = depth[parent] + 1
+    return [[joint for joint, d in enumerate(depth) if d == level] for level in range(max(depth) + 1)]
