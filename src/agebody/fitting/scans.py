@@ -69,7 +69,7 @@ class ScanFit(NamedTuple):
 
 def fit_scans(
     body: BodyModel,
-    scans: Sequence[Cloud | Float[Tensor, "N 3"]],
+    scans: Sequence[Cloud | Float[Tensor, "_ 3"]],
     camera: Camera,
     *,
     keypoints: Float[Tensor, "F K 2"] | None = None,
