@@ -96,7 +96,6 @@ def see(
     *,
     layout: KeypointLayout,
     colors: Sequence[int] = (),
-    light_rays: int = 4,
 ) -> Bodies:
     """Draws and projects people in camera space.
 
@@ -107,16 +106,11 @@ def see(
         size: of the picture [pixels].
         layout: of the keypoints.
         colors: index into the palette of each; in turn if not given.
-        light_rays: as of `render`.
     """
     lens = lens.to("cpu", torch.float64)
     arguments = people.arguments(body)
-    vertices = body(**arguments, pose_format="axis_angle").vertices.cpu().double()
+    picture = draw(body, people, lens, size, colors=colors, light_rays=4)
     points = body.keypoints(layout, **arguments, pose_format="axis_angle").cpu().double()
-    picture = render(
-        vertices.numpy(), body.faces.cpu().numpy(), lens, size=size, background=None, light_rays=light_rays,
-        colors=[PALETTE[i % len(PALETTE)] for i in (colors or range(len(vertices)))],
-    )  # fmt: skip
     projected = lens.project(points, size=size)
     pixels, depth = projected.pixels.numpy(), projected.depth.numpy()
     visibility = np.where(projected.visible.numpy(), 2, 0)
@@ -128,17 +122,40 @@ def see(
         visibility[person, np.flatnonzero(seen)[hidden]] = 1
     pixels = np.where(visibility[..., None] > 0, pixels, 0)
     ages = age_class(people.age_offset).tolist() if body.age_anchors else None
-    return Bodies(people, picture, pixels, visibility, _boxes(vertices, lens), ages)
+    return Bodies(people, picture, pixels, visibility, mesh_boxes(body, people, lens), ages)
 
 
-def _boxes(vertices: Tensor, lens: Camera) -> Float[np.ndarray, "N 4"]:
-    projected = lens.project(vertices)
+def draw(
+    body: BodyModel,
+    people: BodyParameters,
+    lens: Camera,
+    size: tuple[int, int],
+    *,
+    colors: Sequence[int] = (),
+    light_rays: int = 0,
+) -> Picture:
+    """Bodies on a transparent background; arguments as of `see` and `render`."""
+    vertices = _vertices(body, people).numpy()
+    return render(
+        vertices, body.faces.cpu().numpy(), lens, size=size, background=None, light_rays=light_rays,
+        colors=[PALETTE[i % len(PALETTE)] for i in (colors or range(len(vertices)))],
+    )  # fmt: skip
+
+
+def mesh_boxes(body: BodyModel, people: BodyParameters, lens: Camera) -> Float[np.ndarray, "N 4"]:
+    """Corners around each mesh [pixels]; NaN where none of it is before the camera."""
+    projected = lens.to("cpu", torch.float64).project(_vertices(body, people))
     pixels = torch.where(projected.visible[..., None], projected.pixels, torch.nan).numpy()
     boxes = np.full((len(pixels), 4), np.nan)
     for box, xy in zip(boxes, pixels, strict=True):
         if np.isfinite(xy).any():
             box[:2], box[2:] = np.nanmin(xy, axis=0), np.nanmax(xy, axis=0)
     return boxes
+
+
+@torch.no_grad()
+def _vertices(body: BodyModel, people: BodyParameters) -> Float[Tensor, "N V 3"]:
+    return body(**people.arguments(body), pose_format="axis_angle").vertices.cpu().double()
 
 
 def _identity(body: BodyModel, people: BodyParameters) -> dict[str, Tensor]:

@@ -6,17 +6,18 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Float, UInt8
 
 from agebody.body import BodyModel
 from agebody.cameras import Camera
 from agebody.fitting.parameters import BodyParameters
 from agebody.release.arrange import Place
 from agebody.release.backgrounds import blank, inpaint
-from agebody.release.bodies import Bodies, generalize, see, to_camera_space
+from agebody.release.bodies import Bodies, draw, generalize, mesh_boxes, see, to_camera_space
 from agebody.release.options import Options
 from agebody.release.photos import ReleaseError, read_pixels
 from agebody.release.regions import cover_blocks, other_region, person_region
+from agebody.render import Picture
 
 
 class Scene(NamedTuple):
@@ -53,24 +54,31 @@ def make_scene(place: Place, body: BodyModel, options: Options) -> Scene:
         return Scene(size, lens, bodies, None, False)
     pixels = read_pixels(photo.path, photo.size)
     bodies = see(body, released, lens, pixels.size, layout=options.layout, colors=with_body)
-    as_fitted = bodies
-    if options.shape != "exact":
-        as_fitted = see(body, fits, lens, pixels.size, layout=options.layout, light_rays=0)
-    region = cover_blocks(_region(place, as_fitted, pixels.size, options), pixels.blocks)
+    outlines: Picture | None = None
+    if options.region != "box" and any(person.mask is not None for person, _ in place.people):
+        outlines = bodies.picture if options.shape == "exact" else draw(body, fits, lens, pixels.size)
+    boxes = mesh_boxes(body, fits, lens)
+    region = cover_blocks(_region(place, boxes, outlines, pixels.size, options), pixels.blocks)
     paint = inpaint if options.background == "inpaint" else blank
     return Scene(pixels.size, lens, bodies, paint(pixels.rgb, region), pixels.predicted)
 
 
-def _region(place: Place, bodies: Bodies, size: tuple[int, int], options: Options) -> Bool[np.ndarray, "H W"]:
-    """Where anybody is."""
+def _region(
+    place: Place,
+    boxes: Float[np.ndarray, "N 4"],
+    outlines: Picture | None,
+    size: tuple[int, int],
+    options: Options,
+) -> Bool[np.ndarray, "H W"]:
+    """Where anybody is; boxes and outlines are those of the fits."""
     region = np.zeros((size[1], size[0]), bool)
     index = 0
     for person, _ in place.people:
         mesh_box, outline = None, None
         if person.parameters is not None:
-            box = bodies.boxes[index]
+            box = boxes[index]
             mesh_box = None if np.isnan(box).any() else tuple(box.tolist())
-            outline = bodies.outline(index)
+            outline = None if outlines is None else outlines.instance == index
             index += 1
         region |= person_region(
             person, size, mesh_box=mesh_box, outline=outline, rule=options.region, margin=options.margin,
