@@ -148,7 +148,9 @@ def _bounds(
     low[:, slices["betas"]], high[:, slices["betas"]] = -beta_range, beta_range
     if body.age_anchors:
         for bound, age in zip((low, high), ages, strict=True):
-            bound[:, slices["age_offset"]] = torch.as_tensor(age).to(vector).expand(len(vector))[:, None]
+            bound[:, slices["age_offset"]] = torch.as_tensor(
+                age, dtype=vector.dtype, device=vector.device
+            ).expand(len(vector))[:, None]
     return low, high
 
 

@@ -135,6 +135,8 @@ def fit_keypoints(
     given = _read(body, keypoints, camera, layout, weights, noise, ages, depth, depth_sd)
     if chunk_size < 1:
         raise ValueError(f"chunk_size: expected at least 1, got {chunk_size}")
+    if not schedule:
+        raise ValueError("schedule: expected at least one step")
     batch = keypoints.shape[:-2]
     prior = _standing_prior(body) if pose_prior is None else pose_prior
     names = tuple(body.asset.joint_names[1:])
@@ -365,7 +367,7 @@ def _read(
     seen = hide(keypoints, trust, 1)
     if not seen.isfinite().all():
         raise ValueError("keypoints: expected finite pixels where the weights are not zero")
-    flat = lambda tensor, *entry: tensor.expand(*batch, *entry).reshape(-1, *entry)  # noqa: E731
+    flat = lambda tensor, *entry: tensor.expand((*batch, *entry)).reshape(-1, *entry)  # noqa: E731
     lens = camera.to(keypoints).expand(*batch)
     lens = lens.map(lambda part: part.reshape(-1, *part.shape[len(batch) :]))
     spread = seen.new_full((1,), torch.inf)

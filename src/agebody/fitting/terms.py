@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -84,6 +84,7 @@ class Block(NamedTuple):
     normal: Float[Tensor, "#b G G"]
 
 
+@runtime_checkable
 class Term(Protocol):
     """A term of the bodies that it was made for."""
 
@@ -262,7 +263,10 @@ class Depth:
 
     def __init__(self, depth: Float[Tensor, " B"], sd: float | Tensor, camera: Camera) -> None:
         self.known = ~depth.isnan()
-        self.depth, self.sd = hide(depth, self.known), torch.as_tensor(sd).to(depth).expand(depth.shape)
+        self.depth, self.sd = (
+            hide(depth, self.known),
+            torch.as_tensor(sd, dtype=depth.dtype, device=depth.device).expand(depth.shape),
+        )
         self.camera = camera.expand(*depth.shape)
 
     def __call__(self, state: State) -> Block:
@@ -377,7 +381,7 @@ class Age:
     def __init__(self, expected: Float[Tensor, " B"], sd: float | Tensor) -> None:
         self.known = ~expected.isnan()
         self.expected = hide(expected, self.known)
-        self.sd = torch.as_tensor(sd).to(expected).expand(expected.shape)
+        self.sd = torch.as_tensor(sd, dtype=expected.dtype, device=expected.device).expand(expected.shape)
 
     def __call__(self, state: State) -> Block | None:
         """One residual."""

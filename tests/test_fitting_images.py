@@ -1,0 +1,316 @@
+"""People from 2D keypoints: what is found, from what is known; starts; what is refused and what is survived."""
+
+import pytest
+import torch
+from torch import Tensor
+
+import agebody
+from agebody.age import AGE_CLASSES, AgeCurve, age_class
+from agebody.cameras import Camera
+from agebody.fitting.images import SCHEDULE, Step, fit_keypoints
+from agebody.fitting.parameters import BodyParameters
+from agebody.fitting.start import start_from_keypoints
+from agebody.keypoints import get_layout
+from agebody.losses import MaxMixturePrior
+from agebody.metrics import pa_mpjpe
+from agebody.people import Observations, People, observe, random_people
+from agebody.rotations import to_matrix
+
+COUNT = 24
+
+
+@pytest.fixture(scope="module")
+def body(mannequin_asset) -> agebody.SMPLA:
+    return agebody.SMPLA(mannequin_asset)
+
+
+@pytest.fixture(scope="module")
+def seen(body) -> tuple[People, Observations]:
+    """People of all ages, and keypoints with two pixels of noise."""
+    people = random_people(body, COUNT, seed=3)
+    return people, observe(body, people, seed=3)
+
+
+def joints_of(body: agebody.BodyModel, parameters) -> Tensor:
+    return body.keypoints(
+        "smpl24", betas=parameters.betas, body_pose=parameters.body_pose,
+        global_orient=parameters.global_orient, transl=parameters.transl,
+        **({"age_offset": parameters.age_offset} if body.age_anchors else {}),
+    )  # fmt: skip
+
+
+def statures(body: agebody.BodyModel, parameters) -> Tensor:
+    shaped = body.shape(betas=parameters.betas, age_offset=parameters.age_offset)
+    return agebody.measure.stature(shaped.rest_vertices)
+
+
+def test_people_of_every_age(body, seen):
+    people, observed = seen
+    found = fit_keypoints(body, observed.keypoints, people.camera, weights=observed.weights)
+    # 2 px of noise on each coordinate are 2.5 px of distance, of which a body takes a part.
+    assert found.reprojection.median() < 2.5
+    assert found.reprojection.max() < 8
+    assert found.report.converged.float().mean() >= 0.95
+    assert all(part.isfinite().all() for part in found.parameters)
+    assert (found.start_reprojection.median() > 2 * found.reprojection.median()).item()
+    errors = pa_mpjpe(joints_of(body, found.parameters), joints_of(body, people), reduction="none")
+    assert errors.median() < 0.06
+    # Nobody is turned about: the root's rotation is known to less than a quarter turn for nearly all.
+    turned = to_matrix(found.parameters.global_orient, "axis_angle").mT @ to_matrix(
+        people.global_orient, "axis_angle"
+    )
+    cosine = (turned.diagonal(dim1=-2, dim2=-1).sum(-1) - 1) / 2
+    assert (cosine > 0).float().mean() > 0.9
+
+
+def test_what_is_known_of_age_or_depth_decides_the_size(body, seen):
+    people, observed = seen
+    years = AgeCurve.from_asset(body.asset).offset_to_years(people.age_offset)
+    truth = statures(body, people)
+
+    def stature_error(**known) -> Tensor:
+        found = fit_keypoints(body, observed.keypoints, people.camera, weights=observed.weights, **known)
+        assert found.reprojection.max() < 8
+        return (statures(body, found.parameters) / truth - 1).abs()
+
+    blind = stature_error().median()
+    assert stature_error(depth=observed.depth).median() < 0.03
+    assert stature_error(age_offset=people.age_offset).median() < 0.05
+    assert stature_error(years=years).median() < 0.06
+    assert stature_error(age_class=age_class(people.age_offset)).median() < 0.08 < blind + 0.03
+
+
+def test_ages_are_held_bounded_and_optional(body, seen):
+    people, observed = seen
+    few = slice(0, 6)
+    given = (body, observed.keypoints[few], people.camera.map(lambda part: part[few]))
+    held = torch.tensor([0.1, torch.nan, 0.5, torch.nan, 1.0, 1.3])
+    found = fit_keypoints(*given, age_offset=held).parameters.age_offset
+    known = ~held.isnan()
+    torch.testing.assert_close(found[known], held[known])
+    assert ((found[~known] >= 0) & (found[~known] <= 1)).all()
+    kinds = torch.tensor([0, 1, 2, 3, -1, 2])
+    found = fit_keypoints(*given, age_class=kinds).parameters.age_offset
+    for kind, age in zip(kinds.tolist(), found.tolist(), strict=True):
+        low, high = (0, 1) if kind < 0 else (AGE_CLASSES[kind].low, AGE_CLASSES[kind].high)
+        assert low - 1e-6 <= age <= high + 1e-6
+    newborn = fit_keypoints(*given, years=0.0).parameters.age_offset
+    expected = AgeCurve.from_asset(body.asset).years_to_offset(0.0)
+    assert (newborn - expected).abs().max() <= 0.15 + 1e-6
+
+
+def test_wrong_and_missing_points(body):
+    """A third of the points is missing, a few are wrong: what is told by the others stays near the truth."""
+    people = random_people(body, COUNT, seed=4)
+    clean = observe(body, people, seed=4)
+    dirty = observe(body, people, seed=4, dropped=0.2, stray=0.06)
+    dirty.keypoints[dirty.weights == 0] = torch.nan
+    found = fit_keypoints(body, dirty.keypoints, people.camera, weights=dirty.weights)
+    assert all(part.isfinite().all() for part in found.parameters)
+    pixels = people.camera.project(body.keypoints("coco17", **found.parameters.arguments(body))).pixels
+    counts = (dirty.weights > 0) & ~dirty.wrong
+    off = torch.where(counts, (pixels - clean.exact).norm(dim=-1), 0).sum(1) / counts.sum(1)
+    assert off.median() < 5
+
+
+def test_the_robust_cost_is_what_makes_strays_harmless(body):
+    people = random_people(body, 12, seed=5)
+    observed = observe(body, people, seed=5)
+    observed.keypoints[:, 9] += torch.tensor([150.0, -120.0])  # the left wrist
+    clean = torch.ones(12, 17)
+    clean[:, 9] = 0
+
+    def error(schedule) -> Tensor:
+        found = fit_keypoints(body, observed.keypoints, people.camera, schedule=schedule)
+        pixels = people.camera.project(body.keypoints("coco17", **found.parameters.arguments(body))).pixels
+        return ((pixels - observed.exact).norm(dim=-1) * clean).sum(1) / 16
+
+    blind = tuple(step._replace(robust=1e4) for step in SCHEDULE)
+    assert error(SCHEDULE).median() < 0.5 * error(blind).median()
+
+
+def test_starts_face_both_ways(body):
+    """From exact keypoints of a prototype, the first start is its pose and the second faces another way."""
+    layout = get_layout("coco17")
+    names = body.asset.joint_names
+    pose = torch.from_numpy(agebody.poses.pose("walking", names)).float()
+    camera = Camera.guess((640.0, 480.0)).expand(4)
+    angles = torch.tensor([0.0, 0.8, 2.4, 3.9])
+    flip = torch.diag(torch.tensor([1.0, -1.0, -1.0]))
+    turn = flip @ to_matrix(torch.stack((0 * angles, angles, 0 * angles), -1), "axis_angle")
+    place = torch.tensor([0.4, -0.2, 5.0])
+    transl = place - body.shape().rest_joints[0]
+    points = body.keypoints(
+        layout, body_pose=to_matrix(pose[1:], "axis_angle"), global_orient=turn, transl=transl, pose_format="matrix"
+    )  # fmt: skip
+    pixels = camera.project(points).pixels
+    found = start_from_keypoints(body, layout, pixels, torch.ones(4, 17), camera, torch.zeros(4))
+    starts = to_matrix(found.parameters.global_orient, "axis_angle")
+    cosine = ((starts[0].mT @ turn).diagonal(dim1=-2, dim2=-1).sum(-1) - 1) / 2
+    assert (cosine > 0.85).all()  # eight sides: at most 22.5 degrees off
+    facing = (starts[0] @ torch.tensor([0.0, 0, 1]) * (starts[1] @ torch.tensor([0.0, 0, 1]))).sum(-1)
+    assert (facing < 1e-5).all()
+    assert (found.misfit[0] < found.misfit[1]).all()
+    assert (found.misfit >= 0).all()
+    pelvis = found.parameters.transl[0] + body.shape().rest_joints[0]
+    torch.testing.assert_close(pelvis, place.expand(4, 3), rtol=0.06, atol=0.05)
+
+
+def test_posed_cameras_and_lenses(body, seen):
+    """A camera with a pose sees people in the world where one without sees them before it."""
+    people, observed = seen
+    few = slice(0, 6)
+    camera = people.camera.map(lambda part: part[few])
+    keypoints = observed.keypoints[few]
+    plain = fit_keypoints(body, keypoints, camera)
+    torch.manual_seed(0)
+    rotation = to_matrix(torch.randn(6, 3), "axis_angle")
+    translation = torch.randn(6, 3)
+    moved = camera._replace(rotation=rotation, translation=translation)
+    found = fit_keypoints(body, keypoints, moved)
+    # The same minimum, up to where steps gain no more than a thousandth; the root's vector is another one.
+    assert (found.reprojection - plain.reprojection).abs().max() < 0.5
+    joints = moved.to_camera(joints_of(body, found.parameters))
+    assert (joints - joints_of(body, plain.parameters)).norm(dim=-1).median() < 0.02
+
+    lens = camera._replace(distortion=torch.tensor([0.15, -0.05, 0.002, 0.001]))
+    bent = lens.project(body.keypoints("coco17", **plain.parameters.arguments(body))).pixels
+    assert (bent - keypoints).norm(dim=-1).max() > 3
+    assert fit_keypoints(body, bent, lens).reprojection.max() < 1.5
+
+
+def test_batches(body, seen):
+    """Any leading dimensions, chunks, and a person alone: the same people."""
+    people, observed = seen
+    few = slice(0, 6)
+    keypoints, camera = observed.keypoints[few], people.camera.map(lambda part: part[few])
+    whole = fit_keypoints(body, keypoints, camera, depth=observed.depth[few])
+    again = fit_keypoints(body, keypoints, camera, depth=observed.depth[few])
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters, again.parameters, strict=True))
+    shaped = fit_keypoints(
+        body, keypoints.view(2, 3, 17, 2), camera.map(lambda part: part.view(2, 3, -1)),
+        depth=observed.depth[few].view(2, 3), chunk_size=4,
+    )  # fmt: skip
+    assert shaped.parameters.body_pose.shape == (2, 3, 23, 3)
+    assert shaped.report.terms["keypoints"].shape == (2, 3)
+    alone = fit_keypoints(body, keypoints[1], camera.map(lambda part: part[1]), depth=observed.depth[1])
+    assert alone.parameters.betas.shape == (body.num_betas,)
+    assert alone.reprojection.shape == ()
+    # Sums in another order may end in another step; not at another person.
+    torch.testing.assert_close(shaped.reprojection.flatten(), whole.reprojection, rtol=0.02, atol=0.02)
+    torch.testing.assert_close(alone.reprojection, whole.reprojection[1], rtol=0.02, atol=0.02)
+    nobody = fit_keypoints(body, keypoints[:0], camera.map(lambda part: part[:0]))
+    assert nobody.parameters.transl.shape == (0, 3)
+    assert nobody.report.converged.shape == (0,)
+
+
+def test_a_start_of_ones_own(body, seen):
+    """Bodies near the truth, such as a network's, are refined from where they are."""
+    people, observed = seen
+    near = BodyParameters(
+        people.global_orient + 0.1, people.body_pose + 0.1, 0 * people.betas, people.age_offset, people.transl
+    )
+    found = fit_keypoints(body, observed.keypoints, people.camera, start=near)
+    errors = pa_mpjpe(joints_of(body, found.parameters), joints_of(body, people), reduction="none")
+    blind = fit_keypoints(body, observed.keypoints, people.camera)
+    others = pa_mpjpe(joints_of(body, blind.parameters), joints_of(body, people), reduction="none")
+    assert errors.mean() < others.mean()
+    one = near.map(lambda part: part[0])
+    few = people.camera.map(lambda part: part[:3])
+    assert fit_keypoints(body, observed.keypoints[:3], few, start=one).reprojection.shape == (3,)
+
+
+@pytest.mark.parametrize("method", ["lbfgs", "adam"])
+def test_other_methods_go_the_same_way(body, seen, method):
+    people, observed = seen
+    few = slice(0, 3)
+    given = (body, observed.keypoints[few], people.camera.map(lambda part: part[few]))
+    ours = fit_keypoints(*given)
+    schedule = tuple(step._replace(max_iterations=80, cost_tolerance=1e-5) for step in SCHEDULE)
+    theirs = fit_keypoints(*given, method=method, schedule=schedule)
+    assert (theirs.reprojection < 2 * ours.reprojection + 1).all()
+    assert (theirs.report.iterations > ours.report.iterations).all()
+
+
+def test_bodies_and_layouts(mannequin_asset, anny_asset):
+    """Adults of one age, infants, the realistic body in float64, other layouts, other priors."""
+    cases = (
+        (agebody.SMPL(mannequin_asset), "openpose25", 4.0),
+        (agebody.SMIL(mannequin_asset.at_age(1.0)), "coco17", 1.5),
+        (agebody.SMPLA(anny_asset, dtype=torch.float64), "coco17", 4.0),
+        (agebody.SMPLA(mannequin_asset, num_betas=0), "smpl24", 4.0),
+    )
+    torch.manual_seed(0)
+    for body, layout, distance in cases:
+        camera = Camera.guess((640.0, 480.0), dtype=body.dtype)
+        points = body.keypoints(
+            layout, body_pose=0.2 * torch.randn(4, 23, 3, dtype=body.dtype),
+            global_orient=torch.tensor([torch.pi, 0, 0], dtype=body.dtype),
+            transl=torch.tensor([0.1, 0, distance], dtype=body.dtype),
+        )  # fmt: skip
+        found = fit_keypoints(body, camera.project(points).pixels, camera, layout=layout)
+        assert found.parameters.betas.shape == (4, body.num_betas)
+        assert found.parameters.betas.dtype == body.dtype
+        assert found.reprojection.max() < 3, (type(body).__name__, layout)
+
+
+def test_a_prior_of_ones_own(body, seen):
+    """Poses go where a prior wants them that is sure of itself."""
+    people, observed = seen
+    torch.manual_seed(1)
+    samples = 0.02 * torch.randn(200, 23, 3) + 0.3
+    prior = MaxMixturePrior.from_poses(samples, 1)
+    few = slice(0, 3)
+    given = (body, observed.keypoints[few], people.camera.map(lambda part: part[few]))
+    found = fit_keypoints(*given, pose_prior=prior).parameters.body_pose
+    assert (found - 0.3).abs().mean() < 0.1 < (fit_keypoints(*given).parameters.body_pose - 0.3).abs().mean()
+
+
+def test_hopeless_people_are_left_and_said_so(body, seen):
+    people, observed = seen
+    keypoints, camera = observed.keypoints[:4].clone(), people.camera.map(lambda part: part[:4])
+    weights = torch.ones(4, 17)
+    weights[0] = 0  # nothing
+    keypoints[0] = torch.nan
+    weights[1, 3:] = 0  # too little
+    keypoints[2] = torch.tensor([300.0, 200.0])  # all in one place
+    found = fit_keypoints(body, keypoints, camera, weights=weights)
+    assert found.report.converged.tolist()[:2] == [False, False]
+    assert found.report.converged[3]
+    assert all(part.isfinite().all() for part in found.parameters)
+    assert found.reprojection.isfinite().all()
+    assert found.reprojection[0] == 0
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_what_is_refused(body, mannequin_asset):
+    keypoints = 300 + 100 * torch.randn(2, 17, 2)
+    camera = Camera.guess((640.0, 480.0))
+    fit = lambda **options: fit_keypoints(body, **({"keypoints": keypoints, "camera": camera} | options))  # noqa: E731
+    for wrong, message in (
+        ({"keypoints": keypoints[:, :16]}, "keypoints: expected shape"),
+        ({"keypoints": keypoints.double()}, "keypoints: expected torch.float32"),
+        ({"keypoints": keypoints * torch.nan}, "keypoints: expected finite"),
+        ({"keypoints": keypoints.numpy()}, "keypoints: expected a torch.Tensor"),
+        ({"weights": -torch.ones(17)}, "weights: expected finite"),
+        ({"weights": torch.ones(16)}, "weights: expected a shape"),
+        ({"layout": "coco18"}, "layout: expected"),
+        ({"noise": 0.0}, "noise: expected"),
+        ({"noise": torch.ones(3)}, "noise: expected a shape"),
+        ({"depth_sd": 0.0}, "depth_sd: expected"),
+        ({"age_class": torch.tensor([0, 4])}, "age_class: expected -1 to 3"),
+        ({"age_class": torch.tensor([0.0, 1.0])}, "age_class: expected integers"),
+        ({"years": torch.ones(3)}, "years: expected a shape"),
+        ({"chunk_size": 0}, "chunk_size"),
+        ({"method": "newton"}, "method: expected"),
+        ({"schedule": ()}, "schedule: expected"),
+        ({"camera": camera.expand(3)}, "camera.focal: expected a batch"),
+        ({"schedule": (Step(1.0, 5.0, ("pose",), 5, 1e-3),)}, "groups"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            fit(**wrong)
+    with pytest.raises(ValueError, match="has one age"):
+        fit_keypoints(agebody.SMPL(mannequin_asset), keypoints, camera, years=3.0)
+    two = agebody.SMPLA(mannequin_asset, smil=mannequin_asset.at_age(1.0))
+    with pytest.raises(ValueError, match="expected one body"):
+        fit_keypoints(two, keypoints, camera)

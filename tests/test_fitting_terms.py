@@ -1,0 +1,343 @@
+"""Terms of fits: cost, gradient and normal matrix against formulas written with autograd; stages; unknowns."""
+
+import pytest
+import torch
+from torch import Tensor
+
+import agebody
+from agebody.cameras import Camera
+from agebody.fitting.bodies import Stage, add_terms, fit_bodies
+from agebody.fitting.limits import Limits, excess_and_slopes
+from agebody.fitting.parameters import GROUPS, BodyParameters, group_slices
+from agebody.fitting.terms import (
+    Age,
+    Bend,
+    Depth,
+    Points,
+    PosePrior,
+    Reprojection,
+    Shape,
+    State,
+    Unknowns,
+    project,
+    robust_weights,
+    root_layout,
+)
+from agebody.least_squares import Stop
+from agebody.losses import (
+    JointLimits,
+    MahalanobisPrior,
+    MaxMixturePrior,
+    bend_prior,
+    gmof,
+    huber,
+    joint_limits,
+    joint_limits_excess,
+    joint_limits_prior,
+)
+from agebody.rotations import to_matrix
+
+DOUBLE = torch.float64
+SIZE = (640.0, 480.0)
+
+
+@pytest.fixture(scope="module")
+def body(mannequin_asset) -> agebody.SMPLA:
+    return agebody.SMPLA(mannequin_asset, dtype=DOUBLE)
+
+
+def random_vector(body: agebody.BodyModel, count: int, seed: int = 0) -> Tensor:
+    torch.manual_seed(seed)
+    pose = 0.4 * torch.randn(count, body.num_joints - 1, 3, dtype=DOUBLE)
+    parameters = BodyParameters(
+        torch.randn(count, 3, dtype=DOUBLE),
+        pose,
+        torch.randn(count, body.num_betas, dtype=DOUBLE),
+        torch.rand(count, dtype=DOUBLE),
+        torch.tensor([0.0, 0.0, 4.0], dtype=DOUBLE) + 0.3 * torch.randn(count, 3, dtype=DOUBLE),
+    )
+    return parameters.vector()
+
+
+def posed(body: agebody.BodyModel, vector: Tensor, layout: str) -> Tensor:
+    parameters = BodyParameters.from_vector(vector, body)
+    return body.keypoints(layout, **parameters.arguments(body), pose_format="axis_angle")
+
+
+def check(body, term, cost, count=3, groups=GROUPS, joints=None, vector=None):
+    """A term's cost and gradient are those of a formula; rows choose bodies; the curvature is not negative."""
+    vector = random_vector(body, count) if vector is None else vector
+    rows = torch.tensor([2, 0])
+    unknowns = Unknowns(body, groups, joints)
+    found = add_terms({"term": (2.0, term)}, State(body, vector[rows], rows, unknowns))
+    quadratic, costs = found
+    vector = vector.clone().requires_grad_()
+    expected = 2 * cost(vector)
+    torch.testing.assert_close(quadratic.cost, expected[rows].detach(), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(costs["term"], quadratic.cost)
+    (gradient,) = torch.autograd.grad(expected.sum(), vector)
+    gradient = gradient[rows][:, unknowns.columns]
+    scale = gradient.abs().max()
+    assert scale > 0
+    torch.testing.assert_close(quadratic.gradient, gradient, rtol=1e-8, atol=1e-10 * float(scale))
+    assert (torch.linalg.eigvalsh(quadratic.normal) > -1e-9 * float(scale)).all()
+    return quadratic
+
+
+def camera(count: int, *, posed: bool = False, distortion: bool = False) -> Camera:
+    torch.manual_seed(7)
+    found = Camera.guess(SIZE, dtype=DOUBLE).expand(count)
+    found = found._replace(focal=found.focal * torch.linspace(0.9, 1.2, count, dtype=DOUBLE)[:, None])
+    if posed:
+        turns = to_matrix(0.3 * torch.randn(count, 3, dtype=DOUBLE), "axis_angle")
+        found = found._replace(rotation=turns, translation=0.2 * torch.randn(count, 3, dtype=DOUBLE))
+    if distortion:
+        found = found._replace(distortion=torch.tensor([0.1, -0.02, 0.003, -0.002], dtype=DOUBLE))
+    return found
+
+
+@pytest.mark.parametrize("robust", ["gmof", "huber", None])
+@pytest.mark.parametrize("kind", ["plain", "posed", "distorted"])
+def test_reprojection(body, robust, kind):
+    count, views = 3, 2
+    torch.manual_seed(1)
+    seen = camera(count, posed=kind == "posed", distortion=kind == "distorted").map(lambda t: t)
+    keypoints = 200 + 150 * torch.randn(count, views, 17, 2, dtype=DOUBLE)
+    weights = torch.rand(count, views, 17, dtype=DOUBLE)
+    weights[:, :, 3] = 0
+    keypoints[:, :, 3] = torch.nan
+    unit = 1 + torch.rand(count, views, dtype=DOUBLE)
+    lens = seen.expand(count) if kind != "distorted" else seen._replace(distortion=seen.distortion)
+    lens = lens.expand(count).map(lambda part: part[:, None])
+    term = Reprojection("coco17", keypoints, weights, lens, unit, robust=robust, scale=30.0)
+
+    def cost(vector: Tensor) -> Tensor:
+        pixels = lens.project(posed(body, vector, "coco17")[:, None]).pixels
+        offsets = torch.where((weights > 0)[..., None], (pixels - keypoints) / unit[..., None, None], 0)
+        penalty = {"gmof": lambda r: gmof(r, 30.0), "huber": lambda r: huber(r, 30.0), None: torch.square}
+        return (weights[..., None] * penalty[robust](offsets)).sum((1, 2, 3)) / 2
+
+    check(body, term, cost)
+    check(body, term, cost, groups=("body_pose", "age_offset"), joints=("left_knee", "neck"))
+
+
+def test_the_normal_matrix_without_robustness_is_that_of_gauss_and_newton(body):
+    count = 3
+    keypoints = 200 + 150 * torch.randn(count, 1, 17, 2, dtype=DOUBLE)
+    weights = torch.rand(count, 1, 17, dtype=DOUBLE)
+    lens = camera(count).map(lambda part: part[:, None])
+    unit = torch.ones(count, 1, dtype=DOUBLE)
+    term = Reprojection("coco17", keypoints, weights, lens, unit, robust=None)
+    vector, rows = random_vector(body, count), torch.arange(count)
+    found = term(State(body, vector, rows, Unknowns(body)))
+
+    def residuals(one: Tensor, index: int) -> Tensor:
+        pixels = lens.map(lambda part: part[index, 0]).project(posed(body, one[None], "coco17")[0]).pixels
+        return (weights[index, 0].sqrt()[:, None] * (pixels - keypoints[index, 0])).flatten()
+
+    for index in range(count):
+        jacobian = torch.func.jacfwd(residuals)(vector[index], index)
+        torch.testing.assert_close(found.normal[index], jacobian.T @ jacobian, rtol=1e-7, atol=1e-4)
+
+
+@pytest.mark.parametrize("robust", ["gmof", "huber", None])
+def test_points(body, robust):
+    torch.manual_seed(2)
+    points = torch.randn(3, 24, 3, dtype=DOUBLE) + torch.tensor([0.0, 0, 4], dtype=DOUBLE)
+    weights = torch.rand(3, 24, dtype=DOUBLE)
+    weights[:, 5], points[:, 5] = 0, torch.nan
+
+    def cost(vector: Tensor) -> Tensor:
+        offsets = torch.where((weights > 0)[..., None], posed(body, vector, "smpl24") - points, 0)
+        distance = offsets.square().sum(-1).clamp(min=1e-30).sqrt()
+        penalty = {"gmof": lambda r: gmof(r, 0.3), "huber": lambda r: huber(r, 0.3), None: torch.square}
+        return (weights * penalty[robust](distance)).sum(1) / 2
+
+    check(body, Points("smpl24", points, weights, robust=robust, scale=0.3), cost)
+
+
+@pytest.mark.parametrize("placed", [False, True])
+def test_depth_is_that_of_the_root_along_the_optical_axis(body, placed):
+    lens = camera(3, posed=placed)
+    depth = torch.tensor([3.0, torch.nan, 5.0], dtype=DOUBLE)
+
+    def cost(vector: Tensor) -> Tensor:
+        z = lens.to_camera(posed(body, vector, "smpl24"))[:, 0, 2]
+        return torch.where(depth.isnan(), 0, ((z - depth.nan_to_num(0)) / 0.02) ** 2) / 2
+
+    check(body, Depth(depth, 0.02, lens), cost)
+
+
+def test_priors_of_poses(body):
+    names = body.asset.joint_names[1:]
+    torch.manual_seed(3)
+    samples = 0.5 * torch.randn(400, len(names), 3, dtype=DOUBLE)
+    priors = [
+        joint_limits_prior(names, dtype=DOUBLE),
+        MahalanobisPrior.from_poses(samples, names, dtype=DOUBLE),
+        MaxMixturePrior.from_poses(samples, 3, names, dtype=DOUBLE),
+        MahalanobisPrior.from_poses(samples[:, :12], names[:12], dtype=DOUBLE),  # knows twelve joints
+    ]
+    for prior in priors:
+        whole = prior.for_joints(names)
+
+        def cost(vector: Tensor, whole=whole) -> Tensor:
+            pose = BodyParameters.from_vector(vector, body).body_pose
+            return whole(pose, reduction="none") / 2
+
+        check(body, PosePrior(prior, body), cost)
+        check(body, PosePrior(prior, body), cost, joints=("left_hip", "right_hip", "neck"))
+
+
+def test_limits(body):
+    ages = torch.tensor([0.0, 0.5, 1.0], dtype=DOUBLE)
+    names = body.asset.joint_names[1:]
+    limits = joint_limits(names, age_offset=ages)
+    vector = random_vector(body, 3)
+    vector[:, 3 : 3 + 69] *= 3
+
+    def cost(vector: Tensor) -> Tensor:
+        excess = joint_limits_excess(BodyParameters.from_vector(vector, body).body_pose, limits)
+        return (excess / 0.1).square().sum((1, 2)) / 2
+
+    check(body, Limits(body, ages, sd=0.1), cost, vector=vector)
+    check(body, Limits(body, ages, sd=0.1), cost, vector=vector, joints=("left_hip", "left_knee"))
+
+
+@pytest.mark.parametrize("reach", [0.5, 1.5, 2.9])
+def test_slopes_of_limits_are_those_of_autograd(reach):
+    limits = joint_limits(dtype=DOUBLE)
+    torch.manual_seed(4)
+    pose = torch.nn.functional.normalize(torch.randn(100, 23, 3, dtype=DOUBLE), dim=-1)
+    pose = reach * torch.rand(100, 23, 1, dtype=DOUBLE) * pose
+    excess, slopes = excess_and_slopes(pose, limits)
+    torch.testing.assert_close(excess, joint_limits_excess(pose, limits), rtol=0, atol=0)
+    assert (excess != 0).any()
+    for i, axis in enumerate(torch.eye(3, dtype=DOUBLE)):
+        _, column = torch.func.jvp(
+            lambda p: joint_limits_excess(p, limits), (pose,), (axis.expand(pose.shape),)
+        )
+        torch.testing.assert_close(slopes[..., i], column, rtol=0, atol=1e-11)
+
+
+def test_slopes_of_limits_at_rest_and_at_half_turns_are_finite():
+    whole = joint_limits(dtype=DOUBLE)
+    narrow = JointLimits(whole.axes, torch.full_like(whole.low, 0.1), torch.full_like(whole.high, 0.2))
+    rest = torch.zeros(1, 23, 3, dtype=DOUBLE)
+    _, slopes = excess_and_slopes(rest, narrow)
+    torch.testing.assert_close(slopes, torch.eye(3, dtype=DOUBLE).expand_as(slopes))
+    for axis in range(3):
+        pose = rest.clone()
+        pose[..., axis] = torch.pi
+        assert excess_and_slopes(pose, narrow)[1].isfinite().all()
+
+
+def test_bend_shape_and_age(body):
+    names = body.asset.joint_names[1:]
+    read = lambda vector: BodyParameters.from_vector(vector, body)  # noqa: E731
+    bend = lambda v: bend_prior(read(v).body_pose, joint_names=names, reduction="none") / 2  # noqa: E731
+    check(body, Bend(body), bend)
+    check(body, Shape(), lambda v: read(v).betas.square().sum(-1) / 2)
+    weights = torch.linspace(0.5, 2, body.num_betas, dtype=DOUBLE)
+    check(body, Shape(weights), lambda v: (weights * read(v).betas.square()).sum(-1) / 2)
+    expected = torch.tensor([0.3, torch.nan, 0.9], dtype=DOUBLE)
+
+    def age(vector: Tensor) -> Tensor:
+        off = (read(vector).age_offset - expected.nan_to_num(0)) / 0.1
+        return torch.where(expected.isnan(), 0, off.square()) / 2
+
+    check(body, Age(expected, 0.1), age)
+
+
+def test_terms_of_what_is_not_free_are_no_part_of_the_sum(body):
+    unknowns = Unknowns(body, ("transl",))
+    state = State(body, random_vector(body, 2), torch.arange(2), unknowns)
+    prior = PosePrior(joint_limits_prior(body.asset.joint_names[1:], dtype=DOUBLE), body)
+    ages = torch.zeros(2, dtype=DOUBLE)
+    for term in (prior, Shape(), Bend(body), Age(ages, 1.0), Limits(body, ages)):
+        assert term(state) is None
+
+
+def test_projection_is_the_cameras_also_behind_it():
+    torch.manual_seed(5)
+    points = torch.randn(50, 3, dtype=DOUBLE)
+    points[:, 2] = torch.linspace(-2, 3, 50, dtype=DOUBLE)
+    for lens in (camera(1), camera(1, posed=True), camera(1, distortion=True)):
+        lens = lens.map(lambda part: part[0] if part.shape[:1] == (1,) else part)
+        pixels, slopes = project(lens, points)
+        torch.testing.assert_close(pixels, lens.project(points).pixels)
+        for i, axis in enumerate(torch.eye(3, dtype=DOUBLE)):
+            tangent = axis.expand(points.shape)
+            _, column = torch.func.jvp(lambda p, lens=lens: lens.project(p).pixels, (points,), (tangent,))
+            torch.testing.assert_close(slopes[..., i], column)
+
+
+def test_weights_of_robust_costs():
+    squared = torch.tensor([0.0, 0.25, 1.0, 100.0], dtype=DOUBLE, requires_grad=True)
+    for robust, reference in (("gmof", gmof), ("huber", huber)):
+        cost, weights = robust_weights(squared, robust, 0.7)
+        torch.testing.assert_close(cost, reference(squared.sqrt(), 0.7))
+        (slope,) = torch.autograd.grad(cost.sum(), squared)
+        torch.testing.assert_close(weights, slope)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_unknown_names(body):
+    with pytest.raises(ValueError, match="groups.*global_orient.*got pose"):
+        Unknowns(body, ("pose",))
+    with pytest.raises(ValueError, match="joints.*got tail"):
+        Unknowns(body, joints=("tail",))
+    with pytest.raises(ValueError, match="groups"):
+        Unknowns(agebody.SMPL(body.asset), ("age_offset",))
+    with pytest.raises(ValueError, match="robust.*got 'cauchy'"):
+        robust_weights(torch.ones(1), "cauchy", 1.0)  # pyright: ignore
+    with pytest.raises(ValueError, match="stages"):
+        fit_bodies(body, [], BodyParameters.zeros(body, 1))
+    other = agebody.SMPLA(body.asset, num_betas=3, dtype=DOUBLE)
+    stage = Stage({"shape": (1.0, Shape())})
+    with pytest.raises(ValueError, match="start"):
+        fit_bodies(body, [stage], BodyParameters.zeros(other, 1))
+
+
+def test_parameters_as_a_vector(body):
+    vector = random_vector(body, 4)
+    parameters = BodyParameters.from_vector(vector, body)
+    assert torch.equal(parameters.vector(), vector)
+    assert [part.shape[0] for part in parameters] == [4] * 5
+    ends = [part.stop for part in group_slices(body).values()]
+    assert ends[-1] == vector.shape[1]
+    assert list(group_slices(body)) == list(GROUPS)
+    adult = agebody.SMPL(body.asset, dtype=DOUBLE)
+    assert "age_offset" not in parameters.arguments(adult)
+
+
+def test_each_body_for_itself(body):
+    """Bodies meet their targets, one whose target is not finite stays, and nobody sees another."""
+    truth = BodyParameters.from_vector(random_vector(body, 4, seed=8), body)
+    target = body.keypoints("smpl24", **truth.arguments(body))
+    target[2] = torch.inf
+    start = truth._replace(body_pose=truth.body_pose + 0.1, transl=truth.transl + 0.05)
+    stage = Stage({"points": (1.0, Points("smpl24", target, torch.ones(4, 24, dtype=DOUBLE)))},
+                  ("global_orient", "body_pose", "transl"), max_iterations=60, cost_tolerance=1e-10)  # fmt: skip
+    found = fit_bodies(body, [stage], start)
+    assert found.report.stop[2] == Stop.NOT_FINITE
+    assert found.report.converged.tolist() == [True, True, False, True]
+    assert torch.equal(found.parameters.body_pose[2], start.body_pose[2])
+    errors = (body.keypoints("smpl24", **found.parameters.arguments(body)) - target).norm(dim=-1).amax(1)
+    assert errors[[0, 1, 3]].max() < 1e-5
+    assert torch.equal(found.parameters.betas, start.betas)  # not free
+    torch.testing.assert_close(found.report.terms["points"], found.report.cost)
+
+
+def test_bounds(body):
+    """The age offset and betas stay within their ranges."""
+    count = 3
+    start = BodyParameters.zeros(body, count)
+    wanted = torch.tensor([-3.0, 0.4, 7.0], dtype=DOUBLE)
+    stage = Stage({"age": (1.0, Age(wanted, 0.1))}, ("age_offset",))
+    found = fit_bodies(body, [stage], start, age_range=(torch.zeros(count), torch.tensor([1.0, 1.0, 0.8])))
+    torch.testing.assert_close(found.parameters.age_offset, torch.tensor([0.0, 0.4, 0.8], dtype=DOUBLE))
+    assert found.report.converged.all()
+    layout = root_layout("pelvis")
+    assert layout is root_layout("pelvis")
+    assert layout is not root_layout("head")
