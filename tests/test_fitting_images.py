@@ -1,4 +1,4 @@
-"""People from 2D keypoints: what is found, from what is known; starts; what is refused and what is survived."""
+"""People from 2D keypoints: what is found from what is known, starts, and what is refused or survived."""
 
 import pytest
 import torch
@@ -83,18 +83,19 @@ def test_what_is_known_of_age_or_depth_decides_the_size(body, seen):
 def test_ages_are_held_bounded_and_optional(body, seen):
     people, observed = seen
     few = slice(0, 6)
-    given = (body, observed.keypoints[few], people.camera.map(lambda part: part[few]))
+    given = body, observed.keypoints[few], people.camera.map(lambda part: part[few])
+    seen_ones = {"weights": observed.weights[few]}
     held = torch.tensor([0.1, torch.nan, 0.5, torch.nan, 1.0, 1.3])
-    found = fit_keypoints(*given, age_offset=held).parameters.age_offset
+    found = fit_keypoints(*given, **seen_ones, age_offset=held).parameters.age_offset
     known = ~held.isnan()
     torch.testing.assert_close(found[known], held[known])
     assert ((found[~known] >= 0) & (found[~known] <= 1)).all()
     kinds = torch.tensor([0, 1, 2, 3, -1, 2])
-    found = fit_keypoints(*given, age_class=kinds).parameters.age_offset
+    found = fit_keypoints(*given, **seen_ones, age_class=kinds).parameters.age_offset
     for kind, age in zip(kinds.tolist(), found.tolist(), strict=True):
         low, high = (0, 1) if kind < 0 else (AGE_CLASSES[kind].low, AGE_CLASSES[kind].high)
         assert low - 1e-6 <= age <= high + 1e-6
-    newborn = fit_keypoints(*given, years=0.0).parameters.age_offset
+    newborn = fit_keypoints(*given, **seen_ones, years=0.0).parameters.age_offset
     expected = AgeCurve.from_asset(body.asset).years_to_offset(0.0)
     assert (newborn - expected).abs().max() <= 0.15 + 1e-6
 
@@ -140,9 +141,8 @@ def test_starts_face_both_ways(body):
     turn = flip @ to_matrix(torch.stack((0 * angles, angles, 0 * angles), -1), "axis_angle")
     place = torch.tensor([0.4, -0.2, 5.0])
     transl = place - body.shape().rest_joints[0]
-    points = body.keypoints(
-        layout, body_pose=to_matrix(pose[1:], "axis_angle"), global_orient=turn, transl=transl, pose_format="matrix"
-    )  # fmt: skip
+    bent = to_matrix(pose[1:], "axis_angle")
+    points = body.keypoints(layout, body_pose=bent, global_orient=turn, transl=transl, pose_format="matrix")
     pixels = camera.project(points).pixels
     found = start_from_keypoints(body, layout, pixels, torch.ones(4, 17), camera, torch.zeros(4))
     starts = to_matrix(found.parameters.global_orient, "axis_angle")
@@ -162,12 +162,12 @@ def test_posed_cameras_and_lenses(body, seen):
     few = slice(0, 6)
     camera = people.camera.map(lambda part: part[few])
     keypoints = observed.keypoints[few]
-    plain = fit_keypoints(body, keypoints, camera)
+    plain = fit_keypoints(body, keypoints, camera, weights=observed.weights[few])
     torch.manual_seed(0)
     rotation = to_matrix(torch.randn(6, 3), "axis_angle")
     translation = torch.randn(6, 3)
     moved = camera._replace(rotation=rotation, translation=translation)
-    found = fit_keypoints(body, keypoints, moved)
+    found = fit_keypoints(body, keypoints, moved, weights=observed.weights[few])
     # The same minimum, up to where steps gain no more than a thousandth; the root's vector is another one.
     assert (found.reprojection - plain.reprojection).abs().max() < 0.5
     joints = moved.to_camera(joints_of(body, found.parameters))
@@ -175,7 +175,7 @@ def test_posed_cameras_and_lenses(body, seen):
 
     lens = camera._replace(distortion=torch.tensor([0.15, -0.05, 0.002, 0.001]))
     bent = lens.project(body.keypoints("coco17", **plain.parameters.arguments(body))).pixels
-    assert (bent - keypoints).norm(dim=-1).max() > 3
+    assert (bent - camera.project(lens.unproject(bent, 0 * bent[..., 0] + 3)).pixels).norm(dim=-1).max() > 3
     assert fit_keypoints(body, bent, lens).reprojection.max() < 1.5
 
 
@@ -210,9 +210,9 @@ def test_a_start_of_ones_own(body, seen):
     near = BodyParameters(
         people.global_orient + 0.1, people.body_pose + 0.1, 0 * people.betas, people.age_offset, people.transl
     )
-    found = fit_keypoints(body, observed.keypoints, people.camera, start=near)
+    found = fit_keypoints(body, observed.keypoints, people.camera, weights=observed.weights, start=near)
     errors = pa_mpjpe(joints_of(body, found.parameters), joints_of(body, people), reduction="none")
-    blind = fit_keypoints(body, observed.keypoints, people.camera)
+    blind = fit_keypoints(body, observed.keypoints, people.camera, weights=observed.weights)
     others = pa_mpjpe(joints_of(body, blind.parameters), joints_of(body, people), reduction="none")
     assert errors.mean() < others.mean()
     one = near.map(lambda part: part[0])
@@ -224,10 +224,11 @@ def test_a_start_of_ones_own(body, seen):
 def test_other_methods_go_the_same_way(body, seen, method):
     people, observed = seen
     few = slice(0, 3)
-    given = (body, observed.keypoints[few], people.camera.map(lambda part: part[few]))
-    ours = fit_keypoints(*given)
+    given = body, observed.keypoints[few], people.camera.map(lambda part: part[few])
+    seen_ones = {"weights": observed.weights[few]}
+    ours = fit_keypoints(*given, **seen_ones)
     schedule = tuple(step._replace(max_iterations=80, cost_tolerance=1e-5) for step in SCHEDULE)
-    theirs = fit_keypoints(*given, method=method, schedule=schedule)
+    theirs = fit_keypoints(*given, **seen_ones, method=method, schedule=schedule)
     assert (theirs.reprojection < 2 * ours.reprojection + 1).all()
     assert (theirs.report.iterations > ours.report.iterations).all()
 
@@ -261,9 +262,14 @@ def test_a_prior_of_ones_own(body, seen):
     samples = 0.02 * torch.randn(200, 23, 3) + 0.3
     prior = MaxMixturePrior.from_poses(samples, 1)
     few = slice(0, 3)
-    given = (body, observed.keypoints[few], people.camera.map(lambda part: part[few]))
-    found = fit_keypoints(*given, pose_prior=prior).parameters.body_pose
-    assert (found - 0.3).abs().mean() < 0.1 < (fit_keypoints(*given).parameters.body_pose - 0.3).abs().mean()
+    given = body, observed.keypoints[few], people.camera.map(lambda part: part[few])
+    seen_ones = {"weights": observed.weights[few]}
+    found = fit_keypoints(*given, **seen_ones, pose_prior=prior).parameters.body_pose
+    assert (
+        (found - 0.3).abs().mean()
+        < 0.1
+        < (fit_keypoints(*given, **seen_ones).parameters.body_pose - 0.3).abs().mean()
+    )
 
 
 def test_hopeless_people_are_left_and_said_so(body, seen):
