@@ -52,7 +52,7 @@ from agebody.render import render
 
 SEED = 20_000
 """Tests, examples and whoever chooses a default use smaller ones."""
-WIDTH, HEIGHT, FOCAL, EYE = 160, 120, 150.0, 1.5
+WIDTH, HEIGHT, FOCAL, EYE = 320, 240, 300.0, 1.5
 """Size of the images, focal length [pixels], and how high the camera is [m]."""
 MOST = 6
 """People in an image, at least two."""
@@ -255,11 +255,11 @@ def table(truth: Truth, results: list[Result]) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--images", type=int, default=300)
     parser.add_argument("--seed", type=int, default=SEED)
-    parser.add_argument("--body", choices=("anny", "mannequin"), default="mannequin")
+    parser.add_argument("--body", choices=("anny", "mannequin"), default="anny")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "crowd_cpu.json")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "crowd" / "cpu.json")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     asset = agebody.anny_body() if options.body == "anny" else agebody.mannequin()
