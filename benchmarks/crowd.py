@@ -67,6 +67,7 @@ YEARS_NOISE = 2.0
 THRESHOLD = 0.2
 """Of PCDR [m]."""
 RESAMPLES = 2000
+RESULTS = Path(__file__).parent / "results" / "crowd" / "cpu.json"
 
 
 class Truth(NamedTuple):
@@ -259,7 +260,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--body", choices=("anny", "mannequin"), default="anny")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "crowd" / "cpu.json")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     asset = agebody.anny_body() if options.body == "anny" else agebody.mannequin()

@@ -2,7 +2,10 @@
 
 import json
 import math
+import re
+import shutil
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -694,9 +697,11 @@ def files(body, tmp_path_factory):
     out = body(**start.arguments(body))
     pixels = CAMERA.project(body.keypoints("coco17", **truth.arguments(body))).pixels
     count = 3
+    jaxtyping.config.update("jaxtyping_disable", True)  # the command's own errors are what is tested
     labels = Labels(
         body=body.asset.metadata.name, joint_names=tuple(body.asset.joint_names), keypoint_layout="coco17",
-        ids=np.arange(7, 10), image_ids=np.array(["a.jpg"] * count), image_sizes=np.array([[640, 480]] * count),
+        ids=np.arange(7, 10), image_ids=np.array(["a.jpg"] * count),
+        image_sizes=np.array([[640, 480]] * count),
         **people, focal=CAMERA.focal.expand(count, 2).numpy(), center=CAMERA.center.expand(count, 2).numpy(),
         observed=np.concatenate((pixels.numpy(), np.ones((count, 17, 1))), -1), keypoints=pixels.numpy(),
         joints=out.joints.numpy(), depth=out.joints[:, 0, 2].numpy(), boxes=np.zeros((count, 4)),
@@ -705,12 +710,14 @@ def files(body, tmp_path_factory):
         cost=np.zeros(count), kept=np.ones(count, bool),
     )  # fmt: skip
     labels.save(folder / "labels.npz")
+    jaxtyping.config.update("jaxtyping_disable", False)
     ages = AgeCurve.from_asset(body.asset).offset_to_years(truth.age_offset)
     known = {str(7 + i): {"years": float(age)} for i, age in enumerate(ages)}
     (folder / "people.json").write_text(json.dumps(known))
     return folder, truth, body(**truth.arguments(body)).joints[:, 0, 2].numpy()
 
 
+@pytest.mark.usefixtures("unchecked")
 class TestCommand:
     @staticmethod
     def run(folder, *options):
@@ -730,8 +737,8 @@ class TestCommand:
         folder, truth, depth = files
         output, report = tmp_path / "out.npz", tmp_path / "report.json"
         result = self.run(
-            folder, "-o", str(output), "--masks", str(folder / "masks"), "--people", str(folder / "people.json"),
-            "--json", str(report), "--views", str(tmp_path / "views"),
+            folder, "-o", str(output), "--masks", str(folder / "masks"),
+            "--people", str(folder / "people.json"), "--json", str(report), "--views", str(tmp_path / "views"),
         )  # fmt: skip
         assert result.exit_code == 0, result.output
         before, after = load_labels(folder / "labels.npz"), load_labels(output)
@@ -782,8 +789,6 @@ class TestCommand:
         ],
     )
     def test_says_what_is_wrong(self, files, tmp_path, spoil, message):
-        import shutil
-
         folder = tmp_path / "copy"
         shutil.copytree(files[0], folder)
         spoil(folder)
@@ -799,7 +804,5 @@ class TestCommand:
         )
         assert result.exit_code == 1
         assert "Traceback" not in result.output
-        import re
-
         assert re.search(message, result.output), result.output
         assert list(tmp_path.iterdir()) == [folder]
