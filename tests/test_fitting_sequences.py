@@ -1,7 +1,7 @@
 """One person in many images: videos, several cameras, photographs."""
 
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -10,15 +10,14 @@ from torch import Tensor
 
 import agebody
 from agebody.cameras import Camera
-from agebody.fitting.images import fit_keypoints
+from agebody.fitting.images import _read, _standing_prior, fit_keypoints
 from agebody.fitting.parameters import GROUPS, BodyParameters
 from agebody.fitting.sequences import (
     MOTION_SCHEDULE,
     _best_path,
     _Chain,
     _Clips,
-    _read,
-    _standing_prior,
+    _map_camera,
     fit_sequence,
     triangulate,
 )
@@ -264,25 +263,20 @@ def test_triangulation(body):
     weights = torch.ones(2, 3, 17)
     weights[0, 1:, 4] = 0  # one camera
     weights[1, 0, 5] = 0  # two
-    camera = Camera(
-        *(
-            part.expand(2, 3, *part.shape[1 if part.dim() > 1 else 0 :]) if part is not None else None
-            for part in clip.camera
-        )
-    )
+    camera = _map_camera(lambda part: part.expand(2, 3, *part.shape[part.dim() > 1 :]), clip.camera)
     found, trust = triangulate(clip.pixels, weights, camera)
     assert trust[0, 4] == 0
     assert trust[1, 5] == 2
     seen = trust > 0
     torch.testing.assert_close(found[seen], points[seen], rtol=0, atol=1e-4)
-    same = Camera(*(None if part is None else part[:, :1].expand_as(part) for part in camera))
+    same = _map_camera(lambda part: part[:, :1].expand_as(part), camera)
     assert (triangulate(clip.pixels[:, :1].expand_as(clip.pixels), torch.ones(2, 3, 17), same)[1] == 0).all()
 
 
 def test_errors_of_arguments(body, unchecked):
     clip = make_clip(body, 3)
     pixels, camera = clip.pixels, clip.camera
-    for bad, name in (
+    wrong: list[tuple[dict[str, Any], str]] = [
         ({"motion_sd": 0.0}, "motion_sd"),
         ({"chunk_size": 0}, "chunk_size"),
         ({"lengths": torch.tensor(4)}, "lengths: expected 1 to 3"),
@@ -292,7 +286,8 @@ def test_errors_of_arguments(body, unchecked):
         ({"schedule": ()}, "schedule"),
         ({"start": clip.parameters.map(lambda part: part[:2])}, "start.global_orient"),
         ({"views": True}, r"keypoints: expected shape \(\*batch, T, V, 17, 2\)"),
-    ):
+    ]
+    for bad, name in wrong:
         with pytest.raises(ValueError, match=name):
             fit_sequence(body, pixels, camera, **bad)
     with pytest.raises(ValueError, match=r"depth: expected None with views"):

@@ -93,7 +93,7 @@ def test_exponential_fits_equal_scipys(dtype):
         peer = scipy.optimize.least_squares(
             lambda x, i=i: residuals(torch.tensor(x)[None].to(dtype), torch.tensor([i]))[0].double().numpy(),
             [1, 1, 1], xtol=1e-12, ftol=1e-12, gtol=1e-12,
-            jac=lambda x: torch.func.jacrev(slopes)(torch.tensor(x)).numpy(),
+            jac=lambda x: torch.func.jacrev(slopes)(torch.tensor(x)).numpy(),  # type: ignore[arg-type]
         )  # fmt: skip
         # A cost of relative precision eps decides x to about its root.
         torch.testing.assert_close(
@@ -217,10 +217,14 @@ def test_reasons():
         found = by_autograd(residuals)(x, rows)
         slope = x.new_tensor([[[1.0], [0.0]]])  # what round() hides
         steep = quadratic(residuals(x, rows), slope.expand(len(x), 2, 1))
-        return Quadratic(*(
-            torch.where((rows == 2).view(-1, *[1] * (a.dim() - 1)), b, a)
-            for a, b in zip(found, steep, strict=True)
-        ))  # fmt: skip
+        lies = rows == 2
+        return Quadratic(
+            torch.where(lies, steep.cost, found.cost),
+            torch.where(lies[:, None], steep.gradient, found.gradient),
+            torch.where(
+                lies[:, None, None], *(part for part in (steep.normal, found.normal) if part is not None)
+            ),
+        )
 
     start = torch.tensor([[3.0], [0.0], [0.1]], dtype=torch.float64)
     found = minimize(quadratize, start, cost_tolerance=1e-3)
@@ -432,6 +436,7 @@ def test_chains_equal_dense_matrices(coupled, frames, own, shared):
         solved = found.solve(vector, added, pinned)
         torch.testing.assert_close(solved, dense.solve(vector, added, pinned), **close)
         # The definition of both, by another decomposition.
+        assert dense.normal is not None
         matrix = dense.normal + torch.diag_embed(added)
         keep = torch.ones_like(vector) if pinned is None else (~pinned).double()
         matrix = matrix * keep[:, None] * keep[:, :, None] + torch.diag_embed(1 - keep)
