@@ -420,22 +420,23 @@ class TestFit:
             again = infant(**fit.parameters.arguments(infant)).vertices
         torch.testing.assert_close(again, fit.vertices)
 
-    def test_an_age_is_found_from_a_given_start_without_landmarks(self, mannequin_asset):
+    def test_a_body_with_ages_is_found_from_a_given_start_without_landmarks(self, mannequin_asset):
         body = agebody.SMPLA(mannequin_asset)
-        truth, _, clouds, view, options = self.observe(body, ("lying",))
+        truth, vertices, clouds, view, options = self.observe(body, ("lying",))
         start = truth.map(lambda part: part + 0.05)._replace(
             betas=torch.zeros_like(truth.betas), age_offset=torch.tensor([0.5])
         )
         fit = fit_scans(
-            body, clouds, view, start=start, plane=options["plane"], sample=150, surface=False,
-            rounds=1,
-        )  # fmt: skip
-        assert abs(fit.parameters.age_offset - truth.age_offset).max() < 0.15
+            body, clouds, view, start=start, plane=options["plane"], sample=200, rounds=2, surface=False
+        )
+        # Age and betas share the shape between them: the body is asked for, not its age.
         assert fit.report.s2m.max() < 0.003
+        assert (fit.vertices - vertices).norm(dim=-1).mean() < 0.02
+        assert 0 <= fit.parameters.age_offset <= 1
         assert fit.report.reprojection is None
         assert fit.report.accepted.all()
         assert fit.surface is None
-        known = fit_scans(body, clouds, view, start=start, age_offset=0.6, sample=50, surface=False, rounds=1)
+        known = fit_scans(body, clouds, view, start=start, age_offset=0.6, sample=20, surface=False, rounds=1)
         assert torch.equal(known.parameters.age_offset, torch.tensor([0.6]))
 
     def test_frames_that_show_much_and_different_things_decide_on_the_shape(self, infant):

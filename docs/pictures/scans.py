@@ -45,7 +45,7 @@ def draw_scans(path: Path, width: int) -> None:
     figure = Figure(figsize=(10, 3.7), dpi=width / 10, facecolor=PAPER)
     axes = figure.subplots(1, 4)
     figure.subplots_adjust(0.005, 0.02, 0.915, 0.9, wspace=0.03)
-    axes[0].imshow(depth, cmap="bone", interpolation="nearest")
+    axes[0].imshow(depth.numpy(), cmap="bone", interpolation="nearest")
     axes[0].set_title("depth, 2 mm of noise, a hole", color=INK, fontsize=10)
     surface = fit.vertices if fit.surface is None else fit.surface
     for ax, vertices, title in (
