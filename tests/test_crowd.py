@@ -738,7 +738,8 @@ class TestCommand:
         output, report = tmp_path / "out.npz", tmp_path / "report.json"
         result = self.run(
             folder, "-o", str(output), "--masks", str(folder / "masks"),
-            "--people", str(folder / "people.json"), "--json", str(report), "--views", str(tmp_path / "views"),
+            "--people", str(folder / "people.json"), "--json", str(report),
+            "--views", str(tmp_path / "views"),
         )  # fmt: skip
         assert result.exit_code == 0, result.output
         before, after = load_labels(folder / "labels.npz"), load_labels(output)
