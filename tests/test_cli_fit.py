@@ -14,8 +14,6 @@ from agebody.keypoints import LAYOUTS
 from agebody.labels import load_labels
 from agebody.people import observe, random_people
 
-pytestmark = pytest.mark.usefixtures("unchecked")
-
 SIZE = (320, 240)
 COUNT = 3
 FILES = ["labels.npz", "report.json", "report.md", "train.npz"]

@@ -49,7 +49,8 @@ class Labels:
     image_sizes: Int[np.ndarray, "N 2"]
     """Width and height [pixels]."""
     global_orient: Float[np.ndarray, "N 3"]
-    body_pose: Float[np.ndarray, "N J 3"]
+    body_pose: Float[np.ndarray, "N R 3"]
+    """Of all joints but the root."""
     betas: Float[np.ndarray, "N S"]
     age_offset: Float[np.ndarray, " N"]
     transl: Float[np.ndarray, "N 3"]
@@ -79,12 +80,12 @@ class Labels:
     stop: Shaped[np.ndarray, " N"]
     """Why the fit ended."""
     cost: Float[np.ndarray, " N"]
+    kept: Bool[np.ndarray, " N"]
+    """No rule says that something is wrong."""
     terms: dict[str, Float[np.ndarray, " N"]] = field(default_factory=dict)
     """What each term of the fit contributes to the cost."""
     flags: dict[str, Bool[np.ndarray, " N"]] = field(default_factory=dict)
     """What is wrong with a person, by the rule that says so."""
-    kept: Bool[np.ndarray, " N"] = field(default_factory=lambda: np.zeros(0, dtype=bool))
-    """No rule says that something is wrong."""
 
     def __len__(self) -> int:
         """How many people."""
