@@ -14,7 +14,6 @@ from torch import Tensor
 
 import agebody
 from agebody.age import AGE_CLASSES, age_class
-from agebody.assets.asset import BodyAsset
 from agebody.body import BodyModel
 from agebody.fitting.images import KeypointFit, fit_keypoints
 from agebody.measure import stature
@@ -22,13 +21,14 @@ from agebody.metrics import mpjpe, pa_mpjpe
 from agebody.people import Observations, People, observe, random_people
 
 HELD_OUT_SEED = 10_000
-"""Seeds from here on belong to this file: tests, examples and whoever chooses weights use smaller ones."""
+"""Seeds from here on are for held-out sets: tests, examples and whoever chooses weights use smaller ones."""
 NOT_CREDIBLE = 16.0
 """[pixels] From the true places of the points that are seen: a fit that is further away has failed.
 
 InfantNet draws this line at the points that were reported, which cannot tell a bad fit from a wrong point.
 """
 ALL = "all"
+BATCHES = {"cpu": (320,), "cuda": (320,)}
 
 
 class Scenario(NamedTuple):
@@ -54,6 +54,8 @@ SCENARIOS = {
         "occluded, dropped and wrong points, age class known", HARD, ("class",), truncated=0.2
     ),
 }  # fmt: skip
+BODIES = {"mannequin": agebody.mannequin, "anny": agebody.anny_body}
+CONTENDERS = [f"{body}, {scenario}" for body in BODIES for scenario in SCENARIOS]
 
 
 class Run(NamedTuple):
@@ -133,17 +135,11 @@ def summary(values: Mapping[str, Tensor], rows: Tensor) -> dict[str, float]:
     )
 
 
-def bodies() -> dict[str, BodyAsset]:
-    """By name."""
-    return {"mannequin": agebody.mannequin(), "anny": agebody.anny_body()}
-
-
 def main() -> None:
-    sizes = {"cpu": (320,), "cuda": (320,)}
-    session = Session("fitting_accuracy", __doc__, batches=sizes)
+    session = Session("fitting_accuracy", __doc__, batches=BATCHES)
     count = session.batches[0] if not session.options.quick else 16
-    for name, asset in bodies().items():
-        body = agebody.SMPLA(asset, device=session.device)
+    for name, make in BODIES.items():
+        body = agebody.SMPLA(make(), device=session.device)
         run(body, SCENARIOS["clean"], 16, seed=0)  # tables of derivatives are made at the first call
         for key, scenario in SCENARIOS.items():
             found = run(body, scenario, count)
@@ -153,7 +149,8 @@ def main() -> None:
             groups |= {kind.name: kinds == i for i, kind in enumerate(AGE_CLASSES)}
             for group, rows in groups.items():
                 session.note(
-                    count, f"{name}, {key}", which=group, people=int(rows.sum()), median_s=found.seconds,
+                    count, f"{name}, {key}", which=group, title=scenario.title, people=int(rows.sum()),
+                    median_s=found.seconds,
                     **summary(values, rows),
                 )  # fmt: skip
             _show(name, scenario.title, [row for row in session.rows if row["contender"] == f"{name}, {key}"])

@@ -20,7 +20,8 @@ from agebody.people import Observations, People, observe, random_people
 
 SECONDS = 60.0
 ROUNDS = 3
-OURS, SPIN, SLAHMR = "agebody", "SPIN's SMPLify", "SLAHMR's schedule"
+BATCHES = {"cpu": (64,), "cuda": (64, 1024)}
+CONTENDERS = OURS, SPIN, SLAHMR = "agebody", "SPIN's SMPLify", "SLAHMR's schedule"
 SLAHMR_PEOPLE = 16
 """The schedule takes minutes: it is timed once, on so many people in one problem, after a short warm-up."""
 
@@ -32,7 +33,7 @@ def reprojection(points: Tensor, people: People, seen: Observations) -> Tensor:
 
 
 def main() -> None:
-    session = Session("fitting_speed", __doc__, batches={"cpu": (64,), "cuda": (64, 1024)}, seconds=SECONDS)
+    session = Session("fitting_speed", __doc__, batches=BATCHES, seconds=SECONDS)
     body = agebody.SMPLA(session.asset, device=session.device)
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -62,7 +63,11 @@ def main() -> None:
             slahmr(peer, theirs, few.camera, begin, root=1, smooth=1)
             _time_in_turn(
                 session, len(few.years),
-                {SLAHMR: lambda: reprojection(peer.points(slahmr(peer, theirs, few.camera, begin)), few, theirs)},
+                {
+                    SLAHMR: lambda: reprojection(
+                        peer.points(slahmr(peer, theirs, few.camera, begin)), few, theirs
+                    )
+                },
                 rounds=1,
             )  # fmt: skip
     session.finish()

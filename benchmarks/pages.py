@@ -15,6 +15,7 @@ SUBJECTS = {
     "graphs": "CUDA graphs", "skinning": "Skinning alone", "kernels": "Kernels and their rooflines",
     "procrustes": "PA-MPJPE",
     "closest": "Closest points",
+    "fitting_speed": "People from keypoints", "fitting_accuracy": "How near fits come to the truth",
 }  # fmt: skip
 """Scripts and their headings, in the order of the page."""
 CUDA_SUBJECTS = ("graphs",)
@@ -57,6 +58,10 @@ NOTES = {
     "translation. agebody uses its camera and losses, peers bare torch without masks or safety.",
     "closest": "µs **a point**, of B points in all, 1 cm from the surface of bodies of 13,776 triangles. "
     "Trees are built at every call. trimesh has no gradients.",
+    "fitting_speed": "COCO's 17 points of random people of every age with 2 px of noise; agebody begins with "
+    "nothing but these, the others with what a good network would say. One call each in turn, the median of "
+    "three; SLAHMR's schedule once. `benchmarks/smplify.py` says what was rebuilt, and how.",
+    "fitting_accuracy": "By scenario and age class, on [a page of their own](fitting/evaluation.md).",
     "procrustes": "24 joints. *NumPy loop* aligns one person after the other, as evaluation scripts do; "
     "*torch SVD* is the same formula over the batch.",
 }
@@ -133,8 +138,10 @@ def _what(target: Target) -> str:
             return "mm of error at most"
         case "times as fast":
             return f"times as fast as {target.against}"
-        case "times the time" | "times the memory":
+        case "times the time" | "times the memory" | "times the error":
             return f"{target.measure} of {target.against}"
+        case "pixels" | "% of stature":
+            return f"{target.measure}, median"
     return target.measure
 
 
@@ -274,8 +281,49 @@ def _absent(device: str, results: Results) -> str:
     return f"### Not measured{_suffix(device)}\n\n" + "\n".join(lines or ["Nothing is left out."]) + "\n"
 
 
+def _fitting_speed(found: Mapping[str, Any]) -> str:
+    body = [
+        [
+            row["contender"], str(row["batch"]), number(row["batch"] / row["median_s"]),
+            number(row["batch"] / row["cpu_s"]), number(row["px"]), number(row["px_90"]),
+        ]
+        for row in found["rows"]
+    ]  # fmt: skip
+    start = found.get("start_of_the_peers")
+    if start:
+        body.append(["*where the peers start*", "", "", "", number(start["px"]), number(start["px_90"])])
+    heads = ["contender", "people", "people/s", "people a second of a core", "px, median", "px, 90 %"]
+    return table(heads, body, "lrrrrr")
+
+
+def fitting_tables(found: Mapping[str, Any]) -> str:
+    """For the page on fitting: a table a scenario and body, a row an age class."""
+    parts = []
+    for contender in dict.fromkeys(row["contender"] for row in found["rows"]):
+        rows = [row for row in found["rows"] if row["contender"] == contender]
+        body = contender.split(", ")[0]
+        parts.append(f"### {rows[0]['title']}: {'Anny' if body == 'anny' else body}\n")
+        parts.append(table(FIT_HEADS, [_fit_cells(row) for row in rows], "l" + "r" * (len(FIT_HEADS) - 1)))
+    return "\n".join(parts)
+
+
+FIT_HEADS = [
+    "age", "people", "px", "true px", "MPJPE", "PA-MPJPE", "PVE", "stature", "depth", "age offset", "failed",
+]  # fmt: skip
+
+
+def _fit_cells(row: Mapping[str, Any]) -> list[str]:
+    return [
+        row["which"], str(row["people"]), f"{row['px_median']:.1f}", f"{row['true_px_median']:.1f}",
+        *(f"{1e3 * row[f'{name}_mean']:.0f}" for name in ("mpjpe", "pa_mpjpe", "pve")),
+        *(f"{100 * row[f'{name}_median']:.1f} %" for name in ("stature", "z")),
+        f"{row['age_median']:.2f}", f"{100 * row['failed_mean']:.1f} %",
+    ]  # fmt: skip
+
+
 SECTIONS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "memory": _memory, "precision": _precision, "compiled": _compiled, "kernels": _kernels,
+    "fitting_speed": _fitting_speed, "fitting_accuracy": lambda found: "",
 }  # fmt: skip
 PLOT_TITLES = {
     "times": "Time a body over the number of bodies, forward and forward + backward",

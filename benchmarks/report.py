@@ -1,4 +1,4 @@
-"""Writes docs/benchmarks.md, its pictures and the README's row on speed from benchmarks/results/*.json."""
+"""Writes from benchmarks/results: docs/benchmarks.md, its pictures, the README's row, the tables of fits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cells import number
-from pages import DEVICES, page, plots_of
+from pages import DEVICES, fitting_tables, page, plots_of
 from targets import Results, Target
 
 ROOT = Path(__file__).parents[1]
@@ -17,6 +17,7 @@ RESULTS = Path(__file__).parent / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
 IMAGES = ROOT / "docs" / "images"
 README = ROOT / "README.md"
+FITTING = ROOT / "docs" / "fitting" / "evaluation.md"
 DEFAULT_BACKEND = {"cpu": "agebody torch", "cuda": "agebody warp"}
 """What ``backend="auto"`` means."""
 
@@ -60,12 +61,22 @@ def with_speed_row(readme: str, found: Mapping[str, Results]) -> str:
     return re.sub(r"^\| Speed \|.*\|$", lambda _: row, readme, count=1, flags=re.MULTILINE)
 
 
+def with_fitting_tables(text: str, found: Mapping[str, Results]) -> str:
+    """The page on fitting with its tables, which stand between two comments."""
+    results = found["cpu"].get("fitting_accuracy")
+    if results is None:
+        return text
+    between = re.compile(r"(<!-- tables -->\n).*(<!-- end of tables -->)", re.DOTALL)
+    return between.sub(lambda marks: f"{marks[1]}\n{fitting_tables(results)}\n{marks[2]}", text)
+
+
 def main() -> None:
     from plots import draw
 
     found = load()
     PAGE.write_text(page(found))
     README.write_text(with_speed_row(README.read_text(), found))
+    FITTING.write_text(with_fitting_tables(FITTING.read_text(), found))
     for device, results in found.items():
         for name in plots_of(results):
             path = IMAGES / f"bench_{name}_{device}.png"

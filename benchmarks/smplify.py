@@ -186,7 +186,7 @@ def _outer(loss: Callable[[], Tensor], parameters: list[Tensor], iterations: int
         nonlocal latest
         optimizer.zero_grad()
         value = loss()
-        latest = float(value)
+        latest = float(value.detach())
         value.backward()
         return value
 

@@ -43,6 +43,8 @@ def test_page_is_made_of_the_results(script):
     readme = report.README.read_text()
     assert report.with_speed_row(readme, found) == readme, "run: python benchmarks/report.py"
     assert report.speed_row(found) in readme
+    fitting = report.FITTING.read_text()
+    assert report.with_fitting_tables(fitting, found) == fitting, "run: python benchmarks/report.py"
 
 
 def test_pictures_show_the_results(script):
@@ -98,20 +100,40 @@ def test_missed_aims_are_bold_and_missing_figures_named(script):
         ("bodies/s", None, 3300, 3200, False),
         ("µs a call", None, 20000, 20000, True),
         ("GB/s share", None, 0.7, 0.6, False),
+        ("times the error", "smplx", 1, 0.5, True),
+        ("pixels", None, 1, 1.5, False),
+        ("% converged", None, 99, 98, False),
+        ("% of stature", None, 3, 2, True),
     ],
 )
 def test_targets(script, measure, against, bound, expected, met):
     targets = script("targets")
     rows = [
-        timed("agebody warp", 64, 0.02, peak_bytes=10, bytes=12e9),
+        timed(
+            "agebody warp",
+            64,
+            0.02,
+            peak_bytes=10,
+            bytes=12e9,
+            px=2,
+            px_median=1.5,
+            converged_mean=0.98,
+            stature_median=0.02,
+        ),
         timed("agebody warp", 64, 0.5, which="forward + backward"),
-        timed("smplx", 64, 0.08, peak_bytes=20),
+        timed("smplx", 64, 0.08, peak_bytes=20, px=4),
     ]
     found = {"forward": results("forward", rows, ceilings={"copy_bytes": 1e12})}
     target = targets.Target("cpu", "forward", 64, "agebody warp", measure, bound, against)
     achieved = target.achieved(found)
     assert achieved == pytest.approx(expected)
     assert target.met(achieved) == met
+
+
+def test_a_slow_peer_is_compared_by_the_time_of_one_body(script):
+    rows = [timed("ours", 64, 0.5), timed("slow", 16, 100.0)]
+    target = script("targets").Target("cpu", "fits", 64, "ours", "times as fast", 100, "slow", 16)
+    assert target.achieved({"fits": results("fits", rows)}) == pytest.approx((100 / 16) / (0.5 / 64))
 
 
 def test_targets_without_a_figure(script):
@@ -137,8 +159,9 @@ def test_every_target_can_be_measured(script):
         batches = getattr(module, "BATCHES", script("harness").BATCHES)
         assert target.batch in batches[target.device], target
         name = target.contender.removesuffix(" graph").removesuffix(" bfloat16").removesuffix(" float16")
-        assert name in peers.LOADERS
-        assert target.against in (None, "product", "roofline", *peers.LOADERS)
+        contenders = getattr(module, "CONTENDERS", peers.LOADERS)
+        assert name in contenders
+        assert target.against in (None, "product", "roofline", *contenders)
 
 
 def test_every_subject_has_a_script(script):

@@ -55,10 +55,11 @@ class TestPeople:
         assert excess.max() < 1e-9
         assert crowd.body_pose.norm(dim=-1).mean() > math.radians(15)
 
-    def test_both_sides_are_moved_alike(self, crowd, body):
+    @pytest.mark.parametrize(("joint", "axis", "sign"), [("hip", 0, 1), ("shoulder", 1, -1)])
+    def test_both_sides_are_moved_alike(self, crowd, body, joint, axis, sign):
         names = body.asset.joint_names[1:]
-        left, right = (crowd.body_pose[:, names.index(f"{side}_knee"), 0] for side in ("left", "right"))
-        assert stats.ks_2samp(left, right).pvalue > 0.01
+        left, right = (crowd.body_pose[:, names.index(f"{side}_{joint}"), axis] for side in ("left", "right"))
+        assert stats.ks_2samp(left, sign * right).pvalue > 0.01  # 0.001 where nobody is mirrored
 
     @pytest.mark.parametrize(
         ("years", "upright"), [((0.0, 0.3), (0, 0.2)), ((8.0, 60.0), (0.8, 1))], ids=["infants", "grown"]
@@ -210,6 +211,14 @@ class TestObservations:
         legs, arms = seen.wrong[:, knee], seen.wrong[:, wrist]
         for kind in (legs & arms, legs & ~arms, arms & ~legs):
             assert kind.double().mean() == pytest.approx(1 / 3, abs=0.1)
+
+    def test_of_the_swapped_only_what_is_in_the_image_is_found(self, body):
+        people = random_people(body, 40, truncated=1.0, seed=4)
+        seen = observe(body, people, noise=0, swapped=1.0, seed=2)
+        reported = seen.weights > 0
+        inside = (seen.keypoints >= 0) & (seen.keypoints <= people.size[:, None])
+        assert inside[reported].all()
+        assert not reported.all()
 
     def test_confidence_says_what_is_seen_but_not_what_is_wrong(self, body, crowd):
         seen = observe(body, crowd, occluders=0.5, stray=0.1, dropped=0.1, seed=4)
