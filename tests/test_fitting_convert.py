@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import agebody
+from agebody.assets.asset import Metadata
 from agebody.fitting.convert import Correspondence, convert, correspond, same_topology
 from agebody.fitting.parameters import BodyParameters
 from agebody.keypoints import LAYOUTS
@@ -76,7 +77,7 @@ def test_correspondence_of_a_body_with_itself(mannequin_asset):
         age_templates=mannequin_asset.age_templates[:, order],
         regressors={},
     )
-    assert not same_topology(mannequin_asset, shuffled.replace(metadata=agebody.assets.asset.Metadata()))
+    assert not same_topology(mannequin_asset, shuffled.replace(metadata=Metadata()))
     shared = correspond(mannequin_asset, shuffled)
     assert isinstance(shared, Correspondence)
     assert correspond(mannequin_asset, shuffled) is shared

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -266,7 +267,7 @@ def test_points_are_affine_in_the_identity(body, layout):
     local = axis_angle_to_matrix(pose)
     world = to_world(carried, local)
     torch.testing.assert_close(to_local(carried, world), local, atol=1e-12, rtol=0)
-    turned = {"global_orient": pose[:, 0], "body_pose": pose[:, 1:]}
+    turned: dict[str, Any] = {"global_orient": pose[:, 0], "body_pose": pose[:, 1:]}
     betas, age = torch.randn(3, body.num_betas).double(), torch.tensor([0.1, 0.6, 0.97]).double()
     change = torch.cat((betas, age_coefficients(age, body.age_anchors)), -1)
     found = (carried.directions(world)[..., 1:] @ change[:, None, :, None])[..., 0]

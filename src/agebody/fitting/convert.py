@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -76,17 +76,16 @@ def convert(
             f"got {target.dtype} on {target.device}"
         )
     arguments = {**parameters.arguments(source), "pose_format": "axis_angle"}
-    known = {"betas": betas, "age_offset": age_offset}
-    options = {"max_iterations": max_iterations, "chunk_size": chunk_size}
+    options: dict[str, Any] = {
+        "betas": betas, "age_offset": age_offset, "max_iterations": max_iterations, "chunk_size": chunk_size,
+    }  # fmt: skip
     with torch.no_grad():
         if correspondence is None and same_topology(source.asset, target.asset):
             vertices = source(**arguments).vertices
-            return fit_vertices(target, vertices, sigma=1e-3 if sigma is None else sigma, **known, **options)
+            return fit_vertices(target, vertices, sigma=1e-3 if sigma is None else sigma, **options)
         shared = correspond(source.asset, target.asset) if correspondence is None else correspondence
         points = source.keypoints(shared.source, **arguments)
-    return fit_points(
-        target, points, shared.target, sigma=ACROSS if sigma is None else sigma, **known, **options
-    )
+    return fit_points(target, points, shared.target, sigma=ACROSS if sigma is None else sigma, **options)
 
 
 def same_topology(first: BodyAsset, second: BodyAsset) -> bool:
@@ -137,7 +136,7 @@ def correspond(source: BodyAsset, target: BodyAsset) -> Correspondence:
     rest_joints = source.joint_regressor @ source.template
     joints = torch.from_numpy(rest_joints[[source.joint_names.index(name) for name in names]]).float()
     on_target = KeypointLayout("shared joints", tuple(names), tuple(("joints", name) for name in names))
-    aim = joints
+    aim, distance = joints, np.zeros(len(vertices))
     for _ in range(MATCHINGS):
         fit = fit_points(body, aim, on_target, sigma=ACROSS)
         mesh = body(**fit.parameters.arguments(body), pose_format="axis_angle").vertices

@@ -53,6 +53,8 @@ BESIDE_KINK = 0.03
 """How near to an age template's offset a body's must end to be tried on the other side of it."""
 BETA_RANGE = 5.0
 """Largest size of a beta that is found."""
+REFRESHES = 2
+"""How often the centers of patches that are seen in part are estimated anew."""
 PATCHES = 200
 """About how many patches of vertices stand for a mesh."""
 LEAST_PATCHES = 5
@@ -165,28 +167,21 @@ def fit_vertices(
         centers = lambda mesh: patches.centers(mesh, trust)  # noqa: E731
         weight = patches.sums(trust[..., None])[..., 0]
         start = _closed_form(body, carried, find, centers, target, weight, known, sigma)
+
+        def toward(guess: BodyParameters) -> Tensor:
+            """Centers of whole patches: as far from the guess's as what is seen of them is from the guess."""
+            mesh = find(**_arguments(body, guess))
+            return patches.centers(mesh) + centers(target) - centers(mesh)
+
+        ends = (sigma, sigma), MESH_TOLERANCE, max_iterations
+        problem = _Problem(body, carried, find_centers, toward(start), weight, known, *ends)
+        found = _refine(problem, start)
         whole = bool((trust == 1).all())
-        mesh = find(**_arguments(body, start))
-        for _ in range(1 if whole else 3):
-            # Of a patch that is seen in part, the center is where the body's is, moved as what is seen of it.
-            toward = (
-                centers(target) if whole else patches.centers(mesh) + centers(hide(target, trust, 1) - mesh)
-            )
-            problem = _Problem(
-                body,
-                carried,
-                find_centers,
-                toward,
-                weight,
-                known,
-                (sigma, sigma),
-                MESH_TOLERANCE,
-                max_iterations,
-            )
-            found = _refine(problem, start)
-            start = found.parameters
-            mesh = find(**_arguments(body, start))
-        return _Found(found, mesh)
+        for _ in range(0 if whole else REFRESHES):
+            before = found.report.iterations
+            found = _refine(problem._replace(target=toward(found.parameters)), found.parameters)
+            found = found._replace(report=found.report._replace(iterations=before + found.report.iterations))
+        return _Found(found, find(**_arguments(body, found.parameters)))
 
     return _in_chunks(given, fit, chunk_size)
 
