@@ -1,9 +1,11 @@
 """People of one image in one space: the closed form against its formula, its guards, what is written back."""
 
+import importlib
 import json
 import math
 import re
 import shutil
+from typing import Any
 
 import jaxtyping
 import numpy as np
@@ -358,7 +360,7 @@ class TestMaskDepths:
             for d, b, m in zip(depth, body[0], masks[0], strict=True)
             if m.any()
         ]
-        line = linregress(torch.cat([r[0] for r in rows]), torch.cat([r[1] for r in rows]))
+        line: Any = linregress(torch.cat([r[0] for r in rows]), torch.cat([r[1] for r in rows]))
         assert found.slope.item() == pytest.approx(line.slope)
         assert found.correlation.item() == pytest.approx(line.rvalue)
 
@@ -629,7 +631,7 @@ class TestRefine:
 
     def test_derivatives(self, body):
         """The gradient against differences, of all terms but the search."""
-        from agebody.crowd import refine as module
+        module: Any = importlib.import_module("agebody.crowd.refine")
 
         people, out, points, soles = self.scene(body)
         height = rest_height(body, people.betas, people.age_offset)
