@@ -1,4 +1,4 @@
-"""Terms of fits: cost, gradient and normal matrix against formulas written with autograd; stages; unknowns."""
+"""Terms of fits: cost, gradient and normal matrix against formulas and autograd; stages; unknowns."""
 
 import pytest
 import torch
@@ -65,7 +65,7 @@ def posed(body: agebody.BodyModel, vector: Tensor, layout: str) -> Tensor:
 
 
 def check(body, term, cost, count=3, groups=GROUPS, joints=None, vector=None):
-    """A term's cost and gradient are those of a formula; rows choose bodies; the curvature is not negative."""
+    """Cost and gradient are those of a formula, rows choose bodies, and the curvature is not negative."""
     vector = random_vector(body, count) if vector is None else vector
     rows = torch.tensor([2, 0])
     unknowns = Unknowns(body, groups, joints)
@@ -317,8 +317,9 @@ def test_each_body_for_itself(body):
     target = body.keypoints("smpl24", **truth.arguments(body))
     target[2] = torch.inf
     start = truth._replace(body_pose=truth.body_pose + 0.1, transl=truth.transl + 0.05)
-    stage = Stage({"points": (1.0, Points("smpl24", target, torch.ones(4, 24, dtype=DOUBLE)))},
-                  ("global_orient", "body_pose", "transl"), max_iterations=60, cost_tolerance=1e-10)  # fmt: skip
+    term = Points("smpl24", target, torch.ones(4, 24, dtype=DOUBLE))
+    groups = ("global_orient", "body_pose", "transl")
+    stage = Stage({"points": (1.0, term)}, groups, max_iterations=60, cost_tolerance=1e-10)
     found = fit_bodies(body, [stage], start)
     assert found.report.stop[2] == Stop.NOT_FINITE
     assert found.report.converged.tolist() == [True, True, False, True]

@@ -9,7 +9,7 @@ NAMES = [
     "BodyOutput", "KeypointLayout", "Metadata", "Regressor", "ShapedBody", "anny_body",
     "export_smpl_npz", "export_smpl_pkl", "inspect_asset", "load_asset", "mannequin", "save_asset",
 ]  # fmt: skip
-MODULES = ["age", "cameras", "losses", "measure", "metrics", "rotations"]
+MODULES = ["age", "cameras", "crowd", "fitting", "losses", "measure", "metrics", "people", "rotations"]
 """What `import agebody` brings beside its names."""
 ROOMS = {
     "cameras": """
@@ -18,6 +18,20 @@ ROOMS = {
         focal_to_fov fov_to_focal from_crop from_pytorch3d invert_extrinsics mahmr_to_translation
         normalize_points square_box to_crop to_pytorch3d torso_depth torso_translation
         translation_to_bev translation_to_mahmr translation_to_weak undistort weak_to_translation
+    """,
+    "crowd": """
+        DISPARITY_MIN_SLOPE Deviations HEIGHT_CLASSES HeightClass HeightPrior MaskDepths
+        NUM_ADULT_CLASSES Placement Refined SEXES WrittenBack height_class is_far mask_depths
+        place_people prior_of_age prior_of_age_offset prior_of_class refine_crowd rest_height
+        surface_depth write_back
+    """,
+    "fitting": """
+        Age Bend Block BodyParameters Cloud Correspondence Depth Fit FitReport GROUPS
+        KeypointDerivatives KeypointFit KeypointJacobian Limits MOTION_SCHEDULE MotionStep Plane
+        PointFit Points PosePrior Reprojection Robust SCHEDULE SMPLIFY_KIDS ScanFit ScanReport
+        ScanStage SequenceFit Shape Stage State Step StepReport SurfaceJacobian SurfaceRows Term
+        Unknowns above_plane convert correspond fit_bodies fit_keypoints fit_plane fit_points
+        fit_scans fit_sequence fit_vertices points_from_depth register_surface triangulate
     """,
     "losses": """
         ADULT_RANGES FEET INFANT_RANGES JointLimits JointRange METRIC_AWARE_BETA_WEIGHTS

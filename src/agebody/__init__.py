@@ -1,6 +1,6 @@
 """Every SMPL-family body from newborn to adult behind one differentiable layer."""
 
-from agebody import age, cameras, losses, measure, metrics, rotations
+from agebody import age, cameras, crowd, fitting, losses, measure, metrics, people, rotations
 from agebody.assets.anny import anny_body
 from agebody.assets.asset import AssetError, BodyAsset, Metadata, Regressor
 from agebody.assets.io import export_smpl_npz, export_smpl_pkl, load_asset, save_asset
@@ -28,14 +28,17 @@ __all__ = [
     "age",
     "anny_body",
     "cameras",
+    "crowd",
     "export_smpl_npz",
     "export_smpl_pkl",
+    "fitting",
     "inspect_asset",
     "load_asset",
     "losses",
     "mannequin",
     "measure",
     "metrics",
+    "people",
     "rotations",
     "save_asset",
 ]

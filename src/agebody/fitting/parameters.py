@@ -38,7 +38,7 @@ class BodyParameters(NamedTuple):
     @classmethod
     def zeros(cls, body: BodyModel, *batch: int) -> BodyParameters:
         """The mean person in the rest pose at the origin."""
-        make = lambda *shape: torch.zeros(*batch, *shape, dtype=body.dtype, device=body.device)  # noqa: E731
+        make = lambda *shape: torch.zeros((*batch, *shape), dtype=body.dtype, device=body.device)  # noqa: E731
         return cls(make(3), make(body.num_joints - 1, 3), make(body.num_betas), make(), make(3))
 
     @classmethod
