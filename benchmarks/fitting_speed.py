@@ -49,14 +49,15 @@ def main() -> None:
                 fit_keypoints(body, seen.keypoints, people.camera, weights=seen.weights).reprojection
             )
         }
+        start = None
         if peer is not None:
             start = network_start(body, peer, people, seen)
             session.extra["start_of_the_peers"] = _quality(reprojection(peer.points(start), people, seen))
-            fits[SPIN] = lambda: reprojection(
+            fits[SPIN] = lambda start=start: reprojection(
                 peer.points(spin(peer, seen, people.camera, start)), people, seen
             )
         _time_in_turn(session, batch, fits)
-        if peer is not None and not session.options.quick:
+        if peer is not None and start is not None and not session.options.quick:
             some = slice(0, SLAHMR_PEOPLE)
             few, theirs = people.select(some), Observations(*(part[some] for part in seen))
             begin = Person(*(part[some] for part in start))
