@@ -399,7 +399,7 @@ class TestFit:
         plane = Plane(torch.tensor([0, 1.0, 0]), torch.tensor(0.0))
         clouds = scan_of(vertices, body.faces, 800, 0.002, seed)
         clouds[-1] = clouds[-1][:700]
-        options = {"keypoints": keypoints, "weights": weights, "plane": plane, "sample": 150, "rounds": 1}
+        options = {"keypoints": keypoints, "weights": weights, "plane": plane, "sample": 150}
         return truth, vertices, clouds, view, options
 
     def test_an_infant_is_found_again(self, infant):
