@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,18 +14,11 @@ from torch import Tensor
 from agebody.body import BodyModel
 from agebody.cameras import Camera, undistort
 from agebody.fitting.bodies import FitReport, Stage, add_terms, fit_bodies
-from agebody.fitting.images import (
-    LEAST_POINTS,
-    SCHEDULE,
-    Step,
-    _Given,
-    _Problem,
-    _read,
-    _standing_prior,
-    seen_joints,
-)
+from agebody.fitting.images import SCHEDULE, Step
 from agebody.fitting.limits import Limits
+from agebody.fitting.observed import LEAST_POINTS, Observed, pose_prior_of, read_observed, seen_joints
 from agebody.fitting.parameters import GROUPS, BodyParameters, group_slices
+from agebody.fitting.start import starts_in_world
 from agebody.fitting.terms import Age, Bend, Depth, PosePrior, Reprojection, Shape, State, Term, Unknowns
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.least_squares import ChainQuadratic, Method, minimize
@@ -164,11 +157,9 @@ def fit_sequence(
             raise ValueError(f"age_class: expected shape {tuple(batch)}, got {tuple(age_class.shape)}")
         age_class = age_class[(..., *[None] * len(seen))].expand(*batch, *seen)
     ages = _each(age_offset, len(seen)), age_class, _each(years, len(seen))
-    given = _read(body, keypoints, camera, layout, weights, noise, ages, depth, depth_sd)
+    given = read_observed(body, keypoints, camera, layout, weights, noise, ages, depth, depth_sd)
     counts = _read_lengths(lengths, batch, frames, body.device)
-    prior = _standing_prior(body) if pose_prior is None else pose_prior
-    names = tuple(body.asset.joint_names[1:])
-    prior = (prior if prior.joint_names == names else prior.for_joints(names)).to(body.device, body.dtype)
+    prior = pose_prior_of(body, pose_prior)
     if start is not None:
         start = _read_start(body, start, batch, frames)
     clips = math.prod(batch)
@@ -193,7 +184,7 @@ class _Clips:
     def __init__(
         self,
         body: BodyModel,
-        given: _Given,
+        given: Observed,
         shape: tuple[int, int],
         lengths: Int[Tensor, " C"],
         motion_sd: float | None,
@@ -216,7 +207,7 @@ class _Clips:
         """Of each frame alone, over (C T)."""
         given, views = self.given, self.views
         by_frame = lambda part: part.unflatten(0, (-1, views))  # noqa: E731
-        camera = _map_camera(by_frame, given.camera)
+        camera = given.camera.map(by_frame)
         found: dict[str, tuple[float, Term]] = {
             "keypoints": (noise**-2, Reprojection(
                 given.layout, by_frame(given.keypoints), by_frame(given.weights.square()), camera,
@@ -240,7 +231,7 @@ class _Clips:
         trust = self.given.weights.sum(-1).unflatten(0, (-1, self.views))
         best = trust.argmax(-1) + torch.arange(len(trust), device=trust.device) * self.views
         count = 2
-        starts = _Problem(self.body, self.given.take(best), self.prior, self.method).views(count)
+        starts = starts_in_world(self.body, self.given.take(best), self.prior, self.joints, count)
         if self.views > 1:
             starts = self._recentre(starts, count)
         low, high, *_ = self.given.ages[:: self.views].repeat(count, 1).unbind(-1)
@@ -345,7 +336,7 @@ class _Clips:
         given = self.given
         by_frame = lambda part: part.unflatten(0, (-1, self.views))  # noqa: E731
         meet, trust = triangulate(
-            by_frame(given.keypoints), by_frame(given.weights), _map_camera(by_frame, given.camera)
+            by_frame(given.keypoints), by_frame(given.weights), given.camera.map(by_frame)
         )
         own = self.body.keypoints(given.layout, **starts.arguments(self.body), pose_format="axis_angle")
         meet, trust = meet.repeat(count, 1, 1), trust.repeat(count, 1)
@@ -546,12 +537,6 @@ def _best_path(costs: np.ndarray, joints: np.ndarray, times: np.ndarray, sd: flo
     for came_from in reversed(back):
         path.append(int(came_from[path[-1]]))
     return np.array(path[::-1])
-
-
-def _map_camera(function: Callable[[Tensor], Tensor], camera: Camera) -> Camera:
-    """A function of each tensor of a camera."""
-    parts = {name: function(part) for name, part in camera._asdict().items() if part is not None}
-    return Camera(**parts)
 
 
 def _product(slopes: Tensor, residuals: Tensor) -> Tensor:

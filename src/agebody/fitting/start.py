@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,8 +12,10 @@ from torch import Tensor
 
 from agebody.body import BodyModel
 from agebody.cameras import Camera, undistort
+from agebody.fitting.observed import Observed
 from agebody.fitting.parameters import BodyParameters
 from agebody.keypoints import KeypointLayout
+from agebody.losses import MahalanobisPrior, MaxMixturePrior
 from agebody.poses import POSES, pose
 from agebody.rotations import from_matrix
 
@@ -130,6 +133,54 @@ def start_from_keypoints(
         left = torch.where(same_way, torch.inf, left)
     parameters = BodyParameters(*(torch.stack(parts) for parts in zip(*(p for p, _ in found), strict=True)))
     return Start(parameters, torch.stack([m for _, m in found]))
+
+
+def starts_in_world(
+    body: BodyModel,
+    seen: Observed,
+    prior: MahalanobisPrior | MaxMixturePrior,
+    joints: Sequence[str] | None,
+    count: int,
+) -> BodyParameters:
+    """Starts (count * B, ...) in the world of the cameras, the best of all people first.
+
+    Args:
+        body: of the people.
+        seen: B people.
+        prior: at whose mean the joints are that are not free.
+        joints: those that are; all if None. See `seen_joints`.
+        count: starts a person.
+    """
+    found = start_from_keypoints(
+        body, seen.layout, seen.keypoints, seen.weights, seen.camera, seen.ages[:, 2], count=count
+    )
+    cameras = seen.camera.map(lambda part: part.repeat(count, *[1] * (part.dim() - 1)))
+    placed = found.parameters.map(lambda part: part.flatten(0, 1))
+    if joints is not None and isinstance(prior, MahalanobisPrior):
+        names = body.asset.joint_names[1:]
+        unseen = [j for j, name in enumerate(names) if name not in joints]
+        mean = placed.body_pose.new_zeros(3 * len(names))
+        mean[prior._columns] = prior.mean
+        placed.body_pose[:, unseen] = mean.unflatten(0, (-1, 3))[unseen]
+    return to_world(body, placed, cameras)
+
+
+def to_world(body: BodyModel, parameters: BodyParameters, camera: Camera) -> BodyParameters:
+    """Bodies in camera coordinates, moved to the world of a camera with a pose."""
+    if camera.rotation is None and camera.translation is None:
+        return parameters
+    shape = {"betas": parameters.betas}
+    if body.age_anchors:
+        shape["age_offset"] = parameters.age_offset
+    rotation = camera.rotation
+    if rotation is None:
+        rotation = torch.eye(3, dtype=body.dtype, device=body.device).expand(len(parameters.betas), 3, 3)
+    place = None if camera.translation is None else -(rotation.mT @ camera.translation[..., None])[..., 0]
+    orient, transl = body.shape(**shape).move(
+        rotation.mT, place, global_orient=parameters.global_orient, transl=parameters.transl,
+        pose_format="axis_angle",
+    )  # fmt: skip
+    return parameters._replace(global_orient=orient, transl=transl)
 
 
 def _viewing_rotations() -> Float[Tensor, "T 3 3"]:

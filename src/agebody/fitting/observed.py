@@ -1,0 +1,189 @@
+"""What is known of people in images: arguments of fits, checked and in one batch."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from agebody.age import AGE_CLASSES, AgeCurve
+from agebody.body import BodyModel
+from agebody.cameras import Camera
+from agebody.fitting.parameters import BodyParameters
+from agebody.fitting.terms import keypoint_jacobian
+from agebody.keypoints import KeypointLayout, get_layout
+from agebody.losses import MahalanobisPrior, MaxMixturePrior, joint_limits_prior
+from agebody.poses import POSES, pose
+from agebody.reduction import expand_weights, expect, hide
+
+NOISE_SHARE = 0.01
+"""Standard deviation of a keypoint, of the larger side of the box around a person's keypoints."""
+
+AGE_SD = 0.05
+"""Standard deviation of an age offset that is expected from an age in years."""
+
+UNKNOWN_AGE = (0.2, 0.4)
+"""Mean and standard deviation of the age offset of a person of whom nothing is known."""
+
+LEAST_POINTS = 4
+"""Keypoints with a weight that a person must have to be fitted."""
+
+
+class Observed(NamedTuple):
+    """What is known of B people."""
+
+    keypoints: Float[Tensor, "B K 2"]
+    weights: Float[Tensor, "B K"]
+    noise: Float[Tensor, " B"]
+    ages: Float[Tensor, "B 4"]
+    """Lowest and highest age offset, the one that is expected, and its standard deviation."""
+    depth: Float[Tensor, " B"]
+    depth_sd: Float[Tensor, " B"]
+    camera: Camera
+    layout: KeypointLayout
+
+    def take(self, rows: Int[Tensor, " R"]) -> Observed:
+        """Some of them, or some of them twice."""
+        parts = {name: part[rows] for name, part in self._asdict().items() if isinstance(part, Tensor)}
+        return self._replace(camera=self.camera.map(lambda part: part[rows]), **parts)
+
+
+def read_observed(
+    body: BodyModel,
+    keypoints: Tensor,
+    camera: Camera,
+    layout: str | KeypointLayout,
+    weights: Tensor | None,
+    noise: float | Tensor | None,
+    ages: tuple[float | Tensor | None, Tensor | None, float | Tensor | None],
+    depth: Tensor | None,
+    depth_sd: float | Tensor,
+) -> Observed:
+    """Arguments, checked and in one batch."""
+    layout = get_layout(layout)
+    keypoints = expect("keypoints", keypoints, len(layout), 2)
+    if (keypoints.dtype, keypoints.device) != (body.dtype, body.device):
+        raise TypeError(
+            f"keypoints: expected {body.dtype} on {body.device}, as the body, "
+            f"got {keypoints.dtype} on {keypoints.device}"
+        )
+    batch = keypoints.shape[:-2]
+    trust = expand_weights(keypoints.new_ones(()) if weights is None else weights, keypoints.shape[:-1])
+    assert trust is not None  # as weights were given
+    trust = trust.to(keypoints)
+    if not (trust >= 0).all() or trust.isinf().any():
+        raise ValueError("weights: expected finite numbers from 0 on")
+    seen = hide(keypoints, trust, 1)
+    if not seen.isfinite().all():
+        raise ValueError("keypoints: expected finite pixels where the weights are not zero")
+    flat = lambda tensor, *entry: tensor.expand((*batch, *entry)).reshape(-1, *entry)  # noqa: E731
+    lens = camera.to(keypoints).expand(*batch)
+    lens = lens.map(lambda part: part.reshape(-1, *part.shape[len(batch) :]))
+    spread = seen.new_full((1,), torch.inf)
+    low = torch.where((trust > 0)[..., None], seen, spread).amin(-2)
+    high = torch.where((trust > 0)[..., None], seen, -spread).amax(-2)
+    side = (high - low).amax(-1)
+    own = torch.where(side > 0, side * NOISE_SHARE, 1).clamp(min=0.1)
+    noise = own if noise is None else _numbers("noise", noise, batch, keypoints)
+    if not (noise > 0).all():
+        raise ValueError("noise: expected a standard deviation above 0 [pixels]")
+    spare = keypoints.new_full((), torch.nan)
+    known = _numbers("depth", spare if depth is None else depth, batch, keypoints)
+    known_sd = _numbers("depth_sd", depth_sd, batch, keypoints)
+    if not (known_sd > 0).all():
+        raise ValueError("depth_sd: expected a standard deviation above 0 [m]")
+    return Observed(
+        flat(seen, *seen.shape[-2:]), flat(trust, seen.shape[-2]), flat(noise),
+        _read_ages(body, *ages, batch, keypoints).reshape(-1, 4), flat(known), flat(known_sd), lens, layout,
+    )  # fmt: skip
+
+
+def _read_ages(
+    body: BodyModel,
+    age_offset: float | Tensor | None,
+    kinds: Tensor | None,
+    years: float | Tensor | None,
+    batch: torch.Size,
+    like: Tensor,
+) -> Float[Tensor, "*batch 4"]:
+    """Lowest, highest and expected age offset and its standard deviation: the most that is known counts."""
+    if not body.age_anchors:
+        if any(known is not None for known in (age_offset, kinds, years)):
+            raise ValueError(f"age_offset, age_class, years: {type(body).__name__} has one age; use SMPLA")
+        return like.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(*batch, 4)
+    mean, sd = UNKNOWN_AGE
+    found = like.new_tensor([0.0, 1.0, mean, sd]).expand(*batch, 4)
+    if kinds is not None:
+        if kinds.is_floating_point() or kinds.dtype == torch.bool or kinds.shape != batch:
+            raise ValueError(
+                f"age_class: expected integers of shape {tuple(batch)}, "
+                f"got {kinds.dtype} of {tuple(kinds.shape)}"
+            )
+        if not ((kinds >= -1) & (kinds < len(AGE_CLASSES))).all():
+            raise ValueError(f"age_class: expected -1 to {len(AGE_CLASSES) - 1}")
+        rows = like.new_tensor([[k.low, k.high, k.mid, (k.high - k.low) / 2] for k in AGE_CLASSES])
+        found = torch.where((kinds >= 0)[..., None], rows[kinds.clamp(min=0)], found)
+    if years is not None:
+        age = AgeCurve.from_asset(body.asset).years_to_offset(_numbers("years", years, batch, like))
+        reach = 3 * AGE_SD
+        rows = torch.stack((age - reach, age + reach, age, torch.full_like(age, AGE_SD)), -1)
+        found = torch.where(age.isnan()[..., None], found, rows)
+    if age_offset is not None:
+        age = _numbers("age_offset", age_offset, batch, like)
+        rows = torch.stack((age, age, age, torch.ones_like(age)), -1)
+        found = torch.where(age.isnan()[..., None], found, rows)
+    return found
+
+
+def _numbers(name: str, value: float | Tensor, batch: torch.Size, like: Tensor) -> Float[Tensor, "*batch"]:
+    if not isinstance(value, Tensor):
+        return like.new_full(batch, float(value))
+    value = expect(name, value).to(like)
+    try:
+        return value.expand(batch)
+    except RuntimeError:
+        raise ValueError(
+            f"{name}: expected a shape that broadcasts to {tuple(batch)}, got {tuple(value.shape)}"
+        ) from None
+
+
+def pose_prior_of(
+    body: BodyModel, prior: MahalanobisPrior | MaxMixturePrior | None
+) -> MahalanobisPrior | MaxMixturePrior:
+    """A prior for the joints of a body; None is `joint_limits_prior` about a standing person.
+
+    Raises:
+        ValueError: it knows none of the body's joints, or is a soft mixture: no sum of squares.
+    """
+    names = tuple(body.asset.joint_names[1:])
+    if prior is None:
+        mean = None
+        if set(POSES["standing"]) <= set(body.asset.joint_names):
+            mean = torch.from_numpy(pose("standing", body.asset.joint_names)[1:])
+        prior = joint_limits_prior(names, mean=mean, dtype=body.dtype, device=body.device)
+    if isinstance(prior, MaxMixturePrior) and prior.soft:
+        raise ValueError("pose_prior: a soft mixture is no sum of squares; make it with soft=False")
+    return (prior if prior.joint_names == names else prior.for_joints(names)).to(body.device, body.dtype)
+
+
+def seen_joints(
+    body: BodyModel, layout: KeypointLayout, prior: MahalanobisPrior | MaxMixturePrior
+) -> list[str] | None:
+    """Names of the joints whose rotations move a point, where the prior says nothing of the others by them.
+
+    Those that are seen by nothing, such as the hands of COCO's keypoints, are then best at the prior's mean,
+    and are left out. None where the prior makes joints depend on each other: all are free.
+    """
+    names = body.asset.joint_names
+    bent = torch.linspace(-0.5, 0.5, 3 * len(names), dtype=body.dtype, device=body.device).view(1, -1, 3)
+    nobody = BodyParameters.zeros(body, 1)
+    slopes = keypoint_jacobian(body, layout)(bent, nobody.betas, nobody.age_offset, nobody.transl).pose
+    moving = (slopes.abs().amax((0, 1, 2, 4)) > 1e-6)[1:]
+    if moving.all() or isinstance(prior, MaxMixturePrior):
+        return None
+    columns = moving.repeat_interleave(3)[prior._columns]
+    if (prior.factor[columns].square().sum(0) * prior.factor[~columns].square().sum(0)).any():
+        return None
+    return [name for name, moves in zip(names[1:], moving.tolist(), strict=True) if moves]
