@@ -113,16 +113,11 @@ def fit(
 
     Example: `agebody fit keypoints.json --body ages.safetensors --images photos -o labels`
     """
-    from agebody.age import AGE_CLASSES
-    from agebody.keypoints import LAYOUTS
     from agebody.labels import LabelError, fit_annotations, read_keypoints
 
-    kinds = [kind.name for kind in AGE_CLASSES]
-    for option, value, known in (("--layout", layout, list(LAYOUTS)), ("--age-class", age_class, kinds)):
-        if value is not None and value not in known:
-            raise typer.BadParameter(f"expected {', '.join(known)}, got {value!r}", param_hint=option)
-    _refuse_both({"--focal": focal, "--fov": fov})
-    _refuse_both({"--age-offset": age_offset, "--age-class": age_class, "--years": years})
+    check_names(layout, age_class)
+    refuse_both({"--focal": focal, "--fov": fov})
+    refuse_both({"--age-offset": age_offset, "--age-class": age_class, "--years": years})
     if shards and images is None:
         raise typer.BadParameter("give the images: --images DIR", param_hint="--shards")
     check_device(device)
@@ -130,10 +125,10 @@ def fit(
     if drawn and importlib.util.find_spec("embreex") is None:
         fail("overlays need `pip install agebody[render]`; --overlays 0 leaves them out")
     with clear_errors(LabelError), progress_bar() as progress:
-        found = read_keypoints(keypoints, layout=layout, images=images, size=_parse_size(size))
+        found = read_keypoints(keypoints, layout=layout, images=images, size=parse_size(size))
         make_folder(output)
         _refuse_existing(output, drawn, shards, overwrite)
-        layer = _layer(body, device, progress)
+        layer = find_layer(body, device, progress)
         if shards and not _trains(layer):
             fail(f"shards are for bodies of SMPL's 24 joints, not for {layer.asset.metadata.name}")
         task = progress.add_task("fitting", total=len(found))
@@ -159,13 +154,26 @@ def fit(
         print(f"wrote {output / name}")
 
 
-def _refuse_both(options: dict[str, Any]) -> None:
+def check_names(layout: str | None, age_class: str | None) -> None:
+    """Refuse a ``--layout`` and an ``--age-class`` that are not there."""
+    from agebody.age import AGE_CLASSES
+    from agebody.keypoints import LAYOUTS
+
+    kinds = [kind.name for kind in AGE_CLASSES]
+    for option, value, known in (("--layout", layout, list(LAYOUTS)), ("--age-class", age_class, kinds)):
+        if value is not None and value not in known:
+            raise typer.BadParameter(f"expected {', '.join(known)}, got {value!r}", param_hint=option)
+
+
+def refuse_both(options: dict[str, Any]) -> None:
+    """Refuse options of which each excludes the others."""
     given = [name for name, value in options.items() if value is not None]
     if len(given) > 1:
         raise typer.BadParameter(f"expected one of {', '.join(given)}", param_hint=given[1])
 
 
-def _parse_size(text: str | None) -> tuple[int, int] | None:
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """Width and height of a ``--size``."""
     if text is None:
         return None
     found = re.fullmatch(r"([1-9]\d{0,5})[xX×]([1-9]\d{0,5})", text.strip())
@@ -184,7 +192,8 @@ def _refuse_existing(output: Path, drawn: int, shards: bool, overwrite: bool) ->
         fail(f"{output / there[0]}: exists; --overwrite replaces it")
 
 
-def _layer(body: str, device: str, progress: Progress) -> BodyModel:
+def find_layer(body: str, device: str, progress: Progress) -> BodyModel:
+    """The layer of a ``--body`` option that people are fitted with."""
     from agebody.body import SMPL, SMPLA
 
     asset = find_body(body, progress)

@@ -1,29 +1,40 @@
 """Training labels: from files of keypoints to bodies, and to the files that training code reads."""
 
 from agebody.labels.annotations import Annotations, ImageEntry, LabelError
+from agebody.labels.at_scale import DatasetReport, ShardResult, fit_dataset, fit_shard
 from agebody.labels.fitting import fit_annotations
+from agebody.labels.label_shards import ShardRecord, load_label_shards
 from agebody.labels.overlays import draw_overlay
 from agebody.labels.quality import RULES, flag_labels
 from agebody.labels.reading import read_keypoints
 from agebody.labels.records import Labels, concatenate_labels, load_labels
+from agebody.labels.shards import read_shard, write_shards
 from agebody.labels.summary import summarize, to_markdown
 from agebody.labels.training import save_training_npz, save_training_shards, training_arrays
 
 __all__ = [
     "RULES",
     "Annotations",
+    "DatasetReport",
     "ImageEntry",
     "LabelError",
     "Labels",
+    "ShardRecord",
+    "ShardResult",
     "concatenate_labels",
     "draw_overlay",
     "fit_annotations",
+    "fit_dataset",
+    "fit_shard",
     "flag_labels",
+    "load_label_shards",
     "load_labels",
     "read_keypoints",
+    "read_shard",
     "save_training_npz",
     "save_training_shards",
     "summarize",
     "to_markdown",
     "training_arrays",
+    "write_shards",
 ]

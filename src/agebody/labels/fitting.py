@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from agebody.age import AGE_CLASSES
@@ -28,7 +29,7 @@ def fit_annotations(
     body: BodyModel,
     annotations: Annotations,
     *,
-    focal: float | None = None,
+    focal: float | Float[np.ndarray, " N"] | None = None,
     fov: float | None = None,
     age_offset: float | None = None,
     age_class: str | int | None = None,
@@ -46,8 +47,8 @@ def fit_annotations(
     Args:
         body: the layer; an `SMPLA` for people of all ages.
         annotations: what `read_keypoints` gives.
-        focal: focal length of all images [pixels].
-        fov: vertical field of view of all images [rad], instead.
+        focal: focal length of all images, or of each person's [pixels]; NaN is not known.
+        fov: vertical field of view of all images [rad], instead, or of those whose focal length is not known.
         age_offset: of people of whom the file does not say their age.
         age_class: the same, as a name or an index of ``AGE_CLASSES``.
         years: the same [years].
@@ -61,10 +62,9 @@ def fit_annotations(
             known.
         ValueError: an argument is out of its range.
     """
-    if focal is not None and fov is not None:
+    focals = _focals(annotations, focal)
+    if fov is not None and not np.isnan(focals).any():
         raise ValueError("focal, fov: expected one of them")
-    if focal is not None and not (math.isfinite(focal) and focal > 0):
-        raise ValueError(f"focal: expected a length above 0 [pixels], got {focal}")
     if batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
     if not 0 <= min_confidence <= 1:
@@ -80,10 +80,30 @@ def fit_annotations(
     for first in range(0, len(annotations), batch_size):
         rows = slice(first, min(first + batch_size, len(annotations)))
         parts.append(
-            _fit_batch(body, annotations.select(rows), ages.of(rows), focal, fov, min_confidence, options)
+            _fit_batch(
+                body, annotations.select(rows), ages.of(rows), focals[rows], fov, min_confidence, options
+            )
         )
         progress(rows.stop)
     return flag_labels(concatenate_labels(parts))
+
+
+def _focals(
+    annotations: Annotations, focal: float | Float[np.ndarray, " N"] | None
+) -> Float[np.ndarray, " N"]:
+    """Of each person, NaN where it is not known."""
+    if focal is None:
+        return np.full(len(annotations), math.nan)
+    if isinstance(focal, np.ndarray):
+        if focal.shape != (len(annotations),):
+            raise ValueError(f"focal: expected shape ({len(annotations)},), got {focal.shape}")
+    elif math.isnan(focal):
+        raise ValueError(f"focal: expected a length above 0 [pixels], got {focal}")
+    focals = np.broadcast_to(np.asarray(focal, dtype=float), len(annotations))
+    wrong = ~np.isnan(focals) & ~((focals > 0) & np.isfinite(focals))
+    if wrong.any():
+        raise ValueError(f"focal: expected a length above 0 [pixels], got {focals[wrong][0]}")
+    return focals
 
 
 class _Ages:
@@ -132,14 +152,14 @@ def _fit_batch(
     body: BodyModel,
     people: Annotations,
     ages: dict[str, np.ndarray],
-    focal: float | None,
+    focals: np.ndarray,
     fov: float | None,
     min_confidence: float,
     options: dict[str, Any],
 ) -> Labels:
     tensor = lambda array: torch.from_numpy(np.array(array)).to(body.device, body.dtype)  # noqa: E731
     sizes = np.array([people.images[i].size for i in people.image])
-    camera = cameras(tensor(sizes), focal, fov)
+    camera = cameras(tensor(sizes), tensor(focals), fov)
     weights = np.where(people.weights >= min_confidence, people.weights, 0)
     known = {
         name: torch.from_numpy(values).to(body.device) if name == "age_class" else tensor(values)
@@ -157,13 +177,13 @@ def _fit_batch(
     return _labels(body, people, weights, sizes, camera, fit)
 
 
-def cameras(sizes: Tensor, focal: float | None = None, fov: float | None = None) -> Camera:
-    """Cameras of images of these sizes, (N, 2): of a focal length, of a field of view, or guessed."""
-    if focal is not None:
-        return Camera(torch.full_like(sizes, focal), sizes / 2)
-    return (
+def cameras(sizes: Float[Tensor, "N 2"], focals: Float[Tensor, " N"], fov: float | None = None) -> Camera:
+    """Cameras of images of these sizes; where no focal length is known, of a field of view, or guessed."""
+    others = (
         Camera.guess(sizes) if fov is None else Camera.from_fov(sizes.new_full(sizes.shape[:1], fov), sizes)
     )
+    known = focals[:, None].expand_as(others.focal)
+    return others._replace(focal=torch.where(known.isnan(), others.focal, known))
 
 
 def _labels(
