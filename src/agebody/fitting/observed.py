@@ -24,7 +24,7 @@ NOISE_SHARE = 0.01
 AGE_SD = 0.05
 """Standard deviation of an age offset that is expected from an age in years."""
 
-UNKNOWN_AGE = (0.2, 0.4)
+UNKNOWN_AGE = (0.4, 1.0)
 """Mean and standard deviation of the age offset of a person of whom nothing is known."""
 
 LEAST_POINTS = 4
