@@ -44,7 +44,7 @@ from agebody.crowd import (
     rest_height,
 )
 from agebody.evaluate.bootstrap import ratio_intervals
-from agebody.fitting.parameters import BodyParameters
+from agebody.fitting import BodyParameters
 from agebody.losses import FEET, part_vertices
 from agebody.metrics import depth_relations
 from agebody.poses import pose

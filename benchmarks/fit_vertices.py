@@ -15,7 +15,7 @@ from peers import Files, reason
 from torch import Tensor
 
 import agebody
-from agebody.fitting.points import fit_vertices
+from agebody.fitting import fit_vertices
 from agebody.people import random_people
 
 BATCHES = {"cpu": (64, 1024), "cuda": (64, 1024)}

@@ -15,7 +15,7 @@ from torch import Tensor
 import agebody
 from agebody.age import AGE_CLASSES, age_class
 from agebody.body import BodyModel
-from agebody.fitting.images import KeypointFit, fit_keypoints
+from agebody.fitting import KeypointFit, fit_keypoints
 from agebody.measure import stature
 from agebody.metrics import mpjpe, pa_mpjpe
 from agebody.people import Observations, People, observe, random_people

@@ -15,7 +15,7 @@ from smplify import Peer, Person, network_start, slahmr, spin
 from torch import Tensor
 
 import agebody
-from agebody.fitting.images import fit_keypoints
+from agebody.fitting import fit_keypoints
 from agebody.people import Observations, People, observe, random_people
 
 SECONDS = 60.0

@@ -13,7 +13,7 @@ import agebody
 from agebody.age import age_class
 from agebody.body import BodyModel
 from agebody.cameras import Camera, box_around, square_box
-from agebody.fitting.images import fit_keypoints
+from agebody.fitting import fit_keypoints
 from agebody.meshes import PALETTE
 from agebody.people import Observations, People, observe, random_people
 from agebody.render import render

@@ -13,9 +13,7 @@ from torch import Tensor
 
 import agebody
 from agebody.cameras import Camera
-from agebody.fitting.convert import convert
-from agebody.fitting.parameters import BodyParameters
-from agebody.fitting.points import fit_points
+from agebody.fitting import BodyParameters, convert, fit_points
 from agebody.keypoints import LAYOUTS
 from agebody.poses import pose
 from agebody.render import INK, render

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 import agebody
 from agebody.cameras import Camera
-from agebody.fitting.parameters import BodyParameters
+from agebody.fitting import BodyParameters
 from agebody.poses import pose
 from agebody.release import Person, Photo, write_release
 from agebody.render import Picture, render

@@ -16,11 +16,18 @@ from torch import Tensor
 
 import agebody
 from agebody.cameras import Camera
-from agebody.fitting.parameters import BodyParameters
-from agebody.fitting.scan_clouds import Cloud, Plane, above_plane, fit_plane, points_from_depth
+from agebody.fitting import (
+    BodyParameters,
+    Cloud,
+    Plane,
+    ScanFit,
+    above_plane,
+    fit_plane,
+    fit_scans,
+    points_from_depth,
+)
 from agebody.fitting.scan_frames import read_frames
 from agebody.fitting.scan_start import start_from_landmarks
-from agebody.fitting.scans import ScanFit, fit_scans
 from agebody.keypoints import get_layout
 from agebody.losses import joint_limits_prior
 from agebody.poses import pose

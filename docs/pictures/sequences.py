@@ -12,9 +12,7 @@ from matplotlib.figure import Figure
 
 import agebody
 from agebody.cameras import Camera
-from agebody.fitting.images import fit_keypoints
-from agebody.fitting.parameters import BodyParameters
-from agebody.fitting.sequences import fit_sequence
+from agebody.fitting import BodyParameters, fit_keypoints, fit_sequence
 from agebody.poses import pose
 from agebody.render import INK, render
 
