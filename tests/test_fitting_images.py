@@ -208,9 +208,9 @@ def test_a_start_of_ones_own(body, seen):
     """Bodies are taken from where they are given, also one for all; no view is tried."""
     people, observed = seen
     few = slice(0, 4)
-    near = BodyParameters(
-        people.global_orient, people.body_pose + 0.1, 0 * people.betas, people.age_offset.clamp(0, 1), people.transl
-    ).map(lambda part: part[few])  # fmt: skip
+    pose, ages = people.body_pose + 0.1, people.age_offset.clamp(0, 1)
+    near = BodyParameters(people.global_orient, pose, 0 * people.betas, ages, people.transl)
+    near = near.map(lambda part: part[few])
     given = body, observed.keypoints[few], people.camera.map(lambda part: part[few])
     trust = observed.weights[few]
     still = (SCHEDULE[-1]._replace(max_iterations=0),)

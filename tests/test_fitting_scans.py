@@ -13,15 +13,15 @@ import agebody
 from agebody import losses
 from agebody.cameras import Camera
 from agebody.collisions import Exclusions
-from agebody.fitting import scan_surface
 from agebody.fitting.parameters import BodyParameters
-from agebody.fitting.scan_clouds import Cloud, Plane, above_plane, fit_plane, points_from_depth
-from agebody.fitting.scan_energy import LANDMARKS, ScanEnergy
-from agebody.fitting.scan_frames import Frames
-from agebody.fitting.scan_stages import SMPLIFY_KIDS
-from agebody.fitting.scan_start import AGES, lift_landmarks, start_from_landmarks
-from agebody.fitting.scan_surface import register_surface
-from agebody.fitting.scans import choose_frames, fit_scans
+from agebody.fitting.scans import surface as scan_surface
+from agebody.fitting.scans.clouds import Cloud, Plane, above_plane, fit_plane, points_from_depth
+from agebody.fitting.scans.energy import LANDMARKS, ScanEnergy
+from agebody.fitting.scans.frames import Frames
+from agebody.fitting.scans.registration import choose_frames, fit_scans
+from agebody.fitting.scans.stages import SMPLIFY_KIDS
+from agebody.fitting.scans.start import AGES, lift_landmarks, start_from_landmarks
+from agebody.fitting.scans.surface import register_surface
 from agebody.keypoints import get_layout
 from agebody.poses import pose
 from agebody.proximity import visible_vertices

@@ -26,8 +26,8 @@ from agebody.fitting import (
     fit_scans,
     points_from_depth,
 )
-from agebody.fitting.scan_frames import read_frames
-from agebody.fitting.scan_start import start_from_landmarks
+from agebody.fitting.scans.frames import read_frames
+from agebody.fitting.scans.start import start_from_landmarks
 from agebody.keypoints import get_layout
 from agebody.losses import joint_limits_prior
 from agebody.poses import pose

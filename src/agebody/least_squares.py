@@ -397,7 +397,7 @@ def _begin(
 def _go_on(
     quadratize: Callable[[Tensor, Tensor], Model],
     found: Solution,
-    model: Model | None,
+    model: Any,
     box: _Box | None,
     stepper: _Stepper,
     tolerances: _Tolerances,
@@ -410,16 +410,14 @@ def _go_on(
     _, rows, x, memory = found.state
     box = box and _Box(box.lower[rows], box.upper[rows])
     for _ in range(max_iterations):
-        if not len(rows) or model is None:
+        if not len(rows):
             break
         iterations[rows] += 1
         trial = stepper.propose(x, model, memory, box)
         there = _evaluate(quadratize, trial.x, rows)
         taken, memory, ended = stepper.judge(x, model, memory, trial, there, _sound(trial.x, there, stepper))
-        if taken.all():
-            x, model = trial.x, there
-        else:
-            x, model = _where(taken, trial.x, x), _choose(taken, there, model)
+        model = there if taken.all() else _choose(taken, there, model)
+        x = _where(taken, trial.x, x)
         ended = torch.where(taken & _at_rest(x, model, box, tolerances), Stop.GRADIENT, ended)
         better = model.cost < best_cost[rows]
         best[rows] = _where(better, x, best[rows])

@@ -7,11 +7,11 @@ from agebody.fitting.jacobian import KeypointDerivatives, KeypointJacobian, Surf
 from agebody.fitting.limits import Limits
 from agebody.fitting.parameters import GROUPS, BodyParameters
 from agebody.fitting.points import PointFit, fit_points, fit_vertices
-from agebody.fitting.scan_clouds import Cloud, Plane, above_plane, fit_plane, points_from_depth
-from agebody.fitting.scan_stages import SMPLIFY_KIDS, ScanStage
-from agebody.fitting.scan_steps import StepReport
-from agebody.fitting.scan_surface import register_surface
-from agebody.fitting.scans import ScanFit, ScanReport, fit_scans
+from agebody.fitting.scans.clouds import Cloud, Plane, above_plane, fit_plane, points_from_depth
+from agebody.fitting.scans.registration import ScanFit, ScanReport, fit_scans
+from agebody.fitting.scans.stages import SMPLIFY_KIDS, ScanStage
+from agebody.fitting.scans.steps import StepReport
+from agebody.fitting.scans.surface import register_surface
 from agebody.fitting.sequences import MOTION_SCHEDULE, MotionStep, SequenceFit, fit_sequence, triangulate
 from agebody.fitting.terms import (
     Age,

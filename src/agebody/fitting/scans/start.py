@@ -8,7 +8,7 @@ from torch import Tensor
 
 from agebody.body import BodyModel
 from agebody.fitting.parameters import BodyParameters
-from agebody.fitting.scan_frames import Frames, camera_of
+from agebody.fitting.scans.frames import Frames, camera_of
 from agebody.keypoints import KeypointLayout
 from agebody.metrics import procrustes
 from agebody.reduction import safe_norm

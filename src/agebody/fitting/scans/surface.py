@@ -10,8 +10,8 @@ from torch import Tensor
 
 from agebody.backend import BackendName
 from agebody.collisions import Exclusions
-from agebody.fitting.scan_frames import Frames, eye_of
-from agebody.fitting.scan_stages import ScanStage
+from agebody.fitting.scans.frames import Frames, eye_of
+from agebody.fitting.scans.stages import ScanStage
 from agebody.least_squares import Solution, minimize
 from agebody.losses import gmof, plane_height, self_intersection_loss
 from agebody.proximity import (

@@ -10,9 +10,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from agebody.body import BodyModel
-from agebody.fitting.scan_energy import ScanEnergy
-from agebody.fitting.scan_matches import Matches
-from agebody.fitting.scan_stages import ScanStage
+from agebody.fitting.scans.energy import ScanEnergy
+from agebody.fitting.scans.matches import Matches
+from agebody.fitting.scans.stages import ScanStage
 from agebody.least_squares import ChainQuadratic, Quadratic, Solution, Stop, minimize
 
 EVALUATIONS = 10

@@ -14,9 +14,9 @@ from agebody.cameras import Camera
 from agebody.collisions import Exclusions, find_collisions
 from agebody.fitting.jacobian import KeypointDerivatives, KeypointJacobian, SurfaceJacobian
 from agebody.fitting.parameters import BodyParameters
-from agebody.fitting.scan_frames import Frames, camera_of, draw_points, eye_of
-from agebody.fitting.scan_matches import Matches, closest_of_some, visible_faces
-from agebody.fitting.scan_stages import ScanStage
+from agebody.fitting.scans.frames import Frames, camera_of, draw_points, eye_of
+from agebody.fitting.scans.matches import Matches, closest_of_some, visible_faces
+from agebody.fitting.scans.stages import ScanStage
 from agebody.keypoints import KeypointLayout
 from agebody.least_squares import Quadratic
 from agebody.losses import (

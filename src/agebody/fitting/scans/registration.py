@@ -14,13 +14,13 @@ from agebody.body import SMIL, BodyModel
 from agebody.cameras import Camera
 from agebody.collisions import Exclusions
 from agebody.fitting.parameters import BodyParameters
-from agebody.fitting.scan_clouds import Cloud, Plane
-from agebody.fitting.scan_energy import ScanEnergy
-from agebody.fitting.scan_frames import Frames, read_frames
-from agebody.fitting.scan_stages import SMPLIFY_KIDS, ScanStage
-from agebody.fitting.scan_start import start_from_landmarks
-from agebody.fitting.scan_steps import StepReport, fit_poses, fit_shape, step_report
-from agebody.fitting.scan_surface import register_surface
+from agebody.fitting.scans.clouds import Cloud, Plane
+from agebody.fitting.scans.energy import ScanEnergy
+from agebody.fitting.scans.frames import Frames, read_frames
+from agebody.fitting.scans.stages import SMPLIFY_KIDS, ScanStage
+from agebody.fitting.scans.start import start_from_landmarks
+from agebody.fitting.scans.steps import StepReport, fit_poses, fit_shape, step_report
+from agebody.fitting.scans.surface import register_surface
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.losses import MahalanobisPrior, joint_limits_prior
 from agebody.proximity import closest_points
@@ -92,7 +92,7 @@ def fit_scans(
     2. *Pose.* Every frame, with the shape held. A frame is drawn to where the two before it foretell its
        joints. All frames are solved beside each other, and what is foretold is found anew in each round: as
        it only ever depends on earlier frames, the rounds end where fitting frame after frame would.
-    3. *Surface.* A displacement of each vertex, see `agebody.fitting.scan_surface.register_surface`.
+    3. *Surface.* A displacement of each vertex, see `agebody.fitting.scans.surface.register_surface`.
 
     Steps 1 and 2 go through the stages one after the other, from wide robust costs and strong priors to
     narrow and weak ones; step 3 has the last stage's weights. The points of each scan that are looked at in

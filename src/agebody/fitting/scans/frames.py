@@ -11,7 +11,7 @@ from torch import Tensor
 
 from agebody.body import BodyModel
 from agebody.cameras import Camera
-from agebody.fitting.scan_clouds import Cloud, Plane
+from agebody.fitting.scans.clouds import Cloud, Plane
 from agebody.keypoints import KeypointLayout
 from agebody.proximity import rows_of
 from agebody.reduction import expand_weights, expect, hide
