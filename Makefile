@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 OUT ?= out
 DEVICE ?= cpu
 QUICK ?=
+WORKERS ?= 2
 PACKAGES ?= build/gpu-packages
 GPU_PYTHON ?= 3.12
 KERNEL_TESTS := $(addprefix tests/test_,$(addsuffix .py,kernels blend_skin backend warmup proximity collisions))
@@ -28,7 +29,7 @@ types: $(VENV)/.installed-dev
 	$(BIN)/pyright
 
 unit: $(VENV)/.installed-dev
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile
 
 # torch's compilers cannot see through the run-time type checker that the other tests run with.
 compiled: $(VENV)/.installed-dev
