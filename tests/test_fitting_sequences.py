@@ -10,7 +10,8 @@ from torch import Tensor
 
 import agebody
 from agebody.cameras import Camera
-from agebody.fitting.images import _read, _standing_prior, fit_keypoints
+from agebody.fitting.images import fit_keypoints
+from agebody.fitting.observed import pose_prior_of, read_observed
 from agebody.fitting.parameters import GROUPS, BodyParameters
 from agebody.fitting.sequences import (
     MOTION_SCHEDULE,
@@ -218,8 +219,8 @@ def test_gradients_of_chains_equal_differences_of_costs(mannequin_asset, motion_
     small = make_clip(agebody.SMPLA(mannequin_asset), 3)
     pixels, camera = small.pixels.double(), small.camera.to("cpu", torch.float64)
     weights = torch.ones(17, dtype=torch.float64)
-    given = _read(body, pixels, camera, "coco17", weights, 5.0, (None, None, None), None, 0.01)
-    clips = _Clips(body, given, (3, 1), torch.tensor([3]), motion_sd, _standing_prior(body), "lm")
+    given = read_observed(body, pixels, camera, "coco17", weights, 5.0, (None, None, None), None, 0.01)
+    clips = _Clips(body, given, (3, 1), torch.tensor([3]), motion_sd, pose_prior_of(body, None), "lm")
     vector = small.parameters.map(lambda part: part.double()[None] + 0.1).vector()
     unknowns = Unknowns(body, GROUPS, clips.joints)
     chain = _Chain(clips, unknowns, vector)

@@ -218,7 +218,7 @@ def test_mistakes_are_named(case, unchecked):
 
 
 @pytest.mark.parametrize(
-    "case", [c for c in CASES.values() if c.tensors == 2], ids=lambda c: str(c.loss)[:60]
+    "case", [pytest.param(case, id=name) for name, case in CASES.items() if case.tensors == 2]
 )
 @few
 @given(batch=batches, seed=seeds)
