@@ -4,6 +4,7 @@ import pickle
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from model_files import write_kid_template, write_smpl_pkl
 
 import agebody
 from agebody import SMIL, SMPL, SMPLA, rotations
+from agebody.body import MOST_TABLES
 
 DOUBLE = torch.float64
 ARGUMENTS = ("betas", "body_pose", "global_orient", "transl", "age_offset")
@@ -617,6 +619,26 @@ class TestModule:
             assert torch.equal(twin(**given_).vertices, expected)
             assert twin.pose_format == "quaternion"
         assert copy.deepcopy(body).asset is body.asset
+
+    def test_layouts_first_used_in_inference_mode_can_be_trained_through_later(self):
+        body = SMPLA(random_body())
+        with torch.inference_mode():
+            expected = body.keypoints(TEST_LAYOUT)
+        betas = torch.zeros(1, 3, requires_grad=True)
+        body.keypoints(TEST_LAYOUT, betas=betas).sum().backward()
+        assert betas.grad is not None
+        assert betas.grad.abs().sum() > 0
+        assert torch.equal(body.keypoints(TEST_LAYOUT), expected)
+
+    def test_layouts_that_are_thrown_away_do_not_pile_up(self):
+        body = SMPLA(random_body())
+        for _ in range(MOST_TABLES + 3):
+            body.keypoints(replace(TEST_LAYOUT))
+        assert len(body.points) == MOST_TABLES
+        points, tables = body.keypoints(TEST_LAYOUT), list(body.points.values())
+        assert tables[-1].layout is TEST_LAYOUT
+        assert torch.equal(body.keypoints(TEST_LAYOUT), points)
+        assert list(body.points.values()) == tables  # the second time it was there
 
     def test_path_as_asset(self, smpl_files, smpl_asset):
         assert torch.equal(SMPL(smpl_files / "SMPL_NEUTRAL.pkl")().vertices, SMPL(smpl_asset)().vertices)

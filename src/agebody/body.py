@@ -27,6 +27,9 @@ from agebody.surface import PosedSurface
 
 DEFAULT_NUM_BETAS = 10
 
+MOST_TABLES = 64
+"""How many tables of layouts a body keeps: layouts that are thrown away must not pile up."""
+
 
 class BodyOutput(NamedTuple):
     """A posed body."""
@@ -426,13 +429,17 @@ class BodyModel(nn.Module):
     def _made_for(
         self, layout: str | KeypointLayout, use: str, make: Callable[[KeypointLayout], nn.Module]
     ) -> Any:
-        """What is made once a layout, at its first use."""
+        """What is made once a layout, at its first use, and kept for the ``MOST_TABLES`` made last."""
         layout = get_layout(layout)
-        key = f"{use} {id(layout)}"
+        key, points = f"{use} {id(layout)}", self.points
         # A key may come out of a pickle or a copy, where the object behind it is another one.
-        if key not in self.points or self.points[key].layout is not layout:
-            self.points[key] = make(layout)
-        return self.points[key]
+        if key not in points or points[key].layout is not layout:
+            with torch.inference_mode(False):  # a table made there could not be trained through later
+                made = make(layout)
+            kept = [(name, table) for name, table in points.items() if name != key]
+            # A new dictionary: other threads may look into the old one.
+            self.points = points = nn.ModuleDict(dict([*kept[1 - MOST_TABLES :], (key, made)]))
+        return points[key]
 
 
 class ShapedBody:
