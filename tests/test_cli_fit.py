@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 import agebody
 from agebody.cli import app
 from agebody.keypoints import LAYOUTS
-from agebody.labels import load_labels
+from agebody.labels import load_labels, read_keypoints, read_shard, write_shards
 from agebody.people import observe, random_people
 
 SIZE = (320, 240)
@@ -92,6 +92,20 @@ def test_fit_writes_labels_and_says_how_they_are(fitted, data):
     with Image.open(output / "overlays" / pictures[0]) as picture:
         assert picture.size == (2 * SIZE[0] + 6, SIZE[1])
         assert np.ptp(np.asarray(picture)) > 100
+
+
+def test_keypoints_in_whole_pixels_are_fitted_and_sharded(data, tmp_path):
+    """COCO's own annotations have integers alone."""
+    document = json.loads((data / "keypoints.json").read_text())
+    document["annotations"] = document["annotations"][:1]
+    points = document["annotations"][0]["keypoints"]
+    document["annotations"][0]["keypoints"] = [round(number) for number in points]
+    (tmp_path / "whole.json").write_text(json.dumps(document))
+    result = run(tmp_path / "whole.json", "--body", "mannequin", "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert load_labels(tmp_path / "out" / "labels.npz").observed.dtype.kind == "f"
+    (shard,) = write_shards(read_keypoints(tmp_path / "whole.json"), tmp_path)
+    assert np.allclose(read_shard(shard).keypoints, np.reshape(points, (-1, 3))[:, :2], atol=0.5)
 
 
 def test_fit_does_not_replace_files_unasked(fitted, data):

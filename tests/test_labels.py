@@ -268,6 +268,17 @@ def mutate(document, change):
         ("d['annotations'][1]['keypoints'][0] = float('nan')", r"\(id 101\): keypoints: expected finite"),
         ("d['annotations'][1]['keypoints'][2] = -1", "expected confidences of at least 0, got -1"),
         ("d['annotations'][1]['image_id'] = 77", r"\(id 101\): image_id 77 is none of the images"),
+        ("d['annotations'][1]['image_id'] = [1]", r"\(id 101\): image_id \[1\] is none of the images"),
+        ("d['annotations'][1]['image_id'] = {'id': 1}", r"image_id {'id': 1} is none of the images"),
+        (
+            "d['annotations'][1]['keypoints'][0] = 1e308",
+            r"\(id 101\): keypoints: expected pixels up to 1000000",
+        ),
+        ("d['annotations'][1]['keypoints'][0] = -(10**30)", r"\(id 101\): keypoints: expected pixels up to"),
+        (
+            "d['annotations'][1]['bbox'] = [0, 0, 10**30, 5]",
+            r"\(id 101\): bbox: expected x, y, width, height",
+        ),
         ("d['annotations'][1]['id'] = 100", r"annotations\[1\] \(id 100\): the id is there twice"),
         ("d['annotations'][1] = 3", r"annotations\[1\]: expected an object, got 3"),
         ("d['annotations'][1]['bbox'] = [1, 2, 3]", r"\(id 101\): bbox: expected x, y, width, height"),
@@ -281,6 +292,9 @@ def mutate(document, change):
         ("d['images'][1]['id'] = 0", "images: id 0 is there more than once"),
         ("d['images'][1]['file_name'] = '../a.jpg'", r"images\[1\].file_name: expected a path inside"),
         ("d['images'][1]['file_name'] = '/a.jpg'", r"images\[1\].file_name: expected a path inside"),
+        ("d['images'][1]['file_name'] = 'a\\0.jpg'", r"images\[1\].file_name: expected a path inside"),
+        ("d['images'][1]['file_name'] = 'a\\ud800.jpg'", r"images\[1\].file_name: expected a path inside"),
+        ("d['images'][1]['width'] = 10**12", r"images\[1\]: width, height: .* up to 1000000"),
         ("d['images'][1]['width'] = 0", r"images\[1\]: width, height: expected two positive"),
         ("del d['images'][1]['height']", r"images\[1\]: width, height: expected two positive"),
         (
@@ -297,6 +311,23 @@ def test_wrong_annotations_are_named(write, observed, change, message):
     with pytest.raises(LabelError, match=message) as error:
         read_keypoints(path)
     assert str(path) in str(error.value)
+
+
+def test_files_whose_numbers_are_all_integers_are_read(write, observed):
+    """COCO's own annotations have no other."""
+    document = coco_document(observed)
+    for one in document["annotations"]:
+        one["keypoints"] = [round(number) for number in one["keypoints"]]
+        one["bbox"] = [0, 0, 9, 9]
+    found = read_keypoints(write(document))
+    for name in ("keypoints", "weights", "boxes", "age_offset", "years"):
+        assert getattr(found, name).dtype == np.float64, name
+    np.testing.assert_array_equal(found.keypoints, np.rint(found.keypoints))
+    results = write([one | {"image_id": "0.jpg"} for one in document["annotations"]], "results.json")
+    images = results.parent / "photos"
+    images.mkdir()
+    Image.new("RGB", SIZE).save(images / "0.jpg")
+    np.testing.assert_array_equal(read_keypoints(results, images=images).keypoints, found.keypoints)
 
 
 @pytest.mark.parametrize("text", ["", "[1, 2", "3", '"x"', "[[]]", "[" * 100_000, "[" + "1" * 5000 + "]"])

@@ -14,6 +14,8 @@ from jaxtyping import Float, Int
 from agebody.age import AGE_CLASSES
 from agebody.keypoints import LAYOUTS, KeypointLayout, get_layout
 
+MAX_PIXELS = 1e6
+"""No image is larger, and no keypoint or box farther out [pixels]: beyond it a file is wrong."""
 UNKNOWN = -1
 """Age class of a person of whom it is not known."""
 
@@ -90,6 +92,16 @@ class Annotations:
 def fail(path: Path, message: str) -> NoReturn:
     """Raises a `LabelError` that names the file."""
     raise LabelError(f"{path}: {message}")
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a file inside the folder of the images can have this name: a path that does not lead out."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can write
+        return False
+    parts = Path(name).parts
+    return bool(parts) and not Path(name).is_absolute() and ".." not in parts and "\0" not in name
 
 
 def map_names(

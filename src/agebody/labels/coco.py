@@ -14,6 +14,7 @@ import numpy as np
 
 from agebody.keypoints import KeypointLayout
 from agebody.labels.annotations import (
+    MAX_PIXELS,
     NAMES_BY_SIZE,
     UNKNOWN,
     Annotations,
@@ -21,6 +22,7 @@ from agebody.labels.annotations import (
     age_class_index,
     fail,
     gather,
+    is_file_name,
     map_names,
 )
 
@@ -78,9 +80,12 @@ def read_coco_annotations(
         elif not any((points := _numbers(path, where, entry, "keypoints"))[2::3]):
             left_out["no labelled keypoint"] += 1
         else:
-            image = place.get(entry.get("image_id"))  # pyright: ignore[reportArgumentType]
+            named = entry.get("image_id")
+            image = (
+                place.get(named) if isinstance(named, (int, str)) and not isinstance(named, bool) else None
+            )
             if image is None:
-                fail(path, f"{where}: image_id {_short(entry.get('image_id'))} is none of the images")
+                fail(path, f"{where}: image_id {_short(named)} is none of the images")
             rows.append((number, image, points, _box(path, where, entry), _age(path, where, entry)))
     return _annotations(path, rows, images, names, layout, left_out)
 
@@ -143,7 +148,9 @@ def _annotations(
         if len(points) != 3 * size:
             fail(path, f"id {number}: keypoints: expected {3 * size} numbers, got {len(points)}")
     chosen, index, over = map_names(path, names, layout)
-    keypoints, weights = gather(path, np.array([row[2] for row in rows]).reshape(-1, size, 3), index)
+    keypoints, weights = gather(
+        path, np.array([row[2] for row in rows], dtype=float).reshape(-1, size, 3), index
+    )
     ages = [row[4] for row in rows]
     notes = (f"not points of {chosen.name}, left out: {', '.join(over)}",) if over else ()
     return Annotations(
@@ -168,15 +175,16 @@ def _image(path: Path, i: int, entry: Any) -> ImageEntry:
     name, number = entry.get("file_name"), entry.get("id")
     if not isinstance(name, str) or not name:
         fail(path, f"{where}.file_name: expected a name, got {_short(name)}")
-    if Path(name).is_absolute() or ".." in Path(name).parts:
+    if not is_file_name(name):
         fail(path, f"{where}.file_name: expected a path inside the folder of the images, got {name!r}")
     if not isinstance(number, (int, str)) or isinstance(number, bool):
         fail(path, f"{where}.id: expected an integer or a string, got {_short(number)}")
     size = [entry.get("width"), entry.get("height")]
     if size == [None, None]:
         return ImageEntry(name, number, None)
-    if not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in size):
-        fail(path, f"{where}: width, height: expected two positive integers, got {_short(size)}")
+    if not all(isinstance(n, int) and not isinstance(n, bool) and 0 < n <= MAX_PIXELS for n in size):
+        expected = f"two positive integers up to {MAX_PIXELS:.0f}"
+        fail(path, f"{where}: width, height: expected {expected}, got {_short(size)}")
     return ImageEntry(name, number, (int(size[0]), int(size[1])))  # pyright: ignore[reportArgumentType]
 
 
@@ -224,6 +232,8 @@ def _numbers(path: Path, where: str, entry: dict[str, Any], key: str) -> list[fl
         return []
     if not isinstance(values, list) or not all(map(is_number, values)) or len(values) % 3:
         fail(path, f"{where}: {key}: expected finite numbers x, y, v for each point, got {_short(values)}")
+    if not all(map(is_pixel, values)):
+        fail(path, f"{where}: {key}: expected pixels up to {MAX_PIXELS:.0f}, got {max(values, key=abs):g}")
     return values
 
 
@@ -231,8 +241,8 @@ def _box(path: Path, where: str, entry: dict[str, Any]) -> list[float] | None:
     box = entry.get("bbox")
     if box is None or box == []:
         return None
-    if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)) or min(box[2:]) < 0:
-        fail(path, f"{where}: bbox: expected x, y, width, height, got {_short(box)}")
+    if not isinstance(box, list) or len(box) != 4 or not all(map(is_pixel, box)) or min(box[2:]) < 0:
+        fail(path, f"{where}: bbox: expected x, y, width, height in pixels, got {_short(box)}")
     return [box[0], box[1], box[0] + box[2], box[1] + box[3]]
 
 
@@ -261,6 +271,11 @@ def is_number(value: Any) -> bool:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     except OverflowError:
         return False
+
+
+def is_pixel(value: Any) -> bool:
+    """Whether it is a number that a coordinate in an image can have."""
+    return is_number(value) and abs(value) <= MAX_PIXELS
 
 
 def _short(value: Any) -> str:

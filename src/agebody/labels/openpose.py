@@ -11,6 +11,7 @@ import numpy as np
 
 from agebody.keypoints import KeypointLayout
 from agebody.labels.annotations import (
+    MAX_PIXELS,
     NAMES_BY_SIZE,
     UNKNOWN,
     Annotations,
@@ -19,7 +20,7 @@ from agebody.labels.annotations import (
     gather,
     map_names,
 )
-from agebody.labels.coco import is_number, load_json
+from agebody.labels.coco import is_pixel, load_json
 
 SUFFIX = "_keypoints"
 
@@ -88,6 +89,7 @@ def read_openpose(
 
 def _points(file: Path, i: int, person: Any) -> list[float]:
     points = person.get("pose_keypoints_2d") if isinstance(person, dict) else None
-    if not isinstance(points, list) or not all(map(is_number, points)) or len(points) % 3:
-        fail(file, f"people[{i}].pose_keypoints_2d: expected finite numbers x, y, c for each point")
+    if not isinstance(points, list) or not all(map(is_pixel, points)) or len(points) % 3:
+        expected = f"finite numbers x, y, c for each point, up to {MAX_PIXELS:.0f} pixels"
+        fail(file, f"people[{i}].pose_keypoints_2d: expected {expected}")
     return points

@@ -14,12 +14,14 @@ from agebody.age import AGE_CLASSES
 from agebody.files import replacing
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.labels.annotations import (
+    MAX_PIXELS,
     NAMES_BY_SIZE,
     UNKNOWN,
     Annotations,
     ImageEntry,
     age_class_index,
     fail,
+    is_file_name,
     map_names,
 )
 
@@ -142,8 +144,8 @@ def _to_table(people: Annotations) -> Any:
         "image_width": pyarrow.array(sizes[:, 0], pyarrow.int32()),
         "image_height": pyarrow.array(sizes[:, 1], pyarrow.int32()),
         "id": pyarrow.array(people.ids, pyarrow.int64()),
-        "keypoints": to_lists(people.keypoints),
-        "weights": to_lists(people.weights),
+        "keypoints": to_lists(people.keypoints.astype(float)),
+        "weights": to_lists(people.weights.astype(float)),
         "box": pyarrow.array(
             [None if np.isnan(row).any() else row for row in box], pyarrow.list_(float64, 4)
         ),
@@ -351,6 +353,8 @@ def _keypoints(path: Path, columns: dict[str, Any]) -> tuple[np.ndarray, np.ndar
     keypoints = keypoints.reshape(len(weights), -1, 2)
     bad = (~np.isfinite(keypoints).all(2) & (weights > 0)).any(1)
     _refuse(path, "keypoints", bad, keypoints, "finite pixels where weights are not 0")
+    bad = ((np.abs(keypoints) > MAX_PIXELS).any(2) & (weights > 0)).any(1)
+    _refuse(path, "keypoints", bad, keypoints, f"pixels up to {MAX_PIXELS:.0f}")
     return keypoints, weights
 
 
@@ -393,14 +397,13 @@ def read_metadata(path: Path, schema: Any) -> dict[str, Any]:
 
 def _images(path: Path, columns: dict[str, Any]) -> tuple[tuple[ImageEntry, ...], np.ndarray]:
     names = columns["image"].to_pylist()
-    outside = np.array(
-        [not name or Path(name).is_absolute() or ".." in Path(name).parts for name in names], dtype=bool
-    )
+    outside = np.array([not is_file_name(name) for name in names], dtype=bool)
     _refuse(path, "image", outside, np.array(names), "a path inside the folder of the images")
     sizes = []
     for name in ("image_width", "image_height"):
         numbers = columns[name].to_numpy()
-        _refuse(path, name, numbers < 1, numbers, "a number of pixels above 0")
+        bad = (numbers < 1) | (numbers > MAX_PIXELS)
+        _refuse(path, name, bad, numbers, f"a number of pixels above 0, up to {MAX_PIXELS:.0f}")
         sizes.append(numbers.tolist())
     entries: dict[str, ImageEntry] = {}
     for row, (name, *size) in enumerate(zip(names, *sizes, strict=True)):
