@@ -221,6 +221,53 @@ def test_a_mesh_adds_to_what_is_hidden_and_decides_alone_only_if_asked(body):
         person_region(Person(None, (200.0, 10.0, 220.0, 40.0)), SIZE, rule="auto", **mesh)
 
 
+def test_a_mask_never_switches_a_box_off(body):
+    none = {"mesh_box": None, "outline": None, "margin": 0.2, "dilation": 0.05}
+    rows, columns = np.mgrid[: SIZE[1], : SIZE[0]]
+    speck = (np.abs(rows - 66) < 3) & (np.abs(columns - 50) < 3)
+    region = person_region(Person(None, BOX, speck), SIZE, rule="auto", **none)
+    near = np.any([np.hypot(rows - r, columns - c) <= 8 for r, c in np.argwhere(speck)], axis=0)
+    np.testing.assert_array_equal(region, enlarged(BOX) | near)
+    region = person_region(Person(None, BOX, speck), SIZE, rule="mesh", **none)
+    np.testing.assert_array_equal(region, enlarged(BOX) | near)
+
+
+def test_a_mask_alone_has_to_show_the_person(body):
+    none = {"mesh_box": None, "outline": None, "margin": 0.2, "dilation": 0.0, "rule": "mask"}
+    whole, beside = np.zeros(SIZE[::-1], bool), np.zeros(SIZE[::-1], bool)
+    whole[14:58, 24:40] = True
+    beside[12:60, 39:60] = True  # a neighbour, who reaches into the box
+    points = np.array([[25.0, 20], [39, 20], [30, 55], [24, 40], [90, 5]])
+    np.testing.assert_array_equal(
+        person_region(Person(None, BOX, whole, points=points), SIZE, **none), grow(whole, 8)
+    )
+    with pytest.raises(ReleaseError, match="shows too little to be complete"):
+        person_region(Person(None, BOX, beside), SIZE, **none)
+    with pytest.raises(ReleaseError, match="keypoints lie outside the mask"):
+        person_region(Person(None, None, beside, points=points), SIZE, **none)
+    with pytest.raises(ReleaseError, match="of whom there is no mask"):
+        person_region(Person(None, BOX), SIZE, **none)
+
+
+def test_whom_a_mask_misses_is_hidden_by_the_box(tmp_path, body, labels, images):
+    # The mask shows one of two neighbours, and reaches into the other's box.
+    mask = np.zeros(SIZE[::-1], np.uint8)
+    mask[10:60, 20:40] = 255
+    for name, shown in (("v/a.png", mask), ("w/b.png", 0 * mask)):
+        (tmp_path / "masks" / name).parent.mkdir(parents=True)
+        save(tmp_path / "masks" / name, shown)
+    labels.observed[:] = 0
+    photos = photos_from_labels(labels, images, body=body, masks=tmp_path / "masks")
+    assert photos[1].people[0].mask is None  # nobody is in that mask
+    made = write_release(photos, body, tmp_path / "out", unfitted="blank")
+    name = next(name for name, path in made.sources.items() if path.name == "a.png")
+    # Of the background, which bodies cover in part, nothing is left in the box of the one whom it misses.
+    shown, taken = picture(tmp_path / "out", f"images/{name}.png"), noise(0)
+    assert (shown[10:60, 50:70] == taken[10:60, 50:70]).all(-1).mean() < 0.01
+    with pytest.raises(ReleaseError, match=r"\.png: a person of "):
+        write_release(photos, body, tmp_path / "mask", unfitted="blank", region="mask")
+
+
 def test_backgrounds_read_nothing_of_a_region_and_keep_all_else():
     rgb, other = noise(0), noise(1)
     region = enlarged((30, 20, 50, 40))
@@ -599,7 +646,7 @@ def test_without_background_a_photograph_is_not_even_read(tmp_path, body):
     ("change", "message"),
     [
         ({"background": "blur"}, "background: expected one of blank, inpaint, none, got 'blur'"),
-        ({"region": "face"}, "region: expected one of auto, box, mesh"),
+        ({"region": "face"}, "region: expected one of auto, box, mask, mesh"),
         ({"shape": "none"}, "shape: expected one of mean, coarse, exact"),
         ({"unfitted": "keep"}, "unfitted: expected one of refuse, drop, blank"),
         ({"image_format": "gif"}, "image_format: expected one of png, jpg"),

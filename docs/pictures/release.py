@@ -44,7 +44,7 @@ def draw_release(path: Path, width: int) -> None:
         Image.fromarray(taken.rgba).convert("RGB").save(source)
         for title, options in (
             ("blank, whole boxes", {"region": "box"}),
-            ("inpaint, from masks", {"background": "inpaint"}),
+            ("inpaint, from masks", {"background": "inpaint", "region": "mask"}),
             ("none", {"background": "none"}),
         ):
             output = Path(folder, title)

@@ -37,8 +37,9 @@ def release(
     region: Annotated[
         str,
         typer.Option(
-            help="What is hidden of a person: **auto** (the mask where there is one, else the whole box), "
-            "**box**, or **mesh** (where there is neither, the fit alone)."
+            help="What is hidden of a person: **auto** (the whole box, and the mask if there is one), "
+            "**box**, **mask** (the mask and no box, for masks known to be complete), or **mesh** (where there is "
+            "neither, the fit alone)."
         ),
     ] = "auto",
     masks: Annotated[

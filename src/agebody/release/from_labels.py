@@ -8,14 +8,14 @@ from pathlib import Path, PurePath
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
 from agebody.body import BodyModel
 from agebody.cameras import Camera
 from agebody.fitting.parameters import BodyParameters
 from agebody.labels import Labels
 from agebody.labels.coco import load_json
-from agebody.release.photos import Box, Person, Photo, Region, ReleaseError, read_mask
+from agebody.release.photos import Box, Person, Photo, Region, ReleaseError, load_mask
 from agebody.release.regions import fill_box, longer_side
 
 
@@ -38,7 +38,8 @@ def photos_from_labels(
         images: the folder of the photographs that the labels name.
         body: the body of the fits.
         masks: a folder with a mask a photograph, of the same name with the suffix .png, which is black where
-            nobody is. A person is what lies in it about the person's box; whom it does not show has no mask.
+            nobody is. A person's is what lies in it about the person's box, be it a neighbour; whom it does
+            not show has no mask. All of it is hidden, whoever it shows.
         hide: COCO annotations. Whatever they have a box of is hidden, too, fitted or not, a person or not.
         sequences: the photographs of each folder below ``images`` are the frames of a video, ordered by name.
 
@@ -51,12 +52,17 @@ def photos_from_labels(
         raise ReleaseError(f"the labels are of the body {labels.body!r}, not of {body.asset.metadata.name!r}")
     boxes = {} if hide is None else _annotated_boxes(Path(hide))
     photos = []
-    for name in sorted(set(labels.image_ids.tolist())):
-        rows = np.flatnonzero(labels.image_ids == name).tolist()
+    names, starts = np.unique(
+        labels.image_ids[order := np.argsort(labels.image_ids, kind="stable")], return_index=True
+    )
+    for name, rows in zip(names.tolist(), np.split(order, starts[1:]), strict=True):
         first = rows[0]
         size = (int(labels.image_sizes[first, 0]), int(labels.image_sizes[first, 1]))
         camera = Camera(torch.from_numpy(labels.focal[first]), torch.from_numpy(labels.center[first]))
-        people = [Person(_parameters(labels, row, body), _box(labels, row)) for row in rows]
+        people = [
+            Person(_parameters(labels, row, body), _box(labels, row), points=_seen(labels, row))
+            for row in rows
+        ]
         others: list[Region] = list(boxes.get(PurePath(name).as_posix(), ()))
         if masks is not None:
             people, rest = _with_masks(people, Path(masks, name).with_suffix(".png"), size)
@@ -76,10 +82,14 @@ def _parameters(labels: Labels, row: int, body: BodyModel) -> BodyParameters | N
 
 def _box(labels: Labels, row: int) -> Box:
     x, y, width, height = labels.boxes[row].tolist()
-    points = labels.observed[row][labels.observed[row, :, 2] > 0, :2]
-    corners = np.concatenate([points, [(x, y), (x + width, y + height)]])
+    corners = np.concatenate([_seen(labels, row), [(x, y), (x + width, y + height)]])
     x0, y0, x1, y1 = (*corners.min(0).tolist(), *corners.max(0).tolist())
     return x0, y0, x1, y1
+
+
+def _seen(labels: Labels, row: int) -> Float[np.ndarray, "K 2"]:
+    """The keypoints of a person that count."""
+    return labels.observed[row][labels.observed[row, :, 2] > 0, :2]
 
 
 def _with_masks(
@@ -88,7 +98,7 @@ def _with_masks(
     """People with their parts of a mask of all, and what of it is nobody's."""
     if not path.is_file():
         raise ReleaseError(f"{path}: there is no such mask")
-    mask = read_mask(path, size)
+    mask = load_mask(path, size)
     rest = mask.copy()
     masked = []
     for person in people:

@@ -18,11 +18,12 @@ BACKGROUNDS = {
     "none": "Nothing of any photograph was kept.",
 }
 REGIONS = {
-    "auto": "mask and outline of the mesh, dilated, where there is a mask; else the person's box and the "
-    "box of the mesh, enlarged",
+    "auto": "the person's box, enlarged; the mask and the outline of the mesh, dilated, where there is a "
+    "mask; else the box of the mesh, enlarged",
     "box": "the boxes of the person, of the mask and of the mesh, enlarged",
-    "mesh": "mask and outline of the mesh, dilated, where there is a mask; else the person's box if there is "
-    "one, and the box of the mesh, enlarged",
+    "mask": "mask and outline of the mesh, dilated; no box",
+    "mesh": "the person's box, if there is one, enlarged; the mask and the outline of the mesh, dilated, "
+    "where there is a mask; else the box of the mesh, enlarged",
 }
 SHAPES = {
     "mean": "Betas are zero; the age offset is the middle of the person's age class.",

@@ -7,7 +7,7 @@ from os import PathLike
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image, UnidentifiedImageError
 
 from agebody.cameras import Camera
@@ -54,6 +54,8 @@ class Person(NamedTuple):
     mask: Mask | None = None
     track: str | int | None = None
     """Who this is among the people of the photograph's sequence."""
+    points: Float[np.ndarray, "K 2"] | None = None
+    """Keypoints that were seen of the person [pixels], which the region "mask" has to cover."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,28 +124,41 @@ def read_pixels(path: str | PathLike[str], size: tuple[int, int] | None = None) 
 
 
 def read_mask(mask: Any, size: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
-    """A person's mask, from an array or a file.
+    """A mask in which somebody is, from an array or a file.
 
     Raises:
         ReleaseError: it has another size than the photograph, or nobody is in it.
         OSError: the file cannot be read.
     """
-    if isinstance(mask, np.ndarray):
-        name, found = "mask", mask
-    else:
-        name = str(mask)
+    found = load_mask(mask, size)
+    if not found.any():
+        raise ReleaseError(f"{_name(mask)}: nobody is in the mask")
+    return found
+
+
+def load_mask(mask: Any, size: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
+    """A mask from an array or a file, in which nobody may be.
+
+    Raises:
+        ReleaseError: it has another size than the photograph.
+        OSError: the file cannot be read.
+    """
+    found = mask
+    if not isinstance(mask, np.ndarray):
         try:
             found = np.any(read_pixels(mask).rgb, axis=-1)
         except ReleaseError as error:
-            raise ReleaseError(f"{name}: {error}") from None
+            raise ReleaseError(f"{_name(mask)}: {error}") from None
     if not isinstance(found, np.ndarray) or found.dtype != np.bool_ or found.shape != (size[1], size[0]):
         raise ReleaseError(
-            f"{name}: expected a mask of {size[0]} x {size[1]} pixels, as the photograph has, "
+            f"{_name(mask)}: expected a mask of {size[0]} x {size[1]} pixels, as the photograph has, "
             f"got {found.dtype} of shape {found.shape}"
         )
-    if not found.any():
-        raise ReleaseError(f"{name}: nobody is in the mask")
     return found
+
+
+def _name(mask: Any) -> str:
+    return "mask" if isinstance(mask, np.ndarray) else str(mask)
 
 
 def _coded_blocks(image: Image.Image) -> Image.Image | None:

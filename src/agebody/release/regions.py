@@ -10,17 +10,23 @@ from scipy import ndimage
 
 from agebody.release.photos import Box, Person, Region, ReleaseError, read_mask
 
-RegionRule = Literal["auto", "box", "mesh"]
+RegionRule = Literal["auto", "box", "mask", "mesh"]
 """What is hidden of a person, each enlarged (see `person_region`):
 
-- ``"auto"``: the mask and the outline of the mesh where there is a mask, else the whole box and the whole box
-  of the mesh;
+- ``"auto"``: all of these: the person's box, the mask, and of the mesh the outline where there is a mask, the
+  box where there is none;
 - ``"box"``: whole boxes, of the mask, too;
+- ``"mask"``: the mask and the outline of the mesh, and no box; for masks that are known to be complete. A
+  person whom a mask plainly does not show is refused;
 - ``"mesh"``: as ``"auto"``, but the box of the mesh alone will do for a person with neither mask nor box.
 """
 
 LEAST = 8
 """By how many pixels a region grows at least."""
+SHOWN = 0.5
+"""Of a person's box, the share that a box around the mask in it has to fill; less is somebody else's mask."""
+COVERED = 0.8
+"""Of a person's keypoints, the share that has to lie in the grown mask; a few may be guesses beside it."""
 
 
 def person_region(
@@ -45,18 +51,21 @@ def person_region(
         outline: where the fitted mesh is.
         rule: see `RegionRule`.
         margin: by how much of its longer side a box grows on each side.
-        dilation: by how much of the longer side of its box a mask grows.
+        dilation: by how much of its longer side a mask grows: that of the box, or of the mask's, if larger.
 
     Raises:
         ReleaseError: nothing says where the person is, or what does is not in the photograph.
     """
     mask = None if person.mask is None else read_mask(person.mask, size)
+    if rule == "mask":
+        return _mask_alone(person, mask, outline, dilation)
     boxes = [] if mesh_box is None else [mesh_box]
-    if mask is not None and rule != "box":
-        seen = mask if outline is None else mask | outline
-        return grow(seen, max(LEAST, dilation * longer_side(box_of(mask))))
-    if mask is not None:
+    region = np.zeros((size[1], size[0]), bool)
+    if mask is not None and rule == "box":
         boxes.append(box_of(mask))
+    elif mask is not None:
+        region = _grown_mask(person, mask, outline, dilation)
+        boxes = []
     if person.box is not None:
         boxes.append(person.box)
     elif mask is None and rule != "mesh":
@@ -64,13 +73,55 @@ def person_region(
             "a person with neither a box nor a mask: where a fit is wrong the person would be seen; "
             'give boxes or masks, or choose the region "mesh" to rely on the fits'
         )
-    region = np.zeros((size[1], size[0]), bool)
     for box in boxes:
         region |= fill_box(box, size, max(LEAST, margin * longer_side(box)))
     if person.box is not None and not fill_box(person.box, size, 1).any():
         raise ReleaseError(f"a person whose box {tuple(person.box)} is not in the picture of {size} pixels")
     if not region.any():
         raise ReleaseError("a person of whom neither a box nor a mask nor a fit in the picture says where")
+    return region
+
+
+def _grown_mask(
+    person: Person, mask: Bool[np.ndarray, "H W"], outline: Bool[np.ndarray, "H W"] | None, dilation: float
+) -> Bool[np.ndarray, "H W"]:
+    seen = mask if outline is None else mask | outline
+    side = max(longer_side(box) for box in (box_of(mask), person.box) if box is not None)
+    return grow(seen, max(LEAST, dilation * side))
+
+
+def _mask_alone(
+    person: Person,
+    mask: Bool[np.ndarray, "H W"] | None,
+    outline: Bool[np.ndarray, "H W"] | None,
+    dilation: float,
+) -> Bool[np.ndarray, "H W"]:
+    """Raises ReleaseError where the mask is missing, or cannot be the whole person."""
+    if mask is None:
+        raise ReleaseError('a person of whom there is no mask; the region "mask" needs one of everybody')
+    if person.box is not None:
+        x0, y0, x1, y1 = person.box
+        size = (mask.shape[1], mask.shape[0])
+        inside = mask & fill_box(person.box, size, 0)
+        filled = 0.0
+        if inside.any():
+            left, top, right, bottom = box_of(inside)
+            filled = (right - left) * (bottom - top)
+        visible = max(min(x1, size[0]) - max(x0, 0), 0) * max(min(y1, size[1]) - max(y0, 0), 0)
+        if filled == 0 or filled < SHOWN * visible:
+            raise ReleaseError(
+                f"a person of whose box {tuple(person.box)} the mask shows too little to be complete; "
+                'the region "auto" hides the box, too'
+            )
+    region = _grown_mask(person, mask, outline, dilation)
+    if person.points is not None and len(person.points):
+        column, row = np.floor(np.asarray(person.points, np.float64)).astype(int).T
+        seen = (column >= 0) & (column < region.shape[1]) & (row >= 0) & (row < region.shape[0])
+        if seen.any() and np.mean(region[row[seen], column[seen]]) < COVERED:
+            raise ReleaseError(
+                "a person of whom keypoints lie outside the mask, which cannot be complete; "
+                'the region "auto" hides the box, too'
+            )
     return region
 
 
