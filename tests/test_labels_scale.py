@@ -367,6 +367,9 @@ def test_labels_that_were_cut_off_are_made_again(one, people, body, tmp_path):
         output.write_bytes(whole[:length])
         assert fit_shard(body, people / output.name, tmp_path).fitted
         assert output.read_bytes() == whole
+    damage(output)  # with its footer as it was
+    assert fit_shard(body, people / output.name, tmp_path).fitted
+    assert output.read_bytes() == whole
 
 
 def test_damaged_labels_are_not_read(one, tmp_path):

@@ -19,7 +19,6 @@ from agebody.labels.shards import (
     METADATA,
     from_lists,
     import_pyarrow,
-    read_footer,
     read_metadata,
     read_table,
     to_lists,
@@ -143,16 +142,18 @@ def hash_file(path: str | PathLike[str]) -> str:
 def find_record(path: Path, source: Path, settings: dict[str, Any]) -> ShardRecord | None:
     """The record of a shard of labels that is there and whole; None if it must be made.
 
+    The file is read to its end: the checksums of its pages tell what was damaged after it was written.
+
     Raises:
         LabelError: it is there and was made otherwise: of another file, or with other settings.
     """
     if not path.exists():
         return None
     try:
-        footer = read_footer(path)
+        table = read_table(path)
     except LabelError:
-        return None  # cut off where it was copied or stored: what is whole has a footer
-    about = read_metadata(path, footer.schema)
+        return None  # cut off or damaged where it was copied or stored
+    about = read_metadata(path, table.schema)
     try:
         record = ShardRecord(**about["record"])
     except (KeyError, TypeError):
@@ -166,4 +167,4 @@ def find_record(path: Path, source: Path, settings: dict[str, Any]) -> ShardReco
         fail(path, f"exists, and was made with {'; '.join(differ)}; overwrite replaces it")
     if record.source_sha256 != hash_file(source):
         fail(path, f"exists, and was made of another {source.name}; overwrite replaces it")
-    return record if footer.rows == record.people else None
+    return record if table.num_rows == record.people else None
