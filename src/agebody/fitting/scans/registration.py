@@ -25,6 +25,7 @@ from agebody.keypoints import KeypointLayout, get_layout
 from agebody.losses import MahalanobisPrior, joint_limits_prior
 from agebody.proximity import closest_points
 from agebody.reduction import hide, safe_norm
+from agebody.rowwise import own_precision
 
 ACCEPTED = 16.0
 """Mean reprojection error below which InfantNet keeps a frame [px]."""
@@ -84,6 +85,7 @@ def fit_scans(
     rounds: int = 3,
     sample: int = 600,
     surface: bool = True,
+    exclude: Exclusions | None = None,
     backend: BackendName = "auto",
 ) -> ScanFit:
     """One person in a sequence of scans, by the three steps of SMIL (Hesse et al., MICCAI 2018).
@@ -113,58 +115,64 @@ def fit_scans(
             a `SMIL` body, 0 for another of one age, half way where it is not known.
         stages: weights.
         shape_frames: frames that decide on the shape.
-        rounds: of ten evaluations, in each stage, at most.
+        rounds: of ten evaluations, in the last stage, at most; those before it have one each.
         sample: points of each scan, and twice the number of vertices, in steps 1 and 2.
         surface: whether to go on to step 3.
+        exclude: pairs of faces that are no collision; found if None, which takes seconds. One
+            ``Exclusions.of_body(body.asset)`` serves all sequences of a body.
         backend: of the searches for closest points; torch's is very slow.
 
     Raises:
         TypeError: an argument is of the wrong type.
         ValueError: shapes do not fit, or there is nothing to begin with.
     """
-    layout = get_layout(layout)
-    seen = read_frames(body, scans, camera, keypoints, weights, layout, plane)
-    frames = len(seen.points)
-    if not stages or rounds < 1 or shape_frames < 1 or sample < 2:
-        raise ValueError("stages, rounds, shape_frames, sample: expected at least one of each, two of sample")
-    if age_offset is not None and not body.age_anchors:
-        raise ValueError(f"age_offset: {type(body).__name__} has one age")
-    known_age = None if age_offset is None else seen.points.new_tensor(age_offset)
-    pose_prior = _read_prior(pose_prior, body, age_offset)
-    if start is not None:
-        start = _read_start(start, body, frames)
-    elif seen.keypoints is not None:
-        rest = _middle(pose_prior, body)
-        start = start_from_landmarks(body, seen, layout, rest, known_age)
-    else:
-        raise ValueError("start: expected parameters to begin with, since there are no keypoints; got None")
-    if known_age is not None:
-        start = start._replace(age_offset=torch.full_like(start.age_offset, known_age.item()))
-    exclude = None
-    if any(stage.collision for stage in stages):
-        exclude = Exclusions.of_body(body.asset, backend=backend).to(body.device)
-    energy = ScanEnergy(body, seen, layout, pose_prior, sample=sample, exclude=exclude, backend=backend)
-    free_age = bool(body.age_anchors) and age_offset is None
-    chosen = choose_frames(energy, start, shape_frames)
-    vectors, shape_report = fit_shape(energy, start.vector(), chosen, stages, rounds, free_age)
-    vectors, pose_report = fit_poses(energy, vectors, stages, rounds)
-    parameters = BodyParameters.from_vector(vectors, body)
-    with torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad(), own_precision(body.device):
+        layout = get_layout(layout)
+        seen = read_frames(body, scans, camera, keypoints, weights, layout, plane)
+        frames = len(seen.points)
+        if not stages or rounds < 1 or shape_frames < 1 or sample < 2:
+            raise ValueError(
+                "stages, rounds, shape_frames, sample: expected at least one of each, two of sample"
+            )
+        if age_offset is not None and not body.age_anchors:
+            raise ValueError(f"age_offset: {type(body).__name__} has one age")
+        known_age = None if age_offset is None else seen.points.new_tensor(age_offset)
+        pose_prior = _read_prior(pose_prior, body, age_offset)
+        if start is not None:
+            start = _read_start(start, body, frames)
+        elif seen.keypoints is not None:
+            rest = _middle(pose_prior, body)
+            start = start_from_landmarks(body, seen, layout, rest, known_age)
+        else:
+            raise ValueError(
+                "start: expected parameters to begin with, since there are no keypoints; got None"
+            )
+        if known_age is not None:
+            start = start._replace(age_offset=torch.full_like(start.age_offset, known_age.item()))
+        if exclude is None and any(stage.collision for stage in stages):
+            exclude = Exclusions.of_body(body.asset, backend=backend)
+        exclude = exclude and exclude.to(body.device)
+        energy = ScanEnergy(body, seen, layout, pose_prior, sample=sample, exclude=exclude, backend=backend)
+        free_age = bool(body.age_anchors) and age_offset is None
+        chosen = choose_frames(energy, start, shape_frames)
+        vectors, shape_report = fit_shape(energy, start.vector(), chosen, stages, rounds, free_age)
+        vectors, pose_report = fit_poses(energy, vectors, stages, rounds)
+        parameters = BodyParameters.from_vector(vectors, body)
         vertices = body(**parameters.arguments(body), pose_format="axis_angle").vertices
-    moved, surface_report = None, None
-    if surface:
-        moved, solution = register_surface(
-            vertices, body.faces, seen, stages[-1], exclude=exclude, backend=backend
-        )
-        surface_report = step_report([solution], {})
-    s2m, outliers = _distances(vertices, energy)
-    reprojection = _reprojection(energy, parameters, layout)
-    accepted = torch.ones_like(s2m, dtype=torch.bool) if reprojection is None else reprojection < ACCEPTED
-    report = ScanReport(
-        chosen, shape_report, pose_report, surface_report, s2m, outliers,
-        None if moved is None else _distances(moved, energy)[0], reprojection, accepted,
-    )  # fmt: skip
-    return ScanFit(parameters, vertices, moved, report)
+        moved, surface_report = None, None
+        if surface:
+            moved, solution = register_surface(
+                vertices, body.faces, seen, stages[-1], exclude=exclude, backend=backend
+            )
+            surface_report = step_report([solution], {})
+        s2m, outliers = _distances(vertices, energy)
+        reprojection = _reprojection(energy, parameters, layout)
+        accepted = torch.ones_like(s2m, dtype=torch.bool) if reprojection is None else reprojection < ACCEPTED
+        report = ScanReport(
+            chosen, shape_report, pose_report, surface_report, s2m, outliers,
+            None if moved is None else _distances(moved, energy)[0], reprojection, accepted,
+        )  # fmt: skip
+        return ScanFit(parameters, vertices, moved, report)
 
 
 def choose_frames(energy: ScanEnergy, start: BodyParameters, count: int) -> Int[Tensor, " n"]:

@@ -209,8 +209,8 @@ def _model(
     gradient = _add(gradient, edges.expand(count, -1, -1), torch.stack((tension, -tension), 2))
     gradient = gradient + stay / size * moved
     if stage.collision:
-        with torch.enable_grad():
-            free = mesh.detach().requires_grad_()
+        with torch.inference_mode(False), torch.enable_grad():
+            free = mesh.detach().clone().requires_grad_()
             met = (
                 stage.collision
                 / 2

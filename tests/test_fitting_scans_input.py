@@ -1,0 +1,100 @@
+"""What `fit_scans` is given, and under which modes of torch: the same result, or an error that says why."""
+
+import math
+
+import pytest
+import torch
+
+import agebody
+from agebody.cameras import Camera
+from agebody.fitting import SMPLIFY_KIDS, BodyParameters, Plane, fit_scans, register_surface
+from agebody.fitting.scans import steps
+from agebody.fitting.scans.energy import all_joints
+from agebody.fitting.scans.frames import Frames
+from agebody.poses import pose
+
+LAST = SMPLIFY_KIDS[-1]
+
+
+@pytest.fixture(scope="module")
+def infant(mannequin_asset):
+    return agebody.SMIL(mannequin_asset.at_age(1.0))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_evaluations():
+    """What a fit is given, and not how well it ends, is looked at here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(steps, "EVALUATIONS", 2)
+        yield
+
+
+@pytest.fixture(scope="module")
+def seen(infant):
+    """An infant on a table, seen from above: some vertices as its scan, and where it is, but for a little."""
+    angles = torch.from_numpy(pose("lying", infant.asset.joint_names)).float()[None]
+    truth = BodyParameters.zeros(infant, 1)._replace(global_orient=angles[:, 0], body_pose=angles[:, 1:])
+    vertices = infant(**truth.arguments(infant)).vertices[0]
+    upper = vertices[vertices[:, 1] > vertices[:, 1].mean()]
+    eye, target = torch.tensor([0.1, 1.0, 0.25]), vertices.mean(0)
+    return {
+        "scans": [upper[:: len(upper) // 80]],
+        "camera": Camera.look_at(eye, target, size=(320, 240), fov=math.radians(45)),
+        "keypoints": None,
+        "plane": Plane(torch.tensor([0.0, 1.0, 0.0]), vertices[:, 1].min()),
+        "start": truth._replace(transl=truth.transl + 0.01),
+    }
+
+
+def with_landmarks(body, seen):
+    arguments = seen["start"].arguments(body)
+    return seen | {"keypoints": seen["camera"].project(body.keypoints("coco17", **arguments)).pixels}
+
+
+def fit(body, seen, **options):
+    """Quickly, rather than well."""
+    given = {"stages": [LAST], "rounds": 1, "sample": 20, "surface": False} | seen | options
+    return fit_scans(body, given.pop("scans"), given.pop("camera"), **given)
+
+
+@pytest.fixture(scope="module")
+def expected(infant, seen):
+    return fit(infant, with_landmarks(infant, seen))
+
+
+class TestModes:
+    def test_inference_mode(self, infant, seen, expected):
+        with torch.inference_mode():
+            given = with_landmarks(infant, seen)
+            given |= {"camera": given["camera"].map(torch.clone), "start": given["start"].map(torch.clone)}
+            found = fit(infant, given)
+        torch.testing.assert_close(found.vertices, expected.vertices, rtol=0, atol=0)
+        assert not found.vertices.is_inference()  # whoever wants can train on it
+
+    def test_bodies_that_meet_themselves_in_inference_mode(self, infant, seen):
+        """An arm in the trunk: the collision's gradient is asked for, of the pose and of the surface."""
+        start = seen["start"].map(torch.clone)
+        arm = infant.asset.joint_names[1:].index("left_shoulder")
+        start.body_pose[0, arm] = torch.tensor([0.0, 0.6, -2.2])
+        with torch.inference_mode():
+            found = fit(infant, seen | {"start": start})
+            mesh = infant(**start.arguments(infant)).vertices
+            scan = seen["scans"][0][None]
+            frames = Frames(scan, torch.ones_like(scan[..., 0]), seen["camera"])
+            moved, _ = register_surface(mesh, infant.faces, frames, LAST, rounds=1)
+        assert found.report.pose.terms["collision"].isfinite().all()
+        assert moved.isfinite().all()
+
+    def test_autocast_and_gradients_change_nothing(self, infant, seen, expected):
+        given = with_landmarks(infant, seen)
+        given["start"] = given["start"].map(lambda part: part.clone().requires_grad_())
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = fit(infant, given)
+        torch.testing.assert_close(found.vertices, expected.vertices, rtol=0, atol=0)
+        assert not found.vertices.requires_grad
+
+
+def test_the_layout_of_all_joints_is_made_once(infant):
+    names = infant.asset.joint_names
+    assert all_joints(names) is all_joints(tuple(names))
+    assert all_joints(names).names == names
