@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -10,13 +11,13 @@ from torch import Tensor
 
 from agebody.backend import BackendName
 from agebody.body import BodyModel
-from agebody.cameras import Camera
 from agebody.collisions import Exclusions, find_collisions
 from agebody.fitting.jacobian import KeypointDerivatives, KeypointJacobian, SurfaceJacobian
 from agebody.fitting.parameters import BodyParameters
 from agebody.fitting.scans.frames import Frames, camera_of, draw_points, eye_of
 from agebody.fitting.scans.matches import Matches, closest_of_some, visible_faces
 from agebody.fitting.scans.stages import ScanStage
+from agebody.fitting.terms import Bend, project
 from agebody.keypoints import KeypointLayout
 from agebody.least_squares import Quadratic
 from agebody.losses import (
@@ -86,11 +87,12 @@ class ScanEnergy:
         self.num_spread = len(spread)
         self.vertices = torch.cat((spread, back))
         self.vertex_faces, self.vertex_corners = corners_at(body.faces, self.vertices, like)
-        self.joints = KeypointJacobian(body, all_joints(body))
+        self.joints = KeypointJacobian(body, all_joints(body.asset.joint_names))
         self.landmarks = KeypointJacobian(body, layout) if seen.keypoints is not None else None
         self.surface = SurfaceJacobian(body)
-        # Its residuals are linear in the pose.
-        self.whitening = torch.func.jacrev(pose_prior.residuals)(like.new_zeros(3 * (body.num_joints - 1)))
+        angles = torch.eye(3 * (body.num_joints - 1)).to(like)
+        self.whitening = pose_prior.factor.mT @ angles[pose_prior._columns]
+        self.bend = Bend(body)
         self.eye = eye_of(seen.camera, like).expand(len(like), 3)
 
     @torch.no_grad()
@@ -237,7 +239,7 @@ class ScanEnergy:
         assert self.seen.keypoints is not None
         assert self.seen.confidences is not None
         target, confidence = self.seen.keypoints[rows], self.seen.confidences[rows]
-        pixels, by_point = project_with_derivatives(camera_of(self.seen.camera, rows), found.points)
+        pixels, by_point = project(camera_of(self.seen.camera, rows), found.points)
         difference = torch.where((confidence != 0)[..., None], pixels - target, 0)
         jacobian = by_point @ by_all(found)
         count = 2 * (confidence != 0).sum(-1).clamp(min=1)
@@ -251,19 +253,16 @@ class ScanEnergy:
         )
 
     def _bend_term(self, body_pose: Tensor, stage: ScanStage, size: int) -> _Term:
-        names = self.body.asset.joint_names[1:]
-        residuals = bend_residuals(body_pose, joint_names=names)
-        by_angle = torch.func.vmap(torch.func.jacrev(lambda pose: bend_residuals(pose, joint_names=names)))(
-            body_pose
-        )
-        return _squares(residuals, _columns(by_angle.flatten(2), 3, size), residuals.new_tensor(stage.bend))
+        residuals = bend_residuals(body_pose, joint_names=self.bend.names)
+        by_angle = residuals[..., None] * self.bend.slopes
+        return _squares(residuals, _columns(by_angle, 3, size), residuals.new_tensor(stage.bend))
 
     def _collision_term(self, vectors: Tensor, meets: Tensor, stage: ScanStage) -> _Term:
         """One residual, the root of twice the cost; where nothing meets, no row moves anything."""
         cost, gradient = torch.zeros_like(vectors[:, 0]), torch.zeros_like(vectors)
         if meets.any():
-            with torch.enable_grad():
-                some = vectors[meets].detach().requires_grad_()
+            with torch.inference_mode(False), torch.enable_grad():
+                some = vectors[meets].detach().clone().requires_grad_()
                 met = stage.collision / 2 * self_intersection_loss(
                     self._vertices(some), self.body.faces, exclude=self.exclude, reduction="none",
                     backend=self.backend,
@@ -337,21 +336,10 @@ def by_all(found: KeypointDerivatives) -> Float[Tensor, "b K 3 P"]:
     return torch.cat((found.pose.flatten(-2), found.betas, found.age_offset[..., None], by_transl), -1)
 
 
-def all_joints(body: BodyModel) -> KeypointLayout:
-    """A body's joints as a layout."""
-    names = body.asset.joint_names
+@cache
+def all_joints(names: tuple[str, ...]) -> KeypointLayout:
+    """A body's joints as a layout, the same one for the same names."""
     return KeypointLayout("all joints", names, tuple(("joints", name) for name in names))
-
-
-def project_with_derivatives(
-    camera: Camera, points: Float[Tensor, "b K 3"]
-) -> tuple[Float[Tensor, "b K 2"], Float[Tensor, "b K 2 3"]]:
-    """Pixels, and their derivatives by the points; each depends on its own point alone."""
-    with torch.enable_grad():
-        points = points.detach().requires_grad_()
-        pixels = camera.project(points).pixels
-        x, y = (torch.autograd.grad(pixels[..., i].sum(), points, retain_graph=i == 0)[0] for i in (0, 1))
-    return pixels.detach(), torch.stack((x, y), -2)
 
 
 def farthest_rows(points: Float[Tensor, "V 3"], count: int) -> Int[Tensor, " S"]:
