@@ -243,7 +243,39 @@ def test_stuck_where_the_derivatives_promise_what_does_not_come():
     lie = lambda x, rows: quadratic(x + 1, -torch.ones_like(x)[..., None])  # noqa: E731
     found = minimize(lie, torch.ones(1, 1, dtype=torch.float64), step_tolerance=0, max_iterations=100)
     assert found.stop.tolist() == [Stop.STUCK]
+    assert not found.converged
     assert found.x.tolist() == [[1.0]]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_gradient_of_the_wrong_sign_does_not_converge(method):
+    def astray(x: Tensor, rows: Tensor) -> Quadratic:
+        found = valley(x, rows)
+        return found._replace(gradient=-found.gradient)
+
+    start = torch.tensor([[-1.2, 1.0], [3.0, -3.0]], dtype=torch.float64)
+    found = minimize(astray, start, method=method, max_iterations=1500, learning_rate=0.01)
+    assert not found.converged.any()
+    assert found.stop.tolist() == [Stop.STUCK] * 2
+
+
+@pytest.mark.parametrize("damping", [1e-6, 1e8])
+def test_steps_that_damping_holds_back_are_no_end(damping):
+    start = torch.tensor([[-1.2, 1.0], [3.0, -3.0]], dtype=torch.float64)
+    found = minimize(valley, start, damping=damping, max_iterations=200)
+    assert found.converged.all()
+    torch.testing.assert_close(found.x, torch.ones_like(found.x), rtol=0, atol=1e-4)
+
+
+def test_a_minimum_that_rounding_hides_is_one():
+    # Gains below 1e-7 of the cost do not show in float32: the model alone says that there is none left.
+    def hidden(x: Tensor, rows: Tensor) -> Quadratic:
+        residuals = torch.cat((x - 1, torch.full_like(x, 1e3)), -1)
+        return quadratic(residuals, torch.eye(2)[:, :1].expand(len(x), 2, 1))
+
+    found = minimize(hidden, torch.tensor([[1.1], [0.95]]), cost_tolerance=0, gradient_tolerance=0)
+    assert found.converged.all()
+    assert found.iterations.max() <= 3
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -266,7 +298,7 @@ def test_steps_into_nan_are_not_taken(method):
 
     found = minimize(
         by_autograd(residuals), torch.tensor([[-3.0], [0.49]], dtype=torch.float64), method=method,
-        max_iterations=500, learning_rate=0.2, cost_tolerance=1e-4,
+        max_iterations=800, learning_rate=0.2, cost_tolerance=1e-4,
     )  # fmt: skip
     peer = scipy.optimize.minimize_scalar(
         lambda x: math.log(0.5 - x) ** 2 + (x + 1) ** 2, bounds=(-3, 0.499), method="bounded",
@@ -507,7 +539,16 @@ def test_errors(unchecked):
         minimize(lambda x, rows: quadratize(x, rows)._replace(normal=None), start)
     with pytest.raises(ValueError, match=r"quadratize: expected costs and gradients of \(3, 2\) variables"):
         minimize(lambda x, rows: quadratize(x[:1], rows[:1]), start)
+    wrong = {
+        "damping": 0.0, "learning_rate": -1.0, "cost_tolerance": math.nan, "step_tolerance": -1e-3,
+        "gradient_tolerance": math.inf, "max_iterations": -1, "history": 0,
+    }  # fmt: skip
+    for name, number in wrong.items():
+        with pytest.raises(ValueError, match=f"{name}: expected"):
+            minimize(quadratize, start, **{name: number})  # type: ignore[arg-type]
     found = minimize(quadratize, start, max_iterations=2)
+    with pytest.raises(ValueError, match=r"resume: expected a solution within the bounds"):
+        minimize(quadratize, start, resume=found, upper=torch.tensor([-3.0, -3.0]))
     with pytest.raises(
         ValueError, match=r"resume: expected a solution by 'adam' for \(3, 2\), got one by 'lm'"
     ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from enum import IntEnum
 from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
@@ -16,9 +17,12 @@ Method = Literal["lm", "lbfgs", "adam"]
 """Levenberg-Marquardt, which needs the normal matrix; limited-memory BFGS and Adam, which do not."""
 
 _DAMPING_LIMIT = 1e12
+_LITTLE_DAMPING = 1e-2  # above it a step is taken to be held back
+_LENGTH_LIMIT = 1e-12  # share of a quasi-Newton step at which a line search is given up
 _ARMIJO = 1e-4
 _PATIENCE = 50  # steps of Adam without a gain before its rate is halved
 _RATE_LIMIT = 1e-3  # share of the learning rate at which Adam ends
+_RISE = 0.1  # share of the least cost by which it may then be above that
 
 
 class Stop(IntEnum):
@@ -27,13 +31,13 @@ class Stop(IntEnum):
     ITERATIONS = 0
     """The iterations ran out."""
     COST = 1
-    """A step gained less than the tolerance."""
+    """A step gained less than the tolerance, and no more was to be expected."""
     STEP = 2
-    """A step was shorter than the tolerance."""
+    """A step that nothing held back was shorter than the tolerance."""
     GRADIENT = 3
     """The gradient is zero, to the tolerance, as far as the bounds let it be followed."""
     STUCK = 4
-    """No step, however short, gains anything: what is computed has reached its precision."""
+    """No step, however short, gains what the derivatives promise: they are wrong, or have a jump here."""
     NOT_FINITE = 5
     """Cost or derivatives are NaN or infinite at the start, or wherever a step leads. The last finite place
     is kept."""
@@ -202,7 +206,7 @@ class Solution(NamedTuple):
     cost: Float[Tensor, " B"]
     """There; NaN or infinite only where it is so at the start."""
     converged: Bool[Tensor, " B"]
-    """Whether ``stop`` is neither ITERATIONS nor NOT_FINITE."""
+    """Whether ``stop`` is COST, STEP or GRADIENT."""
     iterations: Int[Tensor, " B"]
     """Steps that were tried, those before a resumption among them."""
     stop: Int[Tensor, " B"]
@@ -261,11 +265,13 @@ def minimize(
         lower: least values, -inf where there are none; broadcast to (B, N).
         upper: largest values.
         max_iterations: steps at most, of this call.
-        cost_tolerance: a step that gains no more than this share of the cost is the last.
-        step_tolerance: so is one that is no longer than this share of |x| (plus this share of 1).
+        cost_tolerance: a step that gains no more than this share of the cost is the last, if no more was
+            promised either: of a step that was held back, by damping or on a line, by as much the more.
+        step_tolerance: so is one no longer than this share of |x| (plus this share of 1), had it not been
+            held back.
         gradient_tolerance: so is the one after which, to first order, a change of any variable by
             max(|x|, 1) changes the cost by no more than this share.
-        damping: of the first step.
+        damping: of the first step, above 0.
         history: steps that "lbfgs" remembers.
         learning_rate: of "adam".
         resume: an earlier solution of the same problems by the same method. Goes on as if that had not
@@ -273,8 +279,8 @@ def minimize(
         on_iteration: called after each step.
 
     Raises:
-        ValueError: shapes do not fit, bounds cross or are NaN, there is no such method, or "lm" got no normal
-            matrix.
+        ValueError: shapes do not fit, bounds cross or are NaN, a number is not what is said here, there is no
+            such method, "lm" got no normal matrix, or what is resumed lies outside the bounds.
     """
     if method not in get_args(Method):
         raise ValueError(f"method: expected one of {', '.join(get_args(Method))}, got {method!r}")
@@ -287,6 +293,19 @@ def minimize(
             f"got one by '{resume.state.method}' for {tuple(resume.x.shape)}"
         )
     tolerances = _Tolerances(cost_tolerance, step_tolerance, gradient_tolerance)
+    for name, number in tolerances._asdict().items():
+        if not 0 <= number < math.inf:
+            raise ValueError(f"{name}_tolerance: expected a number of 0 or more, got {number}")
+    for name, number in (("damping", damping), ("learning_rate", learning_rate)):
+        if not 0 < number < math.inf:
+            raise ValueError(f"{name}: expected a number above 0, got {number}")
+    for name, number, least in (("max_iterations", max_iterations, 0), ("history", history, 1)):
+        if number < least:
+            raise ValueError(f"{name}: expected {least} or more, got {number}")
+    if resume is not None and box is not None:
+        rows, x = resume.state.rows, resume.state.x
+        if not (box.contains(resume.x).all() and _Box(box.lower[rows], box.upper[rows]).contains(x).all()):
+            raise ValueError("resume: expected a solution within the bounds")
     stepper: _Stepper
     if method == "lm":
         stepper = _LevenbergMarquardt(tolerances, damping)
@@ -317,6 +336,10 @@ class _Box(NamedTuple):
 
     def clamp(self, x: Tensor) -> Tensor:
         return torch.minimum(torch.maximum(x, self.lower), self.upper)
+
+    def contains(self, x: Tensor) -> Tensor:
+        """Whether a variable is within; NaN is taken for so."""
+        return ~((x < self.lower) | (x > self.upper))
 
     def holds(self, x: Tensor, slope: Tensor) -> Tensor:
         """What is at a bound that the gradient pushes it against."""
@@ -484,10 +507,14 @@ class _LevenbergMarquardt:
         calmer = calmer.clamp(min=x.shape[-1] * info.eps)
         memory = torch.where(better, calmer, damping * growth), torch.where(better, 2.0, 2 * growth)
 
-        short = trial.solved & _short(x, trial.move, self.tolerances)
-        unseen = trial.solved & (trial.promise <= info.eps * model.cost)  # a gain that rounding would hide
-        stuck = ~better & (unseen | (damping > _DAMPING_LIMIT))
-        reached = better & (gain <= self.tolerances.cost * model.cost)
+        # With damping a > b, a step is at least b / a as long as with b, and promises at least b / a as much.
+        held_back = (damping / _LITTLE_DAMPING).clamp(min=1)
+        promise = held_back * trial.promise
+        short = trial.solved & _short(x, held_back[:, None] * trial.move, self.tolerances)
+        unseen = trial.solved & (promise <= info.eps * model.cost)  # a gain that rounding would hide
+        little = self.tolerances.cost * model.cost
+        reached = unseen | ((gain.abs() <= little) & (promise <= little))
+        stuck = ~better & (damping > _DAMPING_LIMIT)
         stop = _reasons((stuck, Stop.STUCK), (short, Stop.STEP), (reached, Stop.COST))
         return _Verdict(better, memory, torch.where((stop > 0) & ~sound, Stop.NOT_FINITE, stop))
 
@@ -531,8 +558,12 @@ class _LBFGS:
         push = lambda past, new: _where(kept, torch.cat((past[:, 1:], new[:, None]), 1), past)  # noqa: E731
         memory = push(steps, trial.move), push(changes, change), torch.where(taken, 1.0, length * shrink)
 
-        reached = taken & (gain <= self.tolerances.cost * model.cost)
-        stop = _reasons((_short(x, trial.move, self.tolerances), Stop.STEP), (reached, Stop.COST))
+        little = self.tolerances.cost * model.cost
+        # To first order the whole step promises twice what its minimum would gain.
+        reached = taken & (gain <= little) & (trial.promise / (2 * length) <= little)
+        short = _short(x, trial.move / length[:, None], self.tolerances)
+        stuck = ~taken & (length < _LENGTH_LIMIT)
+        stop = _reasons((stuck, Stop.STUCK), (short, Stop.STEP), (reached, Stop.COST))
         return _Verdict(taken, memory, torch.where((stop > 0) & ~sound, Stop.NOT_FINITE, stop))
 
 
@@ -570,7 +601,10 @@ class _Adam:
         rate = torch.where(slower, rate / 2, rate)
         least = torch.where(sound & (found.cost < least), found.cost, least)
         memory = mean, square, count, rate, least, torch.where(slower, 0, since)
-        stop = _reasons((rate < _RATE_LIMIT * self.learning_rate, Stop.COST))
+        slow = rate < _RATE_LIMIT * self.learning_rate
+        # Steps along the gradient that have led upwards: it is not the cost's.
+        risen = model.cost > least * (1 + _RISE)
+        stop = _reasons((slow, Stop.COST), (slow & risen, Stop.STUCK))
         return _Verdict(sound, memory, torch.where((stop > 0) & ~sound, Stop.NOT_FINITE, stop))
 
     @staticmethod
@@ -647,7 +681,7 @@ def _short(x: Tensor, move: Tensor, tolerances: _Tolerances) -> Tensor:
 
 
 def _converged(stop: Tensor) -> Tensor:
-    return (stop != Stop.ITERATIONS) & (stop != Stop.NOT_FINITE)
+    return (stop == Stop.COST) | (stop == Stop.STEP) | (stop == Stop.GRADIENT)
 
 
 def _reasons(*reasons: tuple[Tensor, Stop]) -> Tensor:
