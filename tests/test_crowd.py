@@ -5,6 +5,7 @@ import json
 import math
 import re
 import shutil
+from dataclasses import replace
 from typing import Any
 
 import jaxtyping
@@ -270,6 +271,52 @@ class TestPlacePeople:
         with pytest.raises(ValueError, match="weights: expected a shape that broadcasts"):
             place_people(depth, depth, height, prior, weights=depth[:, :3])
 
+    @pytest.mark.parametrize("shape", [(0,), (3, 0), (0, 4), (0, 0)])
+    def test_nobody_is_placed_nowhere(self, shape):
+        nothing = torch.zeros(shape, dtype=torch.float64)
+        found = place_people(nothing, nothing, nothing, HeightPrior(nothing, nothing), far=nothing > 0)
+        assert found.depth.shape == shape
+        assert found.slope.shape == (*shape[:-1], 2)
+        assert found.deviation.isnan().all()
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("depth", math.nan), ("depth", math.inf), ("rendered_depth", -2.0), ("rendered_depth", 0.0),
+            ("rendered_depth", math.nan), ("height", 0.0), ("height", math.inf), ("prior.mean", math.nan),
+            ("prior.sd", 0.0), ("prior.sd", -0.1), ("weights", -1.0), ("weights", math.nan),
+        ],
+    )  # fmt: skip
+    def test_values_that_nobody_has_are_named(self, name, value):
+        depth, height, _ = crowd(13, images=2)
+        given = {
+            "depth": depth, "rendered_depth": depth.clone(), "height": height, "prior.mean": height.clone(),
+            "prior.sd": torch.full_like(height, 0.1), "weights": torch.ones_like(height),
+        }  # fmt: skip
+        given[name][1, 2] = value
+
+        def place():
+            prior = HeightPrior(given["prior.mean"], given["prior.sd"])
+            return place_people(
+                given["depth"], given["rendered_depth"], given["height"], prior, weights=given["weights"]
+            )
+
+        with pytest.raises(ValueError, match=f"{re.escape(name)}: expected finite"):
+            place()
+        given["weights"][1, 2] = 0  # who is not there is not looked at
+        assert place().depth.isfinite().all()
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_classes_and_sexes_that_are_none():
+    years = torch.tensor([3.0, 30.0])
+    for sex in (5, -1):
+        for function in (prior_of_age, height_class):
+            with pytest.raises(ValueError, match="sex: expected indices into SEXES, 0 to 2"):
+                function(years, sex=torch.tensor([0, sex]))
+    with pytest.raises(ValueError, match="classes: expected indices from 0 to 5"):
+        prior_of_class(torch.tensor([6]))
+
 
 def test_is_far():
     # 2 m at 20 m with f = 1000: 100 pixels, a quarter of 400.
@@ -517,6 +564,9 @@ class TestWriteBack:
             write_back(body, people, torch.ones(2, dtype=torch.float64), CAMERA)
         with pytest.raises(ValueError, match="camera: expected no rotation"):
             write_back(body, people, scale, CAMERA._replace(translation=torch.zeros(3)))
+        for wrong in (0.0, -1.0, math.inf, math.nan):
+            with pytest.raises(ValueError, match="scale: expected finite numbers above 0"):
+                write_back(body, people, wrong * scale, CAMERA)
 
 
 class TestRefine:
@@ -667,10 +717,47 @@ class TestRefine:
         assert torch.allclose(found.gradient, slopes, rtol=1e-5, atol=1e-4 * slopes.abs().max().item())
         assert torch.linalg.eigvalsh(found.normal).min() > -1e-6 * found.normal.abs().max()
 
+    @pytest.mark.parametrize("shape", [(0,), (2, 0), (0, 3)])
+    def test_nobody_is_moved_nowhere(self, shape):
+        points, root = (torch.zeros(*shape, *entry, dtype=torch.float64) for entry in ((17, 3), (3,)))
+        found = refine_crowd(points, CAMERA, root, feet=points)
+        assert found.new_root.shape == root.shape
+        assert found.normal.shape == (*shape[:-1], 3)
+        assert found.terms.keys() == {"pixels", "depth", "ground", "tilt"}
+        assert found.converged.all()
+
     @pytest.mark.usefixtures("unchecked")
     def test_errors(self, body):
         _, out, points, _ = self.scene(body)
         root = out.joints[:, 0]
+        spoiled = points.clone()
+        spoiled[1, 3] = torch.nan
+        seen = CAMERA.project(points.flatten(0, 1)).pixels.unflatten(0, points.shape[:2])
+        for message, arguments, options in (
+            ("up: expected a direction", (points, CAMERA, root), {"up": (0.0, 0.0, 0.0)}),
+            ("points: expected finite places", (spoiled, CAMERA, root), {}),
+            ("points: expected finite places", (-points, CAMERA, root), {}),
+            ("root: expected finite places", (points, CAMERA, -root), {}),
+            ("pixels: expected finite", (points, CAMERA, root), {"pixels": seen * torch.nan}),
+            (
+                "pixel_weights: expected finite",
+                (points, CAMERA, root),
+                {"pixels": seen, "pixel_weights": -torch.ones_like(seen[..., 0])},
+            ),
+            ("weights: expected finite", (points, CAMERA, root), {"weights": -torch.ones_like(root[:, 0])}),
+            ("feet: expected finite", (points, CAMERA, root), {"feet": spoiled}),
+            (
+                "prior.sd: expected finite",
+                (points, CAMERA, root),
+                {"height": root[:, 2], "prior": HeightPrior(root[:, 2], 0 * root[:, 2])},
+            ),
+        ):
+            with pytest.raises(ValueError, match=message):
+                refine_crowd(*arguments, **options)
+        nowhere = torch.full_like(seen, torch.nan)
+        nothing = torch.zeros_like(seen[..., 0])
+        found = refine_crowd(points, CAMERA, root, pixels=nowhere, pixel_weights=nothing)
+        assert torch.allclose(found.new_root, root)
         with pytest.raises(ValueError, match=r"root: expected shape \(3, 3\)"):
             refine_crowd(points, CAMERA, root[:2])
         with pytest.raises(ValueError, match="height, prior: expected both or neither"):
@@ -809,3 +896,78 @@ class TestCommand:
         assert "Traceback" not in result.output
         assert re.search(message, result.output), result.output
         assert list(tmp_path.iterdir()) == [folder]
+
+    def two_images(self, files, tmp_path, names):
+        """LABELS of two images with one person each, and a depth map of each, one twice as far."""
+        from agebody.labels import load_labels
+
+        labels = load_labels(files[0] / "labels.npz").select(slice(0, 2))
+        (tmp_path / "in").mkdir()
+        replace(labels, image_ids=np.array(names)).save(tmp_path / "in" / "labels.npz")
+        depth = np.load(files[0] / "depth" / "a.npy")
+        for name, factor in zip(names, (1, 2), strict=True):
+            path = (tmp_path / "in" / "depth" / name).with_suffix(".npy")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.save(path, factor * depth)
+        return tmp_path / "in"
+
+    def test_maps_and_pictures_are_those_in_the_folder_of_the_image(self, files, tmp_path, monkeypatch):
+        labels = importlib.import_module("agebody.labels")
+        given = []
+
+        def place(body, people, depth, **options):
+            given.append(depth.min())
+            return place_labels(body, people, depth, **options)
+
+        place_labels = labels.place_labels
+        monkeypatch.setattr(labels, "place_labels", place)
+        folder = self.two_images(files, tmp_path, ["one/a.jpg", "two/a.jpg"])
+        views = ("--views", str(tmp_path / "views"))
+        result = self.run(folder, "-o", str(tmp_path / "out.npz"), *views)
+        assert result.exit_code == 0, result.output
+        assert given[1] == pytest.approx(2 * given[0])
+        assert sorted(p.name for p in (tmp_path / "views").iterdir()) == ["one__a.png", "two__a.png"]
+        shutil.move(folder / "depth" / "one" / "a.npy", folder / "depth" / "a.npy")
+        (folder / "depth" / "two" / "a.npy").unlink()
+        result = self.run(folder, "-o", str(tmp_path / "none.npz"))
+        assert result.exit_code == 1
+        assert "would be the map of one/a.jpg and of two/a.jpg" in result.output
+
+    def test_replaces_nothing_unasked_and_never_what_it_reads(self, files, tmp_path):
+        folder = tmp_path / "copy"
+        shutil.copytree(files[0], folder)
+        labels, output = folder / "labels.npz", tmp_path / "out.npz"
+        before = labels.read_bytes()
+        for options, message in (
+            (("-o", str(labels)), "that the command reads"),
+            (("-o", str(labels), "--overwrite"), "that the command reads"),
+            (("-o", str(output), "--json", str(labels), "--overwrite"), "that the command reads"),
+            (("-o", str(output), "--json", str(output)), "are one file"),
+            (("-o", str(labels / "out.npz")), "cannot write files there"),
+        ):
+            result = self.run(folder, *options)
+            assert result.exit_code == 1
+            assert message in result.output
+        output.write_bytes(b"mine")
+        result = self.run(folder, "-o", str(output))
+        assert result.exit_code == 1
+        assert "exists; --overwrite replaces it" in result.output
+        (tmp_path / "views").mkdir()
+        (tmp_path / "views" / "a.png").write_bytes(b"mine")
+        views = ("--views", str(tmp_path / "views"))
+        assert self.run(folder, "-o", str(tmp_path / "new.npz"), *views).exit_code == 1
+        assert output.read_bytes() == (tmp_path / "views" / "a.png").read_bytes() == b"mine"
+        assert labels.read_bytes() == before
+
+    def test_people_are_flagged_as_they_are_now(self, files, body):
+        """Whoever stands elsewhere in the image than the keypoints is kept no more."""
+        from agebody.labels import load_labels, place_labels
+
+        labels = load_labels(files[0] / "labels.npz").select(slice(0, 1))
+        far = labels.observed + np.array([1000.0, 0, 0])
+        labels = replace(labels, observed=far, boxes=np.array([[0.0, 0, 300, 300]]))
+        assert labels.kept.all()
+        depth = np.load(files[0] / "depth" / "a.npy")
+        found = place_labels(body, labels, depth).labels
+        assert found.flags["infantnet"].all()
+        assert not found.kept.any()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
 
@@ -19,17 +18,11 @@ from agebody.cli.app import app, clear_errors, fail, find_body, make_folder, pro
 from agebody.files import replacing
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from agebody.body import BodyModel
-    from agebody.crowd import HeightPrior
-    from agebody.fitting.parameters import BodyParameters
-    from agebody.labels import Labels
+    from agebody.labels import Labels, PlacedLabels
 
 MAX_SIDE = 640
 """Of the maps on which depths are compared [pixels]."""
-MIN_SHARE = 1 / 400
-"""Of the image that a person must cover to be placed (DTO's code)."""
 
 
 @app.command()
@@ -41,8 +34,8 @@ def crowd(
         Path,
         typer.Option(
             show_default=False,
-            help="Folder of depth maps, one an image, with the image's name: **.npy**, or 16-bit **.png** "
-            "in millimetres.",
+            help="Folder of depth maps, one an image, with the image's name, in folders as the images are or "
+            "in none: **.npy**, or 16-bit **.png** in millimetres.",
         ),
     ],
     output: Annotated[
@@ -78,6 +71,7 @@ def crowd(
     report: Annotated[
         Path | None, typer.Option("--json", show_default=False, help="Write what was found, too.")
     ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
 ) -> None:
     """Put the people of each image in one space: how far away and how tall they are (DTO).
 
@@ -87,27 +81,38 @@ def crowd(
     if output.suffix.lower() != ".npz":
         raise typer.BadParameter(f"expected the suffix .npz, got {output.name!r}", param_hint="--output")
     with clear_errors(), progress_bar() as bar:
-        from agebody.labels import LabelError, load_labels
+        from agebody.labels import LabelError, concatenate_labels, flag_labels, load_labels, place_labels
 
+        _check_outputs({"--output": output, "--json": report}, (labels, people), overwrite)
         try:
             given = load_labels(labels)
         except LabelError as error:
             fail(str(error))
+        images = _images(given, labels)
+        depths = _find_maps(depth, images)
+        numbers = None if masks is None else _find_maps(masks, images)
+        pictures = {} if views is None else _name_views(views, images, overwrite)
         known = _read_people(people)
         layer = _layer(find_body(body, bar), given, labels)
-        if views is not None:
-            make_folder(views)
-        task = bar.add_task("placing", total=len(np.unique(given.image_ids)))
+        task = bar.add_task("placing", total=len(images))
         rows: list[dict[str, Any]] = []
-        placed = given
-        for name, chosen in _images(given):
-            maps = _read_maps(name, depth, masks, given.image_sizes[chosen[0]], len(chosen), disparity)
-            found = _place(layer, given.select(chosen), maps, known, disparity, refine)
-            rows.append({"image": name, **found.report})
-            placed = _put(placed, chosen, found.labels)
+        parts: list[Labels] = []
+        for name, chosen in images.items():
+            part = given.select(chosen)
+            whose = None if numbers is None else numbers[name]
+            maps = _read_maps(name, depths[name], whose, part.image_sizes[0], len(part), disparity)
+            years, sex = _known_of(part, known)
+            found = place_labels(
+                layer, part, maps.depth, masks=maps.masks, years=years, sex=sex, disparity=disparity,
+                refine=refine,
+            )  # fmt: skip
+            rows.append({"image": name, **_report(part, found)})
+            parts.append(found.labels)
             if views is not None:
-                _draw(layer, given.select(chosen), found.labels, views / f"{Path(name).stem}.png")
+                _draw(layer, part, found.labels, pictures[name])
             bar.advance(task)
+        order = np.argsort(np.concatenate([np.zeros(0, int), *images.values()]))
+        placed = concatenate_labels(parts).select(order) if parts else flag_labels(given)
         placed.save(output)
         if report is not None:
             with replacing(report) as temporary:
@@ -116,21 +121,78 @@ def crowd(
     print(f"wrote {output}")
 
 
+def _check_outputs(
+    outputs: Mapping[str, Path | None], inputs: tuple[Path | None, ...], overwrite: bool
+) -> None:
+    """Refuse to write where nothing can be written, where something is, and over what is read."""
+    read = {path.resolve() for path in inputs if path is not None}
+    seen: set[Path] = set()
+    for option, path in outputs.items():
+        if path is None:
+            continue
+        if path.resolve() in read:
+            fail(f"{path}: {option} is a file that the command reads; give another")
+        if path.resolve() in seen:
+            fail(f"{path}: {' and '.join(outputs)} are one file; give another")
+        seen.add(path.resolve())
+        if path.is_dir():
+            fail(f"{path}: a folder, not a file; give {option} a file in it")
+        if path.exists() and not overwrite:
+            fail(f"{path}: exists; --overwrite replaces it")
+        make_folder(path.parent)
+
+
+def _images(labels: Labels, path: Path) -> dict[str, np.ndarray]:
+    """The rows of each image, in the order in which the images come."""
+    from agebody.labels.annotations import is_file_name
+
+    names, first, inverse = np.unique(labels.image_ids, return_index=True, return_inverse=True)
+    rows = np.split(np.argsort(inverse, kind="stable"), np.cumsum(np.bincount(inverse))[:-1])
+    for name in names:
+        if not is_file_name(str(name)):
+            fail(f"{path}: expected images by paths inside a folder, got {str(name)!r}")
+    return {str(names[i]): rows[i] for i in np.argsort(first)}
+
+
+def _find_maps(folder: Path, images: Mapping[str, Any]) -> dict[str, Path]:
+    """The map of each image: in folders as the images are, or in none."""
+    found: dict[str, Path] = {}
+    owner: dict[Path, str] = {}
+    for name in images:
+        stems = dict.fromkeys((Path(name).parent / Path(name).stem, Path(Path(name).stem)))
+        tried = [folder / f"{stem}{suffix}" for stem in stems for suffix in (".npy", ".png")]
+        path = next((candidate for candidate in tried if candidate.is_file()), None)
+        if path is None:
+            fail(f"{folder}: there is no {' or '.join(str(one.relative_to(folder)) for one in tried)}")
+        if path in owner:
+            fail(
+                f"{path}: would be the map of {owner[path]} and of {name}; "
+                "put maps in folders as the images are"
+            )
+        owner[path] = name
+        found[name] = path
+    return found
+
+
+def _name_views(folder: Path, images: Mapping[str, Any], overwrite: bool) -> dict[str, Path]:
+    """The picture of each image: its name with its folders."""
+    make_folder(folder)
+    views: dict[str, Path] = {}
+    for name in images:
+        path = folder / ("__".join((*Path(name).parent.parts, Path(name).stem)) + ".png")
+        if path in views.values():
+            fail(f"{path}: would be the picture of two images, one of them {name}")
+        if path.exists() and not overwrite:
+            fail(f"{path}: exists; --overwrite replaces it")
+        views[name] = path
+    return views
+
+
 class _Maps(NamedTuple):
     depth: np.ndarray
     """(H, W)"""
     masks: np.ndarray | None
     """(P, H, W)"""
-
-
-class _Placed(NamedTuple):
-    labels: Labels
-    report: dict[str, Any]
-
-
-def _images(labels: Labels) -> Iterator[tuple[str, np.ndarray]]:
-    for name in dict.fromkeys(labels.image_ids.tolist()):
-        yield str(name), np.flatnonzero(labels.image_ids == name)
 
 
 def _layer(asset: Any, labels: Labels, path: Path) -> BodyModel:
@@ -144,167 +206,40 @@ def _layer(asset: Any, labels: Labels, path: Path) -> BodyModel:
     return kind(asset, num_betas=labels.betas.shape[1], dtype=torch.float64)
 
 
-def _place(
-    body: BodyModel, labels: Labels, maps: _Maps, known: dict[str, Any], disparity: bool, refine: bool
-) -> _Placed:
-    """The people of one image."""
-    import torch
+def _known_of(labels: Labels, known: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Ages, NaN where they are not known, and sexes."""
+    from agebody.crowd import SEXES
 
-    from agebody.cameras import Camera
-    from agebody.crowd import DISPARITY_MIN_SLOPE, is_far, mask_depths, place_people, rest_height, write_back
+    said = [known.get(str(number), {}) for number in labels.ids]
+    years = np.array([entry.get("years", math.nan) for entry in said], dtype=float)
+    return years, np.array([SEXES.index(entry.get("sex", "neutral")) for entry in said], dtype=np.int64)
 
-    tensor = lambda array: torch.from_numpy(np.array(array)).to(torch.float64)  # noqa: E731
-    parameters = _parameters(labels)
-    camera = Camera(tensor(labels.focal), tensor(labels.center))
-    vertices = body(**parameters.arguments(body), pose_format="axis_angle").vertices
-    rendered, covered = _rendered(body, vertices, camera, labels.image_sizes[0], maps.depth.shape)
-    masks = torch.from_numpy(covered if maps.masks is None else maps.masks)
-    seen = mask_depths(torch.from_numpy(maps.depth), torch.from_numpy(rendered), masks)
-    weights = (seen.pixels >= MIN_SHARE * maps.depth.size).double()
-    height = rest_height(body, parameters.betas, parameters.age_offset)
-    prior, child = _prior(body, labels, parameters, height, known)
-    z = torch.where(weights > 0, seen.rendered_depth, tensor(labels.depth))
-    sides = labels.image_sizes[0].tolist()
-    far = is_far(z, camera.focal[:, 1], (sides[0], sides[1]))
-    if disparity:
-        far |= seen.depth > 0.02
-    placement = place_people(
-        seen.depth, z, height, prior, weights=weights, far=far, spread=seen.spread,
-        body_slope=seen.slope, body_correlation=seen.correlation,
-        min_slope=DISPARITY_MIN_SLOPE if disparity else 0.0,
-    )  # fmt: skip
-    scale = torch.where(placement.placed, placement.scale, 1)
-    written = write_back(body, parameters, scale, camera, child=child)
-    if refine and len(labels) > 1:
-        written = _refined(body, written.parameters, camera, prior, written.height)
-    changed = _described(body, labels, written.parameters, camera)
+
+def _report(before: Labels, found: PlacedLabels) -> dict[str, Any]:
     finite = lambda tensor: [x if math.isfinite(x) else None for x in tensor.tolist()]  # noqa: E731
-    report = {
+    placement, written, after = found.placement, found.written, found.labels
+    return {
         "people": [
             {
-                "id": int(labels.ids[i]), "placed": bool(placement.placed[i]), "far": bool(far[i]),
-                "pixels": int(seen.pixels[i]), "depth_before": float(labels.depth[i]),
-                "depth": float(changed.depth[i]), "height_before": float(height[i]),
-                "height": float(written.height[i]), "prior_mean": float(prior.mean[i]),
-                "prior_sd": float(prior.sd[i]), "moved_pixels": float(written.pixels[i]),
-                "exact": bool(written.exact[i]),
+                "id": int(before.ids[i]), "placed": bool(placement.placed[i]), "far": bool(found.far[i]),
+                "pixels": int(found.depths.pixels[i]), "depth_before": float(before.depth[i]),
+                "depth": float(after.depth[i]), "height_before": float(found.height[i]),
+                "height": float(written.height[i]), "prior_mean": float(found.prior.mean[i]),
+                "prior_sd": float(found.prior.sd[i]), "moved_pixels": float(written.pixels[i]),
+                "exact": bool(written.exact[i]), "kept": bool(after.kept[i]),
             }
-            for i in range(len(labels))
+            for i in range(len(before))
         ],
         "slope": finite(placement.slope), "shift": finite(placement.shift),
         "bounded": placement.bounded.tolist(), "deviation": finite(placement.deviation[None])[0],
     }  # fmt: skip
-    return _Placed(changed, report)
-
-
-def _refined(
-    body: BodyModel, parameters: BodyParameters, camera: Any, prior: HeightPrior, height: Tensor
-) -> Any:
-    """All people on one ground and out of one another; sizes free."""
-    from agebody.cameras import Camera
-    from agebody.crowd import refine_crowd, write_back
-    from agebody.losses import FEET, part_vertices
-
-    posed = body(**parameters.arguments(body), pose_format="axis_angle")
-    points = body.keypoints("smpl24", **parameters.arguments(body), pose_format="axis_angle")
-    soles = part_vertices(body.asset, FEET, facing=(0, -1, 0))
-    found = refine_crowd(
-        points, Camera(camera.focal[0], camera.center[0]), posed.joints[:, 0], feet=posed.vertices[:, soles],
-        height=height, prior=prior, vertices=posed.vertices, faces=body.faces,
-    )  # fmt: skip
-    return write_back(body, parameters, found.scale, camera, root=found.new_root)
-
-
-def _prior(
-    body: BodyModel, labels: Labels, parameters: BodyParameters, height: Tensor, known: dict[str, Any]
-) -> tuple[HeightPrior, Tensor]:
-    """How tall each is likely to be, and who is a child."""
-    import torch
-
-    from agebody.age import AgeCurve
-    from agebody.crowd import SEXES, HeightPrior, prior_of_age
-
-    said = [known.get(str(number), {}) for number in labels.ids]
-    sex = torch.tensor([SEXES.index(entry.get("sex", "neutral")) for entry in said])
-    years = torch.tensor([entry.get("years", math.nan) for entry in said], dtype=torch.float64)
-    guess, doubt = torch.full_like(years, 19.0), torch.zeros_like(years)
-    if body.age_anchors:
-        curve = AgeCurve.from_asset(body.asset)
-        guess = curve.offset_to_years(parameters.age_offset)
-        older, younger = (curve.offset_to_years(parameters.age_offset + way) for way in (-0.1, 0.1))
-        doubt = (older - younger) / 2
-    unknown = years.isnan()
-    years = torch.where(unknown, guess, years)
-    child = years < 15
-    prior = prior_of_age(years, sex=sex, years_sd=torch.where(unknown, doubt, 0))
-    return HeightPrior(*prior).towards(height, share=torch.where(child, 0.0, 0.5)), child
-
-
-def _parameters(labels: Labels) -> BodyParameters:
-    import torch
-
-    from agebody.fitting.parameters import BodyParameters
-
-    return BodyParameters(
-        *(torch.from_numpy(np.array(getattr(labels, name))).double() for name in BodyParameters._fields)
-    )
-
-
-def _rendered(
-    body: BodyModel, vertices: Tensor, camera: Any, size: np.ndarray, shape: tuple[int, ...]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Depth of each body alone, (P, H, W), and which pixels it covers before the others."""
-    from agebody.cameras import Camera
-    from agebody.render import render
-
-    height, width = shape
-    stretch = camera.focal.new_tensor((width / float(size[0]), height / float(size[1])))
-    depths = []
-    for person, focal, center in zip(vertices, camera.focal, camera.center, strict=True):
-        lens = Camera(focal * stretch, center * stretch)
-        picture = render(person, body.faces, lens, size=(width, height), background=None, light_rays=0)
-        depths.append(picture.depth.astype(np.float64))
-    each = np.stack(depths)
-    nearest = each.argmin(0) == np.arange(len(each))[:, None, None]
-    return each, nearest & np.isfinite(each)
-
-
-def _described(body: BodyModel, labels: Labels, parameters: BodyParameters, camera: Any) -> Labels:
-    """The labels with other bodies, and what follows from them."""
-    from agebody.labels import Labels
-
-    arguments = {**parameters.arguments(body), "pose_format": "axis_angle"}
-    joints = body(**arguments).joints
-    pixels = camera.project(body.keypoints(labels.keypoint_layout, **arguments)).pixels.numpy()
-    weights = labels.observed[..., 2]
-    off = np.linalg.norm(np.where(weights[..., None] > 0, pixels - labels.observed[..., :2], 0), axis=-1)
-    arrays: dict[str, np.ndarray] = {
-        name: tensor.numpy() for name, tensor in parameters._asdict().items()
-    } | {
-        "joints": joints.numpy(), "depth": joints[:, 0, 2].numpy(), "keypoints": pixels,
-        "reprojection": (weights * off).sum(1) / np.maximum(weights.sum(1), 1e-9),
-    }  # fmt: skip
-    assert isinstance(labels, Labels)
-    return replace(labels, **{name: a.astype(getattr(labels, name).dtype) for name, a in arrays.items()})
-
-
-def _put(labels: Labels, rows: np.ndarray, part: Labels) -> Labels:
-    changed = {}
-    for name in (
-        "global_orient", "body_pose", "betas", "age_offset", "transl", "joints", "depth", "keypoints",
-        "reprojection",
-    ):  # fmt: skip
-        array = getattr(labels, name).copy()
-        array[rows] = getattr(part, name)
-        changed[name] = array
-    return replace(labels, **changed)
 
 
 def _read_maps(
     name: str, depth: Path, masks: Path | None, size: np.ndarray, people: int, disparity: bool
 ) -> _Maps:
     """What is known of the pixels of an image, on a grid of at most ``MAX_SIDE``."""
-    values = _read_array(depth, name)
+    values = _read_array(depth)
     floating = values.dtype.kind == "f"
     values = values.astype(np.float64)
     if not floating and not disparity:
@@ -313,7 +248,7 @@ def _read_maps(
     width, height = map(int, size)
     shrink = min(1.0, MAX_SIDE / max(width, height))
     shape = (max(round(height * shrink), 1), max(round(width * shrink), 1))
-    if abs(values.shape[1] / values.shape[0] - width / height) > 0.02 * width / height:
+    if not values.size or abs(values.shape[1] / values.shape[0] - width / height) > 0.02 * width / height:
         found = f"{values.shape[1]} x {values.shape[0]}"
         fail(f"{depth}: the map of {name} has {found} pixels, the image {width} x {height}")
     values = _resampled(values, shape)
@@ -321,22 +256,21 @@ def _read_maps(
         values = 1 / values
     if masks is None:
         return _Maps(values, None)
-    numbers = _resampled(_read_array(masks, name), shape)
+    whose = _read_array(masks)
+    if not whose.size:
+        fail(f"{masks}: the map of {name} has no pixels")
+    numbers = _resampled(whose, shape)
     if numbers.max(initial=0) > people:
         fail(f"{masks}: {name} has a person {int(numbers.max())}, LABELS has {people} people in it")
     return _Maps(values, numbers == np.arange(1, people + 1)[:, None, None])
 
 
-def _read_array(folder: Path, name: str) -> np.ndarray:
+def _read_array(path: Path) -> np.ndarray:
     from PIL import Image, UnidentifiedImageError
 
-    candidates = [folder / f"{Path(name).stem}{suffix}" for suffix in (".npy", ".png")]
-    path = next((candidate for candidate in candidates if candidate.is_file()), None)
-    if path is None:
-        fail(f"{folder}: there is no {candidates[0].name} or {candidates[1].name}")
     try:
         array = np.load(path, allow_pickle=False) if path.suffix == ".npy" else np.asarray(Image.open(path))
-    except (ValueError, UnidentifiedImageError, EOFError) as error:
+    except (ValueError, SyntaxError, UnidentifiedImageError, EOFError) as error:
         fail(f"{path}: cannot be read ({error})")
     if array.ndim != 2 or array.dtype.kind not in "fiu":
         fail(f"{path}: expected numbers of shape (H, W), got {array.dtype} {array.shape}")
@@ -378,17 +312,20 @@ def _read_people(path: Path | None) -> dict[str, Any]:
 
 def _draw(body: BodyModel, before: Labels, after: Labels, path: Path) -> None:
     """The people from above, before and after, to one scale."""
+    from agebody.labels.placing import parameters_of
     from agebody.render import contact_sheet
 
     scenes = [
-        body(**_parameters(labels).arguments(body), pose_format="axis_angle").vertices.numpy()
+        body(**parameters_of(body, labels).arguments(body), pose_format="axis_angle").vertices.numpy()
         for labels in (before, after)
     ]
     reach = max(float(np.abs(scene[..., 0]).max()) for scene in scenes) + 0.5
     last = max(float(scene[..., 2].max()) for scene in scenes) + 0.5
-    contact_sheet(
+    sheet = contact_sheet(
         [top_view(scene, body.faces.numpy(), half_width=reach, depth=last) for scene in scenes], columns=2
-    ).save(path)
+    )
+    with replacing(path) as temporary:
+        sheet.save(temporary)
 
 
 def top_view(

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from agebody.age import AgeCurve, Sex, median_stature, stature_sd
+from agebody.crowd.values import expect_values
 from agebody.reduction import expect
 
 
@@ -85,7 +86,12 @@ def prior_of_class(classes: Int[Tensor, "*people"], *, dtype: torch.dtype | None
     Args:
         classes: such as `height_class` gives.
         dtype: of the prior; torch's default if None.
+
+    Raises:
+        ValueError: there is no such class.
     """
+    kinds = len(HEIGHT_CLASSES)
+    expect_values(classes=((classes >= 0) & (classes < kinds), f"indices from 0 to {kinds - 1}"))
     dtype = torch.get_default_dtype() if dtype is None else dtype
     table = torch.tensor([kind[1:] for kind in HEIGHT_CLASSES], dtype=dtype, device=classes.device)
     return HeightPrior(*table[classes].unbind(-1))
@@ -151,4 +157,6 @@ def _expect_sex(sex: Shaped[Tensor, "*people"], people: Tensor) -> Tensor:
         raise TypeError(f"sex: expected a torch.Tensor of integers, indices into SEXES, got {kind}")
     if sex.shape != people.shape:
         raise ValueError(f"sex: expected shape {tuple(people.shape)}, got {tuple(sex.shape)}")
+    known = (sex >= 0) & (sex < len(SEXES))
+    expect_values(sex=(known, f"indices into SEXES, 0 to {len(SEXES) - 1}"))
     return sex.long()

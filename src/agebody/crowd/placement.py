@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from agebody.crowd.height_prior import HeightPrior
+from agebody.crowd.values import expect_values
 from agebody.reduction import Weights, expand_weights, expect, hide
 
 DISPARITY_MIN_SLOPE = 20.0
@@ -74,8 +75,9 @@ def place_people(
 
         min over X, Y of  sum_i  ((h_i (X d_i + Y) / z_i - mu_i) / sigma_i)^2
 
-    Images, near and far groups and people are dimensions of one computation; it has no loop over data, waits
-    for no device, and is differentiable in all lengths.
+    Images, near and far groups and people are dimensions of one computation; it has no loop over data and is
+    differentiable in all lengths. A device is waited for once, to look whether the arguments can be right;
+    not where the function is compiled or within a transform of torch.func.
 
     Guards, in this order, for each group:
 
@@ -105,7 +107,8 @@ def place_people(
 
     Raises:
         TypeError: an argument is no tensor of a floating type.
-        ValueError: shapes differ, or a slope is given without its correlation.
+        ValueError: shapes differ, a slope is given without its correlation, or, of somebody who is there, a
+            number is not finite, or a depth, height or deviation that was fitted is not above 0.
     """
     expect("depth", depth, None)
     given = {
@@ -125,6 +128,7 @@ def place_people(
         )
     weights = expand_weights(weights, depth.shape)
     there = torch.ones_like(depth, dtype=torch.bool) if weights is None else weights != 0
+    _check_values(depth, rendered_depth, height, prior, there, weights)
     d, z, h, mean = (hide(t, there) for t in (depth, rendered_depth, height, prior.mean))
     safe_z, safe_h, sd = (torch.where(there, t, 1) for t in (rendered_depth, height, prior.sd))
     confidence = there.to(depth.dtype) if weights is None else weights.to(depth.dtype)
@@ -150,6 +154,22 @@ def place_people(
         torch.where(placed, moved, z), scale, h * scale, placed, line.slope, line.shift, line.bounded,
         fitted.sum(-1), torch.where(count > 0, deviations / count.clamp(min=1), torch.nan),
     )  # fmt: skip
+
+
+def _check_values(
+    depth: Tensor, z: Tensor, height: Tensor, prior: HeightPrior, there: Tensor, weights: Tensor | None
+) -> None:
+    length = "finite lengths above 0 of all who are there"
+    above = lambda tensor: ~there | ((tensor > 0) & tensor.isfinite())  # noqa: E731
+    trust = there if weights is None else weights
+    expect_values(
+        weights=((trust >= 0) & trust.isfinite(), "finite numbers from 0 on"),
+        depth=(~there | depth.isfinite(), "finite depths of all who are there"),
+        rendered_depth=(above(z), length),
+        height=(above(height), length),
+        prior__mean=(~there | prior.mean.isfinite(), "finite lengths of all who are there"),
+        prior__sd=(above(prior.sd), length),
+    )
 
 
 def is_far(
@@ -264,6 +284,8 @@ def _excess(people: _People, found: Tensor, max_height: float) -> Tensor:
 
 def _far_behind_near(people: _People, members: Tensor, fitted: Tensor, line: _Line) -> _Line:
     """The far line moved back to where the near people end."""
+    if members.shape[-1] == 0:
+        return line
     near, far = members[..., 0, :], fitted[..., 1, :]
     depth, rendered = people.depth[..., 0, :], people.rendered_depth[..., 0, :]
     solved = fitted[..., 0, :].any(-1)

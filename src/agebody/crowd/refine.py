@@ -12,7 +12,8 @@ from torch import Tensor
 from agebody.cameras import Camera
 from agebody.collisions import find_penetrations, offsets
 from agebody.crowd.height_prior import HeightPrior
-from agebody.least_squares import Method, Quadratic, Solution, minimize
+from agebody.crowd.values import expect_values
+from agebody.least_squares import Method, Quadratic, Solution, Stop, minimize
 from agebody.reduction import Weights, expand_weights, expect, hide
 
 MOVES = 4
@@ -132,7 +133,8 @@ def refine_crowd(
 
     Raises:
         TypeError: an argument is no tensor of a floating type.
-        ValueError: shapes do not fit, one of a pair is missing, or the camera has a pose of its own.
+        ValueError: shapes do not fit, one of a pair is missing, the camera has a pose of its own, ``up`` has
+            no length, or a number of somebody who is there is not finite, or behind the camera.
     """
     expect("points", points, None, None, 3)
     images, people = points.shape[:-3], points.shape[-3]
@@ -157,9 +159,9 @@ def refine_crowd(
         return tensor if dims == 0 else hide(tensor, flat(there, 0), dims - 1)
 
     count = images.numel()
-    lens = _each(camera, lambda part: part.detach().expand(*images, -1).reshape(count, -1))
+    lens = _each(camera, lambda part: part.detach().expand(*images, -1).reshape(count, part.shape[-1]))
     start = flat(points, 3)
-    seen = lens.project(start.flatten(1, 2)).pixels.unflatten(1, (people, -1))
+    seen = lens.project(start.flatten(1, 2)).pixels.unflatten(1, (people, keypoints))
     confidence = flat(there, 0)[..., None].expand(seen.shape[:-1])
     if pixels is not None:
         confidence = confidence if pixel_weights is None else confidence * flat(pixel_weights, 2)
@@ -167,6 +169,41 @@ def refine_crowd(
     elif pixel_weights is not None:
         confidence = confidence * flat(pixel_weights, 2)
     direction = points.new_tensor(up)
+    if not direction.isfinite().all() or not direction.any():
+        raise ValueError(f"up: expected a direction, of a length above 0, got {up}")
+    here = flat(there, 0) != 0
+    finite = "finite numbers of all who are there"
+    expect_values(
+        weights=((there >= 0) & there.isfinite(), "finite numbers from 0 on"),
+        pixel_weights=((confidence >= 0) & confidence.isfinite(), "finite numbers from 0 on"),
+        root=(~here | (flat(root, 2).isfinite().all(-1) & (flat(root, 2)[..., 2] > 0)),
+              "finite places before the camera"),
+        points=(
+            start.isfinite().all(-1) & ((confidence == 0) | (start[..., 2] > 0)),
+            "finite places, before the camera where weights are not 0",
+        ),
+        pixels=(seen.isfinite().all(-1) | (confidence == 0), "finite numbers where weights are not 0"),
+        **{
+            name: (flat(tensor, dims).isfinite().flatten(2).all(-1), finite)
+            for name, tensor, dims in (("feet", feet, 3), ("vertices", vertices, 3))
+            if tensor is not None
+        },
+        **{
+            name: (~here | ((flat(tensor, 0) > 0) & flat(tensor, 0).isfinite()), "finite lengths above 0")
+            for name, tensor in (
+                ("height", height), ("prior__mean", None if prior is None else prior.mean),
+                ("prior__sd", None if prior is None else prior.sd),
+            )
+            if tensor is not None
+        },
+    )  # fmt: skip
+    seen = hide(seen, confidence, 1)
+    if count == 0 or people == 0:
+        names = ("pixels", "depth", *("order" for _ in (layer,) if layer is not None))
+        names += ("ground", "tilt") if feet is not None else ()
+        names += ("height",) if height is not None else ()
+        names += ("overlap",) if vertices is not None else ()
+        return _nothing(root, direction / direction.norm(), names)
     scene = _Scene(
         start, flat(root, 2), flat(there, 0), seen, confidence, lens,
         None if layer is None else torch.where(flat(there, 0) != 0, flat(layer, 0), -1), layer_margin,
@@ -186,6 +223,17 @@ def refine_crowd(
         root, unflat(place.new_root), unflat(place.scale), unflat(place.normal), unflat(place.offset), terms,
         torch.stack(list(terms.values())).sum(0), unflat(found.converged), unflat(found.iterations),
         unflat(found.stop),
+    )  # fmt: skip
+
+
+def _nothing(root: Tensor, up: Tensor, names: tuple[str, ...]) -> Refined:
+    """Of no images, or images of nobody."""
+    images = root.shape[:-2]
+    zero = root.new_zeros(images)
+    steps = torch.zeros(images, dtype=torch.long, device=root.device)
+    return Refined(
+        root, root.clone(), root.new_ones(root.shape[:-1]), up.expand(*images, 3), zero,
+        {name: zero.clone() for name in names}, zero.clone(), steps == 0, steps, steps + int(Stop.GRADIENT),
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from agebody.body import BodyModel
 from agebody.cameras import Camera
+from agebody.crowd.values import expect_values
 from agebody.fitting.parameters import BodyParameters
 from agebody.keypoints import KeypointLayout
 from agebody.measure import stature
@@ -84,7 +85,8 @@ def write_back(
 
     Raises:
         TypeError: the scale is no tensor of a floating type.
-        ValueError: shapes differ, the body has neither ages nor betas, or the camera has a pose of its own.
+        ValueError: shapes differ, a scale is not finite and above 0, the body has neither ages nor betas, or
+            the camera has a pose of its own.
     """
     expect("scale", scale)
     batch = parameters.transl.shape[:-1]
@@ -96,6 +98,7 @@ def write_back(
         )
     if not body.num_betas and not body.age_anchors:
         raise ValueError("body: expected betas or ages, it has neither")
+    expect_values(scale=((scale > 0) & scale.isfinite(), "finite numbers above 0"))
     wanted = scale * rest_height(body, parameters.betas, parameters.age_offset)
     by_age = torch.zeros_like(scale, dtype=torch.bool)
     if body.age_anchors:

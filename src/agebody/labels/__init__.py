@@ -5,6 +5,7 @@ from agebody.labels.at_scale import DatasetReport, ShardResult, fit_dataset, fit
 from agebody.labels.fitting import fit_annotations
 from agebody.labels.label_shards import ShardRecord, load_label_shards
 from agebody.labels.overlays import draw_overlay
+from agebody.labels.placing import PlacedLabels, place_labels
 from agebody.labels.quality import RULES, flag_labels
 from agebody.labels.reading import read_keypoints
 from agebody.labels.records import Labels, concatenate_labels, load_labels
@@ -19,6 +20,7 @@ __all__ = [
     "ImageEntry",
     "LabelError",
     "Labels",
+    "PlacedLabels",
     "ShardRecord",
     "ShardResult",
     "concatenate_labels",
@@ -29,6 +31,7 @@ __all__ = [
     "flag_labels",
     "load_label_shards",
     "load_labels",
+    "place_labels",
     "read_keypoints",
     "read_shard",
     "save_training_npz",
