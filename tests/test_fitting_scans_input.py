@@ -7,7 +7,7 @@ import torch
 
 import agebody
 from agebody.cameras import Camera
-from agebody.fitting import SMPLIFY_KIDS, BodyParameters, Plane, fit_scans, register_surface
+from agebody.fitting import SMPLIFY_KIDS, BodyParameters, Plane, fit_plane, fit_scans, register_surface
 from agebody.fitting.scans import steps
 from agebody.fitting.scans.energy import all_joints
 from agebody.fitting.scans.frames import Frames
@@ -98,3 +98,75 @@ def test_the_layout_of_all_joints_is_made_once(infant):
     names = infant.asset.joint_names
     assert all_joints(names) is all_joints(tuple(names))
     assert all_joints(names).names == names
+
+
+class TestReport:
+    def test_what_is_not_near_has_no_distance(self, infant, seen):
+        """Two frames: one scan is 5 m off, the other is as it was with one point of four as far off."""
+        far = torch.tensor([5.0, 0, 0])
+        (scan,) = seen["scans"]
+        quarter = torch.cat((scan, scan[: len(scan) // 3] + far))
+        still = LAST._replace(s2m=0.0, m2s=0.0, pose=0.0, bend=0.0, close=0.0, collision=0.0)
+        report = fit(infant, seen | {"scans": [scan + far, quarter]}, stages=[still]).report
+        assert report.s2m.isnan().tolist() == [True, False]
+        torch.testing.assert_close(
+            report.outliers, torch.tensor([1.0, (len(scan) // 3) / len(quarter)]), rtol=0, atol=1e-6
+        )
+        assert report.accepted.tolist() == [False, True]
+
+    def test_a_frame_without_landmarks_is_not_accepted(self, infant, seen):
+        given = with_landmarks(infant, seen)
+        scan, pixels = given["scans"][0], given["keypoints"]
+        weights = torch.ones(2, pixels.shape[1])
+        weights[1] = 0
+        given |= {"scans": [scan, scan[:0]], "keypoints": pixels.expand(2, -1, -1), "weights": weights}
+        report = fit(infant, given).report
+        assert report.reprojection.isnan().tolist() == [False, True]
+        assert report.accepted.tolist() == [True, False]
+        assert report.s2m.isnan().tolist() == [False, True]
+        assert report.outliers[1] == 0
+
+
+class TestErrors:
+    @pytest.mark.parametrize("weight", [math.nan, math.inf, -1.0])
+    def test_weights(self, infant, seen, weight):
+        weights = torch.ones(1, 17)
+        weights[0, 3] = weight
+        with pytest.raises(ValueError, match="weights: expected finite numbers from 0 on"):
+            fit(infant, with_landmarks(infant, seen), weights=weights)
+
+    def test_numbers_that_are_not_finite(self, infant, seen):
+        given = with_landmarks(infant, seen)
+        pixels = given["keypoints"].clone()
+        pixels[0, 2, 0] = torch.nan
+        with pytest.raises(ValueError, match="keypoints: expected finite pixels"):
+            fit(infant, given, keypoints=pixels)
+        nowhere = seen["start"].map(torch.clone)
+        nowhere.betas[0, 0] = torch.nan
+        with pytest.raises(ValueError, match="start: expected finite numbers"):
+            fit(infant, seen, start=nowhere)
+        with pytest.raises(ValueError, match="plane: expected finite numbers"):
+            fit(infant, seen, plane=Plane(torch.tensor([0.0, 1.0, 0.0]), torch.tensor(math.inf)))
+        with pytest.raises(ValueError, match="points: expected finite points"):
+            fit_plane(torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [math.nan, 0, 0]]))
+
+    def test_keypoints_of_another_type(self, infant, seen):
+        given = with_landmarks(infant, seen)
+        with pytest.raises(TypeError, match=r"keypoints: expected torch.float32"):
+            fit(infant, given, keypoints=given["keypoints"].double())
+
+    def test_an_age_that_is_no_number(self, mannequin_asset, seen):
+        with pytest.raises(ValueError, match="age_offset: expected a finite number"):
+            fit(agebody.SMPLA(mannequin_asset), seen, age_offset=math.nan)
+
+    @pytest.mark.parametrize("count", [3, 50])
+    def test_a_line_is_no_plane(self, count):
+        line = torch.linspace(0, 1, count)[:, None] * torch.tensor([1.0, 2.0, 0.5])
+        for points in (
+            line,
+            line + 0.001 * torch.randn(line.shape, generator=torch.Generator().manual_seed(0)),
+        ):
+            with pytest.raises(ValueError, match="points: expected a plane"):
+                fit_plane(points)
+        flat = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 1, 0]])
+        torch.testing.assert_close(fit_plane(flat).normal.abs(), torch.tensor([0.0, 0, 1]))

@@ -106,11 +106,14 @@ def fit_plane(
 
     Raises:
         TypeError: the points are no tensor of floats.
-        ValueError: they have another shape, are fewer than three, or no plane holds enough of them.
+        ValueError: they have another shape, are fewer than three or not finite, no plane holds enough of
+            them, or those that it holds lie on a line, within the tolerance.
     """
     expect("points", points, None, 3)
     if points.dim() != 2 or len(points) < 3:
         raise ValueError(f"points: expected shape (N, 3) with at least three, got {tuple(points.shape)}")
+    if not points.isfinite().all():
+        raise ValueError("points: expected finite points; leave out what is a hole")
     generator = torch.Generator().manual_seed(seed)
     some = points[torch.randint(len(points), (4096,), generator=generator).to(points.device)]
     a, b, c = points[torch.randint(len(points), (3, trials), generator=generator).to(points.device)]
@@ -122,7 +125,10 @@ def fit_plane(
     for _ in range(3):
         on = points[(points @ normal - offset).abs() <= tolerance]
         middle = on.mean(0)
-        normal = torch.linalg.svd(on - middle, full_matrices=False).Vh[2]
+        _, extent, axes = torch.linalg.svd(on - middle, full_matrices=False)
+        if len(on) < 3 or extent[1] <= tolerance * len(on) ** 0.5:
+            raise ValueError(f"points: expected a plane, found {len(on)} points on a line, to {tolerance} m")
+        normal = axes[2]
         offset = middle @ normal
     share = ((points @ normal - offset).abs() <= tolerance).to(points.dtype).mean().item()
     if not share >= least_share:

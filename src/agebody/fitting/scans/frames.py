@@ -63,18 +63,27 @@ def read_frames(
         points[i, : len(cloud)], there[i, : len(cloud)] = cloud, 1
     if camera.focal.dim() > 1 and len(camera.focal) != frames:
         raise ValueError(f"camera: expected one, or one for each of {frames} frames, got {len(camera.focal)}")
+    if plane is not None and not (plane.normal.isfinite().all() and plane.offset.isfinite().all()):
+        raise ValueError("plane: expected finite numbers")
     if keypoints is None:
         if weights is not None:
             raise ValueError("weights: expected None without keypoints")
         return Frames(points, there, camera, plane=plane)
     expect("keypoints", keypoints, len(layout), 2)
+    if keypoints.dtype != body.dtype:
+        raise TypeError(f"keypoints: expected {body.dtype}, as the body, got {keypoints.dtype}")
     if keypoints.shape[:-2] != (frames,):
         raise ValueError(
             f"keypoints: expected shape ({frames}, {len(layout)}, 2), got {tuple(keypoints.shape)}"
         )
     confidences = expand_weights(weights, keypoints.shape[:2])
     confidences = torch.ones_like(keypoints[..., 0]) if confidences is None else confidences.to(keypoints)
-    return Frames(points, there, camera, hide(keypoints, confidences, 1), confidences, plane)
+    if not (confidences >= 0).all() or confidences.isinf().any():
+        raise ValueError("weights: expected finite numbers from 0 on")
+    keypoints = hide(keypoints, confidences, 1)
+    if not keypoints.isfinite().all():
+        raise ValueError("keypoints: expected finite pixels where the weights are not zero")
+    return Frames(points, there, camera, keypoints, confidences, plane)
 
 
 def eye_of(camera: Camera, like: Tensor) -> Float[Tensor, "*batch 3"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -45,15 +46,18 @@ class ScanReport(NamedTuple):
     surface: StepReport | None
     """A problem a frame; None without surfaces."""
     s2m: Float[Tensor, " F"]
-    """Mean distance of the scan's points from the body's surface, of those nearer than 3 cm [m]."""
+    """Mean distance of the scan's points from the body's surface, of those nearer than 3 cm [m]; NaN where
+    there is none."""
     outliers: Float[Tensor, " F"]
-    """Share of the scan's points that are farther."""
+    """Share of the scan's points that are farther; 0 of an empty scan."""
     surface_s2m: Float[Tensor, " F"] | None
     """``s2m`` of the registered surface [m]."""
     reprojection: Float[Tensor, " F"] | None
-    """Mean distance of the landmarks in the image [px]; None without landmarks."""
+    """Mean distance of the landmarks that weigh something in the image [px]; NaN where none does, None
+    without landmarks."""
     accepted: Bool[Tensor, " F"]
-    """Whether ``reprojection`` is below 16 px (InfantNet's rule); True without landmarks."""
+    """Whether ``reprojection`` is below 16 px (InfantNet's rule), which NaN is not; without landmarks,
+    whether a point of the scan is near the body."""
 
 
 class ScanFit(NamedTuple):
@@ -97,7 +101,8 @@ def fit_scans(
     3. *Surface.* A displacement of each vertex, see `agebody.fitting.scans.surface.register_surface`.
 
     Steps 1 and 2 go through the stages one after the other, from wide robust costs and strong priors to
-    narrow and weak ones; step 3 has the last stage's weights. The points of each scan that are looked at in
+    narrow and weak ones; step 3 has the last stage's weights, but for collisions, which it does not look at:
+    it moves vertices by millimetres. The points of each scan that are looked at in
     steps 1 and 2 are a sample; step 3 and the report look at all.
 
     Args:
@@ -124,7 +129,8 @@ def fit_scans(
 
     Raises:
         TypeError: an argument is of the wrong type.
-        ValueError: shapes do not fit, or there is nothing to begin with.
+        ValueError: shapes do not fit, numbers are not finite or weights below 0, or there is nothing to begin
+            with.
     """
     with torch.inference_mode(False), torch.no_grad(), own_precision(body.device):
         layout = get_layout(layout)
@@ -136,6 +142,8 @@ def fit_scans(
             )
         if age_offset is not None and not body.age_anchors:
             raise ValueError(f"age_offset: {type(body).__name__} has one age")
+        if age_offset is not None and not math.isfinite(age_offset):
+            raise ValueError(f"age_offset: expected a finite number, got {age_offset}")
         known_age = None if age_offset is None else seen.points.new_tensor(age_offset)
         pose_prior = _read_prior(pose_prior, body, age_offset)
         if start is not None:
@@ -161,13 +169,13 @@ def fit_scans(
         vertices = body(**parameters.arguments(body), pose_format="axis_angle").vertices
         moved, surface_report = None, None
         if surface:
-            moved, solution = register_surface(
-                vertices, body.faces, seen, stages[-1], exclude=exclude, backend=backend
-            )
+            # Skin that touches skin would meet at nearly every step, and hold the whole surface where it is.
+            last = stages[-1]._replace(collision=0.0)
+            moved, solution = register_surface(vertices, body.faces, seen, last, backend=backend)
             surface_report = step_report([solution], {})
         s2m, outliers = _distances(vertices, energy)
         reprojection = _reprojection(energy, parameters, layout)
-        accepted = torch.ones_like(s2m, dtype=torch.bool) if reprojection is None else reprojection < ACCEPTED
+        accepted = ~s2m.isnan() if reprojection is None else reprojection < ACCEPTED
         report = ScanReport(
             chosen, shape_report, pose_report, surface_report, s2m, outliers,
             None if moved is None else _distances(moved, energy)[0], reprojection, accepted,
@@ -215,11 +223,14 @@ def _read_start(start: BodyParameters, body: BodyModel, frames: int) -> BodyPara
     """One start a frame."""
     try:
         wanted = BodyParameters.zeros(body, frames)
-        return BodyParameters(*(part.expand_as(like) for part, like in zip(start, wanted, strict=True)))
+        found = BodyParameters(*(part.expand_as(like) for part, like in zip(start, wanted, strict=True)))
     except RuntimeError as error:
         raise ValueError(
             f"start: expected parameters of this body, for one frame or {frames}: {error}"
         ) from None
+    if not found.vector().isfinite().all():
+        raise ValueError("start: expected finite numbers")
+    return found
 
 
 def _read_prior(
@@ -245,13 +256,13 @@ def _middle(prior: MahalanobisPrior, body: BodyModel) -> Float[Tensor, "J 3"]:
 
 
 def _distances(vertices: Tensor, energy: ScanEnergy) -> tuple[Tensor, Tensor]:
-    """Mean distance of near points from the surface [m], and the share of the others; 0 for an empty scan."""
+    """Mean distance of near points from the surface [m], NaN without one; and the share of the others."""
     seen = energy.seen
     there = seen.weights != 0
     found = closest_points(seen.points, vertices, energy.body.faces, backend=energy.backend).distance
     near = there & (found < NEAR)
-    mean = torch.where(near, found, 0).sum(1) / near.sum(1).clamp(min=1)
-    return mean, 1 - near.sum(1) / there.sum(1).clamp(min=1) * there.any(1) - 1.0 * ~there.any(1)
+    mean = torch.where(near, found, 0).sum(1) / near.sum(1)
+    return mean, (there & ~near).sum(1) / there.sum(1).clamp(min=1)
 
 
 def _reprojection(energy: ScanEnergy, parameters: BodyParameters, layout: KeypointLayout) -> Tensor | None:
@@ -261,4 +272,4 @@ def _reprojection(energy: ScanEnergy, parameters: BodyParameters, layout: Keypoi
     points = energy.body.keypoints(layout, **parameters.arguments(energy.body), pose_format="axis_angle")
     known = seen.confidences != 0
     error = safe_norm(hide(seen.camera.project(points).pixels - seen.keypoints, known, 1))
-    return error.sum(1) / known.sum(1).clamp(min=1)
+    return error.sum(1) / known.sum(1)
