@@ -1,6 +1,7 @@
 """One person in many images: videos, several cameras, photographs."""
 
 import itertools
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,15 +11,16 @@ from torch import Tensor
 
 import agebody
 from agebody.cameras import Camera
+from agebody.fitting import sequences
 from agebody.fitting.images import fit_keypoints
 from agebody.fitting.observed import pose_prior_of, read_observed
 from agebody.fitting.parameters import GROUPS, BodyParameters
 from agebody.fitting.sequences import (
     MOTION_SCHEDULE,
+    MotionStep,
     _best_path,
     _Chain,
     _Clips,
-    _map_camera,
     fit_sequence,
     triangulate,
 )
@@ -78,13 +80,16 @@ def errors(body: agebody.SMPLA, found: BodyParameters, truth: BodyParameters) ->
     return (a - a[..., :1, :] - b + b[..., :1, :]).norm(dim=-1).mean(-1)
 
 
+FRAMES = 8
+
+
 @pytest.fixture(scope="module")
 def noisy(body):
     """A clip with noise, points and frames that are missing; its frames fitted alone, and together."""
-    clip = make_clip(body, 12)
+    clip = make_clip(body, FRAMES)
     generator = torch.Generator().manual_seed(1)
-    weights = (torch.rand(12, 17, generator=generator) > 0.25).float()
-    weights[5:7] = 0
+    weights = (torch.rand(FRAMES, 17, generator=generator) > 0.25).float()
+    weights[3:5] = 0
     seen = clip.pixels + 4 * torch.randn(clip.pixels.shape, generator=generator)
     seen = torch.where(weights[..., None] > 0, seen, torch.nan)
     alone = fit_keypoints(body, seen, clip.camera, weights=weights, noise=4.0)
@@ -116,7 +121,7 @@ def test_reprojection_and_terms_are_of_the_result(body, noisy):
     clip, weights, _, fit = noisy
     points = body.keypoints("coco17", **fit.parameters.arguments(body), pose_format="axis_angle")
     generator = torch.Generator().manual_seed(1)
-    torch.rand(12, 17, generator=generator)
+    torch.rand(FRAMES, 17, generator=generator)
     seen = clip.pixels + 4 * torch.randn(clip.pixels.shape, generator=generator)
     off = weights * (clip.camera.project(points).pixels - seen).norm(dim=-1)
     expected = off.sum(-1) / weights.sum(-1).clamp(min=1)
@@ -189,20 +194,81 @@ def test_clips_of_different_lengths(body):
 def test_what_is_known_of_people_is_theirs(body):
     clip = make_clip(body, 2)
     pixels = clip.pixels.expand(3, -1, -1, -1)
-    fit = fit_sequence(body, pixels, clip.camera, age_offset=torch.tensor([0.1, 0.5, torch.nan]))
+    quick: dict[str, Any] = {"start_schedule": (), "schedule": QUICK}
+    fit = fit_sequence(body, pixels, clip.camera, age_offset=torch.tensor([0.1, 0.5, torch.nan]), **quick)
     assert fit.parameters.age_offset[:2].unique(dim=1).flatten().tolist() == pytest.approx([0.1, 0.5])
-    by_class = fit_sequence(body, pixels[:2], clip.camera, age_class=torch.tensor([0, 3]))
+    by_class = fit_sequence(body, pixels[:2], clip.camera, age_class=torch.tensor([0, 3]), **quick)
     low, high = by_class.parameters.age_offset[:, 0].tolist()
     assert -0.05 <= low <= 0.15
     assert 0.75 <= high <= 1
     depth = joints(body, clip.parameters)[:, 0, 2] * 0.7
-    near = fit_sequence(body, clip.pixels, clip.camera, depth=depth)
+    near = fit_sequence(body, clip.pixels, clip.camera, depth=depth, start=clip.parameters)
     torch.testing.assert_close(joints(body, near.parameters)[:, 0, 2], depth, rtol=0, atol=0.05)
+
+
+QUICK = (MotionStep(1.0, 6.0, 1.0, 6),)
+"""For what does not depend on how good a fit is."""
+
+
+def test_depths_of_some_people_count_in_every_chunk(body):
+    clip = make_clip(body, 1)
+    pixels = clip.pixels.expand(2, -1, -1, -1)
+    depth = torch.tensor([[2.0], [torch.nan]])
+    start = clip.parameters.map(lambda part: part.expand(2, *part.shape))
+    fits = [
+        fit_sequence(body, pixels, clip.camera, depth=depth, start=start, schedule=QUICK, chunk_size=size)
+        for size in (1, 256)
+    ]
+    for fit in fits:
+        assert joints(body, fit.parameters)[0, 0, 0, 2] == pytest.approx(2, abs=0.1)
+        assert fit.report.terms["depth"][1] == 0
+    torch.testing.assert_close(fits[0].report.cost, fits[1].report.cost, rtol=1e-2, atol=0)
+
+
+def test_no_clips(body):
+    camera = make_clip(body, 1).camera
+    fit = fit_sequence(body, torch.zeros(2, 0, 3, 17, 2), camera)
+    assert fit.reprojection.shape == (2, 0, 3)
+    assert fit.report.cost.shape == (2, 0)
+    assert fit.parameters.body_pose.shape == (2, 0, 3, 23, 3)
+
+
+def test_neither_autocast_nor_gradients_get_in(body):
+    clip = make_clip(body, 2, views=2)
+    find = lambda pixels: fit_sequence(  # noqa: E731
+        body, pixels, clip.camera, views=True, start_schedule=(), schedule=QUICK
+    )
+    expected = find(clip.pixels)
+    with torch.autocast("cpu", torch.bfloat16):
+        fit = find(clip.pixels.clone().requires_grad_())
+    assert torch.equal(fit.reprojection, expected.reprojection)
+    assert not any(part.requires_grad for part in (*fit.parameters, fit.reprojection, fit.report.cost))
+
+
+def test_starts_weigh_motion_as_the_term_does(body, monkeypatch):
+    clip = make_clip(body, 4)
+    given = read_observed(body, clip.pixels, clip.camera, "coco17", None, None, (0.9, None, None), None, 0.01)
+    clips = _Clips(body, given, (4, 1), torch.tensor([4]), 0.1, pose_prior_of(body, None), "lm")
+    weighed = []
+
+    def best_path(costs, places, times, sd):
+        path = _best_path(costs, places, times, sd)
+        moves = np.diff(places[np.arange(4), path], axis=0)
+        weighed.append(np.square(moves).sum() / (2 * sd**2))
+        return path
+
+    monkeypatch.setattr(sequences, "_best_path", best_path)
+    start = clips.start(())
+    unknowns = Unknowns(body, GROUPS, clips.joints)
+    chain = _Chain(clips, unknowns, start.vector())
+    chain.set_terms(QUICK[0])
+    cost = chain.costs(chain.join(start.vector()[..., unknowns.columns]))["motion"]
+    assert weighed == pytest.approx(cost.tolist(), rel=1e-3)
 
 
 def test_nobody_is_seen(body):
     clip = make_clip(body, 2)
-    fit = fit_sequence(body, clip.pixels * torch.nan, clip.camera, weights=torch.zeros(17))
+    fit = fit_sequence(body, clip.pixels * torch.nan, clip.camera, weights=torch.zeros(17), schedule=QUICK)
     assert not fit.report.converged
     assert all(part.isfinite().all() for part in fit.parameters)
 
@@ -264,13 +330,13 @@ def test_triangulation(body):
     weights = torch.ones(2, 3, 17)
     weights[0, 1:, 4] = 0  # one camera
     weights[1, 0, 5] = 0  # two
-    camera = _map_camera(lambda part: part.expand(2, 3, *part.shape[part.dim() > 1 :]), clip.camera)
+    camera = clip.camera.map(lambda part: part.expand(2, 3, *part.shape[part.dim() > 1 :]))
     found, trust = triangulate(clip.pixels, weights, camera)
     assert trust[0, 4] == 0
     assert trust[1, 5] == 2
     seen = trust > 0
     torch.testing.assert_close(found[seen], points[seen], rtol=0, atol=1e-4)
-    same = _map_camera(lambda part: part[:, :1].expand_as(part), camera)
+    same = camera.map(lambda part: part[:, :1].expand_as(part))
     assert (triangulate(clip.pixels[:, :1].expand_as(clip.pixels), torch.ones(2, 3, 17), same)[1] == 0).all()
 
 
@@ -286,6 +352,11 @@ def test_errors_of_arguments(body, unchecked):
         ({"age_offset": torch.zeros(2)}, "age_offset"),
         ({"schedule": ()}, "schedule"),
         ({"start": clip.parameters.map(lambda part: part[:2])}, "start.global_orient"),
+        (
+            {"start": clip.parameters.map(lambda part: part * torch.nan)},
+            "start.global_orient: expected finite",
+        ),
+        ({"age_offset": math.inf}, "age_offset: expected finite"),
         ({"views": True}, r"keypoints: expected shape \(\*batch, T, V, 17, 2\)"),
     ]
     for bad, name in wrong:
@@ -295,3 +366,9 @@ def test_errors_of_arguments(body, unchecked):
         fit_sequence(body, pixels[:, None], camera, views=True, depth=torch.ones(3))
     with pytest.raises(ValueError, match=r"keypoints: expected shape \(\*batch, T, 17, 2\)"):
         fit_sequence(body, pixels[:, :16], camera)
+    with pytest.raises(TypeError, match=r"keypoints: expected a torch.Tensor, got ndarray"):
+        fit_sequence(body, pixels.numpy(), camera)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"age_class: expected a torch.Tensor of integers, got list"):
+        fit_sequence(body, pixels, camera, age_class=[1])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"lengths: expected a torch.Tensor of integers, got list"):
+        fit_sequence(body, pixels, camera, lengths=[3])  # type: ignore[arg-type]

@@ -17,13 +17,13 @@ from agebody.fitting.bodies import FitReport, Stage, add_terms, fit_bodies
 from agebody.fitting.images import SCHEDULE, Step
 from agebody.fitting.limits import Limits
 from agebody.fitting.observed import LEAST_POINTS, Observed, pose_prior_of, read_observed, seen_joints
-from agebody.fitting.parameters import GROUPS, BodyParameters, group_slices
+from agebody.fitting.parameters import GROUPS, BodyParameters, group_slices, read_start
 from agebody.fitting.start import starts_in_world
 from agebody.fitting.terms import Age, Bend, Depth, PosePrior, Reprojection, Shape, State, Term, Unknowns
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.least_squares import ChainQuadratic, Method, minimize
 from agebody.losses import MahalanobisPrior, MaxMixturePrior
-from agebody.reduction import Weights, hide
+from agebody.reduction import Weights, expect, expect_labels, hide
 from agebody.rowwise import own_precision
 
 JOINTS = get_layout("smpl24")
@@ -141,6 +141,7 @@ def fit_sequence(
     """
     number = len(get_layout(layout))
     dims = 4 if views else 3
+    expect("keypoints", keypoints)
     if keypoints.dim() < dims or keypoints.shape[-2:] != (number, 2) or 0 in keypoints.shape[-dims:]:
         shape = f"(*batch, T, {'V, ' if views else ''}{number}, 2)"
         raise ValueError(f"keypoints: expected shape {shape}, got {tuple(keypoints.shape)}")
@@ -148,34 +149,38 @@ def fit_sequence(
         raise ValueError(f"motion_sd: expected a standard deviation above 0 [m], or None, got {motion_sd}")
     if chunk_size < 1:
         raise ValueError(f"chunk_size: expected at least 1, got {chunk_size}")
+    if not schedule:
+        raise ValueError("schedule: expected at least one step")
     if depth is not None and views:
         raise ValueError("depth: expected None with views, which know it")
     batch, frames = keypoints.shape[:-dims], keypoints.shape[-dims]
     seen = keypoints.shape[-dims:-2]  # (T,) or (T, V)
     if age_class is not None:
-        if age_class.shape != batch:
-            raise ValueError(f"age_class: expected shape {tuple(batch)}, got {tuple(age_class.shape)}")
+        expect_labels("age_class", age_class, batch)
         age_class = age_class[(..., *[None] * len(seen))].expand(*batch, *seen)
     ages = _each(age_offset, len(seen)), age_class, _each(years, len(seen))
-    given = read_observed(body, keypoints, camera, layout, weights, noise, ages, depth, depth_sd)
     counts = _read_lengths(lengths, batch, frames, body.device)
-    prior = pose_prior_of(body, pose_prior)
-    if start is not None:
-        start = _read_start(body, start, batch, frames)
-    clips = math.prod(batch)
-    each = math.prod(seen)
-    found = []
-    for first in range(0, max(1, clips), max(1, chunk_size // frames)):
-        rows = torch.arange(first, min(first + max(1, chunk_size // frames), clips), device=body.device)
-        images = (rows[:, None] * each + torch.arange(each, device=body.device)).flatten()
-        problem = _Clips(
-            body, given.take(images), (frames, each // frames), counts[rows], motion_sd, prior, method
-        )
-        begin = (
-            problem.start(start_schedule) if start is None else start.map(lambda part, rows=rows: part[rows])
-        )
-        found.append(problem.run(schedule, begin))
-    return _join(found, batch, seen)
+    with torch.no_grad(), own_precision(body.device):
+        given = read_observed(body, keypoints, camera, layout, weights, noise, ages, depth, depth_sd)
+        prior = pose_prior_of(body, pose_prior)
+        if start is not None:
+            start = read_start(body, start, (*batch, frames)).map(
+                lambda part: part.unflatten(0, (-1, frames))
+            )
+        clips, each = math.prod(batch), math.prod(seen)
+        step = max(1, chunk_size // frames)
+        found = []
+        for first in range(0, max(1, clips), step):
+            rows = torch.arange(first, min(first + step, clips), device=body.device)
+            images = (rows[:, None] * each + torch.arange(each, device=body.device)).flatten()
+            shape = frames, each // frames
+            problem = _Clips(body, given.take(images), shape, counts[rows], motion_sd, prior, method)
+            if start is None:
+                begin = problem.start(start_schedule)
+            else:
+                begin = start.map(lambda part, rows=rows: part[rows])
+            found.append(problem.run(schedule, begin))
+        return _join(found, batch, seen)
 
 
 class _Clips:
@@ -214,10 +219,12 @@ class _Clips:
                 by_frame(given.noise), scale=robust,
             )),
             "pose": (1.0, PosePrior(self.prior, self.body)),
-            "limits": (1.0, Limits(self.body, given.ages[::views, 2])),
-            "bend": (1.0, Bend(self.body)),
         }  # fmt: skip
-        if depth and not given.depth.isnan().all():
+        if Limits.fits(self.body):
+            found["limits"] = (1.0, Limits(self.body, given.ages[::views, 2]))
+        if Bend.fits(self.body):
+            found["bend"] = (1.0, Bend(self.body))
+        if depth and given.has_depth:
             found["depth"] = (1.0, Depth(given.depth, given.depth_sd, given.camera))
         return found
 
@@ -250,66 +257,72 @@ class _Clips:
             ]
             starts, report = fit_bodies(self.body, stages, starts, method=self.method, age_range=(low, high))
             cost = report.cost
-        joints = self.body.keypoints(JOINTS, **starts.arguments(self.body), pose_format="axis_angle")
         split = lambda part: part.unflatten(0, (count, -1, self.frames)).movedim(0, 2)  # noqa: E731
-        costs, places, candidates = split(cost), split(joints), starts.map(split)
-        visible = self.visible().cpu().numpy()
-        sd = self.motion_sd if self.motion_sd is not None else math.inf
-        rows, chosen = [], []
-        for clip, shown in enumerate(visible):
-            at = np.flatnonzero(shown)
-            if not len(at):
-                at = np.zeros(1, dtype=int)
-            path = _best_path(
-                costs[clip, at].double().cpu().numpy(), places[clip, at].double().cpu().numpy(), at, sd
-            )
-            nearest = np.abs(np.arange(self.frames)[:, None] - at).argmin(1)
-            rows.append(at[nearest])
-            chosen.append(path[nearest])
-        frame, which = (torch.from_numpy(np.stack(part)).to(costs.device) for part in (rows, chosen))
+        costs, candidates = split(cost), starts.map(split)  # (C, T, count, ...)
+        joints = None
+        if self.motion_sd is not None:
+            places = self.body.keypoints(JOINTS, **starts.arguments(self.body), pose_format="axis_angle")
+            age = starts.age_offset if self.body.age_anchors else None
+            shaped = self.body.keypoints(JOINTS, betas=starts.betas, age_offset=age)
+            size = _length(shaped) / _length(self.body.keypoints(JOINTS))
+            # As in the term, a clip has one size.
+            joints = split(places) / split(size).mean((1, 2))[:, None, None, None, None]
+        frame, which = self._follow(costs, joints)
         clip = torch.arange(len(frame), device=costs.device)[:, None]
         return candidates.map(lambda part: part[clip, frame, which])
+
+    def _follow(
+        self, costs: Float[Tensor, "C T S"], joints: Float[Tensor, "C T S J 3"] | None
+    ) -> tuple[Int[Tensor, "C T"], Int[Tensor, "C T"]]:
+        """For each frame the nearest that shows enough, and which of its candidates follow from one another.
+
+        Each frame's own best where there are no joints [m, of an adult] to tell how far they move.
+        """
+        everyone = torch.arange(self.frames, device=costs.device)
+        frames, chosen = everyone.repeat(len(costs), 1), costs.argmin(-1)
+        for clip, shown in enumerate(self.visible()):
+            at = shown.nonzero()[:, 0] if shown.any() else everyone[:1]
+            nearest = (everyone[:, None] - at).abs().argmin(1)
+            frames[clip] = at[nearest]
+            path = chosen[clip, at]
+            if joints is not None and self.motion_sd is not None:
+                own, places = (part[clip, at].double().cpu().numpy() for part in (costs, joints))
+                path = torch.from_numpy(_best_path(own, places, at.cpu().numpy(), self.motion_sd)).to(path)
+            chosen[clip] = path[nearest]
+        return frames, chosen
 
     def run(self, schedule: Sequence[MotionStep], start: BodyParameters) -> SequenceFit:
         """The whole clips."""
         body = self.body
         unknowns = Unknowns(body, GROUPS, self.joints)
-        with torch.no_grad(), own_precision(body.device):
-            vector = start.vector()  # (C, T, P)
-            chain = _Chain(self, unknowns, vector)
-            share = self.inside / self.lengths[:, None]
-            mean = (share[..., None] * vector).sum(1, keepdim=True)
-            x = chain.join(torch.where(chain.is_shared, mean, vector)[..., unknowns.columns])
-            bound = torch.full_like(vector[:, :1], torch.inf)
-            slices = group_slices(body)
-            bound[..., slices["betas"]] = BETA_RANGE
-            low, high = -bound, bound
-            if body.age_anchors:
-                low[..., slices["age_offset"]] = self.limits[0][:, None, None]
-                high[..., slices["age_offset"]] = self.limits[1][:, None, None]
-            lower, upper = (
-                chain.join(part.expand(vector.shape)[..., unknowns.columns]) for part in (low, high)
-            )
-            iterations = torch.zeros_like(self.lengths)
-            solution = None
-            for step in schedule:
-                chain.set_terms(step)
-                solution = minimize(
-                    chain.quadratize, x, method=self.method, lower=lower, upper=upper,
-                    max_iterations=step.max_iterations, cost_tolerance=1e-4, damping=1e-2,
-                )  # fmt: skip
-                x, iterations = solution.x, iterations + solution.iterations
-            if solution is None:
-                raise ValueError("schedule: expected at least one step")
-            vector = vector.index_copy(-1, unknowns.columns, chain.split(x))
-            last = torch.arange(self.frames, device=body.device).minimum(self.lengths[:, None] - 1)
-            vector = vector.gather(1, last[..., None].expand_as(vector))
-            parameters = BodyParameters.from_vector(vector, body)
-            seen = self.visible().any(1)
-            report = FitReport(
-                solution.converged & seen, iterations, solution.stop, solution.cost, chain.costs(x)
-            )
-            return SequenceFit(parameters, report, self.errors(parameters))
+        vector = start.vector()  # (C, T, P)
+        chain = _Chain(self, unknowns, vector)
+        share = self.inside / self.lengths[:, None]
+        mean = (share[..., None] * vector).sum(1, keepdim=True)
+        x = chain.join(torch.where(chain.is_shared, mean, vector)[..., unknowns.columns])
+        bound = torch.full_like(vector[:, :1], torch.inf)
+        slices = group_slices(body)
+        bound[..., slices["betas"]] = BETA_RANGE
+        low, high = -bound, bound
+        if body.age_anchors:
+            low[..., slices["age_offset"]] = self.limits[0][:, None, None]
+            high[..., slices["age_offset"]] = self.limits[1][:, None, None]
+        lower, upper = (chain.join(part.expand(vector.shape)[..., unknowns.columns]) for part in (low, high))
+        iterations = torch.zeros_like(self.lengths)
+        for step in schedule:
+            chain.set_terms(step)
+            solution = minimize(
+                chain.quadratize, x, method=self.method, lower=lower, upper=upper,
+                max_iterations=step.max_iterations, cost_tolerance=1e-4, damping=1e-2,
+            )  # fmt: skip
+            x, iterations = solution.x, iterations + solution.iterations
+        vector = vector.index_copy(-1, unknowns.columns, chain.split(x))
+        last = torch.arange(self.frames, device=body.device).minimum(self.lengths[:, None] - 1)
+        vector = vector.gather(1, last[..., None].expand_as(vector))
+        parameters = BodyParameters.from_vector(vector, body)
+        converged = solution.converged & self.visible().any(1)  # pyright: ignore[reportPossiblyUnboundVariable]
+        report = FitReport(converged, iterations, solution.stop, solution.cost, chain.costs(x))  # pyright: ignore[reportPossiblyUnboundVariable]
+        return SequenceFit(parameters, report, self.errors(parameters))
 
     def errors(self, parameters: BodyParameters) -> Float[Tensor, "C T V"]:
         """Mean distances of keypoints that count [pixels]."""
@@ -361,8 +374,8 @@ class _Chain:
         self.own = torch.tensor([i for i in range(len(unknowns)) if i not in shared], device=device)
         slices = group_slices(clips.body)
         self.is_shared = torch.zeros(unknowns.size, dtype=torch.bool, device=device)
-        rest = clips.body.keypoints(JOINTS)
-        self.adult = (rest[HEAD] - rest[ANKLES].mean(0)).norm()
+        if clips.motion_sd is not None:
+            self.adult = _length(clips.body.keypoints(JOINTS))
         self.is_shared[slices["betas"]] = self.is_shared[slices["age_offset"]] = True
 
     def set_terms(self, step: MotionStep) -> None:
@@ -539,6 +552,11 @@ def _best_path(costs: np.ndarray, joints: np.ndarray, times: np.ndarray, sd: flo
     return np.array(path[::-1])
 
 
+def _length(joints: Float[Tensor, "*batch J 3"]) -> Float[Tensor, "*batch"]:
+    """From the ankles to the head [m]."""
+    return (joints[..., HEAD, :] - joints[..., ANKLES, :].mean(-2)).norm(dim=-1)
+
+
 def _product(slopes: Tensor, residuals: Tensor) -> Tensor:
     return (residuals[..., None, :] @ slopes)[..., 0, :]
 
@@ -553,6 +571,8 @@ def _read_lengths(
 ) -> Int[Tensor, " C"]:
     if lengths is None:
         return torch.full((math.prod(batch),), frames, device=device)
+    if not isinstance(lengths, Tensor):
+        raise TypeError(f"lengths: expected a torch.Tensor of integers, got {type(lengths).__name__}")
     if lengths.is_floating_point() or lengths.dtype == torch.bool or lengths.shape != batch:
         raise ValueError(
             f"lengths: expected integers of shape {tuple(batch)}, got {lengths.dtype}, {tuple(lengths.shape)}"
@@ -560,19 +580,6 @@ def _read_lengths(
     if not ((lengths >= 1) & (lengths <= frames)).all():
         raise ValueError(f"lengths: expected 1 to {frames}, as there are frames")
     return lengths.to(device).long().reshape(-1)
-
-
-def _read_start(body: BodyModel, start: BodyParameters, batch: torch.Size, frames: int) -> BodyParameters:
-    """(C, T, ...)"""
-    parts = []
-    for (name, part), like in zip(start._asdict().items(), BodyParameters.zeros(body, 1), strict=True):
-        try:
-            part = part.expand(*batch, frames, *like.shape[1:])
-        except RuntimeError:
-            shape = (*batch, frames, *like.shape[1:])
-            raise ValueError(f"start.{name}: expected shape {shape}, got {tuple(part.shape)}") from None
-        parts.append(part.reshape(-1, *part.shape[len(batch) :]))
-    return BodyParameters(*parts)
 
 
 def _join(found: Sequence[SequenceFit], batch: torch.Size, seen: torch.Size) -> SequenceFit:
