@@ -121,6 +121,25 @@ def test_fit_does_not_replace_files_unasked(fitted, data):
     np.testing.assert_allclose(focal, SIZE[1] / 2 / np.tan(np.radians(20)), rtol=1e-6)
 
 
+def test_overwriting_leaves_nothing_of_earlier_labels(data, tmp_path, monkeypatch, fitted):
+    labels = load_labels(fitted[0] / "labels.npz")
+    monkeypatch.setattr("agebody.labels.fit_annotations", lambda *arguments, **options: labels)
+    output = tmp_path / "out"
+    for name in ("000000.tar", "000001.tar", "mine.tar"):
+        (output / "shards").mkdir(parents=True, exist_ok=True)
+        (output / "shards" / name).touch()
+    for name in ("old__9.jpg.png", "mine.png"):
+        (output / "overlays").mkdir(exist_ok=True)
+        (output / "overlays" / name).touch()
+    arguments = (data / "keypoints.json", "--body", "mannequin", "-o", output)
+    assert_one_line_error(run(*arguments), "overlays: exists; --overwrite replaces it")
+    result = run(*arguments, "--overwrite")
+    assert result.exit_code == 0, result.output
+    assert sorted(os.listdir(output)) == sorted([*FILES, "overlays", "shards"])
+    assert os.listdir(output / "shards") == ["mine.tar"]
+    assert os.listdir(output / "overlays") == ["mine.png"]
+
+
 @pytest.mark.parametrize("where", ["fit_annotations", "save_training_npz"])
 def test_an_interrupted_fit_leaves_nothing_half_written(data, tmp_path, monkeypatch, where, fitted):
     labels = load_labels(fitted[0] / "labels.npz")
@@ -179,6 +198,9 @@ def test_fit_names_what_is_wrong(data, tmp_path, monkeypatch):
         (("--device", "tpu"), "--device"),
         (("--shards",), "--shards"),
         (("--fov", 180), "--fov"),
+        (("--focal", "inf"), "--focal"),
+        (("--fov", "nan"), "--fov"),
+        (("--years", "nan"), "--years"),
     ):
         result = run(keypoints, *output, *options)
         assert result.exit_code == 2, options

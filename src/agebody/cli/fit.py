@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _NUM_BETAS = 10
 """What training code has place for."""
+_FILES = ("labels.npz", "train.npz", "report.json", "report.md")
 
 
 @app.command()
@@ -116,6 +117,8 @@ def fit(
     from agebody.labels import LabelError, fit_annotations, read_keypoints
 
     check_names(layout, age_class)
+    check_finite({"--focal": focal, "--fov": fov, "--age-offset": age_offset, "--years": years,
+                  "--min-confidence": min_confidence})  # fmt: skip
     refuse_both({"--focal": focal, "--fov": fov})
     refuse_both({"--age-offset": age_offset, "--age-class": age_class, "--years": years})
     if shards and images is None:
@@ -127,7 +130,7 @@ def fit(
     with clear_errors(LabelError), progress_bar() as progress:
         found = read_keypoints(keypoints, layout=layout, images=images, size=parse_size(size))
         make_folder(output)
-        _refuse_existing(output, drawn, shards, overwrite)
+        _refuse_existing(output, overwrite)
         layer = find_layer(body, device, progress)
         if shards and not _trains(layer):
             fail(f"shards are for bodies of SMPL's 24 joints, not for {layer.asset.metadata.name}")
@@ -139,6 +142,7 @@ def fit(
             progress=lambda people: progress.update(task, completed=people),
         )  # fmt: skip
         seconds = time.perf_counter() - began
+        _remove_earlier(output)
         summary, written = _write(output, layer, labels, found, seconds)
         astray: dict[str, str] = {}
         if shards and images is not None:
@@ -165,6 +169,13 @@ def check_names(layout: str | None, age_class: str | None) -> None:
             raise typer.BadParameter(f"expected {', '.join(known)}, got {value!r}", param_hint=option)
 
 
+def check_finite(options: dict[str, float | None]) -> None:
+    """Refuse infinity and NaN, which pass for numbers."""
+    for name, value in options.items():
+        if value is not None and not math.isfinite(value):
+            raise typer.BadParameter(f"expected a finite number, got {value}", param_hint=name)
+
+
 def refuse_both(options: dict[str, Any]) -> None:
     """Refuse options of which each excludes the others."""
     given = [name for name, value in options.items() if value is not None]
@@ -184,12 +195,30 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     return int(found[1]), int(found[2])
 
 
-def _refuse_existing(output: Path, drawn: int, shards: bool, overwrite: bool) -> None:
-    names = ["labels.npz", "train.npz", "report.json", "report.md"]
-    names += ["overlays"] * bool(drawn) + ["shards"] * shards
-    there = [name for name in names if (output / name).exists()]
+def _refuse_existing(output: Path, overwrite: bool) -> None:
+    """Also what this call would not write: it would stand beside labels of which it was not made."""
+    there = [name for name in (*_FILES, "overlays", "shards") if (output / name).exists()]
     if there and not overwrite:
         fail(f"{output / there[0]}: exists; --overwrite replaces it")
+
+
+def _remove_earlier(output: Path) -> None:
+    """What an earlier call wrote, and nothing else: it is of other labels."""
+    from agebody.labels.photographs import SUFFIXES
+
+    found = [output / name for name in _FILES]
+    found += (output / "shards").glob("[0-9]" * 6 + ".tar")
+    found += [
+        path
+        for path in (output / "overlays").glob("*.png")
+        if Path(path.stem).suffix.lower() in SUFFIXES  # the whole name of a photograph stands before
+    ]
+    for path in found:
+        path.unlink(missing_ok=True)
+    for name in ("shards", "overlays"):
+        folder = output / name
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def find_layer(body: str, device: str, progress: Progress) -> BodyModel:
@@ -206,7 +235,7 @@ def _write(
 ) -> tuple[dict[str, Any], list[str]]:
     from agebody.labels import save_training_npz, summarize, to_markdown
 
-    written = ["labels.npz", "train.npz", "report.json", "report.md"]
+    written = list(_FILES)
     labels.save(output / "labels.npz")
     if _trains(body):
         save_training_npz(output / "train.npz", body, labels)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from agebody.cli.app import app, check_device, clear_errors, fail, make_folder, progress_bar
-from agebody.cli.fit import check_names, find_layer, parse_size, refuse_both
+from agebody.cli.fit import check_finite, check_names, find_layer, parse_size, refuse_both
 
 if TYPE_CHECKING:
     from agebody.labels import DatasetReport
@@ -145,6 +145,8 @@ def fit_shards(
     from agebody.labels import LabelError, fit_dataset
 
     check_names(layout, age_class)
+    check_finite({"--focal": focal, "--fov": fov, "--age-offset": age_offset, "--years": years,
+                  "--min-confidence": min_confidence})  # fmt: skip
     refuse_both({"--focal": focal, "--fov": fov})
     refuse_both({"--age-offset": age_offset, "--age-class": age_class, "--years": years})
     if device not in ("cpu", "cuda"):
