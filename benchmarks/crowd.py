@@ -177,6 +177,10 @@ class Result(NamedTuple):
 
     name: str
     depth: Tensor
+    placed: Tensor | None = None
+    """Whom DTO placed; None for fits alone."""
+    in_one_plane: Tensor | None = None
+    """Who of them is in an image that the guard for people in one plane, or the least slope, decided."""
 
 
 def compare(truth: Truth, body: BodyModel, seed: int) -> list[Result]:
@@ -198,22 +202,22 @@ def compare(truth: Truth, body: BodyModel, seed: int) -> list[Result]:
     offsets = curve.years_to_offset(truth.years)
     by_offset = prior_of_age_offset(offsets + 0.1 * normal(), curve)
 
-    def dto(size: Tensor, prior: HeightPrior, depth: Tensor = noisy) -> Tensor:
-        placed = place_people(
+    def dto(name: str, size: Tensor, prior: HeightPrior, depth: Tensor = noisy) -> Result:
+        found = place_people(
             affine(depth), z * size, h * size, prior, weights=there, spread=truth.depths.spread / unit
         )
-        return placed.depth
+        return Result(name, found.depth, found.placed, found.placed & found.bounded[:, :1])  # nobody is far
 
-    refined = _refined(truth, aware, by_years, dto(aware, by_years), z)
+    refined = _refined(truth, aware, by_years, dto("", aware, by_years).depth, z)
     return [
         Result("everybody of adult size", z * adult),
-        Result("… and DTO, nothing known of people", dto(adult, anybody)),
-        Result("… and DTO, class of age and sex known", dto(adult, by_class)),
-        Result("… and DTO, age known", dto(adult, by_years)),
+        dto("… and DTO, nothing known of people", adult, anybody),
+        dto("… and DTO, class of age and sex known", adult, by_class),
+        dto("… and DTO, age known", adult, by_years),
         Result("statures off by 10 %", z * aware),
-        Result("… and DTO, age offset off by 0.1", dto(aware, by_offset)),
+        dto("… and DTO, age offset off by 0.1", aware, by_offset),
         Result("… and DTO, age known, refined on one ground", refined),
-        Result("exact depths and statures, DTO", dto(aware, HeightPrior(h, by_years.sd), z)),
+        dto("exact depths and statures, DTO", aware, HeightPrior(h, by_years.sd), z),
     ]
 
 
@@ -234,7 +238,7 @@ def table(truth: Truth, results: list[Result]) -> list[dict[str, Any]]:
     kinds = age_class(truth.age_offset)
     rows = []
     z, there = truth.depths.depth, truth.there
-    for name, depth in results:
+    for name, depth, placed, in_one_plane in results:
         counts = {}
         for split, classes in (("all", None), ("class", kinds)):
             found = depth_relations(
@@ -245,11 +249,22 @@ def table(truth: Truth, results: list[Result]) -> list[dict[str, Any]]:
             names = ["all"] if split == "all" else [kind.name for kind in AGE_CLASSES]
             for i, key in enumerate(names):
                 counts[key] = [right[:, i].sum() / pairs[:, i].sum(), low[i], high[i], int(pairs[:, i].sum())]
-        off = (depth - z)[there].abs()
+        error = (depth - z).abs()
+        off = error[there]
+        by_placement = {}
+        if placed is not None and in_one_plane is not None:
+            by_placement = {
+                key: {"people": int(some.sum()), "largest_depth_error_m": error[some].max().item()}
+                for key, some in (
+                    ("not_placed", there & ~placed), ("placed", placed), ("in_one_plane", in_one_plane),
+                    ("placed_by_their_depths", placed & ~in_one_plane),
+                )
+                if some.any()
+            }  # fmt: skip
         rows.append({
             "method": name, "pcdr": counts, "median_depth_error_m": off.median().item(),
             "largest_depth_error_m": off.max().item(),
-            "median_depth_error_share": (off / z[there]).median().item(),
+            "median_depth_error_share": (off / z[there]).median().item(), **by_placement,
         })  # fmt: skip
     return rows
 
