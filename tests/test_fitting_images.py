@@ -1,5 +1,8 @@
 """People from 2D keypoints: what is found from what is known, starts, and what is refused or survived."""
 
+import dataclasses
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -7,11 +10,12 @@ from torch import Tensor
 import agebody
 from agebody.age import AGE_CLASSES, AgeCurve, age_class
 from agebody.cameras import Camera
-from agebody.fitting.images import SCHEDULE, Step, fit_keypoints
+from agebody.fitting.images import SCHEDULE, Step, _Problem, fit_keypoints
+from agebody.fitting.observed import pose_prior_of, read_observed
 from agebody.fitting.parameters import BodyParameters
 from agebody.fitting.start import start_from_keypoints
-from agebody.keypoints import get_layout
-from agebody.losses import MaxMixturePrior
+from agebody.keypoints import KeypointLayout, get_layout
+from agebody.losses import MahalanobisPrior, MaxMixturePrior
 from agebody.metrics import pa_mpjpe
 from agebody.people import Observations, People, observe, random_people
 from agebody.rotations import to_matrix
@@ -294,10 +298,122 @@ def test_hopeless_people_are_left_and_said_so(body, seen):
     assert found.reprojection[0] == 0
 
 
+def test_few_points_leave_a_person_at_the_start(body, seen):
+    people, observed = seen
+    near = BodyParameters.zeros(body, 2)._replace(transl=torch.tensor([[0.0, 0, 4], [0, 0, 4]]))
+    weights = observed.weights[:2].clone()
+    weights[0, 3:] = 0
+    camera = people.camera.map(lambda part: part[:2])
+    found = fit_keypoints(body, observed.keypoints[:2], camera, weights=weights, start=near)
+    for new, old in zip(found.parameters, near, strict=True):
+        assert torch.equal(new[0], old[0])
+    assert found.report.converged.tolist() == [False, True]
+    assert found.reprojection[0] == found.start_reprojection[0]
+
+
+def test_what_is_known_of_some_does_not_depend_on_chunks(body, seen):
+    """A depth that only the people of one chunk have."""
+    people, observed = seen
+    depth = observed.depth[:3].clone()
+    depth[1:] = torch.nan
+    given = body, observed.keypoints[:3], people.camera.map(lambda part: part[:3])
+    whole = fit_keypoints(*given, weights=observed.weights[:3], depth=depth)
+    apart = fit_keypoints(*given, weights=observed.weights[:3], depth=depth, chunk_size=1)
+    torch.testing.assert_close(apart.reprojection, whole.reprojection, rtol=0.05, atol=0.05)
+    pelvis = joints_of(body, apart.parameters)[:, 0, 2]
+    assert (pelvis[0] - depth[0]).abs() < 0.05
+    assert apart.report.terms["depth"][1:].tolist() == [0, 0]
+
+
+def test_where_the_depth_is_known_a_trial_is_moved_along_its_ray(body):
+    """The pelvis stays on its pixel, stands at the depth, and the body has the size of its new age."""
+    people = random_people(body, 3, seed=8)
+    observed = observe(body, people, seed=8)
+    depth = torch.tensor([2.0, torch.nan, 4.0])
+    nothing = None, None, None
+    given = read_observed(
+        body, observed.keypoints, people.camera, "coco17", observed.weights, None, nothing, depth, 0.01
+    )
+    guess = BodyParameters.zeros(body, 3)._replace(
+        transl=torch.tensor([[0.3, 0.1, 3.0]]).expand(3, 3), age_offset=torch.full((3,), 0.4)
+    )
+    moved = _Problem(body, given, pose_prior_of(body, None), "lm").at_depth(guess)
+    before, after = (joints_of(body, part)[:, :1] for part in (guess, moved))
+    torch.testing.assert_close(after[[0, 2], 0, 2], depth[[0, 2]])
+    assert torch.equal(after[1], before[1])
+    same = people.camera.project(before).pixels, people.camera.project(after).pixels
+    torch.testing.assert_close(*same, rtol=0, atol=0.01)
+    curve = AgeCurve.from_asset(body.asset)
+    grown = curve.offset_to_stature(moved.age_offset) / curve.offset_to_stature(guess.age_offset)
+    torch.testing.assert_close(grown[[0, 2]], depth[[0, 2]] / before[[0, 2], 0, 2])
+
+
+def test_joints_that_nothing_shows_are_where_the_prior_wants_them(body, seen):
+    people, observed = seen
+    camera = people.camera.map(lambda part: part[:3])
+    names = body.asset.joint_names[1:]
+    prior = MahalanobisPrior(np.full(69, 0.2), np.eye(69) / 0.5, names)
+    found = fit_keypoints(
+        body, observed.keypoints[:3], camera, weights=observed.weights[:3], pose_prior=prior
+    )
+    hidden = torch.tensor([name.endswith(("hand", "foot", "wrist", "ankle")) for name in names])
+    pose = found.parameters.body_pose
+    torch.testing.assert_close(pose[:, hidden], torch.full_like(pose[:, hidden], 0.2))
+    assert ((pose[:, ~hidden] - 0.2).abs() > 1e-4).any(-1).all()
+
+
+def test_a_stray_point_does_not_loosen_the_others(body):
+    people = random_people(body, 8, seed=9)
+    observed = observe(body, people, seed=9)
+    observed.keypoints[:, 10] += 10_000
+    found = fit_keypoints(body, observed.keypoints, people.camera, weights=observed.weights)
+    pixels = people.camera.project(body.keypoints("coco17", **found.parameters.arguments(body))).pixels
+    others = [k for k in range(17) if k != 10]
+    off = (pixels - observed.exact).norm(dim=-1)[:, others]
+    counts = observed.weights[:, others] > 0
+    assert (torch.where(counts, off, 0).sum(1) / counts.sum(1)).median() < 4
+
+
+def test_autocast_inference_mode_and_graphs(body, seen):
+    """The fit computes in the body's precision, and is no part of a graph."""
+    people, observed = seen
+    few = slice(0, 2)
+    camera = people.camera.map(lambda part: part[few])
+    keypoints, weights = observed.keypoints[few].clone().requires_grad_(), observed.weights[few]
+    plain = fit_keypoints(body, keypoints, camera, weights=weights)
+    assert not any(part.requires_grad for part in (*plain.parameters, plain.reprojection))
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = fit_keypoints(body, keypoints, camera, weights=weights)
+    with torch.inference_mode():
+        inferred = fit_keypoints(body, keypoints, camera, weights=weights)
+    for other in (cast, inferred):
+        assert all(torch.equal(a, b) for a, b in zip(plain.parameters, other.parameters, strict=True))
+
+
+def test_a_body_with_joints_of_its_own(mannequin_asset):
+    """Ranges of motion and bends are left out; a prior is asked for."""
+    names = tuple(f"joint{j}" for j in range(24))
+    asset = dataclasses.replace(mannequin_asset, joint_names=names, regressors={})
+    body = agebody.SMPLA(asset)
+    layout = KeypointLayout("all", names, tuple(("joints", name) for name in names))
+    points = body.keypoints(
+        layout, global_orient=torch.tensor([torch.pi, 0, 0]), transl=torch.tensor([0, 0, 4.0])
+    )
+    camera = Camera.guess((640.0, 480.0))
+    pixels = camera.project(points).pixels[None]
+    with pytest.raises(ValueError, match="pose_prior: ours"):
+        fit_keypoints(body, pixels, camera, layout=layout)
+    prior = MahalanobisPrior(np.zeros(69), np.eye(69) / 0.5, names[1:])
+    found = fit_keypoints(body, pixels, camera, layout=layout, pose_prior=prior)
+    assert found.reprojection < 3
+    assert sorted(found.report.terms) == ["age", "keypoints", "pose", "shape"]
+
+
 @pytest.mark.usefixtures("unchecked")
 def test_what_is_refused(body, mannequin_asset):
     keypoints = 300 + 100 * torch.randn(2, 17, 2)
     camera = Camera.guess((640.0, 480.0))
+    start = BodyParameters.zeros(body, 2)
     fit = lambda **options: fit_keypoints(body, **({"keypoints": keypoints, "camera": camera} | options))  # noqa: E731
     for wrong, message in (
         ({"keypoints": keypoints[:, :16]}, "keypoints: expected shape"),
@@ -310,6 +426,13 @@ def test_what_is_refused(body, mannequin_asset):
         ({"noise": 0.0}, "noise: expected"),
         ({"noise": torch.ones(3)}, "noise: expected a shape"),
         ({"depth_sd": 0.0}, "depth_sd: expected"),
+        ({"depth": torch.tensor([0.0, 3.0])}, "depth: expected metres above 0"),
+        ({"depth": torch.tensor([torch.inf, 3.0])}, "depth: expected metres above 0"),
+        ({"age_offset": torch.tensor([torch.inf, 0.0])}, "age_offset: expected finite"),
+        ({"age_class": [0, 1]}, "age_class: expected a torch.Tensor"),
+        ({"start": start._replace(betas=start.betas * torch.nan)}, "start.betas: expected finite"),
+        ({"start": start._replace(transl=torch.zeros(3, 3))}, "start.transl: expected a shape"),
+        ({"start": start._replace(betas=torch.zeros(2, 4))}, "start.betas: expected shape"),
         ({"age_class": torch.tensor([0, 4])}, "age_class: expected -1 to 3"),
         ({"age_class": torch.tensor([0.0, 1.0])}, "age_class: expected integers"),
         ({"years": torch.ones(3)}, "years: expected a shape"),

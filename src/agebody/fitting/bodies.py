@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -82,6 +83,11 @@ def fit_bodies(
     """
     if not stages:
         raise ValueError("stages: expected at least one")
+    for name, (weight, _) in (item for stage in stages for item in stage.terms.items()):
+        if not 0 <= weight < math.inf:
+            raise ValueError(f"stages: expected weights from 0 on, got {weight} of {name!r}")
+    if not start.vector().isfinite().all():
+        raise ValueError("start: expected finite numbers")
     with torch.no_grad(), own_precision(body.device):
         vector = start.vector().detach()
         low, high = _bounds(body, vector, age_range, beta_range)

@@ -17,13 +17,14 @@ from agebody.cameras import Camera
 from agebody.fitting.bodies import Fit, FitReport, Stage, fit_bodies
 from agebody.fitting.limits import Limits
 from agebody.fitting.observed import LEAST_POINTS, Observed, pose_prior_of, read_observed, seen_joints
-from agebody.fitting.parameters import GROUPS, BodyParameters
+from agebody.fitting.parameters import GROUPS, BodyParameters, read_start
 from agebody.fitting.start import starts_in_world
 from agebody.fitting.terms import Age, Bend, Depth, PosePrior, Reprojection, Shape, Term
 from agebody.keypoints import KeypointLayout
 from agebody.least_squares import Method
 from agebody.losses import MahalanobisPrior, MaxMixturePrior
-from agebody.reduction import Weights, expect, hide
+from agebody.reduction import Weights, hide
+from agebody.rowwise import own_precision
 
 
 class Step(NamedTuple):
@@ -41,7 +42,7 @@ class Step(NamedTuple):
 
 SCHEDULE = (
     Step(4.0, 20.0, ("global_orient", "body_pose", "transl"), 8, 1e-2),
-    Step(1.0, 5.0, GROUPS, 120, 1e-3),
+    Step(1.0, 5.0, GROUPS, 200, 1e-4),
 )
 """Pose and place, then all of the body. After the first step the better start goes on."""
 
@@ -89,7 +90,8 @@ def fit_keypoints(
     decides it.
 
     Args:
-        body: an `SMPLA`, or a layer of one age. Not one with ``smil=``.
+        body: an `SMPLA`, or a layer of one age. Not one with ``smil=``. What is said of joints that it has
+            not, such as SMPL's ranges of motion, is left out.
         keypoints: (*batch, K, 2) [pixels].
         camera: its tensors broadcast to (*batch); `Camera.guess` where the focal length is not known.
         layout: of the keypoints.
@@ -99,7 +101,7 @@ def fit_keypoints(
         age_offset: held at this, a number or (*batch); NaN is not known.
         age_class: (*batch) index into ``AGE_CLASSES``, which bounds the age offset; -1 is not known.
         years: age, a number or (*batch); NaN is not known. The age offset is expected where the body's
-            `AgeCurve` puts it, with a standard deviation of a twentieth.
+            `AgeCurve` puts it, with a standard deviation of 0.05, and held within three of these.
         depth: (*batch) z of the root joint in camera coordinates [m]; NaN is not known.
         depth_sd: its standard deviation [m].
         pose_prior: ours is `joint_limits_prior` about a standing person.
@@ -118,26 +120,24 @@ def fit_keypoints(
 
     Source: Bogo et al., "Keep it SMPL", ECCV 2016; AionHMR; Pavlakos et al., CVPR 2019 for the robust cost.
     """
-    ages = age_offset, age_class, years
-    given = read_observed(body, keypoints, camera, layout, weights, noise, ages, depth, depth_sd)
     if chunk_size < 1:
         raise ValueError(f"chunk_size: expected at least 1, got {chunk_size}")
     if not schedule:
         raise ValueError("schedule: expected at least one step")
-    batch = keypoints.shape[:-2]
-    prior = pose_prior_of(body, pose_prior)
-    if start is not None:
-        start = BodyParameters(*(
-            expect(f"start.{name}", part).expand(*batch, *like.shape[1:]).reshape(-1, *like.shape[1:])
-            for (name, part), like in zip(start._asdict().items(), BodyParameters.zeros(body, 1), strict=True)
-        ))  # fmt: skip
-    people = max(1, math.prod(batch))
-    found = []
-    for first in range(0, people, chunk_size):
-        rows = torch.arange(first, min(first + chunk_size, math.prod(batch)), device=body.device)
-        begin = None if start is None else start.map(lambda part, rows=rows: part[rows])
-        found.append(_fit(_Problem(body, given.take(rows), prior, method), begin, schedule))
-    return _join(found, batch)
+    ages = age_offset, age_class, years
+    with torch.no_grad(), own_precision(body.device):
+        given = read_observed(body, keypoints, camera, layout, weights, noise, ages, depth, depth_sd)
+        prior = pose_prior_of(body, pose_prior)
+        batch = keypoints.shape[:-2]
+        if start is not None:
+            start = read_start(body, start, batch)
+        people = math.prod(batch)
+        found = []
+        for first in range(0, max(1, people), chunk_size):
+            rows = torch.arange(first, min(first + chunk_size, people), device=body.device)
+            begin = None if start is None else start.map(lambda part, rows=rows: part[rows])
+            found.append(_fit(_Problem(body, given.take(rows), prior, method), begin, schedule))
+        return _join(found, batch)
 
 
 class _Problem:
@@ -162,12 +162,14 @@ class _Problem:
         body, given = self.body, self.given
         fixed: dict[str, tuple[float, Term]] = {
             "pose": (1.0, PosePrior(self.prior, body)),
-            "limits": (1.0, Limits(body, self.expected)),
-            "bend": (1.0, Bend(body)),
             "shape": (1.0, Shape()),
             "age": (1.0, Age(self.expected, self.age_sd)),
         }
-        if depth and not given.depth.isnan().all():
+        if Limits.fits(body):
+            fixed["limits"] = (1.0, Limits(body, self.expected))
+        if Bend.fits(body):
+            fixed["bend"] = (1.0, Bend(body))
+        if depth and given.has_depth:
             fixed["depth"] = (1.0, Depth(given.depth, given.depth_sd, given.camera))
         return [
             Stage(
@@ -190,7 +192,7 @@ class _Problem:
     def at_depth(self, parameters: BodyParameters) -> BodyParameters:
         """Where the depth is known, bodies moved there along their rays, and of the age of that size."""
         body, given = self.body, self.given
-        if not body.age_anchors or given.depth.isnan().all():
+        if not body.age_anchors or not given.has_depth:
             return parameters
         pelvis = body.shape(betas=parameters.betas, age_offset=parameters.age_offset).rest_joints[:, 0]
         place = (pelvis + parameters.transl)[:, None]
@@ -222,7 +224,7 @@ def _fit(problem: _Problem, start: BodyParameters | None, schedule: Sequence[Ste
     starts = start
     if starts is None:
         starts = starts_in_world(problem.body, problem.given, problem.prior, problem.joints, count)
-    before = problem.errors(starts.map(lambda part: part[:batch]))
+    first = starts.map(lambda part: part[:batch])
     trials = len(schedule) - 1 if count > 1 else 0
     spent = torch.zeros_like(everyone)
     if trials:
@@ -233,8 +235,12 @@ def _fit(problem: _Problem, start: BodyParameters | None, schedule: Sequence[Ste
         spent = tried.report.iterations.unflatten(0, (count, batch)).sum(0)
     parameters, report = problem.run(schedule[trials:], starts)
     enough = (problem.given.weights > 0).sum(-1) >= LEAST_POINTS
+    parameters = BodyParameters(
+        *(torch.where(enough[(..., *[None] * (new.dim() - 1))], new, old)
+          for new, old in zip(parameters, first, strict=True))
+    )  # fmt: skip
     report = report._replace(converged=report.converged & enough, iterations=report.iterations + spent)
-    return KeypointFit(parameters, report, problem.errors(parameters), before)
+    return KeypointFit(parameters, report, problem.errors(parameters), problem.errors(first))
 
 
 def _join(found: Sequence[KeypointFit], batch: torch.Size) -> KeypointFit:

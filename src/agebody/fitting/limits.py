@@ -11,7 +11,7 @@ from torch import Tensor
 from agebody.body import BodyModel
 from agebody.fitting.jacobian import right_jacobian
 from agebody.fitting.terms import Block, State
-from agebody.losses import JointLimits, joint_limits
+from agebody.losses import ADULT_RANGES, JointLimits, joint_limits
 from agebody.losses.limits import FADE, angles_and_cosine, beyond, share_of_twist
 from agebody.rotations import to_matrix
 
@@ -28,6 +28,11 @@ class Limits:
     def __init__(self, body: BodyModel, age_offset: Float[Tensor, " B"], sd: float = 0.1) -> None:
         self.limits, self.sd = joint_limits(body.asset.joint_names[1:], age_offset=age_offset), sd
 
+    @staticmethod
+    def fits(body: BodyModel) -> bool:
+        """Whether the body has joints with ranges."""
+        return bool(set(body.asset.joint_names[1:]) & set(ADULT_RANGES))
+
     def __call__(self, state: State) -> Block | None:
         """A joint's excess depends on its own three angles: the normal matrix has blocks of 3 x 3."""
         if "body_pose" not in state.unknowns.parts:
@@ -42,9 +47,8 @@ class Limits:
         normal = excess.new_zeros(batch, joints, 3, joints, 3)
         normal.diagonal(dim1=1, dim2=3).copy_((slopes.mT @ slopes).permute(0, 2, 3, 1))
         normal = normal.reshape(batch, 3 * joints, 3 * joints)
-        if len(entries) < 3 * joints:
-            index = torch.tensor(entries, device=excess.device)
-            gradient, normal = gradient[:, index], normal[:, index][:, :, index]
+        if entries is not None:
+            gradient, normal = gradient[:, entries], normal[:, entries][:, :, entries]
         return Block(excess.square().sum((1, 2)) / 2, where, gradient, normal)
 
 

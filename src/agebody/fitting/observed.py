@@ -14,7 +14,7 @@ from agebody.cameras import Camera
 from agebody.fitting.parameters import BodyParameters
 from agebody.fitting.terms import keypoint_jacobian
 from agebody.keypoints import KeypointLayout, get_layout
-from agebody.losses import MahalanobisPrior, MaxMixturePrior, joint_limits_prior
+from agebody.losses import ADULT_RANGES, MahalanobisPrior, MaxMixturePrior, joint_limits_prior
 from agebody.poses import POSES, pose
 from agebody.reduction import expand_weights, expect, hide
 
@@ -26,6 +26,13 @@ AGE_SD = 0.05
 
 UNKNOWN_AGE = (0.4, 1.0)
 """Mean and standard deviation of the age offset of a person of whom nothing is known."""
+
+LEAST_NOISE = 0.1
+"""Standard deviation of a keypoint that is not gone below [pixels]."""
+
+REACH = 8.0
+"""Side of the box around a person's keypoints, at most, over their median distance from the middle: what is
+farther off is not the person's. Of 98 % of people it is below 6.4."""
 
 LEAST_POINTS = 4
 """Keypoints with a weight that a person must have to be fitted."""
@@ -43,6 +50,8 @@ class Observed(NamedTuple):
     depth_sd: Float[Tensor, " B"]
     camera: Camera
     layout: KeypointLayout
+    has_depth: bool
+    """Whether the depth of anybody is known, also if these are some of more people."""
 
     def take(self, rows: Int[Tensor, " R"]) -> Observed:
         """Some of them, or some of them twice."""
@@ -81,22 +90,22 @@ def read_observed(
     flat = lambda tensor, *entry: tensor.expand((*batch, *entry)).reshape(-1, *entry)  # noqa: E731
     lens = camera.to(keypoints).expand(*batch)
     lens = lens.map(lambda part: part.reshape(-1, *part.shape[len(batch) :]))
-    spread = seen.new_full((1,), torch.inf)
-    low = torch.where((trust > 0)[..., None], seen, spread).amin(-2)
-    high = torch.where((trust > 0)[..., None], seen, -spread).amax(-2)
-    side = (high - low).amax(-1)
-    own = torch.where(side > 0, side * NOISE_SHARE, 1).clamp(min=0.1)
-    noise = own if noise is None else _numbers("noise", noise, batch, keypoints)
-    if not (noise > 0).all():
+    if noise is None:
+        noise = (_extent(seen, trust) * NOISE_SHARE).clamp(min=LEAST_NOISE)
+    noise = _numbers("noise", noise, batch, keypoints)
+    if not ((noise > 0) & noise.isfinite()).all():
         raise ValueError("noise: expected a standard deviation above 0 [pixels]")
     spare = keypoints.new_full((), torch.nan)
     known = _numbers("depth", spare if depth is None else depth, batch, keypoints)
+    if not (known.isnan() | ((known > 0) & known.isfinite())).all():
+        raise ValueError("depth: expected metres above 0, and NaN where it is not known")
     known_sd = _numbers("depth_sd", depth_sd, batch, keypoints)
-    if not (known_sd > 0).all():
+    if not ((known_sd > 0) & known_sd.isfinite()).all():
         raise ValueError("depth_sd: expected a standard deviation above 0 [m]")
     return Observed(
         flat(seen, *seen.shape[-2:]), flat(trust, seen.shape[-2]), flat(noise),
         _read_ages(body, *ages, batch, keypoints).reshape(-1, 4), flat(known), flat(known_sd), lens, layout,
+        bool((~known.isnan()).any()),
     )  # fmt: skip
 
 
@@ -116,6 +125,8 @@ def _read_ages(
     mean, sd = UNKNOWN_AGE
     found = like.new_tensor([0.0, 1.0, mean, sd]).expand(*batch, 4)
     if kinds is not None:
+        if not isinstance(kinds, Tensor):
+            raise TypeError(f"age_class: expected a torch.Tensor of integers, got {type(kinds).__name__}")
         if kinds.is_floating_point() or kinds.dtype == torch.bool or kinds.shape != batch:
             raise ValueError(
                 f"age_class: expected integers of shape {tuple(batch)}, "
@@ -132,9 +143,26 @@ def _read_ages(
         found = torch.where(age.isnan()[..., None], found, rows)
     if age_offset is not None:
         age = _numbers("age_offset", age_offset, batch, like)
+        if age.isinf().any():
+            raise ValueError("age_offset: expected finite numbers, and NaN where it is not known")
         rows = torch.stack((age, age, age, torch.ones_like(age)), -1)
         found = torch.where(age.isnan()[..., None], found, rows)
     return found
+
+
+def _extent(
+    keypoints: Float[Tensor, "*batch K 2"], weights: Float[Tensor, "*batch K"]
+) -> Float[Tensor, "*batch"]:
+    """Larger side of the box around points that count, strays left out [pixels]."""
+    counts = (weights > 0)[..., None]
+    points = torch.where(counts, keypoints, torch.nan)
+    middle = points.nanmedian(-2, keepdim=True).values
+    distance = (points - middle).norm(dim=-1).nanmedian(-1).values.nan_to_num(0.0)
+    low = torch.where(counts, keypoints, torch.inf).amin(-2)
+    high = torch.where(counts, keypoints, -torch.inf).amax(-2)
+    side = (high - low).amax(-1)
+    side = torch.where(distance > 0, side.minimum(REACH * distance), side)
+    return torch.where(side > 0, side, 1 / NOISE_SHARE)
 
 
 def _numbers(name: str, value: float | Tensor, batch: torch.Size, like: Tensor) -> Float[Tensor, "*batch"]:
@@ -159,6 +187,11 @@ def pose_prior_of(
     """
     names = tuple(body.asset.joint_names[1:])
     if prior is None:
+        if not set(names) & set(ADULT_RANGES):
+            raise ValueError(
+                f"pose_prior: ours is made for joints such as {', '.join(list(ADULT_RANGES)[:3])}, of which "
+                f"this body has none; give one for its joints, such as {', '.join(names[:3])}"
+            )
         mean = None
         if set(POSES["standing"]) <= set(body.asset.joint_names):
             mean = torch.from_numpy(pose("standing", body.asset.joint_names)[1:])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from agebody.body import BodyModel
+from agebody.reduction import expect
 
 GROUPS = ("global_orient", "body_pose", "betas", "age_offset", "transl")
 """Groups of parameters, in the order in which they stand in a vector."""
@@ -62,3 +63,25 @@ class BodyParameters(NamedTuple):
     def map(self, function: Callable[[Tensor], Tensor]) -> BodyParameters:
         """A function of each tensor, such as ``lambda t: t[rows]`` over the batch."""
         return BodyParameters(*map(function, self))
+
+
+def read_start(body: BodyModel, start: BodyParameters, batch: Sequence[int]) -> BodyParameters:
+    """Bodies to begin from, checked, in one flat batch.
+
+    Raises:
+        TypeError, ValueError: a part is not of finite floats, or its shape does not broadcast to the batch.
+    """
+    found = []
+    for (name, part), like in zip(start._asdict().items(), BodyParameters.zeros(body, 1), strict=True):
+        entry = like.shape[1:]
+        part = expect(f"start.{name}", part, *entry).detach().to(like)
+        if not part.isfinite().all():
+            raise ValueError(f"start.{name}: expected finite numbers")
+        try:
+            found.append(part.expand((*batch, *entry)).reshape(-1, *entry))
+        except RuntimeError:
+            raise ValueError(
+                f"start.{name}: expected a shape that broadcasts to {(*batch, *entry)}, "
+                f"got {tuple(part.shape)}"
+            ) from None
+    return BodyParameters(*found)

@@ -54,15 +54,18 @@ class Unknowns:
         if astray:
             raise ValueError(f"joints: expected some of {', '.join(names)}, got {', '.join(astray)}")
         columns: list[int] = []
-        self.parts: dict[str, tuple[slice, list[int]]] = {}
-        """Of each free group: where it stands among the free variables, and which of its entries they are."""
+        self.parts: dict[str, tuple[slice, Tensor | None]] = {}
+        """Of each free group: where it stands among the free variables, and which of its entries these are;
+        None where it is all of them."""
         for name in GROUPS:
             entries = list(range(slices[name].stop - slices[name].start))
             if name == "body_pose" and joints is not None:
                 entries = [3 * j + i for j, joint in enumerate(names) if joint in joints for i in range(3)]
             if name not in groups or not entries or (name == "age_offset" and not body.age_anchors):
                 continue
-            self.parts[name] = (slice(len(columns), len(columns) + len(entries)), entries)
+            size = slices[name].stop - slices[name].start
+            chosen = None if len(entries) == size else torch.tensor(entries, device=body.device)
+            self.parts[name] = (slice(len(columns), len(columns) + len(entries)), chosen)
             columns += [slices[name].start + entry for entry in entries]
         if not columns:
             raise ValueError("groups: expected at least one that this body has")
@@ -139,7 +142,7 @@ class State:
         if group not in self.unknowns.parts:
             return None
         where, entries = self.unknowns.parts[group]
-        if len(entries) < jacobian.shape[-1]:
+        if entries is not None:
             jacobian = jacobian[..., entries]
         gradient = (residuals[:, None] @ jacobian)[:, 0]
         return Block(_half_square(residuals), where, gradient, jacobian.mT @ jacobian)
@@ -327,9 +330,8 @@ class PosePrior:
             residuals = self.prior.residuals(pose)
             slopes, normal, energy = self._slopes, self._normals, residuals.square().sum(-1)
         gradient = (residuals[:, None] @ slopes)[:, 0]
-        if len(entries) < gradient.shape[-1]:
-            index = torch.tensor(entries, device=gradient.device)
-            gradient, normal = gradient[:, index], normal[:, index][:, :, index]
+        if entries is not None:
+            gradient, normal = gradient[:, entries], normal[:, entries][:, :, entries]
         return Block(energy / 2, where, gradient, normal)
 
 
@@ -342,6 +344,13 @@ class Bend:
         rest = torch.zeros(1, len(self.names), 3, dtype=body.dtype, device=body.device)
         slopes = torch.func.jacrev(self._residuals)(rest)  # (1, 4, 1, J, 3)
         self.slopes = slopes[0, :, 0].flatten(1)
+
+    @staticmethod
+    def fits(body: BodyModel) -> bool:
+        """Whether the body has the knees and elbows."""
+        return {f"{side}_{joint}" for side in ("left", "right") for joint in ("knee", "elbow")} <= {
+            *body.asset.joint_names
+        }
 
     def _residuals(self, pose: Tensor) -> Tensor:
         return bend_residuals(pose, joint_names=self.names)
