@@ -7,6 +7,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -135,7 +136,7 @@ def test_nothing_of_a_region_is_in_the_output(tmp_path, body, background, kind):
     assert outputs[0] == outputs[1]
     # And the region is not simply everything: what is far from it and from the body is as it was.
     far = np.ones(SIZE[::-1], bool)
-    far[:, : 78 if kind != "beside" else 90] = False
+    far[:, : 95 if kind != "beside" else 90] = False
     far[:60] &= kind != "beside"
     assert far.any()
     np.testing.assert_array_equal(picture(tmp_path / "out1")[far], noise(0)[far])
@@ -165,6 +166,144 @@ def test_nothing_of_a_region_is_in_the_blocks_of_a_jpeg_around_it(tmp_path, body
     bled = (decoded[0] != decoded[1]).any(-1) & ~region
     assert np.count_nonzero(bled) > 100  # so a release without whole blocks would differ
     assert outputs[0] == outputs[1]
+
+
+@pytest.mark.parametrize("scans", [1, 2, 4, 10])
+def test_nothing_of_a_region_is_in_what_a_decoder_guesses_of_a_progressive_jpeg(tmp_path, body, scans):
+    # Decoders estimate the scans that are missing from the blocks around.
+    outputs, decoded, region = differ_within_a_region(tmp_path, body, lambda rgb, path: cut(rgb, path, scans))
+    assert np.count_nonzero((decoded[0] != decoded[1]).any(-1) & ~region) > 100
+    np.testing.assert_array_equal(*outputs)
+
+
+def cut(rgb, path, scans):
+    """A progressive JPEG of its first scans alone."""
+    buffer = io.BytesIO()
+    Image.fromarray(rgb).save(buffer, "JPEG", quality=60, progressive=True)
+    data = buffer.getvalue()
+    starts = [i for i in range(len(data)) if data[i : i + 2] == b"\xff\xda"]
+    path.write_bytes(data[: [*starts, -2][scans]] + b"\xff\xd9")
+
+
+def recoded(rgb, path):
+    """A PNG that was a JPEG before."""
+    buffer = io.BytesIO()
+    Image.fromarray(rgb).save(buffer, "JPEG", quality=40)
+    with Image.open(buffer) as image:
+        image.save(path, "PNG")
+
+
+@pytest.mark.parametrize(
+    ("write", "exact"),
+    [
+        (recoded, True),
+        (lambda rgb, path: Image.fromarray(rgb).save(path, "TIFF", compression="jpeg", quality=40), False),
+        (lambda rgb, path: Image.fromarray(rgb).save(path, "DDS", pixel_format="DXT1"), False),
+    ],
+)
+def test_nothing_of_a_region_is_in_the_traces_of_other_files(tmp_path, body, write, exact):
+    outputs, decoded, region = differ_within_a_region(tmp_path, body, write)
+    assert np.count_nonzero((decoded[0] != decoded[1]).any(-1) & ~region) > 100
+    np.testing.assert_array_equal(*outputs)
+    manifest = json.loads((tmp_path / "out1/manifest.json").read_text())
+    assert manifest["counts"]["photographs_of_predicting_formats"] == (not exact)
+    assert any("photographs came from files" in line for line in manifest["not_guaranteed"]) != exact
+
+
+def differ_within_a_region(tmp_path, body, write):
+    """Two photographs that differ there alone: what is written of them, what is read, and where."""
+    region = np.zeros(SIZE[::-1], bool)
+    region[12:52, 18:46] = True  # the box, 8 pixels larger
+    outputs, decoded = [], []
+    for seed in (1, 2):
+        rgb = noise(0)
+        rgb[region] = noise(seed)[region]
+        path = tmp_path / f"{seed}.image"
+        write(rgb, path)
+        decoded.append(read_pixels(path).rgb)
+        photo = Photo(path, LENS, [Person(None, (26.0, 20.0, 38.0, 44.0))])
+        write_release([photo], body, tmp_path / f"out{seed}", unfitted="blank", seed=0)
+        outputs.append(picture(tmp_path / f"out{seed}"))
+    assert (outputs[0][:, 90:] == decoded[0][:, 90:]).all()  # and the region is not simply everything
+    return outputs, decoded, region
+
+
+@pytest.mark.parametrize(
+    ("suffix", "mode", "options", "exact"),
+    [
+        ("png", "RGB", {}, True),
+        ("png", "L", {}, True),
+        ("png", "RGBA", {}, True),
+        ("png", "P", {}, False),
+        ("png", "1", {}, False),
+        ("gif", "P", {}, False),
+        ("bmp", "RGB", {}, True),
+        ("bmp", "P", {}, False),
+        ("ppm", "RGB", {}, True),
+        ("tif", "RGB", {}, True),
+        ("tif", "RGB", {"compression": "tiff_lzw"}, True),
+        ("tif", "RGB", {"compression": "tiff_adobe_deflate"}, True),
+        ("tif", "RGB", {"compression": "jpeg"}, False),
+        ("tif", "P", {}, False),
+        ("jpg", "RGB", {}, True),
+        ("webp", "RGB", {"lossless": True}, False),
+        ("jp2", "RGB", {}, False),
+        ("tga", "RGB", {}, False),
+    ],
+)
+def test_only_files_that_are_known_to_keep_to_their_place_are_not_counted(
+    tmp_path, suffix, mode, options, exact
+):
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(noise(0)).convert(mode).save(path, **options)
+    assert read_pixels(path).predicted != exact
+
+
+@pytest.mark.parametrize(("size", "orientation"), [(SIZE, 2), (SIZE, 3), (SIZE, 4), ((80, 80), 6)])
+def test_labels_of_the_stored_or_of_the_upright_picture_hide_the_person(tmp_path, body, size, orientation):
+    # By the size alone nobody can tell which of the two the labels are of.
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    rgb = np.full((size[1], size[0], 3), 50, np.uint8)
+    rgb[2:20, 4:16] = (255, 0, 0)
+    path = save(tmp_path / "a.png", rgb, exif=exif)
+    for name, shown in (("stored", rgb), ("upright", read_pixels(path).rgb)):
+        rows, columns = np.nonzero(shown[..., 0] == 255)
+        box = (float(columns.min()), float(rows.min()), float(columns.max() + 1), float(rows.max() + 1))
+        photo = Photo(path, LENS, [Person(None, box)], size)
+        made = write_release([photo], body, tmp_path / name, unfitted="blank", seed=0)
+        assert (picture(tmp_path / name) == (50, 50, 50)).all()
+        assert made.manifest["counts"]["photographs_hidden_both_ways_up"] == 1
+    made = write_release([Photo(path, LENS, photo.people)], body, tmp_path / "told", unfitted="blank")
+    assert made.manifest["counts"]["photographs_hidden_both_ways_up"] == 0
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_colours_that_a_viewer_does_not_show_are_not_read(tmp_path, mode):
+    rgb, alpha = noise(0), np.full(SIZE[::-1], 255, np.uint8)
+    alpha[5:20, 70:95] = 0
+    alpha[30:40, 70:95] = 128
+    path = tmp_path / "a.png"
+    if mode == "P":
+        image = Image.fromarray(rgb).quantize(16)
+        image.save(path, transparency=3)
+        alpha = np.where(np.asarray(image) == 3, 0, 255)
+        rgb = np.asarray(image.convert("RGB"))
+    else:
+        image = Image.fromarray(np.dstack([rgb, alpha])).convert(mode)
+        image.save(path)
+        rgb = np.asarray(image.convert("RGB"))
+    found = read_pixels(path).rgb
+    assert not found[alpha < 255].any()
+    np.testing.assert_array_equal(found[alpha == 255], rgb[alpha == 255])
+
+
+def test_boxes_to_hide_are_four_numbers_of_any_kind(tmp_path, body, photo, unchecked):
+    outputs = []
+    for i, box in enumerate(((70, 3, 88, 30), [70, 3, 88, 30], np.array([70.0, 3, 88, 30]))):
+        write_release([Photo(photo.path, LENS, photo.people, hide=[box])], body, tmp_path / str(i), seed=0)
+        outputs.append(contents(tmp_path / str(i)))
+    assert outputs[0] == outputs[1] == outputs[2]
 
 
 @given(hnp.arrays(bool, (9, 11)), st.floats(0, 12))
@@ -408,6 +547,7 @@ def test_the_manifest_lists_every_file(tmp_path, body, telling):
     assert manifest["counts"]["pictures"] == manifest["counts"]["bodies"] == 3
     assert manifest["counts"]["photographs_of_predicting_formats"] == 1
     assert manifest["treatment"]["background"] == "inpaint"
+    assert manifest["made_with"]["opencv"] == cv2.__version__  # whichever distribution it is from
     assert "7" not in json.dumps(manifest["treatment"])  # the seed would tell the order
     assert any("Only listed people are hidden" in line for line in manifest["not_guaranteed"])
 
@@ -624,6 +764,12 @@ def test_one_picture_is_not_released_twice(tmp_path, body, photo):
     other = Photo(copy, LENS, [Person(standing(body, 0.4), (70, 10, 90, 60))])
     with pytest.raises(ReleaseError, match=r"copy\.png: the same picture as .*a\.png"):
         write_release([photo, other], body, tmp_path / "out")
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    turned = np.ascontiguousarray(noise(0)[::-1, ::-1])
+    for path in (save(tmp_path / "b.bmp", noise(0)), save(tmp_path / "turned.png", turned, exif=exif)):
+        with pytest.raises(ReleaseError, match="the same picture as"):
+            write_release([photo, Photo(path, LENS, other.people)], body, tmp_path / "out")
 
 
 def test_a_fit_alone_does_not_say_where_somebody_is(tmp_path, body):
@@ -863,7 +1009,11 @@ def test_labels_become_photographs(tmp_path, body, labels, images):
     assert photos_from_labels(labels, images, body=body)[0].sequence is None
 
     annotations = {
-        "images": [{"id": 4, "file_name": "v/a.png"}, {"id": 5, "file_name": "other.png"}],
+        "images": [
+            {"id": 4, "file_name": "v/a.png"},
+            {"id": 5, "file_name": "other.png"},
+            {"id": 6, "file_name": "w/b.png", "width": 100, "height": 74},
+        ],
         "annotations": [{"image_id": 4, "bbox": [1, 2, 3, 4]}, {"image_id": 5, "bbox": [0, 0, 1, 1]}],
     }
     (tmp_path / "all.json").write_text(json.dumps(annotations))
@@ -878,6 +1028,7 @@ def test_labels_become_photographs(tmp_path, body, labels, images):
     assert np.argwhere(first.hide[1]).min(0).tolist() == [70, 95]
     assert first.people[0].mask[20:40, 35:40].all()
     assert first.people[0].mask.sum() == 100
+    assert len(second.hide) == 1
     (masks / "v/a.png").unlink()
     with pytest.raises(ReleaseError, match=r"v.a\.png: there is no such mask"):
         photos_from_labels(labels, images, body=body, masks=masks)
@@ -887,6 +1038,28 @@ def test_labels_become_photographs(tmp_path, body, labels, images):
     other = agebody.SMPLA(random_body())
     with pytest.raises(ReleaseError, match="the labels are of the body 'mannequin', not of 'random'"):
         photos_from_labels(labels, images, body=other)
+
+
+def test_annotations_that_would_hide_nothing_are_refused(tmp_path, body, labels, images):
+    pictures = [{"id": i, "file_name": name, "width": 100, "height": 74}
+                for i, name in enumerate(("v/a.png", "w/b.png"))]  # fmt: skip
+
+    def hidden(images_, box=(1, 2, 3, 4)):
+        document = {"images": images_, "annotations": [{"image_id": 0, "bbox": box}]}
+        (tmp_path / "all.json").write_text(json.dumps(document))
+        return photos_from_labels(labels, images, body=body, hide=tmp_path / "all.json")
+
+    assert [len(photo.hide) for photo in hidden(pictures)] == [1, 0]
+    with pytest.raises(ReleaseError, match=r"all\.json: no image of the name w/b\.png"):
+        hidden(pictures[:1])
+    with pytest.raises(ReleaseError, match=r"all\.json: no image of the name v/a\.png"):
+        hidden([{**picture, "file_name": f"photos/{picture['file_name']}"} for picture in pictures])
+    with pytest.raises(ReleaseError, match="v/a.png has 400 x 296 pixels, in the labels 100 x 74"):
+        hidden([{**picture, "width": 400, "height": 296} for picture in pictures])
+    for outside in ((100, 5, 20, 20), (5, 74, 20, 20), (-30, 5, 20, 20), (5, -30, 20, 20)):
+        photos = hidden(pictures, outside)
+        with pytest.raises(ReleaseError, match=r"a\.png: a box to hide, .* is not in the picture"):
+            write_release(photos, body, tmp_path / "out", unfitted="blank")
 
 
 def run(*arguments):
@@ -912,8 +1085,15 @@ def test_the_command_line_releases_what_was_fitted(tmp_path, labels, images):
     again = run(*command)
     assert again.exit_code == 1
     assert "the folder exists" in again.stderr
-    for wrong in (("--key", tmp_path / "out/key.json"), ("--background", "blur"), ("--shape", "round")):
-        assert run(*command, *wrong).exit_code == 2
+    assert "--overwrite replaces a release" in again.stderr
+    again = run(*command, "--unfitted", "drop", "--overwrite", "--key", key)
+    assert again.exit_code == 1
+    assert "a key is never replaced" in again.stderr
+    assert json.loads(key.read_text()) == {"000001": str(images / "v/a.png")}
+    new = (*command[:-1], tmp_path / "new")
+    for wrong in (("--key", tmp_path / "new/key.json"), ("--background", "blur"), ("--shape", "round"),
+                  ("--dilation", "inf"), ("--margin", "nan")):  # fmt: skip
+        assert run(*new, *wrong).exit_code == 2
     none = run(*command[:-1], tmp_path / "none", "--unfitted", "blank", "--background", "none")
     assert none.exit_code == 0
     assert "hidden;" not in none.stderr

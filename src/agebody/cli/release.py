@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from contextlib import ExitStack
@@ -38,8 +39,8 @@ def release(
         str,
         typer.Option(
             help="What is hidden of a person: **auto** (the whole box, and the mask if there is one), "
-            "**box**, **mask** (the mask and no box, for masks known to be complete), or **mesh** (where there is "
-            "neither, the fit alone)."
+            "**box**, **mask** (the mask and no box, for masks known to be complete), or **mesh** (where "
+            "there is neither, the fit alone)."
         ),
     ] = "auto",
     masks: Annotated[
@@ -89,7 +90,8 @@ def release(
     key: Annotated[
         Path | None,
         typer.Option(
-            show_default=False, help="A file for which picture was which photograph. Never share it."
+            show_default=False,
+            help="A new file for which picture was which photograph. Never share it; it is never replaced.",
         ),
     ] = None,
     overwrite: Annotated[
@@ -113,6 +115,13 @@ def release(
             raise typer.BadParameter(
                 f"expected {', '.join(get_args(kind))}, got {value!r}", param_hint=option
             )
+    for option, value in (("--margin", margin), ("--dilation", dilation), ("--fps", fps)):
+        if not math.isfinite(value):
+            raise typer.BadParameter(f"expected a finite number, got {value}", param_hint=option)
+    if output.is_dir() and any(output.iterdir()) and not overwrite:
+        fail(f"{output}: the folder exists; --overwrite replaces a release")
+    if key is not None and os.path.lexists(key):
+        fail(f"{key}: the file exists; a key is never replaced, so give another name")
     if key is not None and Path(os.path.realpath(output)) in Path(os.path.realpath(key)).parents:
         raise typer.BadParameter("the key must not be in the folder that is shared", param_hint="--key")
     with clear_errors(), progress_bar() as progress, ExitStack() as files:
@@ -122,7 +131,7 @@ def release(
         from agebody.release import ReleaseError, photos_from_labels, write_release
 
         layer = SMPLA(asset) if asset.has_age else SMPL(asset)
-        key_file = None if key is None else files.enter_context(replacing(key, overwrite=overwrite))
+        key_file = None if key is None else files.enter_context(replacing(key, overwrite=False))
         task = progress.add_task("reading")
         try:
             photos = photos_from_labels(

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from agebody.release.folder import sha256
 from agebody.release.options import Counts, Options
-from agebody.release.photos import Person, Photo, ReleaseError
+from agebody.release.photos import Person, Photo, ReleaseError, read_pixels
 
 
 class Place(NamedTuple):
@@ -37,15 +36,16 @@ def choose(photos: Sequence[Photo], options: Options, counts: Counts) -> list[Ph
     Nobody listed may mean that somebody was not found, so such a photograph is left out.
 
     Raises:
-        ReleaseError: a photograph is there twice, or somebody in it has no fit and that is refused.
+        ReleaseError: a photograph is there twice, is damaged, or somebody in it has no fit and that is
+            refused.
         OSError: a photograph cannot be read.
     """
     seen: dict[str, Photo] = {}
     chosen = []
     for photo in photos:
         same = photo
-        if options.background != "none":
-            same = seen.setdefault(sha256(Path(photo.path)), photo)
+        if options.background != "none" and (photo.people or photo.hide):
+            same = seen.setdefault(_fingerprint(photo), photo)
         if same is not photo:
             raise ReleaseError(
                 f"{photo.path}: the same picture as {same.path}; what one hides the other could show, "
@@ -64,6 +64,15 @@ def choose(photos: Sequence[Photo], options: Options, counts: Counts) -> list[Ph
         else:
             chosen.append(photo)
     return chosen
+
+
+def _fingerprint(photo: Photo) -> str:
+    """Of what a photograph shows, whatever the file: the same pixels in another format are the same."""
+    try:
+        rgb = read_pixels(photo.path).rgb
+    except ReleaseError as error:
+        raise ReleaseError(f"{photo.path}: {error}") from None
+    return hashlib.sha256(repr(rgb.shape).encode() + rgb.tobytes()).hexdigest()
 
 
 def arrange(photos: Sequence[Photo], rng: np.random.Generator) -> list[Place]:

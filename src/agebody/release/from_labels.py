@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path, PurePath
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -40,17 +41,19 @@ def photos_from_labels(
         masks: a folder with a mask a photograph, of the same name with the suffix .png, which is black where
             nobody is. A person's is what lies in it about the person's box, be it a neighbour; whom it does
             not show has no mask. All of it is hidden, whoever it shows.
-        hide: COCO annotations. Whatever they have a box of is hidden, too, fitted or not, a person or not.
+        hide: COCO annotations, of these photographs and in their pixels. Whatever they have a box of is
+            hidden, too, fitted or not, a person or not.
         sequences: the photographs of each folder below ``images`` are the frames of a video, ordered by name.
 
     Raises:
-        ReleaseError: the labels are of another body, or a mask is missing.
+        ReleaseError: the labels are of another body, a mask is missing, or the annotations to hide do not
+            have a photograph, or have it in another size.
         LabelError: the file of annotations is none.
         OSError: a file cannot be read.
     """
     if labels.joint_names != tuple(body.asset.joint_names) or labels.body != body.asset.metadata.name:
         raise ReleaseError(f"the labels are of the body {labels.body!r}, not of {body.asset.metadata.name!r}")
-    boxes = {} if hide is None else _annotated_boxes(Path(hide))
+    annotated = None if hide is None else _annotated_boxes(Path(hide))
     photos = []
     names, starts = np.unique(
         labels.image_ids[order := np.argsort(labels.image_ids, kind="stable")], return_index=True
@@ -63,7 +66,7 @@ def photos_from_labels(
             Person(_parameters(labels, row, body), _box(labels, row), points=_seen(labels, row))
             for row in rows
         ]
-        others: list[Region] = list(boxes.get(PurePath(name).as_posix(), ()))
+        others: list[Region] = [] if annotated is None else _boxes_of(name, size, annotated, str(hide))
         if masks is not None:
             people, rest = _with_masks(people, Path(masks, name).with_suffix(".png"), size)
             others += rest
@@ -109,17 +112,46 @@ def _with_masks(
     return masked, [rest] if rest.any() else []
 
 
-def _annotated_boxes(path: Path) -> dict[str, list[Box]]:
+class _Annotated(NamedTuple):
+    """What annotations say of one picture."""
+
+    sizes: set[tuple[int, int]]
+    boxes: list[Box]
+
+
+def _annotated_boxes(path: Path) -> dict[str, _Annotated]:
     """All boxes of COCO annotations, by file name."""
     document = load_json(path)
     try:
-        names = {image["id"]: PurePath(image["file_name"]).as_posix() for image in document["images"]}
-        found: dict[str, list[Box]] = {name: [] for name in names.values()}
+        found: dict[str, _Annotated] = {}
+        pictures = {}
+        for image in document["images"]:
+            name = PurePath(image["file_name"]).as_posix()
+            picture = pictures[image["id"]] = found.setdefault(name, _Annotated(set(), []))
+            if image.get("width") is not None and image.get("height") is not None:
+                picture.sizes.add((int(image["width"]), int(image["height"])))
         for entry in document["annotations"]:
             x, y, width, height = (float(value) for value in entry["bbox"])
-            found[names[entry["image_id"]]].append((x, y, x + width, y + height))
-    except (TypeError, KeyError, ValueError) as error:
+            pictures[entry["image_id"]].boxes.append((x, y, x + width, y + height))
+    except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
         raise ReleaseError(
             f"{path}: expected COCO annotations with a bbox each ({type(error).__name__}: {error})"
         ) from None
     return found
+
+
+def _boxes_of(
+    name: str, size: tuple[int, int], annotated: dict[str, _Annotated], source: str
+) -> list[Region]:
+    """The boxes of a photograph; one that the annotations do not have is refused, lest nothing is hidden."""
+    found = annotated.get(PurePath(name).as_posix())
+    if found is None:
+        raise ReleaseError(
+            f"{source}: no image of the name {name}, as the labels have it; nothing of it would be hidden"
+        )
+    if found.sizes - {size}:
+        other = sorted(found.sizes - {size})[0]
+        raise ReleaseError(
+            f"{source}: {name} has {other[0]} x {other[1]} pixels, in the labels {size[0]} x {size[1]}"
+        )
+    return list(found.boxes)

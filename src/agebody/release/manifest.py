@@ -7,8 +7,14 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
+import PIL
+import torch
+
 from agebody.assets.asset import BodyAsset
+from agebody.release.backgrounds import load_opencv
 from agebody.release.options import Counts, Options
+from agebody.release.regions import TRACE
 
 FORMAT = "agebody-release-1"
 
@@ -36,9 +42,12 @@ def make_manifest(
     body: BodyAsset, options: Options, counts: Counts, files: dict[str, dict[str, str | int]]
 ) -> dict[str, Any]:
     """The content of manifest.json."""
-    libraries = ["agebody", "numpy", "pillow", "torch"]
-    if options.background == "inpaint":
-        libraries.append("opencv-python-headless")
+    libraries = {
+        "agebody": version("agebody"), "numpy": np.__version__, "pillow": PIL.__version__,
+        "torch": str(torch.__version__),
+    }  # fmt: skip
+    if options.background == "inpaint":  # which several distributions provide
+        libraries["opencv"] = load_opencv().__version__
     treatment: dict[str, Any] = {"background": options.background, "shape": options.shape}
     if options.background != "none":
         treatment |= {
@@ -47,7 +56,7 @@ def make_manifest(
         }  # fmt: skip
     return {
         "format": FORMAT,
-        "made_with": {name: _version(name) for name in libraries},
+        "made_with": libraries,
         "body": {
             "kind": body.metadata.kind,
             "topology": body.metadata.topology,
@@ -68,7 +77,11 @@ def make_manifest(
 def _removed(options: Options) -> list[str]:
     pixels = BACKGROUNDS[options.background]
     if options.background != "none":
-        pixels += " Regions in JPEG files cover every block that they touch, and one pixel more."
+        pixels += (
+            f" Regions reach {TRACE} pixels further on each side; in JPEG files they cover every block that "
+            "they touch, and one pixel more, and in progressive ones two more blocks. Pixels that were not "
+            "fully opaque were made black first."
+        )
     return [
         pixels,
         "Names, folders and order of the photographs; times of files.",
@@ -100,13 +113,16 @@ def _not_guaranteed(options: Options, counts: Counts) -> list[str]:
         "A background may tell where, when and at whose home a photograph was taken, and who finds the "
         "photograph elsewhere can match it.",
         "A region shows where somebody was, and about how large.",
+        "Compression leaves traces of people around them, also in a PNG that was made from a JPEG. Regions "
+        f"reach {TRACE} pixels further, which is a block of JPEG; where a picture was scaled or turned after "
+        "it was compressed, traces may lie further out.",
         *limits,
     ]
     if counts.photographs_of_predicting_formats:
         limits.append(
-            f"{counts.photographs_of_predicting_formats} photographs came from WebP, AVIF or JPEG 2000 "
-            "files, whose compression may spread traces of a person, as large as its own errors, beyond "
-            "a region."
+            f"{counts.photographs_of_predicting_formats} photographs came from files whose compression or "
+            "palette may spread traces of a person, as large as its own errors, anywhere in the picture: all "
+            "but JPEG, and PNG, BMP, PPM and TIFF without palette and without loss."
         )
     return limits
 
@@ -116,7 +132,3 @@ def _fingerprint(body: BodyAsset) -> str:
     for array in (body.template, body.shapedirs, body.faces):
         digest.update(array.tobytes())
     return digest.hexdigest()
-
-
-def _version(distribution: str) -> str:
-    return version(distribution)

@@ -67,3 +67,4 @@ class Counts:
     photographs_left_out_without_people: int = 0
     photographs_left_out_unfitted: int = 0
     photographs_of_predicting_formats: int = 0
+    photographs_hidden_both_ways_up: int = 0

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, TypeGuard
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from PIL import Image
 from scipy import ndimage
 
-from agebody.release.photos import Box, Person, Region, ReleaseError, read_mask
+from agebody.release.photos import Box, Person, Pixels, Region, ReleaseError, read_mask
 
 RegionRule = Literal["auto", "box", "mask", "mesh"]
 """What is hidden of a person, each enlarged (see `person_region`):
@@ -23,6 +25,8 @@ RegionRule = Literal["auto", "box", "mask", "mesh"]
 
 LEAST = 8
 """By how many pixels a region grows at least."""
+TRACE = 17
+"""By how many pixels it then grows on each side, against traces: a block of JPEG, and one more."""
 SHOWN = 0.5
 """Of a person's box, the share that a box around the mask in it has to fill; less is somebody else's mask."""
 COVERED = 0.8
@@ -128,11 +132,27 @@ def _mask_alone(
 def other_region(
     other: Region, size: tuple[int, int], *, margin: float, dilation: float
 ) -> Bool[np.ndarray, "H W"]:
-    """Pixels to hide for a box or a mask that is no listed person's; arguments as of `person_region`."""
-    if isinstance(other, tuple):
-        return fill_box(other, size, max(LEAST, margin * longer_side(other)))
+    """Pixels to hide for a box or a mask that is no listed person's; arguments as of `person_region`.
+
+    Raises:
+        ReleaseError: the box is not in the photograph, or the mask has another size or shows nothing.
+    """
+    if _is_box(other):
+        x0, y0, x1, y1 = (float(value) for value in other)
+        if x0 >= size[0] or y0 >= size[1] or x1 < 0 or y1 < 0:
+            raise ReleaseError(
+                f"a box to hide, {(x0, y0, x1, y1)}, is not in the picture of {size} pixels: "
+                "is it of another picture, or of another size?"
+            )
+        return fill_box((x0, y0, x1, y1), size, max(LEAST, margin * longer_side((x0, y0, x1, y1))))
     mask = read_mask(other, size)
     return grow(mask, max(LEAST, dilation * longer_side(box_of(mask))))
+
+
+def _is_box(region: Region) -> TypeGuard[Sequence[float]]:
+    if isinstance(region, np.ndarray):
+        return region.dtype != np.bool_ and region.shape == (4,)
+    return isinstance(region, (tuple, list)) and len(region) == 4
 
 
 def fill_box(box: Box, size: tuple[int, int], margin: float) -> Bool[np.ndarray, "H W"]:
@@ -172,6 +192,25 @@ def cover_blocks(
     touched = np.zeros(int(blocks.max()) + 1, bool)
     touched[blocks[region]] = True
     return ndimage.binary_dilation(touched[blocks], np.ones((3, 3), bool))
+
+
+def cover_traces(region: Bool[np.ndarray, "H W"], pixels: Pixels) -> Bool[np.ndarray, "H W"]:
+    """The region with all that a file may tell of it in other places.
+
+    Whatever the format, the picture may have been a JPEG before. Then what was in one place left its traces
+    over a block of up to 16 pixels, and one more.
+    """
+    covered = ndimage.maximum_filter(region.astype(np.uint8), 2 * TRACE + 1, mode="constant") > 0
+    for _ in range(1 + pixels.rings):
+        region = cover_blocks(region, pixels.blocks)
+    return covered | region
+
+
+def both_ways(region: Bool[np.ndarray, "H W"], turn: Image.Transpose | None) -> Bool[np.ndarray, "H W"]:
+    """The region, and what it is if it is one of the picture as it is stored."""
+    if turn is None:
+        return region
+    return region | (np.asarray(Image.fromarray(region.astype(np.uint8)).transpose(turn)) > 0)
 
 
 def box_of(mask: Bool[np.ndarray, "H W"]) -> Box:

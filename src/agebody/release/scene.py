@@ -16,7 +16,7 @@ from agebody.release.backgrounds import blank, inpaint
 from agebody.release.bodies import Bodies, draw, generalize, mesh_boxes, see, to_camera_space
 from agebody.release.options import Options
 from agebody.release.photos import ReleaseError, read_pixels
-from agebody.release.regions import cover_blocks, other_region, person_region
+from agebody.release.regions import both_ways, cover_traces, other_region, person_region
 from agebody.render import Picture
 
 
@@ -32,6 +32,8 @@ class Scene(NamedTuple):
     """What is left of the photograph."""
     predicted: bool
     """Whether the format of the photograph may spread traces beyond a region."""
+    two_ways: bool
+    """Whether what is hidden is hidden both as of the upright and as of the stored picture."""
 
 
 def make_scene(place: Place, body: BodyModel, options: Options) -> Scene:
@@ -51,16 +53,19 @@ def make_scene(place: Place, body: BodyModel, options: Options) -> Scene:
     if options.background == "none":
         size = photo.size or read_pixels(photo.path).size
         bodies = see(body, released, lens, size, layout=options.layout, colors=with_body)
-        return Scene(size, lens, bodies, None, False)
+        return Scene(size, lens, bodies, None, False, False)
     pixels = read_pixels(photo.path, photo.size)
     bodies = see(body, released, lens, pixels.size, layout=options.layout, colors=with_body)
     outlines: Picture | None = None
     if options.region != "box" and any(person.mask is not None for person, _ in place.people):
         outlines = bodies.picture if options.shape == "exact" else draw(body, fits, lens, pixels.size)
     boxes = mesh_boxes(body, fits, lens)
-    region = cover_blocks(_region(place, boxes, outlines, pixels.size, options), pixels.blocks)
+    listed = _region(place, boxes, outlines, pixels.size, options)
+    region = cover_traces(both_ways(listed, pixels.other), pixels)
     paint = inpaint if options.background == "inpaint" else blank
-    return Scene(pixels.size, lens, bodies, paint(pixels.rgb, region), pixels.predicted)
+    return Scene(
+        pixels.size, lens, bodies, paint(pixels.rgb, region), pixels.predicted, pixels.other is not None
+    )
 
 
 def _region(

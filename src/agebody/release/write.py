@@ -160,6 +160,7 @@ def _write_picture(
     counts.people_out_of_view += len(tracks) - len(seen)
     counts.people_hidden_without_body += len(place.people) - len(tracks)
     counts.photographs_of_predicting_formats += scene.predicted
+    counts.photographs_hidden_both_ways_up += scene.two_ways
     return image, entries
 
 
