@@ -17,6 +17,7 @@ from agebody.fitting.parameters import BodyParameters
 from agebody.fitting.points import PointFit, fit_points, fit_vertices, patch_layout
 from agebody.keypoints import KeypointLayout
 from agebody.proximity import closest_points
+from agebody.rowwise import own_precision
 
 SHARED = "shared points"
 """Name of the layouts of a correspondence."""
@@ -79,7 +80,7 @@ def convert(
     options: dict[str, Any] = {
         "betas": betas, "age_offset": age_offset, "max_iterations": max_iterations, "chunk_size": chunk_size,
     }  # fmt: skip
-    with torch.no_grad():
+    with torch.no_grad(), own_precision(source.device):
         if correspondence is None and same_topology(source.asset, target.asset):
             vertices = source(**arguments).vertices
             return fit_vertices(target, vertices, sigma=1e-3 if sigma is None else sigma, **options)
@@ -105,6 +106,7 @@ def same_topology(first: BodyAsset, second: BodyAsset) -> bool:
 
 
 @functools.lru_cache(maxsize=8)
+@torch.inference_mode(False)  # what is kept may meet gradients later
 def correspond(source: BodyAsset, target: BodyAsset) -> Correspondence:
     """Shared joints, and for vertices all over the source the places on the target's surface that match them.
 
@@ -124,6 +126,11 @@ def correspond(source: BodyAsset, target: BodyAsset) -> Correspondence:
         raise ValueError(
             f"target: expected joints of the source's names, found {', '.join(names) if names else 'none'}"
         )
+    with torch.no_grad(), own_precision(torch.device("cpu")):
+        return _correspond(source, target, names)
+
+
+def _correspond(source: BodyAsset, target: BodyAsset, names: list[str]) -> Correspondence:
     body = (SMPLA if target.has_age else SMPL)(target, backend="torch")
     vertices = _scattered(source)
     part_of = _parts(source, names)[vertices]

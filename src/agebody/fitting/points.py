@@ -104,7 +104,8 @@ def fit_points(
             body has templates of, if None.
         sigma: standard deviation of a coordinate [m]. Give that of the noise: the less the points are to be
             trusted, the more probable are the bodies.
-        max_iterations: steps of Levenberg-Marquardt at most; 0 gives the closed form alone.
+        max_iterations: steps of Levenberg-Marquardt at most, of each pass: two, and one more for bodies
+            that end beside an age template. 0 gives the closed form alone.
         chunk_size: bodies at a time, which bounds memory.
 
     Returns:
@@ -116,19 +117,22 @@ def fit_points(
         AssetError: the body lacks points of the layout.
     """
     layout = get_layout(layout)
-    given = _read(body, "points", points, len(layout), weights, betas, age_offset, sigma)
-    carried = _carried(body, layout)
+    with torch.no_grad(), own_precision(body.device):
+        given = _read(body, "points", points, len(layout), weights, betas, age_offset, sigma)
+        carried = _carried(body, layout)
 
-    def fit(rows: slice) -> _Found:
-        target, trust, known = given.points[rows], given.weights[rows], given.known.take(rows)
-        find = lambda **pose: body.keypoints(layout, **pose)  # noqa: E731
-        start = _closed_form(body, carried, find, _same, target, trust, known, sigma)
-        sigmas = max(sigma, COARSE_SIGMA), sigma
-        problem = _Problem(body, carried, find, target, trust, known, sigmas, POINT_TOLERANCE, max_iterations)
-        found = _refine(problem, start)
-        return _Found(found, body.keypoints(layout, **_arguments(body, found.parameters)))
+        def fit(rows: slice) -> _Found:
+            target, trust, known = given.points[rows], given.weights[rows], given.known.take(rows)
+            find = lambda **pose: body.keypoints(layout, **pose)  # noqa: E731
+            start = _closed_form(body, carried, find, _same, target, trust, known, sigma)
+            sigmas = max(sigma, COARSE_SIGMA), sigma
+            problem = _Problem(
+                body, carried, find, target, trust, known, sigmas, POINT_TOLERANCE, max_iterations
+            )
+            found = _refine(problem, start)
+            return _Found(found, body.keypoints(layout, **_arguments(body, found.parameters)))
 
-    return _in_chunks(given, fit, chunk_size)
+        return _in_chunks(given, fit, chunk_size)
 
 
 def fit_vertices(
@@ -149,41 +153,45 @@ def fit_vertices(
     vertices.
 
     Args:
-        body, betas, age_offset, sigma, max_iterations, chunk_size: as in `fit_points`.
+        body, betas, age_offset, sigma, chunk_size: as in `fit_points`.
+        max_iterations: likewise, of each pass: where vertices weigh differently, all passes are made thrice.
         vertices: (*batch, V, 3) [m].
         weights: (*batch, V). What weighs nothing may be NaN: holes, or what a mesh lacks.
 
     Raises:
         TypeError, ValueError: as in `fit_points`.
     """
-    given = _read(body, "vertices", vertices, body.num_vertices, weights, betas, age_offset, sigma)
-    patches = _patches(body)
-    carried = _carried(body, patches.layout)
-    find = lambda **pose: body(**pose).vertices  # noqa: E731
-    find_centers = lambda **pose: patches.centers(find(**pose))  # noqa: E731
+    with torch.no_grad(), own_precision(body.device):
+        given = _read(body, "vertices", vertices, body.num_vertices, weights, betas, age_offset, sigma)
+        patches = _patches(body)
+        carried = _carried(body, patches.layout)
+        find = lambda **pose: body(**pose).vertices  # noqa: E731
+        find_centers = lambda **pose: patches.centers(find(**pose))  # noqa: E731
 
-    def fit(rows: slice) -> _Found:
-        target, trust, known = given.points[rows], given.weights[rows], given.known.take(rows)
-        centers = lambda mesh: patches.centers(mesh, trust)  # noqa: E731
-        weight = patches.sums(trust[..., None])[..., 0]
-        start = _closed_form(body, carried, find, centers, target, weight, known, sigma)
+        def fit(rows: slice) -> _Found:
+            target, trust, known = given.points[rows], given.weights[rows], given.known.take(rows)
+            centers = lambda mesh: patches.centers(mesh, trust)  # noqa: E731
+            weight = patches.sums(trust[..., None])[..., 0]
+            start = _closed_form(body, carried, find, centers, target, weight, known, sigma)
 
-        def toward(guess: BodyParameters) -> Tensor:
-            """Centers of whole patches: as far from the guess's as what is seen of them is from the guess."""
-            mesh = find(**_arguments(body, guess))
-            return patches.centers(mesh) + centers(target) - centers(mesh)
+            def toward(guess: BodyParameters) -> Tensor:
+                """Centers of whole patches: as far from the guess's as what is seen of them is from it."""
+                mesh = find(**_arguments(body, guess))
+                return patches.centers(mesh) + centers(target) - centers(mesh)
 
-        ends = (sigma, sigma), MESH_TOLERANCE, max_iterations
-        problem = _Problem(body, carried, find_centers, toward(start), weight, known, *ends)
-        found = _refine(problem, start)
-        whole = bool((trust == 1).all())
-        for _ in range(0 if whole else REFRESHES):
-            before = found.report.iterations
-            found = _refine(problem._replace(target=toward(found.parameters)), found.parameters)
-            found = found._replace(report=found.report._replace(iterations=before + found.report.iterations))
-        return _Found(found, find(**_arguments(body, found.parameters)))
+            ends = (sigma, sigma), MESH_TOLERANCE, max_iterations
+            problem = _Problem(body, carried, find_centers, toward(start), weight, known, *ends)
+            found = _refine(problem, start)
+            whole = bool((trust == 1).all())
+            for _ in range(0 if whole else REFRESHES):
+                before = found.report.iterations
+                found = _refine(problem._replace(target=toward(found.parameters)), found.parameters)
+                found = found._replace(
+                    report=found.report._replace(iterations=before + found.report.iterations)
+                )
+            return _Found(found, find(**_arguments(body, found.parameters)))
 
-    return _in_chunks(given, fit, chunk_size)
+        return _in_chunks(given, fit, chunk_size)
 
 
 class RestPose:
@@ -248,7 +256,8 @@ def _read(
 
     weights = expand_weights(weights, points.shape[:-1])
     trust = points.new_ones(points.shape[:-1]) if weights is None else weights
-    if bool((trust < 0).any()) or not bool(trust.isfinite().all() if trust.is_floating_point() else True):
+    trust = trust.to(body.dtype)
+    if bool((trust < 0).any()) or not bool(trust.isfinite().all()):
         raise ValueError("weights: expected finite numbers of 0 or more")
     try:
         known_betas = None if betas is None else flat(expect("betas", betas, body.num_betas), body.num_betas)
@@ -258,6 +267,10 @@ def _read(
         raise ValueError(
             f"betas, age_offset: expected leading dimensions that broadcast to {tuple(batch)}"
         ) from None
+    if known_betas is not None and not known_betas.isfinite().all():
+        raise ValueError("betas: expected finite numbers")
+    if known_age.isinf().any():
+        raise ValueError("age_offset: expected finite numbers, and NaN where it is not known")
     trust = flat(trust, count)
     seen = hide(flat(points, count, 3), trust, 1)
     sound = seen.isfinite().flatten(1).all(1)
@@ -276,9 +289,8 @@ def _in_chunks(given: _Given, fit: Any, chunk_size: int) -> PointFit:
         raise ValueError(f"chunk_size: expected at least 1, got {chunk_size}")
     people = len(given.points)
     found = []
-    with torch.no_grad(), own_precision(given.points.device):
-        for first in range(0, max(1, people), chunk_size):
-            found.append(fit(slice(first, first + chunk_size)))
+    for first in range(0, max(1, people), chunk_size):
+        found.append(fit(slice(first, first + chunk_size)))
     parameters = BodyParameters(*map(torch.cat, zip(*(f.fit.parameters for f in found), strict=True)))
     parameters = parameters._replace(transl=parameters.transl + given.middle)
     reports = [f.fit.report for f in found]
