@@ -124,11 +124,9 @@ class State:
 
     def by_unknowns(self, found: KeypointDerivatives) -> Float[Tensor, "b K 3 F"]:
         """Derivatives of points side by side, those by the translation among them."""
-        by_transl = torch.eye(3, dtype=found.points.dtype, device=found.points.device)
-        by_transl = by_transl.expand(*found.points.shape, 3)
-        by_all = torch.cat((found.pose.flatten(-2), found.betas, found.age_offset[..., None], by_transl), -1)
-        unknowns = self.unknowns
-        return by_all if len(unknowns) == unknowns.size else by_all.index_select(-1, unknowns.columns)
+        derivatives, unknowns = by_all(found), self.unknowns
+        whole = len(unknowns) == unknowns.size
+        return derivatives if whole else derivatives.index_select(-1, unknowns.columns)
 
     def block(self, residuals: Float[Tensor, "b M"], jacobian: Float[Tensor, "b M F"]) -> Block:
         """Residuals that depend on everything."""
@@ -146,6 +144,13 @@ class State:
             jacobian = jacobian[..., entries]
         gradient = (residuals[:, None] @ jacobian)[:, 0]
         return Block(_half_square(residuals), where, gradient, jacobian.mT @ jacobian)
+
+
+def by_all(found: KeypointDerivatives) -> Float[Tensor, "b K 3 P"]:
+    """Derivatives of points by all parameters, in the order of `BodyParameters.vector`."""
+    by_transl = torch.eye(3, dtype=found.points.dtype, device=found.points.device)
+    by_transl = by_transl.expand(*found.points.shape, 3)
+    return torch.cat((found.pose.flatten(-2), found.betas, found.age_offset[..., None], by_transl), -1)
 
 
 def keypoint_jacobian(body: BodyModel, layout: str | KeypointLayout) -> KeypointJacobian:

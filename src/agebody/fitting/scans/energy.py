@@ -17,7 +17,7 @@ from agebody.fitting.parameters import BodyParameters
 from agebody.fitting.scans.frames import Frames, camera_of, draw_points, eye_of
 from agebody.fitting.scans.matches import Matches, closest_of_some, visible_faces
 from agebody.fitting.scans.stages import ScanStage
-from agebody.fitting.terms import Bend, project
+from agebody.fitting.terms import Bend, by_all, project
 from agebody.keypoints import KeypointLayout
 from agebody.least_squares import Quadratic
 from agebody.losses import (
@@ -327,13 +327,6 @@ def _columns(jacobian: Float[Tensor, "b R G"], first: int, size: int) -> Float[T
     whole = jacobian.new_zeros(*jacobian.shape[:-1], size)
     whole[..., first : first + jacobian.shape[-1]] = jacobian
     return whole
-
-
-def by_all(found: KeypointDerivatives) -> Float[Tensor, "b K 3 P"]:
-    """Derivatives of points by all parameters, in the order of `BodyParameters.vector`."""
-    by_transl = torch.eye(3, dtype=found.points.dtype, device=found.points.device)
-    by_transl = by_transl.expand(*found.points.shape, 3)
-    return torch.cat((found.pose.flatten(-2), found.betas, found.age_offset[..., None], by_transl), -1)
 
 
 @cache
