@@ -733,7 +733,7 @@ class TestRefine:
         spoiled = points.clone()
         spoiled[1, 3] = torch.nan
         seen = CAMERA.project(points.flatten(0, 1)).pixels.unflatten(0, points.shape[:2])
-        for message, arguments, options in (
+        wrong: tuple[tuple[str, tuple[Any, Any, Any], dict[str, Any]], ...] = (
             ("up: expected a direction", (points, CAMERA, root), {"up": (0.0, 0.0, 0.0)}),
             ("points: expected finite places", (spoiled, CAMERA, root), {}),
             ("points: expected finite places", (-points, CAMERA, root), {}),
@@ -751,7 +751,8 @@ class TestRefine:
                 (points, CAMERA, root),
                 {"height": root[:, 2], "prior": HeightPrior(root[:, 2], 0 * root[:, 2])},
             ),
-        ):
+        )
+        for message, arguments, options in wrong:
             with pytest.raises(ValueError, match=message):
                 refine_crowd(*arguments, **options)
         nowhere = torch.full_like(seen, torch.nan)
@@ -804,6 +805,11 @@ def files(body, tmp_path_factory):
     known = {str(7 + i): {"years": float(age)} for i, age in enumerate(ages)}
     (folder / "people.json").write_text(json.dumps(known))
     return folder, truth, body(**truth.arguments(body)).joints[:, 0, 2].numpy()
+
+
+def with_nan_bodies(path):
+    arrays = dict(np.load(path))
+    np.savez(path, **arrays | {"betas": np.full_like(arrays["betas"], np.nan)})
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -875,6 +881,10 @@ class TestCommand:
             (lambda f: (f / "people.json").write_text("{"), "no JSON"),
             (lambda f: (f / "people.json").write_text('{"7": {"years": -1}}'), "expected .*years"),
             (lambda f: (f / "labels.npz").write_bytes(b"PK"), "no file of labels"),
+            (
+                lambda f: with_nan_bodies(f / "labels.npz"),
+                r"labels.npz: image a.jpg: vertices\[0\]: \d+ entries are NaN",
+            ),
             (lambda f: np.save(f / "masks" / "a.npy", np.full((480, 640), 9)), "has a person 9"),
         ],
     )

@@ -102,10 +102,13 @@ def crowd(
             whose = None if numbers is None else numbers[name]
             maps = _read_maps(name, depths[name], whose, part.image_sizes[0], len(part), disparity)
             years, sex = _known_of(part, known)
-            found = place_labels(
-                layer, part, maps.depth, masks=maps.masks, years=years, sex=sex, disparity=disparity,
-                refine=refine,
-            )  # fmt: skip
+            try:
+                found = place_labels(
+                    layer, part, maps.depth, masks=maps.masks, years=years, sex=sex, disparity=disparity,
+                    refine=refine,
+                )  # fmt: skip
+            except ValueError as error:
+                fail(f"{labels}: image {name}: {error}")
             rows.append({"image": name, **_report(part, found)})
             parts.append(found.labels)
             if views is not None:

@@ -235,7 +235,7 @@ def _write(
 ) -> tuple[dict[str, Any], list[str]]:
     from agebody.labels import save_training_npz, summarize, to_markdown
 
-    written = list(_FILES)
+    written: list[str] = list(_FILES)
     labels.save(output / "labels.npz")
     if _trains(body):
         save_training_npz(output / "train.npz", body, labels)

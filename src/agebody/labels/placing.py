@@ -202,6 +202,7 @@ def _refined(
     soles = part_vertices(body.asset, FEET, facing=(0, -1, 0))
     found = refine_crowd(
         points, Camera(camera.focal[0], camera.center[0]), posed.joints[:, 0], feet=posed.vertices[:, soles],
+        pixel_weights=(points[..., 2] > 0).to(points),  # of who stands astride the camera
         height=height, prior=prior, vertices=posed.vertices, faces=body.faces,
     )  # fmt: skip
     return write_back(body, parameters, found.scale, camera, root=found.new_root)
