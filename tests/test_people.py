@@ -48,6 +48,12 @@ class TestPeople:
         assert 2 <= drawn.min() < 2.6
         assert 4.4 < drawn.max() <= 5
 
+    def test_ages_may_have_a_gradient_which_ends_there(self, body):
+        years = torch.tensor([4.0, 30.0], requires_grad=True)
+        people = random_people(body, 2, ages=years)
+        assert torch.equal(people.years, years.detach().double())
+        assert not people.transl.requires_grad
+
     def test_poses_keep_within_the_joints_ranges(self, crowd, body):
         limits = joint_limits(body.asset.joint_names[1:], age_offset=crowd.age_offset)
         excess = joint_limits_excess(crowd.body_pose, limits).abs()
@@ -149,6 +155,13 @@ class TestPeople:
             ({"ages": "old"}, 'ages: expected "balanced"'),
             ({"ages": (5.0, 2.0)}, "ages: expected two ascending"),
             ({"ages": torch.ones(3)}, r"ages: expected shape \(2,\)"),
+            ({"ages": torch.tensor([5.0, math.nan])}, "ages: expected finite"),
+            ({"ages": torch.tensor([-5.0, 3.0])}, "ages: expected finite"),
+            ({"ages": (5.0, math.inf)}, "ages: expected two ascending"),
+            ({"size": (0, 0)}, "size: expected a width"),
+            ({"heading": math.nan}, "heading: expected a number"),
+            ({"shape_sd": math.nan}, "shape_sd: expected a number"),
+            ({"pose_sd": -1.0}, "pose_sd: expected a number"),
             ({"truncated": 1.5}, "truncated: expected a share"),
             ({"fov": (0.5, 4.0)}, "fov: expected two ascending"),
             ({"extent": (0.9, 0.3)}, "extent: expected two ascending"),
@@ -263,7 +276,8 @@ class TestObservations:
         assert (seen.keypoints[seen.weights == 0] == 0).all()
 
     @pytest.mark.parametrize(
-        "options", [{"dropped": -0.1}, {"stray": 2.0}, {"noise": -1.0}, {"hidden_noise": -1.0}]
+        "options",
+        [{"dropped": -0.1}, {"stray": 2.0}, {"noise": -1.0}, {"noise": math.inf}, {"hidden_noise": -1.0}],
     )
     def test_errors(self, body, crowd, options):
         with pytest.raises(ValueError, match=f"{next(iter(options))}: expected"):

@@ -150,6 +150,11 @@ def random_people(
             raise ValueError(
                 f"{name}: expected two ascending numbers between 0 and {top:.3g}, got {low}, {high}"
             )
+    if not all(0 < side < math.inf for side in size):
+        raise ValueError(f"size: expected a width and a height above 0, got {size[0]}, {size[1]}")
+    for name, number in (("heading", heading), ("shape_sd", shape_sd), ("pose_sd", pose_sd)):
+        if not 0 <= number < math.inf:
+            raise ValueError(f"{name}: expected a number of 0 or more, got {number}")
     _expect_share("truncated", truncated)
     draw = _Draws(seed)
     curve = AgeCurve.from_asset(body.asset) if body.age_anchors else None
@@ -245,8 +250,8 @@ def observe(
     for name, share in shares.items():
         _expect_share(name, share)
     for name, sd in (("noise", noise), ("hidden_noise", hidden_noise)):
-        if not sd >= 0:
-            raise ValueError(f"{name}: expected 0 or more, got {sd}")
+        if not 0 <= sd < math.inf:
+            raise ValueError(f"{name}: expected a number of 0 or more, got {sd}")
     layout = get_layout(layout)
     draw, count, number = _Draws(seed), len(people.years), len(layout)
     with torch.no_grad():
@@ -413,7 +418,9 @@ def _ages(ages: Ages, count: int, curve: AgeCurve | None, draw: _Draws) -> Tenso
     if isinstance(ages, Tensor):
         if ages.shape != (count,):
             raise ValueError(f"ages: expected shape ({count},), got {tuple(ages.shape)}")
-        years = ages.double().cpu()
+        years = ages.detach().double().cpu()
+        if not ((years >= 0) & years.isfinite()).all():
+            raise ValueError("ages: expected finite ages from 0 up")
         youngest = float(years.min())
     elif ages == "balanced":
         if curve is None:
@@ -429,7 +436,7 @@ def _ages(ages: Ages, count: int, curve: AgeCurve | None, draw: _Draws) -> Tenso
         raise ValueError(f'ages: expected "balanced", two ages or a tensor, got {ages!r}')
     else:
         low, high = ages
-        if not 0 <= low <= high:
+        if not 0 <= low <= high < math.inf:
             raise ValueError(f"ages: expected two ascending ages from 0 up, got {low}, {high}")
         years = draw.uniform(count, low, high)
         youngest = low
