@@ -120,7 +120,7 @@ def fit_scans(
             a `SMIL` body, 0 for another of one age, half way where it is not known.
         stages: weights.
         shape_frames: frames that decide on the shape.
-        rounds: of ten evaluations, in the last stage, at most; those before it have one each.
+        rounds: of ten evaluations, in each stage, at most.
         sample: points of each scan, and twice the number of vertices, in steps 1 and 2.
         surface: whether to go on to step 3.
         exclude: pairs of faces that are no collision; found if None, which takes seconds. One

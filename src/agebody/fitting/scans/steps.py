@@ -13,7 +13,7 @@ from agebody.body import BodyModel
 from agebody.fitting.scans.energy import ScanEnergy
 from agebody.fitting.scans.matches import Matches
 from agebody.fitting.scans.stages import ScanStage
-from agebody.least_squares import ChainQuadratic, Quadratic, Solution, Stop, minimize
+from agebody.least_squares import ChainQuadratic, Quadratic, Solution, minimize
 
 EVALUATIONS = 10
 """After which visibility is found anew."""
@@ -107,6 +107,7 @@ def fit_poses(
     everyone = torch.arange(len(vectors), device=vectors.device)
     iterations = torch.zeros_like(everyone)
     stop, cost = torch.zeros_like(everyone), vectors.new_zeros(len(vectors))
+    converged = torch.zeros_like(everyone, dtype=torch.bool)
     for stage in stages:
         active = everyone
         for _ in range(rounds):
@@ -129,11 +130,10 @@ def fit_poses(
             vectors = vectors.clone()
             vectors[active[:, None], own] = found.x
             iterations[active] += found.iterations
-            stop[active], cost[active] = found.stop, found.cost
+            stop[active], cost[active], converged[active] = found.stop, found.cost, found.converged
             active = active[~(found.converged & (found.iterations <= SETTLED))]
             if len(active) == 0:
                 break
-    converged = (stop != Stop.ITERATIONS) & (stop != Stop.NOT_FINITE)
     matches = energy.match(vectors, everyone, stages[-1], energy.joints_of(vectors))
     terms = energy.costs(vectors, everyone, stages[-1], matches)
     return vectors, StepReport(converged, iterations, stop, cost, terms)
