@@ -17,7 +17,7 @@ Method = Literal["lm", "lbfgs", "adam"]
 """Levenberg-Marquardt, which needs the normal matrix; limited-memory BFGS and Adam, which do not."""
 
 _DAMPING_LIMIT = 1e12
-_LITTLE_DAMPING = 1e-2  # above it a step is taken to be held back
+_LITTLE_DAMPING = 1.0  # above it a step is taken to be held back
 _LENGTH_LIMIT = 1e-12  # share of a quasi-Newton step at which a line search is given up
 _ARMIJO = 1e-4
 _PATIENCE = 50  # steps of Adam without a gain before its rate is halved

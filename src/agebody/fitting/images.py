@@ -42,7 +42,7 @@ class Step(NamedTuple):
 
 SCHEDULE = (
     Step(4.0, 20.0, ("global_orient", "body_pose", "transl"), 8, 1e-2),
-    Step(1.0, 5.0, GROUPS, 200, 1e-4),
+    Step(1.0, 5.0, GROUPS, 120, 1e-3),
 )
 """Pose and place, then all of the body. After the first step the better start goes on."""
 
