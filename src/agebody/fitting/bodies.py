@@ -16,6 +16,9 @@ from agebody.fitting.terms import State, Term, Unknowns
 from agebody.least_squares import Method, Quadratic, minimize
 from agebody.rowwise import own_precision
 
+BETA_RANGE = 5.0
+"""Largest size of a beta."""
+
 
 class Stage(NamedTuple):
     """One step of a schedule."""
@@ -62,7 +65,7 @@ def fit_bodies(
     *,
     method: Method = "lm",
     age_range: tuple[float | Tensor, float | Tensor] = (0.0, 1.0),
-    beta_range: float = 5.0,
+    beta_range: float = BETA_RANGE,
 ) -> Fit:
     """Minimises the terms of each stage in turn, from where the stage before it ended.
 

@@ -23,7 +23,7 @@ from agebody.fitting.terms import Age, Bend, Depth, PosePrior, Reprojection, Sha
 from agebody.keypoints import KeypointLayout
 from agebody.least_squares import Method
 from agebody.losses import MahalanobisPrior, MaxMixturePrior
-from agebody.reduction import Weights, hide
+from agebody.reduction import Weights
 from agebody.rowwise import own_precision
 
 
@@ -208,13 +208,10 @@ class _Problem:
 
     def errors(self, parameters: BodyParameters) -> Float[Tensor, " B"]:
         """Mean distances of keypoints that count [pixels]."""
-        given = self.given
-        points = self.body.keypoints(
-            given.layout, **parameters.arguments(self.body), pose_format="axis_angle"
+        arguments = parameters.arguments(self.body)
+        return self.given.errors(
+            self.body.keypoints(self.given.layout, **arguments, pose_format="axis_angle")
         )
-        offsets = hide(given.camera.project(points).pixels - given.keypoints, given.weights, 1)
-        total = given.weights.sum(-1)
-        return (given.weights * offsets.norm(dim=-1)).sum(-1) / torch.where(total > 0, total, 1)
 
 
 def _fit(problem: _Problem, start: BodyParameters | None, schedule: Sequence[Step]) -> KeypointFit:

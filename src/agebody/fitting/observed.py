@@ -58,6 +58,12 @@ class Observed(NamedTuple):
         parts = {name: part[rows] for name, part in self._asdict().items() if isinstance(part, Tensor)}
         return self._replace(camera=self.camera.map(lambda part: part[rows]), **parts)
 
+    def errors(self, points: Float[Tensor, "B K 3"]) -> Float[Tensor, " B"]:
+        """Mean distances in the image of points that count, weighted by confidence [pixels]."""
+        offsets = hide(self.camera.project(points).pixels - self.keypoints, self.weights, 1)
+        total = self.weights.sum(-1)
+        return (self.weights * offsets.norm(dim=-1)).sum(-1) / torch.where(total > 0, total, 1)
+
 
 def read_observed(
     body: BodyModel,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from agebody.assets.asset import BodyAsset
 from agebody.body import BodyModel
-from agebody.fitting.bodies import Fit, FitReport, Stage, fit_bodies
+from agebody.fitting.bodies import BETA_RANGE, Fit, FitReport, Stage, fit_bodies
 from agebody.fitting.inverse_kinematics import (
     PARENT_PRIOR,
     ROUGH_SIGMA,
@@ -51,8 +51,6 @@ MESH_TOLERANCE = 1e-4
 """The same where the points are patches of a mesh, whose noise alone costs thousands."""
 BESIDE_KINK = 0.03
 """How near to an age template's offset a body's must end to be tried on the other side of it."""
-BETA_RANGE = 5.0
-"""Largest size of a beta that is found."""
 REFRESHES = 2
 """How often the centers of patches that are seen in part are estimated anew."""
 PATCHES = 200

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from agebody.body import BodyModel
 from agebody.cameras import Camera, undistort
-from agebody.fitting.bodies import FitReport, Stage, add_terms, fit_bodies
+from agebody.fitting.bodies import BETA_RANGE, FitReport, Stage, add_terms, fit_bodies
 from agebody.fitting.images import SCHEDULE, Step
 from agebody.fitting.limits import Limits
 from agebody.fitting.observed import LEAST_POINTS, Observed, pose_prior_of, read_observed, seen_joints
@@ -31,9 +31,6 @@ JOINTS = get_layout("smpl24")
 
 HEAD = JOINTS.names.index("head")
 ANKLES = [JOINTS.names.index(name) for name in ("left_ankle", "right_ankle")]
-
-BETA_RANGE = 5.0
-"""Largest size of a beta."""
 
 
 class MotionStep(NamedTuple):
@@ -326,14 +323,9 @@ class _Clips:
 
     def errors(self, parameters: BodyParameters) -> Float[Tensor, "C T V"]:
         """Mean distances of keypoints that count [pixels]."""
-        given = self.given
-        points = self.body.keypoints(
-            given.layout, **parameters.arguments(self.body), pose_format="axis_angle"
-        )
-        points = points.flatten(0, 1).repeat_interleave(self.views, 0)
-        offsets = hide(given.camera.project(points).pixels - given.keypoints, given.weights, 1)
-        total = given.weights.sum(-1)
-        found = (given.weights * offsets.norm(dim=-1)).sum(-1) / torch.where(total > 0, total, 1)
+        arguments = parameters.arguments(self.body)
+        points = self.body.keypoints(self.given.layout, **arguments, pose_format="axis_angle")
+        found = self.given.errors(points.flatten(0, 1).repeat_interleave(self.views, 0))
         return found.unflatten(0, (-1, self.frames, self.views))
 
     def _repeated(self, count: int) -> _Clips:
