@@ -35,7 +35,7 @@ from agebody.labels import (
     read_shard,
     write_shards,
 )
-from agebody.labels.at_scale import list_shards
+from agebody.labels.at_scale import _rate, list_shards
 from agebody.labels.settings import describe_settings
 from agebody.losses import joint_limits_prior
 from agebody.people import observe, random_people
@@ -593,6 +593,12 @@ def test_report_says_how_far_and_how_fast(killed_worker):
     assert [now.shards_done for now in reports] == list(range(SHARDS + 1))
     assert [now.shards_left for now in reports] == list(range(SHARDS, -1, -1))
     assert reports[0].people_per_second is None
+
+
+@pytest.mark.parametrize(("people", "seconds"), [(4, 38.5), (1, 997.0), (4096, 0.4), (3, 0.5)])
+def test_rates_keep_their_digits_on_slow_machines(people, seconds):
+    """Rounded to two decimals, 0.1039 people per second were 0.1."""
+    assert _rate(people, seconds) == pytest.approx(people / seconds, rel=5e-4)
 
 
 def test_an_interrupted_call_leaves_whole_shards_and_no_workers(session, expected, body, people, tmp_path):

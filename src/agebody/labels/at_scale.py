@@ -100,12 +100,17 @@ class DatasetReport:
         if not result.fitted:  # by someone else, meanwhile
             return
         self.people_fitted += result.record.people
-        self.people_per_second = round(self.people_fitted / seconds, 2)
+        self.people_per_second = _rate(self.people_fitted, seconds)
         its = self.workers.setdefault(worker, {"shards": 0, "people": 0, "seconds": 0.0})
         its["shards"] += 1
         its["people"] += result.record.people
         its["seconds"] = round(its["seconds"] + result.seconds, 3)
-        its["people_per_second"] = round(its["people"] / its["seconds"], 2)
+        its["people_per_second"] = _rate(its["people"], its["seconds"])
+
+
+def _rate(people: int, seconds: float) -> float:
+    """Return people per second to four significant digits, however slow the machine is."""
+    return float(f"{people / seconds:.4g}")
 
 
 def fit_shard(
