@@ -36,7 +36,7 @@ compiled: $(VENV)/.installed-dev
 	AGEBODY_TYPECHECK=0 $(BIN)/pytest tests/test_compile.py tests/test_compat_smplx.py -k "compile or export or onnx or vmap or network"
 
 docs: $(VENV)/.installed-dev
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # The built wheel, not the tree: in an environment of its own that sees only torch and what torch brings.
 wheel: $(VENV)/.installed-dev

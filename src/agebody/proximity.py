@@ -84,9 +84,6 @@ def closest_faces(
         backend: ``"auto"`` is Warp where it is installed, and torch elsewhere. Warp walks down a tree of
             boxes that is built at every call; torch compares all points with all triangles and is much
             slower. In float64 both search in float64, else in float32.
-
-    Raises:
-        As `closest_points`.
     """
     expect("points", points, None, 3)
     expect("vertices", vertices, None, 3)
@@ -121,9 +118,6 @@ def nearest_points(
         cloud: [m], at least one point; leading dimensions broadcast.
         weights: points of the cloud of weight 0 are not there, NaN or not. Where none is left, it is 0.
         backend: as in `closest_faces`; a point is a triangle with three equal corners.
-
-    Raises:
-        As `closest_points`.
     """
     expect("points", points, None, 3)
     expect("cloud", cloud, None, 3)
@@ -201,9 +195,6 @@ def visible_vertices(
         faces: ids of vertices, counter-clockwise seen from outside, the same for all meshes.
         eye: where the camera is [m]; zeros for vertices in camera coordinates.
         backend: of the search for what is in between, as in `closest_faces`.
-
-    Raises:
-        As `closest_points`.
     """
     expect("vertices", vertices, None, 3)
     expect("eye", eye, 3)

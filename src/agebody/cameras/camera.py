@@ -71,7 +71,7 @@ class Camera(NamedTuple):
         *,
         distortion: Float[Tensor, "*lenses k"] | None = None,
     ) -> Camera:
-        """A camera from K = [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] [pixels] and [R | t], (3, 4) or (4, 4).
+        """A camera from K = [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in pixels and [R | t], (3, 4) or (4, 4).
 
         The values are looked at, which waits for a GPU; in a loop, use the constructor.
 

@@ -92,9 +92,6 @@ def plane_contact_loss(
         weights: broadcast to (*batch, N).
         penalty: p, of heights [m].
         reduction: over points.
-
-    Raises:
-        As `plane_penetration_loss`.
     """
     points, normal, offset = _expect(points, normal, offset)
     weights = expand_weights(weights, points.shape[:-1])

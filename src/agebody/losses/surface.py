@@ -91,9 +91,6 @@ def mesh_to_scan_loss(
         penalty: p, of distances [m].
         reduction: over vertices.
         backend: of the search, see `agebody.proximity.closest_faces`.
-
-    Raises:
-        As `scan_to_mesh_loss`.
     """
     expect("vertices", vertices, None, 3)
     expect("scan", scan, None, 3)
