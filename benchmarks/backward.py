@@ -8,7 +8,7 @@ import torch
 from ceilings import blend_roofline, measure
 from harness import Session
 
-from agebody.bench import blend_products, forward_and_gradient, num_coefficients, sample_arguments
+from agebody.pipelines.bench import blend_products, forward_and_gradient, num_coefficients, sample_arguments
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from agebody.bench import interleaved
+from agebody.pipelines.bench import interleaved
 
 COPY_BYTES = {"cpu": 256 << 20, "cuda": 2 << 30}
 """Far more than any cache holds."""

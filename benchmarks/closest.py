@@ -11,8 +11,8 @@ from harness import Session
 from peers import reason
 from torch import Tensor
 
-from agebody.bench import sample_arguments
-from agebody.proximity import closest_points, interpolate
+from agebody.mesh.closest import closest_points, interpolate
+from agebody.pipelines.bench import sample_arguments
 
 BATCHES = {"cpu": (1600, 6400, 48000), "cuda": (6400, 48000, 384000)}
 """Points, of all bodies together."""

@@ -43,12 +43,12 @@ from agebody.crowd import (
     refine_crowd,
     rest_height,
 )
-from agebody.evaluate.bootstrap import ratio_intervals
+from agebody.draw import render
 from agebody.fitting import BodyParameters
 from agebody.losses import FEET, part_vertices
 from agebody.metrics import depth_relations
-from agebody.poses import pose
-from agebody.render import render
+from agebody.people.poses import pose
+from agebody.pipelines.evaluate.bootstrap import ratio_intervals
 
 SEED = 20_000
 """Tests, examples and whoever chooses a default use smaller ones."""

@@ -8,7 +8,7 @@ import torch
 from ceilings import blend_roofline, measure
 from harness import Session, attempt
 
-from agebody.bench import VERTEX_TOLERANCE, blend_products, num_coefficients, sample_arguments
+from agebody.pipelines.bench import VERTEX_TOLERANCE, blend_products, num_coefficients, sample_arguments
 
 TAIL = 16
 

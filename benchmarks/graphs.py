@@ -10,7 +10,7 @@ from harness import Session
 from peers import Contender, reason
 from torch import Tensor
 
-from agebody.bench import VERTEX_TOLERANCE, sample_arguments
+from agebody.pipelines.bench import VERTEX_TOLERANCE, sample_arguments
 
 BATCHES = {"cpu": (), "cuda": (1, 64)}
 

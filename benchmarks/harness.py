@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 import agebody
-from agebody.bench import Timing, compare, interleaved
+from agebody.pipelines.bench import Timing, compare, interleaved
 
 RESULTS = Path(__file__).parent / "results"
 QUICK_RESULTS = Path(__file__).parents[1] / "build" / "bench"

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from harness import Session
 
-from agebody.bench import VERTEX_TOLERANCE, sample_arguments
+from agebody.pipelines.bench import VERTEX_TOLERANCE, sample_arguments
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ import torch
 from harness import Session
 from peers import LAYOUT
 
-from agebody.bench import VERTEX_TOLERANCE, sample_arguments
+from agebody.pipelines.bench import VERTEX_TOLERANCE, sample_arguments
 
 
 def main() -> None:

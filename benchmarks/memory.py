@@ -16,7 +16,7 @@ from harness import Session, attempt
 from peers import LOADERS, Contender, Files
 
 import agebody
-from agebody.bench import forward_and_gradient, sample_arguments
+from agebody.pipelines.bench import forward_and_gradient, sample_arguments
 
 BATCHES = {"cpu": (256,), "cuda": (256, 4096, 16384)}
 PROCESSES = 3

@@ -10,9 +10,9 @@ from harness import Session
 from peers import LAYOUT
 from torch import Tensor
 
-from agebody.bench import GRADIENT_TOLERANCE, sample_arguments
 from agebody.cameras import Camera
 from agebody.losses import keypoints_3d_loss, reprojection_loss
+from agebody.pipelines.bench import GRADIENT_TOLERANCE, sample_arguments
 
 FOCAL, SIZE, DISTANCE = 1000.0, 512.0, 5.0
 """Of the camera [pixels], and how far people stand from it [m]."""

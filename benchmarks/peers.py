@@ -14,14 +14,14 @@ from torch import Tensor
 import agebody
 from agebody.assets.asset import BodyAsset
 from agebody.assets.io import export_smpl_pkl
-from agebody.bench import load_smplx
+from agebody.pipelines.bench import load_smplx
 
 LAYOUT = "coco17"
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A body layer. All arguments are named and shaped as in `agebody.bench.sample_arguments`."""
+    """A body layer. All arguments are named and shaped as in `agebody.pipelines.bench.sample_arguments`."""
 
     name: str
     forward: Callable[..., Tensor]

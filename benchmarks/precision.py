@@ -13,7 +13,7 @@ from peers import reason
 from torch import Tensor
 
 import agebody
-from agebody.bench import SPREAD, sample_arguments
+from agebody.pipelines.bench import SPREAD, sample_arguments
 
 BATCHES = {"cpu": (64, 256), "cuda": (1024, 4096, 16384)}
 ERROR_BODIES = 256

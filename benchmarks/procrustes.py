@@ -12,8 +12,8 @@ from harness import Session
 from peers import reason
 from torch import Tensor
 
-from agebody.bench import sample_arguments
 from agebody.metrics import pa_mpjpe
+from agebody.pipelines.bench import sample_arguments
 
 BATCHES = {"cpu": (64, 1024, 16384, 65536), "cuda": (64, 1024, 16384, 65536)}
 NOISE = 0.05

@@ -30,10 +30,10 @@ from torch import Tensor
 import agebody
 from agebody.body import BodyModel
 from agebody.cameras import Camera
-from agebody.collisions import Exclusions
+from agebody.draw import render
 from agebody.fitting import BodyParameters, Cloud, Plane, above_plane, fit_plane, fit_scans, points_from_depth
-from agebody.poses import pose
-from agebody.render import render
+from agebody.mesh.collisions import Exclusions
+from agebody.people.poses import pose
 
 SEED = 20_000
 """Tests, examples and whoever chooses a default use smaller ones."""

@@ -14,7 +14,7 @@ from peers import reason
 from torch import Tensor
 
 from agebody import rotations
-from agebody.deform import linear_blend_skinning
+from agebody.engine.deform import linear_blend_skinning
 
 BATCHES = {"cpu": (64, 256), "cuda": (64, 1024, 4096)}
 TOLERANCE = 1e-5

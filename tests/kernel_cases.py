@@ -29,9 +29,10 @@ from agebody_kernels._operator import Operator
 from scipy import sparse
 from torch import Tensor
 
-from agebody import deform, rotations
+from agebody import rotations
 from agebody.assets.asset import SMPL_PARENTS
-from agebody.kinematics import KinematicTree
+from agebody.engine import deform
+from agebody.engine.kinematics import KinematicTree
 
 DOUBLE = torch.float64
 

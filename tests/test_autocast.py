@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from agebody import SMPL, cameras, losses, measure, metrics, proximity, rotations
+from agebody import SMPL, cameras, fitting, losses, measure, metrics, rotations
+from agebody.mesh import closest as proximity
 
 
 def _normal(*shape: int, seed: int = 0) -> Tensor:
@@ -69,8 +70,8 @@ def test_measurements(mannequin_asset):
     torch.testing.assert_close(_in_autocast(lambda: of_body(surface)), expected, rtol=0, atol=0)
 
     asked = {"stature": expected[:, of_body.names.index("stature")]}
-    found = _in_autocast(lambda: measure.fit_measurements(body, asked))
-    torch.testing.assert_close(found[1:], measure.fit_measurements(body, asked)[1:], rtol=0, atol=0)
+    found = _in_autocast(lambda: fitting.fit_measurements(body, asked))
+    torch.testing.assert_close(found[1:], fitting.fit_measurements(body, asked)[1:], rtol=0, atol=0)
 
 
 def test_gradient_of_an_alignment():

@@ -14,8 +14,9 @@ from torch.utils.checkpoint import checkpoint
 
 pytest.importorskip("warp", reason="the kernels need the extra agebody[warp]")
 
-from agebody import SMIL, SMPL, SMPLA, backend, rotations
-from agebody.backend import choose_backend
+from agebody import SMIL, SMPL, SMPLA, rotations
+from agebody.engine import backend
+from agebody.engine.backend import choose_backend
 
 DOUBLE = torch.float64
 DTYPES = [pytest.param(torch.float32, id="float32"), pytest.param(DOUBLE, id="float64")]

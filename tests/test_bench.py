@@ -7,8 +7,8 @@ import torch
 from typer.testing import CliRunner
 
 import agebody
-from agebody import bench
-from agebody.cli import app
+from agebody.pipelines import bench
+from agebody.pipelines.cli import app
 
 RUNNER = CliRunner()
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from agebody.bench import sample_arguments
+from agebody.pipelines.bench import sample_arguments
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "benchmarks"

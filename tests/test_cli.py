@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 
 from agebody import load_asset, save_asset
 from agebody.age import median_stature
-from agebody.cli import app
-from agebody.demo import PEOPLE, run_demo
-from agebody.poses import POSES, pose
+from agebody.people.poses import POSES, pose
+from agebody.pipelines.cli import app
+from agebody.pipelines.demo import PEOPLE, run_demo
 
 RUNNER = CliRunner()
 
@@ -39,7 +39,7 @@ def demo(tmp_path_factory):
 
 @pytest.fixture
 def untimed(monkeypatch):
-    monkeypatch.setattr("agebody.demo._time", lambda *arguments: (0.0, 0.0))
+    monkeypatch.setattr("agebody.pipelines.demo._time", lambda *arguments: (0.0, 0.0))
 
 
 def run(*arguments):

@@ -9,10 +9,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import agebody
-from agebody.cli import app
 from agebody.keypoints import LAYOUTS
-from agebody.labels import load_labels, read_keypoints, read_shard, write_shards
 from agebody.people import observe, random_people
+from agebody.pipelines.cli import app
+from agebody.pipelines.labels import load_labels, read_keypoints, read_shard, write_shards
 
 SIZE = (320, 240)
 COUNT = 3
@@ -123,7 +123,7 @@ def test_fit_does_not_replace_files_unasked(fitted, data):
 
 def test_overwriting_leaves_nothing_of_earlier_labels(data, tmp_path, monkeypatch, fitted):
     labels = load_labels(fitted[0] / "labels.npz")
-    monkeypatch.setattr("agebody.labels.fit_annotations", lambda *arguments, **options: labels)
+    monkeypatch.setattr("agebody.pipelines.labels.fit_annotations", lambda *arguments, **options: labels)
     output = tmp_path / "out"
     for name in ("000000.tar", "000001.tar", "mine.tar"):
         (output / "shards").mkdir(parents=True, exist_ok=True)
@@ -147,8 +147,8 @@ def test_an_interrupted_fit_leaves_nothing_half_written(data, tmp_path, monkeypa
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("agebody.labels.fit_annotations", lambda *arguments, **options: labels)
-    monkeypatch.setattr(f"agebody.labels.{where}", interrupted)
+    monkeypatch.setattr("agebody.pipelines.labels.fit_annotations", lambda *arguments, **options: labels)
+    monkeypatch.setattr(f"agebody.pipelines.labels.{where}", interrupted)
     result = run(data / "keypoints.json", "--body", "mannequin", "-o", tmp_path / "out")
     assert result.exit_code != 0
     there = os.listdir(tmp_path / "out")
@@ -159,7 +159,7 @@ def test_an_interrupted_fit_leaves_nothing_half_written(data, tmp_path, monkeypa
 
 def test_images_that_cannot_be_used_are_said(data, tmp_path, monkeypatch, fitted):
     labels = load_labels(fitted[0] / "labels.npz")
-    monkeypatch.setattr("agebody.labels.fit_annotations", lambda *arguments, **options: labels)
+    monkeypatch.setattr("agebody.pipelines.labels.fit_annotations", lambda *arguments, **options: labels)
     photos = tmp_path / "photos"
     photos.mkdir()
     (photos / "0.jpg").write_bytes(b"no image")
@@ -217,7 +217,7 @@ def test_openpose_folders_and_bodies_of_one_age(data, tmp_path, monkeypatch, fit
         seen.update(options, body=body, annotations=annotations)
         return labels
 
-    monkeypatch.setattr("agebody.labels.fit_annotations", fit)
+    monkeypatch.setattr("agebody.pipelines.labels.fit_annotations", fit)
     folder = tmp_path / "frames"
     folder.mkdir()
     person = {"pose_keypoints_2d": [5.0, 6.0, 0.9] * 25}

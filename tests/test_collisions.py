@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import agebody
-from agebody import collisions
-from agebody.backend import has_warp
-from agebody.collisions import (
+from agebody.engine.backend import has_warp
+from agebody.mesh import collisions
+from agebody.mesh.collisions import (
     Exclusions,
     contains,
     find_collisions,
@@ -23,7 +23,7 @@ from agebody.collisions import (
     triangles_meet,
     winding_number,
 )
-from agebody.poses import pose
+from agebody.people.poses import pose
 
 DOUBLE = torch.float64
 SEARCHES = ["torch", pytest.param("warp", marks=pytest.mark.skipif(not has_warp(), reason="needs Warp"))]

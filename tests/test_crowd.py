@@ -21,8 +21,6 @@ from typer.testing import CliRunner
 import agebody
 from agebody.age import AgeCurve, median_stature, stature_sd
 from agebody.cameras import Camera
-from agebody.cli import app
-from agebody.collisions import find_penetrations
 from agebody.crowd import (
     HEIGHT_CLASSES,
     Deviations,
@@ -39,10 +37,12 @@ from agebody.crowd import (
     surface_depth,
     write_back,
 )
-from agebody.fitting.parameters import BodyParameters
+from agebody.draw import render
 from agebody.losses import FEET, part_vertices
-from agebody.poses import pose
-from agebody.render import render
+from agebody.mesh.collisions import find_penetrations
+from agebody.parameters import BodyParameters
+from agebody.people.poses import pose
+from agebody.pipelines.cli import app
 
 MILLIMETRE = 1e-3
 UPRIGHT = (math.pi, 0.0, 0.0)
@@ -770,7 +770,7 @@ class TestRefine:
 @pytest.fixture(scope="module")
 def files(body, tmp_path_factory):
     """An image of three people, its truth, and LABELS in which everybody has the wrong size."""
-    from agebody.labels import Labels
+    from agebody.pipelines.labels import Labels
 
     folder = tmp_path_factory.mktemp("crowd")
     (folder / "depth").mkdir()
@@ -827,7 +827,7 @@ class TestCommand:
         return CliRunner().invoke(app, [*arguments, *options])
 
     def test_places_people(self, files, body, tmp_path):
-        from agebody.labels import load_labels
+        from agebody.pipelines.labels import load_labels
 
         folder, truth, depth = files
         output, report = tmp_path / "out.npz", tmp_path / "report.json"
@@ -856,7 +856,7 @@ class TestCommand:
         assert (tmp_path / "views" / "a.png").is_file()
 
     def test_disparity_and_covered_pixels(self, files, tmp_path):
-        from agebody.labels import load_labels
+        from agebody.pipelines.labels import load_labels
 
         folder, _, depth = files
         (tmp_path / "disparity").mkdir()
@@ -909,7 +909,7 @@ class TestCommand:
 
     def two_images(self, files, tmp_path, names):
         """LABELS of two images with one person each, and a depth map of each, one twice as far."""
-        from agebody.labels import load_labels
+        from agebody.pipelines.labels import load_labels
 
         labels = load_labels(files[0] / "labels.npz").select(slice(0, 2))
         (tmp_path / "in").mkdir()
@@ -922,7 +922,7 @@ class TestCommand:
         return tmp_path / "in"
 
     def test_maps_and_pictures_are_those_in_the_folder_of_the_image(self, files, tmp_path, monkeypatch):
-        labels = importlib.import_module("agebody.labels")
+        labels = importlib.import_module("agebody.pipelines.labels")
         given = []
 
         def place(body, people, depth, **options):
@@ -971,7 +971,7 @@ class TestCommand:
 
     def test_people_are_flagged_as_they_are_now(self, files, body):
         """Whoever stands elsewhere in the image than the keypoints is kept no more."""
-        from agebody.labels import load_labels, place_labels
+        from agebody.pipelines.labels import load_labels, place_labels
 
         labels = load_labels(files[0] / "labels.npz").select(slice(0, 1))
         far = labels.observed + np.array([1000.0, 0, 0])

@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 
 import agebody
 from agebody.assets.io import export_smpl_pkl
-from agebody.cli import app
+from agebody.pipelines.cli import app
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -107,12 +107,12 @@ def working_folder(stand_ins, tmp_path, monkeypatch):
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p.read_text(encoding="utf-8"))], ids=name_of)
 def test_blocks_run(page, working_folder, unchecked, monkeypatch):
     text = page.read_text(encoding="utf-8")
-    monkeypatch.setattr("agebody.demo._time", lambda *arguments: (0.0, 0.0))
+    monkeypatch.setattr("agebody.pipelines.demo._time", lambda *arguments: (0.0, 0.0))
     torch.manual_seed(0)
     namespace: dict[str, object] = {"__name__": page.stem}
     with working_folder(text if name_of(page) in LICENSED_PAGES else ""):
         for block in blocks(text):
-            # What a block that needs a licensed file leaves behind, names or files, is not there for the next.
+            # What a block that needs a licensed file leaves behind is not there for the next one.
             with working_folder(block.code) as licensed:
                 run_block(block, {**namespace} if licensed else namespace, page)
 

@@ -16,17 +16,6 @@ from typer.testing import CliRunner
 
 from agebody import SMPLA
 from agebody.age import AGE_CLASSES
-from agebody.cli import app
-from agebody.evaluate import (
-    EvaluationError,
-    Intervals,
-    evaluate_files,
-    infantnet_table,
-    read_coco,
-    read_people,
-    relative_human_tables,
-)
-from agebody.evaluate.bootstrap import ratio_intervals, resample
 from agebody.metrics import (
     detection_scores,
     keypoint_ap,
@@ -39,7 +28,18 @@ from agebody.metrics import (
     pcdr_by_age,
     pve,
 )
-from agebody.poses import pose
+from agebody.people.poses import pose
+from agebody.pipelines.cli import app
+from agebody.pipelines.evaluate import (
+    EvaluationError,
+    Intervals,
+    evaluate_files,
+    infantnet_table,
+    read_coco,
+    read_people,
+    relative_human_tables,
+)
+from agebody.pipelines.evaluate.bootstrap import ratio_intervals, resample
 
 RUNNER = CliRunner()
 NAMES = [kind.name for kind in AGE_CLASSES]

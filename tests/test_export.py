@@ -6,9 +6,9 @@ import torch
 import trimesh
 from trimesh.creation import box, icosphere
 
-from agebody.export import save_mesh, save_npz
+from agebody.draw.mesh_files import save_mesh, save_npz
+from agebody.draw.meshes import to_linear
 from agebody.files import replacing
-from agebody.meshes import to_linear
 
 BALL = icosphere(subdivisions=2)
 VERTICES, FACES = np.asarray(BALL.vertices), np.asarray(BALL.faces)

@@ -9,10 +9,10 @@ import torch
 import agebody
 from agebody.assets.asset import Metadata
 from agebody.fitting.convert import Correspondence, convert, correspond, same_topology
-from agebody.fitting.parameters import BodyParameters
 from agebody.keypoints import LAYOUTS
+from agebody.mesh.closest import closest_points
+from agebody.parameters import BodyParameters
 from agebody.people import random_people
-from agebody.proximity import closest_points
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,11 @@ from agebody.age import AGE_CLASSES, AgeCurve, age_class
 from agebody.cameras import Camera
 from agebody.fitting.images import SCHEDULE, Step, _Problem, fit_keypoints
 from agebody.fitting.observed import pose_prior_of, read_observed
-from agebody.fitting.parameters import BodyParameters
 from agebody.fitting.start import start_from_keypoints
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.losses import MahalanobisPrior, MaxMixturePrior
 from agebody.metrics import pa_mpjpe
+from agebody.parameters import BodyParameters
 from agebody.people import Observations, People, observe, random_people
 from agebody.rotations import to_matrix
 
@@ -138,7 +138,7 @@ def test_starts_face_both_ways(body):
     """From exact keypoints of a prototype, the first start is its pose and the second faces another way."""
     layout = get_layout("coco17")
     names = body.asset.joint_names
-    pose = torch.from_numpy(agebody.poses.pose("walking", names)).float()
+    pose = torch.from_numpy(agebody.people.poses.pose("walking", names)).float()
     camera = Camera.guess((640.0, 480.0)).expand(4)
     angles = torch.tensor([0.0, 0.8, 2.4, 3.9])
     flip = torch.diag(torch.tensor([1.0, -1.0, -1.0]))

@@ -10,10 +10,10 @@ from scipy import sparse
 from scipy.linalg import expm
 
 from agebody import LAYOUTS, SMPL, SMPLA, AssetError, KeypointLayout
-from agebody.deform import linear_blend_skinning, pose_feature
-from agebody.fitting import jacobian
-from agebody.fitting.jacobian import KeypointJacobian, SurfaceJacobian, right_jacobian
-from agebody.fitting.parameters import BodyParameters
+from agebody.engine.deform import linear_blend_skinning, pose_feature
+from agebody.optim import jacobian
+from agebody.optim.jacobian import KeypointJacobian, SurfaceJacobian, right_jacobian
+from agebody.parameters import BodyParameters
 
 DOUBLE = torch.float64
 # Sums of some hundred numbers of the size of 1 in float64; derivatives of half turns are of the size of 10.

@@ -13,7 +13,7 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 import agebody
-from agebody.deform import age_coefficients
+from agebody.engine.deform import age_coefficients
 from agebody.fitting.inverse_kinematics import (
     CarriedPoints,
     Known,
@@ -24,7 +24,7 @@ from agebody.fitting.inverse_kinematics import (
 )
 from agebody.fitting.points import PATCHES, fit_points, fit_vertices, patch_layout
 from agebody.keypoints import LAYOUTS
-from agebody.least_squares import Stop
+from agebody.optim.least_squares import Stop
 from agebody.people import random_people
 from agebody.rotations import axis_angle_to_matrix
 

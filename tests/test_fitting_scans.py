@@ -12,8 +12,6 @@ from scipy.spatial.transform import Rotation
 import agebody
 from agebody import losses
 from agebody.cameras import Camera
-from agebody.collisions import Exclusions
-from agebody.fitting.parameters import BodyParameters
 from agebody.fitting.scans import surface as scan_surface
 from agebody.fitting.scans.clouds import Cloud, Plane, above_plane, fit_plane, points_from_depth
 from agebody.fitting.scans.energy import LANDMARKS, ScanEnergy
@@ -23,8 +21,10 @@ from agebody.fitting.scans.stages import SMPLIFY_KIDS
 from agebody.fitting.scans.start import AGES, lift_landmarks, start_from_landmarks
 from agebody.fitting.scans.surface import register_surface
 from agebody.keypoints import get_layout
-from agebody.poses import pose
-from agebody.proximity import visible_vertices
+from agebody.mesh.closest import visible_vertices
+from agebody.mesh.collisions import Exclusions
+from agebody.parameters import BodyParameters
+from agebody.people.poses import pose
 
 DOUBLE = torch.float64
 EYE = (0.1, 1.0, 0.25)

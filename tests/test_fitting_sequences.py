@@ -14,7 +14,6 @@ from agebody.cameras import Camera
 from agebody.fitting import sequences
 from agebody.fitting.images import fit_keypoints
 from agebody.fitting.observed import pose_prior_of, read_observed
-from agebody.fitting.parameters import GROUPS, BodyParameters
 from agebody.fitting.sequences import (
     MOTION_SCHEDULE,
     MotionStep,
@@ -24,8 +23,9 @@ from agebody.fitting.sequences import (
     fit_sequence,
     triangulate,
 )
-from agebody.fitting.terms import Unknowns
-from agebody.poses import pose
+from agebody.optim.terms import Unknowns
+from agebody.parameters import GROUPS, BodyParameters
+from agebody.people.poses import pose
 from agebody.rotations import axis_angle_to_matrix, matrix_to_axis_angle
 
 

@@ -6,10 +6,21 @@ from torch import Tensor
 
 import agebody
 from agebody.cameras import Camera
-from agebody.fitting.bodies import Stage, add_terms, fit_bodies
-from agebody.fitting.limits import Limits, excess_and_slopes
-from agebody.fitting.parameters import GROUPS, BodyParameters, group_slices
-from agebody.fitting.terms import (
+from agebody.losses import (
+    JointLimits,
+    MahalanobisPrior,
+    MaxMixturePrior,
+    bend_prior,
+    gmof,
+    huber,
+    joint_limits,
+    joint_limits_excess,
+    joint_limits_prior,
+)
+from agebody.optim.least_squares import Stop
+from agebody.optim.limits import Limits, excess_and_slopes
+from agebody.optim.stages import Stage, add_terms, fit_bodies
+from agebody.optim.terms import (
     Age,
     Bend,
     Depth,
@@ -23,18 +34,7 @@ from agebody.fitting.terms import (
     robust_weights,
     root_layout,
 )
-from agebody.least_squares import Stop
-from agebody.losses import (
-    JointLimits,
-    MahalanobisPrior,
-    MaxMixturePrior,
-    bend_prior,
-    gmof,
-    huber,
-    joint_limits,
-    joint_limits_excess,
-    joint_limits_prior,
-)
+from agebody.parameters import GROUPS, BodyParameters, group_slices
 from agebody.rotations import to_matrix
 
 DOUBLE = torch.float64

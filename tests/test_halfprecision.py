@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from agebody import SMPL, halfprecision
+from agebody import SMPL
+from agebody.engine import halfprecision
 
 DTYPES = [torch.bfloat16, torch.float16]
 ROUNDING = {torch.bfloat16: 2.0**-16, torch.float16: 2.0**-11}

@@ -11,34 +11,49 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "agebody"
 ORDER = [
     "files",
-    "assets.landmarks", "assets.asset", "assets.unpickle", "assets.container", "assets.header",
-    "assets.schema", "assets.official", "assets.prior_files", "assets.io", "assets.report", "assets._figure",
-    "assets._sweep", "assets.mannequin", "assets.anny",
-    "rowwise", "rotations", "kinematics", "deform", "identity", "halfprecision", "surface",
-    "keypoints", "points", "backend", "arguments", "body",
-    "reduction", "proximity", "collisions",
-    "least_squares", "measure", "age", "poses", "cameras", "losses", "metrics", "evaluate",
-    "people", "fitting", "crowd",
-    "meshes", "render", "export", "labels", "release", "bench", "compat", "demo", "cli", "__main__",
-]  # fmt: skip
-"""From left to right: a module imports only what stands before it."""
-ROOMS = (
-    "measure", "cameras", "losses", "metrics", "evaluate", "fitting", "crowd", "labels", "release", "compat",
-    "cli",
-)  # fmt: skip
-"""Packages with one place; inside, imports go one way too, but in no order that is written down."""
+    "assets",
+    "engine.rowwise",
+    "rotations",
+    "keypoints",
+    "engine",
+    "checks",
+    "body",
+    "parameters",
+    "mesh",
+    "measure",
+    "age",
+    "cameras",
+    "losses",
+    "metrics",
+    "optim",
+    "people",
+    "fitting",
+    "crowd",
+    "draw",
+    "annotations",
+    "compat",
+    "pipelines.evaluate",
+    "pipelines.labels",
+    "pipelines.release",
+    "pipelines.bench",
+    "pipelines.demo",
+    "pipelines.cli",
+    "__main__",
+]
+"""From left to right: a room, a file or a folder, imports only what stands before it. Inside a
+folder imports go one way too, but in no order that is written down."""
 
 
 def modules() -> dict[str, Path]:
     return {
         ".".join(p.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__"): p
         for p in SOURCE.rglob("*.py")
-        if p.name != "__init__.py" or p.parent.name in ROOMS
+        if p.parent != SOURCE or p.name != "__init__.py"
     }
 
 
 def room(name: str) -> str:
-    return name.split(".")[0] if name.split(".")[0] in ROOMS else name
+    return next((r for r in ORDER if name == r or name.startswith(f"{r}.")), name)
 
 
 def place(name: str) -> int:
@@ -59,10 +74,10 @@ def imported(path: Path) -> set[str]:
 
 
 def test_every_module_has_its_place():
-    assert {room(name) for name in modules()} == set(ORDER)
+    assert {room(name) for name in modules()} - {"pipelines"} == set(ORDER)
 
 
-@pytest.mark.parametrize("name", sorted(modules()))
+@pytest.mark.parametrize("name", sorted(modules().keys() - {"pipelines"}))
 def test_imports_point_one_way(name):
     for other in imported(modules()[name]):
         same_room = room(name) == room(other)
@@ -74,7 +89,7 @@ def test_rooms_have_no_circles():
 
 
 def test_the_check_sees_imports():
-    assert {"surface", "assets.asset", "keypoints"} <= imported(SOURCE / "body.py")
+    assert {"engine.backend", "assets.asset", "keypoints"} <= imported(SOURCE / "body.py")
 
 
 def test_import_loads_nothing_heavy():

@@ -17,13 +17,16 @@ from pycocotools.coco import COCO
 
 import agebody
 from agebody.age import AGE_CLASSES
+from agebody.annotations.people import COCO18, plain_name
+from agebody.annotations.photographs import is_upright, photograph_size, read_photograph
 from agebody.cameras import Camera
-from agebody.evaluate import evaluate_files
-from agebody.fitting.bodies import FitReport
 from agebody.fitting.images import KeypointFit
-from agebody.fitting.parameters import BodyParameters
 from agebody.keypoints import LAYOUTS
-from agebody.labels import (
+from agebody.optim.stages import FitReport
+from agebody.parameters import BodyParameters
+from agebody.people import observe, random_people
+from agebody.pipelines.evaluate import evaluate_files
+from agebody.pipelines.labels import (
     LabelError,
     concatenate_labels,
     draw_overlay,
@@ -37,9 +40,6 @@ from agebody.labels import (
     to_markdown,
     training_arrays,
 )
-from agebody.labels.annotations import COCO18, plain_name
-from agebody.labels.photographs import is_upright, photograph_size, read_photograph
-from agebody.people import observe, random_people
 
 COCO17 = LAYOUTS["coco17"].names
 COUNT = 6
@@ -103,7 +103,7 @@ def knows_the_truth(monkeypatch, people):
         report = FitReport(yes, zero.long() + 9, zero.long() + 1, zero + 2, {"keypoints": zero + 2})
         return KeypointFit(parameters, report, zero + 1, zero + 20)
 
-    monkeypatch.setattr("agebody.labels.fitting.fit_keypoints", fit)
+    monkeypatch.setattr("agebody.pipelines.labels.fitting.fit_keypoints", fit)
     return calls
 
 

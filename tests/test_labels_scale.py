@@ -22,9 +22,11 @@ from hypothesis.extra import numpy as hnp
 from typer.testing import CliRunner
 
 import agebody
-from agebody.cli import app
 from agebody.keypoints import LAYOUTS
-from agebody.labels import (
+from agebody.losses import joint_limits_prior
+from agebody.people import observe, random_people
+from agebody.pipelines.cli import app
+from agebody.pipelines.labels import (
     Annotations,
     ImageEntry,
     LabelError,
@@ -35,10 +37,8 @@ from agebody.labels import (
     read_shard,
     write_shards,
 )
-from agebody.labels.at_scale import _rate, list_shards
-from agebody.labels.settings import describe_settings
-from agebody.losses import joint_limits_prior
-from agebody.people import observe, random_people
+from agebody.pipelines.labels.at_scale import _rate, list_shards
+from agebody.pipelines.labels.settings import describe_settings
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -236,7 +236,7 @@ def test_shards_of_other_programs(tmp_path):
 def test_what_is_wrong_in_a_shard_is_named(tmp_path, changes, message):
     path = write(tmp_path / "bad.parquet", **changes)
     with pytest.raises(LabelError, match=rf"bad\.parquet: .*{message}"):
-        agebody.labels.shards.read_people(path)
+        agebody.annotations.shards.read_people(path)
 
 
 def test_damaged_files_are_named(tmp_path):
@@ -494,7 +494,7 @@ def expected(whole):
 KILLED = """
 import json, os, pathlib, signal, sys
 import psutil, agebody
-from agebody.labels import fit_dataset
+from agebody.pipelines.labels import fit_dataset
 
 def kill(report):
     if report.shards_done == 2:
@@ -550,7 +550,7 @@ def test_a_killed_call_goes_on_where_it_was(session, expected, body, people, tmp
 
 def test_all_labels_are_those_of_each_shard(whole, body, annotations):
     parts = [annotations.select(np.arange(i, i + A_SHARD)) for i in range(0, COUNT, A_SHARD)]
-    fits = agebody.labels.concatenate_labels([fit_annotations(body, part) for part in parts])
+    fits = agebody.pipelines.labels.concatenate_labels([fit_annotations(body, part) for part in parts])
     assert_same_labels(load_label_shards(whole), fits)
 
 
@@ -762,6 +762,7 @@ def test_without_the_extra_it_is_named(body, people, annotations, tmp_path, monk
 
 
 def test_labels_load_neither_ray_nor_pyarrow():
-    code = "import sys, agebody.labels; print([m for m in ('ray', 'pyarrow', 'pandas') if m in sys.modules])"
+    heavy = "[m for m in ('ray', 'pyarrow', 'pandas') if m in sys.modules]"
+    code = f"import sys, agebody.pipelines.labels; print({heavy})"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

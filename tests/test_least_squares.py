@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from agebody.least_squares import ChainQuadratic, Method, Progress, Quadratic, Stop, minimize
+from agebody.optim.least_squares import ChainQuadratic, Method, Progress, Quadratic, Stop, minimize
 
 METHODS: tuple[Method, ...] = ("lm", "lbfgs", "adam")
 EXACT: dict[str, Any] = {"cost_tolerance": 0.0, "step_tolerance": 1e-12, "gradient_tolerance": 1e-14}

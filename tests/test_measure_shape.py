@@ -3,7 +3,8 @@ import pytest
 import torch
 
 import agebody
-from agebody.measure import A2B_MEASUREMENTS, MEASUREMENTS, Measurements, fit_measurements
+from agebody.fitting import fit_measurements
+from agebody.measure import A2B_MEASUREMENTS, MEASUREMENTS, Measurements
 
 MANY = tuple(name for name in MEASUREMENTS if not name.startswith("right_"))
 FEW = ("stature", "sitting_height", "shoulder_breadth", "waist_circumference", "hip_circumference")

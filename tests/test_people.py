@@ -14,7 +14,7 @@ from agebody.age import ADULT_YEARS, AgeCurve, age_class
 from agebody.keypoints import LAYOUTS
 from agebody.losses import joint_limits, joint_limits_excess
 from agebody.people import MORE_POSES, POSTURES, observe, random_people
-from agebody.poses import POSES
+from agebody.people.poses import POSES
 
 DOUBLE = torch.float64
 COCO = LAYOUTS["coco17"]

@@ -9,9 +9,10 @@ from devices import DEVICES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agebody import proximity, rotations
-from agebody.backend import has_warp
-from agebody.proximity import (
+from agebody import rotations
+from agebody.engine.backend import has_warp
+from agebody.mesh import closest as proximity
+from agebody.mesh.closest import (
     closest_barycentric,
     closest_faces,
     closest_points,
@@ -496,7 +497,7 @@ class TestErrors:
 
     def test_without_warp(self, monkeypatch):
         vertices, faces = icosphere(0)
-        monkeypatch.setattr("agebody.backend.has_warp", lambda: False)
+        monkeypatch.setattr("agebody.engine.backend.has_warp", lambda: False)
         monkeypatch.setattr(proximity, "load_kernels", lambda: pytest.fail("not to be loaded"))
         assert closest_faces(random(3, 3), vertices, faces).shape == (3,)
         with pytest.raises(ImportError, match="warp-lang is not installed"):

@@ -27,10 +27,11 @@ ROOMS = {
     """,
     "fitting": """
         Age Bend Block BodyParameters Cloud Correspondence Depth Fit FitReport GROUPS
-        KeypointDerivatives KeypointFit KeypointJacobian Limits MOTION_SCHEDULE MotionStep Plane
+        KeypointDerivatives KeypointFit KeypointJacobian Limits MOTION_SCHEDULE
+        MeasurementFit MotionStep Plane
         PointFit Points PosePrior Reprojection Robust SCHEDULE SMPLIFY_KIDS ScanFit ScanReport
         ScanStage SequenceFit Shape Stage State Step StepReport SurfaceJacobian SurfaceRows Term
-        Unknowns above_plane convert correspond fit_bodies fit_keypoints fit_plane fit_points
+        Unknowns above_plane convert correspond fit_bodies fit_keypoints fit_measurements fit_plane fit_points
         fit_scans fit_sequence fit_vertices points_from_depth register_surface triangulate
     """,
     "losses": """
@@ -47,8 +48,8 @@ ROOMS = {
         velocity_loss
     """,
     "measure": """
-        A2B_MEASUREMENTS Distance Girth Height MEASUREMENTS MeasurementFit Measurements Section
-        find_landmarks fit_measurements plane_section section_length stature tape_length
+        A2B_MEASUREMENTS Distance Girth Height MEASUREMENTS Measurements Section
+        find_landmarks plane_section section_length stature tape_length
     """,
     "metrics": """
         CROWDPOSE14 DepthRelations DetectionScores KeypointAP MATCHING_RULES Matches MatchingRule

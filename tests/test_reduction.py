@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agebody.reduction import expect, hide, reduce, safe_norm
+from agebody.checks import apply_mask, expect, reduce, safe_norm
 
 shapes = st.lists(st.integers(0, 4), max_size=3).map(tuple)
 
@@ -34,12 +34,12 @@ def test_weights_broadcast_to_the_entries():
 def test_hidden_entries_reach_neither_value_nor_gradient():
     values = torch.tensor([[1.0, 2.0], [torch.nan, 1.0], [torch.inf, 3.0]], requires_grad=True)
     weights = torch.tensor([2.0, 0.0, 0.0])
-    total = reduce(hide(values, weights, 1).square().sum(-1), weights, "mean")
+    total = reduce(apply_mask(values, weights, 1).square().sum(-1), weights, "mean")
     assert total == 10
     total.backward()
     assert values.grad is not None
     assert values.grad.tolist() == [[4.0, 8.0], [0.0, 0.0], [0.0, 0.0]]
-    assert hide(values, None) is values
+    assert apply_mask(values, None) is values
 
 
 def test_nothing_that_weighs_is_zero_with_a_gradient():

@@ -22,20 +22,20 @@ from typer.testing import CliRunner
 
 import agebody
 from agebody.cameras import Camera
-from agebody.cli import app
-from agebody.fitting.parameters import BodyParameters
-from agebody.labels import Labels
-from agebody.poses import pose
-from agebody.release import Person, Photo, ReleaseError, photos_from_labels, write_release
-from agebody.release.arrange import arrange
-from agebody.release.backgrounds import blank, inpaint, over
-from agebody.release.bodies import generalize, see, to_camera_space
-from agebody.release.folder import EPOCH, new_folder, sha256
-from agebody.release.index import run_lengths
-from agebody.release.photos import read_pixels
-from agebody.release.pictures import save_picture
-from agebody.release.regions import cover_blocks, fill_box, grow, person_region
-from agebody.render import contact_sheet, render
+from agebody.draw import contact_sheet, render
+from agebody.parameters import BodyParameters
+from agebody.people.poses import pose
+from agebody.pipelines.cli import app
+from agebody.pipelines.labels import Labels
+from agebody.pipelines.release import Person, Photo, ReleaseError, photos_from_labels, write_release
+from agebody.pipelines.release.arrange import arrange
+from agebody.pipelines.release.backgrounds import blank, inpaint, over
+from agebody.pipelines.release.bodies import generalize, see, to_camera_space
+from agebody.pipelines.release.folder import EPOCH, new_folder, sha256
+from agebody.pipelines.release.index import run_lengths
+from agebody.pipelines.release.photos import read_pixels
+from agebody.pipelines.release.pictures import save_picture
+from agebody.pipelines.release.regions import cover_blocks, fill_box, grow, person_region
 
 SIZE = (100, 74)
 """No multiple of the 8 or 16 pixels of a JPEG's blocks."""
@@ -906,7 +906,7 @@ def test_a_failure_leaves_nothing(tmp_path, body, photo, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("agebody.release.write.make_manifest", stop)
+    monkeypatch.setattr("agebody.pipelines.release.write.make_manifest", stop)
     with pytest.raises(KeyboardInterrupt):
         write_release([photo], body, tmp_path / "out")
     assert sorted(os.listdir(tmp_path)) == ["a.png"]

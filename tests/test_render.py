@@ -10,7 +10,7 @@ from trimesh.creation import box, icosphere
 
 import agebody
 from agebody.cameras import Camera
-from agebody.render import Picture, contact_sheet, lineup, render
+from agebody.draw import Picture, contact_sheet, lineup, render
 
 SIZE = (96, 72)
 FOCAL, CENTER = (110.0, 105.0), (50.3, 33.9)

@@ -1,11 +1,12 @@
-"""The surface in blocks against its definition in `agebody.deform`."""
+"""The surface in blocks against its definition in `agebody.engine.deform`."""
 
 import numpy as np
 import pytest
 import torch
 
-from agebody import SMPL, deform
-from agebody.surface import BLOCK, BODIES, PosedSurface
+from agebody import SMPL
+from agebody.engine import deform
+from agebody.engine.surface import BLOCK, BODIES, PosedSurface
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from agebody.cli import app
+from agebody.pipelines.cli import app
 
 pytest.importorskip("warp", reason="the kernels need the extra agebody[warp]")
 
@@ -60,7 +60,7 @@ def test_the_command_names_what_is_wrong(monkeypatch):
         result = run(*arguments)
         assert result.exit_code == 2
         assert arguments[0] in result.stderr
-    monkeypatch.setattr("agebody.backend.has_warp", lambda: False)
+    monkeypatch.setattr("agebody.engine.backend.has_warp", lambda: False)
     result = run("--device", "cpu")
     assert result.exit_code == 1
     (line,) = [line for line in result.stderr.splitlines() if line.strip()]

@@ -12,10 +12,9 @@ from PIL import Image, ImageColor, ImageDraw
 
 import agebody
 from agebody.cameras import Camera
-from agebody.demo import run_demo
-from agebody.meshes import PALETTE
-from agebody.poses import pose
-from agebody.render import contact_sheet, lineup, render
+from agebody.draw import PALETTE, contact_sheet, lineup, render
+from agebody.people.poses import pose
+from agebody.pipelines.demo import run_demo
 
 
 def draw_ages(path: Path, width: int) -> None:

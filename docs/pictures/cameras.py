@@ -18,8 +18,8 @@ from matplotlib.patches import Polygon, Rectangle
 
 import agebody
 from agebody.cameras import Camera, box_around, convert_axes, square_box
-from agebody.poses import pose
-from agebody.render import render
+from agebody.draw import render
+from agebody.people.poses import pose
 
 PAPER, INK, GLASS = "#f3efe9", "#4a4540", "#7c9fa6"
 COLORS = {"x": "#c0523f", "y": "#5f8a4b", "z": "#3f6fa8"}

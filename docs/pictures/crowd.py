@@ -16,9 +16,8 @@ import agebody
 from agebody.age import AgeCurve
 from agebody.cameras import Camera
 from agebody.crowd import place_people, prior_of_age, rest_height, surface_depth
-from agebody.meshes import PALETTE
-from agebody.poses import pose
-from agebody.render import render
+from agebody.draw import PALETTE, render
+from agebody.people.poses import pose
 
 BACKGROUND = ("#f3efe9", "#e4ded6")
 INK = "#4a4540"

@@ -12,10 +12,9 @@ from matplotlib.patches import Circle
 
 import agebody
 from agebody.cameras import Camera
-from agebody.meshes import PALETTE
+from agebody.draw import INK, PALETTE, render
 from agebody.metrics import box_diagonal, oks_sigmas
-from agebody.poses import pose
-from agebody.render import INK, render
+from agebody.people.poses import pose
 
 PAPER = "#f3efe9"
 SIZE = 520, 640

@@ -14,11 +14,11 @@ from torch import Tensor
 
 import agebody
 from agebody.cameras import Camera
-from agebody.collisions import Exclusions, find_collisions, penetration
+from agebody.draw import render
+from agebody.draw.meshes import PALETTE, srgb
 from agebody.losses import person_intersection_loss, self_intersection_loss
-from agebody.meshes import PALETTE, srgb
-from agebody.poses import pose
-from agebody.render import render
+from agebody.mesh.collisions import Exclusions, find_collisions, penetration
+from agebody.people.poses import pose
 
 RED = "#c8102e"
 BACKGROUND = ("#f3efe9", "#e4ded6")

@@ -13,9 +13,9 @@ from PIL import Image
 
 import agebody
 from agebody.cameras import Camera
-from agebody.labels import draw_overlay, fit_annotations, read_keypoints
-from agebody.poses import pose
-from agebody.render import render
+from agebody.draw import render
+from agebody.people.poses import pose
+from agebody.pipelines.labels import draw_overlay, fit_annotations, read_keypoints
 
 SIZE = 960, 680
 FAMILY = {"waving": (0.0, 0.85, 0.4), "walking": (0.5, -0.15, -0.5), "sitting": (0.9, -0.95, 0.5)}

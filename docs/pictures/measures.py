@@ -16,9 +16,9 @@ from PIL import Image, ImageDraw
 
 import agebody
 from agebody.age import AgeCurve, Sex, median_head_circumference, median_stature, stature_at_percentile
+from agebody.draw.meshes import stand_in_row
+from agebody.draw.raycast import Camera, Picture, render
 from agebody.measure import MEASUREMENTS, Distance, Girth, Height, Measurements, find_landmarks
-from agebody.meshes import stand_in_row
-from agebody.render import Camera, Picture, render
 
 LENGTH, GIRTH, INK = "#2f6f8f", "#b4452f", "#4a4540"
 HIDDEN = 0.01  # m behind the skin: not drawn

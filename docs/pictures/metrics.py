@@ -10,10 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import agebody
-from agebody.meshes import PALETTE
+from agebody.draw import INK, PALETTE
 from agebody.metrics import best_scale, joint_errors, procrustes_align, root_of
-from agebody.poses import pose
-from agebody.render import INK
+from agebody.people.poses import pose
 
 PAPER, FAINT = "#f3efe9", "#c9c0b5"
 LAYOUT = agebody.LAYOUTS["smpl24"]

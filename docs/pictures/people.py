@@ -13,10 +13,9 @@ import agebody
 from agebody.age import age_class
 from agebody.body import BodyModel
 from agebody.cameras import Camera, box_around, square_box
+from agebody.draw import PALETTE, render
 from agebody.fitting import fit_keypoints
-from agebody.meshes import PALETTE
 from agebody.people import Observations, People, observe, random_people
-from agebody.render import render
 
 YEARS = (0.3, 0.9, 2.5, 6.0, 11.0, 35.0)
 SEED = 29

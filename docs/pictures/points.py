@@ -13,10 +13,10 @@ from torch import Tensor
 
 import agebody
 from agebody.cameras import Camera
+from agebody.draw import INK, render
 from agebody.fitting import BodyParameters, convert, fit_points
 from agebody.keypoints import LAYOUTS
-from agebody.poses import pose
-from agebody.render import INK, render
+from agebody.people.poses import pose
 
 PAPER = "#f3efe9"
 CLAY = "#d8d0c6"

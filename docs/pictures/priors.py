@@ -12,6 +12,7 @@ from PIL import Image
 
 import agebody
 from agebody.assets.asset import SMPL_JOINT_NAMES
+from agebody.draw import INK, PALETTE, lineup
 from agebody.losses import (
     MaxMixturePrior,
     bend_residuals,
@@ -19,9 +20,7 @@ from agebody.losses import (
     joint_limits_loss,
     joint_limits_prior,
 )
-from agebody.meshes import PALETTE
-from agebody.poses import pose
-from agebody.render import INK, lineup
+from agebody.people.poses import pose
 
 BODY = SMPL_JOINT_NAMES[1:]
 

@@ -12,10 +12,10 @@ from PIL import Image, ImageDraw, ImageFilter
 
 import agebody
 from agebody.cameras import Camera
+from agebody.draw import Picture, render
 from agebody.fitting import BodyParameters
-from agebody.poses import pose
-from agebody.release import Person, Photo, write_release
-from agebody.render import Picture, render
+from agebody.people.poses import pose
+from agebody.pipelines.release import Person, Photo, write_release
 
 SIZE = (720, 480)
 """Of the room [pixels], before it is resized."""

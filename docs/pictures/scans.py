@@ -16,6 +16,7 @@ from torch import Tensor
 
 import agebody
 from agebody.cameras import Camera
+from agebody.draw import INK, render
 from agebody.fitting import (
     BodyParameters,
     Cloud,
@@ -30,9 +31,8 @@ from agebody.fitting.scans.frames import read_frames
 from agebody.fitting.scans.start import start_from_landmarks
 from agebody.keypoints import get_layout
 from agebody.losses import joint_limits_prior
-from agebody.poses import pose
-from agebody.proximity import closest_points
-from agebody.render import INK, render
+from agebody.mesh.closest import closest_points
+from agebody.people.poses import pose
 
 PAPER = "#f3efe9"
 CLAY = "#d8d0c6"

@@ -15,10 +15,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import agebody
-from agebody import losses, proximity
+from agebody import losses
 from agebody.cameras import Camera
-from agebody.poses import pose
-from agebody.render import INK, render
+from agebody.draw import INK, render
+from agebody.mesh import closest as proximity
+from agebody.people.poses import pose
 
 PAPER = "#f3efe9"
 CLAY = "#d8d0c6"

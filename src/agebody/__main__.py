@@ -1,5 +1,5 @@
 """``python -m agebody``."""
 
-from agebody.cli import main
+from agebody.pipelines.cli import main
 
 main()

@@ -11,19 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from agebody import halfprecision, rotations
-from agebody.arguments import broadcast, flatten, read_rotations, read_tensor
+from agebody import rotations
 from agebody.assets.asset import BodyAsset
 from agebody.assets.io import load_asset
-from agebody.backend import BackendName, WarpSurface, WarpTree, choose_backend, get_parts
-from agebody.deform import pose_feature
-from agebody.identity import RestJoints
+from agebody.engine import halfprecision
+from agebody.engine.arguments import broadcast, flatten, read_rotations, read_tensor
+from agebody.engine.backend import BackendName, WarpSurface, WarpTree, choose_backend, get_parts
+from agebody.engine.deform import pose_feature
+from agebody.engine.identity import RestJoints
+from agebody.engine.kinematics import KinematicTree, homogeneous
+from agebody.engine.points import PointRegression
+from agebody.engine.rowwise import own_precision
+from agebody.engine.surface import PosedSurface
 from agebody.keypoints import KeypointLayout, get_layout
-from agebody.kinematics import KinematicTree, homogeneous
-from agebody.points import PointRegression
 from agebody.rotations import PoseFormat
-from agebody.rowwise import own_precision
-from agebody.surface import PosedSurface
 
 DEFAULT_NUM_BETAS = 10
 

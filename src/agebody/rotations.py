@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from agebody.rowwise import Array, RowFunction, empty
+from agebody.engine.rowwise import Array, RowFunction, empty
 
 PoseFormat = Literal["axis_angle", "matrix", "quaternion", "rotation_6d"]
 

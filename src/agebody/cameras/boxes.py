@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from agebody.cameras.camera import Camera, Size, as_size
-from agebody.reduction import Weights, expand_weights, expect, hide
+from agebody.checks import Weights, apply_mask, expand_weights, expect
 
 BoxFormat = Literal["xyxy", "xywh", "cxcywh"]
 """Corners; first corner and size (COCO's); centre and size."""
@@ -81,7 +81,7 @@ def box_around(
         low, high = points.amin(-2), points.amax(-2)
     else:
         kept = (weights != 0)[..., None]
-        points, some = hide(points, weights, 1), kept.any(-2)
+        points, some = apply_mask(points, weights, 1), kept.any(-2)
         low = torch.where(some, torch.where(kept, points, torch.inf).amin(-2), 0)
         high = torch.where(some, torch.where(kept, points, -torch.inf).amax(-2), 0)
     center, half = (low + high) / 2, (high - low) * (scale / 2)

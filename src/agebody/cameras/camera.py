@@ -21,8 +21,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from agebody.cameras.distortion import distort_in_view, undistort
-from agebody.reduction import expect
-from agebody.rowwise import own_precision
+from agebody.checks import expect
+from agebody.engine.rowwise import own_precision
 
 Axis = Literal["vertical", "horizontal", "diagonal"]
 """Along which a field of view is measured."""

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from agebody.cameras.camera import Camera, Size, as_size, join_rigid, split_rigid
-from agebody.reduction import expect
+from agebody.checks import expect
 
 Axes = Literal["agebody", "opencv", "colmap", "opengl", "blender", "pytorch3d"]
 """Whose camera axes."""

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from agebody.reduction import expect, safe_norm
+from agebody.checks import expect, safe_norm
 
 COEFFICIENTS = (4, 5, 8)
 """How many there may be: (k1, k2, p1, p2), then k3, then (k4, k5, k6), in OpenCV's order."""

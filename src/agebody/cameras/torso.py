@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from agebody.cameras.camera import Camera
+from agebody.checks import Weights, apply_mask, expand_weights, expect, safe_norm
 from agebody.keypoints import KeypointLayout, get_layout
-from agebody.reduction import Weights, expand_weights, expect, hide, safe_norm
 
 TORSO = (("left_shoulder", "left_hip"), ("right_shoulder", "right_hip"))
 """Edges whose length changes little with pose: SMPLify's."""
@@ -99,7 +99,7 @@ def _edges(
     assert trust is not None  # as weights were given
     body, image = (
         torch.stack([part[..., i, :] for i in index], -2).unflatten(-2, (len(TORSO), 2))
-        for part in (hide(body, trust, 1), hide(image, trust, 1))
+        for part in (apply_mask(body, trust, 1), apply_mask(image, trust, 1))
     )
     first, second = (torch.stack([trust[..., i] for i in ends], -1) for ends in (index[::2], index[1::2]))
     return body, image, (first * second).to(image)

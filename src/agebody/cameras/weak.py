@@ -14,7 +14,7 @@ from torch import Tensor
 
 from agebody.cameras.boxes import convert_box
 from agebody.cameras.camera import Camera
-from agebody.reduction import expect
+from agebody.checks import expect
 
 MAHMR_RESOLUTION = 1288.0
 """Longer side of Metric-Aware HMR's input [pixels]."""

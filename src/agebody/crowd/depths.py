@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from agebody.proximity import visible_vertices
-from agebody.reduction import expect
+from agebody.checks import expect
+from agebody.mesh.closest import visible_vertices
 
 
 class MaskDepths(NamedTuple):
@@ -101,7 +101,7 @@ def surface_depth(
         faces: counter-clockwise from outside.
 
     Raises:
-        TypeError, ValueError: as `agebody.proximity.visible_vertices`.
+        TypeError, ValueError: as `agebody.mesh.closest.visible_vertices`.
     """
     seen = visible_vertices(vertices, faces, vertices.new_zeros(3))
     corners = vertices[..., faces.long(), :]

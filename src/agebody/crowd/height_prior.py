@@ -9,8 +9,8 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from agebody.age import AgeCurve, Sex, median_stature, stature_sd
+from agebody.checks import expect
 from agebody.crowd.values import expect_values
-from agebody.reduction import expect
 
 
 class HeightClass(NamedTuple):

@@ -19,9 +19,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from agebody.checks import Weights, apply_mask, expand_weights, expect
 from agebody.crowd.height_prior import HeightPrior
 from agebody.crowd.values import expect_values
-from agebody.reduction import Weights, expand_weights, expect, hide
 
 DISPARITY_MIN_SLOPE = 20.0
 """DTO's least slope where the depth map is the reciprocal of Depth Anything V2's relative disparity. It has
@@ -129,13 +129,13 @@ def place_people(
     weights = expand_weights(weights, depth.shape)
     there = torch.ones_like(depth, dtype=torch.bool) if weights is None else weights != 0
     _check_values(depth, rendered_depth, height, prior, there, weights)
-    d, z, h, mean = (hide(t, there) for t in (depth, rendered_depth, height, prior.mean))
+    d, z, h, mean = (apply_mask(t, there) for t in (depth, rendered_depth, height, prior.mean))
     safe_z, safe_h, sd = (torch.where(there, t, 1) for t in (rendered_depth, height, prior.sd))
     confidence = there.to(depth.dtype) if weights is None else weights.to(depth.dtype)
     people = _People(
         d[..., None, :], z[..., None, :], h[..., None, :], (mean * safe_z / safe_h)[..., None, :],
         (confidence * (safe_h / (sd * safe_z)).square())[..., None, :],
-        (torch.zeros_like(d) if spread is None else hide(spread, there))[..., None, :],
+        (torch.zeros_like(d) if spread is None else apply_mask(spread, there))[..., None, :],
     )  # fmt: skip
     behind = torch.zeros_like(there) if far is None else far
     members = torch.stack((there & ~behind, there & behind), -2)

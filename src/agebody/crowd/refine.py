@@ -10,11 +10,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from agebody.cameras import Camera
-from agebody.collisions import find_penetrations, offsets
+from agebody.checks import Weights, apply_mask, expand_weights, expect
 from agebody.crowd.height_prior import HeightPrior
 from agebody.crowd.values import expect_values
-from agebody.least_squares import Method, Quadratic, Solution, Stop, minimize
-from agebody.reduction import Weights, expand_weights, expect, hide
+from agebody.mesh.collisions import find_penetrations, offsets
+from agebody.optim.least_squares import Method, Quadratic, Solution, Stop, minimize
 
 MOVES = 4
 """Variables of a person: logarithms of depth and of size, and two tangents sideways."""
@@ -64,7 +64,7 @@ class Refined(NamedTuple):
     converged: Bool[Tensor, "*images"]
     iterations: Int[Tensor, "*images"]
     stop: Int[Tensor, "*images"]
-    """A `agebody.least_squares.Stop` each."""
+    """A `agebody.optim.least_squares.Stop` each."""
 
     def apply(self, points: Float[Tensor, "*images P N 3"]) -> Float[Tensor, "*images P N 3"]:
         """Points of each person, such as vertices, moved with the person [m]."""
@@ -126,7 +126,7 @@ def refine_crowd(
         vertices: meshes, in camera coordinates [m].
         faces: counter-clockwise from outside.
         deviations: how much each term may be off.
-        method: of `agebody.least_squares.minimize`.
+        method: of `agebody.optim.least_squares.minimize`.
         max_iterations: of each image, between two searches.
         searches: for overlaps, at most. An image in which people still move after the last one has not
             converged.
@@ -156,7 +156,7 @@ def refine_crowd(
 
     def flat(tensor: Tensor, dims: int) -> Tensor:
         tensor = tensor.detach().flatten(0, len(images) - 1) if images else tensor.detach()[None]
-        return tensor if dims == 0 else hide(tensor, flat(there, 0), dims - 1)
+        return tensor if dims == 0 else apply_mask(tensor, flat(there, 0), dims - 1)
 
     count = images.numel()
     lens = _each(camera, lambda part: part.detach().expand(*images, -1).reshape(count, part.shape[-1]))
@@ -197,7 +197,7 @@ def refine_crowd(
             if tensor is not None
         },
     )  # fmt: skip
-    seen = hide(seen, confidence, 1)
+    seen = apply_mask(seen, confidence, 1)
     if count == 0 or people == 0:
         names = ("pixels", "depth", *("order" for _ in (layer,) if layer is not None))
         names += ("ground", "tilt") if feet is not None else ()

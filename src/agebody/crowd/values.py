@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from agebody.rowwise import is_transformed
+from agebody.engine.rowwise import is_transformed
 
 
 def expect_values(**expected: tuple[Tensor, str]) -> None:

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from agebody.body import BodyModel
 from agebody.cameras import Camera
+from agebody.checks import expect
 from agebody.crowd.values import expect_values
-from agebody.fitting.parameters import BodyParameters
 from agebody.keypoints import KeypointLayout
 from agebody.measure import stature
-from agebody.reduction import expect
+from agebody.parameters import BodyParameters
 
 CHILD_HEIGHT = 1.45
 """Below which DTO takes a body for a child's, whatever its class [m]."""

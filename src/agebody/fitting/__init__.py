@@ -1,11 +1,8 @@
 """From observations to bodies: keypoints in images, points, meshes and scans; batches, each person alone."""
 
-from agebody.fitting.bodies import Fit, FitReport, Stage, fit_bodies
 from agebody.fitting.convert import Correspondence, convert, correspond
 from agebody.fitting.images import SCHEDULE, KeypointFit, Step, fit_keypoints
-from agebody.fitting.jacobian import KeypointDerivatives, KeypointJacobian, SurfaceJacobian, SurfaceRows
-from agebody.fitting.limits import Limits
-from agebody.fitting.parameters import GROUPS, BodyParameters
+from agebody.fitting.measures import MeasurementFit, fit_measurements
 from agebody.fitting.points import PointFit, fit_points, fit_vertices
 from agebody.fitting.scans.clouds import Cloud, Plane, above_plane, fit_plane, points_from_depth
 from agebody.fitting.scans.registration import ScanFit, ScanReport, fit_scans
@@ -13,7 +10,10 @@ from agebody.fitting.scans.stages import SMPLIFY_KIDS, ScanStage
 from agebody.fitting.scans.steps import StepReport
 from agebody.fitting.scans.surface import register_surface
 from agebody.fitting.sequences import MOTION_SCHEDULE, MotionStep, SequenceFit, fit_sequence, triangulate
-from agebody.fitting.terms import (
+from agebody.optim.jacobian import KeypointDerivatives, KeypointJacobian, SurfaceJacobian, SurfaceRows
+from agebody.optim.limits import Limits
+from agebody.optim.stages import Fit, FitReport, Stage, fit_bodies
+from agebody.optim.terms import (
     Age,
     Bend,
     Block,
@@ -27,6 +27,7 @@ from agebody.fitting.terms import (
     Term,
     Unknowns,
 )
+from agebody.parameters import GROUPS, BodyParameters
 
 __all__ = [
     "GROUPS",
@@ -46,6 +47,7 @@ __all__ = [
     "KeypointFit",
     "KeypointJacobian",
     "Limits",
+    "MeasurementFit",
     "MotionStep",
     "Plane",
     "PointFit",
@@ -71,6 +73,7 @@ __all__ = [
     "correspond",
     "fit_bodies",
     "fit_keypoints",
+    "fit_measurements",
     "fit_plane",
     "fit_points",
     "fit_scans",

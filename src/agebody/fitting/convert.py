@@ -13,11 +13,11 @@ from torch import Tensor
 
 from agebody.assets.asset import BodyAsset, Regressor
 from agebody.body import SMPL, SMPLA, BodyModel
-from agebody.fitting.parameters import BodyParameters
+from agebody.engine.rowwise import own_precision
 from agebody.fitting.points import PointFit, fit_points, fit_vertices, patch_layout
 from agebody.keypoints import KeypointLayout
-from agebody.proximity import closest_points
-from agebody.rowwise import own_precision
+from agebody.mesh.closest import closest_points
+from agebody.parameters import BodyParameters
 
 SHARED = "shared points"
 """Name of the layouts of a correspondence."""

@@ -14,17 +14,17 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from agebody.age import AgeCurve
 from agebody.body import BodyModel
 from agebody.cameras import Camera
-from agebody.fitting.bodies import Fit, FitReport, Stage, fit_bodies
-from agebody.fitting.limits import Limits
+from agebody.checks import Weights
+from agebody.engine.rowwise import own_precision
 from agebody.fitting.observed import LEAST_POINTS, Observed, pose_prior_of, read_observed, seen_joints
-from agebody.fitting.parameters import GROUPS, BodyParameters, read_start
 from agebody.fitting.start import starts_in_world
-from agebody.fitting.terms import Age, Bend, Depth, PosePrior, Reprojection, Shape, Term
 from agebody.keypoints import KeypointLayout
-from agebody.least_squares import Method
 from agebody.losses import MahalanobisPrior, MaxMixturePrior
-from agebody.reduction import Weights
-from agebody.rowwise import own_precision
+from agebody.optim.least_squares import Method
+from agebody.optim.limits import Limits
+from agebody.optim.stages import Fit, FitReport, Stage, fit_bodies
+from agebody.optim.terms import Age, Bend, Depth, PosePrior, Reprojection, Shape, Term
+from agebody.parameters import GROUPS, BodyParameters, read_start
 
 
 class Step(NamedTuple):

@@ -12,10 +12,10 @@ from scipy import sparse
 from torch import Tensor, nn
 
 from agebody.body import BodyModel
-from agebody.deform import age_coefficients
-from agebody.fitting.parameters import BodyParameters
+from agebody.engine.deform import age_coefficients
 from agebody.keypoints import KeypointLayout
 from agebody.metrics.alignment import nearest_rotation
+from agebody.parameters import BodyParameters
 from agebody.rotations import matrix_to_axis_angle
 
 PARENT_PRIOR = 1e-3

@@ -11,12 +11,12 @@ from torch import Tensor
 from agebody.age import AGE_CLASSES, AgeCurve
 from agebody.body import BodyModel
 from agebody.cameras import Camera
-from agebody.fitting.parameters import BodyParameters
-from agebody.fitting.terms import keypoint_jacobian
+from agebody.checks import apply_mask, expand_weights, expect
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.losses import ADULT_RANGES, MahalanobisPrior, MaxMixturePrior, joint_limits_prior
-from agebody.poses import POSES, pose
-from agebody.reduction import expand_weights, expect, hide
+from agebody.optim.terms import keypoint_jacobian
+from agebody.parameters import BodyParameters
+from agebody.people.poses import POSES, pose
 
 NOISE_SHARE = 0.01
 """Standard deviation of a keypoint, of the larger side of the box around a person's keypoints."""
@@ -60,7 +60,7 @@ class Observed(NamedTuple):
 
     def errors(self, points: Float[Tensor, "B K 3"]) -> Float[Tensor, " B"]:
         """Mean distances in the image of points that count, weighted by confidence [pixels]."""
-        offsets = hide(self.camera.project(points).pixels - self.keypoints, self.weights, 1)
+        offsets = apply_mask(self.camera.project(points).pixels - self.keypoints, self.weights, 1)
         total = self.weights.sum(-1)
         return (self.weights * offsets.norm(dim=-1)).sum(-1) / torch.where(total > 0, total, 1)
 
@@ -90,7 +90,7 @@ def read_observed(
     trust = trust.to(keypoints)
     if not (trust >= 0).all() or trust.isinf().any():
         raise ValueError("weights: expected finite numbers from 0 on")
-    seen = hide(keypoints, trust, 1)
+    seen = apply_mask(keypoints, trust, 1)
     if not seen.isfinite().all():
         raise ValueError("keypoints: expected finite pixels where the weights are not zero")
     flat = lambda tensor, *entry: tensor.expand((*batch, *entry)).reshape(-1, *entry)  # noqa: E731

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from agebody.assets.asset import BodyAsset
 from agebody.body import BodyModel
-from agebody.fitting.bodies import BETA_RANGE, Fit, FitReport, Stage, fit_bodies
+from agebody.checks import Weights, apply_mask, expand_weights, expect, safe_norm
+from agebody.engine.rowwise import own_precision
 from agebody.fitting.inverse_kinematics import (
     PARENT_PRIOR,
     ROUGH_SIGMA,
@@ -30,13 +31,12 @@ from agebody.fitting.inverse_kinematics import (
     to_world,
     turn_towards,
 )
-from agebody.fitting.parameters import BodyParameters
-from agebody.fitting.terms import Block, Points, Shape, State
 from agebody.keypoints import KeypointLayout, get_layout
-from agebody.least_squares import Stop
-from agebody.reduction import Weights, expand_weights, expect, hide, safe_norm
+from agebody.optim.least_squares import Stop
+from agebody.optim.stages import BETA_RANGE, Fit, FitReport, Stage, fit_bodies
+from agebody.optim.terms import Block, Points, Shape, State
+from agebody.parameters import BodyParameters
 from agebody.rotations import axis_angle_to_matrix
-from agebody.rowwise import own_precision
 
 COARSE_SIGMA = 0.01
 """[m] Trust in points of the first steps: where it is high from the start, steps along what the points leave
@@ -270,14 +270,19 @@ def _read(
     if known_age.isinf().any():
         raise ValueError("age_offset: expected finite numbers, and NaN where it is not known")
     trust = flat(trust, count)
-    seen = hide(flat(points, count, 3), trust, 1)
+    seen = apply_mask(flat(points, count, 3), trust, 1)
     sound = seen.isfinite().flatten(1).all(1)
     trust = torch.where(sound[:, None], trust, 0)
-    seen = hide(seen, trust, 1)
+    seen = apply_mask(seen, trust, 1)
     total = trust.sum(1)[:, None]
     middle = (trust[..., None] * seen).sum(1) / torch.where(total > 0, total, 1)
     return _Given(
-        batch, hide(seen - middle[:, None], trust, 1), trust, Known(known_betas, known_age), middle, sound
+        batch,
+        apply_mask(seen - middle[:, None], trust, 1),
+        trust,
+        Known(known_betas, known_age),
+        middle,
+        sound,
     )
 
 

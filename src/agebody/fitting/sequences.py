@@ -13,18 +13,18 @@ from torch import Tensor
 
 from agebody.body import BodyModel
 from agebody.cameras import Camera, undistort
-from agebody.fitting.bodies import BETA_RANGE, FitReport, Stage, add_terms, fit_bodies
+from agebody.checks import Weights, apply_mask, expect, expect_labels
+from agebody.engine.rowwise import own_precision
 from agebody.fitting.images import SCHEDULE, Step
-from agebody.fitting.limits import Limits
 from agebody.fitting.observed import LEAST_POINTS, Observed, pose_prior_of, read_observed, seen_joints
-from agebody.fitting.parameters import GROUPS, BodyParameters, group_slices, read_start
 from agebody.fitting.start import starts_in_world
-from agebody.fitting.terms import Age, Bend, Depth, PosePrior, Reprojection, Shape, State, Term, Unknowns
 from agebody.keypoints import KeypointLayout, get_layout
-from agebody.least_squares import ChainQuadratic, Method, minimize
 from agebody.losses import MahalanobisPrior, MaxMixturePrior
-from agebody.reduction import Weights, expect, expect_labels, hide
-from agebody.rowwise import own_precision
+from agebody.optim.least_squares import ChainQuadratic, Method, minimize
+from agebody.optim.limits import Limits
+from agebody.optim.stages import BETA_RANGE, FitReport, Stage, add_terms, fit_bodies
+from agebody.optim.terms import Age, Bend, Depth, PosePrior, Reprojection, Shape, State, Term, Unknowns
+from agebody.parameters import GROUPS, BodyParameters, group_slices, read_start
 
 JOINTS = get_layout("smpl24")
 """The points whose motion is smooth."""
@@ -401,7 +401,7 @@ class _Chain:
         assert found.normal is not None  # add_terms makes one
         assert more.normal is not None
         cost, gradient, normal = (
-            hide(part.unflatten(0, (-1, self.clips.frames)), inside, part.dim() - 1)
+            apply_mask(part.unflatten(0, (-1, self.clips.frames)), inside, part.dim() - 1)
             for part in (found.cost, found.gradient, found.normal)
         )
         rows_own, rows_shared = normal[..., own, :], (normal.sum(1) + more.normal)[:, shared]
@@ -416,7 +416,7 @@ class _Chain:
         rows = torch.arange(len(x), device=x.device)
         state, inside = self._state(x, rows), self.clips.inside
         found = add_terms(self.by_frame, state)[1]
-        found = {name: hide(cost.view_as(inside), inside).sum(1) for name, cost in found.items()}
+        found = {name: apply_mask(cost.view_as(inside), inside).sum(1) for name, cost in found.items()}
         if not math.isinf(self.motion_sd):
             moves, _, _ = self._motion(state, inside)
             found["motion"] = moves.square().flatten(1).sum(1) / 2
@@ -443,8 +443,8 @@ class _Chain:
         places = points.flatten(1).unflatten(0, (-1, self.clips.frames))
         slopes = slopes.flatten(1, 2).unflatten(0, (-1, self.clips.frames)) / scale[..., None]
         both = inside[:, 1:]  # clips end, but do not begin, early
-        moves = hide(places.diff(dim=1), both, 1) / scale
-        before, after = (hide(part, both, 2) for part in (slopes[:, :-1], slopes[:, 1:]))
+        moves = apply_mask(places.diff(dim=1), both, 1) / scale
+        before, after = (apply_mask(part, both, 2) for part in (slopes[:, :-1], slopes[:, 1:]))
         return moves, before, after - moves[..., None] * (size_slopes / size[:, None])[:, None, None]
 
     def _size(self, state: State) -> tuple[Float[Tensor, " b"], Float[Tensor, "b F"]]:

@@ -13,10 +13,10 @@ from torch import Tensor
 from agebody.body import BodyModel
 from agebody.cameras import Camera, undistort
 from agebody.fitting.observed import Observed
-from agebody.fitting.parameters import BodyParameters
 from agebody.keypoints import KeypointLayout
 from agebody.losses import MahalanobisPrior, MaxMixturePrior
-from agebody.poses import POSES, pose
+from agebody.parameters import BodyParameters
+from agebody.people.poses import POSES, pose
 from agebody.rotations import from_matrix
 
 PROTOTYPES = ("standing", "walking", "cheering", "sitting", "crawling", "lying")

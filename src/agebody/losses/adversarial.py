@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from agebody.reduction import Reduction, Weights, expect, hide, reduce
+from agebody.checks import Reduction, Weights, apply_mask, expect, reduce
 
 
 class PoseDiscriminator(nn.Module):
@@ -107,4 +107,4 @@ def discriminator_loss(
 
 
 def _distance(scores: Tensor, weights: Tensor | None, aim: float) -> Tensor:
-    return (hide(scores, weights, 1) - aim).square().sum(-1)
+    return (apply_mask(scores, weights, 1) - aim).square().sum(-1)

@@ -7,17 +7,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from agebody.age import AGE_CLASSES
-from agebody.losses.robust import Penalty, penalize
-from agebody.reduction import (
+from agebody.checks import (
     Reduction,
     Weights,
+    apply_mask,
     expand_weights,
     expect,
     expect_labels,
-    hide,
     reduce,
     residual,
 )
+from agebody.losses.robust import Penalty, penalize
 
 
 def age_offset_loss(
@@ -76,7 +76,7 @@ def age_class_loss(
     known = (age_class >= 0) & (age_class < len(AGE_CLASSES))
     given = expand_weights(weights, age_offset.shape)
     weights = known if given is None else given * known
-    age_offset = hide(age_offset, weights)
+    age_offset = apply_mask(age_offset, weights)
     members = [age_class == index for index in range(len(AGE_CLASSES))]
     terms = torch.zeros_like(age_offset)
     for kind, of_class in zip(AGE_CLASSES, members, strict=True):

@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from agebody.assets.asset import BodyAsset
+from agebody.checks import Reduction, Weights, apply_mask, expand_weights, expect, reduce, safe_norm
 from agebody.losses.robust import Penalty, penalize
-from agebody.reduction import Reduction, Weights, expand_weights, expect, hide, reduce, safe_norm
 
 FEET = ("left_ankle", "right_ankle", "left_foot", "right_foot")
 """Joints that move the feet."""
@@ -162,8 +162,8 @@ def _expect(points: Tensor, normal: Tensor, offset: Tensor) -> tuple[Tensor, Ten
 
 def _height(points: Tensor, normal: Tensor, offset: Tensor, weights: Tensor | None) -> Tensor:
     """Zero where points weigh nothing."""
-    points = hide(points, weights, 1)
-    normals = hide(normal[..., None, :].expand(points.shape), weights, 1)
-    offsets = hide(offset[..., None].expand(points.shape[:-1]), weights)
+    points = apply_mask(points, weights, 1)
+    normals = apply_mask(normal[..., None, :].expand(points.shape), weights, 1)
+    offsets = apply_mask(offset[..., None].expand(points.shape[:-1]), weights)
     lengths = safe_norm(normals)
     return ((points * normals).sum(-1) - offsets) / torch.where(lengths == 0, 1, lengths)

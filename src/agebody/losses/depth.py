@@ -14,14 +14,14 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from torch.nn import functional
 
-from agebody.reduction import (
+from agebody.checks import (
     Reduction,
     Weights,
+    apply_mask,
     expand_weights,
     expect,
     expect_labels,
     expect_pair,
-    hide,
     reduce,
     residual,
 )
@@ -71,7 +71,7 @@ def depth_layer_loss(
     weights = expand_weights(weights, depth.shape)
     known = layer >= 0
     weights = known if weights is None else weights * known
-    depth = hide(depth, weights)
+    depth = apply_mask(depth, weights)
     apart, layers = _differences(depth), _differences(layer)
     ordered = layers.sign() * apart
     terms = torch.where(layers == 0, apart.square(), -functional.logsigmoid(ordered))
@@ -111,7 +111,7 @@ def relative_metric_loss(
     """
     expect("pred", pred, None)
     weights = expand_weights(weights, expect_pair(pred, target))
-    apart, expected = _differences(hide(pred, weights)), _differences(hide(target, weights))
+    apart, expected = _differences(apply_mask(pred, weights)), _differences(apply_mask(target, weights))
     pairs = _pair_weights(weights, image, pred) * (expected.abs() <= max_distance)
     return reduce(torch.log1p((apart - expected).abs()), pairs, reduction)
 

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from agebody.backend import BackendName
-from agebody.collisions import Exclusions, find_collisions, find_penetrations, flatten_batch, offsets
-from agebody.reduction import Reduction, Weights, expand_weights, expect, hide, reduce, safe_norm
+from agebody.checks import Reduction, Weights, apply_mask, expand_weights, expect, reduce, safe_norm
+from agebody.engine.backend import BackendName
+from agebody.mesh.collisions import Exclusions, find_collisions, find_penetrations, flatten_batch, offsets
 
 DepthForm = Literal["squared", "linear"]
 
@@ -35,9 +35,9 @@ def self_intersection_loss(
     Args:
         vertices: (*batch, V, 3) [m].
         faces: triangles, counter-clockwise from outside.
-        exclude: pairs that do not count, as `agebody.collisions.Exclusions.of_body` finds for a body.
+        exclude: pairs that do not count, as `agebody.mesh.collisions.Exclusions.of_body` finds for a body.
         sigma: height of the cones [m].
-        max_collisions: as in `agebody.collisions.find_collisions`.
+        max_collisions: as in `agebody.mesh.collisions.find_collisions`.
         weights: broadcast to the bodies, (*batch).
         reduction: "none" gives (*batch).
         backend: of the search.
@@ -52,7 +52,7 @@ def self_intersection_loss(
     """
     expect("vertices", vertices, None, 3)
     weights = expand_weights(weights, vertices.shape[:-2])
-    vertices = hide(vertices, weights, 2)
+    vertices = apply_mask(vertices, weights, 2)
     faces = faces.to(vertices.device)
     found = find_collisions(
         vertices, faces, exclude=exclude, max_collisions=max_collisions, backend=backend
@@ -108,7 +108,7 @@ def person_intersection_loss(
     expect("vertices", vertices, None, None, 3)
     people = vertices.shape[-3]
     weights = expand_weights(weights, vertices.shape[:-2])
-    vertices = hide(vertices, weights, 2)
+    vertices = apply_mask(vertices, weights, 2)
     found = find_penetrations(vertices, faces, weights=weights, backend=backend)
     offset = offsets(vertices, faces, found)
     depth = (offset * offset).sum(-1) if form == "squared" else safe_norm(offset)

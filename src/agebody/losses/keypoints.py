@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor
 
+from agebody.checks import Reduction, Weights, reduce, residual
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.losses.robust import Penalty, penalize
-from agebody.reduction import Reduction, Weights, reduce, residual
 
 
 def reprojection_loss(

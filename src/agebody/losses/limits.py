@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from agebody.arguments import read_rotations
+from agebody.checks import Reduction, Weights, apply_mask, expect, reduce
+from agebody.engine.arguments import read_rotations
 from agebody.losses.parameters import visible_matrices
 from agebody.losses.pose_priors import BODY_JOINTS, MahalanobisPrior
-from agebody.reduction import Reduction, Weights, expect, hide, reduce
 from agebody.rotations import PoseFormat, check_format
 
 
@@ -187,7 +187,7 @@ def joint_limits_excess(
     fade = there * there * (3 - 2 * there)
     is_twist = torch.arange(3, device=pose.device) == limits.axes[:, None]
     excess = beyond(angles, limits)
-    return hide(torch.where(is_twist, fade[..., None] * excess, excess), weights, 1)
+    return apply_mask(torch.where(is_twist, fade[..., None] * excess, excess), weights, 1)
 
 
 def joint_limits_loss(

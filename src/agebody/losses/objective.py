@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from agebody.reduction import Reduction
+from agebody.checks import Reduction
 
 Values = Mapping[str, Any]
 """Tensors by name: what a network or a fit predicts, or what is known."""

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from agebody.checks import Reduction, Weights, expand_weights, expect, reduce, residual, safe_norm
+from agebody.engine.rowwise import own_precision
 from agebody.losses.robust import Penalty, penalize
-from agebody.reduction import Reduction, Weights, expand_weights, expect, reduce, residual, safe_norm
 from agebody.rotations import ENTRY_SHAPES, PoseFormat, check_format, no_rotation, to_matrix
-from agebody.rowwise import own_precision
 
 METRIC_AWARE_BETA_WEIGHTS = (2.56, 1.28, 0.64, 0.64, 0.32, 0.32, 0.32, 0.32, 0.32, 0.32)
 """What the error of each of ten betas counts in Metric-Aware HMR; ``beta_weights`` takes a tensor of them."""

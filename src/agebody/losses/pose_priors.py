@@ -13,13 +13,13 @@ from jaxtyping import Float
 from scipy.linalg import solve_triangular
 from torch import Tensor, nn
 
-from agebody.arguments import read_rotations
 from agebody.assets.asset import SMPL_JOINT_NAMES, AssetError
 from agebody.assets.container import PathLike
 from agebody.assets.prior_files import Gaussian, Mixture, read_gaussian, read_mixture, write_prior
+from agebody.checks import Reduction, Weights, apply_mask, expand_weights, reduce
+from agebody.engine.arguments import read_rotations
+from agebody.engine.rowwise import own_precision
 from agebody.losses.densities import fit_mixture, half_log_determinants, shrunk_covariance
-from agebody.reduction import Reduction, Weights, expand_weights, hide, reduce
-from agebody.rowwise import own_precision
 
 ArrayLike = np.ndarray | Tensor
 Arrays = TypeVar("Arrays", Gaussian, Mixture)
@@ -101,7 +101,7 @@ class _PosePrior(nn.Module, Generic[Arrays]):
         """
         pose = self._read(body_pose)
         weights = expand_weights(weights, pose.shape[:-1])
-        return reduce(self.energies(hide(pose, weights, 1)), weights, reduction)
+        return reduce(self.energies(apply_mask(pose, weights, 1)), weights, reduction)
 
     def save(self, path: PathLike, *, overwrite: bool = False) -> None:
         """Write the prior as a safetensors file, which appears whole or not at all; `from_file` reads it.

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from agebody.arguments import read_rotations
 from agebody.assets.asset import SMPL_JOINT_NAMES
-from agebody.reduction import Reduction, Weights, expand_weights, expect, hide, reduce
+from agebody.checks import Reduction, Weights, apply_mask, expand_weights, expect, reduce
+from agebody.engine.arguments import read_rotations
 
 _BENDS = (("left_elbow", 1, 1.0), ("right_elbow", 1, -1.0), ("left_knee", 0, -1.0), ("right_knee", 0, -1.0))
 """Joint, axis (x, y, z) of its hinge, and the sign of turning it backwards."""
@@ -43,7 +43,7 @@ def shape_prior(
         TypeError, ValueError: an argument is not of floats, or of another shape.
     """
     weights = expand_weights(weights, expect("betas", betas, None).shape[:-1])
-    squares = hide(betas, weights, 1).square()
+    squares = apply_mask(betas, weights, 1).square()
     if beta_weights is not None:
         squares = squares * expect("beta_weights", beta_weights, betas.shape[-1])
     terms = squares.sum(-1)
@@ -56,7 +56,7 @@ def shape_prior(
                 f"age_offset: expected shape {tuple(betas.shape[:-1])}, that of the betas' batch, "
                 f"got {tuple(age_offset.shape)}"
             )
-        terms = terms + age_weight * hide(age_offset, weights).square()
+        terms = terms + age_weight * apply_mask(age_offset, weights).square()
     return reduce(terms, weights, reduction)
 
 
@@ -84,7 +84,7 @@ def bend_prior(
     """
     pose = _named_pose(body_pose, joint_names)
     weights = expand_weights(weights, pose.shape[:-2])
-    terms = _bends(hide(pose, weights, 2), joint_names).square().sum(-1)
+    terms = _bends(apply_mask(pose, weights, 2), joint_names).square().sum(-1)
     return reduce(terms, weights, reduction)
 
 

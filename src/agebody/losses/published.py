@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from agebody.assets.asset import SMPL_JOINT_NAMES
 from agebody.cameras.weak import MAHMR_RESOLUTION
+from agebody.checks import Reduction, reduce, residual
 from agebody.keypoints import KeypointLayout
 from agebody.losses.adversarial import generator_loss
 from agebody.losses.age import age_offset_loss
@@ -33,7 +34,6 @@ from agebody.losses.parameters import METRIC_AWARE_BETA_WEIGHTS, betas_loss, rot
 from agebody.losses.priors import bend_prior
 from agebody.losses.robust import Penalty, gmof
 from agebody.losses.temporal import velocity_loss
-from agebody.reduction import Reduction, reduce, residual
 
 
 def hmr2_objective(*, layout: str | KeypointLayout = "hmr2_44") -> Objective:

@@ -6,9 +6,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from agebody.backend import BackendName
+from agebody.checks import Reduction, Weights, apply_mask, expand_weights, expect, reduce, safe_norm
+from agebody.engine.backend import BackendName
 from agebody.losses.robust import Penalty, penalize
-from agebody.proximity import (
+from agebody.mesh.closest import (
     closest_barycentric,
     closest_faces,
     corners_of,
@@ -16,7 +17,6 @@ from agebody.proximity import (
     nearest_points,
     rows_of,
 )
-from agebody.reduction import Reduction, Weights, expand_weights, expect, hide, reduce, safe_norm
 
 
 def scan_to_mesh_loss(
@@ -34,18 +34,18 @@ def scan_to_mesh_loss(
 
     The first half of the data term of SMIL (Hesse et al., MICCAI 2018), where p is `gmof`: points that do not
     belong to the body (a blanket, hands that hold the infant) stop pulling. Differentiable in body and scan
-    as `agebody.proximity.closest_points` is.
+    as `agebody.mesh.closest.closest_points` is.
 
     Args:
         vertices: of the body [m].
         scan: points [m]; scans of different sizes are filled up with points that weigh nothing.
         faces: ids of vertices, the same for all bodies.
-        visible: vertices that the scanner could see (`agebody.proximity.visible_vertices`); points look only
-            for triangles all of whose corners are. A body without one such triangle counts for nothing.
+        visible: vertices that the scanner could see (`agebody.mesh.closest.visible_vertices`); points look
+            only for triangles all of whose corners are. A body without one such triangle counts for nothing.
         weights: broadcast to (*batch, N).
         penalty: p, of distances [m].
         reduction: over points.
-        backend: of the search, see `agebody.proximity.closest_faces`.
+        backend: of the search, see `agebody.mesh.closest.closest_faces`.
 
     Raises:
         TypeError: an argument is no tensor of the right type.
@@ -56,15 +56,15 @@ def scan_to_mesh_loss(
     expect("scan", scan, None, 3)
     entries = torch.Size((*_batch(vertices, scan), scan.shape[-2]))
     weights = expand_weights(weights, entries)
-    scan = hide(scan.expand(*entries, 3), weights, 1)
+    scan = apply_mask(scan.expand(*entries, 3), weights, 1)
     among = None
     if visible is not None:
         among = visible[..., faces.long()].all(-1)
         weights = _where_any(among, weights, entries)
     face = closest_faces(scan, vertices, faces, among=among, backend=backend)
-    corners = hide(corners_of(vertices, faces, face), weights, 2)
+    corners = apply_mask(corners_of(vertices, faces, face), weights, 2)
     nearest = interpolate(corners, closest_barycentric(scan, corners))
-    return reduce(penalize(safe_norm(hide(scan - nearest, weights, 1)), penalty), weights, reduction)
+    return reduce(penalize(safe_norm(apply_mask(scan - nearest, weights, 1)), penalty), weights, reduction)
 
 
 def mesh_to_scan_loss(
@@ -80,7 +80,7 @@ def mesh_to_scan_loss(
     """``w_v p(d_v)`` for each vertex v of a body, with d_v its distance from the nearest scan point (m2s).
 
     The second half of SMIL's data term: it keeps parts of the body from lying where the scan shows nothing.
-    Only what the scanner could see should be drawn: give `agebody.proximity.visible_vertices` as weights.
+    Only what the scanner could see should be drawn: give `agebody.mesh.closest.visible_vertices` as weights.
 
     Args:
         vertices: of the body [m].
@@ -90,13 +90,13 @@ def mesh_to_scan_loss(
             left, or the scan is empty, the body counts for nothing.
         penalty: p, of distances [m].
         reduction: over vertices.
-        backend: of the search, see `agebody.proximity.closest_faces`.
+        backend: of the search, see `agebody.mesh.closest.closest_faces`.
     """
     expect("vertices", vertices, None, 3)
     expect("scan", scan, None, 3)
     entries = torch.Size((*_batch(vertices, scan), vertices.shape[-2]))
     weights = expand_weights(weights, entries)
-    vertices = hide(vertices.expand(*entries, 3), weights, 1)
+    vertices = apply_mask(vertices.expand(*entries, 3), weights, 1)
     if scan_weights is not None:
         scan_weights = expand_weights(scan_weights, torch.Size((*entries[:-1], scan.shape[-2])))
         weights = _where_any(scan_weights != 0, weights, entries)
@@ -104,7 +104,7 @@ def mesh_to_scan_loss(
         scan, scan_weights = scan.new_zeros(*scan.shape[:-2], 1, 3), scan.new_zeros(1)
         weights = torch.zeros_like(vertices[..., 0])
     found = nearest_points(vertices, scan, weights=scan_weights, backend=backend)
-    difference = hide(vertices, weights, 1) - hide(rows_of(scan, found), weights, 1)
+    difference = apply_mask(vertices, weights, 1) - apply_mask(rows_of(scan, found), weights, 1)
     return reduce(penalize(safe_norm(difference), penalty), weights, reduction)
 
 

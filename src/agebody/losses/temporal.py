@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from agebody.checks import Reduction, Weights, apply_mask, expand_weights, expect, reduce
 from agebody.losses.parameters import rotation_angle, visible_matrices
 from agebody.losses.robust import Penalty, penalize
-from agebody.reduction import Reduction, Weights, expand_weights, expect, hide, reduce
 from agebody.rotations import PoseFormat
 
 
@@ -140,7 +140,7 @@ def _steps(points: Tensor, times: Tensor | None, weights: Any) -> tuple[Tensor, 
     """Steps from frame to frame, (*batch, T - 1, K, D), their durations, and weights, (*batch, T, K)."""
     expect("points", points, None, None, None)
     weights = expand_weights(weights, points.shape[:-1])
-    points = hide(points, weights, 1)
+    points = apply_mask(points, weights, 1)
     return _later(points) - _earlier(points), _durations(points, times, weights), weights
 
 

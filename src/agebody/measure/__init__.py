@@ -5,7 +5,6 @@ from agebody.measure.landmarks import find_landmarks
 from agebody.measure.lengths import stature
 from agebody.measure.measurements import Measurements
 from agebody.measure.sections import Section, plane_section, section_length, tape_length
-from agebody.measure.shape import MeasurementFit, fit_measurements
 
 __all__ = [
     "A2B_MEASUREMENTS",
@@ -13,11 +12,9 @@ __all__ = [
     "Distance",
     "Girth",
     "Height",
-    "MeasurementFit",
     "Measurements",
     "Section",
     "find_landmarks",
-    "fit_measurements",
     "plane_section",
     "section_length",
     "stature",

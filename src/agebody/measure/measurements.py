@@ -11,11 +11,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from agebody.assets.asset import AssetError, BodyAsset
+from agebody.checks import expect, safe_norm
+from agebody.engine.rowwise import own_precision
 from agebody.measure.definitions import GROUND, MEASUREMENTS, TOP, Definition, Distance, Girth, Height, Point
 from agebody.measure.landmarks import Parts, find_landmarks
 from agebody.measure.sections import Section, gap, plane_section, section_length, tape_length
-from agebody.reduction import expect, safe_norm
-from agebody.rowwise import own_precision
 
 _ROOM = 768  # triangles that a plane may cut of a part, ...
 _SPARE = 4  # ... or so many times what it cuts of the asset's own surfaces

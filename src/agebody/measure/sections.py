@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from agebody.arguments import broadcast
-from agebody.reduction import expect, safe_norm
-from agebody.rowwise import own_precision
+from agebody.checks import expect, safe_norm
+from agebody.engine.arguments import broadcast
+from agebody.engine.rowwise import own_precision
 
 TAPE_DIRECTIONS = 240
 

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from agebody.checks import Weights, apply_mask, at_least_float32, expand_weights, expect, expect_pair
+from agebody.engine.rowwise import own_precision
 from agebody.keypoints import KeypointLayout, get_layout
-from agebody.reduction import Weights, at_least_float32, expand_weights, expect, expect_pair, hide
-from agebody.rowwise import own_precision
 
 
 class Similarity(NamedTuple):
@@ -55,7 +55,7 @@ def procrustes(
     """
     pred, target, weights = read_points(pred, target, weights)
     mean = _WeightedMean(pred, weights)
-    pred, target = hide(pred, weights, 1), hide(target, weights, 1)
+    pred, target = apply_mask(pred, weights, 1), apply_mask(target, weights, 1)
     from_center, to_center = mean.of(pred), mean.of(target)
     start, end = pred - from_center[..., None, :], target - to_center[..., None, :]
     spread, extent = mean.product(start, start), mean.product(end, end)
@@ -84,7 +84,7 @@ def procrustes_align(
     """The points, moved by `procrustes` onto the target; arguments as there. Those of weight 0 become 0."""
     pred, target, weights = read_points(pred, target, weights)
     motion = procrustes(pred, target, weights=weights, with_scale=with_scale)
-    return hide(motion.apply(hide(pred, weights, 1)), weights, 1)
+    return apply_mask(motion.apply(apply_mask(pred, weights, 1)), weights, 1)
 
 
 def best_scale(
@@ -102,7 +102,7 @@ def best_scale(
     """
     pred, target, weights = read_points(pred, target, weights)
     mean = _WeightedMean(pred, weights)
-    pred, target = hide(pred, weights, 1), hide(target, weights, 1)
+    pred, target = apply_mask(pred, weights, 1), apply_mask(target, weights, 1)
     spread, gain = mean.product(pred, pred), mean.product(pred, target)
     decided = spread > 0
     return torch.where(decided, gain / torch.where(decided, spread, 1), 1)

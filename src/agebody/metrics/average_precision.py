@@ -13,9 +13,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
+from agebody.checks import Weights, expect
 from agebody.keypoints import KeypointLayout
 from agebody.metrics.similarity import spread_of
-from agebody.reduction import Weights, expect
 
 THRESHOLDS = tuple((np.linspace(0.5, 0.95, 10)).tolist())
 """Least OKS of a right detection, .50:.05:.95."""

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from agebody.checks import Reduction, Weights, apply_mask, at_least_float32, expect, reduce, safe_norm
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.metrics.matching import keypoint_boxes
-from agebody.reduction import Reduction, Weights, at_least_float32, expect, hide, reduce, safe_norm
 
 PCK_3D_THRESHOLD = 0.15
 """The threshold of 3DPCK [m] (Mehta et al., 3DV 2017), and the last one of its area under the curve."""
@@ -172,7 +172,7 @@ def _length(points: Tensor, layout: str | KeypointLayout, ends: Sequence[tuple[s
 def _errors(pred: Tensor, target: Tensor, weights: Tensor | None) -> Tensor:
     expect("pred", pred, None, None)
     expect("target", target, *pred.shape[-2:])
-    return safe_norm(hide(at_least_float32(pred) - at_least_float32(target), weights, entry_dims=1))
+    return safe_norm(apply_mask(at_least_float32(pred) - at_least_float32(target), weights, entry_dims=1))
 
 
 def _expect_reference(reference: Tensor, points: Tensor) -> Tensor:

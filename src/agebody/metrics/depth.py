@@ -9,7 +9,7 @@ from jaxtyping import Float, Int, Num, Shaped
 from torch import Tensor
 
 from agebody.age import AGE_CLASSES
-from agebody.reduction import Weights, at_least_float32, expect
+from agebody.checks import Weights, at_least_float32, expect
 
 MISS_PENALTY = 0.3
 """What one missed person adds to the pairs (Relative Human's evaluation code)."""

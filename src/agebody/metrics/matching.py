@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from agebody.reduction import Weights, expect, hide, safe_norm
+from agebody.checks import Weights, apply_mask, expect, safe_norm
 
 Method = Literal["greedy", "hungarian"]
 
@@ -83,7 +83,7 @@ def keypoint_distances(
     if distance not in ("mean", "spectral"):
         raise ValueError(f"distance: expected 'mean' or 'spectral', got {distance!r}")
     seen = _visibility(target, weights)
-    difference = hide(pred[:, None] - target[None], seen, entry_dims=1)
+    difference = apply_mask(pred[:, None] - target[None], seen, entry_dims=1)
     if distance == "spectral":
         visible = (seen != 0)[..., None]
         result = torch.linalg.matrix_norm(torch.where(visible, difference, 0), ord=2)

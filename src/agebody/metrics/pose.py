@@ -15,19 +15,19 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from agebody.keypoints import KeypointLayout
-from agebody.metrics.alignment import best_scale, procrustes_align, read_points, root_points
-from agebody.reduction import (
+from agebody.checks import (
     Reduction,
     Weights,
+    apply_mask,
     at_least_float32,
     expand_weights,
     expect,
     expect_pair,
-    hide,
     reduce,
     safe_norm,
 )
+from agebody.keypoints import KeypointLayout
+from agebody.metrics.alignment import best_scale, procrustes_align, read_points, root_points
 
 Layout = str | KeypointLayout | None
 Root = Sequence[str] | Sequence[int] | None
@@ -41,7 +41,7 @@ class Errors(NamedTuple):
     """Which of them count; None for all."""
 
     def reduce(self, reduction: Reduction) -> Float[Tensor, "*left"]:
-        """As `agebody.reduction.reduce`."""
+        """As `agebody.checks.reduce`."""
         return reduce(self.values, self.counted, reduction)
 
 
@@ -208,7 +208,7 @@ def n_mpjpe_errors(
 ) -> Errors:
     """`n_mpjpe` before it is reduced."""
     pred, target, weights = _root_aligned(pred, target, layout, root, weights)
-    scaled = best_scale(pred, target, weights=weights)[..., None, None] * hide(pred, weights, 1)
+    scaled = best_scale(pred, target, weights=weights)[..., None, None] * apply_mask(pred, weights, 1)
     return mean_over_points(point_distances(scaled, target, weights), weights)
 
 
@@ -238,7 +238,7 @@ def pve_errors(
         if expect(name, given, 3).shape[:-1] != pred.shape[:-2]:
             raise ValueError(f"{name}: expected shape {(*pred.shape[:-2], 3)}, got {tuple(given.shape)}")
     shift = (at_least_float32(pred_root) - at_least_float32(target_root))[..., None, :]
-    return mean_over_points(point_distances(hide(pred, weights, 1) - shift, target, weights), weights)
+    return mean_over_points(point_distances(apply_mask(pred, weights, 1) - shift, target, weights), weights)
 
 
 def stature_errors(
@@ -247,7 +247,7 @@ def stature_errors(
     """`stature_error` before it is reduced."""
     weights = expand_weights(weights, expect_pair(pred, target))
     pred, target = at_least_float32(pred), at_least_float32(target)
-    errors = (hide(pred, weights) - hide(target, weights)).abs()
+    errors = (apply_mask(pred, weights) - apply_mask(target, weights)).abs()
     if relative:
         errors = errors / (target if weights is None else torch.where(weights != 0, target, 1))
     return Errors(errors, None if weights is None else weights != 0)
@@ -265,7 +265,7 @@ def mean_over_points(distances: Float[Tensor, "*batch K"], weights: Tensor | Non
 
 def point_distances(pred: Tensor, target: Tensor, weights: Tensor | None) -> Float[Tensor, "*batch K"]:
     """Between points that weigh something; 0 for the others."""
-    return safe_norm(hide(pred, weights, 1) - hide(target, weights, 1))
+    return safe_norm(apply_mask(pred, weights, 1) - apply_mask(target, weights, 1))
 
 
 def _root_aligned_distances(

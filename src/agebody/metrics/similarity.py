@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from agebody.checks import Reduction, Weights, apply_mask, at_least_float32, expect, reduce
 from agebody.keypoints import KeypointLayout, get_layout
-from agebody.reduction import Reduction, Weights, at_least_float32, expect, hide, reduce
 
 # Standard deviations of annotators over the square root of a person's area: COCO; neck and top of the head
 # CrowdPose (CVPR 2019); feet COCO-WholeBody (ECCV 2020), which gives other values for each side.
@@ -90,7 +90,7 @@ def oks(
     pred, target = at_least_float32(pred), at_least_float32(target)
     spread = spread_of(sigmas, pred)
     seen = torch.ones_like(target[..., 0]) if weights is None else (weights != 0).to(pred.dtype)
-    difference = hide(pred - target, seen, entry_dims=1)
+    difference = apply_mask(pred - target, seen, entry_dims=1)
     seen = seen.expand(difference.shape[:-1])
     area = _expand_area(area, difference.shape[:-2])
     squared = (difference * difference).sum(-1)

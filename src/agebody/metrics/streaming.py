@@ -17,6 +17,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from agebody.age import AGE_CLASSES, age_class
+from agebody.checks import Weights, at_least_float32, expect
 from agebody.keypoints import KeypointLayout
 from agebody.metrics import pose, world
 from agebody.metrics.average_precision import keypoint_ap
@@ -25,7 +26,6 @@ from agebody.metrics.depth import MISS_PENALTY, DepthRelations, depth_relations
 from agebody.metrics.matching import detection_scores, nmje
 from agebody.metrics.pose import Errors, Layout, Root
 from agebody.metrics.similarity import oks, oks_sigmas
-from agebody.reduction import Weights, at_least_float32, expect
 
 
 class _Sums(Metric):

@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from agebody.checks import Reduction, Weights, apply_mask, at_least_float32, expand_weights, expect, safe_norm
 from agebody.metrics.alignment import procrustes, read_points
 from agebody.metrics.pose import Errors, mean_over_points, point_distances
-from agebody.reduction import Reduction, Weights, at_least_float32, expand_weights, expect, hide, safe_norm
 
 SEGMENT = 100
 """Frames that are aligned together (SLAHMR, WHAM, TRAM and GVHMR)."""
@@ -153,7 +153,7 @@ def root_trajectory_errors(pred: Tensor, target: Tensor, *, weights: Tensor | No
     """`root_trajectory_error` before it is reduced."""
     pred, target, weights = read_points(pred, target, weights)
     motion = procrustes(pred, target, weights=weights, with_scale=False)
-    distances = point_distances(motion.apply(hide(pred, weights, 1)), target, weights)
+    distances = point_distances(motion.apply(apply_mask(pred, weights, 1)), target, weights)
     path = safe_norm(_without_gaps(target, weights).diff(dim=-2)).sum(-1, keepdim=True)
     return Errors(distances / path, None if weights is None else weights != 0)
 
@@ -163,7 +163,7 @@ def acceleration_errors(
 ) -> Errors:
     """`acceleration_error` before it is reduced."""
     pred, target, weights = read_points(pred, target, weights, 2)
-    difference = hide(pred, weights, 1) - hide(target, weights, 1)
+    difference = apply_mask(pred, weights, 1) - apply_mask(target, weights, 1)
     return _lengths_of_differences(difference, 2, fps, weights)
 
 
@@ -171,7 +171,7 @@ def jitter_errors(points: Tensor, *, fps: float | None = None, weights: Tensor |
     """`jitter` before it is reduced."""
     expect("points", points, None, None, 3)
     points, weights = at_least_float32(points), expand_weights(weights, points.shape[:-1])
-    return _lengths_of_differences(hide(points, weights, 1), 3, fps, weights)
+    return _lengths_of_differences(apply_mask(points, weights, 1), 3, fps, weights)
 
 
 def _aligned_by_segments(
@@ -197,7 +197,7 @@ def _aligned_by_segments(
         seen = (given != 0).any(-1)
         fitted = given * (seen & (seen.cumsum(-1) <= first))[..., None]
     motion = procrustes(pred.flatten(-3, -2), target.flatten(-3, -2), weights=fitted.flatten(-2))
-    moved = motion.apply(hide(pred, given, 1).flatten(-3, -2)).unflatten(-2, (segment, points))
+    moved = motion.apply(apply_mask(pred, given, 1).flatten(-3, -2)).unflatten(-2, (segment, points))
     errors = mean_over_points(point_distances(moved, target, given), given)
     counted = None if weights is None else (given != 0).any(-1).flatten(-2)[..., :frames]
     return Errors(errors.values.flatten(-2)[..., :frames], counted)
@@ -221,4 +221,4 @@ def _without_gaps(points: Float[Tensor, "*batch T 3"], weights: Tensor | None) -
     last = torch.where(seen, frames, 0).cummax(-1).values
     first = seen.to(torch.uint8).argmax(-1, keepdim=True)
     source = torch.maximum(last, first)
-    return hide(points, weights, 1).gather(-2, source[..., None].expand(points.shape))
+    return apply_mask(points, weights, 1).gather(-2, source[..., None].expand(points.shape))

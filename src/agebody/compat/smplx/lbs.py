@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from agebody.deform import linear_blend_skinning, pose_feature, rest_surface
-from agebody.kinematics import KinematicTree, homogeneous
+from agebody.engine.deform import linear_blend_skinning, pose_feature, rest_surface
+from agebody.engine.kinematics import KinematicTree, homogeneous
 from agebody.rotations import axis_angle_to_matrix
 
 

@@ -9,8 +9,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from agebody.cameras import Camera
+from agebody.checks import expect
 from agebody.losses import plane_height
-from agebody.reduction import expect
 
 PIXELS = 1 << 16
 """Pixels whose surroundings are looked at together: some 100 MB at the default reach."""

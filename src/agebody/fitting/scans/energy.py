@@ -9,17 +9,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from agebody.backend import BackendName
 from agebody.body import BodyModel
-from agebody.collisions import Exclusions, find_collisions
-from agebody.fitting.jacobian import KeypointDerivatives, KeypointJacobian, SurfaceJacobian
-from agebody.fitting.parameters import BodyParameters
+from agebody.checks import safe_norm
+from agebody.engine.backend import BackendName
 from agebody.fitting.scans.frames import Frames, camera_of, draw_points, eye_of
 from agebody.fitting.scans.matches import Matches, closest_of_some, visible_faces
 from agebody.fitting.scans.stages import ScanStage
-from agebody.fitting.terms import Bend, by_all, project
 from agebody.keypoints import KeypointLayout
-from agebody.least_squares import Quadratic
 from agebody.losses import (
     TRUNK,
     MahalanobisPrior,
@@ -29,7 +25,7 @@ from agebody.losses import (
     plane_height,
     self_intersection_loss,
 )
-from agebody.proximity import (
+from agebody.mesh.closest import (
     closest_barycentric,
     corners_of,
     interpolate,
@@ -37,7 +33,11 @@ from agebody.proximity import (
     rows_of,
     visible_vertices,
 )
-from agebody.reduction import safe_norm
+from agebody.mesh.collisions import Exclusions, find_collisions
+from agebody.optim.jacobian import KeypointDerivatives, KeypointJacobian, SurfaceJacobian
+from agebody.optim.least_squares import Quadratic
+from agebody.optim.terms import Bend, by_all, project
+from agebody.parameters import BodyParameters
 
 SCAN_SHARE = 4
 """Points of a scan among which vertices look for the nearest, over those that look for the surface."""

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from agebody.body import BodyModel
 from agebody.cameras import Camera
+from agebody.checks import apply_mask, expand_weights, expect
 from agebody.fitting.scans.clouds import Cloud, Plane
 from agebody.keypoints import KeypointLayout
-from agebody.proximity import rows_of
-from agebody.reduction import expand_weights, expect, hide
+from agebody.mesh.closest import rows_of
 
 
 class Frames(NamedTuple):
@@ -80,7 +80,7 @@ def read_frames(
     confidences = torch.ones_like(keypoints[..., 0]) if confidences is None else confidences.to(keypoints)
     if not (confidences >= 0).all() or confidences.isinf().any():
         raise ValueError("weights: expected finite numbers from 0 on")
-    keypoints = hide(keypoints, confidences, 1)
+    keypoints = apply_mask(keypoints, confidences, 1)
     if not keypoints.isfinite().all():
         raise ValueError("keypoints: expected finite pixels where the weights are not zero")
     return Frames(points, there, camera, keypoints, confidences, plane)

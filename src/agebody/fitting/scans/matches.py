@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from agebody.backend import BackendName
-from agebody.proximity import closest_faces, rows_of
+from agebody.engine.backend import BackendName
+from agebody.mesh.closest import closest_faces, rows_of
 
 
 class Matches(NamedTuple):

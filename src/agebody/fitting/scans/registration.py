@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from agebody.backend import BackendName
 from agebody.body import SMIL, BodyModel
 from agebody.cameras import Camera
-from agebody.collisions import Exclusions
-from agebody.fitting.parameters import BodyParameters
+from agebody.checks import apply_mask, safe_norm
+from agebody.engine.backend import BackendName
+from agebody.engine.rowwise import own_precision
 from agebody.fitting.scans.clouds import Cloud, Plane
 from agebody.fitting.scans.energy import ScanEnergy
 from agebody.fitting.scans.frames import Frames, read_frames
@@ -24,9 +24,9 @@ from agebody.fitting.scans.steps import StepReport, fit_poses, fit_shape, step_r
 from agebody.fitting.scans.surface import register_surface
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.losses import MahalanobisPrior, joint_limits_prior
-from agebody.proximity import closest_points
-from agebody.reduction import hide, safe_norm
-from agebody.rowwise import own_precision
+from agebody.mesh.closest import closest_points
+from agebody.mesh.collisions import Exclusions
+from agebody.parameters import BodyParameters
 
 ACCEPTED = 16.0
 """Mean reprojection error below which InfantNet keeps a frame [px]."""
@@ -271,5 +271,5 @@ def _reprojection(energy: ScanEnergy, parameters: BodyParameters, layout: Keypoi
         return None
     points = energy.body.keypoints(layout, **parameters.arguments(energy.body), pose_format="axis_angle")
     known = seen.confidences != 0
-    error = safe_norm(hide(seen.camera.project(points).pixels - seen.keypoints, known, 1))
+    error = safe_norm(apply_mask(seen.camera.project(points).pixels - seen.keypoints, known, 1))
     return error.sum(1) / known.sum(1)

@@ -7,11 +7,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from agebody.body import BodyModel
-from agebody.fitting.parameters import BodyParameters
+from agebody.checks import safe_norm
 from agebody.fitting.scans.frames import Frames, camera_of
 from agebody.keypoints import KeypointLayout
 from agebody.metrics import procrustes
-from agebody.reduction import safe_norm
+from agebody.parameters import BodyParameters
 from agebody.rotations import from_matrix
 
 RADIUS = 12.0

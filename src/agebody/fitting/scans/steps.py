@@ -13,7 +13,7 @@ from agebody.body import BodyModel
 from agebody.fitting.scans.energy import ScanEnergy
 from agebody.fitting.scans.matches import Matches
 from agebody.fitting.scans.stages import ScanStage
-from agebody.least_squares import ChainQuadratic, Quadratic, Solution, minimize
+from agebody.optim.least_squares import ChainQuadratic, Quadratic, Solution, minimize
 
 EVALUATIONS = 10
 """After which visibility is found anew."""
@@ -30,7 +30,7 @@ class StepReport(NamedTuple):
     iterations: Int[Tensor, " n"]
     """Steps that were tried."""
     stop: Int[Tensor, " n"]
-    """An `agebody.least_squares.Stop` each."""
+    """An `agebody.optim.least_squares.Stop` each."""
     cost: Float[Tensor, " n"]
     """Half of the energy with the last stage's weights."""
     terms: dict[str, Float[Tensor, " frames"]]

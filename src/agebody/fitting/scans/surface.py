@@ -8,13 +8,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from agebody.backend import BackendName
-from agebody.collisions import Exclusions
+from agebody.checks import safe_norm
+from agebody.engine.backend import BackendName
 from agebody.fitting.scans.frames import Frames, eye_of
 from agebody.fitting.scans.stages import ScanStage
-from agebody.least_squares import Solution, minimize
 from agebody.losses import gmof, plane_height, self_intersection_loss
-from agebody.proximity import (
+from agebody.mesh.closest import (
     closest_barycentric,
     closest_faces,
     corners_of,
@@ -23,7 +22,8 @@ from agebody.proximity import (
     rows_of,
     visible_vertices,
 )
-from agebody.reduction import safe_norm
+from agebody.mesh.collisions import Exclusions
+from agebody.optim.least_squares import Solution, minimize
 
 STRETCH = 4e6
 """Weight of the mean over edges of the squared difference between the displacements of their ends [1/m^2]: a
@@ -90,7 +90,7 @@ class SurfaceModel(NamedTuple):
         return _add(total, self.edges, torch.stack((tension, -tension), 2)).flatten(1)
 
     def solve(self, target: Tensor, added: Tensor, held: Tensor | None) -> Tensor:
-        """By conjugate gradients, scaled by the diagonal; see `agebody.least_squares.Model`."""
+        """By conjugate gradients, scaled by the diagonal; see `agebody.optim.least_squares.Model`."""
         if held is not None:
             raise ValueError("lower, upper: expected none for a surface")
         scale = self.diagonal() + added

@@ -1,0 +1,1 @@
+"""People in files: detectors' keypoints, annotation files, photographs."""

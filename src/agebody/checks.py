@@ -1,0 +1,166 @@
+"""What losses and metrics begin and end with: arguments checked, masks, differences, weights, reductions."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Reduction = Literal["none", "mean", "sum"]
+"""``"none"`` keeps one term an entry; ``"sum"`` adds them; ``"mean"`` divides the sum by the number of
+entries whose weight is not zero, and is 0 where there are none."""
+
+Weights = Float[Tensor, "*entries"] | Bool[Tensor, "*entries"] | None
+"""Confidences or a mask, which broadcast to the entries. What weighs nothing is not looked at, NaN or not."""
+
+
+def expect(name: str, tensor: Any, *entry: int | None) -> Tensor:
+    """Checks a floating tensor's last dimensions; None stands for any size.
+
+    Raises:
+        TypeError: it is no tensor, or not of a floating type.
+        ValueError: its shape does not end so.
+    """
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
+    if not tensor.is_floating_point():
+        raise TypeError(f"{name}: expected a floating type, got {tensor.dtype}")
+    last = tensor.shape[tensor.dim() - len(entry) :] if tensor.dim() >= len(entry) else None
+    if last is None or any(n is not None and n != m for n, m in zip(entry, last, strict=True)):
+        shape = ", ".join(["*batch", *("any" if n is None else str(n) for n in entry)])
+        raise ValueError(f"{name}: expected shape ({shape}), got {tuple(tensor.shape)}")
+    return tensor
+
+
+def expect_pair(pred: Any, target: Any, *entry: int | None) -> torch.Size:
+    """Checks two tensors of one shape, ``(*entries, *entry)``, and gives the shape of the entries.
+
+    Nothing is broadcast: ``(B, 1)`` against ``(B,)`` would be B x B differences, and nobody means that.
+
+    Raises:
+        TypeError: one is no tensor of a floating type.
+        ValueError: the shape of one does not end so, or they have different shapes.
+    """
+    expect("pred", pred, *entry)
+    expect("target", target, *entry)
+    if pred.shape != target.shape:
+        raise ValueError(
+            f"target: expected the shape of pred, {tuple(pred.shape)}, got {tuple(target.shape)}"
+        )
+    return pred.shape[: pred.dim() - len(entry)]
+
+
+def expect_labels(name: str, labels: Any, entries: torch.Size) -> Int[Tensor, "*entries"]:
+    """Checks integers, one an entry.
+
+    Raises:
+        TypeError: it is no tensor of integers.
+        ValueError: it has another shape.
+    """
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.dtype == torch.bool:
+        kind = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+        raise TypeError(f"{name}: expected a torch.Tensor of integers, got {kind}")
+    if labels.shape != entries:
+        raise ValueError(f"{name}: expected shape {tuple(entries)}, got {tuple(labels.shape)}")
+    return labels
+
+
+def expand_weights(weights: Any, entries: torch.Size) -> Tensor | None:
+    """The weights, one an entry; None stays None.
+
+    Raises:
+        TypeError: they are no tensor.
+        ValueError: they do not broadcast to the entries.
+    """
+    if weights is None:
+        return None
+    if not isinstance(weights, Tensor):
+        raise TypeError(f"weights: expected a torch.Tensor or None, got {type(weights).__name__}")
+    try:
+        return weights.expand(entries)
+    except RuntimeError:
+        raise ValueError(
+            f"weights: expected a shape that broadcasts to {tuple(entries)}, got {tuple(weights.shape)}"
+        ) from None
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """The tensor; one of 16 bits, as networks under autocast give it, in float32, which loses nothing."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def apply_mask(tensor: Tensor, weights: Tensor | None, entry_dims: int = 0) -> Tensor:
+    """The tensor with zeros for entries that weigh nothing: NaN there reaches neither value nor gradient.
+
+    Args:
+        tensor: (*entries, ...), with ``entry_dims`` dimensions of its own after the entries.
+        weights: broadcast to the entries; None keeps all.
+        entry_dims: how many of the last dimensions make up one entry.
+    """
+    if weights is None:
+        return tensor
+    return torch.where((weights != 0)[(..., *[None] * entry_dims)], tensor, 0)
+
+
+def residual(
+    pred: Float[Tensor, "*shape"],
+    target: Float[Tensor, "*shape"],
+    weights: Float[Tensor, "*entries"] | Bool[Tensor, "*entries"] | None,
+    *entry: int | None,
+) -> tuple[Float[Tensor, "*shape"], Tensor | None]:
+    """``pred - target``, zero in entries that weigh nothing, and the weights, one an entry.
+
+    Args:
+        pred: (*entries, *entry).
+        target: the same shape.
+        weights: broadcast to the entries.
+        entry: sizes of the dimensions of one entry; None stands for any.
+
+    Raises:
+        TypeError: an argument is no tensor of a floating type.
+        ValueError: shapes do not fit.
+    """
+    weights = expand_weights(weights, expect_pair(pred, target, *entry))
+    # To hide the difference is enough: the gradient of a difference does not depend on what was subtracted.
+    return apply_mask(pred - target, weights, len(entry)), weights
+
+
+def reduce(
+    terms: Float[Tensor, "*entries"], weights: Tensor | None, reduction: Reduction
+) -> Float[Tensor, "*left"]:
+    """Weighs the terms and reduces them.
+
+    Args:
+        terms: one an entry.
+        weights: broadcast to the entries; None is 1 everywhere.
+        reduction: see `Reduction`.
+
+    Raises:
+        ValueError: the weights do not broadcast to the entries, or there is no such reduction.
+    """
+    if reduction not in get_args(Reduction):
+        raise ValueError(f"reduction: expected one of {', '.join(get_args(Reduction))}, got {reduction!r}")
+    counted: Any = max(terms.numel(), 1)
+    if weights is not None:
+        try:
+            weights = weights.expand(terms.shape)
+        except RuntimeError:
+            raise ValueError(
+                f"weights: expected a shape that broadcasts to {tuple(terms.shape)}, "
+                f"got {tuple(weights.shape)}"
+            ) from None
+        kept = weights != 0
+        terms = torch.where(kept, terms * weights, 0)
+        counted = kept.sum().clamp(min=1)
+    if reduction == "none":
+        return terms
+    return terms.sum() if reduction == "sum" else terms.sum() / counted
+
+
+def safe_norm(vectors: Float[Tensor, "*batch D"], dim: int = -1) -> Float[Tensor, "*batch"]:
+    """Euclidean length, with gradient zero at zero."""
+    squared = (vectors * vectors).sum(dim)
+    zero = squared == 0
+    return torch.where(zero, 0, torch.sqrt(torch.where(zero, 1, squared)))

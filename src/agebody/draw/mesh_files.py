@@ -1,0 +1,92 @@
+"""Bodies as files that other programs read: obj, ply, glb and npz."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agebody.draw.meshes import Color, body_colors, meshes, to_linear, to_numpy, vertex_normals
+from agebody.files import replacing
+
+MESH_SUFFIXES = (".glb", ".obj", ".ply")
+
+
+def save_mesh(
+    path: str | PathLike[str],
+    vertices: Any,
+    faces: Any,
+    *,
+    names: Sequence[str] | None = None,
+    colors: Sequence[Color] | None = None,
+) -> None:
+    """Write bodies as a mesh file, whole or not at all: metres, +y up, smooth normals, vertex colours.
+
+    Args:
+        path: the file; its suffix says the format. .glb holds any number of bodies, .obj and .ply one.
+        vertices: ``(V, 3)`` for one body, ``(B, V, 3)`` for several, or a sequence of ``(V_i, 3)`` [m], as
+            arrays or tensors.
+        faces: ``(F, 3)`` vertex ids that all bodies share, or one such array a body.
+        names: a different name a body, which its node in a .glb bears; body_0, body_1, ... by default.
+        colors: one sRGB colour a body, or one ``(V_i, 3)`` array a body with a colour for each vertex;
+            ``meshes.PALETTE`` in turn by default.
+
+    Raises:
+        ValueError: the suffix is another, or an argument has the wrong shape or values.
+        OSError: the file cannot be written.
+    """
+    from trimesh import Scene, Trimesh
+    from trimesh.exchange.export import export_mesh
+
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in MESH_SUFFIXES:
+        raise ValueError(
+            f"{path}: expected one of the suffixes {', '.join(MESH_SUFFIXES)}, got {path.suffix!r}"
+        )
+    bodies, triangles = meshes(vertices, faces)
+    if not bodies:
+        raise ValueError(f"{path}: vertices: expected at least one body")
+    if suffix != ".glb" and len(bodies) != 1:
+        raise ValueError(f"{path}: a {suffix} file holds one body, got {len(bodies)}; use .glb")
+    names = [f"body_{i}" for i in range(len(bodies))] if names is None else list(names)
+    if len(names) != len(bodies) or len(set(names)) != len(names):
+        raise ValueError(f"names: expected {len(bodies)} different names, got {names}")
+    scene = Scene()
+    for name, body, face, color in zip(names, bodies, triangles, body_colors(colors, bodies), strict=True):
+        shade = to_linear(color) if suffix == ".glb" else color  # glTF 2.0, 3.7.2.1: COLOR_0 is linear
+        mesh = Trimesh(
+            body,
+            face,
+            vertex_normals=vertex_normals(body, face),
+            vertex_colors=np.rint(255 * shade).astype(np.uint8),
+            process=False,
+        )
+        scene.add_geometry(mesh, node_name=name, geom_name=name)
+    data = scene if suffix == ".glb" else scene.geometry[names[0]]
+    options = {"vertex_normal": True} if suffix == ".ply" else {"include_normals": True}
+    with replacing(path) as temporary:
+        export_mesh(data, temporary, file_type=suffix[1:], **options)
+
+
+def save_npz(path: str | PathLike[str], **arrays: Any) -> None:
+    """Write named arrays or tensors, compressed, whole or not at all.
+
+    Raises:
+        ValueError: the suffix is not .npz, or a value is no array of numbers or text.
+        OSError: the file cannot be written.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".npz":
+        raise ValueError(f"{path}: expected the suffix .npz, got {path.suffix!r}")
+    values = {name: to_numpy(value) for name, value in arrays.items()}
+    for name, value in values.items():
+        if value.dtype == object:
+            raise ValueError(
+                f"{name}: expected an array of numbers or text, got {type(arrays[name]).__name__}"
+            )
+    with replacing(path) as temporary:
+        np.savez_compressed(temporary, **values)  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,312 @@
+"""Which implementation computes a body: one place decides, and says why where it cannot.
+
+The parts of a body come in torch (`identity`, `kinematics`, `surface`), and here over Warp's kernels with the
+same calls. Nothing else imports the kernels.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from agebody import rotations
+from agebody.assets.asset import BodyAsset
+from agebody.engine import halfprecision
+from agebody.engine.identity import RestJoints
+from agebody.engine.kinematics import KinematicTree
+from agebody.engine.points import MeshPoints
+from agebody.engine.rowwise import RowFunction, is_differentiated, is_traced, is_transformed
+from agebody.engine.surface import PosedSurface
+from agebody.keypoints import KeypointLayout
+from agebody.rotations import PoseFormat
+
+BackendName = Literal["auto", "torch", "warp"]
+
+BODIES = 512
+"""Bodies whose rest surfaces Warp's forward pass holds at a time, where no gradient is wanted."""
+
+
+class Parts(NamedTuple):
+    """What a body is made of."""
+
+    rest_joints: type[RestJoints]
+    tree: type[KinematicTree] | type[WarpTree]
+    surface: type[PosedSurface] | type[WarpSurface]
+    mesh_points: type[MeshPoints]
+
+
+def choose_backend(backend: str, device: torch.device) -> Literal["torch", "warp"]:
+    """The implementation that a name stands for; "auto" is Warp on CUDA and torch elsewhere.
+
+    Raises:
+        ValueError: the name is no backend's, or the backend does not run on the device.
+        ImportError: Warp is chosen and not installed.
+    """
+    if backend not in get_args(BackendName):
+        raise ValueError(f"backend: expected one of {', '.join(get_args(BackendName))}, got {backend!r}")
+    if backend == "warp":
+        if not has_warp():
+            raise ImportError(
+                "backend='warp': the package warp-lang is not installed; "
+                "pip install 'agebody[warp]', or use backend='torch'"
+            )
+        if device.type not in ("cpu", "cuda"):
+            raise ValueError(
+                f"backend='warp': its kernels run on cpu and cuda, got {device}; use backend='torch'"
+            )
+        return "warp"
+    if backend == "torch" or device.type != "cuda":
+        return "torch"
+    if not has_warp():
+        warnings.warn(
+            "backend='auto': warp-lang is not installed, so that bodies on CUDA are computed by torch, "
+            "which is slower; pip install 'agebody[warp]', or choose backend='torch'",
+            stacklevel=3,
+        )
+        return "torch"
+    return "warp"
+
+
+def choose_search(backend: str, device: torch.device) -> Literal["torch", "warp"]:
+    """As `choose_backend`, for searches on meshes: a tree of boxes is the faster way on the CPU, too."""
+    if backend == "auto" and device.type == "cpu":
+        return "warp" if has_warp() else "torch"
+    return choose_backend(backend, device)
+
+
+def has_warp() -> bool:
+    """Whether Warp is installed."""
+    return importlib.util.find_spec("warp") is not None
+
+
+def get_parts(backend: Literal["torch", "warp"]) -> Parts:
+    """The classes that make up a body."""
+    if backend == "torch":
+        return Parts(RestJoints, KinematicTree, PosedSurface, MeshPoints)
+    return Parts(WarpRestJoints, WarpTree, WarpSurface, WarpMeshPoints)
+
+
+def load_kernels() -> ModuleType:
+    """The package of kernels.
+
+    Raises:
+        ImportError: Warp is not installed.
+    """
+    choose_backend("warp", torch.device("cpu"))
+    kernels = importlib.import_module("agebody_kernels")
+    if not _FUNCTIONS:
+        _FUNCTIONS.update({name: _as_function(operator) for name, operator in kernels.OPERATORS.items()})
+    return kernels
+
+
+class WarpRestJoints(RestJoints):
+    """`RestJoints` in one launch."""
+
+    def __init__(self, directions: np.ndarray, age_anchors: Sequence[float], *, dtype: torch.dtype) -> None:
+        super().__init__(directions, age_anchors, dtype=dtype)
+        self.ages = _Constants(load_kernels().AgeAnchors.build(age_anchors).to(dtype=dtype))
+
+    def forward(
+        self, betas: Float[Tensor, "*batch N"], age_offset: Float[Tensor, "*batch"]
+    ) -> tuple[Float[Tensor, "*batch C"], Float[Tensor, "*batch J 3"]]:
+        """Coefficients, and rest joints [m]."""
+        constants = (self.directions.flatten(1), *self.ages.values())
+        batch, count = age_offset.shape, age_offset.numel()
+        coefficients, joints = _compute(
+            "rest_shape", constants, betas.reshape(count, betas.shape[-1]), age_offset.reshape(count)
+        )
+        coefficients = coefficients.reshape(*batch, coefficients.shape[-1])
+        return coefficients, joints.reshape(*batch, *self.directions.shape[1:])
+
+
+class WarpTree(nn.Module):
+    """`KinematicTree` in one launch, Rodrigues' formula included."""
+
+    def __init__(self, parents: Sequence[int]) -> None:
+        super().__init__()
+        self.joints = _Constants(load_kernels().JointTree.build(parents))
+
+    def pose(
+        self, pose: Float[Tensor, "B J ..."], pose_format: PoseFormat, rest_joints: Float[Tensor, "B J 3"]
+    ) -> tuple[Float[Tensor, "B J 3 3"], Float[Tensor, "B J 3 4"], Float[Tensor, "B J 3 4"]]:
+        """Matrices, world and skinning transforms of every joint, as `KinematicTree.pose`."""
+        joints = self.joints.values()
+        if pose_format == "axis_angle":
+            matrices, world, skinning = _compute("forward_kinematics_of_vectors", joints, pose, rest_joints)
+        else:
+            matrices = rotations.to_matrix(pose, pose_format)
+            world, skinning = _compute("forward_kinematics_of_matrices", joints, matrices, rest_joints)
+        return matrices, world, skinning
+
+
+class WarpSurface(nn.Module):
+    """`PosedSurface` as one product, by torch's own library, and a kernel that skins what comes out.
+
+    The template is added to the product, not a part of it: should the user allow TF32 in products, it stays
+    exact, and only displacements are rounded.
+
+    Args: as in `PosedSurface`.
+    """
+
+    directions: Tensor
+    correctives: Tensor | None
+
+    def __init__(
+        self,
+        directions: np.ndarray,
+        weights: np.ndarray,
+        *,
+        dtype: torch.dtype,
+        correctives: np.ndarray | None = None,
+        corrective_dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_vertices, num_joints = weights.shape
+        flat = torch.from_numpy(np.ascontiguousarray(directions)).flatten(1)
+        self.register_buffer("directions", flat.to(device, dtype), persistent=False)
+        if correctives is None or corrective_dtype is None:
+            self.correctives = None
+        else:
+            flat = torch.from_numpy(np.ascontiguousarray(correctives)).flatten(1)
+            low = halfprecision.factor(flat, corrective_dtype).to(device)
+            self.register_buffer("correctives", low, persistent=False)
+        width = int((weights != 0).sum(1).max())
+        joints = np.argsort(-np.abs(weights), axis=1, kind="stable")[:, :width]
+        packed = load_kernels().SkinningWeights.pack(
+            joints, np.take_along_axis(weights, joints, 1), num_joints
+        )
+        self.weights = _Constants(packed.to(device, dtype))
+
+    def rest(self, coefficients: Tensor) -> Tensor:
+        """Rest surface (B, 3 V), from the first coefficients."""
+        count = coefficients.shape[1]
+        return torch.addmm(self.directions[0], coefficients[:, 1:], self.directions[1:count])
+
+    def vertices(self, rest: Tensor) -> Tensor:
+        """(B, V, 3) of a rest surface."""
+        return rest.unflatten(-1, (self.num_vertices, 3))
+
+    def forward(
+        self, coefficients: Tensor, transforms: Tensor, translation: Tensor, base: Tensor | None = None
+    ) -> Tensor:
+        """Posed vertices (B, V, 3) [m]; arguments as in `PosedSurface.forward`."""
+        if base is None:
+            base, coefficients = self.directions[:1], coefficients[:, 1:]
+        inputs = (coefficients, transforms, translation, base)
+        if not (is_traced(*inputs) or is_differentiated(*inputs)):
+            return self._posed(*inputs)
+        rest = self._rest(coefficients, base).unflatten(-1, (self.num_vertices, 3))
+        return _compute("linear_blend_skinning", self.weights.values(), rest, transforms, translation)[0]
+
+    def _rest(self, coefficients: Tensor, base: Tensor, out: Tensor | None = None) -> Tensor:
+        """Rest surface with pose correctives, (B, 3 V): a base, and the last coefficients' displacements."""
+        extra = 0 if self.correctives is None else halfprecision.length(self.correctives)
+        plain = coefficients[:, : coefficients.shape[1] - extra]
+        directions = self.directions[len(self.directions) - plain.shape[1] :]
+        if out is None:
+            rest = _BLEND(directions, plain, base.expand(len(plain), -1))[0]
+        else:
+            rest = torch.addmm(base, plain, directions, out=out)
+        if self.correctives is None:
+            return rest
+        return torch.add(rest, _PRODUCT(self.correctives, coefficients[:, plain.shape[1] :])[0], out=out)
+
+    def _posed(self, coefficients: Tensor, transforms: Tensor, translation: Tensor, base: Tensor) -> Tensor:
+        """A few hundred bodies at a time, which bounds the memory and keeps rest surfaces in cache."""
+        batch = len(coefficients)
+        vertices = coefficients.new_empty(batch, self.num_vertices, 3)
+        held = coefficients.new_empty(min(batch, BODIES), 3 * self.num_vertices)
+        joints, weights = self.weights.values()[:2]
+        for start in range(0, batch, BODIES):
+            part = slice(start, min(start + BODIES, batch))
+            rest = held[: part.stop - part.start]
+            self._rest(coefficients[part], base if len(base) == 1 else base[part], rest)
+            load_kernels().skin_into(
+                vertices[part], rest.view(-1, self.num_vertices, 3), transforms[part], translation[part],
+                joints, weights,
+            )  # fmt: skip
+        return vertices
+
+
+_BLEND = RowFunction(
+    1,
+    definition=lambda directions, x, base: (torch.addmm(base, x, directions),),
+    value=lambda directions, keep, x, base: ((torch.addmm(base, x, directions),), ()),
+    gradient=lambda directions, wants, kept, grads, x, base: (
+        grads[0] @ directions.T if wants[0] else None,
+        grads[0],
+    ),
+)
+_PRODUCT = RowFunction(
+    1,
+    definition=lambda factor, x: (x @ halfprecision.matrix(factor),),
+    value=lambda factor, keep, x: ((halfprecision.product(x, factor),), ()),
+    gradient=lambda factor, wants, kept, grads, x: (halfprecision.transposed_product(grads[0], factor),),
+)
+
+
+class WarpMeshPoints(MeshPoints):
+    """`MeshPoints` in one launch, over the sparse regressor."""
+
+    def __init__(
+        self, asset: BodyAsset, layout: KeypointLayout, *, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        super().__init__(asset, layout, dtype=dtype, device=device)
+        self.sparse = _Constants(load_kernels().PointWeights.pack(self.regressor).to(device, dtype))
+
+    def from_surface(self, vertices: Float[Tensor, "B V 3"]) -> Float[Tensor, "B K 3"]:
+        """Points that are weighted sums of vertices; zero where a point is a joint."""
+        return _compute("regress_points", self.sparse.values(), vertices)[0]
+
+
+class _Constants(nn.Module):
+    """The tensors of a kernel's constants as buffers, which move with the layer."""
+
+    def __init__(self, constants: tuple[Any, ...]) -> None:
+        super().__init__()
+        self.others = tuple(None if isinstance(c, Tensor) else c for c in constants)
+        for i, constant in enumerate(constants):
+            if isinstance(constant, Tensor):
+                self.register_buffer(f"constant{i}", constant, persistent=False)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        load_kernels()  # a compiler that meets a layer out of a file must find the operators
+        super().__setstate__(state)
+
+    def values(self) -> tuple[Any, ...]:
+        """The constants in their order."""
+        return tuple(
+            self._buffers[f"constant{i}"] if other is None else other for i, other in enumerate(self.others)
+        )
+
+
+def _compute(name: str, constants: tuple[Any, ...], *rows: Tensor) -> tuple[Tensor, ...]:
+    """An operator's outputs: compilers see the operator; elsewhere it is a function of rows, as in torch."""
+    if torch.compiler.is_compiling() and not is_transformed():
+        found = getattr(torch.ops.agebody, name)(*rows, *constants)
+        return found if isinstance(found, tuple) else (found,)
+    return _FUNCTIONS[name](constants, *rows)
+
+
+_FUNCTIONS: dict[str, RowFunction] = {}
+"""The operators, once the kernels are loaded, as functions of rows that their twins define."""
+
+
+def _as_function(operator: Any) -> RowFunction:
+    return RowFunction(
+        operator.num_outputs,
+        definition=lambda constants, *rows: operator.twin(*rows, *constants),
+        value=lambda constants, keep, *rows: (operator.value(*rows, *constants), ()),
+        gradient=lambda constants, wants, kept, grads, *rows: operator.gradient(
+            wants, grads, *rows, *constants
+        ),
+    )

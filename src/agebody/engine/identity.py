@@ -1,0 +1,42 @@
+"""Who a body is: betas and age to the coefficients of its directions, and to its rest joints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from agebody.engine.deform import age_coefficients
+
+
+class RestJoints(nn.Module):
+    """Coefficients (1, betas, weights of the age templates) and what they make of the joints.
+
+    Joints are affine in the coefficients: the regressor is folded into the directions once.
+
+    Args:
+        directions: (C, J, 3) the joints' template and displacements.
+        age_anchors: offsets of the age templates.
+        dtype: floating type of the arrays.
+    """
+
+    directions: Tensor
+
+    def __init__(self, directions: np.ndarray, age_anchors: Sequence[float], *, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.age_anchors = tuple(age_anchors)
+        self.register_buffer("directions", torch.from_numpy(directions).to(dtype), persistent=False)
+
+    def forward(
+        self, betas: Float[Tensor, "*batch N"], age_offset: Float[Tensor, "*batch"]
+    ) -> tuple[Float[Tensor, "*batch C"], Float[Tensor, "*batch J 3"]]:
+        """Coefficients, and rest joints [m]."""
+        parts = [betas.new_ones(*betas.shape[:-1], 1), betas]
+        if self.age_anchors:
+            parts.append(age_coefficients(age_offset, self.age_anchors))
+        coefficients = torch.cat(parts, -1)
+        joints = coefficients @ self.directions.flatten(1)
+        return coefficients, joints.unflatten(-1, self.directions.shape[1:])

@@ -1,0 +1,365 @@
+"""The posed surface of many bodies, block by block: the maths of `deform`, arranged for caches.
+
+Vertices are cut into blocks. For some blocks at a time, one matrix product gives their rest surface from all
+the coefficients (betas, age, pose feature), a second one blends the transforms of the few joints that each
+block touches, and three fused multiply-adds skin it while both are still in cache. Nothing of the size
+of the batch is kept but the result. Coordinates are planes (x of all vertices of a block, then y, then z),
+so that every step runs along vertices.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from agebody.engine import halfprecision
+from agebody.engine.rowwise import RowFunction
+
+BLOCK = 288
+"""Vertices a block: few enough to touch few joints, enough for each step to outweigh its call."""
+BODIES = 256
+"""Bodies at a time: bounds the workspace to about 9 MB, whatever the batch."""
+
+
+class PosedSurface(nn.Module):
+    """Directions and skinning weights of one body, packed in blocks of vertices.
+
+    Args:
+        directions: (C, V, 3) displacement for one unit of each coefficient.
+        weights: (V, J) skinning weights.
+        dtype: floating type of the result and of everything but the correctives.
+        correctives: (P, V, 3) as ``directions``, for the last coefficients, kept and multiplied in
+            ``corrective_dtype``; None where there are none.
+        corrective_dtype: torch.bfloat16 or torch.float16; see `halfprecision`.
+        device: where it lives. Off the CPU all vertices are one block: launches cost more than caches give.
+        block: vertices a block on the CPU.
+    """
+
+    directions: Tensor
+    correctives: Tensor | None
+    weights: Tensor
+    joints: Tensor
+    scatter: Tensor
+
+    def __init__(
+        self,
+        directions: np.ndarray,
+        weights: np.ndarray,
+        *,
+        dtype: torch.dtype,
+        correctives: np.ndarray | None = None,
+        corrective_dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+        block: int = BLOCK,
+    ) -> None:
+        super().__init__()
+        self.num_vertices, num_joints = weights.shape
+        if device is not None and device.type != "cpu":
+            block = self.num_vertices
+        block = min(block, self.num_vertices)
+        blocks = -(-self.num_vertices // block)
+        padding = blocks * block - self.num_vertices
+
+        def planes(array: np.ndarray) -> Tensor:
+            padded = np.pad(array, ((0, 0), (0, padding), (0, 0)))
+            padded = padded.reshape(len(array), blocks, block, 3).swapaxes(2, 3)
+            return torch.from_numpy(padded.reshape(len(array), -1)).to(dtype)
+
+        low = None
+        if correctives is not None:
+            assert corrective_dtype is not None
+            assert dtype == torch.float32
+            low = halfprecision.factor(planes(correctives), corrective_dtype)
+        weights = np.pad(weights, ((0, padding), (0, 0))).reshape(blocks, block, num_joints)
+        touched = [np.flatnonzero(w.any(axis=0)) for w in weights]
+        self.widths = tuple(map(len, touched))
+        joints = np.zeros((blocks, max(self.widths)), dtype=np.int64)
+        packed = np.zeros((blocks, max(self.widths), block))
+        for i, t in enumerate(touched):
+            joints[i, : len(t)] = t
+            packed[i, : len(t)] = weights[i][:, t].T
+        scatter = joints == np.arange(num_joints)[:, None, None]
+        for name, tensor in (
+            ("directions", planes(directions)),
+            ("correctives", low),
+            ("weights", torch.from_numpy(packed).to(dtype)),
+            ("joints", torch.from_numpy(joints)),
+            ("scatter", torch.from_numpy(scatter).to(dtype)),
+        ):
+            self.register_buffer(name, None if tensor is None else tensor.to(device), persistent=False)
+
+    def rest(self, coefficients: Tensor) -> Tensor:
+        """Rest surface in planes, (B, blocks * 3 * block), from the first coefficients."""
+        return _blend(coefficients, self.directions[: coefficients.shape[-1]])
+
+    def vertices(self, planes: Tensor) -> Tensor:
+        """(B, V, 3) of a surface in planes."""
+        planes = planes.unflatten(-1, (len(self.weights), 3, -1)).mT
+        return planes.flatten(1, 2)[:, : self.num_vertices]
+
+    def forward(
+        self, coefficients: Tensor, transforms: Tensor, translation: Tensor, base: Tensor | None = None
+    ) -> Tensor:
+        """Posed vertices.
+
+        Args:
+            coefficients: (B, C'), the last C' of the C + P coefficients.
+            transforms: (B, J, 3, 4) skinning transforms.
+            translation: (B, 3) [m].
+            base: what the other coefficients give, from `rest`, for B bodies or for one.
+
+        Returns:
+            (B, V, 3) [m].
+        """
+        left_out = 0
+        if base is not None:
+            base = base.expand(len(coefficients), -1)
+            num_correctives = 0 if self.correctives is None else halfprecision.length(self.correctives)
+            left_out = len(self.directions) + num_correctives - coefficients.shape[1]
+        packed = _Packed(
+            self.directions[left_out:] if left_out else self.directions,
+            self.correctives,
+            self.weights,
+            self.joints,
+            self.scatter,
+            self.widths,
+            self.num_vertices,
+        )
+        inputs = (coefficients, transforms, translation)
+        return _SURFACE(packed, *(inputs if base is None else (*inputs, base)))[0]
+
+
+class _Packed(NamedTuple):
+    directions: Tensor
+    correctives: Tensor | None
+    weights: Tensor
+    joints: Tensor
+    scatter: Tensor
+    widths: tuple[int, ...]
+    """Joints that each block touches."""
+    num_vertices: int
+
+    @property
+    def num_blocks(self) -> int:
+        return len(self.weights)
+
+    @property
+    def block(self) -> int:
+        return self.weights.shape[2]
+
+
+def _definition(
+    packed: _Packed,
+    coefficients: Tensor,
+    transforms: Tensor,
+    translation: Tensor,
+    base: Tensor | None = None,
+) -> tuple[Tensor]:
+    """All blocks at once, in differentiable steps."""
+    directions = packed.directions
+    if packed.correctives is not None:
+        directions = torch.cat((directions, halfprecision.matrix(packed.correctives)))
+    posed = _blend(coefficients, directions) if base is None else base + coefficients @ directions
+    posed = posed.unflatten(-1, (packed.num_blocks, 3, packed.block)).transpose(0, 1)
+    rows = transforms.permute(1, 0, 3, 2)[packed.joints].flatten(2)
+    blended = (rows.mT @ packed.weights).unflatten(1, (-1, 4, 3))
+    skinned = blended[:, :, 3] + (blended[:, :, :3] * posed[:, :, :, None]).sum(2)
+    vertices = skinned.permute(1, 0, 3, 2).flatten(1, 2)[:, : packed.num_vertices]
+    return (vertices + translation[:, None],)
+
+
+def _blend(coefficients: Tensor, directions: Tensor, out: Tensor | None = None) -> Tensor:
+    """The product of the two. CUDA may round its factors to TF32: not the template, which is of metres."""
+    if not coefficients.is_cuda:
+        return torch.mm(coefficients, directions, out=out)
+    template = coefficients[:, :1] * directions[:1]
+    return torch.addmm(template, coefficients[:, 1:], directions[1:], out=out)
+
+
+class _Piece(NamedTuple):
+    """Bodies and blocks to work on together, so that the workspace stays in cache."""
+
+    bodies: slice
+    blocks: slice
+    columns: slice
+    """Of the planes of all blocks."""
+    num_bodies: int
+    num_blocks: int
+    width: int
+    """Rows of weights that its blocks need."""
+
+
+def _pieces(batch: int, packed: _Packed) -> Iterator[_Piece]:
+    group = max(1, min(packed.num_blocks, 2 * BODIES // max(batch, 1)))
+    plane = 3 * packed.block
+    for first in range(0, batch, BODIES):
+        last = min(first + BODIES, batch)
+        for start in range(0, packed.num_blocks, group):
+            stop = min(start + group, packed.num_blocks)
+            columns = slice(start * plane, stop * plane)
+            width = max(packed.widths[start:stop])
+            yield _Piece(slice(first, last), slice(start, stop), columns, last - first, stop - start, width)
+
+
+class _Workspace:
+    """The buffers of one pass over all pieces, and the steps that forward and backward share."""
+
+    def __init__(
+        self,
+        packed: _Packed,
+        coefficients: Tensor,
+        transforms: Tensor,
+        base: Tensor | None,
+    ) -> None:
+        self.coefficients, self.base, self.packed = coefficients, base, packed
+        self.rows = transforms.permute(1, 0, 3, 2).contiguous()
+        if packed.correctives is not None:
+            self.coefficients, self.feature = coefficients.tensor_split((len(packed.directions),), 1)
+        self.buffers: dict[str, Tensor] = {}
+
+    def buffer(self, name: str, *shape: int) -> Tensor:
+        """A tensor of that shape in the same memory for every piece; the first piece is the largest."""
+        held = self.buffers.get(name)
+        if held is None:
+            held = self.buffers[name] = self.rows.new_empty(shape)
+        return held if held.shape == shape else held.view(-1)[: math.prod(shape)].view(shape)
+
+    def posed(self, piece: _Piece, out: Tensor) -> Tensor:
+        """Rest surface with pose correctives of one piece, in planes (blocks, bodies, 3, block)."""
+        coefficients, packed = self.coefficients[piece.bodies], self.packed
+        directions = packed.directions[:, piece.columns]
+        if self.base is None:
+            _blend(coefficients, directions, out=out)
+        else:
+            torch.addmm(self.base[piece.bodies, piece.columns], coefficients, directions, out=out)
+        if packed.correctives is not None:
+            out += halfprecision.product(self.feature[piece.bodies], packed.correctives[:, piece.columns])
+        return out.view(piece.num_bodies, piece.num_blocks, 3, packed.block).transpose(0, 1)
+
+    def blended(self, piece: _Piece) -> Tensor:
+        """Transforms of every vertex of one piece, (blocks, bodies, 4, 3, block), column by column."""
+        packed = self.packed
+        rows = self.rows[:, piece.bodies].flatten(1)[packed.joints[piece.blocks, : piece.width]]
+        out = self.buffer("blended", piece.num_blocks, piece.num_bodies, 4, 3, packed.block)
+        torch.bmm(rows.mT, packed.weights[piece.blocks, : piece.width], out=out.flatten(1, 3))
+        return out
+
+    def place(self, vertices: Tensor, piece: _Piece) -> Iterator[tuple[slice, Tensor]]:
+        """The piece of (B, V, 3) vertices as planes (blocks, bodies, 3, block), then a cut-off last block."""
+        block, num_vertices = self.packed.block, self.packed.num_vertices
+        start, stop = piece.blocks.start, min(piece.blocks.stop, num_vertices // block)
+        whole = max(0, stop - start)
+        if whole:
+            part = vertices[piece.bodies, start * block : stop * block].unflatten(1, (whole, block))
+            yield slice(0, whole), part.permute(1, 0, 3, 2)
+        if whole < piece.num_blocks:
+            part = vertices[piece.bodies, (start + whole) * block :]
+            yield slice(whole, whole + 1), part.mT[None]
+
+
+def _value(
+    packed: _Packed,
+    keep: bool,
+    coefficients: Tensor,
+    transforms: Tensor,
+    translation: Tensor,
+    base: Tensor | None = None,
+) -> tuple[tuple[Tensor], tuple[Tensor, ...]]:
+    """Vertices, piece by piece; the posed rest surfaces are kept."""
+    batch, plane = len(coefficients), 3 * packed.block
+    work = _Workspace(packed, coefficients, transforms, base)
+    vertices = _large(coefficients, batch, packed.num_vertices, 3)
+    kept = _large(coefficients, batch * packed.num_blocks * plane) if keep else None
+    for piece in _pieces(batch, packed):
+        if kept is None:
+            memory = work.buffer("posed", piece.num_bodies, piece.num_blocks * plane)
+        else:
+            memory = _kept_piece(kept, piece, packed)
+        posed, blended = work.posed(piece, memory), work.blended(piece)
+        skinned = blended[:, :, 3]
+        for axis in range(3):
+            skinned.addcmul_(blended[:, :, axis], posed[:, :, axis : axis + 1])
+        skinned += translation[piece.bodies, :, None]
+        for part, planes in work.place(vertices, piece):
+            planes.copy_(skinned[part, ..., : planes.shape[-1]])
+    return (vertices,), () if kept is None else (kept,)
+
+
+def _gradient(
+    packed: _Packed,
+    wants: tuple[bool, ...],
+    kept: tuple[Tensor, ...],
+    grads: tuple[Tensor],
+    coefficients: Tensor,
+    transforms: Tensor,
+    translation: Tensor,
+    base: Tensor | None = None,
+) -> tuple[Tensor | None, ...]:
+    """Gradient of the same, piece by piece; sums over vertices and blocks run in a fixed order."""
+    batch, block, plane = len(coefficients), packed.block, 3 * packed.block
+    num_plain = len(packed.directions)
+    work = _Workspace(packed, coefficients, transforms, base)
+    d_coefficients = torch.zeros_like(coefficients)
+    d_rows = torch.zeros_like(work.rows)
+    d_base = torch.empty_like(base) if base is not None and wants[3] else None
+    for piece in _pieces(batch, packed):
+        bodies, blocks = piece.bodies, piece.blocks
+        shape = (piece.num_bodies, piece.num_blocks * plane)
+        if kept:
+            posed = _kept_piece(kept[0], piece, packed).view(piece.num_bodies, -1, 3, block).transpose(0, 1)
+        else:
+            posed = work.posed(piece, work.buffer("posed", *shape))
+        blended = work.blended(piece)
+        # The gradient takes the place of the translations, which it does not depend on.
+        d_skinned = blended[:, :, 3]
+        if blocks.stop == packed.num_blocks:
+            d_skinned[-1, ..., packed.num_vertices - (blocks.stop - 1) * block :] = 0
+        for part, planes in work.place(grads[0], piece):
+            d_skinned[part, ..., : planes.shape[-1]].copy_(planes)
+        if wants[0] or d_base is not None:
+            d_planes = work.buffer("d_planes", *shape)
+            d_posed = d_planes.view(piece.num_bodies, -1, 3, block).transpose(0, 1)
+            torch.mul(blended[:, :, :3, 0], d_skinned[:, :, None, 0], out=d_posed)
+            for axis in (1, 2):
+                d_posed.addcmul_(blended[:, :, :3, axis], d_skinned[:, :, None, axis])
+            if d_base is not None:
+                d_base[bodies, piece.columns] = d_planes
+            d_coefficients[bodies, :num_plain].addmm_(d_planes, packed.directions[:, piece.columns].T)
+            if packed.correctives is not None:
+                d_coefficients[bodies, num_plain:] += halfprecision.transposed_product(
+                    d_planes, packed.correctives[:, piece.columns]
+                )
+        if wants[1]:
+            torch.mul(posed[:, :, :, None], d_skinned[:, :, None], out=blended[:, :, :3])
+            gathered = torch.bmm(packed.weights[blocks, : piece.width], blended.flatten(1, 3).mT)
+            scatter = packed.scatter[:, blocks, : piece.width].flatten(1)
+            d_rows[:, bodies] += (scatter @ gathered.flatten(0, 1)).unflatten(1, (piece.num_bodies, 4, 3))
+    found = (d_coefficients, d_rows.permute(1, 0, 3, 2), grads[0].sum(1) if wants[2] else None)
+    return found if base is None else (*found, d_base)
+
+
+_SURFACE = RowFunction(1, _definition, _value, _gradient)
+
+
+def _large(like: Tensor, *shape: int) -> Tensor:
+    """Uninitialised memory; NumPy asks for huge pages, without which touching it costs half a product."""
+    if like.is_cpu and math.prod(shape) >= _LARGE:
+        return torch.from_numpy(np.empty(shape, like.detach().numpy().dtype))
+    return like.new_empty(shape)
+
+
+_LARGE = 1 << 20
+"""Entries: 4 MB of float32, below which NumPy does not ask."""
+
+
+def _kept_piece(kept: Tensor, piece: _Piece, packed: _Packed) -> Tensor:
+    """The piece's part of the kept surfaces, (bodies, blocks * 3 * block), each piece contiguous."""
+    plane = 3 * packed.block
+    before = piece.bodies.start * packed.num_blocks + piece.blocks.start * piece.num_bodies
+    size = piece.num_bodies * piece.num_blocks
+    return kept[before * plane : (before + size) * plane].view(piece.num_bodies, -1)

@@ -1,0 +1,1 @@
+"""Closest points on meshes, and collisions of meshes."""

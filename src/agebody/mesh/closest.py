@@ -1,0 +1,433 @@
+"""Closest points on meshes: which triangle is nearest, by torch or Warp, and where on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from agebody.checks import expect, safe_norm
+from agebody.engine.backend import BackendName, choose_search, load_kernels
+from agebody.engine.rowwise import is_traced, is_transformed, own_precision
+
+PAIRS = 1 << 21
+"""Point-triangle pairs that torch's search looks at together: some 50 MB."""
+EXACT_PAIRS = 1 << 17
+"""Of which it computes this many exactly at a time."""
+EDGE = 1e-6
+"""By how much a triangle is wider, in barycentric coordinates, for a sight that might slip between two."""
+
+
+class ClosestPoints(NamedTuple):
+    """Where points are nearest to a mesh."""
+
+    distance: Float[Tensor, "*batch N"]
+    """[m], not negative; its gradient is zero for a point on the mesh."""
+    point: Float[Tensor, "*batch N 3"]
+    """On the mesh [m]."""
+    face: Int[Tensor, "*batch N"]
+    """Row of ``faces``."""
+    barycentric: Float[Tensor, "*batch N 3"]
+    """Weights of the face's corners, not negative, of sum 1."""
+
+
+def closest_points(
+    points: Float[Tensor, "*#batch N 3"],
+    vertices: Float[Tensor, "*#batch V 3"],
+    faces: Int[Tensor, "F 3"],
+    *,
+    backend: BackendName = "auto",
+) -> ClosestPoints:
+    """The point of a mesh that is nearest to each given point.
+
+    Which triangle that is, is found by `closest_faces`; where on it, is computed in torch. So distance and
+    point are differentiable to any order in points and vertices, as long as the triangle stays the same;
+    where it changes, the distance has a kink, as it must.
+
+    Args:
+        points: [m].
+        vertices: [m]; leading dimensions broadcast. One mesh for many points is searched as one.
+        faces: ids of vertices, the same for all meshes.
+        backend: of the search, see `closest_faces`.
+
+    Raises:
+        TypeError: an argument is no tensor of the right type, or points and vertices are of two types.
+        ValueError: a shape is wrong, there are no faces, or (looked at on the CPU only) one names a vertex
+            that is not there.
+        ImportError: Warp is chosen and not installed.
+    """
+    face = closest_faces(points, vertices, faces, backend=backend)
+    corners = corners_of(vertices, faces, face)
+    barycentric = closest_barycentric(points.expand(*face.shape, 3), corners)
+    point = interpolate(corners, barycentric)
+    return ClosestPoints(safe_norm(points - point), point, face, barycentric)
+
+
+def closest_faces(
+    points: Float[Tensor, "*#batch N 3"],
+    vertices: Float[Tensor, "*#batch V 3"],
+    faces: Int[Tensor, "F 3"],
+    *,
+    among: Bool[Tensor, "*#batch F"] | None = None,
+    backend: BackendName = "auto",
+) -> Int[Tensor, "*batch N"]:
+    """Which triangle of a mesh is nearest to each point; of several that are equally near, any.
+
+    Args:
+        points: [m].
+        vertices: [m]; leading dimensions broadcast.
+        faces: ids of vertices, the same for all meshes; at least one. Triangles without area count as well.
+        among: which faces are looked at, all if None. Where a mesh has none left, the answer is face 0.
+        backend: ``"auto"`` is Warp where it is installed, and torch elsewhere. Warp walks down a tree of
+            boxes that is built at every call; torch compares all points with all triangles and is much
+            slower. In float64 both search in float64, else in float32.
+    """
+    expect("points", points, None, 3)
+    expect("vertices", vertices, None, 3)
+    _expect_type("vertices", vertices, points, "points")
+    faces = _expect_faces(faces, vertices.shape[-2])
+    triangles = vertices.detach()[..., faces, :]
+    if among is not None:
+        # Whoever is left out stands where one stands that is not: nothing nearer, and nothing to find there.
+        first = _first(among)
+        place = first[..., None, None, None].expand(*first.shape, 1, 3, 3)
+        broadcast = triangles.expand(*torch.broadcast_shapes(first.shape, triangles.shape[:-3]), -1, -1, -1)
+        twin = broadcast.gather(-3, place.expand(*broadcast.shape[:-3], 1, 3, 3))
+        triangles = torch.where(among[..., None, None], broadcast, twin)
+        face = _search(points, triangles, backend)
+        first = first[..., None].expand(face.shape)
+        kept = among.expand(*face.shape[:-1], -1).gather(-1, face)
+        return torch.where(kept, face, first)
+    return _search(points, triangles, backend)
+
+
+def nearest_points(
+    points: Float[Tensor, "*#batch N 3"],
+    cloud: Float[Tensor, "*#batch S 3"],
+    *,
+    weights: Float[Tensor, "*#batch S"] | Bool[Tensor, "*#batch S"] | None = None,
+    backend: BackendName = "auto",
+) -> Int[Tensor, "*batch N"]:
+    """Which point of a cloud is nearest to each point; of several that are equally near, any.
+
+    Args:
+        points: [m].
+        cloud: [m], at least one point; leading dimensions broadcast.
+        weights: points of the cloud of weight 0 are not there, NaN or not. Where none is left, it is 0.
+        backend: as in `closest_faces`; a point is a triangle with three equal corners.
+    """
+    expect("points", points, None, 3)
+    expect("cloud", cloud, None, 3)
+    _expect_type("cloud", cloud, points, "points")
+    if cloud.shape[-2] == 0:
+        raise ValueError("cloud: expected at least one point, got none")
+    itself = torch.arange(cloud.shape[-2], device=cloud.device)[:, None].expand(-1, 3)
+    among = None if weights is None else weights != 0
+    return closest_faces(points, cloud, itself, among=among, backend=backend)
+
+
+def closest_barycentric(
+    points: Float[Tensor, "*batch 3"], triangles: Float[Tensor, "*batch 3 3"]
+) -> Float[Tensor, "*batch 3"]:
+    """Barycentric coordinates of the point of a triangle that is nearest to a point.
+
+    Right for triangles without area, segments and single points, too; nowhere NaN, neither are derivatives.
+
+    Args:
+        points: [m].
+        triangles: corners [m].
+
+    Source: the regions of a triangle, as in Ericson, Real-Time Collision Detection (2005), 5.1.5.
+    """
+    inner = _inner_coordinates(points, triangles)
+    with torch.no_grad():
+        starts, ends = triangles, triangles.roll(-1, -2)
+        along = _along(points[..., None, :], starts, ends)
+        away = starts + along[..., None] * (ends - starts) - points[..., None, :]
+        edge = (away * away).sum(-1).argmin(-1, keepdim=True)
+        corner = torch.arange(3, device=points.device)
+        first, second = corner == edge, corner == (edge + 1) % 3
+    on_edge = _along(points, _pick(triangles, first), _pick(triangles, second))[..., None]
+    outer = torch.where(first, 1 - on_edge, torch.where(second, on_edge, 0))
+    return torch.where((inner >= 0).all(-1, keepdim=True), inner, outer)
+
+
+def interpolate(
+    corners: Float[Tensor, "*batch 3 3"], barycentric: Float[Tensor, "*batch 3"]
+) -> Float[Tensor, "*batch 3"]:
+    """The point of each triangle that has the barycentric coordinates."""
+    return (barycentric[..., None] * corners).sum(-2)
+
+
+def corners_of(
+    vertices: Float[Tensor, "*#batch V 3"], faces: Int[Tensor, "F 3"], face: Int[Tensor, "*#batch N"]
+) -> Float[Tensor, "*batch N 3 3"]:
+    """Corners of the triangles that were found."""
+    return rows_of(vertices, faces.long()[face].flatten(-2)).unflatten(-2, (-1, 3))
+
+
+def rows_of(
+    tensor: Float[Tensor, "*#batch V 3"], rows: Int[Tensor, "*#batch N"]
+) -> Float[Tensor, "*batch N 3"]:
+    """Rows of each batch by their number.
+
+    Numbers must be int64: torch 2.13 misreads narrower ones that are expanded.
+    """
+    batch = torch.broadcast_shapes(tensor.shape[:-2], rows.shape[:-1])
+    index = rows[..., None].expand(*batch, -1, 3)
+    return tensor.expand(*batch, -1, -1).gather(-2, index)
+
+
+def visible_vertices(
+    vertices: Float[Tensor, "*#batch V 3"],
+    faces: Int[Tensor, "F 3"],
+    eye: Float[Tensor, "*#batch 3"],
+    *,
+    backend: BackendName = "auto",
+) -> Bool[Tensor, "*batch V"]:
+    """Which vertices a camera sees: one of their triangles faces it, and none of the others is in between.
+
+    Args:
+        vertices: [m].
+        faces: ids of vertices, counter-clockwise seen from outside, the same for all meshes.
+        eye: where the camera is [m]; zeros for vertices in camera coordinates.
+        backend: of the search for what is in between, as in `closest_faces`.
+    """
+    expect("vertices", vertices, None, 3)
+    expect("eye", eye, 3)
+    _expect_type("eye", eye, vertices, "vertices")
+    faces = _expect_faces(faces, vertices.shape[-2])
+    batch = torch.broadcast_shapes(vertices.shape[:-2], eye.shape[:-1])
+    dtype = _search_type(vertices)
+    mesh = (
+        _finite(vertices.detach().to(dtype))
+        .expand(*batch, -1, -1)
+        .reshape(batch.numel(), *vertices.shape[-2:])
+    )
+    eyes = _finite(eye.detach().to(dtype)).expand(*batch, 3).reshape(batch.numel(), 3)
+    triangles = mesh[:, faces]
+    a, b, c = triangles.unbind(2)
+    towards = (torch.linalg.cross(b - a, c - a) * (eyes[:, None] - a)).sum(-1) > 0
+    facing = torch.zeros(mesh.shape[:2], dtype=torch.uint8, device=mesh.device)
+    facing = facing.scatter_reduce(
+        1, faces.flatten().expand(len(mesh), -1), towards.byte().repeat_interleave(3, 1), "amax"
+    )
+    clear = torch.ops.agebody.clear_sights(mesh, faces, eyes, backend)
+    return (facing.bool() & clear).reshape(*batch, vertices.shape[-2])
+
+
+def _inner_coordinates(points: Tensor, triangles: Tensor) -> Tensor:
+    """Barycentric coordinates of projections on the plane; negative where a triangle has no area."""
+    a, b, c = triangles.unbind(-2)
+    ab, ac, ap = b - a, c - a, points - a
+    normal = torch.linalg.cross(ab, ac)
+    area = (normal * normal).sum(-1)
+    # The sine of its narrowest corner at a, against rounding of the normal.
+    least = (16 * torch.finfo(points.dtype).eps) ** 2 * (ab * ab).sum(-1) * (ac * ac).sum(-1)
+    flat = area <= least
+    area = torch.where(flat, 1, area)
+    v = (torch.linalg.cross(ap, ac) * normal).sum(-1) / area
+    w = (torch.linalg.cross(ab, ap) * normal).sum(-1) / area
+    return torch.where(flat[..., None], -1, torch.stack((1 - v - w, v, w), -1))
+
+
+def _along(points: Tensor, starts: Tensor, ends: Tensor) -> Tensor:
+    """Where on segments points are nearest, from 0 to 1; 0 on a segment without length."""
+    way = ends - starts
+    length = (way * way).sum(-1)
+    none = length == 0
+    return torch.where(none, 0, ((points - starts) * way).sum(-1) / torch.where(none, 1, length)).clamp(0, 1)
+
+
+def _pick(triangles: Tensor, chosen: Tensor) -> Tensor:
+    return torch.where(chosen[..., None], triangles, 0).sum(-2)
+
+
+def _first(mask: Tensor) -> Tensor:
+    """Number of the first that is true; 0 if none is."""
+    return mask.byte().argmax(-1)
+
+
+def _finite(tensor: Tensor) -> Tensor:
+    """NaN in what weighs nothing must not mislead a search."""
+    return torch.nan_to_num(tensor, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _search_type(tensor: Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def _expect_type(name: str, tensor: Tensor, like: Tensor, of: str) -> None:
+    if tensor.dtype != like.dtype:
+        raise TypeError(f"{name}: expected {like.dtype}, the type of {of}, got {tensor.dtype}")
+
+
+def _expect_faces(faces: Any, num_vertices: int) -> Tensor:
+    if not isinstance(faces, Tensor) or faces.is_floating_point() or faces.dtype == torch.bool:
+        kind = faces.dtype if isinstance(faces, Tensor) else type(faces).__name__
+        raise TypeError(f"faces: expected a torch.Tensor of integers, got {kind}")
+    if faces.dim() != 2 or faces.shape[1] != 3 or not len(faces):
+        raise ValueError(f"faces: expected shape (F, 3) with at least one face, got {tuple(faces.shape)}")
+    # Elsewhere to look at them would make the host wait, or end a trace; there the index itself is checked.
+    if faces.device.type == "cpu" and not is_traced(faces) and not is_transformed():
+        low, high = faces.aminmax()
+        if low < 0 or high >= num_vertices:
+            raise ValueError(f"faces: expected ids from 0 to {num_vertices - 1}, got {low} to {high}")
+    return faces.long()
+
+
+def _search(points: Tensor, triangles: Tensor, backend: BackendName) -> Tensor:
+    dtype = _search_type(triangles)
+    points, triangles = _finite(points.detach().to(dtype)), _finite(triangles.to(dtype))
+    (n, _), meshes = points.shape[-2:], triangles.shape[:-3]
+    batch = torch.broadcast_shapes(points.shape[:-2], meshes)
+    points = points.expand(*batch, n, 3)
+    if meshes.numel() == 1:
+        flat = (points.reshape(1, batch.numel() * n, 3), triangles.reshape(1, -1, 3, 3))
+    else:
+        triangles = triangles.expand(*batch, -1, 3, 3)
+        flat = (points.reshape(batch.numel(), n, 3), triangles.flatten(0, len(batch) - 1))
+    return torch.ops.agebody.closest_triangles(*flat, backend).reshape(*batch, n)
+
+
+def _closest_triangles(points: Tensor, triangles: Tensor, backend: BackendName) -> Tensor:
+    if choose_search(backend, points.device) == "warp":
+        return load_kernels().closest_triangles(points, triangles)
+    found = torch.zeros(points.shape[:2], dtype=torch.int64, device=points.device)
+    for p, t, out in zip(points, triangles, found, strict=True):
+        rows = max(1, PAIRS // len(t))
+        for start in range(0, len(p), rows):
+            with own_precision(p.device):
+                out[start : start + rows] = _closest_of_all(p[start : start + rows], t)
+    return found
+
+
+def _closest_of_all(points: Tensor, triangles: Tensor) -> Tensor:
+    """(n) of n points and F triangles, each of them looked at; the smallest number where several are nearest.
+
+    A triangle lies in a ball of radius r around its centroid m. Where u is the distance to any one triangle,
+    only those with ``|p - m| <= u + r`` can be nearer: squared, that is a product of matrices.
+    """
+    origin = triangles.mean((0, 1))
+    points, triangles = points - origin, triangles - origin
+    middles, radii = _balls(triangles)
+    squares = middles.square().sum(-1)
+    first = torch.addmm(squares, points, -2 * middles.T).argmin(1)
+    reach = torch.sqrt(_squared_distance(points, triangles[first]))
+    left = torch.cat((points, reach[:, None]), 1)
+    right = torch.cat((middles, radii[:, None]), 1)
+    size = points.square().sum(-1)
+    slack = 16 * torch.finfo(points.dtype).eps * (size + reach.square() + (squares + radii.square()).max())
+    over = torch.addmm(squares - radii.square(), left, -2 * right.T)
+    point, triangle = (over <= (reach.square() - size + slack)[:, None]).nonzero(as_tuple=True)
+    distance = torch.cat(
+        [
+            _squared_distance(points[p], triangles[t])
+            for p, t in zip(point.split(EXACT_PAIRS), triangle.split(EXACT_PAIRS), strict=True)
+        ]
+    )
+    least = points.new_full((len(points),), torch.inf).scatter_reduce(0, point, distance, "amin")
+    nearest = torch.where(distance == least[point], triangle, len(triangles))
+    return first.scatter_reduce(0, point, nearest, "amin", include_self=False)
+
+
+def _balls(triangles: Tensor) -> tuple[Tensor, Tensor]:
+    """Centroids (F, 3) and distances to the farthest corner (F)."""
+    middles = triangles.mean(1)
+    return middles, (triangles - middles[:, None]).norm(dim=-1).amax(1)
+
+
+def _squared_distance(points: Tensor, triangles: Tensor) -> Tensor:
+    return (points - interpolate(triangles, closest_barycentric(points, triangles))).square().sum(-1)
+
+
+def _clear_sights(vertices: Tensor, faces: Tensor, eyes: Tensor, backend: BackendName) -> Tensor:
+    if choose_search(backend, vertices.device) == "warp":
+        return load_kernels().clear_sights(vertices, faces, eyes)
+    clear = torch.ones(vertices.shape[:2], dtype=torch.bool, device=vertices.device)
+    rows = max(1, PAIRS // len(faces))
+    for mesh, eye, out in zip(vertices, eyes, clear, strict=True):
+        for start in range(0, len(mesh), rows):
+            here = torch.arange(start, min(start + rows, len(mesh)), device=mesh.device)
+            with own_precision(mesh.device):
+                out[here] = ~_blocked(mesh, faces, eye, here)
+    return clear
+
+
+def _blocked(mesh: Tensor, faces: Tensor, eye: Tensor, here: Tensor) -> Tensor:
+    """(n) whether the way from some vertices to the eye meets a triangle; first, a ball around it."""
+    origin = mesh.mean(0)
+    mesh, eye = mesh - origin, eye - origin
+    triangles = mesh[faces]
+    middles, radii = _balls(triangles)
+    starts, ways = mesh[here], eye - mesh[here]
+    lengths = ways.square().sum(-1, keepdim=True)
+    reach = middles.square().sum(-1) - radii.square()
+    along = torch.addmm(-(ways * starts).sum(-1, keepdim=True), ways, middles.T)
+    share = (along / torch.where(lengths == 0, 1, lengths)).clamp(0, 1)
+    over = torch.addmm(reach, starts, -2 * middles.T) - share * (2 * along - share * lengths)
+    size = starts.square().sum(-1, keepdim=True)
+    near = over <= 64 * torch.finfo(mesh.dtype).eps * (lengths + size + reach.abs().max()) - size
+    vertex, triangle = near.nonzero(as_tuple=True)
+    blocked = torch.zeros(len(here), dtype=torch.uint8, device=mesh.device)
+    for v, t in zip(vertex.split(EXACT_PAIRS), triangle.split(EXACT_PAIRS), strict=True):
+        others = (faces[t] != here[v, None]).all(-1)
+        met = _meets(starts[v], ways[v], triangles[t]) & others
+        blocked = blocked.scatter_reduce(0, v, met.byte(), "amax")
+    return blocked.bool()
+
+
+def _meets(starts: Tensor, ways: Tensor, triangles: Tensor) -> Tensor:
+    """Whether segments, without their ends, meet triangles (Moeller and Trumbore 1997)."""
+    a, b, c = triangles.unbind(-2)
+    ab, ac, from_a = b - a, c - a, starts - a
+    across, lift = torch.linalg.cross(ways, ac), torch.linalg.cross(from_a, ab)
+    determinant = (ab * across).sum(-1)
+    parallel = determinant == 0
+    u, v, reach = (
+        (x * y).sum(-1) / torch.where(parallel, 1, determinant)
+        for x, y in ((from_a, across), (ways, lift), (ac, lift))
+    )
+    return ~parallel & (u >= -EDGE) & (v >= -EDGE) & (u + v <= 1 + EDGE) & (reach > 0) & (reach < 1)
+
+
+def _vmap(operator: Any, batched: tuple[int, ...]) -> Any:
+    """Many batches are one; arguments at ``batched`` have a batch dimension of their own."""
+
+    def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Tensor, int]:
+        size = info.batch_size
+        if any(dim is not None for i, dim in enumerate(in_dims) if i not in batched):
+            raise ValueError(f"{operator._name}: torch.func.vmap over faces is not supported")
+        spread = [
+            (a.expand(size, *a.shape) if dim is None else a.movedim(dim, 0)) if i in batched else a
+            for i, (a, dim) in enumerate(zip(arguments, in_dims, strict=True))
+        ]
+        inner = spread[0].shape[1]
+        flat = [a.flatten(0, 1) if i in batched else a for i, a in enumerate(spread)]
+        return operator(*flat).unflatten(0, (size, inner)), 0
+
+    return vmap
+
+
+def _register(
+    name: str, schema: str, search: Callable[..., Tensor], dtype: torch.dtype, batched: tuple[int, ...]
+) -> None:
+    """What no compiler looks into: how many candidates a search meets depends on the data."""
+    operator = torch.library.custom_op(f"agebody::{name}", search, mutates_args=(), schema=schema)
+    operator.register_fake(
+        lambda first, *others: first.new_empty(first.shape[:2], dtype=dtype),
+    )
+    operator.register_vmap(_vmap(operator, batched))
+
+
+_register(
+    "closest_triangles", "(Tensor points, Tensor triangles, str backend) -> Tensor",
+    _closest_triangles, torch.int64, (0, 1),
+)  # fmt: skip
+_register(
+    "clear_sights", "(Tensor vertices, Tensor faces, Tensor eyes, str backend) -> Tensor",
+    _clear_sights, torch.bool, (0, 2),
+)  # fmt: skip

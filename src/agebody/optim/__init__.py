@@ -1,0 +1,1 @@
+"""Nonlinear least squares for batches of bodies: the solver, the terms and their derivatives."""

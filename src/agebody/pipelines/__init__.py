@@ -1,0 +1,1 @@
+"""Applications: labels, releases, evaluation, benchmarks, the demo and the command line."""

@@ -1,0 +1,319 @@
+"""How fast bodies are here: answers compared first, calls in turn, ratios to a peer and to a floor."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from agebody.assets.asset import BodyAsset
+from agebody.assets.io import export_smpl_pkl
+from agebody.body import SMPL, BodyModel
+from agebody.engine.backend import BackendName
+
+WARM_UP = 2
+"""Untimed calls of each function: the first compiles and allocates, the second finds warm caches."""
+CALLS_IN_TURN = 5
+"""Of each function before the next one's turn: four of five then find their own data in the caches."""
+SLOW = 0.05
+"""[s] A call that takes longer streams more than any cache holds: it is timed once a turn."""
+FEWEST_CALLS = 5
+"""Of each function, however little time there is: a median and quartiles of fewer say little."""
+SPREAD = 0.3
+"""Standard deviation of the sampled rotation vectors' entries [rad]."""
+VERTEX_TOLERANCE = 1e-5
+"""[m] Ten times what float32 loses in a body of 2 m; a wrong joint or blend shape moves more."""
+GRADIENT_TOLERANCE = 1e-3
+"""Relative to the largest entry: gradients are float32 sums over 20,670 coordinates."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds a call."""
+
+    median: float
+    low: float
+    """First quartile."""
+    high: float
+    """Third quartile."""
+    calls: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One subject at one batch size, all timed in turn."""
+
+    subject: str
+    batch: int
+    agebody: Timing
+    peer: Timing | None
+    """smplx, where it is installed."""
+    floor: Timing | None
+    """The blend-shape products alone, where the subject has them."""
+
+    @property
+    def speedup(self) -> float | None:
+        """smplx's time over agebody's."""
+        return None if self.peer is None else self.peer.median / self.agebody.median
+
+    @property
+    def over_floor(self) -> float | None:
+        """agebody's time over the floor's."""
+        return None if self.floor is None else self.agebody.median / self.floor.median
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `run_bench` found."""
+
+    device: str
+    backend: str
+    rows: tuple[Row, ...]
+    largest_difference: float | None
+    """[m] between the vertices of agebody and smplx, where it is installed."""
+
+
+def interleaved(
+    functions: Mapping[str, Callable[[], Any]], *, device: torch.device | str = "cpu", seconds: float = 1.0
+) -> dict[str, Timing]:
+    """Times functions in turn, a few calls at a time, so that a change of the machine's mood meets all.
+
+    Args:
+        functions: by name; what they return is dropped.
+        device: where they compute. On CUDA the GPU's clock runs, from the end of one call's work to the
+            end of the next one's, so that waiting for launches counts; elsewhere `time.perf_counter`.
+        seconds: for all functions together. Each is called at least five times.
+    """
+    device = torch.device(device)
+    measure = _seconds_on_cuda if device.type == "cuda" else _seconds
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    turns = {}
+    for name, function in functions.items():
+        slowest = max(measure(function, WARM_UP, device)[1:])
+        turns[name] = 1 if slowest > SLOW else CALLS_IN_TURN
+    order = list(functions)
+    end = time.perf_counter() + seconds
+    while order and (time.perf_counter() < end or min(map(len, times.values())) < FEWEST_CALLS):
+        for name in order:
+            times[name] += measure(functions[name], turns[name], device)
+        order = [*order[1:], order[0]]  # nobody always follows the same one
+    return {name: _summary(values) for name, values in times.items()}
+
+
+def _seconds(function: Callable[[], Any], calls: int, device: torch.device) -> list[float]:
+    marks = [time.perf_counter()]
+    for _ in range(calls):
+        function()
+        marks.append(time.perf_counter())
+    return [after - before for before, after in pairwise(marks)]
+
+
+def _seconds_on_cuda(function: Callable[[], Any], calls: int, device: torch.device) -> list[float]:
+    with torch.cuda.device(device):
+        marks = [torch.cuda.Event(enable_timing=True) for _ in range(calls + 1)]
+        marks[0].record()
+        for mark in marks[1:]:
+            function()
+            mark.record()
+        torch.cuda.synchronize()
+    return [before.elapsed_time(after) / 1e3 for before, after in pairwise(marks)]
+
+
+def _summary(values: list[float]) -> Timing:
+    low, median, high = statistics.quantiles(values, n=4)
+    return Timing(median, low, high, len(values))
+
+
+def sample_arguments(
+    batch: int,
+    *,
+    num_betas: int = 10,
+    num_joints: int = 24,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, Tensor]:
+    """Random betas, pose and translation by their names in `BodyModel.forward`; the same at every call."""
+    generator = torch.Generator().manual_seed(batch)
+    sizes = {"betas": num_betas, "body_pose": 3 * (num_joints - 1), "global_orient": 3, "transl": 3}
+    scales = {"betas": 1.0, "body_pose": SPREAD, "global_orient": 1.0, "transl": 1.0}
+    return {
+        name: (scales[name] * torch.randn(batch, size, generator=generator)).to(device, dtype)
+        for name, size in sizes.items()
+    }
+
+
+def forward_and_gradient(
+    forward: Callable[..., Tensor], arguments: Mapping[str, Tensor], weights: Tensor
+) -> tuple[Tensor, ...]:
+    """Gradients of ``(weights * forward(**arguments)).sum()`` in every argument, weights of any values."""
+    wanted = {name: value.detach().requires_grad_() for name, value in arguments.items()}
+    return torch.autograd.grad(forward(**wanted), tuple(wanted.values()), weights)
+
+
+def blend_products(
+    num_coefficients: int, num_vertices: int, batch: int, *, device: torch.device | str = "cpu"
+) -> tuple[Callable[[], Tensor], Callable[[], tuple[Tensor, Tensor]]]:
+    """The floor of a forward pass, one matrix product, and of forward + backward, two; in float32.
+
+    The product of B rows of coefficients (the constant 1, betas, pose feature) with their displacements
+    (coefficients, 3 V) is what every layer of this kind computes, whatever it does besides.
+    """
+    coefficients = torch.randn(batch, num_coefficients, device=device)
+    directions = torch.randn(num_coefficients, 3 * num_vertices, device=device)
+    gradient = torch.randn(batch, 3 * num_vertices, device=device)
+    return (
+        lambda: coefficients @ directions,
+        lambda: (coefficients @ directions, gradient @ directions.T),
+    )
+
+
+def num_coefficients(body: BodyModel) -> int:
+    """Rows of a body's blend-shape product: the template, betas and pose blend shapes."""
+    return 1 + body.num_betas + body.num_correctives
+
+
+def load_smplx(path: Path, device: torch.device | str) -> Any:
+    """smplx's SMPL layer of one file, without stored pose parameters.
+
+    Raises:
+        ImportError: smplx is not installed.
+    """
+    import smplx
+
+    with contextlib.redirect_stdout(io.StringIO()):  # it warns that 10 betas are few
+        layer = smplx.SMPL(
+            str(path),
+            create_betas=False,
+            create_body_pose=False,
+            create_global_orient=False,
+            create_transl=False,
+        )
+    return layer.to(device)
+
+
+def compare(forward: Callable[..., Tensor], exact: BodyModel, batch: int = 16) -> float:
+    """Compares a float32 layer's vertices and gradients with the float64 layer's.
+
+    Returns:
+        The largest distance of a vertex [m].
+
+    Raises:
+        ValueError: vertices or gradients differ by more than float32 explains.
+    """
+    sizes = {"num_betas": exact.num_betas, "num_joints": exact.num_joints, "device": exact.device}
+    given = sample_arguments(batch, **sizes)
+    doubled = {name: value.double() for name, value in given.items()}
+
+    def truth(**arguments: Tensor) -> Tensor:
+        return exact(**arguments).vertices
+
+    with torch.no_grad():
+        difference = float((forward(**given).double() - truth(**doubled)).norm(dim=-1).max())
+    if not difference <= VERTEX_TOLERANCE:
+        raise ValueError(f"vertices differ by {1e3 * difference:.3g} mm from the float64 layer's")
+    weights = torch.randn(batch, exact.num_vertices, 3, generator=torch.Generator().manual_seed(0))
+    weights = weights.to(exact.device)
+    ours = forward_and_gradient(forward, given, weights)
+    theirs = forward_and_gradient(truth, doubled, weights.double())
+    for name, a, b in zip(given, ours, theirs, strict=True):
+        error = float((a - b).abs().max() / b.abs().max())
+        if not error <= GRADIENT_TOLERANCE:
+            raise ValueError(f"the gradient in {name} differs by {error:.2g} of its largest entry")
+    return difference
+
+
+def run_bench(
+    asset: BodyAsset,
+    *,
+    device: torch.device | str = "cpu",
+    backend: BackendName = "auto",
+    batches: tuple[int, ...] = (1, 64, 1024),
+    seconds: float = 1.0,
+    layout: str = "coco17",
+    progress: Callable[[str, float], None] = lambda stage, fraction: None,
+) -> Report:
+    """The short benchmark: forward, forward + backward and keypoints, beside smplx where it is installed.
+
+    Args:
+        asset: a body of SMPL's joints; its age templates are left out, since smplx has none.
+        device: where to run.
+        backend: of agebody's layer.
+        batches: numbers of bodies.
+        seconds: for each subject at each size.
+        layout: of the keypoints; smplx's side builds its mesh, from which it would regress them.
+        progress: called with what is being timed and how much of all is done, 0 to 1.
+
+    Raises:
+        ImportError: the backend is not installed.
+        ValueError: an answer is wrong.
+    """
+    device = torch.device(device)
+    body = SMPL(asset, device=device, backend=backend)
+    exact = SMPL(asset, device=device, dtype=torch.float64, backend="torch")
+    progress("comparing answers", 0)
+    compare(_vertices(body), exact)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "SMPL_NEUTRAL.pkl"
+        export_smpl_pkl(asset, file)
+        try:
+            peer = _vertices(load_smplx(file, device))
+        except ImportError:
+            peer = None
+    largest = None
+    if peer is not None:
+        compare(peer, exact)
+        given = sample_arguments(16, num_betas=body.num_betas, num_joints=body.num_joints, device=device)
+        with torch.no_grad():
+            largest = float((_vertices(body)(**given) - peer(**given)).norm(dim=-1).max())
+    rows = []
+    for i, batch in enumerate(batches):
+        progress(f"{batch} bodies", i / len(batches))
+        rows += _rows(body, peer, batch, seconds, layout)
+    progress("done", 1)
+    return Report(str(device), body.backend, tuple(rows), largest)
+
+
+def _vertices(layer: Callable[..., Any]) -> Callable[..., Tensor]:
+    return lambda **arguments: layer(**arguments).vertices
+
+
+def _rows(
+    body: BodyModel, peer: Callable[..., Tensor] | None, batch: int, seconds: float, layout: str
+) -> list[Row]:
+    given = sample_arguments(batch, num_betas=body.num_betas, num_joints=body.num_joints, device=body.device)
+    weights = torch.randn(batch, body.num_vertices, 3, device=body.device)
+    forward, keypoints = _vertices(body), cast(Callable[..., Tensor], body.keypoints)
+    product, products = blend_products(num_coefficients(body), body.num_vertices, batch, device=body.device)
+    subjects: dict[str, dict[str, Callable[[], Any] | None]] = {
+        "forward": {
+            "agebody": lambda: forward(**given),
+            "peer": peer and (lambda: peer(**given)),
+            "floor": product,
+        },
+        "forward + backward": {
+            "agebody": lambda: forward_and_gradient(forward, given, weights),
+            "peer": peer and (lambda: forward_and_gradient(peer, given, weights)),
+            "floor": products,
+        },
+        f'keypoints("{layout}")': {
+            "agebody": lambda: keypoints(layout, **given),
+            "peer": peer and (lambda: peer(**given)),
+        },
+    }
+    rows = []
+    for subject, functions in subjects.items():
+        present = {name: function for name, function in functions.items() if function is not None}
+        with torch.set_grad_enabled("backward" in subject):
+            times = interleaved(present, device=body.device, seconds=seconds)
+        rows.append(Row(subject, batch, times["agebody"], times.get("peer"), times.get("floor")))
+    return rows

@@ -1,0 +1,6 @@
+"""The command line: thin, over functions that stand elsewhere."""
+
+from agebody.pipelines.cli import bodies, crowd, evaluate, fit, fit_shards, release  # noqa: F401 - each registers its commands
+from agebody.pipelines.cli.app import app, main
+
+__all__ = ["app", "main"]

@@ -1,0 +1,170 @@
+"""One body at six ages: posed, timed, and written as a picture, a scene and arrays."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agebody.age import ADULT_YEARS, AgeCurve, median_stature
+from agebody.assets.asset import BodyAsset
+from agebody.body import SMPLA
+from agebody.draw.mesh_files import save_mesh, save_npz
+from agebody.draw.meshes import PALETTE, stand_in_row
+from agebody.draw.raycast import Picture, contact_sheet, lineup
+from agebody.measure import stature
+from agebody.people.poses import pose
+
+SPACING = 1.25
+"""Between the people of the demo [m]."""
+
+
+class Person(NamedTuple):
+    """One age of the demo, in a calm and in a lively pose, each with its heading [rad]."""
+
+    name: str
+    years: float
+    calm: tuple[str, float]
+    lively: tuple[str, float]
+
+
+PEOPLE = (
+    Person("newborn", 0, ("lying", 1.25), ("kicking", 1.1)),
+    Person("1 year", 1, ("sitting", 0.45), ("crawling", 0.75)),
+    Person("4 years", 4, ("standing", 0.35), ("cheering", 0.3)),
+    Person("8 years", 8, ("hand on hip", 0.3), ("running", 0.8)),
+    Person("12 years", 12, ("at ease", 0.3), ("waving", 0.15)),
+    Person("adult", ADULT_YEARS, ("standing", 0.3), ("walking", 0.75)),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the demo found out about one age."""
+
+    name: str
+    age_offset: float
+    stature: float
+    """[m]"""
+    who_median: float
+    """[m]"""
+    forward: float
+    """Seconds a body."""
+    backward: float
+    """Seconds a body."""
+
+
+def run_demo(
+    asset: BodyAsset,
+    folder: Path,
+    *,
+    device: str = "cpu",
+    width: int = 1600,
+    progress: Callable[[str, float], None] = lambda stage, fraction: None,
+) -> list[Row]:
+    """Pose the body at six ages, run it forward and backward, and write ages.png, ages.glb and ages.npz.
+
+    Args:
+        asset: a body with age templates and SMPL's joint names.
+        folder: where the files go.
+        device: where the body runs.
+        width: of the picture [pixels].
+        progress: called with what is being done and how much of all is done, 0 to 1.
+
+    Raises:
+        AssetError: the body has no ages.
+        ValueError: the body lacks a joint.
+        ImportError: embreex is missing; install ``agebody[render]``.
+        OSError: a file cannot be written.
+    """
+    progress("posing", 0)
+    curve = AgeCurve.from_asset(asset)
+    body = SMPLA(asset, device=device)
+    age_offset = torch.tensor(
+        [curve.years_to_offset(float(person.years)) for person in PEOPLE], device=device
+    )
+    angles = [[pose(name, asset.joint_names, heading=heading) for name, heading in row] for row in _rows()]
+    full_pose = torch.tensor(np.array(angles), dtype=torch.float32, device=device)
+    with torch.no_grad():
+        heights = stature(body.shape(age_offset=age_offset).rest_vertices)
+        output = body(age_offset=age_offset, global_orient=full_pose[:, :, 0], body_pose=full_pose[:, :, 1:])
+    progress("timing", 0.1)
+    times = [_time(body, offset, angle) for offset, angle in zip(age_offset, full_pose[0], strict=True)]
+    rows = [
+        Row(person.name, offset, height, median_stature(float(person.years)), *seconds)
+        for person, offset, height, seconds in zip(
+            PEOPLE, age_offset.tolist(), heights.tolist(), times, strict=True
+        )
+    ]
+    progress("drawing", 0.2)
+    vertices = output.vertices.cpu().numpy()
+    picture = _picture(vertices, asset, rows, width)
+    progress("writing", 0.9)
+    picture.save(folder / "ages.png")
+    _save_scene(folder / "ages.glb", vertices, asset)
+    save_npz(
+        folder / "ages.npz",
+        names=np.array([person.name for person in PEOPLE]),
+        poses=np.array([[name for name, _ in row] for row in _rows()]),
+        years=np.array([person.years for person in PEOPLE]),
+        age_offset=age_offset,
+        stature=heights,
+        global_orient=full_pose[:, :, 0],
+        body_pose=full_pose[:, :, 1:],
+        vertices=vertices,
+        joints=output.joints,
+        joint_names=np.array(asset.joint_names),
+        faces=asset.faces,
+    )
+    progress("done", 1)
+    return rows
+
+
+def _rows() -> tuple[list[tuple[str, float]], list[tuple[str, float]]]:
+    return [person.calm for person in PEOPLE], [person.lively for person in PEOPLE]
+
+
+def _time(body: SMPLA, age_offset: Tensor, full_pose: Tensor) -> tuple[float, float]:
+    """Median seconds of a forward and of a backward pass for one body."""
+    forward, backward = [], []
+    while len(forward) < 4 or (len(forward) < 20 and sum(forward) + sum(backward) < 0.15):
+        age, angles = age_offset.clone().requires_grad_(), full_pose.clone().requires_grad_()
+        start = _now(body.device)
+        loss = body(age_offset=age, global_orient=angles[0], body_pose=angles[1:]).vertices.square().mean()
+        middle = _now(body.device)
+        loss.backward()
+        forward.append(middle - start)
+        backward.append(_now(body.device) - middle)
+    return median(forward[1:]), median(backward[1:])  # without the first, which warms up
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _picture(vertices: np.ndarray, asset: BodyAsset, rows: list[Row], width: int) -> Picture:
+    tall = float(np.ptp(vertices[..., 1], axis=-1).max())
+    scale = width / (SPACING * (len(PEOPLE) + 0.7))
+    height, text = round(1.18 * tall * scale), width / 80
+    titles = [f"{row.name}\n{row.stature:.2f} m" for row in rows]
+    look = {"spacing": SPACING, "scale": scale, "background": None, "text_size": text}
+    calm = lineup(vertices[0], asset.faces, size=(width, height), **look)
+    lively = lineup(vertices[1], asset.faces, size=(width, height + round(3 * text)), titles=titles, **look)
+    return contact_sheet([calm, lively], title="One body, newborn to adult", title_size=width / 44)
+
+
+def _save_scene(path: Path, vertices: np.ndarray, asset: BodyAsset) -> None:
+    bodies, names = [], []
+    for row, poses, depth in zip(vertices, _rows(), (0.0, 1.5), strict=True):
+        bodies += stand_in_row(list(row), spacing=SPACING, depth=depth)[0]
+        names += [f"{person.name} {name}" for person, (name, _) in zip(PEOPLE, poses, strict=True)]
+    save_mesh(path, bodies, asset.faces, names=names, colors=2 * PALETTE[: len(PEOPLE)])

@@ -1,0 +1,102 @@
+"""InfantNet's table: errors of joints and vertices, by age class."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from agebody.keypoints import LAYOUTS
+from agebody.metrics.alignment import root_of
+from agebody.metrics.pose import Errors, mpjpe_errors, pa_mpjpe_errors, pve_errors
+from agebody.pipelines.evaluate.files import People, fail
+from agebody.pipelines.evaluate.pairing import (
+    clusters_of,
+    expect_same_size,
+    groups_of,
+    notes_of,
+    pair,
+    rows_of,
+    tensor,
+)
+from agebody.pipelines.evaluate.table import DEFAULT, Column, Intervals, Ratios, Table
+
+_AT_ONCE = 256
+"""People whose errors are computed together, which bounds the memory that meshes take."""
+
+
+def infantnet_table(
+    pred: People, target: People, *, layout: str | None = None, intervals: Intervals = DEFAULT
+) -> Table:
+    """MPJPE and PA-MPJPE, and, where both files have vertices, PVE and PA-PVE, by age class and of all.
+
+    People are told apart by their ids, or by their rows where neither file has ids. Roots are those of the
+    layout.
+
+    Args:
+        pred: predictions.
+        target: the truth.
+        layout: what the joints are; by default what a file says, or the only layout of so many points.
+        intervals: how to make them.
+
+    Raises:
+        EvaluationError: the files do not fit.
+    """
+    for people in (pred, target):
+        people.get("joints", "needed for MPJPE, and for the root of PVE")
+    expect_same_size(pred, target, "joints")
+    surface = pred.has("vertices") and target.has("vertices")
+    if surface:
+        expect_same_size(pred, target, "vertices")
+    known = _layout(pred, target, layout)
+    rows = pair(pred, target)
+    names = ["MPJPE", "PA-MPJPE", *(["PVE", "PA-PVE"] if surface else [])]
+    errors, counted = np.zeros((len(names), target.count)), np.zeros((len(names), target.count), bool)
+    found = np.flatnonzero(rows >= 0)
+    for start in range(0, len(found), _AT_ONCE):
+        people = found[start : start + _AT_ONCE]
+        for i, (values, who) in enumerate(_errors(pred, target, rows[people], people, known, surface)):
+            errors[i, people] = values.numpy()
+            counted[i, people] = True if who is None else who.numpy()
+    groups, ratios = groups_of(target, np.ones(target.count, bool)), Ratios(clusters_of(target))
+    for _, members in groups:
+        for values, who in zip(errors, counted, strict=True):
+            ratios.add_mean(values, who & members)
+    columns = tuple(Column(name, "mm") for name in names)
+    cells = ratios.cells(intervals)
+    return Table("InfantNet", columns, rows_of(groups, rows < 0, cells), notes_of(target, rows))
+
+
+def _errors(
+    pred: People, target: People, own: np.ndarray, true: np.ndarray, layout: str, surface: bool
+) -> list[Errors]:
+    """Of some people, in the order of the columns."""
+    joints = tensor(pred.get("joints")[own]), tensor(target.get("joints")[true])
+    weights = None if target.joint_weights is None else tensor(target.joint_weights[true])
+    errors = [
+        mpjpe_errors(*joints, layout=layout, weights=weights),
+        pa_mpjpe_errors(*joints, weights=weights),
+    ]
+    if surface:
+        meshes = tensor(pred.get("vertices")[own]), tensor(target.get("vertices")[true])
+        roots = [root_of(points, layout=layout) for points in joints]
+        rooted = None
+        if weights is not None:  # a mesh without its root does not count
+            rooted = (weights[:, list(LAYOUTS[layout].root)] != 0).all(-1, keepdim=True)
+            roots = [torch.where(rooted, root, 0) for root in roots]
+        errors.append(pve_errors(*meshes, pred_root=roots[0], target_root=roots[1], weights=rooted))
+        errors.append(pa_mpjpe_errors(*meshes))
+    return errors
+
+
+def _layout(pred: People, target: People, layout: str | None) -> str:
+    size = target.get("joints").shape[1]
+    fitting = [name for name, one in LAYOUTS.items() if len(one) == size]
+    known = layout or target.layout or pred.layout
+    if known is None:
+        if len(fitting) != 1:
+            guess = f"may be {' or '.join(fitting)}" if fitting else "are of no known layout"
+            fail(target.path, f"layout: missing; {size} joints {guess}")
+        return fitting[0]
+    if known not in fitting:
+        fail(target.path, f"joints: expected the {len(LAYOUTS[known])} of {known}, got {size}")
+    return known

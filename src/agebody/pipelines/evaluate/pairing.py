@@ -1,0 +1,136 @@
+"""Who is who in two files, and who belongs together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+
+from agebody.age import AGE_CLASSES
+from agebody.metrics.matching import match_keypoints
+from agebody.pipelines.evaluate.files import UNKNOWN, People, fail
+from agebody.pipelines.evaluate.table import Cell, Row
+
+LOST, NOBODY = -1, -2
+"""In place of a prediction's row: a person without one, and one who does not count."""
+
+AGE_ROWS = tuple(reversed([kind.name for kind in AGE_CLASSES]))
+"""Rows of a table by age, from the youngest; a row of all follows."""
+
+
+def pair(pred: People, target: People) -> np.ndarray:
+    """Row of each person's prediction by id, or the same row where neither file has ids; else `LOST`.
+
+    Raises:
+        EvaluationError: a prediction is of nobody, or only one file has ids, or they are of two kinds.
+    """
+    if pred.has("ids") != target.has("ids"):
+        without, other = (pred, target) if target.has("ids") else (target, pred)
+        fail(without.path, f"ids: missing; {other.path} has them")
+    if not pred.has("ids"):
+        if pred.count != target.count:
+            fail(
+                pred.path,
+                f"expected {target.count} people, as in {target.path}, got {pred.count}; "
+                "with ids in both files some may be missing",
+            )
+        return np.arange(target.count)
+    _expect_known(pred, target, "ids", "is nobody")
+    row = {value: i for i, value in enumerate(pred.get("ids").tolist())}
+    return np.array([row.get(value, LOST) for value in target.get("ids").tolist()], dtype=np.int64)
+
+
+def match_images(pred: People, target: People) -> np.ndarray:
+    """Row of each person's prediction, by the keypoints in each image, as Relative Human's evaluation does
+    it.
+
+    `LOST` where there is none; `NOBODY` for people without a visible keypoint.
+
+    Raises:
+        EvaluationError: a file lacks images or keypoints, or a prediction is in an unknown image.
+    """
+    why = "needed to tell people apart, as not both files have ids"
+    mine, theirs = pred.get("keypoints", why), target.get("keypoints", why)
+    images = pred.get("image_ids", why), target.get("image_ids", why)
+    expect_same_size(pred, target, "keypoints")
+    _expect_known(pred, target, "image_ids", "is no image")
+    visible = target.get("visible")
+    rows = np.where(visible.any(1), LOST, NOBODY)
+    for image in np.unique(images[1]):
+        found, here = (
+            np.flatnonzero(images[0] == image),
+            np.flatnonzero((images[1] == image) & (rows == LOST)),
+        )
+        if len(found) and len(here):
+            matches = match_keypoints(
+                tensor(mine[found]), tensor(theirs[here]), weights=torch.from_numpy(visible[here])
+            )
+            rows[here[matches.target.numpy()]] = found[matches.pred.numpy()]
+    return rows
+
+
+def expect_same_size(pred: People, target: People, name: str) -> None:
+    """Checks that both have as many points a person."""
+    sizes = [people.get(name).shape[1] for people in (pred, target)]
+    if sizes[0] != sizes[1]:
+        fail(pred.path, f"{name}: expected {sizes[1]} a person, as in {target.path}, got {sizes[0]}")
+
+
+def clusters_of(target: People) -> np.ndarray:
+    """What is drawn together: the index of each person's image, or of each person."""
+    if target.image_ids is None:
+        return np.arange(target.count)
+    return np.unique(target.image_ids, return_inverse=True)[1].reshape(-1)
+
+
+def groups_of(target: People, counted: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    """Rows of a table, each a name and who of those who count belongs to it."""
+    groups = [("all", counted)]
+    if target.age_classes is not None:
+        index = {kind.name: i for i, kind in enumerate(AGE_CLASSES)}
+        groups = [(name, counted & (target.age_classes == index[name])) for name in AGE_ROWS] + groups
+    return groups
+
+
+def rows_of(groups: Iterable[tuple[str, np.ndarray]], lost: np.ndarray, cells: list[Cell]) -> tuple[Row, ...]:
+    """Rows of a table from all of its cells, one row after the other."""
+    groups = list(groups)
+    width = len(cells) // len(groups)
+    return tuple(
+        Row(name, int(who.sum()), int((who & lost).sum()), tuple(cells[width * i : width * (i + 1)]))
+        for i, (name, who) in enumerate(groups)
+    )
+
+
+def notes_of(target: People, rows: np.ndarray) -> tuple[str, ...]:
+    """What a reader of the table has to know."""
+    notes = []
+    if (rows == LOST).any():
+        notes.append(
+            f"{(rows == LOST).sum()} of {target.count} people have no prediction; errors are of the others"
+        )
+    if (rows == NOBODY).any():
+        notes.append(
+            f"{(rows == NOBODY).sum()} people without a visible keypoint cannot be matched and do not count"
+        )
+    if target.age_classes is not None and (target.age_classes == UNKNOWN).any():
+        notes.append(f"{(target.age_classes == UNKNOWN).sum()} people of unknown age count in all only")
+    return tuple(notes)
+
+
+def tensor(array: np.ndarray) -> torch.Tensor:
+    """In double precision."""
+    return torch.from_numpy(array.astype(np.float64))
+
+
+def _expect_known(pred: People, target: People, name: str, what: str) -> None:
+    mine, theirs = pred.get(name), target.get(name)
+    if (mine.dtype.kind == "U") != (theirs.dtype.kind == "U"):
+        kinds = ["strings" if ids.dtype.kind == "U" else "integers" for ids in (theirs, mine)]
+        fail(pred.path, f"{name}: expected {kinds[0]}, as in {target.path}, got {kinds[1]}")
+    unknown: list[Any] = np.setdiff1d(mine, theirs).tolist()
+    if unknown:
+        more = f", nor are {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        fail(pred.path, f"{name}: {unknown[0]} {what} of {target.path}{more}")

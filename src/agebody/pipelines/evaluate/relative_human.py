@@ -1,0 +1,171 @@
+"""Relative Human's table: who stands before whom, keypoints in the image, and detection."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from agebody.age import AGE_CLASSES
+from agebody.metrics.average_precision import split_images
+from agebody.metrics.correctness import mpckh
+from agebody.metrics.depth import MISS_PENALTY, depth_relations
+from agebody.metrics.similarity import oks_sigmas
+from agebody.pipelines.evaluate.average_precision import Detections, coco_table
+from agebody.pipelines.evaluate.files import OTHER_LAYOUTS, UNKNOWN, People, fail
+from agebody.pipelines.evaluate.pairing import (
+    LOST,
+    NOBODY,
+    clusters_of,
+    expect_same_size,
+    groups_of,
+    match_images,
+    notes_of,
+    pair,
+    rows_of,
+    tensor,
+)
+from agebody.pipelines.evaluate.table import DEFAULT, Column, Intervals, Ratios, Row, Table
+
+THRESHOLD = 0.2
+"""Of PCDR_0.2, and of true depths that count as the same [m]."""
+
+
+def relative_human_tables(
+    pred: People, target: People, *, intervals: Intervals = DEFAULT
+) -> tuple[Table, Table]:
+    """PCDR_0.2 and, where there are keypoints, mPCKh, by age class and of all; and a table of detection.
+
+    The second table has precision, recall and F1, and, where the truth has areas and the predictions have
+    scores, AP and AR. Who is who is said by ids where both files have them, by keypoints where not.
+
+    Raises:
+        EvaluationError: the files do not fit.
+    """
+    pred.get("depth", "needed for PCDR")
+    target.get("image_ids", "needed to know who is in one image")
+    by_ids = pred.has("ids") and target.has("ids")
+    rows = pair(pred, target) if by_ids else match_images(pred, target)
+    groups, ratios = groups_of(target, rows != NOBODY), Ratios(clusters_of(target))
+    relations, keypoints = _relations(pred, target, rows), _right_keypoints(pred, target, rows)
+    for name, members in groups:
+        right, pairs, missed = relations[name]
+        # Without a pair there is no rate, however many were missed.
+        below = pairs + MISS_PENALTY * missed if pairs.any() else pairs
+        ratios.add(right, below, int(pairs.sum()))
+        if keypoints is not None:
+            ratios.add_mean(keypoints[0], keypoints[1] & members)
+    columns = (Column("PCDR", "%"), *([] if keypoints is None else [Column("mPCKh", "%")]))
+    cells = ratios.cells(intervals)
+    table = Table("Relative Human", columns, rows_of(groups, rows == LOST, cells), notes_of(target, rows))
+    return table, _detection_table(pred, target, rows, intervals)
+
+
+def _relations(
+    pred: People, target: People, rows: np.ndarray
+) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Right, pairs and missed of each row of the table, image by image."""
+    if target.has("depth_layers"):
+        place = target.get("depth_layers")
+        known, same_layer = place != UNKNOWN, 0.0
+    else:
+        place = target.get("depth", "needed for PCDR, or depth_layers")
+        known, same_layer = np.ones(target.count, bool), THRESHOLD
+    padded = _Padding(clusters_of(target))
+    depth = np.zeros(target.count)
+    depth[rows >= 0] = pred.get("depth")[rows[rows >= 0]]
+    ages = np.full(target.count, UNKNOWN) if target.age_classes is None else target.age_classes
+    points = padded(depth), padded(place.astype(np.float64))
+    given: dict[str, Any] = {
+        "weights": padded((rows != NOBODY) & known), "missed": padded(rows == LOST),
+        "threshold": THRESHOLD, "same_layer": same_layer,
+    }  # fmt: skip
+    everyone = depth_relations(*points, **given)
+    by_age = depth_relations(*points, age_classes=padded(ages), **given)
+    found = {kind.name: _arrays(part[:, i] for part in by_age) for i, kind in enumerate(AGE_CLASSES)}
+    return found | {"all": _arrays(everyone)}
+
+
+class _Padding:
+    """Puts one value a person into one row an image, with zeros after the last."""
+
+    def __init__(self, clusters: np.ndarray) -> None:
+        self.order = np.argsort(clusters, kind="stable")
+        sizes = np.bincount(clusters)
+        self.slot = np.arange(len(clusters)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        self.image = clusters[self.order]
+        self.shape = len(sizes), int(sizes.max())
+
+    def __call__(self, values: np.ndarray) -> torch.Tensor:
+        table = np.zeros(self.shape, values.dtype)
+        table[self.image, self.slot] = values[self.order]
+        return torch.from_numpy(table)
+
+
+def _arrays(parts: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    right, pairs, missed = (part.numpy() for part in parts)
+    return right, pairs, missed
+
+
+def _right_keypoints(pred: People, target: People, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """Share of right keypoints of each person, and who counts; None where there are no keypoints."""
+    if not (pred.has("keypoints") and target.has("keypoints")):
+        return None
+    expect_same_size(pred, target, "keypoints")
+    values, counted = np.zeros(target.count), np.zeros(target.count, bool)
+    found = np.flatnonzero(rows >= 0)
+    visible = target.get("visible")[found]
+    points = tensor(pred.get("keypoints")[rows[found]]), tensor(target.get("keypoints")[found])
+    values[found] = mpckh(*points, weights=torch.from_numpy(visible), reduction="none")
+    counted[found] = visible.sum(1) >= 2
+    return values, counted
+
+
+def _detection_table(pred: People, target: People, rows: np.ndarray, intervals: Intervals) -> Table:
+    """Precision, recall and F1, and AP where the files allow it."""
+    ratios = Ratios(clusters_of(target))
+    matched, missed = ratios.per_cluster(rows >= 0), ratios.per_cluster(rows == LOST)
+    spare = np.setdiff1d(np.arange(pred.count), rows[rows >= 0])  # nobody, if by ids
+    images = np.unique(target.get("image_ids"))
+    false = np.zeros(len(matched))
+    if len(spare):
+        false = np.bincount(np.searchsorted(images, pred.get("image_ids")[spare]), minlength=len(matched))
+    ratios.add(matched, matched + false, int((matched + false).sum()))
+    ratios.add(matched, matched + missed, int((matched + missed).sum()))
+    ratios.add(2 * matched, 2 * matched + false + missed, int((matched + false + missed).sum()))
+    columns = [Column(name, "%") for name in ("precision", "recall", "F1")]
+    cells = ratios.cells(intervals)
+    detections = _detections(pred, target, images)
+    if isinstance(detections, str):
+        notes = (f"no AP: {detections}",)
+    else:
+        numbers = coco_table(detections, intervals=intervals)
+        columns, cells, notes = [*columns, *numbers.columns], [*cells, *numbers.rows[0].cells], numbers.notes
+    row = Row("all", int((rows != NOBODY).sum()), int((rows == LOST).sum()), tuple(cells))
+    return Table("Detection", tuple(columns), (row,), notes)
+
+
+def _detections(pred: People, target: People, images: np.ndarray) -> Detections | str:
+    """What AP is made of, or why there is none."""
+    needed = ((pred, ("keypoints", "image_ids", "scores")), (target, ("keypoints", "areas")))
+    for people, names in needed:
+        for name in names:
+            if not people.has(name):
+                return f"{people.path.name} has no {name}"
+    size = target.get("keypoints").shape[1]
+    layout = target.keypoint_layout or pred.keypoint_layout or {17: "coco17", 14: "crowdpose14"}.get(size)
+    if layout is None:
+        return f"{target.path.name} has no keypoint_layout"
+    try:
+        sigmas = oks_sigmas(OTHER_LAYOUTS.get(layout, layout))
+    except ValueError as error:
+        return str(error)
+    if len(sigmas) != size:
+        fail(target.path, f"keypoints: expected the {len(sigmas)} of {layout}, got {size}")
+    split = split_images(
+        pred.get("keypoints"), pred.get("scores"), pred.get("image_ids"),
+        target.get("keypoints"), target.get("areas"), target.get("image_ids"),
+        visible=target.visible, boxes=target.boxes, crowd=target.crowd, images=images,
+    )  # fmt: skip
+    return Detections(split, 2 * np.array(sigmas))

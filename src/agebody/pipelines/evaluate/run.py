@@ -1,0 +1,75 @@
+"""From two files to tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, get_args
+
+from agebody.keypoints import get_layout
+from agebody.pipelines.evaluate.average_precision import coco_table
+from agebody.pipelines.evaluate.coco import read_coco
+from agebody.pipelines.evaluate.files import People, fail, read_people
+from agebody.pipelines.evaluate.infantnet import infantnet_table
+from agebody.pipelines.evaluate.relative_human import relative_human_tables
+from agebody.pipelines.evaluate.table import Intervals, Table
+
+TableName = Literal["auto", "infantnet", "relative-human", "coco"]
+
+
+def evaluate_files(
+    pred: str | Path,
+    target: str | Path,
+    *,
+    table: TableName = "auto",
+    layout: str | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> list[Table]:
+    """Compares a file of predictions with one of the truth.
+
+    Args:
+        pred: an npz, or a list of COCO results (.json).
+        target: an npz, or COCO annotations (.json).
+        table: which one; "auto" makes all that the files have the keys for.
+        layout: what the joints are, where the files do not say.
+        resamples: of the bootstrap; 0 for no intervals.
+        seed: of the bootstrap.
+
+    Raises:
+        EvaluationError: a file is wrong, or the two do not fit.
+        OSError: a file cannot be read.
+        ValueError: there is no such table or layout.
+    """
+    pred, target = Path(pred), Path(target)
+    if table not in get_args(TableName):
+        raise ValueError(f"table: expected one of {', '.join(get_args(TableName))}, got {table!r}")
+    if layout is not None:
+        get_layout(layout)
+    intervals = Intervals(resamples, seed)
+    json_files = [path.suffix.lower() == ".json" for path in (pred, target)]
+    if any(json_files):
+        if not all(json_files) or table not in ("auto", "coco"):
+            wanted = "coco" if table == "auto" else table
+            kind = "COCO's .json" if wanted == "coco" else "an npz"
+            fail(pred if json_files[0] != (wanted == "coco") else target, f"table {wanted}: expected {kind}")
+        return [coco_table(read_coco(pred, target), intervals=intervals)]
+    if table == "coco":
+        fail(pred, "table coco: expected COCO's .json")
+    people = read_people(pred), read_people(target)
+    tables = []
+    if table == "infantnet" or (table == "auto" and all(one.has("joints") for one in people)):
+        tables.append(infantnet_table(*people, layout=layout, intervals=intervals))
+    if table == "relative-human" or (table == "auto" and _has_relations(*people)):
+        tables += relative_human_tables(*people, intervals=intervals)
+    if not tables:
+        fail(
+            pred,
+            "no table can be made: expected joints in both files, or depth here and image_ids in the truth",
+        )
+    return tables
+
+
+def _has_relations(pred: People, target: People) -> bool:
+    return (
+        pred.has("depth") and target.has("image_ids") and (target.has("depth_layers") or target.has("depth"))
+    )

@@ -1,0 +1,426 @@
+"""The fit over many shards: one here, all of them with Ray, begun anew wherever it was stopped."""
+
+from __future__ import annotations
+
+import copy
+import glob
+import json
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from agebody.annotations.people import LabelError
+from agebody.annotations.shards import count_people, import_pyarrow, read_people
+from agebody.body import BodyModel
+from agebody.files import replacing
+from agebody.pipelines.labels.fitting import fit_annotations
+from agebody.pipelines.labels.label_shards import ShardRecord, find_record, hash_file, save_label_shard
+from agebody.pipelines.labels.settings import describe_settings
+
+REPORT = "report.json"
+
+_RESTARTS = 2
+"""Of a worker that the system ends, as it does when memory runs out."""
+_OBJECT_STORE = 512 << 20
+"""Bytes for what local workers share: the body."""
+_LEFTOVER_AGE = 3600.0
+"""Seconds after which a temporary file belongs to nobody."""
+
+Shards = str | PathLike[str] | Sequence[str | PathLike[str]]
+
+
+class ShardResult(NamedTuple):
+    """What became of one shard."""
+
+    output: Path
+    record: ShardRecord
+    fitted: bool
+    """False if it was there already."""
+    seconds: float
+
+
+@dataclass
+class DatasetReport:
+    """How far the fit of a dataset is, and how fast it goes."""
+
+    shards: int
+    """All there are."""
+    shards_done: int = 0
+    """Those whose labels are there, now or from before."""
+    shards_found_done: int = 0
+    """Those from before."""
+    people: int = 0
+    """In shards that are no bad ones, with labels or still without."""
+    people_done: int = 0
+    people_kept: int = 0
+    people_converged: int = 0
+    people_fitted: int = 0
+    """By this call."""
+    seconds: float = 0.0
+    """Since the call began, its workers' start included."""
+    people_per_second: float | None = None
+    """Of this call, by those seconds; None where it fitted nobody."""
+    workers: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Of each worker its shards, people, seconds at work and people per second of these."""
+    bad: dict[str, str] = field(default_factory=dict)
+    """Shards that were left out: why, by their paths."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Of the fit."""
+
+    @property
+    def shards_left(self) -> int:
+        """Those still to be fitted."""
+        return self.shards - self.shards_done - len(self.bad)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write it as JSON, whole or not at all."""
+        text = json.dumps({**asdict(self), "shards_left": self.shards_left}, indent=2) + "\n"
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+    def _count(self, record: ShardRecord) -> None:
+        self.shards_done += 1
+        self.people_done += record.people
+        self.people_kept += record.kept
+        self.people_converged += record.converged
+
+    def _add(self, worker: str, result: ShardResult, seconds: float) -> None:
+        """One more shard, and the time since the call began."""
+        self._count(result.record)
+        self.seconds = round(seconds, 3)
+        if not result.fitted:  # by someone else, meanwhile
+            return
+        self.people_fitted += result.record.people
+        self.people_per_second = _rate(self.people_fitted, seconds)
+        its = self.workers.setdefault(worker, {"shards": 0, "people": 0, "seconds": 0.0})
+        its["shards"] += 1
+        its["people"] += result.record.people
+        its["seconds"] = round(its["seconds"] + result.seconds, 3)
+        its["people_per_second"] = _rate(its["people"], its["seconds"])
+
+
+def _rate(people: float, seconds: float) -> float:
+    """Return people per second to four significant digits, however slow the machine is."""
+    return float(f"{people / seconds:.4g}")
+
+
+def fit_shard(
+    body: BodyModel,
+    shard: str | PathLike[str],
+    output: str | PathLike[str],
+    *,
+    layout: str | None = None,
+    overwrite: bool = False,
+    **options: Any,
+) -> ShardResult:
+    """Fits a body to everyone in one shard of people, and writes a shard of labels of the same name.
+
+    Labels that are there, whole, of the same people and made with the same settings, are left as they are. So
+    it may be called for any shard, in any order, by any number of processes, as often as one likes.
+
+    Args:
+        body: the layer; an `SMPLA` for people of all ages.
+        shard: a Parquet file, as `read_shard` reads it. Where it has focal lengths and ages, these
+            count, and those of the options are for everyone else.
+        output: the folder of the labels; it exists.
+        layout: of the keypoints, as in `read_shard`.
+        overwrite: replace labels that were made otherwise.
+        options: of `fit_annotations`, such as ``fov`` or ``batch_size``, and of `fit_keypoints`.
+
+    Raises:
+        LabelError: the shard is bad, or labels are there that were made otherwise.
+        TypeError, ValueError: an option is not known, or out of its range.
+        OSError: a file cannot be read or written.
+        ImportError: PyArrow is not installed.
+    """
+    began = time.perf_counter()
+    shard, output = Path(shard), _output(Path(shard), Path(output))
+    settings = describe_settings(body, layout, options)
+    record = _find(output, shard, settings, overwrite)
+    if record is not None:
+        return ShardResult(output, record, False, time.perf_counter() - began)
+    source = hash_file(shard)
+    people = read_people(shard, layout)
+    if people.focal is not None:
+        other = options.get("focal")
+        options["focal"] = people.focal if other is None else np.nan_to_num(people.focal, nan=other)
+    labels = fit_annotations(body, people.annotations, **options)
+    record = save_label_shard(output, labels, source, settings)
+    return ShardResult(output, record, True, time.perf_counter() - began)
+
+
+def _output(shard: Path, folder: Path) -> Path:
+    if folder.resolve() == shard.resolve().parent:
+        raise ValueError(f"output: expected another folder than that of the shards, got {folder}")
+    return folder / shard.with_suffix(".parquet").name
+
+
+def _find(output: Path, shard: Path, settings: dict[str, Any], overwrite: bool) -> ShardRecord | None:
+    try:
+        return find_record(output, shard, settings)
+    except LabelError:
+        if not overwrite:
+            raise
+        return None
+
+
+def list_shards(shards: Shards) -> list[Path]:
+    """Files of a folder, of a pattern with ``*``, or those given, by their names.
+
+    Raises:
+        LabelError: there are none, or two have one name.
+    """
+    if isinstance(shards, (str, PathLike)):
+        path = Path(shards)
+        if path.is_dir():
+            found = sorted(path.glob("[!.]*.parquet"))
+        else:
+            found = [path] if path.exists() else sorted(map(Path, glob.glob(os.fspath(shards))))
+        if not found:
+            raise LabelError(f"{path}: expected shards: a folder with *.parquet, a pattern, or one file")
+    else:
+        found = [Path(shard) for shard in shards]
+        if not found:
+            raise LabelError("shards: expected at least one")
+    names: dict[str, Path] = {}
+    for path in found:
+        if names.setdefault(path.stem, path) is not path:
+            raise LabelError(f"{path}: its labels would have the name of those of {names[path.stem]}")
+    return found
+
+
+def fit_dataset(
+    body: BodyModel,
+    shards: Shards,
+    output: str | PathLike[str],
+    *,
+    layout: str | None = None,
+    address: str | None = None,
+    workers: int | None = None,
+    skip_bad: bool = False,
+    overwrite: bool = False,
+    progress: Callable[[DatasetReport], None] = lambda report: None,
+    **options: Any,
+) -> DatasetReport:
+    """Fits a body to everyone in many shards with workers of Ray, each shard as `fit_shard` does.
+
+    The folder of labels is all there is to say what is done: a shard of labels appears whole, and says in its
+    metadata what it was made of. A call after a kill, of this process, of a worker or of a machine, fits the
+    shards that are not there; what was half done leaves nothing behind. The files are the same, to the byte,
+    as those of a call that was not stopped, on the same kind of machine.
+
+    A Ray that this process has started already is used, and left running. On a cluster, the files must be
+    under the same paths everywhere.
+
+    Args:
+        body: the layer. One on a CUDA device gives each worker a device of its own.
+        shards: a folder, a pattern such as ``"people/*-0001?.parquet"``, or files.
+        output: the folder of the labels and of ``report.json``; it is created where missing.
+        layout: of the keypoints, as in `read_shard`.
+        address: of a Ray cluster, such as ``"ray://head:10001"`` or ``"auto"``; None starts Ray on this
+            machine and stops it at the end.
+        workers: how many; as many as there are CPUs, or, for a body on CUDA, GPUs, if None.
+        skip_bad: leave out shards that cannot be read, and report them. Else they end the call: those whose
+            columns are wrong before anything is fitted.
+        overwrite: replace labels that were made otherwise.
+        progress: called with the report so far, at the beginning and after each shard.
+        options: as in `fit_shard`.
+
+    Raises:
+        LabelError: there are no shards, one is bad, or labels are there that were made otherwise.
+        TypeError, ValueError: an option is not known, or out of its range.
+        RuntimeError: a worker was ended by the system again and again.
+        OSError: a file cannot be read or written.
+        ImportError: Ray or PyArrow is not installed.
+    """
+    began = time.perf_counter()
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers: expected at least 1, got {workers}")
+    import_pyarrow()
+    folder = Path(output).absolute()
+    paths = {path.absolute(): _output(path, folder) for path in list_shards(shards)}
+    settings = describe_settings(body, layout, options)
+    folder.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(folder)
+    report = DatasetReport(len(paths), settings=settings)
+    todo = _take_stock(report, paths, skip_bad, overwrite)
+    progress(report)
+    if todo:
+        call = {"layout": layout, "overwrite": overwrite, **options}
+        with (
+            _ray(address, workers) as ray,
+            closing(_run(ray, body, list(todo), folder, call, workers)) as done,
+        ):
+            for path, outcome in done:
+                if isinstance(outcome, _Bad):
+                    if not skip_bad:
+                        raise LabelError(outcome.why)
+                    report.bad[str(path)] = outcome.why
+                    report.people -= todo[path]
+                else:
+                    report._add(outcome.worker, outcome.result, time.perf_counter() - began)
+                report.save(folder / REPORT)
+                progress(report)
+    report.seconds = round(time.perf_counter() - began, 3)
+    report.save(folder / REPORT)
+    return report
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Temporary files of processes that were killed as they wrote."""
+    for path in folder.glob(".*-" + 12 * "[0-9a-f]" + ".parquet"):
+        try:
+            if time.time() - path.stat().st_mtime > _LEFTOVER_AGE:
+                path.unlink()
+        except FileNotFoundError:  # it has become whole, or another call was faster
+            continue
+
+
+def _take_stock(
+    report: DatasetReport, paths: Mapping[Path, Path], skip_bad: bool, overwrite: bool
+) -> dict[Path, int]:
+    """Counts what is done, and gives the shards that are not, with how many people they have."""
+    todo = {}
+    for path, output in paths.items():
+        try:
+            people = count_people(path)
+        except LabelError as error:
+            if not skip_bad:
+                raise
+            report.bad[str(path)] = str(error)
+            continue
+        report.people += people
+        record = _find(output, path, report.settings, overwrite)
+        if record is None:
+            todo[path] = people
+        else:
+            report._count(record)
+            report.shards_found_done += 1
+    return todo
+
+
+@contextmanager
+def _ray(address: str | None, workers: int | None) -> Iterator[Any]:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's next default, of which it warns
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError("the fit of many shards needs `pip install agebody[ray]`") from error
+    if ray.is_initialized():
+        yield ray
+        return
+    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address is None:
+        ray.init(
+            address="local", num_cpus=workers or _count_cpus(), include_dashboard=False,
+            object_store_memory=_OBJECT_STORE, **quiet,
+        )  # fmt: skip
+    else:
+        ray.init(address=address, **quiet)
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _count_cpus() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class _Bad(NamedTuple):
+    """A shard that cannot be fitted."""
+
+    why: str
+
+
+class _Done(NamedTuple):
+    worker: str
+    result: ShardResult
+
+
+class _Task(NamedTuple):
+    """What is the same for all shards."""
+
+    body: list[Any]
+    """Ray's reference to the layer, on the CPU. In a list: Ray would else fetch it for each shard."""
+    cuda: bool
+    folder: Path
+    call: dict[str, Any]
+    """Arguments of `fit_shard`."""
+
+
+class _Worker:
+    """Fits one shard after the other with a body of its own."""
+
+    body: BodyModel | None = None
+
+    def start(self) -> None:
+        """Nothing: what it gives says that the worker is there."""
+
+    def fit(self, task: _Task, shard: Path) -> _Done | _Bad:
+        import ray
+
+        if self.body is None:  # it has just begun, or begun anew
+            torch.set_num_threads(1)
+            body: BodyModel = ray.get(task.body[0])
+            self.body = body.to("cuda") if task.cuda else body
+        try:
+            result = fit_shard(self.body, shard, task.folder, **task.call)
+        except LabelError as error:
+            return _Bad(str(error))
+        node = ray.get_runtime_context().get_node_id()
+        return _Done(f"{node[:8]}-{os.getpid()}", result)
+
+
+def _run(
+    ray: Any, body: BodyModel, shards: Sequence[Path], folder: Path, call: dict[str, Any], workers: int | None
+) -> Generator[tuple[Path, _Done | _Bad], None, None]:
+    """Each shard with what became of it, as they get ready. A worker has one at a time."""
+    cuda = body.device.type == "cuda"
+    there = int(ray.cluster_resources().get("GPU" if cuda else "CPU", 0))
+    if not there:
+        raise ValueError(f"body: on {body.device}, and Ray has no {'GPU' if cuda else 'CPU'}")
+    needs = {"num_cpus": 0 if cuda else 1, "num_gpus": 1 if cuda else 0}
+    kind = ray.remote(_Worker).options(**needs, max_restarts=_RESTARTS, max_task_retries=_RESTARTS)
+    task = _Task([ray.put(copy.deepcopy(body).cpu() if cuda else body)], cuda, folder, call)
+    count = min(workers or there, there, len(shards))
+    actors = [kind.remote() for _ in range(count)]
+    queue = deque(shards)
+    # A worker that has no place yet holds no shard back: it gets its first when it has begun.
+    running: dict[Any, tuple[Any, Path | None]] = {actor.start.remote(): (actor, None) for actor in actors}
+    left = len(shards)
+    try:
+        while left:
+            (ready,), _ = ray.wait(list(running), num_returns=1)
+            actor, shard = running.pop(ready)
+            outcome = _get(ray, ready, shard)
+            if shard is not None:
+                left -= 1
+                yield shard, outcome
+            if queue:
+                shard = queue.popleft()
+                running[actor.fit.remote(task, shard)] = actor, shard
+    finally:
+        for actor in actors:
+            ray.kill(actor)
+
+
+def _get(ray: Any, ready: Any, shard: Path | None) -> Any:
+    try:
+        return ray.get(ready)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+    except ray.exceptions.RayActorError as error:
+        what = "before it began" if shard is None else f"{1 + _RESTARTS} times at {shard}"
+        raise RuntimeError(f"a worker was ended {what}; has the machine enough memory? {error}") from None

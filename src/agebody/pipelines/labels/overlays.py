@@ -1,0 +1,122 @@
+"""Fits drawn over their photographs, to look at."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+
+from agebody.body import BodyModel
+from agebody.cameras import Camera
+from agebody.draw.meshes import PALETTE
+from agebody.draw.raycast import render
+from agebody.keypoints import KeypointLayout, get_layout
+from agebody.pipelines.labels.records import Labels
+
+OBSERVED, FITTED, REJECTED = "#ffd23f", "#ffffff", "#e5383b"
+"""Colours of keypoints, seen and of the body, and of bodies that are not kept."""
+OPACITY = 0.72
+"""Of bodies."""
+
+
+def draw_overlay(
+    body: BodyModel,
+    labels: Labels,
+    photograph: UInt8[np.ndarray, "H W 3"],
+    *,
+    max_side: int = 900,
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Two pictures side by side: a photograph with the observed keypoints, and with the bodies over it.
+
+    Right, yellow is what was observed and white what the body has; bodies that are not kept are red.
+
+    Args:
+        body: the layer that the labels were made with.
+        labels: the people of this photograph.
+        photograph: pixels; None of them are changed.
+        max_side: larger photographs are drawn smaller [pixels].
+
+    Raises:
+        ImportError: embreex is missing; install ``agebody[render]``.
+        ValueError: the photograph has another size than the labels say.
+    """
+    from PIL import Image
+
+    height, width = photograph.shape[:2]
+    if len(labels) and (labels.image_sizes != (width, height)).any():
+        raise ValueError(
+            f"photograph: expected {labels.image_sizes[0, 0]} x {labels.image_sizes[0, 1]} pixels, "
+            f"got {width} x {height}"
+        )
+    scale = min(1.0, max_side / max(width, height))
+    size = max(round(width * scale), 1), max(round(height * scale), 1)
+    small = np.asarray(Image.fromarray(photograph).resize(size, Image.Resampling.LANCZOS))
+    stretch = np.array(size) / (width, height)
+    layout = get_layout(labels.keypoint_layout)
+    seen, weights = labels.observed[..., :2] * stretch, labels.observed[..., 2]
+    before = Image.fromarray(small)
+    after = Image.fromarray(_with_bodies(body, labels, small, stretch))
+    for picture in (before, after):
+        for points, weight in zip(seen, weights, strict=True):
+            _draw(picture, layout, points, weight, OBSERVED)
+    for points in labels.keypoints * stretch:
+        _draw(after, layout, points, np.ones(len(points)), FITTED, dots=False)
+    gap = np.full((size[1], 6, 3), 255, np.uint8)
+    return np.concatenate((np.asarray(before), gap, np.asarray(after)), 1)
+
+
+def _with_bodies(
+    body: BodyModel, labels: Labels, photograph: UInt8[np.ndarray, "H W 3"], stretch: Float[np.ndarray, " 2"]
+) -> UInt8[np.ndarray, "H W 3"]:
+    if not len(labels):
+        return photograph
+    arguments: dict[str, Any] = {
+        name: torch.from_numpy(getattr(labels, name)).to(body.device, body.dtype)
+        for name in (
+            "global_orient",
+            "body_pose",
+            "betas",
+            "transl",
+            *(("age_offset",) if body.age_anchors else ()),
+        )
+    }
+    with torch.no_grad():
+        vertices = body(**arguments, pose_format="axis_angle").vertices.cpu().numpy()
+    colors = [PALETTE[i % len(PALETTE)] if kept else REJECTED for i, kept in enumerate(labels.kept)]
+    camera = Camera(
+        torch.from_numpy(labels.focal[0] * stretch).double(),
+        torch.from_numpy(labels.center[0] * stretch).double(),
+    )
+    faces = body.faces.cpu().numpy()
+    height, width = photograph.shape[:2]
+    drawn = render(
+        vertices, faces, camera, size=(width, height), colors=colors, background=photograph, light_rays=2
+    ).rgba[..., :3]
+    mixed = OPACITY * drawn + (1 - OPACITY) * photograph.astype(float)
+    return np.where((drawn != photograph).any(-1, keepdims=True), np.rint(mixed), photograph).astype(np.uint8)
+
+
+def _draw(
+    picture: Any,
+    layout: KeypointLayout,
+    points: Float[np.ndarray, "K 2"],
+    weights: Float[np.ndarray, " K"],
+    color: str,
+    dots: bool = True,
+) -> None:
+    from PIL import ImageDraw
+
+    draw = ImageDraw.Draw(picture)
+    unit = max(max(picture.size) / 450, 1)
+    # What projects far outside the picture would take time to draw, and is not seen.
+    near = (np.abs(points) < 10 * max(picture.size)).all(1) & (weights > 0)
+    for i, j in layout.edges:
+        if near[i] and near[j]:
+            draw.line([tuple(points[i]), tuple(points[j])], fill=color, width=round(unit))
+    radius = unit * (1.8 if dots else 1.2)
+    for x, y in points[near]:
+        draw.ellipse(
+            (x - radius, y - radius, x + radius, y + radius), fill=color if dots else None, outline=color
+        )

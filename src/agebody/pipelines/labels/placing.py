@@ -1,0 +1,224 @@
+"""Labels of the people of one image put in one space by a depth map (DTO), with what follows from it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from agebody.age import AgeCurve
+from agebody.body import BodyModel
+from agebody.cameras import Camera
+from agebody.crowd import (
+    DISPARITY_MIN_SLOPE,
+    SEXES,
+    HeightPrior,
+    MaskDepths,
+    Placement,
+    WrittenBack,
+    is_far,
+    mask_depths,
+    place_people,
+    prior_of_age,
+    refine_crowd,
+    rest_height,
+    write_back,
+)
+from agebody.draw.raycast import render
+from agebody.losses import FEET, part_vertices
+from agebody.parameters import BodyParameters
+from agebody.pipelines.labels.quality import flag_labels
+from agebody.pipelines.labels.records import Labels
+
+MIN_SHARE = 1 / 400
+"""Of the image that a person must cover to be placed (DTO's code)."""
+CHILD_YEARS = 15.0
+"""Below which DTO has classes of children; the mean of others moves half-way to the fitted stature."""
+OFFSET_SD = 0.1
+"""How far the age offset of a fit may be off, where no age is given."""
+FAR_DISPARITY = 0.02
+"""Reciprocal of Depth Anything V2's relative disparity beyond which somebody is far (DTO)."""
+
+
+class PlacedLabels(NamedTuple):
+    """P people of one image."""
+
+    labels: Labels
+    """Other bodies in other places, flagged anew."""
+    placement: Placement
+    written: WrittenBack
+    depths: MaskDepths
+    prior: HeightPrior
+    height: Float[Tensor, " P"]
+    """Stature before [m]."""
+    far: Bool[Tensor, " P"]
+
+
+def place_labels(
+    body: BodyModel,
+    labels: Labels,
+    depth: Float[np.ndarray, "H W"],
+    *,
+    masks: Bool[np.ndarray, "P H W"] | None = None,
+    years: Float[np.ndarray, " P"] | None = None,
+    sex: Int[np.ndarray, " P"] | None = None,
+    disparity: bool = False,
+    refine: bool = False,
+) -> PlacedLabels:
+    """The people of one image where its depth map and their statures put them.
+
+    Poses stay as they are. An age that is not given is that of the fit's age offset, give or take
+    ``OFFSET_SD``.
+
+    Args:
+        body: the layer that the labels were made with.
+        labels: all people of one image.
+        depth: what grows away from the camera, of the whole image on a grid of any size; NaN, infinite and
+            negative where it is not known.
+        masks: whose pixels those are; what the bodies cover before one another if None.
+        years: of each person, NaN where it is not known.
+        sex: index into ``agebody.crowd.SEXES``; 0, neutral, where it is not known.
+        disparity: the map is the reciprocal of Depth Anything V2's relative disparity.
+        refine: then put all on one ground, and out of one another (`refine_crowd`).
+
+    Raises:
+        ImportError: embreex is missing; install ``agebody[render]``.
+        ValueError: there is nobody, people are of several images or of another body, or shapes do not fit.
+    """
+    _check(body, labels, depth, masks, years, sex)
+    tensor = lambda array: torch.from_numpy(np.array(array)).to(body.device, body.dtype)  # noqa: E731
+    parameters = parameters_of(body, labels)
+    camera = Camera(tensor(labels.focal), tensor(labels.center))
+    with torch.no_grad():
+        vertices = body(**parameters.arguments(body), pose_format="axis_angle").vertices
+        rendered, covered = _rendered(body, vertices, camera, labels.image_sizes[0], depth.shape)
+        shown = torch.from_numpy(covered if masks is None else masks).to(body.device)
+        seen = mask_depths(tensor(depth), tensor(rendered), shown)
+        weights = (seen.pixels >= MIN_SHARE * depth.size).to(body.dtype)
+        height = rest_height(body, parameters.betas, parameters.age_offset)
+        prior, child = _prior(
+            body, parameters, height,
+            torch.full_like(height, torch.nan) if years is None else tensor(years),
+            torch.zeros_like(height, dtype=torch.long) if sex is None else tensor(sex).long(),
+        )  # fmt: skip
+        z = torch.where(weights > 0, seen.rendered_depth, tensor(labels.depth))
+        width, tall = labels.image_sizes[0].tolist()
+        far = is_far(z, camera.focal[:, 1], (width, tall))
+        if disparity:
+            far |= seen.depth > FAR_DISPARITY
+        placement = place_people(
+            seen.depth, z, height, prior, weights=weights, far=far, spread=seen.spread,
+            body_slope=seen.slope, body_correlation=seen.correlation,
+            min_slope=DISPARITY_MIN_SLOPE if disparity else 0.0,
+        )  # fmt: skip
+        written = write_back(body, parameters, placement.scale, camera, child=child)
+        if refine and len(labels) > 1:
+            written = _refined(body, written.parameters, camera, prior, written.height)
+        changed = _described(body, labels, written.parameters, camera)
+    return PlacedLabels(flag_labels(changed), placement, written, seen, prior, height, far)
+
+
+def parameters_of(body: BodyModel, labels: Labels) -> BodyParameters:
+    """The bodies of labels, as the layer takes them."""
+    return BodyParameters(
+        *(
+            torch.from_numpy(np.array(getattr(labels, name))).to(body.device, body.dtype)
+            for name in BodyParameters._fields
+        )
+    )
+
+
+def _check(
+    body: BodyModel,
+    labels: Labels,
+    depth: np.ndarray,
+    masks: np.ndarray | None,
+    years: np.ndarray | None,
+    sex: np.ndarray | None,
+) -> None:
+    count = len(labels)
+    if body.asset.metadata.name != labels.body:
+        raise ValueError(f"body: expected {labels.body!r}, with which the labels were made, "
+                         f"got {body.asset.metadata.name!r}")  # fmt: skip
+    if len(np.unique(labels.image_ids)) != 1:
+        raise ValueError(f"labels: expected people of one image, got {len(np.unique(labels.image_ids))}")
+    if depth.ndim != 2 or not depth.size:
+        raise ValueError(f"depth: expected shape (H, W), got {depth.shape}")
+    if masks is not None and (masks.shape != (count, *depth.shape) or masks.dtype != bool):
+        expected = (count, *depth.shape)
+        raise ValueError(f"masks: expected booleans of shape {expected}, got {masks.dtype} {masks.shape}")
+    for name, values in (("years", years), ("sex", sex)):
+        if values is not None and values.shape != (count,):
+            raise ValueError(f"{name}: expected shape ({count},), got {values.shape}")
+    if years is not None and not (np.isnan(years) | ((years >= 0) & (years < 150))).all():
+        raise ValueError("years: expected ages from 0 to 150, or NaN")
+    if sex is not None and not np.isin(sex, range(len(SEXES))).all():
+        raise ValueError(f"sex: expected indices into {SEXES}")
+
+
+def _prior(
+    body: BodyModel, parameters: BodyParameters, height: Tensor, years: Tensor, sex: Tensor
+) -> tuple[HeightPrior, Tensor]:
+    """How tall each is likely to be, and who is a child."""
+    guess, doubt = torch.full_like(years, 19.0), torch.zeros_like(years)
+    if body.age_anchors:
+        curve = AgeCurve.from_asset(body.asset)
+        guess = curve.offset_to_years(parameters.age_offset)
+        older, younger = (curve.offset_to_years(parameters.age_offset + way * OFFSET_SD) for way in (-1, 1))
+        doubt = (older - younger) / 2
+    unknown = years.isnan()
+    years = torch.where(unknown, guess, years)
+    child = years < CHILD_YEARS
+    prior = prior_of_age(years, sex=sex, years_sd=torch.where(unknown, doubt, 0))
+    return prior.towards(height, share=torch.where(child, 0.0, 0.5)), child
+
+
+def _rendered(
+    body: BodyModel, vertices: Tensor, camera: Camera, size: np.ndarray, shape: tuple[int, ...]
+) -> tuple[Float[np.ndarray, "P H W"], Bool[np.ndarray, "P H W"]]:
+    """Depth of each body alone, and which pixels it covers before the others."""
+    height, width = shape
+    stretch = camera.focal.new_tensor((width / float(size[0]), height / float(size[1])))
+    depths = []
+    for person, focal, center in zip(vertices, camera.focal, camera.center, strict=True):
+        lens = Camera(focal * stretch, center * stretch)
+        picture = render(person, body.faces, lens, size=(width, height), background=None, light_rays=0)
+        depths.append(picture.depth.astype(np.float64))
+    each = np.stack(depths)
+    nearest = each.argmin(0) == np.arange(len(each))[:, None, None]
+    return each, nearest & np.isfinite(each)
+
+
+def _refined(
+    body: BodyModel, parameters: BodyParameters, camera: Camera, prior: HeightPrior, height: Tensor
+) -> WrittenBack:
+    """All people on one ground and out of one another; sizes free."""
+    posed = body(**parameters.arguments(body), pose_format="axis_angle")
+    points = body.keypoints("smpl24", **parameters.arguments(body), pose_format="axis_angle")
+    soles = part_vertices(body.asset, FEET, facing=(0, -1, 0))
+    found = refine_crowd(
+        points, Camera(camera.focal[0], camera.center[0]), posed.joints[:, 0], feet=posed.vertices[:, soles],
+        pixel_weights=(points[..., 2] > 0).to(points),  # of who stands astride the camera
+        height=height, prior=prior, vertices=posed.vertices, faces=body.faces,
+    )  # fmt: skip
+    return write_back(body, parameters, found.scale, camera, root=found.new_root)
+
+
+def _described(body: BodyModel, labels: Labels, parameters: BodyParameters, camera: Camera) -> Labels:
+    """The labels with other bodies, and what follows from them."""
+    arguments = {**parameters.arguments(body), "pose_format": "axis_angle"}
+    joints = body(**arguments).joints
+    points = camera.project(body.keypoints(labels.keypoint_layout, **arguments)).pixels
+    pixels, weights = points.cpu().double().numpy(), labels.observed[..., 2]
+    off = np.linalg.norm(np.where(weights[..., None] > 0, pixels - labels.observed[..., :2], 0), axis=-1)
+    arrays: dict[str, np.ndarray] = {
+        name: tensor.cpu().numpy() for name, tensor in parameters._asdict().items()
+    } | {
+        "joints": joints.cpu().numpy(), "depth": joints[:, 0, 2].cpu().numpy(), "keypoints": pixels,
+        "reprojection": (weights * off).sum(1) / np.maximum(weights.sum(1), 1e-9),
+    }  # fmt: skip
+    return replace(labels, **{name: a.astype(getattr(labels, name).dtype) for name, a in arrays.items()})

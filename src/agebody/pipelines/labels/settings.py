@@ -1,0 +1,106 @@
+"""What labels depend on besides the keypoints, so that work that is done is known again."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import nn
+
+from agebody.body import BodyModel
+from agebody.fitting.images import fit_keypoints
+from agebody.keypoints import get_layout
+from agebody.pipelines.labels.fitting import fit_annotations
+
+_NOT_OPTIONS = {
+    "body", "annotations", "progress", "options",
+    "keypoints", "camera", "layout", "weights", "start", "depth", "depth_sd",
+}  # fmt: skip
+"""Arguments of the two functions that are each person's, or no matter of settings."""
+
+
+def describe_settings(body: BodyModel, layout: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    """How bodies are fitted, as values of JSON: equal for equal settings, whatever process they were made in.
+
+    Arrays, layers and priors stand there as SHA-256 of what is in them; options that are not given, as their
+    defaults.
+
+    Args:
+        body: the layer.
+        layout: of the keypoints; None is each file's.
+        options: of `fit_annotations`, and of `fit_keypoints`.
+
+    Raises:
+        TypeError: there is no such option, or its value is of a kind that cannot be compared.
+    """
+    known = {
+        name: parameter.default
+        for function in (fit_keypoints, fit_annotations)
+        for name, parameter in inspect.signature(function).parameters.items()
+        if name not in _NOT_OPTIONS
+    }
+    for name in options:
+        if name not in known:
+            raise TypeError(f"{name}: no option of fit_annotations or fit_keypoints")
+    arrays = {entry.name: getattr(body.asset, entry.name) for entry in fields(body.asset)}
+    del arrays["metadata"]
+    scale = getattr(body, "infant_corrective_scale", None)
+    found: dict[str, Any] = {
+        "agebody": version("agebody"),
+        "body": body.asset.metadata.name,
+        "body_sha256": _sha256("body", (type(body).__qualname__, body.num_betas, scale, arrays)),
+        "dtype": str(body.dtype).removeprefix("torch."),
+        "device": body.device.type,
+        "backend": body.backend,
+        "layout": None if layout is None else get_layout(layout).name,
+    }
+    for name, default in known.items():
+        value = options.get(name, default)
+        plain = value is None or isinstance(value, (bool, int, float, str))
+        found[name] = value if plain else f"sha256:{_sha256(name, value)}"
+    return found
+
+
+def _sha256(name: str, value: Any) -> str:
+    digest = hashlib.sha256()
+    _feed(digest.update, name, value)
+    return digest.hexdigest()
+
+
+def _feed(update: Any, name: str, value: Any) -> None:
+    """Passes on what a value is, kind first, so that no two values are the same bytes."""
+    update(f"<{type(value).__qualname__}>".encode())
+    if value is None or isinstance(value, (bool, int, float, str)):
+        update(repr(value).encode())
+    elif isinstance(value, np.ndarray):
+        update(f"{value.dtype.str}{value.shape}".encode())
+        update(np.ascontiguousarray(value).tobytes())
+    elif isinstance(value, torch.Tensor):
+        _feed(update, name, value.detach().cpu().numpy())
+    elif sparse.issparse(value):
+        _feed(update, name, tuple(sparse.find(value)) + tuple(value.shape))
+    elif isinstance(value, nn.Module):
+        _feed(update, name, dict(sorted([*value.named_buffers(), *value.named_parameters()])))
+        plain = (bool, int, float, str, tuple)
+        kept = {key: part for key, part in vars(value).items() if key[0] != "_" and isinstance(part, plain)}
+        _feed(update, name, {key: part for key, part in kept.items() if key != "training"})
+    elif isinstance(value, Mapping):
+        for key in sorted(value):
+            _feed(update, key, key)
+            _feed(update, key, value[key])
+    elif is_dataclass(value):
+        for entry in fields(value):
+            _feed(update, f"{name}.{entry.name}", getattr(value, entry.name))
+    elif isinstance(value, Sequence):
+        for part in value:
+            _feed(update, name, part)
+    else:
+        raise TypeError(f"{name}: expected numbers, names, arrays or layers, got {type(value).__name__}")
+    update(b"</>")

@@ -1,0 +1,122 @@
+"""How labels turned out, in numbers: for a report, and for a table."""
+
+from __future__ import annotations
+
+from collections import Counter
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+
+from agebody.age import AGE_CLASSES, age_class
+from agebody.annotations.people import Annotations
+from agebody.pipelines.labels.quality import RULES
+from agebody.pipelines.labels.records import Labels
+
+
+def summarize(
+    labels: Labels, annotations: Annotations | None = None, seconds: float | None = None
+) -> dict[str, Any]:
+    """Counts and medians, as values that JSON holds.
+
+    Args:
+        labels: the people.
+        annotations: where they were read, which adds who was left out and why.
+        seconds: that the fit took.
+    """
+    kinds = age_class(torch.from_numpy(np.asarray(labels.age_offset))).numpy()
+    found: dict[str, Any] = {
+        "agebody": version("agebody"),
+        "body": labels.body,
+        "keypoint_layout": labels.keypoint_layout,
+        "images": len(np.unique(labels.image_ids)),
+        "people": len(labels),
+        "kept": int(labels.kept.sum()),
+        "converged": int(labels.converged.sum()),
+        "median_reprojection_px": _median(labels.reprojection),
+        "median_reprojection_kept_px": _median(labels.reprojection[labels.kept]),
+        "median_iterations": _median(labels.iterations),
+        "flags": {name: int(flag.sum()) for name, flag in labels.flags.items()},
+        "stop": dict(Counter(labels.stop.tolist()).most_common()),
+        "ages": [
+            {
+                "age_class": kind.name,
+                "people": int((kinds == i).sum()),
+                "kept": int(labels.kept[kinds == i].sum()),
+                "median_reprojection_px": _median(labels.reprojection[kinds == i]),
+                "median_age_offset": _median(labels.age_offset[kinds == i]),
+                "median_depth_m": _median(labels.depth[kinds == i]),
+            }
+            for i, kind in enumerate(AGE_CLASSES)
+        ],
+    }
+    if annotations is not None:
+        empty = len(annotations.images) - len(np.unique(annotations.image))
+        found["left_out"] = dict(annotations.left_out)
+        found["images_without_people"] = empty
+        found["notes"] = list(annotations.notes)
+    if seconds is not None:
+        found["seconds"] = round(seconds, 3)
+        found["people_per_second"] = round(len(labels) / seconds, 1) if seconds > 0 else None
+    return found
+
+
+def to_markdown(summary: dict[str, Any]) -> str:
+    """A summary as a page."""
+    lines = [f"# Labels: {summary['kept']} of {summary['people']} people kept", ""]
+    lines += _table(
+        ("", ""),
+        [
+            ("body", summary["body"]),
+            ("keypoints", summary["keypoint_layout"]),
+            ("images with people", summary["images"]),
+            *(
+                (("images without", summary["images_without_people"]),)
+                if "images_without_people" in summary
+                else ()
+            ),
+            ("converged", summary["converged"]),
+            ("median reprojection error [px]", _number(summary["median_reprojection_px"])),
+            ("of those kept [px]", _number(summary["median_reprojection_kept_px"])),
+            ("median iterations", _number(summary["median_iterations"])),
+            *((("seconds", _number(summary["seconds"])),) if "seconds" in summary else ()),
+            *((("left out: " + why, count) for why, count in summary.get("left_out", {}).items())),
+        ],
+    )
+    lines += ["", "## By age", ""]
+    lines += _table(
+        ("age class", "people", "kept", "median error [px]", "median age offset", "median depth [m]"),
+        [
+            (
+                row["age_class"], row["people"], row["kept"], _number(row["median_reprojection_px"]),
+                _number(row["median_age_offset"]), _number(row["median_depth_m"]),
+            )
+            for row in summary["ages"]
+        ],
+    )  # fmt: skip
+    lines += ["", "## What is wrong", "", "One person may have several flags.", ""]
+    lines += _table(
+        ("flag", "people", "meaning"),
+        [(name, count, RULES.get(name, "")) for name, count in summary["flags"].items()],
+    )
+    lines += ["", "## Why fits ended", ""]
+    lines += _table(("reason", "people"), list(summary["stop"].items()))
+    lines += ["", *(f"Note: {note}." for note in summary.get("notes", ()))]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _table(heading: tuple[str, ...], rows: list[tuple[Any, ...]]) -> list[str]:
+    return [
+        f"| {' | '.join(heading)} |",
+        "|---" * len(heading) + "|",
+        *(f"| {' | '.join(map(str, row))} |" for row in rows),
+    ]
+
+
+def _median(values: np.ndarray) -> float | None:
+    return round(float(np.median(values)), 4) if len(values) else None
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"

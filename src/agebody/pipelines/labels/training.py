@@ -1,0 +1,251 @@
+"""Files that training code for human mesh recovery reads: those of HMR2 (4D-Humans) and AionHMR.
+
+Both read people as ``ImageDataset`` does in ``hmr2/datasets/image_dataset.py`` of github.com/shubham-goel/4D-Humans
+and ``aionhmr-b/src/datasets/image_dataset.py`` of github.com/gioxatz/aionhmr: from one ``.npz``, or, for training,
+from webdataset's tar shards, where an image stands beside a list of its people. The pelvis is the root of the
+body, its pose is 24 axis-angle vectors in camera coordinates, keypoints are `LAYOUTS["hmr2_44"]` in pixels of
+the image. AionHMR has 11 betas: ten, and the age offset, which is how smplx's SMPL of ``age="kid"`` takes it.
+"""  # noqa: E501
+
+from __future__ import annotations
+
+import io
+import pickle
+import re
+import tarfile
+from collections.abc import Callable
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from agebody.annotations.people import LabelError
+from agebody.annotations.photographs import is_upright, read_photograph
+from agebody.assets.asset import SMPL_JOINT_NAMES
+from agebody.body import BodyModel
+from agebody.draw.mesh_files import save_npz
+from agebody.files import replacing
+from agebody.keypoints import get_layout
+from agebody.pipelines.labels.quality import BOX_SCALE
+from agebody.pipelines.labels.records import Labels
+
+_NUM_BETAS = 10
+_SCALE_UNIT = 200.0
+"""Pixels that boxes are measured in within shards, since HMR."""
+_CHUNK = 256
+
+
+def training_arrays(
+    body: BodyModel, labels: Labels, *, box_scale: float = BOX_SCALE
+) -> dict[str, np.ndarray]:
+    """What `save_training_npz` writes, one row a person.
+
+    | key | shape | |
+    |---|---|---|
+    | `imgname`, `personid` | (N,) | file of the image, and the person's number in it |
+    | `center`, `scale` | (N, 2) | middle of the box, and its sides times ``box_scale`` [pixels] |
+    | `body_pose` | (N, 72) | root first, axis-angle |
+    | `betas` | (N, 11) | ten, and the age offset |
+    | `has_body_pose`, `has_betas` | (N,) | 1 for people that are kept, 0 for others |
+    | `body_keypoints_2d`, `extra_keypoints_2d` | (N, 25, 3), (N, 19, 3) | observed: x, y, confidence |
+    | `body_keypoints_3d`, `extra_keypoints_3d` | (N, 25, 4), (N, 19, 4) | of the body, in camera coordinates [m]; 1 |
+
+    People that are not kept have their keypoints still. Observed keypoints are matched by name, so COCO's fill
+    17 of OpenPose's 25. Keypoints in 3D need a body with the 19 points of "j19"; without them, the root that the
+    training code subtracts is missing, and all have confidence 0.
+
+    Args:
+        body: the layer that the labels were made with.
+        labels: the people.
+        box_scale: how much larger a box is made.
+
+    Raises:
+        ValueError: the body has other joints than SMPL's 24, or betas beyond the tenth were fitted.
+    """  # noqa: E501
+    if labels.joint_names != SMPL_JOINT_NAMES:
+        raise ValueError(f"labels: expected a body of SMPL's 24 joints, got {len(labels.joint_names)} joints")
+    if np.any(labels.betas[:, _NUM_BETAS:]):
+        raise ValueError(
+            f"labels: expected {_NUM_BETAS} betas, got {labels.betas.shape[1]}; use num_betas=10"
+        )
+    count = len(labels)
+    betas = np.zeros((count, _NUM_BETAS + 1), np.float32)
+    given = labels.betas[:, :_NUM_BETAS]
+    betas[:, : given.shape[1]] = given
+    betas[:, -1] = labels.age_offset
+    kept = labels.kept.astype(np.float32)
+    seen, points = _observed(labels), _points(body, labels)
+    points[..., 3] *= kept[:, None]
+    return {
+        "imgname": labels.image_ids,
+        "personid": _numbers(labels.image_ids),
+        "center": (labels.boxes[:, :2] + labels.boxes[:, 2:] / 2).astype(np.float32),
+        "scale": (labels.boxes[:, 2:] * box_scale).astype(np.float32),
+        "body_pose": np.concatenate((labels.global_orient[:, None], labels.body_pose), 1)
+        .reshape(count, 72)
+        .astype(np.float32),
+        "has_body_pose": kept,
+        "betas": betas,
+        "has_betas": kept,
+        "body_keypoints_2d": seen[:, :25],
+        "extra_keypoints_2d": seen[:, 25:],
+        "body_keypoints_3d": points[:, :25],
+        "extra_keypoints_3d": points[:, 25:],
+    }
+
+
+def save_training_npz(
+    path: str | PathLike[str], body: BodyModel, labels: Labels, *, box_scale: float = BOX_SCALE
+) -> None:
+    """Write the ``.npz`` of `training_arrays`, whole or not at all.
+
+    Raises:
+        ValueError: as `training_arrays`, or the suffix is not .npz.
+        OSError: the file cannot be written.
+    """
+    save_npz(path, **training_arrays(body, labels, box_scale=box_scale))
+
+
+def save_training_shards(
+    folder: str | PathLike[str],
+    body: BodyModel,
+    labels: Labels,
+    images: str | PathLike[str],
+    *,
+    box_scale: float = BOX_SCALE,
+    images_per_shard: int = 1000,
+    unreadable: Callable[[str, Exception], None] | None = None,
+    progress: Callable[[int], None] = lambda images: None,
+) -> list[Path]:
+    """Write webdataset's shards, ``000000.tar`` and on, each whole or not at all.
+
+    An image is ``KEY.jpg`` beside ``KEY.data.pyd``, a pickled list of one dictionary a person. JPEG files
+    are copied as they are; others, and photographs that EXIF turns, are decoded, turned and written as JPEG
+    of quality 95, because the training code does not turn them.
+
+    Args:
+        folder: where the shards go; it exists.
+        body: the layer that the labels were made with.
+        labels: the people.
+        images: the folder of the images.
+        box_scale: how much larger a box is made.
+        images_per_shard: how many images a shard has.
+        unreadable: called with the name of an image that cannot be read, and the error; the image is then
+            left out. None raises the error.
+        progress: called with the number of images done.
+
+    Raises:
+        ValueError: as `training_arrays`, or ``images_per_shard`` is below 1.
+        LabelError: an image cannot be read, or has another size than the labels say.
+        OSError: a file is not there, or cannot be written.
+    """
+    if images_per_shard < 1:
+        raise ValueError(f"images_per_shard: expected at least 1, got {images_per_shard}")
+    arrays = training_arrays(body, labels, box_scale=box_scale)
+    people: dict[str, list[int]] = {}
+    for row, name in enumerate(labels.image_ids.tolist()):
+        people.setdefault(name, []).append(row)
+    names = list(people)
+    written = []
+    for start in range(0, len(names), images_per_shard):
+        path = Path(folder) / f"{start // images_per_shard:06d}.tar"
+        with replacing(path) as temporary, tarfile.open(temporary, "w") as tar:
+            for i, name in enumerate(names[start : start + images_per_shard], start):
+                rows = people[name]
+                key = f"{i:06d}_" + re.sub(r"[^\w-]", "_", str(Path(name).with_suffix("")))
+                width, height = labels.image_sizes[rows[0]].tolist()
+                try:
+                    photograph = _jpeg(Path(images) / name, (width, height))
+                except (LabelError, OSError) as error:
+                    if unreadable is None:
+                        raise
+                    unreadable(name, error)
+                    continue
+                _add(tar, f"{key}.jpg", photograph)
+                _add(tar, f"{key}.data.pyd", _pickle([_person(arrays, row) for row in rows]))
+                progress(i + 1)
+        written.append(path)
+    return written
+
+
+def _observed(labels: Labels) -> Float[np.ndarray, "N 44 3"]:
+    """Observed keypoints in the order of HMR2, matched by name; confidence 0 for those that there are not."""
+    names = get_layout(labels.keypoint_layout).names
+    found = np.zeros((len(labels), 44, 3), np.float32)
+    for i, name in enumerate(get_layout("hmr2_44").names):
+        if name in names:
+            found[:, i] = labels.observed[:, names.index(name)]
+    return found
+
+
+def _points(body: BodyModel, labels: Labels) -> Float[np.ndarray, "N 44 4"]:
+    found = np.zeros((len(labels), 44, 4), np.float32)
+    if "j19" not in body.asset.regressors:
+        return found
+    names = ("global_orient", "body_pose", "betas", "transl", *(("age_offset",) if body.age_anchors else ()))
+    for first in range(0, len(labels), _CHUNK):
+        rows = slice(first, first + _CHUNK)
+        arguments = {
+            name: torch.from_numpy(getattr(labels, name)[rows]).to(body.device, body.dtype) for name in names
+        }
+        with torch.no_grad():
+            points = body.keypoints("hmr2_44", **arguments, pose_format="axis_angle")
+        found[rows, :, :3] = points.cpu().numpy()
+    found[..., 3] = 1
+    return found
+
+
+def _numbers(images: np.ndarray) -> np.ndarray:
+    """Of each person in its image, counting from 0."""
+    seen: dict[str, int] = {}
+    numbers = np.zeros(len(images), np.int32)
+    for i, name in enumerate(images):
+        numbers[i] = seen[name] = seen.get(name, -1) + 1
+    return numbers
+
+
+def _person(arrays: dict[str, np.ndarray], row: int) -> dict[str, Any]:
+    """As it stands in a shard: keypoints in one, boxes in units of 200 pixels."""
+    one = {name: arrays[name][row] for name in ("center", "body_pose", "betas", "has_body_pose", "has_betas")}
+    return {
+        **{name: np.asarray(value) for name, value in one.items()},
+        "scale": arrays["scale"][row] / np.float32(_SCALE_UNIT),
+        "keypoints_2d": np.concatenate((arrays["body_keypoints_2d"][row], arrays["extra_keypoints_2d"][row])),
+        "keypoints_3d": np.concatenate((arrays["body_keypoints_3d"][row], arrays["extra_keypoints_3d"][row])),
+        "extra_info": {"personid": int(arrays["personid"][row])},
+    }
+
+
+class _Pickler(pickle.Pickler):
+    """Arrays as ``numpy.ndarray(shape, type, bytes)``: NumPy's own way names modules of its version."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, np.ndarray):
+            return np.ndarray, (obj.shape, obj.dtype.str, bytearray(obj.tobytes()))
+        return NotImplemented
+
+
+def _pickle(value: Any) -> bytes:
+    stream = io.BytesIO()
+    _Pickler(stream, protocol=5).dump(value)
+    return stream.getvalue()
+
+
+def _jpeg(path: Path, size: tuple[int, int]) -> bytes:
+    from PIL import Image
+
+    pixels = read_photograph(path, size)
+    if path.suffix.lower() in (".jpg", ".jpeg") and is_upright(path):
+        return path.read_bytes()
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, format="JPEG", quality=95)
+    return stream.getvalue()
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.size = len(data)
+    tar.addfile(entry, io.BytesIO(data))

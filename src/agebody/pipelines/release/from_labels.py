@@ -1,0 +1,157 @@
+"""Photographs and their people from a file of labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path, PurePath
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+
+from agebody.annotations.coco import load_json
+from agebody.body import BodyModel
+from agebody.cameras import Camera
+from agebody.parameters import BodyParameters
+from agebody.pipelines.labels import Labels
+from agebody.pipelines.release.photos import Box, Person, Photo, Region, ReleaseError, load_mask
+from agebody.pipelines.release.regions import fill_box, longer_side
+
+
+def photos_from_labels(
+    labels: Labels,
+    images: str | PathLike[str],
+    *,
+    body: BodyModel,
+    masks: str | PathLike[str] | None = None,
+    hide: str | PathLike[str] | None = None,
+    sequences: bool = False,
+) -> list[Photo]:
+    """What `write_release` takes, from `agebody.pipelines.labels.Labels`.
+
+    A person whom the labels do not keep has no fit. The box of a person holds the label's box and all
+    keypoints that count.
+
+    Args:
+        labels: people with their bodies.
+        images: the folder of the photographs that the labels name.
+        body: the body of the fits.
+        masks: a folder with a mask a photograph, of the same name with the suffix .png, which is black where
+            nobody is. A person's is what lies in it about the person's box, be it a neighbour; whom it does
+            not show has no mask. All of it is hidden, whoever it shows.
+        hide: COCO annotations, of these photographs and in their pixels. Whatever they have a box of is
+            hidden, too, fitted or not, a person or not.
+        sequences: the photographs of each folder below ``images`` are the frames of a video, ordered by name.
+
+    Raises:
+        ReleaseError: the labels are of another body, a mask is missing, or the annotations to hide do not
+            have a photograph, or have it in another size.
+        LabelError: the file of annotations is none.
+        OSError: a file cannot be read.
+    """
+    if labels.joint_names != tuple(body.asset.joint_names) or labels.body != body.asset.metadata.name:
+        raise ReleaseError(f"the labels are of the body {labels.body!r}, not of {body.asset.metadata.name!r}")
+    annotated = None if hide is None else _annotated_boxes(Path(hide))
+    photos = []
+    names, starts = np.unique(
+        labels.image_ids[order := np.argsort(labels.image_ids, kind="stable")], return_index=True
+    )
+    for name, rows in zip(names.tolist(), np.split(order, starts[1:]), strict=True):
+        first = rows[0]
+        size = (int(labels.image_sizes[first, 0]), int(labels.image_sizes[first, 1]))
+        camera = Camera(torch.from_numpy(labels.focal[first]), torch.from_numpy(labels.center[first]))
+        people = [
+            Person(_parameters(labels, row, body), _box(labels, row), points=_seen(labels, row))
+            for row in rows
+        ]
+        others: list[Region] = [] if annotated is None else _boxes_of(name, size, annotated, str(hide))
+        if masks is not None:
+            people, rest = _with_masks(people, Path(masks, name).with_suffix(".png"), size)
+            others += rest
+        folder = PurePath(name).parent.as_posix()
+        photos.append(Photo(Path(images, name), camera, people, size, folder if sequences else None, others))
+    return photos
+
+
+def _parameters(labels: Labels, row: int, body: BodyModel) -> BodyParameters | None:
+    if not labels.kept[row]:
+        return None
+    return BodyParameters(
+        *(torch.as_tensor(getattr(labels, name)[row]).to(body._like) for name in BodyParameters._fields)
+    )
+
+
+def _box(labels: Labels, row: int) -> Box:
+    x, y, width, height = labels.boxes[row].tolist()
+    corners = np.concatenate([_seen(labels, row), [(x, y), (x + width, y + height)]])
+    x0, y0, x1, y1 = (*corners.min(0).tolist(), *corners.max(0).tolist())
+    return x0, y0, x1, y1
+
+
+def _seen(labels: Labels, row: int) -> Float[np.ndarray, "K 2"]:
+    """The keypoints of a person that count."""
+    return labels.observed[row][labels.observed[row, :, 2] > 0, :2]
+
+
+def _with_masks(
+    people: Sequence[Person], path: Path, size: tuple[int, int]
+) -> tuple[list[Person], list[Region]]:
+    """People with their parts of a mask of all, and what of it is nobody's."""
+    if not path.is_file():
+        raise ReleaseError(f"{path}: there is no such mask")
+    mask = load_mask(path, size)
+    rest = mask.copy()
+    masked = []
+    for person in people:
+        assert person.box is not None
+        near: Bool[np.ndarray, "H W"] = mask & fill_box(person.box, size, 0.2 * longer_side(person.box))
+        masked.append(person._replace(mask=near) if near.any() else person)
+        rest &= ~near
+    return masked, [rest] if rest.any() else []
+
+
+class _Annotated(NamedTuple):
+    """What annotations say of one picture."""
+
+    sizes: set[tuple[int, int]]
+    boxes: list[Box]
+
+
+def _annotated_boxes(path: Path) -> dict[str, _Annotated]:
+    """All boxes of COCO annotations, by file name."""
+    document = load_json(path)
+    try:
+        found: dict[str, _Annotated] = {}
+        pictures = {}
+        for image in document["images"]:
+            name = PurePath(image["file_name"]).as_posix()
+            picture = pictures[image["id"]] = found.setdefault(name, _Annotated(set(), []))
+            if image.get("width") is not None and image.get("height") is not None:
+                picture.sizes.add((int(image["width"]), int(image["height"])))
+        for entry in document["annotations"]:
+            x, y, width, height = (float(value) for value in entry["bbox"])
+            pictures[entry["image_id"]].boxes.append((x, y, x + width, y + height))
+    except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
+        raise ReleaseError(
+            f"{path}: expected COCO annotations with a bbox each ({type(error).__name__}: {error})"
+        ) from None
+    return found
+
+
+def _boxes_of(
+    name: str, size: tuple[int, int], annotated: dict[str, _Annotated], source: str
+) -> list[Region]:
+    """The boxes of a photograph; one that the annotations do not have is refused, lest nothing is hidden."""
+    found = annotated.get(PurePath(name).as_posix())
+    if found is None:
+        raise ReleaseError(
+            f"{source}: no image of the name {name}, as the labels have it; nothing of it would be hidden"
+        )
+    if found.sizes - {size}:
+        other = sorted(found.sizes - {size})[0]
+        raise ReleaseError(
+            f"{source}: {name} has {other[0]} x {other[1]} pixels, in the labels {size[0]} x {size[1]}"
+        )
+    return list(found.boxes)

@@ -1,0 +1,224 @@
+"""Which pixels of a photograph are people's, with room to spare."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, TypeGuard
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from PIL import Image
+from scipy import ndimage
+
+from agebody.pipelines.release.photos import Box, Person, Pixels, Region, ReleaseError, read_mask
+
+RegionRule = Literal["auto", "box", "mask", "mesh"]
+"""What is hidden of a person, each enlarged (see `person_region`):
+
+- ``"auto"``: all of these: the person's box, the mask, and of the mesh the outline where there is a mask, the
+  box where there is none;
+- ``"box"``: whole boxes, of the mask, too;
+- ``"mask"``: the mask and the outline of the mesh, and no box; for masks that are known to be complete. A
+  person whom a mask plainly does not show is refused;
+- ``"mesh"``: as ``"auto"``, but the box of the mesh alone will do for a person with neither mask nor box.
+"""
+
+LEAST = 8
+"""By how many pixels a region grows at least."""
+TRACE = 17
+"""By how many pixels it then grows on each side, against traces: a block of JPEG, and one more."""
+SHOWN = 0.5
+"""Of a person's box, the share that a box around the mask in it has to fill; less is somebody else's mask."""
+COVERED = 0.8
+"""Of a person's keypoints, the share that has to lie in the grown mask; a few may be guesses beside it."""
+
+
+def person_region(
+    person: Person,
+    size: tuple[int, int],
+    *,
+    mesh_box: Box | None,
+    outline: Bool[np.ndarray, "H W"] | None,
+    rule: RegionRule,
+    margin: float,
+    dilation: float,
+) -> Bool[np.ndarray, "H W"]:
+    """Pixels to hide for one person.
+
+    A fitted body covers neither hair nor clothes nor what a person holds, and a fit may be wrong. So a mesh
+    adds to what is hidden, and never decides alone unless asked to.
+
+    Args:
+        person: whom to hide.
+        size: of the photograph [pixels].
+        mesh_box: around the fitted mesh.
+        outline: where the fitted mesh is.
+        rule: see `RegionRule`.
+        margin: by how much of its longer side a box grows on each side.
+        dilation: by how much of its longer side a mask grows: that of the box, or of the mask's, if larger.
+
+    Raises:
+        ReleaseError: nothing says where the person is, or what does is not in the photograph.
+    """
+    mask = None if person.mask is None else read_mask(person.mask, size)
+    if rule == "mask":
+        return _mask_alone(person, mask, outline, dilation)
+    boxes = [] if mesh_box is None else [mesh_box]
+    region = np.zeros((size[1], size[0]), bool)
+    if mask is not None and rule == "box":
+        boxes.append(box_of(mask))
+    elif mask is not None:
+        region = _grown_mask(person, mask, outline, dilation)
+        boxes = []
+    if person.box is not None:
+        boxes.append(person.box)
+    elif mask is None and rule != "mesh":
+        raise ReleaseError(
+            "a person with neither a box nor a mask: where a fit is wrong the person would be seen; "
+            'give boxes or masks, or choose the region "mesh" to rely on the fits'
+        )
+    for box in boxes:
+        region |= fill_box(box, size, max(LEAST, margin * longer_side(box)))
+    if person.box is not None and not fill_box(person.box, size, 1).any():
+        raise ReleaseError(f"a person whose box {tuple(person.box)} is not in the picture of {size} pixels")
+    if not region.any():
+        raise ReleaseError("a person of whom neither a box nor a mask nor a fit in the picture says where")
+    return region
+
+
+def _grown_mask(
+    person: Person, mask: Bool[np.ndarray, "H W"], outline: Bool[np.ndarray, "H W"] | None, dilation: float
+) -> Bool[np.ndarray, "H W"]:
+    seen = mask if outline is None else mask | outline
+    side = max(longer_side(box) for box in (box_of(mask), person.box) if box is not None)
+    return grow(seen, max(LEAST, dilation * side))
+
+
+def _mask_alone(
+    person: Person,
+    mask: Bool[np.ndarray, "H W"] | None,
+    outline: Bool[np.ndarray, "H W"] | None,
+    dilation: float,
+) -> Bool[np.ndarray, "H W"]:
+    """Raises ReleaseError where the mask is missing, or cannot be the whole person."""
+    if mask is None:
+        raise ReleaseError('a person of whom there is no mask; the region "mask" needs one of everybody')
+    if person.box is not None:
+        x0, y0, x1, y1 = person.box
+        size = (mask.shape[1], mask.shape[0])
+        inside = mask & fill_box(person.box, size, 0)
+        filled = 0.0
+        if inside.any():
+            left, top, right, bottom = box_of(inside)
+            filled = (right - left) * (bottom - top)
+        visible = max(min(x1, size[0]) - max(x0, 0), 0) * max(min(y1, size[1]) - max(y0, 0), 0)
+        if filled == 0 or filled < SHOWN * visible:
+            raise ReleaseError(
+                f"a person of whose box {tuple(person.box)} the mask shows too little to be complete; "
+                'the region "auto" hides the box, too'
+            )
+    region = _grown_mask(person, mask, outline, dilation)
+    if person.points is not None and len(person.points):
+        column, row = np.floor(np.asarray(person.points, np.float64)).astype(int).T
+        seen = (column >= 0) & (column < region.shape[1]) & (row >= 0) & (row < region.shape[0])
+        if seen.any() and np.mean(region[row[seen], column[seen]]) < COVERED:
+            raise ReleaseError(
+                "a person of whom keypoints lie outside the mask, which cannot be complete; "
+                'the region "auto" hides the box, too'
+            )
+    return region
+
+
+def other_region(
+    other: Region, size: tuple[int, int], *, margin: float, dilation: float
+) -> Bool[np.ndarray, "H W"]:
+    """Pixels to hide for a box or a mask that is no listed person's; arguments as of `person_region`.
+
+    Raises:
+        ReleaseError: the box is not in the photograph, or the mask has another size or shows nothing.
+    """
+    if _is_box(other):
+        x0, y0, x1, y1 = (float(value) for value in other)
+        if x0 >= size[0] or y0 >= size[1] or x1 < 0 or y1 < 0:
+            raise ReleaseError(
+                f"a box to hide, {(x0, y0, x1, y1)}, is not in the picture of {size} pixels: "
+                "is it of another picture, or of another size?"
+            )
+        return fill_box((x0, y0, x1, y1), size, max(LEAST, margin * longer_side((x0, y0, x1, y1))))
+    mask = read_mask(other, size)
+    return grow(mask, max(LEAST, dilation * longer_side(box_of(mask))))
+
+
+def _is_box(region: Region) -> TypeGuard[Sequence[float]]:
+    if isinstance(region, np.ndarray):
+        return region.dtype != np.bool_ and region.shape == (4,)
+    return isinstance(region, (tuple, list)) and len(region) == 4
+
+
+def fill_box(box: Box, size: tuple[int, int], margin: float) -> Bool[np.ndarray, "H W"]:
+    """Pixels that a box touches when it has grown by a margin [pixels] on each side.
+
+    Raises:
+        ReleaseError: the corners are not finite, or the second is left of or above the first.
+    """
+    x0, y0, x1, y1 = (float(value) for value in box)
+    if not (np.isfinite([x0, y0, x1, y1]).all() and x0 <= x1 and y0 <= y1):
+        raise ReleaseError(f"box: expected corners x0 <= x1, y0 <= y1 [pixels], got {tuple(box)}")
+    inside = np.zeros((size[1], size[0]), bool)
+    left, top = (int(np.floor(max(low - margin, 0))) for low in (x0, y0))
+    right, bottom = (int(np.ceil(max(high + margin, 0))) for high in (x1, y1))
+    inside[top:bottom, left:right] = True
+    return inside
+
+
+def grow(region: Bool[np.ndarray, "H W"], radius: float) -> Bool[np.ndarray, "H W"]:
+    """All pixels within a distance [pixels] of a region, centre to centre."""
+    if not region.any():
+        return region
+    near: Float[np.ndarray, "H W"] = ndimage.distance_transform_edt(~region)  # pyright: ignore[reportAssignmentType]
+    return near <= radius
+
+
+def cover_blocks(
+    region: Bool[np.ndarray, "H W"], blocks: Int[np.ndarray, "H W"] | None
+) -> Bool[np.ndarray, "H W"]:
+    """The region, grown to whole blocks of a JPEG.
+
+    Every pixel of a block depends on every other through its quantised cosine transform. Decoders interpolate
+    colour across the border of a block, which is one pixel more.
+    """
+    if blocks is None or not region.any():
+        return region
+    touched = np.zeros(int(blocks.max()) + 1, bool)
+    touched[blocks[region]] = True
+    return ndimage.binary_dilation(touched[blocks], np.ones((3, 3), bool))
+
+
+def cover_traces(region: Bool[np.ndarray, "H W"], pixels: Pixels) -> Bool[np.ndarray, "H W"]:
+    """The region with all that a file may tell of it in other places.
+
+    Whatever the format, the picture may have been a JPEG before. Then what was in one place left its traces
+    over a block of up to 16 pixels, and one more.
+    """
+    covered = ndimage.maximum_filter(region.astype(np.uint8), 2 * TRACE + 1, mode="constant") > 0
+    for _ in range(1 + pixels.rings):
+        region = cover_blocks(region, pixels.blocks)
+    return covered | region
+
+
+def both_ways(region: Bool[np.ndarray, "H W"], turn: Image.Transpose | None) -> Bool[np.ndarray, "H W"]:
+    """The region, and what it is if it is one of the picture as it is stored."""
+    if turn is None:
+        return region
+    return region | (np.asarray(Image.fromarray(region.astype(np.uint8)).transpose(turn)) > 0)
+
+
+def box_of(mask: Bool[np.ndarray, "H W"]) -> Box:
+    """The box around a mask in which somebody is."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
+
+
+def longer_side(box: Box) -> float:
+    """Of a box [pixels]."""
+    return max(box[2] - box[0], box[3] - box[1])
