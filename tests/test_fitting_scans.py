@@ -234,7 +234,7 @@ class TestEnergy:
             "landmarks": LAST.landmarks * LANDMARKS * landmark,
             "smooth": LAST.smooth * smooth,
             "pose": LAST.pose * energy.pose_prior(p.body_pose, **none),
-            "bend": LAST.bend * losses.bend_prior(p.body_pose, **none),
+            "bend": LAST.bend * losses.hyperextension_prior(p.body_pose, **none),
             "shape": LAST.shape * losses.shape_prior(p.betas, **none),
             "collision": LAST.collision * losses.self_intersection_loss(
                 out.vertices, faces, exclude=energy.exclude, **none),

@@ -10,9 +10,9 @@ from agebody.losses import (
     JointLimits,
     MahalanobisPrior,
     MaxMixturePrior,
-    bend_prior,
     gmof,
     huber,
+    hyperextension_prior,
     joint_limits,
     joint_limits_excess,
     joint_limits_prior,
@@ -235,7 +235,7 @@ def test_slopes_of_limits_at_rest_and_at_half_turns_are_finite():
 def test_bend_shape_and_age(body):
     names = body.asset.joint_names[1:]
     read = lambda vector: BodyParameters.from_vector(vector, body)  # noqa: E731
-    bend = lambda v: bend_prior(read(v).body_pose, joint_names=names, reduction="none") / 2  # noqa: E731
+    bend = lambda v: hyperextension_prior(read(v).body_pose, joint_names=names, reduction="none") / 2  # noqa: E731
     check(body, Bend(body), bend)
     check(body, Shape(), lambda v: read(v).betas.square().sum(-1) / 2)
     weights = torch.linspace(0.5, 2, body.num_betas, dtype=DOUBLE)

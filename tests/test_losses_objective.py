@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from agebody.keypoints import LAYOUTS
-from agebody.losses.objective import Objective, Term
-from agebody.losses.priors import bend_prior
+from agebody.losses.objective import LossTerm, Objective
+from agebody.losses.priors import hyperextension_prior
 from agebody.losses.published import (
     aionhmr_fitting_objective,
     aionhmr_objective,
@@ -263,7 +263,7 @@ def test_smplify_x_squares_its_weights_but_one(stage, pose, shape, intersection)
         "keypoints_2d": 4 * robust.sum(),
         "pose_prior": pose**2 * (prediction["body_pose"] ** 2).sum(),
         "shape_prior": shape**2 * (prediction["betas"] ** 2).sum(),
-        "bend_prior": 3.17 * pose * bend_prior(prediction["body_pose"], reduction="sum"),
+        "hyperextension_prior": 3.17 * pose * hyperextension_prior(prediction["body_pose"], reduction="sum"),
         "intersection": intersection * prediction["vertices"].abs().sum(),
     }
     expected = {name: value.item() for name, value in expected.items() if value != 0}
@@ -287,7 +287,7 @@ def test_smplify_x_takes_a_latent_pose():
 
 def test_terms_are_weighted_and_left_out():
     objective = Objective(
-        {"a": Term(2.0, square("a"), ("a",), ("a",)), "b": Term(0.0, square("b"), ("b",), ("b",))}
+        {"a": LossTerm(2.0, square("a"), ("a",), ("a",)), "b": LossTerm(0.0, square("b"), ("b",), ("b",))}
     )
     prediction, target = {"a": torch.ones(3)}, {"a": torch.zeros(3)}
     total, terms = objective(prediction, target)
@@ -308,7 +308,7 @@ def test_modules_in_terms_move_with_the_objective():
         def forward(self, prediction, target, reduction):
             return (self.scale * prediction["x"]).sum()
 
-    objective = Objective({"x": Term(1.0, Scaled(), ("x",))}).double()
+    objective = Objective({"x": LossTerm(1.0, Scaled(), ("x",))}).double()
     assert objective({"x": torch.ones(2, dtype=torch.float64)}).total.dtype == torch.float64
     assert objective.reweighted(x=3)({"x": torch.ones(2, dtype=torch.float64)}).total == 6
 

@@ -21,8 +21,8 @@ from agebody.losses import (
     JointLimits,
     MahalanobisPrior,
     MaxMixturePrior,
-    bend_prior,
-    bend_residuals,
+    hyperextension_prior,
+    hyperextension_residuals,
     joint_limits,
     joint_limits_excess,
     joint_limits_loss,
@@ -66,7 +66,11 @@ def gaussian(joint_names=JOINTS, **options):
 PRIORS = {
     "shape": (shape_prior, (4,), ()),
     "shape with age": (lambda b, **o: shape_prior(b[..., :3], b[..., 3], **o), (4,), ()),
-    "bend": (partial(bend_prior, joint_names=("right_elbow", *JOINTS, "left_elbow")), (4, 3), ()),
+    "hyperextension": (
+        partial(hyperextension_prior, joint_names=("right_elbow", *JOINTS, "left_elbow")),
+        (4, 3),
+        (),
+    ),
     "limits": (joint_limits_loss, (23, 3), (23,)),
     "limits, 6D": (partial(joint_limits_loss, pose_format="rotation_6d"), (23, 6), (23,)),
     "limits, quaternion": (partial(joint_limits_loss, pose_format="quaternion"), (23, 4), (23,)),
@@ -191,20 +195,20 @@ def test_shape_prior_does_not_broadcast_ages(unchecked):
 # Bends ----------------------------------------------------------------------------------------------------
 
 
-def test_bend_prior_is_smplifys():
+def test_hyperextension_prior_is_smplifys():
     """By index, as SMPLify-X has it: angles 55, 58, 12 and 15 of the 72, signs + - - -."""
     full = normal(4, 72)
     angles = full[:, [55, 58, 12, 15]] * torch.tensor([1.0, -1, -1, -1], dtype=DOUBLE)
     expected = torch.exp(angles) ** 2
-    close(bend_prior(full[:, 3:], reduction="none"), expected.sum(1))
-    close(bend_residuals(full[:, 3:].unflatten(-1, (23, 3))).square(), expected)
+    close(hyperextension_prior(full[:, 3:], reduction="none"), expected.sum(1))
+    close(hyperextension_residuals(full[:, 3:].unflatten(-1, (23, 3))).square(), expected)
 
 
-def test_bend_prior_goes_by_name():
+def test_hyperextension_prior_goes_by_name():
     body_pose = normal(3, 23, 3)
     shuffled = torch.randperm(23, generator=torch.Generator().manual_seed(0)).tolist()
     names = [BODY[j] for j in shuffled]
-    close(bend_prior(body_pose[:, shuffled], joint_names=names), bend_prior(body_pose))
+    close(hyperextension_prior(body_pose[:, shuffled], joint_names=names), hyperextension_prior(body_pose))
 
 
 @pytest.mark.parametrize("which", ["mannequin_asset", "anny_asset"])
@@ -222,7 +226,7 @@ def test_signs_are_those_of_our_bodies(which, request):
     for poses, (_, joint, axis) in zip(body_pose, limbs, strict=True):
         poses[:, names.index(joint) - 1, axis] = torch.tensor([-0.5, 0, 0.5])
     joints = SMPLA(asset)(body_pose=body_pose).joints
-    costs = bend_prior(body_pose, joint_names=names[1:], reduction="none")
+    costs = hyperextension_prior(body_pose, joint_names=names[1:], reduction="none")
     limits = joint_limits_loss(body_pose, joint_limits(names[1:]), reduction="none").sum(-1)
     for i, (end, _, _) in enumerate(limbs):
         forward = joints[i, :, names.index(end), 2]
@@ -235,9 +239,9 @@ def test_signs_are_those_of_our_bodies(which, request):
         assert limits[i, bent] == limits[i, 1] == 0 < limits[i, stretched]
 
 
-def test_bend_prior_pulls_towards_bending():
+def test_hyperextension_prior_pulls_towards_bending():
     body_pose = torch.zeros(23, 3, requires_grad=True)
-    bend_prior(body_pose).backward()
+    hyperextension_prior(body_pose).backward()
     assert body_pose.grad is not None
     pulls = {BODY[j]: (-row).tolist() for j, row in enumerate(body_pose.grad) if row.any()}
     assert pulls == {
@@ -245,9 +249,9 @@ def test_bend_prior_pulls_towards_bending():
     }  # fmt: skip
 
 
-def test_bend_prior_needs_knees_and_elbows(unchecked):
+def test_hyperextension_prior_needs_knees_and_elbows(unchecked):
     with pytest.raises(ValueError, match="got no left_elbow, right_elbow"):
-        bend_prior(torch.zeros(2, 3), joint_names=JOINTS)
+        hyperextension_prior(torch.zeros(2, 3), joint_names=JOINTS)
 
 
 # Mixtures -------------------------------------------------------------------------------------------------
@@ -411,7 +415,7 @@ def test_state(make):
     for twin in (copy.deepcopy(exact), pickle.loads(pickle.dumps(exact))):
         assert torch.equal(twin(x), exact(x))
         assert torch.equal(twin.float().double()(x), exact(x))
-    assert exact.to("meta")._columns.device.type == "meta"
+    assert exact.to("meta").columns.device.type == "meta"
 
 
 @pytest.mark.parametrize("make", [mixture, gaussian], ids=["mixture", "mahalanobis"])

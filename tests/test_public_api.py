@@ -37,8 +37,9 @@ ROOMS = {
     "losses": """
         ADULT_RANGES FEET INFANT_RANGES JointLimits JointRange METRIC_AWARE_BETA_WEIGHTS
         MahalanobisPrior MaxMixturePrior Objective ObjectiveReport Penalty PoseDiscriminator TRUNK
-        Term acceleration_loss age_class_loss age_offset_loss aionhmr_fitting_objective
-        aionhmr_objective angular_velocity_loss bend_prior bend_residuals betas_loss charbonnier
+        LossTerm acceleration_loss age_class_loss age_offset_loss aionhmr_fitting_objective
+        aionhmr_objective angular_velocity_loss hyperextension_prior hyperextension_residuals
+        betas_loss charbonnier
         conic_distance_field depth_layer_loss discriminator_loss fov_loss generator_loss
         geodesic_loss gmof hmr2_objective huber joint_limits joint_limits_excess joint_limits_loss
         joint_limits_prior keypoints_3d_loss mesh_to_scan_loss metric_aware_objective momentum_loss

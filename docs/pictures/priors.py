@@ -15,7 +15,7 @@ from agebody.assets.asset import SMPL_JOINT_NAMES
 from agebody.draw import INK, PALETTE, lineup
 from agebody.losses import (
     MaxMixturePrior,
-    bend_residuals,
+    hyperextension_residuals,
     joint_limits,
     joint_limits_loss,
     joint_limits_prior,
@@ -44,7 +44,12 @@ def _draw_knee(axes: plt.Axes) -> None:
     poses = torch.zeros(len(degrees), len(BODY), 3, dtype=torch.float64)
     poses[:, knee, 0] = degrees.deg2rad()
     axes.axvspan(-5, 145, color="#e4ded6", label="an adult's range")
-    axes.plot(degrees, bend_residuals(poses)[:, 2].square(), color=PALETTE[0], label="bend prior")
+    axes.plot(
+        degrees,
+        hyperextension_residuals(poses)[:, 2].square(),
+        color=PALETTE[0],
+        label="hyperextension prior",
+    )
     for age, style, who in ((0.0, "-", "adult"), (1.0, ":", "newborn")):
         limits = joint_limits(age_offset=age, dtype=torch.float64)
         cost = 10 * joint_limits_loss(poses, limits, reduction="none")[:, knee]
@@ -94,7 +99,7 @@ def draw_poses(path: Path, width: int) -> None:
         poses.append(torch.from_numpy(full))
     full_pose = torch.stack(poses)
     body_pose = full_pose[:, 1:]
-    bend = bend_residuals(body_pose).square().sum(-1)
+    bend = hyperextension_residuals(body_pose).square().sum(-1)
     limits = joint_limits_loss(body_pose, reduction="none").sum(-1)
     normal = joint_limits_prior(dtype=torch.float64)(body_pose, reduction="none")
     titles = [

@@ -222,7 +222,7 @@ def seen_joints(
     moving = (slopes.abs().amax((0, 1, 2, 4)) > 1e-6)[1:]
     if moving.all() or isinstance(prior, MaxMixturePrior):
         return None
-    columns = moving.repeat_interleave(3)[prior._columns]
+    columns = moving.repeat_interleave(3)[prior.columns]
     if (prior.factor[columns].square().sum(0) * prior.factor[~columns].square().sum(0)).any():
         return None
     return [name for name, moves in zip(names[1:], moving.tolist(), strict=True) if moves]

@@ -160,7 +160,7 @@ def starts_in_world(
         names = body.asset.joint_names[1:]
         unseen = [j for j, name in enumerate(names) if name not in joints]
         mean = placed.body_pose.new_zeros(3 * len(names))
-        mean[prior._columns] = prior.mean
+        mean[prior.columns] = prior.mean
         placed.body_pose[:, unseen] = mean.unflatten(0, (-1, 3))[unseen]
     return to_world(body, placed, cameras)
 

@@ -28,7 +28,7 @@ from agebody.losses.limits import (
     joint_limits_prior,
     swing_twist,
 )
-from agebody.losses.objective import Objective, ObjectiveReport, Term
+from agebody.losses.objective import LossTerm, Objective, ObjectiveReport
 from agebody.losses.parameters import (
     METRIC_AWARE_BETA_WEIGHTS,
     betas_loss,
@@ -41,8 +41,8 @@ from agebody.losses.pose_priors import (
     MaxMixturePrior,
 )
 from agebody.losses.priors import (
-    bend_prior,
-    bend_residuals,
+    hyperextension_prior,
+    hyperextension_residuals,
     shape_prior,
 )
 from agebody.losses.published import (
@@ -69,21 +69,19 @@ __all__ = [
     "TRUNK",
     "JointLimits",
     "JointRange",
+    "LossTerm",
     "MahalanobisPrior",
     "MaxMixturePrior",
     "Objective",
     "ObjectiveReport",
     "Penalty",
     "PoseDiscriminator",
-    "Term",
     "acceleration_loss",
     "age_class_loss",
     "age_offset_loss",
     "aionhmr_fitting_objective",
     "aionhmr_objective",
     "angular_velocity_loss",
-    "bend_prior",
-    "bend_residuals",
     "betas_loss",
     "charbonnier",
     "conic_distance_field",
@@ -95,6 +93,8 @@ __all__ = [
     "gmof",
     "hmr2_objective",
     "huber",
+    "hyperextension_prior",
+    "hyperextension_residuals",
     "joint_limits",
     "joint_limits_excess",
     "joint_limits_loss",

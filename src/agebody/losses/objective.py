@@ -13,7 +13,7 @@ Values = Mapping[str, Any]
 """Tensors by name: what a network or a fit predicts, or what is known."""
 
 
-class Term(NamedTuple):
+class LossTerm(NamedTuple):
     """One loss of an objective."""
 
     weight: float
@@ -49,7 +49,7 @@ class Objective(nn.Module):
         reduction: over people, where a call does not say another.
     """
 
-    def __init__(self, terms: Mapping[str, Term], *, reduction: Reduction = "mean") -> None:
+    def __init__(self, terms: Mapping[str, LossTerm], *, reduction: Reduction = "mean") -> None:
         super().__init__()
         self.reduction: Reduction = reduction
         self.terms = dict(terms)

@@ -34,7 +34,7 @@ class _PosePrior(nn.Module, Generic[Arrays]):
     """The joints of the poses that it is given."""
     arrays: Arrays
     """What it was made of, in float64, for the joints that it knows."""
-    _columns: Tensor
+    columns: Tensor
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class _PosePrior(nn.Module, Generic[Arrays]):
             array.flags.writeable = False
         self.arrays = arrays
         self._tables = tables
-        self.register_buffer("_columns", torch.zeros(0, dtype=torch.int64, device=device), persistent=False)
+        self.register_buffer("columns", torch.zeros(0, dtype=torch.int64, device=device), persistent=False)
         self._read_joints(arrays.joint_names)
         for name, table in tables.items():
             buffer = torch.as_tensor(table.copy(), dtype=dtype, device=device)
@@ -59,7 +59,7 @@ class _PosePrior(nn.Module, Generic[Arrays]):
         """Poses have these joints: where among their angles are those that the prior knows?"""
         columns = _angles(joint_names, self.arrays.joint_names)
         self.joint_names = joint_names
-        self._columns = torch.as_tensor(columns, device=self._columns.device)
+        self.columns = torch.as_tensor(columns, device=self.columns.device)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Moves the prior; another precision is cast from float64 anew."""
@@ -99,7 +99,7 @@ class _PosePrior(nn.Module, Generic[Arrays]):
         Raises:
             TypeError, ValueError: the pose is of another dtype, device or shape.
         """
-        pose = self._read(body_pose)
+        pose = self.select_angles(body_pose)
         weights = expand_weights(weights, pose.shape[:-1])
         return reduce(self.energies(apply_mask(pose, weights, 1)), weights, reduction)
 
@@ -112,10 +112,10 @@ class _PosePrior(nn.Module, Generic[Arrays]):
         """
         write_prior(self.arrays, path, overwrite=overwrite)
 
-    def _read(self, body_pose: Tensor) -> Float[Tensor, "*batch D"]:
+    def select_angles(self, body_pose: Tensor) -> Float[Tensor, "*batch D"]:
         """The angles that the prior knows."""
         pose = read_rotations("body_pose", body_pose, "axis_angle", len(self.joint_names), self._like)
-        return pose.flatten(-2).index_select(-1, self._columns)
+        return pose.flatten(-2).index_select(-1, self.columns)
 
     def extra_repr(self) -> str:
         """The sizes."""
@@ -272,7 +272,7 @@ class MahalanobisPrior(_PosePrior[Gaussian]):
 
     def residuals(self, body_pose: Float[Tensor, "*pose"]) -> Float[Tensor, "*batch R"]:
         """(pose - mean) factor, for least squares: the squares of a pose's residuals sum to its energy."""
-        return self._whiten(self._read(body_pose))
+        return self._whiten(self.select_angles(body_pose))
 
     def _whiten(self, pose: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch R"]:
         with own_precision(pose.device):
@@ -446,7 +446,7 @@ class MaxMixturePrior(_PosePrior[Mixture]):
 
     def energies(self, pose: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch"]:
         """Energy of the cheapest component, or of all of them together; see `forward`."""
-        _, energies = self._components(pose)
+        _, energies = self.evaluate_components(pose)
         return -torch.logsumexp(-energies, -1) if self.soft else energies.amin(-1)
 
     def residuals(self, body_pose: Float[Tensor, "*pose"]) -> Float[Tensor, "*batch R"]:
@@ -460,13 +460,13 @@ class MaxMixturePrior(_PosePrior[Mixture]):
         """
         if self.soft:
             raise ValueError("soft: a soft mixture has no residuals; make the prior with soft=False")
-        whitened, energies = self._components(self._read(body_pose))
+        whitened, energies = self.evaluate_components(self.select_angles(body_pose))
         chosen = energies.argmin(-1, keepdim=True)
         distances = whitened.take_along_dim(chosen[..., None], -2).squeeze(-2)
         constant = self.constants.expand(energies.shape).take_along_dim(chosen, -1)
         return torch.cat((distances / math.sqrt(2), constant.sqrt()), -1)
 
-    def _components(self, pose: Tensor) -> tuple[Tensor, Tensor]:
+    def evaluate_components(self, pose: Tensor) -> tuple[Tensor, Tensor]:
         """Whitened distances (*batch, K, D) from each mean, and energies (*batch, K)."""
         with own_precision(pose.device):
             whitened = torch.einsum("kij,...kj->...ki", self.whitenings, pose[..., None, :] - self.means)

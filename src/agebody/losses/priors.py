@@ -12,7 +12,7 @@ from agebody.assets.asset import SMPL_JOINT_NAMES
 from agebody.checks import Reduction, Weights, apply_mask, expand_weights, expect, reduce
 from agebody.engine.arguments import read_rotations
 
-_BENDS = (("left_elbow", 1, 1.0), ("right_elbow", 1, -1.0), ("left_knee", 0, -1.0), ("right_knee", 0, -1.0))
+_HINGES = (("left_elbow", 1, 1.0), ("right_elbow", 1, -1.0), ("left_knee", 0, -1.0), ("right_knee", 0, -1.0))
 """Joint, axis (x, y, z) of its hinge, and the sign of turning it backwards."""
 
 
@@ -60,7 +60,7 @@ def shape_prior(
     return reduce(terms, weights, reduction)
 
 
-def bend_prior(
+def hyperextension_prior(
     body_pose: Float[Tensor, "*pose"],
     *,
     joint_names: Sequence[str] = SMPL_JOINT_NAMES[1:],
@@ -84,15 +84,18 @@ def bend_prior(
     """
     pose = _named_pose(body_pose, joint_names)
     weights = expand_weights(weights, pose.shape[:-2])
-    terms = _bends(apply_mask(pose, weights, 2), joint_names).square().sum(-1)
+    terms = _hyperextensions(apply_mask(pose, weights, 2), joint_names).square().sum(-1)
     return reduce(terms, weights, reduction)
 
 
-def bend_residuals(
+def hyperextension_residuals(
     body_pose: Float[Tensor, "*pose"], *, joint_names: Sequence[str] = SMPL_JOINT_NAMES[1:]
 ) -> Float[Tensor, "*batch 4"]:
-    """exp(s_i theta_i) of left and right elbow, left and right knee, whose squares sum to `bend_prior`."""
-    return _bends(_named_pose(body_pose, joint_names), joint_names)
+    """Return exp(s_i theta_i) of left and right elbow, left and right knee.
+
+    Their squares sum to `hyperextension_prior`.
+    """
+    return _hyperextensions(_named_pose(body_pose, joint_names), joint_names)
 
 
 def _named_pose(body_pose: Tensor, joint_names: Sequence[str]) -> Float[Tensor, "*batch J 3"]:
@@ -100,9 +103,11 @@ def _named_pose(body_pose: Tensor, joint_names: Sequence[str]) -> Float[Tensor, 
     return read_rotations("body_pose", body_pose, "axis_angle", len(joint_names), body_pose)
 
 
-def _bends(pose: Float[Tensor, "*batch J 3"], joint_names: Sequence[str]) -> Float[Tensor, "*batch 4"]:
+def _hyperextensions(
+    pose: Float[Tensor, "*batch J 3"], joint_names: Sequence[str]
+) -> Float[Tensor, "*batch 4"]:
     names = tuple(joint_names)
-    missing = [name for name, _, _ in _BENDS if name not in names]
+    missing = [name for name, _, _ in _HINGES if name not in names]
     if missing:
         raise ValueError(f"joint_names: expected knees and elbows among them, got no {', '.join(missing)}")
-    return torch.exp(torch.stack([sign * pose[..., names.index(joint), i] for joint, i, sign in _BENDS], -1))
+    return torch.exp(torch.stack([sign * pose[..., names.index(joint), i] for joint, i, sign in _HINGES], -1))

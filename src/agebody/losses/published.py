@@ -29,9 +29,9 @@ from agebody.losses.adversarial import generator_loss
 from agebody.losses.age import age_offset_loss
 from agebody.losses.depth import fov_loss, relative_metric_loss
 from agebody.losses.keypoints import keypoints_3d_loss, reprojection_loss, rooted_weights
-from agebody.losses.objective import Objective, Term, Values
+from agebody.losses.objective import LossTerm, Objective, Values
 from agebody.losses.parameters import METRIC_AWARE_BETA_WEIGHTS, betas_loss, rotation_loss
-from agebody.losses.priors import bend_prior
+from agebody.losses.priors import hyperextension_prior
 from agebody.losses.robust import Penalty, gmof
 from agebody.losses.temporal import velocity_loss
 
@@ -56,7 +56,7 @@ def aionhmr_objective(*, layout: str | KeypointLayout = "hmr2_44") -> Objective:
     """
     terms = _hmr2_terms(layout, 0.05, 0.02, 0.005, 0.001, 0.0015, 0.0005)
     identity = ("betas", "age_offset")
-    terms["betas"] = Term(terms["betas"].weight, _identity, identity, identity)
+    terms["betas"] = LossTerm(terms["betas"].weight, _identity, identity, identity)
     return Objective(terms, reduction="sum")
 
 
@@ -74,10 +74,12 @@ def aionhmr_fitting_objective(*, smoothness: float = 1.0) -> Objective:
     """
     return Objective(
         {
-            "keypoints_2d": Term(0.001, partial(_robust, entry_dims=2), ("keypoints_2d",), ("keypoints_2d",)),
-            "pose_prior": Term(0.04, _latent_video, ("latent_pose",)),
-            "shape_prior": Term(0.05, _identity_of_video, ("betas", "age_offset", "keypoints_2d")),
-            "smoothness": Term(smoothness / 2, _motion, ("keypoints_3d",)),
+            "keypoints_2d": LossTerm(
+                0.001, partial(_robust, entry_dims=2), ("keypoints_2d",), ("keypoints_2d",)
+            ),
+            "pose_prior": LossTerm(0.04, _latent_video, ("latent_pose",)),
+            "shape_prior": LossTerm(0.05, _identity_of_video, ("betas", "age_offset", "keypoints_2d")),
+            "smoothness": LossTerm(smoothness / 2, _motion, ("keypoints_3d",)),
         },
         reduction="sum",
     )
@@ -124,21 +126,21 @@ def smplify_x_objective(
         raise ValueError(f"stage: expected 0 to {len(SMPLIFY_X_STAGES) - 1}, got {stage}")
     pose, shape, apart = SMPLIFY_X_STAGES[stage]
     terms = {
-        "keypoints_2d": Term(
+        "keypoints_2d": LossTerm(
             data_weight**2, partial(_robust, entry_dims=1), ("keypoints_2d",), ("keypoints_2d",)
         ),
-        "pose_prior": Term(pose**2, _Prior("latent_pose", _square), ("latent_pose",))
+        "pose_prior": LossTerm(pose**2, _Prior("latent_pose", _square), ("latent_pose",))
         if pose_prior is None
-        else Term(pose**2, _Prior("body_pose", pose_prior), ("body_pose",)),
-        "shape_prior": Term(shape**2, _Prior("betas", _square), ("betas",)),
-        "bend_prior": Term(
+        else LossTerm(pose**2, _Prior("body_pose", pose_prior), ("body_pose",)),
+        "shape_prior": LossTerm(shape**2, _Prior("betas", _square), ("betas",)),
+        "hyperextension_prior": LossTerm(
             3.17 * pose,
-            _Prior("body_pose", partial(bend_prior, joint_names=joint_names, reduction="none")),
+            _Prior("body_pose", partial(hyperextension_prior, joint_names=joint_names, reduction="none")),
             ("body_pose",),
         ),
     }
     if intersection is not None:
-        terms["intersection"] = Term(apart, _Prior("vertices", intersection), ("vertices",))
+        terms["intersection"] = LossTerm(apart, _Prior("vertices", intersection), ("vertices",))
     return Objective(terms, reduction="sum")
 
 
@@ -162,16 +164,16 @@ def metric_aware_objective(
     pose = ("global_orient", "body_pose")
     return Objective(
         {
-            "pose": Term(5.0, _absolute_pose, pose, pose),
-            "betas": Term(3.0, partial(_weighted_betas, age=age), identity, identity),
-            "keypoints_3d": Term(
+            "pose": LossTerm(5.0, _absolute_pose, pose, pose),
+            "betas": LossTerm(3.0, partial(_weighted_betas, age=age), identity, identity),
+            "keypoints_3d": LossTerm(
                 8.0, partial(_mean_keypoints_3d, layout=layout), ("keypoints_3d",), ("keypoints_3d",)
             ),
-            "keypoints_2d": Term(
+            "keypoints_2d": LossTerm(
                 40.0, partial(_mean_keypoints_2d, unit=image_size), ("keypoints_2d",), ("keypoints_2d",)
             ),
-            "relative_depth": Term(0.5, _relative_depth, ("depth",), ("depth", "image")),
-            "fov": Term(0.5, _fov, ("fov",), ("fov",)),
+            "relative_depth": LossTerm(0.5, _relative_depth, ("depth",), ("depth", "image")),
+            "fov": LossTerm(0.5, _fov, ("fov",), ("fov",)),
         }
     )
 
@@ -184,16 +186,16 @@ def _hmr2_terms(
     body_pose: float,
     betas: float,
     adversarial: float,
-) -> dict[str, Term]:
+) -> dict[str, LossTerm]:
     return {
-        "keypoints_3d": Term(
+        "keypoints_3d": LossTerm(
             keypoints_3d, partial(_keypoints_3d, layout=layout), ("keypoints_3d",), ("keypoints_3d",)
         ),
-        "keypoints_2d": Term(keypoints_2d, _keypoints_2d, ("keypoints_2d",), ("keypoints_2d",)),
-        "global_orient": Term(global_orient, _global_orient, ("global_orient",), ("global_orient",)),
-        "body_pose": Term(body_pose, _body_pose, ("body_pose",), ("body_pose",)),
-        "betas": Term(betas, _betas, ("betas",), ("betas",)),
-        "adversarial": Term(adversarial, _adversarial, ("scores",)),
+        "keypoints_2d": LossTerm(keypoints_2d, _keypoints_2d, ("keypoints_2d",), ("keypoints_2d",)),
+        "global_orient": LossTerm(global_orient, _global_orient, ("global_orient",), ("global_orient",)),
+        "body_pose": LossTerm(body_pose, _body_pose, ("body_pose",), ("body_pose",)),
+        "betas": LossTerm(betas, _betas, ("betas",), ("betas",)),
+        "adversarial": LossTerm(adversarial, _adversarial, ("scores",)),
     }
 
 

@@ -18,7 +18,7 @@ from agebody.keypoints import KeypointLayout, get_layout
 from agebody.losses import (
     MahalanobisPrior,
     MaxMixturePrior,
-    bend_residuals,
+    hyperextension_residuals,
 )
 from agebody.optim.jacobian import KeypointDerivatives, KeypointJacobian
 from agebody.parameters import GROUPS, BodyParameters, group_slices
@@ -312,7 +312,7 @@ class PosePrior:
             body.device, body.dtype
         )
         identity = torch.eye(3 * len(names), dtype=body.dtype, device=body.device)
-        columns = self.prior._columns
+        columns = self.prior.columns
         if isinstance(self.prior, MaxMixturePrior):
             self._slopes = (self.prior.whitenings @ identity[columns]) / 2**0.5  # (K, D, 3 J)
         else:
@@ -326,7 +326,7 @@ class PosePrior:
         where, entries = state.unknowns.parts["body_pose"]
         pose = state.parameters.body_pose
         if isinstance(self.prior, MaxMixturePrior):
-            whitened, energies = self.prior._components(self.prior._read(pose))
+            whitened, energies = self.prior.evaluate_components(self.prior.select_angles(pose))
             chosen = energies.argmin(-1)
             everyone = torch.arange(len(chosen), device=chosen.device)
             residuals, energy = whitened[everyone, chosen] / 2**0.5, energies[everyone, chosen]
@@ -341,7 +341,7 @@ class PosePrior:
 
 
 class Bend:
-    """Knees and elbows bent backwards, ``½ Σ exp(s_i θ_i)²`` (SMPLify); see `bend_prior`."""
+    """Knees and elbows bent backwards, ``½ Σ exp(s_i θ_i)²`` (SMPLify); see `hyperextension_prior`."""
 
     def __init__(self, body: BodyModel) -> None:
         self.names = tuple(body.asset.joint_names[1:])
@@ -358,7 +358,7 @@ class Bend:
         }
 
     def _residuals(self, pose: Tensor) -> Tensor:
-        return bend_residuals(pose, joint_names=self.names)
+        return hyperextension_residuals(pose, joint_names=self.names)
 
     def __call__(self, state: State) -> Block | None:
         """Four residuals."""

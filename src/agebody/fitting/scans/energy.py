@@ -19,8 +19,8 @@ from agebody.keypoints import KeypointLayout
 from agebody.losses import (
     TRUNK,
     MahalanobisPrior,
-    bend_residuals,
     gmof,
+    hyperextension_residuals,
     part_vertices,
     plane_height,
     self_intersection_loss,
@@ -91,7 +91,7 @@ class ScanEnergy:
         self.landmarks = KeypointJacobian(body, layout) if seen.keypoints is not None else None
         self.surface = SurfaceJacobian(body)
         angles = torch.eye(3 * (body.num_joints - 1)).to(like)
-        self.whitening = pose_prior.factor.mT @ angles[pose_prior._columns]
+        self.whitening = pose_prior.factor.mT @ angles[pose_prior.columns]
         self.bend = Bend(body)
         self.eye = eye_of(seen.camera, like).expand(len(like), 3)
 
@@ -253,7 +253,7 @@ class ScanEnergy:
         )
 
     def _bend_term(self, body_pose: Tensor, stage: ScanStage, size: int) -> _Term:
-        residuals = bend_residuals(body_pose, joint_names=self.bend.names)
+        residuals = hyperextension_residuals(body_pose, joint_names=self.bend.names)
         by_angle = residuals[..., None] * self.bend.slopes
         return _squares(residuals, _columns(by_angle, 3, size), residuals.new_tensor(stage.bend))
 

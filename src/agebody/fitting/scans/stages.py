@@ -20,7 +20,7 @@ class ScanStage(NamedTuple):
     pose: float
     """Energy of the pose prior."""
     bend: float
-    """`agebody.losses.bend_prior`."""
+    """`agebody.losses.hyperextension_prior`."""
     shape: float
     """Sum of the squared betas."""
     smooth: float
