@@ -11,15 +11,25 @@ PACKAGES ?= build/gpu-packages
 GPU_PYTHON ?= 3.12
 KERNEL_TESTS := $(addprefix tests/test_,$(addsuffix .py,kernels blend_skin backend warmup proximity collisions))
 
-.PHONY: demo test lint types unit compiled docs wheel bench gpu gpu-packages clean
+.PHONY: demo test check lint types unit fast rest compiled docs wheel bench gpu gpu-packages clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
 	$(BIN)/agebody demo --output $(OUT)
 
-# What takes minutes runs two at a time; each keeps its output together.
+# Everything. The unit tests show their progress; beside them the rest runs, each part printed when it ends.
 test: lint types
-	+$(MAKE) --no-print-directory --jobs=2 --output-sync=target unit compiled docs wheel
+	+$(MAKE) --no-print-directory --jobs=2 unit rest
+
+rest:
+	+$(MAKE) --no-print-directory --output-sync=target compiled docs wheel
+
+# For daily work, at most two minutes: lint, types, and the tests that are not marked as slow.
+check: lint
+	+$(MAKE) --no-print-directory --jobs=2 types fast
+
+fast: $(VENV)/.installed-dev
+	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile -m "not slow"
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
