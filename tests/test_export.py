@@ -6,7 +6,8 @@ import torch
 import trimesh
 from trimesh.creation import box, icosphere
 
-from agebody.draw.mesh_files import save_mesh, save_npz
+from agebody.draw import save_mesh
+from agebody.draw.mesh_files import save_npz
 from agebody.draw.meshes import to_linear
 from agebody.files import replacing
 
@@ -18,7 +19,7 @@ VERTICES, FACES = np.asarray(BALL.vertices), np.asarray(BALL.faces)
 def test_a_body_comes_back_from_every_format(tmp_path, suffix, tolerance):
     # .obj prints eight digits, .ply and .glb hold float32: both within 1e-7 for coordinates up to 1
     path = tmp_path / f"body{suffix}"
-    save_mesh(path, VERTICES, FACES, colors=["#c08060"])
+    save_mesh(VERTICES, FACES, path, colors=["#c08060"])
     mesh = trimesh.load(path, process=False, force="mesh")
     np.testing.assert_allclose(mesh.vertices, VERTICES, atol=tolerance)
     np.testing.assert_array_equal(mesh.faces, FACES)
@@ -33,19 +34,19 @@ def test_several_named_bodies_share_a_glb(tmp_path):
     cube = box((1, 2, 3))
     tensors = torch.tensor(VERTICES, requires_grad=True)
     path = tmp_path / "people.glb"
-    save_mesh(path, [tensors, cube.vertices], [torch.tensor(FACES), cube.faces], names=["anna", "ben"])
+    save_mesh([tensors, cube.vertices], [torch.tensor(FACES), cube.faces], path, names=["anna", "ben"])
     scene = trimesh.load_scene(path)
     assert set(scene.geometry) == {"anna", "ben"}
     assert {"anna", "ben"} <= set(scene.graph.nodes)
     np.testing.assert_allclose(scene.geometry["anna"].vertices, VERTICES, atol=1e-7)
     np.testing.assert_array_equal(scene.geometry["ben"].extents, [1, 2, 3])
-    save_mesh(path, np.stack([VERTICES] * 3), FACES)
+    save_mesh(np.stack([VERTICES] * 3), FACES, path)
     assert set(trimesh.load_scene(path).geometry) == {"body_0", "body_1", "body_2"}
 
 
 def test_a_color_for_each_vertex_is_kept(tmp_path):
     colors = np.linspace(0, 1, VERTICES.size).reshape(-1, 3)
-    save_mesh(tmp_path / "a.ply", VERTICES, FACES, colors=[colors])
+    save_mesh(VERTICES, FACES, tmp_path / "a.ply", colors=[colors])
     mesh = trimesh.load(tmp_path / "a.ply", process=False)
     np.testing.assert_allclose(mesh.visual.vertex_colors[:, :3] / 255, colors, atol=0.51 / 255)
 
@@ -85,7 +86,7 @@ def test_arrays_come_back_from_npz(tmp_path):
 )
 def test_bad_arguments_are_named_and_nothing_is_written(tmp_path, name, options, message):
     with pytest.raises(ValueError, match=message):
-        save_mesh(tmp_path / name, **{"vertices": VERTICES, "faces": FACES, **options})
+        save_mesh(path=tmp_path / name, **{"vertices": VERTICES, "faces": FACES, **options})
     assert os.listdir(tmp_path) == []
 
 
@@ -110,10 +111,10 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path):
 
 def test_folders_that_cannot_be_written_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"the folder .*nowhere does not exist; create it first"):
-        save_mesh(tmp_path / "nowhere" / "a.glb", VERTICES, FACES)
+        save_mesh(VERTICES, FACES, tmp_path / "nowhere" / "a.glb")
     (tmp_path / "b.glb").mkdir()
     with pytest.raises(IsADirectoryError, match=r"a folder, not a file; give the file a name in it.*b\.glb"):
-        save_mesh(tmp_path / "b.glb", VERTICES, FACES)
+        save_mesh(VERTICES, FACES, tmp_path / "b.glb")
 
 
 def test_a_read_only_folder_is_named(tmp_path, monkeypatch):
@@ -122,4 +123,4 @@ def test_a_read_only_folder_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr("pathlib.Path.touch", refuse)
     with pytest.raises(PermissionError, match=r"cannot write in the folder .*\(Permission denied\).*a\.glb"):
-        save_mesh(tmp_path / "a.glb", VERTICES, FACES)
+        save_mesh(VERTICES, FACES, tmp_path / "a.glb")

@@ -15,7 +15,7 @@ from torch import Tensor
 import agebody
 from agebody.cameras import Camera
 from agebody.draw import render
-from agebody.draw.meshes import PALETTE, srgb
+from agebody.draw.meshes import PALETTE, read_color
 from agebody.losses import person_intersection_loss, self_intersection_loss
 from agebody.mesh.collisions import Exclusions, find_collisions, penetration
 from agebody.people.poses import pose
@@ -107,7 +107,7 @@ def _draw(scene: Scene, faces: Tensor, size: tuple[int, int]) -> np.ndarray:
     eye = (x + 6 * math.sin(scene.heading), y, z + 6 * math.cos(scene.heading))
     camera = Camera.look_at(eye, scene.target, size=size, fov=2 * math.atan(scene.height / 12))
     colors = [
-        np.where(marked[:, None], srgb("red", RED), srgb("skin", color))
+        np.where(marked[:, None], read_color("red", RED), read_color("skin", color))
         for marked, color in zip(scene.marked.numpy(), (PALETTE[6], PALETTE[1]), strict=False)
     ]
     picture = render(scene.vertices, faces, camera, size=size, colors=colors, background=BACKGROUND)

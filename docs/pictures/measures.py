@@ -16,8 +16,9 @@ from PIL import Image, ImageDraw
 
 import agebody
 from agebody.age import AgeCurve, Sex, median_head_circumference, median_stature, stature_at_percentile
+from agebody.cameras import Camera
+from agebody.draw import Picture, render
 from agebody.draw.meshes import stand_in_row
-from agebody.draw.raycast import Camera, Picture, render
 from agebody.measure import MEASUREMENTS, Distance, Girth, Height, Measurements, find_landmarks
 
 LENGTH, GIRTH, INK = "#2f6f8f", "#b4452f", "#4a4540"

@@ -2,6 +2,6 @@
 
 from agebody.draw.mesh_files import save_mesh
 from agebody.draw.meshes import PALETTE
-from agebody.draw.raycast import INK, Picture, contact_sheet, lineup, render
+from agebody.draw.pictures import INK, Picture, contact_sheet, lineup, render
 
 __all__ = ["INK", "PALETTE", "Picture", "contact_sheet", "lineup", "render", "save_mesh"]

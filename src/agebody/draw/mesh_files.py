@@ -1,4 +1,4 @@
-"""Bodies as files that other programs read: obj, ply, glb and npz."""
+"""Mesh files of bodies that other programs read: .glb, .obj and .ply; and arrays as .npz."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ from typing import Any
 
 import numpy as np
 
-from agebody.draw.meshes import Color, body_colors, meshes, to_linear, to_numpy, vertex_normals
+from agebody.draw.meshes import Color, body_colors, read_meshes, to_linear, to_numpy, vertex_normals
 from agebody.files import replacing
 
 MESH_SUFFIXES = (".glb", ".obj", ".ply")
 
 
 def save_mesh(
-    path: str | PathLike[str],
     vertices: Any,
     faces: Any,
+    path: str | PathLike[str],
     *,
     names: Sequence[str] | None = None,
     colors: Sequence[Color] | None = None,
 ) -> None:
-    """Write bodies as a mesh file, whole or not at all: metres, +y up, smooth normals, vertex colours.
+    """Write bodies to a mesh file in metres, +y up, with smooth normals and vertex colours.
 
     Args:
-        path: the file; its suffix says the format. .glb holds any number of bodies, .obj and .ply one.
         vertices: ``(V, 3)`` for one body, ``(B, V, 3)`` for several, or a sequence of ``(V_i, 3)`` [m], as
             arrays or tensors.
-        faces: ``(F, 3)`` vertex ids that all bodies share, or one such array a body.
-        names: a different name a body, which its node in a .glb bears; body_0, body_1, ... by default.
-        colors: one sRGB colour a body, or one ``(V_i, 3)`` array a body with a colour for each vertex;
-            ``meshes.PALETTE`` in turn by default.
+        faces: ``(F, 3)`` vertex ids that all bodies share, or one such array per body.
+        path: the file; its suffix sets the format. .glb holds any number of bodies, .obj and .ply one.
+        names: a different name per body, for its node in a .glb; body_0, body_1, ... by default.
+        colors: one sRGB colour per body, or one ``(V_i, 3)`` array per body with a colour for each vertex;
+            ``PALETTE`` in turn by default.
 
     Raises:
-        ValueError: the suffix is another, or an argument has the wrong shape or values.
+        ValueError: the suffix is not one of these, or an argument has the wrong shape or values.
         OSError: the file cannot be written.
     """
     from trimesh import Scene, Trimesh
@@ -47,7 +47,7 @@ def save_mesh(
         raise ValueError(
             f"{path}: expected one of the suffixes {', '.join(MESH_SUFFIXES)}, got {path.suffix!r}"
         )
-    bodies, triangles = meshes(vertices, faces)
+    bodies, triangles = read_meshes(vertices, faces)
     if not bodies:
         raise ValueError(f"{path}: vertices: expected at least one body")
     if suffix != ".glb" and len(bodies) != 1:
@@ -58,13 +58,8 @@ def save_mesh(
     scene = Scene()
     for name, body, face, color in zip(names, bodies, triangles, body_colors(colors, bodies), strict=True):
         shade = to_linear(color) if suffix == ".glb" else color  # glTF 2.0, 3.7.2.1: COLOR_0 is linear
-        mesh = Trimesh(
-            body,
-            face,
-            vertex_normals=vertex_normals(body, face),
-            vertex_colors=np.rint(255 * shade).astype(np.uint8),
-            process=False,
-        )
+        normals, pixels = vertex_normals(body, face), np.rint(255 * shade).astype(np.uint8)
+        mesh = Trimesh(body, face, vertex_normals=normals, vertex_colors=pixels, process=False)
         scene.add_geometry(mesh, node_name=name, geom_name=name)
     data = scene if suffix == ".glb" else scene.geometry[names[0]]
     options = {"vertex_normal": True} if suffix == ".ply" else {"include_normals": True}

@@ -1,4 +1,4 @@
-"""What pictures and files are made of: bodies as arrays, their normals and their colours."""
+"""The input of pictures and mesh files: bodies as arrays, with normals and colours."""
 
 from __future__ import annotations
 
@@ -6,28 +6,30 @@ from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from PIL import ImageColor
 
 Color: TypeAlias = str | Sequence[float] | np.ndarray
-"""A colour as sRGB: a name or hex code that PIL knows ("#c98a72"), or three numbers from 0 to 1."""
+"""An sRGB colour: a name or hex code that PIL knows ("#c98a72"), or three numbers from 0 to 1."""
 
 PALETTE = ("#c98a72", "#d3b06f", "#97a883", "#7c9fa6", "#8a90b3", "#a98598", "#a3968a", "#b9785a")
-"""Colours given to bodies in turn: clay, ochre, sage, lagoon, slate, mauve, stone, terracotta."""
+"""Default colours of bodies, in turn: clay, ochre, sage, lagoon, slate, mauve, stone, terracotta."""
 
 
-def meshes(vertices: Any, faces: Any) -> tuple[list[Float[np.ndarray, "_ 3"]], list[Int[np.ndarray, "_ 3"]]]:
-    """Vertices (float64) and faces of each body.
+def read_meshes(
+    vertices: Any, faces: Any
+) -> tuple[list[Float[np.ndarray, "_ 3"]], list[Int[np.ndarray, "_ 3"]]]:
+    """Return the vertices (float64) and the faces of each body.
 
     Args:
         vertices: ``(V, 3)``, ``(B, V, 3)`` or a sequence of ``(V_i, 3)``, as arrays or tensors.
-        faces: ``(F, 3)`` for all bodies, or one such array a body.
+        faces: ``(F, 3)`` for all bodies, or one such array per body.
 
     Raises:
         ValueError: a shape, a dtype, a number or a vertex id is wrong.
     """
-    bodies = [finite(f"vertices[{i}]", body) for i, body in enumerate(_per_body(vertices))]
-    triangles = [to_numpy(face) for face in _per_body(faces)]
+    bodies = [read_finite(f"vertices[{i}]", body) for i, body in enumerate(_split(vertices))]
+    triangles = [to_numpy(face) for face in _split(faces)]
     if len(triangles) == 1:
         triangles = triangles * len(bodies)
     if len(triangles) != len(bodies):
@@ -49,10 +51,10 @@ def meshes(vertices: Any, faces: Any) -> tuple[list[Float[np.ndarray, "_ 3"]], l
 def stand_in_row(
     bodies: Sequence[Float[np.ndarray, "_ 3"]], *, spacing: float, depth: float = 0.0
 ) -> tuple[list[Float[np.ndarray, "_ 3"]], Float[np.ndarray, "B 3"]]:
-    """Bodies moved to stand side by side along x, centred, on the ground y = 0; and the place of each.
+    """Move bodies side by side along x, centred, onto the ground y = 0; return them and their places.
 
     Args:
-        bodies: vertices of each, at least one [m].
+        bodies: vertices of each body, at least one [m].
         spacing: from the middle of one body to the next [m].
         depth: z of the row [m].
     """
@@ -69,48 +71,58 @@ def stand_in_row(
 def body_colors(
     colors: Sequence[Color] | None, bodies: Sequence[Float[np.ndarray, "_ 3"]]
 ) -> list[Float[np.ndarray, "_ 3"]]:
-    """sRGB of each vertex of each body: the palette in turn, or one colour or one array a body.
+    """Return the sRGB colour of each vertex, from one colour or one array per body, or from the palette.
 
     Raises:
-        ValueError: there is not one entry a body, or one is no colour.
+        ValueError: the number of colours is not that of the bodies, or one is not a colour.
     """
     if colors is None:
         colors = [PALETTE[i % len(PALETTE)] for i in range(len(bodies))]
     if len(colors) != len(bodies):
         raise ValueError(f"colors: expected one for each of {len(bodies)} bodies, got {len(colors)}")
-    values = [srgb(f"colors[{i}]", color) for i, color in enumerate(colors)]
+    values = [read_color(f"colors[{i}]", color) for i, color in enumerate(colors)]
     for i, (value, body) in enumerate(zip(values, bodies, strict=True)):
         if value.shape not in ((3,), body.shape):
             raise ValueError(f"colors[{i}]: expected shape (3,) or {body.shape}, got {value.shape}")
     return [np.broadcast_to(value, body.shape) for value, body in zip(values, bodies, strict=True)]
 
 
-def srgb(name: str, color: Color) -> Float[np.ndarray, "*N 3"]:
-    """A colour, or an array of them, as numbers from 0 to 1; ``name`` is what an error calls it.
+def read_color(name: str, color: Color) -> Float[np.ndarray, "*N 3"]:
+    """Return a colour, or an array of colours, as sRGB from 0 to 1; errors begin with ``name``.
 
     Raises:
-        ValueError: it is no colour.
+        ValueError: it is not a colour.
     """
     if isinstance(color, str):
         try:
             return np.array(ImageColor.getrgb(color)[:3]) / 255
         except ValueError:
             raise ValueError(f"{name}: expected a colour's name or hex code, got {color!r}") from None
-    value = finite(name, color)
+    value = read_finite(name, color)
     if value.shape[-1:] != (3,) or value.min(initial=0) < 0 or value.max(initial=0) > 1:
         raise ValueError(f"{name}: expected red, green and blue from 0 to 1, got {color!r}")
     return value
 
 
 def to_linear(srgb: Float[np.ndarray, "*N"]) -> Float[np.ndarray, "*N"]:
-    """Linear light of an sRGB colour (IEC 61966-2-1)."""
+    """Convert sRGB from 0 to 1 to linear light (IEC 61966-2-1)."""
     return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+
+
+def to_srgb(linear: Float[np.ndarray, "*N"]) -> Float[np.ndarray, "*N"]:
+    """Convert linear light from 0 to 1 to sRGB; the inverse of `to_linear`."""
+    return np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055)
+
+
+def pixels_to_linear(pixels: UInt8[np.ndarray, "*N 3"]) -> Float[np.ndarray, "*N 3"]:
+    """Convert 8-bit sRGB to linear light."""
+    return to_linear(np.arange(256) / 255)[pixels]
 
 
 def vertex_normals(
     vertices: Float[np.ndarray, "V 3"], faces: Int[np.ndarray, "F 3"]
 ) -> Float[np.ndarray, "V 3"]:
-    """Unit mean of the normals of the triangles around each vertex, weighted by area; zero where none is."""
+    """Return the unit, area-weighted mean normal of the triangles around each vertex; zero without any."""
     a, b, c = (vertices[faces[:, i]] for i in range(3))
     normal = np.cross(b - a, c - a)
     total = [np.bincount(faces.ravel(), np.repeat(normal[:, i], 3), len(vertices)) for i in range(3)]
@@ -118,18 +130,18 @@ def vertex_normals(
 
 
 def unit(vector: Float[np.ndarray, "N 3"]) -> Float[np.ndarray, "N 3"]:
-    """Vectors of length 1; zero stays zero."""
+    """Scale vectors to length 1; zero stays zero."""
     length = np.sqrt(dot(vector, vector))[..., None]
     return vector / np.maximum(length, np.finfo(vector.dtype).tiny)
 
 
 def dot(a: Float[np.ndarray, "*N 3"], b: Float[np.ndarray, "*N 3"]) -> Float[np.ndarray, "*N"]:
-    """Scalar product of each pair of vectors."""
+    """Return the scalar product of each pair of vectors."""
     return np.einsum("...c,...c->...", a, b)
 
 
-def finite(name: str, value: Any) -> np.ndarray:
-    """An array or tensor as float64; ``name`` is what an error calls it.
+def read_finite(name: str, value: Any) -> np.ndarray:
+    """Return an array or tensor as float64; errors begin with ``name``.
 
     Raises:
         ValueError: an entry is NaN or infinite.
@@ -140,13 +152,13 @@ def finite(name: str, value: Any) -> np.ndarray:
     return array
 
 
-def _per_body(value: Any) -> list[Any]:
+def to_numpy(value: Any) -> np.ndarray:
+    """Return an array, or a tensor from any device, as an array."""
+    return value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
+
+
+def _split(value: Any) -> list[Any]:
     if isinstance(value, (list, tuple)):
         return list(value)
     value = to_numpy(value)
     return list(value) if value.ndim > 2 else [value]
-
-
-def to_numpy(value: Any) -> np.ndarray:
-    """An array, or a tensor from any device, as an array."""
-    return value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)

@@ -16,9 +16,9 @@ from torch import Tensor
 from agebody.age import ADULT_YEARS, AgeCurve, median_stature
 from agebody.assets.asset import BodyAsset
 from agebody.body import SMPLA
-from agebody.draw.mesh_files import save_mesh, save_npz
-from agebody.draw.meshes import PALETTE, stand_in_row
-from agebody.draw.raycast import Picture, contact_sheet, lineup
+from agebody.draw import PALETTE, Picture, contact_sheet, lineup, save_mesh
+from agebody.draw.mesh_files import save_npz
+from agebody.draw.meshes import stand_in_row
 from agebody.measure import stature
 from agebody.people.poses import pose
 
@@ -167,4 +167,4 @@ def _save_scene(path: Path, vertices: np.ndarray, asset: BodyAsset) -> None:
     for row, poses, depth in zip(vertices, _rows(), (0.0, 1.5), strict=True):
         bodies += stand_in_row(list(row), spacing=SPACING, depth=depth)[0]
         names += [f"{person.name} {name}" for person, (name, _) in zip(PEOPLE, poses, strict=True)]
-    save_mesh(path, bodies, asset.faces, names=names, colors=2 * PALETTE[: len(PEOPLE)])
+    save_mesh(bodies, asset.faces, path, names=names, colors=2 * PALETTE[: len(PEOPLE)])

@@ -321,7 +321,7 @@ def _read_people(path: Path | None) -> dict[str, Any]:
 
 def _draw(body: BodyModel, before: Labels, after: Labels, path: Path) -> None:
     """The people from above, before and after, to one scale."""
-    from agebody.draw.raycast import contact_sheet
+    from agebody.draw import contact_sheet
     from agebody.pipelines.labels.placing import parameters_of
 
     scenes = [
@@ -352,7 +352,7 @@ def top_view(
     import torch
 
     from agebody.cameras import Camera
-    from agebody.draw.raycast import render
+    from agebody.draw import render
 
     width = max(round(size * 2 * half_width / depth), 16)
     distance = 40 * depth

@@ -10,8 +10,7 @@ from jaxtyping import Float, UInt8
 
 from agebody.body import BodyModel
 from agebody.cameras import Camera
-from agebody.draw.meshes import PALETTE
-from agebody.draw.raycast import render
+from agebody.draw import PALETTE, render
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.pipelines.labels.records import Labels
 

@@ -28,7 +28,7 @@ from agebody.crowd import (
     rest_height,
     write_back,
 )
-from agebody.draw.raycast import render
+from agebody.draw import render
 from agebody.losses import FEET, part_vertices
 from agebody.parameters import BodyParameters
 from agebody.pipelines.labels.quality import flag_labels

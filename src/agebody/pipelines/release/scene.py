@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, UInt8
 
 from agebody.body import BodyModel
 from agebody.cameras import Camera
-from agebody.draw.raycast import Picture
+from agebody.draw import Picture
 from agebody.parameters import BodyParameters
 from agebody.pipelines.release.arrange import Place
 from agebody.pipelines.release.backgrounds import blank, inpaint
