@@ -47,7 +47,7 @@ from agebody.draw import render
 from agebody.fitting import BodyParameters
 from agebody.losses import FEET, part_vertices
 from agebody.metrics import depth_relations
-from agebody.people.poses import pose
+from agebody.people import pose
 from agebody.pipelines.evaluate.bootstrap import ratio_intervals
 
 SEED = 20_000

@@ -33,7 +33,7 @@ from agebody.cameras import Camera
 from agebody.draw import render
 from agebody.fitting import BodyParameters, Cloud, Plane, above_plane, fit_plane, fit_scans, points_from_depth
 from agebody.mesh.collisions import Exclusions
-from agebody.people.poses import pose
+from agebody.people import pose
 
 SEED = 20_000
 """Tests, examples and whoever chooses a default use smaller ones."""

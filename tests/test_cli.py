@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from agebody import load_asset, save_asset
 from agebody.age import median_stature
-from agebody.people.poses import POSES, pose
+from agebody.people import POSES, pose
 from agebody.pipelines.cli import app
 from agebody.pipelines.demo import PEOPLE, run_demo
 
@@ -213,5 +213,5 @@ def test_poses_turn_only_joints_that_bodies_have(asset, name):
 def test_poses_name_what_is_missing(asset):
     with pytest.raises(ValueError, match=r"name: expected one of standing, .*, got 'flying'"):
         pose("flying", asset.joint_names)
-    with pytest.raises(ValueError, match=r"moves head, .*, which this body has not"):
+    with pytest.raises(ValueError, match=r"moves head, .*, which this body does not have"):
         pose("standing", ["pelvis", "left_hip"])

@@ -23,7 +23,7 @@ from agebody.mesh.collisions import (
     triangles_meet,
     winding_number,
 )
-from agebody.people.poses import pose
+from agebody.people import pose
 
 DOUBLE = torch.float64
 SEARCHES = ["torch", pytest.param("warp", marks=pytest.mark.skipif(not has_warp(), reason="needs Warp"))]

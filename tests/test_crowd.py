@@ -41,7 +41,7 @@ from agebody.draw import render
 from agebody.losses import FEET, part_vertices
 from agebody.mesh.collisions import find_penetrations
 from agebody.parameters import BodyParameters
-from agebody.people.poses import pose
+from agebody.people import pose
 from agebody.pipelines.cli import app
 
 MILLIMETRE = 1e-3

@@ -28,7 +28,7 @@ from agebody.metrics import (
     pcdr_by_age,
     pve,
 )
-from agebody.people.poses import pose
+from agebody.people import pose
 from agebody.pipelines.cli import app
 from agebody.pipelines.evaluate import (
     EvaluationError,

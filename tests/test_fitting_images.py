@@ -138,7 +138,7 @@ def test_starts_face_both_ways(body):
     """From exact keypoints of a prototype, the first start is its pose and the second faces another way."""
     layout = get_layout("coco17")
     names = body.asset.joint_names
-    pose = torch.from_numpy(agebody.people.poses.pose("walking", names)).float()
+    pose = torch.from_numpy(agebody.people.pose("walking", names)).float()
     camera = Camera.guess((640.0, 480.0)).expand(4)
     angles = torch.tensor([0.0, 0.8, 2.4, 3.9])
     flip = torch.diag(torch.tensor([1.0, -1.0, -1.0]))

@@ -24,7 +24,7 @@ from agebody.keypoints import get_layout
 from agebody.mesh.closest import visible_vertices
 from agebody.mesh.collisions import Exclusions
 from agebody.parameters import BodyParameters
-from agebody.people.poses import pose
+from agebody.people import pose
 
 DOUBLE = torch.float64
 EYE = (0.1, 1.0, 0.25)

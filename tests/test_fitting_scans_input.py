@@ -11,7 +11,7 @@ from agebody.fitting import SMPLIFY_KIDS, BodyParameters, Plane, fit_plane, fit_
 from agebody.fitting.scans import steps
 from agebody.fitting.scans.energy import all_joints
 from agebody.fitting.scans.frames import Frames
-from agebody.people.poses import pose
+from agebody.people import pose
 
 LAST = SMPLIFY_KIDS[-1]
 ALONE = LAST._replace(collision=0.0)

@@ -25,7 +25,7 @@ from agebody.fitting.sequences import (
 )
 from agebody.optim.terms import Unknowns
 from agebody.parameters import GROUPS, BodyParameters
-from agebody.people.poses import pose
+from agebody.people import pose
 from agebody.rotations import axis_angle_to_matrix, matrix_to_axis_angle
 
 

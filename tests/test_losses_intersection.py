@@ -13,7 +13,7 @@ from test_collisions import SEARCHES, box, rotation, sphere, together
 import agebody
 from agebody.losses import conic_distance_field, person_intersection_loss, self_intersection_loss
 from agebody.mesh.collisions import Exclusions, find_collisions, penetration
-from agebody.people.poses import pose
+from agebody.people import pose
 
 DOUBLE = torch.float64
 in_both = pytest.mark.parametrize("backend", SEARCHES)

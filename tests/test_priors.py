@@ -31,7 +31,7 @@ from agebody.losses import (
     swing_twist,
 )
 from agebody.losses.densities import shrunk_covariance
-from agebody.people.poses import POSES, pose
+from agebody.people import POSES, pose
 
 BODY = SMPL_JOINT_NAMES[1:]
 JOINTS = ("left_knee", "right_knee")

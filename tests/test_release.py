@@ -24,7 +24,7 @@ import agebody
 from agebody.cameras import Camera
 from agebody.draw import contact_sheet, render
 from agebody.parameters import BodyParameters
-from agebody.people.poses import pose
+from agebody.people import pose
 from agebody.pipelines.cli import app
 from agebody.pipelines.labels import Labels
 from agebody.pipelines.release import Person, Photo, ReleaseError, photos_from_labels, write_release

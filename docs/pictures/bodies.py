@@ -13,7 +13,7 @@ from PIL import Image, ImageColor, ImageDraw
 import agebody
 from agebody.cameras import Camera
 from agebody.draw import PALETTE, contact_sheet, lineup, render
-from agebody.people.poses import pose
+from agebody.people import pose
 from agebody.pipelines.demo import run_demo
 
 

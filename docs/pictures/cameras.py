@@ -19,7 +19,7 @@ from matplotlib.patches import Polygon, Rectangle
 import agebody
 from agebody.cameras import Camera, box_around, convert_axes, square_box
 from agebody.draw import render
-from agebody.people.poses import pose
+from agebody.people import pose
 
 PAPER, INK, GLASS = "#f3efe9", "#4a4540", "#7c9fa6"
 COLORS = {"x": "#c0523f", "y": "#5f8a4b", "z": "#3f6fa8"}

@@ -17,7 +17,7 @@ from agebody.age import AgeCurve
 from agebody.cameras import Camera
 from agebody.crowd import place_people, prior_of_age, rest_height, surface_depth
 from agebody.draw import PALETTE, render
-from agebody.people.poses import pose
+from agebody.people import pose
 
 BACKGROUND = ("#f3efe9", "#e4ded6")
 INK = "#4a4540"

@@ -14,7 +14,7 @@ import agebody
 from agebody.cameras import Camera
 from agebody.draw import INK, PALETTE, render
 from agebody.metrics import box_diagonal, oks_sigmas
-from agebody.people.poses import pose
+from agebody.people import pose
 
 PAPER = "#f3efe9"
 SIZE = 520, 640

@@ -18,7 +18,7 @@ from agebody.draw import render
 from agebody.draw.meshes import PALETTE, read_color
 from agebody.losses import person_intersection_loss, self_intersection_loss
 from agebody.mesh.collisions import Exclusions, find_collisions, penetration
-from agebody.people.poses import pose
+from agebody.people import pose
 
 RED = "#c8102e"
 BACKGROUND = ("#f3efe9", "#e4ded6")

@@ -14,7 +14,7 @@ from PIL import Image
 import agebody
 from agebody.cameras import Camera
 from agebody.draw import render
-from agebody.people.poses import pose
+from agebody.people import pose
 from agebody.pipelines.labels import draw_overlay, fit_annotations, read_keypoints
 
 SIZE = 960, 680

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 import agebody
 from agebody.draw import INK, PALETTE
 from agebody.metrics import best_scale, joint_errors, procrustes_align, root_of
-from agebody.people.poses import pose
+from agebody.people import pose
 
 PAPER, FAINT = "#f3efe9", "#c9c0b5"
 LAYOUT = agebody.LAYOUTS["smpl24"]

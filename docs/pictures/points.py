@@ -16,7 +16,7 @@ from agebody.cameras import Camera
 from agebody.draw import INK, render
 from agebody.fitting import BodyParameters, convert, fit_points
 from agebody.keypoints import LAYOUTS
-from agebody.people.poses import pose
+from agebody.people import pose
 
 PAPER = "#f3efe9"
 CLAY = "#d8d0c6"

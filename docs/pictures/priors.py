@@ -20,7 +20,7 @@ from agebody.losses import (
     joint_limits_loss,
     joint_limits_prior,
 )
-from agebody.people.poses import pose
+from agebody.people import pose
 
 BODY = SMPL_JOINT_NAMES[1:]
 

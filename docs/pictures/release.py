@@ -14,7 +14,7 @@ import agebody
 from agebody.cameras import Camera
 from agebody.draw import Picture, render
 from agebody.fitting import BodyParameters
-from agebody.people.poses import pose
+from agebody.people import pose
 from agebody.pipelines.release import Person, Photo, write_release
 
 SIZE = (720, 480)

@@ -32,7 +32,7 @@ from agebody.fitting.scans.start import start_from_landmarks
 from agebody.keypoints import get_layout
 from agebody.losses import joint_limits_prior
 from agebody.mesh.closest import closest_points
-from agebody.people.poses import pose
+from agebody.people import pose
 
 PAPER = "#f3efe9"
 CLAY = "#d8d0c6"

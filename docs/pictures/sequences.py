@@ -14,7 +14,7 @@ import agebody
 from agebody.cameras import Camera
 from agebody.draw import INK, render
 from agebody.fitting import BodyParameters, fit_keypoints, fit_sequence
-from agebody.people.poses import pose
+from agebody.people import pose
 
 PAPER = "#f3efe9"
 ROWS = {"each frame alone": "#c98d7f", "the clip as a whole": "#9fc0c4", "the truth": "#d8d0c6"}

@@ -19,7 +19,7 @@ from agebody import losses
 from agebody.cameras import Camera
 from agebody.draw import INK, render
 from agebody.mesh import closest as proximity
-from agebody.people.poses import pose
+from agebody.people import pose
 
 PAPER = "#f3efe9"
 CLAY = "#d8d0c6"

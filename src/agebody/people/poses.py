@@ -1,4 +1,4 @@
-"""A few everyday poses by name, for demos and tests."""
+"""Everyday poses by name, for demos and tests."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from jaxtyping import Float
 from scipy.spatial.transform import Rotation
 
 Angles = tuple[float, float, float]
-"""Degrees about x, y and z; the joint turns by Rx Ry Rz.
+"""Angles about x, y and z [degrees]; the rotation of the joint is Rx Ry Rz.
 
-From the T-pose, facing +z: a leg flexes forward by -x, a knee bends by +x, the trunk and head bow by +x and
-turn left by +y; the left arm falls by -z, then swings forward by -x; the left elbow bends by -y, the right
-by +y.
+From the T-pose, facing +z: a leg flexes forward by -x, a knee flexes by +x, the trunk and head bow by +x and
+turn left by +y; the left arm is lowered by -z, then swings forward by -x; the left elbow flexes by -y, the
+right by +y.
 """
 
 
 def _both(**left: Angles) -> dict[str, Angles]:
-    """Angles of left joints, and their mirror images on the right."""
+    """Return angles of left joints together with their mirror images on the right."""
     pose = {}
     for name, (x, y, z) in left.items():
         pose[f"left_{name}"], pose[f"right_{name}"] = (x, y, z), (x, -y, -z)
@@ -167,14 +167,55 @@ POSES: dict[str, dict[str, Angles]] = {
     },
 }
 
+MORE_POSES: dict[str, dict[str, Angles]] = {
+    "on a chair": {
+        **_both(hip=(-86, 4, 6), knee=(84, 0, 0)),
+        **_both(shoulder=(-30, -12, -58), elbow=(0, -58, 0), collar=(0, 0, -4)),
+        "spine1": (6, 0, 0),
+        "head": (6, 0, 0),
+    },
+    "squatting": {
+        **_both(hip=(-112, 14, 14), knee=(118, 0, 0), ankle=(-18, 0, 0)),
+        **_both(shoulder=(-14, -52, -34), elbow=(0, -30, 0)),
+        "spine1": (22, 0, 0),
+        "spine2": (12, 0, 0),
+        "head": (-22, 0, 0),
+    },
+    "reaching": {
+        "spine1": (14, 10, 0),
+        "spine3": (6, 12, 0),
+        "right_shoulder": (0, 74, 12),
+        "right_elbow": (0, 16, 0),
+        "left_shoulder": (8, 12, -58),
+        "left_elbow": (0, -34, 0),
+        "left_hip": (-18, 4, 0),
+        "left_knee": (16, 0, 0),
+        "head": (-4, -10, 0),
+    },
+    "hands together": {
+        **_both(collar=(0, 0, -4), shoulder=(-30, -34, -58), elbow=(0, -96, 0)),
+        **_both(hip=(0, 4, -2), knee=(4, 0, 0)),
+        "head": (14, 0, 0),
+    },
+    "prone": {
+        "pelvis": (84, 0, 0),
+        **_both(hip=(6, 18, 16), knee=(18, 0, 0), ankle=(34, 0, 0)),
+        **_both(shoulder=(0, -40, -12), elbow=(0, -86, 0)),
+        "spine3": (-14, 0, 0),
+        "neck": (-24, 0, 0),
+        "head": (-26, 0, 0),
+    },
+}
+"""Further everyday poses, which `random_people` blends with those of ``POSES``."""
+
 
 def pose(name: str, joint_names: Sequence[str], *, heading: float = 0.0) -> Float[np.ndarray, "J 3"]:
-    """A pose as one axis-angle vector a joint [rad], the root's first.
+    """Return a pose as one axis-angle vector per joint [rad], the root's first.
 
     Args:
         name: one of ``POSES``.
-        joint_names: the body's joints; those that the pose does not name stay at zero.
-        heading: how far the whole body turns to its left, about +y [rad].
+        joint_names: the joints of the body; those that the pose does not name stay at zero.
+        heading: rotation of the whole body to its left, about +y [rad].
 
     Raises:
         ValueError: there is no such pose, or the body lacks a joint that it moves.
@@ -184,7 +225,7 @@ def pose(name: str, joint_names: Sequence[str], *, heading: float = 0.0) -> Floa
     missing = sorted(set(POSES[name]) - set(joint_names))
     if missing:
         raise ValueError(
-            f"joint_names: the pose {name!r} moves {', '.join(missing)}, which this body has not"
+            f"joint_names: the pose {name!r} moves {', '.join(missing)}, which this body does not have"
         )
     angles = np.array([POSES[name].get(joint, (0.0, 0.0, 0.0)) for joint in joint_names])
     turns = Rotation.from_euler("XYZ", angles, degrees=True)

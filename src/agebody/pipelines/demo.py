@@ -20,7 +20,7 @@ from agebody.draw import PALETTE, Picture, contact_sheet, lineup, save_mesh
 from agebody.draw.mesh_files import save_npz
 from agebody.draw.meshes import stand_in_row
 from agebody.measure import stature
-from agebody.people.poses import pose
+from agebody.people import pose
 
 SPACING = 1.25
 """Between the people of the demo [m]."""
