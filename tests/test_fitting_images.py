@@ -230,19 +230,6 @@ def test_a_start_of_ones_own(body, seen):
     torch.testing.assert_close(alike.parameters.body_pose, one.body_pose.expand(4, -1, -1))
 
 
-@pytest.mark.parametrize("method", ["lbfgs", "adam"])
-def test_other_methods_go_the_same_way(body, seen, method):
-    people, observed = seen
-    few = slice(0, 3)
-    given = body, observed.keypoints[few], people.camera.map(lambda part: part[few])
-    seen_ones = {"weights": observed.weights[few]}
-    ours = fit_keypoints(*given, **seen_ones)
-    schedule = tuple(step._replace(max_iterations=80, cost_tolerance=1e-5) for step in SCHEDULE)
-    theirs = fit_keypoints(*given, **seen_ones, method=method, schedule=schedule)
-    assert (theirs.reprojection < 2 * ours.reprojection + 1).all()
-    assert (theirs.report.iterations > ours.report.iterations).all()
-
-
 def test_bodies_and_layouts(mannequin_asset, anny_asset):
     """Adults of one age, infants, the realistic body in float64, other layouts, other priors."""
     cases = (
@@ -337,7 +324,7 @@ def test_where_the_depth_is_known_a_trial_is_moved_along_its_ray(body):
     guess = BodyParameters.zeros(body, 3)._replace(
         transl=torch.tensor([[0.3, 0.1, 3.0]]).expand(3, 3), age_offset=torch.full((3,), 0.4)
     )
-    moved = _Problem(body, given, pose_prior_of(body, None), "lm").at_depth(guess)
+    moved = _Problem(body, given, pose_prior_of(body, None)).at_depth(guess)
     before, after = (joints_of(body, part)[:, :1] for part in (guess, moved))
     torch.testing.assert_close(after[[0, 2], 0, 2], depth[[0, 2]])
     assert torch.equal(after[1], before[1])
@@ -438,7 +425,6 @@ def test_what_is_refused(body, mannequin_asset):
         ({"age_class": torch.tensor([0.0, 1.0])}, "age_class: expected integers"),
         ({"years": torch.ones(3)}, "years: expected a shape"),
         ({"chunk_size": 0}, "chunk_size"),
-        ({"method": "newton"}, "method: expected"),
         ({"schedule": ()}, "schedule: expected"),
         ({"camera": camera.expand(3)}, "camera.focal: expected a batch"),
         ({"schedule": (Step(1.0, 5.0, ("pose",), 5, 1e-3),)}, "groups"),

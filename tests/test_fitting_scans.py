@@ -358,7 +358,7 @@ class TestSurface:
         model, _, _ = self.model(ball, moved)
         up, down = (self.model(ball, moved + s * way)[0].cost for s in (1e-8, -1e-8))
         torch.testing.assert_close(
-            (up - down) / 2e-8, (model.gradient[0] * way).sum()[None], rtol=1e-5, atol=1e-5
+            (up - down) / 2e-8, (model.vertex_gradient[0] * way).sum()[None], rtol=1e-5, atol=1e-5
         )
 
     def test_product_diagonal_and_solution_are_those_of_one_matrix(self, ball, monkeypatch):
@@ -368,7 +368,7 @@ class TestSurface:
         torch.testing.assert_close(matrix, matrix.T)
         torch.testing.assert_close(model.diagonal()[0], matrix.diagonal())
         assert torch.linalg.eigvalsh(matrix).min() > 0
-        target, added = model.slope(), 0.1 * model.diagonal()
+        target, added = model.gradient, 0.1 * model.diagonal()
         matrix = matrix + torch.diag(added[0])
         scaled = lambda residual: (residual.square() / matrix.diagonal()).sum().sqrt()  # noqa: E731
         rough = model.solve(target, added, None)[0]

@@ -248,7 +248,7 @@ def test_neither_autocast_nor_gradients_get_in(body):
 def test_starts_weigh_motion_as_the_term_does(body, monkeypatch):
     clip = make_clip(body, 4)
     given = read_observed(body, clip.pixels, clip.camera, "coco17", None, None, (0.9, None, None), None, 0.01)
-    clips = _Clips(body, given, (4, 1), torch.tensor([4]), 0.1, pose_prior_of(body, None), "lm")
+    clips = _Clips(body, given, (4, 1), torch.tensor([4]), 0.1, pose_prior_of(body, None))
     weighed = []
 
     def best_path(costs, places, times, sd):
@@ -286,7 +286,7 @@ def test_gradients_of_chains_equal_differences_of_costs(mannequin_asset, motion_
     pixels, camera = small.pixels.double(), small.camera.to("cpu", torch.float64)
     weights = torch.ones(17, dtype=torch.float64)
     given = read_observed(body, pixels, camera, "coco17", weights, 5.0, (None, None, None), None, 0.01)
-    clips = _Clips(body, given, (3, 1), torch.tensor([3]), motion_sd, pose_prior_of(body, None), "lm")
+    clips = _Clips(body, given, (3, 1), torch.tensor([3]), motion_sd, pose_prior_of(body, None))
     vector = small.parameters.map(lambda part: part.double()[None] + 0.1).vector()
     unknowns = Unknowns(body, GROUPS, clips.joints)
     chain = _Chain(clips, unknowns, vector)
@@ -302,7 +302,7 @@ def test_gradients_of_chains_equal_differences_of_costs(mannequin_asset, motion_
         ahead, behind = (chain.quadratize(x + sign * step * way, rows).cost for sign in (1, -1))
         # Central differences: cut off at step², rounded at 1e-16 cost / step.
         torch.testing.assert_close(
-            (ahead - behind) / (2 * step), (model.slope() * way).sum(-1), rtol=1e-5, atol=1e-4
+            (ahead - behind) / (2 * step), (model.gradient * way).sum(-1), rtol=1e-5, atol=1e-4
         )
         assert (way * model.product(way)).sum() > 0
 

@@ -455,7 +455,7 @@ def test_the_fit_is_told_what_is_known(body, observed, write, knows_the_truth):
     found = read_keypoints(write(coco_document(observed, ages=ages)))
     done = []
     labels = fit_annotations(
-        body, found, fov=0.8, age_class="baby", batch_size=4, progress=done.append, method="adam"
+        body, found, fov=0.8, age_class="baby", batch_size=4, progress=done.append, noise=3.0
     )
     assert done == [4, 6]
     assert [len(call["keypoints"]) for call in knows_the_truth] == [4, 2]
@@ -464,7 +464,7 @@ def test_the_fit_is_told_what_is_known(body, observed, write, knows_the_truth):
     assert first["age_class"].tolist() == [-1, 2, 3, -1]
     np.testing.assert_allclose(first["years"], [math.nan, math.nan, math.nan, 4])
     assert second["age_class"].tolist() == [3, 3]
-    assert first["method"] == "adam"
+    assert first["noise"] == 3.0
     focal = SIZE[1] / 2 / math.tan(0.4)
     np.testing.assert_allclose(first["camera"].focal, focal, rtol=1e-6)
     np.testing.assert_allclose(labels.center, [[320, 240]] * COUNT)

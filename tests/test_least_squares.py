@@ -11,15 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from agebody.optim.least_squares import ChainQuadratic, Method, Progress, Quadratic, Stop, minimize
+from agebody.optim.least_squares import ChainQuadratic, Quadratic, Stop, minimize
 
-METHODS: tuple[Method, ...] = ("lm", "lbfgs", "adam")
 EXACT: dict[str, Any] = {"cost_tolerance": 0.0, "step_tolerance": 1e-12, "gradient_tolerance": 1e-14}
-
-
-def quadratic(residuals: Tensor, jacobian: Tensor) -> Quadratic:
-    gradient = (residuals[:, None] @ jacobian)[:, 0]
-    return Quadratic(residuals.square().sum(-1) / 2, gradient, jacobian.mT @ jacobian)
 
 
 def by_autograd(residuals):
@@ -29,7 +23,7 @@ def by_autograd(residuals):
         jacobian = torch.func.vmap(torch.func.jacrev(lambda x, row: residuals(x[None], row[None])[0]))(
             x, rows
         )
-        return quadratic(residuals(x, rows), jacobian)
+        return Quadratic.of(residuals(x, rows), jacobian)
 
     return quadratize
 
@@ -42,7 +36,7 @@ def valley(x: Tensor, rows: Tensor) -> Quadratic:
     """Rosenbrock's function, in closed form."""
     one, zero = torch.ones_like(x[:, 0]), torch.zeros_like(x[:, 0])
     jacobian = torch.stack((-20 * x[:, 0], 10 * one, -one, zero), -1).unflatten(-1, (2, 2))
-    return quadratic(rosenbrock(x), jacobian)
+    return Quadratic.of(rosenbrock(x), jacobian)
 
 
 def starts(count: int, size: int = 2, dtype: torch.dtype = torch.float64, spread: float = 1.5) -> Tensor:
@@ -57,7 +51,7 @@ def linear(count: int, rows: int, columns: int, dtype: torch.dtype = torch.float
 
     def quadratize(x: Tensor, which: Tensor) -> Quadratic:
         found = [
-            quadratic((matrix[i] @ own - target[i])[None], matrix[i][None])
+            Quadratic.of((matrix[i] @ own - target[i])[None], matrix[i][None])
             for own, i in zip(x, which.tolist(), strict=True)
         ]
         return Quadratic(*(torch.cat(parts) for parts in zip(*found, strict=True)))
@@ -68,9 +62,8 @@ def linear(count: int, rows: int, columns: int, dtype: torch.dtype = torch.float
 # Minima
 
 
-@pytest.mark.parametrize(("method", "iterations"), [("lm", 60), ("lbfgs", 300)])
-def test_rosenbrock(method, iterations):
-    found = minimize(valley, starts(12), method=method, max_iterations=iterations)
+def test_rosenbrock():
+    found = minimize(valley, starts(12), max_iterations=60)
     assert found.converged.all()
     torch.testing.assert_close(found.x, torch.ones_like(found.x), rtol=0, atol=1e-4)
     torch.testing.assert_close(found.cost, rosenbrock(found.x).square().sum(-1) / 2)
@@ -113,26 +106,15 @@ def test_linear_problems_equal_lstsq(count, columns, more, seed):
     torch.testing.assert_close(found.x, best, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", ["lbfgs", "adam"])
-def test_methods_without_a_normal_matrix_find_the_minimum_of_lm(method):
-    _, _, quadratize = linear(5, 12, 4)
-    start = torch.zeros(5, 4, dtype=torch.float64)
-    first_order = lambda x, rows: quadratize(x, rows)._replace(normal=None)  # noqa: E731
-    found = minimize(first_order, start, method=method, max_iterations=1500, cost_tolerance=1e-9)
-    assert found.converged.all()
-    torch.testing.assert_close(found.x, minimize(quadratize, start).x, rtol=1e-3, atol=1e-3)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_bounds_equal_scipys(method):
+def test_bounds_equal_scipys():
     generator = torch.Generator().manual_seed(3)
     lower = -torch.rand(10, 4, dtype=torch.float64, generator=generator)
     upper = torch.rand(10, 4, dtype=torch.float64, generator=generator)
     lower[0], upper[1] = -torch.inf, torch.inf
     matrix, target, quadratize = linear(10, 8, 4, seed=4)
     found = minimize(
-        quadratize, torch.zeros(10, 4, dtype=torch.float64), method=method, lower=lower, upper=upper,
-        max_iterations=1000, cost_tolerance=1e-14 if method == "lm" else 1e-10,
+        quadratize, torch.zeros(10, 4, dtype=torch.float64), lower=lower, upper=upper,
+        max_iterations=1000, cost_tolerance=1e-14,
     )  # fmt: skip
     assert (found.x >= lower).all()
     assert (found.x <= upper).all()
@@ -141,8 +123,7 @@ def test_bounds_equal_scipys(method):
         peer = scipy.optimize.lsq_linear(
             matrix[i].numpy(), target[i].numpy(), (lower[i].numpy(), upper[i].numpy()), tol=1e-14
         )
-        atol = 1e-2 if method == "adam" else 1e-4 if method == "lbfgs" else 1e-6
-        np.testing.assert_allclose(found.x[i].numpy(), peer.x, atol=atol)
+        np.testing.assert_allclose(found.x[i].numpy(), peer.x, atol=1e-6)
 
 
 def test_bounds_of_a_curved_problem_equal_scipys():
@@ -177,7 +158,7 @@ def test_rank_deficient_problems_end_at_a_minimum(dtype):
     matrix, target, _ = linear(4, 6, 3, dtype)
     double = torch.cat((matrix, matrix[..., :1], torch.zeros_like(matrix[..., :1])), -1)
     found = minimize(
-        lambda x, rows: quadratic((double[rows] @ x[..., None])[..., 0] - target[rows], double[rows]),
+        lambda x, rows: Quadratic.of((double[rows] @ x[..., None])[..., 0] - target[rows], double[rows]),
         torch.zeros(4, 5, dtype=dtype),
     )
     best = torch.linalg.lstsq(matrix.double(), target.double()[..., None]).solution
@@ -192,7 +173,7 @@ def test_badly_scaled_variables_in_float32():
     scale = torch.logspace(-3, 3, 5)
     matrix, target, _ = linear(6, 12, 5, torch.float32)
     found = minimize(
-        lambda x, rows: quadratic(
+        lambda x, rows: Quadratic.of(
             (matrix[rows] @ (scale * x)[..., None])[..., 0] - target[rows], matrix[rows] * scale
         ),
         torch.zeros(6, 5),
@@ -216,14 +197,12 @@ def test_reasons():
     def quadratize(x: Tensor, rows: Tensor) -> Quadratic:
         found = by_autograd(residuals)(x, rows)
         slope = x.new_tensor([[[1.0], [0.0]]])  # what round() hides
-        steep = quadratic(residuals(x, rows), slope.expand(len(x), 2, 1))
+        steep = Quadratic.of(residuals(x, rows), slope.expand(len(x), 2, 1))
         lies = rows == 2
         return Quadratic(
             torch.where(lies, steep.cost, found.cost),
             torch.where(lies[:, None], steep.gradient, found.gradient),
-            torch.where(
-                lies[:, None, None], *(part for part in (steep.normal, found.normal) if part is not None)
-            ),
+            torch.where(lies[:, None, None], steep.normal, found.normal),
         )
 
     start = torch.tensor([[3.0], [0.0], [0.1]], dtype=torch.float64)
@@ -239,66 +218,63 @@ def test_reasons():
     assert few.iterations.tolist() == [2]
 
 
-def test_stuck_where_the_derivatives_promise_what_does_not_come():
-    lie = lambda x, rows: quadratic(x + 1, -torch.ones_like(x)[..., None])  # noqa: E731
+def test_stuck_where_the_predicted_reduction_never_comes():
+    lie = lambda x, rows: Quadratic.of(x + 1, -torch.ones_like(x)[..., None])  # noqa: E731
     found = minimize(lie, torch.ones(1, 1, dtype=torch.float64), step_tolerance=0, max_iterations=100)
     assert found.stop.tolist() == [Stop.STUCK]
     assert not found.converged
     assert found.x.tolist() == [[1.0]]
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_gradient_of_the_wrong_sign_does_not_converge(method):
+def test_a_gradient_of_the_wrong_sign_does_not_converge():
     def astray(x: Tensor, rows: Tensor) -> Quadratic:
         found = valley(x, rows)
         return found._replace(gradient=-found.gradient)
 
     start = torch.tensor([[-1.2, 1.0], [3.0, -3.0]], dtype=torch.float64)
-    found = minimize(astray, start, method=method, max_iterations=1500, learning_rate=0.01)
+    found = minimize(astray, start, max_iterations=1500)
     assert not found.converged.any()
     assert found.stop.tolist() == [Stop.STUCK] * 2
 
 
 @pytest.mark.parametrize("damping", [1e-6, 1e8])
-def test_steps_that_damping_holds_back_are_no_end(damping):
+def test_steps_that_damping_holds_back_do_not_count_as_converged(damping):
     start = torch.tensor([[-1.2, 1.0], [3.0, -3.0]], dtype=torch.float64)
     found = minimize(valley, start, damping=damping, max_iterations=200)
     assert found.converged.all()
     torch.testing.assert_close(found.x, torch.ones_like(found.x), rtol=0, atol=1e-4)
 
 
-def test_a_minimum_that_rounding_hides_is_one():
-    # Gains below 1e-7 of the cost do not show in float32: the model alone says that there is none left.
+def test_a_reduction_that_rounding_hides_counts_as_converged():
+    # Reductions below 1e-7 of the cost do not show in float32: the model alone says that none is left.
     def hidden(x: Tensor, rows: Tensor) -> Quadratic:
         residuals = torch.cat((x - 1, torch.full_like(x, 1e3)), -1)
-        return quadratic(residuals, torch.eye(2)[:, :1].expand(len(x), 2, 1))
+        return Quadratic.of(residuals, torch.eye(2)[:, :1].expand(len(x), 2, 1))
 
     found = minimize(hidden, torch.tensor([[1.1], [0.95]]), cost_tolerance=0, gradient_tolerance=0)
     assert found.converged.all()
     assert found.iterations.max() <= 3
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_problems_that_are_not_finite_at_the_start_are_left_there_alone(method):
+def test_problems_that_are_not_finite_at_the_start_stay_there():
     _, _, quadratize = linear(4, 6, 3)
     start = torch.zeros(4, 3, dtype=torch.float64)
     start[1, 0], start[2, 1] = torch.nan, torch.inf
-    found = minimize(quadratize, start, method=method, max_iterations=3000)
+    found = minimize(quadratize, start, max_iterations=3000)
     assert found.stop[1:3].tolist() == [Stop.NOT_FINITE] * 2
     assert found.converged.tolist() == [True, False, False, True]
     torch.testing.assert_close(found.x[1:3], start[1:3], equal_nan=True)
     assert found.x[[0, 3]].isfinite().all()
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_steps_into_nan_are_not_taken(method):
+def test_steps_into_nan_are_not_accepted():
     # A wall at 0.5, beyond which nothing is known; the minimum of the logarithm's problem is just before it.
     def residuals(x: Tensor, rows: Tensor) -> Tensor:
         return torch.cat((torch.log(0.5 - x), x + 1), -1)
 
     found = minimize(
-        by_autograd(residuals), torch.tensor([[-3.0], [0.49]], dtype=torch.float64), method=method,
-        max_iterations=800, learning_rate=0.2, cost_tolerance=1e-4,
+        by_autograd(residuals), torch.tensor([[-3.0], [0.49]], dtype=torch.float64),
+        max_iterations=800, cost_tolerance=1e-4,
     )  # fmt: skip
     peer = scipy.optimize.minimize_scalar(
         lambda x: math.log(0.5 - x) ** 2 + (x + 1) ** 2, bounds=(-3, 0.499), method="bounded",
@@ -310,61 +286,42 @@ def test_steps_into_nan_are_not_taken(method):
     )
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_problems_whose_every_step_is_nan(method):
+def test_problems_whose_every_step_is_nan():
     def quadratize(x: Tensor, rows: Tensor) -> Quadratic:
-        found = quadratic(x - 1, torch.eye(2, dtype=x.dtype).expand(len(x), 2, 2))
+        found = Quadratic.of(x - 1, torch.eye(2, dtype=x.dtype).expand(len(x), 2, 2))
         astray = (x != 0).any(-1)
         return found._replace(cost=torch.where(astray, torch.nan, found.cost))
 
-    found = minimize(quadratize, torch.zeros(2, 2, dtype=torch.float64), method=method, max_iterations=300)
+    found = minimize(quadratize, torch.zeros(2, 2, dtype=torch.float64), max_iterations=300)
     assert found.stop.tolist() == [Stop.NOT_FINITE] * 2
     assert (found.x == 0).all()
     assert found.cost.isfinite().all()
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_an_empty_batch(method):
-    found = minimize(valley, torch.zeros(0, 2), method=method)
+def test_an_empty_batch():
+    found = minimize(valley, torch.zeros(0, 2))
     assert found.x.shape == (0, 2)
     assert found.cost.shape == found.stop.shape == (0,)
 
 
-# Batches, repetition, resumption
+# Batches and repetition
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_problem_does_not_see_its_neighbours(method):
+def test_problems_are_independent():
     # This quadratize computes each row alone; so whatever differs is the solver's.
     _, _, quadratize = linear(7, 9, 5)
     start = starts(7, 5)
     upper = torch.full((7, 5), 0.3, dtype=torch.float64)
-    whole = minimize(quadratize, start, method=method, upper=upper, max_iterations=40)
+    whole = minimize(quadratize, start, upper=upper, max_iterations=40)
     for i in (0, 3, 6):
         alone = minimize(
-            lambda x, rows, i=i: quadratize(x, rows + i), start[i : i + 1], method=method, upper=upper[:1],
+            lambda x, rows, i=i: quadratize(x, rows + i), start[i : i + 1], upper=upper[:1],
             max_iterations=40,
         )  # fmt: skip
         # Not to the bit: a product of matrices may take another path for one row.
         torch.testing.assert_close(alone.x[0], whole.x[i], rtol=1e-9, atol=1e-9)
         assert alone.stop[0] == whole.stop[i]
         assert alone.iterations[0] == whole.iterations[i]
-
-
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("bounded", [False, True])
-def test_resumed_runs_equal_uninterrupted_ones_to_the_bit(method, bounded):
-    # A problem that is done at the start, one that comes near its end, and some that are still under way.
-    upper = torch.tensor([1.0, 2.0], dtype=torch.float64) if bounded else None
-    start = torch.cat((starts(5), torch.ones(1, 2, dtype=torch.float64)))
-    whole = minimize(valley, start, method=method, max_iterations=12, upper=upper)
-    parts = minimize(valley, start, method=method, max_iterations=5, upper=upper)
-    parts = minimize(valley, start, method=method, max_iterations=7, resume=parts, upper=upper)
-    assert set(whole.stop.tolist()) > {Stop.ITERATIONS}
-    for name in ("x", "cost", "converged", "iterations", "stop"):
-        assert torch.equal(getattr(whole, name), getattr(parts, name)), name
-    for a, b in zip((whole.state.x, *whole.state.memory), (parts.state.x, *parts.state.memory), strict=True):
-        assert torch.equal(a, b)
 
 
 def test_runs_repeat_to_the_bit():
@@ -374,21 +331,7 @@ def test_runs_repeat_to_the_bit():
     assert torch.equal(first.cost, second.cost)
 
 
-def test_progress_is_told_of_problems_under_way():
-    seen: list[Progress] = []
-    found = minimize(valley, starts(5), on_iteration=seen.append)
-    assert len(seen) == found.iterations.max()
-    counts = torch.zeros(5, dtype=torch.int64)
-    costs = torch.full((5,), torch.inf, dtype=torch.float64)
-    for progress in seen:
-        counts[progress.rows] += 1
-        assert (progress.cost <= costs[progress.rows]).all()
-        costs[progress.rows] = progress.cost
-    assert torch.equal(counts, found.iterations)
-    assert torch.equal(costs, found.cost)
-
-
-def test_only_problems_under_way_are_evaluated():
+def test_only_problems_that_go_on_are_evaluated():
     asked = []
 
     def quadratize(x: Tensor, rows: Tensor) -> Quadratic:
@@ -400,8 +343,7 @@ def test_only_problems_under_way_are_evaluated():
     assert sum(asked[1:]) == found.iterations.sum()
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_results_are_the_cheapest_places_seen(method):
+def test_results_are_the_points_of_lowest_cost():
     seen = []
 
     def quadratize(x: Tensor, rows: Tensor) -> Quadratic:
@@ -409,11 +351,10 @@ def test_results_are_the_cheapest_places_seen(method):
         seen.append((rows, found.cost))
         return found
 
-    found = minimize(quadratize, starts(4), method=method, max_iterations=15)
+    found = minimize(quadratize, starts(4), max_iterations=15)
     least = torch.full((4,), torch.inf, dtype=torch.float64)
     for rows, cost in seen:
         least[rows] = torch.minimum(least[rows], cost)
-    # (L-BFGS and LM refuse steps whose gain is too small a share of the promised, in the last bits.)
     torch.testing.assert_close(found.cost, least, rtol=1e-9, atol=1e-12)
 
 
@@ -459,16 +400,15 @@ def test_chains_equal_dense_matrices(coupled, frames, own, shared):
     size = frames * own + shared
     vector = torch.randn(3, size, dtype=torch.float64, generator=generator)
     added = torch.rand(3, size, dtype=torch.float64, generator=generator)
-    held = torch.rand(3, size, generator=generator) < 0.4
+    fixed = torch.rand(3, size, generator=generator) < 0.4
     close: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-10}  # conditions of up to 1e4
-    torch.testing.assert_close(found.slope(), dense.gradient)
+    torch.testing.assert_close(found.gradient, dense.gradient)
     torch.testing.assert_close(found.diagonal(), dense.diagonal())
     torch.testing.assert_close(found.product(vector), dense.product(vector))
-    for pinned in (None, held):
+    for pinned in (None, fixed):
         solved = found.solve(vector, added, pinned)
         torch.testing.assert_close(solved, dense.solve(vector, added, pinned), **close)
         # The definition of both, by another decomposition.
-        assert dense.normal is not None
         matrix = dense.normal + torch.diag_embed(added)
         keep = torch.ones_like(vector) if pinned is None else (~pinned).double()
         matrix = matrix * keep[:, None] * keep[:, :, None] + torch.diag_embed(1 - keep)
@@ -496,7 +436,6 @@ def test_chains_find_what_dense_problems_find():
 
     def chained(x: Tensor, rows: Tensor) -> ChainQuadratic:
         cost, gradient, normal = by_autograd(residuals)(x, rows)
-        assert normal is not None
         inner = normal[:, :frames, :frames]
         return ChainQuadratic(
             cost, gradient[:, :frames, None], gradient[:, frames:],
@@ -510,11 +449,6 @@ def test_chains_find_what_dense_problems_find():
         torch.testing.assert_close(found.x, dense.x, rtol=1e-7, atol=1e-8)
         assert torch.equal(found.stop, dense.stop)
         assert torch.equal(found.iterations, dense.iterations)
-    short = minimize(chained, start, max_iterations=3)
-    resumed = minimize(chained, start, resume=short)
-    assert torch.equal(resumed.x, minimize(chained, start).x)
-    slow = minimize(chained, start, method="lbfgs", max_iterations=60)
-    torch.testing.assert_close(slow.cost, minimize(chained, start).cost, rtol=1e-3, atol=0)
 
 
 # Errors
@@ -522,8 +456,6 @@ def test_chains_find_what_dense_problems_find():
 
 def test_errors(unchecked):
     quadratize, start = valley, starts(3)
-    with pytest.raises(ValueError, match=r"method: expected one of lm, lbfgs, adam, got 'newton'"):
-        minimize(quadratize, start, method="newton")  # type: ignore[arg-type]
     with pytest.raises(
         ValueError, match=r"start: expected floats of shape \(B, N\), got torch.float64 \(2,\)"
     ):
@@ -535,23 +467,12 @@ def test_errors(unchecked):
     for bad in (torch.tensor([2.0, 0.0]), torch.tensor([torch.nan, 0.0])):
         with pytest.raises(ValueError, match=r"lower: expected numbers that are not above"):
             minimize(quadratize, start, lower=bad, upper=torch.ones(2))
-    with pytest.raises(ValueError, match=r"quadratize: expected a normal matrix for method 'lm', got None"):
-        minimize(lambda x, rows: quadratize(x, rows)._replace(normal=None), start)
     with pytest.raises(ValueError, match=r"quadratize: expected costs and gradients of \(3, 2\) variables"):
         minimize(lambda x, rows: quadratize(x[:1], rows[:1]), start)
     wrong = {
-        "damping": 0.0, "learning_rate": -1.0, "cost_tolerance": math.nan, "step_tolerance": -1e-3,
-        "gradient_tolerance": math.inf, "max_iterations": -1, "history": 0,
+        "damping": 0.0, "cost_tolerance": math.nan, "step_tolerance": -1e-3,
+        "gradient_tolerance": math.inf, "max_iterations": -1,
     }  # fmt: skip
     for name, number in wrong.items():
         with pytest.raises(ValueError, match=f"{name}: expected"):
             minimize(quadratize, start, **{name: number})  # type: ignore[arg-type]
-    found = minimize(quadratize, start, max_iterations=2)
-    with pytest.raises(ValueError, match=r"resume: expected a solution within the bounds"):
-        minimize(quadratize, start, resume=found, upper=torch.tensor([-3.0, -3.0]))
-    with pytest.raises(
-        ValueError, match=r"resume: expected a solution by 'adam' for \(3, 2\), got one by 'lm'"
-    ):
-        minimize(quadratize, start, method="adam", resume=found)
-    with pytest.raises(ValueError, match=r"resume: expected a solution by 'lm' for \(2, 2\)"):
-        minimize(quadratize, start[:2], resume=found)

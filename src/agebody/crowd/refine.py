@@ -14,7 +14,7 @@ from agebody.checks import Weights, apply_mask, expand_weights, expect
 from agebody.crowd.height_prior import HeightPrior
 from agebody.crowd.values import expect_values
 from agebody.mesh.collisions import find_penetrations, offsets
-from agebody.optim.least_squares import Method, Quadratic, Solution, Stop, minimize
+from agebody.optim.least_squares import Quadratic, Solution, Stop, minimize
 
 MOVES = 4
 """Variables of a person: logarithms of depth and of size, and two tangents sideways."""
@@ -89,7 +89,6 @@ def refine_crowd(
     vertices: Float[Tensor, "*images P V 3"] | None = None,
     faces: Int[Tensor, "F 3"] | None = None,
     deviations: Deviations = Deviations(),  # noqa: B008
-    method: Method = "lm",
     max_iterations: int = 50,
     searches: int = 8,
 ) -> Refined:
@@ -126,7 +125,6 @@ def refine_crowd(
         vertices: meshes, in camera coordinates [m].
         faces: counter-clockwise from outside.
         deviations: how much each term may be off.
-        method: of `agebody.optim.least_squares.minimize`.
         max_iterations: of each image, between two searches.
         searches: for overlaps, at most. An image in which people still move after the last one has not
             converged.
@@ -215,7 +213,7 @@ def refine_crowd(
     x = points.new_zeros(count, MOVES * people + TILTS)
     if feet is not None:
         x[:, -1] = _first_offset(scene)
-    found = _solve(scene, x, method, max_iterations, searches)
+    found = _solve(scene, x, max_iterations, searches)
     place = scene.place(found.x, torch.arange(count, device=x.device))
     unflat = lambda tensor: tensor.reshape((*images, *tensor.shape[1:]))  # noqa: E731
     terms = {name: unflat(cost) for name, cost in scene.costs(found.x).items()}
@@ -237,7 +235,7 @@ def _nothing(root: Tensor, up: Tensor, names: tuple[str, ...]) -> Refined:
     )  # fmt: skip
 
 
-def _solve(scene: _Scene, x: Tensor, method: Method, max_iterations: int, searches: int) -> Solution:
+def _solve(scene: _Scene, x: Tensor, max_iterations: int, searches: int) -> Solution:
     """Minimises, and searches again for overlaps where people have moved, until they rest."""
     free = scene.free()
     infinite = torch.full_like(x, torch.inf)
@@ -245,7 +243,7 @@ def _solve(scene: _Scene, x: Tensor, method: Method, max_iterations: int, search
 
     def minimized(start: Tensor, rows: Tensor, contacts: _Contacts | None) -> Solution:
         return minimize(
-            lambda now, some: scene.quadratize(now, rows[some], contacts), start, method=method,
+            lambda now, some: scene.quadratize(now, rows[some], contacts), start,
             max_iterations=max_iterations, lower=lower[rows], upper=upper[rows],
         )  # fmt: skip
 
@@ -513,8 +511,7 @@ class _Term(NamedTuple):
 
     def quadratic(self) -> Quadratic:
         """Half of the sum of squares."""
-        gradient = (self.jacobian.mT @ self.residuals[..., None])[..., 0]
-        return Quadratic(self.residuals.square().sum(-1) / 2, gradient, self.jacobian.mT @ self.jacobian)
+        return Quadratic.of(self.residuals, self.jacobian)
 
 
 def _by_moves(points: Tensor, root: Tensor) -> Tensor:

@@ -20,7 +20,6 @@ from agebody.fitting.observed import LEAST_POINTS, Observed, pose_prior_of, read
 from agebody.fitting.start import starts_in_world
 from agebody.keypoints import KeypointLayout
 from agebody.losses import MahalanobisPrior, MaxMixturePrior
-from agebody.optim.least_squares import Method
 from agebody.optim.limits import Limits
 from agebody.optim.stages import Fit, FitReport, Stage, fit_bodies
 from agebody.optim.terms import Age, Bend, Depth, PosePrior, Reprojection, Shape, Term
@@ -75,7 +74,6 @@ def fit_keypoints(
     pose_prior: MahalanobisPrior | MaxMixturePrior | None = None,
     start: BodyParameters | None = None,
     schedule: Sequence[Step] = SCHEDULE,
-    method: Method = "lm",
     chunk_size: int = 256,
 ) -> KeypointFit:
     """Bodies whose keypoints project onto those seen: pose, place, shape and age of each person alone.
@@ -107,7 +105,6 @@ def fit_keypoints(
         pose_prior: ours is `joint_limits_prior` about a standing person.
         start: bodies to begin from, such as a network's, in place of those views.
         schedule: the steps.
-        method: "lm", or "lbfgs" or "adam", which are there to compare with.
         chunk_size: people that are fitted at a time, which bounds memory. It has no influence on the result
             but for rounding.
 
@@ -136,27 +133,24 @@ def fit_keypoints(
         for first in range(0, max(1, people), chunk_size):
             rows = torch.arange(first, min(first + chunk_size, people), device=body.device)
             begin = None if start is None else start.map(lambda part, rows=rows: part[rows])
-            found.append(_fit(_Problem(body, given.take(rows), prior, method), begin, schedule))
+            found.append(_fit(_Problem(body, given.take(rows), prior), begin, schedule))
         return _join(found, batch)
 
 
 class _Problem:
     """People to be fitted: their terms, and the stages that a schedule makes of them."""
 
-    def __init__(
-        self, body: BodyModel, given: Observed, prior: MahalanobisPrior | MaxMixturePrior, method: Method
-    ) -> None:
+    def __init__(self, body: BodyModel, given: Observed, prior: MahalanobisPrior | MaxMixturePrior) -> None:
         self.body, self.given, self.prior = body, given, prior
-        self.method: Method = method
         self.low, self.high, self.expected, self.age_sd = given.ages.unbind(-1)
         self.joints = seen_joints(body, given.layout, prior)
 
     def take(self, rows: Int[Tensor, " R"]) -> _Problem:
-        return _Problem(self.body, self.given.take(rows), self.prior, self.method)
+        return _Problem(self.body, self.given.take(rows), self.prior)
 
     def run(self, schedule: Sequence[Step], start: BodyParameters, *, depth: bool = True) -> Fit:
         stages = self.stages(schedule, depth)
-        return fit_bodies(self.body, stages, start, method=self.method, age_range=(self.low, self.high))
+        return fit_bodies(self.body, stages, start, age_range=(self.low, self.high))
 
     def stages(self, schedule: Sequence[Step], depth: bool) -> list[Stage]:
         body, given = self.body, self.given

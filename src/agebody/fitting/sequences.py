@@ -20,7 +20,7 @@ from agebody.fitting.observed import LEAST_POINTS, Observed, pose_prior_of, read
 from agebody.fitting.start import starts_in_world
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.losses import MahalanobisPrior, MaxMixturePrior
-from agebody.optim.least_squares import ChainQuadratic, Method, minimize
+from agebody.optim.least_squares import ChainQuadratic, minimize
 from agebody.optim.limits import Limits
 from agebody.optim.stages import BETA_RANGE, FitReport, Stage, add_terms, fit_bodies
 from agebody.optim.terms import Age, Bend, Depth, PosePrior, Reprojection, Shape, State, Term, Unknowns
@@ -81,7 +81,6 @@ def fit_sequence(
     start: BodyParameters | None = None,
     start_schedule: Sequence[Step] = SCHEDULE[:-1],
     schedule: Sequence[MotionStep] = MOTION_SCHEDULE,
-    method: Method = "lm",
     chunk_size: int = 256,
 ) -> SequenceFit:
     """Bodies of people over time: a pose and a place in each frame, one shape and age for all of them.
@@ -124,7 +123,6 @@ def fit_sequence(
         start: (*batch, T, ...) bodies to begin from. The shape is the mean over the frames.
         start_schedule: of the frames alone, with one shape.
         schedule: of the whole.
-        method: "lm", or "lbfgs" or "adam", which are there to compare with.
         chunk_size: frames that are fitted at a time, and at least one clip.
 
     Returns:
@@ -171,7 +169,7 @@ def fit_sequence(
             rows = torch.arange(first, min(first + step, clips), device=body.device)
             images = (rows[:, None] * each + torch.arange(each, device=body.device)).flatten()
             shape = frames, each // frames
-            problem = _Clips(body, given.take(images), shape, counts[rows], motion_sd, prior, method)
+            problem = _Clips(body, given.take(images), shape, counts[rows], motion_sd, prior)
             if start is None:
                 begin = problem.start(start_schedule)
             else:
@@ -191,10 +189,8 @@ class _Clips:
         lengths: Int[Tensor, " C"],
         motion_sd: float | None,
         prior: MahalanobisPrior | MaxMixturePrior,
-        method: Method,
     ) -> None:
         self.body, self.prior, self.motion_sd = body, prior, motion_sd
-        self.method: Method = method
         self.frames, self.views = shape  # T, V
         self.lengths = lengths
         self.inside = torch.arange(self.frames, device=body.device) < lengths[:, None]  # (C, T)
@@ -252,7 +248,7 @@ class _Clips:
                 )
                 for step in schedule
             ]
-            starts, report = fit_bodies(self.body, stages, starts, method=self.method, age_range=(low, high))
+            starts, report = fit_bodies(self.body, stages, starts, age_range=(low, high))
             cost = report.cost
         split = lambda part: part.unflatten(0, (count, -1, self.frames)).movedim(0, 2)  # noqa: E731
         costs, candidates = split(cost), starts.map(split)  # (C, T, count, ...)
@@ -309,7 +305,7 @@ class _Clips:
         for step in schedule:
             chain.set_terms(step)
             solution = minimize(
-                chain.quadratize, x, method=self.method, lower=lower, upper=upper,
+                chain.quadratize, x, lower=lower, upper=upper,
                 max_iterations=step.max_iterations, cost_tolerance=1e-4, damping=1e-2,
             )  # fmt: skip
             x, iterations = solution.x, iterations + solution.iterations
@@ -333,7 +329,6 @@ class _Clips:
         shape = self.frames, self.views
         return _Clips(
             self.body, self.given.take(rows), shape, self.lengths.repeat(count), self.motion_sd, self.prior,
-            self.method,
         )  # fmt: skip
 
     def _recentre(self, starts: BodyParameters, count: int) -> BodyParameters:
@@ -398,8 +393,6 @@ class _Chain:
         state, inside = self._state(x, rows), self.clips.inside[rows]
         found, _ = add_terms(self.by_frame, state)
         more, _ = add_terms(self.by_clip, self._first(x, rows))
-        assert found.normal is not None  # add_terms makes one
-        assert more.normal is not None
         cost, gradient, normal = (
             apply_mask(part.unflatten(0, (-1, self.clips.frames)), inside, part.dim() - 1)
             for part in (found.cost, found.gradient, found.normal)

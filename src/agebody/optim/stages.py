@@ -12,7 +12,7 @@ from torch import Tensor
 
 from agebody.body import BodyModel
 from agebody.engine.rowwise import own_precision
-from agebody.optim.least_squares import Method, Quadratic, minimize
+from agebody.optim.least_squares import Quadratic, minimize
 from agebody.optim.terms import State, Term, Unknowns
 from agebody.parameters import GROUPS, BodyParameters, group_slices
 
@@ -63,7 +63,6 @@ def fit_bodies(
     stages: Sequence[Stage],
     start: BodyParameters,
     *,
-    method: Method = "lm",
     age_range: tuple[float | Tensor, float | Tensor] = (0.0, 1.0),
     beta_range: float = BETA_RANGE,
 ) -> Fit:
@@ -73,7 +72,6 @@ def fit_bodies(
         body: the layer.
         stages: at least one. Terms are of the bodies of ``start``.
         start: (B, ...), finite.
-        method: "lm" (Levenberg-Marquardt), "lbfgs" or "adam".
         age_range: lowest and highest age offset, numbers or (B,).
         beta_range: largest size of a beta.
 
@@ -113,7 +111,7 @@ def fit_bodies(
                 return add_terms(stage.terms, State(body, guess, rows, unknowns))[0]
 
             solution = minimize(
-                quadratize, vector[:, columns], method=method, lower=low[:, columns], upper=high[:, columns],
+                quadratize, vector[:, columns], lower=low[:, columns], upper=high[:, columns],
                 max_iterations=stage.max_iterations, cost_tolerance=stage.cost_tolerance,
             )  # fmt: skip
             vector = vector.index_copy(1, columns, solution.x)

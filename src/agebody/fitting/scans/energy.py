@@ -143,8 +143,7 @@ class ScanEnergy:
             residuals = torch.cat([term.residuals for term in terms.values()], 1)
             jacobian = torch.cat([term.jacobian for term in terms.values()], 1)
             cost = torch.stack([term.cost for term in terms.values()]).sum(0)
-            gradient = (jacobian.mT @ residuals[..., None])[..., 0]
-            parts.append(Quadratic(cost, gradient, jacobian.mT @ jacobian))
+            parts.append(Quadratic.of(residuals, jacobian, cost))
         return Quadratic(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
     @torch.no_grad()

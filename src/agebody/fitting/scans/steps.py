@@ -70,7 +70,6 @@ def fit_shape(
 
     def quadratize(x: Tensor, _: Tensor, stage: ScanStage, matches: Matches) -> ChainQuadratic:
         part = energy.quadratic(spread(x), chosen, stage, matches)
-        assert part.normal is not None
         rows = part.normal[:, own]
         return ChainQuadratic(
             part.cost.sum(0, keepdim=True),
@@ -121,7 +120,6 @@ def fit_poses(
                 whole = held[frames].clone()
                 whole[:, own] = x
                 part = energy.quadratic(whole, frames, stage, matches)
-                assert part.normal is not None
                 return Quadratic(part.cost, part.gradient[:, own], part.normal[:, own][:, :, own])
 
             found = minimize(

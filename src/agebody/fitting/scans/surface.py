@@ -47,7 +47,7 @@ class SurfaceModel(NamedTuple):
     """
 
     cost: Float[Tensor, " b"]
-    gradient: Float[Tensor, "b V 3"]
+    vertex_gradient: Float[Tensor, "b V 3"]
     corners: Int[Tensor, "b S 3"]
     barycentric: Float[Tensor, "b S 3"]
     along: Float[Tensor, "b S 3"]
@@ -62,17 +62,18 @@ class SurfaceModel(NamedTuple):
     stretch: Float[Tensor, " b"]
     """Of each edge."""
 
-    def slope(self) -> Tensor:
-        """The gradient."""
-        return self.gradient.flatten(1)
+    @property
+    def gradient(self) -> Tensor:
+        """(b, 3 V)"""
+        return self.vertex_gradient.flatten(1)
 
     def diagonal(self) -> Tensor:
         """Of the normal matrix."""
         share = SLIDE + (1 - SLIDE) * self.along.square()
         own = (self.pull[..., None] * share)[:, :, None] * self.barycentric.square()[..., None]
-        total = _add(torch.zeros_like(self.gradient), self.corners, own)
+        total = _add(torch.zeros_like(self.vertex_gradient), self.corners, own)
         ones = self.stretch[:, None, None, None].expand(*self.edges.shape, 1)
-        total = total + _add(torch.zeros_like(self.gradient[..., :1]), self.edges, ones)
+        total = total + _add(torch.zeros_like(self.vertex_gradient[..., :1]), self.edges, ones)
         total = total + self.held[..., None] + self.pressed[..., None] * self.normal[:, None].square()
         return total.flatten(1)
 
@@ -89,11 +90,11 @@ class SurfaceModel(NamedTuple):
         tension = self.stretch[:, None, None] * (start - end)
         return _add(total, self.edges, torch.stack((tension, -tension), 2)).flatten(1)
 
-    def solve(self, target: Tensor, added: Tensor, held: Tensor | None) -> Tensor:
+    def solve(self, target: Tensor, damping: Tensor, fixed: Tensor | None) -> Tensor:
         """By conjugate gradients, scaled by the diagonal; see `agebody.optim.least_squares.Model`."""
-        if held is not None:
+        if fixed is not None:
             raise ValueError("lower, upper: expected none for a surface")
-        scale = self.diagonal() + added
+        scale = self.diagonal() + damping
         found, residual = torch.zeros_like(target), target
         direction = residual / scale
         energy = (residual * direction).sum(1, keepdim=True)
@@ -102,7 +103,7 @@ class SurfaceModel(NamedTuple):
             going = energy > least
             if not going.any():
                 break
-            image = self.product(direction) + added * direction
+            image = self.product(direction) + damping * direction
             length = torch.where(
                 going, energy / torch.where(going, (direction * image).sum(1, keepdim=True), 1), 0
             )
