@@ -62,13 +62,13 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/run.py --device $(DEVICE)
 	$(BIN)/python benchmarks/report.py
 
-# On a machine with a GPU and torch for it: all tests of the kernels there, then all benchmarks. What else they
-# need is found in PACKAGES, if it is not installed. A rehearsal without a GPU: make gpu DEVICE=cpu QUICK=--quick
+# On a machine with a GPU and torch for it: all tests of the kernels there, then all benchmarks, even
+# where a test failed. What else they need is found in PACKAGES, if it is not installed. A rehearsal without a GPU: make gpu DEVICE=cpu QUICK=--quick
 gpu: export PYTHONPATH := $(PACKAGES):src:kernels
 gpu: DEVICE = cuda
 gpu:
-	$(PYTHON) -m pytest -p no:cacheprovider $(if $(filter cuda%,$(DEVICE)),-m cuda) $(KERNEL_TESTS)
-	$(PYTHON) benchmarks/run.py --device $(DEVICE) $(QUICK)
+	$(PYTHON) -m pytest -p no:cacheprovider $(if $(filter cuda%,$(DEVICE)),-m cuda) $(KERNEL_TESTS); tests=$$?; \
+	$(PYTHON) benchmarks/run.py --device $(DEVICE) $(QUICK) && exit $$tests
 
 # What that needs besides torch, for a machine without a package index: make gpu-packages GPU_PYTHON=3.12
 gpu-packages: $(VENV)/.installed-dev

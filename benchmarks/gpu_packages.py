@@ -16,10 +16,9 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROOTS = (
-    "agebody", "warp-lang", "pytest", "hypothesis", "beartype", "packaging",
-    "smplx", "body-models", "smplfitter", "anny",
-)  # fmt: skip
+TESTS = ("pytest", "hypothesis", "beartype", "packaging", "rtree")  # trimesh's searches need rtree
+PEERS = ("smplx", "body-models", "smplfitter", "anny")
+ROOTS = ("agebody", "warp-lang", *TESTS, *PEERS)
 PLATFORMS = ("manylinux_2_34_x86_64", "manylinux_2_28_x86_64", "manylinux2014_x86_64", "manylinux1_x86_64")
 
 
@@ -53,11 +52,10 @@ def main() -> None:
     options = parser.parse_args()
     pinned = [f"{name}=={version}" for name, version in sorted(needed(set(options.skip)).items())]
     with tempfile.TemporaryDirectory() as folder:
-        command = [
-            sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:",
-            "--python-version", options.python, "--dest", folder,
-            *(word for platform in PLATFORMS for word in ("--platform", platform)), *pinned,
-        ]  # fmt: skip
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+        command += ["--python-version", options.python, "--dest", folder]
+        command += [f"--platform={platform}" for platform in PLATFORMS]
+        command += pinned
         subprocess.run(command, check=True)
         options.output.mkdir(parents=True, exist_ok=True)
         for wheel in sorted(Path(folder).glob("*.whl")):

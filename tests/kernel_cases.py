@@ -12,20 +12,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from agebody_kernels import (
-    AXIS_ANGLE,
-    BLEND_SKIN,
-    MATRIX,
-    REGRESSION,
-    REST_SHAPE,
-    SKINNING,
-    AgeAnchors,
-    Directions,
-    JointTree,
-    PointWeights,
-    SkinningWeights,
-)
 from agebody_kernels._operator import Operator
+from agebody_kernels.age import REST_SHAPE, AgeAnchors
+from agebody_kernels.kinematics import AXIS_ANGLE, MATRIX, JointTree
+from agebody_kernels.regression import REGRESSION, PointWeights
+from agebody_kernels.skinning import SKINNING, SkinningWeights
+from blend_skin import BLEND_SKIN, Directions
 from scipy import sparse
 from torch import Tensor
 
@@ -57,8 +49,8 @@ class Case(NamedTuple):
     def __call__(self, *rows: Tensor) -> tuple[Tensor, ...]:
         return self.operator(*(rows or self.rows), *self.constants)
 
-    def twin(self, *rows: Tensor) -> tuple[Tensor, ...]:
-        return self.operator.twin(*(rows or self.rows), *self.constants)
+    def reference(self, *rows: Tensor) -> tuple[Tensor, ...]:
+        return self.operator.reference(*(rows or self.rows), *self.constants)
 
     def leaves(self) -> tuple[Tensor, ...]:
         """The rows, to be differentiated."""

@@ -8,9 +8,9 @@ import torch
 
 pytest.importorskip("warp", reason="the kernels need the extra agebody[warp]")
 
-from agebody_kernels import blend_skin
-from agebody_kernels.blend_skin import BLEND_SKIN, FEW, MANY, Directions, blend_and_skin
+import blend_skin
 from agebody_kernels.skinning import SkinningWeights, linear_blend_skinning
+from blend_skin import BLEND_SKIN, FEW, MANY, Directions, blend_and_skin
 
 DTYPES = (torch.float32, torch.float64)
 DEVICES = ("cpu", *(["cuda"] if torch.cuda.is_available() else []))
@@ -72,7 +72,7 @@ def make_case(name: str, dtype: torch.dtype, device: str = "cpu", requires_grad:
 def absolute(case: Case, requires_grad: bool = False) -> tuple[list[torch.Tensor], torch.Tensor]:
     """The definition, made of sums of products, at absolute values: the sums of their magnitudes."""
     rows = [t.detach().abs().requires_grad_(requires_grad) for t in case.rows]
-    return rows, BLEND_SKIN.twin(*rows, *(t.abs() for t in case.constants))[0]
+    return rows, BLEND_SKIN.reference(*rows, *(t.abs() for t in case.constants))[0]
 
 
 def assert_close_sums(found, expected, magnitudes, terms: int):
@@ -86,11 +86,11 @@ def assert_close_sums(found, expected, magnitudes, terms: int):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", SIZES)
-def test_value_is_the_twins(name, dtype, device):
+def test_value_is_the_reference(name, dtype, device):
     case, size = make_case(name, dtype, device), SIZES[name]
     posed = case()
     assert posed.shape == (size.batch, size.vertices, 3)
-    (expected,) = BLEND_SKIN.twin(*case.rows, *case.constants)
+    (expected,) = BLEND_SKIN.reference(*case.rows, *case.constants)
     assert_close_sums(posed, expected, absolute(case)[1], size.coefficients + size.width + 4)
 
 
@@ -108,14 +108,14 @@ def test_blends_then_skins(dtype):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("workspace", [blend_skin.WORKSPACE, 1 << 12], ids=["one piece", "pieces"])
 @pytest.mark.parametrize("name", ["empty", *DIFFERENTIATED])
-def test_gradient_is_the_twins(name, workspace, device, monkeypatch):
+def test_gradient_is_the_reference(name, workspace, device, monkeypatch):
     monkeypatch.setattr(blend_skin, "WORKSPACE", workspace)
     case, size = make_case(name, torch.float64, device, requires_grad=True), SIZES[name]
     grad = torch.randn(case().shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).to(
         device
     )
     found = torch.autograd.grad(case(), case.rows, grad)
-    expected = torch.autograd.grad(BLEND_SKIN.twin(*case.rows, *case.constants), case.rows, grad)
+    expected = torch.autograd.grad(BLEND_SKIN.reference(*case.rows, *case.constants), case.rows, grad)
     rows, magnitude = absolute(case, requires_grad=True)
     magnitudes = torch.autograd.grad(magnitude, rows, grad.abs())
     terms = size.coefficients + size.width + 3 * size.vertices + 4

@@ -1,6 +1,7 @@
-"""Every operator of the kernels: against its twin, the twin against its definition, and torch's rules.
+"""Every operator of the kernels: against its reference implementation, and under all of torch's transforms.
 
-A line of `kernel_cases.CASES` is one operator at one size.
+The reference implementation is compared with the definition in `agebody`. A line of `kernel_cases.CASES` is
+one operator at one size.
 """
 
 import functools
@@ -8,6 +9,7 @@ import math
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,20 +18,13 @@ from devices import DEVICES
 
 pytest.importorskip("warp", reason="the kernels need the extra agebody[warp]")
 
-from agebody_kernels import (
-    AXIS_ANGLE,
-    REST_SHAPE,
-    AgeAnchors,
-    JointTree,
-    PointWeights,
-    SkinningWeights,
-    forward_kinematics,
-    linear_blend_skinning,
-    regress_points,
-    rest_shape,
-)
-from agebody_kernels._interop import entries
-from agebody_kernels.skinning import SEGMENT
+from agebody_kernels import _interop
+from agebody_kernels._interop import pack_entries
+from agebody_kernels.age import REST_SHAPE, AgeAnchors, rest_shape
+from agebody_kernels.closest import clear_sights
+from agebody_kernels.kinematics import AXIS_ANGLE, JointTree, forward_kinematics
+from agebody_kernels.regression import PointWeights, regress_points
+from agebody_kernels.skinning import SEGMENT, SkinningWeights, linear_blend_skinning
 from kernel_cases import ANGLES, CASES, DERIVED, DOUBLE, FORK, OPCHECKED, SMALL, Case
 from roundings import assert_close, assert_equal
 from scipy import sparse
@@ -40,7 +35,7 @@ in_dtypes = pytest.mark.parametrize("dtype", DTYPES)
 
 
 NONDETERMINISM = {"cpu": 0.0, "cuda": 1e-12}
-"""Of derivatives beyond the first, which are the twins': torch adds with atomics where they index."""
+"""Of derivatives beyond the first, which are the references': torch adds with atomics where they index."""
 
 
 @functools.cache
@@ -65,24 +60,24 @@ def value_and_gradient(function, case):
     return *(o.detach() for o in outputs), *grads
 
 
-class TestAgainstTheTwin:
+class TestAgainstTheReference:
     @on_devices
     @in_dtypes
     @pytest.mark.parametrize("name", CASES)
     def test_values_and_gradients(self, name, dtype, device):
         case = make_case(name, device, dtype)
         exact = case.to(device, DOUBLE)
-        expected = value_and_gradient(exact.twin, exact)
+        expected = value_and_gradient(exact.reference, exact)
         found = value_and_gradient(case, case)
         assert all(f.dtype == dtype and f.device.type == device for f in found)
         assert all(f.is_contiguous() for f in found[: case.operator.num_outputs])
         assert_close(found, expected, case.roundings, dtype)
-        assert_close(value_and_gradient(case.twin, case), expected, case.roundings, dtype)
+        assert_close(value_and_gradient(case.reference, case), expected, case.roundings, dtype)
 
     @pytest.mark.parametrize("name", CASES)
-    def test_the_twin_is_the_definition(self, name):
+    def test_the_reference_is_the_definition(self, name):
         case = make_case(name)
-        found = value_and_gradient(case.twin, case)
+        found = value_and_gradient(case.reference, case)
         assert_close(found, value_and_gradient(case.definition, case), case.roundings, DOUBLE)
 
     @on_devices
@@ -96,18 +91,18 @@ class TestAgainstTheTwin:
         for i, row in enumerate(rows):
             alone = torch.autograd.grad(outputs, row, grads, retain_graph=True)
             assert_equal(alone, together[i : i + 1])
-        twins = case.twin(*rows)
-        for found, twin, grad in zip(outputs, twins, grads, strict=True):
+        references = case.reference(*rows)
+        for found, reference, grad in zip(outputs, references, grads, strict=True):
             assert_close(
                 torch.autograd.grad(found, rows, grad, retain_graph=True, materialize_grads=True),
-                torch.autograd.grad(twin, rows, grad, retain_graph=True, materialize_grads=True),
+                torch.autograd.grad(reference, rows, grad, retain_graph=True, materialize_grads=True),
                 case.roundings, DOUBLE,
             )  # fmt: skip
 
     @on_devices
     @pytest.mark.parametrize("name", SMALL)
     def test_second_derivatives_in_float32(self, name, device):
-        """They are the twin's own, taken through the operator of the gradient."""
+        """They are those of the reference implementation, taken through the operator of the gradient."""
 
         def second(case, function):
             rows = case.leaves()
@@ -121,7 +116,7 @@ class TestAgainstTheTwin:
         case = make_case(name, device, torch.float32)
         exact = case.to(device, DOUBLE)
         # Twice the way of a first derivative.
-        assert_close(second(case, case), second(exact, exact.twin), 2 * case.roundings, torch.float32)
+        assert_close(second(case, case), second(exact, exact.reference), 2 * case.roundings, torch.float32)
 
 
 class TestDerivatives:
@@ -194,7 +189,7 @@ class TestDerivatives:
         betas, directions = age.new_zeros(2, 0), age.new_ones(3, 1)
         for coefficients, _ in (
             rest_shape(betas, age, directions, ages),
-            REST_SHAPE.twin(betas, age, directions, *ages),
+            REST_SHAPE.reference(betas, age, directions, *ages),
         ):
             assert coefficients[:, -1].tolist() == [0, 1]
 
@@ -403,9 +398,9 @@ class TestInput:
 
     def test_strides_that_vectors_and_matrices_must_have(self):
         matrices = torch.zeros(2, 3, 4, 4)
-        assert entries(matrices[:, ::2], 2).data_ptr() == matrices.data_ptr()
-        assert entries(matrices[..., :3], 2).is_contiguous()
-        assert entries(matrices.mT, 2).is_contiguous()
+        assert pack_entries(matrices[:, ::2], 2).data_ptr() == matrices.data_ptr()
+        assert pack_entries(matrices[..., :3], 2).is_contiguous()
+        assert pack_entries(matrices.mT, 2).is_contiguous()
 
 
 def _rows(name):
@@ -477,7 +472,7 @@ class TestBodies:
 def test_warp_keeps_standard_output_clean(tmp_path):
     """It greets and reports there, while it starts and compiles."""
     code = (
-        "import numpy, torch, agebody_kernels as k;"
+        "import numpy, torch, agebody_kernels.regression as k;"
         "weights = k.PointWeights.pack(numpy.ones((1, 1)));"
         "print(k.regress_points(torch.ones(1, 1, 3).double(), weights).sum().item())"
     )
@@ -575,6 +570,21 @@ def test_gradients_of_permuted_matrices_are_contiguous():
     found = operator(world, world, permuted.detach(), rest, *tree, [True, True])[0]
     assert grad.shape == permuted.shape
     assert found.is_contiguous()
+
+
+def test_tensors_on_two_devices_are_refused():
+    """Also by functions that are no operators, which launch directly."""
+    vertices, faces = torch.randn(1, 3, 3), torch.tensor([[0, 1, 2]])
+    with pytest.raises(ValueError, match="sight, eyes: expected a tensor on cpu, got one on meta"):
+        clear_sights(vertices, faces, torch.zeros(1, 3, device="meta"))
+
+
+def test_kernels_are_not_loaded_during_a_capture(monkeypatch):
+    """There CUDA allows no loading, and a capture that fails leaves its stream unusable."""
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    module = SimpleNamespace(name="kernels")
+    with pytest.raises(RuntimeError, match="kernels: .*make the same call once before the capture"):
+        _interop._load(module, SimpleNamespace(alias="cuda:0", is_cuda=True))
 
 
 def test_strides_beyond_two_gibibytes():

@@ -1,4 +1,4 @@
-"""Between torch and Warp: kernels for each floating type, a lazy start, no copies, torch's stream."""
+"""The bridge between torch and Warp: kernels per floating type, lazy start, no copies, torch's stream."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ import warp as wp
 from torch import Tensor
 
 BLOCK_DIM = 128
-"""Threads a block on CUDA. One number for all kernels, so that each module is compiled once."""
+"""Threads per block on CUDA. One number for all kernels, so that each module is compiled once."""
 
 _PATIENCE = 1.0
-"""Seconds of loading kernels after which the user is told what is going on."""
+"""Seconds of loading kernels after which a message is printed."""
 
 _SCALARS = {torch.float32: wp.float32, torch.float64: wp.float64}
 
 
 class Types(NamedTuple):
-    """What kernels are written with, for one floating type."""
+    """The types and decorators that kernels of one floating type are written with."""
 
     scalar: Any
     vec3: Any
@@ -45,7 +45,7 @@ class KernelSet:
     """
 
     sets: ClassVar[list[KernelSet]] = []
-    """All there are."""
+    """All kernel sets of the imported modules."""
 
     def __init__(self, define: Callable[[Types], SimpleNamespace]) -> None:
         self.name = define.__module__
@@ -54,27 +54,28 @@ class KernelSet:
         for dtype, scalar in _SCALARS.items():
             module = wp.get_module(f"{self.name}.{scalar.__name__}")
             module.options["enable_backward"] = False  # gradients are kernels of their own
-            vec3, mat33, mat34 = (
-                wp.types.vector(3, scalar), wp.types.matrix((3, 3), scalar), wp.types.matrix((3, 4), scalar),
-            )  # fmt: skip
-            kernel, func = (
-                functools.partial(wp.kernel, module=module),
-                functools.partial(wp.func, module=module),
+            types = Types(
+                scalar,
+                vec3=wp.types.vector(3, scalar),
+                mat33=wp.types.matrix((3, 3), scalar),
+                mat34=wp.types.matrix((3, 4), scalar),
+                kernel=functools.partial(wp.kernel, module=module),
+                func=functools.partial(wp.func, module=module),
             )
-            self._kernels[dtype] = define(Types(scalar, vec3, mat33, mat34, kernel, func))
+            self._kernels[dtype] = define(types)
             self._modules[dtype] = module
         self.sets.append(self)
 
     def __getitem__(self, dtype: torch.dtype) -> SimpleNamespace:
-        """The kernels of one floating type."""
+        """Return the kernels of one floating type."""
         return self._kernels[dtype]
 
     def module(self, dtype: torch.dtype) -> wp.Module:
-        """The Warp module of one floating type."""
+        """Return the Warp module of one floating type."""
         return self._modules[dtype]
 
     def load(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Compiles the kernels or finds them in Warp's cache, where that has not been done."""
+        """Load the kernels from Warp's cache, or compile them, unless they are loaded already."""
         _load(self._modules[dtype], _warp_device(device), announce=False)
 
 
@@ -84,18 +85,18 @@ def warmup(
     *,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, float]:
-    """Compiles all kernels ahead of their first use. Warp keeps them in its cache, for later processes too.
+    """Compile all kernels before their first use. Warp keeps them in its cache, for later processes too.
 
     Args:
-        device: on which they will run.
+        device: the device that the kernels will run on.
         dtypes: floating types to compile for.
-        progress: called with the name of each module before its turn.
+        progress: called with the name of each module before it is compiled.
 
     Returns:
-        Seconds by name of the module: small ones where it was found in the cache or loaded before.
+        Seconds per module, by name; short where the module was cached or loaded before.
 
     Raises:
-        TypeError: kernels come in float32 and float64 only.
+        TypeError: a type is neither float32 nor float64.
         RuntimeError: Warp does not run on the device.
     """
     device = torch.empty(0, device=device).device  # with its number
@@ -114,26 +115,36 @@ def warmup(
 
 
 def launch(kernel: wp.Kernel, dim: int | Sequence[int], *arguments: Any, tiled: bool = False) -> None:
-    """Launches a kernel on the device of its first tensor, on torch's current stream.
+    """Launch a kernel on the device of its tensors, on torch's current stream.
 
     Args:
         kernel: one kernel of a `KernelSet`.
-        dim: threads; with ``tiled`` blocks.
+        dim: number of threads; with ``tiled`` number of blocks.
         arguments: tensors and numbers, in the kernel's order. Tensors are read through their strides; only
             the dimensions that make up a vector or a matrix must be contiguous.
         tiled: whether each element of ``dim`` is a block of threads that work together.
+
+    Raises:
+        ValueError: the tensors are on different devices.
     """
+    given = list(zip(kernel.adj.args, arguments, strict=True))
+    device = next(value.device for _, value in given if isinstance(value, Tensor))
+    for parameter, value in given:
+        # Warp is given addresses, which it cannot check.
+        if isinstance(value, Tensor) and value.device != device:
+            raise ValueError(
+                f"{kernel.key}, {parameter.label}: expected a tensor on {device}, got one on {value.device}"
+            )
     if 0 in (dim if isinstance(dim, Sequence) else (dim,)):
         return
-    device = next(a.device for a in arguments if isinstance(a, Tensor))
     packed = [
-        wp.from_torch(_within_reach(a), dtype=p.type.dtype, requires_grad=False, return_ctype=True)
+        wp.from_torch(_with_short_strides(a), dtype=p.type.dtype, requires_grad=False, return_ctype=True)
         if isinstance(a, Tensor)
         else a
-        for a, p in zip(arguments, kernel.adj.args, strict=True)
+        for p, a in given
     ]
     launcher = wp.launch_tiled if tiled else wp.launch
-    # Warp makes the device of a launch the current one, and leaves it at that.
+    # Warp makes the device of a launch the current one and leaves it so.
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         warp_device = _warp_device(device)
         _load(kernel.module, warp_device)
@@ -141,15 +152,15 @@ def launch(kernel: wp.Kernel, dim: int | Sequence[int], *arguments: Any, tiled: 
         launcher(kernel, dim=dim, inputs=packed, device=warp_device, stream=stream, block_dim=BLOCK_DIM)
 
 
-def _within_reach(tensor: Tensor) -> Tensor:
-    """A tensor whose strides, in bytes, are numbers of 32 bits, as Warp holds them."""
+def _with_short_strides(tensor: Tensor) -> Tensor:
+    """Return a tensor whose strides in bytes fit in 32 bits, as Warp needs them."""
     tensor = tensor.detach()
     longest = max(tensor.stride(), default=0) * tensor.element_size()
     return tensor if longest < 1 << 31 else tensor.contiguous()
 
 
-def entries(tensor: Tensor, dims: int) -> Tensor:
-    """The tensor with its last dimensions contiguous, as a vector or a matrix in a kernel must be."""
+def pack_entries(tensor: Tensor, dims: int) -> Tensor:
+    """Return the tensor with its last dimensions contiguous, as kernels need vectors (1) and matrices (2)."""
     stride = 1
     for size, step in zip(tensor.shape[: -dims - 1 : -1], tensor.stride()[::-1], strict=False):
         if step != stride:
@@ -181,7 +192,7 @@ def _warp_device(device: torch.device) -> Any:
 
 
 def _stream(device: torch.device) -> Any:
-    """Torch's current stream as Warp knows it; the default stream has the handle 0."""
+    """Return torch's current stream as a Warp stream; the default stream has the handle 0."""
     handle = torch.cuda.current_stream(device).cuda_stream
     key = (device.index, handle)
     if key not in _STREAMS:
@@ -199,15 +210,21 @@ def _load(module: Any, device: Any, *, announce: bool = True) -> None:
     key = (id(module), device.alias)
     if key in _LOADED:
         return
+    if device.is_cuda and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            f"{module.name}: kernels cannot be loaded while a CUDA graph is captured; make the same call "
+            "once before the capture"
+        )
     note = _announced(f"agebody: compiling {module.name} for {device.alias}")
     with _LOCK, _quiet(), note if announce else contextlib.nullcontext():
-        wp.load_module(module, device=device, block_dim=BLOCK_DIM)
+        # On the CPU Warp launches blocks of one thread, and would compile a second variant for them.
+        wp.load_module(module, device=device, block_dim=BLOCK_DIM if device.is_cuda else 1)
     _LOADED.add(key)
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Warp greets and reports on standard output, which belongs to the program."""
+    """Keep Warp's greeting and reports off standard output, which belongs to the program."""
     level, wp.config.log_level = wp.config.log_level, max(wp.config.log_level, wp.LOG_WARNING)
     try:
         yield
@@ -217,7 +234,7 @@ def _quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _announced(message: str) -> Iterator[None]:
-    """Tells on standard error what takes long, once it does."""
+    """Print the message on standard error if the block takes longer than `_PATIENCE`."""
     note = f"{message} (once; `agebody warmup` does it ahead)"
     timer = threading.Timer(_PATIENCE, lambda: print(note, file=sys.stderr))
     timer.daemon = True

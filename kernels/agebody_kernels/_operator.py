@@ -1,7 +1,8 @@
-"""From a value, a gradient and a definition to an operator that all of torch can work with.
+"""Torch operators made of a value, a gradient and a reference implementation.
 
-An operator treats every row of a batch alike. Its gradient is an operator too, and the gradient of that is
-taken from the *twin*, the definition in plain torch: derivatives are right to every order.
+An operator treats all rows of a batch alike. Its gradient is an operator too. The gradient of that one is
+taken from the *reference implementation*, the definition in plain torch, so that derivatives are right to
+every order.
 """
 
 from __future__ import annotations
@@ -23,17 +24,17 @@ class Operator:
     """A function of batched tensors, defined in torch and computed by kernels.
 
     Calls look like ``operator(*rows, *constants)``: first the tensors with a batch dimension, which are
-    differentiated, then tensors and numbers that belong to the body. Rows are checked against the constants;
-    the constants themselves are trusted to be what their class packed.
+    differentiated, then the tensors and numbers that describe the body. The shapes of the rows are checked
+    against the constants; the constants themselves are trusted to be what their class packed.
     """
 
     name: str
     rows: tuple[str, ...]
     """Names of the batched tensors."""
     constants: tuple[str, ...]
-    """Schema of the rest, such as ``"Tensor weights"`` or ``"int width"``."""
+    """Schema of the remaining arguments, such as ``"Tensor weights"`` or ``"int width"``."""
     num_outputs: int
-    twin: Callable[..., Tensors]
+    reference: Callable[..., Tensors]
     """(*rows, *constants) -> outputs, in differentiable torch: the definition."""
     value: Callable[..., Tensors]
     """(*rows, *constants) -> outputs, by kernels."""
@@ -41,45 +42,46 @@ class Operator:
     """(wants, grads, *rows, *constants) -> gradient of each of the rows that is wanted, by kernels."""
     shapes: Callable[..., Shapes]
     """(*rows, *constants) -> shapes of the outputs."""
-    entries: Callable[..., Sequence[Sequence[int | None]]]
-    """(*constants) -> shape of one row of each of the batched tensors, None where any size will do."""
+    row_shapes: Callable[..., Sequence[Sequence[int | None]]]
+    """(*constants) -> shape of one row of each batched tensor; None where any size is allowed."""
 
     def __post_init__(self) -> None:
         rows = [f"Tensor {name}" for name in self.rows]
         arguments = ", ".join([*rows, *self.constants])
         grads = ", ".join(f"Tensor grad{i}" for i in range(self.num_outputs))
+        schema = f"({arguments}) -> {_returns(self.num_outputs)}"
+        _register(self.name, schema, self._value, self._fake, self._differentiate, len(self.rows))
         _register(
-            f"agebody::{self.name}", f"({arguments}) -> {_returns(self.num_outputs)}",
-            self._value, self._fake, self._differentiate, len(self.rows),
-        )  # fmt: skip
-        _register(
-            f"agebody::{self.name}_backward",
+            f"{self.name}_backward",
             f"({grads}, {arguments}, bool[] wants) -> {_returns(len(rows))}",
-            self._gradient, self._fake_gradient, self._differentiate_gradient, self.num_outputs + len(rows),
-        )  # fmt: skip
+            self._gradient,
+            self._fake_gradient,
+            self._differentiate_gradient,
+            self.num_outputs + len(rows),
+        )
 
     def __call__(self, *arguments: Any) -> Tensors:
-        """The outputs.
+        """Return the outputs.
 
         Raises:
             TypeError: the floating types of the tensors differ, or are neither float32 nor float64.
-            ValueError: the batches or the devices differ, a shape is not that of the constants, or one of
-                these requires a gradient.
+            ValueError: the batches or the devices differ, a shape does not fit the constants, or one of the
+                constants requires a gradient.
         """
         self._check(arguments[: len(self.rows)], arguments[len(self.rows) :])
         return _tuple(getattr(torch.ops.agebody, self.name)(*arguments))
 
     def _check(self, rows: Sequence[Tensor], constants: Sequence[Any]) -> None:
-        """Kernels read what they are told to: what does not fit would be read beyond its end."""
+        """Check shapes, types and devices: kernels would read beyond the end of what does not fit."""
         first = rows[0]
         if first.dtype not in (torch.float32, torch.float64):
             raise TypeError(f"{self.rows[0]}: expected float32 or float64, got {first.dtype}")
-        for name, tensor, entry in zip(self.rows, rows, self.entries(*constants), strict=True):
-            fits = tensor.dim() == 1 + len(entry) and all(
-                size is None or size == given for size, given in zip(entry, tensor.shape[1:], strict=True)
+        for name, tensor, row in zip(self.rows, rows, self.row_shapes(*constants), strict=True):
+            fits = tensor.dim() == 1 + len(row) and all(
+                size is None or size == given for size, given in zip(row, tensor.shape[1:], strict=True)
             )
             if not fits:
-                expected = ", ".join(["B", *("*" if size is None else str(size) for size in entry)])
+                expected = ", ".join(["B", *("*" if size is None else str(size) for size in row)])
                 raise ValueError(f"{name}: expected shape ({expected}), got {tuple(tensor.shape)}")
             if tensor.shape[0] != first.shape[0]:
                 raise ValueError(f"{name}: expected a batch of {first.shape[0]}, got {tensor.shape[0]}")
@@ -98,7 +100,7 @@ class Operator:
     def _value(self, *arguments: Any) -> Any:
         self._check(arguments[: len(self.rows)], arguments[len(self.rows) :])
         self._refuse_forward_mode()
-        with _exact(arguments[0]):
+        with _no_autocast(arguments[0]):
             return _plain(self.value(*arguments))
 
     def _fake(self, *arguments: Any) -> Any:
@@ -108,22 +110,19 @@ class Operator:
         grads, rows, constants, wants = self._split(arguments)
         self._check(rows, constants)
         self._refuse_forward_mode()
-        with _exact(rows[0]):
+        with _no_autocast(rows[0]):
             found = self.gradient(wants, grads, *rows, *constants)
         return _plain(
             tuple(
-                g if wanted and g is not None else _nothing(t)
+                g if wanted and g is not None else _empty(t)
                 for g, wanted, t in zip(found, wants, rows, strict=True)
             )
         )
 
     def _fake_gradient(self, *arguments: Any) -> Any:
         _, rows, _, wants = self._split(arguments)
-        return _plain(
-            tuple(
-                t.new_empty(t.shape) if wanted else _nothing(t) for wanted, t in zip(wants, rows, strict=True)
-            )
-        )
+        pairs = zip(wants, rows, strict=True)
+        return _plain(tuple(t.new_empty(t.shape) if wanted else _empty(t) for wanted, t in pairs))
 
     def _differentiate(self, ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         rows, constants = ctx.saved_tensors, ctx.constants
@@ -133,27 +132,28 @@ class Operator:
         ]
         operator = getattr(torch.ops.agebody, f"{self.name}_backward")
         found = _tuple(operator(*filled, *rows, *constants, wants))
-        return *_where(wants, found), *[None] * len(constants)
+        wanted = (g if wanted else None for g, wanted in zip(found, wants, strict=True))
+        return *wanted, *[None] * len(constants)
 
     def _differentiate_gradient(self, ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        """Pulls back through the twin's own gradient."""
+        """Pull back through the gradient of the reference implementation."""
         tensors, (*constants, wants) = ctx.saved_tensors, ctx.constants
         first, rows = tensors[: self.num_outputs], tensors[self.num_outputs :]
 
         def pull(*tensors: Tensor) -> Tensors:
             outer, inner = tensors[: self.num_outputs], tensors[self.num_outputs :]
-            return torch.func.vjp(lambda *r: self.twin(*r, *constants), *inner)[1](outer)
+            return torch.func.vjp(lambda *r: self.reference(*r, *constants), *inner)[1](outer)
 
         cotangents = tuple(
             g if wanted and g is not None else torch.zeros_like(t)
             for g, wanted, t in zip(grads, wants, rows, strict=True)
         )
-        with _exact(rows[0]):
+        with _no_autocast(rows[0]):
             found = torch.func.vjp(pull, *first, *rows)[1](cotangents)
         return *found, *[None] * (len(constants) + 1)
 
     def _refuse_forward_mode(self) -> None:
-        """Torch's own operators would drop the tangents without a word."""
+        """Raise in forward mode: torch's custom operators would drop the tangents silently."""
         if forward_ad._current_level >= 0:
             raise NotImplementedError(
                 f"agebody::{self.name}: forward-mode derivatives stop at this operator; take them through a "
@@ -173,7 +173,7 @@ def _register(
     differentiate: Callable[..., Any],
     num_rows: int,
 ) -> None:
-    operator = torch.library.custom_op(name, value, mutates_args=(), schema=schema)
+    operator = torch.library.custom_op(f"agebody::{name}", value, mutates_args=(), schema=schema)
     operator.register_fake(fake)
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -199,8 +199,7 @@ def _register(
     operator.register_vmap(vmap)
 
 
-def _exact(tensor: Tensor) -> Any:
-    """Autocast, should it be on, has no say in what happens here."""
+def _no_autocast(tensor: Tensor) -> Any:
     return torch.autocast(tensor.device.type, enabled=False)
 
 
@@ -209,7 +208,7 @@ def _returns(count: int) -> str:
 
 
 def _plain(outputs: tuple[Any, ...]) -> Any:
-    """Operators with one output return a tensor, not a tuple."""
+    """Return a single output as a tensor, not as a tuple, as operators do."""
     return outputs[0] if len(outputs) == 1 else outputs
 
 
@@ -217,9 +216,6 @@ def _tuple(outputs: Any) -> tuple[Any, ...]:
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
-def _nothing(tensor: Tensor) -> Tensor:
+def _empty(tensor: Tensor) -> Tensor:
+    """Return a stand-in for a gradient that is not wanted: operators cannot return None."""
     return tensor.new_empty((tensor.shape[0], 0))
-
-
-def _where(wants: Sequence[bool], found: Tensors) -> tuple[Tensor | None, ...]:
-    return tuple(g if wanted else None for g, wanted in zip(found, wants, strict=True))

@@ -1,7 +1,7 @@
-"""Who a body is: betas and age to a rest shape, with a switch to an infant's body.
+"""Rest shapes from betas and age offset, with a switch to an infant body.
 
-AGORA (Patel et al., CVPR 2021) interpolates two templates by an age offset; here are any number of them. BEV
-(Sun et al., CVPR 2022) switches to SMIL above an age offset.
+AGORA (Patel et al., CVPR 2021) interpolates two templates by an age offset; here there can be any number of
+templates. BEV (Sun et al., CVPR 2022) switches to SMIL above an age offset.
 """
 
 from collections.abc import Sequence
@@ -17,22 +17,22 @@ from agebody_kernels._interop import KernelSet, Types, launch
 from agebody_kernels._operator import Operator
 
 BODIES = wp.constant(4)
-"""Bodies a thread works on one after the other, while its column of the directions is at hand."""
+"""Bodies per thread, one after the other, while the thread's column of the directions is in cache."""
 
 
 class AgeAnchors(NamedTuple):
-    """Between which templates an age offset lies, and which body a person has."""
+    """The age templates of a body, and the switch to an infant body."""
 
     knots: Tensor
     """(A + 1) age offsets of the templates in ascending order, 0 (the template itself) among them."""
     slots: Tensor
-    """(A + 1) int32, number of the age template at each knot, -1 for the template itself."""
+    """(A + 1) int32, index of the age template at each knot; -1 for the template itself."""
     num_infant_betas: int
-    """Betas of the infant body, whose directions follow; -1 where there is none."""
+    """Betas of the infant body, whose directions follow those of the adult; -1 without an infant body."""
     threshold: float
-    """Age offset above which a person has the infant body."""
+    """Age offset above which the infant body is used."""
     transition: float
-    """Width of the age offsets around it over which the two are blended; 0 is a switch."""
+    """Width of the interval of age offsets around it over which the two are blended; 0 is a switch."""
 
     @classmethod
     def build(
@@ -43,10 +43,10 @@ class AgeAnchors(NamedTuple):
         threshold: float = 0.8,
         transition: float = 0.0,
     ) -> "AgeAnchors":
-        """From the age offsets of the age templates, ascending, none of them 0.
+        """Build the constants from the age offsets of the age templates, ascending, none of them 0.
 
         Raises:
-            ValueError: they are not finite, not ascending by more than 1e-6, or 0 is one of them; the
+            ValueError: the age offsets are not finite, not ascending by more than 1e-6, or contain 0; the
                 transition is negative.
         """
         anchors = list(anchors)
@@ -57,35 +57,33 @@ class AgeAnchors(NamedTuple):
             raise ValueError(f"transition: expected a width of 0 or more, got {transition}")
         knots = sorted([0.0, *anchors])
         slots = [anchors.index(knot) if knot in anchors else -1 for knot in knots]
-        return cls(
-            torch.tensor(knots, dtype=torch.float64), torch.tensor(slots, dtype=torch.int32),
-            num_infant_betas, threshold, transition,
-        )  # fmt: skip
+        knots_, slots_ = torch.tensor(knots, dtype=torch.float64), torch.tensor(slots, dtype=torch.int32)
+        return cls(knots_, slots_, num_infant_betas, threshold, transition)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "AgeAnchors":
-        """On another device, or in another floating type."""
+        """Return a copy on another device or in another floating type."""
         return self._replace(knots=self.knots.to(device, dtype), slots=self.slots.to(device))
 
 
 def rest_shape(
     betas: Tensor, age_offset: Tensor, directions: Tensor, ages: AgeAnchors
 ) -> tuple[Tensor, Tensor]:
-    """Coefficients of a body's directions, and what they give; differentiable to any order in betas and age.
+    """Return the coefficients of a body's directions and their product; differentiable to any order.
 
-    The coefficients are 1, the betas, and the weights of the age templates' differences from the template,
-    piecewise linear between the knots and continued beyond them; at a knot the derivative is that of the
-    piece above. With an infant body they are multiplied by 1 - s, and s times 1 and the first betas follow,
-    where s is 0 below the threshold and 1 above it.
+    The coefficients are 1, the betas, and the weights of the differences of the age templates from the
+    template. These weights are piecewise linear in the age offset and extrapolate beyond the outer knots; at
+    a knot the derivative is that of the piece above. With an infant body all of these are multiplied by
+    1 - s, and s * (1, first betas) follow, where the share s is 0 below the threshold and 1 above it.
 
     Args:
         betas: (B, N).
         age_offset: (B), 0 adult, 1 infant.
-        directions: (C, M) template, betas, differences of the age templates, and of the infant body template
-            and betas; M columns, of vertices or of joints or of both.
-        ages: knots and switch, on the same device and in the same floating type.
+        directions: (C, M) rows of the template, of the betas, of the differences of the age templates, and
+            of the infant's template and betas; M coordinates of vertices, joints or both [m].
+        ages: constants on the same device and in the same floating type.
 
     Returns:
-        (B, C) coefficients, and (B, M), their product with the directions.
+        (B, C) coefficients, and (B, M) rest shape, ``coefficients @ directions`` [m].
     """
     return REST_SHAPE(betas, age_offset, directions, *ages)
 
@@ -94,7 +92,7 @@ def _num_coefficients(betas: Tensor, knots: Tensor, num_infant_betas: int) -> in
     return betas.shape[1] + knots.shape[0] + (1 + num_infant_betas if num_infant_betas >= 0 else 0)
 
 
-def _twin(
+def _reference(
     betas: Tensor,
     age: Tensor,
     directions: Tensor,
@@ -118,12 +116,12 @@ def _twin(
     coefficients = torch.cat(parts, 1)
     if num_infant_betas >= 0:
         infant = torch.cat((torch.ones_like(age)[:, None], betas[:, :num_infant_betas]), 1)
-        share = _share_twin(age, threshold, transition)[:, None]
+        share = _infant_share(age, threshold, transition)[:, None]
         coefficients = torch.cat(((1 - share) * coefficients, share * infant), 1)
     return coefficients, coefficients @ directions
 
 
-def _share_twin(age: Tensor, threshold: float, transition: float) -> Tensor:
+def _infant_share(age: Tensor, threshold: float, transition: float) -> Tensor:
     if transition == 0:
         return (age > threshold).to(age.dtype)
     x = ((age - threshold) / transition + 0.5).clamp(0, 1)
@@ -146,7 +144,7 @@ def _KERNELS(t: Types) -> SimpleNamespace:
 
     @t.func
     def share_of(age: scalar, threshold: scalar, transition: scalar):
-        # the infant's share, and its derivative
+        # The infant's share s and ds/dage: a step, or x^2 (3 - 2x), whose derivative is 6 x (1 - x).
         share, slope = zero, zero
         if transition == zero:
             if age > threshold:
@@ -169,7 +167,7 @@ def _KERNELS(t: Types) -> SimpleNamespace:
         infant: bool,
         share: scalar,
     ):
-        # number c of the adult's coefficients, then of the infant's
+        # Coefficient number c: those of the adult, then those of the infant.
         num_betas = betas.shape[1]
         num_adult = num_betas + knots.shape[0]
         value, factor = one, one
@@ -203,7 +201,7 @@ def _KERNELS(t: Types) -> SimpleNamespace:
         coefficients_out: wp.array2d[scalar],
         rest_out: wp.array2d[scalar],
     ):
-        # The first threads write the coefficients, the others one column of the rest shape each.
+        # The first C threads write one coefficient each, the other M one column of the rest shape each.
         group, n = wp.tid()
         num_coefficients = coefficients_out.shape[1]
         for i in range(BODIES):
@@ -278,21 +276,19 @@ def _value(betas, age, directions, knots, slots, num_infant_betas, threshold, tr
     batch, columns = len(betas), directions.shape[1]
     num_coefficients = _num_coefficients(betas, knots, num_infant_betas)
     coefficients, rest = betas.new_empty(batch, num_coefficients), betas.new_empty(batch, columns)
+    grid = -(-batch // int(BODIES)), num_coefficients + columns
+    infant = num_infant_betas >= 0, threshold, transition
     launch(
-        _KERNELS[betas.dtype].shape, (-(-batch // int(BODIES)), num_coefficients + columns),
-        betas, age, directions, knots, slots, num_infant_betas >= 0, threshold, transition,
-        coefficients, rest,
-    )  # fmt: skip
+        _KERNELS[betas.dtype].shape, grid, betas, age, directions, knots, slots, *infant, coefficients, rest
+    )
     return coefficients, rest
 
 
 def _gradient(wants, grads, betas, age, directions, knots, slots, num_infant_betas, threshold, transition):
     d_coefficients = torch.addmm(grads[0], grads[1], directions.T)
     d_betas, d_age = betas.new_empty(betas.shape), age.new_empty(age.shape)
-    launch(
-        _KERNELS[betas.dtype].pull, len(betas),
-        d_coefficients, betas, age, knots, slots, num_infant_betas, threshold, transition, d_betas, d_age,
-    )  # fmt: skip
+    ages = knots, slots, num_infant_betas, threshold, transition
+    launch(_KERNELS[betas.dtype].pull, len(betas), d_coefficients, betas, age, *ages, d_betas, d_age)
     return d_betas, d_age
 
 
@@ -301,7 +297,7 @@ def _shapes(betas: Tensor, age: Tensor, directions: Tensor, knots: Tensor, slots
     return (batch, _num_coefficients(betas, knots, rest[0])), (batch, directions.shape[1])
 
 
-def _entries(directions: Tensor, knots: Tensor, slots: Tensor, num_infant_betas: int, *_: Any):
+def _row_shapes(directions: Tensor, knots: Tensor, slots: Tensor, num_infant_betas: int, *_: Any):
     infant = 1 + num_infant_betas if num_infant_betas >= 0 else 0
     num_betas = directions.shape[0] - knots.shape[0] - infant
     if num_infant_betas > num_betas:
@@ -312,17 +308,16 @@ def _entries(directions: Tensor, knots: Tensor, slots: Tensor, num_infant_betas:
     return (num_betas,), ()
 
 
+_NUMBERS = ("int num_infant_betas", "float threshold", "float transition")
+
 REST_SHAPE = Operator(
     "rest_shape",
     rows=("betas", "age_offset"),
-    constants=(
-        "Tensor directions", "Tensor knots", "Tensor slots",
-        "int num_infant_betas", "float threshold", "float transition",
-    ),
+    constants=("Tensor directions", "Tensor knots", "Tensor slots", *_NUMBERS),
     num_outputs=2,
-    twin=_twin,
+    reference=_reference,
     value=_value,
     gradient=_gradient,
     shapes=_shapes,
-    entries=_entries,
-)  # fmt: skip
+    row_shapes=_row_shapes,
+)

@@ -1,9 +1,9 @@
-"""Nearest triangles of meshes, and lines of sight past them, by a tree of boxes that needs no stack.
+"""Nearest triangles and lines of sight, by a tree of bounding boxes that is walked without a stack.
 
 The tree halves a mesh's triangles along the longest axis, again and again, into leaves of equal size. So it
-is complete, and no pointers are stored: node i has the children 2 i and 2 i + 1, and the way back up is
-arithmetic. A whole batch is built by sorting and asked in one launch, in float32 or float64, without waiting
-for the device.
+is a complete binary tree that needs no pointers: node i has the children 2 i and 2 i + 1, and the way back up
+is arithmetic. A whole batch of trees is built by sorting and searched in one launch, in float32 or float64,
+without waiting for the device.
 """
 
 from collections.abc import Callable
@@ -15,63 +15,63 @@ import torch
 import warp as wp
 from torch import Tensor
 
-from agebody_kernels._interop import KernelSet, Types, entries, launch
+from agebody_kernels._interop import KernelSet, Types, launch, pack_entries
 
 LEAF = 4
-"""Triangles in a leaf; a power of two."""
+"""Triangles per leaf; a power of two."""
 FLAT = 1e-12
-"""Squared sine of a corner's angle below which a triangle is taken for its three edges."""
+"""Squared sine of a corner's angle below which a triangle is treated as its three edges."""
 EDGE = 1e-6
-"""By how much a triangle is wider, in barycentric coordinates, for a ray that might slip between two."""
+"""Margin in barycentric coordinates by which triangles are widened, so that no ray passes between two."""
 
 
 class BoxTree(NamedTuple):
-    """Boxes around the triangles of B meshes."""
+    """Bounding boxes around the triangles of B meshes."""
 
     triangles: Tensor
-    """(B, leaves * LEAF, 3, 3) corners, leaf after leaf; some stand there twice, to fill the leaves."""
+    """(B, leaves * LEAF, 3, 3) corners, leaf after leaf; some triangles occur twice, to fill the leaves."""
     faces: Tensor
-    """(B, leaves * LEAF) int32, which of the mesh's faces each is."""
+    """(B, leaves * LEAF) int32, index of each triangle in the mesh's faces."""
     lower: Tensor
-    """(B, 2 * leaves, 3); row i belongs to node i, the root is node 1, the leaves are the last half."""
+    """(B, 2 * leaves, 3) lower corner of each node's box; node 1 is the root, the last half are leaves."""
     upper: Tensor
-    """(B, 2 * leaves, 3)"""
+    """(B, 2 * leaves, 3) upper corner of each node's box."""
 
     @classmethod
     def build(cls, triangles: Tensor) -> "BoxTree":
-        """Of triangles (B, F, 3, 3), at least one a mesh."""
+        """Build the trees of triangles (B, F, 3, 3) with F > 0."""
         order = _sort(triangles.mean(2))
         sorted_ = triangles.gather(1, order[..., None, None].expand(-1, -1, 3, 3))
         a, b, c = sorted_.unbind(2)
-        lower = _climb(torch.minimum(torch.minimum(a, b), c), torch.minimum)
-        upper = _climb(torch.maximum(torch.maximum(a, b), c), torch.maximum)
+        lower = climb(torch.minimum(torch.minimum(a, b), c), torch.minimum)
+        upper = climb(torch.maximum(torch.maximum(a, b), c), torch.maximum)
         return cls(sorted_, order.int(), lower, upper)
 
 
 def closest_triangles(points: Tensor, triangles: Tensor) -> Tensor:
-    """Which triangle is nearest to each point; of several that are equally near, any.
+    """Return the triangle nearest to each point; of several that are equally near, any.
 
     Args:
         points: (B, N, 3), float32 or float64.
-        triangles: (B, F, 3, 3) corners, of the same type, at least one a mesh. Those without area count as
-            what they are, segments or points.
+        triangles: (B, F, 3, 3) corners, of the same type, F > 0. Triangles without area are treated as
+            segments or points.
 
     Returns:
-        (B, N) int64.
+        (B, N) int64, indices of triangles.
     """
     found = torch.zeros(points.shape[:2], dtype=torch.int32, device=points.device)
     if found.numel():
         tree = BoxTree.build(triangles)
-        launch(_KERNELS[points.dtype].closest, tuple(found.shape), entries(points, 1), *tree, found)
+        launch(_KERNELS[points.dtype].closest, tuple(found.shape), pack_entries(points, 1), *tree, found)
     return found.long()
 
 
 def clear_sights(vertices: Tensor, faces: Tensor, eyes: Tensor) -> Tensor:
-    """Whether nothing of a mesh is between a vertex and the eye, the vertex's own triangles aside.
+    """Return whether no triangle of a mesh, except a vertex's own, is between that vertex and the eye.
 
     Args:
         vertices: (B, V, 3), float32 or float64.
-        faces: (F, 3) integers, at least one.
+        faces: (F, 3) integers, F > 0.
         eyes: (B, 3) of the same type.
 
     Returns:
@@ -79,22 +79,20 @@ def clear_sights(vertices: Tensor, faces: Tensor, eyes: Tensor) -> Tensor:
     """
     clear = torch.ones(vertices.shape[:2], dtype=torch.int32, device=vertices.device)
     if clear.numel():
-        tree = BoxTree.build(vertices[:, faces.long()])
-        launch(
-            _KERNELS[vertices.dtype].sight, tuple(clear.shape),
-            entries(vertices, 1), faces.int().contiguous(), entries(eyes, 1), *tree, clear,
-        )  # fmt: skip
+        tree, corners = BoxTree.build(vertices[:, faces.long()]), faces.int().contiguous()
+        rows = pack_entries(vertices, 1), corners, pack_entries(eyes, 1)
+        launch(_KERNELS[vertices.dtype].sight, tuple(clear.shape), *rows, *tree, clear)
     return clear.bool()
 
 
 def _sort(middles: Tensor) -> Tensor:
-    """Numbers of triangles, leaf after leaf (B, leaves * LEAF), from their middles (B, F, 3)."""
+    """Return indices of triangles, leaf after leaf (B, leaves * LEAF), from their centres (B, F, 3)."""
     batch, count = middles.shape[:2]
     leaves = 1 << max(0, -(-count // LEAF) - 1).bit_length()
-    # Spread evenly over the places, so that every leaf holds something.
+    # Spread the triangles evenly over the places, so that no leaf is empty.
     places = torch.arange(leaves * LEAF, device=middles.device) * count // (leaves * LEAF)
     order = places.expand(batch, -1)
-    # By coordinate, since each step runs along triangles.
+    # Coordinates first, since each step runs along the triangles.
     planes = middles.movedim(-1, 0)[..., places]
     nodes = 1
     while nodes < leaves:
@@ -107,19 +105,30 @@ def _sort(middles: Tensor) -> Tensor:
 
 
 def _halve(keys: Tensor) -> Tensor:
-    """For each row of (M, n), an order whose first half holds the smaller keys."""
-    if keys.device.type == "cpu":  # which can select; elsewhere a sort is quicker
+    """Return for each row of (M, n) an order whose first half holds the smaller keys."""
+    if keys.device.type == "cpu":  # where a partial sort exists; elsewhere a full sort is faster
         return torch.from_numpy(np.argpartition(keys.numpy(), keys.shape[1] // 2, axis=1))
     return keys.argsort(dim=1, stable=True)
 
 
-def _climb(boxes: Tensor, join: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Boxes of all nodes (B, 2 leaves, 3), from those of the triangles (B, leaves * LEAF, 3)."""
-    levels = [boxes]
+def climb(values: Tensor, join: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Return the values (B, 2 * leaves, C) of all nodes from those of the triangles (B, leaves * LEAF, C)."""
+    levels = [values]
     while levels[-1].shape[1] > 1:
         levels.append(join(levels[-1][:, ::2], levels[-1][:, 1::2]))
-    nowhere = torch.zeros_like(boxes[:, :1])  # there is no node 0
-    return torch.cat((nowhere, *levels[: LEAF.bit_length() - 2 : -1]), 1)
+    unused = torch.zeros_like(values[:, :1])  # there is no node 0
+    return torch.cat((unused, *levels[: LEAF.bit_length() - 2 : -1]), 1)
+
+
+@wp.func
+def next_node(node: int):
+    """Return the node after a node and all its descendants, depth first; 0 after the last one."""
+    found = wp.int32(node)
+    while found % 2 == 1:  # a right child: both children of its parent are done
+        found = found // 2
+    if found > 0:
+        found += 1
+    return found
 
 
 @KernelSet
@@ -129,7 +138,7 @@ def _KERNELS(t: Types) -> SimpleNamespace:
 
     @t.func
     def to_segment(p: vec3, way: vec3):
-        """Squared distance from p to the segment from the origin to way."""
+        """Return the squared distance from p to the segment from the origin to way."""
         length = wp.dot(way, way)
         rest = p
         if length > zero:
@@ -138,7 +147,7 @@ def _KERNELS(t: Types) -> SimpleNamespace:
 
     @t.func
     def to_triangle(p: vec3, a: vec3, b: vec3, c: vec3):
-        """Squared distance from p to the triangle."""
+        """Return the squared distance from p to the triangle."""
         ab = b - a
         ac = c - a
         ap = p - a
@@ -159,7 +168,7 @@ def _KERNELS(t: Types) -> SimpleNamespace:
 
     @t.func
     def to_box(p: vec3, lower: vec3, upper: vec3):
-        """Squared distance from p to the box."""
+        """Return the squared distance from p to the box."""
         x = wp.max(wp.max(lower[0] - p[0], p[0] - upper[0]), zero)
         y = wp.max(wp.max(lower[1] - p[1], p[1] - upper[1]), zero)
         z = wp.max(wp.max(lower[2] - p[2], p[2] - upper[2]), zero)
@@ -167,7 +176,7 @@ def _KERNELS(t: Types) -> SimpleNamespace:
 
     @t.func
     def meets_box(start: vec3, way: vec3, lower: vec3, upper: vec3):
-        """Whether the segment from start to start + way meets the box."""
+        """Return whether the segment from start to start + way meets the box."""
         enter = zero
         leave = one
         for i in range(3):
@@ -183,9 +192,9 @@ def _KERNELS(t: Types) -> SimpleNamespace:
 
     @t.func
     def meets_triangle(start: vec3, way: vec3, a: vec3, b: vec3, c: vec3):
-        """Whether the segment from start to start + way, without its ends, meets the triangle.
+        """Return whether the segment from start to start + way, without its ends, meets the triangle.
 
-        Source: Moeller and Trumbore 1997.
+        Source: Moeller and Trumbore, Fast, minimum storage ray-triangle intersection, 1997.
         """
         ab = b - a
         ac = c - a
@@ -216,9 +225,9 @@ def _KERNELS(t: Types) -> SimpleNamespace:
         best = infinity
         place = wp.int32(0)
         node = wp.int32(1)
-        later = wp.int32(0)  # a bit a level: whether the other child has yet to be looked at
+        later = wp.int32(0)  # one bit per level: whether the other child must still be visited
         while node > 0:
-            looking = wp.bool(False)  # further down
+            looking = wp.bool(False)  # whether to go further down
             if node >= leaves:
                 for i in range((node - leaves) * LEAF, (node - leaves + 1) * LEAF):
                     distance = to_triangle(p, triangles[b, i, 0], triangles[b, i, 1], triangles[b, i, 2])
@@ -281,15 +290,12 @@ def _KERNELS(t: Types) -> SimpleNamespace:
                             start, way, triangles[b, i, 0], triangles[b, i, 1], triangles[b, i, 2]
                         ):
                             clear = wp.int32(0)
-            if down:
-                node = 2 * node
-            else:
-                while node % 2 == 1:  # up, as long as both children are done
-                    node = node // 2
-                if node > 0:
-                    node += 1
             if clear == 0:
                 node = 0
+            elif down:
+                node = 2 * node
+            else:
+                node = next_node(node)
         clear_out[b, v] = clear
 
     return SimpleNamespace(closest=closest, sight=sight)

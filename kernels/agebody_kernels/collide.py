@@ -1,4 +1,4 @@
-"""Triangles of one mesh that pass through one another: by a tree of boxes, then a test of the two."""
+"""Triangles of one mesh that intersect: candidates by a tree of bounding boxes, then an exact test."""
 
 from types import SimpleNamespace
 
@@ -7,44 +7,42 @@ import warp as wp
 from torch import Tensor
 
 from agebody_kernels._interop import KernelSet, Types, launch
-from agebody_kernels.closest import LEAF, BoxTree
+from agebody_kernels.closest import LEAF, BoxTree, next_node
 
 
 def colliding_faces(
     vertices: Tensor, faces: Tensor, parts: Tensor, related: Tensor, excluded: Tensor, room: int
 ) -> tuple[Tensor, Tensor]:
-    """Pairs of triangles that pass through one another, each as ``first * F + second`` with first < second.
+    """Return the pairs of triangles that intersect, each as the key ``first * F + second``, first < second.
 
-    Triangles that share a vertex, of related parts, or of an excluded pair are left out.
+    Triangles that share a vertex, that belong to related parts, or that are an excluded pair are left out.
 
     Args:
         vertices: (B, V, 3), float32 or float64.
         faces: (F, 3) integers.
-        parts: (F) int32, a part for each triangle.
+        parts: (F) int32, the part of each triangle.
         related: (P, P) bool, symmetric: parts whose triangles are not compared.
-        excluded: (K) int64, keys of pairs, ascending.
-        room: keys that are returned of each body, at most.
+        excluded: (K) int64, keys of pairs to leave out, ascending.
+        room: largest number of keys per body.
 
     Returns:
-        (B, room) int64 keys, ascending, then the largest int64; and (B) int32, how many there are: where that
-        is more than the room, the keys are any of them.
+        (B, room) int64 keys, ascending, filled up with the largest int64; and (B) int32, the number of pairs.
+        Where that exceeds the room, the keys are an arbitrary choice of the pairs.
     """
     batch, last = len(vertices), torch.iinfo(torch.int64).max
     keys = torch.full((batch, room), last, dtype=torch.int64, device=vertices.device)
     counts = torch.zeros(batch, dtype=torch.int32, device=vertices.device)
     if batch and len(faces):
         tree = BoxTree.build(vertices[:, faces.long()])
-        launch(
-            _KERNELS[vertices.dtype].find, tuple(tree.faces.shape),
-            *tree, first_places(tree, len(faces)), faces.int().contiguous(), parts, related, excluded,
-            keys, counts,
-        )  # fmt: skip
-    # Threads finish in any order; what they found has one.
+        mesh = first_places(tree, len(faces)), faces.int().contiguous(), parts
+        kernel = _KERNELS[vertices.dtype].find
+        launch(kernel, tuple(tree.faces.shape), *tree, *mesh, related, excluded, keys, counts)
+    # Threads finish in any order; sorted keys do not depend on it.
     return keys.sort(-1).values, counts
 
 
 def first_places(tree: BoxTree, num_faces: int) -> Tensor:
-    """(B, F) int32, the first place in the leaves of each face: those that fill the leaves come later."""
+    """Return the first place of each face in the leaves, (B, F) int32: a face that fills up comes again."""
     places = torch.arange(tree.faces.shape[1], dtype=torch.int32, device=tree.faces.device)
     found = tree.faces.new_zeros(len(tree.faces), num_faces)
     return found.scatter_reduce(
@@ -58,7 +56,7 @@ def _KERNELS(t: Types) -> SimpleNamespace:
 
     @t.func
     def pierces(p: vec3, q: vec3, a: vec3, b: vec3, c: vec3):
-        """Whether the segment from p to q passes through the triangle, strictly from side to side."""
+        """Return whether the segment from p to q crosses the triangle, strictly from side to side."""
         zero = scalar(0.0)
         normal = wp.cross(b - a, c - a)
         above = wp.dot(normal, p - a)
@@ -84,14 +82,14 @@ def _KERNELS(t: Types) -> SimpleNamespace:
 
     @t.func
     def apart(lower: vec3, upper: vec3, other_lower: vec3, other_upper: vec3):
-        return (
-            lower[0] > other_upper[0] or lower[1] > other_upper[1] or lower[2] > other_upper[2]
-            or upper[0] < other_lower[0] or upper[1] < other_lower[1] or upper[2] < other_lower[2]
-        )  # fmt: skip
+        found = wp.bool(False)
+        for i in range(3):
+            found = found or lower[i] > other_upper[i] or upper[i] < other_lower[i]
+        return found
 
     @t.func
     def share(a: wp.vec3i, b: wp.vec3i):
-        """Whether two triangles have a vertex in common."""
+        """Return whether two triangles have a vertex in common."""
         found = wp.bool(False)
         for i in range(3):
             found = found or a[i] == b[0] or a[i] == b[1] or a[i] == b[2]
@@ -99,7 +97,7 @@ def _KERNELS(t: Types) -> SimpleNamespace:
 
     @t.func
     def listed(keys: wp.array[wp.int64], key: wp.int64):
-        """Whether sorted keys hold this one."""
+        """Return whether sorted keys contain this one."""
         slot = wp.lower_bound(keys, key)
         if slot < keys.shape[0]:
             return keys[slot] == key
@@ -129,7 +127,7 @@ def _KERNELS(t: Types) -> SimpleNamespace:
         low = wp.min(wp.min(a, b), c)
         high = wp.max(wp.max(a, b), c)
         leaves = lower.shape[1] // 2
-        # From its own leaf to the right: every pair is met once.
+        # From its own leaf on to the right, so that every pair is tested once.
         node = leaves + place // LEAF
         while node > 0:
             down = wp.bool(False)
@@ -157,9 +155,6 @@ def _KERNELS(t: Types) -> SimpleNamespace:
             if down:
                 node = 2 * node
             else:
-                while node % 2 == 1:  # up, as long as both children are done
-                    node = node // 2
-                if node > 0:
-                    node += 1
+                node = next_node(node)
 
     return SimpleNamespace(find=find)

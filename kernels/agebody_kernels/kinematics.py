@@ -12,11 +12,12 @@ import torch
 import warp as wp
 from torch import Tensor
 
-from agebody_kernels._interop import KernelSet, Types, entries, launch
+from agebody_kernels._interop import KernelSet, Types, launch, pack_entries
 from agebody_kernels._operator import Operator
 
 SMALL = 0.0625
-"""Squared angle below which series are used: the first term they drop is 4e-17 of the sum."""
+"""Squared angle [rad^2] below which power series are used: the first term left out is 4e-17 of the sum."""
+# Series in s = t^2 of sin(t) / t and of (1 - cos(t)) / t^2, and of their derivatives in s.
 _SINE = tuple((-1) ** n / math.factorial(2 * n + 1) for n in range(7))
 _VERSINE = tuple((-1) ** n / math.factorial(2 * n + 2) for n in range(7))
 _SINE_SLOPE = tuple(n * c for n, c in enumerate(_SINE))[1:]
@@ -24,24 +25,27 @@ _VERSINE_SLOPE = tuple(n * c for n, c in enumerate(_VERSINE))[1:]
 
 
 class JointTree(NamedTuple):
-    """A joint tree by parent, by path from the root, and by children."""
+    """A joint tree as parents, as paths from the root, and as children.
+
+    N is the total length of the paths.
+    """
 
     parents: list[int]
-    """-1 for the root, which is first; parents come before children."""
+    """Parent of each of the J joints; -1 for the root, which is first. Parents come before children."""
     above: Tensor
-    """(J) int32, the same."""
+    """(J) int32, the parents as a tensor."""
     paths: Tensor
-    """(N) int32, joints from the root to each joint, joint after joint."""
+    """(N) int32, the joints from the root to each joint, one path after the other."""
     path_starts: Tensor
-    """(J + 1) int32"""
+    """(J + 1) int32, where the path of each joint starts."""
     children: Tensor
-    """(J - 1) int32, children of each joint, joint after joint."""
+    """(J - 1) int32, children of each joint, grouped by joint."""
     child_starts: Tensor
-    """(J + 1) int32"""
+    """(J + 1) int32, where the children of each joint start."""
 
     @classmethod
     def build(cls, parents: Sequence[int]) -> "JointTree":
-        """From the parent of each joint.
+        """Build the tree from the parent of each joint.
 
         Raises:
             ValueError: the root is not first, or a parent does not come before its child.
@@ -62,26 +66,26 @@ class JointTree(NamedTuple):
         return cls(list(parents), *tensors)
 
     def to(self, device: torch.device | str | None) -> "JointTree":
-        """On another device."""
+        """Return a copy on another device."""
         return JointTree(self.parents, *(t.to(device) for t in self[1:]))
 
 
 def forward_kinematics(
     rotations: Tensor, rest_joints: Tensor, tree: JointTree
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Where the joints are, and what skins the vertices; differentiable to any order, also at zero rotation.
+    """Return the world and skinning transforms; differentiable to any order, also at zero rotation.
 
-    ``G_j = G_parent(j) [R_j | J_j - J_parent(j)]``, ``G_0 = [R_0 | J_0]``, and A_j is G_j after moving the
-    rest joint to the origin.
+    ``G_0 = [R_0 | J_0]``, ``G_j = G_parent(j) [R_j | J_j - J_parent(j)]``, and A_j moves the rest joint J_j
+    to the origin and then applies G_j.
 
     Args:
         rotations: (B, J, 3) axis-angle vectors [rad], or (B, J, 3, 3) matrices.
         rest_joints: (B, J, 3) [m].
-        tree: of the joints, on the same device.
+        tree: the joint tree, on the same device.
 
     Returns:
-        Matrices (B, J, 3, 3) (those given, or Rodrigues' formula of the vectors), world transforms G
-        (B, J, 3, 4) and skinning transforms A (B, J, 3, 4).
+        Matrices (B, J, 3, 3): the given ones, or those of the vectors by Rodrigues' formula; world transforms
+        G (B, J, 3, 4); skinning transforms A (B, J, 3, 4).
 
     Source: SMPL (Loper et al., SIGGRAPH Asia 2015), eq. 1, 3 and 4.
     """
@@ -90,7 +94,7 @@ def forward_kinematics(
     return rotations, *MATRIX(rotations, rest_joints, *tree)
 
 
-def _rodrigues_twin(v: Tensor) -> Tensor:
+def _rodrigues(v: Tensor) -> Tensor:
     s = (v * v).sum(-1)[..., None]
     small = s < SMALL
     t = torch.sqrt(torch.where(small, 1.0, s))
@@ -110,7 +114,7 @@ def _polynomial(x: Tensor, coefficients: Sequence[float]) -> Tensor:
     return value
 
 
-def _twin(
+def _reference(
     rotations: Tensor, rest_joints: Tensor, parents: Sequence[int], *_: Tensor
 ) -> tuple[Tensor, Tensor]:
     world: list[Tensor] = []
@@ -127,9 +131,9 @@ def _twin(
     return stacked, torch.cat((stacked[..., :3], origin[..., None]), -1)
 
 
-def _twin_of_vectors(vectors: Tensor, rest_joints: Tensor, *tree: Any) -> tuple[Tensor, Tensor, Tensor]:
-    matrices = _rodrigues_twin(vectors)
-    return matrices, *_twin(matrices, rest_joints, *tree)
+def _reference_of_vectors(vectors: Tensor, rest_joints: Tensor, *tree: Any) -> tuple[Tensor, Tensor, Tensor]:
+    matrices = _rodrigues(vectors)
+    return matrices, *_reference(matrices, rest_joints, *tree)
 
 
 def _constants(values: Sequence[float], scalar: Any) -> Any:
@@ -139,7 +143,7 @@ def _constants(values: Sequence[float], scalar: Any) -> Any:
 @KernelSet
 def _KERNELS(t: Types) -> SimpleNamespace:
     scalar, vec3, mat33, mat34 = t.scalar, t.vec3, t.mat33, t.mat34
-    vec2 = wp.types.vector(2, scalar)
+    vec2, vec4 = wp.types.vector(2, scalar), wp.types.vector(4, scalar)
     small = scalar(SMALL)
     one, two, half = scalar(1.0), scalar(2.0), scalar(0.5)
     sine, versine = _constants(_SINE, scalar), _constants(_VERSINE, scalar)
@@ -147,7 +151,7 @@ def _KERNELS(t: Types) -> SimpleNamespace:
 
     @t.func
     def factors(s: scalar):
-        # a = sin(t) / t and b = (1 - cos(t)) / t^2 for t^2 = s
+        # a = sin(t) / t and b = (1 - cos(t)) / t^2 = 2 sin(t / 2)^2 / t^2 for t^2 = s
         a, b = sine[6], versine[6]
         if s < small:
             for i in range(6):
@@ -162,7 +166,7 @@ def _KERNELS(t: Types) -> SimpleNamespace:
 
     @t.func
     def slopes(s: scalar, a: scalar, b: scalar):
-        # da/ds and db/ds, which lose digits as s vanishes
+        # da/ds = (cos(t) - a) / 2s and db/ds = (a / 2 - b) / s, which lose digits for small s
         da, db = sine_slope[5], versine_slope[5]
         if s < small:
             for i in range(5):
@@ -175,16 +179,10 @@ def _KERNELS(t: Types) -> SimpleNamespace:
 
     @t.func
     def rodrigues(v: vec3):
+        # R = cos(t) I + a [v]x + b v v^T with cos(t) = 1 - b s
         s = wp.dot(v, v)
         f = factors(s)
-        m = f[1] * wp.outer(v, v)
-        c = one - f[1] * s
-        w = f[0] * v
-        return mat33(
-            m[0, 0] + c, m[0, 1] - w[2], m[0, 2] + w[1],
-            m[1, 0] + w[2], m[1, 1] + c, m[1, 2] - w[0],
-            m[2, 0] - w[1], m[2, 1] + w[0], m[2, 2] + c,
-        )  # fmt: skip
+        return f[1] * wp.outer(v, v) + (one - f[1] * s) * wp.identity(n=3, dtype=scalar) + wp.skew(f[0] * v)
 
     @t.func
     def rodrigues_gradient(v: vec3, g: mat33):
@@ -194,17 +192,16 @@ def _KERNELS(t: Types) -> SimpleNamespace:
         turn = vec3(g[2, 1] - g[1, 2], g[0, 2] - g[2, 0], g[1, 0] - g[0, 1])
         spread = g * v
         trace = g[0, 0] + g[1, 1] + g[2, 2]
-        # d/ds of cos t = 1 - b s is -a / 2
+        # The derivative along v: d(cos t)/ds = -a / 2, and ds/dv = 2 v.
         along = wp.dot(turn, v) * d[0] + wp.dot(spread, v) * d[1] - half * f[0] * trace
         return f[0] * turn + f[1] * (spread + wp.transpose(g) * v) + two * along * v
 
     @t.func
     def attach(r: mat33, x: vec3):
-        return mat34(
-            r[0, 0], r[0, 1], r[0, 2], x[0],
-            r[1, 0], r[1, 1], r[1, 2], x[1],
-            r[2, 0], r[2, 1], r[2, 2], x[2],
-        )  # fmt: skip
+        m = mat34()
+        for i in range(3):
+            m[i] = vec4(r[i, 0], r[i, 1], r[i, 2], x[i])
+        return m
 
     @t.func
     def turn_of(m: mat34):
@@ -214,10 +211,9 @@ def _KERNELS(t: Types) -> SimpleNamespace:
     def move_of(m: mat34):
         return vec3(m[0, 3], m[1, 3], m[2, 3])
 
-    def pose_kernel(rotation: Any, as_matrix: wp.Function) -> wp.Kernel:
-        # A thread walks the whole way from the root to its joint: some five products more each than level
-        # by level, but no thread waits for another one.
-        @t.kernel
+    def pose_kernel(name: str, rotation: Any, as_matrix: wp.Function) -> wp.Kernel:
+        # A thread walks the whole path from the root to its joint: some five products more per thread than
+        # level by level, but no thread waits for another one.
         def pose(
             rotations: wp.array2d[rotation],
             rest: wp.array2d[vec3],
@@ -244,14 +240,15 @@ def _KERNELS(t: Types) -> SimpleNamespace:
             world_out[b, j] = attach(turn, move)
             skinning_out[b, j] = attach(turn, move - turn * here)
 
-        return pose
+        pose.__qualname__ = name  # Warp's name of the kernel, of which a module can hold only one
+        return t.kernel(pose)
 
     @t.func
     def itself(m: mat33):
         return m
 
-    # From the leaves to the root, what arrives at a joint's frame: M_child = M_parent L_child, so
-    # dM_parent += dM_child L_child^T. Children come after parents, and each joint pulls from its own.
+    # The gradient of each joint's world transform, from the leaves to the root. For a child c of joint j,
+    # G_c = G_j L_c with L_c = [R_c | J_c - J_j], so that dG_j += dG_c L_c^T. Children come after parents.
     @t.kernel
     def gather(
         d_world: wp.array2d[mat34],
@@ -317,10 +314,10 @@ def _KERNELS(t: Types) -> SimpleNamespace:
         b, j = wp.tid()
         d_vectors_out[b, j] = rodrigues_gradient(vectors[b, j], d_local[b, j] + d_matrices[b, j])
 
-    return SimpleNamespace(
-        pose_vectors=pose_kernel(vec3, rodrigues), pose_matrices=pose_kernel(mat33, itself),
-        gather=gather, pull=pull, pull_vectors=pull_vectors,
-    )  # fmt: skip
+    pose_vectors = pose_kernel("pose_vectors", vec3, rodrigues)
+    pose_matrices = pose_kernel("pose_matrices", mat33, itself)
+    kernels = {"gather": gather, "pull": pull, "pull_vectors": pull_vectors}
+    return SimpleNamespace(pose_vectors=pose_vectors, pose_matrices=pose_matrices, **kernels)
 
 
 def _pose(kernel: wp.Kernel, rotations: Tensor, rest: Tensor, paths: Tensor, starts: Tensor) -> list[Tensor]:
@@ -331,30 +328,23 @@ def _pose(kernel: wp.Kernel, rotations: Tensor, rest: Tensor, paths: Tensor, sta
 
 
 def _pull(matrices, world, rest, d_world, d_skinning, above, children, child_starts):
-    """Gradient of local matrices and rest joints."""
-    kernels, (batch, num_joints) = _KERNELS[rest.dtype], rest.shape[:2]
-    total, d_matrices, d_rest = (
-        torch.empty_like(world),
-        world.new_empty(matrices.shape),
-        world.new_empty(rest.shape),
-    )
-    launch(kernels.gather, batch, d_world, d_skinning, matrices, rest, children, child_starts, total)
-    launch(
-        kernels.pull, (batch, num_joints),
-        total, d_skinning, world, above, children, child_starts, d_matrices, d_rest,
-    )  # fmt: skip
-    return d_matrices, d_rest
+    """Return the gradients of local matrices (B, J, 3, 3) and rest joints (B, J, 3)."""
+    kernels, tree = _KERNELS[rest.dtype], (children, child_starts)
+    total, found = torch.empty_like(world), (world.new_empty(matrices.shape), world.new_empty(rest.shape))
+    launch(kernels.gather, len(rest), d_world, d_skinning, matrices, rest, *tree, total)
+    launch(kernels.pull, tuple(rest.shape[:2]), total, d_skinning, world, above, *tree, *found)
+    return found
 
 
 def _value_of_vectors(vectors, rest, parents, above, paths, starts, *_):
     kernel = _KERNELS[rest.dtype].pose_vectors
-    return tuple(_pose(kernel, entries(vectors, 1), entries(rest, 1), paths, starts))
+    return tuple(_pose(kernel, pack_entries(vectors, 1), pack_entries(rest, 1), paths, starts))
 
 
 def _gradient_of_vectors(wants, grads, vectors, rest, parents, above, paths, starts, children, child_starts):
     kernels = _KERNELS[rest.dtype]
-    vectors, rest = entries(vectors, 1), entries(rest, 1)
-    d_matrices, d_world, d_skinning = (entries(g, 2) for g in grads)
+    vectors, rest = pack_entries(vectors, 1), pack_entries(rest, 1)
+    d_matrices, d_world, d_skinning = (pack_entries(g, 2) for g in grads)
     matrices, world, _ = _pose(kernels.pose_vectors, vectors, rest, paths, starts)
     d_local, d_rest = _pull(matrices, world, rest, d_world, d_skinning, above, children, child_starts)
     d_vectors = world.new_empty(vectors.shape)
@@ -364,14 +354,14 @@ def _gradient_of_vectors(wants, grads, vectors, rest, parents, above, paths, sta
 
 def _value_of_matrices(matrices, rest, parents, above, paths, starts, *_):
     kernel = _KERNELS[rest.dtype].pose_matrices
-    return tuple(_pose(kernel, entries(matrices, 2), entries(rest, 1), paths, starts)[1:])
+    return tuple(_pose(kernel, pack_entries(matrices, 2), pack_entries(rest, 1), paths, starts)[1:])
 
 
 def _gradient_of_matrices(
     wants, grads, matrices, rest, parents, above, paths, starts, children, child_starts
 ):
-    matrices, rest = entries(matrices, 2), entries(rest, 1)
-    d_world, d_skinning = (entries(g, 2) for g in grads)
+    matrices, rest = pack_entries(matrices, 2), pack_entries(rest, 1)
+    d_world, d_skinning = (pack_entries(g, 2) for g in grads)
     world = _pose(_KERNELS[rest.dtype].pose_matrices, matrices, rest, paths, starts)[1]
     return _pull(matrices, world, rest, d_world, d_skinning, above, children, child_starts)
 
@@ -387,11 +377,11 @@ AXIS_ANGLE = Operator(
     rows=("vectors", "rest_joints"),
     constants=_TREE,
     num_outputs=3,
-    twin=_twin_of_vectors,
+    reference=_reference_of_vectors,
     value=_value_of_vectors,
     gradient=_gradient_of_vectors,
     shapes=lambda vectors, rest, *_: _shapes(rest, 3, 4, 4),
-    entries=lambda parents, *_: ((len(parents), 3), (len(parents), 3)),
+    row_shapes=lambda parents, *_: ((len(parents), 3), (len(parents), 3)),
 )
 
 MATRIX = Operator(
@@ -399,9 +389,9 @@ MATRIX = Operator(
     rows=("matrices", "rest_joints"),
     constants=_TREE,
     num_outputs=2,
-    twin=_twin,
+    reference=_reference,
     value=_value_of_matrices,
     gradient=_gradient_of_matrices,
     shapes=lambda matrices, rest, *_: _shapes(rest, 4, 4),
-    entries=lambda parents, *_: ((len(parents), 3, 3), (len(parents), 3)),
+    row_shapes=lambda parents, *_: ((len(parents), 3, 3), (len(parents), 3)),
 )

@@ -1,4 +1,4 @@
-"""Points regressed from posed vertices by sparse weights: joints of a regressor, keypoints of a layout."""
+"""Points as sparse weighted sums of vertices: the joints of a regressor, the keypoints of a layout."""
 
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -9,29 +9,32 @@ import warp as wp
 from scipy import sparse
 from torch import Tensor
 
-from agebody_kernels._interop import KernelSet, Types, entries, launch
+from agebody_kernels._interop import KernelSet, Types, launch, pack_entries
 from agebody_kernels._operator import Operator
 
 
 class PointWeights(NamedTuple):
-    """A sparse regressor (K, V) by point, and by vertex for gradients."""
+    """A sparse regressor (K, V), sorted by point, and sorted by vertex for gradients.
+
+    N is the number of its non-zero weights.
+    """
 
     vertices: Tensor
-    """(N) int32, vertices of each point, point after point."""
+    """(N) int32, vertices of each point, grouped by point."""
     values: Tensor
     """(N) their weights."""
     starts: Tensor
-    """(K + 1) int32, where each point starts."""
+    """(K + 1) int32, where the group of each point starts."""
     points: Tensor
-    """(N) int32, points of each vertex, vertex after vertex."""
+    """(N) int32, points of each vertex, grouped by vertex."""
     values_by_vertex: Tensor
     """(N) their weights."""
     starts_by_vertex: Tensor
-    """(V + 1) int32"""
+    """(V + 1) int32, where the group of each vertex starts."""
 
     @classmethod
     def pack(cls, regressor: sparse.csr_array | np.ndarray) -> "PointWeights":
-        """From a regressor (K, V), sparse or dense."""
+        """Pack a regressor (K, V), sparse or dense."""
         rows = sparse.csr_array(regressor, copy=True)
         rows.sum_duplicates()
         columns = sparse.csr_array(rows.T)
@@ -48,16 +51,16 @@ class PointWeights(NamedTuple):
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> "PointWeights":
-        """On another device, or in another floating type."""
+        """Return a copy on another device or in another floating type."""
         return PointWeights(*(t.to(device, dtype if t.is_floating_point() else None) for t in self))
 
 
 def regress_points(vertices: Tensor, weights: PointWeights) -> Tensor:
-    """``p_k = sum over v of r_kv x_v``, differentiable to any order in the vertices.
+    """Return ``p_k = sum over v of r_kv x_v``, differentiable to any order in the vertices.
 
     Args:
         vertices: (B, V, 3) [m].
-        weights: a regressor, in the same floating type and on the same device.
+        weights: the regressor r, in the same floating type and on the same device.
 
     Returns:
         (B, K, 3) [m].
@@ -65,8 +68,10 @@ def regress_points(vertices: Tensor, weights: PointWeights) -> Tensor:
     return REGRESSION(vertices, *weights)[0]
 
 
-def _twin(vertices: Tensor, indices: Tensor, values: Tensor, starts: Tensor, *_: Tensor) -> tuple[Tensor]:
-    # A dense product: index_add has no fixed order on CUDA.
+def _reference(
+    vertices: Tensor, indices: Tensor, values: Tensor, starts: Tensor, *_: Tensor
+) -> tuple[Tensor]:
+    # A dense product, because index_add sums in no fixed order on CUDA.
     point = torch.bucketize(torch.arange(len(indices), device=indices.device), starts[1:], right=True)
     regressor = values.new_zeros(len(starts) - 1, vertices.shape[1])
     return (regressor.index_put((point, indices.long()), values) @ vertices,)
@@ -88,7 +93,7 @@ def _KERNELS(t: Types) -> SimpleNamespace:
         total = vec3()
         for i in range(starts[k] + lane, starts[k + 1], wp.block_dim()):
             total += values[i] * vertices[b, indices[i]]
-        # A tree over the lanes of one block: the same order in every run.
+        # A tree over the threads of one block: the same order in every run.
         wp.tile_store(points_out[b], wp.tile_reduce(wp.add, wp.tile(total, preserve_type=True)), offset=k)
 
     @t.kernel
@@ -111,19 +116,15 @@ def _KERNELS(t: Types) -> SimpleNamespace:
 def _value(vertices: Tensor, indices: Tensor, values: Tensor, starts: Tensor, *_: Tensor) -> tuple[Tensor]:
     batch, num_points = len(vertices), len(starts) - 1
     points = vertices.new_empty(batch, num_points, 3)
-    launch(
-        _KERNELS[vertices.dtype].regress, (batch, num_points),
-        entries(vertices, 1), indices, values, starts, points, tiled=True,
-    )  # fmt: skip
+    kernel, packed = _KERNELS[vertices.dtype].regress, pack_entries(vertices, 1)
+    launch(kernel, (batch, num_points), packed, indices, values, starts, points, tiled=True)
     return (points,)
 
 
 def _gradient(wants, grads, vertices, indices, values, starts, points, values_by_vertex, starts_by_vertex):
     d_vertices = torch.empty(vertices.shape, dtype=vertices.dtype, device=vertices.device)
-    launch(
-        _KERNELS[vertices.dtype].spread, tuple(vertices.shape[:2]),
-        entries(grads[0], 1), points, values_by_vertex, starts_by_vertex, d_vertices,
-    )  # fmt: skip
+    kernel, grad = _KERNELS[vertices.dtype].spread, pack_entries(grads[0], 1)
+    launch(kernel, tuple(vertices.shape[:2]), grad, points, values_by_vertex, starts_by_vertex, d_vertices)
     return (d_vertices,)
 
 
@@ -132,9 +133,9 @@ REGRESSION = Operator(
     rows=("positions",),
     constants=tuple(f"Tensor {name}" for name in PointWeights._fields),
     num_outputs=1,
-    twin=_twin,
+    reference=_reference,
     value=_value,
     gradient=_gradient,
     shapes=lambda positions, indices, values, starts, *_: ((positions.shape[0], starts.shape[0] - 1, 3),),
-    entries=lambda *constants: ((constants[-1].shape[0] - 1, 3),),
+    row_shapes=lambda *constants: ((constants[-1].shape[0] - 1, 3),),
 )

@@ -9,24 +9,27 @@ import torch
 import warp as wp
 from torch import Tensor
 
-from agebody_kernels._interop import KernelSet, Types, entries, launch
+from agebody_kernels._interop import KernelSet, Types, launch, pack_entries
 from agebody_kernels._operator import Operator
 
 BODIES = 4
-"""Bodies in which a thread skins its vertex."""
+"""Bodies per thread: each thread skins one vertex in so many bodies."""
 SEGMENT = 512
-"""Weights of one joint that a block sums; joints with more have several segments."""
+"""Weights of one joint that one block sums; joints with more weights have several segments."""
 
 
 class SkinningWeights(NamedTuple):
-    """Skinning weights by vertex, and by joint for gradients."""
+    """Skinning weights, sorted by vertex, and sorted by joint for gradients.
+
+    W is the largest number of joints per vertex, N the number of non-zero weights.
+    """
 
     joints: Tensor
-    """(W, V) int32, joints that move each vertex."""
+    """(W, V) int32, joints that move each vertex, by descending weight."""
     weights: Tensor
-    """(W, V) their weights, 0 beyond what a vertex has."""
+    """(W, V) their weights; zeros fill the columns of vertices with fewer joints."""
     moved: Tensor
-    """(N) int32, vertices that each joint moves, joint after joint."""
+    """(N) int32, vertices that each joint moves, grouped by joint."""
     shares: Tensor
     """(N) their weights."""
     segments: Tensor
@@ -36,7 +39,7 @@ class SkinningWeights(NamedTuple):
 
     @classmethod
     def pack(cls, joints: np.ndarray, weights: np.ndarray, num_joints: int) -> "SkinningWeights":
-        """From (V, W) joints and weights; entries of weight 0 are left out.
+        """Pack joints and weights, both (V, W); entries of weight 0 are left out.
 
         Raises:
             ValueError: a joint does not exist, a weight is not finite, or the shapes differ.
@@ -71,20 +74,20 @@ class SkinningWeights(NamedTuple):
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> "SkinningWeights":
-        """On another device, or in another floating type."""
+        """Return a copy on another device or in another floating type."""
         return SkinningWeights(*(t.to(device, dtype if t.is_floating_point() else None) for t in self))
 
 
 def linear_blend_skinning(
     vertices: Tensor, transforms: Tensor, translation: Tensor, weights: SkinningWeights
 ) -> Tensor:
-    """``v_i' = sum over j of w_ij A_j v_i + t``, differentiable to any order in its three tensors.
+    """Return ``v_i' = sum over j of w_ij A_j v_i + t``, differentiable to any order in its three tensors.
 
     Args:
         vertices: (B, V, 3) [m].
-        transforms: (B, J, 3, 4) skinning transforms.
+        transforms: (B, J, 3, 4) skinning transforms A.
         translation: (B, 3) [m].
-        weights: of one body, in the same floating type and on the same device.
+        weights: the skinning weights w, in the same floating type and on the same device.
 
     Returns:
         (B, V, 3) [m].
@@ -98,7 +101,7 @@ def _int32(array: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int32))
 
 
-def _twin(
+def _reference(
     vertices: Tensor, transforms: Tensor, translation: Tensor, joints: Tensor, weights: Tensor, *_: Tensor
 ):
     rows = transforms.flatten(-2)  # (B, J, 12)
@@ -113,8 +116,8 @@ def _KERNELS(t: Types) -> SimpleNamespace:
 
     blends = wp.types.matrix((3, 4 * BODIES), scalar)
 
-    # The transforms of one vertex in several bodies, side by side: its weights and joints are read once, and
-    # the loads of the bodies' transforms do not wait for one another.
+    # The blended transforms of one vertex in several bodies, side by side: its weights and joints are read
+    # once, and the loads of the bodies' transforms do not wait for one another.
     @t.func
     def blend(
         transforms: wp.array2d[mat34],
@@ -180,6 +183,7 @@ def _KERNELS(t: Types) -> SimpleNamespace:
                     d_vertex[c] = m[0, 4 * i + c] * g[0] + m[1, 4 * i + c] * g[1] + m[2, 4 * i + c] * g[2]
                 d_vertices_out[b, v] = d_vertex
 
+    # The gradient of A_j is the sum over i of w_ij g_i (v_i, 1)^T: first per segment, then per joint.
     @t.kernel
     def sum_segments(
         grad: wp.array2d[vec3],
@@ -200,7 +204,7 @@ def _KERNELS(t: Types) -> SimpleNamespace:
                 total[r, 1] += g[r] * x[1]
                 total[r, 2] += g[r] * x[2]
                 total[r, 3] += g[r]
-        # A tree over the lanes of one block: the same order in every run.
+        # A tree over the threads of one block: the same order in every run.
         wp.tile_store(partial_out[b], wp.tile_reduce(wp.add, wp.tile(total, preserve_type=True)), offset=s)
 
     @t.kernel
@@ -217,16 +221,8 @@ def _KERNELS(t: Types) -> SimpleNamespace:
 def _value(
     vertices: Tensor, transforms: Tensor, translation: Tensor, joints: Tensor, weights: Tensor, *_: Tensor
 ):
-    return (
-        skin_into(
-            torch.empty(vertices.shape, dtype=vertices.dtype, device=vertices.device),
-            vertices,
-            transforms,
-            translation,
-            joints,
-            weights,
-        ),
-    )
+    posed = torch.empty(vertices.shape, dtype=vertices.dtype, device=vertices.device)
+    return (skin_into(posed, vertices, transforms, translation, joints, weights),)
 
 
 def skin_into(
@@ -237,11 +233,10 @@ def skin_into(
     joints: Tensor,
     weights: Tensor,
 ) -> Tensor:
-    """The value alone, written to a tensor that is there already."""
-    launch(
-        _KERNELS[vertices.dtype].skin, (_groups(vertices), vertices.shape[1]),
-        entries(vertices, 1), entries(transforms, 2), entries(translation, 1), joints, weights, posed_out,
-    )  # fmt: skip
+    """Write the value of `linear_blend_skinning` to an existing tensor, without a gradient."""
+    rows = pack_entries(vertices, 1), pack_entries(transforms, 2), pack_entries(translation, 1)
+    grid = _groups(vertices), vertices.shape[1]
+    launch(_KERNELS[vertices.dtype].skin, grid, *rows, joints, weights, posed_out)
     return posed_out
 
 
@@ -252,22 +247,18 @@ def _groups(tensor: Tensor) -> int:
 def _gradient(
     wants, grads, vertices, transforms, translation, joints, weights, moved, shares, segments, owners
 ):
-    kernels, grad = _KERNELS[vertices.dtype], entries(grads[0], 1)
+    kernels, grad = _KERNELS[vertices.dtype], pack_entries(grads[0], 1)
     batch, num_joints = transforms.shape[:2]
     d_vertices = d_transforms = None
     if wants[0]:
         d_vertices = torch.empty_like(vertices, memory_format=torch.contiguous_format)
-        launch(
-            kernels.unskin, (_groups(vertices), vertices.shape[1]),
-            grad, entries(transforms, 2), joints, weights, d_vertices,
-        )  # fmt: skip
+        grid, packed = (_groups(vertices), vertices.shape[1]), pack_entries(transforms, 2)
+        launch(kernels.unskin, grid, grad, packed, joints, weights, d_vertices)
     if wants[1]:
         num_segments = len(segments) - 1
         partial = transforms.new_empty(batch, num_segments, 3, 4)
-        launch(
-            kernels.sum_segments, (batch, num_segments),
-            grad, entries(vertices, 1), moved, shares, segments, partial, tiled=True,
-        )  # fmt: skip
+        grid, packed = (batch, num_segments), pack_entries(vertices, 1)
+        launch(kernels.sum_segments, grid, grad, packed, moved, shares, segments, partial, tiled=True)
         d_transforms = transforms.new_empty(batch, num_joints, 3, 4)
         launch(kernels.sum_joints, (batch, num_joints), partial, owners, d_transforms)
     return d_vertices, d_transforms, grad.sum(1) if wants[2] else None
@@ -278,11 +269,11 @@ SKINNING = Operator(
     rows=("vertices", "transforms", "translation"),
     constants=tuple(f"Tensor {name}" for name in SkinningWeights._fields),
     num_outputs=1,
-    twin=_twin,
+    reference=_reference,
     value=_value,
     gradient=_gradient,
     shapes=lambda vertices, *_: (vertices.shape,),
-    entries=lambda joints, weights, moved, shares, segments, owners: (
+    row_shapes=lambda joints, weights, moved, shares, segments, owners: (
         (joints.shape[1], 3),
         (owners.shape[0] - 1, 3, 4),
         (3,),

@@ -298,13 +298,13 @@ def _compute(name: str, constants: tuple[Any, ...], *rows: Tensor) -> tuple[Tens
 
 
 _FUNCTIONS: dict[str, RowFunction] = {}
-"""The operators, once the kernels are loaded, as functions of rows that their twins define."""
+"""The operators as functions of rows, by their reference implementations; filled by `load_kernels`."""
 
 
 def _as_function(operator: Any) -> RowFunction:
     return RowFunction(
         operator.num_outputs,
-        definition=lambda constants, *rows: operator.twin(*rows, *constants),
+        definition=lambda constants, *rows: operator.reference(*rows, *constants),
         value=lambda constants, keep, *rows: (operator.value(*rows, *constants), ()),
         gradient=lambda constants, wants, kept, grads, *rows: operator.gradient(
             wants, grads, *rows, *constants

@@ -243,7 +243,7 @@ def warmup(
             except RuntimeError as error:
                 fail(str(error))
             for name, time in seconds.items():
-                _, subject, scalar = name.split(".")
+                *_, subject, scalar = name.split(".")
                 table.add_row(subject, scalar, place, f"{time:.2f}")
     Console().print(table)
 

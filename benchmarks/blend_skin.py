@@ -1,23 +1,27 @@
-"""Blend shapes and linear blend skinning in one kernel: SMPL (Loper et al., SIGGRAPH Asia 2015), eq. 2 and 5.
+"""An experiment: blend shapes and skinning in one kernel.
 
-A block multiplies a tile of bodies with a tile of vertices, slice by slice of the coefficients, and skins the
-product while it is in shared memory. The posed rest surface, as large as the result, never goes to memory.
+No layer uses it. It becomes a kernel of the package when a measurement on a GPU shows that it is faster than
+a product by cuBLAS followed by `linear_blend_skinning`.
 
-Sizes of tiles, for an H100 (228 KB of shared memory a multiprocessor, 50 MB of L2):
+A block multiplies a tile of bodies with a tile of vertices, one slice of coefficients after the other, and
+skins the product while it is in shared memory. The posed rest surface, which is as large as the result, is
+never written to memory. Source: SMPL (Loper et al., SIGGRAPH Asia 2015), eq. 2 and 5.
+
+Sizes of tiles, for an H100 (228 KB of shared memory per multiprocessor, 50 MB of L2):
 
 - ``VERTICES`` x 3 columns are 384 bytes in float32: a warp reads a slice of directions, and writes the
   surface of a body, in whole cache lines.
 - 64 bodies need (64 + 96) x 4 bytes from L2 for 6144 multiply-adds, 0.1 byte each; 32 bodies would need 0.17,
   which is about what L2 delivers at full rate.
-- 32 coefficients a slice: the sums, which `wp.tile_matmul` reads and writes once a slice, cost 1/16 of an
-  access a multiply-add. All takes 44 KB, so five blocks share a multiprocessor and hide each other's loads.
+- 32 coefficients per slice: the sums, which `wp.tile_matmul` reads and writes once per slice, cost 1/16 of an
+  access per multiply-add. All this takes 44 KB of shared memory per block.
 - float64 takes half the bodies and half the slice: 40 KB.
 - A small batch would leave most of 64 rows empty; it runs in tiles of ``FEW`` bodies.
 
 Neighbouring blocks differ in vertices: the directions, 18 MB for SMPL, stay in L2 while the bodies pass once.
 
-Compiled for sm_90 in float32, a thread takes 65 registers and spills none: shared memory decides how many
-blocks there are.
+Compiled for sm_90 in float32 with blocks of 128 threads, a thread takes 164 registers with cuBLASDx's product
+(95 with plain loops) and spills none: registers limit a multiprocessor to three blocks.
 
 On the CPU one thread computes a tile in plain loops: a product by a BLAS and then `linear_blend_skinning` are
 two to three times as fast at 64 and 256 bodies, seven times and more at one. This is for CUDA.
@@ -29,44 +33,37 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import warp as wp
+from agebody_kernels._interop import KernelSet, Types, launch, pack_entries
+from agebody_kernels._operator import Operator
+from agebody_kernels.skinning import SKINNING, SkinningWeights
 from torch import Tensor
 from torch.nn.functional import pad
 
-from agebody_kernels._interop import KernelSet, Types, entries, launch
-from agebody_kernels._operator import Operator
-from agebody_kernels.skinning import SKINNING, SkinningWeights
-
 VERTICES = wp.constant(32)
-"""Vertices of a tile."""
+"""Vertices per tile."""
 FEW = 8
-"""Bodies of a tile where the batch is small."""
+"""Bodies per tile for small batches."""
 MANY = {torch.float32: 64, torch.float64: 32}
-"""Bodies of a tile otherwise."""
+"""Bodies per tile otherwise."""
 SLICE = {torch.float32: 32, torch.float64: 16}
-"""Coefficients that are multiplied at once."""
+"""Coefficients per slice."""
 WORKSPACE = 1 << 26
-"""Bytes of posed rest surface that a gradient computes at once."""
+"""Bytes of rest surface that a gradient computes at once."""
 
 
 class Directions(NamedTuple):
-    """What each coefficient adds to the rest surface."""
+    """The displacements of the rest surface per unit of each coefficient."""
 
     matrix: Tensor
-    """(C', 3 V') row by coefficient, column by coordinate of a vertex; zeros fill it up to whole tiles."""
+    """(C', 3 V') one row per coefficient, one column per coordinate; zeros fill it up to whole tiles."""
     num_coefficients: int
-    """C, rows that are not filling."""
+    """C, rows without the filling."""
     num_vertices: int
-    """V, vertices that are not filling."""
+    """V, vertices without the filling."""
 
     @classmethod
     def pack(cls, directions: np.ndarray) -> "Directions":
-        """From (C, V, 3) displacements a unit of each coefficient [m].
-
-        The template is one of them, with coefficient 1.
-
-        Raises:
-            ValueError: the shape is another one.
-        """
+        """Pack displacements per unit of each coefficient (C, V, 3) [m]; the template has coefficient 1."""
         if directions.ndim != 3 or directions.shape[2] != 3:
             raise ValueError(f"directions: expected (C, V, 3), got {directions.shape}")
         count, vertices = directions.shape[:2]
@@ -76,7 +73,7 @@ class Directions(NamedTuple):
         return cls(torch.from_numpy(matrix), count, vertices)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Directions":
-        """On another device, or in another floating type."""
+        """Return a copy on another device or in another floating type."""
         return self._replace(matrix=self.matrix.to(device, dtype))
 
 
@@ -87,10 +84,10 @@ def blend_and_skin(
     directions: Directions,
     weights: SkinningWeights,
 ) -> Tensor:
-    """``v_i' = sum over j of w_ij A_j (sum over c of k_c d_ci) + t``, differentiable to any order.
+    """Return ``v_i' = sum over j of w_ij A_j (sum over c of k_c d_ci) + t``, differentiable to any order.
 
     Args:
-        coefficients: (B, C), one a direction.
+        coefficients: (B, C).
         transforms: (B, J, 3, 4) skinning transforms.
         translation: (B, 3) [m].
         directions: of one body, in the same floating type and on the same device.
@@ -98,10 +95,6 @@ def blend_and_skin(
 
     Returns:
         (B, V, 3) [m].
-
-    Raises:
-        TypeError: floating types differ, or are neither float32 nor float64.
-        ValueError: batches, devices, or the numbers of coefficients or vertices differ.
 
     Source: SMPL (Loper et al., SIGGRAPH Asia 2015), eq. 2 and 5.
     """
@@ -121,15 +114,15 @@ def _filled(size: int, tile: int) -> int:
 
 
 def _plain(directions: Tensor, coefficients: Tensor, joints: Tensor) -> Tensor:
-    """The matrix (C, 3V) without what fills it."""
+    """Return the matrix (C, 3V) without its filling."""
     return directions[: coefficients.shape[1], : 3 * joints.shape[1]]
 
 
-def _twin(
+def _reference(
     coefficients: Tensor, transforms: Tensor, translation: Tensor, directions: Tensor, *weights: Tensor
 ) -> tuple[Tensor, ...]:
     surface = coefficients @ _plain(directions, coefficients, weights[0])
-    return SKINNING.twin(surface.unflatten(1, (-1, 3)), transforms, translation, *weights)
+    return SKINNING.reference(surface.unflatten(1, (-1, 3)), transforms, translation, *weights)
 
 
 @KernelSet
@@ -138,10 +131,9 @@ def _KERNELS(t: Types) -> SimpleNamespace:
     vec4 = wp.types.vector(4, scalar)
     dtype = wp.dtype_to_torch(scalar)
 
-    def kernel_of(bodies: int) -> Any:
+    def kernel_of(name: str, bodies: int) -> Any:
         rows, columns, depth = wp.constant(bodies), wp.constant(3 * int(VERTICES)), wp.constant(SLICE[dtype])
 
-        @t.kernel
         def blend_skin(
             coefficients: wp.array2d[scalar],
             directions: wp.array2d[scalar],
@@ -158,9 +150,13 @@ def _KERNELS(t: Types) -> SimpleNamespace:
                 # Bodies beyond the batch read as zero.
                 factors = wp.tile_load(coefficients, shape=(rows, depth), offset=(first, k), storage="shared")
                 part_of_directions = wp.tile_load(
-                    directions, shape=(depth, columns), offset=(k, 3 * start), storage="shared",
-                    bounds_check=False, aligned=True,
-                )  # fmt: skip
+                    directions,
+                    shape=(depth, columns),
+                    offset=(k, 3 * start),
+                    storage="shared",
+                    bounds_check=False,
+                    aligned=True,
+                )
                 wp.tile_matmul(factors, part_of_directions, surface)
             for e in range(lane, rows * VERTICES, wp.block_dim()):
                 row, column = e // VERTICES, e % VERTICES
@@ -172,15 +168,14 @@ def _KERNELS(t: Types) -> SimpleNamespace:
                         if w == scalar(0.0):
                             break
                         m += w * transforms[b, joints[i, v]]
-                    x = vec4(
-                        surface[row, 3 * column], surface[row, 3 * column + 1], surface[row, 3 * column + 2],
-                        scalar(1.0),
-                    )  # fmt: skip
+                    c = 3 * column
+                    x = vec4(surface[row, c], surface[row, c + 1], surface[row, c + 2], scalar(1.0))
                     posed_out[b, v] = translation[b] + m * x
 
-        return blend_skin
+        blend_skin.__qualname__ = name  # Warp's name of the kernel, of which a module can hold only one
+        return t.kernel(blend_skin)
 
-    return SimpleNamespace(few=kernel_of(FEW), many=kernel_of(MANY[dtype]))
+    return SimpleNamespace(few=kernel_of("few", FEW), many=kernel_of("many", MANY[dtype]))
 
 
 def _value(
@@ -194,20 +189,18 @@ def _value(
 ) -> tuple[Tensor]:
     batch, dtype = len(coefficients), coefficients.dtype
     posed = coefficients.new_empty(batch, joints.shape[1], 3)
-    # Rows of whole tiles are loaded four numbers at once.
+    # Whole rows of tiles, which are loaded four numbers at once.
     filled = pad(coefficients, (0, directions.shape[0] - coefficients.shape[1]))
     kernels, many = _KERNELS[dtype], MANY[dtype]
     kernel, bodies = (kernels.few, FEW) if 2 * batch <= many else (kernels.many, many)
-    launch(
-        kernel, (-(-batch // bodies), directions.shape[1] // (3 * int(VERTICES))),
-        filled, directions, entries(transforms, 2), entries(translation, 1), joints, weights, posed,
-        tiled=True,
-    )  # fmt: skip
+    grid = -(-batch // bodies), directions.shape[1] // (3 * int(VERTICES))
+    moves = pack_entries(transforms, 2), pack_entries(translation, 1)
+    launch(kernel, grid, filled, directions, *moves, joints, weights, posed, tiled=True)
     return (posed,)
 
 
 def _gradient(wants, grads, coefficients, transforms, translation, directions, *weights):
-    """Computes the posed rest surface again, for as many bodies at once as the workspace has room for."""
+    """Return the gradients; the rest surface is computed again, for as many bodies as `WORKSPACE` holds."""
     grad, matrix = grads[0], _plain(directions, coefficients, weights[0])
     batch, size = len(coefficients), max(matrix.shape[1], 1)
     step = max(1, WORKSPACE // (size * matrix.element_size()))
@@ -238,11 +231,11 @@ BLEND_SKIN = Operator(
     rows=("coefficients", "transforms", "translation"),
     constants=("Tensor directions", *(f"Tensor {name}" for name in SkinningWeights._fields)),
     num_outputs=1,
-    twin=_twin,
+    reference=_reference,
     value=_value,
     gradient=_gradient,
     shapes=lambda coefficients, transforms, translation, directions, joints, *_: (
         (coefficients.shape[0], joints.shape[1], 3),
     ),
-    entries=lambda directions, *weights: ((None,), *SKINNING.entries(*weights)[1:]),
+    row_shapes=lambda directions, *weights: ((None,), *SKINNING.row_shapes(*weights)[1:]),
 )
