@@ -1,4 +1,4 @@
-"""The benchmark page, as text made of results."""
+"""The benchmark page, as text made from the results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SUBJECTS = {
     "graphs": "CUDA graphs", "skinning": "Skinning alone", "kernels": "Kernels and their rooflines",
     "procrustes": "PA-MPJPE",
     "closest": "Closest points",
-    "fitting_speed": "People from keypoints", "fitting_accuracy": "How near fits come to the truth",
+    "fitting_speed": "People from keypoints", "fitting_accuracy": "Accuracy of fits",
 }  # fmt: skip
 """Scripts and their headings, in the order of the page."""
 CUDA_SUBJECTS = ("graphs",)
@@ -26,42 +26,44 @@ NOT_PEERS = ("product", "roofline")
 INTRODUCTION = """\
 # Benchmarks
 
-This page is written by `benchmarks/report.py` from the files in `benchmarks/results/`. One command measures
-and writes it anew:
+`benchmarks/report.py` generates this page from the files in `benchmarks/results/`. To measure again and
+regenerate it:
 
 ```bash
 make bench
 ```
 
-Peers and agebody run in one process, on the same inputs, in turn, a few calls at a time, after their vertices
-and gradients were compared with agebody's float64 layer. A figure is the median of all calls; the files also
-hold the quartiles, and say with what versions, on which machine and from which commit they came.
-`benchmarks/README.md` describes the method.
+All libraries run in one process, on the same inputs, alternating every few calls, after their vertices
+and gradients were compared with agebody's float64 layer. A figure is the median of all calls. The result
+files also contain the quartiles, the versions, the machine and the commit. `benchmarks/README.md`
+describes the method.
 
-The body is the built-in mannequin: 6890 vertices, 24 joints, 10 betas, 207 pose blend shapes. Times are µs
-**a body**. *product* is the blend-shape product alone, `(B, 218) @ (218, 20670)`, or for forward + backward
-its two products: the floor under every layer of this kind. *roofline* is the least time that the device needs
-for that product and for the memory it reads and writes, at the rates that it reached in the same run; it says
-nothing about batches that fit in a cache. Aims that were missed stand in **bold**.
+The body is the built-in mannequin: 6890 vertices, 24 joints, 10 betas, 207 pose blend shapes. Times are
+µs **per body**. *product* is the blend-shape product alone, `(B, 218) @ (218, 20670)`, or for forward +
+backward its two products: the lower bound for every layer of this kind. *roofline* is the least time that
+the device needs for that product and for the memory it reads and writes, at the rates measured in the
+same run; it does not apply to batches that fit in a cache. Missed targets are in **bold**.
 """
 
 NOTES = {
-    "backward": "Gradients in betas, pose and translation, of vertices weighted at random.",
-    "keypoints": "COCO's 17 points. smplx and smplfitter have no way around the mesh: they build it, and the "
+    "backward": "Gradients with respect to betas, pose and translation, of randomly weighted vertices.",
+    "keypoints": "COCO's 17 points. smplx and smplfitter cannot avoid the mesh: they build it, and the "
     "points are regressed from it.",
-    "identity": "`body.shape(betas=...)` once, then poses. smplx and smplfitter compute the identity again.",
-    "precision": "The error is the largest distance of a vertex from the float64 layer's. Aim: < 0.1 mm.",
-    "compiled": "Each contender as it is, and compiled: as one graph, or with what breaks it.",
+    "identity": "`body.shape(betas=...)` once, then poses. smplx and smplfitter recompute the identity.",
+    "precision": "The error is the largest distance of a vertex from the float64 layer's. Target: < 0.1 mm.",
+    "compiled": "Each library without and with `torch.compile`: as one graph, or what breaks the graph.",
     "graphs": "A forward pass captured once and replayed.",
-    "skinning": "Vertices and transforms in, vertices out, four joints a vertex.",
-    "objective": "COCO's 17 points, projected; L1 losses in 2D and 3D; gradients in betas, pose and "
-    "translation. agebody uses its camera and losses, peers bare torch without masks or safety.",
-    "closest": "µs **a point**, of B points in all, 1 cm from the surface of bodies of 13,776 triangles. "
-    "Trees are built at every call. trimesh has no gradients.",
-    "fitting_speed": "COCO's 17 points of random people of every age with 2 px of noise; agebody begins with "
-    "nothing but these, the others with what a good network would say. One call each in turn, the median of "
-    "three; SLAHMR's schedule once. `benchmarks/smplify.py` says what was rebuilt, and how.",
-    "fitting_accuracy": "By scenario and age class, on [a page of their own](fitting/evaluation.md).",
+    "skinning": "From vertices and transforms to posed vertices, with four joints per vertex.",
+    "objective": "COCO's 17 points, projected; L1 losses in 2D and 3D; gradients with respect to betas, "
+    "pose and translation. agebody uses its camera and losses, peers plain torch without masks or "
+    "safeguards.",
+    "closest": "µs **per point**, for B points in total, 1 cm from the surface of bodies of 13,776 "
+    "triangles. Trees are built at every call. trimesh has no gradients.",
+    "fitting_speed": "COCO's 17 points of random people of every age with 2 px of noise; agebody starts "
+    "from these alone, the others from a simulated prediction of a good network. One call each, "
+    "alternating, the median of three; SLAHMR's schedule once. `benchmarks/smplify.py` documents what "
+    "was rebuilt.",
+    "fitting_accuracy": "By scenario and age class, on [a separate page](fitting/evaluation.md).",
     "procrustes": "24 joints. *NumPy loop* aligns one person after the other, as evaluation scripts do; "
     "*torch SVD* is the same formula over the batch.",
 }
@@ -77,7 +79,7 @@ def page(found: Mapping[str, Results]) -> str:
 
 def _missing(device: str) -> str:
     commands = "\n".join(COMMANDS[device])
-    return f"No figure exists yet. On a machine that has one, this makes them:\n\n```bash\n{commands}\n```\n"
+    return f"There are no figures yet. To measure them on such a machine:\n\n```bash\n{commands}\n```\n"
 
 
 def _device(device: str, results: Results) -> Iterable[str]:
@@ -95,7 +97,7 @@ def _device(device: str, results: Results) -> Iterable[str]:
 
 
 def _suffix(device: str) -> str:
-    """Headings of the two parts differ, so that links do."""
+    """Headings of the two parts must differ, so that their anchors do."""
     return "" if device == "cpu" else " (GPU)"
 
 
@@ -127,7 +129,7 @@ def _targets(device: str, results: Results) -> str:
             figure = number(achieved) if target.met(achieved) else f"**{number(achieved)}**"
         subject = SUBJECTS[target.subject]
         rows.append([subject, str(target.batch), target.contender, _what(target), aim, figure])
-    return table(["subject", "B", "contender", "figure", "aim", "reached"], rows, "lrllrr")
+    return table(["subject", "B", "contender", "figure", "target", "reached"], rows, "lrllrr")
 
 
 def _what(target: Target) -> str:
@@ -135,7 +137,7 @@ def _what(target: Target) -> str:
         case "GB/s share":
             return "of the copy bandwidth"
         case "mm":
-            return "mm of error at most"
+            return "largest error [mm]"
         case "times as fast":
             return f"times as fast as {target.against}"
         case "times the time" | "times the memory" | "times the error":
@@ -146,7 +148,7 @@ def _what(target: Target) -> str:
 
 
 def _times(found: Mapping[str, Any]) -> str:
-    """µs a body, a row for each batch and a column for each contender."""
+    """Return the times [µs per body]: one row per batch, one column per contender."""
     return "\n".join(
         (f"*{which}*\n\n" if which else "") + _time_table(rows)
         for which, rows in _by_pass(found["rows"]).items()
@@ -180,7 +182,7 @@ def _time(row: Mapping[str, Any]) -> str:
 
 
 def contenders(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Names in the order of their first rows, what bounds them last."""
+    """Return the names in the order of their first rows, the bounds last."""
     names = list(dict.fromkeys(row["contender"] for row in rows))
     names.sort(key=lambda name: not name.startswith("agebody"))
     return [n for n in names if n not in NOT_PEERS] + [n for n in NOT_PEERS if n in names]
@@ -195,12 +197,12 @@ def _memory(found: Mapping[str, Any]) -> str:
         entries = [by_key.get((name, *kind), {}) for kind in kinds]
         body.append([name, *(_megabytes(row) for row in entries)])
     how = (
-        "By how much one call raises the peak of torch's allocations."
+        "The increase of the peak of torch's allocations by one call."
         if found["device"] == "cuda"
-        else "By how much one call raises the resident memory of a fresh process; the median of three."
+        else "The increase of the resident memory of a new process by one call; the median of three."
     )
     heads = [f"{which}, B = {batch} [MB]" for which, batch in kinds]
-    return f"{how} What it returns counts.\n\n" + table(["contender", *heads], body, "l" + "r" * len(kinds))
+    return f"{how} The result is included.\n\n" + table(["contender", *heads], body, "l" + "r" * len(kinds))
 
 
 def _megabytes(row: Mapping[str, Any]) -> str:
@@ -230,7 +232,7 @@ def _compiled(found: Mapping[str, Any]) -> str:
         graph = row.get("graph", row.get("failed", ""))
         broken = graph if graph == "one graph" else quoted(graph.removeprefix("graph breaks: "), 70)
         body.append([name.removesuffix(" compiled"), str(batch), *times, broken])
-    return table(["contender", "B", "as it is", "compiled", "graph"], body, "lrrrl")
+    return table(["contender", "B", "eager", "compiled", "graph"], body, "lrrrl")
 
 
 def _kernels(found: Mapping[str, Any]) -> str:
@@ -254,7 +256,7 @@ def _kernels(found: Mapping[str, Any]) -> str:
                 number(1e6 * row["median_s"]), number(1e6 * row["roofline_s"]), f"{100 * share:.0f} %",
             ]
         )  # fmt: skip
-    heads = ["kernel", "B", "MB", "GFLOP", "µs a call", "roofline [µs]", "of the roofline"]
+    heads = ["kernel", "B", "MB", "GFLOP", "µs per call", "roofline [µs]", "of the roofline"]
     text = (
         f"Ceilings measured in the same run: {', '.join(rates)}. Bytes and operations are counted by hand: "
         "every input read once, every output written once."
@@ -278,7 +280,7 @@ def _absent(device: str, results: Results) -> str:
             lines.append(
                 f"- {SUBJECTS[subject]}: `python benchmarks/{subject}.py --device {device}` has not run"
             )
-    return f"### Not measured{_suffix(device)}\n\n" + "\n".join(lines or ["Nothing is left out."]) + "\n"
+    return f"### Not measured{_suffix(device)}\n\n" + "\n".join(lines or ["Everything was measured."]) + "\n"
 
 
 def _fitting_speed(found: Mapping[str, Any]) -> str:
@@ -291,13 +293,13 @@ def _fitting_speed(found: Mapping[str, Any]) -> str:
     ]  # fmt: skip
     start = found.get("start_of_the_peers")
     if start:
-        body.append(["*where the peers start*", "", "", "", number(start["px"]), number(start["px_90"])])
-    heads = ["contender", "people", "people/s", "people a second of a core", "px, median", "px, 90 %"]
+        body.append(["*start of the peers*", "", "", "", number(start["px"]), number(start["px_90"])])
+    heads = ["contender", "people", "people/s", "people/s per core", "px, median", "px, 90 %"]
     return table(heads, body, "lrrrrr")
 
 
 def fitting_tables(found: Mapping[str, Any]) -> str:
-    """For the page on fitting: a table a scenario and body, a row an age class."""
+    """Return the tables of the page on fitting: one per scenario and body, one row per age class."""
     parts = []
     for contender in dict.fromkeys(row["contender"] for row in found["rows"]):
         rows = [row for row in found["rows"] if row["contender"] == contender]
@@ -326,9 +328,9 @@ SECTIONS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "fitting_speed": _fitting_speed, "fitting_accuracy": lambda found: "",
 }  # fmt: skip
 PLOT_TITLES = {
-    "times": "Time a body over the number of bodies, forward and forward + backward",
-    "ratios": "How many times as fast agebody is as each peer",
-    "kernels": "How near each kernel comes to its roofline",
+    "times": "Time per body over the number of bodies, forward and forward + backward",
+    "ratios": "Speed of agebody relative to each peer",
+    "kernels": "Each kernel relative to its roofline",
 }
 
 

@@ -1,4 +1,4 @@
-"""Writes from benchmarks/results: docs/benchmarks.md, its pictures, the README's row, the tables of fits."""
+"""Write docs/benchmarks.md, its plots, the README's row and the tables of fits from benchmarks/results."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def speed_row(found: Mapping[str, Results]) -> str:
 
     smaller = ratio("cpu", "memory", 256, "times the memory")
     said = (
-        f"on a CPU, beside smplx: forward {ratio('cpu', 'forward', 1)} times as fast for one body, "
+        f"on a CPU, compared with smplx: forward {ratio('cpu', 'forward', 1)} times as fast for one body, "
         f"{ratio('cpu', 'forward', 1024)} times for 1024; keypoints {ratio('cpu', 'keypoints', 256)} times "
         f"for 256; {smaller} of the memory"
     )
@@ -53,7 +53,7 @@ def speed_row(found: Mapping[str, Results]) -> str:
             f"; on one {gpu}, for 4096 bodies: forward {ratio('cuda', 'forward', 4096)} times, "
             f"forward + backward {ratio('cuda', 'backward', 4096)} times"
         )
-    return f"| Speed | {said} ([how measured](docs/benchmarks.md)) |"
+    return f"| Speed | {said} ([method](docs/benchmarks.md)) |"
 
 
 def with_speed_row(readme: str, found: Mapping[str, Results]) -> str:
@@ -62,7 +62,7 @@ def with_speed_row(readme: str, found: Mapping[str, Results]) -> str:
 
 
 def with_fitting_tables(text: str, found: Mapping[str, Results]) -> str:
-    """The page on fitting with its tables, which stand between two comments."""
+    """Return the page on fitting with its tables, which are between two comments."""
     results = found["cpu"].get("fitting_accuracy")
     if results is None:
         return text
