@@ -104,7 +104,7 @@ def release(
 
     Example: `agebody release photos/ out/labels.npz -o shared/`
     """  # fmt: skip
-    from agebody.pipelines.release import Background, ImageFormat, RegionRule, Shape, Unfitted
+    from agebody.pipelines.release.options import Background, ImageFormat, RegionRule, Shape, Unfitted
 
     choices: dict[str, tuple[str, Any]] = {
         "--background": (background, Background), "--region": (region, RegionRule), "--shape": (shape, Shape),

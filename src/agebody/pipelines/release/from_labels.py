@@ -1,4 +1,4 @@
-"""Photographs and their people from a file of labels."""
+"""Photographs and their people, from labels."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ def photos_from_labels(
     hide: str | PathLike[str] | None = None,
     sequences: bool = False,
 ) -> list[Photo]:
-    """What `write_release` takes, from `agebody.pipelines.labels.Labels`.
+    """Prepare the input of `write_release` from `agebody.pipelines.labels.Labels`.
 
-    A person whom the labels do not keep has no fit. The box of a person holds the label's box and all
-    keypoints that count.
+    A person that the labels do not keep has no fit. The box of a person contains the box of the label and all
+    keypoints of positive weight.
 
     Args:
         labels: people with their bodies.
         images: the folder of the photographs that the labels name.
         body: the body of the fits.
-        masks: a folder with a mask a photograph, of the same name with the suffix .png, which is black where
-            nobody is. A person's is what lies in it about the person's box, be it a neighbour; whom it does
-            not show has no mask. All of it is hidden, whoever it shows.
-        hide: COCO annotations, of these photographs and in their pixels. Whatever they have a box of is
-            hidden, too, fitted or not, a person or not.
+        masks: a folder with one mask per photograph, of the same name with the suffix .png, black where
+            nobody is. The mask of a person is the part of it around the person's box, even if that shows a
+            neighbour; a person without any such part has no mask. The whole mask is hidden in any case.
+        hide: COCO annotations of these photographs, in their pixels. Every box in them is hidden, too, with
+            or without a fit, of a person or not.
         sequences: the photographs of each folder below ``images`` are the frames of a video, ordered by name.
 
     Raises:
-        ReleaseError: the labels are of another body, a mask is missing, or the annotations to hide do not
-            have a photograph, or have it in another size.
+        ReleaseError: the labels are of another body, a mask is missing, or the annotations to hide lack a
+            photograph or have it in another size.
         LabelError: the file of annotations is none.
         OSError: a file cannot be read.
     """
@@ -78,9 +78,8 @@ def photos_from_labels(
 def _parameters(labels: Labels, row: int, body: BodyModel) -> BodyParameters | None:
     if not labels.kept[row]:
         return None
-    return BodyParameters(
-        *(torch.as_tensor(getattr(labels, name)[row]).to(body._like) for name in BodyParameters._fields)
-    )
+    parts = (torch.as_tensor(getattr(labels, name)[row]) for name in BodyParameters._fields)
+    return BodyParameters(*(part.to(body.device, body.dtype) for part in parts))
 
 
 def _box(labels: Labels, row: int) -> Box:
@@ -91,16 +90,16 @@ def _box(labels: Labels, row: int) -> Box:
 
 
 def _seen(labels: Labels, row: int) -> Float[np.ndarray, "K 2"]:
-    """The keypoints of a person that count."""
+    """Return the keypoints of positive weight of a person."""
     return labels.observed[row][labels.observed[row, :, 2] > 0, :2]
 
 
 def _with_masks(
     people: Sequence[Person], path: Path, size: tuple[int, int]
 ) -> tuple[list[Person], list[Region]]:
-    """People with their parts of a mask of all, and what of it is nobody's."""
+    """Give people their parts of a mask of everybody, and return the rest of it, if any."""
     if not path.is_file():
-        raise ReleaseError(f"{path}: there is no such mask")
+        raise ReleaseError(f"{path}: the mask does not exist")
     mask = load_mask(path, size)
     rest = mask.copy()
     masked = []
@@ -113,20 +112,22 @@ def _with_masks(
 
 
 class _Annotated(NamedTuple):
-    """What annotations say of one picture."""
+    """The sizes and boxes that annotations give for one picture."""
 
     sizes: set[tuple[int, int]]
     boxes: list[Box]
 
 
 def _annotated_boxes(path: Path) -> dict[str, _Annotated]:
-    """All boxes of COCO annotations, by file name."""
+    """Return all boxes of COCO annotations by file name."""
     document = load_json(path)
     try:
         found: dict[str, _Annotated] = {}
         pictures = {}
         for image in document["images"]:
             name = PurePath(image["file_name"]).as_posix()
+            if image["id"] in pictures:
+                raise ValueError(f"two images with the id {image['id']}")
             picture = pictures[image["id"]] = found.setdefault(name, _Annotated(set(), []))
             if image.get("width") is not None and image.get("height") is not None:
                 picture.sizes.add((int(image["width"]), int(image["height"])))
@@ -143,11 +144,11 @@ def _annotated_boxes(path: Path) -> dict[str, _Annotated]:
 def _boxes_of(
     name: str, size: tuple[int, int], annotated: dict[str, _Annotated], source: str
 ) -> list[Region]:
-    """The boxes of a photograph; one that the annotations do not have is refused, lest nothing is hidden."""
+    """Return the boxes of a photograph; refuse one without annotations, of which nothing would be hidden."""
     found = annotated.get(PurePath(name).as_posix())
     if found is None:
         raise ReleaseError(
-            f"{source}: no image of the name {name}, as the labels have it; nothing of it would be hidden"
+            f"{source}: no image is named {name} as in the labels, so nothing of it would be hidden"
         )
     if found.sizes - {size}:
         other = sorted(found.sizes - {size})[0]

@@ -1,4 +1,4 @@
-"""What a release says about itself."""
+"""The manifest of a release: what was removed from the photographs, and how."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import PIL
 import torch
 
 from agebody.assets.asset import BodyAsset
-from agebody.pipelines.release.backgrounds import load_opencv
 from agebody.pipelines.release.options import Counts, Options
 from agebody.pipelines.release.regions import TRACE
+from agebody.pipelines.release.scene import load_opencv
 
 FORMAT = "agebody-release-1"
 
@@ -41,19 +41,19 @@ SHAPES = {
 def make_manifest(
     body: BodyAsset, options: Options, counts: Counts, files: dict[str, dict[str, str | int]]
 ) -> dict[str, Any]:
-    """The content of manifest.json."""
+    """Return the content of manifest.json."""
     libraries = {
-        "agebody": version("agebody"), "numpy": np.__version__, "pillow": PIL.__version__,
+        "agebody": version("agebody"),
+        "numpy": np.__version__,
+        "pillow": PIL.__version__,
         "torch": str(torch.__version__),
-    }  # fmt: skip
-    if options.background == "inpaint":  # which several distributions provide
+    }
+    if options.background == "inpaint":  # asked of the module, since several distributions provide it
         libraries["opencv"] = load_opencv().__version__
     treatment: dict[str, Any] = {"background": options.background, "shape": options.shape}
     if options.background != "none":
-        treatment |= {
-            "region": options.region, "region_rule": REGIONS[options.region], "margin": options.margin,
-            "dilation": options.dilation, "unfitted": options.unfitted,
-        }  # fmt: skip
+        treatment |= {"region": options.region, "region_rule": REGIONS[options.region]}
+        treatment |= {name: getattr(options, name) for name in ("margin", "dilation", "unfitted")}
     return {
         "format": FORMAT,
         "made_with": libraries,

@@ -1,4 +1,4 @@
-"""How a release is made, and what is counted meanwhile."""
+"""The choices that `write_release` offers, and what it counts."""
 
 from __future__ import annotations
 
@@ -7,24 +7,46 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from agebody.keypoints import KeypointLayout
-from agebody.pipelines.release.backgrounds import Background
-from agebody.pipelines.release.bodies import Shape
-from agebody.pipelines.release.regions import RegionRule
+
+Background = Literal["blank", "inpaint", "none"]
+"""What bodies are drawn over: the photograph with people's regions in its mean colour, the photograph with
+people's regions painted from their surroundings, or nothing of the photograph at all."""
+
+RegionRule = Literal["auto", "box", "mask", "mesh"]
+"""What is hidden of a person, each enlarged (see `person_region`):
+
+- ``"auto"``: the person's box and mask, and of the mesh the outline if there is a mask, else the box;
+- ``"box"``: whole boxes, including that of the mask;
+- ``"mask"``: the mask and the outline of the mesh, and no box; for masks that are known to be complete. A
+  person whom the mask clearly does not show is refused;
+- ``"mesh"``: as ``"auto"``, but a person with neither mask nor box is hidden by the box of the mesh alone.
+"""
+
+Shape = Literal["mean", "coarse", "exact"]
+"""How much of a person's shape, which is biometric, is passed on (see `generalize`)."""
 
 Unfitted = Literal["refuse", "drop", "blank"]
-"""What becomes of a photograph with a person who has no fit: an error; it is left out; the person is hidden
-as all others are, and no body stands there."""
+"""What happens to a photograph with a person who has no fit: an error; the photograph is left out; or the
+person is hidden like all others, without a body in that place."""
 
 ImageFormat = Literal["png", "jpg"]
-"""Of the pictures with backgrounds."""
+"""Format of the pictures with backgrounds."""
+
+CHOICES = {
+    "background": Background,
+    "region": RegionRule,
+    "shape": Shape,
+    "unfitted": Unfitted,
+    "image_format": ImageFormat,
+}
 
 
 @dataclass(frozen=True)
 class Options:
-    """The choices of `write_release`, which describes them.
+    """The arguments of `write_release`, which describes them.
 
     Raises:
-        ValueError: a choice is none of those there are.
+        ValueError: a value is not one of those offered.
     """
 
     background: Background
@@ -38,16 +60,11 @@ class Options:
     fps: float
 
     def __post_init__(self) -> None:
-        """Look at the values."""
-        kinds = {
-            "background": Background, "region": RegionRule, "shape": Shape, "unfitted": Unfitted,
-            "image_format": ImageFormat,
-        }  # fmt: skip
-        for name, kind in kinds.items():
-            if getattr(self, name) not in get_args(kind):
-                raise ValueError(
-                    f"{name}: expected one of {', '.join(get_args(kind))}, got {getattr(self, name)!r}"
-                )
+        """Check the values."""
+        for name, kind in CHOICES.items():
+            value, known = getattr(self, name), get_args(kind)
+            if value not in known:
+                raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
         for name in ("margin", "dilation"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}: expected a share of 0 or more, got {getattr(self, name)}")

@@ -1,4 +1,4 @@
-"""What is released: photographs, their cameras, and who is in them."""
+"""What is released: photographs, their cameras and their people; and how image files are read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from agebody.cameras import Camera
 from agebody.parameters import BodyParameters
 
 ORIENTATION = 0x0112
-"""The tag of EXIF that says how a stored picture has to be turned."""
+"""EXIF tag of the turn from the stored to the upright picture."""
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -27,77 +27,77 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 EIGHT_BITS = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
-"""Modes of Pillow that become RGB without a choice of ours."""
+"""Modes of Pillow that convert to RGB without any choice."""
 BLOCKED = ("JPEG", "MPO")
-"""Formats that code block by block."""
+"""Formats that encode block by block."""
 SMOOTHED = 2
-"""By how many blocks on each side decoders estimate what a progressive JPEG that was cut short lacks."""
+"""Number of blocks on each side from which decoders estimate what a truncated progressive JPEG lacks."""
 EXACT = ("BMP", "PNG", "PPM")
-"""Formats that keep every pixel as it is, and so tell of it nowhere else."""
+"""Formats that keep every pixel exactly, and so hold no trace of it elsewhere."""
 EXACT_TIFF = ("raw", "packbits", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate")
-"""Compressions of TIFF that do, too."""
+"""Compressions of TIFF that do the same."""
 SHARED_COLORS = ("1", "P", "PA")
-"""Modes in which colours are chosen for the whole picture, or their errors passed on to the next pixel."""
+"""Modes in which a palette depends on the whole picture, or dithering passes errors on to the next pixel."""
 
 
 class ReleaseError(ValueError):
-    """Something that must not be released as it is; nothing was written."""
+    """A photograph that must not be released as it is listed; nothing was written."""
 
 
 Box = tuple[float, float, float, float]
 """Corners (x0, y0, x1, y1) [pixels]."""
 
 Mask = Bool[np.ndarray, "H W"] | str | PathLike[str]
-"""True where somebody is; or an image file that is not black there."""
+"""True where somebody is, or an image file that is not black there."""
 
 Region = Box | Mask
-"""Either; a string is a mask's file."""
+"""A box or a mask; a string is the file of a mask."""
 
 
 class Person(NamedTuple):
-    """Someone in a photograph. Pixels are those of the upright photograph, EXIF's orientation applied."""
+    """Someone in a photograph; pixel coordinates are those of the upright photograph (EXIF orientation)."""
 
     parameters: BodyParameters | None
-    """The fit, without batch dimensions, in the world of the photograph's camera; None if there is none."""
+    """The fit, without batch dimensions, in the world of the photograph's camera; None without a fit."""
     box: Box | None = None
-    """Around all that was seen of the person, such as a detector's box or the keypoints'."""
+    """Box around all that is visible of the person, such as that of a detector or of the keypoints."""
     mask: Mask | None = None
     track: str | int | None = None
-    """Who this is among the people of the photograph's sequence."""
+    """Identity of the person within the sequence of the photograph."""
     points: Float[np.ndarray, "K 2"] | None = None
-    """Keypoints that were seen of the person [pixels], which the region "mask" has to cover."""
+    """Visible keypoints of the person [pixels], which the region "mask" has to cover."""
 
 
 @dataclass(frozen=True, eq=False)
 class Photo:
-    """A photograph and everybody in it. Who is not listed is not hidden."""
+    """A photograph and everybody in it. People who are not listed are not hidden."""
 
     path: str | PathLike[str]
     camera: Camera
     people: tuple[Person, ...] | list[Person]
     size: tuple[int, int] | None = None
-    """Width and height [pixels] for which camera and people hold. Where only the picture as it is stored has
-    this size, and not the upright one, they hold for the stored one; where both have it, people are placed in
-    the upright one, and what they would hide of the stored one is hidden, too."""
+    """Width and height [pixels] that camera and people refer to. If the stored picture has this size and the
+    upright one has not, they refer to the stored one; if both have it, people are placed in the upright one,
+    and their regions in the stored one are hidden, too."""
     sequence: str | int | None = None
-    """The video that this is a frame of; frames are in the order in which they are listed."""
+    """The video that this is a frame of; frames are listed in order."""
     hide: tuple[Region, ...] | list[Region] = ()
-    """What else is to be hidden: people whom nobody fitted, crowds, faces on walls, number plates."""
+    """What else to hide: people without a fit, crowds, faces on walls, number plates."""
 
 
 class Pixels(NamedTuple):
-    """A photograph as colours alone: nothing else of its file is kept."""
+    """The colours of a photograph; nothing else of its file is kept."""
 
     rgb: UInt8[np.ndarray, "H W 3"]
     """Upright."""
     blocks: Int[np.ndarray, "H W"] | None
-    """Which block of a JPEG each pixel was coded in; None where the format has no such blocks."""
+    """Id of the JPEG block that each pixel was encoded in; None for formats without such blocks."""
     predicted: bool
-    """Whether the format may spread what is in one place over others, in ways that are not known here."""
+    """Whether the format may spread traces of a pixel in ways that are not known here."""
     rings: int = 0
-    """How many blocks around its own a pixel may be smoothed from."""
+    """Number of blocks around its own that a pixel may be smoothed from."""
     other: Image.Transpose | None = None
-    """What turns labels of the stored picture upright, where by their size they could be labels of either."""
+    """Turn from the stored to the upright picture, if the expected size fits both."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -106,17 +106,17 @@ class Pixels(NamedTuple):
 
 
 def read_pixels(path: str | PathLike[str], size: tuple[int, int] | None = None) -> Pixels:
-    """The first picture of an image file, upright as its EXIF data say.
+    """Read the first picture of an image file, upright by its EXIF orientation.
 
-    Pixels that are not fully opaque are black: their colours are not meant to be seen.
+    Pixels that are not fully opaque become black: their colours are not meant to be seen.
 
     Args:
         path: the file.
-        size: width and height that are expected; the picture as it is stored will do, too.
+        size: expected width and height, of the upright or of the stored picture.
 
     Raises:
-        ReleaseError: the file is no picture of 8 bits a channel, is damaged, or has another size.
-        OSError: it cannot be read.
+        ReleaseError: the file is not a picture of 8 bits per channel, is damaged, or has another size.
+        OSError: the file cannot be read.
     """
     with _decoding(path) as image:
         blocks, predicted = _coded_blocks(image), not _is_exact(image)
@@ -134,23 +134,23 @@ def read_pixels(path: str | PathLike[str], size: tuple[int, int] | None = None) 
 
 
 def read_mask(mask: Any, size: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
-    """A mask in which somebody is, from an array or a file.
+    """Read a mask as `load_mask` does, and refuse an empty one.
 
     Raises:
-        ReleaseError: it has another size than the photograph, or nobody is in it.
+        ReleaseError: the mask is empty, or has another size than the photograph.
         OSError: the file cannot be read.
     """
     found = load_mask(mask, size)
     if not found.any():
-        raise ReleaseError(f"{_name(mask)}: nobody is in the mask")
+        raise ReleaseError(f"{_name(mask)}: the mask is empty")
     return found
 
 
 def load_mask(mask: Any, size: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
-    """A mask from an array or a file, in which nobody may be.
+    """Read a mask, which may be empty, from an array or a file.
 
     Raises:
-        ReleaseError: it has another size than the photograph.
+        ReleaseError: the mask has another size than the photograph.
         OSError: the file cannot be read.
     """
     found = mask
@@ -173,16 +173,11 @@ def _name(mask: Any) -> str:
 
 @contextmanager
 def _decoding(path: str | PathLike[str]) -> Iterator[Image.Image]:
-    """An image file that is open, and Pillow's many errors as one.
-
-    Raises:
-        ReleaseError: the file is no picture of 8 bits a channel, or is damaged.
-        OSError: it cannot be read.
-    """
+    """Open an image file, and turn Pillow's many errors into ReleaseError."""
     try:
         with Image.open(path) as image:
             if image.mode not in EIGHT_BITS:
-                raise ReleaseError(f"expected 8 bits a channel, got a picture of Pillow's mode {image.mode}")
+                raise ReleaseError(f"expected 8 bits per channel, got Pillow's mode {image.mode}")
             yield image
     except (ReleaseError, MemoryError):
         raise
@@ -190,29 +185,25 @@ def _decoding(path: str | PathLike[str]) -> Iterator[Image.Image]:
         if error.errno is not None:
             raise
         if isinstance(error, UnidentifiedImageError):
-            raise ReleaseError("no picture that can be read") from None
+            raise ReleaseError("expected an image file") from None
         raise ReleaseError(f"the picture is damaged: {error}") from None
-    except Exception as error:  # damage shows as almost any type, by format and version of Pillow
-        raise ReleaseError(f"no picture that can be read ({type(error).__name__}: {error})") from None
+    except Exception as error:  # damaged files raise almost any type, by format and version of Pillow
+        raise ReleaseError(f"expected an image file ({type(error).__name__}: {error})") from None
 
 
 def _opaque(image: Image.Image) -> Image.Image:
-    """Colours of pixels that hide nothing, black elsewhere."""
+    """Convert to RGB, with black in place of pixels that are not fully opaque."""
     if not image.has_transparency_data:
         return image.convert("RGB")
-    rgba = np.array(_with_alpha(image))
+    if image.mode == "La":  # which converts to LA only
+        image = image.convert("LA")
+    rgba = np.array(image.convert("RGBA"))
     rgba[rgba[..., 3] < 255] = 0
     return Image.fromarray(np.ascontiguousarray(rgba[..., :3]))
 
 
-def _with_alpha(image: Image.Image) -> Image.Image:
-    if image.mode == "La":  # converts to nothing but LA
-        image = image.convert("LA")
-    return image.convert("RGBA")
-
-
 def _read_mask_file(path: str | PathLike[str]) -> Bool[np.ndarray, "H W"]:
-    """True where a picture's colour is not black, however opaque it is."""
+    """Return True where the colour is not black, whatever its opacity."""
     with _decoding(path) as image:
         turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
         colors = image.convert("RGB")
@@ -220,17 +211,17 @@ def _read_mask_file(path: str | PathLike[str]) -> Bool[np.ndarray, "H W"]:
 
 
 def _is_exact(image: Image.Image) -> bool:
-    """Whether no pixel of a picture depends on what was in the place of another."""
+    """Return whether no stored pixel depends on other pixels, except within the blocks of a JPEG."""
     if image.mode in SHARED_COLORS:
         return False
     if image.format in BLOCKED:
-        return True  # each within its blocks
+        return True
     compression = image.info.get("compression")
     return image.format in EXACT or (image.format == "TIFF" and compression in EXACT_TIFF)
 
 
 def _coded_blocks(image: Image.Image) -> Image.Image | None:
-    """Ids of the blocks that a JPEG is coded in, one a pixel: those of its most widely sampled channel."""
+    """Return the id of the JPEG block of each pixel: those of the channel with the largest blocks."""
     sampling = getattr(image, "layer", None)
     if image.format not in BLOCKED or not sampling:
         return None

@@ -1,36 +1,26 @@
-"""Which pixels of a photograph are people's, with room to spare."""
+"""The pixels of a photograph that may show people, with a margin."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, TypeGuard
+from typing import TypeGuard
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from PIL import Image
 from scipy import ndimage
 
+from agebody.pipelines.release.options import RegionRule
 from agebody.pipelines.release.photos import Box, Person, Pixels, Region, ReleaseError, read_mask
 
-RegionRule = Literal["auto", "box", "mask", "mesh"]
-"""What is hidden of a person, each enlarged (see `person_region`):
-
-- ``"auto"``: all of these: the person's box, the mask, and of the mesh the outline where there is a mask, the
-  box where there is none;
-- ``"box"``: whole boxes, of the mask, too;
-- ``"mask"``: the mask and the outline of the mesh, and no box; for masks that are known to be complete. A
-  person whom a mask plainly does not show is refused;
-- ``"mesh"``: as ``"auto"``, but the box of the mesh alone will do for a person with neither mask nor box.
-"""
-
-LEAST = 8
-"""By how many pixels a region grows at least."""
+MIN_GROWTH = 8
+"""Least growth of a region [pixels]."""
 TRACE = 17
-"""By how many pixels it then grows on each side, against traces: a block of JPEG, and one more."""
-SHOWN = 0.5
-"""Of a person's box, the share that a box around the mask in it has to fill; less is somebody else's mask."""
-COVERED = 0.8
-"""Of a person's keypoints, the share that has to lie in the grown mask; a few may be guesses beside it."""
+"""Further growth on each side against compression traces [pixels]: one block of JPEG, and one pixel more."""
+MIN_FILLED = 0.5
+"""Share of a person's box that the box around the mask in it must fill; else it is the mask of another."""
+MIN_COVERED = 0.8
+"""Share of a person's keypoints that must lie in the grown mask; a few may be guesses beside it."""
 
 
 def person_region(
@@ -43,22 +33,23 @@ def person_region(
     margin: float,
     dilation: float,
 ) -> Bool[np.ndarray, "H W"]:
-    """Pixels to hide for one person.
+    """Return the pixels to hide for one person.
 
     A fitted body covers neither hair nor clothes nor what a person holds, and a fit may be wrong. So a mesh
-    adds to what is hidden, and never decides alone unless asked to.
+    adds to what is hidden, and never decides alone unless the rule is "mesh".
 
     Args:
-        person: whom to hide.
-        size: of the photograph [pixels].
-        mesh_box: around the fitted mesh.
+        person: the person to hide.
+        size: width and height of the photograph [pixels].
+        mesh_box: box around the fitted mesh.
         outline: where the fitted mesh is.
         rule: see `RegionRule`.
-        margin: by how much of its longer side a box grows on each side.
-        dilation: by how much of its longer side a mask grows: that of the box, or of the mask's, if larger.
+        margin: share of its longer side by which a box grows on each side.
+        dilation: share of the longer side of the person's box, or of the mask's if larger, by which a mask
+            grows.
 
     Raises:
-        ReleaseError: nothing says where the person is, or what does is not in the photograph.
+        ReleaseError: nothing tells where the person is, or the place is outside the photograph.
     """
     mask = None if person.mask is None else read_mask(person.mask, size)
     if rule == "mask":
@@ -74,15 +65,15 @@ def person_region(
         boxes.append(person.box)
     elif mask is None and rule != "mesh":
         raise ReleaseError(
-            "a person with neither a box nor a mask: where a fit is wrong the person would be seen; "
+            "a person with neither a box nor a mask: if the fit is wrong the person would be visible; "
             'give boxes or masks, or choose the region "mesh" to rely on the fits'
         )
     for box in boxes:
-        region |= fill_box(box, size, max(LEAST, margin * longer_side(box)))
+        region |= fill_box(box, size, max(MIN_GROWTH, margin * longer_side(box)))
     if person.box is not None and not fill_box(person.box, size, 1).any():
         raise ReleaseError(f"a person whose box {tuple(person.box)} is not in the picture of {size} pixels")
     if not region.any():
-        raise ReleaseError("a person of whom neither a box nor a mask nor a fit in the picture says where")
+        raise ReleaseError("a person without a box, a mask or a fit inside the picture")
     return region
 
 
@@ -91,7 +82,7 @@ def _grown_mask(
 ) -> Bool[np.ndarray, "H W"]:
     seen = mask if outline is None else mask | outline
     side = max(longer_side(box) for box in (box_of(mask), person.box) if box is not None)
-    return grow(seen, max(LEAST, dilation * side))
+    return grow(seen, max(MIN_GROWTH, dilation * side))
 
 
 def _mask_alone(
@@ -100,9 +91,9 @@ def _mask_alone(
     outline: Bool[np.ndarray, "H W"] | None,
     dilation: float,
 ) -> Bool[np.ndarray, "H W"]:
-    """Raises ReleaseError where the mask is missing, or cannot be the whole person."""
+    """Grow the mask, or raise ReleaseError if it is missing or cannot be complete."""
     if mask is None:
-        raise ReleaseError('a person of whom there is no mask; the region "mask" needs one of everybody')
+        raise ReleaseError('a person without a mask; the region "mask" needs one for everybody')
     if person.box is not None:
         x0, y0, x1, y1 = person.box
         size = (mask.shape[1], mask.shape[0])
@@ -112,18 +103,18 @@ def _mask_alone(
             left, top, right, bottom = box_of(inside)
             filled = (right - left) * (bottom - top)
         visible = max(min(x1, size[0]) - max(x0, 0), 0) * max(min(y1, size[1]) - max(y0, 0), 0)
-        if filled == 0 or filled < SHOWN * visible:
+        if filled == 0 or filled < MIN_FILLED * visible:
             raise ReleaseError(
-                f"a person of whose box {tuple(person.box)} the mask shows too little to be complete; "
+                f"a person whose mask fills too little of the box {tuple(person.box)} to be complete; "
                 'the region "auto" hides the box, too'
             )
     region = _grown_mask(person, mask, outline, dilation)
     if person.points is not None and len(person.points):
         column, row = np.floor(np.asarray(person.points, np.float64)).astype(int).T
         seen = (column >= 0) & (column < region.shape[1]) & (row >= 0) & (row < region.shape[0])
-        if seen.any() and np.mean(region[row[seen], column[seen]]) < COVERED:
+        if seen.any() and np.mean(region[row[seen], column[seen]]) < MIN_COVERED:
             raise ReleaseError(
-                "a person of whom keypoints lie outside the mask, which cannot be complete; "
+                "a person with keypoints outside the mask, which cannot be complete; "
                 'the region "auto" hides the box, too'
             )
     return region
@@ -132,10 +123,10 @@ def _mask_alone(
 def other_region(
     other: Region, size: tuple[int, int], *, margin: float, dilation: float
 ) -> Bool[np.ndarray, "H W"]:
-    """Pixels to hide for a box or a mask that is no listed person's; arguments as of `person_region`.
+    """Return the pixels to hide for a box or a mask alone; arguments as for `person_region`.
 
     Raises:
-        ReleaseError: the box is not in the photograph, or the mask has another size or shows nothing.
+        ReleaseError: the box is outside the photograph, or the mask has another size or is empty.
     """
     if _is_box(other):
         x0, y0, x1, y1 = (float(value) for value in other)
@@ -144,9 +135,9 @@ def other_region(
                 f"a box to hide, {(x0, y0, x1, y1)}, is not in the picture of {size} pixels: "
                 "is it of another picture, or of another size?"
             )
-        return fill_box((x0, y0, x1, y1), size, max(LEAST, margin * longer_side((x0, y0, x1, y1))))
+        return fill_box((x0, y0, x1, y1), size, max(MIN_GROWTH, margin * longer_side((x0, y0, x1, y1))))
     mask = read_mask(other, size)
-    return grow(mask, max(LEAST, dilation * longer_side(box_of(mask))))
+    return grow(mask, max(MIN_GROWTH, dilation * longer_side(box_of(mask))))
 
 
 def _is_box(region: Region) -> TypeGuard[Sequence[float]]:
@@ -156,7 +147,7 @@ def _is_box(region: Region) -> TypeGuard[Sequence[float]]:
 
 
 def fill_box(box: Box, size: tuple[int, int], margin: float) -> Bool[np.ndarray, "H W"]:
-    """Pixels that a box touches when it has grown by a margin [pixels] on each side.
+    """Return the pixels that a box touches after growing by a margin [pixels] on each side.
 
     Raises:
         ReleaseError: the corners are not finite, or the second is left of or above the first.
@@ -172,7 +163,7 @@ def fill_box(box: Box, size: tuple[int, int], margin: float) -> Bool[np.ndarray,
 
 
 def grow(region: Bool[np.ndarray, "H W"], radius: float) -> Bool[np.ndarray, "H W"]:
-    """All pixels within a distance [pixels] of a region, centre to centre."""
+    """Return all pixels within a distance [pixels] of a region, centre to centre."""
     if not region.any():
         return region
     near: Float[np.ndarray, "H W"] = ndimage.distance_transform_edt(~region)  # pyright: ignore[reportAssignmentType]
@@ -182,10 +173,10 @@ def grow(region: Bool[np.ndarray, "H W"], radius: float) -> Bool[np.ndarray, "H 
 def cover_blocks(
     region: Bool[np.ndarray, "H W"], blocks: Int[np.ndarray, "H W"] | None
 ) -> Bool[np.ndarray, "H W"]:
-    """The region, grown to whole blocks of a JPEG.
+    """Grow a region to whole blocks of a JPEG and one pixel more.
 
-    Every pixel of a block depends on every other through its quantised cosine transform. Decoders interpolate
-    colour across the border of a block, which is one pixel more.
+    Every pixel of a block depends on every other through its quantised cosine transform, and decoders
+    interpolate colour across the border of a block.
     """
     if blocks is None or not region.any():
         return region
@@ -195,10 +186,10 @@ def cover_blocks(
 
 
 def cover_traces(region: Bool[np.ndarray, "H W"], pixels: Pixels) -> Bool[np.ndarray, "H W"]:
-    """The region with all that a file may tell of it in other places.
+    """Grow a region over all pixels that may hold traces of it.
 
-    Whatever the format, the picture may have been a JPEG before. Then what was in one place left its traces
-    over a block of up to 16 pixels, and one more.
+    Whatever the format, the picture may have been a JPEG before, which spreads traces of each pixel over a
+    block of up to 16 pixels, and one pixel more.
     """
     covered = ndimage.maximum_filter(region.astype(np.uint8), 2 * TRACE + 1, mode="constant") > 0
     for _ in range(1 + pixels.rings):
@@ -206,19 +197,19 @@ def cover_traces(region: Bool[np.ndarray, "H W"], pixels: Pixels) -> Bool[np.nda
     return covered | region
 
 
-def both_ways(region: Bool[np.ndarray, "H W"], turn: Image.Transpose | None) -> Bool[np.ndarray, "H W"]:
-    """The region, and what it is if it is one of the picture as it is stored."""
+def add_stored(region: Bool[np.ndarray, "H W"], turn: Image.Transpose | None) -> Bool[np.ndarray, "H W"]:
+    """Add what the region would be if it was meant in the picture as it is stored."""
     if turn is None:
         return region
     return region | (np.asarray(Image.fromarray(region.astype(np.uint8)).transpose(turn)) > 0)
 
 
 def box_of(mask: Bool[np.ndarray, "H W"]) -> Box:
-    """The box around a mask in which somebody is."""
+    """Return the box around a mask that is not empty."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
 
 
 def longer_side(box: Box) -> float:
-    """Of a box [pixels]."""
+    """Return the longer side of a box [pixels]."""
     return max(box[2] - box[0], box[3] - box[1])

@@ -1,8 +1,8 @@
-"""One photograph of a release: what is hidden, what is left, and the bodies before it."""
+"""One photograph of a release: its background without people, and the bodies in front of it."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,13 +11,25 @@ from jaxtyping import Bool, Float, UInt8
 from agebody.body import BodyModel
 from agebody.cameras import Camera
 from agebody.draw import Picture
+from agebody.draw.meshes import pixels_to_linear, to_srgb
 from agebody.parameters import BodyParameters
-from agebody.pipelines.release.arrange import Place
-from agebody.pipelines.release.backgrounds import blank, inpaint
-from agebody.pipelines.release.bodies import Bodies, draw, generalize, mesh_boxes, see, to_camera_space
+from agebody.pipelines.release.bodies import (
+    Bodies,
+    draw_bodies,
+    generalize,
+    mesh_boxes,
+    pose_bodies,
+    to_camera_space,
+    view_bodies,
+)
 from agebody.pipelines.release.options import Options
-from agebody.pipelines.release.photos import ReleaseError, read_pixels
-from agebody.pipelines.release.regions import both_ways, cover_traces, other_region, person_region
+from agebody.pipelines.release.photos import Photo, ReleaseError, read_pixels
+from agebody.pipelines.release.regions import add_stored, cover_traces, other_region, person_region
+
+GRAY = (128, 128, 128)
+"""The colour of a photograph that is hidden altogether."""
+INPAINT_RADIUS = 5
+"""Radius of the neighbourhood that a pixel is inpainted from [pixels]."""
 
 
 class Scene(NamedTuple):
@@ -25,83 +37,87 @@ class Scene(NamedTuple):
 
     size: tuple[int, int]
     lens: Camera
-    """Without rotation and translation."""
+    """The camera without rotation and translation."""
     bodies: Bodies
-    """Of the people who have a fit, in the order of the release."""
+    """Of the people with a fit, in the order of the release."""
     background: UInt8[np.ndarray, "H W 3"] | None
-    """What is left of the photograph."""
-    predicted: bool
-    """Whether the format of the photograph may spread traces beyond a region."""
-    two_ways: bool
-    """Whether what is hidden is hidden both as of the upright and as of the stored picture."""
+    """The photograph with people's regions painted over; None if nothing of it is kept."""
+    predicted: bool = False
+    """Whether the format of the photograph may spread traces of people beyond their regions."""
+    hidden_both_ways: bool = False
+    """Whether regions are hidden both as places in the upright and as places in the stored picture."""
 
 
-def make_scene(place: Place, body: BodyModel, options: Options) -> Scene:
-    """All that is released of one photograph, before it is written.
+def make_scene(photo: Photo, numbers: list[int], body: BodyModel, options: Options) -> Scene:
+    """Make all that is released of one photograph, before it is written.
 
-    What is hidden depends on boxes, masks and the fits as they are, never on a pixel.
+    What is hidden depends on boxes, masks and the fits before they are generalized, never on pixel values.
+
+    Args:
+        photo: people in the order of the release.
+        numbers: one per person; a body's colour follows from its number.
+        body: the body of the fits.
+        options: how the release is made.
 
     Raises:
-        ReleaseError: it cannot be read, or does not suit its people.
+        ReleaseError: the photograph cannot be read, or does not fit its people.
         OSError: a file cannot be read.
     """
-    photo = place.photo
     lens = photo.camera._replace(rotation=None, translation=None)
-    with_body = [number for person, number in place.people if person.parameters is not None]
-    fits = to_camera_space(body, _gather(place, body), photo.camera)
+    colors = [
+        number for person, number in zip(photo.people, numbers, strict=True) if person.parameters is not None
+    ]
+    fits = to_camera_space(body, _stack_fits(photo, body), photo.camera)
     released = generalize(body, fits, options.shape)
     if options.background == "none":
         size = photo.size or read_pixels(photo.path).size
-        bodies = see(body, released, lens, size, layout=options.layout, colors=with_body)
-        return Scene(size, lens, bodies, None, False, False)
+        bodies = view_bodies(body, released, lens, size, layout=options.layout, colors=colors)
+        return Scene(size, lens, bodies, None)
     pixels = read_pixels(photo.path, photo.size)
-    bodies = see(body, released, lens, pixels.size, layout=options.layout, colors=with_body)
+    bodies = view_bodies(body, released, lens, pixels.size, layout=options.layout, colors=colors)
+    vertices = pose_bodies(body, fits)
     outlines: Picture | None = None
-    if options.region != "box" and any(person.mask is not None for person, _ in place.people):
-        outlines = bodies.picture if options.shape == "exact" else draw(body, fits, lens, pixels.size)
-    boxes = mesh_boxes(body, fits, lens)
-    listed = _region(place, boxes, outlines, pixels.size, options)
-    region = cover_traces(both_ways(listed, pixels.other), pixels)
+    if options.region != "box" and any(person.mask is not None for person in photo.people):
+        exact = options.shape == "exact"
+        outlines = bodies.picture if exact else draw_bodies(vertices, body, lens, pixels.size)
+    region = _find_region(photo, mesh_boxes(vertices, lens), outlines, pixels.size, options)
+    region = cover_traces(add_stored(region, pixels.other), pixels)
     paint = inpaint if options.background == "inpaint" else blank
-    return Scene(
-        pixels.size, lens, bodies, paint(pixels.rgb, region), pixels.predicted, pixels.other is not None
-    )
+    background = paint(pixels.rgb, region)
+    return Scene(pixels.size, lens, bodies, background, pixels.predicted, pixels.other is not None)
 
 
-def _region(
-    place: Place,
+def _find_region(
+    photo: Photo,
     boxes: Float[np.ndarray, "N 4"],
     outlines: Picture | None,
     size: tuple[int, int],
     options: Options,
 ) -> Bool[np.ndarray, "H W"]:
-    """Where anybody is; boxes and outlines are those of the fits."""
+    """Return the pixels to hide of a photograph; boxes and outlines are those of the fits."""
     region = np.zeros((size[1], size[0]), bool)
+    grow = {"margin": options.margin, "dilation": options.dilation}
     index = 0
-    for person, _ in place.people:
+    for person in photo.people:
         mesh_box, outline = None, None
         if person.parameters is not None:
-            box = boxes[index]
-            mesh_box = None if np.isnan(box).any() else tuple(box.tolist())
+            mesh_box = None if np.isnan(boxes[index]).any() else tuple(boxes[index].tolist())
             outline = None if outlines is None else outlines.instance == index
             index += 1
-        region |= person_region(
-            person, size, mesh_box=mesh_box, outline=outline, rule=options.region, margin=options.margin,
-            dilation=options.dilation,
-        )  # fmt: skip
-    for other in place.photo.hide:
-        region |= other_region(other, size, margin=options.margin, dilation=options.dilation)
+        region |= person_region(person, size, mesh_box=mesh_box, outline=outline, rule=options.region, **grow)
+    for other in photo.hide:
+        region |= other_region(other, size, **grow)
     return region
 
 
-def _gather(place: Place, body: BodyModel) -> BodyParameters:
-    """The fits of all who have one.
+def _stack_fits(photo: Photo, body: BodyModel) -> BodyParameters:
+    """Return the fits of all people with one.
 
     Raises:
-        ReleaseError: they are not of this body, or not finite.
+        ReleaseError: a fit is of another body, or not finite.
     """
     like = BodyParameters.zeros(body, 1).map(lambda part: part[0])
-    fits = [person.parameters for person, _ in place.people if person.parameters is not None]
+    fits = [person.parameters for person in photo.people if person.parameters is not None]
     for fit in fits:
         for name, part, expected in zip(BodyParameters._fields, fit, like, strict=True):
             if part.shape != expected.shape:
@@ -109,7 +125,57 @@ def _gather(place: Place, body: BodyModel) -> BodyParameters:
                     f"{name}: expected shape {tuple(expected.shape)}, as of the body, got {tuple(part.shape)}"
                 )
             if not torch.isfinite(part).all():
-                raise ReleaseError(f"{name}: a fit that is not finite")
+                raise ReleaseError(f"{name}: expected finite numbers in a fit")
     if not fits:
         return BodyParameters.zeros(body, 0)
-    return BodyParameters(*(torch.stack(parts).to(body._like) for parts in zip(*fits, strict=True)))
+    stacked = [torch.stack(parts).to(body.device, body.dtype) for parts in zip(*fits, strict=True)]
+    return BodyParameters(*stacked)
+
+
+def blank(rgb: UInt8[np.ndarray, "H W 3"], region: Bool[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W 3"]:
+    """Return a copy whose region has the mean colour of all other pixels."""
+    painted = rgb.copy()
+    outside = rgb[~region]
+    painted[region] = np.rint(outside.mean(0, dtype=np.float64)) if len(outside) else GRAY
+    return painted
+
+
+def inpaint(rgb: UInt8[np.ndarray, "H W 3"], region: Bool[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W 3"]:
+    """Return a copy whose region continues its surroundings (Telea, Journal of Graphics Tools 2004; OpenCV).
+
+    The region is blanked first, so no detail of the method can carry over a pixel of a person.
+
+    Raises:
+        ImportError: OpenCV is missing; install ``agebody[release]``.
+    """
+    cv2 = load_opencv()
+    blanked = blank(rgb, region)
+    if not region.any() or region.all():
+        return blanked
+    return cv2.inpaint(blanked, region.astype(np.uint8), INPAINT_RADIUS, cv2.INPAINT_TELEA)
+
+
+def compose(
+    rgba: UInt8[np.ndarray, "H W 4"], background: UInt8[np.ndarray, "H W 3"]
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Draw a picture with straight alpha over another, of which uncovered pixels stay bit for bit."""
+    result = background.copy()
+    edge = (rgba[..., 3] > 0) & (rgba[..., 3] < 255)
+    result[rgba[..., 3] == 255] = rgba[rgba[..., 3] == 255][:, :3]
+    alpha = rgba[edge][:, 3:] / 255
+    light = alpha * pixels_to_linear(rgba[edge][:, :3]) + (1 - alpha) * pixels_to_linear(background[edge])
+    result[edge] = np.rint(255 * to_srgb(light))
+    return result
+
+
+def load_opencv() -> Any:
+    """Import ``cv2``.
+
+    Raises:
+        ImportError: OpenCV is missing; install ``agebody[release]``.
+    """
+    try:
+        import cv2
+    except ImportError as error:
+        raise ImportError('inpainting needs OpenCV; pip install "agebody[release]"') from error
+    return cv2

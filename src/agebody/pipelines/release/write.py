@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,17 +16,30 @@ import numpy as np
 from agebody.body import BodyModel
 from agebody.draw.mesh_files import save_npz
 from agebody.keypoints import KeypointLayout, get_layout
-from agebody.pipelines.release.arrange import Place, arrange, choose
-from agebody.pipelines.release.backgrounds import Background, load_opencv, over, plain
-from agebody.pipelines.release.bodies import Shape
-from agebody.pipelines.release.folder import MANIFEST, describe_files, new_folder
-from agebody.pipelines.release.index import annotation, category
+from agebody.pipelines.release.files import (
+    MANIFEST,
+    coco_annotation,
+    coco_category,
+    describe_files,
+    new_folder,
+    save_clip,
+    save_picture,
+)
 from agebody.pipelines.release.manifest import FORMAT, make_manifest
-from agebody.pipelines.release.options import Counts, ImageFormat, Options, Unfitted
-from agebody.pipelines.release.photos import Photo, ReleaseError
-from agebody.pipelines.release.pictures import save_clip, save_picture
-from agebody.pipelines.release.regions import RegionRule
-from agebody.pipelines.release.scene import Scene, make_scene
+from agebody.pipelines.release.options import (
+    Background,
+    Counts,
+    ImageFormat,
+    Options,
+    RegionRule,
+    Shape,
+    Unfitted,
+)
+from agebody.pipelines.release.photos import Photo, ReleaseError, read_pixels
+from agebody.pipelines.release.scene import Scene, compose, load_opencv, make_scene
+
+MESH_BACKGROUND = (243, 239, 233)
+"""The colour behind bodies in pictures that show nothing of a photograph."""
 
 Report = Callable[[str, float], None]
 """Called with what is being done, and how much of it is done, 0 to 1."""
@@ -35,7 +51,25 @@ class Release(NamedTuple):
     manifest: dict[str, Any]
     """The content of manifest.json."""
     sources: dict[str, Path]
-    """Name of each released picture -> its photograph. No file of the release says this."""
+    """Name of each released picture -> its photograph; no file of the release contains this."""
+
+
+class Place(NamedTuple):
+    """The place of a photograph in the release."""
+
+    image_id: int
+    photo: Photo
+    """With its people in random order."""
+    numbers: list[int]
+    """One per person, constant throughout a sequence for people with a track."""
+    sequence_id: int | None = None
+    frame: int | None = None
+    """Index among the released frames of the sequence."""
+
+    @property
+    def name(self) -> str:
+        """Name of its files, without suffix."""
+        return f"{self.image_id:06d}"
 
 
 def write_release(
@@ -59,42 +93,42 @@ def write_release(
     """Write a folder in which bodies stand in for the people of photographs, as AionHMR shares its data.
 
     It holds ``images/`` (bodies over what is left of the photographs; not with background "none"),
-    ``meshes/`` (bodies alone), ``clips/`` (the same as a video, one a sequence), ``parameters/`` (an .npz a
-    picture), ``annotations.json`` (COCO's keypoints) and ``manifest.json`` (what was removed, and how). Only
-    people who are listed are hidden; photographs in which nobody is listed are left out. The photographs are
-    only read.
+    ``meshes/`` (bodies alone), ``clips/`` (bodies alone as a video, one per sequence), ``parameters/`` (one
+    .npz per picture), ``annotations.json`` (COCO keypoints) and ``manifest.json`` (what was removed, and
+    how). Only listed people are hidden; photographs without listed people are left out. The photographs
+    themselves are only read.
 
     Args:
         photos: what to release, each photograph once, with everybody in it.
         body: the body of the fits.
-        output: the folder to write; it appears when all is well.
+        output: the folder to write; it appears when everything is written.
         background: "blank", "inpaint" or "none"; see `Background`.
-        region: what is hidden of a person: "auto", "box" or "mesh"; see `RegionRule`.
-        margin: by how much of its longer side a box grows on each side before it is hidden.
-        dilation: by how much of the longer side of its box a mask grows.
-        shape: "mean", "coarse" or "exact": how much of a person's shape is passed on, in parameters and
-            pictures alike; see `generalize`.
-        unfitted: what becomes of a photograph with a person who has no fit; see `Unfitted`.
-        layout: of the keypoints.
-        image_format: "png" or "jpg", of ``images/``.
-        fps: frames a second of the clips.
-        seed: of the order of pictures and people. Whoever knows it and the list of photographs can tell which
-            picture is which; None takes an order that nobody can repeat.
-        overwrite: replace the folder if it is a release that nobody has added to or changed.
+        region: what is hidden of a person: "auto", "box", "mask" or "mesh"; see `RegionRule`.
+        margin: share of its longer side by which a box grows on each side before it is hidden.
+        dilation: share of the longer side of its box by which a mask grows.
+        shape: how much of a person's shape is passed on in parameters and pictures: "mean", "coarse" or
+            "exact"; see `generalize`.
+        unfitted: what happens to a photograph with a person who has no fit; see `Unfitted`.
+        layout: layout of the keypoints.
+        image_format: "png" or "jpg", for ``images/``.
+        fps: frames per second of the clips.
+        seed: seed of the order of pictures and people. With the seed and the list of photographs anybody can
+            tell which picture is which; None chooses an order that cannot be repeated.
+        overwrite: replace the folder if it is a release that nobody has changed or added to.
         progress: see `Report`.
 
     Raises:
         ReleaseError: a photograph cannot be released as it is listed.
-        ValueError: an option has another value.
+        ValueError: an option has an unknown value.
         ImportError: embreex or OpenCV is missing; install ``agebody[release]``.
-        FileExistsError: the folder exists, and may not be replaced.
+        FileExistsError: the folder exists and may not be replaced.
         OSError: a file cannot be read or written.
     """
     options = Options(
         background, region, margin, dilation, shape, unfitted, get_layout(layout), image_format, fps
     )
     if background == "inpaint":
-        load_opencv()  # before anything is written
+        load_opencv()  # fail before anything is written
     counts = Counts()
     with new_folder(output, overwrite=overwrite) as folder:
         places = arrange(choose(photos, options, counts), np.random.default_rng(seed))
@@ -104,68 +138,139 @@ def write_release(
         for done, place in enumerate(places):
             progress("drawing", done / len(places))
             try:
-                scene = make_scene(place, body, options)
+                scene = make_scene(place.photo, place.numbers, body, options)
                 image, entries = _write_picture(place, scene, folder, options, counts, len(annotations))
             except ReleaseError as error:
                 raise ReleaseError(f"{place.photo.path}: {error}") from None
             images.append(image)
             annotations += entries
         _write_clips(places, folder, options, counts, progress)
-        _write_json(
-            folder / "annotations.json",
-            {
-                "info": {"description": FORMAT},
-                "images": images,
-                "annotations": annotations,
-                "categories": [category(options.layout)],
-            },
-        )
+        index = {"info": {"description": FORMAT}, "images": images, "annotations": annotations}
+        _write_json(folder / "annotations.json", index | {"categories": [coco_category(options.layout)]})
         progress("writing", 1)
         manifest = make_manifest(body.asset, options, counts, describe_files(folder))
         _write_json(folder / MANIFEST, manifest, indent=2)
     return Release(manifest, {place.name: Path(place.photo.path) for place in places})
 
 
+def choose(photos: Sequence[Photo], options: Options, counts: Counts) -> list[Photo]:
+    """Return the photographs to release: each once, with people, and all of them fitted unless allowed.
+
+    A photograph without listed people may show somebody who was not found, so it is left out.
+
+    Raises:
+        ReleaseError: a photograph is listed twice or damaged, or has a person without a fit and that is
+            refused.
+        OSError: a photograph cannot be read.
+    """
+    seen: dict[str, Photo] = {}
+    chosen = []
+    for photo in photos:
+        same = photo
+        if options.background != "none" and (photo.people or photo.hide):
+            same = seen.setdefault(_fingerprint(photo), photo)
+        if same is not photo:
+            raise ReleaseError(
+                f"{photo.path}: the same picture as {same.path}; one could show what the other hides, "
+                "so list it once, with everybody in it"
+            )
+        missing = sum(person.parameters is None for person in photo.people)
+        if not photo.people:
+            counts.photographs_left_out_without_people += 1
+        elif missing and options.unfitted == "refuse":
+            raise ReleaseError(
+                f"{photo.path}: {missing} of {len(photo.people)} people have no fit; "
+                'choose unfitted="drop" to leave such pictures out, or "blank" to hide these people'
+            )
+        elif missing and options.unfitted == "drop":
+            counts.photographs_left_out_unfitted += 1
+        else:
+            chosen.append(photo)
+    return chosen
+
+
+def _fingerprint(photo: Photo) -> str:
+    """Hash the pixels of a photograph, so that the same pixels in another file format are the same."""
+    try:
+        rgb = read_pixels(photo.path).rgb
+    except ReleaseError as error:
+        raise ReleaseError(f"{photo.path}: {error}") from None
+    return hashlib.sha256(repr(rgb.shape).encode() + rgb.tobytes()).hexdigest()
+
+
+def arrange(photos: Sequence[Photo], rng: np.random.Generator) -> list[Place]:
+    """Put photographs and sequences in random order, frames in their own, people in random order."""
+    groups: dict[object, list[Photo]] = {}
+    for i, photo in enumerate(photos):
+        groups.setdefault((photo.sequence,) if photo.sequence is not None else i, []).append(photo)
+    keys = list(groups)
+    sequence_ids, image_ids = itertools.count(1), itertools.count(1)
+    places = []
+    for index in rng.permutation(len(keys)):
+        group = groups[keys[index]]
+        sequence_id = None if group[0].sequence is None else next(sequence_ids)
+        tracks = sorted({str(person.track) for photo in group for person in photo.people} - {"None"})
+        numbers = dict(zip(tracks, rng.permutation(len(tracks)).tolist(), strict=True))
+        for frame, photo in enumerate(group):
+            others = itertools.count(len(tracks))
+            people = [
+                (person, numbers[str(person.track)] if person.track is not None else next(others))
+                for person in photo.people
+            ]
+            people = [people[i] for i in rng.permutation(len(people))]
+            shuffled = replace(photo, people=[person for person, _ in people])
+            in_sequence = (None, None) if sequence_id is None else (sequence_id, frame)
+            places.append(Place(next(image_ids), shuffled, [number for _, number in people], *in_sequence))
+    return places
+
+
 def _write_picture(
     place: Place, scene: Scene, folder: Path, options: Options, counts: Counts, last_id: int
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Writes the files of one picture; its entries in the index."""
+    """Write the files of one picture; return its image and annotations for the index."""
+    bodies, people = scene.bodies, place.photo.people
     drawn = f"meshes/{place.name}.png"
-    save_picture(_file(folder, drawn), over(scene.bodies.picture.rgba, plain(scene.size)))
+    plain = np.broadcast_to(np.array(MESH_BACKGROUND, np.uint8), (scene.size[1], scene.size[0], 3))
+    save_picture(compose(bodies.picture.rgba, plain), _file(folder, drawn))
     if scene.background is not None:
         drawn = f"images/{place.name}.{options.image_format}"
-        save_picture(_file(folder, drawn), over(scene.bodies.picture.rgba, scene.background))
-    bodies = scene.bodies
+        save_picture(compose(bodies.picture.rgba, scene.background), _file(folder, drawn))
     tracks = [
         number if person.track is not None and place.frame is not None else None
-        for person, number in place.people
+        for person, number in zip(people, place.numbers, strict=True)
         if person.parameters is not None
     ]
-    seen = [i for i in range(len(tracks)) if bodies.outline(i).any()]
+    outlines = [bodies.picture.instance == i for i in range(len(tracks))]
+    seen = [i for i, outline in enumerate(outlines) if outline.any()]
     entries = [
-        annotation(
-            annotation_id=last_id + 1 + row, image_id=place.image_id, row=row, outline=bodies.outline(i),
-            keypoints=bodies.keypoints[i], visibility=bodies.visibility[i], box=bodies.boxes[i],
+        coco_annotation(
+            annotation_id=last_id + 1 + row,
+            image_id=place.image_id,
+            row=row,
+            outline=outlines[i],
+            keypoints=bodies.keypoints[i],
+            visibility=bodies.visibility[i],
+            box=bodies.boxes[i],
             age_class=None if bodies.age_classes is None else bodies.age_classes[i],
             track_id=tracks[i],
         )
         for row, i in enumerate(seen)
-    ]  # fmt: skip
-    _save_parameters(_file(folder, f"parameters/{place.name}.npz"), scene, seen)
+    ]
+    _save_parameters(scene, seen, _file(folder, f"parameters/{place.name}.npz"))
     image = {"id": place.image_id, "file_name": drawn, "width": scene.size[0], "height": scene.size[1]}
     if place.frame is not None:
         image |= {"sequence_id": place.sequence_id, "frame": place.frame}
     counts.pictures += 1
     counts.bodies += len(seen)
     counts.people_out_of_view += len(tracks) - len(seen)
-    counts.people_hidden_without_body += len(place.people) - len(tracks)
+    counts.people_hidden_without_body += len(people) - len(tracks)
     counts.photographs_of_predicting_formats += scene.predicted
-    counts.photographs_hidden_both_ways_up += scene.two_ways
+    counts.photographs_hidden_both_ways_up += scene.hidden_both_ways
     return image, entries
 
 
-def _save_parameters(path: Path, scene: Scene, people: list[int]) -> None:
-    """The rows of annotations, and the camera, as float32."""
+def _save_parameters(scene: Scene, people: list[int], path: Path) -> None:
+    """Write the people of the annotations, in their order, and the camera, as float32."""
     arrays = {name: part[people] for name, part in scene.bodies.parameters._asdict().items()}
     arrays |= {name: part for name, part in scene.lens._asdict().items() if part is not None}
     arrays = {name: part.detach().cpu().float().numpy() for name, part in arrays.items()}
@@ -175,14 +280,14 @@ def _save_parameters(path: Path, scene: Scene, people: list[int]) -> None:
 def _write_clips(
     places: Sequence[Place], folder: Path, options: Options, counts: Counts, progress: Report
 ) -> None:
-    """One a sequence, of bodies alone."""
+    """Write a clip of bodies alone per sequence."""
     sequences: dict[int, list[Path]] = {}
     for place in places:
         if place.sequence_id is not None:
             sequences.setdefault(place.sequence_id, []).append(folder / f"meshes/{place.name}.png")
     for number, frames in sequences.items():
         progress("clips", counts.clips / len(sequences))
-        save_clip(_file(folder, f"clips/{number:04d}.webp"), frames, options.fps)
+        save_clip(frames, _file(folder, f"clips/{number:04d}.webp"), fps=options.fps)
         counts.clips += 1
 
 
