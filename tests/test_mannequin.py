@@ -30,7 +30,7 @@ def surfaces(asset):
 
 
 @pytest.fixture(scope="module")
-def twin(surfaces):
+def mirror(surfaces):
     """Each vertex's mirror image."""
     adult = surfaces["adult"]
     distance, index = KDTree(adult).query(adult * [-1, 1, 1])
@@ -151,20 +151,20 @@ def test_faces_do_not_fold_over(asset, surfaces):
 
 
 @pytest.mark.parametrize("age", AGES)
-def test_left_mirrors_right(surfaces, twin, age):
-    np.testing.assert_allclose(surfaces[age][twin], surfaces[age] * [-1, 1, 1], atol=1e-6)
+def test_left_mirrors_right(surfaces, mirror, age):
+    np.testing.assert_allclose(surfaces[age][mirror], surfaces[age] * [-1, 1, 1], atol=1e-6)
 
 
-def test_directions_weights_and_correctives_mirror(asset, twin):
+def test_directions_weights_and_correctives_mirror(asset, mirror):
     flip = np.array([-1.0, 1.0, 1.0])
-    np.testing.assert_allclose(asset.shapedirs[twin], asset.shapedirs * flip[:, None], atol=1e-7)
+    np.testing.assert_allclose(asset.shapedirs[mirror], asset.shapedirs * flip[:, None], atol=1e-7)
     joints = swapped(list(SMPL_JOINT_NAMES))
     weights = asset.dense_weights()
-    np.testing.assert_allclose(weights[twin], weights[:, joints], atol=1e-6)
+    np.testing.assert_allclose(weights[mirror], weights[:, joints], atol=1e-6)
     bends = asset.posedirs.reshape(6890, 3, 23, 3, 3)
     other = np.array(joints[1:]) - 1
     reflected = bends[:, :, other] * flip[:, None, None, None] * flip[:, None] * flip
-    np.testing.assert_allclose(bends[twin], reflected, atol=1e-6)
+    np.testing.assert_allclose(bends[mirror], reflected, atol=1e-6)
 
 
 def test_is_centred_like_an_smpl_a_infant(surfaces):

@@ -1,7 +1,6 @@
-"""From a figure's numbers to a mesh: rays leave a quad net and stop at the surface that its shapes melt into.
+"""From the figure's rows to a mesh: rays leave a net of quads and stop at the surface of its shapes.
 
-Only +, -, *, / and sqrt touch a coordinate, in a fixed order and never through BLAS, so that every machine
-rounds alike and the mesh is the same to the last bit.
+As in `shapes`, every machine rounds alike, and the mesh is the same to the last bit.
 """
 
 from __future__ import annotations
@@ -13,29 +12,26 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from agebody.assets import _figure as figure
-from agebody.assets._figure import Digit, LimbRow, Shape, TrunkRow
+from agebody.assets.mannequin import figure
+from agebody.assets.mannequin.figure import Digit, LimbRow, Shape, TrunkRow
+from agebody.assets.mannequin.shapes import Ruler, distance, length, shapes_of
 
 CAST_START = 5e-4
-"""Where on its ray a vertex starts [m]: just off the bone, where the distance to it is not yet defined."""
+"""Where on its ray a vertex starts [m]: just off the bone, where the distance to it is undefined."""
 CAST_STEPS = 16
-INFANT_SOFTNESS = 1.4
-"""How much wider the infant's shapes melt than its size alone would say."""
 EASE = 0.6
-"""Share of the way to its neighbours' middle that a vertex moves at a junction, in each step."""
+"""Share of the way to the mean of its neighbours that a vertex moves at a junction, in each step."""
 UNTANGLE_STEPS, EASE_STEPS = 6, 10
 LONGEST_STEP = 0.004
-"""How far a vertex may be brought back to the surface at once [m]."""
-DIGIT_BLEND = 0.004
-"""Width of the melt of a digit into the hand or foot [m]."""
+"""Largest distance by which a vertex is moved back to the surface at once [m]."""
 CROWN_RISE = 0.03
-"""How far the middle of the crown's aims stands above its border [m]."""
-SOLE_BLEND = 0.012
-"""Width of the rounding of the foot's edge against the ground [m]."""
+"""Height of the middle of the crown's aims above its border [m]."""
+
+Row = TypeVar("Row", TrunkRow, LimbRow)
 
 
 def circle(degrees: Float[np.ndarray, "*n"]) -> tuple[Float[np.ndarray, "*n"], Float[np.ndarray, "*n"]]:
-    """Sine and cosine by their power series: the C library's differ in the last bit between machines."""
+    """Return sine and cosine, by power series: the C library's differ in the last bit between machines."""
     x = (degrees - 360.0 * np.floor(degrees / 360.0 + 0.5)) * (np.pi / 180.0)
     sine, cosine = np.zeros_like(x), np.zeros_like(x)
     for n in range(26, 0, -2):
@@ -44,157 +40,23 @@ def circle(degrees: Float[np.ndarray, "*n"]) -> tuple[Float[np.ndarray, "*n"], F
     return sine * x, cosine
 
 
-def piecewise(
-    x: Float[np.ndarray, "*n"], knots: Sequence[float], values: Sequence[float]
-) -> Float[np.ndarray, "*n"]:
-    """Linear interpolation between ascending knots, extended beyond both ends."""
-    slopes = [
-        (v1 - v0) / (k1 - k0) for k0, k1, v0, v1 in zip(knots, knots[1:], values, values[1:], strict=False)
-    ]
-    out = values[0] + slopes[0] * (x - knots[0])
-    for k, before, after in zip(knots[1:], slopes, slopes[1:], strict=False):
-        out = out + (after - before) * np.maximum(x - k, 0.0)
-    return out
-
-
-class Ruler:
-    """Carries points and sizes from the adult to the infant, along one limb."""
-
-    def __init__(self, name: str) -> None:
-        """Read the table of that name."""
-        self.along, self.knots = figure.RULERS[name]
-        self.marks = [k.adult[self.along] for k in self.knots]
-        self.across = [axis for axis in range(3) if axis != self.along]
-
-    def _read(self, s: Float[np.ndarray, "*n"], what: str, axis: int) -> Float[np.ndarray, "*n"]:
-        if what == "scale":
-            s = np.clip(s, self.marks[0], self.marks[-1])
-        return piecewise(s, self.marks, [getattr(knot, what)[axis] for knot in self.knots])
-
-    def points(self, p: Float[np.ndarray, "3 N"]) -> Float[np.ndarray, "3 N"]:
-        """The infant's points for the adult's."""
-        s, out = p[self.along], np.empty_like(p)
-        out[self.along] = self._read(s, "infant", self.along)
-        for which, axis in enumerate(self.across):
-            offset = p[axis] - self._read(s, "adult", axis)
-            out[axis] = self._read(s, "infant", axis) + offset * self._read(s, "scale", which)
-        return out
-
-    def ellipsoid(self, p: Sequence[float], r: Sequence[float]) -> tuple[list[float], list[float]]:
-        """The infant's center and radii of an ellipsoid: its ends along the limb are carried over."""
-        ends = np.array([p, p], float).T
-        ends[self.along] += [-r[self.along], r[self.along]]
-        ends = self.points(ends)[self.along]
-        center = self.points(np.array([p], float).T)[:, 0]
-        center[self.along] = 0.5 * (ends[0] + ends[1])
-        radii = np.array(r, float)
-        radii[self.along] = 0.5 * (ends[1] - ends[0])
-        for which, axis in enumerate(self.across):
-            radii[axis] = r[axis] * self._read(np.array([p[self.along]]), "scale", which)[0]
-        return center.tolist(), radii.tolist()
-
-    def shape(self, shape: Shape) -> Shape:
-        """The infant's shape for the adult's."""
-        (a, ra), (b, rb) = self.ellipsoid(shape.a, shape.ra), self.ellipsoid(shape.b, shape.rb)
-        blend = shape.blend * INFANT_SOFTNESS * (ra[self.across[0]] / shape.ra[self.across[0]])
-        ra, rb = ([shape.infant * x for x in r] for r in (ra, rb))
-        return shape._replace(a=tuple(a), b=tuple(b), ra=tuple(ra), rb=tuple(rb), blend=blend)
-
-
-def _digit_shape(digit: Digit) -> Shape:
-    """A digit as one tapering capsule."""
-    root, tip = np.array(digit.root), np.array(digit.tip)
-    end = tip + (root - tip) * (digit.thick[1] / _length(tip - root))
-    size = zip(digit.thick, digit.wide, strict=True)
-    ra, rb = ((t, t, w) if digit.ruler == "arm" else (w, t, t) for t, w in size)
-    return Shape(digit.region, digit.ruler, digit.root, ra, tuple(end.tolist()), rb, DIGIT_BLEND)
-
-
-def shapes(infant: bool) -> dict[str, list[Shape]]:
-    """The shapes that each region of the mesh follows, mirrored where they reach over the middle."""
-    digits = [*figure.FINGERS, figure.THUMB, *figure.TOES]
-    everything = [*figure.SHAPES, *map(_digit_shape, digits)]
-    if infant:
-        rulers = {name: Ruler(name) for name in figure.RULERS}
-        everything = [rulers[shape.ruler].shape(shape) for shape in everything]
-    parts = dict(figure.PARTS)
-    for digit in digits:
-        parts[digit.region] = ("foot" if digit.ruler == "leg" else "hand", digit.region)
-    both = {}
-    for region, wanted in parts.items():
-        both[region] = []
-        for shape in (s for s in everything if s.part in wanted):
-            both[region].append(shape)
-            reach = min(shape.a[0] - shape.ra[0], shape.b[0] - shape.rb[0]) - abs(shape.blend)
-            if region in ("head", "torso", "joined") and shape.a[0] > 0 and reach < 0:
-                flip = lambda p: (-p[0], p[1], p[2])  # noqa: E731
-                both[region].append(shape._replace(a=flip(shape.a), b=flip(shape.b)))
-    return both
-
-
-def _dot(v: np.ndarray, w: np.ndarray) -> Any:
-    x = v * w
-    return x[0] + x[1] + x[2]
-
-
-def _length(v: np.ndarray) -> Any:
-    return np.sqrt(_dot(v, v))
-
-
-def _cross(v: np.ndarray, w: np.ndarray) -> np.ndarray:
-    return np.stack([v[1] * w[2] - v[2] * w[1], v[2] * w[0] - v[0] * w[2], v[0] * w[1] - v[1] * w[0]])
-
-
-def _distance_to(p: Float[np.ndarray, "3 N"], shape: Shape) -> Float[np.ndarray, " N"]:
-    """Distance to a swept ellipsoid, exact in its zero and of first order near it."""
-    a, radii = np.array(shape.a)[:, None], np.array(shape.ra)[:, None]
-    q, axis = p - a, np.array(shape.b)[:, None] - a
-    if shape.a != shape.b:
-        h = np.minimum(np.maximum(_dot(q, axis) / _dot(axis, axis), 0.0), 1.0)
-        q = q - h * axis
-        radii = radii + h * (np.array(shape.rb)[:, None] - radii)
-    scaled = q / radii
-    k0, k1 = _length(scaled), _length(scaled / radii)
-    return k0 * (k0 - 1.0) / (k1 + 1e-9)
-
-
-def _melt(f: np.ndarray, g: np.ndarray, width: float) -> np.ndarray:
-    """Smooth minimum (quadratic; Quilez, "smooth minimum")."""
-    h = np.maximum(width - np.abs(f - g), 0.0)
-    return np.minimum(f, g) - h * h / (4.0 * width)
-
-
-def distance(p: Float[np.ndarray, "3 N"], region: str, melted: Sequence[Shape]) -> Float[np.ndarray, " N"]:
-    """Signed distance to the surface of a region, negative inside."""
-    f = np.full(p.shape[1], 1.0)
-    for shape in melted:
-        d = _distance_to(p, shape)
-        f = -_melt(-f, d, -shape.blend) if shape.blend < 0 else _melt(f, d, shape.blend)
-    if region == "foot" or region.endswith("toe"):
-        f = -_melt(-f, p[1] + SOLE_BLEND / 4, SOLE_BLEND)
-    return f
-
-
-Row = TypeVar("Row", TrunkRow, LimbRow)
-
-
 class Net(NamedTuple):
-    """Half a body's quads, with the ray on which each vertex lies."""
+    """The quads of half a body, and the ray on which each vertex lies."""
 
     origin: Float[np.ndarray, "3 H"]
     aim: Float[np.ndarray, "3 H"]
-    """Points in the adult's space."""
+    """Points that the rays pass through, in the space of the adult."""
     region: Int[np.ndarray, " H"]
     regions: tuple[str, ...]
     quads: Int[np.ndarray, "Q 4"]
     around: Int[np.ndarray, "H K"]
-    """Vertices one edge away; short rows repeat the vertex itself."""
+    """Vertices one edge away; short rows are filled up with the vertex itself."""
     seam: Bool[np.ndarray, " H"]
     """Vertices in the plane x = 0."""
     webs: Int[np.ndarray, "W 3"]
-    """A vertex between two digits, and the two it lies between."""
+    """Vertices between two digits, each with the two that it lies between."""
     rings: dict[str, list[np.ndarray]]
-    """Rows of the trunk (front to back), leg and arm (closed), and of each digit."""
+    """Rows of the trunk (front to back), of leg and arm (closed), and of each digit."""
 
 
 class _Weaver:
@@ -234,14 +96,14 @@ class _Weaver:
 
 
 def _mix(a: Any, b: Any, t: float) -> Any:
-    """Linear interpolation of numbers and of tuples of them."""
+    """Interpolate linearly between numbers, or between tuples of them."""
     if isinstance(a, tuple):
         return tuple(_mix(x, y, t) for x, y in zip(a, b, strict=True))
     return a + t * (b - a)
 
 
 def _between(rows: Sequence[Row]) -> list[Row]:
-    """Every row of a table that gives only some, by linear interpolation."""
+    """Return all rows of a table that gives only some, by linear interpolation."""
     out = [rows[0]]
     for before, after in pairwise(rows):
         out += [
@@ -276,7 +138,7 @@ def _trunk(weaver: _Weaver) -> None:
             weaver.strip(low, high)
     weaver.rings["trunk"] = list(ids)
 
-    # The crown: half a 12 x 12 patch whose border is the last row, its aims blended from that border (Coons).
+    # The crown: half a 12 x 12 patch whose border is the last row; a Coons patch blends its aims from there.
     border = [(c, 0) for c in range(6)] + [(6, c) for c in range(12)] + [(6 - c, 12) for c in range(7)]
     patch, rim = np.full((7, 13), -1), np.zeros((3, 13, 13))
     for k, (i, j) in enumerate(border):
@@ -297,7 +159,7 @@ def _trunk(weaver: _Weaver) -> None:
 
 
 def _boxed(angles: np.ndarray, columns: int, box: float, wide: float) -> tuple[np.ndarray, np.ndarray]:
-    """Flat and thick coordinate of a ring of 2 (columns + 2) vertices; angle 0 is the middle of the top."""
+    """Return flat and thick coordinate of a ring of 2 (columns + 2) vertices, from the middle of the top."""
     sine, cosine = circle(angles)
     n = len(angles)
     step = np.round(angles / 360.0 * n) % n
@@ -313,7 +175,7 @@ def _boxed(angles: np.ndarray, columns: int, box: float, wide: float) -> tuple[n
 def _digits(
     weaver: _Weaver, end: np.ndarray, digits: Sequence[Digit], rows: Sequence[tuple[float, float]]
 ) -> None:
-    """Close the end of a limb, a ring from the first digit's upper corner over the top, with digits."""
+    """Close the end of a limb with digits; its ring runs from the first digit's upper corner over the top."""
     columns = sum(d.columns for d in digits)
     top, far = end[: columns + 1], end[columns + 1]
     bottom, mid = end[columns + 2 : 2 * columns + 3][::-1], end[-1]
@@ -335,11 +197,11 @@ def _digits(
 
 
 def _digit(weaver: _Weaver, ring: np.ndarray, digit: Digit, rows: Sequence[tuple[float, float]]) -> None:
-    """A tube of rows from a ring that starts at an upper corner, closed by a patch two quads thick."""
+    """Add a tube of rows from a ring that starts at an upper corner, closed by a patch two quads thick."""
     root, tip = np.array(digit.root), np.array(digit.tip)
-    along = (tip - root) / _length(tip - root)
+    along = (tip - root) / length(tip - root)
     flat = np.array([along[2], 0.0, -along[0]])
-    flat = flat / _length(flat)
+    flat = flat / length(flat)
     up = np.array([along[1] * flat[2], along[2] * flat[0] - along[0] * flat[2], -along[1] * flat[0]])
     n, columns = len(ring), digit.columns
     sine, cosine = circle((np.arange(n) - columns / 2) * 360.0 / n)
@@ -406,7 +268,7 @@ def _arm(weaver: _Weaver) -> None:
 
 
 def net() -> Net:
-    """The quads of the left half and the rays of its vertices."""
+    """Return the quads of the left half and the rays of its vertices."""
     weaver = _Weaver()
     _trunk(weaver)
     _leg(weaver)
@@ -426,15 +288,15 @@ def net() -> Net:
 
 
 def ruler_of(region: str) -> str:
-    """The ruler that a region of the mesh lies on."""
+    """Return the ruler of a region of the mesh."""
     if region in ("head", "torso"):
         return "spine"
     return "leg" if region in ("leg", "foot") or region.endswith("toe") else "arm"
 
 
 def surface(net: Net, infant: bool) -> Float[np.ndarray, "3 H"]:
-    """The half body's vertices: rays cast to the surface, then evened out where limbs meet the trunk."""
-    melted = shapes(infant)
+    """Return the vertices of the half body: rays cast to the surface, evened out where limbs begin."""
+    shapes = shapes_of(infant)
     members = [(name, np.flatnonzero(net.region == i)) for i, name in enumerate(net.regions)]
     out = np.empty_like(net.aim)
     for name, ids in members:
@@ -443,19 +305,19 @@ def surface(net: Net, infant: bool) -> Float[np.ndarray, "3 H"]:
             ruler = Ruler(ruler_of(name))
             origin, aim = ruler.points(origin), ruler.points(aim)
         ray = aim - origin
-        ray = ray / (_length(ray) + 1e-12)
+        ray = ray / (length(ray) + 1e-12)
         t = np.full(len(ids), CAST_START)
         for _ in range(CAST_STEPS):
-            t = np.maximum(t - distance(origin + t * ray, name, melted[name]), 0.0)
+            t = np.maximum(t - distance(origin + t * ray, name, shapes[name]), 0.0)
         out[:, ids] = origin + t * ray
     web, top, bottom = net.webs.T
     out[:, web] = 0.5 * (out[:, top] + out[:, bottom])
     out[0, net.seam] = 0.0
-    return _even_out(net, out, melted)
+    return _even_out(net, out, shapes)
 
 
 def neighbours(quads: Int[np.ndarray, "Q 4"], count: int) -> Int[np.ndarray, "H K"]:
-    """Vertices one edge away, a row a vertex; short rows repeat the vertex itself."""
+    """Return the vertices one edge away, one row per vertex, filled up with the vertex itself."""
     edges = np.concatenate([quads[:, [i, (i + 1) % 4]] for i in range(4)])
     edges = np.unique(np.concatenate([edges, edges[:, ::-1]]), axis=0)
     start = np.searchsorted(edges[:, 0], np.arange(count + 1))
@@ -465,17 +327,30 @@ def neighbours(quads: Int[np.ndarray, "Q 4"], count: int) -> Int[np.ndarray, "H 
     return out
 
 
+def add_neighbours(
+    total: Float[np.ndarray, "C H"], values: Float[np.ndarray, "C H"], around: Int[np.ndarray, "H K"]
+) -> Float[np.ndarray, "C H"]:
+    """Return the total plus the values of each vertex's neighbours, in a fixed order."""
+    for k in range(around.shape[1]):
+        total = total + values[:, around[:, k]]
+    return total
+
+
+def double_areas(p: Float[np.ndarray, "3 H"], quads: Int[np.ndarray, "Q 4"]) -> Float[np.ndarray, "3 Q"]:
+    """Return twice the area vector of each quad, the cross product of its diagonals."""
+    v, w = p[:, quads[:, 2]] - p[:, quads[:, 0]], p[:, quads[:, 3]] - p[:, quads[:, 1]]
+    return np.stack([v[1] * w[2] - v[2] * w[1], v[2] * w[0] - v[0] * w[2], v[0] * w[1] - v[1] * w[0]])
+
+
 def normals(p: Float[np.ndarray, "3 H"], quads: Int[np.ndarray, "Q 4"]) -> Float[np.ndarray, "3 H"]:
-    """Unit normals of the vertices of a quad mesh, weighted by area."""
-    d, e = p[:, quads[:, 2]] - p[:, quads[:, 0]], p[:, quads[:, 3]] - p[:, quads[:, 1]]
-    cross = _cross(d, e)
+    """Return unit normals of the vertices of a quad mesh, weighted by area."""
     corners = quads.T.ravel()
-    out = np.stack([np.bincount(corners, np.tile(c, 4), p.shape[1]) for c in cross])
-    return out / (_length(out) + 1e-30)
+    out = np.stack([np.bincount(corners, np.tile(c, 4), p.shape[1]) for c in double_areas(p, quads)])
+    return out / (length(out) + 1e-30)
 
 
 def near(around: Int[np.ndarray, "H K"], seeds: Int[np.ndarray, " S"], steps: int) -> Float[np.ndarray, " H"]:
-    """1 at the seeds, falling to 0 over so many edges."""
+    """Return 1 at the seeds, falling to 0 over so many edges."""
     out = np.zeros(len(around))
     out[seeds] = 1.0
     for _ in range(steps):
@@ -484,7 +359,7 @@ def near(around: Int[np.ndarray, "H K"], seeds: Int[np.ndarray, " S"], steps: in
 
 
 def _ease(net: Net) -> Float[np.ndarray, " H"]:
-    """How freely each vertex slides: most where two limbs' rays meet."""
+    """Return how freely each vertex slides: most where the rays of two limbs meet."""
     leg, arm = net.rings["leg"], net.rings["arm"]
     digits = np.concatenate([net.webs.ravel(), net.rings["thumb"][0], arm[-1], leg[-1]])
     places = (
@@ -501,26 +376,24 @@ def _ease(net: Net) -> Float[np.ndarray, " H"]:
 
 
 def _even_out(
-    net: Net, p: Float[np.ndarray, "3 H"], melted: dict[str, list[Shape]]
+    net: Net, p: Float[np.ndarray, "3 H"], shapes: dict[str, list[Shape]]
 ) -> Float[np.ndarray, "3 H"]:
-    """Slide the vertices around the junctions towards the middle of their neighbours, along the surface."""
+    """Slide the vertices near junctions along the surface, towards the mean of their neighbours."""
     around, ease = net.around, _ease(net)
     degree = (around != np.arange(len(around))[:, None]).sum(axis=1)
     home = np.array([figure.JOINED.get(name, name) for name in net.regions])[net.region]
     moved = np.flatnonzero(ease > 0)
     members = [(name, moved[home[moved] == name]) for name in sorted(set(home[moved]))]
     for step in range(UNTANGLE_STEPS + EASE_STEPS):
-        total = p[:, around[:, 0]]
-        for k in range(1, around.shape[1]):
-            total = total + p[:, around[:, k]]
+        total = add_neighbours(np.zeros_like(p), p, around)
         mean = (total - (around.shape[1] - degree) * p) / degree
         p = p + ease * (mean - p)
         p[0, net.seam] = 0.0
-        if step < UNTANGLE_STEPS:  # off the surface first, so that rows that crossed come apart
+        if step < UNTANGLE_STEPS:  # at first not back to the surface, so that crossed rows come apart
             continue
         normal = normals(p, net.quads)
         normal[0, net.seam] = 0.0
         for name, ids in members:
-            back = np.clip(distance(p[:, ids], name, melted[name]), -LONGEST_STEP, LONGEST_STEP)
+            back = np.clip(distance(p[:, ids], name, shapes[name]), -LONGEST_STEP, LONGEST_STEP)
             p[:, ids] = p[:, ids] - back * normal[:, ids]
     return p

@@ -1,0 +1,5 @@
+"""The built-in body, made from numbers alone: no file, no download, no licence to accept."""
+
+from agebody.assets.mannequin.body import SHAPE_SD, mannequin
+
+__all__ = ["SHAPE_SD", "mannequin"]
