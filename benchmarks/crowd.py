@@ -33,16 +33,13 @@ from agebody.body import BodyModel
 from agebody.cameras import Camera
 from agebody.crowd import (
     HeightPrior,
-    MaskDepths,
     height_class,
     mask_depths,
     place_people,
-    prior_of_age,
-    prior_of_age_offset,
-    prior_of_class,
     refine_crowd,
     rest_height,
 )
+from agebody.crowd.depths import MaskDepths
 from agebody.draw import render
 from agebody.fitting import BodyParameters
 from agebody.losses import FEET, part_vertices
@@ -196,11 +193,11 @@ def compare(truth: Truth, body: BodyModel, seed: int) -> list[Result]:
     aware = torch.exp(SIZE_NOISE * normal())
     known = (truth.years + normal() * torch.clamp(truth.years / 10, max=YEARS_NOISE)).clamp(min=0)
     curve = AgeCurve.from_asset(body.asset)
-    by_years = prior_of_age(known, sex=truth.sex, years_sd=torch.clamp(known / 10, max=YEARS_NOISE))
-    by_class = prior_of_class(height_class(truth.years, sex=truth.sex), dtype=z.dtype)
-    anybody = prior_of_class(torch.zeros_like(truth.sex), dtype=z.dtype)
+    by_years = HeightPrior.of_age(known, sex=truth.sex, years_sd=torch.clamp(known / 10, max=YEARS_NOISE))
+    by_class = HeightPrior.of_class(height_class(truth.years, sex=truth.sex), dtype=z.dtype)
+    anybody = HeightPrior.of_class(torch.zeros_like(truth.sex), dtype=z.dtype)
     offsets = curve.years_to_offset(truth.years)
-    by_offset = prior_of_age_offset(offsets + 0.1 * normal(), curve)
+    by_offset = HeightPrior.of_age_offset(offsets + 0.1 * normal(), curve)
 
     def dto(name: str, size: Tensor, prior: HeightPrior, depth: Tensor = noisy) -> Result:
         found = place_people(

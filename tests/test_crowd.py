@@ -1,4 +1,4 @@
-"""People of one image in one space: the closed form against its formula, its guards, what is written back."""
+"""People of one image in one space: placement against its formula, its guards, rescaling, refinement."""
 
 import importlib
 import json
@@ -22,21 +22,18 @@ import agebody
 from agebody.age import AgeCurve, median_stature, stature_sd
 from agebody.cameras import Camera
 from agebody.crowd import (
-    HEIGHT_CLASSES,
     Deviations,
     HeightPrior,
     height_class,
     is_far,
     mask_depths,
     place_people,
-    prior_of_age,
-    prior_of_age_offset,
-    prior_of_class,
     refine_crowd,
+    rescale,
     rest_height,
     surface_depth,
-    write_back,
 )
+from agebody.crowd.height_prior import HEIGHT_CLASSES
 from agebody.draw import render
 from agebody.losses import FEET, part_vertices
 from agebody.mesh.collisions import find_penetrations
@@ -149,7 +146,7 @@ class TestPlacePeople:
         assert found.placed.tolist() == [[True, False, True, True, True]]
         assert (found.depth - depth).abs().max() < MILLIMETRE
         assert found.people.tolist() == [[4, 0]]
-        kept = place_people(seen, depth, height, prior, max_dropped=0, max_height=100.0)
+        kept = place_people(seen, depth, height, prior, max_height=100.0)
         assert (kept.depth - depth).abs().max() > 0.1
 
     def test_nobody_is_put_behind_the_camera(self):
@@ -311,11 +308,11 @@ class TestPlacePeople:
 def test_classes_and_sexes_that_are_none():
     years = torch.tensor([3.0, 30.0])
     for sex in (5, -1):
-        for function in (prior_of_age, height_class):
+        for function in (HeightPrior.of_age, height_class):
             with pytest.raises(ValueError, match="sex: expected indices into SEXES, 0 to 2"):
                 function(years, sex=torch.tensor([0, sex]))
     with pytest.raises(ValueError, match="classes: expected indices from 0 to 5"):
-        prior_of_class(torch.tensor([6]))
+        HeightPrior.of_class(torch.tensor([6]))
 
 
 def test_is_far():
@@ -331,21 +328,21 @@ class TestHeightPrior:
         assert names == ["under 3"] * 2 + ["3 to 8"] * 2 + ["8 to 15"] * 2 + ["adult"] * 3
         grown = height_class(torch.tensor([30.0, 30.0, 30.0, 5.0]), sex=torch.tensor([0, 1, 2, 1]))
         assert [HEIGHT_CLASSES[i].name for i in grown] == ["adult", "woman", "man", "3 to 8"]
-        prior = prior_of_class(grown, dtype=torch.float64)
+        prior = HeightPrior.of_class(grown, dtype=torch.float64)
         assert prior.mean.tolist() == [1.715, 1.647, 1.784, 1.122]
         assert prior.sd.tolist() == [0.1, 0.0707, 0.0759, 0.12]
 
     def test_by_age_is_the_who(self):
         years = torch.tensor([0.0, 4.5, 12.0, 60.0]).double()
         for number, sex in enumerate(("neutral", "female", "male")):
-            prior = prior_of_age(years, sex=torch.full((4,), number))
+            prior = HeightPrior.of_age(years, sex=torch.full((4,), number))
             assert torch.allclose(prior.mean, median_stature(years, sex=sex))
             assert torch.allclose(prior.sd, stature_sd(years, sex=sex))
-        assert torch.equal(prior_of_age(years).mean, median_stature(years))
+        assert torch.equal(HeightPrior.of_age(years).mean, median_stature(years))
 
     def test_an_uncertain_age_widens_it_where_people_grow(self):
         years = torch.tensor([4.0, 40.0]).double()
-        sure, unsure = prior_of_age(years), prior_of_age(years, years_sd=1.0)
+        sure, unsure = HeightPrior.of_age(years), HeightPrior.of_age(years, years_sd=1.0)
         growth = (median_stature(5.0) - median_stature(3.0)) / 2
         assert unsure.sd[0].item() == pytest.approx(math.hypot(stature_sd(4.0), growth))
         assert unsure.sd[1] == sure.sd[1]
@@ -353,10 +350,10 @@ class TestHeightPrior:
     def test_by_age_offset(self, mannequin_asset):
         curve = AgeCurve.from_asset(mannequin_asset)
         years = torch.tensor([1.0, 6.0, 12.0]).double()
-        prior = prior_of_age_offset(curve.years_to_offset(years), curve)
+        prior = HeightPrior.of_age_offset(curve.years_to_offset(years), curve)
         assert torch.allclose(prior.mean, median_stature(years))
         assert (prior.sd > stature_sd(years)).all()
-        exact = prior_of_age_offset(curve.years_to_offset(years), curve, offset_sd=0.0)
+        exact = HeightPrior.of_age_offset(curve.years_to_offset(years), curve, offset_sd=0.0)
         assert torch.allclose(exact.sd, stature_sd(years))
 
     def test_towards_a_height(self):
@@ -369,7 +366,7 @@ class TestHeightPrior:
     def test_errors(self):
         years = torch.tensor([3.0])
         with pytest.raises(TypeError, match="sex: expected a torch.Tensor of integers"):
-            prior_of_age(years, sex=torch.tensor([1.0]))
+            HeightPrior.of_age(years, sex=torch.tensor([1.0]))
         with pytest.raises(ValueError, match="sex: expected shape"):
             height_class(years, sex=torch.tensor([1, 1]))
 
@@ -494,13 +491,13 @@ class TestSurfaceDepth:
         assert slope.item() == pytest.approx(depth.item() / 1.3)
 
 
-class TestWriteBack:
+class TestRescale:
     @pytest.mark.parametrize("name", ["mannequin", "anny"])
     def test_statures_and_places(self, name, body, anny_asset):
         layer = body if name == "mannequin" else agebody.SMPLA(anny_asset, dtype=torch.float64)
         people = standing(layer, [0.0, 0.0, 0.0, 0.5, 0.9], [(0.3, 4.0)] * 5)
         scale = torch.tensor([1.0, 1.05, 0.6, 1.1, 0.9], dtype=torch.float64)
-        found = write_back(layer, people, scale, CAMERA)
+        found = rescale(layer, people, scale, CAMERA)
         before = rest_height(layer, people.betas, people.age_offset)
         assert torch.allclose(found.height, scale * before, atol=1e-6)
         assert found.exact.all()
@@ -515,7 +512,7 @@ class TestWriteBack:
 
     def test_sideways_is_the_best(self, body):
         people = standing(body, [0.0], [(0.4, 4.0)])
-        found = write_back(body, people, torch.tensor([0.55], dtype=torch.float64), CAMERA)
+        found = rescale(body, people, torch.tensor([0.55], dtype=torch.float64), CAMERA)
         before = body.keypoints("smpl24", **people.arguments(body))
 
         def squares(shift):
@@ -529,7 +526,7 @@ class TestWriteBack:
     def test_a_child_that_shrinks_changes_its_age(self, body):
         people = standing(body, [0.0, 0.0], [(0.0, 4.0)] * 2)
         scale = torch.tensor([0.9, 0.9], dtype=torch.float64)
-        found = write_back(body, people, scale, CAMERA, child=torch.tensor([True, False]))
+        found = rescale(body, people, scale, CAMERA, child=torch.tensor([True, False]))
         assert found.by_age.tolist() == [True, False]
         assert found.parameters.age_offset[0] > 0.1
         assert found.parameters.betas[1, 0] != 0
@@ -537,14 +534,14 @@ class TestWriteBack:
 
     def test_says_where_it_cannot(self, body):
         people = standing(body, [0.9], [(0.0, 3.0)])
-        found = write_back(body, people, torch.tensor([0.5], dtype=torch.float64), CAMERA)
+        found = rescale(body, people, torch.tensor([0.5], dtype=torch.float64), CAMERA)
         assert not found.exact.any()
         assert found.parameters.age_offset.item() == 1.0
 
     def test_the_root_can_be_given(self, body):
         people = standing(body, [0.0], [(0.0, 4.0)])
         root = torch.tensor([[0.1, 0.2, 5.0]], dtype=torch.float64)
-        found = write_back(body, people, torch.ones(1, dtype=torch.float64), CAMERA, root=root)
+        found = rescale(body, people, torch.ones(1, dtype=torch.float64), CAMERA, root=root)
         assert body(**found.parameters.arguments(body)).joints[0, 0, 2].item() == pytest.approx(5.0)
 
     def test_a_body_of_one_age(self, mannequin_asset):
@@ -552,7 +549,7 @@ class TestWriteBack:
         people = BodyParameters.zeros(adult, 1)._replace(
             transl=torch.tensor([[0.0, 0, 4]], dtype=torch.float64)
         )
-        found = write_back(adult, people, torch.tensor([0.95], dtype=torch.float64), CAMERA)
+        found = rescale(adult, people, torch.tensor([0.95], dtype=torch.float64), CAMERA)
         assert found.exact.all()
         assert not found.by_age.any()
 
@@ -561,12 +558,12 @@ class TestWriteBack:
         people = standing(body, [0.0], [(0.0, 4.0)])
         scale = torch.ones(1, dtype=torch.float64)
         with pytest.raises(ValueError, match="scale: expected shape"):
-            write_back(body, people, torch.ones(2, dtype=torch.float64), CAMERA)
+            rescale(body, people, torch.ones(2, dtype=torch.float64), CAMERA)
         with pytest.raises(ValueError, match="camera: expected no rotation"):
-            write_back(body, people, scale, CAMERA._replace(translation=torch.zeros(3)))
+            rescale(body, people, scale, CAMERA._replace(translation=torch.zeros(3)))
         for wrong in (0.0, -1.0, math.inf, math.nan):
             with pytest.raises(ValueError, match="scale: expected finite numbers above 0"):
-                write_back(body, people, wrong * scale, CAMERA)
+                rescale(body, people, wrong * scale, CAMERA)
 
 
 class TestRefine:
@@ -668,7 +665,7 @@ class TestRefine:
         assert torch.allclose(haunted.new_root[:3], alone.new_root, atol=1e-6)
         assert haunted.cost.item() == pytest.approx(alone.cost.item())
 
-    def test_derivatives(self, body):
+    def test_derivatives(self, body, monkeypatch):
         """The gradient against differences, of all terms but the search."""
         module: Any = importlib.import_module("agebody.crowd.refine")
 
@@ -680,19 +677,15 @@ class TestRefine:
             caught.update(quadratize=quadratize, start=start)
             return module_minimize(quadratize, start, **options)
 
-        module_minimize, module.minimize = module.minimize, catch
-        try:
-            crossed = (
-                out.vertices - torch.tensor([[-0.7, 0, 0.4], [0, 0, 0], [0.7, 0, 0.4]]).double()[:, None]
-            )
-            refine_crowd(
-                points * 1.05, CAMERA._replace(distortion=torch.tensor([0.05, 0.01, 0, 0]).double()),
-                out.joints[:, 0], feet=soles, height=height, prior=prior_at(height * 1.1),
-                layer=torch.tensor([1, 0, 0]), vertices=crossed, faces=body.faces, searches=1,
-                max_iterations=1,
-            )  # fmt: skip
-        finally:
-            module.minimize = module_minimize
+        module_minimize = module.minimize
+        monkeypatch.setattr(module, "minimize", catch)
+        monkeypatch.setattr(module, "SEARCHES", 1)
+        crossed = out.vertices - torch.tensor([[-0.7, 0, 0.4], [0, 0, 0], [0.7, 0, 0.4]]).double()[:, None]
+        refine_crowd(
+            points * 1.05, CAMERA._replace(distortion=torch.tensor([0.05, 0.01, 0, 0]).double()),
+            out.joints[:, 0], feet=soles, height=height, prior=prior_at(height * 1.1),
+            layer=torch.tensor([1, 0, 0]), vertices=crossed, faces=body.faces, max_iterations=1,
+        )  # fmt: skip
         generator = torch.Generator().manual_seed(0)
         x = caught["start"] + 0.01 * torch.randn(
             caught["start"].shape, generator=generator, dtype=torch.float64
@@ -771,7 +764,7 @@ def files(body, tmp_path_factory):
     depth = np.where(np.isfinite(picture.depth), picture.depth, 9.0)
     np.save(folder / "depth" / "a.npy", depth)
     np.save(folder / "masks" / "a.npy", picture.instance + 1)
-    start = write_back(body, truth, wrong, CAMERA).parameters
+    start = rescale(body, truth, wrong, CAMERA).parameters
     people = {name: tensor.numpy() for name, tensor in start._asdict().items()}
     out = body(**start.arguments(body))
     pixels = CAMERA.project(body.keypoints("coco17", **truth.arguments(body))).pixels

@@ -20,10 +20,8 @@ ROOMS = {
         translation_to_bev translation_to_mahmr translation_to_weak undistort weak_to_translation
     """,
     "crowd": """
-        DISPARITY_MIN_SLOPE Deviations HEIGHT_CLASSES HeightClass HeightPrior MaskDepths
-        NUM_ADULT_CLASSES Placement Refined SEXES WrittenBack height_class is_far mask_depths
-        place_people prior_of_age prior_of_age_offset prior_of_class refine_crowd rest_height
-        surface_depth write_back
+        Deviations HeightPrior height_class is_far mask_depths place_people refine_crowd rescale
+        rest_height surface_depth
     """,
     "fitting": """
         Age Bend Block BodyParameters Cloud Correspondence Depth Fit FitReport GROUPS

@@ -15,7 +15,7 @@ from torch import Tensor
 import agebody
 from agebody.age import AgeCurve
 from agebody.cameras import Camera
-from agebody.crowd import place_people, prior_of_age, rest_height, surface_depth
+from agebody.crowd import HeightPrior, place_people, rest_height, surface_depth
 from agebody.draw import PALETTE, render
 from agebody.people import pose
 
@@ -54,7 +54,7 @@ def draw_crowd(path: Path, width: int) -> None:
     fitted = truth * wrong[:, None, None]
     z, depth = surface_depth(fitted, body.faces), surface_depth(truth, body.faces)
     years = torch.tensor([person.years for person in PEOPLE])
-    placed = place_people(0.3 * depth + 0.7, z, height * wrong, prior_of_age(years))
+    placed = place_people(0.3 * depth + 0.7, z, height * wrong, HeightPrior.of_age(years))
     cells = [
         ("the image", _front(truth, body.faces, width)),
         ("all 1.7 m tall: from above", _top(fitted, body.faces, width)),

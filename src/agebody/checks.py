@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from agebody.engine.rowwise import is_transformed
+
 Reduction = Literal["none", "mean", "sum"]
 """``"none"`` keeps one term an entry; ``"sum"`` adds them; ``"mean"`` divides the sum by the number of
 entries whose weight is not zero, and is 0 where there are none."""
@@ -65,6 +67,26 @@ def expect_labels(name: str, labels: Any, entries: torch.Size) -> Int[Tensor, "*
     if labels.shape != entries:
         raise ValueError(f"{name}: expected shape {tuple(entries)}, got {tuple(labels.shape)}")
     return labels
+
+
+def expect_values(**expected: tuple[Tensor, str]) -> None:
+    """Check values of several arguments with a single device synchronisation.
+
+    Does nothing while compiling or inside a torch.func transform, where values cannot be read.
+
+    Args:
+        expected: per argument, a mask that must be true everywhere and the description of valid values. A
+            double underscore in a name stands for a dot.
+
+    Raises:
+        ValueError: a mask is false somewhere.
+    """
+    if torch.compiler.is_compiling() or is_transformed():
+        return
+    valid = torch.stack([mask.all() for mask, _ in expected.values()]).tolist()
+    for (name, (_, what)), good in zip(expected.items(), valid, strict=True):
+        if not good:
+            raise ValueError(f"{name.replace('__', '.')}: expected {what}")
 
 
 def expand_weights(weights: Any, entries: torch.Size) -> Tensor | None:

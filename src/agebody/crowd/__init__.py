@@ -1,42 +1,20 @@
-"""Several people of one image in one space: where each stands, and how tall."""
+"""All people of one image in one metric space: where each stands, and how tall each is."""
 
-from agebody.crowd.depths import MaskDepths, mask_depths, surface_depth
-from agebody.crowd.height_prior import (
-    HEIGHT_CLASSES,
-    NUM_ADULT_CLASSES,
-    SEXES,
-    HeightClass,
-    HeightPrior,
-    height_class,
-    prior_of_age,
-    prior_of_age_offset,
-    prior_of_class,
-)
-from agebody.crowd.placement import DISPARITY_MIN_SLOPE, Placement, is_far, place_people
-from agebody.crowd.refine import Deviations, Refined, refine_crowd
-from agebody.crowd.write_back import WrittenBack, rest_height, write_back
+from agebody.crowd.depths import mask_depths, surface_depth
+from agebody.crowd.height_prior import HeightPrior, height_class
+from agebody.crowd.placement import is_far, place_people
+from agebody.crowd.refine import Deviations, refine_crowd
+from agebody.crowd.rescale import rescale, rest_height
 
 __all__ = [
-    "DISPARITY_MIN_SLOPE",
-    "HEIGHT_CLASSES",
-    "NUM_ADULT_CLASSES",
-    "SEXES",
     "Deviations",
-    "HeightClass",
     "HeightPrior",
-    "MaskDepths",
-    "Placement",
-    "Refined",
-    "WrittenBack",
     "height_class",
     "is_far",
     "mask_depths",
     "place_people",
-    "prior_of_age",
-    "prior_of_age_offset",
-    "prior_of_class",
     "refine_crowd",
+    "rescale",
     "rest_height",
     "surface_depth",
-    "write_back",
 ]

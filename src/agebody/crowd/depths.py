@@ -1,4 +1,4 @@
-"""What a depth map says of each person of an image, beside the depth of the body that was found."""
+"""Mean depths of people in a depth map, and of their bodies."""
 
 from __future__ import annotations
 
@@ -11,9 +11,14 @@ from torch import Tensor
 from agebody.checks import expect
 from agebody.mesh.closest import visible_vertices
 
+WHISKERS = 1.5
+"""Outliers of a depth map are farther from the quartiles than this many interquartile ranges."""
+MAX_RESIDUAL = 0.1
+"""Largest difference between the relief of a body and that of the depth map [m]."""
+
 
 class MaskDepths(NamedTuple):
-    """Means over the pixels of each person that both depths agree on; zero where a person has none."""
+    """Statistics over the pixels of each person on which both depths agree; zero without such pixels."""
 
     depth: Float[Tensor, "*images P"]
     """Mean of the depth map, in its own unit."""
@@ -22,40 +27,35 @@ class MaskDepths(NamedTuple):
     spread: Float[Tensor, "*images P"]
     """Standard deviation of the depth map within the person."""
     slope: Float[Tensor, "*images P"]
-    """Metres for a unit of the depth map, by the relief of the person's own body."""
+    """Metres per unit of the depth map, from the relief of the body."""
     correlation: Float[Tensor, "*images P"]
-    """Of the two reliefs, from -1 to 1: how far the slope can be believed."""
+    """Correlation of the two reliefs: the reliability of the slope."""
     pixels: Int[Tensor, "*images P"]
-    """How many there are."""
+    """Number of pixels."""
 
 
 def mask_depths(
     depth: Float[Tensor, "*images H W"],
     rendered: Float[Tensor, "*images N H W"],
     masks: Bool[Tensor, "*images P H W"],
-    *,
-    whiskers: float = 1.5,
-    max_residual: float = 0.1,
 ) -> MaskDepths:
-    """Compares a depth map with the depth of bodies drawn over it, person by person.
+    """Compare a depth map with rendered depths of bodies, person by person.
 
-    Left out of each mask are pixels that see no body, outliers of the depth map (beyond the quartiles by
-    ``whiskers`` times the distance between them), and those where the body's relief is off by more than
-    ``max_residual`` from what its slope makes of the map's. Slope and correlation are taken along rows of
-    pixels, each row from its own mean, because depth networks tilt the ground.
+    Excluded from each mask are pixels without a body, outliers of the depth map (``WHISKERS``), and pixels
+    where the relief of the body differs by more than ``MAX_RESIDUAL`` from the scaled relief of the depth
+    map. Slope and correlation are computed from differences to the mean of each row of pixels, because depth
+    networks tilt the ground.
 
     Args:
-        depth: what grows away from the camera: metres, or the reciprocal of a disparity. NaN, infinite and
-            negative entries count as missing.
-        rendered: depth of the bodies, infinite where none is [m]: one map of all people (N = 1), or one
-            each (N = P).
-        masks: whose pixels those are.
-        whiskers: see above.
-        max_residual: see above [m].
+        depth: depth map that grows away from the camera: metres, or the reciprocal of a disparity. NaN,
+            infinite and negative pixels count as missing.
+        rendered: depth of the bodies, infinite where there is none [m]: one map of all people (N = 1), or
+            one per person (N = P).
+        masks: pixels of each person.
 
     Raises:
-        TypeError: a depth is not of a floating type, or masks are no booleans.
-        ValueError: shapes do not fit.
+        TypeError: a depth is not floating-point, or masks are not boolean.
+        ValueError: shapes do not match.
 
     Source: the code of DTO (Wang et al. 2025).
     """
@@ -69,39 +69,34 @@ def mask_depths(
         shape = torch.broadcast_shapes(grid.shape, rendered.shape, masks.shape)
     except RuntimeError:
         shape = None
-    if shape is None or shape != masks.shape:
+    if shape != masks.shape:
         raise ValueError(
             f"masks: expected shape (*images, P, H, W) for depth {tuple(depth.shape)} and rendered "
             f"{tuple(rendered.shape)}, got {tuple(masks.shape)}"
         )
     seen = masks & grid.isfinite() & (grid >= 0) & rendered.isfinite()
-    seen = seen & _within_whiskers(grid.detach(), seen, whiskers)
+    seen = seen & _without_outliers(grid.detach(), seen)
     relief, body = (_from_row_means(map_, seen) for map_ in (grid, rendered))
-    slope, _ = _slope(relief, body)
-    agrees = (slope[..., None, None] * relief - body).abs() <= max_residual
-    slope, correlation = _slope(relief, body)
+    slope, correlation = _regression(relief, body)
+    agrees = (slope[..., None, None] * relief - body).abs() <= MAX_RESIDUAL
     seen = seen & agrees
-    pixels = seen.sum((-2, -1))
     mean, rendered_mean = (_mean(map_, seen) for map_ in (grid, rendered))
-    square = _mean((grid - mean[..., None, None]).square(), seen)
-    spread = torch.where(square > 0, torch.sqrt(torch.where(square > 0, square, 1)), 0)
-    return MaskDepths(mean, rendered_mean, spread, slope, correlation, pixels)
+    variance = _mean((grid - mean[..., None, None]).square(), seen)
+    spread = torch.where(variance > 0, torch.sqrt(torch.where(variance > 0, variance, 1)), 0)
+    return MaskDepths(mean, rendered_mean, spread, slope, correlation, seen.sum((-2, -1)))
 
 
 def surface_depth(
     vertices: Float[Tensor, "*batch V 3"], faces: Int[Tensor, "F 3"]
 ) -> Float[Tensor, "*batch"]:
-    """Mean depth of what a camera sees of a body [m]: of its visible triangles, by the pixels they cover.
+    """Return the mean depth of the visible surface of a body [m], weighted by covered image area.
 
-    As a rendered body's mean depth, without a renderer, and differentiable. A body hides parts of itself;
-    that others hide parts of it is not looked at.
+    The mean depth of a rendered body, without a renderer, and differentiable. Occlusion by the body itself
+    counts, occlusion by other bodies does not.
 
     Args:
         vertices: in camera coordinates, in front of the camera [m].
         faces: counter-clockwise from outside.
-
-    Raises:
-        TypeError, ValueError: as `agebody.mesh.closest.visible_vertices`.
     """
     seen = visible_vertices(vertices, faces, vertices.new_zeros(3))
     corners = vertices[..., faces.long(), :]
@@ -112,26 +107,26 @@ def surface_depth(
     return (covered * corners[..., 2].mean(-1)).sum(-1) / covered.sum(-1)
 
 
-def _within_whiskers(grid: Tensor, seen: Tensor, whiskers: float) -> Tensor:
-    """Of each mask, without those that stand far outside of its middle half."""
+def _without_outliers(grid: Tensor, seen: Tensor) -> Tensor:
+    """Return which pixels lie within the whiskers of the values of each mask."""
     ordered = torch.where(seen, grid, torch.inf).flatten(-2).sort(-1).values
     last = (seen.sum((-2, -1)) - 1).clamp(min=0)
     low, high = (
         ordered.gather(-1, (share * last).round().long()[..., None])[..., None] for share in (0.25, 0.75)
     )
-    reach = whiskers * (high - low)
+    reach = WHISKERS * (high - low)
     return (grid >= low - reach) & (grid <= high + reach)
 
 
 def _from_row_means(grid: Tensor, seen: Tensor) -> Tensor:
-    """Differences from the mean of each row of pixels; zero outside."""
+    """Return differences from the mean of each row of pixels; zero outside the mask."""
     inside = torch.where(seen, grid, 0)
     mean = inside.sum(-1) / seen.sum(-1).clamp(min=1)
     return torch.where(seen, grid - mean[..., None], 0)
 
 
-def _slope(relief: Tensor, body: Tensor) -> tuple[Tensor, Tensor]:
-    """Of the body's relief over the map's, and their correlation; zero where either is flat."""
+def _regression(relief: Tensor, body: Tensor) -> tuple[Tensor, Tensor]:
+    """Return slope and correlation of the body's relief over the map's; zero if either is flat."""
     xx, xy, yy = ((a * b).sum((-2, -1)) for a, b in ((relief, relief), (relief, body), (body, body)))
     flat = (xx <= 0) | (yy <= 0)
     xx, yy = torch.where(flat, 1, xx), torch.where(flat, 1, yy)

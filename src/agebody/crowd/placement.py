@@ -1,14 +1,14 @@
-"""Where the people of one image stand: depth-conditioned translation optimisation (DTO), in closed form.
+"""Depths of the people of one image: depth-conditioned translation optimisation (DTO), in closed form.
 
-A single-person fit knows how wide a body's image is, and hardly how far away the body is: twice as tall and
-twice as far looks the same. Two things are known of all people together: who stands how far behind whom,
-from a depth map up to its scale and shift, and how tall people are. With d the mean of the depth map over a
-person, z the mean depth of the body as it was fitted and h its stature, the body of stature mu would be at
-t = mu z / h. DTO puts everybody on one line z' = X d + Y through these points (d, t), the most likely one,
-and scales each body about the centre of the camera by s = z' / z, which changes no pixel.
+A fit of one person determines the width of the body's image, and hardly its distance: twice the size at twice
+the distance looks the same. All people together provide two more cues: how far behind each other they stand,
+from a depth map up to scale and shift, and the likely stature of each. With d the mean of the depth map over
+a person, z the mean depth of the fitted body and h its stature, a body of stature mu would be at
+t = mu z / h. DTO places everybody on one line z' = X d + Y, the most likely one through these points (d, t),
+and scales each body about the camera centre by s = z' / z, which changes no pixel.
 
 Source: Wang et al., Towards metric-aware multi-person mesh recovery by jointly optimizing human crowd in
-camera space, 2025; its numbers where the paper has none are those of its public code.
+camera space, 2025. Constants that the paper does not give are those of its public code.
 """
 
 from __future__ import annotations
@@ -19,21 +19,27 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from agebody.checks import Weights, apply_mask, expand_weights, expect
+from agebody.checks import Weights, apply_mask, expand_weights, expect, expect_values
 from agebody.crowd.height_prior import HeightPrior
-from agebody.crowd.values import expect_values
 
 DISPARITY_MIN_SLOPE = 20.0
-"""DTO's least slope where the depth map is the reciprocal of Depth Anything V2's relative disparity. It has
-no meaning for other maps: that of a map in metres is near 1."""
+"""DTO's smallest slope for the reciprocal of Depth Anything V2's relative disparity. It does not apply to
+other depth maps: for a map in metres the slope is near 1."""
 MIN_CORRELATION = 0.5
-"""From which on a body's own relief says how many metres a unit of the depth map is."""
+"""Smallest correlation of the reliefs for which the slope of a body is used."""
 MIN_PEOPLE = 2
+MAX_DROPPED = 10
+"""How many people may be dropped per group because they would be too tall."""
+MIN_SHARE = 0.25
+"""Share of the shorter side of the image that 2 m must cover for a person to count as near."""
 
 
 class Placement(NamedTuple):
-    """People in one space. Who could not be placed keeps depth and height, with scale 1; who is absent has
-    depth and height 0."""
+    """Depths of all people in one space.
+
+    People who could not be placed keep their depth and height, with scale 1; people of weight 0 have depth
+    and height 0.
+    """
 
     depth: Float[Tensor, "*images P"]
     """z' [m]"""
@@ -42,18 +48,18 @@ class Placement(NamedTuple):
     height: Float[Tensor, "*images P"]
     """h' = s h [m]"""
     placed: Bool[Tensor, "*images P"]
-    """Who stands on the line of the group."""
+    """Whether a person is on the line of the group."""
     slope: Float[Tensor, "*images 2"]
-    """X of the near and the far people, metres for a unit of the depth map; 0 for a group not solved."""
+    """X of the near and the far group, metres per unit of the depth map; 0 if a group was not solved."""
     shift: Float[Tensor, "*images 2"]
-    """Y of the near and the far people [m]."""
+    """Y of the near and the far group [m]."""
     bounded: Bool[Tensor, "*images 2"]
-    """The slope is the least one: people stand in one plane, or their heights alone asked for less."""
+    """Whether the slope is at its lower bound: people stand in one plane, or their heights demand less."""
     people: Int[Tensor, "*images 2"]
-    """How many people each line goes through. One through two, with a slope of its own, rests on nothing but
-    the two priors."""
+    """Number of people on each line. A line of two with a free slope fits both priors exactly, so it is not
+    overdetermined."""
     deviation: Float[Tensor, "*images"]
-    """Mean of |h' - mu| / sigma over those who were placed; NaN where nobody was."""
+    """Mean of |h' - mu| / sigma over the placed people; NaN if there are none."""
 
 
 def place_people(
@@ -69,52 +75,55 @@ def place_people(
     body_correlation: Float[Tensor, "*images P"] | None = None,
     min_slope: float = 0.0,
     max_height: float = 2.1,
-    max_dropped: int = 10,
 ) -> Placement:
-    """The most likely places of all people of each image.
+    """Compute the most likely depths of all people of each image.
 
         min over X, Y of  sum_i  ((h_i (X d_i + Y) / z_i - mu_i) / sigma_i)^2
 
-    Images, near and far groups and people are dimensions of one computation; it has no loop over data and is
-    differentiable in all lengths. A device is waited for once, to look whether the arguments can be right;
-    not where the function is compiled or within a transform of torch.func.
+    Vectorised over images, near and far groups and people, and differentiable in all lengths. Values are
+    checked with one device synchronisation, but not while compiling or inside a torch.func transform.
 
-    Guards, in this order, for each group:
+    Guards, applied to each group in this order:
 
-    - X is at least X_min, the mean of the slopes of bodies weighed by their correlations, of those above
-      ``MIN_CORRELATION``; ``min_slope`` where there is none.
-    - People whose depths differ by less (in standard deviation) than those within a body do (their mean
-      ``spread``) stand in one plane: X = X_min.
-    - Where somebody would be taller than ``max_height`` or behind the camera, the worst one is dropped and
-      the rest solved again, ``max_dropped`` times; a group of two is then given up.
-    - A group of less than two is not solved. Far people are moved back, all alike, until the first of them
-      stands where the last of the near ones stands.
+    - X is at least X_min: the mean of the slopes of the bodies with a correlation above ``MIN_CORRELATION``,
+      weighted by it, or ``min_slope`` without such bodies.
+    - If the standard deviation of the depths of people is below that within a body (their mean ``spread``),
+      they stand in one plane: X = X_min.
+    - While somebody would be taller than ``max_height`` or behind the camera, the worst person is dropped and
+      the rest solved again, up to ``MAX_DROPPED`` times; a group of two is then not solved.
+    - Groups of fewer than two are not solved. The far group is moved back as a whole until its first person
+      is as far as the last of the near group.
 
     Args:
-        depth: d, mean of the depth map over each person, in any unit; larger is farther.
-        rendered_depth: z, mean depth of each body as it was fitted [m].
+        depth: d, mean of the depth map over each person, in any unit; grows away from the camera.
+        rendered_depth: z, mean depth of each fitted body [m].
         height: h, stature of each body in its rest pose [m].
         prior: mu and sigma of each person [m], of the same shape.
-        weights: broadcast to the people; zero for those who are not there. A weight multiplies 1 / sigma^2.
-        far: who is too far for the depth map to be of one piece with the near, see `is_far`; nobody if None.
-        spread: of the depth map within each person; zero if None.
-        body_slope: metres for a unit of the depth map within each body.
-        body_correlation: how far that can be believed.
-        min_slope: X_min where no body says it, in metres for a unit of the depth map. 0 keeps the order of
+        weights: broadcast to the people; people of weight 0 are ignored, even NaN. A weight multiplies
+            1 / sigma^2.
+        far: people too far for one line through all, see `is_far`; nobody if None.
+        spread: standard deviation of the depth map within each person; zero if None.
+        body_slope: metres per unit of the depth map within each body.
+        body_correlation: reliability of these slopes.
+        min_slope: X_min if no body determines it [metres per unit of the depth map]. 0 keeps the order of
             the depth map; ``DISPARITY_MIN_SLOPE`` is DTO's.
-        max_height: [m].
-        max_dropped: how many people may be dropped.
+        max_height: largest plausible stature [m].
 
     Raises:
-        TypeError: an argument is no tensor of a floating type.
-        ValueError: shapes differ, a slope is given without its correlation, or, of somebody who is there, a
-            number is not finite, or a depth, height or deviation that was fitted is not above 0.
+        TypeError: an argument is not a floating-point tensor.
+        ValueError: shapes differ, a slope is given without its correlation, or a person of non-zero weight
+            has a value that is not finite, or a fitted depth, height or deviation that is not above 0.
     """
     expect("depth", depth, None)
     given = {
-        "rendered_depth": rendered_depth, "height": height, "prior.mean": prior.mean, "prior.sd": prior.sd,
-        "spread": spread, "body_slope": body_slope, "body_correlation": body_correlation,
-    }  # fmt: skip
+        "rendered_depth": rendered_depth,
+        "height": height,
+        "prior.mean": prior.mean,
+        "prior.sd": prior.sd,
+        "spread": spread,
+        "body_slope": body_slope,
+        "body_correlation": body_correlation,
+    }
     for name, tensor in given.items():
         if tensor is not None and expect(name, tensor, None).shape != depth.shape:
             raise ValueError(
@@ -127,48 +136,49 @@ def place_people(
             f"far: expected booleans of shape {tuple(depth.shape)}, got {far.dtype} {tuple(far.shape)}"
         )
     weights = expand_weights(weights, depth.shape)
-    there = torch.ones_like(depth, dtype=torch.bool) if weights is None else weights != 0
-    _check_values(depth, rendered_depth, height, prior, there, weights)
-    d, z, h, mean = (apply_mask(t, there) for t in (depth, rendered_depth, height, prior.mean))
-    safe_z, safe_h, sd = (torch.where(there, t, 1) for t in (rendered_depth, height, prior.sd))
-    confidence = there.to(depth.dtype) if weights is None else weights.to(depth.dtype)
+    confidence = torch.ones_like(depth) if weights is None else weights.to(depth.dtype)
+    present = confidence != 0
+    length = "finite lengths above 0 of all people of non-zero weight"
+    expect_values(
+        weights=((confidence >= 0) & confidence.isfinite(), "finite numbers of 0 or more"),
+        depth=(~present | depth.isfinite(), "finite depths of all people of non-zero weight"),
+        rendered_depth=(~present | _is_length(rendered_depth), length),
+        height=(~present | _is_length(height), length),
+        prior__mean=(~present | prior.mean.isfinite(), "finite lengths of all people of non-zero weight"),
+        prior__sd=(~present | _is_length(prior.sd), length),
+    )
+    d, z, h, mean = (apply_mask(t, present) for t in (depth, rendered_depth, height, prior.mean))
+    safe_z, safe_h, sd = (torch.where(present, t, 1) for t in (rendered_depth, height, prior.sd))
     people = _People(
-        d[..., None, :], z[..., None, :], h[..., None, :], (mean * safe_z / safe_h)[..., None, :],
-        (confidence * (safe_h / (sd * safe_z)).square())[..., None, :],
-        (torch.zeros_like(d) if spread is None else apply_mask(spread, there))[..., None, :],
-    )  # fmt: skip
-    behind = torch.zeros_like(there) if far is None else far
-    members = torch.stack((there & ~behind, there & behind), -2)
-    lower = _least_slope(members, body_slope, body_correlation, min_slope, depth.dtype)
-    fitted = _without_outliers(people, members, lower, max_height, max_dropped)
-    line = _fit(people, fitted, lower)
-    line = _far_behind_near(people, members, fitted, line)
+        depth=d[..., None, :],
+        rendered_depth=z[..., None, :],
+        height=h[..., None, :],
+        likely_depth=(mean * safe_z / safe_h)[..., None, :],
+        precision=(confidence * (safe_h / (sd * safe_z)).square())[..., None, :],
+        spread=(torch.zeros_like(d) if spread is None else apply_mask(spread, present))[..., None, :],
+    )
+    behind = torch.zeros_like(present) if far is None else far
+    members = torch.stack((present & ~behind, present & behind), -2)
+    lower = _lower_bound(members, body_slope, body_correlation, min_slope, depth.dtype)
+    fitted = _without_outliers(people, members, lower, max_height)
+    line = _far_behind_near(people, members, fitted, _fit(people, fitted, lower))
     found = line.slope[..., None] * people.depth + line.shift[..., None]
-    right = fitted & (_excess(people, found, max_height) <= 0)
-    placed = right.any(-2)
-    moved = torch.where(right, found, 0).sum(-2)
+    valid = fitted & (_excess(people, found, max_height) <= 0)
+    placed = valid.any(-2)
+    moved = torch.where(valid, found, 0).sum(-2)
     scale = torch.where(placed, moved / safe_z, 1)
     deviations = torch.where(placed, (h * scale - mean).abs() / sd, 0).sum(-1)
     count = placed.sum(-1)
     return Placement(
-        torch.where(placed, moved, z), scale, h * scale, placed, line.slope, line.shift, line.bounded,
-        fitted.sum(-1), torch.where(count > 0, deviations / count.clamp(min=1), torch.nan),
-    )  # fmt: skip
-
-
-def _check_values(
-    depth: Tensor, z: Tensor, height: Tensor, prior: HeightPrior, there: Tensor, weights: Tensor | None
-) -> None:
-    length = "finite lengths above 0 of all who are there"
-    above = lambda tensor: ~there | ((tensor > 0) & tensor.isfinite())  # noqa: E731
-    trust = there if weights is None else weights
-    expect_values(
-        weights=((trust >= 0) & trust.isfinite(), "finite numbers from 0 on"),
-        depth=(~there | depth.isfinite(), "finite depths of all who are there"),
-        rendered_depth=(above(z), length),
-        height=(above(height), length),
-        prior__mean=(~there | prior.mean.isfinite(), "finite lengths of all who are there"),
-        prior__sd=(above(prior.sd), length),
+        depth=torch.where(placed, moved, z),
+        scale=scale,
+        height=h * scale,
+        placed=placed,
+        slope=line.slope,
+        shift=line.shift,
+        bounded=line.bounded,
+        people=fitted.sum(-1),
+        deviation=torch.where(count > 0, deviations / count.clamp(min=1), torch.nan),
     )
 
 
@@ -176,38 +186,39 @@ def is_far(
     rendered_depth: Float[Tensor, "*people"],
     focal: float | Float[Tensor, "*#people"],
     size: tuple[float, float],
-    *,
-    min_share: float = 0.25,
 ) -> Bool[Tensor, "*people"]:
-    """Who is so far that 2 m would cover less than a share of the shorter side of the image.
+    """Return who is so far away that 2 m would cover less than a quarter of the shorter image side.
 
-    DTO's rule. With a reciprocal disparity of Depth Anything V2 it also takes whoever is beyond 0.02 for far.
+    DTO's rule. For a reciprocal disparity of Depth Anything V2, DTO also counts people beyond 0.02 as far.
 
     Args:
         rendered_depth: mean depth of each body [m].
         focal: focal length [pixels].
         size: width and height of the image [pixels].
-        min_share: the share.
     """
     expect("rendered_depth", rendered_depth)
-    return 2 * focal < min_share * min(size) * rendered_depth
+    return 2 * focal < MIN_SHARE * min(size) * rendered_depth
+
+
+def _is_length(tensor: Tensor) -> Tensor:
+    return (tensor > 0) & tensor.isfinite()
 
 
 class _People(NamedTuple):
-    """What is known of them, (*images, 1, P)."""
+    """Inputs per person, (*images, 1, P)."""
 
     depth: Tensor
     rendered_depth: Tensor
     height: Tensor
     likely_depth: Tensor
-    """Where the body would have the stature of its prior's mean [m]."""
+    """Depth at which the body would have the mean stature of its prior [m]."""
     precision: Tensor
-    """1 / variance of that."""
+    """1 / variance of the likely depth."""
     spread: Tensor
 
 
 class _Line(NamedTuple):
-    """Of each group, (*images, 2)."""
+    """A line per group, (*images, 2)."""
 
     slope: Tensor
     shift: Tensor
@@ -215,10 +226,10 @@ class _Line(NamedTuple):
 
 
 def _fit(people: _People, fitted: Tensor, lower: Tensor) -> _Line:
-    """The regression of likely depths on depths, with a least slope.
+    """Regress likely depths on depths, with a lower bound on the slope.
 
-    The same as DTO's solution in the sums A to E, from which the means have been taken out: those sums lose
-    all digits where people stand close together.
+    Equal to DTO's solution by the sums A to E, but with centred variables: DTO's sums lose all digits when
+    people stand close together.
     """
     weights = torch.where(fitted, people.precision, 0)
     total = weights.sum(-1, keepdim=True)
@@ -238,7 +249,7 @@ def _fit(people: _People, fitted: Tensor, lower: Tensor) -> _Line:
 
 
 def _is_plane(people: _People, fitted: Tensor) -> Tensor:
-    """Whether people differ in depth by less than a body does within."""
+    """Return whether the depths of people vary less than those within a body."""
     count = fitted.sum(-1, keepdim=True).clamp(min=1)
     mean = torch.where(fitted, people.depth, 0).sum(-1, keepdim=True) / count
     variance = torch.where(fitted, (people.depth - mean).square(), 0).sum(-1) / count[..., 0]
@@ -246,10 +257,10 @@ def _is_plane(people: _People, fitted: Tensor) -> Tensor:
     return variance < spread.square()
 
 
-def _least_slope(
+def _lower_bound(
     members: Tensor, slope: Tensor | None, correlation: Tensor | None, default: float, dtype: torch.dtype
 ) -> Tensor:
-    """X_min of each group."""
+    """Return X_min of each group."""
     if slope is None or correlation is None:
         return torch.full(members.shape[:-1], default, dtype=dtype, device=members.device)
     believed = members & (correlation > MIN_CORRELATION)[..., None, :]
@@ -260,13 +271,11 @@ def _least_slope(
 
 
 @torch.no_grad()
-def _without_outliers(
-    people: _People, members: Tensor, lower: Tensor, max_height: float, max_dropped: int
-) -> Tensor:
-    """Who is left to be fitted."""
+def _without_outliers(people: _People, members: Tensor, lower: Tensor, max_height: float) -> Tensor:
+    """Return who remains after dropping people who would be too tall."""
     places = torch.arange(members.shape[-1], device=members.device)
     fitted = members & (members.sum(-1, keepdim=True) >= MIN_PEOPLE)
-    for _ in range(min(max_dropped, members.shape[-1])):
+    for _ in range(min(MAX_DROPPED, members.shape[-1])):
         line = _fit(people, fitted, lower)
         found = line.slope[..., None] * people.depth + line.shift[..., None]
         excess = torch.where(fitted, _excess(people, found, max_height), -torch.inf)
@@ -277,13 +286,13 @@ def _without_outliers(
 
 
 def _excess(people: _People, found: Tensor, max_height: float) -> Tensor:
-    """By how much bodies at these depths would be too tall [m]; infinite at and behind the camera."""
+    """Return by how much bodies at these depths would be too tall [m]; infinite behind the camera."""
     height = people.height * found / torch.where(people.rendered_depth == 0, 1, people.rendered_depth)
     return torch.where(found > 0, height - max_height, torch.inf)
 
 
 def _far_behind_near(people: _People, members: Tensor, fitted: Tensor, line: _Line) -> _Line:
-    """The far line moved back to where the near people end."""
+    """Move the far line back to the last of the near people."""
     if members.shape[-1] == 0:
         return line
     near, far = members[..., 0, :], fitted[..., 1, :]

@@ -1,8 +1,8 @@
-"""People of an image moved together: order in depth, one ground, nobody in anybody, and the picture kept."""
+"""Joint refinement of the people of an image: depth order, one ground, no overlaps, the same image."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
 from typing import NamedTuple
 
 import torch
@@ -10,66 +10,67 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from agebody.cameras import Camera
-from agebody.checks import Weights, apply_mask, expand_weights, expect
+from agebody.checks import Weights, apply_mask, expand_weights, expect, expect_values
 from agebody.crowd.height_prior import HeightPrior
-from agebody.crowd.values import expect_values
 from agebody.mesh.collisions import find_penetrations, offsets
-from agebody.optim.least_squares import Quadratic, Solution, Stop, minimize
+from agebody.optim.least_squares import Quadratic, minimize
+from agebody.optim.terms import project
 
 MOVES = 4
-"""Variables of a person: logarithms of depth and of size, and two tangents sideways."""
+"""Variables per person: logarithms of depth and of size, and two sideways shifts (tangents of angles)."""
 TILTS = 3
-"""Variables of the ground: two angles, and its offset."""
-AT_REST = 1e-3
-"""No variable changed by more from one search to the next: some millimetres."""
+"""Variables of the ground: two angles and its offset."""
+LAYER_MARGIN = 0.3
+"""Smallest distance in depth between two layers, and largest within a layer [m]."""
+SEARCHES = 8
+"""Largest number of searches for overlaps per image."""
+SETTLED = 1e-3
+"""Overlaps are not searched again in images where no variable changed by more: some millimetres."""
 
 
 class Deviations(NamedTuple):
-    """How far each thing may be off, as a standard deviation: half the sum of squares of error / deviation
-    is minimised."""
+    """Standard deviation of each term; half the sum of squares of error / deviation is minimised."""
 
     pixels: float = 3.0
-    """Of a keypoint from where it was in the image [pixels]."""
+    """Of a keypoint from its place in the image [pixels]."""
     depth: float = 0.05
-    """Of a person from the depth given, as a share of it."""
+    """Of the depth of a person, relative to the given depth."""
     order: float = 0.1
-    """Of two people from standing in the right order [m]."""
+    """Of the order in depth of two people [m]."""
     ground: float = 0.03
-    """Of a person's lowest point from the ground [m]."""
+    """Of the lowest point of a person from the ground [m]."""
     ground_reach: float = 0.3
-    """Beyond which people are not drawn to the ground: they jump, or sit on something [m]."""
+    """Scale of the robust cost of the ground: people who jump or sit are farther away and are ignored [m]."""
     tilt: float = 0.1
-    """Of the ground's normal from the direction that is up [rad]."""
+    """Of the normal of the ground from the up direction [rad]."""
     overlap: float = 0.002
-    """Of the surface of a person from not being in another: root mean square over all vertices of the depth
-    inside [m]."""
+    """Of the penetration depth, root mean square over all vertices of a person [m]."""
 
 
 class Refined(NamedTuple):
-    """Where people were moved. `apply` moves what belongs to them."""
+    """Refined places of people. `apply` moves their points."""
 
     root: Float[Tensor, "*images P 3"]
-    """Of each person as given [m]."""
+    """Root of each person before [m]."""
     new_root: Float[Tensor, "*images P 3"]
-    """[m]"""
+    """Root of each person after [m]."""
     scale: Float[Tensor, "*images P"]
-    """Of each person about the root; 1 where sizes were not free."""
+    """Of each person about the root; 1 if sizes were not free."""
     normal: Float[Tensor, "*images 3"]
-    """Of the ground, away from it; the given direction where there was none to find."""
+    """Of the ground, away from it; the up direction without feet."""
     offset: Float[Tensor, "*images"]
-    """Height of the ground along its normal [m]; 0 where there was none to find."""
+    """Height of the ground along its normal [m]; 0 without feet."""
     terms: dict[str, Float[Tensor, "*images"]]
-    """What each term costs at the end."""
+    """Final cost of each term."""
     cost: Float[Tensor, "*images"]
     converged: Bool[Tensor, "*images"]
     iterations: Int[Tensor, "*images"]
     stop: Int[Tensor, "*images"]
-    """A `agebody.optim.least_squares.Stop` each."""
+    """An `agebody.optim.least_squares.Stop` per image."""
 
     def apply(self, points: Float[Tensor, "*images P N 3"]) -> Float[Tensor, "*images P N 3"]:
-        """Points of each person, such as vertices, moved with the person [m]."""
-        away = points - self.root[..., None, :]
-        return self.scale[..., None, None] * away + self.new_root[..., None, :]
+        """Move points of each person, such as vertices [m]."""
+        return _moved(points, self.root, self.new_root, self.scale)
 
 
 def refine_crowd(
@@ -81,208 +82,194 @@ def refine_crowd(
     pixels: Float[Tensor, "*images P K 2"] | None = None,
     pixel_weights: Float[Tensor, "*images P K"] | None = None,
     layer: Int[Tensor, "*images P"] | None = None,
-    layer_margin: float = 0.3,
     feet: Float[Tensor, "*images P S 3"] | None = None,
     up: tuple[float, float, float] = (0.0, -1.0, 0.0),
     height: Float[Tensor, "*images P"] | None = None,
     prior: HeightPrior | None = None,
     vertices: Float[Tensor, "*images P V 3"] | None = None,
     faces: Int[Tensor, "F 3"] | None = None,
-    deviations: Deviations = Deviations(),  # noqa: B008
+    deviations: Deviations | None = None,
     max_iterations: int = 50,
-    searches: int = 8,
 ) -> Refined:
-    """Moves the people of each image, each along the ray of the root and a little sideways.
+    """Move the people of each image along the rays of their roots and a little sideways.
 
-    A term is there if what it needs is given:
+    The terms depend on what is given:
 
-    - ``pixels``: keypoints stay where they are, or come to where they were seen (always);
+    - ``pixels``: keypoints project to ``pixels``, or to where they were (always);
     - ``depth``: people stay at their depth (always);
-    - ``order`` (``layer``): a person of a nearer layer is ``layer_margin`` nearer, people of one layer are
-      at most that far apart in depth;
-    - ``ground`` (``feet``): the lowest point of each person is on one plane, which is found;
-    - ``height`` (``height``, ``prior``): sizes become free and follow their prior. Size and depth together
-      change no pixel;
-    - ``overlap`` (``vertices``, ``faces``): nobody is in anybody.
+    - ``order`` (``layer``): people of a nearer layer are ``LAYER_MARGIN`` nearer, people of one layer at most
+      that far apart in depth;
+    - ``ground`` (``feet``): the lowest points of all people lie on one plane, which is a variable;
+    - ``height`` (``height``, ``prior``): sizes become variables and follow their prior. Size and depth
+      together change no pixel;
+    - ``overlap`` (``vertices``, ``faces``): nobody penetrates anybody.
 
-    All images are solved at once, each until it has converged. Who is in whom is searched on the meshes,
-    which takes most of the time; then people are pushed along the ways out that were found, and it is
-    searched again in those images in which anybody moved. People keep their pose.
+    All images are solved in one batch, each until it has converged. Overlaps are searched on the meshes,
+    which takes most of the time; people are then pushed along the directions found, and images in which
+    anybody moved are searched again. Poses do not change.
 
     Args:
         points: keypoints, in camera coordinates [m].
         camera: intrinsics; its batch broadcasts to the images.
         root: the point about which a person is scaled, such as the pelvis [m].
-        weights: broadcast to the people, zero for those who are not there.
-        pixels: where keypoints were seen; where they are if None.
-        pixel_weights: of keypoints.
-        layer: depth layers, smaller is nearer; negative where it is unknown.
-        layer_margin: [m].
-        feet: points on which a person might stand, such as those of the soles, or all vertices [m].
-        up: away from the ground, roughly; of any length but zero.
+        weights: broadcast to the people; people of weight 0 are ignored, even NaN.
+        pixels: observed keypoints; the projections of ``points`` if None.
+        pixel_weights: confidences of the keypoints.
+        layer: depth layers, smaller is nearer; negative if unknown.
+        feet: points on which a person may stand, such as those of the soles, or all vertices [m].
+        up: approximate direction away from the ground; of any length above 0.
         height: stature in the rest pose [m].
         prior: of statures.
         vertices: meshes, in camera coordinates [m].
         faces: counter-clockwise from outside.
-        deviations: how much each term may be off.
-        max_iterations: of each image, between two searches.
-        searches: for overlaps, at most. An image in which people still move after the last one has not
-            converged.
+        deviations: standard deviations of the terms; the default ones if None.
+        max_iterations: per image between two searches. An image in which people still move after the last
+            search has not converged.
 
     Raises:
-        TypeError: an argument is no tensor of a floating type.
-        ValueError: shapes do not fit, one of a pair is missing, the camera has a pose of its own, ``up`` has
-            no length, or a number of somebody who is there is not finite, or behind the camera.
+        TypeError: an argument is not a floating-point tensor.
+        ValueError: shapes do not match, one of a pair is missing, the camera has a pose of its own, ``up`` is
+            zero, or a person of non-zero weight has a value that is not finite or is behind the camera.
     """
     expect("points", points, None, None, 3)
-    images, people = points.shape[:-3], points.shape[-3]
-    keypoints = points.shape[-2]
+    images, keypoints = points.shape[:-3], points.shape[-2]
     given = {
-        "root": (root, (3,)), "height": (height, ()), "layer": (layer, ()), "feet": (feet, (None, 3)),
-        "pixels": (pixels, (keypoints, 2)), "pixel_weights": (pixel_weights, (keypoints,)),
+        "root": (root, (3,)),
+        "height": (height, ()),
+        "layer": (layer, ()),
+        "feet": (feet, (None, 3)),
+        "pixels": (pixels, (keypoints, 2)),
+        "pixel_weights": (pixel_weights, (keypoints,)),
         "vertices": (vertices, (None, 3)),
-    }  # fmt: skip
-    _check(points, given)
+    }
+    for name, (tensor, entry) in given.items():
+        if tensor is None:
+            continue
+        if name != "layer":
+            expect(name, tensor, *entry)
+        if tensor.shape[: tensor.dim() - len(entry)] != points.shape[:-2]:
+            shape = ", ".join(map(str, (*points.shape[:-2], *("any" if n is None else n for n in entry))))
+            raise ValueError(f"{name}: expected shape ({shape}), got {tuple(tensor.shape)}")
     if (height is None) != (prior is None):
         raise ValueError("height, prior: expected both or neither")
     if (vertices is None) != (faces is None):
         raise ValueError("vertices, faces: expected both or neither")
     if camera.rotation is not None or camera.translation is not None:
         raise ValueError("camera: expected no rotation and translation; give points in camera coordinates")
-    weights = expand_weights(weights, points.shape[:-2])
-    there = torch.ones_like(points[..., 0, 0]) if weights is None else weights.to(points.dtype)
-
-    def flat(tensor: Tensor, dims: int) -> Tensor:
-        tensor = tensor.detach().flatten(0, len(images) - 1) if images else tensor.detach()[None]
-        return tensor if dims == 0 else apply_mask(tensor, flat(there, 0), dims - 1)
-
-    count = images.numel()
-    lens = _each(camera, lambda part: part.detach().expand(*images, -1).reshape(count, part.shape[-1]))
-    start = flat(points, 3)
-    seen = lens.project(start.flatten(1, 2)).pixels.unflatten(1, (people, keypoints))
-    confidence = flat(there, 0)[..., None].expand(seen.shape[:-1])
-    if pixels is not None:
-        confidence = confidence if pixel_weights is None else confidence * flat(pixel_weights, 2)
-        seen = torch.where((confidence != 0)[..., None], flat(pixels, 3), seen)
-    elif pixel_weights is not None:
-        confidence = confidence * flat(pixel_weights, 2)
     direction = points.new_tensor(up)
     if not direction.isfinite().all() or not direction.any():
-        raise ValueError(f"up: expected a direction, of a length above 0, got {up}")
-    here = flat(there, 0) != 0
-    finite = "finite numbers of all who are there"
-    expect_values(
-        weights=((there >= 0) & there.isfinite(), "finite numbers from 0 on"),
-        pixel_weights=((confidence >= 0) & confidence.isfinite(), "finite numbers from 0 on"),
-        root=(~here | (flat(root, 2).isfinite().all(-1) & (flat(root, 2)[..., 2] > 0)),
-              "finite places before the camera"),
-        points=(
-            start.isfinite().all(-1) & ((confidence == 0) | (start[..., 2] > 0)),
-            "finite places, before the camera where weights are not 0",
-        ),
-        pixels=(seen.isfinite().all(-1) | (confidence == 0), "finite numbers where weights are not 0"),
-        **{
-            name: (flat(tensor, dims).isfinite().flatten(2).all(-1), finite)
-            for name, tensor, dims in (("feet", feet, 3), ("vertices", vertices, 3))
-            if tensor is not None
-        },
-        **{
-            name: (~here | ((flat(tensor, 0) > 0) & flat(tensor, 0).isfinite()), "finite lengths above 0")
-            for name, tensor in (
-                ("height", height), ("prior__mean", None if prior is None else prior.mean),
-                ("prior__sd", None if prior is None else prior.sd),
-            )
-            if tensor is not None
-        },
-    )  # fmt: skip
-    seen = apply_mask(seen, confidence, 1)
-    if count == 0 or people == 0:
-        names = ("pixels", "depth", *("order" for _ in (layer,) if layer is not None))
-        names += ("ground", "tilt") if feet is not None else ()
-        names += ("height",) if height is not None else ()
-        names += ("overlap",) if vertices is not None else ()
-        return _nothing(root, direction / direction.norm(), names)
+        raise ValueError(f"up: expected a direction of length above 0, got {up}")
+    weights = expand_weights(weights, points.shape[:-2])
+    share = torch.ones_like(points[..., 0, 0]) if weights is None else weights.to(points.dtype)
+
+    def flat(tensor: Tensor) -> Tensor:
+        """Return (count, P, ...), zero for people of weight 0."""
+        masked = apply_mask(tensor.detach(), share, tensor.dim() - share.dim())
+        return masked.reshape(images.numel(), *masked.shape[len(images) :])
+
+    start, origin, there = flat(points), flat(root), flat(share)
+    lens = camera.map(lambda part: part.detach().expand(*images, -1).reshape(len(start), part.shape[-1]))
+    seen = lens.project(start.flatten(1, 2)).pixels.unflatten(1, start.shape[1:3])
+    confidence = there[..., None].expand(seen.shape[:-1])
+    if pixel_weights is not None:
+        confidence = confidence * flat(pixel_weights)
+    if pixels is not None:
+        seen = torch.where((confidence != 0)[..., None], flat(pixels), seen)
     scene = _Scene(
-        start, flat(root, 2), flat(there, 0), seen, confidence, lens,
-        None if layer is None else torch.where(flat(there, 0) != 0, flat(layer, 0), -1), layer_margin,
-        None if feet is None else flat(feet, 3), direction / direction.norm(),
-        None if height is None else flat(height, 1),
-        None if prior is None else HeightPrior(*(flat(part, 1) for part in prior)),
-        None if vertices is None else flat(vertices, 3), faces, deviations,
-    )  # fmt: skip
-    x = points.new_zeros(count, MOVES * people + TILTS)
-    if feet is not None:
-        x[:, -1] = _first_offset(scene)
-    found = _solve(scene, x, max_iterations, searches)
-    place = scene.place(found.x, torch.arange(count, device=x.device))
-    unflat = lambda tensor: tensor.reshape((*images, *tensor.shape[1:]))  # noqa: E731
-    terms = {name: unflat(cost) for name, cost in scene.costs(found.x).items()}
+        points=start,
+        root=origin,
+        share=there,
+        seen=apply_mask(seen, confidence, 1),
+        confidence=confidence,
+        camera=lens,
+        layer=None if layer is None else torch.where(there != 0, flat(layer), -1),
+        feet=None if feet is None else flat(feet),
+        up=direction / direction.norm(),
+        height=None if height is None else flat(height),
+        prior=None if prior is None else HeightPrior(*map(flat, prior)),
+        vertices=None if vertices is None else flat(vertices),
+        faces=faces,
+        deviations=deviations or Deviations(),
+    )
+    used, absent = confidence != 0, there == 0
+    ahead, weight = "finite places in front of the camera", "finite numbers of 0 or more"
+    checks = {
+        "weights": ((there >= 0) & there.isfinite(), weight),
+        "pixel_weights": ((confidence >= 0) & confidence.isfinite(), weight),
+        "root": (absent | (origin.isfinite().all(-1) & (origin[..., 2] > 0)), ahead),
+        "points": (start.isfinite().all(-1) & (~used | (start[..., 2] > 0)), ahead),
+        "pixels": (seen.isfinite().all(-1) | ~used, "finite numbers where weights are not 0"),
+    }
+    for name, tensor in (("feet", scene.feet), ("vertices", scene.vertices)):
+        if tensor is not None:
+            checks[name] = (tensor.isfinite(), "finite numbers of all people of non-zero weight")
+    if scene.height is not None and scene.prior is not None:
+        lengths = {"height": scene.height, "prior__mean": scene.prior.mean, "prior__sd": scene.prior.sd}
+        for name, tensor in lengths.items():
+            checks[name] = (absent | ((tensor > 0) & tensor.isfinite()), "finite lengths above 0")
+    expect_values(**checks)
+
+    x = points.new_zeros(len(start), MOVES * start.shape[1] + TILTS)
+    if scene.feet is not None and start.shape[1]:
+        lowest = torch.where(absent, torch.nan, (scene.feet @ scene.up).amin(-1))
+        x[:, -1] = lowest.nanmedian(-1).values.nan_to_num(0.0)
+    x, ends = _solve(scene, x, max_iterations)
+    place = scene.place(x, torch.arange(len(x), device=x.device))
+
+    def unflat(tensor: Tensor) -> Tensor:
+        return tensor.reshape((*images, *tensor.shape[1:]))
+
+    terms = {name: unflat(cost) for name, cost in scene.costs(x).items()}
     return Refined(
-        root, unflat(place.new_root), unflat(place.scale), unflat(place.normal), unflat(place.offset), terms,
-        torch.stack(list(terms.values())).sum(0), unflat(found.converged), unflat(found.iterations),
-        unflat(found.stop),
-    )  # fmt: skip
+        root=root,
+        new_root=unflat(place.new_root),
+        scale=unflat(place.scale),
+        normal=unflat(place.normal),
+        offset=unflat(place.offset),
+        terms=terms,
+        cost=torch.stack(list(terms.values())).sum(0),
+        **{name: unflat(part) for name, part in ends.items()},
+    )
 
 
-def _nothing(root: Tensor, up: Tensor, names: tuple[str, ...]) -> Refined:
-    """Of no images, or images of nobody."""
-    images = root.shape[:-2]
-    zero = root.new_zeros(images)
-    steps = torch.zeros(images, dtype=torch.long, device=root.device)
-    return Refined(
-        root, root.clone(), root.new_ones(root.shape[:-1]), up.expand(*images, 3), zero,
-        {name: zero.clone() for name in names}, zero.clone(), steps == 0, steps, steps + int(Stop.GRADIENT),
-    )  # fmt: skip
-
-
-def _solve(scene: _Scene, x: Tensor, max_iterations: int, searches: int) -> Solution:
-    """Minimises, and searches again for overlaps where people have moved, until they rest."""
+def _solve(scene: _Scene, x: Tensor, max_iterations: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """Minimise, and search again for overlaps in images where people have moved, until all have settled."""
     free = scene.free()
-    infinite = torch.full_like(x, torch.inf)
-    lower, upper = torch.where(free, -infinite, x), torch.where(free, infinite, x)
-
-    def minimized(start: Tensor, rows: Tensor, contacts: _Contacts | None) -> Solution:
-        return minimize(
-            lambda now, some: scene.quadratize(now, rows[some], contacts), start,
-            max_iterations=max_iterations, lower=lower[rows], upper=upper[rows],
-        )  # fmt: skip
-
-    rows = torch.arange(len(x), device=x.device)
-    total: Solution | None = None
-    for _ in range(searches if scene.vertices is not None else 1):
+    lower, upper = torch.where(free, -torch.inf, x), torch.where(free, torch.inf, x)
+    x, rows = x.clone(), torch.arange(len(x), device=x.device)
+    ends = {name: torch.zeros_like(rows) for name in ("converged", "iterations", "stop")}
+    for _ in range(SEARCHES if scene.vertices is not None else 1):
         contacts = None if scene.vertices is None else scene.search(x[rows], rows)
-        found = minimized(x[rows], rows, contacts)
-        moving = (found.x - x[rows]).abs().amax(-1) > AT_REST
-        x = x.index_copy(0, rows, found.x)
-        if total is None:
-            total = found
-        else:
-            parts = {
-                name: getattr(total, name).index_copy(0, rows, getattr(found, name))
-                for name in ("cost", "converged", "stop")
-            }
-            iterations = total.iterations.index_add(0, rows, found.iterations)
-            total = total._replace(x=x, iterations=iterations, **parts)
+        found = minimize(
+            functools.partial(scene.quadratize, images=rows, contacts=contacts),
+            x[rows],
+            lower=lower[rows],
+            upper=upper[rows],
+            max_iterations=max_iterations,
+        )
+        moving = (found.x - x[rows]).abs().amax(-1) > SETTLED
+        x[rows] = found.x
+        ends["iterations"][rows] += found.iterations
+        ends["converged"][rows], ends["stop"][rows] = found.converged.long(), found.stop
         rows = rows[moving]
         if len(rows) == 0:
             break
-    assert total is not None
     if scene.vertices is not None:
-        total = total._replace(converged=total.converged.index_fill(0, rows, False))
-    return total
+        ends["converged"][rows] = 0
+    return x, {**ends, "converged": ends["converged"].bool()}
 
 
 class _Scene(NamedTuple):
-    """All images, (B, P, ...)."""
+    """All images, (B, P, ...); 0 for people of weight 0."""
 
     points: Tensor
     root: Tensor
-    there: Tensor
+    share: Tensor
+    """Weights of the people."""
     seen: Tensor
     confidence: Tensor
     camera: Camera
     layer: Tensor | None
-    margin: float
     feet: Tensor | None
     up: Tensor
     height: Tensor | None
@@ -292,23 +279,20 @@ class _Scene(NamedTuple):
     deviations: Deviations
 
     def free(self) -> Tensor:
-        """Which variables are not held."""
-        count, people = self.there.shape
-        free = torch.ones(count, people, MOVES, dtype=torch.bool, device=self.there.device)
+        """Return which variables are free."""
+        count, people = self.share.shape
+        free = torch.ones(count, people, MOVES, dtype=torch.bool, device=self.share.device)
         free[..., 1] = self.height is not None
-        free &= (self.there != 0)[..., None]
+        free &= (self.share != 0)[..., None]
         ground = torch.full((count, TILTS), self.feet is not None, device=free.device)
         return torch.cat((free.flatten(1), ground), 1)
 
     def place(self, x: Tensor, rows: Tensor) -> _Place:
-        """Where people and the ground are at x."""
+        """Return the places of people and ground at x."""
         along, size, *sideways = x[:, :-TILTS].unflatten(1, (-1, MOVES)).unbind(-1)
         root = self.root[rows]
         shift = torch.stack((*sideways, torch.zeros_like(along)), -1) * root[..., 2:]
         new_root, scale = along.exp()[..., None] * (root + shift), size.exp()
-        if self.feet is None:
-            flat = self.up.expand(len(x), 3)
-            return _Place(root, new_root, scale, flat, x.new_zeros(len(x)), x.new_zeros(len(x), 3, 2))
         axes = _across(self.up)
         tilted = self.up + x[:, -TILTS:-1] @ axes.mT
         length = tilted.norm(dim=-1, keepdim=True)
@@ -316,129 +300,134 @@ class _Scene(NamedTuple):
         by_angles = (axes - normal[:, :, None] * (normal @ axes)[:, None]) / length[..., None]
         return _Place(root, new_root, scale, normal, x[:, -1], by_angles)
 
-    def quadratize(self, x: Tensor, rows: Tensor, contacts: _Contacts | None) -> Quadratic:
-        """Costs and their derivatives."""
+    def quadratize(self, x: Tensor, rows: Tensor, images: Tensor, contacts: _Contacts | None) -> Quadratic:
+        """Return cost, gradient and normal matrix of the images ``images[rows]``."""
+        rows = images[rows]
         place = self.place(x, rows)
-        parts = [term.quadratic() for term in self._terms(x, place, rows).values()]
-        if contacts is not None:
-            parts.append(self._overlap(contacts, place, rows))
-        cost, gradient, normal = (torch.stack(part).sum(0) for part in zip(*parts, strict=True))
-        return Quadratic(cost, gradient, normal)
+        residuals, jacobians = zip(*self._terms(x, place, rows).values(), strict=True)
+        total = Quadratic.of(torch.cat(residuals, 1), torch.cat(jacobians, 1))
+        if contacts is None:
+            return total
+        overlap = self._overlap(contacts, place, rows)
+        return Quadratic(*(a + b for a, b in zip(total, overlap, strict=True)))
 
     def costs(self, x: Tensor) -> dict[str, Tensor]:
-        """Of each term, with overlaps as they are."""
+        """Return the cost of each term, after a last search for overlaps."""
         rows = torch.arange(len(x), device=x.device)
         place = self.place(x, rows)
-        found = {name: term.quadratic().cost for name, term in self._terms(x, place, rows).items()}
+        terms = self._terms(x, place, rows)
+        costs = {name: residuals.square().sum(-1) / 2 for name, (residuals, _) in terms.items()}
         if self.vertices is not None:
-            found["overlap"] = self._overlap(self.search(x, rows), place, rows).cost
-        return found
+            costs["overlap"] = self._overlap(self.search(x, rows), place, rows).cost
+        return costs
 
-    def _terms(self, x: Tensor, place: _Place, rows: Tensor) -> dict[str, _Term]:
-        share = self.there[rows].sqrt()
+    def _terms(self, x: Tensor, place: _Place, rows: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return residuals (b, M) and Jacobian (b, M, N) of each term."""
+        root_share = self.share[rows].sqrt()
         own = x[:, :-TILTS].unflatten(1, (-1, MOVES))
-        terms = {"pixels": self._reprojection(place, rows), "depth": self._depth(own, share)}
+        terms = {"pixels": self._reprojection(place, rows), "depth": self._depth(own, root_share)}
         if self.layer is not None:
-            terms["order"] = self._order(self.layer[rows], place, share)
+            terms["order"] = self._order(self.layer[rows], place, root_share)
         if self.feet is not None:
-            terms["ground"] = self._ground(self.feet[rows], place, share)
-            angles = x[:, -TILTS:-1] / self.deviations.tilt
-            slopes = x.new_zeros(len(x), 2, x.shape[1])
-            slopes[:, (0, 1), (-3, -2)] = 1 / self.deviations.tilt
-            terms["tilt"] = _Term(angles, slopes)
+            terms["ground"] = self._ground(self.feet[rows], place, root_share)
+            jacobian = x.new_zeros(len(x), 2, x.shape[1])
+            jacobian[:, (0, 1), (-3, -2)] = 1 / self.deviations.tilt
+            terms["tilt"] = (x[:, -TILTS:-1] / self.deviations.tilt, jacobian)
         if self.height is not None and self.prior is not None:
-            tall, sd = self.height[rows] * place.scale, self.prior.sd[rows]
-            sd = torch.where(share == 0, 1, sd)
+            height, sd = self.height[rows] * place.scale, self.prior.sd[rows]
+            factor = root_share / torch.where(root_share == 0, 1, sd)
             by_moves = torch.zeros_like(own)
-            by_moves[..., 1] = share * tall / sd
-            residuals = share * (tall - self.prior.mean[rows]) / sd
-            terms["height"] = _Term.of_people(residuals[..., None], by_moves[..., None, :])
+            by_moves[..., 1] = factor * height
+            residuals = factor * (height - self.prior.mean[rows])
+            terms["height"] = (residuals, _of_people(by_moves[..., None, :]))
         return terms
 
-    def _reprojection(self, place: _Place, rows: Tensor) -> _Term:
+    def _reprojection(self, place: _Place, rows: Tensor) -> tuple[Tensor, Tensor]:
         points = place.apply(self.points[rows])
-        by_moves = place.by_moves(points)
-        camera = _each(self.camera, lambda part: part[rows])
-        pixels, by_points = _projected(camera, points)
-        share = (self.confidence[rows].sqrt() / self.deviations.pixels)[..., None]
-        residuals = share * (pixels - self.seen[rows])
-        slopes = share[..., None] * (by_points @ by_moves)
-        return _Term.of_people(residuals.flatten(2), slopes.flatten(2, 3))
+        camera = self.camera.map(lambda part: part[rows])
+        pixels, by_points = (
+            part.unflatten(1, points.shape[1:3]) for part in project(camera, points.flatten(1, 2))
+        )
+        factor = (self.confidence[rows].sqrt() / self.deviations.pixels)[..., None]
+        residuals = factor * (pixels - self.seen[rows])
+        by_moves = factor[..., None] * (by_points @ place.by_moves(points))
+        return residuals.flatten(1), _of_people(by_moves.flatten(2, 3))
 
-    def _depth(self, own: Tensor, share: Tensor) -> _Term:
-        """Along the ray; sideways is left to the pixels, and bounded only where a person has none."""
+    def _depth(self, own: Tensor, root_share: Tensor) -> tuple[Tensor, Tensor]:
+        """Hold people at their depth, and weakly at their sideways place in case they have no pixels."""
         deviations = own.new_tensor((self.deviations.depth, 1.0, 1.0))
         by_moves = torch.eye(MOVES, dtype=own.dtype, device=own.device)[[0, 2, 3]] / deviations[:, None]
-        slopes = share[..., None, None] * by_moves
-        return _Term.of_people((slopes @ own[..., None])[..., 0], slopes)
+        by_moves = root_share[..., None, None] * by_moves
+        return (by_moves @ own[..., None]).flatten(1), _of_people(by_moves)
 
-    def _order(self, layer: Tensor, place: _Place, share: Tensor) -> _Term:
+    def _order(self, layer: Tensor, place: _Place, root_share: Tensor) -> tuple[Tensor, Tensor]:
         z = place.new_root[..., 2]
         first, second = torch.triu_indices(z.shape[1], z.shape[1], 1, device=z.device)
         apart, layers = z[:, second] - z[:, first], layer[:, second] - layer[:, first]
-        way = torch.where(layers == 0, -apart.sign(), layers.sign().to(z))
-        least = self.margin * torch.where(layers == 0, -1, layers.abs())
-        lacking = least - way * apart
-        known = (layer[:, second] >= 0) & (layer[:, first] >= 0) & (lacking > 0)
-        share = torch.where(known, share[:, first] * share[:, second], 0) / self.deviations.order
-        slopes = z.new_zeros(*apart.shape, z.shape[1], MOVES)
+        sign = torch.where(layers == 0, -apart.sign(), layers.sign().to(z))
+        least = LAYER_MARGIN * torch.where(layers == 0, -1, layers.abs())
+        missing = least - sign * apart
+        active = (layer[:, second] >= 0) & (layer[:, first] >= 0) & (missing > 0)
+        factor = torch.where(active, root_share[:, first] * root_share[:, second], 0) / self.deviations.order
+        by_moves = z.new_zeros(*apart.shape, z.shape[1], MOVES)
         pair = torch.arange(len(first), device=z.device)
-        slopes[:, pair, first, 0] = share * way * z[:, first]
-        slopes[:, pair, second, 0] = -share * way * z[:, second]
-        return _Term.of_moves(share * lacking, slopes)
+        by_moves[:, pair, first, 0] = factor * sign * z[:, first]
+        by_moves[:, pair, second, 0] = -factor * sign * z[:, second]
+        return factor * missing, torch.nn.functional.pad(by_moves.flatten(2), (0, TILTS))
 
-    def _ground(self, feet: Tensor, place: _Place, share: Tensor) -> _Term:
+    def _ground(self, feet: Tensor, place: _Place, root_share: Tensor) -> tuple[Tensor, Tensor]:
         feet = place.apply(feet)
         heights = (feet * place.normal[:, None, None]).sum(-1) - place.offset[:, None, None]
         height, lowest = heights.min(-1)
         lowest = feet.gather(2, lowest[..., None, None].expand(-1, -1, 1, 3))
         # Geman-McClure's cost is the square of h / sqrt(1 + (h / reach)^2).
-        bend = 1 + (height / self.deviations.ground_reach).square()
-        slope = share * bend**-1.5 / self.deviations.ground
-        residuals = share * height * bend**-0.5 / self.deviations.ground
+        growth = 1 + (height / self.deviations.ground_reach).square()
+        slope = root_share * growth**-1.5 / self.deviations.ground
+        residuals = root_share * height * growth**-0.5 / self.deviations.ground
         by_moves = (place.normal[:, None, None, :, None] * place.by_moves(lowest)).sum(-2)
-        term = _Term.of_people(residuals[..., None], slope[..., None, None] * by_moves)
-        term.jacobian[..., -TILTS:-1] = slope[..., None] * (lowest @ place.normal_by_angles[:, None])[:, :, 0]
-        term.jacobian[..., -1] = -slope
-        return term
+        jacobian = _of_people(slope[..., None, None] * by_moves)
+        jacobian[..., -TILTS:-1] = slope[..., None] * (lowest @ place.normal_by_angles[:, None])[:, :, 0]
+        jacobian[..., -1] = -slope
+        return residuals, jacobian
 
     def _overlap(self, contacts: _Contacts, place: _Place, rows: Tensor) -> Quadratic:
-        """How deep vertices are inside others, along the ways out, without a row for each vertex."""
+        """Return the cost of penetration depths along fixed directions, without a Jacobian row per vertex."""
         assert self.vertices is not None
-        number = torch.full((len(self.there),), -1, device=rows.device)
+        number = torch.full((len(self.share),), -1, device=rows.device)
         number[rows] = torch.arange(len(rows), device=rows.device)
-        contacts = contacts.of(number[contacts.image] >= 0)
+        contacts = _Contacts(*(part[number[contacts.image] >= 0] for part in contacts))
         image, out = number[contacts.image], contacts.out
         points = []
-        for who, where in ((contacts.person, contacts.inside), (contacts.other, contacts.surface)):
-            near, now = place.root[image, who], place.new_root[image, who]
-            points.append(place.scale[image, who][:, None] * (where - near) + now)
-        depth = torch.relu(((points[1] - points[0]) * out).sum(-1))
-        share = torch.where(depth > 0, 1 / (self.deviations.overlap * self.vertices.shape[2] ** 0.5), 0)
-        both = []
-        for who, where, way in zip((contacts.person, contacts.other), points, (-1, 1), strict=True):
-            by_moves = _by_moves(where, place.new_root[image, who])
-            both.append((who, (share * way)[:, None] * (out[..., None] * by_moves).sum(-2)))
+        for person, rest in ((contacts.person, contacts.inside), (contacts.other, contacts.surface)):
+            at = image, person
+            moved = _moved(rest[:, None], place.root[at], place.new_root[at], place.scale[at])
+            points.append((person, moved[:, 0]))
+        depth = torch.relu(((points[1][1] - points[0][1]) * out).sum(-1))
+        factor = torch.where(depth > 0, 1 / (self.deviations.overlap * self.vertices.shape[2] ** 0.5), 0)
+        gradients = []
+        for (person, where), sign in zip(points, (-1, 1), strict=True):
+            by_moves = (out[..., None] * _by_moves(where, place.new_root[image, person])).sum(-2)
+            gradients.append((person, (factor * sign)[:, None] * by_moves))
         batch, people = place.scale.shape
-        cost = depth.new_zeros(batch).index_add(0, image, (share * depth).square() / 2)
+        cost = depth.new_zeros(batch).index_add(0, image, (factor * depth).square() / 2)
         gradient = depth.new_zeros(batch, people, MOVES)
         normal = depth.new_zeros(batch, people, people, MOVES, MOVES)
-        for who, slope in both:
-            gradient.index_put_((image, who), (share * depth)[:, None] * slope, accumulate=True)
-            for whom, other in both:
-                normal.index_put_((image, who, whom), slope[:, :, None] * other[:, None], accumulate=True)
+        for person, row in gradients:
+            gradient.index_put_((image, person), (factor * depth)[:, None] * row, accumulate=True)
+            for other, column in gradients:
+                normal.index_put_((image, person, other), row[:, :, None] * column[:, None], accumulate=True)
         pad = torch.nn.functional.pad
         square = normal.transpose(2, 3).reshape(batch, MOVES * people, MOVES * people)
         return Quadratic(cost, pad(gradient.flatten(1), (0, TILTS)), pad(square, (0, TILTS, 0, TILTS)))
 
     def search(self, x: Tensor, rows: Tensor) -> _Contacts:
-        """Who is in whom, in some of the images."""
+        """Find who penetrates whom, in some of the images."""
         assert self.vertices is not None
         assert self.faces is not None
         place = self.place(x, rows)
         rest = self.vertices[rows]
         vertices = place.apply(rest)
-        found = find_penetrations(vertices.float(), self.faces, weights=self.there[rows])
+        found = find_penetrations(vertices.float(), self.faces, weights=self.share[rows])
         out = -offsets(vertices, self.faces, found)
         depth = out.norm(dim=-1, keepdim=True)
         surface = vertices[found.image, found.person, found.vertex] + out
@@ -450,25 +439,19 @@ class _Scene(NamedTuple):
 
 
 class _Contacts(NamedTuple):
-    """K vertices inside other people, and the points of their surfaces that were nearest; not moved."""
+    """K vertices inside other people and the nearest points (K, 3) of their surfaces, before refinement."""
 
     image: Tensor
     person: Tensor
     other: Tensor
     inside: Tensor
-    """(K, 3)"""
     surface: Tensor
-    """(K, 3)"""
     out: Tensor
-    """(K, 3) unit vectors, from the one to the other when they were found."""
-
-    def of(self, kept: Tensor) -> _Contacts:
-        """Some of them."""
-        return _Contacts(*(part[kept] for part in self))
+    """Unit vectors from the vertex to the surface at the time of the search."""
 
 
 class _Place(NamedTuple):
-    """People and ground of b images at one x."""
+    """Places of people and ground of b images at one x."""
 
     root: Tensor
     new_root: Tensor
@@ -479,89 +462,39 @@ class _Place(NamedTuple):
     """(b, 3, 2)"""
 
     def apply(self, points: Tensor) -> Tensor:
-        """(b, P, N, 3) moved."""
-        return self.scale[..., None, None] * (points - self.root[..., None, :]) + self.new_root[..., None, :]
+        """Move (b, P, N, 3) points."""
+        return _moved(points, self.root, self.new_root, self.scale)
 
     def by_moves(self, points: Tensor) -> Tensor:
-        """Derivatives of moved points."""
+        """Return the derivatives of moved points by the variables of their person."""
         return _by_moves(points, self.new_root[..., None, :].expand(points.shape))
 
 
-class _Term(NamedTuple):
-    """Residuals of b images, and their derivatives by all variables."""
-
-    residuals: Tensor
-    """(b, M)"""
-    jacobian: Tensor
-    """(b, M, N)"""
-
-    @classmethod
-    def of_people(cls, residuals: Tensor, by_moves: Tensor) -> _Term:
-        """(b, P, R) that depend on a person's own moves, (b, P, R, MOVES)."""
-        batch, people, rows = residuals.shape
-        slopes = residuals.new_zeros(batch, people, rows, people, MOVES)
-        each = torch.arange(people, device=slopes.device)
-        slopes[:, each, :, each] = by_moves.transpose(0, 1)
-        return cls.of_moves(residuals.flatten(1), slopes.flatten(1, 2))
-
-    @classmethod
-    def of_moves(cls, residuals: Tensor, by_moves: Tensor) -> _Term:
-        """(b, M) that depend on the moves of all, (b, M, P, MOVES)."""
-        return cls(residuals, torch.nn.functional.pad(by_moves.flatten(2), (0, TILTS)))
-
-    def quadratic(self) -> Quadratic:
-        """Half of the sum of squares."""
-        return Quadratic.of(self.residuals, self.jacobian)
+def _moved(points: Tensor, root: Tensor, new_root: Tensor, scale: Tensor) -> Tensor:
+    """Scale points (..., N, 3) about the root and move them with it."""
+    return scale[..., None, None] * (points - root[..., None, :]) + new_root[..., None, :]
 
 
 def _by_moves(points: Tensor, root: Tensor) -> Tensor:
-    """Derivatives (..., 3, MOVES) of moved points by the moves of the person with that root."""
+    """Return the derivatives (..., 3, MOVES) of moved points by the variables of a person with that root."""
     zero = torch.zeros_like(root[..., 2])
     right = torch.stack((root[..., 2], zero, zero), -1)
     return torch.stack((root, points - root, right, right.roll(1, -1)), -1)
 
 
-def _projected(camera: Camera, points: Tensor) -> tuple[Tensor, Tensor]:
-    """Pixels (b, P, K, 2), and their derivatives by each point, (b, P, K, 2, 3)."""
-    with torch.inference_mode(False), torch.enable_grad():
-        places = points.detach().clone().requires_grad_()
-        pixels = camera.project(places.flatten(1, 2)).pixels.unflatten(1, points.shape[1:3])
-        rows = [
-            torch.autograd.grad(pixels[..., i].sum(), places, retain_graph=True)[0] for i in range(2)
-        ]  # fmt: skip
-    return pixels.detach(), torch.stack(rows, -2)
+def _of_people(by_moves: Tensor) -> Tensor:
+    """Return the Jacobian (b, P R, N) of residuals that depend on one person each, from (b, P, R, MOVES)."""
+    batch, people, rows = by_moves.shape[:3]
+    jacobian = by_moves.new_zeros(batch, people, rows, people, MOVES)
+    each = torch.arange(people, device=by_moves.device)
+    jacobian[:, each, :, each] = by_moves.transpose(0, 1)
+    return torch.nn.functional.pad(jacobian.flatten(3).flatten(1, 2), (0, TILTS))
 
 
 def _across(normal: Tensor) -> Tensor:
-    """(3, 2) two unit vectors across a unit vector."""
+    """Return (3, 2) two unit vectors orthogonal to a unit vector and to each other."""
     away = torch.zeros_like(normal)
     away[normal.abs().argmin()] = 1
     first = torch.linalg.cross(normal, away)
     first = first / first.norm()
     return torch.stack((first, torch.linalg.cross(normal, first)), -1)
-
-
-def _first_offset(scene: _Scene) -> Tensor:
-    """Median height of the lowest points of people."""
-    assert scene.feet is not None
-    lowest = (scene.feet @ scene.up).amin(-1)
-    middle = torch.where(scene.there != 0, lowest, torch.nan).nanmedian(-1).values
-    return torch.where(middle.isnan(), 0, middle)
-
-
-def _each(camera: Camera, function: Callable[[Tensor], Tensor]) -> Camera:
-    """Of intrinsics."""
-    lens = None if camera.distortion is None else function(camera.distortion)
-    return Camera(function(camera.focal), function(camera.center), distortion=lens)
-
-
-def _check(points: Tensor, given: dict[str, tuple[Tensor | None, tuple[int | None, ...]]]) -> None:
-    people = points.shape[:-2]
-    for name, (tensor, entry) in given.items():
-        if tensor is None:
-            continue
-        if name != "layer":
-            expect(name, tensor, *entry)
-        if tensor.shape[: tensor.dim() - len(entry)] != people:
-            shape = ", ".join([*map(str, people), *("any" if n is None else str(n) for n in entry)])
-            raise ValueError(f"{name}: expected shape ({shape}), got {tuple(tensor.shape)}")

@@ -217,7 +217,7 @@ def _layer(asset: Any, labels: Labels, path: Path) -> BodyModel:
 
 def _known_of(labels: Labels, known: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """Ages, NaN where they are not known, and sexes."""
-    from agebody.crowd import SEXES
+    from agebody.crowd.height_prior import SEXES
 
     said = [known.get(str(number), {}) for number in labels.ids]
     years = np.array([entry.get("years", math.nan) for entry in said], dtype=float)

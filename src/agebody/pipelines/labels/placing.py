@@ -14,20 +14,18 @@ from agebody.age import AgeCurve
 from agebody.body import BodyModel
 from agebody.cameras import Camera
 from agebody.crowd import (
-    DISPARITY_MIN_SLOPE,
-    SEXES,
     HeightPrior,
-    MaskDepths,
-    Placement,
-    WrittenBack,
     is_far,
     mask_depths,
     place_people,
-    prior_of_age,
     refine_crowd,
+    rescale,
     rest_height,
-    write_back,
 )
+from agebody.crowd.depths import MaskDepths
+from agebody.crowd.height_prior import SEXES
+from agebody.crowd.placement import DISPARITY_MIN_SLOPE, Placement
+from agebody.crowd.rescale import Rescaled
 from agebody.draw import render
 from agebody.losses import FEET, part_vertices
 from agebody.parameters import BodyParameters
@@ -50,7 +48,7 @@ class PlacedLabels(NamedTuple):
     labels: Labels
     """Other bodies in other places, flagged anew."""
     placement: Placement
-    written: WrittenBack
+    written: Rescaled
     depths: MaskDepths
     prior: HeightPrior
     height: Float[Tensor, " P"]
@@ -81,7 +79,7 @@ def place_labels(
             negative where it is not known.
         masks: whose pixels those are; what the bodies cover before one another if None.
         years: of each person, NaN where it is not known.
-        sex: index into ``agebody.crowd.SEXES``; 0, neutral, where it is not known.
+        sex: 0 neutral or unknown, 1 female, 2 male.
         disparity: the map is the reciprocal of Depth Anything V2's relative disparity.
         refine: then put all on one ground, and out of one another (`refine_crowd`).
 
@@ -115,7 +113,7 @@ def place_labels(
             body_slope=seen.slope, body_correlation=seen.correlation,
             min_slope=DISPARITY_MIN_SLOPE if disparity else 0.0,
         )  # fmt: skip
-        written = write_back(body, parameters, placement.scale, camera, child=child)
+        written = rescale(body, parameters, placement.scale, camera, child=child)
         if refine and len(labels) > 1:
             written = _refined(body, written.parameters, camera, prior, written.height)
         changed = _described(body, labels, written.parameters, camera)
@@ -173,7 +171,7 @@ def _prior(
     unknown = years.isnan()
     years = torch.where(unknown, guess, years)
     child = years < CHILD_YEARS
-    prior = prior_of_age(years, sex=sex, years_sd=torch.where(unknown, doubt, 0))
+    prior = HeightPrior.of_age(years, sex=sex, years_sd=torch.where(unknown, doubt, 0))
     return prior.towards(height, share=torch.where(child, 0.0, 0.5)), child
 
 
@@ -195,7 +193,7 @@ def _rendered(
 
 def _refined(
     body: BodyModel, parameters: BodyParameters, camera: Camera, prior: HeightPrior, height: Tensor
-) -> WrittenBack:
+) -> Rescaled:
     """All people on one ground and out of one another; sizes free."""
     posed = body(**parameters.arguments(body), pose_format="axis_angle")
     points = body.keypoints("smpl24", **parameters.arguments(body), pose_format="axis_angle")
@@ -205,7 +203,7 @@ def _refined(
         pixel_weights=(points[..., 2] > 0).to(points),  # of who stands astride the camera
         height=height, prior=prior, vertices=posed.vertices, faces=body.faces,
     )  # fmt: skip
-    return write_back(body, parameters, found.scale, camera, root=found.new_root)
+    return rescale(body, parameters, found.scale, camera, root=found.new_root)
 
 
 def _described(body: BodyModel, labels: Labels, parameters: BodyParameters, camera: Camera) -> Labels:

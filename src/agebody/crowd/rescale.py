@@ -1,4 +1,4 @@
-"""A scale written back into a body: another stature by one coefficient, in the same place of the image."""
+"""Change the stature of bodies by one coefficient each, in the same place of the image."""
 
 from __future__ import annotations
 
@@ -10,34 +10,37 @@ from torch import Tensor
 
 from agebody.body import BodyModel
 from agebody.cameras import Camera
-from agebody.checks import expect
-from agebody.crowd.values import expect_values
-from agebody.keypoints import KeypointLayout
+from agebody.checks import expect, expect_values
 from agebody.measure import stature
 from agebody.parameters import BodyParameters
 
 CHILD_HEIGHT = 1.45
-"""Below which DTO takes a body for a child's, whatever its class [m]."""
+"""Height below which DTO treats a body as a child, whatever its class [m]."""
+AGE_BOUNDS = (-0.05, 1.0)
+BETA_BOUNDS = (-8.0, 8.0)
+"""Bounds of the first beta."""
+LAYOUT = "smpl24"
+"""Keypoints that are kept in place in the image."""
 
 
-class WrittenBack(NamedTuple):
-    """People of other statures."""
+class Rescaled(NamedTuple):
+    """Bodies of another stature."""
 
     parameters: BodyParameters
     height: Float[Tensor, "*batch"]
     """Stature in the rest pose [m]."""
     by_age: Bool[Tensor, "*batch"]
-    """Whose age offset was changed; of the others the first beta."""
+    """Whether the age offset was changed (or else the first beta)."""
     exact: Bool[Tensor, "*batch"]
-    """Whether the stature is the wanted one, to 0.1 mm; it is not where the coefficient met its bound."""
+    """Whether the stature is the requested one to 0.1 mm; false where the coefficient reached its bound."""
     pixels: Float[Tensor, "*batch"]
-    """How far the keypoints moved in the image, root mean square [pixels]."""
+    """Root mean square displacement of the keypoints in the image [pixels]."""
 
 
 def rest_height(
     body: BodyModel, betas: Float[Tensor, "*batch N"], age_offset: Float[Tensor, "*batch"] | None = None
 ) -> Float[Tensor, "*batch"]:
-    """Stature of a body in its rest pose [m], which is DTO's h.
+    """Return the stature of a body in its rest pose [m], which is DTO's h.
 
     Args:
         body: the layer.
@@ -48,7 +51,7 @@ def rest_height(
     return stature(body.shape(betas=betas, **ages).rest_vertices)
 
 
-def write_back(
+def rescale(
     body: BodyModel,
     parameters: BodyParameters,
     scale: Float[Tensor, "*batch"],
@@ -56,42 +59,35 @@ def write_back(
     *,
     root: Float[Tensor, "*batch 3"] | None = None,
     child: Bool[Tensor, "*batch"] | None = None,
-    layout: str | KeypointLayout = "smpl24",
-    age_bounds: tuple[float, float] = (-0.05, 1.0),
-    beta_bounds: tuple[float, float] = (-8.0, 8.0),
-) -> WrittenBack:
-    """Bodies whose rest height is ``scale`` times what it was, where they were in the image.
+) -> Rescaled:
+    """Find bodies whose rest height is ``scale`` times what it was, at the same place of the image.
 
-    The age offset of a child, the first beta of an adult is changed until the stature is right. As with DTO,
-    a child is who is said to be one and shrinks, and whoever ends below ``CHILD_HEIGHT``; on a body without
-    ages all are adults.
+    The age offset of a child or the first beta of an adult is changed until the stature is right. As in DTO,
+    a child is somebody of ``child`` who shrinks, or whoever ends below ``CHILD_HEIGHT``; without ages, all
+    are adults.
 
-    A smaller adult is no child, and a child no small adult: the projection is kept exactly only with the
-    scale as a factor of its own, ``scale * vertices`` in camera coordinates. Here the root joint is moved
-    along its ray to ``scale`` times its depth, then the body sideways to where its keypoints agree best with
-    what they were in the image. How much they still moved is in ``pixels``.
+    A smaller adult is not a child, nor a child a small adult: only a separate scale factor
+    (``scale * vertices`` in camera coordinates) keeps the projection exactly. Here the root joint is moved
+    along its ray to ``scale`` times its depth, and then the body sideways to the best agreement of its
+    keypoints with those before; ``pixels`` is their remaining displacement.
 
     Args:
         body: the layer.
         parameters: in camera coordinates, of one batch.
-        scale: s, of `place_people`.
+        scale: s, from `place_people`.
         camera: intrinsics, which broadcast to the batch.
-        root: where the root joint is to be [m], as `refine_crowd` finds it; at ``scale`` times its place
-            if None.
+        root: new place of the root joint [m], from `refine_crowd`; ``scale`` times its old place if None.
         child: who is a child by class; nobody if None.
-        layout: keypoints that are to stay where they are.
-        age_bounds: of the age offset.
-        beta_bounds: of the first beta.
 
     Raises:
-        TypeError: the scale is no tensor of a floating type.
+        TypeError: the scale is not a floating-point tensor.
         ValueError: shapes differ, a scale is not finite and above 0, the body has neither ages nor betas, or
             the camera has a pose of its own.
     """
     expect("scale", scale)
     batch = parameters.transl.shape[:-1]
     if scale.shape != batch:
-        raise ValueError(f"scale: expected shape {tuple(batch)}, one a person, got {tuple(scale.shape)}")
+        raise ValueError(f"scale: expected shape {tuple(batch)}, one per person, got {tuple(scale.shape)}")
     if camera.rotation is not None or camera.translation is not None:
         raise ValueError(
             "camera: expected no rotation and translation; give parameters in camera coordinates"
@@ -104,23 +100,21 @@ def write_back(
     if body.age_anchors:
         shrinks = torch.zeros_like(by_age) if child is None else child & (scale < 1)
         by_age = shrinks | (wanted < CHILD_HEIGHT) if body.num_betas else torch.ones_like(by_age)
-    low, high = (torch.where(by_age, *pair) for pair in zip(age_bounds, beta_bounds, strict=True))
-    betas, age_offset = _of_height(body, parameters, wanted, by_age, low.to(scale), high.to(scale))
+    betas, age_offset = _of_height(body, parameters, wanted, by_age)
+    before = body.keypoints(LAYOUT, **parameters.arguments(body), pose_format="axis_angle")
     changed = parameters._replace(betas=betas, age_offset=age_offset)
-    before = body.keypoints(layout, **parameters.arguments(body), pose_format="axis_angle")
-    changed = _in_place(body, parameters, changed, scale, root, before, layout)
-    after = body.keypoints(layout, **changed.arguments(body), pose_format="axis_angle")
+    changed = _in_place(body, parameters, changed, scale, root, before)
+    after = body.keypoints(LAYOUT, **changed.arguments(body), pose_format="axis_angle")
     moved = camera.project(after).pixels - camera.project(before).pixels
     height = rest_height(body, betas, age_offset)
-    return WrittenBack(
-        changed, height, by_age, (height - wanted).abs() < 1e-4, moved.square().sum(-1).mean(-1).sqrt()
-    )
+    exact = (height - wanted).abs() < 1e-4
+    return Rescaled(changed, height, by_age, exact, moved.square().sum(-1).mean(-1).sqrt())
 
 
 def _of_height(
-    body: BodyModel, parameters: BodyParameters, wanted: Tensor, by_age: Tensor, low: Tensor, high: Tensor
+    body: BodyModel, parameters: BodyParameters, wanted: Tensor, by_age: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Betas and age offset of a stature, by Newton's method on a function that is piecewise linear."""
+    """Find betas and age offset of a stature by Newton's method on a piecewise linear function."""
     first = parameters.betas[..., 0] if body.num_betas else torch.zeros_like(wanted)
     start = torch.where(by_age, parameters.age_offset, first).detach()
 
@@ -132,7 +126,8 @@ def _of_height(
         return torch.cat((beta[..., None], parameters.betas[..., 1:]), -1), age
 
     value, target = start, wanted.detach()
-    low, high = torch.minimum(low, start), torch.maximum(high, start)
+    low = torch.minimum(torch.where(by_age, AGE_BOUNDS[0], BETA_BOUNDS[0]).to(start), start)
+    high = torch.maximum(torch.where(by_age, AGE_BOUNDS[1], BETA_BOUNDS[1]).to(start), start)
     for _ in range(12):
         with torch.enable_grad():
             value = value.detach().requires_grad_()
@@ -154,13 +149,12 @@ def _in_place(
     scale: Tensor,
     root: Tensor | None,
     before: Tensor,
-    layout: str | KeypointLayout,
 ) -> BodyParameters:
-    """The root joint to its place; then sideways, by least squares in the image."""
+    """Move the root joint to its place, then the body sideways by least squares in the image."""
     if root is None:
         root = scale[..., None] * (_rest_root(body, old) + old.transl)
     transl = root - _rest_root(body, new)
-    after = body.keypoints(layout, **new._replace(transl=transl).arguments(body), pose_format="axis_angle")
+    after = body.keypoints(LAYOUT, **new._replace(transl=transl).arguments(body), pose_format="axis_angle")
     depth = after[..., 2:]
     gap = before[..., :2] / before[..., 2:] - after[..., :2] / depth
     sideways = (gap / depth).sum(-2) / (1 / depth.square()).sum(-2)
