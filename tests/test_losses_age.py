@@ -98,9 +98,7 @@ def test_weights_count_in_each_class(crowd):
     torch.testing.assert_close(age_class_loss(*twice, weights=weights), age_class_loss(offsets, classes))
     torch.testing.assert_close(age_class_loss(*twice, weights=weights > 0), age_class_loss(offsets, classes))
     torch.testing.assert_close(age_class_loss(*twice), age_class_loss(offsets, classes))
-    torch.testing.assert_close(
-        age_class_loss(*twice, weights=3 * weights), 3 * age_class_loss(offsets, classes)
-    )
+    torch.testing.assert_close(age_class_loss(*twice, weights=3 * weights), age_class_loss(offsets, classes))
 
 
 def test_bevs_two_losses_together():

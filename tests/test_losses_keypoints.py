@@ -58,10 +58,10 @@ def test_smplifyx_in_the_image():
     assert got.item() == pytest.approx(expected)
 
 
-def test_mean_is_over_points_that_count():
+def test_mean_divides_by_the_sum_of_weights():
     pred = torch.tensor([[[1.0, 2.0], [5.0, 5.0]], [[0.0, 3.0], [torch.nan, torch.inf]]])
     weights = torch.tensor([[1.0, 0.5], [2.0, 0.0]])
-    assert reprojection_loss(pred, torch.zeros(2, 2, 2), weights=weights) == (3 + 5 + 6) / 3
+    assert reprojection_loss(pred, torch.zeros(2, 2, 2), weights=weights) == (3 + 5 + 6) / 3.5
 
 
 def test_gradient_moves_points_towards_the_target():

@@ -208,7 +208,7 @@ def test_metric_aware_takes_means_of_people():
     assert terms["relative_depth"].item() == pytest.approx(0.5 * np.mean(pairs))
     fov = [(3 if a > b else 1) * (a - b) ** 2 for a, b in zip(p["fov"], t["fov"], strict=True)]
     assert terms["fov"].item() == pytest.approx(0.5 * sum(fov))
-    with pytest.raises(ValueError, match="'relative_depth' is not one of single people"):
+    with pytest.raises(ValueError, match="'relative_depth' has no value per person"):
         metric_aware_objective(age=True)(prediction, given, reduction="none")
 
 

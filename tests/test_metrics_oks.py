@@ -41,8 +41,9 @@ def test_oks_is_its_formula(batch, seed):
         each = np.exp(-squared / (2 * area[index].item() * (2 * sigmas[kept]) ** 2))
         assert found[index].item() == pytest.approx(each.mean() if kept.any() else 0, abs=ROUNDING)
     seen = weights.any(-1)
-    expected = found[seen].mean().item() if seen.any() else 0
-    assert oks(pred, target, area, weights=weights).item() == pytest.approx(expected, abs=ROUNDING)
+    expected = found[seen].mean().item() if seen.any() else np.nan
+    mean = oks(pred, target, area, weights=weights).item()
+    assert mean == pytest.approx(expected, abs=ROUNDING, nan_ok=True)
 
 
 def test_people_without_a_visible_keypoint_do_not_count():
@@ -195,7 +196,7 @@ def test_without_detections_all_is_zero():
 def test_errors_name_the_argument(unchecked):
     pred, target, area, _ = people(3)
     ids, scores = torch.arange(3), torch.ones(3)
-    with pytest.raises(ValueError, match="sigmas: expected 17, one a keypoint, got"):
+    with pytest.raises(ValueError, match="sigmas: expected 17, one per keypoint, got"):
         oks(pred, target, area, sigmas=(0.1, 0.1))
     with pytest.raises(ValueError, match=r"target: expected shape \(\*batch, 17, 2\), got \(3, 16, 2\)"):
         oks(pred, target[:, 1:], area)
@@ -203,7 +204,7 @@ def test_errors_name_the_argument(unchecked):
         keypoint_ap(pred, scores[:2], ids, target, area, ids)
     with pytest.raises(ValueError, match="target_images: expected 3 entries, got 1"):
         keypoint_ap(pred, scores, ids, target, area, ids[:1])
-    with pytest.raises(ValueError, match="sigmas: expected 17, one a keypoint"):
+    with pytest.raises(ValueError, match="sigmas: expected 17, one per keypoint"):
         keypoint_ap(pred, scores, ids, target, area, ids, sigmas=(0.1,))
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from agebody import metrics
 from agebody.age import AGE_CLASSES, age_class
+from agebody.metrics.record import METRICS
 
 streaming = pytest.importorskip("agebody.metrics.streaming")
 torchmetrics = pytest.importorskip("torchmetrics")
@@ -136,6 +137,27 @@ def test_one_keypoint_has_no_head_size():
     metric.update(**given)
     torch.testing.assert_close(metric.compute(), metrics.mpckh(**given), rtol=1e-12, atol=0)
     assert metric.count == 5
+
+
+def test_options_without_a_default_are_needed():
+    with pytest.raises(TypeError, match="MPJPE: expected the options layout"):
+        streaming.MPJPE()
+
+
+def test_every_record_is_that_of_a_public_function():
+    for name, record in METRICS.items():
+        assert name in metrics.__all__
+        assert getattr(metrics, name).__wrapped__ is record.errors
+    assert streaming.PCK.higher_is_better
+    assert not streaming.PVE.higher_is_better
+
+
+def test_weights_of_people_weigh():
+    given = {"pred": torch.tensor([1.0, 5.0]), "target": torch.ones(2), "weights": torch.tensor([3.0, 1.0])}
+    metric = streaming.StatureError()
+    for row in range(2):
+        metric.update(**part(given, slice(row, row + 1)))
+    assert metric.compute() == metrics.stature_error(**given) == 1
 
 
 @pytest.mark.parametrize("metric", [case[0] for case in CASES.values()], ids=CASES)

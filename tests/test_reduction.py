@@ -11,13 +11,15 @@ shapes = st.lists(st.integers(0, 4), max_size=3).map(tuple)
 
 
 @given(shapes, st.integers(0, 2**31))
-def test_mean_counts_what_weighs_anything(shape, seed):
+def test_mean_divides_by_the_sum_of_weights(shape, seed):
     generator = torch.Generator().manual_seed(seed)
     terms = torch.rand(shape, generator=generator, dtype=torch.float64)
     weights = torch.randint(0, 3, shape, generator=generator).double()
     kept = [(t * w).item() for t, w in zip(terms.flatten(), weights.flatten(), strict=True) if w]
     assert reduce(terms, weights, "sum").item() == pytest.approx(sum(kept))
-    assert reduce(terms, weights, "mean").item() == pytest.approx(sum(kept) / max(len(kept), 1))
+    mean = sum(kept) / (weights.sum().item() or 1)
+    assert reduce(terms, weights, "mean").item() == pytest.approx(mean)
+    assert reduce(terms, 0.25 * weights, "mean").item() == pytest.approx(mean)
     torch.testing.assert_close(reduce(terms, weights, "none"), terms * weights)
     torch.testing.assert_close(reduce(terms, weights != 0, "sum"), terms[weights != 0].sum())
     full = terms.mean() if terms.numel() else torch.zeros((), dtype=torch.float64)
@@ -27,7 +29,8 @@ def test_mean_counts_what_weighs_anything(shape, seed):
 def test_weights_broadcast_to_the_entries():
     terms, weights = torch.ones(4, 3), torch.tensor([0.0, 1.0, 2.0])
     assert reduce(terms, weights, "sum") == 12
-    assert reduce(terms, weights, "mean") == 12 / 8
+    assert reduce(terms, weights, "mean") == 1
+    assert reduce(torch.tensor([1.0, 3.0]), torch.tensor([3.0, 1.0]), "mean") == 1.5
     assert reduce(terms, torch.tensor([True, False, False, True])[:, None], "mean") == 1
 
 
@@ -35,20 +38,36 @@ def test_hidden_entries_reach_neither_value_nor_gradient():
     values = torch.tensor([[1.0, 2.0], [torch.nan, 1.0], [torch.inf, 3.0]], requires_grad=True)
     weights = torch.tensor([2.0, 0.0, 0.0])
     total = reduce(apply_mask(values, weights, 1).square().sum(-1), weights, "mean")
-    assert total == 10
+    assert total == 5
     total.backward()
     assert values.grad is not None
-    assert values.grad.tolist() == [[4.0, 8.0], [0.0, 0.0], [0.0, 0.0]]
+    assert values.grad.tolist() == [[2.0, 4.0], [0.0, 0.0], [0.0, 0.0]]
     assert apply_mask(values, None) is values
 
 
-def test_nothing_that_weighs_is_zero_with_a_gradient():
+def test_no_entry_counts():
     values = torch.ones(3, requires_grad=True)
     total = reduce(values, torch.zeros(3), "mean")
     assert total == 0
     total.backward()
     assert values.grad is not None
     assert values.grad.tolist() == [0, 0, 0]
+    for terms, weights in (
+        (torch.ones(3), torch.zeros(3)),
+        (torch.ones(0), None),
+        (torch.ones(0), torch.ones(0)),
+    ):
+        assert reduce(terms, weights, "mean") == reduce(terms, weights, "sum", empty=torch.nan) == 0
+        assert reduce(terms, weights, "mean", empty=torch.nan).isnan()
+
+
+def test_16_bits_hold_the_sum_of_many_weights():
+    """70 000 has no place in float16, and above 2048 it does not count by ones."""
+    for dtype in (torch.float16, torch.bfloat16):
+        assert reduce(torch.ones(70_001), torch.ones(70_001, dtype=dtype), "mean") == 1
+        terms = torch.tensor([1.0, 0.0], dtype=dtype).repeat(1500)
+        assert reduce(terms, torch.ones(3000, dtype=dtype), "mean").dtype == dtype
+        assert reduce(terms, torch.ones(3000, dtype=dtype), "mean") == 0.5
 
 
 def test_safe_norm():

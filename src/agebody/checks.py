@@ -1,4 +1,18 @@
-"""What losses and metrics begin and end with: arguments checked, masks, differences, weights, reductions."""
+"""Argument checks, masks, weights and reductions that losses, metrics and fits share.
+
+Weights follow one rule. Each entry (a keypoint, a rotation, a person, a pair) has one weight, a confidence or
+a mask, in any shape that broadcasts to the entries:
+
+- entries of weight 0 are ignored, even where they are NaN or infinite: they reach neither the value nor a
+  gradient;
+- ``"none"`` returns weight times term per entry, ``"sum"`` adds these, and ``"mean"`` divides their sum by
+  the sum of the weights, so that a common factor of all weights changes no mean, and a mask is weights of 0
+  and 1;
+- where no entry counts, the mean is 0 for losses, so that a training step without labels goes on, and NaN for
+  metrics, where 0 would be a perfect score.
+
+An entry of several others weighs the product of their weights (pairs of people, neighbouring frames).
+"""
 
 from __future__ import annotations
 
@@ -11,11 +25,12 @@ from torch import Tensor
 from agebody.engine.rowwise import is_transformed
 
 Reduction = Literal["none", "mean", "sum"]
-"""``"none"`` keeps one term an entry; ``"sum"`` adds them; ``"mean"`` divides the sum by the number of
-entries whose weight is not zero, and is 0 where there are none."""
+"""``"none"`` keeps one weighted term per entry; ``"sum"`` adds them; ``"mean"`` divides the sum by the sum of
+weights."""
 
 Weights = Float[Tensor, "*entries"] | Bool[Tensor, "*entries"] | None
-"""Confidences or a mask, which broadcast to the entries. What weighs nothing is not looked at, NaN or not."""
+"""Confidences or a mask that broadcast to the entries; None is 1 everywhere. Entries of weight 0 are
+ignored."""
 
 
 def expect(name: str, tensor: Any, *entry: int | None) -> Tensor:
@@ -150,35 +165,35 @@ def residual(
 
 
 def reduce(
-    terms: Float[Tensor, "*entries"], weights: Tensor | None, reduction: Reduction
+    terms: Float[Tensor, "*entries"], weights: Tensor | None, reduction: Reduction, *, empty: float = 0.0
 ) -> Float[Tensor, "*left"]:
-    """Weighs the terms and reduces them.
+    """Weight terms and reduce them, by the rule at the head of this module.
 
     Args:
-        terms: one an entry.
+        terms: one per entry.
         weights: broadcast to the entries; None is 1 everywhere.
         reduction: see `Reduction`.
+        empty: the mean where no entry counts: 0 for losses, NaN for metrics.
 
     Raises:
         ValueError: the weights do not broadcast to the entries, or there is no such reduction.
     """
     if reduction not in get_args(Reduction):
         raise ValueError(f"reduction: expected one of {', '.join(get_args(Reduction))}, got {reduction!r}")
-    counted: Any = max(terms.numel(), 1)
+    weights = expand_weights(weights, terms.shape)
     if weights is not None:
-        try:
-            weights = weights.expand(terms.shape)
-        except RuntimeError:
-            raise ValueError(
-                f"weights: expected a shape that broadcasts to {tuple(terms.shape)}, "
-                f"got {tuple(weights.shape)}"
-            ) from None
-        kept = weights != 0
-        terms = torch.where(kept, terms * weights, 0)
-        counted = kept.sum().clamp(min=1)
+        terms = torch.where(weights != 0, terms * weights, 0)
     if reduction == "none":
         return terms
-    return terms.sum() if reduction == "sum" else terms.sum() / counted
+    added = terms.sum()
+    if reduction == "sum":
+        return added
+    if weights is None:
+        return added / terms.numel() if terms.numel() else added + empty
+    half = weights.dtype in (torch.float16, torch.bfloat16)  # which cannot count thousands of entries
+    total = weights.sum(dtype=torch.float32 if half else None)
+    nothing = total == 0
+    return torch.where(nothing, empty, added / torch.where(nothing, 1, total)).to(added.dtype)
 
 
 def safe_norm(vectors: Float[Tensor, "*batch D"], dim: int = -1) -> Float[Tensor, "*batch"]:

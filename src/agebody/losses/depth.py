@@ -168,14 +168,14 @@ def _same_image(image: Any, people: Tensor) -> Tensor:
 
 
 def _mean_over_images(terms: Tensor, pairs: Tensor, same: Tensor) -> Tensor:
-    """Mean over the pairs of each image that weigh anything, then over the images that have such a pair.
+    """Return the weighted mean over the pairs of each image, averaged over the images with such a pair.
 
-    Sums of an image are found at each of its people, and count at the first of them: so no index is sorted,
-    and no number of images is needed.
-    """
+    Sums per image are computed at each of its people, and counted at the first of them. So no index is
+    sorted, and the number of images is not needed."""
     first = ~same.tril(-1).any(-1)
-    sums = reduce(terms, pairs, "none").sum(-1)
-    counts = (pairs != 0).to(terms.dtype).sum(-1)
-    sums, counts = ((same * of_person[..., None, :]).sum(-1) for of_person in (sums, counts))
-    means = sums / counts.clamp(min=1)
-    return reduce(means, first & (counts > 0), "mean")
+    sums, totals = (
+        (same * per_person[..., None, :]).sum(-1)
+        for per_person in (reduce(terms, pairs, "none").sum(-1), pairs.sum(-1))
+    )
+    means = sums / torch.where(totals == 0, 1, totals)
+    return reduce(means, first & (totals != 0), "mean")

@@ -2,21 +2,22 @@
 
 Names of tensors, of the prediction and of the target alike:
 
-    keypoints_2d    (*batch, K, 2)          in the image, in the unit that the objective says
+    keypoints_2d    (*batch, K, 2)          in the image, in the unit that the objective states
     keypoints_3d    (*batch, K, 3)          points of a layout [m]
-    global_orient   (*batch, 3, 3)          root rotation; (*batch, 3) where axis-angle is said
-    body_pose       (*batch, J - 1, 3, 3)   the others; (*batch, J - 1, 3) where axis-angle is said
+    global_orient   (*batch, 3, 3)          root rotation; (*batch, 3) for objectives in axis-angle
+    body_pose       (*batch, J - 1, 3, 3)   the other rotations; (*batch, J - 1, 3) in axis-angle
     betas           (*batch, N)
     age_offset      (*batch)
 
 The target may hold weights of each under its name with ``_weights`` appended: (*batch, K) for keypoints,
-(*batch) for the rest, 0 for what is not known.
-"""
+(*batch) for the rest, 0 for what is not known. A "mean" over people divides by the number of people with any
+label, as the public code does: weights are those of a person's entries."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,49 +38,47 @@ from agebody.losses.temporal import velocity_loss
 
 
 def hmr2_objective(*, layout: str | KeypointLayout = "hmr2_44") -> Objective:
-    """HMR2 (Goel et al., ICCV 2023), as its public code weighs it: sums over people, keypoints and entries.
+    """Return the objective of HMR2 (Goel et al., ICCV 2023) as its public code weights it: sums over
+    everything.
 
-    ``keypoints_2d`` in the crop, in [-1/2, 1/2]; rotations as matrices; ``scores`` (*batch, D) of a
-    discriminator that judges the prediction, see `PoseDiscriminator`, divided by the number of people.
+    ``keypoints_2d`` are in the crop, in [-1/2, 1/2]; rotations are matrices; ``scores`` (*batch, D) are those
+    of a discriminator that judges the prediction, see `PoseDiscriminator`, divided by the number of people.
 
     Args:
-        layout: what the 3D keypoints are; its root is where they are compared from.
+        layout: of the 3D keypoints; they are compared relative to its root.
     """
     return Objective(_hmr2_terms(layout, 0.05, 0.01, 0.001, 0.001, 0.0005, 0.0005), reduction="sum")
 
 
 def aionhmr_objective(*, layout: str | KeypointLayout = "hmr2_44") -> Objective:
-    """AionHMR's regressor: HMR2's terms with other weights, and the age offset as one more of the betas.
+    """Return the objective of AionHMR's regressor: HMR2's with other weights, and the age offset as one more
+    beta.
 
     Arguments and names as in `hmr2_objective`; ``age_offset`` is needed beside ``betas``, and the
-    discriminator judges eleven of them.
-    """
+    discriminator judges eleven of them."""
     terms = _hmr2_terms(layout, 0.05, 0.02, 0.005, 0.001, 0.0015, 0.0005)
-    identity = ("betas", "age_offset")
-    terms["betas"] = LossTerm(terms["betas"].weight, _identity, identity, identity)
+    terms["betas"] = LossTerm(terms["betas"].weight, partial(_identity, age=True), WITH_AGE, WITH_AGE)
     return Objective(terms, reduction="sum")
 
 
 def aionhmr_fitting_objective(*, smoothness: float = 1.0) -> Objective:
-    """AionHMR's fit of a video, after SLAHMR: reprojection, a latent pose, one identity, smooth motion.
+    """Return the objective of AionHMR's fit of a video, after SLAHMR.
 
         0.001 sum c^2 gmof(x - x'; 100) + 0.04 |z|^2 + 0.05 T |[b, a]|^2 + s / 2 sum |J_t+1 - J_t|^2
 
-    ``keypoints_2d`` (*batch, T, K, 2) in pixels, weighed by confidences c; ``latent_pose`` (*batch, T, Z) of
-    the user's own pose prior (VPoser's there); ``betas`` (*batch, N) and ``age_offset`` (*batch) of one
-    person; ``keypoints_3d`` (*batch, T, K, 3) in the world [m].
+    ``keypoints_2d`` (*batch, T, K, 2) in pixels, weighted by the squares of confidences c; ``latent_pose``
+    (*batch, T, Z) of the user's own pose prior (there VPoser's); ``betas`` (*batch, N) and ``age_offset``
+    (*batch) of one person; ``keypoints_3d`` (*batch, T, K, 3) in the world [m].
 
     Args:
         smoothness: s; 1 in the first stage, 10 in the second.
     """
     return Objective(
         {
-            "keypoints_2d": LossTerm(
-                0.001, partial(_robust, entry_dims=2), ("keypoints_2d",), ("keypoints_2d",)
-            ),
-            "pose_prior": LossTerm(0.04, _latent_video, ("latent_pose",)),
-            "shape_prior": LossTerm(0.05, _identity_of_video, ("betas", "age_offset", "keypoints_2d")),
-            "smoothness": LossTerm(smoothness / 2, _motion, ("keypoints_3d",)),
+            "keypoints_2d": _compared(0.001, "keypoints_2d", ROBUST_REPROJECTION, dims=2, squared=True),
+            "pose_prior": _predicted(0.04, "latent_pose", partial(_squares, dims=2)),
+            "shape_prior": LossTerm(0.05, _identity_of_video, (*WITH_AGE, "keypoints_2d")),
+            "smoothness": _predicted(smoothness / 2, "keypoints_3d", _squared_steps),
         },
         reduction="sum",
     )
@@ -92,7 +91,8 @@ SMPLIFY_X_STAGES = (
     (4.78, 5.0, 0.01),
     (4.78, 5.0, 1.0),
 )
-"""Weights of pose prior, shape prior and intersection in SMPLify-X's stages; it squares the first two."""
+"""Weights of pose prior, shape prior and intersection in the stages of SMPLify-X, which squares the first
+two."""
 
 
 def smplify_x_objective(
@@ -103,21 +103,22 @@ def smplify_x_objective(
     joint_names: Sequence[str] = SMPL_JOINT_NAMES[1:],
     intersection: Callable[[Tensor], Tensor] | None = None,
 ) -> Objective:
-    """One stage of SMPLify-X (Pavlakos et al., CVPR 2019), as its public code weighs it: sums over people.
+    """Return one stage of SMPLify-X (Pavlakos et al., CVPR 2019) as its public code weights it: sums over
+    people.
 
         d^2 sum (w c)^2 gmof(x - x'; 100) + p^2 prior(pose) + s^2 |b|^2 + 3.17 p sum exp(s_i theta_i)^2 + i C
 
-    with p, s and i of `SMPLIFY_X_STAGES`. ``keypoints_2d`` in pixels, with the product of joint weight w and
-    confidence c for weights; ``body_pose`` in axis-angle; ``betas``; ``vertices`` (*batch, V, 3) with an
-    intersection. Its terms of hands, jaw and expression have no place on these bodies.
+    with p, s and i of `SMPLIFY_X_STAGES`. ``keypoints_2d`` are in pixels, their weights the products of joint
+    weight w and confidence c; ``body_pose`` is in axis-angle; ``betas``; ``vertices`` (*batch, V, 3) with an
+    intersection. The terms of hands, jaw and expression do not apply to these bodies.
 
     Args:
         stage: 0 to 4.
         data_weight: d; the public code takes 1000 / image height.
         pose_prior: ``body_pose`` (*batch, J - 1, 3) -> (*batch), such as ``partial(prior, reduction="none")``
             with a `MaxMixturePrior`. None: the square of ``latent_pose`` (*batch, Z), as with VPoser.
-        joint_names: of ``body_pose``, for the prior on bent knees and elbows.
-        intersection: ``vertices`` -> (*batch); left out if not given.
+        joint_names: of ``body_pose``, for the hyperextension prior.
+        intersection: ``vertices`` -> (*batch); None leaves the term out.
 
     Raises:
         ValueError: there is no such stage.
@@ -125,57 +126,56 @@ def smplify_x_objective(
     if not 0 <= stage < len(SMPLIFY_X_STAGES):
         raise ValueError(f"stage: expected 0 to {len(SMPLIFY_X_STAGES) - 1}, got {stage}")
     pose, shape, apart = SMPLIFY_X_STAGES[stage]
+    hyperextension = partial(hyperextension_prior, joint_names=joint_names, reduction="none")
+    prior = ("latent_pose", _squares) if pose_prior is None else ("body_pose", pose_prior)
     terms = {
-        "keypoints_2d": LossTerm(
-            data_weight**2, partial(_robust, entry_dims=1), ("keypoints_2d",), ("keypoints_2d",)
-        ),
-        "pose_prior": LossTerm(pose**2, _Prior("latent_pose", _square), ("latent_pose",))
-        if pose_prior is None
-        else LossTerm(pose**2, _Prior("body_pose", pose_prior), ("body_pose",)),
-        "shape_prior": LossTerm(shape**2, _Prior("betas", _square), ("betas",)),
-        "hyperextension_prior": LossTerm(
-            3.17 * pose,
-            _Prior("body_pose", partial(hyperextension_prior, joint_names=joint_names, reduction="none")),
-            ("body_pose",),
-        ),
+        "keypoints_2d": _compared(data_weight**2, "keypoints_2d", ROBUST_REPROJECTION, squared=True),
+        "pose_prior": _predicted(pose**2, *prior),
+        "shape_prior": _predicted(shape**2, "betas", _squares),
+        "hyperextension_prior": _predicted(3.17 * pose, "body_pose", hyperextension),
     }
     if intersection is not None:
-        terms["intersection"] = LossTerm(apart, _Prior("vertices", intersection), ("vertices",))
+        terms["intersection"] = _predicted(apart, "vertices", intersection)
     return Objective(terms, reduction="sum")
 
 
 def metric_aware_objective(
     *, image_size: float = MAHMR_RESOLUTION, layout: str | KeypointLayout | None = "smpl24", age: bool = False
 ) -> Objective:
-    """Metric-Aware HMR (Wang et al. 2025): what it learns of matched people, as its public code weighs it.
+    """Return what Metric-Aware HMR (Wang et al. 2025) learns from matched people, as its public code weights
+    it.
 
-    Absolute errors: for each person their mean over joints and coordinates, over betas, over angles; then the
-    mean over people who have labels. ``keypoints_2d`` in pixels; rotations in axis-angle; ``depth`` (*batch)
-    [m] with ``image`` (*batch), the number of each person's image, in the target; ``fov`` (*images) vertical
-    fields of view [rad], summed over images. The terms of detection (boxes, confidences, scale maps) belong
-    to the detector.
+    Absolute errors: per person their mean over joints and coordinates, over betas, over angles; then the mean
+        over people with labels. ``keypoints_2d`` in pixels; rotations in axis-angle; ``depth`` (*batch) [m]
+        with ``image`` (*batch), the number of each person's image, in the target; ``fov`` (*images) vertical
+        fields of view [rad], summed over images. The terms of detection (boxes, confidences, scale maps)
+        belong to the detector.
 
     Args:
         image_size: longer side of the network's input, by which image coordinates are divided [pixels].
-        layout: what the 3D keypoints are; its root is where they are compared from. None: compared as given.
+        layout: of the 3D keypoints; they are compared relative to its root. None: as given.
         age: whether the age offset is compared too, as the eleventh of the betas.
     """
-    identity = ("betas", "age_offset") if age else ("betas",)
     pose = ("global_orient", "body_pose")
+    identity = WITH_AGE if age else WITH_AGE[:1]
+    of_betas = partial(
+        _identity, age=age, beta_weights=METRIC_AWARE_BETA_WEIGHTS, age_weight=10.0, penalty="l1", mean=True
+    )
+    of_points = partial(_keypoints_3d, layout=layout, mean_over=3)
     return Objective(
         {
             "pose": LossTerm(5.0, _absolute_pose, pose, pose),
-            "betas": LossTerm(3.0, partial(_weighted_betas, age=age), identity, identity),
-            "keypoints_3d": LossTerm(
-                8.0, partial(_mean_keypoints_3d, layout=layout), ("keypoints_3d",), ("keypoints_3d",)
-            ),
-            "keypoints_2d": LossTerm(
-                40.0, partial(_mean_keypoints_2d, unit=image_size), ("keypoints_2d",), ("keypoints_2d",)
-            ),
+            "betas": LossTerm(3.0, of_betas, identity, identity),
+            "keypoints_3d": LossTerm(8.0, of_points, ("keypoints_3d",), ("keypoints_3d",)),
+            "keypoints_2d": _compared(40.0, "keypoints_2d", reprojection_loss, mean_over=2 * image_size),
             "relative_depth": LossTerm(0.5, _relative_depth, ("depth",), ("depth", "image")),
             "fov": LossTerm(0.5, _fov, ("fov",), ("fov",)),
         }
     )
+
+
+WITH_AGE = ("betas", "age_offset")
+ROBUST_REPROJECTION = partial(reprojection_loss, penalty=partial(gmof, rho=100.0))
 
 
 def _hmr2_terms(
@@ -187,71 +187,90 @@ def _hmr2_terms(
     betas: float,
     adversarial: float,
 ) -> dict[str, LossTerm]:
+    of_points = partial(_keypoints_3d, layout=layout)
     return {
-        "keypoints_3d": LossTerm(
-            keypoints_3d, partial(_keypoints_3d, layout=layout), ("keypoints_3d",), ("keypoints_3d",)
-        ),
-        "keypoints_2d": LossTerm(keypoints_2d, _keypoints_2d, ("keypoints_2d",), ("keypoints_2d",)),
-        "global_orient": LossTerm(global_orient, _global_orient, ("global_orient",), ("global_orient",)),
-        "body_pose": LossTerm(body_pose, _body_pose, ("body_pose",), ("body_pose",)),
-        "betas": LossTerm(betas, _betas, ("betas",), ("betas",)),
+        "keypoints_3d": LossTerm(keypoints_3d, of_points, ("keypoints_3d",), ("keypoints_3d",)),
+        "keypoints_2d": _compared(keypoints_2d, "keypoints_2d", reprojection_loss),
+        "global_orient": _compared(global_orient, "global_orient", rotation_loss, dims=0),
+        "body_pose": _compared(body_pose, "body_pose", rotation_loss, per_person=True),
+        "betas": LossTerm(betas, _identity, ("betas",), ("betas",)),
         "adversarial": LossTerm(adversarial, _adversarial, ("scores",)),
     }
 
 
-def _of_people(entries: Tensor, weights: Tensor | None, reduction: Reduction, dims: int = 1) -> Tensor:
-    """From weighted terms of entries (*batch, K) to a sum a person, reduced over people who have any."""
-    last = tuple(range(-dims, 0))
+def _compared(weight: float, name: str, loss: Callable[..., Tensor], **options: Any) -> LossTerm:
+    """Return the term of a tensor that prediction and target both have; options as in `_compare`."""
+    return LossTerm(weight, partial(_compare, name=name, loss=loss, **options), (name,), (name,))
+
+
+def _compare(
+    prediction: Values,
+    target: Values,
+    reduction: Reduction,
+    *,
+    name: str,
+    loss: Callable[..., Tensor],
+    dims: int = 1,
+    per_person: bool = False,
+    squared: bool = False,
+    mean_over: float | None = None,
+) -> Tensor:
+    """Compare a tensor with its target.
+
+    Args:
+        prediction: tensors by name.
+        target: tensors by name.
+        reduction: over people.
+        name: of the tensor.
+        loss: of the two.
+        dims: number of dimensions of one person's entries.
+        per_person: whether weights are (*batch) where entries have one dimension more.
+        squared: whether the weights are the squares of what the target has.
+        mean_over: see `_over_people`.
+    """
+    weights = target.get(f"{name}_weights")
     if weights is not None:
-        weights = (weights.expand(entries.shape) != 0).any(-1).to(entries.dtype)
-        for _ in range(dims - 1):
-            weights = weights.amax(-1)
-    return reduce(entries.sum(last), weights, reduction)
+        weights = weights[..., None] if per_person else weights
+        weights = weights.to(prediction[name]).square() if squared else weights
+    terms = loss(prediction[name], target[name], weights=weights, reduction="none")
+    return _over_people(terms, weights, reduction, dims=dims, mean_over=mean_over)
 
 
-def _keypoints_2d(prediction: Values, target: Values, reduction: Reduction) -> Tensor:
-    weights = target.get("keypoints_2d_weights")
-    pred, known = prediction["keypoints_2d"], target["keypoints_2d"]
-    return _of_people(reprojection_loss(pred, known, weights=weights, reduction="none"), weights, reduction)
+def _over_people(
+    terms: Tensor,
+    weights: Tensor | None,
+    reduction: Reduction,
+    *,
+    dims: int = 1,
+    mean_over: float | None = None,
+) -> Tensor:
+    """Sum weighted terms per person, and reduce the sums over the people who have an entry of any weight.
+
+    With ``mean_over``, the sum is divided by the number of the person's entries times this.
+    """
+    counted = None if weights is None else weights.expand(terms.shape) != 0
+    entries = 1
+    if dims:
+        terms = terms.flatten(-dims)
+        entries = terms.shape[-1]
+        terms = terms.sum(-1)
+        counted = None if counted is None else counted.flatten(-dims).any(-1)
+    total = reduce(terms, counted, reduction)
+    return total if mean_over is None else total / (mean_over * entries)
 
 
 def _keypoints_3d(
-    prediction: Values, target: Values, reduction: Reduction, *, layout: str | KeypointLayout | None
+    prediction: Values,
+    target: Values,
+    reduction: Reduction,
+    *,
+    layout: str | KeypointLayout | None,
+    mean_over: float | None = None,
 ) -> Tensor:
     weights = target.get("keypoints_3d_weights")
     pred, known = prediction["keypoints_3d"], target["keypoints_3d"]
-    entries = keypoints_3d_loss(pred, known, layout=layout, weights=weights, reduction="none")
-    return _of_people(entries, rooted_weights(weights, pred, layout), reduction)
-
-
-def _mean_keypoints_2d(prediction: Values, target: Values, reduction: Reduction, *, unit: float) -> Tensor:
-    return _keypoints_2d(prediction, target, reduction) / (2 * unit * prediction["keypoints_2d"].shape[-2])
-
-
-def _mean_keypoints_3d(
-    prediction: Values, target: Values, reduction: Reduction, *, layout: str | KeypointLayout | None
-) -> Tensor:
-    count = 3 * prediction["keypoints_3d"].shape[-2]
-    return _keypoints_3d(prediction, target, reduction, layout=layout) / count
-
-
-def _global_orient(prediction: Values, target: Values, reduction: Reduction) -> Tensor:
-    weights = target.get("global_orient_weights")
-    return rotation_loss(
-        prediction["global_orient"], target["global_orient"], weights=weights, reduction=reduction
-    )
-
-
-def _body_pose(prediction: Values, target: Values, reduction: Reduction) -> Tensor:
-    weights = target.get("body_pose_weights")
-    each = None if weights is None else weights[..., None]
-    entries = rotation_loss(prediction["body_pose"], target["body_pose"], weights=each, reduction="none")
-    return _of_people(entries, each, reduction)
-
-
-def _betas(prediction: Values, target: Values, reduction: Reduction) -> Tensor:
-    weights = target.get("betas_weights")
-    return betas_loss(prediction["betas"], target["betas"], weights=weights, reduction=reduction)
+    terms = keypoints_3d_loss(pred, known, layout=layout, weights=weights, reduction="none")
+    return _over_people(terms, rooted_weights(weights, pred, layout), reduction, mean_over=mean_over)
 
 
 def _identity(
@@ -259,111 +278,86 @@ def _identity(
     target: Values,
     reduction: Reduction,
     *,
+    age: bool = False,
     beta_weights: tuple[float, ...] | None = None,
     age_weight: float = 1.0,
     penalty: Penalty = "l2",
+    mean: bool = False,
 ) -> Tensor:
-    """Betas, and the age offset as one more of them; each may be unknown."""
-    of_betas = target.get("betas_weights")
-    of_age = target.get("age_offset_weights", of_betas)
-    scale = None if beta_weights is None else prediction["betas"].new_tensor(beta_weights)
-    betas = betas_loss(
-        prediction["betas"], target["betas"],
-        beta_weights=scale, weights=of_betas, penalty=penalty, reduction="none",
-    )  # fmt: skip
-    age = age_offset_loss(
-        prediction["age_offset"], target["age_offset"], weights=of_age, penalty=penalty, reduction="none"
-    )
-    known = None if of_betas is None or of_age is None else (of_betas != 0) | (of_age != 0)
-    return reduce(betas + age_weight * age, known, reduction)
-
-
-def _with_age(values: Values) -> Tensor:
-    return torch.cat((values["betas"], values["age_offset"][..., None]), -1)
+    """Compare betas and, as one more of them, the age offset; each may be unknown."""
+    betas = prediction["betas"]
+    known = of_betas = target.get("betas_weights")
+    scale = None if beta_weights is None else betas.new_tensor(beta_weights)
+    options = {"penalty": penalty, "reduction": "none"}
+    terms = betas_loss(betas, target["betas"], beta_weights=scale, weights=of_betas, **options)
+    if age:
+        of_age = target.get("age_offset_weights", of_betas)
+        pred, true = prediction["age_offset"], target["age_offset"]
+        terms = terms + age_weight * age_offset_loss(pred, true, weights=of_age, **options)
+        known = None if of_betas is None or of_age is None else (of_betas != 0) | (of_age != 0)
+    loss = _over_people(terms, known, reduction, dims=0)
+    return loss / (betas.shape[-1] + age) if mean else loss
 
 
 def _adversarial(prediction: Values, target: Values, reduction: Reduction) -> Tensor:
-    """Always divided by the number of people, as HMR2 does beside its sums."""
+    """Return the generator's loss, which HMR2 always divides by the number of people, beside its sums."""
     scores = prediction["scores"]
     if reduction == "none":
         return generator_loss(scores, reduction="none") / max(scores[..., 0].numel(), 1)
     return generator_loss(scores, reduction="mean")
 
 
-class _Prior(nn.Module):
-    """An energy of one of the predicted tensors, a person."""
+class _Energy(nn.Module):
+    """The energy of one predicted tensor, per person."""
 
     def __init__(self, name: str, energy: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.name, self.energy = name, energy
-        # A prior that is a module moves with the objective, even if it hides in a partial.
-        self.inner = next(
-            (f for f in (energy, getattr(energy, "func", None)) if isinstance(f, nn.Module)), None
-        )
+        # A prior that is a module moves with the objective, also inside a partial.
+        inner = (energy, getattr(energy, "func", None))
+        self.inner = next((f for f in inner if isinstance(f, nn.Module)), None)
 
     def forward(self, prediction: Values, target: Values, reduction: Reduction) -> Tensor:
         return reduce(self.energy(prediction[self.name]), None, reduction)
 
 
-def _square(values: Tensor) -> Tensor:
-    return values.square().sum(-1)
+def _predicted(weight: float, name: str, energy: Callable[[Tensor], Tensor]) -> LossTerm:
+    return LossTerm(weight, _Energy(name, energy), (name,))
 
 
-def _robust(prediction: Values, target: Values, reduction: Reduction, *, entry_dims: int) -> Tensor:
-    confidences = target.get("keypoints_2d_weights")
-    squared = None if confidences is None else confidences.square()
-    entries = reprojection_loss(
-        prediction["keypoints_2d"], target["keypoints_2d"],
-        weights=squared, penalty=partial(gmof, rho=100.0), reduction="none",
-    )  # fmt: skip
-    return _of_people(entries, squared, reduction, dims=entry_dims)
+def _squares(values: Tensor, *, dims: int = 1) -> Tensor:
+    return values.square().flatten(-dims).sum(-1)
 
 
-def _latent_video(prediction: Values, target: Values, reduction: Reduction) -> Tensor:
-    return reduce(prediction["latent_pose"].square().sum((-2, -1)), None, reduction)
+def _squared_steps(points: Tensor) -> Tensor:
+    return velocity_loss(points, reduction="none").sum((-2, -1))
 
 
 def _identity_of_video(prediction: Values, target: Values, reduction: Reduction) -> Tensor:
     frames = prediction["keypoints_2d"].shape[-3]
-    return reduce(frames * _with_age(prediction).square().sum(-1), None, reduction)
-
-
-def _motion(prediction: Values, target: Values, reduction: Reduction) -> Tensor:
-    return reduce(velocity_loss(prediction["keypoints_3d"], reduction="none").sum((-2, -1)), None, reduction)
+    squares = _squares(prediction["betas"]) + prediction["age_offset"].square()
+    return reduce(frames * squares, None, reduction)
 
 
 def _absolute_pose(prediction: Values, target: Values, reduction: Reduction) -> Tensor:
     pred, known = (
-        torch.cat((v["global_orient"][..., None, :], v["body_pose"]), -2) for v in (prediction, target)
+        torch.cat((values["global_orient"][..., None, :], values["body_pose"]), -2)
+        for values in (prediction, target)
     )
-    weights = [target.get(f"{name}_weights") for name in ("global_orient", "body_pose")]
-    joints = pred.new_ones(pred.shape[:-1])
-    for part, given in zip((slice(1), slice(1, None)), weights, strict=True):
+    weights = pred.new_ones(pred.shape[:-1])
+    for name, part in (("global_orient", slice(1)), ("body_pose", slice(1, None))):
+        given = target.get(f"{name}_weights")
         if given is not None:
-            joints[..., part] = given[..., None].to(joints.dtype)
-    difference, joints = residual(pred, known, joints, 3)
-    entries = reduce(difference.abs().mean(-1), joints, "none")
-    return _of_people(entries, joints, reduction) / pred.shape[-2]
-
-
-def _weighted_betas(prediction: Values, target: Values, reduction: Reduction, *, age: bool) -> Tensor:
-    count = len(METRIC_AWARE_BETA_WEIGHTS)
-    if age:
-        options = {"beta_weights": METRIC_AWARE_BETA_WEIGHTS, "age_weight": 10.0, "penalty": "l1"}
-        return _identity(prediction, target, reduction, **options) / (count + 1)
-    scale = prediction["betas"].new_tensor(METRIC_AWARE_BETA_WEIGHTS)
-    weights = target.get("betas_weights")
-    pred, known = prediction["betas"], target["betas"]
-    loss = betas_loss(pred, known, beta_weights=scale, weights=weights, penalty="l1", reduction=reduction)
-    return loss / count
+            weights[..., part] = given[..., None].to(weights.dtype)
+    difference, _ = residual(pred, known, weights, 3)
+    terms = reduce(difference.abs().sum(-1), weights, "none")
+    return _over_people(terms, weights, reduction, mean_over=3)
 
 
 def _relative_depth(prediction: Values, target: Values, reduction: Reduction) -> Tensor:
     _refuse("relative_depth", reduction)
     weights = target.get("depth_weights")
-    return relative_metric_loss(
-        prediction["depth"], target["depth"], image=target["image"], weights=weights, reduction="mean"
-    )
+    return relative_metric_loss(prediction["depth"], target["depth"], image=target["image"], weights=weights)
 
 
 def _fov(prediction: Values, target: Values, reduction: Reduction) -> Tensor:
@@ -373,4 +367,4 @@ def _fov(prediction: Values, target: Values, reduction: Reduction) -> Tensor:
 
 def _refuse(name: str, reduction: Reduction) -> None:
     if reduction == "none":
-        raise ValueError(f"reduction: the term {name!r} is not one of single people; leave it out for 'none'")
+        raise ValueError(f"reduction: the term {name!r} has no value per person; leave it out for 'none'")

@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from agebody.checks import Reduction, Weights, apply_mask, at_least_float32, expect, reduce, safe_norm
+from agebody.checks import Reduction, Weights, apply_mask, at_least_float32, expect, safe_norm
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.metrics.matching import keypoint_boxes
+from agebody.metrics.record import Errors, metric
 
 PCK_3D_THRESHOLD = 0.15
 """The threshold of 3DPCK [m] (Mehta et al., 3DV 2017), and the last one of its area under the curve."""
@@ -19,6 +20,7 @@ HEAD_SHARE = 0.143
 """The threshold of mPCKh: a head is about a seventh of a body (Relative Human's evaluation)."""
 
 
+@metric("joint", options=("threshold",), higher_is_better=True, unit="1")
 def pck(
     pred: Float[Tensor, "*batch K D"],
     target: Float[Tensor, "*batch K D"],
@@ -27,27 +29,25 @@ def pck(
     reference: Float[Tensor, "*people"] | None = None,
     weights: Weights = None,
     reduction: Reduction = "mean",
-) -> Float[Tensor, "*left"]:
-    """Share of keypoints that are less than a threshold away from the truth.
+) -> Errors:
+    """Return the share of keypoints that are less than a threshold away from the truth (PCK).
 
     Args:
-        pred: keypoints, in the image or in space.
-        target: the truth, in the same unit.
+        pred: predicted keypoints, in the image or in space.
+        target: true keypoints, in the same unit.
         threshold: in that unit, or in reference lengths.
-        reference: (*batch), one length a person, such as `torso_length`, `head_length`, `box_side` or
-            `box_diagonal` of the truth, or () for all; without it the threshold is absolute.
-        weights: (*batch, K), which keypoints are there; any weight that is not zero counts as one.
-        reduction: "none" gives 0 or 1 a keypoint; see `per_joint` for one number a joint.
-
-    Raises:
-        TypeError, ValueError: shapes or types do not fit.
+        reference: (*batch), one length per person, such as `torso_length`, `head_length`, `box_side` or
+            `box_diagonal` of the truth, or () for all; None takes the threshold as absolute.
+        weights: (*batch, K), which keypoints count; any weight other than 0 counts as 1.
+        reduction: "none" gives 0 or 1 per keypoint; see `per_joint` for one number per joint.
     """
-    there = None if weights is None else weights != 0
-    errors = _errors(pred, target, there)
+    counted = _counted(weights)
+    errors = _distances(pred, target, counted)
     limit = threshold if reference is None else threshold * _expect_reference(reference, pred)[..., None]
-    return reduce((errors < limit).to(errors.dtype), there, reduction)
+    return Errors((errors < limit).to(errors.dtype), counted)
 
 
+@metric("joint", options=("max_threshold", "steps"), higher_is_better=True, unit="1")
 def pck_auc(
     pred: Float[Tensor, "*batch K D"],
     target: Float[Tensor, "*batch K D"],
@@ -57,36 +57,36 @@ def pck_auc(
     reference: Float[Tensor, "*people"] | None = None,
     weights: Weights = None,
     reduction: Reduction = "mean",
-) -> Float[Tensor, "*left"]:
-    """Area under the curve of PCK over thresholds: their mean over ``steps`` from 0 to ``max_threshold``.
+) -> Errors:
+    """Return the area under the curve of `pck`: its mean over ``steps`` thresholds from 0 to
+    ``max_threshold``.
 
-    The defaults are those of MPI-INF-3DHP (Mehta et al., 3DV 2017): 0 to 150 mm by 5 mm. Arguments as of
-    `pck`.
-    """
+    The defaults are those of MPI-INF-3DHP (Mehta et al., 3DV 2017): 0 to 150 mm by 5 mm. Other arguments as
+    of `pck`."""
     if steps < 1:
         raise ValueError(f"steps: expected at least 1, got {steps}")
-    there = None if weights is None else weights != 0
-    errors = _errors(pred, target, there)
+    counted = _counted(weights)
+    errors = _distances(pred, target, counted)
     limits = torch.linspace(0, max_threshold, steps, dtype=errors.dtype, device=errors.device)
     if reference is not None:
         limits = limits * _expect_reference(reference, pred)[..., None, None]
-    correct = (errors[..., None] < limits).to(errors.dtype).mean(-1)
-    return reduce(correct, there, reduction)
+    return Errors((errors[..., None] < limits).to(errors.dtype).mean(-1), counted)
 
 
 def per_joint(terms: Float[Tensor, "*batch K"], *, weights: Weights = None) -> Float[Tensor, " K"]:
-    """Mean of each joint over all people, of terms that were not reduced; NaN for a joint that nobody has.
+    """Return the mean of each joint over all people; NaN for a joint without any.
 
     Args:
-        terms: one a joint, such as `pck` with ``reduction="none"``.
-        weights: (*batch, K), as of `pck`.
+        terms: one per joint, such as `pck` with ``reduction="none"``.
+        weights: (*batch, K), which terms count; any weight other than 0 counts as 1.
     """
     expect("terms", terms, None)
-    there = torch.ones_like(terms) if weights is None else (weights != 0).expand(terms.shape)
-    columns = torch.where(there != 0, terms, 0).reshape(-1, terms.shape[-1])
-    return columns.sum(0) / there.reshape(columns.shape).sum(0)
+    counted = torch.ones_like(terms) if weights is None else (weights != 0).expand(terms.shape)
+    columns = torch.where(counted != 0, terms, 0).reshape(-1, terms.shape[-1])
+    return columns.sum(0) / counted.reshape(columns.shape).sum(0)
 
 
+@metric("person", options=("threshold",), higher_is_better=True, unit="1")
 def mpckh(
     pred: Float[Tensor, "*batch K 2"],
     target: Float[Tensor, "*batch K 2"],
@@ -94,42 +94,41 @@ def mpckh(
     weights: Weights = None,
     threshold: float = HEAD_SHARE,
     reduction: Reduction = "mean",
-) -> Float[Tensor, "*left"]:
-    """Mean over people of the share of visible keypoints whose error is below a head's size.
+) -> Errors:
+    """Return the mean over people of the share of visible keypoints whose error is below a head's size
+    (mPCKh).
 
     The head is taken as 0.143 of the diagonal of the box around the visible keypoints of the truth, as in
     Relative Human's evaluation (BEV, CVPR 2022). That code enters people with fewer than two visible
     keypoints as -1 into its mean; here they do not count.
 
     Args:
-        pred: keypoints [pixels].
-        target: the truth [pixels].
-        weights: (*batch, K), which keypoints of the truth are visible; any weight that is not zero counts as
-            one.
+        pred: predicted keypoints [pixels].
+        target: true keypoints [pixels].
+        weights: (*batch, K), which true keypoints are visible; any weight other than 0 counts as 1.
         threshold: share of the diagonal.
-        reduction: entries are people; "none" gives 0 for those who do not count.
-
-    Raises:
-        TypeError, ValueError: shapes or types do not fit.
+        reduction: over people.
     """
     pred, target = at_least_float32(expect("pred", pred, None, 2)), at_least_float32(target)
     seen = torch.ones_like(pred[..., 0]) if weights is None else (weights != 0).to(pred.dtype)
     seen = seen.expand(pred.shape[:-1])
-    correct = pck(
-        pred, target, threshold, reference=box_diagonal(target, weights=seen), weights=seen, reduction="none"
-    )
+    diagonal = box_diagonal(target, weights=seen)
+    correct = pck(pred, target, threshold, reference=diagonal, weights=seen, reduction="none")
     visible = seen.sum(-1)
-    return reduce(correct.sum(-1) / visible.clamp(min=1), visible >= 2, reduction)
+    return Errors(correct.sum(-1) / visible.clamp(min=1), visible >= 2)
 
 
 def box_diagonal(points: Float[Tensor, "*batch K 2"], *, weights: Weights = None) -> Float[Tensor, "*batch"]:
-    """Diagonal of the box around the visible keypoints; NaN without any."""
+    """Return the diagonal of the box around the visible keypoints; NaN without any."""
     boxes = keypoint_boxes(points, weights=weights)
     return safe_norm(boxes[..., 2:] - boxes[..., :2])
 
 
 def box_side(points: Float[Tensor, "*batch K 2"], *, weights: Weights = None) -> Float[Tensor, "*batch"]:
-    """Longer side of the box around the visible keypoints (Yang and Ramanan, TPAMI 2013); NaN without any."""
+    """Return the longer side of the box around the visible keypoints; NaN without any.
+
+    Source: Yang and Ramanan, TPAMI 2013.
+    """
     boxes = keypoint_boxes(points, weights=weights)
     return (boxes[..., 2:] - boxes[..., :2]).amax(-1)
 
@@ -137,22 +136,22 @@ def box_side(points: Float[Tensor, "*batch K 2"], *, weights: Weights = None) ->
 def torso_length(
     points: Float[Tensor, "*batch K D"], layout: str | KeypointLayout
 ) -> Float[Tensor, "*batch"]:
-    """From the left shoulder to the right hip (Sapp and Taskar, CVPR 2013).
+    """Return the distance from the left shoulder to the right hip (Sapp and Taskar, CVPR 2013).
 
     Raises:
-        ValueError: the layout has no such points, or another number of points.
+        ValueError: the layout lacks one of these points, or has another number of points.
     """
     return _length(points, layout, (("left_shoulder",), ("right_hip",)))
 
 
 def head_length(points: Float[Tensor, "*batch K D"], layout: str | KeypointLayout) -> Float[Tensor, "*batch"]:
-    """From the neck to the top of the head.
+    """Return the distance from the neck to the top of the head.
 
-    MPII's own PCKh takes 0.6 of the diagonal of an annotated head box instead; pass that as the reference
+    MPII's own PCKh takes 0.6 of the diagonal of an annotated head box instead; give that as the reference
     where there is one.
 
     Raises:
-        ValueError: the layout has no such points, or another number of points.
+        ValueError: the layout lacks one of these points, or has another number of points.
     """
     return _length(points, layout, (("neck_lsp", "neck"), ("head_top_lsp", "head_top", "head")))
 
@@ -169,7 +168,11 @@ def _length(points: Tensor, layout: str | KeypointLayout, ends: Sequence[tuple[s
     return safe_norm(points[..., found[0], :] - points[..., found[1], :])
 
 
-def _errors(pred: Tensor, target: Tensor, weights: Tensor | None) -> Tensor:
+def _counted(weights: Tensor | None) -> Tensor | None:
+    return None if weights is None else weights != 0
+
+
+def _distances(pred: Tensor, target: Tensor, weights: Tensor | None) -> Tensor:
     expect("pred", pred, None, None)
     expect("target", target, *pred.shape[-2:])
     return safe_norm(apply_mask(at_least_float32(pred) - at_least_float32(target), weights, entry_dims=1))
@@ -179,7 +182,7 @@ def _expect_reference(reference: Tensor, points: Tensor) -> Tensor:
     expect("reference", reference)
     if reference.shape not in ((), points.shape[:-2]):
         raise ValueError(
-            f"reference: expected shape {tuple(points.shape[:-2])}, one length a person, or (), "
+            f"reference: expected shape {tuple(points.shape[:-2])}, one length per person, or (), "
             f"got {tuple(reference.shape)}"
         )
     return reference

@@ -1,39 +1,36 @@
-"""Metrics that add up over batches and processes, with torchmetrics' interface: ``agebody[metrics]``.
+"""Metrics that accumulate over batches and processes, with torchmetrics' interface: ``agebody[metrics]``.
 
-Each takes what its function takes, batch by batch, and computes the mean over all entries that count, as if
-they had come at once: the states are a sum in float64 and a count, added over processes. Without entries it
-is NaN. Numbers of 16 bits are computed with in float32.
-"""
+Each takes the arguments of its function batch by batch, and its options once, when it is made. It computes
+the mean over all entries that count, as if they had come at once: the states are a sum and a total weight in
+float64, which are added over processes. Without entries the mean is NaN. 16-bit inputs are computed in
+float32."""
 
 from __future__ import annotations
 
 import hashlib
-from abc import abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+import torchmetrics
 from jaxtyping import Float, Int
 from torch import Tensor
-from torchmetrics import Metric
 
 from agebody.age import AGE_CLASSES, age_class
 from agebody.checks import Weights, at_least_float32, expect
 from agebody.keypoints import KeypointLayout
-from agebody.metrics import pose, world
+from agebody.metrics import correctness, pose, similarity, world  # noqa: F401, which fill METRICS
 from agebody.metrics.average_precision import keypoint_ap
-from agebody.metrics.correctness import HEAD_SHARE, mpckh, pck
 from agebody.metrics.depth import MISS_PENALTY, DepthRelations, depth_relations
 from agebody.metrics.matching import detection_scores, nmje
-from agebody.metrics.pose import Errors, Layout, Root
-from agebody.metrics.similarity import oks, oks_sigmas
+from agebody.metrics.record import METRICS, Errors, Metric
+from agebody.metrics.similarity import oks_sigmas
 
 
-class _Sums(Metric):
-    """A metric whose states are sums.
+class _Accumulator(torchmetrics.Metric):
+    """A metric whose states say of which metric and arguments they are.
 
-    Metrics of a `torchmetrics.MetricCollection` whose states are equal after the first batch share them from
-    then on, and sums may be equal by chance. So the class of a metric and its arguments are a state, too.
-    """
+    A `torchmetrics.MetricCollection` lets metrics share their states if these are equal after the first
+    batch, and sums may be equal by chance. So the class of a metric and its arguments are a state, too."""
 
     full_state_update = False
     higher_is_better = False
@@ -41,7 +38,7 @@ class _Sums(Metric):
     _arguments: str
 
     def __new__(cls, *args: Any, **options: Any) -> Any:
-        """Notes the arguments."""
+        """Keep the arguments as text."""
         made = super().__new__(cls)
         given = [*map(repr, args), *(f"{name}={value!r}" for name, value in options.items())]
         made._arguments = ", ".join(given)
@@ -50,214 +47,121 @@ class _Sums(Metric):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         name = f"{type(self).__module__}.{type(self).__qualname__}({self._arguments})"
-        # Bytes: the collection's tolerance is less than one.
+        # Bytes: the tolerance with which the collection compares is less than one.
         identity = torch.tensor(list(hashlib.sha256(name.encode()).digest()), dtype=torch.uint8)
         self.add_state("identity", identity, dist_reduce_fx="max")
 
+    def add_sums(self, *names: str, size: tuple[int, ...] = ()) -> None:
+        """Add states that are sums, in float64."""
+        for name in names:
+            self.add_state(name, torch.zeros(size, dtype=torch.float64), dist_reduce_fx="sum")
+
     def extra_repr(self) -> str:
-        """The arguments, as they were given."""
+        """Return the arguments as they were given."""
         return self._arguments
 
 
-class MeanMetric(_Sums):
-    """The mean of something over all entries: write `errors`, and the rest is here.
+class MeanMetric(_Accumulator):
+    """The mean of errors over all entries.
+
+    A subclass names its ``record`` in `agebody.metrics.record.METRICS`, or computes errors of its own in
+    `errors`.
 
     Args:
-        options: of `torchmetrics.Metric`, such as ``dist_sync_on_step``.
+        options: those of the record, and those of `torchmetrics.Metric`, such as ``dist_sync_on_step``.
+
+    Raises:
+        TypeError: an option without a default is missing.
     """
 
+    record: ClassVar[Metric]
     total: Tensor
     count: Tensor
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Take from the record what torchmetrics asks of the class."""
+        super().__init_subclass__(**options)
+        if "record" in vars(cls):
+            cls.higher_is_better = cls.record.higher_is_better
+
     def __init__(self, **options: Any) -> None:
+        record = getattr(self, "record", None)
+        own = {} if record is None else {n: options.pop(n) for n in record.options if n in options}
+        missing = [] if record is None else record.missing(own)
+        if missing:
+            raise TypeError(f"{type(self).__name__}: expected the options {', '.join(missing)}")
         super().__init__(**options)
-        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.options = own
+        self.add_sums("total", "count")
 
-    @abstractmethod
     def errors(self, *args: Any, **kwargs: Any) -> Errors:
-        """One number an entry, and which of them count."""
+        """Return one number per entry, and what each weighs."""
+        return self.record.errors(*args, **self.options, **kwargs)
 
-    def widened_errors(self, *args: Any, **kwargs: Any) -> Errors:
-        """`errors`, of float32 where float16 or bfloat16 is given."""
-        return self.errors(*map(_widened, args), **{name: _widened(value) for name, value in kwargs.items()})
+    def widened_errors(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Return `errors` in at least float32, and weights for all of them in float64."""
+        args, kwargs = tuple(map(_widened, args)), {name: _widened(value) for name, value in kwargs.items()}
+        values, weights = self.errors(*args, **kwargs)
+        values = values.detach().double()
+        return values, torch.ones_like(values) if weights is None else weights.detach().double()
 
     def update(self, *args: Any, **kwargs: Any) -> None:
-        """Adds a batch; arguments as of the function of this name."""
-        values, counted = self.widened_errors(*args, **kwargs)
-        self.total += _kept(values, counted).sum()
-        self.count += values.numel() if counted is None else counted.sum()
+        """Add a batch; arguments as of the metric's function."""
+        values, weights = self.widened_errors(*args, **kwargs)
+        self.total += _weighted(values, weights).sum()
+        self.count += weights.sum()
 
     def compute(self) -> Float[Tensor, ""]:
-        """The mean so far, float64."""
+        """Return the mean so far, in float64."""
         return self.total / self.count
 
 
-class MPJPE(MeanMetric):
-    """`agebody.metrics.mpjpe` over batches; options as there."""
-
-    def __init__(self, *, layout: Layout, root: Root = None, **options: Any) -> None:
-        super().__init__(**options)
-        self.layout, self.root = layout, root
-
-    def errors(self, pred: Tensor, target: Tensor, *, weights: Weights = None) -> Errors:
-        """One number a person."""
-        return pose.mpjpe_errors(pred, target, layout=self.layout, root=self.root, weights=weights)
+def _mean_of(name: str, function: str) -> type[MeanMetric]:
+    """Return the accumulator of a function of `agebody.metrics`; options as there."""
+    doc = f"`agebody.metrics.{function}` over batches."
+    return type(name, (MeanMetric,), {"record": METRICS[function], "__doc__": doc, "__module__": __name__})
 
 
-class NMPJPE(MPJPE):
-    """`agebody.metrics.n_mpjpe` over batches; options as there."""
-
-    def errors(self, pred: Tensor, target: Tensor, *, weights: Weights = None) -> Errors:
-        """One number a person."""
-        return pose.n_mpjpe_errors(pred, target, layout=self.layout, root=self.root, weights=weights)
-
-
-class PAMPJPE(MeanMetric):
-    """`agebody.metrics.pa_mpjpe` over batches."""
-
-    def errors(self, pred: Tensor, target: Tensor, *, weights: Weights = None) -> Errors:
-        """One number a person."""
-        return pose.pa_mpjpe_errors(pred, target, weights=weights)
-
-
-class PVE(MeanMetric):
-    """`agebody.metrics.pve` over batches."""
-
-    def errors(
-        self,
-        pred: Tensor,
-        target: Tensor,
-        *,
-        pred_root: Tensor | None,
-        target_root: Tensor | None,
-        weights: Weights = None,
-    ) -> Errors:
-        """One number a person."""
-        return pose.pve_errors(pred, target, pred_root=pred_root, target_root=target_root, weights=weights)
-
-
-class PAPVE(PAMPJPE):
-    """`agebody.metrics.pa_pve` over batches."""
-
-
-class StatureError(MeanMetric):
-    """`agebody.metrics.stature_error` over batches; options as there."""
-
-    def __init__(self, *, relative: bool = False, **options: Any) -> None:
-        super().__init__(**options)
-        self.relative = relative
-
-    def errors(self, pred: Tensor, target: Tensor, *, weights: Weights = None) -> Errors:
-        """One number a person."""
-        return pose.stature_errors(pred, target, relative=self.relative, weights=weights)
-
-
-class WMPJPE(MeanMetric):
-    """`agebody.metrics.w_mpjpe` over sequences; options as there."""
-
-    def __init__(self, *, segment: int | None = world.SEGMENT, **options: Any) -> None:
-        super().__init__(**options)
-        self.segment = segment
-
-    def errors(self, pred: Tensor, target: Tensor, *, weights: Weights = None) -> Errors:
-        """One number a frame."""
-        return world.w_mpjpe_errors(pred, target, segment=self.segment, weights=weights)
-
-
-class WAMPJPE(WMPJPE):
-    """`agebody.metrics.wa_mpjpe` over sequences; options as there."""
-
-    def errors(self, pred: Tensor, target: Tensor, *, weights: Weights = None) -> Errors:
-        """One number a frame."""
-        return world.wa_mpjpe_errors(pred, target, segment=self.segment, weights=weights)
-
-
-class RootTrajectoryError(MeanMetric):
-    """`agebody.metrics.root_trajectory_error` over sequences."""
-
-    def errors(self, pred: Tensor, target: Tensor, *, weights: Weights = None) -> Errors:
-        """One number a frame."""
-        return world.root_trajectory_errors(pred, target, weights=weights)
-
-
-class AccelerationError(MeanMetric):
-    """`agebody.metrics.acceleration_error` over sequences; options as there."""
-
-    def __init__(self, *, fps: float | None = None, **options: Any) -> None:
-        super().__init__(**options)
-        self.fps = fps
-
-    def errors(self, pred: Tensor, target: Tensor, *, weights: Weights = None) -> Errors:
-        """One number a frame."""
-        return world.acceleration_errors(pred, target, fps=self.fps, weights=weights)
+MPJPE = _mean_of("MPJPE", "mpjpe")
+NMPJPE = _mean_of("NMPJPE", "n_mpjpe")
+PAMPJPE = _mean_of("PAMPJPE", "pa_mpjpe")
+PVE = _mean_of("PVE", "pve")
+PAPVE = _mean_of("PAPVE", "pa_pve")
+StatureError = _mean_of("StatureError", "stature_error")
+WMPJPE = _mean_of("WMPJPE", "w_mpjpe")
+WAMPJPE = _mean_of("WAMPJPE", "wa_mpjpe")
+RootTrajectoryError = _mean_of("RootTrajectoryError", "root_trajectory_error")
+AccelerationError = _mean_of("AccelerationError", "acceleration_error")
+MPCKh = _mean_of("MPCKh", "mpckh")
+OKS = _mean_of("OKS", "oks")
 
 
 class PCK(MeanMetric):
-    """`agebody.metrics.pck` over batches; options as there."""
+    """`agebody.metrics.pck` over batches."""
 
-    higher_is_better = True
+    record = METRICS["pck"]
 
     def __init__(self, threshold: float, **options: Any) -> None:
-        super().__init__(**options)
-        self.threshold = threshold
-
-    def errors(
-        self, pred: Tensor, target: Tensor, *, reference: Tensor | None = None, weights: Weights = None
-    ) -> Errors:
-        """1 for each keypoint that is right, 0 for the others."""
-        values = pck(pred, target, self.threshold, reference=reference, weights=weights, reduction="none")
-        return Errors(values, None if weights is None else (weights != 0).expand(values.shape))
-
-
-class MPCKh(MeanMetric):
-    """`agebody.metrics.mpckh` over batches; options as there."""
-
-    higher_is_better = True
-
-    def __init__(self, *, threshold: float = HEAD_SHARE, **options: Any) -> None:
-        super().__init__(**options)
-        self.threshold = threshold
-
-    def errors(self, pred: Tensor, target: Tensor, *, weights: Weights = None) -> Errors:
-        """One share a person."""
-        values = mpckh(pred, target, threshold=self.threshold, weights=weights, reduction="none")
-        return Errors(values, _visible(pred, weights) >= 2)
-
-
-class OKS(MeanMetric):
-    """`agebody.metrics.oks` over batches of matched people; options as there."""
-
-    higher_is_better = True
-
-    def __init__(self, *, sigmas: Any = "coco17", **options: Any) -> None:
-        super().__init__(**options)
-        self.sigmas = sigmas
-
-    def errors(self, pred: Tensor, target: Tensor, area: Tensor, *, weights: Weights = None) -> Errors:
-        """One similarity a person."""
-        values = oks(pred, target, area, sigmas=self.sigmas, weights=weights, reduction="none")
-        return Errors(values, _visible(pred, weights) >= 1)
+        super().__init__(threshold=threshold, **options)
 
 
 class _Normalized(MeanMetric):
-    """A mean error of those who were found, over the F1 score of finding them."""
+    """A mean error of matched people over the F1 score of matching them."""
 
     false_positives: Tensor
     missed: Tensor
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        for name in ("false_positives", "missed"):
-            self.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_sums("false_positives", "missed")
 
     def update(self, *args: Any, false_positives: int, missed: int, **kwargs: Any) -> None:
-        """Adds a batch.
+        """Add a batch.
 
         Args:
-            args: of the error: matched people.
-            false_positives: predictions without a person.
-            missed: people without a prediction.
+            args: of the error, of matched people.
+            false_positives: number of predictions without a person.
+            missed: number of people without a prediction.
             kwargs: of the error.
         """
         super().update(*args, **kwargs)
@@ -265,27 +169,32 @@ class _Normalized(MeanMetric):
         self.missed += missed
 
     def compute(self) -> Float[Tensor, ""]:
-        """The error so far over F1; NaN if nobody was matched."""
-        counts = (self.count, self.false_positives, self.missed)
-        found = detection_scores(*(int(number) for number in counts))
+        """Return the error so far over F1; NaN if nobody was matched."""
+        found = detection_scores(int(self.count), int(self.false_positives), int(self.missed))
         mean = super().compute()
         return mean.new_tensor(nmje(mean.item(), found.f1)) if self.count else mean
 
 
-class NMJE(_Normalized, MPJPE):
-    """`agebody.metrics.nmje` over batches: `MPJPE` over F1; options as of `MPJPE`."""
+class NMJE(_Normalized):
+    """`agebody.metrics.nmje` over batches: `MPJPE` over F1."""
+
+    record = METRICS["mpjpe"]
 
 
-class NMVE(_Normalized, PVE):
+class NMVE(_Normalized):
     """`agebody.metrics.nmve` over batches: `PVE` over F1."""
 
+    record = METRICS["pve"]
 
-class PCDR(_Sums):
+
+class PCDR(_Accumulator):
     """`agebody.metrics.pcdr` over batches of images.
 
     Args:
-        by_age: take ``age_classes`` and compute one rate a class by its name, and ``"all"``.
-        threshold, same_layer, penalty: as of `agebody.metrics.pcdr`.
+        by_age: take ``age_classes``, and compute one rate per class by its name, and ``"all"``.
+        threshold: as of `agebody.metrics.pcdr`.
+        same_layer: as of `agebody.metrics.pcdr`.
+        penalty: as of `agebody.metrics.pcdr`.
         options: of `torchmetrics.Metric`.
     """
 
@@ -305,9 +214,7 @@ class PCDR(_Sums):
     ) -> None:
         super().__init__(**options)
         self.by_age, self.threshold, self.same_layer, self.penalty = by_age, threshold, same_layer, penalty
-        rates = 1 + len(AGE_CLASSES) * by_age
-        for name in DepthRelations._fields:
-            self.add_state(name, torch.zeros(rates, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_sums(*DepthRelations._fields, size=(1 + len(AGE_CLASSES) * by_age,))
 
     def update(
         self,
@@ -318,38 +225,44 @@ class PCDR(_Sums):
         weights: Weights = None,
         missed: Tensor | None = None,
     ) -> None:
-        """Adds a batch of images; arguments as of `agebody.metrics.depth_relations`.
+        """Add a batch of images; arguments as of `agebody.metrics.depth_relations`.
 
         Raises:
-            ValueError: age classes are missing, or were not asked for.
+            ValueError: age classes are given without ``by_age``, or missing with it.
         """
         if self.by_age != (age_classes is not None):
             wanted = "indices of classes" if self.by_age else "None"
             raise ValueError(f"age_classes: expected {wanted} with by_age={self.by_age}")
-        pred, target = _widened(pred), _widened(target)
-        given: dict[str, Any] = {
-            "weights": weights, "missed": missed, "threshold": self.threshold, "same_layer": self.same_layer,
-        }  # fmt: skip
-        counts = [part[..., None] for part in depth_relations(pred, target, **given)]
-        if age_classes is not None:
-            of_classes = depth_relations(pred, target, age_classes=age_classes, **given)
-            counts = [torch.cat(parts, -1) for parts in zip(of_classes, counts, strict=True)]
-        for name, part in zip(DepthRelations._fields, counts, strict=True):
-            setattr(self, name, getattr(self, name) + part.double().reshape(-1, part.shape[-1]).sum(0))
+        kinds = [None] if age_classes is None else [age_classes, None]
+        for given in kinds:
+            counts = depth_relations(
+                _widened(pred),
+                _widened(target),
+                weights=weights,
+                missed=missed,
+                age_classes=given,
+                threshold=self.threshold,
+                same_layer=self.same_layer,
+            )
+            rates = slice(-1, None) if given is None else slice(len(AGE_CLASSES))
+            for name, part in counts._asdict().items():
+                state = getattr(self, name)
+                state[rates] += part.reshape(-1, len(state[rates])).sum(0)
 
     def compute(self) -> Tensor | dict[str, Tensor]:
-        """The rate so far, NaN without pairs."""
+        """Return the rate so far, NaN without pairs."""
         rates = DepthRelations(self.right, self.pairs, self.missed).rate(penalty=self.penalty)
         if not self.by_age:
             return rates[0]
         return dict(zip([*(kind.name for kind in AGE_CLASSES), "all"], rates, strict=True))
 
 
-class KeypointAveragePrecision(Metric):
+class KeypointAveragePrecision(torchmetrics.Metric):
     """`agebody.metrics.keypoint_ap` over batches: detections and people are kept until it is computed.
 
     Args:
-        sigmas, max_detections: as there.
+        sigmas: as of the function.
+        max_detections: as of the function.
         options: of `torchmetrics.Metric`.
     """
 
@@ -378,48 +291,56 @@ class KeypointAveragePrecision(Metric):
         crowd: Tensor | None = None,
         pred_areas: Tensor | None = None,
     ) -> None:
-        """Adds images; arguments as of the function. Parts of an image may come in different batches.
+        """Add images; arguments as of the function. Parts of one image may come in different batches.
 
         Raises:
-            TypeError, ValueError: keypoints are not of a floating type, or not as many as the sigmas.
+            TypeError, ValueError: keypoints are not floating-point, or not as many as the sigmas.
         """
         for name, points in (("pred", pred), ("target", target)):
             expect(name, points, self.points, 2)
         people = target.shape[:-1]
-        # Every batch has every state, of one type: those of all processes are put together.
+        # Every batch has every state, of one type, because those of all processes are concatenated.
+        if weights is None:
+            weights = target.new_ones(people)
+        if boxes is None:
+            boxes = target.new_full((len(target), 4), torch.nan)
+        if pred_areas is None:
+            pred_areas = torch.full_like(scores, torch.nan)
         given = {
-            "pred": pred, "scores": scores, "pred_images": pred_images,
-            "target": target, "areas": areas, "target_images": target_images,
-            "weights": target.new_ones(people) if weights is None else (weights != 0).expand(people),
-            "boxes": target.new_full((len(target), 4), torch.nan) if boxes is None else boxes,
+            "pred": pred,
+            "scores": scores,
+            "pred_images": pred_images,
+            "target": target,
+            "areas": areas,
+            "target_images": target_images,
+            "weights": (weights != 0).expand(people),
+            "boxes": boxes,
             "crowd": torch.zeros_like(areas) if crowd is None else crowd,
-            "pred_areas": torch.full_like(scores, torch.nan) if pred_areas is None else pred_areas,
-        }  # fmt: skip
+            "pred_areas": pred_areas,
+        }
         for name, value in given.items():
             getattr(self, name).append(value.detach().to(_DETECTION_STATES[name][1]))
 
     def sync(self, *args: Any, **options: Any) -> None:
-        """As of every metric; a process without images takes part with none, rather than with nothing."""
+        """Synchronise as every metric does; a process without images takes part with empty tensors."""
         for name in _DETECTION_STATES:
             if not len(getattr(self, name)):
-                setattr(self, name, [self._nothing(name)])
+                setattr(self, name, [self._empty(name)])
         super().sync(*args, **options)
 
     def compute(self) -> dict[str, Float[Tensor, ""]]:
-        """COCO's ten numbers by name; NaN before any person."""
+        """Return COCO's ten numbers by name; NaN before any person."""
         together = {}
         for name in _DETECTION_STATES:
-            parts = getattr(self, name)
-            # Lists of one's own, one tensor of all processes.
-            together[name] = parts if isinstance(parts, Tensor) else torch.cat([self._nothing(name), *parts])
+            parts = getattr(self, name)  # a list, or one tensor after synchronisation
+            together[name] = parts if isinstance(parts, Tensor) else torch.cat([self._empty(name), *parts])
         numbers = keypoint_ap(**together, sigmas=self.sigmas, max_detections=self.max_detections)
         return {
             name: torch.tensor(value, dtype=torch.float64, device=self.device)
             for name, value in numbers._asdict().items()
         }
 
-    def _nothing(self, name: str) -> Tensor:
-        """The state of no images."""
+    def _empty(self, name: str) -> Tensor:
         entry, dtype = _DETECTION_STATES[name]
         sizes = [self.points if size is None else size for size in entry]
         return torch.zeros(0, *sizes, dtype=dtype, device=self.device)
@@ -440,12 +361,12 @@ _DETECTION_STATES: dict[str, tuple[tuple[int | None, ...], torch.dtype]] = {
 """Arguments of `keypoint_ap`: shape of an entry, in which None is the number of keypoints, and type."""
 
 
-class ByAgeClass(_Sums):
-    """One of the metrics above for each of ``AGE_CLASSES``, and for all.
+class ByAgeClass(_Accumulator):
+    """A mean metric for each of ``AGE_CLASSES``, and for all.
 
     Args:
-        metric: says how errors are computed; its own states are not used. What it computes is their mean:
-            `NMJE` and `NMVE`, which count people without a match, too, are none of these.
+        metric: computes the errors; its own states are not used. `NMJE` and `NMVE`, which also count people
+            without a match, are not means of errors.
         options: of `torchmetrics.Metric`.
 
     Raises:
@@ -461,9 +382,7 @@ class ByAgeClass(_Sums):
             raise TypeError(f"metric: expected one that computes a mean of errors, got {kind.__name__}")
         super().__init__(**options)
         self.metric = metric
-        classes = len(AGE_CLASSES)
-        self.add_state("total", torch.zeros(classes, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros(classes, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_sums("total", "count", size=(len(AGE_CLASSES),))
 
     def update(
         self,
@@ -472,22 +391,22 @@ class ByAgeClass(_Sums):
         age_offset: Float[Tensor, "*batch"] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Adds a batch.
+        """Add a batch.
 
         Args:
-            args: of the metric.
-            age_classes: (*batch), indices into ``AGE_CLASSES``, of people or of sequences. Whoever has
-                another, such as -1, does not count.
+            args: of the metric. age_classes: (*batch), indices into ``AGE_CLASSES``, of people or of
+                sequences. Other indices, such
+                as -1, do not count.
             age_offset: (*batch), true age offsets, instead.
             kwargs: of the metric.
 
         Raises:
-            ValueError: not one of the two was given, or it does not fit the entries.
+            ValueError: not exactly one of the two is given, or it does not fit the entries.
         """
         classes = age_classes if age_offset is None else age_class(age_offset)
         if classes is None or (age_classes is not None and age_offset is not None):
             raise ValueError("age_classes: expected either age_classes or age_offset")
-        values, counted = self.metric.widened_errors(*args, **kwargs)
+        values, weights = self.metric.widened_errors(*args, **kwargs)
         shape = tuple(classes.shape)
         if tuple(values.shape[: len(shape)]) != shape:
             raise ValueError(
@@ -495,31 +414,20 @@ class ByAgeClass(_Sums):
             )
         ids = torch.arange(len(AGE_CLASSES), device=values.device)
         member = classes.reshape(*shape, *[1] * (values.dim() - len(shape)), 1) == ids
-        member = member.expand(*values.shape, -1)
-        if counted is not None:
-            member = member & counted[..., None]
-        self.total += _kept(values[..., None], member).reshape(-1, len(ids)).sum(0)
-        self.count += member.reshape(-1, len(ids)).sum(0)
+        weights = weights[..., None] * member
+        self.total += _weighted(values[..., None], weights).reshape(-1, len(ids)).sum(0)
+        self.count += weights.reshape(-1, len(ids)).sum(0)
 
     def compute(self) -> dict[str, Float[Tensor, ""]]:
-        """The mean of each class by its name, NaN for those without entries, and ``"all"``."""
+        """Return the mean of each class by its name, NaN for those without entries, and ``"all"``."""
         means = {kind.name: self.total[i] / self.count[i] for i, kind in enumerate(AGE_CLASSES)}
         return means | {"all": self.total.sum() / self.count.sum()}
 
 
 def _widened(value: Any) -> Any:
-    """Tensors of 16 bits in float32, all else as it is."""
+    """Return 16-bit tensors in float32, all else as it is."""
     return at_least_float32(value) if isinstance(value, Tensor) else value
 
 
-def _kept(values: Tensor, counted: Tensor | None) -> Tensor:
-    """In float64, without what does not count."""
-    values = values.detach().double()
-    return values if counted is None else torch.where(counted, values, 0)
-
-
-def _visible(points: Tensor, weights: Tensor | None) -> Tensor:
-    """How many points of each person have weight."""
-    if weights is None:
-        return points.new_full(points.shape[:-2], points.shape[-2])
-    return (weights != 0).expand(points.shape[:-1]).sum(-1)
+def _weighted(values: Tensor, weights: Tensor) -> Tensor:
+    return torch.where(weights != 0, values * weights, 0)

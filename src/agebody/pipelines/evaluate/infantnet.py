@@ -7,7 +7,7 @@ import torch
 
 from agebody.keypoints import LAYOUTS
 from agebody.metrics.alignment import root_of
-from agebody.metrics.pose import Errors, mpjpe_errors, pa_mpjpe_errors, pve_errors
+from agebody.metrics.record import METRICS, Errors
 from agebody.pipelines.evaluate.files import People, fail
 from agebody.pipelines.evaluate.pairing import (
     clusters_of,
@@ -73,8 +73,8 @@ def _errors(
     joints = tensor(pred.get("joints")[own]), tensor(target.get("joints")[true])
     weights = None if target.joint_weights is None else tensor(target.joint_weights[true])
     errors = [
-        mpjpe_errors(*joints, layout=layout, weights=weights),
-        pa_mpjpe_errors(*joints, weights=weights),
+        METRICS["mpjpe"].errors(*joints, layout=layout, weights=weights),
+        METRICS["pa_mpjpe"].errors(*joints, weights=weights),
     ]
     if surface:
         meshes = tensor(pred.get("vertices")[own]), tensor(target.get("vertices")[true])
@@ -83,8 +83,10 @@ def _errors(
         if weights is not None:  # a mesh without its root does not count
             rooted = (weights[:, list(LAYOUTS[layout].root)] != 0).all(-1, keepdim=True)
             roots = [torch.where(rooted, root, 0) for root in roots]
-        errors.append(pve_errors(*meshes, pred_root=roots[0], target_root=roots[1], weights=rooted))
-        errors.append(pa_mpjpe_errors(*meshes))
+        errors.append(
+            METRICS["pve"].errors(*meshes, pred_root=roots[0], target_root=roots[1], weights=rooted)
+        )
+        errors.append(METRICS["pa_mpjpe"].errors(*meshes))
     return errors
 
 
