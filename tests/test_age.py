@@ -1,3 +1,4 @@
+import math
 from itertools import pairwise
 
 import numpy as np
@@ -10,9 +11,11 @@ from scipy import sparse, stats
 from agebody.age import (
     AGE_CLASSES,
     AgeCurve,
+    AgeError,
     age_class,
     median_head_circumference,
     median_stature,
+    parse_ages,
     percentile,
     stature_at_percentile,
     stature_sd,
@@ -317,3 +320,66 @@ def test_growth_has_gradients_under_vmap():
     found = torch.func.vmap(torch.func.grad(median_stature))(years)
     leaf = years.clone().requires_grad_()
     assert torch.equal(found, torch.autograd.grad(median_stature(leaf).sum(), leaf)[0])
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"years": 4}, ([NAN], [4], [-1])),
+        ({"age_class": "Kid"}, ([NAN], [NAN], [2])),
+        ({"age_offset": [0.5, None, NAN, ""]}, ([0.5, NAN, NAN, NAN], [NAN] * 4, [-1] * 4)),
+        ({"age_class": ["", "baby", 0, -1, None]}, ([NAN] * 5, [NAN] * 5, [-1, 3, 0, -1, -1])),
+        (
+            {"age_offset": [1, NAN, NAN], "years": [2, 3, NAN], "age_class": 1},
+            ([1, NAN, NAN], [NAN, 3, NAN], [-1, -1, 1]),
+        ),
+    ],
+)
+@pytest.mark.parametrize("kind", [lambda values: values, np.array, torch.tensor])
+def test_ages_are_parsed_by_one_rule_however_they_are_given(given, expected, kind):
+    numbers = all(
+        isinstance(x, int | float) for value in given.values() for x in np.atleast_1d(value).tolist()
+    )
+    if numbers:
+        given = {name: kind(value) for name, value in given.items()}
+    for part, values in zip(parse_ages(**given), expected, strict=True):
+        np.testing.assert_array_equal(part.reshape(-1), values)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"years": -0.5}, {"years": 130}, {"years": 2015.0}, {"years": math.inf}, {"years": True},
+        {"years": "four"}, {"years": [1.0, [2.0]]}, {"years": 10**400}, {"years": torch.tensor([1.0, 130.0])},
+        {"years": np.array([3, 200])}, {"age_offset": math.inf}, {"age_offset": np.array([True])},
+        {"age_class": "old"}, {"age_class": 4}, {"age_class": -2}, {"age_class": 1.0}, {"age_class": True},
+        {"age_class": torch.tensor([0.0])}, {"age_class": np.array(["kid", "1"])},
+    ],
+)  # fmt: skip
+def test_ages_that_cannot_be_are_refused_by_name(given):
+    (name,) = given
+    with pytest.raises(AgeError, match=rf"^{name}: expected .*, got ") as error:
+        parse_ages(**given)
+    assert error.value.name == name
+    assert error.value.person == (hasattr(given[name], "__len__") and len(given[name]) == 2)
+
+
+def test_ages_broadcast_and_fill_what_is_unknown():
+    stated = parse_ages(years=[4.0, NAN, 130 - 1e-9])
+    filled = stated.fill(parse_ages(age_class="adult", shape=(3,)))
+    assert filled.years[[0, 2]].tolist() == stated.years[[0, 2]].tolist()
+    assert filled.age_class.tolist() == [-1, 0, -1]
+    assert filled.known.all()
+    assert filled.select([1]).age_class.tolist() == [0]
+    curve = AgeCurve.from_asset(stick())
+    everyone = parse_ages(
+        age_offset=[1.0, NAN, NAN, NAN], years=[NAN, 40, NAN, NAN], age_class=[-1, -1, 2, -1]
+    )
+    assert everyone.classes(curve).tolist() == [3, 0, 2, -1]
+    with pytest.raises(
+        ValueError, match=r"age_class: expected a shape that broadcasts to \(3,\), got \(2,\)"
+    ):
+        parse_ages(age_class=[0, 1], shape=(3,))

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from agebody import SMPLA
 from agebody.age import AGE_CLASSES
+from agebody.annotations import AnnotationError
 from agebody.metrics import (
     detection_scores,
     keypoint_ap,
@@ -31,7 +32,6 @@ from agebody.metrics import (
 from agebody.people import pose
 from agebody.pipelines.cli import app
 from agebody.pipelines.evaluate import (
-    EvaluationError,
     Intervals,
     evaluate_files,
     infantnet_table,
@@ -461,7 +461,7 @@ def described(shape, kind="<f8"):
 def test_members_that_are_no_arrays(tmp_path, name, content, message):
     with zipfile.ZipFile(tmp_path / "odd.npz", "w") as archive:
         archive.writestr(name, content)
-    with pytest.raises(EvaluationError, match=re.escape(f"odd.npz: {message}")):
+    with pytest.raises(AnnotationError, match=re.escape(f"odd.npz: {message}")):
         read_people(tmp_path / "odd.npz")
 
 
@@ -618,5 +618,5 @@ def test_functions_name_wrong_arguments(files, unchecked):
         evaluate_files(*files(), table="all")
     with pytest.raises(ValueError, match="layout: expected"):
         evaluate_files(*files(), layout="smpl")
-    with pytest.raises(EvaluationError, match="no npz file"):
+    with pytest.raises(AnnotationError, match="no npz file"):
         evaluate_files(__file__, files()[1])

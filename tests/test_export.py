@@ -7,9 +7,8 @@ import trimesh
 from trimesh.creation import box, icosphere
 
 from agebody.draw import save_mesh
-from agebody.draw.mesh_files import save_npz
 from agebody.draw.meshes import to_linear
-from agebody.files import replacing
+from agebody.files import replacing, save_npz
 
 BALL = icosphere(subdivisions=2)
 VERTICES, FACES = np.asarray(BALL.vertices), np.asarray(BALL.faces)
@@ -52,17 +51,18 @@ def test_a_color_for_each_vertex_is_kept(tmp_path):
 
 
 def test_arrays_come_back_from_npz(tmp_path):
-    save_npz(
-        tmp_path / "a.npz", betas=torch.arange(3.0, requires_grad=True), names=np.array(["a", "b"]), age=4.0
-    )
+    arrays = {"betas": torch.arange(3.0, requires_grad=True), "names": ["a", "b"], "age": 4.0}
+    save_npz(arrays, tmp_path / "a.npz")
     with np.load(tmp_path / "a.npz", allow_pickle=False) as archive:
         assert archive["betas"].tolist() == [0, 1, 2]
         assert archive["names"].tolist() == ["a", "b"]
         assert archive["age"] == 4
     with pytest.raises(ValueError, match="what: expected an array of numbers or text, got dict"):
-        save_npz(tmp_path / "a.npz", what={})
+        save_npz({"what": {}}, tmp_path / "b.npz")
     with pytest.raises(ValueError, match=r"a\.npy: expected the suffix \.npz, got '\.npy'"):
-        save_npz(tmp_path / "a.npy", a=1)
+        save_npz({"a": 1}, tmp_path / "a.npy")
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        save_npz({"a": 1}, tmp_path / "a.npz")
 
 
 @pytest.mark.parametrize(

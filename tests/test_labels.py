@@ -17,6 +17,7 @@ from pycocotools.coco import COCO
 
 import agebody
 from agebody.age import AGE_CLASSES
+from agebody.annotations import AnnotationError
 from agebody.annotations.people import COCO18, plain_name
 from agebody.annotations.photographs import is_upright, photograph_size, read_photograph
 from agebody.cameras import Camera
@@ -27,7 +28,6 @@ from agebody.parameters import BodyParameters
 from agebody.people import observe, random_people
 from agebody.pipelines.evaluate import evaluate_files
 from agebody.pipelines.labels import (
-    LabelError,
     concatenate_labels,
     draw_overlay,
     fit_annotations,
@@ -204,9 +204,9 @@ def test_results_find_their_images_by_number_and_by_name(write, tmp_path):
     found = read_keypoints(write(results), images=folder)
     assert [found.images[i].name for i in found.image] == ["000000000139.jpg", "b/c.png", "000000000139.jpg"]
     assert [found.images[i].size for i in found.image] == [(30, 20), (60, 20), (30, 20)]
-    with pytest.raises(LabelError, match=r"results\[0\]: image_id 7 is none of them.*000000000139.jpg"):
+    with pytest.raises(AnnotationError, match=r"results\[0\]: image_id 7 is none of them.*000000000139.jpg"):
         read_keypoints(write([{"image_id": 7, "keypoints": points}]), images=folder)
-    with pytest.raises(LabelError, match="no images; give their folder"):
+    with pytest.raises(AnnotationError, match="no images; give their folder"):
         read_keypoints(write(results))
 
 
@@ -234,7 +234,7 @@ def test_openpose_folders(tmp_path, size, names):
     images = tmp_path / "images"
     images.mkdir()
     Image.new("RGB", (8, 6)).save(images / "other.png")
-    with pytest.raises(LabelError, match=r"clip_000000000000_keypoints.json: no image clip_000000000000\.\*"):
+    with pytest.raises(AnnotationError, match=r"clip_000000000000_keypoints.json: no image clip_0+\.\*"):
         read_keypoints(tmp_path, images=images)
 
 
@@ -308,7 +308,7 @@ def mutate(document, change):
 )
 def test_wrong_annotations_are_named(write, observed, change, message):
     path = write(mutate(coco_document(observed), change))
-    with pytest.raises(LabelError, match=message) as error:
+    with pytest.raises(AnnotationError, match=message) as error:
         read_keypoints(path)
     assert str(path) in str(error.value)
 
@@ -333,7 +333,7 @@ def test_files_whose_numbers_are_all_integers_are_read(write, observed):
 @pytest.mark.parametrize("text", ["", "[1, 2", "3", '"x"', "[[]]", "[" * 100_000, "[" + "1" * 5000 + "]"])
 def test_what_is_no_file_of_keypoints_is_named(write, text):
     path = write(text)
-    with pytest.raises(LabelError) as error:
+    with pytest.raises(AnnotationError) as error:
         read_keypoints(path, images=path.parent)
     assert str(path) in str(error.value)
 
@@ -344,7 +344,7 @@ def test_unnamed_keypoints_are_known_by_their_number(write, observed):
     assert read_keypoints(write(document)).layout.name == "coco17"
     for one in document["annotations"]:
         one["keypoints"] = one["keypoints"][: 3 * 13]
-    with pytest.raises(LabelError, match="names of the 13 keypoints"):
+    with pytest.raises(AnnotationError, match="names of the 13 keypoints"):
         read_keypoints(write(document))
 
 
@@ -362,7 +362,7 @@ def test_people_in_images_that_cannot_be_read_are_left_out(write, observed, tmp_
     assert dict(found.left_out) == {"in an image that cannot be read": 2}
     (folder / "1.jpg").unlink()
     with pytest.raises(
-        LabelError, match=r"day/1.jpg: the file does not state its size; .* has no such image"
+        AnnotationError, match=r"day/1.jpg: the file does not state its size; .* has no such image"
     ):
         read_keypoints(write(document), images=folder.parent)
 
@@ -392,7 +392,7 @@ def test_photographs_are_read_as_they_are_shown(tmp_path, orientation):
     assert is_upright(path) == (orientation == 1)
     if orientation > 4:  # annotations that were made without turning it
         np.testing.assert_array_equal(read_photograph(path, (32, 48)), stored)
-    with pytest.raises(LabelError, match="has 48 x 32 pixels, the annotations are of 47 x 32"):
+    with pytest.raises(AnnotationError, match="has 48 x 32 pixels, the annotations are of 47 x 32"):
         read_photograph(path, (47, 32))
 
 
@@ -403,7 +403,7 @@ def test_damaged_photographs_are_named(tmp_path):
     (tmp_path / "cut.jpg").write_bytes(stream.getvalue()[:1500])
     (tmp_path / "text.jpg").write_bytes(b"text")
     for name in ("cut.jpg", "text.jpg"):
-        with pytest.raises(LabelError, match=name):
+        with pytest.raises(AnnotationError, match=name):
             read_photograph(tmp_path / name)
     with pytest.raises(FileNotFoundError, match="none.jpg"):
         read_photograph(tmp_path / "none.jpg")
@@ -500,12 +500,12 @@ def test_what_cannot_be_fitted_is_refused(body, mannequin_asset, observed, write
         with pytest.raises(ValueError, match=message):
             fit_annotations(body, found, **options)
     adult = agebody.SMPL(mannequin_asset)
-    with pytest.raises(LabelError, match="ages are given, and mannequin has only one"):
+    with pytest.raises(AnnotationError, match="ages are given, and mannequin has only one"):
         fit_annotations(adult, found, years=3.0)
     document = coco_document(observed)
     for one in document["annotations"]:
         one["iscrowd"] = 1
-    with pytest.raises(LabelError, match=r"nobody to fit \(crowd: 6\)"):
+    with pytest.raises(AnnotationError, match=r"nobody to fit \(crowd: 6\)"):
         fit_annotations(body, read_keypoints(write(document)))
 
 
@@ -542,15 +542,15 @@ def test_what_is_no_file_of_labels_is_named(labels, tmp_path):
     path = tmp_path / "labels.npz"
     for content in (b"", b"PK\x03\x04 and no more"):
         path.write_bytes(content)
-        with pytest.raises(LabelError, match=r"labels.npz: no file of labels"):
+        with pytest.raises(AnnotationError, match=r"labels.npz: no file of labels"):
             load_labels(path)
-    labels.save(path)
+    labels.save(path, overwrite=True)
     arrays = dict(np.load(path))
     np.savez(path, **{name: array for name, array in arrays.items() if name != "betas"})
-    with pytest.raises(LabelError, match="not complete; it has no betas"):
+    with pytest.raises(AnnotationError, match="not complete; it has no betas"):
         load_labels(path)
     np.savez(path, **arrays | {"transl": arrays["transl"][:, :2]})
-    with pytest.raises(LabelError, match=r"transl: expected shape \(N, 3\), got \(6, 2\)"):
+    with pytest.raises(AnnotationError, match=r"transl: expected shape \(N, 3\), got \(6, 2\)"):
         load_labels(path)
 
 
@@ -677,7 +677,7 @@ def test_training_files_need_smpls_joints_and_ten_betas(labels, body, mannequin_
     arrays = training_arrays(without, replace(labels, kept=np.ones(COUNT, bool)))
     assert not arrays["body_keypoints_3d"].any()
     assert arrays["has_betas"].all()
-    save_training_npz(tmp_path / "train.npz", body, labels)
+    save_training_npz(body, labels, tmp_path / "train.npz")
     with np.load(tmp_path / "train.npz", allow_pickle=False) as file:
         assert set(file.files) == set(training_arrays(body, labels))
 
@@ -745,7 +745,7 @@ def test_shards_are_what_webdataset_reads(labels, body, photographs, tmp_path):
 
 def test_shards_without_an_image(labels, body, photographs, tmp_path):
     (photographs / "day/1.jpg").write_bytes(b"no image")
-    with pytest.raises(LabelError, match=r"1\.jpg: no image"):
+    with pytest.raises(AnnotationError, match=r"1\.jpg: no image"):
         save_training_shards(tmp_path, body, labels, photographs)
     assert not list(tmp_path.glob("*.tar"))
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []

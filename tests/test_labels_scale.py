@@ -22,6 +22,7 @@ from hypothesis.extra import numpy as hnp
 from typer.testing import CliRunner
 
 import agebody
+from agebody.annotations import AnnotationError
 from agebody.keypoints import LAYOUTS
 from agebody.losses import joint_limits_prior
 from agebody.people import observe, random_people
@@ -29,7 +30,6 @@ from agebody.pipelines.cli import app
 from agebody.pipelines.labels import (
     Annotations,
     ImageEntry,
-    LabelError,
     fit_annotations,
     fit_dataset,
     fit_shard,
@@ -148,7 +148,7 @@ def test_shards_are_not_replaced_unasked_and_none_of_before_are_left(annotations
     with pytest.raises(ValueError, match="people_per_shard"):
         write_shards(annotations, tmp_path, people_per_shard=0)
     unsized = replace(annotations, images=tuple(e._replace(size=None) for e in annotations.images))
-    with pytest.raises(LabelError, match=r"day/0\.jpg: its size is not known"):
+    with pytest.raises(AnnotationError, match=r"day/0\.jpg: its size is not known"):
         write_shards(unsized, tmp_path, prefix="new")
 
 
@@ -235,7 +235,7 @@ def test_shards_of_other_programs(tmp_path):
 )  # fmt: skip
 def test_what_is_wrong_in_a_shard_is_named(tmp_path, changes, message):
     path = write(tmp_path / "bad.parquet", **changes)
-    with pytest.raises(LabelError, match=rf"bad\.parquet: .*{message}"):
+    with pytest.raises(AnnotationError, match=rf"bad\.parquet: .*{message}"):
         agebody.annotations.shards.read_people(path)
 
 
@@ -248,18 +248,18 @@ def test_damaged_files_are_named(tmp_path):
         ("head", b"PAR1" + bytes(len(whole) - 8) + b"PAR1"),
     ):
         (tmp_path / f"{name}.parquet").write_bytes(data)
-        with pytest.raises(LabelError, match=rf"{name}\.parquet: no Parquet file, or a damaged one"):
+        with pytest.raises(AnnotationError, match=rf"{name}\.parquet: no Parquet file, or a damaged one"):
             read_shard(tmp_path / f"{name}.parquet")
     with pytest.raises(FileNotFoundError):
         read_shard(tmp_path / "none.parquet")
-    with pytest.raises(LabelError, match="there is nobody in it"):
+    with pytest.raises(AnnotationError, match="there is nobody in it"):
         read_shard(write(tmp_path / "nobody.parquet", **{
             name: pa.array(values)[:0] for name, values in columns().items()
         }))  # fmt: skip
-    with pytest.raises(LabelError, match="metadata: agebody: expected an object"):
+    with pytest.raises(AnnotationError, match="metadata: agebody: expected an object"):
         read_shard(write(tmp_path / "metadata.parquet", {b"agebody": b"no"}))
     layout = {b"agebody": b'{"keypoint_layout": "none"}'}
-    with pytest.raises(LabelError, match="metadata: keypoint_layout"):
+    with pytest.raises(AnnotationError, match="metadata: keypoint_layout"):
         read_shard(write(tmp_path / "layout.parquet", layout))
 
 
@@ -333,15 +333,15 @@ def test_labels_made_otherwise_are_refused(one, people, body, mannequin_asset, t
         ({"layout": "coco17"}, "layout: None, not coco17"),
         ({"years": 3.0, "min_confidence": 0.1}, "min_confidence: 0.0, not 0.1; years: None, not 3.0"),
     ):
-        with pytest.raises(LabelError, match=refused + message):
+        with pytest.raises(AnnotationError, match=refused + message):
             fit_shard(body, shard, folder, **options)
-    with pytest.raises(LabelError, match=refused + r"body_sha256: \w+, not \w+"):
+    with pytest.raises(AnnotationError, match=refused + r"body_sha256: \w+, not \w+"):
         fit_shard(agebody.SMPLA(mannequin_asset, num_betas=3), shard, folder)
-    with pytest.raises(LabelError, match=refused + "dtype: float32, not float64"):
+    with pytest.raises(AnnotationError, match=refused + "dtype: float32, not float64"):
         fit_shard(agebody.SMPLA(mannequin_asset, dtype=torch.float64), shard, folder)
     other = tmp_path / "people-00002.parquet"
     other.write_bytes((people / "people-00001.parquet").read_bytes())
-    with pytest.raises(LabelError, match="was made of another people-00002.parquet"):
+    with pytest.raises(AnnotationError, match="was made of another people-00002.parquet"):
         fit_shard(body, other, folder)
     assert bytes_of(folder) == {result.output.name: result.output.read_bytes()}
 
@@ -354,9 +354,9 @@ def test_overwrite_replaces_what_was_made_otherwise(one, people, body, tmp_path)
     focal = load_label_shards(output).focal
     np.testing.assert_allclose(focal, SIZE[1] / 2 / math.tan(0.45), rtol=1e-6)
     pq.write_table(pa.table({"a": [1]}), output)
-    with pytest.raises(LabelError, match="exists, and is no shard of labels"):
+    with pytest.raises(AnnotationError, match="exists, and is no shard of labels"):
         fit_shard(body, shard, tmp_path)
-    with pytest.raises(LabelError, match="no shard of labels"):
+    with pytest.raises(AnnotationError, match="no shard of labels"):
         load_label_shards(output)
 
 
@@ -383,7 +383,7 @@ def test_damaged_labels_are_not_read(one, tmp_path):
         (tmp_path / "a.parquet").write_bytes(changed)
         try:
             assert_same_labels(load_label_shards(tmp_path), whole)
-        except LabelError as error:
+        except AnnotationError as error:
             refused += "a.parquet: a damaged Parquet file" in str(error)
     assert refused > 10
 
@@ -451,11 +451,11 @@ def test_shards_are_found(people, tmp_path):
     assert list_shards(people / "people-00001.parquet") == [people / "people-00001.parquet"]
     assert len(list_shards(people)) == SHARDS
     for nothing in (tmp_path, tmp_path / "none", str(tmp_path / "*.parquet"), []):
-        with pytest.raises(LabelError, match="expected"):
+        with pytest.raises(AnnotationError, match="expected"):
             list_shards(nothing)
-    with pytest.raises(LabelError, match="its labels would have the name of those of"):
+    with pytest.raises(AnnotationError, match="its labels would have the name of those of"):
         list_shards([people / "people-00001.parquet", tmp_path / "people-00001.parquet"])
-    with pytest.raises(LabelError, match="shards, "):
+    with pytest.raises(AnnotationError, match="shards, "):
         load_label_shards(tmp_path)
 
 
@@ -631,11 +631,11 @@ def test_bad_shards_end_the_call_or_are_reported(session, expected, body, people
     damage(given / names[1])
     column = given / names[2]
     pq.write_table(pq.read_table(column).drop_columns("weights"), column)
-    with pytest.raises(LabelError, match=f"{names[2]}: column weights: missing"):
+    with pytest.raises(AnnotationError, match=f"{names[2]}: column weights: missing"):
         fit_dataset(body, given, folder)
     assert bytes_of(folder) == {}  # it was seen before anything was fitted
     others = [given / names[i] for i in (0, 1, 3)]
-    with pytest.raises(LabelError, match=f"{names[1]}: a damaged Parquet file") as error:
+    with pytest.raises(AnnotationError, match=f"{names[1]}: a damaged Parquet file") as error:
         fit_dataset(body, others, folder)
     assert "\n" not in str(error.value)
     assert bytes_of(folder) == {names[0]: expected[names[0]]}
@@ -661,7 +661,7 @@ def test_options_are_those_of_the_fit(session, expected, body, people, tmp_path)
     assert bytes_of(tmp_path) == {}
     (name, data), *_ = expected.items()
     (tmp_path / name).write_bytes(data)
-    with pytest.raises(LabelError, match=f"{name}: exists, and was made with fov: None, not 0.9"):
+    with pytest.raises(AnnotationError, match=f"{name}: exists, and was made with fov: None, not 0.9"):
         fit_dataset(body, people, tmp_path, fov=0.9)
     assert bytes_of(tmp_path) == {name: data}
 

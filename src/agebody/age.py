@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
+import reprlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
+from numbers import Integral, Real
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy import special
 from scipy.interpolate import PchipInterpolator
 from torch import Tensor
@@ -47,20 +51,163 @@ def age_class(age_offset: Float[Tensor, "*batch"]) -> Int[Tensor, "*batch"]:
     return torch.bucketize(age_offset, highs)
 
 
-# Median and standard deviation of stature [cm] (WHO child growth standards 2006, WHO reference 2007).
-_YEARS = (0, 1 / 12, 0.25, 0.5, 0.75, 1, 1.5, *range(2, 20))
-_MALE = (
-    (49.88, 54.7, 61.4, 67.6, 72.0, 75.7, 82.3, 87.8, 96.1, 103.3, 110.0, 116.0, 121.7, 127.3, 132.6, 137.8,
-     143.1, 149.1, 156.0, 163.2, 169.0, 172.9, 175.2, 176.1, 176.5),
-    (1.89, 1.95, 2.04, 2.14, 2.24, 2.38, 2.70, 3.05, 3.71, 4.19, 4.63, 4.93, 5.29, 5.65, 6.01, 6.37,
-     6.73, 7.09, 7.43, 7.69, 7.80, 7.77, 7.64, 7.47, 7.30),
-)  # fmt: skip
-_FEMALE = (
-    (49.15, 53.6, 59.8, 65.8, 70.1, 74.0, 80.7, 86.4, 95.1, 102.7, 109.4, 115.1, 120.8, 126.6, 132.5, 138.6,
-     145.0, 151.2, 156.4, 159.8, 161.7, 162.5, 162.9, 163.1, 163.2),
-    (1.86, 1.95, 2.10, 2.27, 2.42, 2.57, 2.90, 3.23, 3.81, 4.31, 4.76, 5.12, 5.47, 5.80, 6.11, 6.40,
-     6.65, 6.84, 6.94, 6.94, 6.88, 6.79, 6.69, 6.61, 6.54),
-)  # fmt: skip
+MAX_YEARS = 130.0
+"""Ages are below it. Nobody has become so old: a larger number is a year of birth, or counts months."""
+UNKNOWN = -1
+"""Age class of a person whose class is unknown."""
+
+
+class AgeError(ValueError):
+    """An age that cannot be: which argument and which person, and what was expected."""
+
+    def __init__(self, name: str, person: int, problem: str) -> None:
+        """Keep the parts, so that a reader of files can say where the age stands."""
+        super().__init__(f"{name}: {problem}")
+        self.name, self.person, self.problem = name, person, problem
+
+
+class Ages(NamedTuple):
+    """Ages of people as they are stated, at most one of the three numbers per person."""
+
+    age_offset: Float[np.ndarray, "*people"]
+    """0 adult, 1 infant; NaN where unknown."""
+    years: Float[np.ndarray, "*people"]
+    """NaN where unknown."""
+    age_class: Int[np.ndarray, "*people"]
+    """Index into ``AGE_CLASSES``, ``UNKNOWN`` where unknown."""
+
+    @property
+    def known(self) -> Bool[np.ndarray, "*people"]:
+        """Whether the age of each person is stated."""
+        return ~np.isnan(self.age_offset) | ~np.isnan(self.years) | (self.age_class != UNKNOWN)
+
+    def select(self, rows: Any) -> Ages:
+        """Return the ages of some of the people."""
+        return Ages(*(part[rows] for part in self))
+
+    def fill(self, other: Ages) -> Ages:
+        """Return these ages, and the other ones where these are unknown."""
+        return Ages(*(np.where(self.known, mine, theirs) for mine, theirs in zip(self, other, strict=True)))
+
+    def classes(self, curve: AgeCurve) -> Int[np.ndarray, "*people"]:
+        """Return the index of everyone's age class; years become an age offset by the curve of a body."""
+        offsets = np.where(np.isnan(self.years), self.age_offset, curve.years_to_offset(self.years))
+        found = age_class(torch.from_numpy(np.nan_to_num(offsets))).numpy()
+        return np.where(np.isnan(offsets), self.age_class, found)
+
+
+def parse_ages(
+    *, age_offset: Any = None, years: Any = None, age_class: Any = None, shape: tuple[int, ...] | None = None
+) -> Ages:
+    """Check ages of people and keep one per person: the rule of all files, arguments and commands.
+
+    Each argument may be one value or a list, an array or a tensor of values. None, NaN and empty strings are
+    unknown. Where a person has several ages, the age offset counts before the years, and these before the
+    class.
+
+    Args:
+        age_offset: finite numbers; 0 adult, 1 infant.
+        years: ages from 0 to below ``MAX_YEARS``.
+        age_class: names of ``AGE_CLASSES``, in lower or upper case, or their indices; ``UNKNOWN`` is unknown.
+        shape: of the people; by default the one that the arguments broadcast to.
+
+    Raises:
+        AgeError: a value is out of its range or not a number; the error says of which person.
+        ValueError: the shapes do not broadcast.
+    """
+    names = ", ".join(kind.name for kind in AGE_CLASSES)
+    parsed = {
+        "age_offset": _parse("age_offset", age_offset, _offset, "a finite number"),
+        "years": _parse("years", years, _years, f"a number from 0 to below {MAX_YEARS:g}"),
+        "age_class": _parse("age_class", age_class, _class_index, f"{names} or 0 to {len(AGE_CLASSES) - 1}"),
+    }
+    shape = np.broadcast_shapes(*(part.shape for part in parsed.values())) if shape is None else shape
+    for name, part in parsed.items():
+        try:
+            parsed[name] = np.broadcast_to(part, shape)
+        except ValueError:
+            expected = f"a shape that broadcasts to {tuple(shape)}"
+            raise ValueError(f"{name}: expected {expected}, got {part.shape}") from None
+    offsets, years, kinds = parsed.values()
+    years = np.where(np.isnan(offsets), years, np.nan)
+    kinds = np.where(np.isnan(offsets) & np.isnan(years) & ~np.isnan(kinds), kinds, UNKNOWN)
+    return Ages(offsets.copy(), years, kinds.astype(np.int64))
+
+
+def _parse(
+    name: str, values: Any, read: Callable[[Any], float | None], expected: str
+) -> Float[np.ndarray, "*people"]:
+    """Return numbers, NaN where unknown. ``read`` returns None for a value that cannot be."""
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        values = (values.double() if values.is_floating_point() else values).numpy()
+    elif isinstance(values, (list, tuple)):  # of anything: NumPy would look for a common type
+        values = np.fromiter(values, dtype=object, count=len(values))
+    array = np.array(values, dtype=object) if np.isscalar(values) or values is None else np.asarray(values)
+    found = np.full(array.size, np.nan)
+    for person, value in enumerate(array.ravel().tolist()):
+        unknown = value is None or (isinstance(value, str) and not value) or value != value
+        number = np.nan if unknown else read(value)
+        if number is None:
+            raise AgeError(name, person, f"expected {expected}, got {reprlib.repr(value)}")
+        found[person] = number
+    return found.reshape(array.shape)
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value is a finite real number that a float64 holds; booleans are not numbers."""
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def _offset(value: Any) -> float | None:
+    return float(value) if is_number(value) else None
+
+
+def _years(value: Any) -> float | None:
+    return float(value) if is_number(value) and 0 <= value < MAX_YEARS else None
+
+
+def _class_index(value: Any) -> float | None:
+    names = [kind.name for kind in AGE_CLASSES]
+    if isinstance(value, str):
+        return names.index(value.lower()) if value.lower() in names else None
+    if isinstance(value, Integral) and not isinstance(value, bool) and UNKNOWN <= int(value) < len(names):
+        return np.nan if value == UNKNOWN else float(value)
+    return None
+
+
+_GROWTH_TABLE = """
+  0  49.88 1.89  49.15 1.86
+  1   54.7 1.95   53.6 1.95
+  3   61.4 2.04   59.8 2.10
+  6   67.6 2.14   65.8 2.27
+  9     72 2.24   70.1 2.42
+ 12   75.7 2.38     74 2.57
+ 18   82.3 2.70   80.7 2.90
+ 24   87.8 3.05   86.4 3.23
+ 36   96.1 3.71   95.1 3.81
+ 48  103.3 4.19  102.7 4.31
+ 60    110 4.63  109.4 4.76
+ 72    116 4.93  115.1 5.12
+ 84  121.7 5.29  120.8 5.47
+ 96  127.3 5.65  126.6 5.80
+108  132.6 6.01  132.5 6.11
+120  137.8 6.37  138.6 6.40
+132  143.1 6.73    145 6.65
+144  149.1 7.09  151.2 6.84
+156    156 7.43  156.4 6.94
+168  163.2 7.69  159.8 6.94
+180    169 7.80  161.7 6.88
+192  172.9 7.77  162.5 6.79
+204  175.2 7.64  162.9 6.69
+216  176.1 7.47  163.1 6.61
+228  176.5 7.30  163.2 6.54
+"""
+"""Months, then median and standard deviation of stature [cm] of males and of females (WHO child growth
+standards 2006, WHO reference 2007)."""
 
 
 class _Growth(NamedTuple):
@@ -81,10 +228,9 @@ def _growth(sex: Sex) -> _Growth:
         return _Growth(years, girl.median + half, spread)
     if sex not in ("female", "male"):
         raise ValueError(f"sex: expected 'neutral', 'female' or 'male', got {sex!r}")
-    median, sd = (
-        PchipInterpolator(_YEARS, np.array(row) / 100)(years)
-        for row in (_FEMALE if sex == "female" else _MALE)
-    )
+    months, *columns = np.array(_GROWTH_TABLE.split(), dtype=float).reshape(-1, 5).T
+    chosen = columns[2:] if sex == "female" else columns[:2]
+    median, sd = (PchipInterpolator(months / 12, column / 100)(years) for column in chosen)
     return _Growth(years, median, sd)
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 
 @contextmanager
@@ -44,3 +47,25 @@ def replacing(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iterat
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def save_npz(arrays: Mapping[str, Any], path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    """Write named arrays or tensors, compressed, whole or not at all.
+
+    Raises:
+        ValueError: the suffix is not .npz, or a value is not an array of numbers or text.
+        FileExistsError: the file exists and ``overwrite`` is false.
+        OSError: the file cannot be written.
+    """
+    if Path(path).suffix.lower() != ".npz":
+        raise ValueError(f"{path}: expected the suffix .npz, got {Path(path).suffix!r}")
+    values = {
+        name: value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
+        for name, value in arrays.items()
+    }
+    for name, value in values.items():
+        if value.dtype == object:
+            got = type(arrays[name]).__name__
+            raise ValueError(f"{name}: expected an array of numbers or text, got {got}")
+    with replacing(path, overwrite=overwrite) as temporary:
+        np.savez_compressed(temporary, **values)  # pyright: ignore[reportArgumentType]

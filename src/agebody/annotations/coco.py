@@ -33,7 +33,7 @@ def load_json(path: Path) -> Any:
     """A JSON file.
 
     Raises:
-        LabelError: it is none.
+        AnnotationError: it is none.
         OSError: it cannot be read.
     """
     try:
@@ -56,7 +56,7 @@ def read_coco_annotations(
     ``age`` (a number of years, or a name).
 
     Raises:
-        LabelError: a key is missing or wrong.
+        AnnotationError: a key is missing or wrong.
     """
     for key in ("images", "annotations"):
         if not isinstance(document.get(key), list):
@@ -103,7 +103,7 @@ def read_coco_results(
             ``000000000139.jpg``.
 
     Raises:
-        LabelError: a key is missing or wrong, or there is no such image.
+        AnnotationError: a key is missing or wrong, or there is no such image.
     """
     known = {name: name for name in images} | {Path(name).stem: name for name in images}
     known |= {int(stem): name for stem, name in list(known.items()) if stem.isdecimal()}  # pyright: ignore

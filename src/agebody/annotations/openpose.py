@@ -38,8 +38,8 @@ def read_openpose(
             images, the name that the file says stands for it.
 
     Raises:
-        LabelError: a file is no such file, files have different numbers of points, or there are images but
-            not a frame's.
+        AnnotationError: a file is of another kind, files have different numbers of points, or a frame of the
+            images has no file.
         OSError: a file cannot be read.
     """
     stems = {Path(name).stem: name for name in images}

@@ -35,8 +35,8 @@ _DETECTED = ("coco17", "openpose25")
 """Layouts of detectors, to which names of others are mapped; in those of bodies a "head" is a joint."""
 
 
-class LabelError(ValueError):
-    """Files of which no labels can be made: the message names the file, the entry and what is wrong."""
+class AnnotationError(ValueError):
+    """A file of people is wrong: the message names the file, the entry and what was expected."""
 
 
 class ImageEntry(NamedTuple):
@@ -90,8 +90,8 @@ class Annotations:
 
 
 def fail(path: Path, message: str) -> NoReturn:
-    """Raises a `LabelError` that names the file."""
-    raise LabelError(f"{path}: {message}")
+    """Raise an `AnnotationError` that names the file."""
+    raise AnnotationError(f"{path}: {message}")
 
 
 def is_file_name(name: str) -> bool:
@@ -117,7 +117,7 @@ def map_names(
         names that are left over.
 
     Raises:
-        LabelError: fewer than four names are those of the layout, or two names are one.
+        AnnotationError: fewer than four names are those of the layout, or two names are one.
         ValueError: no layout has that name.
     """
     plain = [plain_name(name) for name in names]
@@ -159,7 +159,7 @@ def gather(
     with other third numbers has confidences; more than 1, as some detectors give, counts as 1.
 
     Raises:
-        LabelError: a third number is negative.
+        AnnotationError: a third number is negative.
     """
     third = points[..., 2]
     if (third < 0).any():

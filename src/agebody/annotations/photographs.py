@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from agebody.annotations.people import LabelError
+from agebody.annotations.people import AnnotationError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 """Of image files."""
@@ -23,10 +23,10 @@ def list_photographs(folder: Path) -> tuple[str, ...]:
     """Image files in a folder and those below it, sorted: paths relative to it.
 
     Raises:
-        LabelError: it is no folder.
+        AnnotationError: it is no folder.
     """
     if not folder.is_dir():
-        raise LabelError(f"{folder}: expected a folder of images")
+        raise AnnotationError(f"{folder}: expected a folder of images")
     found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     return tuple(sorted(path.relative_to(folder).as_posix() for path in found))
 
@@ -35,7 +35,7 @@ def photograph_size(path: Path) -> tuple[int, int]:
     """Width and height as the photograph is shown, its EXIF orientation applied, from the header alone.
 
     Raises:
-        LabelError: it is no image.
+        AnnotationError: it is no image.
         OSError: it is not there.
     """
     with _open(path) as image:
@@ -54,7 +54,7 @@ def read_photograph(path: Path, size: tuple[int, int] | None = None) -> UInt8[np
         size: width and height that the annotations state; None is the photograph as it is shown.
 
     Raises:
-        LabelError: it is no image, or has another size.
+        AnnotationError: it is no image, or has another size.
         OSError: it is not there.
     """
     from PIL import ImageOps
@@ -64,11 +64,11 @@ def read_photograph(path: Path, size: tuple[int, int] | None = None) -> UInt8[np
             stored = image.convert("RGB")
             shown = ImageOps.exif_transpose(image).convert("RGB")
         except _DAMAGES as error:
-            raise LabelError(f"{path}: the image is damaged: {error}") from None
+            raise AnnotationError(f"{path}: the image is damaged: {error}") from None
     for candidate in (shown, stored):
         if size is None or candidate.size == tuple(size):
             return np.array(candidate)
-    raise LabelError(
+    raise AnnotationError(
         f"{path}: the image has {shown.width} x {shown.height} pixels, "
         f"the annotations are of {size[0]} x {size[1]}"  # pyright: ignore[reportOptionalSubscript]
     )
@@ -78,7 +78,7 @@ def is_upright(path: Path) -> bool:
     """Whether an image is stored the way up in which it is shown.
 
     Raises:
-        LabelError: it is no image.
+        AnnotationError: it is no image.
         OSError: it is not there.
     """
     with _open(path) as image:
@@ -93,9 +93,9 @@ def _open(path: Path) -> Any:
     try:
         return Image.open(path)
     except Image.DecompressionBombError as error:
-        raise LabelError(f"{path}: {error}") from None
+        raise AnnotationError(f"{path}: {error}") from None
     except _DAMAGES:
-        raise LabelError(f"{path}: no image that can be read") from None
+        raise AnnotationError(f"{path}: no image that can be read") from None
 
 
 def _orientation(image: Any) -> int:

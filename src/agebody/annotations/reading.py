@@ -9,7 +9,7 @@ import numpy as np
 
 from agebody.annotations.coco import load_json, read_coco_annotations, read_coco_results
 from agebody.annotations.openpose import SUFFIX, read_openpose
-from agebody.annotations.people import Annotations, ImageEntry, LabelError, fail
+from agebody.annotations.people import AnnotationError, Annotations, ImageEntry, fail
 from agebody.annotations.photographs import list_photographs, photograph_size
 from agebody.keypoints import KeypointLayout
 
@@ -34,7 +34,7 @@ def read_keypoints(
         size: width and height of images whose size nothing else says [pixels].
 
     Raises:
-        LabelError: the file is none of these, or something in it is missing or wrong.
+        AnnotationError: the file is none of these, or something in it is missing or wrong.
         ValueError: there is no such layout.
         OSError: a file cannot be read.
     """
@@ -87,9 +87,9 @@ def _with_size(
     if folder is not None and (folder / entry.name).is_file():
         try:
             return entry._replace(size=photograph_size(folder / entry.name))
-        except LabelError:
+        except AnnotationError:
             raise _Unreadable from None
     if size is not None:
         return entry._replace(size=size)
     missing = "give the images, or a size for all" if folder is None else f"{folder} has no such image"
-    raise LabelError(f"{path}: image {entry.name}: the file does not state its size; {missing}")
+    raise AnnotationError(f"{path}: image {entry.name}: the file does not state its size; {missing}")

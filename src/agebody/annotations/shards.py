@@ -90,7 +90,7 @@ def write_shards(
 
     Raises:
         ValueError: ``people_per_shard`` is below 1, or ``prefix`` is no name of a file.
-        LabelError: an image's size is not known.
+        AnnotationError: an image's size is not known.
         FileExistsError: there are shards of this prefix.
         OSError: a file cannot be written.
         ImportError: PyArrow is not installed.
@@ -180,7 +180,7 @@ def count_people(path: str | PathLike[str]) -> int:
     """How many people a shard has, from its footer; its columns are checked, not what is in them.
 
     Raises:
-        LabelError: it is no Parquet file, or a column is missing or of another type.
+        AnnotationError: it is no Parquet file, or a column is missing or of another type.
         OSError: it cannot be read.
         ImportError: PyArrow is not installed.
     """
@@ -201,7 +201,7 @@ def read_footer(path: Path) -> Footer:
     """The end of a Parquet file.
 
     Raises:
-        LabelError: it is none.
+        AnnotationError: it is none.
         OSError: it cannot be read.
     """
     pyarrow = import_pyarrow()
@@ -218,7 +218,7 @@ def read_table(path: Path) -> Any:
     """A Parquet file as a table.
 
     Raises:
-        LabelError: it is none, or is damaged.
+        AnnotationError: it is none, or is damaged.
         OSError: it cannot be read.
     """
     pyarrow = import_pyarrow()
@@ -242,7 +242,7 @@ def read_shard(path: str | PathLike[str], *, layout: str | KeypointLayout | None
         layout: of the keypoints; what the file's metadata says if None, else what their number says.
 
     Raises:
-        LabelError: it is no such file: the message names the column and, where it is one person's, the row.
+        AnnotationError: the file is of another kind; the message names the column and the row.
         ValueError: there is no such layout.
         OSError: it cannot be read.
         ImportError: PyArrow is not installed.
@@ -381,7 +381,7 @@ def read_metadata(path: Path, schema: Any) -> dict[str, Any]:
     """What this library wrote into a file's metadata; nothing if it did not.
 
     Raises:
-        LabelError: it is there, and cannot be read.
+        AnnotationError: it is there, and cannot be read.
     """
     text = (schema.metadata or {}).get(METADATA)
     if text is None:

@@ -1,4 +1,4 @@
-"""Mesh files of bodies that other programs read: .glb, .obj and .ply; and arrays as .npz."""
+"""Mesh files of bodies that other programs read: .glb, .obj and .ply."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from agebody.draw.meshes import Color, body_colors, read_meshes, to_linear, to_numpy, vertex_normals
+from agebody.draw.meshes import Color, body_colors, read_meshes, to_linear, vertex_normals
 from agebody.files import replacing
 
 MESH_SUFFIXES = (".glb", ".obj", ".ply")
@@ -65,23 +65,3 @@ def save_mesh(
     options = {"vertex_normal": True} if suffix == ".ply" else {"include_normals": True}
     with replacing(path) as temporary:
         export_mesh(data, temporary, file_type=suffix[1:], **options)
-
-
-def save_npz(path: str | PathLike[str], **arrays: Any) -> None:
-    """Write named arrays or tensors, compressed, whole or not at all.
-
-    Raises:
-        ValueError: the suffix is not .npz, or a value is no array of numbers or text.
-        OSError: the file cannot be written.
-    """
-    path = Path(path)
-    if path.suffix.lower() != ".npz":
-        raise ValueError(f"{path}: expected the suffix .npz, got {path.suffix!r}")
-    values = {name: to_numpy(value) for name, value in arrays.items()}
-    for name, value in values.items():
-        if value.dtype == object:
-            raise ValueError(
-                f"{name}: expected an array of numbers or text, got {type(arrays[name]).__name__}"
-            )
-    with replacing(path) as temporary:
-        np.savez_compressed(temporary, **values)  # pyright: ignore[reportArgumentType]

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from agebody.age import AGE_CLASSES, AgeCurve
+from agebody.age import AGE_CLASSES, UNKNOWN, AgeCurve, parse_ages
 from agebody.body import BodyModel
 from agebody.cameras import Camera
 from agebody.checks import apply_mask, expand_weights, expect
@@ -123,37 +123,25 @@ def _read_ages(
     batch: torch.Size,
     like: Tensor,
 ) -> Float[Tensor, "*batch 4"]:
-    """Lowest, highest and expected age offset and its standard deviation: the most that is known counts."""
+    """Lowest, highest and expected age offset and its standard deviation, per person."""
     if not body.age_anchors:
         if any(known is not None for known in (age_offset, kinds, years)):
             raise ValueError(f"age_offset, age_class, years: {type(body).__name__} has one age; use SMPLA")
         return like.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(*batch, 4)
+    if not isinstance(kinds, Tensor | None):
+        raise TypeError(f"age_class: expected a torch.Tensor of integers, got {type(kinds).__name__}")
+    ages = parse_ages(age_offset=age_offset, years=years, age_class=kinds, shape=tuple(batch))
+    offset, grown, kind = (torch.from_numpy(part).to(like.device) for part in ages)
+    offset, grown = offset.to(like), AgeCurve.from_asset(body.asset).years_to_offset(grown.to(like))
     mean, sd = UNKNOWN_AGE
+    classes = like.new_tensor([[k.low, k.high, k.mid, (k.high - k.low) / 2] for k in AGE_CLASSES])
     found = like.new_tensor([0.0, 1.0, mean, sd]).expand(*batch, 4)
-    if kinds is not None:
-        if not isinstance(kinds, Tensor):
-            raise TypeError(f"age_class: expected a torch.Tensor of integers, got {type(kinds).__name__}")
-        if kinds.is_floating_point() or kinds.dtype == torch.bool or kinds.shape != batch:
-            raise ValueError(
-                f"age_class: expected integers of shape {tuple(batch)}, "
-                f"got {kinds.dtype} of {tuple(kinds.shape)}"
-            )
-        if not ((kinds >= -1) & (kinds < len(AGE_CLASSES))).all():
-            raise ValueError(f"age_class: expected -1 to {len(AGE_CLASSES) - 1}")
-        rows = like.new_tensor([[k.low, k.high, k.mid, (k.high - k.low) / 2] for k in AGE_CLASSES])
-        found = torch.where((kinds >= 0)[..., None], rows[kinds.clamp(min=0)], found)
-    if years is not None:
-        age = AgeCurve.from_asset(body.asset).years_to_offset(_numbers("years", years, batch, like))
-        reach = 3 * AGE_SD
-        rows = torch.stack((age - reach, age + reach, age, torch.full_like(age, AGE_SD)), -1)
-        found = torch.where(age.isnan()[..., None], found, rows)
-    if age_offset is not None:
-        age = _numbers("age_offset", age_offset, batch, like)
-        if age.isinf().any():
-            raise ValueError("age_offset: expected finite numbers, and NaN where it is not known")
-        rows = torch.stack((age, age, age, torch.ones_like(age)), -1)
-        found = torch.where(age.isnan()[..., None], found, rows)
-    return found
+    found = torch.where((kind != UNKNOWN)[..., None], classes[kind.clamp(min=0)], found)
+    reach = 3 * AGE_SD
+    rows = torch.stack((grown - reach, grown + reach, grown, torch.full_like(grown, AGE_SD)), -1)
+    found = torch.where(grown.isnan()[..., None], found, rows)
+    rows = torch.stack((offset, offset, offset, torch.ones_like(offset)), -1)
+    return torch.where(offset.isnan()[..., None], found, rows)
 
 
 def _extent(

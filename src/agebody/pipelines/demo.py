@@ -17,8 +17,8 @@ from agebody.age import ADULT_YEARS, AgeCurve, median_stature
 from agebody.assets.asset import BodyAsset
 from agebody.body import SMPLA
 from agebody.draw import PALETTE, Picture, contact_sheet, lineup, save_mesh
-from agebody.draw.mesh_files import save_npz
 from agebody.draw.meshes import stand_in_row
+from agebody.files import save_npz
 from agebody.measure import stature
 from agebody.people import pose
 
@@ -109,20 +109,20 @@ def run_demo(
     progress("writing", 0.9)
     picture.save(folder / "ages.png")
     _save_scene(folder / "ages.glb", vertices, asset)
-    save_npz(
-        folder / "ages.npz",
-        names=np.array([person.name for person in PEOPLE]),
-        poses=np.array([[name for name, _ in row] for row in _rows()]),
-        years=np.array([person.years for person in PEOPLE]),
-        age_offset=age_offset,
-        stature=heights,
-        global_orient=full_pose[:, :, 0],
-        body_pose=full_pose[:, :, 1:],
-        vertices=vertices,
-        joints=output.joints,
-        joint_names=np.array(asset.joint_names),
-        faces=asset.faces,
-    )
+    arrays = {
+        "names": [person.name for person in PEOPLE],
+        "poses": [[name for name, _ in row] for row in _rows()],
+        "years": [person.years for person in PEOPLE],
+        "age_offset": age_offset,
+        "stature": heights,
+        "global_orient": full_pose[:, :, 0],
+        "body_pose": full_pose[:, :, 1:],
+        "vertices": vertices,
+        "joints": output.joints,
+        "joint_names": asset.joint_names,
+        "faces": asset.faces,
+    }
+    save_npz(arrays, folder / "ages.npz", overwrite=True)
     progress("done", 1)
     return rows
 

@@ -110,11 +110,12 @@ def clear_errors(*expected: type[Exception]) -> Iterator[None]:
     Args:
         expected: further errors that say what is wrong with a user's file.
     """
+    from agebody.annotations import AnnotationError
     from agebody.assets.asset import AssetError
 
     try:
         yield
-    except (AssetError, ImportError, OSError, *expected) as error:
+    except (AnnotationError, AssetError, ImportError, OSError, *expected) as error:
         fail(str(error))
 
 

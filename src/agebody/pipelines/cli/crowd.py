@@ -82,7 +82,6 @@ def crowd(
         raise typer.BadParameter(f"expected the suffix .npz, got {output.name!r}", param_hint="--output")
     with clear_errors(), progress_bar() as bar:
         from agebody.pipelines.labels import (
-            LabelError,
             concatenate_labels,
             flag_labels,
             load_labels,
@@ -90,10 +89,7 @@ def crowd(
         )
 
         _check_outputs({"--output": output, "--json": report}, (labels, people), overwrite)
-        try:
-            given = load_labels(labels)
-        except LabelError as error:
-            fail(str(error))
+        given = load_labels(labels)
         images = _images(given, labels)
         depths = _find_maps(depth, images)
         numbers = None if masks is None else _find_maps(masks, images)
@@ -122,7 +118,7 @@ def crowd(
             bar.advance(task)
         order = np.argsort(np.concatenate([np.zeros(0, int), *images.values()]))
         placed = concatenate_labels(parts).select(order) if parts else flag_labels(given)
-        placed.save(output)
+        placed.save(output, overwrite=overwrite)
         if report is not None:
             with replacing(report) as temporary:
                 temporary.write_text(json.dumps(rows, indent=2) + "\n")
@@ -217,10 +213,11 @@ def _layer(asset: Any, labels: Labels, path: Path) -> BodyModel:
 
 def _known_of(labels: Labels, known: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """Ages, NaN where they are not known, and sexes."""
+    from agebody.age import parse_ages
     from agebody.crowd.height_prior import SEXES
 
     said = [known.get(str(number), {}) for number in labels.ids]
-    years = np.array([entry.get("years", math.nan) for entry in said], dtype=float)
+    years = parse_ages(years=[entry.get("years") for entry in said]).years
     return years, np.array([SEXES.index(entry.get("sex", "neutral")) for entry in said], dtype=np.int64)
 
 
@@ -295,6 +292,8 @@ def _resampled(values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 
 def _read_people(path: Path | None) -> dict[str, Any]:
+    from agebody.age import AgeError, parse_ages
+
     if path is None:
         return {}
     expected = 'expected {"id": {"years": number, "sex": "female", "male" or "neutral"}}'
@@ -311,10 +310,11 @@ def _read_people(path: Path | None) -> dict[str, Any]:
     for entry in known.values():
         if not isinstance(entry, dict) or not set(entry) <= {"years", "sex"}:
             wrong(entry)
-        years, sex = entry.get("years", 0.0), entry.get("sex", "neutral")
-        if isinstance(years, bool) or not isinstance(years, (int, float)) or not 0 <= years < 130:
+        try:
+            parse_ages(years=entry.get("years"))
+        except AgeError:
             wrong(entry)
-        if sex not in ("female", "male", "neutral"):
+        if entry.get("sex", "neutral") not in ("female", "male", "neutral"):
             wrong(entry)
     return known
 

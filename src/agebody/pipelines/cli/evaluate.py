@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agebody.files import replacing
-from agebody.pipelines.cli.app import app, clear_errors, fail, progress_bar
+from agebody.pipelines.cli.app import app, clear_errors, progress_bar
 
 if TYPE_CHECKING:
     from agebody.pipelines.evaluate import Cell, Column
@@ -54,19 +54,16 @@ def evaluate(
     images again, with all of their people.
     """
     from agebody.keypoints import LAYOUTS
-    from agebody.pipelines.evaluate import EvaluationError, TableName, evaluate_files
+    from agebody.pipelines.evaluate import TableName, evaluate_files
 
     for option, value, known in (("--table", table, get_args(TableName)), ("--layout", layout, LAYOUTS)):
         if value is not None and value not in known:
             raise typer.BadParameter(f"expected {', '.join(known)}, got {value!r}", param_hint=option)
     with clear_errors(), progress_bar() as progress:
         progress.add_task("comparing", total=None)
-        try:
-            tables = evaluate_files(
-                pred, target, table=cast(TableName, table), layout=layout, resamples=resamples, seed=seed
-            )
-        except EvaluationError as error:
-            fail(str(error))
+        tables = evaluate_files(
+            pred, target, table=cast(TableName, table), layout=layout, resamples=resamples, seed=seed
+        )
         if output is not None:
             with replacing(output) as temporary:
                 temporary.write_text(json.dumps([each.as_dict() for each in tables], indent=2) + "\n")

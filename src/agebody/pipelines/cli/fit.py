@@ -88,8 +88,6 @@ def fit(
     age_offset: Annotated[
         float | None,
         typer.Option(
-            min=-1.0,
-            max=2.0,
             show_default=False,
             help="Of everyone whose age the file does not say: 0 adult, 1 infant.",
         ),
@@ -98,9 +96,7 @@ def fit(
         str | None,
         typer.Option(show_default=False, help="The same: **adult**, **teen**, **kid** or **baby**."),
     ] = None,
-    years: Annotated[
-        float | None, typer.Option(min=0.0, max=150.0, show_default=False, help="The same, age in years.")
-    ] = None,
+    years: Annotated[float | None, typer.Option(show_default=False, help="The same, age in years.")] = None,
     min_confidence: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Keypoints below it do not count.")
     ] = 0.0,
@@ -122,9 +118,10 @@ def fit(
 
     Example: `agebody fit keypoints.json --body ages.safetensors --images photos -o labels`
     """
-    from agebody.pipelines.labels import LabelError, fit_annotations, read_keypoints
+    from agebody.pipelines.labels import fit_annotations, read_keypoints
 
-    check_names(layout, age_class)
+    check_layout(layout)
+    check_ages(age_offset=age_offset, age_class=age_class, years=years)
     check_finite({"--focal": focal, "--fov": fov, "--age-offset": age_offset, "--years": years,
                   "--min-confidence": min_confidence})  # fmt: skip
     refuse_both({"--focal": focal, "--fov": fov})
@@ -135,7 +132,7 @@ def fit(
     drawn = overlays if images is not None else 0
     if drawn and importlib.util.find_spec("embreex") is None:
         fail("overlays need `pip install agebody[render]`; --overlays 0 leaves them out")
-    with clear_errors(LabelError), progress_bar() as progress:
+    with clear_errors(), progress_bar() as progress:
         found = read_keypoints(keypoints, layout=layout, images=images, size=parse_size(size))
         make_folder(output)
         _refuse_existing(output, overwrite)
@@ -166,15 +163,22 @@ def fit(
         print(f"wrote {output / name}")
 
 
-def check_names(layout: str | None, age_class: str | None) -> None:
-    """Refuse a ``--layout`` and an ``--age-class`` that are not there."""
-    from agebody.age import AGE_CLASSES
+def check_layout(layout: str | None) -> None:
+    """Refuse a ``--layout`` that does not exist."""
     from agebody.keypoints import LAYOUTS
 
-    kinds = [kind.name for kind in AGE_CLASSES]
-    for option, value, known in (("--layout", layout, list(LAYOUTS)), ("--age-class", age_class, kinds)):
-        if value is not None and value not in known:
-            raise typer.BadParameter(f"expected {', '.join(known)}, got {value!r}", param_hint=option)
+    if layout is not None and layout not in LAYOUTS:
+        raise typer.BadParameter(f"expected {', '.join(LAYOUTS)}, got {layout!r}", param_hint="--layout")
+
+
+def check_ages(**ages: Any) -> None:
+    """Refuse ages that cannot be."""
+    from agebody.age import AgeError, parse_ages
+
+    try:
+        parse_ages(**ages)
+    except AgeError as error:
+        raise typer.BadParameter(error.problem, param_hint=f"--{error.name.replace('_', '-')}") from None
 
 
 def check_finite(options: dict[str, float | None]) -> None:
@@ -244,9 +248,9 @@ def _write(
     from agebody.pipelines.labels import save_training_npz, summarize, to_markdown
 
     written: list[str] = list(_FILES)
-    labels.save(output / "labels.npz")
+    labels.save(output / "labels.npz", overwrite=True)
     if _trains(body):
-        save_training_npz(output / "train.npz", body, labels)
+        save_training_npz(body, labels, output / "train.npz", overwrite=True)
     else:
         written.remove("train.npz")
     summary = summarize(labels, found, seconds)
@@ -296,8 +300,9 @@ def _write_overlays(
     import numpy as np
     from PIL import Image
 
+    from agebody.annotations import AnnotationError
     from agebody.annotations.photographs import read_photograph
-    from agebody.pipelines.labels import LabelError, draw_overlay
+    from agebody.pipelines.labels import draw_overlay
 
     folder.mkdir(exist_ok=True)
     names = np.unique(labels.image_ids)
@@ -309,7 +314,7 @@ def _write_overlays(
         width, height = people.image_sizes[0].tolist()
         try:
             picture = draw_overlay(body, people, read_photograph(images / name, (width, height)))
-        except (LabelError, OSError) as error:
+        except (AnnotationError, OSError) as error:
             astray[name] = str(error)
         else:
             with replacing(folder / (re.sub(r"[/\\]", "__", name) + ".png")) as temporary:

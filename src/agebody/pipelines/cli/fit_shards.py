@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from agebody.pipelines.cli.app import app, check_device, clear_errors, fail, make_folder, progress_bar
-from agebody.pipelines.cli.fit import check_finite, check_names, find_layer, parse_size, refuse_both
+from agebody.pipelines.cli.fit import (
+    check_ages,
+    check_finite,
+    check_layout,
+    find_layer,
+    parse_size,
+    refuse_both,
+)
 
 if TYPE_CHECKING:
     from agebody.pipelines.labels import DatasetReport
@@ -51,14 +58,14 @@ def shard(
 
     Example: `agebody shard day1.json day2.json -o people`
     """
-    from agebody.pipelines.labels import LabelError, read_keypoints, write_shards
+    from agebody.pipelines.labels import read_keypoints, write_shards
 
-    check_names(layout, None)
+    check_layout(layout)
     names = [path.resolve().stem for path in keypoints]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         fail(f"two files are named {twice[0]}, and so would be their shards")
-    with clear_errors(LabelError), progress_bar() as progress:
+    with clear_errors(), progress_bar() as progress:
         make_folder(output)
         task = progress.add_task("shards", total=len(keypoints))
         written, notes = [], []
@@ -114,15 +121,13 @@ def fit_shards(
     ] = None,
     age_offset: Annotated[
         float | None,
-        typer.Option(min=-1.0, max=2.0, show_default=False, help="Of all whose age a shard does not say."),
+        typer.Option(show_default=False, help="Of all whose age a shard does not say."),
     ] = None,
     age_class: Annotated[
         str | None,
         typer.Option(show_default=False, help="The same: **adult**, **teen**, **kid** or **baby**."),
     ] = None,
-    years: Annotated[
-        float | None, typer.Option(min=0.0, max=150.0, show_default=False, help="The same, age in years.")
-    ] = None,
+    years: Annotated[float | None, typer.Option(show_default=False, help="The same, age in years.")] = None,
     min_confidence: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Keypoints below it do not count.")
     ] = 0.0,
@@ -142,9 +147,10 @@ def fit_shards(
 
     Example: `agebody fit-shards people --body ages.safetensors -o labels`
     """
-    from agebody.pipelines.labels import LabelError, fit_dataset
+    from agebody.pipelines.labels import fit_dataset
 
-    check_names(layout, age_class)
+    check_layout(layout)
+    check_ages(age_offset=age_offset, age_class=age_class, years=years)
     check_finite({"--focal": focal, "--fov": fov, "--age-offset": age_offset, "--years": years,
                   "--min-confidence": min_confidence})  # fmt: skip
     refuse_both({"--focal": focal, "--fov": fov})
@@ -153,7 +159,7 @@ def fit_shards(
         raise typer.BadParameter(f"expected cpu or cuda, got {device!r}", param_hint="--device")
     if address is None:
         check_device(device)
-    with clear_errors(LabelError, ValueError), progress_bar() as progress:
+    with clear_errors(ValueError), progress_bar() as progress:
         make_folder(output)
         layer = find_layer(body, device, progress)
         task = progress.add_task("fitting", total=None)

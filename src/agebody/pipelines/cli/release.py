@@ -127,25 +127,22 @@ def release(
     with clear_errors(), progress_bar() as progress, ExitStack() as files:
         asset = find_body(body, progress)
         from agebody.body import SMPL, SMPLA
-        from agebody.pipelines.labels import LabelError, load_labels
-        from agebody.pipelines.release import ReleaseError, photos_from_labels, write_release
+        from agebody.pipelines.labels import load_labels
+        from agebody.pipelines.release import photos_from_labels, write_release
 
         layer = SMPLA(asset) if asset.has_age else SMPL(asset)
         key_file = None if key is None else files.enter_context(replacing(key, overwrite=False))
         task = progress.add_task("reading")
-        try:
-            photos = photos_from_labels(
-                load_labels(labels), images, body=layer, masks=masks, hide=hide, sequences=sequences
-            )
-            made = write_release(
-                photos, layer, output,
-                background=cast(Background, background), region=cast(RegionRule, region), margin=margin,
-                dilation=dilation, shape=cast(Shape, shape), unfitted=cast(Unfitted, unfitted),
-                image_format=cast(ImageFormat, image_format), fps=fps, seed=seed, overwrite=overwrite,
-                progress=lambda stage, part: progress.update(task, description=stage, completed=100 * part),
-            )  # fmt: skip
-        except (ReleaseError, LabelError) as error:
-            fail(str(error))
+        photos = photos_from_labels(
+            load_labels(labels), images, body=layer, masks=masks, hide=hide, sequences=sequences
+        )
+        made = write_release(
+            photos, layer, output,
+            background=cast(Background, background), region=cast(RegionRule, region), margin=margin,
+            dilation=dilation, shape=cast(Shape, shape), unfitted=cast(Unfitted, unfitted),
+            image_format=cast(ImageFormat, image_format), fps=fps, seed=seed, overwrite=overwrite,
+            progress=lambda stage, part: progress.update(task, description=stage, completed=100 * part),
+        )  # fmt: skip
         if key_file is not None:
             sources = {name: str(path) for name, path in made.sources.items()}
             key_file.chmod(0o600)

@@ -2,7 +2,7 @@
 
 from agebody.pipelines.evaluate.average_precision import Detections, coco_table
 from agebody.pipelines.evaluate.coco import read_coco
-from agebody.pipelines.evaluate.files import EvaluationError, People, read_people
+from agebody.pipelines.evaluate.files import People, read_people
 from agebody.pipelines.evaluate.infantnet import infantnet_table
 from agebody.pipelines.evaluate.relative_human import relative_human_tables
 from agebody.pipelines.evaluate.run import TableName, evaluate_files
@@ -12,7 +12,6 @@ __all__ = [
     "Cell",
     "Column",
     "Detections",
-    "EvaluationError",
     "Intervals",
     "People",
     "Row",

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from agebody.annotations.people import fail
 from agebody.assets.landmarks import COCO17
 from agebody.metrics.average_precision import split_images
 from agebody.metrics.similarity import CROWDPOSE14, oks_sigmas
 from agebody.pipelines.evaluate.average_precision import Detections
-from agebody.pipelines.evaluate.files import fail
 
 
 def read_coco(pred: str | Path, target: str | Path) -> Detections:
@@ -26,7 +26,7 @@ def read_coco(pred: str | Path, target: str | Path) -> Detections:
     keypoints where not.
 
     Raises:
-        EvaluationError: a file is not of that kind, a key is missing or wrong, or a result is of an unknown
+        AnnotationError: a file is not of that kind, a key is missing or wrong, or a result is of an unknown
             image.
         OSError: a file cannot be read.
     """

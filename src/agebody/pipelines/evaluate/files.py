@@ -31,13 +31,14 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 
 from agebody.age import AGE_CLASSES, AgeCurve, age_class
+from agebody.annotations.people import fail
 from agebody.assets.mannequin import mannequin
 from agebody.keypoints import LAYOUTS
 from agebody.metrics.similarity import CROWDPOSE14
@@ -46,10 +47,6 @@ UNKNOWN = -1
 """Age class or depth layer of a person of whom it is not known."""
 
 OTHER_LAYOUTS = {"crowdpose14": CROWDPOSE14}
-
-
-class EvaluationError(ValueError):
-    """Files that cannot be evaluated: the message names the file, the key and what is wrong with it."""
 
 
 class _Key(NamedTuple):
@@ -116,7 +113,7 @@ class People:
         """What the file says of this.
 
         Raises:
-            EvaluationError: nothing; the message says why it is needed.
+            AnnotationError: nothing; the message says why it is needed.
         """
         found = getattr(self, name)
         if found is None:
@@ -128,16 +125,11 @@ class People:
         return f"row {row}" if self.ids is None else f"id {self.ids[row]}"
 
 
-def fail(path: Path, message: str) -> NoReturn:
-    """Raises an `EvaluationError` that names the file."""
-    raise EvaluationError(f"{path}: {message}")
-
-
 def read_people(path: str | Path) -> People:
     """Reads and checks an npz of predictions or truths. Nothing in the file is run.
 
     Raises:
-        EvaluationError: it is no npz of plain arrays, or a key has the wrong type, shape or numbers.
+        AnnotationError: it is no npz of plain arrays, or a key has the wrong type, shape or numbers.
         OSError: the file cannot be read.
     """
     path = Path(path)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from agebody.annotations.people import fail
 from agebody.keypoints import LAYOUTS
 from agebody.metrics.alignment import root_of
 from agebody.metrics.record import METRICS, Errors
-from agebody.pipelines.evaluate.files import People, fail
+from agebody.pipelines.evaluate.files import People
 from agebody.pipelines.evaluate.pairing import (
     clusters_of,
     expect_same_size,
@@ -39,7 +40,7 @@ def infantnet_table(
         intervals: how to make them.
 
     Raises:
-        EvaluationError: the files do not fit.
+        AnnotationError: the files do not fit.
     """
     for people in (pred, target):
         people.get("joints", "needed for MPJPE, and for the root of PVE")

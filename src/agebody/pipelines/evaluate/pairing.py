@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from agebody.age import AGE_CLASSES
+from agebody.annotations.people import fail
 from agebody.metrics.matching import match_keypoints
-from agebody.pipelines.evaluate.files import UNKNOWN, People, fail
+from agebody.pipelines.evaluate.files import UNKNOWN, People
 from agebody.pipelines.evaluate.table import Cell, Row
 
 LOST, NOBODY = -1, -2
@@ -24,7 +25,7 @@ def pair(pred: People, target: People) -> np.ndarray:
     """Row of each person's prediction by id, or the same row where neither file has ids; else `LOST`.
 
     Raises:
-        EvaluationError: a prediction is of nobody, or only one file has ids, or they are of two kinds.
+        AnnotationError: a prediction is of nobody, or only one file has ids, or they are of two kinds.
     """
     if pred.has("ids") != target.has("ids"):
         without, other = (pred, target) if target.has("ids") else (target, pred)
@@ -49,7 +50,7 @@ def match_images(pred: People, target: People) -> np.ndarray:
     `LOST` where there is none; `NOBODY` for people without a visible keypoint.
 
     Raises:
-        EvaluationError: a file lacks images or keypoints, or a prediction is in an unknown image.
+        AnnotationError: a file lacks images or keypoints, or a prediction is in an unknown image.
     """
     why = "needed to tell people apart, as not both files have ids"
     mine, theirs = pred.get("keypoints", why), target.get("keypoints", why)

@@ -8,12 +8,13 @@ import numpy as np
 import torch
 
 from agebody.age import AGE_CLASSES
+from agebody.annotations.people import fail
 from agebody.metrics.average_precision import split_images
 from agebody.metrics.correctness import mpckh
 from agebody.metrics.depth import MISS_PENALTY, depth_relations
 from agebody.metrics.similarity import oks_sigmas
 from agebody.pipelines.evaluate.average_precision import Detections, coco_table
-from agebody.pipelines.evaluate.files import OTHER_LAYOUTS, UNKNOWN, People, fail
+from agebody.pipelines.evaluate.files import OTHER_LAYOUTS, UNKNOWN, People
 from agebody.pipelines.evaluate.pairing import (
     LOST,
     NOBODY,
@@ -41,7 +42,7 @@ def relative_human_tables(
     scores, AP and AR. Who is who is said by ids where both files have them, by keypoints where not.
 
     Raises:
-        EvaluationError: the files do not fit.
+        AnnotationError: the files do not fit.
     """
     pred.get("depth", "needed for PCDR")
     target.get("image_ids", "needed to know who is in one image")

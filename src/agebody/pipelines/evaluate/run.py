@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, get_args
 
+from agebody.annotations.people import fail
 from agebody.keypoints import get_layout
 from agebody.pipelines.evaluate.average_precision import coco_table
 from agebody.pipelines.evaluate.coco import read_coco
-from agebody.pipelines.evaluate.files import People, fail, read_people
+from agebody.pipelines.evaluate.files import People, read_people
 from agebody.pipelines.evaluate.infantnet import infantnet_table
 from agebody.pipelines.evaluate.relative_human import relative_human_tables
 from agebody.pipelines.evaluate.table import Intervals, Table
@@ -36,7 +37,7 @@ def evaluate_files(
         seed: of the bootstrap.
 
     Raises:
-        EvaluationError: a file is wrong, or the two do not fit.
+        AnnotationError: a file is wrong, or the two do not fit.
         OSError: a file cannot be read.
         ValueError: there is no such table or layout.
     """

@@ -1,6 +1,6 @@
 """Training labels: from files of keypoints to bodies, and to the files that training code reads."""
 
-from agebody.annotations.people import Annotations, ImageEntry, LabelError
+from agebody.annotations.people import Annotations, ImageEntry
 from agebody.annotations.reading import read_keypoints
 from agebody.annotations.shards import read_shard, write_shards
 from agebody.pipelines.labels.at_scale import DatasetReport, ShardResult, fit_dataset, fit_shard
@@ -18,7 +18,6 @@ __all__ = [
     "Annotations",
     "DatasetReport",
     "ImageEntry",
-    "LabelError",
     "Labels",
     "PlacedLabels",
     "ShardRecord",

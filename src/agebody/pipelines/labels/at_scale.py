@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from agebody.annotations.people import LabelError
+from agebody.annotations.people import AnnotationError
 from agebody.annotations.shards import count_people, import_pyarrow, read_people
 from agebody.body import BodyModel
 from agebody.files import replacing
@@ -137,7 +137,7 @@ def fit_shard(
         options: of `fit_annotations`, such as ``fov`` or ``batch_size``, and of `fit_keypoints`.
 
     Raises:
-        LabelError: the shard is bad, or labels are there that were made otherwise.
+        AnnotationError: the shard is bad, or labels are there that were made otherwise.
         TypeError, ValueError: an option is not known, or out of its range.
         OSError: a file cannot be read or written.
         ImportError: PyArrow is not installed.
@@ -167,7 +167,7 @@ def _output(shard: Path, folder: Path) -> Path:
 def _find(output: Path, shard: Path, settings: dict[str, Any], overwrite: bool) -> ShardRecord | None:
     try:
         return find_record(output, shard, settings)
-    except LabelError:
+    except AnnotationError:
         if not overwrite:
             raise
         return None
@@ -177,7 +177,7 @@ def list_shards(shards: Shards) -> list[Path]:
     """Files of a folder, of a pattern with ``*``, or those given, by their names.
 
     Raises:
-        LabelError: there are none, or two have one name.
+        AnnotationError: there are none, or two have one name.
     """
     if isinstance(shards, (str, PathLike)):
         path = Path(shards)
@@ -186,15 +186,15 @@ def list_shards(shards: Shards) -> list[Path]:
         else:
             found = [path] if path.exists() else sorted(map(Path, glob.glob(os.fspath(shards))))
         if not found:
-            raise LabelError(f"{path}: expected shards: a folder with *.parquet, a pattern, or one file")
+            raise AnnotationError(f"{path}: expected shards: a folder with *.parquet, a pattern, or one file")
     else:
         found = [Path(shard) for shard in shards]
         if not found:
-            raise LabelError("shards: expected at least one")
+            raise AnnotationError("shards: expected at least one")
     names: dict[str, Path] = {}
     for path in found:
         if names.setdefault(path.stem, path) is not path:
-            raise LabelError(f"{path}: its labels would have the name of those of {names[path.stem]}")
+            raise AnnotationError(f"{path}: its labels would have the name of those of {names[path.stem]}")
     return found
 
 
@@ -236,7 +236,7 @@ def fit_dataset(
         options: as in `fit_shard`.
 
     Raises:
-        LabelError: there are no shards, one is bad, or labels are there that were made otherwise.
+        AnnotationError: there are no shards, one is bad, or labels are there that were made otherwise.
         TypeError, ValueError: an option is not known, or out of its range.
         RuntimeError: a worker was ended by the system again and again.
         OSError: a file cannot be read or written.
@@ -263,7 +263,7 @@ def fit_dataset(
             for path, outcome in done:
                 if isinstance(outcome, _Bad):
                     if not skip_bad:
-                        raise LabelError(outcome.why)
+                        raise AnnotationError(outcome.why)
                     report.bad[str(path)] = outcome.why
                     report.people -= todo[path]
                 else:
@@ -293,7 +293,7 @@ def _take_stock(
     for path, output in paths.items():
         try:
             people = count_people(path)
-        except LabelError as error:
+        except AnnotationError as error:
             if not skip_bad:
                 raise
             report.bad[str(path)] = str(error)
@@ -377,7 +377,7 @@ class _Worker:
             self.body = body.to("cuda") if task.cuda else body
         try:
             result = fit_shard(self.body, shard, task.folder, **task.call)
-        except LabelError as error:
+        except AnnotationError as error:
             return _Bad(str(error))
         node = ray.get_runtime_context().get_node_id()
         return _Done(f"{node[:8]}-{os.getpid()}", result)

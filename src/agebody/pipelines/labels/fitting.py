@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from agebody.age import AGE_CLASSES
-from agebody.annotations.people import UNKNOWN, Annotations, LabelError, age_class_index
+from agebody.annotations.people import UNKNOWN, AnnotationError, Annotations, age_class_index
 from agebody.body import BodyModel
 from agebody.cameras import Camera, box_around, convert_box
 from agebody.fitting.images import KeypointFit, fit_keypoints
@@ -58,8 +58,8 @@ def fit_annotations(
         options: of `fit_keypoints`, such as its ``pose_prior`` or ``schedule``.
 
     Raises:
-        LabelError: there is nobody, the file gives ages and the body has only one, or an image's size is not
-            known.
+        AnnotationError: there is nobody, the file gives ages and the body has only one, or the size of an
+            image is unknown.
         ValueError: an argument is out of its range.
     """
     focals = _focals(annotations, focal)
@@ -71,10 +71,10 @@ def fit_annotations(
         raise ValueError(f"min_confidence: expected 0 to 1, got {min_confidence}")
     if not len(annotations):
         why = "; ".join(f"{reason}: {count}" for reason, count in annotations.left_out)
-        raise LabelError(f"{annotations.path}: there is nobody to fit" + (f" ({why})" if why else ""))
+        raise AnnotationError(f"{annotations.path}: there is nobody to fit" + (f" ({why})" if why else ""))
     unsized = [entry.name for entry in annotations.images if entry.size is None]
     if unsized:
-        raise LabelError(f"{annotations.path}: image {unsized[0]}: its size is not known")
+        raise AnnotationError(f"{annotations.path}: image {unsized[0]}: its size is not known")
     ages = _Ages(body, annotations, age_offset, age_class, years)
     parts = []
     for first in range(0, len(annotations), batch_size):
@@ -129,7 +129,7 @@ class _Ages:
         silent = np.isnan(offsets) & (kinds == UNKNOWN) & np.isnan(ages)
         if not body.age_anchors:
             if given or not silent.all():
-                raise LabelError(
+                raise AnnotationError(
                     f"{annotations.path}: ages are given, and {body.asset.metadata.name} has only one; "
                     "add an infant template (agebody convert)"
                 )

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from agebody.annotations.people import LabelError, fail
+from agebody.annotations.people import AnnotationError, fail
 from agebody.annotations.shards import (
     METADATA,
     from_lists,
@@ -84,7 +84,7 @@ def load_label_shards(shards: str | PathLike[str] | Sequence[str | PathLike[str]
     """Labels of a folder of shards, or of some of them, one after the other by their names.
 
     Raises:
-        LabelError: a file is no shard of labels or is damaged, there are none, or they are of different
+        AnnotationError: a file is no shard of labels or is damaged, there are none, or they are of different
             bodies or layouts.
         OSError: a file cannot be read.
         ImportError: PyArrow is not installed.
@@ -98,10 +98,10 @@ def load_label_shards(shards: str | PathLike[str] | Sequence[str | PathLike[str]
         paths = [Path(shard) for shard in shards]
     try:
         return concatenate_labels([_load(path) for path in paths])
-    except LabelError:
+    except AnnotationError:
         raise
     except ValueError as error:
-        raise LabelError(f"{paths[0].parent}: {error}") from None
+        raise AnnotationError(f"{paths[0].parent}: {error}") from None
 
 
 def _load(path: Path) -> Labels:
@@ -145,13 +145,13 @@ def find_record(path: Path, source: Path, settings: dict[str, Any]) -> ShardReco
     The file is read to its end: the checksums of its pages tell what was damaged after it was written.
 
     Raises:
-        LabelError: it is there and was made otherwise: of another file, or with other settings.
+        AnnotationError: it is there and was made otherwise: of another file, or with other settings.
     """
     if not path.exists():
         return None
     try:
         table = read_table(path)
-    except LabelError:
+    except AnnotationError:
         return None  # cut off or damaged where it was copied or stored
     about = read_metadata(path, table.schema)
     try:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from agebody.age import AgeCurve
+from agebody.age import AgeCurve, parse_ages
 from agebody.body import BodyModel
 from agebody.cameras import Camera
 from agebody.crowd import (
@@ -152,8 +152,7 @@ def _check(
     for name, values in (("years", years), ("sex", sex)):
         if values is not None and values.shape != (count,):
             raise ValueError(f"{name}: expected shape ({count},), got {values.shape}")
-    if years is not None and not (np.isnan(years) | ((years >= 0) & (years < 150))).all():
-        raise ValueError("years: expected ages from 0 to 150, or NaN")
+    parse_ages(years=years)
     if sex is not None and not np.isin(sex, range(len(SEXES))).all():
         raise ValueError(f"sex: expected indices into {SEXES}")
 

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from agebody.annotations.people import fail
 from agebody.assets.asset import SMPL_JOINT_NAMES
-from agebody.draw.mesh_files import save_npz
+from agebody.files import save_npz
 from agebody.keypoints import LAYOUTS
 
 TERM, FLAG = "term_", "flag_"
@@ -100,13 +100,14 @@ class Labels:
         }
         return replace(self, **parts)
 
-    def save(self, path: str | PathLike[str]) -> None:
+    def save(self, path: str | PathLike[str], *, overwrite: bool = False) -> None:
         """Write an ``.npz`` of plain arrays, whole or not at all; `load_labels` reads it.
 
         It is, at the same time, a file of predictions for ``agebody evaluate``.
 
         Raises:
             ValueError: the suffix is not .npz.
+            FileExistsError: the file exists and ``overwrite`` is false.
             OSError: the file cannot be written.
         """
         arrays: dict[str, Any] = {name: getattr(self, name) for name in _SHAPES}
@@ -116,7 +117,7 @@ class Labels:
             arrays["layout"] = np.array("smpl24")
         arrays |= {TERM + name: values for name, values in self.terms.items()}
         arrays |= {FLAG + name: values for name, values in self.flags.items()}
-        save_npz(path, **arrays)
+        save_npz(arrays, path, overwrite=overwrite)
 
 
 def concatenate_labels(parts: list[Labels]) -> Labels:
@@ -147,7 +148,7 @@ def load_labels(path: str | PathLike[str]) -> Labels:
     """Reads a file that `Labels.save` wrote. Nothing in it is run.
 
     Raises:
-        LabelError: it is no such file.
+        AnnotationError: it is no such file.
         OSError: it cannot be read.
     """
     path = Path(path)

@@ -22,12 +22,11 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from agebody.annotations.people import LabelError
+from agebody.annotations.people import AnnotationError
 from agebody.annotations.photographs import is_upright, read_photograph
 from agebody.assets.asset import SMPL_JOINT_NAMES
 from agebody.body import BodyModel
-from agebody.draw.mesh_files import save_npz
-from agebody.files import replacing
+from agebody.files import replacing, save_npz
 from agebody.keypoints import get_layout
 from agebody.pipelines.labels.quality import BOX_SCALE
 from agebody.pipelines.labels.records import Labels
@@ -98,7 +97,12 @@ def training_arrays(
 
 
 def save_training_npz(
-    path: str | PathLike[str], body: BodyModel, labels: Labels, *, box_scale: float = BOX_SCALE
+    body: BodyModel,
+    labels: Labels,
+    path: str | PathLike[str],
+    *,
+    box_scale: float = BOX_SCALE,
+    overwrite: bool = False,
 ) -> None:
     """Write the ``.npz`` of `training_arrays`, whole or not at all.
 
@@ -106,7 +110,7 @@ def save_training_npz(
         ValueError: as `training_arrays`, or the suffix is not .npz.
         OSError: the file cannot be written.
     """
-    save_npz(path, **training_arrays(body, labels, box_scale=box_scale))
+    save_npz(training_arrays(body, labels, box_scale=box_scale), path, overwrite=overwrite)
 
 
 def save_training_shards(
@@ -139,7 +143,7 @@ def save_training_shards(
 
     Raises:
         ValueError: as `training_arrays`, or ``images_per_shard`` is below 1.
-        LabelError: an image cannot be read, or has another size than the labels say.
+        AnnotationError: an image cannot be read, or has another size than the labels say.
         OSError: a file is not there, or cannot be written.
     """
     if images_per_shard < 1:
@@ -159,7 +163,7 @@ def save_training_shards(
                 width, height = labels.image_sizes[rows[0]].tolist()
                 try:
                     photograph = _jpeg(Path(images) / name, (width, height))
-                except (LabelError, OSError) as error:
+                except (AnnotationError, OSError) as error:
                     if unreadable is None:
                         raise
                     unreadable(name, error)

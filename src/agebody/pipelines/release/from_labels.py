@@ -48,7 +48,7 @@ def photos_from_labels(
     Raises:
         ReleaseError: the labels are of another body, a mask is missing, or the annotations to hide lack a
             photograph or have it in another size.
-        LabelError: the file of annotations is none.
+        AnnotationError: the file of annotations is wrong.
         OSError: a file cannot be read.
     """
     if labels.joint_names != tuple(body.asset.joint_names) or labels.body != body.asset.metadata.name:

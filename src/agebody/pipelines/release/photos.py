@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image, UnidentifiedImageError
 
+from agebody.annotations import AnnotationError
 from agebody.cameras import Camera
 from agebody.parameters import BodyParameters
 
@@ -40,7 +41,7 @@ SHARED_COLORS = ("1", "P", "PA")
 """Modes in which a palette depends on the whole picture, or dithering passes errors on to the next pixel."""
 
 
-class ReleaseError(ValueError):
+class ReleaseError(AnnotationError):
     """A photograph that must not be released as it is listed; nothing was written."""
 
 

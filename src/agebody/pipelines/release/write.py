@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from agebody.body import BodyModel
-from agebody.draw.mesh_files import save_npz
+from agebody.files import save_npz
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.pipelines.release.files import (
     MANIFEST,
@@ -274,7 +274,7 @@ def _save_parameters(scene: Scene, people: list[int], path: Path) -> None:
     arrays = {name: part[people] for name, part in scene.bodies.parameters._asdict().items()}
     arrays |= {name: part for name, part in scene.lens._asdict().items() if part is not None}
     arrays = {name: part.detach().cpu().float().numpy() for name, part in arrays.items()}
-    save_npz(path, **arrays, size=np.array(scene.size))
+    save_npz(arrays | {"size": np.array(scene.size)}, path)
 
 
 def _write_clips(
