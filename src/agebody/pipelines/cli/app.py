@@ -100,7 +100,8 @@ def make_folder(folder: Path) -> None:
 def progress_bar() -> Progress:
     """Bars on standard error that vanish at the end."""
     columns = (TextColumn("{task.description:>14}"), BarColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=Console(stderr=True), transient=True)
+    console = Console(stderr=True)
+    return Progress(*columns, console=console, transient=True, disable=not console.is_interactive)
 
 
 @contextmanager
