@@ -1,4 +1,4 @@
-"""Vertices, then gradients in betas, pose and translation, beside the two blend products."""
+"""Vertices and gradients with respect to betas, pose and translation, compared with the blend products."""
 
 from __future__ import annotations
 

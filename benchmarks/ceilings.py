@@ -1,4 +1,4 @@
-"""What this device can do at best: its copy bandwidth and its rates of multiplication, measured."""
+"""Measured upper bounds of a device: its copy bandwidth and its rates of multiplication."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from agebody.pipelines.bench import interleaved
 COPY_BYTES = {"cpu": 256 << 20, "cuda": 2 << 30}
 """Far more than any cache holds."""
 CACHE_BYTES = 64 << 20
-"""More than the last-level cache of the processors and GPUs of today that this is run on."""
+"""More than the last-level cache of current processors and GPUs."""
 MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
 """Large enough that the product is bound by arithmetic alone."""
 
 
 @dataclass(frozen=True)
 class Ceilings:
-    """Bytes (read and written) and floating-point operations a second."""
+    """Bytes (read and written) and floating-point operations per second."""
 
     copy_bytes: float
     float32_flops: float
@@ -26,7 +26,7 @@ class Ceilings:
     """CUDA only: few processors have bfloat16 arithmetic."""
 
     def seconds(self, *, num_bytes: float, flops: float) -> float:
-        """The roofline: no less time than memory needs, nor than float32 arithmetic does."""
+        """Return the roofline [s]: the longer of the times for memory and for float32 arithmetic."""
         return max(num_bytes / self.copy_bytes, flops / self.float32_flops)
 
     def as_dict(self) -> dict[str, float | None]:
@@ -52,7 +52,7 @@ def measure(device: torch.device, seconds: float) -> Ceilings:
 def blend_roofline(
     ceilings: Ceilings, *, batch: int, num_coefficients: int, num_vertices: int, products: int = 1
 ) -> float | None:
-    """Seconds of a forward pass at best: its blend product, directions and inputs read, vertices written.
+    """Return the least time of a forward pass [s]: its product, directions and inputs read, vertices written.
 
     With ``products=2``, of forward + backward: the product with the transposed directions, and the gradient
     read, come on top. None where the vertices fit in a cache, which the copy bandwidth says nothing about.

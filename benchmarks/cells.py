@@ -1,4 +1,4 @@
-"""Tables of Markdown and the figures in them."""
+"""Markdown tables and the numbers in them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def table(heads: list[str], rows: list[list[str]], align: str) -> str:
 
 
 def quoted(text: str, length: int = 110) -> str:
-    """One line of code that no message can break out of."""
+    """Return text as one line of inline code, without characters that would end it."""
     text = re.sub(r"0x[0-9a-f]+", "0x…", " ".join(text.split())).replace("`", "'").replace("|", "/")
     return f"`{text if len(text) <= length else text[: length - 1] + '…'}`"
 

@@ -1,4 +1,4 @@
-"""Closest points on the surface, for scans of one body and of sixteen: agebody's searches and trimesh's."""
+"""Closest points on the surface, for scans of one body and of sixteen, by agebody and by trimesh."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from agebody.mesh.closest import closest_points, interpolate
 from agebody.pipelines.bench import sample_arguments
 
 BATCHES = {"cpu": (1600, 6400, 48000), "cuda": (6400, 48000, 384000)}
-"""Points, of all bodies together."""
+"""Number of points, of all bodies together."""
 BODIES = 16
 CHECKED = 160
-"""Points of each body whose answers are compared."""
+"""Number of points per body whose results are compared."""
 NOISE = 0.01
 """Standard deviation of a scan's points from the surface, in each direction [m]."""
 TOLERANCES = {"agebody warp": 2e-6, "agebody torch": 2e-6, "trimesh": 2e-4}
-"""[m] Float32 of bodies of 2 m; trimesh takes triangles for equally near that are not quite."""
+"""[m] Float32 rounding of bodies of 2 m, and trimesh's tolerance for ties between triangles."""
 
 Search = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(B, N, 3) points, (B, V, 3) vertices, (F, 3) faces -> (B, N) distances [m]."""
@@ -33,7 +33,7 @@ def ours(backend: str, points: Tensor, vertices: Tensor, faces: Tensor) -> Tenso
 
 
 def trimesh_query(points: Tensor, vertices: Tensor, faces: Tensor) -> Tensor:
-    """One body after the other; bodies move between calls, so that its tree, too, is built at every call."""
+    """Search one body after the other; bodies move between calls, so the tree is rebuilt at every call."""
     import trimesh
 
     triangles, found = faces.numpy(force=True), []
@@ -56,7 +56,7 @@ def gradients(search: Search, points: Tensor, vertices: Tensor, faces: Tensor) -
 
 
 def scans(vertices: Tensor, faces: Tensor, count: int) -> Tensor:
-    """Points near the surface of each body (B, count, 3), evenly over its triangles."""
+    """Return points near the surface of each body (B, count, 3), evenly over its triangles."""
     generator = torch.Generator().manual_seed(count)
     face = torch.randint(len(faces), (count,), generator=generator)
     share = torch.rand(count, 3, generator=generator).to(vertices)

@@ -1,4 +1,4 @@
-"""Under torch.compile: as one graph where the contender allows it, else with the breaks that it needs."""
+"""Under torch.compile, as one graph if possible, else with graph breaks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BATCHES = {"cpu": (64,), "cuda": (64, 4096)}
 
 
 def compiled(contender: Contender, given: dict[str, Tensor]) -> tuple[Callable[[], Tensor], str]:
-    """The compiled call, and whether it is one graph."""
+    """Return the compiled call, and whether it is one graph."""
     expected = contender.forward(**given)
     graph, broken = "one graph", None
     for fullgraph in (True, False):
@@ -44,7 +44,7 @@ def main() -> None:
         given = sample_arguments(batch, device=session.device)
         with torch.no_grad():
             for contender in contenders:
-                # Compiled one after the other: each reset of the compiler forgets those before.
+                # One after the other, because each reset of the compiler discards earlier results.
                 try:
                     function, graph = compiled(contender, given)
                 except Exception as error:

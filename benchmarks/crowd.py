@@ -1,4 +1,4 @@
-"""Who stands before whom: DTO against the layout that single-person fits give, on images with a known truth.
+"""Depth order of people: DTO compared with the layout of single-person fits, on images with known truth.
 
 Every image has people of all ages on one ground before one camera. Their bodies are drawn to a depth map and
 to instance masks. What a method is given:
@@ -16,7 +16,6 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,21 +47,21 @@ from agebody.people import pose
 from agebody.pipelines.evaluate.bootstrap import ratio_intervals
 
 SEED = 20_000
-"""Tests, examples and whoever chooses a default use smaller ones."""
+"""First held-out seed: tests, examples and tuning use smaller ones."""
 WIDTH, HEIGHT, FOCAL, EYE = 320, 240, 300.0, 1.5
-"""Size of the images, focal length [pixels], and how high the camera is [m]."""
+"""Size of the images and focal length [pixels], and height of the camera [m]."""
 MOST = 6
-"""People in an image, at least two."""
+"""Largest number of people per image; the least is two."""
 DEPTH_NOISE = 0.05
-"""Of each person in the depth map, as a share of the depth."""
+"""SD of the depth of each person in the depth map, as a share of the depth."""
 ADULT_SIZE = (1.70, 0.07)
-"""Mean and SD of the statures that a network for adults gives to everybody [m]."""
+"""Mean and SD of the statures that a network for adults predicts for everybody [m]."""
 SIZE_NOISE = 0.10
-"""Of the statures that a network for all ages gives, as a share."""
+"""SD of the statures that a network for all ages predicts, as a share."""
 YEARS_NOISE = 2.0
-"""Of the ages that are known; a tenth of the age for the young [years]."""
+"""Largest SD of known ages, which is a tenth of the age for the young [years]."""
 THRESHOLD = 0.2
-"""Of PCDR [m]."""
+"""Threshold of PCDR [m]."""
 RESAMPLES = 2000
 RESULTS = Path(__file__).parent / "results" / "crowd" / "cpu.json"
 
@@ -79,11 +78,11 @@ class Truth(NamedTuple):
     points: Tensor
     soles: Tensor
     depths: MaskDepths
-    """Of true depth against true bodies; slopes are 1."""
+    """Depths of the true map within the true bodies; slopes are 1."""
 
 
 def sample(body: BodyModel, images: int, seed: int) -> Truth:
-    """People who stand on the ground, of each age class alike."""
+    """Sample people who stand on the ground, evenly over the age classes."""
     r = np.random.default_rng(seed)
     count = r.integers(2, MOST + 1, images)
     there = np.arange(MOST) < count[:, None]
@@ -106,16 +105,20 @@ def sample(body: BodyModel, images: int, seed: int) -> Truth:
     everyday = np.array(["standing", "at ease", "hand on hip", "walking", "waving", "sitting"])
     poses = np.stack([pose(name, body.asset.joint_names) for name in everyday])
     which = r.integers(0, len(everyday) - 1, kinds.shape)
-    which[years < 1.2] = len(everyday) - 1  # who cannot stand yet sits
+    which[years < 1.2] = len(everyday) - 1  # who cannot stand yet, sits
     heading = r.uniform(-1.2, 1.2, kinds.shape)
     return _pose(body, years, there, sex, chosen, np.stack((x, z), -1), poses[which], heading, curve)
 
 
 def _pose(body, years, there, sex, height, places, angles, heading, curve) -> Truth:
-    t = lambda array: torch.from_numpy(np.asarray(array)).to(body.dtype)  # noqa: E731
-    flat = lambda tensor: tensor.flatten(0, 1)  # noqa: E731
+    def t(array):
+        return torch.from_numpy(np.asarray(array)).to(body.dtype)
+
+    def flat(tensor):
+        return tensor.flatten(0, 1)
+
     half = 0.5 * flat(t(heading))
-    # Upright before a camera whose y axis points down, then turned: half a turn about an axis between.
+    # Upright before a camera whose y axis points down, and turned: half a turn about one axis.
     turn = math.pi * torch.stack((half.cos(), torch.zeros_like(half), half.sin()), -1)
     people = BodyParameters.zeros(body, there.size)._replace(
         global_orient=turn, body_pose=flat(t(angles))[:, 1:], age_offset=flat(t(curve.years_to_offset(years)))
@@ -126,8 +129,12 @@ def _pose(body, years, there, sex, height, places, angles, heading, curve) -> Tr
     )
     people = _of_height(body, people, flat(t(height)))
     soles = part_vertices(body.asset, FEET, facing=(0, -1, 0))
-    low = torch.cat([body(**people.map(lambda p, r=rows: p[r]).arguments(body)).vertices[..., 1].amax(-1)
-                     for rows in torch.arange(there.size).split(64)])  # fmt: skip
+    low = torch.cat(
+        [
+            body(**people.map(lambda p, r=rows: p[r]).arguments(body)).vertices[..., 1].amax(-1)
+            for rows in torch.arange(there.size).split(64)
+        ]
+    )
     x, z = flat(t(places)).unbind(-1)
     people = people._replace(transl=torch.stack((x, EYE - low, z), -1))
     parts = []
@@ -137,9 +144,10 @@ def _pose(body, years, there, sex, height, places, angles, heading, curve) -> Tr
         points = body.keypoints("coco17", **people.map(lambda p, r=rows: p[r]).arguments(body))
         drawn = [
             render(v, body.faces, camera, size=(WIDTH, HEIGHT), light_rays=0, background=None).depth
-            if here else np.full((HEIGHT, WIDTH), np.inf)
+            if here
+            else np.full((HEIGHT, WIDTH), np.inf)
             for v, here in zip(posed.vertices, there[image], strict=True)
-        ]  # fmt: skip
+        ]
         each = torch.from_numpy(np.stack(drawn)).to(body.dtype)
         nearest, who = each.min(0)
         masks = (who == torch.arange(MOST)[:, None, None]) & each.isfinite()
@@ -149,20 +157,27 @@ def _pose(body, years, there, sex, height, places, angles, heading, curve) -> Tr
     root, points, feet, *depths = (torch.stack(part) for part in zip(*parts, strict=True))
     seen = torch.from_numpy(there) & (
         depths[-1] >= WIDTH * HEIGHT / 400
-    )  # DTO's code asks for as many pixels
+    )  # DTO's code requires as many pixels
     height = rest_height(body, people.betas, people.age_offset)
     shape = there.shape
     return Truth(
-        t(years), seen, torch.from_numpy(sex), height.reshape(shape), people.age_offset.reshape(shape),
-        root, points, feet, MaskDepths(*depths),
-    )  # fmt: skip
+        t(years),
+        seen,
+        torch.from_numpy(sex),
+        height.reshape(shape),
+        people.age_offset.reshape(shape),
+        root,
+        points,
+        feet,
+        MaskDepths(*depths),
+    )
 
 
 def _of_height(body: BodyModel, people: BodyParameters, height: Tensor) -> BodyParameters:
-    """Bodies of these statures, by the first beta alone: the age offset stays that of the age."""
+    """Give bodies these statures by the first beta alone; the age offset stays that of the age."""
     first = torch.zeros_like(people.betas)
     first[:, 0] = 1
-    for _ in range(4):  # Newton, on what is nearly linear
+    for _ in range(4):  # Newton's method on a nearly linear function
         now = rest_height(body, people.betas, people.age_offset)
         slope = rest_height(body, people.betas + first, people.age_offset) - now
         people = people._replace(betas=people.betas + first * ((height - now) / slope)[:, None])
@@ -170,24 +185,30 @@ def _of_height(body: BodyModel, people: BodyParameters, height: Tensor) -> BodyP
 
 
 class Result(NamedTuple):
-    """Depths of the people of all images by one method, against the truth."""
+    """Depths of the people of all images by one method."""
 
     name: str
     depth: Tensor
     placed: Tensor | None = None
-    """Whom DTO placed; None for fits alone."""
+    """True for people placed by DTO; None for fits alone."""
     in_one_plane: Tensor | None = None
-    """Who of them is in an image that the guard for people in one plane, or the least slope, decided."""
+    """True for placed people in images decided by the rule for people in one plane or by the least slope."""
 
 
 def compare(truth: Truth, body: BodyModel, seed: int) -> list[Result]:
-    """All methods on the same images."""
+    """Run all methods on the same images."""
     g = torch.Generator().manual_seed(seed)
-    normal = lambda: torch.randn(truth.years.shape, generator=g, dtype=truth.height.dtype)  # noqa: E731
+
+    def normal():
+        return torch.randn(truth.years.shape, generator=g, dtype=truth.height.dtype)
+
     z, h, there = truth.depths.depth, truth.height, truth.there.to(truth.height.dtype)
     unit = torch.rand(len(z), 1, generator=g, dtype=z.dtype) * 5 + 0.2
     origin = torch.rand(len(z), 1, generator=g, dtype=z.dtype) * 4 - 2
-    affine = lambda depth: (depth + origin) / unit  # noqa: E731
+
+    def affine(depth):
+        return (depth + origin) / unit
+
     noisy = z * (1 + DEPTH_NOISE * normal())
     adult = (ADULT_SIZE[0] + ADULT_SIZE[1] * normal()) / h
     aware = torch.exp(SIZE_NOISE * normal())
@@ -219,19 +240,24 @@ def compare(truth: Truth, body: BodyModel, seed: int) -> list[Result]:
 
 
 def _refined(truth: Truth, size: Tensor, prior: HeightPrior, placed: Tensor, z: Tensor) -> Tensor:
-    """The DTO layout on one ground: what is drawn is scaled, so that pixels stay."""
+    """Put the DTO layout on one ground; people are scaled about the camera, so their pixels stay."""
     scale = torch.where(truth.there, placed / (z * size), 1) * size
     camera = Camera(z.new_tensor((FOCAL, FOCAL)), z.new_tensor((WIDTH / 2, HEIGHT / 2)))
     by = scale[..., None, None]
     found = refine_crowd(
-        truth.points * by, camera, truth.root * scale[..., None], weights=truth.there.to(z),
-        feet=truth.soles * by, height=truth.height * scale, prior=HeightPrior(prior.mean, prior.sd),
-    )  # fmt: skip
+        truth.points * by,
+        camera,
+        truth.root * scale[..., None],
+        weights=truth.there.to(z),
+        feet=truth.soles * by,
+        height=truth.height * scale,
+        prior=HeightPrior(prior.mean, prior.sd),
+    )
     return placed + (found.new_root - found.root)[..., 2]
 
 
 def table(truth: Truth, results: list[Result]) -> list[dict[str, Any]]:
-    """PCDR with intervals, by the age class of either person, and errors of depth."""
+    """Return PCDR with intervals by the age class of either person, and the depth errors."""
     kinds = age_class(truth.age_offset)
     rows = []
     z, there = truth.depths.depth, truth.there
@@ -253,16 +279,23 @@ def table(truth: Truth, results: list[Result]) -> list[dict[str, Any]]:
             by_placement = {
                 key: {"people": int(some.sum()), "largest_depth_error_m": error[some].max().item()}
                 for key, some in (
-                    ("not_placed", there & ~placed), ("placed", placed), ("in_one_plane", in_one_plane),
+                    ("not_placed", there & ~placed),
+                    ("placed", placed),
+                    ("in_one_plane", in_one_plane),
                     ("placed_by_their_depths", placed & ~in_one_plane),
                 )
                 if some.any()
-            }  # fmt: skip
-        rows.append({
-            "method": name, "pcdr": counts, "median_depth_error_m": off.median().item(),
-            "largest_depth_error_m": off.max().item(),
-            "median_depth_error_share": (off / z[there]).median().item(), **by_placement,
-        })  # fmt: skip
+            }
+        rows.append(
+            {
+                "method": name,
+                "pcdr": counts,
+                "median_depth_error_m": off.median().item(),
+                "largest_depth_error_m": off.max().item(),
+                "median_depth_error_share": (off / z[there]).median().item(),
+                **by_placement,
+            }
+        )
     return rows
 
 
@@ -294,19 +327,30 @@ def main() -> None:
     print(f"closed form: {1e6 * seconds:.1f} us an image")
     noise = {"depth": DEPTH_NOISE, "size": SIZE_NOISE, "adult_size": ADULT_SIZE, "years": YEARS_NOISE}
     results = {
-        "subject": "crowd", "device": "cpu", "absent": {}, "body": asset.metadata.name,
-        "images": options.images, "people": int(truth.there.sum()), "seed": options.seed, "noise": noise,
-        "rows": rows, "seconds_an_image": seconds, "provenance": provenance(torch.device("cpu")),
-    }  # fmt: skip
+        "subject": "crowd",
+        "device": "cpu",
+        "absent": {},
+        "body": asset.metadata.name,
+        "images": options.images,
+        "people": int(truth.there.sum()),
+        "seed": options.seed,
+        "noise": noise,
+        "rows": rows,
+        "seconds_an_image": seconds,
+        "provenance": provenance(torch.device("cpu")),
+    }
     options.output.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def _speed(truth: Truth) -> float:
-    """Of the closed form, at a thousand images."""
+    """Return the time of the closed form per image, for a thousand images [s]."""
     index = torch.arange(1000) % len(truth.height)
     z, h = truth.depths.depth[index], truth.height[index]
     prior = HeightPrior(h * 1.02, 0.05 * h)
-    run: Callable[[], Any] = lambda: place_people(z, z, h, prior, weights=truth.there[index])  # noqa: E731
+
+    def run() -> Any:
+        return place_people(z, z, h, prior, weights=truth.there[index])
+
     run()
     times = []
     for _ in range(9):

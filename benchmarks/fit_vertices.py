@@ -1,4 +1,4 @@
-"""Bodies from the vertices of meshes: agebody in full and in closed form alone, beside smplfitter.
+"""Bodies from the vertices of meshes: agebody's full fit and its closed form, compared with smplfitter.
 
 Adults, since smplfitter is given this body without its growth. Errors are those of all vertices.
 """
@@ -22,7 +22,7 @@ BATCHES = {"cpu": (64, 1024), "cuda": (64, 1024)}
 SEED = 20260
 OURS, CLOSED = "agebody", "agebody, closed form"
 ROUNDS = (1, 3)
-"""Alternations of smplfitter, which takes one where nothing is said."""
+"""Alternations of smplfitter; its default is one."""
 
 
 def ours(body: agebody.SMPL, max_iterations: int) -> Callable[[Tensor], Tensor]:

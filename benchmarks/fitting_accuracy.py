@@ -1,4 +1,4 @@
-"""How near fits come to the truth: random people whom nothing else has seen, by scenario and age class."""
+"""Accuracy of fits to held-out random people, by scenario and age class."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from agebody.metrics import mpjpe, pa_mpjpe
 from agebody.people import Observations, People, observe, random_people
 
 HELD_OUT_SEED = 30_000
-"""Seeds from here on are for held-out sets: tests, examples and whoever chooses weights use smaller ones."""
+"""First held-out seed: tests, examples and tuning use smaller ones."""
 NOT_CREDIBLE = 16.0
-"""[pixels] From the true places of the points that are seen: a fit that is further away has failed.
+"""[pixels] Mean distance from the true places of the visible points above which a fit has failed.
 
 InfantNet draws this line at the points that were reported, which cannot tell a bad fit from a wrong point.
 """
@@ -32,19 +32,24 @@ BATCHES = {"cpu": (320,), "cuda": (320,)}
 
 
 class Scenario(NamedTuple):
-    """What a detector says, and what is known besides."""
+    """What a detector reports, and what else is known."""
 
     title: str
     observed: Mapping[str, Any]
     """Options of `observe`."""
     known: tuple[str, ...] = ()
-    """Of "depth", "class" and "years"."""
+    """Some of "depth", "class" and "years"."""
     truncated: float = 0.0
 
 
 HARD = {
-    "self_occlusion": True, "occluders": 0.4, "dropped": 0.1, "swapped": 0.1, "borrowed": 0.1, "stray": 0.03,
-}  # fmt: skip
+    "self_occlusion": True,
+    "occluders": 0.4,
+    "dropped": 0.1,
+    "swapped": 0.1,
+    "borrowed": 0.1,
+    "stray": 0.03,
+}
 SCENARIOS = {
     "clean": Scenario("2 px of noise", {}),
     "depth": Scenario("2 px of noise, depth known", {}, ("depth",)),
@@ -53,13 +58,13 @@ SCENARIOS = {
     "hard, class": Scenario(
         "occluded, dropped and wrong points, age class known", HARD, ("class",), truncated=0.2
     ),
-}  # fmt: skip
+}
 BODIES = {"mannequin": agebody.mannequin, "anny": agebody.anny_body}
 CONTENDERS = [f"{body}, {scenario}" for body in BODIES for scenario in SCENARIOS]
 
 
 class Run(NamedTuple):
-    """One scenario on one body: who, what was seen, what was found."""
+    """One scenario on one body: the people, their observations and the fits."""
 
     people: People
     seen: Observations
@@ -83,7 +88,7 @@ def run(body: BodyModel, scenario: Scenario, count: int, seed: int = HELD_OUT_SE
 
 
 def errors(body: BodyModel, found: Run) -> dict[str, Tensor]:
-    """One number a person: pixels, metres, shares."""
+    """Return errors per person [pixels, metres or shares]."""
     people, seen, fit = found.people, found.seen, found.fit
     with torch.no_grad():
         parts: list[dict[str, Tensor]] = []
@@ -105,7 +110,10 @@ def errors(body: BodyModel, found: Run) -> dict[str, Tensor]:
 
 def _errors(body: BodyModel, ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> dict[str, Tensor]:
     a, b = body(**ours), body(**theirs)
-    origin = lambda out: out.vertices - out.joints[..., :1, :]  # noqa: E731
+
+    def origin(out):
+        return out.vertices - out.joints[..., :1, :]
+
     tall = [
         stature(body(**{name: given[name] for name in ("betas", "age_offset") if name in given}).vertices)
         for given in (ours, theirs)
@@ -120,8 +128,11 @@ def _errors(body: BodyModel, ours: dict[str, Tensor], theirs: dict[str, Tensor])
 
 
 def summary(values: Mapping[str, Tensor], rows: Tensor) -> dict[str, float]:
-    """Of some people: medians, means of errors in space, shares of those who failed or converged."""
-    of = lambda name: values[name][rows].double()  # noqa: E731
+    """Return medians, means of 3D errors, and the shares of failed and converged fits of some people."""
+
+    def of(name):
+        return values[name][rows].double()
+
     medians = {
         f"{name}_median": float(of(name).median()) for name in ("px", "true_px", "stature", "age", "z")
     }
@@ -140,7 +151,7 @@ def main() -> None:
     count = session.batches[0] if not session.options.quick else 16
     for name, make in BODIES.items():
         body = agebody.SMPLA(make(), device=session.device)
-        run(body, SCENARIOS["clean"], 16, seed=0)  # tables of derivatives are made at the first call
+        run(body, SCENARIOS["clean"], 16, seed=0)  # warm up: tables of derivatives are made at the first call
         for key, scenario in SCENARIOS.items():
             found = run(body, scenario, count)
             values = errors(body, found)
@@ -149,10 +160,14 @@ def main() -> None:
             groups |= {kind.name: kinds == i for i, kind in enumerate(AGE_CLASSES)}
             for group, rows in groups.items():
                 session.note(
-                    count, f"{name}, {key}", which=group, title=scenario.title, people=int(rows.sum()),
+                    count,
+                    f"{name}, {key}",
+                    which=group,
+                    title=scenario.title,
+                    people=int(rows.sum()),
                     median_s=found.seconds,
                     **summary(values, rows),
-                )  # fmt: skip
+                )
             _show(name, scenario.title, [row for row in session.rows if row["contender"] == f"{name}, {key}"])
     session.finish()
 
@@ -160,17 +175,32 @@ def main() -> None:
 def _show(body: str, title: str, rows: list[dict[str, Any]]) -> None:
     table = Table(title=f"{body}: {title}; {rows[0]['batch'] / rows[0]['median_s']:.0f} people/s")
     for heading in (
-        "age", "px", "true px", "px 90 %", "MPJPE", "median", "PA", "PVE", "stature %", "z %", "age offset",
-        "converged %", "failed %",
-    ):  # fmt: skip
+        "age",
+        "px",
+        "true px",
+        "px 90 %",
+        "MPJPE",
+        "median",
+        "PA",
+        "PVE",
+        "stature %",
+        "z %",
+        "age offset",
+        "converged %",
+        "failed %",
+    ):
         table.add_column(heading, justify="right")
     for row in rows:
         table.add_row(
-            row["which"], *(f"{row[k]:.1f}" for k in ("px_median", "true_px_median", "px_90")),
+            row["which"],
+            *(f"{row[k]:.1f}" for k in ("px_median", "true_px_median", "px_90")),
             *(f"{1e3 * row[k]:.0f}" for k in ("mpjpe_mean", "mpjpe_median", "pa_mpjpe_mean", "pve_mean")),
-            f"{100 * row['stature_median']:.1f}", f"{100 * row['z_median']:.1f}", f"{row['age_median']:.2f}",
-            f"{100 * row['converged_mean']:.1f}", f"{100 * row['failed_mean']:.1f}",
-        )  # fmt: skip
+            f"{100 * row['stature_median']:.1f}",
+            f"{100 * row['z_median']:.1f}",
+            f"{row['age_median']:.2f}",
+            f"{100 * row['converged_mean']:.1f}",
+            f"{100 * row['failed_mean']:.1f}",
+        )
     Console(width=140).print(table)
 
 

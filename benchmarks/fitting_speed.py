@@ -1,4 +1,4 @@
-"""People from keypoints: agebody beside SPIN's SMPLify and SLAHMR's schedule, both through smplx."""
+"""People from keypoints: agebody compared with SPIN's SMPLify and SLAHMR's schedule, both through smplx."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ ROUNDS = 3
 BATCHES = {"cpu": (64,), "cuda": (64, 1024)}
 CONTENDERS = OURS, SPIN, SLAHMR = "agebody", "SPIN's SMPLify", "SLAHMR's schedule"
 SLAHMR_PEOPLE = 16
-"""The schedule takes minutes: it is timed once, on so many people in one problem, after a short warm-up."""
+"""Number of people of SLAHMR's schedule, which takes minutes: it is timed once, after a short warm-up."""
 
 
 def reprojection(points: Tensor, people: People, seen: Observations) -> Tensor:
-    """Mean distance of a person's keypoints from where they were reported, by confidence [pixels]."""
+    """Return the confidence-weighted mean distance from the observed keypoints per person [pixels]."""
     distances = (people.camera.project(points).pixels - seen.keypoints).norm(dim=-1)
     return (seen.weights * distances).sum(-1) / seen.weights.sum(-1)
 
@@ -63,14 +63,15 @@ def main() -> None:
             begin = Person(*(part[some] for part in start))
             slahmr(peer, theirs, few.camera, begin, root=1, smooth=1)
             _time_in_turn(
-                session, len(few.years),
+                session,
+                len(few.years),
                 {
                     SLAHMR: lambda: reprojection(
                         peer.points(slahmr(peer, theirs, few.camera, begin)), few, theirs
                     )
                 },
                 rounds=1,
-            )  # fmt: skip
+            )
     session.finish()
     for row in session.rows:
         print(
@@ -83,7 +84,7 @@ def main() -> None:
 def _time_in_turn(
     session: Session, batch: int, fits: dict[str, Callable[[], Tensor]], rounds: int = ROUNDS
 ) -> None:
-    """Medians of wall time and of all cores' time. A fit takes seconds: so few rounds, of one call each.
+    """Note medians of wall time and CPU time, over few rounds of one call, since a fit takes seconds.
 
     The first of ours is not timed: it makes the tables of derivatives. Peers have warmed up at their start.
     """
@@ -102,9 +103,15 @@ def _time_in_turn(
             cores[name].append(time.process_time() - busy)
     for name in fits:
         session.note(
-            batch, name, median_s=median(wall[name]), low_s=min(wall[name]), high_s=max(wall[name]),
-            calls=rounds, cpu_s=median(cores[name]), **_quality(found[name]),
-        )  # fmt: skip
+            batch,
+            name,
+            median_s=median(wall[name]),
+            low_s=min(wall[name]),
+            high_s=max(wall[name]),
+            calls=rounds,
+            cpu_s=median(cores[name]),
+            **_quality(found[name]),
+        )
 
 
 def _quality(px: Tensor) -> dict[str, float]:

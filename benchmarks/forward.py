@@ -1,4 +1,4 @@
-"""Vertices from betas, pose and translation: every contender beside the blend product and the roofline."""
+"""Vertices from betas, pose and translation: every contender, the blend product and the roofline."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def _check(function: partial[torch.Tensor], expected: torch.Tensor) -> None:
-    """The last bodies of the batch are right: indices of large batches may overflow."""
+    """Check the last bodies of the batch, since indices of large batches may overflow."""
     difference = float((function()[-TAIL:] - expected).norm(dim=-1).max())
     if not difference <= VERTEX_TOLERANCE:
         raise ValueError(f"wrong answer: vertices differ by {1e3 * difference:.3g} mm")

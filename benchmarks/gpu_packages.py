@@ -1,4 +1,4 @@
-"""Collects what the tests and benchmarks need besides torch, for a machine that has no package index.
+"""Collect the packages of tests and benchmarks except torch, for a machine without a package index.
 
 The versions are those of this environment; the wheels are those of the other machine's Python on Linux.
 """
@@ -23,7 +23,7 @@ PLATFORMS = ("manylinux_2_34_x86_64", "manylinux_2_28_x86_64", "manylinux2014_x8
 
 
 def needed(skipped: set[str]) -> dict[str, str]:
-    """Version of every package that the roots need here, without torch and what torch brings."""
+    """Return the version of every package that the roots need here, except torch and its dependencies."""
     skipped = skipped | {"torch", "agebody"} | _requirements("torch")
     found: dict[str, str] = {}
     waiting = [name for root in ROOTS for name in (root, *_requirements(root))]
@@ -34,7 +34,7 @@ def needed(skipped: set[str]) -> dict[str, str]:
         try:
             found[name] = distribution(name).version
         except PackageNotFoundError:
-            continue  # of another platform, or of an extra
+            continue  # for another platform, or of an extra
         waiting += _requirements(name)
     return found
 

@@ -1,4 +1,4 @@
-"""A forward pass captured once as a CUDA graph and replayed: no launch is waited for."""
+"""A forward pass captured once as a CUDA graph and replayed, without launch overhead."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BATCHES = {"cpu": (), "cuda": (1, 64)}
 
 
 def captured(contender: Contender, given: dict[str, Tensor]) -> Callable[[], None]:
-    """Replays a forward pass over the same inputs and outputs.
+    """Replay a forward pass over the same inputs and outputs.
 
     Raises:
         ValueError: a replay on other inputs does not give their answer.

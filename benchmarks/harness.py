@@ -1,4 +1,4 @@
-"""What all subjects share: options, contenders with right answers, rows, and the file with its provenance."""
+"""What all benchmarks share: options, comparison of results, rows, and the result file."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Session:
         self._folder = tempfile.TemporaryDirectory()
 
     def contenders(self, names: list[str] | None = None) -> list[Contender]:
-        """Those that can run and answer right; the others are noted with the reason."""
+        """Return contenders that run with correct results; note the reason for each other one."""
         files = Files.write(self.asset, Path(self._folder.name), self.device)
         found, absent = load(names or list(LOADERS), files)
         self.absent |= absent
@@ -79,7 +79,7 @@ class Session:
         return right
 
     def time(self, batch: int, functions: Mapping[str, Callable[[], Any]], **extra: Any) -> dict[str, Timing]:
-        """Times functions in turn and notes a row of each; one that fails is noted with the reason."""
+        """Time functions in turn and note a row for each, or the reason why it fails."""
         running = {}
         for name, function in functions.items():
             failure = attempt(function)
@@ -90,16 +90,21 @@ class Session:
         times = interleaved(running, device=self.device, seconds=self.seconds)
         for name, timing in times.items():
             self.note(
-                batch, name, median_s=timing.median, low_s=timing.low, high_s=timing.high, calls=timing.calls,
+                batch,
+                name,
+                median_s=timing.median,
+                low_s=timing.low,
+                high_s=timing.high,
+                calls=timing.calls,
                 **extra,
-            )  # fmt: skip
+            )
         return times
 
     def note(self, batch: int, contender: str, **values: Any) -> None:
         self.rows.append({"batch": batch, "contender": contender, **values})
 
     def finish(self) -> None:
-        """Writes the results and prints them."""
+        """Write the results and print them."""
         self._folder.cleanup()
         results = {
             "subject": self.subject,
@@ -134,7 +139,7 @@ class Session:
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
-    """Of one row of what is printed."""
+    """Return the cells of one printed row."""
     name = f"{row['contender']}, {row['which']}" if "which" in row else row["contender"]
     cells = [name, str(row["batch"]), "", "", "", ""]
     scale = 1e6 / row["batch"]
@@ -153,7 +158,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
 
 
 def attempt(function: Callable[[], Any]) -> str | None:
-    """Calls once; why it cannot run, or None."""
+    """Call a function once; return why it fails, or None."""
     try:
         function()
         if torch.cuda.is_available():

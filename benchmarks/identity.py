@@ -1,4 +1,4 @@
-"""Identity cached: betas are fixed once and the body is posed again; who has no cache computes all of it."""
+"""Identity cached: betas are fixed once and the body is posed again; layers without a cache recompute it."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ AFFINE = MATRIX_VECTOR + 3
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one call; every input is read once and every output written once."""
+    """Cost of one call, if every input is read once and every output written once."""
 
     numbers: float
     flops: float
@@ -42,7 +42,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Case:
-    """An operator on the built-in body: its tensors for a batch, and what they cost."""
+    """An operator on the built-in body: its inputs for a batch, and their cost."""
 
     rows: Callable[[int], tuple[Tensor, ...]]
     constants: tuple[Any, ...]
@@ -55,7 +55,7 @@ def _normal(*shape: int) -> Tensor:
 
 
 def rest_shape(kernels: Any, asset: BodyAsset) -> Case:
-    """As the layer uses it: betas and age to the rest joints."""
+    """The product of the layer from betas and age to the rest joints."""
     betas, width = 10, 3 * asset.num_joints
     anchors = len(asset.age_offsets)
     count = 1 + betas + anchors
@@ -84,7 +84,7 @@ def kinematics(kernels: Any, asset: BodyAsset, *, entry: tuple[int, ...]) -> Cas
             batch * joints * (size + 3 + outputs), batch * joints * (turn + MATRIX_MATRIX + 2 * AFFINE)
         ),
         # Gradients of the outputs come in, and twice the inputs' numbers; the products are done transposed,
-        # once for the rotation and once for what hangs on it.
+        # once for the rotation and once for its descendants.
         lambda batch: Cost(
             batch * joints * (2 * (size + 3) + outputs),
             batch * joints * 2 * (turn + MATRIX_MATRIX + 2 * AFFINE),
@@ -134,7 +134,7 @@ def blend_and_skin(kernels: Any, asset: BodyAsset) -> Case:
     product = 2 * count * 3 * vertices
 
     def cost(batch: int, skin: Cost, saved: int, products: int) -> Cost:
-        """Skinning without the rest surface, which stays in the kernel, but with what it is made of."""
+        """Skinning plus the inputs of the rest surface, which stays inside the kernel."""
         numbers = skin.numbers - saved * batch * 3 * vertices + products * count * (batch + 3 * vertices)
         return Cost(numbers, skin.flops + products * batch * product)
 
@@ -142,7 +142,7 @@ def blend_and_skin(kernels: Any, asset: BodyAsset) -> Case:
         lambda batch: (_normal(batch, count), _normal(batch, joints, 3, 4), _normal(batch, 3)),
         (directions.matrix, *skin.constants),
         lambda batch: cost(batch, skin.forward(batch), 1, 1),
-        # The rest surface is computed again, and the coefficients' gradient is a second product.
+        # The rest surface is recomputed, and the gradient of the coefficients is a second product.
         lambda batch: cost(batch, skin.backward(batch), 2, 2),
     )
 
@@ -155,7 +155,7 @@ CASES: dict[str, Callable[[Any, BodyAsset], Case]] = {
     "regress_points": regression,
     "blend_and_skin": blend_and_skin,
 }
-"""By the operators' names."""
+"""Cases by the name of the operator."""
 
 
 def operators(kernels: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""COCO's 17 points without the mesh where the contender can, else regressed from it."""
+"""COCO's 17 points, without the mesh if the contender can, else regressed from it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""By how much a forward pass, and a forward + backward pass, raise the peak of memory."""
+"""The increase of peak memory by a forward pass, and by a forward + backward pass."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PASSES = ("forward", "forward + backward")
 def passes(
     contender: Contender, batch: int, num_vertices: int, device: torch.device
 ) -> dict[str, Callable[[], object]]:
-    """Calls that keep what they return, as a caller does; their inputs exist before."""
+    """Return calls that keep their results, as a user does; their inputs exist before."""
     given = sample_arguments(batch, device=device)
     weights = torch.ones(batch, num_vertices, 3, device=device)
 
@@ -38,7 +38,7 @@ def passes(
 
 
 def cuda_peak(function: Callable[[], object]) -> int:
-    """Bytes that one call takes from torch at most, beyond what was taken before it."""
+    """Return the peak of torch's allocations during one call above those before it [bytes]."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -48,7 +48,7 @@ def cuda_peak(function: Callable[[], object]) -> int:
 
 
 def resident_peak(name: str, which: str, batch: int, processes: int) -> int:
-    """By how much one call raises the resident memory of a fresh process [bytes]; Linux only.
+    """Return by how much one call raises the resident memory of a new process [bytes]; Linux only.
 
     The median of some processes: where the allocator finds room differs from one to the next.
     """
@@ -64,15 +64,15 @@ def resident_peak(name: str, which: str, batch: int, processes: int) -> int:
 
 
 def child(name: str, which: str, batch: int, threads: int) -> None:
-    """What the fresh process does: warm up with one body, then measure one call."""
+    """Run in the new process: warm up with one body, then measure one call."""
     torch.set_num_threads(threads)
     device, asset = torch.device("cpu"), agebody.mannequin()
     with tempfile.TemporaryDirectory() as folder:
         contender = LOADERS[name](name, Files.write(asset, Path(folder), device))
         passes(contender, 1, asset.num_vertices, device)[which]()
         call = passes(contender, batch, asset.num_vertices, device)[which]
-        ctypes.CDLL(None).malloc_trim(0)  # what loading has freed must not be lent to the call
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+        ctypes.CDLL(None).malloc_trim(0)  # memory freed after loading must not be reused by the call
+        Path("/proc/self/clear_refs").write_text("5")  # reset the peak
         before = _status("VmRSS")
         kept = call()
         print(_status("VmHWM") - before)
@@ -94,11 +94,14 @@ def main() -> None:
             for which, function in calls.items():
                 found: list[int] = []
                 if session.device.type == "cuda":
-                    measure = lambda: found.append(cuda_peak(function))  # noqa: E731
+
+                    def measure():
+                        return found.append(cuda_peak(function))
                 else:
-                    measure = lambda: found.append(  # noqa: E731
-                        resident_peak(contender.name, which, batch, processes)
-                    )
+
+                    def measure():
+                        return found.append(resident_peak(contender.name, which, batch, processes))
+
                 failure = attempt(measure)
                 values = {"failed": failure} if failure else {"peak_bytes": found[0]}
                 session.note(batch, contender.name, which=which, **values)

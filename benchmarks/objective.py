@@ -1,4 +1,4 @@
-"""A training step's losses: COCO's points, projected, compared in 2D and 3D, and gradients of the body."""
+"""Losses of a training step: COCO's points, projected, compared in 2D and 3D, and their gradients."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from agebody.losses import keypoints_3d_loss, reprojection_loss
 from agebody.pipelines.bench import GRADIENT_TOLERANCE, sample_arguments
 
 FOCAL, SIZE, DISTANCE = 1000.0, 512.0, 5.0
-"""Of the camera [pixels], and how far people stand from it [m]."""
+"""Focal length of the camera [pixels], and distance of people from it [m]."""
 HIPS = (11, 12)
 
 Target = tuple[Tensor, Tensor, Tensor]
@@ -24,7 +24,7 @@ Losses = Callable[[Tensor, Target], Tensor]
 
 
 def ours(points: Tensor, target: Target) -> Tensor:
-    """As a user of agebody writes it."""
+    """Compute the losses as a user of agebody would."""
     image_points, space_points, confidences = target
     camera = Camera(points.new_tensor([FOCAL, FOCAL]), points.new_tensor([SIZE / 2, SIZE / 2]))
     projected = camera.project(points).pixels
@@ -33,7 +33,7 @@ def ours(points: Tensor, target: Target) -> Tensor:
 
 
 def theirs(points: Tensor, target: Target) -> Tensor:
-    """As projects write it around a body layer: bare torch, nothing checked, nothing made safe."""
+    """Compute the losses in plain torch, as projects do around a body layer, without checks or safeguards."""
     image_points, space_points, confidences = target
     projected = FOCAL * points[..., :2] / points[..., 2:] + SIZE / 2
     flat = (confidences[..., None] * ((projected - image_points) / SIZE).abs()).sum()
@@ -46,14 +46,17 @@ def theirs(points: Tensor, target: Target) -> Tensor:
 def step(
     keypoints: Callable[..., Tensor], losses: Losses, target: Target, given: Mapping[str, Tensor]
 ) -> tuple[Tensor, ...]:
-    """The losses' gradients in betas, pose and translation."""
+    """Return the gradients of the losses with respect to betas, pose and translation."""
     leaves = {name: value.detach().requires_grad_() for name, value in given.items()}
     return torch.autograd.grad(losses(keypoints(**leaves), target), list(leaves.values()))
 
 
 def sample_target(batch: int, device: torch.device) -> Target:
     generator = torch.Generator().manual_seed(1)
-    draw = lambda *shape: torch.rand(batch, 17, *shape, generator=generator).to(device)  # noqa: E731
+
+    def draw(*shape):
+        return torch.rand(batch, 17, *shape, generator=generator).to(device)
+
     return SIZE * draw(2), draw(3), 0.1 + draw()
 
 
@@ -67,9 +70,11 @@ def main() -> None:
         given["transl"] = given["transl"] + given["transl"].new_tensor([0, 0, DISTANCE])
         target = sample_target(batch, session.device)
         exact = step(
-            partial(session.exact.keypoints, LAYOUT), theirs,
-            tuple(t.double() for t in target), {name: value.double() for name, value in given.items()},
-        )  # fmt: skip
+            partial(session.exact.keypoints, LAYOUT),
+            theirs,
+            tuple(t.double() for t in target),
+            {name: value.double() for name, value in given.items()},
+        )
         for name, (keypoints, losses) in contenders.items():
             for found, expected in zip(step(keypoints, losses, target, given), exact, strict=True):
                 error = float((found - expected).abs().max() / expected.abs().max())

@@ -6,17 +6,25 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from cells import number, per_body, quoted, table
-from targets import AT_LEAST, LARGEST_ERROR, TARGETS, Results, Target
+from targets import AT_LEAST, TARGETS, Results, Target
 
 SUBJECTS = {
-    "forward": "Forward", "backward": "Forward + backward", "keypoints": "Keypoints",
-    "identity": "Identity cached", "memory": "Memory", "precision": "16-bit correctives",
-    "objective": "Losses of a training step", "compiled": "Under torch.compile",
-    "graphs": "CUDA graphs", "skinning": "Skinning alone", "kernels": "Kernels and their rooflines",
+    "forward": "Forward",
+    "backward": "Forward + backward",
+    "keypoints": "Keypoints",
+    "identity": "Identity cached",
+    "memory": "Memory",
+    "precision": "16-bit correctives",
+    "objective": "Losses of a training step",
+    "compiled": "Under torch.compile",
+    "graphs": "CUDA graphs",
+    "skinning": "Skinning alone",
+    "kernels": "Kernels and their rooflines",
     "procrustes": "PA-MPJPE",
     "closest": "Closest points",
-    "fitting_speed": "People from keypoints", "fitting_accuracy": "Accuracy of fits",
-}  # fmt: skip
+    "fitting_speed": "People from keypoints",
+    "fitting_accuracy": "Accuracy of fits",
+}
 """Scripts and their headings, in the order of the page."""
 CUDA_SUBJECTS = ("graphs",)
 DEVICES = {"cpu": "On the CPU", "cuda": "On a GPU"}
@@ -42,7 +50,7 @@ The body is the built-in mannequin: 6890 vertices, 24 joints, 10 betas, 207 pose
 µs **per body**. *product* is the blend-shape product alone, `(B, 218) @ (218, 20670)`, or for forward +
 backward its two products: the lower bound for every layer of this kind. *roofline* is the least time that
 the device needs for that product and for the memory it reads and writes, at the rates measured in the
-same run; it does not apply to batches that fit in a cache. Missed targets are in **bold**.
+same run; it does not apply to batches that fit in a cache.
 """
 
 NOTES = {
@@ -50,7 +58,7 @@ NOTES = {
     "keypoints": "COCO's 17 points. smplx and smplfitter cannot avoid the mesh: they build it, and the "
     "points are regressed from it.",
     "identity": "`body.shape(betas=...)` once, then poses. smplx and smplfitter recompute the identity.",
-    "precision": "The error is the largest distance of a vertex from the float64 layer's. Target: < 0.1 mm.",
+    "precision": "The error is the largest distance of a vertex from the float64 layer's.",
     "compiled": "Each library without and with `torch.compile`: as one graph, or what breaks the graph.",
     "graphs": "A forward pass captured once and replayed.",
     "skinning": "From vertices and transforms to posed vertices, with four joints per vertex.",
@@ -84,7 +92,7 @@ def _missing(device: str) -> str:
 
 def _device(device: str, results: Results) -> Iterable[str]:
     yield _machine(results)
-    yield _targets(device, results)
+    yield _summary(device, results)
     for name in plots_of(results):
         yield f"![{PLOT_TITLES[name]}](images/bench_{name}_{device}.png)\n"
     for subject, title in SUBJECTS.items():
@@ -97,39 +105,56 @@ def _device(device: str, results: Results) -> Iterable[str]:
 
 
 def _suffix(device: str) -> str:
-    """Headings of the two parts must differ, so that their anchors do."""
+    """Return a suffix of headings that makes the anchors of the two parts differ."""
     return "" if device == "cpu" else " (GPU)"
 
 
 def _machine(results: Results) -> str:
-    runs = [r["provenance"] for r in results.values()]
-    said = []
-    for origin in runs:
-        versions = ", ".join(f"{name} {number}" for name, number in origin["versions"].items() if number)
-        where = origin.get("gpu") or f"{origin['processor']} ({origin['cpu_capability']})"
-        if "gpu" in origin:
-            where += f", driver {origin['driver']}, CUDA {origin['cuda']}"
-        where += f", {origin['threads']} thread" + ("s" if origin["threads"] > 1 else "")
-        said.append(f"{where}; Python {origin['python']}; {versions}.")
-    days = sorted({origin["date"][:10] for origin in runs})
-    commits = sorted({(origin["commit"] or "unknown")[:9] for origin in runs})
-    lines = " ".join(dict.fromkeys(said))
-    changed = " with uncommitted changes" if any(o.get("uncommitted_changes") for o in runs) else ""
-    return f"{lines} Measured {' and '.join(days)}, at {', '.join(f'`{c}`' for c in commits)}{changed}.\n"
+    """Return one line on the machine and the versions, merged over all result files."""
+    runs = [found["provenance"] for found in results.values()]
+
+    def each(values: Iterable[Any], join: str = " and ") -> str:
+        return join.join(map(str, sorted(set(values))))
+
+    machines = each(o.get("gpu") or f"{o['processor']} ({o['cpu_capability']})" for o in runs)
+    threads = each((o["threads"] for o in runs), " or ")
+    drivers = each(f", driver {o['driver']}, CUDA {o['cuda']}" for o in runs if "gpu" in o)
+    packages = dict.fromkeys(name for origin in runs for name in origin["versions"])
+    versions = [
+        f"{name} {each(numbers)}"
+        for name in packages
+        if (numbers := {o["versions"][name] for o in runs if o["versions"].get(name)})
+    ]
+    days = each(origin["date"][:10] for origin in runs)
+    commits = each((f"`{(origin['commit'] or 'unknown')[:9]}`" for origin in runs), ", ")
+    changed = [bool(origin.get("uncommitted_changes")) for origin in runs]
+    note = "" if not any(changed) else " with" if all(changed) else ", in part with"
+    note += " uncommitted changes" if note else ""
+    where = f"{machines}{drivers}, {threads} thread{'' if threads == '1' else 's'}"
+    python = each(origin["python"] for origin in runs)
+    return f"{where}; Python {python}; {', '.join(versions)}. Measured {days} at {commits}{note}.\n"
 
 
-def _targets(device: str, results: Results) -> str:
+def _summary(device: str, results: Results) -> str:
     rows = []
     for target in (t for t in TARGETS if t.device == device):
         achieved = target.achieved(results)
-        aim = f"{'≥' if target.measure in AT_LEAST else '≤'} {number(target.bound)}"
-        if achieved is None:
-            figure = "not measured"
-        else:
-            figure = number(achieved) if target.met(achieved) else f"**{number(achieved)}**"
-        subject = SUBJECTS[target.subject]
-        rows.append([subject, str(target.batch), target.contender, _what(target), aim, figure])
-    return table(["subject", "B", "contender", "figure", "target", "reached"], rows, "lrllrr")
+        figure = "not measured" if achieved is None else number(achieved)
+        rows.append([SUBJECTS[target.subject], str(target.batch), target.contender, _what(target), figure])
+    return table(["subject", "B", "contender", "figure", "value"], rows, "lrllr")
+
+
+def targets_met(found: Mapping[str, Results]) -> list[str]:
+    """Return one line per target: whether it was met, missed or not measured."""
+    lines = []
+    for target in TARGETS:
+        achieved = target.achieved(found[target.device])
+        state = "not measured" if achieved is None else "met" if target.met(achieved) else "missed"
+        figure = "" if achieved is None else f"{number(achieved)}, "
+        bound = f"target {'≥' if target.measure in AT_LEAST else '≤'} {number(target.bound)}"
+        what = f"{SUBJECTS[target.subject]}, B = {target.batch}, {target.contender}, {_what(target)}"
+        lines.append(f"{state}: {what}: {figure}{bound}")
+    return lines
 
 
 def _what(target: Target) -> str:
@@ -213,9 +238,7 @@ def _precision(found: Mapping[str, Any]) -> str:
     poses = list(dict.fromkeys(error["poses"] for error in found["errors"]))
     errors: dict[str, dict[str, str]] = {}
     for error in found["errors"]:
-        text = f"{error['largest_mm']:.4f}"
-        missed = "float16" in error["contender"] and error["largest_mm"] > LARGEST_ERROR
-        errors.setdefault(error["contender"], {})[error["poses"]] = f"**{text}**" if missed else text
+        errors.setdefault(error["contender"], {})[error["poses"]] = f"{error['largest_mm']:.4f}"
     body = [[name, *(values[p] for p in poses)] for name, values in errors.items()]
     heads = ["error [mm]", *poses]
     return table(heads, body, "l" + "r" * len(poses)) + "\n" + _time_table(found["rows"])
@@ -250,12 +273,9 @@ def _kernels(found: Mapping[str, Any]) -> str:
             body.append([name, str(row["batch"]), "", "", "", "", row["failed"][:60]])
             continue
         share = row["roofline_s"] / row["median_s"]
-        body.append(
-            [
-                name, str(row["batch"]), number(row["bytes"] / 1e6), number(row["flops"] / 1e9),
-                number(1e6 * row["median_s"]), number(1e6 * row["roofline_s"]), f"{100 * share:.0f} %",
-            ]
-        )  # fmt: skip
+        counts = [number(row["bytes"] / 1e6), number(row["flops"] / 1e9)]
+        times = [number(1e6 * row["median_s"]), number(1e6 * row["roofline_s"])]
+        body.append([name, str(row["batch"]), *counts, *times, f"{100 * share:.0f} %"])
     heads = ["kernel", "B", "MB", "GFLOP", "µs per call", "roofline [µs]", "of the roofline"]
     text = (
         f"Ceilings measured in the same run: {', '.join(rates)}. Bytes and operations are counted by hand: "
@@ -284,13 +304,10 @@ def _absent(device: str, results: Results) -> str:
 
 
 def _fitting_speed(found: Mapping[str, Any]) -> str:
-    body = [
-        [
-            row["contender"], str(row["batch"]), number(row["batch"] / row["median_s"]),
-            number(row["batch"] / row["cpu_s"]), number(row["px"]), number(row["px_90"]),
-        ]
-        for row in found["rows"]
-    ]  # fmt: skip
+    body = []
+    for row in found["rows"]:
+        rates = [row["batch"] / row["median_s"], row["batch"] / row["cpu_s"]]
+        body.append([row["contender"], str(row["batch"]), *map(number, (*rates, row["px"], row["px_90"]))])
     start = found.get("start_of_the_peers")
     if start:
         body.append(["*start of the peers*", "", "", "", number(start["px"]), number(start["px_90"])])
@@ -309,24 +326,30 @@ def fitting_tables(found: Mapping[str, Any]) -> str:
     return "\n".join(parts)
 
 
-FIT_HEADS = [
-    "age", "people", "px", "true px", "MPJPE", "PA-MPJPE", "PVE", "stature", "depth", "age offset", "failed",
-]  # fmt: skip
+FIT_HEADS = ["age", "people", "px", "true px", "MPJPE", "PA-MPJPE", "PVE"]
+FIT_HEADS += ["stature", "depth", "age offset", "failed"]
 
 
 def _fit_cells(row: Mapping[str, Any]) -> list[str]:
     return [
-        row["which"], str(row["people"]), f"{row['px_median']:.1f}", f"{row['true_px_median']:.1f}",
+        row["which"],
+        str(row["people"]),
+        *(f"{row[name]:.1f}" for name in ("px_median", "true_px_median")),
         *(f"{1e3 * row[f'{name}_mean']:.0f}" for name in ("mpjpe", "pa_mpjpe", "pve")),
         *(f"{100 * row[f'{name}_median']:.1f} %" for name in ("stature", "z")),
-        f"{row['age_median']:.2f}", f"{100 * row['failed_mean']:.1f} %",
-    ]  # fmt: skip
+        f"{row['age_median']:.2f}",
+        f"{100 * row['failed_mean']:.1f} %",
+    ]
 
 
 SECTIONS: dict[str, Callable[[Mapping[str, Any]], str]] = {
-    "memory": _memory, "precision": _precision, "compiled": _compiled, "kernels": _kernels,
-    "fitting_speed": _fitting_speed, "fitting_accuracy": lambda found: "",
-}  # fmt: skip
+    "memory": _memory,
+    "precision": _precision,
+    "compiled": _compiled,
+    "kernels": _kernels,
+    "fitting_speed": _fitting_speed,
+    "fitting_accuracy": lambda found: "",
+}
 PLOT_TITLES = {
     "times": "Time per body over the number of bodies, forward and forward + backward",
     "ratios": "Speed of agebody relative to each peer",
@@ -335,7 +358,7 @@ PLOT_TITLES = {
 
 
 def plots_of(results: Results) -> list[str]:
-    """Plots for which there is data."""
+    """Return the names of plots for which there is data."""
     needs = {
         "times": ("forward", "backward"),
         "ratios": ("forward", "backward", "keypoints"),

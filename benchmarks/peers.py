@@ -27,14 +27,14 @@ class Contender:
     forward: Callable[..., Tensor]
     """(betas, body_pose, global_orient, transl) -> vertices (B, V, 3) [m]."""
     keypoints: Callable[..., Tensor]
-    """The same -> points (B, K, 3) [m], by the shortest way that the library offers."""
+    """The same -> points (B, K, 3) [m], by the fastest documented way of the library."""
     shape: Callable[[Tensor], Callable[..., Tensor]] | None = None
-    """betas -> the same body for many poses: (body_pose, global_orient, transl) -> vertices."""
+    """betas -> a function of poses: (body_pose, global_orient, transl) -> vertices."""
 
 
 @dataclass(frozen=True)
 class Files:
-    """One body, as each library wants to read it."""
+    """Files of one body for each library."""
 
     asset: BodyAsset
     folder: Path
@@ -46,7 +46,7 @@ class Files:
 
     @property
     def regressor(self) -> Tensor:
-        """(K, V) of the layout's points, all of which the built-in body regresses from its surface."""
+        """Regressor (K, V) of the points of the layout, which are all on the surface."""
         joints, rows = agebody.LAYOUTS[LAYOUT].resolve(self.asset)
         assert (joints < 0).all()
         return torch.from_numpy(rows.toarray()).to(self.device, torch.float32)
@@ -55,7 +55,7 @@ class Files:
     def write(cls, asset: BodyAsset, folder: Path, device: torch.device) -> Files:
         files = cls(asset, folder, device)
         export_smpl_pkl(asset, files.smpl)
-        # smplfitter knows files by their published names, and asks for a kid template, which zeros turn off.
+        # smplfitter needs the published file names, and a kid template, which zeros turn off.
         shutil.copy(files.smpl, folder / "basicmodel_neutral_lbs_10_207_0_v1.1.0.pkl")
         np.save(folder / "kid_template.npy", np.zeros_like(asset.template))
         return files
@@ -135,13 +135,13 @@ LOADERS: dict[str, Callable[[str, Files], Contender]] = {
 
 
 def reason(error: BaseException) -> str:
-    """Why a contender is absent, in a line."""
+    """Return in one line why a contender is absent."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
 
 
 def load(names: list[str], files: Files) -> tuple[list[Contender], dict[str, str]]:
-    """The contenders that can run, and why each of the others cannot."""
+    """Return the contenders that run, and the reason for each other one."""
     found, absent = [], {}
     for name in names:
         try:

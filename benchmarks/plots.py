@@ -1,4 +1,4 @@
-"""The pictures of the benchmark page."""
+"""The plots of the benchmark page."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 Results = Mapping[str, Mapping[str, Any]]
 
-# Okabe and Ito's colours, which people with any colour vision tell apart; markers say it a second time.
+# Okabe and Ito's colours, distinct for any colour vision, and different markers.
 LOOK = {
     "agebody torch": ("#0072B2", "o"),
     "agebody warp": ("#D55E00", "s"),
@@ -30,19 +30,28 @@ LOOK = {
 BOUNDS = {"product": ("--", ""), "roofline": (":", "x")}
 TITLES = {"forward": "forward", "backward": "forward + backward", "keypoints": "keypoints (coco17)"}
 STYLE = {
-    "figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "white", "font.size": 10,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e4e4e4",
-    "axes.axisbelow": True, "legend.frameon": False, "axes.titleweight": "bold", "axes.titlesize": 11,
-}  # fmt: skip
+    "figure.facecolor": "white",
+    "axes.facecolor": "white",
+    "savefig.facecolor": "white",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "axes.titleweight": "bold",
+    "axes.titlesize": 11,
+}
 
 
 def fingerprint(results: Results) -> str:
-    """Of the data that a picture shows; it is written into the picture."""
+    """Return the hash of the data of a plot, which is written into its file."""
     return hashlib.sha256(json.dumps(results, sort_keys=True).encode()).hexdigest()
 
 
 def drawn_from(name: str, results: Results) -> Results:
-    """The rows that a plot shows."""
+    """Return the rows that a plot shows."""
     subjects = {"times": ("forward", "backward"), "ratios": tuple(TITLES), "kernels": ("kernels",)}[name]
     return {subject: {"rows": results[subject]["rows"]} for subject in subjects}
 
@@ -82,8 +91,10 @@ def _times(results: Results, ours: str) -> Figure:
                     batches,
                     [1e6 * row["low_s"] / row["batch"] for row in points],
                     [1e6 * row["high_s"] / row["batch"] for row in points],
-                    color=color, alpha=0.13, lw=0,
-                )  # fmt: skip
+                    color=color,
+                    alpha=0.13,
+                    lw=0,
+                )
             line.set_label(name)
             handles.setdefault(name, line)
         ax.set(title=TITLES[subject], xlabel="bodies in a batch")

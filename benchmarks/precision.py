@@ -1,4 +1,4 @@
-"""16-bit pose correctives: how fast, and how far from float64 over everyday and extreme poses."""
+"""16-bit pose correctives: speed, and error against float64 over everyday and extreme poses."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ POSES = (f"{SPREAD} rad a joint", "1 rad a joint", "180° at every joint")
 
 
 def posed(poses: str, device: torch.device) -> dict[str, Tensor]:
-    """Bodies to err on: rotation vectors of random axes, and of random or greatest angles."""
+    """Return test bodies: rotation vectors with random axes, and random or largest angles."""
     given = sample_arguments(ERROR_BODIES, device=device)
     pose = given["body_pose"].unflatten(-1, (-1, 3))
     if poses == POSES[1]:
         pose = pose / SPREAD
     elif poses == POSES[2]:
         pose = math.pi * torch.nn.functional.normalize(pose, dim=-1)
-    # A translation would only add its own rounding, which is the same for every layer.
+    # No translation: it only adds its own rounding, the same for every layer.
     return given | {"body_pose": pose.flatten(-2), "transl": torch.zeros_like(given["transl"])}
 
 
 def layers(session: Session) -> dict[str, Callable[..., Tensor]]:
-    """smplx and agebody in float32, and agebody with correctives of 16 bits."""
+    """Return smplx and agebody in float32, and agebody with 16-bit correctives."""
     names = ["smplx", "agebody torch", "agebody warp"]
     found = {contender.name: contender.forward for contender in session.contenders(names)}
     given = posed(POSES[0], session.device)
@@ -54,7 +54,7 @@ def layers(session: Session) -> dict[str, Callable[..., Tensor]]:
 
 
 def errors(session: Session, contenders: dict[str, Callable[..., Tensor]]) -> list[dict[str, Any]]:
-    """Distances of vertices from the float64 layer's."""
+    """Return the distances of vertices from those of the float64 layer."""
     found = []
     for poses in POSES:
         given = posed(poses, session.device)

@@ -1,4 +1,4 @@
-"""PA-MPJPE of a batch: agebody, roma, the singular values of a batch, and a loop over people in NumPy."""
+"""PA-MPJPE of a batch: agebody, roma, a batched SVD in torch, and a NumPy loop over people."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from agebody.pipelines.bench import sample_arguments
 
 BATCHES = {"cpu": (64, 1024, 16384, 65536), "cuda": (64, 1024, 16384, 65536)}
 NOISE = 0.05
-"""Of the predicted joints [m]."""
+"""SD of the predicted joints [m]."""
 TOLERANCE = 1e-5
-"""[m] Sums of 24 products in float32, of bodies of 2 m."""
+"""[m] Rounding of sums of 24 products in float32, for bodies of 2 m."""
 GRADIENT_TOLERANCE = 1e-4
 """Relative to the largest entry."""
 
 PerPerson = Callable[[Tensor, Tensor], Any]
-"""(B, 24, 3) joints found and true [m] -> (B,) errors [m]."""
+"""(B, 24, 3) predicted and true joints [m] -> (B,) errors [m]."""
 
 
 def ours(pred: Tensor, target: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ def roma_registration(pred: Tensor, target: Tensor) -> Tensor:
 
 
 def torch_svd(pred: Tensor, target: Tensor) -> Tensor:
-    """As projects write it in torch."""
+    """Compute PA-MPJPE as projects do in torch."""
     pred_center, target_center = pred.mean(1, keepdim=True), target.mean(1, keepdim=True)
     x, y = pred - pred_center, target - target_center
     u, s, vh = torch.linalg.svd(y.mT @ x)
@@ -53,7 +53,7 @@ def torch_svd(pred: Tensor, target: Tensor) -> Tensor:
 
 
 def numpy_loop(pred: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """As evaluation scripts since SPIN's do it: one person after the other."""
+    """Compute PA-MPJPE one person after the other, as evaluation scripts since SPIN do."""
     errors = []
     for points, truth in zip(pred, target, strict=True):
         x, y = points - points.mean(0), truth - truth.mean(0)
@@ -75,7 +75,7 @@ def gradient(metric: PerPerson, pred: Tensor, target: Tensor) -> Tensor:
 
 
 def people(session: Session, batch: int) -> tuple[Tensor, Tensor]:
-    """Joints of bodies, and of the same turned and resized, with noise."""
+    """Return joints of bodies, and the same rotated and scaled, with noise."""
     given = sample_arguments(batch)
     body = session.exact.to("cpu")
     target = body.keypoints("smpl24", **{name: value.double() for name, value in given.items()})
@@ -115,9 +115,10 @@ def main() -> None:
             found = {name: partial(metric, *given) for name, metric in metrics.items()}
             session.time(batch, found | {LOOP: partial(numpy_loop, *arrays)}, which="error")
         session.time(
-            batch, {name: partial(gradient, metric, *given) for name, metric in metrics.items()},
+            batch,
+            {name: partial(gradient, metric, *given) for name, metric in metrics.items()},
             which="error + gradient",
-        )  # fmt: skip
+        )
     session.finish()
 
 

@@ -1,4 +1,4 @@
-"""Where and with what a benchmark ran."""
+"""The machine, the versions and the commit of a benchmark."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PACKAGES = ("smplx", "body-models", "smplfitter", "anny", "trimesh", "warp-lang"
 
 
 def provenance(device: torch.device, *, commit: str | None = None) -> dict[str, Any]:
-    """Versions, machine and commit; a commit is given where the files are there without their repository."""
+    """Return versions, machine and commit; the argument is the commit outside a repository."""
     found = commit or _output("git", "rev-parse", "HEAD")
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -64,7 +64,7 @@ def _gpu(device: torch.device) -> dict[str, Any]:
 
 
 def _output(*command: str) -> str | None:
-    """What a program prints; None where it is missing or fails."""
+    """Return what a program prints, or None if it is missing or fails."""
     try:
         folder = Path(__file__).parent
         result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cells import number
-from pages import DEVICES, fitting_tables, page, plots_of
+from pages import DEVICES, fitting_tables, page, plots_of, targets_met
 from targets import Results, Target
 
 ROOT = Path(__file__).parents[1]
@@ -19,11 +19,11 @@ IMAGES = ROOT / "docs" / "images"
 README = ROOT / "README.md"
 FITTING = ROOT / "docs" / "fitting" / "evaluation.md"
 DEFAULT_BACKEND = {"cpu": "agebody torch", "cuda": "agebody warp"}
-"""What ``backend="auto"`` means."""
+"""The backend that ``backend="auto"`` chooses."""
 
 
 def load(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
-    """Results by kind of device and subject."""
+    """Read the results by kind of device and subject."""
     found: dict[str, dict[str, Any]] = {device: {} for device in DEVICES}
     for path in sorted(folder.glob("*.json")):
         results = json.loads(path.read_text())
@@ -32,7 +32,7 @@ def load(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
 
 
 def speed_row(found: Mapping[str, Results]) -> str:
-    """The README's row."""
+    """Return the row on speed of the README."""
 
     def ratio(device: str, subject: str, batch: int, measure: Any = "times as fast") -> str:
         target = Target(device, subject, batch, DEFAULT_BACKEND[device], measure, 0, "smplx")
@@ -82,7 +82,7 @@ def main() -> None:
             path = IMAGES / f"bench_{name}_{device}.png"
             draw(name, results, DEFAULT_BACKEND[device], path)
             print(f"wrote {path.relative_to(ROOT)}")
-    print(f"wrote {PAGE.relative_to(ROOT)}")
+    print(f"wrote {PAGE.relative_to(ROOT)}", *targets_met(found), sep="\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Runs all subjects on one device, each in a process of its own; options are passed on to them."""
+"""Run all benchmarks on one device, each in its own process; options are passed on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def main() -> None:
         if subject in CUDA_SUBJECTS and not on_cuda:
             continue
         if subprocess.run([sys.executable, folder / f"{subject}.py", *options]).returncode:
-            failed.append(subject)  # the others still have something to say
+            failed.append(subject)  # continue with the others
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}")
 

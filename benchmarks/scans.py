@@ -1,4 +1,4 @@
-"""Infants on a table before a depth camera: registration against made-up people who are known.
+"""Infants on a table before a depth camera: registration of synthetic people with known truth.
 
 Sequences of a few frames: one shape, poses near lying and kicking, each joint shaken. Depth images with
 noise, holes, the table, and points that are nobody's; landmarks with noise, of which some are missing.
@@ -36,30 +36,30 @@ from agebody.mesh.collisions import Exclusions
 from agebody.people import pose
 
 SEED = 20_000
-"""Tests, examples and whoever chooses a default use smaller ones."""
+"""First held-out seed: tests, examples and tuning use smaller ones."""
 FRAMES = 2
 SIZE = (320, 240)
 EYE = (0.1, 1.0, 0.25)
-"""Where the camera is; the table is y = 0 [m]."""
+"""Position of the camera [m]; the table is the plane y = 0."""
 SHAKE, MOST = 0.15, 0.5
-"""SD of each coordinate of each joint's turn from the pose of that name, and the largest [rad]."""
+"""SD of each coordinate of each joint's rotation from the pose of that name, and its bound [rad]."""
 DEPTH_NOISE = 0.002
 """[m]"""
 HOLES, HOLE = 4, 12
-"""Squares without depth, and how wide they are [px]."""
+"""Number of squares without depth, and their width [px]."""
 STRAY, STRAY_SPREAD = 0.03, 0.15
-"""Points that are nobody's, as a share of the others, and how far about the middle they are [m]."""
+"""Stray points, as a share of the others, and their SD about the centre [m]."""
 LANDMARK_NOISE = 1.5
 """[px]"""
 MISSING = 0.1
-"""Share of the landmarks."""
+"""Share of missing landmarks."""
 FAILED_S2M, FAILED_VERTICES = 0.003, 0.020
-"""A frame failed whose mean distances are above one of these [m]."""
+"""A frame has failed if one of its mean distances is above these [m]."""
 RESULTS = Path(__file__).parent / "results" / "scans"
 
 
 class Sequence(NamedTuple):
-    """What the camera saw of one person, and the truth."""
+    """What the camera observed of one person, and the truth."""
 
     clouds: list[Cloud]
     camera: Camera
@@ -71,7 +71,7 @@ class Sequence(NamedTuple):
 
 
 def person(body: BodyModel, r: np.random.Generator) -> BodyParameters:
-    """One person in `FRAMES` poses, on the table."""
+    """Sample one person in `FRAMES` poses, on the table."""
     names = body.asset.joint_names
     base = np.stack(
         [pose(("lying", "kicking")[i % 2], names, heading=r.uniform(-0.5, 0.5)) for i in range(FRAMES)]
@@ -92,14 +92,17 @@ def person(body: BodyModel, r: np.random.Generator) -> BodyParameters:
 
 
 def observe(body: BodyModel, seed: int) -> Sequence:
-    """A person as a camera sees them."""
+    """Simulate what a camera observes of a person."""
     r = np.random.default_rng(seed)
     truth = person(body, r)
     view = Camera.look_at(
         *torch.tensor([EYE, (0.0, 0.05, 0.0)], dtype=body.dtype), size=SIZE, fov=math.radians(45)
     )
     vertices = body(**truth.arguments(body)).vertices
-    normal = lambda *shape: torch.from_numpy(r.normal(size=shape)).to(body.dtype)  # noqa: E731
+
+    def normal(*shape):
+        return torch.from_numpy(r.normal(size=shape)).to(body.dtype)
+
     clouds, plane = [], None
     for mesh in vertices:
         depth = depth_image(mesh, body.faces, view)
@@ -120,7 +123,7 @@ def observe(body: BodyModel, seed: int) -> Sequence:
 
 
 def depth_image(vertices: Tensor, faces: Tensor, view: Camera) -> Tensor:
-    """Of a person, and of the table below, y = 0."""
+    """Return the depth image of a person on the table, y = 0."""
     infant = torch.from_numpy(render(vertices, faces, view, size=SIZE, light_rays=0).depth.copy())
     y, x = torch.meshgrid(torch.arange(SIZE[1]) + 0.5, torch.arange(SIZE[0]) + 0.5, indexing="ij")
     pixels = torch.stack((x, y), -1).view(-1, 2).to(vertices)
@@ -131,35 +134,54 @@ def depth_image(vertices: Tensor, faces: Tensor, view: Camera) -> Tensor:
 
 
 def measure(body: BodyModel, exclude: Exclusions, seed: int) -> dict[str, Any]:
-    """One sequence: distances of each frame, and seconds of the fit."""
+    """Fit one sequence; return the distances of each frame and the time [s]."""
     seen = observe(body, seed)
     wall, cpu = time.perf_counter(), time.process_time()
     fit = fit_scans(
-        body, seen.clouds, seen.camera, keypoints=seen.keypoints, weights=seen.weights, plane=seen.plane,
+        body,
+        seen.clouds,
+        seen.camera,
+        keypoints=seen.keypoints,
+        weights=seen.weights,
+        plane=seen.plane,
         exclude=exclude,
-    )  # fmt: skip
+    )
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     report, surface, surface_s2m = fit.report, fit.surface, fit.report.surface_s2m
     assert surface is not None
     assert surface_s2m is not None
-    away = lambda found: (found - seen.vertices).norm(dim=-1).mean(1)  # noqa: E731
+
+    def away(found):
+        return (found - seen.vertices).norm(dim=-1).mean(1)
+
     failed = (report.s2m > FAILED_S2M) | (away(fit.vertices) > FAILED_VERTICES)
     found = {
-        "s2m": report.s2m, "vertices": away(fit.vertices), "surface_s2m": surface_s2m,
-        "surface_vertices": away(surface), "reprojection": report.reprojection, "failed": failed,
-        "age_error": (fit.parameters.age_offset - seen.age_offset).abs(), "outliers": report.outliers,
+        "s2m": report.s2m,
+        "vertices": away(fit.vertices),
+        "surface_s2m": surface_s2m,
+        "surface_vertices": away(surface),
+        "reprojection": report.reprojection,
+        "failed": failed,
+        "age_error": (fit.parameters.age_offset - seen.age_offset).abs(),
+        "outliers": report.outliers,
         "pose_iterations": report.pose.iterations,
-    }  # fmt: skip
+    }
     return {
-        "seed": seed, "points": [len(cloud.points) for cloud in seen.clouds], "seconds": wall,
-        "cpu_seconds": cpu, "shape_iterations": int(report.shape.iterations[0]),
+        "seed": seed,
+        "points": [len(cloud.points) for cloud in seen.clouds],
+        "seconds": wall,
+        "cpu_seconds": cpu,
+        "shape_iterations": int(report.shape.iterations[0]),
         **{name: part.tolist() for name, part in found.items() if part is not None},
-    }  # fmt: skip
+    }
 
 
 def summary(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Medians of frames, worst frames, failures, time."""
-    of = lambda key: np.concatenate([row[key] for row in rows])  # noqa: E731
+    """Return medians over frames, worst frames, failures and time."""
+
+    def of(key):
+        return np.concatenate([row[key] for row in rows])
+
     frames = len(of("s2m"))
     found: dict[str, Any] = {"body": name, "sequences": len(rows), "frames": frames}
     for key in ("s2m", "vertices", "surface_s2m", "surface_vertices", "reprojection"):
@@ -177,7 +199,7 @@ BODIES: dict[str, Callable[[], BodyModel]] = {
     "ages": lambda: agebody.SMPLA(agebody.mannequin()),
     "anny": lambda: agebody.SMIL(agebody.anny_body().at_age(1.0)),
 }
-"""Layers that are fitted: two infants, and the mannequin at any age, which is found."""
+"""Layers to fit: two infants, and the mannequin of unknown age."""
 
 
 def main() -> None:
@@ -199,7 +221,7 @@ def main() -> None:
         seeds = range(options.seed, options.seed + count)
         rows: list[dict[str, Any]] = []
         with torch.no_grad():
-            measure(body, exclude, options.seed - 1)  # kernels are loaded, pages touched
+            measure(body, exclude, options.seed - 1)  # warm up
             for seed in track(seeds, name, console=console):
                 rows.append(measure(body, exclude, seed))
                 write(options.output / f"{name}_cpu.json", name, rows, options.threads)
@@ -207,21 +229,31 @@ def main() -> None:
 
 
 def write(path: Path, name: str, rows: list[dict[str, Any]], threads: int) -> None:
-    """What is known so far: a run takes minutes."""
+    """Write the results so far, since a run takes minutes."""
     noise = {
-        "depth": DEPTH_NOISE, "holes": HOLES, "stray": STRAY, "landmarks": LANDMARK_NOISE, "missing": MISSING,
-    }  # fmt: skip
+        "depth": DEPTH_NOISE,
+        "holes": HOLES,
+        "stray": STRAY,
+        "landmarks": LANDMARK_NOISE,
+        "missing": MISSING,
+    }
     written = {
-        "subject": "scans", "device": "cpu", "absent": {}, "noise": noise,
-        "failed_above": {"s2m": FAILED_S2M, "vertices": FAILED_VERTICES}, "threads": threads,
-        **summary(name, rows), "rows": rows, "provenance": provenance(torch.device("cpu")),
-    }  # fmt: skip
+        "subject": "scans",
+        "device": "cpu",
+        "absent": {},
+        "noise": noise,
+        "failed_above": {"s2m": FAILED_S2M, "vertices": FAILED_VERTICES},
+        "threads": threads,
+        **summary(name, rows),
+        "rows": rows,
+        "provenance": provenance(torch.device("cpu")),
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(written, indent=1) + "\n")
 
 
 def show(row: dict[str, Any], console: Console) -> None:
-    """As a table, in millimetres: medians and worst frames."""
+    """Print medians and worst frames as a table [mm]."""
     head = ("s2m, body", "vertices, body", "s2m, surface", "vertices, surface")
     table = Table("body", "frames", *head, "failed", "s a frame (CPU s)")
     cells = [

@@ -1,4 +1,4 @@
-"""Linear blend skinning alone, at SMPL's size: agebody's and the peers', forward and with gradients."""
+"""Linear blend skinning alone, at SMPL's size, by agebody and the peers, forward and with gradients."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from agebody.engine.deform import linear_blend_skinning
 
 BATCHES = {"cpu": (64, 256), "cuda": (64, 1024, 4096)}
 TOLERANCE = 1e-5
-"""[m] or, of gradients, relative: sums of four products in float32."""
+"""[m], or relative for gradients: rounding of sums of four products in float32."""
 
 Skin = Callable[[Tensor, Tensor], Tensor]
 """((B, V, 3) vertices [m], (B, J, 4, 4) transforms) -> (B, V, 3) [m]."""
 
 
 class Weights(NamedTuple):
-    """Of the built-in body: a vertex moves with four joints at most."""
+    """Skinning weights of the built-in body, at most four per vertex."""
 
     joints: Tensor
     """(V, W) int64"""
@@ -140,17 +140,20 @@ def main() -> None:
     for batch in session.batches:
         vertices, transforms = inputs(batch, *sizes, device)
         up = torch.ones_like(vertices)
-        # Vertices read and written, transforms read; weights stay in a cache.
+        # Vertices are read and written, transforms read; weights stay in a cache.
         num_bytes = 4 * (2 * vertices.numel() + 12 * batch * asset.num_joints)
         with torch.no_grad():
             session.time(
-                batch, {name: partial(skin, vertices, transforms) for name, skin in skins.items()},
-                which="forward", bytes=num_bytes,
-            )  # fmt: skip
+                batch,
+                {name: partial(skin, vertices, transforms) for name, skin in skins.items()},
+                which="forward",
+                bytes=num_bytes,
+            )
         session.time(
-            batch, {name: partial(gradients, skin, vertices, transforms, up) for name, skin in skins.items()},
+            batch,
+            {name: partial(gradients, skin, vertices, transforms, up) for name, skin in skins.items()},
             which="forward + backward",
-        )  # fmt: skip
+        )
     session.finish()
 
 

@@ -1,4 +1,4 @@
-"""Fits as others do them, through smplx: SPIN's SMPLify, and the schedule of SLAHMR that AionHMR took over.
+"""Other fits, through smplx: SPIN's SMPLify, and the schedule of SLAHMR that AionHMR adopted.
 
 Written anew from their public code (nkolot/SPIN, smplify/smplify.py and losses.py; gioxatz/aionhmr,
 aionhmr-a/src/optim and confs/optim.yaml) with their steps, weights and rules for stopping. What differs, and
@@ -43,21 +43,21 @@ from agebody.people import Observations, People, random_people
 LAYOUT = "coco17"
 CROP = 224
 SIGMA = 100.0
-"""[pixels] Of Geman-McClure's cost, in both."""
+"""Scale of the Geman-McClure cost in both [pixels]."""
 TORSO = [
     LAYOUTS[LAYOUT].names.index(f"{side}_{joint}")
     for joint in ("hip", "shoulder")
     for side in ("right", "left")
 ]
 BENT = (52, 55, 9, 12)
-"""Elbows and knees among the 69 angles of the pose, and the signs with which they bend the wrong way."""
+"""Elbows and knees among the 69 angles of the pose, and their signs of hyperextension."""
 BENT_SIGNS = (1.0, -1.0, -1.0, -1.0)
 PRIOR_SEED = 9_000
-"""Of the people whose poses make the priors: neither the tests' nor the held-out ones."""
+"""Seed of the people whose poses make the priors; neither of tests nor held out."""
 
 
 class Person(NamedTuple):
-    """Arguments of smplx for B people, the age offset the last of the betas."""
+    """Arguments of smplx for B people; the last beta is the age offset."""
 
     global_orient: Tensor
     body_pose: Tensor
@@ -80,11 +80,17 @@ class Peer:
         export_smpl_pkl(asset, file, overwrite=True)
         assert asset.age_templates is not None
         np.save(kid, asset.age_templates[-1])
-        with contextlib.redirect_stdout(io.StringIO()):  # it warns that 10 betas are few
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints a warning about 10 betas
             self.layer: Any = smplx.SMPL(
-                str(file), age="kid", kid_template_path=str(kid), num_betas=10, create_betas=False,
-                create_body_pose=False, create_global_orient=False, create_transl=False,
-            )  # fmt: skip
+                str(file),
+                age="kid",
+                kid_template_path=str(kid),
+                num_betas=10,
+                create_betas=False,
+                create_body_pose=False,
+                create_global_orient=False,
+                create_transl=False,
+            )
         rows = LAYOUTS[LAYOUT].resolve(asset)[1]
         self.regressor = torch.from_numpy(rows.toarray()).float()
         body = agebody.SMPLA(asset)
@@ -98,7 +104,7 @@ class Peer:
 
 
 def network_start(body: BodyModel, peer: Peer, people: People, seen: Observations, seed: int = 0) -> Person:
-    """What a good network would begin with; see above."""
+    """Return the simulated prediction of a good network; see above."""
     generator = torch.Generator().manual_seed(seed)
     matrix, vector = agebody.rotations.axis_angle_to_matrix, agebody.rotations.matrix_to_axis_angle
 
@@ -118,7 +124,7 @@ def network_start(body: BodyModel, peer: Peer, people: People, seen: Observation
 
 
 def spin(peer: Peer, seen: Observations, camera: Camera, start: Person, steps: int = 100) -> Person:
-    """SPIN's SMPLify: ``steps`` of Adam for translation and orientation, as many for all but translation."""
+    """Run SPIN's SMPLify: ``steps`` of Adam for translation and orientation, then for all but translation."""
     box = square_box(box_around(seen.keypoints, weights=seen.weights), scale=1.2)
     lens = camera.cropped(box, size=(CROP, CROP))
     target = to_crop(seen.keypoints, box, size=(CROP, CROP))
@@ -158,7 +164,7 @@ def spin(peer: Peer, seen: Observations, camera: Camera, start: Person, steps: i
 def slahmr(
     peer: Peer, seen: Observations, camera: Camera, start: Person, *, root: int = 30, smooth: int = 60
 ) -> Person:
-    """SLAHMR's first stages on single frames, all people in one problem, as it treats those of a video.
+    """Run SLAHMR's first stages on single frames, with all people in one problem like those of a video.
 
     Each outer iteration is a step of L-BFGS (lr 1, 20 inner iterations, strong Wolfe). It ends early by
     SLAHMR's own rules. Smoothness over time has nothing to act on in single frames.

@@ -1,4 +1,4 @@
-"""What is aimed at, as data, and how far a run got."""
+"""Performance targets, and what the results achieve."""
 
 from __future__ import annotations
 
@@ -7,27 +7,38 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Measure = Literal[
-    "times as fast", "times the time", "times the memory", "bodies/s", "µs a call", "GB/s share", "mm",
-    "times the error", "pixels", "% converged", "% of stature",
-]  # fmt: skip
+    "times as fast",
+    "times the time",
+    "times the memory",
+    "bodies/s",
+    "µs a call",
+    "GB/s share",
+    "mm",
+    "times the error",
+    "pixels",
+    "% converged",
+    "% of stature",
+]
 AT_LEAST: tuple[Measure, ...] = ("times as fast", "bodies/s", "GB/s share", "% converged")
-"""The rest are at most."""
+"""Measures whose target is a lower bound; the others have upper bounds."""
 LARGEST_ERROR = 0.1
-"""[mm] Of 16-bit correctives, in any pose."""
+"""Largest error of 16-bit correctives in any pose [mm]."""
 
 Results = Mapping[str, Mapping[str, Any]]
 """Contents of the files of one kind of device, by subject."""
 
 
 FITS: tuple[tuple[str, Measure, float], ...] = (
-    ("clean", "pixels", 3), ("clean", "% converged", 99), ("depth", "% of stature", 3),
-)  # fmt: skip
-"""Of people fitted to keypoints with 2 px of noise, their depth unknown and known."""
+    ("clean", "pixels", 3),
+    ("clean", "% converged", 99),
+    ("depth", "% of stature", 3),
+)
+"""Targets of fits to keypoints with 2 px of noise, of unknown and of known depth."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """A bound on one contender's figure."""
+    """A bound on one figure of a contender."""
 
     device: str
     subject: str
@@ -37,10 +48,10 @@ class Target:
     bound: float
     against: str | None = None
     against_batch: int | None = None
-    """Where the other is too slow for as many: then the time of one body is compared."""
+    """Batch size of a peer too slow for ``batch``; times per body are compared."""
 
     def achieved(self, results: Results) -> float | None:
-        """The figure; None where it was not measured, or one of its two sides failed."""
+        """Return the figure, or None if it was not measured or one of its two sides failed."""
         if self.subject not in results:
             return None
         found = results[self.subject]
@@ -79,7 +90,7 @@ class Target:
 
 
 def _row(found: Mapping[str, Any], contender: str, batch: int) -> Mapping[str, Any] | None:
-    """The contender's first row at that size: of several, a forward pass or everybody. None if it failed."""
+    """Return the first row of a contender at that size (forward, or all people); None if it failed."""
     for row in found["rows"]:
         if row["contender"] == contender and row["batch"] == batch:
             return None if "failed" in row else row
