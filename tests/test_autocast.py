@@ -8,7 +8,10 @@ import torch
 from torch import Tensor
 
 from agebody import SMPL, cameras, fitting, losses, measure, metrics, rotations
+from agebody.losses.parameters import rotation_angle
+from agebody.measure.sections import Section
 from agebody.mesh import closest as proximity
+from agebody.metrics.alignment import Similarity, best_scale, nearest_rotation
 
 
 def _normal(*shape: int, seed: int = 0) -> Tensor:
@@ -21,15 +24,15 @@ PLACES = _normal(3, 3, seed=3)
 CAMERA = cameras.Camera(torch.full((2,), 500.0), torch.full((2,), 256.0), TURNS, PLACES + 6)
 FACES = torch.arange(900).reshape(300, 3)
 SCRAPS = (_normal(300, 1, 3) + 0.03 * _normal(300, 3, 3, seed=5)).flatten(0, 1)
-SECTION = measure.Section(PRED, PRED.roll(1, -2), torch.ones(3, 17, dtype=torch.bool))
+SECTION = Section(PRED, PRED.roll(1, -2), torch.ones(3, 17, dtype=torch.bool))
 POSES = 0.3 * _normal(40, 69, seed=4)
 GAUSSIAN = losses.MahalanobisPrior.from_poses(POSES)
 MIXTURE = losses.MaxMixturePrior.from_poses(POSES, 2)
 
 CASES: dict[str, Callable[[], Any]] = {
     "procrustes": lambda: metrics.procrustes(PRED, TARGET),
-    "similarity": lambda: metrics.Similarity(TURNS, torch.ones(3), PLACES).apply(PRED),
-    "best_scale": lambda: metrics.best_scale(PRED, TARGET),
+    "similarity": lambda: Similarity(TURNS, torch.ones(3), PLACES).apply(PRED),
+    "best_scale": lambda: best_scale(PRED, TARGET),
     "pa_mpjpe": lambda: metrics.pa_mpjpe(PRED, TARGET),
     "n_mpjpe": lambda: metrics.n_mpjpe(PRED, TARGET, layout="coco17"),
     "w_mpjpe": lambda: metrics.w_mpjpe(PRED, TARGET),
@@ -46,7 +49,7 @@ CASES: dict[str, Callable[[], Any]] = {
     "from_matrix": lambda: cameras.Camera.from_matrix(CAMERA.intrinsics, CAMERA.world_to_camera),
     "invert_extrinsics": lambda: cameras.invert_extrinsics(CAMERA.world_to_camera),
     "axis_angle_to_matrix": lambda: rotations.axis_angle_to_matrix(_normal(3000, 3)),
-    "rotation_angle": lambda: losses.rotation_angle(TURNS, TURNS.roll(1, 0)),
+    "rotation_angle": lambda: rotation_angle(TURNS, TURNS.roll(1, 0)),
     "normal prior": lambda: (GAUSSIAN(POSES), GAUSSIAN.residuals(POSES)),
     "mixture prior": lambda: (MIXTURE(POSES), MIXTURE.residuals(POSES)),
 }
@@ -77,7 +80,7 @@ def test_measurements(mannequin_asset):
 def test_gradient_of_an_alignment():
     def gradient() -> Tensor:
         points = PRED.clone().requires_grad_()
-        rotation = metrics.nearest_rotation(points[:, :3])
+        rotation = nearest_rotation(points[:, :3])
         return torch.autograd.grad((rotation * TURNS).sum(), points)[0]
 
     torch.testing.assert_close(_in_autocast(gradient), gradient(), rtol=0, atol=0)

@@ -10,14 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from agebody.cameras import (
-    Camera,
-    distort,
-    field_limit,
-    focal_to_fov,
-    fov_to_focal,
-    undistort,
-)
+from agebody.cameras import Camera, field_limit, focal_to_fov, fov_to_focal
+from agebody.cameras.distortion import distort, undistort
 
 F64 = torch.float64
 LENSES = {

@@ -22,13 +22,11 @@ from agebody.cameras import (
     normalize_points,
     square_box,
     to_crop,
-    torso_depth,
     torso_translation,
-    translation_to_bev,
-    translation_to_mahmr,
-    translation_to_weak,
     weak_to_translation,
 )
+from agebody.cameras.torso import torso_depth
+from agebody.cameras.weak import translation_to_bev, translation_to_mahmr, translation_to_weak
 
 F64 = torch.float64
 FORMATS = ("xyxy", "xywh", "cxcywh")

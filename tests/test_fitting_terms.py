@@ -7,16 +7,15 @@ from torch import Tensor
 import agebody
 from agebody.cameras import Camera
 from agebody.losses import (
-    JointLimits,
     MahalanobisPrior,
     MaxMixturePrior,
     gmof,
     huber,
     hyperextension_prior,
     joint_limits,
-    joint_limits_excess,
     joint_limits_prior,
 )
+from agebody.losses.limits import JointLimits, joint_limits_excess
 from agebody.optim.least_squares import Stop
 from agebody.optim.limits import Limits, excess_and_slopes
 from agebody.optim.stages import Stage, add_terms, fit_bodies

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from test_collisions import SEARCHES, box, rotation, sphere, together
 
 import agebody
-from agebody.losses import conic_distance_field, person_intersection_loss, self_intersection_loss
+from agebody.losses import person_intersection_loss, self_intersection_loss
+from agebody.losses.intersection import conic_distance_field
 from agebody.mesh.collisions import Exclusions, find_collisions, penetration
 from agebody.people import pose
 

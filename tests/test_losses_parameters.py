@@ -8,13 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from agebody.losses import (
-    METRIC_AWARE_BETA_WEIGHTS,
-    betas_loss,
-    geodesic_loss,
-    rotation_angle,
-    rotation_loss,
-)
+from agebody.losses import betas_loss, geodesic_loss, rotation_loss
+from agebody.losses.parameters import METRIC_AWARE_BETA_WEIGHTS, rotation_angle
 from agebody.rotations import ENTRY_SHAPES, axis_angle_to_matrix, from_matrix
 
 few = settings(max_examples=25)

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agebody.losses import charbonnier, gmof, huber, penalize
+from agebody.losses import charbonnier, gmof, huber
+from agebody.losses.robust import penalize
 
 few = settings(max_examples=25)
 ROBUST = {"gmof": gmof, "huber": huber, "charbonnier": charbonnier}

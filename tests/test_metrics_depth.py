@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agebody.age import AGE_CLASSES
-from agebody.metrics import DepthRelations, depth_relations, pcdr, pcdr_by_age
+from agebody.metrics import depth_relations, pcdr, pcdr_by_age
+from agebody.metrics.depth import DepthRelations
 
 ADULT, TEEN, KID, BABY = range(4)
 

@@ -4,12 +4,13 @@ import pytest
 import torch
 
 from agebody import metrics
+from agebody.metrics.alignment import best_scale, nearest_rotation
 
 CASES = {
     "procrustes": metrics.procrustes,
     "procrustes_align": metrics.procrustes_align,
-    "best_scale": metrics.best_scale,
-    "nearest_rotation": lambda pred, target: metrics.nearest_rotation(pred[..., :3, :]),
+    "best_scale": best_scale,
+    "nearest_rotation": lambda pred, target: nearest_rotation(pred[..., :3, :]),
     "mpjpe": lambda pred, target: metrics.mpjpe(pred, target, layout="coco17"),
     "n_mpjpe": lambda pred, target: metrics.n_mpjpe(pred, target, layout="coco17"),
     "pa_mpjpe": metrics.pa_mpjpe,

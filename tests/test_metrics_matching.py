@@ -9,18 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools import mask
 
-from agebody.metrics import (
-    MATCHING_RULES,
-    MatchingRule,
-    box_iou,
-    detection_scores,
-    keypoint_boxes,
-    keypoint_distances,
-    match,
-    match_keypoints,
-    nmje,
-    nmve,
-)
+from agebody.metrics import detection_scores, match, match_keypoints, nmje, nmve
+from agebody.metrics.matching import MATCHING_RULES, MatchingRule, box_iou, keypoint_boxes, keypoint_distances
 
 SIZES = st.tuples(st.integers(0, 4), st.integers(0, 4))
 SEEDS = st.integers(0, 10_000)

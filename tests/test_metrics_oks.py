@@ -14,7 +14,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval, Params
 
 from agebody import LAYOUTS
-from agebody.metrics import CROWDPOSE14, keypoint_ap, oks, oks_sigmas
+from agebody.metrics import keypoint_ap, oks, oks_sigmas
+from agebody.metrics.similarity import CROWDPOSE14
 
 ROUNDING = 1e-13
 """Of means of some hundred float64 numbers up to 1."""

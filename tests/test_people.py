@@ -12,7 +12,8 @@ from scipy import stats
 import agebody
 from agebody.age import ADULT_YEARS, AgeCurve, age_class
 from agebody.keypoints import LAYOUTS
-from agebody.losses import joint_limits, joint_limits_excess
+from agebody.losses import joint_limits
+from agebody.losses.limits import joint_limits_excess
 from agebody.people import POSES, observe, random_people
 from agebody.people.poses import MORE_POSES
 from agebody.people.random_people import POSTURES

@@ -18,19 +18,17 @@ from agebody.assets.asset import SMPL_JOINT_NAMES
 from agebody.losses import (
     ADULT_RANGES,
     INFANT_RANGES,
-    JointLimits,
     MahalanobisPrior,
     MaxMixturePrior,
     hyperextension_prior,
-    hyperextension_residuals,
     joint_limits,
-    joint_limits_excess,
     joint_limits_loss,
     joint_limits_prior,
     shape_prior,
-    swing_twist,
 )
 from agebody.losses.densities import shrunk_covariance
+from agebody.losses.limits import JointLimits, joint_limits_excess, swing_twist
+from agebody.losses.priors import hyperextension_residuals
 from agebody.people import POSES, pose
 
 BODY = SMPL_JOINT_NAMES[1:]

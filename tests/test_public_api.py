@@ -13,11 +13,10 @@ MODULES = ["age", "cameras", "crowd", "fitting", "losses", "measure", "metrics",
 """What `import agebody` brings beside its names."""
 ROOMS = {
     "cameras": """
-        Camera Projection PyTorch3DCamera bev_to_translation box_around box_condition convert_axes
-        convert_box convert_extrinsics convert_pixels denormalize_points distort field_limit
-        focal_to_fov fov_to_focal from_crop from_pytorch3d invert_extrinsics mahmr_to_translation
-        normalize_points square_box to_crop to_pytorch3d torso_depth torso_translation
-        translation_to_bev translation_to_mahmr translation_to_weak undistort weak_to_translation
+        Camera bev_to_translation box_around box_condition convert_axes convert_box
+        convert_extrinsics convert_pixels denormalize_points field_limit focal_to_fov fov_to_focal
+        from_crop from_pytorch3d invert_extrinsics mahmr_to_translation normalize_points square_box
+        to_crop to_pytorch3d torso_translation weak_to_translation
     """,
     "crowd": """
         Deviations HeightPrior height_class is_far mask_depths place_people refine_crowd rescale
@@ -33,31 +32,25 @@ ROOMS = {
         fit_scans fit_sequence fit_vertices points_from_depth register_surface triangulate
     """,
     "losses": """
-        ADULT_RANGES FEET INFANT_RANGES JointLimits JointRange METRIC_AWARE_BETA_WEIGHTS
-        MahalanobisPrior MaxMixturePrior Objective ObjectiveReport Penalty PoseDiscriminator TRUNK
-        LossTerm acceleration_loss age_class_loss age_offset_loss aionhmr_fitting_objective
-        aionhmr_objective angular_velocity_loss hyperextension_prior hyperextension_residuals
-        betas_loss charbonnier
-        conic_distance_field depth_layer_loss discriminator_loss fov_loss generator_loss
-        geodesic_loss gmof hmr2_objective huber joint_limits joint_limits_excess joint_limits_loss
-        joint_limits_prior keypoints_3d_loss mesh_to_scan_loss metric_aware_objective momentum_loss
-        part_vertices penalize person_intersection_loss plane_contact_loss plane_height
-        plane_penetration_loss relative_metric_loss reprojection_loss rotation_angle rotation_loss
-        scan_to_mesh_loss self_intersection_loss shape_prior smplify_x_objective swing_twist
-        velocity_loss
+        ADULT_RANGES FEET INFANT_RANGES TRUNK LossTerm MahalanobisPrior MaxMixturePrior Objective
+        PoseDiscriminator acceleration_loss age_class_loss age_offset_loss aionhmr_objective
+        angular_velocity_loss betas_loss charbonnier depth_layer_loss discriminator_loss fov_loss
+        generator_loss geodesic_loss gmof hmr2_objective huber hyperextension_prior joint_limits
+        joint_limits_loss joint_limits_prior keypoints_3d_loss mesh_to_scan_loss
+        metric_aware_objective momentum_loss part_vertices person_intersection_loss
+        plane_contact_loss plane_height plane_penetration_loss relative_metric_loss
+        reprojection_loss rotation_loss scan_to_mesh_loss self_intersection_loss shape_prior
+        smplify_x_objective velocity_loss
     """,
     "measure": """
-        A2B_MEASUREMENTS Distance Girth Height MEASUREMENTS Measurements Section
-        find_landmarks plane_section section_length stature tape_length
+        A2B_MEASUREMENTS MEASUREMENTS Distance Girth Height Measurements find_landmarks
+        plane_section section_length stature tape_length
     """,
     "metrics": """
-        CROWDPOSE14 DepthRelations DetectionScores KeypointAP MATCHING_RULES Matches MatchingRule
-        Similarity acceleration_error best_scale box_diagonal box_iou box_side depth_relations
-        detection_scores head_length jitter joint_errors keypoint_ap keypoint_boxes
-        keypoint_distances match match_keypoints mpckh mpjpe n_mpjpe nearest_rotation nmje nmve oks
-        oks_sigmas pa_mpjpe pa_pve pcdr pcdr_by_age pck pck_auc per_joint procrustes
-        procrustes_align pve root_of root_trajectory_error stature_error torso_length w_mpjpe
-        wa_mpjpe
+        acceleration_error box_diagonal box_side depth_relations detection_scores head_length jitter
+        joint_errors keypoint_ap match match_keypoints mpckh mpjpe n_mpjpe nmje nmve oks oks_sigmas
+        pa_mpjpe pa_pve pcdr pcdr_by_age pck pck_auc per_joint procrustes procrustes_align pve
+        root_of root_trajectory_error stature_error torso_length w_mpjpe wa_mpjpe
     """,
 }
 """Public names of the rooms."""

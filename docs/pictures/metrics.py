@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 
 import agebody
 from agebody.draw import INK, PALETTE
-from agebody.metrics import best_scale, joint_errors, procrustes_align, root_of
+from agebody.metrics import joint_errors, procrustes_align, root_of
+from agebody.metrics.alignment import best_scale
 from agebody.people import pose
 
 PAPER, FAINT = "#f3efe9", "#c9c0b5"

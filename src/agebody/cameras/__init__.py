@@ -10,9 +10,8 @@ from agebody.cameras.boxes import (
     square_box,
     to_crop,
 )
-from agebody.cameras.camera import Camera, Projection, focal_to_fov, fov_to_focal
+from agebody.cameras.camera import Camera, focal_to_fov, fov_to_focal
 from agebody.cameras.conventions import (
-    PyTorch3DCamera,
     convert_axes,
     convert_extrinsics,
     convert_pixels,
@@ -20,21 +19,12 @@ from agebody.cameras.conventions import (
     invert_extrinsics,
     to_pytorch3d,
 )
-from agebody.cameras.distortion import distort, field_limit, undistort
-from agebody.cameras.torso import torso_depth, torso_translation
-from agebody.cameras.weak import (
-    bev_to_translation,
-    mahmr_to_translation,
-    translation_to_bev,
-    translation_to_mahmr,
-    translation_to_weak,
-    weak_to_translation,
-)
+from agebody.cameras.distortion import field_limit
+from agebody.cameras.torso import torso_translation
+from agebody.cameras.weak import bev_to_translation, mahmr_to_translation, weak_to_translation
 
 __all__ = [
     "Camera",
-    "Projection",
-    "PyTorch3DCamera",
     "bev_to_translation",
     "box_around",
     "box_condition",
@@ -43,7 +33,6 @@ __all__ = [
     "convert_extrinsics",
     "convert_pixels",
     "denormalize_points",
-    "distort",
     "field_limit",
     "focal_to_fov",
     "fov_to_focal",
@@ -55,11 +44,6 @@ __all__ = [
     "square_box",
     "to_crop",
     "to_pytorch3d",
-    "torso_depth",
     "torso_translation",
-    "translation_to_bev",
-    "translation_to_mahmr",
-    "translation_to_weak",
-    "undistort",
     "weak_to_translation",
 ]

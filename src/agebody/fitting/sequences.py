@@ -12,7 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from agebody.body import BodyModel
-from agebody.cameras import Camera, undistort
+from agebody.cameras import Camera
+from agebody.cameras.distortion import undistort
 from agebody.checks import Weights, apply_mask, expect, expect_labels
 from agebody.engine.rowwise import own_precision
 from agebody.fitting.images import SCHEDULE, Step

@@ -11,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from agebody.body import BodyModel
-from agebody.cameras import Camera, undistort
+from agebody.cameras import Camera
+from agebody.cameras.distortion import undistort
 from agebody.fitting.observed import Observed
 from agebody.keypoints import KeypointLayout
 from agebody.losses import MahalanobisPrior, MaxMixturePrior

@@ -11,80 +11,46 @@ from agebody.losses.contact import (
     plane_penetration_loss,
 )
 from agebody.losses.depth import depth_layer_loss, fov_loss, relative_metric_loss
-from agebody.losses.intersection import (
-    conic_distance_field,
-    person_intersection_loss,
-    self_intersection_loss,
-)
+from agebody.losses.intersection import person_intersection_loss, self_intersection_loss
 from agebody.losses.keypoints import keypoints_3d_loss, reprojection_loss
 from agebody.losses.limits import (
     ADULT_RANGES,
     INFANT_RANGES,
-    JointLimits,
-    JointRange,
     joint_limits,
-    joint_limits_excess,
     joint_limits_loss,
     joint_limits_prior,
-    swing_twist,
 )
-from agebody.losses.objective import LossTerm, Objective, ObjectiveReport
-from agebody.losses.parameters import (
-    METRIC_AWARE_BETA_WEIGHTS,
-    betas_loss,
-    geodesic_loss,
-    rotation_angle,
-    rotation_loss,
-)
-from agebody.losses.pose_priors import (
-    MahalanobisPrior,
-    MaxMixturePrior,
-)
-from agebody.losses.priors import (
-    hyperextension_prior,
-    hyperextension_residuals,
-    shape_prior,
-)
+from agebody.losses.objective import LossTerm, Objective
+from agebody.losses.parameters import betas_loss, geodesic_loss, rotation_loss
+from agebody.losses.pose_priors import MahalanobisPrior, MaxMixturePrior
+from agebody.losses.priors import hyperextension_prior, shape_prior
 from agebody.losses.published import (
-    aionhmr_fitting_objective,
     aionhmr_objective,
     hmr2_objective,
     metric_aware_objective,
     smplify_x_objective,
 )
-from agebody.losses.robust import Penalty, charbonnier, gmof, huber, penalize
+from agebody.losses.robust import charbonnier, gmof, huber
 from agebody.losses.surface import mesh_to_scan_loss, scan_to_mesh_loss
-from agebody.losses.temporal import (
-    acceleration_loss,
-    angular_velocity_loss,
-    momentum_loss,
-    velocity_loss,
-)
+from agebody.losses.temporal import acceleration_loss, angular_velocity_loss, momentum_loss, velocity_loss
 
 __all__ = [
     "ADULT_RANGES",
     "FEET",
     "INFANT_RANGES",
-    "METRIC_AWARE_BETA_WEIGHTS",
     "TRUNK",
-    "JointLimits",
-    "JointRange",
     "LossTerm",
     "MahalanobisPrior",
     "MaxMixturePrior",
     "Objective",
-    "ObjectiveReport",
-    "Penalty",
     "PoseDiscriminator",
     "acceleration_loss",
     "age_class_loss",
     "age_offset_loss",
-    "aionhmr_fitting_objective",
     "aionhmr_objective",
     "angular_velocity_loss",
     "betas_loss",
     "charbonnier",
-    "conic_distance_field",
     "depth_layer_loss",
     "discriminator_loss",
     "fov_loss",
@@ -94,9 +60,7 @@ __all__ = [
     "hmr2_objective",
     "huber",
     "hyperextension_prior",
-    "hyperextension_residuals",
     "joint_limits",
-    "joint_limits_excess",
     "joint_limits_loss",
     "joint_limits_prior",
     "keypoints_3d_loss",
@@ -104,19 +68,16 @@ __all__ = [
     "metric_aware_objective",
     "momentum_loss",
     "part_vertices",
-    "penalize",
     "person_intersection_loss",
     "plane_contact_loss",
     "plane_height",
     "plane_penetration_loss",
     "relative_metric_loss",
     "reprojection_loss",
-    "rotation_angle",
     "rotation_loss",
     "scan_to_mesh_loss",
     "self_intersection_loss",
     "shape_prior",
     "smplify_x_objective",
-    "swing_twist",
     "velocity_loss",
 ]

@@ -4,7 +4,7 @@ from agebody.measure.definitions import A2B_MEASUREMENTS, MEASUREMENTS, Distance
 from agebody.measure.landmarks import find_landmarks
 from agebody.measure.lengths import stature
 from agebody.measure.measurements import Measurements
-from agebody.measure.sections import Section, plane_section, section_length, tape_length
+from agebody.measure.sections import plane_section, section_length, tape_length
 
 __all__ = [
     "A2B_MEASUREMENTS",
@@ -13,7 +13,6 @@ __all__ = [
     "Girth",
     "Height",
     "Measurements",
-    "Section",
     "find_landmarks",
     "plane_section",
     "section_length",

@@ -1,14 +1,7 @@
 """How far a prediction is from the truth: functions of tensors, in the units of their input."""
 
-from agebody.metrics.alignment import (
-    Similarity,
-    best_scale,
-    nearest_rotation,
-    procrustes,
-    procrustes_align,
-    root_of,
-)
-from agebody.metrics.average_precision import KeypointAP, keypoint_ap
+from agebody.metrics.alignment import procrustes, procrustes_align, root_of
+from agebody.metrics.average_precision import keypoint_ap
 from agebody.metrics.correctness import (
     box_diagonal,
     box_side,
@@ -19,38 +12,15 @@ from agebody.metrics.correctness import (
     per_joint,
     torso_length,
 )
-from agebody.metrics.depth import DepthRelations, depth_relations, pcdr, pcdr_by_age
-from agebody.metrics.matching import (
-    MATCHING_RULES,
-    DetectionScores,
-    Matches,
-    MatchingRule,
-    box_iou,
-    detection_scores,
-    keypoint_boxes,
-    keypoint_distances,
-    match,
-    match_keypoints,
-    nmje,
-    nmve,
-)
+from agebody.metrics.depth import depth_relations, pcdr, pcdr_by_age
+from agebody.metrics.matching import detection_scores, match, match_keypoints, nmje, nmve
 from agebody.metrics.pose import joint_errors, mpjpe, n_mpjpe, pa_mpjpe, pa_pve, pve, stature_error
-from agebody.metrics.similarity import CROWDPOSE14, oks, oks_sigmas
+from agebody.metrics.similarity import oks, oks_sigmas
 from agebody.metrics.world import acceleration_error, jitter, root_trajectory_error, w_mpjpe, wa_mpjpe
 
 __all__ = [
-    "CROWDPOSE14",
-    "MATCHING_RULES",
-    "DepthRelations",
-    "DetectionScores",
-    "KeypointAP",
-    "Matches",
-    "MatchingRule",
-    "Similarity",
     "acceleration_error",
-    "best_scale",
     "box_diagonal",
-    "box_iou",
     "box_side",
     "depth_relations",
     "detection_scores",
@@ -58,14 +28,11 @@ __all__ = [
     "jitter",
     "joint_errors",
     "keypoint_ap",
-    "keypoint_boxes",
-    "keypoint_distances",
     "match",
     "match_keypoints",
     "mpckh",
     "mpjpe",
     "n_mpjpe",
-    "nearest_rotation",
     "nmje",
     "nmve",
     "oks",

@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from agebody.body import BodyModel
-from agebody.losses import ADULT_RANGES, JointLimits, joint_limits
-from agebody.losses.limits import FADE, angles_and_cosine, beyond, share_of_twist
+from agebody.losses import ADULT_RANGES, joint_limits
+from agebody.losses.limits import FADE, JointLimits, angles_and_cosine, beyond, share_of_twist
 from agebody.optim.jacobian import right_jacobian
 from agebody.optim.terms import Block, State
 from agebody.rotations import to_matrix

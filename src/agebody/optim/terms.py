@@ -15,11 +15,8 @@ from agebody.cameras import Camera
 from agebody.cameras.camera import NEAR
 from agebody.checks import apply_mask
 from agebody.keypoints import KeypointLayout, get_layout
-from agebody.losses import (
-    MahalanobisPrior,
-    MaxMixturePrior,
-    hyperextension_residuals,
-)
+from agebody.losses import MahalanobisPrior, MaxMixturePrior
+from agebody.losses.priors import hyperextension_residuals
 from agebody.optim.jacobian import KeypointDerivatives, KeypointJacobian
 from agebody.parameters import GROUPS, BodyParameters, group_slices
 

@@ -16,15 +16,8 @@ from agebody.fitting.scans.frames import Frames, camera_of, draw_points, eye_of
 from agebody.fitting.scans.matches import Matches, closest_of_some, visible_faces
 from agebody.fitting.scans.stages import ScanStage
 from agebody.keypoints import KeypointLayout
-from agebody.losses import (
-    TRUNK,
-    MahalanobisPrior,
-    gmof,
-    hyperextension_residuals,
-    part_vertices,
-    plane_height,
-    self_intersection_loss,
-)
+from agebody.losses import TRUNK, MahalanobisPrior, gmof, part_vertices, plane_height, self_intersection_loss
+from agebody.losses.priors import hyperextension_residuals
 from agebody.mesh.closest import (
     closest_barycentric,
     corners_of,
