@@ -20,6 +20,24 @@ from torch import Tensor
 
 from agebody.assets.asset import AssetError, BodyAsset
 
+__all__ = [
+    "ADULT_YEARS",
+    "AGE_CLASSES",
+    "MAX_YEARS",
+    "AgeClass",
+    "AgeCurve",
+    "AgeError",
+    "Ages",
+    "age_class",
+    "median_head_circumference",
+    "median_stature",
+    "parse_ages",
+    "percentile",
+    "stature_at_percentile",
+    "stature_sd",
+    "z_score",
+]
+
 Sex = Literal["neutral", "female", "male"]
 Number = TypeVar("Number", float, np.ndarray, Tensor)
 

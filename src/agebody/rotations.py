@@ -23,6 +23,17 @@ from torch import Tensor
 
 from agebody.engine.rowwise import Array, RowFunction, empty
 
+__all__ = [
+    "axis_angle_to_matrix",
+    "from_matrix",
+    "matrix_to_axis_angle",
+    "matrix_to_quaternion",
+    "matrix_to_rotation_6d",
+    "quaternion_to_matrix",
+    "rotation_6d_to_matrix",
+    "to_matrix",
+]
+
 PoseFormat = Literal["axis_angle", "matrix", "quaternion", "rotation_6d"]
 
 ENTRY_SHAPES: dict[str, tuple[int, ...]] = {

@@ -25,6 +25,28 @@ from agebody.metrics.matching import detection_scores, nmje
 from agebody.metrics.record import METRICS, Errors, Metric
 from agebody.metrics.similarity import oks_sigmas
 
+__all__ = [
+    "MPJPE",
+    "NMJE",
+    "NMPJPE",
+    "NMVE",
+    "OKS",
+    "PAMPJPE",
+    "PAPVE",
+    "PCDR",
+    "PCK",
+    "PVE",
+    "WAMPJPE",
+    "WMPJPE",
+    "AccelerationError",
+    "ByAgeClass",
+    "KeypointAveragePrecision",
+    "MPCKh",
+    "MeanMetric",
+    "RootTrajectoryError",
+    "StatureError",
+]
+
 
 class _Accumulator(torchmetrics.Metric):
     """A metric whose states say of which metric and arguments they are.

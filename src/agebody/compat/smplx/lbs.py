@@ -16,6 +16,16 @@ from agebody.engine.deform import linear_blend_skinning, pose_feature, rest_surf
 from agebody.engine.kinematics import KinematicTree, homogeneous
 from agebody.rotations import axis_angle_to_matrix
 
+__all__ = [
+    "batch_rigid_transform",
+    "batch_rodrigues",
+    "blend_shapes",
+    "lbs",
+    "transform_mat",
+    "vertices2joints",
+    "vertices2landmarks",
+]
+
 
 def lbs(
     betas: Float[Tensor, "#B S"],

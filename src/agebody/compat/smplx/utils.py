@@ -11,6 +11,15 @@ import numpy as np
 import torch
 from scipy import sparse
 
+__all__ = [
+    "ModelOutput",
+    "SMPLHOutput",
+    "SMPLOutput",
+    "Struct",
+    "to_np",
+    "to_tensor",
+]
+
 Tensor: TypeAlias = torch.Tensor
 Array: TypeAlias = np.ndarray
 
