@@ -1,4 +1,4 @@
-"""Draws the pictures of the documentation: ``python docs/pictures [NAME.png ...]``, all if none is named."""
+"""Draw the pictures of the documentation: ``python docs/pictures [NAME.png ...]``; all without names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ IMAGES = FOLDER.parent / "images"
 
 
 def main() -> None:
-    """Draw what was asked for."""
+    """Draw the pictures named on the command line."""
     drawn = {}
     for path in sorted(FOLDER.glob("[!_]*.py")):
         drawn |= importlib.import_module(path.stem).IMAGES

@@ -18,7 +18,7 @@ from agebody.pipelines.demo import run_demo
 
 
 def draw_ages(path: Path, width: int) -> None:
-    """The demo's picture: Anny at six ages, smaller."""
+    """Draw the demo's picture, smaller: Anny at six ages."""
     with tempfile.TemporaryDirectory() as folder:
         run_demo(agebody.anny_body(), Path(folder), width=max(width, 1600))
         with Image.open(Path(folder) / "ages.png") as picture:
@@ -27,7 +27,7 @@ def draw_ages(path: Path, width: int) -> None:
 
 
 def draw_mannequin(path: Path, width: int) -> None:
-    """The mannequin from adult to infant, then with single betas at +2."""
+    """Draw the mannequin from adult to infant, then with single betas at +2."""
     body = agebody.SMPLA(agebody.mannequin())
     standing = torch.from_numpy(pose("standing", body.asset.joint_names)).float()
     named = ("stature", "weight", "leg_length", "shoulder_width", "muscularity")
@@ -48,7 +48,7 @@ def draw_mannequin(path: Path, width: int) -> None:
 
 
 def draw_keypoints(path: Path, width: int) -> None:
-    """Four layouts on one body."""
+    """Draw four layouts on one body."""
     body = agebody.SMPLA(agebody.anny_body())
     arms = torch.zeros(body.num_joints - 1, 3)
     for side, sign in (("left", -1.0), ("right", 1.0)):
@@ -69,7 +69,7 @@ def draw_keypoints(path: Path, width: int) -> None:
 def _with_points(
     rgba: np.ndarray, camera: Camera, body: agebody.SMPLA, arms: torch.Tensor, name: str, color: str
 ) -> np.ndarray:
-    """The picture with a layout's points and edges over it, drawn four times as large and shrunk."""
+    """Draw a layout's points and edges over a picture, at four times the size for antialiasing."""
     layout = agebody.LAYOUTS[name]
     points = camera.project(body.keypoints(layout, body_pose=arms)).pixels.numpy()
     small = Image.fromarray(rgba).convert("RGB")
@@ -95,4 +95,4 @@ IMAGES: dict[str, tuple[Callable[[Path, int], None], int]] = {
     "keypoints.png": (draw_keypoints, 1000),
     "mannequin.png": (draw_mannequin, 1000),
 }
-"""File name -> what draws it, and its width [pixels]."""
+"""File name -> function that draws it, and its width [pixels]."""

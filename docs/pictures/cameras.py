@@ -1,4 +1,4 @@
-"""Cameras: the axes of each convention, and what a crop hides."""
+"""Cameras: the axes of each convention, and crops compared with the full frame."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ COLORS = {"x": "#c0523f", "y": "#5f8a4b", "z": "#3f6fa8"}
 
 
 def draw_axes(path: Path, width: int) -> None:
-    """A camera with the axes of three conventions, seen from behind, to its right and above."""
+    """Draw a camera with the axes of three conventions, seen from behind, right and above."""
     conventions = {
         "agebody": "agebody, OpenCV, COLMAP",
         "opengl": "OpenGL, Blender",
@@ -46,7 +46,7 @@ def draw_axes(path: Path, width: int) -> None:
 
 
 def _seen(points: np.ndarray) -> np.ndarray:
-    """Where points (right, down, forward) are in the drawing."""
+    """Project points (right, down, forward) into the drawing."""
     back = np.array([0.62, -0.48, -0.62])
     back /= np.linalg.norm(back)
     right = np.cross(back, [0, -1, 0])
@@ -57,7 +57,7 @@ def _seen(points: np.ndarray) -> np.ndarray:
 
 
 def _draw_camera(axes: Axes) -> None:
-    """The pyramid of view, its image with the first pixel marked, and where it looks."""
+    """Draw the viewing frustum, its image with the first pixel marked, and the viewing direction."""
     w, h, far = 0.72, 0.48, 1.5
     corners = np.array([[-w, -h, far], [w, -h, far], [w, h, far], [-w, h, far]])
     axes.add_patch(Polygon(_seen(corners), facecolor=GLASS, edgecolor=INK, alpha=0.35, zorder=1))
@@ -84,7 +84,7 @@ def _arrow(axes: Axes, direction: np.ndarray, label: str) -> None:
 
 
 def draw_crops(path: Path, width: int) -> None:
-    """Three people who stand and turn alike, in one image; and their crops, where they seem to turn."""
+    """Draw three people in one pose in an image, and their crops, where they seem to face other ways."""
     body = agebody.SMPLA(agebody.mannequin())
     standing = torch.from_numpy(pose("standing", body.asset.joint_names)).float()
     places = torch.tensor([[-2.0, 0.0, 0.0], [0.0, 0.0, 0.0], [2.0, 0.0, 0.0]])
@@ -130,4 +130,4 @@ IMAGES: dict[str, tuple[Callable[[Path, int], None], int]] = {
     "camera_axes.png": (draw_axes, 1000),
     "crops.png": (draw_crops, 1000),
 }
-"""File name -> what draws it, and its width [pixels]."""
+"""File name -> function that draws it, and its width [pixels]."""

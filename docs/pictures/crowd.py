@@ -1,4 +1,4 @@
-"""People of one image before and after they are put in one space: as the camera sees them, and from above."""
+"""People of one image before and after they are placed in one space: camera view and top view."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ INK = "#4a4540"
 GROUND = 1.35
 """Height of the camera [m]."""
 LAST = 7.4
-"""Depth that the view from above shows [m]."""
+"""Depth range of the top view [m]."""
 
 
 class Person(NamedTuple):
-    """Of the scene."""
+    """The scene."""
 
     years: float
     place: tuple[float, float]
@@ -47,7 +47,7 @@ PEOPLE = (
 
 
 def draw_crowd(path: Path, width: int) -> None:
-    """Fits that take everybody for 1.7 m tall, and the same people after DTO."""
+    """Draw fits that assume 1.7 m for everybody, and the same people after DTO."""
     body = agebody.SMPLA(agebody.anny_body())
     truth, height = _scene(body)
     wrong = 1.7 / height
@@ -65,7 +65,7 @@ def draw_crowd(path: Path, width: int) -> None:
 
 
 def _scene(body: agebody.SMPLA) -> tuple[Tensor, Tensor]:
-    """Vertices in camera coordinates, and statures."""
+    """Return vertices in camera coordinates, and statures."""
     curve = AgeCurve.from_asset(body.asset)
     people, heights = [], []
     for person in PEOPLE:
@@ -133,4 +133,4 @@ def _joined(cells: list[tuple[str, np.ndarray]], width: int) -> Image.Image:
 
 
 IMAGES: dict[str, tuple[Callable[[Path, int], None], int]] = {"crowd.png": (draw_crowd, 1100)}
-"""File name -> what draws it, and its width [pixels]."""
+"""File name -> function that draws it, and its width [pixels]."""

@@ -1,4 +1,4 @@
-"""Evaluation: how far off a keypoint may be."""
+"""Evaluation: the tolerances of keypoint metrics."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ AGES = {"adult": 0.0, "kid": 0.6, "baby": 1.0}
 
 
 def draw_tolerance(path: Path, width: int) -> None:
-    """Bodies of three ages with the distances at which OKS and mPCKh still call a keypoint right."""
+    """Draw bodies of three ages with the distances up to which OKS and mPCKh accept a keypoint."""
     body = agebody.SMPLA(agebody.mannequin())
     angles = torch.tensor(pose("standing", body.asset.joint_names)).float()
     given = {"global_orient": angles[0], "body_pose": angles[1:]}
@@ -53,4 +53,4 @@ def draw_tolerance(path: Path, width: int) -> None:
 
 
 IMAGES: dict[str, tuple[Callable[[Path, int], None], int]] = {"tolerance.png": (draw_tolerance, 1000)}
-"""File name -> what draws it, and its width [pixels]."""
+"""File name -> function that draws it, and its width [pixels]."""

@@ -1,4 +1,4 @@
-"""Bodies in themselves and in one another, before and after the losses have pushed them apart."""
+"""Intersecting bodies, before and after the losses have separated them."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class Scene(NamedTuple):
     """(P, V) bool"""
     target: tuple[float, float, float]
     height: float
-    """Of the part that is seen [m]."""
+    """Height of the visible part [m]."""
     heading: float
-    """Of the viewer around the bodies, from their front to their left [rad]."""
+    """Viewing angle around the bodies, from their front to their left [rad]."""
 
 
 def draw_push_out(path: Path, width: int) -> None:
-    """A hand in a hip, and two people in one another: before and after a few steps of gradient descent."""
+    """Draw a hand in a hip, and two intersecting people, before and after a few steps of gradient descent."""
     body = agebody.SMPLA(agebody.anny_body())
     cells = [
         _draw(scene, body.faces, (width // 4, round(0.36 * width)))
@@ -121,4 +121,4 @@ def _draw(scene: Scene, faces: Tensor, size: tuple[int, int]) -> np.ndarray:
 
 
 IMAGES: dict[str, tuple[Callable[[Path, int], None], int]] = {"push_out.png": (draw_push_out, 1000)}
-"""File name -> what draws it, and its width [pixels]."""
+"""File name -> function that draws it, and its width [pixels]."""

@@ -23,7 +23,7 @@ FAMILY = {"waving": (0.0, 0.85, 0.4), "walking": (0.5, -0.15, -0.5), "sitting": 
 
 
 def draw_labels(path: Path, width: int) -> None:
-    """A family, the keypoints a detector would give, and what `agebody fit` makes of them."""
+    """Draw a family, simulated keypoints, and the bodies that `agebody fit` returns."""
     body = agebody.SMPLA(agebody.mannequin())
     poses = [pose(name, body.asset.joint_names, heading=turn) for name, (_, _, turn) in FAMILY.items()]
     angles = torch.from_numpy(np.stack(poses)).float()
@@ -60,4 +60,4 @@ def draw_labels(path: Path, width: int) -> None:
 
 
 IMAGES: dict[str, tuple[Callable[[Path, int], None], int]] = {"labels.png": (draw_labels, 1200)}
-"""File name -> what draws it, and its width [pixels]."""
+"""File name -> function that draws it, and its width [pixels]."""

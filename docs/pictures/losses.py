@@ -1,4 +1,4 @@
-"""Losses: what residuals, orders in depth and age offsets cost, and how they pull."""
+"""Losses: values and gradients over residuals, depth order and age offset."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from agebody.losses import age_class_loss, charbonnier, depth_layer_loss, gmof, 
 
 PAPER, FAINT = "#f3efe9", "#c9c0b5"
 WIDTH = 10.0
-"""Of a figure, in inches; the resolution follows from the pixels that are asked for."""
+"""Size of a figure [inches]; the resolution follows from the requested pixels."""
 
 
 def draw_penalties(path: Path, width: int) -> None:
-    """Penalties of a residual, and their slopes."""
+    """Plot the penalties of a residual, and their gradients."""
     figure, (cost, pull) = _figure("residual / scale", 2, height=3.9)
     residual = torch.linspace(-4, 4, 801, dtype=torch.float64)
     penalties: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -41,7 +41,7 @@ def draw_penalties(path: Path, width: int) -> None:
 
 
 def draw_depth_layers(path: Path, width: int) -> None:
-    """The depth-layer loss of two people over how far the second is behind the first."""
+    """Plot the depth-layer loss of two people over the distance of the second behind the first."""
     figure, axes = _figure("depth of the second person behind the first [m]", 2, height=3.9)
     apart = torch.linspace(-2, 2, 1601, dtype=torch.float64)
     people = torch.stack((torch.zeros_like(apart), apart), -1)
@@ -63,7 +63,7 @@ def draw_depth_layers(path: Path, width: int) -> None:
 
 
 def draw_age_classes(path: Path, width: int) -> None:
-    """The age-class loss of each class over the age offset."""
+    """Plot the age-class loss of each class over the age offset."""
     figure, (axis,) = _figure("age offset", 1, height=3.5)
     offset = torch.linspace(-0.1, 1.1, 1201, dtype=torch.float64)
     for index, (kind, color) in enumerate(zip(AGE_CLASSES, _COLORS, strict=False)):
@@ -103,14 +103,14 @@ def _plot(
 
 
 def _with_gaps(costs: torch.Tensor) -> torch.Tensor:
-    """NaN where the costs jump, so that no line is drawn there."""
+    """Insert NaN at discontinuities, so that no line is drawn there."""
     before = costs.roll(1)
     jumps = ((costs == 0) != (before == 0)) & ((costs - before).abs() > 0.005)
     return torch.where(jumps, torch.nan, costs)
 
 
 def _legend(figure: Figure, axis: Axes) -> None:
-    """Above all columns."""
+    """Put the legend above all columns."""
     figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=5, frameon=False,
                   labelcolor=INK)  # fmt: skip
 
@@ -129,4 +129,4 @@ IMAGES: dict[str, tuple[Callable[[Path, int], None], int]] = {
     "depth_layers.png": (draw_depth_layers, 1000),
     "age_classes.png": (draw_age_classes, 1000),
 }
-"""File name -> what draws it, and its width [pixels]."""
+"""File name -> function that draws it, and its width [pixels]."""

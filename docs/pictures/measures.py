@@ -1,4 +1,4 @@
-"""Measurements drawn on a body, and the growth of bodies beside that of people."""
+"""Measurements drawn on a body, and the growth of bodies compared with people."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HEIGHTS = ("stature", "sitting_height", "head_height", "crotch_height")
 
 
 def draw_measures(path: Path, width: int) -> None:
-    """Heights and lengths on the left, girths on the right, of an adult and of a newborn, equally high."""
+    """Draw heights and lengths (left) and girths (right) of an adult and a newborn, scaled to one height."""
     asset = agebody.anny_body()
     body = agebody.SMPLA(asset)
     measure = Measurements(asset)
@@ -85,7 +85,7 @@ def _points(asset: agebody.BodyAsset, rest: torch.Tensor) -> dict[str, np.ndarra
 
 
 class _Canvas:
-    """Lines over a picture, drawn four times as large and shrunk."""
+    """Draw lines over a picture, at four times the size for antialiasing."""
 
     def __init__(self, picture: Picture, camera: Camera, size: tuple[int, int]) -> None:
         self.camera, self.size, self.depth = camera, size, picture.depth
@@ -106,7 +106,7 @@ class _Canvas:
                 self.draw.ellipse((x - r, y - r, x + r, y + r), fill=color)
 
     def bracket(self, x: float, upper: float, lower: float, tick: float) -> None:
-        """A vertical line with ends."""
+        """Draw a vertical line with end marks."""
         pairs = [((x, upper), (x, lower))] + [((x - tick, y), (x + tick, y)) for y in (upper, lower)]
         starts, ends = (np.array([[*pair[i], 0.0] for pair in pairs]) for i in (0, 1))
         self.lines(starts, ends, LENGTH)
@@ -129,7 +129,7 @@ HEADS = {0: 4.1, 1: 4.8, 2: 5.3, 4: 5.7, 6: 6.2, 8: 6.7, 10: 7.0, 14: 7.6, 19: 7
 
 
 def draw_growth(path: Path, width: int) -> None:
-    """Stature, its proportions and the head's girth by age: two bodies, and people."""
+    """Plot stature, proportions and head circumference by age: two bodies, and people."""
     plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
     figure, axes = plt.subplots(2, 2, figsize=(10, 6.4), dpi=width / 10, layout="constrained")
     figure.patch.set_facecolor("#fbfaf8")
@@ -173,4 +173,4 @@ IMAGES: dict[str, tuple[Callable[[Path, int], None], int]] = {
     "measures.png": (draw_measures, 1200),
     "growth.png": (draw_growth, 1000),
 }
-"""File name -> what draws it, and its width [pixels]."""
+"""File name -> function that draws it, and its width [pixels]."""

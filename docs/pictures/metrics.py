@@ -1,4 +1,4 @@
-"""Metrics: what each alignment takes away."""
+"""Metrics: the effect of each alignment."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from agebody.people import pose
 PAPER, FAINT = "#f3efe9", "#c9c0b5"
 LAYOUT = agebody.LAYOUTS["smpl24"]
 TILT = 0.35
-"""[rad] By how much the prediction leans to the side."""
+"""Lean of the prediction to the side [rad]."""
 SIZE = 1.18
-"""Of the prediction over the truth."""
+"""Size of the prediction relative to the truth."""
 
 
 def draw_alignment(path: Path, width: int) -> None:
-    """A prediction over the truth after each alignment, and what is left."""
+    """Draw a prediction over the truth after each alignment, with the remaining error."""
     pred, target = _skeletons()
     pred_root, root = (root_of(x, layout=LAYOUT) for x in (pred, target))
     centered = pred - pred_root + root
@@ -45,7 +45,7 @@ def draw_alignment(path: Path, width: int) -> None:
 
 
 def _skeletons() -> tuple[torch.Tensor, torch.Tensor]:
-    """A prediction that leans, is too large, elsewhere and a little wrong; and the truth."""
+    """Return a prediction that leans, is too large, displaced and slightly wrong, and the truth."""
     body = agebody.SMPLA(agebody.mannequin(), dtype=torch.float64)
 
     def joints(name: str) -> torch.Tensor:
@@ -77,4 +77,4 @@ def _ends(start: torch.Tensor, end: torch.Tensor) -> tuple[list[float], list[flo
 
 
 IMAGES: dict[str, tuple[Callable[[Path, int], None], int]] = {"alignment.png": (draw_alignment, 1000)}
-"""File name -> what draws it, and its width [pixels]."""
+"""File name -> function that draws it, and its width [pixels]."""

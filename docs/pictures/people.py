@@ -1,4 +1,4 @@
-"""Random people, what a detector would say of them, and what is fitted to that."""
+"""Random people, simulated detections, and the bodies fitted to them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COLORS = {"seen": "#1b7f5c", "guessed": "#e39b1f", "wrong": "#c8202f"}
 
 
 def draw_people(path: Path, width: int) -> None:
-    """Above: six people and their keypoints. Below: the bodies fitted to these alone."""
+    """Draw six people and their keypoints, and below the bodies fitted to these alone."""
     body = agebody.SMPLA(agebody.anny_body())
     people = random_people(body, len(YEARS), ages=torch.tensor(YEARS), seed=SEED, heading=1.2)
     seen = observe(

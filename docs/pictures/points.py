@@ -26,7 +26,7 @@ SIZE = (420, 760)
 
 
 def draw_points(path: Path, width: int) -> None:
-    """Joints of a child and the body found from them; a child on the free body and the mannequin."""
+    """Draw joints of a child and the fitted body; and a child on the free body and on the mannequin."""
     anny, mannequin = (
         agebody.SMPLA(asset, backend="torch") for asset in (agebody.anny_body(), agebody.mannequin())
     )
@@ -77,4 +77,4 @@ def _draw(
 
 
 IMAGES: dict[str, tuple[Callable[[Path, int], None], int]] = {"points.png": (draw_points, 1000)}
-"""File name -> what draws it, and its width [pixels]."""
+"""File name -> function that draws it, and its width [pixels]."""

@@ -1,4 +1,4 @@
-"""Priors: what they cost, as curves and on bodies."""
+"""Priors: their values as curves and on bodies."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BODY = SMPL_JOINT_NAMES[1:]
 
 
 def draw_curves(path: Path, width: int) -> None:
-    """A knee under three priors, and the two kinds of mixture."""
+    """Plot a knee under three priors, and the two kinds of mixture."""
     look = {"font.size": 9, "axes.edgecolor": INK, "text.color": INK, "axes.labelcolor": INK,
             "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False,
             "figure.facecolor": "#f3efe9", "axes.facecolor": "#f3efe9"}  # fmt: skip
@@ -78,7 +78,7 @@ def _draw_mixture(axes: plt.Axes) -> None:
 
 
 def draw_poses(path: Path, width: int) -> None:
-    """Possible and impossible poses with what the priors say of them."""
+    """Draw possible and impossible poses with the values of the priors."""
     shown = {
         "sitting": {},
         "waving": {},

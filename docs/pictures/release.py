@@ -1,4 +1,4 @@
-"""Releases: photographs of people who do not exist, and what is shared of them."""
+"""Releases: photographs of people who do not exist, and the released images."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from agebody.people import pose
 from agebody.pipelines.release import Person, Photo, write_release
 
 SIZE = (720, 480)
-"""Of the room [pixels], before it is resized."""
+"""Size of the room [pixels], before resizing."""
 FAMILY = (
     ("walking", 0.35, -0.95, 0.0, (1.2, 0.4)),
     ("waving", 0.0, 0.05, 0.45, (0.0, 0.0)),
     ("sitting", -0.5, 0.75, 0.85, (0.0, 0.0)),
 )
-"""Pose, heading [rad], place on the floor [m], age offset and first betas of each."""
+"""Pose, heading [rad], position on the floor [m], age offset and first betas of each person."""
 CLOTHES = ("#a8503c", "#3f6d8c", "#c8a13a")
 
 
 def draw_release(path: Path, width: int) -> None:
-    """A photograph, and the pictures that may take its place."""
+    """Draw a photograph, and the images that may replace it."""
     body = agebody.SMPLA(agebody.anny_body())
     size = (round(0.72 * width), round(0.48 * width))
     camera = Camera.look_at((0.0, 1.35, 4.3), (0.0, 0.72, 0.0), size=size, fov=0.62)
@@ -56,7 +56,7 @@ def draw_release(path: Path, width: int) -> None:
 
 
 def family(body: agebody.SMPLA) -> list[BodyParameters]:
-    """People of three ages, on a floor at y = 0."""
+    """Return people of three ages, on a floor at y = 0."""
     people = []
     for name, heading, x, age, betas in FAMILY:
         angles = torch.from_numpy(pose(name, body.asset.joint_names, heading=heading)).float()
@@ -72,7 +72,7 @@ def family(body: agebody.SMPLA) -> list[BodyParameters]:
 def photograph(
     body: agebody.SMPLA, people: list[BodyParameters], camera: Camera, size: tuple[int, int]
 ) -> Picture:
-    """People in a room; each is a body with a head of hair, in one colour of clothes."""
+    """Draw people in a room; each is a body with hair, in clothes of one colour."""
     with torch.no_grad():
         vertices = [body(**person.arguments(body)).vertices.numpy() for person in people]
         rest = body().vertices.numpy()
@@ -90,7 +90,7 @@ def photograph(
 
 
 def room() -> np.ndarray:
-    """A wall with two pictures, a window, and a floor of boards."""
+    """Draw a wall with two pictures, a window, and a wooden floor."""
     width, height = SIZE
     image = Image.new("RGB", SIZE, "#d9cdb8")
     draw = ImageDraw.Draw(image)
@@ -117,13 +117,13 @@ def room() -> np.ndarray:
 
 
 def box_of(mask: np.ndarray) -> tuple[float, float, float, float]:
-    """What a detector would say."""
+    """Return simulated keypoints."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
 
 
 def _grid(tiles: list[tuple[str, np.ndarray]], width: int) -> Image.Image:
-    """Two by two, with titles."""
+    """Arrange images two by two, with titles."""
     gap, text = width // 80, max(width // 45, 6)
     wide = (width - gap) // 2
     high = round(wide * SIZE[1] / SIZE[0])
@@ -138,4 +138,4 @@ def _grid(tiles: list[tuple[str, np.ndarray]], width: int) -> Image.Image:
 
 
 IMAGES: dict[str, tuple[Callable[[Path, int], None], int]] = {"release.png": (draw_release, 1000)}
-"""File name -> what draws it, and its width [pixels]."""
+"""File name -> function that draws it, and its width [pixels]."""

@@ -1,4 +1,4 @@
-"""Scans: infants on a table in a depth camera, and the bodies that are fitted to them."""
+"""Scans: infants on a table seen by a depth camera, and the bodies fitted to them."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ from agebody.people import pose
 PAPER = "#f3efe9"
 CLAY = "#d8d0c6"
 FAR = 0.02
-"""Distance whose colour is the last of the scale [m]."""
+"""Distance at the end of the colour scale [m]."""
 COLORS = LinearSegmentedColormap.from_list("distance", ["#3f7f8c", "#e3c977", "#b2452f"])
 SIZE = (160, 120)
 SCALE = 4
-"""Of the pictures of the body, over the depth image."""
+"""Size of the pictures of the body relative to the depth image."""
 POSE = "kicking"
 
 
 def draw_scans(path: Path, width: int) -> None:
-    """A depth image, the body where the fit begins, after two steps, and its surface after the third."""
+    """Draw a depth image, the body at the start, after two steps, and its surface after the third."""
     depth, view, cloud, start, fit = _example()
     body = _body()
     figure = Figure(figsize=(10, 3.7), dpi=width / 10, facecolor=PAPER)
@@ -83,7 +83,7 @@ def _body() -> agebody.SMIL:
 
 @cache
 def _example() -> tuple[Tensor, Camera, Tensor, Tensor, ScanFit]:
-    """Depth image, camera, cloud of the infant, first guess, fit."""
+    """Return depth image, camera, point cloud of the infant, initial estimate and fit."""
     body = _body()
     names = body.asset.joint_names
     generator = torch.Generator().manual_seed(3)
@@ -123,7 +123,7 @@ def _start(body: agebody.SMIL, cloud: Cloud, view: Camera, landmarks: Tensor, pl
 
 
 def _depth(vertices: Tensor, faces: Tensor, view: Camera) -> Tensor:
-    """Of the infant, and of the table below, y = 0."""
+    """Return the point clouds of the infant and of the table at y = 0."""
     infant = torch.from_numpy(render(vertices, faces, view, size=SIZE, light_rays=0).depth.copy())
     y, x = torch.meshgrid(torch.arange(SIZE[1]) + 0.5, torch.arange(SIZE[0]) + 0.5, indexing="ij")
     pixels = torch.stack((x, y), -1).view(-1, 2)
@@ -147,4 +147,4 @@ def _draw(ax: Axes, vertices: Tensor, faces: Tensor, cloud: Tensor, view: Camera
 
 
 IMAGES: dict[str, tuple[Callable[[Path, int], None], int]] = {"scans.png": (draw_scans, 1000)}
-"""File name -> what draws it, and its width [pixels]."""
+"""File name -> function that draws it, and its width [pixels]."""

@@ -25,7 +25,7 @@ APART = 1.25  # m between the bodies drawn
 
 
 def draw_sequence(path: Path, width: int) -> None:
-    """Bodies of every other frame from the side, where the camera before them did not stand."""
+    """Draw the bodies of every other frame from the side; the camera was in front of them."""
     body = agebody.SMPLA(agebody.mannequin())
     truth = _walk(body)
     camera = Camera.look_at((0.0, 0.2, 3.2), (0.0, 0.0, 0.0), size=(960, 720), fov=0.75)
@@ -57,7 +57,7 @@ def draw_sequence(path: Path, width: int) -> None:
 
 
 def _walk(body: agebody.SMPLA) -> BodyParameters:
-    """A child who walks past and lifts the arms."""
+    """Return a child who walks past and lifts the arms."""
     time = torch.arange(FRAMES) / FRAMES
     names = body.asset.joint_names
     start, end = (torch.from_numpy(pose(kind, names)[1:]).float() for kind in ("walking", "cheering"))
@@ -73,7 +73,7 @@ def _walk(body: agebody.SMPLA) -> BodyParameters:
 
 
 def _row(body: agebody.SMPLA, parameters: BodyParameters, color: str) -> tuple[np.ndarray, list[float]]:
-    """Bodies side by side, seen from their left, the roots in a line; and where these are in the picture."""
+    """Render bodies side by side from their left, roots in a line, and return the roots in the picture."""
     some = parameters.map(lambda part: part[list(SHOWN)])
     out = body(**some.arguments(body), pose_format="axis_angle")
     places = torch.zeros(len(SHOWN), 3)
@@ -91,4 +91,4 @@ def _row(body: agebody.SMPLA, parameters: BodyParameters, color: str) -> tuple[n
 
 
 IMAGES: dict[str, tuple[Callable[[Path, int], None], int]] = {"sequence.png": (draw_sequence, 1200)}
-"""File name -> what draws it, and its width [pixels]."""
+"""File name -> function that draws it, and its width [pixels]."""

@@ -1,4 +1,4 @@
-"""Surfaces: a scan and the body that is fitted to it, and a body that lies on a table."""
+"""Surfaces: a scan and the body fitted to it, and a body lying on a table."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from agebody.people import pose
 PAPER = "#f3efe9"
 CLAY = "#d8d0c6"
 FAR = 0.05
-"""Distance whose colour is the last of the scale [m]."""
+"""Distance at the end of the colour scale [m]."""
 COLORS = LinearSegmentedColormap.from_list("distance", ["#3f7f8c", "#e3c977", "#b2452f"])
 EYE = (0.0, 0.0, 3.0)
 
 
 def draw_surfaces(path: Path, width: int) -> None:
-    """Distances of a scan before and after a fit, and heights above a table."""
+    """Draw distances of a scan before and after a fit, and heights above a table."""
     body = agebody.SMPLA(agebody.mannequin())
     figure = Figure(figsize=(10, 4.3), dpi=width / 10, facecolor=PAPER)
     before, after, table = figure.subplots(1, 3, width_ratios=(1, 1, 2.4))
@@ -49,7 +49,7 @@ def draw_surfaces(path: Path, width: int) -> None:
 
 
 def _fit(body: agebody.SMPLA) -> tuple[Tensor, Tensor, Tensor]:
-    """A scan of a child's front, the first guess, and the body after some steps of Adam."""
+    """Return a scan of a child, the initial body, and the body after some steps of Adam."""
     torch.manual_seed(0)
     eye = torch.tensor(EYE)
     standing = torch.from_numpy(pose("standing", body.asset.joint_names)).float()[1:]
@@ -93,7 +93,7 @@ def _draw_scan(ax: Axes, vertices: Tensor, faces: Tensor, scan: Tensor) -> None:
 
 
 def _draw_table(ax: Axes, body: agebody.SMPLA) -> None:
-    """An infant on its back, with the legs lifted; the table is what is below y = 0."""
+    """Return an infant on its back with lifted legs; the table is below y = 0."""
     names = body.asset.joint_names[1:]
     bent = torch.from_numpy(pose("standing", body.asset.joint_names)).float()[1:]
     for side in ("left", "right"):
@@ -125,4 +125,4 @@ def _draw_table(ax: Axes, body: agebody.SMPLA) -> None:
 
 
 IMAGES: dict[str, tuple[Callable[[Path, int], None], int]] = {"surfaces.png": (draw_surfaces, 1000)}
-"""File name -> what draws it, and its width [pixels]."""
+"""File name -> function that draws it, and its width [pixels]."""
