@@ -123,7 +123,7 @@ def _start(body: agebody.SMIL, cloud: Cloud, view: Camera, landmarks: Tensor, pl
 
 
 def _depth(vertices: Tensor, faces: Tensor, view: Camera) -> Tensor:
-    """Return the point clouds of the infant and of the table at y = 0."""
+    """Return the depth of the infant and of the table at y = 0."""
     infant = torch.from_numpy(render(vertices, faces, view, size=SIZE, light_rays=0).depth.copy())
     y, x = torch.meshgrid(torch.arange(SIZE[1]) + 0.5, torch.arange(SIZE[0]) + 0.5, indexing="ij")
     pixels = torch.stack((x, y), -1).view(-1, 2)
