@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from model_files import write_kid_template, write_smpl_pkl
 
 import agebody
-from agebody import SMIL, SMPL, SMPLA, rotations
+from agebody import SMIL, SMPL, SMPLA, BodyParameters, rotations
 from agebody.body import MOST_TABLES
 
 DOUBLE = torch.float64
@@ -59,6 +59,84 @@ def arguments(body, batch=(), *, scale=1.0, seed=0, dtype=DOUBLE):
         "transl": normal(3),
         "age_offset": 0.5 + 0.4 * normal(),
     }
+
+
+def assert_bitwise_equal(got, expected):
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+class TestParameters:
+    """`BodyParameters` in place of arguments by name."""
+
+    @pytest.mark.parametrize("pose_format", ["axis_angle", "matrix", "quaternion", "rotation_6d"])
+    def test_axis_angle_whatever_the_pose_format(self, pose_format):
+        body = SMPLA(random_body(), dtype=DOUBLE, pose_format=pose_format)
+        given_ = arguments(body, (2, 3))
+        parameters = BodyParameters(**given_)
+        expected = body(**given_, pose_format="axis_angle")
+        assert_bitwise_equal(body(parameters), expected)
+        points = body.keypoints("coco17", **given_, pose_format="axis_angle")
+        assert torch.equal(body.keypoints("coco17", parameters), points)
+        shaped = body.shape(parameters)
+        by_name = body.shape(betas=given_["betas"], age_offset=given_["age_offset"])
+        assert torch.equal(shaped.rest_vertices, by_name.rest_vertices)
+        pose = {k: given_[k] for k in ("body_pose", "global_orient", "transl")}
+        assert_bitwise_equal(shaped(parameters), by_name(**pose, pose_format="axis_angle"))
+        torch.testing.assert_close(shaped.keypoints("coco17", parameters), points)
+
+    def test_broadcast(self):
+        body = SMPLA(random_body(), dtype=DOUBLE)
+        given_ = arguments(body, (5,))
+        one = {k: v[0] for k, v in given_.items() if k in ("betas", "age_offset")}
+        assert_bitwise_equal(body(BodyParameters(**given_ | one)), body(**given_ | one))
+        rest = body(BodyParameters.zeros(body, 4))
+        torch.testing.assert_close(rest.vertices, body().vertices.expand(4, -1, 3))
+
+    def test_one_age(self, bodies):
+        """The age offset of parameters is left out for a body of one age."""
+        adult = SMPL(bodies[0], dtype=DOUBLE)
+        given_ = arguments(adult, (2,))
+        by_name = {k: v for k, v in given_.items() if k != "age_offset"}
+        assert_bitwise_equal(adult(BodyParameters(**given_)), adult(**by_name))
+        found, expected = adult.shape(BodyParameters(**given_)), adult.shape(betas=given_["betas"])
+        assert torch.equal(found.rest_joints, expected.rest_joints)
+
+    def test_two_parts(self, bodies):
+        adult, infant = bodies
+        body = SMPLA(adult, smil=infant, dtype=DOUBLE, pose_format="matrix")
+        given_ = arguments(body, (4,))
+        assert_bitwise_equal(body(BodyParameters(**given_)), body(**given_, pose_format="axis_angle"))
+
+    def test_derivatives_and_transforms(self):
+        body = SMPLA(random_body(), dtype=DOUBLE, pose_format="quaternion")
+        parameters = BodyParameters(**arguments(body, (2,)))
+        vector = parameters.vector()
+        read = lambda v: body.keypoints("coco17", BodyParameters.from_vector(v, body))  # noqa: E731
+        assert torch.autograd.gradcheck(read, vector.clone().requires_grad_())
+        torch.testing.assert_close(torch.func.vmap(read)(vector), read(vector))
+        vertices = torch.func.vmap(lambda p: body(p).vertices)(parameters)
+        torch.testing.assert_close(vertices, body(parameters).vertices)
+        torch.testing.assert_close(torch.func.jacrev(read)(vector), torch.func.jacfwd(read)(vector))
+        assert BodyParameters.from_vector(vector, body).map(torch.clone).vector().equal(vector)
+
+    @pytest.mark.usefixtures("unchecked")
+    def test_parameters_and_names_are_an_error(self):
+        body = SMPLA(random_body())
+        zeros = BodyParameters.zeros(body)
+        both = r"parameters: expected BodyParameters or arguments by name, got both"
+        with pytest.raises(ValueError, match=both):
+            body(zeros, betas=zeros.betas)
+        with pytest.raises(ValueError, match=both):
+            body.keypoints("coco17", zeros, pose_format="axis_angle")
+        with pytest.raises(ValueError, match=both):
+            body.shape(zeros, age_offset=0.5)
+        with pytest.raises(ValueError, match=both):
+            body.shape()(zeros, transl=zeros.transl)
+        with pytest.raises(TypeError, match=r"parameters: expected BodyParameters, got Tensor; .* betas="):
+            body(zeros.betas)
+        wider = BodyParameters.zeros(SMPLA(random_body(num_betas=5)))
+        with pytest.raises(ValueError, match=r"betas: expected shape \(\*batch, 3\), got \(5,\)"):
+            body(wider)
 
 
 class TestAgainstTheFormula:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from agebody import SMPLA
+from agebody import SMPLA, BodyParameters
 
 TYPES_CHECKED = os.environ.get("AGEBODY_TYPECHECK", "1") == "1"
 
@@ -83,6 +83,23 @@ def test_compile_keypoints_and_shaped_bodies(either_body):
     assert_same_bodies(posed, body(**given))
 
 
+def test_compile_parameters(either_body):
+    torch._dynamo.reset()
+    body, given = either_body, arguments(3)
+    given["body_pose"] = given["body_pose"].unflatten(-1, (-1, 3))
+    parameters = BodyParameters(**given)
+    expected = body.keypoints("coco17", **given)
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def points(parameters):
+        return body.keypoints("coco17", parameters), body.shape(parameters)(parameters), body(parameters)
+
+    found, posed, output = points(parameters)
+    torch.testing.assert_close(found, expected, rtol=0, atol=4e-6)
+    assert_same_bodies(posed, body(**given))
+    assert_same_bodies(output, body(**given))
+
+
 def test_compile_in_inference_mode_and_under_transforms(either_body):
     torch._dynamo.reset()
     body, given = either_body, arguments(2)
@@ -105,6 +122,13 @@ def test_export_for_any_batch(body):
     program = torch.export.export(body, (), given, dynamic_shapes={name: {0: batch} for name in given})
     more = arguments(5)
     assert_same_bodies(program.module()(**more), body(**more))
+
+
+def test_export_parameters(body):
+    given = arguments(2)
+    given["body_pose"] = given["body_pose"].unflatten(-1, (-1, 3))
+    program = torch.export.export(body, (BodyParameters(**given),))
+    assert_same_bodies(program.module()(BodyParameters(**given)), body(**given))
 
 
 def test_onnx_runs_in_onnxruntime(body, tmp_path):

@@ -6,7 +6,7 @@ import agebody
 
 NAMES = [
     "LAYOUTS", "SMIL", "SMPL", "SMPLA", "AssetError", "AssetReport", "BodyAsset", "BodyModel",
-    "BodyOutput", "KeypointLayout", "Metadata", "Regressor", "ShapedBody", "anny_body",
+    "BodyOutput", "BodyParameters", "KeypointLayout", "Metadata", "Regressor", "ShapedBody", "anny_body",
     "export_smpl_npz", "export_smpl_pkl", "inspect_asset", "load_asset", "mannequin", "save_asset",
 ]  # fmt: skip
 MODULES = ["age", "cameras", "crowd", "fitting", "losses", "measure", "metrics", "people", "rotations"]
@@ -58,11 +58,13 @@ ROOMS = {
 PARAMETERS = {
     "BodyModel": "asset num_betas pose_format backend dtype device corrective_dtype",
     "SMPLA": "asset smil infant_threshold transition infant_corrective_scale options",
-    "BodyModel.forward": "self betas body_pose global_orient transl age_offset pose_format",
-    "BodyModel.keypoints": "self layout betas body_pose global_orient transl age_offset pose_format",
-    "BodyModel.shape": "self betas age_offset",
-    "ShapedBody.__call__": "self body_pose global_orient transl pose_format",
-    "ShapedBody.keypoints": "self layout body_pose global_orient transl pose_format",
+    "BodyModel.forward": "self parameters betas body_pose global_orient transl age_offset pose_format",
+    "BodyModel.keypoints": (
+        "self layout parameters betas body_pose global_orient transl age_offset pose_format"
+    ),
+    "BodyModel.shape": "self parameters betas age_offset",
+    "ShapedBody.__call__": "self parameters body_pose global_orient transl pose_format",
+    "ShapedBody.keypoints": "self layout parameters body_pose global_orient transl pose_format",
     "ShapedBody.move": "self rotation translation global_orient transl pose_format",
     "KeypointLayout.from_regressor": "matrix names name edges root",
     "load_asset": "path infant_template regressors gender",
@@ -105,7 +107,7 @@ def test_options_are_keyword_only():
             for p in inspect.signature(target).parameters.values()
             if p.kind == p.POSITIONAL_OR_KEYWORD and p.default is not p.empty
         ]
-        assert free in ([], ["translation"]), path
+        assert free in ([], ["translation"], ["parameters"]), path
 
 
 def test_fields():

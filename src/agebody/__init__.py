@@ -8,6 +8,7 @@ from agebody.assets.mannequin import mannequin
 from agebody.assets.report import AssetReport, inspect_asset
 from agebody.body import SMIL, SMPL, SMPLA, BodyModel, BodyOutput, ShapedBody
 from agebody.keypoints import LAYOUTS, KeypointLayout
+from agebody.parameters import BodyParameters
 
 __version__ = "0.1.0"
 
@@ -21,6 +22,7 @@ __all__ = [
     "BodyAsset",
     "BodyModel",
     "BodyOutput",
+    "BodyParameters",
     "KeypointLayout",
     "Metadata",
     "Regressor",

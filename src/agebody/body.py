@@ -24,6 +24,7 @@ from agebody.engine.points import PointRegression
 from agebody.engine.rowwise import own_precision
 from agebody.engine.surface import PosedSurface
 from agebody.keypoints import KeypointLayout, get_layout
+from agebody.parameters import BodyParameters
 from agebody.rotations import PoseFormat
 
 DEFAULT_NUM_BETAS = 10
@@ -245,6 +246,7 @@ class BodyModel(nn.Module):
 
     def forward(
         self,
+        parameters: BodyParameters | None = None,
         *,
         betas: Tensor | None = None,
         body_pose: Tensor | None = None,
@@ -253,9 +255,11 @@ class BodyModel(nn.Module):
         age_offset: Tensor | float | None = None,
         pose_format: PoseFormat | None = None,
     ) -> BodyOutput:
-        """The posed body. Every argument is optional, zero if not given, and broadcasts with the others.
+        """Pose the body. Every argument is optional, zero if not given, and broadcasts with the others.
 
         Args:
+            parameters: all arguments at once, in place of those below. Its rotations are axis-angle vectors,
+                whatever the layer's pose format is; its age offset is ignored by a body of one age.
             betas: (*batch, num_betas).
             body_pose: (*batch, J - 1, ...) or flat (*batch, (J - 1) * n), rotations of all joints but the
                 root relative to their parents, in ``pose_format``.
@@ -269,9 +273,10 @@ class BodyModel(nn.Module):
         Raises:
             TypeError, ValueError: an argument has the wrong type, dtype, device or shape.
         """
+        pose = (body_pose, global_orient, transl, pose_format)
+        given, pose = _read(self, parameters, (betas, age_offset), pose)
         with own_precision(self.device):
-            person = self._person(betas, age_offset)
-            pose = (body_pose, global_orient, transl, pose_format)
+            person = self._person(*given)
             return _blend_outputs(
                 person, [b._output(b._pose(identity, *pose), None) for b, identity in person.parts]
             )
@@ -279,6 +284,7 @@ class BodyModel(nn.Module):
     def keypoints(
         self,
         layout: str | KeypointLayout,
+        parameters: BodyParameters | None = None,
         *,
         betas: Tensor | None = None,
         body_pose: Tensor | None = None,
@@ -292,9 +298,10 @@ class BodyModel(nn.Module):
         A point regressed from posed vertices is ``sum_j A_j m_j`` with ``m_j`` affine in the coefficients:
         the ``m_j`` are made once a layout, so the cost does not depend on the number of vertices.
         """
+        pose = (body_pose, global_orient, transl, pose_format)
+        given, pose = _read(self, parameters, (betas, age_offset), pose)
         with own_precision(self.device):
-            person = self._person(betas, age_offset)
-            pose = (body_pose, global_orient, transl, pose_format)
+            person = self._person(*given)
             return _blend(
                 person, [b._keypoints(b._pose(identity, *pose), layout) for b, identity in person.parts], 2
             )
@@ -334,15 +341,23 @@ class BodyModel(nn.Module):
             found = points(flatten(mesh, batch, 2), joints)
         return found.reshape(*batch, *found.shape[1:])
 
-    def shape(self, *, betas: Tensor | None = None, age_offset: Tensor | float | None = None) -> ShapedBody:
-        """The body with its identity fixed: computed once, posed as often as wanted.
+    def shape(
+        self,
+        parameters: BodyParameters | None = None,
+        *,
+        betas: Tensor | None = None,
+        age_offset: Tensor | float | None = None,
+    ) -> ShapedBody:
+        """Fix the identity of the body: it is computed once and can be posed many times.
 
         Args:
+            parameters: betas and age offset at once; its pose is ignored.
             betas: (*batch, num_betas).
             age_offset: (*batch) or (*batch, 1).
         """
+        given, _ = _read(self, parameters, (betas, age_offset), ())
         with own_precision(self.device):
-            return ShapedBody(self, self._person(betas, age_offset))
+            return ShapedBody(self, self._person(*given))
 
     def _person(self, betas: Tensor | None, age_offset: Tensor | float | None) -> _Person:
         """Who is posed: this body with an identity, and in subclasses another one to blend it with."""
@@ -465,17 +480,19 @@ class ShapedBody:
 
     def __call__(
         self,
+        parameters: BodyParameters | None = None,
         *,
         body_pose: Tensor | None = None,
         global_orient: Tensor | None = None,
         transl: Tensor | None = None,
         pose_format: PoseFormat | None = None,
     ) -> BodyOutput:
-        """The posed body; arguments and errors as in `BodyModel.forward`."""
+        """Pose the body; arguments as in `BodyModel.forward`. Of parameters, the identity is ignored."""
+        _, pose = _read(self.body, parameters, (), (body_pose, global_orient, transl, pose_format))
         outputs = []
         with own_precision(self.body.device):
             for (body, identity), base in zip(self._person.parts, self._bases, strict=True):
-                skeleton = body._pose(identity, body_pose, global_orient, transl, pose_format)
+                skeleton = body._pose(identity, *pose)
                 if math.prod(identity.batch) != 1:
                     leading = [1] * (len(skeleton.batch) - len(identity.batch))
                     base = base.unflatten(0, (*leading, *identity.batch))
@@ -486,14 +503,15 @@ class ShapedBody:
     def keypoints(
         self,
         layout: str | KeypointLayout,
+        parameters: BodyParameters | None = None,
         *,
         body_pose: Tensor | None = None,
         global_orient: Tensor | None = None,
         transl: Tensor | None = None,
         pose_format: PoseFormat | None = None,
     ) -> Tensor:
-        """Keypoints of a layout, (*batch, K, 3) [m], without building the mesh."""
-        pose = (body_pose, global_orient, transl, pose_format)
+        """Return the keypoints of a layout, (*batch, K, 3) [m], without building the mesh."""
+        _, pose = _read(self.body, parameters, (), (body_pose, global_orient, transl, pose_format))
         with own_precision(self.body.device):
             points = [b._keypoints(b._pose(identity, *pose), layout) for b, identity in self._person.parts]
             return _blend(self._person, points, 2)
@@ -619,6 +637,23 @@ class SMPLA(BodyModel):
 
     def _corrective_scale(self, age: Tensor) -> Tensor | None:
         return None if self.infant_corrective_scale == 1 else 1 + (self.infant_corrective_scale - 1) * age
+
+
+def _read(
+    body: BodyModel, parameters: Any, identity: tuple[Any, ...], pose: tuple[Any, ...]
+) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Return the arguments of identity and of pose: those given by name, or those of the parameters."""
+    if parameters is None:
+        return identity, pose
+    if not isinstance(parameters, BodyParameters):
+        raise TypeError(
+            f"parameters: expected BodyParameters, got {type(parameters).__name__}; give tensors by name, "
+            "as betas=..., body_pose=..."
+        )
+    if any(argument is not None for argument in (*identity, *pose)):
+        raise ValueError("parameters: expected BodyParameters or arguments by name, got both")
+    orient, body_pose, betas, age_offset, transl = parameters
+    return (betas, age_offset if body.age_anchors else None), (body_pose, orient, transl, "axis_angle")
 
 
 def _check_dtype(dtype: torch.dtype, corrective_dtype: torch.dtype | None) -> None:
