@@ -131,7 +131,7 @@ def _pose(body, years, there, sex, height, places, angles, heading, curve) -> Tr
     soles = part_vertices(body.asset, FEET, facing=(0, -1, 0))
     low = torch.cat(
         [
-            body(**people.map(lambda p, r=rows: p[r]).arguments(body)).vertices[..., 1].amax(-1)
+            body(people.map(lambda p, r=rows: p[r])).vertices[..., 1].amax(-1)
             for rows in torch.arange(there.size).split(64)
         ]
     )
@@ -140,8 +140,8 @@ def _pose(body, years, there, sex, height, places, angles, heading, curve) -> Tr
     parts = []
     for image in range(len(there)):
         rows = slice(image * MOST, (image + 1) * MOST)
-        posed = body(**people.map(lambda p, r=rows: p[r]).arguments(body))
-        points = body.keypoints("coco17", **people.map(lambda p, r=rows: p[r]).arguments(body))
+        posed = body(people.map(lambda p, r=rows: p[r]))
+        points = body.keypoints("coco17", people.map(lambda p, r=rows: p[r]))
         drawn = [
             render(v, body.faces, camera, size=(WIDTH, HEIGHT), light_rays=0, background=None).depth
             if here

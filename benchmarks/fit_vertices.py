@@ -28,7 +28,7 @@ ROUNDS = (1, 3)
 def ours(body: agebody.SMPL, max_iterations: int) -> Callable[[Tensor], Tensor]:
     def fit(vertices: Tensor) -> Tensor:
         found = fit_vertices(body, vertices, max_iterations=max_iterations).parameters
-        return body(**found.arguments(body)).vertices
+        return body(found).vertices
 
     return fit
 
@@ -72,7 +72,7 @@ def main() -> None:
         session.extra["errors"] = {}
         for batch in session.batches:
             people = random_people(body, batch, ages=(19.0, 80.0), seed=SEED)
-            vertices = body(**people.arguments(body)).vertices
+            vertices = body(people.parameters).vertices
             calls = {name: lambda fit=fit: fit(vertices) for name, fit in contenders.items()}
             found = {name: errors(call(), vertices) for name, call in calls.items()}
             session.extra["errors"][str(batch)] = found

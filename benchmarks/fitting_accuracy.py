@@ -18,6 +18,7 @@ from agebody.body import BodyModel
 from agebody.fitting import KeypointFit, fit_keypoints
 from agebody.measure import stature
 from agebody.metrics import mpjpe, pa_mpjpe
+from agebody.parameters import BodyParameters
 from agebody.people import Observations, People, observe, random_people
 
 HELD_OUT_SEED = 30_000
@@ -95,9 +96,9 @@ def errors(body: BodyModel, found: Run) -> dict[str, Tensor]:
         for start in range(0, len(people.years), 64):
             rows = slice(start, start + 64)
             ours, theirs = fit.parameters.map(lambda part, rows=rows: part[rows]), people.select(rows)
-            parts.append(_errors(body, ours.arguments(body), theirs.arguments(body)))
+            parts.append(_errors(body, ours, theirs.parameters))
         result = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        points = body.keypoints("coco17", **fit.parameters.arguments(body))
+        points = body.keypoints("coco17", fit.parameters)
     offsets = (people.camera.project(points).pixels - seen.exact).norm(dim=-1)
     shown = seen.visible & (seen.weights > 0)
     result["true_px"] = (offsets * shown).sum(-1) / shown.sum(-1).clamp(min=1)
@@ -108,16 +109,13 @@ def errors(body: BodyModel, found: Run) -> dict[str, Tensor]:
     return result
 
 
-def _errors(body: BodyModel, ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> dict[str, Tensor]:
-    a, b = body(**ours), body(**theirs)
+def _errors(body: BodyModel, ours: BodyParameters, theirs: BodyParameters) -> dict[str, Tensor]:
+    a, b = body(ours), body(theirs)
 
     def origin(out):
         return out.vertices - out.joints[..., :1, :]
 
-    tall = [
-        stature(body(**{name: given[name] for name in ("betas", "age_offset") if name in given}).vertices)
-        for given in (ours, theirs)
-    ]
+    tall = [stature(body.shape(given).rest_vertices) for given in (ours, theirs)]
     return {
         "mpjpe": mpjpe(a.joints, b.joints, layout="smpl24", reduction="none"),
         "pa_mpjpe": pa_mpjpe(a.joints, b.joints, reduction="none"),

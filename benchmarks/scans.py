@@ -85,7 +85,7 @@ def person(body: BodyModel, r: np.random.Generator) -> BodyParameters:
     )
     if body.age_anchors:
         people = people._replace(age_offset=torch.full_like(people.age_offset, r.uniform(0.5, 1.0)))
-    vertices = body(**people.arguments(body)).vertices
+    vertices = body(people).vertices
     middle = vertices.mean(1)
     middle[:, 1] = vertices[..., 1].amin(1)
     return people._replace(transl=-middle)
@@ -98,7 +98,7 @@ def observe(body: BodyModel, seed: int) -> Sequence:
     view = Camera.look_at(
         *torch.tensor([EYE, (0.0, 0.05, 0.0)], dtype=body.dtype), size=SIZE, fov=math.radians(45)
     )
-    vertices = body(**truth.arguments(body)).vertices
+    vertices = body(truth).vertices
 
     def normal(*shape):
         return torch.from_numpy(r.normal(size=shape)).to(body.dtype)
@@ -116,7 +116,7 @@ def observe(body: BodyModel, seed: int) -> Sequence:
         stray = points.mean(0) + STRAY_SPREAD * normal(round(STRAY * len(points)), 3)
         clouds.append(above_plane(Cloud(torch.cat((points, stray))), plane))
     assert plane is not None
-    pixels = view.project(body.keypoints("coco17", **truth.arguments(body))).pixels
+    pixels = view.project(body.keypoints("coco17", truth)).pixels
     weights = torch.from_numpy(r.random(pixels.shape[:2]) >= MISSING).to(body.dtype)
     pixels = pixels + LANDMARK_NOISE * normal(*pixels.shape)
     return Sequence(clouds, view, plane, pixels, weights, vertices, truth.age_offset)

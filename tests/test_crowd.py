@@ -463,7 +463,7 @@ def standing(body, age_offset, places, name="standing", ground=1.3):
         body_pose=angles.expand(count, -1, -1),
         age_offset=torch.as_tensor(age_offset, dtype=body.dtype),
     )
-    low = body(**parameters.arguments(body)).vertices[..., 1].amax(-1)
+    low = body(parameters).vertices[..., 1].amax(-1)
     x, z = torch.as_tensor(places, dtype=body.dtype).unbind(-1)
     return parameters._replace(transl=torch.stack((x, ground - low, z), -1))
 
@@ -474,7 +474,7 @@ CAMERA = Camera(torch.tensor([700.0, 700.0]).double(), torch.tensor([320.0, 240.
 class TestSurfaceDepth:
     def test_is_the_mean_of_a_picture(self, body):
         people = standing(body, [0.0, 0.6], [(0.3, 4.0), (-0.3, 3.0)], ground=0.9)
-        vertices = body(**people.arguments(body)).vertices
+        vertices = body(people).vertices
         found = surface_depth(vertices, body.faces)
         for person, depth in zip(vertices, found, strict=True):
             picture = render(person, body.faces, CAMERA, size=(640, 480), light_rays=0)
@@ -483,7 +483,7 @@ class TestSurfaceDepth:
 
     def test_moves_with_the_body(self, body):
         people = standing(body, [0.0], [(0.0, 4.0)])
-        vertices = body(**people.arguments(body)).vertices
+        vertices = body(people).vertices
         scale = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
         depth = surface_depth(scale * vertices, body.faces)
         assert torch.allclose(depth, 1.3 * surface_depth(vertices, body.faces))
@@ -502,7 +502,7 @@ class TestRescale:
         assert torch.allclose(found.height, scale * before, atol=1e-6)
         assert found.exact.all()
         assert found.by_age.tolist() == [False, False, True, True, True]
-        roots = [layer(**p.arguments(layer)).joints[:, 0] for p in (people, found.parameters)]
+        roots = [layer(p).joints[:, 0] for p in (people, found.parameters)]
         assert torch.allclose(roots[1][:, 2], scale * roots[0][:, 2])
         assert torch.equal(found.parameters.body_pose, people.body_pose)
         assert found.pixels[0] < 1e-9
@@ -513,11 +513,11 @@ class TestRescale:
     def test_sideways_is_the_best(self, body):
         people = standing(body, [0.0], [(0.4, 4.0)])
         found = rescale(body, people, torch.tensor([0.55], dtype=torch.float64), CAMERA)
-        before = body.keypoints("smpl24", **people.arguments(body))
+        before = body.keypoints("smpl24", people)
 
         def squares(shift):
             moved = found.parameters._replace(transl=found.parameters.transl + shift)
-            after = body.keypoints("smpl24", **moved.arguments(body))
+            after = body.keypoints("smpl24", moved)
             return (CAMERA.project(after).pixels - CAMERA.project(before).pixels).square().sum().item()
 
         steps = 1e-3 * torch.tensor([[1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0]], dtype=torch.float64)
@@ -542,7 +542,7 @@ class TestRescale:
         people = standing(body, [0.0], [(0.0, 4.0)])
         root = torch.tensor([[0.1, 0.2, 5.0]], dtype=torch.float64)
         found = rescale(body, people, torch.ones(1, dtype=torch.float64), CAMERA, root=root)
-        assert body(**found.parameters.arguments(body)).joints[0, 0, 2].item() == pytest.approx(5.0)
+        assert body(found.parameters).joints[0, 0, 2].item() == pytest.approx(5.0)
 
     def test_a_body_of_one_age(self, mannequin_asset):
         adult = agebody.SMPL(mannequin_asset, dtype=torch.float64)
@@ -571,8 +571,8 @@ class TestRefine:
     def scene(body):
         """An adult, a child and an infant side by side on one ground, apart from one another."""
         people = standing(body, [0.0, 0.4, 0.75], [(-0.9, 4.0), (0.0, 4.5), (0.9, 5.0)])
-        out = body(**people.arguments(body))
-        points = body.keypoints("coco17", **people.arguments(body))
+        out = body(people)
+        points = body.keypoints("coco17", people)
         soles = out.vertices[:, part_vertices(body.asset, FEET, facing=(0, -1, 0))]
         return people, out, points, soles
 
@@ -624,8 +624,8 @@ class TestRefine:
 
     def test_people_leave_one_another(self, body):
         people = standing(body, [0.0, 0.3], [(0.0, 4.0), (0.25, 4.1)])
-        out = body(**people.arguments(body))
-        points = body.keypoints("coco17", **people.arguments(body))
+        out = body(people)
+        points = body.keypoints("coco17", people)
         inside = find_penetrations(out.vertices.float(), body.faces)
         height = rest_height(body, people.betas, people.age_offset)
         found = refine_crowd(
@@ -759,15 +759,15 @@ def files(body, tmp_path_factory):
     (folder / "masks").mkdir()
     truth = standing(body, [0.0, 0.45, 0.8], [(-0.7, 3.5), (0.1, 4.2), (0.8, 3.0)], ground=1.0)
     wrong = torch.tensor([1.1, 1.25, 1.5], dtype=torch.float64)
-    vertices = body(**truth.arguments(body)).vertices
+    vertices = body(truth).vertices
     picture = render(vertices, body.faces, CAMERA, size=(640, 480), light_rays=0)
     depth = np.where(np.isfinite(picture.depth), picture.depth, 9.0)
     np.save(folder / "depth" / "a.npy", depth)
     np.save(folder / "masks" / "a.npy", picture.instance + 1)
     start = rescale(body, truth, wrong, CAMERA).parameters
     people = {name: tensor.numpy() for name, tensor in start._asdict().items()}
-    out = body(**start.arguments(body))
-    pixels = CAMERA.project(body.keypoints("coco17", **truth.arguments(body))).pixels
+    out = body(start)
+    pixels = CAMERA.project(body.keypoints("coco17", truth)).pixels
     count = 3
     jaxtyping.config.update("jaxtyping_disable", True)  # the command's own errors are what is tested
     labels = Labels(
@@ -786,7 +786,7 @@ def files(body, tmp_path_factory):
     ages = AgeCurve.from_asset(body.asset).offset_to_years(truth.age_offset)
     known = {str(7 + i): {"years": float(age)} for i, age in enumerate(ages)}
     (folder / "people.json").write_text(json.dumps(known))
-    return folder, truth, body(**truth.arguments(body)).joints[:, 0, 2].numpy()
+    return folder, truth, body(truth).joints[:, 0, 2].numpy()
 
 
 def with_nan_bodies(path):

@@ -36,11 +36,7 @@ def seen(body) -> tuple[People, Observations]:
 
 
 def joints_of(body: agebody.BodyModel, parameters) -> Tensor:
-    return body.keypoints(
-        "smpl24", betas=parameters.betas, body_pose=parameters.body_pose,
-        global_orient=parameters.global_orient, transl=parameters.transl,
-        **({"age_offset": parameters.age_offset} if body.age_anchors else {}),
-    )  # fmt: skip
+    return body.keypoints("smpl24", parameters)
 
 
 def statures(body: agebody.BodyModel, parameters) -> Tensor:
@@ -57,7 +53,7 @@ def test_people_of_every_age(body, seen):
     assert found.report.converged.float().mean() >= 0.95
     assert all(part.isfinite().all() for part in found.parameters)
     assert (found.start_reprojection.median() > 2 * found.reprojection.median()).item()
-    errors = pa_mpjpe(joints_of(body, found.parameters), joints_of(body, people), reduction="none")
+    errors = pa_mpjpe(joints_of(body, found.parameters), joints_of(body, people.parameters), reduction="none")
     assert errors.median() < 0.06
     # Nobody is turned about: the root's rotation is known to less than a quarter turn for nearly all.
     turned = to_matrix(found.parameters.global_orient, "axis_angle").mT @ to_matrix(
@@ -112,7 +108,7 @@ def test_wrong_and_missing_points(body):
     dirty.keypoints[dirty.weights == 0] = torch.nan
     found = fit_keypoints(body, dirty.keypoints, people.camera, weights=dirty.weights)
     assert all(part.isfinite().all() for part in found.parameters)
-    pixels = people.camera.project(body.keypoints("coco17", **found.parameters.arguments(body))).pixels
+    pixels = people.camera.project(body.keypoints("coco17", found.parameters)).pixels
     counts = (dirty.weights > 0) & ~dirty.wrong
     off = torch.where(counts, (pixels - clean.exact).norm(dim=-1), 0).sum(1) / counts.sum(1)
     assert off.median() < 5
@@ -127,7 +123,7 @@ def test_the_robust_cost_is_what_makes_strays_harmless(body):
 
     def error(schedule) -> Tensor:
         found = fit_keypoints(body, observed.keypoints, people.camera, schedule=schedule)
-        pixels = people.camera.project(body.keypoints("coco17", **found.parameters.arguments(body))).pixels
+        pixels = people.camera.project(body.keypoints("coco17", found.parameters)).pixels
         return ((pixels - observed.exact).norm(dim=-1) * clean).sum(1) / 16
 
     blind = tuple(step._replace(robust=1e4) for step in SCHEDULE)
@@ -178,7 +174,7 @@ def test_posed_cameras_and_lenses(body, seen):
     assert (joints - joints_of(body, plain.parameters)).norm(dim=-1).median() < 0.02
 
     lens = camera._replace(distortion=torch.tensor([0.15, -0.05, 0.002, 0.001]))
-    bent = lens.project(body.keypoints("coco17", **plain.parameters.arguments(body))).pixels
+    bent = lens.project(body.keypoints("coco17", plain.parameters)).pixels
     assert (bent - camera.project(lens.unproject(bent, 0 * bent[..., 0] + 3)).pixels).norm(dim=-1).max() > 3
     assert fit_keypoints(body, bent, lens).reprojection.max() < 1.5
 
@@ -355,7 +351,7 @@ def test_a_stray_point_does_not_loosen_the_others(body):
     observed = observe(body, people, seed=9)
     observed.keypoints[:, 10] += 10_000
     found = fit_keypoints(body, observed.keypoints, people.camera, weights=observed.weights)
-    pixels = people.camera.project(body.keypoints("coco17", **found.parameters.arguments(body))).pixels
+    pixels = people.camera.project(body.keypoints("coco17", found.parameters)).pixels
     others = [k for k in range(17) if k != 10]
     off = (pixels - observed.exact).norm(dim=-1)[:, others]
     counts = observed.weights[:, others] > 0

@@ -64,9 +64,8 @@ def arguments(body, batch=3, seed=0):
 
 
 def posed(body, pose, betas, age, transl):
-    """As a body layer takes them, for one body."""
-    parameters = BodyParameters(pose[0], pose[1:], betas, age, transl)
-    return {**parameters.arguments(body), "pose_format": "axis_angle"}
+    """The parameters of one body."""
+    return BodyParameters(pose[0], pose[1:], betas, age, transl)
 
 
 def assert_equals_forward_mode(found, function, given):
@@ -92,12 +91,12 @@ def assert_equals_along(found, function, given):
     torch.testing.assert_close(got, expected, **EXACT)
 
 
-def batched(function, body):
+def batched(function):
     """Of a flat batch: the joints stand second."""
 
     def of_batch(pose, betas, age, transl):
         parameters = BodyParameters(pose[:, 0], pose[:, 1:], betas, age, transl)
-        return function(**parameters.arguments(body), pose_format="axis_angle")
+        return function(parameters)
 
     return of_batch
 
@@ -105,7 +104,7 @@ def batched(function, body):
 def test_keypoints_of_any_body_equal_forward_mode(body):
     layout, given = mixed_layout(body.asset), arguments(body)
     found = KeypointJacobian(body, layout)(*given)
-    assert_equals_forward_mode(found, lambda *one: body.keypoints(layout, **posed(body, *one)), given)
+    assert_equals_forward_mode(found, lambda *one: body.keypoints(layout, posed(body, *one)), given)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -116,7 +115,7 @@ def test_keypoints_of_real_bodies_equal_forward_mode(request, which, name):
     )
     given = arguments(body)
     found = KeypointJacobian(body, name)(*given)
-    assert_equals_along(found, batched(lambda **kw: body.keypoints(name, **kw), body), given)
+    assert_equals_along(found, batched(lambda p: body.keypoints(name, p)), given)
 
 
 def test_a_joint_does_not_move_with_its_own_rotation(mannequin_asset):
@@ -133,7 +132,7 @@ def test_ages_at_anchors_between_and_beyond(age):
     pose, betas, _, transl = arguments(body)
     given = pose, betas, torch.full((len(pose),), age, dtype=DOUBLE), transl
     found = KeypointJacobian(body, "coco17")(*given)
-    assert_equals_along(found, batched(lambda **kw: body.keypoints("coco17", **kw), body), given)
+    assert_equals_along(found, batched(lambda p: body.keypoints("coco17", p)), given)
 
 
 def surface_points(body, batch=3, count=7, seed=2):
@@ -149,7 +148,7 @@ def test_points_of_any_surface_equal_forward_mode(body):
 
     def points(i, pose, betas, age, transl):
         # The translation moves a point by 1 whatever its shares sum to, as it does keypoints.
-        vertices = body(**posed(body, pose, betas, age, torch.zeros_like(transl))).vertices
+        vertices = body(posed(body, pose, betas, age, torch.zeros_like(transl))).vertices
         return (shares[i][..., None] * vertices[body.faces[faces[i]]]).sum(-2) + transl
 
     found = SurfaceJacobian(body)(*given, faces, shares)
@@ -164,8 +163,8 @@ def test_points_of_real_surfaces_equal_forward_mode(request, which):
     given = arguments(body, batch=2)
     vertices = torch.randint(body.num_vertices, (2, 300), generator=torch.Generator().manual_seed(0))
     found = SurfaceJacobian(body)(*given, vertices=vertices)
-    chosen = lambda **kw: body(**kw).vertices[torch.arange(2)[:, None], vertices]  # noqa: E731
-    assert_equals_along(found, batched(chosen, body), given)
+    chosen = lambda p: body(p).vertices[torch.arange(2)[:, None], vertices]  # noqa: E731
+    assert_equals_along(found, batched(chosen), given)
 
 
 @pytest.mark.parametrize("correctives", [True, False])

@@ -44,9 +44,9 @@ def body(request):
     return agebody.SMPLA(request.getfixturevalue(f"{request.param}_asset"), backend="torch")
 
 
-def people(body, count: int = 10, seed: int = 3) -> dict[str, Tensor]:
+def people(body, count: int = 10, seed: int = 3) -> BodyParameters:
     """Of every age, newborns among them, in all postures."""
-    return random_people(body, count, seed=seed).arguments(body)
+    return random_people(body, count, seed=seed).parameters
 
 
 def largest(found: Tensor, true: Tensor) -> Tensor:
@@ -55,15 +55,15 @@ def largest(found: Tensor, true: Tensor) -> Tensor:
 
 def test_vertices_give_the_body_back(body):
     truth = people(body)
-    vertices = body(**truth).vertices
+    vertices = body(truth).vertices
     fit = fit_vertices(body, vertices)
     assert fit.report.converged.all()
-    assert largest(body(**fit.parameters.arguments(body)).vertices, vertices).max() < EXACT_MESH
+    assert largest(body(fit.parameters).vertices, vertices).max() < EXACT_MESH
     assert fit.residual.max() < EXACT_MESH
     # Anny has a shape direction that is much like growth; the mannequin has not.
     if body.asset.metadata.kind == "mannequin":
-        assert (fit.parameters.age_offset - truth["age_offset"]).abs().max() < 0.01
-        assert (fit.parameters.betas - truth["betas"]).abs().max() < 0.1
+        assert (fit.parameters.age_offset - truth.age_offset).abs().max() < 0.01
+        assert (fit.parameters.betas - truth.betas).abs().max() < 0.1
 
 
 def test_bodies_far_from_everyday_poses(body):
@@ -79,9 +79,9 @@ def test_bodies_far_from_everyday_poses(body):
 
 def test_joints_give_joints_back(body):
     truth = people(body)
-    joints = body(**truth).joints
+    joints = body(truth).joints
     fit = fit_points(body, joints)
-    found = body(**fit.parameters.arguments(body)).joints
+    found = body(fit.parameters).joints
     assert fit.report.converged.all()
     assert (found - joints).norm(dim=-1).mean(-1).max() < EXACT_JOINTS
     torch.testing.assert_close(fit.residual, (found - joints).norm(dim=-1).mean(-1), atol=1e-5, rtol=0)
@@ -90,7 +90,7 @@ def test_joints_give_joints_back(body):
 @pytest.mark.parametrize("layout", ["coco17", "openpose25"])
 def test_sparse_layouts(mannequin, layout):
     truth = people(mannequin, 6)
-    points = mannequin.keypoints(layout, **truth)
+    points = mannequin.keypoints(layout, truth)
     fit = fit_points(mannequin, points, layout)
     assert fit.residual.max() < EXACT_JOINTS
 
@@ -112,10 +112,10 @@ def test_what_joints_do_not_tell_stays_as_at_rest(mannequin):
 def test_noise_averages_out_over_a_mesh(mannequin):
     """86 unknowns share the noise of 3 V coordinates: the best that any estimate can do is sqrt(86 / 3 V)."""
     torch.manual_seed(1)
-    vertices = mannequin(**people(mannequin, 4)).vertices
+    vertices = mannequin(people(mannequin, 4)).vertices
     noise = 0.005
     fit = fit_vertices(mannequin, vertices + noise * torch.randn_like(vertices), sigma=noise)
-    found = mannequin(**fit.parameters.arguments(mannequin)).vertices
+    found = mannequin(fit.parameters).vertices
     rms = (found - vertices).square().mean().sqrt()
     unknowns = fit.parameters.vector().shape[-1]
     assert rms < 1.5 * noise * math.sqrt(unknowns / vertices[0].numel())
@@ -124,19 +124,19 @@ def test_noise_averages_out_over_a_mesh(mannequin):
 def test_noisy_joints_make_probable_bodies(mannequin):
     torch.manual_seed(1)
     truth = people(mannequin, 8)
-    joints = mannequin(**truth).joints
+    joints = mannequin(truth).joints
     noisy = joints + 0.02 * torch.randn_like(joints)
     trusting, wary = (fit_points(mannequin, noisy, sigma=sigma) for sigma in (1e-3, 0.02))
     assert wary.residual.mean() > trusting.residual.mean()
     assert wary.parameters.betas.norm(dim=-1).mean() < trusting.parameters.betas.norm(dim=-1).mean()
-    error = lambda fit: (mannequin(**fit.parameters.arguments(mannequin)).joints - joints).norm(dim=-1).mean()  # noqa: E731
+    error = lambda fit: (mannequin(fit.parameters).joints - joints).norm(dim=-1).mean()  # noqa: E731
     assert error(wary) < error(trusting)
 
 
 def test_holes_in_a_mesh(body):
     """A person cut by the border of an image: a third of the vertices, and a tenth of the others."""
     truth = people(body, 2)
-    vertices = body(**truth).vertices
+    vertices = body(truth).vertices
     torch.manual_seed(0)
     weights = (vertices[..., 1] < vertices[..., 1].quantile(0.66, dim=-1, keepdim=True)) & (
         torch.rand(vertices.shape[:-1]) < 0.9
@@ -144,7 +144,7 @@ def test_holes_in_a_mesh(body):
     holes = torch.where(weights[..., None], vertices, torch.nan)
     fit = fit_vertices(body, holes, weights=weights)
     assert fit.residual.max() < 3e-4  # patches that are seen in part are known less well
-    error = (body(**fit.parameters.arguments(body)).vertices - vertices).norm(dim=-1)
+    error = (body(fit.parameters).vertices - vertices).norm(dim=-1)
     assert error[weights].quantile(0.99) < 1e-3  # where a hand is cut off, a few vertices hardly weigh
     filled = fit_vertices(body, torch.where(weights[..., None], vertices, 7.0), weights=weights)
     assert torch.equal(filled.parameters.vector(), fit.parameters.vector())
@@ -152,7 +152,7 @@ def test_holes_in_a_mesh(body):
 
 def test_missing_joints(mannequin):
     """Other joints of each person, up to half of them."""
-    points = mannequin(**people(mannequin, 6, seed=11)).joints
+    points = mannequin(people(mannequin, 6, seed=11)).joints
     torch.manual_seed(0)
     weights = (torch.rand(6, 24) > torch.linspace(0, 0.5, 6)[:, None]).float()
     fit = fit_points(mannequin, torch.where(weights[..., None] > 0, points, torch.nan), weights=weights)
@@ -163,7 +163,7 @@ def test_missing_joints(mannequin):
 
 
 def test_a_moved_person_is_the_same_person(mannequin):
-    vertices = mannequin(**people(mannequin, 3)).vertices
+    vertices = mannequin(people(mannequin, 3)).vertices
     rotation = torch.from_numpy(Rotation.from_rotvec([1.0, -2.0, 0.5]).as_matrix()).float()
     moved = vertices @ rotation.T + torch.tensor([30.0, -4.0, 12.0])
     here, there = fit_vertices(mannequin, vertices), fit_vertices(mannequin, moved)
@@ -174,21 +174,21 @@ def test_a_moved_person_is_the_same_person(mannequin):
 
 def test_what_is_known_is_held(mannequin):
     truth = people(mannequin, 4)
-    truth["betas"][0, 0] = 6.5  # beyond what is ever found
-    vertices = mannequin(**truth).vertices
-    fit = fit_vertices(mannequin, vertices, betas=truth["betas"], age_offset=truth["age_offset"])
-    assert torch.equal(fit.parameters.betas, truth["betas"])
-    assert torch.equal(fit.parameters.age_offset, truth["age_offset"])
+    truth.betas[0, 0] = 6.5  # beyond what is ever found
+    vertices = mannequin(truth).vertices
+    fit = fit_vertices(mannequin, vertices, betas=truth.betas, age_offset=truth.age_offset)
+    assert torch.equal(fit.parameters.betas, truth.betas)
+    assert torch.equal(fit.parameters.age_offset, truth.age_offset)
     assert fit.residual.max() < EXACT_MESH
     ages = torch.tensor([torch.nan, 0.5, torch.nan, 0.0])
-    some = fit_points(mannequin, mannequin(**truth).joints, age_offset=ages)
+    some = fit_points(mannequin, mannequin(truth).joints, age_offset=ages)
     known = ~ages.isnan()
     assert torch.equal(some.parameters.age_offset[known], ages[known])
     assert some.parameters.age_offset.isfinite().all()
 
 
 def test_leading_dimensions_and_chunks(mannequin):
-    joints = mannequin(**people(mannequin, 6)).joints
+    joints = mannequin(people(mannequin, 6)).joints
     whole = fit_points(mannequin, joints)
     shaped = fit_points(mannequin, joints.reshape(2, 3, 24, 3), chunk_size=4)
     assert shaped.residual.shape == shaped.report.converged.shape == (2, 3)
@@ -205,7 +205,7 @@ def test_leading_dimensions_and_chunks(mannequin):
 
 def test_neither_autocast_nor_gradients_get_in(mannequin_asset):
     body = agebody.SMPLA(mannequin_asset, backend="torch")
-    joints = body(**people(body, 2)).joints
+    joints = body(people(body, 2)).joints
     with torch.autocast("cpu", torch.bfloat16):  # what is made once a layout is made here
         inside = fit_points(body, joints.clone().requires_grad_())
     outside = fit_points(agebody.SMPLA(mannequin_asset, backend="torch"), joints)
@@ -214,7 +214,7 @@ def test_neither_autocast_nor_gradients_get_in(mannequin_asset):
 
 
 def test_a_broken_body_fails_alone(mannequin):
-    joints = mannequin(**people(mannequin, 3)).joints
+    joints = mannequin(people(mannequin, 3)).joints
     broken = joints.clone()
     broken[1, 4, 0] = torch.nan
     weights = torch.ones(3, 24)

@@ -53,7 +53,7 @@ def infants(body, names=("lying", "kicking"), seed=0, shape=1.0):
     )
     if body.age_anchors:
         found = found._replace(age_offset=torch.full_like(found.age_offset, 0.7))
-    vertices = body(**found.arguments(body)).vertices
+    vertices = body(found).vertices
     middle = vertices.mean(1)
     middle[:, 1] = vertices[..., 1].amin(1)
     return found._replace(transl=-middle), vertices - middle[:, None]
@@ -102,7 +102,7 @@ def energy(precise, exclude):
     truth, vertices = infants(precise)
     clouds = scan_of(vertices, precise.faces, 150, 0.002)
     view = camera(DOUBLE)
-    pixels = view.project(precise.keypoints("coco17", **truth.arguments(precise))).pixels
+    pixels = view.project(precise.keypoints("coco17", truth)).pixels
     confidences = torch.rand(pixels.shape[:2], generator=seeded(3)).to(DOUBLE)
     confidences[0, 4] = 0
     pixels[0, 4] = torch.nan
@@ -203,7 +203,7 @@ class TestEnergy:
         matches = energy.match(guess, rows, LAST, before)
         found = energy.costs(guess, rows, LAST, matches)
         p = BodyParameters.from_vector(guess, precise)
-        out = precise(**p.arguments(precise))
+        out = precise(p)
         seen, faces = energy.seen, precise.faces
         visible = visible_vertices(out.vertices, faces, torch.tensor(EYE, dtype=DOUBLE))
         assert torch.equal(visible, matches.visible)
@@ -215,7 +215,7 @@ class TestEnergy:
             penalty=partial(losses.gmof, rho=LAST.rho_m2s), **none,
         ).sum(1) / visible[:, spread].sum(1)  # fmt: skip
         known = seen.confidences != 0
-        pixels = seen.camera.project(precise.keypoints("coco17", **p.arguments(precise))).pixels
+        pixels = seen.camera.project(precise.keypoints("coco17", p)).pixels
         landmark = losses.gmof(torch.where(known[..., None], pixels - seen.keypoints, 0), LAST.rho_landmarks)
         landmark = (seen.confidences.square()[..., None] * landmark).sum((1, 2)) / (2 * known.sum(1))
         foretold = before[0]  # of the second frame: nothing else came before the first
@@ -274,7 +274,7 @@ class TestEnergy:
         truth = BodyParameters.zeros(precise, 1)
         names = precise.asset.joint_names[1:]
         truth.body_pose[0, names.index("left_shoulder")] = torch.tensor([0.0, 0.6, -2.2], dtype=DOUBLE)
-        vertices = precise(**truth.arguments(precise)).vertices
+        vertices = precise(truth).vertices
         energy = ScanEnergy(
             precise, frames_of(scan_of(vertices, precise.faces, 20, 0.0)), get_layout("coco17"),
             losses.joint_limits_prior(names, dtype=DOUBLE), sample=20,
@@ -309,13 +309,13 @@ class TestStart:
         truth, _ = infants(body, shape=0.0)
         truth = truth._replace(body_pose=truth.body_pose[:1].expand(2, -1, -1))
         layout, view = get_layout("coco17"), camera()
-        points = body.keypoints(layout, **truth.arguments(body))
+        points = body.keypoints(layout, truth)
         confidences = torch.ones_like(points[..., 0])
         frames = frames_of(
             list(points), camera=view, keypoints=view.project(points).pixels, confidences=confidences
         )
         found = start_from_landmarks(body, frames, layout, truth.body_pose[0], torch.tensor(0.7))
-        put = body.keypoints(layout, **found.arguments(body))
+        put = body.keypoints(layout, found)
         # What is hidden in the image may be lifted onto another landmark near it; those of the trunk are not.
         torch.testing.assert_close(put[:, [5, 6, 11, 12]], points[:, [5, 6, 11, 12]], rtol=0, atol=1e-4)
         free = start_from_landmarks(body, frames, layout, truth.body_pose[0], None)
@@ -396,7 +396,7 @@ class TestFit:
         truth, vertices = infants(body, names, seed)
         view = camera()
         generator = seeded(seed + 9)
-        keypoints = view.project(body.keypoints("coco17", **truth.arguments(body))).pixels
+        keypoints = view.project(body.keypoints("coco17", truth)).pixels
         keypoints = keypoints + 1.5 * torch.randn(keypoints.shape, generator=generator)
         weights = torch.ones_like(keypoints[..., 0])
         weights[0, 9], keypoints[0, 9] = 0, torch.nan
@@ -422,7 +422,7 @@ class TestFit:
         assert report.pose.converged.shape == (2,)
         assert set(report.pose.terms) >= {"s2m", "m2s", "landmarks", "inside", "close", "smooth", "pose"}
         with torch.no_grad():
-            again = infant(**fit.parameters.arguments(infant)).vertices
+            again = infant(fit.parameters).vertices
         torch.testing.assert_close(again, fit.vertices)
 
     def test_a_body_with_ages_is_found_from_a_given_start_without_landmarks(self, mannequin_asset, exclude):

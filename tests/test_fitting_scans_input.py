@@ -35,7 +35,7 @@ def seen(infant):
     """An infant on a table, seen from above: some vertices as its scan, and where it is, but for a little."""
     angles = torch.from_numpy(pose("lying", infant.asset.joint_names)).float()[None]
     truth = BodyParameters.zeros(infant, 1)._replace(global_orient=angles[:, 0], body_pose=angles[:, 1:])
-    vertices = infant(**truth.arguments(infant)).vertices[0]
+    vertices = infant(truth).vertices[0]
     upper = vertices[vertices[:, 1] > vertices[:, 1].mean()]
     eye, target = torch.tensor([0.1, 1.0, 0.25]), vertices.mean(0)
     return {
@@ -48,8 +48,7 @@ def seen(infant):
 
 
 def with_landmarks(body, seen):
-    arguments = seen["start"].arguments(body)
-    return seen | {"keypoints": seen["camera"].project(body.keypoints("coco17", **arguments)).pixels}
+    return seen | {"keypoints": seen["camera"].project(body.keypoints("coco17", seen["start"])).pixels}
 
 
 def fit(body, seen, **options):
@@ -79,7 +78,7 @@ class TestModes:
         start.body_pose[0, arm] = torch.tensor([0.0, 0.6, -2.2])
         with torch.inference_mode():
             found = fit(infant, seen | {"start": start}, stages=[LAST])
-            mesh = infant(**start.arguments(infant)).vertices
+            mesh = infant(start).vertices
             scan = seen["scans"][0][None]
             frames = Frames(scan, torch.ones_like(scan[..., 0]), seen["camera"])
             moved, _ = register_surface(mesh, infant.faces, frames, LAST, rounds=1)

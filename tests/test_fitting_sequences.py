@@ -59,7 +59,7 @@ def make_clip(body: agebody.SMPLA, frames: int, *, age: float = 0.4, seed: int =
         torch.full((frames,), age),
         torch.stack((time - 0.4, 0.1 + zero, 3.5 + 0.3 * time), -1),
     )
-    points = body.keypoints("coco17", **parameters.arguments(body), pose_format="axis_angle")
+    points = body.keypoints("coco17", parameters)
     camera = Camera(torch.tensor([800.0, 800.0]), torch.tensor([480.0, 360.0]))
     if views:  # on a circle about a point before the first of them
         angle = 1.3 * torch.arange(views) / max(1, views - 1)
@@ -71,7 +71,7 @@ def make_clip(body: agebody.SMPLA, frames: int, *, age: float = 0.4, seed: int =
 
 
 def joints(body: agebody.SMPLA, parameters: BodyParameters) -> Tensor:
-    return body.keypoints("smpl24", **parameters.arguments(body), pose_format="axis_angle")
+    return body.keypoints("smpl24", parameters)
 
 
 def errors(body: agebody.SMPLA, found: BodyParameters, truth: BodyParameters) -> Tensor:
@@ -119,7 +119,7 @@ def test_shape_and_age_are_shared(noisy):
 
 def test_reprojection_and_terms_are_of_the_result(body, noisy):
     clip, weights, _, fit = noisy
-    points = body.keypoints("coco17", **fit.parameters.arguments(body), pose_format="axis_angle")
+    points = body.keypoints("coco17", fit.parameters)
     generator = torch.Generator().manual_seed(1)
     torch.rand(FRAMES, 17, generator=generator)
     seen = clip.pixels + 4 * torch.randn(clip.pixels.shape, generator=generator)
@@ -140,10 +140,7 @@ def test_several_cameras_see_to_the_millimetre(body):
     assert fit.reprojection.shape == (1, 3)
     assert fit.reprojection.max() < 0.1
     # Of the points that were seen. How forearms and trunk are twisted in between, priors decide.
-    points = [
-        body.keypoints("coco17", **p.arguments(body), pose_format="axis_angle")
-        for p in (fit.parameters, clip.parameters)
-    ]
+    points = [body.keypoints("coco17", p) for p in (fit.parameters, clip.parameters)]
     assert (points[0] - points[1]).norm(dim=-1).max() < 2e-3
 
 
@@ -151,10 +148,7 @@ def test_several_cameras_over_time(body):
     clip = make_clip(body, 3, age=0.2, views=2)
     fit = fit_sequence(body, clip.pixels, clip.camera, views=True, noise=0.5)
     assert fit.reprojection.shape == (3, 2)
-    points = [
-        body.keypoints("coco17", **p.arguments(body), pose_format="axis_angle")
-        for p in (fit.parameters, clip.parameters)
-    ]
+    points = [body.keypoints("coco17", p) for p in (fit.parameters, clip.parameters)]
     assert (points[0] - points[1]).norm(dim=-1).mean() < 4e-3  # a pixel is 4 mm there
 
 
@@ -326,7 +320,7 @@ def test_best_path_is_the_cheapest_of_all():
 
 def test_triangulation(body):
     clip = make_clip(body, 2, views=3)
-    points = body.keypoints("coco17", **clip.parameters.arguments(body), pose_format="axis_angle")
+    points = body.keypoints("coco17", clip.parameters)
     weights = torch.ones(2, 3, 17)
     weights[0, 1:, 4] = 0  # one camera
     weights[1, 0, 5] = 0  # two

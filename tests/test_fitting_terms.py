@@ -60,7 +60,7 @@ def random_vector(body: agebody.BodyModel, count: int, seed: int = 0) -> Tensor:
 
 def posed(body: agebody.BodyModel, vector: Tensor, layout: str) -> Tensor:
     parameters = BodyParameters.from_vector(vector, body)
-    return body.keypoints(layout, **parameters.arguments(body), pose_format="axis_angle")
+    return body.keypoints(layout, parameters)
 
 
 def check(body, term, cost, count=3, groups=GROUPS, joints=None, vector=None):
@@ -306,14 +306,12 @@ def test_parameters_as_a_vector(body):
     ends = [part.stop for part in group_slices(body).values()]
     assert ends[-1] == vector.shape[1]
     assert list(group_slices(body)) == list(GROUPS)
-    adult = agebody.SMPL(body.asset, dtype=DOUBLE)
-    assert "age_offset" not in parameters.arguments(adult)
 
 
 def test_each_body_for_itself(body):
     """Bodies meet their targets, one whose target is not finite stays, and nobody sees another."""
     truth = BodyParameters.from_vector(random_vector(body, 4, seed=8), body)
-    target = body.keypoints("smpl24", **truth.arguments(body))
+    target = body.keypoints("smpl24", truth)
     target[2] = torch.inf
     start = truth._replace(body_pose=truth.body_pose + 0.1, transl=truth.transl + 0.05)
     term = Points("smpl24", target, torch.ones(4, 24, dtype=DOUBLE))
@@ -323,7 +321,7 @@ def test_each_body_for_itself(body):
     assert found.report.stop[2] == Stop.NOT_FINITE
     assert found.report.converged.tolist() == [True, True, False, True]
     assert torch.equal(found.parameters.body_pose[2], start.body_pose[2])
-    errors = (body.keypoints("smpl24", **found.parameters.arguments(body)) - target).norm(dim=-1).amax(1)
+    errors = (body.keypoints("smpl24", found.parameters) - target).norm(dim=-1).amax(1)
     assert errors[[0, 1, 3]].max() < 1e-5
     assert torch.equal(found.parameters.betas, start.betas)  # not free
     torch.testing.assert_close(found.report.terms["points"], found.report.cost)

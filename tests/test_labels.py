@@ -434,10 +434,10 @@ def test_people_of_a_file_are_fitted(body, people, observed, write):
 
 
 def test_labels_are_the_fitted_body_before_its_camera(labels, body, people, observed):
-    points = body.keypoints("coco17", **people.arguments(body), pose_format="axis_angle")
+    points = body.keypoints("coco17", people.parameters)
     camera = Camera(torch.from_numpy(labels.focal), torch.from_numpy(labels.center))
     np.testing.assert_allclose(labels.keypoints, camera.project(points).pixels, atol=1e-3)
-    output = body(**people.arguments(body), pose_format="axis_angle")
+    output = body(people.parameters)
     np.testing.assert_allclose(labels.joints, output.joints, atol=1e-5)
     assert labels.ids.tolist() == list(range(100, 100 + COUNT))
     assert labels.image_ids.tolist() == [f"day/{i // 2}.jpg" for i in range(COUNT)]

@@ -33,7 +33,7 @@ def crowd(body):
 
 
 def keypoints_of(body, people, layout="coco17"):
-    return body.keypoints(layout, **people.arguments(body), pose_format="axis_angle")
+    return body.keypoints(layout, people.parameters)
 
 
 class TestPeople:
@@ -186,7 +186,7 @@ class TestObservations:
         torch.testing.assert_close(seen.exact, pixels)
         found = seen.weights > 0
         torch.testing.assert_close(seen.keypoints[found], pixels[found])
-        pelvis = body(**crowd.select(slice(5)).arguments(body)).joints[:, 0, 2]
+        pelvis = body(crowd.select(slice(5)).parameters).joints[:, 0, 2]
         torch.testing.assert_close(seen.depth[:5], pelvis)
 
     def test_noise_is_normal_and_as_large_as_asked(self, body, crowd):

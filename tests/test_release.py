@@ -424,7 +424,7 @@ def test_backgrounds_read_nothing_of_a_region_and_keep_all_else():
 
 
 def test_over_is_what_a_contact_sheet_does(body):
-    vertices = body(**standing(body).arguments(body)).vertices
+    vertices = body(standing(body)).vertices
     bare = render(vertices, body.faces, LENS, size=SIZE, background=None)
     expected = contact_sheet([bare], background="#3366cc").rgba[..., :3]
     flat = np.broadcast_to(np.array([0x33, 0x66, 0xCC], np.uint8), (SIZE[1], SIZE[0], 3))
@@ -595,7 +595,7 @@ def test_a_body_is_where_it_was_whatever_its_camera(body):
     people = batch(standing(body), standing(body, 0.5, 3, 0.7))
     camera = Camera.look_at((1.0, 2.0, -3.0), (0.0, 0.0, 3.0), size=SIZE)
     moved = to_camera_space(body, people, camera)
-    vertices = lambda p: body(**p.arguments(body)).vertices  # noqa: E731
+    vertices = lambda p: body(p).vertices  # noqa: E731
     # float32 coordinates of a few metres, after two rotations
     torch.testing.assert_close(vertices(moved), camera.to_camera(vertices(people)), atol=5e-6, rtol=0)
     assert to_camera_space(body, people, LENS) is people
@@ -611,7 +611,7 @@ def test_generalized_people_tell_less(body):
     assert coarse.age_offset.item() == pytest.approx(0.4)
     assert mean.betas.abs().sum() == 0
     assert mean.age_offset.item() == pytest.approx(0.3)  # a teen
-    pelvis = lambda p: body(**p.arguments(body)).joints[:, 0]  # noqa: E731
+    pelvis = lambda p: body(p).joints[:, 0]  # noqa: E731
     for less in (coarse, mean):
         torch.testing.assert_close(pelvis(less), pelvis(one), atol=1e-6, rtol=0)
         assert torch.equal(less.body_pose, one.body_pose)
@@ -638,11 +638,9 @@ def test_pictures_parameters_and_index_agree(tmp_path, body, shape):
     assert set(arrays) == {*BodyParameters._fields, "focal", "center", "size"}
     fit = BodyParameters(*(torch.from_numpy(arrays[name]) for name in BodyParameters._fields))
     lens = Camera(torch.from_numpy(arrays["focal"]), torch.from_numpy(arrays["center"]))
-    points = lens.project(body.keypoints("coco17", **fit.arguments(body))).pixels
-    boxes = lens.project(body(**fit.arguments(body)).vertices).pixels
-    shown = render(
-        body(**fit.arguments(body)).vertices, body.faces, lens, size=SIZE, background="#f3efe9", light_rays=0
-    )
+    points = lens.project(body.keypoints("coco17", fit)).pixels
+    boxes = lens.project(body(fit).vertices).pixels
+    shown = render(body(fit).vertices, body.faces, lens, size=SIZE, background="#f3efe9", light_rays=0)
     annotations = index.loadAnns(index.getAnnIds())
     assert len(annotations) == len(arrays["transl"]) == 3
     assert sorted(a["age_class"] for a in annotations) == ["adult", "adult", "kid"]

@@ -44,7 +44,7 @@ def draw_people(path: Path, width: int) -> None:
 def _row(
     body: BodyModel, shown: People, people: People, seen: Observations, side: int, color: int
 ) -> list[np.ndarray]:
-    vertices = body(**shown.arguments(body)).vertices
+    vertices = body(shown.parameters).vertices
     tiles = []
     for i in range(len(people.years)):
         box = square_box(box_around(seen.exact[i]), scale=1.45)

@@ -32,18 +32,18 @@ def draw_points(path: Path, width: int) -> None:
     )
     torch.manual_seed(0)
     child = _person(mannequin, "cheering", 0.45)
-    joints = mannequin(**child.arguments(mannequin)).joints + 0.01 * torch.randn(24, 3)
+    joints = mannequin(child).joints + 0.01 * torch.randn(24, 3)
     fit = fit_points(mannequin, joints, sigma=0.01)
     figure = Figure(figsize=(10, 4.7), dpi=width / 10, facecolor=PAPER)
     axes = figure.subplots(1, 4)
     figure.subplots_adjust(0.0, 0.0, 1, 0.93, wspace=0.0)
-    fitted = mannequin(**fit.parameters.arguments(mannequin)).vertices
+    fitted = mannequin(fit.parameters).vertices
     _draw(axes[0], fitted, mannequin.faces, None, "joints, 1 cm of noise", joints)
     _draw(axes[1], fitted, mannequin.faces, CLAY, "the body found", joints)
     girl = _person(anny, "waving", 0.55)
     other = convert(girl, anny, mannequin)
-    source = anny(**girl.arguments(anny)).vertices
-    found = mannequin(**other.parameters.arguments(mannequin)).vertices
+    source = anny(girl).vertices
+    found = mannequin(other.parameters).vertices
     _draw(axes[2], source, anny.faces, TEAL, "a child on Anny")
     _draw(axes[3], found, mannequin.faces, CLAY, "the same on the mannequin")
     figure.savefig(path, facecolor=PAPER)

@@ -64,7 +64,7 @@ def family(body: agebody.SMPLA) -> list[BodyParameters]:
         shape[: len(betas)] = torch.tensor(betas)
         person = BodyParameters(angles[0], angles[1:], shape, torch.tensor(age), torch.zeros(3))
         with torch.no_grad():
-            low = body(**person.arguments(body)).vertices[:, 1].min()
+            low = body(person).vertices[:, 1].min()
         people.append(person._replace(transl=torch.stack([torch.tensor(x), -low, torch.tensor(0.0)])))
     return people
 
@@ -74,7 +74,7 @@ def photograph(
 ) -> Picture:
     """Draw people in a room; each is a body with hair, in clothes of one colour."""
     with torch.no_grad():
-        vertices = [body(**person.arguments(body)).vertices.numpy() for person in people]
+        vertices = [body(person).vertices.numpy() for person in people]
         rest = body().vertices.numpy()
     head = rest[:, 1] > rest[:, 1].max() - 0.075
     arms = np.abs(rest[:, 0]) > 0.62

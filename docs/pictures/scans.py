@@ -93,7 +93,7 @@ def _example() -> tuple[Tensor, Camera, Tensor, Tensor, ScanFit]:
     truth = BodyParameters.zeros(body, 1)._replace(
         global_orient=angles[None, 0], body_pose=angles[None, 1:], betas=betas[None]
     )
-    vertices = body(**truth.arguments(body)).vertices
+    vertices = body(truth).vertices
     middle = vertices.mean(1)
     middle[:, 1] = vertices[..., 1].amin()
     truth, vertices = truth._replace(transl=-middle), vertices - middle[:, None]
@@ -106,7 +106,7 @@ def _example() -> tuple[Tensor, Camera, Tensor, Tensor, ScanFit]:
     cloud = points_from_depth(depth, view)
     plane = fit_plane(cloud.points, towards=torch.tensor([0.0, 1.0, 0.0]))
     infant = above_plane(cloud, plane)
-    landmarks = view.project(body.keypoints("coco17", **truth.arguments(body))).pixels
+    landmarks = view.project(body.keypoints("coco17", truth)).pixels
     landmarks = landmarks + torch.randn(landmarks.shape, generator=generator)
     start = _start(body, infant, view, landmarks, plane)
     fit = fit_scans(body, [infant], view, keypoints=landmarks, plane=plane, sample=200, rounds=1)
@@ -119,7 +119,7 @@ def _start(body: agebody.SMIL, cloud: Cloud, view: Camera, landmarks: Tensor, pl
     prior = joint_limits_prior(body.asset.joint_names[1:], age_offset=1.0)
     middle = prior.mean.view(-1, 3)
     start = start_from_landmarks(body, frames, layout, middle, None)
-    return body(**start.arguments(body)).vertices[0]
+    return body(start).vertices[0]
 
 
 def _depth(vertices: Tensor, faces: Tensor, view: Camera) -> Tensor:

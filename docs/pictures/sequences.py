@@ -30,7 +30,7 @@ def draw_sequence(path: Path, width: int) -> None:
     truth = _walk(body)
     camera = Camera.look_at((0.0, 0.2, 3.2), (0.0, 0.0, 0.0), size=(960, 720), fov=0.75)
     generator = torch.Generator().manual_seed(2)
-    points = body.keypoints("coco17", **truth.arguments(body), pose_format="axis_angle")
+    points = body.keypoints("coco17", truth)
     pixels = camera.project(points).pixels
     pixels = pixels + 2 * torch.randn(pixels.shape, generator=generator)
     weights = (torch.rand(FRAMES, 17, generator=generator) > 0.25).float()
@@ -75,7 +75,7 @@ def _walk(body: agebody.SMPLA) -> BodyParameters:
 def _row(body: agebody.SMPLA, parameters: BodyParameters, color: str) -> tuple[np.ndarray, list[float]]:
     """Render bodies side by side from their left, roots in a line, and return the roots in the picture."""
     some = parameters.map(lambda part: part[list(SHOWN)])
-    out = body(**some.arguments(body), pose_format="axis_angle")
+    out = body(some)
     places = torch.zeros(len(SHOWN), 3)
     places[:, 2] = -APART * (torch.arange(len(SHOWN)) - (len(SHOWN) - 1) / 2)
     vertices = out.vertices - out.joints[:, :1] + places[:, None]

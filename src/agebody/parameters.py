@@ -73,13 +73,6 @@ class BodyParameters(NamedTuple):
         parts = self.global_orient, self.body_pose.flatten(-2), self.betas, self.age_offset[..., None]
         return torch.cat((*parts, self.transl), -1)
 
-    def arguments(self, body: BodySizes) -> dict[str, Tensor]:
-        """What ``body(**arguments, pose_format="axis_angle")`` takes."""
-        found = self._asdict()
-        if not body.age_anchors:
-            del found["age_offset"]
-        return found
-
     def map(self, function: Callable[[Tensor], Tensor]) -> BodyParameters:
         """Apply a function to each tensor, such as ``lambda t: t[rows]`` over the batch."""
         return BodyParameters(*map(function, self))

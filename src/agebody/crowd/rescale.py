@@ -47,8 +47,8 @@ def rest_height(
         betas: of each person.
         age_offset: of each person; zero if None.
     """
-    ages = {"age_offset": age_offset} if body.age_anchors else {}
-    return stature(body.shape(betas=betas, **ages).rest_vertices)
+    age_offset = age_offset if body.age_anchors else None
+    return stature(body.shape(betas=betas, age_offset=age_offset).rest_vertices)
 
 
 def rescale(
@@ -101,10 +101,10 @@ def rescale(
         shrinks = torch.zeros_like(by_age) if child is None else child & (scale < 1)
         by_age = shrinks | (wanted < CHILD_HEIGHT) if body.num_betas else torch.ones_like(by_age)
     betas, age_offset = _of_height(body, parameters, wanted, by_age)
-    before = body.keypoints(LAYOUT, **parameters.arguments(body), pose_format="axis_angle")
+    before = body.keypoints(LAYOUT, parameters)
     changed = parameters._replace(betas=betas, age_offset=age_offset)
     changed = _in_place(body, parameters, changed, scale, root, before)
-    after = body.keypoints(LAYOUT, **changed.arguments(body), pose_format="axis_angle")
+    after = body.keypoints(LAYOUT, changed)
     moved = camera.project(after).pixels - camera.project(before).pixels
     height = rest_height(body, betas, age_offset)
     exact = (height - wanted).abs() < 1e-4
@@ -154,7 +154,7 @@ def _in_place(
     if root is None:
         root = scale[..., None] * (_rest_root(body, old) + old.transl)
     transl = root - _rest_root(body, new)
-    after = body.keypoints(LAYOUT, **new._replace(transl=transl).arguments(body), pose_format="axis_angle")
+    after = body.keypoints(LAYOUT, new._replace(transl=transl))
     depth = after[..., 2:]
     gap = before[..., :2] / before[..., 2:] - after[..., :2] / depth
     sideways = (gap / depth).sum(-2) / (1 / depth.square()).sum(-2)
@@ -162,5 +162,4 @@ def _in_place(
 
 
 def _rest_root(body: BodyModel, parameters: BodyParameters) -> Tensor:
-    ages = {"age_offset": parameters.age_offset} if body.age_anchors else {}
-    return body.shape(betas=parameters.betas, **ages).rest_joints[..., 0, :]
+    return body.shape(parameters).rest_joints[..., 0, :]

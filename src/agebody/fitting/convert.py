@@ -76,16 +76,15 @@ def convert(
             f"target: expected a layer of {source.dtype} on {source.device} as the source, "
             f"got {target.dtype} on {target.device}"
         )
-    arguments = {**parameters.arguments(source), "pose_format": "axis_angle"}
     options: dict[str, Any] = {
         "betas": betas, "age_offset": age_offset, "max_iterations": max_iterations, "chunk_size": chunk_size,
     }  # fmt: skip
     with torch.no_grad(), own_precision(source.device):
         if correspondence is None and same_topology(source.asset, target.asset):
-            vertices = source(**arguments).vertices
+            vertices = source(parameters).vertices
             return fit_vertices(target, vertices, sigma=1e-3 if sigma is None else sigma, **options)
         shared = correspond(source.asset, target.asset) if correspondence is None else correspondence
-        points = source.keypoints(shared.source, **arguments)
+        points = source.keypoints(shared.source, parameters)
     return fit_points(target, points, shared.target, sigma=ACROSS if sigma is None else sigma, **options)
 
 
@@ -146,7 +145,7 @@ def _correspond(source: BodyAsset, target: BodyAsset, names: list[str]) -> Corre
     aim, distance = joints, np.zeros(len(vertices))
     for _ in range(MATCHINGS):
         fit = fit_points(body, aim, on_target, sigma=ACROSS)
-        mesh = body(**fit.parameters.arguments(body), pose_format="axis_angle").vertices
+        mesh = body(fit.parameters).vertices
         corners = np.zeros((len(vertices), 3), int)
         shares, distance = np.zeros((len(vertices), 3)), np.zeros(len(vertices))
         for part in np.unique(part_of):

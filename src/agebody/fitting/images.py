@@ -202,10 +202,7 @@ class _Problem:
 
     def errors(self, parameters: BodyParameters) -> Float[Tensor, " B"]:
         """Mean distances of keypoints that count [pixels]."""
-        arguments = parameters.arguments(self.body)
-        return self.given.errors(
-            self.body.keypoints(self.given.layout, **arguments, pose_format="axis_angle")
-        )
+        return self.given.errors(self.body.keypoints(self.given.layout, parameters))
 
 
 def _fit(problem: _Problem, start: BodyParameters | None, schedule: Sequence[Step]) -> KeypointFit:

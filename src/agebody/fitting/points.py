@@ -121,14 +121,14 @@ def fit_points(
 
         def fit(rows: slice) -> _Found:
             target, trust, known = given.points[rows], given.weights[rows], given.known.take(rows)
-            find = lambda **pose: body.keypoints(layout, **pose)  # noqa: E731
+            find = functools.partial(body.keypoints, layout)
             start = _closed_form(body, carried, find, _same, target, trust, known, sigma)
             sigmas = max(sigma, COARSE_SIGMA), sigma
             problem = _Problem(
                 body, carried, find, target, trust, known, sigmas, POINT_TOLERANCE, max_iterations
             )
             found = _refine(problem, start)
-            return _Found(found, body.keypoints(layout, **_arguments(body, found.parameters)))
+            return _Found(found, body.keypoints(layout, found.parameters))
 
         return _in_chunks(given, fit, chunk_size)
 
@@ -163,8 +163,12 @@ def fit_vertices(
         given = _read(body, "vertices", vertices, body.num_vertices, weights, betas, age_offset, sigma)
         patches = _patches(body)
         carried = _carried(body, patches.layout)
-        find = lambda **pose: body(**pose).vertices  # noqa: E731
-        find_centers = lambda **pose: patches.centers(find(**pose))  # noqa: E731
+
+        def find(*parameters: BodyParameters, **pose: Any) -> Tensor:
+            return body(*parameters, **pose).vertices
+
+        def find_centers(**pose: Any) -> Tensor:
+            return patches.centers(find(**pose))
 
         def fit(rows: slice) -> _Found:
             target, trust, known = given.points[rows], given.weights[rows], given.known.take(rows)
@@ -174,7 +178,7 @@ def fit_vertices(
 
             def toward(guess: BodyParameters) -> Tensor:
                 """Centers of whole patches: as far from the guess's as what is seen of them is from it."""
-                mesh = find(**_arguments(body, guess))
+                mesh = find(guess)
                 return patches.centers(mesh) + centers(target) - centers(mesh)
 
             ends = (sigma, sigma), MESH_TOLERANCE, max_iterations
@@ -187,7 +191,7 @@ def fit_vertices(
                 found = found._replace(
                     report=found.report._replace(iterations=before + found.report.iterations)
                 )
-            return _Found(found, find(**_arguments(body, found.parameters)))
+            return _Found(found, find(found.parameters))
 
         return _in_chunks(given, fit, chunk_size)
 
@@ -530,10 +534,6 @@ def _patches(body: BodyModel) -> Patches:
 
 def _carried(body: BodyModel, layout: KeypointLayout) -> CarriedPoints:
     return body._made_for(layout, "carried", lambda layout: CarriedPoints(body, layout))
-
-
-def _arguments(body: BodyModel, parameters: BodyParameters) -> dict[str, Any]:
-    return {**parameters.arguments(body), "pose_format": "axis_angle"}
 
 
 def _same(points: Tensor) -> Tensor:

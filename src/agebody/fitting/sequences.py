@@ -255,9 +255,8 @@ class _Clips:
         costs, candidates = split(cost), starts.map(split)  # (C, T, count, ...)
         joints = None
         if self.motion_sd is not None:
-            places = self.body.keypoints(JOINTS, **starts.arguments(self.body), pose_format="axis_angle")
-            age = starts.age_offset if self.body.age_anchors else None
-            shaped = self.body.keypoints(JOINTS, betas=starts.betas, age_offset=age)
+            places = self.body.keypoints(JOINTS, starts)
+            shaped = self.body.shape(starts).keypoints(JOINTS)
             size = _length(shaped) / _length(self.body.keypoints(JOINTS))
             # As in the term, a clip has one size.
             joints = split(places) / split(size).mean((1, 2))[:, None, None, None, None]
@@ -320,8 +319,7 @@ class _Clips:
 
     def errors(self, parameters: BodyParameters) -> Float[Tensor, "C T V"]:
         """Mean distances of keypoints that count [pixels]."""
-        arguments = parameters.arguments(self.body)
-        points = self.body.keypoints(self.given.layout, **arguments, pose_format="axis_angle")
+        points = self.body.keypoints(self.given.layout, parameters)
         found = self.given.errors(points.flatten(0, 1).repeat_interleave(self.views, 0))
         return found.unflatten(0, (-1, self.frames, self.views))
 
@@ -339,7 +337,7 @@ class _Clips:
         meet, trust = triangulate(
             by_frame(given.keypoints), by_frame(given.weights), given.camera.map(by_frame)
         )
-        own = self.body.keypoints(given.layout, **starts.arguments(self.body), pose_format="axis_angle")
+        own = self.body.keypoints(given.layout, starts)
         meet, trust = meet.repeat(count, 1, 1), trust.repeat(count, 1)
         total = trust.sum(-1, keepdim=True)
         shift = (trust[..., None] * (meet - own)).sum(1) / torch.where(total > 0, total, 1)

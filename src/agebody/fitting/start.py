@@ -56,8 +56,8 @@ def candidate_views(body: BodyModel, layout: KeypointLayout, age_offset: Float[T
     poses = [torch.from_numpy(pose(kind, names)[1:]).to(age_offset) for kind in kinds]
     poses = torch.stack(poses or [age_offset.new_zeros(len(names) - 1, 3)])
     turns = _viewing_rotations().to(age_offset)
-    betas = age_offset.new_zeros(len(age_offset), 1, body.num_betas)
-    shaped = body.shape(betas=betas, age_offset=age_offset[:, None] if body.age_anchors else None)
+    mean = BodyParameters.zeros(body, len(age_offset), 1)
+    shaped = body.shape(mean._replace(age_offset=age_offset[:, None]))
     points = shaped.keypoints(layout, body_pose=poses, pose_format="axis_angle")
     points = (points - shaped.rest_joints[..., :1, :]).expand(len(age_offset), -1, -1, -1)
     seen = points[:, :, None] @ turns.mT  # (B, poses, turns, K, 3)
@@ -114,7 +114,8 @@ def start_from_keypoints(
     depth = (spread / torch.hypot(along, across).clamp(min=tiny)).nan_to_num(DEPTHS[1]).clamp(*DEPTHS)
     facing = rolled[..., 2]
     found, left = [], misfit
-    pelvis = body.shape(age_offset=age_offset if body.age_anchors else None).rest_joints[..., 0, :]
+    mean = BodyParameters.zeros(body, len(age_offset))._replace(age_offset=age_offset)
+    pelvis = body.shape(mean).rest_joints[..., 0, :]
     for _ in range(count):
         best = left.argmin(-1)
         z = depth[everyone, best]
@@ -170,14 +171,11 @@ def to_world(body: BodyModel, parameters: BodyParameters, camera: Camera) -> Bod
     """Bodies in camera coordinates, moved to the world of a camera with a pose."""
     if camera.rotation is None and camera.translation is None:
         return parameters
-    shape = {"betas": parameters.betas}
-    if body.age_anchors:
-        shape["age_offset"] = parameters.age_offset
     rotation = camera.rotation
     if rotation is None:
         rotation = torch.eye(3, dtype=body.dtype, device=body.device).expand(len(parameters.betas), 3, 3)
     place = None if camera.translation is None else -(rotation.mT @ camera.translation[..., None])[..., 0]
-    orient, transl = body.shape(**shape).move(
+    orient, transl = body.shape(parameters).move(
         rotation.mT, place, global_orient=parameters.global_orient, transl=parameters.transl,
         pose_format="axis_angle",
     )  # fmt: skip

@@ -87,11 +87,10 @@ def observe(
     layout = get_layout(layout)
     draw, count, number = Draws(seed), len(people.years), len(layout)
     with torch.no_grad():
-        arguments = people.arguments(body)
-        identity = {name: arguments.pop(name) for name in ("betas", "age_offset") if name in arguments}
-        shaped = body.shape(**identity)
-        points = shaped.keypoints(layout, **arguments, pose_format="axis_angle").double().cpu()
-        root = shaped.keypoints("smpl24", **arguments, pose_format="axis_angle")[:, 0, 2]
+        parameters = people.parameters
+        shaped = body.shape(parameters)
+        points = shaped.keypoints(layout, parameters).double().cpu()
+        root = shaped.keypoints("smpl24", parameters)[:, 0, 2]
         unhidden = torch.ones(count, number, dtype=torch.bool)
         if self_occlusion:
             unhidden = _unhidden(body, people, layout)
@@ -138,7 +137,7 @@ def _unhidden(body: BodyModel, people: People, layout: KeypointLayout) -> Bool[T
     seen = []
     for start in range(0, len(people.years), 16):
         some = people.select(slice(start, start + 16))
-        vertices = body(**some.arguments(body), pose_format="axis_angle").vertices
+        vertices = body(some.parameters).vertices
         clear = visible_vertices(vertices, body.faces, vertices.new_zeros(3)).cpu()
         seen.append(clear[:, near].sum(-1) >= 4)
     return torch.cat(seen)

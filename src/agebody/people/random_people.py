@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from agebody.body import BodyModel
 from agebody.cameras.camera import Camera
 from agebody.losses.limits import JointLimits, joint_limits, swing_twist
 from agebody.measure.lengths import stature
+from agebody.parameters import BodyParameters
 from agebody.people.poses import MORE_POSES, POSES
 from agebody.rotations import axis_angle_to_matrix, matrix_to_axis_angle
 
@@ -50,10 +51,10 @@ class People(NamedTuple):
     size: Float[Tensor, "N 2"]
     """Width and height of each image [pixels]."""
 
-    def arguments(self, body: BodyModel) -> dict[str, Any]:
-        """Return the keyword arguments of ``body(**arguments, pose_format="axis_angle")``."""
-        names = ["global_orient", "body_pose", "betas", "transl"]
-        return {name: getattr(self, name) for name in names + ["age_offset"] * bool(body.age_anchors)}
+    @property
+    def parameters(self) -> BodyParameters:
+        """The parameters of their bodies."""
+        return BodyParameters(self.global_orient, self.body_pose, self.betas, self.age_offset, self.transl)
 
     def select(self, rows: slice | Sequence[int] | Tensor) -> People:
         """Return some of the people."""
@@ -149,7 +150,7 @@ def random_people(
     with torch.no_grad():
         standing = body(betas=found.betas, **({"age_offset": found.age_offset} if curve else {}))
         tall = stature(standing.vertices).double().cpu()
-        points = body.keypoints("smpl24", **found.arguments(body)).double().cpu()
+        points = body.keypoints("smpl24", found.parameters).double().cpu()
     middle = torch.stack((points.amin(-2), points.amax(-2))).mean(0)
     points = points - middle[:, None]
     distance = focal * tall / (share * height)

@@ -123,7 +123,7 @@ class ScanEnergy:
     def joints_of(self, vectors: Float[Tensor, "b P"]) -> Float[Tensor, "b J 3"]:
         """Where the joints are [m]."""
         p = BodyParameters.from_vector(vectors, self.body)
-        return self.body.keypoints(self.joints.layout, **p.arguments(self.body), pose_format="axis_angle")
+        return self.body.keypoints(self.joints.layout, p)
 
     @torch.no_grad()
     def quadratic(
@@ -267,7 +267,7 @@ class ScanEnergy:
 
     def _vertices(self, vectors: Tensor) -> Float[Tensor, "b V 3"]:
         p = BodyParameters.from_vector(vectors, self.body)
-        return self.body(**p.arguments(self.body), pose_format="axis_angle").vertices
+        return self.body(p).vertices
 
 
 class _Term(NamedTuple):

@@ -166,7 +166,7 @@ def fit_scans(
         vectors, shape_report = fit_shape(energy, start.vector(), chosen, stages, rounds, free_age)
         vectors, pose_report = fit_poses(energy, vectors, stages, rounds)
         parameters = BodyParameters.from_vector(vectors, body)
-        vertices = body(**parameters.arguments(body), pose_format="axis_angle").vertices
+        vertices = body(parameters).vertices
         moved, surface_report = None, None
         if surface:
             # Skin that touches skin would meet at nearly every step, and hold the whole surface where it is.
@@ -269,7 +269,7 @@ def _reprojection(energy: ScanEnergy, parameters: BodyParameters, layout: Keypoi
     seen = energy.seen
     if seen.keypoints is None or seen.confidences is None:
         return None
-    points = energy.body.keypoints(layout, **parameters.arguments(energy.body), pose_format="axis_angle")
+    points = energy.body.keypoints(layout, parameters)
     known = seen.confidences != 0
     error = safe_norm(apply_mask(seen.camera.project(points).pixels - seen.keypoints, known, 1))
     return error.sum(1) / known.sum(1)

@@ -74,8 +74,8 @@ def start_from_landmarks(
     if body.age_anchors:
         age = age_offset if age_offset is not None else _age(body, layout, body_pose, lifted, weights)
         parameters = parameters._replace(age_offset=age.expand(len(lifted)).clone())
-    shaped = body.shape(betas=parameters.betas, **_age_argument(body, parameters.age_offset))
-    points = shaped.keypoints(layout, body_pose=parameters.body_pose, pose_format="axis_angle")
+    shaped = body.shape(parameters)
+    points = shaped.keypoints(layout, parameters)
     motion = procrustes(points, lifted, weights=weights, with_scale=False)
     orient = from_matrix(motion.rotation, "axis_angle")
     root = shaped.rest_joints[:, 0]
@@ -99,7 +99,3 @@ def _age(
         for i in range(len(ages))
     ]
     return ages[int(torch.stack(misfit).argmin())]
-
-
-def _age_argument(body: BodyModel, age_offset: Tensor) -> dict[str, Tensor]:
-    return {"age_offset": age_offset} if body.age_anchors else {}

@@ -324,10 +324,7 @@ def _draw(body: BodyModel, before: Labels, after: Labels, path: Path) -> None:
     from agebody.draw import contact_sheet
     from agebody.pipelines.labels.placing import parameters_of
 
-    scenes = [
-        body(**parameters_of(body, labels).arguments(body), pose_format="axis_angle").vertices.numpy()
-        for labels in (before, after)
-    ]
+    scenes = [body(parameters_of(body, labels)).vertices.numpy() for labels in (before, after)]
     reach = max(float(np.abs(scene[..., 0]).max()) for scene in scenes) + 0.5
     last = max(float(scene[..., 2].max()) for scene in scenes) + 0.5
     sheet = contact_sheet(

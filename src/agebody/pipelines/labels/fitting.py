@@ -194,10 +194,9 @@ def _labels(
     camera: Camera,
     fit: KeypointFit,
 ) -> Labels:
-    arguments = fit.parameters.arguments(body)
     with torch.no_grad():
-        points = body.keypoints(people.layout, **arguments, pose_format="axis_angle")
-        joints = body.keypoints(_joints(tuple(body.asset.joint_names)), **arguments, pose_format="axis_angle")
+        points = body.keypoints(people.layout, fit.parameters)
+        joints = body.keypoints(_joints(tuple(body.asset.joint_names)), fit.parameters)
         seen = camera.project(points).pixels
     array = lambda tensor: tensor.detach().cpu().numpy()  # noqa: E731
     counted = weights > 0

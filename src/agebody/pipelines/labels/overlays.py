@@ -12,6 +12,7 @@ from agebody.body import BodyModel
 from agebody.cameras import Camera
 from agebody.draw import PALETTE, render
 from agebody.keypoints import KeypointLayout, get_layout
+from agebody.parameters import BodyParameters
 from agebody.pipelines.labels.records import Labels
 
 OBSERVED, FITTED, REJECTED = "#ffd23f", "#ffffff", "#e5383b"
@@ -71,18 +72,10 @@ def _with_bodies(
 ) -> UInt8[np.ndarray, "H W 3"]:
     if not len(labels):
         return photograph
-    arguments: dict[str, Any] = {
-        name: torch.from_numpy(getattr(labels, name)).to(body.device, body.dtype)
-        for name in (
-            "global_orient",
-            "body_pose",
-            "betas",
-            "transl",
-            *(("age_offset",) if body.age_anchors else ()),
-        )
-    }
+    arrays = (getattr(labels, name) for name in BodyParameters._fields)
+    parameters = BodyParameters(*(torch.from_numpy(a).to(body.device, body.dtype) for a in arrays))
     with torch.no_grad():
-        vertices = body(**arguments, pose_format="axis_angle").vertices.cpu().numpy()
+        vertices = body(parameters).vertices.cpu().numpy()
     colors = [PALETTE[i % len(PALETTE)] if kept else REJECTED for i, kept in enumerate(labels.kept)]
     camera = Camera(
         torch.from_numpy(labels.focal[0] * stretch).double(),

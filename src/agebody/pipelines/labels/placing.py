@@ -92,7 +92,7 @@ def place_labels(
     parameters = parameters_of(body, labels)
     camera = Camera(tensor(labels.focal), tensor(labels.center))
     with torch.no_grad():
-        vertices = body(**parameters.arguments(body), pose_format="axis_angle").vertices
+        vertices = body(parameters).vertices
         rendered, covered = _rendered(body, vertices, camera, labels.image_sizes[0], depth.shape)
         shown = torch.from_numpy(covered if masks is None else masks).to(body.device)
         seen = mask_depths(tensor(depth), tensor(rendered), shown)
@@ -194,8 +194,8 @@ def _refined(
     body: BodyModel, parameters: BodyParameters, camera: Camera, prior: HeightPrior, height: Tensor
 ) -> Rescaled:
     """All people on one ground and out of one another; sizes free."""
-    posed = body(**parameters.arguments(body), pose_format="axis_angle")
-    points = body.keypoints("smpl24", **parameters.arguments(body), pose_format="axis_angle")
+    posed = body(parameters)
+    points = body.keypoints("smpl24", parameters)
     soles = part_vertices(body.asset, FEET, facing=(0, -1, 0))
     found = refine_crowd(
         points, Camera(camera.focal[0], camera.center[0]), posed.joints[:, 0], feet=posed.vertices[:, soles],
@@ -207,9 +207,8 @@ def _refined(
 
 def _described(body: BodyModel, labels: Labels, parameters: BodyParameters, camera: Camera) -> Labels:
     """The labels with other bodies, and what follows from them."""
-    arguments = {**parameters.arguments(body), "pose_format": "axis_angle"}
-    joints = body(**arguments).joints
-    points = camera.project(body.keypoints(labels.keypoint_layout, **arguments)).pixels
+    joints = body(parameters).joints
+    points = camera.project(body.keypoints(labels.keypoint_layout, parameters)).pixels
     pixels, weights = points.cpu().double().numpy(), labels.observed[..., 2]
     off = np.linalg.norm(np.where(weights[..., None] > 0, pixels - labels.observed[..., :2], 0), axis=-1)
     arrays: dict[str, np.ndarray] = {

@@ -28,6 +28,7 @@ from agebody.assets.asset import SMPL_JOINT_NAMES
 from agebody.body import BodyModel
 from agebody.files import replacing, save_npz
 from agebody.keypoints import get_layout
+from agebody.parameters import BodyParameters
 from agebody.pipelines.labels.quality import BOX_SCALE
 from agebody.pipelines.labels.records import Labels
 
@@ -189,14 +190,12 @@ def _points(body: BodyModel, labels: Labels) -> Float[np.ndarray, "N 44 4"]:
     found = np.zeros((len(labels), 44, 4), np.float32)
     if "j19" not in body.asset.regressors:
         return found
-    names = ("global_orient", "body_pose", "betas", "transl", *(("age_offset",) if body.age_anchors else ()))
     for first in range(0, len(labels), _CHUNK):
         rows = slice(first, first + _CHUNK)
-        arguments = {
-            name: torch.from_numpy(getattr(labels, name)[rows]).to(body.device, body.dtype) for name in names
-        }
+        arrays = (getattr(labels, name)[rows] for name in BodyParameters._fields)
+        parameters = BodyParameters(*(torch.from_numpy(a).to(body.device, body.dtype) for a in arrays))
         with torch.no_grad():
-            points = body.keypoints("hmr2_44", **arguments, pose_format="axis_angle")
+            points = body.keypoints("hmr2_44", parameters)
         found[rows, :, :3] = points.cpu().numpy()
     found[..., 3] = 1
     return found

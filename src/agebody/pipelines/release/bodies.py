@@ -48,7 +48,7 @@ def to_camera_space(body: BodyModel, people: BodyParameters, camera: Camera) -> 
     if camera.rotation is None and camera.translation is None:
         return people
     pose = camera.to(people.transl).world_to_camera
-    moved = body.shape(**_identity(body, people)).move(
+    moved = body.shape(people).move(
         pose[:3, :3],
         pose[:3, 3],
         global_orient=people.global_orient,
@@ -79,7 +79,7 @@ def generalize(body: BodyModel, people: BodyParameters, shape: Shape) -> BodyPar
     if not body.age_anchors:
         age_offset = people.age_offset
     changed = people._replace(betas=betas + 0.0, age_offset=age_offset + 0.0)  # no negative zeros
-    before, after = (body.shape(**_identity(body, each)).rest_joints[..., 0, :] for each in (people, changed))
+    before, after = (body.shape(each).rest_joints[..., 0, :] for each in (people, changed))
     return changed._replace(transl=people.transl + before - after)
 
 
@@ -106,7 +106,7 @@ def view_bodies(
     lens = lens.to("cpu", torch.float64)
     vertices = pose_bodies(body, people)
     picture = draw_bodies(vertices, body, lens, size, colors=colors, light_rays=4)
-    points = body.keypoints(layout, **people.arguments(body), pose_format="axis_angle").cpu().double()
+    points = body.keypoints(layout, people).cpu().double()
     projected = lens.project(points, size=size)
     pixels, depth = projected.pixels.numpy(), projected.depth.numpy()
     visibility = np.where(projected.visible.numpy(), 2, 0)
@@ -124,7 +124,7 @@ def view_bodies(
 @torch.no_grad()
 def pose_bodies(body: BodyModel, people: BodyParameters) -> Float[Tensor, "N V 3"]:
     """Return the vertices of people in float64, on the CPU [m]."""
-    return body(**people.arguments(body), pose_format="axis_angle").vertices.cpu().double()
+    return body(people).vertices.cpu().double()
 
 
 def draw_bodies(
@@ -151,8 +151,3 @@ def mesh_boxes(vertices: Float[Tensor, "N V 3"], lens: Camera) -> Float[np.ndarr
         if np.isfinite(xy).any():
             box[:2], box[2:] = np.nanmin(xy, axis=0), np.nanmax(xy, axis=0)
     return boxes
-
-
-def _identity(body: BodyModel, people: BodyParameters) -> dict[str, Tensor]:
-    arguments = people.arguments(body)
-    return {name: arguments[name] for name in ("betas", "age_offset") if name in arguments}
