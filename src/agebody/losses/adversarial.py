@@ -1,6 +1,8 @@
-"""A factorised prior that is trained beside the network: is this pose, this shape one of a person?"""
+"""A factorised adversarial prior, trained beside the network: is this the pose and shape of a person?"""
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -10,16 +12,15 @@ from agebody.checks import Reduction, Weights, apply_mask, expect, reduce
 
 
 class PoseDiscriminator(nn.Module):
-    """Scores of one pose and shape: one for each joint, one for all together, one for the shape.
+    """Score a pose and shape: one score per joint, one of all joints together, one of the shape.
 
     The factorised discriminator of HMR (Kanazawa et al., CVPR 2018, section 3.3), which HMR2 and AionHMR
-    train with least squares. Rotations pass through two layers that all joints share; each joint then has a
-    score of its own, from which it learns that joint's limits, and all joints together have one by way of
-    two wide layers.
+    train with least squares. Rotations pass through two layers that all joints share; each joint then has its
+    own score, which learns that joint's limits, and all joints together have one through two wide layers.
 
     Args:
-        num_joints: rotations that are judged, the root's not among them.
-        num_betas: shape coefficients that are judged; 11 for AionHMR, where the age offset is the last.
+        num_joints: judged rotations, without the root's.
+        num_betas: judged shape coefficients; 11 for AionHMR, where the age offset is the last.
         joint_features: width of the shared layers.
         pose_features: width of the layers that see all joints.
     """
@@ -34,32 +35,21 @@ class PoseDiscriminator(nn.Module):
     ) -> None:
         super().__init__()
         self.num_joints, self.num_betas = num_joints, num_betas
-        self.joint = nn.Sequential(
-            nn.Linear(9, joint_features), nn.ReLU(), nn.Linear(joint_features, joint_features), nn.ReLU()
-        )
+        self.joint = nn.Sequential(*_perceptron(9, joint_features, joint_features), nn.ReLU())
         self.joint_weight = nn.Parameter(torch.empty(num_joints, joint_features))
         self.joint_bias = nn.Parameter(torch.zeros(num_joints))
         nn.init.xavier_uniform_(self.joint_weight)
-        self.pose = nn.Sequential(
-            nn.Linear(num_joints * joint_features, pose_features), nn.ReLU(),
-            nn.Linear(pose_features, pose_features), nn.ReLU(),
-            nn.Linear(pose_features, 1),
-        )  # fmt: skip
-        self.shape = nn.Sequential(
-            nn.Linear(num_betas, 10), nn.ReLU(), nn.Linear(10, 5), nn.ReLU(), nn.Linear(5, 1)
-        )
+        self.pose = _perceptron(num_joints * joint_features, pose_features, pose_features, 1)
+        self.shape = _perceptron(num_betas, 10, 5, 1)
 
     def forward(
         self, body_pose: Float[Tensor, "*batch J 3 3"], betas: Float[Tensor, "*batch N"]
     ) -> Float[Tensor, "*batch J+2"]:
-        """Scores: of each joint, of the pose, of the shape. 1 is meant to say real, 0 made up.
+        """Return scores of each joint, of the pose, and of the shape; 1 means real, 0 generated.
 
         Args:
             body_pose: (*batch, J, 3, 3) rotation matrices.
             betas: (*batch, N).
-
-        Raises:
-            ValueError: there are other numbers of joints or betas than it was made for.
         """
         expect("body_pose", body_pose, self.num_joints, 3, 3)
         expect("betas", betas, self.num_betas)
@@ -71,12 +61,12 @@ class PoseDiscriminator(nn.Module):
 def generator_loss(
     scores: Float[Tensor, "*batch D"], *, weights: Weights = None, reduction: Reduction = "mean"
 ) -> Float[Tensor, "*left"]:
-    """``sum_d (D_d - 1)^2`` for each body: how far the discriminator is from taking it for real.
+    """Return ``sum_d (D_d - 1)^2`` per body: how far the discriminator is from taking it for real.
 
     Least squares (Mao et al., ICCV 2017), as in HMR (CVPR 2018), eq. 4.
 
     Args:
-        scores: (*batch, D) of bodies that the network made.
+        scores: (*batch, D) of bodies that the network generated.
         weights: (*batch).
         reduction: over bodies; HMR2's is "mean".
     """
@@ -87,16 +77,8 @@ def generator_loss(
 def discriminator_loss(
     made: Float[Tensor, "*batch D"], real: Float[Tensor, "*others D"], *, reduction: Reduction = "mean"
 ) -> Float[Tensor, "*left"]:
-    """``sum_d (D_d(real) - 1)^2 + D_d(made)^2``: what the discriminator learns from (HMR, CVPR 2018, eq. 5).
-
-    Args:
-        made: (*batch, D) scores of bodies that the network made. Detach them from the network.
-        real: (*others, D) scores of recorded ones.
-        reduction: "mean" or "sum", over each of the two sets.
-
-    Raises:
-        ValueError: the reduction is "none": the two sets have no pairs.
-    """
+    """Return ``sum_d (D_d(real) - 1)^2 + D_d(made)^2``, which trains the discriminator (HMR, CVPR 2018, eq.
+    5)."""
     expect("made", made, None)
     expect("real", real, None)
     if reduction == "none":
@@ -104,6 +86,11 @@ def discriminator_loss(
     return reduce(_distance(real, None, 1.0), None, reduction) + reduce(
         _distance(made, None, 0.0), None, reduction
     )
+
+
+def _perceptron(*widths: int) -> nn.Sequential:
+    layers = [layer for pair in pairwise(widths) for layer in (nn.Linear(*pair), nn.ReLU())]
+    return nn.Sequential(*layers[:-1])
 
 
 def _distance(scores: Tensor, weights: Tensor | None, aim: float) -> Tensor:

@@ -28,9 +28,7 @@ def age_offset_loss(
     penalty: Penalty = "l2",
     reduction: Reduction = "mean",
 ) -> Float[Tensor, "*left"]:
-    """``w p(a - a')`` for each person.
-
-    BEV (Sun et al., CVPR 2022) adds twice this to `age_class_loss`.
+    """Return ``w p(a - a')`` per person. BEV (Sun et al., CVPR 2022) adds twice this to `age_class_loss`.
 
     Args:
         pred: (*batch) age offsets.
@@ -38,10 +36,6 @@ def age_offset_loss(
         weights: broadcast to (*batch): whose age offset is known.
         penalty: p.
         reduction: over people.
-
-    Raises:
-        TypeError: an argument is no tensor of a floating type.
-        ValueError: shapes do not fit, or there is no such penalty or reduction.
     """
     difference, weights = residual(pred, target, weights)
     return reduce(penalize(difference, penalty), weights, reduction)
@@ -54,22 +48,18 @@ def age_class_loss(
     weights: Weights = None,
     reduction: Reduction = "mean",
 ) -> Float[Tensor, "*left"]:
-    """BEV's loss of people whose age is known by its class alone (Sun et al., CVPR 2022).
+    """Return BEV's loss of people whose age is known only by its class (Sun et al., CVPR 2022).
 
-    ``a^2`` for adults; for the others ``(a - mid)^2`` where a lies outside of ``low < a <= high``, and
-    nothing inside: see `agebody.age.AGE_CLASSES`.
+    ``a^2`` for adults; for the others ``(a - mid)^2`` where a lies outside ``low < a <= high``, and 0 inside:
+    see `agebody.age.AGE_CLASSES`.
 
     Args:
         age_offset: (*batch).
-        age_class: (*batch) index into ``AGE_CLASSES``; people of any other number, as -1, are of unknown age.
+        age_class: (*batch) index into ``AGE_CLASSES``; any other number, such as -1, is an unknown age.
         weights: broadcast to (*batch).
-        reduction: over people. "mean" is that of each class, all added up, so that a few babies among many
-            adults are heard; a class without people adds nothing. BEV's public code divides by the number of
-            all people instead, of known age or not: ``age_class_loss(..., reduction="none").mean()``.
-
-    Raises:
-        TypeError: the age offset is not of a floating type, or the class is not an integer.
-        ValueError: shapes do not fit, or there is no such reduction.
+        reduction: over people. "mean" is the sum of the means per class, so that a few babies among many
+            adults count; a class without people adds nothing. BEV's public code divides by the number of all
+            people instead, of known age or not: ``age_class_loss(..., reduction="none").mean()``.
     """
     expect("age_offset", age_offset)
     expect_labels("age_class", age_class, age_offset.shape)

@@ -1,4 +1,4 @@
-"""Losses between a body and a plane: a table that it lies on, the ground that it stands on."""
+"""Losses between a body and a plane, such as a table that it lies on or the ground that it stands on."""
 
 from __future__ import annotations
 
@@ -25,16 +25,12 @@ def plane_height(
     normal: Float[Tensor, "*#batch 3"],
     offset: Float[Tensor, "*#batch"],
 ) -> Float[Tensor, "*batch N"]:
-    """Height of points above the plane ``normal . x = offset`` [m]; below it is negative.
+    """Return the height of points above the plane ``normal . x = offset`` [m], negative below it.
 
     Args:
         points: [m].
-        normal: points away from what is solid; of any length but zero.
+        normal: points away from the solid side; of any length but zero.
         offset: for a normal of length 1, the height of the plane above the origin [m].
-
-    Raises:
-        TypeError: an argument is no tensor of a floating type.
-        ValueError: a shape does not fit.
     """
     return _height(*_expect(points, normal, offset), None)
 
@@ -48,21 +44,17 @@ def plane_penetration_loss(
     penalty: Penalty = "l2",
     reduction: Reduction = "mean",
 ) -> Float[Tensor, "*left"]:
-    """``w_n p(max(0, -h_n))`` for each point n at the height h_n: nothing may be below a plane.
+    """Return ``w_n p(max(0, -h_n))`` per point n at the height h_n: no point may be below the plane.
 
     The inside term of SMIL's table energy (Hesse et al., MICCAI 2018), where p is the square.
 
     Args:
-        points: most often all vertices of a body [m].
+        points: usually all vertices of a body [m].
         normal: see `plane_height`.
         offset: see `plane_height`.
         weights: broadcast to (*batch, N).
         penalty: p, of depths [m].
-        reduction: over points; the mean counts those above the plane.
-
-    Raises:
-        TypeError: an argument is no tensor of a floating type.
-        ValueError: a shape does not fit, or there is no such penalty or reduction.
+        reduction: over points, including those above the plane.
     """
     points, normal, offset = _expect(points, normal, offset)
     weights = expand_weights(weights, points.shape[:-1])
@@ -79,19 +71,11 @@ def plane_contact_loss(
     penalty: Penalty = "l2",
     reduction: Reduction = "mean",
 ) -> Float[Tensor, "*left"]:
-    """``w_n p(h_n)`` for each point n at the height h_n above a plane: these points should touch it.
+    """Return ``w_n p(h_n)`` per point n at the height h_n above a plane: these points should touch it.
 
-    The close term of SMIL's table energy, where the points are on the back and p is `gmof`: what is far from
-    the table is lifted on purpose and not drawn to it. With the soles, and a mask of the frames in which a
-    foot stands, it keeps feet on the ground.
-
-    Args:
-        points: those that touch, as `part_vertices` chooses them [m].
-        normal: see `plane_height`.
-        offset: see `plane_height`.
-        weights: broadcast to (*batch, N).
-        penalty: p, of heights [m].
-        reduction: over points.
+    The close term of SMIL's table energy, where the points are on the back and p is `gmof`, so that parts far
+    from the table are not drawn to it. With the soles, and a mask of the frames in which a foot stands, it
+    keeps feet on the ground. Arguments as of `plane_penetration_loss`; `part_vertices` selects points.
     """
     points, normal, offset = _expect(points, normal, offset)
     weights = expand_weights(weights, points.shape[:-1])
@@ -105,7 +89,7 @@ def part_vertices(
     facing: tuple[float, float, float] | None = None,
     within: float = math.pi / 3,
 ) -> Int[Tensor, " K"]:
-    """Ids of vertices that move most with one of the joints, and face a direction in the rest pose.
+    """Return ids of vertices that move most with one of the joints, and face a direction in the rest pose.
 
     The soles are ``part_vertices(asset, FEET, facing=(0, -1, 0))``, the back is ``part_vertices(asset, TRUNK,
     facing=(0, 0, -1))``: bodies of this family stand upright along +y and look along +z.
@@ -117,7 +101,7 @@ def part_vertices(
         within: largest angle between it and a vertex's normal [rad].
 
     Raises:
-        ValueError: the body has no such joint, or the direction has no length.
+        ValueError: the body lacks a joint, or the direction is zero.
     """
     missing = [name for name in joints if name not in asset.joint_names]
     if missing:
@@ -137,7 +121,7 @@ def part_vertices(
 
 
 def _rest_normals(asset: BodyAsset) -> Float[np.ndarray, "V 3"]:
-    """Sums of the normals of the triangles around each vertex, by area."""
+    """Return area-weighted sums of the normals of the triangles around each vertex."""
     a, b, c = asset.template[asset.faces].astype(np.float64).transpose(1, 0, 2)
     normals = np.zeros((asset.num_vertices, 3))
     np.add.at(normals, asset.faces, np.cross(b - a, c - a)[:, None])
@@ -145,7 +129,7 @@ def _rest_normals(asset: BodyAsset) -> Float[np.ndarray, "V 3"]:
 
 
 def _expect(points: Tensor, normal: Tensor, offset: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Checked, and in one batch."""
+    """Check arguments, and expand them to one batch."""
     expect("points", points, None, 3)
     expect("normal", normal, 3)
     expect("offset", offset)
@@ -161,7 +145,7 @@ def _expect(points: Tensor, normal: Tensor, offset: Tensor) -> tuple[Tensor, Ten
 
 
 def _height(points: Tensor, normal: Tensor, offset: Tensor, weights: Tensor | None) -> Tensor:
-    """Zero where points weigh nothing."""
+    """Return heights; 0 for points of weight 0."""
     points = apply_mask(points, weights, 1)
     normals = apply_mask(normal[..., None, :].expand(points.shape), weights, 1)
     offsets = apply_mask(offset[..., None].expand(points.shape[:-1]), weights)

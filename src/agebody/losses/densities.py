@@ -16,10 +16,10 @@ from scipy.special import logsumexp
 def shrunk_covariance(
     samples: Float[np.ndarray, "N D"], *, regularization: float | None = None
 ) -> Float[np.ndarray, "D D"]:
-    """Covariance drawn towards a multiple of the identity: (1 - d) S + d tr(S) / D I.
+    """Return the covariance shrunk towards a multiple of the identity: (1 - d) S + d tr(S) / D I.
 
     Args:
-        samples: one a row.
+        samples: one per row.
         regularization: d, from 0 to 1. None takes the d of least expected squared error, estimated from the
             samples (Ledoit and Wolf 2004, "A well-conditioned estimator for large-dimensional covariance
             matrices", lemma 3.2 to 3.5).
@@ -45,18 +45,17 @@ def fit_mixture(
     tolerance: float,
     seed: int,
 ) -> tuple[Float[np.ndarray, "K D"], Float[np.ndarray, "K D D"], Float[np.ndarray, " K"]]:
-    """Means, covariances and weights of a mixture of normal distributions, by expectation maximisation.
+    """Fit means, covariances and weights of a mixture of normal distributions by expectation maximisation.
 
-    It starts from clusters (k-means++) and is the same at every call.
+    It starts from clusters (k-means++) and is deterministic.
 
     Args:
-        samples: one a row, at least one a component.
+        samples: one per row, at least as many as components.
         components: K.
-        regularization: d of `shrunk_covariance` for every component, towards the mean variance of all
-            samples.
-        iterations: at most so many.
-        tolerance: ends when the mean log-likelihood of a sample gains less.
-        seed: of the clusters' start.
+        regularization: d of `shrunk_covariance` for each component, towards the mean variance of all samples.
+        iterations: largest number of iterations.
+        tolerance: converged when the mean log-likelihood of a sample increases by less.
+        seed: of the initial clusters.
     """
     spread = samples.var(0).mean()
     labels = _clusters(samples, components, seed)
@@ -77,7 +76,7 @@ def log_densities(
     means: Float[np.ndarray, "K D"],
     covariances: Float[np.ndarray, "K D D"],
 ) -> Float[np.ndarray, "N K"]:
-    """Logarithm of each normal density at each sample."""
+    """Return the logarithm of each normal density at each sample."""
     whitened = [
         solve_triangular(factor, (samples - mean).T, lower=True)
         for mean, factor in zip(means, np.linalg.cholesky(covariances), strict=True)
@@ -87,7 +86,7 @@ def log_densities(
 
 
 def half_log_determinants(covariances: Float[np.ndarray, "K D D"]) -> Float[np.ndarray, " K"]:
-    """Logarithm of the square root of each determinant, which itself would overflow or vanish."""
+    """Return the logarithm of the square root of each determinant, which itself would overflow or vanish."""
     factors = np.linalg.cholesky(covariances)
     return np.sum(np.log(np.diagonal(factors, axis1=1, axis2=2)), axis=1)
 
@@ -99,20 +98,19 @@ def _towards_identity(covariance: np.ndarray, share: float, scale: float) -> np.
 def _moments(
     samples: np.ndarray, shares: np.ndarray, regularization: float, spread: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The maximisation: moments of the samples that each component has a share in."""
+    """Return the moments of the samples, weighted by each component's responsibilities (the M step)."""
     counts = shares.sum(0) + np.finfo(float).tiny
     means = (shares.T @ samples) / counts[:, None]
-    covariances = np.stack([
-        _towards_identity((centred * share[:, None]).T @ centred / count, regularization, spread)
-        for centred, share, count in zip(
-            samples[None] - means[:, None], shares.T, counts, strict=True
-        )
-    ])  # fmt: skip
-    return means, covariances, counts / counts.sum()
+    covariances = []
+    for mean, share, count in zip(means, shares.T, counts, strict=True):
+        centred = samples - mean
+        covariance = (centred * share[:, None]).T @ centred / count
+        covariances.append(_towards_identity(covariance, regularization, spread))
+    return means, np.stack(covariances), counts / counts.sum()
 
 
 def _clusters(samples: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Label of each sample; starts are drawn far from one another (Arthur and Vassilvitskii 2007)."""
+    """Return the label of each sample; initial means are drawn far apart (Arthur and Vassilvitskii 2007)."""
     rng = np.random.default_rng(seed)
     starts = [samples[rng.integers(len(samples))]]
     for _ in range(count - 1):

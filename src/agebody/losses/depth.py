@@ -1,8 +1,8 @@
-"""Losses of depths that people of one image have relative to each other, and of the field of view.
+"""Losses of the relative depths of the people of one image, and of the field of view.
 
-The people of an image stand in the last dimension, images before it: ``(*batch, P)``, with weight 0 where an
-image has fewer than P. Or the people of all images stand in one row, and ``image`` says whose is whose. No
-shape depends on what stands in the tensors, so that both compile, and the host never waits for a device.
+People of an image are in the last dimension, images before it: ``(*batch, P)``, with weight 0 where an image
+has fewer than P. Or the people of all images are in one row, and ``image`` holds each one's image. No shape
+depends on values, so that both compile, and the host never waits for a device.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from agebody.checks import (
 )
 
 DepthForm = Literal["gated", "log"]
-"""Whether a pair of two layers stops to count where it is well in order, or never."""
+"""Whether a pair of two layers stops counting where it is well in order, or never."""
 
 
 def depth_layer_loss(
@@ -40,29 +40,25 @@ def depth_layer_loss(
     margin: float = 0.3,
     reduction: Reduction = "mean",
 ) -> Float[Tensor, "*left"]:
-    """BEV's loss of people whose order in depth is known by layers (Sun et al., CVPR 2022).
+    """Return BEV's loss of people whose order in depth is known by layers (Sun et al., CVPR 2022).
 
     For each pair of people of an image, with ``dz = z_j - z_i`` and ``dl = layer_j - layer_i``:
 
         dz^2                         in one layer
         log(1 + exp(-sign(dl) dz))   in two
 
-    The gated form, BEV's own, counts a pair of two layers only until it is ``margin`` for each layer apart in
-    the right order; its value is not continuous there. The log form counts all pairs.
+    The gated form, BEV's own, counts a pair of two layers only until it is ``margin`` per layer apart in the
+    right order; its value is not continuous there. The log form counts all pairs.
 
     Args:
         depth: (*batch, P) depths z [m].
-        layer: (*batch, P) layers, 0 the nearest; people of negative numbers, as -1, are of unknown depth.
-        image: (*batch, P) number of each person's image; all P people are of one image by default.
+        layer: (*batch, P) layers, 0 the nearest; negative numbers, such as -1, are unknown depths.
+        image: (*batch, P) number of each person's image; by default all P people are of one image.
         weights: broadcast to (*batch, P). A pair weighs the product of its people.
         form: "gated" or "log".
-        margin: distance from layer to layer at which the gate closes [m].
+        margin: distance per layer at which the gate closes [m].
         reduction: "none" gives (*batch, P, P), zero where j <= i. "mean" is the mean over the pairs that
-            count in an image, and then over the images where any does.
-
-    Raises:
-        TypeError: depths are not of a floating type, or layers or images are no integers.
-        ValueError: shapes do not fit, or there is no such form or reduction.
+            count in an image, and then over the images with such a pair.
     """
     if form not in get_args(DepthForm):
         raise ValueError(f"form: expected one of {', '.join(get_args(DepthForm))}, got {form!r}")
@@ -92,23 +88,8 @@ def relative_metric_loss(
     max_distance: float = 1.0,
     reduction: Reduction = "mean",
 ) -> Float[Tensor, "*left"]:
-    """``log(1 + |dz - dz'|)`` for each pair of people of an image who stand close: ``|dz'| <= max_distance``.
-
-    Metric-Aware HMR (Wang et al. 2025). How far people who stand together are apart says how large they are;
-    where the group stands as a whole does not matter.
-
-    Args:
-        pred: (*batch, P) depths [m].
-        target: (*batch, P) depths [m].
-        image: (*batch, P) number of each person's image; all P people are of one image by default.
-        weights: broadcast to (*batch, P). A pair weighs the product of its people.
-        max_distance: largest distance in depth, of the target, of a pair that counts [m].
-        reduction: over pairs of all images. "none" gives (*batch, P, P), zero where j <= i.
-
-    Raises:
-        TypeError: depths are not of a floating type, or images are no integers.
-        ValueError: shapes do not fit, or there is no such reduction.
-    """
+    """Return ``log(1 + |dz - dz'|)`` per pair of people of an image who stand close: ``|dz'| <=
+    max_distance``."""
     expect("pred", pred, None)
     weights = expand_weights(weights, expect_pair(pred, target))
     apart, expected = _differences(apply_mask(pred, weights)), _differences(apply_mask(target, weights))
@@ -124,20 +105,17 @@ def fov_loss(
     weights: Weights = None,
     reduction: Reduction = "mean",
 ) -> Float[Tensor, "*left"]:
-    """``v (fov - fov')^2``, with v = ``over_weight`` where the field of view is too large and 1 elsewhere.
+    """Return ``v (fov - fov')^2``, with v = ``over_weight`` where the field of view is too large and 1
+    elsewhere.
 
-    Metric-Aware HMR (Wang et al. 2025). Too wide a view brings everybody too near.
+    Metric-Aware HMR (Wang et al. 2025): too wide a view brings everybody too near.
 
     Args:
         pred: (*batch) fields of view [rad].
         target: the same shape.
-        over_weight: what too large a field of view counts.
+        over_weight: v where the prediction is too large.
         weights: broadcast to (*batch): whose camera is known.
         reduction: over images.
-
-    Raises:
-        TypeError: an argument is no tensor of a floating type.
-        ValueError: shapes do not fit, or there is no such reduction.
     """
     difference, weights = residual(pred, target, weights)
     terms = difference.square()
@@ -145,12 +123,12 @@ def fov_loss(
 
 
 def _differences(values: Shaped[Tensor, "*batch P"]) -> Shaped[Tensor, "*batch P P"]:
-    """``values_j - values_i`` at (i, j)."""
+    """Return ``values_j - values_i`` at (i, j)."""
     return values[..., None, :] - values[..., :, None]
 
 
 def _pair_weights(weights: Tensor | None, image: Any, people: Tensor) -> Float[Tensor, "*batch P P"]:
-    """What each pair (i, j), i < j, of people of one image weighs; all others weigh nothing."""
+    """Return the weights of the pairs (i, j), i < j, of people of one image; 0 for all others."""
     count = people.shape[-1]
     once = torch.ones(count, count, dtype=people.dtype, device=people.device).triu(1)
     pairs = once.expand(*people.shape, count)
@@ -160,7 +138,7 @@ def _pair_weights(weights: Tensor | None, image: Any, people: Tensor) -> Float[T
 
 
 def _same_image(image: Any, people: Tensor) -> Tensor:
-    """Whether i and j are of one image."""
+    """Return whether i and j are of one image."""
     if image is None:
         return torch.ones((), dtype=torch.bool, device=people.device).expand(*people.shape, people.shape[-1])
     expect_labels("image", image, people.shape)

@@ -1,4 +1,4 @@
-"""Losses of bodies that pass through themselves or one another; their gradients push apart what met."""
+"""Losses of bodies that intersect themselves or one another; their gradients push apart what intersects."""
 
 from __future__ import annotations
 
@@ -26,25 +26,23 @@ def self_intersection_loss(
     reduction: Reduction = "mean",
     backend: BackendName = "auto",
 ) -> Float[Tensor, "*left"]:
-    """Triangles of one body that pass through one another, each pair penalised by the cones on both.
+    """Penalise triangles of one body that intersect, each pair by the cones on both.
 
         sum over pairs (s, t) of  sum over corners v of t: Psi_s(v)^2  +  sum over corners v of s: Psi_t(v)^2
 
-    with `conic_distance_field` Psi. Which pairs meet is found anew at every call and has no gradient.
+    with `conic_distance_field` Psi. The pairs are searched at every call, and have no gradient.
 
     Args:
         vertices: (*batch, V, 3) [m].
         faces: triangles, counter-clockwise from outside.
-        exclude: pairs that do not count, as `agebody.mesh.collisions.Exclusions.of_body` finds for a body.
+        exclude: pairs that do not count, such as `agebody.mesh.collisions.Exclusions.of_body` finds.
         sigma: height of the cones [m].
         max_collisions: as in `agebody.mesh.collisions.find_collisions`.
-        weights: broadcast to the bodies, (*batch).
+        weights: broadcast to (*batch).
         reduction: "none" gives (*batch).
         backend: of the search.
 
     Raises:
-        TypeError: a tensor is of the wrong type.
-        ValueError: a shape or an id is wrong, or sigma is not positive.
         RuntimeError: a body has more pairs than ``max_collisions``.
 
     Source: Tzionas et al., Capturing hands in action using discriminative salient points and physics
@@ -80,7 +78,7 @@ def person_intersection_loss(
     reduction: Reduction = "mean",
     backend: BackendName = "auto",
 ) -> Float[Tensor, "*left"]:
-    """People of one image that are in one another, by how deep each of their vertices is.
+    """Penalise people of one image that intersect, by the depth of each of their vertices in the other.
 
         L_ij = sum over vertices v of i inside j of  d_j(v)^2  or  d_j(v)
 
@@ -91,15 +89,10 @@ def person_intersection_loss(
     Args:
         vertices: (*batch, P, V, 3) of the P people of each image in one space [m].
         faces: triangles, counter-clockwise from outside, the same in all bodies.
-        weights: broadcast to the people, (*batch, P). A pair weighs the product of its people.
+        weights: broadcast to (*batch, P). A pair weighs the product of its people.
         form: "squared" or "linear".
-        reduction: "none" gives (*batch, P, P) terms L_ij. "mean" is over the ordered pairs of two people
-            that both count.
+        reduction: "none" gives (*batch, P, P) terms L_ij. "mean" is over the ordered pairs of two people.
         backend: of the search.
-
-    Raises:
-        TypeError: a tensor is of the wrong type.
-        ValueError: a shape or an id is wrong, or there is no such form or reduction.
 
     Source: Jiang et al., Coherent reconstruction of multiple humans from a single image, CVPR 2020.
     """
@@ -123,10 +116,10 @@ def person_intersection_loss(
 def conic_distance_field(
     points: Float[Tensor, "*#batch N 3"], triangles: Float[Tensor, "*#batch 3 3"], sigma: float = 1e-4
 ) -> Float[Tensor, "*batch N"]:
-    """How far points have come into the cone that stands on each triangle.
+    """Return how far points have come into the cone on each triangle.
 
-    The cone stands on the circle through the corners, with centre o and radius r, along the triangle's
-    normal n; it ends sigma above and widens below. With ``x = n . (p - o)`` and the distance l from the axis,
+    The cone stands on the circle through the corners, with centre o and radius r, along the triangle's normal
+    n; it ends sigma above and widens below. With ``x = n . (p - o)`` and the distance l from the axis,
 
         Phi = l / (r (1 - x / sigma))
         Upsilon = 0                                                            x >= sigma
@@ -135,15 +128,12 @@ def conic_distance_field(
         Psi = ((1 - Phi) Upsilon)^2  where Phi < 1 and x < sigma, else 0
 
     It has no unit: x is a number of metres. With a sigma far below a metre, Psi is nearly (1 + depth)^2
-    behind the triangle and 0 before it. A triangle without area has no cone.
+    behind the triangle and 0 in front of it. A triangle without area has no cone.
 
     Args:
         points: (*batch, N, 3) [m].
         triangles: (*batch, 3, 3) corners, counter-clockwise from outside [m].
-        sigma: height of the cone [m].
-
-    Raises:
-        ValueError: sigma is not positive.
+        sigma: height of the cone [m], positive.
 
     Source: Tzionas et al., IJCV 2016: its penetration term, with all derivatives of the cones as well.
     """
@@ -175,7 +165,7 @@ def conic_distance_field(
 
 
 def _not_finite(vertices: Float[Tensor, "*batch V 3"]) -> Float[Tensor, "*batch"]:
-    """Zeros; NaN for a body with vertices that no search finds, lest it pass for a good one."""
+    """Return zeros; NaN for a body with NaN vertices, which no search finds, lest it pass for a good one."""
     return (0 * vertices).sum((-2, -1))
 
 

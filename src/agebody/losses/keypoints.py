@@ -20,22 +20,19 @@ def reprojection_loss(
     penalty: Penalty = "l1",
     reduction: Reduction = "mean",
 ) -> Float[Tensor, "*left"]:
-    """``w_k (p(x_k - x'_k) + p(y_k - y'_k))`` for each keypoint k.
+    """Return ``w_k (p(x_k - x'_k) + p(y_k - y'_k))`` per keypoint k.
 
-    The unit is the caller's: pixels for SMPLify, [-1/2, 1/2] over the crop for HMR2. HMR2 and SPIN weigh by
-    the confidence c; SMPLify-X by ``(w c)**2`` with w a weight of the joint: give the square as ``weights``.
+    The unit is that of the input: pixels for SMPLify, [-1/2, 1/2] over the crop for HMR2. HMR2 and SPIN
+    weight by the confidence c; SMPLify-X by ``(w c)**2`` with a joint weight w: give the square as
+    ``weights``.
 
     Args:
         pred: (*batch, K, 2) projected keypoints.
         target: (*batch, K, 2) detected or labelled keypoints.
-        weights: confidences or a mask, broadcast to (*batch, K). Points that cannot be projected, because
-            they are not in front of the camera, should weigh nothing.
+        weights: confidences or a mask, broadcast to (*batch, K). Give weight 0 to points that cannot be
+            projected because they are not in front of the camera.
         penalty: p, of each coordinate.
         reduction: over keypoints.
-
-    Raises:
-        TypeError: an argument is no tensor of a floating type.
-        ValueError: shapes do not fit, or there is no such penalty or reduction.
     """
     difference, weights = residual(pred, target, weights, 2)
     return reduce(penalize(difference, penalty).sum(-1), weights, reduction)
@@ -51,26 +48,22 @@ def keypoints_3d_loss(
     penalty: Penalty = "l1",
     reduction: Reduction = "mean",
 ) -> Float[Tensor, "*left"]:
-    """``w_k (p(dx_k) + p(dy_k) + p(dz_k))`` for each keypoint k, relative to the root if a layout is given.
+    """Return ``w_k (p(dx_k) + p(dy_k) + p(dz_k))`` per keypoint k, relative to the root if a layout is given.
 
-    Both sets of points are moved so that their roots are at the origin. Where a point of the root weighs
-    nothing, no other point of that person can be compared: all of them weigh nothing, too.
+    Both sets of points are moved so that their roots are at the origin. Where a point of the root has weight
+    0, no other point of that person can be compared, and all of them have weight 0, too.
 
     HMR (CVPR 2018) and SPIN (ICCV 2019) square the coordinates and take the hips for root; HMR2 (ICCV 2023)
-    has their absolute value and the root of ``"hmr2_44"``.
+    takes their absolute value and the root of ``"hmr2_44"``.
 
     Args:
         pred: (*batch, K, 3) points [m].
         target: (*batch, K, 3) points [m].
-        layout: what the points are, or its name; None compares them where they are.
+        layout: of the points, or its name; None compares them in place.
         root: names of points of the layout whose mean is the root; the layout's own by default.
         weights: confidences or a mask, broadcast to (*batch, K).
         penalty: p, of each coordinate.
         reduction: over keypoints.
-
-    Raises:
-        TypeError: an argument is no tensor of a floating type.
-        ValueError: shapes do not fit, or there is no such layout, root, penalty or reduction.
     """
     difference, weights = residual(pred, target, weights, 3)
     if layout is not None:
@@ -85,7 +78,7 @@ def keypoints_3d_loss(
 def rooted_weights(
     weights: Tensor | None, points: Tensor, layout: str | KeypointLayout | None
 ) -> Tensor | None:
-    """What `keypoints_3d_loss` makes of the weights (*batch, K): nothing, of who does not show the root."""
+    """Return the weights (*batch, K) of `keypoints_3d_loss`: 0 for people without their root."""
     if weights is None or layout is None:
         return weights
     return _with_root(weights.expand(points.shape[:-1]), _roots(get_layout(layout), None, points))
@@ -99,7 +92,7 @@ def _with_root(weights: Tensor | None, roots: list[slice]) -> Tensor | None:
 
 
 def _roots(layout: KeypointLayout, root: Sequence[str] | None, points: Tensor) -> list[slice]:
-    """Where the points of the root are: slices, because a list of indices would be copied to the device."""
+    """Return slices at the points of the root; a list of indices would be copied to the device."""
     if points.dim() < 2 or points.shape[-2] != len(layout):
         raise ValueError(
             f"pred: expected the {len(layout)} points of {layout.name!r}, shape (*batch, {len(layout)}, 3), "

@@ -1,4 +1,4 @@
-"""Ranges of motion of human joints, and priors that are made of them."""
+"""Ranges of motion of human joints, and priors made from them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from agebody.rotations import PoseFormat, check_format
 
 
 class JointRange(NamedTuple):
-    """How far a joint turns about the body's axes in its T-pose, lowest and highest angle [degrees].
+    """Lowest and highest angle of a joint about the body's axes in its T-pose [degrees].
 
     +x points to the body's left, +y up, +z forward. See `swing_twist` for the angles.
     """
@@ -32,7 +32,7 @@ class JointRange(NamedTuple):
 
 
 def _both_sides(**left: JointRange) -> dict[str, JointRange]:
-    """Ranges of left joints, and their mirror images on the right."""
+    """Return ranges of left joints, and their mirror images on the right."""
     ranges = {}
     for name, (twist, x, y, z) in left.items():
         ranges[f"left_{name}"] = JointRange(twist, x, y, z)
@@ -76,7 +76,7 @@ INFANT_RANGES: Mapping[str, JointRange] = {
         wrist=JointRange("x", (-70, 20), (-20, 35), (-92, 85)),
     ),
 }
-"""Ranges of newborns, by joint: wider but for hips and knees, which do not quite straighten yet."""
+"""Ranges of newborns, by joint: wider except for hips and knees, which do not fully straighten yet."""
 
 
 class JointLimits(NamedTuple):
@@ -85,9 +85,9 @@ class JointLimits(NamedTuple):
     axes: Int[Tensor, " J"]
     """The axis of each joint's twist: 0, 1 or 2."""
     low: Float[Tensor, "*batch J 3"]
-    """Lowest angles about x, y and z [rad]; -inf of a joint without limits."""
+    """Lowest angles about x, y and z [rad]; -inf for a joint without limits."""
     high: Float[Tensor, "*batch J 3"]
-    """Highest angles about x, y and z [rad]; inf of a joint without limits."""
+    """Highest angles about x, y and z [rad]; inf for a joint without limits."""
 
 
 def joint_limits(
@@ -97,18 +97,17 @@ def joint_limits(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
 ) -> JointLimits:
-    """Limits of joints by name, from those of adults at age offset 0 to those of newborns at 1.
+    """Return limits of joints by name, from those of adults at age offset 0 to those of newborns at 1.
 
-    Joints without a range of their own, such as fingers, have none.
+    Joints without a range of their own, such as fingers, have no limits.
 
     Args:
         joint_names: J joints, such as ``body.asset.joint_names[1:]``.
-        age_offset: a number, or (*batch) for limits (*batch, J, 3); taken to [0, 1].
-        dtype: of the limits; a tensor's own where the age offset is one.
-        device: where they live; a tensor's own where the age offset is one.
+        age_offset: a number, or (*batch) for limits (*batch, J, 3); clamped to [0, 1].
+        dtype: of the limits; that of the age offset if it is a tensor.
+        device: of the limits; that of the age offset if it is a tensor.
 
     Raises:
-        TypeError: the age offset is a tensor that is not of floats.
         ValueError: none of the joints has a range.
     """
     ranges = [(ADULT_RANGES.get(name), INFANT_RANGES.get(name)) for name in joint_names]
@@ -131,13 +130,13 @@ def joint_limits(
 def swing_twist(
     rotations: Float[Tensor, "*batch 3 3"], axes: Int[Tensor, "*axes"]
 ) -> Float[Tensor, "*batch 3"]:
-    """Angles of rotations: a swing that turns the bone's direction, after a twist about the bone.
+    """Return the angles of rotations: a swing of the bone's direction, after a twist about the bone.
 
-    A rotation R is taken apart as R = swing twist. The twist turns about the bone's axis, one of x, y and z;
-    its angle is that axis's component. The swing is the shortest rotation to the bone's new direction; its
-    axis-angle vector has the two other components. To first order the three angles are the axis-angle vector,
-    and where only one of them is not zero they are it exactly. Unlike Euler angles they treat both directions
-    of the swing alike, and the only singular place is a bone turned by 180 degrees (Baerlocher and Boulic
+    A rotation is factored as R = swing twist. The twist turns about the bone's axis, one of x, y and z; its
+    angle is that axis's component. The swing is the shortest rotation to the bone's new direction; its
+    axis-angle vector has the two other components. To first order the three angles are the axis-angle vector;
+    where only one of them is not zero they equal it exactly. Unlike Euler angles they treat both directions
+    of the swing alike, and their only singularity is a bone turned by 180 degrees (Baerlocher and Boulic
     2000, "Parametrization and range of motion of the ball-and-socket joint").
 
     Args:
@@ -146,9 +145,6 @@ def swing_twist(
 
     Returns:
         (*batch, 3) angles about x, y and z [rad], from -pi to pi.
-
-    Raises:
-        TypeError, ValueError: the rotations are no floating matrices.
     """
     return angles_and_cosine(expect("rotations", rotations, 3, 3), axes)[0]
 
@@ -160,20 +156,8 @@ def joint_limits_excess(
     pose_format: PoseFormat = "axis_angle",
     weights: Weights = None,
 ) -> Float[Tensor, "*batch J 3"]:
-    """How far the angles of `swing_twist` are above (+) or below (-) their limits [rad]; within them 0.
-
-    These are the residuals of `joint_limits_loss`. Where the bone swings by more than 150 degrees, the excess
-    of the twist fades out, because at 180 there is no twist.
-
-    Args:
-        body_pose: (*batch, J, *entry), or flat (*batch, J * entry).
-        limits: of the J joints; those of SMPL's 23 on adults if None.
-        pose_format: "axis_angle", "matrix", "quaternion" or "rotation_6d".
-        weights: broadcast to (*batch, J); rotations of weight 0 are not looked at, and their excess is 0.
-
-    Raises:
-        TypeError, ValueError: the pose is not of floats, or of another shape or dtype than the limits.
-    """
+    """Return how far the angles of `swing_twist` are above (+) or below (-) their limits [rad]; 0 within
+    them."""
     check_format(pose_format)
     expect("body_pose", body_pose)
     if limits is None:
@@ -198,19 +182,10 @@ def joint_limits_loss(
     weights: Weights = None,
     reduction: Reduction = "mean",
 ) -> Float[Tensor, "*left"]:
-    """Squared angles by which joints are beyond their ranges of motion [rad^2]: one entry a joint.
+    """Return squared angles by which joints exceed their ranges of motion [rad^2], one entry per joint.
 
-    Within the limits it is 0, beyond them it grows smoothly, without a jump in its gradient.
-
-    Args:
-        body_pose: (*batch, J, *entry), or flat (*batch, J * entry).
-        limits: of the J joints, from `joint_limits`; those of SMPL's 23 on adults if None.
-        pose_format: "axis_angle", "matrix", "quaternion" or "rotation_6d".
-        weights: broadcast to (*batch, J).
-        reduction: "none" gives (*batch, J).
-
-    Raises:
-        TypeError, ValueError: the pose is not of floats, or of another shape or dtype than the limits.
+    It is 0 within the limits, and grows smoothly beyond them, without a jump in its gradient. Arguments as of
+    `joint_limits_excess`; "none" gives (*batch, J).
     """
     excess = joint_limits_excess(body_pose, limits, pose_format=pose_format, weights=weights)
     return reduce(excess.square().sum(-1), weights, reduction)
@@ -224,21 +199,18 @@ def joint_limits_prior(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
 ) -> MahalanobisPrior:
-    """A small prior made from numbers: poses spread evenly over the joints' ranges, as a normal distribution.
+    """Return a prior made from the ranges: poses spread evenly over them, as a normal distribution.
 
     Each angle has the mean and the variance of the uniform distribution over its range: the middle, and a
-    twelfth of the squared width. Angles are independent, and are read off the axis-angle vector, to which
-    `swing_twist` is equal to first order. The energy of evenly spread poses is 3 J on average.
+    twelfth of the squared width. Angles are independent, and are read from the axis-angle vector, which
+    equals `swing_twist` to first order. The energy of evenly spread poses is 3 J on average.
 
     Args:
         joint_names: the joints of the poses; those without a range are left free.
-        mean: another mean (J, 3) [rad], such as a standing pose; the variance is then that about this mean.
+        mean: another mean (J, 3) [rad], such as a standing pose; the variance is then about this mean.
         age_offset: 0 for adults to 1 for newborns.
         dtype: as of `MahalanobisPrior`.
         device: as of `MahalanobisPrior`.
-
-    Raises:
-        ValueError: none of the joints has a range, or the mean has another shape.
     """
     names = tuple(joint_names)
     limits = joint_limits(names, age_offset=age_offset, dtype=torch.float64)
@@ -255,27 +227,28 @@ def joint_limits_prior(
 
 
 FADE = math.radians(150)
-"""Swing from which on the twist counts less and less."""
+"""Swing beyond which the twist counts less and less."""
 _SERIES = tuple(float(x) for x in np.cumprod([1.0, *(2 * n / (2 * n + 1) for n in range(1, 13))]))
-"""Of t / sin t in powers of sin^2(t / 2)."""
+"""Coefficients of t / sin t in powers of sin^2(t / 2)."""
 _SMALL = 0.0625
-"""sin^2(t / 2) below which the series is used: the first term that it drops is 1e-16 of the sum."""
+"""sin^2(t / 2) below which the series is used; the first dropped term is 1e-16 of the sum."""
 _ANTIPODE = 1e-3
-"""sin t below which the direction of a swing by nearly 180 degrees counts as constant: it has no gradient."""
+"""sin t below which the direction of a swing by nearly 180 degrees is taken as constant, without a
+gradient."""
 
 
 def beyond(angles: Float[Tensor, "*batch J 3"], limits: JointLimits) -> Float[Tensor, "*batch J 3"]:
-    """How far angles are above (+) or below (-) their limits [rad]."""
+    """Return how far angles are above (+) or below (-) their limits [rad]."""
     return (angles - limits.high).clamp(min=0) - (limits.low - angles).clamp(min=0)
 
 
 def share_of_twist(cosine: Tensor) -> Tensor:
-    """1 up to a swing of 150 degrees, given by its cosine, and from there linear in it to 0 at 180."""
+    """Return 1 up to a swing of 150 degrees, given by its cosine, then linear in it to 0 at 180."""
     return ((1 + cosine) / (1 + math.cos(FADE))).clamp(0, 1)
 
 
 def angles_and_cosine(rotations: Tensor, axes: Tensor) -> tuple[Tensor, Tensor]:
-    """The angles of `swing_twist`, and the cosine of the swing's."""
+    """Return the angles of `swing_twist`, and the cosine of the swing's."""
     # With the bone's axis first and the others after it in cyclic order, every bone lies along "x".
     xyz = torch.arange(3, device=rotations.device)
     shape = rotations.shape[:-1]
@@ -292,7 +265,7 @@ def angles_and_cosine(rotations: Tensor, axes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _swing(u: Tensor, v: Tensor, cosine: Tensor) -> tuple[Tensor, Tensor]:
-    """The swing's axis-angle vector, given its axis times its sine, and its cosine."""
+    """Return the swing's axis-angle vector from its axis times its sine, and its cosine."""
     half = (1 - cosine) / 2  # sin^2(t / 2)
     small = half < _SMALL
     series = torch.full_like(half, _SERIES[-1])

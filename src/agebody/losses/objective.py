@@ -1,4 +1,4 @@
-"""What is minimised as a whole: named losses, each with its weight, and a report of what each contributed."""
+"""Objectives: weighted sums of named losses, and a report of what each term contributed."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ class LossTerm(NamedTuple):
 
     weight: float
     loss: Callable[[Values, Values, Reduction], Tensor]
-    """``(prediction, target, reduction)`` -> a number, or (*batch) where the reduction, over people, is
-    "none". A module's parameters and buffers become those of the objective."""
+    """``(prediction, target, reduction)`` -> a number, or (*batch) if the reduction, over people, is "none".
+    Parameters and buffers of a module become those of the objective."""
     prediction: tuple[str, ...]
-    """What it needs to know of the prediction."""
+    """Names that it needs of the prediction."""
     target: tuple[str, ...] = ()
-    """What it needs to know of the target. Weights are asked for by the loss, and may be missing."""
+    """Names that it needs of the target. Weights are looked up by the loss, and may be missing."""
 
 
 class ObjectiveReport(NamedTuple):
-    """What an objective comes to."""
+    """The value of an objective."""
 
     total: Tensor
     """A number, or (*batch)."""
     terms: dict[str, Tensor]
-    """Each term, weighted: they add up to the total."""
+    """The weighted terms, which sum to the total."""
 
 
 class Objective(nn.Module):
     """A weighted sum of named losses.
 
     Prediction and target are mappings of tensors by name, such as ``keypoints_2d``, ``body_pose`` or
-    ``betas``. Confidences and masks stand beside their values in the target: ``keypoints_2d_weights``.
+    ``betas``. Confidences and masks are in the target beside their values, such as ``keypoints_2d_weights``.
 
         objective = hmr2_objective().reweighted(keypoints_2d=0.02).without("adversarial")
         total, terms = objective(prediction, target)
 
     Args:
         terms: by name.
-        reduction: over people, where a call does not say another.
+        reduction: over people, the default of a call.
     """
 
     def __init__(self, terms: Mapping[str, LossTerm], *, reduction: Reduction = "mean") -> None:
@@ -60,12 +60,12 @@ class Objective(nn.Module):
     def forward(
         self, prediction: Values, target: Values | None = None, *, reduction: Reduction | None = None
     ) -> ObjectiveReport:
-        """The sum, and each term of it. Terms of weight 0 are left out.
+        """Return the sum, and its terms. Terms of weight 0 are left out.
 
         Args:
             prediction: tensors by name.
             target: tensors by name.
-            reduction: over people; "none" gives one number a person, which some terms refuse.
+            reduction: over people; "none" gives one number per person, which some terms refuse.
 
         Raises:
             ValueError: something that a term needs is missing, or no term is left.
@@ -100,11 +100,7 @@ class Objective(nn.Module):
         return {name: term.weight for name, term in self.terms.items()}
 
     def reweighted(self, **weights: float) -> Objective:
-        """The same objective with other weights for some of its terms.
-
-        Raises:
-            ValueError: it has no term of that name.
-        """
+        """Return the same objective with other weights for some of its terms."""
         self._check(*weights)
         terms = {
             name: term._replace(weight=weights.get(name, term.weight)) for name, term in self.terms.items()
@@ -112,17 +108,13 @@ class Objective(nn.Module):
         return Objective(terms, reduction=self.reduction)
 
     def without(self, *names: str) -> Objective:
-        """The same objective with some of its terms left out.
-
-        Raises:
-            ValueError: it has no term of that name.
-        """
+        """Return the same objective with some of its terms left out."""
         self._check(*names)
         terms = {name: term for name, term in self.terms.items() if name not in names}
         return Objective(terms, reduction=self.reduction)
 
     def extra_repr(self) -> str:
-        """Weights, for print."""
+        """Return the weights, for print."""
         return ", ".join(f"{name}={weight:g}" for name, weight in self.weights.items())
 
     def _check(self, *names: str) -> None:

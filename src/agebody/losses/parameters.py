@@ -1,4 +1,4 @@
-"""Losses of a body's parameters: rotations in any format, and betas."""
+"""Losses of body parameters: rotations in any format, and betas."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from agebody.losses.robust import Penalty, penalize
 from agebody.rotations import ENTRY_SHAPES, PoseFormat, check_format, no_rotation, to_matrix
 
 METRIC_AWARE_BETA_WEIGHTS = (2.56, 1.28, 0.64, 0.64, 0.32, 0.32, 0.32, 0.32, 0.32, 0.32)
-"""What the error of each of ten betas counts in Metric-Aware HMR; ``beta_weights`` takes a tensor of them."""
+"""Weights of the errors of ten betas in Metric-Aware HMR; ``beta_weights`` takes a tensor of them."""
 
 
 def rotation_loss(
@@ -27,23 +27,19 @@ def rotation_loss(
     penalty: Penalty = "l2",
     reduction: Reduction = "mean",
 ) -> Float[Tensor, "*left"]:
-    """``w |R - R'|_F^2`` for each rotation: the sum over the nine entries of the matrices.
+    """Return ``w |R - R'|_F^2`` per rotation: the sum over the nine entries of the matrices.
 
     Squared, it is ``8 sin^2(t / 2)`` with t the angle between the two: bounded, and smooth everywhere. HMR2
-    (ICCV 2023) sums it; SPIN (ICCV 2019) has the mean over entries, a ninth of ``"mean"``.
+    (ICCV 2023) sums it; SPIN (ICCV 2019) takes the mean over entries, a ninth of ``"mean"``.
 
     Args:
         pred: rotations, (*entries, 3, 3) or what the format says. Matrices are used as they are.
         target: rotations, as many.
         pose_format: format of the prediction.
         target_format: format of the target; the prediction's by default.
-        weights: broadcast to (*entries): with (B, J) rotations and a label for each of B people, (B, 1).
+        weights: broadcast to (*entries): with (B, J) rotations and a label per person, (B, 1).
         penalty: of each entry of the difference.
         reduction: over rotations.
-
-    Raises:
-        TypeError: an argument is no tensor of a floating type.
-        ValueError: shapes do not fit, or there is no such format, penalty or reduction.
     """
     pred, target, weights = _matrices(pred, target, pose_format, target_format, weights)
     return reduce(penalize(pred - target, penalty).sum((-2, -1)), weights, reduction)
@@ -59,20 +55,9 @@ def geodesic_loss(
     penalty: Penalty = "l1",
     reduction: Reduction = "mean",
 ) -> Float[Tensor, "*left"]:
-    """``w p(t)`` for each rotation, with t the angle between prediction and target [rad].
+    """Return ``w p(t)`` per rotation, with t the angle between prediction and target [rad].
 
-    Args:
-        pred: rotations, (*entries, 3, 3) or what the format says.
-        target: rotations, as many.
-        pose_format: format of the prediction.
-        target_format: format of the target; the prediction's by default.
-        weights: broadcast to (*entries): with (B, J) rotations and a label for each of B people, (B, 1).
-        penalty: p, of the angle.
-        reduction: over rotations.
-
-    Raises:
-        TypeError: an argument is no tensor of a floating type.
-        ValueError: shapes do not fit, or there is no such format, penalty or reduction.
+    Arguments as of `rotation_loss`, but the penalty p is of the angle.
     """
     pred, target, weights = _matrices(pred, target, pose_format, target_format, weights)
     return reduce(penalize(rotation_angle(pred, target), penalty), weights, reduction)
@@ -81,15 +66,11 @@ def geodesic_loss(
 def rotation_angle(
     first: Float[Tensor, "*batch 3 3"], second: Float[Tensor, "*batch 3 3"]
 ) -> Float[Tensor, "*batch"]:
-    """Angle between rotations, from 0 to pi [rad], exact at both ends.
+    """Return the angle between rotations, from 0 to pi [rad], exact at both ends.
 
-    The arc cosine of the trace loses half of the digits at either end, and its gradient is infinite there.
-    This is the arc tangent of sine and cosine: gradients have the length that they should have at any angle
-    between, and are zero at the two ends, where the angle has a kink.
-
-    Args:
-        first: (*batch, 3, 3) rotation matrices.
-        second: (*batch, 3, 3) rotation matrices.
+    The arc cosine of the trace loses half of the digits at either end, where its gradient is infinite. This
+    is the arc tangent of sine and cosine: gradients have the right length at any angle between, and are zero
+    at the two ends, where the angle has a kink.
     """
     with own_precision(first.device):
         between = first.mT @ second
@@ -108,10 +89,10 @@ def betas_loss(
     penalty: Penalty = "l2",
     reduction: Reduction = "mean",
 ) -> Float[Tensor, "*left"]:
-    """``w sum_i v_i p(b_i - b'_i)`` for each person.
+    """Return ``w sum_i v_i p(b_i - b'_i)`` per person.
 
-    HMR2 (ICCV 2023) sums over people; SPIN (ICCV 2019) has the mean over all betas, an N-th of ``"mean"``;
-    AionHMR appends the age offset to the betas. Metric-Aware HMR weighs the betas by v,
+    HMR2 (ICCV 2023) sums over people; SPIN (ICCV 2019) takes the mean over all betas, an N-th of ``"mean"``;
+    AionHMR appends the age offset to the betas. Metric-Aware HMR weights the betas by v,
     `METRIC_AWARE_BETA_WEIGHTS`.
 
     Args:
@@ -121,10 +102,6 @@ def betas_loss(
         weights: broadcast to (*batch): who has labels.
         penalty: p, of each beta.
         reduction: over people.
-
-    Raises:
-        TypeError: an argument is no tensor of a floating type.
-        ValueError: shapes do not fit, or there is no such penalty or reduction.
     """
     difference, weights = residual(pred, target, weights, None)
     terms = penalize(difference, penalty)
@@ -141,7 +118,7 @@ def betas_loss(
 def visible_matrices(
     name: str, rotations: Any, pose_format: PoseFormat, weights: Tensor | None
 ) -> Float[Tensor, "*entries 3 3"]:
-    """Matrices of checked rotations; no rotation where they weigh nothing.
+    """Return matrices of rotations after checking them; no rotation where they have weight 0.
 
     Zeros would not do there: neither a quaternion nor a 6D rotation of zeros has a matrix or a gradient.
     """

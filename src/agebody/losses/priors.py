@@ -1,4 +1,4 @@
-"""Priors without a state: how unlikely a shape is, and knees and elbows bent backwards."""
+"""Priors without a state: how unlikely a shape is, and hyperextended knees and elbows."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def shape_prior(
     weights: Weights = None,
     reduction: Reduction = "mean",
 ) -> Float[Tensor, "*left"]:
-    """Squared length of the shape coefficients, sum_i w_i b_i^2 + w_a a^2: one entry a body.
+    """Return the squared length of the shape coefficients, sum_i w_i b_i^2 + w_a a^2, one entry per body.
 
     Betas of the SMPL family are standard deviations of people's shapes, so this is the squared Mahalanobis
     distance from the mean person (Bogo et al., ECCV 2016). With the age offset it is the |[b, a]|^2 with
@@ -38,9 +38,6 @@ def shape_prior(
         age_weight: of the age offset.
         weights: broadcast to (*batch).
         reduction: "none" gives (*batch).
-
-    Raises:
-        TypeError, ValueError: an argument is not of floats, or of another shape.
     """
     weights = expand_weights(weights, expect("betas", betas, None).shape[:-1])
     squares = apply_mask(betas, weights, 1).square()
@@ -67,21 +64,8 @@ def hyperextension_prior(
     weights: Weights = None,
     reduction: Reduction = "mean",
 ) -> Float[Tensor, "*left"]:
-    """SMPLify's penalty on knees and elbows bent backwards, sum_i exp(s_i theta_i)^2: one entry a body.
-
-    theta_i is the component of a knee's axis-angle vector about x, or of an elbow's about y, and s_i the sign
-    of hyper-extension: + for the left elbow, - for the others (angles 55, 58, 12 and 15 of SMPL's 72). Four
-    straight limbs cost 4, bent ones less, at 90 degrees 0.17 (Bogo et al., ECCV 2016; SMPLify-X, CVPR 2019).
-
-    Args:
-        body_pose: (*batch, J, 3) or flat (*batch, 3 J), axis-angle vectors [rad].
-        joint_names: the J joints; the knees and elbows must be among them.
-        weights: broadcast to (*batch).
-        reduction: "none" gives (*batch).
-
-    Raises:
-        TypeError, ValueError: the pose is not of floats, or of another shape; or a knee or elbow is missing.
-    """
+    """Return SMPLify's penalty on knees and elbows bent backwards, sum_i exp(s_i theta_i)^2, one entry per
+    body."""
     pose = _named_pose(body_pose, joint_names)
     weights = expand_weights(weights, pose.shape[:-2])
     terms = _hyperextensions(apply_mask(pose, weights, 2), joint_names).square().sum(-1)

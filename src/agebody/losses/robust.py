@@ -1,4 +1,4 @@
-"""What a residual costs. All but the absolute value are its square near zero, not half of it."""
+"""Penalties of residuals. All except the absolute value are the square near zero, not half of it."""
 
 from __future__ import annotations
 
@@ -10,16 +10,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 Penalty = Literal["l1", "l2"] | Callable[[Tensor], Tensor]
-"""``"l1"`` is the absolute value, ``"l2"`` the square, elementwise; or a function of residuals that returns
-a tensor of their shape, as ``functools.partial(gmof, rho=100.0)``."""
+"""``"l1"`` is the absolute value, ``"l2"`` the square, elementwise; or a function of residuals that returns a
+tensor of their shape, such as ``functools.partial(gmof, rho=100.0)``."""
 
 
 def penalize(residual: Float[Tensor, "*shape"], penalty: Penalty) -> Float[Tensor, "*shape"]:
-    """Cost of each residual.
-
-    Raises:
-        ValueError: there is no penalty of that name.
-    """
+    """Return the cost of each residual."""
     if callable(penalty):
         return penalty(residual)
     if penalty == "l1":
@@ -30,7 +26,7 @@ def penalize(residual: Float[Tensor, "*shape"], penalty: Penalty) -> Float[Tenso
 
 
 def gmof(residual: Float[Tensor, "*shape"], rho: float | Tensor) -> Float[Tensor, "*shape"]:
-    """Geman-McClure: ``rho^2 r^2 / (rho^2 + r^2)``, which grows to rho^2 and no further.
+    """Geman-McClure: ``rho^2 r^2 / (rho^2 + r^2)``, which is bounded by rho^2.
 
     SMPLify-X (Pavlakos et al., CVPR 2019) on coordinates of keypoints; SMIL (Hesse et al., MICCAI 2018) on
     distances of scan points, where rho is called sigma.
@@ -44,9 +40,10 @@ def gmof(residual: Float[Tensor, "*shape"], rho: float | Tensor) -> Float[Tensor
 
 
 def huber(residual: Float[Tensor, "*shape"], delta: float) -> Float[Tensor, "*shape"]:
-    """``r^2`` up to ``|r| = delta`` and ``2 delta |r| - delta^2`` beyond: twice `torch.nn.HuberLoss`.
+    """``r^2`` up to ``|r| = delta`` and ``2 delta |r| - delta^2`` beyond: twice `torch.nn.HuberLoss` (Huber
+    1964).
 
-    Huber 1964. The pull of an outlier stays that of a residual delta; it is bounded, but does not vanish.
+    The gradient of an outlier stays that of a residual delta; it is bounded, but does not vanish.
 
     Args:
         residual: any shape and unit.
@@ -57,7 +54,7 @@ def huber(residual: Float[Tensor, "*shape"], delta: float) -> Float[Tensor, "*sh
 
 
 def charbonnier(residual: Float[Tensor, "*shape"], epsilon: float) -> Float[Tensor, "*shape"]:
-    """``2 epsilon (sqrt(r^2 + epsilon^2) - epsilon)``: Huber's cost with a gradient that has no kink.
+    """``2 epsilon (sqrt(r^2 + epsilon^2) - epsilon)``: Huber's cost with a gradient without a kink.
 
     Charbonnier et al. 1994, scaled to ``r^2`` near zero.
 

@@ -30,7 +30,7 @@ def scan_to_mesh_loss(
     reduction: Reduction = "mean",
     backend: BackendName = "auto",
 ) -> Float[Tensor, "*left"]:
-    """``w_s p(d_s)`` for each point s of a scan, with d_s its distance from the nearest triangle (s2m).
+    """Return ``w_s p(d_s)`` per point s of a scan, with d_s its distance from the nearest triangle (s2m).
 
     The first half of the data term of SMIL (Hesse et al., MICCAI 2018), where p is `gmof`: points that do not
     belong to the body (a blanket, hands that hold the infant) stop pulling. Differentiable in body and scan
@@ -38,19 +38,14 @@ def scan_to_mesh_loss(
 
     Args:
         vertices: of the body [m].
-        scan: points [m]; scans of different sizes are filled up with points that weigh nothing.
-        faces: ids of vertices, the same for all bodies.
-        visible: vertices that the scanner could see (`agebody.mesh.closest.visible_vertices`); points look
-            only for triangles all of whose corners are. A body without one such triangle counts for nothing.
+        scan: points [m]; pad scans of different sizes with points of weight 0.
+        faces: vertex ids, the same for all bodies.
+        visible: vertices that the scanner could see (`agebody.mesh.closest.visible_vertices`); only triangles
+            with three such corners are searched. A body without such a triangle does not count.
         weights: broadcast to (*batch, N).
         penalty: p, of distances [m].
         reduction: over points.
         backend: of the search, see `agebody.mesh.closest.closest_faces`.
-
-    Raises:
-        TypeError: an argument is no tensor of the right type.
-        ValueError: a shape does not fit, or there is no such penalty or reduction.
-        ImportError: Warp is chosen and not installed.
     """
     expect("vertices", vertices, None, 3)
     expect("scan", scan, None, 3)
@@ -77,17 +72,18 @@ def mesh_to_scan_loss(
     reduction: Reduction = "mean",
     backend: BackendName = "auto",
 ) -> Float[Tensor, "*left"]:
-    """``w_v p(d_v)`` for each vertex v of a body, with d_v its distance from the nearest scan point (m2s).
+    """Return ``w_v p(d_v)`` per vertex v of a body, with d_v its distance from the nearest scan point (m2s).
 
     The second half of SMIL's data term: it keeps parts of the body from lying where the scan shows nothing.
-    Only what the scanner could see should be drawn: give `agebody.mesh.closest.visible_vertices` as weights.
+    Only what the scanner could see should be drawn to it: give `agebody.mesh.closest.visible_vertices` as
+    weights.
 
     Args:
         vertices: of the body [m].
         scan: points [m].
         weights: of vertices, broadcast to (*batch, V).
-        scan_weights: of scan points, broadcast to (*batch, N); those of weight 0 are not there. Where none is
-            left, or the scan is empty, the body counts for nothing.
+        scan_weights: of scan points, broadcast to (*batch, N); those of weight 0 are ignored. If none is
+            left, or the scan is empty, the body does not count.
         penalty: p, of distances [m].
         reduction: over vertices.
         backend: of the search, see `agebody.mesh.closest.closest_faces`.
@@ -119,6 +115,6 @@ def _batch(vertices: Tensor, scan: Tensor) -> torch.Size:
 
 
 def _where_any(mask: Tensor, weights: Tensor | None, entries: torch.Size) -> Tensor:
-    """The weights of bodies for which the mask holds anywhere; zero for the others."""
+    """Return the weights of bodies for which the mask holds anywhere; zero for the others."""
     there = mask.any(-1, keepdim=True).expand(entries)
     return there if weights is None else torch.where(there, weights, 0)

@@ -1,4 +1,4 @@
-"""Losses of motion, for sequences: the dimension of frames stands before that of points or joints."""
+"""Losses of motion, for sequences: the dimension of frames is before that of points or joints."""
 
 from __future__ import annotations
 
@@ -22,22 +22,18 @@ def velocity_loss(
     penalty: Penalty = "l2",
     reduction: Reduction = "mean",
 ) -> Float[Tensor, "*left"]:
-    """``p(J_t+1 - J_t)``, summed over coordinates, of each point between neighbouring frames.
+    """Return ``p(J_t+1 - J_t)``, summed over coordinates, of each point between neighbouring frames.
 
     AionHMR's fitting takes half of its sum. Given the *difference* of a prediction and its target, it is the
     error of the velocity.
 
     Args:
-        points: (*batch, T, K, D) points [m], or anything else that ought to change slowly.
-        times: (*batch, T) or (T,), ascending [s]: the residual is then a velocity, and frames may come at
-            irregular times. By default it is the step from frame to frame.
-        weights: broadcast to (*batch, T, K). Two frames together weigh their product.
+        points: (*batch, T, K, D) points [m], or other values that should change slowly.
+        times: (*batch, T) or (T,), ascending [s], for residuals that are velocities, also at irregular times.
+            By default they are the steps from frame to frame.
+        weights: broadcast to (*batch, T, K). Two frames weigh their product.
         penalty: p, of each coordinate.
         reduction: over (*batch, T - 1, K).
-
-    Raises:
-        TypeError: an argument is no tensor of a floating type.
-        ValueError: shapes do not fit, or there is no such penalty or reduction.
     """
     steps, durations, weights = _steps(points, times, weights)
     return _reduced(steps / durations, _together(weights, 2), penalty, reduction)
@@ -51,20 +47,8 @@ def acceleration_loss(
     penalty: Penalty = "l2",
     reduction: Reduction = "mean",
 ) -> Float[Tensor, "*left"]:
-    """``p(J_t+1 - 2 J_t + J_t-1)``, summed over coordinates, of each point in frames with two neighbours.
-
-    Args:
-        points: (*batch, T, K, D) points [m], or anything else that ought to change evenly.
-        times: (*batch, T) or (T,), ascending [s]: the residual is then an acceleration, and right for a
-            constant one at irregular times. By default it is the change of the step.
-        weights: broadcast to (*batch, T, K). Three frames together weigh their product.
-        penalty: p, of each coordinate.
-        reduction: over (*batch, T - 2, K).
-
-    Raises:
-        TypeError: an argument is no tensor of a floating type.
-        ValueError: shapes do not fit, or there is no such penalty or reduction.
-    """
+    """Return ``p(J_t+1 - 2 J_t + J_t-1)``, summed over coordinates, of each point in frames with two
+    neighbours."""
     steps, durations, weights = _steps(points, times, weights)
     velocity = steps / durations
     between = (_later(durations) + _earlier(durations)) / 2
@@ -82,23 +66,20 @@ def momentum_loss(
     penalty: Penalty = "l2",
     reduction: Reduction = "mean",
 ) -> Float[Tensor, "*left"]:
-    """``p(J_t+1 - (J_t + m (J_t - J_t-1)))``, summed over coordinates: each point goes on, but slows down.
+    """Return ``p(J_t+1 - (J_t + m (J_t - J_t-1)))``, summed over coordinates: points move on, but slow down.
 
-    SMIL's registration (Hesse et al., MICCAI 2018; smplify-kids), with m = 1/2. With m = 0 it asks for rest,
-    with m = 1 for even motion. To fit one frame after the other, detach the two that are done.
+    SMIL's registration (Hesse et al., MICCAI 2018; smplify-kids), with m = 1/2. m = 0 asks for rest, m = 1
+    for even motion. To fit one frame after the other, detach the two that are done. Other arguments as of
+    `acceleration_loss`.
 
     Args:
         points: (*batch, T, K, D) points [m].
         momentum: m, the share of the last step that is expected again.
-        times: (*batch, T) or (T,), ascending [s]: the last step is then scaled to the duration of the next.
-            The residual stays a length.
-        weights: broadcast to (*batch, T, K). Three frames together weigh their product.
+        times: as of `velocity_loss`: the last step is scaled to the duration of the next; the residual stays
+            a length.
+        weights: broadcast to (*batch, T, K). Three frames weigh their product.
         penalty: p, of each coordinate.
         reduction: over (*batch, T - 2, K).
-
-    Raises:
-        TypeError: an argument is no tensor of a floating type.
-        ValueError: shapes do not fit, or there is no such penalty or reduction.
     """
     steps, durations, weights = _steps(points, times, weights)
     expected = momentum * _earlier(steps) * (_later(durations) / _earlier(durations))
@@ -114,19 +95,15 @@ def angular_velocity_loss(
     penalty: Penalty = "l2",
     reduction: Reduction = "mean",
 ) -> Float[Tensor, "*left"]:
-    """``p(t)`` of each joint, with t the angle from each frame's rotation to the next [rad].
+    """Return ``p(t)`` of each joint, with t the angle from each frame's rotation to the next [rad].
 
     Args:
         rotations: (*batch, T, J, 3, 3), or what the format says in place of the matrices.
         pose_format: format of the rotations.
-        times: (*batch, T) or (T,), ascending [s]: the residual is then an angular velocity.
-        weights: broadcast to (*batch, T, J). Two frames together weigh their product.
+        times: as of `velocity_loss`, for angular velocities.
+        weights: broadcast to (*batch, T, J). Two frames weigh their product.
         penalty: p, of the angle.
         reduction: over (*batch, T - 1, J).
-
-    Raises:
-        TypeError: an argument is no tensor of a floating type.
-        ValueError: shapes do not fit, or there is no such format, penalty or reduction.
     """
     matrices = visible_matrices("rotations", rotations, pose_format, weights)
     entries = expect("rotations", matrices, None, None, 3, 3).shape[:-2]
@@ -137,7 +114,7 @@ def angular_velocity_loss(
 
 
 def _steps(points: Tensor, times: Tensor | None, weights: Any) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Steps from frame to frame, (*batch, T - 1, K, D), their durations, and weights, (*batch, T, K)."""
+    """Return steps between frames, (*batch, T - 1, K, D), their durations, and weights, (*batch, T, K)."""
     expect("points", points, None, None, None)
     weights = expand_weights(weights, points.shape[:-1])
     points = apply_mask(points, weights, 1)
@@ -145,7 +122,7 @@ def _steps(points: Tensor, times: Tensor | None, weights: Any) -> tuple[Tensor, 
 
 
 def _durations(points: Tensor, times: Tensor | None, weights: Tensor | None) -> Tensor:
-    """Time from frame to frame, 1 without times and where it does not count; broadcasts to the steps."""
+    """Return durations that broadcast to the steps; 1 without times and for steps of weight 0."""
     *batch, frames, _, _ = points.shape
     if times is None:
         return points.new_ones(max(frames - 1, 0), 1, 1)
@@ -170,7 +147,7 @@ def _earlier(frames: Tensor) -> Tensor:
 
 
 def _together(weights: Tensor | None, frames: int) -> Tensor | None:
-    """Product of the weights of so many frames that follow each other."""
+    """Return the product of the weights of so many consecutive frames."""
     if weights is None:
         return None
     starts = max(weights.shape[-2] - frames + 1, 0)
