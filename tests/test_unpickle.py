@@ -19,7 +19,7 @@ from numpy.testing import assert_array_equal
 from scipy import sparse
 
 from agebody.assets.asset import AssetError
-from agebody.assets.unpickle import loads, restricted_load
+from agebody.assets.unpickle import loads
 
 MATRIX = sparse.csc_matrix(np.array([[0.0, 1.5, 0.0], [2.5, 0.0, -1.0]]))
 VALUES = {
@@ -99,17 +99,6 @@ def test_shared_values_stay_shared():
     array = np.arange(4.0)
     got = loads(pickle.dumps([array, array]))
     assert got[0] is got[1]
-
-
-def test_restricted_load_names_the_file(tmp_path):
-    path = tmp_path / "body.pkl"
-    with pytest.raises(AssetError, match=r"body\.pkl: cannot be read"):
-        restricted_load(path)
-    path.write_bytes(b"\x80\x02")
-    with pytest.raises(AssetError, match=r"body\.pkl: damaged or truncated"):
-        restricted_load(path)
-    path.write_bytes(pickle.dumps({"a": 1}))
-    assert restricted_load(path) == {"a": 1}
 
 
 class Payload:

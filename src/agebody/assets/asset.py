@@ -1,9 +1,9 @@
-"""What a body is made of: one frozen, validated set of NumPy arrays."""
+"""A body model as data: one frozen, validated set of NumPy arrays."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple, cast
@@ -12,23 +12,23 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy import sparse
 
-SMPL_JOINT_NAMES = (
-    "pelvis", "left_hip", "right_hip", "spine1", "left_knee", "right_knee", "spine2", "left_ankle",
-    "right_ankle", "spine3", "left_foot", "right_foot", "neck", "left_collar", "right_collar", "head",
-    "left_shoulder", "right_shoulder", "left_elbow", "right_elbow", "left_wrist", "right_wrist",
-    "left_hand", "right_hand",
-)  # fmt: skip
+_SMPL_JOINTS = """
+pelvis left_hip right_hip spine1 left_knee right_knee spine2 left_ankle right_ankle spine3 left_foot
+right_foot neck left_collar right_collar head left_shoulder right_shoulder left_elbow right_elbow left_wrist
+right_wrist left_hand right_hand
+"""
+SMPL_JOINT_NAMES = tuple(_SMPL_JOINTS.split())
 SMPL_PARENTS = (-1, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 12, 13, 14, 16, 17, 18, 19, 20, 21)
 
-WEIGHT_SUM_TOLERANCE = 1e-3  # 1 mm of drift for each metre a person stands from the origin
+WEIGHT_SUM_TOLERANCE = 1e-3  # moves a vertex by 1 mm per metre from the origin
 
 
 class AssetError(ValueError):
-    """A body file or array that cannot be used; the message names it, the cause, and what to do."""
+    """A body file or array that cannot be used. The message names it, the cause, and what to do."""
 
 
 class Regressor(NamedTuple):
-    """Named points that are fixed linear combinations of a body's vertices."""
+    """Named points that are fixed linear combinations of the vertices of a body."""
 
     names: tuple[str, ...]
     matrix: sparse.csr_array
@@ -37,7 +37,7 @@ class Regressor(NamedTuple):
 
 @dataclass(frozen=True)
 class Metadata:
-    """Where a body comes from and what may be done with it."""
+    """The origin and licence of a body."""
 
     name: str = "unnamed"
     kind: str = "custom"
@@ -48,9 +48,9 @@ class Metadata:
     units: str = "m"
     license: str = "unknown"
     shape_names: tuple[str, ...] = ()
-    """One name a shape direction, where they have a meaning."""
+    """One name per shape direction, where the directions have a meaning; empty otherwise."""
     sources: Mapping[str, str] = field(default_factory=dict)
-    """File name -> sha256 of every file that the body was read from."""
+    """File name -> sha256 of each file that the body was read from."""
 
 
 def _array(doc: str, dims: tuple[str | int, ...], kind: str, unit: str = "1", **defaults: Any) -> Any:
@@ -61,14 +61,13 @@ def _array(doc: str, dims: tuple[str | int, ...], kind: str, unit: str = "1", **
 class BodyAsset:
     """A body model as data: frozen and validated NumPy arrays.
 
-    Dims: V vertices, F triangles, J joints, S shape directions, A age templates, W weights a vertex.
-    Floating arrays are float32 or float64, as the source file had them. Lengths are metres; +y is up,
-    the body faces +z, its left is +x.
+    Dims: V vertices, F triangles, J joints, S shape directions, A age templates, W weights per vertex.
+    Floating-point arrays are float32 or float64, as in the source file. Lengths are metres; +y is up, the
+    body faces +z, its left is +x.
 
-    The rest surface at betas b and age offset a is ``template + shapedirs @ b`` plus the piecewise-linear
-    interpolation of the age templates: the template itself is the anchor at offset 0, and
-    ``age_templates[i]`` the one at ``age_offsets[i]``. SMPL-A (AGORA, CVPR 2021) is the case of one age
-    template, the centred infant, at offset 1.
+    The rest surface at betas b and age offset a is ``surface(a) + shapedirs @ b``, where ``surface``
+    interpolates linearly between the template, the anchor at offset 0, and ``age_templates[i]``, the anchors
+    at ``age_offsets[i]``. SMPL-A (AGORA, CVPR 2021) has one age template, the centred infant, at offset 1.
 
     Raises:
         AssetError: an array is missing, of the wrong shape or type, not finite, or inconsistent.
@@ -91,16 +90,24 @@ class BodyAsset:
     posedirs: Float[np.ndarray, "V 3 P"] | None = _array(
         "pose blend shapes, P = 9 (J - 1): displacement for one unit of each entry of the row-major "
         "matrices R_j - I of joints 1..J-1",
-        ("V", 3, "P"), "float", "m", default=None,
-    )  # fmt: skip
+        ("V", 3, "P"),
+        "float",
+        "m",
+        default=None,
+    )
     age_offsets: Float[np.ndarray, " A"] = _array(
         "age offset of each age template, ascending, none 0 (that anchor is the template)",
-        ("A",), "float", default_factory=lambda: np.zeros(0),
-    )  # fmt: skip
+        ("A",),
+        "float",
+        default_factory=lambda: np.zeros(0),
+    )
     age_templates: Float[np.ndarray, "A V 3"] | None = _array(
         "rest surface at each of those age offsets; None where there are none",
-        ("A", "V", 3), "float", "m", default=None,
-    )  # fmt: skip
+        ("A", "V", 3),
+        "float",
+        "m",
+        default=None,
+    )
     regressors: Mapping[str, Regressor] = field(
         default_factory=dict,
         metadata={
@@ -114,7 +121,10 @@ class BodyAsset:
 
     def __post_init__(self) -> None:
         """Normalise dtypes, check every array against the others, and make all of them read-only."""
-        put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
+
+        def put(name: str, value: Any) -> None:
+            object.__setattr__(self, name, value)
+
         put("template", _floats("template", self.template, (None, 3)))
         num_vertices = len(self.template)
         if num_vertices == 0:
@@ -146,41 +156,40 @@ class BodyAsset:
                 )
             shape = (len(self.age_offsets), num_vertices, 3)
             put("age_templates", _floats("age_templates", self.age_templates, shape))
-        put("regressors", MappingProxyType({
-            name: _regressor(name, regressor, num_vertices) for name, regressor in self.regressors.items()
-        }))  # fmt: skip
+        regressors = {name: _regressor(name, sets, num_vertices) for name, sets in self.regressors.items()}
+        put("regressors", MappingProxyType(regressors))
         names = self.metadata.shape_names
         if names and len(names) != self.num_betas:
             raise AssetError(f"metadata.shape_names: expected {self.num_betas} names, got {len(names)}")
 
     @property
     def num_vertices(self) -> int:
-        """V."""
+        """Number of vertices V."""
         return len(self.template)
 
     @property
     def num_joints(self) -> int:
-        """J."""
+        """Number of joints J."""
         return len(self.parents)
 
     @property
     def num_betas(self) -> int:
-        """S."""
+        """Number of shape directions S."""
         return self.shapedirs.shape[2]
 
     @property
     def has_age(self) -> bool:
-        """Whether the body can grow: it has at least one age template."""
+        """Whether the body has an age template."""
         return self.age_templates is not None and len(self.age_templates) > 0
 
     def dense_weights(self) -> Float[np.ndarray, "V J"]:
-        """Skinning weights with one column a joint."""
+        """Return the skinning weights with one column per joint."""
         dense = np.zeros((self.num_vertices, self.num_joints), self.skin_weights.dtype)
         np.add.at(dense, (np.arange(self.num_vertices)[:, None], self.skin_joints), self.skin_weights)
         return dense
 
     def at_age(self, age_offset: float) -> BodyAsset:
-        """The body of one age, without age templates; between the anchors, and beyond them, linear."""
+        """Return the body of one age, without age templates: linear between the anchors and beyond them."""
         if self.age_templates is None:
             raise AssetError(f"{self.metadata.name!r} has no age templates")
         after = int(np.searchsorted(self.age_offsets, 0))
@@ -198,21 +207,21 @@ class BodyAsset:
         )
 
     def __deepcopy__(self, memo: Any) -> BodyAsset:
-        """Itself: nothing in it can change."""
+        """Return the asset itself, which cannot change."""
         return self
 
     def replace(self, **changes: Any) -> BodyAsset:
-        """A copy with some fields changed, validated again."""
+        """Return a copy with some fields changed, validated again."""
         return dataclasses.replace(self, **changes)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle as a call of the constructor: what is loaded is validated too."""
+        """Pickle as a call of the constructor, so that loading validates too."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         values["regressors"] = dict(self.regressors)
         return _rebuild, (values,)
 
     def __repr__(self) -> str:
-        """One line with the sizes."""
+        """Return one line with the sizes."""
         return (
             f"BodyAsset({self.metadata.name!r}, kind={self.metadata.kind!r}, vertices={self.num_vertices}, "
             f"joints={self.num_joints}, betas={self.num_betas}, age_offsets={self.age_offsets.tolist()})"
@@ -226,26 +235,32 @@ def _rebuild(values: dict[str, Any]) -> BodyAsset:
 def sparse_weights(
     dense: Float[np.ndarray, "V J"],
 ) -> tuple[Int[np.ndarray, "V W"], Float[np.ndarray, "V W"]]:
-    """Joints and weights of each vertex, largest first, from a matrix with one column a joint.
+    """Return joints and weights of each vertex, largest first, from a matrix with one column per joint.
 
-    W is the largest number of non-zero weights that any vertex has; shorter rows end in zeros.
+    W is the largest number of non-zero weights of a vertex; shorter rows end in zeros.
     """
     width = max(1, int(np.count_nonzero(dense, axis=1).max(initial=0)))
     order = np.argsort(-np.abs(dense), axis=1, kind="stable")[:, :width]
     return order.astype(np.int32), np.take_along_axis(dense, order, axis=1)
 
 
-def _shape_text(shape: Iterable[int | None]) -> str:
-    return "(" + ", ".join("any" if n is None else str(n) for n in shape) + ")"
+def check_shape(name: str, got: tuple[int, ...], expected: tuple[int | None, ...]) -> None:
+    """Raise an `AssetError` where a shape is not the expected one, in which None stands for any size."""
+    if len(got) != len(expected) or any(n not in (None, m) for n, m in zip(expected, got, strict=True)):
+        texts = (", ".join("any" if n is None else str(n) for n in shape) for shape in (expected, got))
+        raise AssetError("{}: expected shape ({}), got ({})".format(name, *texts))
+
+
+def check_finite(name: str, value: np.ndarray) -> None:
+    """Raise an `AssetError` where an array has entries that are NaN or infinite."""
+    if not np.isfinite(value).all():
+        raise AssetError(f"{name}: {np.count_nonzero(~np.isfinite(value))} entries are NaN or infinite")
 
 
 def _shaped(name: str, value: Any, shape: tuple[int | None, ...]) -> np.ndarray:
     if not isinstance(value, np.ndarray):
         raise AssetError(f"{name}: expected a NumPy array, got {type(value).__name__}")
-    if value.ndim != len(shape) or any(
-        n is not None and n != m for n, m in zip(shape, value.shape, strict=True)
-    ):
-        raise AssetError(f"{name}: expected shape {_shape_text(shape)}, got {_shape_text(value.shape)}")
+    check_shape(name, value.shape, shape)
     return value
 
 
@@ -260,8 +275,7 @@ def _floats(name: str, value: Any, shape: tuple[int | None, ...]) -> np.ndarray:
     value = _shaped(name, value, shape)
     if value.dtype not in (np.float32, np.float64):
         raise AssetError(f"{name}: expected float32 or float64, got {value.dtype}")
-    if not np.isfinite(value).all():
-        raise AssetError(f"{name}: {np.count_nonzero(~np.isfinite(value))} entries are NaN or infinite")
+    check_finite(name, value)
     return _frozen(value)
 
 
@@ -270,9 +284,7 @@ def _ints(name: str, value: Any, shape: tuple[int | None, ...], below: int) -> n
     if value.dtype.kind not in "iu":
         raise AssetError(f"{name}: expected integers, got {value.dtype}")
     if value.size and (value.min() < 0 or value.max() >= below):
-        raise AssetError(
-            f"{name}: expected indices from 0 to {below - 1}, got {value.min()} to {value.max()}"
-        )
+        raise AssetError(f"{name}: expected indices 0 to {below - 1}, got {value.min()} to {value.max()}")
     return _frozen(value.astype(np.int32))
 
 
@@ -297,9 +309,7 @@ def _sparse(name: str, value: Any, shape: tuple[int | None, int]) -> sparse.csr_
         value = sparse.csr_array(_floats(name, value, shape))
     matrix = sparse.csr_array(value, copy=True)
     matrix.sum_duplicates()
-    got = cast(tuple[int, ...], matrix.shape)
-    if len(got) != 2 or got[1] != shape[1] or shape[0] not in (None, got[0]):
-        raise AssetError(f"{name}: expected shape {_shape_text(shape)}, got {_shape_text(got)}")
+    check_shape(name, cast(tuple[int, ...], matrix.shape), shape)
     _floats(name, matrix.data, (None,))
     for part in (matrix.data, matrix.indices, matrix.indptr):
         part.flags.writeable = False
@@ -311,15 +321,13 @@ def _regressor(name: str, regressor: Regressor, num_vertices: int) -> Regressor:
     names = tuple(regressor.names)
     rows = len(matrix.indptr) - 1
     if len(names) != rows or len(set(names)) != len(names):
-        raise AssetError(
-            f"regressors[{name!r}]: expected {rows} different names, one a row, got {list(names)}"
-        )
+        raise AssetError(f"regressors[{name!r}]: expected {rows} different names, got {list(names)}")
     return Regressor(names, matrix)
 
 
 def _check_weights(weights: np.ndarray) -> None:
     if weights.shape[1] == 0:
-        raise AssetError("skin_weights: expected at least one weight a vertex")
+        raise AssetError("skin_weights: expected at least one weight per vertex")
     if weights.min() < 0:
         raise AssetError(f"skin_weights: expected non-negative weights, got {weights.min():.4g}")
     sums = weights.sum(axis=1)

@@ -1,4 +1,4 @@
-"""What a file is, by its content, and the plain values in it: pickle, npz, npy, torch or safetensors."""
+"""Recognise a file by its content and read the plain values in it: pickle, npz, npy, torch, safetensors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from agebody.assets.unpickle import DTYPE_CODE, loads
 PathLike: TypeAlias = str | os.PathLike[str]
 
 MAX_BYTES = 2**31
-"""Largest file, packed or unpacked; the largest official ones have a quarter of it."""
+"""Largest file, packed or unpacked; the largest official files have a quarter of this size."""
 
 WHERE = (
     "SMPL comes from smpl.is.tue.mpg.de, SMPL-X from smpl-x.is.tue.mpg.de, SMPL-H and MANO from "
@@ -55,28 +55,28 @@ _OTHERS = (
 
 
 SAFE_TORCH = (2, 6)
-"""The first torch whose `torch.load(weights_only=True)` keeps its promise."""
+"""The first version whose `torch.load(weights_only=True)` runs no code of the file."""
 
 
 class Unread(NamedTuple):
-    """Stands for an entry that only running code of the file could read."""
+    """Stands for an entry that could only be read by running code of the file."""
 
     reason: str
 
 
 class RawFile(NamedTuple):
-    """A file's plain content."""
+    """The plain content of a file."""
 
     path: Path
     container: str
-    """pickle, npz, npy, torch or safetensors; of the last the content is not read here."""
+    """pickle, npz, npy, torch or safetensors; the content of safetensors is not read here."""
     content: Any
     sha256: str
 
 
 @contextmanager
 def naming(path: PathLike) -> Iterator[None]:
-    """Put the file's name before every `AssetError` raised inside."""
+    """Put the file's name before the message of every `AssetError` raised inside."""
     try:
         yield
     except AssetError as error:
@@ -87,18 +87,24 @@ def read_raw(path: PathLike) -> RawFile:
     """Read a file of any container without running anything of it.
 
     Raises:
-        AssetError: the file is missing, unreadable, damaged, hostile, or of another kind (see `naming`).
+        AssetError: the file is missing, unreadable, damaged, hostile, or of another kind.
     """
     path = Path(path)
     data = read_bytes(path)
     container = _container(data)
-    read = {"pickle": _read_pickle, "npz": _read_npz, "npy": _read_npy, "torch": _read_torch}.get(container)
+    read = {"pickle": loads, "npz": _read_npz, "npy": _read_npy, "torch": _read_torch}.get(container)
     content = read(data) if read else None
     return RawFile(path, container, content, hashlib.sha256(data).hexdigest())
 
 
+def check_version(version: Any, newest: int) -> None:
+    """Raise an `AssetError` for a version of a file format that is newer than the newest known one."""
+    if isinstance(version, int) and version > newest:
+        raise AssetError(f"format version {version}; this agebody reads up to {newest}: install a newer one")
+
+
 def is_safetensors(path: PathLike) -> bool:
-    """Whether a readable file begins like one of safetensors."""
+    """Return whether a readable file begins like a safetensors file."""
     path = Path(path)
     if not path.is_file():
         return False
@@ -114,11 +120,7 @@ def _safetensors_head(head: bytes, size: int) -> bool:
 
 
 def read_bytes(path: PathLike) -> bytes:
-    """The bytes of a file.
-
-    Raises:
-        AssetError: the file is missing, a folder, empty, too large or unreadable (see `naming`).
-    """
+    """Return the bytes of a file; raise an `AssetError` where it is missing, empty or too large."""
     path = Path(path)
     try:
         if path.is_dir():
@@ -152,15 +154,11 @@ def _container(data: bytes) -> str:
             raise AssetError(f"this is {what}")
     if re.match(rb"\x80[\x02-\x05]|[(c\]}]", data):
         return "pickle"
-    raise AssetError(
-        "this is not a pickle, npz, npy, torch or safetensors file; download it again, or get the .pkl"
-    )
+    raise AssetError("this is not a pickle, npz, npy, torch or safetensors file; download it or get the .pkl")
 
 
-_ZIP_ERRORS = (
-    zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, KeyError,
-    OSError, MemoryError,
-)  # fmt: skip
+_ARCHIVE_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError)
+_ZIP_ERRORS = (*_ARCHIVE_ERRORS, RuntimeError, ValueError, KeyError, OSError, MemoryError)
 
 
 @contextmanager
@@ -188,10 +186,6 @@ def _zip_container(data: bytes) -> str:
     raise AssetError(f"this is a packed archive; unpack it and give the model file in it (it holds {shown})")
 
 
-def _read_pickle(data: bytes) -> Any:
-    return loads(data)
-
-
 def _read_npz(data: bytes) -> dict[str, Any]:
     content: dict[str, Any] = {}
     with _unzipping(), zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -209,7 +203,7 @@ def _read_npy(data: bytes) -> np.ndarray:
 
 
 def _read_array(data: bytes) -> np.ndarray | Unread:
-    """An npy file, whose header NumPy itself would evaluate as Python text."""
+    """Read an npy file, whose header NumPy itself would evaluate as Python text."""
     size_bytes = {1: 2, 2: 4, 3: 4}.get(data[6] if len(data) > 8 else 0)
     if size_bytes is None or not data.startswith(_NPY_MAGIC):
         raise AssetError("an array in it is damaged; download the file again")
@@ -226,9 +220,7 @@ def _read_array(data: bytes) -> np.ndarray | Unread:
     dtype = np.dtype(order + code)
     shape = tuple(int(size) for size in re.findall(r"\d+", sizes))
     if math.prod(shape) * dtype.itemsize > len(data) - end:
-        raise AssetError(
-            f"truncated: the header promises {shape} {dtype}, but the file ends before; download it again"
-        )
+        raise AssetError(f"truncated: the header announces {shape} {dtype}; download the file again")
     array = np.ndarray(shape, dtype, data, end, order="F" if fortran == "True" else "C")
     return array if dtype.isnative else array.astype(dtype.newbyteorder("="))
 
@@ -244,7 +236,7 @@ def _read_torch(data: bytes) -> Any:
     try:
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         return _arrays(content) if isinstance(content, dict) else content
-    except Exception as error:  # whatever torch's reader meets in a foreign file
+    except Exception as error:  # torch's reader raises errors of many kinds
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         raise AssetError(
             f"torch finds no plain tensors in it ({first_line[:200]}). A training checkpoint is not a body; "

@@ -1,4 +1,4 @@
-"""The header of a saved `BodyAsset`: everything but the arrays. Its JSON schema, and the check against it."""
+"""The header of a saved `BodyAsset`, which holds everything but the arrays: its JSON schema and its check."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import re
 from typing import Any
 
 from agebody.assets.asset import AssetError, BodyAsset, Metadata
+from agebody.assets.container import check_version
 
 FORMAT_VERSION = 1
 HEADER_KEY = "agebody"
-"""The one entry of the safetensors ``__metadata__``: JSON text with everything that is not an array."""
+"""The entry of the safetensors ``__metadata__``: JSON text with everything that is not an array."""
 
 SPARSE_PARTS = {"data": "float", "indices": "int", "indptr": "int"}
 """The arrays of a compressed sparse row matrix; each is stored under ``<matrix name>.<part>``."""
@@ -20,9 +21,9 @@ _DTYPES = {"float": ["F32", "F64"], "int": ["I32"]}
 
 
 def body_asset_schema() -> dict[str, Any]:
-    """JSON schema (draft 2020-12) of the header of a saved `BodyAsset`.
+    """Return the JSON schema (draft 2020-12) of the header of a saved `BodyAsset`.
 
-    Sizes that arrays share are letters in ``x-dims``, which the schema language cannot compare.
+    Sizes that arrays share are letters in ``x-dims``, since the schema language cannot compare them.
     """
     tensors: dict[str, Any] = {}
     patterns: dict[str, Any] = {}
@@ -75,10 +76,10 @@ def body_asset_schema() -> dict[str, Any]:
 
 
 def read_header(header: Any) -> dict[str, Any]:
-    """The texts of a safetensors header, after checking the header against the schema.
+    """Check a safetensors header against the schema, and return its texts.
 
     Raises:
-        AssetError: the header is not that of a `BodyAsset`, or of a format that this version does not know.
+        AssetError: the header is not that of a `BodyAsset`, or of a newer format.
     """
     metadata = header.get("__metadata__") if isinstance(header, dict) else None
     if not isinstance(metadata, dict) or HEADER_KEY not in metadata:
@@ -88,10 +89,7 @@ def read_header(header: Any) -> dict[str, Any]:
     except (TypeError, ValueError, RecursionError) as error:
         raise AssetError(f"its description is damaged ({error}); get or save the file again") from error
     version = texts.get("format_version") if isinstance(texts, dict) else None
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise AssetError(
-            f"format version {version}; this agebody reads up to {FORMAT_VERSION}: install a newer one"
-        )
+    check_version(version, FORMAT_VERSION)
     _check(header, body_asset_schema(), "the header")
     return texts
 
@@ -115,9 +113,8 @@ def _check(value: Any, schema: dict[str, Any], where: str) -> None:
     if "minimum" in schema:
         _expect(where, value >= schema["minimum"], f"at least {schema['minimum']}")
     if "pattern" in schema:
-        _expect(
-            where, re.search(schema["pattern"], value) is not None, f"text that matches {schema['pattern']}"
-        )
+        pattern = schema["pattern"]
+        _expect(where, re.search(pattern, value) is not None, f"text that matches {pattern}")
     if "contentSchema" in schema:
         _check(json.loads(value), schema["contentSchema"], f"{where}, JSON text")
     if isinstance(value, list):
@@ -166,7 +163,7 @@ def _tensor(kind: str, dims: Any, doc: str, unit: str = "1") -> dict[str, Any]:
 
 
 def _sparse(dims: Any, doc: str) -> dict[str, Any]:
-    """Schemas of the three arrays of a sparse matrix of these dims; N counts its stored values."""
+    """Return schemas of the three arrays of a sparse matrix; N is the number of its stored values."""
     rows, columns = dims
     docs = {
         "data": f"{doc}: values of a sparse ({rows}, {columns}) matrix, row by row",
@@ -182,7 +179,7 @@ def _names() -> dict[str, Any]:
 
 
 def _metadata() -> dict[str, Any]:
-    """Text, but for the shape names and the sources."""
+    """Return the schema of the metadata: texts, except for the shape names and the sources."""
     properties: dict[str, Any] = {field.name: {"type": "string"} for field in dataclasses.fields(Metadata)}
     properties["shape_names"] = {"type": "array", "items": {"type": "string"}}
     digest = {"type": "string", "pattern": "^[0-9a-f]{64}$"}

@@ -39,20 +39,20 @@ def load_asset(
 
     Files are recognised by content, not by name: SMPL v1.0.0 and v1.1.0, SMIL, SMPL-H, SMPL-X and MANO as
     pickle or npz, the packs of BEV and ROMP (``SMPLA_NEUTRAL.pth``, ``smil_packed_info.pth``), HMR's copy.
-    Nothing in a file is ever run, and ``chumpy`` is not needed. Arrays keep the file's precision.
+    Nothing in a file is run, and ``chumpy`` is not needed. Arrays keep the precision of the file.
 
     Args:
         path: the file.
-        infant_template: makes SMPL-A of an adult body (AGORA, CVPR 2021): ``smpl_kid_template.npy``, a SMIL
-            model file, or the vertices (V, 3) [m]. They are centred, and become the age anchor at offset 1.
+        infant_template: turns an adult body into SMPL-A (AGORA, CVPR 2021): ``smpl_kid_template.npy``, a SMIL
+            model file, or vertices (V, 3) [m]. They are centred and become the age anchor at offset 1.
         regressors: keypoint regressors to attach, each a file (npy, npz, pickle) or a matrix (K, V). The
-            names ``j19``, ``extra9``, ``h36m17`` and ``coco17`` stand for the known sets (such as HMR2's
-            ``SMPL_to_J19.pkl``, SPIN's ``J_regressor_extra.npy`` and ``J_regressor_h36m.npy``).
-        gender: ``neutral``, ``female`` or ``male``; read from the file's name where None.
+            names ``j19``, ``extra9``, ``h36m17`` and ``coco17`` are those of the known sets (HMR2's
+            ``SMPL_to_J19.pkl``, SPIN's ``J_regressor_extra.npy`` and ``J_regressor_h36m.npy``, COCO).
+        gender: ``neutral``, ``female`` or ``male``; read from the file's name if None.
 
     Raises:
-        AssetError: a file is missing, unreadable, damaged, hostile, or not what it is given as. The message
-            names the file, what it is, and what to do.
+        AssetError: a file is missing, unreadable, damaged, hostile, or of the wrong kind. The message names
+            the file, its kind, and what to do.
         ValueError: `gender` is none of the three.
     """
     if gender not in (None, *GENDERS):
@@ -74,11 +74,11 @@ def load_asset(
 def save_asset(asset: BodyAsset, path: PathLike, *, overwrite: bool = False) -> None:
     """Write a body in this library's format: a safetensors file, described in ``assets_spec/``.
 
-    The file appears whole or not at all: an interrupted save leaves what was there before and nothing else.
+    The file is written completely or not at all: an interrupted save leaves an existing file unchanged.
 
     Raises:
-        FileExistsError: the file is there and `overwrite` is False.
-        FileNotFoundError, IsADirectoryError, PermissionError, OSError: the file cannot be written there.
+        FileExistsError: the file exists and `overwrite` is False.
+        OSError: the file cannot be written there.
     """
     header: dict[str, Any] = {"format_version": FORMAT_VERSION}
     tensors: dict[str, np.ndarray] = {}
@@ -106,16 +106,12 @@ def save_asset(asset: BodyAsset, path: PathLike, *, overwrite: bool = False) -> 
 
 
 def export_smpl_npz(asset: BodyAsset, path: PathLike, *, overwrite: bool = False) -> None:
-    """Write a body with SMPL's entry names, as an npz file.
+    """Write a body with SMPL's entry names, as an npz file; errors as in `save_asset`.
 
-    smplx's SMPL class opens only pickles by itself, such as `export_smpl_pkl` writes; it takes an npz file as
-    ``smplx.SMPL("", data_struct=smplx.utils.Struct(**np.load(path)))``. The format has no place for age
-    templates and keypoint regressors; an age template goes beside it as
+    smplx's SMPL class itself opens only pickles, which `export_smpl_pkl` writes; it takes an npz file as
+    ``smplx.SMPL("", data_struct=smplx.utils.Struct(**np.load(path)))``. The format has no age templates and
+    no keypoint regressors; save an age template beside it with
     ``np.save("smpl_kid_template.npy", asset.age_templates[-1])``.
-
-    Raises:
-        FileExistsError: the file is there and `overwrite` is False.
-        FileNotFoundError, IsADirectoryError, PermissionError, OSError: the file cannot be written there.
     """
     arrays: dict[str, Any] = _smpl_arrays(asset)
     with replacing(path, overwrite=overwrite) as temporary, temporary.open("wb") as file:
@@ -123,12 +119,7 @@ def export_smpl_npz(asset: BodyAsset, path: PathLike, *, overwrite: bool = False
 
 
 def export_smpl_pkl(asset: BodyAsset, path: PathLike, *, overwrite: bool = False) -> None:
-    """Write what `export_smpl_npz` writes as a pickle of NumPy arrays: `smplx.SMPL` opens it without chumpy.
-
-    Raises:
-        FileExistsError: the file is there and `overwrite` is False.
-        FileNotFoundError, IsADirectoryError, PermissionError, OSError: the file cannot be written there.
-    """
+    """Write the arrays of `export_smpl_npz` as a pickle, which `smplx.SMPL` opens without chumpy."""
     content = pickle.dumps(_smpl_arrays(asset), protocol=2)
     with replacing(path, overwrite=overwrite) as temporary:
         temporary.write_bytes(content)
@@ -215,12 +206,12 @@ def _matrix(tensors: dict[str, np.ndarray], name: str, num_columns: int) -> spar
 
 
 def _smpl_arrays(asset: BodyAsset) -> dict[str, np.ndarray]:
-    """A body under SMPL's entry names, as its v1.0.0 files have them."""
+    """Return a body under SMPL's entry names, as in its v1.0.0 files."""
     num_features = 9 * (asset.num_joints - 1)
     posedirs = asset.posedirs
     if posedirs is None:
         posedirs = np.zeros((asset.num_vertices, 3, num_features), asset.template.dtype)
-    parents = asset.parents.astype(np.uint32)  # the root's parent becomes 2^32 - 1, as SMPL has it
+    parents = asset.parents.astype(np.uint32)  # the parent of the root becomes 2^32 - 1, as in SMPL
     return {
         "v_template": asset.template,
         "f": asset.faces.astype(np.uint32),

@@ -1,51 +1,52 @@
-"""Names of the points that regressor sets bring, the surface points of SMPL's topology, and the landmarks."""
+"""Names of the points of the known regressor sets, vertices of SMPL's surface points, and the landmarks."""
 
-COCO17 = (
-    "nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder",
-    "left_elbow", "right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip", "left_knee",
-    "right_knee", "left_ankle", "right_ankle",
-)  # fmt: skip
 
-SURFACE21_SMPL_VERTICES = {
-    "nose": 332, "right_eye": 6260, "left_eye": 2800, "right_ear": 4071, "left_ear": 583,
-    "left_big_toe": 3216, "left_small_toe": 3226, "left_heel": 3387,
-    "right_big_toe": 6617, "right_small_toe": 6624, "right_heel": 6787,
-    "left_thumb": 2746, "left_index": 2319, "left_middle": 2445, "left_ring": 2556, "left_pinky": 2673,
-    "right_thumb": 6191, "right_index": 5782, "right_middle": 5905, "right_ring": 6016, "right_pinky": 6133,
-}  # fmt: skip
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+COCO17 = _names("""
+nose left_eye right_eye left_ear right_ear left_shoulder right_shoulder left_elbow right_elbow left_wrist
+right_wrist left_hip right_hip left_knee right_knee left_ankle right_ankle
+""")
+
+SURFACE21 = _names("""
+nose right_eye left_eye right_ear left_ear
+left_big_toe left_small_toe left_heel right_big_toe right_small_toe right_heel
+left_thumb left_index left_middle left_ring left_pinky
+right_thumb right_index right_middle right_ring right_pinky
+""")
 """Face, feet and finger tips, in the order in which smplx and BEV append them to the 24 joints."""
 
-SURFACE21 = tuple(SURFACE21_SMPL_VERTICES)
+_FACE_VERTICES = (332, 6260, 2800, 4071, 583)
+_FEET_VERTICES = (3216, 3226, 3387, 6617, 6624, 6787)
+_HAND_VERTICES = (2746, 2319, 2445, 2556, 2673, 6191, 5782, 5905, 6016, 6133)
+SURFACE21_SMPL_VERTICES = dict(zip(SURFACE21, _FACE_VERTICES + _FEET_VERTICES + _HAND_VERTICES, strict=True))
+"""Vertex of each of these points in SMPL's topology."""
 
-EXTRA9 = (
-    "right_hip_lsp", "left_hip_lsp", "neck_lsp", "head_top_lsp", "pelvis_mpii", "thorax_mpii",
-    "spine_h36m", "jaw_h36m", "head_h36m",
-)  # fmt: skip
+EXTRA9 = _names("""
+right_hip_lsp left_hip_lsp neck_lsp head_top_lsp pelvis_mpii thorax_mpii spine_h36m jaw_h36m head_h36m
+""")
 """Rows of the regressor that SPIN, HMR and BEV call "extra"."""
 
-J19 = (
-    "right_ankle", "right_knee", "right_hip", "left_hip", "left_knee", "left_ankle", "right_wrist",
-    "right_elbow", "right_shoulder", "left_shoulder", "left_elbow", "left_wrist", "neck_lsp", "head_top_lsp",
-    "pelvis_mpii", "thorax_mpii", "spine_h36m", "jaw_h36m", "head_h36m",
-)  # fmt: skip
+_LSP12 = _names("""
+right_ankle right_knee right_hip left_hip left_knee left_ankle
+right_wrist right_elbow right_shoulder left_shoulder left_elbow left_wrist
+""")
+J19 = _LSP12 + EXTRA9[2:]
 """Rows of the regressor that HMR2 appends to OpenPose's 25 points."""
 
-H36M17 = (
-    "pelvis", "left_hip", "left_knee", "left_ankle", "right_hip", "right_knee", "right_ankle", "spine",
-    "neck", "nose", "head", "left_shoulder", "left_elbow", "left_wrist", "right_shoulder", "right_elbow",
-    "right_wrist",
-)  # fmt: skip
+H36M17 = _names("""
+pelvis left_hip left_knee left_ankle right_hip right_knee right_ankle spine neck nose head left_shoulder
+left_elbow left_wrist right_shoulder right_elbow right_wrist
+""")
 """Rows of ``J_regressor_h36m.npy`` as SPIN and its followers read it: the left leg comes before the right."""
 
-H36M17_BEV = (
-    "right_ankle", "right_knee", "right_hip", "left_hip", "left_knee", "left_ankle", "right_wrist",
-    "right_elbow", "right_shoulder", "left_shoulder", "left_elbow", "left_wrist", "neck", "head", "pelvis",
-    "spine", "nose",
-)  # fmt: skip
-"""The same points in the order of BEV's packs, which follow the order of LSP."""
+H36M17_BEV = (*_LSP12, "neck", "head", "pelvis", "spine", "nose")
+"""The same points in the order of BEV's packs, which is that of LSP."""
 
 REGRESSOR_NAMES = {"coco17": COCO17, "surface21": SURFACE21, "extra9": EXTRA9, "j19": J19, "h36m17": H36M17}
-"""The regressor sets that layouts know by name, and what their rows are."""
+"""The regressor sets that keypoint layouts know by name, and the points in their rows."""
 
 _SIDED_LANDMARKS = {
     "ear": "the head's point farthest to that side",
@@ -71,7 +72,7 @@ _SIDED_LANDMARKS = {
     "ankle_level": "on the bone, where the shank is thinnest",
 }
 
-LANDMARKS = {
+_MIDDLE_LANDMARKS = {
     "head_top": "highest point of the head (vertex)",
     "forehead": "front of the head where it is widest, above the brows",
     "chin": "lowest point of the chin, in front (menton)",
@@ -82,10 +83,12 @@ LANDMARKS = {
     "navel": "front of the trunk, 0.36 of the way up from the crotch to the suprasternale (omphalion)",
     "navel_back": "back of the trunk at the navel's height",
     "crotch": "lowest point of the trunk between the legs",
-} | {
-    f"{side}_{name}": text for name, text in _SIDED_LANDMARKS.items() for side in ("left", "right")
-}  # fmt: skip
-"""The points of the regressor set "landmarks", and where they are on a body in its rest pose.
+}
 
-Most lie on the skin. The levels are where a limb's girth is taken, and lie on its axis.
+LANDMARKS = _MIDDLE_LANDMARKS | {
+    f"{side}_{name}": text for name, text in _SIDED_LANDMARKS.items() for side in ("left", "right")
+}
+"""The points of the regressor set "landmarks", and their places on a body in its rest pose.
+
+Most lie on the skin. The levels, where the girth of a limb is measured, lie on its axis.
 """

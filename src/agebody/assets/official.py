@@ -1,6 +1,6 @@
-"""From the files that SMPL-family models are published in to a `BodyAsset`.
+"""Read the files in which SMPL-family models are published.
 
-The files share SMPL's entry names (Loper 2015) and differ in what they add: SMPL, SMIL, SMPL-H, SMPL-X and
+The files share SMPL's entry names (Loper 2015) and differ in their additions: SMPL, SMIL, SMPL-H, SMPL-X and
 MANO as pickle or npz, BEV's and ROMP's packs as torch files, HMR's copy with its own regressor.
 """
 
@@ -20,6 +20,7 @@ from agebody.assets.asset import (
     BodyAsset,
     Metadata,
     Regressor,
+    check_shape,
     sparse_weights,
 )
 from agebody.assets.container import RawFile, Unread
@@ -32,12 +33,12 @@ from agebody.assets.landmarks import (
 )
 
 _BODY22 = SMPL_JOINT_NAMES[:22]
-_FINGERS = tuple(
-    f"{finger}{i}" for finger in ("index", "middle", "pinky", "ring", "thumb") for i in (1, 2, 3)
-)
+_FIVE = ("index", "middle", "pinky", "ring", "thumb")
+_FINGERS = tuple(f"{finger}{i}" for finger in _FIVE for i in (1, 2, 3))
 _HANDS = tuple(f"{side}_{finger}" for side in ("left", "right") for finger in _FINGERS)
 JOINT_NAMES = {
     "smpl": SMPL_JOINT_NAMES,
+    "smil": SMPL_JOINT_NAMES,
     "smplh": _BODY22 + _HANDS,
     "smplx": (*_BODY22, "jaw", "left_eye", "right_eye", *_HANDS),
     "mano": ("wrist", *_FINGERS),
@@ -46,15 +47,16 @@ JOINT_NAMES = {
 
 _COCOPLUS19 = (*J19[:14], "nose", "left_eye", "right_eye", "left_ear", "right_ear")
 TITLES = {"smpl": "SMPL", "smil": "SMIL", "smplh": "SMPL-H", "smplx": "SMPL-X", "mano": "MANO"}
-"""How people write the model families."""
+"""The model families as they are written."""
 
 _TOPOLOGIES = {6890: "smpl", 10475: "smplx", 778: "mano"}
+_MANO_LICENSE = "MANO and SMPL-H model licence: non-commercial research (mano.is.tue.mpg.de)"
 _LICENSES = {
     "smpl": "SMPL model licence: non-commercial research (smpl.is.tue.mpg.de)",
     "smil": "SMIL model licence: non-commercial research (s.fhg.de/smil)",
-    "smplh": "MANO and SMPL-H model licence: non-commercial research (mano.is.tue.mpg.de)",
     "smplx": "SMPL-X model licence: non-commercial research (smpl-x.is.tue.mpg.de)",
-    "mano": "MANO and SMPL-H model licence: non-commercial research (mano.is.tue.mpg.de)",
+    "smplh": _MANO_LICENSE,
+    "mano": _MANO_LICENSE,
 }
 _KID_LICENSE = "AGORA kid template: non-commercial research (agora.is.tue.mpg.de)"
 GENDERS = ("neutral", "female", "male")
@@ -67,14 +69,15 @@ _NUM_EXPRESSIONS = {400: 100, 20: 10}  # of SMPL-X's shape directions, the last 
 
 
 def read_body(raw: RawFile, *, gender: str | None = None) -> BodyAsset:
-    """The body in a file of SMPL's entry names.
+    """Return the body in a file with SMPL's entry names.
 
     Args:
-        raw: the file's content.
-        gender: what the file is of; read from its name where None.
+        raw: the content of the file.
+        gender: gender of the body; read from the file's name if None.
 
     Raises:
-        AssetError: the file is no body, or its arrays do not make one; the caller adds the file's name.
+        AssetError: the file is not a body, or its arrays are inconsistent. This and the other messages of
+            this module do not name the file; the caller does.
     """
     content = raw.content
     if not isinstance(content, dict) or any(key not in content for key in _REQUIRED):
@@ -84,9 +87,9 @@ def read_body(raw: RawFile, *, gender: str | None = None) -> BodyAsset:
     num_vertices = len(template)
     parents = _parents(entry.indices("kintree_table"))
     num_joints = len(parents)
-    posedirs = entry.floats("posedirs") if "posedirs" in content else None
-    if posedirs is not None:
-        posedirs = _posedirs(posedirs, num_vertices, num_joints)
+    posedirs = None
+    if "posedirs" in content:
+        posedirs = _freeze(_posedirs(entry.floats("posedirs"), num_vertices, num_joints))
     weights = entry.floats("weights", (num_vertices, num_joints))
     skin_joints, skin_weights = sparse_weights(weights)
     kind = _kind(parents, num_vertices, template)
@@ -99,12 +102,12 @@ def read_body(raw: RawFile, *, gender: str | None = None) -> BodyAsset:
         template=_freeze(template),
         faces=entry.indices("f"),
         parents=parents,
-        joint_names=JOINT_NAMES.get(_layout(kind)) or tuple(f"joint{j}" for j in range(num_joints)),
+        joint_names=JOINT_NAMES.get(kind) or tuple(f"joint{j}" for j in range(num_joints)),
         joint_regressor=entry.matrix("J_regressor", (num_joints, num_vertices)),
         skin_joints=_freeze(skin_joints),
         skin_weights=_freeze(skin_weights),
         shapedirs=_freeze(shapedirs),
-        posedirs=None if posedirs is None else _freeze(posedirs),
+        posedirs=posedirs,
         regressors=_regressors(entry, num_vertices, template.dtype),
         metadata=Metadata(
             name=raw.path.stem,
@@ -120,22 +123,14 @@ def read_body(raw: RawFile, *, gender: str | None = None) -> BodyAsset:
 
 
 def read_infant_template(raw: RawFile) -> tuple[Float[np.ndarray, "V 3"], str]:
-    """The vertices and licence of an infant template: `smpl_kid_template.npy`, or that of a SMIL model file.
-
-    Raises:
-        AssetError: the file holds neither; the caller adds the file's name.
-    """
+    """Return vertices and licence of an infant template: `smpl_kid_template.npy`, or a SMIL model file."""
     if isinstance(raw.content, np.ndarray):
         return raw.content, _KID_LICENSE if "kid_template" in raw.path.name else "unknown"
     return infant_of(read_body(raw))
 
 
 def infant_of(body: BodyAsset) -> tuple[Float[np.ndarray, "V 3"], str]:
-    """The template and licence of an infant body.
-
-    Raises:
-        AssetError: the body is an adult.
-    """
+    """Return template and licence of an infant body; raise an `AssetError` for an adult."""
     stature = float(np.ptp(body.template[:, 1]))
     if stature >= _INFANT_BELOW:
         raise AssetError(
@@ -146,22 +141,21 @@ def infant_of(body: BodyAsset) -> tuple[Float[np.ndarray, "V 3"], str]:
 
 
 def with_infant(body: BodyAsset, infant: np.ndarray, license: str = "unknown") -> BodyAsset:
-    """The body with an infant template as its age anchor at offset 1, centred as SMPL-A has it.
+    """Return the body with an infant template as its age anchor at offset 1, centred as in SMPL-A.
 
-    The anchor is ``infant - infant.mean(axis=0)`` (AGORA, CVPR 2021): the adult template is not centred.
+    The anchor is ``infant - infant.mean(axis=0)`` (AGORA, CVPR 2021); the adult template is not centred.
 
     Raises:
-        AssetError: the infant has other vertices than the body, or the body has an age template already.
+        AssetError: the topologies differ, or the body has an age template already.
     """
     if body.has_age:
         raise AssetError(
             f"{body.metadata.name} brings its own age templates (offsets {body.age_offsets.tolist()}); "
-            "leave infant_template away"
+            "omit infant_template"
         )
     if not isinstance(infant, np.ndarray) or infant.dtype.kind != "f":
-        raise AssetError(
-            f"expected an array of float vertices, got {getattr(infant, 'dtype', type(infant).__name__)}"
-        )
+        kind = getattr(infant, "dtype", type(infant).__name__)
+        raise AssetError(f"expected an array of floating-point vertices, got {kind}")
     if infant.shape != body.template.shape:
         advice = {
             6890: "SMPL and SMPL-H need smpl_kid_template.npy or a SMIL model",
@@ -183,11 +177,7 @@ def with_infant(body: BodyAsset, infant: np.ndarray, license: str = "unknown") -
 
 
 def read_regressor(name: str, raw: RawFile) -> Regressor:
-    """A keypoint regressor from a file that holds one matrix (npy, npz or pickle), dense or sparse.
-
-    Raises:
-        AssetError: the file does not hold one matrix; the caller adds the file's name.
-    """
+    """Return the keypoint regressor in a file that holds one matrix, dense or sparse."""
     content = raw.content
     if isinstance(content, dict) and len(content) == 1:
         (content,) = content.values()
@@ -195,11 +185,7 @@ def read_regressor(name: str, raw: RawFile) -> Regressor:
 
 
 def named_regressor(name: str, matrix: Any) -> Regressor:
-    """A matrix with one row a point, with the point names that `name` stands for, or numbered ones.
-
-    Raises:
-        AssetError: not a matrix, or of another number of rows than the set of that name has.
-    """
+    """Return a matrix with one row per point as a regressor, with the point names of the set of that name."""
     if not (isinstance(matrix, np.ndarray) or sparse.issparse(matrix)) or matrix.ndim != 2:
         raise AssetError(
             f"regressors[{name!r}]: expected a matrix of shape (points, vertices), got "
@@ -215,20 +201,16 @@ def named_regressor(name: str, matrix: Any) -> Regressor:
 
 
 def what_it_is(raw: RawFile) -> str:
-    """What a file that is not a body holds, and what to get instead."""
+    """Say what a file that is not a body holds, and what to get instead."""
     content = raw.content
     if isinstance(content, np.ndarray):
         owner = {6890: "SMPL", 10475: "SMPL-X"}.get(content.shape[0] if content.ndim else 0)
         if owner and content.shape[1:] == (3,):
             return (
-                f"this is a set of vertices for {owner}, such as a kid template, not a body; give it as "
-                f"infant_template beside a {owner} model"
+                f"{owner} vertices, such as a kid template, not a body; give it as infant_template"
             )
         if content.ndim == 2 and content.shape[1] in _TOPOLOGIES:
-            return (
-                f"this is a matrix of shape {content.shape}, such as a keypoint regressor; give it in "
-                "regressors beside a model file"
-            )
+            return f"this is a matrix of shape {content.shape}, such as a regressor; give it in regressors"
         return f"this is a single array of shape {content.shape}, not a body; {_GET_MODEL}"
     if not isinstance(content, dict):
         return f"this holds a {type(content).__name__}, not a body; {_GET_MODEL}"
@@ -238,9 +220,7 @@ def what_it_is(raw: RawFile) -> str:
     if {"mean", "prec"} <= keys:
         return "this is SMIL's pose prior, not a body; the body is in smil_web.pkl"
     if keys & {"state_dict", "model", "model_state_dict", "optimizer", "epoch"}:
-        return (
-            "this is a training checkpoint of a network, not a body; get the model file it was trained with"
-        )
+        return "this is a training checkpoint of a network, not a body; get the model file it was trained on"
     if keys & {"poses", "body_pose", "trans", "global_orient"}:
         return f"this is a motion or a set of fitted parameters, not a body; {_GET_MODEL}"
     if "skin_template_v" in keys or "skel_template_v" in keys:
@@ -251,7 +231,7 @@ def what_it_is(raw: RawFile) -> str:
 
 
 class _Entries:
-    """Typed access to a file's entries."""
+    """The entries of a file, checked for their types."""
 
     def __init__(self, content: dict[str, Any]) -> None:
         self.content = content
@@ -259,9 +239,7 @@ class _Entries:
     def array(self, name: str) -> np.ndarray:
         value = self.content[name]
         if isinstance(value, Unread):
-            raise AssetError(
-                f"{name} is {value.reason}; take the file as the model's site offers it, not a copy of it"
-            )
+            raise AssetError(f"{name} is {value.reason}; get the original file from the model's site")
         if not isinstance(value, np.ndarray):
             raise AssetError(f"{name}: expected an array, got {type(value).__name__}")
         return value
@@ -271,17 +249,13 @@ class _Entries:
         if value.dtype == np.float16:
             value = value.astype(np.float32)
         if value.dtype.kind != "f":
-            raise AssetError(f"{name}: expected floating numbers, got {value.dtype}")
-        if shape and (
-            value.ndim != len(shape)
-            or any(n not in (None, m) for n, m in zip(shape, value.shape, strict=True))
-        ):
-            expected = ", ".join("any" if n is None else str(n) for n in shape)
-            raise AssetError(f"{name}: expected shape ({expected}), got {value.shape}")
+            raise AssetError(f"{name}: expected floating-point numbers, got {value.dtype}")
+        if shape:
+            check_shape(name, value.shape, shape)
         return value
 
     def indices(self, name: str) -> np.ndarray:
-        """Whole numbers, which BEV's packs keep as floats."""
+        """Return whole numbers, which BEV's packs store as floats."""
         value = self.array(name)
         if value.dtype.kind == "f":
             if not (np.isfinite(value).all() and np.array_equal(value, np.rint(value))):
@@ -294,16 +268,12 @@ class _Entries:
         value = self.content[name]
         if not sparse.issparse(value):
             value = self.floats(name, (None, None))
-        rows, columns = shape
-        if value.shape[1] != columns or rows not in (None, value.shape[0]):
-            raise AssetError(
-                f"{name}: expected shape ({rows or 'points'}, {columns} vertices), got {value.shape}"
-            )
+        check_shape(name, value.shape, shape)
         return sparse.csr_array(value)
 
 
 def _parents(table: np.ndarray) -> Int[np.ndarray, " J"]:
-    """Parents from SMPL's (2, J) table, or BEV's (J,) row; the root's parent is 2^32 - 1 or -1."""
+    """Return parents from SMPL's table (2, J) or BEV's row (J,); the parent of the root is 2^32 - 1 or -1."""
     if table.ndim == 0 or table.shape[-1] == 0 or table.shape[:-1] not in ((), (2,)):
         raise AssetError(f"kintree_table: expected shape (2, joints) or (joints,), got {table.shape}")
     parents = table if table.ndim == 1 else table[0]
@@ -316,19 +286,14 @@ def _parents(table: np.ndarray) -> Int[np.ndarray, " J"]:
 
 
 def _posedirs(posedirs: np.ndarray, num_vertices: int, num_joints: int) -> Float[np.ndarray, "V 3 P"]:
-    """Pose blend shapes as (V, 3, P), from SMPL's array of that shape or BEV's (P, 3V)."""
+    """Return pose blend shapes (V, 3, P), from SMPL's array of that shape or BEV's (P, 3V)."""
     num_features = 9 * (num_joints - 1)
     if posedirs.shape == (num_features, 3 * num_vertices):
         return np.ascontiguousarray(posedirs.reshape(num_features, num_vertices, 3).transpose(1, 2, 0))
     if posedirs.shape != (num_vertices, 3, num_features):
         if posedirs.shape[-1] == 4 * (num_joints - 1) + 1:
-            raise AssetError(
-                "this is a STAR model, whose pose corrections take quaternions; get an SMPL model"
-            )
-        raise AssetError(
-            f"posedirs: expected shape {(num_vertices, 3, num_features)} for {num_joints} joints, "
-            f"got {posedirs.shape}"
-        )
+            raise AssetError("this is a STAR model, posed by quaternions; get an SMPL model")
+        check_shape(f"posedirs for {num_joints} joints", posedirs.shape, (num_vertices, 3, num_features))
     return posedirs
 
 
@@ -341,12 +306,8 @@ def _kind(parents: np.ndarray, num_vertices: int, template: np.ndarray) -> str:
     return {52: "smplh", 55: "smplx", 16: "mano"}.get(num_joints, "custom")
 
 
-def _layout(kind: str) -> str:
-    return "smpl" if kind == "smil" else kind
-
-
 def _gender(raw: RawFile) -> str:
-    """From the name: SMPL_FEMALE, basicmodel_m_lbs_..., or AMASS's folders smplh/female/model.npz."""
+    """Read the gender from SMPL_FEMALE, basicmodel_m_lbs_..., or AMASS's folders smplh/female/model.npz."""
     words = raw.path.stem.lower().split("_")
     letters = {gender[0] for gender in GENDERS}.intersection(words)
     for gender in GENDERS:
@@ -356,18 +317,16 @@ def _gender(raw: RawFile) -> str:
 
 
 def _shape_names(kind: str, num_betas: int) -> tuple[str, ...]:
-    """SMPL-X keeps its expressions behind its shape directions; there the names tell them apart."""
+    """Return names that tell SMPL-X's expressions, at the end of its shape directions, from the betas."""
     num_expressions = _NUM_EXPRESSIONS.get(num_betas, 0) if kind == "smplx" else 0
     if not num_expressions:
         return ()
-    return (
-        *(f"beta{i}" for i in range(num_betas - num_expressions)),
-        *(f"expression{i}" for i in range(num_expressions)),
-    )
+    betas = (f"beta{i}" for i in range(num_betas - num_expressions))
+    return (*betas, *(f"expression{i}" for i in range(num_expressions)))
 
 
 def _regressors(entry: _Entries, num_vertices: int, dtype: np.dtype) -> dict[str, Regressor]:
-    """Surface points by vertex id, and the regressors that BEV's packs and HMR's copy bring."""
+    """Return surface points by vertex id, and the regressors in BEV's packs and HMR's copy."""
     regressors: dict[str, Regressor] = {}
     if "extra_joints_index" in entry.content:
         regressors["surface21"] = _surface_points(entry.indices("extra_joints_index"), num_vertices, dtype)
@@ -396,13 +355,12 @@ def _surface_points(vertices: np.ndarray, num_vertices: int, dtype: np.dtype) ->
             f"{vertices.size} from {vertices.min(initial=0)} to {vertices.max(initial=0)}"
         )
     ones, rows = np.ones(len(vertices), dtype), np.arange(len(vertices))
-    return Regressor(
-        SURFACE21, sparse.csr_array((ones, (rows, vertices)), shape=(len(vertices), num_vertices))
-    )
+    shape = (len(vertices), num_vertices)
+    return Regressor(SURFACE21, sparse.csr_array((ones, (rows, vertices)), shape=shape))
 
 
 def _freeze(array: np.ndarray) -> np.ndarray:
-    """The array, made read-only where it may be, so that the asset need not copy it."""
+    """Make an array read-only if possible, so that the asset does not copy it."""
     if array.flags.c_contiguous and array.flags.writeable:
         array.flags.writeable = False
     return array

@@ -1,4 +1,4 @@
-"""What a file is and what is wrong with it, for people."""
+"""Describe a body file and its problems."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from agebody.assets.official import TITLES, read_body
 
 @dataclass(frozen=True)
 class AssetReport:
-    """What `inspect_asset` found; the sizes are None where the file is not a body."""
+    """The report of `inspect_asset`; the sizes are None if the file is not a body."""
 
     path: str
     variant: str
-    """What the file is, such as "SMPL model (pickle)"."""
+    """Description of the file, such as "SMPL model (pickle)"."""
     sha256: str | None = None
     num_vertices: int | None = None
     num_faces: int | None = None
@@ -37,10 +37,10 @@ class AssetReport:
 
 
 def inspect_asset(path: PathLike) -> AssetReport:
-    """Say what a file is: a body with its sizes, or what else, and which problems it has.
+    """Describe a file: a body with its sizes, or something else, and its problems.
 
     Raises:
-        AssetError: the file does not exist or cannot be read; a file that is no body gives a report.
+        AssetError: the file does not exist or cannot be read. A file that is not a body gives a report.
     """
     with naming(path):
         sha256 = hashlib.sha256(read_bytes(path)).hexdigest()
@@ -75,12 +75,8 @@ def inspect_asset(path: PathLike) -> AssetReport:
 
 
 def find_problems(body: BodyAsset) -> list[str]:
-    """What a valid body lacks or has odd, in words."""
-    problems = [
-        *_number_problems(body),
-        *_mesh_problems(body),
-        *_regressor_problems(body),
-    ]
+    """Return the problems of a valid body, in words."""
+    problems = [*_number_problems(body), *_mesh_problems(body), *_regressor_problems(body)]
     if not body.has_age and body.metadata.kind not in ("smil", "mano"):
         problems.append("no age template: betas only, so it stays an adult; load it with infant_template=")
     if body.posedirs is None:
@@ -102,18 +98,16 @@ def _number_problems(body: BodyAsset) -> list[str]:
     if drift.max() > 1e-6:
         count = np.count_nonzero(drift > 1e-6)
         problems.append(
-            f"skinning weights of {count} vertices do not sum to 1, but are up to {drift.max():.2g} off"
+            f"skinning weights of {count} vertices do not sum to 1, off by {drift.max():.2g}"
         )
     empty = np.flatnonzero(~np.any(body.shapedirs, axis=(0, 1)))
     if len(empty):
-        problems.append(
-            f"{len(empty)} of {body.num_betas} shape directions are zero, the first is {empty[0]}"
-        )
+        problems.append(f"{len(empty)} of {body.num_betas} shape directions are zero, first {empty[0]}")
     return problems
 
 
 def _mesh_problems(body: BodyAsset) -> list[str]:
-    """An edge of a closed, consistently oriented mesh is walked once in each direction."""
+    """Check that each edge occurs once in each direction, as in a closed, consistently oriented mesh."""
     problems = []
     faces = body.faces.astype(np.int64)
     edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])

@@ -1,4 +1,4 @@
-"""Prints the published schema: ``python -m agebody.assets.schema > assets_spec/body_asset.schema.json``."""
+"""Print the published schema: ``python -m agebody.assets.schema > assets_spec/body_asset.schema.json``."""
 
 import json
 
@@ -6,7 +6,7 @@ from agebody.assets.header import body_asset_schema
 
 
 def schema_text() -> str:
-    """The text of ``assets_spec/body_asset.schema.json``."""
+    """Return the text of ``assets_spec/body_asset.schema.json``."""
     return json.dumps(body_asset_schema(), indent=2) + "\n"
 
 

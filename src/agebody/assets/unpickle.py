@@ -1,17 +1,15 @@
-"""Pickles of body files, read as data: nothing that a file names is imported, created or called.
+"""A reader of pickles of body files as data: nothing that a file names is imported, created or called.
 
 `pickle.Unpickler` calls what a file names, even under a strict `find_class`, and hashes and copies whatever
-the file asks for. Here the opcodes drive a machine that stacks plain values and *records* ("an ndarray with
-this state"); the records of the few admitted classes become NumPy arrays once they are checked.
+the file asks for. Here the opcodes drive a stack machine that holds plain values and *records* ("an ndarray
+with this state"). The records of the few admitted classes are checked and then become NumPy arrays.
 """
 
 from __future__ import annotations
 
 import math
-import os
 import pickletools
 import re
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,10 +17,10 @@ from scipy import sparse
 
 from agebody.assets.asset import AssetError
 
-MAX_OPCODES = 1_000_000  # an official file has some hundreds; each may cost a hundred bytes of memory
+MAX_OPCODES = 1_000_000  # an official file has hundreds; each can cost a hundred bytes of memory
 MAX_DEPTH = 32
 MAX_SIZE = 2**31
-"""Largest entry of a shape."""
+"""Largest size in a shape, and largest number of entries."""
 
 
 class _Global(NamedTuple):
@@ -36,8 +34,8 @@ _GLOBALS = {
     "numpy dtype": _Global("dtype"),
     "_codecs encode": _Global("encode"),
 }
-_GLOBALS |= {f"{module} set": _Global("set") for module in ("builtins", "__builtin__")}
-_GLOBALS |= {f"{module} object": _Global("object") for module in ("builtins", "__builtin__")}
+for _name in ("set", "object"):
+    _GLOBALS |= {f"{module} {_name}": _Global(_name) for module in ("builtins", "__builtin__")}
 _GLOBALS |= {f"{module} _reconstructor": _Global("reconstructor") for module in ("copyreg", "copy_reg")}
 for _package in ("numpy.core", "numpy._core"):
     _GLOBALS[f"{_package}.multiarray _reconstruct"] = _Global("reconstruct")
@@ -47,21 +45,23 @@ for _format in ("csc", "csr", "coo"):
     _GLOBALS[f"scipy.sparse._{_format} {_format}_matrix"] = _Global(_format)
 
 _POSE_PRIOR = _Global("pose_prior")
-"""`Mahalanobis`, in whatever module the script that wrote SMIL's pose prior had it."""
+"""The class `Mahalanobis` of SMIL's pose prior, in any module: that of the script that wrote the file."""
 _OBJECTS = ("chumpy", "select", "csc", "csr", "coo", "pose_prior")
 DTYPE_CODE = re.compile(r"b1|[iu][1248]|f[248]|c8|c16|[SU][1-9]\d{0,5}")
 """The dtypes of plain numbers and text."""
+_BYTE_ORDERS = ("<", ">", "|", "=")
 
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-_LITERALS = {
-    "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT",
-    "STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8",
-    "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8",
-}  # fmt: skip
+_EMPTY = {"EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "EMPTY_DICT": dict, "EMPTY_SET": set}
+_LITERAL_OPCODES = """
+INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING BINBYTES
+SHORT_BINBYTES BINBYTES8 UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8
+"""
+_LITERALS = frozenset(_LITERAL_OPCODES.split())
 
 
 class _Record:
-    """What a file says about one object: its kind, the arguments it was made with, and its state."""
+    """The description of one object in a file: its kind, the arguments of its constructor, and its state."""
 
     __slots__ = ("args", "kind", "state")
 
@@ -71,36 +71,22 @@ class _Record:
         self.state: Any = None
 
 
-def restricted_load(path: str | os.PathLike[str]) -> Any:
-    """The content of a pickle file; see `loads`.
-
-    Raises:
-        AssetError: the file cannot be read, or `loads` refuses it; the message names the file.
-    """
-    try:
-        return loads(Path(path).read_bytes())
-    except OSError as error:
-        raise AssetError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except AssetError as error:
-        raise AssetError(f"{path}: {error}") from error
-
-
 def loads(data: bytes) -> Any:
-    """The content of a pickle as dicts, lists, tuples, sets, text, bytes, numbers and arrays.
+    """Return the content of a pickle as dicts, lists, tuples, sets, text, bytes, numbers and arrays.
 
     Text that Python 2 wrote is read as latin-1. A `chumpy` object becomes its value, an ndarray; a SciPy csc,
-    csr or coo matrix becomes a `scipy.sparse.csr_array`, and an instance of a class `Mahalanobis`, as which
-    SMIL's pose prior is stored, the dict of its attributes. Arrays may share memory and be read-only.
+    csr or coo matrix becomes a `scipy.sparse.csr_array`; an instance of a class `Mahalanobis`, the form of
+    SMIL's pose prior, becomes the dict of its attributes. Arrays can share memory and be read-only.
 
     Raises:
         AssetError: the pickle is damaged, names a class or function that no body file needs, holds an object
-            array, or is not the plain tree of values that a body file is.
+            array, or is not a plain tree of values.
     """
     return _Resolver(budget=4 * len(data) + 2**26).plain(_Machine().run(data))
 
 
 class _Machine:
-    """The stack machine of the pickle format, without the power to call."""
+    """The stack machine of the pickle format, which records calls instead of making them."""
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
@@ -162,20 +148,11 @@ class _Machine:
                 if arg not in self.memo:
                     raise AssetError("damaged pickle (a reference to nothing); download the file again")
                 stack.append(self.memo[arg])
-            case "EMPTY_LIST":
-                stack.append([])
-            case "EMPTY_TUPLE":
-                stack.append(())
-            case "EMPTY_DICT":
-                stack.append({})
-            case "EMPTY_SET":
-                stack.append(set())
-            case "LIST":
+            case _ if name in _EMPTY:
+                stack.append(_EMPTY[name]())
+            case "LIST" | "TUPLE" | "FROZENSET":
                 items = self.since_mark()
-                self.stack.append(items)
-            case "TUPLE":
-                items = self.since_mark()
-                self.stack.append(tuple(items))
+                self.stack.append({"LIST": list, "TUPLE": tuple, "FROZENSET": _keys}[name](items))
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
                 items = [self.pop() for _ in range(int(name[-1]))]
                 stack.append(tuple(reversed(items)))
@@ -183,9 +160,6 @@ class _Machine:
                 items = self.since_mark()
                 self.stack.append({})
                 self.set_items(items)
-            case "FROZENSET":
-                items = self.since_mark()
-                self.stack.append(_keys(items))
             case "APPEND":
                 value = self.pop()
                 self.top(list).append(value)
@@ -232,7 +206,7 @@ class _Machine:
 
 
 def _keys(items: list[Any]) -> set[Any]:
-    """The items as a set: hashing anything but text and numbers could run for ever or overflow the stack."""
+    """Return the items as a set: hashing anything but text and numbers could take forever."""
     for item in items:
         if not isinstance(item, (str, bytes, int, float)):
             raise AssetError(f"the pickle has a {_what(item)} as a key; expected text or a number")
@@ -269,21 +243,19 @@ def _reduce(function: Any, args: Any) -> _Record:
             return _Record("scalar", tuple(args))
         case _Global("reconstructor"), (cls, _Global("object"), None):
             return _new(cls, True)
-    raise AssetError(f"the pickle calls {_what(function)} in a way that no body file does; it was not opened")
+    raise AssetError(f"the pickle calls {_what(function)} as no body file does; it was not opened")
 
 
 def _new(cls: Any, plain: bool) -> _Record:
     if not (plain and isinstance(cls, _Global) and cls.kind in _OBJECTS):
-        raise AssetError(
-            f"the pickle makes a {_what(cls)} in a way that no body file does; it was not opened"
-        )
+        raise AssetError(f"the pickle makes a {_what(cls)} as no body file does; it was not opened")
     return _Record(cls.kind)
 
 
 class _Resolver:
-    """Turns the machine's result into plain values, each shared one once.
+    """Turns the machine's result into plain values; a shared value is converted once.
 
-    `budget` bounds the bytes that records may unfold into: a short file can name the same content often.
+    `budget` limits the bytes that records unfold into: a short file can name the same content many times.
     """
 
     def __init__(self, budget: int) -> None:
@@ -328,7 +300,7 @@ class _Resolver:
         return self.raw(record.args[0])
 
     def raw(self, content: Any) -> bytes:
-        """Bytes, as Python 3 writes them, or the latin-1 text as which those of Python 2 arrive."""
+        """Return bytes: those of Python 3, or the latin-1 text that stands for bytes of Python 2."""
         if isinstance(content, _Record) and content.kind == "bytes":
             return self.plain(content)
         if isinstance(content, bytes):
@@ -353,12 +325,7 @@ class _Resolver:
         match record.state:
             case None:
                 return np.dtype(code)
-            case (int(), (str() | bytes()) as order, None, None, None, *_) if _text(order) in (
-                "<",
-                ">",
-                "|",
-                "=",
-            ):
+            case (int(), (str() | bytes()) as order, None, None, None, *_) if _text(order) in _BYTE_ORDERS:
                 return np.dtype(code).newbyteorder(_text(order))  # pyright: ignore[reportArgumentType]
         raise AssetError("the pickle holds a structured array; expected plain numbers")
 
@@ -457,9 +424,8 @@ class _Resolver:
     def array(self, record: _Record, key: str) -> np.ndarray:
         value = self.state(record, key)
         if not isinstance(value, np.ndarray):
-            raise AssetError(
-                f"{key!r} of a {record.kind} object: expected an array, got {type(value).__name__}"
-            )
+            kind = type(value).__name__
+            raise AssetError(f"{key!r} of a {record.kind} object: expected an array, got {kind}")
         return value
 
     def matrix_shape(self, record: _Record) -> tuple[int, ...]:
@@ -472,16 +438,14 @@ class _Resolver:
 
 
 def _shape(value: Any) -> tuple[int, ...]:
-    """A shape that NumPy can hold."""
+    """Return a shape as a tuple, after checking that NumPy can hold it."""
     if (
         not isinstance(value, (tuple, list))
         or len(value) > MAX_DEPTH
         or not all(isinstance(n, (int, np.integer)) and 0 <= n <= MAX_SIZE for n in value)
         or math.prod(max(int(n), 1) for n in value) > MAX_SIZE
     ):
-        raise AssetError(
-            f"the pickle holds an array whose shape is not up to {MAX_DEPTH} sizes up to {MAX_SIZE}"
-        )
+        raise AssetError(f"the pickle holds an array whose shape is no tuple of sizes up to {MAX_SIZE}")
     return tuple(int(n) for n in value)
 
 

@@ -106,9 +106,8 @@ def _between(rows: Sequence[Row]) -> list[Row]:
     """Return all rows of a table that gives only some, by linear interpolation."""
     out = [rows[0]]
     for before, after in pairwise(rows):
-        out += [
-            type(after)(*_mix(tuple(before), tuple(after), i / after.rows)) for i in range(1, after.rows + 1)
-        ]
+        steps = (i / after.rows for i in range(1, after.rows + 1))
+        out += [type(after)(*_mix(tuple(before), tuple(after), t)) for t in steps]
     return out
 
 
@@ -187,12 +186,8 @@ def _digits(
         else:
             after = weaver.points(np.zeros(3), np.ones((3, 1)), digit.region)[0]
             weaver.webs.append((after, top[stop], bottom[stop]))
-        _digit(
-            weaver,
-            np.concatenate([top[start : stop + 1], [after], bottom[start : stop + 1][::-1], [mid]]),
-            digit,
-            rows,
-        )
+        ring = np.concatenate([top[start : stop + 1], [after], bottom[start : stop + 1][::-1], [mid]])
+        _digit(weaver, ring, digit, rows)
         start, mid = stop, after
 
 
@@ -262,9 +257,8 @@ def _arm(weaver: _Weaver) -> None:
     weaver.rings["arm"] = rings
     _digits(weaver, rings[-1][(4 - np.arange(n)) % n], figure.FINGERS, figure.DIGIT_ROWS)
     a, b, c = rings[thumb : thumb + 3]
-    _digit(
-        weaver, np.array([a[4], b[4], c[4], c[5], c[6], b[6], a[6], a[5]]), figure.THUMB, figure.DIGIT_ROWS
-    )
+    hole = np.array([a[4], b[4], c[4], c[5], c[6], b[6], a[6], a[5]])
+    _digit(weaver, hole, figure.THUMB, figure.DIGIT_ROWS)
 
 
 def net() -> Net:
@@ -362,13 +356,8 @@ def _ease(net: Net) -> Float[np.ndarray, " H"]:
     """Return how freely each vertex slides: most where the rays of two limbs meet."""
     leg, arm = net.rings["leg"], net.rings["arm"]
     digits = np.concatenate([net.webs.ravel(), net.rings["thumb"][0], arm[-1], leg[-1]])
-    places = (
-        (net.rings["crown"][0], 3),
-        (arm[0], 5),
-        (leg[0], 5),
-        (digits, 2),
-        (np.concatenate(leg[figure.FOOT_FROM_ROW : -3]), 2),
-    )
+    foot = np.concatenate(leg[figure.FOOT_FROM_ROW : -3])
+    places = ((net.rings["crown"][0], 3), (arm[0], 5), (leg[0], 5), (digits, 2), (foot, 2))
     ease = np.zeros(len(net.around))
     for seeds, steps in places:
         ease = np.maximum(ease, near(net.around, seeds, steps))

