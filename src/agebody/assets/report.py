@@ -97,9 +97,7 @@ def _number_problems(body: BodyAsset) -> list[str]:
     drift = np.abs(body.skin_weights.sum(axis=1, dtype=np.float64) - 1)
     if drift.max() > 1e-6:
         count = np.count_nonzero(drift > 1e-6)
-        problems.append(
-            f"skinning weights of {count} vertices do not sum to 1, off by {drift.max():.2g}"
-        )
+        problems.append(f"skinning weights of {count} vertices do not sum to 1, off by {drift.max():.2g}")
     empty = np.flatnonzero(~np.any(body.shapedirs, axis=(0, 1)))
     if len(empty):
         problems.append(f"{len(empty)} of {body.num_betas} shape directions are zero, first {empty[0]}")

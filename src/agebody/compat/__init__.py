@@ -1,1 +1,1 @@
-"""Other libraries' names and signatures over this one."""
+"""Names and signatures of other libraries, implemented with this one."""

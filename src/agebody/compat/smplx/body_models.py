@@ -1,14 +1,12 @@
-"""SMPL as smplx offers it: its arguments, parameters, attributes and outputs over an `agebody.BodyModel`."""
+"""smplx's SMPL: its arguments, parameters, attributes and outputs, computed by an `agebody.BodyModel`."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import os
-import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,11 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from agebody import body
-from agebody.assets.asset import AssetError, BodyAsset
-from agebody.assets.container import RawFile, naming, read_raw
-from agebody.assets.io import load_asset
-from agebody.assets.official import TITLES, read_body, read_infant_template, with_infant
+from agebody.assets.asset import BodyAsset
+from agebody.assets.official import TITLES
 from agebody.compat.smplx.lbs import blend_shapes, lbs
+from agebody.compat.smplx.model_files import OFFERED, ModelPath, add_kid_template, read_asset, resolve_type
 from agebody.compat.smplx.utils import SMPLOutput
 from agebody.compat.smplx.vertex_ids import short_name
 from agebody.compat.smplx.vertex_joint_selector import VertexJointSelector
@@ -28,58 +25,46 @@ from agebody.keypoints import KeypointLayout
 from agebody.rotations import PoseFormat
 
 ModelOutput = SMPLOutput
-"""The output's name up to smplx 0.1.13, which SPIN and code grown from it import from here."""
+"""The name of the output up to smplx 0.1.13, which SPIN and its successors import from here."""
 
-OFFERED = (
-    "agebody.compat.smplx offers SMPL, SMPLLayer, create and build_layer for SMPL; agebody.SMPL loads the "
-    "body of SMPL-H and SMPL-X files"
-)
 _ARRAYS = ("v_template", "shapedirs", "posedirs", "J_regressor", "parents", "lbs_weights")
 _SELECTED = "vertex_joint_selector.extra_joints_idxs"
 
-ModelPath = str | os.PathLike[str] | BodyAsset
-
 
 class SMPL(nn.Module):
-    """smplx's SMPL: parameters with default values, joints with 21 vertices appended.
+    """SMPL with smplx's arguments: parameters with default values, and 21 vertices appended to the joints.
 
     Args:
         model_path: any file that `agebody.load_asset` reads, a folder with ``SMPL_NEUTRAL.pkl`` (or .npz or
             .safetensors) or the official ``basicmodel_neutral_lbs_10_207_0_v1.1.0.pkl``, or a `BodyAsset`.
-        kid_template_path: ``smpl_kid_template.npy`` or a SMIL model, for ``age="kid"``; not needed where the
-            body brings the infant template itself.
+        kid_template_path: ``smpl_kid_template.npy`` or a SMIL model, for ``age="kid"``; not needed if the
+            body has an infant template.
         data_struct: the entries of a model file as attributes, instead of a file.
-        create_betas: whether there is a parameter for the argument of that name, its value in calls that do
-            not give it.
-        betas: first value of that parameter; zeros if not given.
-        num_betas: shape coefficients: at most 10, or 300 where the file has as many. With ``age="kid"`` one
-            more follows them, the age offset: 0 adult, 1 infant.
-        create_global_orient: as `create_betas`.
-        global_orient: as `betas`.
-        create_body_pose: as `create_betas`.
-        body_pose: as `betas`.
-        create_transl: as `create_betas`.
-        transl: as `betas`.
+        create_betas: whether to make a parameter for the argument of that name, the default of later calls;
+            likewise ``create_global_orient``, ``create_body_pose`` and ``create_transl``.
+        betas: initial value of that parameter, zeros by default; likewise ``global_orient``, ``body_pose``
+            and ``transl``.
+        num_betas: number of shape coefficients: at most 10, or 300 if the file has as many. With
+            ``age="kid"`` the age offset follows as one more: 0 adult, 1 infant.
         dtype: torch.float32 or torch.float64.
-        batch_size: bodies in the parameters.
-        joint_mapper: called with the joints (B, 45, 3) before translation; what it gives is put out.
-        gender: which file of a folder.
+        batch_size: batch size of the parameters.
+        joint_mapper: called with the joints (B, 45, 3) before translation; its result is returned instead.
+        gender: gender of the file to take from a folder.
         age: "adult" or "kid" (SMPL-A; AGORA, CVPR 2021).
-        vertex_ids: vertex of each appended point, under the names of `vertex_ids`. If not given, the vertex
-            that counts most in each of the body's own surface points: SMPL's ids on SMPL.
-        v_template: (V, 3) rest surface [m] instead of the file's.
-        kwargs: ``use_hands`` and ``use_feet_keypoints``, whether finger tips and feet are among the appended
-            points; all other options are accepted and not looked at, as in smplx.
+        vertex_ids: vertex of each appended point, under the names of `vertex_ids`. By default the vertex with
+            the largest weight in each of the body's surface points: SMPL's ids on SMPL.
+        v_template: (V, 3) rest surface [m] in place of the file's.
+        kwargs: ``use_hands`` and ``use_feet_keypoints``, whether to append finger tips and feet; other
+            options are accepted and ignored, as in smplx.
 
     Raises:
-        AssetError: the file cannot be read, or there is none of that gender in the folder.
-        ValueError: an argument is not what is said here, or the body is not SMPL's kind.
+        AssetError: the file cannot be read, or the folder has none of that gender.
+        ValueError: an argument is invalid, or the body does not have SMPL's joints.
 
-    The model's arrays are attributes under smplx's names, as non-persistent buffers: a checkpoint holds the
-    parameters alone. One that smplx wrote loads with ``strict=True``; its arrays are left out.
+    The arrays of the model are attributes under smplx's names, as non-persistent buffers: a checkpoint holds
+    only the parameters. A checkpoint of smplx loads with ``strict=True``; its arrays are ignored.
 
-    An array that is replaced or written into (``model.v_template = ...``) is honoured, at the speed of
-    `lbs.lbs`.
+    An array that is replaced or changed (``model.v_template = ...``) is used, at the speed of `lbs.lbs`.
     """
 
     NUM_JOINTS = 23
@@ -117,11 +102,11 @@ class SMPL(nn.Module):
         v_template: Any = None,
         **kwargs: Any,
     ) -> None:
-        """Reads the body and makes the parameters."""
+        """Read the body and make the parameters."""
         super().__init__()
         if age not in ("adult", "kid"):
             raise ValueError(f"age: expected 'adult' or 'kid', got {age!r}")
-        asset = _asset(model_path, data_struct, gender)
+        asset = read_asset(model_path, data_struct, gender)
         if asset.num_joints != self.NUM_BODY_JOINTS + 1:
             kind = TITLES.get(asset.metadata.kind, asset.metadata.kind)
             raise ValueError(
@@ -130,7 +115,7 @@ class SMPL(nn.Module):
             )
         num_betas = min(num_betas, self._available_betas(asset))
         if age == "kid":
-            asset = _with_kid(asset, kid_template_path)
+            asset = add_kid_template(asset, kid_template_path)
         layer = body.SMPLA if age == "kid" else body.SMPL
         self._layer = layer(asset, num_betas=num_betas, dtype=dtype)
         self._num_betas = num_betas + (age == "kid")
@@ -174,7 +159,7 @@ class SMPL(nn.Module):
             self.v_template = torch.as_tensor(v_template, dtype=dtype)
 
     def _available_betas(self, asset: BodyAsset) -> int:
-        """smplx's rule: a smaller shape space than the full one counts for 10 coefficients."""
+        """Apply smplx's rule: a shape space smaller than the full one has 10 coefficients."""
         full = asset.num_betas >= self.SHAPE_SPACE_DIM
         return self.SHAPE_SPACE_DIM if full else min(10, asset.num_betas)
 
@@ -182,7 +167,7 @@ class SMPL(nn.Module):
         self.register_buffer(name, torch.from_numpy(np.array(array, order="C")).to(dtype), persistent=False)
 
     def _watch(self, names: Iterable[str]) -> None:
-        """Takes these arrays as they are now for those that the model was built with."""
+        """Record the present state of these arrays as the one that the model was built with."""
         common = _writes(self.faces_tensor)
         self._built = {
             name: (array, _writes(array) - common)
@@ -192,10 +177,10 @@ class SMPL(nn.Module):
 
     @torch.compiler.assume_constant_result
     def _replaced(self) -> set[str]:
-        """Arrays that are not those that the model was built with, or were written into.
+        """Return the names of arrays that were replaced or changed since the model was built.
 
-        A write into all buffers alike is none: it is a broadcast of DistributedDataParallel. A compiled
-        model keeps to what it found when it was compiled.
+        A write to all buffers alike does not count: it is a broadcast of DistributedDataParallel. A compiled
+        model keeps the answer from when it was compiled.
         """
         common = _writes(self.faces_tensor)
         replaced = {*_ARRAYS, _SELECTED}
@@ -209,23 +194,23 @@ class SMPL(nn.Module):
         return getattr(self.get_submodule(owner), leaf, None)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """Moves the model; what was replaced before stays so."""
+        """Move the model; arrays that were replaced before stay replaced."""
         intact = self._built.keys() - self._replaced()
         super()._apply(fn, recurse)
         self._watch(intact)
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles, whose tensors are new: the names of arrays that were not replaced."""
+        """Return the state with the names of arrays that were not replaced: copies have new tensors."""
         return {**self.__dict__, "_built": self._built.keys() - self._replaced()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Watches the new tensors."""
+        """Record the new tensors."""
         super().__setstate__(state)
         self._watch(state["_built"])
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
-        """Leaves out the arrays that smplx keeps in its checkpoints."""
+        """Ignore the arrays that smplx keeps in its checkpoints."""
         for name in (*_ARRAYS, "faces_tensor", _SELECTED):
             owner, _, leaf = name.rpartition(".")
             left_out = self.get_submodule(owner)._non_persistent_buffers_set
@@ -233,48 +218,48 @@ class SMPL(nn.Module):
                 continue
             saved, own = state_dict.pop(prefix + name), self.get_buffer(name)
             if saved.shape != own.shape or not torch.allclose(saved.to(own), own):
+                body_name = self._layer.asset.metadata.name
                 warnings.warn(
                     f"{prefix}{name}: the checkpoint was written with another body than this model's, "
-                    f"{self._layer.asset.metadata.name!r}, which stays; make the model with the checkpoint's "
-                    "body to get its people back",
+                    f"{body_name!r}, which is kept; to reproduce its results, make the model with that body",
                     stacklevel=2,
                 )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     @property
     def num_betas(self) -> int:
-        """Shape coefficients, the age offset of ``age="kid"`` included."""
+        """Number of shape coefficients, including the age offset of ``age="kid"``."""
         return self._num_betas
 
     @property
     def num_expression_coeffs(self) -> int:
-        """SMPL has no face to move."""
+        """Number of expression coefficients: SMPL has none."""
         return 0
 
     def name(self) -> str:
-        """Of the model."""
+        """Return the name of the model."""
         return "SMPL"
 
     @torch.no_grad()
     def reset_params(self, **params_dict: Any) -> None:
-        """Sets parameters by name, and those not named to zero."""
+        """Set parameters by name, and the others to zero."""
         for name, parameter in self.named_parameters():
             parameter.copy_(torch.as_tensor(params_dict.get(name, 0)))
 
     def get_num_verts(self) -> int:
-        """V."""
+        """Return the number of vertices V."""
         return self.v_template.shape[0]
 
     def get_num_faces(self) -> int:
-        """F."""
+        """Return the number of faces F."""
         return self.faces.shape[0]
 
     def extra_repr(self) -> str:
-        """What `print` shows."""
+        """Return the text that `print` shows."""
         return f"gender={self.gender!r}, age={self.age!r}, num_betas={self.num_betas}"
 
     def forward_shape(self, betas: Tensor | None = None) -> SMPLOutput:
-        """The rest surface of a shape, as ``vertices`` and ``v_shaped``."""
+        """Return the rest surface of a shape, as ``vertices`` and ``v_shaped``."""
         betas = self._given("betas", betas)
         v_shaped = self.v_template + blend_shapes(betas, self.shapedirs)
         return SMPLOutput(vertices=v_shaped, betas=betas, v_shaped=v_shaped)
@@ -290,17 +275,17 @@ class SMPL(nn.Module):
         pose2rot: bool = True,
         **kwargs: Any,
     ) -> SMPLOutput:
-        """The posed body; the model's parameters stand in for what is not given, and batches of 1 broadcast.
+        """Return the posed body. Arguments default to the model's parameters; batches of 1 broadcast.
 
         Args:
             betas: (B, num_betas).
             body_pose: (B, 69) or (B, 23, 3) axis-angle, or (B, 23, 3, 3) matrices.
             global_orient: (B, 3) or (B, 1, 3), or (B, 1, 3, 3).
             transl: (B, 3) [m].
-            return_verts: whether vertices are put out. Without them the mesh is not built.
-            return_full_pose: whether the whole pose is put out.
+            return_verts: whether to return vertices. Without them the mesh is not computed.
+            return_full_pose: whether to return the whole pose.
             pose2rot: whether the pose is axis-angle; matrices if False.
-            kwargs: accepted and not looked at, as in smplx.
+            kwargs: accepted and ignored, as in smplx.
 
         Returns:
             ``vertices`` (B, V, 3), ``joints`` (B, 45, 3) unless mapped, the arguments, and ``full_pose``.
@@ -338,15 +323,13 @@ class SMPL(nn.Module):
         pose = torch.cat([part.expand(batch, *part.shape[1:]) for part in (root, others)], 1)
 
         vertices: Tensor | None = None
-        # A mapper may do anything to the joints, so that it must see them before the translation.
+        # A mapper can change the joints in any way, so that it is called before the translation.
         late = transl if self.joint_mapper is not None else None
         replaced = self._replaced()
         if not replaced.isdisjoint(_ARRAYS):
             late = transl
-            vertices, joints = lbs(
-                betas, pose, self.v_template, self.shapedirs, self.posedirs, self.J_regressor, self.parents,
-                self.lbs_weights, pose2rot=pose_format == "axis_angle",
-            )  # fmt: skip
+            arrays = (getattr(self, name) for name in _ARRAYS)
+            vertices, joints = lbs(betas, pose, *arrays, pose2rot=pose_format == "axis_angle")
             joints = self.vertex_joint_selector(vertices, joints)
         else:
             arguments: dict[str, Any] = {
@@ -381,18 +364,12 @@ class SMPL(nn.Module):
 
 
 class SMPLLayer(SMPL):
-    """SMPL without parameters, posed by rotation matrices: what is not given is zero, or no rotation."""
+    """SMPL without parameters, posed by rotation matrices; arguments default to zeros and identities."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Arguments as of `SMPL`, but for those that create parameters."""
-        super().__init__(
-            *args,
-            create_betas=False,
-            create_global_orient=False,
-            create_body_pose=False,
-            create_transl=False,
-            **kwargs,
-        )
+        """Take the arguments of `SMPL`, except those that create parameters."""
+        names = ("betas", "global_orient", "body_pose", "transl")
+        super().__init__(*args, **{f"create_{name}": False for name in names}, **kwargs)
 
     def forward(
         self,
@@ -405,7 +382,7 @@ class SMPLLayer(SMPL):
         pose2rot: bool = False,
         **kwargs: Any,
     ) -> SMPLOutput:
-        """The posed body; arguments as in `SMPL.forward`, rotations always as matrices."""
+        """Return the posed body; arguments as in `SMPL.forward`, rotations always as matrices."""
         like = self.v_template
         batch = _batch(betas=betas, body_pose=body_pose, global_orient=global_orient, transl=transl)
         identity = torch.eye(3, dtype=like.dtype, device=like.device).repeat(batch, 1, 1, 1)
@@ -421,77 +398,13 @@ class SMPLLayer(SMPL):
 
 
 def create(model_path: ModelPath, model_type: str = "smpl", **kwargs: Any) -> SMPL:
-    """SMPL from a file, or from a folder with a folder ``smpl`` in it; options as of `SMPL`.
-
-    Raises:
-        ValueError: another type of model is asked for.
-    """
-    return SMPL(_of_type(model_path, model_type), **kwargs)
+    """Return SMPL from a file, or from a folder with a folder ``smpl`` in it; options as of `SMPL`."""
+    return SMPL(resolve_type(model_path, model_type), **kwargs)
 
 
 def build_layer(model_path: ModelPath, model_type: str = "smpl", **kwargs: Any) -> SMPLLayer:
-    """`create` for `SMPLLayer`."""
-    return SMPLLayer(_of_type(model_path, model_type), **kwargs)
-
-
-def _of_type(model_path: ModelPath, model_type: str) -> ModelPath:
-    """Where a model of a type is; of a file the content tells what it is, not ``model_type``."""
-    if isinstance(model_path, BodyAsset) or not os.path.isdir(model_path):
-        return model_path
-    if model_type.lower() != "smpl":
-        raise ValueError(f"model_type: expected 'smpl', got {model_type!r}; {OFFERED}")
-    inside = Path(model_path, model_type)
-    return inside if inside.is_dir() else model_path
-
-
-def _asset(model_path: ModelPath, data_struct: Any, gender: str) -> BodyAsset:
-    if data_struct is not None:
-        entries = {name: value for name, value in vars(data_struct).items() if not name.startswith("_")}
-        arrays = {name: _plain(value) for name, value in entries.items()}
-        with naming("data_struct"):
-            asset = read_body(RawFile(Path(f"data_struct_{gender}"), "memory", arrays, ""))
-        return asset.replace(metadata=dataclasses.replace(asset.metadata, name="data_struct", sources={}))
-    if isinstance(model_path, BodyAsset):
-        return model_path
-    return load_asset(_file_of(Path(model_path), gender) if os.path.isdir(model_path) else model_path)
-
-
-def _plain(value: Any) -> Any:
-    """chumpy objects and tensors as arrays; what is one already, and sparse matrices, as they are."""
-    is_array_like = hasattr(value, "__array__") and not isinstance(value, np.ndarray)
-    return np.array(value) if is_array_like else value
-
-
-def _file_of(folder: Path, gender: str) -> Path:
-    """The model of a gender in a folder; of official names the newest version."""
-    for suffix in (".pkl", ".npz", ".safetensors"):
-        path = folder / f"SMPL_{gender.upper()}{suffix}"
-        if path.is_file():
-            return path
-    official = re.compile(rf"basicmodel_({gender}|{gender[:1]})_lbs_.*\.(pkl|npz)", re.IGNORECASE)
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    found = [path for path in files if official.fullmatch(path.name)]
-    if not found:
-        inside = ", ".join(path.name for path in files[:8]) or "no files"
-        raise AssetError(
-            f"{folder}: expected SMPL_{gender.upper()}.pkl, .npz or .safetensors, or the official name "
-            f"basicmodel_{gender[:1]}_lbs_10_207_0_v1.1.0.pkl; it holds {inside}; give the file itself, or "
-            "put it there under such a name"
-        )
-    return found[-1]
-
-
-def _with_kid(asset: BodyAsset, kid_template_path: str | os.PathLike[str]) -> BodyAsset:
-    if os.fspath(kid_template_path):
-        with naming(kid_template_path):
-            asset = with_infant(asset, *read_infant_template(read_raw(kid_template_path)))
-    if asset.age_offsets.tolist() != [1.0]:
-        raise ValueError(
-            f"age='kid': expected one age template, at offset 1, but {asset.metadata.name!r} has them at "
-            f"{asset.age_offsets.tolist()}; give smpl_kid_template.npy or a SMIL model as kid_template_path, "
-            "or use agebody.SMPLA, which takes any number of them"
-        )
-    return asset
+    """Return an `SMPLLayer`; see `create`."""
+    return SMPLLayer(resolve_type(model_path, model_type), **kwargs)
 
 
 def _vertex_ids(asset: BodyAsset) -> dict[str, int] | None:
@@ -503,7 +416,7 @@ def _vertex_ids(asset: BodyAsset) -> dict[str, int] | None:
 
 
 def _layout(asset: BodyAsset, vertices: list[int]) -> KeypointLayout:
-    """Joints, then vertices, as keypoints: how joints are found where no mesh is wanted."""
+    """Return joints and vertices as a keypoint layout, to compute them without the mesh."""
     picked = np.zeros((len(vertices), asset.num_vertices))
     picked[range(len(vertices)), vertices] = 1
     points = KeypointLayout.from_regressor(picked, [f"vertex{k}" for k in range(len(vertices))], name="smplx")
@@ -514,12 +427,12 @@ def _layout(asset: BodyAsset, vertices: list[int]) -> KeypointLayout:
 
 
 def _writes(tensor: Tensor) -> int:
-    """How often a tensor was written into; one made in inference mode does not count."""
+    """Return how often a tensor was changed; 0 for one made in inference mode, which has no counter."""
     return 0 if tensor.is_inference() else tensor._version
 
 
 def _rotations(name: str, value: Tensor, count: int, pose_format: PoseFormat) -> Tensor:
-    """Rotations (B, count, ...) from any arrangement of a body's numbers."""
+    """Return rotations (B, count, ...) from any arrangement of their numbers."""
     entry = (3,) if pose_format == "axis_angle" else (3, 3)
     if value.dim() < 2 or math.prod(value.shape[1:]) != count * math.prod(entry):
         kind = "axis-angle" if pose_format == "axis_angle" else "rotation matrices"

@@ -1,4 +1,4 @@
-"""Names of the points that SMPL's and SMPL-H's outputs hold, in their order."""
+"""Names of the joints in the outputs of SMPL and SMPL-H, in order."""
 
 from agebody.assets.landmarks import SURFACE21
 from agebody.assets.official import JOINT_NAMES as _JOINT_NAMES

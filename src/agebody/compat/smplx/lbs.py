@@ -1,7 +1,7 @@
-"""smplx's functions of linear blend skinning, by this library's definitions.
+"""smplx's functions for linear blend skinning.
 
-Rotations are exact where smplx's are 1e-8 off in the vector, batches of 1 broadcast, and the ``dtype`` that
-callers of different smplx versions pass is accepted and not needed: results have the dtype of the arguments.
+Rotations are exact, where smplx adds 1e-8 to the vector. Batches of 1 broadcast. The ``dtype`` argument of
+some smplx versions is accepted and ignored: results have the dtype of the arguments.
 """
 
 from __future__ import annotations
@@ -39,21 +39,10 @@ def lbs(
     pose2rot: bool = True,
     dtype: torch.dtype | None = None,
 ) -> tuple[Float[Tensor, "B V 3"], Float[Tensor, "B J 3"]]:
-    """Posed vertices and joints [m] of a body that is given array by array.
+    """Return posed vertices and joints [m] of a body given by its arrays, which `BodyAsset` explains.
 
-    Args:
-        betas: shape coefficients.
-        pose: (B, J * 3) or (B, J, 3) axis-angle, or matrices (B, J, 3, 3) or (B, J, 9).
-        v_template: rest surface [m].
-        shapedirs: displacement for one unit of each beta.
-        posedirs: displacement for one unit of each entry of R_j - I, joints 1..J-1.
-        J_regressor: rest joints from the rest surface.
-        parents: parent of each joint; the root comes first.
-        lbs_weights: skinning weights.
-        pose2rot: whether the pose is axis-angle.
-        dtype: not needed.
-
-    Source: SMPL (Loper et al., SIGGRAPH Asia 2015), eq. 2 to 10.
+    The pose is axis-angle (B, J * 3) or (B, J, 3), or with ``pose2rot=False`` matrices (B, J, 3, 3) or
+    (B, J, 9). Source: SMPL (Loper et al., SIGGRAPH Asia 2015), eq. 2 to 10.
     """
     rotations = batch_rodrigues(pose.reshape(-1, 3)) if pose2rot else pose
     rotations = rotations.reshape(len(pose), -1, 3, 3)
@@ -68,24 +57,24 @@ def vertices2joints(
     J_regressor: Float[Tensor, "K V"],
     vertices: Float[Tensor, "B V 3"],
 ) -> Float[Tensor, "B K 3"]:
-    """Points that are fixed linear combinations of vertices."""
+    """Return points that are fixed linear combinations of vertices."""
     return torch.einsum("kv,bvx->bkx", J_regressor, vertices)
 
 
 def blend_shapes(betas: Float[Tensor, "B S"], shape_disps: Float[Tensor, "V 3 S"]) -> Float[Tensor, "B V 3"]:
-    """Displacements of the vertices for shape coefficients."""
+    """Return the displacements of the vertices for shape coefficients."""
     return rest_surface(shape_disps.new_zeros(shape_disps.shape[:2]), shape_disps, betas)
 
 
 def batch_rodrigues(
     rot_vecs: Float[Tensor, "N 3"], epsilon: float = 1e-8, dtype: torch.dtype | None = None
 ) -> Float[Tensor, "N 3 3"]:
-    """Matrices of rotation vectors, exact with two derivatives at zero; ``epsilon`` is not needed for it."""
+    """Return the matrices of rotation vectors, exact also at zero; ``epsilon`` is ignored."""
     return axis_angle_to_matrix(rot_vecs)
 
 
 def transform_mat(R: Float[Tensor, "N 3 3"], t: Float[Tensor, "N 3 1"]) -> Float[Tensor, "N 4 4"]:
-    """[R t; 0 1]."""
+    """Return ``[R t; 0 1]``."""
     return homogeneous(R, t[..., 0])
 
 
@@ -95,7 +84,7 @@ def batch_rigid_transform(
     parents: Int[Tensor, " J"],
     dtype: torch.dtype | None = None,
 ) -> tuple[Float[Tensor, "B J 3"], Float[Tensor, "B J 4 4"]]:
-    """Posed joints, and the transforms that take the rest pose to the posed body."""
+    """Return the posed joints, and the transforms from the rest pose to the posed body."""
     (batch,) = torch.broadcast_shapes(rot_mats.shape[:1], joints.shape[:1])
     tree = _tree(tuple(parents.tolist()), joints.device)
     world, skinning = tree(rot_mats.expand(batch, -1, -1, -1), joints.expand(batch, -1, -1))
@@ -104,7 +93,7 @@ def batch_rigid_transform(
 
 @lru_cache(maxsize=32)
 def _tree(parents: tuple[int, ...], device: torch.device) -> KinematicTree:
-    with torch.inference_mode(False):  # a tensor made in inference mode could not take part in autograd later
+    with torch.inference_mode(False):  # tensors made in inference mode cannot be used in autograd later
         return KinematicTree(parents).to(device)
 
 
@@ -114,7 +103,7 @@ def vertices2landmarks(
     lmk_faces_idx: Int[Tensor, "#B L"],
     lmk_bary_coords: Float[Tensor, "#B L 3"],
 ) -> Float[Tensor, "B L 3"]:
-    """Points on faces, by barycentric coordinates."""
+    """Return points on faces, given by barycentric coordinates."""
     rows = torch.arange(len(vertices), device=vertices.device)[:, None, None]
     corners = vertices[rows, faces[lmk_faces_idx]]
     return (corners * lmk_bary_coords[..., None]).sum(-2)

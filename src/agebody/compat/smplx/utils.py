@@ -1,4 +1,4 @@
-"""The containers and conversions that code around smplx imports."""
+"""The containers and conversions of smplx.utils."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Array: TypeAlias = np.ndarray
 
 @dataclass
 class ModelOutput:
-    """What a model gives; fields can be set, and read like those of an object or a dict."""
+    """The output of a model; fields can be set, and read as attributes or as entries."""
 
     vertices: Tensor | None = None
     joints: Tensor | None = None
@@ -36,33 +36,33 @@ class ModelOutput:
     v_shaped: Tensor | None = None
 
     def __getitem__(self, key: str) -> Any:
-        """A field by name."""
+        """Return a field by name."""
         return getattr(self, key)
 
     def get(self, key: str, default: Any = None) -> Any:
-        """A field by name, or the default where there is none of that name."""
+        """Return a field by name, or the default."""
         return getattr(self, key, default)
 
     def __iter__(self) -> Iterator[str]:
-        """Names of all fields, as `keys`."""
+        """Iterate over the names of all fields."""
         return self.keys()
 
     def keys(self) -> Iterator[str]:
-        """Names of all fields, those that are None included."""
+        """Iterate over the names of all fields, including those that are None."""
         return (field.name for field in fields(self))
 
     def values(self) -> Iterator[Any]:
-        """Values of all fields."""
+        """Iterate over the values of all fields."""
         return (self[key] for key in self.keys())
 
     def items(self) -> Iterator[tuple[str, Any]]:
-        """Names and values of all fields."""
+        """Iterate over names and values of all fields."""
         return ((key, self[key]) for key in self.keys())
 
 
 @dataclass
 class SMPLOutput(ModelOutput):
-    """What SMPL gives."""
+    """The output of SMPL."""
 
     betas: Tensor | None = None
     body_pose: Tensor | None = None
@@ -70,21 +70,21 @@ class SMPLOutput(ModelOutput):
 
 @dataclass
 class SMPLHOutput(SMPLOutput):
-    """SMPL's output with hands, which HMR2's wrapper of SMPL declares as its own."""
+    """The output of SMPL-H, which HMR2's wrapper of SMPL names as its return type."""
 
     left_hand_pose: Tensor | None = None
     right_hand_pose: Tensor | None = None
 
 
 class Struct(SimpleNamespace):
-    """Attributes from keywords: a model file's entries for ``data_struct``."""
+    """Attributes from keywords: the entries of a model file for ``data_struct``."""
 
 
 def to_np(array: Any, dtype: Any = np.float32) -> np.ndarray:
-    """A dense NumPy copy of an array, a chumpy object or a SciPy sparse matrix."""
+    """Return a dense NumPy copy of an array, a chumpy object or a SciPy sparse matrix."""
     return np.array(array.toarray() if sparse.issparse(array) else array, dtype=dtype)
 
 
 def to_tensor(array: Any, dtype: torch.dtype = torch.float32) -> Tensor:
-    """A tensor as it is, anything else as a tensor of that dtype."""
+    """Return tensors unchanged, and other arrays as tensors of a dtype."""
     return array if isinstance(array, torch.Tensor) else torch.tensor(array, dtype=dtype)

@@ -1,10 +1,10 @@
-"""Vertices that stand for face, feet and finger tips, under smplx's short names."""
+"""Vertices of face, feet and finger tips, under smplx's short names."""
 
 from agebody.assets.landmarks import SURFACE21_SMPL_VERTICES
 
 
 def short_name(point: str) -> str:
-    """smplx's name of a point: right_eye is reye, left_thumb is lthumb, left_big_toe is LBigToe."""
+    """Return smplx's name of a point: right_eye is reye, left_thumb lthumb, left_big_toe LBigToe."""
     side, _, part = point.partition("_")
     if part in ("big_toe", "small_toe", "heel"):
         return side[0].upper() + part.title().replace("_", "")
@@ -12,4 +12,4 @@ def short_name(point: str) -> str:
 
 
 vertex_ids = {"smplh": {short_name(point): vertex for point, vertex in SURFACE21_SMPL_VERTICES.items()}}
-"""SMPL and SMPL-H share one mesh, and smplx keeps its vertices under the latter's name."""
+"""SMPL and SMPL-H share one mesh; smplx has its vertices under the name of SMPL-H."""

@@ -1,4 +1,4 @@
-"""Vertices that are appended to the joints."""
+"""The vertices that are appended to the joints."""
 
 from __future__ import annotations
 
@@ -16,16 +16,13 @@ _FACE, _FEET, _HANDS = SURFACE21[:5], SURFACE21[5:11], SURFACE21[11:]
 
 
 class VertexJointSelector(nn.Module):
-    """Appends vertices of the face, and of the feet and finger tips if wanted, to the joints.
+    """Append vertices of the face, and optionally of feet and finger tips, to the joints.
 
     Args:
         vertex_ids: vertex of each point, under the names of `vertex_ids`; None selects no points.
-        use_hands: whether the ten finger tips are among them.
-        use_feet_keypoints: whether the toes and heels are.
-        kwargs: other options of a model, which are not looked at.
-
-    Raises:
-        ValueError: a wanted point has no vertex.
+        use_hands: whether to append the ten finger tips.
+        use_feet_keypoints: whether to append toes and heels.
+        kwargs: other options of a model, which are ignored.
     """
 
     extra_joints_idxs: Tensor
@@ -37,7 +34,7 @@ class VertexJointSelector(nn.Module):
         use_feet_keypoints: bool = True,
         **kwargs: Any,
     ) -> None:
-        """Looks the vertices up."""
+        """Look up the vertices."""
         super().__init__()
         points = _FACE + (_FEET if use_feet_keypoints else ()) + (_HANDS if use_hands else ())
         names = [] if vertex_ids is None else [short_name(point) for point in points]
@@ -51,5 +48,5 @@ class VertexJointSelector(nn.Module):
     def forward(
         self, vertices: Float[Tensor, "B V 3"], joints: Float[Tensor, "B J 3"]
     ) -> Float[Tensor, "B K 3"]:
-        """Joints, then the selected vertices."""
+        """Return the joints, then the selected vertices."""
         return torch.cat((joints, vertices.index_select(1, self.extra_joints_idxs)), 1)

@@ -1,0 +1,85 @@
+"""Find and read the body that smplx's arguments describe: a file, a folder, a `BodyAsset`, or arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agebody.assets.asset import AssetError, BodyAsset
+from agebody.assets.container import RawFile, naming, read_raw
+from agebody.assets.io import load_asset
+from agebody.assets.official import read_body, read_infant_template, with_infant
+
+OFFERED = (
+    "agebody.compat.smplx offers SMPL, SMPLLayer, create and build_layer for SMPL; agebody.SMPL loads the "
+    "body of SMPL-H and SMPL-X files"
+)
+
+ModelPath = str | os.PathLike[str] | BodyAsset
+
+
+def resolve_type(model_path: ModelPath, model_type: str) -> ModelPath:
+    """Return the path of a model of a type; files are recognised by their content, not by ``model_type``."""
+    if isinstance(model_path, BodyAsset) or not os.path.isdir(model_path):
+        return model_path
+    if model_type.lower() != "smpl":
+        raise ValueError(f"model_type: expected 'smpl', got {model_type!r}; {OFFERED}")
+    inside = Path(model_path, model_type)
+    return inside if inside.is_dir() else model_path
+
+
+def read_asset(model_path: ModelPath, data_struct: Any, gender: str) -> BodyAsset:
+    """Return the body of smplx's arguments: the entries of ``data_struct``, or a file, folder or asset."""
+    if data_struct is not None:
+        entries = {name: value for name, value in vars(data_struct).items() if not name.startswith("_")}
+        arrays = {name: _plain(value) for name, value in entries.items()}
+        with naming("data_struct"):
+            asset = read_body(RawFile(Path(f"data_struct_{gender}"), "memory", arrays, ""))
+        return asset.replace(metadata=dataclasses.replace(asset.metadata, name="data_struct", sources={}))
+    if isinstance(model_path, BodyAsset):
+        return model_path
+    return load_asset(_file_of(Path(model_path), gender) if os.path.isdir(model_path) else model_path)
+
+
+def _plain(value: Any) -> Any:
+    """Return chumpy objects and tensors as arrays; arrays and sparse matrices unchanged."""
+    is_array_like = hasattr(value, "__array__") and not isinstance(value, np.ndarray)
+    return np.array(value) if is_array_like else value
+
+
+def _file_of(folder: Path, gender: str) -> Path:
+    """Return the model of a gender in a folder; the newest version of those with official names."""
+    for suffix in (".pkl", ".npz", ".safetensors"):
+        path = folder / f"SMPL_{gender.upper()}{suffix}"
+        if path.is_file():
+            return path
+    official = re.compile(rf"basicmodel_({gender}|{gender[:1]})_lbs_.*\.(pkl|npz)", re.IGNORECASE)
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    found = [path for path in files if official.fullmatch(path.name)]
+    if not found:
+        inside = ", ".join(path.name for path in files[:8]) or "no files"
+        raise AssetError(
+            f"{folder}: expected SMPL_{gender.upper()}.pkl, .npz or .safetensors, or the official name "
+            f"basicmodel_{gender[:1]}_lbs_10_207_0_v1.1.0.pkl; it holds {inside}; give the file itself, or "
+            "put it there under such a name"
+        )
+    return found[-1]
+
+
+def add_kid_template(asset: BodyAsset, kid_template_path: str | os.PathLike[str]) -> BodyAsset:
+    """Return the body with an infant template at age offset 1, its own or that of a file."""
+    if os.fspath(kid_template_path):
+        with naming(kid_template_path):
+            asset = with_infant(asset, *read_infant_template(read_raw(kid_template_path)))
+    if asset.age_offsets.tolist() != [1.0]:
+        raise ValueError(
+            f"age='kid': expected one age template, at offset 1, but {asset.metadata.name!r} has them at "
+            f"{asset.age_offsets.tolist()}; give smpl_kid_template.npy or a SMIL model as kid_template_path, "
+            "or use agebody.SMPLA, which takes any number of them"
+        )
+    return asset
