@@ -13,12 +13,12 @@ from peers import reason
 from torch import Tensor
 
 import agebody
-from agebody.pipelines.bench import SPREAD, sample_arguments
+from agebody.pipelines.bench import POSE_SD, sample_arguments
 
 BATCHES = {"cpu": (64, 256), "cuda": (1024, 4096, 16384)}
 ERROR_BODIES = 256
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-POSES = (f"{SPREAD} rad a joint", "1 rad a joint", "180° at every joint")
+POSES = (f"{POSE_SD} rad a joint", "1 rad a joint", "180° at every joint")
 
 
 def posed(poses: str, device: torch.device) -> dict[str, Tensor]:
@@ -26,7 +26,7 @@ def posed(poses: str, device: torch.device) -> dict[str, Tensor]:
     given = sample_arguments(ERROR_BODIES, device=device)
     pose = given["body_pose"].unflatten(-1, (-1, 3))
     if poses == POSES[1]:
-        pose = pose / SPREAD
+        pose = pose / POSE_SD
     elif poses == POSES[2]:
         pose = math.pi * torch.nn.functional.normalize(pose, dim=-1)
     # No translation: it only adds its own rounding, the same for every layer.

@@ -104,7 +104,7 @@ def _cpu() -> list[Target]:
             for batch, ratio in ratios.items()
         ]
 
-    def floor(subject: str, ratio: float) -> list[Target]:
+    def bounded(subject: str, ratio: float) -> list[Target]:
         return [
             Target("cpu", subject, batch, "agebody torch", "times the time", ratio, "product")
             for batch in (64, 256, 1024)
@@ -112,9 +112,9 @@ def _cpu() -> list[Target]:
 
     return [
         *faster("forward", {1: 2.5, 64: 2.2, 256: 3.0, 1024: 3.2}),
-        *floor("forward", 1.4),
+        *bounded("forward", 1.4),
         *faster("backward", {1: 2.5, 64: 2.5, 256: 3.0}),
-        *floor("backward", 1.6),
+        *bounded("backward", 1.6),
         *faster("keypoints", {64: 12, 256: 30}),
         Target("cpu", "memory", 256, "agebody torch", "times the memory", 0.25, "smplx"),
         Target("cpu", "precision", 256, "agebody torch float16", "mm", LARGEST_ERROR),

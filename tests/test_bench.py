@@ -18,7 +18,7 @@ def exact(mannequin_asset):
     return agebody.SMPL(mannequin_asset, dtype=torch.float64)
 
 
-def test_slower_functions_take_longer_and_all_get_their_turns():
+def test_functions_are_timed_in_turn_and_slower_ones_take_longer():
     calls = []
 
     def wait(name, seconds):
@@ -41,7 +41,7 @@ def test_slower_functions_take_longer_and_all_get_their_turns():
     assert timed.count("short") == timed.count("long") == times["long"].calls
 
 
-def test_a_slow_function_is_called_once_a_turn(monkeypatch):
+def test_a_slow_function_is_called_once_per_turn(monkeypatch):
     monkeypatch.setattr(bench, "SLOW", 0.0)
     calls = []
     times = bench.interleaved({"only": lambda: calls.append(1)}, seconds=0)
@@ -76,29 +76,28 @@ def test_cuda_times_run_from_the_end_of_one_call_to_the_end_of_the_next(monkeypa
     assert times["long"].median == pytest.approx(3e-3)
 
 
-def test_nothing_to_time():
+def test_no_functions():
     assert bench.interleaved({}, seconds=1) == {}
 
 
-def test_arguments_are_the_same_at_every_call():
+def test_arguments_are_equal_in_every_call():
     first, second = bench.sample_arguments(3), bench.sample_arguments(3)
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert {name: tuple(value.shape) for name, value in first.items()} == {
-        "betas": (3, 10), "body_pose": (3, 69), "global_orient": (3, 3), "transl": (3, 3),
-    }  # fmt: skip
+    shapes = {name: tuple(value.shape) for name, value in first.items()}
+    assert shapes == {"betas": (3, 10), "body_pose": (3, 69), "global_orient": (3, 3), "transl": (3, 3)}
 
 
-def test_the_floor_is_the_products_alone():
+def test_the_bound_is_the_products_alone():
     product, products = bench.blend_products(5, 7, 2)
     assert product().shape == (2, 21)
     assert [tuple(result.shape) for result in products()] == [(2, 21), (2, 5)]
 
 
-def test_the_floor_has_the_body_s_size(exact):
+def test_the_bound_has_the_size_of_the_body(exact):
     assert bench.num_coefficients(exact) == 1 + 10 + 207
 
 
-def test_right_answers_pass(exact, mannequin_asset):
+def test_right_results_pass(exact, mannequin_asset):
     body = agebody.SMPL(mannequin_asset)
     difference = bench.compare(lambda **arguments: body(**arguments).vertices, exact)
     assert 0 < difference < bench.VERTEX_TOLERANCE
@@ -129,7 +128,7 @@ def test_wrong_gradients_are_found(exact, mannequin_asset):
         bench.compare(wrong, exact)
 
 
-def test_nan_is_no_answer(exact):
+def test_nan_is_a_wrong_result(exact):
     with pytest.raises(ValueError, match="vertices differ"):
         bench.compare(lambda **arguments: torch.full((16, 6890, 3), torch.nan), exact)
 
@@ -142,17 +141,16 @@ def report(mannequin_asset):
 def test_report(report):
     assert (report.device, report.backend) == ("cpu", "torch")
     assert [row.batch for row in report.rows] == [1, 1, 1, 3, 3, 3]
-    assert [row.subject for row in report.rows[:3]] == [
-        "forward", "forward + backward", 'keypoints("coco17")',
-    ]  # fmt: skip
+    subjects = [row.subject for row in report.rows[:3]]
+    assert subjects == ["forward", "forward + backward", 'keypoints("coco17")']
     assert report.largest_difference < 2 * bench.VERTEX_TOLERANCE
     for row in report.rows:
         assert row.speedup == row.peer.median / row.agebody.median
-    assert [row.floor is None for row in report.rows[:3]] == [False, False, True]
-    assert report.rows[0].over_floor == report.rows[0].agebody.median / report.rows[0].floor.median
+    assert [row.bound is None for row in report.rows[:3]] == [False, False, True]
+    assert report.rows[0].over_bound == report.rows[0].agebody.median / report.rows[0].bound.median
 
 
-def test_without_smplx_there_is_no_ratio_but_a_hint(monkeypatch):
+def test_without_smplx_a_hint_replaces_the_ratio(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "smplx", None)
     result = RUNNER.invoke(app, ["bench", "--batch", "2", "--seconds", "0"])
     assert result.exit_code == 0, result.output

@@ -118,8 +118,10 @@ def test_demo_refuses_what_it_cannot_do_in_one_line(tmp_path, body_file, asset, 
     adult = tmp_path / "adult.safetensors"
     save_asset(asset.replace(age_templates=None, age_offsets=np.zeros(0)), adult)
     assert_one_line_error(run("demo", "--body", adult, "-o", tmp_path), "has no infant template")
-    assert_one_line_error(run("demo", "--body", body_file, "-o", adult), "cannot write files there")
-    assert_one_line_error(run("demo", "--body", body_file, "-o", adult / "sub"), "cannot write files there")
+    assert_one_line_error(run("demo", "--body", body_file, "-o", adult), "cannot write in this folder")
+    assert_one_line_error(
+        run("demo", "--body", body_file, "-o", adult / "sub"), "cannot write in this folder"
+    )
     for device in ("cuda:99", "tpu", "meta"):
         result = run("demo", "--body", body_file, "--device", device, "-o", tmp_path)
         assert result.exit_code == 2
@@ -174,8 +176,8 @@ def test_convert_joins_an_infant_and_regressors(tmp_path, asset):
     joined = load_asset(out)
     assert joined.age_offsets.tolist() == [1]
     assert set(joined.regressors) == {"h36m17"}
-    assert_one_line_error(run("convert", adult, "-o", out), "out.safetensors")
-    assert run("convert", adult, "-o", out, "--force").exit_code == 0
+    assert_one_line_error(run("convert", adult, "-o", out), "the file exists; give --overwrite to replace it")
+    assert run("convert", adult, "-o", out, "--overwrite").exit_code == 0
     assert not load_asset(out).has_age
 
 

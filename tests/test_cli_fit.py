@@ -140,7 +140,7 @@ def test_overwriting_leaves_nothing_of_earlier_labels(data, tmp_path, monkeypatc
     assert os.listdir(output / "overlays") == ["mine.png"]
 
 
-@pytest.mark.parametrize("where", ["fit_annotations", "save_training_npz"])
+@pytest.mark.parametrize("where", ["fit_annotations", "fit_folder.save_training_npz"])
 def test_an_interrupted_fit_leaves_nothing_half_written(data, tmp_path, monkeypatch, where, fitted):
     labels = load_labels(fitted[0] / "labels.npz")
 
@@ -188,7 +188,9 @@ def test_fit_names_what_is_wrong(data, tmp_path, monkeypatch):
     assert_one_line_error(
         run(keypoints, *output, "--images", tmp_path / "none"), "expected a folder of images"
     )
-    assert_one_line_error(run(keypoints, "--body", "mannequin", "-o", keypoints), "cannot write files there")
+    assert_one_line_error(
+        run(keypoints, "--body", "mannequin", "-o", keypoints), "cannot write in this folder"
+    )
     for options, option in (
         (("--layout", "coco18"), "--layout"),
         (("--age-class", "old"), "--age-class"),

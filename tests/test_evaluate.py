@@ -337,12 +337,12 @@ def test_intervals_hold_the_means_and_say_nothing_of_too_few(clusters, seed):
     assert np.isnan(ratio_intervals(below, below, resamples=0, seed=0)).all()
 
 
-def test_the_command_prints_tables_and_writes_json(files, tmp_path):
-    result = run(*files(), "--json", tmp_path / "out.json", "--bootstrap", 40, "--seed", 1)
+def test_the_command_prints_tables_or_json(files):
+    result = run(*files(), "--bootstrap", 40, "--seed", 1)
     assert result.exit_code == 0, result.output
-    for word in ("InfantNet", "Relative Human", "Detection", "baby", "PCDR", "1 of 8", "wrote", "95 %"):
+    for word in ("InfantNet", "Relative Human", "Detection", "baby", "PCDR", "1 of 8", "95 %"):
         assert word in result.stdout
-    tables = json.loads((tmp_path / "out.json").read_text())
+    tables = json.loads(run(*files(), "--json", "--bootstrap", 40, "--seed", 1).stdout)
     assert [table["table"] for table in tables] == ["InfantNet", "Relative Human", "Detection"]
     cell = tables[0]["rows"][-1]["cells"]["MPJPE"]
     table = infantnet_table(*map(read_people, files()), intervals=Intervals(40, 1))
@@ -535,7 +535,6 @@ def test_files_of_another_kind_are_named(tmp_path, files):
     assert_one_line_error(run(tmp_path / "none.npz", truth), "none.npz")
     assert_one_line_error(run(pred, tmp_path / "truth.json"), "pred.npz: table coco: expected COCO's .json")
     assert_one_line_error(run(pred, truth, "--table", "coco"), "pred.npz: table coco: expected COCO's .json")
-    assert_one_line_error(run(pred, truth, "--json", tmp_path / "no" / "out.json"), "no")
     assert run(pred, truth, "--table", "table").exit_code == 2
     assert run(pred, truth, "--layout", "smpl").exit_code == 2
 

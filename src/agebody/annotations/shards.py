@@ -65,7 +65,9 @@ def import_pyarrow() -> Any:
         import pyarrow.compute
         import pyarrow.parquet
     except ImportError as error:
-        raise ImportError("shards need `pip install agebody[ray]`") from error
+        raise ImportError(
+            'shards need pyarrow, which is not installed; pip install "agebody[ray]"'
+        ) from error
     return pyarrow
 
 

@@ -282,7 +282,7 @@ def _load_embree() -> tuple[Any, Any]:
         from embreex.rtcore_scene import EmbreeScene
     except ImportError as error:
         raise ImportError(
-            "pictures need embreex, which is not installed; pip install 'agebody[render]'"
+            'pictures need embreex, which is not installed; pip install "agebody[render]"'
         ) from error
     return EmbreeScene, TriangleMesh
 

@@ -1,4 +1,4 @@
-"""How fast bodies are here: answers compared first, calls in turn, ratios to a peer and to a floor."""
+"""A benchmark of bodies on this machine: results compared, calls interleaved, ratios to smplx and a bound."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from agebody.body import SMPL, BodyModel
 from agebody.engine.backend import BackendName
 
 WARM_UP = 2
-"""Untimed calls of each function: the first compiles and allocates, the second finds warm caches."""
+"""Untimed calls of each function: the first compiles and allocates, the second has warm caches."""
 CALLS_IN_TURN = 5
-"""Of each function before the next one's turn: four of five then find their own data in the caches."""
+"""Calls of a function before the next one's turn: four of five then find their own data in the caches."""
 SLOW = 0.05
-"""[s] A call that takes longer streams more than any cache holds: it is timed once a turn."""
+"""Longer calls are timed once per turn, since they move more data than any cache holds [s]."""
 FEWEST_CALLS = 5
-"""Of each function, however little time there is: a median and quartiles of fewer say little."""
-SPREAD = 0.3
-"""Standard deviation of the sampled rotation vectors' entries [rad]."""
+"""Least number of calls of each function: a median and quartiles of fewer mean little."""
+POSE_SD = 0.3
+"""Standard deviation of the coordinates of sampled rotation vectors [rad]."""
 VERTEX_TOLERANCE = 1e-5
-"""[m] Ten times what float32 loses in a body of 2 m; a wrong joint or blend shape moves more."""
+"""Ten times the rounding of float32 in a body of 2 m; a wrong joint or blend shape moves more [m]."""
 GRADIENT_TOLERANCE = 1e-3
 """Relative to the largest entry: gradients are float32 sums over 20,670 coordinates."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds a call."""
+    """Time per call [s]."""
 
     median: float
     low: float
@@ -51,48 +51,48 @@ class Timing:
 
 @dataclass(frozen=True)
 class Row:
-    """One subject at one batch size, all timed in turn."""
+    """One subject at one batch size, with interleaved calls."""
 
     subject: str
     batch: int
     agebody: Timing
     peer: Timing | None
-    """smplx, where it is installed."""
-    floor: Timing | None
-    """The blend-shape products alone, where the subject has them."""
+    """smplx, if it is installed."""
+    bound: Timing | None
+    """The blend-shape products alone, if the subject contains them."""
 
     @property
     def speedup(self) -> float | None:
-        """smplx's time over agebody's."""
+        """Time of smplx over that of agebody."""
         return None if self.peer is None else self.peer.median / self.agebody.median
 
     @property
-    def over_floor(self) -> float | None:
-        """agebody's time over the floor's."""
-        return None if self.floor is None else self.agebody.median / self.floor.median
+    def over_bound(self) -> float | None:
+        """Time of agebody over that of the lower bound."""
+        return None if self.bound is None else self.agebody.median / self.bound.median
 
 
 @dataclass(frozen=True)
 class Report:
-    """What `run_bench` found."""
+    """The result of `run_bench`."""
 
     device: str
     backend: str
     rows: tuple[Row, ...]
     largest_difference: float | None
-    """[m] between the vertices of agebody and smplx, where it is installed."""
+    """Between vertices of agebody and smplx [m]; None if smplx is not installed."""
 
 
 def interleaved(
     functions: Mapping[str, Callable[[], Any]], *, device: torch.device | str = "cpu", seconds: float = 1.0
 ) -> dict[str, Timing]:
-    """Times functions in turn, a few calls at a time, so that a change of the machine's mood meets all.
+    """Time functions in turn, a few calls at a time, so that a change of the machine's speed affects all.
 
     Args:
-        functions: by name; what they return is dropped.
-        device: where they compute. On CUDA the GPU's clock runs, from the end of one call's work to the
-            end of the next one's, so that waiting for launches counts; elsewhere `time.perf_counter`.
-        seconds: for all functions together. Each is called at least five times.
+        functions: by name; their results are dropped.
+        device: where they compute. On CUDA the clock of the GPU runs from the end of one call's work to the
+            end of the next one's, so launch overhead counts; elsewhere it is `time.perf_counter`.
+        seconds: for all functions together; each is called at least five times.
     """
     device = torch.device(device)
     measure = _seconds_on_cuda if device.type == "cuda" else _seconds
@@ -106,7 +106,7 @@ def interleaved(
     while order and (time.perf_counter() < end or min(map(len, times.values())) < FEWEST_CALLS):
         for name in order:
             times[name] += measure(functions[name], turns[name], device)
-        order = [*order[1:], order[0]]  # nobody always follows the same one
+        order = [*order[1:], order[0]]  # so that none always follows the same one
     return {name: _summary(values) for name, values in times.items()}
 
 
@@ -142,10 +142,10 @@ def sample_arguments(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, Tensor]:
-    """Random betas, pose and translation by their names in `BodyModel.forward`; the same at every call."""
+    """Return random betas, pose and translation as arguments of `BodyModel.forward`, equal in every call."""
     generator = torch.Generator().manual_seed(batch)
     sizes = {"betas": num_betas, "body_pose": 3 * (num_joints - 1), "global_orient": 3, "transl": 3}
-    scales = {"betas": 1.0, "body_pose": SPREAD, "global_orient": 1.0, "transl": 1.0}
+    scales = {"betas": 1.0, "body_pose": POSE_SD, "global_orient": 1.0, "transl": 1.0}
     return {
         name: (scales[name] * torch.randn(batch, size, generator=generator)).to(device, dtype)
         for name, size in sizes.items()
@@ -155,7 +155,7 @@ def sample_arguments(
 def forward_and_gradient(
     forward: Callable[..., Tensor], arguments: Mapping[str, Tensor], weights: Tensor
 ) -> tuple[Tensor, ...]:
-    """Gradients of ``(weights * forward(**arguments)).sum()`` in every argument, weights of any values."""
+    """Return the gradients of ``(weights * forward(**arguments)).sum()`` by every argument."""
     wanted = {name: value.detach().requires_grad_() for name, value in arguments.items()}
     return torch.autograd.grad(forward(**wanted), tuple(wanted.values()), weights)
 
@@ -163,10 +163,10 @@ def forward_and_gradient(
 def blend_products(
     num_coefficients: int, num_vertices: int, batch: int, *, device: torch.device | str = "cpu"
 ) -> tuple[Callable[[], Tensor], Callable[[], tuple[Tensor, Tensor]]]:
-    """The floor of a forward pass, one matrix product, and of forward + backward, two; in float32.
+    """Return float32 lower bounds: the matrix product of a forward pass, and the two of forward + backward.
 
-    The product of B rows of coefficients (the constant 1, betas, pose feature) with their displacements
-    (coefficients, 3 V) is what every layer of this kind computes, whatever it does besides.
+    Every layer of this kind computes the product of B rows of coefficients (the constant 1, betas, pose
+    feature) with their displacements (coefficients, 3 V).
     """
     coefficients = torch.randn(batch, num_coefficients, device=device)
     directions = torch.randn(num_coefficients, 3 * num_vertices, device=device)
@@ -178,19 +178,19 @@ def blend_products(
 
 
 def num_coefficients(body: BodyModel) -> int:
-    """Rows of a body's blend-shape product: the template, betas and pose blend shapes."""
+    """Return the number of coefficients of a body: the template, betas and pose blend shapes."""
     return 1 + body.num_betas + body.num_correctives
 
 
 def load_smplx(path: Path, device: torch.device | str) -> Any:
-    """smplx's SMPL layer of one file, without stored pose parameters.
+    """Load the SMPL layer of smplx from one file, without stored pose parameters.
 
     Raises:
         ImportError: smplx is not installed.
     """
     import smplx
 
-    with contextlib.redirect_stdout(io.StringIO()):  # it warns that 10 betas are few
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints a warning about 10 betas
         layer = smplx.SMPL(
             str(path),
             create_betas=False,
@@ -202,13 +202,13 @@ def load_smplx(path: Path, device: torch.device | str) -> Any:
 
 
 def compare(forward: Callable[..., Tensor], exact: BodyModel, batch: int = 16) -> float:
-    """Compares a float32 layer's vertices and gradients with the float64 layer's.
+    """Compare vertices and gradients of a float32 layer with those of the float64 layer.
 
     Returns:
-        The largest distance of a vertex [m].
+        The largest distance between vertices [m].
 
     Raises:
-        ValueError: vertices or gradients differ by more than float32 explains.
+        ValueError: vertices or gradients differ by more than float32 rounding.
     """
     sizes = {"num_betas": exact.num_betas, "num_joints": exact.num_joints, "device": exact.device}
     given = sample_arguments(batch, **sizes)
@@ -242,25 +242,25 @@ def run_bench(
     layout: str = "coco17",
     progress: Callable[[str, float], None] = lambda stage, fraction: None,
 ) -> Report:
-    """The short benchmark: forward, forward + backward and keypoints, beside smplx where it is installed.
+    """Time forward, forward + backward and keypoints, compared with smplx if it is installed.
 
     Args:
-        asset: a body of SMPL's joints; its age templates are left out, since smplx has none.
-        device: where to run.
-        backend: of agebody's layer.
+        asset: a body with SMPL's joints; its age templates are left out, since smplx has none.
+        device: where to compute.
+        backend: backend of agebody's layer.
         batches: numbers of bodies.
-        seconds: for each subject at each size.
-        layout: of the keypoints; smplx's side builds its mesh, from which it would regress them.
-        progress: called with what is being timed and how much of all is done, 0 to 1.
+        seconds: time for each subject at each size.
+        layout: layout of the keypoints; smplx is timed up to the mesh that they would be regressed from.
+        progress: called with what is being timed and the fraction done, 0 to 1.
 
     Raises:
         ImportError: the backend is not installed.
-        ValueError: an answer is wrong.
+        ValueError: a result is wrong.
     """
     device = torch.device(device)
     body = SMPL(asset, device=device, backend=backend)
     exact = SMPL(asset, device=device, dtype=torch.float64, backend="torch")
-    progress("comparing answers", 0)
+    progress("comparing results", 0)
     compare(_vertices(body), exact)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "SMPL_NEUTRAL.pkl"
@@ -298,12 +298,12 @@ def _rows(
         "forward": {
             "agebody": lambda: forward(**given),
             "peer": peer and (lambda: peer(**given)),
-            "floor": product,
+            "bound": product,
         },
         "forward + backward": {
             "agebody": lambda: forward_and_gradient(forward, given, weights),
             "peer": peer and (lambda: forward_and_gradient(peer, given, weights)),
-            "floor": products,
+            "bound": products,
         },
         f'keypoints("{layout}")': {
             "agebody": lambda: keypoints(layout, **given),
@@ -315,5 +315,5 @@ def _rows(
         present = {name: function for name, function in functions.items() if function is not None}
         with torch.set_grad_enabled("backward" in subject):
             times = interleaved(present, device=body.device, seconds=seconds)
-        rows.append(Row(subject, batch, times["agebody"], times.get("peer"), times.get("floor")))
+        rows.append(Row(subject, batch, times["agebody"], times.get("peer"), times.get("bound")))
     return rows

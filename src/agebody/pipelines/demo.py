@@ -23,11 +23,11 @@ from agebody.measure import stature
 from agebody.people import pose
 
 SPACING = 1.25
-"""Between the people of the demo [m]."""
+"""Distance between neighbours [m]."""
 
 
 class Person(NamedTuple):
-    """One age of the demo, in a calm and in a lively pose, each with its heading [rad]."""
+    """One age of the demo, with the name and the heading [rad] of a calm and of a lively pose."""
 
     name: str
     years: float
@@ -47,7 +47,7 @@ PEOPLE = (
 
 @dataclass(frozen=True)
 class Row:
-    """What the demo found out about one age."""
+    """Results of the demo for one age."""
 
     name: str
     age_offset: float
@@ -56,9 +56,9 @@ class Row:
     who_median: float
     """[m]"""
     forward: float
-    """Seconds a body."""
+    """Time per body [s]."""
     backward: float
-    """Seconds a body."""
+    """Time per body [s]."""
 
 
 def run_demo(
@@ -73,13 +73,13 @@ def run_demo(
 
     Args:
         asset: a body with age templates and SMPL's joint names.
-        folder: where the files go.
-        device: where the body runs.
-        width: of the picture [pixels].
-        progress: called with what is being done and how much of all is done, 0 to 1.
+        folder: where the files are written.
+        device: where to compute.
+        width: width of the picture [pixels].
+        progress: called with the stage and the fraction done, 0 to 1.
 
     Raises:
-        AssetError: the body has no ages.
+        AssetError: the body has no age templates.
         ValueError: the body lacks a joint.
         ImportError: embreex is missing; install ``agebody[render]``.
         OSError: a file cannot be written.
@@ -132,7 +132,7 @@ def _rows() -> tuple[list[tuple[str, float]], list[tuple[str, float]]]:
 
 
 def _time(body: SMPLA, age_offset: Tensor, full_pose: Tensor) -> tuple[float, float]:
-    """Median seconds of a forward and of a backward pass for one body."""
+    """Return the median times of a forward and of a backward pass for one body [s]."""
     forward, backward = [], []
     while len(forward) < 4 or (len(forward) < 20 and sum(forward) + sum(backward) < 0.15):
         age, angles = age_offset.clone().requires_grad_(), full_pose.clone().requires_grad_()
@@ -142,7 +142,7 @@ def _time(body: SMPLA, age_offset: Tensor, full_pose: Tensor) -> tuple[float, fl
         loss.backward()
         forward.append(middle - start)
         backward.append(_now(body.device) - middle)
-    return median(forward[1:]), median(backward[1:])  # without the first, which warms up
+    return median(forward[1:]), median(backward[1:])  # the first call warms up
 
 
 def _now(device: torch.device) -> float:

@@ -1,4 +1,4 @@
-"""The command line: thin, over functions that stand elsewhere."""
+"""The command line: options, progress and messages around functions of other packages."""
 
 from agebody.pipelines.cli import bodies, crowd, evaluate, fit, fit_shards, release  # noqa: F401 - each registers its commands
 from agebody.pipelines.cli.app import app, main

@@ -1,21 +1,16 @@
-"""The application: what commands have in common. Each file beside this one adds its own."""
+"""The application, its progress bars, and its errors, which are one line each."""
 
 from __future__ import annotations
 
 import sys
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-if TYPE_CHECKING:
-    from agebody.assets.asset import BodyAsset
 
 app = typer.Typer(
     name="agebody",
@@ -48,79 +43,43 @@ def _agebody(
     """Human bodies from newborn to adult, behind one differentiable layer."""
 
 
-def find_body(name: str, progress: Progress) -> BodyAsset:
-    """The body of a ``--body`` option: a built-in one by name, or a file."""
-    if name == "mannequin":
-        from agebody.assets.mannequin import mannequin
-
-        return mannequin()
-    if name == "anny":
-        from agebody.assets.anny import anny_body
-
-        task = progress.add_task("free body")
-        return anny_body(
-            progress=lambda stage, fraction: progress.update(
-                task, description=stage, completed=100 * fraction
-            )
-        )
-    from agebody.assets.io import load_asset
-
-    return load_asset(name)
-
-
-def check_device(name: str) -> None:
-    """Refuse a ``--device`` that is not there."""
-    import torch
-
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise typer.BadParameter(
-            f"expected cpu, cuda or cuda:N, got {name!r}", param_hint="--device"
-        ) from None
-    if device.type not in ("cpu", "cuda"):
-        raise typer.BadParameter(f"expected cpu, cuda or cuda:N, got {name!r}", param_hint="--device")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise typer.BadParameter(
-            f"{name!r} is not there: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices",
-            param_hint="--device",
-        )
-
-
-def make_folder(folder: Path) -> None:
-    """Create the folder and write in it, before anything that takes long."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        fail(f"{folder}: cannot write files there: {error.strerror}")
-
-
-def progress_bar() -> Progress:
-    """Bars on standard error that vanish at the end."""
-    columns = (TextColumn("{task.description:>14}"), BarColumn(), TimeElapsedColumn())
-    console = Console(stderr=True)
-    return Progress(*columns, console=console, transient=True, disable=not console.is_interactive)
-
-
 @contextmanager
-def clear_errors(*expected: type[Exception]) -> Iterator[None]:
-    """End with one line for what users can put right: bad files, missing extras, folders that refuse.
+def running(*errors: type[Exception]) -> Iterator[Progress]:
+    """Yield progress bars on standard error; print errors that users can correct as one line.
 
     Args:
-        expected: further errors that say what is wrong with a user's file.
+        errors: types of errors to print, besides those of files and of missing packages.
     """
     from agebody.annotations import AnnotationError
     from agebody.assets.asset import AssetError
 
+    columns = (TextColumn("{task.description:>14}"), BarColumn(), TimeElapsedColumn())
+    console = Console(stderr=True)
     try:
-        yield
-    except (AnnotationError, AssetError, ImportError, OSError, *expected) as error:
-        fail(str(error))
+        with Progress(*columns, console=console, transient=True, disable=not console.is_interactive) as bars:
+            yield bars
+    except (AnnotationError, AssetError, ImportError, OSError, *errors) as error:
+        fail(str(error).replace("pass overwrite=True to replace", "give --overwrite to replace"))
+
+
+def show_stages(bars: Progress, title: str) -> Callable[[str, float], None]:
+    """Add a bar; return the function that updates it from a stage's name and the fraction done."""
+    task = bars.add_task(title)
+    return lambda stage, fraction: bars.update(task, description=stage, completed=100 * fraction)
+
+
+def show_count(bars: Progress, title: str, total: int) -> Callable[[int], None]:
+    """Add a bar; return the function that updates it from the number done."""
+    task = bars.add_task(title, total=total)
+    return lambda done: bars.update(task, completed=done)
 
 
 def fail(message: str) -> NoReturn:
-    """End with one line on standard error and exit code 1."""
+    """Print one line on standard error and exit with code 1."""
     print(f"error: {message}", file=sys.stderr)
     raise typer.Exit(1)
+
+
+def note(message: str) -> None:
+    """Print a line on standard error."""
+    print(f"note: {message}", file=sys.stderr)

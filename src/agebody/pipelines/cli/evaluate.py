@@ -1,23 +1,29 @@
-"""Evaluation on the command line."""
+"""`agebody evaluate`: predictions compared with the truth."""
 
 from __future__ import annotations
 
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from agebody.files import replacing
-from agebody.pipelines.cli.app import app, clear_errors, progress_bar
+from agebody.pipelines.cli.app import app, running
+from agebody.pipelines.cli.options import AsJson, Layout, check_choice
 
 if TYPE_CHECKING:
     from agebody.pipelines.evaluate import Cell, Column
     from agebody.pipelines.evaluate import Table as Evaluation
+
+
+def _check_table(value: str) -> str | None:
+    from agebody.pipelines.evaluate import TableName
+
+    return check_choice(value, get_args(TableName))
 
 
 @app.command()
@@ -33,68 +39,54 @@ def evaluate(
     table: Annotated[
         str,
         typer.Option(
-            help="**infantnet**, **relative-human**, **coco**, or **auto**: all that the files allow."
+            callback=_check_table,
+            help="**infantnet**, **relative-human**, **coco**, or **auto**: all that the files allow.",
         ),
     ] = "auto",
-    layout: Annotated[
-        str | None,
-        typer.Option(show_default=False, help="What the joints are, such as smpl24, if no file says so."),
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--json", show_default=False, help="Write the tables to a file, too.")
-    ] = None,
+    layout: Layout = None,
     resamples: Annotated[
-        int, typer.Option("--bootstrap", min=0, help="Resamples of the 95 % intervals; 0 for no intervals.")
+        int, typer.Option("--bootstrap", min=0, help="Resamples for 95 % intervals; 0 for no intervals.")
     ] = 1000,
-    seed: Annotated[int, typer.Option(min=0, help="Of the resamples.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the resamples.")] = 0,
+    as_json: AsJson = False,
 ) -> None:
-    """Compare predictions with the truth: errors, order in depth and keypoints, by age class.
+    """Compare predictions with the truth: errors, depth order and keypoints, by age class.
 
-    What an .npz has to hold is on the page "Evaluation" of the documentation. Intervals come from drawing
-    images again, with all of their people.
+    The page "Evaluation" of the documentation describes the files. Intervals are from resampling images
+    with all of their people.
     """
-    from agebody.keypoints import LAYOUTS
-    from agebody.pipelines.evaluate import TableName, evaluate_files
+    from agebody.pipelines.evaluate import evaluate_files
 
-    for option, value, known in (("--table", table, get_args(TableName)), ("--layout", layout, LAYOUTS)):
-        if value is not None and value not in known:
-            raise typer.BadParameter(f"expected {', '.join(known)}, got {value!r}", param_hint=option)
-    with clear_errors(), progress_bar() as progress:
-        progress.add_task("comparing", total=None)
-        tables = evaluate_files(
-            pred, target, table=cast(TableName, table), layout=layout, resamples=resamples, seed=seed
-        )
-        if output is not None:
-            with replacing(output) as temporary:
-                temporary.write_text(json.dumps([each.as_dict() for each in tables], indent=2) + "\n")
+    with running() as bars:
+        bars.add_task("comparing", total=None)
+        options: dict[str, Any] = {"table": table, "layout": layout, "resamples": resamples, "seed": seed}
+        tables = evaluate_files(pred, target, **options)
+    if as_json:
+        print(json.dumps([each.as_dict() for each in tables], indent=2))
+        return
     for each in tables:
-        _show_evaluation(each)
-    if output is not None:
-        print(f"wrote {output}")
+        _show(each)
 
 
-def _show_evaluation(table: Evaluation) -> None:
+def _show(table: Evaluation) -> None:
     shown = Table(title=table.name, title_justify="left", caption_justify="left")
     with_intervals = any(not math.isnan(cell.low) for row in table.rows for cell in row.cells)
     below = "; below: 95 % interval" if with_intervals else ""
-    captions = [f"in brackets: of how many{below}", *table.notes]
+    captions = [f"in brackets: number of values{below}", *table.notes]
     shown.caption = Text("\n".join(captions), justify="left")
     headings = [f"{column.name} [{column.unit}]" for column in table.columns]
-    lines = [
-        [
-            row.name, str(row.people), str(row.missed),
-            *(_with_interval(*pair) for pair in zip(row.cells, table.columns, strict=True)),
-        ]
-        if row.people
-        else [row.name, "nobody", *["–"] * (len(headings) + 1)]
-        for row in table.rows
-    ]  # fmt: skip
-    everything = [["", "people", "missed", *headings], *lines]
-    if len(headings) > 4:  # too wide: what would be columns become rows
-        everything = [list(column) for column in zip(*everything, strict=True)]
-    for i, heading in enumerate(everything[0]):
+    lines = [["", "people", "missed", *headings]]
+    for row in table.rows:
+        if row.people:
+            cells = [_with_interval(*pair) for pair in zip(row.cells, table.columns, strict=True)]
+            lines.append([row.name, str(row.people), str(row.missed), *cells])
+        else:
+            lines.append([row.name, "nobody", *["–"] * (len(headings) + 1)])
+    if len(headings) > 4:  # too wide, so transpose
+        lines = [list(column) for column in zip(*lines, strict=True)]
+    for i, heading in enumerate(lines[0]):
         shown.add_column(Text(heading), justify="right" if i else "left")
-    for line in everything[1:]:
+    for line in lines[1:]:
         shown.add_row(*map(Text, line))
     Console().print(shown)
 

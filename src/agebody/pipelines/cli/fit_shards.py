@@ -1,21 +1,34 @@
-"""The fit of many people on the command line: files to shards, shards to labels."""
+"""`agebody shard` and `agebody fit-shards`: fits of many people, from shards to labels."""
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from agebody.pipelines.cli.app import app, check_device, clear_errors, fail, make_folder, progress_bar
-from agebody.pipelines.cli.fit import (
-    check_ages,
-    check_finite,
-    check_layout,
-    find_layer,
+from agebody.pipelines.cli.app import app, fail, note, running, show_count
+from agebody.pipelines.cli.options import (
+    AgeClassName,
+    AgeOffset,
+    BatchSize,
+    Body,
+    Focal,
+    Fov,
+    Images,
+    ImageSize,
+    Layout,
+    MinConfidence,
+    OutputFolder,
+    Overwrite,
+    Years,
+    check_device,
+    load_body,
+    make_folder,
+    make_layer,
     parse_size,
-    refuse_both,
+    read_ages,
+    read_lens,
 )
 
 if TYPE_CHECKING:
@@ -26,50 +39,33 @@ if TYPE_CHECKING:
 def shard(
     keypoints: Annotated[
         list[Path],
-        typer.Argument(show_default=False, help="Files of keypoints, or folders, as of `agebody fit`."),
+        typer.Argument(show_default=False, help="Files of keypoints, or folders, as for `agebody fit`."),
     ],
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output", "-o", show_default=False, help="Folder for the shards; it is created where missing."
-        ),
-    ],
-    images: Annotated[
-        Path | None, typer.Option(show_default=False, help="Folder of the images; for their sizes.")
-    ] = None,
-    layout: Annotated[
-        str | None,
-        typer.Option(show_default=False, help="What the keypoints are, such as coco17, if no names say so."),
-    ] = None,
-    size: Annotated[
-        str | None,
-        typer.Option(
-            metavar="WxH", show_default=False, help="Of images whose size nothing says, such as 1920x1080."
-        ),
-    ] = None,
-    people_per_shard: Annotated[
-        int, typer.Option(min=1, help="How many people a shard has, at most.")
-    ] = 4096,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
+    output: OutputFolder,
+    images: Images = None,
+    layout: Layout = None,
+    size: ImageSize = None,
+    people_per_shard: Annotated[int, typer.Option(min=1, help="Largest number of people per shard.")] = 4096,
+    overwrite: Overwrite = False,
 ) -> None:
     """Cut files of keypoints into shards, for `agebody fit-shards`.
 
-    Writes **NAME-00000.parquet** and on for each file NAME. People of one image stand in one shard.
+    Writes **NAME-00000.parquet** and so on for each file NAME. The people of one image are in one shard.
 
     Example: `agebody shard day1.json day2.json -o people`
     """
     from agebody.pipelines.labels import read_keypoints, write_shards
 
-    check_layout(layout)
     names = [path.resolve().stem for path in keypoints]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        fail(f"two files are named {twice[0]}, and so would be their shards")
-    with clear_errors(), progress_bar() as progress:
+        fail(f"two files are named {twice[0]}, so their shards would have the same names")
+    with running() as bars:
         make_folder(output)
-        task = progress.add_task("shards", total=len(keypoints))
+        show = show_count(bars, "shards", len(keypoints))
         written, notes = [], []
-        for path, name in zip(keypoints, names, strict=True):
+        for done, (path, name) in enumerate(zip(keypoints, names, strict=True)):
+            show(done)
             found = read_keypoints(path, layout=layout, images=images, size=parse_size(size))
             paths = write_shards(
                 found, output, prefix=name, people_per_shard=people_per_shard, overwrite=overwrite
@@ -77,10 +73,9 @@ def shard(
             written.append(f"{path}: {len(found)} people in {len(paths)} shards")
             left_out = ", ".join(f"{why} {count}" for why, count in found.left_out)
             notes += [f"{path}: left out: {left_out}"] if left_out else []
-            notes += [f"{path}: {note}" for note in found.notes]
-            progress.advance(task)
-    for note in notes:
-        typer.echo(f"note: {note}", err=True)
+            notes += [f"{path}: {line}" for line in found.notes]
+    for line in notes:
+        note(line)
     for line in written:
         print(line)
 
@@ -91,48 +86,25 @@ def fit_shards(
         str,
         typer.Argument(show_default=False, help="A folder of shards, or a pattern such as **'people/a-*'**."),
     ],
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output", "-o", show_default=False, help="Folder for the labels; it is created where missing."
-        ),
-    ],
-    body: Annotated[
-        str,
-        typer.Option(help="**anny** (free, realistic), **mannequin** (built in), or the path of a file."),
-    ] = "anny",
+    output: OutputFolder,
+    body: Body = "anny",
     address: Annotated[
         str | None,
-        typer.Option(show_default=False, help="Of a Ray cluster; this machine alone if not given."),
+        typer.Option(show_default=False, help="Address of a Ray cluster; by default this machine alone."),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, show_default=False, help="As many as CPUs, or GPUs, if not given.")
+        int | None,
+        typer.Option(min=1, show_default=False, help="Number of workers; by default one per CPU or GPU."),
     ] = None,
-    layout: Annotated[
-        str | None, typer.Option(show_default=False, help="Of the keypoints, if the shards do not say.")
-    ] = None,
-    focal: Annotated[
-        float | None,
-        typer.Option(min=1.0, show_default=False, help="Focal length [pixels], where a shard has none."),
-    ] = None,
-    fov: Annotated[
-        float | None,
-        typer.Option(min=1.0, max=179.0, show_default=False, help="Vertical field of view [degrees]."),
-    ] = None,
-    age_offset: Annotated[
-        float | None,
-        typer.Option(show_default=False, help="Of all whose age a shard does not say."),
-    ] = None,
-    age_class: Annotated[
-        str | None,
-        typer.Option(show_default=False, help="The same: **adult**, **teen**, **kid** or **baby**."),
-    ] = None,
-    years: Annotated[float | None, typer.Option(show_default=False, help="The same, age in years.")] = None,
-    min_confidence: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Keypoints below it do not count.")
-    ] = 0.0,
-    batch_size: Annotated[int, typer.Option(min=1, help="People fitted at a time.")] = 256,
-    device: Annotated[str, typer.Option(help="cpu, or cuda: a device for each worker.")] = "cpu",
+    layout: Layout = None,
+    focal: Focal = None,
+    fov: Fov = None,
+    age_offset: AgeOffset = None,
+    age_class: AgeClassName = None,
+    years: Years = None,
+    min_confidence: MinConfidence = 0.0,
+    batch_size: BatchSize = 256,
+    device: Annotated[str, typer.Option(help="cpu, or cuda: one GPU per worker.")] = "cpu",
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out shards that cannot be read, and report them.")
     ] = False,
@@ -140,44 +112,46 @@ def fit_shards(
         bool, typer.Option("--overwrite", help="Replace labels that were made with other settings.")
     ] = False,
 ) -> None:
-    """Fit bodies to many people with Ray, and go on where it was stopped.
+    """Fit bodies to many people with Ray, and resume where it was stopped.
 
-    Writes a shard of labels for each shard of people, and **report.json**. To go on after a kill, give
-    the same command again: what is there is not done twice.
+    Writes a shard of labels for each shard of people, and **report.json**. To resume after an interruption,
+    give the same command again: finished shards are not repeated.
 
     Example: `agebody fit-shards people --body ages.safetensors -o labels`
     """
     from agebody.pipelines.labels import fit_dataset
 
-    check_layout(layout)
-    check_ages(age_offset=age_offset, age_class=age_class, years=years)
-    check_finite({"--focal": focal, "--fov": fov, "--age-offset": age_offset, "--years": years,
-                  "--min-confidence": min_confidence})  # fmt: skip
-    refuse_both({"--focal": focal, "--fov": fov})
-    refuse_both({"--age-offset": age_offset, "--age-class": age_class, "--years": years})
+    options: dict[str, Any] = {**read_lens(focal, fov), **read_ages(age_offset, age_class, years)}
     if device not in ("cpu", "cuda"):
         raise typer.BadParameter(f"expected cpu or cuda, got {device!r}", param_hint="--device")
     if address is None:
         check_device(device)
-    with clear_errors(ValueError), progress_bar() as progress:
+    with running(ValueError) as bars:
         make_folder(output)
-        layer = find_layer(body, device, progress)
-        task = progress.add_task("fitting", total=None)
+        layer = make_layer(load_body(body, bars), device=device)
+        task = bars.add_task("fitting", total=None)
 
         def show(report: DatasetReport) -> None:
-            speed = (
-                "fitting" if report.people_per_second is None else f"{report.people_per_second:.0f} people/s"
-            )
-            progress.update(task, description=speed, total=report.people, completed=report.people_done)
+            speed = report.people_per_second
+            title = "fitting" if speed is None else f"{speed:.0f} people/s"
+            bars.update(task, description=title, total=report.people, completed=report.people_done)
 
         report = fit_dataset(
-            layer, shards, output, layout=layout, address=address, workers=workers, skip_bad=skip_bad,
-            overwrite=overwrite, progress=show, focal=focal, fov=None if fov is None else math.radians(fov),
-            age_offset=age_offset, age_class=age_class, years=years, min_confidence=min_confidence,
+            layer,
+            shards,
+            output,
+            layout=layout,
+            address=address,
+            workers=workers,
+            skip_bad=skip_bad,
+            overwrite=overwrite,
+            progress=show,
+            **options,
+            min_confidence=min_confidence,
             batch_size=batch_size,
-        )  # fmt: skip
+        )
     for path, why in report.bad.items():
-        typer.echo(f"left out: {why if path in why else f'{path}: {why}'}", err=True)
+        note(f"left out: {why if path in why else f'{path}: {why}'}")
     print(
         f"{report.shards_done} of {report.shards} shards done, {report.shards_found_done} of them before; "
         f"{report.people_kept} of {report.people_done} people kept"
@@ -185,6 +159,6 @@ def fit_shards(
     if report.people_fitted:
         print(
             f"{report.people_fitted} people in {report.seconds:.1f} s by {len(report.workers)} workers: "
-            f"{report.people_per_second:.1f} a second"
+            f"{report.people_per_second:.1f} per second"
         )
     print(f"wrote {output / 'report.json'}")

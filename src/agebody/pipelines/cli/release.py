@@ -1,19 +1,25 @@
-"""Releases on the command line."""
+"""`agebody release`: a folder that can be shared, with bodies in place of people."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any, cast, get_args
+from typing import Annotated, Any, get_args
 
 import typer
 
 from agebody.files import replacing
-from agebody.pipelines.cli.app import app, clear_errors, fail, find_body, progress_bar
+from agebody.pipelines.cli.app import app, fail, running, show_stages
+from agebody.pipelines.cli.options import Body, check_choice, check_finite, load_body, make_layer
+
+
+def _check(param: typer.CallbackParam, value: str) -> str | None:
+    from agebody.pipelines.release.options import CHOICES
+
+    return check_choice(value, get_args(CHOICES[param.name or ""]))
 
 
 @app.command()
@@ -25,73 +31,81 @@ def release(
     output: Annotated[
         Path, typer.Option("--output", "-o", show_default=False, help="The folder to write; a new one.")
     ],
-    body: Annotated[
-        str, typer.Option(help="The body of the fits: **anny**, **mannequin**, or the path of a body file.")
-    ] = "anny",
+    body: Body = "anny",
     background: Annotated[
         str,
         typer.Option(
+            callback=_check,
             help="What is left of a photograph: **blank** (all but people, who are painted over), "
-            "**inpaint** (the same, painted from around them) or **none**."
+            "**inpaint** (the same, painted from their surroundings) or **none**.",
         ),
     ] = "blank",
     region: Annotated[
         str,
         typer.Option(
+            callback=_check,
             help="What is hidden of a person: **auto** (the whole box, and the mask if there is one), "
-            "**box**, **mask** (the mask and no box, for masks known to be complete), or **mesh** (where "
-            "there is neither, the fit alone)."
+            "**box**, **mask** (the mask without the box, for masks known to be complete), or **mesh** "
+            "(without box and mask, the fit alone).",
         ),
     ] = "auto",
     masks: Annotated[
         Path | None,
         typer.Option(
-            show_default=False, help="A folder with a mask a photograph, NAME.png, black where nobody is."
+            show_default=False, help="A folder with a mask per photograph, NAME.png, black where nobody is."
         ),
     ] = None,
     hide: Annotated[
         Path | None,
-        typer.Option(
-            show_default=False, help="COCO annotations of which every box is hidden, fitted or not."
-        ),
+        typer.Option(show_default=False, help="COCO annotations; each of their boxes is hidden."),
     ] = None,
     margin: Annotated[
-        float, typer.Option(min=0, help="By which share of its longer side a box grows.")
+        float,
+        typer.Option(min=0, callback=check_finite, help="Share of its longer side by which a box grows."),
     ] = 0.2,
     dilation: Annotated[
-        float, typer.Option(min=0, help="By which share of its box's longer side a mask grows.")
+        float,
+        typer.Option(min=0, callback=check_finite, help="Share of its box's longer side a mask grows by."),
     ] = 0.05,
     shape: Annotated[
-        str, typer.Option(help="How much of people's shape is passed on: **mean**, **coarse** or **exact**.")
+        str,
+        typer.Option(
+            callback=_check,
+            help="How much of people's shape is passed on: **mean**, **coarse** or **exact**.",
+        ),
     ] = "coarse",
     unfitted: Annotated[
         str,
         typer.Option(
-            help="A photograph with somebody whose fit is flagged: **refuse** (end), **drop** (leave it out) "
-            "or **blank** (hide the person)."
+            callback=_check,
+            help="A photograph with a person whose fit is flagged: **refuse** (stop), **drop** (leave it "
+            "out) or **blank** (hide the person).",
         ),
     ] = "refuse",
     image_format: Annotated[
-        str, typer.Option(help="Of pictures with backgrounds: **png** or **jpg**.")
+        str, typer.Option(callback=_check, help="Format of pictures with backgrounds: **png** or **jpg**.")
     ] = "png",
     sequences: Annotated[
         bool,
         typer.Option(
-            "--sequences", help="Each folder of photographs is a video, its frames ordered by name."
+            "--sequences", help="Each folder of photographs is a video, with frames ordered by name."
         ),
     ] = False,
-    fps: Annotated[float, typer.Option(min=1, max=1000, help="Frames a second of clips.")] = 25.0,
+    fps: Annotated[
+        float, typer.Option(min=1, max=1000, callback=check_finite, help="Frames per second of clips.")
+    ] = 25.0,
     seed: Annotated[
         int | None,
         typer.Option(
-            min=0, show_default=False, help="Of the new order; one that nobody can repeat if not given."
+            min=0, show_default=False, help="Seed of the new order; by default it cannot be repeated."
         ),
     ] = None,
     key: Annotated[
         Path | None,
         typer.Option(
             show_default=False,
-            help="A new file for which picture was which photograph. Never share it; it is never replaced.",
+            help="A new file that says which picture was which photograph. Never share it; it is never "
+            "replaced.",
         ),
     ] = None,
     overwrite: Annotated[
@@ -100,49 +114,39 @@ def release(
 ) -> None:
     """Write a folder that can be shared: bodies in place of the people of photographs.
 
-    Only people who are in the labels or in --hide are hidden. Look at the pictures before you share them.
+    Only people in the labels or in --hide are hidden. Look at the pictures before you share them.
 
     Example: `agebody release photos/ out/labels.npz -o shared/`
-    """  # fmt: skip
-    from agebody.pipelines.release.options import Background, ImageFormat, RegionRule, Shape, Unfitted
-
-    choices: dict[str, tuple[str, Any]] = {
-        "--background": (background, Background), "--region": (region, RegionRule), "--shape": (shape, Shape),
-        "--unfitted": (unfitted, Unfitted), "--image-format": (image_format, ImageFormat),
-    }  # fmt: skip
-    for option, (value, kind) in choices.items():
-        if value not in get_args(kind):
-            raise typer.BadParameter(
-                f"expected {', '.join(get_args(kind))}, got {value!r}", param_hint=option
-            )
-    for option, value in (("--margin", margin), ("--dilation", dilation), ("--fps", fps)):
-        if not math.isfinite(value):
-            raise typer.BadParameter(f"expected a finite number, got {value}", param_hint=option)
+    """
+    choices: dict[str, Any] = {"background": background, "region": region, "shape": shape}
+    choices |= {"unfitted": unfitted, "image_format": image_format}
     if output.is_dir() and any(output.iterdir()) and not overwrite:
         fail(f"{output}: the folder exists; --overwrite replaces a release")
     if key is not None and os.path.lexists(key):
         fail(f"{key}: the file exists; a key is never replaced, so give another name")
     if key is not None and Path(os.path.realpath(output)) in Path(os.path.realpath(key)).parents:
         raise typer.BadParameter("the key must not be in the folder that is shared", param_hint="--key")
-    with clear_errors(), progress_bar() as progress, ExitStack() as files:
-        asset = find_body(body, progress)
-        from agebody.body import SMPL, SMPLA
+    with running() as bars, ExitStack() as files:
+        layer = make_layer(load_body(body, bars))
         from agebody.pipelines.labels import load_labels
         from agebody.pipelines.release import photos_from_labels, write_release
 
-        layer = SMPLA(asset) if asset.has_age else SMPL(asset)
         key_file = None if key is None else files.enter_context(replacing(key, overwrite=False))
-        task = progress.add_task("reading")
         photos = photos_from_labels(
             load_labels(labels), images, body=layer, masks=masks, hide=hide, sequences=sequences
         )
         made = write_release(
-            photos, layer, output,
-            background=cast(Background, background), region=cast(RegionRule, region), margin=margin,
-            dilation=dilation, shape=cast(Shape, shape), unfitted=cast(Unfitted, unfitted),
-            image_format=cast(ImageFormat, image_format), fps=fps, seed=seed, overwrite=overwrite,
-            progress=lambda stage, part: progress.update(task, description=stage, completed=100 * part),
-        )  # fmt: skip
+            photos,
+            layer,
+            output,
+            **choices,
+            margin=margin,
+            dilation=dilation,
+            fps=fps,
+            seed=seed,
+            overwrite=overwrite,
+            progress=show_stages(bars, "reading"),
+        )
         if key_file is not None:
             sources = {name: str(path) for name, path in made.sources.items()}
             key_file.chmod(0o600)
@@ -155,9 +159,8 @@ def release(
         if name not in ("pictures", "bodies", "clips") and number:
             print(f"{name.replace('_', ' ')}: {number}")
     if background != "none":
-        print(
-            "warning: only the people of the labels"
-            + ("" if hide is None else " and of --hide")
-            + " are hidden; look at every picture before you share it",
-            file=sys.stderr,
+        people = "the labels" if hide is None else "the labels and of --hide"
+        warning = (
+            f"warning: only the people of {people} are hidden; look at every picture before you share it"
         )
+        print(warning, file=sys.stderr)

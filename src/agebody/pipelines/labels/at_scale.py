@@ -315,7 +315,9 @@ def _ray(address: str | None, workers: int | None) -> Iterator[Any]:
     try:
         import ray
     except ImportError as error:
-        raise ImportError("the fit of many shards needs `pip install agebody[ray]`") from error
+        raise ImportError(
+            'fits of shards need Ray, which is not installed; pip install "agebody[ray]"'
+        ) from error
     if ray.is_initialized():
         yield ray
         return

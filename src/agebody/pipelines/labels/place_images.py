@@ -1,0 +1,298 @@
+"""Labels of many images put in one space per image, from folders of depth maps and masks."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from PIL import Image, UnidentifiedImageError
+
+from agebody.age import AgeError, parse_ages
+from agebody.annotations.people import fail, is_file_name
+from agebody.body import BodyModel
+from agebody.cameras import Camera
+from agebody.crowd.height_prior import SEXES
+from agebody.draw import Picture, contact_sheet, render
+from agebody.files import replacing
+from agebody.pipelines.labels.placing import PlacedLabels, parameters_of, place_labels
+from agebody.pipelines.labels.quality import flag_labels
+from agebody.pipelines.labels.records import Labels, concatenate_labels
+
+MAX_SIDE = 640
+"""Largest longer side of the maps on which depths are compared [pixels]."""
+
+
+def place_images(
+    body: BodyModel,
+    labels: Labels,
+    depths: Path,
+    *,
+    masks: Path | None = None,
+    people: Path | None = None,
+    views: Path | None = None,
+    disparity: bool = False,
+    refine: bool = False,
+    overwrite: bool = False,
+    source: Path = Path("labels"),
+    progress: Callable[[int], None] = lambda images: None,
+) -> tuple[Labels, list[dict[str, Any]]]:
+    """Place the people of each image by its depth map.
+
+    Args:
+        body: the layer that the labels were made with.
+        labels: people of any number of images.
+        depths: folder of one map per image, .npy or .png, named like the images; see `find_maps`. Integers
+            are millimetres unless ``disparity``.
+        masks: folder of maps of 0 for nobody, 1 for the first person of the image in the labels, and so on.
+        people: JSON file of ages and sexes by the id of a person, such as
+            ``{"7": {"years": 4, "sex": "female"}}``.
+        views: existing folder for pictures from above, before and after.
+        disparity: the maps are disparities.
+        refine: put people on one ground, too; see `place_labels`.
+        overwrite: replace existing pictures.
+        source: the file of the labels, which errors name.
+        progress: called with the number of images done.
+
+    Returns:
+        The labels in their order, and per image its name with numbers on its people.
+
+    Raises:
+        AnnotationError: a file is missing or wrong, or an image cannot be placed.
+        OSError: a file cannot be read or written.
+    """
+    images = _group_images(labels, source)
+    depth_files = find_maps(depths, images)
+    mask_files = None if masks is None else find_maps(masks, images)
+    pictures = None if views is None else _name_views(views, images, overwrite)
+    known = {} if people is None else read_known_people(people)
+    rows: list[dict[str, Any]] = []
+    parts: list[Labels] = []
+    for done, (name, chosen) in enumerate(images.items()):
+        progress(done)
+        part = labels.select(chosen)
+        width, height = map(int, part.image_sizes[0])
+        depth = _read_depth(depth_files[name], name, (width, height), disparity)
+        shown = None if mask_files is None else _read_masks(mask_files[name], name, depth.shape, len(part))
+        said = [known.get(str(number), {}) for number in part.ids]
+        sex = np.array([SEXES.index(entry.get("sex", "neutral")) for entry in said], dtype=np.int64)
+        try:
+            found = place_labels(
+                body,
+                part,
+                depth,
+                masks=shown,
+                years=parse_ages(years=[entry.get("years") for entry in said]).years,
+                sex=sex,
+                disparity=disparity,
+                refine=refine,
+            )
+        except ValueError as error:
+            fail(source, f"image {name}: {error}")
+        rows.append({"image": name, **_describe(part, found)})
+        parts.append(found.labels)
+        if pictures is not None:
+            with replacing(pictures[name]) as temporary:
+                _draw_views(body, part, found.labels).save(temporary)
+    order = np.argsort(np.concatenate([np.zeros(0, int), *images.values()]))
+    return concatenate_labels(parts).select(order) if parts else flag_labels(labels), rows
+
+
+def _group_images(labels: Labels, source: Path) -> dict[str, Int[np.ndarray, " N"]]:
+    """Return the rows of each image, in the order in which the images first occur."""
+    names, first, inverse = np.unique(labels.image_ids, return_index=True, return_inverse=True)
+    rows = np.split(np.argsort(inverse, kind="stable"), np.cumsum(np.bincount(inverse))[:-1])
+    for name in names:
+        if not is_file_name(str(name)):
+            fail(source, f"expected paths of images inside a folder, got {str(name)!r}")
+    return {str(names[i]): rows[i] for i in np.argsort(first)}
+
+
+def find_maps(folder: Path, images: Iterable[str]) -> dict[str, Path]:
+    """Return the map of each image: NAME.npy or NAME.png, in the same folders as the images or in none.
+
+    Raises:
+        AnnotationError: an image has no map, or two images have the same one.
+    """
+    found: dict[str, Path] = {}
+    owner: dict[Path, str] = {}
+    for name in images:
+        stems = dict.fromkeys((Path(name).parent / Path(name).stem, Path(Path(name).stem)))
+        tried = [folder / f"{stem}{suffix}" for stem in stems for suffix in (".npy", ".png")]
+        path = next((candidate for candidate in tried if candidate.is_file()), None)
+        if path is None:
+            fail(folder, f"expected {' or '.join(str(one.relative_to(folder)) for one in tried)} in it")
+        if path in owner:
+            fail(
+                path, f"would be the map of {owner[path]} and of {name}; put maps in folders like the images"
+            )
+        owner[path] = name
+        found[name] = path
+    return found
+
+
+def _name_views(folder: Path, images: Iterable[str], overwrite: bool) -> dict[str, Path]:
+    """Return the picture file of each image, named like it with its folders in the name."""
+    views: dict[str, Path] = {}
+    for name in images:
+        path = folder / ("__".join((*Path(name).parent.parts, Path(name).stem)) + ".png")
+        if path in views.values():
+            fail(path, f"would be the picture of two images, one of them {name}")
+        if path.exists() and not overwrite:
+            fail(path, "exists; --overwrite replaces it")
+        views[name] = path
+    return views
+
+
+def _read_depth(path: Path, name: str, size: tuple[int, int], disparity: bool) -> Float[np.ndarray, "H W"]:
+    """Read the depth map of an image on a grid of at most ``MAX_SIDE``; NaN where depth is unknown."""
+    values = _read_map(path)
+    millimetres = values.dtype.kind != "f" and not disparity
+    values = values.astype(np.float64) / (1000.0 if millimetres else 1.0)
+    values[values <= 0] = np.nan
+    width, height = size
+    shrink = min(1.0, MAX_SIDE / max(size))
+    shape = (max(round(height * shrink), 1), max(round(width * shrink), 1))
+    if not values.size or abs(values.shape[1] / values.shape[0] - width / height) > 0.02 * width / height:
+        found = f"{values.shape[1]} x {values.shape[0]}"
+        fail(path, f"the map of {name} has {found} pixels, the image {width} x {height}")
+    values = _resample(values, shape)
+    return 1 / values if disparity else values
+
+
+def _read_masks(path: Path, name: str, shape: tuple[int, ...], people: int) -> Bool[np.ndarray, "P H W"]:
+    values = _read_map(path)
+    if not values.size:
+        fail(path, f"the map of {name} has no pixels")
+    numbers = _resample(values, shape)
+    if numbers.max(initial=0) > people:
+        fail(path, f"{name} has a person {int(numbers.max())}, but {people} people in the labels")
+    return numbers == np.arange(1, people + 1)[:, None, None]
+
+
+def _read_map(path: Path) -> np.ndarray:
+    try:
+        if path.suffix == ".npy":
+            array = np.load(path, allow_pickle=False)
+        else:
+            with Image.open(path) as image:
+                array = np.asarray(image)
+    except (ValueError, SyntaxError, UnidentifiedImageError, EOFError) as error:
+        fail(path, f"cannot be read ({error})")
+    if array.ndim != 2 or array.dtype.kind not in "fiu":
+        fail(path, f"expected numbers of shape (H, W), got {array.dtype} {array.shape}")
+    return array
+
+
+def _resample(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the nearest values on another grid; means between two bodies would be wrong."""
+    rows, columns = (
+        ((np.arange(new) + 0.5) * old / new).astype(int) for new, old in zip(shape, values.shape, strict=True)
+    )
+    return values[rows[:, None], columns]
+
+
+def read_known_people(path: Path) -> dict[str, Any]:
+    """Read ages and sexes of people by their id.
+
+    Raises:
+        AnnotationError: the file is not as expected.
+        OSError: the file cannot be read.
+    """
+    expected = 'expected {"id": {"years": number, "sex": "female", "male" or "neutral"}}'
+
+    def wrong(what: object) -> NoReturn:
+        fail(path, f"{expected}, got {what!r}")
+
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        fail(path, f"not a JSON file ({error}); {expected}")
+    if not isinstance(known, dict):
+        wrong(known)
+    for entry in known.values():
+        if not isinstance(entry, dict) or not set(entry) <= {"years", "sex"}:
+            wrong(entry)
+        try:
+            parse_ages(years=entry.get("years"))
+        except AgeError:
+            wrong(entry)
+        if entry.get("sex", "neutral") not in SEXES:
+            wrong(entry)
+    return known
+
+
+def _describe(before: Labels, found: PlacedLabels) -> dict[str, Any]:
+    """Return numbers on an image and its people that JSON can hold, None for those that are not finite."""
+
+    def finite(values: Iterable[float]) -> list[float | None]:
+        return [value if math.isfinite(value) else None for value in values]
+
+    placement, written, after = found.placement, found.written, found.labels
+    columns: Mapping[str, Any] = {
+        "id": before.ids,
+        "placed": placement.placed,
+        "far": found.far,
+        "pixels": found.depths.pixels,
+        "depth_before": before.depth,
+        "depth": after.depth,
+        "height_before": found.height,
+        "height": written.height,
+        "prior_mean": found.prior.mean,
+        "prior_sd": found.prior.sd,
+        "moved_pixels": written.pixels,
+        "exact": written.exact,
+        "kept": after.kept,
+    }
+    values = zip(*(column.tolist() for column in columns.values()), strict=True)
+    return {
+        "people": [dict(zip(columns, person, strict=True)) for person in values],
+        "slope": finite(placement.slope.tolist()),
+        "shift": finite(placement.shift.tolist()),
+        "bounded": placement.bounded.tolist(),
+        "deviation": finite([float(placement.deviation)])[0],
+    }
+
+
+def _draw_views(body: BodyModel, before: Labels, after: Labels) -> Picture:
+    """Draw people from above before and after, at one scale."""
+    scenes = [body(parameters_of(body, labels)).vertices.cpu().numpy() for labels in (before, after)]
+    half_width = max(float(np.abs(scene[..., 0]).max()) for scene in scenes) + 0.5
+    depth = max(float(scene[..., 2].max()) for scene in scenes) + 0.5
+    faces = body.faces.cpu().numpy()
+    views = [draw_from_above(scene, faces, half_width=half_width, depth=depth) for scene in scenes]
+    return contact_sheet(views, columns=2)
+
+
+def draw_from_above(
+    vertices: Float[np.ndarray, "P V 3"],
+    faces: Int[np.ndarray, "F 3"],
+    *,
+    half_width: float,
+    depth: float,
+    size: int = 480,
+) -> Picture:
+    """Draw people from above; the camera of their image is at the bottom and looks up.
+
+    Args:
+        vertices: camera coordinates [m].
+        faces: triangles.
+        half_width: extent to either side of the camera's axis [m].
+        depth: extent along the axis [m].
+        size: height of the picture [pixels].
+    """
+    width = max(round(size * 2 * half_width / depth), 16)
+    distance = 40 * depth
+    camera = Camera.look_at(
+        torch.tensor((0.0, -distance, depth / 2), dtype=torch.float64),
+        (0.0, 0.0, depth / 2),
+        size=(width, size),
+        fov=2 * math.atan(depth / 2 / distance),
+        up=(0.0, 0.0, 1.0),
+    )
+    return render(vertices, faces, camera, size=(width, size), light_rays=0)
