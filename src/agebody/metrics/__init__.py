@@ -1,4 +1,4 @@
-"""How far a prediction is from the truth: functions of tensors, in the units of their input."""
+"""Metrics: functions of a prediction and the truth, in the units of their input."""
 
 from agebody.metrics.alignment import procrustes, procrustes_align, root_of
 from agebody.metrics.average_precision import keypoint_ap

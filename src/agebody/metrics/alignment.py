@@ -1,4 +1,4 @@
-"""What is taken away before errors are measured: a root, a scale, a rigid motion, a similarity."""
+"""Alignments that remove a root, a scale, a rigid motion or a similarity before errors are measured."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Similarity(NamedTuple):
     translation: Float[Tensor, "*batch 3"]
 
     def apply(self, points: Float[Tensor, "*batch N 3"]) -> Float[Tensor, "*batch N 3"]:
-        """The points, moved."""
+        """Return the moved points."""
         with own_precision(points.device):
             turned = points @ (self.scale[..., None, None] * self.rotation).mT
         return turned + self.translation[..., None, :]
@@ -36,23 +36,8 @@ def procrustes(
     weights: Weights = None,
     with_scale: bool = True,
 ) -> Similarity:
-    """The similarity, or rigid motion, that brings points nearest to a target in the least-squares sense.
-
-    Rotations are proper, whatever the points: a mirrored target is approached, not reached. Where the points
-    do not decide (they coincide, or lie on a line) one of the best is taken, with scale 1 if they coincide,
-    and gradients are bounded: what is not decided does not move.
-
-    Args:
-        pred: what is moved.
-        target: where to.
-        weights: of the squared distances, broadcast to (*batch, N).
-        with_scale: a similarity; False keeps the scale at 1, a rigid motion.
-
-    Raises:
-        TypeError, ValueError: an argument has the wrong type or shape.
-
-    Umeyama, IEEE TPAMI 13(4), 1991; the rotation by Horn's quaternions, JOSA A 4(4), 1987.
-    """
+    """Return the similarity, or rigid motion, that brings points closest to a target in the least-squares
+    sense."""
     pred, target, weights = read_points(pred, target, weights)
     mean = _WeightedMean(pred, weights)
     pred, target = apply_mask(pred, weights, 1), apply_mask(target, weights, 1)
@@ -81,7 +66,8 @@ def procrustes_align(
     weights: Weights = None,
     with_scale: bool = True,
 ) -> Float[Tensor, "*batch N 3"]:
-    """The points, moved by `procrustes` onto the target; arguments as there. Those of weight 0 become 0."""
+    """Return the points moved by `procrustes` onto the target; arguments as there. Those of weight 0 become
+    0."""
     pred, target, weights = read_points(pred, target, weights)
     motion = procrustes(pred, target, weights=weights, with_scale=with_scale)
     return apply_mask(motion.apply(apply_mask(pred, weights, 1)), weights, 1)
@@ -90,16 +76,8 @@ def procrustes_align(
 def best_scale(
     pred: Float[Tensor, "*batch N 3"], target: Float[Tensor, "*batch N 3"], *, weights: Weights = None
 ) -> Float[Tensor, "*batch"]:
-    """The factor that brings points nearest to a target about the origin; 1 where all points are there.
-
-    Args:
-        pred: what is scaled.
-        target: where to.
-        weights: of the squared distances, broadcast to (*batch, N).
-
-    Raises:
-        TypeError, ValueError: an argument has the wrong type or shape.
-    """
+    """Return the factor that brings points closest to a target about the origin; 1 where all points are at
+    it."""
     pred, target, weights = read_points(pred, target, weights)
     mean = _WeightedMean(pred, weights)
     pred, target = apply_mask(pred, weights, 1), apply_mask(target, weights, 1)
@@ -114,15 +92,15 @@ def root_of(
     layout: str | KeypointLayout | None,
     root: Sequence[str] | Sequence[int] | None = None,
 ) -> Float[Tensor, "*batch 3"]:
-    """Where the root is: the mean of its points.
+    """Return the root: the mean of its points.
 
     Args:
         points: of a layout.
-        layout: what the points are, or its name; None where no layout says so.
+        layout: of the points, or its name; None for points without a layout.
         root: names of the root points in the layout, by default its own; or their indices.
 
     Raises:
-        TypeError, ValueError: as `root_points`; the points have the wrong type or shape.
+        ValueError: as `root_points`.
     """
     expect("points", points, None, 3)
     return points[..., root_points(layout, root, points.shape[-2]), :].mean(-2)
@@ -131,11 +109,11 @@ def root_of(
 def root_points(
     layout: str | KeypointLayout | None, root: Sequence[str] | Sequence[int] | None, num_points: int
 ) -> list[int]:
-    """Indices of the root points in a set of so many; arguments as of `root_of`.
+    """Return the indices of the root points in a set of so many; arguments as of `root_of`.
 
     Raises:
-        ValueError: there is no such layout, it has another number of points or no point of that name, an
-            index is none of theirs, or neither layout nor root is given.
+        ValueError: there is no such layout, it has another number of points or lacks a name, an index is out
+            of range, or neither layout nor root is given.
     """
     known = None if layout is None else get_layout(layout)
     if known is not None and len(known) != num_points:
@@ -154,9 +132,9 @@ def root_points(
 
 
 def nearest_rotation(matrix: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 3 3"]:
-    """The rotation R, det R = +1, that maximises tr(Rᵀ M): the one nearest to the matrix M.
+    """Return the rotation R, det R = +1, that maximises tr(Rᵀ M): the one nearest to the matrix M.
 
-    Derivatives of every order are those of the exact solution; where that is not unique, or nearly not, they
+    Derivatives of every order are those of the exact solution; where it is not unique, or nearly not, they
     are damped, as in the pseudo-inverse. Matrices with NaN or infinite entries give the identity.
     """
     matrix = at_least_float32(matrix)
@@ -166,7 +144,7 @@ def nearest_rotation(matrix: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*bat
 def _nearest_rotation(
     matrix: Float[Tensor, "*batch 3 3"], size: Float[Tensor, "*batch"]
 ) -> Float[Tensor, "*batch 3 3"]:
-    """The rotation; derivatives are damped where the matrix is small beside ``size``.
+    """Return the rotation; derivatives are damped where the matrix is small beside ``size``.
 
     A positive factor does not change the rotation, so ``size`` itself needs no derivative.
     """
@@ -196,7 +174,7 @@ class _NearestRotation(torch.autograd.Function):
 
 
 class _WithForwardMode(_NearestRotation):
-    """The same, with what torch.compile does not take."""
+    """The same, with the forward mode that torch.compile does not support."""
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
@@ -214,7 +192,7 @@ def _turn(
     rotation: Float[Tensor, "*batch 3 3"],
     change: Float[Tensor, "*batch 3 3"],
 ) -> Float[Tensor, "*batch 3 3"]:
-    """How the rotation follows a change of the matrix; the derivative is its own transpose."""
+    """Return the change of the rotation for a change of the matrix; the derivative is its own transpose."""
     with own_precision(matrix.device):
         return rotation @ _hat(_solve_spin(matrix, rotation, _vee(rotation.mT @ change)))
 
@@ -222,11 +200,11 @@ def _turn(
 def _solve_spin(
     matrix: Float[Tensor, "*batch 3 3"], rotation: Float[Tensor, "*batch 3 3"], b: Float[Tensor, "*batch 3"]
 ) -> Float[Tensor, "*batch 3"]:
-    """K (K² + d²)⁻¹ b for K = tr(P) 1 - P, whose eigenvalues are sums of two singular values of M.
+    """Return K (K² + d²)⁻¹ b for K = tr(P) 1 - P, whose eigenvalues are sums of two singular values of M.
 
-    It is the real part of (K + i d)⁻¹ b, and solved so: K² would lose half of the digits. M has size 1, and
-    d is the root of the rounding error: an eigenvalue t that is rounding alone gains 1 at most, and the gain
-    1 / t of any other changes by (d / t)², at t = 0.01 by 1e-3 in float32 and by 2e-12 in float64.
+    It is the real part of (K + i d)⁻¹ b, and solved as such: K² would lose half of the digits. M has size 1,
+    and d is the root of the rounding error: an eigenvalue t that is rounding alone gains 1 at most, and the
+    gain 1 / t of any other changes by (d / t)², at t = 0.01 by 1e-3 in float32 and by 2e-12 in float64.
     """
     symmetric = rotation.mT @ matrix
     one = torch.eye(3, dtype=matrix.dtype, device=matrix.device)
@@ -238,7 +216,7 @@ def _solve_spin(
 
 
 def _vee(matrix: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 3"]:
-    """Vector of the matrix less its transpose."""
+    """Return the vector of the matrix less its transpose."""
     skew = matrix - matrix.mT
     return torch.stack((skew[..., 2, 1], skew[..., 0, 2], skew[..., 1, 0]), -1)
 
@@ -250,7 +228,7 @@ def _hat(vector: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3 3"]:
 
 
 def _quaternion_form(m: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 4 4"]:
-    """The symmetric N with qᵀ N q = tr(R(q)ᵀ M) for every unit quaternion q = (x, y, z, w)."""
+    """Return the symmetric N with qᵀ N q = tr(R(q)ᵀ M) for every unit quaternion q = (x, y, z, w)."""
     trace = m.diagonal(dim1=-2, dim2=-1).sum(-1)
     one = torch.eye(3, dtype=m.dtype, device=m.device)
     block = m + m.mT - trace[..., None, None] * one
@@ -271,18 +249,15 @@ def _quaternion_to_matrix(q: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch
 def read_points(
     pred: Tensor, target: Tensor, weights: Tensor | None, dims: int = 1
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Points of one shape, with at least so many dimensions of them, in float32 or more, and their weights.
-
-    Raises:
-        TypeError, ValueError: an argument has the wrong type or shape.
-    """
+    """Return points of one shape in at least float32, with at least ``dims`` dimensions of entries, and
+    weights."""
     expect("pred", pred, *[None] * dims, 3)
     weights = expand_weights(weights, expect_pair(pred, target, 3))
     return at_least_float32(pred), at_least_float32(target), weights
 
 
 class _WeightedMean:
-    """Means over the points of each set; without weights these cost no pass over them."""
+    """Means over the points of each set; without weights they cost no pass over the points."""
 
     def __init__(self, points: Float[Tensor, "*batch N 3"], weights: Tensor | None) -> None:
         self.weights = None if weights is None else weights.to(points.dtype)[..., None]
@@ -292,19 +267,19 @@ class _WeightedMean:
             self.total = torch.where(total > 0, total, 1)
 
     def of(self, points: Float[Tensor, "*batch N 3"]) -> Float[Tensor, "*batch 3"]:
-        """Their center."""
+        """Return the centre."""
         return self._weighed(points).sum(-2) / self._total(1)
 
     def product(
         self, a: Float[Tensor, "*batch N 3"], b: Float[Tensor, "*batch N 3"]
     ) -> Float[Tensor, "*batch"]:
-        """Of the inner products."""
+        """Return the mean of the inner products."""
         return (self._weighed(a) * b).sum((-2, -1)) / self.total
 
     def outer(
         self, a: Float[Tensor, "*batch N 3"], b: Float[Tensor, "*batch N 3"]
     ) -> Float[Tensor, "*batch 3 3"]:
-        """Of the outer products."""
+        """Return the mean of the outer products."""
         return self._weighed(a).mT @ b / self._total(2)
 
     def _weighed(self, points: Tensor) -> Tensor:

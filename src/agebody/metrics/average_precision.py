@@ -1,6 +1,6 @@
 """Average precision and recall of detected keypoints, as COCO computes them.
 
-What decides is compared with thresholds, so everything here is NumPy in double precision, in COCO's order of
+Decisions compare with thresholds, so everything here is NumPy in double precision, in COCO's order of
 operations.
 """
 
@@ -18,7 +18,7 @@ from agebody.keypoints import KeypointLayout
 from agebody.metrics.similarity import spread_of
 
 THRESHOLDS = tuple((np.linspace(0.5, 0.95, 10)).tolist())
-"""Least OKS of a right detection, .50:.05:.95."""
+"""Least OKS of a correct detection, .50:.05:.95."""
 
 AREA_RANGES = {"all": (0.0, 1e10), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
 """Areas of people [pixels²], both ends included."""
@@ -43,16 +43,16 @@ class KeypointAP(NamedTuple):
 
 
 class ImageResult(NamedTuple):
-    """What one image says at each threshold (.50:.05:.95), for one range of areas."""
+    """Results of one image at each threshold (.50:.05:.95), for one range of areas."""
 
     scores: Float[np.ndarray, " D"]
-    """Of its detections, the best first."""
+    """Scores of its detections, descending."""
     matched: Bool[np.ndarray, "T D"]
-    """The detection has its person."""
+    """Whether the detection is matched to a person."""
     ignored: Bool[np.ndarray, "T D"]
-    """It counts neither for nor against."""
+    """Whether it counts neither for nor against."""
     people: int
-    """Those who count."""
+    """Number of people that count."""
 
 
 class KeypointImage(NamedTuple):
@@ -67,14 +67,14 @@ class KeypointImage(NamedTuple):
     boxes: Float[np.ndarray, "G 4"]
     """(x, y, width, height)."""
     crowd: Bool[np.ndarray, " G"]
-    """A region of several people: any number of detections may be in it, and none counts."""
+    """A region of several people: any number of detections may match it, and none counts."""
 
 
 def keypoint_similarity(image: KeypointImage, spread: Float[np.ndarray, " K"]) -> Float[np.ndarray, "D G"]:
-    """OKS of all pairs of one image, with ``spread`` twice the standard deviations.
+    """Return the OKS of all pairs of one image, with ``spread`` twice the standard deviations.
 
     For people without a visible keypoint the distances are those of the detection's keypoints to the person's
-    box, made twice as large on every side.
+    box, enlarged by its own size on every side.
     """
     if not len(image.target) or not len(image.pred):
         return np.zeros((len(image.pred), len(image.target)))
@@ -99,11 +99,11 @@ def match_image(
     area_range: tuple[float, float] = AREA_RANGES["all"],
     max_detections: int = 20,
 ) -> ImageResult:
-    """Assigns the detections of one image to its people, the best score first, at each threshold.
+    """Match the detections of one image to its people at each threshold, by descending score.
 
-    A detection takes the free person that it is most like, those that count before those that do not: crowds,
+    A detection takes the free person of the largest OKS, those that count before those that do not: crowds,
     people without visible keypoints or of another size. Detections without a person do not count where their
-    own size is another.
+    own size is outside the range.
     """
     order = np.argsort(-image.scores, kind="stable")[:max_detections]
     low, high = area_range
@@ -129,7 +129,8 @@ def match_image(
 
 
 def _best(row: list[float], threshold: float, people: Iterable[int]) -> int | None:
-    """Whom the detection is most like, if enough; of equal ones the last, as in COCO's evaluation."""
+    """Return the person of the largest similarity above the threshold; of ties the last, as in COCO's
+    evaluation."""
     best = None
     for person in people:
         if row[person] >= threshold:
@@ -138,18 +139,18 @@ def _best(row: list[float], threshold: float, people: Iterable[int]) -> int | No
 
 
 class Pooled(NamedTuple):
-    """The results of all images together, the best detections first."""
+    """The results of all images together, by descending score."""
 
     matched: Bool[np.ndarray, "T D"]
     ignored: Bool[np.ndarray, "T D"]
     image: Shaped[np.ndarray, " D"]
     """Index of each detection's image."""
     people: Shaped[np.ndarray, " I"]
-    """Who count, image by image."""
+    """Number of people that count, per image."""
 
 
 def pool(results: list[ImageResult]) -> Pooled:
-    """Puts the results of all images in one order, that of the scores; equal ones in that of the images."""
+    """Merge the results of all images by score; ties are in the order of the images."""
     scores = np.concatenate([np.zeros(0), *(result.scores for result in results)])
     order = np.argsort(-scores, kind="stable")
     nothing = np.zeros((len(THRESHOLDS), 0), bool)
@@ -164,17 +165,17 @@ def pool(results: list[ImageResult]) -> Pooled:
 def precision_recall(
     pooled: Pooled, counts: Shaped[np.ndarray, " I"] | None = None
 ) -> tuple[Float[np.ndarray, " T"], Float[np.ndarray, " T"]]:
-    """Average precision and largest recall at each threshold; NaN where no person counts.
+    """Return average precision and largest recall at each threshold; NaN where no person counts.
 
     Args:
         pooled: the results of all images.
-        counts: how often each image is there; once by default.
+        counts: how often each image occurs; once by default.
     """
     people = int(pooled.people.sum() if counts is None else pooled.people @ counts)
     if people == 0:
         nobody = np.full(len(THRESHOLDS), np.nan)
         return nobody, nobody
-    # What does not count leaves both sums as they are, so the curve has one point for each count of it.
+    # Ignored detections leave both sums unchanged, so the curve has one point for each count of them.
     counted, right = ~pooled.ignored, pooled.matched & ~pooled.ignored
     if counts is not None:
         again = counts[pooled.image]
@@ -195,7 +196,7 @@ def precision_recall(
 
 
 def summarize(pooled: dict[str, Pooled], counts: Shaped[np.ndarray, " I"] | None = None) -> KeypointAP:
-    """COCO's ten numbers from the results of all images, by the names of `AREA_RANGES`."""
+    """Return COCO's ten numbers from the results of all images, by the names of `AREA_RANGES`."""
     curves = {name: precision_recall(results, counts) for name, results in pooled.items()}
     numbers: list[Any] = []
     for kind in (0, 1):
@@ -208,7 +209,7 @@ def summarize(pooled: dict[str, Pooled], counts: Shaped[np.ndarray, " I"] | None
 def match_images(
     images: list[KeypointImage], *, spread: Float[np.ndarray, " K"], max_detections: int = 20
 ) -> dict[str, Pooled]:
-    """The results of all images, for every one of the `AREA_RANGES`."""
+    """Return the results of all images, for each of the `AREA_RANGES`."""
     likeness = [keypoint_similarity(image, spread) for image in images]
     return {
         name: pool(
@@ -235,22 +236,20 @@ def split_images(
     pred_areas: Float[np.ndarray, " D"] | None = None,
     images: Shaped[np.ndarray, " I"] | None = None,
 ) -> list[KeypointImage]:
-    """Detections and people of a data set, image by image, in the order of the images' ids.
+    """Split the detections and people of a data set by image, in the order of the images' ids.
 
     Args:
-        pred: keypoints of the detections [pixels].
-        scores: how sure each is.
-        pred_images: id of each detection's image.
-        target: keypoints of the people [pixels].
-        areas: of the people [pixels²].
-        target_images: id of each person's image.
+        pred: as of `keypoint_ap`.
+        scores: as of `keypoint_ap`.
+        pred_images: as of `keypoint_ap`.
+        target: as of `keypoint_ap`.
+        areas: as of `keypoint_ap`.
+        target_images: as of `keypoint_ap`.
         visible: which keypoints are visible; all by default.
-        boxes: (x, y, width, height) of the people; around their visible keypoints by default, and where it is
-            NaN. They are needed only for people without a visible keypoint.
-        crowd: regions of several people; none by default.
-        pred_areas: of the detections [pixels²]; of the boxes around their keypoints by default, as COCO does,
-            and where it is NaN.
-        images: the ids to look at; all that occur by default.
+        boxes: as of `keypoint_ap`.
+        crowd: as of `keypoint_ap`.
+        pred_areas: as of `keypoint_ap`.
+        images: the ids to evaluate; all that occur by default.
     """
     seen = np.ones(target.shape[:2], bool) if visible is None else visible
     low = np.where(seen[..., None], target, np.inf).min(1, initial=np.inf)
@@ -273,7 +272,7 @@ def split_images(
 
 
 def _by_image(of: np.ndarray, images: np.ndarray) -> list[np.ndarray]:
-    """Indices of the entries of each image, in the order of the entries."""
+    """Return the indices of the entries of each image, in the order of the entries."""
     order = np.argsort(of, kind="stable")
     starts, ends = (np.searchsorted(of[order], images, side=side) for side in ("left", "right"))
     return [order[start:end] for start, end in zip(starts, ends, strict=True)]
@@ -294,41 +293,39 @@ def keypoint_ap(
     sigmas: str | KeypointLayout | tuple[float, ...] = "coco17",
     max_detections: int = 20,
 ) -> KeypointAP:
-    """Average precision and recall of detected keypoints over images, equal to COCO's evaluation.
+    """Return average precision and recall of detected keypoints over images, equal to COCO's evaluation.
 
-    Detections are taken by score, the best first, and each takes the free person that it is most like, if its
-    OKS reaches the threshold. Precision is made monotone and read at 101 recalls. Crowds and people without
-    visible keypoints count neither for nor against.
+    Detections are matched by descending score, each to the free person of the largest OKS, if it reaches the
+    threshold. Precision is made monotone and sampled at 101 recalls. Crowds and people without visible
+    keypoints count neither for nor against.
 
     Args:
         pred: keypoints of the detections [pixels].
-        scores: how sure each is.
+        scores: confidence of each detection.
         pred_images: id of each detection's image, of any integer type.
         target: keypoints of the people [pixels].
         areas: of the people [pixels²].
         target_images: id of each person's image.
         weights: (G, K), which keypoints of the people are visible; all by default.
-        boxes: (x, y, width, height) of the people; around their visible keypoints by default, and where it is
-            NaN.
+        boxes: (x, y, width, height) of the people, needed for people without a visible keypoint; around their
+            visible keypoints by default, and where it is NaN.
         crowd: regions of several people; none by default.
-        pred_areas: of the detections [pixels²]; of the boxes around their keypoints by default, and where it
-            is NaN.
-        sigmas: a layout with published standard deviations, or one number a keypoint.
-        max_detections: the best of each image are looked at.
+        pred_areas: of the detections [pixels²]; of the boxes around their keypoints by default, as COCO does,
+            and where it is NaN.
+        sigmas: a layout with published standard deviations, or one number per keypoint.
+        max_detections: number of detections per image that are evaluated, by descending score.
 
     Raises:
         TypeError, ValueError: shapes or types do not fit, or the layout lacks standard deviations.
     """
     expect("pred", pred, None, 2)
     expect("target", target, *pred.shape[-2:])
-    expected = (
-        ("scores", scores, len(pred)), ("pred_images", pred_images, len(pred)), ("areas", areas, len(target)),
-        ("target_images", target_images, len(target)), ("boxes", boxes, len(target)),
-        ("crowd", crowd, len(target)), ("pred_areas", pred_areas, len(pred)),
-    )  # fmt: skip
-    for name, tensor, length in expected:
-        if tensor is not None and len(tensor) != length:
-            raise ValueError(f"{name}: expected {length} entries, got {len(tensor)}")
+    people = {"areas": areas, "target_images": target_images, "boxes": boxes, "crowd": crowd}
+    detections = {"scores": scores, "pred_images": pred_images, "pred_areas": pred_areas}
+    for given, length in ((detections, len(pred)), (people, len(target))):
+        for name, tensor in given.items():
+            if tensor is not None and len(tensor) != length:
+                raise ValueError(f"{name}: expected {length} entries, got {len(tensor)}")
     spread = spread_of(sigmas, pred.double())
 
     def array(tensor: Tensor | None) -> Any:
@@ -337,9 +334,10 @@ def keypoint_ap(
         tensor = tensor.detach().cpu()
         return (tensor.double() if tensor.is_floating_point() else tensor).numpy()
 
-    visible = None if weights is None else array((weights != 0).expand(target.shape[:2]))
     images = split_images(
-        array(pred), array(scores), array(pred_images), array(target), array(areas), array(target_images),
-        visible=visible, boxes=array(boxes), crowd=array(crowd), pred_areas=array(pred_areas),
-    )  # fmt: skip
+        pred=array(pred),
+        target=array(target),
+        visible=None if weights is None else array((weights != 0).expand(target.shape[:2])),
+        **{name: array(tensor) for name, tensor in (detections | people).items()},
+    )
     return summarize(match_images(images, spread=spread.numpy(force=True), max_detections=max_detections))

@@ -1,4 +1,4 @@
-"""Who stands before whom: percentage of correct depth relations (PCDR)."""
+"""Percentage of correct depth relations (PCDR) between people."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from jaxtyping import Float, Int, Num, Shaped
 from torch import Tensor
 
 from agebody.age import AGE_CLASSES
-from agebody.checks import Weights, at_least_float32, expect
+from agebody.checks import Weights, at_least_float32, expand_weights, expect
 
 MISS_PENALTY = 0.3
 """What one missed person adds to the pairs (Relative Human's evaluation code)."""
 
 
 class DepthRelations(NamedTuple):
-    """Counts of depth relations. They add up: over images first, then `rate`."""
+    """Counts of depth relations; add them over images, then call `rate`."""
 
     right: Float[Tensor, "*images"]
-    """Pairs whose order was found."""
+    """Pairs in the correct order."""
     pairs: Float[Tensor, "*images"]
-    """Pairs of people who were found and whose place is known."""
+    """Pairs of people who were found and whose depth is known."""
     missed: Float[Tensor, "*images"]
     """People who were not found."""
 
     def rate(self, *, penalty: float = MISS_PENALTY) -> Float[Tensor, "*images"]:
-        """Right ones among all pairs and penalties, right / (pairs + penalty · missed); NaN without pairs."""
+        """Return right / (pairs + penalty · missed); NaN without pairs."""
         return torch.where(self.pairs > 0, self.right / (self.pairs + penalty * self.missed), torch.nan)
 
     def sum(self, *dims: int) -> DepthRelations:
-        """Added up over these dimensions; over the images if none is given, with one dimension of them."""
+        """Return the sums over these dimensions, by default the first."""
         return DepthRelations(*(part.sum(dims or (0,)) for part in self))
 
 
@@ -44,30 +44,26 @@ def depth_relations(
     threshold: float = 0.2,
     same_layer: float = 0.0,
 ) -> DepthRelations:
-    """Counts, image by image, how many pairs of people stand in the order that they should.
+    """Count per image how many pairs of people are in the correct order of depth.
 
-    Of two people whose target is the same, |dz| < threshold is right; where the target says that one is
-    nearer, its depth has to be smaller by more than the threshold (BEV, CVPR 2022). As Relative Human's code
-    does, it compares people who were found; those who were not are counted apart.
+    For two people of equal target, |dz| < threshold is correct; where the target of one is nearer, its depth
+    has to be smaller by more than the threshold (BEV, CVPR 2022). As Relative Human's code does, it compares
+    people who were found, and counts those who were not apart.
 
     Args:
-        pred: depth of each person [m], one row an image; pad rows of fewer people and give those weight 0.
+        pred: depth of each person [m], one row per image; pad rows of fewer people, with weight 0.
         target: depth layers, smaller is nearer; or true depths [m], with ``same_layer``.
-        weights: (*images, P), zero for padding and for people whose layer is unknown: they are in no pair,
-            NaN or not. What is not zero counts as one.
+        weights: (*images, P), zero for padding and for people of unknown layer: they are in no pair. Any
+            weight other than 0 counts as 1.
         missed: (*images, P), true for people whom the prediction did not find. They are in no pair either,
             but count as missed, whatever their weight.
-        age_classes: (*images, P), indices into ``AGE_CLASSES``. With them there is a last dimension of the
-            result, one entry a class: pairs with either person of that class, and missed people of that
-            class.
+        age_classes: (*images, P), indices into ``AGE_CLASSES``. With them the result has a last dimension,
+            one entry per class: pairs with either person of that class, and missed people of that class.
         threshold: [m].
-        same_layer: largest difference of targets that counts as the same; 0 for layers.
+        same_layer: largest difference of targets that counts as equal; 0 for layers.
 
     Returns:
         Counts of shape (*images), or (*images, 4) by age class; in float64, so that sums of them are exact.
-
-    Raises:
-        TypeError, ValueError: shapes or types do not fit.
     """
     pred = at_least_float32(expect("pred", pred, None))
     for name, given in (("target", target), ("missed", missed), ("age_classes", age_classes)):
@@ -75,14 +71,9 @@ def depth_relations(
             raise ValueError(f"{name}: expected shape {tuple(pred.shape)}, got {tuple(given.shape)}")
     lost = torch.zeros_like(pred, dtype=torch.bool) if missed is None else missed != 0
     there = ~lost
+    weights = expand_weights(weights, pred.shape)
     if weights is not None:
-        try:
-            there = there & (weights != 0).expand(pred.shape)
-        except RuntimeError:
-            raise ValueError(
-                f"weights: expected a shape that broadcasts to {tuple(pred.shape)}, "
-                f"got {tuple(weights.shape)}"
-            ) from None
+        there = there & (weights != 0)
     depth, layer = torch.where(there, pred, 0), torch.where(there, target, 0)
     closer = depth[..., :, None] - depth[..., None, :]
     order = layer[..., :, None] - layer[..., None, :]
@@ -115,12 +106,21 @@ def pcdr(
     same_layer: float = 0.0,
     penalty: float = MISS_PENALTY,
 ) -> Float[Tensor, ""]:
-    """Share of correct depth relations over all images, PCDR_0.2 by default; arguments as of
-    `depth_relations`.
+    """Return the share of correct depth relations over all images, PCDR_0.2 by default.
 
         right / (pairs + penalty · missed)
 
-    It is no mean over images: images with more people weigh more. NaN without a pair.
+    It is not a mean over images: images with more people weigh more. NaN without a pair. Other arguments as
+    of `depth_relations`.
+
+    Args:
+        pred: depths [m].
+        target: depth layers, or true depths [m].
+        weights: (*images, P).
+        missed: (*images, P).
+        threshold: [m].
+        same_layer: largest difference of targets that counts as equal.
+        penalty: what one missed person adds to the pairs.
     """
     counts = depth_relations(
         pred, target, weights=weights, missed=missed, threshold=threshold, same_layer=same_layer
@@ -139,15 +139,14 @@ def pcdr_by_age(
     same_layer: float = 0.0,
     penalty: float = MISS_PENALTY,
 ) -> Float[Tensor, " classes"]:
-    """PCDR of each of the ``AGE_CLASSES``: of pairs with either person of that class; NaN without such a
-    pair.
-
-    Arguments as of `depth_relations`.
-    """
+    """Return the `pcdr` per age class: of pairs with either person of that class; NaN without such a pair."""
     counts = depth_relations(
-        pred, target, weights=weights, missed=missed, age_classes=age_classes, threshold=threshold,
+        pred,
+        target,
+        weights=weights,
+        missed=missed,
+        age_classes=age_classes,
+        threshold=threshold,
         same_layer=same_layer,
-    )  # fmt: skip
-    return DepthRelations(*(part.flatten(0, -2).sum(0) if part.dim() > 1 else part for part in counts)).rate(
-        penalty=penalty
     )
+    return DepthRelations(*(part.reshape(-1, part.shape[-1]).sum(0) for part in counts)).rate(penalty=penalty)

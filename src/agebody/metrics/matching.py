@@ -1,6 +1,6 @@
-"""Who is who: predictions of one image assigned to its people, and what an assignment is worth.
+"""Matching of predictions to the people of one image, and scores of a matching.
 
-Matching looks at numbers and decides: it is not differentiable, and runs on the CPU.
+It is not differentiable, and runs on the CPU.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from agebody.checks import Weights, apply_mask, expect, safe_norm
+from agebody.checks import Weights, apply_mask, expand_weights, expect, safe_norm
 
 Method = Literal["greedy", "hungarian"]
 
@@ -22,9 +22,9 @@ class Matches(NamedTuple):
     """Which predictions of an image are which of its people."""
 
     pred: Int[Tensor, " M"]
-    """Indices of the predictions that were matched."""
+    """Indices of the matched predictions."""
     target: Int[Tensor, " M"]
-    """Index of the person of each of those."""
+    """Index of the person of each matched prediction."""
     false_positives: Int[Tensor, " A"]
     """Predictions without a person."""
     missed: Int[Tensor, " B"]
@@ -32,12 +32,12 @@ class Matches(NamedTuple):
 
 
 class MatchingRule(NamedTuple):
-    """How `match_keypoints` assigns predictions to people."""
+    """How `match_keypoints` matches predictions to people."""
 
     distance: Literal["mean", "spectral"] = "mean"
     """See `keypoint_distances`."""
     min_iou: float = 0.0
-    """Boxes of the keypoints have to overlap by at least this much."""
+    """Least overlap of the boxes around the keypoints."""
     pixel: float = 0.0
     """See `box_iou`."""
     method: Method = "greedy"
@@ -53,7 +53,7 @@ MATCHING_RULES = {
     "relative-human": MatchingRule("spectral", min_iou=0.05, pixel=1.0, stop_early=True),
 }
 """The rules by name. "agora" and "relative-human" are those of the public evaluation code of AGORA (CVPR
-2021) and Relative Human (CVPR 2022), and differ in how much boxes have to overlap."""
+2021) and Relative Human (CVPR 2022), and differ in the required overlap of boxes."""
 
 
 def keypoint_distances(
@@ -63,21 +63,15 @@ def keypoint_distances(
     weights: Weights = None,
     distance: Literal["mean", "spectral"] = "mean",
 ) -> Float[Tensor, "P T"]:
-    """How far each prediction's keypoints are from each person's.
+    """Return the distance of each prediction's keypoints from each person's, infinite without a visible
+    keypoint.
 
     Args:
-        pred: keypoints, pixels or metres.
+        pred: keypoints [pixels or m].
         target: keypoints of the people.
         weights: (T, K), confidences or a mask of the people's keypoints.
         distance: "mean" is the weighted mean of the keypoints' distances; "spectral" the largest singular
-            value of the K x D matrix of differences, which is what the code of AGORA and Relative Human
-            computes.
-
-    Returns:
-        Distances; infinite for people without a visible keypoint.
-
-    Raises:
-        ValueError: shapes do not fit, or there is no such distance.
+            value of the K x D matrix of differences, which the code of AGORA and Relative Human computes.
     """
     _expect_people(pred, target)
     if distance not in ("mean", "spectral"):
@@ -95,7 +89,7 @@ def keypoint_distances(
 def keypoint_boxes(
     points: Float[Tensor, "*batch K 2"], *, weights: Weights = None
 ) -> Float[Tensor, "*batch 4"]:
-    """Boxes (x0, y0, x1, y1) around the keypoints that weigh something; NaN where none does."""
+    """Return boxes (x0, y0, x1, y1) around the keypoints of any weight; NaN without one."""
     expect("points", points, None, 2)
     seen = (_visibility(points, weights) != 0)[..., None]
     low = torch.where(seen, points, torch.inf).amin(-2)
@@ -106,10 +100,10 @@ def keypoint_boxes(
 def box_iou(
     pred: Float[Tensor, "P 4"], target: Float[Tensor, "T 4"], *, pixel: float = 0.0
 ) -> Float[Tensor, "P T"]:
-    """Intersection over union of boxes (x0, y0, x1, y1); 0 with a box that is NaN or has no area.
+    """Return the intersection over union of boxes (x0, y0, x1, y1); 0 for a box that is NaN or has no area.
 
-    ``pixel`` is added to every width and height: 1 where coordinates name pixels, not points, as AGORA's code
-    has it.
+    ``pixel`` is added to every width and height: 1 where coordinates name pixels, not points, as in AGORA's
+    code.
     """
     expect("pred", pred, 4)
     expect("target", target, 4)
@@ -128,22 +122,19 @@ def match(
     method: Method = "greedy",
     stop_early: bool = False,
 ) -> Matches:
-    """Assigns the predictions of an image to its people, one to one, cheapest first or cheapest in all.
+    """Match the predictions of an image to its people, one to one, greedily or at the least total cost.
 
     Args:
         cost: of each prediction for each person. Pairs of infinite or NaN cost are never matched.
         allowed: pairs that may be matched; all by default.
-        method: "greedy" takes the cheapest pair that is free, again and again; equal costs by index.
-            "hungarian" matches as many pairs as there can be, and of those assignments takes the cheapest.
+        method: "greedy" repeatedly takes the cheapest free pair; ties by index. "hungarian" matches as many
+            pairs as possible, at the least total cost.
         stop_early: greedy only: a pair that is not allowed, met on the way, uses up one prediction, and the
-            matching ends once all are used up. The code of AGORA and Relative Human counts so, which loses
-            some people in crowds; it is here to compare with published numbers.
+            matching ends once all are used up. The code of AGORA and Relative Human does so, which loses some
+            people in crowds; it serves to compare with published numbers.
 
     Returns:
-        The pairs, in the order of the predictions, and who is left.
-
-    Raises:
-        ValueError: shapes do not fit, there is no such method, or it cannot stop early.
+        The pairs, in the order of the predictions, and the unmatched.
     """
     expect("cost", cost, None, None)
     if cost.dim() != 2:
@@ -199,7 +190,7 @@ def match_keypoints(
     weights: Weights = None,
     rule: str | MatchingRule = "relative-human",
 ) -> Matches:
-    """Assigns the predictions of an image to its people by their keypoints in the image.
+    """Match the predictions of an image to its people by their keypoints in the image.
 
     The cheapest pairs come first, and the boxes around the keypoints have to overlap. Of the people only
     visible keypoints count; of the predictions all, for the box.
@@ -209,9 +200,6 @@ def match_keypoints(
         target: keypoints of the people [pixels].
         weights: (T, K), which of these are visible.
         rule: a name of `MATCHING_RULES`, or a rule of your own.
-
-    Raises:
-        ValueError: shapes do not fit, or no rule has that name.
     """
     if isinstance(rule, str):
         if rule not in MATCHING_RULES:
@@ -224,7 +212,7 @@ def match_keypoints(
 
 
 class DetectionScores(NamedTuple):
-    """How many people were found, and how many of those found are people."""
+    """Share of predictions that are people, share of people that were found, and their harmonic mean."""
 
     precision: float
     recall: float
@@ -232,10 +220,9 @@ class DetectionScores(NamedTuple):
 
 
 def detection_scores(matched: int, false_positives: int, missed: int) -> DetectionScores:
-    """Precision, recall and their harmonic mean F1, from counts over a data set.
+    """Return precision, recall and their harmonic mean F1 from counts over a data set.
 
-    NaN where there is nothing to divide by: precision without predictions, recall without people, F1 without
-    both.
+    NaN where the denominator is 0: precision without predictions, recall without people, F1 without both.
     """
 
     def share(part: float, whole: float) -> float:
@@ -249,16 +236,16 @@ def detection_scores(matched: int, false_positives: int, missed: int) -> Detecti
 
 
 def nmje(mpjpe: float, f1: float) -> float:
-    """Normalised mean joint error, MPJPE / F1 (AGORA, CVPR 2021), in the unit of the MPJPE.
+    """Return the normalised mean joint error, MPJPE / F1 (AGORA, CVPR 2021), in the unit of the MPJPE.
 
-    As AGORA's code does, F1 is rounded to two decimals first. Infinite where it is 0 then.
+    As in AGORA's code, F1 is first rounded to two decimals. Infinite where it is then 0.
     """
     rounded = round(f1, 2)
     return mpjpe / rounded if rounded else float("inf")
 
 
 def nmve(pve: float, f1: float) -> float:
-    """Normalised mean vertex error, PVE / F1 (AGORA, CVPR 2021); see `nmje`."""
+    """Return the normalised mean vertex error, PVE / F1 (AGORA, CVPR 2021); see `nmje`."""
     return nmje(pve, f1)
 
 
@@ -271,13 +258,6 @@ def _expect_people(pred: Tensor, target: Tensor) -> None:
 
 
 def _visibility(points: Tensor, weights: Tensor | None) -> Tensor:
-    """Weights of the keypoints, one each, in the points' type."""
-    if weights is None:
-        return torch.ones_like(points[..., 0])
-    try:
-        return weights.to(points.dtype).expand(points.shape[:-1])
-    except RuntimeError:
-        raise ValueError(
-            f"weights: expected a shape that broadcasts to {tuple(points.shape[:-1])}, "
-            f"got {tuple(weights.shape)}"
-        ) from None
+    """Return the weights of the keypoints in the points' dtype."""
+    given = expand_weights(weights, points.shape[:-1])
+    return torch.ones_like(points[..., 0]) if given is None else given.to(points.dtype)
