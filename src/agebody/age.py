@@ -1,4 +1,4 @@
-"""Ages: the classes of the field, growth by the WHO's tables, and the age offset of a body in years."""
+"""Ages: age classes, growth by the WHO's tables, and the age offset of a body in years."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ Sex = Literal["neutral", "female", "male"]
 Number = TypeVar("Number", float, np.ndarray, Tensor)
 
 ADULT_YEARS = 19.0
-"""The age at which the WHO's reference ends and a body is its adult."""
+"""The age at which the WHO's reference ends, and that of a body's adult."""
 
 
 class AgeClass(NamedTuple):
-    """A range of age offsets, ``low < a <= high``, and the offset that stands for it."""
+    """A range of age offsets, ``low < a <= high``, and a representative offset."""
 
     name: str
     low: float
@@ -64,7 +64,8 @@ AGE_CLASSES = (
 
 
 def age_class(age_offset: Float[Tensor, "*batch"]) -> Int[Tensor, "*batch"]:
-    """Index into ``AGE_CLASSES`` of each age offset; the first and the last class are open outwards."""
+    """Return the index into ``AGE_CLASSES`` of each age offset; the first and the last class are open
+    outwards."""
     highs = age_offset.new_tensor([kind.high for kind in AGE_CLASSES[:-1]])
     return torch.bucketize(age_offset, highs)
 
@@ -253,25 +254,23 @@ def _growth(sex: Sex) -> _Growth:
 
 
 def median_stature(years: Number, *, sex: Sex = "neutral") -> Number:
-    """Median stature [m] at an age, constant from 19 years on.
+    """Return the median stature [m] at an age, constant from 19 years on.
 
-    The WHO's tables, joined by a monotone cubic (Fritsch and Carlson 1980) and read linearly between months.
-    Below and at 24 months the WHO measures length, lying, and above it height, standing, which is 0.7 cm less
-    for the same child; the third year absorbs that step. "neutral" is the mean of the two sexes.
+    The WHO's tables, interpolated by a monotone cubic (Fritsch and Carlson 1980) and linearly between months.
+    Up to 24 months the WHO measures length, lying, and after it height, standing, which is 0.7 cm less for
+    the same child; the third year absorbs that step. "neutral" is the mean of the two sexes.
 
     Args:
-        years: age [years]; a number, an array or a tensor (differentiable). Before birth counts as birth.
+        years: age [years]; a number, an array or a tensor (differentiable). Ages before birth are clamped to
+            0.
         sex: "neutral", "female" or "male".
-
-    Raises:
-        ValueError: the sex is none of these.
     """
     growth = _growth(sex)
     return _interpolate(years, growth.years, growth.median)
 
 
 def stature_sd(years: Number, *, sex: Sex = "neutral") -> Number:
-    """Standard deviation of stature [m] at an age; arguments as of ``median_stature``.
+    """Return the standard deviation of stature [m] at an age; arguments as of ``median_stature``.
 
     "neutral" is that of girls and boys together, which exceeds that of either by their difference.
     """
@@ -280,36 +279,35 @@ def stature_sd(years: Number, *, sex: Sex = "neutral") -> Number:
 
 
 def z_score(stature: Number, years: Number, *, sex: Sex = "neutral") -> Number:
-    """How many standard deviations a stature is above the median of its age.
+    """Return how many standard deviations a stature is above the median of its age.
 
     The WHO's distributions of stature are normal (L = 1), so the score is ``(stature - median) / sd``. Girls
-    and boys together are not quite normal; "neutral" takes them so, which errs by less than 1 percentile in
+    and boys together are not quite normal; "neutral" assumes it, which errs by less than 1 percentile in
     children and 3 in adults.
 
     Args:
         stature: [m]; numbers, arrays or tensors, differentiable, and broadcast with the years.
-        years: age [years], of any of these kinds. From 19 years on, that of 19.
+        years: age [years], as of ``median_stature``.
         sex: "neutral", "female" or "male".
-
-    Raises:
-        ValueError: the sex is none of these.
     """
     stature, years = _of_one_kind(stature, years)
     return (stature - median_stature(years, sex=sex)) / stature_sd(years, sex=sex)
 
 
 def percentile(stature: Number, years: Number, *, sex: Sex = "neutral") -> Number:
-    """Percentage of people of an age who are not taller, from 0 to 100; arguments as of ``z_score``."""
+    """Return the percentage of people of an age who are not taller, from 0 to 100; arguments as of
+    ``z_score``."""
     score: Any = z_score(stature, years, sex=sex)
     normal: Any = torch.special.ndtr if isinstance(score, Tensor) else special.ndtr
     return _as_given(100 * normal(score), score)
 
 
 def stature_at_percentile(percentile: Number, years: Number, *, sex: Sex = "neutral") -> Number:
-    """Stature [m] that a percentage of people of an age do not exceed: the inverse of ``percentile``.
+    """Return the stature [m] that a percentage of people of an age do not exceed: the inverse of
+    ``percentile``.
 
     Args:
-        percentile: from 0 to 100, whose statures are infinite; beyond them NaN.
+        percentile: from 0 to 100, whose statures are infinite; NaN outside.
         years: as in ``z_score``.
         sex: "neutral", "female" or "male".
     """
@@ -325,18 +323,12 @@ _HEAD = {"male": (34.46, 43.34, 46.06, 48.25, 50.74), "female": (33.88, 42.21, 4
 
 
 def median_head_circumference(years: Number, *, sex: Sex = "neutral") -> Number:
-    """Median head circumference [m] from birth to 5 years; NaN later, where the WHO's standard ends.
+    """Return the median head circumference [m] from birth to 5 years; NaN later, where the WHO's standard
+    ends.
 
-    The table holds birth, 6 months, 1, 2 and 5 years. They are joined by a monotone cubic of the age to the
-    power 0.75, along which a head grows more evenly; between birth and 6 months that may err by some mm.
-    "neutral" is the mean of the two sexes.
-
-    Args:
-        years: age [years]; a number, an array or a tensor (differentiable). Before birth counts as birth.
-        sex: "neutral", "female" or "male".
-
-    Raises:
-        ValueError: the sex is none of these.
+    The table holds birth, 6 months, 1, 2 and 5 years. They are interpolated by a monotone cubic of the age to
+    the power 0.75, along which a head grows more evenly; between birth and 6 months that may err by some mm.
+    "neutral" is the mean of the two sexes. Arguments as of ``median_stature``.
     """
     nodes, values = _head_growth(sex)
     found: Any = _interpolate(years, nodes, values)
@@ -346,7 +338,7 @@ def median_head_circumference(years: Number, *, sex: Sex = "neutral") -> Number:
 
 @cache
 def _head_growth(sex: Sex) -> tuple[Float[np.ndarray, " N"], Float[np.ndarray, " N"]]:
-    """Head circumference [m] by months."""
+    """Return head circumferences [m] by months."""
     years = np.arange(12 * _HEAD_YEARS[-1] + 1) / 12
     if sex == "neutral":
         return years, (_head_growth("female")[1] + _head_growth("male")[1]) / 2
@@ -361,29 +353,30 @@ def _head_growth(sex: Sex) -> tuple[Float[np.ndarray, " N"], Float[np.ndarray, "
 class AgeCurve:
     """Age in years against the age offset of one body, through stature.
 
-    No one has published such a map, and it depends on the body: the adult and the infant that a file brings
-    decide what offset 0.5 looks like. So the body's own stature at each offset is measured (zero betas), and
-    set equal to the WHO's median stature at an age, adapted to how tall this body is as an adult:
+    No such map is published, and it depends on the body: the adult and the infant of a file decide the shape
+    at offset 0.5. So the body's own stature at each offset is measured (zero betas), and set equal to the
+    WHO's median stature at an age, adapted to the height of this body as an adult:
 
         target(y) = WHO(y) (1 + (H(0) / WHO(19) - 1) g(y)),   g(y) = (WHO(y) - WHO(0)) / (WHO(19) - WHO(0))
 
     with H(a) the body's stature at offset a. Offset 0 is thus every body's adult, from 19 years on; a body
     whose adult is 2 % taller than the median is less so as a child, and a newborn of median length; and there
-    are no jumps. Newborns shorter than the youngest template lie beyond its offset, on the same line.
+    are no jumps. Newborns shorter than the youngest template have a greater offset, on the same line.
 
-    The curve is tabulated by months, linear between them, so that both directions invert each other exactly.
+    The curve is tabulated by months and linear between them, so that both directions invert each other
+    exactly.
     """
 
     years: Float[np.ndarray, " N"]
     """Ages from 0 to 19, ascending."""
     offsets: Float[np.ndarray, " N"]
-    """Age offset at each of those ages, descending to 0."""
+    """Age offset at each of these ages, descending to 0."""
     statures: Float[np.ndarray, " N"]
-    """Stature at each of those ages [m]."""
+    """Stature at each of these ages [m]."""
 
     @classmethod
     def from_asset(cls, asset: BodyAsset, *, sex: Sex | None = None) -> AgeCurve:
-        """The curve of a body.
+        """Compute the curve of a body.
 
         Args:
             asset: the body; of a layer, its ``asset``.
@@ -410,34 +403,36 @@ class AgeCurve:
         return cls(growth.years, curve, target)
 
     def years_to_offset(self, years: Number) -> Number:
-        """Age offset at an age [years]: a number, an array or a tensor (differentiable).
+        """Return the age offset at an age [years]: a number, an array or a tensor (differentiable).
 
-        0 from 19 years on; before birth counts as birth.
+        0 from 19 years on; ages before birth are clamped to 0.
         """
         return _interpolate(years, self.years, self.offsets)
 
     def offset_to_years(self, age_offset: Number) -> Number:
-        """Age [years] at an age offset: a number, an array or a tensor (differentiable).
+        """Return the age [years] at an age offset: a number, an array or a tensor (differentiable).
 
         19 at and below offset 0, where a body is grown; 0 at and beyond the newborn's.
         """
         return _interpolate(age_offset, self.offsets[::-1], self.years[::-1])
 
     def years_to_stature(self, years: Number) -> Number:
-        """Stature of this body, of mean shape, at an age [years], in metres."""
+        """Return the stature of this body, of mean shape, at an age [years], in metres."""
         return _interpolate(years, self.years, self.statures)
 
     def offset_to_stature(self, age_offset: Number) -> Number:
-        """Stature of this body, of mean shape, at an age offset [m]; held beyond birth and 19 years."""
+        """Return the stature of this body, of mean shape, at an age offset [m]; constant beyond birth and 19
+        years."""
         return _interpolate(age_offset, self.offsets[::-1], self.statures[::-1])
 
     def stature_to_offset(self, stature: Number) -> Number:
-        """Age offset at which this body, of mean shape, is so tall [m]; inverts `offset_to_stature`."""
+        """Return the age offset at which this body, of mean shape, has a stature [m]; inverts
+        `offset_to_stature`."""
         return _interpolate(stature, self.statures, self.offsets)
 
 
 def _heights(asset: BodyAsset) -> tuple[Float[np.ndarray, " N"], Float[np.ndarray, " N"]]:
-    """Stature over the age offsets from 0 up, ever smaller."""
+    """Return statures over the age offsets from 0 up, descending."""
     young = asset.age_offsets > 0
     if asset.age_templates is None or not young.any():
         raise AssetError(
@@ -460,7 +455,7 @@ def _heights(asset: BodyAsset) -> tuple[Float[np.ndarray, " N"], Float[np.ndarra
 
 
 def _of_one_kind(first: Any, second: Any) -> tuple[Any, Any]:
-    """What is given beside a tensor, as a tensor of its type; numbers and arrays suit one another."""
+    """Convert what is given beside a tensor to a tensor of its type; numbers and arrays mix as they are."""
     like = next((x for x in (first, second) if isinstance(x, Tensor)), None)
     if like is None:
         return first, second
@@ -472,13 +467,13 @@ def _of_one_kind(first: Any, second: Any) -> tuple[Any, Any]:
 
 
 def _as_given(value: Any, like: Any) -> Any:
-    """A tensor or an array where there is one, else a number."""
+    """Return a tensor or an array if either is given, else a number."""
     kept = isinstance(value, Tensor) or isinstance(like, np.ndarray) or np.ndim(value) > 0
     return value if kept else float(value)
 
 
 def _interpolate(x: Any, nodes: Float[np.ndarray, " N"], values: Float[np.ndarray, " N"]) -> Any:
-    """Piecewise linear through (nodes, values), nodes ascending, constant outside them; as np.interp."""
+    """Interpolate linearly between (nodes, values), nodes ascending, constant outside them; as np.interp."""
     if not isinstance(x, Tensor):
         return _as_given(np.interp(x, nodes, values), x)
     if not x.is_floating_point():

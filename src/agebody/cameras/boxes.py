@@ -22,16 +22,7 @@ BoxFormat = Literal["xyxy", "xywh", "cxcywh"]
 def convert_box(
     box: Float[Tensor, "*batch 4"], source: BoxFormat, target: BoxFormat
 ) -> Float[Tensor, "*batch 4"]:
-    """A box in another format.
-
-    Args:
-        box: in the source format.
-        source: "xyxy", "xywh" or "cxcywh".
-        target: one of these.
-
-    Raises:
-        TypeError, ValueError: the box has another type or shape, or a format is none of these.
-    """
+    """Convert a box to another format: "xyxy", "xywh" or "cxcywh"."""
     for name, box_format in (("source", source), ("target", target)):
         if box_format not in get_args(BoxFormat):
             raise ValueError(f"{name}: expected one of {', '.join(get_args(BoxFormat))}, got {box_format!r}")
@@ -45,14 +36,11 @@ def convert_box(
 
 
 def square_box(box: Float[Tensor, "*batch 4"], *, scale: float = 1.0) -> Float[Tensor, "*batch 4"]:
-    """The square around the same centre whose side is the longer of the box's, times a scale.
+    """Return the square around the same centre whose side is the box's longer side times a scale.
 
     Args:
         box: corners [pixels].
-        scale: how much room to leave around a person; 1.2 is usual.
-
-    Raises:
-        TypeError, ValueError: the box has another type or shape.
+        scale: room around a person; 1.2 is usual.
     """
     center, size = convert_box(box, "xyxy", "cxcywh").split(2, -1)
     half = size.amax(-1, keepdim=True) * (scale / 2)
@@ -62,16 +50,13 @@ def square_box(box: Float[Tensor, "*batch 4"], *, scale: float = 1.0) -> Float[T
 def box_around(
     keypoints: Float[Tensor, "*batch K 2"], *, weights: Weights = None, scale: float = 1.0
 ) -> Float[Tensor, "*batch 4"]:
-    """The box around keypoints, enlarged about its centre.
+    """Return the box around keypoints, enlarged about its centre.
 
     Args:
-        keypoints: in the image [pixels].
-        weights: confidences or a mask, (*batch, K); points of weight 0 do not count, NaN or not. Where no
-            point counts, all four corners are 0.
+        keypoints: in the image [pixels], at least one.
+        weights: confidences or a mask, (*batch, K). Points of weight 0 are ignored, even NaN; without any
+            other, all four corners are 0.
         scale: size of the box over that of the keypoints' extent.
-
-    Raises:
-        TypeError, ValueError: an argument has another type or shape, or there are no keypoints.
     """
     points = expect("keypoints", keypoints, None, 2)
     if points.shape[-2] == 0:
@@ -91,7 +76,7 @@ def box_around(
 def to_crop(
     points: Float[Tensor, "*points K 2"], box: Float[Tensor, "*batch 4"], *, size: Size
 ) -> Float[Tensor, "*out K 2"]:
-    """Image points as pixels of a crop that is resized to a size.
+    """Convert image points to pixels of a crop that is resized to a size.
 
     `Camera.cropped` is the camera that projects to these.
 
@@ -99,9 +84,6 @@ def to_crop(
         points: in the full image [pixels].
         box: corners of the crop in it [pixels].
         size: width and height of the crop after resizing [pixels].
-
-    Raises:
-        TypeError, ValueError: an argument has another type or shape.
     """
     low, extent = _window(box)
     return (expect("points", points, None, 2) - low) / extent * as_size(size, low)[..., None, :]
@@ -110,7 +92,7 @@ def to_crop(
 def from_crop(
     points: Float[Tensor, "*points K 2"], box: Float[Tensor, "*batch 4"], *, size: Size
 ) -> Float[Tensor, "*out K 2"]:
-    """Pixels of a resized crop as points of the full image; the inverse of `to_crop`."""
+    """Convert pixels of a resized crop to points of the full image; the inverse of `to_crop`."""
     low, extent = _window(box)
     return low + expect("points", points, None, 2) / as_size(size, low)[..., None, :] * extent
 
@@ -118,15 +100,13 @@ def from_crop(
 def normalize_points(
     points: Float[Tensor, "*points K 2"], box: Float[Tensor, "*batch 4"], *, limit: float = 0.5
 ) -> Float[Tensor, "*out K 2"]:
-    """Image points in crop-normalised coordinates: the box's middle is 0, its edges are at -limit and limit.
+    """Convert image points to crop-normalised coordinates: 0 in the box's middle, -limit and limit at its
+    edges.
 
     Args:
         points: in the full image [pixels].
         box: corners of the crop [pixels].
         limit: 0.5 as in HMR2, or 1 as in HMR and SPIN.
-
-    Raises:
-        TypeError, ValueError: an argument has another type or shape.
     """
     low, extent = _window(box)
     return ((expect("points", points, None, 2) - low) / extent - 0.5) * (2 * limit)
@@ -135,7 +115,7 @@ def normalize_points(
 def denormalize_points(
     points: Float[Tensor, "*points K 2"], box: Float[Tensor, "*batch 4"], *, limit: float = 0.5
 ) -> Float[Tensor, "*out K 2"]:
-    """Crop-normalised coordinates as points of the full image; the inverse of `normalize_points`."""
+    """Convert crop-normalised coordinates to points of the full image; the inverse of `normalize_points`."""
     low, extent = _window(box)
     return low + (expect("points", points, None, 2) / (2 * limit) + 0.5) * extent
 
@@ -143,24 +123,22 @@ def denormalize_points(
 def box_condition(
     box: Float[Tensor, "*batch 4"], camera: Camera, *, normalization: Literal["plain", "h36m"] = "plain"
 ) -> Float[Tensor, "*batch 3"]:
-    """Where a square crop was in its image, as networks are told: angles, roughly, from the optical axis.
+    """Return where a square crop was in its image, as networks are told: approximate angles from the optical
+    axis.
 
     With the box's centre c and side b, and the camera's principal point o and focal length f:
 
-    - "plain": ((c - o) / f, b / f), equation (5) of CLIFF (ECCV 2022), and what CameraHMR (3DV 2025) takes;
-    - "h36m": (2.8 (c - o) / f, (b - 0.24 f) / (0.06 f)), what CLIFF's released networks take: the same,
+    - "plain": ((c - o) / f, b / f), equation (5) of CLIFF (ECCV 2022), and the input of CameraHMR (3DV 2025);
+    - "h36m": (2.8 (c - o) / f, (b - 0.24 f) / (0.06 f)), the input of CLIFF's released networks: the same,
       scaled to about [-1, 1] by statistics of Human3.6M.
 
-    Both take o for the middle of the image. f is the mean of fx and fy. Of a box that is no square, b is the
+    Both take o for the middle of the image. f is the mean of fx and fy. If the box is not square, b is the
     longer side.
 
     Args:
         box: corners [pixels].
         camera: of the full image; without calibration, `Camera.guess`.
-        normalization: see above.
-
-    Raises:
-        TypeError, ValueError: an argument has another type or shape, or there is no such normalization.
+        normalization: "plain" or "h36m".
     """
     if normalization not in ("plain", "h36m"):
         raise ValueError(f"normalization: expected 'plain' or 'h36m', got {normalization!r}")
@@ -174,6 +152,6 @@ def box_condition(
 
 
 def _window(box: Tensor) -> tuple[Tensor, Tensor]:
-    """First corner and size, (*batch, 1, 2)."""
+    """Return first corner and size, (*batch, 1, 2)."""
     low, high = expect("box", box, 4)[..., None, :].split(2, -1)
     return low, high - low

@@ -1,12 +1,12 @@
 """The camera: one tuple of tensors, from points in the world to pixels and back.
 
-Conventions, for the whole library:
+Conventions of the whole library:
 
 - axes are OpenCV's and COLMAP's: x right, y down, z forward;
 - the image spans [0, W] x [0, H] pixels, so the centre of the first pixel is (0.5, 0.5), as in COLMAP;
 - extrinsics go from the world to the camera, on column vectors: p_camera = R p_world + t.
 
-`agebody.cameras.conventions` converts from and to those of others.
+`agebody.cameras.conventions` converts from and to other conventions.
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ from agebody.checks import expect
 from agebody.engine.rowwise import own_precision
 
 Axis = Literal["vertical", "horizontal", "diagonal"]
-"""Along which a field of view is measured."""
+"""The axis along which a field of view is measured."""
 
 Size = tuple[float, float] | Float[Tensor, "*sizes 2"] | Int[Tensor, "*sizes 2"]
 """Width and height of an image [pixels]."""
 
 NEAR = 0.1
-"""Distance [m] from which on projection is perspective; see `Camera.project`."""
+"""Distance [m] beyond which projection is perspective; see `Camera.project`."""
 
 
 class Projection(NamedTuple):
-    """Where points are in the image."""
+    """Points in the image."""
 
     pixels: Float[Tensor, "*batch K 2"]
     """x and y [pixels], finite for every finite point."""
     depth: Float[Tensor, "*batch K"]
     """z in camera coordinates [m], negative behind the camera."""
     visible: Bool[Tensor, "*batch K"]
-    """In front of the camera and, where a size was given, inside the image. Nothing hides anything here."""
+    """In front of the camera and, if a size was given, inside the image. Occlusion is not considered."""
 
 
 class Camera(NamedTuple):
     """A perspective camera, or a batch of them.
 
-    Batch dimensions of a camera broadcast with those of the points that it sees: points are (*batch, K, 3),
-    the camera's tensors (*batch, ...). Being a tuple, it passes through ``torch.func`` and ``torch.compile``.
+    Batch dimensions of a camera broadcast with those of points: points are (*batch, K, 3), the camera's
+    tensors (*batch, ...). Being a tuple, it passes through ``torch.func`` and ``torch.compile``.
     """
 
     focal: Float[Tensor, "*batch 2"]
@@ -71,13 +71,13 @@ class Camera(NamedTuple):
         *,
         distortion: Float[Tensor, "*lenses k"] | None = None,
     ) -> Camera:
-        """A camera from K = [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in pixels and [R | t], (3, 4) or (4, 4).
+        """Make a camera from K = [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in pixels and [R | t], (3, 4) or (4,
+        4).
 
-        The values are looked at, which waits for a GPU; in a loop, use the constructor.
+        Values are checked, which waits for a GPU; in a loop, use the constructor.
 
         Raises:
-            TypeError, ValueError: an argument has another type or shape, K has a skew or is no pinhole
-                camera's, R is no rotation.
+            ValueError: K has a skew or is not that of a pinhole camera, or R is not a rotation.
         """
         k = expect("intrinsics", intrinsics, 3, 3)
         fx, fy = k[..., 0, 0], k[..., 1, 1]
@@ -114,18 +114,14 @@ class Camera(NamedTuple):
         axis: Axis = "vertical",
         dtype: torch.dtype | None = None,
     ) -> Camera:
-        """A camera with square pixels that looks through the middle of its image.
+        """Make a camera with square pixels and its principal point in the middle of the image.
 
         Args:
             fov: field of view [rad], between 0 and pi.
             size: width and height [pixels].
-            axis: what the field of view is the angle of: "vertical", "horizontal" or "diagonal".
-            dtype: of the camera. None is that of ``fov``, or of ``size`` where ``fov`` is a number, or
-                torch's default where both are numbers.
-
-        Raises:
-            TypeError: the field of view is a tensor of integers.
-            ValueError: the axis is none of these, or the field of view is a number out of its range.
+            axis: of the field of view: "vertical", "horizontal" or "diagonal".
+            dtype: of the camera. None is that of ``fov``, or of ``size`` if ``fov`` is a number, or torch's
+                default if both are numbers.
         """
         if isinstance(fov, Tensor):
             fov = expect("fov", fov).to(dtype or fov.dtype)
@@ -138,11 +134,12 @@ class Camera(NamedTuple):
 
     @classmethod
     def guess(cls, size: Size, *, dtype: torch.dtype | None = None) -> Camera:
-        """A camera for a photograph of unknown focal length: f = sqrt(W^2 + H^2), CLIFF's guess (53 degrees).
+        """Make a camera for a photograph of unknown focal length: f = sqrt(W^2 + H^2), CLIFF's guess (53
+        degrees).
 
         Args:
             size: width and height [pixels].
-            dtype: of the camera. None is that of ``size``, or torch's default where these are integers or
+            dtype: of the camera. None is that of ``size``, or torch's default if these are integers or
                 numbers.
         """
         extent = as_size(size, _like(size, dtype))
@@ -159,23 +156,21 @@ class Camera(NamedTuple):
         axis: Axis = "vertical",
         up: Sequence[float] | Float[Tensor, "*ups 3"] = (0.0, 1.0, 0.0),
     ) -> Camera:
-        """A camera at ``eye`` that sees ``target`` in the middle of its image.
+        """Make a camera at ``eye`` that sees ``target`` in the middle of its image.
 
-        It is of the type that torch promotes the tensors among ``eye``, ``target``, ``up`` and ``fov`` to, or
-        of torch's default where all of them are numbers.
+        Its dtype is that to which torch promotes the tensors among ``eye``, ``target``, ``up`` and ``fov``,
+        or torch's default if all of them are numbers.
 
         Args:
-            eye: where the camera stands, in the world [m].
+            eye: position of the camera in the world [m].
             target: a point on its optical axis [m].
             size: width and height [pixels].
             fov: field of view [rad].
-            axis: what the field of view is the angle of.
+            axis: of the field of view.
             up: direction of the world that points up in the image.
 
         Raises:
-            TypeError: a tensor is not of a floating type.
-            ValueError: an argument has another shape, eye and target coincide, up is parallel to the view,
-                the field of view is a number out of its range, or there is no such axis.
+            ValueError: eye and target coincide, or up is parallel to the view.
         """
         places = {"eye": eye, "target": target, "up": up}
         given = [expect(name, v, 3) for name, v in places.items() if isinstance(v, Tensor)]
@@ -213,20 +208,21 @@ class Camera(NamedTuple):
 
     @property
     def position(self) -> Float[Tensor, "*batch 3"]:
-        """Where the camera stands, in the world [m]: -R^T t."""
+        """Position of the camera in the world [m]: -R^T t."""
         rotation, translation = self._pose()
         return -(rotation * translation[..., None]).sum(-2)
 
     def to(self, *args: Any, **kwargs: Any) -> Camera:
-        """All tensors moved or cast, as by ``torch.Tensor.to``."""
+        """Return the camera with all tensors moved or cast, as by ``torch.Tensor.to``."""
         return self.map(lambda part: part.to(*args, **kwargs))
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Camera:
-        """A function of each tensor that is there, such as ``lambda t: t[rows]`` over the batch."""
+        """Return the camera with a function of each existing tensor, such as ``lambda t: t[rows]`` over the
+        batch."""
         return Camera(**{name: function(part) for name, part in self._asdict().items() if part is not None})
 
     def expand(self, *batch: int) -> Camera:
-        """A camera for each of a batch, without copies.
+        """Return the camera expanded to a batch, without copies.
 
         Raises:
             ValueError: a tensor's own batch does not broadcast to it.
@@ -246,7 +242,7 @@ class Camera(NamedTuple):
         return Camera(**parts)
 
     def to_camera(self, points: Float[Tensor, "*points K 3"]) -> Float[Tensor, "*batch K 3"]:
-        """Camera coordinates of world points: R p + t [m]."""
+        """Return camera coordinates of world points: R p + t [m]."""
         points = self._expect("points", points, None, 3)
         if self.rotation is not None:
             rotation = self._expect("rotation", self.rotation, 3, 3)
@@ -257,7 +253,7 @@ class Camera(NamedTuple):
         return points
 
     def to_world(self, points: Float[Tensor, "*points K 3"]) -> Float[Tensor, "*batch K 3"]:
-        """World coordinates of points in camera coordinates: R^T (p - t) [m]."""
+        """Return world coordinates of points in camera coordinates: R^T (p - t) [m]."""
         points = self._expect("points", points, None, 3)
         if self.translation is not None:
             points = points - self._expect("translation", self.translation, 3)[..., None, :]
@@ -270,27 +266,23 @@ class Camera(NamedTuple):
     def project(
         self, points: Float[Tensor, "*points K 3"], *, size: Size | None = None, near: float = NEAR
     ) -> Projection:
-        """Where world points are in the image.
+        """Project world points into the image.
 
         x = fx X / Z + cx and y = fy Y / Z + cy, with distortion between the division and the focal length.
 
         Nearer than ``near`` and behind the camera, 1 / Z is continued by 2 / near - 1 / (2 near - Z), its
-        point reflection at Z = near. Value and first derivative are continuous there, the value stays below
-        2 / near, and its slope is nowhere steeper than 1 / near^2. So nothing is infinite, and the gradient
-        of a reprojection error still moves such points forward. They are not visible.
+        point reflection at Z = near. Value and first derivative are continuous there, the value stays below 2
+        / near, and its slope is nowhere steeper than 1 / near^2. So nothing is infinite, and the gradient of
+        a reprojection error still moves such points forward. They are not visible.
 
         Args:
             points: in the world [m].
             size: width and height [pixels], for ``visible``: 0 <= x < W and 0 <= y < H.
-            near: see above [m].
+            near: see above [m], positive.
 
         Returns:
-            Pixels, depth and a mask. With distortion, what lies outside the lens's view (see `distort`) is
-            not visible either.
-
-        Raises:
-            TypeError, ValueError: an argument or a tensor of the camera has another type or shape, or near is
-                not positive.
+            Pixels, depth and a mask. With distortion, points outside the lens's view (see `distort`) are not
+                visible either.
         """
         if not near > 0:
             raise ValueError(f"near: expected a distance above 0 [m], got {near}")
@@ -312,14 +304,11 @@ class Camera(NamedTuple):
     def unproject(
         self, pixels: Float[Tensor, "*points K 2"], depth: Float[Tensor, "*depths K"]
     ) -> Float[Tensor, "*batch K 3"]:
-        """World points at image points: the inverse of `project` from ``near`` on.
+        """Return world points at image points: the inverse of `project` beyond ``near``.
 
         Args:
             pixels: in the image.
             depth: z in camera coordinates [m].
-
-        Raises:
-            TypeError, ValueError: an argument or a tensor of the camera has another type or shape.
         """
         pixels, depth = self._expect("pixels", pixels, None, 2), self._expect("depth", depth, None)
         plane = (pixels - self._center()) / self._focal()
@@ -329,24 +318,21 @@ class Camera(NamedTuple):
         return self.to_world(torch.cat((plane * depth, depth[..., :1]), -1))
 
     def resized(self, scale: float | Float[Tensor, "*batch n"]) -> Camera:
-        """The camera of the image when it is resized.
+        """Return the camera of the resized image.
 
         Since the image begins at 0, not at -0.5, focal length and principal point are simply multiplied.
 
         Args:
-            scale: new size over old: a number, (*batch, 1), or (*batch, 2) where width and height differ.
+            scale: new size over old: a number, (*batch, 1), or (*batch, 2) if width and height differ.
         """
         return self._replace(focal=self.focal * scale, center=self.center * scale)
 
     def cropped(self, box: Float[Tensor, "*batch 4"], *, size: Size | None = None) -> Camera:
-        """The camera of a crop: the same axis and rays, seen through another window.
+        """Return the camera of a crop: the same axis and rays, seen through another window.
 
         Args:
             box: corners (x0, y0, x1, y1) of the crop in the image [pixels].
-            size: width and height to which the crop is resized [pixels]; None leaves its pixels as they are.
-
-        Raises:
-            TypeError, ValueError: an argument has another type or shape.
+            size: width and height to which the crop is resized [pixels]; None keeps its pixels.
         """
         low, high = expect("box", box, 4).split(2, -1)
         focal, center = torch.broadcast_tensors(self.focal, self.center - low)
@@ -368,7 +354,7 @@ class Camera(NamedTuple):
         return self._expect("center", self.center, 2)[..., None, :]
 
     def _expect(self, name: str, tensor: Any, *entry: int | None) -> Tensor:
-        """Of the shape, and of the camera's dtype: half a projection in float32 would be no float64."""
+        """Check the shape, and that the dtype is the camera's, lest half a projection be in float32."""
         found, focal = expect(name, tensor, *entry), expect("focal", self.focal, 2)
         if found.dtype != focal.dtype:
             raise TypeError(f"{name}: expected {focal.dtype}, as the camera's focal, got {found.dtype}")
@@ -378,15 +364,12 @@ class Camera(NamedTuple):
 def fov_to_focal(
     fov: Float[Tensor, "*batch"], size: Size, *, axis: Axis = "vertical"
 ) -> Float[Tensor, "*batch"]:
-    """Focal length [pixels] of a field of view [rad]: f = L / (2 tan(fov / 2)).
+    """Return the focal length [pixels] of a field of view [rad]: f = L / (2 tan(fov / 2)).
 
     Args:
         fov: between 0 and pi.
         size: width and height [pixels].
         axis: "vertical" (L = H), "horizontal" (L = W) or "diagonal" (L = sqrt(W^2 + H^2)).
-
-    Raises:
-        ValueError: the axis is none of these.
     """
     return _length(size, axis, fov) / (2 * torch.tan(fov / 2))
 
@@ -394,12 +377,12 @@ def fov_to_focal(
 def focal_to_fov(
     focal: Float[Tensor, "*batch"], size: Size, *, axis: Axis = "vertical"
 ) -> Float[Tensor, "*batch"]:
-    """Field of view [rad] of a focal length [pixels]; the inverse of `fov_to_focal`."""
+    """Return the field of view [rad] of a focal length [pixels]; the inverse of `fov_to_focal`."""
     return 2 * torch.atan2(_length(size, axis, focal), 2 * focal)
 
 
 def split_rigid(name: str, matrix: Any) -> tuple[Float[Tensor, "*batch 3 3"], Float[Tensor, "*batch 3"]]:
-    """R and t of [R | t], (3, 4) or (4, 4)."""
+    """Return R and t of [R | t], (3, 4) or (4, 4)."""
     matrix = expect(name, matrix, None, 4)
     if matrix.shape[-2] not in (3, 4):
         raise ValueError(
@@ -409,7 +392,7 @@ def split_rigid(name: str, matrix: Any) -> tuple[Float[Tensor, "*batch 3 3"], Fl
 
 
 def join_rigid(rotation: Tensor, translation: Tensor) -> Float[Tensor, "*batch 4 4"]:
-    """[R | t] over (0, 0, 0, 1)."""
+    """Return [R | t] over (0, 0, 0, 1)."""
     batch = torch.broadcast_shapes(rotation.shape[:-2], translation.shape[:-1])
     upper = torch.cat((rotation.expand(*batch, 3, 3), translation.expand(*batch, 3)[..., None]), -1)
     last = torch.eye(4, dtype=upper.dtype, device=upper.device)[3:]
@@ -433,7 +416,8 @@ def _length(size: Size, axis: Axis, like: Tensor) -> Tensor:
 
 
 def as_size(size: Size, like: Tensor) -> Tensor:
-    """(*batch, 2), where the other tensor is; numbers are written there, not copied to it."""
+    """Return (*batch, 2) in the dtype and on the device of another tensor; numbers need no copy to the
+    device."""
     if isinstance(size, Tensor):
         return size.to(like)
     width, height = size
@@ -441,7 +425,7 @@ def as_size(size: Size, like: Tensor) -> Tensor:
 
 
 def _like(size: Size, dtype: torch.dtype | None) -> Tensor:
-    """A tensor of the type and on the device of a camera that is made of an image's size."""
+    """Return a tensor of the dtype and on the device of a camera that is made from an image's size."""
     if isinstance(size, Tensor):
         return size.to(dtype or (size.dtype if size.is_floating_point() else torch.get_default_dtype()))
     return torch.empty(0, dtype=dtype)

@@ -1,11 +1,9 @@
-"""Conventions of others: axes, pixel centres, and the direction and the side of transforms.
+"""Conventions of other libraries: axes, pixel centres, and the direction and the side of transforms.
 
-| name | camera axes | centre of the first pixel | transform that its files hold |
-|---|---|---|---|
-| "agebody", "colmap" | x right, y down, z forward | 0.5 | world to camera |
-| "opencv" | x right, y down, z forward | 0 | world to camera |
-| "opengl", "blender" | x right, y up, z backward | | camera to world |
-| "pytorch3d" | x left, y up, z forward | 0.5 | world to camera, for row vectors |
+| name | camera axes | centre of the first pixel | transform in its files | |---|---|---|---| | "agebody",
+"colmap" | x right, y down, z forward | 0.5 | world to camera | | "opencv" | x right, y down, z forward | 0 |
+world to camera | | "opengl", "blender" | x right, y up, z backward | | camera to world | | "pytorch3d" | x
+left, y up, z forward | 0.5 | world to camera, for row vectors |
 """
 
 from __future__ import annotations
@@ -20,19 +18,21 @@ from agebody.cameras.camera import Camera, Size, as_size, join_rigid, split_rigi
 from agebody.checks import expect
 
 Axes = Literal["agebody", "opencv", "colmap", "opengl", "blender", "pytorch3d"]
-"""Whose camera axes."""
+"""Conventions of camera axes."""
 
 Pixels = Literal["agebody", "opencv", "colmap", "pytorch3d"]
-"""Whose pixel coordinates."""
+"""Conventions of pixel coordinates."""
 
 Direction = Literal["world_to_camera", "camera_to_world"]
 
 DOWN, UP, LEFT = (1.0, 1.0, 1.0), (1.0, -1.0, -1.0), (-1.0, -1.0, 1.0)
 
-SIGNS: dict[str, tuple[float, float, float]] = {
-    "agebody": DOWN, "opencv": DOWN, "colmap": DOWN, "opengl": UP, "blender": UP, "pytorch3d": LEFT,
-}  # fmt: skip
-"""Of each axis, against OpenCV's; all are rotations by half a turn."""
+SIGNS = {
+    **dict.fromkeys(("agebody", "opencv", "colmap"), DOWN),
+    **dict.fromkeys(("opengl", "blender"), UP),
+    "pytorch3d": LEFT,
+}
+"""Sign of each axis against OpenCV's; all are rotations by half a turn."""
 
 CENTERS: dict[str, float] = {"agebody": 0.5, "opencv": 0.0, "colmap": 0.5, "pytorch3d": 0.5}
 """Coordinates of the centre of the first pixel."""
@@ -41,35 +41,23 @@ Value = TypeVar("Value")
 
 
 def convert_axes(points: Float[Tensor, "*batch 3"], source: Axes, target: Axes) -> Float[Tensor, "*batch 3"]:
-    """Points in camera coordinates, in the axes of another convention.
-
-    Args:
-        points: in the source's axes.
-        source: whose axes they are in.
-        target: whose axes are wanted.
-
-    Raises:
-        TypeError, ValueError: points have another type or shape, or a name is unknown.
-    """
+    """Convert points in camera coordinates to the axes of another convention."""
     return expect("points", points, 3) * _signs(source, target, points)
 
 
 def convert_extrinsics(
     matrix: Float[Tensor, "*batch n 4"], source: Axes, target: Axes, *, direction: Direction
 ) -> Float[Tensor, "*batch 4 4"]:
-    """A camera's pose in the camera axes of another convention; the world's axes stay.
+    """Convert a camera's pose to the camera axes of another convention; the world's axes stay.
 
-    World to camera, rows change sign; camera to world, columns do. To turn one into the other, invert it:
+    World to camera, rows change sign; camera to world, columns do. To turn one into the other, use
     `invert_extrinsics`.
 
     Args:
         matrix: [R | t] for column vectors, (3, 4) or (4, 4).
-        source: whose camera axes it has.
-        target: whose are wanted.
-        direction: what the matrix does, "world_to_camera" or "camera_to_world".
-
-    Raises:
-        TypeError, ValueError: the matrix has another type or shape, or a name is unknown.
+        source: convention of its camera axes.
+        target: convention of the result.
+        direction: of the matrix, "world_to_camera" or "camera_to_world".
     """
     if direction not in get_args(Direction):
         raise ValueError(f"direction: expected one of {', '.join(get_args(Direction))}, got {direction!r}")
@@ -81,13 +69,10 @@ def convert_extrinsics(
 
 
 def invert_extrinsics(matrix: Float[Tensor, "*batch n 4"]) -> Float[Tensor, "*batch 4 4"]:
-    """World to camera from camera to world, and back: [R^T | -R^T t].
+    """Convert world to camera into camera to world, and back: [R^T | -R^T t].
 
     Args:
         matrix: [R | t], (3, 4) or (4, 4), R a rotation.
-
-    Raises:
-        TypeError, ValueError: the matrix has another type or shape.
     """
     rotation, translation = split_rigid("matrix", matrix)
     return join_rigid(rotation.mT, -(rotation * translation[..., None]).sum(-2))
@@ -96,16 +81,7 @@ def invert_extrinsics(matrix: Float[Tensor, "*batch n 4"]) -> Float[Tensor, "*ba
 def convert_pixels(
     points: Float[Tensor, "*batch 2"], source: Pixels, target: Pixels
 ) -> Float[Tensor, "*batch 2"]:
-    """Image points, or a principal point, with the centre of the first pixel where another convention has it.
-
-    Args:
-        points: in the source's coordinates [pixels].
-        source: whose coordinates they are.
-        target: whose are wanted.
-
-    Raises:
-        TypeError, ValueError: points have another type or shape, or a name is unknown.
-    """
+    """Convert image points, or a principal point [pixels], to another convention's centre of the first pixel."""
     shift = _known("target", target, CENTERS) - _known("source", source, CENTERS)
     return expect("points", points, 2) + shift
 
@@ -117,20 +93,17 @@ class PyTorch3DCamera(NamedTuple):
     """For row vectors: p_camera = p_world R + T."""
     T: Float[Tensor, "*batch 3"]
     focal_length: Float[Tensor, "*batch 2"]
-    """In units of half the image's shorter side."""
+    """In half of the image's shorter side."""
     principal_point: Float[Tensor, "*batch 2"]
-    """In that unit, from the middle of the image, to the left and up."""
+    """In the same unit, from the middle of the image, to the left and up."""
 
 
 def to_pytorch3d(camera: Camera, size: Size) -> PyTorch3DCamera:
-    """A camera as pytorch3d wants it.
+    """Convert a camera to pytorch3d's.
 
     Args:
-        camera: without distortion, which pytorch3d's camera has not.
+        camera: without distortion, which pytorch3d's camera lacks.
         size: width and height of the image [pixels].
-
-    Raises:
-        TypeError, ValueError: a tensor of the camera has another type or shape, or it has distortion.
     """
     if camera.distortion is not None:
         raise ValueError("camera: expected no distortion, which pytorch3d's PerspectiveCameras has not")
@@ -147,14 +120,11 @@ def to_pytorch3d(camera: Camera, size: Size) -> PyTorch3DCamera:
 
 
 def from_pytorch3d(camera: PyTorch3DCamera, size: Size) -> Camera:
-    """The inverse of `to_pytorch3d`; any tuple of (R, T, focal_length, principal_point) will do.
+    """Convert pytorch3d's camera, in NDC, to ours; the inverse of `to_pytorch3d`.
 
     Args:
-        camera: in pytorch3d's convention, in NDC.
+        camera: any tuple of (R, T, focal_length, principal_point).
         size: width and height of the image [pixels].
-
-    Raises:
-        TypeError, ValueError: a tensor has another type or shape.
     """
     rotation, translation, focal, principal = camera
     signs = _signs("pytorch3d", "agebody", expect("R", rotation, 3, 3))

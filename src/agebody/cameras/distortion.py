@@ -12,33 +12,30 @@ from torch import Tensor
 from agebody.checks import expect, safe_norm
 
 COEFFICIENTS = (4, 5, 8)
-"""How many there may be: (k1, k2, p1, p2), then k3, then (k4, k5, k6), in OpenCV's order."""
+"""Possible numbers of coefficients: (k1, k2, p1, p2), then k3, then (k4, k5, k6), in OpenCV's order."""
 
 RADIAL_STEPS, STEPS = 32, 24
-"""Of the inverse: for the radius, maybe from far away, then for the point. There each step doubles the digits
-in the end, but first it only halves the error where a lens nearly flattens."""
+"""Steps of the inverse: for the radius, possibly from far away, then for the point. Near the solution each
+step doubles the digits, but before it only halves the error where a lens nearly flattens."""
 
 
 def distort(
     points: Float[Tensor, "*batch K 2"], distortion: Float[Tensor, "*camera k"]
 ) -> Float[Tensor, "*out K 2"]:
-    """Where a lens shows points of the image plane at depth 1, both without unit.
+    """Return where a lens shows points of the image plane at depth 1, both without unit.
 
     With r^2 = x^2 + y^2 and the factor L = (1 + k1 r^2 + k2 r^4 + k3 r^6) / (1 + k4 r^2 + k5 r^4 + k6 r^6):
 
         x' = x L + 2 p1 x y + p2 (r^2 + 2 x^2),   y' = y L + p1 (r^2 + 2 y^2) + 2 p2 x y
 
     The polynomials describe the lens as far as r L grows. Farther out they fold: points outside the view
-    would come back into the picture. From that radius on (see `field_limit`) the function goes on along each
-    ray from the middle in proportion to r, so it stays continuous, and nothing comes back. Gradients take
-    that radius as constant.
+    would return into the picture. From that radius (see `field_limit`) the function continues along each ray
+    from the middle in proportion to r, so it is continuous, and nothing returns. Gradients take that radius
+    as constant.
 
     Args:
         points: x / z and y / z.
         distortion: (k1, k2, p1, p2[, k3[, k4, k5, k6]]).
-
-    Raises:
-        TypeError, ValueError: an argument has another type or shape.
 
     Source: OpenCV, "Camera Calibration and 3D Reconstruction".
     """
@@ -48,7 +45,7 @@ def distort(
 def distort_in_view(
     points: Float[Tensor, "*batch K 2"], distortion: Float[Tensor, "*camera k"]
 ) -> tuple[Float[Tensor, "*out K 2"], Bool[Tensor, "*out K"]]:
-    """`distort`, and which of the points are inside the lens's view (see `field_limit`)."""
+    """Return `distort`, and which of the points are inside the lens's view (see `field_limit`)."""
     lens, points = _lens(distortion), expect("points", points, None, 2)
     share, inside = _inwards(points, lens)
     return _polynomials(points * share, lens) / share, inside
@@ -57,18 +54,15 @@ def distort_in_view(
 def undistort(
     points: Float[Tensor, "*batch K 2"], distortion: Float[Tensor, "*camera k"]
 ) -> Float[Tensor, "*out K 2"]:
-    """The inverse of `distort`, by Newton's method: first for the radius, between bounds, then for the point.
+    """Invert `distort` by Newton's method: first for the radius, between bounds, then for the point.
 
-    The number of steps is fixed. The last two alone are differentiated, which makes first and second
-    derivatives right in both arguments. Towards the limit of the lens's view the inverse steepens; at it, it
+    The number of steps is fixed. Only the last two are differentiated, which makes first and second
+    derivatives exact in both arguments. Towards the limit of the lens's view the inverse steepens; at it, it
     has no derivative.
 
     Args:
         points: image points as a lens shows them, at depth 1, without unit.
         distortion: as in `distort`.
-
-    Raises:
-        TypeError, ValueError: an argument has another type or shape.
     """
     lens = _lens(distortion)
     seen = expect("points", points, None, 2)
@@ -83,17 +77,18 @@ def undistort(
 
 
 def field_limit(distortion: Float[Tensor, "*camera k"]) -> Float[Tensor, "*camera"]:
-    """Radius at depth 1 up to which r L grows: the edge of the lens's view; infinite where it always grows.
+    """Return the radius at depth 1 up to which r L grows: the edge of the lens's view; infinite if it always
+    grows.
 
     It is the first positive root of the derivative of r L(r^2), or just below the pole of L if that comes
-    first. Looked for up to r = 1000 (89.9 degrees), in steps of 2 %: what falls and grows again within one is
-    not seen. Has no gradient.
+    first. The search ends at r = 1000 (89.9 degrees), in steps of 2 %, and misses a fall and rise within one
+    step. It has no gradient.
     """
     return _lens(distortion).limit.sqrt()
 
 
 BELOW_POLE = 0.9
-"""Share of r^2 at a pole of L up to which the lens is believed: L is finite there."""
+"""Share of r^2 at a pole of L up to which the lens is used: L is finite there."""
 
 
 class _Lens(NamedTuple):
@@ -120,7 +115,8 @@ def _lens(distortion: Tensor) -> _Lens:
 
 
 def _limit(radial: Float[Tensor, "*camera 6"]) -> Float[Tensor, "*camera"]:
-    """Smallest s = r^2 at which d(r N / D) / dr is zero or D nearly, with N and D the cubics of L in s."""
+    """Return the smallest s = r^2 at which d(r N / D) / dr is zero or D nearly, with N and D the cubics of L
+    in s."""
     k1, k2, k3, k4, k5, k6 = radial.unbind(-1)
     # N D + 2 s (N' D - N D'), which has the derivative's sign; powers 1 to 6 of s, as the constant is 1.
     slope = torch.stack(
@@ -175,7 +171,7 @@ def _first_negative(coefficients: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Te
 
 
 def _factor(s: Tensor, radial: Tensor) -> tuple[Tensor, Tensor]:
-    """L and its derivative by s = r^2."""
+    """Return L and its derivative by s = r^2."""
     k1, k2, k3, k4, k5, k6 = (k[..., None] for k in radial.unbind(-1))
     upper = 1 + s * (k1 + s * (k2 + s * k3))
     lower = 1 + s * (k4 + s * (k5 + s * k6))
@@ -185,7 +181,7 @@ def _factor(s: Tensor, radial: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _inwards(points: Tensor, lens: _Lens) -> tuple[Tensor, Tensor]:
-    """What brings each point into the lens's view, 1 inside it, limit / r outside; and which are inside."""
+    """Return the factor that brings each point into the lens's view (1 inside it), and which are inside."""
     s = (points * points).sum(-1)
     outside = s > lens.limit[..., None]
     limit = torch.where(outside, lens.limit[..., None], 1)
@@ -202,7 +198,7 @@ def _polynomials(points: Tensor, lens: _Lens) -> Tensor:
 
 
 def _undistort_radius(seen: Tensor, lens: _Lens) -> Tensor:
-    """The inverse without tangential terms: r L(r^2) = |seen| in the lens's view, proportional outside."""
+    """Invert without tangential terms: r L(r^2) = |seen| in the lens's view, proportional outside."""
     shown = safe_norm(seen)
     limit = lens.limit[..., None].sqrt()
     at_limit, _ = _factor(torch.where(limit < torch.inf, limit, 0) ** 2, lens.radial)
@@ -223,7 +219,7 @@ def _undistort_radius(seen: Tensor, lens: _Lens) -> Tensor:
 
 
 def _newton_step(found: Tensor, seen: Tensor, lens: _Lens) -> Tensor:
-    """One step towards the points that the lens shows where they are seen."""
+    """Take one step towards the points that the lens shows at ``seen``."""
     share, inside = _inwards(found, lens)
     inner = found * share
     shown = _polynomials(inner, lens)

@@ -1,4 +1,4 @@
-"""Where a person stands, to begin with: depth from how large the torso shows (SMPLify)."""
+"""Initial placement of a person: depth from the size of the torso in the image (SMPLify)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TORSO = (("left_shoulder", "left_hip"), ("right_shoulder", "right_hip"))
 """Edges whose length changes little with pose: SMPLify's."""
 
 LEAST_LENGTH = 1.0
-"""Length [pixels] as which a shorter torso in the image counts."""
+"""Length [pixels] to which shorter torsos in the image are clamped."""
 
 
 def torso_depth(
@@ -26,24 +26,21 @@ def torso_depth(
     weights: Weights = None,
     unseen: float = 5.0,
 ) -> Float[Tensor, "*out"]:
-    """Depth of a person [m]: f times the mean length of the torso's edges on the body over that in the image.
+    """Return the depth of a person [m]: f times the mean length of the torso's edges in 3D over that in the
+    image.
 
-    Exact where both edges are parallel to the image; a torso that leans towards the camera counts as farther.
+    Exact if both edges are parallel to the image; a torso that leans towards the camera appears farther.
 
     Args:
         points: of the body, in any place and orientation [m].
-        keypoints: where they are in the image [pixels].
-        camera: what the image was taken with; f is the mean of fx and fy.
+        keypoints: the same points in the image [pixels].
+        camera: of the image; f is the mean of fx and fy.
         layout: of both; must have left and right ``shoulder`` and ``hip``.
-        weights: confidences or a mask, (*batch, K). An edge weighs the product of its ends; points of weight
-            0 are ignored even where they are NaN.
-        unseen: depth given to persons without any edge that weighs something [m].
+        weights: confidences or a mask, (*batch, K). An edge weighs the product of its ends.
+        unseen: depth of persons without any edge of weight [m].
 
     Returns:
-        Positive and finite. A torso that shows shorter than a pixel counts as one pixel long.
-
-    Raises:
-        TypeError, ValueError: an argument has another type or shape, or the layout lacks a point.
+        Positive and finite. A torso shorter than a pixel counts as one pixel long.
 
     Source: Bogo et al., "Keep it SMPL", ECCV 2016.
     """
@@ -63,18 +60,12 @@ def torso_translation(
     weights: Weights = None,
     unseen: float = 5.0,
 ) -> Float[Tensor, "*out 3"]:
-    """Translation that puts the middle of the torso at `torso_depth`, where it shows in the image [m].
+    """Return the translation that puts the middle of the torso at `torso_depth`, where the image shows it
+    [m].
 
-    Added to points in camera coordinates. SMPLify itself begins on the optical axis and lets the optimiser
-    find x and y. Persons whose torso is not seen are put on the axis.
-
-    Args:
-        points: of the body, in the camera's orientation [m].
-        keypoints: as in `torso_depth`.
-        camera: as there; its pose plays no part, its distortion does.
-        layout: as there.
-        weights: as there.
-        unseen: as there.
+    Add it to points in camera coordinates. SMPLify itself starts on the optical axis and optimises x and y.
+    Persons whose torso is not seen are put on the axis. Arguments as of `torso_depth`; the points are in the
+    camera's orientation, and the camera's pose is ignored, its distortion used.
     """
     depth = torso_depth(points, keypoints, camera, layout, weights=weights, unseen=unseen)
     body, image, edge_weights = _edges(points, keypoints, layout, weights)
@@ -87,7 +78,8 @@ def torso_translation(
 def _edges(
     points: Tensor, keypoints: Tensor, layout: str | KeypointLayout, weights: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Ends of the torso's edges on the body and in the image, (*batch, 2, 2, D), and the edges' weights."""
+    """Return ends of the torso's edges on the body and in the image, (*batch, 2, 2, D), and the edges'
+    weights."""
     layout = get_layout(layout)
     missing = sorted({name for edge in TORSO for name in edge} - {*layout.names})
     if missing:
@@ -95,8 +87,8 @@ def _edges(
     index = [layout.names.index(name) for edge in TORSO for name in edge]
     body, image = expect("points", points, len(layout), 3), expect("keypoints", keypoints, len(layout), 2)
     entries = image.shape[:-1]
-    trust = expand_weights(image.new_ones(()) if weights is None else weights, entries)
-    assert trust is not None  # as weights were given
+    trust = expand_weights(weights, entries)
+    trust = image.new_ones(entries) if trust is None else trust
     body, image = (
         torch.stack([part[..., i, :] for i in index], -2).unflatten(-2, (len(TORSO), 2))
         for part in (apply_mask(body, trust, 1), apply_mask(image, trust, 1))
@@ -106,6 +98,6 @@ def _edges(
 
 
 def _mean(values: Tensor, weights: Tensor) -> Tensor:
-    """Weighted mean over the edges; 0 where none weighs anything."""
+    """Return the weighted mean over the edges; 0 where none has weight."""
     total = weights.sum(-1)[..., None]
     return (values * weights[..., None]).sum(-2) / torch.where(total > 0, total, 1)

@@ -1,7 +1,7 @@
-"""Weak perspective: what networks predict of a crop, as a translation in front of a perspective camera.
+"""Weak perspective: conversions of networks' outputs for a crop to translations before a perspective camera.
 
-Three numbers say where the body's origin is in the crop, each family with a form and an order of its own. All
-of them mean a translation [m], to be added to the body's points in camera coordinates. The functions give it.
+Three numbers say where the body's origin is in the crop, in a form and order that differ between networks.
+Each converts to a translation [m], to be added to the body's points in camera coordinates.
 """
 
 from __future__ import annotations
@@ -25,23 +25,20 @@ MAHMR_LEAST = 1e-6
 def weak_to_translation(
     weak: Float[Tensor, "*batch 3"], box: Float[Tensor, "*boxes 4"], camera: Camera
 ) -> Float[Tensor, "*out 3"]:
-    """(s, tx, ty) of HMR, SPIN, HMR2, CLIFF, CameraHMR as a translation in the full image's camera.
+    """Convert (s, tx, ty) of HMR, SPIN, HMR2, CLIFF, CameraHMR to a translation in the full image's camera.
 
-    In the crop, with coordinates from -1 to 1, the body shows at s (X + tx), s (Y + ty). With the box's
+    In the crop, with coordinates from -1 to 1, the body appears at s (X + tx), s (Y + ty). With the box's
     centre c and side b, the principal point o and the focal length f (CLIFF, ECCV 2022):
 
         tz = 2 f / (b s),   (x, y) = (tx, ty) + 2 (c - o) / (b s)
 
-    Where the box is the whole image and o its middle, this is HMR2's crop camera: (tx, ty, 2 f / (res s)).
-    Where fx and fy differ, tz takes their mean, and the body's origin keeps its place in the image.
+    If the box is the whole image and o its middle, this is HMR2's crop camera: (tx, ty, 2 f / (res s)). If fx
+    and fy differ, tz takes their mean, and the body's origin keeps its place in the image.
 
     Args:
         weak: scale s and tx, ty. tz is infinite for s = 0 and behind the camera for s < 0.
         box: corners of the square crop in the image [pixels]; otherwise b is the longer side.
-        camera: of the image that the box is in. Its pose and distortion play no part.
-
-    Raises:
-        TypeError, ValueError: an argument has another type or shape.
+        camera: of the full image. Its pose and distortion are ignored.
     """
     scale, shift = expect("weak", weak, 3).split((1, 2), -1)
     center, side, focal = _crop(box, camera)
@@ -54,13 +51,7 @@ def weak_to_translation(
 def translation_to_weak(
     translation: Float[Tensor, "*batch 3"], box: Float[Tensor, "*boxes 4"], camera: Camera
 ) -> Float[Tensor, "*out 3"]:
-    """The inverse of `weak_to_translation`.
-
-    Args:
-        translation: of the body in camera coordinates [m], z > 0.
-        box: as there.
-        camera: as there.
-    """
+    """Invert `weak_to_translation`, for translations [m] with z > 0."""
     shift, depth = expect("translation", translation, 3).split((2, 1), -1)
     center, side, focal = _crop(box, camera)
     scale = 2 * focal.mean(-1, keepdim=True) / (side * depth)
@@ -71,18 +62,15 @@ def translation_to_weak(
 def bev_to_translation(
     cam: Float[Tensor, "*batch 3"], *, fov: float = math.pi / 3, epsilon: float = 0.0
 ) -> Float[Tensor, "*batch 3"]:
-    """(s, y, x) of BEV (CVPR 2022), in this order, as a translation: z = 1 / (s tan(fov / 2)), (x, y) / s.
+    """Convert (s, y, x) of BEV (CVPR 2022), in this order: z = 1 / (s tan(fov / 2)), (x, y) / s.
 
-    BEV sees the whole image, padded to a square: its camera is ``Camera.from_fov(fov, (512, 512))``, with
-    f = 443.4 pixels.
+    BEV sees the whole image, padded to a square: its camera is ``Camera.from_fov(fov, (512, 512))``, with f =
+    443.4 pixels.
 
     Args:
         cam: scale, then the place of the body's origin in the padded image, from -1 to 1, **y first**.
         fov: field of view of the padded image [rad].
         epsilon: added to s tan(fov / 2). BEV's code decodes with 1e-3, and encodes with 0.
-
-    Raises:
-        TypeError, ValueError: cam has another type or shape.
     """
     scale, y, x = expect("cam", cam, 3).unbind(-1)
     tangent = math.tan(fov / 2)
@@ -93,7 +81,7 @@ def bev_to_translation(
 def translation_to_bev(
     translation: Float[Tensor, "*batch 3"], *, fov: float = math.pi / 3
 ) -> Float[Tensor, "*batch 3"]:
-    """The inverse of `bev_to_translation` with epsilon = 0, which is what BEV is trained towards."""
+    """Invert `bev_to_translation` with epsilon = 0, which is BEV's training target."""
     x, y, depth = expect("translation", translation, 3).unbind(-1)
     scale = 1 / (depth * math.tan(fov / 2))
     return torch.stack((scale, y * scale, x * scale), -1)
@@ -102,17 +90,14 @@ def translation_to_bev(
 def mahmr_to_translation(
     raw: Float[Tensor, "*batch 3"], focal: Float[Tensor, "*focals"], *, resolution: float = MAHMR_RESOLUTION
 ) -> Float[Tensor, "*out 3"]:
-    """(x, y, a) as the head of Metric-Aware HMR gives them, in this order, as a translation.
+    """Convert (x, y, a) of Metric-Aware HMR's head, in this order, to a translation.
 
     s = 2 sigmoid(a) + 1e-6, (tx, ty) = (x, y) / s, tz = 2 f / (resolution s): the depth is always positive.
 
     Args:
-        raw: what the network puts out.
+        raw: output of the network.
         focal: focal length [pixels]; from the network's vertical field of view by `fov_to_focal`.
         resolution: longer side of the network's input [pixels].
-
-    Raises:
-        TypeError, ValueError: raw has another type or shape.
     """
     shift, a = expect("raw", raw, 3).split((2, 1), -1)
     scale = 2 * torch.sigmoid(a) + MAHMR_LEAST
@@ -126,7 +111,7 @@ def translation_to_mahmr(
     *,
     resolution: float = MAHMR_RESOLUTION,
 ) -> Float[Tensor, "*out 3"]:
-    """The inverse of `mahmr_to_translation`; infinite at and before the depth f / resolution, where s = 2."""
+    """Invert `mahmr_to_translation`; infinite at and before the depth f / resolution, where s = 2."""
     shift, depth = expect("translation", translation, 3).split((2, 1), -1)
     scale = 2 * focal[..., None] / (resolution * depth)
     shift, a = torch.broadcast_tensors(shift * scale, torch.logit(((scale - MAHMR_LEAST) / 2).clamp(0, 1)))
@@ -134,7 +119,7 @@ def translation_to_mahmr(
 
 
 def _crop(box: Tensor, camera: Camera) -> tuple[Tensor, Tensor, Tensor]:
-    """The box's centre from the principal point, its longer side, and the focal lengths."""
+    """Return the box's centre from the principal point, its longer side, and the focal lengths."""
     center, size = convert_box(box, "xyxy", "cxcywh").split(2, -1)
     focal = expect("camera.focal", camera.focal, 2)
     return center - expect("camera.center", camera.center, 2), size.amax(-1, keepdim=True), focal

@@ -78,7 +78,16 @@ def discriminator_loss(
     made: Float[Tensor, "*batch D"], real: Float[Tensor, "*others D"], *, reduction: Reduction = "mean"
 ) -> Float[Tensor, "*left"]:
     """Return ``sum_d (D_d(real) - 1)^2 + D_d(made)^2``, which trains the discriminator (HMR, CVPR 2018, eq.
-    5)."""
+    5).
+
+    Args:
+        made: (*batch, D) scores of bodies that the network generated. Detach these bodies from the network.
+        real: (*others, D) scores of recorded bodies.
+        reduction: "mean" or "sum", over each of the two sets.
+
+    Raises:
+        ValueError: the reduction is "none": the two sets have no pairs.
+    """
     expect("made", made, None)
     expect("real", real, None)
     if reduction == "none":

@@ -89,7 +89,19 @@ def relative_metric_loss(
     reduction: Reduction = "mean",
 ) -> Float[Tensor, "*left"]:
     """Return ``log(1 + |dz - dz'|)`` per pair of people of an image who stand close: ``|dz'| <=
-    max_distance``."""
+    max_distance``.
+
+    Metric-Aware HMR (Wang et al. 2025). The distance in depth between people who stand together depends on
+    their size; the depth of the whole group does not matter.
+
+    Args:
+        pred: (*batch, P) depths [m].
+        target: (*batch, P) depths [m].
+        image: as of `depth_layer_loss`.
+        weights: as of `depth_layer_loss`.
+        max_distance: largest target distance in depth of a pair that counts [m].
+        reduction: over pairs of all images. "none" gives (*batch, P, P), zero where j <= i.
+    """
     expect("pred", pred, None)
     weights = expand_weights(weights, expect_pair(pred, target))
     apart, expected = _differences(apply_mask(pred, weights)), _differences(apply_mask(target, weights))

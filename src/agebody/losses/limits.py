@@ -157,7 +157,20 @@ def joint_limits_excess(
     weights: Weights = None,
 ) -> Float[Tensor, "*batch J 3"]:
     """Return how far the angles of `swing_twist` are above (+) or below (-) their limits [rad]; 0 within
-    them."""
+    them.
+
+    These are the residuals of `joint_limits_loss`. Where the bone swings by more than 150 degrees, the excess
+    of the twist fades out, because there is no twist at 180.
+
+    Args:
+        body_pose: (*batch, J, *entry), or flat (*batch, J * entry).
+        limits: of the J joints, from `joint_limits`; those of SMPL's 23 for adults if None.
+        pose_format: "axis_angle", "matrix", "quaternion" or "rotation_6d".
+        weights: broadcast to (*batch, J); the excess of rotations of weight 0 is 0.
+
+    Raises:
+        TypeError, ValueError: the pose has another shape or dtype than the limits.
+    """
     check_format(pose_format)
     expect("body_pose", body_pose)
     if limits is None:
@@ -233,8 +246,8 @@ _SERIES = tuple(float(x) for x in np.cumprod([1.0, *(2 * n / (2 * n + 1) for n i
 _SMALL = 0.0625
 """sin^2(t / 2) below which the series is used; the first dropped term is 1e-16 of the sum."""
 _ANTIPODE = 1e-3
-"""sin t below which the direction of a swing by nearly 180 degrees is taken as constant, without a
-gradient."""
+"""sin t below which the direction of a swing by nearly 180 degrees is taken as constant, without a gradient.
+"""
 
 
 def beyond(angles: Float[Tensor, "*batch J 3"], limits: JointLimits) -> Float[Tensor, "*batch J 3"]:

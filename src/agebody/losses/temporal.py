@@ -48,7 +48,11 @@ def acceleration_loss(
     reduction: Reduction = "mean",
 ) -> Float[Tensor, "*left"]:
     """Return ``p(J_t+1 - 2 J_t + J_t-1)``, summed over coordinates, of each point in frames with two
-    neighbours."""
+    neighbours.
+
+    Arguments as of `velocity_loss`; with times, residuals are accelerations, exact for a constant one at
+    irregular times. Three frames weigh their product; the reduction is over (*batch, T - 2, K).
+    """
     steps, durations, weights = _steps(points, times, weights)
     velocity = steps / durations
     between = (_later(durations) + _earlier(durations)) / 2

@@ -37,7 +37,20 @@ def procrustes(
     with_scale: bool = True,
 ) -> Similarity:
     """Return the similarity, or rigid motion, that brings points closest to a target in the least-squares
-    sense."""
+    sense.
+
+    Rotations are proper, whatever the points: a mirrored target is approached, not reached. Where the points
+    do not determine the motion (they coincide, or are on a line), one of the best is returned, with scale 1
+    if they coincide, and gradients are bounded: undetermined directions have none.
+
+    Args:
+        pred: points to move.
+        target: corresponding points.
+        weights: of the squared distances, broadcast to (*batch, N).
+        with_scale: a similarity; False keeps the scale at 1, for a rigid motion.
+
+    Source: Umeyama, IEEE TPAMI 13(4), 1991; the rotation by Horn's quaternions, JOSA A 4(4), 1987.
+    """
     pred, target, weights = read_points(pred, target, weights)
     mean = _WeightedMean(pred, weights)
     pred, target = apply_mask(pred, weights, 1), apply_mask(target, weights, 1)
@@ -77,7 +90,13 @@ def best_scale(
     pred: Float[Tensor, "*batch N 3"], target: Float[Tensor, "*batch N 3"], *, weights: Weights = None
 ) -> Float[Tensor, "*batch"]:
     """Return the factor that brings points closest to a target about the origin; 1 where all points are at
-    it."""
+    it.
+
+    Args:
+        pred: points to scale.
+        target: corresponding points.
+        weights: of the squared distances, broadcast to (*batch, N).
+    """
     pred, target, weights = read_points(pred, target, weights)
     mean = _WeightedMean(pred, weights)
     pred, target = apply_mask(pred, weights, 1), apply_mask(target, weights, 1)
