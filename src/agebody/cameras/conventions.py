@@ -81,7 +81,8 @@ def invert_extrinsics(matrix: Float[Tensor, "*batch n 4"]) -> Float[Tensor, "*ba
 def convert_pixels(
     points: Float[Tensor, "*batch 2"], source: Pixels, target: Pixels
 ) -> Float[Tensor, "*batch 2"]:
-    """Convert image points, or a principal point [pixels], to another convention's centre of the first pixel."""
+    """Convert image points, or a principal point [pixels], to another convention's centre of the first
+    pixel."""
     shift = _known("target", target, CENTERS) - _known("source", source, CENTERS)
     return expect("points", points, 2) + shift
 

@@ -1,9 +1,8 @@
-"""Measures of a body, differentiable."""
+"""Differentiable measurements of a body."""
 
 from agebody.measure.definitions import A2B_MEASUREMENTS, MEASUREMENTS, Distance, Girth, Height
 from agebody.measure.landmarks import find_landmarks
-from agebody.measure.lengths import stature
-from agebody.measure.measurements import Measurements
+from agebody.measure.measurements import Measurements, stature
 from agebody.measure.sections import plane_section, section_length, tape_length
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""What is measured on a body, as data: heights, distances and girths between named points."""
+"""Definitions of measurements, as data: heights, distances and girths between named points."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TOP, GROUND = "top", "ground"
 
 @dataclass(frozen=True)
 class Height:
-    """How much higher one point is than another, along +y."""
+    """Height of one point above another, along +y."""
 
     upper: Point = TOP
     lower: Point = GROUND
@@ -32,13 +32,13 @@ class Girth:
     """Length around a part of the body, in a plane."""
 
     at: Point
-    """A point of the plane."""
+    """A point in the plane."""
     parts: tuple[str, ...]
     """The joints that move the part; only triangles that they move are cut."""
     along: tuple[Point, Point] | None = None
-    """Two points in whose direction the plane faces; None for a horizontal plane."""
+    """Two points whose direction is the plane's normal; None for a horizontal plane."""
     tape: bool = False
-    """Measured as by a tape pulled tight, which bridges hollows, instead of along the skin."""
+    """Measured as by a tight tape, which bridges hollows, instead of along the skin."""
 
 
 Definition: TypeAlias = Height | Distance | Girth
@@ -76,10 +76,8 @@ def _both(*names: str) -> tuple[str, ...]:
     return tuple(f"{side}_{name}" for side in ("left", "right") for name in names)
 
 
-_ARM_SPAN = (
-    "left_fingertip", "left_wrist", "left_elbow", "left_shoulder",
-    "right_shoulder", "right_elbow", "right_wrist", "right_fingertip",
-)  # fmt: skip
+_ARM = ("fingertip", "wrist", "elbow", "shoulder")
+_ARM_SPAN = (*_sided("left", *_ARM), *_sided("right", *reversed(_ARM)))
 
 MEASUREMENTS: dict[str, Definition] = {
     "stature": Height(),
@@ -98,8 +96,8 @@ MEASUREMENTS: dict[str, Definition] = {
 }
 """The measurements by name, 36 of them; sides are the body's own.
 
-Sitting height is taken from the crotch, where a seat would be; arm span along the bones, so that it is that
-of the T-pose however the arms are held.
+Sitting height is measured from the crotch, at the height of a seat; arm span along the bones, so that it is
+that of the T-pose however the arms are held.
 """
 
 
@@ -149,7 +147,7 @@ A2B_MEASUREMENTS: dict[str, Definition] = {
 }
 """The 36 measurements of A2B (Ludwig et al., CVPR Workshops 2025), named and ordered as in its files.
 
-Kinds, pairs of points, directions of the planes and the tape are those of its public code (kaulquappe23/
-a2b_human_mesh). That code takes its points from vertices of SMPL-X; here each is the landmark of the same
-name, so values differ by where the two put a point.
+Kinds, pairs of points, directions of the planes and the tape are those of its public code
+(kaulquappe23/a2b_human_mesh). That code takes its points from vertices of SMPL-X; here each is the landmark
+of the same name, so values differ by the distance between the two points.
 """

@@ -1,4 +1,5 @@
-"""Anthropometric landmarks of a body, found on its rest surface by rays from its joints and by extremes."""
+"""Anthropometric landmarks of a body, found on its rest surface by rays from its joints and by extreme
+points."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from agebody.assets.landmarks import LANDMARKS
 from agebody.measure.sections import gap, plane_section, section_length, tape_length
 
 LANDMARK_SET = "landmarks"
-"""Name of the regressor set in which an asset may bring landmarks of its own."""
+"""Name of the regressor set in which an asset may bring its own landmarks."""
 
 # Heights of the navel and the nipples between the crotch and the suprasternale: of men's and women's mean
 # heights in ANSUR II (Gordon et al. 2014), in statures .603 and .725 between .481 and .818.
@@ -31,7 +32,7 @@ _CAPACITY = 1024  # triangles that a plane cuts of a part: a few hundred in mesh
 
 
 class _Stretch(NamedTuple):
-    """Where on a limb its thickest or thinnest place is looked for."""
+    """Range on a limb in which its thickest or thinnest place is searched."""
 
     start: str
     end: str
@@ -53,20 +54,19 @@ _FOUND: WeakKeyDictionary[BodyAsset, Regressor] = WeakKeyDictionary()
 
 
 def find_landmarks(asset: BodyAsset) -> Regressor:
-    """The points of `LANDMARKS` on a body, as linear combinations of its vertices; found once an asset.
+    """Find the points of `LANDMARKS` on a body, as linear combinations of its vertices; cached per asset.
 
-    They are looked for on the template, by geometry alone: rays from the joints to the skin, extreme points
-    of a body part, thickest and thinnest places of a limb. Being tied to vertices they then follow every
-    shape and age. What the asset brings in its regressor set ``"landmarks"`` is taken as it is, so that
-    single points may be placed by hand::
+    They are searched on the template, by geometry alone: rays from the joints to the skin, extreme points of
+    a body part, thickest and thinnest places of a limb. Tied to vertices, they follow every shape and age.
+    Landmarks in the asset's regressor set ``"landmarks"`` are used as they are, so that single points can be
+    placed by hand::
 
         asset.replace(regressors={**asset.regressors, "landmarks": Regressor(("navel",), matrix)})
 
-    The rest pose must stand upright, facing +z with +y up, legs down; arms may be held at any angle to the
-    side.
+    The rest pose must be upright, facing +z with +y up, legs down; arms may be at any angle to the side.
 
     Raises:
-        AssetError: the body lacks a joint that is needed, or a landmark cannot be found.
+        AssetError: the body lacks a needed joint, or a landmark cannot be found.
     """
     if asset not in _FOUND:
         _FOUND[asset] = _find(asset)
@@ -83,15 +83,15 @@ class Parts:
         self._weights = asset.dense_weights()
 
     def vertices(self, joints: Sequence[str]) -> Bool[np.ndarray, " V"]:
-        """The vertices that these joints move more than all others together."""
+        """Return which vertices these joints move more than all others together."""
         return self._weights[:, [self._names.index(name) for name in joints]].sum(1) > 0.5
 
     def faces(self, joints: Sequence[str]) -> Int[np.ndarray, "_ 3"]:
-        """The triangles with such a vertex."""
+        """Return the triangles with such a vertex."""
         return self._faces[self.vertices(joints)[self._faces].any(1)]
 
     def below(self, joint: str) -> tuple[str, ...]:
-        """A joint and all that hang on it."""
+        """Return a joint and all its descendants."""
         found = np.zeros(len(self._names), bool)
         found[self._names.index(joint)] = True
         for child, parent in enumerate(self._parents[1:], start=1):
@@ -111,7 +111,7 @@ Row = Float[np.ndarray, " V"]
 
 
 class _Finder:
-    """Looks for landmarks on one template."""
+    """Searches for landmarks on one template."""
 
     def __init__(self, asset: BodyAsset) -> None:
         sided = ("hip", "knee", "ankle", "foot", "collar", "shoulder", "elbow", "wrist")
@@ -131,7 +131,7 @@ class _Finder:
         self.middle = self.joints["pelvis"][0]
 
     def rows(self) -> dict[str, Row]:
-        """Every landmark's row."""
+        """Return the row of each landmark."""
         rows = {**self._head(), **self._trunk()}
         crotch = rows["crotch"]
         for side, sign in (("left", 1.0), ("right", -1.0)):
@@ -184,12 +184,12 @@ class _Finder:
         return rows | {"navel": self._front(navel), "navel_back": self._front(navel, direction=-1)}
 
     def _level(self, rows: dict[str, Row], share: float) -> float:
-        """A height between the crotch and the suprasternale."""
+        """Return a height between the crotch and the suprasternale."""
         low, high = (self._at(rows[name])[1] for name in ("crotch", "suprasternale"))
         return low + share * (high - low)
 
     def _front(self, y: float, x: float = 0.0, direction: int = 1) -> Row:
-        """The skin of the trunk in front of the spine, or behind it, at some height."""
+        """Return the skin of the trunk in front of the spine, or behind it, at a height."""
         spine = np.array([self.joints[name] for name in ("pelvis", "spine1", "spine2", "spine3", "neck")])
         return self._ray(
             np.array([self.middle + x, y, np.interp(y, spine[:, 1], spine[:, 2])]),
@@ -198,16 +198,16 @@ class _Finder:
         )
 
     def _arm(self, side: str) -> dict[str, Row]:
-        joint = lambda name: self.joints[f"{side}_{name}"]  # noqa: E731
+        shoulder, elbow, wrist = (self.joints[f"{side}_{name}"] for name in ("shoulder", "elbow", "wrist"))
         hand = self.parts.below(f"{side}_wrist")
         arm = (f"{side}_shoulder", f"{side}_elbow", *hand)
-        shoulder = joint("shoulder") + _ACROMION_SHARE * (joint("elbow") - joint("shoulder"))
+        acromion = shoulder + _ACROMION_SHARE * (elbow - shoulder)
         return {
-            "acromion": self._ray(shoulder, (0, 1, 0), (f"{side}_collar", f"{side}_shoulder", "spine3")),
-            "wrist_back": self._ray(joint("wrist"), (0, 1, 0), arm),
-            "wrist_palm": self._ray(joint("wrist"), (0, -1, 0), arm),
-            "olecranon": self._ray(joint("elbow"), (0, 0, -1), arm),
-            "fingertip": self._extreme(hand, joint("wrist") - joint("elbow")),
+            "acromion": self._ray(acromion, (0, 1, 0), (f"{side}_collar", f"{side}_shoulder", "spine3")),
+            "wrist_back": self._ray(wrist, (0, 1, 0), arm),
+            "wrist_palm": self._ray(wrist, (0, -1, 0), arm),
+            "olecranon": self._ray(elbow, (0, 0, -1), arm),
+            "fingertip": self._extreme(hand, wrist - elbow),
             "upper_arm_level": self._between(f"{side}_shoulder", f"{side}_elbow", 0.5),
             **self._levels(side, arm, ("forearm_level", "wrist_level")),
         }
@@ -224,16 +224,16 @@ class _Finder:
         }
 
     def _leg(self, side: str, sign: float) -> dict[str, Row]:
-        joint = lambda name: self.joints[f"{side}_{name}"]  # noqa: E731
+        knee, ankle, ball = (self.joints[f"{side}_{name}"] for name in ("knee", "ankle", "foot"))
         foot = self.parts.below(f"{side}_ankle")
         leg = (f"{side}_hip", f"{side}_knee", *foot)
         return {
-            "patella": self._ray(joint("knee"), (0, 0, 1), leg),
-            "malleolus": self._ray(joint("ankle"), (sign, 0, 0), leg),
+            "patella": self._ray(knee, (0, 0, 1), leg),
+            "malleolus": self._ray(ankle, (sign, 0, 0), leg),
             "heel": self._extreme(foot, (0, 0, -1)),
             "toe_tip": self._extreme(foot, (0, 0, 1)),
             "small_toe_tip": self._extreme(foot, (sign, 0, 1)),
-            "ball": self._ray(joint("foot"), (0, -1, 0), foot),
+            "ball": self._ray(ball, (0, -1, 0), foot),
             **self._levels(side, leg, ("calf_level", "ankle_level")),
         }
 
@@ -247,7 +247,7 @@ class _Finder:
         return (1 - share) * self.joint_rows[start] + share * self.joint_rows[end]
 
     def _along(self, stretch: _Stretch, part: Sequence[str], *, prefix: str = "") -> Row:
-        """Where a limb is thickest or thinnest."""
+        """Return the place where a limb is thickest or thinnest."""
         start, end = prefix + stretch.start, prefix + stretch.end
         bone = self.joints[end] - self.joints[start]
         shares = np.linspace(stretch.low, stretch.high, _SAMPLES)
@@ -265,7 +265,7 @@ class _Finder:
         *,
         tape: bool = False,
     ) -> Float[np.ndarray, " N"]:
-        """A part's girths in parallel planes; NaN where it is not cut all around."""
+        """Return a part's girths in parallel planes; NaN where the section is not closed."""
         faces = self.parts.faces(part)
         used = np.unique(faces)
         local = torch.from_numpy(np.searchsorted(used, faces))
@@ -282,7 +282,7 @@ class _Finder:
         *,
         among: Bool[np.ndarray, " V"] | None = None,
     ) -> Row:
-        """The vertex of a part that lies farthest in a direction; the mean of several that do."""
+        """Return the vertex of a part that is farthest in a direction; the mean of ties."""
         inside = self.parts.vertices(part)
         inside = inside if among is None else inside & among
         if not inside.any():
@@ -292,7 +292,7 @@ class _Finder:
         return best / best.sum()
 
     def _ray(self, origin: np.ndarray, direction: Sequence[float], part: Sequence[str]) -> Row:
-        """Where a ray from inside the body leaves a part for the last time (Möller and Trumbore 1997)."""
+        """Return where a ray from inside the body last leaves a part (Möller and Trumbore 1997)."""
         faces = self.parts.faces(part)
         a, b, c = (self.vertices[faces[:, i]] for i in range(3))
         ray = np.array(direction, float)
@@ -304,10 +304,10 @@ class _Finder:
             turned = np.cross(from_a, b - a)
             v = turned @ ray / volume
             distance = ((c - a) * turned).sum(1) / volume
-        slack = 1e-6  # a ray in the plane of symmetry runs along edges
+        slack = 1e-6  # for a ray in the plane of symmetry, which runs along edges
         hit = (u >= -slack) & (v >= -slack) & (u + v <= 1 + slack) & (distance > 0)
         if not hit.any():
-            raise self._lost(f"no skin of {', '.join(part)} is met from {np.round(origin, 3)} along {ray}")
+            raise self._lost(f"no skin of {', '.join(part)} is hit from {np.round(origin, 3)} along {ray}")
         last = np.flatnonzero(hit)[distance[hit].argmax()]
         row = np.zeros(len(self.vertices))
         row[faces[last]] = (1 - u[last] - v[last], u[last], v[last])

@@ -1,4 +1,4 @@
-"""Measurements of rest surfaces: one evaluator for all definitions."""
+"""Stature, and measurements of rest surfaces by their definitions."""
 
 from __future__ import annotations
 
@@ -17,29 +17,37 @@ from agebody.measure.definitions import GROUND, MEASUREMENTS, TOP, Definition, D
 from agebody.measure.landmarks import Parts, find_landmarks
 from agebody.measure.sections import Section, gap, plane_section, section_length, tape_length
 
-_ROOM = 768  # triangles that a plane may cut of a part, ...
-_SPARE = 4  # ... or so many times what it cuts of the asset's own surfaces
-_CLOSED = 1e-4  # m: a gap in an outline that is none
-_BRIDGED = 0.25  # of an outline that a tape may bridge where the part ends, as at the armpits
+_ROOM = 768  # least capacity of a section [triangles], ...
+_SPARE = 4  # ... or this many times those that it cuts of the asset's own surfaces
+_CLOSED = 1e-4  # m: gap below which an outline is closed
+_BRIDGED = 0.25  # share of an outline that a tape may bridge where the part ends, as at the armpits
+
+
+def stature(rest_vertices: Float[Tensor, "*batch V 3"]) -> Float[Tensor, "*batch"]:
+    """Return the height from the lowest to the highest vertex along +y [m] of a body in its rest pose.
+
+    Vertices of equal height share the gradient.
+    """
+    height = rest_vertices[..., 1]
+    return height.amax(-1) - height.amin(-1)
 
 
 class Measurements(nn.Module):
-    """Measures bodies that share an asset.
-
-    Args:
-        asset: the body; of a layer, its ``asset``.
-        definitions: names out of `MEASUREMENTS`, or definitions by name, such as `A2B_MEASUREMENTS`; all of
-            `MEASUREMENTS` if not given. Points are landmarks (`find_landmarks`) or joints of the asset.
-        dtype: torch.float32 or torch.float64.
-        device: where the bodies are.
-
-    Raises:
-        AssetError: the body lacks a joint or a landmark, or a girth's plane cuts its part not all around.
-        ValueError: a name is unknown.
-        TypeError: the dtype is neither of the two.
+    """Measures bodies of one asset.
 
     Called with rest surfaces (`ShapedBody.rest_vertices`), not with posed ones: a measurement is a property
     of shape and age, not of the pose. Values are differentiable in the vertices.
+
+    Args:
+        asset: the body; of a layer, its ``asset``.
+        definitions: names from `MEASUREMENTS`, or definitions by name, such as `A2B_MEASUREMENTS`; by default
+            all of `MEASUREMENTS`. Points are landmarks (`find_landmarks`) or joints of the asset.
+        dtype: torch.float32 or torch.float64.
+        device: of the bodies.
+
+    Raises:
+        AssetError: the body lacks a joint or a landmark, or a girth's section is not closed.
+        ValueError: a name is unknown.
     """
 
     names: tuple[str, ...]
@@ -67,10 +75,10 @@ class Measurements(nn.Module):
         )
 
     def forward(self, rest_vertices: Float[Tensor, "*batch V 3"]) -> Float[Tensor, "*batch M"]:
-        """Every measurement [m], in the order of ``names``.
+        """Return every measurement [m], in the order of ``names``.
 
         Raises:
-            TypeError, ValueError: the vertices are not of this asset, or of another dtype.
+            TypeError, ValueError: the vertices are not of this asset, or have another dtype.
         """
         expect("rest_vertices", rest_vertices, self.num_vertices, 3)
         if rest_vertices.dtype != self.dtype:
@@ -79,18 +87,18 @@ class Measurements(nn.Module):
         return torch.stack(values, -1) if values else rest_vertices.new_zeros(*rest_vertices.shape[:-2], 0)
 
     def all_gauges(self) -> list[Gauge]:
-        """What measures each, called with the vertices that it names."""
+        """Return the modules that measure each, to be called with the vertices that they name."""
         return cast("list[Gauge]", list(self.gauges))
 
     def extra_repr(self) -> str:
-        """What `print` shows."""
+        """Return the size, for print."""
         return f"{len(self.names)} measurements, dtype={self.dtype}"
 
     def section(self, name: str, rest_vertices: Float[Tensor, "*batch V 3"]) -> Section:
-        """The outline in which a girth is taken, to draw it.
+        """Return the outline of a girth, to draw it.
 
         Raises:
-            ValueError: the measurement of this name is no girth.
+            ValueError: there is no girth of this name.
         """
         gauge = dict(zip(self.names, self.all_gauges(), strict=True)).get(name)
         if not isinstance(gauge, _GirthGauge):
@@ -147,11 +155,11 @@ def _gauge(name: str, what: Definition, asset: BodyAsset, points: _Points, parts
 class Gauge(nn.Module):
     """One measurement, of the vertices that it needs.
 
-    It gets vertices of its own so that the gradients of many measurements can be had at once.
+    It has its own vertices so that the gradients of many measurements can be computed at once.
     """
 
     vertices: Tensor
-    """Which vertices of the body it is called with."""
+    """Ids of the vertices that it is called with."""
 
     def _keep(self, **arrays: np.ndarray) -> None:
         for name, array in arrays.items():
@@ -199,7 +207,7 @@ class _HeightGauge(Gauge):
 class _GirthGauge(Gauge):
     faces: Tensor
     rows: Tensor
-    """The point of the plane, then the two points in whose direction it faces."""
+    """The point in the plane, then the two points of its normal."""
 
     def __init__(self, what: Girth, points: _Points, parts: Parts) -> None:
         super().__init__()
@@ -231,7 +239,8 @@ class _GirthGauge(Gauge):
         return plane_section(vertices, self.faces, origin, normal, capacity=self.capacity), normal
 
     def fit_room(self, name: str, asset: BodyAsset) -> None:
-        """Checks the plane on the asset's own surfaces, and makes room for what it cuts of them."""
+        """Check the plane on the asset's own surfaces, and set the capacity from the triangles that it cuts
+        of them."""
         surfaces = [asset.template[None]] + ([asset.age_templates] if asset.age_templates is not None else [])
         vertices = torch.from_numpy(np.concatenate(surfaces).astype(np.float64))
         section, _ = self.section(vertices[:, self.vertices])

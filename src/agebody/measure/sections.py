@@ -1,4 +1,4 @@
-"""Where a plane cuts a mesh: the outline's length, and that of a tape around it, differentiable."""
+"""Plane sections of a mesh: the outline's length, and that of a tape around it, differentiable."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ TAPE_DIRECTIONS = 240
 
 
 class Section(NamedTuple):
-    """What a plane cuts from a mesh: one segment a triangle, in no order.
+    """The segments that a plane cuts from a mesh: one per triangle, in no order.
 
     Seen against the normal, the segments of a closed mesh run around its inside counter-clockwise, and every
     point where the plane meets an edge is the start of one segment and the end of another.
     """
 
     starts: Float[Tensor, "*batch K 3"]
-    """[m]; zero where nothing is cut."""
+    """[m]; zero for unused places."""
     ends: Float[Tensor, "*batch K 3"]
-    """[m]; zero where nothing is cut."""
+    """[m]; zero for unused places."""
     cut: Bool[Tensor, "*batch K"]
-    """Which of the K places are taken."""
+    """Which of the K places are used."""
 
 
 def plane_section(
@@ -39,21 +39,18 @@ def plane_section(
     *,
     capacity: int | None = None,
 ) -> Section:
-    """The segments in which a plane meets triangles.
+    """Return the segments in which a plane meets triangles.
 
-    Which triangles are cut is found anew for every body, in tensors of fixed size: nothing is read from the
-    device. The points are differentiable in the vertices and in the plane.
+    The cut triangles are searched for every body, in tensors of fixed size: nothing is read from the device.
+    The points are differentiable in the vertices and in the plane.
 
     Args:
         vertices: [m]; bodies and planes broadcast.
-        faces: corners of the triangles to look at, counter-clockwise from outside.
+        faces: corners of the triangles, counter-clockwise from outside.
         origin: a point of the plane [m].
         normal: its direction, of any length but zero. A vertex in the plane counts as above it.
-        capacity: K, the number of segments that there is room for; as many as triangles if not given. A body
-            of which more are cut gets NaN.
-
-    Raises:
-        TypeError, ValueError: an argument is not of the shape or type that is said here.
+        capacity: K, the largest number of segments; that of the triangles by default. A body with more gets
+            NaN.
     """
     expect("vertices", vertices, None, 3)
     expect("origin", origin, 3)
@@ -89,25 +86,25 @@ def plane_section(
 
 
 def section_length(section: Section) -> Float[Tensor, "*batch"]:
-    """Length of a section's outline [m]; of all outlines together, where there are several."""
+    """Return the length of a section's outline [m]; the sum over all outlines if there are several."""
     return safe_norm(section.ends - section.starts).sum(-1)
 
 
 def gap(section: Section) -> Float[Tensor, "*batch"]:
-    """How far a section's segments are from closing [m]: 0 where they form outlines without a gap."""
+    """Return how far a section's segments are from closing [m]: 0 for outlines without a gap."""
     return (section.ends - section.starts).sum(-2).norm(dim=-1)
 
 
 def tape_length(section: Section, normal: Float[Tensor, "*#batch 3"]) -> Float[Tensor, "*batch"]:
-    """Length of a tape pulled tight around a section [m]: the perimeter of its convex hull.
+    """Return the length of a tight tape around a section [m]: the perimeter of its convex hull.
 
-    The hull's corners are the points that lie farthest in one of ``TAPE_DIRECTIONS`` directions of the plane.
-    A corner at which the tape turns by less than the step between them, 1.5 degrees, may be passed by, which
-    shortens the tape by less than 1e-4 of itself, and by some 1e-6 on bodies.
+    The hull's corners are the points that are farthest in one of ``TAPE_DIRECTIONS`` directions of the plane.
+    A corner at which the tape turns by less than the step between them, 1.5 degrees, may be skipped, which
+    shortens the tape by less than 1e-4 of itself, and by about 1e-6 on bodies.
 
     Args:
         section: closed outlines.
-        normal: of its plane, as it was cut.
+        normal: of its plane.
     """
     across, along = _plane_axes(normal.detach())
     # Places that are not taken repeat the first point, so that they add no corner.
@@ -123,7 +120,7 @@ def tape_length(section: Section, normal: Float[Tensor, "*#batch 3"]) -> Float[T
 
 
 def _first(mask: Bool[Tensor, "*batch F"], count: int) -> tuple[Tensor, Tensor]:
-    """Indices of the first ``count`` true entries, and which of these places are taken."""
+    """Return the indices of the first ``count`` true entries, and which of these places are used."""
     rank = mask.cumsum(-1, dtype=torch.int32)
     place = torch.where(mask & (rank <= count), rank - 1, count).long()
     index = torch.arange(mask.shape[-1], device=mask.device).expand(mask.shape)
@@ -138,7 +135,7 @@ def _crossing(
     cut: Bool[Tensor, "*batch K"],
     other: int,
 ) -> Float[Tensor, "*batch K 3"]:
-    """Where the plane meets the edge from the first corner to another; zero where it does not."""
+    """Return where the plane meets the edge from the first corner to another; zero where it does not."""
     drop = torch.where(cut, height[..., 0] - height[..., other], 1)
     share = (height[..., 0] / drop)[..., None]
     start = corner[..., 0, :]
@@ -146,7 +143,7 @@ def _crossing(
 
 
 def _plane_axes(normal: Float[Tensor, "*batch 3"]) -> tuple[Tensor, Tensor]:
-    """Two unit vectors in the plane, at right angles."""
+    """Return two orthogonal unit vectors in the plane."""
     x, _, z = normal.unbind(-1)
     level = torch.where(x.abs() < z.abs(), 0, 1)
     across = torch.linalg.cross(

@@ -20,7 +20,7 @@ from agebody.age import ADULT_YEARS, AGE_CLASSES, AgeCurve
 from agebody.body import BodyModel
 from agebody.cameras.camera import Camera
 from agebody.losses.limits import JointLimits, joint_limits, swing_twist
-from agebody.measure.lengths import stature
+from agebody.measure.measurements import stature
 from agebody.parameters import BodyParameters
 from agebody.people.poses import MORE_POSES, POSES
 from agebody.rotations import axis_angle_to_matrix, matrix_to_axis_angle
