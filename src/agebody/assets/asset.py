@@ -251,6 +251,14 @@ def check_shape(name: str, got: tuple[int, ...], expected: tuple[int | None, ...
         raise AssetError("{}: expected shape ({}), got ({})".format(name, *texts))
 
 
+def check_indices(name: str, value: np.ndarray, below: int) -> None:
+    """Raise an `AssetError` where an array has entries other than the integers from 0 to below ``below``."""
+    if value.dtype.kind not in "iu":
+        raise AssetError(f"{name}: expected integers, got {value.dtype}")
+    if value.size and (value.min() < 0 or value.max() >= below):
+        raise AssetError(f"{name}: expected indices 0 to {below - 1}, got {value.min()} to {value.max()}")
+
+
 def check_finite(name: str, value: np.ndarray) -> None:
     """Raise an `AssetError` where an array has entries that are NaN or infinite."""
     if not np.isfinite(value).all():
@@ -281,10 +289,7 @@ def _floats(name: str, value: Any, shape: tuple[int | None, ...]) -> np.ndarray:
 
 def _ints(name: str, value: Any, shape: tuple[int | None, ...], below: int) -> np.ndarray:
     value = _shaped(name, value, shape)
-    if value.dtype.kind not in "iu":
-        raise AssetError(f"{name}: expected integers, got {value.dtype}")
-    if value.size and (value.min() < 0 or value.max() >= below):
-        raise AssetError(f"{name}: expected indices 0 to {below - 1}, got {value.min()} to {value.max()}")
+    check_indices(name, value, below)
     return _frozen(value.astype(np.int32))
 
 

@@ -113,14 +113,14 @@ def export_smpl_npz(asset: BodyAsset, path: PathLike, *, overwrite: bool = False
     no keypoint regressors; save an age template beside it with
     ``np.save("smpl_kid_template.npy", asset.age_templates[-1])``.
     """
-    arrays: dict[str, Any] = _smpl_arrays(asset)
+    arrays: dict[str, Any] = smpl_arrays(asset)
     with replacing(path, overwrite=overwrite) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)
 
 
 def export_smpl_pkl(asset: BodyAsset, path: PathLike, *, overwrite: bool = False) -> None:
     """Write the arrays of `export_smpl_npz` as a pickle, which `smplx.SMPL` opens without chumpy."""
-    content = pickle.dumps(_smpl_arrays(asset), protocol=2)
+    content = pickle.dumps(smpl_arrays(asset), protocol=2)
     with replacing(path, overwrite=overwrite) as temporary:
         temporary.write_bytes(content)
 
@@ -205,7 +205,7 @@ def _matrix(tensors: dict[str, np.ndarray], name: str, num_columns: int) -> spar
     return matrix
 
 
-def _smpl_arrays(asset: BodyAsset) -> dict[str, np.ndarray]:
+def smpl_arrays(asset: BodyAsset) -> dict[str, np.ndarray]:
     """Return a body under SMPL's entry names, as in its v1.0.0 files."""
     num_features = 9 * (asset.num_joints - 1)
     posedirs = asset.posedirs

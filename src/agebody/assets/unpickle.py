@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import sparse
 
-from agebody.assets.asset import AssetError
+from agebody.assets.asset import AssetError, check_indices
 
 MAX_OPCODES = 1_000_000  # an official file has hundreds; each can cost a hundred bytes of memory
 MAX_DEPTH = 32
@@ -361,7 +361,7 @@ class _Resolver:
         values = self.array(record, "a").ravel()
         indices = self.array(record, "idxs").ravel()
         shape = _shape(self.state(record, "preferred_shape"))
-        _check_indices("idxs of a chumpy Select", indices, values.size)
+        check_indices("idxs of a chumpy Select", indices, values.size)
         if math.prod(shape) != indices.size:
             raise AssetError(f"a chumpy Select of {indices.size} values cannot have shape {shape}")
         self.spend(indices.size * values.itemsize)
@@ -379,8 +379,8 @@ class _Resolver:
     def compressed(self, record: _Record, cls: Any, *, axis: int) -> sparse.csr_array:
         shape = self.matrix_shape(record)
         data, indices, indptr = (self.array(record, key) for key in ("data", "indices", "indptr"))
-        _check_indices("indices of a sparse matrix", indices, shape[1 - axis])
-        _check_indices("indptr of a sparse matrix", indptr, len(data) + 1)
+        check_indices("indices of a sparse matrix", indices, shape[1 - axis])
+        check_indices("indptr of a sparse matrix", indptr, len(data) + 1)
         if (
             not data.shape == indices.shape == (len(data),)
             or indptr.shape != (shape[axis] + 1,)
@@ -407,7 +407,7 @@ class _Resolver:
         for name, index, size in (("rows", row, shape[0]), ("columns", column, shape[1])):
             if not isinstance(index, np.ndarray) or not index.shape == data.shape == (data.size,):
                 raise AssetError(f"a sparse matrix has as many {name} as it has values, in one row")
-            _check_indices(f"{name} of a sparse matrix", index, size)
+            check_indices(f"{name} of a sparse matrix", index, size)
         self.spend(data.nbytes + 8 * len(data) + 8 * shape[0])
         return sparse.csr_array(sparse.coo_array((data, (row, column)), shape=shape))
 
@@ -447,13 +447,6 @@ def _shape(value: Any) -> tuple[int, ...]:
     ):
         raise AssetError(f"the pickle holds an array whose shape is no tuple of sizes up to {MAX_SIZE}")
     return tuple(int(n) for n in value)
-
-
-def _check_indices(name: str, indices: np.ndarray, below: int) -> None:
-    if indices.dtype.kind not in "iu":
-        raise AssetError(f"{name}: expected integers, got {indices.dtype}")
-    if indices.size and (indices.min() < 0 or indices.max() >= below):
-        raise AssetError(f"{name}: expected 0 to {below - 1}, got {indices.min()} to {indices.max()}")
 
 
 def _text(value: str | bytes) -> str:

@@ -69,11 +69,9 @@ class _Half:
         return np.concatenate([field, field[:, self.free] * np.array([[-1.0], [1.0], [1.0]])], axis=1).T
 
     def quads(self) -> Int[np.ndarray, "Q 4"]:
-        """Return all quads of the body."""
         return np.concatenate([self.net.quads, self.mirror[self.net.quads[:, ::-1]]])
 
     def faces(self) -> Int[np.ndarray, "F 3"]:
-        """Return all triangles of the body."""
         left = np.concatenate([self.net.quads[:, [0, 1, 2]], self.net.quads[:, [0, 2, 3]]])
         return np.concatenate([left, self.mirror[left[:, ::-1]]])
 
@@ -110,11 +108,9 @@ class _Points:
         self.back = [self.both(row[-5::2]) for row in rows]
 
     def both(self, ids: np.ndarray) -> np.ndarray:
-        """Return the vertices of both sides."""
         return np.unique(np.concatenate([ids, self.half.mirror[ids]]))
 
     def mean(self, ids: np.ndarray) -> np.ndarray:
-        """Return the mean of some vertices."""
         row = np.zeros(len(self.vertices))
         row[ids] = 1.0 / len(ids)
         return row
@@ -125,12 +121,10 @@ class _Points:
         return self.mean(np.argsort(x * x + y * y + z * z, kind="stable")[:count])
 
     def position(self, row: np.ndarray) -> np.ndarray:
-        """Return the point of a row on the adult."""
         ids = np.flatnonzero(row)
         return np.array([math.fsum(row[ids] * self.vertices[ids, i]) for i in range(3)])
 
     def flipped(self, row: np.ndarray) -> np.ndarray:
-        """Return the same point on the other side."""
         return row[self.half.mirror]
 
     def blend(self, a: np.ndarray, b: np.ndarray, axis: int, value: float) -> np.ndarray:

@@ -84,13 +84,13 @@ class _Weaver:
         return np.arange(self.count - n, self.count)
 
     def strip(self, below: np.ndarray, above: np.ndarray, closed: bool = False) -> None:
-        """Quads between two rows of vertices."""
+        """Add quads between two rows of vertices."""
         if closed:
             below, above = np.append(below, below[0]), np.append(above, above[0])
         self.quads.append(np.stack([below[:-1], below[1:], above[1:], above[:-1]], axis=1))
 
     def grid(self, ids: np.ndarray) -> None:
-        """Quads of a rectangular patch."""
+        """Add quads of a rectangular patch."""
         for low, high in pairwise(ids):
             self.strip(low, high)
 

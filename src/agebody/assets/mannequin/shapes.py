@@ -79,7 +79,6 @@ class Ruler:
 
 
 def _digit_shape(digit: Digit) -> Shape:
-    """Return a digit as one tapering capsule."""
     root, tip = np.array(digit.root), np.array(digit.tip)
     end = tip + (root - tip) * (digit.thick[1] / length(tip - root))
     size = zip(digit.thick, digit.wide, strict=True)

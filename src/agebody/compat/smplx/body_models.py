@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from agebody import body
 from agebody.assets.asset import BodyAsset
+from agebody.assets.io import smpl_arrays
 from agebody.assets.official import TITLES
 from agebody.compat.smplx.lbs import blend_shapes, lbs
 from agebody.compat.smplx.model_files import OFFERED, ModelPath, add_kid_template, read_asset, resolve_type
@@ -102,7 +103,6 @@ class SMPL(nn.Module):
         v_template: Any = None,
         **kwargs: Any,
     ) -> None:
-        """Read the body and make the parameters."""
         super().__init__()
         if age not in ("adult", "kid"):
             raise ValueError(f"age: expected 'adult' or 'kid', got {age!r}")
@@ -129,15 +129,13 @@ class SMPL(nn.Module):
         if age == "kid" and asset.age_templates is not None:
             infant = asset.age_templates[0] - asset.template
             shapedirs = np.concatenate((shapedirs, infant[..., None]), axis=2)
-        posedirs = asset.posedirs
-        if posedirs is None:
-            posedirs = np.zeros((asset.num_vertices, 3, 9 * self.NUM_BODY_JOINTS))
-        self._put("v_template", asset.template, dtype)
+        arrays = smpl_arrays(asset)
+        self._put("v_template", arrays["v_template"], dtype)
         self._put("shapedirs", shapedirs, dtype)
-        self._put("posedirs", posedirs.reshape(3 * asset.num_vertices, -1).T, dtype)
-        self._put("J_regressor", asset.joint_regressor.toarray(), dtype)
+        self._put("posedirs", arrays["posedirs"].reshape(3 * asset.num_vertices, -1).T, dtype)
+        self._put("J_regressor", arrays["J_regressor"], dtype)
         self._put("parents", asset.parents, torch.long)
-        self._put("lbs_weights", asset.dense_weights(), dtype)
+        self._put("lbs_weights", arrays["weights"], dtype)
 
         if vertex_ids is None:
             vertex_ids = _vertex_ids(asset)
@@ -367,7 +365,6 @@ class SMPLLayer(SMPL):
     """SMPL without parameters, posed by rotation matrices; arguments default to zeros and identities."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Take the arguments of `SMPL`, except those that create parameters."""
         names = ("betas", "global_orient", "body_pose", "transl")
         super().__init__(*args, **{f"create_{name}": False for name in names}, **kwargs)
 

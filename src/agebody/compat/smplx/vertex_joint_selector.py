@@ -34,7 +34,6 @@ class VertexJointSelector(nn.Module):
         use_feet_keypoints: bool = True,
         **kwargs: Any,
     ) -> None:
-        """Look up the vertices."""
         super().__init__()
         points = _FACE + (_FEET if use_feet_keypoints else ()) + (_HANDS if use_hands else ())
         names = [] if vertex_ids is None else [short_name(point) for point in points]
