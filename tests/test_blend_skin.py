@@ -1,4 +1,4 @@
-"""Blend shapes and skinning in one kernel: against its definition, at sizes that do not fill tiles."""
+"""The experimental kernel for blend shapes and skinning, at sizes that do not fill whole tiles."""
 
 from typing import NamedTuple
 
@@ -70,13 +70,13 @@ def make_case(name: str, dtype: torch.dtype, device: str = "cpu", requires_grad:
 
 
 def absolute(case: Case, requires_grad: bool = False) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """The definition, made of sums of products, at absolute values: the sums of their magnitudes."""
+    """Return the reference at absolute values: the sums of the magnitudes of all products."""
     rows = [t.detach().abs().requires_grad_(requires_grad) for t in case.rows]
     return rows, BLEND_SKIN.reference(*rows, *(t.abs() for t in case.constants))[0]
 
 
 def assert_close_sums(found, expected, magnitudes, terms: int):
-    """Two sums in different orders: each is off by at most eps/2 for each term of the sum of magnitudes."""
+    """Compare sums in different orders: each errs by at most eps/2 per term of the sum of magnitudes."""
     assert found.dtype == expected.dtype
     assert found.shape == expected.shape
     off = (found - expected).abs()
@@ -96,7 +96,7 @@ def test_value_is_the_reference(name, dtype, device):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_blends_then_skins(dtype):
-    """Against a product and the operator that only skins."""
+    """Compared with a product followed by the operator that only skins."""
     name = "few bodies, tiles and one more"
     case, size = make_case(name, dtype), SIZES[name]
     matrix = case.directions.matrix[: size.coefficients, : 3 * size.vertices]
@@ -164,7 +164,7 @@ def test_repeats_to_the_bit(name, device):
 
 
 def test_a_body_does_not_depend_on_its_neighbours():
-    """Within tiles of the same size, to the bit."""
+    """Within tiles of the same size, the results are equal to the bit."""
     case = make_case("a tile and one more", torch.float32)
     others = tuple(t.flip(0) for t in case.rows)
     assert torch.equal(case(*others), case().flip(0))

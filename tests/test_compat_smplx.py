@@ -1,4 +1,4 @@
-"""The shim beside smplx itself, on random bodies of SMPL's size."""
+"""The names of smplx compared with smplx itself, on random bodies of SMPL's size."""
 
 import contextlib
 import copy
@@ -58,7 +58,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def make(folder):
-    """Makes a model of ours or theirs from the same file."""
+    """Make our model or theirs from the same file."""
 
     def make(module, name="SMPL", **options):
         paths = {"model_path": str(folder), "kid_template_path": str(folder / "smpl_kid_template.npy")}
@@ -383,7 +383,7 @@ def test_projects_run_unchanged(project, folder, tmp_path):
 
 
 def test_spin_era_output():
-    """SPIN imports its output, with betas and a pose, by the name it had up to smplx 0.1.13."""
+    """SPIN imports the output by the name that it had up to smplx 0.1.13."""
     from agebody.compat.smplx.body_models import ModelOutput
 
     out = ModelOutput(vertices=None, betas=torch.ones(1), body_pose=torch.zeros(1))
@@ -517,7 +517,7 @@ class TestCheckpoints:
 
 
 class TestFunctions:
-    """Each function of `lbs` beside smplx's, values and gradients."""
+    """Values and gradients of each function of `lbs`, compared with smplx's."""
 
     @staticmethod
     def compare(name, atol, *tensors, **options):

@@ -1,4 +1,4 @@
-"""Saving and loading are exact, atomic and fast; what is exported, smplx loads."""
+"""Saving and loading are exact, atomic and fast; smplx loads the exported files."""
 
 # pyright: reportArgumentType=false, reportPossiblyUnboundVariable=false, reportAttributeAccessIssue=false
 
@@ -38,7 +38,7 @@ from agebody.assets.report import find_problems, inspect_asset
 def random_body(
     rng, *, num_vertices=9, num_joints=3, num_betas=2, num_ages=1, width=2, posedirs=True, dtype=np.float64
 ):
-    """A valid body of any sizes."""
+    """Return a valid body of arbitrary sizes."""
     floats = lambda *shape: rng.normal(size=shape).astype(dtype)  # noqa: E731
     weights = rng.uniform(0.1, 1, (num_vertices, width))
 
@@ -71,7 +71,7 @@ def random_body(
 
 
 def assert_identical(got, expected):
-    """Bit for bit, metadata included."""
+    """Equal to the bit, including the metadata."""
     for name in (
         "template",
         "faces",
@@ -136,7 +136,7 @@ def test_loaded_arrays_are_read_only(tmp_path):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.usefixtures("unchecked")
 def test_loading_an_smpl_sized_body_is_fast(tmp_path, dtype):
-    """It takes under 50 ms on an idle machine; the limit here leaves room for a busy one."""
+    """It takes less than 50 ms on an idle machine; the limit allows for a busy one."""
     write_smpl_pkl(tmp_path / "SMPL_NEUTRAL.pkl", dtype=dtype)
     kid = write_kid_template(tmp_path / "kid.npy")
     body = load_asset(tmp_path / "SMPL_NEUTRAL.pkl", infant_template=kid)
@@ -218,7 +218,7 @@ def test_new_files_follow_the_umask(tmp_path):
 
 
 def test_concurrent_saves_and_loads(tmp_path):
-    """Readers see one of the bodies whole, whoever writes meanwhile."""
+    """Readers see one of the bodies complete while others write."""
     path = tmp_path / "body.safetensors"
     bodies = [random_body(np.random.default_rng(seed), num_vertices=2000) for seed in range(3)]
     sums = [body.template.sum() for body in bodies]
@@ -243,7 +243,7 @@ def test_concurrent_saves_and_loads(tmp_path):
 
 
 def own_file(path, part, change):
-    """A saved body, rewritten with a change to its metadata, the texts in it, or its tensors."""
+    """Return a saved body with a change to its metadata, its texts or its tensors."""
     save_asset(random_body(np.random.default_rng(0)), path)
     with safe_open(path, framework="np") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -315,7 +315,7 @@ def test_mutated_files_of_ours_fail_cleanly(tmp_path_factory, data):
 
 
 def numpy_lbs(arrays, betas, pose):
-    """SMPL's formula (Loper 2015), straight from a file's entries in float64."""
+    """Compute SMPL's formula (Loper 2015) from the entries of a file, in float64."""
     rotations = np.stack([rodrigues(vector) for vector in pose.reshape(-1, 3)])
     shaped = arrays["v_template"] + arrays["shapedirs"] @ betas
     joints = arrays["J_regressor"] @ shaped

@@ -35,7 +35,7 @@ in_dtypes = pytest.mark.parametrize("dtype", DTYPES)
 
 
 NONDETERMINISM = {"cpu": 0.0, "cuda": 1e-12}
-"""Of derivatives beyond the first, which are the references': torch adds with atomics where they index."""
+"""Tolerance of derivatives beyond the first: those of the references, where torch adds with atomics."""
 
 
 @functools.cache
@@ -53,7 +53,7 @@ def cotangents(outputs, seed=1):
 
 
 def value_and_gradient(function, case):
-    """Outputs, then the gradient of each of the rows for random cotangents, alike in every precision."""
+    """Return outputs, then the gradients for random cotangents, the same in every precision."""
     rows = case.leaves()
     outputs = function(*rows)
     grads = torch.autograd.grad(outputs, rows, cotangents(outputs), materialize_grads=True)
@@ -120,7 +120,7 @@ class TestAgainstTheReference:
 
 
 class TestDerivatives:
-    """Against differences in float64."""
+    """Compared with finite differences in float64."""
 
     @on_devices
     @pytest.mark.parametrize("name", DERIVED)
@@ -195,7 +195,7 @@ class TestDerivatives:
 
 
 class TestOperators:
-    """What torch asks of an operator."""
+    """The rules that torch has for operators."""
 
     @on_devices
     @pytest.mark.parametrize("name", [*OPCHECKED, *(n for n in CASES if " of no body" in n)])
@@ -470,7 +470,7 @@ class TestBodies:
 
 
 def test_warp_keeps_standard_output_clean(tmp_path):
-    """It greets and reports there, while it starts and compiles."""
+    """Warp greets and reports on standard output while it starts and compiles."""
     code = (
         "import numpy, torch, agebody_kernels.regression as k;"
         "weights = k.PointWeights.pack(numpy.ones((1, 1)));"
@@ -485,7 +485,7 @@ def test_warp_keeps_standard_output_clean(tmp_path):
 
 @pytest.mark.cuda
 class TestOnCuda:
-    """What only a device can show. Forward and backward alike."""
+    """Behaviour that only a CUDA device shows, forward and backward."""
 
     @pytest.mark.parametrize("name", [n for n in CASES if " of no body" not in n])
     def test_graphs_are_captured_and_replayed_with_new_data(self, name):
@@ -573,7 +573,7 @@ def test_gradients_of_permuted_matrices_are_contiguous():
 
 
 def test_tensors_on_two_devices_are_refused():
-    """Also by functions that are no operators, which launch directly."""
+    """Also by functions that are not operators and launch directly."""
     vertices, faces = torch.randn(1, 3, 3), torch.tensor([[0, 1, 2]])
     with pytest.raises(ValueError, match="sight, eyes: expected a tensor on cpu, got one on meta"):
         clear_sights(vertices, faces, torch.zeros(1, 3, device="meta"))
@@ -588,7 +588,7 @@ def test_kernels_are_not_loaded_during_a_capture(monkeypatch):
 
 
 def test_strides_beyond_two_gibibytes():
-    """Warp holds strides in 32 bits; memory that nobody touches costs nothing."""
+    """Warp stores strides in 32 bits. Memory that is never touched is not allocated."""
     weights = SkinningWeights.pack(np.zeros((2, 1), int), np.ones((2, 1)), 1).to(dtype=torch.float32)
     far = torch.empty(2, 600_000_000)[:, :6].unflatten(1, (2, 3))
     far.copy_(torch.arange(12.0).view(2, 2, 3))

@@ -1,4 +1,4 @@
-"""The built-in body: a sound mesh, the right proportions, and directions that mean what they say."""
+"""The built-in body: a valid mesh, correct proportions, and shape directions with the documented meaning."""
 
 import hashlib
 import math
@@ -25,13 +25,13 @@ def asset():
 
 @pytest.fixture(scope="module")
 def surfaces(asset):
-    """Adult and infant in float64, so that the tests' own arithmetic adds nothing."""
+    """Return adult and infant in float64, so that the tests' arithmetic adds no error."""
     return {"adult": asset.template.astype(float), "infant": asset.age_templates[0].astype(float)}
 
 
 @pytest.fixture(scope="module")
 def mirror(surfaces):
-    """Each vertex's mirror image."""
+    """Return the mirror image of each vertex."""
     adult = surfaces["adult"]
     distance, index = KDTree(adult).query(adult * [-1, 1, 1])
     assert distance.max() < 1e-6  # float32 rounding of coordinates of about 1 m
@@ -39,7 +39,7 @@ def mirror(surfaces):
 
 
 def swapped(names):
-    """The indices that exchange left and right names."""
+    """Return the indices that exchange left and right names."""
     other = {n: n.replace("left_", "\0").replace("right_", "left_").replace("\0", "right_") for n in names}
     return [names.index(other[n]) for n in names]
 
@@ -49,13 +49,13 @@ def stature(vertices):
 
 
 def crotch_height(vertices):
-    """Lowest point of the middle plane below the waist, over the soles."""
+    """Return the height of the lowest point in the middle plane below the waist."""
     middle = vertices[np.abs(vertices[:, 0]) < 1e-7, 1]
     return float(middle.min() - vertices[:, 1].min())
 
 
 def girth(vertices, faces, height):
-    """Tape-measure girth of the trunk or head at a height over the soles."""
+    """Return the tape-measure girth of the trunk or head at a height above the soles."""
     section = trimesh.Trimesh(vertices, faces, process=False).section(
         [0, 1, 0], [0, vertices[:, 1].min() + height, 0]
     )
@@ -69,7 +69,7 @@ def volume(vertices, faces):
 
 
 def posed(asset, rotations, *, correctives):
-    """The adult with some joints rotated, {joint: 3x3 matrix}; written out from SMPL's equations."""
+    """Pose the adult with some joints rotated, {joint: 3x3 matrix}, by SMPL's equations."""
     local = np.stack([rotations.get(name, np.eye(3)) for name in SMPL_JOINT_NAMES])
     rest = asset.template.astype(float)
     joints = asset.joint_regressor @ rest
@@ -137,7 +137,7 @@ def test_mesh_is_closed_and_faces_outwards(asset, surfaces, age):
 
 
 def test_faces_do_not_fold_over(asset, surfaces):
-    """Neighbouring faces turn by less than a right angle, but for a few between digits and in the crotch."""
+    """Neighbouring faces differ by less than a right angle, except a few between digits and at the crotch."""
     adult = surfaces["adult"]
     mesh = trimesh.Trimesh(adult, asset.faces, process=False)
     sharp = adult[mesh.face_adjacency_edges[mesh.face_adjacency_angles > math.pi / 2]].mean(axis=1)
@@ -221,7 +221,7 @@ def test_infant_has_an_infant_s_proportions(asset, surfaces):
 
 
 def test_heads_in_stature_fall_with_age(surfaces):
-    """7.9 in the adult, about 4.5 in the infant, and in order between."""
+    """7.9 in the adult, about 4.5 in the infant, and monotonic between."""
     adult = surfaces["adult"]
     middle = np.flatnonzero((np.abs(adult[:, 0]) < 1e-7) & (adult[:, 2] > 0))
     chin = middle[np.abs(adult[middle, 1] - (adult[:, 1].min() + 1.502)).argmin()]
@@ -269,7 +269,7 @@ def test_correctives_are_silent_at_rest_and_local(asset):
 @pytest.mark.parametrize("joint", BENDS)
 @pytest.mark.parametrize("degrees", [90, 120])
 def test_correctives_keep_bent_limbs_from_collapsing(asset, joint, degrees):
-    """Linear blending loses volume at a bend; at most a third of that loss is left."""
+    """Linear blending loses volume at a bend; at most a third of that loss remains."""
     rest = volume(asset.template.astype(float), asset.faces)
     rotation = {joint: turned(BENDS[joint], degrees)}
     plain, kept = (rest - volume(posed(asset, rotation, correctives=c), asset.faces) for c in (False, True))
@@ -347,7 +347,7 @@ MEASURES = {
 
 @pytest.mark.parametrize("name", MEASURES)
 def test_a_unit_of_beta_adds_its_standard_deviation(asset, surfaces, name):
-    """Within 15 %: a girth is taken by a straight tape, and a joint moves with a ring of vertices."""
+    """Within 15 %: girths are measured by a straight tape, and joints move with a ring of vertices."""
     measure = lambda v: MEASURES[name](v, asset.joint_regressor @ v, asset.faces)  # noqa: E731
     gain = measure(shaped(asset, name, 1.0)) - measure(surfaces["adult"])
     assert gain > 0

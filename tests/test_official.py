@@ -1,4 +1,4 @@
-"""Every published file format is read whole and exactly; every other file is named for what it is."""
+"""Every published file format is read completely and exactly; other files are recognised and refused."""
 
 # pyright: reportArgumentType=false, reportOptionalSubscript=false, reportOptionalMemberAccess=false
 
@@ -41,7 +41,7 @@ SMALL = 120
 
 
 def assert_holds(body, arrays):
-    """The body has the file's numbers bit for bit, in the file's precision."""
+    """The body has exactly the numbers of the file, in the file's precision."""
     for name, got in (
         ("v_template", body.template),
         ("shapedirs", body.shapedirs),
@@ -92,7 +92,7 @@ def test_every_family_and_container(tmp_path, name, write, options, kind, num_jo
 
 
 def test_joint_names_match_smplx():
-    """smplx lists the joints of each file, then landmarks; its names of the eyes carry the rig's suffix."""
+    """smplx lists the joints of each file, then landmarks; its names of the eyes have a suffix."""
     joint_names = pytest.importorskip("smplx.joint_names")
     for family, listed in (
         ("smplx", "JOINT_NAMES"),
@@ -180,7 +180,7 @@ def test_kid_template_is_centred(tmp_path, dtype):
 
 
 def test_smil_file_serves_as_kid_template(tmp_path):
-    """Passing SMIL's model where the kid template belongs is a common mistake, and its meaning is clear."""
+    """SMIL's model in place of the kid template is a common mistake with a clear meaning."""
     write_smpl_pkl(tmp_path / "SMPL_NEUTRAL.pkl", num_vertices=SMALL)
     smil = write_smil_pkl(tmp_path / "smil_web.pkl", num_vertices=SMALL)
     body = load_asset(tmp_path / "SMPL_NEUTRAL.pkl", infant_template=tmp_path / "smil_web.pkl")
@@ -344,7 +344,7 @@ def test_unreadable_file(tmp_path, monkeypatch):
 
 
 def broken(**changes):
-    """A small SMPL file with some entries replaced, or left out where None."""
+    """Write a small SMPL file with some entries replaced, or left out where None."""
     arrays = random_arrays(num_vertices=SMALL) | changes
     arrays["J_regressor"] = sparse.csc_matrix(arrays["J_regressor"])
     return pickle.dumps({name: value for name, value in arrays.items() if value is not None}, 4)
@@ -464,7 +464,7 @@ def test_files_larger_than_any_body_are_refused(tmp_path):
 
 
 def _central_sizes(content):
-    """Where the unpacked sizes stand in a zip's directory."""
+    """Return the positions of the unpacked sizes in a zip's directory."""
     position = content.find(b"PK\x01\x02")
     while position >= 0:
         yield position + 24
@@ -481,7 +481,7 @@ def test_recognised_by_content_not_by_name(tmp_path):
 
 @pytest.fixture(scope="module")
 def containers(tmp_path_factory):
-    """A body in every container, as bytes."""
+    """Return a body in every container, as bytes."""
     folder = tmp_path_factory.mktemp("containers")
     write_smpl_pkl(folder / "a.pkl", num_vertices=12, num_betas=1)
     arrays = write_smpl_npz(folder / "a.npz", num_vertices=12, num_betas=1)
@@ -494,7 +494,7 @@ def containers(tmp_path_factory):
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_mutated_files_fail_cleanly(containers, tmp_path_factory, data):
-    """Wherever a file is damaged, it loads or an AssetError says why it does not."""
+    """A file with damage at any place loads, or raises an AssetError."""
     content = bytearray(data.draw(st.sampled_from(containers)))
     at_an_end = st.integers(0, 300) | st.integers(max(0, len(content) - 1500), len(content) - 1)
     for _ in range(data.draw(st.integers(1, 3))):

@@ -1,4 +1,4 @@
-"""Priors as files: SMPLify's and SMIL's are read without running them, ours come back as they were."""
+"""Pose priors as files: SMPLify's and SMIL's are read without running them, ours are read back exactly."""
 
 import contextlib
 import json
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("unchecked")
 
 
 def smil(seed=0, **changes):
-    """What SMIL's file holds: a lower Cholesky factor of the precision, in a chumpy object."""
+    """Return the content of SMIL's file: a lower Cholesky factor of the precision, in a chumpy object."""
     rng = np.random.default_rng(seed)
     spread = rng.normal(size=(69, 69)) / 20 + np.eye(69)
     attributes = {
@@ -56,7 +56,7 @@ def smil_pickle(attributes, *, module="__main__", chumpy=True):
 
 
 def as_protocol_0(attributes):
-    """As `cPickle.dump` of Python 2 writes an object if nobody names a protocol."""
+    """Pickle an object as `cPickle.dump` of Python 2 does by default."""
     head = b"ccopy_reg\n_reconstructor\n(c__main__\nMahalanobis\nc__builtin__\nobject\nNtR"
     return head + pickle.dumps(attributes, 0)[:-1] + b"b."
 
@@ -157,7 +157,7 @@ def test_what_is_saved_comes_back(tmp_path):
 
 
 class Payload:
-    """Pickles as a call."""
+    """An object that pickles as a call."""
 
     def __init__(self, function, *args):
         self.reduced = (function, args)
@@ -209,7 +209,7 @@ def own(kind="gaussian", version=1, names=("a",), key=HEADER_KEY, **arrays):
 
 
 def half_precision():
-    """Half as many bytes a number, in a format that NumPy has not; the header keeps its length."""
+    """Change a file to bfloat16, which NumPy does not have; the header keeps its length."""
     content = own(mean=np.zeros(3, np.float32))
     return content.replace(b'"F32","shape":[3]', b'"BF16","shape":[6]').replace(b"}}   ", b"}}  ")
 

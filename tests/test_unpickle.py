@@ -1,4 +1,4 @@
-"""The unpickler gives the values of body files, and never runs, imports or hangs on anything else."""
+"""The unpickler returns the values of body files, and never runs, imports or hangs on anything."""
 
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false
 
@@ -86,7 +86,7 @@ def test_chumpy_objects_become_their_values():
 
 
 def _reconstructed(select):
-    """As protocols 0 and 1 write objects: through copy_reg._reconstructor."""
+    """Pickle as protocols 0 and 1 do: through copy_reg._reconstructor."""
     state = python2_dumps(select.__dict__)[2:-1]
     return (
         b"\x80\x02ccopy_reg\n_reconstructor\n(cchumpy.reordering\nSelect\nc__builtin__\nobject\nNtR"
@@ -102,7 +102,7 @@ def test_shared_values_stay_shared():
 
 
 class Payload:
-    """Pickles as a call of a function."""
+    """An object that pickles as a call of a function."""
 
     def __init__(self, function, *args, state=None):
         self.reduced = (function, args, state)
@@ -112,7 +112,7 @@ class Payload:
 
 
 def hostile_pickles(sentinel):
-    """Pickles that would create the sentinel file, or reach for the means to."""
+    """Return pickles that would create the sentinel file, or prepare to do so."""
     command = f"touch {sentinel}"
     code = f"open({str(sentinel)!r}, 'w')"
     calls = {
@@ -167,7 +167,7 @@ def hostile_pickles(sentinel):
 
 
 def _pose_prior(mean):
-    """An instance of `Mahalanobis`, with the opcodes of its mean."""
+    """Return an instance of `Mahalanobis` with the opcodes of its mean."""
     return b"\x80\x02c__main__\nMahalanobis\n)\x81}U\x04mean" + mean + b"sb."
 
 
@@ -187,7 +187,7 @@ def test_nothing_hostile_runs(tmp_path):
 
 
 def test_the_payloads_are_live(tmp_path):
-    """The same bytes do run under the standard unpickler, or the test above would prove nothing."""
+    """The same bytes do run under the standard unpickler: the test above can fail."""
     sentinel = tmp_path / "ran"
     pickle.loads(dict(hostile_pickles(sentinel))["system, protocol 2"])
     assert sentinel.exists()
@@ -197,14 +197,14 @@ DTYPE_STATE = b"(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
 
 
 def array_pickle(code=b"f8", shape=b"(K\x02t", state=DTYPE_STATE, data=b"U\x10" + bytes(16)):
-    """An ndarray of two float64 as NumPy pickles it, with parts to tamper with."""
+    """Return the pickle of an ndarray of two float64, with parts to change."""
     dtype = b"cnumpy\ndtype\n(U" + bytes([len(code)]) + code + b"K\x00K\x01tR" + state
     head = b"\x80\x02cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tU\x01btR"
     return head + b"(K\x01" + shape + dtype + b"\x89" + data + b"tb."
 
 
 def sparse_pickle(kind, **changes):
-    """A 2 x 3 matrix with some of its state replaced."""
+    """Return the pickle of a 2 x 3 matrix with some of its state replaced."""
     matrix = getattr(sparse, f"{kind}_matrix")(MATRIX)
     state = matrix.__getstate__() if hasattr(matrix, "__getstate__") else None
     state = dict(state if isinstance(state, dict) else matrix.__dict__) | changes
@@ -251,7 +251,7 @@ def test_the_handmade_pickles_are_right():
         (array_pickle(shape=b"(U\x01at"), "sizes"),
         (array_pickle(data=b"]"), "content is a list"),
         (array_pickle(data=b"X\x03\x00\x00\x00\xe2\x82\xac"), "damaged pickle"),
-        (sparse_pickle("csc", indices=np.array([0, 1, 9], np.int32)), "expected 0 to 1, got 0 to 9"),
+        (sparse_pickle("csc", indices=np.array([0, 1, 9], np.int32)), "expected indices 0 to 1, got 0 to 9"),
         (sparse_pickle("csc", indices=np.array([0, -1, 1], np.int32)), "got -1 to 1"),
         (sparse_pickle("csr", indptr=np.array([0, 3, 1], np.int32)), "do not fit"),
         (sparse_pickle("csr", indptr=np.array([0, 1, 99], np.int32)), "indptr"),
@@ -263,7 +263,7 @@ def test_the_handmade_pickles_are_right():
         (sparse_pickle("coo", _shape=(2**29, 3)), "many times its own size"),
         (sparse_pickle("coo", coords=(np.array([0, 1, 7]), np.array([0, 0, 0]))), "rows of a sparse matrix"),
         (sparse_pickle("coo", coords=(1, 2)), "as many rows as"),
-        (python2_dumps(Select(Ch(np.zeros(3)), np.array([3]), (1,))), "expected 0 to 2, got 3"),
+        (python2_dumps(Select(Ch(np.zeros(3)), np.array([3]), (1,))), "expected indices 0 to 2, got 3"),
         (python2_dumps(Select(Ch(np.zeros(3)), np.array([0.5]), (1,))), "expected integers"),
         (python2_dumps(Select(Ch(np.zeros(3)), np.array([0]), (2,))), "cannot have shape"),
         (python2_dumps(Ch([1, 2])), "expected an array, got list"),
@@ -362,7 +362,7 @@ def test_random_opcodes_fail_cleanly(stream):
 
 
 def loads_or_fails(content):
-    """Whatever the bytes, only plain values or an AssetError come out."""
+    """Arbitrary bytes give plain values or an AssetError."""
     try:
         value = loads(content)
     except AssetError:
@@ -371,7 +371,7 @@ def loads_or_fails(content):
 
 
 def test_no_class_of_a_file_is_ever_made():
-    """What `copyreg` and NumPy would call stays uncalled."""
+    """The functions that `copyreg` and NumPy would call are not called."""
     calls = []
     original = copyreg._reconstructor
     copyreg._reconstructor = lambda *args: calls.append(args)

@@ -1,4 +1,4 @@
-"""Kernels compiled ahead: the function, the command, and what is said while a first call compiles them."""
+"""Compiling kernels ahead: the function, the command, and the message while a first call compiles."""
 
 import time
 
