@@ -1,24 +1,22 @@
-"""OpenPose's folders: a file a frame, ``NAME_keypoints.json``, with everyone in it."""
+"""OpenPose's folders: one file per frame, ``NAME_keypoints.json``, with everyone in it."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from agebody.annotations.coco import is_pixel, load_json
+from agebody.annotations.coco import load_json
 from agebody.annotations.people import (
     MAX_PIXELS,
     NAMES_BY_SIZE,
-    UNKNOWN,
-    Annotations,
     ImageEntry,
+    People,
     fail,
-    gather,
-    map_names,
+    is_pixel,
+    make_people,
 )
 from agebody.keypoints import KeypointLayout
 
@@ -27,27 +25,21 @@ SUFFIX = "_keypoints"
 
 def read_openpose(
     path: Path, files: Iterable[Path], layout: str | KeypointLayout | None, images: Sequence[str]
-) -> Annotations:
-    """People of OpenPose's files, BODY_25 or COCO (18 points), in the order of the files' names.
+) -> People:
+    """Read the people of OpenPose's files, BODY_25 or COCO (18 points), in the order of the files' names.
 
     Args:
-        path: what errors name: the folder.
-        files: one a frame.
-        layout: what to map the points to by name; BODY_25 is openpose25, as is, by default, COCO.
-        images: names of the image files there are. A frame's image has its name, in whichever folder; without
-            images, the name that the file says stands for it.
-
-    Raises:
-        AnnotationError: a file is of another kind, files have different numbers of points, or a frame of the
-            images has no file.
-        OSError: a file cannot be read.
+        path: the folder, which errors name.
+        files: one per frame.
+        layout: to map the points to by their names; by default openpose25.
+        images: names of the existing image files. The image of a frame has the frame's name, in any folder;
+            without images, the frame's name stands for it.
     """
     stems = {Path(name).stem: name for name in images}
     entries: list[ImageEntry] = []
     people: list[list[float]] = []
     place: list[int] = []
     nobody = 0
-    size = 0
     for file in sorted(files):
         document = load_json(file)
         if not isinstance(document, dict) or not isinstance(document.get("people"), list):
@@ -61,30 +53,23 @@ def read_openpose(
             if not any(points[2::3]):
                 nobody += 1
                 continue
-            size = size or len(points)
-            if len(points) != size:
-                fail(file, f"people[{i}].pose_keypoints_2d: expected {size} numbers, got {len(points)}")
+            if people and len(points) != len(people[0]):
+                expected = f"expected {len(people[0])} numbers, as in the other files, got {len(points)}"
+                fail(file, f"people[{i}].pose_keypoints_2d: {expected}")
             people.append(points)
             place.append(len(entries) - 1)
-    size = size // 3 or 25
+    size = len(people[0]) // 3 if people else 25
     if size not in NAMES_BY_SIZE:
         fail(path, f"pose_keypoints_2d: expected 25 points (BODY_25) or 18 (COCO), got {size}")
-    chosen, index, over = map_names(path, NAMES_BY_SIZE[size], layout)
-    keypoints, weights = gather(path, np.array(people, dtype=float).reshape(-1, size, 3), index)
-    count = len(people)
-    return Annotations(
-        path, chosen, tuple(entries),
-        image=np.array(place, dtype=np.int64),
-        ids=np.arange(1, count + 1),
-        keypoints=keypoints,
-        weights=weights,
-        boxes=np.full((count, 4), math.nan),
-        age_offset=np.full(count, math.nan),
-        age_class=np.full(count, UNKNOWN),
-        years=np.full(count, math.nan),
-        left_out=(("no labelled keypoint", nobody),) if nobody else (),
-        notes=(f"not points of {chosen.name}, left out: {', '.join(over)}",) if over else (),
-    )  # fmt: skip
+    return make_people(
+        path,
+        np.array(people, dtype=float).reshape(-1, size, 3),
+        NAMES_BY_SIZE[size],
+        layout,
+        images=entries,
+        image=place,
+        left_out=[("no labelled keypoint", nobody)] if nobody else (),
+    )
 
 
 def _points(file: Path, i: int, person: Any) -> list[float]:

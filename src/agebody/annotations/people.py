@@ -1,38 +1,60 @@
-"""People in images, as files of keypoints describe them."""
+"""People in images, as files of keypoints describe them: one type, and what all readers share."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from agebody.age import AGE_CLASSES
+from agebody.age import Ages, is_number, parse_ages
 from agebody.keypoints import LAYOUTS, KeypointLayout, get_layout
+from agebody.metrics.similarity import CROWDPOSE14
 
 MAX_PIXELS = 1e6
-"""No image is larger, and no keypoint or box farther out [pixels]: beyond it a file is wrong."""
-UNKNOWN = -1
-"""Age class of a person of whom it is not known."""
+"""Largest size of an image and largest coordinate of a keypoint or box [pixels]; beyond it a file is wrong."""
 
-COCO18 = (
-    "nose", "neck", "right_shoulder", "right_elbow", "right_wrist",
-    "left_shoulder", "left_elbow", "left_wrist", "right_hip", "right_knee", "right_ankle",
-    "left_hip", "left_knee", "left_ankle", "right_eye", "left_eye", "right_ear", "left_ear",
-)  # fmt: skip
-"""OpenPose's COCO model: 17 keypoints of COCO and the neck."""
+COCO18 = tuple(
+    [
+        "nose",
+        "neck",
+        "right_shoulder",
+        "right_elbow",
+        "right_wrist",
+        "left_shoulder",
+        "left_elbow",
+        "left_wrist",
+        "right_hip",
+        "right_knee",
+        "right_ankle",
+        "left_hip",
+        "left_knee",
+        "left_ankle",
+        "right_eye",
+        "left_eye",
+        "right_ear",
+        "left_ear",
+    ]
+)
+"""OpenPose's COCO model: the 17 keypoints of COCO and the neck."""
 
-NAMES_BY_SIZE = {
-    17: LAYOUTS["coco17"].names, 18: COCO18, 25: LAYOUTS["openpose25"].names, 44: LAYOUTS["hmr2_44"].names,
-}  # fmt: skip
-"""What keypoints without names are, by how many there are."""
+_UNNAMED = (
+    CROWDPOSE14,
+    LAYOUTS["coco17"].names,
+    COCO18,
+    LAYOUTS["openpose25"].names,
+    LAYOUTS["hmr2_44"].names,
+)
+NAMES_BY_SIZE = {len(names): tuple(names) for names in _UNNAMED}
+"""Names of keypoints in files that do not name them, by their number."""
 
 _DETECTED = ("coco17", "openpose25")
-"""Layouts of detectors, to which names of others are mapped; in those of bodies a "head" is a joint."""
+"""Layouts of detectors, to which other names are mapped; a "head" of the layouts of bodies is a joint."""
 
 
 class AnnotationError(ValueError):
@@ -40,53 +62,110 @@ class AnnotationError(ValueError):
 
 
 class ImageEntry(NamedTuple):
-    """An image that a file of keypoints names."""
+    """An image that a file of keypoints lists."""
 
     name: str
-    """Its file, relative to the folder of the images."""
+    """File name, relative to the folder of the images."""
     id: int | str
     size: tuple[int, int] | None
-    """Width and height [pixels]; None where the file does not say."""
+    """Width and height [pixels]; None where the file does not state them."""
 
 
 @dataclass(frozen=True, eq=False)
-class Annotations:
-    """People in images, one row each."""
+class People:
+    """People in images, one row per person."""
 
     path: Path
-    """Where they were read."""
+    """The file or folder they were read from."""
     layout: KeypointLayout
     images: tuple[ImageEntry, ...]
-    """All that the file names, with people or without."""
+    """All images of the file, also those without people."""
     image: Int[np.ndarray, " N"]
-    """Index into ``images`` of each person."""
+    """Index into ``images`` per person."""
     ids: Int[np.ndarray, " N"]
-    """Who it is, different for all."""
+    """Different for all people."""
     keypoints: Float[np.ndarray, "N K 2"]
-    """[pixels], finite; zero where the weight is."""
+    """[pixels], finite; zero where the weight is zero."""
     weights: Float[np.ndarray, "N K"]
     """Confidences from 0 to 1."""
     boxes: Float[np.ndarray, "N 4"]
-    """Corners x0, y0, x1, y1 [pixels]; NaN where the file has none."""
-    age_offset: Float[np.ndarray, " N"]
-    """NaN where the file does not say."""
-    age_class: Int[np.ndarray, " N"]
-    """Index into ``AGE_CLASSES``; -1 where the file does not say."""
-    years: Float[np.ndarray, " N"]
-    """NaN where the file does not say."""
+    """Corners x0, y0, x1, y1 [pixels]; NaN where the file has no box."""
+    ages: Ages
+    focal: Float[np.ndarray, " N"] | None = None
+    """Focal length of each person's image [pixels], NaN where unknown; None if no file states it."""
     left_out: tuple[tuple[str, int], ...] = ()
-    """People whom the file names and who are not here: why, and how many."""
+    """Reasons why people of the file are missing here, and how many."""
     notes: tuple[str, ...] = ()
-    """What a reader of the file should know."""
+    """What a user of the file should know."""
 
     def __len__(self) -> int:
-        """How many people."""
+        """Return the number of people."""
         return len(self.ids)
 
-    def select(self, rows: slice | Int[np.ndarray, " M"]) -> Annotations:
-        """Some of the people; all of the images."""
-        names = ("image", "ids", "keypoints", "weights", "boxes", "age_offset", "age_class", "years")
-        return replace(self, **{name: getattr(self, name)[rows] for name in names})
+    def image_sizes(self) -> Int[np.ndarray, "N 2"]:
+        """Return width and height of each person's image [pixels].
+
+        Raises:
+            AnnotationError: the size of an image of the file is unknown.
+        """
+        for image in self.images:
+            if image.size is None:
+                fail(
+                    self.path, f"image {image.name}: its size is unknown; read the file with size= or images="
+                )
+        return np.array([self.images[i].size for i in self.image], dtype=np.int64).reshape(-1, 2)
+
+    def select(self, rows: slice | Int[np.ndarray, " M"]) -> People:
+        """Return some of the people, with all of the images."""
+        parts = {name: value[rows] for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+        return replace(self, ages=self.ages.select(rows), **parts)
+
+
+def make_people(
+    path: Path,
+    points: Float[np.ndarray, "N L 3"],
+    names: Sequence[str],
+    layout: str | KeypointLayout | None,
+    *,
+    images: Sequence[ImageEntry],
+    image: Any,
+    ids: Any = None,
+    boxes: Float[np.ndarray, "N 4"] | None = None,
+    ages: Ages | None = None,
+    focal: Float[np.ndarray, " N"] | None = None,
+    left_out: Sequence[tuple[str, int]] = (),
+) -> People:
+    """Return people whose keypoints (x, y, confidence or visibility) are mapped to a layout by their names.
+
+    COCO's visibility is 0 (not labelled), 1 (labelled, hidden) or 2 (visible): labelled points get weight 1.
+    If any third number is something else, they are confidences, and those above 1, which some detectors give,
+    count as 1. Arguments that are None are unknown; see `map_names` for the layout.
+
+    Raises:
+        AnnotationError: the names do not fit the layout, or a third number is negative.
+    """
+    count = len(points)
+    chosen, index, spare = map_names(path, names, layout)
+    third = points[..., 2]
+    if (third < 0).any():
+        fail(path, f"keypoints: expected confidences of at least 0, got {third.min():g}")
+    visibility = bool(np.isin(third, (0, 1, 2)).all())
+    weights = (third > 0).astype(float) if visibility else np.minimum(third, 1)
+    weights = np.where(index >= 0, weights[:, index], 0)
+    return People(
+        path,
+        chosen,
+        tuple(images),
+        image=np.array(image, dtype=np.int64),
+        ids=np.arange(1, count + 1) if ids is None else np.array(ids, dtype=np.int64),
+        keypoints=np.where((weights > 0)[..., None], points[:, index, :2], 0),
+        weights=weights,
+        boxes=np.full((count, 4), math.nan) if boxes is None else boxes,
+        ages=parse_ages(shape=(count,)) if ages is None else ages,
+        focal=focal,
+        left_out=tuple(left_out),
+        notes=(f"not points of {chosen.name}, left out: {', '.join(spare)}",) if spare else (),
+    )
 
 
 def fail(path: Path, message: str) -> NoReturn:
@@ -94,8 +173,13 @@ def fail(path: Path, message: str) -> NoReturn:
     raise AnnotationError(f"{path}: {message}")
 
 
+def is_pixel(value: Any) -> bool:
+    """Return whether a value can be a coordinate in an image."""
+    return is_number(value) and abs(value) <= MAX_PIXELS
+
+
 def is_file_name(name: str) -> bool:
-    """Whether a file inside the folder of the images can have this name: a path that does not lead out."""
+    """Return whether a name is a relative path that does not lead out of its folder."""
     try:
         name.encode()
     except UnicodeEncodeError:  # half of a surrogate pair, which JSON can write
@@ -107,40 +191,39 @@ def is_file_name(name: str) -> bool:
 def map_names(
     path: Path, names: Sequence[str], layout: str | KeypointLayout | None
 ) -> tuple[KeypointLayout, Int[np.ndarray, " K"], tuple[str, ...]]:
-    """Which of a file's keypoints are the points of a layout.
+    """Find the points of a layout among the keypoints of a file, by their names.
 
-    Names are compared without case and separators: "RShoulder", "right shoulder" and "shoulder_r" are one.
-    Without a layout, it is that which has just these names, else that of COCO and OpenPose which has most.
+    Names are compared without case and separators: "RShoulder", "right shoulder" and "shoulder_r" are equal.
+    If ``layout`` is None, it is the layout of just these names, else COCO's or OpenPose's, whichever has more
+    of them.
 
     Returns:
-        The layout; for each of its points, which of the file's it is, -1 for none; and those of the file's
-        names that are left over.
+        The layout, the index of each of its points in the file (-1 for none), and the names of the file that
+        are not in the layout.
 
     Raises:
-        AnnotationError: fewer than four names are those of the layout, or two names are one.
-        ValueError: no layout has that name.
+        AnnotationError: the layout has fewer than four of the names, or a name occurs twice.
+        ValueError: there is no such layout.
     """
     plain = [plain_name(name) for name in names]
     twice = {name for name in plain if plain.count(name) > 1}
     if twice:
-        fail(path, f"keypoints: {', '.join(sorted(twice))} named more than once")
+        fail(path, f"keypoints: expected different names, got {', '.join(sorted(twice))} more than once")
     if layout is None:
         same = [found for found in LAYOUTS.values() if set(found.names) == set(plain)]
-        likely = same or sorted(
-            (LAYOUTS[name] for name in _DETECTED), key=lambda found: -len(set(found.names) & set(plain))
-        )
-        chosen = likely[0]
+        likely = max((LAYOUTS[name] for name in _DETECTED), key=lambda one: len(set(one.names) & set(plain)))
+        chosen = same[0] if same else likely
     else:
         chosen = get_layout(layout)
     index = np.array([plain.index(name) if name in plain else -1 for name in chosen.names])
     if (index >= 0).sum() < 4:
         fail(path, f"keypoints: expected names of {chosen.name}, got {', '.join(names) or 'none'}")
-    over = tuple(name for name, its in zip(names, plain, strict=True) if its not in chosen.names)
-    return chosen, index, over
+    spare = tuple(name for name, its in zip(names, plain, strict=True) if its not in chosen.names)
+    return chosen, index, spare
 
 
 def plain_name(name: str) -> str:
-    """The library's name of a keypoint, however it is written."""
+    """Return this library's spelling of the name of a keypoint."""
     spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name)
     words = [word for word in re.split(r"[^a-z0-9]+", spaced.lower()) if word]
     sides = {"l": "left", "r": "right"}
@@ -148,33 +231,3 @@ def plain_name(name: str) -> str:
     words.sort(key=lambda word: word not in ("left", "right"))  # stable: the side comes first
     plain = "_".join(words)
     return {"mid_hip": "pelvis", "midhip": "pelvis"}.get(plain, plain)
-
-
-def gather(
-    path: Path, points: Float[np.ndarray, "N L 3"], index: Int[np.ndarray, " K"]
-) -> tuple[Float[np.ndarray, "N K 2"], Float[np.ndarray, "N K"]]:
-    """Keypoints and weights in the order of a layout, from (x, y, confidence or visibility).
-
-    COCO's visibility is 0 (not labelled), 1 (labelled, hidden) or 2 (seen): what is labelled weighs 1. A file
-    with other third numbers has confidences; more than 1, as some detectors give, counts as 1.
-
-    Raises:
-        AnnotationError: a third number is negative.
-    """
-    third = points[..., 2]
-    if (third < 0).any():
-        fail(path, f"keypoints: expected confidences of at least 0, got {third.min():g}")
-    visibility = bool(np.isin(third, (0, 1, 2)).all())
-    weights = (third > 0).astype(float) if visibility else np.minimum(third, 1)
-    weights = np.where(index >= 0, weights[:, index], 0)
-    return np.where((weights > 0)[..., None], points[:, index, :2], 0), weights
-
-
-def age_class_index(value: object) -> int | None:
-    """Index of an age class by its name or its index; None where there is no such class."""
-    names = [kind.name for kind in AGE_CLASSES]
-    if isinstance(value, str):
-        return names.index(value.lower()) if value.lower() in names else None
-    if isinstance(value, int) and not isinstance(value, bool) and UNKNOWN <= value < len(names):
-        return value
-    return None

@@ -1,4 +1,4 @@
-"""People in images as shards: Parquet files of some thousand, which are read alone."""
+"""Shards of people in images: Parquet files of some thousand people each, which can be read alone."""
 
 from __future__ import annotations
 
@@ -9,32 +9,31 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float, Int, Shaped
 
-from agebody.age import AGE_CLASSES
+from agebody.age import AGE_CLASSES, UNKNOWN, AgeError, Ages, parse_ages
 from agebody.annotations.people import (
     MAX_PIXELS,
     NAMES_BY_SIZE,
-    UNKNOWN,
-    Annotations,
     ImageEntry,
-    age_class_index,
+    People,
     fail,
     is_file_name,
-    map_names,
+    make_people,
 )
 from agebody.files import replacing
 from agebody.keypoints import KeypointLayout, get_layout
 
 PEOPLE_PER_SHARD = 4096
-"""Some minutes of work on one core: what a kill may cost, and much less than a file costs to open."""
+"""Some minutes of work on one core, which is what a killed worker loses."""
 
 METADATA = b"agebody"
-"""Key in a file's metadata; the value is JSON."""
+"""Key of this library in the metadata of a file; the value is JSON."""
 
 
 class _Column(NamedTuple):
     kind: str
-    """What `_MATCHES` knows."""
+    """One of those that `_fits` tells apart."""
     required: bool = False
 
 
@@ -51,11 +50,11 @@ COLUMNS = {
     "age_class": _Column("string"),
     "years": _Column("float"),
 }
-"""What a shard of people has; those that are not required may be left out, and may be null."""
+"""Columns of a shard of people. Those that are not required may be missing, and their values may be null."""
 
 
 def import_pyarrow() -> Any:
-    """PyArrow with its Parquet files.
+    """Import PyArrow with its Parquet files.
 
     Raises:
         ImportError: it is not installed.
@@ -72,7 +71,7 @@ def import_pyarrow() -> Any:
 
 
 def write_shards(
-    annotations: Annotations,
+    people: People,
     folder: str | PathLike[str],
     *,
     prefix: str = "people",
@@ -81,18 +80,18 @@ def write_shards(
 ) -> list[Path]:
     """Write people as shards, ``PREFIX-00000.parquet`` and on, each whole or not at all.
 
-    People of one image stand together, in the order of the images. Images without people are left out.
+    People of one image are in one shard, in the order of the images. Images without people are left out.
 
     Args:
-        annotations: what `read_keypoints` gives.
-        folder: where the shards go; it exists.
-        prefix: of their names; files of one folder need different ones.
-        people_per_shard: how many people a shard has, at most; more only where one image has more.
-        overwrite: replace files that exist.
+        people: such as `read_people` returns.
+        folder: an existing folder.
+        prefix: of the names of the shards; several files in one folder need different ones.
+        people_per_shard: most people per shard, unless one image has more.
+        overwrite: replace all shards of this prefix.
 
     Raises:
-        ValueError: ``people_per_shard`` is below 1, or ``prefix`` is no name of a file.
-        AnnotationError: an image's size is not known.
+        ValueError: ``people_per_shard`` is below 1, or ``prefix`` is not the beginning of a file name.
+        AnnotationError: the size of an image is unknown.
         FileExistsError: there are shards of this prefix.
         OSError: a file cannot be written.
         ImportError: PyArrow is not installed.
@@ -100,30 +99,27 @@ def write_shards(
     if people_per_shard < 1:
         raise ValueError(f"people_per_shard: expected at least 1, got {people_per_shard}")
     if not prefix or Path(prefix).name != prefix or prefix.startswith("."):
-        raise ValueError(f"prefix: expected the beginning of a file's name, got {prefix!r}")
-    unsized = [entry.name for entry in annotations.images if entry.size is None]
-    if unsized:
-        fail(annotations.path, f"image {unsized[0]}: its size is not known")
+        raise ValueError(f"prefix: expected the beginning of a file name, got {prefix!r}")
+    people.image_sizes()
     folder = Path(folder)
-    there = sorted(folder.glob(f"{prefix}-[0-9][0-9][0-9][0-9][0-9].parquet"))
-    if there and not overwrite:
-        raise FileExistsError(f"{there[0]}: exists; overwrite replaces all of {prefix}-*.parquet")
-    order = np.argsort(annotations.image, kind="stable")
-    cuts = _cuts(annotations.image[order], people_per_shard)
+    existing = sorted(folder.glob(f"{prefix}-[0-9][0-9][0-9][0-9][0-9].parquet"))
+    if existing and not overwrite:
+        raise FileExistsError(f"{existing[0]}: exists; overwrite replaces all of {prefix}-*.parquet")
+    order = np.argsort(people.image, kind="stable")
+    cuts = _cuts(people.image[order], people_per_shard)
     written = []
     for number, rows in enumerate(np.split(order, cuts) if len(order) else []):
         path = folder / f"{prefix}-{number:05d}.parquet"
-        table = _to_table(annotations.select(rows))
-        with replacing(path) as temporary:
-            import_pyarrow().parquet.write_table(table, temporary, compression="zstd")
+        part = people.select(rows)
+        write_table(_to_columns(part), {"keypoint_layout": part.layout.name}, path)
         written.append(path)
-    for path in set(there) - set(written):
+    for path in set(existing) - set(written):
         path.unlink()
     return written
 
 
-def _cuts(images: np.ndarray, most: int) -> list[int]:
-    """Where shards begin, but for the first: always with another image."""
+def _cuts(images: Int[np.ndarray, " N"], most: int) -> list[int]:
+    """Return the rows at which shards begin, except the first: always with another image."""
     begins = [*np.flatnonzero(np.diff(images, prepend=-1)).tolist(), len(images)]
     cuts, first = [], 0
     for begin, end in pairwise(begins):
@@ -133,115 +129,115 @@ def _cuts(images: np.ndarray, most: int) -> list[int]:
     return cuts
 
 
-def _to_table(people: Annotations) -> Any:
+def _to_columns(people: People) -> dict[str, Any]:
     pyarrow = import_pyarrow()
-    images = [people.images[i] for i in people.image]
-    sizes = np.array([entry.size for entry in images]).reshape(-1, 2)
-    names = [kind.name for kind in AGE_CLASSES]
-    float64 = pyarrow.float64()
-    numbers = lambda values: pyarrow.array(values, float64, from_pandas=True)  # noqa: E731 - NaN is null
-    box = people.boxes
-    arrays = {
-        "image": pyarrow.array([entry.name for entry in images], pyarrow.string()),
+    sizes = people.image_sizes()
+    classes = [None if i == UNKNOWN else AGE_CLASSES[i].name for i in people.ages.age_class]
+    boxes = [None if np.isnan(row).any() else row for row in people.boxes]
+    columns = {
+        "image": pyarrow.array([people.images[i].name for i in people.image], pyarrow.string()),
         "image_width": pyarrow.array(sizes[:, 0], pyarrow.int32()),
         "image_height": pyarrow.array(sizes[:, 1], pyarrow.int32()),
         "id": pyarrow.array(people.ids, pyarrow.int64()),
-        "keypoints": to_lists(people.keypoints.astype(float)),
-        "weights": to_lists(people.weights.astype(float)),
-        "box": pyarrow.array(
-            [None if np.isnan(row).any() else row for row in box], pyarrow.list_(float64, 4)
-        ),
-        "age_offset": numbers(people.age_offset),
-        "age_class": pyarrow.array(
-            [None if kind == UNKNOWN else names[kind] for kind in people.age_class], pyarrow.string()
-        ),
-        "years": numbers(people.years),
+        "keypoints": to_column(people.keypoints.reshape(len(people), -1).astype(float)),
+        "weights": to_column(people.weights.astype(float)),
+        "box": pyarrow.array(boxes, pyarrow.list_(pyarrow.float64(), 4)),
+        "age_class": pyarrow.array(classes, pyarrow.string()),
     }
-    about = {"keypoint_layout": people.layout.name}
-    return pyarrow.table(arrays).replace_schema_metadata({METADATA: json.dumps(about)})
+    numbers = {"age_offset": people.ages.age_offset, "years": people.ages.years, "focal": people.focal}
+    for name, values in numbers.items():
+        if values is not None:
+            columns[name] = pyarrow.array(values, pyarrow.float64(), from_pandas=True)  # NaN becomes null
+    return columns
 
 
-def to_lists(rows: np.ndarray) -> Any:
-    """Rows of equal size as a column of lists."""
+def write_table(columns: dict[str, Any], about: dict[str, Any], path: str | PathLike[str]) -> None:
+    """Write columns as a Parquet file with this library's metadata, whole or not at all."""
     pyarrow = import_pyarrow()
+    table = pyarrow.table(columns).replace_schema_metadata({METADATA: json.dumps(about)})
+    with replacing(path) as temporary:
+        pyarrow.parquet.write_table(table, temporary, compression="zstd", write_page_checksum=True)
+
+
+def to_column(rows: Shaped[np.ndarray, "N ..."]) -> Any:
+    """Return an array as a column, whose values are lists if the array has several dimensions."""
+    pyarrow = import_pyarrow()
+    if rows.ndim == 1:
+        return pyarrow.array(rows)
     flat = np.ascontiguousarray(rows.reshape(len(rows), -1))
     values = pyarrow.array(flat.reshape(-1))
     kind = pyarrow.list_(values.type, flat.shape[1])
     return pyarrow.FixedSizeListArray.from_arrays(values, type=kind)
 
 
-def from_lists(column: Any) -> np.ndarray | None:
-    """Rows of a column of lists; None if they have different sizes."""
+def from_lists(column: Any) -> Shaped[np.ndarray, "N L"] | None:
+    """Return a column of lists as an array; None if the lists have different lengths."""
     sizes = import_pyarrow().compute.list_value_length(column).to_numpy()
     if len(sizes) == 0 or (sizes != sizes[0]).any():
         return None
     return column.combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(len(sizes), -1)
 
 
-def count_people(path: str | PathLike[str]) -> int:
-    """How many people a shard has, from its footer; its columns are checked, not what is in them.
+def count_people(path: Path) -> int:
+    """Return the number of people of a shard from its footer; columns are checked, their values are not.
 
     Raises:
-        AnnotationError: it is no Parquet file, or a column is missing or of another type.
+        AnnotationError: the file is not a Parquet file, or a column is missing or of another type.
         OSError: it cannot be read.
         ImportError: PyArrow is not installed.
     """
-    footer = read_footer(Path(path))
-    _check_columns(Path(path), footer.schema)
-    return footer.rows
-
-
-class Footer(NamedTuple):
-    """What a Parquet file says of itself, at its end."""
-
-    rows: int
-    schema: Any
-    """Columns, and metadata."""
-
-
-def read_footer(path: Path) -> Footer:
-    """The end of a Parquet file.
-
-    Raises:
-        AnnotationError: it is none.
-        OSError: it cannot be read.
-    """
-    pyarrow = import_pyarrow()
-    with path.open("rb"):
-        pass  # a file that is not there, or may not be read, says so itself
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            return Footer(file.metadata.num_rows, file.schema_arrow)
-    except (pyarrow.ArrowException, OSError) as error:
-        fail(path, f"no Parquet file, or a damaged one: {_line(error)}")
+    rows, schema = _open(path, lambda file: (file.metadata.num_rows, file.schema_arrow))
+    _check_columns(path, schema)
+    return rows
 
 
 def read_table(path: Path) -> Any:
-    """A Parquet file as a table.
+    """Return a Parquet file as a table; the checksums of its pages are verified.
 
     Raises:
-        AnnotationError: it is none, or is damaged.
+        AnnotationError: the file is not a Parquet file, or is damaged.
         OSError: it cannot be read.
     """
+    return _open(path, lambda file: file.read())
+
+
+def _open(path: Path, read: Any) -> Any:
     pyarrow = import_pyarrow()
-    read_footer(path)
+    with path.open("rb"):
+        pass  # says itself that a file is missing or may not be read
     try:
         with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
-            return file.read()
+            return read(file)
     except (pyarrow.ArrowException, OSError) as error:
-        fail(path, f"a damaged Parquet file: {_line(error)}")
+        fail(path, f"not a Parquet file, or a damaged one: {_first_line(error)}")
 
 
-def _line(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
-def read_shard(path: str | PathLike[str], *, layout: str | KeypointLayout | None = None) -> Annotations:
-    """People of one shard.
+def read_metadata(path: Path, schema: Any) -> dict[str, Any]:
+    """Return what this library wrote into the metadata of a file; empty if it wrote nothing.
+
+    Raises:
+        AnnotationError: the metadata cannot be read.
+    """
+    text = (schema.metadata or {}).get(METADATA, b"{}")
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        fail(path, f"metadata: {METADATA.decode()}: expected a JSON object")
+    return found
+
+
+def read_shard(path: str | PathLike[str], *, layout: str | KeypointLayout | None = None) -> People:
+    """Read the people of one shard.
 
     Args:
-        path: a Parquet file with the columns of ``COLUMNS``, whoever wrote it; others are not looked at.
-        layout: of the keypoints; what the file's metadata says if None, else what their number says.
+        path: a Parquet file with the columns of ``COLUMNS``, written by any program; others are ignored.
+        layout: of the keypoints; if None, the one of the metadata, else found by the number of keypoints.
 
     Raises:
         AnnotationError: the file is of another kind; the message names the column and the row.
@@ -249,53 +245,36 @@ def read_shard(path: str | PathLike[str], *, layout: str | KeypointLayout | None
         OSError: it cannot be read.
         ImportError: PyArrow is not installed.
     """
-    return read_people(Path(path), layout).annotations
-
-
-class People(NamedTuple):
-    """What a shard has."""
-
-    annotations: Annotations
-    focal: np.ndarray | None
-    """Of each person's image [pixels], NaN where it is not known; None without such a column."""
-
-
-def read_people(path: Path, layout: str | KeypointLayout | None = None) -> People:
-    """As `read_shard`, with focal lengths."""
+    path = Path(path)
     table = read_table(path)
     _check_columns(path, table.schema)
     columns = {name: table[name] for name in COLUMNS if name in table.column_names}
     if not table.num_rows:
-        fail(path, "there is nobody in it")
+        fail(path, "expected people, got an empty file")
     for name, column in columns.items():
         if COLUMNS[name].required and column.null_count:
             row = column.is_null().index(True).as_py()
             fail(path, f"column {name}, row {row}: expected a value, got null")
-    keypoints, weights = _keypoints(path, columns)
-    chosen, index, over = map_names(path, _names(path, table.schema, weights.shape[1]), layout)
-    weights = np.where(index >= 0, weights[:, index], 0)
+    points = _keypoints(path, columns)
     images, image = _images(path, columns)
     ids = columns["id"].to_numpy().astype(np.int64)
-    _refuse(path, "id", ~np.isin(np.arange(len(ids)), np.unique(ids, return_index=True)[1]), ids, "other ids")
-    ages = _ages(path, columns, len(ids))
-    annotations = Annotations(
+    again = ~np.isin(np.arange(len(ids)), np.unique(ids, return_index=True)[1])
+    _refuse(path, "id", again, ids, "different ids")
+    return make_people(
         path,
-        chosen,
-        images,
+        points,
+        _names(path, table.schema, points.shape[1]),
+        layout,
+        images=images,
         image=image,
         ids=ids,
-        keypoints=np.where(weights[..., None] > 0, keypoints[:, index], 0),
-        weights=weights,
         boxes=_boxes(path, columns, len(ids)),
-        age_offset=ages["age_offset"],
-        age_class=ages["age_class"],
-        years=ages["years"],
-        notes=(f"not points of {chosen.name}, left out: {', '.join(over)}",) if over else (),
+        ages=_ages(path, columns, len(ids)),
+        focal=_focal(path, columns),
     )
-    return People(annotations, _focal(path, columns))
 
 
-def _focal(path: Path, columns: dict[str, Any]) -> np.ndarray | None:
+def _focal(path: Path, columns: dict[str, Any]) -> Float[np.ndarray, " N"] | None:
     if "focal" not in columns:
         return None
     focal = _floats(columns["focal"])
@@ -311,13 +290,13 @@ def _check_columns(path: Path, schema: Any) -> None:
         if name not in schema.names:
             continue
         if schema.names.count(name) > 1:
-            fail(path, f"column {name}: there is more than one")
+            fail(path, f"column {name}: expected one, got {schema.names.count(name)}")
         kind = schema.field(name).type
-        if not _matches(column, kind):
+        if not _fits(column, kind):
             fail(path, f"column {name}: expected {column.kind}, got {kind}")
 
 
-def _matches(column: _Column, kind: Any) -> bool:
+def _fits(column: _Column, kind: Any) -> bool:
     types = import_pyarrow().types
     if column.kind == "string":
         fits = types.is_string(kind) or types.is_large_string(kind)
@@ -331,13 +310,16 @@ def _matches(column: _Column, kind: Any) -> bool:
     return fits or (types.is_null(kind) and not column.required)
 
 
-def _refuse(path: Path, name: str, wrong: np.ndarray, values: np.ndarray, expected: str) -> None:
+def _refuse(
+    path: Path, name: str, wrong: Bool[np.ndarray, " N"], values: Shaped[np.ndarray, "N ..."], expected: str
+) -> None:
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
         fail(path, f"column {name}, row {row}: expected {expected}, got {values[row]}")
 
 
-def _keypoints(path: Path, columns: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+def _keypoints(path: Path, columns: dict[str, Any]) -> Float[np.ndarray, "N K 3"]:
+    """Return x, y and weight of the keypoints."""
     rows = {}
     for name in ("keypoints", "weights"):
         found = from_lists(columns[name])
@@ -346,10 +328,8 @@ def _keypoints(path: Path, columns: dict[str, Any]) -> tuple[np.ndarray, np.ndar
         rows[name] = found.astype(float)
     keypoints, weights = rows["keypoints"], rows["weights"]
     if keypoints.shape[1] != 2 * weights.shape[1]:
-        fail(
-            path, f"column keypoints: expected x, y of {weights.shape[1]} points, as there are weights, "
-            f"got {keypoints.shape[1]} numbers",
-        )  # fmt: skip
+        expected = f"x, y of {weights.shape[1]} points, as there are weights"
+        fail(path, f"column keypoints: expected {expected}, got {keypoints.shape[1]} numbers")
     bad = ~((weights >= 0) & (weights <= 1)).all(1)
     _refuse(path, "weights", bad, weights, "confidences from 0 to 1")
     keypoints = keypoints.reshape(len(weights), -1, 2)
@@ -357,18 +337,17 @@ def _keypoints(path: Path, columns: dict[str, Any]) -> tuple[np.ndarray, np.ndar
     _refuse(path, "keypoints", bad, keypoints, "finite pixels where weights are not 0")
     bad = ((np.abs(keypoints) > MAX_PIXELS).any(2) & (weights > 0)).any(1)
     _refuse(path, "keypoints", bad, keypoints, f"pixels up to {MAX_PIXELS:.0f}")
-    return keypoints, weights
+    return np.concatenate((keypoints, weights[..., None]), -1)
 
 
 def _names(path: Path, schema: Any, count: int) -> tuple[str, ...]:
-    """Names of the keypoints, in the order of the file."""
-    about = read_metadata(path, schema)
-    stated = about.get("keypoint_layout")
+    """Return the names of the keypoints, in the order of the file."""
+    stated = read_metadata(path, schema).get("keypoint_layout")
     if stated is not None:
         try:
             names = get_layout(stated).names
         except (KeyError, TypeError, ValueError) as error:
-            fail(path, f"metadata: keypoint_layout: {_line(error)}")
+            fail(path, f"metadata: keypoint_layout: {_first_line(error)}")
     else:
         names = NAMES_BY_SIZE.get(count)
     if names is None:
@@ -379,25 +358,7 @@ def _names(path: Path, schema: Any, count: int) -> tuple[str, ...]:
     return tuple(names)
 
 
-def read_metadata(path: Path, schema: Any) -> dict[str, Any]:
-    """What this library wrote into a file's metadata; nothing if it did not.
-
-    Raises:
-        AnnotationError: it is there, and cannot be read.
-    """
-    text = (schema.metadata or {}).get(METADATA)
-    if text is None:
-        return {}
-    try:
-        found = json.loads(text)
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        fail(path, f"metadata: {METADATA.decode()}: expected an object of JSON")
-    return found
-
-
-def _images(path: Path, columns: dict[str, Any]) -> tuple[tuple[ImageEntry, ...], np.ndarray]:
+def _images(path: Path, columns: dict[str, Any]) -> tuple[list[ImageEntry], list[int]]:
     names = columns["image"].to_pylist()
     outside = np.array([not is_file_name(name) for name in names], dtype=bool)
     _refuse(path, "image", outside, np.array(names), "a path inside the folder of the images")
@@ -413,15 +374,15 @@ def _images(path: Path, columns: dict[str, Any]) -> tuple[tuple[ImageEntry, ...]
         if entry.size != tuple(size):
             fail(path, f"column image_width, row {row}: {name} has two sizes, {entry.size} and {tuple(size)}")
     place = {name: i for i, name in enumerate(entries)}
-    return tuple(entries.values()), np.array([place[name] for name in names])
+    return list(entries.values()), [place[name] for name in names]
 
 
-def _floats(column: Any) -> np.ndarray:
-    """With NaN for null."""
+def _floats(column: Any) -> Float[np.ndarray, " N"]:
+    """Return numbers, NaN for null."""
     return np.array(column.cast("float64").to_numpy(), dtype=float)
 
 
-def _boxes(path: Path, columns: dict[str, Any], count: int) -> np.ndarray:
+def _boxes(path: Path, columns: dict[str, Any], count: int) -> Float[np.ndarray, "N 4"]:
     rows = columns["box"].to_pylist() if "box" in columns else [None] * count
     wrong = np.array([row is not None and (len(row) != 4 or None in row) for row in rows])
     _refuse(path, "box", wrong, np.array(rows, dtype=object), "x0, y0, x1, y1")
@@ -433,19 +394,13 @@ def _boxes(path: Path, columns: dict[str, Any], count: int) -> np.ndarray:
     return np.where(known[:, None], boxes, np.nan)
 
 
-def _ages(path: Path, columns: dict[str, Any], count: int) -> dict[str, np.ndarray]:
-    ages: dict[str, np.ndarray] = {}
-    for name, least, most in (("age_offset", -1, 2), ("years", 0, 150)):
-        values = _floats(columns[name]) if name in columns else np.full(count, np.nan)
-        wrong = ~np.isnan(values) & ~((values >= least) & (values <= most))
-        _refuse(path, name, wrong, values, f"a number from {least} to {most}")
-        ages[name] = values
-    names = columns["age_class"].to_pylist() if "age_class" in columns else [None] * count
-    kinds = [UNKNOWN if name is None else age_class_index(name) for name in names]
-    unknown = np.array([kind is None for kind in kinds])
-    classes = ", ".join(kind.name for kind in AGE_CLASSES)
-    _refuse(path, "age_class", unknown, np.array(names, dtype=object), classes)
-    ages["age_class"] = np.array(kinds, dtype=np.int64)
-    given = np.stack([~np.isnan(ages["age_offset"]), ~np.isnan(ages["years"]), ages["age_class"] != UNKNOWN])
-    _refuse(path, "years", given.sum(0) > 1, ages["years"], "one of age_offset, age_class and years")
-    return ages
+def _ages(path: Path, columns: dict[str, Any], count: int) -> Ages:
+    stated: dict[str, Any] = {
+        name: _floats(columns[name]) for name in ("age_offset", "years") if name in columns
+    }
+    if "age_class" in columns:
+        stated["age_class"] = columns["age_class"].to_pylist()
+    try:
+        return parse_ages(**stated, shape=(count,))
+    except AgeError as error:
+        fail(path, f"column {error.name}, row {error.person}: {error.problem}")

@@ -15,11 +15,10 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from agebody.annotations.people import AnnotationError
-from agebody.annotations.shards import count_people, import_pyarrow, read_people
+from agebody.annotations.shards import count_people, import_pyarrow, read_shard
 from agebody.body import BodyModel
 from agebody.files import replacing
 from agebody.pipelines.labels.fitting import fit_annotations
@@ -149,12 +148,8 @@ def fit_shard(
     if record is not None:
         return ShardResult(output, record, False, time.perf_counter() - began)
     source = hash_file(shard)
-    people = read_people(shard, layout)
-    if people.focal is not None:
-        other = options.get("focal")
-        options["focal"] = people.focal if other is None else np.nan_to_num(people.focal, nan=other)
-    labels = fit_annotations(body, people.annotations, **options)
-    record = save_label_shard(output, labels, source, settings)
+    labels = fit_annotations(body, read_shard(shard, layout=layout), **options)
+    record = save_label_shard(labels, source, settings, output)
     return ShardResult(output, record, True, time.perf_counter() - began)
 
 

@@ -1,10 +1,11 @@
-"""From keypoints in files to bodies, batch by batch."""
+"""Fit bodies to the keypoints of files, batch by batch."""
 
 from __future__ import annotations
 
 import functools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from agebody.age import AGE_CLASSES
-from agebody.annotations.people import UNKNOWN, AnnotationError, Annotations, age_class_index
+from agebody.age import parse_ages
+from agebody.annotations.people import People, fail
 from agebody.body import BodyModel
-from agebody.cameras import Camera, box_around, convert_box
+from agebody.cameras import Camera, box_around
 from agebody.fitting.images import KeypointFit, fit_keypoints
 from agebody.keypoints import KeypointLayout
 from agebody.optim.least_squares import Stop
@@ -27,9 +28,9 @@ BATCH_SIZE = 256
 
 def fit_annotations(
     body: BodyModel,
-    annotations: Annotations,
+    people: People,
     *,
-    focal: float | Float[np.ndarray, " N"] | None = None,
+    focal: float | None = None,
     fov: float | None = None,
     age_offset: float | None = None,
     age_class: str | int | None = None,
@@ -39,146 +40,85 @@ def fit_annotations(
     progress: Callable[[int], None] = lambda people: None,
     **options: Any,
 ) -> Labels:
-    """Fits a body to everyone in a file of keypoints and says whom to trust.
+    """Fit a body to everyone in a file of keypoints, and flag fits that may be wrong.
 
-    Cameras look through the middle of their images. Without ``focal`` and ``fov`` the focal length is
-    CLIFF's guess, the diagonal of the image (`Camera.guess`).
+    Cameras look through the middle of their images. Focal lengths and ages of the file count; those given here
+    are for everyone else. A focal length that is stated nowhere is CLIFF's guess, the diagonal of the image
+    (`Camera.guess`).
 
     Args:
         body: the layer; an `SMPLA` for people of all ages.
-        annotations: what `read_keypoints` gives.
-        focal: focal length of all images, or of each person's [pixels]; NaN is not known.
-        fov: vertical field of view of all images [rad], instead, or of those whose focal length is not known.
-        age_offset: of people of whom the file does not say their age.
-        age_class: the same, as a name or an index of ``AGE_CLASSES``.
-        years: the same [years].
-        min_confidence: keypoints below it do not count.
+        people: such as `agebody.annotations.read_people` returns.
+        focal: focal length [pixels].
+        fov: vertical field of view [rad], instead.
+        age_offset: 0 adult, 1 infant.
+        age_class: name or index of ``AGE_CLASSES``, instead.
+        years: age in years, instead.
+        min_confidence: keypoints of less confidence are ignored.
         batch_size: people fitted at a time.
         progress: called with the number of people done, after each batch.
         options: of `fit_keypoints`, such as its ``pose_prior`` or ``schedule``.
 
     Raises:
-        AnnotationError: there is nobody, the file gives ages and the body has only one, or the size of an
-            image is unknown.
+        AnnotationError: there is nobody, an age is given and the body has only one, or the size of an image is
+            unknown.
         ValueError: an argument is out of its range.
     """
-    focals = _focals(annotations, focal)
-    if fov is not None and not np.isnan(focals).any():
+    given = {"age_offset": age_offset, "years": years, "age_class": age_class}
+    if focal is not None and fov is not None:
         raise ValueError("focal, fov: expected one of them")
+    if focal is not None and not 0 < focal < math.inf:
+        raise ValueError(f"focal: expected a length above 0 [pixels], got {focal}")
     if batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
     if not 0 <= min_confidence <= 1:
         raise ValueError(f"min_confidence: expected 0 to 1, got {min_confidence}")
-    if not len(annotations):
-        why = "; ".join(f"{reason}: {count}" for reason, count in annotations.left_out)
-        raise AnnotationError(f"{annotations.path}: there is nobody to fit" + (f" ({why})" if why else ""))
-    unsized = [entry.name for entry in annotations.images if entry.size is None]
-    if unsized:
-        raise AnnotationError(f"{annotations.path}: image {unsized[0]}: its size is not known")
-    ages = _Ages(body, annotations, age_offset, age_class, years)
-    parts = []
-    for first in range(0, len(annotations), batch_size):
-        rows = slice(first, min(first + batch_size, len(annotations)))
-        parts.append(
-            _fit_batch(
-                body, annotations.select(rows), ages.of(rows), focals[rows], fov, min_confidence, options
-            )
+    if not len(people):
+        why = "; ".join(f"{reason}: {count}" for reason, count in people.left_out)
+        fail(people.path, "there is nobody to fit" + (f" ({why})" if why else ""))
+    people.image_sizes()
+    ages = people.ages.fill(parse_ages(**given, shape=(len(people),)))
+    if not body.age_anchors and ages.known.any():
+        name = body.asset.metadata.name
+        fail(
+            people.path, f"ages are given, and {name} has only one; add an infant template (agebody convert)"
         )
-        progress(rows.stop)
+    people = replace(people, ages=ages, weights=np.where(people.weights >= min_confidence, people.weights, 0))
+    parts = []
+    for first in range(0, len(people), batch_size):
+        batch = people.select(slice(first, first + batch_size))
+        parts.append(_fit_batch(body, batch, focal, fov, options))
+        progress(min(first + batch_size, len(people)))
     return flag_labels(concatenate_labels(parts))
 
 
-def _focals(
-    annotations: Annotations, focal: float | Float[np.ndarray, " N"] | None
-) -> Float[np.ndarray, " N"]:
-    """Of each person, NaN where it is not known."""
-    if focal is None:
-        return np.full(len(annotations), math.nan)
-    if isinstance(focal, np.ndarray):
-        if focal.shape != (len(annotations),):
-            raise ValueError(f"focal: expected shape ({len(annotations)},), got {focal.shape}")
-    elif math.isnan(focal):
-        raise ValueError(f"focal: expected a length above 0 [pixels], got {focal}")
-    focals = np.broadcast_to(np.asarray(focal, dtype=float), len(annotations))
-    wrong = ~np.isnan(focals) & ~((focals > 0) & np.isfinite(focals))
-    if wrong.any():
-        raise ValueError(f"focal: expected a length above 0 [pixels], got {focals[wrong][0]}")
-    return focals
-
-
-class _Ages:
-    """What `fit_keypoints` is told of each person's age: the file's, else that of everyone."""
-
-    def __init__(
-        self,
-        body: BodyModel,
-        annotations: Annotations,
-        age_offset: float | None,
-        age_class: str | int | None,
-        years: float | None,
-    ) -> None:
-        given = {"age_offset": age_offset, "age_class": age_class, "years": years}
-        given = {name: value for name, value in given.items() if value is not None}
-        if len(given) > 1:
-            raise ValueError(f"{', '.join(given)}: expected one of them")
-        kind = UNKNOWN if age_class is None else age_class_index(age_class)
-        if kind is None:
-            names = ", ".join(known.name for known in AGE_CLASSES)
-            raise ValueError(f"age_class: expected {names} or 0 to {len(AGE_CLASSES) - 1}, got {age_class!r}")
-        offsets, kinds, ages = annotations.age_offset, annotations.age_class, annotations.years
-        silent = np.isnan(offsets) & (kinds == UNKNOWN) & np.isnan(ages)
-        if not body.age_anchors:
-            if given or not silent.all():
-                raise AnnotationError(
-                    f"{annotations.path}: ages are given, and {body.asset.metadata.name} has only one; "
-                    "add an infant template (agebody convert)"
-                )
-            self.known: dict[str, np.ndarray] = {}
-            return
-        if age_offset is not None:
-            offsets = np.where(silent, age_offset, offsets)
-        if years is not None:
-            ages = np.where(silent, years, ages)
-        kinds = np.where(silent, kind, kinds)
-        known = {"age_offset": offsets, "age_class": kinds, "years": ages}
-        some = {"age_offset": ~np.isnan(offsets), "age_class": kinds != UNKNOWN, "years": ~np.isnan(ages)}
-        self.known = {name: values for name, values in known.items() if some[name].any()}
-
-    def of(self, rows: slice) -> dict[str, np.ndarray]:
-        return {name: values[rows] for name, values in self.known.items()}
-
-
 def _fit_batch(
-    body: BodyModel,
-    people: Annotations,
-    ages: dict[str, np.ndarray],
-    focals: np.ndarray,
-    fov: float | None,
-    min_confidence: float,
-    options: dict[str, Any],
+    body: BodyModel, people: People, focal: float | None, fov: float | None, options: dict[str, Any]
 ) -> Labels:
-    tensor = lambda array: torch.from_numpy(np.array(array)).to(body.device, body.dtype)  # noqa: E731
-    sizes = np.array([people.images[i].size for i in people.image])
-    camera = cameras(tensor(sizes), tensor(focals), fov)
-    weights = np.where(people.weights >= min_confidence, people.weights, 0)
-    known = {
-        name: torch.from_numpy(values).to(body.device) if name == "age_class" else tensor(values)
-        for name, values in ages.items()
-    }
+    def tensor(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.array(array)).to(body.device, body.dtype)
+
+    focals = np.full(len(people), math.nan) if people.focal is None else people.focal
+    if focal is not None:
+        focals = np.where(np.isnan(focals), focal, focals)
+    camera = cameras(tensor(people.image_sizes()), tensor(focals), fov)
+    ages: dict[str, Tensor] = {}
+    if body.age_anchors:
+        classes = torch.from_numpy(people.ages.age_class).to(body.device)
+        ages = {
+            "age_offset": tensor(people.ages.age_offset),
+            "years": tensor(people.ages.years),
+            "age_class": classes,
+        }
+    weights = tensor(people.weights)
     fit = fit_keypoints(
-        body,
-        tensor(people.keypoints),
-        camera,
-        layout=people.layout,
-        weights=tensor(weights),
-        **known,
-        **options,
+        body, tensor(people.keypoints), camera, layout=people.layout, weights=weights, **ages, **options
     )
-    return _labels(body, people, weights, sizes, camera, fit)
+    return _labels(body, people, camera, fit)
 
 
 def cameras(sizes: Float[Tensor, "N 2"], focals: Float[Tensor, " N"], fov: float | None = None) -> Camera:
-    """Cameras of images of these sizes; where no focal length is known, of a field of view, or guessed."""
+    """Return cameras of images of these sizes; where the focal length is NaN, of a field of view, or guessed."""
     others = (
         Camera.guess(sizes) if fov is None else Camera.from_fov(sizes.new_full(sizes.shape[:1], fov), sizes)
     )
@@ -186,37 +126,32 @@ def cameras(sizes: Float[Tensor, "N 2"], focals: Float[Tensor, " N"], fov: float
     return others._replace(focal=torch.where(known.isnan(), others.focal, known))
 
 
-def _labels(
-    body: BodyModel,
-    people: Annotations,
-    weights: np.ndarray,
-    sizes: np.ndarray,
-    camera: Camera,
-    fit: KeypointFit,
-) -> Labels:
+def _labels(body: BodyModel, people: People, camera: Camera, fit: KeypointFit) -> Labels:
+    def array(tensor: Tensor) -> np.ndarray:
+        return tensor.detach().cpu().numpy()
+
     with torch.no_grad():
         points = body.keypoints(people.layout, fit.parameters)
         joints = body.keypoints(_joints(tuple(body.asset.joint_names)), fit.parameters)
-        seen = camera.project(points).pixels
-    array = lambda tensor: tensor.detach().cpu().numpy()  # noqa: E731
-    counted = weights > 0
-    report = fit.report
+        keypoints = camera.project(points).pixels
+    weights, report = people.weights, fit.report
+    around = box_around(torch.from_numpy(people.keypoints), weights=torch.from_numpy(weights)).numpy()
     return Labels(
         body=body.asset.metadata.name,
         joint_names=tuple(body.asset.joint_names),
         keypoint_layout=people.layout.name,
         ids=people.ids,
         image_ids=np.array([people.images[i].name for i in people.image]),
-        image_sizes=sizes,
+        image_sizes=people.image_sizes(),
         **{name: array(part) for name, part in fit.parameters._asdict().items()},
         focal=array(camera.focal),
         center=array(camera.center),
         observed=np.concatenate((people.keypoints, weights[..., None]), -1),
-        keypoints=array(seen),
+        keypoints=array(keypoints),
         joints=array(joints),
         depth=array(joints)[:, 0, 2],
-        boxes=_boxes(people, weights),
-        scores=weights.sum(1) / np.maximum(counted.sum(1), 1),
+        boxes=np.where(np.isnan(people.boxes).any(1, keepdims=True), around, people.boxes),
+        scores=weights.sum(1) / np.maximum((weights > 0).sum(1), 1),
         reprojection=array(fit.reprojection),
         start_reprojection=array(fit.start_reprojection),
         converged=array(report.converged),
@@ -230,13 +165,5 @@ def _labels(
 
 @functools.cache
 def _joints(names: tuple[str, ...]) -> KeypointLayout:
-    """A body's joints as a layout, one object for each kind of body."""
+    """Return the joints of a body as a layout, one object per kind of body."""
     return KeypointLayout("joints", names, tuple(("joints", name) for name in names))
-
-
-def _boxes(people: Annotations, weights: np.ndarray) -> np.ndarray:
-    around = box_around(torch.from_numpy(people.keypoints), weights=torch.from_numpy(weights))
-    corners = torch.from_numpy(people.boxes)
-    return convert_box(
-        torch.where(corners.isnan().any(-1, keepdim=True), around, corners), "xyxy", "xywh"
-    ).numpy()

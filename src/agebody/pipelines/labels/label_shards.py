@@ -1,11 +1,9 @@
-"""Labels as shards: Parquet files that say what they were made of, and how."""
+"""Labels as shards: Parquet files that state what they were made from, and how."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
-from dataclasses import fields
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,78 +11,48 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from agebody.annotations.people import AnnotationError, fail
-from agebody.annotations.shards import (
-    METADATA,
-    from_lists,
-    import_pyarrow,
-    read_metadata,
-    read_table,
-    to_lists,
-)
-from agebody.files import replacing
-from agebody.pipelines.labels.records import FLAG, TERM, Labels, concatenate_labels
-
-_ABOUT = ("body", "joint_names", "keypoint_layout")
-"""Fields of `Labels` that are the same for all people."""
+from agebody.annotations.shards import from_lists, read_metadata, read_table, to_column, write_table
+from agebody.pipelines.labels.records import ABOUT, Labels, concatenate_labels
 
 
 class ShardRecord(NamedTuple):
-    """What a shard of labels says of itself."""
+    """What the metadata of a shard of labels state."""
 
     source_sha256: str
     """Of the bytes of the shard of people."""
     settings: dict[str, Any]
-    """How the bodies were fitted: values of JSON."""
+    """How the bodies were fitted: JSON values."""
     people: int
     kept: int
     converged: int
 
 
 def save_label_shard(
-    path: str | PathLike[str], labels: Labels, source_sha256: str, settings: dict[str, Any]
+    labels: Labels, source_sha256: str, settings: dict[str, Any], path: str | PathLike[str]
 ) -> ShardRecord:
-    """Write labels as a shard, whole or not at all. The same labels are the same bytes.
+    """Write labels as a shard, whole or not at all. Equal labels give equal bytes.
 
     Raises:
         OSError: the file cannot be written.
         ImportError: PyArrow is not installed.
     """
-    pyarrow = import_pyarrow()
-    record = ShardRecord(
-        source_sha256, settings, len(labels), int(labels.kept.sum()), int(labels.converged.sum())
-    )
-    arrays = _arrays(labels)
+    counts = len(labels), int(labels.kept.sum()), int(labels.converged.sum())
+    record = ShardRecord(source_sha256, settings, *counts)
+    arrays = labels.arrays()
     about = {
-        **{name: getattr(labels, name) for name in _ABOUT},
+        **{name: getattr(labels, name) for name in ABOUT},
         "shapes": {name: array.shape[1:] for name, array in arrays.items()},
         "record": record._asdict(),
     }
-    table = pyarrow.table({name: _to_column(array) for name, array in arrays.items()})
-    table = table.replace_schema_metadata({METADATA: json.dumps(about)})
-    with replacing(path) as temporary:
-        pyarrow.parquet.write_table(table, temporary, compression="zstd", write_page_checksum=True)
+    write_table({name: to_column(array) for name, array in arrays.items()}, about, path)
     return record
 
 
-def _arrays(labels: Labels) -> dict[str, np.ndarray]:
-    arrays = {
-        entry.name: getattr(labels, entry.name)
-        for entry in fields(labels)
-        if entry.name not in (*_ABOUT, "terms", "flags")
-    }
-    arrays |= {TERM + name: values for name, values in labels.terms.items()}
-    return arrays | {FLAG + name: values for name, values in labels.flags.items()}
-
-
-def _to_column(array: np.ndarray) -> Any:
-    return import_pyarrow().array(array) if array.ndim == 1 else to_lists(array)
-
-
 def load_label_shards(shards: str | PathLike[str] | Sequence[str | PathLike[str]]) -> Labels:
-    """Labels of a folder of shards, or of some of them, one after the other by their names.
+    """Read the labels of a folder of shards, ordered by name, or of the given files.
 
     Raises:
-        AnnotationError: a file is no shard of labels or is damaged, there are none, or they are of different
+        AnnotationError: a file is not a shard of labels or is damaged, there are none, or they have different
             bodies or layouts.
         OSError: a file cannot be read.
         ImportError: PyArrow is not installed.
@@ -96,42 +64,32 @@ def load_label_shards(shards: str | PathLike[str] | Sequence[str | PathLike[str]
             fail(folder, "expected shards, *.parquet, in the folder")
     else:
         paths = [Path(shard) for shard in shards]
+    labels = [_load(path) for path in paths]
     try:
-        return concatenate_labels([_load(path) for path in paths])
-    except AnnotationError:
-        raise
+        return concatenate_labels(labels)
     except ValueError as error:
-        raise AnnotationError(f"{paths[0].parent}: {error}") from None
+        raise AnnotationError(f"{paths[0].parent if paths else 'shards'}: {error}") from None
 
 
 def _load(path: Path) -> Labels:
     table = read_table(path)
     about = read_metadata(path, table.schema)
-    if not {*_ABOUT, "shapes"} <= about.keys():
-        fail(path, "no shard of labels")
+    shapes = about.get("shapes")
+    if not isinstance(shapes, dict):
+        fail(path, "not a shard of labels")
     arrays = {}
     for name in table.column_names:
-        column, shape = table[name], about["shapes"].get(name, [])
+        column, shape = table[name], shapes.get(name, [])
         array = from_lists(column) if shape else column.to_numpy()
-        assert array is not None  # as they were written in one size
+        if array is None or array.size != len(column) * np.prod(shape, dtype=int):
+            fail(path, f"column {name}: expected lists of {np.prod(shape, dtype=int)} numbers")
         array = array.reshape(len(column), *shape)
         arrays[name] = array.astype(str) if array.dtype == object else array
-    names = {entry.name for entry in fields(Labels)} - {*_ABOUT, "terms", "flags"}
-    missing = ", ".join(sorted(names - arrays.keys()))
-    if missing:
-        fail(path, f"the shard of labels is not complete; it has no {missing}")
-    return Labels(
-        **{name: arrays[name] for name in names},
-        body=about["body"],
-        joint_names=tuple(about["joint_names"]),
-        keypoint_layout=about["keypoint_layout"],
-        terms={name.removeprefix(TERM): array for name, array in arrays.items() if name.startswith(TERM)},
-        flags={name.removeprefix(FLAG): array for name, array in arrays.items() if name.startswith(FLAG)},
-    )  # fmt: skip
+    return Labels.from_arrays(path, arrays, {name: about[name] for name in ABOUT if name in about})
 
 
 def hash_file(path: str | PathLike[str]) -> str:
-    """SHA-256 of a file's bytes."""
+    """Return the SHA-256 of the bytes of a file."""
     digest = hashlib.sha256()
     with open(path, "rb") as stream:
         while piece := stream.read(1 << 20):
@@ -140,24 +98,24 @@ def hash_file(path: str | PathLike[str]) -> str:
 
 
 def find_record(path: Path, source: Path, settings: dict[str, Any]) -> ShardRecord | None:
-    """The record of a shard of labels that is there and whole; None if it must be made.
+    """Return the record of a complete shard of labels; None if it must be made.
 
-    The file is read to its end: the checksums of its pages tell what was damaged after it was written.
+    The file is read to its end, because the checksums of its pages show later damage.
 
     Raises:
-        AnnotationError: it is there and was made otherwise: of another file, or with other settings.
+        AnnotationError: the shard was made from another file, or with other settings.
     """
     if not path.exists():
         return None
     try:
         table = read_table(path)
     except AnnotationError:
-        return None  # cut off or damaged where it was copied or stored
+        return None  # truncated or damaged while it was copied or stored
     about = read_metadata(path, table.schema)
     try:
         record = ShardRecord(**about["record"])
     except (KeyError, TypeError):
-        fail(path, "exists, and is no shard of labels; overwrite replaces it")
+        fail(path, "exists, and is not a shard of labels; overwrite replaces it")
     differ = [
         f"{name}: {record.settings.get(name)}, not {settings.get(name)}"
         for name in sorted(record.settings.keys() | settings.keys())
@@ -166,5 +124,5 @@ def find_record(path: Path, source: Path, settings: dict[str, Any]) -> ShardReco
     if differ:
         fail(path, f"exists, and was made with {'; '.join(differ)}; overwrite replaces it")
     if record.source_sha256 != hash_file(source):
-        fail(path, f"exists, and was made of another {source.name}; overwrite replaces it")
+        fail(path, f"exists, and was made from another {source.name}; overwrite replaces it")
     return record if table.num_rows == record.people else None

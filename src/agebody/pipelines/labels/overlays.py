@@ -1,4 +1,4 @@
-"""Fits drawn over their photographs, to look at."""
+"""Draw fits over their photographs."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from agebody.body import BodyModel
 from agebody.cameras import Camera
 from agebody.draw import PALETTE, render
 from agebody.keypoints import KeypointLayout, get_layout
-from agebody.parameters import BodyParameters
 from agebody.pipelines.labels.records import Labels
 
 OBSERVED, FITTED, REJECTED = "#ffd23f", "#ffffff", "#e5383b"
-"""Colours of keypoints, seen and of the body, and of bodies that are not kept."""
+"""Colours of observed keypoints, of those of the body, and of bodies that are not kept."""
 OPACITY = 0.72
-"""Of bodies."""
+"""Of the bodies over the photograph."""
 
 
 def draw_overlay(
@@ -28,19 +27,19 @@ def draw_overlay(
     *,
     max_side: int = 900,
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Two pictures side by side: a photograph with the observed keypoints, and with the bodies over it.
+    """Draw two pictures side by side: a photograph with the observed keypoints, and with the bodies over it.
 
-    Right, yellow is what was observed and white what the body has; bodies that are not kept are red.
+    On the right, observed keypoints are yellow and those of the bodies white; bodies that are not kept are red.
 
     Args:
         body: the layer that the labels were made with.
         labels: the people of this photograph.
-        photograph: pixels; None of them are changed.
+        photograph: its pixels.
         max_side: larger photographs are drawn smaller [pixels].
 
     Raises:
         ImportError: embreex is missing; install ``agebody[render]``.
-        ValueError: the photograph has another size than the labels say.
+        ValueError: the photograph and the labels differ in size.
     """
     from PIL import Image
 
@@ -72,8 +71,7 @@ def _with_bodies(
 ) -> UInt8[np.ndarray, "H W 3"]:
     if not len(labels):
         return photograph
-    arrays = (getattr(labels, name) for name in BodyParameters._fields)
-    parameters = BodyParameters(*(torch.from_numpy(a).to(body.device, body.dtype) for a in arrays))
+    parameters = labels.parameters(body)
     with torch.no_grad():
         vertices = body(parameters).vertices.cpu().numpy()
     colors = [PALETTE[i % len(PALETTE)] if kept else REJECTED for i, kept in enumerate(labels.kept)]
@@ -102,7 +100,7 @@ def _draw(
 
     draw = ImageDraw.Draw(picture)
     unit = max(max(picture.size) / 450, 1)
-    # What projects far outside the picture would take time to draw, and is not seen.
+    # Points far outside the picture are invisible and would take time to draw.
     near = (np.abs(points) < 10 * max(picture.size)).all(1) & (weights > 0)
     for i, j in layout.edges:
         if near[i] and near[j]:

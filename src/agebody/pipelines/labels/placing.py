@@ -89,7 +89,7 @@ def place_labels(
     """
     _check(body, labels, depth, masks, years, sex)
     tensor = lambda array: torch.from_numpy(np.array(array)).to(body.device, body.dtype)  # noqa: E731
-    parameters = parameters_of(body, labels)
+    parameters = labels.parameters(body)
     camera = Camera(tensor(labels.focal), tensor(labels.center))
     with torch.no_grad():
         vertices = body(parameters).vertices
@@ -118,16 +118,6 @@ def place_labels(
             written = _refined(body, written.parameters, camera, prior, written.height)
         changed = _described(body, labels, written.parameters, camera)
     return PlacedLabels(flag_labels(changed), placement, written, seen, prior, height, far)
-
-
-def parameters_of(body: BodyModel, labels: Labels) -> BodyParameters:
-    """The bodies of labels, as the layer takes them."""
-    return BodyParameters(
-        *(
-            torch.from_numpy(np.array(getattr(labels, name))).to(body.device, body.dtype)
-            for name in BodyParameters._fields
-        )
-    )
 
 
 def _check(

@@ -54,7 +54,8 @@ def flag_labels(labels: Labels) -> Labels:
     - *betas*: no beta is beyond 3 (SPIN, and AionHMR's loader).
     """
     points, weights = labels.observed[..., :2], labels.observed[..., 2]
-    scale = 1 / (BOX_SCALE * np.maximum(labels.boxes[:, 2:].max(1, initial=0), 1))[:, None, None]
+    sides = labels.boxes[:, 2:] - labels.boxes[:, :2]
+    scale = 1 / (BOX_SCALE * np.maximum(sides.max(1, initial=0), 1))[:, None, None]
     offsets = (labels.keypoints - points) * scale
     final = _camsmplify(offsets, weights)
     # Of the start the mean error is known: each keypoint is taken to be so far off.

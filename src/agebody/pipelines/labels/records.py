@@ -1,46 +1,70 @@
-"""Labels of people in images: what is known of each, as one file."""
+"""Labels of people in images: everything that is known of each person, as one record and one file."""
 
 from __future__ import annotations
 
-import zipfile
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, Int, Shaped
 
+from agebody.annotations.arrays import Key, read_arrays
+from agebody.annotations.coco import to_corners
 from agebody.annotations.people import fail
 from agebody.assets.asset import SMPL_JOINT_NAMES
+from agebody.body import BodyModel
 from agebody.files import save_npz
 from agebody.keypoints import LAYOUTS
+from agebody.parameters import BodyParameters
 
 TERM, FLAG = "term_", "flag_"
-"""What names of the costs and flags begin with in a file."""
+"""Prefixes of the costs and flags in files."""
 
-_SHAPES = {
-    "ids": (), "image_ids": (), "image_sizes": (2,), "global_orient": (3,), "body_pose": (None, 3),
-    "betas": (None,), "age_offset": (), "transl": (3,), "focal": (2,), "center": (2,), "observed": (None, 3),
-    "keypoints": (None, 2), "joints": (None, 3), "depth": (), "boxes": (4,), "scores": (),
-    "reprojection": (), "start_reprojection": (), "converged": (), "iterations": (), "stop": (), "cost": (),
-    "kept": (),
-}  # fmt: skip
-"""Of one person's entry; None is any size."""
+ABOUT = {"body": Key(kind="name"), "joint_names": Key(kind="names"), "keypoint_layout": Key(kind="name")}
+"""Fields that are the same for all people."""
+
+ROWS = {
+    "ids": Key(kind="integer"),
+    "image_ids": Key(kind="text"),
+    "image_sizes": Key((2,), "integer"),
+    "global_orient": Key((3,)),
+    "body_pose": Key((None, 3)),
+    "betas": Key((None,)),
+    "age_offset": Key(),
+    "transl": Key((3,)),
+    "focal": Key((2,)),
+    "center": Key((2,)),
+    "observed": Key((None, 3)),
+    "keypoints": Key((None, 2)),
+    "joints": Key((None, 3)),
+    "depth": Key(),
+    "boxes": Key((4,)),
+    "scores": Key(),
+    "reprojection": Key(),
+    "start_reprojection": Key(),
+    "converged": Key(kind="flag"),
+    "iterations": Key(kind="integer"),
+    "stop": Key(kind="text"),
+    "cost": Key(),
+    "kept": Key(kind="flag"),
+}
+"""Fields with one row per person."""
 
 
 @dataclass(frozen=True, eq=False)
 class Labels:
-    """People in images with their bodies, one row each: arrays of NumPy, in camera coordinates.
+    """People in images with their bodies, one row per person: NumPy arrays, in camera coordinates.
 
-    ``body(global_orient=..., body_pose=..., betas=..., age_offset=..., transl=...)`` in axis-angle is the
-    person before a camera of ``focal`` and ``center``, with OpenCV's axes.
+    ``labels.parameters(body)`` is the person before a camera of ``focal`` and ``center``, with OpenCV's axes.
     """
 
     body: str
     """Name of the body."""
     joint_names: tuple[str, ...]
-    """Of the body."""
     keypoint_layout: str
     """Name of the layout of ``observed`` and ``keypoints``."""
     ids: Int[np.ndarray, " N"]
@@ -49,8 +73,9 @@ class Labels:
     image_sizes: Int[np.ndarray, "N 2"]
     """Width and height [pixels]."""
     global_orient: Float[np.ndarray, "N 3"]
+    """Axis-angle vector [rad]."""
     body_pose: Float[np.ndarray, "N R 3"]
-    """Of all joints but the root."""
+    """Axis-angle vectors of all joints except the root [rad]."""
     betas: Float[np.ndarray, "N S"]
     age_offset: Float[np.ndarray, " N"]
     transl: Float[np.ndarray, "N 3"]
@@ -62,17 +87,18 @@ class Labels:
     observed: Float[np.ndarray, "N K 3"]
     """Keypoints that the body was fitted to: x, y [pixels] and weight."""
     keypoints: Float[np.ndarray, "N K 2"]
-    """Those of the body [pixels]."""
+    """Keypoints of the body [pixels]."""
     joints: Float[np.ndarray, "N J 3"]
-    """Of the body, in camera coordinates [m]."""
+    """Joints of the body, in camera coordinates [m]."""
     depth: Float[np.ndarray, " N"]
     """z of the root joint [m]."""
     boxes: Float[np.ndarray, "N 4"]
-    """x, y, width, height [pixels]: the file's, or that around the observed keypoints."""
+    """Corners x0, y0, x1, y1 [pixels]: of the file's box, or of the one around the observed keypoints. Files hold
+    x, y, width, height."""
     scores: Float[np.ndarray, " N"]
-    """Mean weight of the keypoints."""
+    """Mean weight of the observed keypoints."""
     reprojection: Float[np.ndarray, " N"]
-    """Mean distance of the keypoints, weighted [pixels]."""
+    """Weighted mean distance between observed and fitted keypoints [pixels]."""
     start_reprojection: Float[np.ndarray, " N"]
     """The same before the fit [pixels]."""
     converged: Bool[np.ndarray, " N"]
@@ -81,111 +107,112 @@ class Labels:
     """Why the fit ended."""
     cost: Float[np.ndarray, " N"]
     kept: Bool[np.ndarray, " N"]
-    """No rule says that something is wrong."""
+    """Whether the person has no flag."""
     terms: dict[str, Float[np.ndarray, " N"]] = field(default_factory=dict)
-    """What each term of the fit contributes to the cost."""
+    """Contribution of each term of the fit to the cost."""
     flags: dict[str, Bool[np.ndarray, " N"]] = field(default_factory=dict)
-    """What is wrong with a person, by the rule that says so."""
+    """Whether a rule of ``RULES`` finds something wrong."""
 
     def __len__(self) -> int:
-        """How many people."""
+        """Return the number of people."""
         return len(self.ids)
 
+    def parameters(self, body: BodyModel) -> BodyParameters:
+        """Return the people's parameters as tensors of the type and device of a layer."""
+        parts = (getattr(self, name) for name in BodyParameters._fields)
+        return BodyParameters(
+            *(torch.from_numpy(np.array(part)).to(body.device, body.dtype) for part in parts)
+        )
+
     def select(self, rows: slice | Int[np.ndarray, " M"] | Bool[np.ndarray, " N"]) -> Labels:
-        """Some of the people."""
-        parts = {name: getattr(self, name)[rows] for name in _SHAPES}
-        parts |= {
-            name: {key: values[rows] for key, values in getattr(self, name).items()}
-            for name in ("terms", "flags")
-        }
-        return replace(self, **parts)
+        """Return some of the people."""
+        return _with_rows(self, {name: values[rows] for name, values in _rows(self).items()})
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return the arrays of a file, one row per person; boxes are x, y, width, height."""
+        corners = self.boxes[:, :2], self.boxes[:, 2:] - self.boxes[:, :2]
+        return {**_rows(self), "boxes": np.concatenate(corners, 1)}
+
+    @classmethod
+    def from_arrays(cls, path: Path, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> Labels:
+        """Return labels from the arrays of a file, and from the fields ``ABOUT`` all people.
+
+        Raises:
+            AnnotationError: something is missing, or the layout is unknown.
+        """
+        missing = [name for name in (*ABOUT, *ROWS) if name not in {**about, **arrays}]
+        if missing:
+            what = "not a file of labels" if len(missing) > 3 else "the file of labels is not complete"
+            fail(path, f"{what}; it has no {', '.join(missing[:3])}")
+        if str(about["keypoint_layout"]) not in LAYOUTS:
+            fail(
+                path, f"keypoint_layout: expected one of {', '.join(LAYOUTS)}, got {about['keypoint_layout']}"
+            )
+        blank = cls(
+            str(about["body"]),
+            tuple(map(str, about["joint_names"])),
+            str(about["keypoint_layout"]),
+            **{name: arrays[name] for name in ROWS},
+        )
+        return _with_rows(blank, {**arrays, "boxes": to_corners(arrays["boxes"])})
 
     def save(self, path: str | PathLike[str], *, overwrite: bool = False) -> None:
         """Write an ``.npz`` of plain arrays, whole or not at all; `load_labels` reads it.
 
-        It is, at the same time, a file of predictions for ``agebody evaluate``.
+        It is also a file of predictions for ``agebody evaluate``.
 
         Raises:
             ValueError: the suffix is not .npz.
             FileExistsError: the file exists and ``overwrite`` is false.
             OSError: the file cannot be written.
         """
-        arrays: dict[str, Any] = {name: getattr(self, name) for name in _SHAPES}
-        arrays["body"], arrays["joint_names"] = np.array(self.body), np.array(self.joint_names)
-        arrays["keypoint_layout"] = np.array(self.keypoint_layout)
+        about: dict[str, Any] = {name: getattr(self, name) for name in ABOUT}
         if self.joint_names == SMPL_JOINT_NAMES:
-            arrays["layout"] = np.array("smpl24")
-        arrays |= {TERM + name: values for name, values in self.terms.items()}
-        arrays |= {FLAG + name: values for name, values in self.flags.items()}
-        save_npz(arrays, path, overwrite=overwrite)
+            about["layout"] = "smpl24"
+        save_npz({**self.arrays(), **about}, path, overwrite=overwrite)
+
+
+def _rows(labels: Labels) -> dict[str, np.ndarray]:
+    """Return all arrays of labels, with the names that costs and flags have in files."""
+    found = {name: getattr(labels, name) for name in ROWS}
+    found |= {TERM + name: values for name, values in labels.terms.items()}
+    return found | {FLAG + name: values for name, values in labels.flags.items()}
+
+
+def _with_rows(labels: Labels, rows: Mapping[str, np.ndarray]) -> Labels:
+    """Return the labels with other arrays; the inverse of `_rows`."""
+    terms, flags = (
+        {name.removeprefix(start): values for name, values in rows.items() if name.startswith(start)}
+        for start in (TERM, FLAG)
+    )
+    return replace(labels, **{name: rows[name] for name in ROWS}, terms=terms, flags=flags)
 
 
 def concatenate_labels(parts: list[Labels]) -> Labels:
-    """Labels made with one body and layout, one after the other.
+    """Return labels of one body and layout, one after the other.
 
     Raises:
-        ValueError: there are none, or they are of different bodies or layouts.
+        ValueError: there are none, or they have different bodies or layouts.
     """
     if not parts:
         raise ValueError("parts: expected at least one")
     first = parts[0]
     for part in parts[1:]:
-        for name in ("body", "joint_names", "keypoint_layout"):
+        for name in ABOUT:
             if getattr(part, name) != getattr(first, name):
-                raise ValueError(
-                    f"parts: expected one {name}, got {getattr(first, name)} and {getattr(part, name)}"
-                )
-    joined: dict[str, Any] = {
-        name: np.concatenate([getattr(part, name) for part in parts]) for name in _SHAPES
-    }
-    for name in ("terms", "flags"):
-        keys = getattr(first, name)
-        joined[name] = {key: np.concatenate([getattr(part, name)[key] for part in parts]) for key in keys}
-    return replace(first, **joined)
+                got = f"{getattr(first, name)} and {getattr(part, name)}"
+                raise ValueError(f"parts: expected one {name}, got {got}")
+    rows = [_rows(part) for part in parts]
+    return _with_rows(first, {name: np.concatenate([row[name] for row in rows]) for name in rows[0]})
 
 
 def load_labels(path: str | PathLike[str]) -> Labels:
-    """Reads a file that `Labels.save` wrote. Nothing in it is run.
+    """Read a file that `Labels.save` wrote. Nothing in it is unpickled.
 
     Raises:
-        AnnotationError: it is no such file.
+        AnnotationError: the file is of another kind, incomplete or damaged.
         OSError: it cannot be read.
     """
-    path = Path(path)
-    with path.open("rb") as stream:
-        try:
-            file = np.load(stream, allow_pickle=False)
-            arrays = dict(file) if isinstance(file, np.lib.npyio.NpzFile) else {}
-        except (ValueError, zipfile.BadZipFile, EOFError, KeyError):
-            arrays = {}
-    names = ("body", "joint_names", "keypoint_layout")
-    missing = [name for name in (*names, *_SHAPES) if name not in arrays]
-    if missing:
-        what = "no file of labels" if len(missing) > 3 else "the file of labels is not complete"
-        fail(path, f"{what}; it has no {', '.join(missing[:3])}")
-    count = len(arrays["ids"])
-    for name, shape in _SHAPES.items():
-        got = arrays[name].shape
-        if (
-            len(got) != 1 + len(shape)
-            or got[0] != count
-            or any(n is not None and n != m for n, m in zip(shape, got[1:], strict=True))
-        ):
-            fail(path, f"{name}: expected shape ({', '.join(['N', *map(_any, shape)])}), got {got}")
-    if str(arrays["keypoint_layout"]) not in LAYOUTS:
-        fail(path, f"keypoint_layout: expected one of {', '.join(LAYOUTS)}, got {arrays['keypoint_layout']}")
-    known = {entry.name for entry in fields(Labels)}
-    return Labels(
-        **{
-            name: arrays[name] for name in known - {"terms", "flags", *names}
-        },
-        body=str(arrays["body"]),
-        joint_names=tuple(map(str, arrays["joint_names"])),
-        keypoint_layout=str(arrays["keypoint_layout"]),
-        terms={name.removeprefix(TERM): array for name, array in arrays.items() if name.startswith(TERM)},
-        flags={name.removeprefix(FLAG): array for name, array in arrays.items() if name.startswith(FLAG)},
-    )  # fmt: skip
-
-
-def _any(size: int | None) -> str:
-    return "any" if size is None else str(size)
+    arrays = read_arrays(Path(path), {**ABOUT, **ROWS}, {TERM: Key(), FLAG: Key(kind="flag")})
+    about = {name: arrays.pop(name) for name in ABOUT if name in arrays}
+    return Labels.from_arrays(Path(path), arrays, about)

@@ -20,7 +20,7 @@ from agebody.keypoints import get_layout
 from agebody.pipelines.labels.fitting import fit_annotations
 
 _NOT_OPTIONS = {
-    "body", "annotations", "progress", "options",
+    "body", "people", "progress", "options",
     "keypoints", "camera", "layout", "weights", "start", "depth", "depth_sd",
 }  # fmt: skip
 """Arguments of the two functions that are each person's, or no matter of settings."""

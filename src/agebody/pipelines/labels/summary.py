@@ -10,19 +10,17 @@ import numpy as np
 import torch
 
 from agebody.age import AGE_CLASSES, age_class
-from agebody.annotations.people import Annotations
+from agebody.annotations.people import People
 from agebody.pipelines.labels.quality import RULES
 from agebody.pipelines.labels.records import Labels
 
 
-def summarize(
-    labels: Labels, annotations: Annotations | None = None, seconds: float | None = None
-) -> dict[str, Any]:
+def summarize(labels: Labels, people: People | None = None, seconds: float | None = None) -> dict[str, Any]:
     """Counts and medians, as values that JSON holds.
 
     Args:
         labels: the people.
-        annotations: where they were read, which adds who was left out and why.
+        people: where they were read, which adds who was left out and why.
         seconds: that the fit took.
     """
     kinds = age_class(torch.from_numpy(np.asarray(labels.age_offset))).numpy()
@@ -51,11 +49,11 @@ def summarize(
             for i, kind in enumerate(AGE_CLASSES)
         ],
     }
-    if annotations is not None:
-        empty = len(annotations.images) - len(np.unique(annotations.image))
-        found["left_out"] = dict(annotations.left_out)
+    if people is not None:
+        empty = len(people.images) - len(np.unique(people.image))
+        found["left_out"] = dict(people.left_out)
         found["images_without_people"] = empty
-        found["notes"] = list(annotations.notes)
+        found["notes"] = list(people.notes)
     if seconds is not None:
         found["seconds"] = round(seconds, 3)
         found["people_per_second"] = round(len(labels) / seconds, 1) if seconds > 0 else None

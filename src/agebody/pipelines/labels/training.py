@@ -28,7 +28,6 @@ from agebody.assets.asset import SMPL_JOINT_NAMES
 from agebody.body import BodyModel
 from agebody.files import replacing, save_npz
 from agebody.keypoints import get_layout
-from agebody.parameters import BodyParameters
 from agebody.pipelines.labels.quality import BOX_SCALE
 from agebody.pipelines.labels.records import Labels
 
@@ -76,14 +75,15 @@ def training_arrays(
     given = labels.betas[:, :_NUM_BETAS]
     betas[:, : given.shape[1]] = given
     betas[:, -1] = labels.age_offset
+    low, high = labels.boxes[:, :2], labels.boxes[:, 2:]
     kept = labels.kept.astype(np.float32)
     seen, points = _observed(labels), _points(body, labels)
     points[..., 3] *= kept[:, None]
     return {
         "imgname": labels.image_ids,
         "personid": _numbers(labels.image_ids),
-        "center": (labels.boxes[:, :2] + labels.boxes[:, 2:] / 2).astype(np.float32),
-        "scale": (labels.boxes[:, 2:] * box_scale).astype(np.float32),
+        "center": ((low + high) / 2).astype(np.float32),
+        "scale": ((high - low) * box_scale).astype(np.float32),
         "body_pose": np.concatenate((labels.global_orient[:, None], labels.body_pose), 1)
         .reshape(count, 72)
         .astype(np.float32),
@@ -192,8 +192,7 @@ def _points(body: BodyModel, labels: Labels) -> Float[np.ndarray, "N 44 4"]:
         return found
     for first in range(0, len(labels), _CHUNK):
         rows = slice(first, first + _CHUNK)
-        arrays = (getattr(labels, name)[rows] for name in BodyParameters._fields)
-        parameters = BodyParameters(*(torch.from_numpy(a).to(body.device, body.dtype) for a in arrays))
+        parameters = labels.select(rows).parameters(body)
         with torch.no_grad():
             points = body.keypoints("hmr2_44", parameters)
         found[rows, :, :3] = points.cpu().numpy()

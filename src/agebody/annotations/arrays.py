@@ -1,0 +1,141 @@
+"""Read npz files of plain arrays, one row per person, safely: nothing is unpickled, sizes are checked first."""
+
+from __future__ import annotations
+
+import math
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from agebody.annotations.people import fail
+
+
+class Key(NamedTuple):
+    """What the array of a key has to be."""
+
+    shape: tuple[int | None, ...] = ()
+    """After the people; None is any size."""
+    kind: str = "number"
+    """One of ``KINDS``. Of a name, or several names, there is one per file, not per person."""
+    gaps: bool = False
+    """Whether NaN means unknown."""
+    least: float = -np.inf
+
+
+KINDS = {
+    "number": ("fiu", "numbers"),
+    "integer": ("iu", "integers"),
+    "flag": ("b", "booleans"),
+    "id": ("iuUS", "integers or strings"),
+    "age": ("fiuUS", "numbers or strings"),
+    "text": ("US", "strings"),
+    "name": ("US", "a string"),
+    "names": ("US", "strings"),
+}
+"""Types of arrays (NumPy's kinds), and what error messages call them."""
+
+_DAMAGES = (
+    ValueError,
+    KeyError,
+    EOFError,
+    MemoryError,
+    RecursionError,
+    RuntimeError,
+    SyntaxError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What zipfile and numpy raise at members that are broken, encrypted, or not arrays."""
+
+
+def read_arrays(
+    path: Path, keys: Mapping[str, Key], prefixes: Mapping[str, Key] | None = None
+) -> dict[str, np.ndarray]:
+    """Return the arrays of an npz file whose keys are known; others are ignored.
+
+    Numbers are floats, text is decoded.
+
+    Args:
+        path: the file.
+        keys: by name.
+        prefixes: keys of all names that begin so.
+
+    Raises:
+        AnnotationError: the file is not an npz of plain arrays, or a key has the wrong type, shape or numbers.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as stream:
+        try:
+            file = np.load(stream, allow_pickle=False)
+        except (ValueError, zipfile.BadZipFile, EOFError):
+            file = None
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            fail(path, "not an npz file; write one with numpy.savez(path, ids=..., joints=...)")
+        started = {
+            name: key
+            for start, key in (prefixes or {}).items()
+            for name in file.files
+            if name.startswith(start)
+        }
+        known = {name: key for name, key in {**keys, **started}.items() if name in file.files}
+        found = {name: _expect(path, name, key, _read(path, file, name)) for name, key in known.items()}
+    rows = {name: len(array) for name, array in found.items() if known[name].kind not in ("name", "names")}
+    first = next(iter(rows), "")
+    for name, count in rows.items():
+        if count != rows[first]:
+            fail(path, f"{name}: expected {rows[first]} people, as in {first}, got {count}")
+    return found
+
+
+def _read(path: Path, file: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
+    damaged = f"{name}: cannot be read; the file is damaged, or was not written by numpy.savez"
+    try:
+        shape, dtype, size = _header(file, f"{name}.npy")
+    except _DAMAGES:
+        fail(path, damaged)
+    if dtype.hasobject:
+        fail(path, f"{name}: Python objects are not loaded; save a plain array")
+    claimed = math.prod(shape) * dtype.itemsize
+    if claimed != size:  # before memory is taken for it
+        fail(path, f"{name}: the file is damaged; shape {shape} takes {claimed} bytes, and it has {size}")
+    try:
+        return file[name]
+    except _DAMAGES:
+        fail(path, damaged)
+
+
+def _header(file: np.lib.npyio.NpzFile, member: str) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+    """Return the shape and type that the header of an array states, and how many bytes follow it."""
+    archive: Any = file.zip
+    with archive.open(member) as stream:
+        first = np.lib.format.read_magic(stream) == (1, 0)
+        read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(stream)
+        return shape, dtype, archive.getinfo(member).file_size - stream.tell()
+
+
+def _expect(path: Path, name: str, key: Key, array: np.ndarray) -> np.ndarray:
+    types, expected = KINDS[key.kind]
+    if array.dtype.kind not in types:
+        fail(path, f"{name}: expected {expected}, got {array.dtype}")
+    shape = {"name": (), "names": (None,)}.get(key.kind, (None, *key.shape))
+    fits = array.ndim == len(shape) and all(n in (None, m) for n, m in zip(shape, array.shape, strict=True))
+    if not fits:
+        sizes = ["N", *("any" if n is None else str(n) for n in shape[1:])] if shape else []
+        fail(path, f"{name}: expected shape ({', '.join(sizes)}), got {array.shape}")
+    if array.dtype.kind == "S":
+        try:
+            return np.char.decode(array, "utf-8")
+        except UnicodeDecodeError:
+            fail(path, f"{name}: expected strings in UTF-8")
+    if key.kind == "number" and array.dtype.kind != "f":
+        array = array.astype(np.float64)
+    if key.kind in ("number", "integer") and (array < key.least).any():
+        fail(path, f"{name}: expected at least {key.least:g}, got {array[array < key.least][0]:g}")
+    return array
