@@ -9,10 +9,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import agebody
+from agebody.annotations import read_people
 from agebody.keypoints import LAYOUTS
 from agebody.people import observe, random_people
 from agebody.pipelines.cli import app
-from agebody.pipelines.labels import load_labels, read_keypoints, read_shard, write_shards
+from agebody.pipelines.labels import load_labels, read_shard, write_shards
 
 SIZE = (320, 240)
 COUNT = 3
@@ -104,7 +105,7 @@ def test_keypoints_in_whole_pixels_are_fitted_and_sharded(data, tmp_path):
     result = run(tmp_path / "whole.json", "--body", "mannequin", "-o", tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert load_labels(tmp_path / "out" / "labels.npz").observed.dtype.kind == "f"
-    (shard,) = write_shards(read_keypoints(tmp_path / "whole.json"), tmp_path)
+    (shard,) = write_shards(read_people(tmp_path / "whole.json"), tmp_path)
     assert np.allclose(read_shard(shard).keypoints, np.reshape(points, (-1, 3))[:, :2], atol=0.5)
 
 

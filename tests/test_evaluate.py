@@ -555,35 +555,47 @@ def test_bad_coco_files_are_named_in_one_line(tmp_path):
         return run(pred, truth, "--bootstrap", 0)
 
     cases = [
-        (lambda a, r: a.pop("images"), "truth.json: expected COCO annotations"),
-        (lambda a, r: r[3].pop("score"), "pred.json: results[3].score: missing"),
+        (
+            lambda a, r: a.pop("images"),
+            "truth.json: images: expected a list, as in COCO's files, got nothing",
+        ),
+        (lambda a, r: r[3].pop("score"), "pred.json: results[3]: score: missing"),
         (
             lambda a, r: r[3].update(score="high"),
-            "pred.json: results[3].score: expected a number, got 'high'",
+            "pred.json: results[3]: score: expected a number, got 'high'",
         ),
-        (lambda a, r: r[1].update(image_id=1), "pred.json: results: image_id 1 is none of the images of"),
-        (lambda a, r: r[1].update(keypoints=[1, 2, 3]), "results[1].keypoints: expected 51 numbers, got 3"),
+        (
+            lambda a, r: r[1].update(image_id=1),
+            "results[1]: image_id: expected an integer or string that is the id of one",
+        ),
+        (lambda a, r: r[1].update(keypoints=[1, 2, 3]), "results[1]: keypoints: expected 51 numbers, got 3"),
         (
             lambda a, r: r[1].update(keypoints=[math.nan] * 51),
-            "results[1].keypoints: expected a list of finite",
+            "results[1]: keypoints: expected finite numbers x, y, v",
         ),
-        (lambda a, r: a["annotations"][1].update(id=1), "truth.json: annotations: id 1 is there 2 times"),
+        (
+            lambda a, r: a["annotations"][1].update(id=1),
+            "annotations[1] (id 1): id: expected different ids, got 1 more than once",
+        ),
         (lambda a, r: a["annotations"][1].update(category_id=2), "expected one category"),
         (
             lambda a, r: a["annotations"][0].update(bbox=[1, 2]),
-            "annotations[0].bbox: expected 4 numbers, got 2",
+            "annotations[0] (id 1): bbox: expected x, y, width, height in pixels, got [1, 2]",
         ),
-        (lambda a, r: a["annotations"][0].pop("area"), "annotations[0].area: missing"),
+        (lambda a, r: a["annotations"][0].pop("area"), "annotations[0] (id 1): area: missing"),
         (
             lambda a, r: a["annotations"][2].update(area=-5),
-            "annotations[2].area: expected at least 0, got -5",
+            "annotations[2] (id 3): area: expected a number of at least 0, got -5",
         ),
-        (lambda a, r: r[3].update(image_id=10**30), "results[3].image_id: expected an integer of 64 bits"),
-        (lambda a, r: r[3].update(score=10**400), "results[3].score: expected a number, got 1000"),
-        (lambda a, r: r[3].update(category_id=[1]), "results[3].category_id: expected an integer"),
+        (
+            lambda a, r: r[3].update(image_id=10**30),
+            "results[3]: image_id: expected an integer or string that is the id",
+        ),
+        (lambda a, r: r[3].update(score=10**400), "results[3]: score: expected a number, got 1000"),
+        (lambda a, r: r[3].update(category_id=[1]), "results[3]: category_id: expected an integer"),
         (
             lambda a, r: a["annotations"][1].update(category_id="1"),
-            "annotations[1].category_id: expected an integer of 64 bits, got '1'",
+            "annotations[1] (id 2): category_id: expected an integer of 64 bits, got '1'",
         ),
         (lambda a, r: a.update(categories=5), "truth.json: categories: expected a list, got 5"),
         (
@@ -596,7 +608,7 @@ def test_bad_coco_files_are_named_in_one_line(tmp_path):
     pred.write_text('{"a": 1}')
     assert_one_line_error(run(pred, truth), "pred.json: expected COCO results")
     for text, message in (
-        ("[", "no JSON file"),
+        ("[", "not a JSON file"),
         ("[" * 100_000, "lists or objects are nested too deep"),
         ("9" * 5000, "cannot be read: Exceeds the limit (4300 digits)"),
     ):

@@ -21,6 +21,7 @@ from pycocotools.coco import COCO
 from typer.testing import CliRunner
 
 import agebody
+from agebody.annotations import AnnotationError
 from agebody.cameras import Camera
 from agebody.draw import contact_sheet, render
 from agebody.parameters import BodyParameters
@@ -986,7 +987,7 @@ def labels(body, mannequin_asset, unchecked):
         ids=np.arange(3), image_ids=np.array(["v/a.png", "v/a.png", "w/b.png"]),
         image_sizes=np.tile(SIZE, (3, 1)), focal=np.full((3, 2), 90.0), center=np.tile((50.0, 37.0), (3, 1)),
         observed=observed, keypoints=observed[..., :2], joints=np.zeros((3, body.num_joints, 3)), depth=one,
-        boxes=np.array([[20.0, 10, 20, 50], [50, 10, 20, 50], [30, 10, 30, 50]]), scores=one,
+        boxes=np.array([[20.0, 10, 40, 60], [50, 10, 70, 60], [30, 10, 60, 60]]), scores=one,
         reprojection=one, start_reprojection=one, converged=flags, iterations=np.ones(3, int),
         stop=np.array(["gradient"] * 3), cost=one, kept=np.array([True, True, False]), **parameters,
     )  # fmt: skip
@@ -1033,7 +1034,7 @@ def test_labels_become_photographs(tmp_path, body, labels, images):
     with pytest.raises(ReleaseError, match=r"v.a\.png: the mask does not exist"):
         photos_from_labels(labels, images, body=body, masks=masks)
     (tmp_path / "all.json").write_text('{"images": [], "annotations": [{}]}')
-    with pytest.raises(ReleaseError, match=r"all\.json: expected COCO annotations"):
+    with pytest.raises(AnnotationError, match=r"all\.json: annotations\[0\]: bbox: expected"):
         photos_from_labels(labels, images, body=body, hide=tmp_path / "all.json")
     other = agebody.SMPLA(random_body())
     with pytest.raises(ReleaseError, match="the labels are of the body 'mannequin', not of 'random'"):

@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 
 import agebody
+from agebody.annotations import read_people
 from agebody.cameras import Camera
 from agebody.draw import render
 from agebody.people import pose
-from agebody.pipelines.labels import draw_overlay, fit_annotations, read_keypoints
+from agebody.pipelines.labels import draw_overlay, fit_annotations
 
 SIZE = 960, 680
 FAMILY = {"waving": (0.0, 0.85, 0.4), "walking": (0.5, -0.15, -0.5), "sitting": (0.9, -0.95, 0.5)}
@@ -52,7 +53,7 @@ def draw_labels(path: Path, width: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "keypoints.json"
         file.write_text(json.dumps(document))
-        labels = fit_annotations(body, read_keypoints(file))
+        labels = fit_annotations(body, read_people(file))
     picture = Image.fromarray(draw_overlay(body, labels, photo, max_side=max(SIZE)))
     picture.resize((width, round(picture.height * width / picture.width)), Image.Resampling.LANCZOS).save(
         path, optimize=True

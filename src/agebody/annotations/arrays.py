@@ -1,4 +1,4 @@
-"""Read npz files of plain arrays, one row per person, safely: nothing is unpickled, sizes are checked first."""
+"""Read npz files of plain arrays, one row per person: nothing is unpickled, sizes are checked first."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def read_arrays(
         prefixes: keys of all names that begin so.
 
     Raises:
-        AnnotationError: the file is not an npz of plain arrays, or a key has the wrong type, shape or numbers.
+        AnnotationError: the file is not an npz of plain arrays, or a key has a wrong type, shape or number.
         OSError: it cannot be read.
     """
     with path.open("rb") as stream:

@@ -166,7 +166,7 @@ class Entries:
         return found
 
     def ages(self) -> Ages:
-        """Return the ages of ``age_offset``, ``years``, ``age_class`` and ``age`` (years, or a class's name)."""
+        """Return ages of ``age_offset``, ``years``, ``age_class`` and ``age`` (years, or a class by name)."""
         columns: dict[str, list[Any]] = {"age_offset": [], "years": [], "age_class": []}
         for row in self.rows:
             age = row.get("age")
@@ -231,7 +231,7 @@ def read_coco_results(
     place: dict[str, int] = {}
     found: list[ImageEntry] = []
     for i, row in enumerate(entries.rows):
-        image = row.get("file_name", row.get("image_id"))
+        image: Any = row.get("file_name", row.get("image_id"))
         name = known.get(image) if _is_id(image) else None
         if name is None:
             there = f"{len(images)} images, such as {images[0]}" if images else "no images; give their folder"
@@ -335,7 +335,7 @@ def _read_images(path: Path, document: dict[str, Any]) -> list[ImageEntry]:
         fail(path, f"images: expected different ids, got {twice[0]!r} more than once")
     found = []
     for i, row in enumerate(entries.rows):
-        size = [row.get("width"), row.get("height")]
+        size: list[Any] = [row.get("width"), row.get("height")]
         if size != [None, None] and not all(_is_integer(n) and 0 < n <= MAX_PIXELS for n in size):
             expected = f"two positive integers up to {MAX_PIXELS:.0f}"
             entries.fail(i, f"width, height: expected {expected}, got {short(size)}")

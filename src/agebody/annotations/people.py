@@ -17,30 +17,13 @@ from agebody.keypoints import LAYOUTS, KeypointLayout, get_layout
 from agebody.metrics.similarity import CROWDPOSE14
 
 MAX_PIXELS = 1e6
-"""Largest size of an image and largest coordinate of a keypoint or box [pixels]; beyond it a file is wrong."""
+"""Largest size of an image and largest coordinate of a keypoint or box [pixels] that files may have."""
 
-COCO18 = tuple(
-    [
-        "nose",
-        "neck",
-        "right_shoulder",
-        "right_elbow",
-        "right_wrist",
-        "left_shoulder",
-        "left_elbow",
-        "left_wrist",
-        "right_hip",
-        "right_knee",
-        "right_ankle",
-        "left_hip",
-        "left_knee",
-        "left_ankle",
-        "right_eye",
-        "left_eye",
-        "right_ear",
-        "left_ear",
-    ]
-)
+_COCO18 = """
+nose neck right_shoulder right_elbow right_wrist left_shoulder left_elbow left_wrist right_hip right_knee
+right_ankle left_hip left_knee left_ankle right_eye left_eye right_ear left_ear
+"""
+COCO18 = tuple(_COCO18.split())
 """OpenPose's COCO model: the 17 keypoints of COCO and the neck."""
 
 _UNNAMED = (

@@ -78,7 +78,8 @@ def fit(
 
     Example: `agebody fit keypoints.json --body ages.safetensors --images photos -o labels`
     """
-    from agebody.pipelines.labels import fit_annotations, read_keypoints
+    from agebody.annotations import read_people
+    from agebody.pipelines.labels import fit_annotations
     from agebody.pipelines.labels.fit_folder import (
         check_folder,
         empty_folder,
@@ -93,7 +94,7 @@ def fit(
     if overlays and importlib.util.find_spec("embreex") is None:
         fail('overlays need embreex; pip install "agebody[render]", or give --overlays 0')
     with running() as bars:
-        found = read_keypoints(keypoints, layout=layout, images=images, size=parse_size(size))
+        found = read_people(keypoints, layout=layout, images=images, size=parse_size(size))
         make_folder(output)
         check_folder(output, overwrite=overwrite)
         layer = make_layer(load_body(body, bars), device=device)

@@ -32,7 +32,7 @@ from agebody.pipelines.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from agebody.pipelines.labels import DatasetReport
+    from agebody.pipelines.labels.at_scale import DatasetReport
 
 
 @app.command()
@@ -54,7 +54,7 @@ def shard(
 
     Example: `agebody shard day1.json day2.json -o people`
     """
-    from agebody.pipelines.labels import read_keypoints, write_shards
+    from agebody.annotations import read_people, write_shards
 
     names = [path.resolve().stem for path in keypoints]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -66,7 +66,7 @@ def shard(
         written, notes = [], []
         for done, (path, name) in enumerate(zip(keypoints, names, strict=True)):
             show(done)
-            found = read_keypoints(path, layout=layout, images=images, size=parse_size(size))
+            found = read_people(path, layout=layout, images=images, size=parse_size(size))
             paths = write_shards(
                 found, output, prefix=name, people_per_shard=people_per_shard, overwrite=overwrite
             )

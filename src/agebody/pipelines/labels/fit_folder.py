@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from agebody.annotations.people import AnnotationError, Annotations, fail
+from agebody.annotations.people import AnnotationError, People, fail
 from agebody.annotations.photographs import SUFFIXES, read_photograph
 from agebody.assets.asset import SMPL_JOINT_NAMES
 from agebody.body import BodyModel
@@ -69,7 +69,7 @@ def write_folder(
     folder: Path,
     body: BodyModel,
     labels: Labels,
-    annotations: Annotations,
+    people: People,
     *,
     seconds: float,
     images: Path | None = None,
@@ -83,7 +83,7 @@ def write_folder(
         folder: an existing folder.
         body: the layer that the labels were made with.
         labels: the fits.
-        annotations: what they were fitted to.
+        people: what they were fitted to.
         seconds: duration of the fit.
         images: the folder of the images; overlays and shards need it.
         overlays: number of images to draw fits over, evenly spaced.
@@ -97,7 +97,7 @@ def write_folder(
         save_training_npz(body, labels, folder / "train.npz", overwrite=True)
     else:
         files.remove("train.npz")
-    summary = summarize(labels, annotations, seconds)
+    summary = summarize(labels, people, seconds)
     texts = {"report.json": json.dumps(summary, indent=2) + "\n", "report.md": to_markdown(summary)}
     for name, text in texts.items():
         with replacing(folder / name) as temporary:

@@ -42,9 +42,9 @@ def fit_annotations(
 ) -> Labels:
     """Fit a body to everyone in a file of keypoints, and flag fits that may be wrong.
 
-    Cameras look through the middle of their images. Focal lengths and ages of the file count; those given here
-    are for everyone else. A focal length that is stated nowhere is CLIFF's guess, the diagonal of the image
-    (`Camera.guess`).
+    Cameras look through the middle of their images. Focal lengths and ages of the file count; those given
+    here are for everyone else. A focal length that is stated nowhere is CLIFF's guess, the diagonal of the
+    image (`Camera.guess`).
 
     Args:
         body: the layer; an `SMPLA` for people of all ages.
@@ -60,8 +60,8 @@ def fit_annotations(
         options: of `fit_keypoints`, such as its ``pose_prior`` or ``schedule``.
 
     Raises:
-        AnnotationError: there is nobody, an age is given and the body has only one, or the size of an image is
-            unknown.
+        AnnotationError: there is nobody, an age is given and the body has only one, or the size of an image
+            is unknown.
         ValueError: an argument is out of its range.
     """
     given = {"age_offset": age_offset, "years": years, "age_class": age_class}
@@ -118,7 +118,7 @@ def _fit_batch(
 
 
 def cameras(sizes: Float[Tensor, "N 2"], focals: Float[Tensor, " N"], fov: float | None = None) -> Camera:
-    """Return cameras of images of these sizes; where the focal length is NaN, of a field of view, or guessed."""
+    """Return cameras of images; where the focal length is NaN, of a field of view, or guessed."""
     others = (
         Camera.guess(sizes) if fov is None else Camera.from_fov(sizes.new_full(sizes.shape[:1], fov), sizes)
     )
@@ -135,6 +135,7 @@ def _labels(body: BodyModel, people: People, camera: Camera, fit: KeypointFit) -
         joints = body.keypoints(_joints(tuple(body.asset.joint_names)), fit.parameters)
         keypoints = camera.project(points).pixels
     weights, report = people.weights, fit.report
+    body_arrays: dict[str, Any] = {name: array(part) for name, part in fit.parameters._asdict().items()}
     around = box_around(torch.from_numpy(people.keypoints), weights=torch.from_numpy(weights)).numpy()
     return Labels(
         body=body.asset.metadata.name,
@@ -143,7 +144,7 @@ def _labels(body: BodyModel, people: People, camera: Camera, fit: KeypointFit) -
         ids=people.ids,
         image_ids=np.array([people.images[i].name for i in people.image]),
         image_sizes=people.image_sizes(),
-        **{name: array(part) for name, part in fit.parameters._asdict().items()},
+        **body_arrays,
         focal=array(camera.focal),
         center=array(camera.center),
         observed=np.concatenate((people.keypoints, weights[..., None]), -1),

@@ -29,7 +29,8 @@ def draw_overlay(
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Draw two pictures side by side: a photograph with the observed keypoints, and with the bodies over it.
 
-    On the right, observed keypoints are yellow and those of the bodies white; bodies that are not kept are red.
+    On the right, observed keypoints are yellow and those of the bodies white; bodies that are not kept are
+    red.
 
     Args:
         body: the layer that the labels were made with.

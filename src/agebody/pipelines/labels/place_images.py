@@ -20,7 +20,7 @@ from agebody.cameras import Camera
 from agebody.crowd.height_prior import SEXES
 from agebody.draw import Picture, contact_sheet, render
 from agebody.files import replacing
-from agebody.pipelines.labels.placing import PlacedLabels, parameters_of, place_labels
+from agebody.pipelines.labels.placing import PlacedLabels, place_labels
 from agebody.pipelines.labels.quality import flag_labels
 from agebody.pipelines.labels.records import Labels, concatenate_labels
 
@@ -261,7 +261,7 @@ def _describe(before: Labels, found: PlacedLabels) -> dict[str, Any]:
 
 def _draw_views(body: BodyModel, before: Labels, after: Labels) -> Picture:
     """Draw people from above before and after, at one scale."""
-    scenes = [body(parameters_of(body, labels)).vertices.cpu().numpy() for labels in (before, after)]
+    scenes = [body(labels.parameters(body)).vertices.cpu().numpy() for labels in (before, after)]
     half_width = max(float(np.abs(scene[..., 0]).max()) for scene in scenes) + 0.5
     depth = max(float(scene[..., 2].max()) for scene in scenes) + 0.5
     faces = body.faces.cpu().numpy()

@@ -93,8 +93,8 @@ class Labels:
     depth: Float[np.ndarray, " N"]
     """z of the root joint [m]."""
     boxes: Float[np.ndarray, "N 4"]
-    """Corners x0, y0, x1, y1 [pixels]: of the file's box, or of the one around the observed keypoints. Files hold
-    x, y, width, height."""
+    """Corners x0, y0, x1, y1 [pixels] of the annotated box, or of the box around the observed keypoints.
+    Files hold x, y, width, height."""
     scores: Float[np.ndarray, " N"]
     """Mean weight of the observed keypoints."""
     reprojection: Float[np.ndarray, " N"]
@@ -148,11 +148,12 @@ class Labels:
             fail(
                 path, f"keypoint_layout: expected one of {', '.join(LAYOUTS)}, got {about['keypoint_layout']}"
             )
+        rows: dict[str, Any] = {name: arrays[name] for name in ROWS}
         blank = cls(
             str(about["body"]),
             tuple(map(str, about["joint_names"])),
             str(about["keypoint_layout"]),
-            **{name: arrays[name] for name in ROWS},
+            **rows,
         )
         return _with_rows(blank, {**arrays, "boxes": to_corners(arrays["boxes"])})
 

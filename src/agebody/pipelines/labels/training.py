@@ -40,21 +40,7 @@ _CHUNK = 256
 def training_arrays(
     body: BodyModel, labels: Labels, *, box_scale: float = BOX_SCALE
 ) -> dict[str, np.ndarray]:
-    """What `save_training_npz` writes, one row a person.
-
-    | key | shape | |
-    |---|---|---|
-    | `imgname`, `personid` | (N,) | file of the image, and the person's number in it |
-    | `center`, `scale` | (N, 2) | middle of the box, and its sides times ``box_scale`` [pixels] |
-    | `body_pose` | (N, 72) | root first, axis-angle |
-    | `betas` | (N, 11) | ten, and the age offset |
-    | `has_body_pose`, `has_betas` | (N,) | 1 for people that are kept, 0 for others |
-    | `body_keypoints_2d`, `extra_keypoints_2d` | (N, 25, 3), (N, 19, 3) | observed: x, y, confidence |
-    | `body_keypoints_3d`, `extra_keypoints_3d` | (N, 25, 4), (N, 19, 4) | of the body, in camera coordinates [m]; 1 |
-
-    People that are not kept have their keypoints still. Observed keypoints are matched by name, so COCO's fill
-    17 of OpenPose's 25. Keypoints in 3D need a body with the 19 points of "j19"; without them, the root that the
-    training code subtracts is missing, and all have confidence 0.
+    """Return the arrays that `save_training_npz` writes, one row per person.
 
     Args:
         body: the layer that the labels were made with.
@@ -63,7 +49,7 @@ def training_arrays(
 
     Raises:
         ValueError: the body has other joints than SMPL's 24, or betas beyond the tenth were fitted.
-    """  # noqa: E501
+    """
     if labels.joint_names != SMPL_JOINT_NAMES:
         raise ValueError(f"labels: expected a body of SMPL's 24 joints, got {len(labels.joint_names)} joints")
     if np.any(labels.betas[:, _NUM_BETAS:]):
@@ -105,10 +91,33 @@ def save_training_npz(
     box_scale: float = BOX_SCALE,
     overwrite: bool = False,
 ) -> None:
-    """Write the ``.npz`` of `training_arrays`, whole or not at all.
+    """Write an ``.npz`` for training code, one row per person, whole or not at all.
+
+    | key | shape | |
+    |---|---|---|
+    | `imgname`, `personid` | (N,) | file of the image, and the person's number in it |
+    | `center`, `scale` | (N, 2) | middle of the box, and its sides times ``box_scale`` [pixels] |
+    | `body_pose` | (N, 72) | root first, axis-angle |
+    | `betas` | (N, 11) | ten, and the age offset |
+    | `has_body_pose`, `has_betas` | (N,) | 1 for people that are kept, 0 for others |
+    | `body_keypoints_2d`, `extra_keypoints_2d` | (N, 25, 3), (N, 19, 3) | observed: x, y, confidence |
+    | `body_keypoints_3d`, `extra_keypoints_3d` | (N, 25, 4), (N, 19, 4) | of the body: x, y, z [m]; 1 |
+
+    People that are not kept have keypoints all the same. Observed keypoints are matched by name, so COCO's
+    fill 17 of OpenPose's 25. Keypoints in 3D are in camera coordinates and need a body with the 19 points of
+    "j19"; without them the root that the training code subtracts is missing, and all have confidence 0.
+
+    Args:
+        body: the layer that the labels were made with.
+        labels: the people.
+        path: the file.
+        box_scale: factor by which boxes are enlarged.
+        overwrite: replace an existing file.
 
     Raises:
-        ValueError: as `training_arrays`, or the suffix is not .npz.
+        ValueError: the body has other joints than SMPL's 24, or more than ten betas, or the suffix is not
+            .npz.
+        FileExistsError: the file exists and ``overwrite`` is false.
         OSError: the file cannot be written.
     """
     save_npz(training_arrays(body, labels, box_scale=box_scale), path, overwrite=overwrite)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import itemgetter
 from os import PathLike
 from pathlib import Path, PurePath
 from typing import NamedTuple
@@ -11,10 +12,9 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
-from agebody.annotations.coco import load_json
+from agebody.annotations.coco import read_coco_boxes
 from agebody.body import BodyModel
 from agebody.cameras import Camera
-from agebody.parameters import BodyParameters
 from agebody.pipelines.labels import Labels
 from agebody.pipelines.release.photos import Box, Person, Photo, Region, ReleaseError, load_mask
 from agebody.pipelines.release.regions import fill_box, longer_side
@@ -53,6 +53,7 @@ def photos_from_labels(
     """
     if labels.joint_names != tuple(body.asset.joint_names) or labels.body != body.asset.metadata.name:
         raise ReleaseError(f"the labels are of the body {labels.body!r}, not of {body.asset.metadata.name!r}")
+    parameters = labels.parameters(body)
     annotated = None if hide is None else _annotated_boxes(Path(hide))
     photos = []
     names, starts = np.unique(
@@ -63,7 +64,11 @@ def photos_from_labels(
         size = (int(labels.image_sizes[first, 0]), int(labels.image_sizes[first, 1]))
         camera = Camera(torch.from_numpy(labels.focal[first]), torch.from_numpy(labels.center[first]))
         people = [
-            Person(_parameters(labels, row, body), _box(labels, row), points=_seen(labels, row))
+            Person(
+                parameters.map(itemgetter(row)) if labels.kept[row] else None,
+                _box(labels, row),
+                points=_seen(labels, row),
+            )
             for row in rows
         ]
         others: list[Region] = [] if annotated is None else _boxes_of(name, size, annotated, str(hide))
@@ -75,16 +80,8 @@ def photos_from_labels(
     return photos
 
 
-def _parameters(labels: Labels, row: int, body: BodyModel) -> BodyParameters | None:
-    if not labels.kept[row]:
-        return None
-    parts = (torch.as_tensor(getattr(labels, name)[row]) for name in BodyParameters._fields)
-    return BodyParameters(*(part.to(body.device, body.dtype) for part in parts))
-
-
 def _box(labels: Labels, row: int) -> Box:
-    x, y, width, height = labels.boxes[row].tolist()
-    corners = np.concatenate([_seen(labels, row), [(x, y), (x + width, y + height)]])
+    corners = np.concatenate([_seen(labels, row), labels.boxes[row].reshape(2, 2)])
     x0, y0, x1, y1 = (*corners.min(0).tolist(), *corners.max(0).tolist())
     return x0, y0, x1, y1
 
@@ -120,24 +117,14 @@ class _Annotated(NamedTuple):
 
 def _annotated_boxes(path: Path) -> dict[str, _Annotated]:
     """Return all boxes of COCO annotations by file name."""
-    document = load_json(path)
-    try:
-        found: dict[str, _Annotated] = {}
-        pictures = {}
-        for image in document["images"]:
-            name = PurePath(image["file_name"]).as_posix()
-            if image["id"] in pictures:
-                raise ValueError(f"two images with the id {image['id']}")
-            picture = pictures[image["id"]] = found.setdefault(name, _Annotated(set(), []))
-            if image.get("width") is not None and image.get("height") is not None:
-                picture.sizes.add((int(image["width"]), int(image["height"])))
-        for entry in document["annotations"]:
-            x, y, width, height = (float(value) for value in entry["bbox"])
-            pictures[entry["image_id"]].boxes.append((x, y, x + width, y + height))
-    except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
-        raise ReleaseError(
-            f"{path}: expected COCO annotations with a bbox each ({type(error).__name__}: {error})"
-        ) from None
+    images, image, boxes = read_coco_boxes(path)
+    found: dict[str, _Annotated] = {}
+    pictures = [found.setdefault(PurePath(entry.name).as_posix(), _Annotated(set(), [])) for entry in images]
+    for picture, entry in zip(pictures, images, strict=True):
+        if entry.size is not None:
+            picture.sizes.add(entry.size)
+    for i, (x0, y0, x1, y1) in zip(image, boxes.tolist(), strict=True):
+        pictures[i].boxes.append((x0, y0, x1, y1))
     return found
 
 
