@@ -9,11 +9,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import agebody
-from agebody.annotations import read_people
+from agebody.annotations import read_people, read_shard, write_shards
 from agebody.keypoints import LAYOUTS
 from agebody.people import observe, random_people
 from agebody.pipelines.cli import app
-from agebody.pipelines.labels import load_labels, read_shard, write_shards
+from agebody.pipelines.labels import load_labels
 
 SIZE = (320, 240)
 COUNT = 3

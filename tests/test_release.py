@@ -1055,7 +1055,7 @@ def test_annotations_that_would_hide_nothing_are_refused(tmp_path, body, labels,
         hidden(pictures[:1])
     with pytest.raises(ReleaseError, match=r"all\.json: no image is named v/a\.png"):
         hidden([{**picture, "file_name": f"photos/{picture['file_name']}"} for picture in pictures])
-    with pytest.raises(ReleaseError, match="two images with the id 0"):
+    with pytest.raises(AnnotationError, match="images: expected different ids, got 0 more than once"):
         hidden([*pictures, {"id": 0, "file_name": "c.png"}])
     with pytest.raises(ReleaseError, match="v/a.png has 400 x 296 pixels, in the labels 100 x 74"):
         hidden([{**picture, "width": 400, "height": 296} for picture in pictures])
