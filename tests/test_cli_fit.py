@@ -184,7 +184,7 @@ def test_fit_names_what_is_wrong(data, tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     assert_one_line_error(run(tmp_path / "empty", *output), "_keypoints.json")
     (tmp_path / "text.json").write_text("no")
-    assert_one_line_error(run(tmp_path / "text.json", *output), "no JSON file")
+    assert_one_line_error(run(tmp_path / "text.json", *output), "not a JSON file")
     assert_one_line_error(run(keypoints, "--body", tmp_path / "none.pkl", "-o", tmp_path / "out"), "none.pkl")
     assert_one_line_error(
         run(keypoints, *output, "--images", tmp_path / "none"), "expected a folder of images"

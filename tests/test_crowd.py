@@ -861,7 +861,7 @@ class TestCommand:
             (lambda f: (f / "depth" / "a.npy").write_bytes(b"no array"), "cannot be read"),
             (lambda f: (f / "people.json").write_text("{"), "not a JSON file"),
             (lambda f: (f / "people.json").write_text('{"7": {"years": -1}}'), "expected .*years"),
-            (lambda f: (f / "labels.npz").write_bytes(b"PK"), "no file of labels"),
+            (lambda f: (f / "labels.npz").write_bytes(b"PK"), "not an npz file"),
             (
                 lambda f: with_nan_bodies(f / "labels.npz"),
                 r"labels.npz: image a.jpg: vertices\[0\]: \d+ entries are NaN",
