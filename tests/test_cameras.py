@@ -126,7 +126,7 @@ def test_points_are_visible_in_front_and_inside():
 
 @pytest.mark.parametrize("lens", [None, *LENSES.values()])
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
-def test_nothing_explodes_at_and_behind_the_camera(lens, dtype):
+def test_values_are_bounded_at_and_behind_the_camera(lens, dtype):
     view = Camera(tensor([1000, 1000]), tensor([500, 500]), distortion=None if lens is None else tensor(lens))
     view = view.to(dtype)
     depths = [-1e6, -10.0, -1.0, -1e-3, -1e-20, 0.0, 1e-20, 1e-3, 0.1, 0.2, 1e6]
@@ -427,7 +427,7 @@ def test_limits_of_known_lenses():
 
 
 @lenses
-def test_what_is_outside_the_view_does_not_come_back(lens):
+def test_points_outside_the_view_do_not_fold_back(lens):
     coefficients = tensor(lens)
     r = torch.linspace(0, 50, 3000, dtype=F64)
     direction = tensor([math.cos(0.4), math.sin(0.4)])

@@ -57,7 +57,7 @@ def test_square_boxes(x, y, width, height, scale):
     assert size.tolist() == pytest.approx([scale * max(width, height)] * 2)
 
 
-def test_boxes_around_keypoints_hold_what_is_seen():
+def test_boxes_around_keypoints_contain_visible_ones():
     points = tensor([[[10, 50], [30, 20], [1e6, math.nan]], [[math.nan] * 2] * 3]).requires_grad_()
     weights = tensor([[0.3, 1, 0], [0, 0, 0]])
     box = box_around(points, weights=weights)
@@ -251,7 +251,7 @@ def test_depth_of_a_flat_torso_is_exact(depth, size, turn):
     assert found.tolist() == pytest.approx([0.3, 0.1, depth], abs=1e-9)
 
 
-def test_what_is_not_seen_of_a_torso_does_not_count():
+def test_hidden_torso_points_do_not_count():
     points, shown, camera = upright("coco17")
     layout = agebody.LAYOUTS["coco17"]
     shown = shown.expand(3, 17, 2).clone()

@@ -96,7 +96,7 @@ def gradients(case: Case, arguments: list[torch.Tensor], weights: torch.Tensor) 
 @each_loss
 @few
 @given(batch=batches, seed=seeds)
-def test_what_weighs_nothing_reaches_neither_value_nor_gradient(case, batch, seed):
+def test_weight_0_reaches_neither_value_nor_gradient(case, batch, seed):
     arguments, weights = draw(case, batch, seed)
     hidden = spoiled(case, arguments, weights)
     for reduction in ("none", "sum", "mean"):
@@ -126,7 +126,7 @@ def test_reductions_are_of_the_terms(case, batch, seed):
 
 
 @each_loss
-def test_terms_are_weighed(case):
+def test_terms_are_weighted(case):
     """Linearly where a term is of one entry, by the product where it is of several."""
     arguments, weights = draw(case, (2,), 1)
     loss = partial(case.loss, *arguments, reduction="none")
@@ -139,7 +139,7 @@ def test_terms_are_weighed(case):
 
 
 @each_loss
-def test_no_people_cost_nothing(case):
+def test_no_people_are_0(case):
     arguments, weights = draw(case, (0,), 0)
     assert case.loss(*arguments, weights=weights) == case.loss(*arguments) == 0
     arguments, weights = draw(case, (3,), 0)
@@ -179,7 +179,7 @@ def test_a_batch_is_its_items(case):
 
 
 @each_loss
-def test_nothing_is_read_back_from_the_device(case, unchecked):
+def test_no_host_synchronisation(case, unchecked):
     """Tensors without numbers in them raise where a number is asked for."""
     arguments, weights = draw(case, (3,), 4)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
@@ -221,7 +221,7 @@ def test_mistakes_are_named(case, unchecked):
 )
 @few
 @given(batch=batches, seed=seeds)
-def test_the_truth_costs_nothing_and_pulls_nowhere(case, batch, seed):
+def test_value_and_gradient_are_0_at_the_truth(case, batch, seed):
     (truth, _), weights = draw(case, batch, seed)
     # The 6D and quaternion conversions round; a rotation's angle to itself is of that order.
     assert case.loss(truth, truth, weights=weights, reduction="sum").abs() < 1e-13

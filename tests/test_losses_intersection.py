@@ -210,7 +210,7 @@ class TestSelfIntersection:
         assert grad[2:].abs().max() == 0
         assert grad[:2].abs().amax((1, 2, 3)).min() > 0
 
-    def test_what_is_not_finite_is_not_good(self):
+    def test_nan_vertices_give_nan(self):
         vertices, faces, _ = two_spheres(subdivisions=1)
         vertices[3, 1] = torch.nan
         assert self_intersection_loss(vertices, faces).isnan()
@@ -342,7 +342,7 @@ class TestPersonIntersection:
         torch.testing.assert_close(masked, (every * (pairs > 0)).sum() / 8, rtol=1e-12, atol=0)
         assert person_intersection_loss(people, faces, backend=backend).isnan()
 
-    def test_apart_alone_and_nobody(self):
+    def test_apart_alone_and_empty(self):
         vertices, faces = sphere(1)
         people = torch.stack([vertices, vertices + 5]).requires_grad_()
         loss = person_intersection_loss(people, faces)

@@ -118,7 +118,7 @@ def test_relative_points_are_blind_to_translation_and_turn_with_the_body(seed):
     assert not torch.allclose(keypoints_3d_loss(pred + 1, target), keypoints_3d_loss(pred, target))
 
 
-def test_a_person_without_root_is_left_out_and_harms_nobody():
+def test_a_person_without_root_is_left_out():
     pred, target = points(3, 17, 3).requires_grad_(), points(3, 17, 3, seed=1)
     weights = torch.ones(3, 17, dtype=torch.float64)
     hips = LAYOUTS["coco17"].root

@@ -98,13 +98,13 @@ def test_regressors_sum_what_their_code_sums(objective, weights, age):
 
 
 @pytest.mark.parametrize("objective", [hmr2_objective(), aionhmr_objective()], ids=["hmr2", "aionhmr"])
-def test_nothing_left_at_the_truth(objective):
+def test_zero_at_the_truth(objective):
     truth = labels()
     report = objective(truth | {"scores": torch.ones(PEOPLE, 25)}, truth)
     assert report.total.item() == pytest.approx(0, abs=1e-12)
 
 
-def test_what_is_not_known_may_be_nan():
+def test_unknown_targets_may_be_nan():
     prediction, target = regression(), labels()
     for value in prediction.values():
         value.requires_grad_()
@@ -324,7 +324,7 @@ def test_errors():
         objective(prediction, {k: v for k, v in target.items() if k != "betas"})
     with pytest.raises(ValueError, match="terms: expected some of keypoints_3d, .*, got keypoint"):
         objective.without("keypoint")
-    with pytest.raises(ValueError, match="target: beta_weights: weights of something that is not there"):
+    with pytest.raises(ValueError, match="target: beta_weights: weights without the tensor that they weight"):
         objective(prediction, target | {"beta_weights": torch.ones(PEOPLE)})
     with pytest.raises(ValueError, match="got pose"):
         objective.reweighted(pose=1.0)

@@ -50,7 +50,7 @@ class TestScanToMesh:
             total = scan_to_mesh_loss(vertices, scan, faces, penalty=penalty, reduction=reduction)
             torch.testing.assert_close(total, getattr(terms, reduction)())
 
-    def test_a_scan_of_the_surface_costs_nothing(self):
+    def test_a_scan_of_the_surface_is_0(self):
         vertices, faces = bodies()
         vertices.requires_grad_()
         scan = vertices.detach()[faces].mean(1)
@@ -76,7 +76,7 @@ class TestScanToMesh:
         (gradient,) = torch.autograd.grad(before, vertices)
         assert scan_to_mesh_loss(vertices - 0.5 * gradient, scan, faces) < before
 
-    def test_what_is_far_stops_pulling(self):
+    def test_far_points_stop_pulling(self):
         vertices, faces = bodies()
         vertices.requires_grad_()
 
@@ -99,7 +99,7 @@ class TestScanToMesh:
 
     @settings(max_examples=12)
     @given(st.integers(0, 1000), st.sampled_from(["none", "mean", "sum"]), st.booleans())
-    def test_what_weighs_nothing_is_not_looked_at(self, seed, reduction, boolean):
+    def test_weight_0_is_ignored(self, seed, reduction, boolean):
         vertices, faces = bodies(3, seed=seed)
         scan = random(3, 6, 3, seed=seed + 1)
         kept = torch.rand(3, 6, generator=torch.Generator().manual_seed(seed)) < 0.6
@@ -178,7 +178,7 @@ class TestMeshToScan:
 
     @settings(max_examples=12)
     @given(st.integers(0, 1000), st.sampled_from(["none", "mean", "sum"]))
-    def test_what_weighs_nothing_is_not_there(self, seed, reduction):
+    def test_weight_0_is_left_out(self, seed, reduction):
         vertices, scan = random(3, 5, 3, seed=seed), random(3, 8, 3, seed=seed + 1)
         generator = torch.Generator().manual_seed(seed)
         kept, there = torch.rand(3, 5, generator=generator) < 0.6, torch.rand(3, 8, generator=generator) < 0.6
@@ -207,7 +207,7 @@ class TestMeshToScan:
         )
 
     @pytest.mark.parametrize("scan_weights", [None, torch.zeros(3, 0)])
-    def test_an_empty_scan_counts_for_nothing(self, scan_weights):
+    def test_an_empty_scan_does_not_count(self, scan_weights):
         body = bodies(2)[0].requires_grad_()
         scan = body.new_zeros(3, 1, 0, 3) if scan_weights is None else body.new_zeros(3, 2, 0, 3)
         scan_weights = None if scan_weights is None else scan_weights[:, None]
@@ -227,7 +227,7 @@ class TestErrors:
             ({"scan": None}, TypeError, "scan: expected a torch.Tensor, got NoneType"),
             (
                 {"vertices": torch.zeros(2, 9, 3), "scan": torch.zeros(3, 4, 3)},
-                ValueError, "scan: expected leading dimensions",
+                ValueError, r"broadcast.*vertices \(2,\), scan \(3,\)",
             ),
             ({"weights": torch.zeros(5)}, ValueError, r"weights: expected a shape that broadcasts to \(4,\)"),
             ({"penalty": "huber"}, ValueError, "penalty: expected 'l1', 'l2' or a function"),

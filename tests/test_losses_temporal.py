@@ -133,7 +133,7 @@ def test_a_lost_frame_takes_its_neighbours_terms_with_it(loss):
 
 @pytest.mark.parametrize("loss", [*OF_POINTS, angular_velocity_loss])
 @pytest.mark.parametrize("frames", [0, 1, 2])
-def test_too_few_frames_cost_nothing(loss, frames):
+def test_too_few_frames_are_0(loss, frames):
     points = torch.zeros(2, frames, 3, 3)
     if loss is angular_velocity_loss:
         points = points[..., None, :, :] + torch.eye(3)

@@ -211,7 +211,7 @@ def test_no_measurement_is_an_empty_row(mannequin_asset):
     assert Measurements(mannequin_asset, ())(torch.zeros(2, 6890, 3)).shape == (2, 0)
 
 
-def test_state_holds_nothing_of_the_body(mannequin_asset):
+def test_state_dict_is_empty(mannequin_asset):
     assert not Measurements(mannequin_asset, ("stature", "waist_circumference")).state_dict()
 
 

@@ -126,7 +126,7 @@ def test_arms_may_hang(mannequin_asset):
     np.testing.assert_allclose(a, t, rtol=0.02)
 
 
-def test_what_an_asset_brings_is_taken(mannequin_asset):
+def test_landmarks_of_the_asset_are_used(mannequin_asset):
     row = sparse.csr_array(([1.0], ([0], [17])), shape=(1, mannequin_asset.num_vertices))
     two = Regressor(("navel", "elbow_patch"), sparse.csr_array(sparse.vstack([row, row])))
     marked = mannequin_asset.replace(regressors={"landmarks": two})

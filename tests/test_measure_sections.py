@@ -143,7 +143,7 @@ def test_batches_are_bodies_one_by_one(batch, capacity):
         torch.testing.assert_close(tapes[index], tape_length(one, normal))
 
 
-def test_more_triangles_than_there_is_room_for_are_nan():
+def test_more_triangles_than_the_capacity_are_nan():
     vertices, faces = tensors(trimesh.creation.icosphere(subdivisions=1))
     bodies = torch.stack([vertices, vertices + 10])
     section = plane_section(bodies, faces, vector(0, 0, 0), vector(0.1, 0, 1), capacity=8)

@@ -148,7 +148,7 @@ def test_bodies_of_one_age(mannequin_asset):
         fit_measurements(adult, {"stature": 1.8}, age_offset=0.0)
 
 
-def test_what_weighs_nothing_is_not_looked_at(body):
+def test_weight_0_is_ignored(body):
     nan = torch.tensor([float("nan"), 0.8], dtype=torch.float64)
     masked = fit_measurements(
         body,

@@ -119,7 +119,7 @@ def test_float32_is_as_exact_as_its_singular_values():
 
 @settings(max_examples=30)
 @given(mask=st.lists(st.booleans(), min_size=9, max_size=9).filter(lambda kept: sum(kept) >= 4))
-def test_points_without_weight_are_as_if_left_out(mask):
+def test_points_of_weight_0_equal_points_left_out(mask):
     kept = torch.tensor(mask)
     points, target = cloud(9, seed=8), cloud(9, seed=9)
     spoilt = [torch.where(kept[:, None], x, torch.nan).requires_grad_() for x in (points, target)]
@@ -189,7 +189,7 @@ DEGENERATE = {
 @pytest.mark.parametrize("noise", [0.0, 1.0], ids=["exactly", "to a rounding"])
 @pytest.mark.parametrize("make", DEGENERATE.values(), ids=DEGENERATE)
 @pytest.mark.parametrize("which", ["points", "target", "both"])
-def test_where_points_do_not_decide_nothing_explodes(make, which, noise, dtype):
+def test_gradients_are_bounded_for_undetermined_points(make, which, noise, dtype):
     plain = [cloud(6, seed=16, dtype=dtype), cloud(6, seed=17, dtype=dtype)]
     flat = make(noise * torch.finfo(dtype).eps, dtype)
     points = flat if which != "target" else plain[0]
@@ -204,7 +204,7 @@ def test_where_points_do_not_decide_nothing_explodes(make, which, noise, dtype):
 
 
 @pytest.mark.parametrize("noise", [0.0, 1e-16])
-def test_points_that_have_nothing_to_do_with_their_target(noise):
+def test_unrelated_points(noise):
     """Mirrored pairs against equal ones: no rotation is better than another, but for a rounding."""
     points, target = cloud(3, seed=27), cloud(3, seed=28)
     points = (torch.cat((points, -points)) + noise * cloud(6, seed=29)).requires_grad_()
@@ -214,7 +214,7 @@ def test_points_that_have_nothing_to_do_with_their_target(noise):
     assert gradient.abs().max() < 5
 
 
-def test_on_a_line_only_what_is_decided_moves():
+def test_undetermined_directions_have_no_gradient_on_a_line():
     """About the line itself the rotation is free: that takes no gradient, however much others would gain."""
     points = line(0.0, torch.float64)
     start = points.clone().requires_grad_()
@@ -230,7 +230,7 @@ def test_on_a_line_only_what_is_decided_moves():
     assert 0.1 < decided.norm() < 10
 
 
-def test_nan_and_nothing():
+def test_nan_and_empty():
     points = cloud(2, 5)
     spoilt = points.clone()
     spoilt[0, 1] = torch.nan
@@ -249,7 +249,7 @@ def test_vmap():
     torch.testing.assert_close(found, procrustes_align(points, target), **EXACT)
 
 
-def test_what_compilers_see_has_the_same_derivatives(monkeypatch):
+def test_derivatives_are_the_same_when_compiled(monkeypatch):
     """They do not take a function with a forward mode of its own."""
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     matrix = cloud(3, seed=25).requires_grad_()
@@ -304,7 +304,7 @@ def test_roots():
         ),
     ],
 )
-def test_roots_that_are_not_there(change, error, message, unchecked):
+def test_missing_roots(change, error, message, unchecked):
     with pytest.raises(error, match=message):
         root_of(cloud(17), **{"layout": "coco17"} | change)
 

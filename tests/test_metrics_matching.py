@@ -80,7 +80,7 @@ def test_pairs_that_cost_no_number_are_never_matched(method):
 
 
 @given(size=SIZES, seed=SEEDS)
-def test_stopping_early_is_what_the_published_loop_does(size, seed):
+def test_stopping_early_equals_the_published_loop(size, seed):
     """The loop as it is published, with a list of pairs and one minimum at a time."""
     cost, allowed = random(seed, *size), random(seed + 1, *size) < 0.6
     errors = {(i, j): float(cost[i, j]) for i in range(size[0]) for j in range(size[1])}

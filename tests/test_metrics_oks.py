@@ -73,7 +73,7 @@ def test_oks_is_one_for_the_truth_falls_with_distance_and_does_not_change_with_s
     assert scaled.item() == pytest.approx(near.item(), rel=1e-12)
 
 
-def test_oks_has_gradients_towards_the_truth_and_none_from_what_is_hidden():
+def test_oks_gradients():
     pred, target, area, weights = people(2)
     sigmas = torch.full((17,), 0.1, dtype=torch.float64)
 
@@ -165,12 +165,12 @@ def test_the_cases_that_make_it_hard_are_in_the_files():
     assert min(sizes) < 32**2 < 96**2 < max(sizes)
 
 
-def test_only_the_best_twenty_are_looked_at():
+def test_only_the_best_twenty_detections_count():
     annotations, results = synthetic_coco(0)
     assert ours(annotations, results, max_detections=1) != ours(annotations, results)
 
 
-def test_the_truth_scores_one_and_nobody_no_number():
+def test_the_truth_scores_1_and_no_people_nan():
     annotations, _ = synthetic_coco(3)
     truth = annotations["annotations"]
     perfect = [

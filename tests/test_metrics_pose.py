@@ -120,7 +120,7 @@ def test_no_gradient_at_the_truth():
     shape=st.sampled_from([(), (1,), (2, 3), (0,)]),
     scale=st.floats(0.01, 100),
 )
-def test_what_they_do_not_depend_on(seed, shape, scale):
+def test_invariances(seed, shape, scale):
     pred, target = cloud(*shape, 17, seed=seed), cloud(*shape, 17, seed=seed + 1)
     shift, turn = cloud(seed=seed + 2), roma.rotvec_to_rotmat(cloud(seed=seed + 3))
     roomy = {"rtol": 1e-9, "atol": 1e-9}
@@ -155,7 +155,7 @@ def test_confidences_only_compare():
         )
 
 
-def test_per_joint_is_what_mpjpe_is_the_mean_of():
+def test_mpjpe_is_the_mean_of_joint_errors():
     pred, target = cloud(5, 17, seed=11), cloud(5, 17, seed=12)
     each = joint_errors(pred, target, layout="coco17")
     assert each.shape == (5, 17)
@@ -206,7 +206,7 @@ def test_stature_error():
     torch.testing.assert_close(found, shares.abs(), rtol=0, atol=1e-15)
 
 
-def test_nobody_counts():
+def test_no_people_are_nan():
     pred, target = cloud(3, 17), cloud(3, 17)
     for metric in METRICS.values():
         assert metric(pred, target, weights=torch.zeros(17)).isnan()

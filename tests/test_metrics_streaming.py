@@ -90,7 +90,7 @@ def part(given, rows):
 @settings(max_examples=4)
 @given(cuts=st.lists(st.integers(0, 7), max_size=3), merged=st.booleans())
 @pytest.mark.parametrize("name", CASES)
-def test_batches_are_as_good_as_all_at_once(name, cuts, merged):
+def test_batches_equal_all_at_once(name, cuts, merged):
     metric, function, options, arguments = CASES[name]
     expected = function(**arguments, **options).double()
     metric = metric.clone()
@@ -109,7 +109,7 @@ def test_batches_are_as_good_as_all_at_once(name, cuts, merged):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_sums_are_exact_and_nothing_is_kept_for_gradients(name):
+def test_sums_are_float64_without_gradients(name):
     metric, _, _, arguments = CASES[name]
     metric = pickle.loads(pickle.dumps(copy.deepcopy(metric)))
     low = {
@@ -152,7 +152,7 @@ def test_every_record_is_that_of_a_public_function():
     assert not streaming.PVE.higher_is_better
 
 
-def test_weights_of_people_weigh():
+def test_weights_of_people():
     given = {"pred": torch.tensor([1.0, 5.0]), "target": torch.ones(2), "weights": torch.tensor([3.0, 1.0])}
     metric = streaming.StatureError()
     for row in range(2):
@@ -161,7 +161,7 @@ def test_weights_of_people_weigh():
 
 
 @pytest.mark.parametrize("metric", [case[0] for case in CASES.values()], ids=CASES)
-def test_nothing_yet(metric):
+def test_nan_before_the_first_update(metric):
     with pytest.warns(UserWarning, match="compute.*before the ``update``"):
         assert metric.clone().compute().isnan()
 
@@ -292,7 +292,7 @@ AGES = {"strict": streaming.ByAgeClass(POINTS["strict"]), "lax": streaming.ByAge
 
 
 @pytest.mark.parametrize(("kinds", "ages"), [(POINTS, {}), (AGES, {"age_offset": torch.zeros(2)})])
-def test_a_collection_shares_nothing_between_metrics_that_agree_by_chance(kinds, ages):
+def test_a_collection_shares_no_states_of_different_metrics(kinds, ages):
     """All are 0 or 1 after the first batch, of people who are where they should be."""
     together = torchmetrics.MetricCollection({name: metric.clone() for name, metric in kinds.items()})
     alone = {name: metric.clone() for name, metric in kinds.items()}
@@ -332,7 +332,7 @@ def test_16_bits_are_computed_with_in_float32(name, dtype):
 
 
 @pytest.mark.parametrize("metric", [streaming.NMJE(layout="coco17"), streaming.NMVE()])
-def test_what_is_no_mean_of_errors_has_no_ages(metric):
+def test_only_means_of_errors_are_split_by_age(metric):
     with pytest.raises(TypeError, match=r"metric: expected .* a mean of errors, got NM.E"):
         streaming.ByAgeClass(metric)
 

@@ -59,7 +59,7 @@ def test_equals_a_loop(name, frames, segment):
 
 @settings(max_examples=8)
 @given(mask=st.lists(st.booleans(), min_size=9, max_size=9).filter(any), seed=st.integers(0, 99))
-def test_frames_without_weight_are_as_if_left_out(mask, seed):
+def test_frames_of_weight_0_equal_frames_left_out(mask, seed):
     kept = torch.tensor(mask)
     pred, target = motion(frames=9, seed=seed)
     spoilt = [torch.where(kept[:, None, None], x, torch.nan).requires_grad_() for x in (pred, target)]
@@ -80,7 +80,7 @@ def test_frames_without_weight_are_as_if_left_out(mask, seed):
             assert gradient.isfinite().all()
 
 
-def test_segments_of_which_nothing_is_known():
+def test_segments_without_weights():
     pred, target = motion(frames=9)
     kept = torch.arange(9) >= 3
     spoilt = torch.where(kept[:, None, None], pred, torch.nan).requires_grad_()
@@ -92,7 +92,7 @@ def test_segments_of_which_nothing_is_known():
 
 @settings(max_examples=6)
 @given(seed=st.integers(0, 2**31), scale=st.floats(0.1, 10), shape=st.sampled_from([(), (2,), (2, 1), (0,)]))
-def test_what_they_do_not_depend_on(seed, scale, shape):
+def test_invariances(seed, scale, shape):
     pred, target = motion(*shape, frames=8, seed=seed)
     turn = roma.rotvec_to_rotmat(torch.randn(3, dtype=torch.float64))
     other = scale * pred @ turn.mT + 5
@@ -146,7 +146,7 @@ def test_derivatives_in_seconds_and_frames():
 @pytest.mark.parametrize(
     ("order", "metric"), [(2, acceleration_error), (3, lambda a, b, **kw: jitter(a - b, **kw))]
 )
-def test_a_frame_without_weight_spoils_its_neighbours(order, metric):
+def test_a_frame_of_weight_0_excludes_its_neighbours(order, metric):
     pred, target = motion(2, frames=9)
     weights = torch.ones(2, 9, 5)
     weights[0, 4], weights[1, :, 2] = 0, 0

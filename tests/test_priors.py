@@ -139,7 +139,7 @@ def test_precision(prior, shape, entries):
 
 
 @each_prior
-def test_nothing_is_read_back_from_the_device(prior, shape, entries, unchecked):
+def test_no_host_synchronisation(prior, shape, entries, unchecked):
     """Tensors without numbers in them raise where a number is asked for."""
     x, weights = normal(3, *shape), torch.ones(3, *entries, dtype=DOUBLE)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
@@ -513,7 +513,7 @@ def test_mixture_from_poses_finds_the_modes():
         assert np.abs(covs[k] - spread**2 * np.eye(6)).max() < 5 * spread**2 * (2 / count) ** 0.5
 
 
-def test_mixture_from_poses_is_better_the_longer_it_looks():
+def test_more_iterations_improve_the_mixture():
     poses = torch.cat((normal(150, 6) @ normal(6, 6, seed=1), 1 + 0.5 * normal(150, 6, seed=2)))
 
     def log_likelihood(**options):

@@ -297,7 +297,7 @@ class Camera(NamedTuple):
         if size is not None:
             extent = as_size(size, pixels)[..., None, :]
             visible = visible & ((pixels >= 0) & (pixels < extent)).all(-1)
-        # Each may have batch dimensions that the others lack: intrinsics are no part of the depth.
+        # Each may have batch dimensions that the others lack, as the depth does not depend on intrinsics.
         _, depth, visible = torch.broadcast_tensors(pixels[..., 0], depth, visible)
         return Projection(pixels.expand(*visible.shape, 2), depth, visible)
 

@@ -136,15 +136,15 @@ def _limit(radial: Float[Tensor, "*camera 6"]) -> Float[Tensor, "*camera"]:
 
 
 GRID = (1e-3, 1e6, 512)
-"""Where roots are looked for in s = r^2: 0, then from, to, and how many values in steps of 4 %. The sixth
-power of the last is still a number in float32."""
+"""Grid of the root search in s = r^2: 0, then first value, last value, and their number in steps of 4 %. The
+sixth power of the last is still a number in float32."""
 
 REFINEMENTS, PARTS = 8, 64
 """How often the step with the root is divided, and into how many parts: 48 bits, after 5 of the grid."""
 
 
 def _first_roots(coefficients: Float[Tensor, "*camera n"]) -> Float[Tensor, "*camera"]:
-    """Smallest s > 0 at which 1 + a1 s + ... + an s^n turns negative; infinite if there is none.
+    """Return the smallest s > 0 at which 1 + a1 s + ... + an s^n turns negative; infinite if it never does.
 
     No eigenvalues: a GPU would be waited for. A fixed grid and its refinements are a fixed number of steps.
     """

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from agebody.assets.asset import BodyAsset
 from agebody.checks import Reduction, Weights, apply_mask, expand_weights, expect, reduce, safe_norm
+from agebody.engine.arguments import broadcast
 from agebody.losses.robust import Penalty, penalize
 
 FEET = ("left_ankle", "right_ankle", "left_foot", "right_foot")
@@ -133,14 +134,7 @@ def _expect(points: Tensor, normal: Tensor, offset: Tensor) -> tuple[Tensor, Ten
     expect("points", points, None, 3)
     expect("normal", normal, 3)
     expect("offset", offset)
-    given = (points.shape[:-2], normal.shape[:-1], offset.shape)
-    try:
-        batch = torch.broadcast_shapes(*given)
-    except RuntimeError:
-        raise ValueError(
-            "points, normal, offset: expected leading dimensions that broadcast, got "
-            + ", ".join(str(tuple(shape)) for shape in given)
-        ) from None
+    batch = broadcast(points=points.shape[:-2], normal=normal.shape[:-1], offset=offset.shape)
     return points.expand(*batch, -1, 3), normal.expand(*batch, 3), offset.expand(batch)
 
 

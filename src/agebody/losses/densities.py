@@ -118,5 +118,5 @@ def _clusters(samples: np.ndarray, count: int, seed: int) -> np.ndarray:
         total = squares.sum()
         starts.append(samples[rng.choice(len(samples), p=squares / total if total > 0 else None)])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of a cluster that lost all its samples
+        warnings.simplefilter("ignore", UserWarning)  # for a cluster without samples
         return kmeans2(samples, np.array(starts), minit="matrix", iter=30)[1]

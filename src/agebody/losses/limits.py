@@ -262,7 +262,7 @@ def share_of_twist(cosine: Tensor) -> Tensor:
 
 def angles_and_cosine(rotations: Tensor, axes: Tensor) -> tuple[Tensor, Tensor]:
     """Return the angles of `swing_twist`, and the cosine of the swing's."""
-    # With the bone's axis first and the others after it in cyclic order, every bone lies along "x".
+    # With the bone's axis first and the others after it in cyclic order, every bone is along "x".
     xyz = torch.arange(3, device=rotations.device)
     shape = rotations.shape[:-1]
     order, back = ((axes[..., None] + xyz) % 3).expand(shape), ((xyz - axes[..., None]) % 3).expand(shape)
@@ -285,7 +285,7 @@ def _swing(u: Tensor, v: Tensor, cosine: Tensor) -> tuple[Tensor, Tensor]:
     for coefficient in reversed(_SERIES[:-1]):
         series = series * torch.where(small, half, 0) + coefficient
     squared = u * u + v * v
-    straight = squared == 0  # no rotation, or one by 180 degrees, whose axis may be any: u's
+    straight = squared == 0  # no rotation, or one by 180 degrees, whose axis is arbitrary: u's
     sine = torch.sqrt(torch.where(small | straight, 1, squared))
     angle = torch.atan2(torch.where(straight, 0, sine), torch.where(small, 1, cosine))
     parts = []

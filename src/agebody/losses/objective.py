@@ -87,9 +87,9 @@ class Objective(nn.Module):
                         f"out: objective.without({name!r})"
                     )
             values[name] = term.weight * term.loss(prediction, target, reduction)
-        astray = [key for key in target if key.endswith("_weights") and key[:-8] not in target]
-        if astray:
-            raise ValueError(f"target: {', '.join(astray)}: weights of something that is not there")
+        unmatched = [key for key in target if key.endswith("_weights") and key[:-8] not in target]
+        if unmatched:
+            raise ValueError(f"target: {', '.join(unmatched)}: weights without the tensor that they weight")
         if not values:
             raise ValueError("terms: an objective needs at least one term with a weight other than 0")
         return ObjectiveReport(sum(values.values()), values)  # pyright: ignore

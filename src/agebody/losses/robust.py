@@ -35,7 +35,7 @@ def gmof(residual: Float[Tensor, "*shape"], rho: float | Tensor) -> Float[Tensor
         residual: any shape and unit.
         rho: residual at which the cost is half of its bound, in the same unit; positive.
     """
-    share = residual / rho  # first of all: rho^2 r^2 has no place in 16 bits
+    share = residual / rho  # first, because rho^2 r^2 overflows in 16 bits
     return rho * rho * (share / torch.hypot(share, torch.ones_like(share))).square()
 
 

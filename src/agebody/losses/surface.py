@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from agebody.checks import Reduction, Weights, apply_mask, expand_weights, expect, reduce, safe_norm
+from agebody.engine.arguments import broadcast
 from agebody.engine.backend import BackendName
 from agebody.losses.robust import Penalty, penalize
 from agebody.mesh.closest import (
@@ -49,7 +50,8 @@ def scan_to_mesh_loss(
     """
     expect("vertices", vertices, None, 3)
     expect("scan", scan, None, 3)
-    entries = torch.Size((*_batch(vertices, scan), scan.shape[-2]))
+    batch = broadcast(vertices=vertices.shape[:-2], scan=scan.shape[:-2])
+    entries = torch.Size((*batch, scan.shape[-2]))
     weights = expand_weights(weights, entries)
     scan = apply_mask(scan.expand(*entries, 3), weights, 1)
     among = None
@@ -90,28 +92,19 @@ def mesh_to_scan_loss(
     """
     expect("vertices", vertices, None, 3)
     expect("scan", scan, None, 3)
-    entries = torch.Size((*_batch(vertices, scan), vertices.shape[-2]))
+    batch = broadcast(vertices=vertices.shape[:-2], scan=scan.shape[:-2])
+    entries = torch.Size((*batch, vertices.shape[-2]))
     weights = expand_weights(weights, entries)
     vertices = apply_mask(vertices.expand(*entries, 3), weights, 1)
     if scan_weights is not None:
         scan_weights = expand_weights(scan_weights, torch.Size((*entries[:-1], scan.shape[-2])))
         weights = _where_any(scan_weights != 0, weights, entries)
-    if scan.shape[-2] == 0:  # a point that weighs nothing stands for none
+    if scan.shape[-2] == 0:  # in place of no points: one of weight 0
         scan, scan_weights = scan.new_zeros(*scan.shape[:-2], 1, 3), scan.new_zeros(1)
         weights = torch.zeros_like(vertices[..., 0])
     found = nearest_points(vertices, scan, weights=scan_weights, backend=backend)
     difference = apply_mask(vertices, weights, 1) - apply_mask(rows_of(scan, found), weights, 1)
     return reduce(penalize(safe_norm(difference), penalty), weights, reduction)
-
-
-def _batch(vertices: Tensor, scan: Tensor) -> torch.Size:
-    try:
-        return torch.broadcast_shapes(vertices.shape[:-2], scan.shape[:-2])
-    except RuntimeError:
-        raise ValueError(
-            f"scan: expected leading dimensions that broadcast with {tuple(vertices.shape[:-2])} of the "
-            f"vertices, got {tuple(scan.shape[:-2])}"
-        ) from None
 
 
 def _where_any(mask: Tensor, weights: Tensor | None, entries: torch.Size) -> Tensor:

@@ -27,8 +27,8 @@ _THELION_SHARE = 0.55  # of the shoulder joint's distance from the middle plane
 _ACROMION_SHARE = 0.08  # of the way from the shoulder's joint to the elbow's
 _FOREHEAD_RANGE = (0.6, 0.8)  # of the way from the chin to the top of the head: above the brows
 _SAMPLES = 21
-_TIE = 1e-5  # m: vertices that lie as far as one another, and outlines that are closed
-_CAPACITY = 1024  # triangles that a plane cuts of a part: a few hundred in meshes of 30 000
+_TIE = 1e-5  # m: tolerance for vertices at the same distance, and for closed outlines
+_CAPACITY = 1024  # triangles of a part that a plane may cut: a few hundred in meshes of 30 000
 
 
 class _Stretch(NamedTuple):

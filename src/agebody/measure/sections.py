@@ -75,7 +75,7 @@ def plane_section(
     corners, corner_height = corners.gather(-1, turned), corner_height.gather(-1, turned)
     corner = vertices.gather(-2, corners.flatten(-2)[..., None].expand(*corners.shape[:-2], -1, 3))
     corner = corner.unflatten(-2, (-1, 3))
-    # The edges from the lone corner to the next and to the one before it, in the triangle's own sense.
+    # The edges from the lone corner to the next and to the one before it, in the triangle's orientation.
     onward, back = (_crossing(corner, corner_height, cut, other) for other in (1, 2))
     lone_above = above.gather(-1, lone[..., None])
     starts = torch.where(lone_above, onward, back)
@@ -107,7 +107,7 @@ def tape_length(section: Section, normal: Float[Tensor, "*#batch 3"]) -> Float[T
         normal: of its plane.
     """
     across, along = _plane_axes(normal.detach())
-    # Places that are not taken repeat the first point, so that they add no corner.
+    # Unused places repeat the first point, so that they add no corner.
     points = torch.where(section.cut[..., None], section.starts, section.starts[..., :1, :])
     flat = torch.stack([(points.detach() * axis[..., None, :]).sum(-1) for axis in (across, along)], -1)
     angles = torch.arange(TAPE_DIRECTIONS, dtype=points.dtype, device=points.device)

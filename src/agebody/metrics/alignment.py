@@ -62,7 +62,7 @@ def procrustes(
     rotation = _nearest_rotation(covariance, spread.detach().sqrt() * extent.detach().sqrt())
     scale = torch.ones_like(spread)
     if with_scale:
-        # A spread that is rounding alone, of these coordinates or beside the target, says nothing.
+        # A spread within rounding, of these coordinates or relative to the target, determines no scale.
         rounding = (8 * torch.finfo(pred.dtype).eps) ** 2
         far = (from_center * from_center).sum(-1)
         decided = spread > rounding * torch.maximum(far, extent)

@@ -86,7 +86,7 @@ def keypoint_similarity(image: KeypointImage, spread: Float[np.ndarray, " K"]) -
     difference = np.where(seen[None, :, None, None], points - image.target[None], outside)
     counted = np.logical_or(image.visible, ~seen[:, None])
     area = image.areas[None, :, None] + np.spacing(1)
-    # NaN may stand where nothing is visible
+    # Keypoints that are not visible may be NaN.
     squared = np.where(counted[None, ..., None], difference**2, 0).sum(-1)
     likeness = np.where(counted, np.exp(-squared / variance / area / 2), 0)
     return likeness.sum(-1) / counted.sum(-1)
@@ -110,7 +110,7 @@ def match_image(
     ignored_target = image.crowd | ~image.visible.any(1) | (image.areas < low) | (image.areas > high)
     shape = (len(THRESHOLDS), len(order))
     matched, ignored = np.zeros(shape, bool), np.zeros(shape, bool)
-    # An image has few of both: plain numbers are faster than arrays here.
+    # An image has few of both, so Python's numbers are faster than arrays.
     counting, others = np.flatnonzero(~ignored_target).tolist(), np.flatnonzero(ignored_target).tolist()
     many, rows = image.crowd.tolist(), similarity[order].tolist()
     for t, threshold in enumerate(THRESHOLDS):
@@ -173,8 +173,8 @@ def precision_recall(
     """
     people = int(pooled.people.sum() if counts is None else pooled.people @ counts)
     if people == 0:
-        nobody = np.full(len(THRESHOLDS), np.nan)
-        return nobody, nobody
+        missing = np.full(len(THRESHOLDS), np.nan)
+        return missing, missing
     # Ignored detections leave both sums unchanged, so the curve has one point for each count of them.
     counted, right = ~pooled.ignored, pooled.matched & ~pooled.ignored
     if counts is not None:

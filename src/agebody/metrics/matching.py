@@ -176,7 +176,7 @@ def _assign_all(cost: np.ndarray, allowed: np.ndarray, _stop_early: bool) -> lis
     possible = allowed & np.isfinite(cost)
     if not possible.any():
         return []
-    # A forbidden pair costs more than all others together, so there are as few of them as there can be.
+    # A forbidden pair costs more than all others together, so the assignment has as few as possible.
     scale = np.abs(cost[possible]).max() or 1.0
     forbidden = 2.0 * (min(cost.shape) + 1)
     rows, columns = linear_sum_assignment(np.where(possible, cost / scale, forbidden))

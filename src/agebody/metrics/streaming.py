@@ -49,7 +49,7 @@ __all__ = [
 
 
 class _Accumulator(torchmetrics.Metric):
-    """A metric whose states say of which metric and arguments they are.
+    """A metric whose states include its class and arguments.
 
     A `torchmetrics.MetricCollection` lets metrics share their states if these are equal after the first
     batch, and sums may be equal by chance. So the class of a metric and its arguments are a state, too."""
