@@ -1,4 +1,4 @@
-"""Files appear whole or not at all."""
+"""Writing files, which appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import numpy as np
 
 @contextmanager
 def replacing(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iterator[Path]:
-    """A temporary file that takes the place of ``path`` if the block ends well, and vanishes if it does not.
+    """Yield a temporary file that replaces ``path`` when the block succeeds and is deleted when it fails.
 
-    It stands in the folder of ``path``, with the same suffix; a link is followed to the file behind it.
+    It is in the folder of ``path``, with the same suffix; links are followed to their target.
 
     Raises:
         IsADirectoryError: the path is a folder.
@@ -27,7 +27,7 @@ def replacing(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iterat
     """
     target = Path(os.path.realpath(path))
     if target.is_dir():
-        raise IsADirectoryError(errno.EISDIR, "a folder, not a file; give the file a name in it", str(path))
+        raise IsADirectoryError(errno.EISDIR, "expected a file, got a folder; give the file a name in it", str(path))
     if not target.parent.is_dir():
         raise FileNotFoundError(
             errno.ENOENT, f"the folder {target.parent} does not exist; create it first", str(path)
@@ -50,7 +50,7 @@ def replacing(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iterat
 
 
 def save_npz(arrays: Mapping[str, Any], path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-    """Write named arrays or tensors, compressed, whole or not at all.
+    """Write named arrays or tensors to a compressed ``.npz``, whole or not at all.
 
     Raises:
         ValueError: the suffix is not .npz, or a value is not an array of numbers or text.

@@ -22,6 +22,7 @@ from agebody.pipelines.cli.options import (
     check_device,
     load_body,
     make_folder,
+    option,
 )
 
 if TYPE_CHECKING:
@@ -116,20 +117,18 @@ def convert(
     ],
     output: Annotated[
         Path,
-        typer.Option(
+        option(
+            "File to write: **.safetensors** (this library's format, complete), **.npz** or **.pkl** (SMPL's "
+            "entries; the .pkl opens in smplx).",
             "--output",
             "-o",
-            show_default=False,
-            help="File to write: **.safetensors** (this library's format, complete), **.npz** or "
-            "**.pkl** (SMPL's entries; the .pkl opens in smplx).",
         ),
     ],
     regressor: Annotated[
         list[str] | None,
-        typer.Option(
+        option(
+            "Add a keypoint regressor, such as h36m17=J_regressor_h36m.npy; may be repeated.",
             metavar="NAME=FILE",
-            show_default=False,
-            help="Add a keypoint regressor, such as h36m17=J_regressor_h36m.npy; may be repeated.",
         ),
     ] = None,
     overwrite: Overwrite = False,
@@ -182,9 +181,7 @@ def bench(
     ] = 1.0,
     batch: Annotated[
         list[int] | None,
-        typer.Option(
-            min=1, show_default=False, help="Number of bodies; may be repeated. By default 1, 64 and 1024."
-        ),
+        option("Number of bodies; may be repeated. By default 1, 64 and 1024.", min=1),
     ] = None,
 ) -> None:
     """Time the built-in body on this machine, and smplx if it is installed.
@@ -234,10 +231,7 @@ def _short(number: float) -> str:
 @app.command()
 def warmup(
     device: Annotated[
-        str | None,
-        typer.Option(
-            callback=check_device, show_default=False, help="cpu, cuda, cuda:1, ... By default all devices."
-        ),
+        str | None, option("cpu, cuda, cuda:1, ... By default all devices.", check=check_device)
     ] = None,
     dtype: Annotated[
         str, typer.Option(help="Precision of the layers: **float32**, **float64** or **both**.")

@@ -22,6 +22,7 @@ from agebody.pipelines.cli.options import (
     load_body,
     make_folder,
     make_layer,
+    option,
 )
 
 
@@ -32,27 +33,24 @@ def crowd(
     ],
     depth: Annotated[
         Path,
-        typer.Option(
-            show_default=False,
-            help="Folder of depth maps, one per image, named like the images, in the same folders or none: "
-            "**.npy**, or 16-bit **.png** in millimetres.",
+        option(
+            "Folder of depth maps, one per image, named like the images, in the same folders or in none: "
+            "**.npy**, or 16-bit **.png** in millimetres."
         ),
     ],
     output: OutputFile,
     masks: Annotated[
         Path | None,
-        typer.Option(
-            show_default=False,
-            help="Folder of maps of people, .npy or .png: 0 nobody, 1 the first person of the image in "
-            "LABELS, and so on. By default the pixels that the bodies cover.",
+        option(
+            "Folder of maps of people, .npy or .png: 0 nobody, 1 the first person of the image in LABELS, "
+            "and so on. By default the pixels that the bodies cover."
         ),
     ] = None,
     people: Annotated[
         Path | None,
-        typer.Option(
-            show_default=False,
-            help='Ages and sexes by the ids in LABELS: a JSON file such as {"7": {"years": 4, "sex": '
-            '"female"}}. For others the age offset of the fit is used.',
+        option(
+            'Ages and sexes by the ids in LABELS: a JSON file such as {"7": {"years": 4, "sex": "female"}}. '
+            "For others the age offset of the fit is used."
         ),
     ] = None,
     disparity: Annotated[
@@ -62,10 +60,7 @@ def crowd(
         bool, typer.Option("--refine", help="Also put people on one ground, and resolve intersections.")
     ] = False,
     body: Body = "anny",
-    views: Annotated[
-        Path | None,
-        typer.Option(show_default=False, help="Folder for pictures from above, before and after."),
-    ] = None,
+    views: Annotated[Path | None, option("Folder for pictures from above, before and after.")] = None,
     as_json: AsJson = False,
     overwrite: Overwrite = False,
 ) -> None:

@@ -12,29 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from agebody.pipelines.cli import options
 from agebody.pipelines.cli.app import app, fail, note, running, show_count, show_stages
-from agebody.pipelines.cli.options import (
-    AgeClassName,
-    AgeOffset,
-    BatchSize,
-    Body,
-    Device,
-    Focal,
-    Fov,
-    Images,
-    ImageSize,
-    Layout,
-    MinConfidence,
-    OutputFolder,
-    Overwrite,
-    Years,
-    load_body,
-    make_folder,
-    make_layer,
-    parse_size,
-    read_ages,
-    read_lens,
-)
 
 if TYPE_CHECKING:
     from agebody.body import BodyModel
@@ -49,26 +28,26 @@ def fit(
             help="COCO annotations or results, or OpenPose's **\\*_keypoints.json**: a folder or one file.",
         ),
     ],
-    output: OutputFolder,
-    body: Body = "anny",
-    images: Images = None,
-    layout: Layout = None,
-    size: ImageSize = None,
-    focal: Focal = None,
-    fov: Fov = None,
-    age_offset: AgeOffset = None,
-    age_class: AgeClassName = None,
-    years: Years = None,
-    min_confidence: MinConfidence = 0.0,
-    batch_size: BatchSize = 256,
-    device: Device = "cpu",
+    output: options.OutputFolder,
+    body: options.Body = "anny",
+    images: options.Images = None,
+    layout: options.Layout = None,
+    size: options.ImageSize = None,
+    focal: options.Focal = None,
+    fov: options.Fov = None,
+    age_offset: options.AgeOffset = None,
+    age_class: options.AgeClassName = None,
+    years: options.Years = None,
+    min_confidence: options.MinConfidence = 0.0,
+    batch_size: options.BatchSize = 256,
+    device: options.Device = "cpu",
     overlays: Annotated[
         int, typer.Option(min=0, help="Number of images to draw the fits over, evenly spaced; 0 for none.")
     ] = 20,
     shards: Annotated[
         bool, typer.Option("--shards", help="Write **.tar** shards with the images, too, for training.")
     ] = False,
-    overwrite: Overwrite = False,
+    overwrite: options.Overwrite = False,
 ) -> None:
     """Fit bodies to the keypoints of people in images, and write labels to train with.
 
@@ -79,39 +58,34 @@ def fit(
     Example: `agebody fit keypoints.json --body ages.safetensors --images photos -o labels`
     """
     from agebody.annotations import read_people
-    from agebody.pipelines.labels import fit_annotations
-    from agebody.pipelines.labels.fit_folder import (
-        check_folder,
-        empty_folder,
-        has_training_joints,
-        write_folder,
-    )
+    from agebody.pipelines.labels import fit_annotations, fit_folder
 
-    options: dict[str, Any] = {**read_lens(focal, fov), **read_ages(age_offset, age_class, years)}
+    given: dict[str, Any] = options.read_lens(focal, fov)
+    given |= options.read_ages(age_offset, age_class, years)
     if shards and images is None:
         raise typer.BadParameter("give the images: --images DIR", param_hint="--shards")
     overlays = overlays if images is not None else 0
     if overlays and importlib.util.find_spec("embreex") is None:
         fail('overlays need embreex; pip install "agebody[render]", or give --overlays 0')
     with running() as bars:
-        found = read_people(keypoints, layout=layout, images=images, size=parse_size(size))
-        make_folder(output)
-        check_folder(output, overwrite=overwrite)
-        layer = make_layer(load_body(body, bars), device=device)
-        if shards and not has_training_joints(layer):
+        found = read_people(keypoints, layout=layout, images=images, size=options.parse_size(size))
+        options.make_folder(output)
+        fit_folder.check_folder(output, overwrite=overwrite)
+        layer = options.make_layer(options.load_body(body, bars), device=device)
+        if shards and not fit_folder.has_training_joints(layer):
             fail(f"--shards needs a body with SMPL's 24 joints, got {layer.asset.metadata.name}")
         began = time.perf_counter()
         labels = fit_annotations(
             layer,
             found,
-            **options,
+            **given,
             min_confidence=min_confidence,
             batch_size=batch_size,
             progress=show_count(bars, "fitting", len(found)),
         )
         seconds = time.perf_counter() - began
-        empty_folder(output)
-        written = write_folder(
+        fit_folder.empty_folder(output)
+        written = fit_folder.write_folder(
             output,
             layer,
             labels,
@@ -122,7 +96,7 @@ def fit(
             shards=shards,
             progress=show_stages(bars, "writing"),
         )
-    _show(written.summary, layer, has_training_joints(layer))
+    _show(written.summary, layer, fit_folder.has_training_joints(layer))
     unusable = [f"{name}: {why}" for name, why in written.unusable.items()]
     for line in (*found.notes, *unusable[:5]):
         note(line)

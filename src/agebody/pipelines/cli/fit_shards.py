@@ -7,29 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from agebody.pipelines.cli import options
 from agebody.pipelines.cli.app import app, fail, note, running, show_count
-from agebody.pipelines.cli.options import (
-    AgeClassName,
-    AgeOffset,
-    BatchSize,
-    Body,
-    Focal,
-    Fov,
-    Images,
-    ImageSize,
-    Layout,
-    MinConfidence,
-    OutputFolder,
-    Overwrite,
-    Years,
-    check_device,
-    load_body,
-    make_folder,
-    make_layer,
-    parse_size,
-    read_ages,
-    read_lens,
-)
 
 if TYPE_CHECKING:
     from agebody.pipelines.labels.at_scale import DatasetReport
@@ -41,12 +20,12 @@ def shard(
         list[Path],
         typer.Argument(show_default=False, help="Files of keypoints, or folders, as for `agebody fit`."),
     ],
-    output: OutputFolder,
-    images: Images = None,
-    layout: Layout = None,
-    size: ImageSize = None,
+    output: options.OutputFolder,
+    images: options.Images = None,
+    layout: options.Layout = None,
+    size: options.ImageSize = None,
     people_per_shard: Annotated[int, typer.Option(min=1, help="Largest number of people per shard.")] = 4096,
-    overwrite: Overwrite = False,
+    overwrite: options.Overwrite = False,
 ) -> None:
     """Cut files of keypoints into shards, for `agebody fit-shards`.
 
@@ -61,12 +40,12 @@ def shard(
     if twice:
         fail(f"two files are named {twice[0]}, so their shards would have the same names")
     with running() as bars:
-        make_folder(output)
+        options.make_folder(output)
         show = show_count(bars, "shards", len(keypoints))
         written, notes = [], []
         for done, (path, name) in enumerate(zip(keypoints, names, strict=True)):
             show(done)
-            found = read_people(path, layout=layout, images=images, size=parse_size(size))
+            found = read_people(path, layout=layout, images=images, size=options.parse_size(size))
             paths = write_shards(
                 found, output, prefix=name, people_per_shard=people_per_shard, overwrite=overwrite
             )
@@ -86,24 +65,22 @@ def fit_shards(
         str,
         typer.Argument(show_default=False, help="A folder of shards, or a pattern such as **'people/a-*'**."),
     ],
-    output: OutputFolder,
-    body: Body = "anny",
+    output: options.OutputFolder,
+    body: options.Body = "anny",
     address: Annotated[
-        str | None,
-        typer.Option(show_default=False, help="Address of a Ray cluster; by default this machine alone."),
+        str | None, options.option("Address of a Ray cluster; by default this machine alone.")
     ] = None,
     workers: Annotated[
-        int | None,
-        typer.Option(min=1, show_default=False, help="Number of workers; by default one per CPU or GPU."),
+        int | None, options.option("Number of workers; by default one per CPU or GPU.", min=1)
     ] = None,
-    layout: Layout = None,
-    focal: Focal = None,
-    fov: Fov = None,
-    age_offset: AgeOffset = None,
-    age_class: AgeClassName = None,
-    years: Years = None,
-    min_confidence: MinConfidence = 0.0,
-    batch_size: BatchSize = 256,
+    layout: options.Layout = None,
+    focal: options.Focal = None,
+    fov: options.Fov = None,
+    age_offset: options.AgeOffset = None,
+    age_class: options.AgeClassName = None,
+    years: options.Years = None,
+    min_confidence: options.MinConfidence = 0.0,
+    batch_size: options.BatchSize = 256,
     device: Annotated[str, typer.Option(help="cpu, or cuda: one GPU per worker.")] = "cpu",
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out shards that cannot be read, and report them.")
@@ -121,14 +98,15 @@ def fit_shards(
     """
     from agebody.pipelines.labels import fit_dataset
 
-    options: dict[str, Any] = {**read_lens(focal, fov), **read_ages(age_offset, age_class, years)}
+    given: dict[str, Any] = options.read_lens(focal, fov)
+    given |= options.read_ages(age_offset, age_class, years)
     if device not in ("cpu", "cuda"):
         raise typer.BadParameter(f"expected cpu or cuda, got {device!r}", param_hint="--device")
     if address is None:
-        check_device(device)
+        options.check_device(device)
     with running(ValueError) as bars:
-        make_folder(output)
-        layer = make_layer(load_body(body, bars), device=device)
+        options.make_folder(output)
+        layer = options.make_layer(options.load_body(body, bars), device=device)
         task = bars.add_task("fitting", total=None)
 
         def show(report: DatasetReport) -> None:
@@ -146,7 +124,7 @@ def fit_shards(
             skip_bad=skip_bad,
             overwrite=overwrite,
             progress=show,
-            **options,
+            **given,
             min_confidence=min_confidence,
             batch_size=batch_size,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -63,74 +63,43 @@ def _check_size(value: str | None) -> str | None:
     return value
 
 
+def option(text: str, *names: str, check: Callable[..., Any] | None = None, **settings: Any) -> Any:
+    """Return a typer option whose help does not show its default."""
+    return typer.Option(*names, help=text, callback=check, show_default=False, **settings)
+
+
 Body = Annotated[
     str,
     typer.Option(help="**anny** (free, realistic), **mannequin** (built in), or the path of a body file."),
 ]
 Device = Annotated[str, typer.Option(callback=check_device, help="Where to compute: cpu, cuda, cuda:1, ...")]
-OutputFolder = Annotated[
-    Path,
-    typer.Option("--output", "-o", show_default=False, help="Folder to write, created if it is missing."),
-]
-OutputFile = Annotated[Path, typer.Option("--output", "-o", show_default=False, help="File to write.")]
+OutputFolder = Annotated[Path, option("Folder to write, created if it is missing.", "--output", "-o")]
+OutputFile = Annotated[Path, option("File to write.", "--output", "-o")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
-Images = Annotated[
-    Path | None,
-    typer.Option(show_default=False, help="Folder of the images; for sizes, overlays and training shards."),
-]
+Images = Annotated[Path | None, option("Folder of the images; for sizes, overlays and training shards.")]
 Layout = Annotated[
     str | None,
-    typer.Option(
-        callback=_check_layout,
-        show_default=False,
-        help="Layout of the keypoints, such as coco17, if the file does not name them.",
-    ),
+    option("Layout of the keypoints, such as coco17, if the file does not name them.", check=_check_layout),
 ]
 ImageSize = Annotated[
     str | None,
-    typer.Option(
-        "--size",
-        callback=_check_size,
-        metavar="WxH",
-        show_default=False,
-        help="Size of images of unknown size, such as 1920x1080.",
-    ),
+    option("Size of images of unknown size, such as 1920x1080.", "--size", check=_check_size, metavar="WxH"),
 ]
 Focal = Annotated[
     float | None,
-    typer.Option(
-        min=1.0,
-        callback=check_finite,
-        show_default=False,
-        help="Focal length [pixels]; the diagonal of the image by default.",
-    ),
+    option("Focal length [pixels]; the diagonal of the image by default.", check=check_finite, min=1.0),
 ]
 Fov = Annotated[
     float | None,
-    typer.Option(
-        min=1.0,
-        max=179.0,
-        callback=check_finite,
-        show_default=False,
-        help="Vertical field of view [degrees], instead of --focal.",
-    ),
+    option("Vertical field of view [degrees], instead of --focal.", check=check_finite, min=1.0, max=179.0),
 ]
 AgeOffset = Annotated[
     float | None,
-    typer.Option(
-        callback=check_finite,
-        show_default=False,
-        help="Age of people without one in the file: 0 adult, 1 infant.",
-    ),
+    option("Age of people without one in the file: 0 adult, 1 infant.", check=check_finite),
 ]
-AgeClassName = Annotated[
-    str | None,
-    typer.Option(show_default=False, help="The same as a class: **adult**, **teen**, **kid** or **baby**."),
-]
-Years = Annotated[
-    float | None, typer.Option(callback=check_finite, show_default=False, help="The same in years.")
-]
+AgeClassName = Annotated[str | None, option("The same as a class: **adult**, **teen**, **kid** or **baby**.")]
+Years = Annotated[float | None, option("The same in years.", check=check_finite)]
 MinConfidence = Annotated[
     float,
     typer.Option(min=0.0, max=1.0, callback=check_finite, help="Least confidence of keypoints to use."),

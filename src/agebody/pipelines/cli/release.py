@@ -13,7 +13,7 @@ import typer
 
 from agebody.files import replacing
 from agebody.pipelines.cli.app import app, fail, running, show_stages
-from agebody.pipelines.cli.options import Body, check_choice, check_finite, load_body, make_layer
+from agebody.pipelines.cli.options import Body, check_choice, check_finite, load_body, make_layer, option
 
 
 def _check(param: typer.CallbackParam, value: str) -> str | None:
@@ -28,9 +28,7 @@ def release(
     labels: Annotated[
         Path, typer.Argument(show_default=False, help="Who is in them: the **.npz** of `agebody fit`.")
     ],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", show_default=False, help="The folder to write; a new one.")
-    ],
+    output: Annotated[Path, option("Folder to write; a new one.", "--output", "-o")],
     body: Body = "anny",
     background: Annotated[
         str,
@@ -50,15 +48,9 @@ def release(
         ),
     ] = "auto",
     masks: Annotated[
-        Path | None,
-        typer.Option(
-            show_default=False, help="A folder with a mask per photograph, NAME.png, black where nobody is."
-        ),
+        Path | None, option("Folder with a mask per photograph, NAME.png, black where nobody is.")
     ] = None,
-    hide: Annotated[
-        Path | None,
-        typer.Option(show_default=False, help="COCO annotations; each of their boxes is hidden."),
-    ] = None,
+    hide: Annotated[Path | None, option("COCO annotations; each of their boxes is hidden.")] = None,
     margin: Annotated[
         float,
         typer.Option(min=0, callback=check_finite, help="Share of its longer side by which a box grows."),
@@ -95,17 +87,12 @@ def release(
         float, typer.Option(min=1, max=1000, callback=check_finite, help="Frames per second of clips.")
     ] = 25.0,
     seed: Annotated[
-        int | None,
-        typer.Option(
-            min=0, show_default=False, help="Seed of the new order; by default it cannot be repeated."
-        ),
+        int | None, option("Seed of the new order; by default it cannot be repeated.", min=0)
     ] = None,
     key: Annotated[
         Path | None,
-        typer.Option(
-            show_default=False,
-            help="A new file that says which picture was which photograph. Never share it; it is never "
-            "replaced.",
+        option(
+            "New file that says which picture was which photograph. Never share it; it is never replaced."
         ),
     ] = None,
     overwrite: Annotated[
