@@ -30,9 +30,14 @@ def timed(contender, batch, median, **extra):
 
 def results(subject, rows, **extra):
     provenance = {
-        "date": "2026-01-02T03:04:05+00:00", "commit": "0123456789abcdef", "processor": "P", "threads": 1,
-        "cpu_capability": "AVX2", "python": "3.11", "versions": {"torch": "2", "anny": None},
-    }  # fmt: skip
+        "date": "2026-01-02T03:04:05+00:00",
+        "commit": "0123456789abcdef",
+        "processor": "P",
+        "threads": 1,
+        "cpu_capability": "AVX2",
+        "python": "3.11",
+        "versions": {"torch": "2", "anny": None},
+    }
     return {"subject": subject, "device": "cpu", "rows": rows, "absent": {}, "provenance": provenance} | extra
 
 
@@ -275,5 +280,10 @@ def test_scripts_run(tmp_path):
     names = {row["contender"] for row in found["rows"] if row["median_s"] > 0}
     assert {"agebody torch", "smplx"} <= names
     assert names | set(found["absent"]) >= {
-        "agebody torch", "agebody warp", "smplx", "body-models torch", "body-models warp", "smplfitter",
-    }  # fmt: skip
+        "agebody torch",
+        "agebody warp",
+        "smplx",
+        "body-models torch",
+        "body-models warp",
+        "smplfitter",
+    }

@@ -113,7 +113,7 @@ def test_folders_that_cannot_be_written_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"the folder .*nowhere does not exist; create it first"):
         save_mesh(VERTICES, FACES, tmp_path / "nowhere" / "a.glb")
     (tmp_path / "b.glb").mkdir()
-    with pytest.raises(IsADirectoryError, match=r"a folder, not a file; give the file a name in it.*b\.glb"):
+    with pytest.raises(IsADirectoryError, match=r"expected a file, got a folder; add a file name.*b\.glb"):
         save_mesh(VERTICES, FACES, tmp_path / "b.glb")
 
 

@@ -468,9 +468,15 @@ def telling(tmp_path, body):
     folder = tmp_path / f"photos of {SECRET}"
     folder.mkdir()
     png, jpg, webp = with_metadata(folder)
-    one = lambda x: [Person(standing(body, x), BOX, track=SECRET)]  # noqa: E731
-    return [Photo(png, LENS, one(0.0), sequence=SECRET), Photo(webp, LENS, one(0.2), sequence=SECRET),
-            Photo(jpg, LENS, one(-0.2))]  # fmt: skip
+
+    def one(x):
+        return [Person(standing(body, x), BOX, track=SECRET)]
+
+    return [
+        Photo(png, LENS, one(0.0), sequence=SECRET),
+        Photo(webp, LENS, one(0.2), sequence=SECRET),
+        Photo(jpg, LENS, one(-0.2)),
+    ]
 
 
 def all_bytes(folder):
@@ -596,7 +602,10 @@ def test_a_body_is_where_it_was_whatever_its_camera(body):
     people = batch(standing(body), standing(body, 0.5, 3, 0.7))
     camera = Camera.look_at((1.0, 2.0, -3.0), (0.0, 0.0, 3.0), size=SIZE)
     moved = to_camera_space(body, people, camera)
-    vertices = lambda p: body(p).vertices  # noqa: E731
+
+    def vertices(p):
+        return body(p).vertices
+
     # float32 coordinates of a few metres, after two rotations
     torch.testing.assert_close(vertices(moved), camera.to_camera(vertices(people)), atol=5e-6, rtol=0)
     assert to_camera_space(body, people, LENS) is people
@@ -612,7 +621,10 @@ def test_generalized_people_tell_less(body):
     assert coarse.age_offset.item() == pytest.approx(0.4)
     assert mean.betas.abs().sum() == 0
     assert mean.age_offset.item() == pytest.approx(0.3)  # a teen
-    pelvis = lambda p: body(p).joints[:, 0]  # noqa: E731
+
+    def pelvis(p):
+        return body(p).joints[:, 0]
+
     for less in (coarse, mean):
         torch.testing.assert_close(pelvis(less), pelvis(one), atol=1e-6, rtol=0)
         assert torch.equal(less.body_pose, one.body_pose)
@@ -718,8 +730,10 @@ def test_a_sequence_becomes_a_clip(tmp_path, body):
     assert [image["frame"] for image in index["images"]] == [0, 1, 2]
     assert {a["track_id"] for a in index["annotations"]} == {0}
     assert [release.sources[f"{image['id']:06d}"].name for image in index["images"]] == [
-        "0.png", "2.png", "3.png",
-    ]  # fmt: skip
+        "0.png",
+        "2.png",
+        "3.png",
+    ]
     odd = Photo(save(tmp_path / "odd.png", noise(9, (80, 74))), LENS, photos[0].people, sequence="s")
     with pytest.raises(ReleaseError, match="frames of a sequence: expected one size"):
         write_release([*photos, odd], body, tmp_path / "odd")
@@ -946,12 +960,17 @@ def test_other_folders_and_files_are_never_replaced(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "empty").mkdir()
     before = sorted(map(str, tmp_path.rglob("*")))
-    for name, message in (("photos", "not written by a release"), ("file", "a file of that name"),
-                          ("listed", "not written by a release")):  # fmt: skip
+    for name, message in (
+        ("photos", "not written by a release"),
+        ("file", "a file of that name"),
+        ("listed", "not written by a release"),
+    ):
         with pytest.raises(FileExistsError, match=message), new_folder(tmp_path / name, overwrite=True):
             raise AssertionError("never reached")
-    with pytest.raises(FileNotFoundError, match="does not exist; create it first"), \
-            new_folder(tmp_path / "no/out", overwrite=False):  # fmt: skip
+    with (
+        pytest.raises(FileNotFoundError, match="does not exist; create it first"),
+        new_folder(tmp_path / "no/out", overwrite=False),
+    ):
         raise AssertionError("never reached")
     assert sorted(map(str, tmp_path.rglob("*"))) == before
     with new_folder(tmp_path / "empty", overwrite=True) as folder:
@@ -983,14 +1002,29 @@ def labels(body, mannequin_asset, unchecked):
     observed[:, 1] = (999, 999, 0)
     one, flags = np.ones(3), np.ones(3, bool)
     return Labels(
-        body=mannequin_asset.metadata.name, joint_names=mannequin_asset.joint_names, keypoint_layout="coco17",
-        ids=np.arange(3), image_ids=np.array(["v/a.png", "v/a.png", "w/b.png"]),
-        image_sizes=np.tile(SIZE, (3, 1)), focal=np.full((3, 2), 90.0), center=np.tile((50.0, 37.0), (3, 1)),
-        observed=observed, keypoints=observed[..., :2], joints=np.zeros((3, body.num_joints, 3)), depth=one,
-        boxes=np.array([[20.0, 10, 40, 60], [50, 10, 70, 60], [30, 10, 60, 60]]), scores=one,
-        reprojection=one, start_reprojection=one, converged=flags, iterations=np.ones(3, int),
-        stop=np.array(["gradient"] * 3), cost=one, kept=np.array([True, True, False]), **parameters,
-    )  # fmt: skip
+        body=mannequin_asset.metadata.name,
+        joint_names=mannequin_asset.joint_names,
+        keypoint_layout="coco17",
+        ids=np.arange(3),
+        image_ids=np.array(["v/a.png", "v/a.png", "w/b.png"]),
+        image_sizes=np.tile(SIZE, (3, 1)),
+        focal=np.full((3, 2), 90.0),
+        center=np.tile((50.0, 37.0), (3, 1)),
+        observed=observed,
+        keypoints=observed[..., :2],
+        joints=np.zeros((3, body.num_joints, 3)),
+        depth=one,
+        boxes=np.array([[20.0, 10, 40, 60], [50, 10, 70, 60], [30, 10, 60, 60]]),
+        scores=one,
+        reprojection=one,
+        start_reprojection=one,
+        converged=flags,
+        iterations=np.ones(3, int),
+        stop=np.array(["gradient"] * 3),
+        cost=one,
+        kept=np.array([True, True, False]),
+        **parameters,
+    )
 
 
 @pytest.fixture
@@ -1042,8 +1076,10 @@ def test_labels_become_photographs(tmp_path, body, labels, images):
 
 
 def test_annotations_that_would_hide_nothing_are_refused(tmp_path, body, labels, images):
-    pictures = [{"id": i, "file_name": name, "width": 100, "height": 74}
-                for i, name in enumerate(("v/a.png", "w/b.png"))]  # fmt: skip
+    pictures = [
+        {"id": i, "file_name": name, "width": 100, "height": 74}
+        for i, name in enumerate(("v/a.png", "w/b.png"))
+    ]
 
     def hidden(images_, box=(1, 2, 3, 4)):
         document = {"images": images_, "annotations": [{"image_id": 0, "bbox": box}]}
@@ -1094,8 +1130,13 @@ def test_the_command_line_releases_what_was_fitted(tmp_path, labels, images):
     assert "a key is never replaced" in again.stderr
     assert json.loads(key.read_text()) == {"000001": str(images / "v/a.png")}
     new = (*command[:-1], tmp_path / "new")
-    for wrong in (("--key", tmp_path / "new/key.json"), ("--background", "blur"), ("--shape", "round"),
-                  ("--dilation", "inf"), ("--margin", "nan")):  # fmt: skip
+    for wrong in (
+        ("--key", tmp_path / "new/key.json"),
+        ("--background", "blur"),
+        ("--shape", "round"),
+        ("--dilation", "inf"),
+        ("--margin", "nan"),
+    ):
         assert run(*new, *wrong).exit_code == 2
     none = run(*command[:-1], tmp_path / "none", "--unfitted", "blank", "--background", "none")
     assert none.exit_code == 0

@@ -93,7 +93,10 @@ def test_a_projected_point_lands_on_its_pixel(x, y, z, lens):
     square = point.numpy() + np.array([-right - down, right - down, right + down, -right + down])
     picture = render(square, np.array([[0, 1, 2], [0, 2, 3]]), camera, size=SIZE, light_rays=0)
     hit = np.argwhere(picture.instance == 0)
-    covered = lambda at: {int(np.floor(at - 0.9)), int(np.floor(at - 0.1)), int(np.floor(at + 0.9))}  # noqa: E731
+
+    def covered(at):
+        return {int(np.floor(at - 0.9)), int(np.floor(at - 0.1)), int(np.floor(at + 0.9))}
+
     assert all(column in covered(u) and row in covered(v) for row, column in hit)
     column, row = int(np.floor(u)), int(np.floor(v))
     if abs(u - column - 0.5) < 0.25 and abs(v - row - 0.5) < 0.25 and 0 <= column < 96 and 0 <= row < 72:
@@ -113,7 +116,10 @@ def test_a_body_is_drawn_where_its_vertices_are_projected(mannequin_asset):
     # The centre of each pixel lies in the image of the triangle that is drawn there.
     corners = pixels.numpy()[body.faces[picture.triangle[rows, columns]]]
     a, b, c = (corners[:, i] - np.stack([columns + 0.5, rows + 0.5], -1) for i in range(3))
-    cross = lambda u, v: u[:, 0] * v[:, 1] - u[:, 1] * v[:, 0]  # noqa: E731
+
+    def cross(u, v):
+        return u[:, 0] * v[:, 1] - u[:, 1] * v[:, 0]
+
     areas = np.stack([cross(a, b), cross(b, c), cross(c, a)])
     # The lens bends the edges of a triangle of some pixels by far less than 0.01 pixels.
     longest = np.linalg.norm(np.stack([a - b, b - c, c - a]), axis=-1).max()
@@ -211,7 +217,10 @@ def test_colours_are_the_given_ones(sphere):
     bodies = sphere[0] + np.array([[-0.4, 0, 3], [0.4, 0, 3]])[:, None]
     per_vertex = np.where(sphere[0][:, 1:2] < 0, [1.0, 0, 0], [0, 0, 1.0])  # y is down: the upper half is red
     picture = render(bodies, sphere[1], CAMERA, size=SIZE, colors=["lime", per_vertex])
-    mean = lambda mask: picture.rgba[mask][:, :3].mean(0)  # noqa: E731
+
+    def mean(mask):
+        return picture.rgba[mask][:, :3].mean(0)
+
     rows = np.arange(72)[:, None]
     assert mean(picture.instance == 0).argmax() == 1
     assert mean((picture.instance == 1) & (rows < 30)).argmax() == 0

@@ -27,7 +27,7 @@ def replacing(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iterat
     """
     target = Path(os.path.realpath(path))
     if target.is_dir():
-        raise IsADirectoryError(errno.EISDIR, "expected a file, got a folder; give the file a name in it", str(path))
+        raise IsADirectoryError(errno.EISDIR, "expected a file, got a folder; add a file name", str(path))
     if not target.parent.is_dir():
         raise FileNotFoundError(
             errno.ENOENT, f"the folder {target.parent} does not exist; create it first", str(path)
