@@ -635,13 +635,13 @@ def test_bad_shards_end_the_call_or_are_reported(session, expected, body, people
         fit_dataset(body, given, folder)
     assert bytes_of(folder) == {}  # it was seen before anything was fitted
     others = [given / names[i] for i in (0, 1, 3)]
-    with pytest.raises(AnnotationError, match=f"{names[1]}: a damaged Parquet file") as error:
+    with pytest.raises(AnnotationError, match=f"{names[1]}: not a Parquet file, or a damaged one") as error:
         fit_dataset(body, others, folder)
     assert "\n" not in str(error.value)
     assert bytes_of(folder) == {names[0]: expected[names[0]]}
     report = fit_dataset(body, given, folder, skip_bad=True)
     assert {Path(path).name: why.split(": ")[1] for path, why in report.bad.items()} == {
-        names[1]: "a damaged Parquet file",
+        names[1]: "not a Parquet file, or a damaged one",
         names[2]: "column weights",
     }
     assert (report.shards, report.shards_done, report.shards_left, report.people) == (4, 2, 0, 4)

@@ -22,8 +22,6 @@ class Key(NamedTuple):
     """After the people; None is any size."""
     kind: str = "number"
     """One of ``KINDS``. Of a name, or several names, there is one per file, not per person."""
-    gaps: bool = False
-    """Whether NaN means unknown."""
     least: float = -np.inf
 
 

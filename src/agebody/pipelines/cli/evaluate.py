@@ -16,8 +16,9 @@ from agebody.pipelines.cli.app import app, running
 from agebody.pipelines.cli.options import AsJson, Layout, check_choice
 
 if TYPE_CHECKING:
-    from agebody.pipelines.evaluate import Cell, Column
+    from agebody.pipelines.evaluate import Cell
     from agebody.pipelines.evaluate import Table as Evaluation
+    from agebody.pipelines.evaluate.table import Column
 
 
 def _check_table(value: str) -> str | None:

@@ -9,7 +9,7 @@ from agebody.annotations.people import fail
 from agebody.keypoints import LAYOUTS
 from agebody.metrics.alignment import root_of
 from agebody.metrics.record import METRICS, Errors
-from agebody.pipelines.evaluate.files import People
+from agebody.pipelines.evaluate.files import Bodies
 from agebody.pipelines.evaluate.pairing import (
     clusters_of,
     expect_same_size,
@@ -22,15 +22,15 @@ from agebody.pipelines.evaluate.pairing import (
 from agebody.pipelines.evaluate.table import DEFAULT, Column, Intervals, Ratios, Table
 
 _AT_ONCE = 256
-"""People whose errors are computed together, which bounds the memory that meshes take."""
+"""Bodies whose errors are computed together, which bounds the memory that meshes take."""
 
 
 def infantnet_table(
-    pred: People, target: People, *, layout: str | None = None, intervals: Intervals = DEFAULT
+    pred: Bodies, target: Bodies, *, layout: str | None = None, intervals: Intervals = DEFAULT
 ) -> Table:
     """MPJPE and PA-MPJPE, and, where both files have vertices, PVE and PA-PVE, by age class and of all.
 
-    People are told apart by their ids, or by their rows where neither file has ids. Roots are those of the
+    Bodies are told apart by their ids, or by their rows where neither file has ids. Roots are those of the
     layout.
 
     Args:
@@ -68,7 +68,7 @@ def infantnet_table(
 
 
 def _errors(
-    pred: People, target: People, own: np.ndarray, true: np.ndarray, layout: str, surface: bool
+    pred: Bodies, target: Bodies, own: np.ndarray, true: np.ndarray, layout: str, surface: bool
 ) -> list[Errors]:
     """Of some people, in the order of the columns."""
     joints = tensor(pred.get("joints")[own]), tensor(target.get("joints")[true])
@@ -91,7 +91,7 @@ def _errors(
     return errors
 
 
-def _layout(pred: People, target: People, layout: str | None) -> str:
+def _layout(pred: Bodies, target: Bodies, layout: str | None) -> str:
     size = target.get("joints").shape[1]
     fitting = [name for name, one in LAYOUTS.items() if len(one) == size]
     known = layout or target.layout or pred.layout

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from agebody.age import AGE_CLASSES
+from agebody.age import AGE_CLASSES, UNKNOWN
 from agebody.annotations.people import fail
 from agebody.metrics.matching import match_keypoints
-from agebody.pipelines.evaluate.files import UNKNOWN, People
+from agebody.pipelines.evaluate.files import Bodies
 from agebody.pipelines.evaluate.table import Cell, Row
 
 LOST, NOBODY = -1, -2
@@ -21,7 +21,7 @@ AGE_ROWS = tuple(reversed([kind.name for kind in AGE_CLASSES]))
 """Rows of a table by age, from the youngest; a row of all follows."""
 
 
-def pair(pred: People, target: People) -> np.ndarray:
+def pair(pred: Bodies, target: Bodies) -> np.ndarray:
     """Row of each person's prediction by id, or the same row where neither file has ids; else `LOST`.
 
     Raises:
@@ -43,7 +43,7 @@ def pair(pred: People, target: People) -> np.ndarray:
     return np.array([row.get(value, LOST) for value in target.get("ids").tolist()], dtype=np.int64)
 
 
-def match_images(pred: People, target: People) -> np.ndarray:
+def match_images(pred: Bodies, target: Bodies) -> np.ndarray:
     """Row of each person's prediction, by the keypoints in each image, as Relative Human's evaluation does
     it.
 
@@ -72,21 +72,21 @@ def match_images(pred: People, target: People) -> np.ndarray:
     return rows
 
 
-def expect_same_size(pred: People, target: People, name: str) -> None:
+def expect_same_size(pred: Bodies, target: Bodies, name: str) -> None:
     """Checks that both have as many points a person."""
     sizes = [people.get(name).shape[1] for people in (pred, target)]
     if sizes[0] != sizes[1]:
         fail(pred.path, f"{name}: expected {sizes[1]} a person, as in {target.path}, got {sizes[0]}")
 
 
-def clusters_of(target: People) -> np.ndarray:
+def clusters_of(target: Bodies) -> np.ndarray:
     """What is drawn together: the index of each person's image, or of each person."""
     if target.image_ids is None:
         return np.arange(target.count)
     return np.unique(target.image_ids, return_inverse=True)[1].reshape(-1)
 
 
-def groups_of(target: People, counted: np.ndarray) -> list[tuple[str, np.ndarray]]:
+def groups_of(target: Bodies, counted: np.ndarray) -> list[tuple[str, np.ndarray]]:
     """Rows of a table, each a name and who of those who count belongs to it."""
     groups = [("all", counted)]
     if target.age_classes is not None:
@@ -105,7 +105,7 @@ def rows_of(groups: Iterable[tuple[str, np.ndarray]], lost: np.ndarray, cells: l
     )
 
 
-def notes_of(target: People, rows: np.ndarray) -> tuple[str, ...]:
+def notes_of(target: Bodies, rows: np.ndarray) -> tuple[str, ...]:
     """What a reader of the table has to know."""
     notes = []
     if (rows == LOST).any():
@@ -126,7 +126,7 @@ def tensor(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(array.astype(np.float64))
 
 
-def _expect_known(pred: People, target: People, name: str, what: str) -> None:
+def _expect_known(pred: Bodies, target: Bodies, name: str, what: str) -> None:
     mine, theirs = pred.get(name), target.get(name)
     if (mine.dtype.kind == "U") != (theirs.dtype.kind == "U"):
         kinds = ["strings" if ids.dtype.kind == "U" else "integers" for ids in (theirs, mine)]

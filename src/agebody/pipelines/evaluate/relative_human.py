@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from agebody.age import AGE_CLASSES
+from agebody.age import AGE_CLASSES, UNKNOWN
 from agebody.annotations.people import fail
 from agebody.metrics.average_precision import split_images
 from agebody.metrics.correctness import mpckh
 from agebody.metrics.depth import MISS_PENALTY, depth_relations
 from agebody.metrics.similarity import oks_sigmas
 from agebody.pipelines.evaluate.average_precision import Detections, coco_table
-from agebody.pipelines.evaluate.files import OTHER_LAYOUTS, UNKNOWN, People
+from agebody.pipelines.evaluate.files import OTHER_LAYOUTS, Bodies
 from agebody.pipelines.evaluate.pairing import (
     LOST,
     NOBODY,
@@ -34,7 +34,7 @@ THRESHOLD = 0.2
 
 
 def relative_human_tables(
-    pred: People, target: People, *, intervals: Intervals = DEFAULT
+    pred: Bodies, target: Bodies, *, intervals: Intervals = DEFAULT
 ) -> tuple[Table, Table]:
     """PCDR_0.2 and, where there are keypoints, mPCKh, by age class and of all; and a table of detection.
 
@@ -64,7 +64,7 @@ def relative_human_tables(
 
 
 def _relations(
-    pred: People, target: People, rows: np.ndarray
+    pred: Bodies, target: Bodies, rows: np.ndarray
 ) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Right, pairs and missed of each row of the table, image by image."""
     if target.has("depth_layers"):
@@ -109,7 +109,7 @@ def _arrays(parts: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return right, pairs, missed
 
 
-def _right_keypoints(pred: People, target: People, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+def _right_keypoints(pred: Bodies, target: Bodies, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     """Share of right keypoints of each person, and who counts; None where there are no keypoints."""
     if not (pred.has("keypoints") and target.has("keypoints")):
         return None
@@ -123,7 +123,7 @@ def _right_keypoints(pred: People, target: People, rows: np.ndarray) -> tuple[np
     return values, counted
 
 
-def _detection_table(pred: People, target: People, rows: np.ndarray, intervals: Intervals) -> Table:
+def _detection_table(pred: Bodies, target: Bodies, rows: np.ndarray, intervals: Intervals) -> Table:
     """Precision, recall and F1, and AP where the files allow it."""
     ratios = Ratios(clusters_of(target))
     matched, missed = ratios.per_cluster(rows >= 0), ratios.per_cluster(rows == LOST)
@@ -147,7 +147,7 @@ def _detection_table(pred: People, target: People, rows: np.ndarray, intervals: 
     return Table("Detection", tuple(columns), (row,), notes)
 
 
-def _detections(pred: People, target: People, images: np.ndarray) -> Detections | str:
+def _detections(pred: Bodies, target: Bodies, images: np.ndarray) -> Detections | str:
     """What AP is made of, or why there is none."""
     needed = ((pred, ("keypoints", "image_ids", "scores")), (target, ("keypoints", "areas")))
     for people, names in needed:

@@ -9,7 +9,7 @@ from agebody.annotations.people import fail
 from agebody.keypoints import get_layout
 from agebody.pipelines.evaluate.average_precision import coco_table
 from agebody.pipelines.evaluate.coco import read_coco
-from agebody.pipelines.evaluate.files import People, read_people
+from agebody.pipelines.evaluate.files import Bodies, read_bodies
 from agebody.pipelines.evaluate.infantnet import infantnet_table
 from agebody.pipelines.evaluate.relative_human import relative_human_tables
 from agebody.pipelines.evaluate.table import Intervals, Table
@@ -56,7 +56,7 @@ def evaluate_files(
         return [coco_table(read_coco(pred, target), intervals=intervals)]
     if table == "coco":
         fail(pred, "table coco: expected COCO's .json")
-    people = read_people(pred), read_people(target)
+    people = read_bodies(pred), read_bodies(target)
     tables = []
     if table == "infantnet" or (table == "auto" and all(one.has("joints") for one in people)):
         tables.append(infantnet_table(*people, layout=layout, intervals=intervals))
@@ -70,7 +70,7 @@ def evaluate_files(
     return tables
 
 
-def _has_relations(pred: People, target: People) -> bool:
+def _has_relations(pred: Bodies, target: Bodies) -> bool:
     return (
         pred.has("depth") and target.has("image_ids") and (target.has("depth_layers") or target.has("depth"))
     )
