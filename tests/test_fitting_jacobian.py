@@ -12,8 +12,9 @@ from scipy.linalg import expm
 from agebody import LAYOUTS, SMPL, SMPLA, AssetError, KeypointLayout
 from agebody.engine.deform import linear_blend_skinning, pose_feature
 from agebody.optim import jacobian
-from agebody.optim.jacobian import KeypointJacobian, SurfaceJacobian, right_jacobian
+from agebody.optim.jacobian import KeypointJacobian, SurfaceJacobian
 from agebody.parameters import BodyParameters
+from agebody.rotations import right_jacobian
 
 DOUBLE = torch.float64
 # Sums of some hundred numbers of the size of 1 in float64; derivatives of half turns are of the size of 10.
@@ -205,10 +206,10 @@ def test_without_correctives_the_rest_surface_is_held(body):
     weights = torch.from_numpy(body.asset.dense_weights())
     for i in range(len(pose)):
         identity, joints = body.identity(betas[i : i + 1], age[i : i + 1])
-        scale = body._corrective_scale(age[i])
+        scale = body.corrective_scale(age[i])
         feature = pose_feature(body.tree.pose(pose[i : i + 1], "axis_angle", joints)[0])
         feature = feature[:, : body.num_correctives] * (1 if scale is None else scale)
-        directions = np.concatenate((body._identity_directions(), body._corrective_directions()))
+        directions = np.concatenate((body.identity_directions, body.corrective_directions))
         rest = torch.einsum("c,cvx->vx", torch.cat((identity, feature), 1)[0], torch.tensor(directions))
 
         def held(pose, joints=joints, rest=rest):

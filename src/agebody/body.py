@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from agebody import rotations
@@ -20,7 +21,7 @@ from agebody.engine.backend import BackendName, WarpSurface, WarpTree, choose_ba
 from agebody.engine.deform import pose_feature
 from agebody.engine.identity import RestJoints
 from agebody.engine.kinematics import KinematicTree, homogeneous
-from agebody.engine.points import PointRegression
+from agebody.engine.points import LayoutTables, PointRegression
 from agebody.engine.rowwise import own_precision
 from agebody.engine.surface import PosedSurface
 from agebody.keypoints import KeypointLayout, get_layout
@@ -31,6 +32,8 @@ DEFAULT_NUM_BETAS = 10
 
 MOST_TABLES = 64
 """How many tables of layouts a body keeps: layouts that are thrown away must not pile up."""
+
+Made = TypeVar("Made", bound=nn.Module)
 
 
 class BodyOutput(NamedTuple):
@@ -133,6 +136,8 @@ class BodyModel(nn.Module):
     num_vertices: int
     """V."""
     backend: Literal["torch", "warp"]
+    infant_corrective_scale: float = 1.0
+    """Factor of the pose blend shapes at age offset 1, linear from 1 at 0."""
     identity: RestJoints
     tree: KinematicTree | WarpTree
     surface: PosedSurface | WarpSurface
@@ -179,12 +184,10 @@ class BodyModel(nn.Module):
     def _pack(self, dtype: torch.dtype, device: torch.device) -> None:
         """Arranges the asset's arrays for computing, in one precision."""
         asset = self.asset
-        identity = self._identity_directions()
-        correctives = self._corrective_directions()
-        regressed = np.stack([asset.joint_regressor @ direction.astype(np.float64) for direction in identity])
+        identity, correctives = self.identity_directions, self.corrective_directions
         self.backend = choose_backend(self._requested_backend, device)
         parts = get_parts(self.backend)
-        self.identity = parts.rest_joints(regressed, self.age_anchors, dtype=dtype).to(device)
+        self.identity = parts.rest_joints(self.joint_directions, self.age_anchors, dtype=dtype).to(device)
         self.tree = parts.tree(asset.parents.tolist()).to(device)
         low = self.corrective_dtype
         self.surface = parts.surface(
@@ -197,16 +200,28 @@ class BodyModel(nn.Module):
         )
         self.points = nn.ModuleDict()
 
-    def _identity_directions(self) -> np.ndarray:
-        """(1 + betas + age templates, V, 3): the template, then displacements."""
+    @property
+    def identity_directions(self) -> Float[np.ndarray, "C V 3"]:
+        """The template, then the displacement of the vertices for one unit of each beta and age template [m].
+
+        With `joint_directions`, `corrective_directions`, `tables` and `for_layout`, this is what code that
+        builds on the layer needs to repeat its arithmetic, such as derivatives in closed form.
+        """
         asset = self.asset
         parts = [asset.template[None], asset.shapedirs[:, :, : self.num_betas].transpose(2, 0, 1)]
         if self.age_anchors and asset.age_templates is not None:
             parts.append(asset.age_templates - asset.template)
         return np.concatenate(parts)
 
-    def _corrective_directions(self) -> np.ndarray:
-        """(P, V, 3) pose blend shapes."""
+    @property
+    def joint_directions(self) -> Float[np.ndarray, "C J 3"]:
+        """The joints at rest, then their displacement for one unit of each coefficient, in float64 [m]."""
+        regressor = self.asset.joint_regressor
+        return np.stack([regressor @ part.astype(np.float64) for part in self.identity_directions])
+
+    @property
+    def corrective_directions(self) -> Float[np.ndarray, "P V 3"]:
+        """Displacement of the vertices for one unit of each pose blend coefficient [m]."""
         asset = self.asset
         if asset.posedirs is None:
             return np.zeros((0, asset.num_vertices, 3), asset.template.dtype)
@@ -368,7 +383,7 @@ class BodyModel(nn.Module):
         age = self._age(age_offset, betas.dim() - 1)
         batch = broadcast(betas=betas.shape[:-1], age_offset=age.shape)
         coefficients, rest_joints = self.identity(betas.expand(*batch, -1), age.expand(batch))
-        return _Identity(batch, coefficients, rest_joints, self._corrective_scale(age))
+        return _Identity(batch, coefficients, rest_joints, self.corrective_scale(age))
 
     def _age(self, age_offset: Tensor | float | None, batch_dims: int) -> Tensor:
         if age_offset is not None and not self.age_anchors:
@@ -381,9 +396,10 @@ class BodyModel(nn.Module):
         age = read_tensor("age_offset", age_offset, (), self._like)
         return age[..., 0] if age.dim() > max(1, batch_dims) and age.shape[-1] == 1 else age
 
-    def _corrective_scale(self, age: Tensor) -> Tensor | None:
-        """Factor of the pose blend shapes at an age."""
-        return None
+    def corrective_scale(self, age_offset: Tensor) -> Tensor | None:
+        """Return the factor of the pose blend shapes at an age offset; None for 1 at every age."""
+        scale = self.infant_corrective_scale
+        return None if scale == 1 else 1 + (scale - 1) * age_offset
 
     def _pose(
         self,
@@ -433,14 +449,34 @@ class BodyModel(nn.Module):
         return BodyOutput(*(t.reshape(*skeleton.batch, *t.shape[1:]) for t in output))
 
     def _keypoints(self, skeleton: _Skeleton, layout: str | KeypointLayout) -> Tensor:
-        def make(layout: KeypointLayout) -> PointRegression:
-            directions = np.concatenate((self._identity_directions(), self._corrective_directions()))
-            return PointRegression(self.asset, layout, directions, dtype=self.dtype, device=self.device)
-
-        regression = self._made_for(layout, "posed", make)
+        regression = self._regression(layout)
         coefficients = torch.cat((skeleton.coefficients, skeleton.feature), -1)
         points = regression(coefficients, skeleton.world, skeleton.transforms, skeleton.translation)
         return points.reshape(*skeleton.batch, *points.shape[1:])
+
+    def tables(self, layout: str | KeypointLayout) -> LayoutTables:
+        """Return how the joints carry the points of a layout: made at first use, then kept.
+
+        Coefficients are those of `identity_directions`, then of `corrective_directions`.
+        """
+        return self._regression(layout).tables
+
+    def for_layout(self, layout: str | KeypointLayout, kind: Callable[..., Made]) -> Made:
+        """Return the module ``kind(body, layout)``: made at first use, then kept and moved with it.
+
+        Args:
+            layout: its name, or a layout.
+            kind: a module class whose buffers depend on body and layout only.
+        """
+        return self._made_for(layout, kind.__qualname__, lambda found: kind(self, found))
+
+    def _regression(self, layout: str | KeypointLayout) -> PointRegression:
+        def make(layout: KeypointLayout) -> PointRegression:
+            directions = np.concatenate((self.identity_directions, self.corrective_directions))
+            tables = LayoutTables.build(self.asset, layout, directions)
+            return PointRegression(tables, dtype=self.dtype, device=self.device)
+
+        return self._made_for(layout, "posed", make)
 
     def _made_for(
         self, layout: str | KeypointLayout, use: str, make: Callable[[KeypointLayout], nn.Module]
@@ -634,9 +670,6 @@ class SMPLA(BodyModel):
             return _Person([(self, adult), (self.infant, infant)], age > self.infant_threshold)
         x = ((age - self.infant_threshold) / self.transition + 0.5).clamp(0, 1)
         return _Person([(self, adult), (self.infant, infant)], x * x * (3 - 2 * x))
-
-    def _corrective_scale(self, age: Tensor) -> Tensor | None:
-        return None if self.infant_corrective_scale == 1 else 1 + (self.infant_corrective_scale - 1) * age
 
 
 def _read(

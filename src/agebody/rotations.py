@@ -120,6 +120,8 @@ _SMALL = 0.0625
 """Squared angle below which series are used: the first term they drop is 4e-17 of the sum."""
 _SINE = tuple((-1) ** n / math.factorial(2 * n + 1) for n in range(7))
 _VERSINE = tuple((-1) ** n / math.factorial(2 * n + 2) for n in range(7))
+_REST = tuple((-1) ** n / math.factorial(2 * n + 3) for n in range(6))
+"""Coefficients of ``(t - sin t) / t^3``."""
 _SLOPES = torch.tensor([
     [[n * _SINE[n]], [n * _VERSINE[n]]] for n in range(6, 0, -1)
 ], dtype=torch.float64)  # fmt: skip
@@ -155,6 +157,20 @@ def _series(x: Array, coefficients: tuple[float, ...]) -> Array:
 
 
 _RODRIGUES = RowFunction(1, _rodrigues, _rodrigues_value, _rodrigues_gradient, in_numpy=True)
+
+
+def right_jacobian(vectors: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3 3"]:
+    """Return J with ``R(v + dv) = R(v) exp([J dv]x)`` to first order: ``a I - b [v]x + c v v^T``.
+
+    With t = |v|: a = sin t / t, b = (1 - cos t) / t^2, c = (1 - a) / t^2, which is a series near zero.
+    """
+    squared = (vectors * vectors).sum(-1, keepdim=True)
+    t = torch.sqrt(squared + torch.finfo(vectors.dtype).tiny)
+    half = torch.sin(t / 2) / t
+    a = torch.sin(t) / t
+    c = torch.where(squared < _SMALL, _series(squared, _REST), (1 - a) / (t * t))
+    straight = torch.cat((a, (-2 * half * half) * vectors), -1) @ _constants(vectors).basis
+    return straight.unflatten(-1, (3, 3)) + (c * vectors)[..., :, None] * vectors[..., None, :]
 
 
 def matrix_to_axis_angle(matrix: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 3"]:

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Sequence
 from math import inf
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -39,6 +40,17 @@ def age_coefficients(
     if not weights:
         return age_offset.new_zeros((*age_offset.shape, 0))
     return torch.stack(weights, -1)
+
+
+def age_slopes(
+    anchors: Sequence[float],
+) -> tuple[Float[np.ndarray, " pieces-1"], Float[np.ndarray, "pieces A"]]:
+    """Return the inner knots of `age_coefficients`, and its derivatives in the pieces between them."""
+    knots = sorted([0.0, *anchors])
+    slopes = np.zeros((len(knots) - 1, len(knots)))
+    for piece, (low, high) in enumerate(itertools.pairwise(knots)):
+        slopes[piece, piece : piece + 2] = -1 / (high - low), 1 / (high - low)
+    return np.array(knots[1:-1]), slopes[:, [knots.index(anchor) for anchor in anchors]]
 
 
 def rest_surface(

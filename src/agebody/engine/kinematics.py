@@ -83,6 +83,14 @@ class KinematicTree(nn.Module):
         return found
 
 
+def ancestors(parents: Sequence[int] | np.ndarray) -> Float[np.ndarray, "J J"]:
+    """Return 1 at [i, j] where joint j is i or above it, else 0."""
+    found = np.eye(len(parents))
+    for joint in range(1, len(parents)):
+        found[joint] += found[parents[joint]]
+    return found
+
+
 def homogeneous(
     rotations: Float[Tensor, "*batch 3 3"], translations: Float[Tensor, "*batch 3"]
 ) -> Float[Tensor, "*batch 4 4"]:

@@ -1,27 +1,82 @@
-"""Keypoints of a posed body: without its mesh, as points carried by joints; and from a mesh that is there."""
+"""Keypoints of a posed body: from the joints that carry them, without a mesh, and from an existing mesh."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
+from scipy import sparse
 from torch import Tensor, nn
 
 from agebody.assets.asset import BodyAsset
+from agebody.engine.kinematics import ancestors
 from agebody.keypoints import KeypointLayout
 
 
-class PointRegression(nn.Module):
-    """The points of one layout on one body: posed joints, and ``sum_j A_j m_j`` for points of the surface.
+class LayoutTables(NamedTuple):
+    """The K points of a layout on one body, and how its joints carry them, in float64.
 
-    A point is ``sum_v r_v sum_j w_vj A_j p_v`` with the rest surface p affine in the coefficients. So is
-    ``m_j = sum_v r_v w_vj p_v``, made here once for every pair of a point and a joint that moves it.
+    A point of the surface is ``sum_v r_v sum_j w_vj A_j p_v``: r is its row of the regressor, w the skinning
+    weights, A_j = [R_j t_j] the skinning transforms, and ``p_v = sum_c c_c d_cv`` the rest surface, affine in
+    the coefficients c of directions d. Summed over the vertices first, one pair per point and joint is left:
+
+        point = sum_j R_j m_j + mu_j t_j,   m_j = sum_v r_v w_vj p_v,   mu_j = sum_v r_v w_vj
+
+    The pairs of a point are consecutive, and points with fewer pairs come first.
+    """
+
+    layout: KeypointLayout
+    joints: Int[np.ndarray, " K"]
+    """The joint that each point is; -1 for points of the surface."""
+    regressor: sparse.csr_array
+    """(K, V) regressor of the points of the surface; empty rows for joints."""
+    pair_points: Int[np.ndarray, " Q"]
+    pair_joints: Int[np.ndarray, " Q"]
+    masses: Float[np.ndarray, " Q"]
+    """mu of each pair."""
+    moments: Float[np.ndarray, "C Q 3"]
+    """m of each pair, for one unit of each coefficient."""
+
+    @classmethod
+    def build(
+        cls, asset: BodyAsset, layout: KeypointLayout, directions: Float[np.ndarray, "C V 3"]
+    ) -> LayoutTables:
+        """Sum over the vertices, once per body and layout.
+
+        Args:
+            asset: the body.
+            layout: the points.
+            directions: displacement of the vertices for one unit of each coefficient.
+
+        Raises:
+            AssetError: the body lacks what the layout needs.
+        """
+        joints, regressor = layout.resolve(asset)
+        used = np.unique(regressor.indices)
+        rows = regressor[:, used].toarray().astype(np.float64)
+        weights = asset.dense_weights()[used].astype(np.float64)
+        carried = (rows != 0).astype(float) @ (weights != 0) > 0
+        order = np.argsort(carried.sum(1), kind="stable")
+        place, joint = np.nonzero(carried[order])
+        point = order[place]
+        shares = rows[point] * weights[:, joint].T
+        moments = np.einsum("qv,cvx->cqx", shares, directions[:, used].astype(np.float64))
+        return cls(layout, joints, regressor, point, joint, shares.sum(1), moments)
+
+    @property
+    def counts(self) -> Int[np.ndarray, " K"]:
+        """Number of pairs of each point."""
+        return np.bincount(self.pair_points, minlength=len(self.layout))
+
+
+class PointRegression(nn.Module):
+    """The points of one layout from the joints of a posed body, by the sums of `LayoutTables`.
 
     Args:
-        asset: the body.
-        layout: the points.
-        directions: (C, V, 3) displacement for one unit of each coefficient.
-        dtype: floating type of the arrays.
+        tables: of the body and the layout.
+        dtype: floating type of the buffers.
         device: where they live.
     """
 
@@ -32,37 +87,24 @@ class PointRegression(nn.Module):
     joints: Tensor
     is_joint: Tensor
 
-    def __init__(
-        self,
-        asset: BodyAsset,
-        layout: KeypointLayout,
-        directions: np.ndarray,
-        *,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
+    def __init__(self, tables: LayoutTables, *, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
-        self.layout = layout
-        joints, regressor = layout.resolve(asset)
-        used = np.unique(regressor.indices)
-        rows = regressor[:, used].toarray().astype(np.float64)
-        weights = asset.dense_weights()[used].astype(np.float64)
-        point, joint = np.nonzero((rows != 0).astype(float) @ (weights != 0))
-        pair_weights = rows[point] * weights[:, joint].T
-        sums = np.zeros((len(layout), len(point)))
-        sums[point, np.arange(len(point))] = 1
+        self.tables, self.layout = tables, tables.layout
+        joints, num_pairs = tables.joints, len(tables.masses)
+        sums = np.zeros((len(joints), num_pairs))
+        sums[tables.pair_points, np.arange(num_pairs)] = 1
         for name, array in (
-            ("moments", np.einsum("pv,cvx->cpx", pair_weights, directions[:, used].astype(np.float64))),
-            ("masses", pair_weights.sum(1)[:, None]),
+            ("moments", tables.moments),
+            ("masses", tables.masses[:, None]),
             ("sums", sums),
-            ("pair_joints", joint),
+            ("pair_joints", tables.pair_joints),
             ("joints", np.maximum(joints, 0)),
             ("is_joint", (joints >= 0)[:, None]),
         ):
             tensor = torch.from_numpy(array)
             tensor = tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
             self.register_buffer(name, tensor, persistent=False)
-        self.any_joint, self.any_surface = bool((joints >= 0).any()), len(point) > 0
+        self.any_joint, self.any_surface = bool((joints >= 0).any()), num_pairs > 0
 
     def forward(
         self,
@@ -71,7 +113,7 @@ class PointRegression(nn.Module):
         transforms: Float[Tensor, "B J 3 4"],
         translation: Float[Tensor, "B 3"],
     ) -> Float[Tensor, "B K 3"]:
-        """The points [m], from the joints' frames and skinning transforms."""
+        """Return the points [m], given the joints' frames and skinning transforms."""
         points = translation[:, None]
         if self.any_surface:
             moments = (coefficients @ self.moments.flatten(1)).unflatten(-1, (-1, 3, 1))
@@ -90,7 +132,7 @@ class MeshPoints(nn.Module):
     Args:
         asset: the body.
         layout: the points.
-        dtype: floating type of the arrays.
+        dtype: floating type of the buffers.
         device: where they live.
     """
 
@@ -120,12 +162,61 @@ class MeshPoints(nn.Module):
     def forward(
         self, vertices: Float[Tensor, "B V 3"], joints: Float[Tensor, "B J 3"] | None
     ) -> Float[Tensor, "B K 3"]:
-        """The points [m]; joints are not looked at where the layout has none."""
+        """Return the points [m]; joints are ignored if the layout has none."""
         points = self.from_surface(vertices)
         if self.any_joint and joints is not None:
             points = torch.where(self.is_joint, joints[:, self.joints], points)
         return points
 
     def from_surface(self, vertices: Float[Tensor, "B V 3"]) -> Float[Tensor, "B K 3"]:
-        """Points that are weighted sums of vertices; zero where a point is a joint."""
+        """Return the weighted sums of vertices; zero where a point is a joint."""
         return self.weights @ vertices[:, self.vertices]
+
+
+def lever_sums(parents: np.ndarray, tables: LayoutTables) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return how points and levers are summed from the moved moments of Q pairs and the centres of J joints.
+
+    Returns:
+        (K, Q + J) for the points; (K, J, Q + J) for the lever of each point about each joint, from the
+        joint's centre to what hangs on it; and (K, J), the mass that hangs on it.
+    """
+    joints, point, joint = tables.joints, tables.pair_points, tables.pair_joints
+    above, num_points, num_pairs = ancestors(parents), len(joints), len(point)
+    sums = np.zeros((num_points, num_pairs + len(parents)))
+    sums[point, np.arange(num_pairs)] = 1
+    levers = np.zeros((num_points, *above.shape[:1], sums.shape[1]))
+    levers[point, :, np.arange(num_pairs)] = above[joint]
+    hanging = np.zeros((num_points, len(parents)))
+    np.add.at(hanging, point, tables.masses[:, None] * above[joint])
+    for k in np.flatnonzero(joints >= 0):
+        sums[k, num_pairs + joints[k]] = 1
+        hanging[k] = above[joints[k]]
+        levers[k, :, num_pairs + joints[k]] = hanging[k]
+    each = np.arange(len(parents))
+    levers[:, each, num_pairs + each] -= hanging
+    return sums, levers, hanging
+
+
+def identity_moves(
+    parents: np.ndarray, tables: LayoutTables, hanging: np.ndarray, rest: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the derivatives of points by the I coefficients of the identity, linear in the rotations.
+
+    The rest surface adds ``sum_i R_i m_i``. The rest joints add ``sum_j h_j (R_parent(j) - R_j) rest_j``,
+    where h_j is the mass of the point that hangs on j: a joint's place shifts the frames below it.
+
+    Returns:
+        (3 J, K I), to be multiplied by the rotations, and the constant part (3, K I).
+    """
+    joints, pairs = tables.joints, zip(tables.pair_points, tables.pair_joints, strict=True)
+    count = len(rest) - 1
+    moves = np.zeros((len(parents), 3, len(joints), count))
+    for pair, (k, j) in enumerate(pairs):
+        moves[j, :, k] += tables.moments[1 : count + 1, pair].T
+    for k in np.flatnonzero(joints >= 0):
+        moves[joints[k], :, k] += rest[1:, joints[k]].T
+    places = np.einsum("kj,cjx->jxkc", hanging, rest[1:])
+    moves -= places
+    for j, parent in enumerate(parents[1:], start=1):
+        moves[parent] += places[j]
+    return moves.reshape(3 * len(parents), -1), places[0].reshape(3, -1)

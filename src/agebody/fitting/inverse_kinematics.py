@@ -8,11 +8,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy import sparse
 from torch import Tensor, nn
 
 from agebody.body import BodyModel
 from agebody.engine.deform import age_coefficients
+from agebody.engine.kinematics import ancestors
+from agebody.engine.points import LayoutTables
 from agebody.keypoints import KeypointLayout
 from agebody.metrics.alignment import nearest_rotation
 from agebody.parameters import BodyParameters
@@ -52,20 +53,16 @@ class CarriedPoints(nn.Module):
 
     def __init__(self, body: BodyModel, layout: KeypointLayout) -> None:
         super().__init__()
-        asset, self.layout = body.asset, layout
+        self.layout, tables = layout, body.tables(layout)
         self.age_anchors, self.num_betas = body.age_anchors, body.num_betas
-        parents = asset.parents.astype(np.int64)
-        joints, rows = layout.resolve(asset)
-        directions = body._identity_directions().astype(np.float64)  # (C, V, 3)
-        rest_joints = np.stack([asset.joint_regressor @ direction for direction in directions], -1)
-        weights = asset.dense_weights().astype(np.float64)
-        masses = rows @ weights
-        moments, pair_joints = _moments(rows, weights, directions)
+        parents, joints = body.asset.parents.astype(np.int64), tables.joints
+        rest_joints = body.joint_directions.transpose(1, 2, 0)  # (J, 3, C)
+        masses = np.zeros((len(layout), len(parents)))
+        masses[tables.pair_points, tables.pair_joints] = tables.masses
+        moments, pair_joints = _moments(tables, rest_joints.shape[-1])
         steps = rest_joints.copy()
         steps[1:] -= rest_joints[parents[1:]]
-        path = np.eye(len(parents))  # path[i, j]: j is i or above it
-        for joint in range(1, len(parents)):
-            path[joint] += path[parents[joint]]
+        path = ancestors(parents)
         self.levels = [(level, parents[level].tolist()) for level in _levels(parents.tolist())[1:]]
         for name, array in {
             "above": np.maximum(parents, 0), "is_joint": joints >= 0, "joints": np.maximum(joints, 0),
@@ -250,21 +247,17 @@ def _best_age(
     return torch.stack(ages, -1).gather(-1, best)[:, 0]
 
 
-def _moments(
-    rows: sparse.csr_array, weights: np.ndarray, directions: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """(K, 3 P, C) moments of each point by the P joints that may move it, and (K, P) which these are."""
-    num_points = len(rows.indptr) - 1
-    touched = (abs(rows) @ (weights != 0)) > 0
-    width = max(1, int(touched.sum(1).max(initial=0)))
-    joints = np.argsort(~touched, axis=1, kind="stable")[:, :width]
-    moments = np.zeros((num_points, width, 3, len(directions)))
-    for point in range(num_points):
-        part = slice(rows.indptr[point], rows.indptr[point + 1])
-        used = rows.indices[part]
-        shares = rows.data[part, None] * weights[used[:, None], joints[point]]
-        moments[point] = np.einsum("vp,cvx->pxc", shares, directions[:, used])
-    return moments.reshape(num_points, 3 * width, -1), joints
+def _moments(tables: LayoutTables, num_coefficients: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return (K, 3 P, C) moments of each point by the P joints that may move it, and these (K, P) joints."""
+    counts = tables.counts
+    in_order = np.sort(counts)
+    slot = np.arange(len(tables.masses)) - np.repeat(np.cumsum(in_order) - in_order, in_order)
+    width = max(1, int(counts.max(initial=0)))
+    joints = np.zeros((len(counts), width), dtype=np.int64)
+    joints[tables.pair_points, slot] = tables.pair_joints
+    moments = np.zeros((len(counts), width, 3, num_coefficients))
+    moments[tables.pair_points, slot] = tables.moments[:num_coefficients].transpose(1, 2, 0)
+    return moments.reshape(len(counts), 3 * width, -1), joints
 
 
 def _grip(joints: np.ndarray, masses: np.ndarray, parents: np.ndarray) -> np.ndarray:

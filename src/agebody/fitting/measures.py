@@ -182,7 +182,7 @@ class _Problem:
             raise ValueError(f"age_bounds: expected a lowest and a highest offset, got {self.bounds}")
         chosen = {name: definitions[name] for name in targets}
         measure = Measurements(body.asset, chosen, dtype=body.dtype, device=body.device)
-        directions = torch.from_numpy(body._identity_directions()).to(body.device, body.dtype)
+        directions = torch.from_numpy(body.identity_directions).to(body.device, body.dtype)
         self.gauges = [(gauge, directions[:, gauge.vertices].flatten(1)) for gauge in measure.all_gauges()]
 
     def part(self, rows: Tensor) -> _Solver:

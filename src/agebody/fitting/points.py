@@ -529,11 +529,11 @@ def _spread(places: np.ndarray, count: int) -> np.ndarray:
 
 
 def _patches(body: BodyModel) -> Patches:
-    return body._made_for(patch_layout(body.asset), "patches", lambda layout: Patches(body, layout))
+    return body.for_layout(patch_layout(body.asset), Patches)
 
 
 def _carried(body: BodyModel, layout: KeypointLayout) -> CarriedPoints:
-    return body._made_for(layout, "carried", lambda layout: CarriedPoints(body, layout))
+    return body.for_layout(layout, CarriedPoints)
 
 
 def _same(points: Tensor) -> Tensor:

@@ -152,7 +152,7 @@ def by_all(found: KeypointDerivatives) -> Float[Tensor, "b K 3 P"]:
 
 def keypoint_jacobian(body: BodyModel, layout: str | KeypointLayout) -> KeypointJacobian:
     """The derivatives of a layout on a body, made at the first use and kept with the layer."""
-    return body._made_for(layout, "derivatives", lambda found: KeypointJacobian(body, found))
+    return body.for_layout(layout, KeypointJacobian)
 
 
 def robust_weights(

@@ -14,7 +14,7 @@ import torch
 from scipy import sparse
 from torch import nn
 
-from agebody.body import BodyModel
+from agebody.body import SMPLA, BodyModel
 from agebody.fitting.images import fit_keypoints
 from agebody.keypoints import get_layout
 from agebody.pipelines.labels.fitting import fit_annotations
@@ -51,7 +51,7 @@ def describe_settings(body: BodyModel, layout: str | None, options: Mapping[str,
             raise TypeError(f"{name}: no option of fit_annotations or fit_keypoints")
     arrays = {entry.name: getattr(body.asset, entry.name) for entry in fields(body.asset)}
     del arrays["metadata"]
-    scale = getattr(body, "infant_corrective_scale", None)
+    scale = body.infant_corrective_scale if isinstance(body, SMPLA) else None
     found: dict[str, Any] = {
         "agebody": version("agebody"),
         "body": body.asset.metadata.name,
