@@ -44,7 +44,7 @@ def body(request):
     return agebody.SMPLA(request.getfixturevalue(f"{request.param}_asset"), backend="torch")
 
 
-def people(body, count: int = 10, seed: int = 3) -> BodyParameters:
+def people(body, count: int = 10, seed: int = 3) -> agebody.BodyParameters:
     """Of every age, newborns among them, in all postures."""
     return random_people(body, count, seed=seed).parameters
 

@@ -92,6 +92,58 @@ def test_the_check_sees_imports():
     assert {"engine.backend", "assets.asset", "keypoints"} <= imported(SOURCE / "body.py")
 
 
+PUBLIC_UNDERSCORES = {"_replace", "_asdict", "_fields", "_make", "_apply", "_modules", "_buffers"}
+"""Names of named tuples, and of torch's modules."""
+
+
+def private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__") and name not in PUBLIC_UNDERSCORES
+
+
+def defined(tree: ast.Module) -> set[str]:
+    """Private names that a module defines: functions, classes, variables, attributes of self."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            found.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            found |= {node.attr} if isinstance(node.value, ast.Name) and node.value.id == "self" else set()
+    return found
+
+
+def foreign_privates(tree: ast.Module, known: set[str]) -> set[str]:
+    """Private names that a module reads and that are not known; those of libraries by name of the module."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and private(node.attr) and node.attr not in known:
+            found.add(ast.unparse(node))
+        elif isinstance(node, ast.ImportFrom):
+            found |= {alias.name for alias in node.names if private(alias.name) and alias.name not in known}
+    return found
+
+
+INTERNALS = {
+    "engine.rowwise": {"torch._C", "torch._C._len_torch_dispatch_stack", "forward_ad._current_level"}
+    | {"torch._C._are_functorch_transforms_active"},
+    "compat.smplx.body_models": {"self.get_submodule(owner)._non_persistent_buffers_set", "tensor._version"},
+}
+"""Internals of torch for which there is no public name."""
+
+
+@pytest.mark.parametrize("name", sorted(modules()))
+def test_no_module_reads_private_names_of_another_room(name):
+    siblings = [path for other, path in modules().items() if room(other) == room(name)]
+    known = set().union(*(defined(ast.parse(path.read_text())) for path in siblings))
+    assert foreign_privates(ast.parse(modules()[name].read_text()), known) <= INTERNALS.get(name, set())
+
+
+def test_the_check_sees_private_names():
+    tree = ast.parse("from a import _b\nclass C:\n    def _d(self): self._e = f._g(self._d, t._replace())")
+    assert foreign_privates(tree, defined(tree)) == {"_b", "f._g"}
+
+
 def test_import_loads_nothing_heavy():
     heavy = "warp trimesh typer rich embreex PIL anny roma onnx ray pyarrow cv2"
     code = f"import sys, agebody; print([name for name in '{heavy}'.split() if name in sys.modules])"

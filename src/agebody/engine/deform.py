@@ -44,7 +44,7 @@ def age_coefficients(
 
 def age_slopes(
     anchors: Sequence[float],
-) -> tuple[Float[np.ndarray, " pieces-1"], Float[np.ndarray, "pieces A"]]:
+) -> tuple[Float[np.ndarray, " inner"], Float[np.ndarray, "pieces A"]]:
     """Return the inner knots of `age_coefficients`, and its derivatives in the pieces between them."""
     knots = sorted([0.0, *anchors])
     slopes = np.zeros((len(knots) - 1, len(knots)))

@@ -394,13 +394,13 @@ def _meets(starts: Tensor, ways: Tensor, triangles: Tensor) -> Tensor:
     return ~parallel & (u >= -EDGE) & (v >= -EDGE) & (u + v <= 1 + EDGE) & (reach > 0) & (reach < 1)
 
 
-def _vmap(operator: Any, batched: tuple[int, ...]) -> Any:
+def _vmap(name: str, operator: Any, batched: tuple[int, ...]) -> Any:
     """Many batches are one; arguments at ``batched`` have a batch dimension of their own."""
 
     def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Tensor, int]:
         size = info.batch_size
         if any(dim is not None for i, dim in enumerate(in_dims) if i not in batched):
-            raise ValueError(f"{operator._name}: torch.func.vmap over faces is not supported")
+            raise ValueError(f"{name}: torch.func.vmap over faces is not supported")
         spread = [
             (a.expand(size, *a.shape) if dim is None else a.movedim(dim, 0)) if i in batched else a
             for i, (a, dim) in enumerate(zip(arguments, in_dims, strict=True))
@@ -420,7 +420,7 @@ def _register(
     operator.register_fake(
         lambda first, *others: first.new_empty(first.shape[:2], dtype=dtype),
     )
-    operator.register_vmap(_vmap(operator, batched))
+    operator.register_vmap(_vmap(name, operator, batched))
 
 
 _register(
