@@ -1,7 +1,9 @@
 """Every SMPL-family body from newborn to adult behind one differentiable layer."""
 
-from agebody import age, cameras, crowd, fitting, losses, measure, metrics, people, rotations
-from agebody.assets.anny import anny_body
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from agebody import age, cameras, losses, measure, metrics, rotations
 from agebody.assets.asset import AssetError, BodyAsset, Metadata, Regressor
 from agebody.assets.io import export_smpl_npz, export_smpl_pkl, load_asset, save_asset
 from agebody.assets.mannequin import mannequin
@@ -9,6 +11,10 @@ from agebody.assets.report import AssetReport, inspect_asset
 from agebody.body import SMIL, SMPL, SMPLA, BodyModel, BodyOutput, ShapedBody
 from agebody.keypoints import LAYOUTS, KeypointLayout
 from agebody.parameters import BodyParameters
+
+if TYPE_CHECKING:
+    from agebody import crowd, fitting, people
+    from agebody.assets.anny import anny_body
 
 __version__ = "0.1.0"
 
@@ -44,3 +50,12 @@ __all__ = [
     "rotations",
     "save_asset",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what takes long to import at its first use."""
+    if name in ("crowd", "fitting", "people"):
+        return importlib.import_module(f"agebody.{name}")
+    if name == "anny_body":
+        return importlib.import_module("agebody.assets.anny").anny_body
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,8 +14,6 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy import special
-from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
 from agebody.assets.asset import AssetError, BodyAsset
@@ -247,6 +245,8 @@ def _growth(sex: Sex) -> _Growth:
         return _Growth(years, girl.median + half, spread)
     if sex not in ("female", "male"):
         raise ValueError(f"sex: expected 'neutral', 'female' or 'male', got {sex!r}")
+    from scipy.interpolate import PchipInterpolator  # here, because it takes a quarter of a second to import
+
     months, *columns = np.array(_GROWTH_TABLE.split(), dtype=float).reshape(-1, 5).T
     chosen = columns[2:] if sex == "female" else columns[:2]
     median, sd = (PchipInterpolator(months / 12, column / 100)(years) for column in chosen)
@@ -298,8 +298,7 @@ def percentile(stature: Number, years: Number, *, sex: Sex = "neutral") -> Numbe
     """Return the percentage of people of an age who are not taller, from 0 to 100; arguments as of
     ``z_score``."""
     score: Any = z_score(stature, years, sex=sex)
-    normal: Any = torch.special.ndtr if isinstance(score, Tensor) else special.ndtr
-    return _as_given(100 * normal(score), score)
+    return _as_given(100 * _special(score).ndtr(score), score)
 
 
 def stature_at_percentile(percentile: Number, years: Number, *, sex: Sex = "neutral") -> Number:
@@ -312,8 +311,7 @@ def stature_at_percentile(percentile: Number, years: Number, *, sex: Sex = "neut
         sex: "neutral", "female" or "male".
     """
     percentile, years = _of_one_kind(percentile, years)
-    normal: Any = torch.special.ndtri if isinstance(percentile, Tensor) else special.ndtri
-    score = normal(percentile / 100)
+    score = _special(percentile).ndtri(percentile / 100)
     return _as_given(median_stature(years, sex=sex) + score * stature_sd(years, sex=sex), percentile)
 
 
@@ -344,6 +342,8 @@ def _head_growth(sex: Sex) -> tuple[Float[np.ndarray, " N"], Float[np.ndarray, "
         return years, (_head_growth("female")[1] + _head_growth("male")[1]) / 2
     if sex not in _HEAD:
         raise ValueError(f"sex: expected 'neutral', 'female' or 'male', got {sex!r}")
+    from scipy.interpolate import PchipInterpolator
+
     bend = 0.75
     curve = PchipInterpolator(np.power(_HEAD_YEARS, bend), np.array(_HEAD[sex]) / 100)
     return years, curve(years**bend)
@@ -452,6 +452,15 @@ def _heights(asset: BodyAsset) -> tuple[Float[np.ndarray, " N"], Float[np.ndarra
             f"got statures {np.round(heights, 3).tolist()} m at {np.round(offsets, 3).tolist()}"
         )
     return offsets, heights
+
+
+def _special(values: Any) -> Any:
+    """Return the special functions of torch or SciPy."""
+    if isinstance(values, Tensor):
+        return torch.special
+    from scipy import special
+
+    return special
 
 
 def _of_one_kind(first: Any, second: Any) -> tuple[Any, Any]:

@@ -8,9 +8,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from scipy.cluster.vq import kmeans2
-from scipy.linalg import solve_triangular
-from scipy.special import logsumexp
 
 
 def shrunk_covariance(
@@ -57,6 +54,8 @@ def fit_mixture(
         tolerance: converged when the mean log-likelihood of a sample increases by less.
         seed: of the initial clusters.
     """
+    from scipy.special import logsumexp  # here, as below, because it takes long to import
+
     spread = samples.var(0).mean()
     labels = _clusters(samples, components, seed)
     shares = np.eye(components)[labels]
@@ -77,6 +76,8 @@ def log_densities(
     covariances: Float[np.ndarray, "K D D"],
 ) -> Float[np.ndarray, "N K"]:
     """Return the logarithm of each normal density at each sample."""
+    from scipy.linalg import solve_triangular
+
     whitened = [
         solve_triangular(factor, (samples - mean).T, lower=True)
         for mean, factor in zip(means, np.linalg.cholesky(covariances), strict=True)
@@ -111,6 +112,8 @@ def _moments(
 
 def _clusters(samples: np.ndarray, count: int, seed: int) -> np.ndarray:
     """Return the label of each sample; initial means are drawn far apart (Arthur and Vassilvitskii 2007)."""
+    from scipy.cluster.vq import kmeans2
+
     rng = np.random.default_rng(seed)
     starts = [samples[rng.integers(len(samples))]]
     for _ in range(count - 1):

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from scipy.linalg import solve_triangular
 from torch import Tensor
 
 from agebody.engine.arguments import read_rotations
@@ -75,6 +74,8 @@ def check_covariances(name: str, matrices: Float[np.ndarray, "K D D"]) -> None:
 
 def whiten(covariance: Float[np.ndarray, "D D"]) -> Float[np.ndarray, "D D"]:
     """Return the inverse of the Cholesky factor: W with W covariance W^T the identity."""
+    from scipy.linalg import solve_triangular  # here, because it takes long to import
+
     factor = np.linalg.cholesky(covariance)
     return solve_triangular(factor, np.eye(len(factor)), lower=True)
 

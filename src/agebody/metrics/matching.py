@@ -10,7 +10,6 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from agebody.checks import Weights, apply_mask, expand_weights, expect, safe_norm
@@ -179,6 +178,8 @@ def _assign_all(cost: np.ndarray, allowed: np.ndarray, _stop_early: bool) -> lis
     # A forbidden pair costs more than all others together, so the assignment has as few as possible.
     scale = np.abs(cost[possible]).max() or 1.0
     forbidden = 2.0 * (min(cost.shape) + 1)
+    from scipy.optimize import linear_sum_assignment  # here, because it takes long to import
+
     rows, columns = linear_sum_assignment(np.where(possible, cost / scale, forbidden))
     return [(int(i), int(j)) for i, j in zip(rows, columns, strict=True) if possible[i, j]]
 
