@@ -228,7 +228,7 @@ def test_an_uncounted_kernel_is_an_error(script):
         kernels.operators(renamed)
 
 
-def test_what_does_not_fit_is_told_from_what_fails(script):
+def test_out_of_memory_is_distinguished_from_other_failures(script):
     harness = script("harness")
 
     def refuse(error):
@@ -244,7 +244,7 @@ def test_what_does_not_fit_is_told_from_what_fails(script):
     assert harness.attempt(refuse(RuntimeError("a\nb"))) == "RuntimeError: a b"
 
 
-def test_peers_answer_alike(script, mannequin_asset, tmp_path):
+def test_peers_agree(script, mannequin_asset, tmp_path):
     peers = script("peers")
     files = peers.Files.write(mannequin_asset, tmp_path, torch.device("cpu"))
     names = ["agebody torch", "smplx", "smplfitter"]
@@ -260,7 +260,7 @@ def test_peers_answer_alike(script, mannequin_asset, tmp_path):
     assert posed.shape == (2, 6890, 3)
 
 
-def test_a_peer_that_is_not_there_is_named(script, mannequin_asset, tmp_path, monkeypatch):
+def test_an_absent_peer_is_named(script, mannequin_asset, tmp_path, monkeypatch):
     peers = script("peers")
     monkeypatch.setitem(sys.modules, "smplx", None)
     files = peers.Files.write(mannequin_asset, tmp_path, torch.device("cpu"))

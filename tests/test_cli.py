@@ -85,7 +85,7 @@ def test_demo_draws_every_person_on_a_light_ground(demo):
     assert pixels[0].min() > 220
 
 
-def test_demo_arrays_are_those_of_the_body(demo, asset):
+def test_demo_writes_arrays_of_the_body(demo, asset):
     with np.load(demo[0] / "ages.npz", allow_pickle=False) as arrays:
         assert arrays["vertices"].shape == (2, 6, asset.num_vertices, 3)
         assert arrays["body_pose"].shape == (2, 6, asset.num_joints - 1, 3)
@@ -113,7 +113,7 @@ def test_the_package_runs_as_a_program(body_file):
     assert result.stderr == ""
 
 
-def test_demo_refuses_what_it_cannot_do_in_one_line(tmp_path, body_file, asset, monkeypatch, untimed):
+def test_demo_reports_errors_in_one_line(tmp_path, body_file, asset, monkeypatch, untimed):
     assert_one_line_error(run("demo", "--body", tmp_path / "none.pkl", "-o", tmp_path), "none.pkl")
     adult = tmp_path / "adult.safetensors"
     save_asset(asset.replace(age_templates=None, age_offsets=np.zeros(0)), adult)
@@ -141,7 +141,7 @@ def test_an_interrupted_demo_leaves_nothing(tmp_path, asset, monkeypatch, untime
     assert os.listdir(tmp_path) == []
 
 
-def test_inspect_says_what_a_body_is(body_file, asset):
+def test_inspect_describes_a_body(body_file, asset):
     result = run("inspect", body_file)
     assert result.exit_code == 0, result.output
     for word in (str(asset.num_vertices), "coco17", asset.metadata.license, "float", "sha256"):
@@ -152,7 +152,7 @@ def test_inspect_says_what_a_body_is(body_file, asset):
     assert report["problems"] == []
 
 
-def test_inspect_ends_with_one_for_what_is_no_body(tmp_path):
+def test_inspect_exits_with_1_for_other_files(tmp_path):
     noise = tmp_path / "noise.pkl"
     noise.write_bytes(b"this is no body")
     result = run("inspect", noise)
@@ -182,7 +182,7 @@ def test_convert_joins_an_infant_and_regressors(tmp_path, asset):
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".pkl"])
-def test_convert_writes_smpl_style_files_and_says_what_they_lack(tmp_path, body_file, asset, suffix):
+def test_convert_writes_smpl_files_and_notes_what_they_lack(tmp_path, body_file, asset, suffix):
     out = tmp_path / f"body{suffix}"
     result = run("convert", body_file, "-o", out)
     assert result.exit_code == 0, result.output
@@ -191,7 +191,7 @@ def test_convert_writes_smpl_style_files_and_says_what_they_lack(tmp_path, body_
     np.testing.assert_allclose(load_asset(out).template, asset.template)
 
 
-def test_convert_names_the_option_that_is_wrong(tmp_path, body_file):
+def test_convert_names_wrong_options(tmp_path, body_file):
     result = run("convert", body_file, "-o", tmp_path / "body.obj")
     assert result.exit_code == 2
     assert "--output" in result.stderr

@@ -66,7 +66,7 @@ def fitted(data, tmp_path_factory):
     return output, run(data / "keypoints.json", *options, "-o", output)
 
 
-def test_fit_writes_labels_and_says_how_they_are(fitted, data):
+def test_fit_writes_labels_and_a_summary(fitted, data):
     output, result = fitted
     assert result.exit_code == 0, result.output
     assert sorted(os.listdir(output)) == sorted([*FILES, "overlays", "shards"])
@@ -109,7 +109,7 @@ def test_keypoints_in_whole_pixels_are_fitted_and_sharded(data, tmp_path):
     assert np.allclose(read_shard(shard).keypoints, np.reshape(points, (-1, 3))[:, :2], atol=0.5)
 
 
-def test_fit_does_not_replace_files_unasked(fitted, data):
+def test_fit_replaces_files_only_with_overwrite(fitted, data):
     output, _ = fitted
     before = (output / "labels.npz").read_bytes()
     result = run(data / "keypoints.json", "--body", "mannequin", "-o", output)
@@ -122,7 +122,7 @@ def test_fit_does_not_replace_files_unasked(fitted, data):
     np.testing.assert_allclose(focal, SIZE[1] / 2 / np.tan(np.radians(20)), rtol=1e-6)
 
 
-def test_overwriting_leaves_nothing_of_earlier_labels(data, tmp_path, monkeypatch, fitted):
+def test_overwriting_removes_all_earlier_files(data, tmp_path, monkeypatch, fitted):
     labels = load_labels(fitted[0] / "labels.npz")
     monkeypatch.setattr("agebody.pipelines.labels.fit_annotations", lambda *arguments, **options: labels)
     output = tmp_path / "out"
@@ -158,7 +158,7 @@ def test_an_interrupted_fit_leaves_nothing_half_written(data, tmp_path, monkeypa
         load_labels(tmp_path / "out" / name)
 
 
-def test_images_that_cannot_be_used_are_said(data, tmp_path, monkeypatch, fitted):
+def test_unusable_images_are_reported(data, tmp_path, monkeypatch, fitted):
     labels = load_labels(fitted[0] / "labels.npz")
     monkeypatch.setattr("agebody.pipelines.labels.fit_annotations", lambda *arguments, **options: labels)
     photos = tmp_path / "photos"
@@ -177,7 +177,7 @@ def test_images_that_cannot_be_used_are_said(data, tmp_path, monkeypatch, fitted
         assert tar.getnames() == []
 
 
-def test_fit_names_what_is_wrong(data, tmp_path, monkeypatch):
+def test_fit_names_wrong_options_and_files(data, tmp_path, monkeypatch):
     keypoints = data / "keypoints.json"
     output = ("--body", "mannequin", "-o", tmp_path / "out")
     assert_one_line_error(run(tmp_path / "none.json", *output), "none.json")

@@ -15,7 +15,7 @@ VERTICES, FACES = np.asarray(BALL.vertices), np.asarray(BALL.faces)
 
 
 @pytest.mark.parametrize(("suffix", "tolerance"), [(".obj", 1e-7), (".ply", 1e-7), (".glb", 1e-7)])
-def test_a_body_comes_back_from_every_format(tmp_path, suffix, tolerance):
+def test_every_format_round_trips(tmp_path, suffix, tolerance):
     # .obj prints eight digits, .ply and .glb hold float32: both within 1e-7 for coordinates up to 1
     path = tmp_path / f"body{suffix}"
     save_mesh(VERTICES, FACES, path, colors=["#c08060"])
@@ -39,7 +39,10 @@ def test_several_named_bodies_share_a_glb(tmp_path):
     assert {"anna", "ben"} <= set(scene.graph.nodes)
     np.testing.assert_allclose(scene.geometry["anna"].vertices, VERTICES, atol=1e-7)
     np.testing.assert_array_equal(scene.geometry["ben"].extents, [1, 2, 3])
-    save_mesh(np.stack([VERTICES] * 3), FACES, path)
+    with pytest.raises(FileExistsError, match="pass overwrite=True"):
+        save_mesh(VERTICES, FACES, path)
+    assert set(trimesh.load_scene(path).geometry) == {"anna", "ben"}
+    save_mesh(np.stack([VERTICES] * 3), FACES, path, overwrite=True)
     assert set(trimesh.load_scene(path).geometry) == {"body_0", "body_1", "body_2"}
 
 
@@ -50,7 +53,7 @@ def test_a_color_for_each_vertex_is_kept(tmp_path):
     np.testing.assert_allclose(mesh.visual.vertex_colors[:, :3] / 255, colors, atol=0.51 / 255)
 
 
-def test_arrays_come_back_from_npz(tmp_path):
+def test_npz_round_trips(tmp_path):
     arrays = {"betas": torch.arange(3.0, requires_grad=True), "names": ["a", "b"], "age": 4.0}
     save_npz(arrays, tmp_path / "a.npz")
     with np.load(tmp_path / "a.npz", allow_pickle=False) as archive:

@@ -37,7 +37,7 @@ from agebody.pipelines.release.scene import blank, compose, inpaint
 from agebody.pipelines.release.write import arrange
 
 SIZE = (100, 74)
-"""No multiple of the 8 or 16 pixels of a JPEG's blocks."""
+"""Not a multiple of the 8 or 16 pixels of JPEG blocks."""
 LENS = Camera(torch.tensor([90.0, 90.0]), torch.tensor([50.0, 37.0]))
 SECRET = "Jane-Doe-4711"
 BOX = (20.0, 12.0, 44.0, 60.0)
@@ -49,7 +49,7 @@ def body(mannequin_asset):
 
 
 def standing(body, x=0.0, z=4.0, age=0.0, betas=()):
-    """A person who faces the camera."""
+    """Return a person who faces the camera."""
     angles = torch.from_numpy(pose("standing", body.asset.joint_names)).float()
     shape = torch.zeros(body.num_betas)
     shape[: len(betas)] = torch.tensor(betas, dtype=torch.float32)
@@ -89,11 +89,11 @@ def picture(folder, name="images/000001.png"):
         return np.asarray(image)
 
 
-# What a region hides
+# Regions
 
 
 def enlarged(box, share=0.2):
-    """Pixels of a grown box, one by one."""
+    """Return the pixels of a grown box, computed one by one."""
     x0, y0, x1, y1 = box
     by = max(8, share * max(x1 - x0, y1 - y0))
     inside = np.zeros(SIZE[::-1], bool)
@@ -106,7 +106,7 @@ def enlarged(box, share=0.2):
 
 @pytest.mark.parametrize("background", ["blank", "inpaint"])
 @pytest.mark.parametrize("kind", ["box", "mask", "beside"])
-def test_nothing_of_a_region_is_in_the_output(tmp_path, body, background, kind):
+def test_output_does_not_depend_on_pixels_of_a_region(tmp_path, body, background, kind):
     # Two photographs that differ only where somebody is: not one byte of what is released may differ.
     mask = np.zeros(SIZE[::-1], bool)
     mask[20:50, 25:40] = True
@@ -143,7 +143,7 @@ def test_nothing_of_a_region_is_in_the_output(tmp_path, body, background, kind):
 
 @pytest.mark.parametrize("sampling", ["4:4:4", "4:2:2", "4:2:0"])
 @pytest.mark.parametrize("orientation", [1, 3, 6])
-def test_nothing_of_a_region_is_in_the_blocks_of_a_jpeg_around_it(tmp_path, body, sampling, orientation):
+def test_output_does_not_depend_on_a_region_through_jpeg_blocks(tmp_path, body, sampling, orientation):
     turned = orientation == 6
     size = SIZE[::-1] if turned else SIZE
     box = (26.0, 20.0, 38.0, 44.0)
@@ -168,7 +168,7 @@ def test_nothing_of_a_region_is_in_the_blocks_of_a_jpeg_around_it(tmp_path, body
 
 
 @pytest.mark.parametrize("scans", [1, 2, 4, 10])
-def test_nothing_of_a_region_is_in_what_a_decoder_guesses_of_a_progressive_jpeg(tmp_path, body, scans):
+def test_output_does_not_depend_on_a_region_through_truncated_progressive_jpegs(tmp_path, body, scans):
     # Decoders estimate the scans that are missing from the blocks around.
     outputs, decoded, region = differ_within_a_region(tmp_path, body, lambda rgb, path: cut(rgb, path, scans))
     assert np.count_nonzero((decoded[0] != decoded[1]).any(-1) & ~region) > 100
@@ -200,7 +200,7 @@ def recoded(rgb, path):
         (lambda rgb, path: Image.fromarray(rgb).save(path, "DDS", pixel_format="DXT1"), False),
     ],
 )
-def test_nothing_of_a_region_is_in_the_traces_of_other_files(tmp_path, body, write, exact):
+def test_output_does_not_depend_on_a_region_through_traces_in_other_formats(tmp_path, body, write, exact):
     outputs, decoded, region = differ_within_a_region(tmp_path, body, write)
     assert np.count_nonzero((decoded[0] != decoded[1]).any(-1) & ~region) > 100
     np.testing.assert_array_equal(*outputs)
@@ -250,16 +250,14 @@ def differ_within_a_region(tmp_path, body, write):
         ("tga", "RGB", {}, False),
     ],
 )
-def test_only_files_that_are_known_to_keep_to_their_place_are_not_counted(
-    tmp_path, suffix, mode, options, exact
-):
+def test_formats_that_may_spread_traces_are_counted(tmp_path, suffix, mode, options, exact):
     path = tmp_path / f"a.{suffix}"
     Image.fromarray(noise(0)).convert(mode).save(path, **options)
     assert read_pixels(path).predicted != exact
 
 
 @pytest.mark.parametrize(("size", "orientation"), [(SIZE, 2), (SIZE, 3), (SIZE, 4), ((80, 80), 6)])
-def test_labels_of_the_stored_or_of_the_upright_picture_hide_the_person(tmp_path, body, size, orientation):
+def test_boxes_of_the_stored_and_of_the_upright_picture_hide_the_person(tmp_path, body, size, orientation):
     # By the size alone nobody can tell which of the two the labels are of.
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -278,7 +276,7 @@ def test_labels_of_the_stored_or_of_the_upright_picture_hide_the_person(tmp_path
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-def test_colours_that_a_viewer_does_not_show_are_not_read(tmp_path, mode):
+def test_colours_of_transparent_pixels_are_not_read(tmp_path, mode):
     rgb, alpha = noise(0), np.full(SIZE[::-1], 255, np.uint8)
     alpha[5:20, 70:95] = 0
     alpha[30:40, 70:95] = 128
@@ -297,7 +295,7 @@ def test_colours_that_a_viewer_does_not_show_are_not_read(tmp_path, mode):
     np.testing.assert_array_equal(found[alpha == 255], rgb[alpha == 255])
 
 
-def test_boxes_to_hide_are_four_numbers_of_any_kind(tmp_path, body, photo, unchecked):
+def test_boxes_to_hide_may_be_tuples_lists_or_arrays(tmp_path, body, photo, unchecked):
     outputs = []
     for i, box in enumerate(((70, 3, 88, 30), [70, 3, 88, 30], np.array([70.0, 3, 88, 30]))):
         write_release([Photo(photo.path, LENS, photo.people, hide=[box])], body, tmp_path / str(i), seed=0)
@@ -306,14 +304,14 @@ def test_boxes_to_hide_are_four_numbers_of_any_kind(tmp_path, body, photo, unche
 
 
 @given(hnp.arrays(bool, (9, 11)), st.floats(0, 12))
-def test_grow_is_all_within_a_distance(region, radius):
+def test_grow_adds_all_pixels_within_the_distance(region, radius):
     rows, columns = np.mgrid[:9, :11]
     near = [np.sqrt((rows - r) ** 2 + (columns - c) ** 2) <= radius for r, c in np.argwhere(region)]
     np.testing.assert_array_equal(grow(region, radius), np.any(near, axis=0) if near else region)
 
 
 @given(*[st.floats(-30, 30)] * 2, *[st.floats(0, 40)] * 2, st.floats(0, 20))
-def test_fill_box_touches_all_pixels_that_the_box_does(x, y, width, height, margin):
+def test_fill_box_contains_the_pixels_that_the_box_touches(x, y, width, height, margin):
     found = fill_box((x, y, x + width, y + height), (11, 9), margin)
     for row, column in np.ndindex(9, 11):
         overlap = min(column + 1, x + width + margin) - max(column, x - margin)
@@ -336,7 +334,7 @@ def test_cover_blocks_covers_blocks_and_their_neighbours(region, side):
     np.testing.assert_array_equal(cover_blocks(region, blocks), expected)
 
 
-def test_a_mesh_adds_to_what_is_hidden_and_decides_alone_only_if_asked(body):
+def test_a_mesh_adds_to_the_region_and_is_used_alone_only_if_chosen(body):
     outline = np.zeros(SIZE[::-1], bool)
     outline[60:64, 80:90] = True
     mesh = {"mesh_box": (80.0, 60.0, 90.0, 64.0), "outline": outline, "margin": 0.2, "dilation": 0.05}
@@ -359,7 +357,7 @@ def test_a_mesh_adds_to_what_is_hidden_and_decides_alone_only_if_asked(body):
         person_region(Person(None, (200.0, 10.0, 220.0, 40.0)), SIZE, rule="auto", **mesh)
 
 
-def test_a_mask_never_switches_a_box_off(body):
+def test_a_mask_does_not_replace_the_box(body):
     none = {"mesh_box": None, "outline": None, "margin": 0.2, "dilation": 0.05}
     rows, columns = np.mgrid[: SIZE[1], : SIZE[0]]
     speck = (np.abs(rows - 66) < 3) & (np.abs(columns - 50) < 3)
@@ -370,7 +368,7 @@ def test_a_mask_never_switches_a_box_off(body):
     np.testing.assert_array_equal(region, enlarged(BOX) | near)
 
 
-def test_a_mask_alone_has_to_show_the_person(body):
+def test_a_mask_alone_must_show_the_person(body):
     none = {"mesh_box": None, "outline": None, "margin": 0.2, "dilation": 0.0, "rule": "mask"}
     whole, beside = np.zeros(SIZE[::-1], bool), np.zeros(SIZE[::-1], bool)
     whole[14:58, 24:40] = True
@@ -387,7 +385,7 @@ def test_a_mask_alone_has_to_show_the_person(body):
         person_region(Person(None, BOX), SIZE, **none)
 
 
-def test_whom_a_mask_misses_is_hidden_by_the_box(tmp_path, body, labels, images):
+def test_people_missing_in_a_mask_are_hidden_by_their_box(tmp_path, body, labels, images):
     # The mask shows one of two neighbours, and reaches into the other's box.
     mask = np.zeros(SIZE[::-1], np.uint8)
     mask[10:60, 20:40] = 255
@@ -399,14 +397,14 @@ def test_whom_a_mask_misses_is_hidden_by_the_box(tmp_path, body, labels, images)
     assert photos[1].people[0].mask is None  # nobody is in that mask
     made = write_release(photos, body, tmp_path / "out", unfitted="blank")
     name = next(name for name, path in made.sources.items() if path.name == "a.png")
-    # Of the background, which bodies cover in part, nothing is left in the box of the one whom it misses.
+    # The box of the person missing in the mask shows nothing of the photograph.
     shown, taken = picture(tmp_path / "out", f"images/{name}.png"), noise(0)
     assert (shown[10:60, 50:70] == taken[10:60, 50:70]).all(-1).mean() < 0.01
     with pytest.raises(ReleaseError, match=r"\.png: a person (with|whose mask|without) "):
         write_release(photos, body, tmp_path / "mask", unfitted="blank", region="mask")
 
 
-def test_backgrounds_read_nothing_of_a_region_and_keep_all_else():
+def test_backgrounds_do_not_read_the_region_and_keep_all_other_pixels():
     rgb, other = noise(0), noise(1)
     region = enlarged((30, 20, 50, 40))
     other[~region] = rgb[~region]
@@ -424,7 +422,7 @@ def test_backgrounds_read_nothing_of_a_region_and_keep_all_else():
     assert error < 0.5 * np.abs(blank(ramp, region).astype(int) - ramp)[region].mean()
 
 
-def test_over_is_what_a_contact_sheet_does(body):
+def test_compose_agrees_with_contact_sheet(body):
     vertices = body(standing(body)).vertices
     bare = render(vertices, body.faces, LENS, size=SIZE, background=None)
     expected = contact_sheet([bare], background="#3366cc").rgba[..., :3]
@@ -433,11 +431,11 @@ def test_over_is_what_a_contact_sheet_does(body):
     assert ((bare.rgba[..., 3] > 0) & (bare.rgba[..., 3] < 255)).any()
 
 
-# What goes along
+# Metadata and order
 
 
 def with_metadata(folder):
-    """A PNG, a JPEG and a WebP that say who is in them, in every place that their formats have."""
+    """Write a PNG, a JPEG and a WebP with a name in every kind of metadata of their formats."""
     exif = Image.Exif()
     exif[0x010E] = exif[0x013B] = exif[0x8298] = SECRET
     exif.get_ifd(0x8825)[29] = SECRET
@@ -464,7 +462,7 @@ def with_metadata(folder):
 
 @pytest.fixture
 def telling(tmp_path, body):
-    """Photographs that say in all ways whose they are, two of them frames of one sequence."""
+    """Photographs with names in all kinds of metadata, two of them frames of one sequence."""
     folder = tmp_path / f"photos of {SECRET}"
     folder.mkdir()
     png, jpg, webp = with_metadata(folder)
@@ -480,7 +478,7 @@ def telling(tmp_path, body):
 
 
 def all_bytes(folder):
-    """Every file, every entry of every archive, and every name."""
+    """Yield every file, every entry of every archive, and every name."""
     for name, data in contents(folder).items():
         yield name, name.encode() + data
         if name.endswith(".npz"):
@@ -493,7 +491,7 @@ def all_bytes(folder):
 @pytest.mark.parametrize(
     ("background", "image_format"), [("blank", "png"), ("blank", "jpg"), ("none", "png")]
 )
-def test_nothing_that_names_anybody_is_in_the_output(tmp_path, body, telling, background, image_format):
+def test_the_output_contains_no_names_or_metadata(tmp_path, body, telling, background, image_format):
     release = write_release(telling, body, tmp_path / "out", background=background, image_format=image_format)
     words = [SECRET, str(tmp_path), "photos of"]
     needles = [w.encode(code) for w in words for code in ("utf-8", "utf-16-le", "utf-16-be")]
@@ -513,7 +511,7 @@ def png_chunks(data):
         at += 12 + length
 
 
-def test_picture_files_have_no_place_for_metadata(tmp_path, body, telling):
+def test_picture_files_contain_no_metadata_chunks(tmp_path, body, telling):
     write_release(telling, body, tmp_path / "out", image_format="jpg")
     pngs = [*(tmp_path / "out").rglob("*.png"), tmp_path / "as.png"]
     save_picture(read_pixels(telling[0].path).rgb, pngs[-1])
@@ -532,7 +530,7 @@ def test_picture_files_have_no_place_for_metadata(tmp_path, body, telling):
     assert kinds == {b"VP8X", b"ANIM", b"ANMF"}
 
 
-def test_photographs_are_not_touched(tmp_path, body, telling):
+def test_photographs_are_not_modified(tmp_path, body, telling):
     before = [(p.path.read_bytes(), p.path.stat().st_mtime_ns) for p in telling]
     write_release(telling, body, tmp_path / "out")
     assert before == [(p.path.read_bytes(), p.path.stat().st_mtime_ns) for p in telling]
@@ -557,7 +555,7 @@ def test_the_manifest_lists_every_file(tmp_path, body, telling):
     assert any("Only listed people are hidden" in line for line in manifest["not_guaranteed"])
 
 
-def test_order_does_not_go_along(body):
+def test_order_is_random_and_tracks_are_consistent(body):
     photos = [
         Photo(f"{i}.png", LENS, [Person(None, track=name) for name in "abc"], sequence="s" if i < 2 else None)
         for i in range(7)
@@ -582,7 +580,7 @@ def test_order_does_not_go_along(body):
     assert names[3] == tuple(place.photo.path for place in arrange(photos, np.random.default_rng(3)))
 
 
-def test_a_seed_repeats_a_release_and_none_does_not(tmp_path, body):
+def test_a_seed_repeats_a_release(tmp_path, body):
     photos = [Photo(f"{i}.png", LENS, [Person(standing(body, 0.1 * i))], SIZE, None) for i in range(3)]
     made = [
         write_release(photos, body, tmp_path / str(i), background="none", seed=5).sources for i in range(2)
@@ -598,7 +596,7 @@ def test_a_seed_repeats_a_release_and_none_does_not(tmp_path, body):
 # Bodies, parameters and index
 
 
-def test_a_body_is_where_it_was_whatever_its_camera(body):
+def test_camera_space_keeps_the_body_before_its_camera(body):
     people = batch(standing(body), standing(body, 0.5, 3, 0.7))
     camera = Camera.look_at((1.0, 2.0, -3.0), (0.0, 0.0, 3.0), size=SIZE)
     moved = to_camera_space(body, people, camera)
@@ -611,7 +609,7 @@ def test_a_body_is_where_it_was_whatever_its_camera(body):
     assert to_camera_space(body, people, LENS) is people
 
 
-def test_generalized_people_tell_less(body):
+def test_generalize_removes_shape_and_keeps_the_pelvis(body):
     betas = (1.4, -2.7, 0.8, 3.0)
     person = standing(body, 0.3, 4, 0.38, betas)
     one = person.map(lambda t: t[None])
@@ -688,7 +686,7 @@ def test_a_body_of_one_age_has_no_age_class(tmp_path, mannequin_asset):
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools
 @given(hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, max_side=9)))
-def test_run_lengths_are_cocos(mask):
+def test_run_lengths_agree_with_pycocotools(mask):
     found = run_lengths(mask)
     decoded = coco_mask.decode(coco_mask.frPyObjects(found, *mask.shape))
     np.testing.assert_array_equal(decoded.astype(bool), mask)
@@ -739,7 +737,7 @@ def test_a_sequence_becomes_a_clip(tmp_path, body):
         write_release([*photos, odd], body, tmp_path / "odd")
 
 
-# Whom it refuses
+# What is refused
 
 
 def test_people_without_a_fit(tmp_path, body, photo):
@@ -762,7 +760,7 @@ def test_people_without_a_fit(tmp_path, body, photo):
         write_release([nobody], body, tmp_path / "out", unfitted="blank")
 
 
-def test_pictures_in_which_nobody_is_listed_are_left_out(tmp_path, body, photo):
+def test_photographs_without_listed_people_are_left_out(tmp_path, body, photo):
     empty = Photo(save(tmp_path / "b.png", noise(1)), LENS, [])
     release = write_release([empty, photo], body, tmp_path / "out")
     assert release.manifest["counts"]["photographs_left_out_without_people"] == 1
@@ -772,7 +770,7 @@ def test_pictures_in_which_nobody_is_listed_are_left_out(tmp_path, body, photo):
     assert not (tmp_path / "none").exists()
 
 
-def test_one_picture_is_not_released_twice(tmp_path, body, photo):
+def test_the_same_picture_twice_is_refused(tmp_path, body, photo):
     # Each would show whom the other hides.
     copy = tmp_path / "copy.png"
     copy.write_bytes(Path(photo.path).read_bytes())
@@ -787,7 +785,7 @@ def test_one_picture_is_not_released_twice(tmp_path, body, photo):
             write_release([photo, Photo(path, LENS, other.people)], body, tmp_path / "out")
 
 
-def test_a_fit_alone_does_not_say_where_somebody_is(tmp_path, body):
+def test_a_fit_without_box_and_mask_is_refused(tmp_path, body):
     photo = Photo(save(tmp_path / "a.png", noise(0)), LENS, [Person(standing(body))])
     with pytest.raises(ReleaseError, match='choose the region "mesh" to rely on the fits'):
         write_release([photo], body, tmp_path / "out")
@@ -795,7 +793,7 @@ def test_a_fit_alone_does_not_say_where_somebody_is(tmp_path, body):
     write_release([photo], body, tmp_path / "none", background="none")
 
 
-def test_without_background_a_photograph_is_not_even_read(tmp_path, body):
+def test_without_background_photographs_are_not_read(tmp_path, body):
     photo = Photo(tmp_path / "nowhere.png", LENS, [Person(standing(body))], SIZE)
     write_release([photo], body, tmp_path / "out", background="none")
     assert not (tmp_path / "out/images").exists()
@@ -856,7 +854,7 @@ def test_bad_people_are_named(tmp_path, body, photo):
 
 
 @pytest.mark.parametrize("orientation", range(9))
-def test_pictures_are_turned_as_viewers_turn_them(tmp_path, orientation):
+def test_pictures_are_turned_by_their_exif_orientation(tmp_path, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     rgb = np.repeat(np.repeat(noise(0, (10, 7)), 8, 0), 8, 1)
@@ -884,7 +882,7 @@ def test_pictures_are_turned_as_viewers_turn_them(tmp_path, orientation):
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1"])
-def test_pictures_of_all_modes_of_eight_bits_are_read(tmp_path, mode):
+def test_pictures_of_all_8_bit_modes_are_read(tmp_path, mode):
     image = Image.fromarray(noise(0)).convert(mode)
     image.save(tmp_path / ("a.jpg" if mode == "CMYK" else "a.png"))
     (path,) = tmp_path.iterdir()
@@ -894,7 +892,7 @@ def test_pictures_of_all_modes_of_eight_bits_are_read(tmp_path, mode):
         np.testing.assert_array_equal(found.rgb, np.asarray(image.convert("RGB")))
 
 
-def test_what_is_no_picture_is_refused(tmp_path, body, photo):
+def test_damaged_and_unsupported_pictures_are_refused(tmp_path, body, photo):
     data = Path(photo.path).read_bytes()
     (tmp_path / "cut.png").write_bytes(data[: len(data) // 2])
     (tmp_path / "text.png").write_text("no picture")
@@ -991,7 +989,7 @@ def test_without_opencv_the_error_names_the_extra(tmp_path, body, photo, monkeyp
 
 @pytest.fixture
 def labels(body, mannequin_asset, unchecked):
-    """Three people in two photographs; the last fit is not trusted."""
+    """Three people in two photographs; the last fit is flagged."""
     fits = [standing(body, -0.5), standing(body, 0.5, age=0.6), standing(body)]
     parameters = {
         name: np.stack([part.numpy() for part in parts])
@@ -1075,7 +1073,7 @@ def test_labels_become_photographs(tmp_path, body, labels, images):
         photos_from_labels(labels, images, body=other)
 
 
-def test_annotations_that_would_hide_nothing_are_refused(tmp_path, body, labels, images):
+def test_annotations_of_other_images_are_refused(tmp_path, body, labels, images):
     pictures = [
         {"id": i, "file_name": name, "width": 100, "height": 74}
         for i, name in enumerate(("v/a.png", "w/b.png"))

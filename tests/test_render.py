@@ -37,7 +37,7 @@ def look_at(eye, target):
     return Camera.look_at(eye, target, size=SIZE)
 
 
-def test_depth_and_outline_of_a_sphere_are_those_of_the_formula(sphere):
+def test_depth_and_outline_of_a_sphere_agree_with_the_formula(sphere):
     center = np.array([0.1, -0.05, 2.0])
     picture = render(sphere[0] + center, sphere[1], CAMERA, size=SIZE)
     rays = pixel_rays()
@@ -56,7 +56,7 @@ def test_depth_and_outline_of_a_sphere_are_those_of_the_formula(sphere):
 
 @given(angle=st.floats(-3, 3), shift=st.floats(-0.4, 0.4))
 @settings(max_examples=15, deadline=None)
-def test_depth_and_triangles_of_a_cube_are_those_of_its_planes(angle, shift):
+def test_depth_and_triangles_of_a_cube_agree_with_its_planes(angle, shift):
     placed = look_at((2.5 * np.sin(angle), 1, 2.5 * np.cos(angle)), (shift, 0, 0))
     camera = placed._replace(focal=CAMERA.focal, center=CAMERA.center)
     picture = render(CUBE_VERTICES, CUBE_FACES, camera, size=SIZE, light_rays=0)
@@ -187,7 +187,7 @@ def test_outlines_are_smooth_and_photographs_stay_as_they_are(sphere):
     assert alpha.sum() / 255 == pytest.approx(area, rel=0.005)
 
 
-def test_an_edge_between_like_surfaces_does_not_show():
+def test_an_edge_between_coplanar_surfaces_is_invisible():
     # Two squares in one plane, of one colour: their common edge is smoothed, and must look like the rest.
     left = np.array([[-1.0, -1, 2], [0, -1, 2], [0, 1, 2], [-1, 1, 2]])
     faces = np.array([[0, 1, 2], [0, 2, 3]])
@@ -199,7 +199,7 @@ def test_an_edge_between_like_surfaces_does_not_show():
     assert np.abs(np.diff(across, axis=0)).max() <= 1
 
 
-def test_the_ground_is_darker_under_a_body_and_clear_far_away(sphere):
+def test_the_ground_is_dark_below_a_body_and_transparent_far_away(sphere):
     camera = look_at((0, 2, 5), (0, 0.2, 0))
     picture = render(sphere[0] + [0, 0.5, 0], sphere[1], camera, size=SIZE, ground=0.0, background=None)
     spot = torch.tensor([[0.25, 0, 0.3]], dtype=torch.float64)
@@ -213,7 +213,7 @@ def test_the_ground_is_darker_under_a_body_and_clear_far_away(sphere):
     assert unlit.rgba[v, u, 3] == 0
 
 
-def test_colours_are_the_given_ones(sphere):
+def test_bodies_have_the_given_colours(sphere):
     bodies = sphere[0] + np.array([[-0.4, 0, 3], [0.4, 0, 3]])[:, None]
     per_vertex = np.where(sphere[0][:, 1:2] < 0, [1.0, 0, 0], [0, 0, 1.0])  # y is down: the upper half is red
     picture = render(bodies, sphere[1], CAMERA, size=SIZE, colors=["lime", per_vertex])

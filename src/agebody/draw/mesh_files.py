@@ -22,6 +22,7 @@ def save_mesh(
     *,
     names: Sequence[str] | None = None,
     colors: Sequence[Color] | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Write bodies to a mesh file in metres, +y up, with smooth normals and vertex colours.
 
@@ -33,9 +34,11 @@ def save_mesh(
         names: a different name per body, for its node in a .glb; body_0, body_1, ... by default.
         colors: one sRGB colour per body, or one ``(V_i, 3)`` array per body with a colour for each vertex;
             ``PALETTE`` in turn by default.
+        overwrite: replace an existing file.
 
     Raises:
         ValueError: the suffix is not one of these, or an argument has the wrong shape or values.
+        FileExistsError: the file exists and ``overwrite`` is false.
         OSError: the file cannot be written.
     """
     from trimesh import Scene, Trimesh
@@ -63,5 +66,5 @@ def save_mesh(
         scene.add_geometry(mesh, node_name=name, geom_name=name)
     data = scene if suffix == ".glb" else scene.geometry[names[0]]
     options = {"vertex_normal": True} if suffix == ".ply" else {"include_normals": True}
-    with replacing(path) as temporary:
+    with replacing(path, overwrite=overwrite) as temporary:
         export_mesh(data, temporary, file_type=suffix[1:], **options)

@@ -167,4 +167,5 @@ def _save_scene(path: Path, vertices: np.ndarray, asset: BodyAsset) -> None:
     for row, poses, depth in zip(vertices, _rows(), (0.0, 1.5), strict=True):
         bodies += stand_in_row(list(row), spacing=SPACING, depth=depth)[0]
         names += [f"{person.name} {name}" for person, (name, _) in zip(PEOPLE, poses, strict=True)]
-    save_mesh(bodies, asset.faces, path, names=names, colors=2 * PALETTE[: len(PEOPLE)])
+    colors = 2 * PALETTE[: len(PEOPLE)]
+    save_mesh(bodies, asset.faces, path, names=names, colors=colors, overwrite=True)
