@@ -206,7 +206,10 @@ def what_it_is(raw: RawFile) -> str:
     if isinstance(content, np.ndarray):
         owner = {6890: "SMPL", 10475: "SMPL-X"}.get(content.shape[0] if content.ndim else 0)
         if owner and content.shape[1:] == (3,):
-            return f"{owner} vertices, such as a kid template, not a body; give it as infant_template"
+            return (
+                f"this is a set of vertices for {owner}, such as a kid template, not a body; give it as "
+                f"infant_template beside a {owner} model"
+            )
         if content.ndim == 2 and content.shape[1] in _TOPOLOGIES:
             return f"this is a matrix of shape {content.shape}, such as a regressor; give it in regressors"
         return f"this is a single array of shape {content.shape}, not a body; {_GET_MODEL}"
