@@ -27,6 +27,7 @@ from rich.table import Table
 from torch import Tensor
 
 import agebody
+from agebody import BodyParameters
 from agebody.age import ADULT_YEARS, AGE_CLASSES, AgeCurve, age_class, median_stature, stature_sd
 from agebody.body import BodyModel
 from agebody.cameras import Camera
@@ -40,7 +41,6 @@ from agebody.crowd import (
 )
 from agebody.crowd.depths import MaskDepths
 from agebody.draw import render
-from agebody.fitting import BodyParameters
 from agebody.losses import FEET, part_vertices
 from agebody.metrics import depth_relations
 from agebody.people import pose

@@ -15,7 +15,7 @@ from torch import Tensor
 import agebody
 from agebody.age import AGE_CLASSES, age_class
 from agebody.body import BodyModel
-from agebody.fitting import KeypointFit, fit_keypoints
+from agebody.fitting import Fit, fit_keypoints
 from agebody.measure import stature
 from agebody.metrics import mpjpe, pa_mpjpe
 from agebody.parameters import BodyParameters
@@ -69,7 +69,7 @@ class Run(NamedTuple):
 
     people: People
     seen: Observations
-    fit: KeypointFit
+    fit: Fit
     seconds: float
 
 
@@ -102,7 +102,7 @@ def errors(body: BodyModel, found: Run) -> dict[str, Tensor]:
     offsets = (people.camera.project(points).pixels - seen.exact).norm(dim=-1)
     shown = seen.visible & (seen.weights > 0)
     result["true_px"] = (offsets * shown).sum(-1) / shown.sum(-1).clamp(min=1)
-    result["px"] = fit.reprojection
+    result["px"] = fit.error
     result["age"] = (fit.parameters.age_offset - people.age_offset).abs()
     result["converged"] = fit.report.converged.double()
     result["failed"] = (~fit.report.converged | (result["true_px"] > NOT_CREDIBLE)).double()

@@ -45,9 +45,7 @@ def main() -> None:
         people = random_people(body, batch, seed=HELD_OUT_SEED)
         seen = observe(body, people, seed=HELD_OUT_SEED)
         fits: dict[str, Callable[[], Tensor]] = {
-            OURS: lambda: (
-                fit_keypoints(body, seen.keypoints, people.camera, weights=seen.weights).reprojection
-            )
+            OURS: lambda: fit_keypoints(body, seen.keypoints, people.camera, weights=seen.weights).error
         }
         start = None
         if peer is not None:

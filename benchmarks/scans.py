@@ -28,10 +28,11 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 import agebody
+from agebody import BodyParameters
 from agebody.body import BodyModel
 from agebody.cameras import Camera
 from agebody.draw import render
-from agebody.fitting import BodyParameters, Cloud, Plane, above_plane, fit_plane, fit_scans, points_from_depth
+from agebody.fitting import Cloud, Plane, above_plane, fit_plane, fit_scans, points_from_depth
 from agebody.mesh.collisions import Exclusions
 from agebody.people import pose
 

@@ -43,10 +43,10 @@ def test_an_infant_body_and_back(mannequin, mannequin_asset):
     assert (found - vertices).norm(dim=-1).max() < 1e-3
     assert (grown.parameters.age_offset - 1).abs().max() < 0.02
     back = convert(grown.parameters, mannequin, infant)
-    assert back.residual.max() < 1e-4
+    assert back.error.max() < 1e-4
     assert back.parameters.age_offset.count_nonzero() == 0
     adult = convert(people(mannequin, 1)._replace(age_offset=torch.zeros(1)), mannequin, infant)
-    assert adult.residual > 0.05  # no infant of that size: said, not hidden
+    assert adult.error > 0.05  # no infant of that size: said, not hidden
 
 
 def test_across_topologies(mannequin, anny_asset):
@@ -92,9 +92,9 @@ def test_a_correspondence_of_ones_own(mannequin):
     joints = LAYOUTS["smplx45"]
     parameters = people(mannequin, 2)
     own = Correspondence(joints, joints, torch.zeros(45))
-    fit = convert(parameters, mannequin, mannequin, correspondence=own, sigma=1e-3)
-    assert fit.residual.shape == (2,)
-    assert fit.residual.max() < 1e-3
+    fit = convert(parameters, mannequin, mannequin, correspondence=own, sd=1e-3)
+    assert fit.error.shape == (2,)
+    assert fit.error.max() < 1e-3
 
 
 def test_topologies(mannequin_asset, anny_asset):

@@ -10,12 +10,13 @@ from torch import Tensor
 import agebody
 from agebody.age import AGE_CLASSES, AgeCurve, age_class
 from agebody.cameras import Camera
-from agebody.fitting.images import SCHEDULE, Step, _Problem, fit_keypoints
-from agebody.fitting.observed import pose_prior_of, read_observed
+from agebody.fitting.frames import AIONHMR, _Clips, fit_keypoints, fit_sequence
+from agebody.fitting.observed import read_observed
 from agebody.fitting.start import start_from_keypoints
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.losses import MahalanobisPrior, MaxMixturePrior
 from agebody.metrics import pa_mpjpe
+from agebody.optim import Stage
 from agebody.parameters import BodyParameters
 from agebody.people import Observations, People, observe, random_people
 from agebody.rotations import to_matrix
@@ -48,11 +49,11 @@ def test_people_of_every_age(body, seen):
     people, observed = seen
     found = fit_keypoints(body, observed.keypoints, people.camera, weights=observed.weights)
     # 2 px of noise on each coordinate are 2.5 px of distance, of which a body takes a part.
-    assert found.reprojection.median() < 2.5
-    assert found.reprojection.max() < 8
+    assert found.error.median() < 2.5
+    assert found.error.max() < 8
     assert found.report.converged.float().mean() >= 0.95
     assert all(part.isfinite().all() for part in found.parameters)
-    assert (found.start_reprojection.median() > 2 * found.reprojection.median()).item()
+    assert (found.start_error.median() > 2 * found.error.median()).item()
     errors = pa_mpjpe(joints_of(body, found.parameters), joints_of(body, people.parameters), reduction="none")
     assert errors.median() < 0.06
     # Nobody is turned about: the root's rotation is known to less than a quarter turn for nearly all.
@@ -70,7 +71,7 @@ def test_what_is_known_of_age_or_depth_decides_the_size(body, seen):
 
     def stature_error(**known) -> Tensor:
         found = fit_keypoints(body, observed.keypoints, people.camera, weights=observed.weights, **known)
-        assert found.reprojection.max() < 8
+        assert found.error.max() < 8
         return (statures(body, found.parameters) / truth - 1).abs()
 
     blind = stature_error().median()
@@ -114,6 +115,21 @@ def test_wrong_and_missing_points(body):
     assert off.median() < 5
 
 
+@pytest.mark.parametrize("motion_sd", [None, 0.1])
+def test_an_image_is_a_clip_of_one_frame(body, motion_sd):
+    people = random_people(body, 12, seed=5)
+    observed = observe(body, people, seed=5)
+    camera = people.camera.map(lambda part: part[:, None])
+    image = fit_keypoints(body, observed.keypoints, people.camera, weights=observed.weights)
+    clip = fit_sequence(
+        body, observed.keypoints[:, None], camera, weights=observed.weights[:, None], motion_sd=motion_sd
+    )
+    for alone, frame in zip(image.parameters, clip.parameters, strict=True):
+        torch.testing.assert_close(frame[:, 0], alone, rtol=0, atol=1e-5)
+    torch.testing.assert_close(clip.error[:, 0], image.error, rtol=0, atol=1e-4)
+    assert torch.equal(clip.report.iterations, image.report.iterations)
+
+
 def test_the_robust_cost_is_what_makes_strays_harmless(body):
     people = random_people(body, 12, seed=5)
     observed = observe(body, people, seed=5)
@@ -121,13 +137,13 @@ def test_the_robust_cost_is_what_makes_strays_harmless(body):
     clean = torch.ones(12, 17)
     clean[:, 9] = 0
 
-    def error(schedule) -> Tensor:
-        found = fit_keypoints(body, observed.keypoints, people.camera, schedule=schedule)
+    def error(stages) -> Tensor:
+        found = fit_keypoints(body, observed.keypoints, people.camera, stages=stages)
         pixels = people.camera.project(body.keypoints("coco17", found.parameters)).pixels
         return ((pixels - observed.exact).norm(dim=-1) * clean).sum(1) / 16
 
-    blind = tuple(step._replace(robust=1e4) for step in SCHEDULE)
-    assert error(SCHEDULE).median() < 0.5 * error(blind).median()
+    blind = tuple(stage._replace(scales={"keypoints": 1e4}) for stage in AIONHMR)
+    assert error(AIONHMR).median() < 0.5 * error(blind).median()
 
 
 def test_starts_face_both_ways(body):
@@ -169,14 +185,14 @@ def test_posed_cameras_and_lenses(body, seen):
     moved = camera._replace(rotation=rotation, translation=translation)
     found = fit_keypoints(body, keypoints, moved, weights=observed.weights[few])
     # The same minimum, up to where steps gain no more than a thousandth; the root's vector is another one.
-    assert (found.reprojection - plain.reprojection).abs().max() < 0.5
+    assert (found.error - plain.error).abs().max() < 0.5
     joints = moved.to_camera(joints_of(body, found.parameters))
     assert (joints - joints_of(body, plain.parameters)).norm(dim=-1).median() < 0.02
 
     lens = camera._replace(distortion=torch.tensor([0.15, -0.05, 0.002, 0.001]))
     bent = lens.project(body.keypoints("coco17", plain.parameters)).pixels
     assert (bent - camera.project(lens.unproject(bent, 0 * bent[..., 0] + 3)).pixels).norm(dim=-1).max() > 3
-    assert fit_keypoints(body, bent, lens).reprojection.max() < 1.5
+    assert fit_keypoints(body, bent, lens).error.max() < 1.5
 
 
 def test_batches(body, seen):
@@ -189,16 +205,16 @@ def test_batches(body, seen):
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters, again.parameters, strict=True))
     shaped = fit_keypoints(
         body, keypoints.view(2, 3, 17, 2), camera.map(lambda part: part.view(2, 3, -1)),
-        depth=observed.depth[few].view(2, 3), chunk_size=4,
+        depth=observed.depth[few].view(2, 3), batch_size=4,
     )  # fmt: skip
     assert shaped.parameters.body_pose.shape == (2, 3, 23, 3)
     assert shaped.report.terms["keypoints"].shape == (2, 3)
     alone = fit_keypoints(body, keypoints[1], camera.map(lambda part: part[1]), depth=observed.depth[1])
     assert alone.parameters.betas.shape == (body.num_betas,)
-    assert alone.reprojection.shape == ()
+    assert alone.error.shape == ()
     # Sums in another order may end in another step; not at another person.
-    torch.testing.assert_close(shaped.reprojection.flatten(), whole.reprojection, rtol=0.02, atol=0.02)
-    torch.testing.assert_close(alone.reprojection, whole.reprojection[1], rtol=0.02, atol=0.02)
+    torch.testing.assert_close(shaped.error.flatten(), whole.error, rtol=0.02, atol=0.02)
+    torch.testing.assert_close(alone.error, whole.error[1], rtol=0.02, atol=0.02)
     nobody = fit_keypoints(body, keypoints[:0], camera.map(lambda part: part[:0]))
     assert nobody.parameters.transl.shape == (0, 3)
     assert nobody.report.converged.shape == (0,)
@@ -213,16 +229,16 @@ def test_a_start_of_ones_own(body, seen):
     near = near.map(lambda part: part[few])
     given = body, observed.keypoints[few], people.camera.map(lambda part: part[few])
     trust = observed.weights[few]
-    still = (SCHEDULE[-1]._replace(max_iterations=0),)
-    held = fit_keypoints(*given, weights=trust, start=near, schedule=still)
+    still = (AIONHMR[-1]._replace(max_iterations=0),)
+    held = fit_keypoints(*given, weights=trust, start=near, stages=still)
     # The root's vector may be replaced by that of the same rotation.
     torch.testing.assert_close(joints_of(body, held.parameters), joints_of(body, near))
     assert not held.report.converged.any()
-    torch.testing.assert_close(held.reprojection, held.start_reprojection)
+    torch.testing.assert_close(held.error, held.start_error)
     found = fit_keypoints(*given, weights=trust, start=near)
-    assert (found.reprojection < 0.2 * held.reprojection).all()
+    assert (found.error < 0.2 * held.error).all()
     one = near.map(lambda part: part[0])
-    alike = fit_keypoints(*given, weights=trust, start=one, schedule=still)
+    alike = fit_keypoints(*given, weights=trust, start=one, stages=still)
     torch.testing.assert_close(alike.parameters.body_pose, one.body_pose.expand(4, -1, -1))
 
 
@@ -245,7 +261,7 @@ def test_bodies_and_layouts(mannequin_asset, anny_asset):
         found = fit_keypoints(body, camera.project(points).pixels, camera, layout=layout)
         assert found.parameters.betas.shape == (4, body.num_betas)
         assert found.parameters.betas.dtype == body.dtype
-        assert found.reprojection.max() < 3, (type(body).__name__, layout)
+        assert found.error.max() < 3, (type(body).__name__, layout)
 
 
 def test_a_prior_of_ones_own(body, seen):
@@ -277,8 +293,8 @@ def test_hopeless_people_are_left_and_said_so(body, seen):
     assert found.report.converged.tolist()[:2] == [False, False]
     assert found.report.converged[3]
     assert all(part.isfinite().all() for part in found.parameters)
-    assert found.reprojection.isfinite().all()
-    assert found.reprojection[0] == 0
+    assert found.error.isfinite().all()
+    assert found.error[0] == 0
 
 
 def test_few_points_leave_a_person_at_the_start(body, seen):
@@ -291,7 +307,7 @@ def test_few_points_leave_a_person_at_the_start(body, seen):
     for new, old in zip(found.parameters, near, strict=True):
         assert torch.equal(new[0], old[0])
     assert found.report.converged.tolist() == [False, True]
-    assert found.reprojection[0] == found.start_reprojection[0]
+    assert found.error[0] == found.start_error[0]
 
 
 def test_what_is_known_of_some_does_not_depend_on_chunks(body, seen):
@@ -301,8 +317,8 @@ def test_what_is_known_of_some_does_not_depend_on_chunks(body, seen):
     depth[1:] = torch.nan
     given = body, observed.keypoints[:3], people.camera.map(lambda part: part[:3])
     whole = fit_keypoints(*given, weights=observed.weights[:3], depth=depth)
-    apart = fit_keypoints(*given, weights=observed.weights[:3], depth=depth, chunk_size=1)
-    torch.testing.assert_close(apart.reprojection, whole.reprojection, rtol=0.05, atol=0.05)
+    apart = fit_keypoints(*given, weights=observed.weights[:3], depth=depth, batch_size=1)
+    torch.testing.assert_close(apart.error, whole.error, rtol=0.05, atol=0.05)
     pelvis = joints_of(body, apart.parameters)[:, 0, 2]
     assert (pelvis[0] - depth[0]).abs() < 0.05
     assert apart.report.terms["depth"][1:].tolist() == [0, 0]
@@ -320,7 +336,8 @@ def test_where_the_depth_is_known_a_trial_is_moved_along_its_ray(body):
     guess = BodyParameters.zeros(body, 3)._replace(
         transl=torch.tensor([[0.3, 0.1, 3.0]]).expand(3, 3), age_offset=torch.full((3,), 0.4)
     )
-    moved = _Problem(body, given, pose_prior_of(body, None)).at_depth(guess)
+    clips = _Clips(body, given, torch.ones(3, 1, dtype=torch.bool), 1, None, None)
+    moved = clips._at_depth(guess.map(lambda part: part[:, None])).map(lambda part: part[:, 0])
     before, after = (joints_of(body, part)[:, :1] for part in (guess, moved))
     torch.testing.assert_close(after[[0, 2], 0, 2], depth[[0, 2]])
     assert torch.equal(after[1], before[1])
@@ -365,7 +382,7 @@ def test_autocast_inference_mode_and_graphs(body, seen):
     camera = people.camera.map(lambda part: part[few])
     keypoints, weights = observed.keypoints[few].clone().requires_grad_(), observed.weights[few]
     plain = fit_keypoints(body, keypoints, camera, weights=weights)
-    assert not any(part.requires_grad for part in (*plain.parameters, plain.reprojection))
+    assert not any(part.requires_grad for part in (*plain.parameters, plain.error))
     with torch.autocast("cpu", torch.bfloat16):
         cast = fit_keypoints(body, keypoints, camera, weights=weights)
     with torch.inference_mode():
@@ -385,11 +402,11 @@ def test_a_body_with_joints_of_its_own(mannequin_asset):
     )
     camera = Camera.guess((640.0, 480.0))
     pixels = camera.project(points).pixels[None]
-    with pytest.raises(ValueError, match="pose_prior: ours"):
+    with pytest.raises(ValueError, match="pose_prior: the default"):
         fit_keypoints(body, pixels, camera, layout=layout)
     prior = MahalanobisPrior(np.zeros(69), np.eye(69) / 0.5, names[1:])
     found = fit_keypoints(body, pixels, camera, layout=layout, pose_prior=prior)
-    assert found.reprojection < 3
+    assert found.error < 3
     assert sorted(found.report.terms) == ["age", "keypoints", "pose", "shape"]
 
 
@@ -421,10 +438,11 @@ def test_what_is_refused(body, mannequin_asset):
         ({"age_class": torch.tensor([0.0, 1.0])}, "age_class: expected adult, .* got 0.0"),
         ({"years": torch.tensor([4.0, 130.0])}, "years: expected a number from 0 to below 130, got 130.0"),
         ({"years": torch.ones(3)}, "years: expected a shape"),
-        ({"chunk_size": 0}, "chunk_size"),
-        ({"schedule": ()}, "schedule: expected"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"stages": ()}, "stages: expected"),
         ({"camera": camera.expand(3)}, "camera.focal: expected a batch"),
-        ({"schedule": (Step(1.0, 5.0, ("pose",), 5, 1e-3),)}, "groups"),
+        ({"stages": (Stage(groups=("pose",)),)}, "groups"),
+        ({"stages": (Stage({"keypoint": 1.0}),)}, "stages: expected names of terms .*got keypoint"),
     ):
         with pytest.raises((TypeError, ValueError), match=message):
             fit(**wrong)

@@ -22,7 +22,8 @@ from agebody.fitting.inverse_kinematics import (
     to_world,
     turn_towards,
 )
-from agebody.fitting.points import PATCHES, fit_points, fit_vertices, patch_layout
+from agebody.fitting.patches import PATCHES, patch_layout
+from agebody.fitting.points import fit_points, fit_vertices
 from agebody.keypoints import LAYOUTS
 from agebody.optim.least_squares import Stop
 from agebody.people import random_people
@@ -59,7 +60,7 @@ def test_vertices_give_the_body_back(body):
     fit = fit_vertices(body, vertices)
     assert fit.report.converged.all()
     assert largest(body(fit.parameters).vertices, vertices).max() < EXACT_MESH
-    assert fit.residual.max() < EXACT_MESH
+    assert fit.error.max() < EXACT_MESH
     # Anny has a shape direction that is much like growth; the mannequin has not.
     if body.asset.metadata.kind == "mannequin":
         assert (fit.parameters.age_offset - truth.age_offset).abs().max() < 0.01
@@ -74,7 +75,7 @@ def test_bodies_far_from_everyday_poses(body):
         "betas": torch.randn(8, body.num_betas), "age_offset": torch.linspace(0, 1, 8),
     }  # fmt: skip
     vertices = body(**truth).vertices
-    assert fit_vertices(body, vertices).residual.max() < EXACT_MESH
+    assert fit_vertices(body, vertices).error.max() < EXACT_MESH
 
 
 def test_joints_give_joints_back(body):
@@ -84,7 +85,7 @@ def test_joints_give_joints_back(body):
     found = body(fit.parameters).joints
     assert fit.report.converged.all()
     assert (found - joints).norm(dim=-1).mean(-1).max() < EXACT_JOINTS
-    torch.testing.assert_close(fit.residual, (found - joints).norm(dim=-1).mean(-1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(fit.error, (found - joints).norm(dim=-1).mean(-1), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("layout", ["coco17", "openpose25"])
@@ -92,7 +93,7 @@ def test_sparse_layouts(mannequin, layout):
     truth = people(mannequin, 6)
     points = mannequin.keypoints(layout, truth)
     fit = fit_points(mannequin, points, layout)
-    assert fit.residual.max() < EXACT_JOINTS
+    assert fit.error.max() < EXACT_JOINTS
 
 
 def test_what_joints_do_not_tell_stays_as_at_rest(mannequin):
@@ -103,7 +104,7 @@ def test_what_joints_do_not_tell_stays_as_at_rest(mannequin):
     pose[head - 1] = axis_free
     points = mannequin(body_pose=pose).joints
     fit = fit_points(mannequin, points, betas=torch.zeros(10), age_offset=0.0)
-    assert fit.residual < EXACT_JOINTS
+    assert fit.error < EXACT_JOINTS
     assert fit.parameters.body_pose[head - 1].norm() < 0.05
     told = fit_vertices(mannequin, mannequin(body_pose=pose).vertices, age_offset=0.0)
     torch.testing.assert_close(told.parameters.body_pose[head - 1], axis_free, atol=1e-2, rtol=0)
@@ -114,7 +115,7 @@ def test_noise_averages_out_over_a_mesh(mannequin):
     torch.manual_seed(1)
     vertices = mannequin(people(mannequin, 4)).vertices
     noise = 0.005
-    fit = fit_vertices(mannequin, vertices + noise * torch.randn_like(vertices), sigma=noise)
+    fit = fit_vertices(mannequin, vertices + noise * torch.randn_like(vertices), sd=noise)
     found = mannequin(fit.parameters).vertices
     rms = (found - vertices).square().mean().sqrt()
     unknowns = fit.parameters.vector().shape[-1]
@@ -126,8 +127,8 @@ def test_noisy_joints_make_probable_bodies(mannequin):
     truth = people(mannequin, 8)
     joints = mannequin(truth).joints
     noisy = joints + 0.02 * torch.randn_like(joints)
-    trusting, wary = (fit_points(mannequin, noisy, sigma=sigma) for sigma in (1e-3, 0.02))
-    assert wary.residual.mean() > trusting.residual.mean()
+    trusting, wary = (fit_points(mannequin, noisy, sd=sd) for sd in (1e-3, 0.02))
+    assert wary.error.mean() > trusting.error.mean()
     assert wary.parameters.betas.norm(dim=-1).mean() < trusting.parameters.betas.norm(dim=-1).mean()
     error = lambda fit: (mannequin(fit.parameters).joints - joints).norm(dim=-1).mean()  # noqa: E731
     assert error(wary) < error(trusting)
@@ -143,7 +144,7 @@ def test_holes_in_a_mesh(body):
     )
     holes = torch.where(weights[..., None], vertices, torch.nan)
     fit = fit_vertices(body, holes, weights=weights)
-    assert fit.residual.max() < 3e-4  # patches that are seen in part are known less well
+    assert fit.error.max() < 3e-4  # patches that are seen in part are known less well
     error = (body(fit.parameters).vertices - vertices).norm(dim=-1)
     assert error[weights].quantile(0.99) < 1e-3  # where a hand is cut off, a few vertices hardly weigh
     filled = fit_vertices(body, torch.where(weights[..., None], vertices, 7.0), weights=weights)
@@ -157,7 +158,7 @@ def test_missing_joints(mannequin):
     weights = (torch.rand(6, 24) > torch.linspace(0, 0.5, 6)[:, None]).float()
     fit = fit_points(mannequin, torch.where(weights[..., None] > 0, points, torch.nan), weights=weights)
     assert fit.parameters.vector().isfinite().all()
-    assert fit.residual.max() < EXACT_JOINTS
+    assert fit.error.max() < EXACT_JOINTS
     filled = fit_points(mannequin, torch.where(weights[..., None] > 0, points, 7.0), weights=weights)
     assert torch.equal(filled.parameters.vector(), fit.parameters.vector())
 
@@ -169,7 +170,7 @@ def test_a_moved_person_is_the_same_person(mannequin):
     here, there = fit_vertices(mannequin, vertices), fit_vertices(mannequin, moved)
     torch.testing.assert_close(there.parameters.betas, here.parameters.betas, atol=2e-2, rtol=0)
     torch.testing.assert_close(there.parameters.body_pose, here.parameters.body_pose, atol=2e-2, rtol=0)
-    assert there.residual.max() < EXACT_MESH
+    assert there.error.max() < EXACT_MESH
 
 
 def test_what_is_known_is_held(mannequin):
@@ -179,7 +180,7 @@ def test_what_is_known_is_held(mannequin):
     fit = fit_vertices(mannequin, vertices, betas=truth.betas, age_offset=truth.age_offset)
     assert torch.equal(fit.parameters.betas, truth.betas)
     assert torch.equal(fit.parameters.age_offset, truth.age_offset)
-    assert fit.residual.max() < EXACT_MESH
+    assert fit.error.max() < EXACT_MESH
     ages = torch.tensor([torch.nan, 0.5, torch.nan, 0.0])
     some = fit_points(mannequin, mannequin(truth).joints, age_offset=ages)
     known = ~ages.isnan()
@@ -190,16 +191,16 @@ def test_what_is_known_is_held(mannequin):
 def test_leading_dimensions_and_chunks(mannequin):
     joints = mannequin(people(mannequin, 6)).joints
     whole = fit_points(mannequin, joints)
-    shaped = fit_points(mannequin, joints.reshape(2, 3, 24, 3), chunk_size=4)
-    assert shaped.residual.shape == shaped.report.converged.shape == (2, 3)
+    shaped = fit_points(mannequin, joints.reshape(2, 3, 24, 3), batch_size=4)
+    assert shaped.error.shape == shaped.report.converged.shape == (2, 3)
     assert shaped.parameters.body_pose.shape == (2, 3, 23, 3)
     # Products of other sizes round otherwise, and what joints do not tell follows the rounding.
-    torch.testing.assert_close(shaped.residual.flatten(), whole.residual, atol=1e-4, rtol=0)
+    torch.testing.assert_close(shaped.error.flatten(), whole.error, atol=1e-4, rtol=0)
     alone = fit_points(mannequin, joints[0])
-    assert alone.residual.shape == ()
+    assert alone.error.shape == ()
     assert alone.parameters.betas.shape == (10,)
     nobody = fit_points(mannequin, joints[:0])
-    assert nobody.residual.shape == (0,)
+    assert nobody.error.shape == (0,)
     assert nobody.parameters.transl.shape == (0, 3)
 
 
@@ -210,7 +211,7 @@ def test_neither_autocast_nor_gradients_get_in(mannequin_asset):
         inside = fit_points(body, joints.clone().requires_grad_())
     outside = fit_points(agebody.SMPLA(mannequin_asset, backend="torch"), joints)
     assert torch.equal(inside.parameters.vector(), outside.parameters.vector())
-    assert not inside.residual.requires_grad
+    assert not inside.error.requires_grad
 
 
 def test_a_broken_body_fails_alone(mannequin):
@@ -223,8 +224,8 @@ def test_a_broken_body_fails_alone(mannequin):
     assert fit.report.converged.tolist() == [True, False, False]
     assert fit.report.stop[1] == Stop.NOT_FINITE
     assert fit.parameters.vector().isfinite().all()
-    assert fit.residual.isfinite().all()
-    assert fit.residual[0] < EXACT_JOINTS
+    assert fit.error.isfinite().all()
+    assert fit.error[0] < EXACT_JOINTS
 
 
 def test_bodies_of_one_age(mannequin_asset):
@@ -232,7 +233,7 @@ def test_bodies_of_one_age(mannequin_asset):
     torch.manual_seed(0)
     vertices = body(body_pose=0.3 * torch.randn(2, 23, 3).double()).vertices
     fit = fit_vertices(body, vertices)
-    assert fit.residual.max() < 1e-6
+    assert fit.error.max() < 1e-6
     assert fit.parameters.betas.shape == (2, 0)
     with pytest.raises(ValueError, match="age_offset: this body has one age"):
         fit_vertices(body, vertices, age_offset=0.0)
@@ -251,10 +252,10 @@ def test_errors(mannequin, mannequin_asset):
         fit_points(mannequin, joints, weights=torch.full((24,), -1.0))
     with pytest.raises(ValueError, match="weights: expected a shape"):
         fit_points(mannequin, joints, weights=torch.ones(3))
-    with pytest.raises(ValueError, match="sigma"):
-        fit_points(mannequin, joints, sigma=0.0)
-    with pytest.raises(ValueError, match="chunk_size"):
-        fit_points(mannequin, joints, chunk_size=0)
+    with pytest.raises(ValueError, match="sd"):
+        fit_points(mannequin, joints, sd=0.0)
+    with pytest.raises(ValueError, match="batch_size"):
+        fit_points(mannequin, joints, batch_size=0)
     with pytest.raises(ValueError, match="broadcast"):
         fit_points(mannequin, joints, age_offset=torch.zeros(3))
     with pytest.raises(ValueError, match="betas"):
@@ -300,8 +301,8 @@ def test_identity_is_the_best_of_all_ages(body):
     directions = carried.directions(world)
     missing = 0.1 * torch.randn(5, 45, 3).double()
     weights = torch.rand(5, 45).double()
-    sigma, unknown = 0.01, torch.full((5,), torch.nan).double()
-    found = solve_identity(carried, directions, missing, weights, Known(None, unknown), sigma=sigma)
+    sd, unknown = 0.01, torch.full((5,), torch.nan).double()
+    found = solve_identity(carried, directions, missing, weights, Known(None, unknown), sd=sd)
 
     def cost(rows: np.ndarray, ages: Tensor) -> np.ndarray:
         """(5, ages), betas and translation at their best."""
@@ -312,7 +313,7 @@ def test_identity_is_the_best_of_all_ages(body):
             columns = torch.cat((directions[row, ..., 1 : 1 + body.num_betas],
                                  torch.eye(3).double().expand(45, 3, 3)), -1)  # fmt: skip
             root = weights[row].sqrt()[:, None, None]
-            prior = torch.cat((sigma * torch.eye(body.num_betas), torch.zeros(body.num_betas, 3)), 1).double()
+            prior = torch.cat((sd * torch.eye(body.num_betas), torch.zeros(body.num_betas, 3)), 1).double()
             system = torch.cat(((root * columns).flatten(0, 1), prior))
             right = torch.cat(((root[..., 0] * aim).flatten(), torch.zeros(body.num_betas).double()))
             best = torch.linalg.lstsq(system, right[:, None]).solution

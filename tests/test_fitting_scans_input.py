@@ -6,11 +6,13 @@ import pytest
 import torch
 
 import agebody
+from agebody import BodyParameters
 from agebody.cameras import Camera
-from agebody.fitting import SMPLIFY_KIDS, BodyParameters, Plane, fit_plane, fit_scans, register_surface
+from agebody.fitting import SMPLIFY_KIDS, Plane, fit_plane, fit_scans
 from agebody.fitting.scans import steps
 from agebody.fitting.scans.energy import all_joints
 from agebody.fitting.scans.frames import Frames
+from agebody.fitting.scans.surface import register_surface
 from agebody.people import pose
 
 LAST = SMPLIFY_KIDS[-1]

@@ -11,20 +11,14 @@ from torch import Tensor
 
 import agebody
 from agebody.cameras import Camera
-from agebody.fitting import sequences
-from agebody.fitting.images import fit_keypoints
-from agebody.fitting.observed import pose_prior_of, read_observed
-from agebody.fitting.sequences import (
-    MOTION_SCHEDULE,
-    MotionStep,
-    _best_path,
-    _Chain,
-    _Clips,
-    fit_sequence,
-    triangulate,
-)
-from agebody.optim.terms import Unknowns
-from agebody.parameters import GROUPS, BodyParameters
+from agebody.fitting import start as start_module
+from agebody.fitting.frames import AIONHMR, _Clips, fit_keypoints, fit_sequence
+from agebody.fitting.observed import read_observed
+from agebody.fitting.start import best_path, triangulate
+from agebody.optim import Stage
+from agebody.optim.motion import Motion
+from agebody.optim.stages import _Problem
+from agebody.parameters import BodyParameters
 from agebody.people import pose
 from agebody.rotations import axis_angle_to_matrix, matrix_to_axis_angle
 
@@ -125,8 +119,8 @@ def test_reprojection_and_terms_are_of_the_result(body, noisy):
     seen = clip.pixels + 4 * torch.randn(clip.pixels.shape, generator=generator)
     off = weights * (clip.camera.project(points).pixels - seen).norm(dim=-1)
     expected = off.sum(-1) / weights.sum(-1).clamp(min=1)
-    torch.testing.assert_close(fit.reprojection, expected, rtol=1e-3, atol=1e-3)
-    assert (fit.reprojection[weights.sum(-1) == 0] == 0).all()
+    torch.testing.assert_close(fit.error, expected, rtol=1e-3, atol=1e-3)
+    assert (fit.error[weights.sum(-1) == 0] == 0).all()
     torch.testing.assert_close(sum(fit.report.terms.values()), fit.report.cost, rtol=1e-4, atol=1e-4)
     rest = body.keypoints("smpl24", betas=fit.parameters.betas[0], age_offset=fit.parameters.age_offset[0])
     tall, grown = ((r[15] - r[[7, 8]].mean(0)).norm() for r in (rest, body.keypoints("smpl24")))
@@ -137,8 +131,8 @@ def test_reprojection_and_terms_are_of_the_result(body, noisy):
 def test_several_cameras_see_to_the_millimetre(body):
     clip = make_clip(body, 1, age=0.7, views=3)
     fit = fit_sequence(body, clip.pixels, clip.camera, views=True, noise=0.05)
-    assert fit.reprojection.shape == (1, 3)
-    assert fit.reprojection.max() < 0.1
+    assert fit.error.shape == (1, 3)
+    assert fit.error.max() < 0.1
     # Of the points that were seen. How forearms and trunk are twisted in between, priors decide.
     points = [body.keypoints("coco17", p) for p in (fit.parameters, clip.parameters)]
     assert (points[0] - points[1]).norm(dim=-1).max() < 2e-3
@@ -147,7 +141,7 @@ def test_several_cameras_see_to_the_millimetre(body):
 def test_several_cameras_over_time(body):
     clip = make_clip(body, 3, age=0.2, views=2)
     fit = fit_sequence(body, clip.pixels, clip.camera, views=True, noise=0.5)
-    assert fit.reprojection.shape == (3, 2)
+    assert fit.error.shape == (3, 2)
     points = [body.keypoints("coco17", p) for p in (fit.parameters, clip.parameters)]
     assert (points[0] - points[1]).norm(dim=-1).mean() < 4e-3  # a pixel is 4 mm there
 
@@ -181,14 +175,14 @@ def test_clips_of_different_lengths(body):
         dim=-1
     )
     assert apart.max() < 0.02  # the last per cent of the cost
-    chunks = fit_sequence(body, padded, long.camera, weights=weights, lengths=lengths, chunk_size=1)
+    chunks = fit_sequence(body, padded, long.camera, weights=weights, lengths=lengths, batch_size=1)
     torch.testing.assert_close(chunks.report.cost, fit.report.cost, rtol=1e-2, atol=0)
 
 
 def test_what_is_known_of_people_is_theirs(body):
     clip = make_clip(body, 2)
     pixels = clip.pixels.expand(3, -1, -1, -1)
-    quick: dict[str, Any] = {"start_schedule": (), "schedule": QUICK}
+    quick: dict[str, Any] = {"stages": QUICK}
     fit = fit_sequence(body, pixels, clip.camera, age_offset=torch.tensor([0.1, 0.5, torch.nan]), **quick)
     assert fit.parameters.age_offset[:2].unique(dim=1).flatten().tolist() == pytest.approx([0.1, 0.5])
     by_class = fit_sequence(body, pixels[:2], clip.camera, age_class=torch.tensor([0, 3]), **quick)
@@ -200,7 +194,7 @@ def test_what_is_known_of_people_is_theirs(body):
     torch.testing.assert_close(joints(body, near.parameters)[:, 0, 2], depth, rtol=0, atol=0.05)
 
 
-QUICK = (MotionStep(1.0, 6.0, 1.0, 6),)
+QUICK = (Stage(max_iterations=6),)
 """For what does not depend on how good a fit is."""
 
 
@@ -210,7 +204,7 @@ def test_depths_of_some_people_count_in_every_chunk(body):
     depth = torch.tensor([[2.0], [torch.nan]])
     start = clip.parameters.map(lambda part: part.expand(2, *part.shape))
     fits = [
-        fit_sequence(body, pixels, clip.camera, depth=depth, start=start, schedule=QUICK, chunk_size=size)
+        fit_sequence(body, pixels, clip.camera, depth=depth, start=start, stages=QUICK, batch_size=size)
         for size in (1, 256)
     ]
     for fit in fits:
@@ -222,7 +216,7 @@ def test_depths_of_some_people_count_in_every_chunk(body):
 def test_no_clips(body):
     camera = make_clip(body, 1).camera
     fit = fit_sequence(body, torch.zeros(2, 0, 3, 17, 2), camera)
-    assert fit.reprojection.shape == (2, 0, 3)
+    assert fit.error.shape == (2, 0, 3)
     assert fit.report.cost.shape == (2, 0)
     assert fit.parameters.body_pose.shape == (2, 0, 3, 23, 3)
 
@@ -230,39 +224,37 @@ def test_no_clips(body):
 def test_neither_autocast_nor_gradients_get_in(body):
     clip = make_clip(body, 2, views=2)
     find = lambda pixels: fit_sequence(  # noqa: E731
-        body, pixels, clip.camera, views=True, start_schedule=(), schedule=QUICK
+        body, pixels, clip.camera, views=True, stages=QUICK
     )
     expected = find(clip.pixels)
     with torch.autocast("cpu", torch.bfloat16):
         fit = find(clip.pixels.clone().requires_grad_())
-    assert torch.equal(fit.reprojection, expected.reprojection)
-    assert not any(part.requires_grad for part in (*fit.parameters, fit.reprojection, fit.report.cost))
+    assert torch.equal(fit.error, expected.error)
+    assert not any(part.requires_grad for part in (*fit.parameters, fit.error, fit.report.cost))
 
 
 def test_starts_weigh_motion_as_the_term_does(body, monkeypatch):
     clip = make_clip(body, 4)
     given = read_observed(body, clip.pixels, clip.camera, "coco17", None, None, (0.9, None, None), None, 0.01)
-    clips = _Clips(body, given, (4, 1), torch.tensor([4]), 0.1, pose_prior_of(body, None))
+    clips = _Clips(body, given, torch.ones(1, 4, dtype=torch.bool), 1, 0.1, None)
     weighed = []
 
-    def best_path(costs, places, times, sd):
-        path = _best_path(costs, places, times, sd)
+    def path_of(costs, places, times):
+        path = best_path(costs, places, times)
         moves = np.diff(places[np.arange(4), path], axis=0)
-        weighed.append(np.square(moves).sum() / (2 * sd**2))
+        weighed.append(np.square(moves).sum() / 2)
         return path
 
-    monkeypatch.setattr(sequences, "_best_path", best_path)
-    start = clips.start(())
-    unknowns = Unknowns(body, GROUPS, clips.joints)
-    chain = _Chain(clips, unknowns, start.vector())
-    chain.set_terms(QUICK[0])
-    cost = chain.costs(chain.join(start.vector()[..., unknowns.columns]))["motion"]
+    monkeypatch.setattr(start_module, "best_path", path_of)
+    start = clips._start(())[1]
+    problem = _Problem(body, {"motion": Motion(body, 0.1)}, QUICK[0], start.vector(), clips.present)
+    cost = problem.costs(problem.pack(start.vector()))["motion"]
     assert weighed == pytest.approx(cost.tolist(), rel=1e-3)
 
 
 def test_nobody_is_seen(body):
     clip = make_clip(body, 2)
-    fit = fit_sequence(body, clip.pixels * torch.nan, clip.camera, weights=torch.zeros(17), schedule=QUICK)
+    fit = fit_sequence(body, clip.pixels * torch.nan, clip.camera, weights=torch.zeros(17), stages=QUICK)
     assert not fit.report.converged
     assert all(part.isfinite().all() for part in fit.parameters)
 
@@ -280,20 +272,23 @@ def test_gradients_of_chains_equal_differences_of_costs(mannequin_asset, motion_
     pixels, camera = small.pixels.double(), small.camera.to("cpu", torch.float64)
     weights = torch.ones(17, dtype=torch.float64)
     given = read_observed(body, pixels, camera, "coco17", weights, 5.0, (None, None, None), None, 0.01)
-    clips = _Clips(body, given, (3, 1), torch.tensor([3]), motion_sd, pose_prior_of(body, None))
+    clips = _Clips(body, given, torch.ones(1, 3, dtype=torch.bool), 1, motion_sd, None)
     vector = small.parameters.map(lambda part: part.double()[None] + 0.1).vector()
-    unknowns = Unknowns(body, GROUPS, clips.joints)
-    chain = _Chain(clips, unknowns, vector)
-    chain.set_terms(MOTION_SCHEDULE[0])
-    x = chain.join(vector[..., unknowns.columns])
+    terms = clips.terms()
+    if motion_sd is not None:
+        terms["motion"] = Motion(body, motion_sd)
+    weights = {name: weight for name, weight in AIONHMR[1].weights.items() if name in terms}
+    problem = _Problem(body, terms, AIONHMR[1]._replace(weights=weights), vector, clips.present)
+    x = problem.pack(vector)
     rows = torch.tensor([0])
-    model = chain.quadratize(x, rows)
-    torch.testing.assert_close(chain.join(chain.split(x)), x)
+    model = problem.quadratize(x, rows)
+    torch.testing.assert_close(problem.unpack(x), vector)
+    torch.testing.assert_close(sum(problem.costs(x).values()), model.cost)
     generator = torch.Generator().manual_seed(0)
     step = 1e-5
     for _ in range(4):
         way = torch.randn(x.shape, dtype=torch.float64, generator=generator)
-        ahead, behind = (chain.quadratize(x + sign * step * way, rows).cost for sign in (1, -1))
+        ahead, behind = (problem.quadratize(x + sign * step * way, rows).cost for sign in (1, -1))
         # Central differences: cut off at step², rounded at 1e-16 cost / step.
         torch.testing.assert_close(
             (ahead - behind) / (2 * step), (model.gradient * way).sum(-1), rtol=1e-5, atol=1e-4
@@ -315,7 +310,7 @@ def test_best_path_is_the_cheapest_of_all():
             return own
 
         best = min(itertools.product(range(3), repeat=5), key=total)
-        assert _best_path(costs, places, times, 0.7).tolist() == list(best)
+        assert best_path(costs, places / 0.7, times).tolist() == list(best)
 
 
 def test_triangulation(body):
@@ -339,18 +334,18 @@ def test_errors_of_arguments(body, unchecked):
     pixels, camera = clip.pixels, clip.camera
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"motion_sd": 0.0}, "motion_sd"),
-        ({"chunk_size": 0}, "chunk_size"),
+        ({"batch_size": 0}, "batch_size"),
         ({"lengths": torch.tensor(4)}, "lengths: expected 1 to 3"),
-        ({"lengths": torch.tensor([3])}, "lengths: expected integers"),
+        ({"lengths": torch.tensor([3])}, "lengths: expected shape"),
         ({"age_class": torch.tensor([0])}, "age_class"),
         ({"age_offset": torch.zeros(2)}, "age_offset"),
-        ({"schedule": ()}, "schedule"),
+        ({"stages": ()}, "stages"),
         ({"start": clip.parameters.map(lambda part: part[:2])}, "start.global_orient"),
         (
             {"start": clip.parameters.map(lambda part: part * torch.nan)},
             "start.global_orient: expected finite",
         ),
-        ({"age_offset": math.inf}, "age_offset: expected finite"),
+        ({"age_offset": math.inf}, "age_offset: expected a finite number"),
         ({"views": True}, r"keypoints: expected shape \(\*batch, T, V, 17, 2\)"),
     ]
     for bad, name in wrong:

@@ -1,4 +1,4 @@
-"""Terms of fits: cost, gradient and normal matrix against formulas and autograd; stages; unknowns."""
+"""Terms of fits: cost, gradient and normal matrix against formulas and autograd; stages; free."""
 
 import pytest
 import torch
@@ -17,18 +17,18 @@ from agebody.losses import (
 )
 from agebody.losses.limits import JointLimits, joint_limits_excess
 from agebody.optim.least_squares import Stop
-from agebody.optim.limits import Limits, excess_and_slopes
-from agebody.optim.stages import Stage, add_terms, fit_bodies
+from agebody.optim.limits import JointLimitPrior, excess_and_jacobian
+from agebody.optim.stages import Stage, add_blocks, fit_bodies
 from agebody.optim.terms import (
-    Age,
-    Bend,
+    AgePrior,
     Depth,
+    FreeVariables,
+    HyperextensionPrior,
     Points,
     PosePrior,
     Reprojection,
-    Shape,
+    ShapePrior,
     State,
-    Unknowns,
     project,
     robust_weights,
     root_layout,
@@ -67,15 +67,14 @@ def check(body, term, cost, count=3, groups=GROUPS, joints=None, vector=None):
     """Cost and gradient are those of a formula, rows choose bodies, and the curvature is not negative."""
     vector = random_vector(body, count) if vector is None else vector
     rows = torch.tensor([2, 0])
-    unknowns = Unknowns(body, groups, joints)
-    found = add_terms({"term": (2.0, term)}, State(body, vector[rows], rows, unknowns))
-    quadratic, costs = found
+    free = FreeVariables(body, groups, joints)
+    block = term(State(body, vector[rows], rows, free))
+    quadratic = add_blocks([(2.0, block)], len(rows), len(free), vector)
     vector = vector.clone().requires_grad_()
     expected = 2 * cost(vector)
     torch.testing.assert_close(quadratic.cost, expected[rows].detach(), rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(costs["term"], quadratic.cost)
     (gradient,) = torch.autograd.grad(expected.sum(), vector)
-    gradient = gradient[rows][:, unknowns.columns]
+    gradient = gradient[rows][:, free.columns]
     scale = gradient.abs().max()
     assert scale > 0
     torch.testing.assert_close(quadratic.gradient, gradient, rtol=1e-8, atol=1e-10 * float(scale))
@@ -108,7 +107,7 @@ def test_reprojection(body, robust, kind):
     unit = 1 + torch.rand(count, views, dtype=DOUBLE)
     lens = seen.expand(count) if kind != "distorted" else seen._replace(distortion=seen.distortion)
     lens = lens.expand(count).map(lambda part: part[:, None])
-    term = Reprojection("coco17", keypoints, weights, lens, unit, robust=robust, scale=30.0)
+    term = Reprojection("coco17", keypoints, weights, lens, unit, robust=robust, robust_scale=30.0)
 
     def cost(vector: Tensor) -> Tensor:
         pixels = lens.project(posed(body, vector, "coco17")[:, None]).pixels
@@ -128,7 +127,7 @@ def test_the_normal_matrix_without_robustness_is_that_of_gauss_and_newton(body):
     unit = torch.ones(count, 1, dtype=DOUBLE)
     term = Reprojection("coco17", keypoints, weights, lens, unit, robust=None)
     vector, rows = random_vector(body, count), torch.arange(count)
-    found = term(State(body, vector, rows, Unknowns(body)))
+    found = term(State(body, vector, rows, FreeVariables(body)))
 
     def residuals(one: Tensor, index: int) -> Tensor:
         pixels = lens.map(lambda part: part[index, 0]).project(posed(body, one[None], "coco17")[0]).pixels
@@ -136,7 +135,7 @@ def test_the_normal_matrix_without_robustness_is_that_of_gauss_and_newton(body):
 
     for index in range(count):
         jacobian = torch.func.jacfwd(residuals)(vector[index], index)
-        torch.testing.assert_close(found.normal[index], jacobian.T @ jacobian, rtol=1e-7, atol=1e-4)
+        torch.testing.assert_close(found.quadratic.normal[index], jacobian.T @ jacobian, rtol=1e-7, atol=1e-4)
 
 
 @pytest.mark.parametrize("robust", ["gmof", "huber", None])
@@ -152,7 +151,7 @@ def test_points(body, robust):
         penalty = {"gmof": lambda r: gmof(r, 0.3), "huber": lambda r: huber(r, 0.3), None: torch.square}
         return (weights * penalty[robust](distance)).sum(1) / 2
 
-    check(body, Points("smpl24", points, weights, robust=robust, scale=0.3), cost)
+    check(body, Points("smpl24", points, weights, robust=robust, robust_scale=0.3), cost)
 
 
 @pytest.mark.parametrize("placed", [False, True])
@@ -199,8 +198,8 @@ def test_limits(body):
         excess = joint_limits_excess(BodyParameters.from_vector(vector, body).body_pose, limits)
         return (excess / 0.1).square().sum((1, 2)) / 2
 
-    check(body, Limits(body, ages, sd=0.1), cost, vector=vector)
-    check(body, Limits(body, ages, sd=0.1), cost, vector=vector, joints=("left_hip", "left_knee"))
+    check(body, JointLimitPrior(body, ages, sd=0.1), cost, vector=vector)
+    check(body, JointLimitPrior(body, ages, sd=0.1), cost, vector=vector, joints=("left_hip", "left_knee"))
 
 
 @pytest.mark.parametrize("reach", [0.5, 1.5, 2.9])
@@ -209,7 +208,7 @@ def test_slopes_of_limits_are_those_of_autograd(reach):
     torch.manual_seed(4)
     pose = torch.nn.functional.normalize(torch.randn(100, 23, 3, dtype=DOUBLE), dim=-1)
     pose = reach * torch.rand(100, 23, 1, dtype=DOUBLE) * pose
-    excess, slopes = excess_and_slopes(pose, limits)
+    excess, slopes = excess_and_jacobian(pose, limits)
     torch.testing.assert_close(excess, joint_limits_excess(pose, limits), rtol=0, atol=0)
     assert (excess != 0).any()
     for i, axis in enumerate(torch.eye(3, dtype=DOUBLE)):
@@ -223,37 +222,38 @@ def test_slopes_of_limits_at_rest_and_at_half_turns_are_finite():
     whole = joint_limits(dtype=DOUBLE)
     narrow = JointLimits(whole.axes, torch.full_like(whole.low, 0.1), torch.full_like(whole.high, 0.2))
     rest = torch.zeros(1, 23, 3, dtype=DOUBLE)
-    _, slopes = excess_and_slopes(rest, narrow)
+    _, slopes = excess_and_jacobian(rest, narrow)
     torch.testing.assert_close(slopes, torch.eye(3, dtype=DOUBLE).expand_as(slopes))
     for axis in range(3):
         pose = rest.clone()
         pose[..., axis] = torch.pi
-        assert excess_and_slopes(pose, narrow)[1].isfinite().all()
+        assert excess_and_jacobian(pose, narrow)[1].isfinite().all()
 
 
 def test_bend_shape_and_age(body):
     names = body.asset.joint_names[1:]
     read = lambda vector: BodyParameters.from_vector(vector, body)  # noqa: E731
     bend = lambda v: hyperextension_prior(read(v).body_pose, joint_names=names, reduction="none") / 2  # noqa: E731
-    check(body, Bend(body), bend)
-    check(body, Shape(), lambda v: read(v).betas.square().sum(-1) / 2)
+    check(body, HyperextensionPrior(body), bend)
+    check(body, ShapePrior(), lambda v: read(v).betas.square().sum(-1) / 2)
     weights = torch.linspace(0.5, 2, body.num_betas, dtype=DOUBLE)
-    check(body, Shape(weights), lambda v: (weights * read(v).betas.square()).sum(-1) / 2)
+    check(body, ShapePrior(weights), lambda v: (weights * read(v).betas.square()).sum(-1) / 2)
     expected = torch.tensor([0.3, torch.nan, 0.9], dtype=DOUBLE)
 
     def age(vector: Tensor) -> Tensor:
         off = (read(vector).age_offset - expected.nan_to_num(0)) / 0.1
         return torch.where(expected.isnan(), 0, off.square()) / 2
 
-    check(body, Age(expected, 0.1), age)
+    check(body, AgePrior(expected, 0.1), age)
 
 
 def test_terms_of_what_is_not_free_are_no_part_of_the_sum(body):
-    unknowns = Unknowns(body, ("transl",))
-    state = State(body, random_vector(body, 2), torch.arange(2), unknowns)
+    free = FreeVariables(body, ("transl",))
+    state = State(body, random_vector(body, 2), torch.arange(2), free)
     prior = PosePrior(joint_limits_prior(body.asset.joint_names[1:], dtype=DOUBLE), body)
     ages = torch.zeros(2, dtype=DOUBLE)
-    for term in (prior, Shape(), Bend(body), Age(ages, 1.0), Limits(body, ages)):
+    limits = JointLimitPrior(body, ages)
+    for term in (prior, ShapePrior(), HyperextensionPrior(body), AgePrior(ages, 1.0), limits):
         assert term(state) is None
 
 
@@ -283,19 +283,27 @@ def test_weights_of_robust_costs():
 @pytest.mark.usefixtures("unchecked")
 def test_unknown_names(body):
     with pytest.raises(ValueError, match="groups.*global_orient.*got pose"):
-        Unknowns(body, ("pose",))
+        FreeVariables(body, ("pose",))
     with pytest.raises(ValueError, match="joints.*got tail"):
-        Unknowns(body, joints=("tail",))
+        FreeVariables(body, joints=("tail",))
     with pytest.raises(ValueError, match="groups"):
-        Unknowns(agebody.SMPL(body.asset), ("age_offset",))
+        FreeVariables(agebody.SMPL(body.asset), ("age_offset",))
     with pytest.raises(ValueError, match="robust.*got 'cauchy'"):
         robust_weights(torch.ones(1), "cauchy", 1.0)  # pyright: ignore
     with pytest.raises(ValueError, match="stages"):
-        fit_bodies(body, [], BodyParameters.zeros(body, 1))
+        fit_bodies(body, {}, [], BodyParameters.zeros(body, 1))
     other = agebody.SMPLA(body.asset, num_betas=3, dtype=DOUBLE)
-    stage = Stage({"shape": (1.0, Shape())})
+    terms, start = {"shape": ShapePrior()}, BodyParameters.zeros(body, 1)
     with pytest.raises(ValueError, match="start"):
-        fit_bodies(body, [stage], BodyParameters.zeros(other, 1))
+        fit_bodies(body, terms, [Stage()], BodyParameters.zeros(other, 1))
+    for stage, message in (
+        (Stage({"shaep": 1.0}), "expected names of terms .shape., got shaep"),
+        (Stage({"shape": -1.0}), "expected weights of 0 or more, got -1.0 of 'shape'"),
+        (Stage(scales={"shape": 2.0}), "expected scales of terms with a robust cost, got one of 'shape'"),
+        (Stage(scales={"points": 0.0}), "expected names of terms"),
+    ):
+        with pytest.raises(ValueError, match=f"stages: {message}"):
+            fit_bodies(body, terms, [stage], start)
 
 
 def test_parameters_as_a_vector(body):
@@ -316,15 +324,15 @@ def test_each_body_for_itself(body):
     start = truth._replace(body_pose=truth.body_pose + 0.1, transl=truth.transl + 0.05)
     term = Points("smpl24", target, torch.ones(4, 24, dtype=DOUBLE))
     groups = ("global_orient", "body_pose", "transl")
-    stage = Stage({"points": (1.0, term)}, groups, max_iterations=60, cost_tolerance=1e-10)
-    found = fit_bodies(body, [stage], start)
-    assert found.report.stop[2] == Stop.NOT_FINITE
-    assert found.report.converged.tolist() == [True, True, False, True]
-    assert torch.equal(found.parameters.body_pose[2], start.body_pose[2])
-    errors = (body.keypoints("smpl24", found.parameters) - target).norm(dim=-1).amax(1)
+    stage = Stage(groups=groups, max_iterations=60, cost_tolerance=1e-10)
+    parameters, report = fit_bodies(body, {"points": term}, [stage], start)
+    assert report.stop[2] == Stop.NOT_FINITE
+    assert report.converged.tolist() == [True, True, False, True]
+    assert torch.equal(parameters.body_pose[2], start.body_pose[2])
+    errors = (body.keypoints("smpl24", parameters) - target).norm(dim=-1).amax(1)
     assert errors[[0, 1, 3]].max() < 1e-5
-    assert torch.equal(found.parameters.betas, start.betas)  # not free
-    torch.testing.assert_close(found.report.terms["points"], found.report.cost)
+    assert torch.equal(parameters.betas, start.betas)  # not free
+    torch.testing.assert_close(report.terms["points"], report.cost)
 
 
 def test_bounds(body):
@@ -332,10 +340,11 @@ def test_bounds(body):
     count = 3
     start = BodyParameters.zeros(body, count)
     wanted = torch.tensor([-3.0, 0.4, 7.0], dtype=DOUBLE)
-    stage = Stage({"age": (1.0, Age(wanted, 0.1))}, ("age_offset",))
-    found = fit_bodies(body, [stage], start, age_range=(torch.zeros(count), torch.tensor([1.0, 1.0, 0.8])))
-    torch.testing.assert_close(found.parameters.age_offset, torch.tensor([0.0, 0.4, 0.8], dtype=DOUBLE))
-    assert found.report.converged.all()
+    bounds = torch.zeros(count), torch.tensor([1.0, 1.0, 0.8])
+    stages = [Stage(groups=("age_offset",))]
+    parameters, report = fit_bodies(body, {"age": AgePrior(wanted, 0.1)}, stages, start, age_bounds=bounds)
+    torch.testing.assert_close(parameters.age_offset, torch.tensor([0.0, 0.4, 0.8], dtype=DOUBLE))
+    assert report.converged.all()
     layout = root_layout("pelvis")
     assert layout is root_layout("pelvis")
     assert layout is not root_layout("head")

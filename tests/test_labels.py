@@ -21,9 +21,8 @@ from agebody.annotations import AnnotationError, read_people
 from agebody.annotations.people import COCO18, plain_name
 from agebody.annotations.photographs import is_upright, photograph_size, read_photograph
 from agebody.cameras import Camera
-from agebody.fitting.images import KeypointFit
 from agebody.keypoints import LAYOUTS
-from agebody.optim.stages import FitReport
+from agebody.optim.stages import Fit, FitReport
 from agebody.parameters import BodyParameters
 from agebody.people import observe, random_people
 from agebody.pipelines.evaluate import evaluate_files
@@ -100,7 +99,7 @@ def knows_the_truth(monkeypatch, people):
         count = len(keypoints)
         zero, yes = torch.zeros(count), torch.ones(count, dtype=torch.bool)
         report = FitReport(yes, zero.long() + 9, zero.long() + 1, zero + 2, {"keypoints": zero + 2})
-        return KeypointFit(parameters, report, zero + 1, zero + 20)
+        return Fit(parameters, report, zero + 1, zero + 20)
 
     monkeypatch.setattr("agebody.pipelines.labels.fitting.fit_keypoints", fit)
     return calls

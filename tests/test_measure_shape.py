@@ -31,7 +31,7 @@ def test_the_measures_of_bodies_give_back_the_bodies(body):
     betas, age = people(body, 3, spread=0.8)
     targets = measured(body, MANY, betas, age)
     fit = fit_measurements(body, targets)
-    # The prior's pull, sigma^2 |b| over the change of a measure by one beta, 1e-8 m^2 * 3 / 1e-3 m.
+    # The prior's pull, sd^2 |b| over the change of a measure by one beta, 1e-8 m^2 * 3 / 1e-3 m.
     assert fit.residual.abs().max() < 3e-5
     assert fit.converged.all()
     assert fit.met.all()
@@ -57,18 +57,18 @@ def test_a2b_measures_can_be_fitted(body):
     assert fit.names == tuple(A2B_MEASUREMENTS)
 
 
-def objective(body, fit, targets, sigma):
+def objective(body, fit, targets, sd):
     """As the docstring says it, through the layer and autograd."""
     betas, age = fit.betas.clone().requires_grad_(), fit.age_offset.clone().requires_grad_()
     got = measured(body, tuple(targets), betas, age)
-    terms = [((got[name] - target) / sigma) ** 2 for name, target in targets.items()]
+    terms = [((got[name] - target) / sd) ** 2 for name, target in targets.items()]
     return torch.stack([*terms, (betas**2).sum(-1)]).sum(), betas, age
 
 
 def test_what_is_found_is_a_minimum_of_what_is_said(body):
     """With few and rough targets, where the prior has its say."""
     targets = {"stature": 1.45, "waist_circumference": 0.75, "head_circumference": 0.54}
-    fit = fit_measurements(body, targets, sigma=0.01)
+    fit = fit_measurements(body, targets, sd=0.01)
     value, betas, age = objective(body, fit, targets, 0.01)
     by_betas, by_age = torch.autograd.grad(value, (betas, age))
     # The objective's curvature is 1 and more by betas and 1e3 and more by age: this far from its minimum.
@@ -84,10 +84,7 @@ def test_what_is_found_is_a_minimum_of_what_is_said(body):
 
 def test_rough_targets_give_more_probable_bodies(body):
     targets = {"stature": 1.8, "waist_circumference": 1.1}
-    norms = [
-        fit_measurements(body, targets, age_offset=0.0, sigma=sigma).betas.norm()
-        for sigma in (1e-4, 0.01, 0.1)
-    ]
+    norms = [fit_measurements(body, targets, age_offset=0.0, sd=sd).betas.norm() for sd in (1e-4, 0.01, 0.1)]
     assert norms[0] > norms[1] > norms[2] > 0
 
 
@@ -122,10 +119,10 @@ def test_ages_stay_within_their_bounds(body):
     giant = fit_measurements(body, {"stature": 2.3})
     assert giant.age_offset == 0
     tiny = {"stature": 0.4, "head_circumference": 0.3}
-    fit = fit_measurements(body, tiny, sigma=0.01)
+    fit = fit_measurements(body, tiny, sd=0.01)
     assert fit.age_offset == 1
     # Its betas are the best for that age, so those of a fit to which the age is given.
-    given = fit_measurements(body, tiny, sigma=0.01, age_offset=1.0)
+    given = fit_measurements(body, tiny, sd=0.01, age_offset=1.0)
     torch.testing.assert_close(fit.betas, given.betas, rtol=0, atol=1e-5)
     teens = fit_measurements(body, {"stature": torch.tensor([0.8, 1.9])}, age_bounds=(0.15, 0.45))
     assert teens.age_offset.tolist() == pytest.approx([0.45, 0.15])
@@ -199,8 +196,8 @@ def test_wrong_arguments_are_named(body, mannequin_asset, unchecked):
         fit_measurements(body, {"stature": float("nan")})
     with pytest.raises(ValueError, match="weights: expected finite numbers of 0 or more"):
         fit_measurements(body, {"stature": 1.7}, weights={"stature": -1.0})
-    with pytest.raises(ValueError, match="sigma: expected a length above 0"):
-        fit_measurements(body, {"stature": 1.7}, sigma=0.0)
+    with pytest.raises(ValueError, match="sd: expected a length above 0"):
+        fit_measurements(body, {"stature": 1.7}, sd=0.0)
     with pytest.raises(ValueError, match="age_bounds: expected a lowest and a highest"):
         fit_measurements(body, {"stature": 1.7}, age_bounds=(1.0, 0.0))
     with pytest.raises(ValueError, match=r"targets\['arm_span'\]"):

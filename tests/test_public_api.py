@@ -23,13 +23,8 @@ ROOMS = {
         rest_height surface_depth
     """,
     "fitting": """
-        Age Bend Block BodyParameters Cloud Correspondence Depth Fit FitReport GROUPS
-        KeypointDerivatives KeypointFit KeypointJacobian Limits MOTION_SCHEDULE
-        MeasurementFit MotionStep Plane
-        PointFit Points PosePrior Reprojection Robust SCHEDULE SMPLIFY_KIDS ScanFit ScanReport
-        ScanStage SequenceFit Shape Stage State Step StepReport SurfaceJacobian SurfaceRows Term
-        Unknowns above_plane convert correspond fit_bodies fit_keypoints fit_measurements fit_plane fit_points
-        fit_scans fit_sequence fit_vertices points_from_depth register_surface triangulate
+        AIONHMR Cloud Fit MeasurementFit Plane SMPLIFY SMPLIFY_KIDS ScanFit above_plane convert fit_keypoints
+        fit_measurements fit_plane fit_points fit_scans fit_sequence fit_vertices points_from_depth
     """,
     "losses": """
         ADULT_RANGES FEET INFANT_RANGES TRUNK LossTerm MahalanobisPrior MaxMixturePrior Objective

@@ -12,9 +12,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import agebody
+from agebody import BodyParameters
 from agebody.cameras import Camera
 from agebody.draw import INK, render
-from agebody.fitting import BodyParameters, convert, fit_points
+from agebody.fitting import convert, fit_points
 from agebody.keypoints import LAYOUTS
 from agebody.people import pose
 
@@ -33,7 +34,7 @@ def draw_points(path: Path, width: int) -> None:
     torch.manual_seed(0)
     child = _person(mannequin, "cheering", 0.45)
     joints = mannequin(child).joints + 0.01 * torch.randn(24, 3)
-    fit = fit_points(mannequin, joints, sigma=0.01)
+    fit = fit_points(mannequin, joints, sd=0.01)
     figure = Figure(figsize=(10, 4.7), dpi=width / 10, facecolor=PAPER)
     axes = figure.subplots(1, 4)
     figure.subplots_adjust(0.0, 0.0, 1, 0.93, wspace=0.0)

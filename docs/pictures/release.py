@@ -11,9 +11,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFilter
 
 import agebody
+from agebody import BodyParameters
 from agebody.cameras import Camera
 from agebody.draw import Picture, render
-from agebody.fitting import BodyParameters
 from agebody.people import pose
 from agebody.pipelines.release import Person, Photo, write_release
 

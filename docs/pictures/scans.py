@@ -15,10 +15,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import agebody
+from agebody import BodyParameters
 from agebody.cameras import Camera
 from agebody.draw import INK, render
 from agebody.fitting import (
-    BodyParameters,
     Cloud,
     Plane,
     ScanFit,

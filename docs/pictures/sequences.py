@@ -11,9 +11,10 @@ import torch
 from matplotlib.figure import Figure
 
 import agebody
+from agebody import BodyParameters
 from agebody.cameras import Camera
 from agebody.draw import INK, render
-from agebody.fitting import BodyParameters, fit_keypoints, fit_sequence
+from agebody.fitting import fit_keypoints, fit_sequence
 from agebody.people import pose
 
 PAPER = "#f3efe9"

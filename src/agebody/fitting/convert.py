@@ -14,9 +14,11 @@ from torch import Tensor
 from agebody.assets.asset import BodyAsset, Regressor
 from agebody.body import SMPL, SMPLA, BodyModel
 from agebody.engine.rowwise import own_precision
-from agebody.fitting.points import PointFit, fit_points, fit_vertices, patch_layout
+from agebody.fitting.patches import patch_layout
+from agebody.fitting.points import fit_points, fit_vertices
 from agebody.keypoints import KeypointLayout
 from agebody.mesh.closest import closest_points
+from agebody.optim.stages import Fit
 from agebody.parameters import BodyParameters
 
 SHARED = "shared points"
@@ -44,10 +46,10 @@ def convert(
     correspondence: Correspondence | None = None,
     betas: Float[Tensor, "*batch N"] | None = None,
     age_offset: float | Tensor | None = None,
-    sigma: float | None = None,
+    sd: float | None = None,
     max_iterations: int = 60,
-    chunk_size: int = 256,
-) -> PointFit:
+    batch_size: int = 256,
+) -> Fit:
     """The same people on another body: SMPL to SMIL and back, or to the free bodies.
 
     Bodies of one topology share their vertices, and the fit is that of `fit_vertices`: exact where the target
@@ -62,8 +64,8 @@ def convert(
         betas: (*batch, N) of the target where they are known; found if None.
         age_offset: of the target, a number or (*batch), NaN where it is not known; found if None. The
             source's own is a good value where the two bodies grow alike.
-        sigma: standard deviation of a coordinate [m]; 1 mm in one topology, 1 cm across two if None.
-        max_iterations, chunk_size: as in `fit_points`.
+        sd: standard deviation of a coordinate [m]; 1 mm in one topology, 1 cm across two if None.
+        max_iterations, batch_size: as in `fit_points`.
 
     Returns:
         The fit. Its residual is the mean distance of vertices, or of the points of the correspondence [m].
@@ -76,16 +78,15 @@ def convert(
             f"target: expected a layer of {source.dtype} on {source.device} as the source, "
             f"got {target.dtype} on {target.device}"
         )
-    options: dict[str, Any] = {
-        "betas": betas, "age_offset": age_offset, "max_iterations": max_iterations, "chunk_size": chunk_size,
-    }  # fmt: skip
+    options: dict[str, Any] = {"betas": betas, "age_offset": age_offset}
+    options |= {"max_iterations": max_iterations, "batch_size": batch_size}
     with torch.no_grad(), own_precision(source.device):
         if correspondence is None and same_topology(source.asset, target.asset):
             vertices = source(parameters).vertices
-            return fit_vertices(target, vertices, sigma=1e-3 if sigma is None else sigma, **options)
+            return fit_vertices(target, vertices, sd=1e-3 if sd is None else sd, **options)
         shared = correspond(source.asset, target.asset) if correspondence is None else correspondence
         points = source.keypoints(shared.source, parameters)
-    return fit_points(target, points, shared.target, sigma=ACROSS if sigma is None else sigma, **options)
+    return fit_points(target, points, shared.target, sd=ACROSS if sd is None else sd, **options)
 
 
 def same_topology(first: BodyAsset, second: BodyAsset) -> bool:
@@ -144,7 +145,7 @@ def _correspond(source: BodyAsset, target: BodyAsset, names: list[str]) -> Corre
     on_target = KeypointLayout("shared joints", tuple(names), tuple(("joints", name) for name in names))
     aim, distance = joints, np.zeros(len(vertices))
     for _ in range(MATCHINGS):
-        fit = fit_points(body, aim, on_target, sigma=ACROSS)
+        fit = fit_points(body, aim, on_target, sd=ACROSS)
         mesh = body(fit.parameters).vertices
         corners = np.zeros((len(vertices), 3), int)
         shares, distance = np.zeros((len(vertices), 3)), np.zeros(len(vertices))

@@ -23,7 +23,7 @@ PARENT_PRIOR = 1e-3
 """How much a joint turns as its parent does at first, as a share of what its own points say."""
 STAY_PRIOR = 1e-5
 """The same in later rounds, when a parent turns no more than what was wrong."""
-ROUGH_SIGMA = 0.02
+ROUGH_SD = 0.02
 """[m] Trust in points while the rotations are rough: shape must not explain what they got wrong."""
 CARRIES = 1e-3
 """Least grip that counts."""
@@ -150,7 +150,7 @@ def solve_identity(
     weights: Float[Tensor, "B K"],
     known: Known,
     *,
-    sigma: float,
+    sd: float,
 ) -> Identity:
     """Betas, age offset and translation that bring points nearest to their targets, given the rotations.
 
@@ -164,7 +164,7 @@ def solve_identity(
         missing: the targets less the points of the mean adult in this pose, root joint at its rest place.
         weights: not negative.
         known: what is held.
-        sigma: standard deviation of a coordinate [m].
+        sd: standard deviation of a coordinate [m].
     """
     columns = directions[..., 1:]
     betas, ages = columns[..., : carried.num_betas], columns[..., carried.num_betas :]
@@ -178,7 +178,7 @@ def solve_identity(
     gram = rows.mT @ rows
     normal = gram[:, count:-1, count:-1].clone()
     diagonal = normal.diagonal(dim1=-2, dim2=-1)
-    diagonal[:, :free] += sigma**2
+    diagonal[:, :free] += sd**2
     diagonal += torch.finfo(normal.dtype).eps * (1 + diagonal)  # nothing is known of a body without points
     across = gram[:, count:-1, :count]
     solved = torch.cholesky_solve(

@@ -64,7 +64,7 @@ def fit_measurements(
     *,
     age_offset: Tensor | float | None = None,
     weights: Mapping[str, Tensor | float] | None = None,
-    sigma: float = 1e-4,
+    sd: float = 1e-4,
     age_bounds: tuple[float, float] | None = None,
     tolerance: float = 1e-3,
     definitions: Mapping[str, Definition] | None = None,
@@ -74,7 +74,7 @@ def fit_measurements(
 
     The most probable body: it minimises
 
-        sum over m of weight_m ((measured_m - target_m) / sigma)^2 + ||betas||^2
+        sum over m of weight_m ((measured_m - target_m) / sd)^2 + ||betas||^2
 
     so that what the measurements leave open stays at the mean shape. Where the targets contradict one another
     or lie outside the shape space, the fit is a compromise, and says which are missed and by how much. Solved
@@ -86,7 +86,7 @@ def fit_measurements(
         targets: name -> value [m], one for all bodies or (*batch).
         age_offset: (*batch) if it is known; found with the betas if not given.
         weights: name -> (*batch), 1 if not given. What weighs nothing is not looked at, NaN or not.
-        sigma: standard deviation of a measurement's error [m]. With the small default the targets are met as
+        sd: standard deviation of a measurement's error [m]. With the small default the targets are met as
             far as the body can; a tape in practice has 0.005 to 0.01, and gives more probable shapes.
         age_bounds: lowest and highest age offset; those of the body's templates if not given.
         tolerance: residual up to which a measurement counts as met [m].
@@ -98,7 +98,7 @@ def fit_measurements(
             not finite, one has a wrong shape, the body has one age and an age offset is given, or it has a
             second, infant body.
     """
-    problem = _Problem(body, targets, weights, age_offset, sigma, age_bounds, definitions)
+    problem = _Problem(body, targets, weights, age_offset, sd, age_bounds, definitions)
     which = torch.arange(problem.size, device=body.device).split(_CHUNK)
     with own_precision(body.device):
         found = [_solve(problem, chunk, tolerance, max_iterations) for chunk in which]
@@ -137,7 +137,7 @@ class _Problem:
         targets: Mapping[str, Tensor | float],
         weights: Mapping[str, Tensor | float] | None,
         age_offset: Tensor | float | None,
-        sigma: float,
+        sd: float,
         age_bounds: tuple[float, float] | None,
         definitions: Mapping[str, Definition] | None,
     ) -> None:
@@ -145,8 +145,8 @@ class _Problem:
             raise ValueError("body: expected one body; this layer has a second one (smil=) for infants")
         if age_offset is not None and not body.age_anchors:
             raise ValueError("age_offset: this body has one age")
-        if not sigma > 0:
-            raise ValueError(f"sigma: expected a length above 0 [m], got {sigma}")
+        if not sd > 0:
+            raise ValueError(f"sd: expected a length above 0 [m], got {sd}")
         if not targets:
             raise ValueError("targets: expected at least one measurement, got none")
         definitions = MEASUREMENTS if definitions is None else definitions
@@ -155,7 +155,7 @@ class _Problem:
             unknown = [name for name in given if name not in known]
             if unknown:
                 raise ValueError(f"{argument}: expected names out of {', '.join(known)}, got {unknown}")
-        self.body, self.sigma = body, sigma
+        self.body, self.sd = body, sd
         self.names = tuple(targets)
         read = lambda value: torch.as_tensor(value, dtype=body.dtype, device=body.device).detach()  # noqa: E731
         values = {f"targets[{name!r}]": read(value) for name, value in targets.items()}
@@ -276,7 +276,7 @@ class _Solver:
 
     def _model(self, betas: Tensor, age: Tensor) -> _State:
         values, jacobian = self._measure(betas, age)
-        share = self.weights / self.problem.sigma**2
+        share = self.weights / self.problem.sd**2
         residual = torch.where(self.weights > 0, values - self.targets, 0)
         weighted = share[..., None] * torch.where((self.weights > 0)[..., None], jacobian, 0)
         cost = (share * residual**2).sum(-1) + (betas**2).sum(-1)

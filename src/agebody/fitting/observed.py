@@ -1,7 +1,8 @@
-"""What is known of people in images: arguments of fits, checked and in one batch."""
+"""Observations of people in images: arguments of fits, checked and in one batch."""
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -19,23 +20,23 @@ from agebody.parameters import BodyParameters
 from agebody.people.poses import POSES, pose
 
 NOISE_SHARE = 0.01
-"""Standard deviation of a keypoint, of the larger side of the box around a person's keypoints."""
+"""Standard deviation of a keypoint, as a fraction of the larger side of the box around a person's."""
 
 AGE_SD = 0.05
 """Standard deviation of an age offset that is expected from an age in years."""
 
 UNKNOWN_AGE = (0.4, 1.0)
-"""Mean and standard deviation of the age offset of a person of whom nothing is known."""
+"""Mean and standard deviation of the age offset of an unknown person."""
 
-LEAST_NOISE = 0.1
-"""Standard deviation of a keypoint that is not gone below [pixels]."""
+MIN_NOISE = 0.1
+"""Lower bound of the standard deviation of a keypoint [pixels]."""
 
-REACH = 8.0
-"""Side of the box around a person's keypoints, at most, over their median distance from the middle: what is
-farther off is not the person's. Of 98 % of people it is below 6.4."""
+MAX_REACH = 8.0
+"""Largest side of the box around a person's keypoints, over their median distance from the median point; what
+is farther off belongs to somebody else. For 98 % of people it is below 6.4."""
 
-LEAST_POINTS = 4
-"""Keypoints with a weight that a person must have to be fitted."""
+MIN_POINTS = 4
+"""Keypoints of weight above 0 that a person must have to be fitted."""
 
 
 class Observed(NamedTuple):
@@ -45,21 +46,21 @@ class Observed(NamedTuple):
     weights: Float[Tensor, "B K"]
     noise: Float[Tensor, " B"]
     ages: Float[Tensor, "B 4"]
-    """Lowest and highest age offset, the one that is expected, and its standard deviation."""
+    """Lowest, highest and expected age offset, and its standard deviation."""
     depth: Float[Tensor, " B"]
     depth_sd: Float[Tensor, " B"]
     camera: Camera
     layout: KeypointLayout
     has_depth: bool
-    """Whether the depth of anybody is known, also if these are some of more people."""
+    """Whether any depth of the whole batch is known, also where these are some of its people."""
 
     def take(self, rows: Int[Tensor, " R"]) -> Observed:
-        """Some of them, or some of them twice."""
+        """Return the people with these indices, which may repeat."""
         parts = {name: part[rows] for name, part in self._asdict().items() if isinstance(part, Tensor)}
         return self._replace(camera=self.camera.map(lambda part: part[rows]), **parts)
 
     def errors(self, points: Float[Tensor, "B K 3"]) -> Float[Tensor, " B"]:
-        """Mean distances in the image of points that count, weighted by confidence [pixels]."""
+        """Return mean distances in the image, weighted by confidence [pixels]."""
         offsets = apply_mask(self.camera.project(points).pixels - self.keypoints, self.weights, 1)
         total = self.weights.sum(-1)
         return (self.weights * offsets.norm(dim=-1)).sum(-1) / torch.where(total > 0, total, 1)
@@ -76,7 +77,7 @@ def read_observed(
     depth: Tensor | None,
     depth_sd: float | Tensor,
 ) -> Observed:
-    """Arguments, checked and in one batch."""
+    """Return the arguments of `fit_keypoints`, checked and in one flat batch."""
     layout = get_layout(layout)
     keypoints = expect("keypoints", keypoints, len(layout), 2)
     if (keypoints.dtype, keypoints.device) != (body.dtype, body.device):
@@ -93,26 +94,30 @@ def read_observed(
     seen = apply_mask(keypoints, trust, 1)
     if not seen.isfinite().all():
         raise ValueError("keypoints: expected finite pixels where the weights are not zero")
-    flat = lambda tensor, *entry: tensor.expand((*batch, *entry)).reshape(-1, *entry)  # noqa: E731
     lens = camera.to(keypoints).expand(*batch)
     lens = lens.map(lambda part: part.reshape(-1, *part.shape[len(batch) :]))
     if noise is None:
-        noise = (_extent(seen, trust) * NOISE_SHARE).clamp(min=LEAST_NOISE)
+        noise = (_extent(seen, trust) * NOISE_SHARE).clamp(min=MIN_NOISE)
     noise = _numbers("noise", noise, batch, keypoints)
     if not ((noise > 0) & noise.isfinite()).all():
         raise ValueError("noise: expected a standard deviation above 0 [pixels]")
-    spare = keypoints.new_full((), torch.nan)
-    known = _numbers("depth", spare if depth is None else depth, batch, keypoints)
+    known = _numbers("depth", math.nan if depth is None else depth, batch, keypoints)
     if not (known.isnan() | ((known > 0) & known.isfinite())).all():
         raise ValueError("depth: expected metres above 0, and NaN where it is not known")
     known_sd = _numbers("depth_sd", depth_sd, batch, keypoints)
     if not ((known_sd > 0) & known_sd.isfinite()).all():
         raise ValueError("depth_sd: expected a standard deviation above 0 [m]")
     return Observed(
-        flat(seen, *seen.shape[-2:]), flat(trust, seen.shape[-2]), flat(noise),
-        _read_ages(body, *ages, batch, keypoints).reshape(-1, 4), flat(known), flat(known_sd), lens, layout,
-        bool((~known.isnan()).any()),
-    )  # fmt: skip
+        seen.reshape(-1, *seen.shape[-2:]),
+        trust.reshape(-1, seen.shape[-2]),
+        noise.reshape(-1),
+        _read_ages(body, *ages, batch, keypoints).reshape(-1, 4),
+        known.reshape(-1),
+        known_sd.reshape(-1),
+        lens,
+        layout,
+        has_depth=not bool(known.isnan().all()),
+    )
 
 
 def _read_ages(
@@ -123,7 +128,7 @@ def _read_ages(
     batch: torch.Size,
     like: Tensor,
 ) -> Float[Tensor, "*batch 4"]:
-    """Lowest, highest and expected age offset and its standard deviation, per person."""
+    """Return lowest, highest and expected age offset and its standard deviation, per person."""
     if not body.age_anchors:
         if any(known is not None for known in (age_offset, kinds, years)):
             raise ValueError(f"age_offset, age_class, years: {type(body).__name__} has one age; use SMPLA")
@@ -147,7 +152,7 @@ def _read_ages(
 def _extent(
     keypoints: Float[Tensor, "*batch K 2"], weights: Float[Tensor, "*batch K"]
 ) -> Float[Tensor, "*batch"]:
-    """Larger side of the box around points that count, strays left out [pixels]."""
+    """Return the larger side of the box around points of weight above 0, without strays [pixels]."""
     counts = (weights > 0)[..., None]
     points = torch.where(counts, keypoints, torch.nan)
     middle = points.nanmedian(-2, keepdim=True).values
@@ -155,7 +160,7 @@ def _extent(
     low = torch.where(counts, keypoints, torch.inf).amin(-2)
     high = torch.where(counts, keypoints, -torch.inf).amax(-2)
     side = (high - low).amax(-1)
-    side = torch.where(distance > 0, side.minimum(REACH * distance), side)
+    side = torch.where(distance > 0, side.minimum(MAX_REACH * distance), side)
     return torch.where(side > 0, side, 1 / NOISE_SHARE)
 
 
@@ -174,40 +179,40 @@ def _numbers(name: str, value: float | Tensor, batch: torch.Size, like: Tensor) 
 def pose_prior_of(
     body: BodyModel, prior: MahalanobisPrior | MaxMixturePrior | None
 ) -> MahalanobisPrior | MaxMixturePrior:
-    """A prior for the joints of a body; None is `joint_limits_prior` about a standing person.
+    """Return a prior for the joints of a body; `joint_limits_prior` about a standing person if None.
 
     Raises:
-        ValueError: it knows none of the body's joints, or is a soft mixture: no sum of squares.
+        ValueError: it has none of the body's joints, or is a soft mixture, which is not a sum of squares.
     """
     names = tuple(body.asset.joint_names[1:])
     if prior is None:
         if not set(names) & set(ADULT_RANGES):
             raise ValueError(
-                f"pose_prior: ours is made for joints such as {', '.join(list(ADULT_RANGES)[:3])}, of which "
-                f"this body has none; give one for its joints, such as {', '.join(names[:3])}"
+                f"pose_prior: the default needs joints such as {', '.join(list(ADULT_RANGES)[:3])}, and this "
+                f"body has none of them; give a prior of its joints, such as {', '.join(names[:3])}"
             )
         mean = None
         if set(POSES["standing"]) <= set(body.asset.joint_names):
             mean = torch.from_numpy(pose("standing", body.asset.joint_names)[1:])
         prior = joint_limits_prior(names, mean=mean, dtype=body.dtype, device=body.device)
     if isinstance(prior, MaxMixturePrior) and prior.soft:
-        raise ValueError("pose_prior: a soft mixture is no sum of squares; make it with soft=False")
+        raise ValueError("pose_prior: a soft mixture is not a sum of squares; make it with soft=False")
     return (prior if prior.joint_names == names else prior.for_joints(names)).to(body.device, body.dtype)
 
 
 def seen_joints(
     body: BodyModel, layout: KeypointLayout, prior: MahalanobisPrior | MaxMixturePrior
 ) -> list[str] | None:
-    """Names of the joints whose rotations move a point, where the prior says nothing of the others by them.
+    """Return the joints whose rotations move a keypoint; None, for all, if the prior correlates the others.
 
-    Those that are seen by nothing, such as the hands of COCO's keypoints, are then best at the prior's mean,
-    and are left out. None where the prior makes joints depend on each other: all are free.
+    Joints that move no keypoint, such as the hands with COCO's, are best at the prior's mean, if their prior
+    does not depend on joints that do.
     """
     names = body.asset.joint_names
     bent = torch.linspace(-0.5, 0.5, 3 * len(names), dtype=body.dtype, device=body.device).view(1, -1, 3)
-    nobody = BodyParameters.zeros(body, 1)
-    slopes = keypoint_jacobian(body, layout)(bent, nobody.betas, nobody.age_offset, nobody.transl).pose
-    moving = (slopes.abs().amax((0, 1, 2, 4)) > 1e-6)[1:]
+    mean = BodyParameters.zeros(body, 1)
+    by_pose = keypoint_jacobian(body, layout)(bent, mean.betas, mean.age_offset, mean.transl).pose
+    moving = (by_pose.abs().amax((0, 1, 2, 4)) > 1e-6)[1:]
     if moving.all() or isinstance(prior, MaxMixturePrior):
         return None
     columns = moving.repeat_interleave(3)[prior.columns]

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import functools
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from jaxtyping import Float
-from scipy import sparse
-from torch import Tensor, nn
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.utils._pytree import tree_map
 
-from agebody.assets.asset import BodyAsset
 from agebody.body import BodyModel
 from agebody.checks import Weights, apply_mask, expand_weights, expect, safe_norm
 from agebody.engine.rowwise import own_precision
 from agebody.fitting.inverse_kinematics import (
     PARENT_PRIOR,
-    ROUGH_SIGMA,
+    ROUGH_SD,
     STAY_PRIOR,
     CarriedPoints,
     Identity,
@@ -31,43 +30,32 @@ from agebody.fitting.inverse_kinematics import (
     to_world,
     turn_towards,
 )
+from agebody.fitting.patches import Patches, patch_layout
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.optim.least_squares import Stop
-from agebody.optim.stages import BETA_RANGE, Fit, FitReport, Stage, fit_bodies
-from agebody.optim.terms import Block, Points, Shape, State
+from agebody.optim.motion import Motion
+from agebody.optim.stages import BETA_BOUND, Fit, FitReport, Stage, fit_bodies, join_fits, select_rows
+from agebody.optim.terms import Points, RestPosePrior, ShapePrior, Term
 from agebody.parameters import BodyParameters
 from agebody.rotations import axis_angle_to_matrix
 
-COARSE_SIGMA = 0.01
-"""[m] Trust in points of the first steps: where it is high from the start, steps along what the points leave
-open are short."""
+COARSE_SD = 0.01
+"""Standard deviation of points in the first steps [m]: with a small one, steps along directions that the
+points leave open are short."""
 ANGLE_SD = 1.0
-"""[rad] How far joints are turned away from rest, as far as the points do not say it."""
+"""Standard deviation of a joint's angles about rest [rad], for what the points do not determine."""
 FIRST_STEPS = (10, 1e-2)
-"""Steps at most, and the share of the cost that one must gain, until the identity is solved for once more."""
+"""Maximum number of steps, and cost tolerance, before the identity is solved for once more."""
 POINT_TOLERANCE = 1e-3
-"""The same share for the steps after that: a cost of some ten units is known well enough then."""
+"""Cost tolerance of the steps after that: costs are some ten units."""
 MESH_TOLERANCE = 1e-4
-"""The same where the points are patches of a mesh, whose noise alone costs thousands."""
+"""The same for patches of a mesh, whose noise alone costs thousands."""
 BESIDE_KINK = 0.03
-"""How near to an age template's offset a body's must end to be tried on the other side of it."""
+"""Distance from an age template's offset within which the other side of the template is tried, too."""
 REFRESHES = 2
-"""How often the centers of patches that are seen in part are estimated anew."""
-PATCHES = 200
-"""About how many patches of vertices stand for a mesh."""
-LEAST_PATCHES = 5
-"""Of each part that one joint moves."""
-LEAST_POINTS = 3
-"""Points with a weight that a body must have."""
-
-
-class PointFit(NamedTuple):
-    """Bodies found from points."""
-
-    parameters: BodyParameters
-    report: FitReport
-    residual: Float[Tensor, "*batch"]
-    """Weighted mean distance of the points found from those given [m]."""
+"""How often the centers of patches that are seen in part are estimated again."""
+MIN_POINTS = 3
+"""Points of weight above 0 that a body must have."""
 
 
 def fit_points(
@@ -78,59 +66,64 @@ def fit_points(
     weights: Weights = None,
     betas: Float[Tensor, "*batch N"] | None = None,
     age_offset: float | Tensor | None = None,
-    sigma: float = 1e-3,
+    sd: float = 1e-3,
     max_iterations: int = 60,
-    chunk_size: int = 256,
-) -> PointFit:
-    """Bodies whose points lie at those given: joints, or any keypoints in space.
+    batch_size: int = 256,
+) -> Fit:
+    """Fit bodies to points in space: joints, or any keypoints.
 
-    The most probable body, ``½ Σ w |x − x_given|² / sigma² + ½ |b|² + ½ |θ|²`` with the angles θ of the
-    pose [rad]. The last term decides what points cannot: joints alone do not tell how a head or a forearm is
-    turned about its own axis, so it is turned as little as can be.
+    Finds the most probable body, ``½ Σ w |x - x_given|² / sd² + ½ |b|² + ½ |θ|²`` with the angles θ of the
+    pose [rad]. The last term determines what points cannot: joints alone do not tell how a head or a forearm
+    is twisted about its own axis, so it is twisted as little as possible.
 
-    The start is found in closed form: rotations by Procrustes over what each joint carries, then the
-    identity, over all ages; in turn, thrice. Levenberg-Marquardt goes on, all bodies at once and each for
-    itself.
+    The start is found in closed form: rotations by Procrustes over the points that each joint carries, then
+    the identity over all ages; alternating, three times. Levenberg-Marquardt refines it.
 
     Args:
-        body: a layer of one body: an `SMPLA` with ``smil=`` is two.
+        body: a layer of one body; an `SMPLA` with ``smil=`` is two.
         points: (*batch, K, 3) [m].
-        layout: what they are.
-        weights: (*batch, K) confidences, or a mask. What weighs nothing may be NaN.
+        layout: of the points.
+        weights: (*batch, K) confidences, or a mask. Points of weight 0 are ignored, even NaN.
         betas: (*batch, N) where they are known; found if None.
-        age_offset: a number or (*batch) where it is known, NaN where not; found, within the ages that the
-            body has templates of, if None.
-        sigma: standard deviation of a coordinate [m]. Give that of the noise: the less the points are to be
-            trusted, the more probable are the bodies.
-        max_iterations: steps of Levenberg-Marquardt at most, of each pass: two, and one more for bodies
-            that end beside an age template. 0 gives the closed form alone.
-        chunk_size: bodies at a time, which bounds memory.
+        age_offset: fixed value, a number or (*batch), NaN where it is not known; found between the body's age
+            templates if None.
+        sd: standard deviation of a coordinate [m]. With that of the noise, bodies are the most probable ones.
+        max_iterations: maximum number of steps of Levenberg-Marquardt per pass: two passes, and one more for
+            bodies that end beside an age template. 0 gives the closed form alone.
+        batch_size: bodies fitted at a time, which bounds memory.
 
     Returns:
-        Finite bodies. One with fewer than three points that weigh something, or with one of those NaN or
-        infinite, did not converge, and its report says so.
+        Finite bodies, and errors [m]. A body with fewer than three points of weight above 0, or with such a
+        point that is NaN or infinite, does not converge.
 
     Raises:
-        TypeError, ValueError: an argument has another type or shape, or is no number where it must be one.
+        TypeError, ValueError: an argument has another type or shape, or is out of its range.
         AssetError: the body lacks points of the layout.
     """
     layout = get_layout(layout)
     with torch.no_grad(), own_precision(body.device):
-        given = _read(body, "points", points, len(layout), weights, betas, age_offset, sigma)
+        given = _read(body, "points", points, len(layout), weights, betas, age_offset, sd)
         carried = _carried(body, layout)
 
-        def fit(rows: slice) -> _Found:
-            target, trust, known = given.points[rows], given.weights[rows], given.known.take(rows)
-            find = functools.partial(body.keypoints, layout)
-            start = _closed_form(body, carried, find, _same, target, trust, known, sigma)
-            sigmas = max(sigma, COARSE_SIGMA), sigma
-            problem = _Problem(
-                body, carried, find, target, trust, known, sigmas, POINT_TOLERANCE, max_iterations
-            )
-            found = _refine(problem, start)
-            return _Found(found, body.keypoints(layout, found.parameters))
+        find = partial(body.keypoints, layout)
 
-        return _in_chunks(given, fit, chunk_size)
+        def fit(part: _Given) -> Fit:
+            start = _closed_form(body, carried, find, lambda mesh: mesh, part, part.weights, sd)
+            problem = _Problem(
+                body,
+                carried,
+                find,
+                part.points,
+                part.weights,
+                part.known,
+                coarse_sd=max(sd, COARSE_SD),
+                sd=sd,
+                tolerance=POINT_TOLERANCE,
+                max_iterations=max_iterations,
+            )
+            return part.fit(*_refine(problem, start), start, find)
+
+        return _fit_in_batches(given, fit, batch_size)
 
 
 def fit_vertices(
@@ -140,97 +133,97 @@ def fit_vertices(
     weights: Weights = None,
     betas: Float[Tensor, "*batch N"] | None = None,
     age_offset: float | Tensor | None = None,
-    sigma: float = 1e-3,
+    sd: float = 1e-3,
     max_iterations: int = 60,
-    chunk_size: int = 256,
-) -> PointFit:
-    """Bodies whose mesh lies at given vertices, in the same order as the body's own.
+    batch_size: int = 256,
+) -> Fit:
+    """Fit bodies to vertices, in the order of the body's own.
 
-    As `fit_points`. Vertices that move together are put together: the fit runs on the centers of some 200
-    patches, in which no noise is lost that would average out over them, and its residual is that of all
-    vertices.
+    As `fit_points`, on the centers of some 200 patches of vertices that move together: they keep all of the
+    information, as noise averages out over the vertices of a patch. The error is that of all vertices.
 
     Args:
-        body, betas, age_offset, sigma, chunk_size: as in `fit_points`.
-        max_iterations: likewise, of each pass: where vertices weigh differently, all passes are made thrice.
+        body, betas, age_offset, sd, batch_size: as in `fit_points`.
         vertices: (*batch, V, 3) [m].
-        weights: (*batch, V). What weighs nothing may be NaN: holes, or what a mesh lacks.
+        weights: (*batch, V). Vertices of weight 0 are ignored, even NaN: holes, or what a mesh lacks.
+        max_iterations: as in `fit_points`; where weights differ, all passes are made three times.
 
     Raises:
         TypeError, ValueError: as in `fit_points`.
     """
     with torch.no_grad(), own_precision(body.device):
-        given = _read(body, "vertices", vertices, body.num_vertices, weights, betas, age_offset, sigma)
-        patches = _patches(body)
+        given = _read(body, "vertices", vertices, body.num_vertices, weights, betas, age_offset, sd)
+        patches = body.for_layout(patch_layout(body.asset), Patches)
         carried = _carried(body, patches.layout)
 
         def find(*parameters: BodyParameters, **pose: Any) -> Tensor:
             return body(*parameters, **pose).vertices
 
-        def find_centers(**pose: Any) -> Tensor:
-            return patches.centers(find(**pose))
+        def fit(part: _Given) -> Fit:
+            def centers(mesh: Tensor) -> Tensor:
+                return patches.centers(mesh, part.weights)
 
-        def fit(rows: slice) -> _Found:
-            target, trust, known = given.points[rows], given.weights[rows], given.known.take(rows)
-            centers = lambda mesh: patches.centers(mesh, trust)  # noqa: E731
-            weight = patches.sums(trust[..., None])[..., 0]
-            start = _closed_form(body, carried, find, centers, target, weight, known, sigma)
-
-            def toward(guess: BodyParameters) -> Tensor:
+            def target(guess: BodyParameters) -> Tensor:
                 """Centers of whole patches: as far from the guess's as what is seen of them is from it."""
                 mesh = find(guess)
-                return patches.centers(mesh) + centers(target) - centers(mesh)
+                return patches.centers(mesh) + centers(part.points) - centers(mesh)
 
-            ends = (sigma, sigma), MESH_TOLERANCE, max_iterations
-            problem = _Problem(body, carried, find_centers, toward(start), weight, known, *ends)
-            found = _refine(problem, start)
-            whole = bool((trust == 1).all())
-            for _ in range(0 if whole else REFRESHES):
-                before = found.report.iterations
-                found = _refine(problem._replace(target=toward(found.parameters)), found.parameters)
-                found = found._replace(
-                    report=found.report._replace(iterations=before + found.report.iterations)
-                )
-            return _Found(found, find(found.parameters))
+            weight = patches.sums(part.weights[..., None])[..., 0]
+            start = _closed_form(body, carried, find, centers, part, weight, sd)
+            problem = _Problem(
+                body,
+                carried,
+                lambda **pose: patches.centers(find(**pose)),
+                target(start),
+                weight,
+                part.known,
+                coarse_sd=sd,
+                sd=sd,
+                tolerance=MESH_TOLERANCE,
+                max_iterations=max_iterations,
+            )
+            parameters, report = _refine(problem, start)
+            for _ in range(0 if bool((part.weights == 1).all()) else REFRESHES):
+                before = report.iterations
+                parameters, report = _refine(problem._replace(target=target(parameters)), parameters)
+                report = report._replace(iterations=before + report.iterations)
+            return part.fit(parameters, report, start, find)
 
-        return _in_chunks(given, fit, chunk_size)
-
-
-class RestPose:
-    """Angles of the pose, ``½ Σ (θ / sd)²`` [rad]: what nothing else decides stays as at rest.
-
-    Args:
-        sd: angle that counts as a residual of 1 [rad].
-    """
-
-    def __init__(self, sd: float) -> None:
-        self.sd = sd
-
-    def __call__(self, state: State) -> Block | None:
-        """Three residuals a joint."""
-        pose = state.parameters.body_pose.flatten(1)
-        slopes = torch.eye(pose.shape[-1], dtype=pose.dtype, device=pose.device) / self.sd
-        return state.group_block("body_pose", pose / self.sd, slopes[None])
+        return _fit_in_batches(given, fit, batch_size)
 
 
 class _Given(NamedTuple):
-    """What is asked for, over a flat batch."""
+    """The arguments, in a flat batch."""
 
-    batch: torch.Size
     points: Float[Tensor, "B K 3"]
-    """About their middle; zero where they weigh nothing."""
+    """About their mean; zero where the weight is."""
     weights: Float[Tensor, "B K"]
     known: Known
-    middle: Float[Tensor, "B 3"]
-    sound: Tensor
-    """(B) whether all that weighs something is finite."""
+    mean: Float[Tensor, "B 3"]
+    finite: Bool[Tensor, " B"]
+    """Whether all points of weight above 0 are finite."""
+    batch: torch.Size
 
+    def take(self, rows: Tensor) -> _Given:
+        """Return some of the bodies."""
+        points, weights, known, mean, finite, batch = self
+        return _Given(points[rows], weights[rows], known.take(rows), mean[rows], finite[rows], batch)
 
-class _Found(NamedTuple):
-    """Bodies of a chunk, and their points."""
+    def fit(self, parameters: BodyParameters, report: FitReport, start: BodyParameters, find: Any) -> Fit:
+        """Return the result, moved back from the mean, with what is no fit marked."""
+        total = self.weights.sum(1)
 
-    fit: Fit
-    points: Float[Tensor, "B K 3"]
+        def error(found: BodyParameters) -> Tensor:
+            distance = safe_norm(find(found) - self.points)
+            return (self.weights * distance).sum(1) / torch.where(total > 0, total, 1)
+
+        enough = (self.weights > 0).sum(1) >= MIN_POINTS
+        report = report._replace(
+            converged=report.converged & enough & self.finite,
+            stop=torch.where(self.finite, report.stop, int(Stop.NOT_FINITE)),
+        )
+        moved = parameters._replace(transl=parameters.transl + self.mean)
+        return Fit(moved, report, error(parameters), error(start))
 
 
 def _read(
@@ -241,13 +234,13 @@ def _read(
     weights: Weights,
     betas: Tensor | None,
     age_offset: float | Tensor | None,
-    sigma: float,
+    sd: float,
 ) -> _Given:
     expect(name, points, count, 3)
     if getattr(body, "infant", None) is not None:
         raise ValueError("body: expected one body, got two with a switch between them (smil=)")
-    if not (math.isfinite(sigma) and sigma > 0):
-        raise ValueError(f"sigma: expected a length above 0 [m], got {sigma}")
+    if not (math.isfinite(sd) and sd > 0):
+        raise ValueError(f"sd: expected a length above 0 [m], got {sd}")
     if age_offset is not None and not body.age_anchors:
         raise ValueError("age_offset: this body has one age")
     batch = points.shape[:-2]
@@ -257,9 +250,9 @@ def _read(
         return whole.reshape(math.prod(batch), *entry)
 
     weights = expand_weights(weights, points.shape[:-1])
-    trust = points.new_ones(points.shape[:-1]) if weights is None else weights
-    trust = trust.to(body.dtype)
-    if bool((trust < 0).any()) or not bool(trust.isfinite().all()):
+    confidence = points.new_ones(points.shape[:-1]) if weights is None else weights
+    confidence = confidence.to(body.dtype)
+    if bool((confidence < 0).any()) or not bool(confidence.isfinite().all()):
         raise ValueError("weights: expected finite numbers of 0 or more")
     try:
         known_betas = None if betas is None else flat(expect("betas", betas, body.num_betas), body.num_betas)
@@ -273,47 +266,22 @@ def _read(
         raise ValueError("betas: expected finite numbers")
     if known_age.isinf().any():
         raise ValueError("age_offset: expected finite numbers, and NaN where it is not known")
-    trust = flat(trust, count)
-    seen = apply_mask(flat(points, count, 3), trust, 1)
-    sound = seen.isfinite().flatten(1).all(1)
-    trust = torch.where(sound[:, None], trust, 0)
-    seen = apply_mask(seen, trust, 1)
-    total = trust.sum(1)[:, None]
-    middle = (trust[..., None] * seen).sum(1) / torch.where(total > 0, total, 1)
-    return _Given(
-        batch,
-        apply_mask(seen - middle[:, None], trust, 1),
-        trust,
-        Known(known_betas, known_age),
-        middle,
-        sound,
-    )
+    confidence = flat(confidence, count)
+    seen = apply_mask(flat(points, count, 3), confidence, 1)
+    finite = seen.isfinite().flatten(1).all(1)
+    confidence = torch.where(finite[:, None], confidence, 0)
+    seen = apply_mask(seen, confidence, 1)
+    total = confidence.sum(1)[:, None]
+    mean = (confidence[..., None] * seen).sum(1) / torch.where(total > 0, total, 1)
+    centered = apply_mask(seen - mean[:, None], confidence, 1)
+    return _Given(centered, confidence, Known(known_betas, known_age), mean, finite, batch)
 
 
-def _in_chunks(given: _Given, fit: Any, chunk_size: int) -> PointFit:
-    """The fits of all bodies, put together, with what did not count as one marked."""
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size: expected at least 1, got {chunk_size}")
-    people = len(given.points)
-    found = []
-    for first in range(0, max(1, people), chunk_size):
-        found.append(fit(slice(first, first + chunk_size)))
-    parameters = BodyParameters(*map(torch.cat, zip(*(f.fit.parameters for f in found), strict=True)))
-    parameters = parameters._replace(transl=parameters.transl + given.middle)
-    reports = [f.fit.report for f in found]
-    join = lambda name: torch.cat([getattr(report, name) for report in reports])  # noqa: E731
-    enough = (given.weights > 0).sum(1) >= LEAST_POINTS
-    stop = torch.where(given.sound, join("stop"), int(Stop.NOT_FINITE))
-    terms = {name: torch.cat([report.terms[name] for report in reports]) for name in reports[0].terms}
-    distance = safe_norm(torch.cat([f.points for f in found]) - given.points)
-    total = given.weights.sum(1)
-    residual = (given.weights * distance).sum(1) / torch.where(total > 0, total, 1)
-    shaped = lambda tensor: tensor.reshape((*given.batch, *tensor.shape[1:]))  # noqa: E731
-    report = FitReport(
-        shaped(join("converged") & enough & given.sound), shaped(join("iterations")), shaped(stop),
-        shaped(join("cost")), {name: shaped(cost) for name, cost in terms.items()},
-    )  # fmt: skip
-    return PointFit(parameters.map(shaped), report, shaped(residual))
+def _fit_in_batches(given: _Given, fit: Callable[[_Given], Fit], batch_size: int) -> Fit:
+    if batch_size < 1:
+        raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+    rows = torch.arange(len(given.points), device=given.points.device)
+    return join_fits([fit(given.take(part)) for part in rows.split(batch_size)], given.batch)
 
 
 def _closed_form(
@@ -321,220 +289,149 @@ def _closed_form(
     carried: CarriedPoints,
     find: Any,
     observe: Any,
-    target: Tensor,
+    given: _Given,
     weights: Float[Tensor, "B K"],
-    known: Known,
-    sigma: float,
+    sd: float,
 ) -> BodyParameters:
-    """Rotations and identity in turn; of each body the round that came nearest.
+    """Return rotations and identity solved for in turn; per body, the round of least error.
 
     Args:
-        find: points or vertices of the body that is given as keywords.
-        observe: what of them is compared: themselves, or the centers of patches.
-        target: points or vertices, about their middle.
-        weights: of what is compared.
+        body: the layer.
+        carried: the points that are compared.
+        find: points or vertices of the body with these arguments.
+        observe: the points that are compared, from these.
+        given: the arguments of the fit.
+        weights: of the points that are compared.
+        sd: see `fit_points`.
     """
-    aim = observe(target)
-    posed = observe(find().expand(*target.shape))
-    shape = (len(aim), body.num_joints, 3, 3)
-    rotations = torch.eye(3, dtype=aim.dtype, device=aim.device).expand(shape)
-    best, least = BodyParameters.zeros(body, len(aim)), torch.full_like(aim[:, 0, 0], torch.inf)
-    for prior, trust in ((PARENT_PRIOR, ROUGH_SIGMA), (STAY_PRIOR, ROUGH_SIGMA), (STAY_PRIOR, sigma)):
-        rotations = turn_towards(carried, posed, aim, weights, prior=prior) @ rotations
+    target = observe(given.points)
+    posed = observe(find().expand(*given.points.shape))
+    shape = (len(target), body.num_joints, 3, 3)
+    rotations = torch.eye(3, dtype=target.dtype, device=target.device).expand(shape)
+    best, least = BodyParameters.zeros(body, len(target)), torch.full_like(target[:, 0, 0], torch.inf)
+    for prior, round_sd in ((PARENT_PRIOR, ROUGH_SD), (STAY_PRIOR, ROUGH_SD), (STAY_PRIOR, sd)):
+        rotations = turn_towards(carried, posed, target, weights, prior=prior) @ rotations
         local = to_local(carried, rotations)
         base = observe(find(global_orient=local[:, 0], body_pose=local[:, 1:], pose_format="matrix"))
         directions = carried.directions(rotations)
-        identity = solve_identity(carried, directions, aim - base, weights, known, sigma=trust)
+        identity = solve_identity(carried, directions, target - base, weights, given.known, sd=round_sd)
         growth = coefficients(identity, body.age_anchors)[:, None, :, None]
         posed = base + (directions[..., 1:] @ growth)[..., 0] + identity.transl[:, None]
-        error = (weights * (posed - aim).square().sum(-1)).sum(1)
+        error = (weights * (posed - target).square().sum(-1)).sum(1)
         better = error < least
         least = torch.where(better, error, least)
         guess = to_parameters(carried, rotations, identity)
-        best = BodyParameters(*(
-            torch.where(better[(..., *[None] * (new.dim() - 1))], new, old)
-            for new, old in zip(guess, best, strict=True)
-        ))  # fmt: skip
+        best = BodyParameters(*map(partial(select_rows, better), guess, best))
     return best
 
 
 class _Problem(NamedTuple):
-    """Points to be met by bodies of a chunk, about their middle."""
+    """Points to be met by bodies."""
 
     body: BodyModel
     carried: CarriedPoints
     find: Any
-    """The points of the body that is given as keywords."""
+    """Points of the body with these arguments."""
     target: Float[Tensor, "B K 3"]
     weights: Float[Tensor, "B K"]
     known: Known
-    sigmas: tuple[float, float]
-    """Trust in the points at first, and in the end [m]."""
+    coarse_sd: float
+    """Standard deviation of points in the first steps [m]."""
+    sd: float
     tolerance: float
     max_iterations: int
 
     def take(self, rows: Tensor) -> _Problem:
-        """Of some bodies."""
+        """Return the problem of some bodies."""
         return self._replace(
             target=self.target[rows], weights=self.weights[rows], known=self.known.take(rows)
         )
 
 
-def _refine(problem: _Problem, start: BodyParameters) -> Fit:
-    """The most probable bodies near a start.
+def _refine(problem: _Problem, start: BodyParameters) -> tuple[BodyParameters, FitReport]:
+    """Return the most probable bodies near a start.
 
-    Growth has a kink at each age template, at which steps may end although the body is of another age. So
-    after the first steps the identity is solved for once more, over all ages, with the rotations that they
-    found; and those that end beside a kink are tried on its other side.
+    Growth has a kink at each age template, where steps may end although the body is of another age. So after
+    the first steps the identity is solved for over all ages, with the rotations found; and bodies that end
+    beside a kink are fitted on its other side, too.
     """
     body, known = problem.body, problem.known
     low, high = age_bounds(body.age_anchors)
     unknown = known.age_offset.isnan()
     ages = torch.where(unknown, low, known.age_offset), torch.where(unknown, high, known.age_offset)
-    coarse, fine = problem.sigmas
-    iterations = torch.zeros_like(problem.weights[:, 0], dtype=torch.long)
+    iterations: Tensor | int = 0
     if problem.max_iterations:
-        first = _descend(problem, start, ages, coarse, *FIRST_STEPS)
-        iterations = first.report.iterations
-        start = first.parameters._replace(**_identity(problem, first.parameters)._asdict())
-    found = _descend(problem, start, ages, fine, problem.max_iterations, problem.tolerance)
-    found = found._replace(report=found.report._replace(iterations=found.report.iterations + iterations))
+        start, first = _descend(problem, start, ages, problem.coarse_sd, *FIRST_STEPS)
+        iterations = first.iterations
+        start = start._replace(**_identity(problem, start)._asdict())
+    last = problem.sd, problem.max_iterations, problem.tolerance
+    parameters, report = _descend(problem, start, ages, *last)
+    report = report._replace(iterations=report.iterations + iterations)
     knots = sorted({*body.age_anchors, 0.0})
     for low, kink, high in zip(knots, knots[1:], knots[2:], strict=False):
-        beyond = found.parameters.age_offset - kink
+        beyond = parameters.age_offset - kink
         near = torch.nonzero((beyond.abs() < BESIDE_KINK) & unknown)[:, 0]
         if not len(near):
             continue
         below = (beyond < 0)[near]
-        side = found.parameters.map(lambda part, near=near: part[near])
+        side = parameters.map(lambda part, near=near: part[near])
         side = side._replace(age_offset=torch.where(below, kink + BESIDE_KINK, kink - BESIDE_KINK))
         bounds = torch.where(below, kink, low), torch.where(below, high, kink)
-        other = _descend(
-            problem.take(near), side, bounds, problem.sigmas[1], problem.max_iterations, problem.tolerance
-        )
-        found = _put(found, near, other)
-    return found
+        other = _descend(problem.take(near), side, bounds, *last)
+        parameters, report = _replace_where_cheaper((parameters, report), near, other)
+    return parameters, report
 
 
 def _descend(
     problem: _Problem,
     start: BodyParameters,
     ages: tuple[Tensor, Tensor],
-    sigma: float,
+    sd: float,
     max_iterations: int,
     tolerance: float,
-) -> Fit:
-    """Levenberg-Marquardt in everything that is free."""
+) -> tuple[BodyParameters, FitReport]:
+    """Fit by Levenberg-Marquardt in all variables that are not known."""
     body, known = problem.body, problem.known
-    terms = {
-        "points": (sigma**-2, Points(problem.carried.layout, problem.target, problem.weights)),
-        "betas": (1.0, Shape()),
-        "pose": (1.0, RestPose(ANGLE_SD)),
+    terms: dict[str, Term | Motion] = {
+        "points": Points(problem.carried.layout, problem.target, problem.weights),
+        "shape": ShapePrior(),
+        "pose": RestPosePrior(ANGLE_SD),
     }
     groups = ["global_orient", "body_pose", "transl"]
     if known.betas is None:
         groups.append("betas")
     if bool(known.age_offset.isnan().any()):
         groups.append("age_offset")
-    largest = BETA_RANGE if known.betas is None else max(BETA_RANGE, float(known.betas.abs().amax()))
+    largest = BETA_BOUND if known.betas is None else max(BETA_BOUND, float(known.betas.abs().amax()))
     steps = min(max_iterations, problem.max_iterations)
-    stage = Stage(terms, groups, max_iterations=steps, cost_tolerance=tolerance)
-    return fit_bodies(body, [stage], start, age_range=ages, beta_range=largest)
+    stage = Stage({"points": sd**-2}, groups=groups, max_iterations=steps, cost_tolerance=tolerance)
+    return fit_bodies(body, terms, [stage], start, age_bounds=ages, beta_bound=largest)
 
 
 def _identity(problem: _Problem, parameters: BodyParameters) -> Identity:
-    """The best of all identities for rotations as they are."""
+    """Return the best identity over all ages, for rotations as they are."""
     carried, vectors = problem.carried, (parameters.global_orient[:, None], parameters.body_pose)
     local = axis_angle_to_matrix(torch.cat(vectors, 1))
     base = problem.find(global_orient=local[:, 0], body_pose=local[:, 1:], pose_format="matrix")
     directions = carried.directions(to_world(carried, local))
     return solve_identity(
-        carried, directions, problem.target - base, problem.weights, problem.known, sigma=problem.sigmas[1]
+        carried, directions, problem.target - base, problem.weights, problem.known, sd=problem.sd
     )
 
 
-def _put(fit: Fit, rows: Tensor, other: Fit) -> Fit:
-    """The fits with some of them replaced by other ones, where these cost less; steps count in any case."""
-    iterations = fit.report.iterations.index_add(0, rows, other.report.iterations)
-    lower = other.report.cost < fit.report.cost[rows]
-    put = lambda old, new: old.index_put((rows[lower],), new[lower])  # noqa: E731
-    report = fit.report._replace(
-        converged=put(fit.report.converged, other.report.converged), iterations=iterations,
-        stop=put(fit.report.stop, other.report.stop), cost=put(fit.report.cost, other.report.cost),
-        terms={name: put(cost, other.report.terms[name]) for name, cost in fit.report.terms.items()},
-    )  # fmt: skip
-    return Fit(BodyParameters(*map(put, fit.parameters, other.parameters)), report)
+def _replace_where_cheaper(
+    fits: tuple[BodyParameters, FitReport], rows: Tensor, others: tuple[BodyParameters, FitReport]
+) -> tuple[BodyParameters, FitReport]:
+    """Return the fits, with some replaced by others where these cost less; steps add up in any case."""
+    iterations = fits[1].iterations.index_add(0, rows, others[1].iterations)
+    cheaper = others[1].cost < fits[1].cost[rows]
 
+    def put(old: Tensor, new: Tensor) -> Tensor:
+        return old.index_put((rows[cheaper],), new[cheaper])
 
-class Patches(nn.Module):
-    """Vertices put together in patches, and these as points of a body.
-
-    Args:
-        body: the layer.
-        layout: the patches' centers, see `patch_layout`.
-    """
-
-    owner: Tensor
-
-    def __init__(self, body: BodyModel, layout: KeypointLayout) -> None:
-        super().__init__()
-        self.layout = layout
-        _, rows = layout.resolve(body.asset)
-        owner = torch.from_numpy(rows.tocsc().indices.astype(np.int64))
-        self.register_buffer("owner", owner.to(body.device), persistent=False)
-
-    def sums(self, entries: Float[Tensor, "B V D"]) -> Float[Tensor, "B K D"]:
-        """Over each patch."""
-        found = entries.new_zeros(len(entries), len(self.layout), entries.shape[-1])
-        return found.index_add_(1, self.owner, entries)
-
-    def centers(
-        self, vertices: Float[Tensor, "B V 3"], weights: Float[Tensor, "B V"] | None = None
-    ) -> Float[Tensor, "B K 3"]:
-        """Weighted means; zero where nothing weighs."""
-        weights = torch.ones_like(vertices[..., 0]) if weights is None else weights
-        sums = self.sums(torch.cat((weights[..., None] * vertices, weights[..., None]), -1))
-        return sums[..., :3] / torch.where(sums[..., 3:] > 0, sums[..., 3:], 1)
-
-
-@functools.lru_cache(maxsize=8)
-def patch_layout(asset: BodyAsset) -> KeypointLayout:
-    """Centers of about ``PATCHES`` patches of vertices, each close together and moved most by one joint."""
-    part = asset.skin_joints[np.arange(asset.num_vertices), asset.skin_weights.argmax(1)]
-    owner = np.zeros(asset.num_vertices, int)
-    count = 0
-    for joint in np.unique(part):
-        own = np.flatnonzero(part == joint)
-        places = asset.template[own].astype(np.float64)
-        share = round(PATCHES * len(own) / asset.num_vertices)
-        owner[own] = count + _spread(places, min(len(own), max(LEAST_PATCHES, share)))
-        count = owner.max() + 1
-    rows = np.zeros((count, asset.num_vertices))
-    rows[owner, np.arange(asset.num_vertices)] = 1
-    rows /= rows.sum(1, keepdims=True)
-    names = [f"patch {number}" for number in range(count)]
-    return KeypointLayout.from_regressor(sparse.csr_array(rows), names, name="patches")
-
-
-def _spread(places: np.ndarray, count: int) -> np.ndarray:
-    """Which of so many seeds is nearest to each place; each seed is as far from those before as can be."""
-    nearest, distance = np.zeros(len(places), int), np.full(len(places), np.inf)
-    seed = int(np.linalg.norm(places - places.mean(0), axis=1).argmax())
-    for number in range(count):
-        away = np.linalg.norm(places - places[seed], axis=1)
-        closer = away < distance
-        nearest[closer], distance[closer] = number, away[closer]
-        seed = int(distance.argmax())
-    return nearest
-
-
-def _patches(body: BodyModel) -> Patches:
-    return body.for_layout(patch_layout(body.asset), Patches)
+    parameters, report = tree_map(put, fits, others)
+    return parameters, report._replace(iterations=iterations)
 
 
 def _carried(body: BodyModel, layout: KeypointLayout) -> CarriedPoints:
     return body.for_layout(layout, CarriedPoints)
-
-
-def _same(points: Tensor) -> Tensor:
-    return points

@@ -1,4 +1,4 @@
-"""Where a fit to keypoints begins: the best of everyday poses seen from all sides, in closed form."""
+"""Initial bodies of fits to keypoints: the best of everyday poses seen from all sides, in closed form."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from agebody.body import BodyModel
@@ -21,7 +22,7 @@ from agebody.people.poses import POSES, pose
 from agebody.rotations import from_matrix
 
 PROTOTYPES = ("standing", "walking", "cheering", "sitting", "crawling", "lying")
-"""Poses that are tried, each without its turn of the whole body."""
+"""Poses that are tried, each without its rotation of the whole body."""
 
 DEPTHS = (0.2, 200.0)
 """Nearest and farthest start [m]."""
@@ -31,7 +32,7 @@ _PITCHES = (-60.0, -25.0, 0.0, 25.0, 60.0)
 
 
 class Views(NamedTuple):
-    """Candidates: poses of people, each turned to be seen from one side."""
+    """Candidates: poses, each rotated to be seen from one side."""
 
     rotations: Float[Tensor, "C 3 3"]
     """Of the whole body, to camera coordinates."""
@@ -41,16 +42,16 @@ class Views(NamedTuple):
 
 
 class Start(NamedTuple):
-    """Where to begin."""
+    """Initial bodies."""
 
     parameters: BodyParameters
     """(count, B, ...), in camera coordinates."""
     misfit: Float[Tensor, "count B"]
-    """What the similarity leaves of the keypoints' spread: 0 to 1."""
+    """Share of the keypoints' spread that the similarity leaves: 0 to 1."""
 
 
 def candidate_views(body: BodyModel, layout: KeypointLayout, age_offset: Float[Tensor, " B"]) -> Views:
-    """Prototype poses of people of these ages, seen from eight sides, and from above and below."""
+    """Return prototype poses of people of these ages, seen from eight sides, and from above and below."""
     names = body.asset.joint_names
     kinds = [kind for kind in PROTOTYPES if set(POSES[kind]) <= set(names)]
     poses = [torch.from_numpy(pose(kind, names)[1:]).to(age_offset) for kind in kinds]
@@ -74,20 +75,20 @@ def start_from_keypoints(
     *,
     count: int = 2,
 ) -> Start:
-    """The views that fit best, each by the similarity of the image plane that brings it onto the keypoints.
+    """Return the views that fit best, each by the similarity of the image plane onto the keypoints.
 
-    Its turn rolls the body about the optical axis, its scale s is one over the depth, in normalised image
-    coordinates, and its shift says where the body stands. The first view is the best of all; each further one
-    is the best of those that face another way than those before it, by more than 90 degrees: SMPLify's flip.
+    In normalised image coordinates, its rotation rolls the body about the optical axis, its scale is one over
+    the depth, and its shift places the body. The first view is the best of all; each further one is the best
+    of those that face another way than the ones before, by more than 90 degrees: SMPLify's flip.
 
     Args:
-        body: of the people.
+        body: the layer.
         layout: of the keypoints.
         keypoints: (B, K, 2) [pixels], finite.
         weights: (B, K).
-        camera: (B, ...); its pose plays no part.
+        camera: batch (B); its pose is ignored.
         age_offset: (B,).
-        count: how many starts a person.
+        count: starts per person.
     """
     views = candidate_views(body, layout, age_offset)
     image = (keypoints - camera.center[..., None, :]) / camera.focal[..., None, :]
@@ -144,14 +145,14 @@ def starts_in_world(
     joints: Sequence[str] | None,
     count: int,
 ) -> BodyParameters:
-    """Starts (count * B, ...) in the world of the cameras, the best of all people first.
+    """Return starts (count * B, ...) in the world of the cameras, the best of all people first.
 
     Args:
-        body: of the people.
+        body: the layer.
         seen: B people.
-        prior: at whose mean the joints are that are not free.
-        joints: those that are; all if None. See `seen_joints`.
-        count: starts a person.
+        prior: joints that are not free are at its mean.
+        joints: the free ones; all if None. See `seen_joints`.
+        count: starts per person.
     """
     found = start_from_keypoints(
         body, seen.layout, seen.keypoints, seen.weights, seen.camera, seen.ages[:, 2], count=count
@@ -168,7 +169,7 @@ def starts_in_world(
 
 
 def to_world(body: BodyModel, parameters: BodyParameters, camera: Camera) -> BodyParameters:
-    """Bodies in camera coordinates, moved to the world of a camera with a pose."""
+    """Return bodies in camera coordinates moved to the world of a camera with a pose."""
     if camera.rotation is None and camera.translation is None:
         return parameters
     rotation = camera.rotation
@@ -176,14 +177,121 @@ def to_world(body: BodyModel, parameters: BodyParameters, camera: Camera) -> Bod
         rotation = torch.eye(3, dtype=body.dtype, device=body.device).expand(len(parameters.betas), 3, 3)
     place = None if camera.translation is None else -(rotation.mT @ camera.translation[..., None])[..., 0]
     orient, transl = body.shape(parameters).move(
-        rotation.mT, place, global_orient=parameters.global_orient, transl=parameters.transl,
+        rotation.mT,
+        place,
+        global_orient=parameters.global_orient,
+        transl=parameters.transl,
         pose_format="axis_angle",
-    )  # fmt: skip
+    )
     return parameters._replace(global_orient=orient, transl=transl)
 
 
+def move_to_rays(
+    body: BodyModel,
+    layout: KeypointLayout,
+    keypoints: Float[Tensor, "B V K 2"],
+    weights: Float[Tensor, "B V K"],
+    camera: Camera,
+    starts: BodyParameters,
+) -> BodyParameters:
+    """Return starts (count * B, ...) moved to where the rays of several cameras meet."""
+    points, confidence = triangulate(keypoints, weights, camera)
+    own = body.keypoints(layout, starts)
+    count = len(own) // len(points)
+    points, confidence = points.repeat(count, 1, 1), confidence.repeat(count, 1)
+    total = confidence.sum(-1, keepdim=True)
+    shift = (confidence[..., None] * (points - own)).sum(1) / torch.where(total > 0, total, 1)
+    return starts._replace(transl=starts.transl + shift)
+
+
+def triangulate(
+    keypoints: Float[Tensor, "*batch V K 2"], weights: Float[Tensor, "*batch V K"], camera: Camera
+) -> tuple[Float[Tensor, "*batch K 3"], Float[Tensor, "*batch K"]]:
+    """Return the points nearest to the rays of several cameras, and their confidence.
+
+    Minimizes the sum of squared distances from the rays, weighted by confidence.
+
+    Args:
+        keypoints: (*batch, V, K, 2) [pixels], finite.
+        weights: (*batch, V, K).
+        camera: batch (*batch, V).
+
+    Returns:
+        Points in the world [m], and the sums of their weights: 0 where fewer than two cameras see the point,
+        or the rays are parallel.
+    """
+    image = (keypoints - camera.center[..., None, :]) / camera.focal[..., None, :]
+    if camera.distortion is not None:
+        image = undistort(image, camera.distortion)
+    rays = torch.cat((image, torch.ones_like(image[..., :1])), -1)
+    origin = torch.zeros_like(rays[..., :1, :])
+    if camera.translation is not None:
+        origin = origin - camera.translation[..., None, :]
+    if camera.rotation is not None:
+        rays, origin = rays @ camera.rotation, origin @ camera.rotation
+    rays = rays / rays.norm(dim=-1, keepdim=True)
+    eye = torch.eye(3, dtype=rays.dtype, device=rays.device)
+    across = eye - rays[..., None] * rays[..., None, :]
+    normal = (weights[..., None, None] * across).sum(-4)
+    target = (weights[..., None] * (across @ origin[..., None])[..., 0]).sum(-3)
+    total = weights.sum(-2)
+    # The smallest eigenvalue is about the total times the squared sine of half of the angle between the rays.
+    apart = torch.linalg.eigvalsh(normal)[..., 0] > 1e-4 * total
+    known = ((weights > 0).sum(-2) >= 2) & apart
+    points = torch.linalg.solve(torch.where(known[..., None, None], normal, eye), target[..., None])[..., 0]
+    return torch.where(known[..., None], points, 0), torch.where(known, total, 0)
+
+
+def follow_frames(
+    costs: Float[Tensor, "C T S"],
+    joints: Float[Tensor, "C T S J 3"] | None,
+    visible: Bool[Tensor, "C T"],
+) -> tuple[Int[Tensor, "C T"], Int[Tensor, "C T"]]:
+    """Return for each frame the nearest visible frame, and which of its S candidates to start from.
+
+    Args:
+        costs: of the candidates.
+        joints: in standard deviations of a move from frame to frame; the candidates that move least between
+            frames are chosen. Without them, the candidate of lowest cost in each frame.
+        visible: frames that show enough points to be fitted alone.
+    """
+    every = torch.arange(costs.shape[1], device=costs.device)
+    frames, chosen = every.repeat(len(costs), 1), costs.argmin(-1)
+    for clip, shown in enumerate(visible):
+        at = shown.nonzero()[:, 0] if shown.any() else every[:1]
+        nearest = (every[:, None] - at).abs().argmin(1)
+        frames[clip] = at[nearest]
+        path = chosen[clip, at]
+        if joints is not None:
+            own, places = (part[clip, at].double().cpu().numpy() for part in (costs, joints))
+            path = torch.from_numpy(best_path(own, places, at.cpu().numpy())).to(path)
+        chosen[clip] = path[nearest]
+    return frames, chosen
+
+
+def best_path(costs: np.ndarray, joints: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Return which of S candidates per frame make up the cheapest sequence (Viterbi).
+
+    Args:
+        costs: (T, S).
+        joints: (T, S, J, 3), in standard deviations of a move from one frame number to the next.
+        times: (T) frame numbers.
+    """
+    moves = joints[1:, None] - joints[:-1, :, None]  # (T - 1, from, to, J, 3)
+    links = np.square(moves).sum((-2, -1)) / (2 * np.diff(times)[:, None, None])
+    total, back = costs[0], []
+    for own, link in zip(costs[1:], links, strict=True):
+        through = total[:, None] + link
+        back.append(through.argmin(0))
+        total = through.min(0) + own
+    path = [int(total.argmin())]
+    for came_from in reversed(back):
+        path.append(int(came_from[path[-1]]))
+    return np.array(path[::-1])
+
+
 def _viewing_rotations() -> Float[Tensor, "T 3 3"]:
-    """Turns of an upright body (y up) to camera axes (y down): about its axis, then towards the camera."""
+    """Return rotations of an upright body (y up) to camera axes (y down): about its axis, then pitched."""
     flip = torch.tensor([[1.0, 0, 0], [0, -1, 0], [0, 0, -1]], dtype=torch.float64)
     found = []
     for pitch in _PITCHES:
@@ -197,7 +305,7 @@ def _viewing_rotations() -> Float[Tensor, "T 3 3"]:
 
 
 def _roll(angle: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch 3 3"]:
-    """A turn about the optical axis."""
+    """Return rotations about the optical axis."""
     c, s = torch.cos(angle), torch.sin(angle)
     zero, one = torch.zeros_like(c), torch.ones_like(c)
     return torch.stack((c, -s, zero, s, c, zero, zero, zero, one), -1).unflatten(-1, (3, 3))

@@ -1,5 +1,36 @@
-"""Nonlinear least squares for batches of bodies: the solver, the terms and their derivatives."""
+"""Nonlinear least squares for batches of bodies: the solver, stages, and the terms of fits."""
 
-from agebody.optim.least_squares import ChainQuadratic, Model, Quadratic, Solution, Stop, minimize
+from agebody.optim.jacobian import KeypointJacobian, SurfaceJacobian
+from agebody.optim.least_squares import ChainQuadratic, Quadratic, Solution, Stop, minimize
+from agebody.optim.stages import FitReport, Stage, fit_bodies
+from agebody.optim.terms import (
+    AgePrior,
+    Block,
+    Points,
+    PosePrior,
+    Reprojection,
+    ShapePrior,
+    State,
+    Term,
+)
 
-__all__ = ["ChainQuadratic", "Model", "Quadratic", "Solution", "Stop", "minimize"]
+__all__ = [
+    "AgePrior",
+    "Block",
+    "ChainQuadratic",
+    "FitReport",
+    "KeypointJacobian",
+    "Points",
+    "PosePrior",
+    "Quadratic",
+    "Reprojection",
+    "ShapePrior",
+    "Solution",
+    "Stage",
+    "State",
+    "Stop",
+    "SurfaceJacobian",
+    "Term",
+    "fit_bodies",
+    "minimize",
+]

@@ -211,6 +211,7 @@ def minimize(
     step_tolerance: float = 1e-6,
     gradient_tolerance: float = 1e-8,
     damping: float = 1e-3,
+    metric: Float[Tensor, "*#metric #N"] | None = None,
 ) -> Solution:
     """Minimize the cost of each problem, within bounds, by Levenberg-Marquardt.
 
@@ -218,9 +219,9 @@ def minimize(
     bit on one device.
 
     A step minimizes the quadratic model plus ``damping`` times the diagonal of the normal matrix (Marquardt
-    1963). The damping is raised and lowered by the ratio of actual to predicted reduction (Nielsen 1999).
-    Variables at a bound that the gradient pushes against it are fixed; where a step crosses further bounds,
-    it is clamped to these, and the step of the other variables solved for once more.
+    1963); see ``metric``. The damping is raised and lowered by the ratio of actual to predicted reduction
+    (Nielsen 1999). Variables at a bound that the gradient pushes against it are fixed; where a step crosses
+    further bounds, it is clamped to these, and the step of the other variables solved for once more.
 
     Args:
         quadratize: ``(x, rows)`` -> a `Quadratic` or `ChainQuadratic` of the problems with the indices
@@ -236,6 +237,10 @@ def minimize(
         gradient_tolerance: stop where, to first order, a change of any variable by max(|x|, 1) changes the
             cost by no more than this fraction.
         damping: of the first step, above 0.
+        metric: inverse variances that a prior gives to variables, 0 for those without; broadcast to (B, N).
+            Variables with one are damped in these proportions, as much as the one that the residuals
+            determine best. With the diagonal alone, damped steps prefer variables that residuals hardly
+            see, and move those far where there are fewer residuals than variables.
 
     Raises:
         ValueError: shapes do not match, bounds cross or are NaN, or a number is out of its range.
@@ -252,7 +257,8 @@ def minimize(
     if max_iterations < 0:
         raise ValueError(f"max_iterations: expected 0 or more, got {max_iterations}")
     with own_precision(start.device):
-        return _minimize(quadratize, start.detach(), bounds, tolerances, max_iterations, damping)
+        metric = None if metric is None else metric.detach().to(start).expand(start.shape)
+        return _minimize(quadratize, start.detach(), bounds, metric, tolerances, max_iterations, damping)
 
 
 class _Tolerances(NamedTuple):
@@ -293,6 +299,7 @@ def _minimize(
     quadratize: Callable[[Tensor, Tensor], Model],
     start: Tensor,
     bounds: _Bounds | None,
+    metric: Tensor | None,
     tolerances: _Tolerances,
     max_iterations: int,
     damping: float,
@@ -316,12 +323,13 @@ def _minimize(
     left = stop == Stop.ITERATIONS
     rows, x, model = rows[left], final_x[left], _select(model, left)
     bounds = bounds and bounds.select(left)
+    metric = None if metric is None else metric[left]
     dampings, growth = torch.full_like(model.cost, damping), torch.full_like(model.cost, 2.0)
     for _ in range(max_iterations):
         if not len(rows):
             break
         iterations[rows] += 1
-        trial = _propose(x, model, dampings, bounds)
+        trial = _propose(x, model, dampings, bounds, metric)
         found = _evaluate(quadratize, trial.x, rows)
         finite = _is_finite(trial.x, found)
         reduction = torch.where(finite & trial.solved, model.cost - found.cost, -torch.inf)
@@ -340,16 +348,23 @@ def _minimize(
             rows, x, model = rows[left], x[left], _select(model, left)
             dampings, growth = dampings[left], growth[left]
             bounds = bounds and bounds.select(left)
+            metric = None if metric is None else metric[left]
     converged = (stop == Stop.COST) | (stop == Stop.STEP) | (stop == Stop.GRADIENT)
     return Solution(final_x, cost, converged, iterations, stop)
 
 
-def _propose(x: Tensor, model: Model, dampings: Tensor, bounds: _Bounds | None) -> _Trial:
+def _propose(
+    x: Tensor, model: Model, dampings: Tensor, bounds: _Bounds | None, metric: Tensor | None
+) -> _Trial:
     """Return the minimum of the damped model, within the bounds."""
     gradient, diagonal = model.gradient, model.diagonal()
     # Cholesky is indifferent to the scales of variables; only what is added must have these scales.
     floor = diagonal.amax(-1, keepdim=True) * torch.finfo(x.dtype).eps
-    added = dampings[:, None] * torch.where(floor > 0, diagonal.clamp(min=floor), 1)
+    scales = torch.where(floor > 0, diagonal.clamp(min=floor), 1)
+    if metric is not None:
+        ratios = torch.where(metric > 0, scales / torch.where(metric > 0, metric, 1), 0)
+        scales = torch.maximum(scales, ratios.amax(-1, keepdim=True) * metric)
+    added = dampings[:, None] * scales
     active = None if bounds is None else bounds.active(x, gradient)
     step = model.solve(-gradient, added, active)
     solved = step.isfinite().all(-1)

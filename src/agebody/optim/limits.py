@@ -1,4 +1,4 @@
-"""Ranges of motion as a term of a fit: angles beyond them, and how these change with the pose."""
+"""Ranges of motion as a term of a fit: angles beyond them, and their derivatives by the pose."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from agebody.optim.terms import Block, State
 from agebody.rotations import right_jacobian, to_matrix
 
 
-class Limits:
+class JointLimitPrior:
     """Angles beyond the joints' ranges of motion, ``½ Σ (excess / sd)²``; see `joint_limits_excess`.
 
     Args:
-        body: the layer; joints without a range of their own are free.
-        age_offset: (B,) of those whose ranges they are.
+        body: the layer; joints without a known range are unlimited.
+        age_offset: (B,) ages whose ranges apply.
         sd: angle that counts as a residual of 1 [rad].
     """
 
@@ -28,33 +28,33 @@ class Limits:
         self.limits, self.sd = joint_limits(body.asset.joint_names[1:], age_offset=age_offset), sd
 
     @staticmethod
-    def fits(body: BodyModel) -> bool:
-        """Whether the body has joints with ranges."""
+    def applies_to(body: BodyModel) -> bool:
+        """Return whether the body has joints with known ranges."""
         return bool(set(body.asset.joint_names[1:]) & set(ADULT_RANGES))
 
     def __call__(self, state: State) -> Block | None:
-        """A joint's excess depends on its own three angles: the normal matrix has blocks of 3 x 3."""
-        if "body_pose" not in state.unknowns.parts:
+        """Return three residuals per joint.
+
+        They depend on this joint's three angles alone: the normal matrix is block diagonal.
+        """
+        if "body_pose" not in state.free.parts:
             return None
-        where, entries = state.unknowns.parts["body_pose"]
         axes, low, high = self.limits
         limits = JointLimits(axes, low[state.rows], high[state.rows])
-        excess, slopes = excess_and_slopes(state.parameters.body_pose, limits)
-        excess, slopes = excess / self.sd, slopes / self.sd
+        excess, jacobian = excess_and_jacobian(state.parameters.body_pose, limits)
+        excess, jacobian = excess / self.sd, jacobian / self.sd
         batch, joints = excess.shape[:2]
-        gradient = (slopes.mT @ excess[..., None]).flatten(1)
+        gradient = (jacobian.mT @ excess[..., None]).flatten(1)
         normal = excess.new_zeros(batch, joints, 3, joints, 3)
-        normal.diagonal(dim1=1, dim2=3).copy_((slopes.mT @ slopes).permute(0, 2, 3, 1))
+        normal.diagonal(dim1=1, dim2=3).copy_((jacobian.mT @ jacobian).permute(0, 2, 3, 1))
         normal = normal.reshape(batch, 3 * joints, 3 * joints)
-        if entries is not None:
-            gradient, normal = gradient[:, entries], normal[:, entries][:, :, entries]
-        return Block(excess.square().sum((1, 2)) / 2, where, gradient, normal)
+        return state.pose_block(excess.square().sum((1, 2)) / 2, gradient, normal)
 
 
-def excess_and_slopes(
+def excess_and_jacobian(
     pose: Float[Tensor, "b J 3"], limits: JointLimits
 ) -> tuple[Float[Tensor, "b J 3"], Float[Tensor, "b J 3 3"]]:
-    """`joint_limits_excess` and its derivative by each joint's axis-angle vector.
+    """Return `joint_limits_excess` and its derivative by each joint's axis-angle vector.
 
     With R = S T, a swing after a twist by t about the bone e, a turn ``R' = R [w]x`` in the joint's frame
     is ``T w = J(s) s' + e t'``, where J is the right Jacobian of the swing's vector s. As s and s' lie across
@@ -89,15 +89,15 @@ def excess_and_slopes(
     by_pose = by_pose.take_along_dim(back[..., None], -2)
 
     excess = beyond(angles, limits)
-    slopes = by_pose * (excess != 0)[..., None]
+    jacobian = by_pose * (excess != 0)[..., None]
     there = share_of_twist(cosine)
     fade = there * there * (3 - 2 * there)
     by_swing = 6 * there * (there - 1) * sine[..., 0] / (1 + math.cos(FADE))
     is_twist = xyz == axes[:, None]
     fading = (by_swing[..., None] * excess)[..., None] * lengthwise[..., None, :]
-    slopes = torch.where(is_twist[..., None], fade[..., None, None] * slopes + fading, slopes)
-    return torch.where(is_twist, fade[..., None] * excess, excess), slopes
+    jacobian = torch.where(is_twist[..., None], fade[..., None, None] * jacobian + fading, jacobian)
+    return torch.where(is_twist, fade[..., None] * excess, excess), jacobian
 
 
 LEAST_SINE = 1e-3
-"""Below this the slopes of a swing by nearly 180 degrees, which are infinite there, are bounded."""
+"""Bounds the derivatives of a swing by nearly 180 degrees, which are infinite there."""

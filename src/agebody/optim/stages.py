@@ -1,168 +1,357 @@
-"""Bodies fitted to terms, stage by stage, thousands at once and each for itself."""
+"""Bodies fitted to terms, stage by stage: single bodies, and clips of frames that share shape and age."""
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from agebody.body import BodyModel
+from agebody.checks import apply_mask
 from agebody.engine.rowwise import own_precision
-from agebody.optim.least_squares import Quadratic, minimize
-from agebody.optim.terms import State, Term, Unknowns
+from agebody.optim.least_squares import ChainQuadratic, Quadratic, minimize
+from agebody.optim.motion import Motion, Moves
+from agebody.optim.terms import Block, FreeVariables, State, Term
 from agebody.parameters import GROUPS, BodyParameters, group_slices
 
-BETA_RANGE = 5.0
-"""Largest size of a beta."""
+BETA_BOUND = 5.0
+"""Largest absolute value of a beta."""
 
 
 class Stage(NamedTuple):
-    """One step of a schedule."""
+    """One stage of a fit: how much each term counts, and what is free."""
 
-    terms: Mapping[str, tuple[float, Term]]
-    """By name: a weight of its cost, and the term."""
+    weights: Mapping[str, float] = {}
+    """By name of a term, a factor of its cost: 1 if missing, 0 leaves it out."""
+    scales: Mapping[str, float] = {}
+    """By name of a term, a factor of its robust scale: 1 if missing."""
     groups: Sequence[str] = GROUPS
-    """Which parameters are free; see `Unknowns`."""
+    """Which parameters are free; see `FreeVariables`."""
     joints: Sequence[str] | None = None
-    """Which joints of the pose are; all if None."""
+    """Which joints of the pose are free; all if None."""
     max_iterations: int = 30
     cost_tolerance: float = 1e-4
-    """Share of the cost that a step must gain for the stage to go on."""
-    damping: float = 1e-2
-    """Of the first step; see `minimize`."""
+    """Fraction of the cost by which a step must reduce it for the stage to go on."""
 
 
 class FitReport(NamedTuple):
-    """How fits ended, one entry a body."""
+    """How fits ended; per body, or per clip."""
 
     converged: Bool[Tensor, "*batch"]
-    """Whether the last stage came to rest, rather than running out of iterations."""
+    """Whether the last stage converged, rather than running out of iterations."""
     iterations: Int[Tensor, "*batch"]
-    """Steps tried, of all stages."""
+    """Steps tried, over all stages and starts."""
     stop: Int[Tensor, "*batch"]
     """Why the last stage ended, a `Stop`."""
     cost: Float[Tensor, "*batch"]
-    """Of the last stage."""
+    """Cost of the last stage."""
     terms: dict[str, Float[Tensor, "*batch"]]
-    """What each term of the last stage contributes to it."""
+    """Part of each term in it."""
 
 
 class Fit(NamedTuple):
-    """Bodies, and how they were found."""
+    """Bodies fitted to observations."""
 
     parameters: BodyParameters
     report: FitReport
+    error: Float[Tensor, "*observed"]
+    """Mean distance between the points found and observed, weighted by confidence: [pixels] in images, [m] in
+    space. 0 where no point counts."""
+    start_error: Float[Tensor, "*observed"]
+    """The same before the first step."""
 
 
 def fit_bodies(
     body: BodyModel,
+    terms: Mapping[str, Term | Motion],
     stages: Sequence[Stage],
     start: BodyParameters,
     *,
-    age_range: tuple[float | Tensor, float | Tensor] = (0.0, 1.0),
-    beta_range: float = BETA_RANGE,
-) -> Fit:
-    """Minimises the terms of each stage in turn, from where the stage before it ended.
+    present: Bool[Tensor, "C T"] | None = None,
+    age_bounds: tuple[float | Tensor, float | Tensor] = (0.0, 1.0),
+    beta_bound: float = BETA_BOUND,
+) -> tuple[BodyParameters, FitReport]:
+    """Minimize the weighted sum of terms, each stage from where the one before it ended.
+
+    Bodies are independent, or come as clips whose frames share betas and age offset, and meet in a `Motion`
+    besides. A term that depends on betas and age offset alone counts once per clip.
 
     Args:
         body: the layer.
-        stages: at least one. Terms are of the bodies of ``start``.
-        start: (B, ...), finite.
-        age_range: lowest and highest age offset, numbers or (B,).
-        beta_range: largest size of a beta.
+        terms: by name; made for the bodies of ``start`` in one flat batch.
+        stages: at least one.
+        start: (B, ...) bodies, or (C, T, ...) clips, finite. Clips begin at the mean shape of their frames.
+        present: frames that belong to each clip, the first ones; all if None.
+        age_bounds: lowest and highest age offset, numbers or (B,) or (C,).
+        beta_bound: largest absolute value of a beta.
 
     Returns:
-        Bodies with finite parameters: one whose residuals are not finite is left where it was, and says so.
+        Finite parameters in the shape of ``start``, and a report per body or clip. A body whose residuals are
+        not finite stays where it was.
 
     Raises:
-        ValueError: there are no stages, a stage names groups or joints that there are not, or the start is
-            of another shape.
+        ValueError: there are no stages, a stage names unknown terms, groups or joints, or the start does not
+            match the body.
     """
+    _check_stages(terms, stages)
+    vectors = start.vector().detach()
+    expected = group_slices(body)["transl"].stop
+    if vectors.dim() not in (2, 3) or vectors.shape[-1] != expected:
+        raise ValueError(
+            f"start: expected (B, ...) or (C, T, ...) of {expected} parameters, got {tuple(vectors.shape)}"
+        )
+    if not vectors.isfinite().all():
+        raise ValueError("start: expected finite numbers")
+    batch = vectors.shape[:-1]
+    vectors = vectors if len(batch) == 2 else vectors[:, None]
+    if present is None:
+        present = torch.ones(vectors.shape[:2], dtype=torch.bool, device=vectors.device)
+    with torch.no_grad(), own_precision(body.device):
+        low, high = _bounds(body, vectors, age_bounds, beta_bound)
+        vectors = _share_shape(body, vectors, present)
+        vectors = torch.minimum(torch.maximum(vectors, low), high)
+        iterations = torch.zeros_like(present[:, 0], dtype=torch.int64)
+        for stage in stages:
+            vectors = torch.cat((_shortest(vectors[..., :3]), vectors[..., 3:]), -1)
+            problem = _Problem(body, terms, stage, vectors, present)
+            solution = minimize(
+                problem.quadratize,
+                problem.pack(vectors),
+                lower=problem.pack(low),
+                upper=problem.pack(high),
+                max_iterations=stage.max_iterations,
+                cost_tolerance=stage.cost_tolerance,
+            )
+            vectors = problem.unpack(solution.x)
+            iterations = iterations + solution.iterations
+        costs = problem.costs(solution.x)  # pyright: ignore[reportPossiblyUnboundVariable]
+        report = FitReport(solution.converged, iterations, solution.stop, solution.cost, costs)  # pyright: ignore[reportPossiblyUnboundVariable]
+        return BodyParameters.from_vector(vectors.reshape(*batch, expected), body), report
+
+
+class _Problem:
+    """The least-squares problem of one stage.
+
+    The variables of a clip are those of each frame, then the shared ones. A single body is a clip of one
+    frame that shares nothing.
+    """
+
+    def __init__(
+        self,
+        body: BodyModel,
+        terms: Mapping[str, Term | Motion],
+        stage: Stage,
+        vectors: Float[Tensor, "C T P"],
+        present: Bool[Tensor, "C T"],
+    ) -> None:
+        self.body, self.vectors, self.present = body, vectors, present
+        self.free = FreeVariables(body, stage.groups, stage.joints)
+        self.frames = vectors.shape[1]
+        self.motion: tuple[str, float, Motion] | None = None
+        self.terms: list[tuple[str, float, Term]] = []
+        for name, term in terms.items():
+            weight = stage.weights.get(name, 1.0)
+            if not weight:
+                continue
+            if isinstance(term, Motion):
+                self.motion = (name, weight, term) if self.frames > 1 else None
+            else:
+                self.terms.append((name, weight, _scaled(term, stage.scales.get(name, 1.0))))
+        every = torch.arange(len(self.free), device=vectors.device)
+        self.shape = self.free.shape_slice() if self.frames > 1 else slice(0, 0)
+        self.shared = every[self.shape]
+        self.own = torch.cat((every[: self.shape.start], every[self.shape.stop :]))
+
+    def pack(self, vectors: Float[Tensor, "C t P"]) -> Float[Tensor, "C N"]:
+        """Return the variables of clips; the shared ones are read from the first frame."""
+        free = vectors[..., self.free.columns].expand(-1, self.frames, -1)
+        return torch.cat((free[..., self.own].flatten(1), free[:, 0, self.shared]), 1)
+
+    def unpack(self, x: Float[Tensor, "b N"], rows: Tensor | None = None) -> Float[Tensor, "b T P"]:
+        """Return all parameters of clips, or of those with the indices ``rows``."""
+        vectors = self.vectors if rows is None else self.vectors[rows]
+        split = self.frames * len(self.own)
+        own, shared = x[:, :split].unflatten(1, (self.frames, -1)), x[:, None, split:]
+        vectors = vectors.index_copy(-1, self.free.columns[self.own], own)
+        columns = self.free.columns[self.shared]
+        return vectors.index_copy(-1, columns, shared.expand(-1, self.frames, -1))
+
+    def quadratize(self, x: Tensor, rows: Tensor) -> Quadratic | ChainQuadratic:
+        """Return the weighted sum of the terms of some clips; see `minimize`."""
+        state = self._state(x, rows)
+        by_frame, by_clip = [], []
+        for _, weight, block in self._blocks(state):
+            if self._per_clip(block):
+                first = Quadratic(*(part[:: self.frames] for part in block.quadratic))
+                by_clip.append((weight, Block(first, block.where)))
+            else:
+                by_frame.append((weight, block))
+        frames = add_blocks(by_frame, len(state.rows), len(self.free), x)
+        if self.frames == 1:
+            return frames
+        clips = add_blocks(by_clip, len(rows), len(self.free), x)
+        present = self.present[rows]
+        cost, gradient, normal = (
+            apply_mask(part.unflatten(0, present.shape), present, part.dim() - 1) for part in frames
+        )
+        by_own, by_shared = normal[..., self.own, :], (normal.sum(1) + clips.normal)[:, self.shared]
+        model = ChainQuadratic(
+            cost.sum(1) + clips.cost,
+            gradient[..., self.own],
+            (gradient.sum(1) + clips.gradient)[:, self.shared],
+            by_own[..., self.own],
+            None,
+            by_own[..., self.shared],
+            by_shared[..., self.shared],
+        )
+        if self.motion is None:
+            return model
+        _, weight, motion = self.motion
+        return self._add_motion(model, motion.moves(state, present), weight)
+
+    def costs(self, x: Tensor) -> dict[str, Float[Tensor, " C"]]:
+        """Return the part of each term in the cost."""
+        state = self._state(x, torch.arange(len(x), device=x.device))
+        found = {}
+        for name, weight, block in self._blocks(state):
+            by_frame = weight * block.quadratic.cost.view_as(self.present)
+            found[name] = (
+                by_frame[:, 0] if self._per_clip(block) else apply_mask(by_frame, self.present).sum(1)
+            )
+        if self.motion is not None:
+            name, weight, motion = self.motion
+            found[name] = weight * motion.moves(state, self.present).residuals.square().sum((1, 2)) / 2
+        return found
+
+    def _state(self, x: Tensor, rows: Tensor) -> State:
+        vectors = self.unpack(x, rows)
+        bodies = rows[:, None] * self.frames + torch.arange(self.frames, device=x.device)
+        return State(self.body, vectors.flatten(0, 1), bodies.flatten(), self.free)
+
+    def _blocks(self, state: State) -> Iterator[tuple[str, float, Block]]:
+        for name, weight, term in self.terms:
+            block = term(state)
+            if block is not None:
+                yield name, weight, block
+
+    def _per_clip(self, block: Block) -> bool:
+        """Return whether a block depends on shared variables alone."""
+        shape, where = self.shape, block.where
+        return shape.start <= where.start and where.stop <= shape.stop
+
+    def _add_motion(self, model: ChainQuadratic, moves: Moves, weight: float) -> ChainQuadratic:
+        """Add the motion: coupling of consecutive frames, and of both with the shared variables."""
+        root = weight**0.5
+        residuals, before, after = (root * part for part in moves)
+        first, second = before[..., self.own], after[..., self.own]
+        drift = (after - before)[..., self.shared]
+        model.frame_gradient[:, :-1] -= _row_product(residuals, first)
+        model.frame_gradient[:, 1:] += _row_product(residuals, second)
+        model.blocks[:, :-1] += first.mT @ first
+        model.blocks[:, 1:] += second.mT @ second
+        model.border[:, :-1] -= first.mT @ drift
+        model.border[:, 1:] += second.mT @ drift
+        return model._replace(
+            cost=model.cost + residuals.square().sum((1, 2)) / 2,
+            shared_gradient=model.shared_gradient + _row_product(residuals, drift).sum(1),
+            coupling=-(first.mT @ second),
+            shared=model.shared + (drift.mT @ drift).sum(1),
+        )
+
+
+def add_blocks(blocks: Iterable[tuple[float, Block]], batch: int, size: int, like: Tensor) -> Quadratic:
+    """Return the weighted sum of blocks, over all free variables."""
+    total = Quadratic(like.new_zeros(batch), like.new_zeros(batch, size), like.new_zeros(batch, size, size))
+    for weight, (quadratic, where) in blocks:
+        total.cost.add_(quadratic.cost, alpha=weight)
+        total.gradient[:, where].add_(quadratic.gradient, alpha=weight)
+        total.normal[:, where, where].add_(quadratic.normal, alpha=weight)
+    return total
+
+
+def join_fits(fits: Sequence[Fit], batch: Sequence[int]) -> Fit:
+    """Return fits of parts of a flat batch as one, with the batch dimensions restored."""
+    parts = [tree_flatten(fit) for fit in fits]
+    whole = [torch.cat(leaves) for leaves in zip(*(leaves for leaves, _ in parts), strict=True)]
+    return tree_unflatten([leaf.reshape((*batch, *leaf.shape[1:])) for leaf in whole], parts[0][1])
+
+
+def select_rows(mask: Bool[Tensor, " B"], new: Tensor, old: Tensor) -> Tensor:
+    """Return the rows of ``new`` where the mask is set, and of ``old`` elsewhere."""
+    return torch.where(mask[(..., *[None] * (new.dim() - 1))], new, old)
+
+
+def _check_stages(terms: Mapping[str, Any], stages: Sequence[Stage]) -> None:
     if not stages:
         raise ValueError("stages: expected at least one")
-    for name, (weight, _) in (item for stage in stages for item in stage.terms.items()):
-        if not 0 <= weight < math.inf:
-            raise ValueError(f"stages: expected weights from 0 on, got {weight} of {name!r}")
-    if not start.vector().isfinite().all():
-        raise ValueError("start: expected finite numbers")
-    with torch.no_grad(), own_precision(body.device):
-        vector = start.vector().detach()
-        low, high = _bounds(body, vector, age_range, beta_range)
-        rows = torch.arange(len(vector), device=vector.device)
-        vector = torch.minimum(torch.maximum(vector, low), high)
-        iterations = torch.zeros_like(rows)
-        for stage in stages:
-            unknowns = Unknowns(body, stage.groups, stage.joints)
-            vector = torch.cat((_shortest(vector[:, :3]), vector[:, 3:]), 1)
-            columns = unknowns.columns
-
-            def quadratize(
-                x: Tensor,
-                rows: Tensor,
-                stage: Stage = stage,
-                unknowns: Unknowns = unknowns,
-                whole: Tensor = vector,
-            ) -> Quadratic:
-                guess = whole[rows].index_copy(1, unknowns.columns, x)
-                return add_terms(stage.terms, State(body, guess, rows, unknowns))[0]
-
-            solution = minimize(
-                quadratize, vector[:, columns], lower=low[:, columns], upper=high[:, columns],
-                max_iterations=stage.max_iterations, cost_tolerance=stage.cost_tolerance,
-            )  # fmt: skip
-            vector = vector.index_copy(1, columns, solution.x)
-            iterations = iterations + solution.iterations
-        unknowns = Unknowns(body, stages[-1].groups, stages[-1].joints)
-        costs = add_terms(stages[-1].terms, State(body, vector, rows, unknowns))[1]
-        report = FitReport(solution.converged, iterations, solution.stop, solution.cost, costs)  # pyright: ignore[reportPossiblyUnboundVariable]
-        return Fit(BodyParameters.from_vector(vector, body), report)
+    for stage in stages:
+        unknown = sorted(({*stage.weights} | {*stage.scales}) - {*terms})
+        if unknown:
+            raise ValueError(
+                f"stages: expected names of terms ({', '.join(terms)}), got {', '.join(unknown)}"
+            )
+        for name, weight in stage.weights.items():
+            if not 0 <= weight < math.inf:
+                raise ValueError(f"stages: expected weights of 0 or more, got {weight} of {name!r}")
+        for name, scale in stage.scales.items():
+            if not 0 < scale < math.inf:
+                raise ValueError(f"stages: expected scales above 0, got {scale} of {name!r}")
+            if not hasattr(terms[name], "robust_scale"):
+                raise ValueError(f"stages: expected scales of terms with a robust cost, got one of {name!r}")
 
 
-def add_terms(
-    terms: Mapping[str, tuple[float, Term]], state: State
-) -> tuple[Quadratic, dict[str, Float[Tensor, " b"]]]:
-    """The sum of weighted terms, and the cost of each."""
-    batch, size = len(state.rows), len(state.unknowns)
-    like = state.parameters.betas
-    cost, gradient = like.new_zeros(batch), like.new_zeros(batch, size)
-    normal = like.new_zeros(batch, size, size)
-    costs = {}
-    for name, (weight, term) in terms.items():
-        block = term(state) if weight else None
-        if block is None:
-            continue
-        costs[name] = weight * block.cost
-        cost += costs[name]
-        gradient[:, block.where].add_(block.gradient, alpha=weight)
-        normal[:, block.where, block.where].add_(block.normal, alpha=weight)
-    return Quadratic(cost, gradient, normal), costs
+def _scaled(term: Any, scale: float) -> Term:
+    """Return the same term with its robust scale multiplied."""
+    if scale == 1:
+        return term
+    found = copy.copy(term)
+    found.robust_scale = scale * term.robust_scale
+    return found
 
 
 def _bounds(
-    body: BodyModel, vector: Tensor, ages: tuple[float | Tensor, float | Tensor], beta_range: float
-) -> tuple[Tensor, Tensor]:
-    expected = (len(vector), group_slices(body)["transl"].stop)
-    if vector.shape != expected:
-        raise ValueError(
-            f"start: expected parameters (B, {expected[1]}) of this body, got {tuple(vector.shape)}"
-        )
-    low, high = torch.full_like(vector, -torch.inf), torch.full_like(vector, torch.inf)
+    body: BodyModel,
+    like: Float[Tensor, "C T P"],
+    ages: tuple[float | Tensor, float | Tensor],
+    beta_bound: float,
+) -> tuple[Float[Tensor, "C 1 P"], Float[Tensor, "C 1 P"]]:
+    """Return lower and upper bounds of all parameters."""
+    low, high = torch.full_like(like[:, :1], -torch.inf), torch.full_like(like[:, :1], torch.inf)
     slices = group_slices(body)
-    low[:, slices["betas"]], high[:, slices["betas"]] = -beta_range, beta_range
+    low[..., slices["betas"]], high[..., slices["betas"]] = -beta_bound, beta_bound
     if body.age_anchors:
         for bound, age in zip((low, high), ages, strict=True):
-            bound[:, slices["age_offset"]] = torch.as_tensor(
-                age, dtype=vector.dtype, device=vector.device
-            ).expand(len(vector))[:, None]
+            age = torch.as_tensor(age, dtype=like.dtype, device=like.device)
+            bound[:, 0, slices["age_offset"]] = age.expand(len(like))[:, None]
     return low, high
 
 
-def _shortest(vectors: Float[Tensor, "B 3"]) -> Float[Tensor, "B 3"]:
-    """The same rotations by axis-angle vectors no longer than pi."""
+def _share_shape(
+    body: BodyModel, vectors: Float[Tensor, "C T P"], present: Bool[Tensor, "C T"]
+) -> Float[Tensor, "C T P"]:
+    """Return clips with the mean betas and age offset of their frames in each of them."""
+    if vectors.shape[1] == 1:
+        return vectors
+    slices = group_slices(body)
+    shape = slice(slices["betas"].start, slices["age_offset"].stop)
+    share = present / present.sum(1, keepdim=True)
+    vectors = vectors.clone()
+    vectors[..., shape] = (share[..., None] * vectors[..., shape]).sum(1, keepdim=True)
+    return vectors
+
+
+def _shortest(vectors: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3"]:
+    """Return the same rotations by axis-angle vectors no longer than pi."""
     angle = vectors.norm(dim=-1, keepdim=True)
     turns = torch.round(angle / (2 * torch.pi))
     return vectors * (1 - turns * 2 * torch.pi / torch.where(turns > 0, angle, 1))
+
+
+def _row_product(residuals: Tensor, jacobian: Tensor) -> Tensor:
+    return (residuals[..., None, :] @ jacobian)[..., 0, :]

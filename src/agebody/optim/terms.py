@@ -1,4 +1,4 @@
-"""What a fit minimises: terms of bodies, each with its cost, gradient and normal matrix."""
+"""Terms of the cost of a fit: each gives its cost, gradient and normal matrix."""
 
 from __future__ import annotations
 
@@ -18,23 +18,25 @@ from agebody.keypoints import KeypointLayout, get_layout
 from agebody.losses import MahalanobisPrior, MaxMixturePrior
 from agebody.losses.priors import hyperextension_residuals
 from agebody.optim.jacobian import KeypointDerivatives, KeypointJacobian
+from agebody.optim.least_squares import Quadratic
 from agebody.parameters import GROUPS, BodyParameters, group_slices
 
 Robust = Literal["gmof", "huber"] | None
-"""What a residual costs beyond its scale: no more than a bound (Geman-McClure), linearly more (Huber), or
-its square."""
+"""Cost of a residual: Geman-McClure's, which is bounded; Huber's, linear beyond the robust scale; its square
+if None."""
 
 
-class Unknowns:
-    """The variables of a stage: some groups of a body's parameters, and of the pose all joints or some.
+class FreeVariables:
+    """The free variables of a stage: groups of a body's parameters, and all or some joints of the pose.
 
     Args:
         body: the layer.
-        groups: which of ``GROUPS``; a body of one age has no age offset, and one without betas none of these.
-        joints: names of joints whose rotations are free; all of the pose if None.
+        groups: names out of ``GROUPS``; groups that the body lacks, such as the age offset of a body of one
+            age, are left out.
+        joints: names of joints whose rotations are free; all if None.
 
     Raises:
-        ValueError: there is no such group or joint, or nothing is free.
+        ValueError: a group or joint is unknown, or nothing is free.
     """
 
     def __init__(
@@ -43,125 +45,140 @@ class Unknowns:
         unknown = sorted(set(groups) - set(GROUPS))
         if unknown:
             raise ValueError(f"groups: expected some of {', '.join(GROUPS)}, got {', '.join(unknown)}")
+        names = body.asset.joint_names[1:]
+        unknown = sorted(set(joints or ()) - set(names))
+        if unknown:
+            raise ValueError(f"joints: expected some of {', '.join(names)}, got {', '.join(unknown)}")
         slices = group_slices(body)
         self.size = slices["transl"].stop
-        """P, of all parameters."""
-        names = body.asset.joint_names[1:]
-        astray = sorted(set(joints or ()) - set(names))
-        if astray:
-            raise ValueError(f"joints: expected some of {', '.join(names)}, got {', '.join(astray)}")
-        columns: list[int] = []
+        """P, the number of all parameters."""
         self.parts: dict[str, tuple[slice, Tensor | None]] = {}
-        """Of each free group: where it stands among the free variables, and which of its entries these are;
-        None where it is all of them."""
+        """For each free group its slice of the free variables, and which of its parameters these are; None
+        stands for all of them."""
+        columns: list[int] = []
         for name in GROUPS:
-            entries = list(range(slices[name].stop - slices[name].start))
+            size = slices[name].stop - slices[name].start
+            entries = list(range(size))
             if name == "body_pose" and joints is not None:
                 entries = [3 * j + i for j, joint in enumerate(names) if joint in joints for i in range(3)]
             if name not in groups or not entries or (name == "age_offset" and not body.age_anchors):
                 continue
-            size = slices[name].stop - slices[name].start
             chosen = None if len(entries) == size else torch.tensor(entries, device=body.device)
             self.parts[name] = (slice(len(columns), len(columns) + len(entries)), chosen)
             columns += [slices[name].start + entry for entry in entries]
         if not columns:
             raise ValueError("groups: expected at least one that this body has")
         self.columns = torch.tensor(columns, device=body.device)
-        """(F,) where they stand in a vector of all parameters."""
+        """(F,) columns of the free variables in a vector of all parameters."""
 
     def __len__(self) -> int:
         """F."""
         return len(self.columns)
 
+    def shape_slice(self) -> slice:
+        """Return where betas and age offset stand among the free variables: side by side."""
+        found = [self.parts[name][0] for name in ("betas", "age_offset") if name in self.parts]
+        return slice(found[0].start, found[-1].stop) if found else slice(0, 0)
+
 
 class Block(NamedTuple):
-    """A term's part of the least-squares problem, over consecutive free variables."""
+    """A term's quadratic, over consecutive free variables."""
 
-    cost: Float[Tensor, " b"]
-    """Half of the sum of its squared residuals, each at its robust cost."""
+    quadratic: Quadratic
     where: slice
-    gradient: Float[Tensor, "b G"]
-    normal: Float[Tensor, "#b G G"]
 
 
 @runtime_checkable
 class Term(Protocol):
-    """A term of the bodies that it was made for."""
+    """A term of the cost, for the batch of bodies that it was made for.
+
+    One with a robust cost has an attribute ``robust_scale``, which the ``scales`` of a `Stage` multiply.
+    """
 
     def __call__(self, state: State) -> Block | None:
-        """At a guess; None where it depends on nothing that is free."""
+        """Evaluate the term; None if it depends on no free variable."""
         ...
 
 
 class State:
-    """Bodies at one guess, and what several terms need of them.
+    """Bodies at one point of the optimization, and results that several terms share.
 
     Args:
         body: the layer.
         vector: (b, P) all parameters.
-        rows: (b,) which bodies of the batch these are.
-        unknowns: what is free.
+        rows: (b,) indices of these bodies in the batch.
+        free: the free variables.
     """
 
     def __init__(
-        self, body: BodyModel, vector: Float[Tensor, "b P"], rows: Int[Tensor, " b"], unknowns: Unknowns
+        self, body: BodyModel, vector: Float[Tensor, "b P"], rows: Int[Tensor, " b"], free: FreeVariables
     ) -> None:
-        self.body, self.rows, self.unknowns = body, rows, unknowns
+        self.body, self.rows, self.free = body, rows, free
         self.parameters = BodyParameters.from_vector(vector, body)
         self._points: dict[int, tuple[Tensor, Tensor]] = {}
 
     def points(self, layout: KeypointLayout) -> tuple[Float[Tensor, "b K 3"], Float[Tensor, "b K 3 F"]]:
-        """A layout's points and their derivatives by the free variables, computed once."""
+        """Return a layout's points and their derivatives by the free variables; cached."""
         if id(layout) not in self._points:
             p = self.parameters
             pose = torch.cat((p.global_orient[:, None], p.body_pose), 1)
             found = keypoint_jacobian(self.body, layout)(pose, p.betas, p.age_offset, p.transl)
-            self._points[id(layout)] = found.points, self.by_unknowns(found)
+            derivatives = by_all(found)
+            if len(self.free) < self.free.size:
+                derivatives = derivatives.index_select(-1, self.free.columns)
+            self._points[id(layout)] = found.points, derivatives
         return self._points[id(layout)]
 
-    def by_unknowns(self, found: KeypointDerivatives) -> Float[Tensor, "b K 3 F"]:
-        """Derivatives of points side by side, those by the translation among them."""
-        derivatives, unknowns = by_all(found), self.unknowns
-        whole = len(unknowns) == unknowns.size
-        return derivatives if whole else derivatives.index_select(-1, unknowns.columns)
-
-    def block(self, residuals: Float[Tensor, "b M"], jacobian: Float[Tensor, "b M F"]) -> Block:
-        """Residuals that depend on everything."""
-        gradient = (jacobian.mT @ residuals[..., None])[..., 0]
-        return Block(_half_square(residuals), slice(0, len(self.unknowns)), gradient, jacobian.mT @ jacobian)
+    def block(
+        self,
+        residuals: Float[Tensor, "b M"],
+        jacobian: Float[Tensor, "b M F"],
+        cost: Float[Tensor, " b"] | None = None,
+    ) -> Block:
+        """Return the block of residuals that depend on all free variables; see `Quadratic.of`."""
+        return Block(Quadratic.of(residuals, jacobian, cost), slice(0, len(self.free)))
 
     def group_block(
         self, group: str, residuals: Float[Tensor, "b M"], jacobian: Float[Tensor, "#b M G"]
     ) -> Block | None:
-        """Residuals that depend on one group of parameters; None where it is not free."""
-        if group not in self.unknowns.parts:
+        """Return the block of residuals that depend on one group of parameters; None if it is not free."""
+        if group not in self.free.parts:
             return None
-        where, entries = self.unknowns.parts[group]
+        where, entries = self.free.parts[group]
         if entries is not None:
             jacobian = jacobian[..., entries]
-        gradient = (residuals[:, None] @ jacobian)[:, 0]
-        return Block(_half_square(residuals), where, gradient, jacobian.mT @ jacobian)
+        return Block(Quadratic.of(residuals, jacobian), where)
+
+    def pose_block(
+        self, cost: Float[Tensor, " b"], gradient: Float[Tensor, "b G"], normal: Float[Tensor, "#b G G"]
+    ) -> Block:
+        """Return the block of a term of the pose, which is free, from its derivatives by all joints."""
+        where, entries = self.free.parts["body_pose"]
+        if entries is not None:
+            gradient, normal = gradient[:, entries], normal[:, entries][:, :, entries]
+        return Block(Quadratic(cost, gradient, normal.expand(len(cost), -1, -1)), where)
 
 
 def by_all(found: KeypointDerivatives) -> Float[Tensor, "b K 3 P"]:
-    """Derivatives of points by all parameters, in the order of `BodyParameters.vector`."""
+    """Return derivatives of points by all parameters, in the order of `BodyParameters.vector`."""
     by_transl = torch.eye(3, dtype=found.points.dtype, device=found.points.device)
     by_transl = by_transl.expand(*found.points.shape, 3)
     return torch.cat((found.pose.flatten(-2), found.betas, found.age_offset[..., None], by_transl), -1)
 
 
 def keypoint_jacobian(body: BodyModel, layout: str | KeypointLayout) -> KeypointJacobian:
-    """The derivatives of a layout on a body, made at the first use and kept with the layer."""
+    """Return the Jacobian of a layout on a body; made at first use and cached on the layer."""
     return body.for_layout(layout, KeypointJacobian)
 
 
 def robust_weights(
     squared: Float[Tensor, "*r"], robust: Robust, scale: Tensor | float
-) -> tuple[Tensor, Tensor]:
-    """Cost of residuals with these squares, and the weight with which least squares has the same gradient.
+) -> tuple[Float[Tensor, "*r"], Float[Tensor, "*r"]]:
+    """Return the robust cost of residuals with these squares, and their weights in least squares.
 
     Iteratively reweighted least squares: with weight w = d cost / d square, ``w r`` is half of the cost's
-    gradient, and ``w JᵀJ`` bounds its curvature from above: steps stay sound where residuals are large.
+    gradient, and ``w JᵀJ`` bounds its curvature from above, so that steps stay safe where residuals are
+    large. Costs are those of `agebody.losses.gmof` and `agebody.losses.huber`.
     """
     if robust is None:
         return squared, torch.ones_like(squared)
@@ -170,23 +187,23 @@ def robust_weights(
         share = limit / (limit + squared)
         return share * squared, share.square()
     if robust == "huber":
-        size = torch.sqrt(torch.where(squared > limit, squared, 1))
         far = squared > limit
+        size = torch.sqrt(torch.where(far, squared, 1))
         return torch.where(far, scale * (2 * size - scale), squared), torch.where(far, scale / size, 1)
     raise ValueError(f"robust: expected 'gmof', 'huber' or None, got {robust!r}")
 
 
 class Reprojection:
-    """Keypoints in images, in pixels over a unit of each person: ``½ Σ w ρ(|x − x_observed| / unit)``.
+    """Keypoints in images: ``½ Σ w ρ(|x - x_observed| / unit)`` over coordinates.
 
     Args:
-        layout: of the points.
-        keypoints: (B, V, K, 2) where they are in each of V views [pixels].
-        weights: (B, V, K); what weighs nothing may be NaN.
-        camera: its tensors' batch dimensions broadcast to (B, V).
+        layout: of the keypoints.
+        keypoints: (B, V, K, 2) observed in V views [pixels].
+        weights: (B, V, K); keypoints of weight 0 are ignored, even NaN.
+        camera: batch dimensions broadcast to (B, V).
         unit: (B, V) pixels that count as a residual of 1.
-        robust: cost of a coordinate's residual; "gmof" on each coordinate as in SMPLify-X.
-        scale: of the robust cost, in units.
+        robust: cost of a residual.
+        robust_scale: scale of the robust cost, in units.
     """
 
     def __init__(
@@ -198,38 +215,39 @@ class Reprojection:
         unit: Float[Tensor, "B V"],
         *,
         robust: Robust = "gmof",
-        scale: float = 100.0,
+        robust_scale: float = 5.0,
     ) -> None:
         self.layout = get_layout(layout)
         self.keypoints, self.weights = apply_mask(keypoints, weights, 1), weights
         self.camera = camera.expand(*keypoints.shape[:2])
-        self.unit, self.scale = unit, scale
+        self.unit = unit
         self.robust: Robust = robust
+        self.robust_scale = robust_scale
 
     def __call__(self, state: State) -> Block:
-        """Over x and y of each point in each view."""
-        points, by_unknowns = state.points(self.layout)
+        """Return two residuals per keypoint and view."""
+        points, derivatives = state.points(self.layout)
         camera = self.camera.map(lambda part: part[state.rows])
         pixels, by_point = project(camera, points[:, None])
         unit = self.unit[state.rows][..., None, None]
         residuals = (pixels - self.keypoints[state.rows]) / unit
-        cost, weights = robust_weights(residuals.square(), self.robust, self.scale)
-        trust = self.weights[state.rows][..., None]
-        root = torch.sqrt(weights * trust)
-        jacobian = (by_point * (root / unit)[..., None]) @ by_unknowns[:, None]  # (b, V, K, 2, F)
-        block = state.block((root * residuals).flatten(1), jacobian.flatten(1, 3))
-        return block._replace(cost=(cost * trust).flatten(1).sum(1) / 2)
+        cost, weights = robust_weights(residuals.square(), self.robust, self.robust_scale)
+        confidence = self.weights[state.rows][..., None]
+        root = torch.sqrt(weights * confidence)
+        jacobian = (by_point * (root / unit)[..., None]) @ derivatives[:, None]  # (b, V, K, 2, F)
+        cost = (cost * confidence).flatten(1).sum(1) / 2
+        return state.block((root * residuals).flatten(1), jacobian.flatten(1, 3), cost)
 
 
 class Points:
-    """Points in space: ``½ Σ w ρ(|p − p_observed|)`` over their distances [m].
+    """Points in space: ``½ Σ w ρ(|p - p_observed|)`` over distances [m].
 
     Args:
         layout: of the points.
         points: (B, K, 3) [m].
-        weights: (B, K); what weighs nothing may be NaN.
+        weights: (B, K); points of weight 0 are ignored, even NaN.
         robust: cost of a distance.
-        scale: of the robust cost [m].
+        robust_scale: scale of the robust cost [m].
     """
 
     def __init__(
@@ -239,117 +257,125 @@ class Points:
         weights: Float[Tensor, "B K"],
         *,
         robust: Robust = None,
-        scale: float = 0.1,
+        robust_scale: float = 0.1,
     ) -> None:
         self.layout = get_layout(layout)
         self.points, self.weights = apply_mask(points, weights, 1), weights
-        self.scale = scale
         self.robust: Robust = robust
+        self.robust_scale = robust_scale
 
     def __call__(self, state: State) -> Block:
-        """Over the coordinates of each point."""
-        points, by_unknowns = state.points(self.layout)
+        """Return three residuals per point."""
+        points, derivatives = state.points(self.layout)
         residuals = points - self.points[state.rows]
-        cost, weights = robust_weights(residuals.square().sum(-1), self.robust, self.scale)
-        trust = self.weights[state.rows]
-        root = torch.sqrt(weights * trust)[..., None]
-        block = state.block((root * residuals).flatten(1), (root[..., None] * by_unknowns).flatten(1, 2))
-        return block._replace(cost=(cost * trust).sum(1) / 2)
+        cost, weights = robust_weights(residuals.square().sum(-1), self.robust, self.robust_scale)
+        confidence = self.weights[state.rows]
+        root = torch.sqrt(weights * confidence)[..., None]
+        jacobian = (root[..., None] * derivatives).flatten(1, 2)
+        return state.block((root * residuals).flatten(1), jacobian, (cost * confidence).sum(1) / 2)
 
 
 class Depth:
-    """Where a person stands along the camera's axis: ``½ ((z − z_observed) / sd)²`` of the root joint.
+    """Depth of the root joint along the camera's axis: ``½ ((z - z_observed) / sd)²``.
 
     Args:
         depth: (B,) z of the root joint in camera coordinates [m]; NaN where it is not known.
-        sd: its standard deviation [m].
+        sd: standard deviation [m].
         camera: batch dimensions broadcast to (B,).
     """
 
     def __init__(self, depth: Float[Tensor, " B"], sd: float | Tensor, camera: Camera) -> None:
         self.known = ~depth.isnan()
-        self.depth, self.sd = (
-            apply_mask(depth, self.known),
-            torch.as_tensor(sd, dtype=depth.dtype, device=depth.device).expand(depth.shape),
-        )
+        self.depth = apply_mask(depth, self.known)
+        self.sd = torch.as_tensor(sd, dtype=depth.dtype, device=depth.device).expand(depth.shape)
         self.camera = camera.expand(*depth.shape)
 
     def __call__(self, state: State) -> Block:
-        """One residual a body."""
-        points, by_unknowns = state.points(root_layout(state.body.asset.joint_names[0]))
+        """Return one residual per body."""
+        points, derivatives = state.points(root_layout(state.body.asset.joint_names[0]))
         camera = self.camera.map(lambda part: part[state.rows])
         z = camera.to_camera(points)[:, 0, 2]
         axis = points.new_tensor([0.0, 0.0, 1.0]) if camera.rotation is None else camera.rotation[:, 2]
         root = self.known[state.rows] / self.sd[state.rows]
-        jacobian = (axis[..., None] * by_unknowns[:, 0]).sum(-2)
-        return state.block(
-            (root * (z - self.depth[state.rows]))[:, None], (root[:, None] * jacobian)[:, None]
-        )
+        jacobian = root[:, None] * (axis[..., None] * derivatives[:, 0]).sum(-2)
+        return state.block((root * (z - self.depth[state.rows]))[:, None], jacobian[:, None])
 
 
 @cache
 def root_layout(joint: str) -> KeypointLayout:
-    """One joint, as a layout."""
+    """Return one joint as a layout."""
     return KeypointLayout("root", (joint,), (("joints", joint),))
 
 
 class PosePrior:
-    """The energy of a pose prior, ``E(θ) / 2`` for each body.
+    """Energy of a pose prior, ``E(θ) / 2``.
 
     Args:
-        prior: a `MahalanobisPrior`, or a `MaxMixturePrior` that is not soft, over the body's joints.
+        prior: a `MahalanobisPrior`, or a `MaxMixturePrior` that is not soft, over joints of the body.
+        body: the layer.
 
     Raises:
-        ValueError: the prior's joints are not those of the body's pose.
+        ValueError: the prior's joints are not joints of the body.
     """
 
     def __init__(self, prior: MahalanobisPrior | MaxMixturePrior, body: BodyModel) -> None:
         names = tuple(body.asset.joint_names[1:])
-        self.prior = (prior if prior.joint_names == names else prior.for_joints(names)).to(
-            body.device, body.dtype
-        )
+        prior = prior if prior.joint_names == names else prior.for_joints(names)
+        self.prior = prior.to(body.device, body.dtype)
         identity = torch.eye(3 * len(names), dtype=body.dtype, device=body.device)
         columns = self.prior.columns
         if isinstance(self.prior, MaxMixturePrior):
-            self._slopes = (self.prior.whitenings @ identity[columns]) / 2**0.5  # (K, D, 3 J)
+            self._jacobians = (self.prior.whitenings @ identity[columns]) / 2**0.5  # (K, D, 3 J)
         else:
-            self._slopes = (self.prior.factor.mT @ identity[columns])[None]
-        self._normals = self._slopes.mT @ self._slopes
+            self._jacobians = (self.prior.factor.mT @ identity[columns])[None]
+        self._normals = self._jacobians.mT @ self._jacobians
 
     def __call__(self, state: State) -> Block | None:
-        """The mixture's cheapest component, where it is one."""
-        if "body_pose" not in state.unknowns.parts:
+        """Return the residuals of the prior, or of the mixture's component of lowest energy."""
+        if "body_pose" not in state.free.parts:
             return None
-        where, entries = state.unknowns.parts["body_pose"]
         pose = state.parameters.body_pose
         if isinstance(self.prior, MaxMixturePrior):
             whitened, energies = self.prior.evaluate_components(self.prior.select_angles(pose))
             chosen = energies.argmin(-1)
             everyone = torch.arange(len(chosen), device=chosen.device)
             residuals, energy = whitened[everyone, chosen] / 2**0.5, energies[everyone, chosen]
-            slopes, normal = self._slopes[chosen], self._normals[chosen]
+            jacobian, normal = self._jacobians[chosen], self._normals[chosen]
         else:
             residuals = self.prior.residuals(pose)
-            slopes, normal, energy = self._slopes, self._normals, residuals.square().sum(-1)
-        gradient = (residuals[:, None] @ slopes)[:, 0]
-        if entries is not None:
-            gradient, normal = gradient[:, entries], normal[:, entries][:, :, entries]
-        return Block(energy / 2, where, gradient, normal)
+            jacobian, normal, energy = self._jacobians, self._normals, residuals.square().sum(-1)
+        return state.pose_block(energy / 2, (residuals[:, None] @ jacobian)[:, 0], normal)
 
 
-class Bend:
-    """Knees and elbows bent backwards, ``½ Σ exp(s_i θ_i)²`` (SMPLify); see `hyperextension_prior`."""
+class RestPosePrior:
+    """Angles of the pose, ``½ Σ (θ / sd)²``: rotations that nothing else determines stay as at rest.
+
+    Args:
+        sd: standard deviation of an angle [rad].
+    """
+
+    def __init__(self, sd: float) -> None:
+        self.sd = sd
+
+    def __call__(self, state: State) -> Block | None:
+        """Return three residuals per joint."""
+        pose = state.parameters.body_pose.flatten(1)
+        jacobian = torch.eye(pose.shape[-1], dtype=pose.dtype, device=pose.device) / self.sd
+        return state.group_block("body_pose", pose / self.sd, jacobian[None])
+
+
+class HyperextensionPrior:
+    """Hyperextended knees and elbows, ``½ Σ exp(s_i θ_i)²`` (SMPLify); see `hyperextension_prior`."""
 
     def __init__(self, body: BodyModel) -> None:
         self.names = tuple(body.asset.joint_names[1:])
-        # exp(s θ) is 1 at rest: the angles that it reads show themselves by their slopes.
+        # exp(s θ) is 1 at rest, so its derivatives there are the signs s of the angles that it reads.
         rest = torch.zeros(1, len(self.names), 3, dtype=body.dtype, device=body.device)
-        slopes = torch.func.jacrev(self._residuals)(rest)  # (1, 4, 1, J, 3)
-        self.slopes = slopes[0, :, 0].flatten(1)
+        self.signs = torch.func.jacrev(self._residuals)(rest)[0, :, 0].flatten(1)  # (4, 3 J)
 
     @staticmethod
-    def fits(body: BodyModel) -> bool:
-        """Whether the body has the knees and elbows."""
+    def applies_to(body: BodyModel) -> bool:
+        """Return whether the body has the knees and elbows."""
         return {f"{side}_{joint}" for side in ("left", "right") for joint in ("knee", "elbow")} <= {
             *body.asset.joint_names
         }
@@ -358,34 +384,33 @@ class Bend:
         return hyperextension_residuals(pose, joint_names=self.names)
 
     def __call__(self, state: State) -> Block | None:
-        """Four residuals."""
+        """Return four residuals."""
         residuals = self._residuals(state.parameters.body_pose)
-        return state.group_block("body_pose", residuals, residuals[..., None] * self.slopes)
+        return state.group_block("body_pose", residuals, residuals[..., None] * self.signs)
 
 
-class Shape:
-    """Shape coefficients, ``½ Σ w_i b_i²``: standard deviations from the mean person; see `shape_prior`.
+class ShapePrior:
+    """Shape coefficients, ``½ Σ w_i b_i²`` [standard deviations from the mean person]; see `shape_prior`.
 
     Args:
-        weights: (N) of each beta; 1 if None.
+        weights: (N) per beta; 1 if None.
     """
 
     def __init__(self, weights: Float[Tensor, " N"] | None = None) -> None:
         self.weights = weights
 
     def __call__(self, state: State) -> Block | None:
-        """As many residuals as betas."""
+        """Return one residual per beta."""
         betas = state.parameters.betas
-        root = torch.ones_like(betas[0] if len(betas) else betas.new_ones(betas.shape[-1]))
-        root = root if self.weights is None else torch.sqrt(self.weights)
+        root = betas.new_ones(betas.shape[-1]) if self.weights is None else torch.sqrt(self.weights)
         return state.group_block("betas", root * betas, torch.diag(root)[None])
 
 
-class Age:
-    """The age offset, ``½ ((a − a_expected) / sd)²``.
+class AgePrior:
+    """Age offset, ``½ ((a - a_expected) / sd)²``.
 
     Args:
-        expected: (B,); NaN where nothing is known.
+        expected: (B,); NaN where it is not known.
         sd: standard deviation, a number or (B,).
     """
 
@@ -395,16 +420,16 @@ class Age:
         self.sd = torch.as_tensor(sd, dtype=expected.dtype, device=expected.device).expand(expected.shape)
 
     def __call__(self, state: State) -> Block | None:
-        """One residual."""
-        slope = self.known[state.rows] / self.sd[state.rows]
-        residual = slope * (state.parameters.age_offset - self.expected[state.rows])
-        return state.group_block("age_offset", residual[:, None], slope[:, None, None])
+        """Return one residual."""
+        inverse_sd = self.known[state.rows] / self.sd[state.rows]
+        residual = inverse_sd * (state.parameters.age_offset - self.expected[state.rows])
+        return state.group_block("age_offset", residual[:, None], inverse_sd[:, None, None])
 
 
 def project(
     camera: Camera, points: Float[Tensor, "*points K 3"]
 ) -> tuple[Float[Tensor, "*batch K 2"], Float[Tensor, "*batch K 2 3"]]:
-    """Pixels of world points, as by `Camera.project`, and their derivatives by the points."""
+    """Return the pixels of world points, as `Camera.project`, and their derivatives by the points."""
     if camera.distortion is None:
         local = camera.to_camera(points)
         inverse, slope = _inverse_depth(local[..., 2])
@@ -416,21 +441,15 @@ def project(
         rotation = camera.rotation
         return pixels, by_local if rotation is None else by_local @ rotation[..., None, :, :]
     basis = torch.eye(3, dtype=points.dtype, device=points.device)
-    columns = []
-    for axis in basis:
-        pixels, column = torch.func.jvp(  # pyright: ignore[reportAssignmentType]
-            lambda p: camera.project(p).pixels, (points,), (axis.expand(points.shape),)
-        )
-        columns.append(column)
-    return pixels, torch.stack(columns, -1)  # pyright: ignore[reportPossiblyUnboundVariable]
+    columns = [
+        torch.func.jvp(lambda p: camera.project(p).pixels, (points,), (axis.expand(points.shape),))[1]
+        for axis in basis
+    ]
+    return camera.project(points).pixels, torch.stack(columns, -1)
 
 
 def _inverse_depth(depth: Tensor) -> tuple[Tensor, Tensor]:
-    """As `Camera.project` continues it, and its derivative."""
+    """Return 1 / z, continued behind the camera as by `Camera.project`, and its derivative."""
     ahead = depth >= NEAR
     inverse = 1 / torch.where(ahead, depth, 2 * NEAR - depth)
     return torch.where(ahead, inverse, 2 / NEAR - inverse), -inverse.square()
-
-
-def _half_square(residuals: Float[Tensor, "b M"]) -> Float[Tensor, " b"]:
-    return residuals.square().sum(-1) / 2

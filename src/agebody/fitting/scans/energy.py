@@ -29,7 +29,7 @@ from agebody.mesh.closest import (
 from agebody.mesh.collisions import Exclusions, find_collisions
 from agebody.optim.jacobian import KeypointDerivatives, KeypointJacobian, SurfaceJacobian
 from agebody.optim.least_squares import Quadratic
-from agebody.optim.terms import Bend, by_all, project
+from agebody.optim.terms import HyperextensionPrior, by_all, project
 from agebody.parameters import BodyParameters
 
 SCAN_SHARE = 4
@@ -85,7 +85,7 @@ class ScanEnergy:
         self.surface = SurfaceJacobian(body)
         angles = torch.eye(3 * (body.num_joints - 1)).to(like)
         self.whitening = pose_prior.factor.mT @ angles[pose_prior.columns]
-        self.bend = Bend(body)
+        self.bend = HyperextensionPrior(body)
         self.eye = eye_of(seen.camera, like).expand(len(like), 3)
 
     @torch.no_grad()
@@ -246,7 +246,7 @@ class ScanEnergy:
 
     def _bend_term(self, body_pose: Tensor, stage: ScanStage, size: int) -> _Term:
         residuals = hyperextension_residuals(body_pose, joint_names=self.bend.names)
-        by_angle = residuals[..., None] * self.bend.slopes
+        by_angle = residuals[..., None] * self.bend.signs
         return _squares(residuals, _columns(by_angle, 3, size), residuals.new_tensor(stage.bend))
 
     def _collision_term(self, vectors: Tensor, meets: Tensor, stage: ScanStage) -> _Term:

@@ -17,9 +17,10 @@ from agebody.age import parse_ages
 from agebody.annotations.people import People, fail
 from agebody.body import BodyModel
 from agebody.cameras import Camera, box_around
-from agebody.fitting.images import KeypointFit, fit_keypoints
+from agebody.fitting.frames import fit_keypoints
 from agebody.keypoints import KeypointLayout
 from agebody.optim.least_squares import Stop
+from agebody.optim.stages import Fit
 from agebody.pipelines.labels.quality import flag_labels
 from agebody.pipelines.labels.records import Labels, concatenate_labels
 
@@ -57,7 +58,7 @@ def fit_annotations(
         min_confidence: keypoints of less confidence are ignored.
         batch_size: people fitted at a time.
         progress: called with the number of people done, after each batch.
-        options: of `fit_keypoints`, such as its ``pose_prior`` or ``schedule``.
+        options: of `fit_keypoints`, such as its ``pose_prior`` or ``stages``.
 
     Raises:
         AnnotationError: there is nobody, an age is given and the body has only one, or the size of an image
@@ -126,7 +127,7 @@ def cameras(sizes: Float[Tensor, "N 2"], focals: Float[Tensor, " N"], fov: float
     return others._replace(focal=torch.where(known.isnan(), others.focal, known))
 
 
-def _labels(body: BodyModel, people: People, camera: Camera, fit: KeypointFit) -> Labels:
+def _labels(body: BodyModel, people: People, camera: Camera, fit: Fit) -> Labels:
     def array(tensor: Tensor) -> np.ndarray:
         return tensor.detach().cpu().numpy()
 
@@ -153,8 +154,8 @@ def _labels(body: BodyModel, people: People, camera: Camera, fit: KeypointFit) -
         depth=array(joints)[:, 0, 2],
         boxes=np.where(np.isnan(people.boxes).any(1, keepdims=True), around, people.boxes),
         scores=weights.sum(1) / np.maximum((weights > 0).sum(1), 1),
-        reprojection=array(fit.reprojection),
-        start_reprojection=array(fit.start_reprojection),
+        reprojection=array(fit.error),
+        start_reprojection=array(fit.start_error),
         converged=array(report.converged),
         iterations=array(report.iterations),
         stop=np.array([Stop(reason).name.lower() for reason in report.stop.tolist()]),

@@ -15,7 +15,7 @@ from scipy import sparse
 from torch import nn
 
 from agebody.body import SMPLA, BodyModel
-from agebody.fitting.images import fit_keypoints
+from agebody.fitting.frames import fit_keypoints
 from agebody.keypoints import get_layout
 from agebody.pipelines.labels.fitting import fit_annotations
 
