@@ -3,9 +3,9 @@
 Both read people with ``ImageDataset``, of ``hmr2/datasets/image_dataset.py`` in
 github.com/shubham-goel/4D-Humans and ``aionhmr-b/src/datasets/image_dataset.py`` in
 github.com/gioxatz/aionhmr: from one ``.npz``, or, for training, from tar shards of webdataset, where an image
-is followed by a list of its people. The pelvis is the root of the body, its pose is 24 axis-angle vectors in camera coordinates, keypoints
-are `LAYOUTS["hmr2_44"]` in pixels of the image. AionHMR has 11 betas: ten, and the age offset, as in smplx's
-SMPL with ``age="kid"``.
+is followed by a list of its people. The pelvis is the root of the body, its pose is 24 axis-angle vectors in
+camera coordinates, keypoints are `LAYOUTS["hmr2_44"]` in pixels of the image. AionHMR has 11 betas: ten, and
+the age offset, as in smplx's SMPL with ``age="kid"``.
 """
 
 from __future__ import annotations
