@@ -12,7 +12,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "agebody"
 ORDER = [
     "files",
     "assets",
-    "engine.rowwise",
+    "engine.batched",
     "rotations",
     "keypoints",
     "engine",
@@ -125,7 +125,7 @@ def foreign_privates(tree: ast.Module, known: set[str]) -> set[str]:
 
 
 INTERNALS = {
-    "engine.rowwise": {"torch._C", "torch._C._len_torch_dispatch_stack", "forward_ad._current_level"}
+    "engine.batched": {"torch._C", "torch._C._len_torch_dispatch_stack", "forward_ad._current_level"}
     | {"torch._C._are_functorch_transforms_active"},
     "compat.smplx.body_models": {"self.get_submodule(owner)._non_persistent_buffers_set", "tensor._version"},
 }

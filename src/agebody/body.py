@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from agebody import rotations
 from agebody.assets.asset import BodyAsset
 from agebody.assets.io import load_asset
+from agebody.checks import broadcast, flatten, read_rotations, read_tensor
 from agebody.engine import halfprecision
-from agebody.engine.arguments import broadcast, flatten, read_rotations, read_tensor
 from agebody.engine.backend import BackendName, WarpSurface, WarpTree, choose_backend, get_parts
+from agebody.engine.batched import own_precision
 from agebody.engine.deform import pose_feature
 from agebody.engine.identity import RestJoints
 from agebody.engine.kinematics import KinematicTree, homogeneous
 from agebody.engine.points import LayoutTables, PointRegression
-from agebody.engine.rowwise import own_precision
 from agebody.engine.surface import PosedSurface
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.parameters import BodyParameters

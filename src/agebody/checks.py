@@ -1,4 +1,4 @@
-"""Argument checks, masks, weights and reductions that losses, metrics and fits share.
+"""Argument checks, masks, weights and reductions that layers, losses, metrics and fits share.
 
 Weights follow one rule. Each entry (a keypoint, a rotation, a person, a pair) has one weight, a confidence or
 a mask, in any shape that broadcasts to the entries:
@@ -16,13 +16,15 @@ An entry of several others weighs the product of their weights (pairs of people,
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from agebody.engine.rowwise import is_transformed
+from agebody.engine.batched import is_transformed
+from agebody.rotations import ENTRY_SHAPES, PoseFormat, no_rotation
 
 Reduction = Literal["none", "mean", "sum"]
 """``"none"`` keeps one weighted term per entry; ``"sum"`` adds them; ``"mean"`` divides the sum by the sum of
@@ -201,3 +203,84 @@ def safe_norm(vectors: Float[Tensor, "*batch D"], dim: int = -1) -> Float[Tensor
     squared = (vectors * vectors).sum(dim)
     zero = squared == 0
     return torch.where(zero, 0, torch.sqrt(torch.where(zero, 1, squared)))
+
+
+def read_tensor(name: str, value: Tensor | None, entry: tuple[int, ...], like: Tensor) -> Tensor:
+    """Return one argument of a layer, (*batch, *entry), in the dtype of another tensor; zeros by default.
+
+    Raises:
+        TypeError, ValueError: it is not a tensor, or its dtype, device or shape is wrong.
+    """
+    if value is None:
+        return torch.zeros(entry, dtype=like.dtype, device=like.device)
+    value = _expect_like(name, value, like)
+    if not _ends_with(value.shape, entry):
+        raise ValueError(f"{name}: expected shape {_expected(entry)}, got {tuple(value.shape)}")
+    return value
+
+
+def read_rotations(
+    name: str, value: Tensor | None, pose_format: PoseFormat, count: int | None, like: Tensor
+) -> Tensor:
+    """Return rotations (*batch, count, *entry), or (*batch, *entry) if count is None; no rotation by default.
+
+    Raises:
+        TypeError, ValueError: as in `read_tensor`.
+    """
+    entry = ENTRY_SHAPES[pose_format]
+    several = entry if count is None else (count, *entry)
+    if value is None:
+        return no_rotation(pose_format, like.dtype, like.device).expand(several)
+    value = _expect_like(name, value, like)
+    if not _ends_with(value.shape, several):
+        if count is None or value.dim() == 0 or value.shape[-1] != math.prod(several):
+            flat = "" if count is None else f" or {_expected((math.prod(several),))}"
+            raise ValueError(
+                f"{name}: expected shape {_expected(several)}{flat} for pose_format={pose_format!r}, "
+                f"got {tuple(value.shape)}"
+            )
+        value = value.unflatten(-1, several)
+    return value
+
+
+def broadcast(**batches: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the batch that all broadcast to, or raise an error that lists them by name."""
+    shapes = [tuple(shape) for shape in batches.values() if shape] or [()]
+    if not torch.compiler.is_compiling() and all(shape == shapes[0] for shape in shapes):
+        return shapes[0]
+    try:
+        return tuple(torch.broadcast_shapes(*batches.values()))
+    except RuntimeError:
+        listed = ", ".join(f"{name} {tuple(shape)}" for name, shape in batches.items())
+        raise ValueError(f"batch dimensions do not broadcast: {listed}") from None
+
+
+def flatten(tensor: Tensor, batch: tuple[int, ...], entry_dims: int) -> Tensor:
+    """Broadcast (*some batch, *entry) to the whole batch, and flatten it to (B, *entry)."""
+    if len(batch) == 1 and not torch.compiler.is_compiling() and tensor.shape[:-entry_dims] == batch:
+        return tensor
+    entry = tensor.shape[tensor.dim() - entry_dims :]
+    return tensor.expand(*batch, *entry).reshape(math.prod(batch), *entry)
+
+
+def _expect_like(name: str, value: Any, like: Tensor) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+    # Half precision, the output of networks under autocast, is cast up without loss; nothing else is cast.
+    if value.dtype not in (like.dtype, torch.float16, torch.bfloat16):
+        raise TypeError(f"{name}: expected {like.dtype}, the layer's dtype, got {value.dtype}")
+    if value.device != like.device:
+        raise ValueError(
+            f"{name}: expected a tensor on {like.device}, where the layer is, got {value.device}"
+        )
+    return value if value.dtype == like.dtype else value.to(like.dtype)
+
+
+def _ends_with(shape: tuple[int, ...], entry: tuple[int, ...]) -> bool:
+    # From the last dimension on, so that a batch of symbolic size is never compared with a number.
+    pairs = zip(reversed(shape), reversed(entry), strict=False)
+    return len(shape) >= len(entry) and all(n == m for n, m in pairs)
+
+
+def _expected(entry: tuple[int, ...]) -> str:
+    return "(" + ", ".join(["*batch", *map(str, entry)]) + ")"

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from agebody.engine.rowwise import Array, RowFunction, empty
+from agebody.engine.batched import Array, BatchedFunction, empty
 
 __all__ = [
     "axis_angle_to_matrix",
@@ -156,7 +156,7 @@ def _series(x: Array, coefficients: tuple[float, ...]) -> Array:
     return value
 
 
-_RODRIGUES = RowFunction(1, _rodrigues, _rodrigues_value, _rodrigues_gradient, in_numpy=True)
+_RODRIGUES = BatchedFunction(1, _rodrigues, _rodrigues_value, _rodrigues_gradient, in_numpy=True)
 
 
 def right_jacobian(vectors: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3 3"]:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from agebody.cameras.distortion import distort_in_view, undistort
 from agebody.checks import expect
-from agebody.engine.rowwise import own_precision
+from agebody.engine.batched import own_precision
 
 Axis = Literal["vertical", "horizontal", "diagonal"]
 """The axis along which a field of view is measured."""

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from agebody import rotations
 from agebody.assets.asset import BodyAsset
 from agebody.engine import halfprecision
+from agebody.engine.batched import BatchedFunction, is_differentiated, is_traced, is_transformed
 from agebody.engine.identity import RestJoints
 from agebody.engine.kinematics import KinematicTree
 from agebody.engine.points import MeshPoints
-from agebody.engine.rowwise import RowFunction, is_differentiated, is_traced, is_transformed
 from agebody.engine.surface import PosedSurface
 from agebody.keypoints import KeypointLayout
 from agebody.rotations import PoseFormat
@@ -237,7 +237,7 @@ class WarpSurface(nn.Module):
         return vertices
 
 
-_BLEND = RowFunction(
+_BLEND = BatchedFunction(
     1,
     definition=lambda directions, x, base: (torch.addmm(base, x, directions),),
     value=lambda directions, keep, x, base: ((torch.addmm(base, x, directions),), ()),
@@ -246,7 +246,7 @@ _BLEND = RowFunction(
         grads[0],
     ),
 )
-_PRODUCT = RowFunction(
+_PRODUCT = BatchedFunction(
     1,
     definition=lambda factor, x: (x @ halfprecision.matrix(factor),),
     value=lambda factor, keep, x: ((halfprecision.product(x, factor),), ()),
@@ -297,12 +297,12 @@ def _compute(name: str, constants: tuple[Any, ...], *rows: Tensor) -> tuple[Tens
     return _FUNCTIONS[name](constants, *rows)
 
 
-_FUNCTIONS: dict[str, RowFunction] = {}
+_FUNCTIONS: dict[str, BatchedFunction] = {}
 """The operators as functions of rows, by their reference implementations; filled by `load_kernels`."""
 
 
-def _as_function(operator: Any) -> RowFunction:
-    return RowFunction(
+def _as_function(operator: Any) -> BatchedFunction:
+    return BatchedFunction(
         operator.num_outputs,
         definition=lambda constants, *rows: operator.reference(*rows, *constants),
         value=lambda constants, keep, *rows: (operator.value(*rows, *constants), ()),

@@ -1,4 +1,4 @@
-"""Forward kinematics of a joint tree, one step a depth of the tree instead of one a joint."""
+"""Forward kinematics of a joint tree, one step per depth of the tree instead of one per joint."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from agebody.engine.rowwise import Array, RowFunction, constant, empty
+from agebody.engine.batched import Array, BatchedFunction, constant, empty
 from agebody.rotations import PoseFormat, to_matrix
 
 
 class KinematicTree(nn.Module):
-    """The levels of a joint tree: the joints of each depth, and where their parents stand among those above.
+    """The levels of a joint tree: the joints of each depth, and the positions of their parents.
 
     Args:
         parents: parent of each joint; the root is first, with -1, and parents come before children.
@@ -54,7 +54,7 @@ class KinematicTree(nn.Module):
     def forward(
         self, rotations: Float[Tensor, "B J 3 3"], rest_joints: Float[Tensor, "B J 3"]
     ) -> tuple[Float[Tensor, "B J 3 4"], Float[Tensor, "B J 3 4"]]:
-        """World transforms G_j and skinning transforms A_j of every joint.
+        """Return the world transforms G_j and skinning transforms A_j of every joint.
 
         ``G_j = G_parent(j) [R_j | J_j - J_parent(j)]``, ``G_0 = [R_0 | J_0]``, and A_j takes the rest pose
         to the posed body: G_j after moving the rest joint to the origin.
@@ -67,17 +67,17 @@ class KinematicTree(nn.Module):
     def pose(
         self, pose: Float[Tensor, "B J ..."], pose_format: PoseFormat, rest_joints: Float[Tensor, "B J 3"]
     ) -> tuple[Float[Tensor, "B J 3 3"], Float[Tensor, "B J 3 4"], Float[Tensor, "B J 3 4"]]:
-        """The rotations of a pose in any format as matrices, then what `forward` makes of them."""
+        """Return the rotations of a pose in any format as matrices, then the results of `forward`."""
         matrices = to_matrix(pose, pose_format)
         return matrices, *self(matrices, rest_joints)
 
     def to_sorted(self, array: Array) -> Array:
-        """(B, J, ...) in the order of the joints as (J, B, ...) in order of depth."""
+        """Reorder (B, J, ...) in the order of the joints to (J, B, ...) in order of depth."""
         array = array.swapaxes(0, 1)
         return array if self.is_sorted else array[constant(self.order, array)]
 
     def from_sorted(self, array: Array) -> Array:
-        """The way back, to an array of its own."""
+        """Invert `to_sorted`, into a new array."""
         found = empty(array, array.shape[1], array.shape[0], *array.shape[2:])
         found[:, ... if self.is_sorted else constant(self.order, array)] = array.swapaxes(0, 1)
         return found
@@ -94,7 +94,7 @@ def ancestors(parents: Sequence[int] | np.ndarray) -> Float[np.ndarray, "J J"]:
 def homogeneous(
     rotations: Float[Tensor, "*batch 3 3"], translations: Float[Tensor, "*batch 3"]
 ) -> Float[Tensor, "*batch 4 4"]:
-    """[R t; 0 1]."""
+    """Return [R t; 0 1]."""
     pad = torch.nn.functional.pad
     return torch.cat(
         (pad(rotations, (0, 0, 0, 1)), pad(translations[..., None], (0, 0, 0, 1), value=1.0)), -1
@@ -116,7 +116,7 @@ def _definition(tree: KinematicTree, rotations: Tensor, rest_joints: Tensor) -> 
 def _value(
     tree: KinematicTree, keep: bool, rotations: Array, rest_joints: Array
 ) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
-    """Joint by joint in memory, so that a level is one piece."""
+    """Compute with the joints first in memory, so that a level is contiguous."""
     batch, num_joints = rest_joints.shape[:2]
     above, rest = constant(tree.above, rotations), tree.to_sorted(rest_joints)
     local = empty(rotations, num_joints, batch, 4, 4)
@@ -145,7 +145,7 @@ def _gradient(
     rotations: Array,
     rest_joints: Array,
 ) -> tuple[Array, Array]:
-    """With M = [G t]: M_child = M_parent L_child, so dM_parent += dM_child L_child^T, level by level."""
+    """Go up the levels: M_child = M_parent L_child, so dM_parent += dM_child L_child^T."""
     local, world = kept or _value(tree, True, rotations, rest_joints)[1]
     rest = tree.to_sorted(rest_joints)
     d_skinning = tree.to_sorted(grads[1])
@@ -168,4 +168,4 @@ def _gradient(
     return tree.from_sorted(d_local[..., :3]), tree.from_sorted(d_rest)
 
 
-_KINEMATICS = RowFunction(2, _definition, _value, _gradient, in_numpy=True)
+_KINEMATICS = BatchedFunction(2, _definition, _value, _gradient, in_numpy=True)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from agebody.engine import halfprecision
-from agebody.engine.rowwise import RowFunction
+from agebody.engine.batched import BatchedFunction
 
 BLOCK = 288
 """Vertices a block: few enough to touch few joints, enough for each step to outweigh its call."""
@@ -343,7 +343,7 @@ def _gradient(
     return found if base is None else (*found, d_base)
 
 
-_SURFACE = RowFunction(1, _definition, _value, _gradient)
+_SURFACE = BatchedFunction(1, _definition, _value, _gradient)
 
 
 def _large(like: Tensor, *shape: int) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from agebody.assets.asset import BodyAsset, Regressor
 from agebody.body import SMPL, SMPLA, BodyModel
-from agebody.engine.rowwise import own_precision
+from agebody.engine.batched import own_precision
 from agebody.fitting.patches import patch_layout
 from agebody.fitting.points import fit_points, fit_vertices
 from agebody.keypoints import KeypointLayout

@@ -18,7 +18,7 @@ from agebody.age import AgeCurve
 from agebody.body import BodyModel
 from agebody.cameras import Camera
 from agebody.checks import Weights, expect, expect_labels
-from agebody.engine.rowwise import own_precision
+from agebody.engine.batched import own_precision
 from agebody.fitting.observed import MIN_POINTS, Observed, pose_prior_of, read_observed, seen_joints
 from agebody.fitting.start import follow_frames, move_to_rays, starts_in_world
 from agebody.keypoints import KeypointLayout, get_layout

@@ -11,9 +11,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from agebody.body import SMPLA, BodyModel
-from agebody.engine.arguments import broadcast
+from agebody.checks import broadcast
+from agebody.engine.batched import own_precision
 from agebody.engine.deform import age_coefficients
-from agebody.engine.rowwise import own_precision
 from agebody.measure.definitions import MEASUREMENTS, Definition
 from agebody.measure.measurements import Measurements
 

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map
 
 from agebody.body import BodyModel
 from agebody.checks import Weights, apply_mask, expand_weights, expect, safe_norm
-from agebody.engine.rowwise import own_precision
+from agebody.engine.batched import own_precision
 from agebody.fitting.inverse_kinematics import (
     PARENT_PRIOR,
     ROUGH_SD,

@@ -11,8 +11,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from agebody.assets.asset import BodyAsset
-from agebody.checks import Reduction, Weights, apply_mask, expand_weights, expect, reduce, safe_norm
-from agebody.engine.arguments import broadcast
+from agebody.checks import (
+    Reduction,
+    Weights,
+    apply_mask,
+    broadcast,
+    expand_weights,
+    expect,
+    reduce,
+    safe_norm,
+)
 from agebody.losses.robust import Penalty, penalize
 
 FEET = ("left_ankle", "right_ankle", "left_foot", "right_foot")

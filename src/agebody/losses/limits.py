@@ -11,8 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from agebody.checks import Reduction, Weights, apply_mask, expect, reduce
-from agebody.engine.arguments import read_rotations
+from agebody.checks import Reduction, Weights, apply_mask, expect, read_rotations, reduce
 from agebody.losses.parameters import visible_matrices
 from agebody.losses.pose_priors import BODY_JOINTS, MahalanobisPrior
 from agebody.rotations import PoseFormat, check_format

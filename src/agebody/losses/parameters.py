@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from agebody.checks import Reduction, Weights, expand_weights, expect, reduce, residual, safe_norm
-from agebody.engine.rowwise import own_precision
+from agebody.engine.batched import own_precision
 from agebody.losses.robust import Penalty, penalize
 from agebody.rotations import ENTRY_SHAPES, PoseFormat, check_format, no_rotation, to_matrix
 

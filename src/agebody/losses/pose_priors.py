@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from agebody.assets.asset import SMPL_JOINT_NAMES, AssetError
 from agebody.assets.container import PathLike
 from agebody.assets.prior_files import Gaussian, Mixture, read_gaussian, read_mixture, write_prior
-from agebody.checks import Reduction, Weights, apply_mask, expand_weights, reduce
-from agebody.engine.arguments import read_rotations
-from agebody.engine.rowwise import own_precision
+from agebody.checks import Reduction, Weights, apply_mask, expand_weights, read_rotations, reduce
+from agebody.engine.batched import own_precision
 from agebody.losses.densities import fit_mixture, half_log_determinants, shrunk_covariance
 from agebody.losses.prior_arrays import (
     angle_indices,

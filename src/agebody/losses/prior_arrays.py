@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from agebody.engine.arguments import read_rotations
+from agebody.checks import read_rotations
 
 
 def read_names(joint_names: Sequence[str]) -> tuple[str, ...]:

@@ -9,8 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from agebody.assets.asset import SMPL_JOINT_NAMES
-from agebody.checks import Reduction, Weights, apply_mask, expand_weights, expect, reduce
-from agebody.engine.arguments import read_rotations
+from agebody.checks import Reduction, Weights, apply_mask, expand_weights, expect, read_rotations, reduce
 
 _HINGES = (("left_elbow", 1, 1.0), ("right_elbow", 1, -1.0), ("left_knee", 0, -1.0), ("right_knee", 0, -1.0))
 """Joint, axis (x, y, z) of its hinge, and the sign of turning it backwards."""

@@ -6,8 +6,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from agebody.checks import Reduction, Weights, apply_mask, expand_weights, expect, reduce, safe_norm
-from agebody.engine.arguments import broadcast
+from agebody.checks import (
+    Reduction,
+    Weights,
+    apply_mask,
+    broadcast,
+    expand_weights,
+    expect,
+    reduce,
+    safe_norm,
+)
 from agebody.engine.backend import BackendName
 from agebody.losses.robust import Penalty, penalize
 from agebody.mesh.closest import (

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from agebody.assets.asset import AssetError, BodyAsset
 from agebody.checks import expect, safe_norm
-from agebody.engine.rowwise import own_precision
+from agebody.engine.batched import own_precision
 from agebody.measure.definitions import GROUND, MEASUREMENTS, TOP, Definition, Distance, Girth, Height, Point
 from agebody.measure.landmarks import Parts, find_landmarks
 from agebody.measure.sections import Section, gap, plane_section, section_length, tape_length

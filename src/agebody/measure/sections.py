@@ -9,9 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from agebody.checks import expect, safe_norm
-from agebody.engine.arguments import broadcast
-from agebody.engine.rowwise import own_precision
+from agebody.checks import broadcast, expect, safe_norm
+from agebody.engine.batched import own_precision
 
 TAPE_DIRECTIONS = 240
 

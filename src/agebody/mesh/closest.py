@@ -11,7 +11,7 @@ from torch import Tensor
 
 from agebody.checks import expect, safe_norm
 from agebody.engine.backend import BackendName, choose_search, load_kernels
-from agebody.engine.rowwise import is_traced, is_transformed, own_precision
+from agebody.engine.batched import is_traced, is_transformed, own_precision
 
 PAIRS = 1 << 21
 """Point-triangle pairs that torch's search looks at together: some 50 MB."""

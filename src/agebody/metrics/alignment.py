@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from agebody.checks import Weights, apply_mask, at_least_float32, expand_weights, expect, expect_pair
-from agebody.engine.rowwise import own_precision
+from agebody.engine.batched import own_precision
 from agebody.keypoints import KeypointLayout, get_layout
 
 

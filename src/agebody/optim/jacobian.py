@@ -11,10 +11,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from agebody.body import BodyModel
+from agebody.engine.batched import own_precision
 from agebody.engine.deform import age_slopes, pose_feature
 from agebody.engine.kinematics import ancestors
 from agebody.engine.points import identity_moves, lever_sums
-from agebody.engine.rowwise import own_precision
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.rotations import right_jacobian
 

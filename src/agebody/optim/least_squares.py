@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from agebody.engine.rowwise import own_precision
+from agebody.engine.batched import own_precision
 
 _MAX_DAMPING = 1e12
 _LITTLE_DAMPING = 1.0  # a step with more damping than this counts as held back

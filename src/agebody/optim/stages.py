@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from agebody.body import BodyModel
 from agebody.checks import apply_mask
-from agebody.engine.rowwise import own_precision
+from agebody.engine.batched import own_precision
 from agebody.optim.least_squares import ChainQuadratic, Quadratic, minimize
 from agebody.optim.motion import Motion, Moves
 from agebody.optim.terms import Block, FreeVariables, State, Term

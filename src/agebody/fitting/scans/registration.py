@@ -14,7 +14,7 @@ from agebody.body import SMIL, BodyModel
 from agebody.cameras import Camera
 from agebody.checks import apply_mask, safe_norm
 from agebody.engine.backend import BackendName
-from agebody.engine.rowwise import own_precision
+from agebody.engine.batched import own_precision
 from agebody.fitting.scans.clouds import Cloud, Plane
 from agebody.fitting.scans.energy import ScanEnergy
 from agebody.fitting.scans.frames import Frames, read_frames

@@ -1,9 +1,9 @@
-"""Functions of independent rows: written by hand for speed, defined by plain torch for everything else.
+"""Functions over a batch with hand-written value and gradient, and a reference definition in plain torch.
 
-A body layer spends its time in a few functions that treat every row of a batch alike. Each of them is
-given three times: its *definition* in differentiable torch, its *value* and its *gradient* in whatever
-way is fast. Second and further derivatives, forward-mode derivatives, `torch.compile` and export use
-the definition; `torch.func.vmap` becomes more rows.
+A body layer spends its time in a few functions that compute every row of a batch independently. Each is given
+three times: its *definition* in differentiable torch, which is the reference implementation, and its *value*
+and *gradient* in whatever way is fast. Second and higher derivatives, forward-mode derivatives,
+`torch.compile` and export use the definition; `torch.func.vmap` becomes more rows.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ Tensors = tuple[Tensor, ...]
 
 
 Array = Any
-"""A tensor, or a NumPy array where a batch is small."""
+"""A tensor, or a NumPy array for small batches."""
 
 NUMPY_ENTRIES = 4096
-"""Tensors on the CPU of up to so many entries are handed over as NumPy arrays: its calls cost a third."""
+"""Up to this many entries, tensors on the CPU are handed over as NumPy arrays, whose calls cost a third."""
 
 
 @dataclass(frozen=True)
-class RowFunction:
-    """A function of tensors whose first dimension is the batch, with rows that do not see each other.
+class BatchedFunction:
+    """A function of tensors whose first dimension is the batch, with independent rows.
 
     ``constants`` is any object that does not depend on the batch.
     """
@@ -45,10 +45,10 @@ class RowFunction:
     gradient: Callable[..., tuple[Array | None, ...]]
     """(constants, wants, kept, grads, *arrays) -> gradient of each array, where ``wants`` is true"""
     in_numpy: bool = False
-    """Whether value and gradient are written in the operations that torch and NumPy share."""
+    """Whether value and gradient use only operations that torch and NumPy share."""
 
     def __call__(self, constants: Any, *tensors: Tensor) -> Tensors:
-        """The outputs."""
+        """Return the outputs."""
         with own_precision(tensors[0].device):
             if is_traced(*tensors):
                 return self.definition(constants, *tensors)
@@ -58,7 +58,7 @@ class RowFunction:
             return _Value.apply(self, constants, keep, *tensors)[: self.num_outputs]
 
     def find_value(self, constants: Any, keep: bool, *tensors: Tensor) -> tuple[Tensors, Tensors]:
-        """`value`, on tensors."""
+        """Compute `value` on tensors."""
         if not self._is_for_numpy(tensors[0]):
             return self.value(constants, keep, *tensors)
         outputs, kept = self.value(constants, keep, *_arrays(tensors))
@@ -67,14 +67,14 @@ class RowFunction:
     def find_gradient(
         self, constants: Any, wants: tuple[bool, ...], kept: Tensors, grads: Tensors, *tensors: Tensor
     ) -> tuple[Tensor | None, ...]:
-        """`gradient`, on tensors."""
+        """Compute `gradient` on tensors."""
         if not self._is_for_numpy(tensors[0]):
             return self.gradient(constants, wants, kept, grads, *tensors)
         found = self.gradient(constants, wants, _arrays(kept), _arrays(grads), *_arrays(tensors))
         return tuple(None if g is None else torch.from_numpy(g) for g in found)
 
     def vjp(self, constants: Any, grads_and_tensors: Tensors) -> Tensors:
-        """Gradient of the definition: (*grads, *tensors) -> gradient of each tensor."""
+        """Return the gradient of the definition: (*grads, *tensors) -> gradient of each tensor."""
         grads, tensors = grads_and_tensors[: self.num_outputs], grads_and_tensors[self.num_outputs :]
         return torch.func.vjp(functools.partial(self.definition, constants), *tensors)[1](grads)
 
@@ -84,12 +84,12 @@ class RowFunction:
 
 
 def empty(like: Array, *shape: int) -> Array:
-    """An uninitialised array of the kind, dtype and device of another."""
+    """Return an uninitialised array of the kind, dtype and device of another."""
     return np.empty(shape, like.dtype) if isinstance(like, np.ndarray) else like.new_empty(shape)
 
 
 def constant(tensor: Tensor, like: Array) -> Array:
-    """A constant as an array of the kind of another; numbers also in its dtype."""
+    """Return a constant as an array of the kind of another; floating-point numbers also in its dtype."""
     if isinstance(like, np.ndarray):
         array = tensor.numpy()
         return array.astype(like.dtype, copy=False) if tensor.is_floating_point() else array
@@ -104,7 +104,7 @@ class _Value(torch.autograd.Function):
     """The outputs, then what is kept."""
 
     @staticmethod
-    def forward(function: RowFunction, constants: Any, keep: bool, *tensors: Tensor) -> Tensors:
+    def forward(function: BatchedFunction, constants: Any, keep: bool, *tensors: Tensor) -> Tensors:
         outputs, kept = function.find_value(constants, keep, *tensors)
         return *outputs, *kept
 
@@ -121,7 +121,7 @@ class _Value(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors  # once: checkpointing makes them anew at every reading
+        saved = ctx.saved_tensors  # once: checkpointing recomputes them at every access
         tensors, kept = saved[: ctx.num_tensors], saved[ctx.num_tensors :]
         known = tuple(
             tensors[0].new_zeros(shape) if g is None else g
@@ -150,11 +150,11 @@ class _Value(torch.autograd.Function):
 
 
 class _Gradient(torch.autograd.Function):
-    """Gradient of every tensor; an empty one where it is not wanted."""
+    """The gradient of every tensor; an empty tensor where it is not wanted."""
 
     @staticmethod
     def forward(
-        function: RowFunction, constants: Any, wants: tuple[bool, ...], kept: Tensors, *tensors: Tensor
+        function: BatchedFunction, constants: Any, wants: tuple[bool, ...], kept: Tensors, *tensors: Tensor
     ) -> Tensors:
         grads, tensors = tensors[: function.num_outputs], tensors[function.num_outputs :]
         found = function.find_gradient(constants, wants, kept, grads, *tensors)
@@ -189,25 +189,25 @@ class _Gradient(torch.autograd.Function):
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensors, tuple[int, ...]]:
         function, constants, wants, _, *tensors = args
         rows = _more_rows(info.batch_size, in_dims[4:], tensors)
-        # What was kept belongs to other rows: the gradient makes it again.
+        # The kept tensors belong to other rows, so the gradient recomputes them.
         outputs = _Gradient.apply(function, constants, wants, (), *rows)
         return _fewer_rows(info.batch_size, outputs), (0,) * len(outputs)
 
 
 for _function in (_Value.forward, _Gradient.forward):
-    # torch asks for it at every call, and it takes 30 µs to make.
+    # torch reads it at every call, and making it takes 30 µs.
     setattr(_function, "__signature__", inspect.signature(_function))  # noqa: B010
 
 
 def own_precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Computes in the tensors' own floating type, should autocast be on (a backward pass may meet it too)."""
+    """Return a context that disables autocast, under which a backward pass may run, too."""
     if torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return contextlib.nullcontext()
 
 
 def is_traced(*tensors: Tensor) -> bool:
-    """Whether something follows the operations: a compiler, a mode as FakeTensorMode, a kind of tensor."""
+    """Return whether operations are recorded: by a compiler, a mode (FakeTensorMode) or a tensor subclass."""
     if torch.compiler.is_compiling():
         return True
     plain = all(type(t) is Tensor or type(t) is torch.nn.Parameter for t in tensors)
@@ -215,17 +215,17 @@ def is_traced(*tensors: Tensor) -> bool:
 
 
 def is_differentiated(*tensors: Tensor) -> bool:
-    """Whether a derivative of a function of these tensors may be asked for, or it is under a transform."""
+    """Return whether derivatives by these tensors may be needed, or a transform is active."""
     return (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)) or is_transformed()
 
 
 def is_transformed() -> bool:
-    """Whether a transform of torch.func, or forward-mode differentiation, is under way."""
+    """Return whether a transform of torch.func, or forward-mode differentiation, is active."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def _push(definition: Callable[..., Tensors], tensors: Tensors, tangents: Tensors) -> Tensors:
-    """Forward-mode derivative as the transpose of the reverse-mode one, which nests in any other mode."""
+    """Return the forward-mode derivative as the transpose of the reverse-mode one; it nests in any mode."""
     outputs, pull = torch.func.vjp(definition, *tensors)[:2]
     return torch.func.vjp(pull, tuple(torch.zeros_like(o) for o in outputs))[1](tangents)[0]
 
