@@ -1,5 +1,5 @@
-"""From scans to bodies: clouds by planes that are known, the energy by the losses that it is made of and by
-finite differences, the surface's solver by its dense matrix, and bodies that are found again."""
+"""Fits to scans: clouds by known planes, terms by the losses that they equal and by finite differences, the
+solver of the surface by its dense matrix, and bodies that are recovered."""
 
 import math
 from functools import partial
@@ -12,23 +12,54 @@ from scipy.spatial.transform import Rotation
 import agebody
 from agebody import losses
 from agebody.cameras import Camera
+from agebody.checks import apply_mask
 from agebody.fitting.scans import surface as scan_surface
 from agebody.fitting.scans.clouds import Cloud, Plane, above_plane, fit_plane, points_from_depth
-from agebody.fitting.scans.energy import LANDMARKS, ScanEnergy
 from agebody.fitting.scans.frames import Frames
 from agebody.fitting.scans.registration import choose_frames, fit_scans
 from agebody.fitting.scans.stages import SMPLIFY_KIDS
 from agebody.fitting.scans.start import AGES, lift_landmarks, start_from_landmarks
 from agebody.fitting.scans.surface import register_surface
+from agebody.fitting.scans.terms import LANDMARKS, ScanTerms
 from agebody.keypoints import get_layout
 from agebody.mesh.closest import visible_vertices
 from agebody.mesh.collisions import Exclusions
+from agebody.optim.stages import Stage, add_blocks
+from agebody.optim.terms import FreeVariables, State
 from agebody.parameters import BodyParameters
 from agebody.people import pose
 
 DOUBLE = torch.float64
 EYE = (0.1, 1.0, 0.25)
 LAST = SMPLIFY_KIDS[-1]
+WEIGHTS, SCALES = LAST.weights, LAST.scales
+
+
+class Problem:
+    """Terms of frames at their weights of the last stage, for the matches at one place."""
+
+    def __init__(self, scans, guess, rows=(0, 1), joints=None, **weights):
+        self.body, rows = scans.body, torch.tensor(rows)
+        self.matches = scans.match(guess, rows, joints=joints)
+        self.terms, self.free = scans.make(rows, self.matches), FreeVariables(scans.body)
+        self.weights = dict.fromkeys(self.terms, 1.0) | WEIGHTS | weights
+        for name, term in self.terms.items():
+            if name in SCALES:
+                term.robust_scale *= SCALES[name]
+
+    def blocks(self, vectors, rows=None):
+        rows = torch.arange(len(vectors)) if rows is None else rows
+        with torch.no_grad():
+            state = State(self.body, vectors, rows, self.free)
+            return {name: term(state) for name, term in self.terms.items()}
+
+    def costs(self, vectors):
+        return {name: self.weights[name] * b.quadratic.cost for name, b in self.blocks(vectors).items()}
+
+    def quadratic(self, vectors, rows=None):
+        blocks = self.blocks(vectors, rows).items()
+        weighted = [(self.weights[name], block) for name, block in blocks]
+        return add_blocks(weighted, len(vectors), len(self.free), vectors)
 
 
 def seeded(seed=0):
@@ -108,11 +139,11 @@ def energy(precise, exclude):
     pixels[0, 4] = torch.nan
     plane = Plane(torch.tensor([0, 1.0, 0], dtype=DOUBLE), torch.tensor(0.01, dtype=DOUBLE))
     frames = frames_of(
-        clouds, camera=view, keypoints=losses.surface.hide(pixels, confidences, 1),
+        clouds, camera=view, keypoints=apply_mask(pixels, confidences, 1),
         confidences=confidences, plane=plane,
     )  # fmt: skip
     prior = losses.joint_limits_prior(precise.asset.joint_names[1:], age_offset=1.0, dtype=DOUBLE)
-    found = ScanEnergy(precise, frames, get_layout("coco17"), prior, sample=150, exclude=exclude)
+    found = ScanTerms(precise, frames, get_layout("coco17"), prior, sample=150, exclude=exclude)
     guess = truth.vector() + 0.02 * torch.randn(truth.vector().shape, generator=seeded(5)).to(DOUBLE)
     return found, guess
 
@@ -187,87 +218,93 @@ class TestClouds:
             points_from_depth(torch.ones(2, 5, 5), view)
         with pytest.raises(ValueError, match="mask: expected booleans"):
             points_from_depth(torch.ones(5, 5), view, mask=torch.ones(5, 5))
-        with pytest.raises(ValueError, match="reach, max_jump"):
-            points_from_depth(torch.ones(5, 5), view, reach=0)
+        with pytest.raises(ValueError, match="max_jump"):
+            points_from_depth(torch.ones(5, 5), view, max_jump=0.0)
         with pytest.raises(ValueError, match="three"):
             fit_plane(torch.ones(2, 3))
-        with pytest.raises(ValueError, match="expected a plane with 20%"):
+        with pytest.raises(ValueError, match="expected 20% of them on one plane"):
             fit_plane(torch.randn(500, 3, generator=seeded()))
 
 
 class TestEnergy:
     def test_its_terms_are_the_losses(self, energy, precise):
-        energy, guess = energy
-        rows = torch.arange(2)
-        before = energy.joints_of(guess) + 0.01
-        matches = energy.match(guess, rows, LAST, before)
-        found = energy.costs(guess, rows, LAST, matches)
+        scans, guess = energy
+        before = scans.joints_of(guess) + 0.01
+        problem = Problem(scans, guess, joints=before)
+        found = problem.costs(guess)
         p = BodyParameters.from_vector(guess, precise)
         out = precise(p)
-        seen, faces = energy.seen, precise.faces
+        seen, faces, weights = scans.seen, precise.faces, problem.weights
         visible = visible_vertices(out.vertices, faces, torch.tensor(EYE, dtype=DOUBLE))
-        assert torch.equal(visible, matches.visible)
-        mean = lambda terms: terms.mean(1)  # noqa: E731
-        spread, back = energy.vertices[: energy.num_spread], energy.vertices[energy.num_spread :]
+        assert torch.equal(visible, problem.matches.visible)
         none = {"reduction": "none"}
+
+        def robust(name):
+            return {"penalty": partial(losses.gmof, rho=SCALES.get(name, 0.02)), **none}
+
         on_visible = losses.mesh_to_scan_loss(
-            out.vertices[:, spread], seen.points, weights=visible[:, spread],
-            penalty=partial(losses.gmof, rho=LAST.rho_m2s), **none,
-        ).sum(1) / visible[:, spread].sum(1)  # fmt: skip
+            out.vertices[:, scans.spread], seen.points, weights=visible[:, scans.spread], **robust("m2s")
+        ).sum(1) / visible[:, scans.spread].sum(1)
         known = seen.confidences != 0
         pixels = seen.camera.project(precise.keypoints("coco17", p)).pixels
-        landmark = losses.gmof(torch.where(known[..., None], pixels - seen.keypoints, 0), LAST.rho_landmarks)
+        landmark = losses.gmof(torch.where(known[..., None], pixels - seen.keypoints, 0), SCALES["keypoints"])
         landmark = (seen.confidences.square()[..., None] * landmark).sum((1, 2)) / (2 * known.sum(1))
-        foretold = before[0]  # of the second frame: nothing else came before the first
-        smooth = torch.stack((torch.zeros((), dtype=DOUBLE), (out.joints[1] - foretold).square().sum()))
-        plane = seen.plane
+        predicted = before[0]  # of the second frame: only the first comes before it
+        smooth = torch.stack((torch.zeros((), dtype=DOUBLE), (out.joints[1] - predicted).square().sum()))
+        normal, offset = seen.plane
         expected = {
-            "s2m": LAST.s2m * mean(losses.scan_to_mesh_loss(
-                out.vertices, seen.points, faces, visible=visible,
-                penalty=partial(losses.gmof, rho=LAST.rho_s2m), **none)),
-            "m2s": LAST.m2s * on_visible,
-            "inside": LAST.inside * mean(
-                losses.plane_penetration_loss(out.vertices[:, spread], plane.normal, plane.offset, **none)),
-            "close": LAST.close * mean(losses.plane_contact_loss(
-                out.vertices[:, back], plane.normal, plane.offset,
-                penalty=partial(losses.gmof, rho=LAST.rho_close), **none)),
-            "landmarks": LAST.landmarks * LANDMARKS * landmark,
-            "smooth": LAST.smooth * smooth,
-            "pose": LAST.pose * energy.pose_prior(p.body_pose, **none),
-            "bend": LAST.bend * losses.hyperextension_prior(p.body_pose, **none),
-            "shape": LAST.shape * losses.shape_prior(p.betas, **none),
-            "collision": LAST.collision * losses.self_intersection_loss(
-                out.vertices, faces, exclude=energy.exclude, **none),
-        }  # fmt: skip
+            "s2m": losses.scan_to_mesh_loss(
+                out.vertices, seen.points, faces, visible=visible, **robust("s2m")
+            ).mean(1),
+            "m2s": on_visible,
+            "inside": losses.plane_penetration_loss(
+                out.vertices[:, scans.spread], normal, offset, **none
+            ).mean(1),
+            "close": losses.plane_contact_loss(
+                out.vertices[:, scans.back], normal, offset, **robust("close")
+            ).mean(1),
+            "keypoints": LANDMARKS * landmark,
+            "smooth": smooth,
+            "pose": scans.priors["pose"].prior(p.body_pose, **none),
+            "hyperextension": losses.hyperextension_prior(p.body_pose, **none),
+            "shape": losses.shape_prior(p.betas, **none),
+            "collision": losses.self_intersection_loss(out.vertices, faces, exclude=scans.exclude, **none),
+        }
         assert set(found) == set(expected)
         for name, term in found.items():
             torch.testing.assert_close(
-                term, expected[name] / 2, msg=lambda text, name=name: f"{name}: {text}"
+                term, weights[name] * expected[name] / 2, msg=lambda text, name=name: f"{name}: {text}"
             )
         assert all((term != 0).any() for name, term in found.items() if name != "collision")
 
     def test_gradient_by_finite_differences(self, energy):
-        energy, guess = energy
-        rows = torch.arange(2)
-        matches = energy.match(guess, rows, LAST, energy.joints_of(guess) + 0.01)
-        model = energy.quadratic(guess, rows, LAST, matches)
-        way = torch.randn(guess.shape, generator=seeded(7)).to(DOUBLE)
+        scans, guess = energy
+        problem = Problem(scans, guess, joints=scans.joints_of(guess) + 0.01)
+        model = problem.quadratic(guess)
+        way = torch.zeros_like(guess)
+        way[:, problem.free.columns] = torch.randn(len(guess), len(problem.free), generator=seeded(7)).to(
+            DOUBLE
+        )
         step = 1e-7
-        up, down = (energy.quadratic(guess + s * way, rows, LAST, matches).cost for s in (step, -step))
+        up, down = (problem.quadratic(guess + s * way).cost for s in (step, -step))
         # Truncation is of the order of 1e-14 third derivatives, rounding of 1e-16 cost / step.
         torch.testing.assert_close(
-            (up - down) / (2 * step), (model.gradient * way).sum(1), rtol=1e-5, atol=1e-4
+            (up - down) / (2 * step),
+            (model.gradient * way[:, problem.free.columns]).sum(1),
+            rtol=1e-5,
+            atol=1e-4,
         )
         torch.testing.assert_close(model.normal, model.normal.mT)
         assert torch.linalg.eigvalsh(model.normal).min() > -1e-6 * model.normal.abs().max()
 
-    def test_frames_are_alone(self, energy):
-        energy, guess = energy
-        matches = energy.match(guess, torch.arange(2), LAST)
-        both = energy.quadratic(guess, torch.arange(2), LAST, matches)
-        second = energy.quadratic(guess[1:], torch.tensor([1]), LAST, matches)
-        torch.testing.assert_close(both.gradient[1:], second.gradient)
-        torch.testing.assert_close(both.cost[1:], second.cost)
+    def test_frames_are_independent(self, energy):
+        scans, guess = energy
+        both = Problem(scans, guess).quadratic(guess)
+        second = Problem(scans, guess).quadratic(guess[1:], torch.tensor([1]))
+        alone = Problem(scans, guess[1:], (1,)).quadratic(guess[1:])
+        for part in (second, alone):
+            torch.testing.assert_close(both.gradient[1:], part.gradient)
+            torch.testing.assert_close(both.cost[1:], part.cost)
 
     def test_what_meets_costs_and_is_pushed_apart(self, precise, exclude):
         """An arm through the trunk."""
@@ -275,20 +312,20 @@ class TestEnergy:
         names = precise.asset.joint_names[1:]
         truth.body_pose[0, names.index("left_shoulder")] = torch.tensor([0.0, 0.6, -2.2], dtype=DOUBLE)
         vertices = precise(truth).vertices
-        energy = ScanEnergy(
+        scans = ScanTerms(
             precise, frames_of(scan_of(vertices, precise.faces, 20, 0.0)), get_layout("coco17"),
             losses.joint_limits_prior(names, dtype=DOUBLE), sample=20,
             exclude=exclude,
         )  # fmt: skip
-        only = LAST._replace(s2m=0.0, m2s=0.0, pose=0.0, bend=0.0, shape=0.0, collision=1.0)
-        rows, x = torch.zeros(1, dtype=torch.int64), truth.vector()
-        matches = energy.match(x, rows, only)
-        model = energy.quadratic(x, rows, only, matches)
-        cost = losses.self_intersection_loss(vertices, precise.faces, exclude=energy.exclude)
+        x = truth.vector()
+        problem = Problem(scans, x, (0,), **dict.fromkeys(WEIGHTS, 0.0) | {"collision": 1.0})
+        model = problem.quadratic(x)
+        cost = losses.self_intersection_loss(vertices, precise.faces, exclude=exclude)
         torch.testing.assert_close(model.cost[0], cost / 2)
         assert cost > 0
-        moved = energy.quadratic(x - 1e-5 * model.gradient / model.gradient.norm(), rows, only, matches)
-        assert moved.cost < model.cost
+        moved = x.clone()
+        moved[:, problem.free.columns] -= 1e-5 * model.gradient / model.gradient.norm()
+        assert problem.quadratic(moved).cost < model.cost
 
 
 class TestStart:
@@ -331,6 +368,11 @@ class TestStart:
 
 
 class TestSurface:
+    @pytest.fixture(autouse=True)
+    def weights_of_a_ball(self, monkeypatch):
+        """Weights that suit a ball of 320 triangles."""
+        monkeypatch.setattr(scan_surface, "STRETCH", 4e4)
+
     def model(self, ball, moved):
         vertices, faces = ball
         eye = torch.tensor([0, 0, 1.0], dtype=DOUBLE)
@@ -341,14 +383,13 @@ class TestSurface:
         plane = Plane(torch.tensor([0, 0.6, 0.8], dtype=DOUBLE), torch.tensor(-0.09, dtype=DOUBLE))
         frames = frames_of([scan], camera=view, plane=plane)
         visible = visible_vertices(vertices, faces, eye)[None]
-        edges = scan_surface._edges(faces)
-        return scan_surface._model(
-            vertices[None], moved[None], torch.zeros(1, dtype=torch.int64), visible, faces, edges,
-            frames, LAST._replace(collision=0.0), 4e4, 1e3, None, "auto",
-        ), frames, visible  # fmt: skip
+        energy = scan_surface.SurfaceEnergy(
+            vertices[None], faces, scan_surface.edges_of(faces), visible, frames, LAST, "auto"
+        )
+        return energy.quadratize(moved.reshape(1, -1), torch.zeros(1, dtype=torch.int64)), frames, visible
 
     def test_edges_are_those_of_trimesh(self, ball):
-        edges = scan_surface._edges(ball[1])
+        edges = scan_surface.edges_of(ball[1])
         expected = trimesh.Trimesh(*ball, process=False).edges_unique
         assert sorted(map(tuple, edges.tolist())) == sorted(map(tuple, expected.tolist()))
 
@@ -372,23 +413,20 @@ class TestSurface:
         matrix = matrix + torch.diag(added[0])
         scaled = lambda residual: (residual.square() / matrix.diagonal()).sum().sqrt()  # noqa: E731
         rough = model.solve(target, added, None)[0]
-        assert scaled(target[0] - matrix @ rough) < 1.0001 * scan_surface.RESIDUE * scaled(target[0])
-        monkeypatch.setattr(scan_surface, "RESIDUE", 1e-12)
-        monkeypatch.setattr(scan_surface, "SWEEPS", size)
+        assert scaled(target[0] - matrix @ rough) < 1.0001 * scan_surface.CG_TOLERANCE * scaled(target[0])
+        monkeypatch.setattr(scan_surface, "CG_TOLERANCE", 1e-12)
+        monkeypatch.setattr(scan_surface, "CG_STEPS", size)
         torch.testing.assert_close(model.solve(target, added, None)[0], torch.linalg.solve(matrix, target[0]))
 
     def test_a_grown_ball_is_found_where_it_is_seen(self, ball):
         vertices, faces = ball
         _, frames, visible = self.model(ball, torch.zeros_like(vertices))
-        stage = LAST._replace(collision=0.0)
         frames = frames._replace(plane=None)
-        moved, _ = register_surface(vertices[None], faces, frames, stage, stretch=4e4, rounds=2)
+        moved, _ = register_surface(vertices[None], faces, frames, LAST)
         radius = moved[0].norm(dim=-1)
         front = visible[0] & (vertices[:, 2] > 0.05)
         assert abs(radius[front].mean() - 0.105) < 0.001
         assert (radius[vertices[:, 2] < -0.08] - 0.1).abs().max() < 0.004
-        with pytest.raises(ValueError, match="rounds"):
-            register_surface(vertices[None], faces, frames, stage, rounds=0)
 
 
 class TestFit:
@@ -420,7 +458,12 @@ class TestFit:
         torch.testing.assert_close(fit.parameters.betas[0], fit.parameters.betas[1])
         assert report.shape_frames.tolist() == [0, 1]
         assert report.pose.converged.shape == (2,)
-        assert set(report.pose.terms) >= {"s2m", "m2s", "landmarks", "inside", "close", "smooth", "pose"}
+        # The prior of the shape counts in each of the two frames, though they share the shape.
+        shape = WEIGHTS["shape"] * fit.parameters.betas.square().sum(1)
+        torch.testing.assert_close(report.shape.terms["shape"], shape[:1])
+        for step in (report.shape, report.pose):
+            torch.testing.assert_close(sum(step.terms.values()), step.cost)
+        assert set(report.pose.terms) >= {"s2m", "m2s", "keypoints", "inside", "close", "smooth", "pose"}
         with torch.no_grad():
             again = infant(fit.parameters).vertices
         torch.testing.assert_close(again, fit.vertices)
@@ -451,7 +494,7 @@ class TestFit:
         frames = frames_of(clouds)
         frames.weights[3, 50:] = 0
         names = infant.asset.joint_names[1:]
-        energy = ScanEnergy(infant, frames, get_layout("coco17"), losses.joint_limits_prior(names), sample=50)
+        energy = ScanTerms(infant, frames, get_layout("coco17"), losses.joint_limits_prior(names), sample=50)
         start = truth.map(lambda part: part[[0, 0, 2, 3]])
         # The first two are the same guess; the last has an eighth of the points: not in the better half.
         assert choose_frames(energy, start, 1).tolist() == [0]
@@ -465,7 +508,7 @@ class TestFit:
             "scans: expected at least one": {"scans": []},
             r"scans\[0\]: expected torch.float32": {"scans": [scan.double()]},
             r"scans\[0\]: expected finite": {"scans": [scan / 0]},
-            "start: expected parameters to begin with": {},
+            "start: expected parameters, because": {},
             "weights: expected None": {"weights": torch.ones(1, 17)},
             r"keypoints: expected shape \(1, 17, 2\)": {"keypoints": points.expand(2, -1, -1)},
             "age_offset: SMIL has one age": {"keypoints": points, "age_offset": 0.5},
@@ -475,7 +518,8 @@ class TestFit:
                 "keypoints": points,
                 "pose_prior": losses.joint_limits_prior(["left_hip"]),
             },
-            "start: expected parameters of this body": {"start": BodyParameters.zeros(infant, 3)},
+            "start.global_orient: expected a shape": {"start": BodyParameters.zeros(infant, 3)},
+            "stages: expected terms": {"keypoints": points, "stages": [Stage({"nothing": 1.0})]},
         }.items():
             given = {"scans": [scan], "camera": view} | options
             with pytest.raises(ValueError, match=match):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, cached_property
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -128,6 +128,11 @@ class State:
                 derivatives = derivatives.index_select(-1, self.free.columns)
             self._points[id(layout)] = found.points, derivatives
         return self._points[id(layout)]
+
+    @cached_property
+    def vertices(self) -> Float[Tensor, "b V 3"]:
+        """Vertices of the bodies [m]."""
+        return self.body(self.parameters).vertices
 
     def block(
         self,

@@ -1,1 +1,1 @@
-"""Infants, and others, in clouds of points: SMIL's energy in three steps (Hesse et al., MICCAI 2018)."""
+"""Bodies in clouds of points: SMIL's registration in three steps (Hesse et al., MICCAI 2018)."""

@@ -1,4 +1,4 @@
-"""What was seen in the frames of a sequence: clouds of one size, cameras, landmarks."""
+"""Observations of a sequence: clouds padded to one size, cameras, landmarks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from agebody.body import BodyModel
@@ -18,16 +18,16 @@ from agebody.mesh.closest import rows_of
 
 
 class Frames(NamedTuple):
-    """What was seen in F frames, in one world."""
+    """Observations of F frames, in one world."""
 
     points: Float[Tensor, "F N 3"]
-    """Scans, filled up to the same size [m]."""
+    """Scans, padded to the same size [m]."""
     weights: Float[Tensor, "F N"]
-    """0 for what fills up."""
+    """0 for padding."""
     camera: Camera
-    """Of all frames, or of each."""
+    """One for all frames, or one per frame."""
     keypoints: Float[Tensor, "F K 2"] | None = None
-    """Landmarks in the images [px]."""
+    """Landmarks in the images [pixels]."""
     confidences: Float[Tensor, "F K"] | None = None
     plane: Plane | None = None
 
@@ -41,11 +41,7 @@ def read_frames(
     layout: KeypointLayout,
     plane: Plane | None,
 ) -> Frames:
-    """Everything checked, in the body's type, and as one batch.
-
-    Raises:
-        TypeError, ValueError: as `agebody.fitting.scans.fit_scans`.
-    """
+    """Check the observations of `fit_scans` and return them as one batch."""
     clouds = [scan.points if isinstance(scan, Cloud) else scan for scan in scans]
     if not clouds:
         raise ValueError("scans: expected at least one, got none")
@@ -56,13 +52,13 @@ def read_frames(
                 f"scans[{i}]: expected {body.dtype} (N, 3), got {cloud.dtype} {tuple(cloud.shape)}"
             )
         if not cloud.isfinite().all():
-            raise ValueError(f"scans[{i}]: expected finite points; leave out what is a hole")
+            raise ValueError(f"scans[{i}]: expected finite points; leave out holes")
     frames, most = len(clouds), max(1, *map(len, clouds))
     points, there = clouds[0].new_zeros(frames, most, 3), clouds[0].new_zeros(frames, most)
     for i, cloud in enumerate(clouds):
         points[i, : len(cloud)], there[i, : len(cloud)] = cloud, 1
     if camera.focal.dim() > 1 and len(camera.focal) != frames:
-        raise ValueError(f"camera: expected one, or one for each of {frames} frames, got {len(camera.focal)}")
+        raise ValueError(f"camera: expected one, or one per frame ({frames}), got {len(camera.focal)}")
     if plane is not None and not (plane.normal.isfinite().all() and plane.offset.isfinite().all()):
         raise ValueError("plane: expected finite numbers")
     if keypoints is None:
@@ -79,37 +75,22 @@ def read_frames(
     confidences = expand_weights(weights, keypoints.shape[:2])
     confidences = torch.ones_like(keypoints[..., 0]) if confidences is None else confidences.to(keypoints)
     if not (confidences >= 0).all() or confidences.isinf().any():
-        raise ValueError("weights: expected finite numbers from 0 on")
+        raise ValueError("weights: expected finite numbers of 0 or more")
     keypoints = apply_mask(keypoints, confidences, 1)
     if not keypoints.isfinite().all():
-        raise ValueError("keypoints: expected finite pixels where the weights are not zero")
+        raise ValueError("keypoints: expected finite pixels where weights are not 0")
     return Frames(points, there, camera, keypoints, confidences, plane)
 
 
 def eye_of(camera: Camera, like: Tensor) -> Float[Tensor, "*batch 3"]:
-    """Where the camera is [m]."""
+    """Return the position of the camera [m]."""
     return camera.to_world(like.new_zeros(1, 3))[..., 0, :]
-
-
-def camera_of(camera: Camera, rows: Int[Tensor, " b"]) -> Camera:
-    """The cameras of some frames; what all share stays as it is."""
-
-    def pick(part: Tensor, entry: int = 1) -> Tensor:
-        return part if part.dim() == entry else part[rows]
-
-    return Camera(
-        pick(camera.focal),
-        pick(camera.center),
-        None if camera.rotation is None else pick(camera.rotation, 2),
-        None if camera.translation is None else pick(camera.translation),
-        None if camera.distortion is None else pick(camera.distortion),
-    )
 
 
 def draw_points(
     points: Float[Tensor, "F N 3"], weights: Float[Tensor, "F N"], count: int
 ) -> tuple[Float[Tensor, "F S 3"], Float[Tensor, "F S"]]:
-    """At most so many points of each scan, drawn at random but always the same."""
+    """Draw at most ``count`` points of each scan, with a fixed seed."""
     generator = torch.Generator().manual_seed(0)
     order = torch.rand(weights.shape, generator=generator).to(points)
     chosen = torch.where(weights != 0, order, -1).topk(min(count, weights.shape[1]), 1).indices

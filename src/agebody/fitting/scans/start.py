@@ -1,4 +1,4 @@
-"""Where a fit to scans begins: landmarks in the image, lifted onto the scan, place the body in each frame."""
+"""Start of a fit to scans: the body is moved onto landmarks that are lifted from the image to the scan."""
 
 from __future__ import annotations
 
@@ -8,33 +8,32 @@ from torch import Tensor
 
 from agebody.body import BodyModel
 from agebody.checks import safe_norm
-from agebody.fitting.scans.frames import Frames, camera_of
+from agebody.fitting.scans.frames import Frames
 from agebody.keypoints import KeypointLayout
 from agebody.metrics import procrustes
 from agebody.parameters import BodyParameters
 from agebody.rotations import from_matrix
 
 RADIUS = 12.0
-"""Distance in the image within which a point of the scan stands for a landmark [px]."""
+"""Largest distance in the image between a landmark and the point of the scan for it [pixels]."""
 STIFF = ("nose", "neck", "head", "pelvis", "thorax", "spine", "eye", "ear", "shoulder", "hip")
-"""Landmarks of trunk and head, which the pose moves least: words in their names."""
+"""Landmarks of trunk and head, which move least with the pose: parts of their names."""
 AGES = 9
-"""Age offsets that are tried."""
+"""Number of age offsets that are tried."""
 
 
 def lift_landmarks(seen: Frames) -> tuple[Float[Tensor, "F K 3"], Float[Tensor, "F K"]]:
-    """The point of the scan that is nearest to each landmark in the image, and the landmark's weight.
+    """Return the point of the scan that is nearest to each landmark in the image, and the landmark's weight.
 
-    0 where no point is near. A landmark that is hidden, or a joint within the body, is lifted onto what lies
-    in front of it: good enough to begin with.
+    The weight is 0 if no point is near. A hidden landmark, or a joint inside the body, is lifted onto the
+    surface in front of it, which is good enough for a start.
     """
     assert seen.keypoints is not None
     assert seen.confidences is not None
     points, weights = [], []
+    pixels = seen.camera.project(seen.points).pixels
     for frame in range(len(seen.points)):
-        rows = torch.tensor([frame], device=seen.points.device)
-        pixels = camera_of(seen.camera, rows).project(seen.points[rows]).pixels[0]
-        away = torch.cdist(torch.nan_to_num(seen.keypoints[frame]), pixels)
+        away = torch.cdist(torch.nan_to_num(seen.keypoints[frame]), pixels[frame])
         away = torch.where(seen.weights[frame] != 0, away, torch.inf)
         distance, nearest = away.min(1)
         points.append(seen.points[frame, nearest])
@@ -49,10 +48,11 @@ def start_from_landmarks(
     body_pose: Float[Tensor, "J 3"],
     age_offset: Float[Tensor, ""] | None,
 ) -> BodyParameters:
-    """The mean person in one pose, moved rigidly onto the lifted landmarks of trunk and head in each frame.
+    """Move the mean person in one pose rigidly onto the lifted landmarks of trunk and head of each frame.
 
-    Where the body has ages and none is given, it is the one of `AGES` whose landmarks are as far from each
-    other as the lifted ones. Frames with fewer than three landmarks begin as the nearest frame that has them.
+    If the body has ages and none is given, the age whose distances between landmarks agree best with those
+    of the lifted ones is chosen. Frames with fewer than three landmarks start like the nearest frame with
+    three.
 
     Raises:
         ValueError: no frame has three landmarks of trunk or head.
@@ -63,8 +63,8 @@ def start_from_landmarks(
     usable = (weights != 0).sum(1) >= 3
     if not usable.any():
         raise ValueError(
-            "keypoints: expected a frame with three landmarks of trunk or head on the scan, to begin with; "
-            "there is none: give start="
+            "keypoints: expected a frame with three landmarks of trunk or head on the scan, got none; "
+            "give start="
         )
     frames = torch.arange(len(lifted), device=lifted.device)
     apart = (frames[:, None] - frames).abs() + len(frames) * ~usable
@@ -86,16 +86,14 @@ def start_from_landmarks(
 def _age(
     body: BodyModel, layout: KeypointLayout, body_pose: Tensor, lifted: Tensor, weights: Tensor
 ) -> Tensor:
-    """The age whose mean person has the distances between lifted landmarks, by the median of their ratios."""
+    """Return the age whose distances between landmarks fit best, by the median of their ratios."""
     ages = torch.linspace(0, 1, AGES).to(lifted)
     points = body.shape(age_offset=ages).keypoints(layout, body_pose=body_pose, pose_format="axis_angle")
-    spans = lambda p: safe_norm(p[:, :, None] - p[:, None])  # noqa: E731
-    pairs = (weights[:, :, None] * weights[:, None] != 0) & ~torch.eye(len(layout), dtype=torch.bool).to(
-        weights.device
-    )
-    found, known = spans(lifted)[pairs], spans(points)
+    spans, known = (safe_norm(p[:, :, None] - p[:, None]) for p in (lifted, points))
+    same = torch.eye(len(layout), dtype=torch.bool, device=weights.device)
+    pairs = (weights[:, :, None] * weights[:, None] != 0) & ~same
     misfit = [
-        (found / known[i].expand(len(lifted), -1, -1)[pairs].clamp(min=1e-3)).log().median().abs()
-        for i in range(len(ages))
+        (spans[pairs] / of_age.expand_as(spans)[pairs].clamp(min=1e-3)).log().median().abs()
+        for of_age in known
     ]
     return ages[int(torch.stack(misfit).argmin())]

@@ -1,163 +1,118 @@
-"""The first two steps from scans to bodies: one shape from a few frames, then every frame's pose."""
+"""The first two steps of a fit to scans: one shape from a few frames, then the pose of each frame."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from agebody.body import BodyModel
-from agebody.fitting.scans.energy import ScanEnergy
-from agebody.fitting.scans.matches import Matches
-from agebody.fitting.scans.stages import ScanStage
-from agebody.optim.least_squares import ChainQuadratic, Quadratic, Solution, minimize
+from agebody.fitting.scans.terms import Matches, ScanTerms
+from agebody.optim.stages import FitReport, Stage, fit_bodies
+from agebody.parameters import GROUPS, BodyParameters, group_slices
 
-EVALUATIONS = 10
-"""After which visibility is found anew."""
+POSE = ("global_orient", "body_pose", "transl")
 SETTLED = 3
-"""Steps of a round after which, if it converged, the next would change little."""
-TOLERANCE = 1e-3
-"""Share of the cost that a step must gain for another to follow."""
-
-
-class StepReport(NamedTuple):
-    """How one step ended, for each of its problems."""
-
-    converged: Bool[Tensor, " n"]
-    iterations: Int[Tensor, " n"]
-    """Steps that were tried."""
-    stop: Int[Tensor, " n"]
-    """An `agebody.optim.least_squares.Stop` each."""
-    cost: Float[Tensor, " n"]
-    """Half of the energy with the last stage's weights."""
-    terms: dict[str, Float[Tensor, " frames"]]
-    """What each term adds to it, a frame; empty for the surface."""
+"""A round that converges within this many steps is the last of its stage: the next would change little."""
+CHUNK = 64
+"""Frames whose poses are solved together."""
 
 
 def fit_shape(
-    energy: ScanEnergy,
+    scans: ScanTerms,
     vectors: Float[Tensor, "F P"],
     chosen: Int[Tensor, " n"],
-    stages: Sequence[ScanStage],
+    stages: Sequence[Stage],
     rounds: int,
     free_age: bool,
-) -> tuple[Float[Tensor, "F P"], StepReport]:
-    """Step 1: one problem, in which frames meet in the shape alone.
+) -> tuple[Float[Tensor, "F P"], FitReport]:
+    """Fit one shape and the poses of a few frames (step 1): one problem, whose frames share the shape alone.
 
     Args:
-        energy: of all frames.
-        vectors: where they begin.
-        chosen: the frames that decide.
-        stages: one after the other; at least one.
-        rounds: of each, at least one.
-        free_age: whether the age offset is found, too.
+        scans: maker of the terms.
+        vectors: starts of all frames.
+        chosen: the frames that determine the shape.
+        stages: at least one.
+        rounds: of each stage, at most; between them, visibility is recomputed.
+        free_age: whether the age offset is free.
 
     Returns:
-        The vectors, all of them with the new shape, and those of the chosen frames with their poses.
+        All vectors with the new shape, those of the chosen frames with their poses; a report of one problem.
     """
-    own, shared = _columns(energy.body, free_age)
-    frames = vectors[chosen]
-    lower, upper = _age_bounds(frames, len(chosen) * len(own), shared, free_age)
-
-    def spread(x: Tensor) -> Tensor:
-        found = frames.clone()
-        found[:, own] = x[0, : len(chosen) * len(own)].view(len(chosen), -1)
-        found[:, shared] = x[0, len(chosen) * len(own) :]
-        return found
-
-    def quadratize(x: Tensor, _: Tensor, stage: ScanStage, matches: Matches) -> ChainQuadratic:
-        part = energy.quadratic(spread(x), chosen, stage, matches)
-        rows = part.normal[:, own]
-        return ChainQuadratic(
-            part.cost.sum(0, keepdim=True),
-            part.gradient[None, :, own], part.gradient[:, shared].sum(0)[None],
-            rows[None, :, :, own], None, rows[None, :, :, shared],
-            part.normal[:, shared][:, :, shared].sum(0)[None],
-        )  # fmt: skip
-
-    x = torch.cat((frames[:, own].flatten(), frames[:, shared].mean(0)))[None]
-    solutions = []
+    groups = [group for group in GROUPS if free_age or group != "age_offset"]
+    found, reports = vectors[chosen], []
     for stage in stages:
         for _ in range(rounds):
-            matches = energy.match(spread(x), chosen, stage)
-            solution = minimize(
-                lambda x, rows, stage=stage, matches=matches: quadratize(x, rows, stage, matches), x,
-                lower=lower, upper=upper, max_iterations=EVALUATIONS, cost_tolerance=TOLERANCE,
-            )  # fmt: skip
-            x = solution.x
-            solutions.append(solution)
-            if bool(solution.converged[0]) and int(solution.iterations[0]) <= SETTLED:
+            matches = scans.match(found, chosen, collisions=uses(stage, "collision"))
+            found, report = _solve(scans, found[None], chosen, matches, stage, groups)
+            found = found[0]
+            reports.append(report)
+            if bool(report.converged[0]) and int(report.iterations[0]) <= SETTLED:
                 break
     vectors = vectors.clone()
-    vectors[chosen] = spread(x)
-    vectors[:, shared] = x[:, len(chosen) * len(own) :]
-    matches = energy.match(vectors[chosen], chosen, stages[-1])
-    return vectors, step_report(solutions, energy.costs(vectors[chosen], chosen, stages[-1], matches))
+    vectors[chosen] = found
+    slices = group_slices(scans.body)
+    shape = slice(slices["betas"].start, slices["age_offset"].stop if free_age else slices["betas"].stop)
+    vectors[:, shape] = found[0, shape]
+    iterations = torch.stack([report.iterations for report in reports]).sum(0)
+    return vectors, reports[-1]._replace(iterations=iterations)
 
 
 def fit_poses(
-    energy: ScanEnergy, vectors: Float[Tensor, "F P"], stages: Sequence[ScanStage], rounds: int
-) -> tuple[Float[Tensor, "F P"], StepReport]:
-    """Step 2: a problem a frame, with the shape held; arguments as in `fit_shape`."""
-    own, _ = _columns(energy.body, False)
-    everyone = torch.arange(len(vectors), device=vectors.device)
-    iterations = torch.zeros_like(everyone)
-    stop, cost = torch.zeros_like(everyone), vectors.new_zeros(len(vectors))
-    converged = torch.zeros_like(everyone, dtype=torch.bool)
+    scans: ScanTerms, vectors: Float[Tensor, "F P"], stages: Sequence[Stage], rounds: int
+) -> tuple[Float[Tensor, "F P"], FitReport]:
+    """Fit the pose of each frame with its shape fixed (step 2); arguments and results as of `fit_shape`."""
+    vectors, everyone = vectors.clone(), torch.arange(len(vectors), device=vectors.device)
+    zero, costs = torch.zeros_like(everyone), torch.zeros_like(vectors[:, 0])
+    total = FitReport(zero.bool(), zero.clone(), zero.clone(), costs, {})
     for stage in stages:
         active = everyone
         for _ in range(rounds):
-            matches = energy.match(vectors, everyone, stage, energy.joints_of(vectors))
-
-            def quadratize(
-                x: Tensor, rows: Tensor, stage: ScanStage = stage, matches: Matches = matches,
-                held: Tensor = vectors, active: Tensor = active,
-            ) -> Quadratic:  # fmt: skip
-                frames = active[rows]
-                whole = held[frames].clone()
-                whole[:, own] = x
-                part = energy.quadratic(whole, frames, stage, matches)
-                return Quadratic(part.cost, part.gradient[:, own], part.normal[:, own][:, :, own])
-
-            found = minimize(
-                quadratize, vectors[active][:, own], max_iterations=EVALUATIONS, cost_tolerance=TOLERANCE
-            )
-            vectors = vectors.clone()
-            vectors[active[:, None], own] = found.x
-            iterations[active] += found.iterations
-            stop[active], cost[active], converged[active] = found.stop, found.cost, found.converged
-            active = active[~(found.converged & (found.iterations <= SETTLED))]
+            joints = scans.joints_of(vectors)
+            matches = scans.match(vectors, everyone, collisions=uses(stage, "collision"), joints=joints)
+            unsettled = []
+            for rows in active.split(CHUNK):
+                part = matches.select(rows)
+                vectors[rows], report = _solve(scans, vectors[rows], rows, part, stage, POSE)
+                total.iterations[rows] += report.iterations
+                total.converged[rows], total.stop[rows] = report.converged, report.stop
+                total.cost[rows] = report.cost
+                for name in {*total.terms, *report.terms}:
+                    term = total.terms.setdefault(name, torch.zeros_like(costs))
+                    term[rows] = report.terms.get(name, 0.0)
+                unsettled.append(rows[~(report.converged & (report.iterations <= SETTLED))])
+            active = torch.cat(unsettled)
             if len(active) == 0:
                 break
-    matches = energy.match(vectors, everyone, stages[-1], energy.joints_of(vectors))
-    terms = energy.costs(vectors, everyone, stages[-1], matches)
-    return vectors, StepReport(converged, iterations, stop, cost, terms)
+    return vectors, total
 
 
-def _columns(body: BodyModel, free_age: bool) -> tuple[list[int], list[int]]:
-    """Columns of a frame's own parameters, and of the shape that all frames share."""
-    angles = 3 * body.num_joints
-    age = angles + body.num_betas
-    own = [*range(angles), *range(age + 1, age + 4)]
-    return own, [*range(angles, age + free_age)]
+def uses(stage: Stage, name: str) -> bool:
+    """Return whether a term has a weight in a stage."""
+    return stage.weights.get(name, 1.0) != 0
 
 
-def _age_bounds(
-    like: Tensor, num_own: int, shared: list[int], free_age: bool
-) -> tuple[Tensor | None, Tensor | None]:
-    if not free_age:
-        return None, None
-    lower = like.new_full((num_own + len(shared),), -torch.inf)
-    upper = -lower
-    lower[-1], upper[-1] = 0, 1
-    return lower, upper
-
-
-def step_report(solutions: Sequence[Solution], terms: dict[str, Tensor]) -> StepReport:
-    """How problems ended that were solved again and again."""
-    last = solutions[-1]
-    iterations = torch.stack([solution.iterations for solution in solutions]).sum(0)
-    return StepReport(last.converged, iterations, last.stop, last.cost, terms)
+def _solve(
+    scans: ScanTerms,
+    vectors: Float[Tensor, "*clip b P"],
+    rows: Int[Tensor, " b"],
+    matches: Matches,
+    stage: Stage,
+    groups: Sequence[str],
+) -> tuple[Float[Tensor, "*clip b P"], FitReport]:
+    """Fit frames for one round, each alone, or all as one clip (1, b, P)."""
+    terms = scans.make(rows, matches)
+    weights = {name: stage.weights.get(name, 1.0) for name in terms}
+    if vectors.dim() == 3:
+        weights["shape"] *= len(rows)  # a prior of the shape counts once per clip, the others in each frame
+    stage = stage._replace(
+        weights=weights,
+        scales={name: scale for name, scale in stage.scales.items() if name in terms},
+        groups=[group for group in stage.groups if group in groups],
+    )
+    bounds = (0.0, 1.0) if "age_offset" in groups else (-math.inf, math.inf)
+    start = BodyParameters.from_vector(vectors, scans.body)
+    found, report = fit_bodies(scans.body, terms, [stage], start, age_bounds=bounds, beta_bound=math.inf)
+    return found.vector(), report

@@ -1,18 +1,17 @@
-"""Beyond the model: a displacement of every vertex, as smooth as the scan allows."""
+"""Registration of a surface to a scan: a smooth displacement of every vertex beyond the body model."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from agebody.checks import safe_norm
+from agebody.checks import apply_mask, safe_norm
 from agebody.engine.backend import BackendName
 from agebody.fitting.scans.frames import Frames, eye_of
-from agebody.fitting.scans.stages import ScanStage
-from agebody.losses import gmof, plane_height, self_intersection_loss
+from agebody.losses import plane_height
 from agebody.mesh.closest import (
     closest_barycentric,
     closest_faces,
@@ -22,8 +21,9 @@ from agebody.mesh.closest import (
     rows_of,
     visible_vertices,
 )
-from agebody.mesh.collisions import Exclusions
-from agebody.optim.least_squares import Solution, minimize
+from agebody.optim.least_squares import minimize
+from agebody.optim.stages import FitReport, Stage
+from agebody.optim.terms import robust_weights
 
 STRETCH = 4e6
 """Weight of the mean over edges of the squared difference between the displacements of their ends [1/m^2]: a
@@ -32,18 +32,20 @@ STAY = 1e4
 """Weight of the mean square of the displacements [1/m^2]."""
 SLIDE = 0.1
 """Share of the stiffness with which a point of the scan resists motion along the surface, in the model of a
-step alone: between point to plane (0) and point to point (1)."""
-SWEEPS = 30
-"""Steps of conjugate gradients in a step of the solver, at most."""
-RESIDUE = 1e-2
-"""Share of the right-hand side at which they end."""
+step only: between point to plane (0) and point to point (1)."""
+CG_STEPS = 30
+"""Largest number of steps of conjugate gradients per step of the solver."""
+CG_TOLERANCE = 1e-2
+"""Relative residual at which conjugate gradients stop."""
+ROUNDS = 2
+"""Between rounds of ten evaluations, visibility is recomputed."""
 
 
 class SurfaceModel(NamedTuple):
-    """The energy of displacements d (b, V, 3) about one place, to second order, as its parts.
+    """Energy of displacements d (b, V, 3) at one point, to second order, as its parts.
 
-    A scan's point s pulls at the triangle that it is nearest to; vertices are pulled at alone by the scan and
-    by the table; edges resist stretching.
+    A `agebody.optim.least_squares.Model`. A point s of the scan attracts the triangle nearest to it; scan and
+    table attract vertices; edges resist stretching.
     """
 
     cost: Float[Tensor, " b"]
@@ -51,16 +53,17 @@ class SurfaceModel(NamedTuple):
     corners: Int[Tensor, "b S 3"]
     barycentric: Float[Tensor, "b S 3"]
     along: Float[Tensor, "b S 3"]
-    """Unit vector of the pull."""
+    """Unit vector of the attraction by a point of the scan."""
     pull: Float[Tensor, "b S"]
-    held: Float[Tensor, "b V"]
-    """Resistance of a vertex in every direction."""
+    """Stiffness along it."""
+    isotropic: Float[Tensor, "b V"]
+    """Stiffness of a vertex in every direction."""
     pressed: Float[Tensor, "b V"]
-    """Resistance along the table's normal."""
+    """Stiffness of a vertex along the normal of the table."""
     normal: Float[Tensor, "b 3"]
     edges: Int[Tensor, "b E 2"]
     stretch: Float[Tensor, " b"]
-    """Of each edge."""
+    """Stiffness of each edge."""
 
     @property
     def gradient(self) -> Tensor:
@@ -68,22 +71,22 @@ class SurfaceModel(NamedTuple):
         return self.vertex_gradient.flatten(1)
 
     def diagonal(self) -> Tensor:
-        """Of the normal matrix."""
+        """See `agebody.optim.least_squares.Model`."""
         share = SLIDE + (1 - SLIDE) * self.along.square()
         own = (self.pull[..., None] * share)[:, :, None] * self.barycentric.square()[..., None]
         total = _add(torch.zeros_like(self.vertex_gradient), self.corners, own)
         ones = self.stretch[:, None, None, None].expand(*self.edges.shape, 1)
         total = total + _add(torch.zeros_like(self.vertex_gradient[..., :1]), self.edges, ones)
-        total = total + self.held[..., None] + self.pressed[..., None] * self.normal[:, None].square()
+        total = total + self.isotropic[..., None] + self.pressed[..., None] * self.normal[:, None].square()
         return total.flatten(1)
 
     def product(self, vector: Tensor) -> Tensor:
-        """The normal matrix times a vector."""
+        """See `agebody.optim.least_squares.Model`."""
         moved = vector.unflatten(1, (-1, 3))
         at = interpolate(_take(moved, self.corners), self.barycentric)
         along = self.along * (self.along * at).sum(-1, keepdim=True)
         force = self.pull[..., None] * (SLIDE * at + (1 - SLIDE) * along)
-        total = self.held[..., None] * moved
+        total = self.isotropic[..., None] * moved
         total = total + self.pressed[..., None] * self.normal[:, None] * (moved @ self.normal[..., None])
         total = _add(total, self.corners, self.barycentric[..., None] * force[:, :, None])
         start, end = _take(moved, self.edges).unbind(2)
@@ -98,8 +101,8 @@ class SurfaceModel(NamedTuple):
         found, residual = torch.zeros_like(target), target
         direction = residual / scale
         energy = (residual * direction).sum(1, keepdim=True)
-        least = RESIDUE**2 * energy
-        for _ in range(SWEEPS):
+        least = CG_TOLERANCE**2 * energy
+        for _ in range(CG_STEPS):
             going = energy > least
             if not going.any():
                 break
@@ -121,122 +124,114 @@ def register_surface(
     vertices: Float[Tensor, "F V 3"],
     faces: Int[Tensor, "T 3"],
     seen: Frames,
-    stage: ScanStage,
+    stage: Stage,
     *,
-    stretch: float = STRETCH,
-    stay: float = STAY,
-    rounds: int = 2,
-    exclude: Exclusions | None = None,
     backend: BackendName = "auto",
-) -> tuple[Float[Tensor, "F V 3"], Solution]:
-    """Fitted surfaces, moved onto their scans: terms of a stage that look at the surface, and its stretching.
+) -> tuple[Float[Tensor, "F V 3"], FitReport]:
+    """Move fitted surfaces onto their scans (step 3).
 
-        E(d) = E_s2m + E_m2s + E_inside + E_collision + stretch mean_edges |d_i - d_j|^2 + stay mean |d|^2
+        E(d) = E_s2m + E_m2s + E_inside + STRETCH mean_edges |d_i - d_j|^2 + STAY mean |d|^2
 
-    What the scanner did not see follows what it saw, and fades.
+    What the scanner did not see follows what it saw, and fades. Collisions do not count: where skin touches
+    skin, nearly every step would make triangles intersect, and all would stay where it is.
 
     Args:
         vertices: of the fitted bodies [m].
-        faces: their triangles.
-        seen: scans, of which every point counts, and table.
-        stage: weights of the terms; landmarks and priors have no say.
-        stretch: see above [1/m^2].
-        stay: see above [1/m^2].
-        rounds: of ten evaluations, between which visibility is found anew.
-        exclude: pairs of faces that are no collision.
+        faces: of the bodies.
+        seen: scans, of which all points count, and table.
+        stage: weights and scales of "s2m", "m2s" and "inside"; others are ignored.
         backend: of the searches.
 
     Returns:
-        The moved vertices, and how each frame ended.
+        The moved vertices, and a report per frame without costs of single terms.
     """
-    moved = torch.zeros_like(vertices)
-    eye = eye_of(seen.camera, vertices)
-    edges = _edges(faces)
-    solution: Solution | None = None
-    for _ in range(rounds):
+    edges, eye, moved = edges_of(faces), eye_of(seen.camera, vertices), torch.zeros_like(vertices)
+    solutions = []
+    for _ in range(ROUNDS):
         visible = visible_vertices(vertices + moved, faces, eye, backend=backend)
-
-        def quadratize(x: Tensor, rows: Tensor, visible: Tensor = visible) -> SurfaceModel:
-            return _model(
-                vertices[rows], x.unflatten(1, (-1, 3)), rows, visible[rows], faces, edges, seen, stage,
-                stretch, stay, exclude, backend,
-            )  # fmt: skip
-
-        solution = minimize(quadratize, moved.flatten(1), max_iterations=10, cost_tolerance=1e-3)
-        moved = solution.x.unflatten(1, (-1, 3))
-    if solution is None:
-        raise ValueError(f"rounds: expected 1 or more, got {rounds}")
-    return vertices + moved, solution
+        energy = SurfaceEnergy(vertices, faces, edges, visible, seen, stage, backend)
+        found = minimize(energy.quadratize, moved.flatten(1), max_iterations=10, cost_tolerance=1e-3)
+        moved = found.x.unflatten(1, (-1, 3))
+        solutions.append(found)
+    last = solutions[-1]
+    iterations = torch.stack([found.iterations for found in solutions]).sum(0)
+    return vertices + moved, FitReport(last.converged, iterations, last.stop, last.cost, {})
 
 
-@torch.no_grad()
-def _model(
-    rest: Tensor, moved: Tensor, rows: Tensor, visible: Tensor, faces: Tensor, edges: Tensor,
-    seen: Frames, stage: ScanStage, stretch: float, stay: float, exclude: Exclusions | None,
-    backend: BackendName,
-) -> SurfaceModel:  # fmt: skip
-    count, size = moved.shape[:2]
-    mesh = rest + moved
-    scan, weights = seen.points[rows], seen.weights[rows]
-    among = visible[:, faces].all(-1)
-    weights = weights * among.any(-1, keepdim=True)
-    face = closest_faces(scan, mesh, faces, among=among, backend=backend)
-    triangles = corners_of(mesh, faces, face)
-    barycentric = closest_barycentric(scan, triangles)
-    away = torch.where((weights != 0)[..., None], interpolate(triangles, barycentric) - scan, 0)
-    cost, pull, force = _robust(away, weights, stage.s2m, stage.rho_s2m)
-    length = safe_norm(away)[..., None]
-    along = away / torch.where(length == 0, 1, length)
-    corners = faces[face]
-    gradient = _add(torch.zeros_like(mesh), corners, barycentric[..., None] * force[:, :, None])
+class SurfaceEnergy(NamedTuple):
+    """Energy of the displacements of F surfaces, for fixed visibility."""
 
-    nearest = rows_of(scan, nearest_points(mesh, scan, weights=weights, backend=backend))
-    counted = (visible & (weights != 0).any(-1, keepdim=True)).to(mesh)
-    gap = torch.where((counted != 0)[..., None], mesh - nearest, 0)
-    more, held, force = _robust(gap, counted, stage.m2s, stage.rho_m2s)
-    cost, gradient = cost + more, gradient + force
+    vertices: Float[Tensor, "F V 3"]
+    faces: Int[Tensor, "T 3"]
+    edges: Int[Tensor, "E 2"]
+    visible: Bool[Tensor, "F V"]
+    seen: Frames
+    stage: Stage
+    backend: BackendName
 
-    normal, pressed = torch.zeros_like(mesh[:, 0]), torch.zeros_like(mesh[..., 0])
-    if seen.plane is not None:
-        normal = seen.plane.normal.expand(count, 3)
-        depth = plane_height(mesh, seen.plane.normal, seen.plane.offset).clamp(max=0)
-        pressed = stage.inside / size * (depth < 0)
-        cost = cost + (pressed * depth.square()).sum(1) / 2
-        gradient = gradient + (pressed * depth)[..., None] * normal[:, None]
+    @torch.no_grad()
+    def quadratize(self, x: Float[Tensor, "b N"], rows: Int[Tensor, " b"]) -> SurfaceModel:
+        """Return the model of some frames at displacements (b, 3 V)."""
+        moved, visible, faces, seen = x.unflatten(1, (-1, 3)), self.visible[rows], self.faces, self.seen
+        count, size = moved.shape[:2]
+        mesh = self.vertices[rows] + moved
+        scan, weights = seen.points[rows], seen.weights[rows]
+        among = visible[:, faces].all(-1)
+        weights = weights * among.any(-1, keepdim=True)
+        face = closest_faces(scan, mesh, faces, among=among, backend=self.backend)
+        triangles = corners_of(mesh, faces, face)
+        barycentric = closest_barycentric(scan, triangles)
+        away = apply_mask(interpolate(triangles, barycentric) - scan, weights, 1)
+        cost, pull, force = self._robust(away, weights, "s2m")
+        length = safe_norm(away)[..., None]
+        along = away / torch.where(length == 0, 1, length)
+        corners = faces[face]
+        gradient = _add(torch.zeros_like(mesh), corners, barycentric[..., None] * force[:, :, None])
 
-    start, end = _take(moved, edges.expand(count, -1, -1)).unbind(2)
-    tension = stretch / len(edges) * (start - end)
-    cost = cost + (tension * (start - end)).sum((1, 2)) / 2 + stay / size * moved.square().sum((1, 2)) / 2
-    gradient = _add(gradient, edges.expand(count, -1, -1), torch.stack((tension, -tension), 2))
-    gradient = gradient + stay / size * moved
-    if stage.collision:
-        with torch.inference_mode(False), torch.enable_grad():
-            free = mesh.detach().clone().requires_grad_()
-            met = (
-                stage.collision
-                / 2
-                * self_intersection_loss(free, faces, exclude=exclude, reduction="none", backend=backend)
-            )
-            (push,) = torch.autograd.grad(met.sum(), free)
-        cost, gradient = cost + met.detach(), gradient + push
-    return SurfaceModel(
-        cost, gradient, corners, barycentric, along, pull, held + stay / size, pressed, normal,
-        edges.expand(count, -1, -1), torch.full_like(cost, stretch / len(edges)),
-    )  # fmt: skip
+        nearest = rows_of(scan, nearest_points(mesh, scan, weights=weights, backend=self.backend))
+        counted = (visible & (weights != 0).any(-1, keepdim=True)).to(mesh)
+        more, isotropic, force = self._robust(apply_mask(mesh - nearest, counted, 1), counted, "m2s")
+        cost, gradient = cost + more, gradient + force
+
+        normal, pressed = torch.zeros_like(mesh[:, 0]), torch.zeros_like(mesh[..., 0])
+        if seen.plane is not None:
+            normal = seen.plane.normal.expand(count, 3)
+            depth = plane_height(mesh, seen.plane.normal, seen.plane.offset).clamp(max=0)
+            pressed = self.stage.weights.get("inside", 1.0) / size * (depth < 0)
+            cost = cost + (pressed * depth.square()).sum(1) / 2
+            gradient = gradient + (pressed * depth)[..., None] * normal[:, None]
+
+        edges, stay = self.edges.expand(count, -1, -1), STAY / size
+        start, end = _take(moved, edges).unbind(2)
+        tension = STRETCH / len(self.edges) * (start - end)
+        cost = cost + (tension * (start - end)).sum((1, 2)) / 2 + stay * moved.square().sum((1, 2)) / 2
+        gradient = _add(gradient, edges, torch.stack((tension, -tension), 2)) + stay * moved
+        return SurfaceModel(
+            cost=cost,
+            vertex_gradient=gradient,
+            corners=corners,
+            barycentric=barycentric,
+            along=along,
+            pull=pull,
+            isotropic=isotropic + stay,
+            pressed=pressed,
+            normal=normal,
+            edges=edges,
+            stretch=torch.full_like(cost, STRETCH / len(self.edges)),
+        )
+
+    def _robust(
+        self, away: Float[Tensor, "b S 3"], weights: Float[Tensor, "b S"], name: str
+    ) -> tuple[Float[Tensor, " b"], Float[Tensor, "b S"], Float[Tensor, "b S 3"]]:
+        """Return half of the weighted mean of the robust costs of lengths, their stiffness and gradient."""
+        weight, scale = self.stage.weights.get(name, 1.0), self.stage.scales.get(name, 1.0)
+        weights = weight * weights / (weights != 0).sum(1, keepdim=True).clamp(min=1)
+        cost, robust = robust_weights(away.square().sum(-1), "gmof", scale)
+        return (weights * cost).sum(1) / 2, weights * robust, (weights * robust)[..., None] * away
 
 
-def _robust(
-    away: Float[Tensor, "b S 3"], weights: Float[Tensor, "b S"], weight: float, rho: float
-) -> tuple[Float[Tensor, " b"], Float[Tensor, "b S"], Float[Tensor, "b S 3"]]:
-    """Half of the weighted mean of `gmof` of lengths; its curvature along each, and its gradient."""
-    weights = weight * weights / (weights != 0).sum(1, keepdim=True).clamp(min=1)
-    length = safe_norm(away)
-    factor = weights / (1 + (length / rho).square()).square()
-    return (weights * gmof(length, rho)).sum(1) / 2, factor, factor[..., None] * away
-
-
-def _edges(faces: Int[Tensor, "T 3"]) -> Int[Tensor, "E 2"]:
-    """Each edge of a mesh once."""
+def edges_of(faces: Int[Tensor, "T 3"]) -> Int[Tensor, "E 2"]:
+    """Return each edge of a mesh once."""
     sides = torch.cat((faces[:, :2], faces[:, 1:], faces[:, ::2]))
     return sides.sort(1).values.unique(dim=0)
 
@@ -248,6 +243,6 @@ def _take(vectors: Float[Tensor, "b V C"], ids: Int[Tensor, "b S K"]) -> Float[T
 def _add(
     total: Float[Tensor, "b V C"], ids: Int[Tensor, "b S K"], values: Float[Tensor, "b S K C"]
 ) -> Float[Tensor, "b V C"]:
-    """The values added to the rows that they belong to."""
+    """Add values to the rows with their ids."""
     index = ids.flatten(1)[..., None].expand(-1, -1, values.shape[-1])
     return total.scatter_add(1, index, values.flatten(1, 2))

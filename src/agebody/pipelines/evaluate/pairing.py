@@ -1,4 +1,4 @@
-"""Pair the people of two files, and group them by image and age."""
+"""Who is who in two files, and who belongs together."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from agebody.pipelines.evaluate.files import Bodies
 from agebody.pipelines.evaluate.table import Cell, Row
 
 LOST, NOBODY = -1, -2
-"""In place of the row of a prediction: the person has none, or does not count."""
+"""In place of a prediction's row: a person without one, and one who does not count."""
 
 AGE_ROWS = tuple(reversed([kind.name for kind in AGE_CLASSES]))
 """Rows of a table by age, from the youngest; a row of all follows."""
 
 
 def pair(pred: Bodies, target: Bodies) -> np.ndarray:
-    """Return the row of each person's prediction by id, or the same row if neither file has ids; else `LOST`.
+    """Row of each person's prediction by id, or the same row where neither file has ids; else `LOST`.
 
     Raises:
-        AnnotationError: a prediction belongs to nobody, only one file has ids, or they have two types.
+        AnnotationError: a prediction is of nobody, or only one file has ids, or they are of two kinds.
     """
     if pred.has("ids") != target.has("ids"):
         without, other = (pred, target) if target.has("ids") else (target, pred)
@@ -44,7 +44,8 @@ def pair(pred: Bodies, target: Bodies) -> np.ndarray:
 
 
 def match_images(pred: Bodies, target: Bodies) -> np.ndarray:
-    """Return the row of each person's prediction by keypoints per image, as in Relative Human's evaluation.
+    """Row of each person's prediction, by the keypoints in each image, as Relative Human's evaluation does
+    it.
 
     `LOST` where there is none; `NOBODY` for people without a visible keypoint.
 
@@ -72,21 +73,21 @@ def match_images(pred: Bodies, target: Bodies) -> np.ndarray:
 
 
 def expect_same_size(pred: Bodies, target: Bodies, name: str) -> None:
-    """Check that both files have equally many points per person."""
+    """Checks that both have as many points a person."""
     sizes = [people.get(name).shape[1] for people in (pred, target)]
     if sizes[0] != sizes[1]:
         fail(pred.path, f"{name}: expected {sizes[1]} a person, as in {target.path}, got {sizes[0]}")
 
 
 def clusters_of(target: Bodies) -> np.ndarray:
-    """Return the cluster of each person for the bootstrap: the image, or else the person."""
+    """What is drawn together: the index of each person's image, or of each person."""
     if target.image_ids is None:
         return np.arange(target.count)
     return np.unique(target.image_ids, return_inverse=True)[1].reshape(-1)
 
 
 def groups_of(target: Bodies, counted: np.ndarray) -> list[tuple[str, np.ndarray]]:
-    """Return the groups of a table: names, and which of the counted people belong to them."""
+    """Rows of a table, each a name and who of those who count belongs to it."""
     groups = [("all", counted)]
     if target.age_classes is not None:
         index = {kind.name: i for i, kind in enumerate(AGE_CLASSES)}
@@ -95,7 +96,7 @@ def groups_of(target: Bodies, counted: np.ndarray) -> list[tuple[str, np.ndarray
 
 
 def rows_of(groups: Iterable[tuple[str, np.ndarray]], lost: np.ndarray, cells: list[Cell]) -> tuple[Row, ...]:
-    """Return the rows of a table from all its cells, row by row."""
+    """Rows of a table from all of its cells, one row after the other."""
     groups = list(groups)
     width = len(cells) // len(groups)
     return tuple(
@@ -105,7 +106,7 @@ def rows_of(groups: Iterable[tuple[str, np.ndarray]], lost: np.ndarray, cells: l
 
 
 def notes_of(target: Bodies, rows: np.ndarray) -> tuple[str, ...]:
-    """Return notes for readers of the table."""
+    """What a reader of the table has to know."""
     notes = []
     if (rows == LOST).any():
         notes.append(
@@ -121,7 +122,7 @@ def notes_of(target: Bodies, rows: np.ndarray) -> tuple[str, ...]:
 
 
 def tensor(array: np.ndarray) -> torch.Tensor:
-    """Return a tensor in double precision."""
+    """In double precision."""
     return torch.from_numpy(array.astype(np.float64))
 
 

@@ -1,0 +1,396 @@
+"""Terms of bodies in scans, and what is recomputed between rounds: visibility and predictions."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from agebody.body import BodyModel
+from agebody.checks import apply_mask, safe_norm
+from agebody.engine.backend import BackendName
+from agebody.fitting.scans.clouds import Plane
+from agebody.fitting.scans.frames import Frames, draw_points, eye_of
+from agebody.keypoints import KeypointLayout
+from agebody.losses import TRUNK, MahalanobisPrior, part_vertices, plane_height, self_intersection_loss
+from agebody.mesh.closest import (
+    closest_barycentric,
+    closest_faces,
+    corners_of,
+    interpolate,
+    nearest_points,
+    rows_of,
+    visible_vertices,
+)
+from agebody.mesh.collisions import Exclusions, find_collisions
+from agebody.optim.jacobian import SurfaceJacobian
+from agebody.optim.terms import (
+    Block,
+    HyperextensionPrior,
+    Points,
+    PosePrior,
+    Reprojection,
+    Robust,
+    ShapePrior,
+    State,
+    Term,
+    robust_weights,
+)
+from agebody.parameters import BodyParameters
+
+_SURFACE_TERMS = ("s2m", "m2s", "inside", "close", "collision")
+TERMS = (*_SURFACE_TERMS, "keypoints", "smooth", "pose", "hyperextension", "shape")
+"""Names of the terms, for the weights of stages."""
+SCAN_SHARE = 4
+"""Points of a scan in which vertices search their nearest, per point that searches the surface."""
+BACK = 64
+"""Number of vertices of the back in the contact term."""
+LANDMARKS = 118.0
+"""smplify-kids multiplies the mean over the coordinates of its 59 landmarks by this."""
+FRAMES = 8
+"""Frames whose visibility is computed together."""
+
+
+class Matches(NamedTuple):
+    """What is computed once per round of a stage, for b frames."""
+
+    visible: Bool[Tensor, "b V"]
+    """Vertices that the scanner sees."""
+    faces: Int[Tensor, "b T"]
+    """Faces with visible corners only, padded with repetitions."""
+    num_faces: Int[Tensor, " b"]
+    """Number of such faces."""
+    meets: Bool[Tensor, " b"]
+    """Whether a body intersects itself; False if collisions have no weight."""
+    predicted: Float[Tensor, "b J 3"]
+    """Joints as predicted from the two frames before [m]."""
+    known: Float[Tensor, "b J"]
+    """1 if they are predicted, 0 otherwise, as in the first frame."""
+
+    def select(self, rows: Int[Tensor, " n"]) -> Matches:
+        """Return the matches of some of the frames."""
+        return Matches(*(part[rows] for part in self))
+
+
+class ScanTerms:
+    """Maker of the terms of F frames of scans.
+
+    Args:
+        body: the layer.
+        seen: the frames.
+        layout: of the landmarks.
+        pose_prior: of all joints of the body but the root.
+        sample: number of points of each scan, and of vertices, that the terms use.
+        exclude: pairs of faces that are no collision.
+        backend: of the searches.
+    """
+
+    def __init__(
+        self,
+        body: BodyModel,
+        seen: Frames,
+        layout: KeypointLayout,
+        pose_prior: MahalanobisPrior,
+        *,
+        sample: int = 600,
+        exclude: Exclusions | None = None,
+        backend: BackendName = "auto",
+    ) -> None:
+        self.body, self.seen, self.layout = body, seen, layout
+        self.backend: BackendName = backend
+        self.exclude = exclude
+        asset, like = body.asset, seen.points
+        self.points, self.point_weights = draw_points(seen.points, seen.weights, sample)
+        self.scan, self.scan_weights = draw_points(seen.points, seen.weights, SCAN_SHARE * sample)
+        self.spread = farthest_rows(torch.tensor(asset.template).to(like), sample // 2)
+        back = part_vertices(asset, [name for name in TRUNK if name in asset.joint_names], facing=(0, 0, -1))
+        self.back = back[:: max(1, len(back) // BACK)].to(like.device)
+        self.joints = all_joints(asset.joint_names)
+        self.surface = SurfaceJacobian(body)
+        self.priors: dict[str, Term] = {"pose": PosePrior(pose_prior, body), "shape": ShapePrior()}
+        if HyperextensionPrior.applies_to(body):
+            self.priors["hyperextension"] = HyperextensionPrior(body)
+        self.eye = eye_of(seen.camera, like).expand(len(like), 3)
+
+    def joints_of(self, vectors: Float[Tensor, "b P"]) -> Float[Tensor, "b J 3"]:
+        """Return the joints of bodies [m]."""
+        return self.body.keypoints(self.joints, BodyParameters.from_vector(vectors, self.body))
+
+    @torch.no_grad()
+    def match(
+        self,
+        vectors: Float[Tensor, "b P"],
+        rows: Int[Tensor, " b"],
+        *,
+        collisions: bool = True,
+        joints: Float[Tensor, "b J 3"] | None = None,
+    ) -> Matches:
+        """Find what is visible, and predict joints by ``J_1 + (J_1 - J_2) / 2`` from the two frames before.
+
+        Args:
+            vectors: current parameters of some frames.
+            rows: indices of these frames.
+            collisions: whether to find self-intersections.
+            joints: current joints if the frames are consecutive and are to be predicted.
+        """
+        visible, meets = [], torch.zeros_like(rows, dtype=torch.bool)
+        for some in torch.arange(len(rows), device=rows.device).split(FRAMES):
+            mesh = self.body(BodyParameters.from_vector(vectors[some], self.body)).vertices
+            eye = self.eye[rows[some]]
+            visible.append(visible_vertices(mesh, self.body.faces, eye, backend=self.backend))
+            if collisions:
+                found = find_collisions(mesh, self.body.faces, exclude=self.exclude, backend=self.backend)
+                meets[some] = (found.pairs[..., 0] >= 0).any(-1)
+        predicted = vectors.new_zeros(len(rows), len(self.joints), 3)
+        known = torch.zeros_like(predicted[..., 0])
+        if joints is not None:
+            last = torch.cat((joints[:1], joints[:-1]))
+            predicted = last + (last - torch.cat((last[:1], last[:-1]))) / 2
+            known[1:] = 1
+        seen = torch.cat(visible)
+        return Matches(seen, *visible_faces(seen, self.body.faces), meets, predicted, known)
+
+    def make(self, rows: Int[Tensor, " b"], matches: Matches) -> dict[str, Term]:
+        """Return the terms of some frames by name, with their matches."""
+        seen, surface, backend = self.seen, self.surface, self.backend
+        points = self.points[rows], self.point_weights[rows]
+        scan = self.scan[rows], self.scan_weights[rows]
+        terms: dict[str, Term] = {
+            "s2m": ScanToMesh(surface, *points, matches, backend),
+            "m2s": MeshToScan(surface, *scan, self.spread, matches, backend),
+            "smooth": Points(self.joints, matches.predicted, matches.known),
+            "collision": SelfIntersection(matches.meets, self.exclude, backend),
+            **self.priors,
+        }
+        if seen.plane is not None:
+            terms["inside"] = Penetration(surface, seen.plane, self.spread)
+            terms["close"] = PlaneContact(surface, seen.plane, self.back)
+        if seen.keypoints is not None and seen.confidences is not None:
+            pixels, confidences = seen.keypoints[rows, None], seen.confidences[rows, None]
+            count = 2 * (confidences != 0).sum(-1, keepdim=True).clamp(min=1)
+            camera = seen.camera.expand(len(seen.points)).map(lambda part: part[rows, None])
+            weights, unit = LANDMARKS * confidences.square() / count, torch.ones_like(pixels[..., 0, 0])
+            terms["keypoints"] = Reprojection(self.layout, pixels, weights, camera, unit, robust_scale=1.0)
+        return terms
+
+
+class _SurfaceTerm:
+    """Half of the weighted mean of robust costs of the distances of points of the surface.
+
+    Each point is pulled along its own direction, and held fixed on its triangle for the derivatives.
+    """
+
+    robust: Robust = "gmof"
+    robust_scale = 1.0
+    """[m]"""
+
+    def __init__(self, surface: SurfaceJacobian) -> None:
+        self.surface = surface
+
+    def _block(
+        self,
+        state: State,
+        differences: Float[Tensor, "b S 3"],
+        weights: Float[Tensor, "b S"],
+        faces: Int[Tensor, "b S"] | None = None,
+        barycentric: Float[Tensor, "b S 3"] | None = None,
+        vertices: Int[Tensor, "b S"] | None = None,
+    ) -> Block:
+        """Return the block of points whose ``differences`` from their targets shall vanish.
+
+        Args:
+            state: the bodies.
+            differences: from target to point [m].
+            weights: of the points, over their number; see `_mean_weights`.
+            faces, barycentric, vertices: the points, as in `SurfaceJacobian.rows`.
+        """
+        differences = apply_mask(differences, weights, 1)
+        length = safe_norm(differences)
+        along = differences / torch.where(length == 0, 1, length)[..., None]
+        cost, robust = robust_weights(length.square(), self.robust, self.robust_scale)
+        p = state.parameters
+        pose = torch.cat((p.global_orient[:, None], p.body_pose), 1)
+        arguments = (pose, p.betas, p.age_offset, p.transl, faces, barycentric)
+        rows = self.surface.rows(*arguments, along=along, vertices=vertices).rows
+        root = torch.sqrt(weights * robust)
+        jacobian = (root[..., None] * rows).index_select(-1, state.free.columns)
+        return state.block(root * length, jacobian, (weights * cost).sum(1) / 2)
+
+
+class ScanToMesh(_SurfaceTerm):
+    """Distances of points of the scan from the visible surface (s2m).
+
+    Args:
+        surface: derivatives of the surface.
+        points: (b, S, 3) of the scan [m].
+        weights: (b, S).
+        matches: of the frames.
+        backend: of the search.
+    """
+
+    def __init__(
+        self,
+        surface: SurfaceJacobian,
+        points: Tensor,
+        weights: Tensor,
+        matches: Matches,
+        backend: BackendName,
+    ) -> None:
+        super().__init__(surface)
+        self.points, self.matches = points, matches
+        self.weights = _mean_weights(weights * matches.num_faces[:, None].clamp(max=1))
+        self.backend: BackendName = backend
+
+    def __call__(self, state: State) -> Block:
+        """See `_SurfaceTerm`."""
+        points, mesh, faces = self.points[state.rows], state.vertices, state.body.faces
+        # The visible faces are a mesh of their own, because a search sorts whatever it is given.
+        visible = self.matches.faces[state.rows]
+        alone = rows_of(mesh, faces[visible].flatten(1))
+        each = torch.arange(alone.shape[1], device=faces.device).view(-1, 3)
+        face = visible.gather(1, closest_faces(points, alone, each, backend=self.backend))
+        triangles = corners_of(mesh, faces, face)
+        barycentric = closest_barycentric(points, triangles)
+        differences = interpolate(triangles, barycentric) - points
+        return self._block(state, differences, self.weights[state.rows], faces=face, barycentric=barycentric)
+
+
+class MeshToScan(_SurfaceTerm):
+    """Distances of visible vertices from the nearest point of the scan (m2s).
+
+    Args:
+        surface: derivatives of the surface.
+        scan: (b, N, 3) [m].
+        scan_weights: (b, N); points of weight 0 are ignored.
+        vertices: (S,) that are used.
+        matches: of the frames.
+        backend: of the search.
+    """
+
+    def __init__(
+        self,
+        surface: SurfaceJacobian,
+        scan: Tensor,
+        scan_weights: Tensor,
+        vertices: Tensor,
+        matches: Matches,
+        backend: BackendName,
+    ) -> None:
+        super().__init__(surface)
+        self.scan, self.scan_weights, self.vertices = scan, scan_weights, vertices
+        seen = matches.visible[:, vertices] & (scan_weights != 0).any(-1, keepdim=True)
+        self.weights = _mean_weights(seen.to(scan))
+        self.backend: BackendName = backend
+
+    def __call__(self, state: State) -> Block:
+        """See `_SurfaceTerm`."""
+        rows, points = state.rows, state.vertices[:, self.vertices]
+        scan, weights = self.scan[rows], self.scan_weights[rows]
+        nearest = rows_of(scan, nearest_points(points, scan, weights=weights, backend=self.backend))
+        where = self.vertices.expand(len(rows), -1)
+        return self._block(state, points - nearest, self.weights[rows], vertices=where)
+
+
+class PlaneContact(_SurfaceTerm):
+    """Heights of vertices above a plane, such as those of the back above the table (close).
+
+    Args:
+        surface: derivatives of the surface.
+        plane: the table.
+        vertices: (S,) that are used.
+    """
+
+    robust_scale = 0.02
+
+    def __init__(self, surface: SurfaceJacobian, plane: Plane, vertices: Int[Tensor, " S"]) -> None:
+        super().__init__(surface)
+        self.plane, self.vertices = plane, vertices
+
+    def __call__(self, state: State) -> Block:
+        """See `_SurfaceTerm`."""
+        return self._plane_block(state, self._heights(state), self.vertices)
+
+    def _heights(self, state: State) -> Float[Tensor, "b S"]:
+        return plane_height(state.vertices[:, self.vertices], *self.plane)
+
+    def _plane_block(self, state: State, heights: Tensor, vertices: Int[Tensor, " n"]) -> Block:
+        weights = torch.full_like(heights, 1 / len(self.vertices))
+        where = vertices.expand(len(heights), -1)
+        return self._block(state, heights[..., None] * self.plane.normal, weights, vertices=where)
+
+
+class Penetration(PlaneContact):
+    """Squared depths of vertices below a plane (inside); arguments as of `PlaneContact`."""
+
+    robust = None
+
+    def __call__(self, state: State) -> Block:
+        """See `_SurfaceTerm`."""
+        depths = self._heights(state).clamp(max=0)
+        below = (depths < 0).any(0)  # derivatives of the others, most of them, are not needed
+        return self._plane_block(state, depths[:, below], self.vertices[below])
+
+
+class SelfIntersection:
+    """Half of the self-intersection loss (collision), as one residual: the root of twice its cost.
+
+    Args:
+        meets: (b,) frames in which a body intersects itself; the others cost nothing.
+        exclude: pairs of faces that are no collision.
+        backend: of the search.
+    """
+
+    def __init__(self, meets: Bool[Tensor, " b"], exclude: Exclusions | None, backend: BackendName) -> None:
+        self.meets, self.exclude = meets, exclude
+        self.backend: BackendName = backend
+
+    def __call__(self, state: State) -> Block:
+        """Return one residual."""
+        vectors, meets, body = state.parameters.vector(), self.meets[state.rows], state.body
+        cost, gradient = torch.zeros_like(vectors[:, 0]), torch.zeros_like(vectors)
+        if meets.any():
+            with torch.inference_mode(False), torch.enable_grad():
+                some = vectors[meets].detach().clone().requires_grad_()
+                mesh = body(BodyParameters.from_vector(some, body)).vertices
+                options = {"exclude": self.exclude, "backend": self.backend}
+                found = self_intersection_loss(mesh, body.faces, reduction="none", **options) / 2
+                gradient[meets] = torch.autograd.grad(found.sum(), some)[0]
+            cost[meets] = found.detach()
+        root = torch.sqrt(2 * cost)[:, None]
+        row = torch.where(root > 0, gradient / torch.where(root > 0, root, 1), 0)
+        return state.block(root, row[:, None].index_select(-1, state.free.columns), cost)
+
+
+def _mean_weights(weights: Float[Tensor, "b S"]) -> Float[Tensor, "b S"]:
+    """Return the weights divided by the number of those that are not 0."""
+    return weights / (weights != 0).sum(1, keepdim=True).clamp(min=1)
+
+
+def visible_faces(
+    visible: Bool[Tensor, "F V"], faces: Int[Tensor, "T 3"]
+) -> tuple[Int[Tensor, "F S"], Int[Tensor, " F"]]:
+    """Return the faces with visible corners only, padded to the same number, and their numbers."""
+    among = visible[:, faces].all(-1)
+    counts = among.sum(1)
+    found = among.byte().argsort(dim=1, descending=True, stable=True)[:, : max(1, int(counts.max()))]
+    places = torch.arange(found.shape[1], device=found.device)
+    return torch.where(places < counts[:, None], found, found[:, :1]), counts
+
+
+@cache
+def all_joints(names: tuple[str, ...]) -> KeypointLayout:
+    """Return the joints of a body as a layout, the same object for the same names."""
+    return KeypointLayout("all joints", names, tuple(("joints", name) for name in names))
+
+
+def farthest_rows(points: Float[Tensor, "V 3"], count: int) -> Int[Tensor, " S"]:
+    """Return rows of evenly spread points: each is the farthest from those before it."""
+    chosen = [0]
+    least = (points - points[0]).square().sum(-1)
+    for _ in range(min(count, len(points)) - 1):
+        chosen.append(int(least.argmax()))
+        least = torch.minimum(least, (points - points[chosen[-1]]).square().sum(-1))
+    return torch.tensor(chosen, device=points.device)
