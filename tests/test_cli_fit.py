@@ -169,7 +169,7 @@ def test_unusable_images_are_reported(data, tmp_path, monkeypatch, fitted):
     result = run(data / "keypoints.json", *options)
     assert result.exit_code == 0, result.output
     assert "note: 0.jpg: " in result.stderr
-    assert "no image that can be read" in result.stderr
+    assert "not an image that can be read" in result.stderr
     assert "the image has 240 x 320 pixels, the annotations are of 320 x 240" in result.stderr
     assert "no such image" in result.stderr
     assert os.listdir(tmp_path / "out" / "overlays") == []

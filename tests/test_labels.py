@@ -788,7 +788,7 @@ def test_shards_are_what_webdataset_reads(labels, body, photographs, tmp_path):
 
 def test_shards_without_an_image(labels, body, photographs, tmp_path):
     (photographs / "day/1.jpg").write_bytes(b"no image")
-    with pytest.raises(AnnotationError, match=r"1\.jpg: no image"):
+    with pytest.raises(AnnotationError, match=r"1\.jpg: not an image"):
         save_training_shards(tmp_path, body, labels, photographs)
     assert not list(tmp_path.glob("*.tar"))
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []

@@ -438,7 +438,7 @@ def test_settings_tell_bodies_and_options_apart(body, mannequin_asset):
     assert priors[0] == priors[1]
     distinct = [json.dumps(one, sort_keys=True) for one in (plain, *others, *priors[1:])]
     assert len(set(distinct)) == len(distinct)
-    with pytest.raises(TypeError, match="colour: no option of fit_annotations or fit_keypoints"):
+    with pytest.raises(TypeError, match="colour: expected an option of fit_annotations or fit_keypoints"):
         describe_settings(body, None, {"colour": 1})
     with pytest.raises(TypeError, match="schedule: expected numbers"):
         describe_settings(body, None, {"schedule": [object()]})

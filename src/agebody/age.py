@@ -344,9 +344,9 @@ def _head_growth(sex: Sex) -> tuple[Float[np.ndarray, " N"], Float[np.ndarray, "
         raise ValueError(f"sex: expected 'neutral', 'female' or 'male', got {sex!r}")
     from scipy.interpolate import PchipInterpolator
 
-    bend = 0.75
-    curve = PchipInterpolator(np.power(_HEAD_YEARS, bend), np.array(_HEAD[sex]) / 100)
-    return years, curve(years**bend)
+    power = 0.75
+    curve = PchipInterpolator(np.power(_HEAD_YEARS, power), np.array(_HEAD[sex]) / 100)
+    return years, curve(years**power)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""The photographs that keypoints lie in: which there are, how large, and which way up."""
+"""Photographs in which keypoints lie: list them, and read their sizes and pixels upright."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from jaxtyping import UInt8
 from agebody.annotations.people import AnnotationError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-"""Of image files."""
+"""Suffixes of image files."""
 
 _EXIF_ORIENTATION = 274
 _QUARTER_TURNS = (5, 6, 7, 8)
 _DAMAGES = (OSError, SyntaxError, ValueError, EOFError)
-"""What Pillow raises at files that are damaged, or no images."""
+"""What Pillow raises at files that are damaged, or not images."""
 
 
 def list_photographs(folder: Path) -> tuple[str, ...]:
-    """Image files in a folder and those below it, sorted: paths relative to it.
+    """Return the image files in a folder and its subfolders, sorted, as paths relative to it.
 
     Raises:
-        AnnotationError: it is no folder.
+        AnnotationError: the path is not a folder.
     """
     if not folder.is_dir():
         raise AnnotationError(f"{folder}: expected a folder of images")
@@ -32,11 +32,11 @@ def list_photographs(folder: Path) -> tuple[str, ...]:
 
 
 def photograph_size(path: Path) -> tuple[int, int]:
-    """Width and height as the photograph is shown, its EXIF orientation applied, from the header alone.
+    """Return width and height of a photograph from its header, with its EXIF orientation applied.
 
     Raises:
-        AnnotationError: it is no image.
-        OSError: it is not there.
+        AnnotationError: the file is not an image.
+        OSError: it cannot be read.
     """
     with _open(path) as image:
         width, height = image.size
@@ -44,18 +44,18 @@ def photograph_size(path: Path) -> tuple[int, int]:
 
 
 def read_photograph(path: Path, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "H W 3"]:
-    """A photograph the way up in which its keypoints lie.
+    """Return a photograph in the orientation in which its keypoints were annotated.
 
-    Detectors and viewers turn a photograph as its EXIF orientation says; some annotations were made without.
-    Of the two, the one is taken that has the size which the annotations state.
+    Detectors and viewers apply the EXIF orientation of a photograph; some annotations were made without it.
+    Of the two, the one with the stated size is returned.
 
     Args:
-        path: of the image.
-        size: width and height that the annotations state; None is the photograph as it is shown.
+        path: the image.
+        size: width and height that the annotations state; None for the upright photograph.
 
     Raises:
-        AnnotationError: it is no image, or has another size.
-        OSError: it is not there.
+        AnnotationError: the file is not an image, or has another size.
+        OSError: it cannot be read.
     """
     from PIL import ImageOps
 
@@ -75,11 +75,11 @@ def read_photograph(path: Path, size: tuple[int, int] | None = None) -> UInt8[np
 
 
 def is_upright(path: Path) -> bool:
-    """Whether an image is stored the way up in which it is shown.
+    """Return whether an image is stored upright.
 
     Raises:
-        AnnotationError: it is no image.
-        OSError: it is not there.
+        AnnotationError: the file is not an image.
+        OSError: it cannot be read.
     """
     with _open(path) as image:
         return _orientation(image) == 1
@@ -89,13 +89,13 @@ def _open(path: Path) -> Any:
     from PIL import Image
 
     if not path.is_file():
-        raise FileNotFoundError(2, "no such image", str(path))
+        raise FileNotFoundError(2, "the image does not exist", str(path))
     try:
         return Image.open(path)
     except Image.DecompressionBombError as error:
         raise AnnotationError(f"{path}: {error}") from None
     except _DAMAGES:
-        raise AnnotationError(f"{path}: no image that can be read") from None
+        raise AnnotationError(f"{path}: not an image that can be read") from None
 
 
 def _orientation(image: Any) -> int:

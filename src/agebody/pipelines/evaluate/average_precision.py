@@ -1,4 +1,4 @@
-"""A table of COCO's ten numbers."""
+"""The table of COCO's ten numbers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from agebody.pipelines.evaluate.table import DEFAULT, Cell, Column, Intervals, R
 
 
 class Detections(NamedTuple):
-    """What the AP of keypoints is made of."""
+    """Detections and people, from which the AP of keypoints is computed."""
 
     images: list[KeypointImage]
     spread: Float[np.ndarray, " K"]
@@ -22,7 +22,7 @@ class Detections(NamedTuple):
 
 
 def coco_table(detections: Detections, *, intervals: Intervals = DEFAULT) -> Table:
-    """AP and AR of keypoints, equal to those of COCO's own evaluation; images are what is drawn again."""
+    """Return AP and AR of keypoints, equal to those of COCO's own evaluation; the bootstrap draws images."""
     pooled = match_images(detections.images, spread=detections.spread)
     values = np.array(summarize(pooled))
     drawn = [np.empty((0, len(values)))]

@@ -1,7 +1,7 @@
-"""Confidence intervals: what a number might have been with other images of the same kind.
+"""Confidence intervals by bootstrap over images.
 
-Images are drawn with replacement, whole: the people of one image, and the joints of one person, are not
-independent.
+Whole images are drawn with replacement, because the people of one image, and the joints of one person, are
+not independent.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 LEVEL = 0.95
-"""Of the intervals."""
+"""Confidence level."""
 
 _AT_ONCE = 64
 
@@ -36,20 +36,20 @@ def ratio_intervals(
     seed: int,
     level: float = LEVEL,
 ) -> Float[np.ndarray, "2 S"]:
-    """Percentile intervals of ratios of sums over clusters (Efron 1979).
+    """Return percentile intervals of ratios of sums over clusters (Efron 1979).
 
     All means, shares and rates over a data set are such ratios.
 
     Args:
-        numerators: what each cluster adds above the line.
-        denominators: what it adds below.
-        resamples: how many; 0 for no intervals.
+        numerators: contribution of each cluster to the numerator.
+        denominators: to the denominator.
+        resamples: number of resamples; 0 for no intervals.
         seed: of the draws.
-        level: of the intervals.
+        level: confidence level.
 
     Returns:
-        Lower and upper ends; NaN without resamples, and where fewer than two clusters say anything. Resamples
-        without any of those that do are left out.
+        Lower and upper ends; NaN without resamples, and where fewer than two clusters contribute. Resamples
+        to which none contributes are ignored.
     """
     ratios = [np.empty((0, numerators.shape[1]))]
     for counts in resample(len(numerators), resamples, seed):
@@ -61,9 +61,9 @@ def ratio_intervals(
 def percentiles(
     values: Float[np.ndarray, "R S"], enough: np.ndarray, *, level: float = LEVEL
 ) -> Float[np.ndarray, "2 S"]:
-    """Ends of the middle part of each column, which has a share ``level`` of the values; NaN are left out.
+    """Return the ends of the central interval of each column with a share ``level`` of the values.
 
-    NaN where ``enough`` is false, or without values.
+    NaN are ignored; the ends are NaN where ``enough`` is false, or without values.
     """
     ends = np.full((2, values.shape[1]), np.nan)
     if len(values):

@@ -28,7 +28,7 @@ _AT_ONCE = 256
 def infantnet_table(
     pred: Bodies, target: Bodies, *, layout: str | None = None, intervals: Intervals = DEFAULT
 ) -> Table:
-    """MPJPE and PA-MPJPE, and, where both files have vertices, PVE and PA-PVE, by age class and of all.
+    """Return MPJPE and PA-MPJPE, and, if both files have vertices, PVE and PA-PVE, by age class and for all.
 
     Bodies are told apart by their ids, or by their rows where neither file has ids. Roots are those of the
     layout.
@@ -36,11 +36,11 @@ def infantnet_table(
     Args:
         pred: predictions.
         target: the truth.
-        layout: what the joints are; by default what a file says, or the only layout of so many points.
-        intervals: how to make them.
+        layout: of the joints; by default the one a file states, or the only layout with so many points.
+        intervals: options of the bootstrap.
 
     Raises:
-        AnnotationError: the files do not fit.
+        AnnotationError: the files do not match.
     """
     for people in (pred, target):
         people.get("joints", "needed for MPJPE, and for the root of PVE")
@@ -70,7 +70,7 @@ def infantnet_table(
 def _errors(
     pred: Bodies, target: Bodies, own: np.ndarray, true: np.ndarray, layout: str, surface: bool
 ) -> list[Errors]:
-    """Of some people, in the order of the columns."""
+    """Return the errors of some people, in the order of the columns."""
     joints = tensor(pred.get("joints")[own]), tensor(target.get("joints")[true])
     weights = None if target.joint_weights is None else tensor(target.joint_weights[true])
     errors = [

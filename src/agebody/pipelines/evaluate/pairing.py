@@ -1,4 +1,4 @@
-"""Who is who in two files, and who belongs together."""
+"""Pair the people of two files, and group them by image and age."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from agebody.pipelines.evaluate.files import Bodies
 from agebody.pipelines.evaluate.table import Cell, Row
 
 LOST, NOBODY = -1, -2
-"""In place of a prediction's row: a person without one, and one who does not count."""
+"""In place of the row of a prediction: the person has none, or does not count."""
 
 AGE_ROWS = tuple(reversed([kind.name for kind in AGE_CLASSES]))
 """Rows of a table by age, from the youngest; a row of all follows."""
 
 
 def pair(pred: Bodies, target: Bodies) -> np.ndarray:
-    """Row of each person's prediction by id, or the same row where neither file has ids; else `LOST`.
+    """Return the row of each person's prediction by id, or the same row if neither file has ids; else `LOST`.
 
     Raises:
-        AnnotationError: a prediction is of nobody, or only one file has ids, or they are of two kinds.
+        AnnotationError: a prediction belongs to nobody, only one file has ids, or they have two types.
     """
     if pred.has("ids") != target.has("ids"):
         without, other = (pred, target) if target.has("ids") else (target, pred)
@@ -44,8 +44,7 @@ def pair(pred: Bodies, target: Bodies) -> np.ndarray:
 
 
 def match_images(pred: Bodies, target: Bodies) -> np.ndarray:
-    """Row of each person's prediction, by the keypoints in each image, as Relative Human's evaluation does
-    it.
+    """Return the row of each person's prediction by keypoints per image, as in Relative Human's evaluation.
 
     `LOST` where there is none; `NOBODY` for people without a visible keypoint.
 
@@ -73,21 +72,21 @@ def match_images(pred: Bodies, target: Bodies) -> np.ndarray:
 
 
 def expect_same_size(pred: Bodies, target: Bodies, name: str) -> None:
-    """Checks that both have as many points a person."""
+    """Check that both files have equally many points per person."""
     sizes = [people.get(name).shape[1] for people in (pred, target)]
     if sizes[0] != sizes[1]:
         fail(pred.path, f"{name}: expected {sizes[1]} a person, as in {target.path}, got {sizes[0]}")
 
 
 def clusters_of(target: Bodies) -> np.ndarray:
-    """What is drawn together: the index of each person's image, or of each person."""
+    """Return the cluster of each person for the bootstrap: the image, or else the person."""
     if target.image_ids is None:
         return np.arange(target.count)
     return np.unique(target.image_ids, return_inverse=True)[1].reshape(-1)
 
 
 def groups_of(target: Bodies, counted: np.ndarray) -> list[tuple[str, np.ndarray]]:
-    """Rows of a table, each a name and who of those who count belongs to it."""
+    """Return the groups of a table: names, and which of the counted people belong to them."""
     groups = [("all", counted)]
     if target.age_classes is not None:
         index = {kind.name: i for i, kind in enumerate(AGE_CLASSES)}
@@ -96,7 +95,7 @@ def groups_of(target: Bodies, counted: np.ndarray) -> list[tuple[str, np.ndarray
 
 
 def rows_of(groups: Iterable[tuple[str, np.ndarray]], lost: np.ndarray, cells: list[Cell]) -> tuple[Row, ...]:
-    """Rows of a table from all of its cells, one row after the other."""
+    """Return the rows of a table from all its cells, row by row."""
     groups = list(groups)
     width = len(cells) // len(groups)
     return tuple(
@@ -106,7 +105,7 @@ def rows_of(groups: Iterable[tuple[str, np.ndarray]], lost: np.ndarray, cells: l
 
 
 def notes_of(target: Bodies, rows: np.ndarray) -> tuple[str, ...]:
-    """What a reader of the table has to know."""
+    """Return notes for readers of the table."""
     notes = []
     if (rows == LOST).any():
         notes.append(
@@ -122,7 +121,7 @@ def notes_of(target: Bodies, rows: np.ndarray) -> tuple[str, ...]:
 
 
 def tensor(array: np.ndarray) -> torch.Tensor:
-    """In double precision."""
+    """Return a tensor in double precision."""
     return torch.from_numpy(array.astype(np.float64))
 
 

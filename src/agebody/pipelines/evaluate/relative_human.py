@@ -1,4 +1,4 @@
-"""Relative Human's table: who stands before whom, keypoints in the image, and detection."""
+"""Relative Human's table: order in depth, keypoints in the image, and detection."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ from agebody.pipelines.evaluate.pairing import (
 from agebody.pipelines.evaluate.table import DEFAULT, Column, Intervals, Ratios, Row, Table
 
 THRESHOLD = 0.2
-"""Of PCDR_0.2, and of true depths that count as the same [m]."""
+"""Threshold of PCDR_0.2, and of true depths that count as equal [m]."""
 
 
 def relative_human_tables(
     pred: Bodies, target: Bodies, *, intervals: Intervals = DEFAULT
 ) -> tuple[Table, Table]:
-    """PCDR_0.2 and, where there are keypoints, mPCKh, by age class and of all; and a table of detection.
+    """Return PCDR_0.2 and, with keypoints, mPCKh, by age class and for all; and a table of detection.
 
     The second table has precision, recall and F1, and, where the truth has areas and the predictions have
-    scores, AP and AR. Who is who is said by ids where both files have them, by keypoints where not.
+    scores, AP and AR. People are paired by ids if both files have them, else by keypoints.
 
     Raises:
-        AnnotationError: the files do not fit.
+        AnnotationError: the files do not match.
     """
     pred.get("depth", "needed for PCDR")
     target.get("image_ids", "needed to know who is in one image")
@@ -66,7 +66,7 @@ def relative_human_tables(
 def _relations(
     pred: Bodies, target: Bodies, rows: np.ndarray
 ) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Right, pairs and missed of each row of the table, image by image."""
+    """Return right, pairs and missed of each row of the table, per image."""
     if target.has("depth_layers"):
         place = target.get("depth_layers")
         known, same_layer = place != UNKNOWN, 0.0
@@ -79,9 +79,11 @@ def _relations(
     ages = np.full(target.count, UNKNOWN) if target.age_classes is None else target.age_classes
     points = padded(depth), padded(place.astype(np.float64))
     given: dict[str, Any] = {
-        "weights": padded((rows != NOBODY) & known), "missed": padded(rows == LOST),
-        "threshold": THRESHOLD, "same_layer": same_layer,
-    }  # fmt: skip
+        "weights": padded((rows != NOBODY) & known),
+        "missed": padded(rows == LOST),
+        "threshold": THRESHOLD,
+        "same_layer": same_layer,
+    }
     everyone = depth_relations(*points, **given)
     by_age = depth_relations(*points, age_classes=padded(ages), **given)
     found = {kind.name: _arrays(part[:, i] for part in by_age) for i, kind in enumerate(AGE_CLASSES)}
@@ -89,7 +91,7 @@ def _relations(
 
 
 class _Padding:
-    """Puts one value a person into one row an image, with zeros after the last."""
+    """Arrange one value per person in one row per image, padded with zeros."""
 
     def __init__(self, clusters: np.ndarray) -> None:
         self.order = np.argsort(clusters, kind="stable")
@@ -110,7 +112,7 @@ def _arrays(parts: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _right_keypoints(pred: Bodies, target: Bodies, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """Share of right keypoints of each person, and who counts; None where there are no keypoints."""
+    """Return the share of right keypoints per person, and who counts; None without keypoints."""
     if not (pred.has("keypoints") and target.has("keypoints")):
         return None
     expect_same_size(pred, target, "keypoints")
@@ -124,7 +126,7 @@ def _right_keypoints(pred: Bodies, target: Bodies, rows: np.ndarray) -> tuple[np
 
 
 def _detection_table(pred: Bodies, target: Bodies, rows: np.ndarray, intervals: Intervals) -> Table:
-    """Precision, recall and F1, and AP where the files allow it."""
+    """Return precision, recall and F1, and AP where the files allow it."""
     ratios = Ratios(clusters_of(target))
     matched, missed = ratios.per_cluster(rows >= 0), ratios.per_cluster(rows == LOST)
     spare = np.setdiff1d(np.arange(pred.count), rows[rows >= 0])  # nobody, if by ids
@@ -148,7 +150,7 @@ def _detection_table(pred: Bodies, target: Bodies, rows: np.ndarray, intervals: 
 
 
 def _detections(pred: Bodies, target: Bodies, images: np.ndarray) -> Detections | str:
-    """What AP is made of, or why there is none."""
+    """Return the input of AP, or the reason why there is none."""
     needed = ((pred, ("keypoints", "image_ids", "scores")), (target, ("keypoints", "areas")))
     for people, names in needed:
         for name in names:
@@ -165,8 +167,15 @@ def _detections(pred: Bodies, target: Bodies, images: np.ndarray) -> Detections 
     if len(sigmas) != size:
         fail(target.path, f"keypoints: expected the {len(sigmas)} of {layout}, got {size}")
     split = split_images(
-        pred.get("keypoints"), pred.get("scores"), pred.get("image_ids"),
-        target.get("keypoints"), target.get("areas"), target.get("image_ids"),
-        visible=target.visible, boxes=target.boxes, crowd=target.crowd, images=images,
-    )  # fmt: skip
+        pred.get("keypoints"),
+        pred.get("scores"),
+        pred.get("image_ids"),
+        target.get("keypoints"),
+        target.get("areas"),
+        target.get("image_ids"),
+        visible=target.visible,
+        boxes=target.boxes,
+        crowd=target.crowd,
+        images=images,
+    )
     return Detections(split, 2 * np.array(sigmas))

@@ -1,4 +1,4 @@
-"""From two files to tables."""
+"""Make tables from two files."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def evaluate_files(
     resamples: int = 1000,
     seed: int = 0,
 ) -> list[Table]:
-    """Compares a file of predictions with one of the truth.
+    """Compare a file of predictions with a file of the truth.
 
     Args:
         pred: an npz, or a list of COCO results (.json).
         target: an npz, or COCO annotations (.json).
-        table: which one; "auto" makes all that the files have the keys for.
-        layout: what the joints are, where the files do not say.
+        table: which one; "auto" makes all for which the files have the keys.
+        layout: of the joints, where the files do not state it.
         resamples: of the bootstrap; 0 for no intervals.
         seed: of the bootstrap.
 

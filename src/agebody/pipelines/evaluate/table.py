@@ -1,6 +1,6 @@
-"""What a table is: rows of people, columns of numbers, each with its interval and how many it is of.
+"""Tables: rows of people, columns of numbers, each with its confidence interval and its sample size.
 
-Lengths are metres and shares are of one; whoever prints a table scales them by its column's unit.
+Lengths are metres and shares are fractions; printing scales them by the unit of the column.
 """
 
 from __future__ import annotations
@@ -15,43 +15,43 @@ from agebody.pipelines.evaluate.bootstrap import ratio_intervals
 
 
 class Column(NamedTuple):
-    """A number of a table."""
+    """A column of a table."""
 
     name: str
     unit: str
-    """What it is printed in: mm or %."""
+    """Unit of printed numbers: mm or %."""
 
     @property
     def scale(self) -> float:
-        """From the table's numbers to that unit."""
+        """Factor from the numbers of the table to that unit."""
         return {"mm": 1e3, "%": 1e2}[self.unit]
 
 
 class Cell(NamedTuple):
-    """A number, NaN where there is nobody to compute it of."""
+    """A number of a table, NaN without data."""
 
     value: float
     low: float
-    """Lower end of its interval, NaN without one."""
+    """Lower end of the interval, NaN without one."""
     high: float
     n: int
-    """How many people, pairs or detections it is of."""
+    """Number of people, pairs or detections."""
 
 
 class Row(NamedTuple):
-    """One age class, or all."""
+    """Numbers of one age class, or of all people."""
 
     name: str
     people: int
-    """In the truth."""
+    """Number of people in the truth."""
     missed: int
-    """Of those, without a prediction."""
+    """Number of these without a prediction."""
     cells: tuple[Cell, ...]
 
 
 @dataclass(frozen=True)
 class Table:
-    """What came out."""
+    """A table of an evaluation."""
 
     name: str
     columns: tuple[Column, ...]
@@ -59,12 +59,12 @@ class Table:
     notes: tuple[str, ...] = ()
 
     def __getitem__(self, at: tuple[str, str]) -> Cell:
-        """The cell of a row and a column, by name."""
+        """Return the cell of a row and a column, by name."""
         row = next(row for row in self.rows if row.name == at[0])
         return row.cells[[column.name for column in self.columns].index(at[1])]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, in metres and shares of one; None where there is no number."""
+        """Return plain values for JSON, in metres and fractions; None without a number."""
         units = {"mm": "m", "%": "share"}
         rows = []
         for row in self.rows:
@@ -86,10 +86,10 @@ class Table:
 
 
 class Intervals(NamedTuple):
-    """How confidence intervals are made."""
+    """Options of the bootstrap."""
 
     resamples: int = 1000
-    """0 for none."""
+    """Number of resamples; 0 for no intervals."""
     seed: int = 0
 
 
@@ -97,10 +97,10 @@ DEFAULT = Intervals()
 
 
 class Ratios:
-    """Cells that are ratios of sums over images: collected first, computed together."""
+    """Collect cells that are ratios of sums over images, and compute them together."""
 
     def __init__(self, clusters: np.ndarray) -> None:
-        """Takes the index of each person's image."""
+        """Take the index of each person's image."""
         self.count = int(clusters.max()) + 1
         self.clusters = clusters
         self._above: list[np.ndarray] = []
@@ -108,22 +108,22 @@ class Ratios:
         self._n: list[int] = []
 
     def add_mean(self, values: np.ndarray, counted: np.ndarray) -> None:
-        """A mean over the people who count."""
+        """Add a mean over the counted people."""
         above = np.bincount(self.clusters, np.where(counted, values, 0), self.count)
         self.add(above, self.per_cluster(counted), int(counted.sum()))
 
     def add(self, above: np.ndarray, below: np.ndarray, n: int) -> None:
-        """A ratio of sums, given image by image."""
+        """Add a ratio of sums, given per image."""
         self._above.append(above)
         self._below.append(below)
         self._n.append(n)
 
     def per_cluster(self, members: np.ndarray) -> np.ndarray:
-        """How many of these people each image has."""
+        """Return the number of these people per image."""
         return np.bincount(self.clusters, members, self.count)
 
     def cells(self, intervals: Intervals) -> list[Cell]:
-        """In the order in which they were added."""
+        """Return the cells in the order in which they were added."""
         above, below = np.stack(self._above, 1), np.stack(self._below, 1)
         low, high = ratio_intervals(above, below, resamples=intervals.resamples, seed=intervals.seed)
         sums = zip(above.sum(0), below.sum(0), strict=True)

@@ -1,4 +1,4 @@
-"""The fit over many shards: one here, all of them with Ray, begun anew wherever it was stopped."""
+"""Fit shards of people, one at a time or all with Ray; interrupted calls can be resumed."""
 
 from __future__ import annotations
 
@@ -28,60 +28,60 @@ from agebody.pipelines.labels.settings import describe_settings
 REPORT = "report.json"
 
 _RESTARTS = 2
-"""Of a worker that the system ends, as it does when memory runs out."""
+"""Restarts of a worker that the system kills, as it does when memory runs out."""
 _OBJECT_STORE = 512 << 20
-"""Bytes for what local workers share: the body."""
+"""Bytes that local workers share: the body."""
 _LEFTOVER_AGE = 3600.0
-"""Seconds after which a temporary file belongs to nobody."""
+"""Seconds after which a temporary file counts as abandoned."""
 
 Shards = str | PathLike[str] | Sequence[str | PathLike[str]]
 
 
 class ShardResult(NamedTuple):
-    """What became of one shard."""
+    """The result of one shard."""
 
     output: Path
     record: ShardRecord
     fitted: bool
-    """False if it was there already."""
+    """False if the labels existed."""
     seconds: float
 
 
 @dataclass
 class DatasetReport:
-    """How far the fit of a dataset is, and how fast it goes."""
+    """Progress and speed of the fit of a data set."""
 
     shards: int
-    """All there are."""
+    """All shards."""
     shards_done: int = 0
-    """Those whose labels are there, now or from before."""
+    """Shards whose labels exist."""
     shards_found_done: int = 0
-    """Those from before."""
+    """Shards whose labels existed before this call."""
     people: int = 0
-    """In shards that are no bad ones, with labels or still without."""
+    """People in shards that are not bad, with or without labels."""
     people_done: int = 0
     people_kept: int = 0
     people_converged: int = 0
     people_fitted: int = 0
-    """By this call."""
+    """People fitted by this call."""
     seconds: float = 0.0
-    """Since the call began, its workers' start included."""
+    """Since the start of the call, including the start of its workers."""
     people_per_second: float | None = None
-    """Of this call, by those seconds; None where it fitted nobody."""
+    """Speed of this call; None if it fitted nobody."""
     workers: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Of each worker its shards, people, seconds at work and people per second of these."""
+    """Shards, people, seconds of work and people per second of each worker."""
     bad: dict[str, str] = field(default_factory=dict)
-    """Shards that were left out: why, by their paths."""
+    """Why shards were left out, by their paths."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """Of the fit."""
+    """Settings of the fit."""
 
     @property
     def shards_left(self) -> int:
-        """Those still to be fitted."""
+        """Shards without labels that are not bad."""
         return self.shards - self.shards_done - len(self.bad)
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write it as JSON, whole or not at all."""
+        """Write the report as JSON, whole or not at all."""
         text = json.dumps({**asdict(self), "shards_left": self.shards_left}, indent=2) + "\n"
         with replacing(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
@@ -93,10 +93,10 @@ class DatasetReport:
         self.people_converged += record.converged
 
     def _add(self, worker: str, result: ShardResult, seconds: float) -> None:
-        """One more shard, and the time since the call began."""
+        """Count one more shard; ``seconds`` is the time since the start of the call."""
         self._count(result.record)
         self.seconds = round(seconds, 3)
-        if not result.fitted:  # by someone else, meanwhile
+        if not result.fitted:  # another process was faster
             return
         self.people_fitted += result.record.people
         self.people_per_second = _rate(self.people_fitted, seconds)
@@ -121,18 +121,18 @@ def fit_shard(
     overwrite: bool = False,
     **options: Any,
 ) -> ShardResult:
-    """Fits a body to everyone in one shard of people, and writes a shard of labels of the same name.
+    """Fit a body to everyone in one shard of people, and write a shard of labels of the same name.
 
-    Labels that are there, whole, of the same people and made with the same settings, are left as they are. So
-    it may be called for any shard, in any order, by any number of processes, as often as one likes.
+    Existing complete labels of the same people and settings are kept, so the function may be called for any
+    shard, in any order, by any number of processes, any number of times.
 
     Args:
         body: the layer; an `SMPLA` for people of all ages.
         shard: a Parquet file, as `read_shard` reads it. Where it has focal lengths and ages, these
             count, and those of the options are for everyone else.
-        output: the folder of the labels; it exists.
+        output: an existing folder for the labels.
         layout: of the keypoints, as in `read_shard`.
-        overwrite: replace labels that were made otherwise.
+        overwrite: replace labels that were made from other people or with other settings.
         options: of `fit_annotations`, such as ``fov`` or ``batch_size``, and of `fit_keypoints`.
 
     Raises:
@@ -169,7 +169,7 @@ def _find(output: Path, shard: Path, settings: dict[str, Any], overwrite: bool) 
 
 
 def list_shards(shards: Shards) -> list[Path]:
-    """Files of a folder, of a pattern with ``*``, or those given, by their names.
+    """Return the files of a folder or of a pattern with ``*``, ordered by name, or the given files.
 
     Raises:
         AnnotationError: there are none, or two have one name.
@@ -206,12 +206,12 @@ def fit_dataset(
     progress: Callable[[DatasetReport], None] = lambda report: None,
     **options: Any,
 ) -> DatasetReport:
-    """Fits a body to everyone in many shards with workers of Ray, each shard as `fit_shard` does.
+    """Fit a body to everyone in many shards with workers of Ray, each shard as in `fit_shard`.
 
-    The folder of labels is all there is to say what is done: a shard of labels appears whole, and says in its
-    metadata what it was made of. A call after a kill, of this process, of a worker or of a machine, fits the
-    shards that are not there; what was half done leaves nothing behind. The files are the same, to the byte,
-    as those of a call that was not stopped, on the same kind of machine.
+    The folder of labels is the only record of finished work: a shard of labels is written as a whole, and its
+    metadata state what it was made from. After this process, a worker or a machine was killed, another call
+    fits the missing shards; unfinished work leaves no files. On the same kind of machine, the files are equal
+    to the byte to those of an uninterrupted call.
 
     A Ray that this process has started already is used, and left running. On a cluster, the files must be
     under the same paths everywhere.
@@ -226,7 +226,7 @@ def fit_dataset(
         workers: how many; as many as there are CPUs, or, for a body on CUDA, GPUs, if None.
         skip_bad: leave out shards that cannot be read, and report them. Else they end the call: those whose
             columns are wrong before anything is fitted.
-        overwrite: replace labels that were made otherwise.
+        overwrite: replace labels that were made from other people or with other settings.
         progress: called with the report so far, at the beginning and after each shard.
         options: as in `fit_shard`.
 
@@ -271,7 +271,7 @@ def fit_dataset(
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Temporary files of processes that were killed as they wrote."""
+    """Remove temporary files of processes that were killed while they were writing."""
     for path in folder.glob(".*-" + 12 * "[0-9a-f]" + ".parquet"):
         try:
             if time.time() - path.stat().st_mtime > _LEFTOVER_AGE:
@@ -283,7 +283,7 @@ def _remove_leftovers(folder: Path) -> None:
 def _take_stock(
     report: DatasetReport, paths: Mapping[Path, Path], skip_bad: bool, overwrite: bool
 ) -> dict[Path, int]:
-    """Counts what is done, and gives the shards that are not, with how many people they have."""
+    """Count finished shards, and return the others with their numbers of people."""
     todo = {}
     for path, output in paths.items():
         try:
@@ -319,9 +319,12 @@ def _ray(address: str | None, workers: int | None) -> Iterator[Any]:
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     if address is None:
         ray.init(
-            address="local", num_cpus=workers or _count_cpus(), include_dashboard=False,
-            object_store_memory=_OBJECT_STORE, **quiet,
-        )  # fmt: skip
+            address="local",
+            num_cpus=workers or _count_cpus(),
+            include_dashboard=False,
+            object_store_memory=_OBJECT_STORE,
+            **quiet,
+        )
     else:
         ray.init(address=address, **quiet)
     try:
@@ -331,7 +334,7 @@ def _ray(address: str | None, workers: int | None) -> Iterator[Any]:
 
 
 def _count_cpus() -> int:
-    """Those that this process may use."""
+    """Return the number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -347,7 +350,7 @@ class _Done(NamedTuple):
 
 
 class _Task(NamedTuple):
-    """What is the same for all shards."""
+    """The part of a task that is the same for all shards."""
 
     body: list[Any]
     """Ray's reference to the layer, on the CPU. In a list: Ray would else fetch it for each shard."""
@@ -358,17 +361,17 @@ class _Task(NamedTuple):
 
 
 class _Worker:
-    """Fits one shard after the other with a body of its own."""
+    """A worker, which fits one shard after the other with its own body."""
 
     body: BodyModel | None = None
 
     def start(self) -> None:
-        """Nothing: what it gives says that the worker is there."""
+        """Do nothing: its return shows that the worker has started."""
 
     def fit(self, task: _Task, shard: Path) -> _Done | _Bad:
         import ray
 
-        if self.body is None:  # it has just begun, or begun anew
+        if self.body is None:  # the worker has just started, or restarted
             torch.set_num_threads(1)
             body: BodyModel = ray.get(task.body[0])
             self.body = body.to("cuda") if task.cuda else body
@@ -383,7 +386,7 @@ class _Worker:
 def _run(
     ray: Any, body: BodyModel, shards: Sequence[Path], folder: Path, call: dict[str, Any], workers: int | None
 ) -> Generator[tuple[Path, _Done | _Bad], None, None]:
-    """Each shard with what became of it, as they get ready. A worker has one at a time."""
+    """Yield each shard with its result as soon as it is ready. A worker has one shard at a time."""
     cuda = body.device.type == "cuda"
     there = int(ray.cluster_resources().get("GPU" if cuda else "CPU", 0))
     if not there:
@@ -394,7 +397,7 @@ def _run(
     count = min(workers or there, there, len(shards))
     actors = [kind.remote() for _ in range(count)]
     queue = deque(shards)
-    # A worker that has no place yet holds no shard back: it gets its first when it has begun.
+    # A worker gets its first shard when it has started, so that one that waits for a CPU holds none back.
     running: dict[Any, tuple[Any, Path | None]] = {actor.start.remote(): (actor, None) for actor in actors}
     left = len(shards)
     try:

@@ -1,4 +1,4 @@
-"""Labels of the people of one image put in one space by a depth map (DTO), with what follows from it."""
+"""Put the people of one image in one space by a depth map (DTO)."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ from agebody.pipelines.labels.quality import flag_labels
 from agebody.pipelines.labels.records import Labels
 
 MIN_SHARE = 1 / 400
-"""Of the image that a person must cover to be placed (DTO's code)."""
+"""Share of the image that a person must cover to be placed (DTO's code)."""
 CHILD_YEARS = 15.0
-"""Below which DTO has classes of children; the mean of others moves half-way to the fitted stature."""
+"""Age below which DTO has classes of children; the mean of others moves half-way to the fitted stature."""
 OFFSET_SD = 0.1
-"""How far the age offset of a fit may be off, where no age is given."""
+"""Standard deviation of the age offset of a fit, where no age is given."""
 FAR_DISPARITY = 0.02
-"""Reciprocal of Depth Anything V2's relative disparity beyond which somebody is far (DTO)."""
+"""Reciprocal of Depth Anything V2's relative disparity beyond which a person is far (DTO)."""
 
 
 class PlacedLabels(NamedTuple):
-    """P people of one image."""
+    """The P people of one image after placing."""
 
     labels: Labels
-    """Other bodies in other places, flagged anew."""
+    """With the new bodies and places, and new flags."""
     placement: Placement
     written: Rescaled
     depths: MaskDepths
@@ -67,28 +67,31 @@ def place_labels(
     disparity: bool = False,
     refine: bool = False,
 ) -> PlacedLabels:
-    """The people of one image where its depth map and their statures put them.
+    """Put the people of one image where its depth map and their statures place them.
 
-    Poses stay as they are. An age that is not given is that of the fit's age offset, give or take
+    Poses stay as they are. An unknown age is that of the age offset of the fit, with a standard deviation of
     ``OFFSET_SD``.
 
     Args:
         body: the layer that the labels were made with.
         labels: all people of one image.
-        depth: what grows away from the camera, of the whole image on a grid of any size; NaN, infinite and
-            negative where it is not known.
-        masks: whose pixels those are; what the bodies cover before one another if None.
-        years: of each person, NaN where it is not known.
+        depth: numbers that grow away from the camera, of the whole image on a grid of any size; NaN, infinite
+            or negative where unknown.
+        masks: pixels of each person; by default those in which the body is nearest.
+        years: age per person, NaN where unknown.
         sex: 0 neutral or unknown, 1 female, 2 male.
-        disparity: the map is the reciprocal of Depth Anything V2's relative disparity.
-        refine: then put all on one ground, and out of one another (`refine_crowd`).
+        disparity: whether the map is the reciprocal of Depth Anything V2's relative disparity.
+        refine: then put all on one ground and resolve collisions (`refine_crowd`).
 
     Raises:
         ImportError: embreex is missing; install ``agebody[render]``.
-        ValueError: there is nobody, people are of several images or of another body, or shapes do not fit.
+        ValueError: there is nobody, people belong to several images or to another body, or shapes do not fit.
     """
     _check(body, labels, depth, masks, years, sex)
-    tensor = lambda array: torch.from_numpy(np.array(array)).to(body.device, body.dtype)  # noqa: E731
+
+    def tensor(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.array(array)).to(body.device, body.dtype)
+
     parameters = labels.parameters(body)
     camera = Camera(tensor(labels.focal), tensor(labels.center))
     with torch.no_grad():
@@ -99,20 +102,29 @@ def place_labels(
         weights = (seen.pixels >= MIN_SHARE * depth.size).to(body.dtype)
         height = rest_height(body, parameters.betas, parameters.age_offset)
         prior, child = _prior(
-            body, parameters, height,
+            body,
+            parameters,
+            height,
             torch.full_like(height, torch.nan) if years is None else tensor(years),
             torch.zeros_like(height, dtype=torch.long) if sex is None else tensor(sex).long(),
-        )  # fmt: skip
+        )
         z = torch.where(weights > 0, seen.rendered_depth, tensor(labels.depth))
         width, tall = labels.image_sizes[0].tolist()
         far = is_far(z, camera.focal[:, 1], (width, tall))
         if disparity:
             far |= seen.depth > FAR_DISPARITY
         placement = place_people(
-            seen.depth, z, height, prior, weights=weights, far=far, spread=seen.spread,
-            body_slope=seen.slope, body_correlation=seen.correlation,
+            seen.depth,
+            z,
+            height,
+            prior,
+            weights=weights,
+            far=far,
+            spread=seen.spread,
+            body_slope=seen.slope,
+            body_correlation=seen.correlation,
             min_slope=DISPARITY_MIN_SLOPE if disparity else 0.0,
-        )  # fmt: skip
+        )
         written = rescale(body, parameters, placement.scale, camera, child=child)
         if refine and len(labels) > 1:
             written = _refined(body, written.parameters, camera, prior, written.height)
@@ -130,8 +142,8 @@ def _check(
 ) -> None:
     count = len(labels)
     if body.asset.metadata.name != labels.body:
-        raise ValueError(f"body: expected {labels.body!r}, with which the labels were made, "
-                         f"got {body.asset.metadata.name!r}")  # fmt: skip
+        expected = f"{labels.body!r}, with which the labels were made"
+        raise ValueError(f"body: expected {expected}, got {body.asset.metadata.name!r}")
     if len(np.unique(labels.image_ids)) != 1:
         raise ValueError(f"labels: expected people of one image, got {len(np.unique(labels.image_ids))}")
     if depth.ndim != 2 or not depth.size:
@@ -150,7 +162,7 @@ def _check(
 def _prior(
     body: BodyModel, parameters: BodyParameters, height: Tensor, years: Tensor, sex: Tensor
 ) -> tuple[HeightPrior, Tensor]:
-    """How tall each is likely to be, and who is a child."""
+    """Return the prior of everyone's stature, and who is a child."""
     guess, doubt = torch.full_like(years, 19.0), torch.zeros_like(years)
     if body.age_anchors:
         curve = AgeCurve.from_asset(body.asset)
@@ -167,7 +179,7 @@ def _prior(
 def _rendered(
     body: BodyModel, vertices: Tensor, camera: Camera, size: np.ndarray, shape: tuple[int, ...]
 ) -> tuple[Float[np.ndarray, "P H W"], Bool[np.ndarray, "P H W"]]:
-    """Depth of each body alone, and which pixels it covers before the others."""
+    """Return the depth of each body alone, and the pixels in which it is nearest."""
     height, width = shape
     stretch = camera.focal.new_tensor((width / float(size[0]), height / float(size[1])))
     depths = []
@@ -183,20 +195,26 @@ def _rendered(
 def _refined(
     body: BodyModel, parameters: BodyParameters, camera: Camera, prior: HeightPrior, height: Tensor
 ) -> Rescaled:
-    """All people on one ground and out of one another; sizes free."""
+    """Put all people on one ground and resolve collisions, with free sizes."""
     posed = body(parameters)
     points = body.keypoints("smpl24", parameters)
     soles = part_vertices(body.asset, FEET, facing=(0, -1, 0))
     found = refine_crowd(
-        points, Camera(camera.focal[0], camera.center[0]), posed.joints[:, 0], feet=posed.vertices[:, soles],
+        points,
+        Camera(camera.focal[0], camera.center[0]),
+        posed.joints[:, 0],
+        feet=posed.vertices[:, soles],
         pixel_weights=(points[..., 2] > 0).to(points),  # of who stands astride the camera
-        height=height, prior=prior, vertices=posed.vertices, faces=body.faces,
-    )  # fmt: skip
+        height=height,
+        prior=prior,
+        vertices=posed.vertices,
+        faces=body.faces,
+    )
     return rescale(body, parameters, found.scale, camera, root=found.new_root)
 
 
 def _described(body: BodyModel, labels: Labels, parameters: BodyParameters, camera: Camera) -> Labels:
-    """The labels with other bodies, and what follows from them."""
+    """Return the labels with other bodies, and everything that depends on them."""
     joints = body(parameters).joints
     points = camera.project(body.keypoints(labels.keypoint_layout, parameters)).pixels
     pixels, weights = points.cpu().double().numpy(), labels.observed[..., 2]
@@ -204,7 +222,9 @@ def _described(body: BodyModel, labels: Labels, parameters: BodyParameters, came
     arrays: dict[str, np.ndarray] = {
         name: tensor.cpu().numpy() for name, tensor in parameters._asdict().items()
     } | {
-        "joints": joints.cpu().numpy(), "depth": joints[:, 0, 2].cpu().numpy(), "keypoints": pixels,
+        "joints": joints.cpu().numpy(),
+        "depth": joints[:, 0, 2].cpu().numpy(),
+        "keypoints": pixels,
         "reprojection": (weights * off).sum(1) / np.maximum(weights.sum(1), 1e-9),
-    }  # fmt: skip
+    }
     return replace(labels, **{name: a.astype(getattr(labels, name).dtype) for name, a in arrays.items()})

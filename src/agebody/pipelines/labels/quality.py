@@ -1,4 +1,4 @@
-"""Which fits to trust: the published rules, one column each."""
+"""Quality flags of fits: the published rules, one column each."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from agebody.pipelines.labels.records import Labels
 
 MIN_KEYPOINTS = 8
-"""Keypoints that a person must have; CamSMPLify's number."""
+"""Least number of keypoints of a person, as in CamSMPLify."""
 MIN_CONFIDENCE = 0.3
-"""Of a keypoint that counts as one of these."""
+"""Least confidence of such a keypoint."""
 MAX_ERROR = 16.0
-"""InfantNet keeps fits below it [pixels of the image]."""
+"""Mean error below which InfantNet keeps fits [pixels of the image]."""
 MAX_BETA = 3.0
-"""Betas beyond it are not trusted by SPIN."""
+"""Largest beta of fits that SPIN keeps."""
 BOX_SCALE = 1.2
-"""Side of the square crop over the longer side of a person's box, usual since HMR."""
+"""Side of the square crop divided by the longer side of a person's box, usual since HMR."""
 
 _SPIN_CROP, _SPIN_LIMIT = 224, 100.0
 _CAM_CROP, _CAM_LIMIT, _CAM_HARD, _CAM_HARD_LIMIT = 768, 30.0, 100.0, 50.0
@@ -32,25 +32,25 @@ _ROBUST = 100.0
 
 RULES = {
     "few_keypoints": f"fewer than {MIN_KEYPOINTS} keypoints of confidence {MIN_CONFIDENCE:g}",
-    "not_converged": "the fit ran out of steps, or could not begin",
-    "infantnet": f"mean reprojection error of {MAX_ERROR:g} px and more",
-    "camsmplify": "CamSMPLify's loss of 30 and more, 50 where it began above 100",
-    "spin": "SPIN's reprojection loss of 100 and more",
+    "not_converged": "the fit reached the maximum number of steps, or could not start",
+    "infantnet": f"mean reprojection error of {MAX_ERROR:g} px or more",
+    "camsmplify": "CamSMPLify's loss of 30 or more, of 50 or more if it started above 100",
+    "spin": "SPIN's reprojection loss of 100 or more",
     "betas": f"a beta beyond {MAX_BETA:g}",
 }
-"""What each flag says."""
+"""Meaning of each flag."""
 
 
 def flag_labels(labels: Labels) -> Labels:
-    """The labels with a flag for each of ``RULES``, and ``kept``: no flag at all.
+    """Return the labels with a flag per rule of ``RULES``, and ``kept`` for people without any flag.
 
     - *infantnet*: the mean distance of the keypoints, in pixels of the image, is below 16 (InfantNet).
     - *camsmplify*: ``0.005 sum GMoF(dx; 100) + GMoF(dy; 100)`` over keypoints of confidence above 0.7, in a
       crop of 768 pixels, is below 30; below 50 where it was above 100 before the fit (CamSMPLify, in the
       code of CameraHMR, 3DV 2025). Its loss also has dense keypoints and the distance from a network's guess,
-      which are not here, so that the same limit lets a little more pass.
+      which are missing here, so that the same limit keeps slightly more.
     - *spin*: the mean of ``c^2 (GMoF(dx; 100) + GMoF(dy; 100))`` over keypoints, in a crop of 224 pixels, is
-      below 100 (SPIN, ICCV 2019). SPIN counts missing keypoints as zeros; here they do not count.
+      below 100 (SPIN, ICCV 2019). SPIN counts missing keypoints as zeros; here they are ignored.
     - *betas*: no beta is beyond 3 (SPIN, and AionHMR's loader).
     """
     points, weights = labels.observed[..., :2], labels.observed[..., 2]
@@ -58,7 +58,7 @@ def flag_labels(labels: Labels) -> Labels:
     scale = 1 / (BOX_SCALE * np.maximum(sides.max(1, initial=0), 1))[:, None, None]
     offsets = (labels.keypoints - points) * scale
     final = _camsmplify(offsets, weights)
-    # Of the start the mean error is known: each keypoint is taken to be so far off.
+    # Only the mean error of the start is known: every keypoint is assumed to have it.
     far = np.stack((labels.start_reprojection, np.zeros(len(labels))), -1)[:, None] * scale
     first = _camsmplify(np.broadcast_to(far, offsets.shape), weights)
     flags = {

@@ -1,4 +1,4 @@
-"""What labels depend on besides the keypoints, so that work that is done is known again."""
+"""Describe everything that labels depend on besides the keypoints, to recognise finished work."""
 
 from __future__ import annotations
 
@@ -19,36 +19,33 @@ from agebody.fitting.frames import fit_keypoints
 from agebody.keypoints import get_layout
 from agebody.pipelines.labels.fitting import fit_annotations
 
-_NOT_OPTIONS = {
-    "body", "people", "progress", "options",
-    "keypoints", "camera", "layout", "weights", "start", "depth", "depth_sd",
-}  # fmt: skip
-"""Arguments of the two functions that are each person's, or no matter of settings."""
+_NOT_OPTIONS = "body people progress options keypoints camera layout weights start depth depth_sd"
+"""Arguments of `fit_annotations` and `fit_keypoints` that differ per person, or are not settings."""
 
 
 def describe_settings(body: BodyModel, layout: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
-    """How bodies are fitted, as values of JSON: equal for equal settings, whatever process they were made in.
+    """Return how bodies are fitted as JSON values, which are equal for equal settings in any process.
 
-    Arrays, layers and priors stand there as SHA-256 of what is in them; options that are not given, as their
+    Arrays, layers and priors are represented by the SHA-256 of their contents, missing options by their
     defaults.
 
     Args:
         body: the layer.
-        layout: of the keypoints; None is each file's.
+        layout: of the keypoints; None is the layout of each file.
         options: of `fit_annotations`, and of `fit_keypoints`.
 
     Raises:
-        TypeError: there is no such option, or its value is of a kind that cannot be compared.
+        TypeError: there is no such option, or its value cannot be compared.
     """
     known = {
         name: parameter.default
         for function in (fit_keypoints, fit_annotations)
         for name, parameter in inspect.signature(function).parameters.items()
-        if name not in _NOT_OPTIONS
+        if name not in _NOT_OPTIONS.split()
     }
     for name in options:
         if name not in known:
-            raise TypeError(f"{name}: no option of fit_annotations or fit_keypoints")
+            raise TypeError(f"{name}: expected an option of fit_annotations or fit_keypoints")
     arrays = {entry.name: getattr(body.asset, entry.name) for entry in fields(body.asset)}
     del arrays["metadata"]
     scale = body.infant_corrective_scale if isinstance(body, SMPLA) else None
@@ -75,7 +72,7 @@ def _sha256(name: str, value: Any) -> str:
 
 
 def _feed(update: Any, name: str, value: Any) -> None:
-    """Passes on what a value is, kind first, so that no two values are the same bytes."""
+    """Feed a value to the hash, its type first, so that different values give different bytes."""
     update(f"<{type(value).__qualname__}>".encode())
     if value is None or isinstance(value, (bool, int, float, str)):
         update(repr(value).encode())

@@ -1,4 +1,4 @@
-"""How labels turned out, in numbers: for a report, and for a table."""
+"""Summarize labels in numbers, for a report and for a table."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from agebody.pipelines.labels.records import Labels
 
 
 def summarize(labels: Labels, people: People | None = None, seconds: float | None = None) -> dict[str, Any]:
-    """Counts and medians, as values that JSON holds.
+    """Return counts and medians as JSON values.
 
     Args:
         labels: the people.
-        people: where they were read, which adds who was left out and why.
-        seconds: that the fit took.
+        people: as they were read; adds who was left out, and why.
+        seconds: duration of the fit.
     """
     kinds = age_class(torch.from_numpy(np.asarray(labels.age_offset))).numpy()
     found: dict[str, Any] = {
@@ -61,7 +61,7 @@ def summarize(labels: Labels, people: People | None = None, seconds: float | Non
 
 
 def to_markdown(summary: dict[str, Any]) -> str:
-    """A summary as a page."""
+    """Return a summary as a Markdown page."""
     lines = [f"# Labels: {summary['kept']} of {summary['people']} people kept", ""]
     lines += _table(
         ("", ""),
@@ -87,12 +87,16 @@ def to_markdown(summary: dict[str, Any]) -> str:
         ("age class", "people", "kept", "median error [px]", "median age offset", "median depth [m]"),
         [
             (
-                row["age_class"], row["people"], row["kept"], _number(row["median_reprojection_px"]),
-                _number(row["median_age_offset"]), _number(row["median_depth_m"]),
+                row["age_class"],
+                row["people"],
+                row["kept"],
+                _number(row["median_reprojection_px"]),
+                _number(row["median_age_offset"]),
+                _number(row["median_depth_m"]),
             )
             for row in summary["ages"]
         ],
-    )  # fmt: skip
+    )
     lines += ["", "## What is wrong", "", "One person may have several flags.", ""]
     lines += _table(
         ("flag", "people", "meaning"),

@@ -1,11 +1,12 @@
-"""Files that training code for human mesh recovery reads: those of HMR2 (4D-Humans) and AionHMR.
+"""Write files for training code of human mesh recovery: HMR2 (4D-Humans) and AionHMR.
 
-Both read people as ``ImageDataset`` does in ``hmr2/datasets/image_dataset.py`` of github.com/shubham-goel/4D-Humans
-and ``aionhmr-b/src/datasets/image_dataset.py`` of github.com/gioxatz/aionhmr: from one ``.npz``, or, for training,
-from webdataset's tar shards, where an image stands beside a list of its people. The pelvis is the root of the
-body, its pose is 24 axis-angle vectors in camera coordinates, keypoints are `LAYOUTS["hmr2_44"]` in pixels of
-the image. AionHMR has 11 betas: ten, and the age offset, which is how smplx's SMPL of ``age="kid"`` takes it.
-"""  # noqa: E501
+Both read people with ``ImageDataset``, of ``hmr2/datasets/image_dataset.py`` in
+github.com/shubham-goel/4D-Humans and ``aionhmr-b/src/datasets/image_dataset.py`` in
+github.com/gioxatz/aionhmr: from one ``.npz``, or, for training, from tar shards of webdataset, where an image
+is followed by a list of its people. The pelvis is the root of the body, its pose is 24 axis-angle vectors in
+camera coordinates, keypoints are `LAYOUTS["hmr2_44"]` in pixels of the image. AionHMR has 11 betas: ten, and
+the age offset, as in smplx's SMPL with ``age="kid"``.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ from agebody.pipelines.labels.records import Labels
 
 _NUM_BETAS = 10
 _SCALE_UNIT = 200.0
-"""Pixels that boxes are measured in within shards, since HMR."""
+"""Unit of boxes in shards, since HMR [pixels]."""
 _CHUNK = 256
 
 
@@ -45,7 +46,7 @@ def training_arrays(
     Args:
         body: the layer that the labels were made with.
         labels: the people.
-        box_scale: how much larger a box is made.
+        box_scale: factor by which boxes are enlarged.
 
     Raises:
         ValueError: the body has other joints than SMPL's 24, or betas beyond the tenth were fitted.
@@ -134,19 +135,19 @@ def save_training_shards(
     unreadable: Callable[[str, Exception], None] | None = None,
     progress: Callable[[int], None] = lambda images: None,
 ) -> list[Path]:
-    """Write webdataset's shards, ``000000.tar`` and on, each whole or not at all.
+    """Write shards of webdataset, ``000000.tar`` and on, each whole or not at all.
 
-    An image is ``KEY.jpg`` beside ``KEY.data.pyd``, a pickled list of one dictionary a person. JPEG files
+    An image is ``KEY.jpg`` beside ``KEY.data.pyd``, a pickled list with a dictionary per person. JPEG files
     are copied as they are; others, and photographs that EXIF turns, are decoded, turned and written as JPEG
     of quality 95, because the training code does not turn them.
 
     Args:
-        folder: where the shards go; it exists.
+        folder: an existing folder.
         body: the layer that the labels were made with.
         labels: the people.
         images: the folder of the images.
-        box_scale: how much larger a box is made.
-        images_per_shard: how many images a shard has.
+        box_scale: factor by which boxes are enlarged.
+        images_per_shard: number of images per shard.
         unreadable: called with the name of an image that cannot be read, and the error; the image is then
             left out. None raises the error.
         progress: called with the number of images done.
@@ -186,7 +187,7 @@ def save_training_shards(
 
 
 def _observed(labels: Labels) -> Float[np.ndarray, "N 44 3"]:
-    """Observed keypoints in the order of HMR2, matched by name; confidence 0 for those that there are not."""
+    """Return the observed keypoints in the order of HMR2, matched by name; missing ones have confidence 0."""
     names = get_layout(labels.keypoint_layout).names
     found = np.zeros((len(labels), 44, 3), np.float32)
     for i, name in enumerate(get_layout("hmr2_44").names):
@@ -210,7 +211,7 @@ def _points(body: BodyModel, labels: Labels) -> Float[np.ndarray, "N 44 4"]:
 
 
 def _numbers(images: np.ndarray) -> np.ndarray:
-    """Of each person in its image, counting from 0."""
+    """Return the number of each person within its image, counting from 0."""
     seen: dict[str, int] = {}
     numbers = np.zeros(len(images), np.int32)
     for i, name in enumerate(images):
@@ -219,7 +220,7 @@ def _numbers(images: np.ndarray) -> np.ndarray:
 
 
 def _person(arrays: dict[str, np.ndarray], row: int) -> dict[str, Any]:
-    """As it stands in a shard: keypoints in one, boxes in units of 200 pixels."""
+    """Return one person as in a shard: all keypoints together, boxes in units of 200 pixels."""
     one = {name: arrays[name][row] for name in ("center", "body_pose", "betas", "has_body_pose", "has_betas")}
     return {
         **{name: np.asarray(value) for name, value in one.items()},
@@ -231,7 +232,7 @@ def _person(arrays: dict[str, np.ndarray], row: int) -> dict[str, Any]:
 
 
 class _Pickler(pickle.Pickler):
-    """Arrays as ``numpy.ndarray(shape, type, bytes)``: NumPy's own way names modules of its version."""
+    """Pickle arrays as ``numpy.ndarray(shape, type, bytes)``: NumPy's pickles name modules of its version."""
 
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, np.ndarray):
