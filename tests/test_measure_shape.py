@@ -129,6 +129,18 @@ def test_ages_stay_within_their_bounds(body):
     assert teens.converged.all()
 
 
+def test_a_target_far_from_the_mean_shape_moves_the_betas_that_it_depends_on(body):
+    """With fewer targets than betas, damped steps keep the proportions of the prior."""
+    fit = fit_measurements(body, {"stature": 0.8}, age_bounds=(0.15, 0.45))
+    assert fit.met.all()
+    assert fit.converged.all()
+    taller = fit_measurements(body, {"stature": 0.8 + 1e-3}, age_bounds=(0.15, 0.45)).betas - fit.betas
+    # The least change of betas for a stature lies along its gradient, in standard deviations.
+    cosine = torch.nn.functional.cosine_similarity(fit.betas, taller, dim=0).abs()
+    assert cosine > 0.999
+    assert fit.betas.abs().argmax() == 0
+
+
 def test_a_known_age_is_kept(body):
     ages = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
     fit = fit_measurements(body, {"stature": 1.2}, age_offset=ages)

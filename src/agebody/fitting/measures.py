@@ -1,9 +1,10 @@
-"""The shape and age of a body from its measurements."""
+"""Shape and age of bodies from their measurements."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -16,34 +17,34 @@ from agebody.engine.batched import own_precision
 from agebody.engine.deform import age_coefficients
 from agebody.measure.definitions import MEASUREMENTS, Definition
 from agebody.measure.measurements import Measurements
+from agebody.optim.least_squares import Quadratic, minimize
 
-_CHUNK = 128  # bodies at a time: memory is bounded
-_START_AGES = 9
-_LONGEST = 5.0  # m: what is longer is in another unit
-_BOLD, _CAREFUL = 1e-3, 1.0  # dampings of the first step
-_MAX_DAMPING = 1e10
-_SMALL_STEP = {torch.float32: 1e-5, torch.float64: 1e-9}
-_SMALL_GAIN = {torch.float32: 1e-6, torch.float64: 1e-12}
+_BATCH = 128  # bodies at a time, which bounds memory
+_SEGMENTS = 2  # that every body is fitted in
+_STARTS = 3  # ages per segment that the start is chosen from
+_LONGEST = 5.0  # [m]; longer targets are in another unit
+_COST_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
+_STEP_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
 
 
 class MeasurementFit(NamedTuple):
-    """Bodies found for given measurements."""
+    """Bodies fitted to measurements."""
 
     names: tuple[str, ...]
-    """The M measurements that were asked for."""
+    """The M measurements."""
     betas: Float[Tensor, "*batch num_betas"]
     age_offset: Float[Tensor, "*batch"]
     achieved: Float[Tensor, "*batch M"]
-    """What these bodies measure [m]."""
+    """Measurements of these bodies [m]."""
     residual: Float[Tensor, "*batch M"]
-    """Achieved minus asked for [m]; 0 where the weight is 0."""
+    """Achieved minus target [m]; 0 where the weight is 0."""
     met: Bool[Tensor, "*batch M"]
     """Whether the residual is within the tolerance."""
     converged: Bool[Tensor, "*batch"]
-    """Whether the solver found a minimum before it ran out of iterations."""
+    """Whether the solver converged before it ran out of iterations."""
 
     def report(self) -> str:
-        """What could not be met, one line each, or that everything was."""
+        """Return one line per target that is not met."""
         missed = torch.nonzero(~self.met)
         if not len(missed):
             return f"{self.met.numel()} of {self.met.numel()} measurements met"
@@ -70,66 +71,46 @@ def fit_measurements(
     definitions: Mapping[str, Definition] | None = None,
     max_iterations: int = 50,
 ) -> MeasurementFit:
-    """Betas and age offset of the bodies that measure what is asked for.
+    """Find betas and age offset of bodies with given measurements.
 
-    The most probable body: it minimises
+    Minimizes ``Σ_m weight_m ((measured_m - target_m) / sd)² + |b|²``: the most probable bodies, which stay at
+    the mean shape where the measurements leave it open. Where targets contradict one another or lie outside
+    the shape space, the fit is a compromise, and reports which targets are missed.
 
-        sum over m of weight_m ((measured_m - target_m) / sd)^2 + ||betas||^2
-
-    so that what the measurements leave open stays at the mean shape. Where the targets contradict one another
-    or lie outside the shape space, the fit is a compromise, and says which are missed and by how much. Solved
-    by damped Gauss-Newton steps (Levenberg and Marquardt), each body for itself, the age offset kept within
-    bounds and started at the best of several ages. The result is detached from the targets.
+    Growth changes its direction at each age template. So bodies are fitted by Levenberg-Marquardt between
+    every two templates that suit the mean shape, and between all of them where a target is missed; the best
+    result is kept.
 
     Args:
         body: an `SMPL`, `SMIL` or `SMPLA` layer, without ``smil``; the fit runs in its dtype, on its device.
         targets: name -> value [m], one for all bodies or (*batch).
-        age_offset: (*batch) if it is known; found with the betas if not given.
-        weights: name -> (*batch), 1 if not given. What weighs nothing is not looked at, NaN or not.
-        sd: standard deviation of a measurement's error [m]. With the small default the targets are met as
-            far as the body can; a tape in practice has 0.005 to 0.01, and gives more probable shapes.
-        age_bounds: lowest and highest age offset; those of the body's templates if not given.
-        tolerance: residual up to which a measurement counts as met [m].
-        definitions: what the names mean; `MEASUREMENTS` if not given.
-        max_iterations: steps at most.
+        age_offset: (*batch) if it is known; found with the betas if None.
+        weights: name -> (*batch), 1 if missing. Targets of weight 0 are ignored, even NaN.
+        sd: standard deviation of a measurement [m]. With the small default, targets are met as closely as the
+            body can; a tape in practice has 0.005 to 0.01, and gives more probable shapes.
+        age_bounds: lowest and highest age offset; those of the body's templates if None.
+        tolerance: residual up to which a target counts as met [m].
+        definitions: of the names; `MEASUREMENTS` if None.
+        max_iterations: maximum number of steps.
+
+    Returns:
+        Bodies that are detached from the targets.
 
     Raises:
-        ValueError: there are no targets, a name is unknown, a target is no length of up to 5 m, a weight is
-            not finite, one has a wrong shape, the body has one age and an age offset is given, or it has a
-            second, infant body.
+        ValueError: an argument is out of its range, or the body has a second, infant body.
     """
     problem = _Problem(body, targets, weights, age_offset, sd, age_bounds, definitions)
-    which = torch.arange(problem.size, device=body.device).split(_CHUNK)
-    with own_precision(body.device):
-        found = [_solve(problem, chunk, tolerance, max_iterations) for chunk in which]
-    betas, age, achieved, converged, _ = (torch.cat(parts) for parts in zip(*found, strict=True))
+    rows = torch.arange(math.prod(problem.batch), device=body.device)
+    with torch.no_grad(), own_precision(body.device):
+        found = [problem.solve(part, tolerance, max_iterations) for part in rows.split(_BATCH)]
+    betas, age, achieved, converged = (torch.cat(parts) for parts in zip(*found, strict=True))
     residual = torch.where(problem.weights > 0, achieved - problem.targets, 0)
-    batched = lambda tensor: tensor.reshape((*problem.batch, *tensor.shape[1:]))  # noqa: E731
-    return MeasurementFit(
-        problem.names,
-        *(batched(t) for t in (betas, age, achieved, residual, residual.abs() <= tolerance, converged)),
-    )
-
-
-def _solve(problem: _Problem, rows: Tensor, tolerance: float, max_iterations: int) -> _Solution:
-    """Some bodies. Those that miss a target are solved again from several ages, and the best is kept."""
-    best = problem.part(rows).solve(_BOLD, max_iterations)
-    residual = torch.where(problem.weights[rows] > 0, best.values - problem.targets[rows], 0)
-    missed = (residual.abs() > tolerance).any(-1).nonzero()[:, 0]
-    if not len(missed):
-        return best
-    again = problem.part(rows[missed])
-    for shift in (0, -1, 1) if again.free_age else (0,):
-        other = again.solve(_CAREFUL, max_iterations, shift)
-        better = other.cost < best.cost[missed]
-        best = _Solution(
-            *(old.index_put((missed[better],), new[better]) for new, old in zip(other, best, strict=True))
-        )
-    return best
+    parts = betas, age, achieved, residual, residual.abs() <= tolerance, converged
+    return MeasurementFit(problem.names, *(part.reshape((*problem.batch, *part.shape[1:])) for part in parts))
 
 
 class _Problem:
-    """What is asked for, over a flat batch."""
+    """The arguments, in a flat batch."""
 
     def __init__(
         self,
@@ -155,15 +136,20 @@ class _Problem:
             unknown = [name for name in given if name not in known]
             if unknown:
                 raise ValueError(f"{argument}: expected names out of {', '.join(known)}, got {unknown}")
-        self.body, self.sd = body, sd
+        self.body, self.sd, self.anchors = body, sd, body.age_anchors
         self.names = tuple(targets)
-        read = lambda value: torch.as_tensor(value, dtype=body.dtype, device=body.device).detach()  # noqa: E731
+
+        def read(value: Tensor | float) -> Tensor:
+            return torch.as_tensor(value, dtype=body.dtype, device=body.device).detach()
+
         values = {f"targets[{name!r}]": read(value) for name, value in targets.items()}
         shares = {f"weights[{name!r}]": read(weights.get(name, 1.0)) for name in targets}
         known_age = {} if age_offset is None else {"age_offset": read(age_offset)}
         self.batch = broadcast(**{name: v.shape for name, v in {**values, **shares, **known_age}.items()})
-        self.size = math.prod(self.batch)
-        flat = lambda tensor: tensor.expand(self.batch).reshape(-1)  # noqa: E731
+
+        def flat(tensor: Tensor) -> Tensor:
+            return tensor.expand(self.batch).reshape(-1)
+
         self.weights = torch.stack([flat(v) for v in shares.values()], -1)
         self.targets = torch.stack([flat(v) for v in values.values()], -1)
         if not (torch.isfinite(self.weights) & (self.weights >= 0)).all():
@@ -176,151 +162,122 @@ class _Problem:
                     f"targets[{name!r}]: expected metres, above 0 and up to {_LONGEST:g}, got {wrong[0]:g}"
                 )
         self.age = None if age_offset is None else flat(known_age["age_offset"])
-        anchors = (0.0, *body.age_anchors)
-        self.bounds = (min(anchors), max(anchors)) if age_bounds is None else age_bounds
-        if not self.bounds[0] <= self.bounds[1]:
-            raise ValueError(f"age_bounds: expected a lowest and a highest offset, got {self.bounds}")
+        knots = (0.0, *self.anchors)
+        low, high = (min(knots), max(knots)) if age_bounds is None else age_bounds
+        if not low <= high:
+            raise ValueError(f"age_bounds: expected a lowest and a highest offset, got {(low, high)}")
+        ends = [low, *sorted({knot for knot in knots if low < knot < high}), high]
+        self.segments = list(pairwise(ends)) if self.anchors and self.age is None else [(0.0, 0.0)]
         chosen = {name: definitions[name] for name in targets}
         measure = Measurements(body.asset, chosen, dtype=body.dtype, device=body.device)
         directions = torch.from_numpy(body.identity_directions).to(body.device, body.dtype)
         self.gauges = [(gauge, directions[:, gauge.vertices].flatten(1)) for gauge in measure.all_gauges()]
 
-    def part(self, rows: Tensor) -> _Solver:
-        """The solver of some bodies."""
-        age = None if self.age is None else self.age[rows]
-        return _Solver(self, self.targets[rows], self.weights[rows], age)
+    def solve(self, rows: Tensor, tolerance: float, max_iterations: int) -> tuple[Tensor, ...]:
+        """Return betas, age offsets, measurements and convergence of some bodies.
 
+        Each is fitted in the two segments that suit its mean shape best, and where it misses a target, in the
+        others, too.
+        """
+        ages, misfit = self._start(rows)  # (segments, rows)
+        order = misfit.argsort(0)
+        best, cost = self._fit(rows, order[:_SEGMENTS], ages, max_iterations)
+        values = self._measurements(best)
+        missed = torch.where(self.weights[rows] > 0, values - self.targets[rows], 0).abs() > tolerance
+        some = missed.any(-1).nonzero()[:, 0]
+        if len(some) and len(order) > _SEGMENTS:
+            others, other_cost = self._fit(rows[some], order[_SEGMENTS:, some], ages[:, some], max_iterations)
+            better = other_cost < cost[some]
+            best[some[better]] = others[better]
+            values = self._measurements(best)
+        return best[:, :-2], best[:, -2], values, best[:, -1] > 0
 
-class _Solution(NamedTuple):
-    """Bodies found."""
+    def _start(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the age per segment at which the mean shape suits best, and its misfit."""
+        low, high = torch.tensor(self.segments).to(self.targets).mT
+        shares = torch.linspace(0, 1, _STARTS).to(low)[:, None]
+        ages = (low + shares * (high - low)).flatten()  # (starts * segments)
+        betas = ages.new_zeros(len(ages), self.body.num_betas)
+        values = self._values(self._surfaces(betas, age_coefficients(ages, self.anchors)))
+        residual = values[:, None] - self.targets[rows]
+        misfit = torch.where(self.weights[rows] > 0, self.weights[rows] * residual**2, 0).sum(-1)
+        misfit = misfit.nan_to_num(torch.inf).unflatten(0, (_STARTS, -1))
+        least = misfit.min(0)
+        segment = torch.arange(len(low), device=low.device)[:, None]
+        return ages.view(_STARTS, -1)[least.indices, segment], least.values
 
-    betas: Tensor
-    age: Tensor
-    values: Tensor
-    converged: Tensor
-    cost: Tensor
+    def _fit(
+        self, rows: Tensor, segments: Tensor, ages: Tensor, max_iterations: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return the best of fits in some segments: betas, age, whether converged; and its cost."""
+        count, (low, high) = len(rows), torch.tensor(self.segments).to(self.targets)[segments.flatten()].mT
+        bodies, start_age = rows.repeat(len(segments)), ages.gather(0, segments).flatten()
+        if self.age is not None:
+            low = high = start_age = self.age[bodies]
+        start = torch.cat((start_age.new_zeros(len(bodies), self.body.num_betas), start_age[:, None]), 1)
+        lower, upper = (torch.full_like(start, bound) for bound in (-torch.inf, torch.inf))
+        lower[:, -1], upper[:, -1] = low, high
+        metric = start.new_ones(start.shape[1])
+        metric[-1] = 0  # betas are in standard deviations; the age offset has no prior
+        prior = torch.eye(len(metric), dtype=start.dtype, device=start.device)[:-1]
 
-
-class _State(NamedTuple):
-    """Bodies on the way, and the quadratic model of the objective there."""
-
-    betas: Tensor
-    age: Tensor
-    cost: Tensor
-    gradient: Tensor
-    hessian: Tensor
-    values: Tensor
-
-
-class _Solver:
-    """Damped Gauss-Newton for a batch of bodies, each with its own damping."""
-
-    def __init__(self, problem: _Problem, targets: Tensor, weights: Tensor, age: Tensor | None) -> None:
-        self.problem, self.targets, self.weights, self.age = problem, targets, weights, age
-        self.anchors = problem.body.age_anchors
-        self.free_age = age is None and bool(self.anchors)
-        self.num_betas = problem.body.num_betas
-
-    def solve(self, damping_at_start: float, max_iterations: int, shift: int = 0) -> _Solution:
-        """The minimum that each body's steps lead to, from the best of several ages or one beside it."""
-        state = self._start(shift)
-        damping = torch.full_like(state.cost, damping_at_start)
-        done, hold = (torch.zeros_like(state.cost, dtype=torch.bool) for _ in range(2))
-        for _ in range(max_iterations):
-            if done.all():
-                break
-            trial, step = self._step(state, damping, hold)
-            better = (trial.cost < state.cost) & ~done
-            gain = state.cost - trial.cost
-            small = (step <= _SMALL_STEP[step.dtype]) | (
-                better & (gain <= _SMALL_GAIN[gain.dtype] * state.cost)
+        def quadratize(x: Tensor, which: Tensor) -> Quadratic:
+            values, jacobian = self._measure(x, low[which], high[which])
+            weights = self.weights[bodies[which]]
+            root = weights.sqrt() / self.sd
+            residuals = root * torch.where(weights > 0, values - self.targets[bodies[which]], 0)
+            jacobian = root[..., None] * torch.where((weights > 0)[..., None], jacobian, 0)
+            return Quadratic.of(
+                torch.cat((residuals, x[:, :-1]), 1),
+                torch.cat((jacobian, prior.expand(len(x), -1, -1)), 1),
             )
-            done = done | small | (damping > _MAX_DAMPING)
-            state = _State(*(_where(better, new, old) for new, old in zip(trial, state, strict=True)))
-            damping = torch.where(better, damping / 5, damping * 4)
-            # Growth changes its direction at each age template. There a step may fail for the sake of the age
-            # alone, so a failed step is followed by one that leaves it as it is.
-            hold = ~better & ~hold
-        return _Solution(state.betas, state.age, state.values, done, state.cost)
 
-    def _start(self, shift: int) -> _State:
-        betas = self.targets.new_zeros(len(self.targets), self.num_betas)
-        if not self.free_age:
-            return self._model(betas, betas.new_zeros(len(betas)) if self.age is None else self.age)
-        ages = torch.linspace(*self.problem.bounds, _START_AGES).to(betas)
-        surfaces = self._surfaces(betas.new_zeros(_START_AGES, self.num_betas), ages)
-        residual = self._values(surfaces)[:, None] - self.targets
-        misfit = torch.where(self.weights > 0, self.weights * residual**2, 0).sum(-1)
-        best = misfit.nan_to_num(torch.inf).argmin(0) + shift
-        return self._model(betas, ages[best.clamp(0, _START_AGES - 1)])
+        found = minimize(
+            quadratize,
+            start,
+            lower=lower,
+            upper=upper,
+            max_iterations=max_iterations,
+            cost_tolerance=_COST_TOLERANCE[start.dtype],
+            step_tolerance=_STEP_TOLERANCE[start.dtype],
+            metric=metric,
+        )
+        cost, best = found.cost.nan_to_num(torch.inf).view(len(segments), count).min(0)
+        best = best * count + torch.arange(count, device=rows.device)
+        return torch.cat((found.x[best], found.converged[best, None].to(found.x)), 1), cost
 
-    def _step(self, state: _State, damping: Tensor, hold: Tensor) -> tuple[_State, Tensor]:
-        """The next body to try, and the largest change in it."""
-        gradient, hessian = state.gradient, state.hessian
-        low, high = self.problem.bounds
-        if self.free_age:  # what pushes against a bound is left out
-            slope = gradient[:, -1]
-            held = hold | ((state.age <= low) & (slope > 0)) | ((state.age >= high) & (slope < 0))
-            keep = torch.ones_like(gradient)
-            keep[:, -1] = (~held).to(keep)
-            gradient = gradient * keep
-            hessian = hessian * keep[:, None] * keep[:, :, None]
-        diagonal = hessian.diagonal(dim1=-2, dim2=-1).clamp(min=1)
-        damped = hessian + torch.diag_embed(damping[:, None] * diagonal + 1e-9 * diagonal)
-        step, _ = torch.linalg.solve_ex(damped, -gradient[..., None])
-        step = torch.nan_to_num(step[..., 0], nan=0.0, posinf=0.0, neginf=0.0)
-        betas = state.betas + step[:, : self.num_betas]
-        age = (state.age + step[:, -1]).clamp(low, high) if self.free_age else state.age
-        moved = torch.cat((betas - state.betas, (age - state.age)[:, None]), -1).abs().amax(-1)
-        return self._model(betas, age), moved
+    def _measurements(self, found: Tensor) -> Tensor:
+        return self._values(self._surfaces(found[:, :-2], age_coefficients(found[:, -2], self.anchors)))
 
-    def _model(self, betas: Tensor, age: Tensor) -> _State:
-        values, jacobian = self._measure(betas, age)
-        share = self.weights / self.problem.sd**2
-        residual = torch.where(self.weights > 0, values - self.targets, 0)
-        weighted = share[..., None] * torch.where((self.weights > 0)[..., None], jacobian, 0)
-        cost = (share * residual**2).sum(-1) + (betas**2).sum(-1)
-        gradient = (weighted * residual[..., None]).sum(-2)
-        hessian = weighted.mT @ jacobian
-        gradient[:, : self.num_betas] += betas
-        hessian.diagonal(dim1=-2, dim2=-1)[:, : self.num_betas] += 1
-        cost = torch.where(torch.isfinite(cost), cost, torch.inf)
-        return _State(betas, age, cost, gradient, hessian, values)
-
-    def _measure(self, betas: Tensor, age: Tensor) -> tuple[Tensor, Tensor]:
-        """Measurements (B, M), and their derivatives by betas and, where it is free, age (B, M, N).
+    def _measure(self, x: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """Return measurements (B, M), and their derivatives by betas and age offset (B, M, N + 1).
 
         Every gauge has vertices of its own, so one backward pass gives the gradients of all measurements,
-        and their products with the affine rest surface's directions are the Jacobian.
+        and their products with the directions of the affine rest surface are the Jacobian.
         """
+        ends = age_coefficients(torch.stack((low, high)), self.anchors)
+        width = (high - low)[:, None]
+        growth = (ends[1] - ends[0]) / torch.where(width > 0, width, 1)
+        coefficients = ends[0] + (x[:, -1] - low)[:, None] * growth
         with torch.enable_grad():
-            surfaces = [surface.requires_grad_() for surface in self._surfaces(betas, age)]
+            surfaces = [surface.requires_grad_() for surface in self._surfaces(x[:, :-1], coefficients)]
             values = self._values(surfaces)
             gradients = torch.autograd.grad(values.sum(), surfaces)
-        rows = [
-            gradient.flatten(1) @ directions.T
-            for gradient, (_, directions) in zip(gradients, self.problem.gauges, strict=True)
-        ]
-        jacobian = torch.stack(rows, 1)[..., 1:]
-        by_betas, by_templates = jacobian[..., : self.num_betas], jacobian[..., self.num_betas :]
-        parts = [by_betas]
-        if self.free_age:
-            growth = lambda offset: age_coefficients(offset, self.anchors)  # noqa: E731
-            slope = torch.func.jvp(growth, (age,), (torch.ones_like(age),))[1]
-            parts.append((by_templates * slope[:, None]).sum(-1, keepdim=True))
-        return values.detach(), torch.cat(parts, -1)
-
-    def _surfaces(self, betas: Tensor, age: Tensor) -> list[Tensor]:
-        """The vertices of each gauge, (B, n, 3) [m]."""
-        coefficients = torch.cat(
-            (torch.ones_like(age)[:, None], betas, age_coefficients(age, self.anchors)), -1
+        jacobian = torch.stack(
+            [
+                gradient.flatten(1) @ directions[1:].T
+                for gradient, (_, directions) in zip(gradients, self.gauges, strict=True)
+            ],
+            1,
         )
-        return [(coefficients @ directions).unflatten(-1, (-1, 3)) for _, directions in self.problem.gauges]
+        by_betas, by_templates = jacobian.split((x.shape[1] - 1, growth.shape[1]), -1)
+        return values.detach(), torch.cat((by_betas, by_templates @ growth[..., None]), -1)
+
+    def _surfaces(self, betas: Tensor, growth: Tensor) -> list[Tensor]:
+        """Return the vertices of each gauge (B, n, 3) [m]."""
+        coefficients = torch.cat((betas.new_ones(len(betas), 1), betas, growth), -1)
+        return [(coefficients @ directions).unflatten(-1, (-1, 3)) for _, directions in self.gauges]
 
     def _values(self, surfaces: list[Tensor]) -> Tensor:
-        values = [gauge(own) for (gauge, _), own in zip(self.problem.gauges, surfaces, strict=True)]
+        values = [gauge(own) for (gauge, _), own in zip(self.gauges, surfaces, strict=True)]
         return torch.stack(values, -1)
-
-
-def _where(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    return torch.where(mask[(..., *[None] * (new.dim() - 1))], new, old)
