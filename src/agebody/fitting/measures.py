@@ -22,6 +22,7 @@ from agebody.optim.least_squares import Quadratic, minimize
 _BATCH = 128  # bodies at a time, which bounds memory
 _SEGMENTS = 2  # that every body is fitted in
 _STARTS = 3  # ages per segment that the start is chosen from
+_CAUTIOUS = 1.0  # damping of the first step of a fit that is tried again
 _LONGEST = 5.0  # [m]; longer targets are in another unit
 _COST_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
 _STEP_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
@@ -176,8 +177,8 @@ class _Problem:
     def solve(self, rows: Tensor, tolerance: float, max_iterations: int) -> tuple[Tensor, ...]:
         """Return betas, age offsets, measurements and convergence of some bodies.
 
-        Each is fitted in the two segments that suit its mean shape best, and where it misses a target, in the
-        others, too.
+        Each is fitted in the two segments that suit its mean shape best, and where it misses a target, again
+        in all of them with short first steps.
         """
         ages, misfit = self._start(rows)  # (segments, rows)
         order = misfit.argsort(0)
@@ -185,8 +186,10 @@ class _Problem:
         values = self._measurements(best)
         missed = torch.where(self.weights[rows] > 0, values - self.targets[rows], 0).abs() > tolerance
         some = missed.any(-1).nonzero()[:, 0]
-        if len(some) and len(order) > _SEGMENTS:
-            others, other_cost = self._fit(rows[some], order[_SEGMENTS:, some], ages[:, some], max_iterations)
+        if len(some):
+            others, other_cost = self._fit(
+                rows[some], order[:, some], ages[:, some], max_iterations, damping=_CAUTIOUS
+            )
             better = other_cost < cost[some]
             best[some[better]] = others[better]
             values = self._measurements(best)
@@ -207,7 +210,7 @@ class _Problem:
         return ages.view(_STARTS, -1)[least.indices, segment], least.values
 
     def _fit(
-        self, rows: Tensor, segments: Tensor, ages: Tensor, max_iterations: int
+        self, rows: Tensor, segments: Tensor, ages: Tensor, max_iterations: int, damping: float = 1e-3
     ) -> tuple[Tensor, Tensor]:
         """Return the best of fits in some segments: betas, age, whether converged; and its cost."""
         count, (low, high) = len(rows), torch.tensor(self.segments).to(self.targets)[segments.flatten()].mT
@@ -240,6 +243,7 @@ class _Problem:
             max_iterations=max_iterations,
             cost_tolerance=_COST_TOLERANCE[start.dtype],
             step_tolerance=_STEP_TOLERANCE[start.dtype],
+            damping=damping,
             metric=metric,
         )
         cost, best = found.cost.nan_to_num(torch.inf).view(len(segments), count).min(0)
