@@ -130,7 +130,6 @@ def parse_ages(
 
     Raises:
         AgeError: a value is out of its range or not a number; the error says of which person.
-        ValueError: the shapes do not broadcast.
     """
     names = ", ".join(kind.name for kind in AGE_CLASSES)
     parsed = {

@@ -124,7 +124,6 @@ class BodyModel(nn.Module):
 
     Raises:
         AssetError: the file cannot be read.
-        ValueError, TypeError: an argument is not what is said here.
 
     The asset's arrays are non-persistent buffers: ``state_dict()`` is empty, so a checkpoint carries no
     licensed data. Under autocast the layer computes in its own dtype.
@@ -284,9 +283,6 @@ class BodyModel(nn.Module):
             age_offset: (*batch), or (*batch, 1) with one dimension more than the batch of betas; 0 adult,
                 1 infant, not clamped.
             pose_format: see the class.
-
-        Raises:
-            TypeError, ValueError: an argument has the wrong type, dtype, device or shape.
         """
         pose = (body_pose, global_orient, transl, pose_format)
         given, pose = _read(self, parameters, (betas, age_offset), pose)
@@ -330,10 +326,6 @@ class BodyModel(nn.Module):
             layout: its name, or a layout.
             vertices: (*batch, V, 3) [m], of this body's topology.
             joints: (*batch, J, 3) [m], as in `BodyOutput`; wanted where points of the layout are joints.
-
-        Raises:
-            TypeError, ValueError: an argument has the wrong type, dtype, device or shape, or the layout needs
-                joints.
         """
         mesh = read_tensor("vertices", vertices, (self.num_vertices, 3), self._like)
         points = self._made_for(

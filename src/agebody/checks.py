@@ -36,12 +36,7 @@ ignored."""
 
 
 def expect(name: str, tensor: Any, *entry: int | None) -> Tensor:
-    """Checks a floating tensor's last dimensions; None stands for any size.
-
-    Raises:
-        TypeError: it is no tensor, or not of a floating type.
-        ValueError: its shape does not end so.
-    """
+    """Checks a floating tensor's last dimensions; None stands for any size."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
     if not tensor.is_floating_point():
@@ -57,10 +52,6 @@ def expect_pair(pred: Any, target: Any, *entry: int | None) -> torch.Size:
     """Checks two tensors of one shape, ``(*entries, *entry)``, and gives the shape of the entries.
 
     Nothing is broadcast: ``(B, 1)`` against ``(B,)`` would be B x B differences, and nobody means that.
-
-    Raises:
-        TypeError: one is no tensor of a floating type.
-        ValueError: the shape of one does not end so, or they have different shapes.
     """
     expect("pred", pred, *entry)
     expect("target", target, *entry)
@@ -72,12 +63,7 @@ def expect_pair(pred: Any, target: Any, *entry: int | None) -> torch.Size:
 
 
 def expect_labels(name: str, labels: Any, entries: torch.Size) -> Int[Tensor, "*entries"]:
-    """Checks integers, one an entry.
-
-    Raises:
-        TypeError: it is no tensor of integers.
-        ValueError: it has another shape.
-    """
+    """Checks integers, one an entry."""
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.dtype == torch.bool:
         kind = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
         raise TypeError(f"{name}: expected a torch.Tensor of integers, got {kind}")
@@ -94,9 +80,6 @@ def expect_values(**expected: tuple[Tensor, str]) -> None:
     Args:
         expected: per argument, a mask that must be true everywhere and the description of valid values. A
             double underscore in a name stands for a dot.
-
-    Raises:
-        ValueError: a mask is false somewhere.
     """
     if torch.compiler.is_compiling() or is_transformed():
         return
@@ -107,12 +90,7 @@ def expect_values(**expected: tuple[Tensor, str]) -> None:
 
 
 def expand_weights(weights: Any, entries: torch.Size) -> Tensor | None:
-    """The weights, one an entry; None stays None.
-
-    Raises:
-        TypeError: they are no tensor.
-        ValueError: they do not broadcast to the entries.
-    """
+    """The weights, one an entry; None stays None."""
     if weights is None:
         return None
     if not isinstance(weights, Tensor):
@@ -156,10 +134,6 @@ def residual(
         target: the same shape.
         weights: broadcast to the entries.
         entry: sizes of the dimensions of one entry; None stands for any.
-
-    Raises:
-        TypeError: an argument is no tensor of a floating type.
-        ValueError: shapes do not fit.
     """
     weights = expand_weights(weights, expect_pair(pred, target, *entry))
     # To hide the difference is enough: the gradient of a difference does not depend on what was subtracted.
@@ -176,9 +150,6 @@ def reduce(
         weights: broadcast to the entries; None is 1 everywhere.
         reduction: see `Reduction`.
         empty: the mean where no entry counts: 0 for losses, NaN for metrics.
-
-    Raises:
-        ValueError: the weights do not broadcast to the entries, or there is no such reduction.
     """
     if reduction not in get_args(Reduction):
         raise ValueError(f"reduction: expected one of {', '.join(get_args(Reduction))}, got {reduction!r}")
@@ -206,11 +177,7 @@ def safe_norm(vectors: Float[Tensor, "*batch D"], dim: int = -1) -> Float[Tensor
 
 
 def read_tensor(name: str, value: Tensor | None, entry: tuple[int, ...], like: Tensor) -> Tensor:
-    """Return one argument of a layer, (*batch, *entry), in the dtype of another tensor; zeros by default.
-
-    Raises:
-        TypeError, ValueError: it is not a tensor, or its dtype, device or shape is wrong.
-    """
+    """Return one argument of a layer, (*batch, *entry), in the dtype of another tensor; zeros by default."""
     if value is None:
         return torch.zeros(entry, dtype=like.dtype, device=like.device)
     value = _expect_like(name, value, like)
@@ -222,11 +189,7 @@ def read_tensor(name: str, value: Tensor | None, entry: tuple[int, ...], like: T
 def read_rotations(
     name: str, value: Tensor | None, pose_format: PoseFormat, count: int | None, like: Tensor
 ) -> Tensor:
-    """Return rotations (*batch, count, *entry), or (*batch, *entry) if count is None; no rotation by default.
-
-    Raises:
-        TypeError, ValueError: as in `read_tensor`.
-    """
+    """Return rotations (*batch, count, *entry), or (*batch, *entry) if count is None; no rotation by default."""
     entry = ENTRY_SHAPES[pose_format]
     several = entry if count is None else (count, *entry)
     if value is None:

@@ -53,7 +53,6 @@ def save_npz(arrays: Mapping[str, Any], path: str | os.PathLike[str], *, overwri
     """Write named arrays or tensors to a compressed ``.npz``, whole or not at all.
 
     Raises:
-        ValueError: the suffix is not .npz, or a value is not an array of numbers or text.
         FileExistsError: the file exists and ``overwrite`` is false.
         OSError: the file cannot be written.
     """

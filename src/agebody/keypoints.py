@@ -217,11 +217,7 @@ smplx45 is what smplx calls the joints of SMPL; bev71 what BEV and ROMP do; hmr2
 
 
 def get_layout(layout: str | KeypointLayout) -> KeypointLayout:
-    """A layout by name, or itself.
-
-    Raises:
-        ValueError: no layout has that name.
-    """
+    """A layout by name, or itself."""
     if isinstance(layout, KeypointLayout):
         return layout
     if layout not in LAYOUTS:

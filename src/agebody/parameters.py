@@ -79,11 +79,7 @@ class BodyParameters(NamedTuple):
 
 
 def read_start(body: BodySizes, start: BodyParameters, batch: Sequence[int]) -> BodyParameters:
-    """Return checked starting parameters, broadcast to a batch that is flattened.
-
-    Raises:
-        TypeError, ValueError: a part is not of finite floats, or its shape does not broadcast to the batch.
-    """
+    """Return checked starting parameters, broadcast to a batch that is flattened."""
     found = []
     for (name, part), like in zip(start._asdict().items(), BodyParameters.zeros(body, 1), strict=True):
         entry = like.shape[1:]

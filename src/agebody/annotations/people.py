@@ -186,7 +186,6 @@ def map_names(
 
     Raises:
         AnnotationError: the layout has fewer than four of the names, or a name occurs twice.
-        ValueError: there is no such layout.
     """
     plain = [plain_name(name) for name in names]
     twice = {name for name in plain if plain.count(name) > 1}

@@ -37,7 +37,6 @@ def read_people(
 
     Raises:
         AnnotationError: the file is of another kind, or something in it is missing or wrong.
-        ValueError: there is no such layout.
         OSError: a file cannot be read.
     """
     path = Path(path)

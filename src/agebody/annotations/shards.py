@@ -90,7 +90,6 @@ def write_shards(
         overwrite: replace all shards of this prefix.
 
     Raises:
-        ValueError: ``people_per_shard`` is below 1, or ``prefix`` is not the beginning of a file name.
         AnnotationError: the size of an image is unknown.
         FileExistsError: there are shards of this prefix.
         OSError: a file cannot be written.
@@ -241,7 +240,6 @@ def read_shard(path: str | PathLike[str], *, layout: str | KeypointLayout | None
 
     Raises:
         AnnotationError: the file is of another kind; the message names the column and the row.
-        ValueError: there is no such layout.
         OSError: it cannot be read.
         ImportError: PyArrow is not installed.
     """

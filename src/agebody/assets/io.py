@@ -53,7 +53,6 @@ def load_asset(
     Raises:
         AssetError: a file is missing, unreadable, damaged, hostile, or of the wrong kind. The message names
             the file, its kind, and what to do.
-        ValueError: `gender` is none of the three.
     """
     if gender not in (None, *GENDERS):
         raise ValueError(f"gender: expected one of {GENDERS}, got {gender!r}")

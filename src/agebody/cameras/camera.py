@@ -75,9 +75,6 @@ class Camera(NamedTuple):
         4).
 
         Values are checked, which waits for a GPU; in a loop, use the constructor.
-
-        Raises:
-            ValueError: K has a skew or is not that of a pinhole camera, or R is not a rotation.
         """
         k = expect("intrinsics", intrinsics, 3, 3)
         fx, fy = k[..., 0, 0], k[..., 1, 1]
@@ -168,9 +165,6 @@ class Camera(NamedTuple):
             fov: field of view [rad].
             axis: of the field of view.
             up: direction of the world that points up in the image.
-
-        Raises:
-            ValueError: eye and target coincide, or up is parallel to the view.
         """
         places = {"eye": eye, "target": target, "up": up}
         given = [expect(name, v, 3) for name, v in places.items() if isinstance(v, Tensor)]
@@ -222,11 +216,7 @@ class Camera(NamedTuple):
         return Camera(**{name: function(part) for name, part in self._asdict().items() if part is not None})
 
     def expand(self, *batch: int) -> Camera:
-        """Return the camera expanded to a batch, without copies.
-
-        Raises:
-            ValueError: a tensor's own batch does not broadcast to it.
-        """
+        """Return the camera expanded to a batch, without copies."""
         parts = {}
         for name, part in self._asdict().items():
             if part is None:

@@ -53,10 +53,6 @@ def mask_depths(
             one per person (N = P).
         masks: pixels of each person.
 
-    Raises:
-        TypeError: a depth is not floating-point, or masks are not boolean.
-        ValueError: shapes do not match.
-
     Source: the code of DTO (Wang et al. 2025).
     """
     expect("depth", depth, None, None)

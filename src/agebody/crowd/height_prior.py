@@ -46,9 +46,6 @@ class HeightPrior(NamedTuple):
         Args:
             classes: index per person.
             dtype: of the prior; torch's default if None.
-
-        Raises:
-            ValueError: an index is out of range.
         """
         last = len(HEIGHT_CLASSES) - 1
         expect_values(classes=((classes >= 0) & (classes <= last), f"indices from 0 to {last}"))
@@ -72,9 +69,6 @@ class HeightPrior(NamedTuple):
             years: age [years].
             sex: 0 neutral or unknown, 1 female, 2 male (an index into ``SEXES``); all neutral if None.
             years_sd: u, the standard deviation of the age [years].
-
-        Raises:
-            TypeError: ages are not floating-point, or sexes not integers.
         """
         expect("years", years)
         sexes = None if sex is None else _expect_sex(sex, years)
@@ -104,9 +98,6 @@ class HeightPrior(NamedTuple):
             curve: of the body: ``AgeCurve.from_asset(body.asset)``.
             sex: as in `of_age`.
             offset_sd: standard deviation of the offset; counts by the years that it corresponds to there.
-
-        Raises:
-            TypeError: offsets are not floating-point, or sexes not integers.
         """
         expect("age_offset", age_offset)
         older, younger = (curve.offset_to_years(age_offset + way) for way in (-offset_sd, offset_sd))
@@ -136,9 +127,6 @@ def height_class(
     Args:
         years: age [years]; NaN (unknown) gives the class of adults.
         sex: as in `HeightPrior.of_age`; only used for adults, because the table does not split children.
-
-    Raises:
-        TypeError: ages are not floating-point, or sexes not integers.
     """
     expect("years", years)
     grown = torch.zeros_like(years, dtype=torch.long) if sex is None else _expect_sex(sex, years)

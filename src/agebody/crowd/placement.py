@@ -108,11 +108,6 @@ def place_people(
         min_slope: X_min if no body determines it [metres per unit of the depth map]. 0 keeps the order of
             the depth map; ``DISPARITY_MIN_SLOPE`` is DTO's.
         max_height: largest plausible stature [m].
-
-    Raises:
-        TypeError: an argument is not a floating-point tensor.
-        ValueError: shapes differ, a slope is given without its correlation, or a person of non-zero weight
-            has a value that is not finite, or a fitted depth, height or deviation that is not above 0.
     """
     expect("depth", depth, None)
     given = {

@@ -125,11 +125,6 @@ def refine_crowd(
         deviations: standard deviations of the terms; the default ones if None.
         max_iterations: per image between two searches. An image in which people still move after the last
             search has not converged.
-
-    Raises:
-        TypeError: an argument is not a floating-point tensor.
-        ValueError: shapes do not match, one of a pair is missing, the camera has a pose of its own, ``up`` is
-            zero, or a person of non-zero weight has a value that is not finite or is behind the camera.
     """
     expect("points", points, None, None, 3)
     images, keypoints = points.shape[:-3], points.shape[-2]

@@ -78,11 +78,6 @@ def rescale(
         camera: intrinsics, which broadcast to the batch.
         root: new place of the root joint [m], from `refine_crowd`; ``scale`` times its old place if None.
         child: who is a child by class; nobody if None.
-
-    Raises:
-        TypeError: the scale is not a floating-point tensor.
-        ValueError: shapes differ, a scale is not finite and above 0, the body has neither ages nor betas, or
-            the camera has a pose of its own.
     """
     expect("scale", scale)
     batch = parameters.transl.shape[:-1]

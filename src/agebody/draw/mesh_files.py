@@ -37,7 +37,6 @@ def save_mesh(
         overwrite: replace an existing file.
 
     Raises:
-        ValueError: the suffix is not one of these, or an argument has the wrong shape or values.
         FileExistsError: the file exists and ``overwrite`` is false.
         OSError: the file cannot be written.
     """

@@ -24,9 +24,6 @@ def read_meshes(
     Args:
         vertices: ``(V, 3)``, ``(B, V, 3)`` or a sequence of ``(V_i, 3)``, as arrays or tensors.
         faces: ``(F, 3)`` for all bodies, or one such array per body.
-
-    Raises:
-        ValueError: a shape, a dtype, a number or a vertex id is wrong.
     """
     bodies = [read_finite(f"vertices[{i}]", body) for i, body in enumerate(_split(vertices))]
     triangles = [to_numpy(face) for face in _split(faces)]
@@ -71,11 +68,7 @@ def stand_in_row(
 def body_colors(
     colors: Sequence[Color] | None, bodies: Sequence[Float[np.ndarray, "_ 3"]]
 ) -> list[Float[np.ndarray, "_ 3"]]:
-    """Return the sRGB colour of each vertex, from one colour or one array per body, or from the palette.
-
-    Raises:
-        ValueError: the number of colours is not that of the bodies, or one is not a colour.
-    """
+    """Return the sRGB colour of each vertex, from one colour or one array per body, or from the palette."""
     if colors is None:
         colors = [PALETTE[i % len(PALETTE)] for i in range(len(bodies))]
     if len(colors) != len(bodies):
@@ -88,11 +81,7 @@ def body_colors(
 
 
 def read_color(name: str, color: Color) -> Float[np.ndarray, "*N 3"]:
-    """Return a colour, or an array of colours, as sRGB from 0 to 1; errors begin with ``name``.
-
-    Raises:
-        ValueError: it is not a colour.
-    """
+    """Return a colour, or an array of colours, as sRGB from 0 to 1; errors begin with ``name``."""
     if isinstance(color, str):
         try:
             return np.array(ImageColor.getrgb(color)[:3]) / 255
@@ -141,11 +130,7 @@ def dot(a: Float[np.ndarray, "*N 3"], b: Float[np.ndarray, "*N 3"]) -> Float[np.
 
 
 def read_finite(name: str, value: Any) -> np.ndarray:
-    """Return an array or tensor as float64; errors begin with ``name``.
-
-    Raises:
-        ValueError: an entry is NaN or infinite.
-    """
+    """Return an array or tensor as float64; errors begin with ``name``."""
     array = np.asarray(to_numpy(value), np.float64)
     if not np.isfinite(array).all():
         raise ValueError(f"{name}: {np.count_nonzero(~np.isfinite(array))} entries are NaN or infinite")

@@ -54,7 +54,6 @@ class Picture:
         """Write the colours to an image file; its suffix sets the format.
 
         Raises:
-            ValueError: PIL writes no format of that suffix.
             OSError: the file cannot be written.
         """
         path = Path(path)
@@ -98,7 +97,6 @@ def render(
 
     Raises:
         ImportError: embreex is missing; install ``agebody[render]``.
-        ValueError: an argument has the wrong shape or values.
     """
     if light_rays < 0:
         raise ValueError(f"light_rays: expected 0 or more, got {light_rays}")
@@ -145,7 +143,6 @@ def lineup(
 
     Raises:
         ImportError: embreex is missing; install ``agebody[render]``.
-        ValueError: an argument has the wrong shape or values.
     """
     bodies, triangles = read_meshes(vertices, faces)
     if not bodies or not all(map(len, bodies)):
@@ -189,9 +186,6 @@ def contact_sheet(
         background: as in ``render``.
         title: a line of text above the grid.
         title_size: height of that line [pixels].
-
-    Raises:
-        ValueError: there is no picture or no column.
     """
     if not pictures or columns < 1:
         raise ValueError(

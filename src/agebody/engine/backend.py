@@ -47,7 +47,6 @@ def choose_backend(backend: str, device: torch.device) -> Literal["torch", "warp
     """The implementation that a name stands for; "auto" is Warp on CUDA and torch elsewhere.
 
     Raises:
-        ValueError: the name is no backend's, or the backend does not run on the device.
         ImportError: Warp is chosen and not installed.
     """
     if backend not in get_args(BackendName):

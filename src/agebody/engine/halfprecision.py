@@ -23,9 +23,6 @@ def factor(matrix: Float[Tensor, "K N"], dtype: torch.dtype) -> Float[Tensor, "P
     Args:
         matrix: in float32 or float64. For float16 it must stay below 65504, and what is below 6e-8 is lost.
         dtype: torch.float16, or torch.bfloat16, for which the rows ``[high; high; low]`` are kept.
-
-    Raises:
-        TypeError: another dtype.
     """
     if dtype not in DTYPES:
         raise TypeError(f"dtype: expected torch.bfloat16 or torch.float16, got {dtype}")

@@ -69,9 +69,6 @@ def convert(
 
     Returns:
         The fit. Its residual is the mean distance of vertices, or of the points of the correspondence [m].
-
-    Raises:
-        TypeError, ValueError: as in `fit_points`; the bodies are of two types or on two devices.
     """
     if (source.dtype, source.device) != (target.dtype, target.device):
         raise ValueError(
@@ -117,9 +114,6 @@ def correspond(source: BodyAsset, target: BodyAsset) -> Correspondence:
     Args:
         source: a body, at rest as its mean adult.
         target: another one.
-
-    Raises:
-        ValueError: the bodies share fewer than three joints.
     """
     names = [name for name in source.joint_names if name in target.joint_names]
     if len(names) < 3:

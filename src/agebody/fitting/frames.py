@@ -117,9 +117,6 @@ def fit_keypoints(
         Finite bodies in the world of the camera, and errors [pixels]. People with fewer than four keypoints
         of weight above 0 stay at their start, and do not converge.
 
-    Raises:
-        TypeError, ValueError: an argument has another type or shape, or is out of its range.
-
     Source: Bogo et al., "Keep it SMPL", ECCV 2016; AionHMR; Pavlakos et al., CVPR 2019 for the robust cost.
     """
     ages = age_offset, age_class, years
@@ -196,9 +193,6 @@ def fit_sequence(
         Finite bodies (*batch, T, ...) with equal betas and age offset in all frames, a report per clip
         (*batch), and errors (*batch, T) or (*batch, T, V) [pixels]. Clips in which no frame shows four
         keypoints do not converge.
-
-    Raises:
-        TypeError, ValueError: an argument has another type or shape, or is out of its range.
 
     Source: AionHMR; Ye et al., "Decoupling Human and Camera Motion", CVPR 2023 (SLAHMR).
     """

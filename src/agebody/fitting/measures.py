@@ -96,9 +96,6 @@ def fit_measurements(
 
     Returns:
         Bodies that are detached from the targets.
-
-    Raises:
-        ValueError: an argument is out of its range, or the body has a second, infant body.
     """
     problem = _Problem(body, targets, weights, age_offset, sd, age_bounds, definitions)
     rows = torch.arange(math.prod(problem.batch), device=body.device)

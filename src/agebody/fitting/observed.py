@@ -179,11 +179,7 @@ def _numbers(name: str, value: float | Tensor, batch: torch.Size, like: Tensor) 
 def pose_prior_of(
     body: BodyModel, prior: MahalanobisPrior | MaxMixturePrior | None
 ) -> MahalanobisPrior | MaxMixturePrior:
-    """Return a prior for the joints of a body; `joint_limits_prior` about a standing person if None.
-
-    Raises:
-        ValueError: it has none of the body's joints, or is a soft mixture, which is not a sum of squares.
-    """
+    """Return a prior for the joints of a body; `joint_limits_prior` about a standing person if None."""
     names = tuple(body.asset.joint_names[1:])
     if prior is None:
         if not set(names) & set(ADULT_RANGES):

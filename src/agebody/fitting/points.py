@@ -97,7 +97,6 @@ def fit_points(
         point that is NaN or infinite, does not converge.
 
     Raises:
-        TypeError, ValueError: an argument has another type or shape, or is out of its range.
         AssetError: the body lacks points of the layout.
     """
     layout = get_layout(layout)
@@ -147,9 +146,6 @@ def fit_vertices(
         vertices: (*batch, V, 3) [m].
         weights: (*batch, V). Vertices of weight 0 are ignored, even NaN: holes, or what a mesh lacks.
         max_iterations: as in `fit_points`; where weights differ, all passes are made three times.
-
-    Raises:
-        TypeError, ValueError: as in `fit_points`.
     """
     with torch.no_grad(), own_precision(body.device):
         given = _read(body, "vertices", vertices, body.num_vertices, weights, betas, age_offset, sd)

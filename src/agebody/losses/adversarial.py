@@ -84,9 +84,6 @@ def discriminator_loss(
         made: (*batch, D) scores of bodies that the network generated. Detach these bodies from the network.
         real: (*others, D) scores of recorded bodies.
         reduction: "mean" or "sum", over each of the two sets.
-
-    Raises:
-        ValueError: the reduction is "none": the two sets have no pairs.
     """
     expect("made", made, None)
     expect("real", real, None)

@@ -108,9 +108,6 @@ def part_vertices(
         joints: names.
         facing: a direction, of any length but zero; None keeps all.
         within: largest angle between it and a vertex's normal [rad].
-
-    Raises:
-        ValueError: the body lacks a joint, or the direction is zero.
     """
     missing = [name for name in joints if name not in asset.joint_names]
     if missing:

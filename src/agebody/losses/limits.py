@@ -105,9 +105,6 @@ def joint_limits(
         age_offset: a number, or (*batch) for limits (*batch, J, 3); clamped to [0, 1].
         dtype: of the limits; that of the age offset if it is a tensor.
         device: of the limits; that of the age offset if it is a tensor.
-
-    Raises:
-        ValueError: none of the joints has a range.
     """
     ranges = [(ADULT_RANGES.get(name), INFANT_RANGES.get(name)) for name in joint_names]
     if not any(adult for adult, _ in ranges):
@@ -166,9 +163,6 @@ def joint_limits_excess(
         limits: of the J joints, from `joint_limits`; those of SMPL's 23 for adults if None.
         pose_format: "axis_angle", "matrix", "quaternion" or "rotation_6d".
         weights: broadcast to (*batch, J); the excess of rotations of weight 0 is 0.
-
-    Raises:
-        TypeError, ValueError: the pose has another shape or dtype than the limits.
     """
     check_format(pose_format)
     expect("body_pose", body_pose)

@@ -66,9 +66,6 @@ class Objective(nn.Module):
             prediction: tensors by name.
             target: tensors by name.
             reduction: over people; "none" gives one number per person, which some terms refuse.
-
-        Raises:
-            ValueError: something that a term needs is missing, or no term is left.
         """
         reduction = reduction or self.reduction
         target = {} if target is None else target

@@ -82,7 +82,6 @@ class _PosePrior(nn.Module, Generic[Arrays]):
         Raises:
             AssetError: the file is missing, damaged, hostile or of another kind; the message names it, what
                 it is, and what to do.
-            ValueError: the file knows none of the joints.
         """
         arrays = cls._read_file(path)
         try:
@@ -141,9 +140,6 @@ class _PosePrior(nn.Module, Generic[Arrays]):
             body_pose: (*batch, J, 3) or flat (*batch, 3 J), axis-angle vectors of ``joint_names`` [rad].
             weights: broadcast to (*batch).
             reduction: "none" gives (*batch).
-
-        Raises:
-            TypeError, ValueError: the pose is of another dtype, device or shape.
         """
         pose = self.select_angles(body_pose)
         weights = expand_weights(weights, pose.shape[:-1])
@@ -172,10 +168,6 @@ class MahalanobisPrior(_PosePrior[Gaussian]):
         joint_names: the J joints.
         dtype: torch.float32 or torch.float64; the arrays are kept in float64 and cast from it.
         device: of the prior.
-
-    Raises:
-        TypeError, ValueError: an array is not floating-point, has another shape, or is not finite; or a joint
-            is named twice.
     """
 
     mean: Tensor
@@ -201,11 +193,7 @@ class MahalanobisPrior(_PosePrior[Gaussian]):
     def from_moments(
         cls, mean: ArrayLike, covariance: ArrayLike, joint_names: Sequence[str] = BODY_JOINTS, **options: Any
     ) -> MahalanobisPrior:
-        """Make the prior of a mean (3 J) and a covariance (3 J, 3 J); options as of the class.
-
-        Raises:
-            TypeError, ValueError: as of the class; or the covariance is not symmetric and positive definite.
-        """
+        """Make the prior of a mean (3 J) and a covariance (3 J, 3 J); options as of the class."""
         size = 3 * len(tuple(joint_names))
         covariance = read_array("covariance", covariance, (size, size))
         check_covariances("covariance", covariance[None])
@@ -228,11 +216,6 @@ class MahalanobisPrior(_PosePrior[Gaussian]):
             regularization: how far the covariance is shrunk, from 0 to 1; None estimates the best share
                 (Ledoit and Wolf 2004), so that fewer poses than dimensions are enough.
             options: ``dtype`` and ``device``, as of the class.
-
-        Raises:
-            TypeError, ValueError: the poses are not finite floats of this shape; there are fewer than two, or
-                all are the same; or the covariance is singular, because there are too few poses for so little
-                regularization.
         """
         samples = read_samples(poses, joint_names, least=2)
         check_share(regularization)
@@ -289,11 +272,6 @@ class MaxMixturePrior(_PosePrior[Mixture]):
             is the negative log-likelihood of the mixture up to a constant, and smooth.
         dtype: torch.float32 or torch.float64; the arrays are kept in float64 and cast from it.
         device: of the prior.
-
-    Raises:
-        TypeError, ValueError: an array is not floating-point, has another shape, or is not finite; a
-            covariance is not symmetric and positive definite; the weights are not shares; or a joint is named
-            twice.
     """
 
     soft: bool
@@ -356,11 +334,6 @@ class MaxMixturePrior(_PosePrior[Mixture]):
             tolerance: converged when the mean log-likelihood of a pose increases by less.
             seed: of the initial clusters.
             options: ``soft``, ``dtype`` and ``device``, as of the class.
-
-        Raises:
-            TypeError, ValueError: the poses are not finite floats of this shape; there are fewer than
-                components, or all are the same; an option is out of its range; or a covariance is singular,
-                because there are too few poses for so little regularization.
         """
         if components < 1 or iterations < 1:
             raise ValueError(
@@ -389,10 +362,6 @@ class MaxMixturePrior(_PosePrior[Mixture]):
 
         Joints that the prior does not know are left free; it is integrated over those that it knows and the
         pose lacks (its marginal distribution).
-
-        Raises:
-            ValueError: it knows none of the joints, a joint is named twice, or joints are left out of a
-                normal distribution of singular precision.
         """
         names, kept, rows = common_joints(self.arrays.joint_names, joint_names)
         means, covariances, weights, _ = self.arrays
@@ -412,9 +381,6 @@ class MaxMixturePrior(_PosePrior[Mixture]):
 
         They are the whitened distances from the chosen component's mean, over sqrt(2), and last the root of
         its constant, whose derivative is zero.
-
-        Raises:
-            ValueError: the mixture is soft, whose energy is not a sum of squares.
         """
         if self.soft:
             raise ValueError("soft: a soft mixture has no residuals; make the prior with soft=False")

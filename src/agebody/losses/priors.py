@@ -75,9 +75,6 @@ def hyperextension_prior(
         joint_names: the J joints; the knees and elbows must be among them.
         weights: broadcast to (*batch).
         reduction: "none" gives (*batch).
-
-    Raises:
-        ValueError: a knee or elbow is missing.
     """
     pose = _named_pose(body_pose, joint_names)
     weights = expand_weights(weights, pose.shape[:-2])

@@ -119,9 +119,6 @@ def smplify_x_objective(
             with a `MaxMixturePrior`. None: the square of ``latent_pose`` (*batch, Z), as with VPoser.
         joint_names: of ``body_pose``, for the hyperextension prior.
         intersection: ``vertices`` -> (*batch); None leaves the term out.
-
-    Raises:
-        ValueError: there is no such stage.
     """
     if not 0 <= stage < len(SMPLIFY_X_STAGES):
         raise ValueError(f"stage: expected 0 to {len(SMPLIFY_X_STAGES) - 1}, got {stage}")

@@ -47,7 +47,6 @@ class Measurements(nn.Module):
 
     Raises:
         AssetError: the body lacks a joint or a landmark, or a girth's section is not closed.
-        ValueError: a name is unknown.
     """
 
     names: tuple[str, ...]
@@ -75,11 +74,7 @@ class Measurements(nn.Module):
         )
 
     def forward(self, rest_vertices: Float[Tensor, "*batch V 3"]) -> Float[Tensor, "*batch M"]:
-        """Return every measurement [m], in the order of ``names``.
-
-        Raises:
-            TypeError, ValueError: the vertices are not of this asset, or have another dtype.
-        """
+        """Return every measurement [m], in the order of ``names``."""
         expect("rest_vertices", rest_vertices, self.num_vertices, 3)
         if rest_vertices.dtype != self.dtype:
             raise TypeError(f"rest_vertices: expected {self.dtype}, got {rest_vertices.dtype}")
@@ -95,11 +90,7 @@ class Measurements(nn.Module):
         return f"{len(self.names)} measurements, dtype={self.dtype}"
 
     def section(self, name: str, rest_vertices: Float[Tensor, "*batch V 3"]) -> Section:
-        """Return the outline of a girth, to draw it.
-
-        Raises:
-            ValueError: there is no girth of this name.
-        """
+        """Return the outline of a girth, to draw it."""
         gauge = dict(zip(self.names, self.all_gauges(), strict=True)).get(name)
         if not isinstance(gauge, _GirthGauge):
             girths = [key for key, what in self.definitions.items() if isinstance(what, Girth)]

@@ -54,9 +54,6 @@ def closest_points(
         backend: of the search, see `closest_faces`.
 
     Raises:
-        TypeError: an argument is no tensor of the right type, or points and vertices are of two types.
-        ValueError: a shape is wrong, there are no faces, or (looked at on the CPU only) one names a vertex
-            that is not there.
         ImportError: Warp is chosen and not installed.
     """
     face = closest_faces(points, vertices, faces, backend=backend)

@@ -92,12 +92,7 @@ class Exclusions:
 
     @classmethod
     def of_parts(cls, parts: Int[Tensor, " F"], related: Bool[Tensor, "N N"]) -> Exclusions:
-        """From the part of each face and a table of the parts that are not compared.
-
-        Raises:
-            TypeError: a tensor is not of integers, or of booleans.
-            ValueError: the shapes do not fit, the table is not symmetric, or a part is not in it.
-        """
+        """From the part of each face and a table of the parts that are not compared."""
         _expect_ints("parts", parts)
         if parts.dim() != 1:
             raise ValueError(f"parts: expected shape (F), got {tuple(parts.shape)}")
@@ -110,12 +105,7 @@ class Exclusions:
 
     @classmethod
     def of_pairs(cls, pairs: Int[Tensor, "*batch 2"], num_faces: int) -> Exclusions:
-        """From pairs of faces, such as the collisions of another pose; what is -1 is left out.
-
-        Raises:
-            TypeError: the pairs are no integers.
-            ValueError: they have another shape, or one is not of two of the faces.
-        """
+        """From pairs of faces, such as the collisions of another pose; what is -1 is left out."""
         parts = torch.zeros(num_faces, dtype=torch.int32, device=pairs.device)
         return cls.of_parts(parts, torch.zeros(1, 1, dtype=torch.bool, device=pairs.device)).and_pairs(pairs)
 
@@ -193,8 +183,6 @@ def find_collisions(
             installed.
 
     Raises:
-        TypeError: a tensor is of the wrong type.
-        ValueError: a shape or an id is wrong.
         RuntimeError: a body has more than ``max_collisions`` pairs. Nothing is left out in silence.
     """
     faces = _check_mesh(vertices, faces)
@@ -270,10 +258,6 @@ def winding_number(
         faces: triangles, counter-clockwise from outside.
         backend: "auto" takes Warp where it is installed.
 
-    Raises:
-        TypeError: a tensor is of the wrong type.
-        ValueError: a shape or an id is wrong.
-
     Source: Jacobson et al., SIGGRAPH 2013; van Oosterom and Strackee, IEEE TBME 1983.
     """
     faces = _check_points(points, vertices, faces)
@@ -324,10 +308,6 @@ def penetration(
         weights: broadcast to the people, (*batch, P); a person of weight 0 is not there.
         backend: "warp" searches hierarchies of boxes, "torch" compares all; "auto" takes Warp where it is
             installed.
-
-    Raises:
-        TypeError: a tensor is of the wrong type.
-        ValueError: a shape or an id is wrong.
     """
     found = find_penetrations(vertices, faces, weights=weights, backend=backend)
     batch, people = vertices.shape[:-3], vertices.shape[-3]

@@ -117,9 +117,6 @@ def root_of(
         points: of a layout.
         layout: of the points, or its name; None for points without a layout.
         root: names of the root points in the layout, by default its own; or their indices.
-
-    Raises:
-        ValueError: as `root_points`.
     """
     expect("points", points, None, 3)
     return points[..., root_points(layout, root, points.shape[-2]), :].mean(-2)
@@ -128,12 +125,7 @@ def root_of(
 def root_points(
     layout: str | KeypointLayout | None, root: Sequence[str] | Sequence[int] | None, num_points: int
 ) -> list[int]:
-    """Return the indices of the root points in a set of so many; arguments as of `root_of`.
-
-    Raises:
-        ValueError: there is no such layout, it has another number of points or lacks a name, an index is out
-            of range, or neither layout nor root is given.
-    """
+    """Return the indices of the root points in a set of so many; arguments as of `root_of`."""
     known = None if layout is None else get_layout(layout)
     if known is not None and len(known) != num_points:
         raise ValueError(f"layout: {known.name!r} has {len(known)} points, got {num_points}")

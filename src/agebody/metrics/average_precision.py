@@ -314,9 +314,6 @@ def keypoint_ap(
             and where it is NaN.
         sigmas: a layout with published standard deviations, or one number per keypoint.
         max_detections: number of detections per image that are evaluated, by descending score.
-
-    Raises:
-        TypeError, ValueError: shapes or types do not fit, or the layout lacks standard deviations.
     """
     expect("pred", pred, None, 2)
     expect("target", target, *pred.shape[-2:])

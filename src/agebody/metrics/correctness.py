@@ -136,11 +136,7 @@ def box_side(points: Float[Tensor, "*batch K 2"], *, weights: Weights = None) ->
 def torso_length(
     points: Float[Tensor, "*batch K D"], layout: str | KeypointLayout
 ) -> Float[Tensor, "*batch"]:
-    """Return the distance from the left shoulder to the right hip (Sapp and Taskar, CVPR 2013).
-
-    Raises:
-        ValueError: the layout lacks one of these points, or has another number of points.
-    """
+    """Return the distance from the left shoulder to the right hip (Sapp and Taskar, CVPR 2013)."""
     return _length(points, layout, (("left_shoulder",), ("right_hip",)))
 
 
@@ -149,9 +145,6 @@ def head_length(points: Float[Tensor, "*batch K D"], layout: str | KeypointLayou
 
     MPII's own PCKh takes 0.6 of the diagonal of an annotated head box instead; give that as the reference
     where there is one.
-
-    Raises:
-        ValueError: the layout lacks one of these points, or has another number of points.
     """
     return _length(points, layout, (("neck_lsp", "neck"), ("head_top_lsp", "head_top", "head")))
 

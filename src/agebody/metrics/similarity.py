@@ -41,9 +41,6 @@ def oks_sigmas(
     Args:
         layout: a layout or its name, or the names of the points.
         default: for points that have none, such as the spine.
-
-    Raises:
-        ValueError: a point has none and there is no default.
     """
     if isinstance(layout, (str, KeypointLayout)):
         layout = get_layout(layout).names
@@ -83,9 +80,6 @@ def oks(
         weights: (*batch, K), which true keypoints are visible; any weight other than 0 counts as 1.
         sigmas: a layout with published standard deviations, or one number per keypoint.
         reduction: over people; those without a visible keypoint do not count.
-
-    Raises:
-        TypeError, ValueError: shapes or types do not fit, or the layout lacks standard deviations.
     """
     expect("pred", pred, None, 2)
     expect("target", target, pred.shape[-2], 2)
@@ -112,11 +106,7 @@ def _expand_area(area: Tensor, people: torch.Size) -> Tensor:
 
 
 def spread_of(sigmas: str | KeypointLayout | tuple[float, ...] | Tensor, points: Tensor) -> Tensor:
-    """Return twice the standard deviations, one per keypoint: what COCO's formula squares.
-
-    Raises:
-        ValueError: there is not one per point, or the layout lacks some.
-    """
+    """Return twice the standard deviations, one per keypoint: what COCO's formula squares."""
     if isinstance(sigmas, (str, KeypointLayout)):
         sigmas = oks_sigmas(sigmas)
     spread = 2 * torch.as_tensor(sigmas, dtype=points.dtype, device=points.device)

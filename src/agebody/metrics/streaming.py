@@ -91,9 +91,6 @@ class MeanMetric(_Accumulator):
 
     Args:
         options: those of the record, and those of `torchmetrics.Metric`, such as ``dist_sync_on_step``.
-
-    Raises:
-        TypeError: an option without a default is missing.
     """
 
     record: ClassVar[Metric]
@@ -247,11 +244,7 @@ class PCDR(_Accumulator):
         weights: Weights = None,
         missed: Tensor | None = None,
     ) -> None:
-        """Add a batch of images; arguments as of `agebody.metrics.depth_relations`.
-
-        Raises:
-            ValueError: age classes are given without ``by_age``, or missing with it.
-        """
+        """Add a batch of images; arguments as of `agebody.metrics.depth_relations`."""
         if self.by_age != (age_classes is not None):
             wanted = "indices of classes" if self.by_age else "None"
             raise ValueError(f"age_classes: expected {wanted} with by_age={self.by_age}")
@@ -313,11 +306,7 @@ class KeypointAveragePrecision(torchmetrics.Metric):
         crowd: Tensor | None = None,
         pred_areas: Tensor | None = None,
     ) -> None:
-        """Add images; arguments as of the function. Parts of one image may come in different batches.
-
-        Raises:
-            TypeError, ValueError: keypoints are not floating-point, or not as many as the sigmas.
-        """
+        """Add images; arguments as of the function. Parts of one image may come in different batches."""
         for name, points in (("pred", pred), ("target", target)):
             expect(name, points, self.points, 2)
         people = target.shape[:-1]
@@ -390,9 +379,6 @@ class ByAgeClass(_Accumulator):
         metric: computes the errors; its own states are not used. `NMJE` and `NMVE`, which also count people
             without a match, are not means of errors.
         options: of `torchmetrics.Metric`.
-
-    Raises:
-        TypeError: the metric is not a mean of errors.
     """
 
     total: Tensor
@@ -421,9 +407,6 @@ class ByAgeClass(_Accumulator):
                 as -1, do not count.
             age_offset: (*batch), true age offsets, instead.
             kwargs: of the metric.
-
-        Raises:
-            ValueError: not exactly one of the two is given, or it does not fit the entries.
         """
         classes = age_classes if age_offset is None else age_class(age_offset)
         if classes is None or (age_classes is not None and age_offset is not None):

@@ -89,7 +89,6 @@ class KeypointJacobian(_Derivatives):
         layout: the points.
 
     Raises:
-        ValueError: the body has an infant body.
         AssetError: the body lacks what the layout needs.
     """
 
@@ -196,9 +195,6 @@ class SurfaceJacobian(_Derivatives):
 
     Args:
         body: as in `KeypointJacobian`.
-
-    Raises:
-        ValueError: the body has an infant body.
     """
 
     faces: Tensor
@@ -249,9 +245,6 @@ class SurfaceJacobian(_Derivatives):
             vertices: the points, in place of ``faces`` and ``barycentric``.
             correctives: whether derivatives include the change of the pose blend shapes. Without it they are
                 approximate and cheaper; points are exact in any case.
-
-        Raises:
-            ValueError: neither or both of ``faces`` with ``barycentric`` and ``vertices`` are given.
         """
         corners, shares = self._corners(faces, barycentric, vertices, pose)
         axes = torch.eye(3, dtype=pose.dtype, device=pose.device).expand(*corners.shape[:2], 3, 3)

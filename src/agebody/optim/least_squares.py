@@ -241,9 +241,6 @@ def minimize(
             Variables with one are damped in these proportions, as much as the one that the residuals
             determine best. With the diagonal alone, damped steps prefer variables that residuals hardly
             see, and move those far where there are fewer residuals than variables.
-
-    Raises:
-        ValueError: shapes do not match, bounds cross or are NaN, or a number is out of its range.
     """
     if start.dim() != 2 or not start.is_floating_point():
         raise ValueError(f"start: expected floats of shape (B, N), got {start.dtype} {tuple(start.shape)}")

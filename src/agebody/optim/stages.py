@@ -94,10 +94,6 @@ def fit_bodies(
     Returns:
         Finite parameters in the shape of ``start``, and a report per body or clip. A body whose residuals are
         not finite stays where it was.
-
-    Raises:
-        ValueError: there are no stages, a stage names unknown terms, groups or joints, or the start does not
-            match the body.
     """
     _check_stages(terms, stages)
     vectors = start.vector().detach()

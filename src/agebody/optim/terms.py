@@ -34,9 +34,6 @@ class FreeVariables:
         groups: names out of ``GROUPS``; groups that the body lacks, such as the age offset of a body of one
             age, are left out.
         joints: names of joints whose rotations are free; all if None.
-
-    Raises:
-        ValueError: a group or joint is unknown, or nothing is free.
     """
 
     def __init__(
@@ -318,9 +315,6 @@ class PosePrior:
     Args:
         prior: a `MahalanobisPrior`, or a `MaxMixturePrior` that is not soft, over joints of the body.
         body: the layer.
-
-    Raises:
-        ValueError: the prior's joints are not joints of the body.
     """
 
     def __init__(self, prior: MahalanobisPrior | MaxMixturePrior, body: BodyModel) -> None:

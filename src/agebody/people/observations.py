@@ -75,9 +75,6 @@ def observe(
         swapped: share of people with left and right exchanged in the legs, the arms or the whole body.
         borrowed: share of people with a fifth to a half of their points taken from somebody beside them.
         stray: share of points placed anywhere within the person's box, enlarged by a half.
-
-    Raises:
-        ValueError: a share is not from 0 to 1, the noise is negative, or the body lacks the layout's points.
     """
     shares = (occluders, dropped, swapped, borrowed, stray)
     for name, share in zip(("occluders", "dropped", "swapped", "borrowed", "stray"), shares, strict=True):

@@ -83,9 +83,6 @@ def pose(name: str, joint_names: Sequence[str], *, heading: float = 0.0) -> Floa
         name: one of ``POSES``.
         joint_names: the joints of the body; those that the pose does not name stay at zero.
         heading: rotation of the whole body to its left, about +y [rad].
-
-    Raises:
-        ValueError: there is no such pose, or the body lacks a joint that it moves.
     """
     if name not in POSES:
         raise ValueError(f"name: expected one of {', '.join(POSES)}, got {name!r}")

@@ -105,9 +105,6 @@ def random_people(
         heading: largest turn away from the camera, to either side [rad].
         truncated: share of people with up to two fifths of their extent beyond one border of the image.
         pose_sd: factor of the random rotations of joints.
-
-    Raises:
-        ValueError: a number is out of its range, or the body lacks a joint of SMPL.
     """
     if count < 1:
         raise ValueError(f"count: expected 1 or more, got {count}")

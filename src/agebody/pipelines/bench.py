@@ -206,9 +206,6 @@ def compare(forward: Callable[..., Tensor], exact: BodyModel, batch: int = 16) -
 
     Returns:
         The largest distance between vertices [m].
-
-    Raises:
-        ValueError: vertices or gradients differ by more than float32 rounding.
     """
     sizes = {"num_betas": exact.num_betas, "num_joints": exact.num_joints, "device": exact.device}
     given = sample_arguments(batch, **sizes)
@@ -255,7 +252,6 @@ def run_bench(
 
     Raises:
         ImportError: the backend is not installed.
-        ValueError: a result is wrong.
     """
     device = torch.device(device)
     body = SMPL(asset, device=device, backend=backend)

@@ -80,7 +80,6 @@ def run_demo(
 
     Raises:
         AssetError: the body has no age templates.
-        ValueError: the body lacks a joint.
         ImportError: embreex is missing; install ``agebody[render]``.
         OSError: a file cannot be written.
     """

@@ -60,7 +60,6 @@ class SMPL(nn.Module):
 
     Raises:
         AssetError: the file cannot be read, or the folder has none of that gender.
-        ValueError: an argument is invalid, or the body does not have SMPL's joints.
 
     The arrays of the model are attributes under smplx's names, as non-persistent buffers: a checkpoint holds
     only the parameters. A checkpoint of smplx loads with ``strict=True``; its arrays are ignored.

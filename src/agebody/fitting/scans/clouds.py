@@ -59,10 +59,6 @@ def points_from_depth(
         camera: of this image, without batch dimensions.
         mask: pixels to use, such as the person's; all if None.
         max_jump: largest difference in depth between neighbouring pixels of one surface [m].
-
-    Raises:
-        TypeError: an argument is of the wrong type.
-        ValueError: a shape or a number is wrong.
     """
     expect("depth", depth, None, None)
     if depth.dim() != 2:
@@ -101,11 +97,6 @@ def fit_plane(
         points: [m], may include those of the body.
         towards: a point on the upper side, such as the camera position; the origin if None.
         tolerance: largest distance of a point on the plane [m].
-
-    Raises:
-        TypeError: the points are not a floating-point tensor.
-        ValueError: the shape is wrong, points are fewer than three or not finite, no plane has enough of
-            them, or those on it lie on a line, to the tolerance.
     """
     expect("points", points, None, 3)
     if points.dim() != 2 or len(points) < 3:

@@ -126,11 +126,6 @@ def fit_scans(
         exclude: pairs of faces that are no collision; found if None, which takes seconds. One
             ``Exclusions.of_body(body.asset)`` serves all sequences of a body.
         backend: of the searches for closest points; torch is very slow.
-
-    Raises:
-        TypeError: an argument has the wrong type.
-        ValueError: shapes do not match, numbers are not finite, weights are below 0, a stage names unknown
-            terms, or there are neither landmarks nor a start.
     """
     with torch.inference_mode(False), torch.no_grad(), own_precision(body.device):
         layout = get_layout(layout)

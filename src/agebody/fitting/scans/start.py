@@ -53,9 +53,6 @@ def start_from_landmarks(
     If the body has ages and none is given, the age whose distances between landmarks agree best with those
     of the lifted ones is chosen. Frames with fewer than three landmarks start like the nearest frame with
     three.
-
-    Raises:
-        ValueError: no frame has three landmarks of trunk or head.
     """
     lifted, weights = lift_landmarks(seen)
     stiff = torch.tensor([any(word in name for word in STIFF) for name in layout.names], device=lifted.device)

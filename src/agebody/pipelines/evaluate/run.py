@@ -39,7 +39,6 @@ def evaluate_files(
     Raises:
         AnnotationError: a file is wrong, or the two do not fit.
         OSError: a file cannot be read.
-        ValueError: there is no such table or layout.
     """
     pred, target = Path(pred), Path(target)
     if table not in get_args(TableName):

@@ -137,7 +137,6 @@ def fit_shard(
 
     Raises:
         AnnotationError: the shard is bad, or labels are there that were made otherwise.
-        TypeError, ValueError: an option is not known, or out of its range.
         OSError: a file cannot be read or written.
         ImportError: PyArrow is not installed.
     """
@@ -232,7 +231,6 @@ def fit_dataset(
 
     Raises:
         AnnotationError: there are no shards, one is bad, or labels are there that were made otherwise.
-        TypeError, ValueError: an option is not known, or out of its range.
         RuntimeError: a worker was ended by the system again and again.
         OSError: a file cannot be read or written.
         ImportError: Ray or PyArrow is not installed.

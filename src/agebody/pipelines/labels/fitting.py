@@ -63,7 +63,6 @@ def fit_annotations(
     Raises:
         AnnotationError: there is nobody, an age is given and the body has only one, or the size of an image
             is unknown.
-        ValueError: an argument is out of its range.
     """
     given = {"age_offset": age_offset, "years": years, "age_class": age_class}
     if focal is not None and fov is not None:

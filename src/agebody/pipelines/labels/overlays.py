@@ -40,7 +40,6 @@ def draw_overlay(
 
     Raises:
         ImportError: embreex is missing; install ``agebody[render]``.
-        ValueError: the photograph and the labels differ in size.
     """
     from PIL import Image
 

@@ -85,7 +85,6 @@ def place_labels(
 
     Raises:
         ImportError: embreex is missing; install ``agebody[render]``.
-        ValueError: there is nobody, people belong to several images or to another body, or shapes do not fit.
     """
     _check(body, labels, depth, masks, years, sex)
 

@@ -163,7 +163,6 @@ class Labels:
         It is also a file of predictions for ``agebody evaluate``.
 
         Raises:
-            ValueError: the suffix is not .npz.
             FileExistsError: the file exists and ``overwrite`` is false.
             OSError: the file cannot be written.
         """
@@ -190,11 +189,7 @@ def _with_rows(labels: Labels, rows: Mapping[str, np.ndarray]) -> Labels:
 
 
 def concatenate_labels(parts: list[Labels]) -> Labels:
-    """Return labels of one body and layout, one after the other.
-
-    Raises:
-        ValueError: there are none, or they have different bodies or layouts.
-    """
+    """Return labels of one body and layout, one after the other."""
     if not parts:
         raise ValueError("parts: expected at least one")
     first = parts[0]

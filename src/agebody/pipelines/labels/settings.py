@@ -33,9 +33,6 @@ def describe_settings(body: BodyModel, layout: str | None, options: Mapping[str,
         body: the layer.
         layout: of the keypoints; None is the layout of each file.
         options: of `fit_annotations`, and of `fit_keypoints`.
-
-    Raises:
-        TypeError: there is no such option, or its value cannot be compared.
     """
     known = {
         name: parameter.default

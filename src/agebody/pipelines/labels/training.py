@@ -47,9 +47,6 @@ def training_arrays(
         body: the layer that the labels were made with.
         labels: the people.
         box_scale: factor by which boxes are enlarged.
-
-    Raises:
-        ValueError: the body has other joints than SMPL's 24, or betas beyond the tenth were fitted.
     """
     if labels.joint_names != SMPL_JOINT_NAMES:
         raise ValueError(f"labels: expected a body of SMPL's 24 joints, got {len(labels.joint_names)} joints")
@@ -116,8 +113,6 @@ def save_training_npz(
         overwrite: replace an existing file.
 
     Raises:
-        ValueError: the body has other joints than SMPL's 24, or more than ten betas, or the suffix is not
-            .npz.
         FileExistsError: the file exists and ``overwrite`` is false.
         OSError: the file cannot be written.
     """
@@ -153,7 +148,6 @@ def save_training_shards(
         progress: called with the number of images done.
 
     Raises:
-        ValueError: as `training_arrays`, or ``images_per_shard`` is below 1.
         AnnotationError: an image cannot be read, or has another size than the labels say.
         OSError: a file is not there, or cannot be written.
     """

@@ -43,11 +43,7 @@ CHOICES = {
 
 @dataclass(frozen=True)
 class Options:
-    """The arguments of `write_release`, which describes them.
-
-    Raises:
-        ValueError: a value is not one of those offered.
-    """
+    """The arguments of `write_release`, which describes them."""
 
     background: Background
     region: RegionRule

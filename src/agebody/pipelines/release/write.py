@@ -119,7 +119,6 @@ def write_release(
 
     Raises:
         ReleaseError: a photograph cannot be released as it is listed.
-        ValueError: an option has an unknown value.
         ImportError: embreex or OpenCV is missing; install ``agebody[release]``.
         FileExistsError: the folder exists and may not be replaced.
         OSError: a file cannot be read or written.
