@@ -189,7 +189,7 @@ def read_tensor(name: str, value: Tensor | None, entry: tuple[int, ...], like: T
 def read_rotations(
     name: str, value: Tensor | None, pose_format: PoseFormat, count: int | None, like: Tensor
 ) -> Tensor:
-    """Return rotations (*batch, count, *entry), or (*batch, *entry) if count is None; no rotation by default."""
+    """Return rotations (*batch, count, *entry), or (*batch, *entry) if count is None; identity by default."""
     entry = ENTRY_SHAPES[pose_format]
     several = entry if count is None else (count, *entry)
     if value is None:
