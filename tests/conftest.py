@@ -9,16 +9,36 @@ import pytest
 from jaxtyping import install_import_hook
 
 if os.environ.get("AGEBODY_TYPECHECK", "1") == "1":
-    # The solvers call small functions tens of thousands of times: checked, their tests took twice as long.
-    left_out = ("fitting", "least_squares", "__init__", "__pycache__")
-    rooms = sorted(path.stem for path in (Path(__file__).parents[1] / "src" / "agebody").iterdir())
-    install_import_hook([f"agebody.{room}" for room in rooms if room not in left_out], "typechecks.checked")
+    source = Path(__file__).parents[1] / "src" / "agebody"
+    rooms = sorted(path.stem for path in source.iterdir() if not path.stem.startswith("__"))
+    install_import_hook([f"agebody.{room}" for room in rooms], "typechecks.checked")
 
 import anny_reference
 import torch
 
 from agebody.assets.asset import BodyAsset
 from agebody.assets.mannequin import mannequin
+
+SLOW = {
+    "backend",
+    "benchmarks",
+    "blend_skin",
+    "cuda_code",
+    "crowd",
+    "docs",
+    "fitting_images",
+    "fitting_jacobian",
+    "fitting_points",
+    "fitting_scans",
+    "fitting_scans_input",
+    "fitting_sequences",
+    "kernels",
+    "labels_scale",
+    "priors",
+    "proximity",
+    "release",
+}
+"""Files of tests that `make check` leaves out: each takes over 5 seconds of one core."""
 
 NO_CUDA = "no CUDA device: what runs there was not tested"
 
@@ -32,8 +52,10 @@ torch.set_num_threads(1)
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects by these marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests on CUDA are marked as such: those of a device among others, and those of CUDA alone."""
+    """Mark the tests on CUDA, those of a device among others and those of CUDA alone, and the slow ones."""
     for item in items:
+        if item.path.stem.removeprefix("test_") in SLOW:
+            item.add_marker(pytest.mark.slow)
         callspec = getattr(item, "callspec", None)
         if callspec is not None and callspec.params.get("device") == "cuda":
             item.add_marker(pytest.mark.cuda)

@@ -312,6 +312,7 @@ class TestAgainstPeers:
             np.testing.assert_allclose(vertices[i], posed, rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 class TestDerivatives:
     @staticmethod
     def body(**options):
@@ -428,6 +429,7 @@ class TestBatches:
         assert given_["betas"].grad.shape == given_["betas"].shape
 
     @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc")
+    @pytest.mark.slow
     def test_workspace_does_not_grow_with_the_batch(self):
         script = """if True:
             import re, torch, agebody
