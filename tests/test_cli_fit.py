@@ -171,7 +171,7 @@ def test_unusable_images_are_reported(data, tmp_path, monkeypatch, fitted):
     assert "note: 0.jpg: " in result.stderr
     assert "not an image that can be read" in result.stderr
     assert "the image has 240 x 320 pixels, the annotations are of 320 x 240" in result.stderr
-    assert "no such image" in result.stderr
+    assert "the image does not exist" in result.stderr
     assert os.listdir(tmp_path / "out" / "overlays") == []
     with tarfile.open(tmp_path / "out" / "shards" / "000000.tar") as tar:
         assert tar.getnames() == []

@@ -176,7 +176,7 @@ def test_where_saving_is_refused(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"the folder .*nowhere does not exist; create it first"):
         save_asset(body, tmp_path / "nowhere" / "body.safetensors")
     assert not (tmp_path / "nowhere").exists()
-    with pytest.raises(IsADirectoryError, match="give the file a name in it"):
+    with pytest.raises(IsADirectoryError, match="expected a file, got a folder; add a file name"):
         save_asset(body, tmp_path)
     path = tmp_path / "body.safetensors"
     path.write_text("precious")

@@ -440,8 +440,8 @@ def test_settings_tell_bodies_and_options_apart(body, mannequin_asset):
     assert len(set(distinct)) == len(distinct)
     with pytest.raises(TypeError, match="colour: expected an option of fit_annotations or fit_keypoints"):
         describe_settings(body, None, {"colour": 1})
-    with pytest.raises(TypeError, match="schedule: expected numbers"):
-        describe_settings(body, None, {"schedule": [object()]})
+    with pytest.raises(TypeError, match="stages: expected numbers"):
+        describe_settings(body, None, {"stages": [object()]})
 
 
 def test_shards_are_found(people, tmp_path):
@@ -652,7 +652,7 @@ def test_bad_shards_end_the_call_or_are_reported(session, expected, body, people
 def test_options_are_those_of_the_fit(session, expected, body, people, tmp_path):
     with pytest.raises(ValueError, match="min_confidence: expected 0 to 1, got 2"):
         fit_dataset(body, people, tmp_path, min_confidence=2)
-    with pytest.raises(TypeError, match="colour: no option"):
+    with pytest.raises(TypeError, match="colour: expected an option"):
         fit_dataset(body, people, tmp_path, colour=2)
     with pytest.raises(ValueError, match="workers: expected at least 1"):
         fit_dataset(body, people, tmp_path, workers=0)
