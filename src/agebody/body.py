@@ -1,4 +1,8 @@
-"""Body models as differentiable layers: SMPL, SMIL and SMPL-A over one implementation."""
+"""Body models as differentiable layers: SMPL, SMIL and SMPL-A over one implementation.
+
+This is one file because the layer, its shaped body and SMPL-A's switch to an infant share the private steps
+from identity to skeleton to surface.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +35,7 @@ from agebody.rotations import PoseFormat
 DEFAULT_NUM_BETAS = 10
 
 MOST_TABLES = 64
-"""How many tables of layouts a body keeps: layouts that are thrown away must not pile up."""
+"""Number of layout tables that a body keeps, which bounds memory when layouts are created repeatedly."""
 
 Made = TypeVar("Made", bound=nn.Module)
 
@@ -62,15 +66,15 @@ class _Identity(NamedTuple):
 
 
 class _Person(NamedTuple):
-    """One body, or two between which a person is."""
+    """One body, or two bodies to blend."""
 
     parts: list[tuple[BodyModel, _Identity]]
     share: Tensor | None
-    """(*batch) of the second body: True or False, or a number from 0 to 1."""
+    """(*batch) share of the second body: True or False, or a number from 0 to 1."""
 
 
 class _Skeleton(NamedTuple):
-    """A posed skeleton over a flat batch B, and what is needed to hang a surface on it."""
+    """A posed skeleton over a flat batch B, and what is needed to skin a surface with it."""
 
     batch: tuple[int, ...]
     coefficients: Tensor
@@ -115,7 +119,7 @@ class BodyModel(nn.Module):
         backend: "auto", "torch" or "warp".
         dtype: torch.float32 or torch.float64. The arrays are cast from the asset, now and at every
             later change of precision, so that ``.double()`` gives the file's own float64.
-        device: where the layer lives.
+        device: device of the layer.
         corrective_dtype: multiply the pose blend shapes in 16 bits with sums in float32, in a float32 layer.
             Against float64, over random poses and half turns of every joint, a vertex errs by less than
             0.001 mm in torch.bfloat16 (numbers split in two parts) and 0.05 mm in torch.float16. It is fast
@@ -179,9 +183,9 @@ class BodyModel(nn.Module):
     def _age_anchors(self) -> tuple[float, ...]:
         return ()
 
-    @torch.inference_mode(False)  # whoever builds a layer there may train through it later
+    @torch.inference_mode(False)  # buffers made in inference mode could not be used in training later
     def _pack(self, dtype: torch.dtype, device: torch.device) -> None:
-        """Arranges the asset's arrays for computing, in one precision."""
+        """Build the buffers from the asset's arrays, in one precision."""
         asset = self.asset
         identity, correctives = self.identity_directions, self.corrective_directions
         self.backend = choose_backend(self._requested_backend, device)
@@ -201,7 +205,7 @@ class BodyModel(nn.Module):
 
     @property
     def identity_directions(self) -> Float[np.ndarray, "C V 3"]:
-        """The template, then the displacement of the vertices for one unit of each beta and age template [m].
+        """Template, then the displacement of the vertices for one unit of each beta and age template [m].
 
         With `joint_directions`, `corrective_directions`, `tables` and `for_layout`, this is what code that
         builds on the layer needs to repeat its arithmetic, such as derivatives in closed form.
@@ -227,21 +231,24 @@ class BodyModel(nn.Module):
         return asset.posedirs.transpose(2, 0, 1)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """Moves the layer; another precision or kind of device takes the arrays from the asset anew."""
+        """Move the layer; a new precision or kind of device rebuilds the buffers from the asset."""
         if "identity" not in self._modules:
             return super()._apply(fn, recurse)
         target = fn(torch.empty(0, dtype=self.dtype, device=self.device))
         if (target.dtype, target.device.type) != (self.dtype, self.device.type):
             _check_dtype(target.dtype, self.corrective_dtype)
             self._pack(target.dtype, target.device)
-        keep_dtype = lambda tensor: fn(tensor).to(tensor.dtype)  # noqa: E731
+
+        def keep_dtype(tensor: Tensor) -> Tensor:
+            return fn(tensor).to(tensor.dtype)
+
         for child in self.children():
             child._apply(fn if isinstance(child, BodyModel) else keep_dtype)
         return super()._apply(keep_dtype, recurse=False)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Floating type of the layer's inputs and outputs."""
+        """Floating-point type of the layer's inputs and outputs."""
         return self._like.dtype
 
     @property
@@ -255,7 +262,7 @@ class BodyModel(nn.Module):
         return self.identity.directions
 
     def extra_repr(self) -> str:
-        """What `print` shows."""
+        """Return the text that `print` shows."""
         return f"{self.asset!r}, num_betas={self.num_betas}, dtype={self.dtype}, backend={self.backend!r}"
 
     def forward(
@@ -304,10 +311,10 @@ class BodyModel(nn.Module):
         age_offset: Tensor | float | None = None,
         pose_format: PoseFormat | None = None,
     ) -> Tensor:
-        """Keypoints of a layout, (*batch, K, 3) [m], without building the mesh; arguments as in `forward`.
+        """Return the keypoints of a layout, (*batch, K, 3) [m], without the mesh; arguments as in `forward`.
 
         A point regressed from posed vertices is ``sum_j A_j m_j`` with ``m_j`` affine in the coefficients:
-        the ``m_j`` are made once a layout, so the cost does not depend on the number of vertices.
+        the ``m_j`` are computed once per layout, so the cost does not depend on the number of vertices.
         """
         pose = (body_pose, global_orient, transl, pose_format)
         given, pose = _read(self, parameters, (betas, age_offset), pose)
@@ -318,14 +325,14 @@ class BodyModel(nn.Module):
             )
 
     def regress(self, layout: str | KeypointLayout, vertices: Tensor, joints: Tensor | None = None) -> Tensor:
-        """Keypoints of a layout, (*batch, K, 3) [m], from a mesh that is there already.
+        """Return the keypoints of a layout, (*batch, K, 3) [m], from an existing mesh.
 
-        Where there is only a pose, `keypoints` gives the same and needs no mesh.
+        From a pose, `keypoints` gives the same without a mesh.
 
         Args:
             layout: its name, or a layout.
             vertices: (*batch, V, 3) [m], of this body's topology.
-            joints: (*batch, J, 3) [m], as in `BodyOutput`; wanted where points of the layout are joints.
+            joints: (*batch, J, 3) [m], as in `BodyOutput`; required where points of the layout are joints.
         """
         mesh = read_tensor("vertices", vertices, (self.num_vertices, 3), self._like)
         points = self._made_for(
@@ -367,7 +374,7 @@ class BodyModel(nn.Module):
             return ShapedBody(self, self._person(*given))
 
     def _person(self, betas: Tensor | None, age_offset: Tensor | float | None) -> _Person:
-        """Who is posed: this body with an identity, and in subclasses another one to blend it with."""
+        """Return this body with an identity, and in subclasses a second body to blend it with."""
         return _Person([(self, self._identity(betas, age_offset))], None)
 
     def _identity(self, betas: Tensor | None, age_offset: Tensor | float | None) -> _Identity:
@@ -428,7 +435,7 @@ class BodyModel(nn.Module):
         return _Skeleton(batch, coefficients, feature, matrices, world, transforms, translation)
 
     def _output(self, skeleton: _Skeleton, base: Tensor | None) -> BodyOutput:
-        """Hangs the surface on a skeleton; with a base surface the identity's coefficients are in it."""
+        """Skin the surface; a base surface already includes the identity's coefficients."""
         coefficients = skeleton.feature
         if base is None:
             coefficients = torch.cat((skeleton.coefficients, skeleton.feature), -1)
@@ -447,14 +454,14 @@ class BodyModel(nn.Module):
         return points.reshape(*skeleton.batch, *points.shape[1:])
 
     def tables(self, layout: str | KeypointLayout) -> LayoutTables:
-        """Return how the joints carry the points of a layout: made at first use, then kept.
+        """Return how the joints carry the points of a layout: computed at first use, then cached.
 
         Coefficients are those of `identity_directions`, then of `corrective_directions`.
         """
         return self._regression(layout).tables
 
     def for_layout(self, layout: str | KeypointLayout, kind: Callable[..., Made]) -> Made:
-        """Return the module ``kind(body, layout)``: made at first use, then kept and moved with it.
+        """Return the module ``kind(body, layout)``: built at first use, then cached and moved with the body.
 
         Args:
             layout: its name, or a layout.
@@ -473,15 +480,17 @@ class BodyModel(nn.Module):
     def _made_for(
         self, layout: str | KeypointLayout, use: str, make: Callable[[KeypointLayout], nn.Module]
     ) -> Any:
-        """What is made once a layout, at its first use, and kept for the ``MOST_TABLES`` made last."""
+        """Return a module per layout, built at first use; the latest ``MOST_TABLES`` are cached."""
         layout = get_layout(layout)
         key, points = f"{use} {id(layout)}", self.points
-        # A key may come out of a pickle or a copy, where the object behind it is another one.
+        # After unpickling or copying, the id in a key may belong to a different object.
         if key not in points or points[key].layout is not layout:
-            with torch.inference_mode(False):  # a table made there could not be trained through later
+            with torch.inference_mode(
+                False
+            ):  # buffers made in inference mode could not be used in training later
                 made = make(layout)
             kept = [(name, table) for name, table in points.items() if name != key]
-            # A new dictionary: other threads may look into the old one.
+            # A new dictionary, because other threads may be reading the old one.
             self.points = points = nn.ModuleDict(dict([*kept[1 - MOST_TABLES :], (key, made)]))
         return points[key]
 
@@ -553,16 +562,16 @@ class ShapedBody:
         transl: Tensor | None = None,
         pose_format: PoseFormat | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The ``global_orient`` and ``transl`` that move the whole posed body rigidly.
+        """Return the ``global_orient`` and ``transl`` that move the whole posed body rigidly.
 
-        ``global_orient`` turns a body about its root joint, so turning it also shifts the body against a
-        turn of the world about the origin. With what this returns every vertex v becomes
+        ``global_orient`` turns a body about its root joint, which differs from a rotation
+        about the origin by a shift. With the returned values every vertex v becomes
         ``rotation @ v + translation``.
 
         Args:
             rotation: (*batch, 3, 3).
             translation: (*batch, 3) [m].
-            global_orient, transl, pose_format: as the body stands now.
+            global_orient, transl, pose_format: the current ones.
         """
         body = self.body
         pose_format = body.pose_format if pose_format is None else pose_format
@@ -578,7 +587,7 @@ class ShapedBody:
 
 
 class SMPL(BodyModel):
-    """A body of one age (Loper et al., SIGGRAPH Asia 2015); age templates of the asset are left out."""
+    """A body of one age (Loper et al., SIGGRAPH Asia 2015); age templates of the asset are ignored."""
 
 
 class SMIL(BodyModel):

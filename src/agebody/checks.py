@@ -11,7 +11,7 @@ a mask, in any shape that broadcasts to the entries:
 - where no entry counts, the mean is 0 for losses, so that a training step without labels goes on, and NaN for
   metrics, where 0 would be a perfect score.
 
-An entry of several others weighs the product of their weights (pairs of people, neighbouring frames).
+An entry that combines several (a pair of people, neighbouring frames) has the product of their weights.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ ignored."""
 
 
 def expect(name: str, tensor: Any, *entry: int | None) -> Tensor:
-    """Checks a floating tensor's last dimensions; None stands for any size."""
+    """Check the last dimensions of a floating-point tensor; None stands for any size."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
     if not tensor.is_floating_point():
@@ -49,9 +49,9 @@ def expect(name: str, tensor: Any, *entry: int | None) -> Tensor:
 
 
 def expect_pair(pred: Any, target: Any, *entry: int | None) -> torch.Size:
-    """Checks two tensors of one shape, ``(*entries, *entry)``, and gives the shape of the entries.
+    """Check two tensors of one shape, ``(*entries, *entry)``, and return the shape of the entries.
 
-    Nothing is broadcast: ``(B, 1)`` against ``(B,)`` would be B x B differences, and nobody means that.
+    They are not broadcast: ``(B, 1)`` against ``(B,)`` would give B x B differences, most likely by mistake.
     """
     expect("pred", pred, *entry)
     expect("target", target, *entry)
@@ -63,7 +63,7 @@ def expect_pair(pred: Any, target: Any, *entry: int | None) -> torch.Size:
 
 
 def expect_labels(name: str, labels: Any, entries: torch.Size) -> Int[Tensor, "*entries"]:
-    """Checks integers, one an entry."""
+    """Check integers, one per entry."""
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.dtype == torch.bool:
         kind = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
         raise TypeError(f"{name}: expected a torch.Tensor of integers, got {kind}")
@@ -90,7 +90,7 @@ def expect_values(**expected: tuple[Tensor, str]) -> None:
 
 
 def expand_weights(weights: Any, entries: torch.Size) -> Tensor | None:
-    """The weights, one an entry; None stays None."""
+    """Return the weights, one per entry; None stays None."""
     if weights is None:
         return None
     if not isinstance(weights, Tensor):
@@ -104,12 +104,12 @@ def expand_weights(weights: Any, entries: torch.Size) -> Tensor | None:
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """The tensor; one of 16 bits, as networks under autocast give it, in float32, which loses nothing."""
+    """Return the tensor, cast to float32 if it has 16 bits, as networks under autocast give it."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def apply_mask(tensor: Tensor, weights: Tensor | None, entry_dims: int = 0) -> Tensor:
-    """The tensor with zeros for entries that weigh nothing: NaN there reaches neither value nor gradient.
+    """Set entries of weight 0 to zero, so that NaN there reaches neither value nor gradient.
 
     Args:
         tensor: (*entries, ...), with ``entry_dims`` dimensions of its own after the entries.
@@ -127,7 +127,7 @@ def residual(
     weights: Float[Tensor, "*entries"] | Bool[Tensor, "*entries"] | None,
     *entry: int | None,
 ) -> tuple[Float[Tensor, "*shape"], Tensor | None]:
-    """``pred - target``, zero in entries that weigh nothing, and the weights, one an entry.
+    """Return ``pred - target``, zero in entries of weight 0, and the weights, one per entry.
 
     Args:
         pred: (*entries, *entry).
@@ -136,7 +136,7 @@ def residual(
         entry: sizes of the dimensions of one entry; None stands for any.
     """
     weights = expand_weights(weights, expect_pair(pred, target, *entry))
-    # To hide the difference is enough: the gradient of a difference does not depend on what was subtracted.
+    # Masking the difference is enough: its gradient does not depend on the two values.
     return apply_mask(pred - target, weights, len(entry)), weights
 
 
@@ -170,7 +170,7 @@ def reduce(
 
 
 def safe_norm(vectors: Float[Tensor, "*batch D"], dim: int = -1) -> Float[Tensor, "*batch"]:
-    """Euclidean length, with gradient zero at zero."""
+    """Return the Euclidean length, with gradient zero at zero."""
     squared = (vectors * vectors).sum(dim)
     zero = squared == 0
     return torch.where(zero, 0, torch.sqrt(torch.where(zero, 1, squared)))

@@ -1,4 +1,4 @@
-"""Writing files, which appear whole or not at all."""
+"""Atomic file writing: a file appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def replacing(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iterat
 
 
 def save_npz(arrays: Mapping[str, Any], path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-    """Write named arrays or tensors to a compressed ``.npz``, whole or not at all.
+    """Write named arrays or tensors to a compressed ``.npz``, atomically.
 
     Raises:
         FileExistsError: the file exists and ``overwrite`` is false.

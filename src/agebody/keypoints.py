@@ -1,4 +1,4 @@
-"""Named keypoint layouts: what the points are called, how they are joined, and where on a body they are."""
+"""Named keypoint layouts: names, edges, and the source of each point on a body."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class KeypointLayout:
     """A named, ordered set of keypoints.
 
     Args:
-        name: how the layout is asked for. Where a body brings a regressor set of this name with the
+        name: name of the layout. Where a body has a regressor set of this name with the
             same points, the whole layout is taken from it.
         names: name of each point; left and right ones begin with ``left_`` and ``right_``.
         sources: where each point comes from on any other body: a regressor set (or ``"joints"``) and the
             name of the point or joint in it.
-        edges: pairs of points that a picture joins.
+        edges: pairs of points joined by a line in drawings.
         root: points whose mean is the origin of root-relative coordinates.
-        regressor: points that the layout itself brings, as the set of the layout's name.
+        regressor: points that the layout defines itself, as a regressor set of its name.
     """
 
     name: str
@@ -39,11 +39,11 @@ class KeypointLayout:
     regressor: Regressor | None = None
 
     def __len__(self) -> int:
-        """Number of points."""
+        """Return the number of points."""
         return len(self.names)
 
     def __repr__(self) -> str:
-        """Name and size."""
+        """Return name and size."""
         return f"KeypointLayout({self.name!r}, {len(self)} points)"
 
     @property
@@ -63,7 +63,7 @@ class KeypointLayout:
         return tuple((i, j) for i, j in enumerate(self.flip) if i != j and self.names[i].startswith("left_"))
 
     def center(self, points: Float[Tensor, "*batch K 3"]) -> Float[Tensor, "*batch 1 3"]:
-        """Root of the points: subtract it for root-relative coordinates (BEV's ``root_align``)."""
+        """Return the root of the points: subtract it for root-relative coordinates (BEV's ``root_align``)."""
         return points[..., list(self.root), :].mean(-2, keepdim=True)
 
     @classmethod
@@ -76,18 +76,18 @@ class KeypointLayout:
         edges: Iterable[tuple[int, int]] = (),
         root: Sequence[int] = (0,),
     ) -> KeypointLayout:
-        """A layout whose points are rows of a (K, V) matrix, dense or SciPy sparse, over the vertices."""
+        """Build a layout whose points are rows of a (K, V) matrix, dense or SciPy sparse."""
         matrix = sparse.csr_array(np.asarray(matrix) if not sparse.issparse(matrix) else matrix)
         if matrix.shape[0] != len(names):
             raise ValueError(
-                f"names: expected {matrix.shape[0]} names, one a row of the matrix, got {len(names)}"
+                f"names: expected {matrix.shape[0]} names, one per row of the matrix, got {len(names)}"
             )
         names = tuple(names)
         sources = tuple((name, point) for point in names)
         return cls(name, names, sources, tuple(edges), tuple(root), Regressor(names, matrix))
 
     def resolve(self, asset: BodyAsset) -> tuple[np.ndarray, sparse.csr_array]:
-        """Where the points are on one body.
+        """Find the points on one body.
 
         Returns:
             (K,) joint of each point, -1 for points of the surface, and the (K, V) regressor of those,
@@ -133,7 +133,7 @@ class KeypointLayout:
 
 
 def _edges(names: Sequence[str], *chains: str) -> tuple[tuple[int, int], ...]:
-    """Edges along chains of names; a chain with * stands for its left and its right form."""
+    """Return the edges along chains of names; a chain with * stands for its left and its right form."""
     edges = []
     for chain in chains:
         for side in ("left", "right") if "*" in chain else ("",):
@@ -148,22 +148,34 @@ _SURFACE_SOURCES = tuple(("surface21", name) for name in SURFACE21)
 
 _SMPLX45_NAMES = SMPL_JOINT_NAMES + SURFACE21
 _SMPLX45_EDGES = _SMPL24_EDGES + _edges(
-    _SMPLX45_NAMES, "head nose", "nose *_eye *_ear",
-    "*_ankle *_heel", "*_foot *_big_toe", "*_foot *_small_toe",
-    "*_wrist *_thumb", "*_wrist *_index", "*_wrist *_middle", "*_wrist *_ring", "*_wrist *_pinky",
-)  # fmt: skip
+    _SMPLX45_NAMES,
+    "head nose",
+    "nose *_eye *_ear",
+    "*_ankle *_heel",
+    "*_foot *_big_toe",
+    "*_foot *_small_toe",
+    "*_wrist *_thumb",
+    "*_wrist *_index",
+    "*_wrist *_middle",
+    "*_wrist *_ring",
+    "*_wrist *_pinky",
+)
 
-_OPENPOSE25 = (
-    "nose", "neck", "right_shoulder", "right_elbow", "right_wrist",
-    "left_shoulder", "left_elbow", "left_wrist", "pelvis",
-    "right_hip", "right_knee", "right_ankle", "left_hip", "left_knee", "left_ankle", "right_eye", "left_eye",
-    "right_ear", "left_ear", "left_big_toe", "left_small_toe", "left_heel", "right_big_toe",
-    "right_small_toe", "right_heel",
-)  # fmt: skip
+_OPENPOSE25_TABLE = """
+    nose neck right_shoulder right_elbow right_wrist left_shoulder left_elbow left_wrist
+    pelvis right_hip right_knee right_ankle left_hip left_knee left_ankle right_eye left_eye right_ear
+    left_ear left_big_toe left_small_toe left_heel right_big_toe right_small_toe right_heel
+"""
+_OPENPOSE25 = tuple(_OPENPOSE25_TABLE.split())
 _OPENPOSE25_EDGES = _edges(
-    _OPENPOSE25, "nose neck pelvis", "neck *_shoulder *_elbow *_wrist", "pelvis *_hip *_knee *_ankle",
-    "nose *_eye *_ear", "*_ankle *_heel", "*_ankle *_big_toe *_small_toe",
-)  # fmt: skip
+    _OPENPOSE25,
+    "nose neck pelvis",
+    "neck *_shoulder *_elbow *_wrist",
+    "pelvis *_hip *_knee *_ankle",
+    "nose *_eye *_ear",
+    "*_ankle *_heel",
+    "*_ankle *_big_toe *_small_toe",
+)
 
 
 def _joint_or_surface(names: Iterable[str]) -> tuple[tuple[str, str], ...]:
@@ -179,25 +191,36 @@ LAYOUTS: dict[str, KeypointLayout] = {
             "openpose25", _OPENPOSE25, _joint_or_surface(_OPENPOSE25), _OPENPOSE25_EDGES, root=(8,)
         ),
         KeypointLayout(
-            "coco17", COCO17, _joint_or_surface(COCO17),
+            "coco17",
+            COCO17,
+            _joint_or_surface(COCO17),
             _edges(
-                COCO17, "*_shoulder *_elbow *_wrist", "*_hip *_knee *_ankle", "nose *_eye *_ear",
+                COCO17,
+                "*_shoulder *_elbow *_wrist",
+                "*_hip *_knee *_ankle",
+                "nose *_eye *_ear",
                 "left_shoulder right_shoulder right_hip left_hip left_shoulder",
             ),
             root=(11, 12),
         ),
         KeypointLayout(
-            "h36m17", H36M17, tuple(("h36m17", name) for name in H36M17),
+            "h36m17",
+            H36M17,
+            tuple(("h36m17", name) for name in H36M17),
             _edges(
-                H36M17, "pelvis spine neck nose head",
-                "neck *_shoulder *_elbow *_wrist", "pelvis *_hip *_knee *_ankle",
+                H36M17,
+                "pelvis spine neck nose head",
+                "neck *_shoulder *_elbow *_wrist",
+                "pelvis *_hip *_knee *_ankle",
             ),
         ),
         KeypointLayout(
             "bev71",
             _SMPLX45_NAMES + EXTRA9 + tuple(f"{name}_h36m17" for name in H36M17_BEV),
-            _SMPL24_SOURCES + _SURFACE_SOURCES
-            + tuple(("extra9", name) for name in EXTRA9) + tuple(("h36m17", name) for name in H36M17_BEV),
+            _SMPL24_SOURCES
+            + _SURFACE_SOURCES
+            + tuple(("extra9", name) for name in EXTRA9)
+            + tuple(("h36m17", name) for name in H36M17_BEV),
             _SMPLX45_EDGES,
             root=(45, 46),
         ),
@@ -209,15 +232,15 @@ LAYOUTS: dict[str, KeypointLayout] = {
             root=(25 + J19.index("pelvis_mpii"),),
         ),
     )
-}  # fmt: skip
-"""The layouts that are known by name.
+}
+"""The built-in layouts by name.
 
-smplx45 is what smplx calls the joints of SMPL; bev71 what BEV and ROMP do; hmr2_44 what HMR2 trains on.
+smplx45 has the joints that smplx returns for SMPL, bev71 those of BEV and ROMP, hmr2_44 those of HMR2.
 """
 
 
 def get_layout(layout: str | KeypointLayout) -> KeypointLayout:
-    """A layout by name, or itself."""
+    """Return a layout by name, or the given layout."""
     if isinstance(layout, KeypointLayout):
         return layout
     if layout not in LAYOUTS:

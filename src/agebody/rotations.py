@@ -1,10 +1,10 @@
-"""Rotations in the four formats that body models are driven with.
+"""Rotations in the four formats that body models use.
 
 Conventions, for the whole library:
 
 - axis-angle: ``(*batch, 3)``, radians, direction is the axis and length the angle;
 - matrix: ``(*batch, 3, 3)``, acts on column vectors;
-- quaternion: ``(*batch, 4)``, **x, y, z, w**, as in SciPy, roma and Warp; normalised when it is read;
+- quaternion: ``(*batch, 4)``, **x, y, z, w**, as in SciPy, roma and Warp; normalised on input;
 - rotation_6d: ``(*batch, 6)``, the first two **columns** of the matrix one after the other, as in HMR2
   (Zhou et al., CVPR 2019), orthonormalised by Gram-Schmidt.
 """
@@ -37,13 +37,16 @@ __all__ = [
 PoseFormat = Literal["axis_angle", "matrix", "quaternion", "rotation_6d"]
 
 ENTRY_SHAPES: dict[str, tuple[int, ...]] = {
-    "axis_angle": (3,), "matrix": (3, 3), "quaternion": (4,), "rotation_6d": (6,),
-}  # fmt: skip
+    "axis_angle": (3,),
+    "matrix": (3, 3),
+    "quaternion": (4,),
+    "rotation_6d": (6,),
+}
 """Shape of one rotation in each format."""
 
 
 def no_rotation(pose_format: PoseFormat, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The rotation by nothing, made on the device: a copy to it could not be captured in a CUDA graph."""
+    """Return the identity rotation, built on the device: a CUDA graph cannot capture a copy from the CPU."""
     if pose_format == "axis_angle":
         return torch.zeros(3, dtype=dtype, device=device)
     identity = torch.eye(4 if pose_format == "quaternion" else 3, dtype=dtype, device=device)
@@ -53,9 +56,9 @@ def no_rotation(pose_format: PoseFormat, dtype: torch.dtype, device: torch.devic
 
 
 def axis_angle_to_matrix(axis_angle: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3 3"]:
-    """Rodrigues' formula, exact with its first and second derivatives at every angle, zero included.
+    """Return matrices by Rodrigues' formula, with exact first and second derivatives at every angle.
 
-    In the squared angle s = t^2 the matrix is analytic, so that nothing is divided by a vanishing length:
+    In the squared angle s = t^2 the matrix is analytic, so no division by a vanishing length is needed:
     ``R = cos(t) I + a(s) [v]x + b(s) v v^T`` with ``a = sin(t) / t`` and ``b = (1 - cos(t)) / t^2``.
     """
     return _RODRIGUES(None, axis_angle.reshape(-1, 3))[0].reshape(*axis_angle.shape, 3)
@@ -73,7 +76,7 @@ def _rodrigues(_: None, v: Tensor) -> tuple[Tensor]:
 
 
 def _rodrigues_value(_: None, keep: bool, v: Array) -> tuple[tuple[Array], tuple[Array, ...]]:
-    """Component by component in memory, so that every step runs along the batch."""
+    """Compute with the components first in memory, so that every step runs along the batch."""
     xp: Any = np if isinstance(v, np.ndarray) else torch
     v = _transpose(v)
     s = (v * v).sum(0)
@@ -111,10 +114,14 @@ def _transpose(array: Array) -> Array:
     return found
 
 
-_BASIS = torch.tensor((
-    (1.0, 0, 0, 0, 1, 0, 0, 0, 1),
-    (0, 0, 0, 0, 0, -1, 0, 1, 0), (0, 0, 1, 0, 0, 0, -1, 0, 0), (0, -1, 0, 1, 0, 0, 0, 0, 0),
-))  # fmt: skip
+_BASIS = torch.tensor(
+    (
+        (1.0, 0, 0, 0, 1, 0, 0, 0, 1),
+        (0, 0, 0, 0, 0, -1, 0, 1, 0),
+        (0, 0, 1, 0, 0, 0, -1, 0, 0),
+        (0, -1, 0, 1, 0, 0, 0, 0, 0),
+    )
+)
 """Rows: the identity, and the cross products with the three axes."""
 _SMALL = 0.0625
 """Squared angle below which series are used: the first term they drop is 4e-17 of the sum."""
@@ -122,12 +129,10 @@ _SINE = tuple((-1) ** n / math.factorial(2 * n + 1) for n in range(7))
 _VERSINE = tuple((-1) ** n / math.factorial(2 * n + 2) for n in range(7))
 _REST = tuple((-1) ** n / math.factorial(2 * n + 3) for n in range(6))
 """Coefficients of ``(t - sin t) / t^3``."""
-_SLOPES = torch.tensor([
-    [[n * _SINE[n]], [n * _VERSINE[n]]] for n in range(6, 0, -1)
-], dtype=torch.float64)  # fmt: skip
+_SLOPES = torch.tensor([[[n * _SINE[n]], [n * _VERSINE[n]]] for n in range(6, 0, -1)], dtype=torch.float64)
 """Coefficients of the derivatives of the two series, highest power first."""
 _TINY = 1e-30
-"""Added to what is divided by."""
+"""Added to denominators."""
 
 
 class _Constants(NamedTuple):
@@ -143,7 +148,7 @@ def _constants(like: Array) -> _Constants:
 
 @functools.cache
 def _constants_on(device: torch.device | None, dtype: Any) -> _Constants:
-    """As tensors on a device, or as NumPy arrays."""
+    """Return the constants as tensors on a device, or as NumPy arrays."""
     if device is None:
         return _Constants(*(t.numpy().astype(dtype) for t in (_BASIS, _SLOPES)))
     return _Constants(*(t.to(device, dtype) for t in (_BASIS, _SLOPES)))
@@ -174,33 +179,39 @@ def right_jacobian(vectors: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 
 
 
 def matrix_to_axis_angle(matrix: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 3"]:
-    """Rotation vector of an angle from 0 to pi."""
+    """Return rotation vectors with angles from 0 to pi [rad]."""
     import roma  # here, because it takes a second: it loads torch's compiler
 
     return roma.rotmat_to_rotvec(matrix)
 
 
 def quaternion_to_matrix(quaternion: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 3 3"]:
-    """Matrix of a quaternion x, y, z, w of any non-zero length."""
+    """Return matrices of quaternions x, y, z, w of any non-zero length."""
     x, y, z, w = quaternion.unbind(-1)
     scale = 2 / (quaternion * quaternion).sum(-1)
     rows = (
-        1 - scale * (y * y + z * z), scale * (x * y - z * w), scale * (x * z + y * w),
-        scale * (x * y + z * w), 1 - scale * (x * x + z * z), scale * (y * z - x * w),
-        scale * (x * z - y * w), scale * (y * z + x * w), 1 - scale * (x * x + y * y),
-    )  # fmt: skip
+        1 - scale * (y * y + z * z),
+        scale * (x * y - z * w),
+        scale * (x * z + y * w),
+        scale * (x * y + z * w),
+        1 - scale * (x * x + z * z),
+        scale * (y * z - x * w),
+        scale * (x * z - y * w),
+        scale * (y * z + x * w),
+        1 - scale * (x * x + y * y),
+    )
     return torch.stack(rows, -1).unflatten(-1, (3, 3))
 
 
 def matrix_to_quaternion(matrix: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 4"]:
-    """Unit quaternion x, y, z, w; of the two signs, the one roma chooses."""
+    """Return unit quaternions x, y, z, w; of the two signs, the one roma chooses."""
     import roma
 
     return roma.rotmat_to_unitquat(matrix)
 
 
 def rotation_6d_to_matrix(rotation_6d: Float[Tensor, "*batch 6"]) -> Float[Tensor, "*batch 3 3"]:
-    """Gram-Schmidt on the two columns; the third is their cross product (Zhou et al., CVPR 2019, eq. 15)."""
+    """Orthonormalise the two columns and add their cross product (Zhou et al., CVPR 2019, eq. 15)."""
     first, second = rotation_6d[..., :3], rotation_6d[..., 3:]
     first = first / first.norm(dim=-1, keepdim=True)
     second = second - (first * second).sum(-1, keepdim=True) * first
@@ -209,7 +220,7 @@ def rotation_6d_to_matrix(rotation_6d: Float[Tensor, "*batch 6"]) -> Float[Tenso
 
 
 def matrix_to_rotation_6d(matrix: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 6"]:
-    """First column, then second column."""
+    """Return the first column, then the second column."""
     return matrix[..., :2].mT.flatten(-2)
 
 
@@ -228,7 +239,7 @@ _FROM_MATRIX: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def check_format(pose_format: str) -> None:
-    """Raises ValueError for a name that is no pose format."""
+    """Raise ValueError for an unknown pose format."""
     if pose_format not in ENTRY_SHAPES:
         raise ValueError(
             f"pose_format: expected one of {', '.join(get_args(PoseFormat))}, got {pose_format!r}"
@@ -236,12 +247,12 @@ def check_format(pose_format: str) -> None:
 
 
 def to_matrix(rotation: Tensor, pose_format: PoseFormat) -> Float[Tensor, "*batch 3 3"]:
-    """Matrices of rotations in any format."""
+    """Return the matrices of rotations in any format."""
     check_format(pose_format)
     return _TO_MATRIX[pose_format](rotation)
 
 
 def from_matrix(matrix: Float[Tensor, "*batch 3 3"], pose_format: PoseFormat) -> Tensor:
-    """Rotations in any format from matrices."""
+    """Return rotations in any format from matrices."""
     check_format(pose_format)
     return _FROM_MATRIX[pose_format](matrix)

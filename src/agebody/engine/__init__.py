@@ -1,1 +1,1 @@
-"""What the layers compute with."""
+"""Computation of the body layers: identity, kinematics, skinned surface, keypoints, and their backends."""

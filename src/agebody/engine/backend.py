@@ -1,7 +1,7 @@
-"""Which implementation computes a body: one place decides, and says why where it cannot.
+"""Choice of the implementation that computes a body, and the implementation over Warp's kernels.
 
-The parts of a body come in torch (`identity`, `kinematics`, `surface`), and here over Warp's kernels with the
-same calls. Nothing else imports the kernels.
+The torch implementation is in `identity`, `kinematics`, `surface` and `points`; the classes here have the
+same interface. No other module imports the kernels.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from agebody.rotations import PoseFormat
 BackendName = Literal["auto", "torch", "warp"]
 
 BODIES = 512
-"""Bodies whose rest surfaces Warp's forward pass holds at a time, where no gradient is wanted."""
+"""Number of bodies per chunk in Warp's forward pass without gradients."""
 
 
 class Parts(NamedTuple):
-    """What a body is made of."""
+    """The classes that make up a body."""
 
     rest_joints: type[RestJoints]
     tree: type[KinematicTree] | type[WarpTree]
@@ -44,7 +44,7 @@ class Parts(NamedTuple):
 
 
 def choose_backend(backend: str, device: torch.device) -> Literal["torch", "warp"]:
-    """The implementation that a name stands for; "auto" is Warp on CUDA and torch elsewhere.
+    """Return the implementation that a name selects; "auto" is Warp on CUDA and torch elsewhere.
 
     Raises:
         ImportError: Warp is chosen and not installed.
@@ -75,26 +75,26 @@ def choose_backend(backend: str, device: torch.device) -> Literal["torch", "warp
 
 
 def choose_search(backend: str, device: torch.device) -> Literal["torch", "warp"]:
-    """As `choose_backend`, for searches on meshes: a tree of boxes is the faster way on the CPU, too."""
+    """Choose as `choose_backend`, but for mesh searches, where Warp is also faster on the CPU."""
     if backend == "auto" and device.type == "cpu":
         return "warp" if has_warp() else "torch"
     return choose_backend(backend, device)
 
 
 def has_warp() -> bool:
-    """Whether Warp is installed."""
+    """Return whether Warp is installed."""
     return importlib.util.find_spec("warp") is not None
 
 
 def get_parts(backend: Literal["torch", "warp"]) -> Parts:
-    """The classes that make up a body."""
+    """Return the classes that make up a body."""
     if backend == "torch":
         return Parts(RestJoints, KinematicTree, PosedSurface, MeshPoints)
     return Parts(WarpRestJoints, WarpTree, WarpSurface, WarpMeshPoints)
 
 
 def load_kernels() -> ModuleType:
-    """The package of kernels.
+    """Return the package of kernels.
 
     Raises:
         ImportError: Warp is not installed.
@@ -116,7 +116,7 @@ class WarpRestJoints(RestJoints):
     def forward(
         self, betas: Float[Tensor, "*batch N"], age_offset: Float[Tensor, "*batch"]
     ) -> tuple[Float[Tensor, "*batch C"], Float[Tensor, "*batch J 3"]]:
-        """Coefficients, and rest joints [m]."""
+        """Return the coefficients, and the rest joints [m]."""
         constants = (self.directions.flatten(1), *self.ages.values())
         batch, count = age_offset.shape, age_offset.numel()
         coefficients, joints = _compute(
@@ -136,7 +136,7 @@ class WarpTree(nn.Module):
     def pose(
         self, pose: Float[Tensor, "B J ..."], pose_format: PoseFormat, rest_joints: Float[Tensor, "B J 3"]
     ) -> tuple[Float[Tensor, "B J 3 3"], Float[Tensor, "B J 3 4"], Float[Tensor, "B J 3 4"]]:
-        """Matrices, world and skinning transforms of every joint, as `KinematicTree.pose`."""
+        """Return the matrices, world and skinning transforms of every joint, as `KinematicTree.pose`."""
         joints = self.joints.values()
         if pose_format == "axis_angle":
             matrices, world, skinning = _compute("forward_kinematics_of_vectors", joints, pose, rest_joints)
@@ -147,10 +147,10 @@ class WarpTree(nn.Module):
 
 
 class WarpSurface(nn.Module):
-    """`PosedSurface` as one product, by torch's own library, and a kernel that skins what comes out.
+    """`PosedSurface` as one matrix product in torch, and a kernel that skins the result.
 
-    The template is added to the product, not a part of it: should the user allow TF32 in products, it stays
-    exact, and only displacements are rounded.
+    The template is added to the product instead of being part of it: where the user allows TF32 products, it
+    stays exact, and only displacements are rounded.
 
     Args: as in `PosedSurface`.
     """
@@ -186,18 +186,18 @@ class WarpSurface(nn.Module):
         self.weights = _Constants(packed.to(device, dtype))
 
     def rest(self, coefficients: Tensor) -> Tensor:
-        """Rest surface (B, 3 V), from the first coefficients."""
+        """Return the rest surface (B, 3 V) for the first coefficients."""
         count = coefficients.shape[1]
         return torch.addmm(self.directions[0], coefficients[:, 1:], self.directions[1:count])
 
     def vertices(self, rest: Tensor) -> Tensor:
-        """(B, V, 3) of a rest surface."""
+        """Return a rest surface as vertices (B, V, 3)."""
         return rest.unflatten(-1, (self.num_vertices, 3))
 
     def forward(
         self, coefficients: Tensor, transforms: Tensor, translation: Tensor, base: Tensor | None = None
     ) -> Tensor:
-        """Posed vertices (B, V, 3) [m]; arguments as in `PosedSurface.forward`."""
+        """Return the posed vertices (B, V, 3) [m]; arguments as in `PosedSurface.forward`."""
         if base is None:
             base, coefficients = self.directions[:1], coefficients[:, 1:]
         inputs = (coefficients, transforms, translation, base)
@@ -207,7 +207,7 @@ class WarpSurface(nn.Module):
         return _compute("linear_blend_skinning", self.weights.values(), rest, transforms, translation)[0]
 
     def _rest(self, coefficients: Tensor, base: Tensor, out: Tensor | None = None) -> Tensor:
-        """Rest surface with pose correctives, (B, 3 V): a base, and the last coefficients' displacements."""
+        """Return the rest surface with pose correctives (B, 3 V): base plus displacements."""
         extra = 0 if self.correctives is None else halfprecision.length(self.correctives)
         plain = coefficients[:, : coefficients.shape[1] - extra]
         directions = self.directions[len(self.directions) - plain.shape[1] :]
@@ -220,7 +220,7 @@ class WarpSurface(nn.Module):
         return torch.add(rest, _PRODUCT(self.correctives, coefficients[:, plain.shape[1] :])[0], out=out)
 
     def _posed(self, coefficients: Tensor, transforms: Tensor, translation: Tensor, base: Tensor) -> Tensor:
-        """A few hundred bodies at a time, which bounds the memory and keeps rest surfaces in cache."""
+        """Return the posed vertices in chunks, which bounds memory and keeps rest surfaces in cache."""
         batch = len(coefficients)
         vertices = coefficients.new_empty(batch, self.num_vertices, 3)
         held = coefficients.new_empty(min(batch, BODIES), 3 * self.num_vertices)
@@ -229,10 +229,10 @@ class WarpSurface(nn.Module):
             part = slice(start, min(start + BODIES, batch))
             rest = held[: part.stop - part.start]
             self._rest(coefficients[part], base if len(base) == 1 else base[part], rest)
+            surface = rest.view(-1, self.num_vertices, 3)
             load_kernels().skin_into(
-                vertices[part], rest.view(-1, self.num_vertices, 3), transforms[part], translation[part],
-                joints, weights,
-            )  # fmt: skip
+                vertices[part], surface, transforms[part], translation[part], joints, weights
+            )
         return vertices
 
 
@@ -263,12 +263,12 @@ class WarpMeshPoints(MeshPoints):
         self.sparse = _Constants(load_kernels().PointWeights.pack(self.regressor).to(device, dtype))
 
     def from_surface(self, vertices: Float[Tensor, "B V 3"]) -> Float[Tensor, "B K 3"]:
-        """Points that are weighted sums of vertices; zero where a point is a joint."""
+        """Return the weighted sums of vertices; zero where a point is a joint."""
         return _compute("regress_points", self.sparse.values(), vertices)[0]
 
 
 class _Constants(nn.Module):
-    """The tensors of a kernel's constants as buffers, which move with the layer."""
+    """A kernel's constants, with tensors as buffers that move with the layer."""
 
     def __init__(self, constants: tuple[Any, ...]) -> None:
         super().__init__()
@@ -278,18 +278,18 @@ class _Constants(nn.Module):
                 self.register_buffer(f"constant{i}", constant, persistent=False)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        load_kernels()  # a compiler that meets a layer out of a file must find the operators
+        load_kernels()  # registers the operators, which a compiler needs for an unpickled layer
         super().__setstate__(state)
 
     def values(self) -> tuple[Any, ...]:
-        """The constants in their order."""
+        """Return the constants in their order."""
         return tuple(
             self._buffers[f"constant{i}"] if other is None else other for i, other in enumerate(self.others)
         )
 
 
 def _compute(name: str, constants: tuple[Any, ...], *rows: Tensor) -> tuple[Tensor, ...]:
-    """An operator's outputs: compilers see the operator; elsewhere it is a function of rows, as in torch."""
+    """Return an operator's outputs: the operator itself while compiling, else its batched function."""
     if torch.compiler.is_compiling() and not is_transformed():
         found = getattr(torch.ops.agebody, name)(*rows, *constants)
         return found if isinstance(found, tuple) else (found,)
@@ -297,7 +297,7 @@ def _compute(name: str, constants: tuple[Any, ...], *rows: Tensor) -> tuple[Tens
 
 
 _FUNCTIONS: dict[str, BatchedFunction] = {}
-"""The operators as functions of rows, by their reference implementations; filled by `load_kernels`."""
+"""The operators as batched functions, defined by their reference implementations; see `load_kernels`."""
 
 
 def _as_function(operator: Any) -> BatchedFunction:

@@ -1,4 +1,4 @@
-"""The definition of the surface's maths, in plain torch: what every faster path is compared with."""
+"""Reference implementation of the surface in plain torch, which every faster path is compared with."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from torch import Tensor
 def age_coefficients(
     age_offset: Float[Tensor, "*batch"], anchors: Sequence[float]
 ) -> Float[Tensor, "*batch A"]:
-    """Weights of the differences (age template - template), piecewise linear between the anchors.
+    """Return the weights of the differences (age template - template), piecewise linear between the anchors.
 
     Args:
-        age_offset: 0 adult, 1 infant; outside the anchors the end pieces are continued.
+        age_offset: 0 adult, 1 infant; outside the anchors, extrapolated linearly.
         anchors: ascending offsets of the age templates, none of them 0: that anchor is the template.
 
     Returns:
@@ -58,12 +58,12 @@ def rest_surface(
     directions: Float[Tensor, "V 3 C"],
     coefficients: Float[Tensor, "*batch C"],
 ) -> Float[Tensor, "*batch V 3"]:
-    """template + directions @ coefficients: shape, age and pose blend shapes alike."""
+    """Return ``template + directions @ coefficients``, for shape, age and pose blend shapes."""
     return template + torch.einsum("vxc,...c->...vx", directions, coefficients)
 
 
 def pose_feature(rotations: Float[Tensor, "*batch J 3 3"]) -> Float[Tensor, "*batch P"]:
-    """vec(R_j - I) of joints 1..J-1, row-major: the coefficients of the pose blend shapes (SMPL, eq. 9)."""
+    """Return vec(R_j - I) of joints 1..J-1, row-major: the pose blend coefficients (SMPL, eq. 9)."""
     identity = torch.eye(3, dtype=rotations.dtype, device=rotations.device)
     return (rotations[..., 1:, :, :] - identity).flatten(-3)
 
@@ -73,7 +73,7 @@ def linear_blend_skinning(
     transforms: Float[Tensor, "*batch J 3 4"],
     weights: Float[Tensor, "V J"],
 ) -> Float[Tensor, "*batch V 3"]:
-    """v_i = sum over j of w_ij A_j v_i (SMPL, eq. 2)."""
+    """Return ``v_i = sum_j w_ij A_j v_i`` (SMPL, eq. 2)."""
     # Columns of each vertex's transform, vertices last: every product then runs along vertices.
     a, b, c, d = (transforms.mT.flatten(-2).mT @ weights.mT).unflatten(-2, (4, 3)).unbind(-3)
     x, y, z = vertices.mT[..., None, :].unbind(-3)

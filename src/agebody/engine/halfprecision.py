@@ -1,4 +1,4 @@
-"""Matrix products of 16-bit factors with sums in float32: half the memory, a stated error.
+"""Matrix products of 16-bit factors with sums in float32: half the memory, with a known error.
 
 A float16 number is one factor. A bfloat16 number has 8 significant bits, too few for a body, so a number
 is split in two, ``high = bfloat16(x)`` and ``low = bfloat16(x - high)``, and ``x y`` becomes
@@ -18,10 +18,10 @@ DTYPES = (torch.bfloat16, torch.float16)
 
 
 def factor(matrix: Float[Tensor, "K N"], dtype: torch.dtype) -> Float[Tensor, "PK N"]:
-    """A constant right factor, prepared for the products below.
+    """Prepare a constant right factor for the products below.
 
     Args:
-        matrix: in float32 or float64. For float16 it must stay below 65504, and what is below 6e-8 is lost.
+        matrix: in float32 or float64. For float16 it must stay below 65504, and values below 6e-8 are lost.
         dtype: torch.float16, or torch.bfloat16, for which the rows ``[high; high; low]`` are kept.
     """
     if dtype not in DTYPES:
@@ -33,7 +33,7 @@ def factor(matrix: Float[Tensor, "K N"], dtype: torch.dtype) -> Float[Tensor, "P
 
 
 def product(x: Float[Tensor, "M K"], factor: Float[Tensor, "PK N"]) -> Float[Tensor, "M N"]:
-    """``x @ matrix`` in float32, for the matrix that `factor` was given; x within float16's range."""
+    """Return ``x @ matrix`` in float32, for the matrix given to `factor`; x within float16's range."""
     if factor.dtype == torch.float16:
         return _multiply(x.to(factor.dtype), factor)
     high, low = _split(x)
@@ -41,7 +41,7 @@ def product(x: Float[Tensor, "M K"], factor: Float[Tensor, "PK N"]) -> Float[Ten
 
 
 def transposed_product(x: Float[Tensor, "M N"], factor: Float[Tensor, "PK N"]) -> Float[Tensor, "M K"]:
-    """``x @ matrix.T`` in float32: the gradient of `product`. x may be of any size, as gradients are."""
+    """Return ``x @ matrix.T`` in float32, the gradient of `product`; x may have any magnitude."""
     if factor.dtype == torch.float16:
         largest = x.abs().amax(1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
         return _multiply((x / largest).to(factor.dtype), factor.T) * largest
@@ -52,12 +52,12 @@ def transposed_product(x: Float[Tensor, "M N"], factor: Float[Tensor, "PK N"]) -
 
 
 def length(factor: Float[Tensor, "PK N"]) -> int:
-    """K, the rows of the matrix that `factor` was given."""
+    """Return K, the number of rows of the matrix given to `factor`."""
     return len(factor) if factor.dtype == torch.float16 else len(factor) // 3
 
 
 def matrix(factor: Float[Tensor, "PK N"]) -> Float[Tensor, "K N"]:
-    """What a factor stands for, in float32: the matrix it was made of, rounded."""
+    """Return the rounded matrix that a factor represents, in float32."""
     if factor.dtype == torch.float16:
         return factor.float()
     high, _, low = factor.float().chunk(3)

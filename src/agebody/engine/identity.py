@@ -1,4 +1,4 @@
-"""Who a body is: betas and age to the coefficients of its directions, and to its rest joints."""
+"""Identity of a body: coefficients and rest joints from betas and age."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from agebody.engine.deform import age_coefficients
 
 
 class RestJoints(nn.Module):
-    """Coefficients (1, betas, weights of the age templates) and what they make of the joints.
+    """Coefficients (1, betas, weights of the age templates) and the rest joints that they give.
 
     Joints are affine in the coefficients: the regressor is folded into the directions once.
 
@@ -33,7 +33,7 @@ class RestJoints(nn.Module):
     def forward(
         self, betas: Float[Tensor, "*batch N"], age_offset: Float[Tensor, "*batch"]
     ) -> tuple[Float[Tensor, "*batch C"], Float[Tensor, "*batch J 3"]]:
-        """Coefficients, and rest joints [m]."""
+        """Return the coefficients, and the rest joints [m]."""
         parts = [betas.new_ones(*betas.shape[:-1], 1), betas]
         if self.age_anchors:
             parts.append(age_coefficients(age_offset, self.age_anchors))

@@ -37,7 +37,7 @@ class KinematicTree(nn.Module):
         self.above_list = [0, *(place[parents[joint]] for joint in order[1:])]
         starts = [[depth[joint] for joint in order].index(level) for level in range(max(depth) + 1)]
         self.levels = [slice(*pair) for pair in itertools.pairwise([*starts, len(order)])]
-        # The parents of a level as a slice, where they stand beside one another in the right order.
+        # The parents of a level as a slice, where they are consecutive.
         self.parents_in_a_row = [
             slice(found[0], found[-1] + 1) if found == list(range(found[0], found[0] + len(found))) else None
             for found in (self.above_list[level] for level in self.levels[1:])

@@ -77,7 +77,7 @@ class PointRegression(nn.Module):
     Args:
         tables: of the body and the layout.
         dtype: floating type of the buffers.
-        device: where they live.
+        device: device of the buffers.
     """
 
     moments: Tensor
@@ -133,7 +133,7 @@ class MeshPoints(nn.Module):
         asset: the body.
         layout: the points.
         dtype: floating type of the buffers.
-        device: where they live.
+        device: device of the buffers.
     """
 
     vertices: Tensor
@@ -203,7 +203,7 @@ def identity_moves(
     """Return the derivatives of points by the I coefficients of the identity, linear in the rotations.
 
     The rest surface adds ``sum_i R_i m_i``. The rest joints add ``sum_j h_j (R_parent(j) - R_j) rest_j``,
-    where h_j is the mass of the point that hangs on j: a joint's place shifts the frames below it.
+    where h_j is the point's mass at or below joint j: a joint's position shifts the frames below it.
 
     Returns:
         (3 J, K I), to be multiplied by the rotations, and the constant part (3, K I).

@@ -1,9 +1,9 @@
-"""The posed surface of many bodies, block by block: the maths of `deform`, arranged for caches.
+"""The posed surface of many bodies: the maths of `deform`, computed in blocks that fit the cache.
 
-Vertices are cut into blocks. For some blocks at a time, one matrix product gives their rest surface from all
-the coefficients (betas, age, pose feature), a second one blends the transforms of the few joints that each
-block touches, and three fused multiply-adds skin it while both are still in cache. Nothing of the size
-of the batch is kept but the result. Coordinates are planes (x of all vertices of a block, then y, then z),
+Vertices are divided into blocks. For some blocks at a time, one matrix product gives their rest surface from
+all the coefficients (betas, age, pose feature), a second one blends the transforms of the few joints that
+each block touches, and three fused multiply-adds skin it while both are still in cache. Only the result
+has the size of the batch. Coordinates are planes (x of all vertices of a block, then y, then z),
 so that every step runs along vertices.
 """
 
@@ -21,9 +21,9 @@ from agebody.engine import halfprecision
 from agebody.engine.batched import BatchedFunction
 
 BLOCK = 288
-"""Vertices a block: few enough to touch few joints, enough for each step to outweigh its call."""
+"""Vertices per block: few enough to touch few joints, enough for each step to outweigh its call."""
 BODIES = 256
-"""Bodies at a time: bounds the workspace to about 9 MB, whatever the batch."""
+"""Bodies per chunk: bounds the workspace to about 9 MB, whatever the batch."""
 
 
 class PosedSurface(nn.Module):
@@ -36,8 +36,8 @@ class PosedSurface(nn.Module):
         correctives: (P, V, 3) as ``directions``, for the last coefficients, kept and multiplied in
             ``corrective_dtype``; None where there are none.
         corrective_dtype: torch.bfloat16 or torch.float16; see `halfprecision`.
-        device: where it lives. Off the CPU all vertices are one block: launches cost more than caches give.
-        block: vertices a block on the CPU.
+        device: device of the buffers. Other than on the CPU all vertices are one block, to save launches.
+        block: vertices per block on the CPU.
     """
 
     directions: Tensor
@@ -94,24 +94,24 @@ class PosedSurface(nn.Module):
             self.register_buffer(name, None if tensor is None else tensor.to(device), persistent=False)
 
     def rest(self, coefficients: Tensor) -> Tensor:
-        """Rest surface in planes, (B, blocks * 3 * block), from the first coefficients."""
+        """Return the rest surface in planes, (B, blocks * 3 * block), for the first coefficients."""
         return _blend(coefficients, self.directions[: coefficients.shape[-1]])
 
     def vertices(self, planes: Tensor) -> Tensor:
-        """(B, V, 3) of a surface in planes."""
+        """Return a surface in planes as vertices (B, V, 3)."""
         planes = planes.unflatten(-1, (len(self.weights), 3, -1)).mT
         return planes.flatten(1, 2)[:, : self.num_vertices]
 
     def forward(
         self, coefficients: Tensor, transforms: Tensor, translation: Tensor, base: Tensor | None = None
     ) -> Tensor:
-        """Posed vertices.
+        """Return the posed vertices.
 
         Args:
             coefficients: (B, C'), the last C' of the C + P coefficients.
             transforms: (B, J, 3, 4) skinning transforms.
             translation: (B, 3) [m].
-            base: what the other coefficients give, from `rest`, for B bodies or for one.
+            base: surface of the other coefficients, from `rest`, for B bodies or for one.
 
         Returns:
             (B, V, 3) [m].
@@ -160,7 +160,7 @@ def _definition(
     translation: Tensor,
     base: Tensor | None = None,
 ) -> tuple[Tensor]:
-    """All blocks at once, in differentiable steps."""
+    """Compute all blocks at once, in differentiable steps."""
     directions = packed.directions
     if packed.correctives is not None:
         directions = torch.cat((directions, halfprecision.matrix(packed.correctives)))
@@ -174,7 +174,7 @@ def _definition(
 
 
 def _blend(coefficients: Tensor, directions: Tensor, out: Tensor | None = None) -> Tensor:
-    """The product of the two. CUDA may round its factors to TF32: not the template, which is of metres."""
+    """Return the product; the template, in metres, is added apart, since CUDA may round factors to TF32."""
     if not coefficients.is_cuda:
         return torch.mm(coefficients, directions, out=out)
     template = coefficients[:, :1] * directions[:1]
@@ -223,14 +223,14 @@ class _Workspace:
         self.buffers: dict[str, Tensor] = {}
 
     def buffer(self, name: str, *shape: int) -> Tensor:
-        """A tensor of that shape in the same memory for every piece; the first piece is the largest."""
+        """Return a tensor of that shape in memory that all pieces share; the first piece is the largest."""
         held = self.buffers.get(name)
         if held is None:
             held = self.buffers[name] = self.rows.new_empty(shape)
         return held if held.shape == shape else held.view(-1)[: math.prod(shape)].view(shape)
 
     def posed(self, piece: _Piece, out: Tensor) -> Tensor:
-        """Rest surface with pose correctives of one piece, in planes (blocks, bodies, 3, block)."""
+        """Return the rest surface with pose correctives of one piece, (blocks, bodies, 3, block)."""
         coefficients, packed = self.coefficients[piece.bodies], self.packed
         directions = packed.directions[:, piece.columns]
         if self.base is None:
@@ -242,7 +242,7 @@ class _Workspace:
         return out.view(piece.num_bodies, piece.num_blocks, 3, packed.block).transpose(0, 1)
 
     def blended(self, piece: _Piece) -> Tensor:
-        """Transforms of every vertex of one piece, (blocks, bodies, 4, 3, block), column by column."""
+        """Return the transforms of every vertex of one piece (blocks, bodies, 4, 3, block), by columns."""
         packed = self.packed
         rows = self.rows[:, piece.bodies].flatten(1)[packed.joints[piece.blocks, : piece.width]]
         out = self.buffer("blended", piece.num_blocks, piece.num_bodies, 4, 3, packed.block)
@@ -250,7 +250,7 @@ class _Workspace:
         return out
 
     def place(self, vertices: Tensor, piece: _Piece) -> Iterator[tuple[slice, Tensor]]:
-        """The piece of (B, V, 3) vertices as planes (blocks, bodies, 3, block), then a cut-off last block."""
+        """Yield a piece of (B, V, 3) vertices as planes (blocks, bodies, 3, block), then a short last."""
         block, num_vertices = self.packed.block, self.packed.num_vertices
         start, stop = piece.blocks.start, min(piece.blocks.stop, num_vertices // block)
         whole = max(0, stop - start)
@@ -270,7 +270,7 @@ def _value(
     translation: Tensor,
     base: Tensor | None = None,
 ) -> tuple[tuple[Tensor], tuple[Tensor, ...]]:
-    """Vertices, piece by piece; the posed rest surfaces are kept."""
+    """Compute the vertices piece by piece; the posed rest surfaces are kept for the gradient."""
     batch, plane = len(coefficients), 3 * packed.block
     work = _Workspace(packed, coefficients, transforms, base)
     vertices = _large(coefficients, batch, packed.num_vertices, 3)
@@ -300,7 +300,7 @@ def _gradient(
     translation: Tensor,
     base: Tensor | None = None,
 ) -> tuple[Tensor | None, ...]:
-    """Gradient of the same, piece by piece; sums over vertices and blocks run in a fixed order."""
+    """Compute the gradient piece by piece; sums over vertices and blocks run in a fixed order."""
     batch, block, plane = len(coefficients), packed.block, 3 * packed.block
     num_plain = len(packed.directions)
     work = _Workspace(packed, coefficients, transforms, base)
@@ -347,7 +347,7 @@ _SURFACE = BatchedFunction(1, _definition, _value, _gradient)
 
 
 def _large(like: Tensor, *shape: int) -> Tensor:
-    """Uninitialised memory; NumPy asks for huge pages, without which touching it costs half a product."""
+    """Return uninitialised memory; NumPy asks for huge pages, without which first access is slow."""
     if like.is_cpu and math.prod(shape) >= _LARGE:
         return torch.from_numpy(np.empty(shape, like.detach().numpy().dtype))
     return like.new_empty(shape)
@@ -358,7 +358,7 @@ _LARGE = 1 << 20
 
 
 def _kept_piece(kept: Tensor, piece: _Piece, packed: _Packed) -> Tensor:
-    """The piece's part of the kept surfaces, (bodies, blocks * 3 * block), each piece contiguous."""
+    """Return a piece of the kept surfaces, (bodies, blocks * 3 * block), each piece contiguous."""
     plane = 3 * packed.block
     before = piece.bodies.start * packed.num_blocks + piece.blocks.start * piece.num_bodies
     size = piece.num_bodies * piece.num_blocks

@@ -1,4 +1,4 @@
-"""The same person on another body: by vertices where bodies share them, else by places of the surface."""
+"""Conversion of parameters between bodies, by shared vertices or by corresponding surface points."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from agebody.parameters import BodyParameters
 SHARED = "shared points"
 """Name of the layouts of a correspondence."""
 MATCHINGS = 3
-"""How often the target is fitted and matched anew."""
+"""Number of rounds of fitting and matching."""
 ACROSS = 0.01
-"""[m] Standard deviation of points that are not quite the same on two bodies."""
+"""[m] Standard deviation of points that correspond only approximately."""
 
 
 class Correspondence(NamedTuple):
-    """What two bodies have in common, a layout on each: joints, then places of the surface."""
+    """Corresponding points of two bodies, a layout on each: joints, then points of the surface."""
 
     source: KeypointLayout
     target: KeypointLayout
     distance: Float[Tensor, " K"]
-    """How far apart places of the surface were, the target fitted to the source at rest [m]; 0 for joints."""
+    """Distance of the surface points once the target is fitted to the source at rest [m]; 0 for joints."""
 
 
 def convert(
@@ -50,12 +50,12 @@ def convert(
     max_iterations: int = 60,
     batch_size: int = 256,
 ) -> Fit:
-    """The same people on another body: SMPL to SMIL and back, or to the free bodies.
+    """Fit another body to the same people: SMPL to SMIL and back, or to the free bodies.
 
     Bodies of one topology share their vertices, and the fit is that of `fit_vertices`: exact where the target
-    can look so. Others share joints and, through a `correspond`, places on the surface. These are never the
-    same places on two bodies, so then the residual is what the bodies differ by, and the pose, which follows
-    the surface, is nearer than the joints' own angles would be: two bodies do not have the same rest pose.
+    can take that shape. Others share joints and, through `correspond`, points on the surface. These
+    correspond only approximately, so the residual includes the difference of the bodies. The pose follows
+    the surface instead of copying joint angles, because the bodies differ in their rest pose.
 
     Args:
         parameters: (*batch, ...) of the source.
@@ -87,7 +87,7 @@ def convert(
 
 
 def same_topology(first: BodyAsset, second: BodyAsset) -> bool:
-    """Whether two bodies share their vertices: their triangles, or the topology that both name.
+    """Return whether two bodies share their vertices: their triangles, or the topology that both name.
 
     The order of the triangles does not matter.
     """
@@ -96,16 +96,19 @@ def same_topology(first: BodyAsset, second: BodyAsset) -> bool:
     named = {first.metadata.topology, second.metadata.topology}
     if len(named) == 1 and named != {"custom"}:
         return True
-    ordered = lambda faces: faces[np.lexsort(faces.T)]  # noqa: E731
+
+    def ordered(faces: np.ndarray) -> np.ndarray:
+        return faces[np.lexsort(faces.T)]
+
     return first.faces.shape == second.faces.shape and bool(
         (ordered(np.sort(first.faces, 1)) == ordered(np.sort(second.faces, 1))).all()
     )
 
 
 @functools.lru_cache(maxsize=8)
-@torch.inference_mode(False)  # what is kept may meet gradients later
+@torch.inference_mode(False)  # the cached tensors may be used with gradients later
 def correspond(source: BodyAsset, target: BodyAsset) -> Correspondence:
-    """Shared joints, and for vertices all over the source the places on the target's surface that match them.
+    """Find shared joints, and the points on the target's surface that match vertices all over the source.
 
     The target is fitted to the source's rest pose by the joints whose names both have. Then, in turn, each of
     the vertices is matched with the nearest point of the target's surface on the same part, and the target is
@@ -157,7 +160,7 @@ def _correspond(source: BodyAsset, target: BodyAsset, names: list[str]) -> Corre
 
 
 def _scattered(asset: BodyAsset) -> np.ndarray:
-    """Vertices all over a body: of each patch the one that is nearest to its center."""
+    """Return vertices all over a body: in each patch, the vertex nearest to its centre."""
     _, rows = patch_layout(asset).resolve(asset)
     owner = rows.tocsc().indices
     away = np.linalg.norm(asset.template - (rows @ asset.template)[owner], axis=1)
@@ -166,7 +169,7 @@ def _scattered(asset: BodyAsset) -> np.ndarray:
 
 
 def _parts(asset: BodyAsset, names: list[str]) -> np.ndarray:
-    """(V,) which of the named joints moves each vertex most, or else the nearest such joint above."""
+    """Return the named joint (V,) that moves each vertex most, or its nearest named ancestor."""
     shared = np.zeros(asset.num_joints, int)
     for joint, name in enumerate(asset.joint_names):
         shared[joint] = names.index(name) if name in names else shared[max(0, asset.parents[joint])]
@@ -174,13 +177,13 @@ def _parts(asset: BodyAsset, names: list[str]) -> np.ndarray:
 
 
 def _rows(corners: np.ndarray, shares: np.ndarray, asset: BodyAsset) -> sparse.csr_array:
-    """(K, V) points as weighted sums of a few vertices each."""
+    """Return (K, V) rows: points as weighted sums of a few vertices each."""
     count, width = corners.shape
     rows = np.repeat(np.arange(count), width)
     return sparse.csr_array((shares.ravel(), (rows, corners.ravel())), (count, asset.num_vertices))
 
 
 def _layout(names: list[str], labels: tuple[str, ...], rows: sparse.csr_array) -> KeypointLayout:
-    """Joints, then points of the surface."""
+    """Return the layout of joints, then points of the surface."""
     sources = tuple(("joints", name) for name in names) + tuple((SHARED, label) for label in labels)
     return KeypointLayout(SHARED, (*names, *labels), sources, regressor=Regressor(labels, rows))

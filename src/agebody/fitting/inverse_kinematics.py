@@ -1,4 +1,4 @@
-"""Pose and identity from points of a body in closed form: rotations by Procrustes, then what is linear."""
+"""Pose and identity from body points in closed form: rotations by Procrustes, then linear least squares."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from agebody.parameters import BodyParameters
 from agebody.rotations import matrix_to_axis_angle
 
 PARENT_PRIOR = 1e-3
-"""How much a joint turns as its parent does at first, as a share of what its own points say."""
+"""Weight of the parent's rotation in the first round, relative to the joint's own points."""
 STAY_PRIOR = 1e-5
-"""The same in later rounds, when a parent turns no more than what was wrong."""
+"""The same in later rounds, when rotations are corrections only."""
 ROUGH_SD = 0.02
-"""[m] Trust in points while the rotations are rough: shape must not explain what they got wrong."""
+"""[m] Standard deviation of points while rotations are rough, so that shape does not fit their errors."""
 CARRIES = 1e-3
-"""Least grip that counts."""
+"""Smallest grip that counts."""
 
 
 class CarriedPoints(nn.Module):
@@ -65,16 +65,23 @@ class CarriedPoints(nn.Module):
         path = ancestors(parents)
         self.levels = [(level, parents[level].tolist()) for level in _levels(parents.tolist())[1:]]
         for name, array in {
-            "above": np.maximum(parents, 0), "is_joint": joints >= 0, "joints": np.maximum(joints, 0),
-            "pair_joints": pair_joints, "moments": moments, "masses": masses,
-            "grip": _grip(joints, masses, parents), "rest_joints": rest_joints, "steps": steps, "path": path,
-        }.items():  # fmt: skip
+            "above": np.maximum(parents, 0),
+            "is_joint": joints >= 0,
+            "joints": np.maximum(joints, 0),
+            "pair_joints": pair_joints,
+            "moments": moments,
+            "masses": masses,
+            "grip": _grip(joints, masses, parents),
+            "rest_joints": rest_joints,
+            "steps": steps,
+            "path": path,
+        }.items():
             tensor = torch.from_numpy(np.ascontiguousarray(array))
             dtype = body.dtype if tensor.is_floating_point() else tensor.dtype
             self.register_buffer(name, tensor.to(body.device, dtype), persistent=False)
 
     def directions(self, rotations: Float[Tensor, "B J 3 3"]) -> Float[Tensor, "B K 3 C"]:
-        """The points for one unit of each coefficient, the joints so turned in the world.
+        """Return the points per unit of each coefficient, given the joints' world rotations.
 
         Pose blend shapes, which do not depend on the identity, are left out.
         """
@@ -89,7 +96,7 @@ class CarriedPoints(nn.Module):
 
 
 class Identity(NamedTuple):
-    """Who a body is, and where."""
+    """Identity and position of bodies."""
 
     betas: Float[Tensor, "B N"]
     age_offset: Float[Tensor, " B"]
@@ -97,14 +104,14 @@ class Identity(NamedTuple):
 
 
 class Known(NamedTuple):
-    """What of an identity is not to be found."""
+    """The known part of an identity, which is not fitted."""
 
     betas: Float[Tensor, "B N"] | None
     age_offset: Float[Tensor, " B"]
-    """NaN where it is to be found."""
+    """NaN where it is fitted."""
 
     def take(self, rows: Tensor | slice) -> Known:
-        """Of some bodies."""
+        """Select some bodies."""
         return Known(None if self.betas is None else self.betas[rows], self.age_offset[rows])
 
 
@@ -116,17 +123,17 @@ def turn_towards(
     *,
     prior: float,
 ) -> Float[Tensor, "B J 3 3"]:
-    """How each joint has turned in the world, by Procrustes over the points that it carries.
+    """Find the world rotation of each joint, by Procrustes over the points that it carries.
 
-    What these leave open (a twist about a bone, or everything) is as its parent has turned; for the root, as
-    the trunk has.
+    Rotations that these do not determine (a twist about a bone, or all) follow the parent; for the root, the
+    trunk.
 
     Args:
         carried: the points.
-        source: where they were.
-        target: where they are. Both near the origin, for the sake of float32.
+        source: their positions before.
+        target: their positions after. Both near the origin, for the sake of float32.
         weights: not negative.
-        prior: weight of the parent's turn, as a share of what the points say.
+        prior: weight of the parent's rotation, relative to the points.
     """
     products = (target[..., None] * source[..., None, :]).flatten(-2)
     ones = torch.ones_like(weights)[..., None]
@@ -152,18 +159,18 @@ def solve_identity(
     *,
     sd: float,
 ) -> Identity:
-    """Betas, age offset and translation that bring points nearest to their targets, given the rotations.
+    """Find betas, age offset and translation that bring points nearest to their targets, given the rotations.
 
-    The most probable with normal betas. The points are linear in betas, translation and the coefficients of
-    the age templates. Without the former two, which are eliminated, there is a quadratic of the age on each
-    piece between two templates, and the lowest of their minima is the answer: none is overlooked.
+    The result is the most probable one under normal betas. The points are linear in betas, translation and
+    the coefficients of the age templates. Without the former two, which are eliminated, there is a
+    quadratic of the age on each piece between two templates, and the lowest of their minima is the global one.
 
     Args:
         carried: the points.
         directions: see `CarriedPoints.directions`.
         missing: the targets less the points of the mean adult in this pose, root joint at its rest place.
         weights: not negative.
-        known: what is held.
+        known: the part of the identity that is given.
         sd: standard deviation of a coordinate [m].
     """
     columns = directions[..., 1:]
@@ -196,17 +203,17 @@ def solve_identity(
 
 
 def age_bounds(anchors: tuple[float, ...]) -> tuple[float, float]:
-    """The lowest and highest age offset that a body has a template of."""
+    """Return the lowest and highest age offset of a body's templates."""
     return min(0.0, *anchors, 0.0), max(0.0, *anchors, 0.0)
 
 
 def coefficients(identity: Identity, anchors: tuple[float, ...]) -> Float[Tensor, "B C"]:
-    """Those of the identity's directions, without the constant."""
+    """Return the coefficients of the identity's directions, without the constant."""
     return torch.cat((identity.betas, age_coefficients(identity.age_offset, anchors)), -1)
 
 
 def to_world(carried: CarriedPoints, local: Float[Tensor, "B J 3 3"]) -> Float[Tensor, "B J 3 3"]:
-    """The inverse of `to_local`."""
+    """Invert `to_local`."""
     world = local.clone()
     for joints, parents in carried.levels:
         world[:, joints] = world[:, parents] @ local[:, joints]
@@ -214,7 +221,7 @@ def to_world(carried: CarriedPoints, local: Float[Tensor, "B J 3 3"]) -> Float[T
 
 
 def to_local(carried: CarriedPoints, rotations: Float[Tensor, "B J 3 3"]) -> Float[Tensor, "B J 3 3"]:
-    """Each joint's rotation relative to its parent, from those in the world."""
+    """Return each joint's rotation relative to its parent, from world rotations."""
     local = rotations[:, carried.above].mT @ rotations
     local[:, 0] = rotations[:, 0]
     return local
@@ -223,7 +230,7 @@ def to_local(carried: CarriedPoints, rotations: Float[Tensor, "B J 3 3"]) -> Flo
 def to_parameters(
     carried: CarriedPoints, rotations: Float[Tensor, "B J 3 3"], identity: Identity
 ) -> BodyParameters:
-    """Rotations in the world and an identity as what a body takes."""
+    """Convert world rotations and an identity to body parameters."""
     vectors = matrix_to_axis_angle(to_local(carried, rotations))
     return BodyParameters(vectors[:, 0], vectors[:, 1:], *identity)
 
@@ -231,7 +238,7 @@ def to_parameters(
 def _best_age(
     curve: Float[Tensor, "B A A"], slope: Float[Tensor, "B A"], anchors: tuple[float, ...]
 ) -> Float[Tensor, " B"]:
-    """The offset a with the least ``x' C x / 2 - s' x`` where x are the age templates' coefficients at a."""
+    """Return the offset a that minimises ``x' C x / 2 - s' x`` with x the age coefficients at a."""
     knots = sorted({0.0, *anchors})
     ages, costs = [], []
     for start, end in itertools.pairwise(knots):
@@ -261,21 +268,21 @@ def _moments(tables: LayoutTables, num_coefficients: int) -> tuple[np.ndarray, n
 
 
 def _grip(joints: np.ndarray, masses: np.ndarray, parents: np.ndarray) -> np.ndarray:
-    """(K, J + 1) how much each point tells of each joint's rotation, and last of that of the trunk."""
-    # What two joints move half and half tells less of either.
+    """Return how well each point determines each joint's rotation, and last the trunk's, (K, J + 1)."""
+    # A point that two joints share determines each of them less.
     grip = np.clip(masses, 0, None) ** 2
     for point in np.flatnonzero(joints >= 0):
-        # A joint is held at both ends: its parent has brought it there, and its own part begins there.
+        # A joint is the end of its parent's part and the start of its own, so it counts for both.
         grip[point, [joints[point], max(0, parents[joints[point]])]] = 1
     trunk = _trunk(parents.tolist())
     for joint in reversed(trunk):
-        if (grip[:, joint] > CARRIES).sum() < 2:  # it turns with what its children carry
+        if (grip[:, joint] > CARRIES).sum() < 2:  # it takes the points of its children
             grip[:, joint] = np.maximum(grip[:, joint], grip[:, parents == joint].max(1, initial=0))
     return np.concatenate((grip, grip[:, trunk].sum(1, keepdims=True) ** 2), 1)
 
 
 def _trunk(parents: list[int]) -> list[int]:
-    """Joints with several children, and all above them."""
+    """Return the joints with several children, and all their ancestors."""
     trunk = {joint for joint in range(len(parents)) if parents.count(joint) > 1} | {0}
     for joint in reversed(range(1, len(parents))):
         if joint in trunk:
@@ -284,7 +291,7 @@ def _trunk(parents: list[int]) -> list[int]:
 
 
 def _levels(parents: list[int]) -> list[list[int]]:
-    """The joints of each depth of the tree."""
+    """Return the joints of each depth of the tree."""
     depth = [0] * len(parents)
     for joint, parent in enumerate(parents[1:], start=1):
         depth[joint] = depth[parent] + 1

@@ -1,4 +1,7 @@
-"""Levenberg-Marquardt for thousands of small nonlinear least-squares problems at once."""
+"""Levenberg-Marquardt for thousands of small nonlinear least-squares problems at once.
+
+Models, solver and chain elimination are one algorithm, so they share one file.
+"""
 
 from __future__ import annotations
 
