@@ -421,10 +421,16 @@ def _register(
 
 
 _register(
-    "closest_triangles", "(Tensor points, Tensor triangles, str backend) -> Tensor",
-    _closest_triangles, torch.int64, (0, 1),
-)  # fmt: skip
+    "closest_triangles",
+    "(Tensor points, Tensor triangles, str backend) -> Tensor",
+    _closest_triangles,
+    torch.int64,
+    (0, 1),
+)
 _register(
-    "clear_sights", "(Tensor vertices, Tensor faces, Tensor eyes, str backend) -> Tensor",
-    _clear_sights, torch.bool, (0, 2),
-)  # fmt: skip
+    "clear_sights",
+    "(Tensor vertices, Tensor faces, Tensor eyes, str backend) -> Tensor",
+    _clear_sights,
+    torch.bool,
+    (0, 2),
+)

@@ -608,13 +608,16 @@ _register(
     " -> (Tensor, Tensor)",
     _colliding_faces,
     lambda bodies, faces, parts, related, excluded, room, backend: (
-        faces.new_empty(bodies.shape[0], room), parts.new_empty(bodies.shape[0], dtype=torch.int32),
+        faces.new_empty(bodies.shape[0], room),
+        parts.new_empty(bodies.shape[0], dtype=torch.int32),
     ),
-)  # fmt: skip
+)
 _register(
-    "winding_numbers", "(Tensor points, Tensor vertices, Tensor faces, str backend) -> Tensor",
-    _winding_numbers, lambda points, *_: points.new_empty(points.shape[:2]),
-)  # fmt: skip
+    "winding_numbers",
+    "(Tensor points, Tensor vertices, Tensor faces, str backend) -> Tensor",
+    _winding_numbers,
+    lambda points, *_: points.new_empty(points.shape[:2]),
+)
 _register(
     "inside_meshes",
     "(Tensor points, Tensor vertices, Tensor faces, Tensor sets, Tensor meshes, str backend) -> Tensor",
