@@ -162,8 +162,8 @@ def solve_identity(
     """Find betas, age offset and translation that bring points nearest to their targets, given the rotations.
 
     The result is the most probable one under normal betas. The points are linear in betas, translation and
-    the coefficients of the age templates. Without the former two, which are eliminated, there is a
-    quadratic of the age on each piece between two templates, and the lowest of their minima is the global one.
+    the coefficients of the age templates. Without the former two, which are eliminated, there is a quadratic
+    of the age on each piece between two templates, and the lowest of their minima is the global one.
 
     Args:
         carried: the points.
