@@ -1,6 +1,7 @@
 """The architecture as a test: which module may import which, and what `import agebody` loads."""
 
 import ast
+import functools
 import graphlib
 import subprocess
 import sys
@@ -44,6 +45,7 @@ ORDER = [
 folder imports go one way too, but in no order that is written down."""
 
 
+@functools.cache
 def modules() -> dict[str, Path]:
     return {
         ".".join(p.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__"): p
