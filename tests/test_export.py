@@ -1,3 +1,6 @@
+# pyright: reportAttributeAccessIssue=false
+
+import json
 import os
 
 import numpy as np
@@ -14,6 +17,25 @@ BALL = icosphere(subdivisions=2)
 VERTICES, FACES = np.asarray(BALL.vertices), np.asarray(BALL.faces)
 
 
+def read_glb(path):
+    """Return the JSON tree and the binary part of a .glb file."""
+    data = path.read_bytes()
+    end = 20 + int.from_bytes(data[12:16], "little")
+    return json.loads(data[20:end]), data[end + 8 :]
+
+
+def glb_colors(path):
+    """Return the vertex colours (V, 4) of each mesh in a .glb file."""
+    tree, binary = read_glb(path)
+    colors = {}
+    for mesh in tree["meshes"]:
+        accessor = tree["accessors"][mesh["primitives"][0]["attributes"]["COLOR_0"]]
+        start = tree["bufferViews"][accessor["bufferView"]].get("byteOffset", 0)
+        values = np.frombuffer(binary, np.uint8, 4 * accessor["count"], start)
+        colors[mesh["name"]] = values.reshape(-1, 4)
+    return colors
+
+
 @pytest.mark.parametrize(("suffix", "tolerance"), [(".obj", 1e-7), (".ply", 1e-7), (".glb", 1e-7)])
 def test_every_format_round_trips(tmp_path, suffix, tolerance):
     # .obj prints eight digits, .ply and .glb hold float32: both within 1e-7 for coordinates up to 1
@@ -25,7 +47,8 @@ def test_every_format_round_trips(tmp_path, suffix, tolerance):
     np.testing.assert_allclose(mesh.vertex_normals, VERTICES, atol=0.02)  # smooth: those of the sphere itself
     color = np.array([0xC0, 0x80, 0x60]) / 255
     expected = to_linear(color) if suffix == ".glb" else color
-    np.testing.assert_allclose(mesh.visual.vertex_colors[0, :3] / 255, expected, atol=1 / 255)
+    colors = glb_colors(path)["body_0"] if suffix == ".glb" else mesh.visual.vertex_colors
+    np.testing.assert_allclose(colors[0, :3] / 255, expected, atol=1 / 255)
     assert os.listdir(tmp_path) == [path.name]
 
 
@@ -44,6 +67,18 @@ def test_several_named_bodies_share_a_glb(tmp_path):
     assert set(trimesh.load_scene(path).geometry) == {"anna", "ben"}
     save_mesh(np.stack([VERTICES] * 3), FACES, path, overwrite=True)
     assert set(trimesh.load_scene(path).geometry) == {"body_0", "body_1", "body_2"}
+
+
+def test_bodies_in_a_glb_are_not_metal(tmp_path):
+    """Without a material glTF 2.0 takes metallicFactor 1, with which viewers show black bodies."""
+    path = tmp_path / "people.glb"
+    save_mesh(np.stack([VERTICES] * 2), FACES, path, colors=["red", "#c08060"])
+    tree, _ = read_glb(path)
+    for mesh, color in zip(tree["meshes"], ([255, 0, 0, 255], [134, 55, 30, 255]), strict=True):
+        (primitive,) = mesh["primitives"]
+        material = tree["materials"][primitive["material"]]["pbrMetallicRoughness"]
+        assert material == {"metallicFactor": 0, "roughnessFactor": 0.8}
+        assert glb_colors(path)[mesh["name"]][0].tolist() == color
 
 
 def test_a_color_for_each_vertex_is_kept(tmp_path):

@@ -26,8 +26,8 @@ def test_each_joint_is_judged_alone(discriminator):
     other = pose.clone()
     other[:, 2] = torch.eye(3, dtype=torch.float64)
     changed = (discriminator(other, betas) != scores).any(0)
-    assert changed.tolist() == [False, False, True, False, True, False]
-    assert (discriminator(pose, betas + 1) != scores).any(0).tolist() == [False] * 5 + [True]
+    assert changed.tolist() == [False, False, True, False, False, True]
+    assert (discriminator(pose, betas + 1) != scores).any(0).tolist() == [False] * 4 + [True, False]
     torch.testing.assert_close(discriminator(pose[3], betas[3]), scores[3])
 
 
@@ -39,6 +39,64 @@ def test_joints_have_scores_of_their_own(discriminator):
 
 def test_hmr_has_25_scores():
     assert PoseDiscriminator()(torch.eye(3).expand(2, 23, 3, 3), torch.zeros(2, 10)).shape == (2, 25)
+
+
+class OneLayerAtATime(torch.nn.Module):
+    """The discriminator of HMR2, by its published description: convolutions, and one layer per joint."""
+
+    def __init__(self, num_joints, num_betas):
+        super().__init__()
+        linear = torch.nn.Linear
+        self.D_conv1, self.D_conv2 = torch.nn.Conv2d(9, 32, 1), torch.nn.Conv2d(32, 32, 1)
+        self.pose_out = torch.nn.ModuleList(linear(32, 1) for _ in range(num_joints))
+        self.betas_fc1, self.betas_fc2 = linear(num_betas, num_betas), linear(num_betas, 5)
+        self.betas_out = linear(5, 1)
+        self.D_alljoints_fc1, self.D_alljoints_fc2 = linear(32 * num_joints, 1024), linear(1024, 1024)
+        self.D_alljoints_out = linear(1024, 1)
+
+    def forward(self, pose, betas):
+        joints = pose.flatten(2).transpose(1, 2)[..., None]
+        joints = self.D_conv2(self.D_conv1(joints).relu()).relu()
+        each = [layer(joints[:, :, j, 0]) for j, layer in enumerate(self.pose_out)]
+        shape = self.betas_out(self.betas_fc2(self.betas_fc1(betas).relu()).relu())
+        wide = self.D_alljoints_fc2(self.D_alljoints_fc1(joints.flatten(1)).relu()).relu()
+        return torch.cat([*each, shape, self.D_alljoints_out(wide)], 1)
+
+
+@pytest.mark.parametrize("num_betas", [10, 11])
+def test_published_weights_give_the_published_scores(num_betas):
+    torch.manual_seed(0)
+    published = torch.nn.ModuleDict({"discriminator": OneLayerAtATime(23, num_betas)}).double()
+    own = torch.nn.ModuleDict({"discriminator": PoseDiscriminator(23, num_betas)}).double()
+    own.load_state_dict(published.state_dict(), strict=True)
+    pose, betas = sample(3, num_joints=23, num_betas=num_betas)
+    expected = published["discriminator"](pose, betas)
+    torch.testing.assert_close(own["discriminator"](pose, betas), expected)
+    again = PoseDiscriminator(23, num_betas).double()
+    again.load_state_dict(own["discriminator"].state_dict())
+    torch.testing.assert_close(again(pose, betas), expected)
+    with pytest.raises(RuntimeError, match=r"size mismatch.*shape"):
+        PoseDiscriminator(23, 9).load_state_dict(published["discriminator"].state_dict())
+    missing = published["discriminator"].state_dict()
+    del missing["D_conv2.weight"]
+    with pytest.raises(RuntimeError, match=r"Missing key.*joint\.2\.weight"):
+        again.load_state_dict(missing)
+
+
+def test_layers_begin_as_published():
+    """Xavier-uniform weights, bounded by sqrt(6 / (inputs + outputs)), and biases at zero."""
+    torch.manual_seed(0)
+    judge = PoseDiscriminator(23, 11)
+    assert [tuple(p.shape) for n, p in judge.named_parameters() if n.startswith("shape")] == [
+        (11, 11), (11,), (5, 11), (5,), (1, 5), (1,),
+    ]  # fmt: skip
+    for name, parameter in judge.named_parameters():
+        if name.endswith("bias"):
+            assert not parameter.any(), name
+            continue
+        outputs = 1 if name == "joint_weight" else parameter.shape[0]
+        bound = (6 / (parameter.shape[1] + outputs)) ** 0.5
+        assert (0.8 if parameter.numel() > 50 else 0.1) * bound < parameter.abs().max() <= bound, name
 
 
 def test_losses_are_least_squares():
@@ -66,7 +124,8 @@ def test_it_learns_to_tell_bodies_apart():
         loss = discriminator_loss(judge(*made), judge(*real))
         loss.backward()
         optimizer.step()
-    assert judge(*real)[:, :5].mean() > judge(*made)[:, :5].mean() + 0.5
+    poses = [0, 1, 2, 3, 5]
+    assert judge(*real)[:, poses].mean() > judge(*made)[:, poses].mean() + 0.5
 
 
 @pytest.mark.usefixtures("unchecked")

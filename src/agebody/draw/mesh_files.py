@@ -64,6 +64,18 @@ def save_mesh(
         mesh = Trimesh(body, face, vertex_normals=normals, vertex_colors=pixels, process=False)
         scene.add_geometry(mesh, node_name=name, geom_name=name)
     data = scene if suffix == ".glb" else scene.geometry[names[0]]
-    options = {"vertex_normal": True} if suffix == ".ply" else {"include_normals": True}
+    options: dict[str, Any] = {
+        ".glb": {"include_normals": True, "tree_postprocessor": _add_material},
+        ".obj": {"include_normals": True},
+        ".ply": {"vertex_normal": True},
+    }[suffix]
     with replacing(path, overwrite=overwrite) as temporary:
         export_mesh(data, temporary, file_type=suffix[1:], **options)
+
+
+def _add_material(tree: dict[str, Any]) -> None:
+    """Give every mesh of a glTF tree skin: without a material it is a metal, which viewers show black."""
+    tree["materials"] = [{"pbrMetallicRoughness": {"metallicFactor": 0.0, "roughnessFactor": 0.8}}]
+    for mesh in tree["meshes"]:
+        for primitive in mesh["primitives"]:
+            primitive["material"] = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -12,11 +13,14 @@ from agebody.checks import Reduction, Weights, apply_mask, expect, reduce
 
 
 class PoseDiscriminator(nn.Module):
-    """Score a pose and shape: one score per joint, one of all joints together, one of the shape.
+    """Score a pose and shape: one score per joint, one of the shape, one of all joints together.
 
     The factorised discriminator of HMR (Kanazawa et al., CVPR 2018, section 3.3), which HMR2 and AionHMR
     train with least squares. Rotations pass through two layers that all joints share; each joint then has its
-    own score, which learns that joint's limits, and all joints together have one through two wide layers.
+    own score, which learns that joint's limits, and all joints together have one through two wide layers. The
+    shape has layers of ``num_betas``, 5 and 1 units. Weights begin Xavier-uniform, biases at zero.
+
+    `load_state_dict` takes HMR2's weights too, under their own names (``D_conv1.weight``, ...).
 
     Args:
         num_joints: judged rotations, without the root's.
@@ -38,14 +42,19 @@ class PoseDiscriminator(nn.Module):
         self.joint = nn.Sequential(*_perceptron(9, joint_features, joint_features), nn.ReLU())
         self.joint_weight = nn.Parameter(torch.empty(num_joints, joint_features))
         self.joint_bias = nn.Parameter(torch.zeros(num_joints))
-        nn.init.xavier_uniform_(self.joint_weight)
         self.pose = _perceptron(num_joints * joint_features, pose_features, pose_features, 1)
-        self.shape = _perceptron(num_betas, 10, 5, 1)
+        self.shape = _perceptron(num_betas, num_betas, 5, 1)
+        for layer in (*self.joint, *self.pose, *self.shape):
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_uniform_(layer.weight)
+                nn.init.zeros_(layer.bias)
+        bound = (6 / (joint_features + 1)) ** 0.5  # Xavier's for one layer of one unit per joint
+        nn.init.uniform_(self.joint_weight, -bound, bound)
 
     def forward(
         self, body_pose: Float[Tensor, "*batch J 3 3"], betas: Float[Tensor, "*batch N"]
     ) -> Float[Tensor, "*batch J+2"]:
-        """Return scores of each joint, of the pose, and of the shape; 1 means real, 0 generated.
+        """Return scores of each joint, of the shape, and of the pose; 1 means real, 0 generated.
 
         Args:
             body_pose: (*batch, J, 3, 3) rotation matrices.
@@ -55,7 +64,37 @@ class PoseDiscriminator(nn.Module):
         expect("betas", betas, self.num_betas)
         features = self.joint(body_pose.flatten(-2))
         joints = (features * self.joint_weight).sum(-1) + self.joint_bias
-        return torch.cat((joints, self.pose(features.flatten(-2)), self.shape(betas)), -1)
+        return torch.cat((joints, self.shape(betas), self.pose(features.flatten(-2))), -1)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        """Rename the weights of HMR2's discriminator, which sees all joints feature by feature."""
+        if f"{prefix}D_conv1.weight" in state_dict:
+            for part in ("weight", "bias"):
+                rows = [f"{prefix}pose_out.{j}.{part}" for j in range(self.num_joints)]
+                if all(row in state_dict for row in rows):
+                    state_dict[f"{prefix}joint_{part}"] = torch.cat([state_dict.pop(row) for row in rows])
+                for theirs, own in _HMR2.items():
+                    if f"{prefix}{theirs}.{part}" in state_dict:
+                        value = state_dict.pop(f"{prefix}{theirs}.{part}")
+                        state_dict[f"{prefix}{own}.{part}"] = value.flatten(1) if value.dim() > 1 else value
+            wide = f"{prefix}pose.0.weight"
+            if wide in state_dict and state_dict[wide].shape[1] % self.num_joints == 0:
+                by_feature = state_dict[wide].unflatten(1, (-1, self.num_joints))
+                state_dict[wide] = by_feature.transpose(1, 2).flatten(1)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+_HMR2 = {
+    "D_conv1": "joint.0",
+    "D_conv2": "joint.2",
+    "betas_fc1": "shape.0",
+    "betas_fc2": "shape.2",
+    "betas_out": "shape.4",
+    "D_alljoints_fc1": "pose.0",
+    "D_alljoints_fc2": "pose.2",
+    "D_alljoints_out": "pose.4",
+}
+"""HMR2's names of the layers; its ``pose_out`` is a list of layers, one per joint."""
 
 
 def generator_loss(
