@@ -1,3 +1,4 @@
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
 import math
 from itertools import pairwise
 
@@ -59,15 +60,19 @@ def test_age_class_takes_the_upper_end_into_the_class():
     assert age_class(torch.tensor([0.9, 1.0, 1.3])).tolist() == [3, 3, 3]
     mids = torch.tensor([kind.mid for kind in AGE_CLASSES])
     assert age_class(mids).tolist() == [0, 1, 2, 3]
+    assert age_class(torch.tensor([0.9, torch.nan, 0.0])).tolist() == [3, -1, 0]
 
 
 @pytest.mark.parametrize(
     ("years", "boys", "girls"),
     [
         (0, 0.4988, 0.4915),
-        (1 / 12, 0.547, 0.536),
+        (1 / 12, 0.547, 0.537),
+        (0.5, 0.676, 0.657),
         (1, 0.757, 0.74),
-        (2, 0.878, 0.864),
+        (2 - 1e-6, 0.878, 0.864),  # lying
+        (2, 0.871, 0.857),  # standing
+        (3, 0.961, 0.951),
         (8, 1.273, 1.266),
         (19, 1.765, 1.632),
     ],
@@ -80,10 +85,31 @@ def test_median_stature_passes_through_the_tables(years, boys, girls):
 
 @pytest.mark.parametrize("sex", ["neutral", "female", "male"])
 def test_stature_only_grows_and_ends_at_nineteen(sex):
-    years = np.linspace(0, 19, 2000)
-    assert (np.diff(median_stature(years, sex=sex)) > 0).all()
+    for years in (np.linspace(0, 2 - 1e-6, 500), np.linspace(2, 19, 2000)):
+        assert (np.diff(median_stature(years, sex=sex)) > 0).all()
     assert median_stature(40.0, sex=sex) == median_stature(19.0, sex=sex)
     assert median_stature(-1.0, sex=sex) == median_stature(0.0, sex=sex)
+
+
+# Medians by month [cm] of the WHO's LMS tables, which are finer than ours.
+GIRLS_FROM_20_MONTHS = [82.70, 83.67, 84.60, 85.52, 85.72, 86.59, 87.45, 88.28, 89.10, 89.90, 90.68, 91.44]
+BOYS_FROM_20_MONTHS = [84.20, 85.13, 86.05, 86.94, 87.12, 87.97, 88.81, 89.62, 90.41, 91.18, 91.93, 92.66]
+
+
+@pytest.mark.parametrize(
+    ("sex", "medians"), [("female", GIRLS_FROM_20_MONTHS), ("male", BOYS_FROM_20_MONTHS)]
+)
+@pytest.mark.parametrize("dtype", [np.float64, torch.float64, torch.float32])
+def test_the_median_child_is_at_the_fiftieth_percentile_lying_and_standing(sex, medians, dtype):
+    years, statures = (20 + np.arange(12)) / 12, np.array(medians) / 100
+    if dtype != np.float64:
+        years, statures = (torch.tensor(part, dtype=dtype) for part in (years, statures))
+    np.testing.assert_allclose(percentile(statures, years, sex=sex), 50, atol=1)
+
+
+def test_the_third_year_of_a_body_absorbs_the_step_from_lying_to_standing():
+    years = np.linspace(1.9, 3.1, 500)
+    assert (np.diff(CURVE.years_to_stature(years)) > 0).all()
 
 
 def test_deviations_are_those_of_the_tables_and_of_the_mixture():

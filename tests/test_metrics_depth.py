@@ -1,3 +1,4 @@
+# pyright: reportOptionalSubscript=false
 """Depth relations against a loop over pairs, written from the definition."""
 
 from itertools import combinations
@@ -126,3 +127,20 @@ def test_errors_name_the_argument(unchecked):
         pcdr(depth, layers, weights=torch.ones(2))
     with pytest.raises(TypeError, match="pred: expected a floating type"):
         pcdr(depth.long(), layers)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.float32])
+def test_unknown_layers_are_in_no_pair(dtype):
+    """-1 is unknown in the losses and in Relative Human; it is not a layer before the first."""
+    depth, layers = torch.tensor([[2.0, 3.0, 1.0]]), torch.tensor([[0, 1, -1]], dtype=dtype)
+    assert [part.item() for part in depth_relations(depth, layers)] == [1, 1, 0]
+    assert pcdr(depth, layers, missed=torch.tensor([[False, False, True]])).item() == pytest.approx(1 / 1.3)
+    classes = torch.tensor([[ADULT, ADULT, BABY]])
+    assert pcdr_by_age(depth, layers, classes)[BABY].isnan()
+
+
+def test_true_depths_may_be_negative_but_not_nan():
+    depth = torch.tensor([[-1.0, 0.0, 1.0]])
+    assert depth_relations(depth, depth, same_layer=0.2).pairs == 3
+    target = torch.tensor([[-1.0, torch.nan, 1.0]])
+    assert depth_relations(depth, target, same_layer=0.2).pairs == 1

@@ -1,3 +1,4 @@
+# pyright: reportArgumentType=false
 """OKS against its formula, and AP and AR against COCO's own evaluation, number by number."""
 
 import contextlib
@@ -71,6 +72,33 @@ def test_oks_is_one_for_the_truth_falls_with_distance_and_does_not_change_with_s
     assert 0 < oks(target + 2 * (pred - target), target, area, weights=weights) < near < 1
     scaled = oks(3 * pred, 3 * target, 9 * area, weights=weights)
     assert scaled.item() == pytest.approx(near.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_people_without_an_area_are_similar_to_the_truth_alone_and_have_finite_gradients(dtype):
+    """COCO adds the spacing of numbers at 1 to areas."""
+    pred, target, area, _ = people(3)
+    pred, target, area = (part.to(dtype) for part in (pred, target, 0 * area))
+    assert oks(target, target, area) == 1
+    near = (target + 1e-9 * torch.randn(target.shape)).double().requires_grad_()
+    squared = (near - target).detach().square().sum(-1)
+    variance = (2 * torch.tensor(oks_sigmas("coco17"), dtype=torch.float64)) ** 2
+    expected = torch.exp(-squared / variance / (2 * np.spacing(1))).mean(-1)
+    found = oks(near, target.double(), area.double(), reduction="none")
+    np.testing.assert_allclose(found.detach(), expected, rtol=1e-9)
+    assert oks(pred.requires_grad_(), target, area) == 0
+    (gradient,) = torch.autograd.grad(oks(pred, target, area), pred)
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("wrong", [-1.0, torch.nan])
+def test_a_negative_area_is_refused(wrong):
+    pred, target, area, weights = people(3)
+    area[1] = wrong
+    with pytest.raises(ValueError, match="area: expected areas of at least 0"):
+        oks(pred, target, area, weights=weights)
+    weights[1] = 0
+    assert oks(pred, target, area, weights=weights).isfinite()
 
 
 def test_oks_gradients():

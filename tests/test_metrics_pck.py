@@ -1,3 +1,4 @@
+# pyright: reportArgumentType=false
 import numpy as np
 import pytest
 import torch
@@ -43,6 +44,37 @@ def test_pck_relative_to_a_length_does_not_change_with_scale():
         assert pck(scale * pred, scale * target, 0.2, reference=scale * torso) == share
     lengths = (pred - target).norm(dim=-1) / torso[:, None]
     assert share == (lengths < 0.2).double().mean()
+
+
+@pytest.mark.parametrize("hidden", [0.0, 1e6, torch.nan])
+@pytest.mark.parametrize(("length", "layout", "ends"), [
+    (torso_length, "coco17", ("left_shoulder", "right_hip")), (head_length, "h36m17", ("neck", "head")),
+])  # fmt: skip
+def test_a_hidden_end_gives_no_reference_and_who_has_none_does_not_count(length, layout, ends, hidden):
+    """A hidden shoulder at (0, 0) would make a long torso, within which everything is right."""
+    pred, target, weights = people(4)
+    weights[:] = 1
+    points = [LAYOUTS[layout].names.index(name) for name in ends]
+    expected = pck(pred[2:], target[2:], 0.2, reference=length(target[2:], layout))
+    assert 0 < expected < 1
+    for person, point in enumerate(points):
+        weights[person, point], target[person, point] = 0, hidden
+    reference = length(target, layout, weights=weights)
+    assert reference.isnan().tolist() == [True, True, False, False]
+    assert pck(pred, target, 0.2, reference=reference, weights=weights) == expected
+    counted = weights * reference.isfinite()[:, None]
+    each = pck(pred, target, 0.2, reference=reference, weights=weights, reduction="none")
+    assert each[:2].any().item() is False
+    assert per_joint(each, weights=counted).nanmean() == pytest.approx(expected.item(), abs=0.01)
+    curve = pck_auc(pred, target, max_threshold=0.2, reference=reference, weights=weights)
+    assert curve == pck_auc(pred[2:], target[2:], max_threshold=0.2, reference=reference[2:])
+
+
+def test_a_reference_of_zero_does_not_count():
+    pred, target, _ = people(3)
+    length = torch.tensor([0.5, 0.0, 0.5], dtype=torch.float64)
+    assert pck(pred, target, 0.2, reference=length) == pck(pred[::2], target[::2], 0.2, reference=length[::2])
+    assert pck(pred, target, 0.2, reference=torch.zeros(3)).isnan()
 
 
 def test_area_under_the_curve_is_the_mean_over_thresholds():

@@ -1,3 +1,4 @@
+# pyright: reportArgumentType=false, reportPrivateImportUsage=false
 """Accumulators: whatever the batches and processes, the number is that of everything at once."""
 
 import copy
@@ -438,3 +439,31 @@ def test_wrong_ages(change, message, unchecked):
         streaming.ByAgeClass(streaming.PAMPJPE()).update(**people(), **change)
     with pytest.raises(ValueError, match="age_classes: expected None with by_age=False"):
         streaming.PCDR().update(**images(), age_classes=torch.zeros(7, 5, dtype=torch.long))
+
+
+def test_a_person_of_unknown_age_offset_counts_nowhere():
+    wrapped = streaming.ByAgeClass(streaming.PAMPJPE())
+    pred, target = normal(3, 17, 3), normal(3, 17, 3, seed=1)
+    wrapped.update(pred, target, age_offset=torch.tensor([0.0, torch.nan, 0.9]))
+    found = wrapped.compute()
+    torch.testing.assert_close(found["baby"], metrics.pa_mpjpe(pred[2], target[2]).double())
+    torch.testing.assert_close(found["all"], metrics.pa_mpjpe(pred[::2], target[::2]).double())
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (streaming.MPJPE(layout="smpl24"), streaming.MPJPE(layout="h36m17")),
+        (streaming.PCK(0.1), streaming.PCK(0.2)),
+        (streaming.ByAgeClass(streaming.PCK(0.1)), streaming.ByAgeClass(streaming.PCK(0.2))),
+        (streaming.PCDR(), streaming.PCDR(same_layer=0.2)),
+        (streaming.NMJE(layout="smpl24"), streaming.MPJPE(layout="smpl24")),
+        (streaming.KeypointAveragePrecision(), streaming.KeypointAveragePrecision(max_detections=1)),
+    ],
+)
+def test_states_of_other_arguments_are_not_merged(one, other):
+    for state in (other, other.metric_state):
+        with pytest.raises(ValueError, match=r"incoming_state: expected the state of another "):
+            one.merge_state(state)
+    one.merge_state(one.clone())
+    one.merge_state(one.clone().metric_state)

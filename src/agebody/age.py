@@ -62,10 +62,10 @@ AGE_CLASSES = (
 
 
 def age_class(age_offset: Float[Tensor, "*batch"]) -> Int[Tensor, "*batch"]:
-    """Return the index into ``AGE_CLASSES`` of each age offset; the first and the last class are open
-    outwards."""
+    """Return the index into ``AGE_CLASSES`` of each age offset, -1 for NaN; the first and the last class are
+    open outwards."""
     highs = age_offset.new_tensor([kind.high for kind in AGE_CLASSES[:-1]])
-    return torch.bucketize(age_offset, highs)
+    return torch.where(age_offset.isnan(), UNKNOWN, torch.bucketize(age_offset, highs))
 
 
 MAX_YEARS = 130.0
@@ -109,7 +109,7 @@ class Ages(NamedTuple):
     def classes(self, curve: AgeCurve) -> Int[np.ndarray, "*people"]:
         """Return the index of everyone's age class; years become an age offset by the curve of a body."""
         offsets = np.where(np.isnan(self.years), self.age_offset, curve.years_to_offset(self.years))
-        found = age_class(torch.from_numpy(np.nan_to_num(offsets))).numpy()
+        found = age_class(torch.from_numpy(offsets)).numpy()
         return np.where(np.isnan(offsets), self.age_class, found)
 
 
@@ -197,13 +197,15 @@ def _class_index(value: Any) -> float | None:
 
 _GROWTH_TABLE = """
   0  49.88 1.89  49.15 1.86
-  1   54.7 1.95   53.6 1.95
+  1   54.7 1.95   53.7 1.95
   3   61.4 2.04   59.8 2.10
-  6   67.6 2.14   65.8 2.27
+  6   67.6 2.14   65.7 2.27
   9     72 2.24   70.1 2.42
  12   75.7 2.38     74 2.57
  18   82.3 2.70   80.7 2.90
  24   87.8 3.05   86.4 3.23
+ 24   87.1 3.06   85.7 3.23
+ 30   91.9 3.41   90.7 3.53
  36   96.1 3.71   95.1 3.81
  48  103.3 4.19  102.7 4.31
  60    110 4.63  109.4 4.76
@@ -223,7 +225,8 @@ _GROWTH_TABLE = """
 228  176.5 7.30  163.2 6.54
 """
 """Months, then median and standard deviation of stature [cm] of males and of females (WHO child growth
-standards 2006, WHO reference 2007)."""
+standards 2006, WHO reference 2007). Up to the first row of 24 months children lie, from the second on they
+stand."""
 
 
 class _Growth(NamedTuple):
@@ -235,29 +238,47 @@ class _Growth(NamedTuple):
 
 
 @cache
-def _growth(sex: Sex) -> _Growth:
-    years = np.arange(12 * int(ADULT_YEARS) + 1) / 12
+def _growth(sex: Sex, *, step: bool = True) -> _Growth:
+    """Return the WHO's tables, in which stature falls by 0.7 cm at 24 months.
+
+    Without the step, the third year absorbs it, so that stature only grows.
+    """
     if sex == "neutral":
-        girl, boy = _growth("female"), _growth("male")
+        girl, boy = _growth("female", step=step), _growth("male", step=step)
         half = (boy.median - girl.median) / 2
         spread = np.sqrt((boy.sd**2 + girl.sd**2) / 2 + half**2)  # of the two normal distributions together
-        return _Growth(years, girl.median + half, spread)
+        return _Growth(boy.years, girl.median + half, spread)
     if sex not in ("female", "male"):
         raise ValueError(f"sex: expected 'neutral', 'female' or 'male', got {sex!r}")
     from scipy.interpolate import PchipInterpolator  # here, because it takes a quarter of a second to import
 
     months, *columns = np.array(_GROWTH_TABLE.split(), dtype=float).reshape(-1, 5).T
-    chosen = columns[2:] if sex == "female" else columns[:2]
-    median, sd = (PchipInterpolator(months / 12, column / 100)(years) for column in chosen)
-    return _Growth(years, median, sd)
+    standing = int(np.flatnonzero(np.diff(months) == 0)[0]) + 1
+    years, chosen = months / 12, columns[2:] if sex == "female" else columns[:2]
+    every = np.arange(12 * int(ADULT_YEARS) + 1) / 12
+    if not step:
+        kept = np.delete(np.arange(len(years)), (standing, standing + 1))
+        return _Growth(every, *(PchipInterpolator(years[kept], part[kept] / 100)(every) for part in chosen))
+    lying, upright = every[every <= years[standing]], every[every >= years[standing]]
+    median, sd = (
+        np.concatenate(
+            [
+                PchipInterpolator(years[part], column[part] / 100)(at)
+                for part, at in ((slice(standing), lying), (slice(standing, None), upright))
+            ]
+        )
+        for column in chosen
+    )
+    lying[-1] -= 1e-6  # years: two ages that float32 still tells apart
+    return _Growth(np.concatenate((lying, upright)), median, sd)
 
 
 def median_stature(years: Number, *, sex: Sex = "neutral") -> Number:
     """Return the median stature [m] at an age, constant from 19 years on.
 
     The WHO's tables, interpolated by a monotone cubic (Fritsch and Carlson 1980) and linearly between months.
-    Up to 24 months the WHO measures length, lying, and after it height, standing, which is 0.7 cm less for
-    the same child; the third year absorbs that step. "neutral" is the mean of the two sexes.
+    Before 24 months the WHO measures length, lying, and from then on height, standing, which is 0.7 cm less
+    for the same child. "neutral" is the mean of the two sexes.
 
     Args:
         years: age [years]; a number, an array or a tensor (differentiable). Ages before birth are clamped to
@@ -360,7 +381,8 @@ class AgeCurve:
 
     with H(a) the body's stature at offset a. Offset 0 is thus every body's adult, from 19 years on; a body
     whose adult is 2 % taller than the median is less so as a child, and a newborn of median length; and there
-    are no jumps. Newborns shorter than the youngest template have a greater offset, on the same line.
+    are no jumps: the third year absorbs the WHO's step from lying to standing. Newborns shorter than the
+    youngest template have a greater offset, on the same line.
 
     The curve is tabulated by months and linear between them, so that both directions invert each other
     exactly.
@@ -387,7 +409,7 @@ class AgeCurve:
         if sex is None:
             sex = asset.metadata.gender if asset.metadata.gender in ("female", "male") else "neutral"  # pyright: ignore
         offsets, heights = _heights(asset)
-        growth = _growth(sex)
+        growth = _growth(sex, step=False)
         birth, adult = growth.median[0], growth.median[-1]
         tall = heights[0] / adult - 1
         target = growth.median * (1 + tall * (growth.median - birth) / (adult - birth))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from agebody.checks import Weights, expect
 from agebody.keypoints import KeypointLayout
-from agebody.metrics.similarity import spread_of
+from agebody.metrics.similarity import SPACING, spread_of
 
 THRESHOLDS = tuple((np.linspace(0.5, 0.95, 10)).tolist())
 """Least OKS of a correct detection, .50:.05:.95."""
@@ -85,7 +85,7 @@ def keypoint_similarity(image: KeypointImage, spread: Float[np.ndarray, " K"]) -
     seen = np.any(image.visible, axis=1)
     difference = np.where(seen[None, :, None, None], points - image.target[None], outside)
     counted = np.logical_or(image.visible, ~seen[:, None])
-    area = image.areas[None, :, None] + np.spacing(1)
+    area = image.areas[None, :, None] + SPACING
     # Keypoints that are not visible may be NaN.
     squared = np.where(counted[None, ..., None], difference**2, 0).sum(-1)
     likeness = np.where(counted, np.exp(-squared / variance / area / 2), 0)

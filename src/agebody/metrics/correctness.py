@@ -8,7 +8,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from agebody.checks import Reduction, Weights, apply_mask, at_least_float32, expect, safe_norm
+from agebody.checks import (
+    Reduction,
+    Weights,
+    apply_mask,
+    at_least_float32,
+    expand_weights,
+    expect,
+    safe_norm,
+)
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.metrics.matching import keypoint_boxes
 from agebody.metrics.record import Errors, metric
@@ -37,14 +45,13 @@ def pck(
         target: true keypoints, in the same unit.
         threshold: in that unit, or in reference lengths.
         reference: (*batch), one length per person, such as `torso_length`, `head_length`, `box_side` or
-            `box_diagonal` of the truth, or () for all; None takes the threshold as absolute.
+            `box_diagonal` of the truth, or () for all; None takes the threshold as absolute. People whose
+            reference is NaN or not above 0 do not count.
         weights: (*batch, K), which keypoints count; any weight other than 0 counts as 1.
         reduction: "none" gives 0 or 1 per keypoint; see `per_joint` for one number per joint.
     """
-    counted = _counted(weights)
-    errors = _distances(pred, target, counted)
-    limit = threshold if reference is None else threshold * _expect_reference(reference, pred)[..., None]
-    return Errors((errors < limit).to(errors.dtype), counted)
+    errors, length, counted = _relative(pred, target, reference, weights)
+    return Errors((errors < threshold * length).to(errors.dtype), counted)
 
 
 @metric("joint", options=("max_threshold", "steps"), higher_is_better=True, unit="1")
@@ -65,12 +72,9 @@ def pck_auc(
     of `pck`."""
     if steps < 1:
         raise ValueError(f"steps: expected at least 1, got {steps}")
-    counted = _counted(weights)
-    errors = _distances(pred, target, counted)
+    errors, length, counted = _relative(pred, target, reference, weights)
     limits = torch.linspace(0, max_threshold, steps, dtype=errors.dtype, device=errors.device)
-    if reference is not None:
-        limits = limits * _expect_reference(reference, pred)[..., None, None]
-    return Errors((errors[..., None] < limits).to(errors.dtype).mean(-1), counted)
+    return Errors((errors[..., None] < limits * length[..., None]).to(errors.dtype).mean(-1), counted)
 
 
 def per_joint(terms: Float[Tensor, "*batch K"], *, weights: Weights = None) -> Float[Tensor, " K"]:
@@ -134,48 +138,64 @@ def box_side(points: Float[Tensor, "*batch K 2"], *, weights: Weights = None) ->
 
 
 def torso_length(
-    points: Float[Tensor, "*batch K D"], layout: str | KeypointLayout
+    points: Float[Tensor, "*batch K D"], layout: str | KeypointLayout, *, weights: Weights = None
 ) -> Float[Tensor, "*batch"]:
-    """Return the distance from the left shoulder to the right hip (Sapp and Taskar, CVPR 2013)."""
-    return _length(points, layout, (("left_shoulder",), ("right_hip",)))
+    """Return the distance from the left shoulder to the right hip (Sapp and Taskar, CVPR 2013).
+
+    Args:
+        points: (*batch, K, D), of the truth.
+        layout: of the points, or its name.
+        weights: (*batch, K), which points are visible: give those of `pck`. NaN where an end has weight 0.
+    """
+    return _length(points, layout, (("left_shoulder",), ("right_hip",)), weights)
 
 
-def head_length(points: Float[Tensor, "*batch K D"], layout: str | KeypointLayout) -> Float[Tensor, "*batch"]:
-    """Return the distance from the neck to the top of the head.
+def head_length(
+    points: Float[Tensor, "*batch K D"], layout: str | KeypointLayout, *, weights: Weights = None
+) -> Float[Tensor, "*batch"]:
+    """Return the distance from the neck to the top of the head; arguments as of `torso_length`.
 
     MPII's own PCKh takes 0.6 of the diagonal of an annotated head box instead; give that as the reference
     where there is one.
     """
-    return _length(points, layout, (("neck_lsp", "neck"), ("head_top_lsp", "head_top", "head")))
+    ends = (("neck_lsp", "neck"), ("head_top_lsp", "head_top", "head"))
+    return _length(points, layout, ends, weights)
 
 
-def _length(points: Tensor, layout: str | KeypointLayout, ends: Sequence[tuple[str, ...]]) -> Tensor:
+def _length(
+    points: Tensor, layout: str | KeypointLayout, ends: Sequence[tuple[str, ...]], weights: Tensor | None
+) -> Tensor:
     layout = get_layout(layout)
     expect("points", points, len(layout), None)
+    weights = expand_weights(weights, points.shape[:-1])
     found = []
     for names in ends:
         index = next((layout.names.index(name) for name in names if name in layout.names), None)
         if index is None:
             raise ValueError(f"layout: {layout.name} has no point named {' or '.join(names)}")
         found.append(index)
-    return safe_norm(points[..., found[0], :] - points[..., found[1], :])
+    points = apply_mask(at_least_float32(points), weights, entry_dims=1)
+    length = safe_norm(points[..., found[0], :] - points[..., found[1], :])
+    return length if weights is None else torch.where((weights[..., found] != 0).all(-1), length, torch.nan)
 
 
-def _counted(weights: Tensor | None) -> Tensor | None:
-    return None if weights is None else weights != 0
-
-
-def _distances(pred: Tensor, target: Tensor, weights: Tensor | None) -> Tensor:
+def _relative(
+    pred: Tensor, target: Tensor, reference: Tensor | None, weights: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the error of each keypoint, the length that it is compared with, and which keypoints count."""
     expect("pred", pred, None, None)
     expect("target", target, *pred.shape[-2:])
-    return safe_norm(apply_mask(at_least_float32(pred) - at_least_float32(target), weights, entry_dims=1))
-
-
-def _expect_reference(reference: Tensor, points: Tensor) -> Tensor:
-    expect("reference", reference)
-    if reference.shape not in ((), points.shape[:-2]):
-        raise ValueError(
-            f"reference: expected shape {tuple(points.shape[:-2])}, one length per person, or (), "
-            f"got {tuple(reference.shape)}"
-        )
-    return reference
+    difference = at_least_float32(pred) - at_least_float32(target)
+    weights = expand_weights(weights, difference.shape[:-1])
+    counted = None if weights is None else weights != 0
+    length = difference.new_ones(())
+    if reference is not None:
+        if expect("reference", reference).shape not in ((), pred.shape[:-2]):
+            raise ValueError(
+                f"reference: expected shape {tuple(pred.shape[:-2])}, one length per person, or (), "
+                f"got {tuple(reference.shape)}"
+            )
+        length = reference[..., None]
+        known = (length > 0).expand(difference.shape[:-1])
+        counted = known if counted is None else counted & known
+    return safe_norm(apply_mask(difference, counted, entry_dims=1)), length, counted

@@ -52,9 +52,10 @@ def depth_relations(
 
     Args:
         pred: depth of each person [m], one row per image; pad rows of fewer people, with weight 0.
-        target: depth layers, smaller is nearer; or true depths [m], with ``same_layer``.
-        weights: (*images, P), zero for padding and for people of unknown layer: they are in no pair. Any
-            weight other than 0 counts as 1.
+        target: depth layers, smaller is nearer; or true depths [m], with ``same_layer``. Negative layers,
+            such as -1, and NaN are unknown: these people are in no pair.
+        weights: (*images, P), zero for padding and for other people who are in no pair. Any weight other than
+            0 counts as 1.
         missed: (*images, P), true for people whom the prediction did not find. They are in no pair either,
             but count as missed, whatever their weight.
         age_classes: (*images, P), indices into ``AGE_CLASSES``. With them the result has a last dimension,
@@ -70,7 +71,9 @@ def depth_relations(
         if given is not None and given.shape != pred.shape:
             raise ValueError(f"{name}: expected shape {tuple(pred.shape)}, got {tuple(given.shape)}")
     lost = torch.zeros_like(pred, dtype=torch.bool) if missed is None else missed != 0
-    there = ~lost
+    there = ~lost & ~target.isnan()
+    if not (same_layer and target.is_floating_point()):  # depths may be negative, such as those from a root
+        there = there & (target >= 0)
     weights = expand_weights(weights, pred.shape)
     if weights is not None:
         there = there & (weights != 0)

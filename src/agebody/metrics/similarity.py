@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from agebody.checks import Reduction, Weights, apply_mask, at_least_float32, expect
+from agebody.checks import Reduction, Weights, apply_mask, at_least_float32, expect, expect_values
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.metrics.record import Errors, metric
 
@@ -25,6 +26,9 @@ _WORDS = (_COCO_SIGMAS + _CROWDPOSE_SIGMAS + _WHOLEBODY_SIGMAS).split()
 _SIGMAS: dict[str, float] = dict(zip(_WORDS[::2], map(float, _WORDS[1::2]), strict=True))
 """Standard deviations of annotators over the square root of a person's area: COCO; neck and top of the head
 of CrowdPose (CVPR 2019); feet of COCO-WholeBody (ECCV 2020), which differ between the sides."""
+
+SPACING = float(np.spacing(1))
+"""What COCO adds to areas, so that an area of 0 is similar to the truth alone."""
 
 _LIMBS = ("shoulder", "elbow", "wrist", "hip", "knee", "ankle")
 CROWDPOSE14 = (*(f"{side}_{name}" for name in _LIMBS for side in ("left", "right")), "head_top", "neck")
@@ -75,8 +79,8 @@ def oks(
     Args:
         pred: predicted keypoints [pixels].
         target: true keypoints [pixels].
-        area: of each person [pixels²]: COCO's is that of the person's outline. It broadcasts to the people or
-            pairs of ``pred`` and ``target``.
+        area: of each person [pixels²], at least 0: COCO's is that of the person's outline. It broadcasts to
+            the people or pairs of ``pred`` and ``target``.
         weights: (*batch, K), which true keypoints are visible; any weight other than 0 counts as 1.
         sigmas: a layout with published standard deviations, or one number per keypoint.
         reduction: over people; those without a visible keypoint do not count.
@@ -90,8 +94,9 @@ def oks(
     seen = seen.expand(difference.shape[:-1])
     area = _expand_area(area, difference.shape[:-2])
     squared = (difference * difference).sum(-1)
-    similarity = torch.exp(-squared / (2 * spread**2 * area[..., None])) * seen
+    similarity = torch.exp(-squared / (2 * spread**2 * (area[..., None] + SPACING))) * seen
     visible = seen.sum(-1)
+    expect_values(area=((area >= 0) | (visible == 0), "areas of at least 0"))
     return Errors(similarity.sum(-1) / visible.clamp(min=1), visible > 0)
 
 

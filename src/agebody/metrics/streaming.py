@@ -57,6 +57,7 @@ class _Accumulator(torchmetrics.Metric):
     full_state_update = False
     higher_is_better = False
     is_differentiable = False
+    identity: Tensor
     _arguments: str
 
     def __new__(cls, *args: Any, **options: Any) -> Any:
@@ -77,6 +78,17 @@ class _Accumulator(torchmetrics.Metric):
         """Add states that are sums, in float64."""
         for name in names:
             self.add_state(name, torch.zeros(size, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def merge_state(self, incoming_state: dict[str, Any] | torchmetrics.Metric) -> None:
+        """Add the state of another metric of the same class and arguments; others are refused."""
+        theirs = incoming_state
+        if isinstance(theirs, torchmetrics.Metric):
+            theirs = {"identity": getattr(theirs, "identity", None)}
+        identity = theirs.get("identity")
+        if not isinstance(identity, Tensor) or not torch.equal(identity.cpu(), self.identity.cpu()):
+            given = f", got {incoming_state!r}" if isinstance(incoming_state, torchmetrics.Metric) else ""
+            raise ValueError(f"incoming_state: expected the state of another {self!r}{given}")
+        super().merge_state(incoming_state)
 
     def extra_repr(self) -> str:
         """Return the arguments as they were given."""
@@ -272,7 +284,7 @@ class PCDR(_Accumulator):
         return dict(zip([*(kind.name for kind in AGE_CLASSES), "all"], rates, strict=True))
 
 
-class KeypointAveragePrecision(torchmetrics.Metric):
+class KeypointAveragePrecision(_Accumulator):
     """`agebody.metrics.keypoint_ap` over batches: detections and people are kept until it is computed.
 
     Args:
@@ -281,9 +293,7 @@ class KeypointAveragePrecision(torchmetrics.Metric):
         options: of `torchmetrics.Metric`.
     """
 
-    full_state_update = False
     higher_is_better = True
-    is_differentiable = False
 
     def __init__(self, *, sigmas: Any = "coco17", max_detections: int = 20, **options: Any) -> None:
         super().__init__(**options)
