@@ -1,3 +1,4 @@
+# pyright: reportCallIssue=false
 """People of one image in one space: placement against its formula, its guards, rescaling, refinement."""
 
 import importlib
@@ -36,7 +37,7 @@ from agebody.crowd import (
 from agebody.crowd.height_prior import HEIGHT_CLASSES
 from agebody.draw import render
 from agebody.losses import FEET, part_vertices
-from agebody.mesh.collisions import find_penetrations
+from agebody.mesh.penetrations import find_penetrations
 from agebody.parameters import BodyParameters
 from agebody.people import pose
 from agebody.pipelines.cli import app

@@ -1,3 +1,4 @@
+# pyright: reportArgumentType=false, reportOptionalMemberAccess=false, reportPossiblyUnboundVariable=false
 """Losses of bodies in themselves or one another: values by hand, gradients by differences, descent."""
 
 import itertools
@@ -13,7 +14,7 @@ from test_collisions import SEARCHES, box, rotation, sphere, together
 import agebody
 from agebody.losses import person_intersection_loss, self_intersection_loss
 from agebody.losses.intersection import conic_distance_field
-from agebody.mesh.collisions import Exclusions, find_collisions, penetration
+from agebody.mesh import Exclusions, find_collisions, penetration
 from agebody.people import pose
 
 DOUBLE = torch.float64

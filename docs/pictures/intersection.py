@@ -17,7 +17,7 @@ from agebody.cameras import Camera
 from agebody.draw import render
 from agebody.draw.meshes import PALETTE, read_color
 from agebody.losses import person_intersection_loss, self_intersection_loss
-from agebody.mesh.collisions import Exclusions, find_collisions, penetration
+from agebody.mesh import Exclusions, find_collisions, penetration
 from agebody.people import pose
 
 RED = "#c8102e"

@@ -12,7 +12,7 @@ from torch import Tensor
 from agebody.cameras import Camera
 from agebody.checks import Weights, apply_mask, expand_weights, expect, expect_values
 from agebody.crowd.height_prior import HeightPrior
-from agebody.mesh.collisions import find_penetrations, offsets
+from agebody.mesh.penetrations import find_penetrations, offsets
 from agebody.optim.least_squares import Quadratic, minimize
 from agebody.optim.terms import project
 

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from agebody.checks import Reduction, Weights, apply_mask, expand_weights, expect, reduce, safe_norm
 from agebody.engine.backend import BackendName
-from agebody.mesh.collisions import Exclusions, find_collisions, find_penetrations, flatten_batch, offsets
+from agebody.mesh.collisions import Exclusions, find_collisions
+from agebody.mesh.penetrations import find_penetrations, offsets
+from agebody.mesh.search import flatten_batch
 
 DepthForm = Literal["squared", "linear"]
 
@@ -35,9 +37,9 @@ def self_intersection_loss(
     Args:
         vertices: (*batch, V, 3) [m].
         faces: triangles, counter-clockwise from outside.
-        exclude: pairs that do not count, such as `agebody.mesh.collisions.Exclusions.of_body` finds.
+        exclude: pairs that do not count, such as `agebody.mesh.Exclusions.of_body` finds.
         sigma: height of the cones [m].
-        max_collisions: as in `agebody.mesh.collisions.find_collisions`.
+        max_collisions: as in `agebody.mesh.find_collisions`.
         weights: broadcast to (*batch).
         reduction: "none" gives (*batch).
         backend: of the search.

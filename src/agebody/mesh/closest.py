@@ -14,15 +14,15 @@ from agebody.engine.backend import BackendName, choose_search, load_kernels
 from agebody.engine.batched import is_traced, is_transformed, own_precision
 
 PAIRS = 1 << 21
-"""Point-triangle pairs that torch's search looks at together: some 50 MB."""
+"""Point-triangle pairs that the torch search compares together: some 50 MB."""
 EXACT_PAIRS = 1 << 17
-"""Of which it computes this many exactly at a time."""
+"""Number of those whose exact distances are computed at a time."""
 EDGE = 1e-6
-"""By how much a triangle is wider, in barycentric coordinates, for a sight that might slip between two."""
+"""Margin of triangles, in barycentric coordinates, so that no line of sight passes between two."""
 
 
 class ClosestPoints(NamedTuple):
-    """Where points are nearest to a mesh."""
+    """Closest points on a mesh."""
 
     distance: Float[Tensor, "*batch N"]
     """[m], not negative; its gradient is zero for a point on the mesh."""
@@ -41,17 +41,21 @@ def closest_points(
     *,
     backend: BackendName = "auto",
 ) -> ClosestPoints:
-    """The point of a mesh that is nearest to each given point.
+    """Find the point of a mesh that is closest to each given point.
 
-    Which triangle that is, is found by `closest_faces`; where on it, is computed in torch. So distance and
-    point are differentiable to any order in points and vertices, as long as the triangle stays the same;
-    where it changes, the distance has a kink, as it must.
+    The search finds the triangle; the point on it is computed in torch. So distance and point are
+    differentiable to any order in points and vertices, while the triangle stays the same.
 
     Args:
         points: [m].
         vertices: [m]; leading dimensions broadcast. One mesh for many points is searched as one.
         faces: ids of vertices, the same for all meshes.
-        backend: of the search, see `closest_faces`.
+        backend: of the search: "warp" traverses a tree of boxes, "torch" compares all pairs and is much
+            slower; "auto" is Warp where it is installed.
+
+    Returns:
+        A named tuple of ``distance`` [m], of gradient zero on the mesh; ``point`` [m]; ``face``, the row of
+        ``faces``; and ``barycentric``, the weights of its corners, 0 or more, of sum 1.
 
     Raises:
         ImportError: Warp is chosen and not installed.
@@ -71,14 +75,14 @@ def closest_faces(
     among: Bool[Tensor, "*#batch F"] | None = None,
     backend: BackendName = "auto",
 ) -> Int[Tensor, "*batch N"]:
-    """Which triangle of a mesh is nearest to each point; of several that are equally near, any.
+    """Return the triangle of a mesh that is nearest to each point; any one of several at the same distance.
 
     Args:
         points: [m].
         vertices: [m]; leading dimensions broadcast.
         faces: ids of vertices, the same for all meshes; at least one. Triangles without area count as well.
-        among: which faces are looked at, all if None. Where a mesh has none left, the answer is face 0.
-        backend: ``"auto"`` is Warp where it is installed, and torch elsewhere. Warp walks down a tree of
+        among: faces that are searched, all if None. The answer for a mesh without any is face 0.
+        backend: ``"auto"`` is Warp where it is installed, and torch elsewhere. Warp traverses a tree of
             boxes that is built at every call; torch compares all points with all triangles and is much
             slower. In float64 both search in float64, else in float32.
     """
@@ -88,7 +92,7 @@ def closest_faces(
     faces = _expect_faces(faces, vertices.shape[-2])
     triangles = vertices.detach()[..., faces, :]
     if among is not None:
-        # Whoever is left out stands where one stands that is not: nothing nearer, and nothing to find there.
+        # Faces that are left out are replaced by one that is not, which changes no distance.
         first = _first(among)
         place = first[..., None, None, None].expand(*first.shape, 1, 3, 3)
         broadcast = triangles.expand(*torch.broadcast_shapes(first.shape, triangles.shape[:-3]), -1, -1, -1)
@@ -108,12 +112,13 @@ def nearest_points(
     weights: Float[Tensor, "*#batch S"] | Bool[Tensor, "*#batch S"] | None = None,
     backend: BackendName = "auto",
 ) -> Int[Tensor, "*batch N"]:
-    """Which point of a cloud is nearest to each point; of several that are equally near, any.
+    """Return the point of a cloud that is nearest to each point; any one of several at the same distance.
 
     Args:
         points: [m].
         cloud: [m], at least one point; leading dimensions broadcast.
-        weights: points of the cloud of weight 0 are not there, NaN or not. Where none is left, it is 0.
+        weights: points of the cloud of weight 0 are ignored, even NaN. The answer for a cloud without
+            others is 0.
         backend: as in `closest_faces`; a point is a triangle with three equal corners.
     """
     expect("points", points, None, 3)
@@ -129,9 +134,9 @@ def nearest_points(
 def closest_barycentric(
     points: Float[Tensor, "*batch 3"], triangles: Float[Tensor, "*batch 3 3"]
 ) -> Float[Tensor, "*batch 3"]:
-    """Barycentric coordinates of the point of a triangle that is nearest to a point.
+    """Return barycentric coordinates of the point of a triangle that is nearest to a point.
 
-    Right for triangles without area, segments and single points, too; nowhere NaN, neither are derivatives.
+    Exact also for triangles without area. Values and derivatives are never NaN.
 
     Args:
         points: [m].
@@ -155,23 +160,23 @@ def closest_barycentric(
 def interpolate(
     corners: Float[Tensor, "*batch 3 3"], barycentric: Float[Tensor, "*batch 3"]
 ) -> Float[Tensor, "*batch 3"]:
-    """The point of each triangle that has the barycentric coordinates."""
+    """Return the point of each triangle with these barycentric coordinates."""
     return (barycentric[..., None] * corners).sum(-2)
 
 
 def corners_of(
     vertices: Float[Tensor, "*#batch V 3"], faces: Int[Tensor, "F 3"], face: Int[Tensor, "*#batch N"]
 ) -> Float[Tensor, "*batch N 3 3"]:
-    """Corners of the triangles that were found."""
+    """Return the corners of triangles."""
     return rows_of(vertices, faces.long()[face].flatten(-2)).unflatten(-2, (-1, 3))
 
 
 def rows_of(
     tensor: Float[Tensor, "*#batch V 3"], rows: Int[Tensor, "*#batch N"]
 ) -> Float[Tensor, "*batch N 3"]:
-    """Rows of each batch by their number.
+    """Return rows of each batch by their indices.
 
-    Numbers must be int64: torch 2.13 misreads narrower ones that are expanded.
+    Indices must be int64: torch 2.13 misreads narrower ones that are expanded.
     """
     batch = torch.broadcast_shapes(tensor.shape[:-2], rows.shape[:-1])
     index = rows[..., None].expand(*batch, -1, 3)
@@ -185,13 +190,13 @@ def visible_vertices(
     *,
     backend: BackendName = "auto",
 ) -> Bool[Tensor, "*batch V"]:
-    """Which vertices a camera sees: one of their triangles faces it, and none of the others is in between.
+    """Return which vertices a camera sees: one of their triangles faces it, and no other is in between.
 
     Args:
         vertices: [m].
         faces: ids of vertices, counter-clockwise seen from outside, the same for all meshes.
-        eye: where the camera is [m]; zeros for vertices in camera coordinates.
-        backend: of the search for what is in between, as in `closest_faces`.
+        eye: position of the camera [m]; zeros for vertices in camera coordinates.
+        backend: of the search for occluders, as in `closest_points`.
     """
     expect("vertices", vertices, None, 3)
     expect("eye", eye, 3)
@@ -217,7 +222,7 @@ def visible_vertices(
 
 
 def _inner_coordinates(points: Tensor, triangles: Tensor) -> Tensor:
-    """Barycentric coordinates of projections on the plane; negative where a triangle has no area."""
+    """Return barycentric coordinates of projections on the plane; negative for triangles without area."""
     a, b, c = triangles.unbind(-2)
     ab, ac, ap = b - a, c - a, points - a
     normal = torch.linalg.cross(ab, ac)
@@ -232,7 +237,7 @@ def _inner_coordinates(points: Tensor, triangles: Tensor) -> Tensor:
 
 
 def _along(points: Tensor, starts: Tensor, ends: Tensor) -> Tensor:
-    """Where on segments points are nearest, from 0 to 1; 0 on a segment without length."""
+    """Return where on segments points are nearest, from 0 to 1; 0 on a segment without length."""
     way = ends - starts
     length = (way * way).sum(-1)
     none = length == 0
@@ -244,12 +249,12 @@ def _pick(triangles: Tensor, chosen: Tensor) -> Tensor:
 
 
 def _first(mask: Tensor) -> Tensor:
-    """Number of the first that is true; 0 if none is."""
+    """Return the index of the first true entry; 0 without any."""
     return mask.byte().argmax(-1)
 
 
 def _finite(tensor: Tensor) -> Tensor:
-    """NaN in what weighs nothing must not mislead a search."""
+    """Replace numbers that are not finite, because NaN of weight 0 must not mislead a search."""
     return torch.nan_to_num(tensor, nan=0.0, posinf=0.0, neginf=0.0)
 
 
@@ -268,7 +273,7 @@ def _expect_faces(faces: Any, num_vertices: int) -> Tensor:
         raise TypeError(f"faces: expected a torch.Tensor of integers, got {kind}")
     if faces.dim() != 2 or faces.shape[1] != 3 or not len(faces):
         raise ValueError(f"faces: expected shape (F, 3) with at least one face, got {tuple(faces.shape)}")
-    # Elsewhere to look at them would make the host wait, or end a trace; there the index itself is checked.
+    # Elsewhere reading them would synchronise, or end a trace; the index itself is checked there.
     if faces.device.type == "cpu" and not is_traced(faces) and not is_transformed():
         low, high = faces.aminmax()
         if low < 0 or high >= num_vertices:
@@ -303,10 +308,10 @@ def _closest_triangles(points: Tensor, triangles: Tensor, backend: BackendName) 
 
 
 def _closest_of_all(points: Tensor, triangles: Tensor) -> Tensor:
-    """(n) of n points and F triangles, each of them looked at; the smallest number where several are nearest.
+    """Return the nearest of F triangles (n) for n points, the smallest index of several.
 
-    A triangle lies in a ball of radius r around its centroid m. Where u is the distance to any one triangle,
-    only those with ``|p - m| <= u + r`` can be nearer: squared, that is a product of matrices.
+    A triangle lies in a ball of radius r around its centroid m. With u the distance to any one triangle, only
+    those with ``|p - m| <= u + r`` can be nearer; their squared distances are a product of matrices.
     """
     origin = triangles.mean((0, 1))
     points, triangles = points - origin, triangles - origin
@@ -332,7 +337,7 @@ def _closest_of_all(points: Tensor, triangles: Tensor) -> Tensor:
 
 
 def _balls(triangles: Tensor) -> tuple[Tensor, Tensor]:
-    """Centroids (F, 3) and distances to the farthest corner (F)."""
+    """Return centroids (F, 3) and distances to the farthest corner (F)."""
     middles = triangles.mean(1)
     return middles, (triangles - middles[:, None]).norm(dim=-1).amax(1)
 
@@ -355,7 +360,7 @@ def _clear_sights(vertices: Tensor, faces: Tensor, eyes: Tensor, backend: Backen
 
 
 def _blocked(mesh: Tensor, faces: Tensor, eye: Tensor, here: Tensor) -> Tensor:
-    """(n) whether the way from some vertices to the eye meets a triangle; first, a ball around it."""
+    """Return whether the segments from n vertices to the eye meet a triangle; balls are compared first."""
     origin = mesh.mean(0)
     mesh, eye = mesh - origin, eye - origin
     triangles = mesh[faces]
@@ -378,7 +383,7 @@ def _blocked(mesh: Tensor, faces: Tensor, eye: Tensor, here: Tensor) -> Tensor:
 
 
 def _meets(starts: Tensor, ways: Tensor, triangles: Tensor) -> Tensor:
-    """Whether segments, without their ends, meet triangles (Moeller and Trumbore 1997)."""
+    """Return whether segments, without their ends, meet triangles (Moeller and Trumbore 1997)."""
     a, b, c = triangles.unbind(-2)
     ab, ac, from_a = b - a, c - a, starts - a
     across, lift = torch.linalg.cross(ways, ac), torch.linalg.cross(from_a, ab)
@@ -392,7 +397,7 @@ def _meets(starts: Tensor, ways: Tensor, triangles: Tensor) -> Tensor:
 
 
 def _vmap(name: str, operator: Any, batched: tuple[int, ...]) -> Any:
-    """Many batches are one; arguments at ``batched`` have a batch dimension of their own."""
+    """Flatten two batch dimensions into one; arguments at ``batched`` have one of their own."""
 
     def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Tensor, int]:
         size = info.batch_size
@@ -412,7 +417,7 @@ def _vmap(name: str, operator: Any, batched: tuple[int, ...]) -> Any:
 def _register(
     name: str, schema: str, search: Callable[..., Tensor], dtype: torch.dtype, batched: tuple[int, ...]
 ) -> None:
-    """What no compiler looks into: how many candidates a search meets depends on the data."""
+    """Register an operator, which compilers do not trace: the number of candidates depends on the data."""
     operator = torch.library.custom_op(f"agebody::{name}", search, mutates_args=(), schema=schema)
     operator.register_fake(
         lambda first, *others: first.new_empty(first.shape[:2], dtype=dtype),
