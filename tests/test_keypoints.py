@@ -50,9 +50,8 @@ def test_equals_regressing_the_posed_mesh(asset, name):
     # Points move with the body: what a regressor's rows lack of a sum of 1 does not slow them down.
     surface = torch.as_tensor(regressor.toarray()).double() @ (out.vertices - given["transl"][:, None])
     surface = surface + given["transl"][:, None]
-    expected = torch.where(
-        torch.as_tensor(joints >= 0)[:, None], out.joints[:, np.maximum(joints, 0)], surface
-    )
+    middles = out.joints[:, np.maximum(joints, 0)].mean(2)
+    expected = torch.where(torch.as_tensor(joints[:, :1] >= 0), middles, surface)
     got = body.keypoints(name, **given)
     assert got.shape == (3, SIZES[name], 3)
     # The keypoint regressors are stored in float32 or float64; sums are in float64.
@@ -108,7 +107,7 @@ def test_layout_tables_are_consistent():
 
 def test_published_index_maps():
     """Indices that public code hard-codes."""
-    assert [LAYOUTS["smplx45"].names.index(n) for n in LAYOUTS["openpose25"].names] == [
+    assert [LAYOUTS["smplx45"].names.index(n) for n in LAYOUTS["hmr2_44"].names[:25]] == [
         24, 12, 17, 19, 21, 16, 18, 20, 0, 2, 5, 8, 1, 4, 7, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34,
     ]  # fmt: skip
     assert LAYOUTS["bev71"].names[45:47] == ("right_hip_lsp", "left_hip_lsp")
@@ -187,6 +186,31 @@ def test_a_bodys_own_set_of_the_layouts_name_comes_first(mannequin_asset):
     without = {k: v for k, v in mannequin_asset.regressors.items() if k != "coco17"}
     joints, _ = LAYOUTS["coco17"].resolve(mannequin_asset.replace(regressors=without))
     assert (joints[5:] >= 0).all()
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_openpose_has_the_points_of_coco_and_the_middles_of_shoulders_and_hips(asset, own):
+    """As its output has them; with or without a regressor of COCO's points, in every pose and from a mesh.
+
+    A mesh is moved by the sums of the regressor's rows, which are 1 in float32.
+    """
+    if not own:
+        asset = asset.replace(regressors={k: v for k, v in asset.regressors.items() if k != "coco17"})
+    body, given = posed(asset)
+    coco = dict(zip(LAYOUTS["coco17"].names, body.keypoints("coco17", **given).unbind(1), strict=True))
+    out = body(**given)
+    for points in (
+        body.keypoints("openpose25", **given),
+        body.regress("openpose25", out.vertices, out.joints),
+    ):
+        found = dict(zip(LAYOUTS["openpose25"].names, points.unbind(1), strict=True))
+        for name, expected in coco.items():
+            torch.testing.assert_close(found[name], expected, rtol=0, atol=1e-7)
+        for name, part in (("neck", "shoulder"), ("mid_hip", "hip")):
+            middle = (coco[f"left_{part}"] + coco[f"right_{part}"]) / 2
+            torch.testing.assert_close(found[name], middle, rtol=0, atol=1e-7)
+    smpl = body.keypoints("hmr2_44", **given)
+    torch.testing.assert_close(smpl[:, [1, 8]], out.joints[:, [12, 0]])
 
 
 def test_what_a_body_lacks_is_named(unchecked):

@@ -37,7 +37,7 @@ from agebody.pipelines.labels import (
 )
 from agebody.pipelines.labels.records import concatenate_labels
 from agebody.pipelines.labels.summary import to_markdown
-from agebody.pipelines.labels.training import training_arrays
+from agebody.pipelines.labels.training import _observed, training_arrays
 
 COCO17 = LAYOUTS["coco17"].names
 COUNT = 6
@@ -143,7 +143,7 @@ def test_coco_annotations_are_those_that_pycocotools_reads(write, capsys):
     [
         ("RShoulder", "right_shoulder"), ("right shoulder", "right_shoulder"),
         ("shoulder_r", "right_shoulder"), ("Left-Ankle", "left_ankle"), ("LBigToe", "left_big_toe"),
-        ("MidHip", "pelvis"), ("nose", "nose"),
+        ("MidHip", "mid_hip"), ("midhip", "mid_hip"), ("nose", "nose"),
         ("l_eye", "left_eye"), ("Nose", "nose"), ("left_hip", "left_hip"), ("leftElbow", "left_elbow"),
     ],
 )  # fmt: skip
@@ -180,7 +180,7 @@ def test_names_that_no_layout_has_are_left_over_and_said(write, observed):
     assert whole.layout.name == "openpose25"
     hip = LAYOUTS["openpose25"].names.index("left_hip")
     np.testing.assert_allclose(whole.keypoints[:, hip], observed.keypoints[:, 11].double(), rtol=1e-6)
-    assert not whole.weights[:, LAYOUTS["openpose25"].names.index("pelvis")].any()
+    assert not whole.weights[:, LAYOUTS["openpose25"].names.index("mid_hip")].any()
 
 
 def test_confidences_weigh_as_they_are_and_no_more_than_one(write):
@@ -707,6 +707,17 @@ def test_training_arrays_are_what_hmr2_reads(labels, body):
     low, high = labels.boxes[:, :2], labels.boxes[:, 2:]
     np.testing.assert_allclose(arrays["center"], (low + high) / 2, rtol=1e-6)
     np.testing.assert_allclose(arrays["scale"], 1.2 * (high - low), rtol=1e-6)
+
+
+def test_training_files_have_no_openpose_neck_and_mid_hip(labels):
+    """The training code compares points 1 and 8 with SMPL's joints, which lie elsewhere."""
+    seen = np.arange(COUNT * 25 * 3, dtype=float).reshape(COUNT, 25, 3) + 1
+    openpose = replace(labels, keypoint_layout="openpose25", observed=seen, keypoints=seen[..., :2])
+    found = _observed(openpose)
+    kept = [i for i in range(25) if i not in (1, 8)]
+    np.testing.assert_array_equal(found[:, kept], seen[:, kept].astype(np.float32))
+    assert not found[:, [1, 8]].any()
+    assert not found[:, 25:].any()
 
 
 def test_training_files_need_smpls_joints_and_ten_betas(labels, body, mannequin_asset, tmp_path):

@@ -138,10 +138,10 @@ def test_sigmas_by_layout():
     )
     assert oks_sigmas(CROWDPOSE14) == crowdpose
     openpose = dict(zip(LAYOUTS["openpose25"].names, oks_sigmas("openpose25", default=0.107), strict=True))
-    assert openpose["pelvis"] == openpose["left_hip"] == 0.107
+    assert openpose["mid_hip"] == openpose["left_hip"] == 0.107
     assert openpose["left_heel"] == 0.066
     assert openpose["right_heel"] == 0.094
-    with pytest.raises(ValueError, match="no standard deviation is published for pelvis; pass default="):
+    with pytest.raises(ValueError, match="no standard deviation is published for mid_hip; pass default="):
         oks_sigmas("openpose25")
 
 

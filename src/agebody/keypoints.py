@@ -24,8 +24,8 @@ class KeypointLayout:
         name: name of the layout. Where a body has a regressor set of this name with the
             same points, the whole layout is taken from it.
         names: name of each point; left and right ones begin with ``left_`` and ``right_``.
-        sources: where each point comes from on any other body: a regressor set (or ``"joints"``) and the
-            name of the point or joint in it.
+        sources: where each point comes from on any other body: ``"joints"``, a regressor set, or a layout,
+            and the name of the joint or point in it. A point with several names is the middle of them.
         edges: pairs of points joined by a line in drawings.
         root: points whose mean is the origin of root-relative coordinates.
         regressor: points that the layout defines itself, as a regressor set of its name.
@@ -33,7 +33,7 @@ class KeypointLayout:
 
     name: str
     names: tuple[str, ...]
-    sources: tuple[tuple[str, str], ...]
+    sources: tuple[tuple[str, ...], ...]
     edges: tuple[tuple[int, int], ...] = ()
     root: tuple[int, ...] = (0,)
     regressor: Regressor | None = None
@@ -90,8 +90,8 @@ class KeypointLayout:
         """Find the points on one body.
 
         Returns:
-            (K,) joint of each point, -1 for points of the surface, and the (K, V) regressor of those,
-            with empty rows for joints.
+            (K, M) joints of which each point is the mean, -1 for points of the surface; and the (K, V)
+            regressor of those, with empty rows for joints.
 
         Raises:
             AssetError: the body lacks a joint or a regressor set that the layout needs.
@@ -109,27 +109,42 @@ class KeypointLayout:
         sources = (
             self.sources if own is None or own.names != self.names else [(self.name, n) for n in self.names]
         )
-        joints = np.full(len(self), -1)
-        rows: list[sparse.csr_array] = []
-        for i, (group, point) in enumerate(sources):
-            if group == "joints":
-                if point not in asset.joint_names:
-                    raise AssetError(self._lacks(asset, f"joint {point!r}"))
-                joints[i] = asset.joint_names.index(point)
-                rows.append(sparse.csr_array((1, asset.num_vertices)))
-            else:
-                if group not in sets or point not in sets[group].names:
+        joints: list[list[int]] = []
+        rows = [sparse.csr_array((1, asset.num_vertices))] * len(self)
+        for i, (group, *points) in enumerate(sources):
+            found = [_find_point(group, point, sets) for point in points]
+            carriers = {where for where, _ in found}
+            if carriers == {"joints"}:
+                for _, point in found:
+                    if point not in asset.joint_names:
+                        raise AssetError(self._lacks(asset, f"joint {point!r}"))
+                joints.append([asset.joint_names.index(point) for _, point in found])
+                continue
+            for where, point in found:
+                if where not in sets or point not in sets[where].names:
                     raise AssetError(
-                        self._lacks(asset, f"regressor set {group!r}")
-                        + f"; attach one with load_asset(..., regressors={{{group!r}: FILE}})"
+                        self._lacks(asset, f"regressor set {where!r}")
+                        + f"; attach one with load_asset(..., regressors={{{where!r}: FILE}})"
                     )
-                row = sets[group].names.index(point)
-                rows.append(sets[group].matrix[[row]])
-        return joints, sparse.csr_array(sparse.vstack(rows))
+            parts = [sets[where].matrix[[sets[where].names.index(point)]] for where, point in found]
+            rows[i] = parts[0] if len(parts) == 1 else sum(parts[1:], parts[0]) / len(parts)
+            joints.append([-1])
+        width = max(map(len, joints), default=1)  # one joint is the mean of itself and itself
+        repeated = [(several * width)[:width] for several in joints]
+        return np.array(repeated).reshape(len(self), width), sparse.csr_array(sparse.vstack(rows))
 
     def _lacks(self, asset: BodyAsset, what: str) -> str:
         body = f"the {asset.metadata.kind} body {asset.metadata.name!r}"
         return f"keypoint layout {self.name!r}: {body} has no {what}"
+
+
+def _find_point(group: str, point: str, sets: dict[str, Regressor]) -> tuple[str, str]:
+    """Return where a point is, a regressor set or ``"joints"``, and its name there."""
+    if group in sets or group not in LAYOUTS:
+        return group, point
+    layout = LAYOUTS[group]
+    place, name = layout.sources[layout.names.index(point)]
+    return place, name
 
 
 def _edges(names: Sequence[str], *chains: str) -> tuple[tuple[int, int], ...]:
@@ -163,22 +178,32 @@ _SMPLX45_EDGES = _SMPL24_EDGES + _edges(
 
 _OPENPOSE25_TABLE = """
     nose neck right_shoulder right_elbow right_wrist left_shoulder left_elbow left_wrist
-    pelvis right_hip right_knee right_ankle left_hip left_knee left_ankle right_eye left_eye right_ear
+    mid_hip right_hip right_knee right_ankle left_hip left_knee left_ankle right_eye left_eye right_ear
     left_ear left_big_toe left_small_toe left_heel right_big_toe right_small_toe right_heel
 """
 _OPENPOSE25 = tuple(_OPENPOSE25_TABLE.split())
 _OPENPOSE25_EDGES = _edges(
     _OPENPOSE25,
-    "nose neck pelvis",
+    "nose neck mid_hip",
     "neck *_shoulder *_elbow *_wrist",
-    "pelvis *_hip *_knee *_ankle",
+    "mid_hip *_hip *_knee *_ankle",
     "nose *_eye *_ear",
     "*_ankle *_heel",
     "*_ankle *_big_toe *_small_toe",
 )
 
 
-def _joint_or_surface(names: Iterable[str]) -> tuple[tuple[str, str], ...]:
+_MIDDLES = {
+    "neck": ("coco17", "left_shoulder", "right_shoulder"),
+    "mid_hip": ("coco17", "left_hip", "right_hip"),
+}
+"""OpenPose is trained on COCO's points; its neck and MidHip are the middles of COCO's shoulders and hips."""
+
+_HMR2_25 = tuple("pelvis" if name == "mid_hip" else name for name in _OPENPOSE25)
+"""What HMR2 and SPIN take for OpenPose's points: neck and pelvis are SMPL's joints."""
+
+
+def _joint_or_surface(names: Iterable[str]) -> tuple[tuple[str, ...], ...]:
     return tuple(("surface21" if name in SURFACE21 else "joints", name) for name in names)
 
 
@@ -188,7 +213,14 @@ LAYOUTS: dict[str, KeypointLayout] = {
         KeypointLayout("smpl24", SMPL_JOINT_NAMES, _SMPL24_SOURCES, _SMPL24_EDGES),
         KeypointLayout("smplx45", _SMPLX45_NAMES, _SMPL24_SOURCES + _SURFACE_SOURCES, _SMPLX45_EDGES),
         KeypointLayout(
-            "openpose25", _OPENPOSE25, _joint_or_surface(_OPENPOSE25), _OPENPOSE25_EDGES, root=(8,)
+            "openpose25",
+            _OPENPOSE25,
+            tuple(
+                _MIDDLES.get(name, ("coco17" if name in COCO17 else "surface21", name))
+                for name in _OPENPOSE25
+            ),
+            _OPENPOSE25_EDGES,
+            root=(8,),
         ),
         KeypointLayout(
             "coco17",
@@ -226,8 +258,8 @@ LAYOUTS: dict[str, KeypointLayout] = {
         ),
         KeypointLayout(
             "hmr2_44",
-            _OPENPOSE25 + tuple(f"{name}_j19" if name in _OPENPOSE25 else name for name in J19),
-            _joint_or_surface(_OPENPOSE25) + tuple(("j19", name) for name in J19),
+            _HMR2_25 + tuple(f"{name}_j19" if name in _HMR2_25 else name for name in J19),
+            _joint_or_surface(_HMR2_25) + tuple(("j19", name) for name in J19),
             _OPENPOSE25_EDGES,
             root=(25 + J19.index("pelvis_mpii"),),
         ),
@@ -236,6 +268,7 @@ LAYOUTS: dict[str, KeypointLayout] = {
 """The built-in layouts by name.
 
 smplx45 has the joints that smplx returns for SMPL, bev71 those of BEV and ROMP, hmr2_44 those of HMR2.
+openpose25 has what OpenPose writes: its neck and mid_hip are middles, those of hmr2_44 are SMPL's joints.
 """
 
 

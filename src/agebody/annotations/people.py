@@ -212,4 +212,4 @@ def plain_name(name: str) -> str:
     words = [sides.get(word, word) for word in words]
     words.sort(key=lambda word: word not in ("left", "right"))  # stable: the side comes first
     plain = "_".join(words)
-    return {"mid_hip": "pelvis", "midhip": "pelvis"}.get(plain, plain)
+    return "mid_hip" if plain == "midhip" else plain

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from scipy import sparse
 from torch import Tensor, nn
 
@@ -28,8 +28,8 @@ class LayoutTables(NamedTuple):
     """
 
     layout: KeypointLayout
-    joints: Int[np.ndarray, " K"]
-    """The joint that each point is; -1 for points of the surface."""
+    joints: Int[np.ndarray, "K M"]
+    """The joints of which each point is the mean; -1 for points of the surface."""
     regressor: sparse.csr_array
     """(K, V) regressor of the points of the surface; empty rows for joints."""
     pair_points: Int[np.ndarray, " Q"]
@@ -99,7 +99,7 @@ class PointRegression(nn.Module):
             ("sums", sums),
             ("pair_joints", tables.pair_joints),
             ("joints", np.maximum(joints, 0)),
-            ("is_joint", (joints >= 0)[:, None]),
+            ("is_joint", joints[:, :1] >= 0),
         ):
             tensor = torch.from_numpy(array)
             tensor = tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
@@ -121,7 +121,7 @@ class PointRegression(nn.Module):
             moved = (movers[..., :3] @ moments)[..., 0] + movers[..., 3] * self.masses
             points = points + self.sums @ moved
         if self.any_joint:
-            posed = world[:, self.joints, :, 3]
+            posed = mean_of_joints(world[..., 3], self.joints)
             points = points + (torch.where(self.is_joint, posed, 0) if self.any_surface else posed)
         return points.expand(-1, len(self.layout), -1)
 
@@ -152,7 +152,7 @@ class MeshPoints(nn.Module):
             ("vertices", used.astype(np.int64)),
             ("weights", self.regressor[:, used].toarray()),
             ("joints", np.maximum(joints, 0)),
-            ("is_joint", (joints >= 0)[:, None]),
+            ("is_joint", joints[:, :1] >= 0),
         ):
             tensor = torch.from_numpy(array)
             tensor = tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
@@ -165,12 +165,18 @@ class MeshPoints(nn.Module):
         """Return the points [m]; joints are ignored if the layout has none."""
         points = self.from_surface(vertices)
         if self.any_joint and joints is not None:
-            points = torch.where(self.is_joint, joints[:, self.joints], points)
+            points = torch.where(self.is_joint, mean_of_joints(joints, self.joints), points)
         return points
 
     def from_surface(self, vertices: Float[Tensor, "B V 3"]) -> Float[Tensor, "B K 3"]:
         """Return the weighted sums of vertices; zero where a point is a joint."""
         return self.weights @ vertices[:, self.vertices]
+
+
+def mean_of_joints(places: Shaped[Tensor, "B J *D"], joints: Int[Tensor, "K M"]) -> Shaped[Tensor, "B K *D"]:
+    """Return the means of M joints each, of what is given per joint."""
+    found = places[:, joints]
+    return found[:, :, 0] if joints.shape[1] == 1 else found.mean(2)
 
 
 def lever_sums(parents: np.ndarray, tables: LayoutTables) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -188,10 +194,12 @@ def lever_sums(parents: np.ndarray, tables: LayoutTables) -> tuple[np.ndarray, n
     levers[point, :, np.arange(num_pairs)] = above[joint]
     hanging = np.zeros((num_points, len(parents)))
     np.add.at(hanging, point, tables.masses[:, None] * above[joint])
-    for k in np.flatnonzero(joints >= 0):
-        sums[k, num_pairs + joints[k]] = 1
-        hanging[k] = above[joints[k]]
-        levers[k, :, num_pairs + joints[k]] = hanging[k]
+    share = 1 / joints.shape[1]
+    for k, joint in zip(*np.nonzero(joints >= 0), strict=True):
+        j = joints[k, joint]
+        sums[k, num_pairs + j] += share
+        hanging[k] += share * above[j]
+        levers[k, :, num_pairs + j] += share * above[j]
     each = np.arange(len(parents))
     levers[:, each, num_pairs + each] -= hanging
     return sums, levers, hanging
@@ -213,8 +221,9 @@ def identity_moves(
     moves = np.zeros((len(parents), 3, len(joints), count))
     for pair, (k, j) in enumerate(pairs):
         moves[j, :, k] += tables.moments[1 : count + 1, pair].T
-    for k in np.flatnonzero(joints >= 0):
-        moves[joints[k], :, k] += rest[1:, joints[k]].T
+    for k, joint in zip(*np.nonzero(joints >= 0), strict=True):
+        j = joints[k, joint]
+        moves[j, :, k] += rest[1:, j].T / joints.shape[1]
     places = np.einsum("kj,cjx->jxkc", hanging, rest[1:])
     moves -= places
     for j, parent in enumerate(parents[1:], start=1):

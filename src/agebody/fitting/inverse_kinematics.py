@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from agebody.body import BodyModel
 from agebody.engine.deform import age_coefficients
 from agebody.engine.kinematics import ancestors
-from agebody.engine.points import LayoutTables
+from agebody.engine.points import LayoutTables, mean_of_joints
 from agebody.keypoints import KeypointLayout
 from agebody.metrics.alignment import nearest_rotation
 from agebody.parameters import BodyParameters
@@ -66,7 +66,7 @@ class CarriedPoints(nn.Module):
         self.levels = [(level, parents[level].tolist()) for level in _levels(parents.tolist())[1:]]
         for name, array in {
             "above": np.maximum(parents, 0),
-            "is_joint": joints >= 0,
+            "is_joint": joints[:, 0] >= 0,
             "joints": np.maximum(joints, 0),
             "pair_joints": pair_joints,
             "moments": moments,
@@ -92,7 +92,7 @@ class CarriedPoints(nn.Module):
         wide = rotations[:, self.pair_joints].transpose(2, 3).flatten(-2)  # (B, K, 3, 3 P)
         turned = (wide.transpose(0, 1).flatten(1, 2) @ self.moments).unflatten(1, (len(rotations), 3))
         found = turned.transpose(0, 1) + (self.masses @ shifts.flatten(2)).unflatten(-1, (3, -1))
-        return torch.where(self.is_joint[:, None, None], centers[:, self.joints], found)
+        return torch.where(self.is_joint[:, None, None], mean_of_joints(centers, self.joints), found)
 
 
 class Identity(NamedTuple):
@@ -270,10 +270,12 @@ def _moments(tables: LayoutTables, num_coefficients: int) -> tuple[np.ndarray, n
 def _grip(joints: np.ndarray, masses: np.ndarray, parents: np.ndarray) -> np.ndarray:
     """Return how well each point determines each joint's rotation, and last the trunk's, (K, J + 1)."""
     # A point that two joints share determines each of them less.
-    grip = np.clip(masses, 0, None) ** 2
-    for point in np.flatnonzero(joints >= 0):
+    shares = np.clip(masses, 0, None)
+    for point in np.flatnonzero(joints[:, 0] >= 0):
         # A joint is the end of its parent's part and the start of its own, so it counts for both.
-        grip[point, [joints[point], max(0, parents[joints[point]])]] = 1
+        for joint in joints[point].tolist():
+            shares[point, list({joint, max(0, int(parents[joint]))})] += 1 / joints.shape[1]
+    grip = shares**2
     trunk = _trunk(parents.tolist())
     for joint in reversed(trunk):
         if (grip[:, joint] > CARRIES).sum() < 2:  # it takes the points of its children

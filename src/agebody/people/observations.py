@@ -145,7 +145,7 @@ def _skin_near(asset: BodyAsset, layout: KeypointLayout) -> Tensor:
     joints, rows = layout.resolve(asset)
     template = asset.template.astype(np.float64)
     rest = asset.joint_regressor @ template
-    points = np.where((joints >= 0)[:, None], rest[np.maximum(joints, 0)], rows @ template)
+    points = np.where(joints[:, :1] >= 0, rest[np.maximum(joints, 0)].mean(1), rows @ template)
     distances = np.linalg.norm(points[:, None] - template, axis=-1)
     return torch.from_numpy(np.argsort(distances, axis=1)[:, :40].copy())
 

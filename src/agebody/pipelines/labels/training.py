@@ -102,8 +102,9 @@ def save_training_npz(
     | `body_keypoints_3d`, `extra_keypoints_3d` | (N, 25, 4), (N, 19, 4) | of the body: x, y, z [m]; 1 |
 
     People that are not kept have keypoints all the same. Observed keypoints are matched by name, so COCO's
-    fill 17 of OpenPose's 25. Keypoints in 3D are in camera coordinates and need a body with the 19 points of
-    "j19"; without them the root that the training code subtracts is missing, and all have confidence 0.
+    fill 17 of OpenPose's 25; OpenPose's neck and mid_hip are not SMPL's joints, and are left out. Keypoints
+    in 3D are in camera coordinates and need a body with the 19 points of "j19"; without them the root that
+    the training code subtracts is missing, and all have confidence 0.
 
     Args:
         body: the layer that the labels were made with.
@@ -181,8 +182,14 @@ def save_training_shards(
 
 
 def _observed(labels: Labels) -> Float[np.ndarray, "N 44 3"]:
-    """Return the observed keypoints in the order of HMR2, matched by name; missing ones have confidence 0."""
-    names = get_layout(labels.keypoint_layout).names
+    """Return the observed keypoints in the order of HMR2, matched by name; missing ones have confidence 0.
+
+    A middle of several points is left out: OpenPose's neck is not SMPL's, which the training code projects.
+    """
+    layout = get_layout(labels.keypoint_layout)
+    names = [
+        name if len(source) == 2 else "" for name, source in zip(layout.names, layout.sources, strict=True)
+    ]
     found = np.zeros((len(labels), 44, 3), np.float32)
     for i, name in enumerate(get_layout("hmr2_44").names):
         if name in names:
