@@ -248,8 +248,8 @@ class SurfaceJacobian(_Derivatives):
         """
         corners, shares = self._corners(faces, barycentric, vertices, pose)
         axes = torch.eye(3, dtype=pose.dtype, device=pose.device).expand(*corners.shape[:2], 3, 3)
-        found = self._find(pose, betas, age_offset, corners, shares, axes, correctives)
-        return found._replace(points=found.points + transl[:, None])
+        posed = self.posed(pose, betas, age_offset, transl, correctives=correctives)
+        return self._find(posed, corners, shares, axes)
 
     def rows(
         self,
@@ -272,10 +272,44 @@ class SurfaceJacobian(_Derivatives):
             pose, betas, age_offset, transl, faces, barycentric, vertices, correctives: as in `forward`.
             along: direction of each point, a constant.
         """
-        corners, shares = self._corners(faces, barycentric, vertices, pose)
-        found = self._find(pose, betas, age_offset, corners, shares, along[:, :, None], correctives)
+        posed = self.posed(pose, betas, age_offset, transl, correctives=correctives)
+        return self.rows_of(posed, faces, barycentric, along=along, vertices=vertices)
+
+    def posed(
+        self,
+        pose: Float[Tensor, "B J 3"],
+        betas: Float[Tensor, "B N"],
+        age_offset: Float[Tensor, " B"],
+        transl: Float[Tensor, "B 3"],
+        *,
+        correctives: bool = True,
+    ) -> PosedSurface:
+        """Return what the derivatives of all points of these bodies share; arguments as in `forward`."""
+        with own_precision(self.body.device):
+            motion = _move(self.body, pose, betas, age_offset, changes=correctives)
+            # A joint's place shifts the frames below it by (R_parent - R_j) rest_j.
+            still = torch.eye(3, dtype=pose.dtype, device=pose.device).expand(len(pose), 1, 3, 3)
+            parents = torch.cat((still, motion.turned[:, self.parents]), 1)
+            frame_moves = torch.einsum("bjxy,cjy->bjxc", parents - motion.turned, self.rest_moves)
+            identity, feature = motion.coefficients.tensor_split((self.directions.shape[1],), 1)
+            rest = torch.addmm(identity @ self.directions.mT, feature, self.corrective_directions.mT)
+            rest = rest.unflatten(1, (-1, 3))
+            return PosedSurface(motion, frame_moves, rest, betas.shape[-1], age_offset, transl)
+
+    def rows_of(
+        self,
+        posed: PosedSurface,
+        faces: Int[Tensor, "B S"] | None = None,
+        barycentric: Float[Tensor, "B S 3"] | None = None,
+        *,
+        along: Float[Tensor, "B S 3"],
+        vertices: Int[Tensor, "B S"] | None = None,
+    ) -> SurfaceRows:
+        """Return the `rows` of bodies that are posed already; for several sets of points."""
+        corners, shares = self._corners(faces, barycentric, vertices, along)
+        found = self._find(posed, corners, shares, along[:, :, None])
         parts = found.pose[:, :, 0].flatten(-2), found.betas[:, :, 0], found.age_offset, along
-        return SurfaceRows(found.points + transl[:, None], torch.cat(parts, -1))
+        return SurfaceRows(found.points, torch.cat(parts, -1))
 
     def _corners(
         self, faces: Tensor | None, barycentric: Tensor | None, vertices: Tensor | None, like: Tensor
@@ -292,45 +326,28 @@ class SurfaceJacobian(_Derivatives):
         return self.faces[faces], barycentric
 
     def _find(
-        self,
-        pose: Tensor,
-        betas: Tensor,
-        age_offset: Tensor,
-        corners: Tensor,
-        shares: Tensor,
-        along: Float[Tensor, "B S D 3"],
-        correctives: bool,
+        self, posed: PosedSurface, corners: Tensor, shares: Tensor, along: Float[Tensor, "B S D 3"]
     ) -> KeypointDerivatives:
-        """Return points without the translation, and their derivatives along D directions each."""
-        body = self.body
-        with own_precision(body.device):
-            motion = _move(body, pose, betas, age_offset, changes=correctives)
-            # A joint's place shifts the frames below it by (R_parent - R_j) rest_j.
-            still = torch.eye(3, dtype=pose.dtype, device=pose.device).expand(len(pose), 1, 3, 3)
-            parents = torch.cat((still, motion.turned[:, self.parents]), 1)
-            frame_moves = torch.einsum("bjxy,cjy->bjxc", parents - motion.turned, self.rest_moves)
+        """Return points, and their derivatives along D directions each."""
+        with own_precision(self.body.device):
             parts = []
-            for rows in _pieces(len(pose), corners.shape[1] * along.shape[2]):
-                points = corners[rows], shares[rows], along[rows]
-                moving = motion.of(rows), frame_moves[rows], betas.shape[-1], age_offset[rows]
-                parts.append(self._find_piece(*moving, *points))
+            for rows in _pieces(len(corners), corners.shape[1] * along.shape[2]):
+                parts.append(self._find_piece(posed.of(rows), corners[rows], shares[rows], along[rows]))
             if len(parts) == 1:
                 return parts[0]
             return KeypointDerivatives(*map(torch.cat, zip(*parts, strict=True)))
 
     def _find_piece(
         self,
-        motion: _Motion,
-        frame_moves: Float[Tensor, "B J 3 I"],
-        num_betas: int,
-        age_offset: Tensor,
+        posed: PosedSurface,
         corners: Int[Tensor, "B S n"],
         shares: Float[Tensor, "B S n"],
         along: Float[Tensor, "B S D 3"],
     ) -> KeypointDerivatives:
         """Compute `_find` for a piece of the batch that fits into memory."""
+        motion, frame_moves, num_betas = posed.motion, posed.frame_moves, posed.num_betas
         batch, num_points, n = corners.shape
-        turned, points, carried = self._carry(motion, corners, shares)
+        turned, points, carried = self._carry(posed, corners, shares)
         mass = carried[..., 3, :]
         levers = carried[..., :3, :] - mass[..., None, :] * motion.centers.mT[:, None]
         # n (w x l) = w (l x n)
@@ -348,7 +365,7 @@ class SurfaceJacobian(_Derivatives):
 
         moves = (mass @ frame_moves.flatten(2)).view(batch, num_points, 3, frame_moves.shape[-1])
         by_identity = contract(self.directions)[..., 1:] + along @ moves
-        by_age = self._by_age(age_offset, by_identity[..., num_betas:])
+        by_age = self._by_age(posed.age_offset, by_identity[..., num_betas:])
         if motion.feature_changes is not None:
             by_feature = contract(self.corrective_directions)
             by_pose[..., 1:, :] += torch.einsum(
@@ -356,12 +373,13 @@ class SurfaceJacobian(_Derivatives):
             )
             if motion.feature_growth is not None:
                 by_age = by_age + (by_feature @ motion.feature_growth[:, None, :, None])[..., 0]
+        points = points + posed.transl[:, None]
         return KeypointDerivatives(points, by_pose, by_identity[..., :num_betas], by_age)
 
     def _carry(
-        self, motion: _Motion, corners: Int[Tensor, "B S n"], shares: Float[Tensor, "B S n"]
+        self, posed: PosedSurface, corners: Int[Tensor, "B S n"], shares: Float[Tensor, "B S n"]
     ) -> tuple[Float[Tensor, "B S n 3 3"], Float[Tensor, "B S 3"], Float[Tensor, "B S 4 J"]]:
-        """Return points, and the part of them that hangs on each joint.
+        """Return points without the translation, and the part of them that hangs on each joint.
 
         Returns:
             The linear part of the blended transform of each corner, times its weight; the points; and for
@@ -370,15 +388,14 @@ class SurfaceJacobian(_Derivatives):
         (batch, num_points, n), width = corners.shape, self.skin_joints.shape[1]
         num_joints, num_vertices = self.body.num_joints, self.body.num_vertices
         everyone = torch.arange(batch, device=corners.device)[:, None]
-        identity, feature = motion.coefficients.tensor_split((self.directions.shape[1],), 1)
-        surface = torch.addmm(identity @ self.directions.mT, feature, self.corrective_directions.mT)
-        rest = surface.view(-1, 3).index_select(0, (corners.flatten(1) + num_vertices * everyone).flatten())
+        rest = posed.rest.reshape(-1, 3)
+        rest = rest.index_select(0, (corners.flatten(1) + num_vertices * everyone).flatten())
         rest = rest.view(batch, num_points, n, 1, 3, 1)
 
         flat = corners.flatten()
         joints = self.skin_joints.index_select(0, flat)
         weights = self.skin_weights.index_select(0, flat) * shares.reshape(-1, 1)
-        frames = motion.transforms.reshape(batch * num_joints, 12)
+        frames = posed.motion.transforms.reshape(batch * num_joints, 12)
         places = joints.view(batch, num_points * n * width) + num_joints * everyone
         movers = frames.index_select(0, places.flatten())
         movers = (movers * weights.view(-1, 1)).view(batch, num_points, n, width, 3, 4)
@@ -412,6 +429,30 @@ class _Motion(NamedTuple):
         """Select some of the bodies."""
         parts = (None if part is None else part[bodies] for part in self)
         return _Motion(*cast(tuple[Tensor, ...], tuple(parts)))
+
+
+class PosedSurface(NamedTuple):
+    """What the derivatives of all points of B bodies share."""
+
+    motion: _Motion
+    frame_moves: Float[Tensor, "B J 3 I"]
+    """Derivatives of the translation of each joint's transform by the identity."""
+    rest: Float[Tensor, "B V 3"]
+    """Vertices in the rest pose, with pose blend shapes [m]."""
+    num_betas: int
+    age_offset: Float[Tensor, " B"]
+    transl: Float[Tensor, "B 3"]
+
+    def of(self, bodies: slice) -> PosedSurface:
+        """Select some of the bodies."""
+        return PosedSurface(
+            self.motion.of(bodies),
+            self.frame_moves[bodies],
+            self.rest[bodies],
+            self.num_betas,
+            self.age_offset[bodies],
+            self.transl[bodies],
+        )
 
 
 def _move(body: BodyModel, pose: Tensor, betas: Tensor, age_offset: Tensor, *, changes: bool) -> _Motion:

@@ -17,7 +17,7 @@ from agebody.checks import apply_mask
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.losses import MahalanobisPrior, MaxMixturePrior
 from agebody.losses.priors import hyperextension_residuals
-from agebody.optim.jacobian import KeypointDerivatives, KeypointJacobian
+from agebody.optim.jacobian import KeypointDerivatives, KeypointJacobian, PosedSurface, SurfaceJacobian
 from agebody.optim.least_squares import Quadratic
 from agebody.parameters import GROUPS, BodyParameters, group_slices
 
@@ -113,6 +113,7 @@ class State:
         self.body, self.rows, self.free = body, rows, free
         self.parameters = BodyParameters.from_vector(vector, body)
         self._points: dict[int, tuple[Tensor, Tensor]] = {}
+        self._posed: PosedSurface | None = None
 
     def points(self, layout: KeypointLayout) -> tuple[Float[Tensor, "b K 3"], Float[Tensor, "b K 3 F"]]:
         """Return a layout's points and their derivatives by the free variables; cached."""
@@ -125,6 +126,14 @@ class State:
                 derivatives = derivatives.index_select(-1, self.free.columns)
             self._points[id(layout)] = found.points, derivatives
         return self._points[id(layout)]
+
+    def posed(self, surface: SurfaceJacobian) -> PosedSurface:
+        """Return what the derivatives of all points of the surface share; computed once."""
+        if self._posed is None:
+            p = self.parameters
+            pose = torch.cat((p.global_orient[:, None], p.body_pose), 1)
+            self._posed = surface.posed(pose, p.betas, p.age_offset, p.transl)
+        return self._posed
 
     @cached_property
     def vertices(self) -> Float[Tensor, "b V 3"]:

@@ -211,10 +211,8 @@ class _SurfaceTerm:
         length = safe_norm(differences)
         along = differences / torch.where(length == 0, 1, length)[..., None]
         cost, robust = robust_weights(length.square(), self.robust, self.robust_scale)
-        p = state.parameters
-        pose = torch.cat((p.global_orient[:, None], p.body_pose), 1)
-        arguments = (pose, p.betas, p.age_offset, p.transl, faces, barycentric)
-        rows = self.surface.rows(*arguments, along=along, vertices=vertices).rows
+        posed = state.posed(self.surface)
+        rows = self.surface.rows_of(posed, faces, barycentric, along=along, vertices=vertices).rows
         root = torch.sqrt(weights * robust)
         jacobian = (root[..., None] * rows).index_select(-1, state.free.columns)
         return state.block(root * length, jacobian, (weights * cost).sum(1) / 2)
