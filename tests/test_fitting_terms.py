@@ -1,5 +1,7 @@
 """Terms of fits: cost, gradient and normal matrix against formulas and autograd; stages; free."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -18,7 +20,7 @@ from agebody.losses import (
 from agebody.losses.limits import JointLimits, joint_limits_excess
 from agebody.optim.least_squares import Stop
 from agebody.optim.limits import JointLimitPrior, excess_and_jacobian
-from agebody.optim.stages import Stage, add_blocks, fit_bodies
+from agebody.optim.stages import Stage, _cut_variance, _stature_gradient, add_blocks, fit_bodies
 from agebody.optim.terms import (
     AgePrior,
     Depth,
@@ -27,14 +29,16 @@ from agebody.optim.terms import (
     Points,
     PosePrior,
     Reprojection,
+    Robust,
     ShapePrior,
+    StartPrior,
     State,
     project,
     robust_weights,
     root_layout,
 )
 from agebody.parameters import GROUPS, BodyParameters, group_slices
-from agebody.rotations import to_matrix
+from agebody.rotations import matrix_to_axis_angle, to_matrix
 
 DOUBLE = torch.float64
 SIZE = (640.0, 480.0)
@@ -212,9 +216,9 @@ def test_slopes_of_limits_are_those_of_autograd(reach):
     torch.testing.assert_close(excess, joint_limits_excess(pose, limits), rtol=0, atol=0)
     assert (excess != 0).any()
     for i, axis in enumerate(torch.eye(3, dtype=DOUBLE)):
-        _, column = torch.func.jvp(
+        column = torch.func.jvp(
             lambda p: joint_limits_excess(p, limits), (pose,), (axis.expand(pose.shape),)
-        )
+        )[1]
         torch.testing.assert_close(slopes[..., i], column, rtol=0, atol=1e-11)
 
 
@@ -247,6 +251,50 @@ def test_bend_shape_and_age(body):
     check(body, AgePrior(expected, 0.1), age)
 
 
+@pytest.mark.parametrize("group", GROUPS)
+def test_starts_as_evidence(body, group):
+    """Half of the squared differences in standard deviations; of rotations, of the angle between them."""
+    value = getattr(BodyParameters.from_vector(random_vector(body, 3, seed=5), body), group)
+    sd = 0.1 + torch.rand(value.shape, dtype=DOUBLE)
+
+    def cost(vector: Tensor) -> Tensor:
+        mine = getattr(BodyParameters.from_vector(vector, body), group)
+        difference = mine - value
+        if group in ("global_orient", "body_pose"):
+            between = to_matrix(value, "axis_angle").mT @ to_matrix(mine, "axis_angle")
+            difference = matrix_to_axis_angle(between)
+        return (difference / sd).square().reshape(3, -1).sum(-1) / 2
+
+    check(body, StartPrior(group, value, sd), cost)
+    others = FreeVariables(body, [name for name in GROUPS if name != group])
+    state = State(body, random_vector(body, 3), torch.arange(3), others)
+    assert StartPrior(group, value, sd)(state) is None
+
+
+def test_statures_grow_by_their_gradient(body):
+    parameters = BodyParameters.from_vector(random_vector(body, 3), body)
+    found = _stature_gradient(body, parameters)
+    betas, age = parameters.betas.requires_grad_(), parameters.age_offset.requires_grad_()
+    tall = agebody.measure.stature(body.shape(betas=betas, age_offset=age).rest_vertices)
+    by_betas, by_age = torch.autograd.grad(tall.sum(), (betas, age))
+    torch.testing.assert_close(found["betas"], by_betas)
+    torch.testing.assert_close(found["age_offset"][:, 0], by_age)
+
+
+def test_variances_within_bounds_are_integrals():
+    for sd, mode, low, high in ((0.1, 0.3, 0.0, 1.0), (0.5, 0.0, 0.0, 1.0), (40.0, 0.2, -0.05, 0.45)):
+        grid = torch.linspace(low, high, 200001, dtype=DOUBLE)
+        density = torch.exp(-((grid - mode) / sd).square() / 2)
+        expected = (density * (grid - mode).square()).sum() / density.sum()
+        args = (torch.tensor([x], dtype=DOUBLE) for x in (sd**2, mode, low, high))
+        torch.testing.assert_close(_cut_variance(*args)[0], expected, rtol=1e-3, atol=0)
+    one = torch.ones(1, dtype=DOUBLE)
+    assert _cut_variance(one, one, one, one) == 0  # it is known
+    torch.testing.assert_close(
+        _cut_variance(one * torch.nan, 0 * one, 0 * one, one), one / 3, rtol=1e-3, atol=0
+    )
+
+
 def test_terms_of_what_is_not_free_are_no_part_of_the_sum(body):
     free = FreeVariables(body, ("transl",))
     state = State(body, random_vector(body, 2), torch.arange(2), free)
@@ -267,13 +315,14 @@ def test_projection_is_the_cameras_also_behind_it():
         torch.testing.assert_close(pixels, lens.project(points).pixels)
         for i, axis in enumerate(torch.eye(3, dtype=DOUBLE)):
             tangent = axis.expand(points.shape)
-            _, column = torch.func.jvp(lambda p, lens=lens: lens.project(p).pixels, (points,), (tangent,))
+            column = torch.func.jvp(lambda p, lens=lens: lens.project(p).pixels, (points,), (tangent,))[1]
             torch.testing.assert_close(slopes[..., i], column)
 
 
 def test_weights_of_robust_costs():
     squared = torch.tensor([0.0, 0.25, 1.0, 100.0], dtype=DOUBLE, requires_grad=True)
-    for robust, reference in (("gmof", gmof), ("huber", huber)):
+    costs: tuple[tuple[Robust, Any], ...] = (("gmof", gmof), ("huber", huber))
+    for robust, reference in costs:
         cost, weights = robust_weights(squared, robust, 0.7)
         torch.testing.assert_close(cost, reference(squared.sqrt(), 0.7))
         (slope,) = torch.autograd.grad(cost.sum(), squared)

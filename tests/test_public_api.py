@@ -1,6 +1,7 @@
 """The public API as a snapshot: a change here needs a line in CHANGELOG.md."""
 
 import inspect
+from typing import Any
 
 import agebody
 
@@ -23,8 +24,9 @@ ROOMS = {
         rest_height surface_depth
     """,
     "fitting": """
-        AIONHMR Cloud Fit MeasurementFit Plane SMPLIFY SMPLIFY_KIDS ScanFit above_plane convert fit_keypoints
-        fit_measurements fit_plane fit_points fit_scans fit_sequence fit_vertices points_from_depth
+        AIONHMR Cloud Fit MeasurementFit Plane SMPLIFY SMPLIFY_KIDS ScanFit StandardErrors above_plane
+        convert fit_keypoints fit_measurements fit_plane fit_points fit_scans fit_sequence fit_vertices
+        points_from_depth
     """,
     "losses": """
         ADULT_RANGES FEET INFANT_RANGES TRUNK LossTerm MahalanobisPrior MaxMixturePrior Objective
@@ -86,7 +88,7 @@ def test_names_of_the_rooms():
 
 def test_parameters():
     for path, expected in PARAMETERS.items():
-        target = agebody
+        target: Any = agebody
         for part in path.split("."):
             target = getattr(target, part)
         assert " ".join(inspect.signature(target).parameters) == expected, path
@@ -94,7 +96,7 @@ def test_parameters():
 
 def test_options_are_keyword_only():
     for path in PARAMETERS:
-        target = agebody
+        target: Any = agebody
         for part in path.split("."):
             target = getattr(target, part)
         free = [

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,13 +20,29 @@ from agebody.body import BodyModel
 from agebody.cameras import Camera
 from agebody.checks import Weights, expect, expect_labels
 from agebody.engine.batched import own_precision
-from agebody.fitting.observed import MIN_POINTS, Observed, pose_prior_of, read_observed, seen_joints
+from agebody.fitting.observed import (
+    MIN_POINTS,
+    UNKNOWN_AGE,
+    Observed,
+    pose_prior_of,
+    read_observed,
+    seen_joints,
+)
 from agebody.fitting.start import follow_frames, move_to_rays, starts_in_world
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.losses import MahalanobisPrior, MaxMixturePrior
 from agebody.optim.limits import JointLimitPrior
 from agebody.optim.motion import JOINTS, Motion, skeleton_length
-from agebody.optim.stages import Fit, FitReport, Stage, fit_bodies, join_fits, select_rows
+from agebody.optim.stages import (
+    Fit,
+    FitReport,
+    Stage,
+    StandardErrors,
+    fit_bodies,
+    join_fits,
+    select_rows,
+    standard_errors,
+)
 from agebody.optim.terms import (
     AgePrior,
     Depth,
@@ -33,11 +50,17 @@ from agebody.optim.terms import (
     PosePrior,
     Reprojection,
     ShapePrior,
+    StartPrior,
     Term,
 )
-from agebody.parameters import BodyParameters, read_start
+from agebody.parameters import GROUPS, BodyParameters, read_start
 
-TERMS = ("keypoints", "pose", "shape", "age", "limits", "hyperextension", "depth", "motion")
+Number = TypeVar("Number", float | Tensor, float | Tensor | None)
+
+TERMS = (
+    *("keypoints", "pose", "shape", "age", "limits", "hyperextension", "depth", "motion"),
+    *(f"start_{group}" for group in GROUPS),
+)
 """Names of the terms, for the weights of stages."""
 
 _PLACE = Stage(
@@ -75,10 +98,12 @@ def fit_keypoints(
     age_offset: float | Tensor | None = None,
     age_class: Int[Tensor, "*batch"] | None = None,
     years: float | Tensor | None = None,
+    age_prior: tuple[float | Tensor, float | Tensor] = UNKNOWN_AGE,
     depth: Float[Tensor, "*batch"] | None = None,
     depth_sd: float | Tensor = 0.01,
     pose_prior: MahalanobisPrior | MaxMixturePrior | None = None,
     start: BodyParameters | None = None,
+    start_sd: Mapping[str, float | Tensor] | None = None,
     stages: Sequence[Stage] = AIONHMR,
     batch_size: int = 256,
 ) -> Fit:
@@ -105,12 +130,17 @@ def fit_keypoints(
         age_class: (*batch) index into ``AGE_CLASSES``, which bounds the age offset; -1 where it is not known.
         years: age, a number or (*batch); NaN where it is not known. The age offset is expected at the value
             of the body's `AgeCurve`, with a standard deviation of 0.05, and within three of these.
+        age_prior: mean and standard deviation of the age offset of people whose age is not known, numbers or
+            (*batch).
         depth: (*batch) z of the root joint in camera coordinates [m]; NaN where it is not known.
         depth_sd: its standard deviation [m].
         pose_prior: `joint_limits_prior` about a standing person if None.
         start: initial bodies, such as a network's, in place of the everyday poses.
+        start_sd: how far the start may be off, which makes it evidence: standard deviations by group
+            ("global_orient" and "body_pose" [rad], "betas", "age_offset", "transl" [m]), numbers or tensors
+            that broadcast to that part of the start. Groups without one are only where the fit begins.
         stages: such as `AIONHMR`, or the faster `SMPLIFY`. The terms are "keypoints", "pose", "shape",
-            "age", "limits", "hyperextension", "depth" and "motion".
+            "age", "limits", "hyperextension", "depth", "motion", and "start_betas" and so on.
         batch_size: frames fitted at a time, which bounds memory. Results differ by rounding alone.
 
     Returns:
@@ -121,16 +151,21 @@ def fit_keypoints(
     """
     ages = age_offset, age_class, years
     with torch.no_grad(), own_precision(body.device):
-        given = read_observed(body, keypoints, camera, layout, weights, noise, ages, depth, depth_sd)
+        given = read_observed(
+            body, keypoints, camera, layout, weights, noise, ages, depth, depth_sd, age_prior
+        )
         batch = keypoints.shape[:-2]
         if start is not None:
             start = read_start(body, start, batch).map(lambda part: part[:, None])
-        clips = _Clips(
-            body, given, torch.ones_like(given.noise, dtype=torch.bool)[:, None], 1, None, pose_prior
-        )
+        alone = torch.ones_like(given.noise, dtype=torch.bool)[:, None]
+        evidence = _read_start_sd(start, start_sd, (*batch, 1), alone)
+        clips = _Clips(body, given, alone, 1, None, pose_prior, evidence)
         fit = _fit_in_batches(clips, stages, start, batch_size)
         fit = fit._replace(parameters=fit.parameters.map(lambda part: part[:, 0]))
         fit = fit._replace(error=fit.error[:, 0, 0], start_error=fit.start_error[:, 0, 0])
+        assert fit.standard_errors is not None
+        depth = fit.standard_errors.depth[:, 0]
+        fit = fit._replace(standard_errors=fit.standard_errors._replace(depth=depth))
         return join_fits([fit], batch)
 
 
@@ -148,10 +183,12 @@ def fit_sequence(
     age_offset: float | Tensor | None = None,
     age_class: Int[Tensor, "*batch"] | None = None,
     years: float | Tensor | None = None,
+    age_prior: tuple[float | Tensor, float | Tensor] = UNKNOWN_AGE,
     depth: Float[Tensor, "*frames"] | None = None,
     depth_sd: float | Tensor = 0.01,
     pose_prior: MahalanobisPrior | MaxMixturePrior | None = None,
     start: BodyParameters | None = None,
+    start_sd: Mapping[str, float | Tensor] | None = None,
     stages: Sequence[Stage] = AIONHMR,
     batch_size: int = 256,
 ) -> Fit:
@@ -181,11 +218,12 @@ def fit_sequence(
             None if frames are independent. The default weighs keypoints against motion as AionHMR does for
             a person 700 pixels tall.
         noise: standard deviation of keypoints [pixels], broadcast to (*batch, T) or (*batch, T, V).
-        age_offset, age_class, years: per person, (*batch); as in `fit_keypoints`.
+        age_offset, age_class, years, age_prior: per person, (*batch); as in `fit_keypoints`.
         depth: (*batch, T) z of the root joint in camera coordinates [m]; not with ``views``.
         depth_sd: its standard deviation [m], broadcast to (*batch, T).
         pose_prior: as in `fit_keypoints`.
         start: (*batch, T, ...) initial bodies. The shape is the mean over the frames.
+        start_sd: as in `fit_keypoints`; betas and age offset count once per clip.
         stages: as in `fit_keypoints`. The first one fits frames alone, unless a start is given.
         batch_size: frames fitted at a time, at least one clip.
 
@@ -212,14 +250,18 @@ def fit_sequence(
         expect_labels("age_class", age_class, batch)
         age_class = age_class[(..., *[None] * len(seen))].expand(*batch, *seen)
     ages = _per_image(age_offset, len(seen)), age_class, _per_image(years, len(seen))
+    mean, sd = (_per_image(part, len(seen)) for part in age_prior)
     counts = _read_lengths(lengths, batch, frames, body.device)
     with torch.no_grad(), own_precision(body.device):
-        given = read_observed(body, keypoints, camera, layout, weights, noise, ages, depth, depth_sd)
+        given = read_observed(
+            body, keypoints, camera, layout, weights, noise, ages, depth, depth_sd, (mean, sd)
+        )
         if start is not None:
             flat = read_start(body, start, (*batch, frames))
             start = flat.map(lambda part: part.unflatten(0, (-1, frames)))
         present = torch.arange(frames, device=body.device) < counts[:, None]
-        clips = _Clips(body, given, present, math.prod(seen) // frames, motion_sd, pose_prior)
+        evidence = _read_start_sd(start, start_sd, (*batch, frames), present)
+        clips = _Clips(body, given, present, math.prod(seen) // frames, motion_sd, pose_prior, evidence)
         fit = _fit_in_batches(clips, stages, start, batch_size)
         last = torch.arange(frames, device=body.device).minimum(counts[:, None] - 1)
         clip = torch.arange(len(counts), device=body.device)[:, None]
@@ -256,7 +298,10 @@ class _Clips:
         views: int,
         motion_sd: float | None,
         pose_prior: MahalanobisPrior | MaxMixturePrior | None,
+        evidence: Mapping[str, tuple[Tensor, Tensor]] | None = None,
     ) -> None:
+        self.evidence = evidence or {}
+        """By group of parameters, (C, T, ...) estimates and their standard deviations."""
         self.body, self.views, self.motion_sd = body, views, motion_sd
         self.present = present
         """Frames that belong to each clip."""
@@ -272,6 +317,7 @@ class _Clips:
         images = torch.arange(len(self.given.noise), device=rows.device)
         images = images.view(len(self.present), self.present.shape[1] * self.views)
         found.given, found.present = self.given.take(images[rows].flatten()), self.present[rows]
+        found.evidence = {name: (value[rows], sd[rows]) for name, (value, sd) in self.evidence.items()}
         return found
 
     def fit(self, stages: Sequence[Stage], start: BodyParameters | None) -> Fit:
@@ -290,7 +336,8 @@ class _Clips:
         seen = self._visible().any(1)
         parameters = BodyParameters(*map(partial(select_rows, seen), parameters, first))
         report = report._replace(converged=report.converged & seen, iterations=report.iterations + spent)
-        return Fit(parameters, report, self._errors(parameters), self._errors(first))
+        errors = self._standard_errors(terms, stages[-1], parameters)
+        return Fit(parameters, report, self._errors(parameters), self._errors(first), errors)
 
     def terms(self) -> dict[str, Term | Motion]:
         """Return the terms of frames, flat over (C, T)."""
@@ -308,6 +355,8 @@ class _Clips:
             found["limits"] = JointLimitPrior(body, expected)
         if HyperextensionPrior.applies_to(body):
             found["hyperextension"] = HyperextensionPrior(body)
+        for group, parts in self.evidence.items():
+            found[f"start_{group}"] = StartPrior(group, *(part.flatten(0, 1) for part in parts))
         if given.has_depth:
             found["depth"] = Depth(given.depth, given.depth_sd, given.camera)
         return found
@@ -321,6 +370,10 @@ class _Clips:
         present: Tensor | None = None,
     ) -> tuple[BodyParameters, FitReport]:
         """Fit bodies by stages, without terms that there are not, and with joints that move keypoints."""
+        used = self._stages(terms, stages)
+        return fit_bodies(self.body, terms, used, start, present=present, age_bounds=age_bounds)
+
+    def _stages(self, terms: dict[str, Term | Motion], stages: Sequence[Stage]) -> list[Stage]:
         used = []
         for stage in stages:
             unknown = sorted({*stage.weights, *stage.scales} - {*TERMS})
@@ -330,7 +383,28 @@ class _Clips:
             weights = {name: weight for name, weight in stage.weights.items() if name in terms}
             joints = self.joints if stage.joints is None else stage.joints
             used.append(stage._replace(weights=weights, joints=joints))
-        return fit_bodies(self.body, terms, used, start, present=present, age_bounds=age_bounds)
+        return used
+
+    def _standard_errors(
+        self, terms: dict[str, Term | Motion], stage: Stage, parameters: BodyParameters
+    ) -> StandardErrors:
+        """Return standard errors, infinite for people who are not seen; the depth is the first camera's."""
+        camera, ages = self.given.camera.map(self._by_frame), self._frame_ages()[:, 0]
+        axis = parameters.transl.new_tensor([0.0, 0.0, 1.0]).expand(parameters.transl.shape)
+        if camera.rotation is not None:
+            axis = camera.rotation[:, 0, 2].view_as(axis)
+        (used,) = self._stages(terms, [stage])
+        bounds = ages[:, 0], ages[:, 1]
+        found = standard_errors(
+            self.body, terms, used, parameters, axis, present=self.present, age_bounds=bounds
+        )
+        known = bounds[0] == bounds[1]
+        seen = self._visible().any(1)
+        return StandardErrors(
+            torch.where(seen | known, found.age_offset, torch.inf),
+            torch.where(seen, found.stature, torch.inf),
+            torch.where(seen[:, None], found.depth, torch.inf),
+        )
 
     def _start(self, stages: Sequence[Stage]) -> tuple[BodyParameters, BodyParameters, Int[Tensor, " C"]]:
         """Return the best views (C, T, ...), the starts of whole clips, and the steps that finding them took.
@@ -417,7 +491,43 @@ class _Clips:
         return self.given.ages[:: self.views].view(*self.present.shape, 4)
 
 
-def _per_image(value: float | Tensor | None, dims: int) -> float | Tensor | None:
+def _read_start_sd(
+    start: BodyParameters | None,
+    start_sd: Mapping[str, float | Tensor] | None,
+    batch: Sequence[int],
+    present: Bool[Tensor, "C T"],
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return the start (C, T, ...) as evidence: estimates and standard deviations by group."""
+    if start_sd is None:
+        return {}
+    if start is None:
+        raise ValueError("start_sd: expected a start that it is about, got none")
+    unknown = sorted(set(start_sd) - {*GROUPS})
+    if unknown:
+        raise ValueError(f"start_sd: expected some of {', '.join(GROUPS)}, got {', '.join(unknown)}")
+    found = {}
+    share = present / present.sum(1, keepdim=True)
+    for name, sd in start_sd.items():
+        value = getattr(start, name)
+        entry = value.shape[2:]
+        sd = torch.as_tensor(sd, dtype=value.dtype, device=value.device).detach()
+        if not ((sd > 0) & sd.isfinite()).all():
+            raise ValueError(f"start_sd[{name!r}]: expected standard deviations above 0")
+        try:
+            sd = sd.expand((*batch, *entry)).reshape(value.shape)
+        except RuntimeError:
+            raise ValueError(
+                f"start_sd[{name!r}]: expected a shape that broadcasts to {(*batch, *entry)}, "
+                f"got {tuple(sd.shape)}"
+            ) from None
+        if name in ("betas", "age_offset"):  # of the clip: the mean of its frames
+            mean = (share[(..., *[None] * len(entry))] * value).sum(1, keepdim=True)
+            value = mean.expand(value.shape)
+        found[name] = value, sd
+    return found
+
+
+def _per_image(value: Number, dims: int) -> Number:
     """Return something of each person with dimensions for their images."""
     return value[(..., *[None] * dims)] if isinstance(value, Tensor) else value
 

@@ -76,6 +76,7 @@ def read_observed(
     ages: tuple[float | Tensor | None, Tensor | None, float | Tensor | None],
     depth: Tensor | None,
     depth_sd: float | Tensor,
+    age_prior: tuple[float | Tensor, float | Tensor] = UNKNOWN_AGE,
 ) -> Observed:
     """Return the arguments of `fit_keypoints`, checked and in one flat batch."""
     layout = get_layout(layout)
@@ -111,7 +112,7 @@ def read_observed(
         seen.reshape(-1, *seen.shape[-2:]),
         trust.reshape(-1, seen.shape[-2]),
         noise.reshape(-1),
-        _read_ages(body, *ages, batch, keypoints).reshape(-1, 4),
+        _read_ages(body, *ages, age_prior, batch, keypoints).reshape(-1, 4),
         known.reshape(-1),
         known_sd.reshape(-1),
         lens,
@@ -125,6 +126,7 @@ def _read_ages(
     age_offset: float | Tensor | None,
     kinds: Tensor | None,
     years: float | Tensor | None,
+    prior: tuple[float | Tensor, float | Tensor],
     batch: torch.Size,
     like: Tensor,
 ) -> Float[Tensor, "*batch 4"]:
@@ -138,9 +140,11 @@ def _read_ages(
     ages = parse_ages(age_offset=age_offset, years=years, age_class=kinds, shape=tuple(batch))
     offset, grown, kind = (torch.from_numpy(part).to(like.device) for part in ages)
     offset, grown = offset.to(like), AgeCurve.from_asset(body.asset).years_to_offset(grown.to(like))
-    mean, sd = UNKNOWN_AGE
+    mean, sd = (_numbers("age_prior", part, batch, like) for part in prior)
+    if not (mean.isfinite() & (sd > 0) & sd.isfinite()).all():
+        raise ValueError("age_prior: expected a finite mean, and a standard deviation above 0")
     classes = like.new_tensor([[k.low, k.high, k.mid, (k.high - k.low) / 2] for k in AGE_CLASSES])
-    found = like.new_tensor([0.0, 1.0, mean, sd]).expand(*batch, 4)
+    found = torch.stack((torch.zeros_like(mean), torch.ones_like(mean), mean, sd), -1)
     found = torch.where((kind != UNKNOWN)[..., None], classes[kind.clamp(min=0)], found)
     reach = 3 * AGE_SD
     rows = torch.stack((grown - reach, grown + reach, grown, torch.full_like(grown, AGE_SD)), -1)

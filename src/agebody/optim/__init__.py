@@ -2,7 +2,7 @@
 
 from agebody.optim.jacobian import KeypointJacobian, SurfaceJacobian
 from agebody.optim.least_squares import ChainQuadratic, Quadratic, Solution, Stop, minimize
-from agebody.optim.stages import FitReport, Stage, fit_bodies
+from agebody.optim.stages import FitReport, Stage, StandardErrors, fit_bodies
 from agebody.optim.terms import (
     AgePrior,
     Block,
@@ -10,6 +10,7 @@ from agebody.optim.terms import (
     PosePrior,
     Reprojection,
     ShapePrior,
+    StartPrior,
     State,
     Term,
 )
@@ -27,6 +28,8 @@ __all__ = [
     "ShapePrior",
     "Solution",
     "Stage",
+    "StandardErrors",
+    "StartPrior",
     "State",
     "Stop",
     "SurfaceJacobian",

@@ -42,13 +42,7 @@ class JointLimitPrior:
         axes, low, high = self.limits
         limits = JointLimits(axes, low[state.rows], high[state.rows])
         excess, jacobian = excess_and_jacobian(state.parameters.body_pose, limits)
-        excess, jacobian = excess / self.sd, jacobian / self.sd
-        batch, joints = excess.shape[:2]
-        gradient = (jacobian.mT @ excess[..., None]).flatten(1)
-        normal = excess.new_zeros(batch, joints, 3, joints, 3)
-        normal.diagonal(dim1=1, dim2=3).copy_((jacobian.mT @ jacobian).permute(0, 2, 3, 1))
-        normal = normal.reshape(batch, 3 * joints, 3 * joints)
-        return state.pose_block(excess.square().sum((1, 2)) / 2, gradient, normal)
+        return state.joint_block(excess / self.sd, jacobian / self.sd)
 
 
 def excess_and_jacobian(

@@ -20,6 +20,7 @@ from agebody.losses.priors import hyperextension_residuals
 from agebody.optim.jacobian import KeypointDerivatives, KeypointJacobian, PosedSurface, SurfaceJacobian
 from agebody.optim.least_squares import Quadratic
 from agebody.parameters import GROUPS, BodyParameters, group_slices
+from agebody.rotations import axis_angle_to_matrix, matrix_to_axis_angle, right_jacobian
 
 Robust = Literal["gmof", "huber"] | None
 """Cost of a residual: Geman-McClure's, which is bounded; Huber's, linear beyond the robust scale; its square
@@ -168,6 +169,15 @@ class State:
         if entries is not None:
             gradient, normal = gradient[:, entries], normal[:, entries][:, :, entries]
         return Block(Quadratic(cost, gradient, normal.expand(len(cost), -1, -1)), where)
+
+    def joint_block(self, residuals: Float[Tensor, "b J 3"], jacobian: Float[Tensor, "b J 3 3"]) -> Block:
+        """Return the block of residuals of joints, each of which depends on its own three angles alone."""
+        batch, joints = residuals.shape[:2]
+        gradient = (jacobian.mT @ residuals[..., None]).flatten(1)
+        normal = residuals.new_zeros(batch, joints, 3, joints, 3)
+        normal.diagonal(dim1=1, dim2=3).copy_((jacobian.mT @ jacobian).permute(0, 2, 3, 1))
+        normal = normal.reshape(batch, 3 * joints, 3 * joints)
+        return self.pose_block(residuals.square().sum((1, 2)) / 2, gradient, normal)
 
 
 def by_all(found: KeypointDerivatives) -> Float[Tensor, "b K 3 P"]:
@@ -432,6 +442,38 @@ class AgePrior:
         inverse_sd = self.known[state.rows] / self.sd[state.rows]
         residual = inverse_sd * (state.parameters.age_offset - self.expected[state.rows])
         return state.group_block("age_offset", residual[:, None], inverse_sd[:, None, None])
+
+
+class StartPrior:
+    """Parameters of one group about given values, ``½ Σ (difference / sd)²``.
+
+    Rotations differ by the axis-angle vector of the rotation from one to the other.
+
+    Args:
+        group: one of ``GROUPS``.
+        value: (B, *entry) of that group, as in `BodyParameters`.
+        sd: standard deviations that broadcast to it.
+    """
+
+    def __init__(self, group: str, value: Float[Tensor, "*batch"], sd: float | Tensor) -> None:
+        self.group, self.value = group, value
+        self.sd = torch.as_tensor(sd, dtype=value.dtype, device=value.device).expand(value.shape)
+        self._back = axis_angle_to_matrix(value).mT if group in ("global_orient", "body_pose") else None
+
+    def __call__(self, state: State) -> Block | None:
+        """Return one residual per parameter."""
+        if self.group not in state.free.parts:
+            return None
+        now, sd = getattr(state.parameters, self.group), self.sd[state.rows]
+        if self._back is None:
+            residuals = ((now - self.value[state.rows]) / sd).reshape(len(now), -1)
+            return state.group_block(self.group, residuals, torch.diag_embed(1 / sd.reshape(len(now), -1)))
+        difference = matrix_to_axis_angle(self._back[state.rows] @ axis_angle_to_matrix(now))
+        jacobian = torch.linalg.solve(right_jacobian(difference), right_jacobian(now)) / sd[..., None]
+        residuals = difference / sd
+        if self.group == "body_pose":
+            return state.joint_block(residuals, jacobian)
+        return state.group_block(self.group, residuals, jacobian)
 
 
 def project(
