@@ -113,7 +113,7 @@ def test_fit_replaces_files_only_with_overwrite(fitted, data):
     output, _ = fitted
     before = (output / "labels.npz").read_bytes()
     result = run(data / "keypoints.json", "--body", "mannequin", "-o", output)
-    assert_one_line_error(result, "labels.npz: exists; --overwrite replaces it")
+    assert_one_line_error(result, "labels.npz: exists; give --overwrite to replace it")
     assert (output / "labels.npz").read_bytes() == before
     options = ("--body", "mannequin", "--overwrite", "--min-confidence", 0.5, "--fov", 40)
     assert run(data / "keypoints.json", *options, "-o", output).exit_code == 0
@@ -133,7 +133,7 @@ def test_overwriting_removes_all_earlier_files(data, tmp_path, monkeypatch, fitt
         (output / "overlays").mkdir(exist_ok=True)
         (output / "overlays" / name).touch()
     arguments = (data / "keypoints.json", "--body", "mannequin", "-o", output)
-    assert_one_line_error(run(*arguments), "overlays: exists; --overwrite replaces it")
+    assert_one_line_error(run(*arguments), "overlays: exists; give --overwrite to replace it")
     result = run(*arguments, "--overwrite")
     assert result.exit_code == 0, result.output
     assert sorted(os.listdir(output)) == sorted([*FILES, "overlays", "shards"])
@@ -141,7 +141,9 @@ def test_overwriting_removes_all_earlier_files(data, tmp_path, monkeypatch, fitt
     assert os.listdir(output / "overlays") == ["mine.png"]
 
 
-@pytest.mark.parametrize("where", ["fit_annotations", "fit_folder.save_training_npz"])
+@pytest.mark.parametrize(
+    "where", ["fit_annotations", "fit_folder.save_training_npz", "fit_folder.draw_overlay"]
+)
 def test_an_interrupted_fit_leaves_nothing_half_written(data, tmp_path, monkeypatch, where, fitted):
     labels = load_labels(fitted[0] / "labels.npz")
 
@@ -150,12 +152,21 @@ def test_an_interrupted_fit_leaves_nothing_half_written(data, tmp_path, monkeypa
 
     monkeypatch.setattr("agebody.pipelines.labels.fit_annotations", lambda *arguments, **options: labels)
     monkeypatch.setattr(f"agebody.pipelines.labels.{where}", interrupted)
-    result = run(data / "keypoints.json", "--body", "mannequin", "-o", tmp_path / "out")
-    assert result.exit_code != 0
-    there = os.listdir(tmp_path / "out")
-    assert there == ([] if where == "fit_annotations" else ["labels.npz"])
-    for name in there:
-        load_labels(tmp_path / "out" / name)
+    options = ("--body", "mannequin", "--images", data / "photos", "--shards", "-o", tmp_path / "out")
+    result = run(data / "keypoints.json", *options)
+    assert result.exit_code == 130
+    assert result.stderr.splitlines() == ["error: interrupted"]
+    # Labels do not wait for pictures, and pictures come all or none.
+    assert sorted(os.listdir(tmp_path / "out")) == (FILES if "overlay" in where else [])
+    earlier = tmp_path / "earlier"
+    (earlier / "overlays").mkdir(parents=True)
+    for name in ("labels.npz", "report.md", "overlays/9.jpg.png"):
+        (earlier / name).write_text("earlier")
+    assert run(data / "keypoints.json", *options[:-1], earlier, "--overwrite").exit_code == 130
+    found = {
+        path.name for path in earlier.rglob("*") if path.is_file() and path.read_text("latin1") == "earlier"
+    }
+    assert found == {"9.jpg.png"} if "overlay" in where else {"labels.npz", "report.md", "9.jpg.png"}
 
 
 def test_unusable_images_are_reported(data, tmp_path, monkeypatch, fitted):
@@ -172,7 +183,7 @@ def test_unusable_images_are_reported(data, tmp_path, monkeypatch, fitted):
     assert "not an image that can be read" in result.stderr
     assert "the image has 240 x 320 pixels, the annotations are of 320 x 240" in result.stderr
     assert "the image does not exist" in result.stderr
-    assert os.listdir(tmp_path / "out" / "overlays") == []
+    assert not (tmp_path / "out" / "overlays").exists()
     with tarfile.open(tmp_path / "out" / "shards" / "000000.tar") as tar:
         assert tar.getnames() == []
 

@@ -865,7 +865,7 @@ class TestCommand:
             (lambda f: (f / "labels.npz").write_bytes(b"PK"), "not an npz file"),
             (
                 lambda f: with_nan_bodies(f / "labels.npz"),
-                r"labels.npz: image a.jpg: vertices\[0\]: \d+ entries are NaN",
+                r"labels.npz: betas: expected finite numbers",
             ),
             (lambda f: np.save(f / "masks" / "a.npy", np.full((480, 640), 9)), "has a person 9"),
         ],
@@ -941,7 +941,7 @@ class TestCommand:
         output.write_bytes(b"mine")
         result = self.run(folder, "-o", str(output))
         assert result.exit_code == 1
-        assert "exists; --overwrite replaces it" in result.output
+        assert "exists; give --overwrite to replace it" in result.output
         (tmp_path / "views").mkdir()
         (tmp_path / "views" / "a.png").write_bytes(b"mine")
         views = ("--views", str(tmp_path / "views"))

@@ -138,7 +138,7 @@ def test_an_image_is_never_cut_and_nobody_is_lost(annotations, tmp_path):
 def test_shards_are_not_replaced_unasked_and_none_of_before_are_left(annotations, tmp_path):
     write_shards(annotations, tmp_path, people_per_shard=A_SHARD)
     (tmp_path / "people-x.parquet").touch()
-    with pytest.raises(FileExistsError, match="people-00000.parquet: exists"):
+    with pytest.raises(FileExistsError, match=r"exists; pass overwrite=True .*people-00000\.parquet"):
         write_shards(annotations, tmp_path)
     write_shards(annotations, tmp_path, prefix="more")
     write_shards(annotations, tmp_path, overwrite=True)
@@ -329,7 +329,7 @@ def test_labels_made_otherwise_are_refused(one, people, body, mannequin_asset, t
     shard = people / "people-00002.parquet"
     refused = "people-00002.parquet: exists, and was made with "
     for options, message in (
-        ({"fov": 0.9}, "fov: None, not 0.9; overwrite replaces it"),
+        ({"fov": 0.9}, "fov: None, not 0.9; pass overwrite=True to replace it"),
         ({"batch_size": 1}, "batch_size: 256, not 1"),
         ({"layout": "coco17"}, "layout: None, not coco17"),
         ({"years": 3.0, "min_confidence": 0.1}, "min_confidence: 0.0, not 0.1; years: None, not 3.0"),
@@ -669,7 +669,9 @@ def test_options_are_those_of_the_fit(session, expected, body, people, tmp_path)
 def test_leftovers_of_kills_are_removed(whole, body, people):
     """Once they are old: another process may be writing one."""
     folder = whole
-    old, new, other = (folder / f".{name}.parquet" for name in ("a-0123456789ab", "b-0123456789ab", "other"))
+    # Those of another machine, whose locks may not be seen here, once they are old.
+    names = ("agebody-00000000-0123456789ab", "agebody-00000000-0123456789ac", "other")
+    old, new, other = (folder / f".{name}.parquet" for name in names)
     for path in (old, new, other):
         path.touch()
     for path in (old, other):
@@ -722,7 +724,11 @@ def test_commands(session, annotations, tmp_path):
     again = run("fit-shards", tmp_path / "people", *labels, "--years", 30)
     assert "2 of 2 shards done, 2 of them before" in again.stdout
     for arguments, code, message in (
-        (("fit-shards", tmp_path / "people", *labels), 1, "made with years: 30.0, not None; overwrite"),
+        (
+            ("fit-shards", tmp_path / "people", *labels),
+            1,
+            "made with years: 30.0, not None; give --overwrite",
+        ),
         (("fit-shards", tmp_path / "none", *labels), 1, "expected shards"),
         (("fit-shards", tmp_path / "people", *labels, "--age-class", "old"), 2, "--age-class"),
         (("fit-shards", tmp_path / "people", *labels, "--focal", 9, "--fov", 9), 2, "--fov"),

@@ -1105,7 +1105,7 @@ def run(*arguments):
 
 def test_the_command_line_releases_what_was_fitted(tmp_path, labels, images):
     labels.save(tmp_path / "labels.npz")
-    command = ("release", images, tmp_path / "labels.npz", "--body", "mannequin", "-o", tmp_path / "out")
+    command = ("release", images, tmp_path / "labels.npz", "-o", tmp_path / "out")  # the body of the labels
     result = run(*command)
     assert result.exit_code == 1
     assert "b.png: 1 of 1 people have no fit" in result.stderr
@@ -1122,14 +1122,16 @@ def test_the_command_line_releases_what_was_fitted(tmp_path, labels, images):
     again = run(*command)
     assert again.exit_code == 1
     assert "the folder exists" in again.stderr
-    assert "--overwrite replaces a release" in again.stderr
+    assert "give --overwrite to replace a release" in again.stderr
     again = run(*command, "--unfitted", "drop", "--overwrite", "--key", key)
     assert again.exit_code == 1
     assert "a key is never replaced" in again.stderr
     assert json.loads(key.read_text()) == {"000001": str(images / "v/a.png")}
     new = (*command[:-1], tmp_path / "new")
+    inside = run(*new, "--key", tmp_path / "new/key.json")
+    assert inside.exit_code == 1
+    assert "key must not be in the folder that is shared" in inside.stderr
     for wrong in (
-        ("--key", tmp_path / "new/key.json"),
         ("--background", "blur"),
         ("--shape", "round"),
         ("--dilation", "inf"),

@@ -1,55 +1,191 @@
-"""Atomic file writing: a file appears complete or not at all."""
+"""Write files and folders: what exists stays whole until its replacement is wholly written.
+
+Everything is written under a temporary name in the folder of its place, and renamed when it is complete. A
+process locks what it writes, so that the next one can remove the leftovers of one that was killed.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import hashlib
 import os
+import platform
+import re
 import secrets
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import shutil
+import stat
+import sys
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
+try:
+    import fcntl
+except ImportError:  # Windows, where leftovers stay
+    fcntl = None
+
+AnyPath = str | os.PathLike[str]
+
+_OURS = f".agebody-{zlib.crc32(platform.node().encode()):08x}-"
+"""The beginning of temporary names of this machine."""
+_TEMPORARY = re.compile(r"\.agebody-[0-9a-f]{8}-[0-9a-f]{12}(\.[^.]*)?")
+_FOREIGN_AGE = 3600.0
+"""Seconds after which a temporary name of another machine, which may not see our locks, is a leftover."""
+_MAX_NAME = 255
+"""Longest name of a file [bytes]."""
+_EXCHANGE = 2
+"""Linux's RENAME_EXCHANGE and macOS's RENAME_SWAP."""
+
+_swept: set[Path] = set()
+
 
 @contextmanager
-def replacing(path: str | os.PathLike[str], *, overwrite: bool = True) -> Iterator[Path]:
+def replacing(path: AnyPath, *, overwrite: bool = True, private: bool = False) -> Iterator[Path]:
     """Yield a temporary file that replaces ``path`` when the block succeeds and is deleted when it fails.
 
-    It is in the folder of ``path``, with the same suffix; links are followed to their target.
+    It is in the folder of ``path``, with the same suffix; links are followed to their target. A file that is
+    replaced keeps its permissions. Errors of the block that name no file, as those of a full disk, name this
+    one.
+
+    Args:
+        path: the file.
+        overwrite: replace an existing file.
+        private: a new file can be read by its owner alone.
 
     Raises:
         IsADirectoryError: the path is a folder.
         FileNotFoundError: its folder does not exist.
-        FileExistsError: the file exists and ``overwrite`` is false.
-        OSError: the folder cannot be written in.
+        FileExistsError: the file exists, or another process has written it, and ``overwrite`` is false.
+        OSError: the file cannot be written.
     """
     target = Path(os.path.realpath(path))
     if target.is_dir():
         raise IsADirectoryError(errno.EISDIR, "expected a file, got a folder; add a file name", str(path))
-    if not target.parent.is_dir():
-        raise FileNotFoundError(
-            errno.ENOENT, f"the folder {target.parent} does not exist; create it first", str(path)
-        )
+    _check_parent(target, path)
     if target.exists() and not overwrite:
-        raise FileExistsError(errno.EEXIST, "the file exists; pass overwrite=True to replace it", str(path))
-    temporary = target.with_name(f".{target.stem}-{secrets.token_hex(6)}{target.suffix}")
-    try:
-        temporary.touch(exist_ok=False)
-    except OSError as error:
-        reason = f"cannot write in the folder {target.parent} ({error.strerror})"
-        raise type(error)(error.errno, reason, str(path)) from None
-    try:
+        _refuse_existing(path)
+    suffix = target.suffix if len(os.fsencode(target.suffix)) < 20 else ""
+    with _naming(path), _temporary(target.parent, path, suffix=suffix) as temporary:
+        mode = stat.S_IMODE((target if target.exists() else temporary).stat().st_mode)
+        if private and not target.exists():
+            mode = 0o600
+        _set_mode(temporary, mode | 0o600)
         yield temporary
-        with temporary.open("rb+") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+        _sync(temporary)
+        _set_mode(temporary, mode)
+        if overwrite:
+            os.replace(temporary, target)
+        else:
+            _place_new(temporary, target, path)
 
 
-def save_npz(arrays: Mapping[str, Any], path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+@contextmanager
+def replacing_folder(path: AnyPath, *, check: Callable[[Path], None]) -> Iterator[Path]:
+    """Yield a temporary folder that takes the place of ``path``, at once, when the block succeeds.
+
+    It is deleted when the block fails.
+
+    Args:
+        path: the folder, which may exist.
+        check: called with the existing folder, before the block and after it; raises an error unless it may
+            be deleted with all that is in it.
+
+    Raises:
+        FileExistsError: the path exists and may not be replaced.
+        FileNotFoundError: the parent folder does not exist.
+        OSError: the folder cannot be written.
+    """
+    target = Path(os.path.realpath(path))
+    _check_replaceable(target, check)
+    _check_parent(target, path)
+    with _naming(path), _temporary(target.parent, path, folder=True) as temporary:
+        yield temporary
+        _sync(temporary)
+        if _check_replaceable(target, check):
+            _exchange(temporary, target)
+            try:
+                check(temporary)
+            except OSError:  # somebody has put something into it in the meantime
+                os.rename(temporary, target.with_name(f"{target.name[:100]}.old-{secrets.token_hex(6)}"))
+        else:
+            os.rename(temporary, target)  # which fails if another process has filled it in the meantime
+
+
+@contextmanager
+def replacing_files(
+    folder: AnyPath, *, check: Callable[[], None] = lambda: None, stale: Callable[[], Iterable[Path]]
+) -> Iterator[Path]:
+    """Yield a temporary folder whose files move into ``folder``, all or none, when the block succeeds.
+
+    Only if the process is killed just while they move, some are in place and others are not.
+
+    Args:
+        folder: an existing folder; what else is in it stays.
+        check: called before files move; raises an error if they may not.
+        stale: returns files of the folder that are deleted unless they are replaced, and their folders with
+            them if nothing else is in those.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    target = Path(os.path.realpath(folder))
+    with _naming(folder), _temporary(target, folder, folder=True) as temporary:
+        yield temporary
+        _sync(temporary)
+        with _locking(target):
+            check()
+            names = sorted(p.relative_to(temporary) for p in temporary.rglob("*") if not p.is_dir())
+            left = [path for path in stale() if path.relative_to(folder) not in names]
+            _move_files(temporary, target, names)
+            for path in left:
+                path.unlink(missing_ok=True)
+            for parent in {path.parent for path in left} - {Path(folder)}:
+                with suppress(OSError):  # something else is in it
+                    parent.rmdir()
+
+
+def make_folder(path: AnyPath) -> Path:
+    """Create a folder where it is missing, and check that files can be written in it.
+
+    Raises:
+        OSError: it cannot be created, or nothing can be written in it.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "a file of that name exists" if isinstance(error, FileExistsError) else error.strerror
+        raise OSError(error.errno, f"cannot write in this folder ({reason})", str(path)) from None
+    remove_leftovers(folder)
+    with _naming(folder), _temporary(folder, folder):
+        return folder
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove temporary files and folders of processes that were killed while they were writing."""
+    _swept.add(folder)
+    try:
+        found = [entry for entry in os.scandir(folder) if _TEMPORARY.fullmatch(entry.name)]
+    except OSError:
+        return
+    for entry in found:
+        with suppress(OSError):  # among them the lock of a process that still writes
+            age = time.time() - entry.stat(follow_symlinks=False).st_mtime
+            if not entry.name.startswith(_OURS) and age < _FOREIGN_AGE:
+                continue
+            descriptor = _lock(Path(entry.path))
+            if descriptor is not None:
+                _remove(Path(entry.path))
+                os.close(descriptor)
+
+
+def save_npz(arrays: Mapping[str, Any], path: AnyPath, *, overwrite: bool = False) -> None:
     """Write named arrays or tensors to a compressed ``.npz``, atomically.
 
     Raises:
@@ -66,5 +202,202 @@ def save_npz(arrays: Mapping[str, Any], path: str | os.PathLike[str], *, overwri
         if value.dtype == object:
             got = type(arrays[name]).__name__
             raise ValueError(f"{name}: expected an array of numbers or text, got {got}")
-    with replacing(path, overwrite=overwrite) as temporary:
-        np.savez_compressed(temporary, **values)  # pyright: ignore[reportArgumentType]
+    with replacing(path, overwrite=overwrite) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **values)  # pyright: ignore[reportArgumentType]
+
+
+def flat_names(names: Iterable[str], suffix: str) -> dict[str, str]:
+    """Return a file name without folders for each relative path: all different, none too long.
+
+    ``a/b.jpg`` becomes ``a__b.jpg`` and the suffix. Where two would be one name, on any file system, or a
+    name would be too long, a hash of the path is put before its own suffix.
+    """
+    found: dict[str, str] = {}
+    taken: set[str] = set()
+    for name in sorted(names):
+        flat = re.sub(r"[/\\]", "__", name)
+        if (flat + suffix).casefold() in taken or len(os.fsencode(flat + suffix)) > _MAX_NAME:
+            stem, ending = os.path.splitext(flat)
+            short = os.fsencode(stem)[:120].decode("utf-8", "ignore")
+            flat = f"{short}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}{ending[:16]}"
+        found[name] = flat + suffix
+        taken.add(found[name].casefold())
+    return found
+
+
+@contextmanager
+def _temporary(parent: Path, path: AnyPath, *, suffix: str = "", folder: bool = False) -> Iterator[Path]:
+    """Make a file or folder under a temporary name, hold a lock on it, and delete what is left of it."""
+    if parent not in _swept:
+        remove_leftovers(parent)
+    while True:
+        temporary = parent / f"{_OURS}{secrets.token_hex(6)}{suffix}"
+        try:
+            temporary.mkdir() if folder else temporary.touch(exist_ok=False)
+        except OSError as error:
+            where = "this folder" if parent == Path(path) else f"the folder {parent}"
+            raise OSError(error.errno, f"cannot write in {where} ({error.strerror})", str(path)) from None
+        descriptor = None
+        try:
+            taken = False  # by another process, for a leftover, before it was locked
+            try:
+                descriptor = _lock(temporary)
+            except (BlockingIOError, FileNotFoundError):
+                taken = True
+            if not taken and os.path.lexists(temporary):
+                yield temporary
+                return
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
+            with suppress(OSError):
+                _remove(temporary)
+
+
+def _lock(path: Path) -> int | None:
+    """Return the descriptor of a lock on a file or folder; None where the system has no locks.
+
+    Raises:
+        BlockingIOError: another process has it.
+    """
+    if fcntl is None:
+        return None
+    descriptor = os.open(path, (os.O_RDONLY if path.is_dir() else os.O_RDWR) | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        if isinstance(error, BlockingIOError):
+            raise
+        return None
+    return descriptor
+
+
+@contextmanager
+def _locking(folder: Path) -> Iterator[None]:
+    """Wait for other processes that move files into a folder, and keep them waiting."""
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # file systems without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _naming(path: AnyPath) -> Iterator[None]:
+    """Name ``path`` in errors that name no file, or a temporary one, which nobody knows."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None and _OURS not in str(error.filename):
+            raise
+        reason = error.strerror or str(error)
+        if not reason.startswith("cannot be written"):
+            reason = f"cannot be written ({reason})"
+        raise OSError(error.errno or errno.EIO, reason, str(path)) from error
+
+
+def _check_parent(target: Path, path: AnyPath) -> None:
+    if not target.parent.is_dir():
+        reason = f"the folder {target.parent} does not exist; create it first"
+        raise FileNotFoundError(errno.ENOENT, reason, str(path))
+
+
+def _check_replaceable(target: Path, check: Callable[[Path], None]) -> bool:
+    """Return whether the folder exists; raise FileExistsError where it may not be replaced."""
+    if not os.path.lexists(target):
+        return False
+    if not target.is_dir():
+        raise FileExistsError(errno.EEXIST, "a file of that name exists", str(target))
+    check(target)
+    return True
+
+
+def _refuse_existing(path: AnyPath) -> NoReturn:
+    raise FileExistsError(errno.EEXIST, "the file exists; pass overwrite=True to replace it", str(path))
+
+
+def _set_mode(path: Path, mode: int) -> None:
+    if stat.S_IMODE(path.stat().st_mode) != mode:
+        with suppress(OSError):  # file systems without permissions
+            path.chmod(mode)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or all files of a folder, are on the disk; a full one may fail only then."""
+    for file in path.rglob("*") if path.is_dir() else (path,):
+        if not file.is_dir():
+            with file.open("rb+") as written:
+                os.fsync(written.fileno())
+
+
+def _place_new(temporary: Path, target: Path, path: AnyPath) -> None:
+    """Give a complete file its name, unless that is taken."""
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        _refuse_existing(path)
+    except OSError:  # file systems without links
+        if os.path.lexists(target):
+            _refuse_existing(path)
+        os.rename(temporary, target)
+
+
+def _move_files(source: Path, target: Path, names: Iterable[Path]) -> None:
+    """Move files into a folder, old ones in return; undo it if one cannot be moved."""
+    done: list[tuple[Path, bool]] = []
+    try:
+        for name in names:
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            replaced = os.path.lexists(target / name)
+            if replaced:
+                _exchange(source / name, target / name)
+            else:
+                os.rename(source / name, target / name)
+            done.append((name, replaced))
+    except BaseException:
+        for name, replaced in reversed(done):
+            if replaced:
+                os.replace(source / name, target / name)
+            else:
+                (target / name).unlink()
+        raise
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Exchange two files or two folders, in one step where the system can."""
+    names = os.fsencode(one), os.fsencode(other)
+    library = ctypes.CDLL(None) if os.name == "posix" else None
+    call = getattr(library, "renamex_np" if sys.platform == "darwin" else "renameat2", None)
+    if call is not None:
+        here = -100  # AT_FDCWD
+        arguments = names if sys.platform == "darwin" else (here, names[0], here, names[1])
+        if call(*arguments, ctypes.c_uint(_EXCHANGE)) == 0:
+            return
+    aside = other.with_name(f"{other.name[:100]}.old-{secrets.token_hex(6)}")  # a name to be found by
+    try:
+        if other.is_dir():
+            os.rename(other, aside)
+        else:
+            shutil.copy2(other, aside)
+        os.replace(one, other)
+        os.rename(aside, one)
+    except BaseException:
+        if not os.path.lexists(one):
+            os.rename(other, one)
+        if not os.path.lexists(other):
+            os.rename(aside, other)
+        _remove(aside)
+        raise
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -25,6 +25,9 @@ class Key(NamedTuple):
     least: float = -np.inf
 
 
+MAX_TEXT = 4096
+"""Longest string, as the longest path: NumPy takes that much for each row of an array."""
+
 KINDS = {
     "number": ("fiu", "numbers"),
     "integer": ("iu", "integers"),
@@ -99,6 +102,8 @@ def _read(path: Path, file: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
         fail(path, damaged)
     if dtype.hasobject:
         fail(path, f"{name}: Python objects are not loaded; save a plain array")
+    if dtype.kind in "US" and dtype.itemsize > 4 * MAX_TEXT:
+        fail(path, f"{name}: expected strings of up to {MAX_TEXT} characters, got {dtype}")
     claimed = math.prod(shape) * dtype.itemsize
     if claimed != size:  # before memory is taken for it
         fail(path, f"{name}: the file is damaged; shape {shape} takes {claimed} bytes, and it has {size}")

@@ -164,11 +164,12 @@ def is_pixel(value: Any) -> bool:
 def is_file_name(name: str) -> bool:
     """Return whether a name is a relative path that does not lead out of its folder."""
     try:
-        name.encode()
+        length = len(name.encode())
     except UnicodeEncodeError:  # half of a surrogate pair, which JSON can write
         return False
     parts = Path(name).parts
-    return bool(parts) and not Path(name).is_absolute() and ".." not in parts and "\0" not in name
+    legal = "\0" not in name and length < 4096 and all(len(part.encode()) < 256 for part in parts)
+    return bool(parts) and not Path(name).is_absolute() and ".." not in parts and legal
 
 
 def map_names(

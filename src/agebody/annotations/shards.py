@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import glob
 import json
 from itertools import pairwise
 from os import PathLike
@@ -21,7 +23,7 @@ from agebody.annotations.people import (
     is_file_name,
     make_people,
 )
-from agebody.files import replacing
+from agebody.files import replacing, replacing_files
 from agebody.keypoints import KeypointLayout, get_layout
 
 PEOPLE_PER_SHARD = 4096
@@ -78,7 +80,7 @@ def write_shards(
     people_per_shard: int = PEOPLE_PER_SHARD,
     overwrite: bool = False,
 ) -> list[Path]:
-    """Write people as shards, ``PREFIX-00000.parquet`` and on, each whole or not at all.
+    """Write people as shards, ``PREFIX-00000.parquet`` and on, all or none.
 
     People of one image are in one shard, in the order of the images. Images without people are left out.
 
@@ -101,20 +103,25 @@ def write_shards(
         raise ValueError(f"prefix: expected the beginning of a file name, got {prefix!r}")
     people.image_sizes()
     folder = Path(folder)
-    existing = sorted(folder.glob(f"{prefix}-[0-9][0-9][0-9][0-9][0-9].parquet"))
-    if existing and not overwrite:
-        raise FileExistsError(f"{existing[0]}: exists; overwrite replaces all of {prefix}-*.parquet")
+
+    def existing() -> list[Path]:
+        return sorted(folder.glob(f"{glob.escape(prefix)}-[0-9][0-9][0-9][0-9][0-9].parquet"))
+
+    def check() -> None:
+        if not overwrite and (there := existing()):
+            problem = f"exists; pass overwrite=True to replace all of {prefix}-*.parquet"
+            raise FileExistsError(errno.EEXIST, problem, str(there[0]))
+
+    check()
     order = np.argsort(people.image, kind="stable")
     cuts = _cuts(people.image[order], people_per_shard)
-    written = []
-    for number, rows in enumerate(np.split(order, cuts) if len(order) else []):
-        path = folder / f"{prefix}-{number:05d}.parquet"
-        part = people.select(rows)
-        write_table(_to_columns(part), {"keypoint_layout": part.layout.name}, path)
-        written.append(path)
-    for path in set(existing) - set(written):
-        path.unlink()
-    return written
+    names = []
+    with replacing_files(folder, check=check, stale=existing) as new:
+        for number, rows in enumerate(np.split(order, cuts) if len(order) else []):
+            names.append(f"{prefix}-{number:05d}.parquet")
+            part = people.select(rows)
+            write_table(_to_columns(part), {"keypoint_layout": part.layout.name}, new / names[-1])
+    return [folder / name for name in names]
 
 
 def _cuts(images: Int[np.ndarray, " N"], most: int) -> list[int]:

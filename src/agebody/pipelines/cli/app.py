@@ -2,18 +2,60 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from typer.core import TyperGroup
+
+_USAGE_ERROR: Any = typer.BadParameter.__mro__[2]
+"""Click's ClickException, also where typer brings its own Click."""
+_INTERRUPTED = 130
+"""Exit code of commands that are ended by Ctrl-C."""
+
+
+class _Commands(TyperGroup):
+    """Commands whose errors are one line each, and which signals end as Ctrl-C does: they clean up."""
+
+    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        if not standalone_mode:
+            return super().main(*args, standalone_mode=False, **extra)
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):  # names of files may have characters that a terminal has not
+                stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
+        with _stopping() as stopped:
+            try:
+                code = super().main(*args, standalone_mode=False, **extra)
+                sys.stdout.flush()
+            except _USAGE_ERROR as error:
+                code = _report_usage(error)
+            except (typer.Abort, KeyboardInterrupt):
+                code = _INTERRUPTED
+            except MemoryError:
+                code = _print_error("not enough memory")
+            except BrokenPipeError:  # what reads the output has ended
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                code = 1
+            except OSError as error:
+                code = _print_error(describe(error))
+        if code == _INTERRUPTED:
+            print("error: interrupted", file=sys.stderr)
+            code = 128 + stopped[0] if stopped else code
+        sys.exit(code if isinstance(code, int) else 0)
+
 
 app = typer.Typer(
     name="agebody",
+    cls=_Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -25,6 +67,40 @@ app = typer.Typer(
 def main() -> None:
     """Run the command line."""
     app()
+
+
+@contextmanager
+def _stopping() -> Iterator[list[int]]:
+    """Interrupt the program when it is told to end or its terminal is closed; yield which signal it was."""
+    stopped: list[int] = []
+
+    def stop(number: int, _frame: Any) -> NoReturn:
+        stopped.append(number)
+        raise KeyboardInterrupt
+
+    names = ("SIGTERM", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    ours = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]  # not under nohup
+    for number in ours:
+        signal.signal(number, stop)
+    try:
+        yield stopped
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _report_usage(error: Any) -> int:
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+    else:
+        _print_error(error.format_message())
+    return error.exit_code
+
+
+def _print_error(message: str) -> int:
+    print(f"error: {plain(message)}", file=sys.stderr)
+    return 1
 
 
 def _print_version(wanted: bool) -> bool:
@@ -53,13 +129,34 @@ def running(*errors: type[Exception]) -> Iterator[Progress]:
     from agebody.annotations import AnnotationError
     from agebody.assets.asset import AssetError
 
-    columns = (TextColumn("{task.description:>14}"), BarColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description:>14}", markup=False), BarColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
     try:
         with Progress(*columns, console=console, transient=True, disable=not console.is_interactive) as bars:
             yield bars
     except (AnnotationError, AssetError, ImportError, OSError, *errors) as error:
-        fail(str(error).replace("pass overwrite=True to replace", "give --overwrite to replace"))
+        if isinstance(error, OSError) and error.errno == errno.EPIPE:
+            raise
+        fail(describe(error))
+
+
+def describe(error: Exception) -> str:
+    """Return an error as a user of the command line needs it: the file first, options by their names."""
+    message = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        reason = error.strerror
+        if reason[1:2].islower():  # the system begins with a capital letter
+            reason = reason[0].lower() + reason[1:]
+        message = reason if error.filename is None else f"{os.fsdecode(error.filename)}: {reason}"
+    return message.replace("pass overwrite=True", "give --overwrite")
+
+
+def plain(message: str) -> str:
+    """Return a message as one line, without the control characters that names of files may have."""
+    return "".join(
+        char if char.isprintable() else " " if char.isspace() else repr(char)[1:-1]
+        for char in message.strip()
+    )
 
 
 def show_stages(bars: Progress, title: str) -> Callable[[str, float], None]:
@@ -76,10 +173,14 @@ def show_count(bars: Progress, title: str, total: int) -> Callable[[int], None]:
 
 def fail(message: str) -> NoReturn:
     """Print one line on standard error and exit with code 1."""
-    print(f"error: {message}", file=sys.stderr)
-    raise typer.Exit(1)
+    raise typer.Exit(_print_error(message))
 
 
 def note(message: str) -> None:
     """Print a line on standard error."""
-    print(f"note: {message}", file=sys.stderr)
+    print(f"note: {plain(message)}", file=sys.stderr)
+
+
+def say(message: str) -> None:
+    """Print a line on standard output."""
+    print(plain(message))

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from agebody.pipelines.cli.app import app, note, running, show_stages
+from agebody.files import make_folder
+from agebody.pipelines.cli.app import app, note, plain, running, say, show_stages
 from agebody.pipelines.cli.options import (
     AsJson,
     Body,
@@ -21,7 +22,6 @@ from agebody.pipelines.cli.options import (
     check_choice,
     check_device,
     load_body,
-    make_folder,
     option,
 )
 
@@ -49,7 +49,7 @@ def demo(
         from agebody.pipelines.demo import run_demo
 
         rows = run_demo(asset, output, device=device, width=width, progress=show_stages(bars, "posing"))
-    table = Table("age", title=f"{asset.metadata.name} on {device}", title_justify="left")
+    table = Table("age", title=Text(plain(f"{asset.metadata.name} on {device}")), title_justify="left")
     for heading in ("age offset", "stature [m]", "WHO median [m]", "forward [ms]", "backward [ms]"):
         table.add_column(Text(heading), justify="right")  # as text, since a unit in brackets is markup
     for row in rows:
@@ -59,7 +59,7 @@ def demo(
     console = Console()
     console.print(table)
     for name in ("ages.png", "ages.glb", "ages.npz"):
-        console.print(f"wrote {output / name}", soft_wrap=True, highlight=False, markup=False)
+        say(f"wrote {output / name}")
 
 
 @app.command()
@@ -80,12 +80,12 @@ def inspect(
     if as_json:
         print(json.dumps(dataclasses.asdict(report), indent=2))
     else:
-        table = Table(show_header=False, title=str(file), title_justify="left")
+        table = Table(show_header=False, title=Text(plain(str(file))), title_justify="left")
         table.add_column(style="bold")
         table.add_column(overflow="fold")
         for name, value in dataclasses.asdict(report).items():
             if name != "path" and value not in (None, (), {}, []):
-                table.add_row(name.replace("num_", "").replace("_", " "), _readable(value))
+                table.add_row(name.replace("num_", "").replace("_", " "), Text(_readable(value)))
         if report.num_vertices is not None and not report.problems:
             table.add_row("problems", "none")
         Console().print(table)
@@ -97,11 +97,11 @@ def _readable(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, dict):
-        return ", ".join(f"{name} ({count})" for name, count in value.items())
+        return ", ".join(f"{plain(name)} ({count})" for name, count in value.items())
     if isinstance(value, (list, tuple)):
         text = all(isinstance(item, str) for item in value)
-        return "\n".join(value) if text else ", ".join(f"{item:.4g}" for item in value)
-    return str(value)
+        return "\n".join(map(plain, value)) if text else ", ".join(f"{item:.4g}" for item in value)
+    return plain(str(value))
 
 
 @app.command()
@@ -159,7 +159,7 @@ def convert(
         infant = inputs[1] if len(inputs) == 2 else None
         asset = load_asset(inputs[0], infant_template=infant, regressors=regressors)
         write(asset, output, overwrite=overwrite)
-    print(f"wrote {output}: {asset!r}")
+    say(f"wrote {output}: {asset!r}")
     if write is not save_asset and (asset.has_age or asset.regressors):
         note(f"{output.suffix} cannot hold age templates and regressors; .safetensors can")
 

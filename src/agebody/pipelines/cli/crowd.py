@@ -13,15 +13,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from agebody.pipelines.cli.app import app, fail, running, show_count
+from agebody.files import make_folder
+from agebody.pipelines.cli.app import app, fail, running, say, show_count
 from agebody.pipelines.cli.options import (
     AsJson,
-    Body,
+    BodyOfLabels,
     OutputFile,
     Overwrite,
-    load_body,
-    make_folder,
-    make_layer,
+    load_layer,
     option,
 )
 
@@ -59,7 +58,7 @@ def crowd(
     refine: Annotated[
         bool, typer.Option("--refine", help="Also put people on one ground, and resolve intersections.")
     ] = False,
-    body: Body = "anny",
+    body: BodyOfLabels = None,
     views: Annotated[Path | None, option("Folder for pictures from above, before and after.")] = None,
     as_json: AsJson = False,
     overwrite: Overwrite = False,
@@ -79,13 +78,10 @@ def crowd(
         given = load_labels(labels)
         if views is not None:
             make_folder(views)
-        asset = load_body(body, bars)
-        if asset.metadata.name != given.body:
-            fail(f"{labels}: made with the body {given.body!r}; --body is {asset.metadata.name!r}")
         import torch
 
         placed, rows = place_images(
-            make_layer(asset, num_betas=given.betas.shape[1], dtype=torch.float64),
+            load_layer(body, labels, given, bars, dtype=torch.float64),
             given,
             depth,
             masks=masks,
@@ -102,7 +98,7 @@ def crowd(
         print(json.dumps(rows, indent=2))
     else:
         _show(rows)
-        print(f"wrote {output}")
+        say(f"wrote {output}")
 
 
 def _check_output(path: Path, inputs: tuple[Path | None, ...], overwrite: bool) -> None:
@@ -112,7 +108,7 @@ def _check_output(path: Path, inputs: tuple[Path | None, ...], overwrite: bool) 
     if path.is_dir():
         fail(f"{path}: expected a file for --output, got a folder")
     if path.exists() and not overwrite:
-        fail(f"{path}: exists; --overwrite replaces it")
+        fail(f"{path}: exists; give --overwrite to replace it")
     make_folder(path.parent)
 
 

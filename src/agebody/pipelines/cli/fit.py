@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from agebody.files import make_folder
 from agebody.pipelines.cli import options
-from agebody.pipelines.cli.app import app, fail, note, running, show_count, show_stages
+from agebody.pipelines.cli.app import app, fail, note, running, say, show_count, show_stages
 
 if TYPE_CHECKING:
     from agebody.body import BodyModel
@@ -69,7 +70,7 @@ def fit(
         fail('overlays need embreex; pip install "agebody[render]", or give --overlays 0')
     with running() as bars:
         found = read_people(keypoints, layout=layout, images=images, size=options.parse_size(size))
-        options.make_folder(output)
+        make_folder(output)
         fit_folder.check_folder(output, overwrite=overwrite)
         layer = options.make_layer(options.load_body(body, bars), device=device)
         if shards and not fit_folder.has_training_joints(layer):
@@ -84,7 +85,6 @@ def fit(
             progress=show_count(bars, "fitting", len(found)),
         )
         seconds = time.perf_counter() - began
-        fit_folder.empty_folder(output)
         written = fit_folder.write_folder(
             output,
             layer,
@@ -94,6 +94,7 @@ def fit(
             images=images,
             overlays=overlays,
             shards=shards,
+            overwrite=overwrite,
             progress=show_stages(bars, "writing"),
         )
     _show(written.summary, layer, fit_folder.has_training_joints(layer))
@@ -103,7 +104,7 @@ def fit(
     if len(unusable) > 5:
         note(f"{len(unusable) - 5} more images could not be used")
     for name in written.files:
-        print(f"wrote {output / name}")
+        say(f"wrote {output / name}")
 
 
 def _show(summary: dict[str, Any], body: BodyModel, trains: bool) -> None:

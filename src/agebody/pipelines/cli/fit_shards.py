@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from agebody.files import make_folder
 from agebody.pipelines.cli import options
-from agebody.pipelines.cli.app import app, fail, note, running, show_count
+from agebody.pipelines.cli.app import app, fail, note, running, say, show_count
 
 if TYPE_CHECKING:
     from agebody.pipelines.labels.at_scale import DatasetReport
@@ -40,7 +41,7 @@ def shard(
     if twice:
         fail(f"two files are named {twice[0]}, so their shards would have the same names")
     with running() as bars:
-        options.make_folder(output)
+        make_folder(output)
         show = show_count(bars, "shards", len(keypoints))
         written, notes = [], []
         for done, (path, name) in enumerate(zip(keypoints, names, strict=True)):
@@ -56,7 +57,7 @@ def shard(
     for line in notes:
         note(line)
     for line in written:
-        print(line)
+        say(line)
 
 
 @app.command()
@@ -105,7 +106,7 @@ def fit_shards(
     if address is None:
         options.check_device(device)
     with running(ValueError) as bars:
-        options.make_folder(output)
+        make_folder(output)
         layer = options.make_layer(options.load_body(body, bars), device=device)
         task = bars.add_task("fitting", total=None)
 
@@ -139,4 +140,4 @@ def fit_shards(
             f"{report.people_fitted} people in {report.seconds:.1f} s by {len(report.workers)} workers: "
             f"{report.people_per_second:.1f} per second"
         )
-    print(f"wrote {output / 'report.json'}")
+    say(f"wrote {output / 'report.json'}")

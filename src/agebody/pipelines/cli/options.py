@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
 
     from agebody.assets.asset import BodyAsset
     from agebody.body import BodyModel
+    from agebody.pipelines.labels import Labels
 
 
 def check_choice(value: str | None, known: Iterable[str]) -> str | None:
@@ -71,6 +71,10 @@ def option(text: str, *names: str, check: Callable[..., Any] | None = None, **se
 Body = Annotated[
     str,
     typer.Option(help="**anny** (free, realistic), **mannequin** (built in), or the path of a body file."),
+]
+BodyOfLabels = Annotated[
+    str | None,
+    option("The body of the labels: **anny**, **mannequin**, or a file. By default found by its name."),
 ]
 Device = Annotated[str, typer.Option(callback=check_device, help="Where to compute: cpu, cuda, cuda:1, ...")]
 OutputFolder = Annotated[Path, option("Folder to write, created if it is missing.", "--output", "-o")]
@@ -139,16 +143,6 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     return None if found is None else (int(found[1]), int(found[2]))
 
 
-def make_folder(folder: Path) -> None:
-    """Create a folder and try to write in it, before anything that takes long."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        fail(f"{folder}: cannot write in this folder: {error.strerror}")
-
-
 def load_body(name: str, bars: Progress) -> BodyAsset:
     """Load the body of a ``--body`` option: a built-in one by name, or a file."""
     if name == "mannequin":
@@ -169,3 +163,17 @@ def make_layer(asset: BodyAsset, **options: Any) -> BodyModel:
     from agebody.body import SMPL, SMPLA
 
     return (SMPLA if asset.has_age else SMPL)(asset, **options)
+
+
+def load_layer(name: str | None, path: Path, labels: Labels, bars: Progress, **options: Any) -> BodyModel:
+    """Return the layer of the body that labels were made with; ``name`` is that of a ``--body`` option."""
+    if name is None:
+        built_in = {"mannequin": "mannequin", "Anny": "anny"}.get(labels.body.split(" ")[0])
+        name = built_in or fail(f"{path}: made with the body {labels.body!r}; give its file with --body")
+    asset = load_body(name, bars)
+    if asset.metadata.name != labels.body:
+        fail(f"{path}: made with the body {labels.body!r}; --body is {asset.metadata.name!r}")
+    num_betas = labels.betas.shape[1]
+    if asset.joint_names != labels.joint_names or asset.num_betas < num_betas:
+        fail(f"{path}: made with another body named {labels.body!r}, of other joints or more betas")
+    return make_layer(asset, num_betas=num_betas, **options)

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import sys
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
 
-from agebody.files import replacing
-from agebody.pipelines.cli.app import app, fail, running, show_stages
-from agebody.pipelines.cli.options import Body, check_choice, check_finite, load_body, make_layer, option
+from agebody.pipelines.cli.app import app, note, running, say, show_stages
+from agebody.pipelines.cli.options import BodyOfLabels, check_choice, check_finite, load_layer, option
 
 
 def _check(param: typer.CallbackParam, value: str) -> str | None:
@@ -29,7 +24,7 @@ def release(
         Path, typer.Argument(show_default=False, help="Who is in them: the **.npz** of `agebody fit`.")
     ],
     output: Annotated[Path, option("Folder to write; a new one.", "--output", "-o")],
-    body: Body = "anny",
+    body: BodyOfLabels = None,
     background: Annotated[
         str,
         typer.Option(
@@ -107,21 +102,15 @@ def release(
     """
     choices: dict[str, Any] = {"background": background, "region": region, "shape": shape}
     choices |= {"unfitted": unfitted, "image_format": image_format}
-    if output.is_dir() and any(output.iterdir()) and not overwrite:
-        fail(f"{output}: the folder exists; --overwrite replaces a release")
-    if key is not None and os.path.lexists(key):
-        fail(f"{key}: the file exists; a key is never replaced, so give another name")
-    if key is not None and Path(os.path.realpath(output)) in Path(os.path.realpath(key)).parents:
-        raise typer.BadParameter("the key must not be in the folder that is shared", param_hint="--key")
-    with running() as bars, ExitStack() as files:
-        layer = make_layer(load_body(body, bars))
+    with running() as bars:
         from agebody.pipelines.labels import load_labels
         from agebody.pipelines.release import photos_from_labels, write_release
+        from agebody.pipelines.release.write import check_places
 
-        key_file = None if key is None else files.enter_context(replacing(key, overwrite=False))
-        photos = photos_from_labels(
-            load_labels(labels), images, body=layer, masks=masks, hide=hide, sequences=sequences
-        )
+        check_places(output, key, overwrite=overwrite)
+        given = load_labels(labels)
+        layer = load_layer(body, labels, given, bars)
+        photos = photos_from_labels(given, images, body=layer, masks=masks, hide=hide, sequences=sequences)
         made = write_release(
             photos,
             layer,
@@ -131,23 +120,15 @@ def release(
             dilation=dilation,
             fps=fps,
             seed=seed,
+            key=key,
             overwrite=overwrite,
             progress=show_stages(bars, "reading"),
         )
-        if key_file is not None:
-            sources = {name: str(path) for name, path in made.sources.items()}
-            key_file.chmod(0o600)
-            key_file.write_text(json.dumps(sources, indent=2) + "\n")
     counts = made.manifest["counts"]
-    print(
-        f"wrote {output}: {counts['pictures']} pictures, {counts['bodies']} bodies, {counts['clips']} clips"
-    )
+    say(f"wrote {output}: {counts['pictures']} pictures, {counts['bodies']} bodies, {counts['clips']} clips")
     for name, number in counts.items():
         if name not in ("pictures", "bodies", "clips") and number:
-            print(f"{name.replace('_', ' ')}: {number}")
+            say(f"{name.replace('_', ' ')}: {number}")
     if background != "none":
         people = "the labels" if hide is None else "the labels and of --hide"
-        warning = (
-            f"warning: only the people of {people} are hidden; look at every picture before you share it"
-        )
-        print(warning, file=sys.stderr)
+        note(f"only the people of {people} are hidden; look at every picture before you share it")

@@ -20,7 +20,7 @@ import torch
 from agebody.annotations.people import AnnotationError
 from agebody.annotations.shards import count_people, import_pyarrow, read_shard
 from agebody.body import BodyModel
-from agebody.files import replacing
+from agebody.files import remove_leftovers, replacing
 from agebody.pipelines.labels.fitting import fit_annotations
 from agebody.pipelines.labels.label_shards import ShardRecord, find_record, hash_file, save_label_shard
 from agebody.pipelines.labels.settings import describe_settings
@@ -31,9 +31,6 @@ _RESTARTS = 2
 """Restarts of a worker that the system kills, as it does when memory runs out."""
 _OBJECT_STORE = 512 << 20
 """Bytes that local workers share: the body."""
-_LEFTOVER_AGE = 3600.0
-"""Seconds after which a temporary file counts as abandoned."""
-
 Shards = str | PathLike[str] | Sequence[str | PathLike[str]]
 
 
@@ -243,7 +240,7 @@ def fit_dataset(
     paths = {path.absolute(): _output(path, folder) for path in list_shards(shards)}
     settings = describe_settings(body, layout, options)
     folder.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(folder)
+    remove_leftovers(folder)
     report = DatasetReport(len(paths), settings=settings)
     todo = _take_stock(report, paths, skip_bad, overwrite)
     progress(report)
@@ -266,16 +263,6 @@ def fit_dataset(
     report.seconds = round(time.perf_counter() - began, 3)
     report.save(folder / REPORT)
     return report
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Remove temporary files of processes that were killed while they were writing."""
-    for path in folder.glob(".*-" + 12 * "[0-9a-f]" + ".parquet"):
-        try:
-            if time.time() - path.stat().st_mtime > _LEFTOVER_AGE:
-                path.unlink()
-        except FileNotFoundError:  # it has become whole, or another call was faster
-            continue
 
 
 def _take_stock(

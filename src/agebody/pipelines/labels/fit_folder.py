@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ from agebody.annotations.people import AnnotationError, People, fail
 from agebody.annotations.photographs import SUFFIXES, read_photograph
 from agebody.assets.asset import SMPL_JOINT_NAMES
 from agebody.body import BodyModel
-from agebody.files import replacing
+from agebody.files import flat_names, replacing_files
 from agebody.pipelines.labels.overlays import draw_overlay
 from agebody.pipelines.labels.records import Labels
 from agebody.pipelines.labels.summary import summarize, to_markdown
@@ -48,21 +47,15 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
     """
     for name in (*FILES, "overlays", "shards"):
         if (folder / name).exists() and not overwrite:
-            fail(folder / name, "exists; --overwrite replaces it")
+            fail(folder / name, "exists; pass overwrite=True to replace it")
 
 
-def empty_folder(folder: Path) -> None:
-    """Delete what an earlier call wrote, and nothing else, because it belongs to other labels."""
-    found = [folder / name for name in FILES]
-    found += (folder / "shards").glob("[0-9]" * 6 + ".tar")
-    # The name of an overlay contains the whole name of its photograph.
+def _pictures(folder: Path) -> list[Path]:
+    """Return the shards and overlays that an earlier call wrote."""
+    # The name of an overlay contains the suffix of its photograph.
     overlays = (folder / "overlays").glob("*.png")
-    found += [path for path in overlays if Path(path.stem).suffix.lower() in SUFFIXES]
-    for path in found:
-        path.unlink(missing_ok=True)
-    for name in ("shards", "overlays"):
-        if (folder / name).is_dir() and not any((folder / name).iterdir()):
-            (folder / name).rmdir()
+    found = [path for path in overlays if Path(path.stem).suffix.lower() in SUFFIXES]
+    return found + list((folder / "shards").glob("[0-9]" * 6 + ".tar"))
 
 
 def write_folder(
@@ -75,9 +68,12 @@ def write_folder(
     images: Path | None = None,
     overlays: int = 0,
     shards: bool = False,
+    overwrite: bool = False,
     progress: Callable[[str, float], None] = lambda stage, fraction: None,
 ) -> Written:
-    """Write labels first and pictures last, each file whole or not at all.
+    """Write labels and reports, and then, if that takes long or fails, pictures: each all or none.
+
+    Files of earlier labels are replaced, or deleted; nothing else in the folder is touched.
 
     Args:
         folder: an existing folder.
@@ -88,35 +84,41 @@ def write_folder(
         images: the folder of the images; overlays and shards need it.
         overlays: number of images to draw fits over, evenly spaced.
         shards: write training shards with the images, too.
+        overwrite: replace files of earlier labels.
         progress: called with the stage, and the fraction of it that is done.
     """
     files: list[str] = [*FILES]
     unusable: dict[str, str] = {}
-    labels.save(folder / "labels.npz", overwrite=True)
-    if has_training_joints(body):
-        save_training_npz(body, labels, folder / "train.npz", overwrite=True)
-    else:
-        files.remove("train.npz")
     summary = summarize(labels, people, seconds)
     texts = {"report.json": json.dumps(summary, indent=2) + "\n", "report.md": to_markdown(summary)}
-    for name, text in texts.items():
-        with replacing(folder / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    if shards and images is not None:
-        (folder / "shards").mkdir(exist_ok=True)
-        total = len(np.unique(labels.image_ids))
-        paths = save_training_shards(
-            folder / "shards",
-            body,
-            labels,
-            images,
-            unreadable=lambda name, error: unusable.update({name: str(error)}),
-            progress=lambda done: progress("shards", done / total),
-        )
-        files += [f"shards/{path.name}" for path in paths]
-    if overlays and images is not None:
-        count = _write_overlays(folder / "overlays", body, labels, images, overlays, unusable, progress)
-        files += [f"overlays/ ({count} images)"] if count else []
+    with replacing_files(
+        folder,
+        check=lambda: check_folder(folder, overwrite=overwrite),
+        stale=lambda: [folder / name for name in FILES],
+    ) as new:
+        labels.save(new / "labels.npz")
+        if has_training_joints(body):
+            save_training_npz(body, labels, new / "train.npz")
+        else:
+            files.remove("train.npz")
+        for name, text in texts.items():
+            (new / name).write_text(text, encoding="utf-8")
+    with replacing_files(folder, stale=lambda: _pictures(folder)) as new:
+        if shards and images is not None:
+            (new / "shards").mkdir()
+            total = len(np.unique(labels.image_ids))
+            paths = save_training_shards(
+                new / "shards",
+                body,
+                labels,
+                images,
+                unreadable=lambda name, error: unusable.update({name: str(error)}),
+                progress=lambda done: progress("shards", done / total),
+            )
+            files += [f"shards/{path.name}" for path in paths]
+        if overlays and images is not None:
+            count = _write_overlays(new / "overlays", body, labels, images, overlays, unusable, progress)
+            files += [f"overlays/ ({count} images)"] if count else []
     return Written(summary, files, unusable)
 
 
@@ -130,8 +132,9 @@ def _write_overlays(
     progress: Callable[[str, float], None],
 ) -> int:
     """Draw overlays, named like their images with folders in the name; return how many were written."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir()
     names = np.unique(labels.image_ids)
+    flat = flat_names(names.tolist(), ".png")
     names = names[np.unique(np.linspace(0, len(names) - 1, min(count, len(names))).round().astype(int))]
     written = 0
     for done, name in enumerate(map(str, names)):
@@ -143,7 +146,6 @@ def _write_overlays(
         except (AnnotationError, OSError) as error:
             unusable[name] = str(error)
             continue
-        with replacing(folder / (re.sub(r"[/\\]", "__", name) + ".png")) as temporary:
-            Image.fromarray(picture).save(temporary)
+        Image.fromarray(picture).save(folder / flat[name])
         written += 1
     return written

@@ -115,14 +115,14 @@ def find_record(path: Path, source: Path, settings: dict[str, Any]) -> ShardReco
     try:
         record = ShardRecord(**about["record"])
     except (KeyError, TypeError):
-        fail(path, "exists, and is not a shard of labels; overwrite replaces it")
+        fail(path, "exists, and is not a shard of labels; pass overwrite=True to replace it")
     differ = [
         f"{name}: {record.settings.get(name)}, not {settings.get(name)}"
         for name in sorted(record.settings.keys() | settings.keys())
         if record.settings.get(name) != settings.get(name)
     ]
     if differ:
-        fail(path, f"exists, and was made with {'; '.join(differ)}; overwrite replaces it")
+        fail(path, f"exists, and was made with {'; '.join(differ)}; pass overwrite=True to replace it")
     if record.source_sha256 != hash_file(source):
-        fail(path, f"exists, and was made from another {source.name}; overwrite replaces it")
+        fail(path, f"exists, and was made from another {source.name}; pass overwrite=True to replace it")
     return record if table.num_rows == record.people else None

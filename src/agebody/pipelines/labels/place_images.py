@@ -19,7 +19,7 @@ from agebody.body import BodyModel
 from agebody.cameras import Camera
 from agebody.crowd.height_prior import SEXES
 from agebody.draw import Picture, contact_sheet, render
-from agebody.files import replacing
+from agebody.files import flat_names, replacing
 from agebody.pipelines.labels.placing import PlacedLabels, place_labels
 from agebody.pipelines.labels.quality import flag_labels
 from agebody.pipelines.labels.records import Labels, concatenate_labels
@@ -138,14 +138,12 @@ def find_maps(folder: Path, images: Iterable[str]) -> dict[str, Path]:
 
 def _name_views(folder: Path, images: Iterable[str], overwrite: bool) -> dict[str, Path]:
     """Return the picture file of each image, named like it with its folders in the name."""
-    views: dict[str, Path] = {}
-    for name in images:
-        path = folder / ("__".join((*Path(name).parent.parts, Path(name).stem)) + ".png")
-        if path in views.values():
-            fail(path, f"would be the picture of two images, one of them {name}")
+    stems = {name: Path(name).with_suffix("").as_posix() for name in images}
+    flat = flat_names(stems.values(), ".png")
+    views = {name: folder / flat[stem] for name, stem in stems.items()}
+    for path in views.values():
         if path.exists() and not overwrite:
-            fail(path, "exists; --overwrite replaces it")
-        views[name] = path
+            fail(path, "exists; pass overwrite=True to replace it")
     return views
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from agebody.annotations.arrays import Key, read_arrays
 from agebody.annotations.coco import to_corners
-from agebody.annotations.people import fail
+from agebody.annotations.people import MAX_PIXELS, fail, is_file_name
 from agebody.assets.asset import SMPL_JOINT_NAMES
 from agebody.body import BodyModel
 from agebody.files import save_npz
@@ -138,7 +138,7 @@ class Labels:
         """Return labels from the arrays of a file, and from the fields ``ABOUT`` all people.
 
         Raises:
-            AnnotationError: something is missing, or the layout is unknown.
+            AnnotationError: something is missing, or wrong: names, sizes, or numbers that are not finite.
         """
         missing = [name for name in (*ABOUT, *ROWS) if name not in {**about, **arrays}]
         if missing:
@@ -155,7 +155,9 @@ class Labels:
             str(about["keypoint_layout"]),
             **rows,
         )
-        return _with_rows(blank, {**arrays, "boxes": to_corners(arrays["boxes"])})
+        found = _with_rows(blank, {**arrays, "boxes": to_corners(arrays["boxes"])})
+        _check(path, found)
+        return found
 
     def save(self, path: str | PathLike[str], *, overwrite: bool = False) -> None:
         """Write an ``.npz`` of plain arrays, whole or not at all; `load_labels` reads it.
@@ -170,6 +172,31 @@ class Labels:
         if self.joint_names == SMPL_JOINT_NAMES:
             about["layout"] = "smpl24"
         save_npz({**self.arrays(), **about}, path, overwrite=overwrite)
+
+
+def _check(path: Path, labels: Labels) -> None:
+    """Refuse arrays that do not belong together, and images that a folder cannot have."""
+    joints, points = len(labels.joint_names), len(LAYOUTS[labels.keypoint_layout].names)
+    sizes = {"body_pose": joints - 1, "joints": joints, "observed": points, "keypoints": points}
+    for name, size in sizes.items():
+        if getattr(labels, name).shape[1] != size:
+            fail(path, f"{name}: expected {size} per person, got {getattr(labels, name).shape[1]}")
+    for name in (*BodyParameters._fields, "focal", "center", "observed", "boxes"):
+        if not np.isfinite(getattr(labels, name)).all():
+            fail(path, f"{name}: expected finite numbers")
+    if (labels.focal <= 0).any() or not ((labels.image_sizes > 0) & (labels.image_sizes <= MAX_PIXELS)).all():
+        fail(path, f"focal, image_sizes: expected pixels above 0, sizes up to {MAX_PIXELS:.0f}")
+    names, first, image = np.unique(labels.image_ids, return_index=True, return_inverse=True)
+    for name in names.tolist():
+        if not is_file_name(name):
+            fail(path, f"image_ids: expected paths inside the folder of the images, got {name!r}")
+    other = (labels.image_sizes != labels.image_sizes[first][image]).any(1)
+    if other.any():
+        row = int(np.flatnonzero(other)[0])
+        name, one = str(labels.image_ids[row]), labels.image_sizes[first][image][row]
+        fail(
+            path, f"image_sizes: {name} has two sizes, {one.tolist()} and {labels.image_sizes[row].tolist()}"
+        )
 
 
 def _rows(labels: Labels) -> dict[str, np.ndarray]:

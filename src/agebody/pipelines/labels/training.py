@@ -10,6 +10,7 @@ the age offset, as in smplx's SMPL with ``age="kid"``.
 
 from __future__ import annotations
 
+import errno
 import io
 import pickle
 import re
@@ -27,7 +28,7 @@ from agebody.annotations.people import AnnotationError
 from agebody.annotations.photographs import is_upright, read_photograph
 from agebody.assets.asset import SMPL_JOINT_NAMES
 from agebody.body import BodyModel
-from agebody.files import replacing, save_npz
+from agebody.files import replacing_files, save_npz
 from agebody.keypoints import get_layout
 from agebody.pipelines.labels.quality import BOX_SCALE
 from agebody.pipelines.labels.records import Labels
@@ -128,10 +129,11 @@ def save_training_shards(
     *,
     box_scale: float = BOX_SCALE,
     images_per_shard: int = 1000,
+    overwrite: bool = False,
     unreadable: Callable[[str, Exception], None] | None = None,
     progress: Callable[[int], None] = lambda images: None,
 ) -> list[Path]:
-    """Write shards of webdataset, ``000000.tar`` and on, each whole or not at all.
+    """Write shards of webdataset, ``000000.tar`` and on, all or none.
 
     An image is ``KEY.jpg`` beside ``KEY.data.pyd``, a pickled list with a dictionary per person. JPEG files
     are copied as they are; others, and photographs that EXIF turns, are decoded, turned and written as JPEG
@@ -144,12 +146,14 @@ def save_training_shards(
         images: the folder of the images.
         box_scale: factor by which boxes are enlarged.
         images_per_shard: number of images per shard.
+        overwrite: replace all shards in the folder.
         unreadable: called with the name of an image that cannot be read, and the error; the image is then
             left out. None raises the error.
         progress: called with the number of images done.
 
     Raises:
         AnnotationError: an image cannot be read, or has another size than the labels say.
+        FileExistsError: there are shards in the folder, and ``overwrite`` is false.
         OSError: a file is not there, or cannot be written.
     """
     if images_per_shard < 1:
@@ -160,25 +164,34 @@ def save_training_shards(
         people.setdefault(name, []).append(row)
     names = list(people)
     written = []
-    for start in range(0, len(names), images_per_shard):
-        path = Path(folder) / f"{start // images_per_shard:06d}.tar"
-        with replacing(path) as temporary, tarfile.open(temporary, "w") as tar:
-            for i, name in enumerate(names[start : start + images_per_shard], start):
-                rows = people[name]
-                key = f"{i:06d}_" + re.sub(r"[^\w-]", "_", str(Path(name).with_suffix("")))
-                width, height = labels.image_sizes[rows[0]].tolist()
-                try:
-                    photograph = _jpeg(Path(images) / name, (width, height))
-                except (AnnotationError, OSError) as error:
-                    if unreadable is None:
-                        raise
-                    unreadable(name, error)
-                    continue
-                _add(tar, f"{key}.jpg", photograph)
-                _add(tar, f"{key}.data.pyd", _pickle([_person(arrays, row) for row in rows]))
-                progress(i + 1)
-        written.append(path)
-    return written
+
+    def existing() -> list[Path]:
+        return sorted(Path(folder).glob("[0-9]" * 6 + ".tar"))
+
+    def check() -> None:
+        if not overwrite and (there := existing()):
+            raise FileExistsError(errno.EEXIST, "exists; pass overwrite=True to replace all shards", there[0])
+
+    check()
+    with replacing_files(folder, check=check, stale=existing) as new:
+        for start in range(0, len(names), images_per_shard):
+            written.append(f"{start // images_per_shard:06d}.tar")
+            with tarfile.open(new / written[-1], "w") as tar:
+                for i, name in enumerate(names[start : start + images_per_shard], start):
+                    rows = people[name]
+                    key = f"{i:06d}_" + re.sub(r"[^\w-]", "_", str(Path(name).with_suffix("")))[:50]
+                    width, height = labels.image_sizes[rows[0]].tolist()
+                    try:
+                        photograph = _jpeg(Path(images) / name, (width, height))
+                    except (AnnotationError, OSError) as error:
+                        if unreadable is None:
+                            raise
+                        unreadable(name, error)
+                        continue
+                    _add(tar, f"{key}.jpg", photograph)
+                    _add(tar, f"{key}.data.pyd", _pickle([_person(arrays, row) for row in rows]))
+                    progress(i + 1)
+    return [Path(folder) / name for name in written]
 
 
 def _observed(labels: Labels) -> Float[np.ndarray, "N 44 3"]:

@@ -6,8 +6,6 @@ import errno
 import hashlib
 import json
 import os
-import secrets
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +16,7 @@ from jaxtyping import Bool, UInt8
 from PIL import Image
 
 from agebody.age import AGE_CLASSES
+from agebody.files import replacing_folder
 from agebody.keypoints import KeypointLayout
 from agebody.pipelines.release.photos import ReleaseError
 
@@ -147,34 +146,17 @@ def new_folder(path: str | os.PathLike[str], *, overwrite: bool) -> Iterator[Pat
         FileNotFoundError: the parent folder does not exist.
         OSError: the parent folder cannot be written in.
     """
-    target = Path(os.path.realpath(path))
-    old = _replaceable(target, overwrite)
-    if not target.parent.is_dir():
-        raise FileNotFoundError(
-            errno.ENOENT, f"the folder {target.parent} does not exist; create it first", str(path)
-        )
-    token = secrets.token_hex(6)
-    temporary = target.with_name(f".{target.name}-{token}")
-    temporary.mkdir()
-    try:
+    with replacing_folder(path, check=lambda folder: check_replaceable(folder, overwrite)) as temporary:
         yield temporary
         for file in sorted(temporary.rglob("*"), reverse=True):  # folders after their contents
             os.utime(file, (EPOCH, EPOCH))
         os.utime(temporary, (EPOCH, EPOCH))
-        if old is None:
-            os.rename(temporary, target)
-        else:
-            _swap(temporary, target, target.with_name(f".{target.name}-{token}-old"), old)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _replaceable(target: Path, overwrite: bool) -> list[str] | None:
-    """Return the files of the folder, which may all be deleted, or None if there is no folder."""
-    if not os.path.lexists(target):
-        return None
-    if not target.is_dir():
-        raise FileExistsError(errno.EEXIST, "a file of that name exists", str(target))
+def check_replaceable(target: Path, overwrite: bool) -> None:
+    """Raise FileExistsError for a folder that is not empty, unless it is a release and may be replaced."""
+    if not any(target.iterdir()):
+        return
     if not overwrite:
         raise FileExistsError(
             errno.EEXIST, "the folder exists; pass overwrite=True to replace a release", str(target)
@@ -185,7 +167,6 @@ def _replaceable(target: Path, overwrite: bool) -> list[str] | None:
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         listed = {}
     folders = {parent.as_posix() for name in listed for parent in Path(name).parents}
-    found = []
     for file in target.rglob("*"):
         name = file.relative_to(target).as_posix()
         if file.is_symlink():
@@ -194,23 +175,7 @@ def _replaceable(target: Path, overwrite: bool) -> list[str] | None:
             own = name in folders
         else:
             own = (name == MANIFEST and bool(listed)) or (name in listed and sha256(file) == listed[name])
-            found.append(name)
         if not own:
             raise FileExistsError(
                 errno.EEXIST, f"not replaced, because {name} in it was not written by a release", str(target)
             )
-    return found
-
-
-def _swap(new: Path, target: Path, aside: Path, old: list[str]) -> None:
-    os.rename(target, aside)
-    try:
-        os.rename(new, target)
-    except BaseException:
-        os.rename(aside, target)
-        raise
-    for name in old:
-        (aside / name).unlink()
-    for folder in sorted((p for p in aside.rglob("*") if p.is_dir()), reverse=True):
-        folder.rmdir()
-    aside.rmdir()

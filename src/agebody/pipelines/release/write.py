@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -14,10 +17,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from agebody.body import BodyModel
-from agebody.files import save_npz
+from agebody.files import replacing, save_npz
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.pipelines.release.files import (
     MANIFEST,
+    check_replaceable,
     coco_annotation,
     coco_category,
     describe_files,
@@ -87,6 +91,7 @@ def write_release(
     image_format: ImageFormat = "png",
     fps: float = 25.0,
     seed: int | None = None,
+    key: str | PathLike[str] | None = None,
     overwrite: bool = False,
     progress: Report = lambda stage, fraction: None,
 ) -> Release:
@@ -114,13 +119,15 @@ def write_release(
         fps: frames per second of the clips.
         seed: seed of the order of pictures and people. With the seed and the list of photographs anybody can
             tell which picture is which; None chooses an order that cannot be repeated.
+        key: a new JSON file outside of the folder, for the owner's eyes: which picture is of which
+            photograph. It is written with the folder, or not at all, and is never replaced.
         overwrite: replace the folder if it is a release that nobody has changed or added to.
         progress: see `Report`.
 
     Raises:
         ReleaseError: a photograph cannot be released as it is listed.
         ImportError: embreex or OpenCV is missing; install ``agebody[release]``.
-        FileExistsError: the folder exists and may not be replaced.
+        FileExistsError: the folder or the key exists and may not be replaced.
         OSError: a file cannot be read or written.
     """
     options = Options(
@@ -128,8 +135,9 @@ def write_release(
     )
     if background == "inpaint":
         load_opencv()  # fail before anything is written
+    check_places(output, key, overwrite=overwrite)
     counts = Counts()
-    with new_folder(output, overwrite=overwrite) as folder:
+    with ExitStack() as undo, new_folder(output, overwrite=overwrite) as folder, _new_key(key, undo) as keys:
         places = arrange(choose(photos, options, counts), np.random.default_rng(seed))
         if not places:
             raise ReleaseError("no photograph is left to release")
@@ -149,7 +157,41 @@ def write_release(
         progress("writing", 1)
         manifest = make_manifest(body.asset, options, counts, describe_files(folder))
         _write_json(folder / MANIFEST, manifest, indent=2)
-    return Release(manifest, {place.name: Path(place.photo.path) for place in places})
+        sources = {place.name: Path(place.photo.path) for place in places}
+        if keys is not None:
+            _write_json(keys, {name: str(path) for name, path in sources.items()}, indent=2)
+    return Release(manifest, sources)
+
+
+def check_places(output: str | PathLike[str], key: str | PathLike[str] | None, *, overwrite: bool) -> None:
+    """Refuse, before anything that takes long, places that cannot be written.
+
+    Raises:
+        ReleaseError: the key would be in the folder.
+        FileExistsError: the folder or the key exists and may not be replaced.
+    """
+    target = Path(os.path.realpath(output))
+    if target.is_dir():
+        check_replaceable(target, overwrite)
+    if key is None:
+        return
+    place = Path(os.path.realpath(key))
+    if target in (place, *place.parents):
+        raise ReleaseError(f"{key}: the key must not be in the folder that is shared; give another place")
+    if os.path.lexists(key):
+        problem = "the file exists; a key is never replaced, so give another name"
+        raise FileExistsError(errno.EEXIST, problem, str(key))
+
+
+@contextmanager
+def _new_key(path: str | PathLike[str] | None, undo: ExitStack) -> Iterator[Path | None]:
+    """Yield the temporary file of a key, which is in place before the folder, and goes if that fails."""
+    if path is None:
+        yield None
+        return
+    with replacing(path, overwrite=False, private=True) as temporary:
+        yield temporary
+    undo.push(lambda kind, error, trace: None if kind is None else Path(path).unlink())
 
 
 def choose(photos: Sequence[Photo], options: Options, counts: Counts) -> list[Photo]:
