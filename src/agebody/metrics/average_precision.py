@@ -68,6 +68,10 @@ class KeypointImage(NamedTuple):
     """(x, y, width, height)."""
     crowd: Bool[np.ndarray, " G"]
     """A region of several people: any number of detections may match it, and none counts."""
+    ignored: Bool[np.ndarray, " G"]
+    """Who counts neither for nor against."""
+    lost: Bool[np.ndarray, " G"]
+    """Who is never found: a detection that is matched to them is wrong."""
 
 
 def keypoint_similarity(image: KeypointImage, spread: Float[np.ndarray, " K"]) -> Float[np.ndarray, "D G"]:
@@ -88,7 +92,8 @@ def keypoint_similarity(image: KeypointImage, spread: Float[np.ndarray, " K"]) -
     area = image.areas[None, :, None] + SPACING
     # Keypoints that are not visible may be NaN.
     squared = np.where(counted[None, ..., None], difference**2, 0).sum(-1)
-    likeness = np.where(counted, np.exp(-squared / variance / area / 2), 0)
+    with np.errstate(over="ignore"):  # of negative areas, which no range includes
+        likeness = np.where(counted, np.exp(-squared / variance / area / 2), 0)
     return likeness.sum(-1) / counted.sum(-1)
 
 
@@ -101,18 +106,18 @@ def match_image(
 ) -> ImageResult:
     """Match the detections of one image to its people at each threshold, by descending score.
 
-    A detection takes the free person of the largest OKS, those that count before those that do not: crowds,
-    people without visible keypoints or of another size. Detections without a person do not count where their
-    own size is outside the range.
+    A detection takes the free person of the largest OKS, those that count before those that do not: ignored
+    people and those of another size. Detections without a person do not count where their own size is outside
+    the range.
     """
     order = np.argsort(-image.scores, kind="stable")[:max_detections]
     low, high = area_range
-    ignored_target = image.crowd | ~image.visible.any(1) | (image.areas < low) | (image.areas > high)
+    ignored_target = image.ignored | (image.areas < low) | (image.areas > high)
     shape = (len(THRESHOLDS), len(order))
     matched, ignored = np.zeros(shape, bool), np.zeros(shape, bool)
     # An image has few of both, so Python's numbers are faster than arrays.
     counting, others = np.flatnonzero(~ignored_target).tolist(), np.flatnonzero(ignored_target).tolist()
-    many, rows = image.crowd.tolist(), similarity[order].tolist()
+    many, lost, rows = image.crowd.tolist(), image.lost.tolist(), similarity[order].tolist()
     for t, threshold in enumerate(THRESHOLDS):
         taken: set[int] = set()
         for d, row in enumerate(rows):
@@ -121,7 +126,7 @@ def match_image(
                 person = _best(row, threshold, (g for g in others if many[g] or g not in taken))
                 ignored[t, d] = person is not None
             if person is not None:
-                matched[t, d] = True
+                matched[t, d] = not lost[person]
                 taken.add(person)
     strange = (image.pred_areas < low) | (image.pred_areas > high)
     ignored |= ~matched & strange[order]
@@ -233,6 +238,8 @@ def split_images(
     visible: Bool[np.ndarray, "G K"] | None = None,
     boxes: Float[np.ndarray, "G 4"] | None = None,
     crowd: Bool[np.ndarray, " G"] | None = None,
+    ignored: Bool[np.ndarray, " G"] | None = None,
+    lost: Bool[np.ndarray, " G"] | None = None,
     pred_areas: Float[np.ndarray, " D"] | None = None,
     images: Shaped[np.ndarray, " I"] | None = None,
 ) -> list[KeypointImage]:
@@ -248,6 +255,8 @@ def split_images(
         visible: which keypoints are visible; all by default.
         boxes: as of `keypoint_ap`.
         crowd: as of `keypoint_ap`.
+        ignored: who counts neither for nor against; crowds and people without visible keypoints by default.
+        lost: who is never found; nobody by default.
         pred_areas: as of `keypoint_ap`.
         images: the ids to evaluate; all that occur by default.
     """
@@ -260,13 +269,18 @@ def split_images(
     sizes = width * height
     if pred_areas is not None:
         sizes = np.where(np.isnan(pred_areas), sizes, pred_areas)
-    if crowd is None:
-        crowd = np.zeros(len(target), bool)
+    nobody = np.zeros(len(target), bool)
+    crowd, lost = (nobody if who is None else who for who in (crowd, lost))
+    if ignored is None:
+        ignored = crowd | ~seen.any(1)
     if images is None:
         images = np.union1d(pred_images, target_images)
     people, detections = _by_image(target_images, images), _by_image(pred_images, images)
     return [
-        KeypointImage(pred[d], scores[d], sizes[d], target[g], seen[g], areas[g], boxes[g], crowd[g])
+        KeypointImage(
+            *(part[d] for part in (pred, scores, sizes)),
+            *(part[g] for part in (target, seen, areas, boxes, crowd, ignored, lost)),
+        )
         for d, g in zip(detections, people, strict=True)
     ]
 

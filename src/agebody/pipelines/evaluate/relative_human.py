@@ -178,4 +178,4 @@ def _detections(pred: Bodies, target: Bodies, images: np.ndarray) -> Detections 
         crowd=target.crowd,
         images=images,
     )
-    return Detections(split, 2 * np.array(sigmas))
+    return Detections([split], 2 * np.array(sigmas))
