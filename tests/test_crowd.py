@@ -37,6 +37,7 @@ from agebody.crowd import (
 from agebody.crowd.height_prior import HEIGHT_CLASSES
 from agebody.draw import render
 from agebody.losses import FEET, part_vertices
+from agebody.mesh import penetration
 from agebody.mesh.penetrations import find_penetrations
 from agebody.parameters import BodyParameters
 from agebody.people import pose
@@ -639,6 +640,83 @@ class TestRefine:
         pixels = [CAMERA.project(p).pixels for p in (points, found.apply(points))]
         assert (pixels[0] - pixels[1]).norm(dim=-1).mean() < 3  # the standard deviation it was given
 
+    def test_people_of_weight_0_stay_where_they_are(self, body):
+        (points, camera, root), given = self.too_large(body, 1.05)
+        found = refine_crowd(points, camera, root, weights=torch.tensor([1, 0, 1]).double(), **given)
+        assert torch.equal(found.new_root[1], root[1])
+        assert torch.allclose(found.apply(points)[1], points[1])
+        assert not torch.allclose(found.new_root[0], root[0])
+
+    @pytest.mark.parametrize(
+        ("place", "sizes"), [((0.1, 4.0), True), ((0.1, 4.0), False), ((0.4, 4.02), True)], ids=str
+    )
+    def test_people_deep_in_one_another_come_apart(self, body, place, sizes):
+        """Arms stretched out sideways, one body in the other; the nearest way out differs by vertex."""
+        people = standing(body, [0.0, 0.0], [(0.0, 4.0), place])
+        out = body(people)
+        points = body.keypoints("coco17", people)
+        height = rest_height(body, people.betas, people.age_offset)
+        given: dict[str, Any] = {"vertices": out.vertices, "faces": body.faces}
+        if sizes:
+            given |= {"height": height, "prior": prior_at(height)}
+        start = refine_crowd(points, CAMERA, out.joints[:, 0], max_iterations=0, **given)
+        found = refine_crowd(points, CAMERA, out.joints[:, 0], **given)
+        before = penetration(out.vertices.float(), body.faces).depth.amax(-1)
+        after = penetration(found.apply(out.vertices).float(), body.faces).depth.amax(-1)
+        assert before.max() > 0.07
+        assert after.max() < (0.005 if sizes else 0.02)
+        assert found.penetration is not None
+        assert torch.allclose(found.penetration, after.double(), atol=1e-4)
+        assert bool(found.converged) == (after.max() <= 0.01)
+        assert found.cost < start.cost
+
+    def test_who_is_held_in_place_stays_in_the_other_and_it_says_so(self, body):
+        people = standing(body, [0.0, 0.3], [(0.0, 4.0), (0.1, 4.0)])
+        out = body(people)
+        points = body.keypoints("coco17", people)
+        found = refine_crowd(
+            points, CAMERA, out.joints[:, 0], vertices=out.vertices, faces=body.faces,
+            deviations=Deviations(pixels=0.01, depth=1e-3),
+        )  # fmt: skip
+        assert not found.converged
+        assert found.penetration is not None
+        assert found.penetration.max() > 0.03
+
+    LEVELS = (
+        ((), 0.0, [0] * 6),
+        ((2,), 0.5, [0, 0, -1, 0, 0, 0]),
+        ((1, 2), 0.8, [0, 1, 1, 0, 0, 0]),
+        ((0, 2, 4), 0.3, [1, 0, 1, 0, 1, 0]),
+        ((0, 2, 4), 0.5, [1, 0, 1, 0, 1, 0]),
+    )
+
+    @pytest.mark.parametrize(("lifted", "by", "expected"), LEVELS, ids=[str(case[:2]) for case in LEVELS])
+    @pytest.mark.parametrize("noise", [0.0, 0.05])
+    def test_ground_with_a_step(self, body, lifted, by, expected, noise):
+        """People above the others are not pulled down, nor pull the others up."""
+        places = [(-2 + 0.8 * i, 4 + depth) for i, depth in enumerate((0.9, 1.2, 0.2, 1.8, 0.6, 1.4))]
+        people = standing(body, [0.0, 0.3, 0.6, 0.0, 0.2, 0.75], places)
+        rise = torch.zeros(6, 3, dtype=torch.float64)
+        rise[list(lifted), 1] = -by
+        people = people._replace(transl=people.transl + rise)
+        out = body(people)
+        size = torch.exp(noise * torch.randn(6, generator=torch.Generator().manual_seed(0)).double())
+        wrong = lambda t: size[:, None, None] * t  # noqa: E731
+        height = rest_height(body, people.betas, people.age_offset)
+        found = refine_crowd(
+            wrong(body.keypoints("coco17", people)), CAMERA, wrong(out.joints)[:, 0], height=size * height,
+            prior=prior_at(height),
+            feet=wrong(out.vertices[:, part_vertices(body.asset, FEET, facing=(0, -1, 0))]),
+        )  # fmt: skip
+        assert found.level.tolist() == expected
+        assert found.held.tolist() == [level >= 0 for level in expected]
+        assert found.step.item() == pytest.approx(by if 1 in expected else 0, abs=0.05 if noise else 1e-6)
+        error = (found.new_root[:, 2] / out.joints[:, 0, 2] - 1).abs()
+        given = (size - 1).abs()
+        assert error.mean() <= 0.7 * given.mean() + 1e-6
+        assert error.max() <= given.max() + 1e-6
+        assert found.converged
+
     @staticmethod
     def too_large(body, factor):
         """People drawn larger by a factor, and what is known of them."""
@@ -664,10 +742,12 @@ class TestRefine:
             prior=HeightPrior(*map(ghost, more["prior"])), weights=torch.tensor([1, 1, 1, 0]).double(),
         )  # fmt: skip
         assert torch.allclose(haunted.new_root[:3], alone.new_root, atol=1e-6)
+        assert haunted.new_root[3].isnan().all()
+        assert haunted.held.tolist() == [True, True, True, False]
         assert haunted.cost.item() == pytest.approx(alone.cost.item())
 
     def test_derivatives(self, body, monkeypatch):
-        """The gradient against differences, of all terms but the search."""
+        """The gradient against differences, of all terms; depths have one where a search finds the same."""
         module: Any = importlib.import_module("agebody.crowd.refine")
 
         people, out, points, soles = self.scene(body)
@@ -680,7 +760,6 @@ class TestRefine:
 
         module_minimize = module.minimize
         monkeypatch.setattr(module, "minimize", catch)
-        monkeypatch.setattr(module, "SEARCHES", 1)
         crossed = out.vertices - torch.tensor([[-0.7, 0, 0.4], [0, 0, 0], [0.7, 0, 0.4]]).double()[:, None]
         refine_crowd(
             points * 1.05, CAMERA._replace(distortion=torch.tensor([0.05, 0.01, 0, 0]).double()),

@@ -1,4 +1,4 @@
-"""Joint refinement of the people of an image: depth order, one ground, no overlaps, the same image."""
+"""Joint refinement of the people of an image: depth order, ground, fewer overlaps, the same image."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ from agebody.cameras import Camera
 from agebody.checks import Weights, apply_mask, expand_weights, expect, expect_values
 from agebody.crowd.height_prior import HeightPrior
 from agebody.mesh.penetrations import find_penetrations, offsets
-from agebody.optim.least_squares import Quadratic, minimize
+from agebody.optim.least_squares import Quadratic, Solution, minimize
 from agebody.optim.terms import project
 
 MOVES = 4
 """Variables per person: logarithms of depth and of size, and two sideways shifts (tangents of angles)."""
-TILTS = 3
-"""Variables of the ground: two angles and its offset."""
+TILTS = 4
+"""Variables of the ground: two angles, its offset, and the height of its second level above the first."""
 LAYER_MARGIN = 0.3
 """Smallest distance in depth between two layers, and largest within a layer [m]."""
-SEARCHES = 8
-"""Largest number of searches for overlaps per image."""
-SETTLED = 1e-3
-"""Overlaps are not searched again in images where no variable changed by more: some millimetres."""
+RELEASE = 4.5
+"""Cost of a person who is not held on the ground, and of a second level: that of three deviations."""
+RESOLVED = 0.01
+"""Depth of penetration that counts as resolved [m]."""
+GAPS = (0.1, 0.2, 0.3, 0.45)
+"""Changes of the distance in depth of two people that are tried where they penetrate each other [m]."""
 
 
 class Deviations(NamedTuple):
@@ -40,10 +42,10 @@ class Deviations(NamedTuple):
     ground: float = 0.03
     """Of the lowest point of a person from the ground [m]."""
     ground_reach: float = 0.3
-    """Scale of the robust cost of the ground: people who jump or sit are farther away and are ignored [m]."""
+    """Scale of the robust cost of the ground [m]."""
     tilt: float = 0.1
     """Of the normal of the ground from the up direction [rad]."""
-    overlap: float = 0.002
+    overlap: float = 0.0005
     """Of the penetration depth, root mean square over all vertices of a person [m]."""
 
 
@@ -60,13 +62,25 @@ class Refined(NamedTuple):
     """Of the ground, away from it; the up direction without feet."""
     offset: Float[Tensor, "*images"]
     """Height of the ground along its normal [m]; 0 without feet."""
+    step: Float[Tensor, "*images"]
+    """Height of the second level above the ground [m]; 0 if there is one level."""
+    level: Int[Tensor, "*images P"]
+    """0 for people who were held on the ground, 1 for those on its second level, -1 for the others."""
+    penetration: Float[Tensor, "*images P P"] | None
+    """Remaining depth of the deepest vertex of person i in person j [m]; None without vertices."""
     terms: dict[str, Float[Tensor, "*images"]]
     """Final cost of each term."""
     cost: Float[Tensor, "*images"]
     converged: Bool[Tensor, "*images"]
+    """False also where people remain in one another by more than ``RESOLVED``, a centimetre."""
     iterations: Int[Tensor, "*images"]
     stop: Int[Tensor, "*images"]
     """An `agebody.optim.least_squares.Stop` per image."""
+
+    @property
+    def held(self) -> Bool[Tensor, "*images P"]:
+        """Whether each person was held on the ground."""
+        return self.level >= 0
 
     def apply(self, points: Float[Tensor, "*images P N 3"]) -> Float[Tensor, "*images P N 3"]:
         """Move points of each person, such as vertices [m]."""
@@ -99,14 +113,17 @@ def refine_crowd(
     - ``depth``: people stay at their depth (always);
     - ``order`` (``layer``): people of a nearer layer are ``LAYER_MARGIN`` nearer, people of one layer at most
       that far apart in depth;
-    - ``ground`` (``feet``): the lowest points of all people lie on one plane, which is a variable;
+    - ``ground`` (``feet``): the lowest points of people lie on one plane, which is a variable, or on two
+      levels with the same normal. People whom it would cost more than three standard deviations to stand
+      there, such as those who jump or sit, are not held; see ``held`` and ``level`` of the result;
     - ``height`` (``height``, ``prior``): sizes become variables and follow their prior. Size and depth
       together change no pixel;
-    - ``overlap`` (``vertices``, ``faces``): nobody penetrates anybody.
+    - ``overlap`` (``vertices``, ``faces``): people do not penetrate one another.
 
-    All images are solved in one batch, each until it has converged. Overlaps are searched on the meshes,
-    which takes most of the time; people are then pushed along the directions found, and images in which
-    anybody moved are searched again. Poses do not change.
+    All images are solved in one batch, each until it has converged. Overlaps are searched on the meshes at
+    every evaluation, which takes most of the time. Where people still penetrate one another, both orders in
+    depth are tried, and the cheaper solution is kept. The cost is never above that of the start. Poses do not
+    change, and all terms are soft, so some overlap may remain: see ``penetration`` of the result.
 
     Args:
         points: keypoints, in camera coordinates [m].
@@ -123,8 +140,7 @@ def refine_crowd(
         vertices: meshes, in camera coordinates [m].
         faces: counter-clockwise from outside.
         deviations: standard deviations of the terms; the default ones if None.
-        max_iterations: per image between two searches. An image in which people still move after the last
-            search has not converged.
+        max_iterations: per image and solution.
     """
     expect("points", points, None, None, 3)
     images, keypoints = points.shape[:-3], points.shape[-2]
@@ -185,6 +201,7 @@ def refine_crowd(
         vertices=None if vertices is None else flat(vertices),
         faces=faces,
         deviations=deviations or Deviations(),
+        level=torch.full_like(there, -1, dtype=torch.long),
     )
     used, absent = confidence != 0, there == 0
     ahead, weight = "finite places in front of the camera", "finite numbers of 0 or more"
@@ -204,23 +221,27 @@ def refine_crowd(
             checks[name] = (absent | ((tensor > 0) & tensor.isfinite()), "finite lengths above 0")
     expect_values(**checks)
 
-    x = points.new_zeros(len(start), MOVES * start.shape[1] + TILTS)
-    if scene.feet is not None and start.shape[1]:
-        lowest = torch.where(absent, torch.nan, (scene.feet @ scene.up).amin(-1))
-        x[:, -1] = lowest.nanmedian(-1).values.nan_to_num(0.0)
+    scene, x = _choose_levels(scene, max_iterations)
     x, ends = _solve(scene, x, max_iterations)
     place = scene.place(x, torch.arange(len(x), device=x.device))
+    remaining = None if scene.vertices is None else scene.remaining(x)
+    if remaining is not None and start.shape[1]:
+        ends["converged"] &= remaining.amax((1, 2)) <= RESOLVED
 
     def unflat(tensor: Tensor) -> Tensor:
         return tensor.reshape((*images, *tensor.shape[1:]))
 
     terms = {name: unflat(cost) for name, cost in scene.costs(x).items()}
+    ignored = unflat(absent)[..., None]
     return Refined(
         root=root,
-        new_root=unflat(place.new_root),
+        new_root=torch.where(ignored, root, unflat(place.new_root)),
         scale=unflat(place.scale),
         normal=unflat(place.normal),
         offset=unflat(place.offset),
+        step=unflat(place.step),
+        level=unflat(scene.level),
+        penetration=None if remaining is None else unflat(remaining),
         terms=terms,
         cost=torch.stack(list(terms.values())).sum(0),
         **{name: unflat(part) for name, part in ends.items()},
@@ -228,30 +249,124 @@ def refine_crowd(
 
 
 def _solve(scene: _Scene, x: Tensor, max_iterations: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """Minimise, and search again for overlaps in images where people have moved, until all have settled."""
-    free = scene.free()
+    """Minimise, and try both orders in depth of people who penetrate each other."""
+    rows = torch.arange(len(x), device=x.device)
+    unmoved = x.clone()
+    unmoved[:, :-TILTS] = 0
+    given, moved = (scene.quadratize(start, rows, images=rows).cost for start in (unmoved, x))
+    found = _minimize(scene, torch.where((given < moved)[:, None], unmoved, x), rows, max_iterations)
+    x, cost = found.x, found.cost
+    ends = {"converged": found.converged, "iterations": found.iterations, "stop": found.stop}
+    if scene.vertices is None or not len(x) or scene.vertices.shape[1] < 2:
+        return x, ends
+    depths = scene.remaining(x)
+    stuck = (depths.amax((1, 2)) > RESOLVED).nonzero()[:, 0]
+    if len(stuck):
+        starts = torch.stack([_separated(scene, x[row], row, depths[row]) for row in stuck])
+        again = _minimize(scene, starts, stuck, max_iterations)
+        ends["iterations"][stuck] += again.iterations
+        better = again.cost < cost[stuck]
+        rows = stuck[better]
+        x[rows] = again.x[better]
+        ends["converged"][rows], ends["stop"][rows] = again.converged[better], again.stop[better]
+    return x, ends
+
+
+def _minimize(scene: _Scene, x: Tensor, rows: Tensor, max_iterations: int) -> Solution:
+    """Minimise the cost of the images with the indices ``rows`` from x."""
+    free = scene.free()[rows]
     lower, upper = torch.where(free, -torch.inf, x), torch.where(free, torch.inf, x)
-    x, rows = x.clone(), torch.arange(len(x), device=x.device)
-    ends = {name: torch.zeros_like(rows) for name in ("converged", "iterations", "stop")}
-    for _ in range(SEARCHES if scene.vertices is not None else 1):
-        contacts = None if scene.vertices is None else scene.search(x[rows], rows)
-        found = minimize(
-            functools.partial(scene.quadratize, images=rows, contacts=contacts),
-            x[rows],
-            lower=lower[rows],
-            upper=upper[rows],
-            max_iterations=max_iterations,
-        )
-        moving = (found.x - x[rows]).abs().amax(-1) > SETTLED
-        x[rows] = found.x
-        ends["iterations"][rows] += found.iterations
-        ends["converged"][rows], ends["stop"][rows] = found.converged.long(), found.stop
-        rows = rows[moving]
-        if len(rows) == 0:
-            break
-    if scene.vertices is not None:
-        ends["converged"][rows] = 0
-    return x, {**ends, "converged": ends["converged"].bool()}
+    quadratize = functools.partial(scene.quadratize, images=rows)
+    return minimize(quadratize, x, lower=lower, upper=upper, max_iterations=max_iterations)
+
+
+def _separated(scene: _Scene, x: Tensor, row: Tensor, depths: Float[Tensor, "P P"]) -> Tensor:
+    """Return the variables of an image with its penetrating pairs moved apart in depth, the deepest first.
+
+    Of both orders and some distances, with and without sizes that keep the image, the cheapest is chosen.
+    """
+    depths = torch.maximum(depths, depths.mT).triu()
+    first, second = (depths > RESOLVED).nonzero(as_tuple=True)
+    for pair in depths[first, second].argsort(descending=True).tolist():
+        i, j = int(first[pair]), int(second[pair])
+        gaps = x.new_tensor([sign * gap for gap in GAPS for sign in (-1, 1)])
+        tried = x.repeat(len(gaps), 1)
+        for person, share in ((i, -0.5), (j, 0.5)):
+            depth = scene.root[row, person, 2] * tried[:, MOVES * person].exp()
+            tried[:, MOVES * person] += torch.log((1 + share * gaps / depth).clamp(min=0.5))
+        if scene.height is not None:
+            scaled = tried.clone()
+            for person in (i, j):
+                scaled[:, MOVES * person + 1] += tried[:, MOVES * person] - x[MOVES * person]
+            tried = torch.cat((tried, scaled))
+        images = row.expand(len(tried))
+        costs = scene.quadratize(tried, torch.arange(len(tried), device=x.device), images=images).cost
+        x = tried[costs.argmin()]
+    return x
+
+
+def _choose_levels(scene: _Scene, max_iterations: int) -> tuple[_Scene, Tensor]:
+    """Decide who stands on the ground, and whether it has two levels; return starts, too.
+
+    Compared are the costs of no ground, of one level, and of two, without overlaps. Each person who is not
+    held costs `RELEASE`, and so does the second level. People are released one after the other, the one first
+    whom the ground costs most.
+    """
+    images, people = scene.share.shape
+    x = scene.points.new_zeros(images, MOVES * people + TILTS)
+    if scene.feet is None or not images or not people:
+        return scene, x
+    alone = scene._replace(vertices=None)
+    present, rows = scene.share != 0, torch.arange(images, device=x.device)
+    lowest = torch.where(present, (scene.feet @ scene.up).amin(-1), torch.nan)
+    free = _minimize(alone, x, rows, max_iterations)
+    place = alone.place(free.x, rows)
+    heights = torch.where(present, (place.apply(scene.feet) @ scene.up).amin(-1), torch.nan)
+    best_x, best_level = free.x, scene.level
+    best = free.cost + RELEASE * present.sum(1)
+    own_free = alone.own_costs(free.x)
+    for level in (torch.where(present, 0, -1), _two_levels(heights)):
+        two = (level == 1).any(1)
+        start = x.clone()
+        for _ in range(people):
+            ground = torch.where(level == 0, lowest, torch.nan).nanmedian(-1).values
+            upper = torch.where(level == 1, lowest, torch.nan).nanmedian(-1).values
+            start[:, -2] = ground.nan_to_num(0.0)
+            start[:, -1] = torch.where(two, upper - ground, 0.0).nan_to_num(0.0)
+            held = alone._replace(level=level)
+            found = _minimize(held, start, rows, max_iterations)
+            total = found.cost + RELEASE * ((present & (level < 0)).sum(1) + two)
+            better = total < best
+            best = torch.where(better, total, best)
+            best_x = torch.where(better[:, None], found.x, best_x)
+            best_level = torch.where(better[:, None], level, best_level)
+            excess = torch.where(level >= 0, held.own_costs(found.x) - own_free, -torch.inf)
+            most, who = excess.max(1)
+            if not (most > RELEASE).any():
+                break
+            level = level.clone()
+            level[rows[most > RELEASE], who[most > RELEASE]] = -1
+            level = torch.where((level >= 0).sum(1, keepdim=True) > 1, level, -1)
+    return scene._replace(level=best_level), best_x
+
+
+def _two_levels(heights: Float[Tensor, "b P"]) -> Int[Tensor, "b P"]:
+    """Return the best division of heights, NaN for absent people, into two of two people or more."""
+    levels = torch.full_like(heights, -1, dtype=torch.long)
+    for level, row in zip(levels, heights, strict=True):
+        order = row.argsort()[: int((~row.isnan()).sum())]
+        if len(order) < 4:
+            continue
+        ordered = row[order]
+        spread = [
+            float(
+                ordered[:cut].var(correction=0) * cut + ordered[cut:].var(correction=0) * (len(order) - cut)
+            )
+            for cut in range(2, len(order) - 1)
+        ]
+        cut = 2 + spread.index(min(spread))
+        level[order[:cut]], level[order[cut:]] = 0, 1
+    return levels
 
 
 class _Scene(NamedTuple):
@@ -272,6 +387,8 @@ class _Scene(NamedTuple):
     vertices: Tensor | None
     faces: Tensor | None
     deviations: Deviations
+    level: Tensor
+    """(B, P) as in `Refined`."""
 
     def free(self) -> Tensor:
         """Return which variables are free."""
@@ -279,7 +396,8 @@ class _Scene(NamedTuple):
         free = torch.ones(count, people, MOVES, dtype=torch.bool, device=self.share.device)
         free[..., 1] = self.height is not None
         free &= (self.share != 0)[..., None]
-        ground = torch.full((count, TILTS), self.feet is not None, device=free.device)
+        ground = (self.level >= 0).any(1, keepdim=True).repeat(1, TILTS)
+        ground[:, -1] = (self.level == 1).any(1)
         return torch.cat((free.flatten(1), ground), 1)
 
     def place(self, x: Tensor, rows: Tensor) -> _Place:
@@ -289,32 +407,49 @@ class _Scene(NamedTuple):
         shift = torch.stack((*sideways, torch.zeros_like(along)), -1) * root[..., 2:]
         new_root, scale = along.exp()[..., None] * (root + shift), size.exp()
         axes = _across(self.up)
-        tilted = self.up + x[:, -TILTS:-1] @ axes.mT
+        tilted = self.up + x[:, -TILTS:-2] @ axes.mT
         length = tilted.norm(dim=-1, keepdim=True)
         normal = tilted / length
         by_angles = (axes - normal[:, :, None] * (normal @ axes)[:, None]) / length[..., None]
-        return _Place(root, new_root, scale, normal, x[:, -1], by_angles)
+        return _Place(root, new_root, scale, normal, x[:, -2], x[:, -1], by_angles)
 
-    def quadratize(self, x: Tensor, rows: Tensor, images: Tensor, contacts: _Contacts | None) -> Quadratic:
+    def quadratize(self, x: Tensor, rows: Tensor, images: Tensor) -> Quadratic:
         """Return cost, gradient and normal matrix of the images ``images[rows]``."""
         rows = images[rows]
         place = self.place(x, rows)
         residuals, jacobians = zip(*self._terms(x, place, rows).values(), strict=True)
         total = Quadratic.of(torch.cat(residuals, 1), torch.cat(jacobians, 1))
-        if contacts is None:
+        if self.vertices is None:
             return total
-        overlap = self._overlap(contacts, place, rows)
+        overlap = self._overlap(self.search(x, rows), place)
         return Quadratic(*(a + b for a, b in zip(total, overlap, strict=True)))
 
     def costs(self, x: Tensor) -> dict[str, Tensor]:
-        """Return the cost of each term, after a last search for overlaps."""
+        """Return the cost of each term."""
         rows = torch.arange(len(x), device=x.device)
         place = self.place(x, rows)
         terms = self._terms(x, place, rows)
         costs = {name: residuals.square().sum(-1) / 2 for name, (residuals, _) in terms.items()}
         if self.vertices is not None:
-            costs["overlap"] = self._overlap(self.search(x, rows), place, rows).cost
+            costs["overlap"] = self._overlap(self.search(x, rows), place).cost
         return costs
+
+    def own_costs(self, x: Tensor) -> Float[Tensor, "B P"]:
+        """Return the cost of each person, of the terms that belong to one person."""
+        rows = torch.arange(len(x), device=x.device)
+        terms = self._terms(x, self.place(x, rows), rows)
+        names = ("pixels", "depth", "ground", "height")
+        residuals = [terms[name][0] for name in names if name in terms]
+        by_person = [part.unflatten(1, (self.share.shape[1], -1)).square().sum(-1) / 2 for part in residuals]
+        return torch.stack(by_person).sum(0)
+
+    def remaining(self, x: Tensor) -> Float[Tensor, "B P P"]:
+        """Return the depth of the deepest vertex of each person in each other one [m]."""
+        rows = torch.arange(len(x), device=x.device)
+        contacts, people = self.search(x, rows), self.share.shape[1]
+        pair = (contacts.image * people + contacts.person) * people + contacts.other
+        depths = x.new_zeros(len(x) * people**2).scatter_reduce(0, pair, contacts.depth, "amax")
+        return depths.view(len(x), people, people)
 
     def _terms(self, x: Tensor, place: _Place, rows: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """Return residuals (b, M) and Jacobian (b, M, N) of each term."""
@@ -324,10 +459,10 @@ class _Scene(NamedTuple):
         if self.layer is not None:
             terms["order"] = self._order(self.layer[rows], place, root_share)
         if self.feet is not None:
-            terms["ground"] = self._ground(self.feet[rows], place, root_share)
+            terms["ground"] = self._ground(self.feet[rows], self.level[rows], place, root_share)
             jacobian = x.new_zeros(len(x), 2, x.shape[1])
-            jacobian[:, (0, 1), (-3, -2)] = 1 / self.deviations.tilt
-            terms["tilt"] = (x[:, -TILTS:-1] / self.deviations.tilt, jacobian)
+            jacobian[:, (0, 1), (-4, -3)] = 1 / self.deviations.tilt
+            terms["tilt"] = (x[:, -TILTS:-2] / self.deviations.tilt, jacobian)
         if self.height is not None and self.prior is not None:
             height, sd = self.height[rows] * place.scale, self.prior.sd[rows]
             factor = root_share / torch.where(root_share == 0, 1, sd)
@@ -370,9 +505,12 @@ class _Scene(NamedTuple):
         by_moves[:, pair, second, 0] = -factor * sign * z[:, second]
         return factor * missing, torch.nn.functional.pad(by_moves.flatten(2), (0, TILTS))
 
-    def _ground(self, feet: Tensor, place: _Place, root_share: Tensor) -> tuple[Tensor, Tensor]:
-        feet = place.apply(feet)
-        heights = (feet * place.normal[:, None, None]).sum(-1) - place.offset[:, None, None]
+    def _ground(
+        self, feet: Tensor, level: Tensor, place: _Place, root_share: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        feet, upper, root_share = place.apply(feet), (level == 1).to(feet), root_share * (level >= 0)
+        ground = place.offset[:, None] + upper * place.step[:, None]
+        heights = (feet * place.normal[:, None, None]).sum(-1) - ground[..., None]
         height, lowest = heights.min(-1)
         lowest = feet.gather(2, lowest[..., None, None].expand(-1, -1, 1, 3))
         # Geman-McClure's cost is the square of h / sqrt(1 + (h / reach)^2).
@@ -381,28 +519,22 @@ class _Scene(NamedTuple):
         residuals = root_share * height * growth**-0.5 / self.deviations.ground
         by_moves = (place.normal[:, None, None, :, None] * place.by_moves(lowest)).sum(-2)
         jacobian = _of_people(slope[..., None, None] * by_moves)
-        jacobian[..., -TILTS:-1] = slope[..., None] * (lowest @ place.normal_by_angles[:, None])[:, :, 0]
-        jacobian[..., -1] = -slope
+        jacobian[..., -TILTS:-2] = slope[..., None] * (lowest @ place.normal_by_angles[:, None])[:, :, 0]
+        jacobian[..., -2], jacobian[..., -1] = -slope, -slope * upper
         return residuals, jacobian
 
-    def _overlap(self, contacts: _Contacts, place: _Place, rows: Tensor) -> Quadratic:
-        """Return the cost of penetration depths along fixed directions, without a Jacobian row per vertex."""
+    def _overlap(self, contacts: _Contacts, place: _Place) -> Quadratic:
+        """Return the cost of penetration depths, without a Jacobian row per vertex."""
         assert self.vertices is not None
-        number = torch.full((len(self.share),), -1, device=rows.device)
-        number[rows] = torch.arange(len(rows), device=rows.device)
-        contacts = _Contacts(*(part[number[contacts.image] >= 0] for part in contacts))
-        image, out = number[contacts.image], contacts.out
-        points = []
-        for person, rest in ((contacts.person, contacts.inside), (contacts.other, contacts.surface)):
-            at = image, person
-            moved = _moved(rest[:, None], place.root[at], place.new_root[at], place.scale[at])
-            points.append((person, moved[:, 0]))
-        depth = torch.relu(((points[1][1] - points[0][1]) * out).sum(-1))
-        factor = torch.where(depth > 0, 1 / (self.deviations.overlap * self.vertices.shape[2] ** 0.5), 0)
+        image, depth = contacts.image, contacts.depth
+        factor = 1 / (self.deviations.overlap * self.vertices.shape[2] ** 0.5)
         gradients = []
-        for (person, where), sign in zip(points, (-1, 1), strict=True):
-            by_moves = (out[..., None] * _by_moves(where, place.new_root[image, person])).sum(-2)
-            gradients.append((person, (factor * sign)[:, None] * by_moves))
+        for person, where, sign in (
+            (contacts.person, contacts.inside, -factor),
+            (contacts.other, contacts.surface, factor),
+        ):
+            by_moves = _by_moves(where, place.new_root[image, person])
+            gradients.append((person, sign * (contacts.out[..., None] * by_moves).sum(-2)))
         batch, people = place.scale.shape
         cost = depth.new_zeros(batch).index_add(0, image, (factor * depth).square() / 2)
         gradient = depth.new_zeros(batch, people, MOVES)
@@ -416,25 +548,21 @@ class _Scene(NamedTuple):
         return Quadratic(cost, pad(gradient.flatten(1), (0, TILTS)), pad(square, (0, TILTS, 0, TILTS)))
 
     def search(self, x: Tensor, rows: Tensor) -> _Contacts:
-        """Find who penetrates whom, in some of the images."""
+        """Find who penetrates whom in the images ``rows``, of which each may occur several times."""
         assert self.vertices is not None
         assert self.faces is not None
         place = self.place(x, rows)
-        rest = self.vertices[rows]
-        vertices = place.apply(rest)
+        vertices = place.apply(self.vertices[rows])
         found = find_penetrations(vertices.float(), self.faces, weights=self.share[rows])
         out = -offsets(vertices, self.faces, found)
-        depth = out.norm(dim=-1, keepdim=True)
-        surface = vertices[found.image, found.person, found.vertex] + out
-        other = found.image, found.other
-        surface = (surface - place.new_root[other]) / place.scale[other][:, None] + place.root[other]
-        inside = rest[found.image, found.person, found.vertex]
-        out = out / torch.where(depth == 0, 1, depth)
-        return _Contacts(rows[found.image], found.person, found.other, inside, surface, out)
+        depth = out.norm(dim=-1)
+        inside = vertices[found.image, found.person, found.vertex]
+        unit = out / torch.where(depth == 0, 1, depth)[:, None]
+        return _Contacts(found.image, found.person, found.other, inside, inside + out, unit, depth)
 
 
 class _Contacts(NamedTuple):
-    """K vertices inside other people and the nearest points (K, 3) of their surfaces, before refinement."""
+    """K vertices inside other people and the nearest points (K, 3) of their surfaces."""
 
     image: Tensor
     person: Tensor
@@ -442,7 +570,8 @@ class _Contacts(NamedTuple):
     inside: Tensor
     surface: Tensor
     out: Tensor
-    """Unit vectors from the vertex to the surface at the time of the search."""
+    """Unit vectors from the vertex to the surface."""
+    depth: Tensor
 
 
 class _Place(NamedTuple):
@@ -453,6 +582,7 @@ class _Place(NamedTuple):
     scale: Tensor
     normal: Tensor
     offset: Tensor
+    step: Tensor
     normal_by_angles: Tensor
     """(b, 3, 2)"""
 

@@ -155,9 +155,13 @@ def find_penetrations(
     person, other = (~torch.eye(people, dtype=torch.bool, device=bodies.device)).nonzero(as_tuple=True)
     first = people * torch.arange(len(bodies) // max(people, 1), device=bodies.device)[:, None]
     sets, targets = (first + person).reshape(-1), (first + other).reshape(-1)
-    sets = torch.where(present[sets] & present[targets], sets, -1)
-    inside = torch.ops.agebody.inside_meshes(bodies, bodies, faces, sets, targets, backend)
+    lower, upper = bodies.amin(1), bodies.amax(1)
+    near = ((lower[sets] <= upper[targets]) & (lower[targets] <= upper[sets])).all(-1)
+    pairs = (near & present[sets] & present[targets]).nonzero()[:, 0]
+    meshes, mesh = targets[pairs].unique(return_inverse=True)
+    inside = torch.ops.agebody.inside_meshes(bodies, bodies[meshes], faces, sets[pairs], mesh, backend)
     pair, vertex = inside.nonzero(as_tuple=True)
+    pair = pairs[pair]
     face = _nearest_faces(bodies, faces, sets[pair], vertex, targets[pair], backend)
     image, which = pair // max(len(person), 1), pair % max(len(person), 1)
     return Penetrations(image, person[which], other[which], vertex, face)

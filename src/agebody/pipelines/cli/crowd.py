@@ -56,7 +56,7 @@ def crowd(
         bool, typer.Option("--disparity", help="The maps are disparities: take their reciprocal.")
     ] = False,
     refine: Annotated[
-        bool, typer.Option("--refine", help="Also put people on one ground, and resolve intersections.")
+        bool, typer.Option("--refine", help="Also put people on the ground, and reduce overlaps.")
     ] = False,
     body: BodyOfLabels = None,
     views: Annotated[Path | None, option("Folder for pictures from above, before and after.")] = None,
@@ -124,6 +124,10 @@ def _show(rows: list[dict[str, Any]]) -> None:
         "median change of depth": f"{100 * math.expm1(float(np.median(change))):.1f} %",
         "median shift of keypoints": f"{float(np.median(moved)):.1f} px",
     }
+    deep = [person["penetration"] for person in people if "penetration" in person]
+    if deep:
+        lines["still more than 1 cm in one another"] = str(sum(depth > 0.01 for depth in deep))
+        lines["not held on the ground"] = str(sum(not person.get("held", True) for person in people))
     table = Table(show_header=False, title="people in one space", title_justify="left")
     table.add_column()
     table.add_column(justify="right")

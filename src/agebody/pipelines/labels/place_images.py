@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -54,7 +54,7 @@ def place_images(
             ``{"7": {"years": 4, "sex": "female"}}``.
         views: existing folder for pictures from above, before and after.
         disparity: the maps are disparities.
-        refine: put people on one ground, too; see `place_labels`.
+        refine: also put people on the ground and reduce overlaps; see `place_labels`.
         overwrite: replace existing pictures.
         source: the file of the labels, which errors name.
         progress: called with the number of images done.
@@ -232,7 +232,7 @@ def _describe(before: Labels, found: PlacedLabels) -> dict[str, Any]:
         return [value if math.isfinite(value) else None for value in values]
 
     placement, written, after = found.placement, found.written, found.labels
-    columns: Mapping[str, Any] = {
+    columns: dict[str, Any] = {
         "id": before.ids,
         "placed": placement.placed,
         "far": found.far,
@@ -247,6 +247,9 @@ def _describe(before: Labels, found: PlacedLabels) -> dict[str, Any]:
         "exact": written.exact,
         "kept": after.kept,
     }
+    if (refined := found.refined) is not None and refined.penetration is not None:
+        both = torch.maximum(refined.penetration, refined.penetration.mT)
+        columns |= {"held": refined.held, "penetration": both.amax(-1)}
     values = zip(*(column.tolist() for column in columns.values()), strict=True)
     return {
         "people": [dict(zip(columns, person, strict=True)) for person in values],

@@ -25,6 +25,7 @@ from agebody.crowd import (
 from agebody.crowd.depths import MaskDepths
 from agebody.crowd.height_prior import SEXES
 from agebody.crowd.placement import DISPARITY_MIN_SLOPE, Placement
+from agebody.crowd.refine import Refined
 from agebody.crowd.rescale import Rescaled
 from agebody.draw import render
 from agebody.losses import FEET, part_vertices
@@ -54,6 +55,8 @@ class PlacedLabels(NamedTuple):
     height: Float[Tensor, " P"]
     """Stature before [m]."""
     far: Bool[Tensor, " P"]
+    refined: Refined | None
+    """None if people were not refined."""
 
 
 def place_labels(
@@ -81,7 +84,7 @@ def place_labels(
         years: age per person, NaN where unknown.
         sex: 0 neutral or unknown, 1 female, 2 male.
         disparity: whether the map is the reciprocal of Depth Anything V2's relative disparity.
-        refine: then put all on one ground and resolve collisions (`refine_crowd`).
+        refine: then put people on the ground and reduce overlaps (`refine_crowd`).
 
     Raises:
         ImportError: embreex is missing; install ``agebody[render]``.
@@ -125,10 +128,12 @@ def place_labels(
             min_slope=DISPARITY_MIN_SLOPE if disparity else 0.0,
         )
         written = rescale(body, parameters, placement.scale, camera, child=child)
+        refined = None
         if refine and len(labels) > 1:
-            written = _refined(body, written.parameters, camera, prior, written.height)
+            refined = _refined(body, written.parameters, camera, prior, written.height)
+            written = rescale(body, written.parameters, refined.scale, camera, root=refined.new_root)
         changed = _described(body, labels, written.parameters, camera)
-    return PlacedLabels(flag_labels(changed), placement, written, seen, prior, height, far)
+    return PlacedLabels(flag_labels(changed), placement, written, seen, prior, height, far, refined)
 
 
 def _check(
@@ -193,12 +198,12 @@ def _rendered(
 
 def _refined(
     body: BodyModel, parameters: BodyParameters, camera: Camera, prior: HeightPrior, height: Tensor
-) -> Rescaled:
-    """Put all people on one ground and resolve collisions, with free sizes."""
+) -> Refined:
+    """Put people on the ground and reduce overlaps, with free sizes."""
     posed = body(parameters)
     points = body.keypoints("smpl24", parameters)
     soles = part_vertices(body.asset, FEET, facing=(0, -1, 0))
-    found = refine_crowd(
+    return refine_crowd(
         points,
         Camera(camera.focal[0], camera.center[0]),
         posed.joints[:, 0],
@@ -209,7 +214,6 @@ def _refined(
         vertices=posed.vertices,
         faces=body.faces,
     )
-    return rescale(body, parameters, found.scale, camera, root=found.new_root)
 
 
 def _described(body: BodyModel, labels: Labels, parameters: BodyParameters, camera: Camera) -> Labels:
