@@ -657,6 +657,40 @@ def test_everyday_poses_are_possible(name):
     assert excess.abs().max() < 1e-9
 
 
+@pytest.mark.parametrize("name", POSES)
+def test_shoulders_may_share_an_elevation_with_the_collars(name):
+    """By the rhythm of 2 to 1 that people, and SMPL's poses, move them with: arms that hang turn the collars
+    down by 24 to 34 degrees from the T-pose, arms overhead turn them up."""
+    body_pose = torch.from_numpy(pose(name, SMPL_JOINT_NAMES)[1:])
+    for side in ("left", "right"):
+        collar, shoulder = (BODY.index(f"{side}_{part}") for part in ("collar", "shoulder"))
+        swing = swing_twist(rotations.axis_angle_to_matrix(body_pose[shoulder]), torch.tensor(0))
+        for share in (0, 1 / 3, 1 / 2):
+            body_pose[collar] = torch.stack((0 * swing[0], 0 * swing[1], share * swing[2]))
+            assert joint_limits_excess(body_pose)[collar].abs().max() == 0, (side, share)
+    for degrees in (-34, -24, 30):
+        both = one_joint("left_collar", z=degrees) + one_joint("right_collar", z=-degrees)
+        assert joint_limits_excess(both).abs().max() == 0
+    assert joint_limits_excess(one_joint("left_collar", z=-60)).abs().max() > 0.3
+
+
+@pytest.mark.parametrize(
+    ("joint", "degrees"),
+    [
+        ("left_hip", {"x": 25}),  # the leg that a runner pushes off with
+        ("left_hip", {"x": -95, "y": 25, "z": 20}),  # sitting cross-legged
+        ("left_knee", {"x": 148}),  # sitting on one's heels
+        ("right_ankle", {"x": -34}),  # the front foot of a lunge
+        ("left_foot", {"x": -60}),  # tiptoe
+        ("left_elbow", {"x": 32, "y": -128, "z": 22}),  # hand to the shoulder, about a tilted hinge
+        ("right_shoulder", {"z": -85}),  # overhead
+        ("neck", {"x": 25}),
+    ],
+)
+def test_natural_angles_are_possible(joint, degrees):
+    assert joint_limits_excess(one_joint(joint, **degrees)).abs().max() < 1e-9
+
+
 def one_joint(joint, **degrees):
     body_pose = torch.zeros(23, 3, dtype=DOUBLE)
     for axis, angle in degrees.items():
@@ -675,9 +709,9 @@ def one_joint(joint, **degrees):
         ("head", {"y": 90}, 45),
         ("neck", {"y": -90}, 55),
         ("head", {"x": -90}, 50),
-        ("left_hip", {"x": 60}, 40),
+        ("left_hip", {"x": 60}, 30),
         ("spine2", {"x": -50}, 40),
-        ("left_ankle", {"x": -60}, 40),
+        ("left_ankle", {"x": -60}, 22),
         ("right_shoulder", {"y": -100}, 40),
         ("left_shoulder", {"y": 100}, 40),
     ],

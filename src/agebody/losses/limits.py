@@ -48,19 +48,27 @@ ADULT_RANGES: Mapping[str, JointRange] = {
     "head": JointRange("y", (-40, 30), (-45, 45), (-20, 20)),
     **_both_sides(
         # Legs: - x flexes the hip and + x the knee; + y turns the toes out; + z spreads the legs.
-        hip=JointRange("y", (-130, 20), (-45, 45), (-30, 60)),
-        knee=JointRange("y", (-5, 145), (-25, 35), (-10, 10)),
-        ankle=JointRange("z", (-20, 50), (-25, 20), (-35, 20)),
+        hip=JointRange("y", (-130, 30), (-45, 45), (-30, 60)),
+        knee=JointRange("y", (-5, 150), (-25, 35), (-10, 10)),
+        ankle=JointRange("z", (-38, 50), (-25, 20), (-35, 20)),
         foot=JointRange("z", (-70, 45), (-10, 10), (-10, 10)),
         # Arms, out to the side and palms down: - y swings forward, + z upward, + x turns thumbs down.
-        collar=JointRange("x", (-15, 15), (-20, 20), (-10, 40)),
+        # A collar is clavicle and scapula in one. From arms that hang to arms overhead these turn up by 60,
+        # half of it before the T-pose; shoulders are drawn down by 10 more.
+        collar=JointRange("x", (-40, 20), (-30, 30), (-40, 45)),
         shoulder=JointRange("x", (-110, 90), (-130, 60), (-95, 90)),
-        elbow=JointRange("x", (-90, 30), (-150, 5), (-90, 90)),
+        # The hinge of an elbow is tilted by the carrying angle, so that flexing it by 130 twists it by 60.
+        elbow=JointRange("x", (-90, 60), (-150, 5), (-90, 90)),
         wrist=JointRange("x", (-70, 20), (-20, 35), (-80, 70)),
         hand=JointRange("x", (-10, 10), (-15, 15), (-90, 45)),
     ),
 }
-"""Ranges of adults, by joint."""
+"""Ranges of adults, by joint.
+
+Source: handbooks of the American Academy of Orthopaedic Surgeons and the American Medical Association (Norkin
+and White), and Soucie et al. 2011; for ankles Bennell et al. 1998 (lunges), for collars the scapulohumeral
+rhythm (Inman, Saunders and Abbott 1944).
+"""
 
 INFANT_RANGES: Mapping[str, JointRange] = {
     **ADULT_RANGES,
@@ -71,7 +79,7 @@ INFANT_RANGES: Mapping[str, JointRange] = {
         knee=JointRange("y", (0, 150), (-25, 35), (-10, 10)),
         ankle=JointRange("z", (-60, 40), (-25, 20), (-35, 20)),
         shoulder=JointRange("x", (-130, 90), (-130, 85), (-95, 90)),
-        elbow=JointRange("x", (-90, 30), (-155, 5), (-90, 90)),
+        elbow=JointRange("x", (-90, 60), (-155, 5), (-90, 90)),
         wrist=JointRange("x", (-70, 20), (-20, 35), (-92, 85)),
     ),
 }
