@@ -393,8 +393,10 @@ def add_blocks(blocks: Iterable[tuple[float, Block]], batch: int, size: int, lik
 def join_fits(fits: Sequence[Fit], batch: Sequence[int]) -> Fit:
     """Return fits of parts of a flat batch as one, with the batch dimensions restored."""
     parts = [tree_flatten(fit) for fit in fits]
-    whole = [torch.cat(leaves) for leaves in zip(*(leaves for leaves, _ in parts), strict=True)]
-    return tree_unflatten([leaf.reshape((*batch, *leaf.shape[1:])) for leaf in whole], parts[0][1])
+    leaves = zip(*(leaves for leaves, _ in parts), strict=True)
+    whole = [None if part[0] is None else torch.cat(part) for part in leaves]
+    whole = [None if part is None else part.reshape((*batch, *part.shape[1:])) for part in whole]
+    return tree_unflatten(whole, parts[0][1])
 
 
 def select_rows(mask: Bool[Tensor, " B"], new: Tensor, old: Tensor) -> Tensor:
