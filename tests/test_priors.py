@@ -50,7 +50,7 @@ def mixture(joint_names=JOINTS, components=3, **options):
     size = 3 * len(joint_names)
     weights = torch.rand(components, generator=torch.Generator().manual_seed(1), dtype=DOUBLE) + 0.1
     arrays = normal(components, size, seed=2), covariances(components, size), weights / weights.sum()
-    return MaxMixturePrior(*arrays, joint_names, **{"dtype": DOUBLE} | options)
+    return MaxMixturePrior(*arrays, joint_names, **{"dtype": DOUBLE} | options)  # pyright: ignore[reportArgumentType]
 
 
 def gaussian(joint_names=JOINTS, **options):
@@ -430,7 +430,7 @@ def test_half_precision_is_refused_and_nothing_is_lost(make):
 def test_constructors_name_mistakes(unchecked):
     eye = torch.eye(6)
     for error, message, make in (
-        (TypeError, "mean: expected a tensor or array", lambda: MahalanobisPrior([0.0] * 6, eye, JOINTS)),
+        (TypeError, "mean: expected a tensor or array", lambda: MahalanobisPrior([0.0] * 6, eye, JOINTS)),  # pyright: ignore[reportArgumentType]
         (TypeError, "got int64 numbers", lambda: MahalanobisPrior(eye[0].long(), eye, JOINTS)),
         (ValueError, r"mean: expected shape \(69\)", lambda: MahalanobisPrior(torch.zeros(6), eye)),
         (ValueError, r"factor: expected shape \(6, any\)", lambda: MahalanobisPrior(eye[0], eye[:3], JOINTS)),
@@ -584,7 +584,7 @@ def swing_twist_by_quaternions(rotation, axis):
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_swing_and_twist_are_the_textbooks(axis):
-    random = Rotation.random(200, random_state=axis)
+    random = Rotation.random(200, random_state=axis)  # pyright: ignore[reportCallIssue]
     small = Rotation.from_rotvec(normal(50, 3).numpy() * 1e-4)
     turns = Rotation.concatenate([random, small, Rotation.identity()])
     got = swing_twist(torch.from_numpy(turns.as_matrix()), torch.tensor(axis))
@@ -824,7 +824,7 @@ def test_mistakes_in_limits_are_named(unchecked):
     with pytest.raises(TypeError, match="limits: expected torch.float64, as the pose, got torch.float32"):
         joint_limits_loss(normal(23, 3), joint_limits())
     with pytest.raises(ValueError, match="pose_format: expected one of"):
-        joint_limits_loss(normal(23, 3), pose_format="euler")
+        joint_limits_loss(normal(23, 3), pose_format="euler")  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match="age_offset: expected a floating type"):
         joint_limits(age_offset=torch.tensor([1]))
 
