@@ -1,4 +1,5 @@
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from agebody.rotations import right_jacobian
 
 DOUBLE = torch.float64
 # Sums of some hundred numbers of the size of 1 in float64; derivatives of half turns are of the size of 10.
-EXACT = {"rtol": 1e-12, "atol": 1e-12}
+EXACT: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-12}
 PARTS = "pose", "betas", "age_offset"
 
 RANDOM_BODIES = {
@@ -82,12 +83,12 @@ def assert_equals_along(found, function, given):
     """Against one derivative along a random direction, of all parameters at once: for large bodies."""
     generator = torch.Generator().manual_seed(1)
     change = [torch.randn(part.shape, generator=generator, dtype=DOUBLE) for part in given]
-    points, expected = torch.func.jvp(function, tuple(given), tuple(change))
+    points, expected = torch.func.jvp(function, tuple(given), tuple(change))[:2]
     torch.testing.assert_close(found.points, points, **EXACT)
     pose, betas, age, transl = change
     got = (
         torch.einsum("bkxjc,bjc->bkx", found.pose, pose) + (found.betas @ betas[:, None, :, None])[..., 0]
-        + found.age_offset * age[:, None, None] + transl[:, None]
+        + found.age_offset * age[:, None, None] + found.transl[..., None] * transl[:, None]
     )  # fmt: skip
     torch.testing.assert_close(got, expected, **EXACT)
 
@@ -148,9 +149,8 @@ def test_points_of_any_surface_equal_forward_mode(body):
     faces, shares, _ = surface_points(body)
 
     def points(i, pose, betas, age, transl):
-        # The translation moves a point by 1 whatever its shares sum to, as it does keypoints.
-        vertices = body(posed(body, pose, betas, age, torch.zeros_like(transl))).vertices
-        return (shares[i][..., None] * vertices[body.faces[faces[i]]]).sum(-2) + transl
+        vertices = body(posed(body, pose, betas, age, transl)).vertices
+        return (shares[i][..., None] * vertices[body.faces[faces[i]]]).sum(-2)
 
     found = SurfaceJacobian(body)(*given, faces, shares)
     for i in range(len(faces)):
@@ -182,7 +182,7 @@ def test_rows_are_the_product_with_the_direction(body, correctives):
     torch.testing.assert_close(split.body_pose, pull(whole.pose)[:, :, 1:], **EXACT)
     torch.testing.assert_close(split.betas, pull(whole.betas), **EXACT)
     torch.testing.assert_close(split.age_offset, pull(whole.age_offset), **EXACT)
-    torch.testing.assert_close(split.transl, along, rtol=0, atol=0)
+    torch.testing.assert_close(split.transl, along * shares.sum(-1, keepdim=True), rtol=0, atol=0)
 
 
 def test_a_vertex_is_a_corner_of_its_faces():
@@ -278,12 +278,14 @@ def test_float32_is_as_exact_as_its_numbers(mannequin_asset):
     given = arguments(double)
     faces, shares, along = surface_points(double)
     # Levers are of 2 m, sums of up to 220 numbers that partly cancel: some tens of roundings of 1e-7.
-    close = {"rtol": 1e-5, "atol": 1e-5, "check_dtype": False}
-    rounded = [part.float() for part in given]
+    close: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5, "check_dtype": False}
+    rounded: Any = [part.float() for part in given]
     found = KeypointJacobian(single, "openpose25")(*rounded)
     assert found.pose.dtype == torch.float32
     torch.testing.assert_close(found, KeypointJacobian(double, "openpose25")(*given), **close)
-    rows = SurfaceJacobian(single).rows(*rounded, faces, shares.float(), along=along.float())
+    rows = SurfaceJacobian(single).rows(
+        *rounded, faces=faces, barycentric=shares.float(), along=along.float()
+    )
     torch.testing.assert_close(
         rows, SurfaceJacobian(double).rows(*given, faces, shares, along=along), **close
     )

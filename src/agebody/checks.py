@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from agebody.engine.batched import is_transformed
+from agebody.engine.batched import at_least_float32, is_recorded, is_transformed
 from agebody.rotations import ENTRY_SHAPES, PoseFormat, no_rotation
 
 Reduction = Literal["none", "mean", "sum"]
@@ -36,7 +36,11 @@ ignored."""
 
 
 def expect(name: str, tensor: Any, *entry: int | None) -> Tensor:
-    """Check the last dimensions of a floating-point tensor; None stands for any size."""
+    """Check the last dimensions of a floating-point tensor; None stands for any size.
+
+    Returns:
+        The tensor, cast to float32 if it has 16 bits, whose sums overflow or lose their digits.
+    """
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
     if not tensor.is_floating_point():
@@ -45,21 +49,30 @@ def expect(name: str, tensor: Any, *entry: int | None) -> Tensor:
     if last is None or any(n is not None and n != m for n, m in zip(entry, last, strict=True)):
         shape = ", ".join(["*batch", *("any" if n is None else str(n) for n in entry)])
         raise ValueError(f"{name}: expected shape ({shape}), got {tuple(tensor.shape)}")
-    return tensor
+    return at_least_float32(tensor)
 
 
-def expect_pair(pred: Any, target: Any, *entry: int | None) -> torch.Size:
-    """Check two tensors of one shape, ``(*entries, *entry)``, and return the shape of the entries.
+def expect_pair(
+    pred: Any, target: Any, weights: Any = None, *entry: int | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Check two tensors of one shape, ``(*entries, *entry)``, and return them with the expanded weights.
 
     They are not broadcast: ``(B, 1)`` against ``(B,)`` would give B x B differences, most likely by mistake.
     """
-    expect("pred", pred, *entry)
-    expect("target", target, *entry)
+    pred, target = expect("pred", pred, *entry), expect("target", target, *entry)
+    expect_dtype("target", target, pred)
     if pred.shape != target.shape:
         raise ValueError(
             f"target: expected the shape of pred, {tuple(pred.shape)}, got {tuple(target.shape)}"
         )
-    return pred.shape[: pred.dim() - len(entry)]
+    return pred, target, expand_weights(weights, pred.shape[: pred.dim() - len(entry)])
+
+
+def expect_dtype(name: str, tensor: Tensor, like: Tensor, whose: str = "that of pred") -> None:
+    """Check that a tensor has the dtype of another one, once 16 bits were cast to float32."""
+    expected, given = (at_least_float32(part).dtype for part in (like, tensor))
+    if expected != given:
+        raise TypeError(f"{name}: expected {expected}, {whose}, got {given}; cast one of them")
 
 
 def expect_labels(name: str, labels: Any, entries: torch.Size) -> Int[Tensor, "*entries"]:
@@ -75,13 +88,15 @@ def expect_labels(name: str, labels: Any, entries: torch.Size) -> Int[Tensor, "*
 def expect_values(**expected: tuple[Tensor, str]) -> None:
     """Check values of several arguments with a single device synchronisation.
 
-    Does nothing while compiling or inside a torch.func transform, where values cannot be read.
+    Does nothing while operations are recorded or inside a torch.func transform, where values cannot be read,
+    and on the device "meta", which has none.
 
     Args:
         expected: per argument, a mask that must be true everywhere and the description of valid values. A
             double underscore in a name stands for a dot.
     """
-    if torch.compiler.is_compiling() or is_transformed():
+    devices = {mask.device.type for mask, _ in expected.values()}
+    if is_recorded() or is_transformed() or "meta" in devices:
         return
     valid = torch.stack([mask.all() for mask, _ in expected.values()]).tolist()
     for (name, (_, what)), good in zip(expected.items(), valid, strict=True):
@@ -101,11 +116,6 @@ def expand_weights(weights: Any, entries: torch.Size) -> Tensor | None:
         raise ValueError(
             f"weights: expected a shape that broadcasts to {tuple(entries)}, got {tuple(weights.shape)}"
         ) from None
-
-
-def at_least_float32(tensor: Tensor) -> Tensor:
-    """Return the tensor, cast to float32 if it has 16 bits, as networks under autocast give it."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def apply_mask(tensor: Tensor, weights: Tensor | None, entry_dims: int = 0) -> Tensor:
@@ -135,7 +145,7 @@ def residual(
         weights: broadcast to the entries.
         entry: sizes of the dimensions of one entry; None stands for any.
     """
-    weights = expand_weights(weights, expect_pair(pred, target, *entry))
+    pred, target, weights = expect_pair(pred, target, weights, *entry)
     # Masking the difference is enough: its gradient does not depend on the two values.
     return apply_mask(pred - target, weights, len(entry)), weights
 
@@ -209,7 +219,7 @@ def read_rotations(
 def broadcast(**batches: tuple[int, ...]) -> tuple[int, ...]:
     """Return the batch that all broadcast to, or raise an error that lists them by name."""
     shapes = [tuple(shape) for shape in batches.values() if shape] or [()]
-    if not torch.compiler.is_compiling() and all(shape == shapes[0] for shape in shapes):
+    if not is_recorded() and all(shape == shapes[0] for shape in shapes):
         return shapes[0]
     try:
         return tuple(torch.broadcast_shapes(*batches.values()))
@@ -220,7 +230,7 @@ def broadcast(**batches: tuple[int, ...]) -> tuple[int, ...]:
 
 def flatten(tensor: Tensor, batch: tuple[int, ...], entry_dims: int) -> Tensor:
     """Broadcast (*some batch, *entry) to the whole batch, and flatten it to (B, *entry)."""
-    if len(batch) == 1 and not torch.compiler.is_compiling() and tensor.shape[:-entry_dims] == batch:
+    if len(batch) == 1 and not is_recorded() and tensor.shape[:-entry_dims] == batch:
         return tensor
     entry = tensor.shape[tensor.dim() - entry_dims :]
     return tensor.expand(*batch, *entry).reshape(math.prod(batch), *entry)

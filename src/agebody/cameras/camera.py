@@ -22,7 +22,7 @@ from torch import Tensor
 
 from agebody.cameras.distortion import distort_in_view, undistort
 from agebody.checks import expect
-from agebody.engine.batched import own_precision
+from agebody.engine.batched import is_recorded, own_precision
 
 Axis = Literal["vertical", "horizontal", "diagonal"]
 """The axis along which a field of view is measured."""
@@ -78,7 +78,7 @@ class Camera(NamedTuple):
         """
         k = expect("intrinsics", intrinsics, 3, 3)
         fx, fy = k[..., 0, 0], k[..., 1, 1]
-        if not _compiling():
+        if not is_recorded():
             rest = k.detach().clone()
             rest[..., (0, 1, 0, 1), (0, 1, 2, 2)] = 0
             pinhole = rest.new_tensor([[0, 0, 0], [0, 0, 0], [0, 0, 1]])
@@ -91,7 +91,7 @@ class Camera(NamedTuple):
         if world_to_camera is None:
             return camera
         rotation, translation = split_rigid("world_to_camera", world_to_camera)
-        if not _compiling():
+        if not is_recorded():
             r = rotation.detach()
             eye = torch.eye(3, dtype=r.dtype, device=r.device)
             with own_precision(r.device):
@@ -176,7 +176,7 @@ class Camera(NamedTuple):
         )
         forward = aim - position
         right = torch.linalg.cross(*torch.broadcast_tensors(forward, above))
-        if not _compiling() and (right.norm(dim=-1) <= 1e-9 * forward.norm(dim=-1)).any():
+        if not is_recorded() and (right.norm(dim=-1) <= 1e-9 * forward.norm(dim=-1)).any():
             raise ValueError(
                 "eye, target: expected two different points on a line that is not parallel to up"
             )
@@ -419,7 +419,3 @@ def _like(size: Size, dtype: torch.dtype | None) -> Tensor:
     if isinstance(size, Tensor):
         return size.to(dtype or (size.dtype if size.is_floating_point() else torch.get_default_dtype()))
     return torch.empty(0, dtype=dtype)
-
-
-def _compiling() -> bool:
-    return torch.compiler.is_compiling()

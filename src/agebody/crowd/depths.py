@@ -55,8 +55,8 @@ def mask_depths(
 
     Source: the code of DTO (Wang et al. 2025).
     """
-    expect("depth", depth, None, None)
-    expect("rendered", rendered, None, None, None)
+    depth = expect("depth", depth, None, None)
+    rendered = expect("rendered", rendered, None, None, None)
     if not isinstance(masks, Tensor) or masks.dtype != torch.bool:
         kind = masks.dtype if isinstance(masks, Tensor) else type(masks).__name__
         raise TypeError(f"masks: expected a torch.Tensor of booleans, got {kind}")

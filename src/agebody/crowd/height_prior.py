@@ -70,7 +70,7 @@ class HeightPrior(NamedTuple):
             sex: 0 neutral or unknown, 1 female, 2 male (an index into ``SEXES``); all neutral if None.
             years_sd: u, the standard deviation of the age [years].
         """
-        expect("years", years)
+        years = expect("years", years)
         sexes = None if sex is None else _expect_sex(sex, years)
 
         def read(table, at: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ class HeightPrior(NamedTuple):
             sex: as in `of_age`.
             offset_sd: standard deviation of the offset; counts by the years that it corresponds to there.
         """
-        expect("age_offset", age_offset)
+        age_offset = expect("age_offset", age_offset)
         older, younger = (curve.offset_to_years(age_offset + way) for way in (-offset_sd, offset_sd))
         return cls.of_age(curve.offset_to_years(age_offset), sex=sex, years_sd=(older - younger) / 2)
 
@@ -115,7 +115,7 @@ class HeightPrior(NamedTuple):
             height: fitted stature per person [m].
             share: 0 keeps the mean, 1 takes the height; one number, or one per person.
         """
-        expect("height", height)
+        height = expect("height", height)
         return self._replace(mean=self.mean + share * (height - self.mean))
 
 
@@ -128,7 +128,7 @@ def height_class(
         years: age [years]; NaN (unknown) gives the class of adults.
         sex: as in `HeightPrior.of_age`; only used for adults, because the table does not split children.
     """
-    expect("years", years)
+    years = expect("years", years)
     grown = torch.zeros_like(years, dtype=torch.long) if sex is None else _expect_sex(sex, years)
     found = torch.where(years < 15, 5, grown)
     found = torch.where(years < 8, 4, found)

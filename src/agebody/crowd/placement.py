@@ -109,7 +109,7 @@ def place_people(
             the depth map; ``DISPARITY_MIN_SLOPE`` is DTO's.
         max_height: largest plausible stature [m].
     """
-    expect("depth", depth, None)
+    depth = expect("depth", depth, None)
     given = {
         "rendered_depth": rendered_depth,
         "height": height,
@@ -191,7 +191,7 @@ def is_far(
         focal: focal length [pixels].
         size: width and height of the image [pixels].
     """
-    expect("rendered_depth", rendered_depth)
+    rendered_depth = expect("rendered_depth", rendered_depth)
     return 2 * focal < MIN_SHARE * min(size) * rendered_depth
 
 

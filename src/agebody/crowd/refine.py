@@ -142,7 +142,7 @@ def refine_crowd(
         deviations: standard deviations of the terms; the default ones if None.
         max_iterations: per image and solution.
     """
-    expect("points", points, None, None, 3)
+    points = expect("points", points, None, None, 3)
     images, keypoints = points.shape[:-3], points.shape[-2]
     given = {
         "root": (root, (3,)),

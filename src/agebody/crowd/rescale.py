@@ -79,7 +79,7 @@ def rescale(
         root: new place of the root joint [m], from `refine_crowd`; ``scale`` times its old place if None.
         child: who is a child by class; nobody if None.
     """
-    expect("scale", scale)
+    scale = expect("scale", scale)
     batch = parameters.transl.shape[:-1]
     if scale.shape != batch:
         raise ValueError(f"scale: expected shape {tuple(batch)}, one per person, got {tuple(scale.shape)}")

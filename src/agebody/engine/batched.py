@@ -201,14 +201,28 @@ for _function in (_Value.forward, _Gradient.forward):
 
 def own_precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """Return a context that disables autocast, under which a backward pass may run, too."""
-    if torch.is_autocast_enabled(device.type):
+    if device.type != "meta" and torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return contextlib.nullcontext()
 
 
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Return the tensor, cast to float32 if it has 16 bits, as networks under autocast give it."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def is_recorded() -> bool:
+    """Return whether torch.compile, torch.export, torch.jit.trace or an ONNX export records operations.
+
+    Values then belong to one example and must not decide anything.
+    """
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore
+
+
 def is_traced(*tensors: Tensor) -> bool:
-    """Return whether operations are recorded: by a compiler, a mode (FakeTensorMode) or a tensor subclass."""
-    if torch.compiler.is_compiling():
+    """Return whether only torch's operators may be used: while they are recorded, under a mode such as
+    FakeTensorMode, for subclasses of tensors, and on the device "meta"."""
+    if is_recorded() or tensors[0].device.type == "meta":
         return True
     plain = all(type(t) is Tensor or type(t) is torch.nn.Parameter for t in tensors)
     return not plain or torch._C._len_torch_dispatch_stack() > 0

@@ -24,6 +24,9 @@ class LayoutTables(NamedTuple):
 
         point = sum_j R_j m_j + mu_j t_j,   m_j = sum_v r_v w_vj p_v,   mu_j = sum_v r_v w_vj
 
+    The body's translation is added to every vertex, so a point has it ``sum_v r_v`` times: regressors from
+    papers have rows whose sums differ from 1 by up to some percent.
+
     The pairs of a point are consecutive, and points with fewer pairs come first.
     """
 
@@ -32,6 +35,8 @@ class LayoutTables(NamedTuple):
     """The joints of which each point is the mean; -1 for points of the surface."""
     regressor: sparse.csr_array
     """(K, V) regressor of the points of the surface; empty rows for joints."""
+    row_sums: Float[np.ndarray, " K"]
+    """How often each point has the body's translation: the sum of its row, 1 for joints."""
     pair_points: Int[np.ndarray, " Q"]
     pair_joints: Int[np.ndarray, " Q"]
     masses: Float[np.ndarray, " Q"]
@@ -63,7 +68,8 @@ class LayoutTables(NamedTuple):
         point = order[place]
         shares = rows[point] * weights[:, joint].T
         moments = np.einsum("qv,cvx->cqx", shares, directions[:, used].astype(np.float64))
-        return cls(layout, joints, regressor, point, joint, shares.sum(1), moments)
+        row_sums = np.where(joints[:, 0] < 0, rows.sum(1), 1)
+        return cls(layout, joints, regressor, row_sums, point, joint, shares.sum(1), moments)
 
     @property
     def counts(self) -> Int[np.ndarray, " K"]:
@@ -80,6 +86,7 @@ class PointRegression(nn.Module):
         device: device of the buffers.
     """
 
+    row_sums: Tensor
     moments: Tensor
     masses: Tensor
     sums: Tensor
@@ -94,6 +101,7 @@ class PointRegression(nn.Module):
         sums = np.zeros((len(joints), num_pairs))
         sums[tables.pair_points, np.arange(num_pairs)] = 1
         for name, array in (
+            ("row_sums", tables.row_sums[:, None]),
             ("moments", tables.moments),
             ("masses", tables.masses[:, None]),
             ("sums", sums),
@@ -114,7 +122,7 @@ class PointRegression(nn.Module):
         translation: Float[Tensor, "B 3"],
     ) -> Float[Tensor, "B K 3"]:
         """Return the points [m], given the joints' frames and skinning transforms."""
-        points = translation[:, None]
+        points = translation[:, None] * self.row_sums
         if self.any_surface:
             moments = (coefficients @ self.moments.flatten(1)).unflatten(-1, (-1, 3, 1))
             movers = transforms[:, self.pair_joints]
@@ -123,7 +131,7 @@ class PointRegression(nn.Module):
         if self.any_joint:
             posed = mean_of_joints(world[..., 3], self.joints)
             points = points + (torch.where(self.is_joint, posed, 0) if self.any_surface else posed)
-        return points.expand(-1, len(self.layout), -1)
+        return points
 
 
 class MeshPoints(nn.Module):

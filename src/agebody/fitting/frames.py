@@ -236,7 +236,7 @@ def fit_sequence(
     """
     number = len(get_layout(layout))
     dims = 4 if views else 3
-    expect("keypoints", keypoints)
+    keypoints = expect("keypoints", keypoints)
     if keypoints.dim() < dims or keypoints.shape[-2:] != (number, 2) or 0 in keypoints.shape[-dims:]:
         shape = f"(*batch, T, {'V, ' if views else ''}{number}, 2)"
         raise ValueError(f"keypoints: expected shape {shape}, got {tuple(keypoints.shape)}")

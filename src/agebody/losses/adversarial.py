@@ -60,8 +60,9 @@ class PoseDiscriminator(nn.Module):
             body_pose: (*batch, J, 3, 3) rotation matrices.
             betas: (*batch, N).
         """
-        expect("body_pose", body_pose, self.num_joints, 3, 3)
-        expect("betas", betas, self.num_betas)
+        dtype = self.joint_bias.dtype
+        body_pose = expect("body_pose", body_pose, self.num_joints, 3, 3).to(dtype)
+        betas = expect("betas", betas, self.num_betas).to(dtype)
         features = self.joint(body_pose.flatten(-2))
         joints = (features * self.joint_weight).sum(-1) + self.joint_bias
         return torch.cat((joints, self.shape(betas), self.pose(features.flatten(-2))), -1)
@@ -109,7 +110,7 @@ def generator_loss(
         weights: (*batch).
         reduction: over bodies; HMR2's is "mean".
     """
-    expect("scores", scores, None)
+    scores = expect("scores", scores, None)
     return reduce(_distance(scores, weights, 1.0), weights, reduction)
 
 
@@ -124,8 +125,8 @@ def discriminator_loss(
         real: (*others, D) scores of recorded bodies.
         reduction: "mean" or "sum", over each of the two sets.
     """
-    expect("made", made, None)
-    expect("real", real, None)
+    made = expect("made", made, None)
+    real = expect("real", real, None)
     if reduction == "none":
         raise ValueError("reduction: expected 'mean' or 'sum', got 'none'; made and real bodies are no pairs")
     return reduce(_distance(real, None, 1.0), None, reduction) + reduce(

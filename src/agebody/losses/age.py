@@ -61,7 +61,7 @@ def age_class_loss(
             adults count; a class without people adds nothing. BEV's public code divides by the number of all
             people instead, of known age or not: ``age_class_loss(..., reduction="none").mean()``.
     """
-    expect("age_offset", age_offset)
+    age_offset = expect("age_offset", age_offset)
     expect_labels("age_class", age_class, age_offset.shape)
     known = (age_class >= 0) & (age_class < len(AGE_CLASSES))
     given = expand_weights(weights, age_offset.shape)

@@ -136,9 +136,9 @@ def _rest_normals(asset: BodyAsset) -> Float[np.ndarray, "V 3"]:
 
 def _expect(points: Tensor, normal: Tensor, offset: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Check arguments, and expand them to one batch."""
-    expect("points", points, None, 3)
-    expect("normal", normal, 3)
-    expect("offset", offset)
+    points = expect("points", points, None, 3)
+    normal = expect("normal", normal, 3)
+    offset = expect("offset", offset)
     batch = broadcast(points=points.shape[:-2], normal=normal.shape[:-1], offset=offset.shape)
     return points.expand(*batch, -1, 3), normal.expand(*batch, 3), offset.expand(batch)
 

@@ -62,7 +62,7 @@ def depth_layer_loss(
     """
     if form not in get_args(DepthForm):
         raise ValueError(f"form: expected one of {', '.join(get_args(DepthForm))}, got {form!r}")
-    expect("depth", depth, None)
+    depth = expect("depth", depth, None)
     expect_labels("layer", layer, depth.shape)
     weights = expand_weights(weights, depth.shape)
     known = layer >= 0
@@ -103,7 +103,7 @@ def relative_metric_loss(
         reduction: over pairs of all images. "none" gives (*batch, P, P), zero where j <= i.
     """
     expect("pred", pred, None)
-    weights = expand_weights(weights, expect_pair(pred, target))
+    pred, target, weights = expect_pair(pred, target, weights)
     apart, expected = _differences(apply_mask(pred, weights)), _differences(apply_mask(target, weights))
     pairs = _pair_weights(weights, image, pred) * (expected.abs() <= max_distance)
     return reduce(torch.log1p((apart - expected).abs()), pairs, reduction)

@@ -50,7 +50,7 @@ def self_intersection_loss(
     Source: Tzionas et al., Capturing hands in action using discriminative salient points and physics
     simulation, IJCV 2016; sigma of SMPLify-X (Pavlakos et al., CVPR 2019).
     """
-    expect("vertices", vertices, None, 3)
+    vertices = expect("vertices", vertices, None, 3)
     weights = expand_weights(weights, vertices.shape[:-2])
     vertices = apply_mask(vertices, weights, 2)
     faces = faces.to(vertices.device)
@@ -100,7 +100,7 @@ def person_intersection_loss(
     """
     if form not in get_args(DepthForm):
         raise ValueError(f"form: expected one of {', '.join(get_args(DepthForm))}, got {form!r}")
-    expect("vertices", vertices, None, None, 3)
+    vertices = expect("vertices", vertices, None, None, 3)
     people = vertices.shape[-3]
     weights = expand_weights(weights, vertices.shape[:-2])
     vertices = apply_mask(vertices, weights, 2)
@@ -139,8 +139,8 @@ def conic_distance_field(
 
     Source: Tzionas et al., IJCV 2016: its penetration term, with all derivatives of the cones as well.
     """
-    expect("points", points, None, 3)
-    expect("triangles", triangles, 3, 3)
+    points = expect("points", points, None, 3)
+    triangles = expect("triangles", triangles, 3, 3)
     if not sigma > 0:
         raise ValueError(f"sigma: expected a length above 0, got {sigma}")
     last = triangles[..., 2, :]

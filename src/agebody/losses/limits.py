@@ -173,7 +173,7 @@ def joint_limits_excess(
         weights: broadcast to (*batch, J); the excess of rotations of weight 0 is 0.
     """
     check_format(pose_format)
-    expect("body_pose", body_pose)
+    body_pose = expect("body_pose", body_pose)
     if limits is None:
         limits = joint_limits(dtype=body_pose.dtype, device=body_pose.device)
     if limits.low.dtype != body_pose.dtype:

@@ -106,7 +106,7 @@ def betas_loss(
     difference, weights = residual(pred, target, weights, None)
     terms = penalize(difference, penalty)
     if beta_weights is not None:
-        expect("beta_weights", beta_weights)
+        beta_weights = expect("beta_weights", beta_weights)
         if beta_weights.shape != pred.shape[-1:]:
             raise ValueError(
                 f"beta_weights: expected shape ({pred.shape[-1]},), got {tuple(beta_weights.shape)}"
@@ -124,7 +124,7 @@ def visible_matrices(
     """
     check_format(pose_format)
     entry = ENTRY_SHAPES[pose_format]
-    expect(name, rotations, *entry)
+    rotations = expect(name, rotations, *entry)
     weights = expand_weights(weights, rotations.shape[: rotations.dim() - len(entry)])
     if weights is not None:
         nothing = no_rotation(pose_format, rotations.dtype, rotations.device)

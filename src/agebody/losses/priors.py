@@ -44,7 +44,7 @@ def shape_prior(
         squares = squares * expect("beta_weights", beta_weights, betas.shape[-1])
     terms = squares.sum(-1)
     if age_offset is not None:
-        expect("age_offset", age_offset)
+        age_offset = expect("age_offset", age_offset)
         if age_offset.dim() == betas.dim() and age_offset.shape[-1] == 1:
             age_offset = age_offset.squeeze(-1)
         if age_offset.shape != betas.shape[:-1]:
@@ -93,7 +93,7 @@ def hyperextension_residuals(
 
 
 def _named_pose(body_pose: Tensor, joint_names: Sequence[str]) -> Float[Tensor, "*batch J 3"]:
-    expect("body_pose", body_pose, None)
+    body_pose = expect("body_pose", body_pose, None)
     return read_rotations("body_pose", body_pose, "axis_angle", len(joint_names), body_pose)
 
 

@@ -56,8 +56,8 @@ def scan_to_mesh_loss(
         reduction: over points.
         backend: of the search, see `agebody.mesh.closest.closest_faces`.
     """
-    expect("vertices", vertices, None, 3)
-    expect("scan", scan, None, 3)
+    vertices = expect("vertices", vertices, None, 3)
+    scan = expect("scan", scan, None, 3)
     batch = broadcast(vertices=vertices.shape[:-2], scan=scan.shape[:-2])
     entries = torch.Size((*batch, scan.shape[-2]))
     weights = expand_weights(weights, entries)
@@ -98,8 +98,8 @@ def mesh_to_scan_loss(
         reduction: over vertices.
         backend: of the search, see `agebody.mesh.closest.closest_faces`.
     """
-    expect("vertices", vertices, None, 3)
-    expect("scan", scan, None, 3)
+    vertices = expect("vertices", vertices, None, 3)
+    scan = expect("scan", scan, None, 3)
     batch = broadcast(vertices=vertices.shape[:-2], scan=scan.shape[:-2])
     entries = torch.Size((*batch, vertices.shape[-2]))
     weights = expand_weights(weights, entries)

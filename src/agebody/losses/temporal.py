@@ -119,7 +119,7 @@ def angular_velocity_loss(
 
 def _steps(points: Tensor, times: Tensor | None, weights: Any) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return steps between frames, (*batch, T - 1, K, D), their durations, and weights, (*batch, T, K)."""
-    expect("points", points, None, None, None)
+    points = expect("points", points, None, None, None)
     weights = expand_weights(weights, points.shape[:-1])
     points = apply_mask(points, weights, 1)
     return _later(points) - _earlier(points), _durations(points, times, weights), weights
@@ -130,7 +130,7 @@ def _durations(points: Tensor, times: Tensor | None, weights: Tensor | None) -> 
     *batch, frames, _, _ = points.shape
     if times is None:
         return points.new_ones(max(frames - 1, 0), 1, 1)
-    expect("times", times)
+    times = expect("times", times)
     try:
         times = times.expand(*batch, frames)[..., None, None]
     except RuntimeError:

@@ -75,7 +75,7 @@ class Measurements(nn.Module):
 
     def forward(self, rest_vertices: Float[Tensor, "*batch V 3"]) -> Float[Tensor, "*batch M"]:
         """Return every measurement [m], in the order of ``names``."""
-        expect("rest_vertices", rest_vertices, self.num_vertices, 3)
+        rest_vertices = expect("rest_vertices", rest_vertices, self.num_vertices, 3)
         if rest_vertices.dtype != self.dtype:
             raise TypeError(f"rest_vertices: expected {self.dtype}, got {rest_vertices.dtype}")
         values = [gauge(rest_vertices[..., gauge.vertices, :]) for gauge in self.all_gauges()]

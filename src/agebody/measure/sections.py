@@ -51,9 +51,9 @@ def plane_section(
         capacity: K, the largest number of segments; that of the triangles by default. A body with more gets
             NaN.
     """
-    expect("vertices", vertices, None, 3)
-    expect("origin", origin, 3)
-    expect("normal", normal, 3)
+    vertices = expect("vertices", vertices, None, 3)
+    origin = expect("origin", origin, 3)
+    normal = expect("normal", normal, 3)
     if faces.dim() != 2 or faces.shape[1] != 3 or faces.is_floating_point():
         raise ValueError(f"faces: expected integers of shape (F, 3), got {faces.dtype} {tuple(faces.shape)}")
     batch = broadcast(vertices=vertices.shape[:-2], origin=origin.shape[:-1], normal=normal.shape[:-1])

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from agebody.checks import expect, safe_norm
+from agebody.checks import expect, expect_dtype, safe_norm
 from agebody.engine.backend import BackendName, choose_search, load_kernels
 from agebody.engine.batched import is_traced, is_transformed, own_precision
 
@@ -86,9 +86,9 @@ def closest_faces(
             boxes that is built at every call; torch compares all points with all triangles and is much
             slower. In float64 both search in float64, else in float32.
     """
-    expect("points", points, None, 3)
-    expect("vertices", vertices, None, 3)
-    _expect_type("vertices", vertices, points, "points")
+    points = expect("points", points, None, 3)
+    vertices = expect("vertices", vertices, None, 3)
+    expect_dtype("vertices", vertices, points, "that of points")
     faces = _expect_faces(faces, vertices.shape[-2])
     triangles = vertices.detach()[..., faces, :]
     if among is not None:
@@ -121,9 +121,9 @@ def nearest_points(
             others is 0.
         backend: as in `closest_faces`; a point is a triangle with three equal corners.
     """
-    expect("points", points, None, 3)
-    expect("cloud", cloud, None, 3)
-    _expect_type("cloud", cloud, points, "points")
+    points = expect("points", points, None, 3)
+    cloud = expect("cloud", cloud, None, 3)
+    expect_dtype("cloud", cloud, points, "that of points")
     if cloud.shape[-2] == 0:
         raise ValueError("cloud: expected at least one point, got none")
     itself = torch.arange(cloud.shape[-2], device=cloud.device)[:, None].expand(-1, 3)
@@ -198,9 +198,9 @@ def visible_vertices(
         eye: position of the camera [m]; zeros for vertices in camera coordinates.
         backend: of the search for occluders, as in `closest_points`.
     """
-    expect("vertices", vertices, None, 3)
-    expect("eye", eye, 3)
-    _expect_type("eye", eye, vertices, "vertices")
+    vertices = expect("vertices", vertices, None, 3)
+    eye = expect("eye", eye, 3)
+    expect_dtype("eye", eye, vertices, "that of vertices")
     faces = _expect_faces(faces, vertices.shape[-2])
     batch = torch.broadcast_shapes(vertices.shape[:-2], eye.shape[:-1])
     dtype = _search_type(vertices)
@@ -260,11 +260,6 @@ def _finite(tensor: Tensor) -> Tensor:
 
 def _search_type(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
-
-
-def _expect_type(name: str, tensor: Tensor, like: Tensor, of: str) -> None:
-    if tensor.dtype != like.dtype:
-        raise TypeError(f"{name}: expected {like.dtype}, the type of {of}, got {tensor.dtype}")
 
 
 def _expect_faces(faces: Any, num_vertices: int) -> Tensor:

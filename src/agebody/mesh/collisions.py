@@ -154,7 +154,7 @@ def find_collisions(
     Raises:
         RuntimeError: a body has more than ``max_collisions`` pairs.
     """
-    faces = check_mesh(vertices, faces)
+    vertices, faces = check_mesh(vertices, faces)
     batch = vertices.shape[:-2]
     bodies = flatten_batch(vertices.detach(), 2)
     if exclude is None:

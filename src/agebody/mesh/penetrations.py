@@ -63,7 +63,7 @@ def winding_number(
 
     Source: Jacobson et al., SIGGRAPH 2013; van Oosterom and Strackee, IEEE TBME 1983.
     """
-    faces = check_points(points, vertices, faces)
+    points, vertices, faces = check_points(points, vertices, faces)
     numbers = torch.ops.agebody.winding_numbers(
         flatten_batch(points.detach(), 2), flatten_batch(vertices.detach(), 2), faces, backend
     )
@@ -90,7 +90,7 @@ def contains(
 
     Source: Barill et al., SIGGRAPH 2018.
     """
-    faces = check_points(points, vertices, faces)
+    points, vertices, faces = check_points(points, vertices, faces)
     meshes = flatten_batch(vertices.detach(), 2)
     each = torch.arange(len(meshes), device=meshes.device)
     inside = torch.ops.agebody.inside_meshes(
@@ -143,8 +143,8 @@ def find_penetrations(
 
     People with a vertex that is not finite are ignored.
     """
-    expect("vertices", vertices, None, None, 3)
-    faces = check_mesh(vertices, faces)
+    vertices = expect("vertices", vertices, None, None, 3)
+    vertices, faces = check_mesh(vertices, faces)
     people = vertices.shape[-3]
     bodies = flatten_batch(vertices.detach(), 2)
     present = bodies.isfinite().all(-1).all(-1)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from agebody.checks import expect
+from agebody.checks import expect, expect_dtype
 from agebody.engine.backend import BackendName, choose_search, load_kernels
 
 ENTRIES = 1 << 18
@@ -31,8 +31,8 @@ def triangles_meet(
     Args:
         first, second: three corners each.
     """
-    expect("first", first, 3, 3)
-    expect("second", second, 3, 3)
+    first = expect("first", first, 3, 3)
+    second = expect("second", second, 3, 3)
     meet = torch.zeros((), dtype=torch.bool, device=first.device)
     for edges, triangle in ((first, second), (second, first)):
         a, b, c = triangle.unbind(-2)
@@ -47,30 +47,29 @@ def flatten_batch(tensor: Tensor, dims: int) -> Tensor:
     return tensor.reshape(tensor.shape[:-dims].numel(), *tensor.shape[-dims:])
 
 
-def check_mesh(vertices: Any, faces: Any) -> Int[Tensor, "F 3"]:
+def check_mesh(vertices: Any, faces: Any) -> tuple[Float[Tensor, "*batch V 3"], Int[Tensor, "F 3"]]:
     """Check a mesh and return its faces as int64 on the device of the vertices."""
-    expect("vertices", vertices, None, 3)
-    if vertices.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"vertices: expected float32 or float64, got {vertices.dtype}")
+    vertices = expect("vertices", vertices, None, 3)
     expect_ints("faces", faces)
     if faces.dim() != 2 or faces.shape[1] != 3:
         raise ValueError(f"faces: expected shape (F, 3), got {tuple(faces.shape)}")
     expect_ids("faces", faces, vertices.shape[-2])
-    return faces.to(vertices.device).long()
+    return vertices, faces.to(vertices.device).long()
 
 
-def check_points(points: Any, vertices: Any, faces: Any) -> Int[Tensor, "F 3"]:
+def check_points(
+    points: Any, vertices: Any, faces: Any
+) -> tuple[Float[Tensor, "*batch N 3"], Float[Tensor, "*batch V 3"], Int[Tensor, "F 3"]]:
     """Check points and meshes of the same batch; see `check_mesh`."""
-    faces = check_mesh(vertices, faces)
-    expect("points", points, None, 3)
-    if points.dtype != vertices.dtype:
-        raise TypeError(f"points: expected {vertices.dtype}, as the vertices, got {points.dtype}")
+    vertices, faces = check_mesh(vertices, faces)
+    points = expect("points", points, None, 3)
+    expect_dtype("points", points, vertices, "that of vertices")
     if points.shape[:-2] != vertices.shape[:-2]:
         raise ValueError(
             f"points: expected the batch of the vertices, {tuple(vertices.shape[:-2])}, "
             f"got {tuple(points.shape[:-2])}"
         )
-    return faces
+    return points, vertices, faces
 
 
 def expect_ints(name: str, tensor: Any) -> None:

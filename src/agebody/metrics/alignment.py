@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from agebody.checks import Weights, apply_mask, at_least_float32, expand_weights, expect, expect_pair
+from agebody.checks import Weights, apply_mask, at_least_float32, expect, expect_pair
 from agebody.engine.batched import own_precision
 from agebody.keypoints import KeypointLayout, get_layout
 
@@ -118,7 +118,7 @@ def root_of(
         layout: of the points, or its name; None for points without a layout.
         root: names of the root points in the layout, by default its own; or their indices.
     """
-    expect("points", points, None, 3)
+    points = expect("points", points, None, 3)
     return points[..., root_points(layout, root, points.shape[-2]), :].mean(-2)
 
 
@@ -263,8 +263,7 @@ def read_points(
     """Return points of one shape in at least float32, with at least ``dims`` dimensions of entries, and
     weights."""
     expect("pred", pred, *[None] * dims, 3)
-    weights = expand_weights(weights, expect_pair(pred, target, 3))
-    return at_least_float32(pred), at_least_float32(target), weights
+    return expect_pair(pred, target, weights, 3)
 
 
 class _WeightedMean:

@@ -329,8 +329,8 @@ def keypoint_ap(
         sigmas: a layout with published standard deviations, or one number per keypoint.
         max_detections: number of detections per image that are evaluated, by descending score.
     """
-    expect("pred", pred, None, 2)
-    expect("target", target, *pred.shape[-2:])
+    pred = expect("pred", pred, None, 2)
+    target = expect("target", target, *pred.shape[-2:])
     people = {"areas": areas, "target_images": target_images, "boxes": boxes, "crowd": crowd}
     detections = {"scores": scores, "pred_images": pred_images, "pred_areas": pred_areas}
     for given, length in ((detections, len(pred)), (people, len(target))):

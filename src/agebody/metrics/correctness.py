@@ -84,7 +84,7 @@ def per_joint(terms: Float[Tensor, "*batch K"], *, weights: Weights = None) -> F
         terms: one per joint, such as `pck` with ``reduction="none"``.
         weights: (*batch, K), which terms count; any weight other than 0 counts as 1.
     """
-    expect("terms", terms, None)
+    terms = expect("terms", terms, None)
     counted = torch.ones_like(terms) if weights is None else (weights != 0).expand(terms.shape)
     columns = torch.where(counted != 0, terms, 0).reshape(-1, terms.shape[-1])
     return columns.sum(0) / counted.reshape(columns.shape).sum(0)
@@ -113,7 +113,7 @@ def mpckh(
         threshold: share of the diagonal.
         reduction: over people.
     """
-    pred, target = at_least_float32(expect("pred", pred, None, 2)), at_least_float32(target)
+    pred, target = expect("pred", pred, None, 2), at_least_float32(target)
     seen = torch.ones_like(pred[..., 0]) if weights is None else (weights != 0).to(pred.dtype)
     seen = seen.expand(pred.shape[:-1])
     diagonal = box_diagonal(target, weights=seen)
@@ -166,7 +166,7 @@ def _length(
     points: Tensor, layout: str | KeypointLayout, ends: Sequence[tuple[str, ...]], weights: Tensor | None
 ) -> Tensor:
     layout = get_layout(layout)
-    expect("points", points, len(layout), None)
+    points = expect("points", points, len(layout), None)
     weights = expand_weights(weights, points.shape[:-1])
     found = []
     for names in ends:
@@ -183,8 +183,8 @@ def _relative(
     pred: Tensor, target: Tensor, reference: Tensor | None, weights: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return the error of each keypoint, the length that it is compared with, and which keypoints count."""
-    expect("pred", pred, None, None)
-    expect("target", target, *pred.shape[-2:])
+    pred = expect("pred", pred, None, None)
+    target = expect("target", target, *pred.shape[-2:])
     difference = at_least_float32(pred) - at_least_float32(target)
     weights = expand_weights(weights, difference.shape[:-1])
     counted = None if weights is None else weights != 0

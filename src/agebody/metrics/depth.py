@@ -9,7 +9,7 @@ from jaxtyping import Float, Int, Num, Shaped
 from torch import Tensor
 
 from agebody.age import AGE_CLASSES
-from agebody.checks import Weights, at_least_float32, expand_weights, expect
+from agebody.checks import Weights, expand_weights, expect
 
 MISS_PENALTY = 0.3
 """What one missed person adds to the pairs (Relative Human's evaluation code)."""
@@ -66,7 +66,7 @@ def depth_relations(
     Returns:
         Counts of shape (*images), or (*images, 4) by age class; in float64, so that sums of them are exact.
     """
-    pred = at_least_float32(expect("pred", pred, None))
+    pred = expect("pred", pred, None)
     for name, given in (("target", target), ("missed", missed), ("age_classes", age_classes)):
         if given is not None and given.shape != pred.shape:
             raise ValueError(f"{name}: expected shape {tuple(pred.shape)}, got {tuple(given.shape)}")

@@ -89,7 +89,7 @@ def keypoint_boxes(
     points: Float[Tensor, "*batch K 2"], *, weights: Weights = None
 ) -> Float[Tensor, "*batch 4"]:
     """Return boxes (x0, y0, x1, y1) around the keypoints of any weight; NaN without one."""
-    expect("points", points, None, 2)
+    points = expect("points", points, None, 2)
     seen = (_visibility(points, weights) != 0)[..., None]
     low = torch.where(seen, points, torch.inf).amin(-2)
     high = torch.where(seen, points, -torch.inf).amax(-2)
@@ -104,8 +104,8 @@ def box_iou(
     ``pixel`` is added to every width and height: 1 where coordinates name pixels, not points, as in AGORA's
     code.
     """
-    expect("pred", pred, 4)
-    expect("target", target, 4)
+    pred = expect("pred", pred, 4)
+    target = expect("target", target, 4)
     low = torch.maximum(pred[:, None, :2], target[None, :, :2])
     high = torch.minimum(pred[:, None, 2:], target[None, :, 2:])
     shared = (high - low + pixel).clamp(min=0).prod(-1)
@@ -135,7 +135,7 @@ def match(
     Returns:
         The pairs, in the order of the predictions, and the unmatched.
     """
-    expect("cost", cost, None, None)
+    cost = expect("cost", cost, None, None)
     if cost.dim() != 2:
         raise ValueError(f"cost: expected shape (P, T), got {tuple(cost.shape)}")
     if allowed is not None and allowed.shape != cost.shape:
@@ -251,8 +251,8 @@ def nmve(pve: float, f1: float) -> float:
 
 
 def _expect_people(pred: Tensor, target: Tensor) -> None:
-    expect("pred", pred, None, None, None)
-    expect("target", target, None, *pred.shape[-2:])
+    pred = expect("pred", pred, None, None, None)
+    target = expect("target", target, None, *pred.shape[-2:])
     for name, tensor in (("pred", pred), ("target", target)):
         if tensor.dim() != 3:
             raise ValueError(f"{name}: expected shape (people, keypoints, dims), got {tuple(tensor.shape)}")

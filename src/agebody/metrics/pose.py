@@ -17,7 +17,6 @@ from agebody.checks import (
     Weights,
     apply_mask,
     at_least_float32,
-    expand_weights,
     expect,
     expect_pair,
     safe_norm,
@@ -184,8 +183,7 @@ def stature_error(
         weights: (*batch).
         reduction: over people.
     """
-    weights = expand_weights(weights, expect_pair(pred, target))
-    pred, target = at_least_float32(pred), at_least_float32(target)
+    pred, target, weights = expect_pair(pred, target, weights)
     errors = (apply_mask(pred, weights) - apply_mask(target, weights)).abs()
     if relative:
         errors = errors / (target if weights is None else torch.where(weights != 0, target, 1))

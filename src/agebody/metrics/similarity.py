@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from agebody.checks import Reduction, Weights, apply_mask, at_least_float32, expect, expect_values
+from agebody.checks import Reduction, Weights, apply_mask, expect, expect_values
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.metrics.record import Errors, metric
 
@@ -85,9 +85,8 @@ def oks(
         sigmas: a layout with published standard deviations, or one number per keypoint.
         reduction: over people; those without a visible keypoint do not count.
     """
-    expect("pred", pred, None, 2)
-    expect("target", target, pred.shape[-2], 2)
-    pred, target = at_least_float32(pred), at_least_float32(target)
+    pred = expect("pred", pred, None, 2)
+    target = expect("target", target, pred.shape[-2], 2)
     spread = spread_of(sigmas, pred)
     seen = torch.ones_like(target[..., 0]) if weights is None else (weights != 0).to(pred.dtype)
     difference = apply_mask(pred - target, seen, entry_dims=1)
@@ -102,7 +101,7 @@ def oks(
 
 def _expand_area(area: Tensor, people: torch.Size) -> Tensor:
     try:
-        return at_least_float32(expect("area", area)).expand(people)
+        return expect("area", area).expand(people)
     except RuntimeError:
         raise ValueError(
             f"area: expected a shape that broadcasts to {tuple(people)}, one per person, "

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from agebody.checks import Reduction, Weights, apply_mask, at_least_float32, expand_weights, expect, safe_norm
+from agebody.checks import Reduction, Weights, apply_mask, expand_weights, expect, safe_norm
 from agebody.metrics.alignment import procrustes, read_points
 from agebody.metrics.pose import mean_over_points, point_distances
 from agebody.metrics.record import Errors, metric
@@ -134,8 +134,8 @@ def jitter(
 
     Source: Yi et al., TransPose, ACM TOG 40(4), 2021.
     """
-    expect("points", points, None, None, 3)
-    points, weights = at_least_float32(points), expand_weights(weights, points.shape[:-1])
+    points = expect("points", points, None, None, 3)
+    weights = expand_weights(weights, points.shape[:-1])
     return _lengths_of_differences(apply_mask(points, weights, 1), 3, fps, weights)
 
 

@@ -20,7 +20,7 @@ from agebody.rotations import right_jacobian
 
 
 class KeypointDerivatives(NamedTuple):
-    """Points and their derivatives; the derivative by the translation is the identity matrix."""
+    """Points and their derivatives."""
 
     points: Float[Tensor, "B K 3"]
     """[m]"""
@@ -29,6 +29,8 @@ class KeypointDerivatives(NamedTuple):
     betas: Float[Tensor, "B K 3 N"]
     age_offset: Float[Tensor, "B K 3"]
     """0 for a body of one age."""
+    transl: Float[Tensor, "B K"]
+    """By the translation: this times the identity matrix, 1 unless a regressor's row has another sum."""
 
 
 class SurfaceRows(NamedTuple):
@@ -95,6 +97,7 @@ class KeypointJacobian(_Derivatives):
     pair_joints: Tensor
     masses: Tensor
     moments: Tensor
+    row_sums: Tensor
     sums: Tensor
     levers: Tensor
     moves: Tensor
@@ -112,6 +115,7 @@ class KeypointJacobian(_Derivatives):
             pair_joints=tables.pair_joints,
             masses=tables.masses[:, None],
             moments=tables.moments.reshape(len(tables.moments), -1),
+            row_sums=tables.row_sums[None],
             sums=sums,
             levers=levers[order].reshape(-1, sums.shape[1]),
             moves=moves,
@@ -146,7 +150,8 @@ class KeypointJacobian(_Derivatives):
             local = (motion.coefficients @ self.moments).view(batch, num_pairs, 3, 1)
             moved = (turned @ local)[..., 0] + movers[..., 3] * self.masses
             places = torch.cat((moved, motion.centers), 1).mT.reshape(3 * batch, num_pairs + num_joints)
-            points = (places @ self.sums.mT).view(batch, 3, num_points).mT + transl[:, None]
+            points = (places @ self.sums.mT).view(batch, 3, num_points).mT
+            points = points + transl[:, None] * self.row_sums[..., None]
 
             arms = (places @ self.levers.mT).view(batch, 3, num_points, num_joints, 1)
             arms = arms.expand(-1, -1, -1, -1, 3).reshape(batch, 3, num_points, 3 * num_joints)
@@ -168,7 +173,8 @@ class KeypointJacobian(_Derivatives):
                 grown = (turned @ local.view(batch, num_pairs, 3, 1))[..., 0]
                 by_age = by_age + self.sums[:, :num_pairs] @ grown
             by_pose = by_pose.view(batch, num_points, 3, num_joints, 3)
-            return KeypointDerivatives(points, by_pose, by_identity[..., :count], by_age)
+            by_transl = self.row_sums.expand(batch, -1)
+            return KeypointDerivatives(points, by_pose, by_identity[..., :count], by_age, by_transl)
 
     def _add_correctives(
         self,
@@ -308,7 +314,8 @@ class SurfaceJacobian(_Derivatives):
         """Return the `rows` of bodies that are posed already; for several sets of points."""
         corners, shares = self._corners(faces, barycentric, vertices, along)
         found = self._find(posed, corners, shares, along[:, :, None])
-        parts = found.pose[:, :, 0].flatten(-2), found.betas[:, :, 0], found.age_offset, along
+        by_transl = along * found.transl[..., None]
+        parts = found.pose[:, :, 0].flatten(-2), found.betas[:, :, 0], found.age_offset, by_transl
         return SurfaceRows(found.points, torch.cat(parts, -1))
 
     def _corners(
@@ -373,8 +380,8 @@ class SurfaceJacobian(_Derivatives):
             )
             if motion.feature_growth is not None:
                 by_age = by_age + (by_feature @ motion.feature_growth[:, None, :, None])[..., 0]
-        points = points + posed.transl[:, None]
-        return KeypointDerivatives(points, by_pose, by_identity[..., :num_betas], by_age)
+        points = points + posed.transl[:, None] * shares.sum(-1, keepdim=True)
+        return KeypointDerivatives(points, by_pose, by_identity[..., :num_betas], by_age, shares.sum(-1))
 
     def _carry(
         self, posed: PosedSurface, corners: Int[Tensor, "B S n"], shares: Float[Tensor, "B S n"]

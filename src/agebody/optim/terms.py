@@ -183,7 +183,7 @@ class State:
 def by_all(found: KeypointDerivatives) -> Float[Tensor, "b K 3 P"]:
     """Return derivatives of points by all parameters, in the order of `BodyParameters.vector`."""
     by_transl = torch.eye(3, dtype=found.points.dtype, device=found.points.device)
-    by_transl = by_transl.expand(*found.points.shape, 3)
+    by_transl = (found.transl[..., None, None] * by_transl).expand(*found.points.shape, 3)
     return torch.cat((found.pose.flatten(-2), found.betas, found.age_offset[..., None], by_transl), -1)
 
 

@@ -60,7 +60,7 @@ def points_from_depth(
         mask: pixels to use, such as the person's; all if None.
         max_jump: largest difference in depth between neighbouring pixels of one surface [m].
     """
-    expect("depth", depth, None, None)
+    depth = expect("depth", depth, None, None)
     if depth.dim() != 2:
         raise ValueError(f"depth: expected one image (H, W), got {tuple(depth.shape)}")
     if mask is not None and (mask.dtype != torch.bool or mask.shape != depth.shape):
@@ -98,7 +98,7 @@ def fit_plane(
         towards: a point on the upper side, such as the camera position; the origin if None.
         tolerance: largest distance of a point on the plane [m].
     """
-    expect("points", points, None, 3)
+    points = expect("points", points, None, 3)
     if points.dim() != 2 or len(points) < 3:
         raise ValueError(f"points: expected shape (N, 3) with at least three, got {tuple(points.shape)}")
     if not points.isfinite().all():

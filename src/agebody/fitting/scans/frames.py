@@ -65,7 +65,7 @@ def read_frames(
         if weights is not None:
             raise ValueError("weights: expected None without keypoints")
         return Frames(points, there, camera, plane=plane)
-    expect("keypoints", keypoints, len(layout), 2)
+    keypoints = expect("keypoints", keypoints, len(layout), 2)
     if keypoints.dtype != body.dtype:
         raise TypeError(f"keypoints: expected {body.dtype}, as the body, got {keypoints.dtype}")
     if keypoints.shape[:-2] != (frames,):
