@@ -19,7 +19,7 @@ import agebody
 from agebody.age import AGE_CLASSES
 from agebody.annotations import AnnotationError, read_people
 from agebody.annotations.people import COCO18, plain_name
-from agebody.annotations.photographs import is_upright, photograph_size, read_photograph
+from agebody.annotations.photographs import read_photograph
 from agebody.cameras import Camera
 from agebody.keypoints import LAYOUTS
 from agebody.optim.stages import Fit, FitReport
@@ -407,48 +407,6 @@ def test_people_in_images_that_cannot_be_read_are_left_out(write, observed, tmp_
         AnnotationError, match=r"day/1.jpg: the file does not state its size; .* has no such image"
     ):
         read_people(write(document), images=folder.parent)
-
-
-# --- photographs
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_photographs_are_read_as_they_are_shown(tmp_path, orientation):
-    """Written as a camera does: turned, with the orientation that undoes it."""
-    shown = np.zeros((32, 48, 3), np.uint8)
-    shown[:16, :16] = (255, 0, 0)
-    shown[16:, 32:] = (0, 0, 255)
-    undo = {
-        1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1],
-        5: lambda a: a.swapaxes(0, 1), 6: lambda a: np.rot90(a, 1),
-        7: lambda a: np.rot90(a, 2).swapaxes(0, 1), 8: lambda a: np.rot90(a, -1),
-    }  # fmt: skip
-    exif = Image.Exif()
-    exif[274] = orientation
-    stored = np.ascontiguousarray(undo[orientation](shown))
-    path = tmp_path / "photo.png"
-    Image.fromarray(stored).save(path, exif=exif)
-    assert photograph_size(path) == (48, 32)
-    np.testing.assert_array_equal(read_photograph(path), shown)
-    np.testing.assert_array_equal(read_photograph(path, (48, 32)), shown)
-    assert is_upright(path) == (orientation == 1)
-    if orientation > 4:  # annotations that were made without turning it
-        np.testing.assert_array_equal(read_photograph(path, (32, 48)), stored)
-    with pytest.raises(AnnotationError, match="has 48 x 32 pixels, the annotations are of 47 x 32"):
-        read_photograph(path, (47, 32))
-
-
-def test_damaged_photographs_are_named(tmp_path):
-    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
-    stream = io.BytesIO()
-    Image.fromarray(noise).save(stream, format="JPEG")
-    (tmp_path / "cut.jpg").write_bytes(stream.getvalue()[:1500])
-    (tmp_path / "text.jpg").write_bytes(b"text")
-    for name in ("cut.jpg", "text.jpg"):
-        with pytest.raises(AnnotationError, match=name):
-            read_photograph(tmp_path / name)
-    with pytest.raises(FileNotFoundError, match="none.jpg"):
-        read_photograph(tmp_path / "none.jpg")
 
 
 # --- the fit

@@ -40,11 +40,12 @@ KINDS = {
 }
 """Types of arrays (NumPy's kinds), and what error messages call them."""
 
-_DAMAGES = (
+DAMAGES = (
     ValueError,
     KeyError,
     EOFError,
     MemoryError,
+    OverflowError,
     RecursionError,
     RuntimeError,
     SyntaxError,
@@ -98,7 +99,7 @@ def _read(path: Path, file: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
     damaged = f"{name}: cannot be read; the file is damaged, or was not written by numpy.savez"
     try:
         shape, dtype, size = _header(file, f"{name}.npy")
-    except _DAMAGES:
+    except DAMAGES:
         fail(path, damaged)
     if dtype.hasobject:
         fail(path, f"{name}: Python objects are not loaded; save a plain array")
@@ -109,7 +110,7 @@ def _read(path: Path, file: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
         fail(path, f"{name}: the file is damaged; shape {shape} takes {claimed} bytes, and it has {size}")
     try:
         return file[name]
-    except _DAMAGES:
+    except DAMAGES:
         fail(path, damaged)
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +17,19 @@ from agebody.annotations.people import AnnotationError
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 """Suffixes of image files."""
 
+FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+"""Formats that are read, by content: Pillow decodes them itself; for EPS it starts a program."""
+EIGHT_BITS = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
+"""Modes of Pillow that convert to RGB without any choice."""
+
 _EXIF_ORIENTATION = 274
-_QUARTER_TURNS = (5, 6, 7, 8)
-_DAMAGES = (OSError, SyntaxError, ValueError, EOFError)
-"""What Pillow raises at files that are damaged, or not images."""
+_TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
+"""EXIF orientation -> Pillow's ``Transpose`` from the stored to the upright picture."""
+_INVERSE = {2: 4, 4: 2}
+"""Turns by 90 and 270 degrees; all others are their own inverse."""
+_BITS_PER_SAMPLE = 258
+_EXACT_16_BITS = 257
+"""65535 / 255."""
 
 
 def list_photographs(folder: Path) -> tuple[str, ...]:
@@ -31,6 +44,75 @@ def list_photographs(folder: Path) -> tuple[str, ...]:
     return tuple(sorted(path.relative_to(folder).as_posix() for path in found))
 
 
+@contextmanager
+def open_image(path: str | PathLike[str], formats: tuple[str, ...] = FORMATS) -> Iterator[Any]:
+    """Yield an opened image of one of some formats; errors at damaged files, in the block too, name them.
+
+    Raises:
+        AnnotationError: the file is of another format, damaged, or has too many pixels.
+        OSError: it cannot be read.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(2, "the image does not exist", str(path))
+    try:
+        with warnings.catch_warnings():  # of odd metadata; and too many pixels are an error, at twice as many
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=formats) as image:
+                yield image
+    except (AnnotationError, MemoryError):
+        raise
+    except UnidentifiedImageError:
+        raise AnnotationError(
+            f"{path}: not an image that can be read; expected {', '.join(formats)}"
+        ) from None
+    except OSError as error:
+        if error.errno is not None:
+            raise OSError(error.errno, error.strerror, error.filename or str(path)) from None
+        raise AnnotationError(f"{path}: the image is damaged: {error}") from None
+    except Exception as error:  # almost any type, by format and version of Pillow
+        raise AnnotationError(f"{path}: the image is damaged: {type(error).__name__}: {error}") from None
+
+
+def find_turn(image: Any) -> Any:
+    """Return Pillow's turn from the stored to the upright picture by EXIF; None for none, or a wrong one."""
+    from PIL import Image
+
+    found = image.getexif().get(_EXIF_ORIENTATION)
+    turn = _TURNS.get(found) if isinstance(found, int) else None
+    return None if turn is None else Image.Transpose(turn)
+
+
+def decode_stored(image: Any, convert: Callable[[Any], Any]) -> tuple[Any, Any]:
+    """Return the picture as it is stored, converted, and its turn to the upright one."""
+    turn = find_turn(image)
+    pixels = convert(image)
+    if turn is not None and image.format == "TIFF":  # which Pillow turns itself as it is decoded
+        pixels = pixels.transpose(_INVERSE.get(turn, turn))
+    return pixels, turn
+
+
+def to_eight_bits(image: Any) -> Any:
+    """Return an image with 8 bits per channel; 16 bits of grey are divided by 257.
+
+    Raises:
+        AnnotationError: the image has another type of numbers, whose range is unknown.
+    """
+    from PIL import Image
+
+    if image.mode in EIGHT_BITS:
+        return image.convert("LA") if image.mode == "La" else image  # which converts to that alone
+    grey = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+    bits = image.tag_v2.get(_BITS_PER_SAMPLE, (16,))[0] if image.format == "TIFF" else 16
+    if not grey or bits != 16:
+        kind = {"F": "32-bit floats", "I": "32-bit integers"}.get(image.mode, f"{bits} bits, {image.mode}")
+        raise AnnotationError(
+            f"{image.filename}: expected 8 or 16 bits per channel, got {kind}; convert the image first"
+        )
+    return Image.fromarray(np.rint(np.asarray(image) / _EXACT_16_BITS).astype(np.uint8))
+
+
 def photograph_size(path: Path) -> tuple[int, int]:
     """Return width and height of a photograph from its header, with its EXIF orientation applied.
 
@@ -38,16 +120,17 @@ def photograph_size(path: Path) -> tuple[int, int]:
         AnnotationError: the file is not an image.
         OSError: it cannot be read.
     """
-    with _open(path) as image:
+    with open_image(path) as image:
         width, height = image.size
-        return (height, width) if _orientation(image) in _QUARTER_TURNS else (width, height)
+        turned = find_turn(image) in (2, 4, 5, 6) and image.format != "TIFF"
+        return (height, width) if turned else (width, height)
 
 
 def read_photograph(path: Path, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "H W 3"]:
     """Return a photograph in the orientation in which its keypoints were annotated.
 
     Detectors and viewers apply the EXIF orientation of a photograph; some annotations were made without it.
-    Of the two, the one with the stated size is returned.
+    Of the two, the one with the stated size is returned. Opacity is ignored, as OpenCV and detectors do.
 
     Args:
         path: the image.
@@ -57,14 +140,9 @@ def read_photograph(path: Path, size: tuple[int, int] | None = None) -> UInt8[np
         AnnotationError: the file is not an image, or has another size.
         OSError: it cannot be read.
     """
-    from PIL import ImageOps
-
-    with _open(path) as image:
-        try:
-            stored = image.convert("RGB")
-            shown = ImageOps.exif_transpose(image).convert("RGB")
-        except _DAMAGES as error:
-            raise AnnotationError(f"{path}: the image is damaged: {error}") from None
+    with open_image(path) as image:
+        stored, turn = decode_stored(image, lambda found: to_eight_bits(found).convert("RGB"))
+    shown = stored if turn is None else stored.transpose(turn)
     for candidate in (shown, stored):
         if size is None or candidate.size == tuple(size):
             return np.array(candidate)
@@ -74,30 +152,12 @@ def read_photograph(path: Path, size: tuple[int, int] | None = None) -> UInt8[np
     )
 
 
-def is_upright(path: Path) -> bool:
-    """Return whether an image is stored upright.
+def is_upright_jpeg(path: Path) -> bool:
+    """Return whether a file is a JPEG of one picture, in grey or colour, that is stored upright.
 
     Raises:
         AnnotationError: the file is not an image.
         OSError: it cannot be read.
     """
-    with _open(path) as image:
-        return _orientation(image) == 1
-
-
-def _open(path: Path) -> Any:
-    from PIL import Image
-
-    if not path.is_file():
-        raise FileNotFoundError(2, "the image does not exist", str(path))
-    try:
-        return Image.open(path)
-    except Image.DecompressionBombError as error:
-        raise AnnotationError(f"{path}: {error}") from None
-    except _DAMAGES:
-        raise AnnotationError(f"{path}: not an image that can be read") from None
-
-
-def _orientation(image: Any) -> int:
-    found = image.getexif().get(_EXIF_ORIENTATION, 1)
-    return found if found in range(1, 9) else 1
+    with open_image(path) as image:
+        return image.format == "JPEG" and image.mode in ("L", "RGB") and find_turn(image) is None

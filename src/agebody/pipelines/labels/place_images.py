@@ -11,10 +11,11 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from PIL import Image, UnidentifiedImageError
 
 from agebody.age import AgeError, parse_ages
+from agebody.annotations.arrays import DAMAGES
 from agebody.annotations.people import fail, is_file_name
+from agebody.annotations.photographs import open_image
 from agebody.body import BodyModel
 from agebody.cameras import Camera
 from agebody.crowd.height_prior import SEXES
@@ -174,14 +175,14 @@ def _read_masks(path: Path, name: str, shape: tuple[int, ...], people: int) -> B
 
 
 def _read_map(path: Path) -> np.ndarray:
-    try:
-        if path.suffix == ".npy":
-            array = np.load(path, allow_pickle=False)
-        else:
-            with Image.open(path) as image:
-                array = np.asarray(image)
-    except (ValueError, SyntaxError, UnidentifiedImageError, EOFError) as error:
-        fail(path, f"cannot be read ({error})")
+    if path.suffix == ".npy":
+        try:
+            array = np.array(np.load(path, mmap_mode="r", allow_pickle=False))  # of the size of the file
+        except DAMAGES as error:
+            fail(path, f"cannot be read ({error})")
+    else:
+        with open_image(path, ("PNG",)) as image:
+            array = np.asarray(image)
     if array.ndim != 2 or array.dtype.kind not in "fiu":
         fail(path, f"expected numbers of shape (H, W), got {array.dtype} {array.shape}")
     return array

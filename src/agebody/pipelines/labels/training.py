@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float
 
 from agebody.annotations.people import AnnotationError
-from agebody.annotations.photographs import is_upright, read_photograph
+from agebody.annotations.photographs import is_upright_jpeg, read_photograph
 from agebody.assets.asset import SMPL_JOINT_NAMES
 from agebody.body import BodyModel
 from agebody.files import replacing_files, save_npz
@@ -264,7 +264,7 @@ def _jpeg(path: Path, size: tuple[int, int]) -> bytes:
     from PIL import Image
 
     pixels = read_photograph(path, size)
-    if path.suffix.lower() in (".jpg", ".jpeg") and is_upright(path):
+    if is_upright_jpeg(path):
         return path.read_bytes()
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, format="JPEG", quality=95)

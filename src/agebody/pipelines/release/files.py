@@ -48,7 +48,7 @@ def save_clip(frames: Sequence[Path], path: Path, *, fps: float) -> None:
     images: list[Image.Image] = []
     size: tuple[int, int] | None = None
     for frame in frames:
-        with Image.open(frame) as image:
+        with Image.open(frame, formats=("PNG",)) as image:  # written by this release
             image.load()
             if size not in (None, image.size):
                 raise ReleaseError(

@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from agebody.annotations import AnnotationError
+from agebody.annotations.photographs import EIGHT_BITS, decode_stored, open_image, to_eight_bits
 from agebody.cameras import Camera
 from agebody.parameters import BodyParameters
 
-ORIENTATION = 0x0112
-"""EXIF tag of the turn from the stored to the upright picture."""
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-EIGHT_BITS = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
-"""Modes of Pillow that convert to RGB without any choice."""
 BLOCKED = ("JPEG", "MPO")
 """Formats that encode block by block."""
 SMOOTHED = 2
@@ -116,14 +102,14 @@ def read_pixels(path: str | PathLike[str], size: tuple[int, int] | None = None) 
         size: expected width and height, of the upright or of the stored picture.
 
     Raises:
-        ReleaseError: the file is not a picture of 8 bits per channel, is damaged, or has another size.
+        ReleaseError: the picture has another size.
+        AnnotationError: the file is not a picture of 8 or 16 bits per channel, or is damaged.
         OSError: the file cannot be read.
     """
-    with _decoding(path) as image:
+    with open_image(path) as image:
         blocks, predicted = _coded_blocks(image), not _is_exact(image)
         rings = SMOOTHED if image.info.get("progressive") else 0
-        turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
-        pixels = _opaque(image)
+        pixels, turn = decode_stored(image, lambda found: _opaque(to_eight_bits(found)))
     upright = pixels if turn is None else pixels.transpose(turn)
     if size not in (None, upright.size, pixels.size):
         raise ReleaseError(f"the fits are for {size} pixels, the picture has {upright.size}")
@@ -152,14 +138,10 @@ def load_mask(mask: Any, size: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
 
     Raises:
         ReleaseError: the mask has another size than the photograph.
+        AnnotationError: the file is not an image of 8 bits per channel, or is damaged.
         OSError: the file cannot be read.
     """
-    found = mask
-    if not isinstance(mask, np.ndarray):
-        try:
-            found = _read_mask_file(mask)
-        except ReleaseError as error:
-            raise ReleaseError(f"{_name(mask)}: {error}") from None
+    found = mask if isinstance(mask, np.ndarray) else _read_mask_file(mask)
     if not isinstance(found, np.ndarray) or found.dtype != np.bool_ or found.shape != (size[1], size[0]):
         raise ReleaseError(
             f"{_name(mask)}: expected a mask of {size[0]} x {size[1]} pixels, as the photograph has, "
@@ -172,42 +154,31 @@ def _name(mask: Any) -> str:
     return "mask" if isinstance(mask, np.ndarray) else str(mask)
 
 
-@contextmanager
-def _decoding(path: str | PathLike[str]) -> Iterator[Image.Image]:
-    """Open an image file, and turn Pillow's many errors into ReleaseError."""
-    try:
-        with Image.open(path) as image:
-            if image.mode not in EIGHT_BITS:
-                raise ReleaseError(f"expected 8 bits per channel, got Pillow's mode {image.mode}")
-            yield image
-    except (ReleaseError, MemoryError):
-        raise
-    except OSError as error:
-        if error.errno is not None:
-            raise
-        if isinstance(error, UnidentifiedImageError):
-            raise ReleaseError("expected an image file") from None
-        raise ReleaseError(f"the picture is damaged: {error}") from None
-    except Exception as error:  # damaged files raise almost any type, by format and version of Pillow
-        raise ReleaseError(f"expected an image file ({type(error).__name__}: {error})") from None
-
-
 def _opaque(image: Image.Image) -> Image.Image:
     """Convert to RGB, with black in place of pixels that are not fully opaque."""
     if not image.has_transparency_data:
         return image.convert("RGB")
-    if image.mode == "La":  # which converts to LA only
-        image = image.convert("LA")
     rgba = np.array(image.convert("RGBA"))
     rgba[rgba[..., 3] < 255] = 0
     return Image.fromarray(np.ascontiguousarray(rgba[..., :3]))
 
 
 def _read_mask_file(path: str | PathLike[str]) -> Bool[np.ndarray, "H W"]:
-    """Return True where the colour is not black, whatever its opacity."""
-    with _decoding(path) as image:
-        turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
-        colors = image.convert("RGB")
+    """Return True where the colour is not black.
+
+    Raises:
+        ReleaseError: the image is partly transparent, so that it may not be the colour that shows people, or
+            has 16 bits, of which small numbers would be lost.
+    """
+    with open_image(path) as image:
+        if image.mode not in EIGHT_BITS:
+            raise ReleaseError(
+                f"{path}: expected a mask of 8 bits per channel, got Pillow's mode {image.mode}"
+            )
+        opacity = image.convert("RGBA").getextrema()[3] if image.has_transparency_data else (255, 255)
+        if opacity != (255, 255):
+            raise ReleaseError(f"{path}: expected a mask without transparency, black where nobody is")
+        colors, turn = decode_stored(image, lambda found: to_eight_bits(found).convert("RGB"))
     return np.any(np.asarray(colors if turn is None else colors.transpose(turn)), axis=-1)
 
 
