@@ -1,5 +1,8 @@
 """The free body: mesh, ages, shapes, cache, and its distance from Anny itself."""
 
+# pyright: reportArgumentType=false, reportOptionalIterable=false, reportOptionalMemberAccess=false
+
+import os
 import sys
 import warnings
 
@@ -8,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from agebody import SMPLA
+from agebody import SMPLA, mannequin, save_asset
 from agebody.assets.anny import anny_body, build, source
 from agebody.assets.asset import SMPL_JOINT_NAMES, SMPL_PARENTS, BodyAsset
 from agebody.assets.landmarks import REGRESSOR_NAMES
@@ -223,8 +226,43 @@ def test_a_folder_that_cannot_be_made_fails_before_the_build(
 ) -> None:
     monkeypatch.setattr(build, "_build", lambda *_: pytest.fail("built"))
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match="file"):
+    with pytest.raises(OSError, match="cannot be written; set AGEBODY_CACHE .*file"):
         anny_body(cache_dir=tmp_path / "file" / "folder")
+    if os.name == "posix" and os.geteuid():
+        tmp_path.chmod(0o500)
+        with pytest.raises(OSError, match="cannot be written; set AGEBODY_CACHE"):
+            anny_body(cache_dir=tmp_path)
+        tmp_path.chmod(0o700)
+
+    def refuse(path, **_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(build, "replacing", refuse)  # for the superuser, whom no mode of a folder stops
+    with pytest.raises(PermissionError, match="cannot be written; set AGEBODY_CACHE"):
+        anny_body(cache_dir=tmp_path / "folder")
+
+
+def test_the_cache_may_be_in_the_users_folder(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    monkeypatch.setattr(build, "_build", lambda *_: mannequin())
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.setenv("AGEBODY_CACHE", "~/bodies")
+    anny_body()
+    assert [file.suffix for file in (tmp_path / "bodies").iterdir()] == [".safetensors"]
+
+
+def test_another_body_under_the_name_of_the_cached_one_is_replaced(
+    anny_asset: BodyAsset, monkeypatch: pytest.MonkeyPatch, tmp_path
+) -> None:
+    monkeypatch.setattr(build, "_build", lambda *_: anny_asset)
+    anny_body(cache_dir=tmp_path)
+    (path,) = tmp_path.iterdir()
+    save_asset(mannequin(), path, overwrite=True)
+    with pytest.warns(UserWarning, match=f"{path}: this is '.*', not 'Anny"):
+        assert anny_body(cache_dir=tmp_path).metadata.kind == "anny"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        anny_body(cache_dir=tmp_path)
 
 
 def test_without_anny_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:

@@ -26,10 +26,11 @@ from model_files import (
 )
 from numpy.testing import assert_array_equal
 from safetensors import safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 from scipy import sparse
 
 from agebody.assets.asset import AssetError, BodyAsset, Metadata, Regressor
+from agebody.assets.container import UNSIGNED, signed
 from agebody.assets.header import HEADER_KEY
 from agebody.assets.io import export_smpl_npz, export_smpl_pkl, load_asset, save_asset
 from agebody.assets.report import find_problems, inspect_asset
@@ -252,21 +253,23 @@ def own_file(path, part, change):
         change(tensors)
     if part == "texts":
         change(texts)
-    metadata = {HEADER_KEY: json.dumps(texts)}
+    metadata = {HEADER_KEY: json.dumps(texts | UNSIGNED if "sha256" in texts else texts)}
     if part == "header":
         change(metadata)
-    save_file(tensors, path, metadata=metadata)
+    path.write_bytes(signed(save(tensors, metadata)))
 
 
 @pytest.mark.parametrize(
     ("part", "change", "cause"),
     [
-        ("header", lambda x: x.clear() or x.update(format="pt"), "something else than a body"),
+        ("header", lambda x: x.clear() or x.update(format="pt"), "not a body: v_template, f, .* missing"),
         ("header", lambda x: x.update({HEADER_KEY: "{"}), "its description is damaged"),
         ("header", lambda x: x.update({HEADER_KEY: "[" * 100_000}), "its description is damaged"),
         ("header", lambda x: x.update({HEADER_KEY: "[]"}), "expected a JSON object"),
-        ("texts", lambda x: x.update(format_version=2), "format version 2; .* install a newer one"),
-        ("texts", lambda x: x.update(format_version=0), "format_version: expected 1"),
+        ("texts", lambda x: x.update(format_version=3), "format version 3; .* install a newer one"),
+        ("texts", lambda x: x.update(format_version=0), "format_version: expected 2"),
+        ("texts", lambda x: x.pop("sha256"), "an entry sha256, which is missing"),
+        ("texts", lambda x: x.update(format_version=1), "no entry 'sha256'"),
         ("texts", lambda x: x.pop("joint_names"), "an entry joint_names, which is missing"),
         ("texts", lambda x: x.update(joint_names="abc"), "joint_names: expected a JSON array"),
         ("texts", lambda x: x.update(joint_names=["a", "a", "b"]), "joint_names: expected different"),
@@ -299,10 +302,11 @@ def test_damaged_files_of_ours_have_a_cause(tmp_path, part, change, cause):
 
 @settings(deadline=None, max_examples=150)
 @given(data=st.data())
-def test_mutated_files_of_ours_fail_cleanly(tmp_path_factory, data):
+def test_no_damage_to_files_of_ours_is_overlooked(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("mutated") / "body.safetensors"
     save_asset(random_body(np.random.default_rng(0)), path)
-    content = bytearray(path.read_bytes())
+    whole = path.read_bytes()
+    content = bytearray(whole)
     for _ in range(data.draw(st.integers(1, 3))):
         position = data.draw(st.integers(0, len(content) - 1))
         if data.draw(st.booleans()):
@@ -310,8 +314,15 @@ def test_mutated_files_of_ours_fail_cleanly(tmp_path_factory, data):
         else:
             del content[max(1, position) :]
     path.write_bytes(content)
-    with contextlib.suppress(AssetError):
+    with pytest.raises(AssetError) if content != whole else contextlib.nullcontext():
         load_asset(path)
+
+
+def test_files_of_the_first_version_are_read(tmp_path):
+    """They have no checksum."""
+    path = tmp_path / "body.safetensors"
+    own_file(path, "texts", lambda x: x.pop("sha256") and x.update(format_version=1))
+    assert_identical(load_asset(path), random_body(np.random.default_rng(0)))
 
 
 def numpy_lbs(arrays, betas, pose):
@@ -400,7 +411,7 @@ def test_report_of_a_sound_body(tmp_path):
     assert [problem for problem in report.problems if "no age template" not in problem] == []
     save_asset(load_asset(path, infant_template=tmp_path / "smpl_kid_template.npy"), tmp_path / "ours")
     ours = inspect_asset(tmp_path / "ours")
-    assert (ours.variant, ours.age_offsets, ours.problems) == ("SMPL model (agebody format 1)", (1.0,), [])
+    assert (ours.variant, ours.age_offsets, ours.problems) == ("SMPL model (agebody format 2)", (1.0,), [])
 
 
 def test_report_of_what_is_not_a_body(tmp_path):

@@ -1,5 +1,7 @@
 """Pose priors as files: SMPLify's and SMIL's are read without running them, ours are read back exactly."""
 
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
+
 import contextlib
 import json
 import os
@@ -17,6 +19,7 @@ from safetensors.numpy import save
 
 from agebody import load_asset
 from agebody.assets.asset import SMPL_JOINT_NAMES, AssetError
+from agebody.assets.container import UNSIGNED, signed
 from agebody.assets.prior_files import HEADER_KEY, Gaussian, Mixture, read_gaussian, read_mixture, write_prior
 from agebody.losses import MahalanobisPrior, MaxMixturePrior
 
@@ -203,9 +206,10 @@ def test_a_class_of_that_name_is_never_made(put, monkeypatch):
 
 
 def own(kind="gaussian", version=1, names=("a",), key=HEADER_KEY, **arrays):
-    header = {"format_version": version, "kind": kind, "joint_names": names}
+    header = {"format_version": version} | (UNSIGNED if version > 1 else {})
+    header |= {"kind": kind, "joint_names": names}
     arrays = {"mean": np.zeros(3), "factor": np.eye(3)} | arrays
-    return save({k: v for k, v in arrays.items() if v is not None}, {key: json.dumps(header)})
+    return signed(save({k: v for k, v in arrays.items() if v is not None}, {key: json.dumps(header)}))
 
 
 def half_precision():
@@ -229,10 +233,12 @@ GAUSSIAN_ERRORS = {
     "prefix of text": (smil_pickle(smil(prefix="3")), "prefix: expected 3"),
     "truncated": (smil_pickle(smil())[:-5000], "damaged or truncated"),
     "empty": (b"", "empty"),
-    "ours, truncated": (own()[:-3], "pickle, npz|damaged or truncated"),
+    "ours, truncated": (own()[:-3], "pickle, npz|truncated"),
     "ours, a mixture": (own("mixture"), "kind 'mixture'.*open it with MaxMixturePrior.from_file"),
     "ours, of tomorrow": (own("flow"), "kind 'flow', expected 'gaussian'; install a newer"),
-    "ours, version 2": (own(version=2), "format version 2; this agebody reads up to 1"),
+    "ours, version 3": (own(version=3), "format version 3; this agebody reads up to 2"),
+    "ours, one bit": (own(version=2)[:-1] + b"\x01", "its bytes do not give its checksum"),
+    "ours, too large": (own(version=2, mean=np.full(3, 1e300)), r"mean: expected numbers up to 1e\+12"),
     "another safetensors": (own(key="agebody"), "something else than a pose prior"),
     "ours, bfloat16": (half_precision(), "expected arrays of float32 or float64"),
     "ours, no factor": (own(factor=None), "factor is missing"),
@@ -292,7 +298,7 @@ def test_a_body_is_no_prior_and_a_prior_no_body(tmp_path):
             load_asset(tmp_path / name)
 
 
-SOUND = [smil_pickle(smil()), own(), python2_dumps(gmm(1))]
+SOUND = [smil_pickle(smil()), own(), own(version=2), python2_dumps(gmm(1))]
 
 
 @settings(max_examples=100)

@@ -23,6 +23,10 @@ SMPL_PARENTS = (-1, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 12, 13, 14, 16, 17
 WEIGHT_SUM_TOLERANCE = 1e-3  # moves a vertex by 1 mm per metre from the origin
 
 
+LARGEST = 1e6
+"""Largest number in a body; beyond it, a file is damaged or in a unit below micrometres."""
+
+
 class AssetError(ValueError):
     """A body file or array that cannot be used. The message names it, the cause, and what to do."""
 
@@ -82,7 +86,7 @@ class BodyAsset:
     joint_regressor: sparse.csr_array = _array("rest joints from the rest surface", ("J", "V"), "sparse")
     skin_joints: Int[np.ndarray, "V W"] = _array("joints that move each vertex", ("V", "W"), "int")
     skin_weights: Float[np.ndarray, "V W"] = _array(
-        "weight of each of those joints; non-negative, a row sums to 1", ("V", "W"), "float"
+        "weight of each of those joints; non-negative within 1e-6, a row sums to 1", ("V", "W"), "float"
     )
     shapedirs: Float[np.ndarray, "V 3 S"] = _array(
         "displacement for one unit of each beta", ("V", 3, "S"), "float", "m"
@@ -259,10 +263,13 @@ def check_indices(name: str, value: np.ndarray, below: int) -> None:
         raise AssetError(f"{name}: expected indices 0 to {below - 1}, got {value.min()} to {value.max()}")
 
 
-def check_finite(name: str, value: np.ndarray) -> None:
-    """Raise an `AssetError` where an array has entries that are NaN or infinite."""
+def check_finite(name: str, value: np.ndarray, *, most: float = LARGEST) -> None:
+    """Raise an `AssetError` where an array has entries that are NaN, infinite or beyond ``most``."""
     if not np.isfinite(value).all():
         raise AssetError(f"{name}: {np.count_nonzero(~np.isfinite(value))} entries are NaN or infinite")
+    largest = max(float(value.max(initial=0)), -float(value.min(initial=0)))
+    if largest > most:
+        raise AssetError(f"{name}: expected numbers up to {most:g}, got {largest:g}; the array is damaged")
 
 
 def _shaped(name: str, value: Any, shape: tuple[int | None, ...]) -> np.ndarray:
@@ -333,7 +340,7 @@ def _regressor(name: str, regressor: Regressor, num_vertices: int) -> Regressor:
 def _check_weights(weights: np.ndarray) -> None:
     if weights.shape[1] == 0:
         raise AssetError("skin_weights: expected at least one weight per vertex")
-    if weights.min() < 0:
+    if weights.min() < -1e-6:  # rounding of the file's own tools; a vertex moves by less than 1 um per metre
         raise AssetError(f"skin_weights: expected non-negative weights, got {weights.min():.4g}")
     sums = weights.sum(axis=1)
     worst = np.abs(sums - 1).argmax()

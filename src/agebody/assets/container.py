@@ -4,25 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import math
 import os
 import re
+import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+from scipy import sparse
 
 from agebody.assets.asset import AssetError
-from agebody.assets.unpickle import DTYPE_CODE, loads
+from agebody.assets.unpickle import DTYPE_CODE, load_torch_stream, loads, parse
 
+Array: TypeAlias = Any
+"""A NumPy array, a torch tensor or a SciPy sparse matrix."""
 PathLike: TypeAlias = str | os.PathLike[str]
 
-MAX_BYTES = 2**31
-"""Largest file, packed or unpacked; the largest official files have a quarter of this size."""
+MAX_BYTES = 2**30
+"""Largest file, packed or unpacked; the largest official files have half of this size."""
+
+MAX_HEADER = 2**24
+"""Longest JSON header of a safetensors file; in memory it can be twenty times as long."""
 
 WHERE = (
     "SMPL comes from smpl.is.tue.mpg.de, SMPL-X from smpl-x.is.tue.mpg.de, SMPL-H and MANO from "
@@ -48,14 +56,16 @@ _OTHERS = (
     (rb"glTF", f"a glTF scene, one fixed mesh; {_GET_MODEL}"),
     (rb"(?i)ply\r?\n", f"a PLY mesh, one fixed mesh; {_GET_MODEL}"),
     (_OBJ_START, f"an OBJ mesh, one fixed mesh; {_GET_MODEL}"),
-    (rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!", "a packed archive; unpack it and give the model file in it"),
-    (rb"\x89HDF", f"an HDF5 file; {_GET_MODEL}"),
+    (
+        rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!|\x28\xb5\x2f\xfd|[\s\S]{257}ustar",
+        "a packed archive; unpack it and give the model file in it",
+    ),
+    (rb"\x89HDF|MATLAB [57]", f"a MATLAB or HDF5 file; {_GET_MODEL}"),
+    (rb"PAR1|ARROW1|SQLite format", f"a table; {_GET_MODEL}"),
+    (rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF|%PDF", f"a picture, a video or a document; {_GET_MODEL}"),
+    (rb"BLENDER|PXR-USDC|#usda|solid ", f"a scene or a mesh; {_GET_MODEL}"),
     (rb"\s*[{\[]", f"a JSON text; {_GET_MODEL}"),
 )
-
-
-SAFE_TORCH = (2, 6)
-"""The first version whose `torch.load(weights_only=True)` runs no code of the file."""
 
 
 class Unread(NamedTuple):
@@ -64,37 +74,92 @@ class Unread(NamedTuple):
     reason: str
 
 
+class Signed(NamedTuple):
+    """The header of a safetensors file with metadata, and all bytes of the file, for its checksum."""
+
+    header: dict[str, Any]
+    data: bytes
+
+    def text(self, key: str) -> Any:
+        """Return the JSON value in an entry of the metadata; None where there is no such entry."""
+        metadata = self.header["__metadata__"]
+        try:
+            return json.loads(metadata[key]) if key in metadata else None
+        except (TypeError, ValueError, RecursionError) as error:
+            raise AssetError(f"its description is damaged ({error}); get or save the file again") from error
+
+    def check(self, texts: dict[str, Any]) -> None:
+        """Raise an `AssetError` where the file does not give the checksum of its description."""
+        digest = str(texts.get("sha256"))
+        unsigned = self.data.replace(_ENTRY % digest.encode(), _ENTRY % (b"0" * 64), 1)
+        if hashlib.sha256(unsigned).hexdigest() != digest:
+            raise AssetError("damaged: its bytes do not give its checksum; get or save the file again")
+
+
 class RawFile(NamedTuple):
     """The plain content of a file."""
 
     path: Path
     container: str
-    """pickle, npz, npy, torch or safetensors; the content of safetensors is not read here."""
+    """pickle, npz, npy, torch or safetensors."""
     content: Any
-    sha256: str
+    data: bytes
+    signed: Signed | None = None
+    """The description of a file that this library wrote."""
+
+    @property
+    def sha256(self) -> str:
+        """Return the checksum of the file."""
+        return hashlib.sha256(self.data).hexdigest()
+
+
+def read_path(path: Any) -> Path:
+    """Return a path, ``~`` as the user's folder; raise an `AssetError` for what is not a path."""
+    try:
+        return Path(os.path.expanduser(os.fsdecode(path)))
+    except TypeError:
+        raise AssetError(f"expected the path of a file, got a {type(path).__name__}") from None
+
+
+def is_path(value: Any) -> bool:
+    """Return whether a value names a file."""
+    return isinstance(value, (str, bytes, os.PathLike))
+
+
+def to_array(value: Any) -> Any:
+    """Return an array, tensor, nested list or chumpy object as an array; a SciPy sparse matrix unchanged."""
+    if sparse.issparse(value) or isinstance(value, np.ndarray):
+        return value
+    if hasattr(value, "detach") and hasattr(value, "cpu"):
+        return value.detach().cpu().to_dense().numpy()
+    if isinstance(value, (list, tuple)) or hasattr(value, "__array__"):
+        with suppress(ValueError):
+            return np.array(value)
+    raise AssetError(f"expected an array, or the path of a file, got a {type(value).__name__}")
 
 
 @contextmanager
-def naming(path: PathLike) -> Iterator[None]:
+def naming(path: Any) -> Iterator[None]:
     """Put the file's name before the message of every `AssetError` raised inside."""
     try:
         yield
     except AssetError as error:
-        raise AssetError(f"{os.fspath(path)}: {error}") from error
+        raise AssetError(f"{os.fsdecode(path) if is_path(path) else 'path'}: {error}") from error
 
 
-def read_raw(path: PathLike) -> RawFile:
+def read_raw(path: Any) -> RawFile:
     """Read a file of any container without running anything of it.
 
     Raises:
         AssetError: the file is missing, unreadable, damaged, hostile, or of another kind.
     """
-    path = Path(path)
+    path = read_path(path)
     data = read_bytes(path)
     container = _container(data)
-    read = {"pickle": loads, "npz": _read_npz, "npy": _read_npy, "torch": _read_torch}.get(container)
-    content = read(data) if read else None
-    return RawFile(path, container, content, hashlib.sha256(data).hexdigest())
+    content = _READERS[container](data)
+    header = _safetensors_header(data) if container == "safetensors" else {}
+    signed = Signed(header, data) if isinstance(header.get("__metadata__"), dict) else None
+    return RawFile(path, container, content, data, signed)
 
 
 def check_version(version: Any, newest: int) -> None:
@@ -103,38 +168,31 @@ def check_version(version: Any, newest: int) -> None:
         raise AssetError(f"format version {version}; this agebody reads up to {newest}: install a newer one")
 
 
-def is_safetensors(path: PathLike) -> bool:
-    """Return whether a readable file begins like a safetensors file."""
-    path = Path(path)
-    if not path.is_file():
-        return False
-    try:
-        with path.open("rb") as file:
-            return _safetensors_head(file.read(9), path.stat().st_size)
-    except OSError:
-        return False
-
-
 def _safetensors_head(head: bytes, size: int) -> bool:
-    return len(head) >= 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size - 8
+    length = int.from_bytes(head[:8], "little")
+    return len(head) >= 9 and head[8:9] == b"{" and length <= min(size - 8, MAX_HEADER)
 
 
-def read_bytes(path: PathLike) -> bytes:
+def read_bytes(path: Any) -> bytes:
     """Return the bytes of a file; raise an `AssetError` where it is missing, empty or too large."""
-    path = Path(path)
+    path = read_path(path)
     try:
         if path.is_dir():
             files = sorted(child.name for child in path.iterdir() if child.is_file())
             inside = f"; it holds {', '.join(files[:8])}" if files else "; it holds no files"
             raise AssetError(f"a folder, not a file{inside}")
+        if path.exists() and not path.is_file():
+            raise AssetError("a pipe or a device, not a file; save its content as a file")
         size = path.stat().st_size
         if size > MAX_BYTES:
             raise AssetError(f"{size} bytes; no body file is larger than {MAX_BYTES}")
         data = path.read_bytes()
     except FileNotFoundError as error:
         raise AssetError(f"no such file. {WHERE}") from error
-    except OSError as error:
-        raise AssetError(f"cannot be read: {error.strerror or error}") from error
+    except AssetError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError for a name with a null byte
+        raise AssetError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if not data:
         raise AssetError("the file is empty; download it again")
     return data
@@ -157,8 +215,8 @@ def _container(data: bytes) -> str:
     raise AssetError("this is not a pickle, npz, npy, torch or safetensors file; download it or get the .pkl")
 
 
-_ARCHIVE_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError)
-_ZIP_ERRORS = (*_ARCHIVE_ERRORS, RuntimeError, ValueError, KeyError, OSError, MemoryError)
+_ARCHIVE_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, struct.error)
+_ZIP_ERRORS = (*_ARCHIVE_ERRORS, RuntimeError, ValueError, KeyError, OSError, OverflowError, MemoryError)
 
 
 @contextmanager
@@ -178,6 +236,8 @@ def _zip_container(data: bytes) -> str:
     if total > MAX_BYTES:
         raise AssetError(f"unpacks to {total} bytes; no body file is larger than {MAX_BYTES}")
     names = [entry.filename for entry in entries]
+    if any("/code/" in name for name in names):
+        raise AssetError("this is a compiled torch program, not a body; get the model file (.pkl or .npz)")
     if any(name.endswith("data.pkl") for name in names):
         return "torch"
     if names and all(name.endswith(".npy") for name in names):
@@ -186,24 +246,49 @@ def _zip_container(data: bytes) -> str:
     raise AssetError(f"this is a packed archive; unpack it and give the model file in it (it holds {shown})")
 
 
-def _read_npz(data: bytes) -> dict[str, Any]:
-    content: dict[str, Any] = {}
-    with _unzipping(), zipfile.ZipFile(io.BytesIO(data)) as archive:
-        for entry in archive.infolist():
-            content[entry.filename.removesuffix(".npy")] = _read_array(archive.read(entry))
+class _Archive(Mapping[str, Any]):
+    """The entries of a zip file, each read and checked by its checksum when it is asked for."""
+
+    def __init__(self, data: bytes, read: Callable[[bytes], Any] = bytes, suffix: str = "") -> None:
+        with _unzipping():
+            self._archive = zipfile.ZipFile(io.BytesIO(data))
+        self._entries = {e.filename.removesuffix(suffix): e for e in self._archive.infolist()}
+        self._read = read
+
+    def __getitem__(self, name: str) -> Any:
+        entry = self._entries[name]
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise AssetError(f"{name} is packed by a method that no body file uses; save the file again")
+        with _unzipping():
+            return self._read(self._archive.read(entry))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+def _read_npz(data: bytes) -> Mapping[str, Any]:
+    return _Archive(data, _read_array, ".npy")
+
+
+def _read_npy(data: bytes) -> Any:
+    with _unzipping():
+        content = _read_array(data)
+    if isinstance(content, Unread):
+        raise AssetError(content.reason)
     return content
 
 
-def _read_npy(data: bytes) -> np.ndarray:
-    with _unzipping():
-        array = _read_array(data)
-    if isinstance(array, Unread):
-        raise AssetError(array.reason)
-    return array
+def _read_array(data: bytes) -> Any:
+    """Read an npy file, whose header NumPy itself would evaluate as Python text.
 
-
-def _read_array(data: bytes) -> np.ndarray | Unread:
-    """Read an npy file, whose header NumPy itself would evaluate as Python text."""
+    An array of objects is a pickle: the object in it is returned, or a list of several.
+    """
     size_bytes = {1: 2, 2: 4, 3: 4}.get(data[6] if len(data) > 8 else 0)
     if size_bytes is None or not data.startswith(_NPY_MAGIC):
         raise AssetError("an array in it is damaged; download the file again")
@@ -214,7 +299,10 @@ def _read_array(data: bytes) -> np.ndarray | Unread:
         return Unread("an array of records, or one with a damaged header")
     order, code, fortran, sizes = (part.decode() for part in header.groups())
     if code == "O":
-        return Unread("an object array, which only running its code could read")
+        try:
+            return loads(data[end:])
+        except AssetError as error:
+            return Unread(f"an array of objects that cannot be read ({error})")
     if not DTYPE_CODE.fullmatch(code):
         return Unread(f"an array of dtype {code}, which is neither numbers nor text")
     dtype = np.dtype(order + code)
@@ -226,28 +314,77 @@ def _read_array(data: bytes) -> np.ndarray | Unread:
 
 
 def _read_torch(data: bytes) -> Any:
-    import torch
-
-    if tuple(map(int, torch.__version__.split(".")[:2])) < SAFE_TORCH:
-        raise AssetError(
-            f"a torch file, which torch {torch.__version__} cannot read without a risk of running its code "
-            "(CVE-2025-32434); read it with torch 2.6 or later"
-        )
+    """Read a file of torch, without torch: tensors name storages, which are entries of a zip file."""
     try:
-        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        return _arrays(content) if isinstance(content, dict) else content
-    except Exception as error:  # torch's reader raises errors of many kinds
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise AssetError(
-            f"torch finds no plain tensors in it ({first_line[:200]}). A training checkpoint is not a body; "
-            "if this is a body pack, download it again"
-        ) from error
+        if not data.startswith(b"PK"):
+            return load_torch_stream(data)
+        archive = _Archive(data)
+        pickled = min((name for name in archive if name.endswith("data.pkl")), key=len)
+        folder = pickled.removesuffix("data.pkl")
+        if archive.get(f"{folder}byteorder", b"little") != b"little":
+            raise AssetError("a torch file of a big-endian machine; save it on another one")
+        parsed = parse(io.BytesIO(archive[pickled]))
+        return parsed.resolve(lambda key: archive.get(f"{folder}data/{key}", b""), size=len(data))
+    except (AssetError, ValueError) as error:
+        raise AssetError(f"{error} (a torch file; a training checkpoint is not a body)") from error
 
 
-def _arrays(content: dict[Any, Any]) -> dict[str, Any]:
-    import torch
+_SAFETENSORS = {
+    "F64": "<f8", "F32": "<f4", "F16": "<f2", "BOOL": "?", "U8": "u1", "I8": "i1", "U16": "<u2",
+    "I16": "<i2", "U32": "<u4", "I32": "<i4", "U64": "<u8", "I64": "<i8",
+}  # fmt: skip
 
-    return {
-        str(key): value.detach().numpy() if isinstance(value, torch.Tensor) else value
-        for key, value in content.items()
-    }
+
+def _read_safetensors(data: bytes) -> dict[str, Any]:
+    """Return the arrays of a safetensors file, which share the memory of its bytes."""
+    start = 8 + int.from_bytes(data[:8], "little")
+    content: dict[str, Any] = {}
+    for name, entry in _safetensors_header(data).items():
+        match entry:
+            case _ if name == "__metadata__":
+                continue
+            case {"dtype": str() as dtype, "shape": [*shape], "data_offsets": [int() as begin, int() as end]}:
+                pass
+            case _:
+                raise AssetError(f"{name}: damaged description; get or save the file again")
+        code = _SAFETENSORS.get(dtype)
+        if code is None:
+            content[name] = Unread(f"an array of {dtype}, which NumPy does not have")
+            continue
+        if not all(type(n) is int and n >= 0 for n in shape) or not 0 <= begin <= end <= len(data) - start:
+            raise AssetError(f"{name}: truncated or damaged; get or save the file again")
+        if math.prod(shape) * np.dtype(code).itemsize != end - begin or len(shape) > 32:
+            raise AssetError(f"{name}: {end - begin} bytes do not fill {shape} {dtype}; get the file again")
+        array = np.ndarray(shape, code, data, start + begin)
+        content[name] = array if array.flags.aligned else array.copy()
+    return content
+
+
+def _safetensors_header(data: bytes) -> dict[str, Any]:
+    try:
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    except (ValueError, RecursionError) as error:
+        raise AssetError(f"damaged header ({error}); get or save the file again") from error
+    if not isinstance(header, dict):
+        raise AssetError("damaged header; get or save the file again")
+    return header
+
+
+_READERS: dict[str, Callable[[bytes], Any]] = {
+    "pickle": loads,
+    "npz": _read_npz,
+    "npy": _read_npy,
+    "torch": _read_torch,
+    "safetensors": _read_safetensors,
+}
+
+
+UNSIGNED = {"sha256": "0" * 64}
+"""The entry of the JSON text in a header that `signed` fills in; it comes before any file's checksum."""
+_ENTRY = b'\\"sha256\\": \\"%s\\"'
+
+
+def signed(content: bytes) -> bytes:
+    """Return a safetensors file with its checksum: SHA-256 of the file with `UNSIGNED` in its header."""
+    digest = hashlib.sha256(content).hexdigest()
+    return content.replace(_ENTRY % (b"0" * 64), _ENTRY % digest.encode(), 1)

@@ -8,9 +8,9 @@ import re
 from typing import Any
 
 from agebody.assets.asset import AssetError, BodyAsset, Metadata
-from agebody.assets.container import check_version
+from agebody.assets.container import Signed, check_version
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 HEADER_KEY = "agebody"
 """The entry of the safetensors ``__metadata__``: JSON text with everything that is not an array."""
 
@@ -20,7 +20,7 @@ SPARSE_PARTS = {"data": "float", "indices": "int", "indptr": "int"}
 _DTYPES = {"float": ["F32", "F64"], "int": ["I32"]}
 
 
-def body_asset_schema() -> dict[str, Any]:
+def body_asset_schema(version: int = FORMAT_VERSION) -> dict[str, Any]:
     """Return the JSON schema (draft 2020-12) of the header of a saved `BodyAsset`.
 
     Sizes that arrays share are letters in ``x-dims``, since the schema language cannot compare them.
@@ -28,7 +28,13 @@ def body_asset_schema() -> dict[str, Any]:
     tensors: dict[str, Any] = {}
     patterns: dict[str, Any] = {}
     required = ["__metadata__"]
-    texts: dict[str, Any] = {"format_version": {"const": FORMAT_VERSION}}
+    texts: dict[str, Any] = {"format_version": {"const": version}}
+    if version > 1:
+        texts["sha256"] = {
+            "description": "checksum of the file, in which these digits are 64 zeros",
+            "type": "string",
+            "pattern": "^[0-9a-f]{64}$",
+        }
     for field in dataclasses.fields(BodyAsset):
         kind, doc = field.metadata["kind"], field.metadata["doc"]
         if kind in _DTYPES:
@@ -75,22 +81,18 @@ def body_asset_schema() -> dict[str, Any]:
     }
 
 
-def read_header(header: Any) -> dict[str, Any]:
-    """Check a safetensors header against the schema, and return its texts.
+def read_header(signed: Signed) -> dict[str, Any]:
+    """Check a safetensors header against the schema, and the file against its checksum; return the texts.
 
     Raises:
-        AssetError: the header is not that of a `BodyAsset`, or of a newer format.
+        AssetError: the header is not that of a `BodyAsset`, or of a newer format, or the file is damaged.
     """
-    metadata = header.get("__metadata__") if isinstance(header, dict) else None
-    if not isinstance(metadata, dict) or HEADER_KEY not in metadata:
-        raise AssetError("a safetensors file of something else than a body; get the body's own file")
-    try:
-        texts = json.loads(metadata[HEADER_KEY])
-    except (TypeError, ValueError, RecursionError) as error:
-        raise AssetError(f"its description is damaged ({error}); get or save the file again") from error
+    texts = signed.text(HEADER_KEY)
     version = texts.get("format_version") if isinstance(texts, dict) else None
     check_version(version, FORMAT_VERSION)
-    _check(header, body_asset_schema(), "the header")
+    _check(signed.header, body_asset_schema(1 if version == 1 else FORMAT_VERSION), "the header")
+    if version != 1:
+        signed.check(texts)
     return texts
 
 

@@ -9,19 +9,28 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from scipy import sparse
 
 from agebody.assets.asset import AssetError, BodyAsset, Metadata, Regressor
-from agebody.assets.container import PathLike, is_safetensors, naming, read_raw
+from agebody.assets.container import (
+    UNSIGNED,
+    Array,
+    PathLike,
+    RawFile,
+    is_path,
+    naming,
+    read_raw,
+    signed,
+    to_array,
+)
 from agebody.assets.header import FORMAT_VERSION, HEADER_KEY, SPARSE_PARTS, read_header
 from agebody.assets.official import (
     GENDERS,
     infant_of,
+    kid_license,
     named_regressor,
     read_body,
-    read_infant_template,
     read_regressor,
     with_infant,
 )
@@ -29,10 +38,10 @@ from agebody.files import replacing
 
 
 def load_asset(
-    path: PathLike,
+    path: PathLike | bytes,
     *,
-    infant_template: PathLike | np.ndarray | None = None,
-    regressors: Mapping[str, PathLike | np.ndarray] | None = None,
+    infant_template: PathLike | Array | None = None,
+    regressors: Mapping[str, PathLike | Array] | None = None,
     gender: str | None = None,
 ) -> BodyAsset:
     """Read a body from any file of the SMPL family, or from one that `save_asset` wrote.
@@ -42,12 +51,14 @@ def load_asset(
     Nothing in a file is run, and ``chumpy`` is not needed. Arrays keep the precision of the file.
 
     Args:
-        path: the file.
+        path: the file; ``~`` is the user's folder.
         infant_template: turns an adult body into SMPL-A (AGORA, CVPR 2021): ``smpl_kid_template.npy``, a SMIL
-            model file, or vertices (V, 3) [m]. They are centred and become the age anchor at offset 1.
-        regressors: keypoint regressors to attach, each a file (npy, npz, pickle) or a matrix (K, V). The
-            names ``j19``, ``extra9``, ``h36m17`` and ``coco17`` are those of the known sets (HMR2's
-            ``SMPL_to_J19.pkl``, SPIN's ``J_regressor_extra.npy`` and ``J_regressor_h36m.npy``, COCO).
+            model file, or vertices (V, 3) [m] as an array or a tensor. They are centred and become the age
+            anchor at offset 1.
+        regressors: keypoint regressors to attach, each a file (npy, npz, pickle) or a matrix (K, V), which
+            may be a tensor or sparse. The names ``j19``, ``extra9``, ``h36m17`` and ``coco17`` are those of
+            the known sets (HMR2's ``SMPL_to_J19.pkl``, SPIN's ``J_regressor_extra.npy`` and
+            ``J_regressor_h36m.npy``, COCO).
         gender: ``neutral``, ``female`` or ``male``; read from the file's name if None.
 
     Raises:
@@ -57,17 +68,20 @@ def load_asset(
     if gender not in (None, *GENDERS):
         raise ValueError(f"gender: expected one of {GENDERS}, got {gender!r}")
     with naming(path):
-        if is_safetensors(path):
-            body = _read_own(path)
-            if gender:
-                body = body.replace(metadata=dataclasses.replace(body.metadata, gender=gender))
-        else:
-            body = read_body(read_raw(path), gender=gender)
+        body = body_of(read_raw(path), gender=gender)
     if infant_template is not None:
-        body = _add_infant(body, infant_template)
+        body = add_infant(body, infant_template)
     for name, source in (regressors or {}).items():
         body = _add_regressor(body, name, source)
     return body
+
+
+def body_of(raw: RawFile, *, gender: str | None = None) -> BodyAsset:
+    """Return the body in a file of `save_asset` or of the SMPL family; arguments of `read_body`."""
+    if raw.signed is None or HEADER_KEY not in raw.signed.header["__metadata__"]:
+        return read_body(raw, gender=gender)
+    body = _read_own(raw)
+    return body.replace(metadata=dataclasses.replace(body.metadata, gender=gender)) if gender else body
 
 
 def save_asset(asset: BodyAsset, path: PathLike, *, overwrite: bool = False) -> None:
@@ -79,7 +93,7 @@ def save_asset(asset: BodyAsset, path: PathLike, *, overwrite: bool = False) -> 
         FileExistsError: the file exists and `overwrite` is False.
         OSError: the file cannot be written there.
     """
-    header: dict[str, Any] = {"format_version": FORMAT_VERSION}
+    header: dict[str, Any] = {"format_version": FORMAT_VERSION} | UNSIGNED
     tensors: dict[str, np.ndarray] = {}
     for field in dataclasses.fields(asset):
         value = getattr(asset, field.name)
@@ -99,7 +113,7 @@ def save_asset(asset: BodyAsset, path: PathLike, *, overwrite: bool = False) -> 
             case "metadata":
                 header[field.name] = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
                 header[field.name]["sources"] = dict(value.sources)
-    content = save(tensors, {HEADER_KEY: json.dumps(header)})
+    content = signed(save(tensors, {HEADER_KEY: json.dumps(header)}))
     with replacing(path, overwrite=overwrite) as temporary:
         temporary.write_bytes(content)
 
@@ -124,21 +138,23 @@ def export_smpl_pkl(asset: BodyAsset, path: PathLike, *, overwrite: bool = False
         temporary.write_bytes(content)
 
 
-def _add_infant(body: BodyAsset, infant: PathLike | np.ndarray) -> BodyAsset:
-    if isinstance(infant, np.ndarray):
+def add_infant(body: BodyAsset, infant: Any) -> BodyAsset:
+    """Return the body with an infant template: an array, or the file of a kid template or of SMIL."""
+    if not is_path(infant):
         with naming("infant_template"):
-            return with_infant(body, infant)
+            return with_infant(body, to_array(infant))
     with naming(infant):
-        if is_safetensors(infant):
-            return with_infant(body, *infant_of(_read_own(infant)))
         raw = read_raw(infant)
-        grown = with_infant(body, *read_infant_template(raw))
+        if isinstance(raw.content, np.ndarray):
+            grown = with_infant(body, raw.content, kid_license(raw))
+        else:
+            grown = with_infant(body, *infant_of(body_of(raw)))
         return _with_source(grown, raw.path.name, raw.sha256)
 
 
-def _add_regressor(body: BodyAsset, name: str, source: PathLike | np.ndarray) -> BodyAsset:
-    if isinstance(source, np.ndarray):
-        return body.replace(regressors={**body.regressors, name: named_regressor(name, source)})
+def _add_regressor(body: BodyAsset, name: str, source: Any) -> BodyAsset:
+    if not is_path(source):
+        return body.replace(regressors={**body.regressors, name: named_regressor(name, to_array(source))})
     with naming(source):
         raw = read_raw(source)
         body = body.replace(regressors={**body.regressors, name: read_regressor(name, raw)})
@@ -158,18 +174,9 @@ def _parts(name: str, matrix: sparse.csr_array) -> dict[str, np.ndarray]:
     }
 
 
-def _read_own(path: PathLike) -> BodyAsset:
-    try:
-        with open(path, "rb") as file:
-            texts = read_header(json.loads(file.read(int.from_bytes(file.read(8), "little"))))
-        with safe_open(path, framework="np") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except AssetError:
-        raise
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise AssetError(f"damaged or truncated ({error}); get or save the file again") from error
-    for tensor in tensors.values():
-        tensor.flags.writeable = False
+def _read_own(raw: RawFile) -> BodyAsset:
+    assert raw.signed is not None
+    texts, tensors = read_header(raw.signed), raw.content
     num_vertices = len(tensors["template"])
     values: dict[str, Any] = {}
     for field in dataclasses.fields(BodyAsset):

@@ -7,6 +7,7 @@ MANO as pickle or npz, BEV's and ROMP's packs as torch files, HMR's copy with it
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -80,7 +81,7 @@ def read_body(raw: RawFile, *, gender: str | None = None) -> BodyAsset:
             this module do not name the file; the caller does.
     """
     content = raw.content
-    if not isinstance(content, dict) or any(key not in content for key in _REQUIRED):
+    if not isinstance(content, Mapping) or any(key not in content for key in _REQUIRED):
         raise AssetError(what_it_is(raw))
     entry = _Entries(content)
     template = entry.floats("v_template", (None, 3))
@@ -122,11 +123,9 @@ def read_body(raw: RawFile, *, gender: str | None = None) -> BodyAsset:
     )
 
 
-def read_infant_template(raw: RawFile) -> tuple[Float[np.ndarray, "V 3"], str]:
-    """Return vertices and licence of an infant template: `smpl_kid_template.npy`, or a SMIL model file."""
-    if isinstance(raw.content, np.ndarray):
-        return raw.content, _KID_LICENSE if "kid_template" in raw.path.name else "unknown"
-    return infant_of(read_body(raw))
+def kid_license(raw: RawFile) -> str:
+    """Return the licence of a file of vertices, by its name."""
+    return _KID_LICENSE if "kid_template" in raw.path.name else "unknown"
 
 
 def infant_of(body: BodyAsset) -> tuple[Float[np.ndarray, "V 3"], str]:
@@ -179,8 +178,10 @@ def with_infant(body: BodyAsset, infant: np.ndarray, license: str = "unknown") -
 def read_regressor(name: str, raw: RawFile) -> Regressor:
     """Return the keypoint regressor in a file that holds one matrix, dense or sparse."""
     content = raw.content
-    if isinstance(content, dict) and len(content) == 1:
+    if isinstance(content, Mapping) and len(content) == 1:
         (content,) = content.values()
+    if isinstance(content, Unread):
+        raise AssetError(content.reason)
     return named_regressor(name, content)
 
 
@@ -213,7 +214,7 @@ def what_it_is(raw: RawFile) -> str:
         if content.ndim == 2 and content.shape[1] in _TOPOLOGIES:
             return f"this is a matrix of shape {content.shape}, such as a regressor; give it in regressors"
         return f"this is a single array of shape {content.shape}, not a body; {_GET_MODEL}"
-    if not isinstance(content, dict):
+    if not isinstance(content, Mapping):
         return f"this holds a {type(content).__name__}, not a body; {_GET_MODEL}"
     keys = {str(key) for key in content}
     if {"means", "covars"} <= keys:
@@ -234,7 +235,7 @@ def what_it_is(raw: RawFile) -> str:
 class _Entries:
     """The entries of a file, checked for their types."""
 
-    def __init__(self, content: dict[str, Any]) -> None:
+    def __init__(self, content: Mapping[str, Any]) -> None:
         self.content = content
 
     def array(self, name: str) -> np.ndarray:
@@ -263,10 +264,12 @@ class _Entries:
                 raise AssetError(f"{name}: expected whole numbers, got fractions or NaN")
         elif value.dtype.kind not in "iu":
             raise AssetError(f"{name}: expected whole numbers, got {value.dtype}")
-        return value.astype(np.int64)
+        return value.astype(np.int64)  # 2^64 - 1, which uint64 makes of -1, becomes -1 again
 
     def matrix(self, name: str, shape: tuple[int | None, int]) -> sparse.csr_array:
         value = self.content[name]
+        if sparse.issparse(value) and value.dtype == np.float16:
+            value = value.astype(np.float32)
         if not sparse.issparse(value):
             value = self.floats(name, (None, None))
         check_shape(name, value.shape, shape)
@@ -274,14 +277,17 @@ class _Entries:
 
 
 def _parents(table: np.ndarray) -> Int[np.ndarray, " J"]:
-    """Return parents from SMPL's table (2, J) or BEV's row (J,); the parent of the root is 2^32 - 1 or -1."""
+    """Return parents from SMPL's table (2, J) or BEV's row (J,).
+
+    The parent of the root is -1 or no joint: 2^32 - 1 in SMPL's files, 2^32 where they became float32.
+    """
     if table.ndim == 0 or table.shape[-1] == 0 or table.shape[:-1] not in ((), (2,)):
         raise AssetError(f"kintree_table: expected shape (2, joints) or (joints,), got {table.shape}")
     parents = table if table.ndim == 1 else table[0]
     num_joints = len(parents)
     if table.ndim == 2 and not np.array_equal(table[1], np.arange(num_joints)):
         raise AssetError(f"kintree_table: expected joints 0 to {num_joints - 1} in order in its second row")
-    if parents[0] not in (-1, 2**32 - 1):
+    if 0 < parents[0] < num_joints:
         raise AssetError(f"kintree_table: expected the root first, got parent {parents[0]} of joint 0")
     return np.concatenate([[-1], parents[1:]])
 

@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import json
-import os
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from agebody.assets.asset import SMPL_JOINT_NAMES, AssetError, check_finite, check_shape
-from agebody.assets.container import PathLike, check_version, is_safetensors, naming, read_raw
+from agebody.assets.container import (
+    UNSIGNED,
+    PathLike,
+    Signed,
+    Unread,
+    check_version,
+    is_path,
+    naming,
+    read_path,
+    read_raw,
+    signed,
+)
 from agebody.files import replacing
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 HEADER_KEY = "agebody_prior"
 """The one entry of the safetensors ``__metadata__``: JSON text with everything that is not an array."""
+
+LARGEST = 1e12
+"""Largest number in a prior: its square is a number in float32 too."""
 
 PREFIX = 3
 """Number of angles of the root, before those of the body, in a pose of the SMPL family."""
@@ -92,9 +105,10 @@ def write_prior(prior: Gaussian | Mixture, path: PathLike, *, overwrite: bool = 
         FileExistsError: the file exists and `overwrite` is False.
         OSError: the file cannot be written there.
     """
-    header = {"format_version": FORMAT_VERSION, "kind": _kind(type(prior)), "joint_names": prior.joint_names}
+    header = {"format_version": FORMAT_VERSION, **UNSIGNED, "kind": _kind(type(prior))}
+    header["joint_names"] = list(prior.joint_names)
     tensors = {name: np.ascontiguousarray(getattr(prior, name)) for name in prior._fields[:-1]}
-    content = save(tensors, {HEADER_KEY: json.dumps(header)})
+    content = signed(save(tensors, {HEADER_KEY: json.dumps(header)}))
     with replacing(path, overwrite=overwrite) as temporary:
         temporary.write_bytes(content)
 
@@ -119,67 +133,62 @@ def _kind(cls: type[Gaussian] | type[Mixture]) -> str:
 
 def _read(
     path: PathLike, cls: type[Gaussian] | type[Mixture]
-) -> tuple[dict[Any, Any], tuple[str, ...], tuple[str, ...]]:
+) -> tuple[Mapping[Any, Any], tuple[str, ...], tuple[str, ...]]:
     """Return the entries of a prior's file, the names of those that hold its fields, and the joints."""
-    if is_safetensors(path):
-        tensors, joint_names = _read_own(path, cls)
-        return tensors, cls._fields[:-1], joint_names
     where = "; ".join(_WHERE.values())
-    if not os.path.exists(path):
+    if is_path(path) and not read_path(path).exists():
         raise AssetError(f"no such file; {where}; each needs a free registration")
-    content = read_raw(path).content
-    if not isinstance(content, dict):
+    raw = read_raw(path)
+    content = raw.content
+    if raw.signed is not None:
+        return content, cls._fields[:-1], _own_names(raw.signed, cls)
+    if not isinstance(content, Mapping):
         raise AssetError(f"this holds a {type(content).__name__}, not a pose prior; {where}")
     if missing := [name for name in _FOREIGN[cls] if name not in content]:
         raise AssetError(_what_else(content, cls, missing))
     return content, _FOREIGN[cls], _BODY
 
 
-def _what_else(content: dict[Any, Any], cls: type[Gaussian] | type[Mixture], missing: list[str]) -> str:
+def _what_else(content: Mapping[Any, Any], cls: type[Gaussian] | type[Mixture], missing: list[str]) -> str:
     """Say what a file holds that is not the wanted prior, and what to do."""
-    if {"mean", "prec"} <= content.keys():
+    if {"mean", "prec"} <= set(content):
         return "this is SMIL's pose prior, one Gaussian; open it with MahalanobisPrior.from_file"
-    if {"means", "covars"} <= content.keys():
+    if {"means", "covars"} <= set(content):
         return "this is SMPLify's mixture of Gaussians; open it with MaxMixturePrior.from_file"
-    if {"v_template", "shapedirs"} & content.keys():
+    if {"v_template", "shapedirs"} & set(content):
         return f"this is a body, not a pose prior; give {_READERS[cls]} {_TITLES[cls]}"
     shown = ", ".join(sorted(map(str, content))[:12]) or "nothing"
     return f"this is not {_TITLES[cls]}: {', '.join(missing)} missing; it holds {shown}"
 
 
-def _floats(content: dict[Any, Any], name: str, shape: tuple[int | None, ...]) -> np.ndarray:
+def _floats(content: Mapping[Any, Any], name: str, shape: tuple[int | None, ...]) -> np.ndarray:
     """Return an array of finite numbers, in float64."""
     if name not in content:
         raise AssetError(f"{name} is missing; get or save the file again")
     value = content[name]
+    if isinstance(value, Unread):
+        raise AssetError(f"{name} is {value.reason}; expected arrays of float32 or float64; save it again")
     if not isinstance(value, np.ndarray) or value.dtype.kind != "f":
         what = f"{value.dtype} numbers" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
         raise AssetError(f"{name}: expected an array of floating-point numbers, got {what}")
     check_shape(name, value.shape, shape)
-    check_finite(name, value)
+    check_finite(name, value, most=LARGEST)
     return value.astype(np.float64)
 
 
-def _read_own(
-    path: PathLike, cls: type[Gaussian] | type[Mixture]
-) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    try:
-        with safe_open(path, framework="np") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        header = json.loads(metadata.get(HEADER_KEY, "null"))
-    except (TypeError, AttributeError) as error:  # NumPy has no bfloat16 and no float8
-        raise AssetError(f"expected arrays of float32 or float64 ({error}); save it again") from error
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise AssetError(f"damaged or truncated ({error}); get or save the file again") from error
+def _own_names(signed: Signed, cls: type[Gaussian] | type[Mixture]) -> tuple[str, ...]:
+    """Return the joints of a file of `write_prior`, after checking its header and its checksum."""
+    header = signed.text(HEADER_KEY)
     if not isinstance(header, dict):
         raise AssetError("a safetensors file of something else than a pose prior; get the prior's own file")
     version, kind, names = (header.get(key) for key in ("format_version", "kind", "joint_names"))
     check_version(version, FORMAT_VERSION)
+    if version != 1:
+        signed.check(header)
     if kind != _kind(cls):
         reader = {"gaussian": "MahalanobisPrior", "mixture": "MaxMixturePrior"}.get(str(kind))
         advice = f"open it with {reader}.from_file" if reader else "install a newer agebody"
         raise AssetError(f"this is a prior of kind {kind!r}, expected {_kind(cls)!r}; {advice}")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise AssetError("joint_names: expected a list of names; get or save the file again")
-    return tensors, tuple(names)
+    return tuple(names)

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from agebody.assets.asset import AssetError, BodyAsset
-from agebody.assets.container import PathLike, is_safetensors, naming, read_bytes, read_raw
+from agebody.assets.container import PathLike, naming, read_bytes, read_raw
 from agebody.assets.header import FORMAT_VERSION
-from agebody.assets.io import load_asset
-from agebody.assets.official import TITLES, read_body
+from agebody.assets.io import body_of
+from agebody.assets.official import TITLES
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,9 @@ def inspect_asset(path: PathLike) -> AssetReport:
     with naming(path):
         sha256 = hashlib.sha256(read_bytes(path)).hexdigest()
     try:
-        if is_safetensors(path):
-            body = load_asset(path)
-            container = f"agebody format {FORMAT_VERSION}"
-        else:
-            raw = read_raw(path)
-            body = read_body(raw)
-            container = raw.container
+        raw = read_raw(path)
+        body = body_of(raw)
+        container = raw.container if raw.signed is None else f"agebody format {FORMAT_VERSION}"
     except AssetError as error:
         reason = str(error).removeprefix(f"{path}: ")
         return AssetReport(str(path), "not a body", sha256, problems=[reason])

@@ -2,14 +2,18 @@
 
 `pickle.Unpickler` calls what a file names, even under a strict `find_class`, and hashes and copies whatever
 the file asks for. Here the opcodes drive a stack machine that holds plain values and *records* ("an ndarray
-with this state"). The records of the few admitted classes are checked and then become NumPy arrays.
+with this state"). The records of the few admitted classes are checked and then become NumPy arrays. Torch's
+files are pickles too, whose tensors name a storage that stands beside the pickle.
 """
 
 from __future__ import annotations
 
+import io
 import math
 import pickletools
 import re
+from collections.abc import Callable
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,20 +37,45 @@ _GLOBALS = {
     "numpy ndarray": _Global("ndarray"),
     "numpy dtype": _Global("dtype"),
     "_codecs encode": _Global("encode"),
+    "collections OrderedDict": _Global("mapping"),
+    "types SimpleNamespace": _Global("attributes"),
+    "argparse Namespace": _Global("attributes"),
+    "torch Size": _Global("size"),
+    "torch._utils _rebuild_tensor": _Global("tensor"),
+    "torch._utils _rebuild_tensor_v2": _Global("tensor"),
+    "torch._utils _rebuild_tensor_v3": _Global("tensor"),
+    "torch._utils _rebuild_parameter": _Global("parameter"),
 }
-for _name in ("set", "object"):
+for _name in ("set", "object", "dict"):
     _GLOBALS |= {f"{module} {_name}": _Global(_name) for module in ("builtins", "__builtin__")}
 _GLOBALS |= {f"{module} _reconstructor": _Global("reconstructor") for module in ("copyreg", "copy_reg")}
 for _package in ("numpy.core", "numpy._core"):
     _GLOBALS[f"{_package}.multiarray _reconstruct"] = _Global("reconstruct")
     _GLOBALS[f"{_package}.multiarray scalar"] = _Global("scalar")
-for _format in ("csc", "csr", "coo"):
-    _GLOBALS[f"scipy.sparse.{_format} {_format}_matrix"] = _Global(_format)
-    _GLOBALS[f"scipy.sparse._{_format} {_format}_matrix"] = _Global(_format)
+    _GLOBALS[f"{_package}.numeric _frombuffer"] = _Global("buffer")
+_SPARSE = ("csc", "csr", "coo", "bsr", "dia", "lil", "dok")
+for _format in _SPARSE:
+    for _module in (f"scipy.sparse.{_format}", f"scipy.sparse._{_format}"):
+        _GLOBALS |= {f"{_module} {_format}_{kind}": _Global(_format) for kind in ("matrix", "array")}
+_STORAGES = {
+    "Float": "f4", "Double": "f8", "Half": "f2", "BFloat16": "bf16", "Bool": "b1", "Byte": "u1",
+    "Char": "i1", "Short": "i2", "Int": "i4", "Long": "i8", "Untyped": "u1",
+}  # fmt: skip
+for _name, _code in _STORAGES.items():
+    for _module in ("torch", "torch.cuda", "torch.storage"):
+        _GLOBALS[f"{_module} {_name}Storage"] = _Global(f"storage {_code}")
 
-_POSE_PRIOR = _Global("pose_prior")
-"""The class `Mahalanobis` of SMIL's pose prior, in any module: that of the script that wrote the file."""
-_OBJECTS = ("chumpy", "select", "csc", "csr", "coo", "pose_prior")
+_GLOBALS |= {f"torch uint{bits}": _Global(f"number <u{bits // 8}") for bits in (16, 32, 64)}
+
+_ANYWHERE = (" Mahalanobis", " Struct")
+"""Classes of attributes, in any module: SMIL's pose prior, whose module is the script that wrote the file,
+and smplx's container of a model's arrays."""
+_ELSEWHERE = {
+    "joblib.": "this is a joblib file; read it with joblib.load and save its arrays as .npz",
+    "torch.storage _load_from_bytes": "this holds torch tensors in Python's own pickle; save them with "
+    "torch.save, or as arrays in an .npz file",
+}
+_OBJECTS = ("chumpy", "select", "attributes", *_SPARSE)
 DTYPE_CODE = re.compile(r"b1|[iu][1248]|f[248]|c8|c16|[SU][1-9]\d{0,5}")
 """The dtypes of plain numbers and text."""
 _BYTE_ORDERS = ("<", ">", "|", "=")
@@ -55,9 +84,11 @@ _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _EMPTY = {"EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "EMPTY_DICT": dict, "EMPTY_SET": set}
 _LITERAL_OPCODES = """
 INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING BINBYTES
-SHORT_BINBYTES BINBYTES8 UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8
+SHORT_BINBYTES BINBYTES8 BYTEARRAY8 UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8
 """
 _LITERALS = frozenset(_LITERAL_OPCODES.split())
+_OUTSIDE = "keeps its arrays outside the file (out-of-band buffers); write it without buffer_callback"
+_REFUSED = {"NEXT_BUFFER": _OUTSIDE, "READONLY_BUFFER": _OUTSIDE}
 
 
 class _Record:
@@ -74,15 +105,64 @@ class _Record:
 def loads(data: bytes) -> Any:
     """Return the content of a pickle as dicts, lists, tuples, sets, text, bytes, numbers and arrays.
 
-    Text that Python 2 wrote is read as latin-1. A `chumpy` object becomes its value, an ndarray; a SciPy csc,
-    csr or coo matrix becomes a `scipy.sparse.csr_array`; an instance of a class `Mahalanobis`, the form of
-    SMIL's pose prior, becomes the dict of its attributes. Arrays can share memory and be read-only.
+    Text that Python 2 wrote is read as latin-1, keys of bytes too. A `chumpy` object or a torch tensor
+    becomes its value, an ndarray; a SciPy sparse matrix becomes a `scipy.sparse.csr_array`; an instance of a
+    class `Mahalanobis`, the form of SMIL's pose prior, or of smplx's `Struct` becomes the dict of its
+    attributes; an array of objects becomes the object in it, or their list.
 
     Raises:
-        AssetError: the pickle is damaged, names a class or function that no body file needs, holds an object
-            array, or is not a plain tree of values.
+        AssetError: the pickle is damaged, names a class or function that no body file needs, or is not a
+            plain tree of values.
     """
-    return _Resolver(budget=4 * len(data) + 2**26).plain(_Machine().run(data))
+    parsed = parse(io.BytesIO(data))
+    return parsed.resolve(lambda key: _no_storage(key), size=len(data))
+
+
+def load_torch_stream(data: bytes) -> Any:
+    """Return the content of a file that torch before 1.6 wrote: pickles, then the storages one by one."""
+    stream = io.BytesIO(data)
+    for _ in range(3):  # torch's magic number, its protocol, and sizes of the writing machine
+        parse(stream)
+    parsed = parse(stream)
+    keys = parse(stream).value
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+        raise AssetError("damaged torch file (its list of storages); download the file again")
+    contents: dict[str, bytes] = {}
+    for key in keys:
+        if key not in parsed.storages:
+            raise AssetError("damaged torch file (a storage without a tensor); download the file again")
+        code, count = parsed.storages[key]
+        stored = int.from_bytes(stream.read(8), "little")
+        if stored != count:
+            raise AssetError("damaged torch file (the size of a storage); download the file again")
+        contents[key] = stream.read(count * _item_size(code))
+    return parsed.resolve(lambda key: contents.get(key, b""), size=len(data))
+
+
+class Parsed(NamedTuple):
+    """What a pickle describes, before anything of it is unfolded."""
+
+    value: Any
+    storages: dict[str, tuple[str, int]]
+    """Storage of a torch file -> code of its numbers, and how many it holds."""
+
+    def resolve(self, read_storage: Callable[[str], bytes], *, size: int) -> Any:
+        """Return the plain values; `size` is that of the whole file [bytes]."""
+        return _Resolver(4 * size + 2**26, read_storage).plain(self.value)
+
+
+def parse(stream: io.BytesIO) -> Parsed:
+    """Read one pickle from a stream, up to its end."""
+    machine = _Machine()
+    return Parsed(machine.run(stream), machine.storages)
+
+
+def _no_storage(key: str) -> bytes:
+    raise AssetError("the pickle names a storage of torch, which is not in it; download the file again")
+
+
+def _item_size(code: str) -> int:
+    return 2 if code == "bf16" else np.dtype(code).itemsize
 
 
 class _Machine:
@@ -92,9 +172,10 @@ class _Machine:
         self.stack: list[Any] = []
         self.outer: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
+        self.storages: dict[str, tuple[str, int]] = {}
 
-    def run(self, data: bytes) -> Any:
-        opcodes = pickletools.genops(data)
+    def run(self, stream: io.BytesIO) -> Any:
+        opcodes = pickletools.genops(stream)
         for _ in range(MAX_OPCODES):
             try:
                 opcode, arg, _position = next(opcodes)
@@ -143,7 +224,10 @@ class _Machine:
             case "PUT" | "BINPUT" | "LONG_BINPUT" | "MEMOIZE":
                 value = self.pop()
                 stack.append(value)
-                self.memo[len(self.memo) if arg is None else arg] = value
+                place = len(self.memo) if arg is None else arg
+                if not 0 <= place < 2**32:  # larger ones can be made to collide as keys of the memo
+                    raise AssetError("damaged pickle (a place in its memo); download the file again")
+                self.memo[place] = value
             case "GET" | "BINGET" | "LONG_BINGET":
                 if arg not in self.memo:
                     raise AssetError("damaged pickle (a reference to nothing); download the file again")
@@ -182,6 +266,8 @@ class _Machine:
                 if not (isinstance(attribute, str) and isinstance(module, str)):
                     raise AssetError("damaged pickle (a name is missing); download the file again")
                 stack.append(_admitted(f"{module} {attribute}"))
+            case "BINPERSID":
+                stack.append(self.storage(self.pop()))
             case "REDUCE":
                 args, function = self.pop(), self.pop()
                 stack.append(_reduce(function, args))
@@ -195,7 +281,17 @@ class _Machine:
                     raise AssetError(f"damaged pickle (a second state for a {record.kind})")
                 record.state = state
             case _:
-                raise AssetError(f"the pickle uses {name}, which no body file needs; it was not opened")
+                why = _REFUSED.get(name, f"uses {name}, which no body file needs; it was not opened")
+                raise AssetError(f"the pickle {why}")
+
+    def storage(self, name: Any) -> _Record:
+        """Return the storage that a tensor of a torch file names."""
+        match name:
+            case ("storage", _Global(kind), str() as key, str(), int() as count, *_) if count >= 0:
+                code = kind.removeprefix("storage ")
+                if code != kind and self.storages.setdefault(key, (code, count)) == (code, count):
+                    return _Record("storage", (key, code, count))
+        raise AssetError("the pickle names a storage as no torch file does; it was not opened")
 
     def set_items(self, items: list[Any]) -> None:
         target = self.top(dict)
@@ -206,10 +302,17 @@ class _Machine:
 
 
 def _keys(items: list[Any]) -> set[Any]:
-    """Return the items as a set: hashing anything but text and numbers could take forever."""
+    """Return the items as a set: hashing anything but text and small numbers could take forever.
+
+    Integers from 2^61 on, and floats, can be chosen to collide. A pair is a place in a SciPy dok matrix.
+    """
     for item in items:
-        if not isinstance(item, (str, bytes, int, float)):
-            raise AssetError(f"the pickle has a {_what(item)} as a key; expected text or a number")
+        for part in item if isinstance(item, tuple) and len(item) == 2 else (item,):
+            small = isinstance(part, int) and abs(part) < 2**60
+            place = item is not part and isinstance(part, _Record)
+            if not (small or place or isinstance(part, (str, bytes))):
+                what = "number" if isinstance(part, (int, float)) else _what(part)
+                raise AssetError(f"the pickle has a {what} as a key; expected text or a whole number")
     return set(items)
 
 
@@ -218,9 +321,12 @@ def _what(value: Any) -> str:
 
 
 def _admitted(name: str) -> _Global:
-    if name.endswith(" Mahalanobis"):
-        return _POSE_PRIOR
+    if name.endswith(_ANYWHERE):
+        return _Global("attributes")
     if name not in _GLOBALS:
+        for start, advice in _ELSEWHERE.items():
+            if name.startswith(start):
+                raise AssetError(advice)
         shown = name if len(name) <= 100 else name[:100] + "..."
         raise AssetError(
             f"the pickle names {shown.replace(' ', '.', 1)!r}, which no body file needs; nothing was run. "
@@ -229,10 +335,25 @@ def _admitted(name: str) -> _Global:
     return _GLOBALS[name]
 
 
-def _reduce(function: Any, args: Any) -> _Record:
+def _reduce(function: Any, args: Any) -> Any:
     match function, args:
         case _Global("set"), ([*_],):
             return _Record("set", tuple(args))
+        case _Global("mapping" | "attributes" as kind), ():
+            return {} if kind == "mapping" else _Record(kind)
+        case _Global("mapping"), ([*pairs],) if all(
+            isinstance(p, (list, tuple)) and len(p) == 2 for p in pairs
+        ):
+            _keys([pair[0] for pair in pairs])
+            return dict(pairs)
+        case _Global("buffer"), (_, _Record(kind="dtype"), _, str(), *_):
+            return _Record("buffer", tuple(args))
+        case _Global("tensor"), (_Record(kind="storage"), int(), _, _, *_):
+            return _Record("tensor", tuple(args))
+        case _Global("parameter"), (_Record(kind="tensor") as tensor, *_):
+            return tensor
+        case _Global("size"), (tuple() as size,):
+            return size
         case _Global("encode"), (str(), "latin1" | "latin-1"):
             return _Record("bytes", tuple(args))
         case _Global("reconstruct"), (_Global("ndarray"), _, _):
@@ -243,6 +364,8 @@ def _reduce(function: Any, args: Any) -> _Record:
             return _Record("scalar", tuple(args))
         case _Global("reconstructor"), (cls, _Global("object"), None):
             return _new(cls, True)
+        case _Global("reconstructor"), (_Global("dok"), _Global("dict"), dict() as places):
+            return _Record("dok", (places,))
     raise AssetError(f"the pickle calls {_what(function)} as no body file does; it was not opened")
 
 
@@ -258,9 +381,10 @@ class _Resolver:
     `budget` limits the bytes that records unfold into: a short file can name the same content many times.
     """
 
-    def __init__(self, budget: int) -> None:
+    def __init__(self, budget: int, read_storage: Callable[[str], bytes]) -> None:
         self.budget = budget
-        self.done: dict[int, Any] = {}
+        self.read_storage = read_storage
+        self.done: dict[int, tuple[Any, Any]] = {}
         self.open: set[int] = set()
 
     def plain(self, value: Any) -> Any:
@@ -270,21 +394,27 @@ class _Resolver:
             return value
         key = id(value)
         if key in self.done:
-            return self.done[key]
+            return self.done[key][1]
         if key in self.open:
             raise AssetError("the pickle is cyclic: a value contains itself; a body file is a plain tree")
         if len(self.open) >= MAX_DEPTH:
             raise AssetError(f"the pickle is nested more than {MAX_DEPTH} deep; a body file is a flat dict")
         self.open.add(key)
         if isinstance(value, dict):
-            result: Any = {k: self.plain(v) for k, v in value.items()}
+            result: Any = {self.key(k): self.plain(v) for k, v in value.items()}
         elif isinstance(value, (list, tuple)):
             result = type(value)(self.plain(item) for item in value)
         else:
             result = getattr(self, value.kind)(value)
         self.open.discard(key)
-        self.done[key] = result
+        self.done[key] = value, result  # the value too: its id must not be given to another one
         return result
+
+    def key(self, key: Any) -> Any:
+        """Return a key, as text where Python 2 or ``encoding="bytes"`` made bytes of it."""
+        if isinstance(key, tuple):
+            return self.plain(key)
+        return key.decode("latin-1") if isinstance(key, bytes) else key
 
     def spend(self, size: int) -> None:
         self.budget -= size
@@ -303,8 +433,8 @@ class _Resolver:
         """Return bytes: those of Python 3, or the latin-1 text that stands for bytes of Python 2."""
         if isinstance(content, _Record) and content.kind == "bytes":
             return self.plain(content)
-        if isinstance(content, bytes):
-            return content
+        if isinstance(content, (bytes, bytearray)):
+            return bytes(content) if isinstance(content, bytearray) else content
         if not isinstance(content, str):
             raise AssetError(f"the pickle holds an array whose content is a {_what(content)}; expected bytes")
         self.spend(len(content))
@@ -315,11 +445,8 @@ class _Resolver:
 
     def dtype(self, record: _Record) -> np.dtype:
         code = _text(record.args[0])
-        if code.startswith("O"):
-            raise AssetError(
-                "the pickle holds an object array, which only running its code could read; "
-                "of SMPL-X take the .npz file instead"
-            )
+        if re.fullmatch("O[48]?", code):
+            return np.dtype(object)
         if not DTYPE_CODE.fullmatch(code):
             raise AssetError(f"the pickle holds an array of dtype {code[:20]!r}; expected numbers or text")
         match record.state:
@@ -329,23 +456,78 @@ class _Resolver:
                 return np.dtype(code).newbyteorder(_text(order))  # pyright: ignore[reportArgumentType]
         raise AssetError("the pickle holds a structured array; expected plain numbers")
 
-    def ndarray(self, record: _Record) -> np.ndarray:
+    def ndarray(self, record: _Record) -> Any:
         match record.state:
             case (int(), shape, _Record(kind="dtype") as kind, fortran, content):
                 dtype = self.plain(kind)
             case _:
                 raise AssetError("the pickle holds an array without numbers")
+        if dtype.kind == "O":
+            return self.objects(_shape(self.plain(shape)), content)
+        return self.filled(self.raw(content), dtype, shape, "F" if fortran is True else "C")
+
+    def buffer(self, record: _Record) -> np.ndarray:
+        """Return an array of pickle protocol 5, which NumPy 2.3 can write with its axes in another order."""
+        content, kind, shape, order, *axes = record.args
+        dtype = self.plain(kind)
+        if dtype.kind == "O":
+            raise AssetError("the pickle holds an array of objects in a buffer; it was not opened")
+        if order != "K":
+            return self.filled(self.raw(content), dtype, shape, order)
+        permutation = _sizes(self.plain(axes[0])) if axes else ()
+        array = self.filled(self.raw(content), dtype, shape, "C")
+        if sorted(permutation) != list(range(array.ndim)):
+            raise AssetError("damaged pickle (the order of an array's axes); download the file again")
+        return array.transpose(permutation)
+
+    def filled(self, raw: bytes, dtype: np.dtype, shape: Any, order: Any) -> np.ndarray:
+        """Return an array over bytes."""
         shape = _shape(self.plain(shape))
-        raw = self.raw(content)
-        if math.prod(shape) * dtype.itemsize != len(raw):
+        if math.prod(shape) * dtype.itemsize != len(raw) or order not in ("C", "F"):
             raise AssetError(
                 f"the pickle holds a {dtype} array of shape {shape} in {len(raw)} bytes, which do not fill it"
             )
-        array = np.ndarray(shape, dtype, raw, order="F" if fortran is True else "C")
+        array = np.ndarray(shape, dtype, raw, order=order)
         if dtype.isnative:
             return array
         self.spend(array.nbytes)
         return array.astype(dtype.newbyteorder("="))
+
+    def objects(self, shape: tuple[int, ...], content: Any) -> Any:
+        """Return the object in an array of no dimension, and else the objects of an array as a list."""
+        if not isinstance(content, list) or len(content) != math.prod(shape):
+            raise AssetError("damaged pickle (an array of objects); download the file again")
+        items = self.plain(content)
+        return items[0] if shape == () else items
+
+    def storage(self, record: _Record) -> np.ndarray:
+        """Return the numbers of a storage of a torch file, bfloat16 as float32."""
+        key, code, count = record.args
+        raw = self.read_storage(key)
+        if len(raw) != count * _item_size(code):
+            raise AssetError(f"truncated: a tensor has {len(raw)} bytes for {count} numbers")
+        if code != "bf16":
+            return np.frombuffer(raw, np.dtype(code).newbyteorder("<"))
+        self.spend(2 * len(raw))
+        return (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
+
+    def tensor(self, record: _Record) -> np.ndarray:
+        storage, offset, size, stride, *others = record.args
+        values, shape, strides = self.plain(storage), _shape(self.plain(size)), _sizes(self.plain(stride))
+        if others and isinstance(others[-1], _Global):  # of bytes, with the type of the numbers
+            code = others[-1].kind.removeprefix("number ")
+            if code == others[-1].kind or len(values) % np.dtype(code).itemsize:
+                raise AssetError("damaged torch file (the type of a tensor); download the file again")
+            values = values.view(code)
+        last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=False))
+        if len(shape) != len(strides) or offset < 0 or (math.prod(shape) and last >= len(values)):
+            raise AssetError("damaged torch file (a tensor outside its storage); download the file again")
+        self.spend(math.prod(shape) * values.itemsize)
+        if not math.prod(shape):
+            return np.zeros(shape, values.dtype)
+        steps = [step * values.itemsize for step in strides]
+        view = np.lib.stride_tricks.as_strided(values[offset:], shape, steps, writeable=False)
+        return np.ascontiguousarray(view).reshape(shape)  # which makes one row of a single number
 
     def scalar(self, record: _Record) -> Any:
         kind, content = record.args
@@ -367,8 +549,8 @@ class _Resolver:
         self.spend(indices.size * values.itemsize)
         return values[indices].reshape(shape)
 
-    def pose_prior(self, record: _Record) -> dict[str, Any]:
-        return {name: self.plain(value) for name, value in self.fields(record).items()}
+    def attributes(self, record: _Record) -> dict[str, Any]:
+        return {self.key(name): self.plain(value) for name, value in self.fields(record).items()}
 
     def csc(self, record: _Record) -> sparse.csr_array:
         return self.compressed(record, sparse.csc_array, axis=1)
@@ -411,6 +593,78 @@ class _Resolver:
         self.spend(data.nbytes + 8 * len(data) + 8 * shape[0])
         return sparse.csr_array(sparse.coo_array((data, (row, column)), shape=shape))
 
+    def bsr(self, record: _Record) -> sparse.csr_array:
+        """Return a matrix of dense blocks, from the places of its blocks in compressed rows."""
+        shape, blocks = self.matrix_shape(record), self.array(record, "data")
+        if (
+            blocks.ndim != 3
+            or not blocks.size
+            or any(n % b for n, b in zip(shape, blocks.shape[1:], strict=True))
+        ):
+            raise AssetError(f"a sparse matrix of shape {shape} cannot have blocks of {blocks.shape}")
+        rows, columns = blocks.shape[1:]
+        index = np.arange(len(blocks), dtype=np.int32)
+        outer = _Record("bsr")
+        outer.state = {**record.state, "data": index, "_shape": (shape[0] // rows, shape[1] // columns)}
+        place = self.compressed(outer, sparse.csr_array, axis=0).tocoo()
+        self.spend(blocks.size * (blocks.itemsize + 16))
+        row = place.coords[0][:, None, None] * rows + np.arange(rows)[:, None]
+        column = place.coords[1][:, None, None] * columns + np.arange(columns)
+        row, column = (np.broadcast_to(x, blocks.shape).ravel() for x in (row, column))
+        order = np.asarray(place.data, np.int64)
+        return sparse.csr_array((blocks[order].ravel(), (row, column)), shape=shape)
+
+    def dia(self, record: _Record) -> sparse.csr_array:
+        """Return a matrix of diagonals: entry (j - offset, j) is ``data[k, j]`` of the k-th offset."""
+        shape, data, offsets = (
+            self.matrix_shape(record), self.array(record, "data"), self.array(record, "offsets"),
+        )  # fmt: skip
+        if data.ndim != 2 or offsets.shape != (len(data),) or offsets.dtype.kind not in "iu":
+            raise AssetError("a sparse matrix whose diagonals do not fit their offsets")
+        self.spend(data.size * (data.itemsize + 16))
+        column = np.broadcast_to(np.arange(data.shape[1]), data.shape)
+        row = column - offsets.astype(np.int64)[:, None]
+        inside = (row >= 0) & (row < shape[0]) & (column < shape[1])
+        return sparse.csr_array((data[inside], (row[inside], column[inside])), shape=shape)
+
+    def lil(self, record: _Record) -> sparse.csr_array:
+        """Return a matrix of one list of columns and one of values per row."""
+        shape = self.matrix_shape(record, values=False)
+        columns, values = self.state(record, "rows"), self.state(record, "data")
+        for name, lists in (("rows", columns), ("data", values)):
+            if not (
+                isinstance(lists, list) and len(lists) == shape[0] and all(type(x) is list for x in lists)
+            ):
+                raise AssetError(f"{name!r} of a sparse matrix: expected one list per row")
+        self.spend(64 * sum(len(entries) for lists in (columns, values) for entries in lists))
+        row = [i for i, entries in enumerate(columns) for _ in entries]
+        return self.scattered(shape, list(chain(*values)), row, list(chain(*columns)))
+
+    def dok(self, record: _Record) -> sparse.csr_array:
+        """Return a matrix of places, each a pair of row and column, with their values."""
+        shape = self.matrix_shape(record, values=False)
+        former = record.args and "_dict" not in self.fields(record)
+        places = self.plain(record.args[0]) if former else self.state(record, "_dict")
+        if not isinstance(places, dict) or not all(isinstance(place, tuple) for place in places):
+            raise AssetError("a sparse matrix: expected values by pairs of row and column")
+        row, column = zip(*places, strict=True) if places else ((), ())
+        return self.scattered(shape, list(places.values()), list(row), list(column))
+
+    def scattered(self, shape: tuple[int, ...], values: Any, row: Any, column: Any) -> sparse.csr_array:
+        """Return a matrix from lists of values, rows and columns."""
+        try:
+            data, places = np.array(values, float), np.array([row, column]).reshape(2, -1)
+        except (TypeError, ValueError) as error:
+            raise AssetError(f"a sparse matrix without real numbers ({error})") from error
+        if data.ndim != 1 or places.shape[1] != len(data):
+            raise AssetError("a sparse matrix has as many rows and columns as it has values")
+        if not len(data):
+            places = places.astype(int)
+        for name, index, size in zip(("rows", "columns"), places, shape, strict=True):
+            check_indices(f"{name} of a sparse matrix", index, size)
+        self.spend(24 * len(data) + 8 * shape[0])
+        return sparse.csr_array(sparse.coo_array((data, (places[0], places[1])), shape=shape))
+
     def fields(self, record: _Record) -> dict[Any, Any]:
         if not isinstance(record.state, dict):
             raise AssetError(f"the pickle holds a {record.kind} object without its content")
@@ -428,25 +682,32 @@ class _Resolver:
             raise AssetError(f"{key!r} of a {record.kind} object: expected an array, got {kind}")
         return value
 
-    def matrix_shape(self, record: _Record) -> tuple[int, ...]:
+    def matrix_shape(self, record: _Record, *, values: bool = True) -> tuple[int, ...]:
         shape = _shape(self.state(record, "_shape"))
         if len(shape) != 2:
             raise AssetError(f"a sparse matrix of {len(shape)} dimensions; expected 2")
-        if self.array(record, "data").dtype.kind not in "biuf":
+        if values and self.array(record, "data").dtype.kind not in "biuf":
             raise AssetError("a sparse matrix without real numbers")
         return shape
 
 
-def _shape(value: Any) -> tuple[int, ...]:
-    """Return a shape as a tuple, after checking that NumPy can hold it."""
+def _sizes(value: Any) -> tuple[int, ...]:
+    """Return a few sizes as a tuple."""
     if (
         not isinstance(value, (tuple, list))
         or len(value) > MAX_DEPTH
         or not all(isinstance(n, (int, np.integer)) and 0 <= n <= MAX_SIZE for n in value)
-        or math.prod(max(int(n), 1) for n in value) > MAX_SIZE
     ):
         raise AssetError(f"the pickle holds an array whose shape is no tuple of sizes up to {MAX_SIZE}")
     return tuple(int(n) for n in value)
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    """Return a shape as a tuple, after checking that NumPy can hold it."""
+    sizes = _sizes(value)
+    if math.prod(max(n, 1) for n in sizes) > MAX_SIZE:
+        raise AssetError(f"the pickle holds an array whose sizes give more than {MAX_SIZE} numbers")
+    return sizes
 
 
 def _text(value: str | bytes) -> str:

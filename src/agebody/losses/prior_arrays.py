@@ -9,6 +9,8 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from agebody.assets.asset import check_finite
+from agebody.assets.prior_files import LARGEST
 from agebody.checks import read_rotations
 
 
@@ -54,9 +56,7 @@ def read_array(name: str, value: Any, shape: tuple[int | None, ...]) -> np.ndarr
     if value.ndim != len(shape) or any(n not in (None, m) for n, m in zip(shape, value.shape, strict=True)):
         expected = ", ".join("any" if n is None else str(n) for n in shape)
         raise ValueError(f"{name}: expected shape ({expected}), got {value.shape}")
-    others = np.count_nonzero(~np.isfinite(value))
-    if others:
-        raise ValueError(f"{name}: expected finite numbers, got {others} others")
+    check_finite(name, value, most=LARGEST)
     return np.array(value, np.float64, order="C")
 
 

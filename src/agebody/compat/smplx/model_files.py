@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from agebody.assets.asset import AssetError, BodyAsset
-from agebody.assets.container import RawFile, naming, read_raw
-from agebody.assets.io import load_asset
-from agebody.assets.official import read_body, read_infant_template, with_infant
+from agebody.assets.container import RawFile, naming
+from agebody.assets.io import add_infant, load_asset
+from agebody.assets.official import read_body
 
 OFFERED = (
     "agebody.compat.smplx offers SMPL, SMPLLayer, create and build_layer for SMPL; agebody.SMPL loads the "
@@ -39,7 +39,7 @@ def read_asset(model_path: ModelPath, data_struct: Any, gender: str) -> BodyAsse
         entries = {name: value for name, value in vars(data_struct).items() if not name.startswith("_")}
         arrays = {name: _plain(value) for name, value in entries.items()}
         with naming("data_struct"):
-            asset = read_body(RawFile(Path(f"data_struct_{gender}"), "memory", arrays, ""))
+            asset = read_body(RawFile(Path(f"data_struct_{gender}"), "memory", arrays, b""))
         return asset.replace(metadata=dataclasses.replace(asset.metadata, name="data_struct", sources={}))
     if isinstance(model_path, BodyAsset):
         return model_path
@@ -74,8 +74,7 @@ def _file_of(folder: Path, gender: str) -> Path:
 def add_kid_template(asset: BodyAsset, kid_template_path: str | os.PathLike[str]) -> BodyAsset:
     """Return the body with an infant template at age offset 1, its own or that of a file."""
     if os.fspath(kid_template_path):
-        with naming(kid_template_path):
-            asset = with_infant(asset, *read_infant_template(read_raw(kid_template_path)))
+        asset = add_infant(asset, kid_template_path)
     if asset.age_offsets.tolist() != [1.0]:
         raise ValueError(
             f"age='kid': expected one age template, at offset 1, but {asset.metadata.name!r} has them at "
