@@ -18,7 +18,7 @@ from pycocotools.coco import COCO
 import agebody
 from agebody.age import AGE_CLASSES
 from agebody.annotations import AnnotationError, read_people
-from agebody.annotations.people import COCO18, plain_name
+from agebody.annotations.orders import order_by_title, plain_name
 from agebody.annotations.photographs import read_photograph
 from agebody.cameras import Camera
 from agebody.keypoints import LAYOUTS
@@ -40,6 +40,7 @@ from agebody.pipelines.labels.summary import to_markdown
 from agebody.pipelines.labels.training import _observed, training_arrays
 
 COCO17 = LAYOUTS["coco17"].names
+COCO18 = order_by_title("COCO of OpenPose").names
 COUNT = 6
 SIZE = (640, 480)
 
@@ -198,7 +199,9 @@ def test_results_find_their_images_by_number_and_by_name(write, tmp_path):
     Image.new("RGB", (30, 20)).save(folder / "000000000139.jpg")
     Image.new("RGB", (60, 20)).save(folder / "b" / "c.png")
     points = [1.0, 2.0, 0.5] * 17
-    results = [{"image_id": key, "keypoints": points} for key in (139, "b/c.png", "000000000139.jpg")]
+    other = [9.0, 2.0, 0.5] * 17
+    named = ((139, points), ("b/c.png", points), ("000000000139.jpg", other))
+    results = [{"image_id": key, "keypoints": values} for key, values in named]
     found = read_people(write(results), images=folder)
     assert [found.images[i].name for i in found.image] == ["000000000139.jpg", "b/c.png", "000000000139.jpg"]
     assert [found.images[i].size for i in found.image] == [(30, 20), (60, 20), (30, 20)]
@@ -345,7 +348,10 @@ def mutate(document, change):
             "expected different names, got left_eye more than once",
         ),
         ("d['categories'][0]['keypoints'] = list('abcdefghijklmnopq')", "expected names of coco17, got a, b"),
-        ("d['categories'].append(dict(id=2, name='dog', keypoints=['a']))", "of one category.*person, dog"),
+        (
+            "d['categories'][0]['name'] = 'ape'; d['categories'] += [dict(id=2, name='a', keypoints=['b'])]",
+            "of one category.*ape, a",
+        ),
     ],
 )
 def test_wrong_annotations_are_named(write, observed, change, message):
@@ -404,7 +410,7 @@ def test_people_in_images_that_cannot_be_read_are_left_out(write, observed, tmp_
     assert dict(found.left_out) == {"in an image that cannot be read": 2}
     (folder / "1.jpg").unlink()
     with pytest.raises(
-        AnnotationError, match=r"day/1.jpg: the file does not state its size; .* has no such image"
+        AnnotationError, match=r"images: 1 not found \(day/1.jpg\); .* has 2 images, such as day/0.jpg"
     ):
         read_people(write(document), images=folder.parent)
 

@@ -1,10 +1,9 @@
-"""COCO's keypoint files: annotations with their images, and lists of results."""
+"""Entries of COCO's keypoint files, and of all formats in COCO's terms, with one check of their values."""
 
 from __future__ import annotations
 
 import json
 import math
-import reprlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,18 +13,14 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from agebody.age import AgeError, Ages, is_number, parse_ages
-from agebody.annotations.people import (
-    MAX_PIXELS,
-    NAMES_BY_SIZE,
-    ImageEntry,
-    People,
-    fail,
-    is_file_name,
-    make_people,
-)
-from agebody.keypoints import KeypointLayout
+from agebody.annotations.orders import FEET6, Order, order_by_size, sizes_without_names
+from agebody.annotations.people import MAX_PIXELS, ImageEntry, fail, is_file_name, short, shorten
 
-_UNLABELLED = "no labelled keypoint"
+_TRACKS = ("track_id", "idx", "person_id")
+"""Keys of the number of a person in a video: of COCO and PoseTrack, AlphaPose, OpenPose."""
+
+_MOST_NEGATIVE = -1.0
+"""Heatmaps give confidences a little below 0; what is not above this is another number."""
 
 
 def load_json(path: Path) -> Any:
@@ -36,7 +31,7 @@ def load_json(path: Path) -> Any:
         OSError: it cannot be read.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_bytes())  # UTF-8, 16 or 32, with or without a byte order mark
     except (json.JSONDecodeError, UnicodeDecodeError):
         fail(path, "not a JSON file")
     except RecursionError:
@@ -46,18 +41,28 @@ def load_json(path: Path) -> Any:
 
 
 class Entries:
-    """A list of objects in a COCO file, whose values are checked as they are read. Errors name the entry."""
+    """A list of objects in COCO's terms, whose values are checked as they are read. Errors name the entry.
 
-    def __init__(self, path: Path, name: str, listed: Any) -> None:
-        """Check that ``listed`` is a list of objects; ``name`` is what errors call it."""
-        self.path, self.name = path, name
+    Args:
+        path: the file.
+        name: what errors call the list.
+        listed: the list.
+        origins: file and place of each entry, where they are not places in the list of ``path``.
+    """
+
+    def __init__(
+        self, path: Path, name: str, listed: Any, origins: Sequence[tuple[Path, str]] | None = None
+    ) -> None:
+        """Check that ``listed`` is a list of objects."""
+        self.path, self.name, self.origins = path, name, origins
         if not isinstance(listed, list):
             fail(path, f"{name}: expected a list, as in COCO's files, got {short(listed)}")
         self.rows: list[dict[str, Any]] = listed
         self.places = list(range(len(listed)))
         for i, row in enumerate(listed):
             if not isinstance(row, dict):
-                fail(path, f"{name}[{i}]: expected an object, got {short(row)}")
+                place = (path, f"{name}[{i}]") if origins is None else origins[i]
+                fail(place[0], f"{place[1]}: expected an object, got {short(row)}")
 
     def __len__(self) -> int:
         """Return the number of entries."""
@@ -65,16 +70,19 @@ class Entries:
 
     def select(self, kept: Sequence[bool] | np.ndarray) -> Entries:
         """Return some of the entries, which keep their numbers in the file."""
-        found = Entries(
-            self.path, self.name, [row for row, keep in zip(self.rows, kept, strict=True) if keep]
-        )
+        rows = [row for row, keep in zip(self.rows, kept, strict=True) if keep]
+        found = Entries(self.path, self.name, rows, self.origins and [self.origins[0]] * len(rows))
+        found.origins = self.origins
         found.places = [place for place, keep in zip(self.places, kept, strict=True) if keep]
         return found
 
     def fail(self, i: int, problem: str) -> NoReturn:
         """Raise an `AnnotationError` that names an entry."""
+        if self.origins is not None:
+            path, where = self.origins[self.places[i]]
+            fail(path, f"{where}: {problem}" if where else problem)
         number = self.rows[i].get("id")
-        known = f" (id {number})" if isinstance(number, (int, str)) else ""
+        known = f" (id {short(number)})" if isinstance(number, (int, float, str)) else ""
         fail(self.path, f"{self.name}[{self.places[i]}]{known}: {problem}")
 
     def values(
@@ -83,64 +91,101 @@ class Entries:
         """Return one checked value per entry; without a default it must be there."""
         found = []
         for i, row in enumerate(self.rows):
+            value = row.get(key)
             if key not in row and default is None:
                 self.fail(i, f"{key}: missing")
-            value = row[key] if key in row or default is None else default(i)
+            if value is None and default is not None:
+                value = default(i)
             if not is_valid(value):
                 self.fail(i, f"{key}: expected {expected}, got {short(value)}")
             found.append(value)
         return found
 
-    def integers(self, key: str, default: Callable[[int], int] | None = None) -> Int[np.ndarray, " N"]:
-        """Return integers of 64 bits."""
-        return np.array(self.values(key, _is_integer, "an integer of 64 bits", default), dtype=np.int64)
-
-    def numbers(self, key: str, least: float = -math.inf) -> Float[np.ndarray, " N"]:
-        """Return finite numbers."""
-        expected = "a number" if least == -math.inf else f"a number of at least {least:g}"
-        valid = self.values(key, lambda value: is_number(value) and value >= least, expected, None)
-        return np.array(valid, dtype=float)
-
-    def ids(self, default: Callable[[int], int] | None = None) -> Int[np.ndarray, " N"]:
-        """Return the ids of the entries, which must be different."""
-        found = self.integers("id", default)
-        first = np.unique(found, return_index=True)[1]
+    def ids(self) -> Int[np.ndarray, " N"]:
+        """Return the ids of the entries, which must be different; places, if not all ids are integers."""
+        found = self.values("id", is_id, "a number or a string", lambda i: self.places[i] + 1)
+        first = {value: i for i, value in reversed(list(enumerate(found)))}
         if len(first) < len(found):
-            i = int(np.setdiff1d(np.arange(len(found)), first)[0])
-            self.fail(i, f"id: expected different ids, got {found[i]} more than once")
-        return found
+            i = next(i for i, value in enumerate(found) if first[value] != i)
+            self.fail(i, f"id: expected different ids, got {short(found[i])} more than once")
+        if not all(map(is_integer, found)):
+            found = [place + 1 for place in self.places]
+        return np.array([int(value) for value in found], dtype=np.int64)
+
+    def tracks(self) -> Int[np.ndarray, " N"]:
+        """Return the number of each person in a video, -1 where there is none."""
+        found = []
+        for row in self.rows:
+            value: Any = next((row[key] for key in _TRACKS if row.get(key) is not None), -1)
+            value = value[0] if isinstance(value, list) and len(value) == 1 else value
+            found.append(int(value) if is_integer(value) and value >= 0 else -1)
+        return np.array(found, dtype=np.int64)
 
     def image_indices(self, place: dict[Any, int], what: str) -> list[int]:
         """Return ``place`` of the ``image_id`` of each entry; ``what`` describes the images."""
-        expected = f"an integer or string that is the id of one of {what}"
-        return [
-            place[value]
-            for value in self.values(
-                "image_id", lambda value: _is_id(value) and value in place, expected, None
-            )
-        ]
+        expected = f"a number or string that is the id of one of {what}"
+        valid = self.values("image_id", lambda value: is_id(value) and value in place, expected, None)
+        return [place[value] for value in valid]
 
-    def keypoints(self, limit: float = math.inf) -> list[list[float]]:
-        """Return x, y, v per point, up to ``limit`` [pixels]; an empty list where an entry has no points."""
-        for i, row in enumerate(self.rows):
-            values = row.get("keypoints")
-            if values is None:
-                continue
-            if not isinstance(values, list) or not all(map(is_number, values)) or len(values) % 3:
-                self.fail(
-                    i, f"keypoints: expected finite numbers x, y, v for each point, got {short(values)}"
-                )
-            if values and abs(most := max(values, key=abs)) > limit:
-                self.fail(i, f"keypoints: expected pixels up to {limit:.0f}, got {most:g}")
-        return [row.get("keypoints") or [] for row in self.rows]
+    def points(self, limit: float) -> list[Float[np.ndarray, "_ 3"]]:
+        """Return x, y, v of the points; no points where an entry has none.
 
-    def stack_keypoints(self, size: int, limit: float = math.inf) -> Float[np.ndarray, "N K 3"]:
-        """Return the keypoints as one array of ``size`` points per entry."""
-        rows = self.keypoints(limit)
-        for i, row in enumerate(rows):
-            if len(row) != 3 * size:
-                self.fail(i, f"keypoints: expected {3 * size} numbers, got {len(row)}")
-        return np.array(rows, dtype=float).reshape(-1, size, 3)
+        Where v is 0, coordinates may be missing, and are 0 then. COCO-WholeBody's feet are appended to the
+        body.
+
+        Args:
+            limit: largest coordinate where v is not 0 [pixels].
+        """
+        found = [self._points(i, "keypoints", limit) for i in range(len(self))]
+        if any("foot_kpts" in row for row in self.rows):
+            none = np.zeros((len(FEET6), 3))
+            for i, points in enumerate(found):
+                feet = self._points(i, "foot_kpts", limit)
+                if len(points):
+                    found[i] = np.concatenate((points, feet if len(feet) else none))
+        return found
+
+    def _points(self, i: int, key: str, limit: float) -> Float[np.ndarray, "_ 3"]:
+        values = self.rows[i].get(key)
+        if values is None or values == []:
+            return np.zeros((0, 3))
+        if isinstance(values, list) and all(isinstance(one, (list, tuple)) for one in values):
+            values = [number for one in values for number in (one if len(one) == 3 else [one])]
+        expected = "expected finite numbers x, y, v for each point"
+        if not isinstance(values, list) or len(values) % 3:
+            count = f"{len(values)} numbers" if isinstance(values, list) else short(values)
+            self.fail(i, f"{key}: {expected}, got {count}")
+        points = np.zeros(len(values))
+        if set(map(type, values)) <= {int, float} and all(map(math.isfinite, map(_as_float, values))):
+            points = np.array(values, dtype=float)
+        else:
+            for k, value in enumerate(values):
+                v = values[k - k % 3 + 2]
+                absent = _is_gap(value) and (_is_gap(v) or (is_number(v) and v <= 0))
+                if absent and (k % 3 < 2 or all(map(_is_gap, values[k - 2 : k]))):
+                    continue
+                if not is_number(value):
+                    self.fail(
+                        i, f"{key}: {expected}, got {short(value)} for {'xyv'[k % 3]} of point {k // 3}"
+                    )
+                points[k] = value
+        points = points.reshape(-1, 3)
+        low = points[:, 2] <= _MOST_NEGATIVE
+        if low.any():
+            k = int(np.flatnonzero(low)[0])
+            self.fail(i, f"{key}: expected confidences of at least 0, got {points[k, 2]:g} for point {k}")
+        points[:, 2] = np.maximum(points[:, 2], 0)
+        far = (np.abs(points[:, :2]) > limit) & (points[:, 2:] > 0)
+        if far.any():
+            self.fail(i, f"{key}: expected pixels up to {limit:.0f}, got {points[:, :2][far][0]:g}")
+        return points
+
+    def stack(self, points: list[Float[np.ndarray, "_ 3"]], size: int) -> Float[np.ndarray, "N K 3"]:
+        """Return points as one array of ``size`` per entry."""
+        for i, row in enumerate(points):
+            if len(row) != size:
+                self.fail(i, f"keypoints: expected {3 * size} numbers, got {3 * len(row)}")
+        return np.array(points, dtype=float).reshape(-1, size, 3)
 
     def boxes(self, *, strict: bool = True, required: bool = False) -> Float[np.ndarray, "N 4"]:
         """Return boxes (x, y, width, height) as the file has them [pixels], NaN where there is none.
@@ -186,66 +231,6 @@ def to_corners(boxes: Float[np.ndarray, "N 4"]) -> Float[np.ndarray, "N 4"]:
     return np.concatenate((boxes[:, :2], boxes[:, :2] + boxes[:, 2:]), 1)
 
 
-def read_coco_annotations(
-    path: Path, document: dict[str, Any], layout: str | KeypointLayout | None
-) -> People:
-    """Read the people of a document with ``images``, ``annotations`` and, optionally, ``categories``.
-
-    Crowds, annotations without labelled keypoints and those of other categories are left out, and counted.
-    """
-    images = _read_images(path, document)
-    entries = Entries(path, "annotations", document.get("annotations"))
-    names, category = _find_category(path, document.get("categories"))
-    ids = entries.ids(lambda i: i + 1)
-    left_out: Counter[str] = Counter()
-
-    def keep(kept: Sequence[bool] | np.ndarray, reason: str) -> None:
-        nonlocal entries, ids
-        left_out[reason] += len(entries) - int(np.sum(kept))
-        entries, ids = entries.select(kept), ids[np.asarray(kept, dtype=bool)]
-
-    if category is not None:
-        keep(entries.integers("category_id", lambda i: category) == category, "of another category")
-    keep([not row.get("iscrowd") for row in entries.rows], "crowd")
-    keep([any(row[2::3]) for row in entries.keypoints(MAX_PIXELS)], _UNLABELLED)
-    place = {image.id: i for i, image in enumerate(images)}
-    image = entries.image_indices(place, "the images")
-    return _make(path, entries, names, layout, images=images, image=image, ids=ids, left_out=left_out)
-
-
-def read_coco_results(
-    path: Path, listed: list[Any], layout: str | KeypointLayout | None, images: Sequence[str]
-) -> People:
-    """Read the people of a list of detections, whose images are found by their number or by their name.
-
-    Args:
-        path: the file.
-        listed: its entries, with ``image_id``, ``keypoints`` and, optionally, ``bbox`` and ages.
-        layout: of the keypoints; if None, found by their number.
-        images: names of the existing files. An ``image_id`` is such a name, or the number in one, as in
-            ``000000000139.jpg``.
-    """
-    known: dict[Any, str] = {name: name for name in images} | {Path(name).stem: name for name in images}
-    known |= {int(stem): name for stem, name in known.items() if stem.isdecimal()}
-    entries = Entries(path, "results", listed)
-    place: dict[str, int] = {}
-    found: list[ImageEntry] = []
-    for i, row in enumerate(entries.rows):
-        image: Any = row.get("file_name", row.get("image_id"))
-        name = known.get(image) if _is_id(image) else None
-        if name is None:
-            there = f"{len(images)} images, such as {images[0]}" if images else "no images; give their folder"
-            entries.fail(i, f"image_id: expected one of the images, got {short(image)}; there are {there}")
-        if place.setdefault(name, len(found)) == len(found):
-            found.append(ImageEntry(name, image, None))
-    labelled = [any(row[2::3]) for row in entries.keypoints(MAX_PIXELS)]
-    left_out = Counter({_UNLABELLED: labelled.count(False)})
-    entries = entries.select(labelled)
-    image = [place[known[row.get("file_name", row.get("image_id"))]] for row in entries.rows]
-    ids = np.array(entries.places, dtype=np.int64) + 1
-    return _make(path, entries, None, layout, images=found, image=image, ids=ids, left_out=left_out)
-
-
 def read_coco_boxes(path: Path) -> tuple[list[ImageEntry], list[int], Float[np.ndarray, "N 4"]]:
     """Read the boxes of all annotations, of people or not.
 
@@ -259,20 +244,24 @@ def read_coco_boxes(path: Path) -> tuple[list[ImageEntry], list[int], Float[np.n
     document = load_json(path)
     if not isinstance(document, dict):
         fail(path, "expected COCO annotations, an object with lists of images and annotations")
-    images = _read_images(path, document)
+    images = read_images(path, document)
     entries = Entries(path, "annotations", document.get("annotations"))
     place = {image.id: i for i, image in enumerate(images)}
     boxes = to_corners(entries.boxes(required=True))
     return images, entries.image_indices(place, "the images"), boxes
 
 
-def keypoint_names(path: Path, size: int, names: Sequence[str] | None) -> tuple[str, ...]:
-    """Return the names of ``size`` keypoints: those of the file if it has as many, else by their number."""
-    found = tuple(names) if names is not None and len(names) == size else NAMES_BY_SIZE.get(size)
-    if found is None:
-        known = ", ".join(map(str, NAMES_BY_SIZE))
-        fail(path, f"categories: expected the names of the {size} keypoints; only {known} need none")
-    return found
+def find_order(path: Path, size: int, names: Sequence[str] | None) -> tuple[str, ...] | Order:
+    """Return the names of ``size`` keypoints: those of the file if it has as many, else a known order."""
+    if names is not None:
+        for known in (tuple(names), (*names, *FEET6)):
+            if len(known) == size:
+                return known
+    order = order_by_size(size)
+    if order is None:
+        expected = f"expected the names of the {size} keypoints"
+        fail(path, f"categories: {expected}; only {sizes_without_names()} need none")
+    return order
 
 
 def category_keypoints(path: Path, category: dict[str, Any]) -> tuple[str, ...] | None:
@@ -290,77 +279,70 @@ def list_categories(path: Path, categories: Any) -> list[dict[str, Any]]:
     return [one for one in categories or () if isinstance(one, dict)]
 
 
-def short(value: Any) -> str:
-    """Return a value as error messages show it."""
-    return "nothing" if value is None else reprlib.repr(value)
+def find_people(path: Path, categories: Any) -> tuple[tuple[str, ...] | None, list[Any]]:
+    """Return the names of the keypoints of people, and the ids of their categories; none if not stated.
+
+    Several categories with the same keypoints are all people, such as children and adults. Of categories with
+    different ones, people are those called "person".
+    """
+    listed = list_categories(path, categories)
+    with_points = [one for one in listed if one.get("keypoints")]
+    called = [one for one in with_points or listed if str(one.get("name")).lower() in ("person", "people")]
+    names = {category_keypoints(path, one) for one in with_points}
+    found = with_points if len(names) == 1 else called
+    if len(found) != 1 and len(names) > 1:
+        titles = shorten([str(one.get("name")) for one in with_points])
+        fail(path, f"categories: expected keypoints of one category, that of people, got {titles}")
+    ids = Entries(path, "categories", found).values("id", is_id, "a number or a string", lambda i: 1)
+    return (category_keypoints(path, found[0]) if found else None), ids
 
 
-def _make(
-    path: Path,
-    entries: Entries,
-    names: Sequence[str] | None,
-    layout: str | KeypointLayout | None,
-    *,
-    images: list[ImageEntry],
-    image: list[int],
-    ids: np.ndarray,
-    left_out: Counter[str],
-) -> People:
-    rows = entries.keypoints()
-    size = len(rows[0]) // 3 if rows else 17 if names is None else len(names)
-    names = keypoint_names(path, size, names)
-    return make_people(
-        path,
-        entries.stack_keypoints(size),
-        names,
-        layout,
-        images=images,
-        image=image,
-        ids=ids,
-        boxes=to_corners(entries.boxes()),
-        ages=entries.ages(),
-        left_out=sorted((+left_out).items()),
-    )
-
-
-def _read_images(path: Path, document: dict[str, Any]) -> list[ImageEntry]:
+def read_images(path: Path, document: dict[str, Any]) -> list[ImageEntry]:
+    """Read the images of COCO's annotations."""
     entries = Entries(path, "images", document.get("images"))
-    expected = "a path inside the folder of the images"
     names = entries.values(
-        "file_name", lambda name: isinstance(name, str) and is_file_name(name), expected, None
+        "file_name",
+        lambda name: isinstance(name, str) and is_file_name(name),
+        "a path inside the folder of the images",
+        None,
     )
-    ids = entries.values("id", _is_id, "an integer or a string", None)
+    ids = entries.values("id", is_id, "a number or a string", None)
     twice = [number for number, count in Counter(ids).items() if count > 1]
     if twice:
         fail(path, f"images: expected different ids, got {twice[0]!r} more than once")
-    found = []
+    found, sizes = [], {}
     for i, row in enumerate(entries.rows):
         size: list[Any] = [row.get("width"), row.get("height")]
-        if size != [None, None] and not all(_is_integer(n) and 0 < n <= MAX_PIXELS for n in size):
+        if size != [None, None] and not all(is_integer(n) and 0 < n <= MAX_PIXELS for n in size):
             expected = f"two positive integers up to {MAX_PIXELS:.0f}"
             entries.fail(i, f"width, height: expected {expected}, got {short(size)}")
-        found.append(ImageEntry(names[i], ids[i], None if size == [None, None] else (size[0], size[1])))
+        known = None if size == [None, None] else (int(size[0]), int(size[1]))
+        name = Path(names[i]).as_posix()
+        if sizes.setdefault(name, known) != known:
+            entries.fail(i, f"file_name: {name} has two sizes, {sizes[name]} and {known}")
+        found.append(ImageEntry(name, ids[i], known))
     return found
 
 
-def _find_category(path: Path, categories: Any) -> tuple[tuple[str, ...] | None, int | None]:
-    """Return the names of the keypoints and the id of people, each None where the file does not state it."""
-    listed = list_categories(path, categories)
-    found = [one for one in listed if one.get("keypoints")] or [
-        o for o in listed if o.get("name") == "person"
-    ]
-    if len(found) > 1:
-        names = ", ".join(str(one.get("name")) for one in found)
-        fail(path, f"categories: expected keypoints of one category, that of people, got {names}")
-    if not found:
-        return None, None
-    number = Entries(path, "categories", found).integers("id", lambda i: 1)
-    return category_keypoints(path, found[0]), int(number[0])
-
-
-def _is_integer(value: Any) -> bool:
+def is_integer(value: Any) -> bool:
+    """Return whether a value is an integer of 64 bits, or a float that equals one."""
+    if isinstance(value, float):
+        return value.is_integer() and abs(value) < 2**63
     return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
 
 
-def _is_id(value: Any) -> bool:
-    return _is_integer(value) or isinstance(value, str)
+def is_id(value: Any) -> bool:
+    """Return whether a value can be the id of an image, an annotation or a category."""
+    return isinstance(value, str) or (is_number(value) and (isinstance(value, float) or is_integer(value)))
+
+
+def _as_float(value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def _is_gap(value: Any) -> bool:
+    """Return whether a value stands for a missing number."""
+    return value is None or (isinstance(value, float) and math.isnan(value))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,28 +13,11 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from agebody.age import Ages, is_number, parse_ages
+from agebody.annotations.orders import Order, read_names
 from agebody.keypoints import LAYOUTS, KeypointLayout, get_layout
-from agebody.metrics.similarity import CROWDPOSE14
 
 MAX_PIXELS = 1e6
 """Largest size of an image and largest coordinate of a keypoint or box [pixels] that files may have."""
-
-_COCO18 = """
-nose neck right_shoulder right_elbow right_wrist left_shoulder left_elbow left_wrist right_hip right_knee
-right_ankle left_hip left_knee left_ankle right_eye left_eye right_ear left_ear
-"""
-COCO18 = tuple(_COCO18.split())
-"""OpenPose's COCO model: the 17 keypoints of COCO and the neck."""
-
-_UNNAMED = (
-    CROWDPOSE14,
-    LAYOUTS["coco17"].names,
-    COCO18,
-    LAYOUTS["openpose25"].names,
-    LAYOUTS["hmr2_44"].names,
-)
-NAMES_BY_SIZE = {len(names): tuple(names) for names in _UNNAMED}
-"""Names of keypoints in files that do not name them, by their number."""
 
 _DETECTED = ("coco17", "openpose25")
 """Layouts of detectors, to which other names are mapped; a "head" of the layouts of bodies is a joint."""
@@ -76,6 +59,8 @@ class People:
     ages: Ages
     focal: Float[np.ndarray, " N"] | None = None
     """Focal length of each person's image [pixels], NaN where unknown; None if no file states it."""
+    tracks: Int[np.ndarray, " N"] | None = None
+    """Number of each person in the images of a video, -1 where unknown; None if no file states it."""
     left_out: tuple[tuple[str, int], ...] = ()
     """Reasons why people of the file are missing here, and how many."""
     notes: tuple[str, ...] = ()
@@ -107,7 +92,7 @@ class People:
 def make_people(
     path: Path,
     points: Float[np.ndarray, "N L 3"],
-    names: Sequence[str],
+    names: Sequence[str] | Order,
     layout: str | KeypointLayout | None,
     *,
     images: Sequence[ImageEntry],
@@ -116,25 +101,22 @@ def make_people(
     boxes: Float[np.ndarray, "N 4"] | None = None,
     ages: Ages | None = None,
     focal: Float[np.ndarray, " N"] | None = None,
+    tracks: Int[np.ndarray, " N"] | None = None,
     left_out: Sequence[tuple[str, int]] = (),
+    notes: Sequence[str] = (),
 ) -> People:
     """Return people whose keypoints (x, y, confidence or visibility) are mapped to a layout by their names.
 
-    COCO's visibility is 0 (not labelled), 1 (labelled, hidden) or 2 (visible): labelled points get weight 1.
-    If any third number is something else, they are confidences, and those above 1, which some detectors give,
-    count as 1. Arguments that are None are unknown; see `map_names` for the layout.
+    COCO's visibility is 0 (not labelled), 1 (labelled, hidden) or 2 (visible): labelled points get weight 1,
+    and so do confidences above 1, which some detectors give. Those a little below 0 count as 0. Arguments
+    that are None are unknown; see `map_names` for the layout.
 
     Raises:
-        AnnotationError: the names do not fit the layout, or a third number is negative.
+        AnnotationError: the names do not fit the layout.
     """
     count = len(points)
     chosen, index, spare = map_names(path, names, layout)
-    third = points[..., 2]
-    if (third < 0).any():
-        fail(path, f"keypoints: expected confidences of at least 0, got {third.min():g}")
-    visibility = bool(np.isin(third, (0, 1, 2)).all())
-    weights = (third > 0).astype(float) if visibility else np.minimum(third, 1)
-    weights = np.where(index >= 0, weights[:, index], 0)
+    weights = np.where(index >= 0, np.clip(points[:, index, 2], 0, 1), 0)
     return People(
         path,
         chosen,
@@ -146,8 +128,9 @@ def make_people(
         boxes=np.full((count, 4), math.nan) if boxes is None else boxes,
         ages=parse_ages(shape=(count,)) if ages is None else ages,
         focal=focal,
+        tracks=None if tracks is None or not (tracks >= 0).any() else tracks,
         left_out=tuple(left_out),
-        notes=(f"not points of {chosen.name}, left out: {', '.join(spare)}",) if spare else (),
+        notes=(*notes, *((f"not points of {chosen.name}, left out: {spare}",) if spare else ())),
     )
 
 
@@ -173,11 +156,10 @@ def is_file_name(name: str) -> bool:
 
 
 def map_names(
-    path: Path, names: Sequence[str], layout: str | KeypointLayout | None
-) -> tuple[KeypointLayout, Int[np.ndarray, " K"], tuple[str, ...]]:
-    """Find the points of a layout among the keypoints of a file, by their names.
+    path: Path, names: Sequence[str] | Order, layout: str | KeypointLayout | None
+) -> tuple[KeypointLayout, Int[np.ndarray, " K"], str]:
+    """Find the points of a layout among the keypoints of a file, by their names; see `read_names`.
 
-    Names are compared without case and separators: "RShoulder", "right shoulder" and "shoulder_r" are equal.
     If ``layout`` is None, it is the layout of just these names, else COCO's or OpenPose's, whichever has more
     of them.
 
@@ -188,8 +170,9 @@ def map_names(
     Raises:
         AnnotationError: the layout has fewer than four of the names, or a name occurs twice.
     """
-    plain = [plain_name(name) for name in names]
-    twice = {name for name in plain if plain.count(name) > 1}
+    known = isinstance(names, Order)
+    said, plain = (names.said, names.names) if known else (names, read_names(names))
+    twice = {name for name in plain if name and plain.count(name) > 1}
     if twice:
         fail(path, f"keypoints: expected different names, got {', '.join(sorted(twice))} more than once")
     if layout is None:
@@ -200,17 +183,20 @@ def map_names(
         chosen = get_layout(layout)
     index = np.array([plain.index(name) if name in plain else -1 for name in chosen.names])
     if (index >= 0).sum() < 4:
-        fail(path, f"keypoints: expected names of {chosen.name}, got {', '.join(names) or 'none'}")
-    spare = tuple(name for name, its in zip(names, plain, strict=True) if its not in chosen.names)
-    return chosen, index, spare
+        fail(path, f"keypoints: expected names of {chosen.name}, got {shorten(said)}")
+    spare = [name for name, its in zip(said, plain, strict=True) if its not in chosen.names]
+    others = names.size - len(said) if known else 0
+    if others:
+        spare.append(f"{others} points of the face and the hands")
+    return chosen, index, shorten(spare) if spare else ""
 
 
-def plain_name(name: str) -> str:
-    """Return this library's spelling of the name of a keypoint."""
-    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", name)
-    words = [word for word in re.split(r"[^a-z0-9]+", spaced.lower()) if word]
-    sides = {"l": "left", "r": "right"}
-    words = [sides.get(word, word) for word in words]
-    words.sort(key=lambda word: word not in ("left", "right"))  # stable: the side comes first
-    plain = "_".join(words)
-    return "mid_hip" if plain == "midhip" else plain
+def shorten(names: Sequence[str], most: int = 8) -> str:
+    """Return names as messages list them."""
+    more = len(names) - most
+    return ", ".join((*names[:most], *((f"{more} more",) if more > 0 else ()))) or "none"
+
+
+def short(value: Any) -> str:
+    """Return a value as error messages show it."""
+    return "nothing" if value is None else reprlib.repr(value)

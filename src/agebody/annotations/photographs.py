@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,16 +34,63 @@ _EXACT_16_BITS = 257
 """65535 / 255."""
 
 
-def list_photographs(folder: Path) -> tuple[str, ...]:
-    """Return the image files in a folder and its subfolders, sorted, as paths relative to it.
+class Photographs:
+    """The image files of a folder and its subfolders, which are found by the names that files have for them.
+
+    Args:
+        path: a folder, or one image.
+        deep: whether to look in subfolders.
 
     Raises:
-        AnnotationError: the path is not a folder.
+        AnnotationError: the path is neither.
     """
-    if not folder.is_dir():
-        raise AnnotationError(f"{folder}: expected a folder of images")
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    return tuple(sorted(path.relative_to(folder).as_posix() for path in found))
+
+    def __init__(self, path: Path, *, deep: bool = True) -> None:
+        self.one = path.is_file() and path.suffix.lower() in SUFFIXES
+        if not self.one and not path.is_dir():
+            raise AnnotationError(f"{path}: expected a folder of images, or an image")
+        self.folder = path.parent if self.one else path
+        files = [path] if self.one else path.rglob("*") if deep else path.glob("*")
+        found = (file for file in files if file.suffix.lower() in SUFFIXES and file.is_file())
+        self.names = tuple(sorted(file.relative_to(self.folder).as_posix() for file in found))
+        self._known: dict[Any, list[str]] = {}
+        for name in self.names:
+            stem = Path(name).stem
+            digits = re.search(r"[0-9]+$", stem)
+            keys = {Path(name).name, stem, *((int(digits[0]),) if digits else ())}
+            for key in keys:
+                self._known.setdefault(key, []).append(name)
+        self._all = set(self.names)
+
+    def matches(self, key: Any) -> list[str]:
+        """Return the names, relative to the folder, of the images that a name or a number fits.
+
+        A name may have more or fewer folders than there are, or no suffix. A number is the one with which the
+        name of an image ends, as in ``COCO_val2014_000000000192.jpg``.
+        """
+        if not isinstance(key, str):
+            return self._known.get(key, []) if not isinstance(key, bool) else []
+        for written in (key, key.replace("\\", "/")):
+            parts = Path(written).parts
+            if not parts:
+                return []
+            if Path(written).as_posix() in self._all:
+                return [Path(written).as_posix()]
+            found = self._known.get(parts[-1], [])
+            shared = [_shared_end(parts, Path(name).parts) for name in found]
+            if found:
+                return [name for name, count in zip(found, shared, strict=True) if count == max(shared)]
+        return self._known.get(int(key), []) if len(key) < 20 and key.isascii() and key.isdecimal() else []
+
+    def describe(self) -> str:
+        """Return how many images there are, as error messages say it."""
+        return f"{len(self.names)} images" + (f", such as {self.names[0]}" if self.names else "")
+
+
+def _shared_end(first: tuple[str, ...], second: tuple[str, ...]) -> int:
+    """Return how many parts at the end of two paths are the same, at least the file."""
+    pairs = zip(reversed(first[:-1]), reversed(second[:-1]), strict=False)
+    return 1 + sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 @contextmanager

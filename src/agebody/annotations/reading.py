@@ -2,16 +2,52 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float
 
-from agebody.annotations.coco import load_json, read_coco_annotations, read_coco_results
-from agebody.annotations.openpose import SUFFIX, read_openpose
-from agebody.annotations.people import AnnotationError, ImageEntry, People, fail
-from agebody.annotations.photographs import list_photographs, photograph_size
+from agebody.age import is_number
+from agebody.annotations.coco import (
+    Entries,
+    find_order,
+    find_people,
+    is_id,
+    is_integer,
+    load_json,
+    read_images,
+    to_corners,
+)
+from agebody.annotations.formats import READ, YOLO, Format, Frame, find_format, is_annotations
+from agebody.annotations.orders import Order, order_by_title
+from agebody.annotations.people import (
+    MAX_PIXELS,
+    AnnotationError,
+    ImageEntry,
+    People,
+    fail,
+    is_file_name,
+    make_people,
+    short,
+    shorten,
+)
+from agebody.annotations.photographs import Photographs, photograph_size
 from agebody.keypoints import KeypointLayout
+from agebody.metrics.similarity import oks_sigmas
+
+_SUFFIX = "_keypoints"
+_UNLABELLED = "no labelled keypoint"
+_MOST_SHARE = 4.0
+"""Shares of an image may lie outside of it, and nobody's points are all within this many pixels."""
+_UNMISTAKABLE = (23, 26, 33, 133, 136)
+"""Numbers of keypoints that only one known order has, besides COCO's 17."""
+_SAME_PERSON = 0.9
+"""OKS of two detections from which they are one person (MMPose, HRNet)."""
 
 
 def read_people(
@@ -20,49 +56,388 @@ def read_people(
     layout: str | KeypointLayout | None = None,
     images: str | Path | None = None,
     size: tuple[int, int] | None = None,
+    annotations: str | Path | None = None,
 ) -> People:
     """Read people in images with their keypoints.
 
-    Reads COCO annotations, COCO results (a list of detections), a folder of OpenPose's ``*_keypoints.json``,
-    and one such file. Coordinates are kept as the file has them, with (0, 0) at the corner of the image. Ages
-    are read from ``age_offset``, ``years``, ``age_class`` and ``age`` (years, or the name of a class); see
-    `agebody.age.parse_ages`.
+    Reads the files of COCO and its relatives (annotations and results), OpenPose, AlphaPose, MMPose,
+    Ultralytics, MediaPipe and others, and folders with one file per image; see the table of formats in
+    `Training labels for children`. Coordinates are kept as the file has them, with (0, 0) at the corner of
+    the image. Ages are read from ``age_offset``, ``years``, ``age_class`` and ``age`` (years, or the name of
+    a class); see `agebody.age.parse_ages`. Of detections of one person in one image the best is kept.
 
     Args:
         path: the file or folder.
         layout: of the keypoints; if None, found by their names or their number.
-        images: the folder of the images. COCO results need it to find the image of each ``image_id``; sizes
-            of images that the file does not state are read there.
+        images: the folder of the images, or one image. Images are found there by the names or numbers that
+            the file has for them; sizes that the file does not state are read there. If it is not given, nor
+            a size, the images beside the file are used.
         size: width and height of images whose size is stated nowhere else [pixels].
+        annotations: COCO annotations with the images that results belong to.
 
     Raises:
-        AnnotationError: the file is of another kind, or something in it is missing or wrong.
+        AnnotationError: the file is of another kind, or something in it is missing or wrong, or an image is
+            not found, or not the only one of its name.
         OSError: a file cannot be read.
     """
     path = Path(path)
-    folder = None if images is None else Path(images)
-    names = () if folder is None else list_photographs(folder)
-    if path.is_dir():
-        files = sorted(path.glob(f"*{SUFFIX}.json"))
-        if not files:
-            fail(path, f"expected OpenPose's files, *{SUFFIX}.json, in the folder")
-        return _with_sizes(read_openpose(path, files, layout, names), folder, size)
-    document = load_json(path)
-    if isinstance(document, list):
-        found = read_coco_results(path, document, layout, names)
-    elif isinstance(document, dict) and "people" in document:
-        found = read_openpose(path, [path], layout, names)
-    elif isinstance(document, dict):
-        found = read_coco_annotations(path, document, layout)
+    photographs = None if images is None else Photographs(Path(images))
+    beside = photographs
+    if photographs is None and size is None:
+        beside = Photographs(path if path.is_dir() else path.parent, deep=False)
+    documents = _load(path)
+    first = next(iter(documents.values()))
+    if len(documents) == 1 and is_annotations(first):
+        if annotations is not None:
+            fail(path, "expected results, which belong to the annotations, got annotations")
+        found, shares = _read_annotations(path, first, layout), False
     else:
-        fail(path, "expected COCO's annotations or results, or OpenPose's output")
-    return _with_sizes(found, folder, size)
+        known = beside if annotations is None else _Annotated(Path(annotations))
+        given = images is not None or annotations is not None
+        found, shares = _read_detections(path, documents, layout, known, given)
+    if photographs is not None:
+        found = _find_images(found, photographs)
+    found = _with_sizes(found, beside, size)
+    if shares:
+        scale = found.image_sizes()[:, None]
+        found = replace(
+            found, keypoints=found.keypoints * scale, boxes=found.boxes * np.tile(scale[:, 0], (1, 2))
+        )
+    return found
 
 
-def _with_sizes(found: People, folder: Path | None, size: tuple[int, int] | None) -> People:
+def _load(path: Path) -> dict[Path, Any]:
+    """Return the documents of a file, or of all files of a folder with one per image."""
+    if not path.is_dir():
+        return {path: _load_file(path)}
+    patterns = (f"*{_SUFFIX}.json", "*.json", "*.txt")
+    files = next((files for pattern in patterns if (files := sorted(path.glob(pattern)))), [])
+    if not files:
+        expected = f"one file per image, *{_SUFFIX}.json (OpenPose), *.json or *.txt"
+        fail(path, f"expected {expected}, in the folder; there is none")
+    return {file: _load_file(file) for file in files}
+
+
+def _load_file(path: Path) -> Any:
+    if path.suffix.lower() != ".txt":
+        return load_json(path)
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        fail(path, "not a text file")
+    return [(number, _numbers(line)) for number, line in enumerate(lines, start=1) if line.strip()]
+
+
+def _numbers(line: str) -> list[Any]:
+    """Return the numbers of a line; what is none is passed on, for the reader of entries to refuse."""
+    found: list[Any] = []
+    for word in line.split():
+        try:
+            found.append(float(word))
+        except ValueError:
+            found.append(word)
+    return found
+
+
+# --- annotations
+
+
+def _read_annotations(path: Path, document: dict[str, Any], layout: str | KeypointLayout | None) -> People:
+    """Read a document with ``images``, ``annotations`` and, optionally, ``categories``.
+
+    Crowds, annotations without labelled keypoints and those of other categories are left out, and counted.
+    """
+    images = read_images(path, document)
+    entries = Entries(path, "annotations", document.get("annotations"))
+    names, categories = find_people(path, document.get("categories"))
+    entries.ids()
+    left_out: Counter[str] = Counter()
+
+    def keep(kept: Sequence[bool] | Bool[np.ndarray, " N"], reason: str) -> None:
+        nonlocal entries
+        left_out[reason] += len(entries) - int(np.sum(kept))
+        entries = entries.select(kept)
+
+    if categories:
+        ids = entries.values("category_id", is_id, "a number or a string", lambda i: categories[0])
+        keep([one in categories for one in ids], "of another category")
+    keep([not row.get("iscrowd") for row in entries.rows], "crowd")
+    if len(entries) and not any(row.get("keypoints") for row in entries.rows):
+        fail(path, "annotations: no keypoints, boxes only; agebody reads the keypoints of people")
+    points = entries.points(MAX_PIXELS)
+    labelled = [bool(row[:, 2].any()) for row in points]
+    keep(labelled, _UNLABELLED)
+    place = {image.id: i for i, image in enumerate(images)}
+    image = entries.image_indices(place, "the images")
+    points = [row for row, kept in zip(points, labelled, strict=True) if kept]
+    found = _make(path, entries, points, names, layout, images, image, left_out)
+    return _in_shares(found, None, ())[0]
+
+
+# --- detections
+
+
+class _Annotated:
+    """The images of COCO's annotations, found by their ids or names."""
+
+    def __init__(self, path: Path) -> None:
+        document = load_json(path)
+        if not is_annotations(document):
+            fail(path, "expected COCO annotations, an object with lists of images and annotations")
+        self.entries = {image.id: image for image in read_images(path, document)}
+        self.names = tuple(image.name for image in self.entries.values())
+        self.order = find_people(path, document.get("categories"))[0]
+        self.path = path
+
+    def matches(self, key: Any) -> list[ImageEntry]:
+        """Return the images that an id, or a name with or without its folder, fits."""
+        if key in self.entries:
+            return [self.entries[key]]
+        exact = [image for image in self.entries.values() if image.name == key]
+        return exact or [image for image in self.entries.values() if Path(image.name).name == key]
+
+    def describe(self) -> str:
+        """Return how many images there are, as error messages say it."""
+        return f"{len(self.names)} images in {self.path}"
+
+
+def _read_detections(
+    path: Path,
+    documents: dict[Path, Any],
+    layout: str | KeypointLayout | None,
+    known: Photographs | _Annotated | None,
+    given: bool,
+) -> tuple[People, bool]:
+    """Read what detectors write; also return whether coordinates are shares of the images."""
+    kind, frames = _frames(path, documents)
+    images: dict[str, ImageEntry] = {}
+    numbers: dict[str, int] = {}
+    rows: list[Any] = []
+    origins: list[tuple[Path, str]] = []
+    place: list[int] = []
+    canvases: list[Any] = []
+    names = next((frame.names for _, frame in frames if frame.names is not None), None)
+    counts = Counter(file for file, _ in frames)
+    done: Counter[Path] = Counter()
+    for file, frame in frames:
+        if frame.names is not None and tuple(frame.names) != tuple(names or ()):
+            fail(file, "keypoints: expected the same names for all images")
+        entry = _find_image(file, frame, done[file], counts[file], known, given)
+        done[file] += 1
+        images.setdefault(entry.name, entry)
+        for where, row in frame.people:
+            rows.append(row)
+            origins.append((file, where))
+            place.append(numbers.setdefault(entry.name, len(numbers)))
+            canvases.append(frame.size)
+        numbers.setdefault(entry.name, len(numbers))
+    is_results = kind.name == "COCO's results"
+    entries = Entries(path, "results", rows, None if is_results else origins)
+    left_out: Counter[str] = Counter()
+    categories = entries.values("category_id", is_id, "a number or a string", lambda i: 1)
+    if len(set(categories)) > 1 and 1 in categories:
+        kept = [category == 1 for category in categories]
+        left_out["of another category"] = kept.count(False)
+        entries, place = entries.select(kept), _select(place, kept)
+        canvases = _select(canvases, kept)
+    if len(entries) and not any(row.get("keypoints") for row in entries.rows):
+        fail(path, f"{entries.name}: no keypoints, boxes only; agebody reads the keypoints of people")
+    points = entries.points(MAX_PIXELS)
+    labelled = [bool(row[:, 2].any()) for row in points]
+    left_out[_UNLABELLED] = labelled.count(False)
+    entries, place, canvases = entries.select(labelled), _select(place, labelled), _select(canvases, labelled)
+    points = _select(points, labelled)
+    order = order_by_title(kind.order) if kind.order else names
+    if order is None and isinstance(known, _Annotated):
+        order = known.order
+    found = _make(path, entries, points, order, layout, list(images.values()), place, left_out)
+    found, shares = _in_shares(found, kind, canvases)
+    return _without_doubles(found, entries), shares
+
+
+def _select(values: list[Any], kept: Sequence[bool]) -> list[Any]:
+    return [value for value, keep in zip(values, kept, strict=True) if keep]
+
+
+def _frames(path: Path, documents: dict[Path, Any]) -> tuple[Format, list[tuple[Path, Frame]]]:
+    """Return the format of all files, and the images in them."""
+    chosen: Format | None = None
+    frames: list[tuple[Path, Frame]] = []
+    for file, document in documents.items():
+        if document == [] or document == {}:  # of an image without people, or results without any
+            frames += [(file, Frame(None, []))] if path.is_dir() else []
+            continue
+        kind = YOLO if file.suffix.lower() == ".txt" else find_format(document)
+        if kind is None:
+            fail(file, f"not a file of keypoints that agebody knows; it reads {READ}")
+        if kind.frames is None:
+            fail(file, f"{kind.name}; agebody reads the keypoints of {READ}")
+        if chosen is not None and kind is not chosen:
+            fail(file, f"{kind.name}; the other files of the folder are of {chosen.name}")
+        chosen = kind
+        frames += [(file, frame) for frame in kind.frames(document)]
+    return chosen or Format("COCO's results", lambda document: True, None), frames
+
+
+def _find_image(
+    file: Path, frame: Frame, number: int, count: int, known: Photographs | _Annotated | None, given: bool
+) -> ImageEntry:
+    """Return the image of a frame, one of ``count`` in a file; ``given``: the user named the images."""
+    key, stem = frame.image, file.stem.removesuffix(_SUFFIX)
+    where = frame.people[0][0] + ": " if frame.people and frame.people[0][0] else ""
+    size = None if frame.size is None else _canvas(file, frame.size)
+    if key is False:
+        fail(file, f"{where}image_id: missing")
+    if key is None and count > 1:
+        if known is None or not given:
+            return ImageEntry(f"{stem}_{number:06d}", number, size)
+        if not isinstance(known, Photographs) or len(known.names) != count:
+            fail(file, f"expected one image for each of its {count} frames, got {known.describe()}")
+        return ImageEntry(known.names[number], number, None)
+    if key is None and isinstance(known, Photographs) and known.one:
+        return ImageEntry(known.names[0], stem, None)
+    if key is not None and not is_id(key):
+        fail(file, f"{where}image_id: expected a name or a number, got {short(key)}")
+    found = [] if known is None else known.matches(stem if key is None else key)
+    if len(found) > 1:
+        names = [one if isinstance(one, str) else one.name for one in found]
+        fail(file, f"{where}{short(stem if key is None else key)} fits several images: {shorten(names)}")
+    if found:
+        one = found[0]
+        return one if isinstance(one, ImageEntry) else ImageEntry(one, stem if key is None else key, None)
+    if key is None and not given:
+        return ImageEntry(stem, stem, size)
+    if key is None:
+        fail(file, f"no image {stem}.* among the {known.describe() if known else 'images'}")
+    if known is not None or not isinstance(key, str) or not is_file_name(key):
+        there = known.describe() if known is not None and known.names else "no images; give their folder"
+        fail(file, f"{where}image_id: expected one of the images, got {short(key)}; there are {there}")
+    return ImageEntry(Path(key).as_posix(), key, size)
+
+
+def _canvas(file: Path, size: Any) -> tuple[int, int]:
+    if not all(is_integer(n) and 0 < n <= MAX_PIXELS for n in size):
+        fail(file, f"canvas_width, canvas_height: expected two positive integers, got {short(size)}")
+    return int(size[0]), int(size[1])
+
+
+# --- both
+
+
+def _make(
+    path: Path,
+    entries: Entries,
+    points: list[Float[np.ndarray, "_ 3"]],
+    names: Sequence[str] | Order | None,
+    layout: str | KeypointLayout | None,
+    images: Sequence[ImageEntry],
+    image: Sequence[int],
+    left_out: Counter[str],
+) -> People:
+    size = len(points[0]) if points else 17 if names is None else len(names)
+    order = names if isinstance(names, Order) else find_order(path, size, names)
+    if isinstance(order, Order) and points and order.size != size:
+        entries.fail(0, f"keypoints: expected the {order.size} points of {order.title}, got {size}")
+    stacked = entries.stack(points, size)
+    notes = []
+    third = stacked[..., 2]
+    if (third == 3).any() and np.isin(third, (0, 1, 2, 3)).all():
+        stacked[third == 3] = 0  # AI Challenger: 1 visible, 2 hidden, 3 not there
+    if isinstance(order, Order) and names is None and size not in (17, *_UNMISTAKABLE):
+        notes.append(f"{size} keypoints without names are taken for those of {order.title}")
+    return make_people(
+        path,
+        stacked,
+        order,
+        layout,
+        images=images,
+        image=image,
+        ids=entries.ids(),
+        boxes=to_corners(entries.boxes()),
+        ages=entries.ages(),
+        tracks=entries.tracks(),
+        left_out=sorted((+left_out).items()),
+        notes=notes,
+    )
+
+
+def _in_shares(found: People, kind: Format | None, canvases: Sequence[Any]) -> tuple[People, bool]:
+    """Return people, and whether their coordinates are shares of the images.
+
+    Raises:
+        AnnotationError: the format has pixels, and all coordinates lie within 0..1.
+    """
+    seen = found.keypoints[found.weights > 0]
+    most = float(np.abs(seen).max()) if len(seen) else math.inf
+    if kind is None or not kind.shares:
+        if most <= 1 and seen.min() >= 0:
+            what = "all coordinates lie between 0 and 1, as shares of the image"
+            fail(found.path, f"keypoints: {what}; expected pixels: x times its width, y times its height")
+        return found, False
+    if most <= _MOST_SHARE:
+        if kind.name.startswith("OpenPose") and seen.min() < 0:
+            fail(found.path, "keypoints: coordinates from -1 to 1; run OpenPose with --keypoint_scale 0 or 3")
+        return found, True
+    if kind is YOLO and len(seen):
+        fail(found.path, f"keypoints: expected shares of the image, got {most:g}")
+    if any(canvas is not None for canvas in canvases):  # pixels of the image as the detector resized it
+        sizes = np.array([_canvas(found.path, canvas or (0, 0)) for canvas in canvases], dtype=float)
+        return replace(found, keypoints=found.keypoints / sizes[:, None]), True
+    return found, False
+
+
+def _without_doubles(found: People, entries: Entries) -> People:
+    """Leave out detections of one person beside a better one: OKS above ``_SAME_PERSON``, in one image."""
+    if len(np.unique(found.image)) == len(found):
+        return found
+    sums = found.weights.sum(1)
+    stated: list[Any] = [row.get("score") for row in entries.rows]
+    scores = np.array([float(s) if is_number(s) else w for s, w in zip(stated, sums, strict=True)])
+    spread = 2 * np.array(oks_sigmas(found.layout, default=0.1))
+    keep = np.ones(len(found), dtype=bool)
+    order = np.lexsort((-scores, found.image))
+    for rows in np.split(order, np.flatnonzero(np.diff(found.image[order])) + 1):
+        points, seen = found.keypoints[rows], found.weights[rows] > 0
+        low = np.where(seen[..., None], points, math.inf).min(1)
+        high = np.where(seen[..., None], points, -math.inf).max(1)
+        area = np.prod(high - low, axis=1)
+        for i in range(1, len(rows)):
+            both = seen[:i] & seen[i]
+            squares = np.square(points[:i] - points[i]).sum(-1)
+            scale = 2 * np.maximum(area[:i], area[i])[:, None] * spread**2 + np.spacing(1)
+            similar = (np.exp(-squares / scale) * both).sum(1) / np.maximum((seen[:i] | seen[i]).sum(1), 1)
+            keep[rows[i]] = not (similar[keep[rows[:i]]] > _SAME_PERSON).any()
+    if keep.all():
+        return found
+    left_out = dict(found.left_out) | {"the same person again": int((~keep).sum())}
+    return replace(found.select(np.flatnonzero(keep)), left_out=tuple(sorted(left_out.items())))
+
+
+def _find_images(found: People, photographs: Photographs) -> People:
+    """Return people with the names that their images have in a folder."""
+    used = set(found.image.tolist())
+    images, missing = list(found.images), []
+    sizes: dict[str, tuple[int, int] | None] = {}
+    for i, image in enumerate(images):
+        matches = photographs.matches(image.name)
+        if i in used and len(matches) > 1:
+            fail(found.path, f"image {image.name} fits several images: {shorten(matches)}")
+        if i in used and not matches:
+            missing.append(image.name)
+        if len(matches) == 1:
+            images[i] = image._replace(name=matches[0])
+            if sizes.setdefault(matches[0], image.size) != image.size:
+                fail(found.path, f"image {matches[0]} has two sizes, {sizes[matches[0]]} and {image.size}")
+    if missing:
+        there = f"{photographs.folder} has {photographs.describe()}"
+        fail(found.path, f"images: {len(missing)} not found ({shorten(missing, 3)}); {there}")
+    return replace(found, images=tuple(images))
+
+
+def _with_sizes(found: People, photographs: Photographs | None, size: tuple[int, int] | None) -> People:
     """Add the sizes of images that the file does not state; leave out people in unreadable images."""
     entries = [
-        image if image.size is not None else _with_size(image, folder, size, found.path)
+        image if image.size is not None else _with_size(image, photographs, size, found.path)
         for image in found.images
     ]
     unreadable = np.isin(found.image, [i for i, image in enumerate(entries) if image.size is None])
@@ -74,15 +449,16 @@ def _with_sizes(found: People, folder: Path | None, size: tuple[int, int] | None
 
 
 def _with_size(
-    entry: ImageEntry, folder: Path | None, size: tuple[int, int] | None, path: Path
+    entry: ImageEntry, photographs: Photographs | None, size: tuple[int, int] | None, path: Path
 ) -> ImageEntry:
     """Return the entry with its size, or without one if the image cannot be read."""
-    if folder is not None and (folder / entry.name).is_file():
+    file = None if photographs is None else photographs.folder / entry.name
+    if file is not None and file.is_file():
         try:
-            return entry._replace(size=photograph_size(folder / entry.name))
+            return entry._replace(size=photograph_size(file))
         except AnnotationError:
             return entry
     if size is None:
-        missing = "give the images, or a size for all" if folder is None else f"{folder} has no such image"
+        missing = "give the images, or a size for all"
         fail(path, f"image {entry.name}: the file does not state its size; {missing}")
     return entry._replace(size=size)

@@ -14,9 +14,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
 from agebody.age import AGE_CLASSES, UNKNOWN, AgeError, Ages, parse_ages
+from agebody.annotations.orders import Order, order_by_size, sizes_without_names
 from agebody.annotations.people import (
     MAX_PIXELS,
-    NAMES_BY_SIZE,
     ImageEntry,
     People,
     fail,
@@ -51,6 +51,7 @@ COLUMNS = {
     "age_offset": _Column("float"),
     "age_class": _Column("string"),
     "years": _Column("float"),
+    "track": _Column("integer"),
 }
 """Columns of a shard of people. Those that are not required may be missing, and their values may be null."""
 
@@ -150,6 +151,8 @@ def _to_columns(people: People) -> dict[str, Any]:
         "box": pyarrow.array(boxes, pyarrow.list_(pyarrow.float64(), 4)),
         "age_class": pyarrow.array(classes, pyarrow.string()),
     }
+    if people.tracks is not None:
+        columns["track"] = pyarrow.array(people.tracks, pyarrow.int64(), mask=people.tracks < 0)
     numbers = {"age_offset": people.ages.age_offset, "years": people.ages.years, "focal": people.focal}
     for name, values in numbers.items():
         if values is not None:
@@ -275,8 +278,15 @@ def read_shard(path: str | PathLike[str], *, layout: str | KeypointLayout | None
         ids=ids,
         boxes=_boxes(path, columns, len(ids)),
         ages=_ages(path, columns, len(ids)),
+        tracks=_tracks(columns),
         focal=_focal(path, columns),
     )
+
+
+def _tracks(columns: dict[str, Any]) -> Int[np.ndarray, " N"] | None:
+    if "track" not in columns or columns["track"].null_count == len(columns["track"]):
+        return None
+    return columns["track"].fill_null(-1).to_numpy().astype(np.int64)
 
 
 def _focal(path: Path, columns: dict[str, Any]) -> Float[np.ndarray, " N"] | None:
@@ -345,22 +355,22 @@ def _keypoints(path: Path, columns: dict[str, Any]) -> Float[np.ndarray, "N K 3"
     return np.concatenate((keypoints, weights[..., None]), -1)
 
 
-def _names(path: Path, schema: Any, count: int) -> tuple[str, ...]:
-    """Return the names of the keypoints, in the order of the file."""
+def _names(path: Path, schema: Any, count: int) -> tuple[str, ...] | Order:
+    """Return the names of the keypoints, or their known order."""
     stated = read_metadata(path, schema).get("keypoint_layout")
     if stated is not None:
         try:
             names = get_layout(stated).names
         except (KeyError, TypeError, ValueError) as error:
             fail(path, f"metadata: keypoint_layout: {_first_line(error)}")
-    else:
-        names = NAMES_BY_SIZE.get(count)
-    if names is None:
-        sizes = ", ".join(map(str, NAMES_BY_SIZE))
-        fail(path, f"column weights: expected {sizes} keypoints, or a layout in the metadata, got {count}")
-    if len(names) != count:
-        fail(path, f"column weights: expected the {len(names)} keypoints of {stated}, got {count}")
-    return tuple(names)
+        if len(names) != count:
+            fail(path, f"column weights: expected the {len(names)} keypoints of {stated}, got {count}")
+        return tuple(names)
+    order = order_by_size(count)
+    if order is None:
+        expected = f"expected {sizes_without_names()} keypoints, or a layout in the metadata"
+        fail(path, f"column weights: {expected}, got {count}")
+    return order
 
 
 def _images(path: Path, columns: dict[str, Any]) -> tuple[list[ImageEntry], list[int]]:

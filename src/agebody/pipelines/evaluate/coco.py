@@ -14,12 +14,12 @@ from agebody.age import is_number
 from agebody.annotations.coco import (
     Entries,
     category_keypoints,
-    keypoint_names,
+    find_order,
     list_categories,
     load_json,
-    short,
 )
-from agebody.annotations.people import fail
+from agebody.annotations.orders import Order
+from agebody.annotations.people import fail, short
 from agebody.keypoints import LAYOUTS
 from agebody.metrics.average_precision import split_images
 from agebody.metrics.similarity import CROWDPOSE14, oks_sigmas
@@ -263,8 +263,9 @@ def _spread(
         if size == 17 and names is not None and tuple(names) != _BY_PLACE[size]:
             notes.append("keypoints have COCO's standard deviations by their place, as in pycocotools")
         names = _BY_PLACE[size]
+    order = find_order(target, size, names)
     try:
-        return 2 * np.array(oks_sigmas(keypoint_names(target, size, names)))
+        return 2 * np.array(oks_sigmas(order.said if isinstance(order, Order) else order))
     except ValueError as error:
         fail(target, f"categories: {error}")
 

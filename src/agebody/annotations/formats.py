@@ -1,0 +1,360 @@
+"""The formats of keypoint files: how each is recognised, and how it is brought to COCO's terms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from agebody.annotations.orders import ORDERS
+
+
+class Frame(NamedTuple):
+    """An image of a file with its people, in COCO's terms.
+
+    A person is the place in the file that errors name, and an entry as of COCO's results: ``keypoints``,
+    ``bbox``, ``score``, ``track_id``, ages. Values that do not have the form of the format are passed on as
+    they are, for the reader of entries to refuse.
+    """
+
+    image: Any
+    """Name or number of the image; None for the one that has the file's name."""
+    people: list[tuple[str, Any]]
+    size: Any = None
+    """Width and height of the image that the coordinates belong to, which may be of another resolution."""
+    names: Sequence[str] | None = None
+    """Names of the keypoints, where the file has them."""
+
+
+class Format(NamedTuple):
+    """A kind of file."""
+
+    name: str
+    fits: Callable[[Any], bool]
+    """Whether a document, such as JSON holds, is of this format."""
+    frames: Callable[[Any], Iterator[Frame]] | None
+    """The images of a document. None for a format that is not read; its name then says what it is."""
+    order: str | None = None
+    """Title of the order of the keypoints, where their number does not say it."""
+    shares: bool = False
+    """Whether coordinates may be shares of the width and height of the image."""
+    by_rank: bool = False
+    """Whether images without a name are the frames of a video."""
+
+
+def _objects(value: Any, *keys: str) -> bool:
+    """Return whether a value is a list of objects of which the first has one of the keys."""
+    first = value[0] if isinstance(value, list) and value else None
+    return isinstance(first, dict) and any(key in first for key in keys)
+
+
+def _has(value: Any, *keys: str) -> bool:
+    return isinstance(value, dict) and any(key in value for key in keys)
+
+
+def _listed(value: Any) -> list[Any]:
+    """Return a list as it is, anything else as a list that the reader of entries refuses."""
+    return value if isinstance(value, list) else [value]
+
+
+def _triples(xy: Any, third: Any = None) -> Any:
+    """Return x, y, c of points given as pairs and, optionally, confidences; the pairs if they do not fit."""
+    if not isinstance(xy, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in xy):
+        return xy
+    third = [1.0] * len(xy) if third is None else third
+    if not isinstance(third, list) or len(third) != len(xy):
+        return third
+    return [number for pair, c in zip(xy, third, strict=True) for number in (*pair, c)]
+
+
+def _coordinates(points: Any, *third: str) -> Any:
+    """Return x, y, c of points given as objects with x, y and one of the keys of a confidence."""
+    if not isinstance(points, list) or not all(isinstance(point, dict) for point in points):
+        return points
+    rows = []
+    for point in points:
+        c = next((point[key] for key in third if point.get(key) is not None), 1.0)
+        rows += [point.get("x"), point.get("y"), c]
+    return rows
+
+
+def _from_corners(box: Any) -> Any:
+    """Return x, y, width, height of a box of two corners; the value itself if it is none."""
+    box = box[0] if isinstance(box, list) and len(box) == 1 else box
+    try:
+        x0, y0, x1, y1 = box
+        return [x0, y0, x1 - x0, y1 - y0]
+    except (TypeError, ValueError):
+        return box
+
+
+def _with(row: Any, **changes: Any) -> Any:
+    """Return an object with other values, without those that are None."""
+    if not isinstance(row, dict):
+        return row
+    return {**row, **{key: value for key, value in changes.items() if value is not None}}
+
+
+# --- OpenPose, and what writes its format
+
+
+def _openpose_person(where: str, person: Any) -> tuple[str, Any]:
+    for key in ("pose_keypoints_2d", "pose_keypoints", "joints"):
+        if _has(person, key):
+            return f"{where}.{key}", _with(
+                {k: v for k, v in person.items() if k != key}, keypoints=person[key]
+            )
+    missing = {"keypoints": "no pose_keypoints_2d"} if isinstance(person, dict) else person
+    return where, missing
+
+
+def _openpose_people(document: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    key = "people" if "people" in document else "bodies"
+    return [
+        _openpose_person(f"{prefix}{key}[{i}]", person) for i, person in enumerate(_listed(document[key]))
+    ]
+
+
+def _canvas(document: Any) -> Any:
+    size = [document.get("canvas_width"), document.get("canvas_height")]
+    return None if size == [None, None] else size
+
+
+def _openpose(document: Any) -> Iterator[Frame]:
+    yield Frame(None, _openpose_people(document), _canvas(document))
+
+
+def _openpose_list(document: Any) -> Iterator[Frame]:
+    for i, one in enumerate(document):
+        if not _has(one, "people"):
+            yield Frame(None, [(f"[{i}]", one)])
+        else:
+            yield Frame(None, _openpose_people(one, f"[{i}]."), _canvas(one))
+
+
+def _openpose_by_name(document: Any) -> Iterator[Frame]:
+    for name, one in document.items():
+        people = _openpose_people(one, f"{name}.") if _has(one, "people", "bodies") else [(name, one)]
+        yield Frame(name, people)
+
+
+# --- MMPose
+
+
+def _mmpose_people(instances: Any, prefix: str) -> list[tuple[str, Any]]:
+    found = []
+    for i, one in enumerate(_listed(instances)):
+        if isinstance(one, dict):
+            points = _triples(one.get("keypoints"), one.get("keypoint_scores"))
+            one = _with(
+                one, keypoints=points, score=one.get("bbox_score"), bbox=_from_corners(one.get("bbox"))
+            )
+        found.append((f"{prefix}[{i}]", one))
+    return found
+
+
+def _mmpose(document: Any) -> Iterator[Frame]:
+    names, prefix = None, ""
+    if isinstance(document, dict):
+        about = document.get("meta_info")
+        listed = about.get("keypoint_id2name") if isinstance(about, dict) else None
+        if isinstance(listed, dict) and all(isinstance(name, str) for name in listed.values()):
+            names = tuple(listed.values())
+        document, prefix = document["instance_info"], "instance_info"
+    if _objects(document, "instances"):
+        for i, one in enumerate(document):
+            instances = one.get("instances") if isinstance(one, dict) else one
+            yield Frame(None, _mmpose_people(instances, f"{prefix}[{i}].instances"), names=names)
+    else:
+        yield Frame(None, _mmpose_people(document, prefix), names=names)
+
+
+# --- Ultralytics
+
+
+def _ultralytics(document: Any) -> Iterator[Frame]:
+    people = []
+    for i, one in enumerate(document):
+        if isinstance(one, dict):
+            points, box = one.get("keypoints"), one.get("box")
+            if isinstance(points, dict):
+                x: Any = points.get("x")
+                y: Any = points.get("y")
+                pairs = isinstance(x, list) and isinstance(y, list) and len(x) == len(y)
+                xy = [list(pair) for pair in zip(x, y, strict=True)] if pairs else points
+                points = _triples(xy, points.get("visible"))
+            if isinstance(box, dict):
+                box = _from_corners([box.get(key) for key in ("x1", "y1", "x2", "y2")])
+            one = _with(one, keypoints=points, bbox=box, score=one.get("confidence"))
+        people.append((f"[{i}]", one))
+    yield Frame(None, people)
+
+
+def _yolo(lines: Any) -> Iterator[Frame]:
+    people = []
+    for number, values in lines:
+        box, rest = values[1:5], values[5:]
+        points, score, track = _split_yolo(rest)
+        row = {"keypoints": points, "score": score, "track_id": track}
+        if all(isinstance(value, float) for value in box):
+            x, y, width, height = box
+            row["bbox"] = [x - width / 2, y - height / 2, width, height]
+        people.append((f"line {number}", row))
+    yield Frame(None, people)
+
+
+def _split_yolo(values: list[Any]) -> tuple[Any, Any, Any]:
+    """Return points, score and track of what follows the box: x, y or x, y, v of each, score, track."""
+    sizes = sorted({order.size for order in ORDERS}, key=lambda size: (size != 17, size))
+    for extra in (0, 1, 2):
+        for size in sizes:
+            for dims in (3, 2):
+                if len(values) == size * dims + extra:
+                    points, more = values[: size * dims], values[size * dims :]
+                    pairs = [points[i : i + dims] for i in range(0, len(points), dims)]
+                    score = more[0] if more else None
+                    return (points if dims == 3 else _triples(pairs)), score, more[1] if extra == 2 else None
+    return values, None, None
+
+
+# --- MediaPipe, TensorFlow.js
+
+_POSES = ("pose_landmarks", "poseLandmarks", "landmarks", "landmark", "keypoints")
+
+
+def _landmarks(value: Any) -> list[Any] | None:
+    """Return the people of an image, each a list of points; None if the value is something else."""
+    if isinstance(value, dict):
+        key = next((key for key in _POSES if key in value), None)
+        return None if key is None else [] if value[key] is None else _landmarks(value[key])
+    if not isinstance(value, list):
+        return None
+    if _objects(value, "x"):
+        return [value]
+    people = [_landmarks(one) for one in value]
+    return [pose for found in people if found is not None for pose in found] if None not in people else None
+
+
+def _is_mediapipe(document: Any) -> bool:
+    frames = document if isinstance(document, list) and not _objects(document, "x") else [document]
+    return (
+        bool(frames) and all(_landmarks(one) is not None for one in frames) and any(map(_landmarks, frames))
+    )
+
+
+def _mediapipe(document: Any) -> Iterator[Frame]:
+    poses = _objects(document, "keypoints")  # TensorFlow.js: a list of the people of one image
+    frames = [document] if poses or isinstance(document, dict) or _objects(document, "x") else document
+    for i, one in enumerate(frames):
+        place = f"[{i}]" if len(frames) > 1 else ""
+        image = next((one[key] for key in ("image", "file_name", "image_id") if _has(one, key)), None)
+        people, names = [], None
+        for k, points in enumerate(_landmarks(one) or []):
+            named = [str(point.get("name", "")) for point in points if isinstance(point, dict)]
+            names = named if all(named) else None
+            row = {"keypoints": _coordinates(points, "visibility", "score", "presence")}
+            people.append((f"{place}.pose[{k}]".lstrip("."), row))
+        yield Frame(image, people, names=names)
+
+
+# --- annotations of other data sets
+
+
+def _ai_challenger(document: Any) -> Iterator[Frame]:
+    for i, one in enumerate(document):
+        people = []
+        points = one.get("keypoint_annotations") if isinstance(one, dict) else None
+        if not isinstance(points, dict):
+            yield Frame(None, [(f"[{i}].keypoint_annotations", points)])
+            continue
+        boxes = one.get("human_annotations") or {}
+        for name, values in points.items():
+            box = _from_corners(boxes.get(name)) if isinstance(boxes, dict) else None
+            people.append((f"[{i}].keypoint_annotations.{name}", _with({"keypoints": values}, bbox=box)))
+        yield Frame(one.get("image_id"), people)
+
+
+def _mpii(document: Any) -> Iterator[Frame]:
+    for i, one in enumerate(document):
+        if not isinstance(one, dict):
+            yield Frame(None, [(f"[{i}]", one)])
+            continue
+        joints = one.get("joints")
+        if isinstance(joints, list) and all(_is_pair(pair) for pair in joints):
+            joints = [[x - 1, y - 1] for x, y in joints]  # Matlab counts from 1
+        points = _triples(joints, one.get("joints_vis", one.get("joints_visible")))
+        rest = {k: v for k, v in one.items() if k not in ("center", "scale")}
+        yield Frame(one.get("image"), [(f"[{i}].joints", _with(rest, keypoints=points))])
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(n, (int, float)) for n in value)
+
+
+def _results(document: Any) -> Iterator[Frame]:
+    """COCO's results, with the names of AlphaPose's fields."""
+    for i, one in enumerate(document):
+        image = None
+        if isinstance(one, dict):
+            image = one.get("file_name", one.get("image_id"))
+            image = False if image is None else image  # the entry has to name it
+            if "bbox" not in one and "box" in one:
+                one = _with(one, bbox=one["box"])
+        yield Frame(image, [(f"results[{i}]", one)])
+
+
+def is_annotations(document: Any) -> bool:
+    """Return whether a document is of COCO's annotations."""
+    return _has(document, "annotations") and not _has(document, "annolist")
+
+
+_BOXES = "detections without keypoints, boxes only"
+
+FORMATS = (
+    Format("OpenPose", lambda d: _has(d, "people", "bodies"), _openpose, shares=True),
+    Format(
+        "OpenPose, several images",
+        lambda d: _objects(d, "people"),
+        _openpose_list,
+        shares=True,
+        by_rank=True,
+    ),
+    Format(
+        "OpenPose, written by AlphaPose",
+        lambda d: isinstance(d, dict) and bool(d) and all(_has(v, "people", "bodies") for v in d.values()),
+        _openpose_by_name,
+    ),
+    Format(
+        "MMPose",
+        lambda d: _has(d, "instance_info") or _objects(d, "keypoint_scores", "instances"),
+        _mmpose,
+        by_rank=True,
+    ),
+    Format(
+        "Ultralytics",
+        lambda d: _objects(d, "box") and _objects(d, "class") and any(_has(one, "keypoints") for one in d),
+        _ultralytics,
+        shares=True,
+    ),
+    Format("AI Challenger", lambda d: _objects(d, "keypoint_annotations"), _ai_challenger, "AI Challenger"),
+    Format("MPII", lambda d: _objects(d, "joints") and _objects(d, "image"), _mpii, "MPII"),
+    Format("MediaPipe", _is_mediapipe, _mediapipe, shares=True, by_rank=True),
+    Format(_BOXES, lambda d: _objects(d, "bbox", "box") and not any(_has(o, "keypoints") for o in d), None),
+    Format("COCO's results", lambda d: _objects(d, "keypoints", "image_id", "file_name"), _results),
+    Format("LabelMe's shapes", lambda d: _has(d, "shapes"), None),
+    Format("an annotation list of PoseTrack 2017 or MPII", lambda d: _has(d, "annolist", "RELEASE"), None),
+    Format("VGG Image Annotator's regions", lambda d: _has(d, "_via_img_metadata", "regions"), None),
+    Format("Label Studio's tasks", lambda d: _objects(d, "annotations", "completions"), None),
+    Format("MediaPipe's points in metres, not in an image", lambda d: _has(d, "pose_world_landmarks"), None),
+)
+"""The formats besides COCO's annotations, of which the first that fits counts."""
+
+YOLO = Format("YOLO-pose", lambda lines: True, _yolo, shares=True)
+"""Text files, one line per person."""
+
+READ = "COCO, OpenPose, AlphaPose, MMPose, Ultralytics, YOLO-pose, MediaPipe, AI Challenger and MPII"
+"""What error messages say is read."""
+
+
+def find_format(document: Any) -> Format | None:
+    """Return the format of a document; None if it is unknown."""
+    return next((one for one in FORMATS if one.fits(document)), None)
