@@ -72,7 +72,7 @@ def test_photographs_are_read_as_they_are_shown(tmp_path, kind, orientation):
 
 @pytest.mark.parametrize(
     ("kind", "count", "value"),
-    [(3, 1, 0), (3, 1, 9), (3, 1, 65535), (2, 2, 0x36), (3, 2, 0x60006), (5, 1, 8), (4, 1, 2**32 - 1)],
+    [(3, 1, 0), (3, 1, 9), (3, 1, 65535), (2, 2, 0x36), (5, 1, 8), (4, 1, 2**32 - 1)],
 )
 def test_wrong_orientations_are_none(tmp_path, kind, count, value):
     entry = struct.pack("<HHHII", 1, 274, kind, count, value)

@@ -1,9 +1,13 @@
 import base64
+import dataclasses
 import io
 import json
+import math
 import os
+import shutil
 import struct
 import sys
+import unicodedata
 import zipfile
 from pathlib import Path
 
@@ -31,9 +35,11 @@ from agebody.pipelines.labels import Labels
 from agebody.pipelines.release import Person, Photo, ReleaseError, photos_from_labels, write_release
 from agebody.pipelines.release.bodies import generalize, to_camera_space, view_bodies
 from agebody.pipelines.release.files import EPOCH, new_folder, run_lengths, save_picture, sha256
+from agebody.pipelines.release.hidden import _mask_corners
+from agebody.pipelines.release.options import Options
 from agebody.pipelines.release.photos import read_pixels
-from agebody.pipelines.release.regions import cover_blocks, fill_box, grow, person_region
-from agebody.pipelines.release.scene import blank, compose, inpaint
+from agebody.pipelines.release.regions import cover_blocks, fill_box, grow, hide_box, person_region
+from agebody.pipelines.release.scene import blank, compose, inpaint, make_scene
 from agebody.pipelines.release.write import arrange
 
 SIZE = (100, 74)
@@ -93,14 +99,21 @@ def picture(folder, name="images/000001.png"):
 
 
 def enlarged(box, share=0.2):
-    """Return the pixels of a grown box, computed one by one."""
+    """Return the pixels of a grown and rounded box, computed one by one."""
     x0, y0, x1, y1 = box
     by = max(8, share * max(x1 - x0, y1 - y0))
+    step = 1
+    while 16 * step < max(x1 - x0, y1 - y0):
+        step *= 2
+    x0, y0, x1, y1 = (
+        step * math.floor((x0 - by) / step),
+        step * math.floor((y0 - by) / step),
+        step * math.ceil((x1 + by) / step),
+        step * math.ceil((y1 + by) / step),
+    )
     inside = np.zeros(SIZE[::-1], bool)
     for row, column in np.ndindex(inside.shape):
-        inside[row, column] = (
-            x0 - by < column + 1 and column < x1 + by and y0 - by < row + 1 and row < y1 + by
-        )
+        inside[row, column] = x0 < column + 1 and column < x1 and y0 < row + 1 and row < y1
     return inside
 
 
@@ -1034,13 +1047,14 @@ def test_labels_become_photographs(tmp_path, body, labels, images):
 
     annotations = {
         "images": [
-            {"id": 4, "file_name": "v/a.png"},
+            {"id": 4, "file_name": "v/a.png", "width": 100, "height": 74},
             {"id": 5, "file_name": "other.png"},
             {"id": 6, "file_name": "w/b.png", "width": 100, "height": 74},
         ],
         "annotations": [{"image_id": 4, "bbox": [1, 2, 3, 4]}, {"image_id": 5, "bbox": [0, 0, 1, 1]}],
     }
     (tmp_path / "all.json").write_text(json.dumps(annotations))
+    save(images / "other.png", noise(5))  # a photograph that is not released
     masks = tmp_path / "masks"
     for name in ("v/a.png", "w/b.png"):
         (masks / name).parent.mkdir(parents=True)
@@ -1057,37 +1071,244 @@ def test_labels_become_photographs(tmp_path, body, labels, images):
     with pytest.raises(ReleaseError, match=r"v.a\.png: the mask does not exist"):
         photos_from_labels(labels, images, body=body, masks=masks)
     (tmp_path / "all.json").write_text('{"images": [], "annotations": [{}]}')
-    with pytest.raises(AnnotationError, match=r"all\.json: annotations\[0\]: bbox: expected"):
+    with pytest.raises(AnnotationError, match=r"all\.json: no image is named v/a\.png"):
         photos_from_labels(labels, images, body=body, hide=tmp_path / "all.json")
     other = agebody.SMPLA(random_body())
     with pytest.raises(ReleaseError, match="the labels are of the body 'mannequin', not of 'random'"):
         photos_from_labels(labels, images, body=other)
 
 
-def test_annotations_of_other_images_are_refused(tmp_path, body, labels, images):
-    pictures = [
-        {"id": i, "file_name": name, "width": 100, "height": 74}
-        for i, name in enumerate(("v/a.png", "w/b.png"))
-    ]
+HIDDEN = (300, 200, 40, 80)
+"""x, y, width, height of somebody whom only --hide names."""
 
-    def hidden(images_, box=(1, 2, 3, 4)):
-        document = {"images": images_, "annotations": [{"image_id": 0, "bbox": box}]}
-        (tmp_path / "all.json").write_text(json.dumps(document))
-        return photos_from_labels(labels, images, body=body, hide=tmp_path / "all.json")
 
-    assert [len(photo.hide) for photo in hidden(pictures)] == [1, 0]
-    with pytest.raises(ReleaseError, match=r"all\.json: no image is named w/b\.png"):
-        hidden(pictures[:1])
-    with pytest.raises(ReleaseError, match=r"all\.json: no image is named v/a\.png"):
-        hidden([{**picture, "file_name": f"photos/{picture['file_name']}"} for picture in pictures])
-    with pytest.raises(AnnotationError, match="images: expected different ids, got 0 more than once"):
-        hidden([*pictures, {"id": 0, "file_name": "c.png"}])
-    with pytest.raises(ReleaseError, match="v/a.png has 400 x 296 pixels, in the labels 100 x 74"):
-        hidden([{**picture, "width": 400, "height": 296} for picture in pictures])
-    for outside in ((100, 5, 20, 20), (5, 74, 20, 20), (-30, 5, 20, 20), (5, -30, 20, 20)):
-        photos = hidden(pictures, outside)
-        with pytest.raises(ReleaseError, match=r"a\.png: a box to hide, .* is not in the picture"):
-            write_release(photos, body, tmp_path / "out", unfitted="blank")
+@pytest.fixture
+def crowd(tmp_path, labels):
+    """Labels of one person, whose photograph shows a second, in red, and what hides that one."""
+    size = (400, 300)
+    rgb = noise(0, size) // 2
+    x, y, width, height = HIDDEN
+    rgb[y : y + height, x : x + width] = (255, 0, 0)
+    (tmp_path / "photos").mkdir()
+    save(tmp_path / "photos/a.png", rgb)
+    one = labels.select(slice(0, 1))
+    one = dataclasses.replace(one, image_ids=np.array(["a.png"]), image_sizes=np.array([size]))
+    document = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 400, "height": 300}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": list(HIDDEN)}],
+    }
+    return one, document
+
+
+def seen_of_the_hidden(tmp_path, body, labels, text):
+    """Release with a file of annotations; return whether anything of the second person is in the picture."""
+    (tmp_path / "hide.json").write_text(text)
+    photos = photos_from_labels(labels, tmp_path / "photos", body=body, hide=tmp_path / "hide.json")
+    write_release(photos, body, tmp_path / "out", unfitted="blank")
+    shown = picture(tmp_path / "out").astype(int)
+    return bool(((shown[..., 0] > 200) & (shown[..., 1:] < 60).all(-1)).any())
+
+
+def outline():
+    mask = np.zeros((300, 400), np.uint8)
+    x, y, width, height = HIDDEN
+    mask[y : y + height, x : x + width] = 1
+    return mask
+
+
+X, Y, W, H = HIDDEN
+POLYGON = [X, Y, X + W, Y, X + W, Y + H, X, Y + H]
+SPECK = [X, Y, 4, 4]
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"bbox": list(HIDDEN)},
+        {"bbox": [float(value) for value in HIDDEN], "iscrowd": 1, "ignore": 1, "category_id": 99},
+        {"bbox": None, "segmentation": [POLYGON[:6], POLYGON[2:]]},
+        {"bbox": [], "segmentation": POLYGON},
+        {"bbox": SPECK, "segmentation": [POLYGON]},
+        {"bbox": SPECK, "segmentation": run_lengths(outline().astype(bool))},
+        {"bbox": SPECK, "segmentation": {**coco_mask.encode(np.asfortranarray(outline()))}},
+        {"bbox": SPECK, "keypoints": [X, Y, 2, X + W, Y + H, 1, 0, 0, 0]},
+    ],
+)
+def test_whatever_an_entry_places_is_hidden(tmp_path, body, crowd, entry):
+    labels, document = crowd
+    assert seen_of_the_hidden(tmp_path, body, labels, json.dumps({**document, "annotations": []}))
+    shutil.rmtree(tmp_path / "out")
+    document["annotations"][0] |= entry
+    text = json.dumps(document, default=bytes.decode)
+    assert not seen_of_the_hidden(tmp_path, body, labels, text)
+
+
+def change(**values):
+    return lambda document: document["annotations"][0].update(values)
+
+
+def picture_change(**values):
+    return lambda document: document["images"][0].update(values)
+
+
+def add_picture(name, **values):
+    def spoil(document):
+        document["images"].append({"id": 2, "file_name": name, "width": 400, "height": 300} | values)
+        document["annotations"][0]["image_id"] = 2
+
+    return spoil
+
+
+UNCLEAR = {
+    "shares": change(bbox=[X / 400, Y / 300, W / 400, H / 300]),
+    "all of it in shares": change(bbox=[0, 0, 1, 1]),
+    "zeros": change(bbox=[0, 0, 0, 0]),
+    "no height": change(bbox=[X, Y, W, 0]),
+    "negative": change(bbox=[X + W, Y + H, -W, -H]),
+    "booleans": change(bbox=[True, True, True, True]),
+    "strings": change(bbox=list(map(str, HIDDEN))),
+    "infinite": change(bbox=[X, Y, W, math.inf]),
+    "huge": change(bbox=[X, Y, W, 10**400]),
+    "outside": change(bbox=[2 * X, 2 * Y, W, H]),
+    "half outside": change(bbox=[X + 90, Y, W, H]),
+    "three": change(bbox=[X, Y, W]),
+    "object": change(bbox={"x": X}),
+    "nothing": change(bbox=None),
+    "false polygon": change(segmentation=True),
+    "polygon of two points": change(segmentation=[POLYGON[:4]]),
+    "polygon with NaN": change(segmentation=[[*POLYGON[:5], math.nan]]),
+    "mask of half the size": change(segmentation={"size": [150, 200], "counts": [0, 30000]}),
+    "mask turned": change(segmentation={"size": [400, 300], "counts": [0, 120000]}),
+    "mask too short": change(segmentation={"size": [300, 400], "counts": [5, 5]}),
+    "negative runs": change(segmentation={"size": [300, 400], "counts": [120005, -5]}),
+    "broken runs": change(segmentation={"size": [300, 400], "counts": "Z~"}),
+    "runs that never end": change(segmentation={"size": [300, 400], "counts": "o" * 100}),
+    "keypoints in shares": change(bbox=None, keypoints=[0.7, 0.6, 2, 0.8, 0.9, 2]),
+    "keypoints of nowhere": change(bbox=None, keypoints=[X, Y, 0]),
+    "image of no number": change(image_id=None),
+    "image of another number": change(image_id=7),
+    "image of a boolean": change(image_id=True),
+    "image of a list": change(image_id=[1]),
+    "no size": lambda document: [document["images"][0].pop(key) for key in ("width", "height")],
+    "half the size": picture_change(width=200, height=150),
+    "turned": picture_change(width=300, height=400),
+    "size of booleans": picture_change(width=True, height=True),
+    "two images of one number": lambda document: document["images"].append({**document["images"][0]}),
+    "numbers that are alike": lambda document: document["images"].append(
+        {**document["images"][0], "id": "1", "file_name": "b.png"}
+    ),
+    "other case": add_picture("A.png"),
+    "other suffix": add_picture("a.PNG"),
+    "other folder": add_picture("photos/a.png"),
+    "no folder above": add_picture("../photos/a.png"),
+    "absolute": add_picture("/photos/a.png"),
+    "link to it": add_picture("link.png"),
+    "nowhere": add_picture("nowhere.png"),
+    "number": add_picture(1),
+    "lists instead": lambda document: document.update(annotations={}),
+    "no images": lambda document: document.pop("images"),
+}
+
+
+@pytest.mark.parametrize("kind", UNCLEAR)
+def test_what_does_not_clearly_hide_ends_the_release(tmp_path, body, crowd, kind):
+    labels, document = crowd
+    (tmp_path / "photos/link.png").symlink_to(tmp_path / "photos/a.png")
+    UNCLEAR[kind](document)
+    with pytest.raises(ReleaseError, match=r"hide\.json: ") as caught:
+        seen_of_the_hidden(tmp_path, body, labels, json.dumps(document))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_names_of_other_unicode_forms_end_the_release(tmp_path, body, crowd, form):
+    labels, document = crowd
+    name = unicodedata.normalize(form, "ä.png")
+    (tmp_path / "photos/a.png").rename(tmp_path / "photos" / name)
+    labels = dataclasses.replace(labels, image_ids=np.array([name]))
+    document["images"][0]["file_name"] = name
+    assert not seen_of_the_hidden(tmp_path, body, labels, json.dumps(document))
+    other = "NFD" if form == "NFC" else "NFC"
+    document["images"][0]["file_name"] = unicodedata.normalize(other, name)
+    with pytest.raises(ReleaseError, match="no image is named"):
+        seen_of_the_hidden(tmp_path, body, labels, json.dumps(document))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "[" * 100_000,
+        '{"images": 1e999, "annotations": []}',
+        "\ufeff" + "{}",
+        '{"images": [], "images": [], "annotations": []}',
+        '{"images": [{"id": 1, "file_name": "a.png", "width": 400, "height": 300}], "annotations": '
+        '[{"image_id": 1, "bbox": [300, 200, 40, 80], "bbox": [0, 0, 9, 9]}]}',
+    ],
+)
+def test_files_that_are_not_clear_end_the_release(tmp_path, body, crowd, text):
+    with pytest.raises(ReleaseError, match=r"hide\.json: "):
+        seen_of_the_hidden(tmp_path, body, crowd[0], text)
+
+
+@given(hnp.arrays(bool, (7, 9)), st.booleans())
+def test_corners_of_masks_agree_with_pycocotools(mask, compressed):
+    encoded = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    runs = {"size": [7, 9], "counts": encoded["counts"].decode()} if compressed else run_lengths(mask)
+    corners = _mask_corners("here", runs, (9, 7))
+    if not mask.any():
+        assert not len(corners)
+    else:
+        rows, columns = np.nonzero(mask)
+        low, high = (columns.min(), rows.min()), (columns.max() + 1, rows.max() + 1)
+        assert (corners[0] <= low).all()  # a run over several columns counts as all of them
+        assert (corners[1] >= high).all()
+        assert corners[:, 0].tolist() == [low[0], high[0]]
+
+
+def test_one_photograph_with_two_cameras_or_masks_is_refused(tmp_path, body, labels, images):
+    focal = labels.focal.copy()
+    focal[1] = 500
+    with pytest.raises(ReleaseError, match=r"v/a\.png: the labels have two cameras"):
+        photos_from_labels(dataclasses.replace(labels, focal=focal), images, body=body)
+    names = np.array(["v/a.png", "v/a.png", "v/a.jpg"])
+    (tmp_path / "masks/v").mkdir(parents=True)
+    save(tmp_path / "masks/v/a.png", np.full(SIZE[::-1], 255, np.uint8))
+    with pytest.raises(ReleaseError, match=r"a\.png: would be the mask of v/a\.jpg and of v/a\.png"):
+        photos_from_labels(
+            dataclasses.replace(labels, image_ids=names), images, body=body, masks=tmp_path / "masks"
+        )
+
+
+@pytest.mark.parametrize("shape", ["coarse", "mean"])
+@pytest.mark.parametrize("region", ["auto", "box", "mask", "mesh"])
+def test_regions_do_not_tell_the_exact_shape(tmp_path, body, shape, region):
+    # People whose released bodies are equal, in one place, from small to tall: no released pixel differs.
+    mask = np.zeros(SIZE[::-1], bool)
+    mask[30:40, 45:55] = True
+    outputs = []
+    for age, betas in ((0.36, (1.49, -1.51, 3.0)), (0.44, (0.51, -3.0, -3.0))):
+        person = standing(body, 0, 4, age, betas)
+        pelvis = body.shape(person).rest_joints[0]
+        person = person._replace(transl=torch.tensor([0.0, -0.25, 2.6]) - pelvis)
+        path = save(tmp_path / "a.png", noise(0))
+        box = (45.0, 30.0, 55.0, 40.0)
+        photo = Photo(path, LENS, [Person(person, box, mask if region in ("auto", "mask") else None)])
+        options = Options("blank", region, 0.2, 0.05, shape, "refuse", agebody.LAYOUTS["coco17"], "png", 25.0)
+        outputs.append(make_scene(photo, [0], body, options).background)
+        # And it is not the exact body that happens to be as large.
+        exact = make_scene(photo, [0], body, dataclasses.replace(options, shape="exact")).background
+        outputs.append(exact)
+    np.testing.assert_array_equal(outputs[0], outputs[2])
+    assert (outputs[1] != outputs[3]).any()
+
+
+def test_sides_of_boxes_are_told_to_a_step_only(body):
+    boxes = np.random.default_rng(0).uniform((10, 10, 50, 60), (18, 18, 58, 68), (300, 4))
+    regions = {hide_box(tuple(box.tolist()), (100, 100), 0.2).tobytes() for box in boxes}
+    assert len(regions) < 60  # of 300 boxes with sides of 32 to 58 pixels, in steps of 4
 
 
 def run(*arguments):

@@ -105,7 +105,9 @@ def view_bodies(
     """
     lens = lens.to("cpu", torch.float64)
     vertices = pose_bodies(body, people)
-    picture = draw_bodies(vertices, body, lens, size, colors=colors, light_rays=4)
+    shades = [PALETTE[i % len(PALETTE)] for i in (colors or range(len(vertices)))]
+    look = {"background": None, "light_rays": 4, "colors": shades}
+    picture = render(vertices.numpy(), body.faces.cpu().numpy(), lens, size=size, **look)
     points = body.keypoints(layout, people).cpu().double()
     projected = lens.project(points, size=size)
     pixels, depth = projected.pixels.numpy(), projected.depth.numpy()
@@ -125,21 +127,6 @@ def view_bodies(
 def pose_bodies(body: BodyModel, people: BodyParameters) -> Float[Tensor, "N V 3"]:
     """Return the vertices of people in float64, on the CPU [m]."""
     return body(people).vertices.cpu().double()
-
-
-def draw_bodies(
-    vertices: Float[Tensor, "N V 3"],
-    body: BodyModel,
-    lens: Camera,
-    size: tuple[int, int],
-    *,
-    colors: Sequence[int] = (),
-    light_rays: int = 0,
-) -> Picture:
-    """Draw bodies on a transparent background; arguments as for `view_bodies` and `render`."""
-    shades = [PALETTE[i % len(PALETTE)] for i in (colors or range(len(vertices)))]
-    look = {"background": None, "light_rays": light_rays, "colors": shades}
-    return render(vertices.numpy(), body.faces.cpu().numpy(), lens, size=size, **look)
 
 
 def mesh_boxes(vertices: Float[Tensor, "N V 3"], lens: Camera) -> Float[np.ndarray, "N 4"]:

@@ -6,16 +6,15 @@ from collections.abc import Sequence
 from operator import itemgetter
 from os import PathLike
 from pathlib import Path, PurePath
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
-from agebody.annotations.coco import read_coco_boxes
 from agebody.body import BodyModel
 from agebody.cameras import Camera
 from agebody.pipelines.labels import Labels
+from agebody.pipelines.release.hidden import read_hidden
 from agebody.pipelines.release.photos import Box, Person, Photo, Region, ReleaseError, load_mask
 from agebody.pipelines.release.regions import fill_box, longer_side
 
@@ -41,27 +40,34 @@ def photos_from_labels(
         masks: a folder with one mask per photograph, of the same name with the suffix .png, black where
             nobody is. The mask of a person is the part of it around the person's box, even if that shows a
             neighbour; a person without any such part has no mask. The whole mask is hidden in any case.
-        hide: COCO annotations of these photographs, in their pixels. Every box in them is hidden, too, with
-            or without a fit, of a person or not.
+        hide: COCO annotations of all of these photographs, by the same names and with their sizes. A box
+            around everything that an entry places is hidden, too, with or without a fit, of a person or not:
+            its box, polygons, mask in run lengths and labelled keypoints.
         sequences: the photographs of each folder below ``images`` are the frames of a video, ordered by name.
 
     Raises:
-        ReleaseError: the labels are of another body, a mask is missing, or the annotations to hide lack a
-            photograph or have it in another size.
-        AnnotationError: the file of annotations is wrong.
+        ReleaseError: the labels are of another body or have two cameras for one photograph; a mask is missing
+            or of two photographs; or not everything in the annotations to hide can be hidden.
         OSError: a file cannot be read.
     """
     if labels.joint_names != tuple(body.asset.joint_names) or labels.body != body.asset.metadata.name:
         raise ReleaseError(f"the labels are of the body {labels.body!r}, not of {body.asset.metadata.name!r}")
     parameters = labels.parameters(body)
-    annotated = None if hide is None else _annotated_boxes(Path(hide))
-    photos = []
+    sizes = {
+        PurePath(name).as_posix(): (size[0], size[1])
+        for name, size in zip(labels.image_ids.tolist(), labels.image_sizes.tolist(), strict=True)
+    }
+    hidden = {} if hide is None else read_hidden(Path(hide), sizes, Path(images))
+    photos, mask_owners = [], {}
     names, starts = np.unique(
         labels.image_ids[order := np.argsort(labels.image_ids, kind="stable")], return_index=True
     )
     for name, rows in zip(names.tolist(), np.split(order, starts[1:]), strict=True):
         first = rows[0]
         size = (int(labels.image_sizes[first, 0]), int(labels.image_sizes[first, 1]))
+        for lens in (labels.focal[rows], labels.center[rows]):
+            if (lens != lens[0]).any():
+                raise ReleaseError(f"{name}: the labels have two cameras for it, {lens[0]} and another")
         camera = Camera(torch.from_numpy(labels.focal[first]), torch.from_numpy(labels.center[first]))
         people = [
             Person(
@@ -71,9 +77,12 @@ def photos_from_labels(
             )
             for row in rows
         ]
-        others: list[Region] = [] if annotated is None else _boxes_of(name, size, annotated, str(hide))
+        others: list[Region] = list(hidden.get(PurePath(name).as_posix(), ()))
         if masks is not None:
-            people, rest = _with_masks(people, Path(masks, name).with_suffix(".png"), size)
+            mask = Path(masks, name).with_suffix(".png")
+            if mask_owners.setdefault(mask, name) != name:
+                raise ReleaseError(f"{mask}: would be the mask of {mask_owners[mask]} and of {name}")
+            people, rest = _with_masks(people, mask, size)
             others += rest
         folder = PurePath(name).parent.as_posix()
         photos.append(Photo(Path(images, name), camera, people, size, folder if sequences else None, others))
@@ -106,40 +115,3 @@ def _with_masks(
         masked.append(person._replace(mask=near) if near.any() else person)
         rest &= ~near
     return masked, [rest] if rest.any() else []
-
-
-class _Annotated(NamedTuple):
-    """The sizes and boxes that annotations give for one picture."""
-
-    sizes: set[tuple[int, int]]
-    boxes: list[Box]
-
-
-def _annotated_boxes(path: Path) -> dict[str, _Annotated]:
-    """Return all boxes of COCO annotations by file name."""
-    images, image, boxes = read_coco_boxes(path)
-    found: dict[str, _Annotated] = {}
-    pictures = [found.setdefault(PurePath(entry.name).as_posix(), _Annotated(set(), [])) for entry in images]
-    for picture, entry in zip(pictures, images, strict=True):
-        if entry.size is not None:
-            picture.sizes.add(entry.size)
-    for i, (x0, y0, x1, y1) in zip(image, boxes.tolist(), strict=True):
-        pictures[i].boxes.append((x0, y0, x1, y1))
-    return found
-
-
-def _boxes_of(
-    name: str, size: tuple[int, int], annotated: dict[str, _Annotated], source: str
-) -> list[Region]:
-    """Return the boxes of a photograph; refuse one without annotations, of which nothing would be hidden."""
-    found = annotated.get(PurePath(name).as_posix())
-    if found is None:
-        raise ReleaseError(
-            f"{source}: no image is named {name} as in the labels, so nothing of it would be hidden"
-        )
-    if found.sizes - {size}:
-        other = sorted(found.sizes - {size})[0]
-        raise ReleaseError(
-            f"{source}: {name} has {other[0]} x {other[1]} pixels, in the labels {size[0]} x {size[1]}"
-        )
-    return list(found.boxes)

@@ -13,7 +13,7 @@ import torch
 
 from agebody.assets.asset import BodyAsset
 from agebody.pipelines.release.options import Counts, Options
-from agebody.pipelines.release.regions import TRACE
+from agebody.pipelines.release.regions import STEPS, TRACE
 from agebody.pipelines.release.scene import load_opencv
 
 FORMAT = "agebody-release-1"
@@ -24,13 +24,16 @@ BACKGROUNDS = {
     "none": "Nothing of any photograph was kept.",
 }
 REGIONS = {
-    "auto": "the person's box, enlarged; the mask and the outline of the mesh, dilated, where there is a "
-    "mask; else the box of the mesh, enlarged",
-    "box": "the boxes of the person, of the mask and of the mesh, enlarged",
-    "mask": "mask and outline of the mesh, dilated; no box",
-    "mesh": "the person's box, if there is one, enlarged; the mask and the outline of the mesh, dilated, "
-    "where there is a mask; else the box of the mesh, enlarged",
+    "auto": "the box around the person's box and the released body; where there is a mask, the person's box, "
+    "and the mask and the outline of the released body, dilated",
+    "box": "the box around the boxes of the person, of the mask and of the released body",
+    "mask": "mask and outline of the released body, dilated; no box",
+    "mesh": "as for auto; of people with neither box nor mask the box around the fit and the released body",
 }
+ENLARGED = (
+    f"Boxes are enlarged, then rounded outward to a power of two of pixels, {STEPS // 2} to {STEPS} of which "
+    "are the longer side."
+)
 SHAPES = {
     "mean": "Betas are zero; the age offset is the middle of the person's age class.",
     "coarse": "Only two betas are kept, in whole standard deviations; the age offset is rounded to tenths.",
@@ -52,7 +55,7 @@ def make_manifest(
         libraries["opencv"] = load_opencv().__version__
     treatment: dict[str, Any] = {"background": options.background, "shape": options.shape}
     if options.background != "none":
-        treatment |= {"region": options.region, "region_rule": REGIONS[options.region]}
+        treatment |= {"region": options.region, "region_rule": f"{REGIONS[options.region]}. {ENLARGED}"}
         treatment |= {name: getattr(options, name) for name in ("margin", "dilation", "unfitted")}
     return {
         "format": FORMAT,
@@ -104,7 +107,11 @@ def _kept(options: Options) -> list[str]:
 
 
 def _not_guaranteed(options: Options, counts: Counts) -> list[str]:
-    limits = ["Poses, gaits and, if exact, shapes may be recognised by those who know a person."]
+    limits = [
+        "Poses, gaits and, if exact, shapes may be recognised by those who know a person.",
+        "Bodies and their keypoints are where people were, in their poses: whoever has a photograph, or "
+        "keypoints of it, can find the picture that was made of it.",
+    ]
     if options.background == "none":
         return limits
     limits = [
@@ -112,7 +119,8 @@ def _not_guaranteed(options: Options, counts: Counts) -> list[str]:
         "Shadows, reflections, screens, writing and belongings outside the regions are still there.",
         "A background may tell where, when and at whose home a photograph was taken, and who finds the "
         "photograph elsewhere can match it.",
-        "A region shows where somebody was, and about how large.",
+        "A region shows where somebody was, and how large within the steps that boxes are rounded to; with "
+        "the depth of the body that tells a stature to about a tenth. A mask shows an outline exactly.",
         "Compression leaves traces of people around them, also in a PNG that was made from a JPEG. Regions "
         f"reach {TRACE} pixels further, which is a block of JPEG; where a picture was scaled or turned after "
         "it was compressed, traces may lie further out.",

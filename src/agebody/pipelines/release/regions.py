@@ -17,6 +17,8 @@ MIN_GROWTH = 8
 """Least growth of a region [pixels]."""
 TRACE = 17
 """Further growth on each side against compression traces [pixels]: one block of JPEG, and one pixel more."""
+STEPS = 16
+"""Steps per longer side of a box, at least half as many, to which its sides are rounded outward."""
 MIN_FILLED = 0.5
 """Share of a person's box that the box around the mask in it must fill; else it is the mask of another."""
 MIN_COVERED = 0.8
@@ -38,11 +40,14 @@ def person_region(
     A fitted body covers neither hair nor clothes nor what a person holds, and a fit may be wrong. So a mesh
     adds to what is hidden, and never decides alone unless the rule is "mesh".
 
+    What is hidden can be seen, so the mesh is that of the body that is released, with its shape generalized,
+    and boxes are joined and rounded.
+
     Args:
         person: the person to hide.
         size: width and height of the photograph [pixels].
-        mesh_box: box around the fitted mesh.
-        outline: where the fitted mesh is.
+        mesh_box: box around the mesh.
+        outline: where the mesh is.
         rule: see `RegionRule`.
         margin: share of its longer side by which a box grows on each side.
         dilation: share of the longer side of the person's box, or of the mask's if larger, by which a mask
@@ -68,8 +73,10 @@ def person_region(
             "a person with neither a box nor a mask: if the fit is wrong the person would be visible; "
             'give boxes or masks, or choose the region "mesh" to rely on the fits'
         )
-    for box in boxes:
-        region |= fill_box(box, size, max(MIN_GROWTH, margin * longer_side(box)))
+    if boxes:
+        left, top, right, bottom = np.array(boxes, dtype=float).T
+        joined = float(left.min()), float(top.min()), float(right.max()), float(bottom.max())
+        region |= hide_box(joined, size, margin)
     if person.box is not None and not fill_box(person.box, size, 1).any():
         raise ReleaseError(f"a person whose box {tuple(person.box)} is not in the picture of {size} pixels")
     if not region.any():
@@ -135,7 +142,7 @@ def other_region(
                 f"a box to hide, {(x0, y0, x1, y1)}, is not in the picture of {size} pixels: "
                 "is it of another picture, or of another size?"
             )
-        return fill_box((x0, y0, x1, y1), size, max(MIN_GROWTH, margin * longer_side((x0, y0, x1, y1))))
+        return hide_box((x0, y0, x1, y1), size, margin)
     mask = read_mask(other, size)
     return grow(mask, max(MIN_GROWTH, dilation * longer_side(box_of(mask))))
 
@@ -144,6 +151,19 @@ def _is_box(region: Region) -> TypeGuard[Sequence[float]]:
     if isinstance(region, np.ndarray):
         return region.dtype != np.bool_ and region.shape == (4,)
     return isinstance(region, (tuple, list)) and len(region) == 4
+
+
+def hide_box(box: Box, size: tuple[int, int], margin: float) -> Bool[np.ndarray, "H W"]:
+    """Return the pixels of a box that has grown by a share of its longer side and to the next whole steps.
+
+    Steps are powers of two [pixels], so that the region tells the sides of the box to a step only.
+    """
+    side = longer_side(box)
+    step = 2.0 ** np.ceil(np.log2(max(side / STEPS, 1)))
+    by = max(MIN_GROWTH, margin * side)
+    low = [np.floor((value - by) / step) * step for value in box[:2]]
+    high = [np.ceil((value + by) / step) * step for value in box[2:]]
+    return fill_box((low[0], low[1], high[0], high[1]), size, 0)
 
 
 def fill_box(box: Box, size: tuple[int, int], margin: float) -> Bool[np.ndarray, "H W"]:

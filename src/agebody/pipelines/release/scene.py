@@ -15,7 +15,6 @@ from agebody.draw.meshes import pixels_to_linear, to_srgb
 from agebody.parameters import BodyParameters
 from agebody.pipelines.release.bodies import (
     Bodies,
-    draw_bodies,
     generalize,
     mesh_boxes,
     pose_bodies,
@@ -26,6 +25,8 @@ from agebody.pipelines.release.options import Options
 from agebody.pipelines.release.photos import Photo, ReleaseError, read_pixels
 from agebody.pipelines.release.regions import add_stored, cover_traces, other_region, person_region
 
+MAX_AREA = 2 * 89_478_485
+"""Largest picture [pixels]: the largest that Pillow reads."""
 GRAY = (128, 128, 128)
 """The colour of a photograph that is hidden altogether."""
 INPAINT_RADIUS = 5
@@ -51,7 +52,7 @@ class Scene(NamedTuple):
 def make_scene(photo: Photo, numbers: list[int], body: BodyModel, options: Options) -> Scene:
     """Make all that is released of one photograph, before it is written.
 
-    What is hidden depends on boxes, masks and the fits before they are generalized, never on pixel values.
+    What is hidden depends on boxes, masks and the bodies that are released, never on pixel values.
 
     Args:
         photo: people in the order of the release.
@@ -71,16 +72,20 @@ def make_scene(photo: Photo, numbers: list[int], body: BodyModel, options: Optio
     released = generalize(body, fits, options.shape)
     if options.background == "none":
         size = photo.size or read_pixels(photo.path).size
+        if size[0] * size[1] > MAX_AREA:
+            raise ReleaseError(f"size: expected at most {MAX_AREA} pixels, got {size[0]} x {size[1]}")
         bodies = view_bodies(body, released, lens, size, layout=options.layout, colors=colors)
         return Scene(size, lens, bodies, None)
     pixels = read_pixels(photo.path, photo.size)
     bodies = view_bodies(body, released, lens, pixels.size, layout=options.layout, colors=colors)
-    vertices = pose_bodies(body, fits)
-    outlines: Picture | None = None
-    if options.region != "box" and any(person.mask is not None for person in photo.people):
-        exact = options.shape == "exact"
-        outlines = bodies.picture if exact else draw_bodies(vertices, body, lens, pixels.size)
-    region = _find_region(photo, mesh_boxes(vertices, lens), outlines, pixels.size, options)
+    boxes = bodies.boxes
+    if options.region == "mesh":  # where nothing else says where somebody is, the fit has to be hidden, too
+        exact = mesh_boxes(pose_bodies(body, fits), lens)
+        fitted = [person for person in photo.people if person.parameters is not None]
+        alone = [person.box is None and person.mask is None for person in fitted]
+        joined = np.concatenate([np.fmin(boxes, exact)[:, :2], np.fmax(boxes, exact)[:, 2:]], 1)
+        boxes = np.where(np.array(alone, dtype=bool)[:, None], joined, boxes)
+    region = _find_region(photo, boxes, bodies.picture, pixels.size, options)
     region = cover_traces(add_stored(region, pixels.other), pixels)
     paint = inpaint if options.background == "inpaint" else blank
     background = paint(pixels.rgb, region)
@@ -90,11 +95,11 @@ def make_scene(photo: Photo, numbers: list[int], body: BodyModel, options: Optio
 def _find_region(
     photo: Photo,
     boxes: Float[np.ndarray, "N 4"],
-    outlines: Picture | None,
+    picture: Picture,
     size: tuple[int, int],
     options: Options,
 ) -> Bool[np.ndarray, "H W"]:
-    """Return the pixels to hide of a photograph; boxes and outlines are those of the fits."""
+    """Return the pixels to hide of a photograph; boxes and picture are those of the bodies."""
     region = np.zeros((size[1], size[0]), bool)
     grow = {"margin": options.margin, "dilation": options.dilation}
     index = 0
@@ -102,7 +107,7 @@ def _find_region(
         mesh_box, outline = None, None
         if person.parameters is not None:
             mesh_box = None if np.isnan(boxes[index]).any() else tuple(boxes[index].tolist())
-            outline = None if outlines is None else outlines.instance == index
+            outline = picture.instance == index
             index += 1
         region |= person_region(person, size, mesh_box=mesh_box, outline=outline, rule=options.region, **grow)
     for other in photo.hide:
