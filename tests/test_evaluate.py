@@ -646,3 +646,128 @@ def test_functions_name_wrong_arguments(files, unchecked):
         evaluate_files(*files(), layout="smpl")
     with pytest.raises(AnnotationError, match="not an npz file"):
         evaluate_files(__file__, files()[1])
+
+
+HIPS = ("left_hip", "right_hip")
+
+
+def changed(bodies, weights):
+    """Arrays of the found people: joints of both, and weights, in the order of the truth."""
+    rows = np.argsort(bodies[2])
+    pred, target = (part[rows] for part in both(bodies, "joints"))
+    return pred, target, double(weights)[np.sort(bodies[2])]
+
+
+@pytest.mark.parametrize("root", [("pelvis",), HIPS])
+def test_a_named_root_may_have_weight_0_and_is_still_the_root(bodies, files, root):
+    """As the pelvis of Human3.6M beside the 14 points of LSP, which alone are counted."""
+    weights = np.ones((8, 24))
+    weights[:, :3] = 0  # pelvis and hips
+    paths = files(truth={"joint_weights": weights})
+    (table,) = evaluate_files(*paths, table="infantnet", root=root, resamples=0)
+    pred, target, seen = changed(bodies, weights)
+    points = [bodies_layout().index(name) for name in root]
+    pred, target = (part - part[:, points].mean(1, keepdim=True) for part in (pred, target))
+    expected = (pred - target).norm(dim=-1)[:, 3:].mean(1)
+    assert table["all", "MPJPE"].value == pytest.approx(expected.mean().item(), abs=1e-12)
+    assert table["all", "MPJPE"].n == table["all", "PVE"].n == 7
+    direct = mpjpe(*changed(bodies, weights)[:2], layout="smpl24", root=root, weights=seen)
+    assert direct.item() == pytest.approx(expected.mean().item(), abs=1e-12)
+    printed = run(*paths, "--bootstrap", 0, "--json", *[part for name in root for part in ("--root", name)])
+    cell = json.loads(printed.stdout)[0]["rows"][-1]["cells"]["MPJPE"]
+    assert cell["value"] == table["all", "MPJPE"].value
+
+
+def bodies_layout():
+    from agebody import LAYOUTS
+
+    return LAYOUTS["smpl24"].names
+
+
+def test_without_a_named_root_its_weight_is_said_to_be_0(files):
+    weights = np.ones((8, 24))
+    weights[:, 0] = 0
+    (table,) = evaluate_files(*files(truth={"joint_weights": weights}), table="infantnet", resamples=0)
+    assert table["all", "MPJPE"].n == 0
+    assert "7 people whose root has weight 0 do not count in MPJPE and PVE; see --root" in table.notes
+
+
+def test_who_has_no_named_root_does_not_count(bodies, files):
+    weights, joints = np.ones((8, 24)), bodies[0]["joints"].copy()
+    weights[2, 1], joints[2, 1] = 0, np.nan
+    paths = files(truth={"joints": joints, "joint_weights": weights})
+    (table,) = evaluate_files(*paths, table="infantnet", root=HIPS, resamples=0)
+    assert table["all", "MPJPE"].n == table["all", "PVE"].n == 6
+    assert math.isfinite(table["all", "MPJPE"].value)
+    assert_one_line_error(
+        run(*paths, "--root", "hip"), "truth.npz: root: expected a list of indices of 'smpl24'"
+    )
+
+
+@pytest.mark.parametrize("by", ["ids", "keypoints"])
+def test_people_who_are_not_valid_do_not_count(bodies, files, by):
+    """AGORA leaves out who is hidden too much; nobody misses them."""
+    valid = np.arange(8) != 4  # who is not found, either
+    valid[1] = False
+    without = () if by == "ids" else (("pred", "ids"), ("truth", "ids"))
+    people = [read_bodies(path) for path in files(truth={"valid": valid}, without=without)]
+    table, detection = relative_human_tables(*people, intervals=NONE)
+    assert (table.rows[-1].people, table.rows[-1].missed) == (6, 0)
+    assert detection["all", "recall"].value == 1
+    assert detection["all", "precision"].value == pytest.approx(1 if by == "ids" else 6 / 7)
+    assert "2 people are not valid and do not count" in table.notes
+    if by == "ids":
+        poses = infantnet_table(*people, intervals=NONE)
+        assert (poses.rows[-1].people, poses.rows[-1].missed, poses["all", "MPJPE"].n) == (6, 0, 6)
+
+
+@pytest.mark.parametrize(
+    ("name", "factor"), [("joints", 1000), ("joints", 100), ("vertices", 1000), ("depth", 1000)]
+)
+@pytest.mark.parametrize("file", ["pred", "truth"])
+def test_millimetres_are_refused(bodies, files, name, factor, file):
+    arrays = bodies[1] if file == "pred" else bodies[0]
+    if name == "depth":
+        change = {name: np.full(len(arrays["joints"]), 4.0) * factor}
+    else:
+        change = {name: arrays[name] * factor}
+    result = run(*files(**{file: change}))
+    assert_one_line_error(result, f"{file}.npz: {name}: expected metres, got people of ")
+
+
+def published_scores(counts, missed, false):
+    """Precision, recall and F1 as Relative Human's code has them, from numbers of predictions."""
+    right = counts - missed
+    return [round(right / (right + part), 2) for part in (false, missed, 0.5 * (false + missed))]
+
+
+def test_relative_human_as_published(bodies, files):
+    """Hidden keypoints at (-2, -2) blow boxes up, so that people far from there are not found."""
+    keypoints = np.concatenate([bodies[0]["keypoints"] + 900, np.ones((8, 17, 1))], -1)
+    keypoints[::2, :6, 2] = 0
+    keypoints[1, 1:, 2] = 0
+    paths = files(
+        pred={"keypoints": bodies[1]["keypoints"] + 900}, truth={"keypoints": keypoints},
+        without=[("pred", "ids"), ("truth", "ids")],
+    )  # fmt: skip
+    ours = evaluate_files(*paths, table="relative-human", resamples=0)
+    theirs = evaluate_files(*paths, table="relative-human-published", resamples=0)
+    assert [table.name for table in theirs] == ["Relative Human, as published", "Detection, as published"]
+    assert theirs[0].rows[-1].missed > ours[0].rows[-1].missed
+    missed, count = theirs[0].rows[-1].missed, 7
+    false = count - (8 - missed)
+    expected = published_scores(count, missed, false)
+    found = [theirs[1]["all", name].value for name in ("precision", "recall", "F1")]
+    assert found == expected
+
+
+def test_who_shows_one_keypoint_counts_as_minus_1_as_published(bodies, files):
+    keypoints = np.concatenate([bodies[0]["keypoints"] + 900, np.ones((8, 17, 1))], -1)
+    keypoints[0, 1:, 2] = 0
+    paths = files(pred={"keypoints": bodies[1]["keypoints"] + 900}, truth={"keypoints": keypoints})
+    ours, theirs = (
+        evaluate_files(*paths, table=name, resamples=0)[0]["all", "mPCKh"]
+        for name in ("relative-human", "relative-human-published")
+    )
+    assert (ours.n, theirs.n) == (6, 7)
+    assert theirs.value == pytest.approx((6 * ours.value - 1) / 7)

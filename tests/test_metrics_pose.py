@@ -1,3 +1,4 @@
+# pyright: reportArgumentType=false, reportCallIssue=false
 """Errors of pose against a loop in NumPy, and what they must not depend on."""
 
 import numpy as np
@@ -249,3 +250,14 @@ def test_wrong_arguments(call, message, unchecked):
 def test_the_alignment_is_said(unchecked):
     with pytest.raises(TypeError, match="layout"):
         mpjpe(cloud(2, 17), cloud(2, 17))
+
+
+def test_signed_differences_of_stature_do_not_hide_who_is_too_tall():
+    pred, true = torch.tensor([[1.8, 0.9, 1.0], [1.7, 1.0, 1.0]]).double()
+    assert stature_error(pred, true, signed=True, reduction="none").tolist() == pytest.approx(
+        [0.1, -0.1, 0.0]
+    )
+    assert stature_error(pred, true, signed=True).item() == pytest.approx(0, abs=1e-7)
+    assert stature_error(pred, true).item() == pytest.approx(0.2 / 3)
+    relative = stature_error(pred, true, signed=True, relative=True, reduction="none")
+    assert relative.tolist() == pytest.approx([0.1 / 1.7, -0.1, 0.0])

@@ -1,4 +1,7 @@
+# pyright: reportArgumentType=false, reportAssignmentType=false, reportAttributeAccessIssue=false
 """Errors of motion against a loop in NumPy, and motions whose derivatives are known."""
+
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -55,6 +58,40 @@ def test_equals_a_loop(name, frames, segment):
     ]
     torch.testing.assert_close(each, torch.from_numpy(np.stack(expected)), **EXACT)
     torch.testing.assert_close(metric(pred, target, **options), each.mean())
+
+
+@pytest.mark.parametrize("name", ALIGNED)
+@pytest.mark.parametrize(
+    ("frames", "bounds"),
+    [
+        (9, [0, 4, 8]),
+        (10, [0, 4, 9]),
+        (11, [0, 4, 10]),
+        (12, [0, 4, 8]),
+        (5, [0, 4]),
+        (8, [0, 4]),
+        (7, [0, 6]),
+    ],
+)
+def test_the_last_segment_may_include_the_rest(name, frames, bounds):
+    """As TRAM's loop: range(0, frames - 4, 4) starts; where fewer than 8 are left, the end is frames - 1."""
+    metric, first = ALIGNED[name]
+    expected_bounds = []
+    for start in range(0, frames - 4, 4):
+        expected_bounds.append((start, frames - 1 if start + 8 > frames else start + 4))
+    assert expected_bounds == list(pairwise(bounds))
+    pred, target = motion(frames=frames, seed=frames)
+    expected = np.concatenate(
+        [in_segments(pred[a:b].numpy(), target[a:b].numpy(), b - a, first) for a, b in pairwise(bounds)]
+    )
+    assert metric(pred, target, segment=4, rest="joined").item() == pytest.approx(expected.mean(), rel=1e-12)
+    each = metric(pred, target, segment=4, rest="joined", reduction="none")
+    np.testing.assert_allclose(each[: bounds[-1]], expected, rtol=1e-12)
+    assert each.shape == (frames,)
+    seen = torch.ones(frames, 1)
+    torch.testing.assert_close(
+        metric(pred, target, segment=4, rest="joined", weights=seen), each[: bounds[-1]].mean()
+    )
 
 
 @settings(max_examples=8)
@@ -189,6 +226,10 @@ def test_gradients():
 
 def test_wrong_arguments(unchecked):
     pred, target = motion(frames=5)
+    with pytest.raises(ValueError, match="rest: expected one of short, joined, got 'long'"):
+        w_mpjpe(pred, target, rest="long")
+    with pytest.raises(ValueError, match="pred: expected more than the 100 frames of a segment, got"):
+        wa_mpjpe(pred, target, rest="joined")
     with pytest.raises(ValueError, match="segment: expected at least one frame, got 0"):
         w_mpjpe(pred, target, segment=0)
     with pytest.raises(ValueError, match=r"pred: expected shape \(\*batch, any, any, 3\), got \(5, 3\)"):

@@ -43,6 +43,8 @@ class MatchingRule(NamedTuple):
     """See `match`."""
     stop_early: bool = False
     """See `match`."""
+    hidden: float | None = None
+    """Where boxes place keypoints that are not visible, in both coordinates; None leaves them out."""
 
 
 MATCHING_RULES = {
@@ -50,9 +52,11 @@ MATCHING_RULES = {
     "hungarian": MatchingRule(method="hungarian"),
     "agora": MatchingRule("spectral", min_iou=0.1, pixel=1.0, stop_early=True),
     "relative-human": MatchingRule("spectral", min_iou=0.05, pixel=1.0, stop_early=True),
+    "relative-human-published": MatchingRule("spectral", min_iou=0.05, pixel=1.0, stop_early=True, hidden=-2),
 }
-"""The rules by name. "agora" and "relative-human" are those of the public evaluation code of AGORA (CVPR
-2021) and Relative Human (CVPR 2022), and differ in the required overlap of boxes."""
+"""The rules by name. "agora" and "relative-human-published" are those of the public evaluation code of AGORA
+(CVPR 2021) and Relative Human (CVPR 2022). In the latter, the boxes of people include keypoints that are not
+visible, which that code puts at (-2, -2); "relative-human" leaves these out."""
 
 
 def keypoint_distances(
@@ -120,6 +124,7 @@ def match(
     allowed: Bool[Tensor, "P T"] | None = None,
     method: Method = "greedy",
     stop_early: bool = False,
+    valid: Bool[Tensor, " T"] | None = None,
 ) -> Matches:
     """Match the predictions of an image to its people, one to one, greedily or at the least total cost.
 
@@ -131,6 +136,8 @@ def match(
         stop_early: greedy only: a pair that is not allowed, met on the way, uses up one prediction, and the
             matching ends once all are used up. The code of AGORA and Relative Human does so, which loses some
             people in crowds; it serves to compare with published numbers.
+        valid: false for people who do not count, as in AGORA: they are never matched or missed, and a
+            prediction that comes to one of them is free to be matched to somebody else.
 
     Returns:
         The pairs, in the order of the predictions, and the unmatched.
@@ -146,13 +153,20 @@ def match(
         raise ValueError(f"stop_early: expected method='greedy', got {method!r}")
     costs = cost.detach().cpu().double().numpy()
     free = np.ones(costs.shape, bool) if allowed is None else allowed.cpu().numpy()
-    assign = _assign_all if method == "hungarian" else _assign_greedily
-    pairs = np.array(sorted(assign(costs, free, stop_early)), dtype=np.int64).reshape(-1, 2)
-    left = [np.setdiff1d(np.arange(n), pairs[:, i]) for i, n in enumerate(costs.shape)]
+    counted = np.ones(costs.shape[1], bool) if valid is None else valid.cpu().numpy()
+    if method == "hungarian":
+        found = _assign_all(costs, free & counted)
+    else:
+        found = _assign_greedily(costs, free, counted, stop_early)
+    pairs = np.array(sorted(found), dtype=np.int64).reshape(-1, 2)
+    everybody = np.arange(costs.shape[0]), np.flatnonzero(counted)
+    left = [np.setdiff1d(each, pairs[:, i]) for i, each in enumerate(everybody)]
     return Matches(*(torch.from_numpy(part.copy()) for part in (pairs[:, 0], pairs[:, 1], *left)))
 
 
-def _assign_greedily(cost: np.ndarray, allowed: np.ndarray, stop_early: bool) -> list[tuple[int, int]]:
+def _assign_greedily(
+    cost: np.ndarray, allowed: np.ndarray, counted: np.ndarray, stop_early: bool
+) -> list[tuple[int, int]]:
     pairs: list[tuple[int, int]] = []
     used = 0
     taken_pred, taken_target = set(), set()
@@ -163,6 +177,10 @@ def _assign_greedily(cost: np.ndarray, allowed: np.ndarray, stop_early: bool) ->
             break
         if not allowed[pred, target]:
             used += stop_early
+            if stop_early and not counted[target]:
+                taken_target.add(target)
+        elif pred not in taken_pred and target not in taken_target and not counted[target]:
+            taken_target.add(target)
         elif pred not in taken_pred and target not in taken_target:
             pairs.append((pred, target))
             taken_pred.add(pred)
@@ -171,7 +189,7 @@ def _assign_greedily(cost: np.ndarray, allowed: np.ndarray, stop_early: bool) ->
     return pairs
 
 
-def _assign_all(cost: np.ndarray, allowed: np.ndarray, _stop_early: bool) -> list[tuple[int, int]]:
+def _assign_all(cost: np.ndarray, allowed: np.ndarray) -> list[tuple[int, int]]:
     possible = allowed & np.isfinite(cost)
     if not possible.any():
         return []
@@ -190,6 +208,7 @@ def match_keypoints(
     *,
     weights: Weights = None,
     rule: str | MatchingRule = "relative-human",
+    valid: Bool[Tensor, " T"] | None = None,
 ) -> Matches:
     """Match the predictions of an image to its people by their keypoints in the image.
 
@@ -201,15 +220,22 @@ def match_keypoints(
         target: keypoints of the people [pixels].
         weights: (T, K), which of these are visible.
         rule: a name of `MATCHING_RULES`, or a rule of your own.
+        valid: false for people who do not count; see `match`.
     """
     if isinstance(rule, str):
         if rule not in MATCHING_RULES:
             raise ValueError(f"rule: expected one of {', '.join(MATCHING_RULES)}, got {rule!r}")
         rule = MATCHING_RULES[rule]
     cost = keypoint_distances(pred, target, weights=weights, distance=rule.distance)
-    boxes = keypoint_boxes(pred), keypoint_boxes(target, weights=weights)
+    shown = target
+    if rule.hidden is not None and weights is not None:
+        shown = torch.where((expand_weights(weights, target.shape[:-1]) != 0)[..., None], target, rule.hidden)
+        weights = None
+    boxes = keypoint_boxes(pred), keypoint_boxes(shown, weights=weights)
     overlap = box_iou(*boxes, pixel=rule.pixel)
-    return match(cost, allowed=overlap >= rule.min_iou, method=rule.method, stop_early=rule.stop_early)
+    return match(
+        cost, allowed=overlap >= rule.min_iou, method=rule.method, stop_early=rule.stop_early, valid=valid
+    )
 
 
 class DetectionScores(NamedTuple):

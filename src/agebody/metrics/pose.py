@@ -48,8 +48,9 @@ def mpjpe(
         root: names of the points whose mean is the root, or their indices; by default the layout's own.
             ``("left_hip", "right_hip")`` is common, too. Without layout and root, points are compared in
             place.
-        weights: confidences or a mask, broadcast to (*batch, K). A person with a root point of weight 0 does
-            not count.
+        weights: confidences or a mask, broadcast to (*batch, K). A person whose layout's root has weight 0
+            does not count. A root that is named may have weight 0: it is then not part of the mean, as
+            Human3.6M's pelvis beside the 14 points of LSP, and who has no finite one does not count.
         reduction: over people.
 
     Source: Ionescu et al., Human3.6M, IEEE TPAMI 36(7), 2014.
@@ -165,26 +166,29 @@ def joint_errors(
     return Errors(*_root_aligned_distances(pred, target, layout, root, weights))
 
 
-@metric("person", options=("relative",))
+@metric("person", options=("relative", "signed"))
 def stature_error(
     pred: Float[Tensor, "*batch"],
     target: Float[Tensor, "*batch"],
     *,
     relative: bool = False,
+    signed: bool = False,
     weights: Weights = None,
     reduction: Reduction = "mean",
 ) -> Errors:
-    """Return the absolute error of stature.
+    """Return the error of stature, absolute by default.
 
     Args:
         pred: statures [m]; of bodies in their rest pose, `agebody.measure.stature` of the vertices.
         target: true statures [m].
         relative: as a fraction of the true stature.
+        signed: the difference, above 0 for people who are predicted too tall, as in AionHMR's tables.
         weights: (*batch).
         reduction: over people.
     """
     pred, target, weights = expect_pair(pred, target, weights)
-    errors = (apply_mask(pred, weights) - apply_mask(target, weights)).abs()
+    errors = apply_mask(pred, weights) - apply_mask(target, weights)
+    errors = errors if signed else errors.abs()
     if relative:
         errors = errors / (target if weights is None else torch.where(weights != 0, target, 1))
     return Errors(errors, weights)
@@ -216,13 +220,18 @@ def _root_aligned_distances(
 def _root_aligned(
     pred: Tensor, target: Tensor, layout: Layout, root: Root, weights: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Move both roots to the origin, and set the weights of people to 0 whose root points do not all
-    count."""
+    """Move both roots to the origin, and set the weights of people to 0 who have none."""
     pred, target, weights = read_points(pred, target, weights)
     if layout is None and root is None:
         return pred, target, weights
     points = root_points(layout, root, pred.shape[-2])
+    origins = [x[..., points, :] for x in (pred, target)]
     if weights is not None:
-        weights = weights * (weights[..., points] != 0).all(-1, keepdim=True)
-    pred, target = (x - x[..., points, :].mean(-2, keepdim=True) for x in (pred, target))
+        known = weights[..., points] != 0
+        if root is not None:
+            known = known | (origins[0].isfinite() & origins[1].isfinite()).all(-1)
+        weights = weights * known.all(-1, keepdim=True)
+    pred, target = (
+        x - origin.mean(-2, keepdim=True) for x, origin in zip((pred, target), origins, strict=True)
+    )
     return pred, target, weights

@@ -5,6 +5,8 @@ frame is the weighted mean over its points."""
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -17,40 +19,48 @@ from agebody.metrics.record import Errors, metric
 SEGMENT = 100
 """Frames that are aligned together (SLAHMR, WHAM, TRAM and GVHMR)."""
 
+Rest = Literal["short", "joined"]
+"""What becomes of the frames after the last whole segment."""
 
-@metric("frame", options=("segment",))
+
+@metric("frame", options=("segment", "rest"))
 def w_mpjpe(
     pred: Float[Tensor, "*batch T K 3"],
     target: Float[Tensor, "*batch T K 3"],
     *,
     segment: int | None = SEGMENT,
+    rest: Rest = "short",
     weights: Weights = None,
     reduction: Reduction = "mean",
 ) -> Errors:
     """Return the world MPJPE: each segment is aligned by the similarity that fits its first two frames.
 
-    Segments follow one another from the first frame; the last may be shorter. The first two frames of a
-    segment are the first two of any weight. Published evaluations drop invalid frames before cutting
-    segments: to match them to the digit, drop these frames, too.
+    Segments follow one another from the first frame. The first two frames of a segment are the first two of
+    any weight. Published evaluations drop invalid frames before cutting segments: to match them to the digit,
+    drop these frames, too.
 
     Args:
         pred: predicted points, in any world.
         target: true points.
         segment: frames that are aligned together; None for all.
+        rest: "short": the frames after the last whole segment are a shorter one, as in WHAM and GVHMR.
+            "joined": the last segment includes them, as in TRAM, whose code leaves out the last frame, or
+            the last segment if no frames are left.
         weights: confidences or a mask, broadcast to (*batch, T, K); of frames, ``mask[..., None]``.
         reduction: over frames.
 
     Source: Ye et al., SLAHMR, CVPR 2023; Shin et al., WHAM, CVPR 2024. Both include the scale.
     """
-    return _aligned_by_segments(pred, target, segment, weights, first=2)
+    return _aligned_by_segments(pred, target, segment, rest, weights, first=2)
 
 
-@metric("frame", options=("segment",))
+@metric("frame", options=("segment", "rest"))
 def wa_mpjpe(
     pred: Float[Tensor, "*batch T K 3"],
     target: Float[Tensor, "*batch T K 3"],
     *,
     segment: int | None = SEGMENT,
+    rest: Rest = "short",
     weights: Weights = None,
     reduction: Reduction = "mean",
 ) -> Errors:
@@ -58,7 +68,7 @@ def wa_mpjpe(
 
     Arguments and sources as of `w_mpjpe`.
     """
-    return _aligned_by_segments(pred, target, segment, weights, first=None)
+    return _aligned_by_segments(pred, target, segment, rest, weights, first=None)
 
 
 @metric("frame", unit="1")
@@ -140,12 +150,29 @@ def jitter(
 
 
 def _aligned_by_segments(
-    pred: Tensor, target: Tensor, segment: int | None, weights: Tensor | None, first: int | None
+    pred: Tensor, target: Tensor, segment: int | None, rest: Rest, weights: Tensor | None, first: int | None
 ) -> Errors:
     """Return the errors after aligning each segment by its first frames of any weight, or by all."""
     pred, target, weights = read_points(pred, target, weights, 2)
     if segment is not None and segment < 1:
         raise ValueError(f"segment: expected at least one frame, got {segment}")
+    if rest not in get_args(Rest):
+        raise ValueError(f"rest: expected one of {', '.join(get_args(Rest))}, got {rest!r}")
+    if rest == "joined" and segment is not None:
+        frames, given = pred.shape[-3], pred.new_ones(pred.shape[:-1]) if weights is None else weights
+        if frames <= segment:
+            raise ValueError(f"pred: expected more than the {segment} frames of a segment, got {frames}")
+        start = (frames - 1) // segment * segment - segment
+        end = start + segment if frames % segment == 0 else frames - 1
+        parts = [
+            _aligned_by_segments(
+                pred[..., rows, :, :], target[..., rows, :, :], size, "short", given[..., rows, :], first
+            )
+            for rows, size in ((slice(0, start), segment), (slice(start, end), None))
+        ]
+        left = pred.new_zeros(*pred.shape[:-3], frames - end)
+        values, counted = (torch.cat([*both, left], -1) for both in zip(*parts, strict=True))
+        return Errors(values, counted)
     *batch, frames, points = pred.shape[:-1]
     segment = max(1, frames if segment is None else min(segment, frames))
     given = pred.new_ones(pred.shape[:-1]) if weights is None else weights.to(pred.dtype)

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agebody.pipelines.cli.app import app, running
-from agebody.pipelines.cli.options import AsJson, Layout, check_choice
+from agebody.pipelines.cli.options import AsJson, Layout, check_choice, option
 
 if TYPE_CHECKING:
     from agebody.pipelines.evaluate import Cell
@@ -41,10 +41,18 @@ def evaluate(
         str,
         typer.Option(
             callback=_check_table,
-            help="**infantnet**, **relative-human**, **coco**, or **auto**: all that the files allow.",
+            help="**infantnet**, **relative-human**, the same as **relative-human-published**, **coco**, "
+            "or **auto**: all that the files allow.",
         ),
     ] = "auto",
     layout: Layout = None,
+    root: Annotated[
+        list[str] | None,
+        option(
+            "Joint by whose position MPJPE and PVE align, also where its weight is 0; several times for the "
+            "middle of several. By default the layout's root.",
+        ),
+    ] = None,
     resamples: Annotated[
         int, typer.Option("--bootstrap", min=0, help="Resamples for 95 % intervals; 0 for no intervals.")
     ] = 1000,
@@ -60,7 +68,13 @@ def evaluate(
 
     with running() as bars:
         bars.add_task("comparing", total=None)
-        options: dict[str, Any] = {"table": table, "layout": layout, "resamples": resamples, "seed": seed}
+        options: dict[str, Any] = {
+            "table": table,
+            "layout": layout,
+            "root": root or None,
+            "resamples": resamples,
+            "seed": seed,
+        }
         tables = evaluate_files(pred, target, **options)
     if as_json:
         print(json.dumps([each.as_dict() for each in tables], indent=2))

@@ -16,6 +16,7 @@
 | `areas` | (N,) | of the truth [pixels²] |
 | `boxes` | (N, 4) | of the truth: x, y, width, height [pixels] |
 | `crowd` | (N,) | of the truth: true for regions of several people |
+| `valid` | (N,) | of the truth: false for people who do not count, as in AGORA |
 | `age_offset` | (N,) | of the truth: 0 adult, 1 infant; NaN unknown |
 | `years` | (N,) | of the truth: from 0 to below 130; NaN unknown |
 | `age_class` | (N,) | of the truth: names or indices of `AGE_CLASSES`; an empty name or -1 unknown |
@@ -41,6 +42,9 @@ from agebody.metrics.similarity import CROWDPOSE14
 
 OTHER_LAYOUTS = {"crowdpose14": CROWDPOSE14}
 
+LARGEST = {"joints": 10.0, "vertices": 10.0, "depth": 1000.0}
+"""The median person of a file is smaller, and nearer [m]."""
+
 _AGES = ("age_offset", "years", "age_class")
 _KEYS = {
     "ids": Key(kind="id"),
@@ -57,6 +61,7 @@ _KEYS = {
     "areas": Key(least=0),
     "boxes": Key((4,)),
     "crowd": Key(kind="flag"),
+    "valid": Key(kind="flag"),
     **{name: Key(kind="age") for name in _AGES},
 }
 
@@ -82,6 +87,7 @@ class Bodies:
     areas: Float[np.ndarray, " N"] | None = None
     boxes: Float[np.ndarray, "N 4"] | None = None
     crowd: Bool[np.ndarray, " N"] | None = None
+    valid: Bool[np.ndarray, " N"] | None = None
     age_classes: Int[np.ndarray, " N"] | None = None
 
     def has(self, *names: str) -> bool:
@@ -150,6 +156,7 @@ def read_bodies(path: str | Path) -> Bodies:
             fail(path, f"joint_weights: expected shape {shapes[0]}, got {shapes[1]}")
     result = Bodies(path, count, **bodies)
     _refuse_gaps(result)
+    _refuse_millimetres(result)
     return result
 
 
@@ -166,3 +173,23 @@ def _refuse_gaps(bodies: Bodies) -> None:
         if not finite.all():
             row = int(np.flatnonzero(~finite.reshape(bodies.count, -1).all(1))[0])
             fail(bodies.path, f"{name}: NaN or infinite for {bodies.name_of(row)}")
+
+
+def _refuse_millimetres(bodies: Bodies) -> None:
+    """Refuse lengths that cannot be metres: a millimetre taken for a metre is an error of kilometres."""
+    for name, largest in LARGEST.items():
+        values = getattr(bodies, name)
+        if values is None:
+            continue
+        if name == "depth":
+            sizes, what = np.abs(values), "away"
+        else:
+            kept = np.isfinite(values).all(-1)
+            if name == "joints" and bodies.joint_weights is not None:
+                kept &= bodies.joint_weights != 0
+            low, high = (np.where(kept[..., None], values, end) for end in (np.inf, -np.inf))
+            sizes, what = (high.max(1) - low.min(1)).max(-1), "across"
+        size = float(np.median(sizes))
+        if size > largest:
+            problem = f"expected metres, got people of {size:.4g} {what}, the median; are they millimetres?"
+            fail(bodies.path, f"{name}: {problem}")

@@ -24,6 +24,8 @@ AGE_ROWS = tuple(reversed([kind.name for kind in AGE_CLASSES]))
 def pair(pred: Bodies, target: Bodies) -> np.ndarray:
     """Return the row of each person's prediction by id, or the same row if neither file has ids; else `LOST`.
 
+    `NOBODY` for people who are not valid.
+
     Raises:
         AnnotationError: a prediction belongs to nobody, only one file has ids, or they have two types.
     """
@@ -37,16 +39,17 @@ def pair(pred: Bodies, target: Bodies) -> np.ndarray:
                 f"expected {target.count} people, as in {target.path}, got {pred.count}; "
                 "with ids in both files some may be missing",
             )
-        return np.arange(target.count)
+        return np.where(_valid(target), np.arange(target.count), NOBODY)
     _expect_known(pred, target, "ids", "is nobody")
     row = {value: i for i, value in enumerate(pred.get("ids").tolist())}
-    return np.array([row.get(value, LOST) for value in target.get("ids").tolist()], dtype=np.int64)
+    found = np.array([row.get(value, LOST) for value in target.get("ids").tolist()], dtype=np.int64)
+    return np.where(_valid(target), found, NOBODY)
 
 
-def match_images(pred: Bodies, target: Bodies) -> np.ndarray:
-    """Return the row of each person's prediction by keypoints per image, as in Relative Human's evaluation.
+def match_images(pred: Bodies, target: Bodies, rule: str = "relative-human") -> np.ndarray:
+    """Return the row of each person's prediction by keypoints per image, by a rule of `MATCHING_RULES`.
 
-    `LOST` where there is none; `NOBODY` for people without a visible keypoint.
+    `LOST` where there is none; `NOBODY` for people who are not valid or without a visible keypoint.
 
     Raises:
         AnnotationError: a file lacks images or keypoints, or a prediction is in an unknown image.
@@ -56,7 +59,7 @@ def match_images(pred: Bodies, target: Bodies) -> np.ndarray:
     images = pred.get("image_ids", why), target.get("image_ids", why)
     expect_same_size(pred, target, "keypoints")
     _expect_known(pred, target, "image_ids", "is no image")
-    visible = target.get("visible")
+    visible, valid = target.get("visible"), _valid(target)
     rows = np.where(visible.any(1), LOST, NOBODY)
     for image in np.unique(images[1]):
         found, here = (
@@ -65,10 +68,18 @@ def match_images(pred: Bodies, target: Bodies) -> np.ndarray:
         )
         if len(found) and len(here):
             matches = match_keypoints(
-                tensor(mine[found]), tensor(theirs[here]), weights=torch.from_numpy(visible[here])
+                tensor(mine[found]),
+                tensor(theirs[here]),
+                weights=torch.from_numpy(visible[here]),
+                rule=rule,
+                valid=torch.from_numpy(valid[here]),
             )
             rows[here[matches.target.numpy()]] = found[matches.pred.numpy()]
-    return rows
+    return np.where(valid, rows, NOBODY)
+
+
+def _valid(target: Bodies) -> np.ndarray:
+    return np.ones(target.count, bool) if target.valid is None else target.valid
 
 
 def expect_same_size(pred: Bodies, target: Bodies, name: str) -> None:
@@ -111,10 +122,12 @@ def notes_of(target: Bodies, rows: np.ndarray) -> tuple[str, ...]:
         notes.append(
             f"{(rows == LOST).sum()} of {target.count} people have no prediction; errors are of the others"
         )
-    if (rows == NOBODY).any():
-        notes.append(
-            f"{(rows == NOBODY).sum()} people without a visible keypoint cannot be matched and do not count"
-        )
+    invalid = ~_valid(target)
+    if invalid.any():
+        notes.append(f"{invalid.sum()} people are not valid and do not count")
+    unseen = (rows == NOBODY) & ~invalid
+    if unseen.any():
+        notes.append(f"{unseen.sum()} people without a visible keypoint cannot be matched and do not count")
     if target.age_classes is not None and (target.age_classes == UNKNOWN).any():
         notes.append(f"{(target.age_classes == UNKNOWN).sum()} people of unknown age count in all only")
     return tuple(notes)

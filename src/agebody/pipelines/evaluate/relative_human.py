@@ -34,12 +34,21 @@ THRESHOLD = 0.2
 
 
 def relative_human_tables(
-    pred: Bodies, target: Bodies, *, intervals: Intervals = DEFAULT
+    pred: Bodies, target: Bodies, *, published: bool = False, intervals: Intervals = DEFAULT
 ) -> tuple[Table, Table]:
     """Return PCDR_0.2 and, with keypoints, mPCKh, by age class and for all; and a table of detection.
 
     The second table has precision, recall and F1, and, where the truth has areas and the predictions have
     scores, AP and AR. People are paired by ids if both files have them, else by keypoints.
+
+    Args:
+        pred: predictions.
+        target: the truth.
+        published: compute as the public evaluation code does. Its boxes of people include hidden keypoints,
+            at (-2, -2), so that more people are missed; found people with fewer than two visible keypoints
+            enter the mean of mPCKh as -1; and precision, recall and F1, rounded to two decimals, take the
+            number of predictions for that of people.
+        intervals: options of the bootstrap.
 
     Raises:
         AnnotationError: the files do not match.
@@ -47,9 +56,13 @@ def relative_human_tables(
     pred.get("depth", "needed for PCDR")
     target.get("image_ids", "needed to know who is in one image")
     by_ids = pred.has("ids") and target.has("ids")
-    rows = pair(pred, target) if by_ids else match_images(pred, target)
+    rule = "relative-human-published" if published else "relative-human"
+    rows = pair(pred, target) if by_ids else match_images(pred, target, rule)
     groups, ratios = groups_of(target, rows != NOBODY), Ratios(clusters_of(target))
-    relations, keypoints = _relations(pred, target, rows), _right_keypoints(pred, target, rows)
+    relations, keypoints = (
+        _relations(pred, target, rows),
+        _right_keypoints(pred, target, rows, published),
+    )
     for name, members in groups:
         right, pairs, missed = relations[name]
         # Without a pair there is no rate, however many were missed.
@@ -59,8 +72,9 @@ def relative_human_tables(
             ratios.add_mean(keypoints[0], keypoints[1] & members)
     columns = (Column("PCDR", "%"), *([] if keypoints is None else [Column("mPCKh", "%")]))
     cells = ratios.cells(intervals)
-    table = Table("Relative Human", columns, rows_of(groups, rows == LOST, cells), notes_of(target, rows))
-    return table, _detection_table(pred, target, rows, intervals)
+    name = "Relative Human" + published * ", as published"
+    table = Table(name, columns, rows_of(groups, rows == LOST, cells), notes_of(target, rows))
+    return table, _detection_table(pred, target, rows, published, intervals)
 
 
 def _relations(
@@ -111,7 +125,9 @@ def _arrays(parts: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return right, pairs, missed
 
 
-def _right_keypoints(pred: Bodies, target: Bodies, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+def _right_keypoints(
+    pred: Bodies, target: Bodies, rows: np.ndarray, published: bool
+) -> tuple[np.ndarray, np.ndarray] | None:
     """Return the share of right keypoints per person, and who counts; None without keypoints."""
     if not (pred.has("keypoints") and target.has("keypoints")):
         return None
@@ -119,26 +135,37 @@ def _right_keypoints(pred: Bodies, target: Bodies, rows: np.ndarray) -> tuple[np
     values, counted = np.zeros(target.count), np.zeros(target.count, bool)
     found = np.flatnonzero(rows >= 0)
     visible = target.get("visible")[found]
+    if published:
+        visible = visible & (target.get("keypoints")[found] > -1).all(-1)
     points = tensor(pred.get("keypoints")[rows[found]]), tensor(target.get("keypoints")[found])
     values[found] = mpckh(*points, weights=torch.from_numpy(visible), reduction="none")
     counted[found] = visible.sum(1) >= 2
+    if published:
+        values[found] = np.where(counted[found], values[found], -1)
+        counted[found] = True
     return values, counted
 
 
-def _detection_table(pred: Bodies, target: Bodies, rows: np.ndarray, intervals: Intervals) -> Table:
+def _detection_table(
+    pred: Bodies, target: Bodies, rows: np.ndarray, published: bool, intervals: Intervals
+) -> Table:
     """Return precision, recall and F1, and AP where the files allow it."""
     ratios = Ratios(clusters_of(target))
     matched, missed = ratios.per_cluster(rows >= 0), ratios.per_cluster(rows == LOST)
-    spare = np.setdiff1d(np.arange(pred.count), rows[rows >= 0])  # nobody, if by ids
+    by_ids = pred.has("ids") and target.has("ids")
+    spare = np.empty(0, np.int64) if by_ids else np.setdiff1d(np.arange(pred.count), rows[rows >= 0])
     images = np.unique(target.get("image_ids"))
     false = np.zeros(len(matched))
     if len(spare):
         false = np.bincount(np.searchsorted(images, pred.get("image_ids")[spare]), minlength=len(matched))
-    ratios.add(matched, matched + false, int((matched + false).sum()))
-    ratios.add(matched, matched + missed, int((matched + missed).sum()))
-    ratios.add(2 * matched, 2 * matched + false + missed, int((matched + false + missed).sum()))
+    right = matched + false - missed if published else matched
+    ratios.add(right, right + false, int((matched + false).sum()))
+    ratios.add(right, right + missed, int((matched + missed).sum()))
+    ratios.add(2 * right, 2 * right + false + missed, int((matched + false + missed).sum()))
     columns = [Column(name, "%") for name in ("precision", "recall", "F1")]
     cells = ratios.cells(intervals)
+    if published:
+        cells = [cell._replace(value=round(cell.value, 2)) for cell in cells]
     detections = _detections(pred, target, images)
     if isinstance(detections, str):
         notes = (f"no AP: {detections}",)
@@ -146,7 +173,7 @@ def _detection_table(pred: Bodies, target: Bodies, rows: np.ndarray, intervals: 
         numbers = coco_table(detections, intervals=intervals)
         columns, cells, notes = [*columns, *numbers.columns], [*cells, *numbers.rows[0].cells], numbers.notes
     row = Row("all", int((rows != NOBODY).sum()), int((rows == LOST).sum()), tuple(cells))
-    return Table("Detection", tuple(columns), (row,), notes)
+    return Table("Detection" + published * ", as published", tuple(columns), (row,), notes)
 
 
 def _detections(pred: Bodies, target: Bodies, images: np.ndarray) -> Detections | str:
@@ -176,6 +203,15 @@ def _detections(pred: Bodies, target: Bodies, images: np.ndarray) -> Detections 
         visible=target.visible,
         boxes=target.boxes,
         crowd=target.crowd,
+        ignored=_ignored(target),
         images=images,
     )
     return Detections([split], 2 * np.array(sigmas))
+
+
+def _ignored(target: Bodies) -> np.ndarray | None:
+    """Return who counts neither for nor against; None for the usual."""
+    if target.valid is None:
+        return None
+    crowd = np.zeros(target.count, bool) if target.crowd is None else target.crowd
+    return ~target.valid | crowd | ~target.get("visible").any(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -14,7 +15,7 @@ from agebody.pipelines.evaluate.infantnet import infantnet_table
 from agebody.pipelines.evaluate.relative_human import relative_human_tables
 from agebody.pipelines.evaluate.table import Intervals, Table
 
-TableName = Literal["auto", "infantnet", "relative-human", "coco"]
+TableName = Literal["auto", "infantnet", "relative-human", "relative-human-published", "coco"]
 
 
 def evaluate_files(
@@ -23,6 +24,7 @@ def evaluate_files(
     *,
     table: TableName = "auto",
     layout: str | None = None,
+    root: Sequence[str] | None = None,
     resamples: int = 1000,
     seed: int = 0,
 ) -> list[Table]:
@@ -33,6 +35,8 @@ def evaluate_files(
         target: an npz, or COCO annotations (.json).
         table: which one; "auto" makes all for which the files have the keys.
         layout: of the joints, where the files do not state it.
+        root: names of the joints whose mean is the root of MPJPE and PVE; the layout's own by default. A
+            named root may have weight 0: it is then not part of the mean.
         resamples: of the bootstrap; 0 for no intervals.
         seed: of the bootstrap.
 
@@ -58,9 +62,10 @@ def evaluate_files(
     people = read_bodies(pred), read_bodies(target)
     tables = []
     if table == "infantnet" or (table == "auto" and all(one.has("joints") for one in people)):
-        tables.append(infantnet_table(*people, layout=layout, intervals=intervals))
-    if table == "relative-human" or (table == "auto" and _has_relations(*people)):
-        tables += relative_human_tables(*people, intervals=intervals)
+        tables.append(infantnet_table(*people, layout=layout, root=root, intervals=intervals))
+    if "relative-human" in table or (table == "auto" and _has_relations(*people)):
+        published = table.endswith("-published")
+        tables += relative_human_tables(*people, published=published, intervals=intervals)
     if not tables:
         fail(
             pred,
