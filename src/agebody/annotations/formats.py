@@ -57,9 +57,12 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _triples(xy: Any, third: Any = None) -> Any:
-    """Return x, y, c of points given as pairs and, optionally, confidences; the pairs if they do not fit."""
-    if not isinstance(xy, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in xy):
+    """Return x, y, c of points given as pairs and, optionally, confidences; what does not fit, if any."""
+    if not isinstance(xy, list):
         return xy
+    odd = [pair for pair in xy if not isinstance(pair, list) or len(pair) != 2]
+    if odd:
+        return str(odd[0])
     third = [1.0] * len(xy) if third is None else third
     if not isinstance(third, list) or len(third) != len(xy):
         return third
@@ -103,8 +106,7 @@ def _openpose_person(where: str, person: Any) -> tuple[str, Any]:
             return f"{where}.{key}", _with(
                 {k: v for k, v in person.items() if k != key}, keypoints=person[key]
             )
-    missing = {"keypoints": "no pose_keypoints_2d"} if isinstance(person, dict) else person
-    return where, missing
+    return where, person
 
 
 def _openpose_people(document: Any, prefix: str = "") -> list[tuple[str, Any]]:
@@ -205,8 +207,8 @@ def _yolo(lines: Any) -> Iterator[Frame]:
 def _split_yolo(values: list[Any]) -> tuple[Any, Any, Any]:
     """Return points, score and track of what follows the box: x, y or x, y, v of each, score, track."""
     sizes = sorted({order.size for order in ORDERS}, key=lambda size: (size != 17, size))
-    for extra in (0, 1, 2):
-        for size in sizes:
+    for size in sizes:
+        for extra in (0, 1, 2):
             for dims in (3, 2):
                 if len(values) == size * dims + extra:
                     points, more = values[: size * dims], values[size * dims :]
@@ -228,7 +230,7 @@ def _landmarks(value: Any) -> list[Any] | None:
         return None if key is None else [] if value[key] is None else _landmarks(value[key])
     if not isinstance(value, list):
         return None
-    if _objects(value, "x"):
+    if _objects(value, "x") and "y" in value[0]:
         return [value]
     people = [_landmarks(one) for one in value]
     return [pose for found in people if found is not None for pose in found] if None not in people else None

@@ -163,7 +163,7 @@ def _read_annotations(path: Path, document: dict[str, Any], layout: str | Keypoi
         keep([one in categories for one in ids], "of another category")
     keep([not row.get("iscrowd") for row in entries.rows], "crowd")
     if len(entries) and not any(row.get("keypoints") for row in entries.rows):
-        fail(path, "annotations: no keypoints, boxes only; agebody reads the keypoints of people")
+        fail(path, "no keypoints, boxes only; agebody reads the keypoints of people")
     points = entries.points(MAX_PIXELS)
     labelled = [bool(row[:, 2].any()) for row in points]
     keep(labelled, _UNLABELLED)
@@ -241,7 +241,7 @@ def _read_detections(
         entries, place = entries.select(kept), _select(place, kept)
         canvases = _select(canvases, kept)
     if len(entries) and not any(row.get("keypoints") for row in entries.rows):
-        fail(path, f"{entries.name}: no keypoints, boxes only; agebody reads the keypoints of people")
+        fail(path, "no keypoints, boxes only; agebody reads the keypoints of people")
     points = entries.points(MAX_PIXELS)
     labelled = [bool(row[:, 2].any()) for row in points]
     left_out[_UNLABELLED] = labelled.count(False)
