@@ -8,7 +8,7 @@ import torch
 import agebody
 from agebody import BodyParameters
 from agebody.cameras import Camera
-from agebody.fitting import SMPLIFY_KIDS, Plane, fit_plane, fit_scans
+from agebody.fitting import SMPLIFY_KIDS, Cloud, Plane, above_plane, fit_plane, fit_scans, points_from_depth
 from agebody.fitting.scans.frames import Frames
 from agebody.fitting.scans.surface import register_surface
 from agebody.fitting.scans.terms import all_joints
@@ -106,12 +106,13 @@ class TestReport:
         (scan,) = seen["scans"]
         quarter = torch.cat((scan, scan[: len(scan) // 3] + far))
         still = weighted(**dict.fromkeys(LAST.weights, 0.0))
-        report = fit(infant, seen | {"scans": [scan + far, quarter]}, stages=[still]).report
+        report = fit(infant, seen | {"scans": [scan + far, quarter], "plane": None}, stages=[still]).report
         assert report.s2m.isnan().tolist() == [True, False]
         torch.testing.assert_close(
             report.outliers, torch.tensor([1.0, (len(scan) // 3) / len(quarter)]), rtol=0, atol=1e-6
         )
-        assert report.accepted.tolist() == [False, True]
+        assert report.accepted.tolist() == [False, False]
+        assert report.uncovered.tolist() == [1.0, pytest.approx(0.0, abs=0.1)]
 
     def test_a_frame_without_landmarks_is_not_accepted(self, infant, seen):
         given = with_landmarks(infant, seen)
@@ -119,7 +120,8 @@ class TestReport:
         weights = torch.ones(2, pixels.shape[1])
         weights[1] = 0
         given |= {"scans": [scan, scan[:0]], "keypoints": pixels.expand(2, -1, -1), "weights": weights}
-        report = fit(infant, given).report
+        report = fit(infant, given, max_s2m=0.01).report
+        assert report.reprojection is not None
         assert report.reprojection.isnan().tolist() == [False, True]
         assert report.accepted.tolist() == [True, False]
         assert report.s2m.isnan().tolist() == [False, True]
@@ -169,3 +171,83 @@ class TestErrors:
                 fit_plane(points)
         flat = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 1, 0]])
         torch.testing.assert_close(fit_plane(flat).normal.abs(), torch.tensor([0.0, 0, 1]))
+
+
+class TestPlanes:
+    """A table seen by a camera that does not stand at the origin."""
+
+    VIEW = Camera.look_at(
+        torch.tensor([0.1, -1.6, 0.25]), torch.tensor([0.0, -2.6, 0.0]), size=(80, 60), fov=math.radians(45)
+    )
+
+    def cloud(self):
+        """The table y = -2.6, below the origin, with a box on it."""
+        rows, columns = torch.meshgrid(torch.arange(60) + 0.5, torch.arange(80) + 0.5, indexing="ij")
+        pixels = torch.stack((columns, rows), -1).view(-1, 2)
+        ends = self.VIEW.unproject(pixels, torch.ones(len(pixels)))
+        eye = self.VIEW.to_world(torch.zeros(1, 3))
+        depth = ((-2.6 - eye[:, 1]) / (ends - eye)[:, 1]).view(60, 80)
+        depth[20:40, 30:50] -= 0.15
+        return points_from_depth(depth, self.VIEW)
+
+    @pytest.mark.parametrize("shift", [0.0, 2.0, 6.0])
+    def test_it_points_to_the_camera_wherever_the_origin_is(self, shift):
+        """By the normals, by what stands on the plane, and by the camera."""
+        cloud = self.cloud()
+        away = torch.tensor([0.0, shift, 0.0])
+        moved = Cloud(cloud.points + away, cloud.normals)
+        view = Camera.look_at(
+            torch.tensor([0.1, -1.6 + shift, 0.25]), torch.tensor([0.0, -2.6 + shift, 0.0]), size=(80, 60)
+        )
+        for found in (fit_plane(moved), fit_plane(moved.points), fit_plane(moved.points, towards=view)):
+            assert found.normal[1] > 0.99
+            kept = above_plane(moved, found).points
+            assert abs(len(kept) - 400) < 80
+        assert fit_plane(moved, towards=torch.tensor([0.0, -9.0, 0.0])).normal[1] < -0.99
+
+    def test_one_that_puts_the_scans_below_it_is_refused(self, infant, seen):
+        down = Plane(-seen["plane"].normal, -seen["plane"].offset)
+        with pytest.raises(ValueError, match="plane: expected the scans above it, got half of the points"):
+            fit(infant, seen, plane=down)
+        empty = [scan[:0] for scan in seen["scans"]]  # as `above_plane` leaves them
+        with pytest.raises(ValueError, match="plane: expected the scans above it, got no points and the"):
+            fit(infant, with_landmarks(infant, seen), scans=empty, plane=down)
+
+    def test_millimetres(self, infant, seen):
+        with pytest.raises(ValueError, match="depth: expected metres, got a median of 980; divide"):
+            points_from_depth(torch.full((60, 80), 980.0), self.VIEW)
+        with pytest.raises(ValueError, match=r"scans\[0\]: expected points of a person in metres"):
+            fit(infant, seen, scans=[1000 * scan for scan in seen["scans"]], plane=None)
+
+
+class TestAccepted:
+    """Each number of the report can refuse a frame."""
+
+    def test_what_it_says(self, infant, seen):
+        still = weighted(**dict.fromkeys(LAST.weights, 0.0))
+        true = seen["start"]._replace(transl=torch.zeros(1, 3))
+        dense = infant(true).vertices[0]
+        dense = dense[dense[:, 1] > dense[:, 1].mean()]
+        noise = 0.01 * torch.randn(dense.shape, generator=torch.Generator().manual_seed(0))
+        legs = dense[dense[:, 2] < dense[:, 2].quantile(0.6)]
+        wide = true._replace(betas=torch.full_like(true.betas, 5.0))
+        pixels = with_landmarks(infant, seen | {"start": true})["keypoints"]
+        for accepted, options in (
+            (True, {}),
+            (True, {"keypoints": pixels}),
+            (False, {"scans": [dense + noise]}),
+            (True, {"scans": [dense + noise], "max_s2m": 0.02}),
+            (False, {"scans": [torch.cat((dense, dense[::5] + 0.3))]}),
+            (False, {"scans": [legs]}),
+            (False, {"keypoints": pixels + 20}),
+            (False, {"start": wide, "scans": [infant(wide).vertices[0]]}),
+        ):
+            given = seen | {"start": true, "scans": [dense], "plane": None} | options
+            assert fit(infant, given, stages=[still]).report.accepted.tolist() == [accepted], options.keys()
+
+    def test_betas_are_bounded(self, infant, seen):
+        """A scan twice as large as any infant."""
+        free = weighted(shape=1e-6)._replace(max_iterations=8)
+        found = fit(infant, seen | {"scans": [2 * seen["scans"][0]]}, stages=[free])
+        assert found.parameters.betas.abs().max() <= 5
+        assert not found.report.accepted.any()

@@ -18,6 +18,10 @@ REACH = 3
 """Normals are fitted to the pixels within this distance in both directions."""
 LEAST_SHARE = 0.2
 """Share of the points that must lie on a plane."""
+MAX_MEDIAN = 100.0
+"""Depth images with a larger median are not in metres."""
+BESIDE = 0.5
+"""Largest distance from a plane of the points that determine its upper side [m]."""
 TRIALS = 300
 """Planes through three random points that are tried."""
 
@@ -70,6 +74,8 @@ def points_from_depth(
     if not max_jump > 0:
         raise ValueError(f"max_jump: expected a number above 0, got {max_jump}")
     valid = depth.isfinite() & (depth > 0)
+    if valid.any() and (median := float(depth[valid].median())) > MAX_MEDIAN:
+        raise ValueError(f"depth: expected metres, got a median of {median:g}; divide millimetres by 1000")
     if mask is not None:
         valid = valid & mask
     row, column = valid.nonzero(as_tuple=True)
@@ -86,18 +92,21 @@ def points_from_depth(
 
 
 def fit_plane(
-    points: Float[Tensor, "N 3"],
+    points: Cloud | Float[Tensor, "N 3"],
     *,
-    towards: Float[Tensor, " 3"] | None = None,
+    towards: Camera | Float[Tensor, " 3"] | None = None,
     tolerance: float = 0.01,
 ) -> Plane:
     """Fit the plane on which most points lie, such as the table below an infant: RANSAC, then least squares.
 
     Args:
         points: [m], may include those of the body.
-        towards: a point on the upper side, such as the camera position; the origin if None.
+        towards: the camera, or a point on the upper side. If None, the side to which the normals of a `Cloud`
+            point, which is that of its camera; without normals, the side with more points within half a
+            metre, such as those of the body.
         tolerance: largest distance of a point on the plane [m].
     """
+    points, point_normals = points if isinstance(points, Cloud) else (points, None)
     points = expect("points", points, None, 3)
     if points.dim() != 2 or len(points) < 3:
         raise ValueError(f"points: expected shape (N, 3) with at least three, got {tuple(points.shape)}")
@@ -119,10 +128,18 @@ def fit_plane(
             raise ValueError(f"points: expected a plane, found {len(on)} points on a line, to {tolerance} m")
         normal = axes[2]
         offset = middle @ normal
-    share = ((points @ normal - offset).abs() <= tolerance).to(points.dtype).mean().item()
+    heights = points @ normal - offset
+    share = (heights.abs() <= tolerance).to(points.dtype).mean().item()
     if not share >= LEAST_SHARE:
         raise ValueError(f"points: expected {LEAST_SHARE:.0%} of them on one plane, got {share:.0%}")
-    above = -offset if towards is None else towards @ normal - offset
+    if towards is not None:
+        eye = towards.to_world(points.new_zeros(1, 3))[0] if isinstance(towards, Camera) else towards
+        above = eye @ normal - offset
+    elif point_normals is not None:
+        above = (point_normals[heights.abs() <= tolerance] @ normal).sum()
+    else:
+        beside = (heights.abs() > tolerance) & (heights.abs() <= BESIDE)
+        above = heights[beside].sign().sum() - offset.sign() / 2
     return Plane(normal, offset) if above >= 0 else Plane(-normal, -offset)
 
 

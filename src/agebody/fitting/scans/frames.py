@@ -14,7 +14,13 @@ from agebody.cameras import Camera
 from agebody.checks import apply_mask, expand_weights, expect
 from agebody.fitting.scans.clouds import Cloud, Plane
 from agebody.keypoints import KeypointLayout
+from agebody.losses import plane_height
 from agebody.mesh.closest import rows_of
+
+MAX_SPREAD = 10.0
+"""Scans with a larger standard deviation of a coordinate are not in metres."""
+BELOW = 0.01
+"""Scans of which half of the points are farther below a plane are refused [m]."""
 
 
 class Frames(NamedTuple):
@@ -53,6 +59,8 @@ def read_frames(
             )
         if not cloud.isfinite().all():
             raise ValueError(f"scans[{i}]: expected finite points; leave out holes")
+        if len(cloud) > 1 and (spread := float(cloud.std(0).max())) > MAX_SPREAD:
+            raise ValueError(f"scans[{i}]: expected points of a person in metres, got an SD of {spread:g}")
     frames, most = len(clouds), max(1, *map(len, clouds))
     points, there = clouds[0].new_zeros(frames, most, 3), clouds[0].new_zeros(frames, most)
     for i, cloud in enumerate(clouds):
@@ -61,6 +69,16 @@ def read_frames(
         raise ValueError(f"camera: expected one, or one per frame ({frames}), got {len(camera.focal)}")
     if plane is not None and not (plane.normal.isfinite().all() and plane.offset.isfinite().all()):
         raise ValueError("plane: expected finite numbers")
+    if plane is not None:
+        shown = points[there != 0]
+        shown = shown if len(shown) else eye_of(camera, points).reshape(-1, 3)
+        height = float(plane_height(shown, plane.normal, plane.offset).median())
+        if height < -BELOW:
+            what = "half of the points" if there.any() else "no points and the camera"
+            raise ValueError(
+                f"plane: expected the scans above it, got {what} more than {-height:.2g} m below; turn it "
+                "round by Plane(-plane.normal, -plane.offset), or give fit_plane the camera as towards="
+            )
     if keypoints is None:
         if weights is not None:
             raise ValueError("weights: expected None without keypoints")

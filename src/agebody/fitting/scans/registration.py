@@ -19,18 +19,20 @@ from agebody.fitting.scans.clouds import Cloud, Plane
 from agebody.fitting.scans.frames import Frames, read_frames
 from agebody.fitting.scans.stages import SMPLIFY_KIDS
 from agebody.fitting.scans.start import start_from_landmarks
-from agebody.fitting.scans.steps import fit_poses, fit_shape, uses
+from agebody.fitting.scans.steps import BETA_BOUND, fit_poses, fit_shape, uses
 from agebody.fitting.scans.surface import register_surface
 from agebody.fitting.scans.terms import TERMS, ScanTerms
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.losses import MahalanobisPrior, joint_limits_prior
-from agebody.mesh.closest import closest_points
+from agebody.mesh.closest import closest_points, nearest_points, rows_of, visible_vertices
 from agebody.mesh.collisions import Exclusions
 from agebody.optim.stages import FitReport, Stage
 from agebody.parameters import BodyParameters, read_start
 
-ACCEPTED = 16.0
+MAX_REPROJECTION = 16.0
 """Largest mean reprojection error of the frames that InfantNet keeps [pixels]."""
+MAX_OUTLIERS, MAX_UNCOVERED = 0.1, 0.1
+"""Largest shares of outliers, and of uncovered vertices, of accepted frames."""
 NEAR = 0.03
 """Largest distance from the surface of points that the report counts as points of the body [m]."""
 
@@ -50,14 +52,20 @@ class ScanReport(NamedTuple):
     """Mean distance from the body of the points of the scan nearer than 3 cm [m]; NaN without such points."""
     outliers: Float[Tensor, " F"]
     """Share of the points that are farther; 0 for an empty scan."""
+    uncovered: Float[Tensor, " F"]
+    """Share of the vertices that the camera would see and that are farther than 3 cm, and the mean
+    distance between points of the scan, from the scan; 1 for an empty one."""
+    largest_beta: Float[Tensor, " F"]
+    """Largest coefficient of the shape, without its sign."""
     surface_s2m: Float[Tensor, " F"] | None
     """``s2m`` of the registered surface [m]."""
     reprojection: Float[Tensor, " F"] | None
     """Mean error of the landmarks of non-zero weight in the image [pixels]; NaN without such landmarks, None
     if no landmarks were given."""
     accepted: Bool[Tensor, " F"]
-    """Whether ``reprojection`` is below 16 pixels (InfantNet's rule; false for NaN); without landmarks,
-    whether any point of the scan is near the body."""
+    """Whether ``s2m`` is below ``max_s2m``, ``outliers`` and ``uncovered`` below 10 %, ``largest_beta`` below
+    its bound of 5, and ``reprojection``, if there are landmarks, below 16 pixels (InfantNet's rule). NaN is
+    not accepted."""
 
 
 class ScanFit(NamedTuple):
@@ -89,6 +97,7 @@ def fit_scans(
     rounds: int = 3,
     sample: int = 600,
     surface: bool = True,
+    max_s2m: float = 0.003,
     exclude: Exclusions | None = None,
     backend: BackendName = "auto",
 ) -> ScanFit:
@@ -123,6 +132,7 @@ def fit_scans(
         rounds: of each stage, at most; between them, visibility and predictions are recomputed.
         sample: number of points of each scan, and twice the number of vertices, in steps 1 and 2.
         surface: whether to run step 3.
+        max_s2m: ``s2m`` of accepted frames is below this [m]: some 1.5 times the noise of the scanner.
         exclude: pairs of faces that are no collision; found if None, which takes seconds. One
             ``Exclusions.of_body(body.asset)`` serves all sequences of a body.
         backend: of the searches for closest points; torch is very slow.
@@ -166,7 +176,12 @@ def fit_scans(
         if surface:
             moved, surface_report = register_surface(vertices, body.faces, seen, stages[-1], backend=backend)
         s2m, outliers = _distances(vertices, maker)
+        uncovered, largest = _uncovered(vertices, maker), parameters.betas.abs().amax(-1)
         reprojection = _reprojection(maker, parameters)
+        accepted = (s2m < max_s2m) & (outliers < MAX_OUTLIERS) & (uncovered < MAX_UNCOVERED)
+        accepted &= largest < BETA_BOUND - 1e-3
+        if reprojection is not None:
+            accepted &= reprojection < MAX_REPROJECTION
         report = ScanReport(
             shape_frames=chosen,
             shape=shape_report,
@@ -174,9 +189,11 @@ def fit_scans(
             surface=surface_report,
             s2m=s2m,
             outliers=outliers,
+            uncovered=uncovered,
+            largest_beta=largest,
             surface_s2m=None if moved is None else _distances(moved, maker)[0],
             reprojection=reprojection,
-            accepted=~s2m.isnan() if reprojection is None else reprojection < ACCEPTED,
+            accepted=accepted,
         )
         return ScanFit(parameters, vertices, moved, report)
 
@@ -246,6 +263,20 @@ def _distances(vertices: Tensor, maker: ScanTerms) -> tuple[Tensor, Tensor]:
     near = there & (found < NEAR)
     mean = torch.where(near, found, 0).sum(1) / near.sum(1)
     return mean, (there & ~near).sum(1) / there.sum(1).clamp(min=1)
+
+
+def _uncovered(vertices: Tensor, maker: ScanTerms) -> Tensor:
+    """Return the share of the vertices facing the camera that are far from the scan."""
+    seen, backend, faces = maker.seen, maker.backend, maker.body.faces
+    visible = visible_vertices(vertices, faces, maker.eye, backend=backend)
+    a, b, c = vertices[:, faces].unbind(2)
+    area = (torch.linalg.cross(b - a, c - a).norm(dim=-1) * visible[:, faces].all(-1)).sum(1) / 2
+    count = (seen.weights != 0).sum(1)
+    spacing = torch.sqrt(area / count.clamp(min=1))
+    nearest = nearest_points(vertices, seen.points, weights=seen.weights, backend=backend)
+    far = safe_norm(rows_of(seen.points, nearest) - vertices) > NEAR + spacing[:, None]
+    far = far | (count == 0)[:, None]
+    return (far & visible).sum(1) / visible.sum(1).clamp(min=1)
 
 
 def _reprojection(maker: ScanTerms, parameters: BodyParameters) -> Tensor | None:

@@ -16,6 +16,8 @@ from agebody.parameters import GROUPS, BodyParameters, group_slices
 POSE = ("global_orient", "body_pose", "transl")
 SETTLED = 3
 """A round that converges within this many steps is the last of its stage: the next would change little."""
+BETA_BOUND = 5.0
+"""Largest coefficient of a shape; the prior of the last stage is too weak to prevent larger ones."""
 CHUNK = 64
 """Frames whose poses are solved together."""
 
@@ -114,5 +116,5 @@ def _solve(
     )
     bounds = (0.0, 1.0) if "age_offset" in groups else (-math.inf, math.inf)
     start = BodyParameters.from_vector(vectors, scans.body)
-    found, report = fit_bodies(scans.body, terms, [stage], start, age_bounds=bounds, beta_bound=math.inf)
+    found, report = fit_bodies(scans.body, terms, [stage], start, age_bounds=bounds, beta_bound=BETA_BOUND)
     return found.vector(), report
