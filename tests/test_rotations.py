@@ -86,3 +86,70 @@ def test_leading_dimensions(shape):
 def test_unknown_format_is_named(unchecked):
     with pytest.raises(ValueError, match="pose_format: expected one of axis_angle.*'euler'"):
         rotations.to_matrix(torch.zeros(3), "euler")
+
+
+DEGENERATE = {
+    "zeros": torch.zeros(6),
+    "zero first column": torch.tensor([0.0, 0, 0, 1, 2, 3]),
+    "zero second column": torch.tensor([0.0, 1, 0, 0, 0, 0]),
+    "parallel": torch.tensor([1.0, 2, 3, 2, 4, 6]),
+    "parallel to rounding": torch.tensor([0.3, 0.2, 0.1, 0.9, 0.6, 0.3]),
+    "opposite": torch.tensor([1.0, 0, 0, -1, 0, 0]),
+    "tiny": torch.full((6,), 1e-20),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", DEGENERATE)
+def test_6d_without_two_directions_is_a_rotation_with_a_gradient(name, dtype):
+    given = DEGENERATE[name].to(dtype).requires_grad_()
+    matrix = rotations.rotation_6d_to_matrix(given)
+    exact = matrix.double()
+    torch.testing.assert_close(exact.mT @ exact, torch.eye(3).double(), rtol=0, atol=1e-5)
+    assert torch.linalg.det(exact) > 0
+    (gradient,) = torch.autograd.grad((matrix * torch.arange(9).view(3, 3)).sum(), given)
+    assert gradient.isfinite().all()
+    if name != "parallel to rounding" or dtype == torch.float32:  # in the others it is a direction
+        assert 0 < gradient.abs().max() < 100
+    if name == "zeros":
+        assert torch.equal(matrix, torch.eye(3, dtype=matrix.dtype))
+
+
+def test_a_zero_quaternion_is_the_identity_with_a_gradient():
+    given = torch.zeros(2, 4, requires_grad=True)
+    matrix = rotations.quaternion_to_matrix(given)
+    assert torch.equal(matrix, torch.eye(3).expand(2, 3, 3))
+    (gradient,) = torch.autograd.grad(matrix[:, 0, 1].sum(), given)
+    assert torch.equal(gradient, torch.tensor([[0.0, 0, -2, 0]]).expand(2, 4))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", rotations.ENTRY_SHAPES)
+def test_16_bits_are_computed_in_float32(name, dtype):
+    given = rotations.from_matrix(rotations.axis_angle_to_matrix(torch.tensor([[0.3, -0.5, 1.0]])), name)
+    given = torch.cat((given, rotations.no_rotation(name, torch.float32, given.device)[None])).to(dtype)
+    found = rotations.to_matrix(given, name)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, rotations.to_matrix(given.float(), name), rtol=0, atol=0)
+    assert rotations.from_matrix(found.to(dtype), name).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("function", "shape"),
+    [
+        (rotations.axis_angle_to_matrix, (24, 4)),
+        (rotations.axis_angle_to_matrix, (72,)),
+        (rotations.axis_angle_to_matrix, ()),
+        (rotations.quaternion_to_matrix, (2, 3)),
+        (rotations.rotation_6d_to_matrix, (3, 2)),
+        (rotations.matrix_to_rotation_6d, (5, 9)),
+        (rotations.matrix_to_axis_angle, (3,)),
+        (rotations.matrix_to_quaternion, (4, 4)),
+    ],
+)
+def test_other_shapes_are_refused(unchecked, function, shape):
+    name = function.__name__.replace("_to_matrix", "").partition("_to_")[0]
+    with pytest.raises(ValueError, match=rf"{name}: expected shape \(\*batch, \d.*\), got \("):
+        function(torch.zeros(shape))
+    with pytest.raises(TypeError, match=f"{name}: expected a torch.Tensor of a floating type, got list"):
+        function([0.0, 0.0, 0.0])

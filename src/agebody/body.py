@@ -6,9 +6,10 @@ from identity to skeleton to surface.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -33,6 +34,9 @@ from agebody.parameters import BodyParameters
 from agebody.rotations import PoseFormat
 
 DEFAULT_NUM_BETAS = 10
+
+DTYPES = (torch.float32, torch.float64)
+"""Floating-point types of a layer."""
 
 MOST_TABLES = 64
 """Number of layout tables that a body keeps, which bounds memory when layouts are created repeatedly."""
@@ -91,6 +95,19 @@ class _Skeleton(NamedTuple):
     """(B, 3)"""
 
 
+@contextlib.contextmanager
+def _building() -> Iterator[None]:
+    """Build buffers as outside of every context: those made in inference mode could not be used in training
+    later, a default device would get some of the constants, and `torch.jit.trace` would record the sums."""
+    tracing = torch._C._get_tracing_state()
+    torch._C._set_tracing_state(None)
+    try:
+        with torch.inference_mode(False), torch.device("cpu"):
+            yield
+    finally:
+        torch._C._set_tracing_state(tracing)
+
+
 def _blend(person: _Person, tensors: list[Tensor], entry_dims: int) -> Tensor:
     if person.share is None:
         return tensors[0]
@@ -118,8 +135,9 @@ class BodyModel(nn.Module):
             "matrix", "quaternion" (x, y, z, w) or "rotation_6d".
         backend: "auto", "torch" or "warp".
         dtype: torch.float32 or torch.float64. The arrays are cast from the asset, now and at every
-            later change of precision, so that ``.double()`` gives the file's own float64.
-        device: device of the layer.
+            later change of precision, so that ``.double()`` gives the file's own float64. ``.half()`` and
+            ``.bfloat16()``, as of a network that contains the layer, leave its precision as it is.
+        device: device of the layer; by default torch's (`torch.get_default_device`).
         corrective_dtype: multiply the pose blend shapes in 16 bits with sums in float32, in a float32 layer.
             Against float64, over random poses and half turns of every joint, a vertex errs by less than
             0.001 mm in torch.bfloat16 (numbers split in two parts) and 0.05 mm in torch.float16. It is fast
@@ -130,7 +148,8 @@ class BodyModel(nn.Module):
         AssetError: the file cannot be read.
 
     The asset's arrays are non-persistent buffers: ``state_dict()`` is empty, so a checkpoint carries no
-    licensed data. Under autocast the layer computes in its own dtype.
+    licensed data. Under autocast the layer computes in its own dtype. On the device "meta" it has shapes
+    alone, and gets its numbers from the asset when it moves to another device, also by ``to_empty``.
     """
 
     faces: Tensor
@@ -176,20 +195,24 @@ class BodyModel(nn.Module):
         self.corrective_dtype = corrective_dtype
         self.age_anchors: tuple[float, ...] = self._age_anchors()
         self.num_correctives = 0 if asset.posedirs is None else asset.posedirs.shape[2]
-        self.register_buffer("faces", torch.from_numpy(asset.faces.astype(np.int64)), persistent=False)
-        self.to(device)
-        self._pack(dtype, torch.device(device) if device is not None else self.faces.device)
+        self._pack(dtype, torch.get_default_device() if device is None else torch.device(device))
 
     def _age_anchors(self) -> tuple[float, ...]:
         return ()
 
-    @torch.inference_mode(False)  # buffers made in inference mode could not be used in training later
+    @_building()
     def _pack(self, dtype: torch.dtype, device: torch.device) -> None:
         """Build the buffers from the asset's arrays, in one precision."""
+        if device.type == "meta":
+            self._pack(dtype, torch.device("cpu"))
+            super()._apply(lambda tensor: tensor.to(device))
+            return
         asset = self.asset
         identity, correctives = self.identity_directions, self.corrective_directions
         self.backend = choose_backend(self._requested_backend, device)
         parts = get_parts(self.backend)
+        faces = torch.from_numpy(asset.faces.astype(np.int64)).to(device)
+        self.register_buffer("faces", faces, persistent=False)
         self.identity = parts.rest_joints(self.joint_directions, self.age_anchors, dtype=dtype).to(device)
         self.tree = parts.tree(asset.parents.tolist()).to(device)
         low = self.corrective_dtype
@@ -232,19 +255,23 @@ class BodyModel(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Move the layer; a new precision or kind of device rebuilds the buffers from the asset."""
-        if "identity" not in self._modules:
-            return super()._apply(fn, recurse)
-        target = fn(torch.empty(0, dtype=self.dtype, device=self.device))
-        if (target.dtype, target.device.type) != (self.dtype, self.device.type):
-            _check_dtype(target.dtype, self.corrective_dtype)
-            self._pack(target.dtype, target.device)
+        try:
+            target = fn(torch.empty(0, dtype=self.dtype, device=self.device))
+        except NotImplementedError:  # torch has nothing to copy from the device "meta"
+            target = fn(torch.empty(0, dtype=self.dtype, device="cpu"))
+        dtype = target.dtype if target.dtype in DTYPES else self.dtype
+        if (dtype, target.device.type) != (self.dtype, self.device.type):
+            _check_dtype(dtype, self.corrective_dtype)
+            self._pack(dtype, target.device)
 
-        def keep_dtype(tensor: Tensor) -> Tensor:
-            return fn(tensor).to(tensor.dtype)
+        def move(tensor: Tensor) -> Tensor:
+            """Move a buffer and keep its numbers, which ``to_empty`` and 16 bits would lose."""
+            moved = fn(tensor).to(tensor.dtype)
+            return moved if moved is tensor or tensor.device.type == "meta" else moved.copy_(tensor)
 
         for child in self.children():
-            child._apply(fn if isinstance(child, BodyModel) else keep_dtype)
-        return super()._apply(keep_dtype, recurse=False)
+            child._apply(fn if isinstance(child, BodyModel) else move)
+        return super()._apply(move, recurse=False)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -485,9 +512,7 @@ class BodyModel(nn.Module):
         key, points = f"{use} {id(layout)}", self.points
         # After unpickling or copying, the id in a key may belong to a different object.
         if key not in points or points[key].layout is not layout:
-            with torch.inference_mode(
-                False
-            ):  # buffers made in inference mode could not be used in training later
+            with _building():
                 made = make(layout)
             kept = [(name, table) for name, table in points.items() if name != key]
             # A new dictionary, because other threads may be reading the old one.
@@ -691,7 +716,7 @@ def _read(
 
 
 def _check_dtype(dtype: torch.dtype, corrective_dtype: torch.dtype | None) -> None:
-    if dtype not in (torch.float32, torch.float64):
+    if dtype not in DTYPES:
         raise TypeError(
             f"dtype: body layers compute in torch.float32 or torch.float64, got {dtype}; for mixed precision "
             "keep the layer in float32 and use torch.autocast, under which it stays exact"

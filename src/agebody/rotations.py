@@ -7,6 +7,8 @@ Conventions, for the whole library:
 - quaternion: ``(*batch, 4)``, **x, y, z, w**, as in SciPy, roma and Warp; normalised on input;
 - rotation_6d: ``(*batch, 6)``, the first two **columns** of the matrix one after the other, as in HMR2
   (Zhou et al., CVPR 2019), orthonormalised by Gram-Schmidt.
+
+Tensors of 16 bits are computed, and returned, in float32.
 """
 
 from __future__ import annotations
@@ -18,10 +20,10 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from agebody.engine.batched import Array, BatchedFunction, empty
+from agebody.engine.batched import Array, BatchedFunction, at_least_float32, empty
 
 __all__ = [
     "axis_angle_to_matrix",
@@ -55,12 +57,25 @@ def no_rotation(pose_format: PoseFormat, dtype: torch.dtype, device: torch.devic
     ]
 
 
+def _read(name: str, value: Any) -> Tensor:
+    """Check the shape of rotations in the format of that name; 16 bits become float32."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{name}: expected a torch.Tensor of a floating type, got {kind}")
+    entry = ENTRY_SHAPES[name]
+    if value.shape[max(value.dim() - len(entry), 0) :] != entry:
+        expected = ", ".join(["*batch", *map(str, entry)])
+        raise ValueError(f"{name}: expected shape ({expected}), got {tuple(value.shape)}")
+    return at_least_float32(value)
+
+
 def axis_angle_to_matrix(axis_angle: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3 3"]:
     """Return matrices by Rodrigues' formula, with exact first and second derivatives at every angle.
 
     In the squared angle s = t^2 the matrix is analytic, so no division by a vanishing length is needed:
     ``R = cos(t) I + a(s) [v]x + b(s) v v^T`` with ``a = sin(t) / t`` and ``b = (1 - cos(t)) / t^2``.
     """
+    axis_angle = _read("axis_angle", axis_angle)
     return _RODRIGUES(None, axis_angle.reshape(-1, 3))[0].reshape(*axis_angle.shape, 3)
 
 
@@ -182,11 +197,14 @@ def matrix_to_axis_angle(matrix: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "
     """Return rotation vectors with angles from 0 to pi [rad]."""
     import roma  # here, because it takes a second: it loads torch's compiler
 
-    return roma.rotmat_to_rotvec(matrix)
+    return roma.rotmat_to_rotvec(_read("matrix", matrix))
 
 
 def quaternion_to_matrix(quaternion: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 3 3"]:
-    """Return matrices of quaternions x, y, z, w of any non-zero length."""
+    """Return matrices of quaternions x, y, z, w of any length; of zeros, the identity."""
+    quaternion = _read("quaternion", quaternion)
+    nothing = no_rotation("quaternion", quaternion.dtype, quaternion.device)
+    quaternion = torch.where(_is_short(quaternion), quaternion + nothing, quaternion)
     x, y, z, w = quaternion.unbind(-1)
     scale = 2 / (quaternion * quaternion).sum(-1)
     rows = (
@@ -207,32 +225,53 @@ def matrix_to_quaternion(matrix: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "
     """Return unit quaternions x, y, z, w; of the two signs, the one roma chooses."""
     import roma
 
-    return roma.rotmat_to_unitquat(matrix)
+    return roma.rotmat_to_unitquat(_read("matrix", matrix))
 
 
 def rotation_6d_to_matrix(rotation_6d: Float[Tensor, "*batch 6"]) -> Float[Tensor, "*batch 3 3"]:
-    """Orthonormalise the two columns and add their cross product (Zhou et al., CVPR 2019, eq. 15)."""
-    first, second = rotation_6d[..., :3], rotation_6d[..., 3:]
-    first = first / first.norm(dim=-1, keepdim=True)
-    second = second - (first * second).sum(-1, keepdim=True) * first
-    second = second / second.norm(dim=-1, keepdim=True)
+    """Orthonormalise the two columns and add their cross product (Zhou et al., CVPR 2019, eq. 15).
+
+    Columns without a direction are replaced: a zero first one by the x axis, a second one that is zero or
+    parallel to the first by the axis that is farthest from that. So the result is a rotation with finite
+    gradients for every input, and zeros give the identity.
+    """
+    first, second = _read("rotation_6d", rotation_6d).split(3, -1)
+    axes = torch.eye(3, dtype=first.dtype, device=first.device)
+    first = _normalize(torch.where(_is_short(first), first + axes[0], first))
+    across = second - (first * second).sum(-1, keepdim=True) * first
+    # Of the axes after the x axis, so that the replacement for zeros is the y axis.
+    farthest = axes[first.detach().abs()[..., (1, 2, 0)].argmin(-1)].roll(1, -1)
+    replaced = second + farthest - (first * (second + farthest)).sum(-1, keepdim=True) * first
+    second = _normalize(torch.where(_is_short(across, second), replaced, across))
     return torch.stack((first, second, torch.linalg.cross(first, second)), -1)
+
+
+def _is_short(vectors: Tensor, of: Tensor | None = None) -> Bool[Tensor, "*batch 1"]:
+    """Return whether vectors are too short for a direction, as such, or as remainders of other vectors."""
+    limit = 1e-24
+    if of is not None:
+        limit = (256 * torch.finfo(of.dtype).eps ** 2 * (of * of).sum(-1, keepdim=True)).clamp(min=limit)
+    return (vectors * vectors).sum(-1, keepdim=True) <= limit
+
+
+def _normalize(vectors: Tensor) -> Tensor:
+    return vectors / vectors.norm(dim=-1, keepdim=True)
 
 
 def matrix_to_rotation_6d(matrix: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 6"]:
     """Return the first column, then the second column."""
-    return matrix[..., :2].mT.flatten(-2)
+    return _read("matrix", matrix)[..., :2].transpose(-1, -2).flatten(-2)
 
 
 _TO_MATRIX: dict[str, Callable[[Tensor], Tensor]] = {
     "axis_angle": axis_angle_to_matrix,
-    "matrix": lambda matrix: matrix,
+    "matrix": lambda matrix: _read("matrix", matrix),
     "quaternion": quaternion_to_matrix,
     "rotation_6d": rotation_6d_to_matrix,
 }
 _FROM_MATRIX: dict[str, Callable[[Tensor], Tensor]] = {
     "axis_angle": matrix_to_axis_angle,
-    "matrix": lambda matrix: matrix,
+    "matrix": lambda matrix: _read("matrix", matrix),
     "quaternion": matrix_to_quaternion,
     "rotation_6d": matrix_to_rotation_6d,
 }

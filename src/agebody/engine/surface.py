@@ -99,7 +99,7 @@ class PosedSurface(nn.Module):
 
     def vertices(self, planes: Tensor) -> Tensor:
         """Return a surface in planes as vertices (B, V, 3)."""
-        planes = planes.unflatten(-1, (len(self.weights), 3, -1)).mT
+        planes = planes.unflatten(-1, (len(self.weights), 3, -1)).transpose(-1, -2)
         return planes.flatten(1, 2)[:, : self.num_vertices]
 
     def forward(
@@ -167,7 +167,7 @@ def _definition(
     posed = _blend(coefficients, directions) if base is None else base + coefficients @ directions
     posed = posed.unflatten(-1, (packed.num_blocks, 3, packed.block)).transpose(0, 1)
     rows = transforms.permute(1, 0, 3, 2)[packed.joints].flatten(2)
-    blended = (rows.mT @ packed.weights).unflatten(1, (-1, 4, 3))
+    blended = (rows.transpose(1, 2) @ packed.weights).unflatten(1, (-1, 4, 3))
     skinned = blended[:, :, 3] + (blended[:, :, :3] * posed[:, :, :, None]).sum(2)
     vertices = skinned.permute(1, 0, 3, 2).flatten(1, 2)[:, : packed.num_vertices]
     return (vertices + translation[:, None],)

@@ -118,10 +118,7 @@ def betas_loss(
 def visible_matrices(
     name: str, rotations: Any, pose_format: PoseFormat, weights: Tensor | None
 ) -> Float[Tensor, "*entries 3 3"]:
-    """Return matrices of rotations after checking them; no rotation where they have weight 0.
-
-    Zeros would not do there: neither a quaternion nor a 6D rotation of zeros has a matrix or a gradient.
-    """
+    """Return matrices of rotations after checking them; no rotation where they have weight 0."""
     check_format(pose_format)
     entry = ENTRY_SHAPES[pose_format]
     rotations = expect(name, rotations, *entry)
