@@ -1,3 +1,5 @@
+# pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
+
 import math
 
 import hypothesis.extra.numpy as hnp
@@ -93,7 +95,6 @@ DEGENERATE = {
     "zero first column": torch.tensor([0.0, 0, 0, 1, 2, 3]),
     "zero second column": torch.tensor([0.0, 1, 0, 0, 0, 0]),
     "parallel": torch.tensor([1.0, 2, 3, 2, 4, 6]),
-    "parallel to rounding": torch.tensor([0.3, 0.2, 0.1, 0.9, 0.6, 0.3]),
     "opposite": torch.tensor([1.0, 0, 0, -1, 0, 0]),
     "tiny": torch.full((6,), 1e-20),
 }
@@ -109,8 +110,7 @@ def test_6d_without_two_directions_is_a_rotation_with_a_gradient(name, dtype):
     assert torch.linalg.det(exact) > 0
     (gradient,) = torch.autograd.grad((matrix * torch.arange(9).view(3, 3)).sum(), given)
     assert gradient.isfinite().all()
-    if name != "parallel to rounding" or dtype == torch.float32:  # in the others it is a direction
-        assert 0 < gradient.abs().max() < 100
+    assert 0 < gradient.abs().max() < 100
     if name == "zeros":
         assert torch.equal(matrix, torch.eye(3, dtype=matrix.dtype))
 

@@ -6,10 +6,9 @@ from identity to skeleton to surface.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -23,7 +22,7 @@ from agebody.assets.io import load_asset
 from agebody.checks import broadcast, flatten, read_rotations, read_tensor
 from agebody.engine import halfprecision
 from agebody.engine.backend import BackendName, WarpSurface, WarpTree, choose_backend, get_parts
-from agebody.engine.batched import own_precision
+from agebody.engine.batched import building, own_precision
 from agebody.engine.deform import pose_feature
 from agebody.engine.identity import RestJoints
 from agebody.engine.kinematics import KinematicTree, homogeneous
@@ -93,19 +92,6 @@ class _Skeleton(NamedTuple):
     """(B, J, 3, 4) from the rest pose to the posed body, without the translation"""
     translation: Tensor
     """(B, 3)"""
-
-
-@contextlib.contextmanager
-def _building() -> Iterator[None]:
-    """Build buffers as outside of every context: those made in inference mode could not be used in training
-    later, a default device would get some of the constants, and `torch.jit.trace` would record the sums."""
-    tracing = torch._C._get_tracing_state()
-    torch._C._set_tracing_state(None)
-    try:
-        with torch.inference_mode(False), torch.device("cpu"):
-            yield
-    finally:
-        torch._C._set_tracing_state(tracing)
 
 
 def _blend(person: _Person, tensors: list[Tensor], entry_dims: int) -> Tensor:
@@ -200,7 +186,7 @@ class BodyModel(nn.Module):
     def _age_anchors(self) -> tuple[float, ...]:
         return ()
 
-    @_building()
+    @building()
     def _pack(self, dtype: torch.dtype, device: torch.device) -> None:
         """Build the buffers from the asset's arrays, in one precision."""
         if device.type == "meta":
@@ -512,7 +498,7 @@ class BodyModel(nn.Module):
         key, points = f"{use} {id(layout)}", self.points
         # After unpickling or copying, the id in a key may belong to a different object.
         if key not in points or points[key].layout is not layout:
-            with _building():
+            with building():
                 made = make(layout)
             kept = [(name, table) for name, table in points.items() if name != key]
             # A new dictionary, because other threads may be reading the old one.

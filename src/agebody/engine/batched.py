@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -197,6 +197,19 @@ class _Gradient(torch.autograd.Function):
 for _function in (_Value.forward, _Gradient.forward):
     # torch reads it at every call, and making it takes 30 µs.
     setattr(_function, "__signature__", inspect.signature(_function))  # noqa: B010
+
+
+@contextlib.contextmanager
+def building() -> Iterator[None]:
+    """Build buffers as outside of every context: those made in inference mode could not be used in training
+    later, a default device would get some of the constants, and `torch.jit.trace` would record the sums."""
+    tracing = torch._C._get_tracing_state()
+    torch._C._set_tracing_state(None)  # pyright: ignore
+    try:
+        with torch.inference_mode(False), torch.device("cpu"):
+            yield
+    finally:
+        torch._C._set_tracing_state(tracing)  # pyright: ignore
 
 
 def own_precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:

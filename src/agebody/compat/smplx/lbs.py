@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from agebody.engine.batched import building
 from agebody.engine.deform import linear_blend_skinning, pose_feature, rest_surface
 from agebody.engine.kinematics import KinematicTree, homogeneous
 from agebody.rotations import axis_angle_to_matrix
@@ -93,7 +94,7 @@ def batch_rigid_transform(
 
 @lru_cache(maxsize=32)
 def _tree(parents: tuple[int, ...], device: torch.device) -> KinematicTree:
-    with torch.inference_mode(False):  # tensors made in inference mode cannot be used in autograd later
+    with building():
         return KinematicTree(parents).to(device)
 
 
