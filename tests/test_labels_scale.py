@@ -35,6 +35,7 @@ from agebody.pipelines.labels import (
     load_label_shards,
 )
 from agebody.pipelines.labels.at_scale import _rate, list_shards
+from agebody.pipelines.labels.label_shards import find_record
 from agebody.pipelines.labels.records import concatenate_labels
 from agebody.pipelines.labels.settings import describe_settings
 
@@ -371,6 +372,81 @@ def test_labels_that_were_cut_off_are_made_again(one, people, body, tmp_path):
     damage(output)  # with its footer as it was
     assert fit_shard(body, people / output.name, tmp_path).fitted
     assert output.read_bytes() == whole
+
+
+def rows_of(count, **columns):
+    return pa.table({name: pa.array([value] * count) for name, value in columns.items()})
+
+
+@pytest.mark.parametrize(
+    "table",
+    [rows_of(100_000, number=1), rows_of(100_000, numbers=[1.0, 1.0]), rows_of(2_000, text="a" * 4000)],
+)
+def test_small_files_of_many_values_are_refused_before_they_are_read(tmp_path, monkeypatch, table):
+    monkeypatch.setattr("agebody.annotations.shards.FREE_BYTES", 0)
+    path = tmp_path / "a.parquet"
+    pq.write_table(table, path, compression="zstd")
+    assert path.stat().st_size < 20_000
+    for read in (read_shard, load_label_shards):
+        with pytest.raises(AnnotationError, match=r"a\.parquet: (a damaged Parquet file|column image)"):
+            read(path)
+
+
+def label_document(path, change):
+    """Write a shard of labels again, with other columns or metadata."""
+    table = pq.read_table(path)
+    columns = {name: table[name] for name in table.column_names}
+    about = json.loads(table.schema.metadata[b"agebody"])
+    change(columns, about)
+    pq.write_table(pa.table(columns).replace_schema_metadata({b"agebody": json.dumps(about)}), path)
+
+
+HOSTILE_LABELS = {
+    "above": lambda columns, about: columns.update(image_ids=pa.array(["../a.jpg"] * len(columns["ids"]))),
+    "absolute": lambda columns, about: columns.update(image_ids=pa.array(["/a.jpg"] * len(columns["ids"]))),
+    "no names": lambda columns, about: columns.update(image_ids=pa.nulls(len(columns["ids"]), pa.string())),
+    "numbers": lambda columns, about: columns.update(image_ids=columns["ids"]),
+    "two sizes": lambda columns, about: columns.update(
+        image_ids=pa.array(["a.jpg"] * len(columns["ids"])),
+        image_sizes=pa.array([[9, 9 + i] for i in range(len(columns["ids"]))]),
+    ),
+    "negative shape": lambda columns, about: about["shapes"].update(betas=[-1]),
+    "huge shape": lambda columns, about: about["shapes"].update(betas=[2**70]),
+    "shape of text": lambda columns, about: about["shapes"].update(betas=["10"]),
+    "shape of nothing": lambda columns, about: about["shapes"].update(betas=None),
+    "shapes": lambda columns, about: about.update(shapes=3),
+    "flat": lambda columns, about: columns.update(betas=columns["age_offset"]),
+    "text": lambda columns, about: columns.update(kept=pa.array(["yes"] * len(columns["ids"]))),
+    "not finite": lambda columns, about: columns.update(
+        age_offset=pa.array([math.nan] * len(columns["ids"]))
+    ),
+    "names": lambda columns, about: about.update(joint_names=3),
+    "few names": lambda columns, about: about.update(joint_names=["pelvis"]),
+    "layout": lambda columns, about: about.update(keypoint_layout="none"),
+    "other layout": lambda columns, about: about.update(keypoint_layout="openpose25"),
+    "body": lambda columns, about: about.update(body=["mannequin"]),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE_LABELS)
+def test_labels_that_do_not_fit_together_are_refused(one, tmp_path, kind):
+    path = tmp_path / "a.parquet"
+    path.write_bytes(one[1].output.read_bytes())
+    assert len(load_label_shards(path))
+    label_document(path, HOSTILE_LABELS[kind])
+    with pytest.raises(AnnotationError, match=r"a\.parquet: ") as caught:
+        load_label_shards(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", [b"[" * 100_000, b'{"record": {"people": 1}}', b"{", b"\xff"])
+def test_metadata_that_is_not_ours_is_refused(one, tmp_path, text):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pq.read_table(one[1].output).replace_schema_metadata({b"agebody": text}), path)
+    with pytest.raises(AnnotationError, match=r"a\.parquet: "):
+        load_label_shards(path)
+    with pytest.raises(AnnotationError, match=r"a\.parquet: (metadata|exists, and is not a shard of labels)"):
+        find_record(path, one[1].output, {})
 
 
 def test_damaged_labels_are_not_read(one, tmp_path):

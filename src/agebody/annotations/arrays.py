@@ -86,7 +86,7 @@ def read_arrays(
             if name.startswith(start)
         }
         known = {name: key for name, key in {**keys, **started}.items() if name in file.files}
-        found = {name: _expect(path, name, key, _read(path, file, name)) for name, key in known.items()}
+        found = {name: expect_array(path, name, key, _read(path, file, name)) for name, key in known.items()}
     rows = {name: len(array) for name, array in found.items() if known[name].kind not in ("name", "names")}
     first = next(iter(rows), "")
     for name, count in rows.items():
@@ -124,7 +124,8 @@ def _header(file: np.lib.npyio.NpzFile, member: str) -> tuple[tuple[int, ...], n
         return shape, dtype, archive.getinfo(member).file_size - stream.tell()
 
 
-def _expect(path: Path, name: str, key: Key, array: np.ndarray) -> np.ndarray:
+def expect_array(path: Path, name: str, key: Key, array: np.ndarray) -> np.ndarray:
+    """Return the array of a key with its type and shape checked, text decoded, and numbers as floats."""
     types, expected = KINDS[key.kind]
     if array.dtype.kind not in types:
         fail(path, f"{name}: expected {expected}, got {array.dtype}")

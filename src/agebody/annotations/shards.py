@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import glob
 import json
+from collections.abc import Sequence
 from itertools import pairwise
 from os import PathLike
 from pathlib import Path
@@ -28,6 +29,9 @@ from agebody.keypoints import KeypointLayout, get_layout
 
 PEOPLE_PER_SHARD = 4096
 """Some minutes of work on one core, which is what a killed worker loses."""
+
+FREE_BYTES, LARGEST_RATIO = 64 << 20, 200
+"""How much memory the values of a file may take: this, and so many times its size."""
 
 METADATA = b"agebody"
 """Key of this library in the metadata of a file; the value is JSON."""
@@ -204,18 +208,46 @@ def read_table(path: Path) -> Any:
     """Return a Parquet file as a table; the checksums of its pages are verified.
 
     Raises:
-        AnnotationError: the file is not a Parquet file, or is damaged.
+        AnnotationError: the file is not a Parquet file, or is damaged, or would take far more memory than it
+            is large.
         OSError: it cannot be read.
     """
-    return _open(path, lambda file: file.read())
+    pyarrow = import_pyarrow()
+    schema, numbers = _open(path, lambda file: (file.schema_arrow, _count_values(file.metadata)))
+    limit = FREE_BYTES + LARGEST_RATIO * path.stat().st_size
+    too_much = f"a damaged Parquet file: its values would take {LARGEST_RATIO} times its size"
+    if 8 * numbers > limit:
+        fail(path, too_much)
+    texts = [field.name for field in schema if _is_text(field.type)]
+    table = _open(path, lambda file: file.read(), texts)  # each different text once
+    for i, name in enumerate(table.column_names):
+        column = table.column(i)
+        if name in texts and pyarrow.types.is_dictionary(column.type):
+            known = (text or "" for chunk in column.chunks for text in chunk.dictionary.to_pylist())
+            longest = max(map(len, known), default=0)
+            if longest * len(column) > limit:
+                fail(path, too_much)
+            table = table.set_column(i, name, column.cast(pyarrow.string()))
+    return table
 
 
-def _open(path: Path, read: Any) -> Any:
+def _count_values(metadata: Any) -> int:
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    return sum(group.column(i).num_values for group in groups for i in range(group.num_columns))
+
+
+def _is_text(kind: Any) -> bool:
+    types = import_pyarrow().types
+    return types.is_string(kind) or types.is_large_string(kind)
+
+
+def _open(path: Path, read: Any, texts: Sequence[str] = ()) -> Any:
     pyarrow = import_pyarrow()
     with path.open("rb"):
         pass  # says itself that a file is missing or may not be read
+    options = {"page_checksum_verification": True, "read_dictionary": list(texts)}
     try:
-        with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
+        with pyarrow.parquet.ParquetFile(path, **options) as file:
             return read(file)
     except (pyarrow.ArrowException, OSError) as error:
         fail(path, f"not a Parquet file, or a damaged one: {_first_line(error)}")
@@ -234,7 +266,7 @@ def read_metadata(path: Path, schema: Any) -> dict[str, Any]:
     text = (schema.metadata or {}).get(METADATA, b"{}")
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         fail(path, f"metadata: {METADATA.decode()}: expected a JSON object")
@@ -314,7 +346,7 @@ def _check_columns(path: Path, schema: Any) -> None:
 def _fits(column: _Column, kind: Any) -> bool:
     types = import_pyarrow().types
     if column.kind == "string":
-        fits = types.is_string(kind) or types.is_large_string(kind)
+        fits = _is_text(kind)
     elif column.kind == "integer":
         fits = types.is_integer(kind)
     elif column.kind == "float":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -10,9 +11,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from agebody.annotations.arrays import Key, expect_array
 from agebody.annotations.people import AnnotationError, fail
-from agebody.annotations.shards import from_lists, read_metadata, read_table, to_column, write_table
-from agebody.pipelines.labels.records import ABOUT, Labels, concatenate_labels
+from agebody.annotations.shards import (
+    from_lists,
+    import_pyarrow,
+    read_metadata,
+    read_table,
+    to_column,
+    write_table,
+)
+from agebody.pipelines.labels.records import ABOUT, FLAG, ROWS, TERM, Labels, concatenate_labels
 
 
 class ShardRecord(NamedTuple):
@@ -75,17 +84,29 @@ def _load(path: Path) -> Labels:
     table = read_table(path)
     about = read_metadata(path, table.schema)
     shapes = about.get("shapes")
-    if not isinstance(shapes, dict):
+    if not isinstance(shapes, dict) or len(set(table.column_names)) < table.num_columns:
         fail(path, "not a shard of labels")
     arrays = {}
     for name in table.column_names:
+        prefix = next((start for start in (TERM, FLAG) if name.startswith(start)), name)
+        key = ({TERM: Key(), FLAG: Key(kind="flag")} | ROWS).get(prefix)
+        if key is None:
+            continue
         column, shape = table[name], shapes.get(name, [])
-        array = from_lists(column) if shape else column.to_numpy()
-        if array is None or array.size != len(column) * np.prod(shape, dtype=int):
-            fail(path, f"column {name}: expected lists of {np.prod(shape, dtype=int)} numbers")
-        array = array.reshape(len(column), *shape)
-        arrays[name] = array.astype(str) if array.dtype == object else array
-    return Labels.from_arrays(path, arrays, {name: about[name] for name in ABOUT if name in about})
+        if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
+            fail(path, f"metadata: shapes: {name}: expected sizes, got {shape}")
+        if column.null_count:
+            fail(path, f"column {name}: expected values, got null")
+        size = math.prod(shape)
+        nested = import_pyarrow().types.is_nested(column.type)
+        array = from_lists(column) if nested and shape else None if nested else column.to_numpy()
+        if array is None or array.size != len(column) * size:
+            fail(path, f"column {name}: expected lists of {size} numbers")
+        array = array.astype(str) if array.dtype == object else array
+        arrays[name] = expect_array(path, name, key, array.reshape(len(column), *shape))
+    for name, key in ABOUT.items():
+        about[name] = expect_array(path, name, key, np.array(about.get(name, "")))
+    return Labels.from_arrays(path, arrays, {name: about[name] for name in ABOUT})
 
 
 def hash_file(path: str | PathLike[str]) -> str:
@@ -114,15 +135,17 @@ def find_record(path: Path, source: Path, settings: dict[str, Any]) -> ShardReco
     about = read_metadata(path, table.schema)
     try:
         record = ShardRecord(**about["record"])
-    except (KeyError, TypeError):
+        complete = table.num_rows == record.people and isinstance(record.kept + record.converged, int)
+        stated = dict(record.settings)
+    except (KeyError, TypeError, ValueError):
         fail(path, "exists, and is not a shard of labels; pass overwrite=True to replace it")
     differ = [
-        f"{name}: {record.settings.get(name)}, not {settings.get(name)}"
-        for name in sorted(record.settings.keys() | settings.keys())
-        if record.settings.get(name) != settings.get(name)
+        f"{name}: {stated.get(name)}, not {settings.get(name)}"
+        for name in sorted(stated.keys() | settings.keys())
+        if stated.get(name) != settings.get(name)
     ]
     if differ:
         fail(path, f"exists, and was made with {'; '.join(differ)}; pass overwrite=True to replace it")
     if record.source_sha256 != hash_file(source):
         fail(path, f"exists, and was made from another {source.name}; pass overwrite=True to replace it")
-    return record if table.num_rows == record.people else None
+    return record if complete else None
