@@ -22,7 +22,7 @@ seeds = st.integers(0, 2**31)
 def rotations(*shape: int, seed: int = 0) -> torch.Tensor:
     """Uniformly distributed matrices."""
     generator = np.random.default_rng(seed)
-    matrices = Rotation.random(math.prod(shape), rng=generator).as_matrix()
+    matrices = Rotation.from_quat(generator.normal(size=(math.prod(shape), 4))).as_matrix()
     return torch.from_numpy(matrices).reshape(*shape, 3, 3)
 
 

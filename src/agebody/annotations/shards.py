@@ -152,7 +152,7 @@ def _to_columns(people: People) -> dict[str, Any]:
         "id": pyarrow.array(people.ids, pyarrow.int64()),
         "keypoints": to_column(people.keypoints.reshape(len(people), -1).astype(float)),
         "weights": to_column(people.weights.astype(float)),
-        "box": pyarrow.array(boxes, pyarrow.list_(pyarrow.float64(), 4)),
+        "box": pyarrow.array(boxes, pyarrow.list_(pyarrow.float64())),
         "age_class": pyarrow.array(classes, pyarrow.string()),
     }
     if people.tracks is not None:

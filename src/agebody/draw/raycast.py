@@ -93,7 +93,8 @@ class Scene:
         instance, triangle = np.full((2, len(u)), -1, np.int32)
         depth[hit] = ray["tfar"][hit]
         smooth = unit(np.einsum("nk,nkc->nc", weights, self.normals[corners]))
-        away = dot(ray["Ng"][hit], direction[hit]) > 0
+        a, b, c = np.moveaxis(self.points[corners], 1, 0)
+        away = dot(np.cross(b - a, c - a), direction[hit]) > 0  # Embree 2 and 4 differ in the sign of their normals
         normal[hit] = np.where(away[:, None], -smooth, smooth)
         color[hit] = np.einsum("nk,nkc->nc", weights, self.colors[corners])
         instance[hit], triangle[hit] = self.instance[face], self.triangle[face]

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from typing import Annotated, Any, NoReturn
 
@@ -132,7 +132,8 @@ def running(*errors: type[Exception]) -> Iterator[Progress]:
     columns = (TextColumn("{task.description:>14}", markup=False), BarColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
     try:
-        with Progress(*columns, console=console, transient=True, disable=not console.is_interactive) as bars:
+        bars = Progress(*columns, console=console, transient=True, disable=not console.is_interactive)
+        with bars if console.is_interactive else nullcontext():  # old versions of rich end with an empty line
             yield bars
     except (AnnotationError, AssetError, ImportError, OSError, *errors) as error:
         if isinstance(error, OSError) and error.errno == errno.EPIPE:
