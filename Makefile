@@ -11,7 +11,7 @@ PACKAGES ?= build/gpu-packages
 GPU_PYTHON ?= 3.12
 KERNEL_TESTS := $(addprefix tests/test_,$(addsuffix .py,kernels blend_skin backend warmup proximity collisions))
 
-.PHONY: demo test check lint types unit fast rest compiled docs wheel bench gpu gpu-packages clean
+.PHONY: demo test check lint types unit fast rest compiled docs wheel compat bench gpu gpu-packages clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -56,6 +56,10 @@ wheel: $(VENV)/.installed-dev
 	build/wheel/bin/python -m pip install --quiet "$(TORCH)"
 	build/wheel/bin/python -m pip install --quiet dist/*.whl
 	cd build/wheel && bin/python -I ../../tests/wheel_check.py
+
+# The fast tests with the oldest and the newest versions allowed, for each Python that is found: gigabytes.
+compat: $(VENV)/.installed-dev
+	$(BIN)/python tests/compat.py
 
 # All subjects, and the page made of them: make bench DEVICE=cuda where there is a GPU.
 bench: $(VENV)/.installed-dev

@@ -228,7 +228,14 @@ def save_torch(path: Path, arrays: Arrays) -> None:
     """Save arrays as a dict of tensors."""
     import torch
 
-    torch.save({name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}, path)
+    torch.save({name: as_tensor(array) for name, array in arrays.items()}, path)
+
+
+def as_tensor(array: np.ndarray) -> Any:
+    """Return a tensor of the same numbers; unsigned indices are signed, as old versions of torch need."""
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(array, np.int64 if array.dtype == np.uint32 else None))
 
 
 class Ch:

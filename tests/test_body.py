@@ -263,8 +263,7 @@ class TestAgainstPeers:
         torch.testing.assert_close(ours.joints, theirs["joints"], rtol=0, atol=4e-6)
 
     def test_body_models(self, smpl_files, smpl_asset):
-        from body_models.smpl.torch import SMPL as Peer
-
+        Peer = pytest.importorskip("body_models.smpl.torch", reason="needs Python 3.11").SMPL
         peer = Peer(model_path=smpl_files / "SMPL_NEUTRAL.pkl")
         body = SMPL(smpl_asset)
         given_ = arguments(SMPLA(smpl_asset), (5,), dtype=torch.float32)

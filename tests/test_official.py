@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from model_files import (
     PARENTS,
+    as_tensor,
     python2_dumps,
     random_arrays,
     random_regressor,
@@ -468,7 +469,7 @@ def safetensors_bytes(arrays):
 
 def tensors_of(arrays):
     dense = arrays | {"J_regressor": arrays["J_regressor"].toarray()}
-    return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in dense.items()}
+    return {name: as_tensor(value) for name, value in dense.items()}
 
 
 PRODUCERS = {

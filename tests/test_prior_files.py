@@ -132,7 +132,7 @@ def test_what_is_saved_comes_back(tmp_path):
     rng = np.random.default_rng(0)
     gaussian = Gaussian(rng.normal(size=6), rng.normal(size=(6, 4)), names)
     spread = rng.normal(size=(2, 6, 6)) + 3 * np.eye(6)
-    mixture = Mixture(rng.normal(size=(2, 6)), spread @ spread.mT, np.array([0.3, 0.7]), names)
+    mixture = Mixture(rng.normal(size=(2, 6)), spread @ spread.swapaxes(1, 2), np.array([0.3, 0.7]), names)
     for cls, arrays, read in (
         (MahalanobisPrior, gaussian, read_gaussian),
         (MaxMixturePrior, mixture, read_mixture),

@@ -608,8 +608,8 @@ class _Resolver:
         outer.state = {**record.state, "data": index, "_shape": (shape[0] // rows, shape[1] // columns)}
         place = self.compressed(outer, sparse.csr_array, axis=0).tocoo()
         self.spend(blocks.size * (blocks.itemsize + 16))
-        row = place.coords[0][:, None, None] * rows + np.arange(rows)[:, None]
-        column = place.coords[1][:, None, None] * columns + np.arange(columns)
+        row = place.row[:, None, None] * rows + np.arange(rows)[:, None]
+        column = place.col[:, None, None] * columns + np.arange(columns)
         row, column = (np.broadcast_to(x, blocks.shape).ravel() for x in (row, column))
         order = np.asarray(place.data, np.int64)
         return sparse.csr_array((blocks[order].ravel(), (row, column)), shape=shape)

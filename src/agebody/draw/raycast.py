@@ -94,7 +94,8 @@ class Scene:
         depth[hit] = ray["tfar"][hit]
         smooth = unit(np.einsum("nk,nkc->nc", weights, self.normals[corners]))
         a, b, c = np.moveaxis(self.points[corners], 1, 0)
-        away = dot(np.cross(b - a, c - a), direction[hit]) > 0  # Embree 2 and 4 differ in the sign of their normals
+        # Not Embree's own normals: their sign depends on its version.
+        away = dot(np.cross(b - a, c - a), direction[hit]) > 0
         normal[hit] = np.where(away[:, None], -smooth, smooth)
         color[hit] = np.einsum("nk,nkc->nc", weights, self.colors[corners])
         instance[hit], triangle[hit] = self.instance[face], self.triangle[face]
