@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import tarfile
 
@@ -175,7 +176,7 @@ def test_unusable_images_are_reported(data, tmp_path, monkeypatch, fitted):
     photos = tmp_path / "photos"
     photos.mkdir()
     (photos / "0.jpg").write_bytes(b"no image")
-    Image.new("RGB", SIZE[::-1]).save(photos / "1.jpg")
+    Image.new("RGB", (SIZE[1], SIZE[0])).save(photos / "1.jpg")
     options = ("--body", "mannequin", "--images", photos, "-o", tmp_path / "out", "--shards")
     assert_one_line_error(run(data / "keypoints.json", *options), "images: 1 not found (2.jpg)")
     assert not (tmp_path / "out").exists()
@@ -246,3 +247,52 @@ def test_openpose_folders_and_bodies_of_one_age(data, tmp_path, monkeypatch, fit
     assert seen["annotations"].images[0].size == (64, 48)
     assert (seen["focal"], seen["fov"]) == (90, None)
     assert "takes them for SMPL's" not in result.stdout
+
+
+def test_depths_in_metres_place_people(data, tmp_path):
+    """A flat map of 4 m: everybody who is not a giant there stands at 4 m."""
+    (tmp_path / "depth").mkdir()
+    for i in range(COUNT):
+        flat = np.full((SIZE[1], SIZE[0]), 4000, np.uint16)
+        Image.fromarray(flat).save(tmp_path / "depth" / f"{i}.png")
+    options = ("--body", "mannequin", "--depth", tmp_path / "depth")
+    result = run(data / "keypoints.json", *options, "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    depth = load_labels(tmp_path / "out" / "labels.npz").depth
+    placed = np.abs(depth - 4) < 0.3
+    assert placed.any()
+    assert (
+        placed.all() or f"{(~placed).sum()} of {COUNT} people were not placed by their depth" in result.stderr
+    )
+    (tmp_path / "depth" / "0.png").unlink()
+    assert_one_line_error(run(data / "keypoints.json", *options, "-o", tmp_path / "two"), "0.npy or 0.png")
+    assert not (tmp_path / "two").exists()
+
+
+def test_focal_lengths_of_exif(data, tmp_path):
+    """FocalLengthIn35mmFilm counts where no focal length is given, and that is said."""
+    (tmp_path / "photos").mkdir()
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[41989] = 28
+    for i in range(COUNT + 1):
+        Image.new("RGB", SIZE).save(tmp_path / "photos" / f"{i}.jpg", exif=exif if i else Image.Exif())
+    options = ("--body", "mannequin", "--images", tmp_path / "photos", "--overlays", 0)
+    result = run(data / "keypoints.json", *options, "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert f"{COUNT - 1} of {COUNT + 1} images are from their EXIF" in result.stderr
+    focal = load_labels(tmp_path / "out" / "labels.npz").focal
+    diagonal = math.hypot(*SIZE)
+    np.testing.assert_allclose(focal[0], diagonal, rtol=1e-6)  # the guess of those without
+    np.testing.assert_allclose(focal[1:], 28 / math.hypot(36, 24) * diagonal, rtol=1e-6)
+    result = run(data / "keypoints.json", *options, "--focal", 900, "-o", tmp_path / "given")
+    assert "EXIF" not in result.stderr
+    np.testing.assert_allclose(load_labels(tmp_path / "given" / "labels.npz").focal, 900)
+
+
+def test_heic_is_refused_with_advice(data, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "0.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    for images in (tmp_path / "photos", tmp_path / "photos" / "0.HEIC"):
+        result = run(data / "keypoints.json", "--body", "mannequin", "--images", images, "-o", tmp_path / "o")
+        assert_one_line_error(result, "HEIC")
+        assert "convert it to JPEG" in result.stderr

@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from scipy.optimize import minimize as scipy_minimize
 from scipy.stats import linregress
 from typer.testing import CliRunner
@@ -916,6 +917,59 @@ class TestCommand:
         assert row["people"][0]["id"] == 7
         assert (tmp_path / "views" / "a.png").is_file()
 
+    @pytest.mark.parametrize(("kind", "people"), [("npy", 3), ("png", 3), ("png", 1)])
+    def test_a_map_in_metres_places_everybody_where_it_says(self, files, tmp_path, kind, people):
+        """Also one person alone, whom no map of unknown unit could place; priors and ages change nothing."""
+        from agebody.pipelines.labels import load_labels
+
+        folder, _, depth = files
+        there = tmp_path / "there"
+        shutil.copytree(folder, there)
+        load_labels(folder / "labels.npz").select(np.arange(people)).save(
+            there / "labels.npz", overwrite=True
+        )
+        given = ["-o", str(tmp_path / "o.npz"), "--json"]
+        if kind == "npy":
+            given.append("--metric")
+        else:
+            metres = np.load(there / "depth" / "a.npy")
+            (there / "depth" / "a.npy").unlink()
+            Image.fromarray(np.rint(1000 * metres).astype(np.uint16)).save(there / "depth" / "a.png")
+        result = self.run(there, *given)
+        assert result.exit_code == 0, result.output
+        assert np.abs(load_labels(tmp_path / "o.npz").depth / depth[:people] - 1).max() < 0.01
+        (row,) = json.loads(result.stdout)
+        assert row["slope"] == [1, 0]
+        assert [person["placed"] for person in row["people"]] == [True] * people
+
+    def test_who_cannot_be_placed_is_said(self, files, tmp_path):
+        from agebody.pipelines.labels import load_labels
+
+        folder, _, _ = files
+        there = tmp_path / "there"
+        shutil.copytree(folder, there)
+        output = tmp_path / "o.npz"
+        millimetres = 1000 * np.load(folder / "depth" / "a.npy")
+        np.save(there / "depth" / "a.npy", millimetres)
+        result = self.run(there, "-o", str(output), "--metric")
+        assert result.exit_code == 1
+        assert "image a.jpg: depth: expected metres, got" in result.stderr
+        result = self.run(there, "-o", str(output), "--metric", "--disparity")
+        assert result.exit_code != 0
+        assert "--metric" in result.stderr
+        load_labels(folder / "labels.npz").select(np.arange(1)).save(there / "labels.npz", overwrite=True)
+        result = self.run(there, "-o", str(output))
+        assert result.exit_code == 1
+        assert "nobody could be placed: a map of unknown unit needs two people" in result.stderr
+        assert not output.exists()
+        far = np.load(folder / "depth" / "a.npy")
+        far[:, :240] += 9  # behind the first person, who would be a giant there
+        np.save(there / "depth" / "a.npy", far)
+        shutil.copy(folder / "labels.npz", there / "labels.npz")
+        result = self.run(there, "-o", str(output), "--metric")
+        assert result.exit_code == 0
+        assert "note: 1 of 3 people were not placed" in result.stderr
+
     def test_disparity_and_covered_pixels(self, files, tmp_path):
         from agebody.pipelines.labels import load_labels
 
@@ -993,7 +1047,7 @@ class TestCommand:
         place_labels = labels.place_labels
         monkeypatch.setattr(labels, "place_labels", place)
         folder = self.two_images(files, tmp_path, ["one/a.jpg", "two/a.jpg"])
-        views = ("--views", str(tmp_path / "views"))
+        views = ("--metric", "--views", str(tmp_path / "views"))
         result = self.run(folder, "-o", str(tmp_path / "out.npz"), *views)
         assert result.exit_code == 0, result.output
         assert given[1] == pytest.approx(2 * given[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -24,6 +25,12 @@ FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 EIGHT_BITS = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 """Modes of Pillow that convert to RGB without any choice."""
 
+_CONVERT = "convert it to JPEG first, as by `magick photo.heic photo.jpg`"
+_UNREAD = (".heic", ".heif", ".hif", ".avif")
+"""Suffixes of photographs of phones that Pillow does not read."""
+_EXIF_IFD, _FOCAL_LENGTH_35MM = 0x8769, 41989
+_DIAGONAL_35MM = math.hypot(36, 24)
+"""Of the film to which cameras convert their focal lengths [mm]."""
 _EXIF_ORIENTATION = 274
 _TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
 """EXIF orientation -> Pillow's ``Transpose`` from the stored to the upright picture."""
@@ -46,11 +53,14 @@ class Photographs:
     """
 
     def __init__(self, path: Path, *, deep: bool = True) -> None:
+        if path.is_file() and path.suffix.lower() in _UNREAD:
+            raise AnnotationError(f"{path}: {path.suffix[1:].upper()} is not read; {_CONVERT}")
         self.one = path.is_file() and path.suffix.lower() in SUFFIXES
         if not self.one and not path.is_dir():
             raise AnnotationError(f"{path}: expected a folder of images, or an image")
         self.folder = path.parent if self.one else path
-        files = [path] if self.one else path.rglob("*") if deep else path.glob("*")
+        files = [path] if self.one else [*(path.rglob("*") if deep else path.glob("*"))]
+        self.unread = sum(file.suffix.lower() in _UNREAD for file in files)
         found = (file for file in files if file.suffix.lower() in SUFFIXES and file.is_file())
         self.names = tuple(sorted(file.relative_to(self.folder).as_posix() for file in found))
         self._known: dict[Any, list[str]] = {}
@@ -84,7 +94,8 @@ class Photographs:
 
     def describe(self) -> str:
         """Return how many images there are, as error messages say it."""
-        return f"{len(self.names)} images" + (f", such as {self.names[0]}" if self.names else "")
+        count = f"{len(self.names)} images" + (f", such as {self.names[0]}" if self.names else "")
+        return count + (f", and {self.unread} in HEIC, which is not read; {_CONVERT}" if self.unread else "")
 
 
 def _shared_end(first: tuple[str, ...], second: tuple[str, ...]) -> int:
@@ -113,8 +124,9 @@ def open_image(path: str | PathLike[str], formats: tuple[str, ...] = FORMATS) ->
     except (AnnotationError, MemoryError):
         raise
     except UnidentifiedImageError:
+        advice = f"; {_CONVERT}" if Path(path).suffix.lower() in _UNREAD else ""
         raise AnnotationError(
-            f"{path}: not an image that can be read; expected {', '.join(formats)}"
+            f"{path}: not an image that can be read; expected {', '.join(formats)}{advice}"
         ) from None
     except OSError as error:
         if error.errno is not None:
@@ -173,6 +185,18 @@ def photograph_size(path: Path) -> tuple[int, int]:
         width, height = image.size
         turned = find_turn(image) in (2, 4, 5, 6) and image.format != "TIFF"
         return (height, width) if turned else (width, height)
+
+
+def photograph_focal(path: Path) -> float:
+    """Return the focal length of a photograph by EXIF's FocalLengthIn35mmFilm [pixels]; NaN if it has none.
+
+    That is the focal length on film of 36 x 24 mm with the same diagonal angle of view (CIPA DCG-001). It is
+    wrong for a photograph that was cropped.
+    """
+    with open_image(path) as image:
+        found = image.getexif().get_ifd(_EXIF_IFD).get(_FOCAL_LENGTH_35MM)
+        known = isinstance(found, int) and found > 0
+        return found * math.hypot(*image.size) / _DIAGONAL_35MM if known else math.nan
 
 
 def read_photograph(path: Path, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "H W 3"]:

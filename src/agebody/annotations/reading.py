@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -36,7 +37,7 @@ from agebody.annotations.people import (
     short,
     shorten,
 )
-from agebody.annotations.photographs import Photographs, photograph_size
+from agebody.annotations.photographs import Photographs, photograph_focal, photograph_size
 from agebody.keypoints import KeypointLayout
 from agebody.metrics.similarity import oks_sigmas
 
@@ -411,6 +412,30 @@ def _without_doubles(found: People, entries: Entries) -> People:
         return found
     left_out = dict(found.left_out) | {"the same person again": int((~keep).sum())}
     return replace(found.select(np.flatnonzero(keep)), left_out=tuple(sorted(left_out.items())))
+
+
+def read_exif_focals(found: People, images: Path) -> People:
+    """Return people with the focal lengths of their photographs where no file states one, and a note of it.
+
+    Args:
+        found: people whose images are in the folder.
+        images: the folder, or one image.
+    """
+    folder = images.parent if images.is_file() else images
+    focal = np.full(len(found), math.nan) if found.focal is None else found.focal.copy()
+    unknown = np.unique(found.image[np.isnan(focal)])
+    exif = np.full(len(found.images), math.nan)
+    for i in unknown:
+        with contextlib.suppress(AnnotationError, OSError):  # reported where the image is needed
+            exif[i] = photograph_focal(folder / found.images[i].name)
+    read = int(np.isfinite(exif).sum())
+    if not read:
+        return found
+    note = (
+        f"focal lengths of {read} of {len(found.images)} images are from their EXIF; --focal overrides them"
+    )
+    focal = np.where(np.isnan(focal), exif[found.image], focal)
+    return replace(found, focal=focal, notes=(*found.notes, note))
 
 
 def _find_images(found: People, photographs: Photographs) -> People:

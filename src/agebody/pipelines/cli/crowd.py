@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agebody.files import make_folder
-from agebody.pipelines.cli.app import app, fail, running, say, show_count
+from agebody.pipelines.cli.app import app, fail, note, running, say, show_count
 from agebody.pipelines.cli.options import (
     AsJson,
     BodyOfLabels,
@@ -34,7 +34,7 @@ def crowd(
         Path,
         option(
             "Folder of depth maps, one per image, named like the images, in the same folders or in none: "
-            "**.npy**, or 16-bit **.png** in millimetres."
+            "**.npy** of floats, or **.npy** of integers and 16-bit **.png** in millimetres."
         ),
     ],
     output: OutputFile,
@@ -55,6 +55,9 @@ def crowd(
     disparity: Annotated[
         bool, typer.Option("--disparity", help="The maps are disparities: take their reciprocal.")
     ] = False,
+    metric: Annotated[
+        bool, typer.Option("--metric", help="The maps are in metres: everybody stands where they say.")
+    ] = False,
     refine: Annotated[
         bool, typer.Option("--refine", help="Also put people on the ground, and reduce overlaps.")
     ] = False,
@@ -70,9 +73,11 @@ def crowd(
     """
     if output.suffix.lower() != ".npz":
         raise typer.BadParameter(f"expected the suffix .npz, got {output.name!r}", param_hint="--output")
+    if disparity and metric:
+        raise typer.BadParameter("give one of --disparity and --metric", param_hint="--metric")
     with running() as bars:
         from agebody.pipelines.labels import load_labels
-        from agebody.pipelines.labels.place_images import place_images
+        from agebody.pipelines.labels.place_images import UNPLACED, place_images
 
         _check_output(output, (labels, people), overwrite)
         given = load_labels(labels)
@@ -88,12 +93,16 @@ def crowd(
             people=people,
             views=views,
             disparity=disparity,
+            metric=metric,
             refine=refine,
             overwrite=overwrite,
             source=labels,
             progress=show_count(bars, "placing", len(np.unique(given.image_ids))),
         )
         placed.save(output, overwrite=overwrite)
+    people_of = [person for row in rows for person in row["people"]]
+    if left := sum(not person["placed"] for person in people_of):
+        note(f"{left} of {len(people_of)} people were not placed: {UNPLACED}")
     if as_json:
         print(json.dumps(rows, indent=2))
     else:

@@ -42,6 +42,13 @@ def fit(
     min_confidence: options.MinConfidence = 0.0,
     batch_size: options.BatchSize = 256,
     device: options.Device = "cpu",
+    depth: Annotated[
+        Path | None,
+        options.option(
+            "Folder of depth maps, **.npy** in metres or 16-bit **.png** in millimetres, named like the "
+            "images: everybody stands where they say."
+        ),
+    ] = None,
     overlays: Annotated[
         int, typer.Option(min=0, help="Number of images to draw the fits over, evenly spaced; 0 for none.")
     ] = 20,
@@ -59,17 +66,26 @@ def fit(
     Example: `agebody fit keypoints.json --body ages.safetensors --images photos -o labels`
     """
     from agebody.annotations import read_people
+    from agebody.annotations.reading import read_exif_focals
     from agebody.pipelines.labels import fit_annotations, fit_folder
+    from agebody.pipelines.labels.place_images import find_maps, place_images
 
     given: dict[str, Any] = options.read_lens(focal, fov)
     given |= options.read_ages(age_offset, age_class, years)
     if shards and images is None:
         raise typer.BadParameter("give the images: --images DIR", param_hint="--shards")
     overlays = overlays if images is not None else 0
-    if overlays and importlib.util.find_spec("embreex") is None:
-        fail('overlays need embreex; pip install "agebody[render]", or give --overlays 0')
+    if importlib.util.find_spec("embreex") is None:
+        if overlays:
+            fail('overlays need embreex; pip install "agebody[render]", or give --overlays 0')
+        if depth is not None:
+            fail('--depth needs embreex; pip install "agebody[render]"')
     with running() as bars:
         found = read_people(keypoints, layout=layout, images=images, size=options.parse_size(size))
+        if focal is None and fov is None and images is not None:
+            found = read_exif_focals(found, images)
+        if depth is not None:
+            find_maps(depth, {found.images[i].name: None for i in found.image.tolist()})
         make_folder(output)
         fit_folder.check_folder(output, overwrite=overwrite)
         layer = options.make_layer(options.load_body(body, bars), device=device)
@@ -84,6 +100,10 @@ def fit(
             batch_size=batch_size,
             progress=show_count(bars, "fitting", len(found)),
         )
+        unplaced = 0
+        if depth is not None and len(labels):
+            labels, rows = place_images(layer, labels, depth, metric=True, source=keypoints)
+            unplaced = sum(not person["placed"] for row in rows for person in row["people"])
         seconds = time.perf_counter() - began
         written = fit_folder.write_folder(
             output,
@@ -99,6 +119,8 @@ def fit(
         )
     _show(written.summary, layer, fit_folder.has_training_joints(layer))
     unusable = [f"{name}: {why}" for name, why in written.unusable.items()]
+    if unplaced:
+        note(f"{unplaced} of {len(labels)} people were not placed by their depth")
     for line in (*found.notes, *unusable[:5]):
         note(line)
     if len(unusable) > 5:

@@ -28,6 +28,12 @@ from agebody.pipelines.labels.records import Labels, concatenate_labels
 MAX_SIDE = 640
 """Largest longer side of the maps on which depths are compared [pixels]."""
 
+UNPLACED = (
+    "a map of unknown unit needs two people of whom the map agrees with the bodies; "
+    "a map in metres (--metric) needs one, who would not be taller than 2.1 m"
+)
+"""What placing somebody takes."""
+
 
 def place_images(
     body: BodyModel,
@@ -38,6 +44,7 @@ def place_images(
     people: Path | None = None,
     views: Path | None = None,
     disparity: bool = False,
+    metric: bool = False,
     refine: bool = False,
     overwrite: bool = False,
     source: Path = Path("labels"),
@@ -49,12 +56,13 @@ def place_images(
         body: the layer that the labels were made with.
         labels: people of any number of images.
         depths: folder of one map per image, .npy or .png, named like the images; see `find_maps`. Integers
-            are millimetres unless ``disparity``.
+            are millimetres, and so metric, unless ``disparity``.
         masks: folder of maps of 0 for nobody, 1 for the first person of the image in the labels, and so on.
         people: JSON file of ages and sexes by the id of a person, such as
             ``{"7": {"years": 4, "sex": "female"}}``.
         views: existing folder for pictures from above, before and after.
         disparity: the maps are disparities.
+        metric: maps of floats are in metres; else their unit and origin are unknown.
         refine: also put people on the ground and reduce overlaps; see `place_labels`.
         overwrite: replace existing pictures.
         source: the file of the labels, which errors name.
@@ -64,7 +72,7 @@ def place_images(
         The labels in their order, and per image its name with numbers on its people.
 
     Raises:
-        AnnotationError: a file is missing or wrong, or an image cannot be placed.
+        AnnotationError: a file is missing or wrong, an image cannot be placed, or nobody can.
         OSError: a file cannot be read or written.
     """
     images = _group_images(labels, source)
@@ -78,7 +86,7 @@ def place_images(
         progress(done)
         part = labels.select(chosen)
         width, height = map(int, part.image_sizes[0])
-        depth = _read_depth(depth_files[name], name, (width, height), disparity)
+        depth, metres = _read_depth(depth_files[name], name, (width, height), disparity)
         shown = None if mask_files is None else _read_masks(mask_files[name], name, depth.shape, len(part))
         said = [known.get(str(number), {}) for number in part.ids]
         sex = np.array([SEXES.index(entry.get("sex", "neutral")) for entry in said], dtype=np.int64)
@@ -91,6 +99,7 @@ def place_images(
                 years=parse_ages(years=[entry.get("years") for entry in said]).years,
                 sex=sex,
                 disparity=disparity,
+                metric=metric or metres,
                 refine=refine,
             )
         except ValueError as error:
@@ -100,6 +109,8 @@ def place_images(
         if pictures is not None:
             with replacing(pictures[name]) as temporary:
                 _draw_views(body, part, found.labels).save(temporary)
+    if rows and not any(person["placed"] for row in rows for person in row["people"]):
+        fail(depths, f"nobody could be placed: {UNPLACED}")
     order = np.argsort(np.concatenate([np.zeros(0, int), *images.values()]))
     return concatenate_labels(parts).select(order) if parts else flag_labels(labels), rows
 
@@ -148,8 +159,14 @@ def _name_views(folder: Path, images: Iterable[str], overwrite: bool) -> dict[st
     return views
 
 
-def _read_depth(path: Path, name: str, size: tuple[int, int], disparity: bool) -> Float[np.ndarray, "H W"]:
-    """Read the depth map of an image on a grid of at most ``MAX_SIDE``; NaN where depth is unknown."""
+def _read_depth(
+    path: Path, name: str, size: tuple[int, int], disparity: bool
+) -> tuple[Float[np.ndarray, "H W"], bool]:
+    """Read the depth map of an image on a grid of at most ``MAX_SIDE``; NaN where depth is unknown.
+
+    Returns:
+        The map, and whether the file says that it is in metres.
+    """
     values = _read_map(path)
     millimetres = values.dtype.kind != "f" and not disparity
     values = values.astype(np.float64) / (1000.0 if millimetres else 1.0)
@@ -161,7 +178,7 @@ def _read_depth(path: Path, name: str, size: tuple[int, int], disparity: bool) -
         found = f"{values.shape[1]} x {values.shape[0]}"
         fail(path, f"the map of {name} has {found} pixels, the image {width} x {height}")
     values = _resample(values, shape)
-    return 1 / values if disparity else values
+    return 1 / values if disparity else values, millimetres
 
 
 def _read_masks(path: Path, name: str, shape: tuple[int, ...], people: int) -> Bool[np.ndarray, "P H W"]:

@@ -39,6 +39,10 @@ CHILD_YEARS = 15.0
 """Age below which DTO has classes of children; the mean of others moves half-way to the fitted stature."""
 OFFSET_SD = 0.1
 """Standard deviation of the age offset of a fit, where no age is given."""
+MAX_STATURE = 2.1
+"""Largest plausible stature [m], as in `place_people`."""
+MAX_METRES = 1000.0
+"""Maps in metres with a larger median over a person are refused."""
 FAR_DISPARITY = 0.02
 """Reciprocal of Depth Anything V2's relative disparity beyond which a person is far (DTO)."""
 
@@ -68,10 +72,12 @@ def place_labels(
     years: Float[np.ndarray, " P"] | None = None,
     sex: Int[np.ndarray, " P"] | None = None,
     disparity: bool = False,
+    metric: bool = False,
     refine: bool = False,
 ) -> PlacedLabels:
     """Put the people of one image where its depth map and their statures place them.
 
+    A map in metres places each person alone, at the depth that it shows. Any other map needs two people.
     Poses stay as they are. An unknown age is that of the age offset of the fit, with a standard deviation of
     ``OFFSET_SD``.
 
@@ -84,6 +90,7 @@ def place_labels(
         years: age per person, NaN where unknown.
         sex: 0 neutral or unknown, 1 female, 2 male.
         disparity: whether the map is the reciprocal of Depth Anything V2's relative disparity.
+        metric: whether the map is in metres; people who would be taller than 2.1 m are not placed.
         refine: then put people on the ground and reduce overlaps (`refine_crowd`).
 
     Raises:
@@ -115,18 +122,21 @@ def place_labels(
         far = is_far(z, camera.focal[:, 1], (width, tall))
         if disparity:
             far |= seen.depth > FAR_DISPARITY
-        placement = place_people(
-            seen.depth,
-            z,
-            height,
-            prior,
-            weights=weights,
-            far=far,
-            spread=seen.spread,
-            body_slope=seen.slope,
-            body_correlation=seen.correlation,
-            min_slope=DISPARITY_MIN_SLOPE if disparity else 0.0,
-        )
+        if metric:
+            placement = _at_depth(seen.depth, z, height, prior, weights > 0)
+        else:
+            placement = place_people(
+                seen.depth,
+                z,
+                height,
+                prior,
+                weights=weights,
+                far=far,
+                spread=seen.spread,
+                body_slope=seen.slope,
+                body_correlation=seen.correlation,
+                min_slope=DISPARITY_MIN_SLOPE if disparity else 0.0,
+            )
         written = rescale(body, parameters, placement.scale, camera, child=child)
         refined = None
         if refine and len(labels) > 1:
@@ -134,6 +144,30 @@ def place_labels(
             written = rescale(body, written.parameters, refined.scale, camera, root=refined.new_root)
         changed = _described(body, labels, written.parameters, camera)
     return PlacedLabels(flag_labels(changed), placement, written, seen, prior, height, far, refined)
+
+
+def _at_depth(
+    depth: Tensor, rendered_depth: Tensor, height: Tensor, prior: HeightPrior, present: Tensor
+) -> Placement:
+    """Return people at the depths of a map in metres: the line of slope 1 through 0."""
+    if present.any() and (median := float(depth[present].median())) > MAX_METRES:
+        raise ValueError(f"depth: expected metres, got {median:g} on people; divide millimetres by 1000")
+    scale = depth / rendered_depth
+    placed = present & (scale > 0) & (height * scale <= MAX_STATURE)
+    scale = torch.where(placed, scale, 1)
+    deviations = ((height * scale - prior.mean) / prior.sd).abs()[placed]
+    on_line = torch.stack((placed.sum(), torch.zeros_like(placed.sum())))
+    return Placement(
+        depth=rendered_depth * scale,
+        scale=scale,
+        height=height * scale,
+        placed=placed,
+        slope=(on_line > 0).to(depth),
+        shift=torch.zeros_like(on_line).to(depth),
+        bounded=torch.zeros_like(on_line, dtype=torch.bool),
+        people=on_line,
+        deviation=deviations.mean(),
+    )
 
 
 def _check(
