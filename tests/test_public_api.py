@@ -16,8 +16,8 @@ ROOMS = {
     "cameras": """
         Camera bev_to_translation box_around box_condition convert_axes convert_box
         convert_extrinsics convert_pixels denormalize_points field_limit focal_to_fov fov_to_focal
-        from_crop from_pytorch3d invert_extrinsics mahmr_to_translation normalize_points square_box
-        to_crop to_pytorch3d torso_translation weak_to_translation
+        from_crop from_pytorch3d invert_extrinsics mahmr_to_translation normalize_points project_weak
+        square_box to_crop to_pytorch3d torso_translation weak_to_translation
     """,
     "crowd": """
         Deviations HeightPrior height_class is_far mask_depths place_people refine_crowd rescale

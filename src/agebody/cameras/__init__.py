@@ -21,7 +21,7 @@ from agebody.cameras.conventions import (
 )
 from agebody.cameras.distortion import field_limit
 from agebody.cameras.torso import torso_translation
-from agebody.cameras.weak import bev_to_translation, mahmr_to_translation, weak_to_translation
+from agebody.cameras.weak import bev_to_translation, mahmr_to_translation, project_weak, weak_to_translation
 
 __all__ = [
     "Camera",
@@ -41,6 +41,7 @@ __all__ = [
     "invert_extrinsics",
     "mahmr_to_translation",
     "normalize_points",
+    "project_weak",
     "square_box",
     "to_crop",
     "to_pytorch3d",

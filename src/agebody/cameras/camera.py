@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from agebody.cameras.distortion import distort_in_view, undistort
-from agebody.checks import expect
+from agebody.checks import broadcast, expect, expect_dtype, expect_values
 from agebody.engine.batched import is_recorded, own_precision
 
 Axis = Literal["vertical", "horizontal", "diagonal"]
@@ -61,7 +61,8 @@ class Camera(NamedTuple):
     translation: Float[Tensor, "*batch 3"] | None = None
     """World to camera [m]; None is zero."""
     distortion: Float[Tensor, "*batch k"] | None = None
-    """(k1, k2, p1, p2[, k3[, k4, k5, k6]]) in OpenCV's order; None is no distortion."""
+    """(k1, k2, p1, p2[, k3[, k4, k5, k6]]) in OpenCV's order; None is no distortion. OpenCV's (1, k) is taken
+    as (k), and its 12 or 14 coefficients if the last 4 or 6 are 0."""
 
     @classmethod
     def from_matrix(
@@ -121,10 +122,12 @@ class Camera(NamedTuple):
                 default if both are numbers.
         """
         if isinstance(fov, Tensor):
-            fov = expect("fov", fov).to(dtype or fov.dtype)
+            fov = expect("fov", fov)
+            expect_values(fov=((fov > 0) & (fov < math.pi), "angles between 0 and pi [rad], not degrees"))
+            fov = fov.to(dtype or fov.dtype)
         else:
             if not 0 < fov < math.pi:
-                raise ValueError(f"fov: expected an angle between 0 and pi [rad], got {fov}")
+                raise ValueError(f"fov: expected an angle between 0 and pi [rad], not degrees, got {fov}")
             fov = _like(size, dtype).new_full((), fov)
         focal, extent = fov_to_focal(fov, size, axis=axis), as_size(size, fov)
         return cls(*torch.broadcast_tensors(focal[..., None], extent / 2))
@@ -234,6 +237,7 @@ class Camera(NamedTuple):
     def to_camera(self, points: Float[Tensor, "*points K 3"]) -> Float[Tensor, "*batch K 3"]:
         """Return camera coordinates of world points: R p + t [m]."""
         points = self._expect("points", points, None, 3)
+        self._check_batch(points=points.shape[:-2])
         if self.rotation is not None:
             rotation = self._expect("rotation", self.rotation, 3, 3)
             with own_precision(points.device):
@@ -245,6 +249,7 @@ class Camera(NamedTuple):
     def to_world(self, points: Float[Tensor, "*points K 3"]) -> Float[Tensor, "*batch K 3"]:
         """Return world coordinates of points in camera coordinates: R^T (p - t) [m]."""
         points = self._expect("points", points, None, 3)
+        self._check_batch(points=points.shape[:-2])
         if self.translation is not None:
             points = points - self._expect("translation", self.translation, 3)[..., None, :]
         if self.rotation is not None:
@@ -281,7 +286,7 @@ class Camera(NamedTuple):
         plane = local[..., :2] * _inverse_depth(depth, near)[..., None]
         visible = depth >= near
         if self.distortion is not None:
-            plane, in_view = distort_in_view(plane, self.distortion)
+            plane, in_view = distort_in_view(plane, self._lens())
             visible = visible & in_view
         pixels = plane * self._focal() + self._center()
         if size is not None:
@@ -301,9 +306,10 @@ class Camera(NamedTuple):
             depth: z in camera coordinates [m].
         """
         pixels, depth = self._expect("pixels", pixels, None, 2), self._expect("depth", depth, None)
+        self._check_batch(pixels=pixels.shape[:-2], depth=depth.shape[:-1])
         plane = (pixels - self._center()) / self._focal()
         if self.distortion is not None:
-            plane = undistort(plane, self.distortion)
+            plane = undistort(plane, self._lens())
         plane, depth = torch.broadcast_tensors(plane, depth[..., None])
         return self.to_world(torch.cat((plane * depth, depth[..., :1]), -1))
 
@@ -337,6 +343,11 @@ class Camera(NamedTuple):
             translation = rotation.new_zeros(3)
         return rotation, translation
 
+    def _lens(self) -> Tensor:
+        """Return the distortion; a row of OpenCV's result, (1, k), belongs to one camera, not to a batch."""
+        lens = expect("distortion", self.distortion, None)
+        return lens[0] if self.focal.dim() == 1 and lens.dim() == 2 and len(lens) == 1 else lens
+
     def _focal(self) -> Tensor:
         return expect("focal", self.focal, 2)[..., None, :]
 
@@ -345,10 +356,18 @@ class Camera(NamedTuple):
 
     def _expect(self, name: str, tensor: Any, *entry: int | None) -> Tensor:
         """Check the shape, and that the dtype is the camera's, lest half a projection be in float32."""
-        found, focal = expect(name, tensor, *entry), expect("focal", self.focal, 2)
-        if found.dtype != focal.dtype:
-            raise TypeError(f"{name}: expected {focal.dtype}, as the camera's focal, got {found.dtype}")
+        found = expect(name, tensor, *entry)
+        expect_dtype(name, found, expect("focal", self.focal, 2), "as the camera's focal")
         return found
+
+    def _check_batch(self, **points: tuple[int, ...]) -> None:
+        """Check that the batches of the camera and of points, given without their entries, broadcast."""
+        batches = {
+            f"camera.{name}": part.shape[: part.dim() - (2 if name == "rotation" else 1)]
+            for name, part in self._asdict().items()
+            if part is not None
+        }
+        broadcast(**batches, **points)
 
 
 def fov_to_focal(
@@ -361,6 +380,8 @@ def fov_to_focal(
         size: width and height [pixels].
         axis: "vertical" (L = H), "horizontal" (L = W) or "diagonal" (L = sqrt(W^2 + H^2)).
     """
+    fov = expect("fov", fov)
+    expect_values(fov=((fov > 0) & (fov < math.pi), "angles between 0 and pi [rad], not degrees"))
     return _length(size, axis, fov) / (2 * torch.tan(fov / 2))
 
 
@@ -368,6 +389,7 @@ def focal_to_fov(
     focal: Float[Tensor, "*batch"], size: Size, *, axis: Axis = "vertical"
 ) -> Float[Tensor, "*batch"]:
     """Return the field of view [rad] of a focal length [pixels]; the inverse of `fov_to_focal`."""
+    focal = expect("focal", focal)
     return 2 * torch.atan2(_length(size, axis, focal), 2 * focal)
 
 
@@ -409,7 +431,14 @@ def as_size(size: Size, like: Tensor) -> Tensor:
     """Return (*batch, 2) in the dtype and on the device of another tensor; numbers need no copy to the
     device."""
     if isinstance(size, Tensor):
+        if size.dim() == 0 or size.shape[-1] != 2:
+            raise ValueError(f"size: expected shape (*batch, 2), width and height, got {tuple(size.shape)}")
         return size.to(like)
+    if len(size) != 2:
+        raise ValueError(
+            f"size: expected (width, height), got {tuple(size)}; the shape of an image array is "
+            "(height, width, channels), so give (shape[1], shape[0])"
+        )
     width, height = size
     return torch.stack((like.new_full((), width), like.new_full((), height)))
 

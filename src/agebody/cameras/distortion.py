@@ -9,10 +9,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from agebody.checks import expect, safe_norm
+from agebody.checks import expect, expect_values, safe_norm
 
-COEFFICIENTS = (4, 5, 8)
-"""Possible numbers of coefficients: (k1, k2, p1, p2), then k3, then (k4, k5, k6), in OpenCV's order."""
+COEFFICIENTS = (4, 5, 8, 12, 14)
+"""Possible numbers of coefficients: (k1, k2, p1, p2), then k3, then (k4, k5, k6), in OpenCV's order. Its thin
+prism and tilt, which follow, must be 0: OpenCV returns 14 numbers for every rational model."""
 
 RADIAL_STEPS, STEPS = 32, 24
 """Steps of the inverse: for the radius, possibly from far away, then for the point. Near the solution each
@@ -80,15 +81,15 @@ def field_limit(distortion: Float[Tensor, "*camera k"]) -> Float[Tensor, "*camer
     """Return the radius at depth 1 up to which r L grows: the edge of the lens's view; infinite if it always
     grows.
 
-    It is the first positive root of the derivative of r L(r^2), or just below the pole of L if that comes
-    first. The search ends at r = 1000 (89.9 degrees), in steps of 2 %, and misses a fall and rise within one
-    step. It has no gradient.
+    It is the first positive root of the derivative of r L(r^2), or, if that comes first, where |L| reaches
+    100 before a pole. The search ends at r = 1000 (89.9 degrees), in steps of 2 %, and misses a fall and rise
+    within one step. It has no gradient.
     """
     return _lens(distortion).limit.sqrt()
 
 
-BELOW_POLE = 0.9
-"""Share of r^2 at a pole of L up to which the lens is used: L is finite there."""
+LARGEST_FACTOR = 100.0
+"""|L| up to which a lens is used before a pole: no picture is that wide."""
 
 
 class _Lens(NamedTuple):
@@ -108,7 +109,9 @@ def _lens(distortion: Tensor) -> _Lens:
             "distortion: expected 4, 5 or 8 coefficients (k1, k2, p1, p2[, k3[, k4, k5, k6]]), "
             f"got shape {tuple(coefficients.shape)}"
         )
-    full = torch.nn.functional.pad(coefficients, (0, 8 - count))
+    if count > 8:
+        expect_values(distortion=(coefficients[..., 8:] == 0, "no thin prism and no tilt, zeros after k6"))
+    full = torch.nn.functional.pad(coefficients[..., :8], (0, max(8 - count, 0)))
     k1, k2, p1, p2, *rest = full.unbind(-1)
     radial = torch.stack((k1, k2, *rest), -1)
     return _Lens(radial, torch.stack((p1, p2), -1), _limit(radial.detach()))
@@ -130,9 +133,17 @@ def _limit(radial: Float[Tensor, "*camera 6"]) -> Float[Tensor, "*camera"]:
         ),
         -1,
     )
-    pole = torch.nn.functional.pad(torch.stack((k4, k5, k6), -1), (0, 3))
-    turns, poles = _first_roots(torch.stack((slope, pole), -2)).unbind(-1)
-    return torch.minimum(turns, BELOW_POLE * poles)
+    upper, lower = (torch.stack(k, -1) for k in ((k1, k2, k3), (k4, k5, k6)))
+    padded = torch.nn.functional.pad(lower, (0, 3))
+    turns, poles = _first_roots(torch.stack((slope, padded), -2)).unbind(-1)
+    there = torch.where(poles < torch.inf, poles, 1)
+    value = 1 + there * (k1 + there * (k2 + there * k3))
+    fall = (k4 + there * (2 * k5 + there * 3 * k6)).abs()
+    # M D - |N|, from 1 at s = 0. A pole that a root of N cancels to rounding is none.
+    sign = torch.where(value < 0, -1, 1)[..., None]
+    before = _first_roots((LARGEST_FACTOR * lower - sign * upper) / (LARGEST_FACTOR - sign))
+    cancelled = value.abs() <= 64 * torch.finfo(there.dtype).eps * there * fall
+    return torch.minimum(turns, torch.where(cancelled | (poles == torch.inf), torch.inf, before))
 
 
 GRID = (1e-3, 1e6, 512)

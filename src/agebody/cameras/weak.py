@@ -13,9 +13,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from agebody.cameras.boxes import convert_box
-from agebody.cameras.camera import Camera
-from agebody.checks import expect
+from agebody.cameras.camera import NEAR, Camera, Projection, Size, as_size
+from agebody.checks import broadcast, expect, expect_dtype
 
+LEAST_SCALE = 0.01
+"""Scale s of a crop below which 1 / s is continued by its tangent: a person is less than a hundredth of the
+crop wide."""
+
+BEV_LEAST = 1e-3
+"""The same of BEV's 1 / depth: 1000 m."""
 MAHMR_RESOLUTION = 1288.0
 """Longer side of Metric-Aware HMR's input [pixels]."""
 MAHMR_LEAST = 1e-6
@@ -36,22 +42,73 @@ def weak_to_translation(
     and fy differ, tz takes their mean, and the body's origin keeps its place in the image.
 
     Args:
-        weak: scale s and tx, ty. tz is infinite for s = 0 and behind the camera for s < 0.
+        weak: scale s and tx, ty. Below s = 0.01, 1 / s is continued by its tangent, so tz is positive, finite
+            and differentiable for every s. To train s itself, project by `project_weak`.
         box: corners of the square crop in the image [pixels]; otherwise b is the longer side.
         camera: of the full image. Its pose and distortion are ignored.
     """
     scale, shift = expect("weak", weak, 3).split((1, 2), -1)
     center, side, focal = _crop(box, camera)
-    depth = 2 * focal.mean(-1, keepdim=True) / (side * scale)
-    shown = center + shift * scale * side / 2
+    inverse = _inverse_scale(scale)
+    depth = 2 * focal.mean(-1, keepdim=True) * inverse / side
+    shown = center + shift / inverse * side / 2
     across = shown * depth / focal
     return torch.cat((across, depth.expand_as(across[..., :1])), -1)
+
+
+def project_weak(
+    points: Float[Tensor, "*points K 3"],
+    weak: Float[Tensor, "*batch 3"],
+    box: Float[Tensor, "*boxes 4"],
+    camera: Camera,
+    *,
+    size: Size | None = None,
+) -> Projection:
+    """Project points of a body, without its translation, by the (s, tx, ty) of `weak_to_translation`.
+
+    The same pixels for a person in front of the camera, but from 1 / tz = b s / (2 f), which is smooth at
+    s = 0: with u = X / tz + tx b s / (2 f) + (c - o) / f and d = 1 + Z / tz,
+
+        x = f u / d + o
+
+    so a network whose s is 0 or negative (a mirrored person) has gradients of the usual size that lead back.
+    1 / d is continued by its point reflection, as in `Camera.project`: nearer than 0.1 m, and for s < 0 below
+    d = 1/2.
+
+    Args:
+        points: of the body, relative to the origin that ``weak`` places [m].
+        weak: scale s and tx, ty.
+        box: corners of the square crop in the image [pixels]; otherwise b is the longer side.
+        camera: of the full image. Its pose and distortion are ignored.
+        size: width and height [pixels], as in `Camera.project`.
+
+    Returns:
+        Pixels, depth (infinite for s = 0, negative for s < 0) and which points are visible.
+    """
+    points = expect("points", points, None, 3)
+    scale, shift = expect("weak", weak, 3)[..., None, :].split((1, 2), -1)
+    expect_dtype("weak", scale, points, "that of points")
+    center, side, focal = (part[..., None, :] for part in _crop(box, camera))
+    expect_dtype("camera.focal", focal, points, "that of points")
+    broadcast(points=points.shape[:-2], weak=scale.shape[:-2], box=side.shape[:-2], camera=focal.shape[:-2])
+    inverse = side * scale / (2 * focal.mean(-1, keepdim=True))
+    across = points[..., :2] * inverse + (shift * scale * side / 2 + center) / focal
+    relative = 1 + points[..., 2:] * inverse
+    near = torch.where(inverse > 0, NEAR * inverse, 0.5).detach()
+    ahead = relative >= near
+    held = torch.where(ahead, near, relative)
+    factor = torch.where(ahead, 1 / torch.where(ahead, relative, 1), 2 / near - 1 / (2 * near - held))
+    pixels = across * factor * focal + expect("camera.center", camera.center, 2)[..., None, :]
+    visible = (ahead & (inverse > 0))[..., 0]
+    if size is not None:
+        visible = visible & ((pixels >= 0) & (pixels < as_size(size, pixels)[..., None, :])).all(-1)
+    return Projection(pixels, (relative / inverse)[..., 0], visible)
 
 
 def translation_to_weak(
     translation: Float[Tensor, "*batch 3"], box: Float[Tensor, "*boxes 4"], camera: Camera
 ) -> Float[Tensor, "*out 3"]:
-    """Invert `weak_to_translation`, for translations [m] with z > 0."""
+    """Invert `weak_to_translation`, for translations [m] with z > 0 and s >= 0.01."""
     shift, depth = expect("translation", translation, 3).split((2, 1), -1)
     center, side, focal = _crop(box, camera)
     scale = 2 * focal.mean(-1, keepdim=True) / (side * depth)
@@ -74,7 +131,7 @@ def bev_to_translation(
     """
     scale, y, x = expect("cam", cam, 3).unbind(-1)
     tangent = math.tan(fov / 2)
-    depth = 1 / (scale * tangent + epsilon)
+    depth = _inverse_scale(scale * tangent + epsilon, BEV_LEAST)
     return torch.stack((x * depth * tangent, y * depth * tangent, depth), -1)
 
 
@@ -116,6 +173,13 @@ def translation_to_mahmr(
     scale = 2 * focal[..., None] / (resolution * depth)
     shift, a = torch.broadcast_tensors(shift * scale, torch.logit(((scale - MAHMR_LEAST) / 2).clamp(0, 1)))
     return torch.cat((shift, a[..., :1]), -1)
+
+
+def _inverse_scale(scale: Tensor, least: float = LEAST_SCALE) -> Tensor:
+    """Return 1 / s, below a least scale its tangent there."""
+    usual = scale >= least
+    held = torch.where(usual, least, scale)
+    return torch.where(usual, 1 / torch.where(usual, scale, 1), 2 / least - held / least**2)
 
 
 def _crop(box: Tensor, camera: Camera) -> tuple[Tensor, Tensor, Tensor]:
