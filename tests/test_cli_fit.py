@@ -247,6 +247,9 @@ def test_openpose_folders_and_bodies_of_one_age(data, tmp_path, monkeypatch, fit
     assert seen["annotations"].images[0].size == (64, 48)
     assert (seen["focal"], seen["fov"]) == (90, None)
     assert "takes them for SMPL's" not in result.stdout
+    assert "has one age: everybody is fitted as an adult" in result.stderr
+    again = run(folder, "--body", "mannequin", "--size", "64x48", "-o", tmp_path / "ages")
+    assert "has one age" not in again.stderr
 
 
 def test_depths_in_metres_place_people(data, tmp_path):
@@ -296,3 +299,30 @@ def test_heic_is_refused_with_advice(data, tmp_path):
         result = run(data / "keypoints.json", "--body", "mannequin", "--images", images, "-o", tmp_path / "o")
         assert_one_line_error(result, "HEIC")
         assert "convert it to JPEG" in result.stderr
+
+
+def test_results_with_their_annotations_and_one_image(data, tmp_path, monkeypatch, fitted):
+    seen = []
+    labels = load_labels(fitted[0] / "labels.npz")
+
+    def fit(body, annotations, **options):
+        seen.append(annotations)
+        return labels.select(slice(1))
+
+    monkeypatch.setattr("agebody.pipelines.labels.fit_annotations", fit)
+    document = json.loads((data / "keypoints.json").read_text())
+    row = document["annotations"][0]
+    results = [{"image_id": 0, "category_id": 1, "keypoints": row["keypoints"], "score": 1.0}]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    options = ("--body", "mannequin", "--annotations", data / "keypoints.json")
+    result = run(tmp_path / "results.json", *options, "-o", tmp_path / "a")
+    assert result.exit_code == 0, result.output
+    assert [(image.name, image.size) for image in seen[0].images] == [("0.jpg", SIZE)]
+    options = ("--body", "mannequin", "--images", data / "photos" / "0.jpg", "--overlays", 1)
+    result = run(tmp_path / "results.json", *options, "-o", tmp_path / "b")
+    assert result.exit_code == 0, result.output
+    assert [path.name for path in (tmp_path / "b" / "overlays").iterdir()]
+    assert_one_line_error(
+        run(tmp_path / "results.json", "--body", "mannequin", "-o", tmp_path / "c"),
+        "no images; give their folder",
+    )

@@ -171,7 +171,7 @@ def _read_annotations(path: Path, document: dict[str, Any], layout: str | Keypoi
     place = {image.id: i for i, image in enumerate(images)}
     image = entries.image_indices(place, "the images")
     points = [row for row, kept in zip(points, labelled, strict=True) if kept]
-    found = _make(path, entries, points, names, layout, images, image, left_out)
+    found = _make(path, entries, points, names, layout, images, image, left_out, guess=True)
     return _in_shares(found, None, ())[0]
 
 
@@ -251,7 +251,8 @@ def _read_detections(
     order = order_by_title(kind.order) if kind.order else names
     if order is None and isinstance(known, _Annotated):
         order = known.order
-    found = _make(path, entries, points, order, layout, list(images.values()), place, left_out)
+    listed = list(images.values())
+    found = _make(path, entries, points, order, layout, listed, place, left_out, guess=is_results)
     found, shares = _in_shares(found, kind, canvases)
     return _without_doubles(found, entries), shares
 
@@ -334,7 +335,10 @@ def _make(
     images: Sequence[ImageEntry],
     image: Sequence[int],
     left_out: Counter[str],
+    *,
+    guess: bool,
 ) -> People:
+    """Return people; ``guess``: whether the format does not say what the keypoints are."""
     size = len(points[0]) if points else 17 if names is None else len(names)
     order = names if isinstance(names, Order) else find_order(path, size, names)
     if isinstance(order, Order) and points and order.size != size:
@@ -344,7 +348,7 @@ def _make(
     third = stacked[..., 2]
     if (third == 3).any() and np.isin(third, (0, 1, 2, 3)).all():
         stacked[third == 3] = 0  # AI Challenger: 1 visible, 2 hidden, 3 not there
-    if isinstance(order, Order) and names is None and size not in (17, *_UNMISTAKABLE):
+    if isinstance(order, Order) and guess and size not in (17, *_UNMISTAKABLE):
         notes.append(f"{size} keypoints without names are taken for those of {order.title}")
     return make_people(
         path,

@@ -406,7 +406,7 @@ def _names(path: Path, schema: Any, count: int) -> tuple[str, ...] | Order:
 
 
 def _images(path: Path, columns: dict[str, Any]) -> tuple[list[ImageEntry], list[int]]:
-    names = columns["image"].to_pylist()
+    names = [Path(name).as_posix() if name else name for name in columns["image"].to_pylist()]
     outside = np.array([not is_file_name(name) for name in names], dtype=bool)
     _refuse(path, "image", outside, np.array(names), "a path inside the folder of the images")
     sizes = []

@@ -26,12 +26,14 @@ def fit(
         Path,
         typer.Argument(
             show_default=False,
-            help="COCO annotations or results, or OpenPose's **\\*_keypoints.json**: a folder or one file.",
+            help="A file of keypoints, or a folder with one per image, of COCO, OpenPose, AlphaPose, MMPose, "
+            "Ultralytics, YOLO-pose, MediaPipe and others.",
         ),
     ],
     output: options.OutputFolder,
     body: options.Body = "anny",
     images: options.Images = None,
+    annotations: options.Annotations = None,
     layout: options.Layout = None,
     size: options.ImageSize = None,
     focal: options.Focal = None,
@@ -81,9 +83,16 @@ def fit(
         if depth is not None:
             fail('--depth needs embreex; pip install "agebody[render]"')
     with running() as bars:
-        found = read_people(keypoints, layout=layout, images=images, size=options.parse_size(size))
-        if focal is None and fov is None and images is not None:
-            found = read_exif_focals(found, images)
+        found = read_people(
+            keypoints,
+            layout=layout,
+            images=images,
+            size=options.parse_size(size),
+            annotations=annotations,
+        )
+        folder = images.parent if images is not None and images.is_file() else images
+        if focal is None and fov is None and folder is not None:
+            found = read_exif_focals(found, folder)
         if depth is not None:
             find_maps(depth, {found.images[i].name: None for i in found.image.tolist()})
         make_folder(output)
@@ -111,7 +120,7 @@ def fit(
             labels,
             found,
             seconds=seconds,
-            images=images,
+            images=folder,
             overlays=overlays,
             shards=shards,
             overwrite=overwrite,
@@ -121,7 +130,7 @@ def fit(
     unusable = [f"{name}: {why}" for name, why in written.unusable.items()]
     if unplaced:
         note(f"{unplaced} of {len(labels)} people were not placed by their depth")
-    for line in (*found.notes, *unusable[:5]):
+    for line in (*options.one_age(layer), *found.notes, *unusable[:5]):
         note(line)
     if len(unusable) > 5:
         note(f"{len(unusable) - 5} more images could not be used")

@@ -23,6 +23,7 @@ def shard(
     ],
     output: options.OutputFolder,
     images: options.Images = None,
+    annotations: options.Annotations = None,
     layout: options.Layout = None,
     size: options.ImageSize = None,
     people_per_shard: Annotated[int, typer.Option(min=1, help="Largest number of people per shard.")] = 4096,
@@ -46,7 +47,13 @@ def shard(
         written, notes = [], []
         for done, (path, name) in enumerate(zip(keypoints, names, strict=True)):
             show(done)
-            found = read_people(path, layout=layout, images=images, size=options.parse_size(size))
+            found = read_people(
+                path,
+                layout=layout,
+                images=images,
+                size=options.parse_size(size),
+                annotations=annotations,
+            )
             paths = write_shards(
                 found, output, prefix=name, people_per_shard=people_per_shard, overwrite=overwrite
             )
@@ -129,6 +136,8 @@ def fit_shards(
             min_confidence=min_confidence,
             batch_size=batch_size,
         )
+    for line in options.one_age(layer):
+        note(line)
     for path, why in report.bad.items():
         note(f"left out: {why if path in why else f'{path}: {why}'}")
     print(

@@ -81,7 +81,12 @@ OutputFolder = Annotated[Path, option("Folder to write, created if it is missing
 OutputFile = Annotated[Path, option("File to write.", "--output", "-o")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
-Images = Annotated[Path | None, option("Folder of the images; for sizes, overlays and training shards.")]
+Images = Annotated[
+    Path | None, option("Folder of the images, or one image; for sizes, overlays and training shards.")
+]
+Annotations = Annotated[
+    Path | None, option("COCO annotations that results belong to; for names and sizes of the images.")
+]
 Layout = Annotated[
     str | None,
     option("Layout of the keypoints, such as coco17, if the file does not name them.", check=_check_layout),
@@ -163,6 +168,18 @@ def make_layer(asset: BodyAsset, **options: Any) -> BodyModel:
     from agebody.body import SMPL, SMPLA
 
     return (SMPLA if asset.has_age else SMPL)(asset, **options)
+
+
+def one_age(body: BodyModel) -> list[str]:
+    """Return a note for those who fit people of all ages with a body of one age."""
+    if body.age_anchors:
+        return []
+    kind = "infant" if body.asset.metadata.kind == "smil" else "adult"
+    name = body.asset.metadata.name
+    return [
+        f"{name} has one age: everybody is fitted as an {kind}, whatever their age; "
+        "give a body with ages (--body anny, or agebody convert with an infant template)"
+    ]
 
 
 def load_layer(name: str | None, path: Path, labels: Labels, bars: Progress, **options: Any) -> BodyModel:
