@@ -1,4 +1,4 @@
-# pyright: reportCallIssue=false
+# pyright: reportArgumentType=false, reportCallIssue=false, reportPossiblyUnboundVariable=false
 """People of one image in one space: placement against its formula, its guards, rescaling, refinement."""
 
 import importlib
@@ -35,6 +35,7 @@ from agebody.crowd import (
     rest_height,
     surface_depth,
 )
+from agebody.crowd.depths import _is_low
 from agebody.crowd.height_prior import HEIGHT_CLASSES
 from agebody.draw import render
 from agebody.losses import FEET, part_vertices
@@ -62,7 +63,103 @@ def prior_at(height, sd=0.07):
     return HeightPrior(height, torch.full_like(height, sd))
 
 
+def dto_line(d, z, h, mean, sd, spread, slopes, correlations, least):
+    """DTO's rules for one group: slope, shift, who is on the line, their number and deviation."""
+    dropped = []
+    believed = [i for i in range(len(d)) if correlations[i] > 0.5]
+    if believed:
+        least = np.average(slopes[believed], weights=correlations[believed])
+    for _ in range(10):
+        left = [i for i in range(len(d)) if i not in dropped]
+        a = b = c = e = f = 0.0
+        for i in left:
+            w, q = sd[i] ** -2, h[i] / z[i]
+            a, b, c = a + w * q**2 * d[i] ** 2, b + w * q**2 * d[i], c + w * q**2
+            e, f = e + w * q * d[i] * mean[i], f + w * q * mean[i]
+        slope, shift = (c * e - b * f) / (a * c - b**2), (a * f - b * e) / (a * c - b**2)
+        if slope < least or np.std(d[left]) < np.mean(spread[left]):
+            slope, shift = least, (f - b * least) / c
+        elif len(left) == 2:
+            return slope, shift, left, 0, 0.0
+        height = h * (slope * d + shift) / z
+        excess = {i: height[i] - 2.1 if slope * d[i] + shift > 0 else np.inf for i in left}
+        worst = max(left, key=excess.__getitem__)
+        if excess[worst] <= 0:
+            break
+        if len(left) == 2:
+            return 0.0, 0.0, [], 0, 0.0
+        dropped.append(worst)
+    return slope, shift, left, len(left), np.mean(np.abs(height - mean)[left] / sd[left])
+
+
+def dto(d, z, h, mean, sd, spread, slopes, correlations, far, low_d, low_z, least, use_down):
+    """DTO's scales of the people of one image, and who is placed."""
+    scale, placed = np.ones(len(d)), np.zeros(len(d), bool)
+    d, z = d.copy(), z.copy()
+    others = mean, sd, spread, slopes, correlations
+    near, behind = np.flatnonzero(~far), np.flatnonzero(far)
+    last = None if len(near) == 0 else z[near].max()
+    if len(near) >= 2:
+        group = [part[near] for part in others]
+        found = dto_line(d[near], z[near], h[near], *group, least)
+        down = dto_line(low_d[near], low_z[near], h[near], *group, least)
+        if use_down and down[3] >= found[3] and down[4] < found[4]:
+            found, d[near], z[near] = down, low_d[near], low_z[near]
+        slope, shift, left, _, _ = found
+        if left:
+            last = (slope * d[near] + shift).max()
+        for i in near[left]:
+            scale[i], placed[i] = (slope * d[i] + shift) / z[i], True
+    if len(behind) >= 2:
+        slope, shift, left, _, _ = dto_line(
+            d[behind], z[behind], h[behind], *(part[behind] for part in others), least
+        )
+        if last is not None:
+            shift = max(shift, last - (slope * d[behind]).min())
+        for i in behind[left]:
+            factor = (slope * d[i] + shift) / z[i]
+            if last is None or h[i] * factor <= 2.1:
+                scale[i], placed[i] = factor, True
+    return scale, placed
+
+
 class TestPlacePeople:
+    @pytest.mark.parametrize("use_down", [True, False])
+    def test_follows_the_rules_of_dto(self, use_down):
+        """Written a second time, image by image; in some everybody is near, in some low pixels count."""
+        images, people, seen = 200, 6, {"dropped": 0, "pair": 0, "far": 0, "down": 0}
+        for seed in range(images):
+            r = np.random.default_rng(seed)
+            n = int(r.integers(1, people + 1))
+            true, mean = r.uniform(2, 9, n), r.choice([0.8, 1.1, 1.5, 1.65, 1.8], n)
+            h, z = mean * r.uniform(0.7, 1.4, n), true * r.uniform(0.6, 1.5, n)
+            d, far = true / 300 * r.uniform(0.6, 1.3, n), r.random(n) < r.choice([0, 0.5])
+            far &= true > np.median(true)
+            given = {
+                "sd": r.uniform(0.07, 0.16, n), "spread": r.uniform(0, 0.006, n),
+                "slopes": r.uniform(20, 400, n), "correlations": r.uniform(0, 1, n), "far": far,
+                "low_d": d * r.uniform(0.9, 1.1, n), "low_z": z * r.uniform(0.95, 1.05, n),
+            }  # fmt: skip
+            scale, placed = dto(d, z, h, mean, **given, least=20.0, use_down=use_down)
+            sd, spread, slopes, correlations, _, low_d, low_z = (
+                torch.from_numpy(part) for part in given.values()
+            )
+            found = place_people(
+                *(torch.from_numpy(part) for part in (d, z, h)),
+                HeightPrior(torch.from_numpy(mean), sd),
+                far=torch.from_numpy(far), spread=spread, body_slope=slopes, body_correlation=correlations,
+                low_depth=low_d, low_rendered_depth=low_z, use_down=use_down, min_slope=20.0,
+            )  # fmt: skip
+            np.testing.assert_array_equal(found.placed, placed, err_msg=str(seed))
+            np.testing.assert_allclose(found.scale, scale, rtol=1e-6, err_msg=str(seed))
+            np.testing.assert_allclose(found.depth, z * scale, rtol=1e-6)
+            other = dto(d, z, h, mean, **given, least=20.0, use_down=not use_down)[0]
+            seen["down"] += not np.allclose(scale, other)
+            seen["dropped"] += placed.any() and not placed.all()
+            seen["far"] += (placed & far).any()
+            seen["pair"] += found.people[0].item() == 2 and not found.bounded[0].item()
+        assert min(seen.values()) > 5, seen
+
     @given(
         st.integers(0, 100), st.floats(0.01, 100), st.floats(-3, 30),
         st.sampled_from([torch.float32, torch.float64]),
@@ -170,14 +267,12 @@ class TestPlacePeople:
         assert found.scale[1].tolist() == [1, 1]
         assert found.depth[1].tolist() == [(depth / wrong)[1, 0].item(), 0]
         assert found.deviation.isnan().tolist() == [False, True, True]
-        # Two of whom one is a giant: the other alone is no line.
-        giant = place_people(
-            depth[0],
-            depth[0],
-            torch.tensor([1.7, 1.7]).double(),
-            prior_at(torch.tensor([1.7, 3.0]).double(), 0.01),
-        )
-        assert not giant.placed.any()
+        # Two of whom one is a giant: a line through both has their likely heights, unless its slope is held;
+        # then the giant is dropped, and the other alone is no line.
+        given = depth[0], depth[0], torch.tensor([1.7, 1.7]).double()
+        giants = prior_at(torch.tensor([1.7, 3.0]).double(), 0.01)
+        assert place_people(*given, giants).placed.all()
+        assert not place_people(*given, giants, min_slope=50.0).placed.any()
 
     def test_far_people_have_a_line_of_their_own_behind_the_near(self):
         depth = torch.tensor([3.0, 4.0, 12.0, 14.0]).double()
@@ -394,9 +489,25 @@ class TestMaskDepths:
         assert found.depth.item() == pytest.approx(depth[inside].mean().item())
         assert found.rendered_depth.item() == pytest.approx(body[0][inside].mean().item())
         assert found.spread.item() == pytest.approx(depth[inside].std(correction=0).item())
+        rows = np.nonzero(inside.numpy())[0]
+        low = torch.from_numpy(rows >= np.percentile(rows, 90))
+        assert found.low_depth.item() == pytest.approx(depth[inside][low].mean().item())
+        assert found.low_rendered_depth.item() == pytest.approx(body[0][inside][low].mean().item())
         # The tilt of the ground is no relief of the body.
         assert found.slope.item() == pytest.approx(3.0)
         assert found.correlation.item() == pytest.approx(1.0)
+
+    @given(seed=st.integers(0, 10**6), share=st.sampled_from([0.01, 0.1, 0.5]))
+    def test_the_lowest_pixels_are_those_of_numpys_percentile(self, seed, share):
+        seen = np.random.default_rng(seed).random((2, 13, 7)) < share
+        low = (torch.from_numpy(seen) & _is_low(torch.from_numpy(seen))).numpy()
+        for mask, found in zip(seen, low, strict=True):
+            rows, columns = np.nonzero(mask)
+            expected = np.zeros_like(mask)
+            if len(rows):
+                kept = rows >= np.percentile(rows, 90)
+                expected[rows[kept], columns[kept]] = True
+            np.testing.assert_array_equal(found, expected)
 
     def test_slope_is_the_regression_of_rows(self):
         depth, body, masks = self.maps(1)
@@ -432,7 +543,7 @@ class TestMaskDepths:
         part[0, :20] = torch.inf
         assert mask_depths(depth, part, masks).pixels.item() == masks[0, 20:].sum()
         nobody = mask_depths(depth, body, masks & False)
-        assert [value.item() for value in nobody] == [0, 0, 0, 0, 0, 0]
+        assert [value.item() for value in nobody] == [0] * 8
 
     def test_one_map_of_all_people(self):
         depth, body, masks = self.maps(4)

@@ -226,6 +226,11 @@ def test_gradients():
 
 def test_wrong_arguments(unchecked):
     pred, target = motion(frames=5)
+    for fps in (0, 0.0, -30, float("nan"), float("inf")):  # 0 would be a perfect score
+        with pytest.raises(ValueError, match="fps: expected a number above 0"):
+            acceleration_error(pred, target, fps=fps)
+        with pytest.raises(ValueError, match="fps: expected a number above 0"):
+            jitter(pred, fps=fps)
     with pytest.raises(ValueError, match="rest: expected one of short, joined, got 'long'"):
         w_mpjpe(pred, target, rest="long")
     with pytest.raises(ValueError, match="pred: expected more than the 100 frames of a segment, got"):

@@ -32,6 +32,10 @@ class MaskDepths(NamedTuple):
     """Correlation of the two reliefs: the reliability of the slope."""
     pixels: Int[Tensor, "*images P"]
     """Number of pixels."""
+    low_depth: Float[Tensor, "*images P"]
+    """Mean of the depth map over the lowest tenth of the pixels, near the ground."""
+    low_rendered_depth: Float[Tensor, "*images P"]
+    """Mean depth of the body over these [m]."""
 
 
 def mask_depths(
@@ -79,7 +83,9 @@ def mask_depths(
     mean, rendered_mean = (_mean(map_, seen) for map_ in (grid, rendered))
     variance = _mean((grid - mean[..., None, None]).square(), seen)
     spread = torch.where(variance > 0, torch.sqrt(torch.where(variance > 0, variance, 1)), 0)
-    return MaskDepths(mean, rendered_mean, spread, slope, correlation, seen.sum((-2, -1)))
+    low = seen & _is_low(seen)
+    down = (_mean(map_, low) for map_ in (grid, rendered))
+    return MaskDepths(mean, rendered_mean, spread, slope, correlation, seen.sum((-2, -1)), *down)
 
 
 def surface_depth(
@@ -101,6 +107,15 @@ def surface_depth(
     covered = torch.relu(first[..., 1] * second[..., 0] - first[..., 0] * second[..., 1])
     covered = covered * seen[..., faces.long()].to(vertices.dtype).mean(-1)
     return (covered * corners[..., 2].mean(-1)).sum(-1) / covered.sum(-1)
+
+
+def _is_low(seen: Tensor) -> Tensor:
+    """Return the rows at or below the 90th percentile of the rows of each mask's pixels, (..., H, 1)."""
+    count = seen.sum(-1).cumsum(-1)
+    place = 0.9 * (count[..., -1:] - 1).clamp(min=0).double()
+    first, second = ((count <= way(place)).sum(-1) for way in (torch.floor, torch.ceil))
+    bound = first + (place[..., 0] - place[..., 0].floor()) * (second - first)
+    return (torch.arange(seen.shape[-2], device=seen.device) >= bound[..., None])[..., None]
 
 
 def _without_outliers(grid: Tensor, seen: Tensor) -> Tensor:

@@ -73,6 +73,9 @@ def place_people(
     spread: Float[Tensor, "*images P"] | None = None,
     body_slope: Float[Tensor, "*images P"] | None = None,
     body_correlation: Float[Tensor, "*images P"] | None = None,
+    low_depth: Float[Tensor, "*images P"] | None = None,
+    low_rendered_depth: Float[Tensor, "*images P"] | None = None,
+    use_down: bool = True,
     min_slope: float = 0.0,
     max_height: float = 2.1,
 ) -> Placement:
@@ -90,9 +93,13 @@ def place_people(
     - If the standard deviation of the depths of people is below that within a body (their mean ``spread``),
       they stand in one plane: X = X_min.
     - While somebody would be taller than ``max_height`` or behind the camera, the worst person is dropped and
-      the rest solved again, up to ``MAX_DROPPED`` times; a group of two is then not solved.
-    - Groups of fewer than two are not solved. The far group is moved back as a whole until its first person
-      is as far as the last of the near group.
+      the rest solved again, up to ``MAX_DROPPED`` times; a group of two is then not solved. Two people on a
+      line with a free slope have the mean statures of their priors, whatever these are.
+    - With ``use_down``, the near group is solved a second time from the depths of the lowest tenth of each
+      person's pixels, near the ground. This line counts if as many people are on it and their mean deviation
+      is smaller; a line of two with a free slope counts as nobody.
+    - Groups of fewer than two are not solved. The far group is moved back as a whole until the first of all
+      far people is as far as the last of all near ones; who then would be too tall is dropped.
 
     Args:
         depth: d, mean of the depth map over each person, in any unit; grows away from the camera.
@@ -105,6 +112,10 @@ def place_people(
         spread: standard deviation of the depth map within each person; zero if None.
         body_slope: metres per unit of the depth map within each body.
         body_correlation: reliability of these slopes.
+        low_depth: d of the lowest tenth of each person's pixels, as `mask_depths` returns it.
+        low_rendered_depth: z of these pixels [m].
+        use_down: solve the near group a second time by these, as DTO's code does, which helps where the
+            ground is clear; without them it has no effect.
         min_slope: X_min if no body determines it [metres per unit of the depth map]. 0 keeps the order of
             the depth map; ``DISPARITY_MIN_SLOPE`` is DTO's.
         max_height: largest plausible stature [m].
@@ -118,6 +129,8 @@ def place_people(
         "spread": spread,
         "body_slope": body_slope,
         "body_correlation": body_correlation,
+        "low_depth": low_depth,
+        "low_rendered_depth": low_rendered_depth,
     }
     for name, tensor in given.items():
         if tensor is not None and expect(name, tensor, None).shape != depth.shape:
@@ -126,6 +139,8 @@ def place_people(
             )
     if (body_slope is None) != (body_correlation is None):
         raise ValueError("body_slope, body_correlation: expected both or neither")
+    if (low_depth is None) != (low_rendered_depth is None):
+        raise ValueError("low_depth, low_rendered_depth: expected both or neither")
     if far is not None and (far.dtype != torch.bool or far.shape != depth.shape):
         raise ValueError(
             f"far: expected booleans of shape {tuple(depth.shape)}, got {far.dtype} {tuple(far.shape)}"
@@ -142,30 +157,56 @@ def place_people(
         prior__mean=(~present | prior.mean.isfinite(), "finite lengths of all people of non-zero weight"),
         prior__sd=(~present | _is_length(prior.sd), length),
     )
-    d, z, h, mean = (apply_mask(t, present) for t in (depth, rendered_depth, height, prior.mean))
-    safe_z, safe_h, sd = (torch.where(present, t, 1) for t in (rendered_depth, height, prior.sd))
-    people = _People(
-        depth=d[..., None, :],
-        rendered_depth=z[..., None, :],
-        height=h[..., None, :],
-        likely_depth=(mean * safe_z / safe_h)[..., None, :],
-        precision=(confidence * (safe_h / (sd * safe_z)).square())[..., None, :],
-        spread=(torch.zeros_like(d) if spread is None else apply_mask(spread, present))[..., None, :],
-    )
+    z, h, mean = (apply_mask(t, present) for t in (rendered_depth, height, prior.mean))
+    safe_h, sd = (torch.where(present, t, 1) for t in (height, prior.sd))
     behind = torch.zeros_like(present) if far is None else far
     members = torch.stack((present & ~behind, present & behind), -2)
     lower = _lower_bound(members, body_slope, body_correlation, min_slope, depth.dtype)
-    fitted = _without_outliers(people, members, lower, max_height)
-    line = _far_behind_near(people, members, fitted, _fit(people, fitted, lower))
+
+    def people_at(given: Tensor, rendered: Tensor) -> _People:
+        seen_at = torch.where(present, rendered, 1)
+        return _People(
+            depth=apply_mask(given, present)[..., None, :],
+            rendered_depth=apply_mask(rendered, present)[..., None, :],
+            height=h[..., None, :],
+            likely_height=mean[..., None, :],
+            sd=sd[..., None, :],
+            likely_depth=(mean * seen_at / safe_h)[..., None, :],
+            precision=(confidence * (safe_h / (sd * seen_at)).square())[..., None, :],
+            spread=(torch.zeros_like(h) if spread is None else apply_mask(spread, present))[..., None, :],
+        )
+
+    people = people_at(depth, rendered_depth)
+    fitted, line = _solve(people, members, lower, max_height)
+    if use_down and low_depth is not None and low_rendered_depth is not None:
+        expect_values(
+            low_depth=(~present | low_depth.isfinite(), "finite depths of all people of non-zero weight"),
+            low_rendered_depth=(~present | _is_length(low_rendered_depth), length),
+        )
+        down = people_at(low_depth, low_rendered_depth)
+        second = _solve(down, members, lower, max_height)
+        (count, far_off), (second_count, second_far_off) = (
+            _quality(people, fitted, line),
+            _quality(down, *second),
+        )
+        better = (second_count >= count) & (second_far_off < far_off)
+        better = better & (torch.arange(2, device=better.device) == 0)  # of the near group alone
+        each = better[..., None]
+        people = _People(*(torch.where(each, b, a) for a, b in zip(people, down, strict=True)))
+        fitted = torch.where(each, second[0], fitted)
+        line = _Line(*(torch.where(better, b, a) for a, b in zip(line, second[1], strict=True)))
+    line = _far_behind_near(people, members, fitted, line)
     found = line.slope[..., None] * people.depth + line.shift[..., None]
-    valid = fitted & (_excess(people, found, max_height) <= 0)
+    followed = members[..., :1, :].any(-1) & (torch.arange(2, device=depth.device) == 1)
+    free = _is_free_pair(fitted, line) & ~followed
+    valid = fitted & (free[..., None] | (_excess(people, found, max_height) <= 0))
     placed = valid.any(-2)
-    moved = torch.where(valid, found, 0).sum(-2)
-    scale = torch.where(placed, moved / safe_z, 1)
+    scale = torch.where(valid, found / torch.where(valid, people.rendered_depth, 1), 0).sum(-2)
+    scale = torch.where(placed, scale, 1)
     deviations = torch.where(placed, (h * scale - mean).abs() / sd, 0).sum(-1)
     count = placed.sum(-1)
     return Placement(
-        depth=torch.where(placed, moved, z),
+        depth=z * scale,
         scale=scale,
         height=h * scale,
         placed=placed,
@@ -205,6 +246,8 @@ class _People(NamedTuple):
     depth: Tensor
     rendered_depth: Tensor
     height: Tensor
+    likely_height: Tensor
+    sd: Tensor
     likely_depth: Tensor
     """Depth at which the body would have the mean stature of its prior [m]."""
     precision: Tensor
@@ -273,11 +316,33 @@ def _without_outliers(people: _People, members: Tensor, lower: Tensor, max_heigh
     for _ in range(min(MAX_DROPPED, members.shape[-1])):
         line = _fit(people, fitted, lower)
         found = line.slope[..., None] * people.depth + line.shift[..., None]
-        excess = torch.where(fitted, _excess(people, found, max_height), -torch.inf)
+        asked = fitted & ~_is_free_pair(fitted, line)[..., None]
+        excess = torch.where(asked, _excess(people, found, max_height), -torch.inf)
         worst, index = excess.max(-1, keepdim=True)
         too_few = fitted.sum(-1, keepdim=True) <= MIN_PEOPLE
         fitted = fitted & ~((worst > 0) & ((places == index) | too_few))
     return fitted
+
+
+def _solve(people: _People, members: Tensor, lower: Tensor, max_height: float) -> tuple[Tensor, _Line]:
+    """Return who is on the line of each group, and the lines."""
+    fitted = _without_outliers(people, members, lower, max_height)
+    return fitted, _fit(people, fitted, lower)
+
+
+def _is_free_pair(fitted: Tensor, line: _Line) -> Tensor:
+    """Return whether a line is of two people whose slope is free, so that both have their likely heights."""
+    return (fitted.sum(-1) == MIN_PEOPLE) & ~line.bounded
+
+
+def _quality(people: _People, fitted: Tensor, line: _Line) -> tuple[Tensor, Tensor]:
+    """Return how many people are on each line, and their mean deviation; 0 of both for a free pair."""
+    height = people.height * (line.slope[..., None] * people.depth + line.shift[..., None])
+    height = height / torch.where(people.rendered_depth == 0, 1, people.rendered_depth)
+    counted = fitted & ~_is_free_pair(fitted, line)[..., None]
+    deviation = torch.where(counted, (height - people.likely_height).abs() / people.sd, 0).sum(-1)
+    count = counted.sum(-1)
+    return count, deviation / count.clamp(min=1)
 
 
 def _excess(people: _People, found: Tensor, max_height: float) -> Tensor:
@@ -290,13 +355,14 @@ def _far_behind_near(people: _People, members: Tensor, fitted: Tensor, line: _Li
     """Move the far line back to the last of the near people."""
     if members.shape[-1] == 0:
         return line
-    near, far = members[..., 0, :], fitted[..., 1, :]
+    near, far = members.unbind(-2)
     depth, rendered = people.depth[..., 0, :], people.rendered_depth[..., 0, :]
     solved = fitted[..., 0, :].any(-1)
     on_line = line.slope[..., :1] * depth + line.shift[..., :1]
     last = torch.where(near, torch.where(solved[..., None], on_line, rendered), -torch.inf).amax(-1)
-    first = torch.where(far, line.slope[..., 1:] * depth + line.shift[..., 1:], torch.inf).amin(-1)
-    both = near.any(-1) & far.any(-1)
+    first = torch.where(far, line.slope[..., 1:] * people.depth[..., -1, :] + line.shift[..., 1:], torch.inf)
+    first = first.amin(-1)
+    both = near.any(-1) & fitted[..., 1, :].any(-1)
     gap = torch.where(both, last, 0) - torch.where(both, first, 0)
     moved = torch.stack((torch.zeros_like(gap), torch.relu(gap)), -1)
     return line._replace(shift=line.shift + moved)

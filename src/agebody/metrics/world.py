@@ -5,6 +5,7 @@ frame is the weighted mean over its points."""
 
 from __future__ import annotations
 
+import math
 from typing import Literal, get_args
 
 import torch
@@ -197,6 +198,8 @@ def _aligned_by_segments(
 
 
 def _lengths_of_differences(x: Tensor, order: int, fps: float | None, weights: Tensor | None) -> Errors:
+    if fps is not None and not 0 < fps < math.inf:
+        raise ValueError(f"fps: expected a number above 0, or None for frames, got {fps!r}")
     rate = 1.0 if fps is None else float(fps) ** order
     lengths = rate * safe_norm(x.diff(n=order, dim=-3))
     if weights is not None:

@@ -135,6 +135,8 @@ def place_labels(
                 spread=seen.spread,
                 body_slope=seen.slope,
                 body_correlation=seen.correlation,
+                low_depth=seen.low_depth,
+                low_rendered_depth=torch.where(weights > 0, seen.low_rendered_depth, z),
                 min_slope=DISPARITY_MIN_SLOPE if disparity else 0.0,
             )
         written = rescale(body, parameters, placement.scale, camera, child=child)
