@@ -288,6 +288,18 @@ class TestPlacePeople:
         assert moved.depth[2].item() == pytest.approx(4.0)
         assert (moved.depth[2:] >= moved.depth[:2].max() - 1e-9).all()
 
+    def test_the_far_group_is_moved_by_all_of_its_people(self):
+        """Also by one who was dropped: here a giant who is the first of the far."""
+        depth = torch.tensor([3.0, 6.0, 5.0, 6.5, 7.0, 7.5]).double()
+        height = torch.tensor([1.7, 1.7, 3.0, 1.7, 1.7, 1.7]).double()
+        far = torch.tensor([False, False, True, True, True, True])
+        prior = HeightPrior(
+            torch.full_like(height, 1.7), torch.tensor([0.07, 0.07, 9, 0.07, 0.07, 0.07]).double()
+        )
+        found = place_people(depth, depth, height, prior, far=far)
+        assert found.placed.tolist() == [True, True, False, True, True, True]
+        np.testing.assert_allclose(found.depth[3:] - depth[3:], 1.0, rtol=1e-9)  # from 5 m to 6 m
+
     def test_absent_people_are_not_looked_at(self):
         depth, height, wrong = crowd(7)
         there = torch.ones_like(depth)
