@@ -62,6 +62,21 @@ def test_across_topologies(mannequin, anny_asset):
         assert closest_points(points, mesh, mannequin.faces).distance.mean() < 0.012
 
 
+def test_infants_to_an_infant_body_of_another_topology(mannequin_asset, anny_asset):
+    """Points are matched at the age of the target, not on the source's adult: 28 mm of joints then."""
+    anny = agebody.SMPLA(anny_asset, backend="torch")
+    infant = agebody.SMIL(mannequin_asset.at_age(1.0), backend="torch")
+    parameters = people(anny, 3)._replace(age_offset=torch.ones(3))
+    fit = convert(parameters, anny, infant)
+    away = (infant(fit.parameters).joints - anny(parameters).joints).norm(dim=-1).mean(-1)
+    assert away.max() < 0.018
+    assert correspond(anny_asset, infant.asset).age_offset > 0.8
+    assert correspond(anny_asset, mannequin_asset).age_offset == 0
+    with pytest.warns(UserWarning, match="target: has one age, .*, and 2 of 3 people differ from it"):
+        adults = convert(parameters._replace(age_offset=torch.tensor([0.0, 1.0, 0.1])), anny, infant)
+    assert adults.error[0] > 2 * adults.error[1]
+
+
 def test_correspondence_of_a_body_with_itself(mannequin_asset):
     """Another order of the vertices: the places found are the vertices themselves."""
     order = np.random.default_rng(0).permutation(mannequin_asset.num_vertices)

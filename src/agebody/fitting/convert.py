@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import math
+import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +27,10 @@ SHARED = "shared points"
 """Name of the layouts of a correspondence."""
 MATCHINGS = 3
 """Number of rounds of fitting and matching."""
+AGES = 21
+"""Number of ages of the source whose stature is compared with the target's."""
+FAR_AGE, FAR_STATURE = 0.25, 0.1
+"""Difference of age offsets, and relative difference of statures, beyond which a matching is doubtful."""
 ACROSS = 0.01
 """[m] Standard deviation of points that correspond only approximately."""
 
@@ -36,6 +42,10 @@ class Correspondence(NamedTuple):
     target: KeypointLayout
     distance: Float[Tensor, " K"]
     """Distance of the surface points once the target is fitted to the source at rest [m]; 0 for joints."""
+    age_offset: float = 0.0
+    """Of the source, at which they were matched."""
+    stature_ratio: float = 1.0
+    """Stature of the target relative to that of the source, at rest, as they were matched."""
 
 
 def convert(
@@ -55,7 +65,8 @@ def convert(
     Bodies of one topology share their vertices, and the fit is that of `fit_vertices`: exact where the target
     can take that shape. Others share joints and, through `correspond`, points on the surface. These
     correspond only approximately, so the residual includes the difference of the bodies. The pose follows
-    the surface instead of copying joint angles, because the bodies differ in their rest pose.
+    the surface instead of copying joint angles, because the bodies differ in their rest pose. A warning says
+    where the target has one age and people are far from it.
 
     Args:
         parameters: (*batch, ...) of the source.
@@ -82,8 +93,27 @@ def convert(
             vertices = source(parameters).vertices
             return fit_vertices(target, vertices, sd=1e-3 if sd is None else sd, **options)
         shared = correspond(source.asset, target.asset) if correspondence is None else correspondence
+        if not target.age_anchors and correspondence is None:
+            _warn_if_far(shared, parameters.age_offset)
         points = source.keypoints(shared.source, parameters)
     return fit_points(target, points, shared.target, sd=ACROSS if sd is None else sd, **options)
+
+
+def _warn_if_far(shared: Correspondence, ages: Float[Tensor, "*batch"]) -> None:
+    """Warn if bodies were matched, or people are, far from the only age of the target."""
+    far = int(((ages - shared.age_offset).abs() > FAR_AGE).sum())
+    if far:
+        warnings.warn(
+            f"target: has one age, that of the source's age offset {shared.age_offset:.2f}, and {far} of "
+            f"{ages.numel()} people differ from it by more than {FAR_AGE}; expect a large Fit.error",
+            stacklevel=3,
+        )
+    elif abs(shared.stature_ratio - 1) > FAR_STATURE:
+        warnings.warn(
+            f"target: is {shared.stature_ratio:.2f} times as tall as the source at any age; surface points "
+            "correspond badly",
+            stacklevel=3,
+        )
 
 
 def same_topology(first: BodyAsset, second: BodyAsset) -> bool:
@@ -115,7 +145,8 @@ def correspond(source: BodyAsset, target: BodyAsset) -> Correspondence:
     fitted to joints and matches. The last matches are kept; a pair of bodies is computed once.
 
     Args:
-        source: a body, at rest as its mean adult.
+        source: a body, at rest as its mean adult; for a target of one age, at the age whose stature is
+            nearest to the target's.
         target: another one.
     """
     names = [name for name in source.joint_names if name in target.joint_names]
@@ -124,7 +155,21 @@ def correspond(source: BodyAsset, target: BodyAsset) -> Correspondence:
             f"target: expected joints of the source's names, found {', '.join(names) if names else 'none'}"
         )
     with torch.no_grad(), own_precision(torch.device("cpu")):
-        return _correspond(source, target, names)
+        age = 0.0 if target.has_age or not source.has_age else _nearest_age(source, target)
+        aged = source.at_age(age) if source.has_age else source
+        ratio = _stature(target) / _stature(aged)
+        return _correspond(aged, target, names)._replace(age_offset=age, stature_ratio=ratio)
+
+
+def _nearest_age(source: BodyAsset, target: BodyAsset) -> float:
+    """Return the age offset at which the source is as tall as the target at rest."""
+    ages = np.linspace(0, 1, AGES).tolist()
+    gaps = [abs(math.log(_stature(source.at_age(age)) / _stature(target))) for age in ages]
+    return ages[int(np.argmin(gaps))]
+
+
+def _stature(asset: BodyAsset) -> float:
+    return float(np.ptp(asset.template[:, 1]))
 
 
 def _correspond(source: BodyAsset, target: BodyAsset, names: list[str]) -> Correspondence:
