@@ -25,6 +25,8 @@ from agebody.fitting.inverse_kinematics import (
 from agebody.fitting.patches import PATCHES, patch_layout
 from agebody.fitting.points import fit_points, fit_vertices
 from agebody.keypoints import LAYOUTS
+from agebody.losses import joint_limits
+from agebody.losses.limits import joint_limits_excess
 from agebody.optim.least_squares import Stop
 from agebody.people import random_people
 from agebody.rotations import axis_angle_to_matrix
@@ -94,6 +96,24 @@ def test_sparse_layouts(mannequin, layout):
     points = mannequin.keypoints(layout, truth)
     fit = fit_points(mannequin, points, layout)
     assert fit.error.max() < EXACT_JOINTS
+
+
+@pytest.mark.parametrize("layout", ["h36m17", "coco17"])
+def test_points_of_another_skeleton_break_no_necks(mannequin, anny_asset, layout):
+    """Motion capture has bones of other lengths than the body. A neck or a wrist turned the wrong way round
+    would meet its points a little better."""
+    other = agebody.SMPLA(anny_asset)
+    people = random_people(other, 16, seed=77)
+    fit = fit_points(mannequin, other.keypoints(layout, people.parameters), layout)
+    assert fit.error.max() < 0.02
+    pose, age = fit.parameters.body_pose, fit.parameters.age_offset
+    names = mannequin.asset.joint_names[1:]
+    excess = joint_limits_excess(pose, joint_limits(names, age_offset=age)).rad2deg().abs().amax(-1)
+    assert excess.amax(1).mean() < 20
+    necks = [names.index(name) for name in ("neck", "head")]
+    assert excess[:, necks].max() < 15
+    assert pose[:, necks].norm(dim=-1).max() < 1.5
+    assert pose.norm(dim=-1).max() <= torch.pi
 
 
 def test_what_joints_do_not_tell_stays_as_at_rest(mannequin):

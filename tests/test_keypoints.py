@@ -225,3 +225,14 @@ def test_what_a_body_lacks_is_named(unchecked):
         get_layout("coco18")
     with pytest.raises(ValueError, match="names: expected 1 names"):
         KeypointLayout.from_regressor(np.ones((1, 5)), ("a", "b"))
+
+
+def test_noses_of_human36m_lie_between_neck_and_head(mannequin_asset, anny_asset):
+    """As in its skeleton of 121 and 115 mm; COCO's nose is on the surface, 190 to 220 mm from the neck."""
+    names = LAYOUTS["h36m17"].names
+    for asset in (mannequin_asset, anny_asset):
+        points = SMPLA(asset).keypoints("h36m17")
+        neck, nose, head = (points[names.index(name)] for name in ("neck", "nose", "head"))
+        assert 0.105 < (nose - neck).norm() < 0.14
+        assert 0.105 < (nose - head).norm() < 0.14
+        assert nose[2] > max(neck[2], head[2])

@@ -3,6 +3,7 @@ import json
 import math
 import pickle
 import pickletools
+import re
 import tarfile
 from dataclasses import replace
 
@@ -22,7 +23,7 @@ from agebody.annotations.orders import order_by_title, plain_name
 from agebody.annotations.photographs import read_photograph
 from agebody.cameras import Camera
 from agebody.keypoints import LAYOUTS
-from agebody.optim.stages import Fit, FitReport
+from agebody.optim.stages import Fit, FitReport, StandardErrors
 from agebody.parameters import BodyParameters
 from agebody.people import observe, random_people
 from agebody.pipelines.evaluate import evaluate_files
@@ -35,8 +36,8 @@ from agebody.pipelines.labels import (
     save_training_shards,
     summarize,
 )
-from agebody.pipelines.labels.records import concatenate_labels
-from agebody.pipelines.labels.summary import to_markdown
+from agebody.pipelines.labels.records import LATER, concatenate_labels
+from agebody.pipelines.labels.summary import to_markdown, unknown_ages
 from agebody.pipelines.labels.training import _observed, training_arrays
 
 COCO17 = LAYOUTS["coco17"].names
@@ -100,7 +101,8 @@ def knows_the_truth(monkeypatch, people):
         count = len(keypoints)
         zero, yes = torch.zeros(count), torch.ones(count, dtype=torch.bool)
         report = FitReport(yes, zero.long() + 9, zero.long() + 1, zero + 2, {"keypoints": zero + 2})
-        return Fit(parameters, report, zero + 1, zero + 20)
+        sure = StandardErrors(zero + 1e-3, zero + 0.02, zero + 0.1)
+        return Fit(parameters, report, zero + 1, zero + 20, sure)
 
     monkeypatch.setattr("agebody.pipelines.labels.fitting.fit_keypoints", fit)
     return calls
@@ -122,10 +124,10 @@ def test_coco_annotations_are_those_that_pycocotools_reads(write, capsys):
     found = read_people(path)
     theirs = COCO(str(path))
     capsys.readouterr()  # pycocotools prints
-    wanted = [one for one in theirs.loadAnns(theirs.getAnnIds(iscrowd=False)) if any(one["keypoints"][2::3])]
+    wanted = [one for one in theirs.loadAnns(theirs.getAnnIds(iscrowd=False)) if any(one["keypoints"][2::3])]  # pyright: ignore[reportGeneralTypeIssues]
     assert found.ids.tolist() == [one["id"] for one in wanted]
     for row, one in enumerate(wanted):
-        points = np.array(one["keypoints"]).reshape(17, 3)
+        points = np.array(one["keypoints"]).reshape(17, 3)  # pyright: ignore[reportGeneralTypeIssues]
         np.testing.assert_array_equal(found.weights[row], points[:, 2] > 0)
         seen = points[:, 2] > 0
         np.testing.assert_array_equal(found.keypoints[row][seen], points[seen, :2])
@@ -504,7 +506,7 @@ def test_what_cannot_be_fitted_is_refused(body, mannequin_asset, observed, write
         ({"batch_size": 0}, "batch_size"),
     ):
         with pytest.raises(ValueError, match=message):
-            fit_annotations(body, found, **options)
+            fit_annotations(body, found, **options)  # pyright: ignore[reportArgumentType]
     adult = agebody.SMPL(mannequin_asset)
     with pytest.raises(AnnotationError, match="ages are given, and mannequin has only one"):
         fit_annotations(adult, found, years=3.0)
@@ -574,7 +576,7 @@ def moved(labels, dx, *, weights=1.0, start=0.0, **changes):
     return replace(
         labels, observed=observed, keypoints=keypoints, boxes=boxes,
         reprojection=np.full(count, float(dx)), start_reprojection=np.full(count, start),
-        betas=np.zeros_like(labels.betas), **changes,
+        betas=np.zeros_like(labels.betas), image_ids=np.arange(count).astype(str), **changes,
     )  # fmt: skip
 
 
@@ -583,8 +585,12 @@ def gmof(pixels):
 
 
 def test_infantnets_rule(labels):
-    assert not flag_labels(moved(labels, 15.9)).flags["infantnet"].any()
-    assert flag_labels(moved(labels, 16.0)).flags["infantnet"].all()
+    """16 pixels of a person of 480, and as much of smaller and larger ones."""
+    for scale in (0.25, 1.0, 8.0):
+        for pixels, flagged in ((15.9, False), (16.0, True)):
+            found = moved(labels, scale * pixels)
+            found = replace(found, boxes=scale * found.boxes)
+            assert (flag_labels(found).flags["infantnet"] == flagged).all()
     assert flag_labels(moved(labels, math.nan)).flags["infantnet"].all()
 
 
@@ -625,9 +631,9 @@ def test_other_rules_and_who_is_kept(labels):
     assert fine.kept.all()
     assert not np.any(list(fine.flags.values()))
     few = np.where(np.arange(17) < 7, 1.0, 0.29)
-    assert flag_labels(moved(labels, 1.0, weights=few)).flags["few_keypoints"].all()
+    assert flag_labels(moved(labels, 1.0, weights=few)).flags["few_keypoints"].all()  # pyright: ignore[reportArgumentType]
     few[7] = 0.3
-    assert not flag_labels(moved(labels, 1.0, weights=few)).flags["few_keypoints"].any()
+    assert not flag_labels(moved(labels, 1.0, weights=few)).flags["few_keypoints"].any()  # pyright: ignore[reportArgumentType]
     betas = np.zeros_like(labels.betas)
     betas[2, 4] = -3.01
     betas[3, 4] = 3.0
@@ -635,6 +641,106 @@ def test_other_rules_and_who_is_kept(labels):
     assert strange.flags["betas"].tolist() == [False, False, True, False, False, False]
     stopped = flag_labels(moved(labels, 1.0, converged=np.array([True, False] * 3)))
     assert stopped.kept.tolist() == [True, False] * 3
+
+
+NAMES = LAYOUTS["coco17"].names
+
+
+def observed_with(labels, change, *points):
+    """The observed keypoints with those of these names, or all, changed."""
+    observed = labels.observed.copy()
+    rows = [NAMES.index(name) for name in points] or slice(None)
+    observed[:, rows] = change(observed[:, rows])
+    return {"observed": observed}
+
+
+@pytest.mark.parametrize(
+    ("flag", "change", "kept"),
+    [
+        ("too_small", lambda fine: observed_with(fine, lambda p: p * [0, 0, 1]), False),  # all at one pixel
+        (
+            "too_small",
+            lambda fine: observed_with(fine, lambda p: p * [1 / 640, 1 / 640, 1]),
+            False,
+        ),  # in shares
+        ("duplicate", lambda fine: {"image_ids": np.array(["a"] * 6)}, False),
+        ("too_near", lambda fine: {"depth": 0.69 * fine.stature}, True),
+        ("unseen_limb", lambda fine: observed_with(fine, lambda p: 0 * p, "left_elbow", "left_wrist"), True),
+        ("unseen_limb", lambda fine: {"image_sizes": 0 * fine.image_sizes + 200}, True),  # it is cut off
+        ("outside_picture", lambda fine: {"image_sizes": 0 * fine.image_sizes + 390}, True),
+        ("age_unknown", lambda fine: age(fine, 0.1, sd=0.2, known=False), False),
+        ("age_unknown", lambda fine: age(fine, 0.5, sd=math.inf, known=False), False),
+        ("age_bound", lambda fine: age(fine, -0.05, kind=0), True),
+        ("age_bound", lambda fine: age(fine, 0.45, kind=2), True),
+    ],
+)
+def test_rules_of_size_age_and_view(labels, flag, change, kept):
+    fine = moved(labels, 1.0)
+    fine = replace(fine, **age(fine, 0.6), depth=3 * fine.stature)
+    good = flag_labels(fine)
+    assert good.kept.all()
+    assert not np.any(list(good.flags.values()))
+    found = flag_labels(replace(fine, **change(fine)))
+    assert found.flags[flag][1:].all()  # of two alike, the first stays
+    assert (found.kept[1:] == kept).all()
+
+
+def age(labels, offset, *, sd=0.05, known=True, kind=-1):
+    columns = {"age_offset": offset, "age_offset_sd": sd, "age_known": known, "age_class": kind}
+    return {name: np.full(len(labels), value) for name, value in columns.items()}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"offset": 0.1, "sd": 0.2},  # the age was given
+        {"offset": 0.95, "sd": 0.05, "known": False},  # a baby, nothing else
+        {"offset": 0.1, "sd": math.nan, "known": False},  # a file from before there were standard errors
+        {"offset": 0.3, "kind": 1},
+    ],
+)
+def test_ages_that_are_no_reason_for_a_flag(labels, changes):
+    found = flag_labels(replace(moved(labels, 1.0), **age(labels, **changes)))
+    assert not (found.flags["age_unknown"] | found.flags["age_bound"]).any()
+
+
+def test_two_people_in_one_place_are_two_if_they_are_apart(labels):
+    """The better of two detections of one person stays; somebody a body's width away is another."""
+    fine = moved(labels, 1.0)
+    observed = fine.observed.copy()
+    observed[3:, :, 0] += 60
+    scores = np.array([0.5, 0.9, 0.7, 0.8, 0.6, 0.4])
+    found = flag_labels(replace(fine, observed=observed, scores=scores, image_ids=np.array(["a"] * 6)))
+    assert found.flags["duplicate"].tolist() == [True, False, True, False, True, True]
+
+
+def test_people_of_unknown_age_are_counted_and_told(body, people, observed, write):
+    """Without ages nobody's class is sure, and the standard errors of statures say how unsure."""
+    document = coco_document(observed)
+    unknown = fit_annotations(body, read_people(write(document)))
+    known = fit_annotations(body, read_people(write(document)), years=30.0)
+    assert not unknown.age_known.any()
+    assert unknown.flags["age_unknown"].sum() >= COUNT / 2
+    assert not known.flags["age_unknown"].any()
+    assert known.age_known.all()
+    assert np.median(known.stature_sd) < np.median(unknown.stature_sd)
+    line = unknown_ages(summarize(unknown))
+    assert len(line) == 1
+    assert re.match(r"\d+ people of unknown age: their statures and depths are guesses; give --age", line[0])
+    assert line[0] in to_markdown(summarize(unknown))
+    assert unknown_ages(summarize(known)) == []
+    bounded = fit_annotations(body, read_people(write(document)), age_class="adult")
+    assert (bounded.age_class == 0).all()
+
+
+def test_files_from_before_standard_errors_are_read(labels, tmp_path):
+    labels.save(tmp_path / "new.npz")
+    with np.load(tmp_path / "new.npz") as file:
+        old = {name: array for name, array in file.items() if name not in LATER}
+    np.savez(tmp_path / "old.npz", **old)
+    found = load_labels(tmp_path / "old.npz")
+    assert np.isnan(found.stature_sd).all()
+    assert not flag_labels(found).flags["age_unknown"].any()
 
 
 # --- files for training
@@ -728,7 +834,7 @@ def test_shards_are_what_webdataset_reads(labels, body, photographs, tmp_path):
     row = 0
     for path in paths:
         with tarfile.open(path) as tar:
-            members = {entry.name: tar.extractfile(entry).read() for entry in tar.getmembers()}
+            members = {entry.name: tar.extractfile(entry).read() for entry in tar.getmembers()}  # pyright: ignore[reportOptionalMemberAccess]
         keys = dict.fromkeys(name.split(".", 1)[0] for name in members)  # as webdataset groups them
         assert set(members) == {f"{key}.{part}" for key in keys for part in ("jpg", "data.pyd")}
         for key in keys:
@@ -754,11 +860,11 @@ def test_shards_are_what_webdataset_reads(labels, body, photographs, tmp_path):
                 row += 1
             words = {argument for code, argument, _ in pickletools.genops(members[f"{key}.data.pyd"])
                      if "UNICODE" in code.name}  # fmt: skip
-            assert not any("numpy." in word or "_core" in word for word in words)
+            assert not any("numpy." in word or "_core" in word for word in words)  # pyright: ignore[reportOperatorIssue]
     assert row == COUNT
     upright = (photographs / "day/0.jpg").read_bytes()
     with tarfile.open(paths[0]) as tar:
-        assert tar.extractfile("000000_day_0.jpg").read() == upright
+        assert tar.extractfile("000000_day_0.jpg").read() == upright  # pyright: ignore[reportOptionalMemberAccess]
 
 
 def test_shards_without_an_image(labels, body, photographs, tmp_path):

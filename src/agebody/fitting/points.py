@@ -32,12 +32,15 @@ from agebody.fitting.inverse_kinematics import (
 )
 from agebody.fitting.patches import Patches, patch_layout
 from agebody.keypoints import KeypointLayout, get_layout
+from agebody.losses import joint_limits
+from agebody.losses.limits import clamp_to_limits
 from agebody.optim.least_squares import Stop
+from agebody.optim.limits import JointLimitPrior
 from agebody.optim.motion import Motion
 from agebody.optim.stages import BETA_BOUND, Fit, FitReport, Stage, fit_bodies, join_fits, select_rows
 from agebody.optim.terms import Points, RestPosePrior, ShapePrior, Term
 from agebody.parameters import BodyParameters
-from agebody.rotations import axis_angle_to_matrix
+from agebody.rotations import axis_angle_to_matrix, matrix_to_axis_angle
 
 COARSE_SD = 0.01
 """Standard deviation of points in the first steps [m]: with a small one, steps along directions that the
@@ -74,7 +77,8 @@ def fit_points(
 
     Finds the most probable body, ``½ Σ w |x - x_given|² / sd² + ½ |b|² + ½ |θ|²`` with the angles θ of the
     pose [rad]. The last term determines what points cannot: joints alone do not tell how a head or a forearm
-    is twisted about its own axis, so it is twisted as little as possible.
+    is twisted about its own axis, so it is twisted as little as possible. Angles beyond the ranges of motion
+    of the age cost besides, ``½ (excess / 0.1 rad)²``. Betas stay within 5 standard deviations.
 
     The start is found in closed form: rotations by Procrustes over the points that each joint carries, then
     the identity over all ages; alternating, three times. Levenberg-Marquardt refines it.
@@ -119,6 +123,7 @@ def fit_points(
                 sd=sd,
                 tolerance=POINT_TOLERANCE,
                 max_iterations=max_iterations,
+                limited=JointLimitPrior.applies_to(body),
             )
             return part.fit(*_refine(problem, start), start, find)
 
@@ -177,6 +182,7 @@ def fit_vertices(
                 sd=sd,
                 tolerance=MESH_TOLERANCE,
                 max_iterations=max_iterations,
+                limited=False,
             )
             parameters, report = _refine(problem, start)
             for _ in range(0 if bool((part.weights == 1).all()) else REFRESHES):
@@ -336,6 +342,8 @@ class _Problem(NamedTuple):
     sd: float
     tolerance: float
     max_iterations: int
+    limited: bool
+    """Whether joints stay within their ranges of motion."""
 
     def take(self, rows: Tensor) -> _Problem:
         """Return the problem of some bodies."""
@@ -357,6 +365,8 @@ def _refine(problem: _Problem, start: BodyParameters) -> tuple[BodyParameters, F
     ages = torch.where(unknown, low, known.age_offset), torch.where(unknown, high, known.age_offset)
     iterations: Tensor | int = 0
     if problem.max_iterations:
+        if problem.limited:
+            start = start._replace(body_pose=_within_limits(body, start))
         start, first = _descend(problem, start, ages, problem.coarse_sd, *FIRST_STEPS)
         iterations = first.iterations
         start = start._replace(**_identity(problem, start)._asdict())
@@ -394,6 +404,8 @@ def _descend(
         "pose": RestPosePrior(ANGLE_SD),
     }
     groups = ["global_orient", "body_pose", "transl"]
+    if problem.limited:
+        terms["limits"] = JointLimitPrior(body, start.age_offset)
     if known.betas is None:
         groups.append("betas")
     if bool(known.age_offset.isnan().any()):
@@ -402,6 +414,16 @@ def _descend(
     steps = min(max_iterations, problem.max_iterations)
     stage = Stage({"points": sd**-2}, groups=groups, max_iterations=steps, cost_tolerance=tolerance)
     return fit_bodies(body, terms, [stage], start, age_bounds=ages, beta_bound=largest)
+
+
+def _within_limits(body: BodyModel, parameters: BodyParameters) -> Float[Tensor, "B J 3"]:
+    """Return the pose with each joint within its range of motion.
+
+    Few points determine a rotation badly, and with bones of other lengths than the body's, wrongly: a neck
+    turned the wrong way round may meet them better than one that is not, and no step leads back.
+    """
+    limits = joint_limits(body.asset.joint_names[1:], age_offset=parameters.age_offset)
+    return matrix_to_axis_angle(clamp_to_limits(axis_angle_to_matrix(parameters.body_pose), limits))
 
 
 def _identity(problem: _Problem, parameters: BodyParameters) -> Identity:

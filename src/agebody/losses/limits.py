@@ -14,7 +14,7 @@ from torch import Tensor
 from agebody.checks import Reduction, Weights, apply_mask, expect, read_rotations, reduce
 from agebody.losses.parameters import visible_matrices
 from agebody.losses.pose_priors import BODY_JOINTS, MahalanobisPrior
-from agebody.rotations import PoseFormat, check_format
+from agebody.rotations import PoseFormat, axis_angle_to_matrix, check_format
 
 
 class JointRange(NamedTuple):
@@ -151,6 +151,16 @@ def swing_twist(
         (*batch, 3) angles about x, y and z [rad], from -pi to pi.
     """
     return angles_and_cosine(expect("rotations", rotations, 3, 3), axes)[0]
+
+
+def clamp_to_limits(
+    rotations: Float[Tensor, "*batch J 3 3"], limits: JointLimits
+) -> Float[Tensor, "*batch J 3 3"]:
+    """Return rotations with the angles of `swing_twist` clamped to their limits."""
+    angles = swing_twist(rotations, limits.axes).clamp(limits.low, limits.high)
+    is_twist = torch.arange(3, device=rotations.device) == limits.axes[:, None]
+    swing, twist = torch.where(is_twist, 0, angles), torch.where(is_twist, angles, 0)
+    return axis_angle_to_matrix(swing) @ axis_angle_to_matrix(twist)
 
 
 def joint_limits_excess(

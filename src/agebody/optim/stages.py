@@ -16,7 +16,7 @@ from agebody.body import BodyModel
 from agebody.checks import apply_mask
 from agebody.engine.batched import own_precision
 from agebody.engine.deform import age_slopes
-from agebody.optim.least_squares import ChainQuadratic, Quadratic, minimize
+from agebody.optim.least_squares import ChainQuadratic, Quadratic, Solution, minimize
 from agebody.optim.motion import Motion, Moves
 from agebody.optim.terms import Block, FreeVariables, State, Term, root_layout
 from agebody.parameters import GROUPS, BodyParameters, group_slices
@@ -134,22 +134,49 @@ def fit_bodies(
         vectors = _share_shape(body, vectors, present)
         vectors = torch.minimum(torch.maximum(vectors, low), high)
         iterations = torch.zeros_like(present[:, 0], dtype=torch.int64)
-        for stage in stages:
-            vectors = torch.cat((_shortest(vectors[..., :3]), vectors[..., 3:]), -1)
+        for stage in stages[:-1]:
+            vectors = _shortest(body, vectors)
             problem = _Problem(body, terms, stage, vectors, present)
-            solution = minimize(
-                problem.quadratize,
-                problem.pack(vectors),
-                lower=problem.pack(low),
-                upper=problem.pack(high),
-                max_iterations=stage.max_iterations,
-                cost_tolerance=stage.cost_tolerance,
-            )
+            solution = _minimize(problem, stage, vectors, low, high)
             vectors = problem.unpack(solution.x)
             iterations = iterations + solution.iterations
-        costs = problem.costs(solution.x)  # pyright: ignore[reportPossiblyUnboundVariable]
-        report = FitReport(solution.converged, iterations, solution.stop, solution.cost, costs)  # pyright: ignore[reportPossiblyUnboundVariable]
+        stage, vectors = stages[-1], _shortest(body, vectors)
+        problem = _Problem(body, terms, stage, vectors, present)
+        solution = _minimize(problem, stage, vectors, low, high)
+        vectors = problem.unpack(solution.x)
+        iterations = iterations + solution.iterations
+        turned = _joint_angles(body, vectors)[..., 1:].flatten(1).amax(1) > math.pi
+        if turned.any():  # go on from the same rotations by shorter vectors, which cost less
+            rows = turned.nonzero()[:, 0]
+            again = _minimize(problem, stage, _shortest(body, vectors), low, high, rows)
+            pairs = zip(solution, again, strict=True)
+            solution = Solution(*(old.index_copy(0, rows, new) for old, new in pairs))
+            vectors = problem.unpack(solution.x)
+            iterations = iterations.index_add(0, rows, again.iterations)
+        costs = problem.costs(solution.x)
+        report = FitReport(solution.converged, iterations, solution.stop, solution.cost, costs)
         return BodyParameters.from_vector(vectors.reshape(*batch, expected), body), report
+
+
+def _minimize(
+    problem: _Problem,
+    stage: Stage,
+    vectors: Float[Tensor, "C T P"],
+    low: Float[Tensor, "C 1 P"],
+    high: Float[Tensor, "C 1 P"],
+    rows: Int[Tensor, " R"] | None = None,
+) -> Solution:
+    """Solve the problem of a stage for all clips, or for those with the indices ``rows``."""
+    rows = torch.arange(len(vectors), device=vectors.device) if rows is None else rows
+    start, lower, upper = (problem.pack(part)[rows] for part in (vectors, low, high))
+    return minimize(
+        lambda x, some: problem.quadratize(x, rows[some]),
+        start,
+        lower=lower,
+        upper=upper,
+        max_iterations=stage.max_iterations,
+        cost_tolerance=stage.cost_tolerance,
+    )
 
 
 def standard_errors(
@@ -463,11 +490,19 @@ def _share_shape(
     return vectors
 
 
-def _shortest(vectors: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3"]:
-    """Return the same rotations by axis-angle vectors no longer than pi."""
-    angle = vectors.norm(dim=-1, keepdim=True)
+def _shortest(body: BodyModel, vectors: Float[Tensor, "*batch P"]) -> Float[Tensor, "*batch P"]:
+    """Return the same rotations of all joints by axis-angle vectors no longer than pi."""
+    angle = _joint_angles(body, vectors)[..., None]
     turns = torch.round(angle / (2 * torch.pi))
-    return vectors * (1 - turns * 2 * torch.pi / torch.where(turns > 0, angle, 1))
+    factor = 1 - turns * 2 * torch.pi / torch.where(turns > 0, angle, 1)
+    end = 3 * body.num_joints
+    turned = (vectors[..., :end].unflatten(-1, (-1, 3)) * factor).flatten(-2)
+    return torch.cat((turned, vectors[..., end:]), -1)
+
+
+def _joint_angles(body: BodyModel, vectors: Float[Tensor, "*batch P"]) -> Float[Tensor, "*batch J"]:
+    """Return the angles of all joints' rotations, the root's first."""
+    return vectors[..., : 3 * body.num_joints].unflatten(-1, (-1, 3)).norm(dim=-1)
 
 
 def _row_product(residuals: Tensor, jacobian: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 from agebody.age import ADULT_YEARS, AGE_CLASSES, AgeCurve
 from agebody.body import BodyModel
 from agebody.cameras.camera import Camera
-from agebody.losses.limits import JointLimits, joint_limits, swing_twist
+from agebody.losses.limits import clamp_to_limits, joint_limits
 from agebody.measure.measurements import stature
 from agebody.parameters import BodyParameters
 from agebody.people.poses import MORE_POSES, POSES
@@ -303,7 +303,7 @@ def _poses(
     turn = pose_sd * torch.tensor(sd).double().deg2rad()[:, None] * draw.normal(count, len(names), 3)
     perturbed = blended @ axis_angle_to_matrix(turn)
     limits = joint_limits(names[1:], age_offset=age_offset)
-    return torch.cat((perturbed[:, :1], _clamped(perturbed[:, 1:], limits)), 1)
+    return torch.cat((perturbed[:, :1], clamp_to_limits(perturbed[:, 1:], limits)), 1)
 
 
 def _mirror(rotations: Float[Tensor, "N J 3 3"], names: list[str]) -> Float[Tensor, "N J 3 3"]:
@@ -314,14 +314,6 @@ def _mirror(rotations: Float[Tensor, "N J 3 3"], names: list[str]) -> Float[Tens
     ]
     sign = torch.tensor([-1.0, 1.0, 1.0], dtype=rotations.dtype)
     return sign[:, None] * rotations[:, [names.index(name) for name in swapped]] * sign
-
-
-def _clamped(rotations: Float[Tensor, "N J 3 3"], limits: JointLimits) -> Float[Tensor, "N J 3 3"]:
-    """Clamp the swing and twist angles of rotations to their limits."""
-    angles = swing_twist(rotations, limits.axes).clamp(limits.low, limits.high)
-    twists = torch.arange(3) == limits.axes[:, None]
-    swing, twist = torch.where(twists, 0, angles), torch.where(twists, angles, 0)
-    return axis_angle_to_matrix(swing) @ axis_angle_to_matrix(twist)
 
 
 def _facing(postures: list[Posture], years: Tensor, heading: float, draw: Draws) -> Float[Tensor, "N 3 3"]:

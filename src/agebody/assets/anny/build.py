@@ -33,7 +33,7 @@ from agebody.files import replacing
 
 Progress = Callable[[str, float], None]
 
-BUILD_VERSION = 2
+BUILD_VERSION = 3
 """Part of the cached file's name; to be raised with every change that changes the body."""
 
 _BUILDING = threading.Lock()  # Anny's cache folder is one setting for the whole process
@@ -223,7 +223,8 @@ def _inner_row(
     return (row + row[mirror]) / 2
 
 
-_H36M_POINTS = {"spine": "spine_h36m", "neck": "neck_lsp", "head": "head_h36m"}
+_H36M_POINTS = {"spine": "spine_h36m", "neck": "thorax_mpii", "nose": "jaw_h36m", "head": "head_h36m"}
+"""Human3.6M's points by their rows; what it calls the nose lies in the jaw, between neck and head."""
 
 
 def _keypoint_regressors(
@@ -245,7 +246,7 @@ def _keypoint_regressors(
         return _inner_row(template, joints[SMPL_JOINT_NAMES.index(name)], source.mirror)
 
     coco = source.keypoints()
-    surface = coco | {name: at(index) for name, index in source.finger_tips.items()}
+    surface = coco | {name: at(int(index)) for name, index in source.finger_tips.items()}
     crown = at(int(template[:, 1].argmax()))
     crown = mean(crown, crown[source.mirror])
     ears = mean(coco["left_ear"], coco["right_ear"])
@@ -257,7 +258,7 @@ def _keypoint_regressors(
         "pelvis_mpii": mean(coco["left_hip"], coco["right_hip"]),
         "thorax_mpii": mean(coco["left_shoulder"], coco["right_shoulder"]),
         "spine_h36m": inner("spine2"),
-        "jaw_h36m": mean(ears, at(source.vertex_ids[_CHIN])),
+        "jaw_h36m": mean(ears, at(source.vertex_ids[_CHIN]), inner("neck")),
         "head_h36m": mean(crown, ears),
     }
     h36m = coco | {name: extra[row] for name, row in _H36M_POINTS.items()} | {"pelvis": inner("pelvis")}

@@ -185,8 +185,14 @@ def _regressors(points: _Points, rows: dict[str, np.ndarray]) -> dict[str, Regre
     same = {"right_hip_lsp": "right_hip", "left_hip_lsp": "left_hip", "head_top_lsp": "head_top"}
     rows = rows | {name: rows[other] for name, other in (same | {"pelvis_mpii": "pelvis"}).items()}
     rows |= {"neck_lsp": trunk(1.435, -0.01), "thorax_mpii": trunk(1.39, -0.01)}
-    rows |= {"spine_h36m": trunk(1.17, -0.01), "jaw_h36m": trunk(1.53, 0.03), "head_h36m": trunk(1.63, 0.0)}
-    h36m = rows | {"spine": rows["spine_h36m"], "neck": rows["thorax_mpii"], "head": rows["head_h36m"]}
+    rows |= {"spine_h36m": trunk(1.17, -0.01), "jaw_h36m": trunk(1.51, 0.02), "head_h36m": trunk(1.63, 0.0)}
+    # What Human3.6M's skeleton calls the nose lies in the jaw, half way from the neck to the head's middle.
+    h36m = rows | {
+        "spine": rows["spine_h36m"],
+        "neck": rows["thorax_mpii"],
+        "nose": rows["jaw_h36m"],
+        "head": rows["head_h36m"],
+    }
     tables = dict.fromkeys(REGRESSOR_NAMES, rows) | {"h36m17": h36m}
     return {
         name: Regressor(names, sparse.csr_array(np.stack([tables[name][row] for row in names])))

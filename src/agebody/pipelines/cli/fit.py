@@ -63,7 +63,8 @@ def fit(
 
     Writes **labels.npz** (everything), **train.npz** (for the code of HMR2 and AionHMR), **report.json**,
     **report.md** and **overlays/**. Every person is checked by the rules of InfantNet, CamSMPLify and SPIN;
-    people without a flag are kept. Training code needs SMPL, with an infant template for children.
+    those without a flag of a bad fit are kept. Training code needs SMPL, with an infant template for
+    children.
 
     Example: `agebody fit keypoints.json --body ages.safetensors --images photos -o labels`
     """
@@ -71,6 +72,7 @@ def fit(
     from agebody.annotations.reading import read_exif_focals
     from agebody.pipelines.labels import fit_annotations, fit_folder
     from agebody.pipelines.labels.place_images import find_maps, place_images
+    from agebody.pipelines.labels.summary import unknown_ages
 
     given: dict[str, Any] = options.read_lens(focal, fov)
     given |= options.read_ages(age_offset, age_class, years)
@@ -130,7 +132,7 @@ def fit(
     unusable = [f"{name}: {why}" for name, why in written.unusable.items()]
     if unplaced:
         note(f"{unplaced} of {len(labels)} people were not placed by their depth")
-    for line in (*options.one_age(layer), *found.notes, *unusable[:5]):
+    for line in (*options.one_age(layer), *unknown_ages(written.summary), *found.notes, *unusable[:5]):
         note(line)
     if len(unusable) > 5:
         note(f"{len(unusable) - 5} more images could not be used")

@@ -19,6 +19,7 @@ from agebody.body import BodyModel
 from agebody.cameras import Camera, box_around
 from agebody.fitting.frames import fit_keypoints
 from agebody.keypoints import KeypointLayout
+from agebody.measure import stature
 from agebody.optim.least_squares import Stop
 from agebody.optim.stages import Fit
 from agebody.pipelines.labels.quality import flag_labels
@@ -134,7 +135,9 @@ def _labels(body: BodyModel, people: People, camera: Camera, fit: Fit) -> Labels
         points = body.keypoints(people.layout, fit.parameters)
         joints = body.keypoints(_joints(tuple(body.asset.joint_names)), fit.parameters)
         keypoints = camera.project(points).pixels
-    weights, report = people.weights, fit.report
+        tall = stature(body.shape(fit.parameters).rest_vertices)
+    weights, report, errors = people.weights, fit.report, fit.standard_errors
+    assert errors is not None
     body_arrays: dict[str, Any] = {name: array(part) for name, part in fit.parameters._asdict().items()}
     around = box_around(torch.from_numpy(people.keypoints), weights=torch.from_numpy(weights)).numpy()
     return Labels(
@@ -161,6 +164,12 @@ def _labels(body: BodyModel, people: People, camera: Camera, fit: Fit) -> Labels
         cost=array(report.cost),
         terms={name: array(cost) for name, cost in report.terms.items()},
         kept=np.zeros(len(people), dtype=bool),
+        age_known=people.ages.known if body.age_anchors else np.ones(len(people), dtype=bool),
+        age_class=people.ages.age_class,
+        age_offset_sd=array(errors.age_offset),
+        stature=array(tall),
+        stature_sd=array(errors.stature),
+        depth_sd=array(errors.depth),
     )
 
 

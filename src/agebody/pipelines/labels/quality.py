@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
+from agebody.age import AGE_CLASSES, UNKNOWN, age_class
+from agebody.fitting.observed import MIN_POINTS
+from agebody.keypoints import get_layout
 from agebody.losses import gmof
 
 if TYPE_CHECKING:
@@ -18,10 +21,23 @@ MIN_KEYPOINTS = 8
 """Least number of keypoints of a person, as in CamSMPLify."""
 MIN_CONFIDENCE = 0.3
 """Least confidence of such a keypoint."""
-MAX_ERROR = 16.0
-"""Mean error below which InfantNet keeps fits [pixels of the image]."""
+MAX_ERROR = 16.0 / 480
+"""Mean error below which InfantNet keeps fits, 16 pixels, over the longer side of a box of 480 pixels: pixels
+alone would be strict with large photographs, and loose with small people."""
 MAX_BETA = 3.0
 """Largest beta of fits that SPIN keeps."""
+MIN_SIZE = 32.0
+"""Smallest extent of a person's keypoints [pixels]; COCO annotates none of people below 32 x 32."""
+MIN_DISTANCE = 0.7
+"""Smallest distance in statures, 1.2 m for an adult. Nearer, everything depends on the exact focal length."""
+ALIKE = 0.1
+"""Mean distance of the keypoints of two detections of one person, as a share of their extent."""
+LIMBS = {
+    f"{side} {limb}": (f"{side}_{joint}", f"{side}_{end}")
+    for side in ("left", "right")
+    for limb, joint, end in (("arm", "elbow", "wrist"), ("leg", "knee", "ankle"))
+}
+"""Keypoints without which a limb is not seen."""
 BOX_SCALE = 1.2
 """Side of the square crop divided by the longer side of a person's box, usual since HMR."""
 
@@ -32,19 +48,29 @@ _ROBUST = 100.0
 
 RULES = {
     "few_keypoints": f"fewer than {MIN_KEYPOINTS} keypoints of confidence {MIN_CONFIDENCE:g}",
+    "too_small": f"keypoints within less than {MIN_SIZE:g} pixels",
+    "duplicate": "keypoints where somebody's of a higher score are",
     "not_converged": "the fit reached the maximum number of steps, or could not start",
-    "infantnet": f"mean reprojection error of {MAX_ERROR:g} px or more",
+    "infantnet": f"mean reprojection error of {100 * MAX_ERROR:.1f} % of the box or more (16 px of 480)",
     "camsmplify": "CamSMPLify's loss of 30 or more, of 50 or more if it started above 100",
     "spin": "SPIN's reprojection loss of 100 or more",
     "betas": f"a beta beyond {MAX_BETA:g}",
+    "age_unknown": "no age was given, and several age classes are within two standard errors",
 }
-"""Meaning of each flag."""
+"""Meaning of each flag of people who are not kept."""
+NOTES = {
+    "age_bound": "the age offset is at the bound of the class that was given",
+    "too_near": f"a distance of less than {MIN_DISTANCE:g} statures, where perspective is strong",
+    "unseen_limb": "an arm without elbow and wrist, or a leg without knee and ankle: its pose is the prior's",
+    "outside_picture": "keypoints outside the picture",
+}
+"""Meaning of each flag of people who are kept, if they have no other."""
 
 
 def flag_labels(labels: Labels) -> Labels:
-    """Return the labels with a flag per rule of ``RULES``, and ``kept`` for people without any flag.
+    """Return labels with a flag per rule of ``RULES`` and ``NOTES``; who has none of ``RULES`` is kept.
 
-    - *infantnet*: the mean distance of the keypoints, in pixels of the image, is below 16 (InfantNet).
+    - *infantnet*: the mean distance of the keypoints is below 16 pixels (InfantNet), scaled to the person.
     - *camsmplify*: ``0.005 sum GMoF(dx; 100) + GMoF(dy; 100)`` over keypoints of confidence above 0.7, in a
       crop of 768 pixels, is below 30; below 50 where it was above 100 before the fit (CamSMPLify, in the
       code of CameraHMR, 3DV 2025). Its loss also has dense keypoints and the distance from a network's guess,
@@ -52,6 +78,8 @@ def flag_labels(labels: Labels) -> Labels:
     - *spin*: the mean of ``c^2 (GMoF(dx; 100) + GMoF(dy; 100))`` over keypoints, in a crop of 224 pixels, is
       below 100 (SPIN, ICCV 2019). SPIN counts missing keypoints as zeros; here they are ignored.
     - *betas*: no beta is beyond 3 (SPIN, and AionHMR's loader).
+    - *age_unknown*: without an age, in one image, proportions alone tell the size, and often not even whether
+      somebody is a child: stature and depth are guesses. Where the standard error is small, they are not.
     """
     points, weights = labels.observed[..., :2], labels.observed[..., 2]
     sides = labels.boxes[:, 2:] - labels.boxes[:, :2]
@@ -61,16 +89,71 @@ def flag_labels(labels: Labels) -> Labels:
     # Only the mean error of the start is known: every keypoint is assumed to have it.
     far = np.stack((labels.start_reprojection, np.zeros(len(labels))), -1)[:, None] * scale
     first = _camsmplify(np.broadcast_to(far, offsets.shape), weights)
+    counted = weights > 0
+    low = np.where(counted[..., None], points, np.inf).min(1, initial=np.inf)
+    high = np.where(counted[..., None], points, -np.inf).max(1, initial=-np.inf)
+    size = np.maximum(high - low, 0).max(1)
     flags = {
         "few_keypoints": (weights >= MIN_CONFIDENCE).sum(1) < MIN_KEYPOINTS,
+        "too_small": ~(size >= MIN_SIZE),
+        "duplicate": _duplicates(labels, np.where(size > 0, size, 1)),
         "not_converged": ~labels.converged,
-        "infantnet": ~(labels.reprojection < MAX_ERROR),
+        "infantnet": ~(labels.reprojection < MAX_ERROR * np.maximum(sides.max(1, initial=0), 1)),
         "camsmplify": ~((final < _CAM_LIMIT) | ((first > _CAM_HARD) & (final < _CAM_HARD_LIMIT))),
         "spin": ~(_spin(offsets, weights) < _SPIN_LIMIT),
         "betas": (np.abs(labels.betas) > MAX_BETA).any(1),
+        "age_unknown": ~labels.age_known & _spans_classes(labels.age_offset, labels.age_offset_sd),
+        "age_bound": _at_bound(labels.age_offset, labels.age_class),
+        "too_near": labels.depth < MIN_DISTANCE * labels.stature,
+        "unseen_limb": _unseen_limbs(labels, counted),
+        "outside_picture": (counted & ~_inside(labels)).any(1),
     }
-    kept: Bool[np.ndarray, " N"] = ~np.any(list(flags.values()), axis=0)
+    kept: Bool[np.ndarray, " N"] = ~np.any([flags[name] for name in RULES], axis=0)
     return replace(labels, flags=flags, kept=kept)
+
+
+def _spans_classes(ages: Float[np.ndarray, " N"], sd: Float[np.ndarray, " N"]) -> Bool[np.ndarray, " N"]:
+    """Return whether the ages within two standard errors are of several classes; not where there is none."""
+    low, high = (age_class(torch.from_numpy(ages + way * sd)).numpy() for way in (-2, 2))
+    return (low != high) & ~np.isnan(sd)
+
+
+def _at_bound(ages: Float[np.ndarray, " N"], kinds: Int[np.ndarray, " N"]) -> Bool[np.ndarray, " N"]:
+    bounds = np.array([(kind.low, kind.high) for kind in AGE_CLASSES])[np.maximum(kinds, 0)]
+    return np.logical_and(kinds != UNKNOWN, (np.abs(ages[:, None] - bounds) < 1e-3).any(1))
+
+
+def _inside(labels: Labels) -> Bool[np.ndarray, "N K"]:
+    points = labels.observed[..., :2]
+    return np.all((points >= 0) & (points <= labels.image_sizes[:, None]), axis=-1)
+
+
+def _unseen_limbs(labels: Labels, counted: Bool[np.ndarray, "N K"]) -> Bool[np.ndarray, " N"]:
+    """Return whether a limb of which the layout has points shows none of them inside the picture."""
+    names = get_layout(labels.keypoint_layout).names
+    limbs = [[names.index(name) for name in ends if name in names] for ends in LIMBS.values()]
+    seen = counted & _inside(labels)
+    found = np.zeros(len(labels), dtype=bool)
+    for limb in filter(None, limbs):
+        found |= ~seen[:, limb].any(1)
+    return found
+
+
+def _duplicates(labels: Labels, size: Float[np.ndarray, " N"]) -> Bool[np.ndarray, " N"]:
+    """Return who is detected where somebody of a higher score in the same image is."""
+    points, weights = labels.observed[..., :2], labels.observed[..., 2] > 0
+    found = np.zeros(len(labels), dtype=bool)
+    _, image = np.unique(labels.image_ids, return_inverse=True)
+    order = np.lexsort((-labels.scores, image))
+    for rows in np.split(order, np.flatnonzero(np.diff(image[order])) + 1):
+        for rank, row in enumerate(rows):
+            better = rows[:rank][~found[rows[:rank]]]
+            both = weights[better] & weights[row]
+            apart = np.linalg.norm(np.where(both[..., None], points[better] - points[row], 0), axis=-1)
+            count = both.sum(1)
+            mean = apart.sum(1) / np.maximum(count, 1)
+            found[row] = ((count >= MIN_POINTS) & (mean < ALIKE * size[row])).any()
+    return found
 
 
 def _spin(offsets: Float[np.ndarray, "N K 2"], weights: Float[np.ndarray, "N K"]) -> Float[np.ndarray, " N"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from os import PathLike
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 
+from agebody.age import UNKNOWN
 from agebody.annotations.arrays import Key, read_arrays
 from agebody.annotations.coco import to_corners
 from agebody.annotations.people import MAX_PIXELS, fail, is_file_name
@@ -51,8 +53,21 @@ ROWS = {
     "stop": Key(kind="text"),
     "cost": Key(),
     "kept": Key(kind="flag"),
+    "age_known": Key(kind="flag"),
+    "age_class": Key(kind="integer"),
+    "age_offset_sd": Key(),
+    "stature": Key(),
+    "stature_sd": Key(),
+    "depth_sd": Key(),
 }
 """Fields with one row per person."""
+
+LATER: dict[str, Any] = {
+    "age_known": True,
+    "age_class": UNKNOWN,
+    **dict.fromkeys(("age_offset_sd", "stature", "stature_sd", "depth_sd"), math.nan),
+}
+"""Fields that older files lack, and what is in their place."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,11 +122,23 @@ class Labels:
     """Why the fit ended."""
     cost: Float[np.ndarray, " N"]
     kept: Bool[np.ndarray, " N"]
-    """Whether the person has no flag."""
+    """Whether the person has no flag of ``RULES``."""
+    age_known: Bool[np.ndarray, " N"]
+    """Whether the age was stated, in years, as a class or as an offset; true for a body of one age."""
+    age_class: Int[np.ndarray, " N"]
+    """Index into ``AGE_CLASSES`` of a class that was stated, -1 elsewhere."""
+    age_offset_sd: Float[np.ndarray, " N"]
+    """Standard error of the age offset, as `StandardErrors`."""
+    stature: Float[np.ndarray, " N"]
+    """Height of the body in its rest pose [m]."""
+    stature_sd: Float[np.ndarray, " N"]
+    """Its standard error [m]."""
+    depth_sd: Float[np.ndarray, " N"]
+    """Standard error of the depth [m]."""
     terms: dict[str, Float[np.ndarray, " N"]] = field(default_factory=dict)
     """Contribution of each term of the fit to the cost."""
     flags: dict[str, Bool[np.ndarray, " N"]] = field(default_factory=dict)
-    """Whether a rule of ``RULES`` finds something wrong."""
+    """Whether a rule of ``RULES`` finds something wrong, or one of ``NOTES`` something to know."""
 
     def __len__(self) -> int:
         """Return the number of people."""
@@ -140,6 +167,8 @@ class Labels:
         Raises:
             AnnotationError: something is missing, or wrong: names, sizes, or numbers that are not finite.
         """
+        count = len(arrays.get("ids", ()))
+        arrays = {**{name: np.full(count, value) for name, value in LATER.items()}, **arrays}
         missing = [name for name in (*ABOUT, *ROWS) if name not in {**about, **arrays}]
         if missing:
             what = "not a file of labels" if len(missing) > 3 else "the file of labels is not complete"

@@ -11,7 +11,7 @@ import torch
 
 from agebody.age import AGE_CLASSES, age_class
 from agebody.annotations.people import People
-from agebody.pipelines.labels.quality import RULES
+from agebody.pipelines.labels.quality import NOTES, RULES
 from agebody.pipelines.labels.records import Labels
 
 
@@ -45,6 +45,8 @@ def summarize(labels: Labels, people: People | None = None, seconds: float | Non
                 "median_reprojection_px": _median(labels.reprojection[kinds == i]),
                 "median_age_offset": _median(labels.age_offset[kinds == i]),
                 "median_depth_m": _median(labels.depth[kinds == i]),
+                "median_stature_m": _median(labels.stature[kinds == i]),
+                "median_stature_sd_m": _median(labels.stature_sd[kinds == i]),
             }
             for i, kind in enumerate(AGE_CLASSES)
         ],
@@ -84,7 +86,10 @@ def to_markdown(summary: dict[str, Any]) -> str:
     )
     lines += ["", "## By age", ""]
     lines += _table(
-        ("age class", "people", "kept", "median error [px]", "median age offset", "median depth [m]"),
+        (
+            *("age class", "people", "kept", "median error [px]", "median age offset", "median depth [m]"),
+            *("median stature [m]", "its standard error [m]"),
+        ),
         [
             (
                 row["age_class"],
@@ -93,19 +98,33 @@ def to_markdown(summary: dict[str, Any]) -> str:
                 _number(row["median_reprojection_px"]),
                 _number(row["median_age_offset"]),
                 _number(row["median_depth_m"]),
+                _number(row["median_stature_m"]),
+                _number(row["median_stature_sd_m"]),
             )
             for row in summary["ages"]
         ],
     )
-    lines += ["", "## What is wrong", "", "One person may have several flags.", ""]
+    lines += ["", "## What is wrong", ""]
+    lines += [f"One person may have several flags. {', '.join(NOTES)}: such people are kept.", ""]
     lines += _table(
         ("flag", "people", "meaning"),
-        [(name, count, RULES.get(name, "")) for name, count in summary["flags"].items()],
+        [(name, count, {**RULES, **NOTES}.get(name, "")) for name, count in summary["flags"].items()],
     )
     lines += ["", "## Why fits ended", ""]
     lines += _table(("reason", "people"), list(summary["stop"].items()))
-    lines += ["", *(f"Note: {note}." for note in summary.get("notes", ()))]
+    notes = [*unknown_ages(summary), *summary.get("notes", ())]
+    lines += ["", *(f"Note: {note}." for note in notes)]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def unknown_ages(summary: dict[str, Any]) -> list[str]:
+    """Return a line on people of unknown age, if there are any."""
+    count = summary["flags"].get("age_unknown", 0)
+    if not count:
+        return []
+    whose = "1 person of unknown age: stature and depth are guesses"
+    whose = whose if count == 1 else f"{count} people of unknown age: their statures and depths are guesses"
+    return [f"{whose}; give --age-class, --years, or ages in the file"]
 
 
 def _table(heading: tuple[str, ...], rows: list[tuple[Any, ...]]) -> list[str]:
