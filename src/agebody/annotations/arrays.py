@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import lzma
 import math
+import struct
 import tokenize
 import zipfile
 import zlib
@@ -51,6 +53,8 @@ DAMAGES = (
     SyntaxError,
     tokenize.TokenError,
     zipfile.BadZipFile,
+    lzma.LZMAError,
+    struct.error,
     zlib.error,
 )
 """What zipfile and numpy raise at members that are broken, encrypted, or not arrays."""
@@ -74,8 +78,10 @@ def read_arrays(
     """
     with path.open("rb") as stream:
         try:
-            file = np.load(stream, allow_pickle=False)
-        except (ValueError, zipfile.BadZipFile, EOFError):
+            archive = stream.read(2) == b"PK"  # NumPy would read an array alone, of whatever size it states
+            stream.seek(0)
+            file = np.load(stream, allow_pickle=False) if archive else None
+        except DAMAGES:
             file = None
         if not isinstance(file, np.lib.npyio.NpzFile):
             fail(path, "not an npz file; write one with numpy.savez(path, ids=..., joints=...)")

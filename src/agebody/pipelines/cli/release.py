@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -11,10 +12,15 @@ from agebody.pipelines.cli.app import app, note, running, say, show_stages
 from agebody.pipelines.cli.options import BodyOfLabels, check_choice, check_finite, load_layer, option
 
 
-def _check(param: typer.CallbackParam, value: str) -> str | None:
-    from agebody.pipelines.release.options import CHOICES
+def _one_of(name: str) -> Callable[[str], str | None]:
+    """Return the check of an option with a few values."""
 
-    return check_choice(value, get_args(CHOICES[param.name or ""]))
+    def check(value: str) -> str | None:
+        from agebody.pipelines.release.options import CHOICES
+
+        return check_choice(value, get_args(CHOICES[name]))
+
+    return check
 
 
 @app.command()
@@ -28,7 +34,7 @@ def release(
     background: Annotated[
         str,
         typer.Option(
-            callback=_check,
+            callback=_one_of("background"),
             help="What is left of a photograph: **blank** (all but people, who are painted over), "
             "**inpaint** (the same, painted from their surroundings) or **none**.",
         ),
@@ -36,7 +42,7 @@ def release(
     region: Annotated[
         str,
         typer.Option(
-            callback=_check,
+            callback=_one_of("region"),
             help="What is hidden of a person: **auto** (the whole box, and the mask if there is one), "
             "**box**, **mask** (the mask without the box, for masks known to be complete), or **mesh** "
             "(without box and mask, the fit alone).",
@@ -57,20 +63,23 @@ def release(
     shape: Annotated[
         str,
         typer.Option(
-            callback=_check,
+            callback=_one_of("shape"),
             help="How much of people's shape is passed on: **mean**, **coarse** or **exact**.",
         ),
     ] = "coarse",
     unfitted: Annotated[
         str,
         typer.Option(
-            callback=_check,
+            callback=_one_of("unfitted"),
             help="A photograph with a person whose fit is flagged: **refuse** (stop), **drop** (leave it "
             "out) or **blank** (hide the person).",
         ),
     ] = "refuse",
     image_format: Annotated[
-        str, typer.Option(callback=_check, help="Format of pictures with backgrounds: **png** or **jpg**.")
+        str,
+        typer.Option(
+            callback=_one_of("image_format"), help="Format of pictures with backgrounds: **png** or **jpg**."
+        ),
     ] = "png",
     sequences: Annotated[
         bool,

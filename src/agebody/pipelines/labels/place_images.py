@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -14,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 
 from agebody.age import AgeError, parse_ages
 from agebody.annotations.arrays import DAMAGES
+from agebody.annotations.coco import load_json
 from agebody.annotations.people import fail, is_file_name
 from agebody.annotations.photographs import open_image
 from agebody.body import BodyModel
@@ -225,10 +225,7 @@ def read_known_people(path: Path) -> dict[str, Any]:
     def wrong(what: object) -> NoReturn:
         fail(path, f"{expected}, got {what!r}")
 
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        fail(path, f"not a JSON file ({error}); {expected}")
+    known = load_json(path)
     if not isinstance(known, dict):
         wrong(known)
     for entry in known.values():

@@ -75,7 +75,7 @@ def photos_from_labels(
                 _box(labels, row),
                 points=_seen(labels, row),
             )
-            for row in rows
+            for row in rows.tolist()
         ]
         others: list[Region] = list(hidden.get(PurePath(name).as_posix(), ()))
         if masks is not None:

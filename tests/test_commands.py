@@ -1,0 +1,215 @@
+"""Every command refuses every kind of bad input in one line, with an exit code, and leaves nothing behind."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import agebody
+from agebody.assets.io import save_asset
+from agebody.pipelines.cli import app
+
+COMMANDS = {
+    "demo": ["--body", "{body}", "-o", "{output}"],
+    "inspect": ["{body}"],
+    "convert": ["{body}", "-o", "{output}.npz", "--regressor", "mine={regressor}"],
+    "bench": [],
+    "warmup": [],
+    "fit": ["{keypoints}", "--body", "{body}", "--images", "{images}", "-o", "{output}"],
+    "shard": ["{keypoints}", "--images", "{images}", "-o", "{output}"],
+    "fit-shards": ["{shards}", "--body", "{body}", "-o", "{output}"],
+    "crowd": [
+        *["{labels}", "--depth", "{maps}", "--masks", "{maps}", "--people", "{people}"],
+        *["--body", "{body}", "-o", "{output}.npz"],
+    ],
+    "evaluate": ["{labels}", "{labels}"],
+    "release": [
+        *["{images}", "{labels}", "--body", "{body}", "--hide", "{keypoints}", "--masks", "{maps}"],
+        *["--key", "{key}", "-o", "{output}"],
+    ],
+}
+"""Arguments of each command; names in braces are files and folders."""
+INPUTS = ("body", "regressor", "keypoints", "images", "shards", "labels", "maps", "people")
+USES = [
+    (name, part) for name, given in COMMANDS.items() for part in INPUTS if f"{{{part}}}" in " ".join(given)
+]
+WRITERS = [name for name, given in COMMANDS.items() if "{output}" in " ".join(given)]
+ARRAY = "{'descr': '<f8', 'fortran_order': False, 'shape': (99999999999,)}".ljust(118).encode()
+
+
+def as_file(data):
+    return lambda path: path.write_bytes(data)
+
+
+def deep_json(path):
+    path.write_text('{"images": ' + "[" * 50_000)
+
+
+WRONG = {
+    "missing": lambda path: None,
+    "folder": lambda path: (path / "in").mkdir(parents=True),
+    "empty": as_file(b""),
+    "text": as_file(b"neither JSON nor a body"),
+    "deep": deep_json,
+    "number": as_file(b"17"),
+    "list": as_file(b"[1, 2]"),
+    "object": as_file(b'{"images": 3, "annotations": {"a": 1}}'),
+    "half a zip": as_file(b"PK\x03\x04" + bytes(40)),
+    "half a pickle": as_file(b"\x80\x04\x95\xff\xff\xff\xff\xff\xff\xff\x7f"),
+    "half an array": as_file(b"\x93NUMPY\x01\x00\x76\x00" + ARRAY),
+    "half a safetensors": as_file((2**62).to_bytes(8, "little") + b"{}"),
+    "half a Parquet": as_file(b"PAR1" + bytes(20) + b"PAR1"),
+    "image": lambda path: Image.new("RGB", (4, 4)).save(path, "PNG"),
+}
+NAMES = ["bad [/x] [bold] \n two \x1b[31m", os.fsdecode(b"bad \xff") + " ü"]
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    """Files that are right, so that each run has one that is wrong."""
+    place = tmp_path_factory.mktemp("good")
+    save_asset(agebody.mannequin(), place / "body.safetensors")
+    (place / "images").mkdir()
+    Image.new("RGB", (64, 48)).save(place / "images/a.png")
+    (place / "maps").mkdir()
+    np.save(place / "maps/a.npy", np.ones((48, 64)))
+    Image.new("L", (64, 48), 1).save(place / "maps/a.png")
+    flat = [number for i in range(17) for number in (8.0 + i, 9.0 + 2 * i, 2)]
+    document = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 64, "height": 48}],
+        "annotations": [
+            {
+                "id": 1,
+                "image_id": 1,
+                "bbox": [8, 9, 20, 35],
+                "keypoints": flat,
+            }
+        ],
+    }
+    (place / "keypoints.json").write_text(json.dumps(document))
+    (place / "people.json").write_text("{}")
+    np.save(place / "regressor.npy", np.full((3, 6890), 1 / 6890))
+    (place / "shards").mkdir()
+    files = {name: place / name for name in ("images", "maps", "shards")}
+    files |= {"keypoints": place / "keypoints.json", "people": place / "people.json"}
+    files |= {"body": place / "body.safetensors", "regressor": place / "regressor.npy"}
+    run("shard", [str(files["keypoints"]), "-o", str(place / "shards")])
+    made = run("fit", [str(files["keypoints"]), "--body", str(files["body"]), "-o", str(place / "out")])
+    assert made.exit_code == 0, made.output
+    return files | {"labels": place / "out/labels.npz"}
+
+
+def run(command, arguments, **options):
+    return CliRunner(**options).invoke(app, [command, *arguments])
+
+
+def fill(command, files, place, **changes):
+    paths = {**files, "output": place / "output", "key": place / "key.json", **changes}
+    return [part.format(**paths) for part in COMMANDS[command]]
+
+
+def assert_refused(result, place, before=()):
+    assert result.exit_code in (1, 2), result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("error: ")
+    assert lines[0].isprintable()
+    assert "Errno" not in lines[0]
+    assert ".agebody" not in lines[0]
+    files = {str(path.relative_to(place)) for path in place.rglob("*") if not path.is_dir()}
+    assert files == set(before)
+
+
+def test_every_command_is_in_the_table():
+    names = {
+        command.name or command.callback.__name__.replace("_", "-") for command in app.registered_commands
+    }
+    assert names == set(COMMANDS)
+
+
+@pytest.mark.parametrize("kind", WRONG)
+@pytest.mark.parametrize(("command", "part"), USES)
+def test_wrong_input_is_refused_in_one_line(tmp_path, good, command, part, kind):
+    if (part, kind) in (("images", "folder"), ("shards", "list")) or (command, kind) == ("shard", "none"):
+        pytest.skip("right for this command")
+    path = tmp_path / f"bad{good[part].suffix}"
+    WRONG[kind](path)
+    before = [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if not p.is_dir()]
+    result = run(command, fill(command, good, tmp_path, **{part: path}))
+    if command == "inspect" and result.exit_code == 1 and not result.stderr:
+        assert "problems" in result.stdout  # the report is the answer
+        return
+    assert_refused(result, tmp_path, before)
+    assert "bad" in result.stderr
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("command", "part"), USES)
+def test_hostile_names_are_one_printable_line(tmp_path, good, command, part, name):
+    path = tmp_path / f"{name}{good[part].suffix}"
+    result = run(command, fill(command, good, tmp_path, **{part: path}))
+    assert_refused(result, tmp_path)
+    assert "bad" in result.stderr
+
+
+@pytest.mark.parametrize("command", WRITERS)
+@pytest.mark.parametrize("kind", ["file", "below a file", "nowhere", "long"])
+def test_places_that_cannot_be_written_are_refused_in_one_line(tmp_path, good, command, kind):
+    (tmp_path / "file").write_text("mine")
+    places = {
+        "file": tmp_path / "file",
+        "below a file": tmp_path / "file/output",
+        "nowhere": "/proc/nowhere/output",
+        "long": tmp_path / ("n" * 260),
+    }
+    if kind == "file" and command in ("convert", "crowd"):
+        (tmp_path / "file.npz").mkdir()
+    result = run(command, fill(command, good, tmp_path, output=places[kind]))
+    assert_refused(result, tmp_path, ["file"])
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_wrong_options_are_refused_in_one_line(tmp_path, good, command):
+    arguments = fill(command, good, tmp_path)
+    for wrong in (["--no-such-option"], ["--size", "[/x]"], [*arguments, "--device", "[/red]"]):
+        assert_refused(run(command, wrong), tmp_path)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_can_be_shown_without_unicode(command):
+    result = run(command, ["--help"], charset="ascii")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.isascii()
+
+
+def test_names_in_files_are_shown_as_they_are(tmp_path):
+    name = "[/x] [bold]ü\x1b[31m\nfake"
+    asset = agebody.mannequin()
+    metadata = dataclasses.replace(asset.metadata, name=name, license=name)
+    (tmp_path / "[").mkdir()
+    path = tmp_path / "[/x]ü\x1b.safetensors"
+    save_asset(asset.replace(metadata=metadata), path)
+    for charset in ("utf-8", "ascii"):
+        result = run("inspect", [str(path)], charset=charset)
+        assert result.exit_code == 0, result.output
+        assert "[/x] [bold]" in result.stdout
+        assert "\x1b" not in result.stdout
+        result = run("convert", [str(path), "-o", str(tmp_path / f"[/{charset}]ü.npz")], charset=charset)
+        assert result.exit_code == 0, result.output
+        assert "\x1b" not in result.stdout
+
+
+def test_a_closed_or_full_output_is_no_traceback(tmp_path):
+    command = [sys.executable, "-m", "agebody", "bench", "--seconds", "0", "--batch", "1"]
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr.splitlines() == ["error: no space left on device"]
