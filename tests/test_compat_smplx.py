@@ -1,7 +1,12 @@
 """The names of smplx compared with smplx itself, on random bodies of SMPL's size."""
 
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportAssignmentType=false
+# pyright: reportOptionalMemberAccess=false, reportCallIssue=false
+
 import contextlib
 import copy
+import dataclasses
+import importlib
 import io
 import os
 import pickle
@@ -275,6 +280,35 @@ class TestModel:
         return ours.SMPL(small, age="kid", kid_template_path=tmp_path / "kid.npy")
 
 
+_IMPORTS = """
+import smplx
+from smplx import SMPL
+from smplx import SMPL, SMPLH, SMPLX, MANO
+from smplx import SMPL as _SMPL, SMPLLayer as _SMPLLayer
+from smplx import SMPLHLayer, SMPLXLayer, MANOLayer, FLAMELayer, FLAME
+from smplx import create, build_layer
+from smplx import lbs as lbs
+from smplx import body_models, vertex_ids, joint_names, utils, vertex_joint_selector
+from smplx.body_models import SMPL, SMPLX, SMPLH, SMPLOutput, ModelOutput
+from smplx.body_models import SMPLXOutput, SMPLHOutput, MANOOutput, Struct, to_np, to_tensor, Tensor, Array
+from smplx.body_models import VertexJointSelector, VERTEX_IDS, blend_shapes, vertices2landmarks, lbs
+from smplx.utils import Struct, to_np, to_tensor, Tensor, Array, SMPLOutput, SMPLHOutput, SMPLXOutput
+from smplx.utils import find_joint_kin_chain, rot_mat_to_euler, ModelOutput, MANOOutput, FLAMEOutput
+from smplx.lbs import batch_rigid_transform, batch_rodrigues, blend_shapes, lbs, transform_mat
+from smplx.lbs import vertices2landmarks, find_dynamic_lmk_idx_and_bcoords, vertices2joints
+from smplx.joint_names import JOINT_NAMES, SMPLH_JOINT_NAMES
+from smplx.vertex_ids import vertex_ids as VERTEX_IDS
+from smplx.vertex_joint_selector import VertexJointSelector
+"""
+IMPORTS = _IMPORTS.strip().splitlines()
+"""Lines of SPIN, VIBE, PARE, WHAM, TRAM, 4D-Humans, SLAHMR, GVHMR, BEDLAM, EFT, EasyMocap and others."""
+
+_OTHERS = """
+absolute_import annotations division print_function Dict List NewType Optional Tuple Union dataclass fields
+asdict np nn os osp pickle torch F
+"""
+OTHERS_OF_SMPLX = set(_OTHERS.split())
+
 PROJECTS = {
     "joints mapped and regressed, axis-angle or matrices": """
 from smplx import SMPL as _SMPL
@@ -392,7 +426,113 @@ def test_spin_era_output():
     assert dict(out.items())["body_pose"] is out.body_pose
 
 
+WRITES = {
+    "v_template += (data)": "m.v_template.data += up",
+    "v_template = (data)": "m.v_template.data = m.v_template.data + up",
+    "v_template copy_ (data)": "m.v_template.data.copy_(m.v_template + up)",
+    "v_template mul_ (data)": "m.v_template.data.mul_(1.1)",
+    "v_template by NumPy": "m.v_template.numpy()[:] += 0.1",
+    "v_template by NumPy, of detach": "m.v_template.detach().cpu().numpy()[3:50, 1] *= 2",
+    "v_template in place": "m.v_template += up",
+    "v_template, one vertex": "m.v_template[7] = 3.0",
+    "v_template, mirrored": "m.v_template.data = m.v_template.data.flip(0)",
+    "v_template, kept and written later": "t = m.v_template; m(); m(); t.data += up",
+    "v_template, a view kept": "t = m.v_template.data[10:]; m(); t += up[10:]",
+    "v_template replaced": "m.v_template = m.v_template + up",
+    "v_template registered again": "m.register_buffer('v_template', m.v_template + up)",
+    "v_template as a parameter": "m.v_template = torch.nn.Parameter(m.v_template + up)",
+    "v_template by set_": "m.v_template.set_(m.v_template + up)",
+    "v_template in the dict of buffers": "m._buffers['v_template'] = m.v_template + up",
+    "v_template through buffers": "[b.data.add_(0.1) for b in m.buffers() if b.shape == up.shape]",
+    "v_template through get_buffer": "m.get_buffer('v_template').data += up",
+    "fewer betas": "m.shapedirs.data = m.shapedirs.data[:, :, :4]; n = 4",
+    "no correctives": "m.posedirs.data.zero_()",
+    "weights": "m.lbs_weights.data = m.lbs_weights.data.roll(1, 0)",
+    "joints": "m.J_regressor.data[3] = 0; m.J_regressor.data[3, 7] = 1",
+    "moved, then written": "m = m.double(); m.v_template.data += up.double(); m = m.float()",
+    "written, then moved": "m.v_template.data += up; m = m.double().float()",
+    "copied, then written": "m = copy.deepcopy(m); m.v_template.data += up",
+}
+
+
 class TestArraysReplaced:
+    @pytest.mark.parametrize("write", WRITES)
+    def test_every_way_to_write_counts_as_in_smplx(self, make, write):
+        models, betas = [], 10
+        for module in (ours, theirs):
+            scope = {"m": make(module), "up": torch.full((6890, 3), 0.1), "torch": torch, "copy": copy}
+            with torch.no_grad():
+                exec(WRITES[write], scope)
+            models.append(scope["m"])
+            betas = scope.get("n", betas)
+        given_ = arguments(models[0])
+        given_["betas"] = given_["betas"][:, :betas]
+        out, expected = (model(**given_) for model in models)
+        assert models[0]._replaced()
+        assert_same(out, expected, 2e-5)
+        assert_same(models[0](**given_, return_verts=False), models[1](**given_, return_verts=False), 2e-5)
+
+    def test_a_look_changes_nothing(self, small):
+        model = ours.SMPL(small)
+        for name in ("v_template", "shapedirs", "posedirs", "J_regressor", "parents", "lbs_weights"):
+            getattr(model, name).sum()
+        list(model.buffers())
+        before = model().vertices
+        assert not model._replaced()
+        assert torch.equal(model().vertices, before)
+        model.v_template.data += 1
+        assert model._replaced() == {"v_template"}
+        model.v_template.data -= 1
+        assert (model().vertices - before).abs().max() < 1e-5
+
+    def test_an_array_that_wants_a_gradient_gets_one(self, small):
+        model = ours.SMPL(small)
+        model.v_template.requires_grad_()
+        model().vertices.sum().backward()
+        assert model.v_template.grad.abs().min() > 0
+
+    def test_replicas_know_what_was_changed(self, small):
+        for change in (False, True):
+            model = ours.SMPL(small)
+            if change:
+                model.v_template.data += 0.1
+            replica = model._replicate_for_data_parallel()
+            for name, buffer in model._buffers.items():
+                replica._buffers[name] = buffer.clone()
+            replica.vertex_joint_selector = model.vertex_joint_selector._replicate_for_data_parallel()
+            assert replica._replaced() == ({"v_template"} if change else set())
+
+    def test_arrays_return_to_a_model_that_lost_its_memory(self, small):
+        expected, model = ours.SMPL(small), ours.SMPL(small)
+        torch.nn.Sequential(model)._apply(lambda tensor: torch.empty_like(tensor).fill_(7))  # as to_empty
+        for name, buffer in model._buffers.items():
+            assert torch.equal(buffer, expected.get_buffer(name)), name
+        assert not model._replaced()
+
+    def test_made_in_inference_mode_and_trained_through(self, small):
+        with torch.inference_mode():
+            model = ours.SMPLLayer(small)
+        betas = torch.zeros(2, 10, requires_grad=True)
+        model(betas=betas).joints.square().sum().backward()
+        assert betas.grad is not None
+        assert betas.grad.abs().min() > 0
+
+    def test_autocast_changes_nothing_either(self, small):
+        model = ours.SMPL(small)
+        model.v_template.data += 0.1
+        given_ = arguments(model)
+        regressor = torch.rand(3, 150)
+        calls = (
+            lambda: model(**given_).vertices,
+            lambda: model.forward_shape(given_["betas"]).vertices,
+            lambda: ours.lbs.vertices2joints(regressor, model(**given_).vertices),
+            lambda: ours.lbs.batch_rodrigues(given_["global_orient"]),
+        )
+        for call in calls:
+            expected = call()
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                assert torch.equal(call(), expected)
+
     def test_template_with_gradient(self, small):
         model = ours.SMPL(small)
         given_ = arguments(model)
@@ -621,14 +761,68 @@ class TestNames:
         assert ours.utils.to_tensor(tensor) is tensor
         assert ours.utils.Struct(a=1).a == 1
 
-    def test_what_is_not_offered(self):
-        with pytest.raises(AttributeError, match=r"'SMPLX'; agebody\.compat\.smplx offers SMPL, SMPLLayer"):
-            _ = ours.SMPLX
-        with pytest.raises(ImportError, match="SMPLH"):
-            from agebody.compat.smplx import SMPLH  # noqa: F401  # pyright: ignore
+    def test_functions_of_a_chain_and_of_angles(self):
+        parents = torch.tensor([-1, 0, 1, 1, 3])
+        for joint in range(5):
+            chains = [m.utils.find_joint_kin_chain(joint, parents) for m in (ours, theirs)]
+            assert [int(x) for x in chains[0]] == [int(x) for x in chains[1]]
+        vectors = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+        turns = agebody.rotations.axis_angle_to_matrix(vectors)
+        torch.testing.assert_close(ours.utils.rot_mat_to_euler(turns), theirs.utils.rot_mat_to_euler(turns))
+
+    def test_names_of_smplx(self):
+        assert ours.joint_names.JOINT_NAMES == theirs.joint_names.JOINT_NAMES
+        for name in ("SMPLOutput", "SMPLHOutput", "SMPLXOutput", "MANOOutput", "FLAMEOutput", "ModelOutput"):
+            fields = {field.name for field in dataclasses.fields(getattr(ours.utils, name))}
+            expected = {field.name for field in dataclasses.fields(getattr(theirs.utils, name))}
+            assert fields == expected, name
+
+    @pytest.mark.parametrize("module", ["", ".body_models", ".lbs", ".utils", ".joint_names", ".vertex_ids"])
+    def test_every_public_name_of_smplx_can_be_imported(self, module):
+        peer, own = (importlib.import_module(f"{root}{module}") for root in ("smplx", "agebody.compat.smplx"))
+        names = [name for name in vars(peer) if not name.startswith("_") and name not in OTHERS_OF_SMPLX]
+        missing = [name for name in names if not hasattr(own, name)]
+        assert not missing
+
+    @pytest.mark.parametrize("line", IMPORTS)
+    def test_imports_of_public_projects(self, line):
+        exec(line.replace("smplx", "agebody.compat.smplx", 1), {})
+
+    @pytest.mark.parametrize("kind", ["SMPLH", "SMPLX", "MANO", "FLAME"])
+    def test_other_models_can_be_named_but_not_made(self, kind, small):
+        class Body(getattr(ours, kind)):
+            pass
+
+        layer = kind + "Layer"
+        for name, cls in ((kind, getattr(ours, kind)), (layer, getattr(ours, layer)), (kind, Body)):
+            assert not isinstance(ours.SMPL(small), cls)
+            with pytest.raises(NotImplementedError, match=rf"^{name} is not offered; agebody\.compat\.smplx"):
+                cls("models", gender="neutral")
+        with pytest.raises(NotImplementedError, match="SMPL has no contour"):
+            ours.lbs.find_dynamic_lmk_idx_and_bcoords(torch.zeros(1, 3))
+        with pytest.raises(AttributeError, match=r"'Nothing'; agebody\.compat\.smplx offers SMPL, SMPLLayer"):
+            _ = ours.Nothing
 
 
 class TestFiles:
+    def test_the_official_name_of_a_missing_file(self, tmp_path):
+        for gender, letters in (("neutral", "neutral"), ("male", "m"), ("female", "f")):
+            with pytest.raises(AssetError, match=rf"name basicmodel_{letters}_lbs_10_207_0_v1\.1\.0\.pkl"):
+                ours.SMPL(tmp_path, gender=gender)
+
+    def test_paths_in_the_users_folder_and_tensors(self, small, tmp_path, monkeypatch):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.setenv("USERPROFILE", str(tmp_path))
+        (tmp_path / "smpl").mkdir()
+        (tmp_path / "smpl" / "SMPL_NEUTRAL.pkl").write_bytes(small.read_bytes())
+        expected = ours.SMPL(small)().vertices
+        for model in (ours.create("~"), ours.SMPL("~/smpl"), ours.SMPL("~/smpl/SMPL_NEUTRAL.pkl")):
+            assert torch.equal(model().vertices, expected)
+        arrays = random_arrays(num_vertices=150)
+        arrays["J_regressor"] = torch.from_numpy(arrays["J_regressor"].toarray()).requires_grad_()
+        struct = ours.utils.Struct(**arrays)
+        torch.testing.assert_close(ours.SMPL("", data_struct=struct)().vertices, expected)
+
     def test_names_in_a_folder(self, small, tmp_path):
         names = (
             "SMPL_MALE.pkl", "basicModel_f_lbs_10_207_0_v1.0.0.pkl", "basicmodel_f_lbs_10_207_0_v1.1.0.pkl",

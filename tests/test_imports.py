@@ -130,7 +130,8 @@ INTERNALS = {
     "engine.batched": {"torch._C", "torch._C._len_torch_dispatch_stack", "forward_ad._current_level"}
     | {"torch._C._are_functorch_transforms_active"}
     | {"torch._C._get_tracing_state", "torch._C._set_tracing_state"},
-    "compat.smplx.body_models": {"self.get_submodule(owner)._non_persistent_buffers_set", "tensor._version"},
+    "compat.smplx.arrays": {"self._parameters", "tensor._version"},
+    "compat.smplx.body_models": {"self.get_submodule(owner)._non_persistent_buffers_set"},
 }
 """Internals of torch for which there is no public name."""
 

@@ -414,6 +414,15 @@ def test_report_of_a_sound_body(tmp_path):
     assert (ours.variant, ours.age_offsets, ours.problems) == ("SMPL model (agebody format 2)", (1.0,), [])
 
 
+def test_report_says_that_hands_are_flat(tmp_path):
+    arrays = random_arrays(family="smplh", num_vertices=90)
+    arrays["J_regressor"] = arrays["J_regressor"].toarray()
+    for extra, said in (({}, False), ({"hands_meanl": np.ones(45), "hands_meanr": np.ones(45)}, True)):
+        np.savez(tmp_path / "model.npz", **arrays, **extra)
+        problems = inspect_asset(tmp_path / "model.npz").problems
+        assert any("flat_hand_mean=True" in problem for problem in problems) is said
+
+
 def test_report_of_what_is_not_a_body(tmp_path):
     write_kid_template(tmp_path / "smpl_kid_template.npy", num_vertices=6890)
     write_smil_pose_prior(tmp_path / "smil_pose_prior.pkl")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -66,8 +68,17 @@ def inspect_asset(path: PathLike) -> AssetReport:
         regressors={name: len(regressor.names) for name, regressor in body.regressors.items()},
         gender=body.metadata.gender,
         license=body.metadata.license,
-        problems=find_problems(body),
+        problems=[*find_problems(body), *_hand_problems(raw.content)],
     )
+
+
+def _hand_problems(content: Any) -> list[str]:
+    if not isinstance(content, Mapping) or "hands_meanl" not in content:
+        return []
+    return [
+        "the mean hand pose (hands_meanl, hands_meanr) is not applied: a zero pose has flat hands, as in "
+        "smplx with flat_hand_mean=True; add its 45 angles per hand to body_pose for smplx's default"
+    ]
 
 
 def find_problems(body: BodyAsset) -> list[str]:

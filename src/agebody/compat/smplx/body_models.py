@@ -6,21 +6,34 @@ import dataclasses
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from agebody import body
 from agebody.assets.asset import BodyAsset
 from agebody.assets.io import smpl_arrays
 from agebody.assets.official import TITLES
+from agebody.compat.smplx.arrays import WatchedArrays
 from agebody.compat.smplx.lbs import blend_shapes, lbs
+from agebody.compat.smplx.lbs import find_dynamic_lmk_idx_and_bcoords as find_dynamic_lmk_idx_and_bcoords
+from agebody.compat.smplx.lbs import vertices2landmarks as vertices2landmarks
 from agebody.compat.smplx.model_files import OFFERED, ModelPath, add_kid_template, read_asset, resolve_type
-from agebody.compat.smplx.utils import SMPLOutput
+from agebody.compat.smplx.utils import Array as Array
+from agebody.compat.smplx.utils import FLAMEOutput as FLAMEOutput
+from agebody.compat.smplx.utils import MANOOutput as MANOOutput
+from agebody.compat.smplx.utils import SMPLHOutput as SMPLHOutput
+from agebody.compat.smplx.utils import SMPLOutput, Tensor
+from agebody.compat.smplx.utils import SMPLXOutput as SMPLXOutput
+from agebody.compat.smplx.utils import Struct as Struct
+from agebody.compat.smplx.utils import find_joint_kin_chain as find_joint_kin_chain
+from agebody.compat.smplx.utils import to_np as to_np
+from agebody.compat.smplx.utils import to_tensor as to_tensor
 from agebody.compat.smplx.vertex_ids import short_name
+from agebody.compat.smplx.vertex_ids import vertex_ids as VERTEX_IDS  # noqa: F401
 from agebody.compat.smplx.vertex_joint_selector import VertexJointSelector
 from agebody.keypoints import KeypointLayout
 from agebody.rotations import PoseFormat
@@ -32,7 +45,7 @@ _ARRAYS = ("v_template", "shapedirs", "posedirs", "J_regressor", "parents", "lbs
 _SELECTED = "vertex_joint_selector.extra_joints_idxs"
 
 
-class SMPL(nn.Module):
+class SMPL(WatchedArrays):
     """SMPL with smplx's arguments: parameters with default values, and 21 vertices appended to the joints.
 
     Args:
@@ -64,8 +77,11 @@ class SMPL(nn.Module):
     The arrays of the model are attributes under smplx's names, as non-persistent buffers: a checkpoint holds
     only the parameters. A checkpoint of smplx loads with ``strict=True``; its arrays are ignored.
 
-    An array that is replaced or changed (``model.v_template = ...``) is used, at the speed of `lbs.lbs`.
+    An array that is replaced or changed, in whatever way (``model.v_template = ...``,
+    ``model.v_template.data += ...``), is used, at the speed of `lbs.lbs`.
     """
+
+    _common = "faces_tensor"
 
     NUM_JOINTS = 23
     NUM_BODY_JOINTS = 23
@@ -123,23 +139,13 @@ class SMPL(nn.Module):
         self.joint_mapper = joint_mapper
 
         self.faces = asset.faces.astype(np.uint32)
-        self._put("faces_tensor", asset.faces.astype(np.int64), torch.long)
-        shapedirs = asset.shapedirs[..., :num_betas]
-        if age == "kid" and asset.age_templates is not None:
-            infant = asset.age_templates[0] - asset.template
-            shapedirs = np.concatenate((shapedirs, infant[..., None]), axis=2)
-        arrays = smpl_arrays(asset)
-        self._put("v_template", arrays["v_template"], dtype)
-        self._put("shapedirs", shapedirs, dtype)
-        self._put("posedirs", arrays["posedirs"].reshape(3 * asset.num_vertices, -1).T, dtype)
-        self._put("J_regressor", arrays["J_regressor"], dtype)
-        self._put("parents", asset.parents, torch.long)
-        self._put("lbs_weights", arrays["weights"], dtype)
+        for name, array in self._originals().items():
+            self._put(name, array, torch.long if array.dtype.kind == "i" else dtype)
 
         if vertex_ids is None:
             vertex_ids = _vertex_ids(asset)
         self.vertex_joint_selector = VertexJointSelector(vertex_ids=vertex_ids, **kwargs)
-        self._layout = _layout(asset, self.vertex_joint_selector.extra_joints_idxs.tolist())
+        self.vertex_joint_selector.layout = _layout(asset, self.vertex_joint_selector.ids)
 
         for name, create, value, width in (
             ("betas", create_betas, betas, self.num_betas),
@@ -151,7 +157,7 @@ class SMPL(nn.Module):
                 default = torch.zeros(batch_size, width) if value is None else torch.as_tensor(value)
                 self.register_parameter(name, nn.Parameter(default.detach().clone().to(dtype)))
 
-        self._watch((*_ARRAYS, _SELECTED))
+        self._watch(_ARRAYS)
         if v_template is not None:
             self.v_template = torch.as_tensor(v_template, dtype=dtype)
 
@@ -160,51 +166,33 @@ class SMPL(nn.Module):
         full = asset.num_betas >= self.SHAPE_SPACE_DIM
         return self.SHAPE_SPACE_DIM if full else min(10, asset.num_betas)
 
-    def _put(self, name: str, array: np.ndarray, dtype: torch.dtype) -> None:
-        self.register_buffer(name, torch.from_numpy(np.array(array, order="C")).to(dtype), persistent=False)
-
-    def _watch(self, names: Iterable[str]) -> None:
-        """Record the present state of these arrays as the one that the model was built with."""
-        common = _writes(self.faces_tensor)
-        self._built = {
-            name: (array, _writes(array) - common)
-            for name in names
-            if (array := self._find(name)) is not None
+    def _originals(self) -> dict[str, np.ndarray]:
+        """Return the arrays of the body under smplx's names and in its shapes."""
+        asset, num_betas = self._layer.asset, self._layer.num_betas
+        arrays = smpl_arrays(asset)
+        shapedirs = asset.shapedirs[..., :num_betas]
+        if self.age == "kid" and asset.age_templates is not None:
+            infant = asset.age_templates[0] - asset.template
+            shapedirs = np.concatenate((shapedirs, infant[..., None]), axis=2)
+        return {
+            "faces_tensor": asset.faces.astype(np.int64),
+            "v_template": arrays["v_template"],
+            "shapedirs": shapedirs,
+            "posedirs": arrays["posedirs"].reshape(3 * asset.num_vertices, -1).T,
+            "J_regressor": arrays["J_regressor"],
+            "parents": asset.parents.astype(np.int64),
+            "lbs_weights": arrays["weights"],
         }
 
     @torch.compiler.assume_constant_result
     def _replaced(self) -> set[str]:
         """Return the names of arrays that were replaced or changed since the model was built.
 
-        A write to all buffers alike does not count: it is a broadcast of DistributedDataParallel. A compiled
-        model keeps the answer from when it was compiled.
+        A compiled model keeps the answer from when it was compiled.
         """
-        common = _writes(self.faces_tensor)
-        replaced = {*_ARRAYS, _SELECTED}
-        for name, (array, writes) in self._built.items():
-            if self._find(name) is array and _writes(array) - common == writes:
-                replaced.remove(name)
-        return replaced
-
-    def _find(self, name: str) -> Tensor | None:
-        owner, _, leaf = name.rpartition(".")
-        return getattr(self.get_submodule(owner), leaf, None)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """Move the model; arrays that were replaced before stay replaced."""
-        intact = self._built.keys() - self._replaced()
-        super()._apply(fn, recurse)
-        self._watch(intact)
-        return self
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return the state with the names of arrays that were not replaced: copies have new tensors."""
-        return {**self.__dict__, "_built": self._built.keys() - self._replaced()}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Record the new tensors."""
-        super().__setstate__(state)
-        self._watch(state["_built"])
+        selector = self.vertex_joint_selector
+        original = isinstance(selector, VertexJointSelector) and selector.is_original()
+        return self._changed(_ARRAYS) | (set() if original else {_SELECTED})
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
         """Ignore the arrays that smplx keeps in its checkpoints."""
@@ -245,7 +233,7 @@ class SMPL(nn.Module):
 
     def get_num_verts(self) -> int:
         """Return the number of vertices V."""
-        return self.v_template.shape[0]
+        return self._array("v_template").shape[0]
 
     def get_num_faces(self) -> int:
         """Return the number of faces F."""
@@ -258,7 +246,7 @@ class SMPL(nn.Module):
     def forward_shape(self, betas: Tensor | None = None) -> SMPLOutput:
         """Return the rest surface of a shape, as ``vertices`` and ``v_shaped``."""
         betas = self._given("betas", betas)
-        v_shaped = self.v_template + blend_shapes(betas, self.shapedirs)
+        v_shaped = self._array("v_template") + blend_shapes(betas, self._array("shapedirs"))
         return SMPLOutput(vertices=v_shaped, betas=betas, v_shaped=v_shaped)
 
     def forward(
@@ -322,10 +310,10 @@ class SMPL(nn.Module):
         vertices: Tensor | None = None
         # A mapper can change the joints in any way, so that it is called before the translation.
         late = transl if self.joint_mapper is not None else None
-        replaced = self._replaced()
+        replaced, layout = self._replaced(), getattr(self.vertex_joint_selector, "layout", None)
         if not replaced.isdisjoint(_ARRAYS):
             late = transl
-            arrays = (getattr(self, name) for name in _ARRAYS)
+            arrays = (self._array(name) for name in _ARRAYS)
             vertices, joints = lbs(betas, pose, *arrays, pose2rot=pose_format == "axis_angle")
             joints = self.vertex_joint_selector(vertices, joints)
         else:
@@ -338,11 +326,11 @@ class SMPL(nn.Module):
             }
             if self.age == "kid":
                 arguments["age_offset"] = betas[:, -1]
-            if return_verts or replaced:
+            if return_verts or replaced or layout is None:
                 out = self._layer(**arguments)
                 vertices, joints = out.vertices, self.vertex_joint_selector(out.vertices, out.joints)
             else:
-                joints = self._layer.keypoints(self._layout, **arguments)
+                joints = self._layer.keypoints(layout, **arguments)
 
         if self.joint_mapper is not None:
             joints = self.joint_mapper(joints)
@@ -379,7 +367,7 @@ class SMPLLayer(SMPL):
         **kwargs: Any,
     ) -> SMPLOutput:
         """Return the posed body; arguments as in `SMPL.forward`, rotations always as matrices."""
-        like = self.v_template
+        like = self._array("v_template")
         batch = _batch(betas=betas, body_pose=body_pose, global_orient=global_orient, transl=transl)
         identity = torch.eye(3, dtype=like.dtype, device=like.device).repeat(batch, 1, 1, 1)
         return self._posed(
@@ -391,6 +379,46 @@ class SMPLLayer(SMPL):
             return_full_pose,
             "matrix",
         )
+
+
+class _NotOffered:
+    """A model of smplx under whose name nothing can be made: imports and annotations work."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kind = next(cls.__name__ for cls in type(self).__mro__ if cls.__module__ == __name__)
+        raise NotImplementedError(f"{kind} is not offered; {OFFERED}")
+
+
+class SMPLH(_NotOffered, SMPL):
+    """The name of SMPL-H; making one raises NotImplementedError."""
+
+
+class SMPLHLayer(SMPLH):
+    """See `SMPLH`."""
+
+
+class SMPLX(SMPLH):
+    """The name of SMPL-X; making one raises NotImplementedError."""
+
+
+class SMPLXLayer(SMPLX):
+    """See `SMPLX`."""
+
+
+class MANO(_NotOffered, SMPL):
+    """The name of MANO; making one raises NotImplementedError."""
+
+
+class MANOLayer(MANO):
+    """See `MANO`."""
+
+
+class FLAME(_NotOffered, SMPL):
+    """The name of FLAME; making one raises NotImplementedError."""
+
+
+class FLAMELayer(FLAME):
+    """See `FLAME`."""
 
 
 def create(model_path: ModelPath, model_type: str = "smpl", **kwargs: Any) -> SMPL:
@@ -420,11 +448,6 @@ def _layout(asset: BodyAsset, vertices: list[int]) -> KeypointLayout:
     return dataclasses.replace(
         points, names=asset.joint_names + points.names, sources=joints + points.sources
     )
-
-
-def _writes(tensor: Tensor) -> int:
-    """Return how often a tensor was changed; 0 for one made in inference mode, which has no counter."""
-    return 0 if tensor.is_inference() else tensor._version
 
 
 def _rotations(name: str, value: Tensor, count: int, pose_format: PoseFormat) -> Tensor:

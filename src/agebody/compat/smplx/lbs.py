@@ -6,13 +6,16 @@ some smplx versions is accepted and ignored: results have the dtype of the argum
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, wraps
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from agebody.engine.batched import building
+from agebody.compat.smplx.utils import rot_mat_to_euler as rot_mat_to_euler
+from agebody.engine.batched import building, own_precision
 from agebody.engine.deform import linear_blend_skinning, pose_feature, rest_surface
 from agebody.engine.kinematics import KinematicTree, homogeneous
 from agebody.rotations import axis_angle_to_matrix
@@ -28,6 +31,22 @@ __all__ = [
 ]
 
 
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def _in_own_precision(function: _F) -> _F:
+    """Compute outside of autocast, like the layers: 16 bits put a body millimetres off."""
+
+    @wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        first = next(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
+        with own_precision(first.device):
+            return function(*args, **kwargs)
+
+    return wrapped  # pyright: ignore[reportReturnType]
+
+
+@_in_own_precision
 def lbs(
     betas: Float[Tensor, "#B S"],
     pose: Float[Tensor, "#B ..."],
@@ -54,6 +73,7 @@ def lbs(
     return linear_blend_skinning(v_posed, transforms[..., :3, :], lbs_weights), posed_joints
 
 
+@_in_own_precision
 def vertices2joints(
     J_regressor: Float[Tensor, "K V"],
     vertices: Float[Tensor, "B V 3"],
@@ -62,11 +82,13 @@ def vertices2joints(
     return torch.einsum("kv,bvx->bkx", J_regressor, vertices)
 
 
+@_in_own_precision
 def blend_shapes(betas: Float[Tensor, "B S"], shape_disps: Float[Tensor, "V 3 S"]) -> Float[Tensor, "B V 3"]:
     """Return the displacements of the vertices for shape coefficients."""
     return rest_surface(shape_disps.new_zeros(shape_disps.shape[:2]), shape_disps, betas)
 
 
+@_in_own_precision
 def batch_rodrigues(
     rot_vecs: Float[Tensor, "N 3"], epsilon: float = 1e-8, dtype: torch.dtype | None = None
 ) -> Float[Tensor, "N 3 3"]:
@@ -79,6 +101,7 @@ def transform_mat(R: Float[Tensor, "N 3 3"], t: Float[Tensor, "N 3 1"]) -> Float
     return homogeneous(R, t[..., 0])
 
 
+@_in_own_precision
 def batch_rigid_transform(
     rot_mats: Float[Tensor, "#B J 3 3"],
     joints: Float[Tensor, "#B J 3"],
@@ -98,6 +121,7 @@ def _tree(parents: tuple[int, ...], device: torch.device) -> KinematicTree:
         return KinematicTree(parents).to(device)
 
 
+@_in_own_precision
 def vertices2landmarks(
     vertices: Float[Tensor, "B V 3"],
     faces: Int[Tensor, "F 3"],
@@ -108,3 +132,8 @@ def vertices2landmarks(
     rows = torch.arange(len(vertices), device=vertices.device)[:, None, None]
     corners = vertices[rows, faces[lmk_faces_idx]]
     return (corners * lmk_bary_coords[..., None]).sum(-2)
+
+
+def find_dynamic_lmk_idx_and_bcoords(*args: Any, **kwargs: Any) -> Any:
+    """Refuse to find the contour of a face, which SMPL does not have."""
+    raise NotImplementedError("find_dynamic_lmk_idx_and_bcoords is of SMPL-X and FLAME; SMPL has no contour")

@@ -8,10 +8,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from agebody.assets.asset import AssetError, BodyAsset
-from agebody.assets.container import RawFile, naming
+from agebody.assets.container import RawFile, naming, read_path, to_array
 from agebody.assets.io import add_infant, load_asset
 from agebody.assets.official import read_body
 
@@ -25,11 +23,11 @@ ModelPath = str | os.PathLike[str] | BodyAsset
 
 def resolve_type(model_path: ModelPath, model_type: str) -> ModelPath:
     """Return the path of a model of a type; files are recognised by their content, not by ``model_type``."""
-    if isinstance(model_path, BodyAsset) or not os.path.isdir(model_path):
+    if isinstance(model_path, BodyAsset) or not read_path(model_path).is_dir():
         return model_path
     if model_type.lower() != "smpl":
         raise ValueError(f"model_type: expected 'smpl', got {model_type!r}; {OFFERED}")
-    inside = Path(model_path, model_type)
+    inside = read_path(model_path) / model_type
     return inside if inside.is_dir() else model_path
 
 
@@ -43,13 +41,13 @@ def read_asset(model_path: ModelPath, data_struct: Any, gender: str) -> BodyAsse
         return asset.replace(metadata=dataclasses.replace(asset.metadata, name="data_struct", sources={}))
     if isinstance(model_path, BodyAsset):
         return model_path
-    return load_asset(_file_of(Path(model_path), gender) if os.path.isdir(model_path) else model_path)
+    path = read_path(model_path)
+    return load_asset(_file_of(path, gender) if path.is_dir() else path)
 
 
 def _plain(value: Any) -> Any:
     """Return chumpy objects and tensors as arrays; arrays and sparse matrices unchanged."""
-    is_array_like = hasattr(value, "__array__") and not isinstance(value, np.ndarray)
-    return np.array(value) if is_array_like else value
+    return to_array(value) if hasattr(value, "__array__") else value
 
 
 def _file_of(folder: Path, gender: str) -> Path:
@@ -62,10 +60,11 @@ def _file_of(folder: Path, gender: str) -> Path:
     files = sorted(path for path in folder.iterdir() if path.is_file())
     found = [path for path in files if official.fullmatch(path.name)]
     if not found:
+        letters = "neutral" if gender == "neutral" else gender[:1]
         inside = ", ".join(path.name for path in files[:8]) or "no files"
         raise AssetError(
             f"{folder}: expected SMPL_{gender.upper()}.pkl, .npz or .safetensors, or the official name "
-            f"basicmodel_{gender[:1]}_lbs_10_207_0_v1.1.0.pkl; it holds {inside}; give the file itself, or "
+            f"basicmodel_{letters}_lbs_10_207_0_v1.1.0.pkl; it holds {inside}; give the file itself, or "
             "put it there under such a name"
         )
     return found[-1]

@@ -76,6 +76,32 @@ class SMPLHOutput(SMPLOutput):
     right_hand_pose: Tensor | None = None
 
 
+@dataclass
+class SMPLXOutput(SMPLHOutput):
+    """The output of SMPL-X, for annotations and results of your own."""
+
+    expression: Tensor | None = None
+    jaw_pose: Tensor | None = None
+
+
+@dataclass
+class MANOOutput(ModelOutput):
+    """The output of MANO, for annotations and results of your own."""
+
+    betas: Tensor | None = None
+    hand_pose: Tensor | None = None
+
+
+@dataclass
+class FLAMEOutput(ModelOutput):
+    """The output of FLAME, for annotations and results of your own."""
+
+    betas: Tensor | None = None
+    expression: Tensor | None = None
+    jaw_pose: Tensor | None = None
+    neck_pose: Tensor | None = None
+
+
 class Struct(SimpleNamespace):
     """Attributes from keywords: the entries of a model file for ``data_struct``."""
 
@@ -88,3 +114,18 @@ def to_np(array: Any, dtype: Any = np.float32) -> np.ndarray:
 def to_tensor(array: Any, dtype: torch.dtype = torch.float32) -> Tensor:
     """Return tensors unchanged, and other arrays as tensors of a dtype."""
     return array if isinstance(array, torch.Tensor) else torch.tensor(array, dtype=dtype)
+
+
+def find_joint_kin_chain(joint_id: int, kinematic_tree: Any) -> list[Any]:
+    """Return a joint, its parent, and so on up to the root."""
+    chain = []
+    while joint_id != -1:
+        chain.append(joint_id)
+        joint_id = kinematic_tree[joint_id]
+    return chain
+
+
+def rot_mat_to_euler(rot_mats: Tensor) -> Tensor:
+    """Return the angle about y of rotation matrices (B, 3, 3), as Euler angles about x, y and z have it."""
+    cosine = (rot_mats[:, 0, 0].square() + rot_mats[:, 1, 0].square()).sqrt()
+    return torch.atan2(-rot_mats[:, 2, 0], cosine)
