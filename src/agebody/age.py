@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from agebody.assets.asset import AssetError, BodyAsset
+from agebody.engine.batched import at_least_float32
 
 __all__ = [
     "ADULT_YEARS",
@@ -490,7 +491,9 @@ def _of_one_kind(first: Any, second: Any) -> tuple[Any, Any]:
     if like is None:
         return first, second
     first, second = (
-        x if isinstance(x, Tensor) else torch.as_tensor(x, dtype=like.dtype, device=like.device)
+        at_least_float32(
+            x if isinstance(x, Tensor) else torch.as_tensor(x, dtype=like.dtype, device=like.device)
+        )
         for x in (first, second)
     )
     return first, second
@@ -508,6 +511,7 @@ def _interpolate(x: Any, nodes: Float[np.ndarray, " N"], values: Float[np.ndarra
         return _as_given(np.interp(x, nodes, values), x)
     if not x.is_floating_point():
         raise TypeError(f"expected a tensor of floating point numbers, got {x.dtype}")
+    x = at_least_float32(x)
     xs, ys = (torch.as_tensor(part.copy(), dtype=x.dtype, device=x.device) for part in (nodes, values))
     inside = x.clamp(xs[0], xs[-1])[None]  # an index without a dimension stops torch.func.vmap
     right = torch.searchsorted(xs, inside.detach().contiguous()).clamp(1, len(xs) - 1)

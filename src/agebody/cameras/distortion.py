@@ -140,7 +140,7 @@ def _limit(radial: Float[Tensor, "*camera 6"]) -> Float[Tensor, "*camera"]:
     value = 1 + there * (k1 + there * (k2 + there * k3))
     fall = (k4 + there * (2 * k5 + there * 3 * k6)).abs()
     # M D - |N|, from 1 at s = 0. A pole that a root of N cancels to rounding is none.
-    sign = torch.where(value < 0, -1, 1)[..., None]
+    sign = torch.where(value < 0, -1, torch.ones_like(value))[..., None]
     before = _first_roots((LARGEST_FACTOR * lower - sign * upper) / (LARGEST_FACTOR - sign))
     cancelled = value.abs() <= 64 * torch.finfo(there.dtype).eps * there * fall
     return torch.minimum(turns, torch.where(cancelled | (poles == torch.inf), torch.inf, before))

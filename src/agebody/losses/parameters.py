@@ -8,7 +8,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from agebody.checks import Reduction, Weights, expand_weights, expect, reduce, residual, safe_norm
+from agebody.checks import (
+    Reduction,
+    Weights,
+    expand_weights,
+    expect,
+    expect_dtype,
+    reduce,
+    residual,
+    safe_norm,
+)
 from agebody.engine.batched import own_precision
 from agebody.losses.robust import Penalty, penalize
 from agebody.rotations import ENTRY_SHAPES, PoseFormat, check_format, no_rotation, to_matrix
@@ -134,6 +143,7 @@ def _matrices(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     first = visible_matrices("pred", pred, pose_format, weights)
     second = visible_matrices("target", target, target_format or pose_format, weights)
+    expect_dtype("target", second, first)
     entries = first.shape[:-2]
     if second.shape[:-2] != entries:
         raise ValueError(

@@ -38,7 +38,8 @@ def shape_prior(
         weights: broadcast to (*batch).
         reduction: "none" gives (*batch).
     """
-    weights = expand_weights(weights, expect("betas", betas, None).shape[:-1])
+    betas = expect("betas", betas, None)
+    weights = expand_weights(weights, betas.shape[:-1])
     squares = apply_mask(betas, weights, 1).square()
     if beta_weights is not None:
         squares = squares * expect("beta_weights", beta_weights, betas.shape[-1])

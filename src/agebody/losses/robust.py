@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from agebody.checks import at_least_float32
+
 Penalty = Literal["l1", "l2"] | Callable[[Tensor], Tensor]
 """``"l1"`` is the absolute value, ``"l2"`` the square, elementwise; or a function of residuals that returns a
 tensor of their shape, such as ``functools.partial(gmof, rho=100.0)``."""
@@ -35,7 +37,7 @@ def gmof(residual: Float[Tensor, "*shape"], rho: float | Tensor) -> Float[Tensor
         residual: any shape and unit.
         rho: residual at which the cost is half of its bound, in the same unit; positive.
     """
-    share = residual / rho  # first, because rho^2 r^2 overflows in 16 bits
+    share = at_least_float32(residual) / rho  # first, because rho^2 r^2 may overflow
     return rho * rho * (share / torch.hypot(share, torch.ones_like(share))).square()
 
 
@@ -49,8 +51,8 @@ def huber(residual: Float[Tensor, "*shape"], delta: float) -> Float[Tensor, "*sh
         residual: any shape and unit.
         delta: where the square ends, in the same unit; positive.
     """
-    size = residual.abs()
-    return torch.where(size <= delta, residual.square(), delta * (2 * size - delta))
+    size = at_least_float32(residual).abs()
+    return torch.where(size <= delta, size.square(), delta * (2 * size - delta))
 
 
 def charbonnier(residual: Float[Tensor, "*shape"], epsilon: float) -> Float[Tensor, "*shape"]:
@@ -63,5 +65,5 @@ def charbonnier(residual: Float[Tensor, "*shape"], epsilon: float) -> Float[Tens
         epsilon: about where the square ends, in the same unit; positive.
     """
     # As a quotient, because the difference of the two loses all digits of a small residual.
-    share = residual / epsilon
+    share = at_least_float32(residual) / epsilon
     return 2 * epsilon * epsilon * share * (share / (torch.hypot(share, torch.ones_like(share)) + 1))

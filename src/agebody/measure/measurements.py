@@ -28,7 +28,7 @@ def stature(rest_vertices: Float[Tensor, "*batch V 3"]) -> Float[Tensor, "*batch
 
     Vertices of equal height share the gradient.
     """
-    height = rest_vertices[..., 1]
+    height = expect("rest_vertices", rest_vertices, None, 3)[..., 1]
     return height.amax(-1) - height.amin(-1)
 
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from agebody.checks import broadcast, expect, safe_norm
+from agebody.checks import broadcast, expect, expect_dtype, safe_norm
 from agebody.engine.batched import own_precision
 
 TAPE_DIRECTIONS = 240
@@ -105,6 +105,8 @@ def tape_length(section: Section, normal: Float[Tensor, "*#batch 3"]) -> Float[T
         section: closed outlines.
         normal: of its plane.
     """
+    normal = expect("normal", normal, 3)
+    expect_dtype("normal", normal, section.starts, "that of the section")
     across, along = _plane_axes(normal.detach())
     # Unused places repeat the first point, so that they add no corner.
     points = torch.where(section.cut[..., None], section.starts, section.starts[..., :1, :])

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from agebody.checks import expect, expect_dtype, safe_norm
+from agebody.checks import at_least_float32, expect, expect_dtype, safe_norm
 from agebody.engine.backend import BackendName, choose_search, load_kernels
 from agebody.engine.batched import is_traced, is_transformed, own_precision
 
@@ -60,6 +60,7 @@ def closest_points(
     Raises:
         ImportError: Warp is chosen and not installed.
     """
+    points, vertices = at_least_float32(points), at_least_float32(vertices)
     face = closest_faces(points, vertices, faces, backend=backend)
     corners = corners_of(vertices, faces, face)
     barycentric = closest_barycentric(points.expand(*face.shape, 3), corners)

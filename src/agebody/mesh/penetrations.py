@@ -122,6 +122,7 @@ def penetration(
         A named tuple of (*batch, P, P, V) arrays, whose entries [i, j, v] are of vertex v of person i in
         person j: ``depth`` [m], differentiable; ``inside``; and ``face``, the nearest face of j or -1.
     """
+    vertices = expect("vertices", vertices, None, None, 3)
     found = find_penetrations(vertices, faces, weights=weights, backend=backend)
     batch, people = vertices.shape[:-3], vertices.shape[-3]
     shape = (batch.numel(), people, people, vertices.shape[-2])

@@ -76,7 +76,7 @@ def keypoint_distances(
         distance: "mean" is the weighted mean of the keypoints' distances; "spectral" the largest singular
             value of the K x D matrix of differences, which the code of AGORA and Relative Human computes.
     """
-    _expect_people(pred, target)
+    pred, target = _expect_people(pred, target)
     if distance not in ("mean", "spectral"):
         raise ValueError(f"distance: expected 'mean' or 'spectral', got {distance!r}")
     seen = _visibility(target, weights)
@@ -276,12 +276,13 @@ def nmve(pve: float, f1: float) -> float:
     return nmje(pve, f1)
 
 
-def _expect_people(pred: Tensor, target: Tensor) -> None:
+def _expect_people(pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     pred = expect("pred", pred, None, None, None)
     target = expect("target", target, None, *pred.shape[-2:])
     for name, tensor in (("pred", pred), ("target", target)):
         if tensor.dim() != 3:
             raise ValueError(f"{name}: expected shape (people, keypoints, dims), got {tuple(tensor.shape)}")
+    return pred, target
 
 
 def _visibility(points: Tensor, weights: Tensor | None) -> Tensor:

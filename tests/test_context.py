@@ -1,0 +1,345 @@
+# pyright: reportArgumentType=false, reportCallIssue=false
+"""Every public function under autocast, inference, tracing, other default types, 16 bits and mixed types.
+
+The numbers are those of a plain call in float32, or the call is refused in one line that names the argument.
+A function of a door that stands neither in `EXAMPLES` nor in `WITHOUT` fails the test.
+"""
+
+import functools
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from agebody import age, cameras, crowd, losses, measure, mesh, metrics, rotations
+
+DOORS = ("age", "cameras", "crowd", "fitting", "losses", "measure", "mesh", "metrics", "people", "rotations")
+
+
+def _normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+A3, B3 = _normal(4, 17, 3), _normal(4, 17, 3, seed=1)
+A2, B2 = A3[..., :2].contiguous(), B3[..., :2].contiguous()
+A1, B1 = A3[..., 0].contiguous(), B3[..., 0].contiguous()
+POSITIVE = A1.abs() + 0.5
+VECTORS = _normal(4, 5, 3, seed=2)
+MATRICES = rotations.axis_angle_to_matrix(VECTORS)
+OTHERS = rotations.axis_angle_to_matrix(_normal(4, 5, 3, seed=3))
+POSE = 0.3 * _normal(4, 69, seed=4)
+BOX = torch.tensor([[100.0, 50.0, 300.0, 350.0], [10.0, 20.0, 200.0, 180.0]])
+PIXELS = 200 + 50 * _normal(2, 17, 2)
+IN_FRONT = _normal(2, 17, 3) + torch.tensor([0.0, 0.0, 5.0])
+WEAK = torch.tensor([[0.9, 0.1, -0.2], [0.5, 0.0, 0.3]])
+LENS = torch.tensor([-0.1, 0.02, 0.001, -0.001])
+RIGID = torch.cat((MATRICES[0], _normal(5, 3, 1)), -1)
+SOLID = torch.tensor([[1.0, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 1], [0, 0, -1]])
+FACES = torch.tensor([[0, 2, 4], [2, 1, 4], [1, 3, 4], [3, 0, 4], [2, 0, 5], [1, 2, 5], [3, 1, 5], [0, 3, 5]])
+INSIDE = 0.4 * _normal(7, 3)
+UP, LEVEL = torch.tensor([0.0, 1.0, 0.0]), torch.tensor(0.2)
+LAYERS = torch.tensor([[0, 0, 1, 1, 2]]).expand(4, 5)
+CLASSES = torch.tensor([[0, 1, 2, 3, 0]]).expand(4, 5)
+YEARS = torch.tensor([0.3, 4.0, 11.0, 30.0])
+STATURES = torch.tensor([0.6, 1.0, 1.4, 1.7])
+
+
+def _camera(focal: Tensor) -> cameras.Camera:
+    """A camera of the precision of a tensor."""
+    return cameras.Camera(torch.full((2,), 500.0).to(focal), torch.full((2,), 256.0).to(focal))
+
+
+def _section(surface: Tensor) -> Any:
+    up = UP.to(torch.promote_types(surface.dtype, torch.float32))
+    return measure.plane_section(surface, FACES, 0.1 * up, up)
+
+
+Example = tuple[Callable[..., Any], tuple[Tensor, ...]]
+partial = functools.partial
+
+EXAMPLES: dict[str, Example] = {
+    "age.age_class": (age.age_class, (A1,)),
+    "age.median_head_circumference": (age.median_head_circumference, (YEARS[:2],)),
+    "age.median_stature": (age.median_stature, (YEARS,)),
+    "age.percentile": (age.percentile, (STATURES, YEARS)),
+    "age.stature_at_percentile": (age.stature_at_percentile, (torch.tensor([3.0, 50, 97, 20]), YEARS)),
+    "age.stature_sd": (age.stature_sd, (YEARS,)),
+    "age.z_score": (age.z_score, (STATURES, YEARS)),
+    "cameras.bev_to_translation": (cameras.bev_to_translation, (WEAK,)),
+    "cameras.box_around": (cameras.box_around, (PIXELS,)),
+    "cameras.box_condition": (lambda box: cameras.box_condition(box, _camera(box)), (BOX,)),
+    "cameras.convert_axes": (lambda x: cameras.convert_axes(x, "opencv", "opengl"), (A3,)),
+    "cameras.convert_box": (lambda x: cameras.convert_box(x, "xyxy", "cxcywh"), (BOX,)),
+    "cameras.convert_extrinsics": (
+        lambda x: cameras.convert_extrinsics(x, "opencv", "opengl", direction="world_to_camera"),
+        (RIGID,),
+    ),
+    "cameras.convert_pixels": (lambda x: cameras.convert_pixels(x, "opencv", "agebody"), (PIXELS,)),
+    "cameras.denormalize_points": (cameras.denormalize_points, (B2[:2], BOX)),
+    "cameras.field_limit": (cameras.field_limit, (LENS,)),
+    "cameras.focal_to_fov": (partial(cameras.focal_to_fov, size=(640, 480)), (POSITIVE * 400,)),
+    "cameras.fov_to_focal": (partial(cameras.fov_to_focal, size=(640, 480)), (POSITIVE / 3,)),
+    "cameras.from_crop": (partial(cameras.from_crop, size=(224, 224)), (PIXELS, BOX)),
+    "cameras.invert_extrinsics": (cameras.invert_extrinsics, (RIGID,)),
+    "cameras.mahmr_to_translation": (cameras.mahmr_to_translation, (WEAK, torch.tensor([900.0, 1100.0]))),
+    "cameras.normalize_points": (cameras.normalize_points, (PIXELS, BOX)),
+    "cameras.project_weak": (
+        lambda points, weak, box: cameras.project_weak(points, weak, box, _camera(box)),
+        (A3[:2], WEAK, BOX),
+    ),
+    "cameras.square_box": (cameras.square_box, (BOX,)),
+    "cameras.to_crop": (partial(cameras.to_crop, size=(224, 224)), (PIXELS, BOX)),
+    "cameras.torso_translation": (
+        lambda points, pixels: cameras.torso_translation(points, pixels, _camera(points), "coco17"),
+        (A3[:2], PIXELS),
+    ),
+    "cameras.weak_to_translation": (
+        lambda weak, box: cameras.weak_to_translation(weak, box, _camera(box)),
+        (WEAK, BOX),
+    ),
+    "crowd.height_class": (crowd.height_class, (YEARS,)),
+    "losses.acceleration_loss": (losses.acceleration_loss, (A3,)),
+    "losses.age_class_loss": (lambda x: losses.age_class_loss(x, CLASSES), (A1[:, :5],)),
+    "losses.age_offset_loss": (losses.age_offset_loss, (A1, B1)),
+    "losses.angular_velocity_loss": (losses.angular_velocity_loss, (MATRICES,)),
+    "losses.betas_loss": (losses.betas_loss, (A1, B1)),
+    "losses.charbonnier": (partial(losses.charbonnier, epsilon=0.1), (A1,)),
+    "losses.depth_layer_loss": (lambda x: losses.depth_layer_loss(x, LAYERS), (A1[:, :5],)),
+    "losses.discriminator_loss": (losses.discriminator_loss, (A1, B1)),
+    "losses.fov_loss": (losses.fov_loss, (A1, B1)),
+    "losses.generator_loss": (losses.generator_loss, (A1,)),
+    "losses.geodesic_loss": (losses.geodesic_loss, (MATRICES, OTHERS)),
+    "losses.gmof": (partial(losses.gmof, rho=100.0), (300 * A1,)),
+    "losses.huber": (partial(losses.huber, delta=0.5), (A1,)),
+    "losses.hyperextension_prior": (losses.hyperextension_prior, (POSE,)),
+    "losses.joint_limits_loss": (losses.joint_limits_loss, (3 * POSE.unflatten(-1, (23, 3)),)),
+    "losses.keypoints_3d_loss": (partial(losses.keypoints_3d_loss, layout="coco17"), (A3, B3)),
+    "losses.mesh_to_scan_loss": (losses.mesh_to_scan_loss, (SOLID, INSIDE)),
+    "losses.momentum_loss": (losses.momentum_loss, (A3,)),
+    "losses.person_intersection_loss": (
+        lambda x: losses.person_intersection_loss(torch.stack((x, x + 0.25)), FACES),
+        (SOLID,),
+    ),
+    "losses.plane_contact_loss": (losses.plane_contact_loss, (INSIDE, UP, LEVEL)),
+    "losses.plane_height": (losses.plane_height, (INSIDE, UP, LEVEL)),
+    "losses.plane_penetration_loss": (losses.plane_penetration_loss, (INSIDE, UP, LEVEL)),
+    "losses.relative_metric_loss": (losses.relative_metric_loss, (A1, B1)),
+    "losses.reprojection_loss": (losses.reprojection_loss, (A2, B2)),
+    "losses.rotation_loss": (losses.rotation_loss, (MATRICES, OTHERS)),
+    "losses.scan_to_mesh_loss": (lambda v, s: losses.scan_to_mesh_loss(v, s, FACES), (SOLID, INSIDE)),
+    "losses.self_intersection_loss": (lambda x: losses.self_intersection_loss(x, FACES), (SOLID,)),
+    "losses.shape_prior": (losses.shape_prior, (A1,)),
+    "losses.velocity_loss": (losses.velocity_loss, (A3,)),
+    "measure.plane_section": (lambda x: _section(x), (SOLID,)),
+    "measure.section_length": (lambda x: measure.section_length(_section(x)), (SOLID,)),
+    "measure.stature": (measure.stature, (A3,)),
+    "measure.tape_length": (lambda x, up: measure.tape_length(_section(x), up), (SOLID, UP)),
+    "mesh.closest_points": (lambda p, v: mesh.closest_points(p, v, FACES), (INSIDE, SOLID)),
+    "mesh.contains": (lambda v, p: mesh.contains(v, FACES, p), (SOLID, INSIDE)),
+    "mesh.find_collisions": (lambda x: mesh.find_collisions(x, FACES), (SOLID,)),
+    "mesh.penetration": (lambda x: mesh.penetration(torch.stack((x, x + 0.25)), FACES), (SOLID,)),
+    "mesh.visible_vertices": (lambda v, e: mesh.visible_vertices(v, FACES, e), (SOLID, 5 * UP + 1)),
+    "mesh.winding_number": (lambda p, v: mesh.winding_number(p, v, FACES), (INSIDE, SOLID)),
+    "metrics.acceleration_error": (metrics.acceleration_error, (A3, B3)),
+    "metrics.box_diagonal": (metrics.box_diagonal, (A2,)),
+    "metrics.box_side": (metrics.box_side, (A2,)),
+    "metrics.depth_relations": (metrics.depth_relations, (A1, B1)),
+    "metrics.head_length": (partial(metrics.head_length, layout="h36m17"), (A3,)),
+    "metrics.jitter": (metrics.jitter, (A3,)),
+    "metrics.joint_errors": (partial(metrics.joint_errors, layout="coco17"), (A3, B3)),
+    "metrics.match": (metrics.match, (POSITIVE,)),
+    "metrics.match_keypoints": (metrics.match_keypoints, (PIXELS, PIXELS + 3)),
+    "metrics.mpckh": (metrics.mpckh, (A2, B2)),
+    "metrics.mpjpe": (partial(metrics.mpjpe, layout="coco17"), (A3, B3)),
+    "metrics.n_mpjpe": (partial(metrics.n_mpjpe, layout="coco17"), (A3, B3)),
+    "metrics.oks": (metrics.oks, (A2, B2, POSITIVE[:, 0])),
+    "metrics.pa_mpjpe": (metrics.pa_mpjpe, (A3, B3)),
+    "metrics.pa_pve": (metrics.pa_pve, (A3, B3)),
+    "metrics.pcdr": (metrics.pcdr, (A1, B1)),
+    "metrics.pcdr_by_age": (
+        lambda x, y: metrics.pcdr_by_age(x, y, CLASSES),
+        (A1[:, :5].contiguous(), B1[:, :5].contiguous()),
+    ),
+    "metrics.pck": (partial(metrics.pck, threshold=1.5), (A3, B3)),
+    "metrics.pck_auc": (partial(metrics.pck_auc, max_threshold=3.0), (A3, B3)),
+    "metrics.per_joint": (metrics.per_joint, (A1,)),
+    "metrics.procrustes": (metrics.procrustes, (A3, B3)),
+    "metrics.procrustes_align": (metrics.procrustes_align, (A3, B3)),
+    "metrics.pve": (
+        lambda x, y: metrics.pve(x, y, pred_root=x[..., 0, :], target_root=y[..., 0, :]),
+        (A3, B3),
+    ),
+    "metrics.root_of": (partial(metrics.root_of, layout="coco17"), (A3,)),
+    "metrics.root_trajectory_error": (metrics.root_trajectory_error, (A3, B3)),
+    "metrics.stature_error": (metrics.stature_error, (A1, B1)),
+    "metrics.torso_length": (partial(metrics.torso_length, layout="coco17"), (A3,)),
+    "metrics.w_mpjpe": (metrics.w_mpjpe, (A3, B3)),
+    "metrics.wa_mpjpe": (metrics.wa_mpjpe, (A3, B3)),
+    "rotations.axis_angle_to_matrix": (rotations.axis_angle_to_matrix, (VECTORS,)),
+    "rotations.from_matrix": (lambda x: rotations.from_matrix(x, "quaternion"), (MATRICES,)),
+    "rotations.matrix_to_axis_angle": (rotations.matrix_to_axis_angle, (MATRICES,)),
+    "rotations.matrix_to_quaternion": (rotations.matrix_to_quaternion, (MATRICES,)),
+    "rotations.matrix_to_rotation_6d": (rotations.matrix_to_rotation_6d, (MATRICES,)),
+    "rotations.quaternion_to_matrix": (rotations.quaternion_to_matrix, (_normal(5, 4),)),
+    "rotations.rotation_6d_to_matrix": (rotations.rotation_6d_to_matrix, (_normal(5, 6),)),
+    "rotations.to_matrix": (lambda x: rotations.to_matrix(x, "axis_angle"), (VECTORS,)),
+}
+
+ASSET, FIT = "takes a body, not tensors alone; layers are in test_context_layers.py", "a fit with iterations"
+WITHOUT: dict[str, str] = {
+    "age.parse_ages": "returns NumPy arrays",
+    "cameras.from_pytorch3d": "takes another library's object",
+    "cameras.to_pytorch3d": "takes a camera",
+    "crowd.is_far": "two numbers a person in NumPy's manner; in test_crowd.py",
+    "crowd.mask_depths": "loops over masks on the host; in test_crowd.py",
+    "crowd.place_people": FIT,
+    "crowd.refine_crowd": FIT,
+    "crowd.rescale": ASSET,
+    "crowd.rest_height": ASSET,
+    "crowd.surface_depth": "an image of a renderer; in test_crowd.py",
+    "fitting.above_plane": "takes a cloud; in test_fitting_scans_input.py",
+    "fitting.convert": ASSET,
+    "fitting.fit_plane": FIT,
+    "fitting.fit_points": FIT,
+    "fitting.points_from_depth": "makes a cloud; in test_fitting_scans_input.py",
+    **{f"fitting.fit_{what}": FIT for what in ("keypoints", "measurements", "scans", "sequence", "vertices")},
+    **{f"losses.{name}_objective": "makes a module" for name in ("aionhmr", "hmr2", "metric_aware")},
+    "losses.smplify_x_objective": "makes a module",
+    "losses.joint_limits": "makes a table",
+    "losses.joint_limits_prior": "makes a module",
+    "losses.part_vertices": ASSET,
+    "measure.find_landmarks": ASSET,
+    "metrics.detection_scores": "takes counts",
+    "metrics.keypoint_ap": "loops on the host; in test_metrics_oks.py",
+    "metrics.nmje": "takes numbers",
+    "metrics.nmve": "takes numbers",
+    "metrics.oks_sigmas": "takes names",
+    "people.observe": ASSET,
+    "people.pose": "takes a name",
+    "people.random_people": ASSET,
+}
+
+UNTRACED: dict[str, str] = {
+    **{name: "searches decide by values" for name in EXAMPLES if name.startswith("mesh.")},
+    **{f"losses.{name}_loss": "searches decide by values" for name in ("mesh_to_scan", "scan_to_mesh")},
+    "losses.person_intersection_loss": "searches decide by values",
+    "losses.self_intersection_loss": "searches decide by values",
+    **{f"measure.{name}": "sizes depend on values" for name in ("plane_section", "section_length")},
+    "measure.tape_length": "sizes depend on values",
+    "metrics.match": "matches on the host",
+    "metrics.match_keypoints": "matches on the host",
+}
+"""Not traced by `torch.jit.trace`."""
+
+
+def tensors(result: Any) -> list[Tensor]:
+    return [part for part in pytree.tree_leaves(result) if isinstance(part, Tensor)]
+
+
+def assert_same(found: Any, expected: Any, **tolerance: Any) -> None:
+    found, expected = tensors(found), tensors(expected)
+    assert len(found) == len(expected) > 0
+    for part, reference in zip(found, expected, strict=True):
+        torch.testing.assert_close(part, reference, equal_nan=True, **(tolerance or {"rtol": 0, "atol": 0}))
+
+
+class Refused(Exception):
+    """What takes the place of a result."""
+
+
+def _or_refusal(function: Callable[..., Any], given: list[Tensor]) -> Any:
+    try:
+        return function(*given)
+    except (TypeError, ValueError) as error:
+        if not is_refusal(error):
+            raise
+        return Refused()
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether an error is the library's own: one line that begins with an argument's name."""
+    name, colon, _ = str(error).partition(": ")
+    return (
+        isinstance(error, (TypeError, ValueError))
+        and bool(colon)
+        and "\n" not in str(error)
+        and " " not in name
+    )
+
+
+def test_every_public_function_has_an_example():
+    functions = set()
+    for door in DOORS:
+        module = importlib.import_module(f"agebody.{door}")
+        functions |= {f"{door}.{name}" for name in module.__all__ if inspect.isroutine(getattr(module, name))}
+    assert functions == EXAMPLES.keys() | WITHOUT.keys()
+    assert not EXAMPLES.keys() & WITHOUT.keys()
+
+
+@pytest.fixture(params=EXAMPLES)
+def example(request) -> Example:
+    return EXAMPLES[request.param]
+
+
+def test_under_autocast(example):
+    function, given = example
+    with torch.autocast("cpu", torch.bfloat16):
+        found = function(*given)
+    assert_same(found, function(*given))
+
+
+def test_in_inference_mode(example):
+    function, given = example
+    with torch.inference_mode():
+        found = [part.clone() for part in tensors(function(*given))]
+    assert_same(found, function(*given))
+
+
+def test_with_float64_as_the_default(example):
+    function, given = example
+    expected = function(*given)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = function(*given)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_16_bits_give_what_their_numbers_give_in_float32(example, dtype, unchecked):
+    function, given = example
+    low = [part.to(dtype) for part in given]
+    found, expected = function(*low), function(*(part.float() for part in low))
+    assert_same(found, expected)
+
+
+def test_of_mixed_types_works_or_is_refused(example, unchecked):
+    function, given = example
+    for types in (
+        (torch.float64, torch.float32),
+        (torch.float32, torch.float64),
+        (torch.bfloat16, torch.float32),
+    ):
+        mixed = [part.to(types[min(i, 1)]) for i, part in enumerate(given)]
+        found = _or_refusal(function, mixed)
+        if not isinstance(found, Refused):
+            expected = function(*(part.double() for part in mixed))
+            assert_same(found, expected, rtol=1e-3, atol=1e-3, check_dtype=False)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("name", [name for name in EXAMPLES if name not in UNTRACED])
+def test_a_trace_follows_its_inputs(name, unchecked):  # sizes are tensors while tracing
+    function, given = EXAMPLES[name]
+    others = [part.flip(0) if part.dim() else part + 0.1 for part in given]
+    traced = torch.jit.trace(
+        lambda *given: tuple(tensors(function(*given))), tuple(others), check_trace=False
+    )
+    expected = function(*given)
+    assert_same(traced(*given), expected, rtol=1e-5, atol=1e-5)
