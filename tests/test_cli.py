@@ -117,7 +117,9 @@ def test_demo_reports_errors_in_one_line(tmp_path, body_file, asset, monkeypatch
     assert_one_line_error(run("demo", "--body", tmp_path / "none.pkl", "-o", tmp_path), "none.pkl")
     adult = tmp_path / "adult.safetensors"
     save_asset(asset.replace(age_templates=None, age_offsets=np.zeros(0)), adult)
-    assert_one_line_error(run("demo", "--body", adult, "-o", tmp_path), "has no infant template")
+    assert_one_line_error(
+        run("demo", "--body", adult, "-o", tmp_path), "agebody convert BODY INFANT` adds one"
+    )
     assert_one_line_error(run("demo", "--body", body_file, "-o", adult), "cannot write in this folder")
     assert_one_line_error(
         run("demo", "--body", body_file, "-o", adult / "sub"), "cannot write in this folder"

@@ -929,6 +929,42 @@ def test_a_failure_leaves_nothing(tmp_path, body, photo, monkeypatch):
     assert sorted(os.listdir(tmp_path)) == ["a.png"]
 
 
+def test_a_key_is_written_with_its_release_or_not_at_all(tmp_path, body, photo, monkeypatch):
+    key = tmp_path / "key.json"
+    write_release([photo], body, tmp_path / "out", key=key, seed=0)
+    assert json.loads(key.read_text()) == {"000001": str(photo.path)}
+    assert key.stat().st_mode & 0o777 == 0o600
+    first = contents(tmp_path)
+    with pytest.raises(FileExistsError, match="a key is never replaced"):
+        write_release([photo], body, tmp_path / "out", key=key, overwrite=True)
+    for place in ("out2", "out2/key.json"):
+        with pytest.raises(ReleaseError, match="must not be in the folder that is shared"):
+            write_release([photo], body, tmp_path / "out2", key=tmp_path / place)
+    rename, link = os.rename, os.link
+
+    def fail_at_the_folder(source, target):
+        if Path(source).is_dir():
+            assert (tmp_path / "key2.json").exists()  # so that no release can be without its key
+            raise OSError(28, "No space left on device")
+        rename(source, target)
+
+    def fail_at_the_key(source, target):
+        if Path(target).name == "key2.json":
+            Path(target).write_text("of another")
+        link(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", fail_at_the_folder)
+        with pytest.raises(OSError, match="No space left"):
+            write_release([photo], body, tmp_path / "out2", key=tmp_path / "key2.json")
+    assert contents(tmp_path) == first
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "link", fail_at_the_key)
+        with pytest.raises(FileExistsError):
+            write_release([photo], body, tmp_path / "out2", key=tmp_path / "key2.json")
+    assert contents(tmp_path) == first | {"key2.json": b"of another"}
+
+
 def test_only_an_unchanged_release_is_replaced(tmp_path, body, photo):
     out = tmp_path / "out"
     write_release([photo], body, out, seed=0)
@@ -1025,6 +1061,12 @@ def labels(body, mannequin_asset, unchecked):
         stop=np.array(["gradient"] * 3),
         cost=one,
         kept=np.array([True, True, False]),
+        age_known=flags,
+        age_class=np.zeros(3, int),
+        age_offset_sd=one,
+        stature=one,
+        stature_sd=one,
+        depth_sd=one,
         **parameters,
     )
 

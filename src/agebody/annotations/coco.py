@@ -231,26 +231,6 @@ def to_corners(boxes: Float[np.ndarray, "N 4"]) -> Float[np.ndarray, "N 4"]:
     return np.concatenate((boxes[:, :2], boxes[:, :2] + boxes[:, 2:]), 1)
 
 
-def read_coco_boxes(path: Path) -> tuple[list[ImageEntry], list[int], Float[np.ndarray, "N 4"]]:
-    """Read the boxes of all annotations, of people or not.
-
-    Returns:
-        The images, the index of the image of each box, and the boxes (x0, y0, x1, y1) [pixels].
-
-    Raises:
-        AnnotationError: the file does not hold COCO annotations with a box each.
-        OSError: it cannot be read.
-    """
-    document = load_json(path)
-    if not isinstance(document, dict):
-        fail(path, "expected COCO annotations, an object with lists of images and annotations")
-    images = read_images(path, document)
-    entries = Entries(path, "annotations", document.get("annotations"))
-    place = {image.id: i for i, image in enumerate(images)}
-    boxes = to_corners(entries.boxes(required=True))
-    return images, entries.image_indices(place, "the images"), boxes
-
-
 def find_order(path: Path, size: int, names: Sequence[str] | None) -> tuple[str, ...] | Order:
     """Return the names of ``size`` keypoints: those of the file if it has as many, else a known order."""
     if names is not None:

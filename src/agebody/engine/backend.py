@@ -55,7 +55,7 @@ def choose_backend(backend: str, device: torch.device) -> Literal["torch", "warp
         if not has_warp():
             raise ImportError(
                 "backend='warp': the package warp-lang is not installed; "
-                "pip install 'agebody[warp]', or use backend='torch'"
+                "pip install \"agebody[warp]\", or use backend='torch'"
             )
         if device.type not in ("cpu", "cuda"):
             raise ValueError(
@@ -67,7 +67,7 @@ def choose_backend(backend: str, device: torch.device) -> Literal["torch", "warp
     if not has_warp():
         warnings.warn(
             "backend='auto': warp-lang is not installed, so that bodies on CUDA are computed by torch, "
-            "which is slower; pip install 'agebody[warp]', or choose backend='torch'",
+            "which is slower; pip install \"agebody[warp]\", or choose backend='torch'",
             stacklevel=3,
         )
         return "torch"

@@ -19,6 +19,11 @@ from typer.core import TyperGroup
 
 _USAGE_ERROR: Any = typer.BadParameter.__mro__[2]
 """Click's ClickException, also where typer brings its own Click."""
+_OPTIONS = {
+    "pass overwrite=True": "give --overwrite",
+    "load it with one: load_asset(..., infant_template=...)": "`agebody convert BODY INFANT` adds one",
+}
+"""What errors of the library advise, and what is done on the command line."""
 _INTERRUPTED = 130
 """Exit code of commands that are ended by Ctrl-C."""
 
@@ -149,7 +154,9 @@ def describe(error: Exception) -> str:
         if reason[1:2].islower():  # the system begins with a capital letter
             reason = reason[0].lower() + reason[1:]
         message = reason if error.filename is None else f"{os.fsdecode(error.filename)}: {reason}"
-    return message.replace("pass overwrite=True", "give --overwrite")
+    for said, option in _OPTIONS.items():
+        message = message.replace(said, option)
+    return message
 
 
 def plain(message: str) -> str:
