@@ -104,6 +104,18 @@ def test_stature_alone_is_read_as_age(body):
     assert fit.betas.norm(dim=-1).max() < 1  # a child, not a tiny adult
 
 
+def test_improbable_shapes_are_reported(body):
+    fit = fit_measurements(body, {"stature": torch.tensor([1.7, 3.0])}, age_offset=0.0)
+    assert fit.met.all()
+    torch.testing.assert_close(fit.sd, fit.betas.norm(dim=-1))
+    assert fit.sd[0] < 1
+    assert fit.sd[1] > 10
+    first, line = fit.report().splitlines()
+    assert first == "2 of 2 measurements met"
+    assert line == f"  body 1: an improbable shape, {fit.sd[1]:.1f} standard deviations from the mean"
+    assert fit_measurements(body, {"stature": 1.7}).report() == "1 of 1 measurements met"
+
+
 def test_contradictions_are_reported(body):
     targets = {"stature": 1.7, "sitting_height": 0.9, "crotch_height": torch.tensor([0.8, 1.2])}
     fit = fit_measurements(body, targets, age_offset=0.0)

@@ -23,6 +23,7 @@ _BATCH = 128  # bodies at a time, which bounds memory
 _SEGMENTS = 2  # that every body is fitted in
 _STARTS = 3  # ages per segment that the start is chosen from
 _CAUTIOUS = 1.0  # damping of the first step of a fit that is tried again
+_IMPROBABLE = 5.0  # standard deviations of a shape beyond which the report names it
 _LONGEST = 5.0  # [m]; longer targets are in another unit
 _COST_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
 _STEP_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
@@ -43,13 +44,14 @@ class MeasurementFit(NamedTuple):
     """Whether the residual is within the tolerance."""
     converged: Bool[Tensor, "*batch"]
     """Whether the solver converged before it ran out of iterations."""
+    sd: Float[Tensor, "*batch"]
+    """Distance of the shape from the mean, |betas| [standard deviations]: how improbable it is."""
 
     def report(self) -> str:
-        """Return one line per target that is not met."""
-        missed = torch.nonzero(~self.met)
-        if not len(missed):
-            return f"{self.met.numel()} of {self.met.numel()} measurements met"
-        lines = [f"{int(self.met.sum())} of {self.met.numel()} measurements met; not met:"]
+        """Return one line per target that is not met, and one per improbable shape."""
+        missed, far = torch.nonzero(~self.met), torch.nonzero(self.sd > _IMPROBABLE)
+        lines = [f"{int(self.met.sum())} of {self.met.numel()} measurements met"]
+        lines[0] += "; not met:" if len(missed) else ""
         for *body, which in missed.tolist():
             index = (*body, which)
             off, got = 1000 * self.residual[index].item(), 1000 * self.achieved[index].item()
@@ -57,6 +59,10 @@ class MeasurementFit(NamedTuple):
             lines.append(
                 f"  {where}{self.names[which]}: asked {got - off:.1f} mm, is {got:.1f} mm ({off:+.1f})"
             )
+        for body in far.tolist():
+            where = f"body {', '.join(map(str, body))}: " if body else ""
+            away = self.sd[tuple(body)].item()
+            lines.append(f"  {where}an improbable shape, {away:.1f} standard deviations from the mean")
         return "\n".join(lines)
 
 
@@ -76,7 +82,8 @@ def fit_measurements(
 
     Minimizes ``Σ_m weight_m ((measured_m - target_m) / sd)² + |b|²``: the most probable bodies, which stay at
     the mean shape where the measurements leave it open. Where targets contradict one another or lie outside
-    the shape space, the fit is a compromise, and reports which targets are missed.
+    the shape space, the fit is a compromise, and reports which targets are missed. Shapes are not bounded:
+    ``sd`` says how improbable they are.
 
     Growth changes its direction at each age template. So bodies are fitted by Levenberg-Marquardt between
     every two templates that suit the mean shape, and between all of them where a target is missed; the best
@@ -103,7 +110,7 @@ def fit_measurements(
         found = [problem.solve(part, tolerance, max_iterations) for part in rows.split(_BATCH)]
     betas, age, achieved, converged = (torch.cat(parts) for parts in zip(*found, strict=True))
     residual = torch.where(problem.weights > 0, achieved - problem.targets, 0)
-    parts = betas, age, achieved, residual, residual.abs() <= tolerance, converged
+    parts = betas, age, achieved, residual, residual.abs() <= tolerance, converged, betas.norm(dim=-1)
     return MeasurementFit(problem.names, *(part.reshape((*problem.batch, *part.shape[1:])) for part in parts))
 
 
