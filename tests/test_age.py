@@ -409,3 +409,25 @@ def test_ages_broadcast_and_fill_what_is_unknown():
         ValueError, match=r"age_class: expected a shape that broadcasts to \(3,\), got \(2,\)"
     ):
         parse_ages(age_class=[0, 1], shape=(3,))
+
+
+@pytest.mark.parametrize(
+    "offset", [-0.05, 0.0, 0.15, 0.1500001, 0.3, 0.45, 0.6, 0.75, 0.8, 1.2, float("nan")]
+)
+def test_a_class_is_the_same_whatever_the_offset_is_given_as(offset):
+    expected = age_class(torch.tensor([offset])).item()
+    assert type(age_class(offset)) is int
+    found = {
+        "number": age_class(offset),
+        "NumPy number": age_class(np.float32(offset)),
+        "array": age_class(np.array([offset]))[0],
+        "array of a float32 file": age_class(np.array([offset], dtype=np.float32).astype(np.float64))[0],
+        "float64 tensor": age_class(torch.tensor(offset, dtype=torch.float64)).item(),
+        "parsed": parse_ages(age_offset=np.float32(offset)).classes(AgeCurve(*np.ones((3, 2)))).item(),
+    }
+    assert set(found.values()) == {expected}, found
+
+
+def test_whole_numbers_are_offsets():
+    assert age_class(1) == age_class(torch.tensor(1)) == 3
+    assert age_class([0, 1]).tolist() == [0, 3]

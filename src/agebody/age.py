@@ -62,11 +62,27 @@ AGE_CLASSES = (
 """The age classes of BEV (CVPR 2022) and of its data set, Relative Human."""
 
 
-def age_class(age_offset: Float[Tensor, "*batch"]) -> Int[Tensor, "*batch"]:
+def age_class(age_offset: Any) -> Any:
     """Return the index into ``AGE_CLASSES`` of each age offset, -1 for NaN; the first and the last class are
-    open outwards."""
-    highs = age_offset.new_tensor([kind.high for kind in AGE_CLASSES[:-1]])
-    return torch.where(age_offset.isnan(), UNKNOWN, torch.bucketize(age_offset, highs))
+    open outwards.
+
+    Offsets are compared in at most float32, so that an offset on a bound has the same class from a number, a
+    tensor or a file of any precision.
+
+    Args:
+        age_offset: a number, an array or a tensor of any shape.
+
+    Returns:
+        An int, an array or a tensor of integers, as given.
+    """
+    if isinstance(age_offset, Tensor):
+        offsets = age_offset
+    else:
+        offsets = torch.as_tensor(np.array(age_offset))
+    offsets = offsets.float() if offsets.dtype not in (torch.float16, torch.bfloat16) else offsets
+    highs = offsets.new_tensor([kind.high for kind in AGE_CLASSES[:-1]])
+    found = torch.where(offsets.isnan(), UNKNOWN, torch.bucketize(offsets, highs))
+    return found if isinstance(age_offset, Tensor) else _as_given(found.numpy(), age_offset, int)
 
 
 MAX_YEARS = 130.0
@@ -499,10 +515,10 @@ def _of_one_kind(first: Any, second: Any) -> tuple[Any, Any]:
     return first, second
 
 
-def _as_given(value: Any, like: Any) -> Any:
+def _as_given(value: Any, like: Any, number: type = float) -> Any:
     """Return a tensor or an array if either is given, else a number."""
     kept = isinstance(value, Tensor) or isinstance(like, np.ndarray) or np.ndim(value) > 0
-    return value if kept else float(value)
+    return value if kept else number(value)
 
 
 def _interpolate(x: Any, nodes: Float[np.ndarray, " N"], values: Float[np.ndarray, " N"]) -> Any:
