@@ -1,3 +1,4 @@
+# pyright: reportArgumentType=false
 import itertools
 import math
 from functools import partial
@@ -222,7 +223,7 @@ def test_too_wide_a_field_of_view_counts_three_times():
 
 def test_mistakes_are_named(unchecked):
     depth, layer = torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.long)
-    with pytest.raises(ValueError, match="form: expected one of gated, log, got 'linear'"):
+    with pytest.raises(ValueError, match="form: expected one of gated, log, metric-aware, got 'linear'"):
         depth_layer_loss(depth, layer, form="linear")
     with pytest.raises(ValueError, match=r"layer: expected shape \(2, 3\), got \(3,\)"):
         depth_layer_loss(depth, layer[0])
@@ -235,3 +236,17 @@ def test_mistakes_are_named(unchecked):
         depth_layer_loss(torch.zeros(()), torch.zeros((), dtype=torch.long))
     with pytest.raises(ValueError, match="pred: expected shape"):
         relative_metric_loss(torch.zeros(()), torch.zeros(()))
+
+
+def test_the_form_of_metric_aware_hmr_is_a_mean_over_the_pairs_of_all_images():
+    """|dz| within a layer, log(1 + exp(-+dz)) between layers."""
+    depth = torch.tensor([[2.0, 2.3, 4.0], [3.0, 1.0, torch.nan]]).double()
+    layer = torch.tensor([[0, 0, 1], [0, 1, -1]])
+    softplus = lambda x: math.log1p(math.exp(x))  # noqa: E731
+    pairs = [0.3, softplus(-2.0), softplus(-1.7), softplus(2.0)]
+    found = depth_layer_loss(depth, layer, form="metric-aware")
+    assert found.item() == pytest.approx(sum(pairs) / 4)
+    row = depth_layer_loss(
+        depth[layer >= 0], layer[layer >= 0], image=torch.tensor([0, 0, 0, 1, 1]), form="metric-aware"
+    )
+    assert row.item() == pytest.approx(found.item())

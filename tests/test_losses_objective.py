@@ -1,3 +1,4 @@
+# pyright: reportOptionalSubscript=false
 """Objectives: sums of named terms; the published ones against their formulas, person by person."""
 
 import math
@@ -210,6 +211,49 @@ def test_metric_aware_takes_means_of_people():
     assert terms["fov"].item() == pytest.approx(0.5 * sum(fov))
     with pytest.raises(ValueError, match="'relative_depth' has no value per person"):
         metric_aware_objective(age=True)(prediction, given, reduction="none")
+
+
+def test_metric_aware_divides_image_errors_by_everybody():
+    """Also by those who show no point, as its code divides by all annotated people."""
+    prediction, target = ({"keypoints_2d": part} for part in torch.randn(2, 10, 24, 2).double())
+    objective = metric_aware_objective()
+    objective = objective.without(*(set(objective.terms) - {"keypoints_2d"}))
+    mask = torch.ones(10, 24)
+    mask[3] = 0
+    target["keypoints_2d"][3] = torch.nan
+    found = objective(prediction, target | {"keypoints_2d_weights": mask}).total
+    errors = (prediction["keypoints_2d"] - target["keypoints_2d"]).abs().nan_to_num() / 1288
+    assert found.item() == pytest.approx(40 * errors.mean().item())
+
+
+def test_aionhmr_fitting_leaves_out_frames_that_are_not_seen():
+    generator = torch.Generator().manual_seed(4)
+    draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    latent, points = draw(2, 6, 8), draw(2, 6, 5, 3)
+    seen = torch.tensor([[1, 1, 0, 1, 1, 1], [1, 0, 0, 1, 1, 0]]).double()
+    latent[seen == 0], points[seen == 0] = torch.nan, torch.nan
+    latent.requires_grad_()
+    objective = aionhmr_fitting_objective().without("keypoints_2d", "shape_prior")
+    target = {"latent_pose_weights": seen, "keypoints_3d_weights": seen}
+    total, terms = objective({"latent_pose": latent, "keypoints_3d": points}, target)
+    expected = 0.04 * sum((latent[i, t] ** 2).sum() for i in range(2) for t in range(6) if seen[i, t])
+    torch.testing.assert_close(terms["pose_prior"], expected)
+    steps = [(i, t) for i in range(2) for t in range(5) if seen[i, t] and seen[i, t + 1]]
+    expected = 0.5 * sum(((points[i, t + 1] - points[i, t]) ** 2).sum() for i, t in steps)
+    torch.testing.assert_close(terms["smoothness"], expected)
+    total.backward()
+    assert (latent.grad[seen == 0] == 0).all()
+
+
+def test_priors_leave_out_people_of_weight_0():
+    pose = torch.randn(3, 23, 3).double()
+    pose[1] = torch.nan
+    objective = smplify_x_objective(2).without("keypoints_2d", "pose_prior", "shape_prior")
+    known = {"body_pose_weights": torch.tensor([1.0, 0, 1])}
+    found = objective({"body_pose": pose}, known)
+    torch.testing.assert_close(found.total, objective({"body_pose": pose[::2]}).total)
+    with pytest.raises(ValueError, match="betas_weights: weights without the tensor that they weight"):
+        objective({"body_pose": pose}, known | {"betas_weights": torch.ones(3)})
 
 
 def test_aionhmr_fitting_adds_up_a_video():

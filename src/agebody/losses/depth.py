@@ -26,7 +26,7 @@ from agebody.checks import (
     residual,
 )
 
-DepthForm = Literal["gated", "log"]
+DepthForm = Literal["gated", "log", "metric-aware"]
 """Whether a pair of two layers stops counting where it is well in order, or never."""
 
 
@@ -48,17 +48,18 @@ def depth_layer_loss(
         log(1 + exp(-sign(dl) dz))   in two
 
     The gated form, BEV's own, counts a pair of two layers only until it is ``margin`` per layer apart in the
-    right order; its value is not continuous there. The log form counts all pairs.
+    right order; its value is not continuous there. The log form counts all pairs, and so does that of
+    Metric-Aware HMR (Wang et al. 2025), with ``|dz|`` in one layer and one mean over the pairs of all images.
 
     Args:
         depth: (*batch, P) depths z [m].
         layer: (*batch, P) layers, 0 the nearest; negative numbers, such as -1, are unknown depths.
         image: (*batch, P) number of each person's image; by default all P people are of one image.
         weights: broadcast to (*batch, P). A pair weighs the product of its people.
-        form: "gated" or "log".
+        form: "gated", "log" or "metric-aware".
         margin: distance per layer at which the gate closes [m].
         reduction: "none" gives (*batch, P, P), zero where j <= i. "mean" is the mean over the pairs that
-            count in an image, and then over the images with such a pair.
+            count in an image, and then over the images with such a pair; "metric-aware" is over all pairs.
     """
     if form not in get_args(DepthForm):
         raise ValueError(f"form: expected one of {', '.join(get_args(DepthForm))}, got {form!r}")
@@ -70,11 +71,12 @@ def depth_layer_loss(
     depth = apply_mask(depth, weights)
     apart, layers = _differences(depth), _differences(layer)
     ordered = layers.sign() * apart
-    terms = torch.where(layers == 0, apart.square(), -functional.logsigmoid(ordered))
+    equal = apart.abs() if form == "metric-aware" else apart.square()
+    terms = torch.where(layers == 0, equal, -functional.logsigmoid(ordered))
     pairs = _pair_weights(weights, image, depth)
     if form == "gated":
         pairs = pairs * ((layers == 0) | (ordered < margin * layers.abs()))
-    if reduction == "mean":
+    if reduction == "mean" and form != "metric-aware":
         return _mean_over_images(terms, pairs, _same_image(image, depth))
     return reduce(terms, pairs, reduction)
 

@@ -84,7 +84,8 @@ class Objective(nn.Module):
                         f"out: objective.without({name!r})"
                     )
             values[name] = term.weight * term.loss(prediction, target, reduction)
-        unmatched = [key for key in target if key.endswith("_weights") and key[:-8] not in target]
+        weighted = {*target, *(name for term in self.terms.values() for name in term.prediction)}
+        unmatched = [key for key in target if key.endswith("_weights") and key[:-8] not in weighted]
         if unmatched:
             raise ValueError(f"target: {', '.join(unmatched)}: weights without the tensor that they weight")
         if not values:

@@ -10,8 +10,9 @@ Names of tensors, of the prediction and of the target alike:
     age_offset      (*batch)
 
 The target may hold weights of each under its name with ``_weights`` appended: (*batch, K) for keypoints,
-(*batch) for the rest, 0 for what is not known. A "mean" over people divides by the number of people with any
-label, as the public code does: weights are those of a person's entries."""
+(*batch) for the rest, 0 for what is not known. So it may for tensors of the prediction alone, such as
+``body_pose`` with a pose prior. A "mean" over people divides by the number of people with any label, as the
+public code does: weights are those of a person's entries."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 from agebody.assets.asset import SMPL_JOINT_NAMES
 from agebody.cameras.weak import MAHMR_RESOLUTION
-from agebody.checks import Reduction, reduce, residual
+from agebody.checks import Reduction, apply_mask, reduce, residual
 from agebody.keypoints import KeypointLayout
 from agebody.losses.adversarial import generator_loss
 from agebody.losses.age import age_offset_loss
@@ -43,6 +44,8 @@ def hmr2_objective(*, layout: str | KeypointLayout = "hmr2_44") -> Objective:
 
     ``keypoints_2d`` are in the crop, in [-1/2, 1/2]; rotations are matrices; ``scores`` (*batch, D) are those
     of a discriminator that judges the prediction, see `PoseDiscriminator`, divided by the number of people.
+    Who has weight 0 at the root of ``keypoints_3d`` is left out of that term; the public code, which has no
+    such weights in its data, aligns them by whatever stands there.
 
     Args:
         layout: of the 3D keypoints; they are compared relative to its root.
@@ -54,8 +57,8 @@ def aionhmr_objective(*, layout: str | KeypointLayout = "hmr2_44") -> Objective:
     """Return the objective of AionHMR's regressor: HMR2's with other weights, and the age offset as one more
     beta.
 
-    Arguments and names as in `hmr2_objective`; ``age_offset`` is needed beside ``betas``, and the
-    discriminator judges eleven of them."""
+    Arguments, names and people without a root as in `hmr2_objective`; ``age_offset`` is needed beside
+    ``betas``, and the discriminator judges eleven of them."""
     terms = _hmr2_terms(layout, 0.05, 0.02, 0.005, 0.001, 0.0015, 0.0005)
     terms["betas"] = LossTerm(terms["betas"].weight, partial(_identity, age=True), WITH_AGE, WITH_AGE)
     return Objective(terms, reduction="sum")
@@ -68,7 +71,9 @@ def aionhmr_fitting_objective(*, smoothness: float = 1.0) -> Objective:
 
     ``keypoints_2d`` (*batch, T, K, 2) in pixels, weighted by the squares of confidences c; ``latent_pose``
     (*batch, T, Z) of the user's own pose prior (there VPoser's); ``betas`` (*batch, N) and ``age_offset``
-    (*batch) of one person; ``keypoints_3d`` (*batch, T, K, 3) in the world [m].
+    (*batch) of one person; ``keypoints_3d`` (*batch, T, K, 3) in the world [m]. The public code masks frames
+    in which a person is not seen: give ``latent_pose_weights`` and ``keypoints_3d_weights`` (*batch, T) with
+    the target; a step weighs the product of its two frames.
 
     Args:
         smoothness: s; 1 in the first stage, 10 in the second.
@@ -76,9 +81,9 @@ def aionhmr_fitting_objective(*, smoothness: float = 1.0) -> Objective:
     return Objective(
         {
             "keypoints_2d": _compared(0.001, "keypoints_2d", ROBUST_REPROJECTION, dims=2, squared=True),
-            "pose_prior": _predicted(0.04, "latent_pose", partial(_squares, dims=2)),
+            "pose_prior": _predicted(0.04, "latent_pose", _framewise_squares, framewise=True),
             "shape_prior": LossTerm(0.05, _identity_of_video, (*WITH_AGE, "keypoints_2d")),
-            "smoothness": _predicted(smoothness / 2, "keypoints_3d", _squared_steps),
+            "smoothness": _predicted(smoothness / 2, "keypoints_3d", _squared_steps, framewise=True),
         },
         reduction="sum",
     )
@@ -143,7 +148,8 @@ def metric_aware_objective(
     it.
 
     Absolute errors: per person their mean over joints and coordinates, over betas, over angles; then the mean
-        over people with labels. ``keypoints_2d`` in pixels; rotations in axis-angle; ``depth`` (*batch) [m]
+        over people with labels, of ``keypoints_2d`` over all people, also those who show no point.
+        ``keypoints_2d`` in pixels; rotations in axis-angle; ``depth`` (*batch) [m]
         with ``image`` (*batch), the number of each person's image, in the target; ``fov`` (*images) vertical
         fields of view [rad], summed over images. The terms of detection (boxes, confidences, scale maps)
         belong to the detector.
@@ -164,7 +170,9 @@ def metric_aware_objective(
             "pose": LossTerm(5.0, _absolute_pose, pose, pose),
             "betas": LossTerm(3.0, of_betas, identity, identity),
             "keypoints_3d": LossTerm(8.0, of_points, ("keypoints_3d",), ("keypoints_3d",)),
-            "keypoints_2d": _compared(40.0, "keypoints_2d", reprojection_loss, mean_over=2 * image_size),
+            "keypoints_2d": _compared(
+                40.0, "keypoints_2d", reprojection_loss, mean_over=2 * image_size, everybody=True
+            ),
             "relative_depth": LossTerm(0.5, _relative_depth, ("depth",), ("depth", "image")),
             "fov": LossTerm(0.5, _fov, ("fov",), ("fov",)),
         }
@@ -211,6 +219,7 @@ def _compare(
     per_person: bool = False,
     squared: bool = False,
     mean_over: float | None = None,
+    everybody: bool = False,
 ) -> Tensor:
     """Compare a tensor with its target.
 
@@ -224,13 +233,14 @@ def _compare(
         per_person: whether weights are (*batch) where entries have one dimension more.
         squared: whether the weights are the squares of what the target has.
         mean_over: see `_over_people`.
+        everybody: see `_over_people`.
     """
     weights = target.get(f"{name}_weights")
     if weights is not None:
         weights = weights[..., None] if per_person else weights
         weights = weights.to(prediction[name]).square() if squared else weights
     terms = loss(prediction[name], target[name], weights=weights, reduction="none")
-    return _over_people(terms, weights, reduction, dims=dims, mean_over=mean_over)
+    return _over_people(terms, weights, reduction, dims=dims, mean_over=mean_over, everybody=everybody)
 
 
 def _over_people(
@@ -240,8 +250,10 @@ def _over_people(
     *,
     dims: int = 1,
     mean_over: float | None = None,
+    everybody: bool = False,
 ) -> Tensor:
-    """Sum weighted terms per person, and reduce the sums over the people who have an entry of any weight.
+    """Sum weighted terms per person, and reduce the sums over the people who have an entry of any weight, or
+    over everybody.
 
     With ``mean_over``, the sum is divided by the number of the person's entries times this.
     """
@@ -252,7 +264,7 @@ def _over_people(
         entries = terms.shape[-1]
         terms = terms.sum(-1)
         counted = None if counted is None else counted.flatten(-dims).any(-1)
-    total = reduce(terms, counted, reduction)
+    total = reduce(terms, None if everybody else counted, reduction)
     return total if mean_over is None else total / (mean_over * entries)
 
 
@@ -305,29 +317,42 @@ def _adversarial(prediction: Values, target: Values, reduction: Reduction) -> Te
 
 
 class _Energy(nn.Module):
-    """The energy of one predicted tensor, per person."""
+    """The energy of one predicted tensor, per person; if framewise, it takes weights of frames."""
 
-    def __init__(self, name: str, energy: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, name: str, energy: Callable[..., Tensor], framewise: bool) -> None:
         super().__init__()
-        self.name, self.energy = name, energy
+        self.name, self.energy, self.framewise = name, energy, framewise
         # A prior that is a module moves with the objective, also inside a partial.
         inner = (energy, getattr(energy, "func", None))
         self.inner = next((f for f in inner if isinstance(f, nn.Module)), None)
 
     def forward(self, prediction: Values, target: Values, reduction: Reduction) -> Tensor:
-        return reduce(self.energy(prediction[self.name]), None, reduction)
+        values, weights = prediction[self.name], target.get(f"{self.name}_weights")
+        if self.framewise:
+            return reduce(self.energy(values, weights), None, reduction)
+        if weights is not None:
+            values = apply_mask(values, weights, values.dim() - weights.dim())
+        return reduce(self.energy(values), weights, reduction)
 
 
-def _predicted(weight: float, name: str, energy: Callable[[Tensor], Tensor]) -> LossTerm:
-    return LossTerm(weight, _Energy(name, energy), (name,))
+def _predicted(
+    weight: float, name: str, energy: Callable[..., Tensor], *, framewise: bool = False
+) -> LossTerm:
+    return LossTerm(weight, _Energy(name, energy, framewise), (name,))
 
 
-def _squares(values: Tensor, *, dims: int = 1) -> Tensor:
-    return values.square().flatten(-dims).sum(-1)
+def _squares(values: Tensor) -> Tensor:
+    return values.square().sum(-1)
 
 
-def _squared_steps(points: Tensor) -> Tensor:
-    return velocity_loss(points, reduction="none").sum((-2, -1))
+def _framewise_squares(values: Tensor, weights: Tensor | None) -> Tensor:
+    return reduce(_squares(apply_mask(values, weights, 1)), weights, "none").sum(-1)
+
+
+def _squared_steps(points: Tensor, weights: Tensor | None) -> Tensor:
+    if weights is not None and weights.dim() < points.dim() - 1:
+        weights = weights[..., None]
+    return velocity_loss(points, weights=weights, reduction="none").sum((-2, -1))
 
 
 def _identity_of_video(prediction: Values, target: Values, reduction: Reduction) -> Tensor:
