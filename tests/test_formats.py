@@ -1,5 +1,6 @@
 """Files of keypoints as their tools write them: one table of samples, one of damaged ones."""
 
+import copy
 import json
 import math
 import warnings
@@ -528,6 +529,21 @@ def test_all_formats_and_orders_have_a_sample():
     assert {order.size for order in ORDERS} <= sizes | {44}
 
 
+def test_files_without_people(folder):
+    """Detectors that found nobody."""
+    nobody = [
+        [],
+        {"people": []},
+        [{"image_id": "a", "human_annotations": {}, "keypoint_annotations": {}}],
+        {"meta_info": {}, "instance_info": []},
+        {"pose_landmarks": None},
+        {"pose_landmarks": []},
+        {"images": coco({})["images"], "annotations": []},
+    ]
+    for content in nobody:
+        assert len(read_people(write(folder, content), images=folder / "photos")) == 0, content
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_any_encoding_of_json(folder, encoding):
     path = write(folder, results(17), encoding=encoding)
@@ -704,6 +720,46 @@ def test_any_value_of_any_field_is_read_or_refused(tmp_path_factory, data):
     assert len(found) + sum(dict(found.left_out).values()) == len(rows)
     for person in range(len(found)):
         np.testing.assert_array_equal(found.keypoints[person], np.array(pairs(xyc(17))))
+
+
+def places(value, path=()):
+    """Return the paths of all values in a document."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(below for key, one in inside for below in places(one, (*path, key)))]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_any_damage_of_any_format_is_read_or_refused(tmp_path_factory, data):
+    name = data.draw(st.sampled_from(sorted(SAMPLES)))
+    sample = SAMPLES[name]
+    content = copy.deepcopy(sample.content)
+    if isinstance(content, str):
+        words = content.split(" ")
+        i = data.draw(st.integers(0, len(words) - 1))
+        words[i : i + 1] = data.draw(
+            st.sampled_from([[], ["nan"], ["x"], ["1e400"], ["-3"], ["0", "\n"], ["\u00e9"]])
+        )
+        content = " ".join(words)
+    else:
+        found = places(content)
+        shallow = [path for path in found if len(path) < 4 and path] or found[1:]
+        *above, key = data.draw(st.sampled_from(data.draw(st.sampled_from([shallow, found[1:]]))))
+        parent: Any = content
+        for step in above:
+            parent = parent[step]
+        if data.draw(st.booleans()):
+            parent[key] = data.draw(VALUES)
+        else:
+            del parent[key]
+    folder = tmp_path_factory.mktemp("fuzz")
+    Image.new("RGB", SIZE).save(folder / "a.png")
+    try:
+        read_people(write(folder, content, sample.file), images=folder)
+    except AnnotationError as error:
+        assert str(error).startswith(str(folder))  # noqa: PT017
+        assert "\n" not in str(error)  # noqa: PT017
+        assert len(str(error)) < 700  # noqa: PT017
 
 
 def test_pycocotools_reads_the_same_people(folder, capsys):

@@ -197,7 +197,7 @@ def _yolo(lines: Any) -> Iterator[Frame]:
         box, rest = values[1:5], values[5:]
         points, score, track = _split_yolo(rest)
         row = {"keypoints": points, "score": score, "track_id": track}
-        if all(isinstance(value, float) for value in box):
+        if len(box) == 4 and all(isinstance(value, float) for value in box):
             x, y, width, height = box
             row["bbox"] = [x - width / 2, y - height / 2, width, height]
         people.append((f"line {number}", row))

@@ -339,7 +339,8 @@ def _make(
     guess: bool,
 ) -> People:
     """Return people; ``guess``: whether the format does not say what the keypoints are."""
-    size = len(points[0]) if points else 17 if names is None else len(names)
+    stated = names.size if isinstance(names, Order) else 17 if names is None else len(names)
+    size = len(points[0]) if points else stated
     order = names if isinstance(names, Order) else find_order(path, size, names)
     if isinstance(order, Order) and points and order.size != size:
         entries.fail(0, f"keypoints: expected the {order.size} points of {order.title}, got {size}")
