@@ -15,7 +15,7 @@ from agebody.fitting import start as start_module
 from agebody.fitting.frames import AIONHMR, _Clips, fit_keypoints, fit_sequence
 from agebody.fitting.observed import read_observed
 from agebody.fitting.start import best_path, triangulate
-from agebody.optim import Stage
+from agebody.optim import Stage, Stop
 from agebody.optim.motion import Motion
 from agebody.optim.stages import _Problem
 from agebody.parameters import BodyParameters
@@ -263,6 +263,30 @@ def test_start_is_where_the_fit_begins(body):
     clip = make_clip(body, 3)
     fit = fit_sequence(body, clip.pixels, clip.camera, start=clip.parameters, noise=1.0)
     assert errors(body, fit.parameters, clip.parameters).max() < 0.05
+
+
+def test_no_fit_costs_more_than_its_starts(body):
+    """Neither than the frames fitted alone, nor than what was given, however bad the stages between are."""
+    clip = make_clip(body, 4, seed=2)
+    given = (
+        body,
+        clip.pixels + 3 * torch.randn(clip.pixels.shape, generator=torch.manual_seed(0)),
+        clip.camera,
+    )
+    still = (AIONHMR[-1]._replace(max_iterations=0),)
+    alone = fit_keypoints(*given, noise=3.0)
+    fit = fit_sequence(*given, noise=3.0)
+    from_frames = fit_sequence(*given, noise=3.0, start=alone.parameters, stages=still)
+    assert fit.report.cost <= from_frames.report.cost
+    assert fit.report.converged
+    good = fit.parameters
+    astray = (AIONHMR[0]._replace(weights={"pose": 0.0, "limits": 0.0}, max_iterations=30), *still)
+    kept = fit_sequence(*given, noise=3.0, start=good, stages=astray)
+    before = fit_sequence(*given, noise=3.0, start=good, stages=still)
+    assert kept.report.cost <= before.report.cost * (1 + 1e-6)
+    short = fit_sequence(*given, noise=3.0, stages=tuple(s._replace(max_iterations=1) for s in AIONHMR))
+    assert not short.report.converged
+    assert short.report.stop == Stop.ITERATIONS
 
 
 @pytest.mark.parametrize("motion_sd", [None, 0.05])

@@ -12,6 +12,8 @@ from agebody import LAYOUTS, SMPLA, AssetError, KeypointLayout
 from agebody.assets.asset import SMPL_JOINT_NAMES
 from agebody.assets.landmarks import H36M17
 from agebody.keypoints import get_layout
+from agebody.people import random_people
+from agebody.rotations import from_matrix, mirror, to_matrix
 
 DOUBLE = torch.float64
 SIZES = {
@@ -236,3 +238,26 @@ def test_noses_of_human36m_lie_between_neck_and_head(mannequin_asset, anny_asset
         assert 0.105 < (nose - neck).norm() < 0.14
         assert 0.105 < (nose - head).norm() < 0.14
         assert nose[2] > max(neck[2], head[2])
+
+
+@pytest.mark.parametrize("pose_format", ["axis_angle", "matrix", "quaternion", "rotation_6d"])
+def test_mirrored_poses_have_mirrored_points(mannequin_asset, pose_format):
+    body = SMPLA(mannequin_asset, dtype=torch.float64)
+    people = random_people(body, 4, seed=2).parameters
+    layout = LAYOUTS["smplx45"]
+    expected = body.keypoints(layout, people)[:, list(layout.flip)] * torch.tensor([-1.0, 1, 1])
+    names = body.asset.joint_names
+    torch.testing.assert_close(body.keypoints(layout, people.mirrored(names)), expected, atol=1e-6, rtol=0)
+    order = list(LAYOUTS["smpl24"].flip)
+    whole = torch.cat((people.global_orient[:, None], people.body_pose), 1)
+    pose = from_matrix(to_matrix(whole, "axis_angle"), pose_format)
+    flipped = to_matrix(mirror(pose[:, order], pose_format), pose_format)
+    found = people.mirrored(names)
+    wanted = torch.cat((found.global_orient[:, None], found.body_pose), 1)
+    torch.testing.assert_close(flipped, to_matrix(wanted, "axis_angle"))
+    twice = found.mirrored(names)
+    assert all(torch.equal(a, b) for a, b in zip(twice, people, strict=True))
+    with pytest.raises(ValueError, match="joint_names: expected 24, the root's first, got 23"):
+        people.mirrored(names[1:])
+    with pytest.raises(ValueError, match="rotation: expected entries of shape"):
+        mirror(torch.zeros(5), pose_format)

@@ -41,7 +41,11 @@ class TestPeople:
         counts = torch.bincount(age_class(crowd.age_offset), minlength=4)
         assert counts.tolist() == [50] * 4
         curve = AgeCurve.from_asset(body.asset)
-        assert torch.allclose(curve.offset_to_years(crowd.age_offset), crowd.years.clamp(max=ADULT_YEARS))
+        offset = curve.years_to_offset(crowd.years)
+        assert torch.allclose(crowd.age_offset, offset.clamp(max=1))  # newborns are no younger than the body
+        grown = crowd.age_offset < 1
+        years = curve.offset_to_years(crowd.age_offset)
+        assert torch.allclose(years[grown], crowd.years.clamp(max=ADULT_YEARS)[grown])
 
     def test_ages_may_be_given(self, body):
         years = torch.tensor([0.0, 0.4, 7.0, 30.0])
@@ -284,3 +288,11 @@ class TestObservations:
     def test_errors(self, body, crowd, options):
         with pytest.raises(ValueError, match=f"{next(iter(options))}: expected"):
             observe(body, crowd.select(slice(2)), **options)
+
+
+def test_newborns_are_no_younger_than_the_body(mannequin_asset, anny_asset):
+    """Of an age offset that fits can find."""
+    for asset in (mannequin_asset, anny_asset):
+        people = random_people(agebody.SMPLA(asset), 20, ages=(0.0, 0.05), seed=1)
+        assert people.age_offset.max() <= 1
+        assert people.age_offset.min() > 0.85

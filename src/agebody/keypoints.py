@@ -16,6 +16,17 @@ from agebody.assets.asset import SMPL_JOINT_NAMES, SMPL_PARENTS, AssetError, Bod
 from agebody.assets.landmarks import COCO17, EXTRA9, H36M17, H36M17_BEV, J19, SURFACE21
 
 
+def mirror_order(names: Sequence[str]) -> tuple[int, ...]:
+    """Return the index of each name's mirror image: left and right exchanged, all others themselves."""
+    index = {name: i for i, name in enumerate(names)}
+    mirrored = []
+    for i, name in enumerate(names):
+        side, _, rest = name.partition("_")
+        other = {"left": f"right_{rest}", "right": f"left_{rest}"}.get(side)
+        mirrored.append(i if other is None else index.get(other, i))
+    return tuple(mirrored)
+
+
 @dataclass(frozen=True, eq=False)
 class KeypointLayout:
     """A named, ordered set of keypoints.
@@ -49,13 +60,7 @@ class KeypointLayout:
     @property
     def flip(self) -> tuple[int, ...]:
         """Index of each point's mirror image: left and right exchanged, all others themselves."""
-        index = {name: i for i, name in enumerate(self.names)}
-        mirrored = []
-        for i, name in enumerate(self.names):
-            side, _, rest = name.partition("_")
-            other = {"left": f"right_{rest}", "right": f"left_{rest}"}.get(side)
-            mirrored.append(i if other is None else index.get(other, i))
-        return tuple(mirrored)
+        return mirror_order(self.names)
 
     @property
     def pairs(self) -> tuple[tuple[int, int], ...]:

@@ -11,6 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from agebody.checks import expect
+from agebody.keypoints import mirror_order
+from agebody.rotations import mirror
 
 GROUPS = ("global_orient", "body_pose", "betas", "age_offset", "transl")
 """Groups of parameters, in their order in a vector."""
@@ -76,6 +78,26 @@ class BodyParameters(NamedTuple):
     def map(self, function: Callable[[Tensor], Tensor]) -> BodyParameters:
         """Apply a function to each tensor, such as ``lambda t: t[rows]`` over the batch."""
         return BodyParameters(*map(function, self))
+
+    def mirrored(self, joint_names: Sequence[str]) -> BodyParameters:
+        """Return these bodies as seen in a mirror at x = 0 of the world; of a body that is symmetric.
+
+        They project to the flipped image of a camera that looks along z, flipped about its principal point,
+        with keypoints in the order of `KeypointLayout.flip`.
+
+        Args:
+            joint_names: of the body, the root's first: ``body.asset.joint_names``.
+        """
+        count = self.body_pose.shape[-2] + 1
+        if len(joint_names) != count:
+            raise ValueError(f"joint_names: expected {count}, the root's first, got {len(joint_names)}")
+        order = list(mirror_order(joint_names[1:]))
+        across = self.transl.new_tensor([-1.0, 1.0, 1.0])
+        return self._replace(
+            global_orient=mirror(self.global_orient),
+            body_pose=mirror(self.body_pose[..., order, :]),
+            transl=across * self.transl,
+        )
 
 
 def read_start(body: BodySizes, start: BodyParameters, batch: Sequence[int]) -> BodyParameters:

@@ -295,3 +295,22 @@ def from_matrix(matrix: Float[Tensor, "*batch 3 3"], pose_format: PoseFormat) ->
     """Return rotations in any format from matrices."""
     check_format(pose_format)
     return _FROM_MATRIX[pose_format](matrix)
+
+
+def mirror(rotation: Tensor, pose_format: PoseFormat = "axis_angle") -> Tensor:
+    """Return rotations in any format as seen in a mirror at x = 0: their axes (x, y, z) become (x, -y, -z).
+
+    A pose is mirrored by these, and by exchanging left and right joints; see `BodyParameters.mirrored`.
+    """
+    check_format(pose_format)
+    across = torch.tensor([-1.0, 1, 1])
+    signs = {
+        "axis_angle": -across,
+        "matrix": across[:, None] * across,
+        "quaternion": torch.tensor([1.0, -1, -1, 1]),
+        "rotation_6d": matrix_to_rotation_6d(across[:, None] * across),
+    }[pose_format]
+    entry = tuple(signs.shape)
+    if rotation.shape[-len(entry) :] != entry:
+        raise ValueError(f"rotation: expected entries of shape {entry}, got {tuple(rotation.shape)}")
+    return rotation * signs.to(rotation)

@@ -14,6 +14,7 @@ from typing import TypeVar
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from agebody.age import AgeCurve
 from agebody.body import BodyModel
@@ -199,7 +200,9 @@ def fit_sequence(
     whose normal matrix is a chain of frames (`ChainQuadratic`): the time grows with T, not with its cube.
 
     The first stage fits every frame alone, from two views that face opposite ways. The sequence of these that
-    fits best and moves least is where the clip starts, so that no frame is left facing backwards.
+    fits best and moves least is where the clip starts, so that no frame is left facing backwards. The last
+    stage also runs from frames that all stages fitted alone, and the cheaper result is kept.
+    Of clips that ran out of steps, ``report.converged`` is false and ``report.stop`` is ``Stop.ITERATIONS``.
 
     - *Photographs* of one person at different times: ``motion_sd=None``.
     - *Several cameras*: ``views=True`` and cameras with a pose, (V, ...) if they stand still. One moment is
@@ -321,23 +324,49 @@ class _Clips:
         return found
 
     def fit(self, stages: Sequence[Stage], start: BodyParameters | None) -> Fit:
-        """Fit the clips from a start (C, T, ...), or from everyday poses seen from both sides."""
+        """Fit the clips from a start (C, T, ...), or from everyday poses seen from both sides.
+
+        The last stage is also run from a second start, and the cheaper result kept: from what was given, as
+        stages of other weights may lead away from it; for clips, from their frames fitted alone.
+        """
         spent = torch.zeros_like(self.present[:, 0], dtype=torch.int64)
-        first = start
+        first, second, rest = start, None, stages
         if start is None or first is None:
             alone = len(stages) > 1
-            first, start, spent = self._start(stages[:alone])
-            stages = stages[alone:]
+            if self.present.shape[1] > 1:
+                second, spent = self._frames_alone(stages)
+            first, start, steps = self._start(stages[:alone])
+            rest, spent = stages[alone:], spent + steps
+        elif len(stages) > 1:
+            second = start
         terms = self.terms()
         if self.motion_sd is not None and self.present.shape[1] > 1:
             terms["motion"] = Motion(self.body, self.motion_sd)
         ages = self._frame_ages()[:, 0]
-        parameters, report = self._run(terms, stages, start, (ages[:, 0], ages[:, 1]), self.present)
+        bounds = ages[:, 0], ages[:, 1]
+        parameters, report = self._run(terms, rest, start, bounds, self.present)
+        if second is not None:
+            others, other_report = self._run(terms, stages[-1:], second, bounds, self.present)
+            cheaper = other_report.cost < report.cost
+            spent = spent + torch.where(cheaper, report.iterations, other_report.iterations)
+            parameters = BodyParameters(*map(partial(select_rows, cheaper), others, parameters))
+            report = tree_map(partial(select_rows, cheaper), other_report, report)
         seen = self._visible().any(1)
         parameters = BodyParameters(*map(partial(select_rows, seen), parameters, first))
         report = report._replace(converged=report.converged & seen, iterations=report.iterations + spent)
         errors = self._standard_errors(terms, stages[-1], parameters)
         return Fit(parameters, report, self._errors(parameters), self._errors(first), errors)
+
+    def _frames_alone(self, stages: Sequence[Stage]) -> tuple[BodyParameters, Int[Tensor, " C"]]:
+        """Return fits of single frames (C, T, ...), each unseen one that of the nearest, and their steps."""
+        apart = copy.copy(self)
+        apart.present, apart.motion_sd = torch.ones_like(self.present).flatten()[:, None], None
+        fit = apart.fit(stages, None)
+        clips, frames = self.present.shape
+        frame, _ = follow_frames(self.given.noise.new_zeros(clips, frames, 1), None, self._visible())
+        clip = torch.arange(clips, device=frame.device)[:, None]
+        found = fit.parameters.map(lambda part: part[:, 0].unflatten(0, (clips, frames))[clip, frame])
+        return found, fit.report.iterations.view(clips, frames).amax(1)
 
     def terms(self) -> dict[str, Term | Motion]:
         """Return the terms of frames, flat over (C, T)."""

@@ -19,11 +19,12 @@ from torch import Tensor
 from agebody.age import ADULT_YEARS, AGE_CLASSES, AgeCurve
 from agebody.body import BodyModel
 from agebody.cameras.camera import Camera
+from agebody.keypoints import mirror_order
 from agebody.losses.limits import clamp_to_limits, joint_limits
 from agebody.measure.measurements import stature
 from agebody.parameters import BodyParameters
 from agebody.people.poses import MORE_POSES, POSES
-from agebody.rotations import axis_angle_to_matrix, matrix_to_axis_angle
+from agebody.rotations import axis_angle_to_matrix, matrix_to_axis_angle, mirror
 
 Ages = Literal["balanced"] | tuple[float, float] | Float[Tensor, " N"]
 """Ages [years]: equally many people of each of the ``AGE_CLASSES`` ("balanced"), a uniform range, or one age
@@ -120,6 +121,7 @@ def random_people(
     curve = AgeCurve.from_asset(body.asset) if body.age_anchors else None
     years = _ages(ages, count, curve, draw)
     offset = curve.years_to_offset(years) if curve else torch.zeros_like(years)
+    offset = offset.clamp(max=max(0.0, *body.age_anchors, 0.0))  # newborns are no younger than the template
     growth = curve.years_to_stature(years) if curve else torch.ones_like(years)
     grown = curve.years_to_stature(ADULT_YEARS) if curve else 1.0
     betas = draw.normal(count, body.num_betas).clamp(-2.5, 2.5) * (growth / grown)[:, None]
@@ -298,22 +300,14 @@ def _poses(
     blended = first @ axis_angle_to_matrix(share[..., None] * way)
     blended[:, 0] = torch.stack([tables[kind.root][0] for kind in postures])
     mirrored = draw.chance(count, 1, 0.5)
-    blended = torch.where(mirrored[..., None, None], _mirror(blended, names), blended)
+    blended = torch.where(
+        mirrored[..., None, None], mirror(blended[:, list(mirror_order(names))], "matrix"), blended
+    )
     sd = [next((sd for part, sd in POSE_SD.items() if part in name), 0.0) for name in names]
     turn = pose_sd * torch.tensor(sd).double().deg2rad()[:, None] * draw.normal(count, len(names), 3)
     perturbed = blended @ axis_angle_to_matrix(turn)
     limits = joint_limits(names[1:], age_offset=age_offset)
     return torch.cat((perturbed[:, :1], clamp_to_limits(perturbed[:, 1:], limits)), 1)
-
-
-def _mirror(rotations: Float[Tensor, "N J 3 3"], names: list[str]) -> Float[Tensor, "N J 3 3"]:
-    """Exchange left and right: (x, y, z) becomes (x, -y, -z) of the joint on the other side."""
-    swapped = [
-        "_".join({"left": "right", "right": "left"}.get(part, part) for part in name.split("_"))
-        for name in names
-    ]
-    sign = torch.tensor([-1.0, 1.0, 1.0], dtype=rotations.dtype)
-    return sign[:, None] * rotations[:, [names.index(name) for name in swapped]] * sign
 
 
 def _facing(postures: list[Posture], years: Tensor, heading: float, draw: Draws) -> Float[Tensor, "N 3 3"]:
