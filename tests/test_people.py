@@ -71,7 +71,7 @@ class TestPeople:
     def test_both_sides_are_moved_alike(self, crowd, body, joint, axis, sign):
         names = body.asset.joint_names[1:]
         left, right = (crowd.body_pose[:, names.index(f"{side}_{joint}"), axis] for side in ("left", "right"))
-        assert stats.ks_2samp(left, sign * right).pvalue > 0.01  # 0.001 where nobody is mirrored
+        assert stats.ks_2samp(left, sign * right).pvalue > 0.01  # 0.001 where nobody is mirrored  # pyright: ignore[reportAttributeAccessIssue]
 
     @pytest.mark.parametrize(
         ("years", "upright"), [((0.0, 0.3), (0, 0.2)), ((8.0, 60.0), (0.8, 1))], ids=["infants", "grown"]
@@ -180,7 +180,7 @@ class TestPeople:
         assert {name for kind in POSTURES for name in (kind.root, *kind.limbs)} <= {*POSES, *MORE_POSES}
         years = np.linspace(0, 100, 401)
         total = sum(np.interp(years, kind.years, kind.shares) for kind in POSTURES)
-        assert total.min() > 0.5
+        assert total.min() > 0.5  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class TestObservations:
