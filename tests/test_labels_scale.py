@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 import agebody
 from agebody.age import parse_ages
 from agebody.annotations import AnnotationError, ImageEntry, People, read_shard, write_shards
+from agebody.annotations.arrays import Key, read_arrays
 from agebody.keypoints import LAYOUTS
 from agebody.losses import joint_limits_prior
 from agebody.people import observe, random_people
@@ -390,6 +391,19 @@ def test_small_files_of_many_values_are_refused_before_they_are_read(tmp_path, m
     for read in (read_shard, load_label_shards):
         with pytest.raises(AnnotationError, match=r"a\.parquet: (a damaged Parquet file|column image)"):
             read(path)
+
+
+def test_small_archives_of_many_values_are_refused_before_they_are_read(tmp_path, monkeypatch):
+    path = tmp_path / "a.npz"
+    np.savez_compressed(path, betas=np.zeros((1, 100_000)), extra=np.zeros(10))
+    assert read_arrays(path, {"betas": Key((None,))})["betas"].shape == (1, 100_000)
+    monkeypatch.setattr("agebody.annotations.arrays.FREE_BYTES", 0)
+    with pytest.raises(AnnotationError, match=r"a\.npz: a damaged npz file"):
+        read_arrays(path, {"betas": Key((None,))})
+    assert read_arrays(path, {"extra": Key()})["extra"].shape == (10,)
+    np.savez(path, image_ids=np.array(["a" * 5000]))
+    with pytest.raises(AnnotationError, match=r"image_ids: expected strings of up to 4096 characters"):
+        read_arrays(path, {"image_ids": Key(kind="text")})
 
 
 def label_document(path, change):

@@ -30,6 +30,9 @@ class Key(NamedTuple):
 MAX_TEXT = 4096
 """Longest string, as the longest path: NumPy takes that much for each row of an array."""
 
+FREE_BYTES, LARGEST_RATIO = 64 << 20, 200
+"""How much memory the values of a file may take: this, and so many times its size."""
+
 KINDS = {
     "number": ("fiu", "numbers"),
     "integer": ("iu", "integers"),
@@ -92,6 +95,12 @@ def read_arrays(
             if name.startswith(start)
         }
         known = {name: key for name, key in {**keys, **started}.items() if name in file.files}
+        sizes = {entry.filename: entry.file_size for entry in file.zip.infolist()}  # pyright: ignore[reportOptionalMemberAccess]
+        if (
+            sum(sizes.get(f"{name}.npy", 0) for name in known)
+            > FREE_BYTES + LARGEST_RATIO * path.stat().st_size
+        ):
+            fail(path, f"a damaged npz file: its arrays would take {LARGEST_RATIO} times its size")
         found = {name: expect_array(path, name, key, _read(path, file, name)) for name, key in known.items()}
     rows = {name: len(array) for name, array in found.items() if known[name].kind not in ("name", "names")}
     first = next(iter(rows), "")

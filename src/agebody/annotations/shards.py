@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
 from agebody.age import AGE_CLASSES, UNKNOWN, AgeError, Ages, parse_ages
+from agebody.annotations.arrays import FREE_BYTES, LARGEST_RATIO
 from agebody.annotations.orders import Order, order_by_size, sizes_without_names
 from agebody.annotations.people import (
     MAX_PIXELS,
@@ -29,9 +30,6 @@ from agebody.keypoints import KeypointLayout, get_layout
 
 PEOPLE_PER_SHARD = 4096
 """Some minutes of work on one core, which is what a killed worker loses."""
-
-FREE_BYTES, LARGEST_RATIO = 64 << 20, 200
-"""How much memory the values of a file may take: this, and so many times its size."""
 
 METADATA = b"agebody"
 """Key of this library in the metadata of a file; the value is JSON."""
@@ -213,10 +211,10 @@ def read_table(path: Path) -> Any:
         OSError: it cannot be read.
     """
     pyarrow = import_pyarrow()
-    schema, numbers = _open(path, lambda file: (file.schema_arrow, _count_values(file.metadata)))
+    schema, size = _open(path, lambda file: (file.schema_arrow, _measure(file.metadata)))
     limit = FREE_BYTES + LARGEST_RATIO * path.stat().st_size
     too_much = f"a damaged Parquet file: its values would take {LARGEST_RATIO} times its size"
-    if 8 * numbers > limit:
+    if size > limit:
         fail(path, too_much)
     texts = [field.name for field in schema if _is_text(field.type)]
     table = _open(path, lambda file: file.read(), texts)  # each different text once
@@ -231,9 +229,11 @@ def read_table(path: Path) -> Any:
     return table
 
 
-def _count_values(metadata: Any) -> int:
+def _measure(metadata: Any) -> int:
+    """Return how many bytes the pages and the numbers of a file take."""
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-    return sum(group.column(i).num_values for group in groups for i in range(group.num_columns))
+    columns = [group.column(i) for group in groups for i in range(group.num_columns)]
+    return sum(max(8 * column.num_values, column.total_uncompressed_size) for column in columns)
 
 
 def _is_text(kind: Any) -> bool:
