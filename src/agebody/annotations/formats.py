@@ -238,19 +238,21 @@ def _landmarks(value: Any) -> list[Any] | None:
 
 def _is_mediapipe(document: Any) -> bool:
     frames = document if isinstance(document, list) and not _objects(document, "x") else [document]
-    return (
-        bool(frames) and all(_landmarks(one) is not None for one in frames) and any(map(_landmarks, frames))
-    )
+    poses = [_landmarks(one) for one in frames]
+    return _has(document, *_POSES[:-1]) or (None not in poses and any(poses))
 
 
 def _mediapipe(document: Any) -> Iterator[Frame]:
-    poses = _objects(document, "keypoints")  # TensorFlow.js: a list of the people of one image
-    frames = [document] if poses or isinstance(document, dict) or _objects(document, "x") else document
+    alone = _objects(document, "keypoints")  # TensorFlow.js: a list of the people of one image
+    frames = [document] if alone or isinstance(document, dict) or _objects(document, "x") else document
     for i, one in enumerate(frames):
         place = f"[{i}]" if len(frames) > 1 else ""
         image = next((one[key] for key in ("image", "file_name", "image_id") if _has(one, key)), None)
         people, names = [], None
-        for k, points in enumerate(_landmarks(one) or []):
+        poses = _landmarks(one)
+        if poses is None:
+            people.append((place, one))
+        for k, points in enumerate(poses or []):
             named = [str(point.get("name", "")) for point in points if isinstance(point, dict)]
             names = named if all(named) else None
             row = {"keypoints": _coordinates(points, "visibility", "score", "presence")}
