@@ -31,6 +31,7 @@ __all__ = [
     "matrix_to_axis_angle",
     "matrix_to_quaternion",
     "matrix_to_rotation_6d",
+    "mirror",
     "quaternion_to_matrix",
     "rotation_6d_to_matrix",
     "to_matrix",
