@@ -1,12 +1,13 @@
 """Damaged and hostile files, given to every reader in child processes: a part of benchmarks/fuzz.py."""
 
+import importlib
 import sys
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-import fuzz
+fuzz = importlib.import_module("fuzz")
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it forks, and reads /proc")
 
