@@ -12,6 +12,8 @@ from agebody import LAYOUTS, SMPLA
 from agebody.measure import stature
 from agebody.metrics import (
     joint_errors,
+    joint_limit_violations,
+    mpjae,
     mpjpe,
     n_mpjpe,
     pa_mpjpe,
@@ -21,6 +23,7 @@ from agebody.metrics import (
     root_of,
     stature_error,
 )
+from agebody.rotations import axis_angle_to_matrix
 
 EXACT = {"rtol": 0, "atol": 1e-12}
 """Of errors around 1 in float64: a few thousand roundings."""
@@ -261,3 +264,21 @@ def test_signed_differences_of_stature_do_not_hide_who_is_too_tall():
     assert stature_error(pred, true).item() == pytest.approx(0.2 / 3)
     relative = stature_error(pred, true, signed=True, relative=True, reduction="none")
     assert relative.tolist() == pytest.approx([0.1 / 1.7, -0.1, 0.0])
+
+
+@pytest.mark.parametrize("pose_format", ["axis_angle", "matrix"])
+def test_angles_between_rotations(pose_format):
+    pred = torch.tensor([[[0.3, 0, 0], [0, 0.1, 0]], [[0, 0, 0], [0, 0, 1]]], dtype=torch.float64)
+    target = torch.zeros(2, 2, 3).double()
+    if pose_format == "matrix":
+        pred, target = (axis_angle_to_matrix(part) for part in (pred, target))
+    found = mpjae(pred, target, pose_format=pose_format, reduction="none")
+    np.testing.assert_allclose(found, [0.2, 0.5], rtol=1e-12)
+
+
+def test_joints_beyond_their_limits():
+    pose = torch.zeros(2, 23, 3).double()
+    pose[1, 3] = torch.tensor([-1.0, 0, 0])  # a knee bent forwards
+    assert joint_limit_violations(pose).item() == pytest.approx(1 / 46)
+    assert joint_limit_violations(pose, tolerance=1.2) == 0
+    assert joint_limit_violations(pose, reduction="none")[1, 3] == 1

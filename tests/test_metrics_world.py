@@ -10,7 +10,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agebody.metrics import acceleration_error, jitter, pa_mpjpe, root_trajectory_error, w_mpjpe, wa_mpjpe
+from agebody.metrics import (
+    acceleration_error,
+    foot_sliding,
+    jitter,
+    mrpe,
+    pa_mpjpe,
+    root_trajectory_error,
+    w_mpjpe,
+    wa_mpjpe,
+)
 
 EXACT = {"rtol": 0, "atol": 1e-11}
 """Of lengths of some metres in float64."""
@@ -243,3 +252,21 @@ def test_wrong_arguments(unchecked):
         ValueError, match=r"weights: expected a shape that broadcasts to \(5, 5\), got \(6, 1\)"
     ):
         wa_mpjpe(pred, target, weights=torch.ones(6, 1))
+
+
+def test_feet_slide_where_the_true_ones_rest():
+    target = torch.zeros(4, 2, 3).double()
+    target[2:, 0, 0] = 0.5  # one foot steps once
+    pred = target.clone()
+    pred[:, :, 2] += 0.003 * torch.arange(4)[:, None]
+    assert foot_sliding(pred, target).item() == pytest.approx(0.003)
+    each = foot_sliding(pred, target, reduction="none")
+    assert each.shape == (3, 2)
+    assert each[1, 0] == 0
+    assert foot_sliding(pred, target + torch.arange(4)[:, None, None]).isnan()
+
+
+def test_roots_are_compared_as_they_are():
+    pred, target = torch.tensor([[[0.0, 0, 3], [1, 1, 1]], [[0, 0, 4], [1, 1, 1]]]).double()
+    assert mrpe(pred, target).item() == 0.5
+    assert mrpe(pred, target, weights=torch.tensor([1.0, 0])).item() == 1

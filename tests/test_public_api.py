@@ -44,8 +44,9 @@ ROOMS = {
         plane_section section_length stature tape_length
     """,
     "metrics": """
-        acceleration_error box_diagonal box_side depth_relations detection_scores head_length jitter
-        joint_errors keypoint_ap match match_keypoints mpckh mpjpe n_mpjpe nmje nmve oks oks_sigmas
+        acceleration_error box_diagonal box_side depth_relations detection_scores foot_sliding
+        head_length jitter joint_errors joint_limit_violations keypoint_ap match match_keypoints
+        mpckh mpjae mpjpe mrpe n_mpjpe nmje nmve oks oks_sigmas
         pa_mpjpe pa_pve pcdr pcdr_by_age pck pck_auc per_joint procrustes procrustes_align pve
         root_of root_trajectory_error stature_error torso_length w_mpjpe wa_mpjpe
     """,

@@ -1,3 +1,4 @@
+# pyright: reportArgumentType=false
 """One rule of weights for all losses and metrics: 0 is left out, and means divide by the sum of weights."""
 
 import inspect
@@ -103,6 +104,12 @@ CASES = {
     "pve": Case(partial(metrics.pve, pred_root=None, target_root=None), pair(4, 5, 3), (4, 5)),
     "pa_pve": Case(metrics.pa_pve, pair(4, 5, 3), (4, 5)),
     "joint_errors": Case(partial(metrics.joint_errors, layout=None, reduction="mean"), pair(4, 5, 3), (4, 5)),
+    "mpjae": Case(partial(metrics.mpjae, pose_format="axis_angle"), pair(4, 5, 3), (4, 5)),
+    "mrpe": Case(metrics.mrpe, pair(4, 3), (4,)),
+    "foot_sliding": Case(partial(metrics.foot_sliding, threshold=9.0), pair(2, 9, 5, 3), (2, 9, 5)),
+    "joint_limit_violations": Case(
+        partial(metrics.joint_limit_violations, tolerance=0.5), {"body_pose": normal(4, 23, 3)}, (4, 23)
+    ),
     "stature_error": Case(metrics.stature_error, pair(4), (4,)),
     "w_mpjpe": Case(partial(metrics.w_mpjpe, segment=4), pair(2, 9, 5, 3), (2, 9, 5)),
     "wa_mpjpe": Case(partial(metrics.wa_mpjpe, segment=4), pair(2, 9, 5, 3), (2, 9, 5)),

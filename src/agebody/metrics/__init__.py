@@ -14,9 +14,27 @@ from agebody.metrics.correctness import (
 )
 from agebody.metrics.depth import depth_relations, pcdr, pcdr_by_age
 from agebody.metrics.matching import detection_scores, match, match_keypoints, nmje, nmve
-from agebody.metrics.pose import joint_errors, mpjpe, n_mpjpe, pa_mpjpe, pa_pve, pve, stature_error
+from agebody.metrics.pose import (
+    joint_errors,
+    joint_limit_violations,
+    mpjae,
+    mpjpe,
+    n_mpjpe,
+    pa_mpjpe,
+    pa_pve,
+    pve,
+    stature_error,
+)
 from agebody.metrics.similarity import oks, oks_sigmas
-from agebody.metrics.world import acceleration_error, jitter, root_trajectory_error, w_mpjpe, wa_mpjpe
+from agebody.metrics.world import (
+    acceleration_error,
+    foot_sliding,
+    jitter,
+    mrpe,
+    root_trajectory_error,
+    w_mpjpe,
+    wa_mpjpe,
+)
 
 __all__ = [
     "acceleration_error",
@@ -24,14 +42,18 @@ __all__ = [
     "box_side",
     "depth_relations",
     "detection_scores",
+    "foot_sliding",
     "head_length",
     "jitter",
     "joint_errors",
+    "joint_limit_violations",
     "keypoint_ap",
     "match",
     "match_keypoints",
     "mpckh",
+    "mpjae",
     "mpjpe",
+    "mrpe",
     "n_mpjpe",
     "nmje",
     "nmve",

@@ -17,13 +17,17 @@ from agebody.checks import (
     Weights,
     apply_mask,
     at_least_float32,
+    expand_weights,
     expect,
     expect_pair,
     safe_norm,
 )
 from agebody.keypoints import KeypointLayout
+from agebody.losses.limits import JointLimits, joint_limits_excess
+from agebody.losses.parameters import rotation_angle, visible_matrices
 from agebody.metrics.alignment import best_scale, procrustes_align, read_points, root_points
 from agebody.metrics.record import METRICS, Errors, metric
+from agebody.rotations import PoseFormat
 
 Layout = str | KeypointLayout | None
 Root = Sequence[str] | Sequence[int] | None
@@ -192,6 +196,61 @@ def stature_error(
     if relative:
         errors = errors / (target if weights is None else torch.where(weights != 0, target, 1))
     return Errors(errors, weights)
+
+
+@metric("person", options=("pose_format",), unit="rad")
+def mpjae(
+    pred: Float[Tensor, "*pred_shape"],
+    target: Float[Tensor, "*target_shape"],
+    *,
+    pose_format: PoseFormat = "matrix",
+    weights: Weights = None,
+    reduction: Reduction = "mean",
+) -> Errors:
+    """Return the mean per-joint angular error (MPJAE): the angle between predicted and true rotations [rad].
+
+    Args:
+        pred: (*batch, J, 3, 3) rotations, or what the format says; of the joints to their parents, or, as in
+            the 3DPW challenge, to the camera.
+        target: (*batch, J, 3, 3) true rotations.
+        pose_format: format of both.
+        weights: confidences or a mask, broadcast to (*batch, J).
+        reduction: over people.
+
+    Source: von Marcard et al., Recovering accurate 3D human pose in the wild, ECCV 2018.
+    """
+    first = visible_matrices("pred", pred, pose_format, weights)
+    second = visible_matrices("target", target, pose_format, weights)
+    if first.dim() < 3 or second.shape != first.shape:
+        raise ValueError(
+            f"target: expected joints as in pred, {tuple(pred.shape)}, got {tuple(target.shape)}"
+        )
+    angles = rotation_angle(first, second)
+    return mean_over_points(angles, expand_weights(weights, angles.shape))
+
+
+@metric("joint", options=("pose_format", "tolerance"), unit="1")
+def joint_limit_violations(
+    body_pose: Float[Tensor, "*pose"],
+    limits: JointLimits | None = None,
+    *,
+    pose_format: PoseFormat = "axis_angle",
+    tolerance: float = 0.0,
+    weights: Weights = None,
+    reduction: Reduction = "mean",
+) -> Errors:
+    """Return the share of joints that are beyond their range of motion.
+
+    Args:
+        body_pose: (*batch, J, 3) rotations, or what the format says.
+        limits: of the J joints, from `agebody.losses.joint_limits`; those of SMPL's 23 for adults if None.
+        pose_format: format of the pose.
+        tolerance: by how much an angle may exceed its limit [rad].
+        weights: (*batch, J), which joints count.
+        reduction: over joints.
+    """
+    excess = joint_limits_excess(body_pose, limits, pose_format=pose_format, weights=weights)
+    return Errors((excess.abs().amax(-1) > tolerance).to(excess.dtype), weights)
 
 
 def mean_over_points(distances: Float[Tensor, "*batch K"], weights: Tensor | None) -> Errors:

@@ -101,6 +101,58 @@ def root_trajectory_error(
     return Errors(distances / path, weights)
 
 
+@metric("person")
+def mrpe(
+    pred: Float[Tensor, "*batch 3"],
+    target: Float[Tensor, "*batch 3"],
+    *,
+    weights: Weights = None,
+    reduction: Reduction = "mean",
+) -> Errors:
+    """Return the mean root position error (MRPE): the distance of the root in camera coordinates, unaligned.
+
+    Args:
+        pred: predicted root positions.
+        target: true root positions.
+        weights: broadcast to (*batch).
+        reduction: over people.
+
+    Source: Moon et al., Camera distance-aware top-down approach for 3D multi-person pose estimation, ICCV
+        2019.
+    """
+    pred, target, weights = read_points(pred, target, weights, 0)
+    return Errors(point_distances(pred, target, weights), weights)
+
+
+@metric("joint", options=("threshold",))
+def foot_sliding(
+    pred: Float[Tensor, "*batch T K 3"],
+    target: Float[Tensor, "*batch T K 3"],
+    *,
+    threshold: float = 0.01,
+    weights: Weights = None,
+    reduction: Reduction = "mean",
+) -> Errors:
+    """Return by how much points of the feet move from frame to frame while the true ones rest.
+
+    Args:
+        pred: predicted points of the feet, in the world.
+        target: true points.
+        threshold: a true point rests if it moves less from frame to frame.
+        weights: broadcast to (*batch, T, K). Two frames weigh their product.
+        reduction: over the T - 1 steps of all points that rest.
+
+    Source: Shin et al., WHAM, CVPR 2024, with four vertices of the soles.
+    """
+    pred, target, weights = read_points(pred, target, weights, 2)
+    moved, true = (safe_norm(apply_mask(x, weights, 1).diff(dim=-3)) for x in (pred, target))
+    rests = (true < threshold).to(moved.dtype)
+    if weights is not None:
+        given = weights.to(moved.dtype)
+        rests = rests * given[..., 1:, :] * given[..., :-1, :]
+    return Errors(moved, rests)
+
+
 @metric("frame", options=("fps",), unit="m/frame²")
 def acceleration_error(
     pred: Float[Tensor, "*batch T K 3"],
