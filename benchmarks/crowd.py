@@ -155,9 +155,9 @@ def _pose(body, years, there, sex, height, places, angles, heading, curve) -> Tr
             (posed.joints[:, 0], points, posed.vertices[:, soles], *mask_depths(nearest, each, masks))
         )
     root, points, feet, *depths = (torch.stack(part) for part in zip(*parts, strict=True))
-    seen = torch.from_numpy(there) & (
-        depths[-1] >= WIDTH * HEIGHT / 400
-    )  # DTO's code requires as many pixels
+    measured = MaskDepths(*depths)
+    # DTO's code requires as many pixels.
+    seen = torch.from_numpy(there) & (measured.pixels >= WIDTH * HEIGHT / 400)
     height = rest_height(body, people.betas, people.age_offset)
     shape = there.shape
     return Truth(
@@ -169,7 +169,7 @@ def _pose(body, years, there, sex, height, places, angles, heading, curve) -> Tr
         root,
         points,
         feet,
-        MaskDepths(*depths),
+        measured,
     )
 
 
