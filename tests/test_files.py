@@ -70,7 +70,7 @@ WRITERS = {
     ),
     "new files": (write_files, {}, {"a/x": NEW, "a/in/y": NEW}),
 }
-CALLS = ("replace", "rename", "link", "fsync", "mkdir", "chmod", "open", "scandir")
+CALLS = ("replace", "rename", "link", "fsync", "mkdir", "chmod", "open", "scandir", "sendfile", "write")
 
 
 def prepare(place, old):
