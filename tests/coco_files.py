@@ -1,4 +1,3 @@
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
 """Made-up COCO keypoint files with everything that makes their evaluation hard."""
 
 import contextlib

@@ -3,8 +3,6 @@
 Each `write_*` function returns the arrays that a reader should find, under SMPL's entry names.
 """
 
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
-
 from __future__ import annotations
 
 import io

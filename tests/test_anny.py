@@ -1,7 +1,5 @@
 """The free body: mesh, ages, shapes, cache, and its distance from Anny itself."""
 
-# pyright: reportArgumentType=false, reportOptionalIterable=false, reportOptionalMemberAccess=false
-
 import os
 import sys
 import warnings

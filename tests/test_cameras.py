@@ -1,7 +1,5 @@
 """The camera and its lens, against formulas written again in NumPy."""
 
-# pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
-
 import math
 import re
 

@@ -1,4 +1,3 @@
-# pyright: reportArgumentType=false
 """Triangles that meet, winding numbers, depths of penetration: against exact arithmetic and known solids."""
 
 import math

@@ -1,8 +1,5 @@
 """The names of smplx compared with smplx itself, on random bodies of SMPL's size."""
 
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportAssignmentType=false
-# pyright: reportOptionalMemberAccess=false, reportCallIssue=false
-
 import contextlib
 import copy
 import dataclasses

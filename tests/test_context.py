@@ -1,4 +1,3 @@
-# pyright: reportArgumentType=false, reportCallIssue=false
 """Every public function under autocast, inference, tracing, other default types, 16 bits and mixed types.
 
 The numbers are those of a plain call in float32, or the call is refused in one line that names the argument.

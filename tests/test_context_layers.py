@@ -1,7 +1,5 @@
 """Layers under other devices, default types, 16-bit networks and tracing: the same numbers, or an error."""
 
-# pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
-
 import copy
 import io
 

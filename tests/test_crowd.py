@@ -1,4 +1,3 @@
-# pyright: reportArgumentType=false, reportCallIssue=false, reportPossiblyUnboundVariable=false
 """People of one image in one space: placement against its formula, its guards, rescaling, refinement."""
 
 import importlib

@@ -1,4 +1,3 @@
-# pyright: reportArgumentType=false
 """Tables from files: their numbers are those of the functions; wrong files are named in one line."""
 
 import json

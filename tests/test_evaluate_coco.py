@@ -1,4 +1,3 @@
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
 """AP of files whose fields are as other people write them: equal to pycocotools' if it takes the file."""
 
 import copy

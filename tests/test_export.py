@@ -1,5 +1,3 @@
-# pyright: reportAttributeAccessIssue=false
-
 import json
 import os
 

@@ -1,7 +1,5 @@
 """Saving and loading are exact, atomic and fast; smplx loads the exported files."""
 
-# pyright: reportArgumentType=false, reportPossiblyUnboundVariable=false, reportAttributeAccessIssue=false
-
 import contextlib
 import hashlib
 import json

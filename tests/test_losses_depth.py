@@ -1,4 +1,3 @@
-# pyright: reportArgumentType=false
 import itertools
 import math
 from functools import partial

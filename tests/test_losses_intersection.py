@@ -1,4 +1,3 @@
-# pyright: reportArgumentType=false, reportOptionalMemberAccess=false, reportPossiblyUnboundVariable=false
 """Losses of bodies in themselves or one another: values by hand, gradients by differences, descent."""
 
 import itertools

@@ -1,4 +1,3 @@
-# pyright: reportOptionalSubscript=false
 """Objectives: sums of named terms; the published ones against their formulas, person by person."""
 
 import math

@@ -1,4 +1,3 @@
-# pyright: reportOptionalSubscript=false
 """Depth relations against a loop over pairs, written from the definition."""
 
 from itertools import combinations

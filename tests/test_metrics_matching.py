@@ -1,4 +1,3 @@
-# pyright: reportArgumentType=false
 """Assignments against all assignments there are, and against the published way, walked through literally."""
 
 from itertools import permutations

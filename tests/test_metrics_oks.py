@@ -1,4 +1,3 @@
-# pyright: reportArgumentType=false
 """OKS against its formula, and AP and AR against COCO's own evaluation, number by number."""
 
 import math

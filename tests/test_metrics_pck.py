@@ -1,4 +1,3 @@
-# pyright: reportArgumentType=false
 import numpy as np
 import pytest
 import torch

@@ -1,4 +1,3 @@
-# pyright: reportArgumentType=false, reportCallIssue=false
 """Errors of pose against a loop in NumPy, and what they must not depend on."""
 
 import numpy as np

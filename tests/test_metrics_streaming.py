@@ -1,4 +1,3 @@
-# pyright: reportArgumentType=false, reportPrivateImportUsage=false
 """Accumulators: whatever the batches and processes, the number is that of everything at once."""
 
 import copy

@@ -1,4 +1,3 @@
-# pyright: reportArgumentType=false, reportAssignmentType=false, reportAttributeAccessIssue=false
 """Errors of motion against a loop in NumPy, and motions whose derivatives are known."""
 
 from itertools import pairwise

@@ -1,8 +1,5 @@
 """Every published file format is read completely and exactly; other files are recognised and refused."""
 
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportOptionalSubscript=false
-# pyright: reportOptionalMemberAccess=false
-
 import contextlib
 import io
 import os

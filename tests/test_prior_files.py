@@ -1,7 +1,5 @@
 """Pose priors as files: SMPLify's and SMIL's are read without running them, ours are read back exactly."""
 
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
-
 import contextlib
 import json
 import os

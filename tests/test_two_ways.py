@@ -1,4 +1,3 @@
-# pyright: reportArgumentType=false, reportCallIssue=false
 """Two functions that promise the same number give it: under translation, rotation, regressors of any scale, a
 switch to an infant, both precisions, and every pose format."""
 

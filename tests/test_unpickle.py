@@ -1,7 +1,5 @@
 """The unpickler returns the values of body files, and never runs, imports or hangs on anything."""
 
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
-
 import builtins
 import copyreg
 import os

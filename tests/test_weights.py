@@ -1,4 +1,3 @@
-# pyright: reportArgumentType=false
 """One rule of weights for all losses and metrics: 0 is left out, and means divide by the sum of weights."""
 
 import inspect
