@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import math
-import pickletools
 import re
 from collections.abc import Callable
 from itertools import chain
@@ -20,86 +19,14 @@ import numpy as np
 from scipy import sparse
 
 from agebody.assets.asset import AssetError, check_indices
+from agebody.assets.opcodes import Global, Machine, Record, checked_keys, kind_of
 
-MAX_OPCODES = 1_000_000  # an official file has hundreds; each can cost a hundred bytes of memory
 MAX_DEPTH = 32
 MAX_SIZE = 2**31
 """Largest size in a shape, and largest number of entries."""
-
-
-class _Global(NamedTuple):
-    kind: str
-
-
-_GLOBALS = {
-    "chumpy.ch Ch": _Global("chumpy"),
-    "chumpy.reordering Select": _Global("select"),
-    "numpy ndarray": _Global("ndarray"),
-    "numpy dtype": _Global("dtype"),
-    "_codecs encode": _Global("encode"),
-    "collections OrderedDict": _Global("mapping"),
-    "types SimpleNamespace": _Global("attributes"),
-    "argparse Namespace": _Global("attributes"),
-    "torch Size": _Global("size"),
-    "torch._utils _rebuild_tensor": _Global("tensor"),
-    "torch._utils _rebuild_tensor_v2": _Global("tensor"),
-    "torch._utils _rebuild_tensor_v3": _Global("tensor"),
-    "torch._utils _rebuild_parameter": _Global("parameter"),
-}
-for _name in ("set", "object", "dict"):
-    _GLOBALS |= {f"{module} {_name}": _Global(_name) for module in ("builtins", "__builtin__")}
-_GLOBALS |= {f"{module} _reconstructor": _Global("reconstructor") for module in ("copyreg", "copy_reg")}
-for _package in ("numpy.core", "numpy._core"):
-    _GLOBALS[f"{_package}.multiarray _reconstruct"] = _Global("reconstruct")
-    _GLOBALS[f"{_package}.multiarray scalar"] = _Global("scalar")
-    _GLOBALS[f"{_package}.numeric _frombuffer"] = _Global("buffer")
-_SPARSE = ("csc", "csr", "coo", "bsr", "dia", "lil", "dok")
-for _format in _SPARSE:
-    for _module in (f"scipy.sparse.{_format}", f"scipy.sparse._{_format}"):
-        _GLOBALS |= {f"{_module} {_format}_{kind}": _Global(_format) for kind in ("matrix", "array")}
-_STORAGES = {
-    "Float": "f4", "Double": "f8", "Half": "f2", "BFloat16": "bf16", "Bool": "b1", "Byte": "u1",
-    "Char": "i1", "Short": "i2", "Int": "i4", "Long": "i8", "Untyped": "u1",
-}  # fmt: skip
-for _name, _code in _STORAGES.items():
-    for _module in ("torch", "torch.cuda", "torch.storage"):
-        _GLOBALS[f"{_module} {_name}Storage"] = _Global(f"storage {_code}")
-
-_GLOBALS |= {f"torch uint{bits}": _Global(f"number <u{bits // 8}") for bits in (16, 32, 64)}
-
-_ANYWHERE = (" Mahalanobis", " Struct")
-"""Classes of attributes, in any module: SMIL's pose prior, whose module is the script that wrote the file,
-and smplx's container of a model's arrays."""
-_ELSEWHERE = {
-    "joblib.": "this is a joblib file; read it with joblib.load and save its arrays as .npz",
-    "torch.storage _load_from_bytes": "this holds torch tensors in Python's own pickle; save them with "
-    "torch.save, or as arrays in an .npz file",
-}
-_OBJECTS = ("chumpy", "select", "attributes", *_SPARSE)
 DTYPE_CODE = re.compile(r"b1|[iu][1248]|f[248]|c8|c16|[SU][1-9]\d{0,5}")
 """The dtypes of plain numbers and text."""
 _BYTE_ORDERS = ("<", ">", "|", "=")
-
-_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-_EMPTY = {"EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "EMPTY_DICT": dict, "EMPTY_SET": set}
-_LITERAL_OPCODES = """
-INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING BINBYTES
-SHORT_BINBYTES BINBYTES8 BYTEARRAY8 UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8
-"""
-_LITERALS = frozenset(_LITERAL_OPCODES.split())
-_OUTSIDE = "keeps its arrays outside the file (out-of-band buffers); write it without buffer_callback"
-_REFUSED = {"NEXT_BUFFER": _OUTSIDE, "READONLY_BUFFER": _OUTSIDE}
-
-
-class _Record:
-    """The description of one object in a file: its kind, the arguments of its constructor, and its state."""
-
-    __slots__ = ("args", "kind", "state")
-
-    def __init__(self, kind: str, args: tuple[Any, ...] = ()) -> None:
-        self.kind = kind
-        self.args = args
-        self.state: Any = None
 
 
 def loads(data: bytes) -> Any:
@@ -153,7 +80,7 @@ class Parsed(NamedTuple):
 
 def parse(stream: io.BytesIO) -> Parsed:
     """Read one pickle from a stream, up to its end."""
-    machine = _Machine()
+    machine = Machine()
     return Parsed(machine.run(stream), machine.storages)
 
 
@@ -163,216 +90,6 @@ def _no_storage(key: str) -> bytes:
 
 def _item_size(code: str) -> int:
     return 2 if code == "bf16" else np.dtype(code).itemsize
-
-
-class _Machine:
-    """The stack machine of the pickle format, which records calls instead of making them."""
-
-    def __init__(self) -> None:
-        self.stack: list[Any] = []
-        self.outer: list[list[Any]] = []
-        self.memo: dict[int, Any] = {}
-        self.storages: dict[str, tuple[str, int]] = {}
-
-    def run(self, stream: io.BytesIO) -> Any:
-        opcodes = pickletools.genops(stream)
-        for _ in range(MAX_OPCODES):
-            try:
-                opcode, arg, _position = next(opcodes)
-            except (ValueError, OverflowError, DeprecationWarning) as error:  # the last for "\\K" in old text
-                raise AssetError(f"damaged or truncated pickle ({error}); download the file again") from error
-            if opcode.name == "STOP":
-                return self.pop()
-            self.step(opcode.name, arg)
-        raise AssetError(f"a pickle of more than {MAX_OPCODES} steps; a body file has some hundreds")
-
-    def pop(self) -> Any:
-        if not self.stack:
-            raise AssetError("damaged pickle (a value is missing); download the file again")
-        return self.stack.pop()
-
-    def top(self, kind: type) -> Any:
-        if not self.stack or type(self.stack[-1]) is not kind:
-            raise AssetError(f"damaged pickle (a {kind.__name__} is missing); download the file again")
-        return self.stack[-1]
-
-    def since_mark(self) -> list[Any]:
-        if not self.outer:
-            raise AssetError("damaged pickle (a mark is missing); download the file again")
-        items, self.stack = self.stack, self.outer.pop()
-        return items
-
-    def step(self, name: str, arg: Any) -> None:
-        stack = self.stack
-        match name:
-            case "PROTO" | "FRAME":
-                pass
-            case _ if name in _LITERALS:
-                stack.append(arg)
-            case _ if name in _CONSTANTS:
-                stack.append(_CONSTANTS[name])
-            case "MARK":
-                self.outer.append(stack)
-                self.stack = []
-            case "POP" if stack:
-                stack.pop()
-            case "POP" | "POP_MARK":
-                self.since_mark()
-            case "DUP":
-                stack.append(self.pop())
-                stack.append(stack[-1])
-            case "PUT" | "BINPUT" | "LONG_BINPUT" | "MEMOIZE":
-                value = self.pop()
-                stack.append(value)
-                place = len(self.memo) if arg is None else arg
-                if not 0 <= place < 2**32:  # larger ones can be made to collide as keys of the memo
-                    raise AssetError("damaged pickle (a place in its memo); download the file again")
-                self.memo[place] = value
-            case "GET" | "BINGET" | "LONG_BINGET":
-                if arg not in self.memo:
-                    raise AssetError("damaged pickle (a reference to nothing); download the file again")
-                stack.append(self.memo[arg])
-            case _ if name in _EMPTY:
-                stack.append(_EMPTY[name]())
-            case "LIST" | "TUPLE" | "FROZENSET":
-                items = self.since_mark()
-                self.stack.append({"LIST": list, "TUPLE": tuple, "FROZENSET": _keys}[name](items))
-            case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                items = [self.pop() for _ in range(int(name[-1]))]
-                stack.append(tuple(reversed(items)))
-            case "DICT":
-                items = self.since_mark()
-                self.stack.append({})
-                self.set_items(items)
-            case "APPEND":
-                value = self.pop()
-                self.top(list).append(value)
-            case "APPENDS":
-                items = self.since_mark()
-                self.top(list).extend(items)
-            case "ADDITEMS":
-                items = self.since_mark()
-                self.top(set).update(_keys(items))
-            case "SETITEM":
-                value, key = self.pop(), self.pop()
-                self.set_items([key, value])
-            case "SETITEMS":
-                items = self.since_mark()
-                self.set_items(items)
-            case "GLOBAL":
-                stack.append(_admitted(arg))
-            case "STACK_GLOBAL":
-                attribute, module = self.pop(), self.pop()
-                if not (isinstance(attribute, str) and isinstance(module, str)):
-                    raise AssetError("damaged pickle (a name is missing); download the file again")
-                stack.append(_admitted(f"{module} {attribute}"))
-            case "BINPERSID":
-                stack.append(self.storage(self.pop()))
-            case "REDUCE":
-                args, function = self.pop(), self.pop()
-                stack.append(_reduce(function, args))
-            case "NEWOBJ":
-                args, cls = self.pop(), self.pop()
-                stack.append(_new(cls, args == ()))
-            case "BUILD":
-                state = self.pop()
-                record = self.top(_Record)
-                if record.state is not None:
-                    raise AssetError(f"damaged pickle (a second state for a {record.kind})")
-                record.state = state
-            case _:
-                why = _REFUSED.get(name, f"uses {name}, which no body file needs; it was not opened")
-                raise AssetError(f"the pickle {why}")
-
-    def storage(self, name: Any) -> _Record:
-        """Return the storage that a tensor of a torch file names."""
-        match name:
-            case ("storage", _Global(kind), str() as key, str(), int() as count, *_) if count >= 0:
-                code = kind.removeprefix("storage ")
-                if code != kind and self.storages.setdefault(key, (code, count)) == (code, count):
-                    return _Record("storage", (key, code, count))
-        raise AssetError("the pickle names a storage as no torch file does; it was not opened")
-
-    def set_items(self, items: list[Any]) -> None:
-        target = self.top(dict)
-        if len(items) % 2:
-            raise AssetError("damaged pickle (a key without a value); download the file again")
-        _keys(items[::2])
-        target.update(zip(items[::2], items[1::2], strict=True))
-
-
-def _keys(items: list[Any]) -> set[Any]:
-    """Return the items as a set: hashing anything but text and small numbers could take forever.
-
-    Integers from 2^61 on, and floats, can be chosen to collide. A pair is a place in a SciPy dok matrix.
-    """
-    for item in items:
-        for part in item if isinstance(item, tuple) and len(item) == 2 else (item,):
-            small = isinstance(part, int) and abs(part) < 2**60
-            place = item is not part and isinstance(part, _Record)
-            if not (small or place or isinstance(part, (str, bytes))):
-                what = "number" if isinstance(part, (int, float)) else _what(part)
-                raise AssetError(f"the pickle has a {what} as a key; expected text or a whole number")
-    return set(items)
-
-
-def _what(value: Any) -> str:
-    return value.kind if isinstance(value, (_Global, _Record)) else type(value).__name__
-
-
-def _admitted(name: str) -> _Global:
-    if name.endswith(_ANYWHERE):
-        return _Global("attributes")
-    if name not in _GLOBALS:
-        for start, advice in _ELSEWHERE.items():
-            if name.startswith(start):
-                raise AssetError(advice)
-        shown = name if len(name) <= 100 else name[:100] + "..."
-        raise AssetError(
-            f"the pickle names {shown.replace(' ', '.', 1)!r}, which no body file needs; nothing was run. "
-            "If you trust the file, save its arrays as .npz with the tool that wrote it"
-        )
-    return _GLOBALS[name]
-
-
-def _reduce(function: Any, args: Any) -> Any:
-    match function, args:
-        case _Global("set"), ([*_],):
-            return _Record("set", tuple(args))
-        case _Global("mapping" | "attributes" as kind), ():
-            return {} if kind == "mapping" else _Record(kind)
-        case _Global("mapping"), ([*pairs],) if all(
-            isinstance(p, (list, tuple)) and len(p) == 2 for p in pairs
-        ):
-            _keys([pair[0] for pair in pairs])
-            return dict(pairs)
-        case _Global("buffer"), (_, _Record(kind="dtype"), _, str(), *_):
-            return _Record("buffer", tuple(args))
-        case _Global("tensor"), (_Record(kind="storage"), int(), _, _, *_):
-            return _Record("tensor", tuple(args))
-        case _Global("parameter"), (_Record(kind="tensor") as tensor, *_):
-            return tensor
-        case _Global("size"), (tuple() as size,):
-            return size
-        case _Global("encode"), (str(), "latin1" | "latin-1"):
-            return _Record("bytes", tuple(args))
-        case _Global("reconstruct"), (_Global("ndarray"), _, _):
-            return _Record("ndarray")
-        case _Global("dtype"), (str() | bytes(), *_):
-            return _Record("dtype", tuple(args))
-        case _Global("scalar"), (_Record(kind="dtype"), _):
-            return _Record("scalar", tuple(args))
-        case _Global("reconstructor"), (cls, _Global("object"), None):
-            return _new(cls, True)
-        case _Global("reconstructor"), (_Global("dok"), _Global("dict"), dict() as places):
-            return _Record("dok", (places,))
-    raise AssetError(f"the pickle calls {_what(function)} as no body file does; it was not opened")
-
-
-def _new(cls: Any, plain: bool) -> _Record:
-    if not (plain and isinstance(cls, _Global) and cls.kind in _OBJECTS):
-        raise AssetError(f"the pickle makes a {_what(cls)} as no body file does; it was not opened")
-    return _Record(cls.kind)
 
 
 class _Resolver:
@@ -388,9 +105,9 @@ class _Resolver:
         self.open: set[int] = set()
 
     def plain(self, value: Any) -> Any:
-        if isinstance(value, _Global):
+        if isinstance(value, Global):
             raise AssetError(f"the pickle has a bare {value.kind} where a value was expected")
-        if not isinstance(value, (dict, list, tuple, _Record)):
+        if not isinstance(value, (dict, list, tuple, Record)):
             return value
         key = id(value)
         if key in self.done:
@@ -421,29 +138,31 @@ class _Resolver:
         if self.budget < 0:
             raise AssetError("the pickle unfolds into many times its own size; it was not opened")
 
-    def set(self, record: _Record) -> set[Any]:
+    def set(self, record: Record) -> set[Any]:
         (items,) = record.args
         self.spend(64 * len(items))
-        return _keys(items)
+        return checked_keys(items)
 
-    def bytes(self, record: _Record) -> bytes:
+    def bytes(self, record: Record) -> bytes:
         return self.raw(record.args[0])
 
     def raw(self, content: Any) -> bytes:
         """Return bytes: those of Python 3, or the latin-1 text that stands for bytes of Python 2."""
-        if isinstance(content, _Record) and content.kind == "bytes":
+        if isinstance(content, Record) and content.kind == "bytes":
             return self.plain(content)
         if isinstance(content, (bytes, bytearray)):
             return bytes(content) if isinstance(content, bytearray) else content
         if not isinstance(content, str):
-            raise AssetError(f"the pickle holds an array whose content is a {_what(content)}; expected bytes")
+            raise AssetError(
+                f"the pickle holds an array whose content is a {kind_of(content)}; expected bytes"
+            )
         self.spend(len(content))
         try:
             return content.encode("latin-1")
         except UnicodeEncodeError as error:
             raise AssetError(f"damaged pickle ({error}); download the file again") from error
 
-    def dtype(self, record: _Record) -> np.dtype:
+    def dtype(self, record: Record) -> np.dtype:
         code = _text(record.args[0])
         if re.fullmatch("O[48]?", code):
             return np.dtype(object)
@@ -456,9 +175,9 @@ class _Resolver:
                 return np.dtype(code).newbyteorder(_text(order))  # pyright: ignore[reportArgumentType]
         raise AssetError("the pickle holds a structured array; expected plain numbers")
 
-    def ndarray(self, record: _Record) -> Any:
+    def ndarray(self, record: Record) -> Any:
         match record.state:
-            case (int(), shape, _Record(kind="dtype") as kind, fortran, content):
+            case (int(), shape, Record(kind="dtype") as kind, fortran, content):
                 dtype = self.plain(kind)
             case _:
                 raise AssetError("the pickle holds an array without numbers")
@@ -466,7 +185,7 @@ class _Resolver:
             return self.objects(_shape(self.plain(shape)), content)
         return self.filled(self.raw(content), dtype, shape, "F" if fortran is True else "C")
 
-    def buffer(self, record: _Record) -> np.ndarray:
+    def buffer(self, record: Record) -> np.ndarray:
         """Return an array of pickle protocol 5, which NumPy 2.3 can write with its axes in another order."""
         content, kind, shape, order, *axes = record.args
         dtype = self.plain(kind)
@@ -500,7 +219,7 @@ class _Resolver:
         items = self.plain(content)
         return items[0] if shape == () else items
 
-    def storage(self, record: _Record) -> np.ndarray:
+    def storage(self, record: Record) -> np.ndarray:
         """Return the numbers of a storage of a torch file, bfloat16 as float32."""
         key, code, count = record.args
         raw = self.read_storage(key)
@@ -511,10 +230,10 @@ class _Resolver:
         self.spend(2 * len(raw))
         return (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
 
-    def tensor(self, record: _Record) -> np.ndarray:
+    def tensor(self, record: Record) -> np.ndarray:
         storage, offset, size, stride, *others = record.args
         values, shape, strides = self.plain(storage), _shape(self.plain(size)), _sizes(self.plain(stride))
-        if others and isinstance(others[-1], _Global):  # of bytes, with the type of the numbers
+        if others and isinstance(others[-1], Global):  # of bytes, with the type of the numbers
             code = others[-1].kind.removeprefix("number ")
             if code == others[-1].kind or len(values) % np.dtype(code).itemsize:
                 raise AssetError("damaged torch file (the type of a tensor); download the file again")
@@ -529,17 +248,17 @@ class _Resolver:
         view = np.lib.stride_tricks.as_strided(values[offset:], shape, steps, writeable=False)
         return np.ascontiguousarray(view).reshape(shape)  # which makes one row of a single number
 
-    def scalar(self, record: _Record) -> Any:
+    def scalar(self, record: Record) -> Any:
         kind, content = record.args
         dtype, raw = self.plain(kind), self.raw(content)
         if dtype.kind == "U" or len(raw) != dtype.itemsize:
             raise AssetError("the pickle holds a number whose bytes do not fit its dtype")
         return np.ndarray((), dtype, raw)[()]
 
-    def chumpy(self, record: _Record) -> np.ndarray:
+    def chumpy(self, record: Record) -> np.ndarray:
         return self.array(record, "x")
 
-    def select(self, record: _Record) -> np.ndarray:
+    def select(self, record: Record) -> np.ndarray:
         values = self.array(record, "a").ravel()
         indices = self.array(record, "idxs").ravel()
         shape = _shape(self.state(record, "preferred_shape"))
@@ -549,16 +268,16 @@ class _Resolver:
         self.spend(indices.size * values.itemsize)
         return values[indices].reshape(shape)
 
-    def attributes(self, record: _Record) -> dict[str, Any]:
+    def attributes(self, record: Record) -> dict[str, Any]:
         return {self.key(name): self.plain(value) for name, value in self.fields(record).items()}
 
-    def csc(self, record: _Record) -> sparse.csr_array:
+    def csc(self, record: Record) -> sparse.csr_array:
         return self.compressed(record, sparse.csc_array, axis=1)
 
-    def csr(self, record: _Record) -> sparse.csr_array:
+    def csr(self, record: Record) -> sparse.csr_array:
         return self.compressed(record, sparse.csr_array, axis=0)
 
-    def compressed(self, record: _Record, cls: Any, *, axis: int) -> sparse.csr_array:
+    def compressed(self, record: Record, cls: Any, *, axis: int) -> sparse.csr_array:
         shape = self.matrix_shape(record)
         data, indices, indptr = (self.array(record, key) for key in ("data", "indices", "indptr"))
         check_indices("indices of a sparse matrix", indices, shape[1 - axis])
@@ -577,7 +296,7 @@ class _Resolver:
         self.spend(data.nbytes + 8 * len(data) + 8 * shape[0])
         return sparse.csr_array(cls((data, indices, indptr), shape=shape))
 
-    def coo(self, record: _Record) -> sparse.csr_array:
+    def coo(self, record: Record) -> sparse.csr_array:
         shape = self.matrix_shape(record)
         if "coords" in self.fields(record):
             coords = self.state(record, "coords")
@@ -593,7 +312,7 @@ class _Resolver:
         self.spend(data.nbytes + 8 * len(data) + 8 * shape[0])
         return sparse.csr_array(sparse.coo_array((data, (row, column)), shape=shape))
 
-    def bsr(self, record: _Record) -> sparse.csr_array:
+    def bsr(self, record: Record) -> sparse.csr_array:
         """Return a matrix of dense blocks, from the places of its blocks in compressed rows."""
         shape, blocks = self.matrix_shape(record), self.array(record, "data")
         if (
@@ -604,7 +323,7 @@ class _Resolver:
             raise AssetError(f"a sparse matrix of shape {shape} cannot have blocks of {blocks.shape}")
         rows, columns = blocks.shape[1:]
         index = np.arange(len(blocks), dtype=np.int32)
-        outer = _Record("bsr")
+        outer = Record("bsr")
         outer.state = {**record.state, "data": index, "_shape": (shape[0] // rows, shape[1] // columns)}
         place = self.compressed(outer, sparse.csr_array, axis=0).tocoo()
         self.spend(blocks.size * (blocks.itemsize + 16))
@@ -614,7 +333,7 @@ class _Resolver:
         order = np.asarray(place.data, np.int64)
         return sparse.csr_array((blocks[order].ravel(), (row, column)), shape=shape)
 
-    def dia(self, record: _Record) -> sparse.csr_array:
+    def dia(self, record: Record) -> sparse.csr_array:
         """Return a matrix of diagonals: entry (j - offset, j) is ``data[k, j]`` of the k-th offset."""
         shape, data, offsets = (
             self.matrix_shape(record), self.array(record, "data"), self.array(record, "offsets"),
@@ -627,7 +346,7 @@ class _Resolver:
         inside = (row >= 0) & (row < shape[0]) & (column < shape[1])
         return sparse.csr_array((data[inside], (row[inside], column[inside])), shape=shape)
 
-    def lil(self, record: _Record) -> sparse.csr_array:
+    def lil(self, record: Record) -> sparse.csr_array:
         """Return a matrix of one list of columns and one of values per row."""
         shape = self.matrix_shape(record, values=False)
         columns, values = self.state(record, "rows"), self.state(record, "data")
@@ -640,7 +359,7 @@ class _Resolver:
         row = [i for i, entries in enumerate(columns) for _ in entries]
         return self.scattered(shape, list(chain(*values)), row, list(chain(*columns)))
 
-    def dok(self, record: _Record) -> sparse.csr_array:
+    def dok(self, record: Record) -> sparse.csr_array:
         """Return a matrix of places, each a pair of row and column, with their values."""
         shape = self.matrix_shape(record, values=False)
         former = record.args and "_dict" not in self.fields(record)
@@ -665,24 +384,24 @@ class _Resolver:
         self.spend(24 * len(data) + 8 * shape[0])
         return sparse.csr_array(sparse.coo_array((data, (places[0], places[1])), shape=shape))
 
-    def fields(self, record: _Record) -> dict[Any, Any]:
+    def fields(self, record: Record) -> dict[Any, Any]:
         if not isinstance(record.state, dict):
             raise AssetError(f"the pickle holds a {record.kind} object without its content")
         return record.state
 
-    def state(self, record: _Record, key: str) -> Any:
+    def state(self, record: Record, key: str) -> Any:
         if key not in self.fields(record):
             raise AssetError(f"the pickle holds a {record.kind} object without its {key!r}")
         return self.plain(record.state[key])
 
-    def array(self, record: _Record, key: str) -> np.ndarray:
+    def array(self, record: Record, key: str) -> np.ndarray:
         value = self.state(record, key)
         if not isinstance(value, np.ndarray):
             kind = type(value).__name__
             raise AssetError(f"{key!r} of a {record.kind} object: expected an array, got {kind}")
         return value
 
-    def matrix_shape(self, record: _Record, *, values: bool = True) -> tuple[int, ...]:
+    def matrix_shape(self, record: Record, *, values: bool = True) -> tuple[int, ...]:
         shape = _shape(self.state(record, "_shape"))
         if len(shape) != 2:
             raise AssetError(f"a sparse matrix of {len(shape)} dimensions; expected 2")
