@@ -86,7 +86,8 @@ def test_fit_writes_labels_and_a_summary(fitted, data):
     assert (output / "report.md").read_text().startswith("# Labels")
     with np.load(output / "train.npz", allow_pickle=False) as train:
         assert train["betas"].shape == (COUNT, 11)
-        np.testing.assert_array_equal(train["has_betas"], labels.kept)
+        np.testing.assert_array_equal(train["has_body_pose"], labels.kept)
+        np.testing.assert_array_equal(train["has_betas"], labels.kept & ~labels.flags["age_unknown"])
     with tarfile.open(output / "shards" / "000000.tar") as tar:
         assert len(tar.getnames()) == 2 * COUNT
     pictures = sorted(os.listdir(output / "overlays"))

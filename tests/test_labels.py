@@ -668,8 +668,8 @@ def observed_with(labels, change, *points):
         ("unseen_limb", lambda fine: observed_with(fine, lambda p: 0 * p, "left_elbow", "left_wrist"), True),
         ("unseen_limb", lambda fine: {"image_sizes": 0 * fine.image_sizes + 200}, True),  # it is cut off
         ("outside_picture", lambda fine: {"image_sizes": 0 * fine.image_sizes + 390}, True),
-        ("age_unknown", lambda fine: age(fine, 0.1, sd=0.2, known=False), False),
-        ("age_unknown", lambda fine: age(fine, 0.5, sd=math.inf, known=False), False),
+        ("age_unknown", lambda fine: age(fine, 0.1, sd=0.2, known=False), True),
+        ("age_unknown", lambda fine: age(fine, 0.5, sd=math.inf, known=False), True),
         ("age_bound", lambda fine: age(fine, -0.05, kind=0), True),
         ("age_bound", lambda fine: age(fine, 0.45, kind=2), True),
     ],
@@ -768,6 +768,11 @@ def test_training_arrays_are_what_hmr2_reads(labels, body):
     found = points[..., :3] - labels.joints[:, :1]
     np.testing.assert_allclose(found, expected, atol=1e-4)
     assert arrays["has_body_pose"].tolist() == arrays["has_betas"].tolist() == [1, 1, 1, 1, 1, 0]
+    unknown = replace(labels, flags=labels.flags | {"age_unknown": np.arange(COUNT) == 1})
+    arrays_of_unknown = training_arrays(body, unknown)
+    assert arrays_of_unknown["has_body_pose"].tolist() == [1, 1, 1, 1, 1, 0]
+    assert arrays_of_unknown["has_betas"].tolist() == [1, 0, 1, 1, 1, 0]
+    assert arrays_of_unknown["body_keypoints_3d"][:, 0, 3].tolist() == [1, 0, 1, 1, 1, 0]
     # COCO's points, by name, in OpenPose's order; the others have no confidence.
     openpose = LAYOUTS["openpose25"].names
     for i, name in enumerate(openpose):

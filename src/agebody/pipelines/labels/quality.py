@@ -55,10 +55,10 @@ RULES = {
     "camsmplify": "CamSMPLify's loss of 30 or more, of 50 or more if it started above 100",
     "spin": "SPIN's reprojection loss of 100 or more",
     "betas": f"a beta beyond {MAX_BETA:g}",
-    "age_unknown": "no age was given, and several age classes are within two standard errors",
 }
 """Meaning of each flag of people who are not kept."""
 NOTES = {
+    "age_unknown": "no age was given, and several age classes are within two standard errors",
     "age_bound": "the age offset is at the bound of the class that was given",
     "too_near": f"a distance of less than {MIN_DISTANCE:g} statures, where perspective is strong",
     "unseen_limb": "an arm without elbow and wrist, or a leg without knee and ankle: its pose is the prior's",

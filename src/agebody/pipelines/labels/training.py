@@ -61,9 +61,10 @@ def training_arrays(
     betas[:, : given.shape[1]] = given
     betas[:, -1] = labels.age_offset
     low, high = labels.boxes[:, :2], labels.boxes[:, 2:]
-    kept = labels.kept.astype(np.float32)
+    # Of people of unknown age the pose is evidence; betas and points in metres are not.
+    sized = (labels.kept & ~labels.flags.get("age_unknown", np.zeros(count, bool))).astype(np.float32)
     seen, points = _observed(labels), _points(body, labels)
-    points[..., 3] *= kept[:, None]
+    points[..., 3] *= sized[:, None]
     return {
         "imgname": labels.image_ids,
         "personid": _numbers(labels.image_ids),
@@ -72,9 +73,9 @@ def training_arrays(
         "body_pose": np.concatenate((labels.global_orient[:, None], labels.body_pose), 1)
         .reshape(count, 72)
         .astype(np.float32),
-        "has_body_pose": kept,
+        "has_body_pose": labels.kept.astype(np.float32),
         "betas": betas,
-        "has_betas": kept,
+        "has_betas": sized,
         "body_keypoints_2d": seen[:, :25],
         "extra_keypoints_2d": seen[:, 25:],
         "body_keypoints_3d": points[:, :25],
@@ -98,7 +99,8 @@ def save_training_npz(
     | `center`, `scale` | (N, 2) | middle of the box, and its sides times ``box_scale`` [pixels] |
     | `body_pose` | (N, 72) | root first, axis-angle |
     | `betas` | (N, 11) | ten, and the age offset |
-    | `has_body_pose`, `has_betas` | (N,) | 1 for people that are kept, 0 for others |
+    | `has_body_pose` | (N,) | 1 for people that are kept, 0 for others |
+    | `has_betas` | (N,) | the same, but 0 for people of unknown age |
     | `body_keypoints_2d`, `extra_keypoints_2d` | (N, 25, 3), (N, 19, 3) | observed: x, y, confidence |
     | `body_keypoints_3d`, `extra_keypoints_3d` | (N, 25, 4), (N, 19, 4) | of the body: x, y, z [m]; 1 |
 
