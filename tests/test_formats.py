@@ -280,6 +280,15 @@ SAMPLES = {
         "coco17",
         **BOX,
     ),
+    "MMPose, names out of order": Sample(
+        {
+            "meta_info": {"keypoint_id2name": {k: BODY[k] for k in sorted(range(17), key=str)}},
+            "instance_info": [INSTANCE],
+        },
+        BODY,
+        "coco17",
+        **BOX,
+    ),
     "MMPose, video": Sample(
         {"meta_info": {}, "instance_info": [{"frame_id": 1, "instances": [INSTANCE]}]}, BODY, "coco17", **BOX
     ),
@@ -910,6 +919,31 @@ def test_tracks_are_in_shards(folder):
     assert found.select(np.array([1])).tracks.tolist() == [-1]
     (shard,) = write_shards(found, folder)
     assert read_shard(shard).tracks.tolist() == [8, -1]
+
+
+@pytest.mark.parametrize(
+    ("stated", "years", "kind"),
+    [
+        ({"age": "2"}, 2.0, -1),
+        ({"age": "0.5"}, 0.5, -1),
+        ({"years": "30"}, 30.0, -1),
+        ({"age": 3}, 3.0, -1),
+        ({"age": "Kid"}, math.nan, 2),
+        ({"age": ""}, math.nan, -1),
+        ({"age": "3 months"}, "age: expected years from 0 to below 130, adult, teen, kid, baby, got '3 m", None),
+        ({"age": "1e1"}, "age: expected years", None),
+        ({"age": "130"}, "age: expected years", None),
+        ({"years": "130"}, "years: expected a number from 0 to below 130", None),
+    ],
+)
+def test_ages_may_be_numbers_in_strings(folder, stated, years, kind):
+    path = write(folder, coco({"keypoints": visible(17)} | stated, BODY))
+    if kind is None:
+        with pytest.raises(AnnotationError, match=years):
+            read_people(path)
+    else:
+        ages = read_people(path).ages
+        np.testing.assert_equal((ages.years[0], ages.age_class[0]), (years, kind))
 
 
 def test_names_without_a_layout_are_said(folder):

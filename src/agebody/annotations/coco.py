@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,13 +13,14 @@ from typing import Any, NoReturn
 import numpy as np
 from jaxtyping import Float, Int
 
-from agebody.age import AgeError, Ages, is_number, parse_ages
+from agebody.age import AGE_CLASSES, MAX_YEARS, AgeError, Ages, is_number, parse_ages
 from agebody.annotations.orders import FEET6, Order, order_by_size, sizes_without_names
 from agebody.annotations.people import MAX_PIXELS, ImageEntry, fail, is_file_name, short, shorten
 
 _TRACKS = ("track_id", "idx", "person_id")
 """Keys of the number of a person in a video: of COCO and PoseTrack, AlphaPose, OpenPose."""
 
+_DECIMAL = re.compile(r"[0-9]{1,9}(\.[0-9]{0,20})?")
 _MOST_NEGATIVE = -1.0
 """Heatmaps give confidences a little below 0; what is not above this is another number."""
 
@@ -211,19 +213,26 @@ class Entries:
         return found
 
     def ages(self) -> Ages:
-        """Return ages of ``age_offset``, ``years``, ``age_class`` and ``age`` (years, or a class by name)."""
+        """Return ages of ``age_offset``, ``years``, ``age_class`` and ``age`` (years, or a class by name).
+
+        Years may be decimal numbers in strings, as files have them that were tables before.
+        """
         columns: dict[str, list[Any]] = {"age_offset": [], "years": [], "age_class": []}
         for row in self.rows:
-            age = row.get("age")
+            age = _number_in(row.get("age"))
             years, name = (None, age) if isinstance(age, str) else (age, None)
             columns["age_offset"].append(row.get("age_offset"))
-            columns["years"].append(years if row.get("years") in (None, "") else row["years"])
+            columns["years"].append(years if row.get("years") in (None, "") else _number_in(row["years"]))
             columns["age_class"].append(name if row.get("age_class") in (None, "") else row["age_class"])
         try:
             return parse_ages(**columns, shape=(len(self),))
         except AgeError as error:
             stated = self.rows[error.person].get(error.name) not in (None, "")
-            self.fail(error.person, f"{error.name if stated else 'age'}: {error.problem}")
+            if stated:
+                self.fail(error.person, f"{error.name}: {error.problem}")
+            kinds = ", ".join(kind.name for kind in AGE_CLASSES)
+            expected = f"expected years from 0 to below {MAX_YEARS:g}, {kinds}"
+            self.fail(error.person, f"age: {expected}, got {short(self.rows[error.person].get('age'))}")
 
 
 def to_corners(boxes: Float[np.ndarray, "N 4"]) -> Float[np.ndarray, "N 4"]:
@@ -321,6 +330,11 @@ def _as_float(value: Any) -> float:
         return float(value)
     except OverflowError:
         return math.inf
+
+
+def _number_in(value: Any) -> Any:
+    """Return the number that a string of decimal digits holds; anything else as it is."""
+    return float(value) if isinstance(value, str) and _DECIMAL.fullmatch(value) else value
 
 
 def _is_gap(value: Any) -> bool:

@@ -160,7 +160,7 @@ def _mmpose(document: Any) -> Iterator[Frame]:
         about = document.get("meta_info")
         listed = about.get("keypoint_id2name") if isinstance(about, dict) else None
         if isinstance(listed, dict) and all(isinstance(name, str) for name in listed.values()):
-            names = tuple(listed.values())
+            names = tuple(listed[key] for key in sorted(listed, key=lambda key: (len(key), key)))
         document, prefix = document["instance_info"], "instance_info"
     if _objects(document, "instances"):
         for i, one in enumerate(document):
