@@ -16,6 +16,7 @@ from pycocotools.coco import COCO
 from agebody.annotations import AnnotationError, read_people, read_shard, write_shards
 from agebody.annotations.formats import FORMATS, YOLO
 from agebody.annotations.orders import ORDERS
+from agebody.annotations.photographs import Photographs
 from agebody.keypoints import LAYOUTS
 
 SIZE = (200, 100)
@@ -624,6 +625,10 @@ REFUSED = {
         [ULTRALYTICS | {"keypoints": {"x": [1.0], "y": []}}],
         r"\[0\]: keypoints: expected finite",
     ),
+    "Ultralytics, a box without end": (
+        [ULTRALYTICS | {"box": {"x1": 10**400, "y1": 2.0, "x2": 3.0, "y2": 4.0}}],
+        r"\[0\]: bbox: expected x, y, width, height",
+    ),
     "Ultralytics, no box": ([ULTRALYTICS | {"box": {"x1": 3}}], r"\[0\]: bbox: expected x, y, width, height"),
     "OpenPose, people": ({"people": {"a": 3}}, r"people\[0\].*no keypoints|no keypoints"),
     "OpenPose, a person": ({"people": [3]}, r"people\[0\]: expected an object, got 3"),
@@ -873,6 +878,10 @@ def test_folders_of_one_file_per_image(tmp_path):
         found = read_people(tmp_path / kind, images=tmp_path / "images")
         assert [image.name for image in found.images] == ["a.png", "b.png"], kind
         assert found.image.tolist() == [0], kind
+    for name in ("mmpose/._b.json", "images/._a.png"):  # macOS puts its attributes there, on some disks
+        (tmp_path / name).write_bytes(b"\0\5\x16\7")
+    assert len(read_people(tmp_path / "mmpose", images=tmp_path / "images").images) == 2
+    assert Photographs(tmp_path / "images").matches("._a.png") == []
     write(tmp_path / "mmpose", [ULTRALYTICS], "b.json")
     with pytest.raises(
         AnnotationError, match="b.json: Ultralytics; the other files of the folder are of MMPose"
@@ -930,7 +939,11 @@ def test_tracks_are_in_shards(folder):
         ({"age": 3}, 3.0, -1),
         ({"age": "Kid"}, math.nan, 2),
         ({"age": ""}, math.nan, -1),
-        ({"age": "3 months"}, "age: expected years from 0 to below 130, adult, teen, kid, baby, got '3 m", None),
+        (
+            {"age": "3 months"},
+            "age: expected years from 0 to below 130, adult, teen, kid, baby, got '3 m",
+            None,
+        ),
         ({"age": "1e1"}, "age: expected years", None),
         ({"age": "130"}, "age: expected years", None),
         ({"years": "130"}, "years: expected a number from 0 to below 130", None),
@@ -944,6 +957,13 @@ def test_ages_may_be_numbers_in_strings(folder, stated, years, kind):
     else:
         ages = read_people(path).ages
         np.testing.assert_equal((ages.years[0], ages.age_class[0]), (years, kind))
+
+
+@pytest.mark.parametrize("size", [(640, 0), (-1, 5), (640, 10**9)])
+def test_sizes_that_are_none_are_refused(folder, size):
+    path = write(folder, {"people": []})
+    with pytest.raises(ValueError, match="^size: expected width and height, two positive integers, got"):
+        read_people(path, size=size)
 
 
 def test_names_without_a_layout_are_said(folder):

@@ -7,6 +7,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -302,7 +303,7 @@ def read_images(path: Path, document: dict[str, Any]) -> list[ImageEntry]:
     found, sizes = [], {}
     for i, row in enumerate(entries.rows):
         size: list[Any] = [row.get("width"), row.get("height")]
-        if size != [None, None] and not all(is_integer(n) and 0 < n <= MAX_PIXELS for n in size):
+        if size != [None, None] and not is_size(size):
             expected = f"two positive integers up to {MAX_PIXELS:.0f}"
             entries.fail(i, f"width, height: expected {expected}, got {short(size)}")
         known = None if size == [None, None] else (int(size[0]), int(size[1]))
@@ -317,7 +318,13 @@ def is_integer(value: Any) -> bool:
     """Return whether a value is an integer of 64 bits, or a float that equals one."""
     if isinstance(value, float):
         return value.is_integer() and abs(value) < 2**63
-    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+    return isinstance(value, Integral) and not isinstance(value, bool) and -(2**63) <= int(value) < 2**63
+
+
+def is_size(value: Any) -> bool:
+    """Return whether a value is a width and a height of an image [pixels]."""
+    pair = isinstance(value, (list, tuple)) and len(value) == 2
+    return pair and all(is_integer(n) and 0 < n <= MAX_PIXELS for n in value)
 
 
 def is_id(value: Any) -> bool:

@@ -86,7 +86,7 @@ def _from_corners(box: Any) -> Any:
     try:
         x0, y0, x1, y1 = box
         return [x0, y0, x1 - x0, y1 - y0]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return box
 
 

@@ -59,7 +59,7 @@ class Photographs:
         if not self.one and not path.is_dir():
             raise AnnotationError(f"{path}: expected a folder of images, or an image")
         self.folder = path.parent if self.one else path
-        files = [path] if self.one else [*(path.rglob("*") if deep else path.glob("*"))]
+        files = [path] if self.one else [*filter(is_content, path.rglob("*") if deep else path.glob("*"))]
         self.unread = sum(file.suffix.lower() in _UNREAD for file in files)
         found = (file for file in files if file.suffix.lower() in SUFFIXES and file.is_file())
         self.names = tuple(sorted(file.relative_to(self.folder).as_posix() for file in found))
@@ -96,6 +96,11 @@ class Photographs:
         """Return how many images there are, as error messages say it."""
         count = f"{len(self.names)} images" + (f", such as {self.names[0]}" if self.names else "")
         return count + (f", and {self.unread} in HEIC, which is not read; {_CONVERT}" if self.unread else "")
+
+
+def is_content(path: Path) -> bool:
+    """Return whether a file is more than the attributes that macOS keeps of another, as ``._photo.jpg``."""
+    return not path.name.startswith("._")
 
 
 def _shared_end(first: tuple[str, ...], second: tuple[str, ...]) -> int:

@@ -19,7 +19,7 @@ from agebody.annotations.coco import (
     find_order,
     find_people,
     is_id,
-    is_integer,
+    is_size,
     load_json,
     read_images,
     to_corners,
@@ -37,7 +37,7 @@ from agebody.annotations.people import (
     short,
     shorten,
 )
-from agebody.annotations.photographs import Photographs, photograph_focal, photograph_size
+from agebody.annotations.photographs import Photographs, is_content, photograph_focal, photograph_size
 from agebody.keypoints import KeypointLayout
 from agebody.metrics.similarity import oks_sigmas
 
@@ -79,9 +79,14 @@ def read_people(
     Raises:
         AnnotationError: the file is of another kind, or something in it is missing or wrong, or an image is
             not found, or not the only one of its name.
+        ValueError: the size is none.
         OSError: a file cannot be read.
     """
     path = Path(path)
+    if size is not None:
+        if not is_size(size):
+            raise ValueError(f"size: expected width and height, two positive integers, got {short(size)}")
+        size = (int(size[0]), int(size[1]))
     photographs = None if images is None else Photographs(Path(images))
     beside = photographs
     if photographs is None and size is None:
@@ -112,7 +117,9 @@ def _load(path: Path) -> dict[Path, Any]:
     if not path.is_dir():
         return {path: _load_file(path)}
     patterns = (f"*{_SUFFIX}.json", "*.json", "*.txt")
-    files = next((files for pattern in patterns if (files := sorted(path.glob(pattern)))), [])
+    files = next(
+        (files for pattern in patterns if (files := sorted(filter(is_content, path.glob(pattern))))), []
+    )
     if not files:
         expected = f"one file per image, *{_SUFFIX}.json (OpenPose), *.json or *.txt"
         fail(path, f"expected {expected}, in the folder; there is none")
@@ -318,7 +325,7 @@ def _find_image(
 
 
 def _canvas(file: Path, size: Any) -> tuple[int, int]:
-    if not all(is_integer(n) and 0 < n <= MAX_PIXELS for n in size):
+    if not is_size(size):
         fail(file, f"canvas_width, canvas_height: expected two positive integers, got {short(size)}")
     return int(size[0]), int(size[1])
 
