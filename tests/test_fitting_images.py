@@ -12,7 +12,8 @@ import agebody
 from agebody.age import AGE_CLASSES, AgeCurve, age_class
 from agebody.cameras import Camera
 from agebody.fitting import StandardErrors
-from agebody.fitting.frames import AIONHMR, _Clips, fit_keypoints, fit_sequence
+from agebody.fitting.clips import Clips
+from agebody.fitting.frames import AIONHMR, fit_keypoints, fit_sequence
 from agebody.fitting.observed import read_observed
 from agebody.fitting.start import start_from_keypoints
 from agebody.keypoints import KeypointLayout, get_layout
@@ -424,7 +425,7 @@ def test_where_the_depth_is_known_a_trial_is_moved_along_its_ray(body):
     guess = BodyParameters.zeros(body, 3)._replace(
         transl=torch.tensor([[0.3, 0.1, 3.0]]).expand(3, 3), age_offset=torch.full((3,), 0.4)
     )
-    clips = _Clips(body, given, torch.ones(3, 1, dtype=torch.bool), 1, None, None)
+    clips = Clips(body, given, torch.ones(3, 1, dtype=torch.bool), 1, None, None)
     moved = clips._at_depth(guess.map(lambda part: part[:, None])).map(lambda part: part[:, 0])
     before, after = (joints_of(body, part)[:, :1] for part in (guess, moved))
     torch.testing.assert_close(after[[0, 2], 0, 2], depth[[0, 2]])

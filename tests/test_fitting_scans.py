@@ -24,8 +24,8 @@ from agebody.fitting.scans.terms import LANDMARKS, ScanTerms
 from agebody.keypoints import get_layout
 from agebody.mesh.closest import visible_vertices
 from agebody.mesh.collisions import Exclusions
-from agebody.optim.stages import Stage, add_blocks
-from agebody.optim.terms import FreeVariables, State
+from agebody.optim.problem import Stage, add_blocks
+from agebody.optim.state import FreeVariables, State
 from agebody.parameters import BodyParameters
 from agebody.people import pose
 

@@ -12,12 +12,13 @@ from torch import Tensor
 import agebody
 from agebody.cameras import Camera
 from agebody.fitting import start as start_module
-from agebody.fitting.frames import AIONHMR, _Clips, fit_keypoints, fit_sequence
+from agebody.fitting.clips import Clips
+from agebody.fitting.frames import AIONHMR, fit_keypoints, fit_sequence
 from agebody.fitting.observed import read_observed
 from agebody.fitting.start import best_path, triangulate
 from agebody.optim import Stage, Stop
 from agebody.optim.motion import Motion
-from agebody.optim.stages import _Problem
+from agebody.optim.problem import Problem
 from agebody.parameters import BodyParameters
 from agebody.people import pose
 from agebody.rotations import axis_angle_to_matrix, matrix_to_axis_angle
@@ -236,7 +237,7 @@ def test_neither_autocast_nor_gradients_get_in(body):
 def test_starts_weigh_motion_as_the_term_does(body, monkeypatch):
     clip = make_clip(body, 4)
     given = read_observed(body, clip.pixels, clip.camera, "coco17", None, None, (0.9, None, None), None, 0.01)
-    clips = _Clips(body, given, torch.ones(1, 4, dtype=torch.bool), 1, 0.1, None)
+    clips = Clips(body, given, torch.ones(1, 4, dtype=torch.bool), 1, 0.1, None)
     weighed = []
 
     def path_of(costs, places, times):
@@ -247,7 +248,7 @@ def test_starts_weigh_motion_as_the_term_does(body, monkeypatch):
 
     monkeypatch.setattr(start_module, "best_path", path_of)
     start = clips._start(())[1]
-    problem = _Problem(body, {"motion": Motion(body, 0.1)}, QUICK[0], start.vector(), clips.present)
+    problem = Problem(body, {"motion": Motion(body, 0.1)}, QUICK[0], start.vector(), clips.present)
     cost = problem.costs(problem.pack(start.vector()))["motion"]
     assert weighed == pytest.approx(cost.tolist(), rel=1e-3)
 
@@ -296,13 +297,13 @@ def test_gradients_of_chains_equal_differences_of_costs(mannequin_asset, motion_
     pixels, camera = small.pixels.double(), small.camera.to("cpu", torch.float64)
     weights = torch.ones(17, dtype=torch.float64)
     given = read_observed(body, pixels, camera, "coco17", weights, 5.0, (None, None, None), None, 0.01)
-    clips = _Clips(body, given, torch.ones(1, 3, dtype=torch.bool), 1, motion_sd, None)
+    clips = Clips(body, given, torch.ones(1, 3, dtype=torch.bool), 1, motion_sd, None)
     vector = small.parameters.map(lambda part: part.double()[None] + 0.1).vector()
     terms = clips.terms()
     if motion_sd is not None:
         terms["motion"] = Motion(body, motion_sd)
     weights = {name: weight for name, weight in AIONHMR[1].weights.items() if name in terms}
-    problem = _Problem(body, terms, AIONHMR[1]._replace(weights=weights), vector, clips.present)
+    problem = Problem(body, terms, AIONHMR[1]._replace(weights=weights), vector, clips.present)
     x = problem.pack(vector)
     rows = torch.tensor([0])
     model = problem.quadratize(x, rows)

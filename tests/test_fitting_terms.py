@@ -20,11 +20,13 @@ from agebody.losses import (
 from agebody.losses.limits import JointLimits, joint_limits_excess
 from agebody.optim.least_squares import Stop
 from agebody.optim.limits import JointLimitPrior, excess_and_jacobian
-from agebody.optim.stages import Stage, _cut_variance, _stature_gradient, add_blocks, fit_bodies
+from agebody.optim.problem import Stage, add_blocks
+from agebody.optim.stages import fit_bodies
+from agebody.optim.standard_errors import _cut_variance, _stature_gradient
+from agebody.optim.state import FreeVariables, State
 from agebody.optim.terms import (
     AgePrior,
     Depth,
-    FreeVariables,
     HyperextensionPrior,
     Points,
     PosePrior,
@@ -32,7 +34,6 @@ from agebody.optim.terms import (
     Robust,
     ShapePrior,
     StartPrior,
-    State,
     project,
     robust_weights,
     root_layout,

@@ -23,7 +23,8 @@ from agebody.annotations.orders import order_by_title, plain_name
 from agebody.annotations.photographs import read_photograph
 from agebody.cameras import Camera
 from agebody.keypoints import LAYOUTS
-from agebody.optim.stages import Fit, FitReport, StandardErrors
+from agebody.optim.stages import Fit, FitReport
+from agebody.optim.standard_errors import StandardErrors
 from agebody.parameters import BodyParameters
 from agebody.people import observe, random_people
 from agebody.pipelines.evaluate import evaluate_files

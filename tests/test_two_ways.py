@@ -16,7 +16,7 @@ from agebody.age import AgeCurve, age_class, parse_ages
 from agebody.compat.smplx import lbs
 from agebody.measure import Measurements
 from agebody.optim.jacobian import SurfaceJacobian
-from agebody.optim.terms import by_all, keypoint_jacobian
+from agebody.optim.state import by_all, keypoint_jacobian
 
 ASSET = random_body()
 ROW_SUMS = (1.0, 0.9, 1.0139, 0.0, -0.4)

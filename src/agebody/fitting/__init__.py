@@ -7,7 +7,8 @@ from agebody.fitting.points import fit_points, fit_vertices
 from agebody.fitting.scans.clouds import Cloud, Plane, above_plane, fit_plane, points_from_depth
 from agebody.fitting.scans.registration import ScanFit, fit_scans
 from agebody.fitting.scans.stages import SMPLIFY_KIDS
-from agebody.optim.stages import Fit, StandardErrors
+from agebody.optim.stages import Fit
+from agebody.optim.standard_errors import StandardErrors
 
 __all__ = [
     "AIONHMR",

@@ -15,7 +15,7 @@ from agebody.cameras import Camera
 from agebody.checks import apply_mask, expand_weights, expect
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.losses import ADULT_RANGES, MahalanobisPrior, MaxMixturePrior, joint_limits_prior
-from agebody.optim.terms import keypoint_jacobian
+from agebody.optim.state import keypoint_jacobian
 from agebody.parameters import BodyParameters
 from agebody.people.poses import POSES, pose
 

@@ -37,8 +37,10 @@ from agebody.losses.limits import clamp_to_limits
 from agebody.optim.least_squares import Stop
 from agebody.optim.limits import JointLimitPrior
 from agebody.optim.motion import Motion
-from agebody.optim.stages import BETA_BOUND, Fit, FitReport, Stage, fit_bodies, join_fits, select_rows
-from agebody.optim.terms import Points, RestPosePrior, ShapePrior, Term
+from agebody.optim.problem import Stage
+from agebody.optim.stages import BETA_BOUND, Fit, FitReport, fit_bodies, join_fits, select_rows
+from agebody.optim.state import Term
+from agebody.optim.terms import Points, RestPosePrior, ShapePrior
 from agebody.parameters import BodyParameters
 from agebody.rotations import axis_angle_to_matrix, matrix_to_axis_angle
 

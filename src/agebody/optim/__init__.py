@@ -2,17 +2,17 @@
 
 from agebody.optim.jacobian import KeypointJacobian, SurfaceJacobian
 from agebody.optim.least_squares import ChainQuadratic, Quadratic, Solution, Stop, minimize
-from agebody.optim.stages import FitReport, Stage, StandardErrors, fit_bodies
+from agebody.optim.problem import Stage
+from agebody.optim.stages import FitReport, fit_bodies
+from agebody.optim.standard_errors import StandardErrors
+from agebody.optim.state import Block, State, Term
 from agebody.optim.terms import (
     AgePrior,
-    Block,
     Points,
     PosePrior,
     Reprojection,
     ShapePrior,
     StartPrior,
-    State,
-    Term,
 )
 
 __all__ = [

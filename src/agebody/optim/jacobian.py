@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from agebody.body import BodyModel
 from agebody.engine.batched import own_precision
-from agebody.engine.deform import age_slopes, pose_feature
+from agebody.engine.deform import age_slopes
 from agebody.engine.kinematics import ancestors
 from agebody.engine.points import identity_moves, lever_sums
 from agebody.keypoints import KeypointLayout, get_layout
-from agebody.rotations import right_jacobian
+from agebody.optim.posed import PosedBodies, pose_bodies
 
 
 class KeypointDerivatives(NamedTuple):
@@ -142,7 +142,7 @@ class KeypointJacobian(_Derivatives):
         """
         body = self.body
         with own_precision(body.device):
-            motion = _move(body, pose, betas, age_offset, changes=bool(self._groups))
+            motion = pose_bodies(body, pose, betas, age_offset, changes=bool(self._groups))
             batch, num_points, num_pairs = len(pose), len(self.layout), len(self.pair_joints)
             num_joints, count = body.num_joints, betas.shape[-1]
             movers = motion.transforms.index_select(1, self.pair_joints)
@@ -292,7 +292,7 @@ class SurfaceJacobian(_Derivatives):
     ) -> PosedSurface:
         """Return what the derivatives of all points of these bodies share; arguments as in `forward`."""
         with own_precision(self.body.device):
-            motion = _move(self.body, pose, betas, age_offset, changes=correctives)
+            motion = pose_bodies(self.body, pose, betas, age_offset, changes=correctives)
             # A joint's place shifts the frames below it by (R_parent - R_j) rest_j.
             still = torch.eye(3, dtype=pose.dtype, device=pose.device).expand(len(pose), 1, 3, 3)
             parents = torch.cat((still, motion.turned[:, self.parents]), 1)
@@ -415,33 +415,10 @@ class SurfaceJacobian(_Derivatives):
         return movers[..., :3].sum(3), weighed[..., :3].sum(2), weighed.mT @ above
 
 
-class _Motion(NamedTuple):
-    """Posed bodies, and how their parts move."""
-
-    coefficients: Float[Tensor, "B C"]
-    """Coefficients of the identity, then of the pose blend shapes."""
-    turned: Float[Tensor, "B J 3 3"]
-    """Rotation of each joint's frame in the world."""
-    centers: Float[Tensor, "B J 3"]
-    transforms: Float[Tensor, "B J 3 4"]
-    """From the rest pose to the pose."""
-    axes: Float[Tensor, "B J 3 3"]
-    """Columns: world axes of the rotation by a change of each component of a joint's vector."""
-    feature_changes: Float[Tensor, "B M 3 9"] | None
-    """Derivative of a joint's 9 pose blend coefficients by its vector, without the root."""
-    feature_growth: Float[Tensor, "B F"] | None
-    """Derivative of the pose blend coefficients by the age offset, if they depend on it."""
-
-    def of(self, bodies: slice) -> _Motion:
-        """Select some of the bodies."""
-        parts = (None if part is None else part[bodies] for part in self)
-        return _Motion(*cast(tuple[Tensor, ...], tuple(parts)))
-
-
 class PosedSurface(NamedTuple):
     """What the derivatives of all points of B bodies share."""
 
-    motion: _Motion
+    motion: PosedBodies
     frame_moves: Float[Tensor, "B J 3 I"]
     """Derivatives of the translation of each joint's transform by the identity."""
     rest: Float[Tensor, "B V 3"]
@@ -460,27 +437,6 @@ class PosedSurface(NamedTuple):
             self.age_offset[bodies],
             self.transl[bodies],
         )
-
-
-def _move(body: BodyModel, pose: Tensor, betas: Tensor, age_offset: Tensor, *, changes: bool) -> _Motion:
-    """Pose bodies; ``changes`` includes the derivatives of the pose blend coefficients."""
-    coefficients, rest_joints = body.identity(betas, age_offset)
-    rotations, world, transforms = body.tree.pose(pose, "axis_angle", rest_joints)
-    turned, inner = world[..., :3], right_jacobian(pose)
-    feature_changes, growth = None, None
-    if body.num_correctives:
-        feature, scale = pose_feature(rotations), body.corrective_scale(age_offset)
-        if changes:
-            # dR = R [w]x with w = J dv: each row of R, crossed with w.
-            columns = inner[:, 1:].mT[:, :, :, None]
-            feature_changes = torch.linalg.cross(rotations[:, 1:, None], columns).flatten(-2)
-        if scale is not None:
-            if feature_changes is not None:
-                growth = feature * (body.infant_corrective_scale - 1)
-                feature_changes = feature_changes * scale[:, None, None, None]
-            feature = feature * scale[:, None]
-        coefficients = torch.cat((coefficients, feature), -1)
-    return _Motion(coefficients, turned, world[..., 3], transforms, turned @ inner, feature_changes, growth)
 
 
 def _cross(

@@ -11,7 +11,7 @@ from torch import Tensor
 from agebody.body import BodyModel
 from agebody.losses import ADULT_RANGES, joint_limits
 from agebody.losses.limits import FADE, JointLimits, angles_and_cosine, beyond, share_of_twist
-from agebody.optim.terms import Block, State
+from agebody.optim.state import Block, State
 from agebody.rotations import right_jacobian, to_matrix
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from agebody.body import BodyModel
 from agebody.checks import apply_mask
 from agebody.keypoints import get_layout
-from agebody.optim.terms import State
+from agebody.optim.state import State
 from agebody.parameters import BodyParameters
 
 JOINTS = get_layout("smpl24")

@@ -26,7 +26,8 @@ from agebody.keypoints import KeypointLayout, get_layout
 from agebody.losses import MahalanobisPrior, joint_limits_prior
 from agebody.mesh.closest import closest_points, nearest_points, rows_of, visible_vertices
 from agebody.mesh.collisions import Exclusions
-from agebody.optim.stages import FitReport, Stage
+from agebody.optim.problem import Stage
+from agebody.optim.stages import FitReport
 from agebody.parameters import BodyParameters, read_start
 
 MAX_REPROJECTION = 16.0

@@ -1,6 +1,6 @@
 """Preset of the stages of a fit to scans."""
 
-from agebody.optim.stages import Stage
+from agebody.optim.problem import Stage
 
 _WEIGHTED = ("s2m", "m2s", "keypoints", "pose", "hyperextension", "shape", "inside", "close", "collision")
 _SCALED = ("s2m", "m2s", "keypoints")

@@ -10,7 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from agebody.fitting.scans.terms import Matches, ScanTerms
-from agebody.optim.stages import FitReport, Stage, fit_bodies
+from agebody.optim.problem import Stage
+from agebody.optim.stages import FitReport, fit_bodies
 from agebody.parameters import GROUPS, BodyParameters, group_slices
 
 POSE = ("global_orient", "body_pose", "transl")

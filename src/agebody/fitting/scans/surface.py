@@ -22,7 +22,8 @@ from agebody.mesh.closest import (
     visible_vertices,
 )
 from agebody.optim.least_squares import minimize
-from agebody.optim.stages import FitReport, Stage
+from agebody.optim.problem import Stage
+from agebody.optim.stages import FitReport
 from agebody.optim.terms import robust_weights
 
 STRETCH = 4e6

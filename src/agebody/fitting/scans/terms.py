@@ -27,16 +27,14 @@ from agebody.mesh.closest import (
 )
 from agebody.mesh.collisions import Exclusions, find_collisions
 from agebody.optim.jacobian import SurfaceJacobian
+from agebody.optim.state import Block, State, Term
 from agebody.optim.terms import (
-    Block,
     HyperextensionPrior,
     Points,
     PosePrior,
     Reprojection,
     Robust,
     ShapePrior,
-    State,
-    Term,
     robust_weights,
 )
 from agebody.parameters import BodyParameters

@@ -1,0 +1,306 @@
+"""Clips of a person in images: the terms and starts of a fit, the second start, and its result."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from agebody.age import AgeCurve
+from agebody.body import BodyModel
+from agebody.fitting.observed import MIN_POINTS, Observed, pose_prior_of, seen_joints
+from agebody.fitting.start import follow_frames, move_to_rays, starts_in_world
+from agebody.losses import MahalanobisPrior, MaxMixturePrior
+from agebody.optim.limits import JointLimitPrior
+from agebody.optim.motion import JOINTS, Motion, skeleton_length
+from agebody.optim.problem import Stage
+from agebody.optim.stages import Fit, FitReport, fit_bodies, select_rows
+from agebody.optim.standard_errors import StandardErrors, standard_errors
+from agebody.optim.state import Term
+from agebody.optim.terms import (
+    AgePrior,
+    Depth,
+    HyperextensionPrior,
+    PosePrior,
+    Reprojection,
+    ShapePrior,
+    StartPrior,
+)
+from agebody.parameters import GROUPS, BodyParameters
+
+TERMS = (
+    *("keypoints", "pose", "shape", "age", "limits", "hyperextension", "depth", "motion"),
+    *(f"start_{group}" for group in GROUPS),
+)
+"""Names of the terms, for the weights of stages."""
+
+
+class Clips:
+    """C clips of T frames, seen by V cameras."""
+
+    def __init__(
+        self,
+        body: BodyModel,
+        given: Observed,
+        present: Bool[Tensor, "C T"],
+        views: int,
+        motion_sd: float | None,
+        pose_prior: MahalanobisPrior | MaxMixturePrior | None,
+        evidence: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+    ) -> None:
+        self.evidence = evidence or {}
+        """By group of parameters, (C, T, ...) estimates and their standard deviations."""
+        self.body, self.views, self.motion_sd = body, views, motion_sd
+        self.present = present
+        """Frames that belong to each clip."""
+        counted = present.flatten().repeat_interleave(views)
+        self.given = given._replace(weights=given.weights * counted[:, None])
+        """Flat over clips, frames and views."""
+        self.prior = pose_prior_of(body, pose_prior)
+        self.joints = seen_joints(body, given.layout, self.prior)
+
+    def take(self, rows: Int[Tensor, " R"]) -> Clips:
+        """Return the clips with these indices, which may repeat."""
+        found = copy.copy(self)
+        images = torch.arange(len(self.given.noise), device=rows.device)
+        images = images.view(len(self.present), self.present.shape[1] * self.views)
+        found.given, found.present = self.given.take(images[rows].flatten()), self.present[rows]
+        found.evidence = {name: (value[rows], sd[rows]) for name, (value, sd) in self.evidence.items()}
+        return found
+
+    def fit(self, stages: Sequence[Stage], start: BodyParameters | None) -> Fit:
+        """Fit the clips from a start (C, T, ...), or from everyday poses seen from both sides.
+
+        The last stage is also run from a second start, and the cheaper result kept: from what was given, as
+        stages of other weights may lead away from it; for clips, from their frames fitted alone.
+        """
+        spent = torch.zeros_like(self.present[:, 0], dtype=torch.int64)
+        first, second, rest = start, None, stages
+        if start is None or first is None:
+            alone = len(stages) > 1
+            if self.present.shape[1] > 1:
+                second, spent = self._frames_alone(stages)
+            first, start, steps = self._start(stages[:alone])
+            rest, spent = stages[alone:], spent + steps
+        elif len(stages) > 1:
+            second = start
+        terms = self.terms()
+        if self.motion_sd is not None and self.present.shape[1] > 1:
+            terms["motion"] = Motion(self.body, self.motion_sd)
+        ages = self._frame_ages()[:, 0]
+        bounds = ages[:, 0], ages[:, 1]
+        parameters, report = self._run(terms, rest, start, bounds, self.present)
+        if second is not None:
+            others, other_report = self._run(terms, stages[-1:], second, bounds, self.present)
+            cheaper = other_report.cost < report.cost
+            spent = spent + torch.where(cheaper, report.iterations, other_report.iterations)
+            parameters = BodyParameters(*map(partial(select_rows, cheaper), others, parameters))
+            report = tree_map(partial(select_rows, cheaper), other_report, report)
+        seen = self._visible().any(1)
+        parameters = BodyParameters(*map(partial(select_rows, seen), parameters, first))
+        report = report._replace(converged=report.converged & seen, iterations=report.iterations + spent)
+        errors = self._standard_errors(terms, stages[-1], parameters)
+        return Fit(parameters, report, self._errors(parameters), self._errors(first), errors)
+
+    def _frames_alone(self, stages: Sequence[Stage]) -> tuple[BodyParameters, Int[Tensor, " C"]]:
+        """Return fits of single frames (C, T, ...), each unseen one that of the nearest, and their steps."""
+        apart = copy.copy(self)
+        apart.present, apart.motion_sd = torch.ones_like(self.present).flatten()[:, None], None
+        fit = apart.fit(stages, None)
+        clips, frames = self.present.shape
+        frame, _ = follow_frames(self.given.noise.new_zeros(clips, frames, 1), None, self._visible())
+        clip = torch.arange(clips, device=frame.device)[:, None]
+        found = fit.parameters.map(lambda part: part[:, 0].unflatten(0, (clips, frames))[clip, frame])
+        return found, fit.report.iterations.view(clips, frames).amax(1)
+
+    def terms(self) -> dict[str, Term | Motion]:
+        """Return the terms of frames, flat over (C, T)."""
+        given, body = self.given, self.body
+        keypoints, weights, noise = map(self._by_frame, (given.keypoints, given.weights, given.noise))
+        expected, sd = given.ages[:: self.views, 2:].unbind(-1)
+        camera = given.camera.map(self._by_frame)
+        found: dict[str, Term | Motion] = {
+            "keypoints": Reprojection(given.layout, keypoints, weights.square(), camera, noise),
+            "pose": PosePrior(self.prior, body),
+            "shape": ShapePrior(),
+            "age": AgePrior(expected, sd),
+        }
+        if JointLimitPrior.applies_to(body):
+            found["limits"] = JointLimitPrior(body, expected)
+        if HyperextensionPrior.applies_to(body):
+            found["hyperextension"] = HyperextensionPrior(body)
+        for group, parts in self.evidence.items():
+            found[f"start_{group}"] = StartPrior(group, *(part.flatten(0, 1) for part in parts))
+        if given.has_depth:
+            found["depth"] = Depth(given.depth, given.depth_sd, given.camera)
+        return found
+
+    def _run(
+        self,
+        terms: dict[str, Term | Motion],
+        stages: Sequence[Stage],
+        start: BodyParameters,
+        age_bounds: tuple[Tensor, Tensor],
+        present: Tensor | None = None,
+    ) -> tuple[BodyParameters, FitReport]:
+        """Fit bodies by stages, without terms that there are not, and with joints that move keypoints."""
+        used = self._stages(terms, stages)
+        return fit_bodies(self.body, terms, used, start, present=present, age_bounds=age_bounds)
+
+    def _stages(self, terms: dict[str, Term | Motion], stages: Sequence[Stage]) -> list[Stage]:
+        used = []
+        for stage in stages:
+            unknown = sorted({*stage.weights, *stage.scales} - {*TERMS})
+            if unknown:
+                known = ", ".join(TERMS)
+                raise ValueError(f"stages: expected names of terms ({known}), got {', '.join(unknown)}")
+            weights = {name: weight for name, weight in stage.weights.items() if name in terms}
+            joints = self.joints if stage.joints is None else stage.joints
+            used.append(stage._replace(weights=weights, joints=joints))
+        return used
+
+    def _standard_errors(
+        self, terms: dict[str, Term | Motion], stage: Stage, parameters: BodyParameters
+    ) -> StandardErrors:
+        """Return standard errors, infinite for people who are not seen; the depth is the first camera's."""
+        camera, ages = self.given.camera.map(self._by_frame), self._frame_ages()[:, 0]
+        axis = parameters.transl.new_tensor([0.0, 0.0, 1.0]).expand(parameters.transl.shape)
+        if camera.rotation is not None:
+            axis = camera.rotation[:, 0, 2].view_as(axis)
+        (used,) = self._stages(terms, [stage])
+        bounds = ages[:, 0], ages[:, 1]
+        found = standard_errors(
+            self.body, terms, used, parameters, axis, present=self.present, age_bounds=bounds
+        )
+        known = bounds[0] == bounds[1]
+        seen = self._visible().any(1)
+        return StandardErrors(
+            torch.where(seen | known, found.age_offset, torch.inf),
+            torch.where(seen, found.stature, torch.inf),
+            torch.where(seen[:, None], found.depth, torch.inf),
+        )
+
+    def _start(self, stages: Sequence[Stage]) -> tuple[BodyParameters, BodyParameters, Int[Tensor, " C"]]:
+        """Return the best views (C, T, ...), the starts of whole clips, and the steps that finding them took.
+
+        Each frame is fitted alone from two views that face opposite ways; of the results, those that follow
+        from one another are taken.
+        """
+        count, (clips, frames) = 2, self.present.shape
+        given = self.given
+        confidence = self._by_frame(given.weights).sum(-1)
+        every = torch.arange(len(confidence), device=confidence.device)
+        best_view = given.take(every * self.views + confidence.argmax(-1))
+        starts = starts_in_world(self.body, best_view, self.prior, self.joints, count)
+        if self.views > 1:
+            camera = given.camera.map(self._by_frame)
+            seen = self._by_frame(given.keypoints), self._by_frame(given.weights)
+            starts = move_to_rays(self.body, given.layout, *seen, camera, starts)
+        first = starts.map(lambda part: part[: clips * frames].unflatten(0, (clips, frames)))
+        cost, spent = (
+            torch.zeros_like(starts.age_offset),
+            torch.zeros_like(self.present[:, 0], dtype=torch.int64),
+        )
+        if stages:
+            twice = self.take(torch.arange(clips, device=every.device).repeat(count))
+            low, high = twice._frame_ages()[..., :2].flatten(0, 1).unbind(-1)
+            starts, report = self._run(twice.terms(), stages, starts, (low, high))
+            cost = report.cost
+            spent = report.iterations.unflatten(0, (count, clips, frames)).amax(2).sum(0)
+
+        def split(part: Tensor) -> Tensor:
+            return part.unflatten(0, (count, clips, frames)).movedim(0, 2)  # (C, T, count, ...)
+
+        joints, sd = None, self.motion_sd
+        if sd is not None and frames > 1:
+            places = self.body.keypoints(JOINTS, starts)
+            size = skeleton_length(self.body.shape(starts).keypoints(JOINTS)) / skeleton_length(
+                self.body.keypoints(JOINTS)
+            )
+            # As in the term, a clip has one size.
+            joints = split(places) / (sd * split(size).mean((1, 2)))[:, None, None, None, None]
+        frame, which = follow_frames(split(cost), joints, self._visible())
+        clip = torch.arange(clips, device=frame.device)[:, None]
+        chosen = starts.map(lambda part: split(part)[clip, frame, which])
+        return first, self._at_depth(chosen), spent
+
+    def _at_depth(self, parameters: BodyParameters) -> BodyParameters:
+        """Move bodies along their rays to where the depth is known, with the age of that size."""
+        body, given = self.body, self.given
+        if not body.age_anchors or not given.has_depth:
+            return parameters
+        flat = parameters.map(lambda part: part.flatten(0, 1))
+        pelvis = body.shape(flat).rest_joints[:, 0]
+        place = (pelvis + flat.transl)[:, None]
+        growth = given.depth / given.camera.to_camera(place)[:, 0, 2]
+        growth = torch.where(growth.isfinite() & (growth > 0), growth, 1)
+        curve = AgeCurve.from_asset(body.asset)
+        low, high = given.ages[:, :2].unbind(-1)
+        age = curve.stature_to_offset(curve.offset_to_stature(flat.age_offset) * growth).clamp(low, high)
+        age = torch.where(growth == 1, flat.age_offset, age)
+        eye = given.camera.position[:, None]
+        place = (eye + (place - eye) * growth[:, None, None])[:, 0]
+        pelvis = body.shape(flat._replace(age_offset=age)).rest_joints[:, 0]
+        moved = flat._replace(age_offset=age, transl=place - pelvis)
+        return moved.map(lambda part: part.unflatten(0, self.present.shape))
+
+    def _visible(self) -> Bool[Tensor, "C T"]:
+        """Return whether a frame shows enough points to be fitted alone."""
+        count = (self._by_frame(self.given.weights) > 0).sum((1, 2))
+        return (count >= MIN_POINTS).view_as(self.present)
+
+    def _errors(self, parameters: BodyParameters) -> Float[Tensor, "C T V"]:
+        """Return mean distances of keypoints, weighted by confidence [pixels]."""
+        flat = parameters.map(lambda part: part.flatten(0, 1))
+        points = self.body.keypoints(self.given.layout, flat)
+        return self.given.errors(points.repeat_interleave(self.views, 0)).view(
+            *self.present.shape, self.views
+        )
+
+    def _by_frame(self, part: Tensor) -> Tensor:
+        """Return something of images (C T V, ...) as (C T, V, ...)."""
+        return part.unflatten(0, (-1, self.views))
+
+    def _frame_ages(self) -> Float[Tensor, "C T 4"]:
+        return self.given.ages[:: self.views].view(*self.present.shape, 4)
+
+
+def read_start_sd(
+    start: BodyParameters | None,
+    start_sd: Mapping[str, float | Tensor] | None,
+    batch: Sequence[int],
+    present: Bool[Tensor, "C T"],
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return the start (C, T, ...) as evidence: estimates and standard deviations by group."""
+    if start_sd is None:
+        return {}
+    if start is None:
+        raise ValueError("start_sd: expected a start that it is about, got none")
+    unknown = sorted(set(start_sd) - {*GROUPS})
+    if unknown:
+        raise ValueError(f"start_sd: expected some of {', '.join(GROUPS)}, got {', '.join(unknown)}")
+    found = {}
+    share = present / present.sum(1, keepdim=True)
+    for name, sd in start_sd.items():
+        value = getattr(start, name)
+        entry = value.shape[2:]
+        sd = torch.as_tensor(sd, dtype=value.dtype, device=value.device).detach()
+        if not ((sd > 0) & sd.isfinite()).all():
+            raise ValueError(f"start_sd[{name!r}]: expected standard deviations above 0")
+        try:
+            sd = sd.expand((*batch, *entry)).reshape(value.shape)
+        except RuntimeError:
+            raise ValueError(
+                f"start_sd[{name!r}]: expected a shape that broadcasts to {(*batch, *entry)}, "
+                f"got {tuple(sd.shape)}"
+            ) from None
+        if name in ("betas", "age_offset"):  # of the clip: the mean of its frames
+            mean = (share[(..., *[None] * len(entry))] * value).sum(1, keepdim=True)
+            value = mean.expand(value.shape)
+        found[name] = value, sd
+    return found

@@ -1,0 +1,61 @@
+"""Posed bodies and how their parts move: what the derivatives of all of their points share."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from agebody.body import BodyModel
+from agebody.engine.deform import pose_feature
+from agebody.rotations import right_jacobian
+
+
+class PosedBodies(NamedTuple):
+    """Posed bodies, and how their parts move."""
+
+    coefficients: Float[Tensor, "B C"]
+    """Coefficients of the identity, then of the pose blend shapes."""
+    turned: Float[Tensor, "B J 3 3"]
+    """Rotation of each joint's frame in the world."""
+    centers: Float[Tensor, "B J 3"]
+    transforms: Float[Tensor, "B J 3 4"]
+    """From the rest pose to the pose."""
+    axes: Float[Tensor, "B J 3 3"]
+    """Columns: world axes of the rotation by a change of each component of a joint's vector."""
+    feature_changes: Float[Tensor, "B M 3 9"] | None
+    """Derivative of a joint's 9 pose blend coefficients by its vector, without the root."""
+    feature_growth: Float[Tensor, "B F"] | None
+    """Derivative of the pose blend coefficients by the age offset, if they depend on it."""
+
+    def of(self, bodies: slice) -> PosedBodies:
+        """Select some of the bodies."""
+        parts = (None if part is None else part[bodies] for part in self)
+        return PosedBodies(*cast(tuple[Tensor, ...], tuple(parts)))
+
+
+def pose_bodies(
+    body: BodyModel, pose: Tensor, betas: Tensor, age_offset: Tensor, *, changes: bool
+) -> PosedBodies:
+    """Pose bodies; ``changes`` includes the derivatives of the pose blend coefficients."""
+    coefficients, rest_joints = body.identity(betas, age_offset)
+    rotations, world, transforms = body.tree.pose(pose, "axis_angle", rest_joints)
+    turned, inner = world[..., :3], right_jacobian(pose)
+    feature_changes, growth = None, None
+    if body.num_correctives:
+        feature, scale = pose_feature(rotations), body.corrective_scale(age_offset)
+        if changes:
+            # dR = R [w]x with w = J dv: each row of R, crossed with w.
+            columns = inner[:, 1:].mT[:, :, :, None]
+            feature_changes = torch.linalg.cross(rotations[:, 1:, None], columns).flatten(-2)
+        if scale is not None:
+            if feature_changes is not None:
+                growth = feature * (body.infant_corrective_scale - 1)
+                feature_changes = feature_changes * scale[:, None, None, None]
+            feature = feature * scale[:, None]
+        coefficients = torch.cat((coefficients, feature), -1)
+    return PosedBodies(
+        coefficients, turned, world[..., 3], transforms, turned @ inner, feature_changes, growth
+    )

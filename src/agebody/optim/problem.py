@@ -1,0 +1,204 @@
+"""The least-squares problem of one stage of a fit: its variables, bounds and cost."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from agebody.body import BodyModel
+from agebody.checks import apply_mask
+from agebody.optim.least_squares import ChainQuadratic, Quadratic
+from agebody.optim.motion import Motion, Moves
+from agebody.optim.state import Block, FreeVariables, State, Term
+from agebody.parameters import GROUPS, group_slices
+
+
+class Stage(NamedTuple):
+    """One stage of a fit: how much each term counts, and what is free."""
+
+    weights: Mapping[str, float] = {}
+    """By name of a term, a factor of its cost: 1 if missing, 0 leaves it out."""
+    scales: Mapping[str, float] = {}
+    """By name of a term, a factor of its robust scale: 1 if missing."""
+    groups: Sequence[str] = GROUPS
+    """Which parameters are free; see `FreeVariables`."""
+    joints: Sequence[str] | None = None
+    """Which joints of the pose are free; all if None."""
+    max_iterations: int = 30
+    cost_tolerance: float = 1e-4
+    """Fraction of the cost by which a step must reduce it for the stage to go on."""
+
+
+class Problem:
+    """The least-squares problem of one stage.
+
+    The variables of a clip are those of each frame, then the shared ones. A single body is a clip of one
+    frame that shares nothing.
+    """
+
+    def __init__(
+        self,
+        body: BodyModel,
+        terms: Mapping[str, Term | Motion],
+        stage: Stage,
+        vectors: Float[Tensor, "C T P"],
+        present: Bool[Tensor, "C T"],
+    ) -> None:
+        self.body, self.vectors, self.present = body, vectors, present
+        self.free = FreeVariables(body, stage.groups, stage.joints)
+        self.frames = vectors.shape[1]
+        self.motion: tuple[str, float, Motion] | None = None
+        self.terms: list[tuple[str, float, Term]] = []
+        for name, term in terms.items():
+            weight = stage.weights.get(name, 1.0)
+            if not weight:
+                continue
+            if isinstance(term, Motion):
+                self.motion = (name, weight, term) if self.frames > 1 else None
+            else:
+                self.terms.append((name, weight, _scaled(term, stage.scales.get(name, 1.0))))
+        every = torch.arange(len(self.free), device=vectors.device)
+        self.shape = self.free.shape_slice() if self.frames > 1 else slice(0, 0)
+        self.shared = every[self.shape]
+        self.own = torch.cat((every[: self.shape.start], every[self.shape.stop :]))
+
+    def pack(self, vectors: Float[Tensor, "C t P"]) -> Float[Tensor, "C N"]:
+        """Return the variables of clips; the shared ones are read from the first frame."""
+        free = vectors[..., self.free.columns].expand(-1, self.frames, -1)
+        return torch.cat((free[..., self.own].flatten(1), free[:, 0, self.shared]), 1)
+
+    def unpack(self, x: Float[Tensor, "b N"], rows: Tensor | None = None) -> Float[Tensor, "b T P"]:
+        """Return all parameters of clips, or of those with the indices ``rows``."""
+        vectors = self.vectors if rows is None else self.vectors[rows]
+        split = self.frames * len(self.own)
+        own, shared = x[:, :split].unflatten(1, (self.frames, -1)), x[:, None, split:]
+        vectors = vectors.index_copy(-1, self.free.columns[self.own], own)
+        columns = self.free.columns[self.shared]
+        return vectors.index_copy(-1, columns, shared.expand(-1, self.frames, -1))
+
+    def quadratize(self, x: Tensor, rows: Tensor) -> Quadratic | ChainQuadratic:
+        """Return the weighted sum of the terms of some clips; see `minimize`."""
+        state = self._state(x, rows)
+        by_frame, by_clip = [], []
+        for _, weight, block in self._blocks(state):
+            if self._per_clip(block):
+                first = Quadratic(*(part[:: self.frames] for part in block.quadratic))
+                by_clip.append((weight, Block(first, block.where)))
+            else:
+                by_frame.append((weight, block))
+        frames = add_blocks(by_frame, len(state.rows), len(self.free), x)
+        if self.frames == 1:
+            return frames
+        clips = add_blocks(by_clip, len(rows), len(self.free), x)
+        present = self.present[rows]
+        cost, gradient, normal = (
+            apply_mask(part.unflatten(0, present.shape), present, part.dim() - 1) for part in frames
+        )
+        by_own, by_shared = normal[..., self.own, :], (normal.sum(1) + clips.normal)[:, self.shared]
+        model = ChainQuadratic(
+            cost.sum(1) + clips.cost,
+            gradient[..., self.own],
+            (gradient.sum(1) + clips.gradient)[:, self.shared],
+            by_own[..., self.own],
+            None,
+            by_own[..., self.shared],
+            by_shared[..., self.shared],
+        )
+        if self.motion is None:
+            return model
+        _, weight, motion = self.motion
+        return self._add_motion(model, motion.moves(state, present), weight)
+
+    def costs(self, x: Tensor) -> dict[str, Float[Tensor, " C"]]:
+        """Return the part of each term in the cost."""
+        state = self._state(x, torch.arange(len(x), device=x.device))
+        found = {}
+        for name, weight, block in self._blocks(state):
+            by_frame = weight * block.quadratic.cost.view_as(self.present)
+            found[name] = (
+                by_frame[:, 0] if self._per_clip(block) else apply_mask(by_frame, self.present).sum(1)
+            )
+        if self.motion is not None:
+            name, weight, motion = self.motion
+            found[name] = weight * motion.moves(state, self.present).residuals.square().sum((1, 2)) / 2
+        return found
+
+    def _state(self, x: Tensor, rows: Tensor) -> State:
+        vectors = self.unpack(x, rows)
+        bodies = rows[:, None] * self.frames + torch.arange(self.frames, device=x.device)
+        return State(self.body, vectors.flatten(0, 1), bodies.flatten(), self.free)
+
+    def _blocks(self, state: State) -> Iterator[tuple[str, float, Block]]:
+        for name, weight, term in self.terms:
+            block = term(state)
+            if block is not None:
+                yield name, weight, block
+
+    def _per_clip(self, block: Block) -> bool:
+        """Return whether a block depends on shared variables alone."""
+        shape, where = self.shape, block.where
+        return shape.start <= where.start and where.stop <= shape.stop
+
+    def _add_motion(self, model: ChainQuadratic, moves: Moves, weight: float) -> ChainQuadratic:
+        """Add the motion: coupling of consecutive frames, and of both with the shared variables."""
+        root = weight**0.5
+        residuals, before, after = (root * part for part in moves)
+        first, second = before[..., self.own], after[..., self.own]
+        drift = (after - before)[..., self.shared]
+        model.frame_gradient[:, :-1] -= _row_product(residuals, first)
+        model.frame_gradient[:, 1:] += _row_product(residuals, second)
+        model.blocks[:, :-1] += first.mT @ first
+        model.blocks[:, 1:] += second.mT @ second
+        model.border[:, :-1] -= first.mT @ drift
+        model.border[:, 1:] += second.mT @ drift
+        return model._replace(
+            cost=model.cost + residuals.square().sum((1, 2)) / 2,
+            shared_gradient=model.shared_gradient + _row_product(residuals, drift).sum(1),
+            coupling=-(first.mT @ second),
+            shared=model.shared + (drift.mT @ drift).sum(1),
+        )
+
+
+def add_blocks(blocks: Iterable[tuple[float, Block]], batch: int, size: int, like: Tensor) -> Quadratic:
+    """Return the weighted sum of blocks, over all free variables."""
+    total = Quadratic(like.new_zeros(batch), like.new_zeros(batch, size), like.new_zeros(batch, size, size))
+    for weight, (quadratic, where) in blocks:
+        total.cost.add_(quadratic.cost, alpha=weight)
+        total.gradient[:, where].add_(quadratic.gradient, alpha=weight)
+        total.normal[:, where, where].add_(quadratic.normal, alpha=weight)
+    return total
+
+
+def parameter_bounds(
+    body: BodyModel,
+    like: Float[Tensor, "C T P"],
+    ages: tuple[float | Tensor, float | Tensor],
+    beta_bound: float,
+) -> tuple[Float[Tensor, "C 1 P"], Float[Tensor, "C 1 P"]]:
+    """Return lower and upper bounds of all parameters."""
+    low, high = torch.full_like(like[:, :1], -torch.inf), torch.full_like(like[:, :1], torch.inf)
+    slices = group_slices(body)
+    low[..., slices["betas"]], high[..., slices["betas"]] = -beta_bound, beta_bound
+    if body.age_anchors:
+        for bound, age in zip((low, high), ages, strict=True):
+            age = torch.as_tensor(age, dtype=like.dtype, device=like.device)
+            bound[:, 0, slices["age_offset"]] = age.expand(len(like))[:, None]
+    return low, high
+
+
+def _scaled(term: Any, scale: float) -> Term:
+    """Return the same term with its robust scale multiplied."""
+    if scale == 1:
+        return term
+    found = copy.copy(term)
+    found.robust_scale = scale * term.robust_scale
+    return found
+
+
+def _row_product(residuals: Tensor, jacobian: Tensor) -> Tensor:
+    return (residuals[..., None, :] @ jacobian)[..., 0, :]

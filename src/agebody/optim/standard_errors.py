@@ -1,0 +1,133 @@
+"""Standard errors of fits: how well age, size and depth are known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from agebody.body import BodyModel
+from agebody.engine.deform import age_slopes
+from agebody.optim.motion import Motion
+from agebody.optim.problem import Problem, Stage, parameter_bounds
+from agebody.optim.state import State, Term
+from agebody.optim.terms import root_layout
+from agebody.parameters import BodyParameters, group_slices
+
+
+class StandardErrors(NamedTuple):
+    """Standard deviations of what was estimated, given the observations and the priors.
+
+    They come from the normal matrix of the last step: near the estimate, the cost is half of a squared
+    distance in these units. They do not know of other minima, such as that of a person who faces the other
+    way, nor of errors that the terms do not describe. Infinite where nothing determines the number.
+    """
+
+    age_offset: Float[Tensor, "*batch"]
+    """0 where it is known."""
+    stature: Float[Tensor, "*batch"]
+    """[m]"""
+    depth: Float[Tensor, "*frames"]
+    """Of the root joint, along the axis of the camera, or of the first one [m]."""
+
+
+def standard_errors(
+    body: BodyModel,
+    terms: Mapping[str, Term | Motion],
+    stage: Stage,
+    parameters: BodyParameters,
+    axis: Float[Tensor, "C T 3"],
+    *,
+    present: Bool[Tensor, "C T"] | None = None,
+    age_bounds: tuple[float | Tensor, float | Tensor] = (0.0, 1.0),
+) -> StandardErrors:
+    """Return the standard errors of fitted clips (C), and of the depth in each of their frames (C, T).
+
+    With the normal matrix N and a number's gradient g, the variance is ``gᵀ N⁻¹ g`` (the delta method). The
+    bounds of the age cut its distribution off, and with it what depends on the age: the error is the root
+    mean square distance from the estimate within the bounds.
+
+    Args:
+        body: the layer.
+        terms: as of `fit_bodies`.
+        stage: the last one.
+        parameters: (C, T, ...) its result.
+        axis: directions in the world along which the depth counts.
+        present: as of `fit_bodies`.
+        age_bounds: as of `fit_bodies`.
+    """
+    vectors = parameters.vector()
+    clips, frames = vectors.shape[:2]
+    if present is None:
+        present = torch.ones((clips, frames), dtype=torch.bool, device=vectors.device)
+    problem = Problem(body, terms, stage, vectors, present)
+    x, rows = problem.pack(vectors), torch.arange(clips, device=vectors.device)
+    model = problem.quadratize(x, rows)
+    low, high = parameter_bounds(body, vectors, age_bounds, math.inf)
+    columns = group_slices(body)["age_offset"].start
+    fixed = problem.pack(low) == problem.pack(high)
+    flat = parameters.map(lambda part: part.flatten(0, 1))
+    state = State(body, flat.vector(), torch.arange(clips * frames, device=x.device), problem.free)
+    _, by_free = state.points(root_layout(body.asset.joint_names[0]))
+    by_depth = (axis.flatten(0, 1)[..., None] * by_free[:, 0]).sum(-2).unflatten(0, (clips, frames))
+    by_stature = vectors.new_zeros(by_depth[:, 0].shape)
+    by_age = torch.zeros_like(by_stature)
+    by_shape = _stature_gradient(body, flat.map(lambda part: part[::frames]))
+    for name, part in by_shape.items():
+        if name in problem.free.parts:
+            by_stature[:, problem.free.parts[name][0]] = part
+    if "age_offset" in problem.free.parts:
+        by_age[:, problem.free.parts["age_offset"][0]] = 1
+
+    def pack(gradient: Tensor, frame: int) -> Tensor:
+        """Return a gradient by the free variables of a frame, as one by those of the clip."""
+        own = gradient.new_zeros(clips, problem.frames, len(problem.own))
+        own[:, frame] = gradient[:, problem.own]
+        return torch.cat((own.flatten(1), gradient[:, problem.shared]), 1)
+
+    gradients = [pack(by_age, 0), pack(by_stature, 0), *(pack(by_depth[:, t], t) for t in range(frames))]
+    gradients = [torch.where(fixed, 0, gradient) for gradient in gradients]
+    solved = [model.solve(gradient, torch.zeros_like(x), fixed) for gradient in gradients]
+    variance = torch.stack([(g * s).sum(-1) for g, s in zip(gradients, solved, strict=True)], -1)
+    with_age = torch.stack([(g * solved[0]).sum(-1) for g in gradients], -1)
+    own = variance[:, :1]
+    share = torch.where(own > 0, with_age / torch.where(own > 0, own, 1), 0)
+    cut = _cut_variance(own[:, 0], parameters.age_offset[:, 0], *(b[:, 0, columns] for b in (low, high)))
+    variance = variance - share.square() * (own - cut[:, None])
+    sd = torch.where(variance.isfinite(), variance.clamp(min=0).sqrt(), torch.inf)
+    return StandardErrors(sd[:, 0], sd[:, 1], sd[:, 2:])
+
+
+def _stature_gradient(body: BodyModel, parameters: BodyParameters) -> dict[str, Float[Tensor, "B _"]]:
+    """Return the derivatives of the stature by betas and by the age offset.
+
+    At rest, heights of vertices are affine in the coefficients; the stature is that of the highest less that
+    of the lowest.
+    """
+    directions = torch.from_numpy(body.identity_directions[..., 1]).to(body.device, body.dtype)  # (C, V)
+    coefficients, _ = body.identity(parameters.betas, parameters.age_offset)
+    heights = coefficients @ directions
+    by_coefficients = directions.T[heights.argmax(-1)] - directions.T[heights.argmin(-1)]
+    by_betas = by_coefficients[:, 1 : 1 + body.num_betas]
+    if not body.age_anchors:
+        return {"betas": by_betas}
+    inner, slopes = (torch.from_numpy(part).to(by_betas) for part in age_slopes(body.age_anchors))
+    growth = slopes[torch.bucketize(parameters.age_offset.contiguous(), inner, right=True)]
+    by_age = (by_coefficients[:, 1 + body.num_betas :] * growth).sum(-1, keepdim=True)
+    return {"betas": by_betas, "age_offset": by_age}
+
+
+def _cut_variance(variance: Tensor, mode: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Return the mean squared distance from the mode of a normal distribution, within bounds."""
+    widest = 100 * (high - low).double()  # beyond, it is uniform
+    sd = variance.double().sqrt().nan_to_num(math.inf).minimum(widest)
+    unit = torch.where(sd > 0, sd, 1)
+    ends = [((bound - mode) / unit).clamp(-40, 40) for bound in (low, high)]
+    density = [torch.exp(-end.square() / 2) / math.sqrt(2 * math.pi) for end in ends]
+    mass = torch.special.ndtr(ends[1]) - torch.special.ndtr(ends[0])
+    lost = (ends[1] * density[1] - ends[0] * density[0]) / torch.where(mass > 0, mass, 1)
+    return (sd.square() * (1 - lost)).clamp(min=0).to(variance)
