@@ -551,7 +551,7 @@ def test_what_is_no_file_of_labels_is_named(labels, tmp_path):
     path = tmp_path / "labels.npz"
     for content in (b"", b"PK\x03\x04 and no more"):
         path.write_bytes(content)
-        with pytest.raises(AnnotationError, match=r"labels.npz: not an npz file"):
+        with pytest.raises(AnnotationError, match=r"labels.npz: not an npz file, as agebody fit"):
             load_labels(path)
     labels.save(path, overwrite=True)
     arrays = dict(np.load(path))

@@ -87,7 +87,7 @@ def read_arrays(
         except DAMAGES:
             file = None
         if not isinstance(file, np.lib.npyio.NpzFile):
-            fail(path, "not an npz file; write one with numpy.savez(path, ids=..., joints=...)")
+            fail(path, "not an npz file, as agebody fit or numpy.savez writes it")
         started = {
             name: key
             for start, key in (prefixes or {}).items()
