@@ -118,6 +118,13 @@ def test_deviations_are_those_of_the_tables_and_of_the_mixture():
     assert stature_sd(19.0) == pytest.approx(draws.std(), abs=3 * draws.std() / np.sqrt(2 * draws.size))
 
 
+@pytest.mark.parametrize("value", ["kid", [0.1, "x"]])
+def test_what_is_no_number_is_named(value, unchecked):
+    for call in (age_class, median_stature, median_head_circumference, stature_sd):
+        with pytest.raises(TypeError, match=r"expected numbers, got .*(kid|x)"):
+            call(value)
+
+
 def test_an_unknown_sex_is_refused(unchecked):
     with pytest.raises(ValueError, match="sex: expected 'neutral', 'female' or 'male', got 'boy'"):
         median_stature(3.0, sex="boy")  # pyright: ignore[reportArgumentType]

@@ -595,6 +595,19 @@ def test_sizes_and_angles_in_other_units_are_refused(unchecked):
         fov_to_focal(torch.tensor([60.0]), (640, 480))
 
 
+def test_parts_that_are_no_tensors_are_named(unchecked):
+    camera = Camera(torch.tensor([500.0, 500.0]), torch.tensor([320.0, 240.0]))
+    for name, value in (
+        ("rotation", np.eye(3)),
+        ("translation", [0, 0, 1]),
+        ("distortion", np.zeros((1, 5))),
+    ):
+        with pytest.raises(TypeError, match=rf"{name}: expected a torch\.Tensor, got {type(value).__name__}"):
+            camera._replace(**{name: value}).project(torch.ones(5, 3))
+    with pytest.raises(ValueError, match="focal: expected lengths above 0"):
+        focal_to_fov(torch.tensor([500.0, -5.0]), (640, 480))
+
+
 def test_batches_that_do_not_fit_are_named():
     camera = Camera(torch.full((4, 2), 500.0), torch.full((4, 2), 256.0), translation=torch.zeros(4, 3))
     message = r"batch dimensions do not broadcast: camera.focal \(4,\).*\(3,\)"

@@ -300,6 +300,21 @@ def test_a_torso_without_length_is_far_but_finite():
         (lambda: weak_to_translation(torch.zeros(2), BOX, Camera.guess((1, 1))), ValueError, "weak: "),
         (lambda: box_condition(BOX, Camera.guess((1, 1)), normalization="x"), ValueError, "normalization"),
         (
+            lambda: weak_to_translation(torch.ones(4, 3), torch.ones(3, 4), Camera.guess((1, 1))),
+            ValueError, "batch dimensions do not broadcast: weak (4,), box (3,), camera ()",
+        ),
+        *(
+            (
+                lambda call=call, options=options: call(torch.ones(4, 5, 2), torch.ones(3, 4), **options),
+                ValueError, "batch dimensions do not broadcast: points (4,), box (3,)",
+            )
+            for call, options in (
+                (to_crop, {"size": (9, 9)}), (from_crop, {"size": (9, 9)}),
+                (normalize_points, {}), (denormalize_points, {}),
+            )
+        ),
+        (lambda: to_crop(torch.ones(5, 2), BOX[0], size=224), ValueError, "(width, height), got 224"),
+        (
             lambda: torso_depth(torch.zeros(1, 3), torch.zeros(1, 2), Camera.guess((1, 1)),
                                 agebody.KeypointLayout("one", ("left_hip",), ())),
             ValueError, "layout: 'one' has no left_shoulder, right_hip, right_shoulder",

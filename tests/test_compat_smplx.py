@@ -7,6 +7,7 @@ import importlib
 import io
 import os
 import pickle
+import re
 import warnings
 
 import numpy as np
@@ -514,6 +515,22 @@ class TestArraysReplaced:
         assert betas.grad is not None
         assert betas.grad.abs().min() > 0
 
+    @pytest.mark.parametrize("kind", [ours.SMPL, ours.SMPLLayer])
+    def test_exported_programs_give_the_same_for_any_batch(self, small, kind, unchecked):
+        class Network(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.body = kind(small)
+
+            def forward(self, pose):
+                pose = pose if kind is ours.SMPL else ours.lbs.batch_rodrigues(pose)
+                return self.body(body_pose=pose[:, 1:], global_orient=pose[:, :1]).joints
+
+        network, batch = Network(), torch.export.Dim("batch")
+        example, others = torch.randn(3, 24, 3), torch.randn(5, 24, 3)
+        program = torch.export.export(network, (example,), dynamic_shapes=({0: batch},), strict=False)
+        torch.testing.assert_close(program.module()(others), network(others))
+
     def test_autocast_changes_nothing_either(self, small):
         model = ours.SMPL(small)
         model.v_template.data += 0.1
@@ -922,8 +939,32 @@ class TestErrors:
             ours.SMPLLayer(small)(body_pose=torch.zeros(2, 69))
         with pytest.raises(ValueError, match=r"batches of one size, or of 1, got .*'betas': 3"):
             model(betas=torch.zeros(3, 10), body_pose=torch.zeros(2, 69))
-        with pytest.raises(ValueError, match="betas"):
-            model(betas=torch.zeros(2, 9), body_pose=torch.zeros(2, 69))
+        for name, shape, width in (
+            ("betas", (2, 9), 10),
+            ("betas", (2, 16), 10),
+            ("betas", (10,), 10),
+            ("betas", (2, 1, 10), 10),
+            ("transl", (3,), 3),
+            ("transl", (2, 1, 3), 3),
+            ("transl", (2, 4), 3),
+        ):
+            with pytest.raises(
+                ValueError, match=re.escape(f"{name}: expected shape (B, {width}), got {shape}")
+            ):
+                model(**{"body_pose": torch.zeros(2, 69), name: torch.zeros(shape)})
+        with pytest.raises(ValueError, match=r"betas: expected shape \(B, 10\), got \(2, 16\)"):
+            model.forward_shape(torch.zeros(2, 16))
+        kid = ours.SMPL(agebody.mannequin(), age="kid")
+        with pytest.raises(ValueError, match=r"betas: expected shape \(B, 11\), got \(1, 10\)"):
+            kid(betas=torch.ones(1, 10))
+        given_ = {"betas": np.zeros((1, 10)), "body_pose": np.zeros((1, 69)), "transl": np.zeros((1, 3))}
+        for name, value in given_.items():
+            with pytest.raises(TypeError, match=f"{name}: expected a torch.Tensor, got ndarray"):
+                model(**{"body_pose": torch.zeros(1, 69), name: value})
+        with pytest.raises(
+            TypeError, match="batch_rodrigues: expected arguments of torch.Tensor, got ndarray"
+        ):
+            ours.lbs.batch_rodrigues(np.zeros((4, 3)))
         ids = {name: 0 for name in ours.vertex_ids.vertex_ids["smplh"] if name != "nose"}
         with pytest.raises(ValueError, match=r"vertex_ids: expected a vertex for each .*\['nose'\] missing"):
             ours.SMPL(small, vertex_ids=ids)

@@ -131,7 +131,10 @@ INTERNALS = {
     | {"torch._C._are_functorch_transforms_active"}
     | {"torch._C._get_tracing_state", "torch._C._set_tracing_state"},
     "compat.smplx.arrays": {"self._parameters", "tensor._version"},
-    "compat.smplx.body_models": {"self.get_submodule(owner)._non_persistent_buffers_set"},
+    "compat.smplx.body_models": {
+        "self.get_submodule(owner)._non_persistent_buffers_set",
+        "_disable_current_modes",
+    },
 }
 """Internals of torch for which there is no public name."""
 

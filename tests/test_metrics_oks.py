@@ -212,6 +212,15 @@ def test_errors_name_the_argument(unchecked):
         oks(pred, target, area, sigmas=(0.1, 0.1))
     with pytest.raises(ValueError, match=r"target: expected shape \(\*batch, 17, 2\), got \(3, 16, 2\)"):
         oks(pred, target[:, 1:], area)
+    for wrong in (torch.ones(5, 17), torch.ones(3), torch.ones(3, 17, 1)):
+        with pytest.raises(ValueError, match=r"weights: expected a shape that broadcasts to \(3, 17\), got"):
+            oks(pred, target, area, weights=wrong)
+        with pytest.raises(ValueError, match=r"weights: expected a shape that broadcasts to \(3, 17\), got"):
+            keypoint_ap(pred, scores, ids, target, area, ids, weights=wrong)
+    with pytest.raises(TypeError, match="weights: expected a torch.Tensor or None, got ndarray"):
+        oks(pred, target, area, weights=np.ones((3, 17)))
+    with pytest.raises(ValueError, match=r"do not broadcast: pred \(3,\), target \(2,\)"):
+        oks(pred, target[:2], area)
     with pytest.raises(ValueError, match="scores: expected 3 entries, got 2"):
         keypoint_ap(pred, scores[:2], ids, target, area, ids)
     with pytest.raises(ValueError, match="target_images: expected 3 entries, got 1"):

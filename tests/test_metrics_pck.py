@@ -161,6 +161,16 @@ def test_errors_name_the_argument(unchecked):
         mpckh(pred.long(), target)
     with pytest.raises(ValueError, match="reduction: expected one of none, mean, sum, got 'max'"):
         mpckh(pred, target, reduction="max")
+    for call in (
+        lambda given: mpckh(pred, target, weights=given),
+        lambda given: per_joint(pred[..., 0], weights=given),
+    ):
+        with pytest.raises(
+            ValueError, match=r"weights: expected a shape that broadcasts to \(2, 17\), got \(2,\)"
+        ):
+            call(torch.ones(2))
+        with pytest.raises(TypeError, match="weights: expected a torch.Tensor or None, got list"):
+            call([1.0] * 17)
 
 
 @pytest.mark.parametrize("shape", [(3, 1), (1,), (2, 3)])

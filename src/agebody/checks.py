@@ -41,15 +41,20 @@ def expect(name: str, tensor: Any, *entry: int | None) -> Tensor:
     Returns:
         The tensor, cast to float32 if it has 16 bits, whose sums overflow or lose their digits.
     """
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
-    if not tensor.is_floating_point():
+    if not expect_tensor(name, tensor).is_floating_point():
         raise TypeError(f"{name}: expected a floating type, got {tensor.dtype}")
     last = tensor.shape[tensor.dim() - len(entry) :] if tensor.dim() >= len(entry) else None
     if last is None or any(n is not None and n != m for n, m in zip(entry, last, strict=True)):
         shape = ", ".join(["*batch", *("any" if n is None else str(n) for n in entry)])
         raise ValueError(f"{name}: expected shape ({shape}), got {tuple(tensor.shape)}")
     return at_least_float32(tensor)
+
+
+def expect_tensor(name: str, value: Any) -> Tensor:
+    """Check that a value is a tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+    return value
 
 
 def expect_pair(
@@ -237,8 +242,7 @@ def flatten(tensor: Tensor, batch: tuple[int, ...], entry_dims: int) -> Tensor:
 
 
 def _expect_like(name: str, value: Any, like: Tensor) -> Tensor:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+    expect_tensor(name, value)
     # Half precision, the output of networks under autocast, is cast up without loss; nothing else is cast.
     if value.dtype not in (like.dtype, torch.float16, torch.bfloat16):
         raise TypeError(f"{name}: expected {like.dtype}, the layer's dtype, got {value.dtype}")

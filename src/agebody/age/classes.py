@@ -56,7 +56,10 @@ def age_class(age_offset: Any) -> Any:
     if isinstance(age_offset, Tensor):
         offsets = age_offset
     else:
-        offsets = torch.as_tensor(np.array(age_offset))
+        array = np.array(age_offset)
+        if array.dtype.kind not in "iuf":
+            raise TypeError(f"age_offset: expected numbers, got {reprlib.repr(age_offset)}")
+        offsets = torch.as_tensor(array)
     offsets = offsets.float() if offsets.dtype not in (torch.float16, torch.bfloat16) else offsets
     highs = offsets.new_tensor([kind.high for kind in AGE_CLASSES[:-1]])
     found = torch.where(offsets.isnan(), UNKNOWN, torch.bucketize(offsets, highs))

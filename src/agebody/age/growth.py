@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from agebody.age.values import Number, as_given, interpolate, of_one_kind, special_functions
+from agebody.age.values import Number, as_given, interpolate, numbers, of_one_kind, special_functions
 
 Sex = Literal["neutral", "female", "male"]
 
@@ -171,9 +171,10 @@ def median_head_circumference(years: Number, *, sex: Sex = "neutral") -> Number:
     "neutral" is the mean of the two sexes. Arguments as of ``median_stature``.
     """
     nodes, values = _head_growth(sex)
+    given: Any = years if isinstance(years, Tensor) else numbers(years)
     found: Any = interpolate(years, nodes, values)
     choose: Any = torch.where if isinstance(found, Tensor) else np.where
-    return as_given(choose(years > nodes[-1], np.nan, found), found)
+    return as_given(choose(given > nodes[-1], np.nan, found), found)
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from typing import Any, TypeVar
 
 import numpy as np
@@ -43,10 +44,18 @@ def as_given(value: Any, like: Any, number: type = float) -> Any:
     return value if kept else number(value)
 
 
+def numbers(values: Any) -> Float[np.ndarray, "*entries"]:
+    """Return numbers as an array."""
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(f"expected numbers, got {reprlib.repr(values)}") from None
+
+
 def interpolate(x: Any, nodes: Float[np.ndarray, " N"], values: Float[np.ndarray, " N"]) -> Any:
     """Interpolate linearly between (nodes, values), nodes ascending, constant outside them; as np.interp."""
     if not isinstance(x, Tensor):
-        return as_given(np.interp(x, nodes, values), x)
+        return as_given(np.interp(numbers(x), nodes, values), x)
     if not x.is_floating_point():
         raise TypeError(f"expected a tensor of floating point numbers, got {x.dtype}")
     x = at_least_float32(x)

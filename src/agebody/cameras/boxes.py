@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from agebody.cameras.camera import Camera, Size, as_size
-from agebody.checks import Weights, apply_mask, expand_weights, expect
+from agebody.checks import Weights, apply_mask, broadcast, expand_weights, expect
 
 BoxFormat = Literal["xyxy", "xywh", "cxcywh"]
 """Corners; first corner and size (COCO's); centre and size."""
@@ -85,16 +85,16 @@ def to_crop(
         box: corners of the crop in it [pixels].
         size: width and height of the crop after resizing [pixels].
     """
-    low, extent = _window(box)
-    return (expect("points", points, None, 2) - low) / extent * as_size(size, low)[..., None, :]
+    points, low, extent = _in_window(points, box)
+    return (points - low) / extent * as_size(size, low)[..., None, :]
 
 
 def from_crop(
     points: Float[Tensor, "*points K 2"], box: Float[Tensor, "*batch 4"], *, size: Size
 ) -> Float[Tensor, "*out K 2"]:
     """Convert pixels of a resized crop to points of the full image; the inverse of `to_crop`."""
-    low, extent = _window(box)
-    return low + expect("points", points, None, 2) / as_size(size, low)[..., None, :] * extent
+    points, low, extent = _in_window(points, box)
+    return low + points / as_size(size, low)[..., None, :] * extent
 
 
 def normalize_points(
@@ -108,16 +108,16 @@ def normalize_points(
         box: corners of the crop [pixels].
         limit: 0.5 as in HMR2, or 1 as in HMR and SPIN.
     """
-    low, extent = _window(box)
-    return ((expect("points", points, None, 2) - low) / extent - 0.5) * (2 * limit)
+    points, low, extent = _in_window(points, box)
+    return ((points - low) / extent - 0.5) * (2 * limit)
 
 
 def denormalize_points(
     points: Float[Tensor, "*points K 2"], box: Float[Tensor, "*batch 4"], *, limit: float = 0.5
 ) -> Float[Tensor, "*out K 2"]:
     """Convert crop-normalised coordinates to points of the full image; the inverse of `normalize_points`."""
-    low, extent = _window(box)
-    return low + (expect("points", points, None, 2) / (2 * limit) + 0.5) * extent
+    points, low, extent = _in_window(points, box)
+    return low + (points / (2 * limit) + 0.5) * extent
 
 
 def box_condition(
@@ -149,6 +149,14 @@ def box_condition(
     if normalization == "h36m":
         offset, side = 2.8 * offset, (side - 0.24) / 0.06
     return torch.cat((offset, side.expand_as(offset[..., :1])), -1)
+
+
+def _in_window(points: Tensor, box: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return points that have the batch of a box, and its first corner and size."""
+    points = expect("points", points, None, 2)
+    low, extent = _window(box)
+    broadcast(points=points.shape[:-2], box=low.shape[:-2])
+    return points, low, extent
 
 
 def _window(box: Tensor) -> tuple[Tensor, Tensor]:

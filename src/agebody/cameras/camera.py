@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from agebody.cameras.distortion import distort_in_view, undistort
-from agebody.checks import broadcast, expect, expect_dtype, expect_values
+from agebody.checks import broadcast, expect, expect_dtype, expect_tensor, expect_values
 from agebody.engine.batched import is_recorded, own_precision
 
 Axis = Literal["vertical", "horizontal", "diagonal"]
@@ -363,7 +363,7 @@ class Camera(NamedTuple):
     def _check_batch(self, **points: tuple[int, ...]) -> None:
         """Check that the batches of the camera and of points, given without their entries, broadcast."""
         batches = {
-            f"camera.{name}": part.shape[: part.dim() - (2 if name == "rotation" else 1)]
+            f"camera.{name}": expect_tensor(name, part).shape[: part.dim() - (2 if name == "rotation" else 1)]
             for name, part in self._asdict().items()
             if part is not None
         }
@@ -390,6 +390,7 @@ def focal_to_fov(
 ) -> Float[Tensor, "*batch"]:
     """Return the field of view [rad] of a focal length [pixels]; the inverse of `fov_to_focal`."""
     focal = expect("focal", focal)
+    expect_values(focal=(focal > 0, "lengths above 0"))
     return 2 * torch.atan2(_length(size, axis, focal), 2 * focal)
 
 
@@ -434,9 +435,9 @@ def as_size(size: Size, like: Tensor) -> Tensor:
         if size.dim() == 0 or size.shape[-1] != 2:
             raise ValueError(f"size: expected shape (*batch, 2), width and height, got {tuple(size.shape)}")
         return size.to(like)
-    if len(size) != 2:
+    if not hasattr(size, "__len__") or len(size) != 2:
         raise ValueError(
-            f"size: expected (width, height), got {tuple(size)}; the shape of an image array is "
+            f"size: expected (width, height), got {size}; the shape of an image array is "
             "(height, width, channels), so give (shape[1], shape[0])"
         )
     width, height = size

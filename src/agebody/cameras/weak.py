@@ -49,6 +49,7 @@ def weak_to_translation(
     """
     scale, shift = expect("weak", weak, 3).split((1, 2), -1)
     center, side, focal = _crop(box, camera)
+    broadcast(weak=scale.shape[:-1], box=side.shape[:-1], camera=focal.shape[:-1])
     inverse = _inverse_scale(scale)
     depth = 2 * focal.mean(-1, keepdim=True) * inverse / side
     shown = center + shift / inverse * side / 2

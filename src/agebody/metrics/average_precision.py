@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from agebody.checks import Weights, expect
+from agebody.checks import Weights, expand_weights, expect
 from agebody.keypoints import KeypointLayout
 from agebody.metrics.similarity import SPACING, spread_of
 
@@ -345,10 +345,11 @@ def keypoint_ap(
         tensor = tensor.detach().cpu()
         return (tensor.double() if tensor.is_floating_point() else tensor).numpy()
 
+    weights = expand_weights(weights, target.shape[:2])
     images = split_images(
         pred=array(pred),
         target=array(target),
-        visible=None if weights is None else array((weights != 0).expand(target.shape[:2])),
+        visible=None if weights is None else array(weights != 0),
         **{name: array(tensor) for name, tensor in (detections | people).items()},
     )
     return summarize(match_images(images, spread=spread.numpy(force=True), max_detections=max_detections))

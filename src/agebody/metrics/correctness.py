@@ -85,7 +85,8 @@ def per_joint(terms: Float[Tensor, "*batch K"], *, weights: Weights = None) -> F
         weights: (*batch, K), which terms count; any weight other than 0 counts as 1.
     """
     terms = expect("terms", terms, None)
-    counted = torch.ones_like(terms) if weights is None else (weights != 0).expand(terms.shape)
+    weights = expand_weights(weights, terms.shape)
+    counted = torch.ones_like(terms) if weights is None else weights != 0
     columns = torch.where(counted != 0, terms, 0).reshape(-1, terms.shape[-1])
     return columns.sum(0) / counted.reshape(columns.shape).sum(0)
 
@@ -114,8 +115,8 @@ def mpckh(
         reduction: over people.
     """
     pred, target = expect("pred", pred, None, 2), at_least_float32(target)
+    weights = expand_weights(weights, pred.shape[:-1])
     seen = torch.ones_like(pred[..., 0]) if weights is None else (weights != 0).to(pred.dtype)
-    seen = seen.expand(pred.shape[:-1])
     diagonal = box_diagonal(target, weights=seen)
     correct = pck(pred, target, threshold, reference=diagonal, weights=seen, reduction="none")
     visible = seen.sum(-1)

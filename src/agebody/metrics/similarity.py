@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from agebody.checks import Reduction, Weights, apply_mask, expect, expect_values
+from agebody.checks import Reduction, Weights, apply_mask, broadcast, expand_weights, expect, expect_values
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.metrics.record import Errors, metric
 
@@ -88,9 +88,10 @@ def oks(
     pred = expect("pred", pred, None, 2)
     target = expect("target", target, pred.shape[-2], 2)
     spread = spread_of(sigmas, pred)
-    seen = torch.ones_like(target[..., 0]) if weights is None else (weights != 0).to(pred.dtype)
+    entries = torch.Size((*broadcast(pred=pred.shape[:-2], target=target.shape[:-2]), pred.shape[-2]))
+    weights = expand_weights(weights, entries)
+    seen = pred.new_ones(entries) if weights is None else (weights != 0).to(pred.dtype)
     difference = apply_mask(pred - target, seen, entry_dims=1)
-    seen = seen.expand(difference.shape[:-1])
     area = _expand_area(area, difference.shape[:-2])
     squared = (difference * difference).sum(-1)
     similarity = torch.exp(-squared / (2 * spread**2 * (area[..., None] + SPACING))) * seen

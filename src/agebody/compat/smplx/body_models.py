@@ -12,13 +12,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from agebody import body
 from agebody.assets.asset import BodyAsset
 from agebody.assets.io import smpl_arrays
 from agebody.assets.official import TITLES
+from agebody.checks import expect_tensor
 from agebody.compat.smplx.arrays import WatchedArrays
-from agebody.compat.smplx.lbs import blend_shapes, lbs
+from agebody.compat.smplx.lbs import blend_shapes, lbs, tree_of
 from agebody.compat.smplx.lbs import find_dynamic_lmk_idx_and_bcoords as find_dynamic_lmk_idx_and_bcoords
 from agebody.compat.smplx.lbs import vertices2landmarks as vertices2landmarks
 from agebody.compat.smplx.model_files import OFFERED, ModelPath, add_kid_template, read_asset, resolve_type
@@ -245,7 +248,7 @@ class SMPL(WatchedArrays):
 
     def forward_shape(self, betas: Tensor | None = None) -> SMPLOutput:
         """Return the rest surface of a shape, as ``vertices`` and ``v_shaped``."""
-        betas = self._given("betas", betas)
+        betas = self._coefficients(self._given("betas", betas))
         v_shaped = self._array("v_template") + blend_shapes(betas, self._array("shapedirs"))
         return SMPLOutput(vertices=v_shaped, betas=betas, v_shaped=v_shaped)
 
@@ -285,6 +288,10 @@ class SMPL(WatchedArrays):
             "axis_angle" if pose2rot else "matrix",
         )
 
+    def _coefficients(self, betas: Tensor) -> Tensor:
+        # All of them count: more would be dropped, and the last one is the age offset of age="kid".
+        return _rows("betas", betas, self._array("shapedirs").shape[-1])
+
     def _given(self, name: str, value: Tensor | None) -> Tensor:
         value = getattr(self, name, None) if value is None else value
         if value is None:
@@ -301,6 +308,8 @@ class SMPL(WatchedArrays):
         return_full_pose: bool,
         pose_format: PoseFormat,
     ) -> SMPLOutput:
+        betas = self._coefficients(betas)
+        transl = None if transl is None else _rows("transl", transl, 3)
         root = _rotations("global_orient", global_orient, 1, pose_format)
         others = _rotations("body_pose", body_pose, self.NUM_BODY_JOINTS, pose_format)
         batch = _batch(betas=betas, global_orient=root, body_pose=others, transl=transl)
@@ -313,8 +322,12 @@ class SMPL(WatchedArrays):
         replaced, layout = self._replaced(), getattr(self.vertex_joint_selector, "layout", None)
         if not replaced.isdisjoint(_ARRAYS):
             late = transl
-            arrays = (self._array(name) for name in _ARRAYS)
-            vertices, joints = lbs(betas, pose, *arrays, pose2rot=pose_format == "axis_angle")
+            arrays = {name: self._array(name) for name in _ARRAYS}
+            if isinstance(arrays["parents"], FakeTensor):  # as torch.export makes of all arrays
+                arrays["parents"] = self._layer.asset.parents
+                with _disable_current_modes():
+                    tree_of(arrays["parents"], betas.device)
+            vertices, joints = lbs(betas, pose, *arrays.values(), pose2rot=pose_format == "axis_angle")
             joints = self.vertex_joint_selector(vertices, joints)
         else:
             arguments: dict[str, Any] = {
@@ -450,21 +463,28 @@ def _layout(asset: BodyAsset, vertices: list[int]) -> KeypointLayout:
     )
 
 
+def _rows(name: str, value: Tensor, width: int) -> Tensor:
+    """Check (B, width)."""
+    if expect_tensor(name, value).dim() != 2 or value.shape[1] != width:
+        raise ValueError(f"{name}: expected shape (B, {width}), got {tuple(value.shape)}")
+    return value
+
+
 def _rotations(name: str, value: Tensor, count: int, pose_format: PoseFormat) -> Tensor:
     """Return rotations (B, count, ...) from any arrangement of their numbers."""
     entry = (3,) if pose_format == "axis_angle" else (3, 3)
-    if value.dim() < 2 or math.prod(value.shape[1:]) != count * math.prod(entry):
+    if expect_tensor(name, value).dim() < 2 or math.prod(value.shape[1:]) != count * math.prod(entry):
         kind = "axis-angle" if pose_format == "axis_angle" else "rotation matrices"
         raise ValueError(
             f"{name}: expected {kind} of shape (B, {count}, {', '.join(map(str, entry))}), got "
             f"{tuple(value.shape)}; SMPL takes axis-angle, and matrices with pose2rot=False, SMPLLayer "
             "matrices"
         )
-    return value.reshape(len(value), count, *entry)
+    return value.reshape(value.shape[0], count, *entry)  # len would fix the batch of an export
 
 
 def _batch(**arguments: Tensor | None) -> int:
-    sizes = {name: value.shape[:1] for name, value in arguments.items() if value is not None}
+    sizes = {n: expect_tensor(n, value).shape[:1] for n, value in arguments.items() if value is not None}
     try:
         return torch.broadcast_shapes((1,), *sizes.values())[0]
     except RuntimeError:

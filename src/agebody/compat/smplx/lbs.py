@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import lru_cache, wraps
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -39,7 +40,11 @@ def _in_own_precision(function: _F) -> _F:
 
     @wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        first = next(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
+        values = (*args, *kwargs.values())
+        first = next((x for x in values if isinstance(x, Tensor)), None)
+        if first is None:
+            kinds = ", ".join(type(x).__name__ for x in values) or "nothing"
+            raise TypeError(f"{function.__name__}: expected arguments of torch.Tensor, got {kinds}")
         with own_precision(first.device):
             return function(*args, **kwargs)
 
@@ -65,7 +70,7 @@ def lbs(
     (B, J, 9). Source: SMPL (Loper et al., SIGGRAPH Asia 2015), eq. 2 to 10.
     """
     rotations = batch_rodrigues(pose.reshape(-1, 3)) if pose2rot else pose
-    rotations = rotations.reshape(len(pose), -1, 3, 3)
+    rotations = rotations.reshape(pose.shape[0], -1, 3, 3)
     v_shaped = v_template + blend_shapes(betas, shapedirs)
     rest_joints = vertices2joints(J_regressor, v_shaped)
     posed_joints, transforms = batch_rigid_transform(rotations, rest_joints, parents)
@@ -110,9 +115,15 @@ def batch_rigid_transform(
 ) -> tuple[Float[Tensor, "B J 3"], Float[Tensor, "B J 4 4"]]:
     """Return the posed joints, and the transforms from the rest pose to the posed body."""
     (batch,) = torch.broadcast_shapes(rot_mats.shape[:1], joints.shape[:1])
-    tree = _tree(tuple(parents.tolist()), joints.device)
+    tree = tree_of(parents, joints.device)
     world, skinning = tree(rot_mats.expand(batch, -1, -1, -1), joints.expand(batch, -1, -1))
     return world[..., 3], homogeneous(skinning[..., :3], skinning[..., 3])
+
+
+def tree_of(parents: Any, device: torch.device) -> KinematicTree:
+    """Return the tree of a tensor, an array or a list of parents, built once."""
+    numbers = parents.tolist() if isinstance(parents, (Tensor, np.ndarray)) else parents
+    return _tree(tuple(map(int, numbers)), device)
 
 
 @lru_cache(maxsize=32)
@@ -129,7 +140,7 @@ def vertices2landmarks(
     lmk_bary_coords: Float[Tensor, "#B L 3"],
 ) -> Float[Tensor, "B L 3"]:
     """Return points on faces, given by barycentric coordinates."""
-    rows = torch.arange(len(vertices), device=vertices.device)[:, None, None]
+    rows = torch.arange(vertices.shape[0], device=vertices.device)[:, None, None]
     corners = vertices[rows, faces[lmk_faces_idx]]
     return (corners * lmk_bary_coords[..., None]).sum(-2)
 
