@@ -986,6 +986,8 @@ def files(body, tmp_path_factory):
         scores=np.ones(count), reprojection=np.zeros(count), start_reprojection=np.zeros(count),
         converged=np.ones(count, bool), iterations=np.ones(count, int), stop=np.array(["COST"] * count),
         cost=np.zeros(count), kept=np.ones(count, bool),
+        age_known=np.zeros(count, bool), age_class=np.full(count, -1), age_offset_sd=np.zeros(count),
+        stature=np.ones(count), stature_sd=np.zeros(count), depth_sd=np.zeros(count),
     )  # fmt: skip
     labels.save(folder / "labels.npz")
     jaxtyping.config.update("jaxtyping_disable", False)

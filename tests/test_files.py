@@ -313,6 +313,9 @@ def test_flat_names_are_different_and_legal(tmp_path):
 def test_commands_that_are_told_to_end_clean_up(tmp_path, name):
     script = f"""
 import os, signal, sys, time
+for number in (signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_DFL)  # whatever ran the tests may have had them ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from pathlib import Path
 from agebody.pipelines.cli import app, main
 from agebody.files import replacing

@@ -13,7 +13,7 @@ from agebody.assets.landmarks import REGRESSOR_NAMES
 from agebody.assets.mannequin import SHAPE_SD, mannequin
 
 # Of every array, bit for bit: the same on each machine, operating system and NumPy.
-SHA256 = "8d66db52bec952306e8a8158c3213c1e813442e62eae4256cca7271d0302f9c5"
+SHA256 = "236916a067f8c8ca801f9c4a3e62eab36fdd7de6760d59e083a4299b78c276ed"
 JOINT = {name: i for i, name in enumerate(SMPL_JOINT_NAMES)}
 AGES = ("adult", "infant")
 

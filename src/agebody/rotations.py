@@ -304,6 +304,7 @@ def mirror(rotation: Tensor, pose_format: PoseFormat = "axis_angle") -> Tensor:
     A pose is mirrored by these, and by exchanging left and right joints; see `BodyParameters.mirrored`.
     """
     check_format(pose_format)
+    rotation = _read(pose_format, rotation)
     across = torch.tensor([-1.0, 1, 1])
     signs = {
         "axis_angle": -across,
@@ -311,7 +312,4 @@ def mirror(rotation: Tensor, pose_format: PoseFormat = "axis_angle") -> Tensor:
         "quaternion": torch.tensor([1.0, -1, -1, 1]),
         "rotation_6d": matrix_to_rotation_6d(across[:, None] * across),
     }[pose_format]
-    entry = tuple(signs.shape)
-    if rotation.shape[-len(entry) :] != entry:
-        raise ValueError(f"rotation: expected entries of shape {entry}, got {tuple(rotation.shape)}")
     return rotation * signs.to(rotation)

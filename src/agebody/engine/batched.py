@@ -221,7 +221,7 @@ def own_precision(device: torch.device) -> contextlib.AbstractContextManager[Any
 
 def at_least_float32(tensor: Tensor) -> Tensor:
     """Return the tensor, cast to float32 if it has 16 bits, as networks under autocast give it."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+    return tensor.float() if getattr(tensor, "dtype", None) in (torch.float16, torch.bfloat16) else tensor
 
 
 def is_recorded() -> bool:

@@ -19,6 +19,7 @@ from agebody.checks import (
     at_least_float32,
     expand_weights,
     expect,
+    expect_dtype,
     expect_pair,
     safe_norm,
 )
@@ -221,6 +222,7 @@ def mpjae(
     """
     first = visible_matrices("pred", pred, pose_format, weights)
     second = visible_matrices("target", target, pose_format, weights)
+    expect_dtype("target", second, first)
     if first.dim() < 3 or second.shape != first.shape:
         raise ValueError(
             f"target: expected joints as in pred, {tuple(pred.shape)}, got {tuple(target.shape)}"
