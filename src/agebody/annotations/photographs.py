@@ -7,7 +7,8 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from agebody.annotations.people import AnnotationError
+from agebody.annotations.people import AnnotationError, People
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 """Suffixes of image files."""
@@ -239,3 +240,26 @@ def is_upright_jpeg(path: Path) -> bool:
     """
     with open_image(path) as image:
         return image.format == "JPEG" and image.mode in ("L", "RGB") and find_turn(image) is None
+
+
+def read_exif_focals(found: People, images: Path) -> People:
+    """Return people with the focal lengths of their photographs where no file states one, and a note of it.
+
+    Args:
+        found: people whose images are in the folder.
+        images: the folder, or one image.
+    """
+    folder = images.parent if images.is_file() else images
+    focal = np.full(len(found), math.nan) if found.focal is None else found.focal.copy()
+    exif = np.full(len(found.images), math.nan)
+    for i in np.unique(found.image[np.isnan(focal)]):
+        with suppress(AnnotationError, OSError):  # reported where the image is needed
+            exif[i] = photograph_focal(folder / found.images[i].name)
+    read = int(np.isfinite(exif).sum())
+    if not read:
+        return found
+    note = (
+        f"focal lengths of {read} of {len(found.images)} images are from their EXIF; --focal overrides them"
+    )
+    focal = np.where(np.isnan(focal), exif[found.image], focal)
+    return replace(found, focal=focal, notes=(*found.notes, note))

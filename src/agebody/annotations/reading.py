@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -37,7 +36,7 @@ from agebody.annotations.people import (
     short,
     shorten,
 )
-from agebody.annotations.photographs import Photographs, is_content, photograph_focal, photograph_size
+from agebody.annotations.photographs import Photographs, is_content, photograph_size
 from agebody.keypoints import KeypointLayout
 from agebody.metrics.similarity import oks_sigmas
 
@@ -170,14 +169,11 @@ def _read_annotations(path: Path, document: dict[str, Any], layout: str | Keypoi
         ids = entries.values("category_id", is_id, "a number or a string", lambda i: categories[0])
         keep([one in categories for one in ids], "of another category")
     keep([not row.get("iscrowd") for row in entries.rows], "crowd")
-    if len(entries) and not any(row.get("keypoints") for row in entries.rows):
-        fail(path, "no keypoints, boxes only; agebody reads the keypoints of people")
-    points = entries.points(MAX_PIXELS)
-    labelled = [bool(row[:, 2].any()) for row in points]
+    points, labelled = _points(path, entries)
     keep(labelled, _UNLABELLED)
     place = {image.id: i for i, image in enumerate(images)}
     image = entries.image_indices(place, "the images")
-    points = [row for row, kept in zip(points, labelled, strict=True) if kept]
+    points = _select(points, labelled)
     found = _make(path, entries, points, names, layout, images, image, left_out, guess=True)
     return _in_shares(found, None, ())[0]
 
@@ -246,15 +242,11 @@ def _read_detections(
     if len(set(categories)) > 1 and 1 in categories:
         kept = [category == 1 for category in categories]
         left_out["of another category"] = kept.count(False)
-        entries, place = entries.select(kept), _select(place, kept)
-        canvases = _select(canvases, kept)
-    if len(entries) and not any(row.get("keypoints") for row in entries.rows):
-        fail(path, "no keypoints, boxes only; agebody reads the keypoints of people")
-    points = entries.points(MAX_PIXELS)
-    labelled = [bool(row[:, 2].any()) for row in points]
+        entries = entries.select(kept)
+    points, labelled = _points(path, entries)
     left_out[_UNLABELLED] = labelled.count(False)
-    entries, place, canvases = entries.select(labelled), _select(place, labelled), _select(canvases, labelled)
-    points = _select(points, labelled)
+    entries, points = entries.select(labelled), _select(points, labelled)
+    place, canvases = ([part[i] for i in entries.places] for part in (place, canvases))
     order = order_by_title(kind.order) if kind.order else names
     if order is None and isinstance(known, _Annotated):
         order = known.order
@@ -262,6 +254,14 @@ def _read_detections(
     found = _make(path, entries, points, order, layout, listed, place, left_out, guess=is_results)
     found, shares = _in_shares(found, kind, canvases)
     return _without_doubles(found, entries), shares
+
+
+def _points(path: Path, entries: Entries) -> tuple[list[Float[np.ndarray, "_ 3"]], list[bool]]:
+    """Return the points of each entry, and whether any of them is labelled."""
+    if len(entries) and not any(row.get("keypoints") for row in entries.rows):
+        fail(path, "no keypoints, boxes only; agebody reads the keypoints of people")
+    points = entries.points(MAX_PIXELS)
+    return points, [bool(row[:, 2].any()) for row in points]
 
 
 def _select(values: list[Any], kept: Sequence[bool]) -> list[Any]:
@@ -420,34 +420,14 @@ def _without_doubles(found: People, entries: Entries) -> People:
             scale = 2 * np.maximum(area[:i], area[i])[:, None] * spread**2 + np.spacing(1)
             similar = (np.exp(-squares / scale) * both).sum(1) / np.maximum((seen[:i] | seen[i]).sum(1), 1)
             keep[rows[i]] = not (similar[keep[rows[:i]]] > _SAME_PERSON).any()
-    if keep.all():
+    return _leave_out(found, ~keep, "the same person again")
+
+
+def _leave_out(found: People, rows: Bool[np.ndarray, " N"], reason: str) -> People:
+    if not rows.any():
         return found
-    left_out = dict(found.left_out) | {"the same person again": int((~keep).sum())}
-    return replace(found.select(np.flatnonzero(keep)), left_out=tuple(sorted(left_out.items())))
-
-
-def read_exif_focals(found: People, images: Path) -> People:
-    """Return people with the focal lengths of their photographs where no file states one, and a note of it.
-
-    Args:
-        found: people whose images are in the folder.
-        images: the folder, or one image.
-    """
-    folder = images.parent if images.is_file() else images
-    focal = np.full(len(found), math.nan) if found.focal is None else found.focal.copy()
-    unknown = np.unique(found.image[np.isnan(focal)])
-    exif = np.full(len(found.images), math.nan)
-    for i in unknown:
-        with contextlib.suppress(AnnotationError, OSError):  # reported where the image is needed
-            exif[i] = photograph_focal(folder / found.images[i].name)
-    read = int(np.isfinite(exif).sum())
-    if not read:
-        return found
-    note = (
-        f"focal lengths of {read} of {len(found.images)} images are from their EXIF; --focal overrides them"
-    )
-    focal = np.where(np.isnan(focal), exif[found.image], focal)
-    return replace(found, focal=focal, notes=(*found.notes, note))
+    left_out = dict(found.left_out) | {reason: int(rows.sum())}
+    return replace(found.select(np.flatnonzero(~rows)), left_out=tuple(sorted(left_out.items())))
 
 
 def _find_images(found: People, photographs: Photographs) -> People:
@@ -478,11 +458,7 @@ def _with_sizes(found: People, photographs: Photographs | None, size: tuple[int,
         for image in found.images
     ]
     unreadable = np.isin(found.image, [i for i, image in enumerate(entries) if image.size is None])
-    found = replace(found, images=tuple(entries))
-    if unreadable.any():
-        left_out = dict(found.left_out) | {"in an image that cannot be read": int(unreadable.sum())}
-        found = replace(found.select(np.flatnonzero(~unreadable)), left_out=tuple(sorted(left_out.items())))
-    return found
+    return _leave_out(replace(found, images=tuple(entries)), unreadable, "in an image that cannot be read")
 
 
 def _with_size(

@@ -69,7 +69,7 @@ def fit(
     Example: `agebody fit keypoints.json --body ages.safetensors --images photos -o labels`
     """
     from agebody.annotations import read_people
-    from agebody.annotations.reading import read_exif_focals
+    from agebody.annotations.photographs import read_exif_focals
     from agebody.pipelines.labels import fit_annotations, fit_folder
     from agebody.pipelines.labels.place_images import find_maps, place_images
     from agebody.pipelines.labels.summary import unknown_ages
