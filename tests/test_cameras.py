@@ -554,6 +554,8 @@ def test_errors_name_the_argument(call, error, message, unchecked):
 def test_what_opencv_inverts_is_visible_and_equal():
     """Whole pictures of random lenses, rational ones with poles and all 14 coefficients included."""
     cv2 = pytest.importorskip("cv2")
+    if tuple(map(int, cv2.__version__.split(".")[:2])) < (4, 10):
+        pytest.skip("its undistortPoints has no criteria to stop")
     rng = np.random.default_rng(0)
     focal, center = (500.0, 510.0), (330.0, 250.0)
     matrix = np.array([[focal[0], 0, center[0]], [0, focal[1], center[1]], [0, 0, 1]])

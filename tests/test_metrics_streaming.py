@@ -421,7 +421,7 @@ def test_two_processes(tmp_path):
     both = average_precision_of(0, 1)
     expected += [both, average_precision_of(0), average_precision_of(1), average_precision_of(0, 1, 1)]
     for rank in (0, 1):
-        found = torch.load(tmp_path / f"{rank}.pt")
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=0, equal_nan=True)
 
 

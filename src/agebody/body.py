@@ -181,7 +181,7 @@ class BodyModel(nn.Module):
         self.corrective_dtype = corrective_dtype
         self.age_anchors: tuple[float, ...] = self._age_anchors()
         self.num_correctives = 0 if asset.posedirs is None else asset.posedirs.shape[2]
-        self._pack(dtype, torch.get_default_device() if device is None else torch.device(device))
+        self._pack(dtype, torch.empty(0, device=device).device)
 
     def _age_anchors(self) -> tuple[float, ...]:
         return ()
