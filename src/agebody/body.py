@@ -123,7 +123,7 @@ class BodyModel(nn.Module):
         dtype: torch.float32 or torch.float64. The arrays are cast from the asset, now and at every
             later change of precision, so that ``.double()`` gives the file's own float64. ``.half()`` and
             ``.bfloat16()``, as of a network that contains the layer, leave its precision as it is.
-        device: device of the layer; by default torch's (`torch.get_default_device`).
+        device: device of the layer; by default torch's (`torch.device` as a context counts).
         corrective_dtype: multiply the pose blend shapes in 16 bits with sums in float32, in a float32 layer.
             Against float64, over random poses and half turns of every joint, a vertex errs by less than
             0.001 mm in torch.bfloat16 (numbers split in two parts) and 0.05 mm in torch.float16. It is fast

@@ -28,7 +28,7 @@ class WatchedArrays(nn.Module):
     def _put(self, name: str, array: np.ndarray, dtype: torch.dtype) -> None:
         with torch.inference_mode(False):  # tensors made in inference mode cannot be trained through later
             value = torch.from_numpy(np.array(array, order="C"))
-            value = value.to(torch.get_default_device(), dtype)
+            value = value.to(torch.empty(0).device, dtype)  # a context counts, with torch 2.5 too
             self.register_buffer(name, value, persistent=False)
 
     def _originals(self) -> dict[str, np.ndarray]:
