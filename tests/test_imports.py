@@ -30,6 +30,7 @@ ORDER = [
     "people",
     "fitting",
     "crowd",
+    "nets",
     "draw",
     "annotations",
     "compat",

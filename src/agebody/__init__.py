@@ -13,7 +13,7 @@ from agebody.keypoints import LAYOUTS, KeypointLayout
 from agebody.parameters import BodyParameters
 
 if TYPE_CHECKING:
-    from agebody import crowd, fitting, people
+    from agebody import crowd, fitting, nets, people
     from agebody.assets.anny import anny_body
 
 __version__ = "0.1.0"
@@ -46,6 +46,7 @@ __all__ = [
     "mannequin",
     "measure",
     "metrics",
+    "nets",
     "people",
     "rotations",
     "save_asset",
@@ -54,7 +55,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import what takes long to import at its first use."""
-    if name in ("crowd", "fitting", "people"):
+    if name in ("crowd", "fitting", "nets", "people"):
         return importlib.import_module(f"agebody.{name}")
     if name == "anny_body":
         return importlib.import_module("agebody.assets.anny").anny_body

@@ -1,0 +1,124 @@
+"""From features to a body: a backbone, a head and a body layer as one network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from agebody.body import BodyModel
+from agebody.checks import expect
+from agebody.parameters import BodyParameters
+from agebody.rotations import matrix_to_axis_angle, rotation_6d_to_matrix
+
+Readouts = Mapping[str, Tensor]
+"""What a head reads out of features, by name: "pose" (*batch, 6 J), "betas" (*batch, N or N + 1), "camera"
+(*batch, 3), and any others."""
+
+
+class Prediction(NamedTuple):
+    """The body and the camera that a network predicts for each person."""
+
+    global_orient: Float[Tensor, "*batch 3 3"]
+    """Root rotation in the axes of a camera: x right, y down, z forward."""
+    body_pose: Float[Tensor, "*batch J 3 3"]
+    """Rotations of all joints but the root, relative to their parents."""
+    betas: Float[Tensor, "*batch N"]
+    age_offset: Float[Tensor, "*batch"] | None
+    """None for a body of one age; 0 where the head reads none."""
+    camera: Float[Tensor, "*batch 3"]
+    """Weak-perspective (s, tx, ty) in the crop, see `weak_to_translation`."""
+    extras: dict[str, Tensor]
+    """The head's other read-outs by name."""
+
+    def arguments(self) -> dict[str, Tensor]:
+        """Return what a layer with ``pose_format="matrix"`` takes, and an objective compares, by name."""
+        named = {name: getattr(self, name) for name in ("global_orient", "body_pose", "betas", "age_offset")}
+        return {name: value for name, value in named.items() if value is not None}
+
+    def parameters(self, transl: Float[Tensor, "*batch 3"] | None = None) -> BodyParameters:
+        """Return the body in axis-angle vectors.
+
+        Args:
+            transl: translation [m], such as ``weak_to_translation(prediction.camera, box, camera)``;
+                0 if not given.
+        """
+        return BodyParameters(
+            matrix_to_axis_angle(self.global_orient),
+            matrix_to_axis_angle(self.body_pose),
+            self.betas,
+            torch.zeros_like(self.camera[..., 0]) if self.age_offset is None else self.age_offset,
+            torch.zeros_like(self.camera) if transl is None else transl,
+        )
+
+
+def read_prediction(readouts: Readouts, body: BodyModel) -> Prediction:
+    """Interpret the read-outs of a head for a body.
+
+    Args:
+        readouts: "pose": 6D rotations of all joints, the root's first, each the first two columns of its
+            matrix one after the other; "betas": those of the body, and, for a body of every age, the age
+            offset after them (without it the age offset is 0); "camera": (s, tx, ty).
+        body: the layer.
+
+    Raises:
+        ValueError: a read-out is missing, or has another size than the body needs.
+    """
+    missing = [name for name in ("pose", "betas", "camera") if name not in readouts]
+    if missing:
+        raise ValueError(f"readouts: missing {', '.join(missing)}")
+    joints, count = body.num_joints, body.num_betas
+    pose = expect("pose", readouts["pose"], 6 * joints)
+    betas, camera = readouts["betas"], expect("camera", readouts["camera"], 3)
+    sizes = (count, count + 1) if body.age_anchors else (count,)
+    if betas.shape[-1] not in sizes:
+        raise ValueError(
+            f"betas: expected {' or '.join(map(str, sizes))} numbers for this body, got {betas.shape[-1]}"
+        )
+    rotations = rotation_6d_to_matrix(pose.unflatten(-1, (joints, 6)))
+    age = None
+    if body.age_anchors:
+        age = betas[..., count] if betas.shape[-1] > count else torch.zeros_like(camera[..., 0])
+    return Prediction(
+        rotations[..., 0, :, :],
+        rotations[..., 1:, :, :],
+        betas[..., :count],
+        age,
+        camera,
+        {name: value for name, value in readouts.items() if name not in ("pose", "betas", "camera")},
+    )
+
+
+class Regressor(nn.Module):
+    """A network from crops of people to their bodies.
+
+    Args:
+        backbone: images (B, 3, H, W) to features, such as a `ViT`'s map (B, C, h, w); any callable.
+        head: ``head(features, condition)`` returns `Readouts`.
+        body: a layer with ``pose_format="matrix"``: an adult, an infant, or a body of every age.
+    """
+
+    def __init__(
+        self,
+        backbone: Callable[[Tensor], Tensor],
+        head: Callable[[Tensor, Tensor | None], Readouts],
+        body: BodyModel,
+    ) -> None:
+        super().__init__()
+        if body.pose_format != "matrix":
+            raise ValueError(f'body: expected a layer with pose_format="matrix", got {body.pose_format!r}')
+        self.backbone, self.head, self.body = backbone, head, body
+
+    def forward(
+        self, images: Float[Tensor, "B 3 H W"], condition: Float[Tensor, "B K"] | None = None
+    ) -> Prediction:
+        """Predict the body of each person.
+
+        Args:
+            images: crops, normalised as the backbone expects.
+            condition: numbers that the head takes beside the features, such as `box_condition`.
+        """
+        return read_prediction(self.head(self.backbone(images), condition), self.body)
