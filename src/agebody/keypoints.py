@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
+import scipy
 from jaxtyping import Float
-from scipy import sparse
 from torch import Tensor
 
 from agebody.assets.asset import SMPL_JOINT_NAMES, SMPL_PARENTS, AssetError, BodyAsset, Regressor
@@ -82,7 +82,7 @@ class KeypointLayout:
         root: Sequence[int] = (0,),
     ) -> KeypointLayout:
         """Build a layout whose points are rows of a (K, V) matrix, dense or SciPy sparse."""
-        matrix = sparse.csr_array(np.asarray(matrix) if not sparse.issparse(matrix) else matrix)
+        matrix = scipy.sparse.csr_array(np.asarray(matrix) if not scipy.sparse.issparse(matrix) else matrix)
         if matrix.shape[0] != len(names):
             raise ValueError(
                 f"names: expected {matrix.shape[0]} names, one per row of the matrix, got {len(names)}"
@@ -91,7 +91,7 @@ class KeypointLayout:
         sources = tuple((name, point) for point in names)
         return cls(name, names, sources, tuple(edges), tuple(root), Regressor(names, matrix))
 
-    def resolve(self, asset: BodyAsset) -> tuple[np.ndarray, sparse.csr_array]:
+    def resolve(self, asset: BodyAsset) -> tuple[np.ndarray, scipy.sparse.csr_array]:
         """Find the points on one body.
 
         Returns:
@@ -115,7 +115,7 @@ class KeypointLayout:
             self.sources if own is None or own.names != self.names else [(self.name, n) for n in self.names]
         )
         joints: list[list[int]] = []
-        rows = [sparse.csr_array((1, asset.num_vertices))] * len(self)
+        rows = [scipy.sparse.csr_array((1, asset.num_vertices))] * len(self)
         for i, (group, *points) in enumerate(sources):
             found = [_find_point(group, point, sets) for point in points]
             carriers = {where for where, _ in found}
@@ -136,7 +136,7 @@ class KeypointLayout:
             joints.append([-1])
         width = max(map(len, joints), default=1)  # one joint is the mean of itself and itself
         repeated = [(several * width)[:width] for several in joints]
-        return np.array(repeated).reshape(len(self), width), sparse.csr_array(sparse.vstack(rows))
+        return np.array(repeated).reshape(len(self), width), scipy.sparse.csr_array(scipy.sparse.vstack(rows))
 
     def _lacks(self, asset: BodyAsset, what: str) -> str:
         body = f"the {asset.metadata.kind} body {asset.metadata.name!r}"

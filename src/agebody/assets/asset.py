@@ -9,8 +9,8 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
 import numpy as np
+import scipy
 from jaxtyping import Float, Int
-from scipy import sparse
 
 _SMPL_JOINTS = """
 pelvis left_hip right_hip spine1 left_knee right_knee spine2 left_ankle right_ankle spine3 left_foot
@@ -35,7 +35,7 @@ class Regressor(NamedTuple):
     """Named points that are fixed linear combinations of the vertices of a body."""
 
     names: tuple[str, ...]
-    matrix: sparse.csr_array
+    matrix: scipy.sparse.csr_array
     """(K, V): point k = sum over v of matrix[k, v] * vertex[v]."""
 
 
@@ -83,7 +83,9 @@ class BodyAsset:
         "parent joint of each joint; the root comes first, with -1", ("J",), "int"
     )
     joint_names: tuple[str, ...] = _array("name of each joint", ("J",), "text")
-    joint_regressor: sparse.csr_array = _array("rest joints from the rest surface", ("J", "V"), "sparse")
+    joint_regressor: scipy.sparse.csr_array = _array(
+        "rest joints from the rest surface", ("J", "V"), "sparse"
+    )
     skin_joints: Int[np.ndarray, "V W"] = _array("joints that move each vertex", ("V", "W"), "int")
     skin_weights: Float[np.ndarray, "V W"] = _array(
         "weight of each of those joints; non-negative within 1e-6, a row sums to 1", ("V", "W"), "float"
@@ -316,10 +318,10 @@ def _parents(value: Any) -> np.ndarray:
     return _frozen(value.astype(np.int32))
 
 
-def _sparse(name: str, value: Any, shape: tuple[int | None, int]) -> sparse.csr_array:
-    if not sparse.issparse(value):
-        value = sparse.csr_array(_floats(name, value, shape))
-    matrix = sparse.csr_array(value, copy=True)
+def _sparse(name: str, value: Any, shape: tuple[int | None, int]) -> scipy.sparse.csr_array:
+    if not scipy.sparse.issparse(value):
+        value = scipy.sparse.csr_array(_floats(name, value, shape))
+    matrix = scipy.sparse.csr_array(value, copy=True)
     matrix.sum_duplicates()
     check_shape(name, cast(tuple[int, ...], matrix.shape), shape)
     _floats(name, matrix.data, (None,))

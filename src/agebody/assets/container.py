@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-from scipy import sparse
+import scipy
 
 from agebody.assets.asset import AssetError
 from agebody.assets.unpickle import DTYPE_CODE, load_torch_stream, loads, parse
@@ -128,7 +128,7 @@ def is_path(value: Any) -> bool:
 
 def to_array(value: Any) -> Any:
     """Return an array, tensor, nested list or chumpy object as an array; a SciPy sparse matrix unchanged."""
-    if sparse.issparse(value) or isinstance(value, np.ndarray):
+    if scipy.sparse.issparse(value) or isinstance(value, np.ndarray):
         return value
     if hasattr(value, "detach") and hasattr(value, "cpu"):
         return value.detach().cpu().to_dense().numpy()

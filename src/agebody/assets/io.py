@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import scipy
 from safetensors.numpy import save
-from scipy import sparse
 
 from agebody.assets.asset import AssetError, BodyAsset, Metadata, Regressor
 from agebody.assets.container import (
@@ -166,7 +166,7 @@ def _with_source(body: BodyAsset, name: str, sha256: str) -> BodyAsset:
     return body.replace(metadata=dataclasses.replace(body.metadata, sources=sources))
 
 
-def _parts(name: str, matrix: sparse.csr_array) -> dict[str, np.ndarray]:
+def _parts(name: str, matrix: scipy.sparse.csr_array) -> dict[str, np.ndarray]:
     values = {part: getattr(matrix, part) for part in SPARSE_PARTS}
     return {
         f"{name}.{part}": value if part == "data" else value.astype(np.int32)
@@ -198,13 +198,13 @@ def _read_own(raw: RawFile) -> BodyAsset:
     return BodyAsset(**values)
 
 
-def _matrix(tensors: dict[str, np.ndarray], name: str, num_columns: int) -> sparse.csr_array:
+def _matrix(tensors: dict[str, np.ndarray], name: str, num_columns: int) -> scipy.sparse.csr_array:
     missing = [part for part in SPARSE_PARTS if f"{name}.{part}" not in tensors]
     if missing:
         raise AssetError(f"{name}.{missing[0]} missing; get or save the file again")
     data, indices, indptr = (tensors[f"{name}.{part}"] for part in SPARSE_PARTS)
     try:
-        matrix = sparse.csr_array((data, indices, indptr), shape=(len(indptr) - 1, num_columns))
+        matrix = scipy.sparse.csr_array((data, indices, indptr), shape=(len(indptr) - 1, num_columns))
         matrix.check_format(full_check=True)
     except (ValueError, IndexError) as error:
         raise AssetError(f"{name}: not a sparse matrix ({error}); get or save the file again") from error

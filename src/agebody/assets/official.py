@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import scipy
 from jaxtyping import Float, Int
-from scipy import sparse
 
 from agebody.assets.asset import (
     SMPL_JOINT_NAMES,
@@ -187,7 +187,7 @@ def read_regressor(name: str, raw: RawFile) -> Regressor:
 
 def named_regressor(name: str, matrix: Any) -> Regressor:
     """Return a matrix with one row per point as a regressor, with the point names of the set of that name."""
-    if not (isinstance(matrix, np.ndarray) or sparse.issparse(matrix)) or matrix.ndim != 2:
+    if not (isinstance(matrix, np.ndarray) or scipy.sparse.issparse(matrix)) or matrix.ndim != 2:
         raise AssetError(
             f"regressors[{name!r}]: expected a matrix of shape (points, vertices), got "
             f"{getattr(matrix, 'shape', type(matrix).__name__)}"
@@ -198,7 +198,7 @@ def named_regressor(name: str, matrix: Any) -> Regressor:
             f"regressors[{name!r}]: expected {len(points)} rows ({points[0]}, ... {points[-1]}), got shape "
             f"{matrix.shape}; if it is another set of points, give it another name"
         )
-    return Regressor(points, sparse.csr_array(matrix))
+    return Regressor(points, scipy.sparse.csr_array(matrix))
 
 
 def what_it_is(raw: RawFile) -> str:
@@ -266,14 +266,14 @@ class _Entries:
             raise AssetError(f"{name}: expected whole numbers, got {value.dtype}")
         return value.astype(np.int64)  # 2^64 - 1, which uint64 makes of -1, becomes -1 again
 
-    def matrix(self, name: str, shape: tuple[int | None, int]) -> sparse.csr_array:
+    def matrix(self, name: str, shape: tuple[int | None, int]) -> scipy.sparse.csr_array:
         value = self.content[name]
-        if sparse.issparse(value) and value.dtype == np.float16:
+        if scipy.sparse.issparse(value) and value.dtype == np.float16:
             value = value.astype(np.float32)
-        if not sparse.issparse(value):
+        if not scipy.sparse.issparse(value):
             value = self.floats(name, (None, None))
         check_shape(name, value.shape, shape)
-        return sparse.csr_array(value)
+        return scipy.sparse.csr_array(value)
 
 
 def _parents(table: np.ndarray) -> Int[np.ndarray, " J"]:
@@ -363,7 +363,7 @@ def _surface_points(vertices: np.ndarray, num_vertices: int, dtype: np.dtype) ->
         )
     ones, rows = np.ones(len(vertices), dtype), np.arange(len(vertices))
     shape = (len(vertices), num_vertices)
-    return Regressor(SURFACE21, sparse.csr_array((ones, (rows, vertices)), shape=shape))
+    return Regressor(SURFACE21, scipy.sparse.csr_array((ones, (rows, vertices)), shape=shape))
 
 
 def _freeze(array: np.ndarray) -> np.ndarray:

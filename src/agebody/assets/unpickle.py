@@ -16,7 +16,7 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import sparse
+import scipy
 
 from agebody.assets.asset import AssetError, check_indices
 from agebody.assets.opcodes import Global, Machine, Record, checked_keys, kind_of
@@ -271,13 +271,13 @@ class _Resolver:
     def attributes(self, record: Record) -> dict[str, Any]:
         return {self.key(name): self.plain(value) for name, value in self.fields(record).items()}
 
-    def csc(self, record: Record) -> sparse.csr_array:
-        return self.compressed(record, sparse.csc_array, axis=1)
+    def csc(self, record: Record) -> scipy.sparse.csr_array:
+        return self.compressed(record, scipy.sparse.csc_array, axis=1)
 
-    def csr(self, record: Record) -> sparse.csr_array:
-        return self.compressed(record, sparse.csr_array, axis=0)
+    def csr(self, record: Record) -> scipy.sparse.csr_array:
+        return self.compressed(record, scipy.sparse.csr_array, axis=0)
 
-    def compressed(self, record: Record, cls: Any, *, axis: int) -> sparse.csr_array:
+    def compressed(self, record: Record, cls: Any, *, axis: int) -> scipy.sparse.csr_array:
         shape = self.matrix_shape(record)
         data, indices, indptr = (self.array(record, key) for key in ("data", "indices", "indptr"))
         check_indices("indices of a sparse matrix", indices, shape[1 - axis])
@@ -294,9 +294,9 @@ class _Resolver:
                 f"{indptr.shape} row or column starts, which do not fit together"
             )
         self.spend(data.nbytes + 8 * len(data) + 8 * shape[0])
-        return sparse.csr_array(cls((data, indices, indptr), shape=shape))
+        return scipy.sparse.csr_array(cls((data, indices, indptr), shape=shape))
 
-    def coo(self, record: Record) -> sparse.csr_array:
+    def coo(self, record: Record) -> scipy.sparse.csr_array:
         shape = self.matrix_shape(record)
         if "coords" in self.fields(record):
             coords = self.state(record, "coords")
@@ -310,9 +310,9 @@ class _Resolver:
                 raise AssetError(f"a sparse matrix has as many {name} as it has values, in one row")
             check_indices(f"{name} of a sparse matrix", index, size)
         self.spend(data.nbytes + 8 * len(data) + 8 * shape[0])
-        return sparse.csr_array(sparse.coo_array((data, (row, column)), shape=shape))
+        return scipy.sparse.csr_array(scipy.sparse.coo_array((data, (row, column)), shape=shape))
 
-    def bsr(self, record: Record) -> sparse.csr_array:
+    def bsr(self, record: Record) -> scipy.sparse.csr_array:
         """Return a matrix of dense blocks, from the places of its blocks in compressed rows."""
         shape, blocks = self.matrix_shape(record), self.array(record, "data")
         if (
@@ -325,15 +325,15 @@ class _Resolver:
         index = np.arange(len(blocks), dtype=np.int32)
         outer = Record("bsr")
         outer.state = {**record.state, "data": index, "_shape": (shape[0] // rows, shape[1] // columns)}
-        place = self.compressed(outer, sparse.csr_array, axis=0).tocoo()
+        place = self.compressed(outer, scipy.sparse.csr_array, axis=0).tocoo()
         self.spend(blocks.size * (blocks.itemsize + 16))
         row = place.row[:, None, None] * rows + np.arange(rows)[:, None]
         column = place.col[:, None, None] * columns + np.arange(columns)
         row, column = (np.broadcast_to(x, blocks.shape).ravel() for x in (row, column))
         order = np.asarray(place.data, np.int64)
-        return sparse.csr_array((blocks[order].ravel(), (row, column)), shape=shape)
+        return scipy.sparse.csr_array((blocks[order].ravel(), (row, column)), shape=shape)
 
-    def dia(self, record: Record) -> sparse.csr_array:
+    def dia(self, record: Record) -> scipy.sparse.csr_array:
         """Return a matrix of diagonals: entry (j - offset, j) is ``data[k, j]`` of the k-th offset."""
         shape, data, offsets = (
             self.matrix_shape(record), self.array(record, "data"), self.array(record, "offsets"),
@@ -344,9 +344,9 @@ class _Resolver:
         column = np.broadcast_to(np.arange(data.shape[1]), data.shape)
         row = column - offsets.astype(np.int64)[:, None]
         inside = (row >= 0) & (row < shape[0]) & (column < shape[1])
-        return sparse.csr_array((data[inside], (row[inside], column[inside])), shape=shape)
+        return scipy.sparse.csr_array((data[inside], (row[inside], column[inside])), shape=shape)
 
-    def lil(self, record: Record) -> sparse.csr_array:
+    def lil(self, record: Record) -> scipy.sparse.csr_array:
         """Return a matrix of one list of columns and one of values per row."""
         shape = self.matrix_shape(record, values=False)
         columns, values = self.state(record, "rows"), self.state(record, "data")
@@ -359,7 +359,7 @@ class _Resolver:
         row = [i for i, entries in enumerate(columns) for _ in entries]
         return self.scattered(shape, list(chain(*values)), row, list(chain(*columns)))
 
-    def dok(self, record: Record) -> sparse.csr_array:
+    def dok(self, record: Record) -> scipy.sparse.csr_array:
         """Return a matrix of places, each a pair of row and column, with their values."""
         shape = self.matrix_shape(record, values=False)
         former = record.args and "_dict" not in self.fields(record)
@@ -369,7 +369,7 @@ class _Resolver:
         row, column = zip(*places, strict=True) if places else ((), ())
         return self.scattered(shape, list(places.values()), list(row), list(column))
 
-    def scattered(self, shape: tuple[int, ...], values: Any, row: Any, column: Any) -> sparse.csr_array:
+    def scattered(self, shape: tuple[int, ...], values: Any, row: Any, column: Any) -> scipy.sparse.csr_array:
         """Return a matrix from lists of values, rows and columns."""
         try:
             data, places = np.array(values, float), np.array([row, column]).reshape(2, -1)
@@ -382,7 +382,7 @@ class _Resolver:
         for name, index, size in zip(("rows", "columns"), places, shape, strict=True):
             check_indices(f"{name} of a sparse matrix", index, size)
         self.spend(24 * len(data) + 8 * shape[0])
-        return sparse.csr_array(sparse.coo_array((data, (places[0], places[1])), shape=shape))
+        return scipy.sparse.csr_array(scipy.sparse.coo_array((data, (places[0], places[1])), shape=shape))
 
     def fields(self, record: Record) -> dict[Any, Any]:
         if not isinstance(record.state, dict):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 import torch
 from jaxtyping import Float, Int, Shaped
-from scipy import sparse
 from torch import Tensor, nn
 
 from agebody.assets.asset import BodyAsset
@@ -33,7 +33,7 @@ class LayoutTables(NamedTuple):
     layout: KeypointLayout
     joints: Int[np.ndarray, "K M"]
     """The joints of which each point is the mean; -1 for points of the surface."""
-    regressor: sparse.csr_array
+    regressor: scipy.sparse.csr_array
     """(K, V) regressor of the points of the surface; empty rows for joints."""
     row_sums: Float[np.ndarray, " K"]
     """How often each point has the body's translation: the sum of its row, 1 for joints."""

@@ -8,9 +8,9 @@ import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy
 import torch
 from jaxtyping import Float
-from scipy import sparse
 from torch import Tensor
 
 from agebody.assets.asset import BodyAsset, Regressor
@@ -221,14 +221,14 @@ def _parts(asset: BodyAsset, names: list[str]) -> np.ndarray:
     return shared[asset.dense_weights().argmax(1)]
 
 
-def _rows(corners: np.ndarray, shares: np.ndarray, asset: BodyAsset) -> sparse.csr_array:
+def _rows(corners: np.ndarray, shares: np.ndarray, asset: BodyAsset) -> scipy.sparse.csr_array:
     """Return (K, V) rows: points as weighted sums of a few vertices each."""
     count, width = corners.shape
     rows = np.repeat(np.arange(count), width)
-    return sparse.csr_array((shares.ravel(), (rows, corners.ravel())), (count, asset.num_vertices))
+    return scipy.sparse.csr_array((shares.ravel(), (rows, corners.ravel())), (count, asset.num_vertices))
 
 
-def _layout(names: list[str], labels: tuple[str, ...], rows: sparse.csr_array) -> KeypointLayout:
+def _layout(names: list[str], labels: tuple[str, ...], rows: scipy.sparse.csr_array) -> KeypointLayout:
     """Return the layout of joints, then points of the surface."""
     sources = tuple(("joints", name) for name in names) + tuple((SHARED, label) for label in labels)
     return KeypointLayout(SHARED, (*names, *labels), sources, regressor=Regressor(labels, rows))

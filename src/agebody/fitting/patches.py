@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 
 import numpy as np
+import scipy
 import torch
 from jaxtyping import Float
-from scipy import sparse
 from torch import Tensor, nn
 
 from agebody.assets.asset import BodyAsset
@@ -67,7 +67,7 @@ def patch_layout(asset: BodyAsset) -> KeypointLayout:
     rows[owner, np.arange(asset.num_vertices)] = 1
     rows /= rows.sum(1, keepdims=True)
     names = [f"patch {number}" for number in range(count)]
-    return KeypointLayout.from_regressor(sparse.csr_array(rows), names, name="patches")
+    return KeypointLayout.from_regressor(scipy.sparse.csr_array(rows), names, name="patches")
 
 
 def _spread(places: np.ndarray, count: int) -> np.ndarray:

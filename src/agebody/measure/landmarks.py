@@ -9,9 +9,9 @@ from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
+import scipy
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy import sparse
 
 from agebody.assets.asset import AssetError, BodyAsset, Regressor
 from agebody.assets.landmarks import LANDMARKS
@@ -104,7 +104,7 @@ def _find(asset: BodyAsset) -> Regressor:
     brought = {} if own is None else dict(zip(own.names, own.matrix.toarray(), strict=True))
     rows = brought if set(LANDMARKS) <= set(brought) else {**_Finder(asset).rows(), **brought}
     names = (*LANDMARKS, *(name for name in rows if name not in LANDMARKS))
-    return Regressor(names, sparse.csr_array(np.stack([rows[name] for name in names])))
+    return Regressor(names, scipy.sparse.csr_array(np.stack([rows[name] for name in names])))
 
 
 Row = Float[np.ndarray, " V"]

@@ -7,8 +7,8 @@ from functools import cache
 from itertools import pairwise
 
 import numpy as np
+import scipy
 from jaxtyping import Float, Int
-from scipy import sparse
 
 from agebody.assets.asset import (
     SMPL_JOINT_NAMES,
@@ -195,7 +195,7 @@ def _regressors(points: _Points, rows: dict[str, np.ndarray]) -> dict[str, Regre
     }
     tables = dict.fromkeys(REGRESSOR_NAMES, rows) | {"h36m17": h36m}
     return {
-        name: Regressor(names, sparse.csr_array(np.stack([tables[name][row] for row in names])))
+        name: Regressor(names, scipy.sparse.csr_array(np.stack([tables[name][row] for row in names])))
         for name, names in REGRESSOR_NAMES.items()
     }
 
@@ -378,7 +378,7 @@ def mannequin() -> BodyAsset:
         faces=half.faces(),
         parents=np.array(SMPL_PARENTS),
         joint_names=SMPL_JOINT_NAMES,
-        joint_regressor=sparse.csr_array(regressor.astype(np.float32)),
+        joint_regressor=scipy.sparse.csr_array(regressor.astype(np.float32)),
         skin_joints=skin_joints,
         skin_weights=skin_weights.astype(np.float32),
         shapedirs=_shapedirs(half, weights[: half.size], _centroid(adult)).astype(np.float32),

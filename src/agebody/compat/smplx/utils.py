@@ -8,8 +8,8 @@ from types import SimpleNamespace
 from typing import Any, TypeAlias
 
 import numpy as np
+import scipy
 import torch
-from scipy import sparse
 
 __all__ = [
     "ModelOutput",
@@ -108,7 +108,7 @@ class Struct(SimpleNamespace):
 
 def to_np(array: Any, dtype: Any = np.float32) -> np.ndarray:
     """Return a dense NumPy copy of an array, a chumpy object or a SciPy sparse matrix."""
-    return np.array(array.toarray() if sparse.issparse(array) else array, dtype=dtype)
+    return np.array(array.toarray() if scipy.sparse.issparse(array) else array, dtype=dtype)
 
 
 def to_tensor(array: Any, dtype: torch.dtype = torch.float32) -> Tensor:

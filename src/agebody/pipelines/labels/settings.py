@@ -10,8 +10,8 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+import scipy
 import torch
-from scipy import sparse
 from torch import nn
 
 from agebody.body import SMPLA, BodyModel
@@ -78,8 +78,8 @@ def _feed(update: Any, name: str, value: Any) -> None:
         update(np.ascontiguousarray(value).tobytes())
     elif isinstance(value, torch.Tensor):
         _feed(update, name, value.detach().cpu().numpy())
-    elif sparse.issparse(value):
-        _feed(update, name, tuple(sparse.find(value)) + tuple(value.shape))
+    elif scipy.sparse.issparse(value):
+        _feed(update, name, tuple(scipy.sparse.find(value)) + tuple(value.shape))
     elif isinstance(value, nn.Module):
         _feed(update, name, dict(sorted([*value.named_buffers(), *value.named_parameters()])))
         plain = (bool, int, float, str, tuple)
