@@ -194,6 +194,10 @@ class BodyAsset:
         np.add.at(dense, (np.arange(self.num_vertices)[:, None], self.skin_joints), self.skin_weights)
         return dense
 
+    def strongest_joints(self) -> Int[np.ndarray, " V"]:
+        """Return the joint that moves each vertex most, the first of equals."""
+        return self.dense_weights().argmax(1)
+
     def at_age(self, age_offset: float) -> BodyAsset:
         """Return the body of one age, without age templates: linear between the anchors and beyond them."""
         if self.age_templates is None:

@@ -218,7 +218,7 @@ def _parts(asset: BodyAsset, names: list[str]) -> np.ndarray:
     shared = np.zeros(asset.num_joints, int)
     for joint, name in enumerate(asset.joint_names):
         shared[joint] = names.index(name) if name in names else shared[max(0, asset.parents[joint])]
-    return shared[asset.dense_weights().argmax(1)]
+    return shared[asset.strongest_joints()]
 
 
 def _rows(corners: np.ndarray, shares: np.ndarray, asset: BodyAsset) -> scipy.sparse.csr_array:

@@ -54,7 +54,7 @@ class Patches(nn.Module):
 @functools.lru_cache(maxsize=8)
 def patch_layout(asset: BodyAsset) -> KeypointLayout:
     """Return the centers of about ``PATCHES`` compact patches of vertices, each moved most by one joint."""
-    part = asset.skin_joints[np.arange(asset.num_vertices), asset.skin_weights.argmax(1)]
+    part = asset.strongest_joints()
     owner = np.zeros(asset.num_vertices, int)
     count = 0
     for joint in np.unique(part):

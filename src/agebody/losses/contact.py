@@ -114,8 +114,7 @@ def part_vertices(
         raise ValueError(
             f"joints: expected names among {', '.join(asset.joint_names)}, got {', '.join(missing)}"
         )
-    strongest = np.take_along_axis(asset.skin_joints, asset.skin_weights.argmax(1)[:, None], 1)[:, 0]
-    chosen = np.isin(strongest, [asset.joint_names.index(name) for name in joints])
+    chosen = np.isin(asset.strongest_joints(), [asset.joint_names.index(name) for name in joints])
     if facing is not None:
         length = math.hypot(*facing)
         if not length > 0:
