@@ -75,11 +75,38 @@ CASES = {
     "AccelerationError": (
         streaming.AccelerationError(fps=9), metrics.acceleration_error, {"fps": 9}, films(),
     ),
+    "Jitter": (
+        streaming.Jitter(fps=9), metrics.jitter, {"fps": 9},
+        {"points": films()["pred"], "weights": films()["weights"]},
+    ),
+    "FootSliding": (
+        streaming.FootSliding(threshold=2.0), metrics.foot_sliding, {"threshold": 2.0}, films(),
+    ),
+    "MRPE": (
+        streaming.MRPE(), metrics.mrpe, {},
+        {"pred": normal(7, 3), "target": normal(7, 3, seed=1), "weights": normal(7, seed=2).sign().relu()},
+    ),
+    "MPJAE": (
+        streaming.MPJAE(pose_format="axis_angle"), metrics.mpjae, {"pose_format": "axis_angle"}, people(),
+    ),
+    "JointLimitViolations": (
+        streaming.JointLimitViolations(tolerance=0.1), metrics.joint_limit_violations, {"tolerance": 0.1},
+        {"body_pose": normal(7, 23, 3), "weights": (normal(7, 23, seed=2) > -1).double()},
+    ),
+    "PCKAUC": (
+        streaming.PCKAUC(max_threshold=1.0), metrics.pck_auc, {"max_threshold": 1.0}, people(dim=2),
+    ),
     "PCK": (streaming.PCK(1.0), metrics.pck, {"threshold": 1.0}, people(dim=2)),
     "MPCKh": (streaming.MPCKh(threshold=0.4), metrics.mpckh, {"threshold": 0.4}, people(dim=2)),
     "OKS": (streaming.OKS(), metrics.oks, {}, people(dim=2) | {"area": 1 + normal(7).abs()}),
     "PCDR": (streaming.PCDR(threshold=0.1), metrics.pcdr, {"threshold": 0.1}, images()),
 }  # fmt: skip
+
+
+def test_every_mean_has_its_accumulator():
+    """`joint_errors` are those of `MPJPE`, one by one."""
+    accumulated = {id(function) for _, function, _, _ in CASES.values()}
+    assert {name for name in METRICS if id(getattr(metrics, name)) not in accumulated} == {"joint_errors"}
 
 
 def part(given, rows):

@@ -26,7 +26,9 @@ from agebody.metrics.record import METRICS, Errors, Metric
 from agebody.metrics.similarity import oks_sigmas
 
 __all__ = [
+    "MPJAE",
     "MPJPE",
+    "MRPE",
     "NMJE",
     "NMPJPE",
     "NMVE",
@@ -35,11 +37,15 @@ __all__ = [
     "PAPVE",
     "PCDR",
     "PCK",
+    "PCKAUC",
     "PVE",
     "WAMPJPE",
     "WMPJPE",
     "AccelerationError",
     "ByAgeClass",
+    "FootSliding",
+    "Jitter",
+    "JointLimitViolations",
     "KeypointAveragePrecision",
     "MPCKh",
     "MeanMetric",
@@ -165,6 +171,12 @@ RootTrajectoryError = _mean_of("RootTrajectoryError", "root_trajectory_error")
 AccelerationError = _mean_of("AccelerationError", "acceleration_error")
 MPCKh = _mean_of("MPCKh", "mpckh")
 OKS = _mean_of("OKS", "oks")
+MPJAE = _mean_of("MPJAE", "mpjae")
+MRPE = _mean_of("MRPE", "mrpe")
+FootSliding = _mean_of("FootSliding", "foot_sliding")
+Jitter = _mean_of("Jitter", "jitter")
+PCKAUC = _mean_of("PCKAUC", "pck_auc")
+JointLimitViolations = _mean_of("JointLimitViolations", "joint_limit_violations")
 
 
 class PCK(MeanMetric):
