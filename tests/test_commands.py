@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from pose_models import save_rtmo
 from typer.testing import CliRunner
 
 import agebody
@@ -21,6 +22,7 @@ COMMANDS = {
     "convert": ["{body}", "-o", "{output}.npz", "--regressor", "mine={regressor}"],
     "bench": [],
     "warmup": [],
+    "detect": ["{images}", "--detector", "rtmo:{weights}", "-o", "{output}.json"],
     "fit": ["{keypoints}", "--body", "{body}", "--images", "{images}", "-o", "{output}"],
     "shard": ["{keypoints}", "--images", "{images}", "-o", "{output}"],
     "fit-shards": ["{shards}", "--body", "{body}", "-o", "{output}"],
@@ -35,7 +37,7 @@ COMMANDS = {
     ],
 }
 """Arguments of each command; names in braces are files and folders."""
-INPUTS = ("body", "regressor", "keypoints", "images", "shards", "labels", "maps", "people")
+INPUTS = ("weights", "body", "regressor", "keypoints", "images", "shards", "labels", "maps", "people")
 USES = [
     (name, part) for name, given in COMMANDS.items() for part in INPUTS if f"{{{part}}}" in " ".join(given)
 ]
@@ -94,10 +96,12 @@ def good(tmp_path_factory):
     }
     (place / "keypoints.json").write_text(json.dumps(document))
     (place / "people.json").write_text("{}")
+    save_rtmo(place / "weights.onnx", np.ones((1, 17, 3)), (0.8,))
     np.save(place / "regressor.npy", np.full((3, 6890), 1 / 6890))
     (place / "shards").mkdir()
     files = {name: place / name for name in ("images", "maps", "shards")}
     files |= {"keypoints": place / "keypoints.json", "people": place / "people.json"}
+    files |= {"weights": place / "weights.onnx"}
     files |= {"body": place / "body.safetensors", "regressor": place / "regressor.npy"}
     run("shard", [str(files["keypoints"]), "-o", str(place / "shards")])
     made = run("fit", [str(files["keypoints"]), "--body", str(files["body"]), "-o", str(place / "out")])
@@ -169,8 +173,8 @@ def test_places_that_cannot_be_written_are_refused_in_one_line(tmp_path, good, c
         "nowhere": "/proc/nowhere/output",
         "long": tmp_path / ("n" * 260),
     }
-    if kind == "file" and command in ("convert", "crowd"):
-        (tmp_path / "file.npz").mkdir()
+    if kind == "file" and command in ("convert", "crowd", "detect"):
+        (tmp_path / f"file.{'json' if command == 'detect' else 'npz'}").mkdir()
     result = run(command, fill(command, good, tmp_path, output=places[kind]))
     assert_refused(result, tmp_path, ["file"])
     assert (tmp_path / "file").read_text() == "mine"

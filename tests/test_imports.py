@@ -33,6 +33,7 @@ ORDER = [
     "nets",
     "draw",
     "annotations",
+    "detect",
     "compat",
     "pipelines.evaluate",
     "pipelines.labels",

@@ -3,5 +3,14 @@
 from agebody.annotations.people import AnnotationError, ImageEntry, People
 from agebody.annotations.reading import read_people
 from agebody.annotations.shards import read_shard, write_shards
+from agebody.annotations.writing import save_people
 
-__all__ = ["AnnotationError", "ImageEntry", "People", "read_people", "read_shard", "write_shards"]
+__all__ = [
+    "AnnotationError",
+    "ImageEntry",
+    "People",
+    "read_people",
+    "read_shard",
+    "save_people",
+    "write_shards",
+]

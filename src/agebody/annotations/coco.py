@@ -124,6 +124,11 @@ class Entries:
             found.append(int(value) if is_integer(value) and value >= 0 else -1)
         return np.array(found, dtype=np.int64)
 
+    def scores(self) -> Float[np.ndarray, " N"]:
+        """Return how sure the detector is of each person, NaN where that is not stated."""
+        found: list[Any] = [row.get("score") for row in self.rows]
+        return np.array([float(one) if is_number(one) else math.nan for one in found])
+
     def image_indices(self, place: dict[Any, int], what: str) -> list[int]:
         """Return ``place`` of the ``image_id`` of each entry; ``what`` describes the images."""
         expected = f"a number or string that is the id of one of {what}"

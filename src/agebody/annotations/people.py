@@ -61,6 +61,8 @@ class People:
     """Focal length of each person's image [pixels], NaN where unknown; None if no file states it."""
     tracks: Int[np.ndarray, " N"] | None = None
     """Number of each person in the images of a video, -1 where unknown; None if no file states it."""
+    scores: Float[np.ndarray, " N"] | None = None
+    """How sure a detector is of each person, NaN where unknown; None if no file states it."""
     left_out: tuple[tuple[str, int], ...] = ()
     """Reasons why people of the file are missing here, and how many."""
     notes: tuple[str, ...] = ()
@@ -102,6 +104,7 @@ def make_people(
     ages: Ages | None = None,
     focal: Float[np.ndarray, " N"] | None = None,
     tracks: Int[np.ndarray, " N"] | None = None,
+    scores: Float[np.ndarray, " N"] | None = None,
     left_out: Sequence[tuple[str, int]] = (),
     notes: Sequence[str] = (),
 ) -> People:
@@ -129,6 +132,7 @@ def make_people(
         ages=parse_ages(shape=(count,)) if ages is None else ages,
         focal=focal,
         tracks=None if tracks is None or not (tracks >= 0).any() else tracks,
+        scores=None if scores is None or np.isnan(scores).all() else scores,
         left_out=tuple(left_out),
         notes=(*notes, *((f"not points of {chosen.name}, left out: {spare}",) if spare else ())),
     )

@@ -99,6 +99,14 @@ class Photographs:
         return count + (f", and {self.unread} in HEIC, which is not read; {_CONVERT}" if self.unread else "")
 
 
+def is_photographs(path: Path) -> bool:
+    """Return whether a path is a photograph, or a folder with photographs and no files of keypoints."""
+    if path.is_dir():
+        kept = any(filter(is_content, (*path.glob("*.json"), *path.glob("*.txt"))))
+        return not kept and bool(Photographs(path).names)
+    return path.is_file() and path.suffix.lower() in (*SUFFIXES, *_UNREAD)
+
+
 def is_content(path: Path) -> bool:
     """Return whether a file is more than the attributes that macOS keeps of another, as ``._photo.jpg``."""
     return not path.name.startswith("._")

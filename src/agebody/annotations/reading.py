@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from agebody.age import is_number
 from agebody.annotations.coco import (
     Entries,
     find_order,
@@ -23,6 +22,7 @@ from agebody.annotations.coco import (
     read_images,
     to_corners,
 )
+from agebody.annotations.doubles import leave_out, leave_out_doubles
 from agebody.annotations.formats import READ, YOLO, Format, Frame, find_format, is_annotations
 from agebody.annotations.orders import Order, order_by_title
 from agebody.annotations.people import (
@@ -38,7 +38,6 @@ from agebody.annotations.people import (
 )
 from agebody.annotations.photographs import Photographs, is_content, photograph_size
 from agebody.keypoints import KeypointLayout
-from agebody.metrics.similarity import oks_sigmas
 
 _SUFFIX = "_keypoints"
 _UNLABELLED = "no labelled keypoint"
@@ -46,8 +45,6 @@ _MOST_SHARE = 4.0
 """Shares of an image may lie outside of it, and nobody's points are all within this many pixels."""
 _UNMISTAKABLE = (23, 26, 33, 133, 136)
 """Numbers of keypoints that only one known order has, besides COCO's 17."""
-_SAME_PERSON = 0.9
-"""OKS of two detections from which they are one person (MMPose, HRNet)."""
 
 
 def read_people(
@@ -253,7 +250,7 @@ def _read_detections(
     listed = list(images.values())
     found = _make(path, entries, points, order, layout, listed, place, left_out, guess=is_results)
     found, shares = _in_shares(found, kind, canvases)
-    return _without_doubles(found, entries), shares
+    return leave_out_doubles(found), shares
 
 
 def _points(path: Path, entries: Entries) -> tuple[list[Float[np.ndarray, "_ 3"]], list[bool]]:
@@ -369,6 +366,7 @@ def _make(
         boxes=to_corners(entries.boxes()),
         ages=entries.ages(),
         tracks=entries.tracks(),
+        scores=entries.scores(),
         left_out=sorted((+left_out).items()),
         notes=notes,
     )
@@ -399,37 +397,6 @@ def _in_shares(found: People, kind: Format | None, canvases: Sequence[Any]) -> t
     return found, False
 
 
-def _without_doubles(found: People, entries: Entries) -> People:
-    """Leave out detections of one person beside a better one: OKS above ``_SAME_PERSON``, in one image."""
-    if len(np.unique(found.image)) == len(found):
-        return found
-    sums = found.weights.sum(1)
-    stated: list[Any] = [row.get("score") for row in entries.rows]
-    scores = np.array([float(s) if is_number(s) else w for s, w in zip(stated, sums, strict=True)])
-    spread = 2 * np.array(oks_sigmas(found.layout, default=0.1))
-    keep = np.ones(len(found), dtype=bool)
-    order = np.lexsort((-scores, found.image))
-    for rows in np.split(order, np.flatnonzero(np.diff(found.image[order])) + 1):
-        points, seen = found.keypoints[rows], found.weights[rows] > 0
-        low = np.where(seen[..., None], points, math.inf).min(1)
-        high = np.where(seen[..., None], points, -math.inf).max(1)
-        area = np.prod(high - low, axis=1)
-        for i in range(1, len(rows)):
-            both = seen[:i] & seen[i]
-            squares = np.square(points[:i] - points[i]).sum(-1)
-            scale = 2 * np.maximum(area[:i], area[i])[:, None] * spread**2 + np.spacing(1)
-            similar = (np.exp(-squares / scale) * both).sum(1) / np.maximum((seen[:i] | seen[i]).sum(1), 1)
-            keep[rows[i]] = not (similar[keep[rows[:i]]] > _SAME_PERSON).any()
-    return _leave_out(found, ~keep, "the same person again")
-
-
-def _leave_out(found: People, rows: Bool[np.ndarray, " N"], reason: str) -> People:
-    if not rows.any():
-        return found
-    left_out = dict(found.left_out) | {reason: int(rows.sum())}
-    return replace(found.select(np.flatnonzero(~rows)), left_out=tuple(sorted(left_out.items())))
-
-
 def _find_images(found: People, photographs: Photographs) -> People:
     """Return people with the names that their images have in a folder."""
     used = set(found.image.tolist())
@@ -458,7 +425,7 @@ def _with_sizes(found: People, photographs: Photographs | None, size: tuple[int,
         for image in found.images
     ]
     unreadable = np.isin(found.image, [i for i, image in enumerate(entries) if image.size is None])
-    return _leave_out(replace(found, images=tuple(entries)), unreadable, "in an image that cannot be read")
+    return leave_out(replace(found, images=tuple(entries)), unreadable, "in an image that cannot be read")
 
 
 def _with_size(

@@ -14,12 +14,13 @@ from rich.table import Table
 from rich.text import Text
 
 from agebody.files import make_folder
-from agebody.pipelines.cli.app import app, fail, note, running, say, show_count
+from agebody.pipelines.cli.app import app, note, running, say, show_count
 from agebody.pipelines.cli.options import (
     AsJson,
     BodyOfLabels,
     OutputFile,
     Overwrite,
+    check_output,
     load_layer,
     option,
 )
@@ -79,7 +80,7 @@ def crowd(
         from agebody.pipelines.labels import load_labels
         from agebody.pipelines.labels.place_images import UNPLACED, place_images
 
-        _check_output(output, (labels, people), overwrite)
+        check_output(output, (labels, people), overwrite)
         given = load_labels(labels)
         if views is not None:
             make_folder(views)
@@ -108,17 +109,6 @@ def crowd(
     else:
         _show(rows)
         say(f"wrote {output}")
-
-
-def _check_output(path: Path, inputs: tuple[Path | None, ...], overwrite: bool) -> None:
-    """Refuse to write over inputs or existing files, and where nothing can be written."""
-    if path.resolve() in [each.resolve() for each in inputs if each is not None]:
-        fail(f"{path}: --output is a file that the command reads; give another")
-    if path.is_dir():
-        fail(f"{path}: expected a file for --output, got a folder")
-    if path.exists() and not overwrite:
-        fail(f"{path}: exists; give --overwrite to replace it")
-    make_folder(path.parent)
 
 
 def _show(rows: list[dict[str, Any]]) -> None:

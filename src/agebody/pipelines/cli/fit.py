@@ -15,6 +15,7 @@ from rich.text import Text
 from agebody.files import make_folder
 from agebody.pipelines.cli import options
 from agebody.pipelines.cli.app import app, fail, note, running, say, show_count, show_stages
+from agebody.pipelines.cli.detect import choose_detector, read_or_detect
 
 if TYPE_CHECKING:
     from agebody.body import BodyModel
@@ -27,11 +28,12 @@ def fit(
         typer.Argument(
             show_default=False,
             help="A file of keypoints, or a folder with one per image, of COCO, OpenPose, AlphaPose, MMPose, "
-            "Ultralytics, YOLO-pose, MediaPipe and others.",
+            "Ultralytics, YOLO-pose, MediaPipe and others; or photographs, one or a folder.",
         ),
     ],
     output: options.OutputFolder,
     body: options.Body = "anny",
+    detector: options.DetectorName = None,
     images: options.Images = None,
     annotations: options.Annotations = None,
     layout: options.Layout = None,
@@ -59,37 +61,42 @@ def fit(
     ] = False,
     overwrite: options.Overwrite = False,
 ) -> None:
-    """Fit bodies to the keypoints of people in images, and write labels to train with.
+    """Fit bodies to people in images, by their keypoints or by photographs, and write labels to train with.
 
     Writes **labels.npz** (everything), **train.npz** (for the code of HMR2 and AionHMR), **report.json**,
     **report.md** and **overlays/**. Every person is checked by the rules of InfantNet, CamSMPLify and SPIN;
     those without a flag of a bad fit are kept. Training code needs SMPL, with an infant template for
     children.
 
-    Example: `agebody fit keypoints.json --body ages.safetensors --images photos -o labels`
+    Examples: `agebody fit keypoints.json --body ages.safetensors --images photos -o labels`,
+    `agebody fit photos --detector movenet:multipose.tflite -o labels`
     """
-    from agebody.annotations import read_people
     from agebody.annotations.photographs import read_exif_focals
+    from agebody.detect import DetectorError
     from agebody.pipelines.labels import fit_annotations, fit_folder
     from agebody.pipelines.labels.place_images import find_maps, place_images
     from agebody.pipelines.labels.summary import unknown_ages
 
     given: dict[str, Any] = options.read_lens(focal, fov)
     given |= options.read_ages(age_offset, age_class, years)
-    if shards and images is None:
+    detector = choose_detector(keypoints, detector)
+    if shards and images is None and detector is None:
         raise typer.BadParameter("give the images: --images DIR", param_hint="--shards")
-    overlays = overlays if images is not None else 0
+    overlays = overlays if images is not None or detector is not None else 0
     if importlib.util.find_spec("embreex") is None:
         if overlays:
             fail('overlays need embreex; pip install "agebody[render]", or give --overlays 0')
         if depth is not None:
             fail('--depth needs embreex; pip install "agebody[render]"')
-    with running() as bars:
-        found = read_people(
+    with running(DetectorError) as bars:
+        fit_folder.check_folder(output, overwrite=overwrite)
+        found, images = read_or_detect(
+            bars,
             keypoints,
+            detector=detector,
             layout=layout,
             images=images,
-            size=options.parse_size(size),
+            size=size,
             annotations=annotations,
         )
         folder = images.parent if images is not None and images.is_file() else images

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from agebody.files import make_folder
 from agebody.pipelines.cli.app import fail, show_stages
 
 if TYPE_CHECKING:
@@ -81,6 +82,15 @@ OutputFolder = Annotated[Path, option("Folder to write, created if it is missing
 OutputFile = Annotated[Path, option("File to write.", "--output", "-o")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+DetectorName = Annotated[
+    str | None,
+    option(
+        "What finds people in photographs: **rtmlib**, the default, which downloads its weights, or a file "
+        "of weights, **movenet:**, **blazepose:**, **rtmo:** or **rtmpose:** and its path.",
+        "--detector",
+        metavar="NAME|KIND:FILE",
+    ),
+]
 Images = Annotated[
     Path | None, option("Folder of the images, or one image; for sizes, overlays and training shards.")
 ]
@@ -121,6 +131,17 @@ def check_exclusive(**options: Any) -> None:
     given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]
     if len(given) > 1:
         raise typer.BadParameter(f"expected one of {', '.join(given)}", param_hint=given[1])
+
+
+def check_output(path: Path, inputs: tuple[Path | None, ...], overwrite: bool) -> None:
+    """Refuse to write over inputs or existing files, and where nothing can be written."""
+    if path.resolve() in [each.resolve() for each in inputs if each is not None]:
+        fail(f"{path}: --output is a file that the command reads; give another")
+    if path.is_dir():
+        fail(f"{path}: expected a file for --output, got a folder")
+    if path.exists() and not overwrite:
+        fail(f"{path}: exists; give --overwrite to replace it")
+    make_folder(path.parent)
 
 
 def read_lens(focal: float | None, fov: float | None) -> dict[str, float | None]:

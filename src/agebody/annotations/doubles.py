@@ -1,0 +1,68 @@
+"""People of whom a file or a detector has several detections in one image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from agebody.annotations.people import People
+from agebody.metrics.similarity import oks_sigmas
+
+SAME_PERSON = 0.9
+"""OKS of two detections from which they are one person (MMPose, HRNet)."""
+OTHER_SIGMA = 0.1
+"""Standard deviation of keypoints for which none is published."""
+
+
+def leave_out_doubles(found: People) -> People:
+    """Leave out detections of one person beside a better one: OKS above ``SAME_PERSON``, in one image."""
+    if len(np.unique(found.image)) == len(found):
+        return found
+    sums = found.weights.sum(1)
+    scores = sums if found.scores is None else np.where(np.isnan(found.scores), sums, found.scores)
+    sigmas = oks_sigmas(found.layout, default=OTHER_SIGMA)
+    again = np.zeros(len(found), dtype=bool)
+    order = np.lexsort((-scores, found.image))
+    for rows in np.split(order, np.flatnonzero(np.diff(found.image[order])) + 1):
+        again[rows] = find_doubles(found.keypoints[rows], found.weights[rows] > 0, sigmas)
+    return leave_out(found, again, "the same person again")
+
+
+def find_doubles(
+    points: Float[np.ndarray, "N K 2"],
+    seen: Bool[np.ndarray, "N K"],
+    sigmas: Sequence[float],
+    same: float = SAME_PERSON,
+) -> Bool[np.ndarray, " N"]:
+    """Return which people of one image, the best one first, are a better one again.
+
+    Args:
+        points: keypoints [pixels].
+        seen: which of them count.
+        sigmas: standard deviation of each keypoint, as of `oks_sigmas`.
+        same: object keypoint similarity above which two are one person.
+    """
+    spread = 2 * np.array(sigmas)
+    again = np.zeros(len(points), dtype=bool)
+    low = np.where(seen[..., None], points, math.inf).min(1, initial=math.inf)
+    high = np.where(seen[..., None], points, -math.inf).max(1, initial=-math.inf)
+    area = np.prod(np.maximum(high - low, 0), axis=1)
+    for i in range(1, len(points)):
+        both = seen[:i] & seen[i]
+        squares = np.square(points[:i] - points[i]).sum(-1)
+        scale = 2 * np.maximum(area[:i], area[i])[:, None] * spread**2 + np.spacing(1)
+        similar = (np.exp(-squares / scale) * both).sum(1) / np.maximum((seen[:i] | seen[i]).sum(1), 1)
+        again[i] = (similar[~again[:i]] > same).any()
+    return again
+
+
+def leave_out(found: People, rows: Bool[np.ndarray, " N"], reason: str) -> People:
+    """Return people without some of them, with the reason and their number."""
+    if not rows.any():
+        return found
+    left_out = dict(found.left_out) | {reason: int(rows.sum())}
+    return replace(found.select(np.flatnonzero(~rows)), left_out=tuple(sorted(left_out.items())))

@@ -1,0 +1,7 @@
+"""People in photographs: detectors of keypoints, as one protocol over well-kept runtimes."""
+
+from agebody.detect.detector import Detections, Detector, DetectorError
+from agebody.detect.loading import load_detector
+from agebody.detect.photographs import detect_people
+
+__all__ = ["Detections", "Detector", "DetectorError", "detect_people", "load_detector"]

@@ -1,0 +1,73 @@
+"""What a detector is, and what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from agebody.annotations.doubles import OTHER_SIGMA, find_doubles
+from agebody.annotations.orders import read_names
+from agebody.metrics.similarity import oks_sigmas
+
+SAME_PERSON = 0.6
+"""Object keypoint similarity from which what a detector sees at two sizes is one person. Files, whose
+detectors have merged already, are merged from a higher one."""
+
+
+class DetectorError(ValueError):
+    """A detector cannot be used: the message says which, why, and what to do."""
+
+
+class Detections(NamedTuple):
+    """The people that a detector finds in one image, at best all of them once."""
+
+    keypoints: Float[np.ndarray, "N K 3"]
+    """x, y [pixels] with (0, 0) at the corner of the image, and confidences from 0 to 1."""
+    boxes: Float[np.ndarray, "N 4"]
+    """Corners x0, y0, x1, y1 [pixels]."""
+    scores: Float[np.ndarray, " N"]
+    """How sure the detector is of each person, from 0 to 1."""
+
+    def merged(self, names: Sequence[str]) -> Detections:
+        """Return each person once, the best of its detections, if a detector looked several times."""
+        points, weights = self.keypoints[..., :2], self.keypoints[..., 2]
+        order = np.argsort(-self.scores, kind="stable")
+        sigmas = oks_sigmas(read_names(names), default=OTHER_SIGMA)
+        again = find_doubles(points[order], weights[order] > 0.1, sigmas, SAME_PERSON)
+        return self.select(np.sort(order[~again]))
+
+    @classmethod
+    def join(cls, parts: Sequence[Detections]) -> Detections:
+        """Return the people of several detections of one image, one after the other."""
+        return cls(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+    def select(self, rows: np.ndarray) -> Detections:
+        """Return some of the people."""
+        return Detections(*(part[rows] for part in self))
+
+
+@runtime_checkable
+class Detector(Protocol):
+    """Finds people in an image: any callable with the names of its keypoints."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Names of the keypoints, as COCO, OpenPose or a `KeypointLayout` has them; others are left out."""
+        ...
+
+    def __call__(self, image: UInt8[np.ndarray, "H W 3"]) -> Detections:
+        """Return the people of an upright RGB image."""
+        ...
+
+
+def boxes_of(keypoints: Float[np.ndarray, "N K 3"], least: float = 0.2) -> Float[np.ndarray, "N 4"]:
+    """Return the boxes around keypoints of at least some confidence, or around all where there is none."""
+    sure = keypoints[..., 2] >= least
+    sure |= ~sure.any(1, keepdims=True)
+    points = keypoints[..., :2]
+    low = np.where(sure[..., None], points, np.inf).min(1, initial=np.inf)
+    high = np.where(sure[..., None], points, -np.inf).max(1, initial=-np.inf)
+    return np.concatenate((low, high), 1)

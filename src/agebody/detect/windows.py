@@ -1,0 +1,61 @@
+"""Parts of an image as networks take them: resized, padded, turned; and points of these in the image."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+
+class Window(NamedTuple):
+    """A rectangle of an image, of which a network sees a picture of another size."""
+
+    center: tuple[float, float]
+    """[pixels of the image]"""
+    scale: float
+    """Pixels of the picture per pixel of the image."""
+    size: tuple[int, int]
+    """Width and height of the picture [pixels]."""
+    angle: float = 0.0
+    """From the image's x axis to the picture's, clockwise as seen [rad]."""
+
+    @classmethod
+    def around(cls, box: Float[np.ndarray, " 4"], size: tuple[int, int], room: float = 1.0) -> Window:
+        """Return the smallest window of a picture's shape about a box (corners) times some room."""
+        low, high = box[:2], box[2:]
+        sides = np.maximum(high - low, 1) * room
+        x, y = ((low + high) / 2).tolist()
+        return cls((x, y), float((np.array(size) / sides).min()), size)
+
+    def cut(self, image: UInt8[np.ndarray, "H W 3"], fill: int = 0) -> UInt8[np.ndarray, "h w 3"]:
+        """Return the picture, smoothed where it is smaller than the image."""
+        from PIL import Image
+
+        whole, scale, center = Image.fromarray(image), self.scale, np.array(self.center)
+        if scale < 1:  # Pillow's transform does not smooth, its resize does
+            width, height = (max(round(side * scale), 1) for side in whole.size)
+            center = center * (width / whole.width, height / whole.height)
+            whole, scale = whole.resize((width, height), Image.Resampling.BILINEAR), 1.0
+        cos, sin = math.cos(self.angle) / scale, math.sin(self.angle) / scale
+        x, y = np.array(self.size) / 2
+        turn = (cos, -sin, center[0] - cos * x + sin * y, sin, cos, center[1] - sin * x - cos * y)
+        colors = (fill, fill, fill)
+        cut = whole.transform(
+            self.size, Image.Transform.AFFINE, turn, Image.Resampling.BILINEAR, fillcolor=colors
+        )
+        return np.asarray(cut)
+
+    def to_image(self, points: Float[np.ndarray, "*batch 2"]) -> Float[np.ndarray, "*batch 2"]:
+        """Return points of the picture as points of the image."""
+        x, y = np.moveaxis((points - np.array(self.size) / 2) / self.scale, -1, 0)
+        cos, sin = math.cos(self.angle), math.sin(self.angle)
+        return np.stack((cos * x - sin * y, sin * x + cos * y), -1) + self.center
+
+
+def letterbox(image: UInt8[np.ndarray, "H W 3"], size: tuple[int, int]) -> Window:
+    """Return the window that shows a whole image at its upper left, the rest filled."""
+    height, width = image.shape[:2]
+    scale = min(size[0] / width, size[1] / height)
+    return Window((size[0] / 2 / scale, size[1] / 2 / scale), scale, size)

@@ -1,0 +1,101 @@
+"""`agebody detect`, and people of other commands: from files of keypoints, or detected in photographs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from agebody.pipelines.cli import options
+from agebody.pipelines.cli.app import app, note, running, say
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from agebody.annotations import People
+
+DEFAULT = "rtmlib"
+"""Detector of photographs if none is given."""
+
+
+@app.command()
+def detect(
+    photographs: Annotated[
+        Path, typer.Argument(show_default=False, help="A folder of photographs, or one photograph.")
+    ],
+    output: options.OutputFile,
+    detector: options.DetectorName = None,
+    layout: options.Layout = None,
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Find people and their keypoints in photographs, and write them as COCO's annotations.
+
+    `agebody fit FILE --images PHOTOGRAPHS` takes the file, in which ages can be added: **years** or
+    **age_class** of each annotation.
+
+    Example: `agebody detect photos --detector movenet:multipose.tflite -o people.json`
+    """
+    from agebody.annotations import save_people
+    from agebody.detect import DetectorError
+
+    with running(DetectorError) as bars:
+        options.check_output(output, (photographs,), overwrite)
+        found = _detect(bars, photographs, detector or DEFAULT, layout)
+        save_people(found, output, overwrite=overwrite)
+    for line in found.notes:
+        note(line)
+    for why, count in found.left_out:
+        note(f"left out: {why} {count}")
+    say(f"{len(found)} people in {len(set(found.image.tolist()))} of {len(found.images)} images")
+    say(f"wrote {output}")
+
+
+def choose_detector(path: Path, given: str | None) -> str | None:
+    """Return the detector for a path, None if it holds keypoints.
+
+    A folder that has files of keypoints and photographs is taken for the former, unless a detector is given.
+    """
+    from agebody.annotations.photographs import is_photographs
+
+    return given or (DEFAULT if is_photographs(path) else None)
+
+
+def read_or_detect(
+    bars: Progress,
+    path: Path,
+    *,
+    detector: str | None,
+    layout: str | None,
+    images: Path | None,
+    size: str | None = None,
+    annotations: Path | None = None,
+) -> tuple[People, Path | None]:
+    """Return the people of a file of keypoints, or with a detector those of photographs, and the images."""
+    from agebody.annotations import read_people
+
+    if detector is None:
+        pixels = options.parse_size(size)
+        return read_people(path, layout=layout, images=images, size=pixels, annotations=annotations), images
+    for name, value in (("--images", images), ("--size", size), ("--annotations", annotations)):
+        if value is not None:
+            problem = "it belongs to files of keypoints, and people are to be detected in photographs"
+            raise typer.BadParameter(problem, param_hint=name)
+    return _detect(bars, path, detector, layout), path
+
+
+def _detect(bars: Progress, path: Path, detector: str, layout: str | None) -> People:
+    from agebody.detect import detect_people, load_detector
+    from agebody.pipelines.labels.quality import MIN_SIZE
+
+    task = bars.add_task("detecting", total=None)
+
+    def show(done: int, total: int) -> None:
+        bars.update(task, total=total, completed=done)
+
+    found = detect_people(load_detector(detector), path, layout=layout, exif=False, progress=show)
+    sides = (found.boxes[:, 2:] - found.boxes[:, :2]).max(1, initial=0)
+    small = int((sides < MIN_SIZE).sum())
+    told = f"{small} people are smaller than {MIN_SIZE:g} pixels: too small to be sure of their keypoints"
+    return replace(found, notes=(*found.notes, *([told] if small else ())))
