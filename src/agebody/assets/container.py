@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import math
+import mmap
 import os
 import re
 import struct
@@ -14,13 +15,13 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
 import numpy as np
 import scipy
 
 from agebody.assets.asset import AssetError
-from agebody.assets.unpickle import DTYPE_CODE, load_torch_stream, loads, parse
+from agebody.assets.unpickle import DTYPE_CODE, Parsed, load_torch_stream, loads, parse, parse_torch_stream
 
 Array: TypeAlias = Any
 """A NumPy array, a torch tensor or a SciPy sparse matrix."""
@@ -173,9 +174,9 @@ def _safetensors_head(head: bytes, size: int) -> bool:
     return len(head) >= 9 and head[8:9] == b"{" and length <= min(size - 8, MAX_HEADER)
 
 
-def read_bytes(path: Any) -> bytes:
-    """Return the bytes of a file; raise an `AssetError` where it is missing, empty or too large."""
-    path = read_path(path)
+@contextmanager
+def _readable(path: Path, where: str) -> Iterator[int]:
+    """Give the size of a file; raise an `AssetError` where it is missing, empty or cannot be read."""
     try:
         if path.is_dir():
             files = sorted(child.name for child in path.iterdir() if child.is_file())
@@ -184,18 +185,24 @@ def read_bytes(path: Any) -> bytes:
         if path.exists() and not path.is_file():
             raise AssetError("a pipe or a device, not a file; save its content as a file")
         size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise AssetError(f"{size} bytes; no body file is larger than {MAX_BYTES}")
-        data = path.read_bytes()
+        if not size:
+            raise AssetError("the file is empty; download it again")
+        yield size
     except FileNotFoundError as error:
-        raise AssetError(f"no such file. {WHERE}") from error
+        raise AssetError(f"no such file. {where}") from error
     except AssetError:
         raise
     except (OSError, ValueError) as error:  # ValueError for a name with a null byte
         raise AssetError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    if not data:
-        raise AssetError("the file is empty; download it again")
-    return data
+
+
+def read_bytes(path: Any) -> bytes:
+    """Return the bytes of a file; raise an `AssetError` where it is missing, empty or too large."""
+    path = read_path(path)
+    with _readable(path, WHERE) as size:
+        if size > MAX_BYTES:
+            raise AssetError(f"{size} bytes; no body file is larger than {MAX_BYTES}")
+        return path.read_bytes()
 
 
 def _container(data: bytes) -> str:
@@ -236,22 +243,29 @@ def _zip_container(data: bytes) -> str:
     if total > MAX_BYTES:
         raise AssetError(f"unpacks to {total} bytes; no body file is larger than {MAX_BYTES}")
     names = [entry.filename for entry in entries]
-    if any("/code/" in name for name in names):
-        raise AssetError("this is a compiled torch program, not a body; get the model file (.pkl or .npz)")
-    if any(name.endswith("data.pkl") for name in names):
-        return "torch"
     if names and all(name.endswith(".npy") for name in names):
         return "npz"
-    shown = ", ".join(names[:8])
-    raise AssetError(f"this is a packed archive; unpack it and give the model file in it (it holds {shown})")
+    _expect_torch(names)
+    return "torch"
+
+
+def _expect_torch(names: list[str]) -> None:
+    """Raise an `AssetError` for the entries of an archive that torch did not save."""
+    if any("/code/" in name for name in names):
+        raise AssetError("this is a compiled torch program, not a body; get the model file (.pkl or .npz)")
+    if not any(name.endswith("data.pkl") for name in names):
+        shown = ", ".join(names[:8])
+        raise AssetError(
+            f"this is a packed archive; unpack it and give the model file in it (it holds {shown})"
+        )
 
 
 class _Archive(Mapping[str, Any]):
     """The entries of a zip file, each read and checked by its checksum when it is asked for."""
 
-    def __init__(self, data: bytes, read: Callable[[bytes], Any] = bytes, suffix: str = "") -> None:
+    def __init__(self, stream: BinaryIO, read: Callable[[bytes], Any] = bytes, suffix: str = "") -> None:
         with _unzipping():
-            self._archive = zipfile.ZipFile(io.BytesIO(data))
+            self._archive = zipfile.ZipFile(stream)
         self._entries = {e.filename.removesuffix(suffix): e for e in self._archive.infolist()}
         self._read = read
 
@@ -273,7 +287,7 @@ class _Archive(Mapping[str, Any]):
 
 
 def _read_npz(data: bytes) -> Mapping[str, Any]:
-    return _Archive(data, _read_array, ".npy")
+    return _Archive(io.BytesIO(data), _read_array, ".npy")
 
 
 def _read_npy(data: bytes) -> Any:
@@ -318,15 +332,57 @@ def _read_torch(data: bytes) -> Any:
     try:
         if not data.startswith(b"PK"):
             return load_torch_stream(data)
-        archive = _Archive(data)
-        pickled = min((name for name in archive if name.endswith("data.pkl")), key=len)
-        folder = pickled.removesuffix("data.pkl")
-        if archive.get(f"{folder}byteorder", b"little") != b"little":
-            raise AssetError("a torch file of a big-endian machine; save it on another one")
-        parsed = parse(io.BytesIO(archive[pickled]))
-        return parsed.resolve(lambda key: archive.get(f"{folder}data/{key}", b""), size=len(data))
+        return _parse_torch_zip(io.BytesIO(data)).resolve(size=len(data))
     except (AssetError, ValueError) as error:
         raise AssetError(f"{error} (a torch file; a training checkpoint is not a body)") from error
+
+
+def _parse_torch_zip(stream: BinaryIO, *, lenient: bool = False) -> Parsed:
+    archive = _Archive(stream)
+    pickled = min((name for name in archive if name.endswith("data.pkl")), key=len)
+    folder = pickled.removesuffix("data.pkl")
+    if archive.get(f"{folder}byteorder", b"little") != b"little":
+        raise AssetError("a torch file of a big-endian machine; save it on another one")
+    parsed = parse(io.BytesIO(archive[pickled]), lenient=lenient)
+    return parsed._replace(read_storage=lambda key: archive.get(f"{folder}data/{key}", b""))
+
+
+@contextmanager
+def opened_tensors(path: Any, where: str) -> Iterator[tuple[Iterator[tuple[str, Any]], tuple[str, ...]]]:
+    """Open the weights of a network, of torch or safetensors, and run nothing of the file.
+
+    The file is not read as a whole, for it can be larger than the memory.
+
+    Args:
+        path: of the file.
+        where: where such files come from, for the error of a missing one.
+
+    Yields:
+        The arrays by name, read one by one, and the names of what stands beside them.
+
+    Raises:
+        AssetError: the file is missing, unreadable, damaged, hostile, or of another kind.
+    """
+    path = read_path(path)
+    with _readable(path, where) as size, path.open("rb") as stream:
+        head = stream.read(4096)
+        stream.seek(0)
+        if head.startswith(b"PK"):
+            with _unzipping():
+                entries = zipfile.ZipFile(stream).infolist()
+            _expect_torch([entry.filename for entry in entries])
+            if sum(entry.file_size for entry in entries) > 4 * size + 2**26:
+                raise AssetError("unpacks to many times its own size; it was not opened")
+            yield _parse_torch_zip(stream, lenient=True).tensors(size=size)
+        elif _safetensors_head(head[:9], size):
+            data = mmap.mmap(
+                stream.fileno(), 0, access=mmap.ACCESS_READ
+            )  # stays open while an array needs it
+            yield iter(_read_safetensors(data).items()), ()
+        elif _container(head) == "torch":
+            yield parse_torch_stream(stream, size, lenient=True).tensors(size=size)
+        else:
+            raise AssetError("these are not the weights of a network, a file of torch or safetensors")
 
 
 _SAFETENSORS = {
@@ -335,7 +391,7 @@ _SAFETENSORS = {
 }  # fmt: skip
 
 
-def _read_safetensors(data: bytes) -> dict[str, Any]:
+def _read_safetensors(data: bytes | mmap.mmap) -> dict[str, Any]:
     """Return the arrays of a safetensors file, which share the memory of its bytes."""
     start = 8 + int.from_bytes(data[:8], "little")
     content: dict[str, Any] = {}
@@ -360,7 +416,7 @@ def _read_safetensors(data: bytes) -> dict[str, Any]:
     return content
 
 
-def _safetensors_header(data: bytes) -> dict[str, Any]:
+def _safetensors_header(data: bytes | mmap.mmap) -> dict[str, Any]:
     try:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     except (ValueError, RecursionError) as error:

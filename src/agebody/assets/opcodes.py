@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import pickletools
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, BinaryIO, NamedTuple
 
 from agebody.assets.asset import AssetError
 
@@ -86,15 +86,21 @@ class Record:
 
 
 class Machine:
-    """The stack machine of the pickle format, which records calls instead of making them."""
+    """The stack machine of the pickle format, which records calls instead of making them.
 
-    def __init__(self) -> None:
+    Args:
+        lenient: take whatever else the file names as a record of kind "foreign", without its content: a
+            training checkpoint keeps settings of any class beside its tensors.
+    """
+
+    def __init__(self, *, lenient: bool = False) -> None:
+        self.lenient = lenient
         self.stack: list[Any] = []
         self.outer: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
         self.storages: dict[str, tuple[str, int]] = {}
 
-    def run(self, stream: io.BytesIO) -> Any:
+    def run(self, stream: BinaryIO) -> Any:
         """Return what a pickle describes, and leave the stream at its end."""
         opcodes = pickletools.genops(stream)
         for _ in range(MAX_OPCODES):
@@ -111,6 +117,11 @@ class Machine:
         if not self.stack:
             raise AssetError("damaged pickle (a value is missing); download the file again")
         return self.stack.pop()
+
+    def _container(self, kind: type) -> Any:
+        """Return the container on top of the stack, or a passing one in the place of a foreign object."""
+        foreign = self.lenient and self.stack and isinstance(self.stack[-1], Record)
+        return kind() if foreign else self._top(kind)
 
     def _top(self, kind: type) -> Any:
         if not self.stack or type(self.stack[-1]) is not kind:
@@ -167,13 +178,13 @@ class Machine:
                 self._set_items(items)
             case "APPEND":
                 value = self._pop()
-                self._top(list).append(value)
+                self._container(list).append(value)
             case "APPENDS":
                 items = self._since_mark()
-                self._top(list).extend(items)
+                self._container(list).extend(items)
             case "ADDITEMS":
                 items = self._since_mark()
-                self._top(set).update(checked_keys(items))
+                self._container(set).update(checked_keys(items))
             case "SETITEM":
                 value, key = self._pop(), self._pop()
                 self._set_items([key, value])
@@ -181,22 +192,28 @@ class Machine:
                 items = self._since_mark()
                 self._set_items(items)
             case "GLOBAL":
-                stack.append(_admitted(arg))
+                stack.append(self._admitted(arg))
             case "STACK_GLOBAL":
                 attribute, module = self._pop(), self._pop()
                 if not (isinstance(attribute, str) and isinstance(module, str)):
                     raise AssetError("damaged pickle (a name is missing); download the file again")
-                stack.append(_admitted(f"{module} {attribute}"))
+                stack.append(self._admitted(f"{module} {attribute}"))
             case "BINPERSID":
                 stack.append(self._storage(self._pop()))
             case "REDUCE":
                 args, function = self._pop(), self._pop()
-                stack.append(_reduce(function, args))
+                stack.append(self._made(_reduce, function, args))
             case "NEWOBJ":
                 args, cls = self._pop(), self._pop()
-                stack.append(_new(cls, args == ()))
+                stack.append(self._made(_new, cls, args == ()))
+            case "NEWOBJ_EX" if self.lenient:
+                for _ in range(3):
+                    self._pop()
+                stack.append(Record("foreign"))
             case "BUILD":
                 state = self._pop()
+                if self.lenient and stack and not isinstance(stack[-1], Record):
+                    return  # attributes of a dict of tensors, such as the versions of its modules
                 record = self._top(Record)
                 if record.state is not None:
                     raise AssetError(f"damaged pickle (a second state for a {record.kind})")
@@ -204,6 +221,22 @@ class Machine:
             case _:
                 why = _REFUSED.get(name, f"uses {name}, which no body file needs; it was not opened")
                 raise AssetError(f"the pickle {why}")
+
+    def _admitted(self, name: str) -> Global:
+        try:
+            return _admitted(name)
+        except AssetError:
+            if not self.lenient:
+                raise
+            return Global("foreign")
+
+    def _made(self, make: Callable[..., Any], *args: Any) -> Any:
+        try:
+            return make(*args)
+        except AssetError:
+            if not self.lenient:
+                raise
+            return Record("foreign")
 
     def _storage(self, name: Any) -> Record:
         """Return the storage that a tensor of a torch file names."""
@@ -215,7 +248,7 @@ class Machine:
         raise AssetError("the pickle names a storage as no torch file does; it was not opened")
 
     def _set_items(self, items: list[Any]) -> None:
-        target = self._top(dict)
+        target = self._container(dict)
         if len(items) % 2:
             raise AssetError("damaged pickle (a key without a value); download the file again")
         checked_keys(items[::2])
@@ -231,7 +264,7 @@ def checked_keys(items: list[Any]) -> set[Any]:
         for part in item if isinstance(item, tuple) and len(item) == 2 else (item,):
             small = isinstance(part, int) and abs(part) < 2**60
             place = item is not part and isinstance(part, Record)
-            if not (small or place or isinstance(part, (str, bytes))):
+            if not (small or place or isinstance(part, (str, bytes, Global))):
                 what = "number" if isinstance(part, (int, float)) else kind_of(part)
                 raise AssetError(f"the pickle has a {what} as a key; expected text or a whole number")
     return set(items)

@@ -11,9 +11,9 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import scipy
@@ -41,16 +41,19 @@ def loads(data: bytes) -> Any:
         AssetError: the pickle is damaged, names a class or function that no body file needs, or is not a
             plain tree of values.
     """
-    parsed = parse(io.BytesIO(data))
-    return parsed.resolve(lambda key: _no_storage(key), size=len(data))
+    return parse(io.BytesIO(data)).resolve(size=len(data))
 
 
 def load_torch_stream(data: bytes) -> Any:
-    """Return the content of a file that torch before 1.6 wrote: pickles, then the storages one by one."""
-    stream = io.BytesIO(data)
+    """Return the content of a file that torch before 1.6 wrote."""
+    return parse_torch_stream(io.BytesIO(data), len(data)).resolve(size=len(data))
+
+
+def parse_torch_stream(stream: BinaryIO, size: int, *, lenient: bool = False) -> Parsed:
+    """Read a file that torch before 1.6 wrote: pickles, then the storages one by one."""
     for _ in range(3):  # torch's magic number, its protocol, and sizes of the writing machine
         parse(stream)
-    parsed = parse(stream)
+    parsed = parse(stream, lenient=lenient)
     keys = parse(stream).value
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise AssetError("damaged torch file (its list of storages); download the file again")
@@ -62,8 +65,12 @@ def load_torch_stream(data: bytes) -> Any:
         stored = int.from_bytes(stream.read(8), "little")
         if stored != count:
             raise AssetError("damaged torch file (the size of a storage); download the file again")
-        contents[key] = stream.read(count * _item_size(code))
-    return parsed.resolve(lambda key: contents.get(key, b""), size=len(data))
+        contents[key] = stream.read(min(count * _item_size(code), size))
+    return parsed._replace(read_storage=lambda key: contents.get(key, b""))
+
+
+def _no_storage(key: str) -> bytes:
+    raise AssetError("the pickle names a storage of torch, which is not in it; download the file again")
 
 
 class Parsed(NamedTuple):
@@ -72,20 +79,50 @@ class Parsed(NamedTuple):
     value: Any
     storages: dict[str, tuple[str, int]]
     """Storage of a torch file -> code of its numbers, and how many it holds."""
+    read_storage: Callable[[str], bytes] = _no_storage
 
-    def resolve(self, read_storage: Callable[[str], bytes], *, size: int) -> Any:
+    def resolve(self, *, size: int) -> Any:
         """Return the plain values; `size` is that of the whole file [bytes]."""
-        return _Resolver(4 * size + 2**26, read_storage).plain(self.value)
+        return _Resolver(4 * size + 2**26, self.read_storage).plain(self.value)
+
+    def tensors(self, *, size: int) -> tuple[Iterator[tuple[str, np.ndarray]], tuple[str, ...]]:
+        """Return the named tensors of a checkpoint, read one by one, and the names of what stands beside.
+
+        They are the dict itself, or its entry "state_dict", "model" or "model_state_dict".
+        """
+        tables = [self.value]
+        if isinstance(self.value, dict):
+            tables += [
+                self.value[key] for key in ("state_dict", "model", "model_state_dict") if key in self.value
+            ]
+        for table in reversed(tables):
+            if isinstance(table, dict) and any(_is_tensor(value) for value in table.values()):
+                break
+        else:
+            raise AssetError("holds no tensors by name; expected the weights of a network")
+        others = [key for key, value in table.items() if not _is_tensor(value)]
+        others += (
+            [key for key in self.value if self.value[key] is not table] if table is not self.value else []
+        )
+        resolver = _Resolver(4 * size + 2**26, self.read_storage)
+
+        def read() -> Iterator[tuple[str, np.ndarray]]:
+            for name, value in table.items():
+                if _is_tensor(value):
+                    yield str(name), resolver.plain(value)
+                    resolver.done.clear()  # which would keep every tensor
+
+        return read(), tuple(map(str, others))
 
 
-def parse(stream: io.BytesIO) -> Parsed:
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Record) and value.kind == "tensor"
+
+
+def parse(stream: BinaryIO, *, lenient: bool = False) -> Parsed:
     """Read one pickle from a stream, up to its end."""
-    machine = Machine()
+    machine = Machine(lenient=lenient)
     return Parsed(machine.run(stream), machine.storages)
-
-
-def _no_storage(key: str) -> bytes:
-    raise AssetError("the pickle names a storage of torch, which is not in it; download the file again")
 
 
 def _item_size(code: str) -> int:
@@ -137,6 +174,9 @@ class _Resolver:
         self.budget -= size
         if self.budget < 0:
             raise AssetError("the pickle unfolds into many times its own size; it was not opened")
+
+    def foreign(self, record: Record) -> Any:
+        raise AssetError("the pickle holds an object of an unknown class where a tensor was expected")
 
     def set(self, record: Record) -> set[Any]:
         (items,) = record.args

@@ -1,5 +1,21 @@
 """Networks of human mesh recovery: from the picture of a person, or from keypoints, to a body of any age."""
 
-from agebody.nets.regressor import Prediction, Regressor, read_prediction
+from agebody.nets.checkpoints import Checkpoint, load_checkpoint, read_checkpoint
+from agebody.nets.decoder import DecoderHead
+from agebody.nets.images import normalize_images
+from agebody.nets.regressor import Prediction, Regressor, read_prediction, start_readouts
+from agebody.nets.vit import ViT, ViTSize
 
-__all__ = ["Prediction", "Regressor", "read_prediction"]
+__all__ = [
+    "Checkpoint",
+    "DecoderHead",
+    "Prediction",
+    "Regressor",
+    "ViT",
+    "ViTSize",
+    "load_checkpoint",
+    "normalize_images",
+    "read_checkpoint",
+    "read_prediction",
+    "start_readouts",
+]

@@ -92,6 +92,25 @@ def read_prediction(readouts: Readouts, body: BodyModel) -> Prediction:
     )
 
 
+def start_readouts(body: BodyModel | int, num_shape: int = 10) -> dict[str, Tensor]:
+    """Return the read-outs of a body at rest, upright before the camera, for a head to start from.
+
+    Args:
+        body: the layer, or its number of joints.
+        num_shape: shape numbers for a number of joints. A body of every age has its age offset behind its
+            betas, and starts as an adult.
+
+    Returns:
+        "pose" (6 J), "betas" and "camera", which has (0.9, 0, 0): about the size of a standing person in
+        HMR's crops.
+    """
+    if not isinstance(body, int):
+        body, num_shape = body.num_joints, body.num_betas + bool(body.age_anchors)
+    pose = torch.tensor([1.0, 0, 0, 0, 1, 0]).repeat(body)
+    pose[4] = -1  # a body's +y is up, a camera's is down
+    return {"pose": pose, "betas": torch.zeros(num_shape), "camera": torch.tensor([0.9, 0.0, 0.0])}
+
+
 class Regressor(nn.Module):
     """A network from crops of people to their bodies.
 

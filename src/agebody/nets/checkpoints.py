@@ -1,0 +1,271 @@
+"""Published and own weights of networks, read as data and matched name by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agebody.assets.asset import AssetError
+from agebody.assets.container import PathLike, naming, opened_tensors
+from agebody.body import BodyModel
+from agebody.losses import PoseDiscriminator
+from agebody.nets.decoder import HEAD_SIZE, DecoderHead, layer_names, readout_of
+from agebody.nets.regressor import Regressor
+from agebody.nets.vit import VIT_SIZES, ViT, ViTSize
+
+Weights = dict[str, Tensor]
+
+WHERE = (
+    "The weights of HMR2 come with the code of 4D-Humans and those of AionHMR with its own, both on GitHub; "
+    "those of CameraHMR come from camerahmr.is.tue.mpg.de"
+)
+
+
+class Checkpoint(NamedTuple):
+    """What `load_checkpoint` made of a file."""
+
+    network: Regressor
+    """In evaluation mode."""
+    family: str
+    """Which network it is, such as "AionHMR"."""
+    discriminator: PoseDiscriminator | None
+    """That of the network's training, if the file has it."""
+    left_out: tuple[str, ...]
+    """What else is in the file: arrays of a body, other networks, the state of the training."""
+
+
+class Family(NamedTuple):
+    """How the weights of one kind of network are recognised and used."""
+
+    name: str
+    mark: re.Pattern[str]
+    """Matches the name of a tensor that only this kind has."""
+    translate: Callable[[Weights], Weights]
+    """Gives the weights the names, and the order of 6D rotations, of a `Regressor`."""
+    build: Callable[[Weights, BodyModel], tuple[str, Regressor]]
+    """Returns which network it is, from translated weights, and a new one on the device "meta"."""
+
+
+def read_checkpoint(path: PathLike) -> dict[str, Tensor]:
+    """Return the named tensors of a checkpoint, of torch or safetensors, without running anything of it.
+
+    Args:
+        path: a state dict, or a file of Lightning or a training script, which has it as "state_dict",
+            "model" or "model_state_dict".
+
+    Raises:
+        AssetError: the file is missing, damaged, hostile, or has no named tensors.
+    """
+    with naming(path):
+        return _read(path)[0]
+
+
+def load_checkpoint(
+    path: PathLike, body: BodyModel | None = None, *, network: Regressor | None = None
+) -> Checkpoint:
+    """Return the network whose weights a file holds, with a body as its last layer.
+
+    Reads the files of HMR2, AionHMR and CameraHMR, and those of your own training of a `Regressor` with a
+    `ViT` and a `DecoderHead`. Nothing in the file is run. A network that reads no age offset predicts adults
+    of a body of every age.
+
+    Args:
+        path: of Lightning, torch or safetensors.
+        body: a layer with ``pose_format="matrix"``, and as many joints and betas as the network predicts.
+        network: takes the weights, in place of a new network with ``body``: one with a backbone of your own,
+            or whose sizes cannot be told from its weights.
+
+    Raises:
+        AssetError: the file cannot be read, is that of another network, or lacks tensors or has unknown ones,
+            which are listed.
+        ValueError: the body does not fit the network.
+    """
+    if (body is None) == (network is None):
+        raise ValueError("body: expected a body, or else a network")
+    with naming(path):
+        tensors, beside = _read(path)
+        tensors = {_WRAPPERS.sub("", name): tensor for name, tensor in tensors.items()}
+        left_out = [name for name in tensors if _LEFT_OUT.match(name)]
+        judge = {name: tensor for name, tensor in tensors.items() if name.startswith("discriminator.")}
+        weights = {name: tensors[name] for name in tensors.keys() - judge.keys() - set(left_out)}
+        family = next((f for f in FAMILIES if any(map(f.mark.match, weights))), None)
+        if family is not None:
+            weights = family.translate(weights)
+        if network is not None:
+            name = type(network.head).__name__
+        elif family is None:
+            raise AssetError(_looks_like(list(tensors)))
+        else:
+            assert body is not None
+            name, network = family.build(weights, body)
+        _assign(network, weights)
+        discriminator = _discriminator(judge) if judge else None
+    return Checkpoint(network.eval(), name, discriminator, (*left_out, *beside))
+
+
+def _read(path: PathLike) -> tuple[Weights, tuple[str, ...]]:
+    with opened_tensors(path, WHERE) as (arrays, beside):
+        return {name: _tensor(name, array) for name, array in arrays}, beside
+
+
+def _tensor(name: str, array: object) -> Tensor:
+    if not isinstance(array, np.ndarray):
+        raise AssetError(f"{name}: {getattr(array, 'reason', 'not an array of numbers')}")
+    return torch.from_numpy(array.copy())
+
+
+_WRAPPERS = re.compile(r"^((module|_orig_mod|model|network)\.)+")
+"""What wrappers of networks put before the names."""
+
+_LEFT_OUT = re.compile(r"(smplx?(_(layer|gt)\w*)?|cam_model|keypoint_head)\.|initialized$")
+"""Tensors beside a network's weights: bodies of its training, other networks."""
+
+_STRANGERS = (
+    (r"(backbone\.)?patch_embed\.proj", "a backbone without a head"),
+    (r"discriminator\.|D_conv1", "a discriminator without its network"),
+    (r"head\.dec_kp", "CameraHMR's dense keypoints"),
+    (r"(encoder|decoder)\.layers|class_embed", "a detection transformer"),
+    (r"backbone\.stage\d|(final_layer|fc\d?)\.", "a convolutional network"),
+)
+
+
+def _looks_like(names: list[str]) -> str:
+    """Say what a file of unknown weights looks like."""
+    fitting = (what for mark, what in _STRANGERS if any(re.match(mark, name) for name in names))
+    what = next(fitting, f"an unknown network ({', '.join(names[:3])}, ...)")
+    return f"{len(names)} tensors of {what}; expected those of {', '.join(f.name for f in FAMILIES)}"
+
+
+def _assign(network: Regressor, weights: Weights) -> None:
+    """Give a network its weights, as they are in the file; one error lists what does not fit."""
+    own = network.state_dict()
+    other = [
+        name
+        for name in own.keys() & weights.keys()
+        if [n for n in own[name].shape if n != 1] != [n for n in weights[name].shape if n != 1]
+    ]
+    wrong = {
+        "missing": own.keys() - weights.keys(),
+        "unknown": weights.keys() - own.keys(),
+        "of another shape": other,
+    }
+    parts = [f"{len(names)} {what} ({', '.join(sorted(names))})" for what, names in wrong.items() if names]
+    if parts:
+        raise AssetError(f"tensors that do not fit the network: {', '.join(parts)}")
+    made = {}
+    for name, tensor in own.items():
+        device = "cpu" if tensor.is_meta else tensor.device
+        made[name] = weights[name].reshape(tensor.shape).to(device, tensor.dtype)
+    network.load_state_dict(made, assign=True)
+
+
+def _discriminator(tensors: Weights) -> PoseDiscriminator:
+    tensors = {name.removeprefix("discriminator."): tensor for name, tensor in tensors.items()}
+    joints = sum(bool(re.fullmatch(r"pose_out\.\d+\.weight", name)) for name in tensors)
+    shape = tensors.get("betas_fc1.weight", torch.zeros(1, 10)).shape[-1]
+    judge = PoseDiscriminator(joints or 23, shape)
+    try:
+        judge.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise AssetError(f"discriminator: {' '.join(str(error).split())}") from None
+    return judge
+
+
+_DECODER = re.compile(r"(smpl_head|smplx_head|head)\.transformer\.to_token_embedding\.weight$")
+
+
+def _translate_decoder(weights: Weights) -> Weights:
+    """Give the head its name here; HMR2 and its relatives have the same order of numbers."""
+    return {re.sub(r"^smplx?_head\.", "head.", name): tensor for name, tensor in weights.items()}
+
+
+def _build_decoder(weights: Weights, body: BodyModel) -> tuple[str, Regressor]:
+    """Return HMR2 or one of its relatives, from the shapes of its weights."""
+    head = {
+        name.removeprefix("head."): tensor for name, tensor in weights.items() if name.startswith("head.")
+    }
+    readouts: dict[str, Tensor | int] = {}
+    for layer in dict.fromkeys(m[1] for m in map(re.compile(r"(dec\w+)\.(?:weight|bias)$").match, head) if m):
+        name = readout_of(layer)
+        size = _side(head, f"{layer}.bias", 0, _side(head, f"{layer}.weight", 0, 1))
+        readouts[name] = head.get(layer_names(name)[1], size)
+    missing = [layer_names(name)[0] for name in ("pose", "betas", "camera") if name not in readouts]
+    if missing:
+        raise AssetError(f"tensors that do not fit the network: missing the layers {', '.join(missing)}")
+    sizes = {name: v if isinstance(v, int) else v.numel() for name, v in readouts.items()}
+    kind = next(name for name, wanted in _DECODERS.items() if wanted.items() <= sizes.items())
+    _expect_body(kind, sizes, body)
+    token = _side(head, "transformer.to_token_embedding.weight", 1, 1)
+    start_names = tuple(
+        name for name in ("pose", "betas", "camera") if isinstance(readouts.get(name), Tensor)
+    )
+    starts = sum(sizes[name] for name in start_names)
+    blocks = "transformer.transformer.layers."
+    size = _vit_size(weights)
+    with torch.device("meta"):
+        decoder = DecoderHead(
+            readouts,
+            channels=size.width,
+            condition=token - starts if token >= starts else token if token > 1 else 0,
+            token_starts=start_names if token >= starts else (),
+            width=_side(head, "transformer.pos_embedding", -1, 1024),
+            depth=_blocks(head, blocks),
+            heads=_side(head, f"{blocks}0.1.fn.to_q.weight", 0, 512) // HEAD_SIZE,
+        )
+        return kind, Regressor(ViT(size, image_size=_image_size(weights)), decoder, body)
+
+
+_DECODERS: dict[str, dict[str, int]] = {
+    "CameraHMR-X": {"hands": 180},
+    "CameraHMR": {"keypoints": 88},
+    "AionHMR": {"pose": 144, "betas": 11},
+    "HMR2": {"pose": 144, "betas": 10},
+    "Regressor": {},
+}
+"""Network -> sizes of read-outs that tell it from the others; the first that fits."""
+
+
+def _expect_body(kind: str, sizes: dict[str, int], body: BodyModel) -> None:
+    betas = (body.num_betas, body.num_betas + 1) if body.age_anchors else (body.num_betas,)
+    if sizes["pose"] != 6 * body.num_joints or sizes["betas"] not in betas:
+        raise ValueError(
+            f"body: expected {sizes['pose'] // 6} joints and {sizes['betas']} shape numbers, "
+            f"those of {kind}, got {body.num_joints} joints and {' or '.join(map(str, betas))}"
+        )
+
+
+def _vit_size(weights: Weights) -> ViTSize:
+    width, depth = (
+        _side(weights, "backbone.patch_embed.proj.weight", 0, 1280),
+        _blocks(weights, "backbone.blocks."),
+    )
+    for size in VIT_SIZES.values():
+        if (size.width, size.depth) == (width, depth):
+            return size
+    raise AssetError(
+        f"a backbone of {depth} blocks of width {width}, which is not one of ViTPose's; give network="
+    )
+
+
+def _image_size(weights: Weights) -> tuple[int, int]:
+    """Return the size of ViTPose's upright images, 4 to 3, from the number of positions."""
+    unit = round(((_side(weights, "backbone.pos_embed", 1, 193) - 1) / 12) ** 0.5)
+    return 64 * unit, 48 * unit
+
+
+def _side(weights: Weights, name: str, axis: int, missing: int) -> int:
+    """Return a size of a tensor; the published one if there is no such tensor, an error later."""
+    tensor = weights.get(name)
+    return tensor.shape[axis] if tensor is not None and tensor.dim() > axis and tensor.numel() else missing
+
+
+def _blocks(weights: Weights, prefix: str) -> int:
+    return len({name[len(prefix) :].split(".")[0] for name in weights if name.startswith(prefix)})
+
+
+FAMILIES = (Family("HMR2, AionHMR, CameraHMR", _DECODER, _translate_decoder, _build_decoder),)

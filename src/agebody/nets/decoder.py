@@ -1,0 +1,224 @@
+"""The decoder head of HMR2 and its relatives: one query attends to the features, and numbers are read out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from agebody.checks import expect
+from agebody.nets.regressor import start_readouts
+
+_MODULES = {
+    "pose": ("decpose", "init_body_pose"),
+    "betas": ("decshape", "init_betas"),
+    "camera": ("deccam", "init_cam"),
+    "keypoints": ("deckp", "init_kp"),
+    "hands": ("dechandpose", "init_hand_pose"),
+}
+"""Read-out -> names of its layer and of its start in the published weights."""
+
+
+def layer_names(readout: str) -> tuple[str, str]:
+    """Return the names in the weights of a read-out's layer and of its start."""
+    return _MODULES.get(readout, (f"dec{readout}", f"init_{readout}"))
+
+
+def readout_of(layer: str) -> str:
+    """Return the read-out of a layer, the inverse of `layer_names`."""
+    return next((name for name, (own, _) in _MODULES.items() if own == layer), layer.removeprefix("dec"))
+
+
+class DecoderHead(nn.Module):
+    """Read numbers out of image features by one query that attends to all of them.
+
+    The head of HMR2 (Goel et al., ICCV 2023), with which AionHMR and CameraHMR differ in read-outs and in the
+    query's token. Pre-norm blocks of attention and a perceptron update the query; one linear layer per
+    read-out gives its difference from the start. The weights have the names of the published ones.
+
+    Args:
+        readouts: name -> start, or the size of a read-out without one. `start_readouts` gives those of a
+            body.
+        channels: of the features.
+        condition: how many numbers a call gives for the token, such as 3 for `box_condition`.
+        token_starts: read-outs whose starts stand in the token too, behind the condition.
+        width: of the query.
+        depth: blocks.
+        heads: of the attention, of 64 numbers each.
+    """
+
+    def __init__(
+        self,
+        readouts: Mapping[str, Tensor | int],
+        *,
+        channels: int = 1280,
+        condition: int = 0,
+        token_starts: Sequence[str] = (),
+        width: int = 1024,
+        depth: int = 6,
+        heads: int = 8,
+    ) -> None:
+        super().__init__()
+        starts = {name: given for name, given in readouts.items() if isinstance(given, Tensor)}
+        unknown = [name for name in token_starts if name not in starts]
+        if unknown:
+            raise ValueError(f"token_starts: expected read-outs that have a start, got {', '.join(unknown)}")
+        self.channels, self.condition, self.token_starts = channels, condition, tuple(token_starts)
+        token = condition + sum(starts[name].numel() for name in token_starts)
+        self.transformer = _Transformer(max(token, 1), width, channels, depth, heads)
+        self.sizes = {name: v.numel() if isinstance(v, Tensor) else v for name, v in readouts.items()}
+        for name, size in self.sizes.items():
+            layer, start = layer_names(name)
+            linear = nn.Linear(width, size)
+            nn.init.xavier_uniform_(linear.weight, gain=0.01)  # a new head reads its starts
+            nn.init.zeros_(linear.bias)
+            self.add_module(layer, linear)
+            if name in starts:
+                self.register_buffer(start, starts[name].detach().clone().reshape(1, -1))
+
+    @classmethod
+    def preset(cls, name: str, *, channels: int = 1280) -> DecoderHead:
+        """Return a new head of a published network, for SMPL or SMPL-X.
+
+        Args:
+            name: "hmr2"; "aionhmr", with the age offset behind 10 betas; "camerahmr", with a box condition
+                and 44 keypoints of the crop; "camerahmr_x", with 15 joints of each hand and 16 betas.
+            channels: of the features.
+        """
+        if name not in _PRESETS:
+            raise ValueError(f"name: expected one of {', '.join(_PRESETS)}, got {name!r}")
+        joints, shape, others, condition, token_starts = _PRESETS[name]
+        readouts = start_readouts(joints, shape) | others
+        return cls(readouts, channels=channels, condition=condition, token_starts=token_starts)
+
+    def forward(
+        self,
+        features: Float[Tensor, "B C h w"] | Float[Tensor, "B T C"],
+        condition: Float[Tensor, "B K"] | None = None,
+    ) -> dict[str, Tensor]:
+        """Return the read-outs by name, each (B, size).
+
+        Args:
+            features: a map, or tokens one after the other.
+            condition: the numbers that the token begins with; None where there are none.
+        """
+        context = features.flatten(2).transpose(1, 2) if features.dim() == 4 else features
+        if context.dim() != 3 or context.shape[-1] != self.channels:
+            wanted = f"(B, {self.channels}, h, w) or (B, T, {self.channels})"
+            raise ValueError(f"features: expected shape {wanted}, got {tuple(features.shape)}")
+        people = context.shape[0]
+        if self.condition == 0 and condition is not None:
+            raise ValueError("condition: expected None, for this head takes no condition")
+        starts = [getattr(self, layer_names(name)[1]).expand(people, -1) for name in self.token_starts]
+        if self.condition:
+            given = torch.zeros(0) if condition is None else condition
+            given = expect("condition", given, self.condition)
+            if given.shape[:-1] != (people,):
+                raise ValueError(
+                    f"condition: expected shape ({people}, {self.condition}), got {tuple(given.shape)}"
+                )
+            starts = [given.to(context.dtype), *starts]
+        token = torch.cat(starts, -1) if starts else context.new_zeros(people, 1)
+        query = self.transformer(token, context)
+        found = {}
+        for name in self.sizes:
+            layer, start = layer_names(name)
+            found[name] = self.get_submodule(layer)(query)
+            if hasattr(self, start):
+                found[name] = found[name] + getattr(self, start)
+        return found
+
+
+_PRESETS: dict[str, tuple[int, int, dict[str, Tensor | int], int, tuple[str, ...]]] = {
+    "hmr2": (24, 10, {}, 0, ()),
+    "aionhmr": (24, 11, {}, 0, ()),
+    "camerahmr": (24, 10, {"keypoints": 88}, 3, ("pose", "betas", "camera")),
+    "camerahmr_x": (25, 16, {"hands": start_readouts(30, 0)["pose"]}, 3, ()),
+}
+"""Joints and shape numbers; other read-outs; numbers of the condition, and starts in the token."""
+
+
+class _Transformer(nn.Module):
+    def __init__(self, token: int, width: int, channels: int, depth: int, heads: int) -> None:
+        super().__init__()
+        self.to_token_embedding = nn.Linear(token, width)
+        self.pos_embedding = nn.Parameter(torch.randn(1, 1, width))
+        blocks = (_Block(width, channels, heads) for _ in range(depth))
+        self.transformer = nn.ModuleDict({"layers": nn.ModuleList(blocks)})
+
+    def forward(self, token: Tensor, context: Tensor) -> Tensor:
+        query = self.to_token_embedding(token) + self.pos_embedding[:, 0]
+        for block in self.transformer["layers"].children():
+            query = block(query, context)
+        return query
+
+
+class _Block(nn.ModuleList):
+    def __init__(self, width: int, channels: int, heads: int) -> None:
+        parts = _SelfAttention(width, heads), _CrossAttention(width, channels, heads), _Perceptron(width)
+        super().__init__(_PreNorm(width, part) for part in parts)
+
+    def forward(self, query: Tensor, context: Tensor) -> Tensor:
+        own, cross, perceptron = self
+        query = query + own(query)
+        query = query + cross(query, context)
+        return query + perceptron(query)
+
+
+class _PreNorm(nn.Module):
+    def __init__(self, width: int, fn: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.fn = nn.LayerNorm(width), fn
+
+    def forward(self, query: Tensor, *context: Tensor) -> Tensor:
+        return self.fn(self.norm(query), *context)
+
+
+HEAD_SIZE = 64
+
+
+class _SelfAttention(nn.Module):
+    """Attention of one query to itself: it sees its own value, whatever the weights of query and key."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.inner = heads * HEAD_SIZE
+        self.to_qkv = nn.Linear(width, 3 * self.inner, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(self.inner, width))
+
+    def forward(self, query: Tensor) -> Tensor:
+        return self.to_out(nn.functional.linear(query, self.to_qkv.weight[2 * self.inner :]))
+
+
+class _CrossAttention(nn.Module):
+    """Attention of one query to many tokens, whose keys and values are never made.
+
+    With keys K c and values V c of the tokens c, the product of q with a key is (K^T q) . c, and a weighted
+    sum of values is V times that of the tokens: two products of 8 vectors with the tokens replace those of
+    all tokens with K and V, 48 times fewer operations for 192 tokens.
+    """
+
+    def __init__(self, width: int, channels: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_kv = nn.Linear(channels, 2 * heads * HEAD_SIZE, bias=False)
+        self.to_q = nn.Linear(width, heads * HEAD_SIZE, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(heads * HEAD_SIZE, width))
+
+    def forward(self, query: Tensor, context: Tensor) -> Tensor:
+        key, value = self.to_kv.weight.unflatten(0, (2, self.heads, HEAD_SIZE)).unbind()
+        asked = torch.einsum("bhd,hdc->bhc", self.to_q(query).unflatten(-1, (self.heads, HEAD_SIZE)), key)
+        shares = (asked @ context.mT * HEAD_SIZE**-0.5).softmax(-1)
+        return self.to_out(torch.einsum("bhc,hdc->bhd", shares @ context, value).flatten(-2))
+
+
+class _Perceptron(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        # The third place is that of the published code's dropout, which is 0 in every network.
+        self.net = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Identity(), nn.Linear(width, width))
+
+    def forward(self, query: Tensor) -> Tensor:
+        return self.net(query)
