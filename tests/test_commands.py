@@ -26,6 +26,7 @@ COMMANDS = {
     "fit": ["{keypoints}", "--body", "{body}", "--images", "{images}", "-o", "{output}"],
     "shard": ["{keypoints}", "--images", "{images}", "-o", "{output}"],
     "fit-shards": ["{shards}", "--body", "{body}", "-o", "{output}"],
+    "synthesize": ["--body", "{body}", "--count", "2", "--size", "32x32", "-o", "{output}"],
     "crowd": [
         *["{labels}", "--depth", "{maps}", "--masks", "{maps}", "--people", "{people}"],
         *["--body", "{body}", "-o", "{output}.npz"],

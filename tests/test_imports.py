@@ -38,6 +38,7 @@ ORDER = [
     "pipelines.evaluate",
     "pipelines.labels",
     "pipelines.release",
+    "pipelines.synthesis",
     "pipelines.bench",
     "pipelines.demo",
     "pipelines.cli",

@@ -130,7 +130,7 @@ def observe(
 
 def _unhidden(body: BodyModel, people: People, layout: KeypointLayout) -> Bool[Tensor, "N K"]:
     """Whether the camera sees skin near a point: 4 of the 40 vertices nearest to it in the rest pose."""
-    near = _skin_near(body.asset, layout)
+    near = skin_near(body.asset, layout)
     seen = []
     for start in range(0, len(people.years), 16):
         some = people.select(slice(start, start + 16))
@@ -140,7 +140,7 @@ def _unhidden(body: BodyModel, people: People, layout: KeypointLayout) -> Bool[T
     return torch.cat(seen)
 
 
-def _skin_near(asset: BodyAsset, layout: KeypointLayout) -> Tensor:
+def skin_near(asset: BodyAsset, layout: KeypointLayout) -> Tensor:
     """Return the (K, 40) vertices nearest to each point in the rest pose."""
     joints, rows = layout.resolve(asset)
     template = asset.template.astype(np.float64)

@@ -7,11 +7,14 @@ from agebody.pipelines.labels.overlays import draw_overlay
 from agebody.pipelines.labels.placing import place_labels
 from agebody.pipelines.labels.quality import flag_labels
 from agebody.pipelines.labels.records import Labels, load_labels
+from agebody.pipelines.labels.samples import Sample, TrainingShards
 from agebody.pipelines.labels.summary import summarize
 from agebody.pipelines.labels.training import save_training_npz, save_training_shards
 
 __all__ = [
     "Labels",
+    "Sample",
+    "TrainingShards",
     "draw_overlay",
     "fit_annotations",
     "fit_dataset",

@@ -43,16 +43,9 @@ def describe_settings(body: BodyModel, layout: str | None, options: Mapping[str,
     for name in options:
         if name not in known:
             raise TypeError(f"{name}: expected an option of fit_annotations or fit_keypoints")
-    arrays = {entry.name: getattr(body.asset, entry.name) for entry in fields(body.asset)}
-    del arrays["metadata"]
-    scale = body.infant_corrective_scale if isinstance(body, SMPLA) else None
     found: dict[str, Any] = {
         "agebody": version("agebody"),
-        "body": body.asset.metadata.name,
-        "body_sha256": _sha256("body", (type(body).__qualname__, body.num_betas, scale, arrays)),
-        "dtype": str(body.dtype).removeprefix("torch."),
-        "device": body.device.type,
-        "backend": body.backend,
+        **describe_body(body),
         "layout": None if layout is None else get_layout(layout).name,
     }
     for name, default in known.items():
@@ -60,6 +53,20 @@ def describe_settings(body: BodyModel, layout: str | None, options: Mapping[str,
         plain = value is None or isinstance(value, (bool, int, float, str))
         found[name] = value if plain else f"sha256:{_sha256(name, value)}"
     return found
+
+
+def describe_body(body: BodyModel) -> dict[str, Any]:
+    """Return what results depend on of a layer, as JSON values."""
+    arrays = {entry.name: getattr(body.asset, entry.name) for entry in fields(body.asset)}
+    del arrays["metadata"]
+    scale = body.infant_corrective_scale if isinstance(body, SMPLA) else None
+    return {
+        "body": body.asset.metadata.name,
+        "body_sha256": _sha256("body", (type(body).__qualname__, body.num_betas, scale, arrays)),
+        "dtype": str(body.dtype).removeprefix("torch."),
+        "device": body.device.type,
+        "backend": body.backend,
+    }
 
 
 def _sha256(name: str, value: Any) -> str:

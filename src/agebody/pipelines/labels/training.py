@@ -15,7 +15,7 @@ import io
 import pickle
 import re
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from agebody.files import replacing_files, save_npz
 from agebody.keypoints import get_layout
 from agebody.pipelines.labels.quality import BOX_SCALE
 from agebody.pipelines.labels.records import Labels
+from agebody.pipelines.labels.samples import add_sample, encode
 
 _NUM_BETAS = 10
 _SCALE_UNIT = 200.0
@@ -137,8 +138,8 @@ def save_training_shards(
 ) -> list[Path]:
     """Write shards of webdataset, ``000000.tar`` and on, all or none.
 
-    An image is ``KEY.jpg`` beside ``KEY.data.pyd``, a pickled list with a dictionary per person. JPEG files
-    are copied as they are; others, and photographs that EXIF turns, are decoded, turned and written as JPEG
+    An image is ``KEY.jpg`` beside ``KEY.data.pyd``, a pickled list with a dictionary per person, and
+    ``KEY.labels.json``, the same people for `TrainingShards`. JPEG files are copied as they are; others, and photographs that EXIF turns, are decoded, turned and written as JPEG
     of quality 95, because the training code does not turn them.
 
     Args:
@@ -190,8 +191,7 @@ def save_training_shards(
                             raise
                         unreadable(name, error)
                         continue
-                    _add(tar, f"{key}.jpg", photograph)
-                    _add(tar, f"{key}.data.pyd", _pickle([_person(arrays, row) for row in rows]))
+                    add_sample(tar, key, photograph, labels.select(np.array(rows)), pickle_people(arrays, rows))
                     progress(i + 1)
     return [Path(folder) / name for name in written]
 
@@ -256,24 +256,15 @@ class _Pickler(pickle.Pickler):
         return NotImplemented
 
 
-def _pickle(value: Any) -> bytes:
+def pickle_people(arrays: dict[str, np.ndarray], rows: Iterable[int]) -> bytes:
+    """Return some of the people of `training_arrays` as training code reads them from a shard."""
     stream = io.BytesIO()
-    _Pickler(stream, protocol=5).dump(value)
+    _Pickler(stream, protocol=5).dump([_person(arrays, row) for row in rows])
     return stream.getvalue()
 
 
 def _jpeg(path: Path, size: tuple[int, int]) -> bytes:
-    from PIL import Image
-
     pixels = read_photograph(path, size)
     if is_upright_jpeg(path):
         return path.read_bytes()
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, format="JPEG", quality=95)
-    return stream.getvalue()
-
-
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    entry = tarfile.TarInfo(name)
-    entry.size = len(data)
-    tar.addfile(entry, io.BytesIO(data))
+    return encode(pixels, "JPEG")

@@ -1,0 +1,280 @@
+"""Images with their labels and maps in tar shards, as webdataset reads them: one layout, a writer and a reader.
+
+Per image, files of one name and these suffixes follow each other:
+
+| suffix | |
+|---|---|
+| `.jpg` | the image |
+| `.data.pyd` | the people for the training code of HMR2 and AionHMR, pickled; this library does not read it |
+| `.labels.json` | the people as `Labels`: each array as nested lists; ``hidden``, where it is known |
+| `.mask.png` | per pixel 0 for nobody, 1 for the first person of the labels, and so on; 255 for an occluder |
+| `.parts.png` | per pixel 0 for nobody, else 1 + the number of the part of the body |
+| `.depth.png` | z in millimetres, 16 bits; 0 where it is unknown |
+
+The maps are there where they are known, as of synthetic people.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from agebody.annotations.arrays import Key, expect_array
+from agebody.annotations.people import AnnotationError, fail
+from agebody.pipelines.labels.records import ABOUT, FLAG, ROWS, TERM, Labels, concatenate_labels
+
+OCCLUDER = 255
+"""Pixels of masks that show something in front of people."""
+HIDDEN_BY = ("visible", "own body", "another person", "occluder", "outside the image")
+"""What the numbers of ``Sample.hidden`` mean."""
+_HIDDEN = {"hidden": Key((None,), "integer", least=0)}
+_ABOUT = "agebody.synthesis"
+_IMAGE, _LABELS = "jpg", "labels.json"
+_MAPS = {"mask": "mask.png", "parts": "parts.png", "depth": "depth.png"}
+
+
+class Sample(NamedTuple):
+    """An image of a shard, its people and its maps."""
+
+    name: str
+    """The same as in the labels' ``image_ids``."""
+    image: UInt8[np.ndarray, "H W 3"]
+    labels: Labels
+    """One row per person of the image."""
+    hidden: Int[np.ndarray, "N K"] | None = None
+    """Index into ``HIDDEN_BY`` per keypoint of the labels."""
+    mask: UInt8[np.ndarray, "H W"] | None = None
+    """0 for nobody, n for row n - 1 of the labels, ``OCCLUDER`` for what is in front of people."""
+    parts: UInt8[np.ndarray, "H W"] | None = None
+    """0 for nobody, else 1 + the part of the body."""
+    depth: Float[np.ndarray, "H W"] | None = None
+    """z [m]; NaN where it is unknown."""
+
+
+class TrainingShards:
+    """The images of tar shards by their number: a data set for `torch.utils.data.DataLoader`.
+
+    The shards are those of `save_training_shards` and `synthesize`. Opening them reads the names of their
+    files; images are read when they are asked for, in any order and by any number of workers. Nothing is
+    unpickled.
+
+    Args:
+        shards: a folder, whose ``*.tar`` are read ordered by name, or the files.
+
+    Raises:
+        AnnotationError: a file is no such shard, or damaged, or there are none.
+        OSError: a file cannot be read.
+    """
+
+    def __init__(self, shards: str | PathLike[str] | Sequence[str | PathLike[str]]) -> None:
+        if isinstance(shards, (str, PathLike)):
+            folder = Path(shards)
+            paths = sorted(folder.glob("[!.]*.tar")) if folder.is_dir() else [folder]
+            if not paths:
+                fail(folder, "expected shards, *.tar, in the folder")
+        else:
+            paths = [Path(shard) for shard in shards]
+        self.paths = tuple(paths)
+        self._members = [entry for number, path in enumerate(paths) for entry in _index(number, path)]
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self._members)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Return an image with its people and maps."""
+        shard, members = self._members[index]
+        path = self.paths[shard]
+        data = _read_members(path, members)
+        labels, hidden = _read_labels(path, data[_LABELS])
+        maps: dict[str, Any] = {
+            name: _decode(path, data[suffix]) for name, suffix in _MAPS.items() if suffix in data
+        }
+        if "depth" in maps:
+            millimetres = maps["depth"].astype(np.float32)
+            maps["depth"] = np.where(millimetres > 0, millimetres / np.float32(1000), np.float32(np.nan))
+        image = _decode(path, data[_IMAGE], "RGB")
+        return Sample(str(labels.image_ids[0]), image, labels, hidden, **maps)
+
+    def __iter__(self) -> Iterator[Sample]:
+        """Yield all images in their order."""
+        return (self[i] for i in range(len(self)))
+
+    def labels(self) -> Labels:
+        """Return the labels of all images, without reading an image.
+
+        Raises:
+            AnnotationError: labels are damaged, or of several bodies or layouts.
+        """
+        parts = []
+        for shard, members in self._members:
+            path = self.paths[shard]
+            parts.append(_read_labels(path, _read_members(path, members, _LABELS)[_LABELS])[0])
+        try:
+            return concatenate_labels(parts)
+        except ValueError as error:
+            raise AnnotationError(f"{self.paths[0].parent}: {error}") from None
+
+
+def open_shard(path: Path, about: dict[str, Any]) -> tarfile.TarFile:
+    """Return a new shard to write to, which states what it was made with in its PAX header."""
+    stated = {_ABOUT: json.dumps(about)}
+    return tarfile.open(path, "w", format=tarfile.PAX_FORMAT, pax_headers=stated)
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """Return what a shard states that it was made with; empty if it states nothing.
+
+    Raises:
+        AnnotationError: the file is no complete shard.
+        OSError: it cannot be read.
+    """
+    _index(0, path)
+    with tarfile.open(path, "r:") as tar:
+        tar.next()
+        text = tar.pax_headers.get(_ABOUT, "{}")
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        fail(path, f"{_ABOUT}: expected a JSON object in the header")
+    return found
+
+
+def add_sample(
+    tar: tarfile.TarFile,
+    key: str,
+    image: bytes,
+    labels: Labels,
+    pickled: bytes,
+    *,
+    hidden: Int[np.ndarray, "N K"] | None = None,
+    maps: Mapping[str, np.ndarray] | None = None,
+) -> None:
+    """Write an image to a shard.
+
+    Args:
+        tar: the shard.
+        key: name of the image's files, without a dot.
+        image: a JPEG file.
+        labels: the people of the image.
+        pickled: the same people for the training code of HMR2.
+        hidden: see `Sample`.
+        maps: ``mask`` and ``parts`` as in `Sample`, ``depth`` in millimetres.
+    """
+    add_file(tar, f"{key}.{_IMAGE}", image)
+    add_file(tar, f"{key}.data.pyd", pickled)
+    add_file(tar, f"{key}.{_LABELS}", _write_labels(labels, hidden))
+    for name, values in (maps or {}).items():
+        add_file(tar, f"{key}.{_MAPS[name]}", encode(values, "PNG"))
+
+
+def add_file(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    """Write a file to a shard; equal data give equal bytes."""
+    entry = tarfile.TarInfo(name)
+    entry.size = len(data)
+    tar.addfile(entry, io.BytesIO(data))
+
+
+def encode(values: np.ndarray, kind: str) -> bytes:
+    """Return an image file: JPEG of quality 95, or PNG."""
+    from PIL import Image
+
+    stream = io.BytesIO()
+    options = {"quality": 95} if kind == "JPEG" else {"compress_level": 3}
+    Image.fromarray(values).save(stream, format=kind, **options)
+    return stream.getvalue()
+
+
+def _write_labels(labels: Labels, hidden: Int[np.ndarray, "N K"] | None) -> bytes:
+    found: dict[str, Any] = {name: getattr(labels, name) for name in ABOUT}
+    arrays = labels.arrays() | ({} if hidden is None else {"hidden": hidden})
+    found["people"] = {name: _to_list(array) for name, array in arrays.items()}
+    return json.dumps(found, separators=(",", ":")).encode()
+
+
+def _to_list(array: np.ndarray) -> list[Any]:
+    """Return nested lists; single precision with the nine digits that tell its numbers apart."""
+    if array.dtype != np.float32:
+        return array.tolist()
+    flat = np.array([float(f"{number:.9g}") for number in array.ravel().tolist()])
+    return flat.reshape(array.shape).tolist()
+
+
+def _read_labels(path: Path, data: bytes) -> tuple[Labels, Int[np.ndarray, "N K"] | None]:
+    damaged = f"{_LABELS}: not the labels of a shard, or damaged ones"
+    try:
+        stated = json.loads(data)
+        people = dict(stated["people"])
+        about = {name: expect_array(path, name, key, np.array(stated[name])) for name, key in ABOUT.items()}
+    except (ValueError, TypeError, KeyError, RecursionError):
+        fail(path, damaged)
+    arrays = {}
+    for name, rows in people.items():
+        prefix = next((start for start in (TERM, FLAG) if name.startswith(start)), name)
+        key = ({TERM: Key(), FLAG: Key(kind="flag")} | ROWS | _HIDDEN).get(prefix)
+        if key is None:
+            continue
+        try:
+            array = np.array(rows)
+        except ValueError:
+            fail(path, f"{_LABELS}: {name}: expected lists of one length")
+        array = array.astype(int) if key.kind == "integer" and not array.size else array
+        arrays[name] = expect_array(path, f"{_LABELS}: {name}", key, array)
+    counts = {len(array) for array in arrays.values()}
+    if len(counts) != 1:
+        fail(path, damaged)
+    hidden = arrays.pop("hidden", None)
+    return Labels.from_arrays(path, arrays, about), hidden
+
+
+def _read_members(
+    path: Path, members: Mapping[str, tuple[int, int]], *only: str
+) -> dict[str, bytes]:
+    found = {}
+    with path.open("rb") as stream:
+        for name in only or members:
+            start, size = members[name]
+            stream.seek(start)
+            found[name] = stream.read(size)
+    return found
+
+
+def _decode(path: Path, data: bytes, mode: str | None = None) -> np.ndarray:
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+            return np.array(image if mode is None else image.convert(mode))
+    except Exception as error:  # almost any type, by format and version of Pillow
+        raise AnnotationError(f"{path}: an image is damaged: {type(error).__name__}: {error}") from None
+
+
+def _index(number: int, path: Path) -> list[tuple[int, dict[str, tuple[int, int]]]]:
+    """Return, per image of a shard, the places of its files: first byte and size by suffix."""
+    found: dict[str, dict[str, tuple[int, int]]] = {}
+    with path.open("rb") as stream:
+        try:
+            with tarfile.open(fileobj=stream, mode="r:") as tar:
+                for entry in tar:
+                    key, _, suffix = entry.name.partition(".")
+                    found.setdefault(key, {})[suffix] = entry.offset_data, entry.size
+                end = tar.offset
+        except (tarfile.TarError, EOFError, ValueError, OSError) as error:
+            fail(path, f"not a tar file, or a damaged one: {error}")
+        if end > path.stat().st_size:
+            fail(path, "the file is damaged: it ends too early")
+    for key, members in found.items():
+        if not {_IMAGE, _LABELS} <= set(members):
+            missing = _IMAGE if _IMAGE not in members else _LABELS
+            fail(path, f"{key}: expected an image and its labels; there is no {key}.{missing}")
+    return [(number, members) for members in found.values()]
