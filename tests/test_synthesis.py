@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import maximum_filter, minimum_filter
 
 import agebody
 from agebody.annotations import AnnotationError
+from agebody.cameras import Camera
 from agebody.pipelines.labels import TrainingShards
 from agebody.pipelines.synthesis import Recipe, synthesize
 
@@ -38,15 +40,19 @@ def test_labels_give_the_same_surface(body, folder):
     """The surface is drawn where the mask is: the depth of a pixel is that of the surface under it."""
     for sample in TrainingShards(folder):
         vertices = body(sample.labels.parameters(body)).vertices.double()
-        camera = agebody.Camera(*(torch.from_numpy(np.float64(a)) for a in (sample.labels.focal[:1], sample.labels.center[:1])))
+        focal, center = (
+            torch.from_numpy(array[0]).double() for array in (sample.labels.focal, sample.labels.center)
+        )
+        camera = Camera(focal, center)
         pixels = camera.project(vertices).pixels.floor().long()
         for person, points in enumerate(pixels):
             inside = ((points >= 0) & (points < torch.tensor((96, 80)))).all(-1)
             column, row = points[inside].T.numpy()
-            shown = sample.depth[row, column]
-            z = vertices[person, inside, 2].numpy()
-            assert np.mean(sample.mask[row, column] > 0) > 0.9
-            assert not (shown > z + 0.15).any()  # nothing is drawn behind the surface
+            near = maximum_filter(sample.mask > 0, 3)  # half of the pixels of an outline have another centre
+            assert near[row, column].mean() > 0.99  # fingers are thinner than a pixel
+            # Nothing is drawn behind the surface.
+            shown = minimum_filter(np.nan_to_num(sample.depth, nan=np.inf), 3)[row, column]
+            assert np.mean(shown <= vertices[person, inside, 2].numpy() + 0.001) > 0.99
 
 
 def test_a_seed_gives_the_same_bytes_and_finished_shards_stay(body, folder, tmp_path):

@@ -1,4 +1,4 @@
-"""Images with their labels and maps in tar shards, as webdataset reads them: one layout, a writer and a reader.
+"""Images with their labels and maps in tar shards of webdataset: the layout, a writer and a reader.
 
 Per image, files of one name and these suffixes follow each other:
 
@@ -237,9 +237,7 @@ def _read_labels(path: Path, data: bytes) -> tuple[Labels, Int[np.ndarray, "N K"
     return Labels.from_arrays(path, arrays, about), hidden
 
 
-def _read_members(
-    path: Path, members: Mapping[str, tuple[int, int]], *only: str
-) -> dict[str, bytes]:
+def _read_members(path: Path, members: Mapping[str, tuple[int, int]], *only: str) -> dict[str, bytes]:
     found = {}
     with path.open("rb") as stream:
         for name in only or members:

@@ -139,8 +139,9 @@ def save_training_shards(
     """Write shards of webdataset, ``000000.tar`` and on, all or none.
 
     An image is ``KEY.jpg`` beside ``KEY.data.pyd``, a pickled list with a dictionary per person, and
-    ``KEY.labels.json``, the same people for `TrainingShards`. JPEG files are copied as they are; others, and photographs that EXIF turns, are decoded, turned and written as JPEG
-    of quality 95, because the training code does not turn them.
+    ``KEY.labels.json``, the same people for `TrainingShards`. JPEG files are copied as they are; others, and
+    photographs that EXIF turns, are decoded, turned and written as JPEG of quality 95, because the training
+    code does not turn them.
 
     Args:
         folder: an existing folder.
@@ -191,7 +192,9 @@ def save_training_shards(
                             raise
                         unreadable(name, error)
                         continue
-                    add_sample(tar, key, photograph, labels.select(np.array(rows)), pickle_people(arrays, rows))
+                    add_sample(
+                        tar, key, photograph, labels.select(np.array(rows)), pickle_people(arrays, rows)
+                    )
                     progress(i + 1)
     return [Path(folder) / name for name in written]
 

@@ -42,7 +42,7 @@ class Wardrobe:
             joints = [i for i, name in enumerate(names) if any(part in name for part in parts)]
             self.covered[garment] = np.isin(strongest, joints)
         head = np.isin(strongest, [i for i, name in enumerate(names) if "head" in name])
-        x, y, z = self.places.T
+        _, y, z = self.places.T
         low, high = (y[head].min(), y[head].max()) if head.any() else (0.0, 1.0)
         height = (y - low) / (high - low)
         front = (z - z[head].mean()) / max(np.ptp(z[head]), 1e-9) if head.any() else z
@@ -124,18 +124,25 @@ def occluder(
     points = np.concatenate((rows.reshape(-1, 3), [(0, height[0], 0), (0, height[-1], 0)]))
     i, j = np.arange(rings - 1)[:, None] * sides, np.arange(sides)
     a, b = i + j, i + (j + 1) % sides
-    faces = [np.stack((a, b, a + sides), -1).reshape(-1, 3), np.stack((b, b + sides, a + sides), -1).reshape(-1, 3)]
+    faces = [
+        np.stack((a, b, a + sides), -1).reshape(-1, 3),
+        np.stack((b, b + sides, a + sides), -1).reshape(-1, 3),
+    ]
     last, top = (rings - 1) * sides, rings * sides
     following = (j + 1) % sides
     faces.append(np.stack((following, j, np.full(sides, top)), -1))
     faces.append(np.stack((last + j, last + following, np.full(sides, top + 1)), -1))
     colors = pattern(points, rng)
-    stretch = rng.uniform(0.5, 1.5, 3) if kind != "pole" else np.array((0.25, 3.0, 0.25)) * rng.uniform(0.6, 1.5)
+    stretch = (
+        rng.uniform(0.5, 1.5, 3) if kind != "pole" else np.array((0.25, 3.0, 0.25)) * rng.uniform(0.6, 1.5)
+    )
     turn, _ = np.linalg.qr(rng.normal(size=(3, 3)))
     return points * stretch @ turn.T, np.concatenate(faces), np.clip(colors, 0, 1)
 
 
-def _between(colors: tuple[tuple[float, float, float], ...], rng: np.random.Generator) -> Float[np.ndarray, " 3"]:
+def _between(
+    colors: tuple[tuple[float, float, float], ...], rng: np.random.Generator
+) -> Float[np.ndarray, " 3"]:
     place = rng.uniform(0, len(colors) - 1)
     first = min(int(place), len(colors) - 2)
     ends = np.array(colors[first : first + 2])
@@ -144,7 +151,7 @@ def _between(colors: tuple[tuple[float, float, float], ...], rng: np.random.Gene
 
 def _color(rng: np.random.Generator) -> Float[np.ndarray, " 3"]:
     """Return an sRGB colour; mixing with grey keeps most of them as dull as cloth and walls are."""
-    return to_srgb(rng.uniform(0.02, 0.9) * (1 - (dull := rng.uniform(0.2, 1)) * (1 - rng.uniform(0.05, 1, 3))))
+    return to_srgb(rng.uniform(0.02, 0.9) * (1 - rng.uniform(0.1, 0.8) * rng.uniform(0, 1, 3)))
 
 
 def _direction(rng: np.random.Generator) -> Float[np.ndarray, " 3"]:

@@ -35,6 +35,7 @@ class Recipe:
     images_per_shard: int = 250
 
     def __post_init__(self) -> None:
+        """Check the numbers."""
         least, most = self.people
         if not 1 <= least <= most <= 20:
             raise ValueError(f"people: expected two ascending numbers from 1 to 20, got {least}, {most}")

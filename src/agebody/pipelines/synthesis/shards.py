@@ -1,9 +1,9 @@
-"""Shards of synthetic people: what is in one, and all of them with workers; interrupted calls can be resumed."""
+"""Shards of synthetic people; interrupted calls can be resumed."""
 
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,11 @@ import torch
 from agebody.age import UNKNOWN
 from agebody.annotations.people import AnnotationError, fail
 from agebody.body import BodyModel
+from agebody.cameras.camera import Camera
 from agebody.files import make_folder, replacing
 from agebody.keypoints import get_layout
 from agebody.measure import stature
+from agebody.parameters import BodyParameters
 from agebody.people import People, random_people
 from agebody.pipelines.labels.records import Labels
 from agebody.pipelines.labels.samples import add_sample, encode, open_shard, read_about
@@ -24,13 +26,14 @@ from agebody.pipelines.labels.training import pickle_people, training_arrays
 from agebody.pipelines.synthesis.recipe import Recipe
 from agebody.pipelines.synthesis.scenes import VISIBLE, Studio
 
+DEFAULT = Recipe()
 _BATCH = 64
 
 
 def synthesize(
     body: BodyModel,
     output: str | PathLike[str],
-    recipe: Recipe = Recipe(),
+    recipe: Recipe = DEFAULT,
     *,
     overwrite: bool = False,
     progress: Callable[[int], None] = lambda images: None,
@@ -115,15 +118,13 @@ def _fill(tar: tarfile.TarFile, body: BodyModel, studio: Studio, recipe: Recipe,
     views = []
     for i in range(images):
         rows = slice(first[i], first[i] + counts[i])
-        one = camera.map(lambda part: part[first[i]])
-        looks = np.random.default_rng([recipe.seed, number, i])
         views.append(
             studio.view(
                 vertices[rows].numpy(),
                 labels.keypoints[rows],
-                one,
+                _row(camera, int(first[i])),
                 recipe.size,
-                looks,
+                np.random.default_rng([recipe.seed, number, i]),
                 occluders=recipe.occluders,
             )
         )
@@ -131,17 +132,26 @@ def _fill(tar: tarfile.TarFile, body: BodyModel, studio: Studio, recipe: Recipe,
     labels.observed[..., 2] = hidden == VISIBLE
     arrays = training_arrays(body, labels)
     for i, view in enumerate(views):
-        rows = np.arange(first[i], first[i] + counts[i])
+        rows = range(first[i], first[i] + counts[i])
         maps = {"mask": view.mask, "parts": view.parts, "depth": view.depth}
         add_sample(
             tar,
             names[i].split(".")[0],
             encode(view.image, "JPEG"),
-            labels.select(rows),
+            labels.select(np.array(rows)),
             pickle_people(arrays, rows),
             hidden=view.hidden,
             maps=maps,
         )
+
+
+def _row(camera: Camera, row: int) -> Camera:
+    return camera.map(lambda part: part[row])
+
+
+def _batches(parameters: BodyParameters) -> Iterator[BodyParameters]:
+    for parts in zip(*(part.split(_BATCH) for part in parameters), strict=True):
+        yield BodyParameters(*parts)
 
 
 def _labels(body: BodyModel, found: People, layout: str, names: list[str], first: Any) -> Any:
@@ -153,9 +163,7 @@ def _labels(body: BodyModel, found: People, layout: str, names: list[str], first
         transl = found.transl.clone()
         transl[:, 2] += shift
         parameters = found.parameters._replace(transl=transl)
-        vertices = torch.cat(
-            [body(parameters.map(lambda part: part[i : i + _BATCH])).vertices for i in range(0, len(focal), _BATCH)]
-        )
+        vertices = torch.cat([body(part).vertices for part in _batches(parameters)])
         shaped = body.shape(parameters)
         points = shaped.keypoints(layout, parameters).double()
         joints = shaped.keypoints("smpl24", parameters)
