@@ -97,14 +97,17 @@ class Studio:
         mask = np.where(person, instance + 1, np.where(instance >= people, OCCLUDER, 0))
         parts = np.where(person, self.parts[hits.triangle] + 1, 0)
         depth = np.rint(np.where(instance >= 0, hits.depth, 0) * 1000).clip(0, _MOST_MM)
-        maps = [
-            values.astype(kind).reshape(height, width)
-            for values, kind in ((mask, np.uint8), (parts, np.uint8), (depth, np.uint16))
-        ]
         hidden = np.stack(
             [self._hidden(scene, camera, vertices[i], keypoints[i], i, people, size) for i in range(people)]
         )
-        return View(_encode(linear)[..., :3], *maps, hidden)
+        shape = (height, width)
+        return View(
+            image=_encode(linear)[..., :3],
+            mask=mask.astype(np.uint8).reshape(shape),
+            parts=parts.astype(np.uint8).reshape(shape),
+            depth=depth.astype(np.uint16).reshape(shape),
+            hidden=hidden,
+        )
 
     def _hidden(
         self,
