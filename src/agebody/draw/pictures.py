@@ -107,7 +107,7 @@ def render(
     color, hits = shade_pixels(scene, (width, height), light_rays)
     body = hits.instance >= 0
     return Picture(
-        rgba=_encode(_add_background(color.reshape(height, width, 4), background)),
+        rgba=encode_pixels(add_background(color.reshape(height, width, 4), background)),
         depth=np.where(body, hits.depth, np.inf).astype(np.float32).reshape(height, width),
         instance=hits.instance.reshape(height, width),
         triangle=np.where(body, hits.triangle, -1).reshape(height, width),
@@ -210,7 +210,7 @@ def contact_sheet(
         )
         depth[cell] = picture.depth
         instance[cell], triangle[cell] = picture.instance, picture.triangle
-    sheet = Picture(_encode(_add_background(color, background)), depth, instance, triangle)
+    sheet = Picture(encode_pixels(add_background(color, background)), depth, instance, triangle)
     return _add_text(sheet, title, (shape[1] / 2, 0.7 * title_size), title_size) if title else sheet
 
 
@@ -244,7 +244,7 @@ def _read_camera(camera: Camera) -> Camera:
     return Camera.from_matrix(one.intrinsics, one.world_to_camera, distortion=one.distortion)
 
 
-def _add_background(color: Float[np.ndarray, "H W 4"], background: Any) -> Float[np.ndarray, "H W 4"]:
+def add_background(color: Float[np.ndarray, "H W 4"], background: Any) -> Float[np.ndarray, "H W 4"]:
     """Put a linear premultiplied picture over its background; without one, return straight alpha."""
     alpha = color[..., 3:]
     if background is None:
@@ -265,7 +265,7 @@ def _add_background(color: Float[np.ndarray, "H W 4"], background: Any) -> Float
     return np.concatenate([mixed, np.ones_like(alpha)], axis=-1)
 
 
-def _encode(linear: Float[np.ndarray, "H W 4"]) -> UInt8[np.ndarray, "H W 4"]:
+def encode_pixels(linear: Float[np.ndarray, "H W 4"]) -> UInt8[np.ndarray, "H W 4"]:
     value = np.clip(linear, 0, 1)
     value[..., :3] = to_srgb(value[..., :3])
     return np.rint(value * 255).astype(np.uint8)

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int, UInt8
 
 from agebody.body import BodyModel
 from agebody.cameras.camera import Camera
-from agebody.draw.pictures import _add_background, _encode
+from agebody.draw.pictures import add_background, encode_pixels
 from agebody.draw.raycast import Scene, shade_pixels
 from agebody.keypoints import KeypointLayout
 from agebody.people.observations import skin_near
@@ -91,7 +91,7 @@ class Studio:
         behind = background(size, rng)
         scene = Scene(meshes, faces, colors, camera, None)
         color, hits = shade_pixels(scene, size, light_rays)
-        linear = _add_background(color.reshape(height, width, 4), behind)
+        linear = add_background(color.reshape(height, width, 4), behind)
         instance = hits.instance
         person = (instance >= 0) & (instance < people)
         mask = np.where(person, instance + 1, np.where(instance >= people, OCCLUDER, 0))
@@ -102,7 +102,7 @@ class Studio:
         )
         shape = (height, width)
         return View(
-            image=_encode(linear)[..., :3],
+            image=encode_pixels(linear)[..., :3],
             mask=mask.astype(np.uint8).reshape(shape),
             parts=parts.astype(np.uint8).reshape(shape),
             depth=depth.astype(np.uint16).reshape(shape),
