@@ -49,10 +49,11 @@ def first_met(ray, vertices, faces):
 def test_labels_give_the_surface_of_the_maps(body, folder):
     """A ray through a pixel, intersected with the bodies of the labels in NumPy, meets what the maps say."""
     faces, part = body.faces.numpy(), body.asset.strongest_joints()
-    pick, agreed = np.random.default_rng(0), 0
+    pick = np.random.default_rng(0)
     for sample in TrainingShards(folder):
         vertices = body(sample.labels.parameters(body)).vertices.double().numpy()
-        for row, column in pick.choice(np.argwhere(sample.mask < 255), 20):
+        seen, nobody = (np.argwhere(shown) for shown in (sample.mask % 255 > 0, sample.mask == 0))
+        for row, column in (*pick.choice(seen, 8), *pick.choice(nobody, 8)):
             at = (np.array((column, row)) + 0.5 - sample.labels.center[0]) / sample.labels.focal[0]
             met = [first_met(np.array((*at, 1)), body, faces) for body in vertices]
             (depth, triangle), person = min(zip(met, range(len(met)), strict=True))
@@ -60,11 +61,9 @@ def test_labels_give_the_surface_of_the_maps(body, folder):
             if np.isfinite(depth):
                 assert abs(sample.depth[row, column] - depth) < 0.0006
                 assert sample.parts[row, column] - 1 in part[faces[triangle]]
-                agreed += 1
             else:
                 assert np.isnan(sample.depth[row, column])
                 assert sample.parts[row, column] == 0
-    assert agreed > 20
 
 
 def test_a_seed_gives_the_same_bytes_and_finished_shards_stay(body, folder, tmp_path):

@@ -266,6 +266,7 @@ def add_background(color: Float[np.ndarray, "H W 4"], background: Any) -> Float[
 
 
 def encode_pixels(linear: Float[np.ndarray, "H W 4"]) -> UInt8[np.ndarray, "H W 4"]:
+    """Return a picture with straight alpha as 8-bit sRGB."""
     value = np.clip(linear, 0, 1)
     value[..., :3] = to_srgb(value[..., :3])
     return np.rint(value * 255).astype(np.uint8)
