@@ -37,6 +37,7 @@ ORDER = [
     "compat",
     "pipelines.evaluate",
     "pipelines.labels",
+    "pipelines.train",
     "pipelines.release",
     "pipelines.synthesis",
     "pipelines.bench",

@@ -313,6 +313,8 @@ def _reduce(function: Any, args: Any) -> Any:
             return Record("bytes", tuple(args))
         case Global("reconstruct"), (Global("ndarray"), _, _):
             return Record("ndarray")
+        case Global("ndarray"), (tuple(), str(), bytes() | bytearray()):
+            return Record("array_of_bytes", tuple(args))
         case Global("dtype"), (str() | bytes(), *_):
             return Record("dtype", tuple(args))
         case Global("scalar"), (Record(kind="dtype"), _):

@@ -239,6 +239,15 @@ class _Resolver:
             raise AssetError("damaged pickle (the order of an array's axes); download the file again")
         return array.transpose(permutation)
 
+    def array_of_bytes(self, record: Record) -> np.ndarray:
+        """Return ``numpy.ndarray(shape, type, content)``, as our shards for training hold arrays."""
+        shape, code, content = record.args
+        order, code = (code[:1], code[1:]) if code[:1] in _BYTE_ORDERS else ("=", code)
+        dtype = self.dtype(Record("dtype", (code,))).newbyteorder(order)  # pyright: ignore[reportArgumentType]
+        if dtype.kind == "O":
+            raise AssetError("the pickle holds an array of objects in a buffer; it was not opened")
+        return self.filled(self.raw(content), dtype, shape, "C")
+
     def filled(self, raw: bytes, dtype: np.dtype, shape: Any, order: Any) -> np.ndarray:
         """Return an array over bytes."""
         shape = _shape(self.plain(shape))

@@ -1,0 +1,348 @@
+"""People of weighted shards as batches of a training; a row is a function of its number and of a seed."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from agebody.age import AGE_CLASSES, UNKNOWN
+from agebody.annotations.people import AnnotationError
+from agebody.assets.asset import SMPL_JOINT_NAMES
+from agebody.cameras import Camera, normalize_points, square_box
+from agebody.pipelines.train.augment import (
+    NO_AUGMENTATION,
+    Augmentation,
+    PictureOf,
+    augment,
+    crop_image,
+    draw_augmentation,
+)
+from agebody.pipelines.train.shards import Person, find_places, find_shards, read_bytes, read_people
+from agebody.rotations import axis_angle_to_matrix
+
+LAYOUT = "hmr2_44"
+MEAN, SD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""By which colours from 0 to 1 are normalised, as for ImageNet."""
+_ROUND = 1000
+"""Rows after which every source has had its share."""
+
+
+class Source(NamedTuple):
+    """Shards of one data set, and what is known of everyone in it."""
+
+    shards: str | PathLike[str] | Sequence[str | PathLike[str]]
+    """A folder, a pattern, or files."""
+    weight: float = 1.0
+    """Its share of the rows of a training, relative to the other sources."""
+    age_class: str | None = None
+    """Class of everyone whose age is not labelled, such as "adult"; None if it is not known."""
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Which labels count; the defaults are those of HMR2's public code, but who has no betas has none."""
+
+    confidence: float = 0.3
+    """Keypoints of less confidence are not seen."""
+    visible: int = 5
+    """Fewest keypoints of a person who is kept."""
+    largest_beta: float = 3.0
+    """Betas of which one is larger are no label; nor is the age offset that comes with them."""
+
+
+class Batch(NamedTuple):
+    """N people of a training."""
+
+    images: Float[Tensor, "N 3 H W"]
+    """Crops, of mean 0 and standard deviation 1 over ImageNet."""
+    target: dict[str, Tensor]
+    """What objectives compare, by name, with weights of 0 for what is not known: ``keypoints_2d`` in the box,
+    from -1/2 to 1/2, ``keypoints_3d`` in camera coordinates [m], ``global_orient`` and ``body_pose`` as
+    matrices, ``betas``, ``age_offset``, and ``age_class``."""
+    box: Float[Tensor, "N 4"]
+    """Corners of the square crop, in the image that the camera sees [pixels]."""
+    camera: Camera
+    """Of the whole image."""
+    rows: Int[Tensor, " N"]
+    """Which people of the data these are."""
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Return the batch on a device."""
+        return Batch(
+            self.images.to(device, non_blocking=True),
+            {name: value.to(device, non_blocking=True) for name, value in self.target.items()},
+            self.box.to(device),
+            self.camera.map(lambda part: part.to(device)),
+            self.rows,
+        )
+
+
+class TrainingData(torch.utils.data.Dataset):
+    """People of one or several data sets, as rows of a training without end.
+
+    Row i is a person, an augmentation and a crop that depend on the seed and on i alone: not on workers,
+    batches or processes, so that a training can be resumed anywhere. Of every 1000 rows each source has its
+    share; within a source everyone comes once before anyone comes again, in another order each time.
+
+    Args:
+        sources: data sets; a folder, a pattern or a list of files is one of weight 1.
+        size: width and height of the crops [pixels].
+        augmentation: None for none.
+        filters: which labels count.
+        crop_camera: HMR2's camera, of 5000 / 256 box sides and centred on the person, in place of that of the
+            image; of an image whose camera is not known it is `Camera.guess`.
+        box_scale: factor of the boxes of the labels.
+        seed: of all that is drawn.
+
+    Raises:
+        AnnotationError: a shard is damaged, or nobody is left.
+        OSError: it cannot be read.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source] | str | PathLike[str],
+        *,
+        size: tuple[int, int] = (192, 256),
+        augmentation: Augmentation | None = None,
+        filters: Filters | None = None,
+        crop_camera: bool = False,
+        box_scale: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        given = [Source(sources)] if isinstance(sources, (str, PathLike)) else list(sources)
+        if not given or not all(isinstance(one, Source) and 0 < one.weight < np.inf for one in given):
+            raise ValueError("sources: expected at least one Source, each of a weight above 0")
+        names = [kind.name for kind in AGE_CLASSES]
+        for one in given:
+            if one.age_class is not None and one.age_class not in names:
+                raise ValueError(f"age_class: expected one of {', '.join(names)}, got {one.age_class!r}")
+        if min(size) < 1 or not 0 < box_scale < np.inf:
+            raise ValueError(f"size, box_scale: expected numbers above 0, got {size} and {box_scale}")
+        self.sources, self.size, self.seed = given, size, seed
+        self.augmentation = augmentation or NO_AUGMENTATION
+        self.filters, self.crop_camera, self.box_scale = filters or Filters(), crop_camera, box_scale
+        self.paths: list[Path] = []
+        self.left_out = 0
+        self._people: list[np.ndarray] = []
+        for one in given:
+            paths = find_shards(one.shards)
+            self._index(paths, one)
+        self._counts = _shares([one.weight for one in given])
+
+    def _index(self, paths: list[Path], source: Source) -> None:
+        places, first, rows = find_places(paths), len(self.paths), []
+        for shard, parts in zip(places.shard.tolist(), places.parts.tolist(), strict=True):
+            for number, person in enumerate(read_people(paths[shard], tuple(parts[2:]))):
+                seen = person.keypoints_2d[:, 2] >= max(self.filters.confidence, 1e-9)
+                if seen.sum() < self.filters.visible:
+                    self.left_out += 1
+                    continue
+                rows.append((first + shard, *parts, number))
+        if not rows:
+            raise AnnotationError(f"{paths[0]}: nobody in these shards shows enough keypoints")
+        self.paths += paths
+        self._people.append(np.array(rows, np.int64))
+
+    @property
+    def people(self) -> list[int]:
+        """How many people each source has."""
+        return [len(rows) for rows in self._people]
+
+    def fingerprint(self) -> str:
+        """Return a hash of all that decides what row i is."""
+        about = {
+            "shards": [(path.name, path.stat().st_size) for path in self.paths],
+            "sources": [(one.weight, one.age_class) for one in self.sources],
+            "size": self.size,
+            "augmentation": asdict(self.augmentation),
+            "filters": asdict(self.filters),
+            "camera": (self.crop_camera, self.box_scale),
+            "seed": self.seed,
+        }
+        return hashlib.sha256(json.dumps(about).encode()).hexdigest()
+
+    def find(self, row: int) -> tuple[int, int]:
+        """Return the source of a row, and the person's number in it."""
+        turn, place = divmod(row, _ROUND)
+        order = _mixed(tuple(self._counts), self.seed, turn)
+        source = int(order[place])
+        drawn = turn * self._counts[source] + int((order[:place] == source).sum())
+        again, position = divmod(drawn, len(self._people[source]))
+        return source, int(_permuted(len(self._people[source]), self.seed, source, again)[position])
+
+    def __getitem__(self, row: int) -> Batch:
+        """Return one row as a batch."""
+        return self.__getitems__([row])
+
+    def __getitems__(self, rows: Sequence[int]) -> Batch:
+        """Return rows as a batch; PyTorch's loader calls it with ``collate_fn=lambda batch: batch``."""
+        found = [self._read(*self.find(row)) for row in rows]
+        people, images = [person for person, _ in found], [image for _, image in found]
+        cameras = [self._camera(person, image.size) for person, image in zip(people, images, strict=True)]
+        camera = Camera(*(torch.stack(parts) for parts in zip(*cameras, strict=True)))
+        seen = _tensor(people, "keypoints_2d")
+        seen[..., 2] *= seen[..., 2] >= self.filters.confidence
+        points, pose = _tensor(people, "keypoints_3d"), _tensor(people, "pose")
+        picture = PictureOf(
+            square_box(_in_shape(_tensor(people, "box"), self.size), scale=self.box_scale),
+            seen[..., :2],
+            seen[..., 2],
+            points[..., :3],
+            points[..., 3],
+            axis_angle_to_matrix(pose[:, 0]),
+            pose[:, 1:],
+            camera,
+        )
+        draw = draw_augmentation(self.augmentation, [(self.seed, 1, row) for row in rows])
+        changed, back = augment(picture, draw, SMPL_JOINT_NAMES, layout=LAYOUT)
+        crops = np.stack(
+            [
+                crop_image(image, box, affine, self.size)
+                for image, box, affine in zip(images, changed.box, back, strict=True)
+            ]
+        )
+        pixels = torch.from_numpy(crops).float() * draw.color[:, None, None]
+        mean, sd = (pixels.new_tensor(part) for part in (MEAN, SD))
+        pixels = ((pixels.clamp(0, 255) / 255 - mean) / sd).permute(0, 3, 1, 2).contiguous()
+        target = self._target(people, changed)
+        if self.crop_camera:
+            middle = (changed.box[:, :2] + changed.box[:, 2:]) / 2
+            side = changed.box[:, 2:] - changed.box[:, :2]
+            camera = Camera(side * (5000 / 256), middle)
+        return Batch(pixels, target, changed.box, camera, torch.tensor(list(rows)))
+
+    def _read(self, source: int, number: int) -> tuple[Person, Any]:
+        from PIL import Image
+
+        shard, first, size, start, length, person = self._people[source][number].tolist()
+        path = self.paths[shard]
+        found = read_people(path, (start, length))[person]
+        if found.age_class == UNKNOWN and found.age_weight == 0 and self.sources[source].age_class:
+            names = [kind.name for kind in AGE_CLASSES]
+            found = found._replace(age_class=names.index(self.sources[source].age_class or ""))
+        try:
+            return found, Image.open(io.BytesIO(read_bytes(path, (first, size))))
+        except Exception as error:  # almost any type, by format and version of Pillow
+            raise AnnotationError(f"{path}: the image at byte {first} is damaged: {error}") from None
+
+    def _camera(self, person: Person, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        guess = Camera.guess(size)
+        focal, center = torch.from_numpy(person.focal), torch.from_numpy(person.principal_point)
+        return (
+            torch.where(focal.isfinite(), focal, guess.focal),
+            torch.where(center.isfinite(), center, guess.center),
+        )
+
+    def _target(self, people: list[Person], changed: PictureOf) -> dict[str, Tensor]:
+        betas, known = _tensor(people, "betas"), _tensor(people, "betas_weight")
+        usual = (betas.abs() <= self.filters.largest_beta).all(-1)
+        posed = _tensor(people, "pose_weight")
+        return {
+            "keypoints_2d": normalize_points(changed.keypoints_2d, changed.box),
+            "keypoints_2d_weights": changed.keypoints_2d_weights,
+            "keypoints_3d": changed.keypoints_3d,
+            "keypoints_3d_weights": changed.keypoints_3d_weights,
+            "global_orient": changed.global_orient,
+            "global_orient_weights": posed,
+            "body_pose": axis_angle_to_matrix(changed.body_pose),
+            "body_pose_weights": posed,
+            "betas": betas,
+            "betas_weights": known * usual,
+            "age_offset": _tensor(people, "age_offset"),
+            "age_offset_weights": _tensor(people, "age_weight") * usual,
+            "age_class": torch.tensor([person.age_class for person in people]),
+        }
+
+
+def batches(
+    data: TrainingData,
+    batch_size: int,
+    *,
+    first: int = 0,
+    steps: int,
+    rank: int = 0,
+    processes: int = 1,
+    workers: int = 0,
+) -> Iterator[Batch]:
+    """Return the batches of some steps of a training; each process has its own part of the rows of a step.
+
+    Args:
+        data: rows.
+        batch_size: people per process.
+        first: number of the first step.
+        steps: how many.
+        rank: number of this process.
+        processes: how many there are.
+        workers: processes that read.
+    """
+    rows = [
+        [(step * processes + rank) * batch_size + i for i in range(batch_size)]
+        for step in range(first, first + steps)
+    ]
+    return iter(
+        torch.utils.data.DataLoader(
+            data,
+            batch_sampler=rows,
+            num_workers=workers,
+            collate_fn=_same,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=False,
+            worker_init_fn=_one_thread,
+        )
+    )
+
+
+def _same(batch: Any) -> Any:
+    return batch
+
+
+def _one_thread(_worker: int) -> None:
+    torch.set_num_threads(1)
+
+
+def _tensor(people: list[Person], name: str) -> Tensor:
+    return torch.from_numpy(np.stack([np.asarray(getattr(person, name), np.float32) for person in people]))
+
+
+def _in_shape(box: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return boxes whose longer side, once they are as wide as the crop is, is that of the square."""
+    width, height = size
+    middle, extent = (box[:, :2] + box[:, 2:]) / 2, box[:, 2:] - box[:, :2]
+    extent = extent * torch.tensor([max(size) / width, max(size) / height])
+    return torch.cat((middle - extent / 2, middle + extent / 2), -1)
+
+
+def _shares(weights: list[float]) -> list[int]:
+    """Return how many of ``_ROUND`` rows each source has, at least one."""
+    exact = np.array(weights) / sum(weights) * _ROUND
+    counts = np.maximum(np.floor(exact), 1)
+    order = np.argsort(-(exact - np.floor(exact)), kind="stable")
+    while counts.sum() != _ROUND:
+        short = counts.sum() < _ROUND
+        for i in order[: int(abs(_ROUND - counts.sum()))] if short else [int(np.argmax(counts))]:
+            counts[i] += 1 if short else -1
+    return counts.astype(int).tolist()
+
+
+@lru_cache(maxsize=4)
+def _mixed(counts: tuple[int, ...], seed: int, turn: int) -> np.ndarray:
+    sources = np.repeat(np.arange(len(counts)), counts)
+    return np.random.default_rng([seed, 2, turn]).permutation(sources)
+
+
+@lru_cache(maxsize=16)
+def _permuted(count: int, seed: int, source: int, again: int) -> np.ndarray:
+    return np.random.default_rng([seed, 3, source, again]).permutation(count)

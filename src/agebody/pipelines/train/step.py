@@ -1,0 +1,112 @@
+"""What an objective compares of a network, and the adversary that learns beside it."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from agebody.body import BodyModel
+from agebody.cameras import Camera, normalize_points, project_weak
+from agebody.checks import expect
+from agebody.engine.batched import at_least_float32
+from agebody.keypoints import KeypointLayout
+from agebody.losses import PoseDiscriminator, discriminator_loss
+from agebody.nets import Prediction
+from agebody.rotations import axis_angle_to_matrix
+
+
+class RealBodies(NamedTuple):
+    """Recorded people, such as motion capture, from whom an adversary learns what a person is."""
+
+    body_pose: Float[Tensor, "N J 3"]
+    """Axis-angle vectors of all joints but the root."""
+    betas: Float[Tensor, "N S"]
+    age_offset: Float[Tensor, " N"] | None = None
+    """None if ages are not known: the adversary then judges betas alone."""
+
+
+def predicted_values(
+    prediction: Prediction,
+    body: BodyModel,
+    box: Float[Tensor, "N 4"],
+    camera: Camera,
+    *,
+    layout: str | KeypointLayout = "hmr2_44",
+) -> dict[str, Tensor]:
+    """Return what objectives compare, by name: the arguments of the body, the head's other read-outs,
+    ``keypoints_3d`` [m] and ``keypoints_2d``, in the box from -1/2 to 1/2.
+
+    Args:
+        prediction: of the network.
+        body: its layer.
+        box: corners of the square crops in the image [pixels].
+        camera: of the whole images.
+        layout: of the keypoints.
+    """
+    arguments: dict[str, Any] = {n: at_least_float32(value) for n, value in prediction.arguments().items()}
+    points = body.keypoints(layout, **arguments)
+    pixels = project_weak(points, at_least_float32(prediction.camera), box, camera).pixels
+    return {
+        **{name: at_least_float32(value) for name, value in prediction.extras.items()},
+        **arguments,
+        "keypoints_3d": points,
+        "keypoints_2d": normalize_points(pixels, box),
+    }
+
+
+class Adversary:
+    """A discriminator, its optimiser, and the recorded people it learns from.
+
+    It judges betas alone, or betas and age offset if it has one input more: of recorded adults alone it would
+    learn that an age offset above 0 is not real, so it then wants recorded people with ages.
+    """
+
+    def __init__(self, judge: PoseDiscriminator, real: RealBodies, num_betas: int) -> None:
+        self.aged = judge.num_betas == num_betas + 1
+        if judge.num_betas not in (num_betas, num_betas + 1):
+            raise ValueError(
+                f"discriminator: expected {num_betas} betas, or {num_betas + 1} with the age offset, "
+                f"got {judge.num_betas}"
+            )
+        expect("real.body_pose", real.body_pose, judge.num_joints, 3)
+        expect("real.betas", real.betas, num_betas)
+        if self.aged and real.age_offset is None:
+            raise ValueError(
+                "real.age_offset: a discriminator that judges the age offset needs recorded people of known "
+                f"ages; without them give it num_betas={num_betas}"
+            )
+        self.judge, self.real = judge, real
+
+    def scores(self, predicted: dict[str, Tensor]) -> Tensor:
+        """Return the scores of predicted bodies; no gradient reaches the discriminator's weights."""
+        frozen = {name: value.detach() for name, value in self.judge.named_parameters()}
+        inputs = predicted["body_pose"], self._identity(predicted)
+        return torch.func.functional_call(self.judge, frozen, inputs)
+
+    def loss(self, predicted: dict[str, Tensor]) -> Tensor:
+        """Return the loss of the discriminator itself, against as many recorded people drawn at random."""
+        made = {
+            name: predicted[name].detach()
+            for name in ("body_pose", "betas", "age_offset")
+            if name in predicted
+        }
+        count = made["betas"].shape[0]
+        rows = torch.randint(self.real.betas.shape[0], (count,))
+        real = {
+            name: part[rows].to(made["betas"])
+            for name, part in self.real._asdict().items()
+            if part is not None
+        }
+        pose = axis_angle_to_matrix(real["body_pose"])
+        both = self.judge(
+            torch.cat((made["body_pose"], pose)), torch.cat((self._identity(made), self._identity(real)))
+        )
+        return discriminator_loss(both[:count], both[count:])
+
+    def _identity(self, values: dict[str, Tensor]) -> Tensor:
+        if not self.aged:
+            return values["betas"]
+        return torch.cat((values["betas"], values["age_offset"][..., None]), -1)

@@ -1,0 +1,547 @@
+"""Training: rows of shards, augmentations against the geometry, the loop, and that it can be resumed."""
+
+import io
+import json
+import pickle
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import agebody
+from agebody import cameras, losses, nets
+from agebody.annotations import AnnotationError
+from agebody.cameras import Camera
+from agebody.people import random_people
+from agebody.pipelines.train import (
+    Augmentation,
+    Filters,
+    RealBodies,
+    Source,
+    TrainingData,
+    TrainingError,
+    TrainingSettings,
+    predicted_values,
+    train,
+)
+from agebody.pipelines.train.augment import PictureOf, augment, crop_image, draw_augmentation
+from agebody.pipelines.train.data import batches
+from agebody.rotations import axis_angle_to_matrix
+
+SIZE = (160, 120)
+
+
+@pytest.fixture(scope="module")
+def body(mannequin_asset):
+    return agebody.SMPLA(mannequin_asset, pose_format="matrix")
+
+
+def drawn_people(body, count, seed=0):
+    return random_people(body, count, seed=seed, size=SIZE, extent=(0.4, 0.8))
+
+
+def records(body, people):
+    """Return the people as the training code's dictionaries, each with dots at the keypoints in its image."""
+    points = body.keypoints("hmr2_44", people.parameters).float()
+    pixels = people.camera.project(points).pixels
+    boxes = cameras.box_around(pixels, scale=1.1)
+    found = []
+    for i in range(len(people.years)):
+        ones = torch.ones(44, 1)
+        found.append(
+            {
+                "center": ((boxes[i, :2] + boxes[i, 2:]) / 2).numpy(),
+                "scale": ((boxes[i, 2:] - boxes[i, :2]) / 200).numpy(),
+                "keypoints_2d": torch.cat((pixels[i], ones), -1).numpy(),
+                "keypoints_3d": torch.cat((points[i], ones), -1).numpy(),
+                "body_pose": torch.cat((people.global_orient[i], people.body_pose[i].flatten())).numpy(),
+                "betas": torch.cat((people.betas[i], people.age_offset[i, None])).numpy(),
+                "has_body_pose": np.float32(1),
+                "has_betas": np.float32(1),
+                "focal": people.camera.focal[i].numpy(),
+                "principal_point": people.camera.center[i].numpy(),
+                "extra_info": {"personid": 0},
+            }
+        )
+    return found
+
+
+def picture(record):
+    """Draw each keypoint that is in the image as a dot of its own brightness."""
+    pixels = np.zeros((SIZE[1], SIZE[0], 3), np.uint8)
+    for k, (x, y, _) in enumerate(record["keypoints_2d"]):
+        if 0 <= x < SIZE[0] and 0 <= y < SIZE[1]:
+            pixels[int(y), int(x)] = 80 + 4 * k
+    return pixels
+
+
+def write_shard(path, people, *, suffix="png"):
+    with tarfile.open(path, "w") as tar:
+        for i, several in enumerate(people):
+            stream = io.BytesIO()
+            Image.fromarray(picture(several[0])).save(stream, format={"png": "PNG", "jpg": "JPEG"}[suffix])
+            for name, data in (
+                (f"{i:03d}.{suffix}", stream.getvalue()),
+                (f"{i:03d}.data.pyd", pickle.dumps(several)),
+            ):
+                entry = tarfile.TarInfo(name)
+                entry.size = len(data)
+                tar.addfile(entry, io.BytesIO(data))
+
+
+@pytest.fixture(scope="module")
+def shards(body, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shards")
+    found = records(body, drawn_people(body, 12))
+    write_shard(folder / "a.tar", [found[:2], found[2:3], found[3:5]])
+    write_shard(folder / "b.tar", [[one] for one in found[5:]])
+    return folder
+
+
+STRONG = Augmentation(rotated=1.0, shifted=1.0, shift=0.2, focused=0.3)
+
+
+@pytest.mark.parametrize("stretch", [1.0, 1.3])
+def test_augmented_points_in_space_project_to_the_augmented_points_of_the_image(body, stretch):
+    people = drawn_people(body, 64)
+    camera = people.camera._replace(
+        focal=people.camera.focal * torch.tensor([1.0, stretch]),
+        center=people.camera.center + torch.tensor([7.0, -4.0]),
+    )
+    points = body.keypoints("hmr2_44", people.parameters)
+    pixels = camera.project(points).pixels
+    before = PictureOf(
+        cameras.square_box(cameras.box_around(pixels)),
+        pixels,
+        torch.ones(64, 44),
+        points,
+        torch.ones(64, 44),
+        axis_angle_to_matrix(people.global_orient),
+        people.body_pose,
+        camera,
+    )
+    draw = draw_augmentation(STRONG, [(7, row) for row in range(64)])
+    after, back = augment(before, draw, body.asset.joint_names)
+    torch.testing.assert_close(
+        camera.project(after.keypoints_3d).pixels, after.keypoints_2d, atol=2e-2, rtol=1e-4
+    )
+    # The body in the changed pose has the changed points.
+    made = body.keypoints(
+        "hmr2_44",
+        global_orient=after.global_orient,
+        body_pose=axis_angle_to_matrix(after.body_pose),
+        betas=people.betas,
+        age_offset=people.age_offset,
+    )
+    torch.testing.assert_close(
+        made - made.mean(1, keepdim=True),
+        after.keypoints_3d - after.keypoints_3d.mean(1, keepdim=True),
+        atol=3e-3,  # the mannequin is symmetric to a millimetre
+        rtol=0,
+    )
+    # The affine maps lead back to the given points, left and right exchanged where the picture is flipped.
+    order = torch.where(draw.flip[:, None], torch.tensor(agebody.LAYOUTS["hmr2_44"].flip), torch.arange(44))
+    returned = (back[:, :, :2] @ after.keypoints_2d.mT).mT + back[:, None, :, 2]
+    torch.testing.assert_close(
+        returned, pixels.gather(1, order[..., None].expand(-1, -1, 2)), atol=1e-2, rtol=1e-4
+    )
+    assert draw.flip.any()
+    assert (draw.focus >= 0).any()
+    assert draw.rotation.abs().max() > 0.5
+
+
+def test_the_crop_shows_what_the_augmented_keypoints_say(body):
+    """A blob at a keypoint of the image is at the augmented keypoint of the crop, whatever is drawn."""
+    people = drawn_people(body, 16, seed=3)
+    points = body.keypoints("hmr2_44", people.parameters)
+    pixels = people.camera.project(points).pixels
+    ones = torch.ones(16, 44)
+    before = PictureOf(
+        cameras.square_box(cameras.box_around(pixels), scale=1.5),
+        pixels,
+        ones,
+        points,
+        ones,
+        axis_angle_to_matrix(people.global_orient),
+        people.body_pose,
+        people.camera,
+    )
+    weak = Augmentation(rotated=1.0, shifted=1.0, focused=0.0)
+    draw = draw_augmentation(weak, [(row,) for row in range(16)])
+    after, back = augment(before, draw, body.asset.joint_names)
+    y, x = np.mgrid[: SIZE[1], : SIZE[0]] + 0.5
+    flip = agebody.LAYOUTS["hmr2_44"].flip
+    for i in range(16):
+        blob = np.exp(-((x - float(pixels[i, 0, 0])) ** 2 + (y - float(pixels[i, 0, 1])) ** 2) / 8)
+        image = Image.fromarray(np.uint8(np.repeat(255 * blob[..., None], 3, 2)))
+        size = (96, 128)
+        crop = crop_image(image, after.box[i], back[i], size)[..., 0].astype(float)
+        found = after.keypoints_2d[i, flip[0] if draw.flip[i] else 0]
+        side = float(after.box[i, 2] - after.box[i, 0])
+        place = (found - after.box[i, :2]).numpy() * 128 / side - np.array([(128 - 96) / 2, 0])
+        if (place < 6).any() or (place > np.array(size) - 6).any():
+            continue
+        v, u = np.mgrid[: size[1], : size[0]] + 0.5
+        middle = np.array([(crop * u).sum(), (crop * v).sum()]) / crop.sum()
+        np.testing.assert_allclose(middle, place, atol=0.5)
+
+
+def test_small_crops_of_large_photographs_do_not_alias():
+    """One pixel of a checkerboard in eight, or all of them: a crop of an eighth is grey."""
+    board = np.indices((512, 512)).sum(0) % 2 * 255
+    image = Image.fromarray(np.repeat(board[..., None], 3, 2).astype(np.uint8))
+    identity = torch.eye(3)[:2]
+    crop = crop_image(image, torch.tensor([0.0, 0, 512, 512]), identity, (64, 64))
+    assert abs(crop.astype(float) - 127.5).max() < 4
+    stream = io.BytesIO()
+    ramp = np.tile(np.arange(512) / 2, (512, 1)).astype(np.uint8)
+    Image.fromarray(np.repeat(ramp[..., None], 3, 2)).save(stream, "JPEG", quality=95)
+    for size in ((64, 64), (16, 16)):  # a ramp tells where each pixel comes from
+        crop = crop_image(Image.open(stream), torch.tensor([0.0, 0, 512, 512]), identity, size)
+        step = 512 / size[0]
+        np.testing.assert_allclose(crop[5, 2:-2, 0], (np.arange(size[0]) + 0.5)[2:-2] * step / 2, atol=2)
+
+
+def test_rows_are_functions_of_seed_and_number(shards):
+    data = TrainingData(shards, size=(48, 64), augmentation=Augmentation(), seed=5)
+    assert data.people == [12]
+    whole = data.__getitems__(range(30))
+    apart = [data[row] for row in range(30)]
+    for name, value in whole.target.items():
+        assert torch.equal(
+            value,
+            torch.cat([one.target[name] for one in apart]),
+        ), name
+    assert torch.equal(whole.images, torch.cat([one.images for one in apart]))
+    parts = [
+        list(batches(data, 5, first=first, steps=3, rank=rank, processes=2, workers=workers))
+        for first, rank, workers in ((0, 0, 0), (0, 1, 0), (0, 1, 2))
+    ]
+    assert [row for batch in zip(*parts[:2], strict=True) for one in batch for row in one.rows.tolist()] == [
+        *range(30)
+    ]
+    assert all(torch.equal(a.images, b.images) for a, b in zip(parts[1], parts[2], strict=True))
+    other = TrainingData(shards, size=(48, 64), augmentation=Augmentation(), seed=6)
+    assert other.fingerprint() != data.fingerprint() != TrainingData(shards, size=(48, 64)).fingerprint()
+    # Everyone comes once before anyone comes again.
+    for turn in range(3):
+        assert {data.find(row)[1] for row in range(12 * turn, 12 * turn + 12)} == {*range(12)}
+
+
+def test_sources_have_their_shares(shards):
+    data = TrainingData(
+        [Source(shards / "a.tar", 3.0), Source([shards / "b.tar"], 1.0, "adult")], size=(8, 8)
+    )
+    drawn = [data.find(row)[0] for row in range(2000)]
+    assert drawn.count(0) == 1500
+    assert drawn[:100].count(1) > 10
+    assert data.people == [5, 7]
+
+
+def test_targets_are_the_labels_before_the_camera(shards, body):
+    """Projecting the points of a row gives its keypoints in the crop; and so does the body of its labels."""
+    data = TrainingData(shards, size=(48, 64), augmentation=STRONG, seed=1)
+    batch = data.__getitems__(range(24))
+    target = batch.target
+    pixels = batch.camera.project(target["keypoints_3d"]).pixels
+    inside = cameras.normalize_points(pixels, batch.box)
+    torch.testing.assert_close(inside, target["keypoints_2d"], atol=2e-3, rtol=1e-3)
+    assert batch.images.shape == (24, 3, 64, 48)
+    assert (target["age_offset_weights"] == 1).all()
+    made = body.keypoints(
+        "hmr2_44", **{k: target[k] for k in ("global_orient", "body_pose", "betas", "age_offset")}
+    )
+    known = target["keypoints_3d"]
+    error = (made - made[:, 39:40]) - (known - known[:, 39:40])
+    assert error.norm(dim=-1).max() < 5e-3
+
+
+def test_what_is_not_known_has_weight_0(body, tmp_path):
+    found = records(body, drawn_people(body, 6))
+    found[0]["has_betas"] = np.float32(0)
+    found[1]["betas"][2] = 3.5
+    found[2]["betas"] = found[2]["betas"][:10]  # as HMR2 writes it: no age
+    found[3]["keypoints_2d"][4:, 2] = 0.2
+    found[4]["keypoints_2d"][5:, 2] = 0.2
+    found[5]["has_body_pose"] = np.float32(0)
+    for one in found:
+        one["age_class"] = 2 if one is found[5] else -1
+        del one["focal"], one["principal_point"]
+    write_shard(tmp_path / "0.tar", [[one] for one in found])
+    data = TrainingData([Source(tmp_path, age_class="adult")], size=(48, 64))
+    assert data.left_out == 1
+    assert data.people == [5]
+    rows = {data.find(row)[1]: data[row] for row in range(5)}
+    weights = {
+        name: [float(rows[i].target[f"{name}_weights"]) for i in range(5)]
+        for name in ("betas", "age_offset", "body_pose", "global_orient")
+    }
+    assert weights["betas"] == [0, 0, 1, 1, 1]
+    assert weights["age_offset"] == [0, 0, 0, 1, 1]
+    assert weights["body_pose"] == weights["global_orient"] == [1, 1, 1, 1, 0]
+    assert [int(rows[i].target["age_class"]) for i in range(5)] == [0, -1, 0, -1, 2]
+    assert int((rows[3].target["keypoints_2d_weights"] > 0).sum()) == 5
+    guess = Camera.guess(SIZE)
+    assert torch.equal(rows[0].camera.focal[0], guess.focal)
+
+
+def test_hmr2s_camera_sees_the_crop_alone(shards):
+    data = TrainingData(shards, size=(48, 64), crop_camera=True)
+    batch = data.__getitems__(range(3))
+    weak = torch.tensor([[0.8, 0.1, -0.2]]).expand(3, 3)
+    place = cameras.weak_to_translation(weak, batch.box, batch.camera)
+    expected = torch.tensor([[0.1, -0.2, 2 * 5000 / (256 * 0.8)]]).expand(3, 3)
+    torch.testing.assert_close(place, expected, rtol=1e-4, atol=1e-4)
+
+
+class Head(nn.Module):
+    """Read linear numbers out of pooled features."""
+
+    def __init__(self, body):
+        super().__init__()
+        self.joints = body.num_joints
+        self.read = nn.Linear(8, 6 * self.joints + body.num_betas + 1 + 3)
+        self.drop = nn.Dropout(0.2)
+        nn.init.normal_(self.read.weight, std=0.01)
+        nn.init.zeros_(self.read.bias)
+
+    def forward(self, features, condition):
+        features = self.drop(features.mean((-2, -1)))
+        if condition is not None:
+            features = features + condition.sum(-1, keepdim=True)
+        pose, betas, camera = self.read(features).split((6 * self.joints, 11, 3), -1)
+        start = pose.new_tensor([1.0, 0, 0, 0, -1, 0]).repeat(self.joints)
+        start[6:] = start.new_tensor([1.0, 0, 0, 0, 1, 0]).repeat(self.joints - 1)
+        return {"pose": pose + start, "betas": betas, "camera": camera + camera.new_tensor([0.9, 0, 0])}
+
+
+def network(body, seed=0):
+    torch.manual_seed(seed)
+    backbone = nn.Sequential(nn.Conv2d(3, 8, 8, 8), nn.BatchNorm2d(8), nn.ReLU())
+    return nets.Regressor(backbone, Head(body), body)
+
+
+@pytest.fixture(scope="module")
+def adversary(body):
+    people = drawn_people(body, 50, seed=9)
+    return RealBodies(people.body_pose, people.betas)
+
+
+def run(body, data, folder, steps, adversary=None, progress=lambda line: None, net=None, **options):
+    settings = TrainingSettings(
+        steps, batch_size=4, learning_rate=1e-3, log_every=2, save_every=3, workers=0, **options
+    )
+    net = net or network(body)
+    objective = losses.aionhmr_objective()
+    torch.manual_seed(1)
+    judge = losses.PoseDiscriminator(23, 10, pose_features=16) if adversary else None
+    if adversary is None:
+        objective = objective.without("adversarial")
+    trained = train(
+        net, data, objective, folder, settings, discriminator=judge, real=adversary, progress=progress
+    )
+    return trained, net, judge
+
+
+def same(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one.values(), other.values(), strict=True))
+
+
+def test_a_resumed_training_is_that_of_one_piece_to_the_bit(body, shards, tmp_path, adversary):
+    data = TrainingData(shards, size=(48, 64), augmentation=Augmentation(), seed=2)
+    whole, net, judge = run(body, data, tmp_path / "whole", 8, adversary)
+    run(body, data, tmp_path / "parts", 4, adversary)
+    with (tmp_path / "parts" / "log.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 6}) + "\n")  # of steps that were done, but not saved
+    torch.manual_seed(123)  # what else is drawn does not matter
+    parts, net_of_parts, judge_of_parts = run(
+        body, data, tmp_path / "parts", 8, adversary, net=network(body, seed=5)
+    )
+    assert parts.steps == 8
+    assert whole.terms == parts.terms
+    assert same(net.state_dict(), net_of_parts.state_dict())
+    assert same(judge.state_dict(), judge_of_parts.state_dict())
+    assert same(whole.averaged, parts.averaged)
+    logs = [
+        [
+            {k: v for k, v in json.loads(line).items() if k != "people_per_second"}
+            for line in (tmp_path / name / "log.jsonl").read_text().splitlines()
+        ]
+        for name in ("whole", "parts")
+    ]
+    assert logs[0] == logs[1]
+    assert [line["step"] for line in logs[0]] == [2, 4, 6, 8]
+    assert {"discriminator", "adversarial", "total", "gradient", "betas"} <= set(logs[0][0])
+    again, _, _ = run(body, data, tmp_path / "parts", 8, adversary)  # nothing is left to do
+    assert again.steps == 8
+    assert same(again.averaged, parts.averaged)
+
+
+def test_checkpoints_hold_no_array_of_the_body(body, shards, tmp_path):
+    data = TrainingData(shards, size=(48, 64))
+    _, net, _ = run(body, data, tmp_path, 1)
+    found = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert set(found["state_dict"]) == {name for name, _ in net.named_parameters()} | {
+        f"backbone.1.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")
+    }
+    assert set(found["averaged"]) == set(found["state_dict"])
+    assert (tmp_path / "checkpoint.pt").stat().st_size < 200_000
+
+
+def test_the_average_follows_the_weights(body, shards, tmp_path):
+    data = TrainingData(shards, size=(48, 64))
+    start = {name: value.clone() for name, value in network(body).state_dict().items()}
+    trained, net, _ = run(body, data, tmp_path, 1, ema=0.25)
+    for name, value in net.state_dict().items():
+        if value.is_floating_point():
+            torch.testing.assert_close(trained.averaged[name], 0.25 * start[name] + 0.75 * value)
+    none, _, _ = run(body, data, tmp_path / "none", 1, ema=None)
+    assert none.averaged is None
+
+
+def test_bfloat16_learns_and_float16_wants_a_gpu(body, shards, tmp_path):
+    data = TrainingData(shards, size=(48, 64))
+    trained, net, _ = run(body, data, tmp_path, 3, precision="bfloat16")
+    exact, _, _ = run(body, data, tmp_path / "exact", 3)
+    assert trained.terms["total"] == pytest.approx(exact.terms["total"], rel=0.02)
+    assert trained.terms["total"] != exact.terms["total"]
+    assert all(value.dtype != torch.bfloat16 for value in net.state_dict().values())
+    with pytest.raises(ValueError, match="float16.*needs a GPU"):
+        run(body, data, tmp_path / "half", 3, precision="float16")
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change(body, shards, tmp_path):
+    data = TrainingData(shards, size=(48, 64))
+    net = network(body)
+    before = {name: value.clone() for name, value in net.named_parameters()}
+    with torch.no_grad():
+        net.head.read.bias[-1] = before["head.read.bias"][-1] = torch.inf
+    with pytest.raises(
+        TrainingError, match=r"step 1: not finite: keypoints_2d, total; .*rows \[0, 1, 2, 3\]"
+    ):
+        run(body, data, tmp_path, 2, net=net)
+    assert same(before, dict(net.named_parameters()))
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_other_settings_are_not_resumed(body, shards, tmp_path):
+    data = TrainingData(shards, size=(48, 64))
+    run(body, data, tmp_path, 1)
+    with pytest.raises(TrainingError, match=r"other settings: weight_decay \(0.0001, now 0.5\)"):
+        run(body, data, tmp_path, 2, weight_decay=0.5)
+    with pytest.raises(TrainingError, match=r"other settings: data"):
+        run(body, TrainingData(shards, size=(48, 64), seed=1), tmp_path, 2)
+    larger = network(body)
+    larger.head.read = nn.Linear(8, 6 * 24 + 14, bias=False)
+    with pytest.raises(TrainingError, match=r"of another network: .*head.read.bias"):
+        run(body, data, tmp_path, 2, net=larger)
+    (tmp_path / "checkpoint.pt").write_bytes(b"nothing")
+    with pytest.raises(TrainingError, match=r"checkpoint.pt: not a checkpoint of a training, or damaged"):
+        run(body, data, tmp_path, 2)
+
+
+def test_an_adversary_judges_ages_only_where_they_are_known(body, shards, tmp_path, adversary):
+    data = TrainingData(shards, size=(48, 64))
+    settings = TrainingSettings(1, batch_size=2)
+    objective = losses.aionhmr_objective()
+    judge = losses.PoseDiscriminator(23, 11, pose_features=16)
+    with pytest.raises(ValueError, match="real.age_offset: .*num_betas=10"):
+        train(network(body), data, objective, tmp_path, settings, discriminator=judge, real=adversary)
+    aged = adversary._replace(age_offset=torch.rand(50))
+    train(network(body), data, objective, tmp_path, settings, discriminator=judge, real=aged, progress=len)
+    with pytest.raises(ValueError, match='objective has the term "adversarial"'):
+        train(network(body), data, objective, tmp_path, settings)
+
+
+def test_validation_sees_the_averaged_weights(body, shards, tmp_path):
+    data, seen = TrainingData(shards, size=(48, 64)), []
+
+    def validate(net):
+        assert not net.training
+        torch.rand(3)
+        seen.append({name: value.clone() for name, value in net.state_dict().items()})
+        return {"mpjpe": 1.5}
+
+    net = network(body)
+    settings = TrainingSettings(2, batch_size=2, learning_rate=1e-3, save_every=1)
+    objective = losses.aionhmr_objective().without("adversarial")
+    trained = train(net, data, objective, tmp_path, settings, validate=validate, progress=len)
+    assert same(seen[-1], trained.averaged)
+    assert net.training
+    assert len(seen) == 2
+    assert json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])["mpjpe"] == 1.5
+
+
+def test_predicted_values_are_those_of_the_body(body, shards):
+    batch = TrainingData(shards, size=(48, 64)).__getitems__(range(3))
+    net = network(body)
+    prediction = net(batch.images)
+    values = predicted_values(prediction, body, batch.box, batch.camera)
+    transl = cameras.weak_to_translation(prediction.camera, batch.box, batch.camera)
+    points = body.keypoints("hmr2_44", **prediction.arguments(), transl=transl)
+    inside = cameras.normalize_points(batch.camera.project(points).pixels, batch.box)
+    torch.testing.assert_close(values["keypoints_2d"], inside, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda one: one.pop("betas"), "betas: is missing"),
+        (lambda one: one.update(betas=np.zeros(7)), r"betas: expected shape \(11,\), got \(7,\)"),
+        (lambda one: one.update(keypoints_2d=np.zeros((17, 3))), r"keypoints_2d: expected shape \(44, 3\)"),
+        (lambda one: one.update(center=np.full(2, np.nan)), "center, scale: expected a box"),
+        (lambda one: one.update(age_class=9), "age_class: expected -1 to 3, got 9"),
+        (lambda one: one.update(body_pose="lots"), "body_pose: is not numbers"),
+    ],
+)
+def test_damaged_people_are_refused_by_name(body, tmp_path, change, message):
+    found = records(body, drawn_people(body, 1))
+    change(found[0])
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for name, data in (("a.jpg", b""), ("a.data.pyd", pickle.dumps(found))):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    with pytest.raises(AnnotationError, match=f"0.tar: a person at byte [0-9]+: {message}"):
+        TrainingData(tmp_path)
+
+
+def test_damaged_shards_are_refused_by_name(shards, tmp_path):
+    whole = (shards / "a.tar").read_bytes()
+    for content, message in (
+        (b"nothing" * 200, "0.tar: not an uncompressed tar file"),
+        (whole[: len(whole) // 2], "0.tar: .*cut short"),
+        (b"\0" * 10240, "0.tar: the shard is empty"),
+    ):
+        (tmp_path / "0.tar").write_bytes(content)
+        with pytest.raises(AnnotationError, match=message):
+            TrainingData(tmp_path)
+    with pytest.raises(AnnotationError, match="no shards"):
+        TrainingData(tmp_path / "missing")
+    with pytest.raises(ValueError, match="sources: expected at least one Source"):
+        TrainingData([])
+    with pytest.raises(ValueError, match="age_class: expected one of adult, teen, kid, baby"):
+        TrainingData([Source(shards, age_class="senior")])
+    with pytest.raises(AnnotationError, match="shows enough keypoints"):
+        TrainingData(shards, filters=Filters(visible=45))
+
+
+def test_settings_and_augmentations_are_checked(unchecked):
+    for name, value in (
+        ("steps", 0),
+        ("ema", 1.0),
+        ("precision", "int8"),
+        ("learning_rate", 0.0),
+        ("decay", "step"),
+    ):
+        with pytest.raises(ValueError, match=name):
+            TrainingSettings(**{"steps": 1, name: value})
+    with pytest.raises(ValueError, match="flipped"):
+        Augmentation(flipped=1.5)
+    with pytest.raises(ValueError, match="scale"):
+        Augmentation(scale=1.0)
+    rates = [TrainingSettings(10, warmup=2, decay="cosine").rate(step) for step in (0, 1, 5, 10)]
+    assert rates == pytest.approx([0.5, 0.5 + 0.5 * np.cos(np.pi / 10), 0.5, 0])
