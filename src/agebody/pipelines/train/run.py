@@ -310,7 +310,8 @@ class _Loop:
         if wrong:
             raise TrainingError(
                 f"step {self.done + 1}: not finite: {', '.join(wrong)}; no weight was changed by it. Its "
-                f"people are rows {batch.rows.tolist()[:4]}... of the data; try a smaller learning rate or clip_norm"
+                f"people are rows {batch.rows.tolist()[:4]}... of the data; try a smaller learning_rate, or "
+                "another clip_norm"
             )
 
     def _log(self, terms: dict[str, float], more: dict[str, float], progress: Callable[[str], None]) -> None:
