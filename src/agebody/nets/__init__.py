@@ -2,13 +2,19 @@
 
 from agebody.nets.checkpoints import Checkpoint, load_checkpoint, read_checkpoint
 from agebody.nets.decoder import DecoderHead
+from agebody.nets.field_of_view import FieldOfView
 from agebody.nets.images import normalize_images
+from agebody.nets.iterative import IterativeHead
+from agebody.nets.part_attention import PartAttentionHead
 from agebody.nets.regressor import Prediction, Regressor, read_prediction, start_readouts
 from agebody.nets.vit import ViT, ViTSize
 
 __all__ = [
     "Checkpoint",
     "DecoderHead",
+    "FieldOfView",
+    "IterativeHead",
+    "PartAttentionHead",
     "Prediction",
     "Regressor",
     "ViT",

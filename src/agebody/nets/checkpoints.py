@@ -14,7 +14,8 @@ from agebody.assets.asset import AssetError
 from agebody.assets.container import PathLike, naming, opened_tensors
 from agebody.body import BodyModel
 from agebody.losses import PoseDiscriminator
-from agebody.nets.decoder import HEAD_SIZE, DecoderHead, layer_names, readout_of
+from agebody.nets.decoder import HEAD_SIZE, DecoderHead
+from agebody.nets.readouts import layer_names, readout_of
 from agebody.nets.regressor import Regressor
 from agebody.nets.vit import VIT_SIZES, ViT, ViTSize
 

@@ -8,30 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from agebody.checks import expect
+from agebody.nets.readouts import ReadoutHead
 from agebody.nets.regressor import start_readouts
 
-_MODULES = {
-    "pose": ("decpose", "init_body_pose"),
-    "betas": ("decshape", "init_betas"),
-    "camera": ("deccam", "init_cam"),
-    "keypoints": ("deckp", "init_kp"),
-    "hands": ("dechandpose", "init_hand_pose"),
-}
-"""Read-out -> names of its layer and of its start in the published weights."""
 
-
-def layer_names(readout: str) -> tuple[str, str]:
-    """Return the names in the weights of a read-out's layer and of its start."""
-    return _MODULES.get(readout, (f"dec{readout}", f"init_{readout}"))
-
-
-def readout_of(layer: str) -> str:
-    """Return the read-out of a layer, the inverse of `layer_names`."""
-    return next((name for name, (own, _) in _MODULES.items() if own == layer), layer.removeprefix("dec"))
-
-
-class DecoderHead(nn.Module):
+class DecoderHead(ReadoutHead):
     """Read numbers out of image features by one query that attends to all of them.
 
     The head of HMR2 (Goel et al., ICCV 2023), with which AionHMR and CameraHMR differ in read-outs and in the
@@ -60,23 +41,14 @@ class DecoderHead(nn.Module):
         depth: int = 6,
         heads: int = 8,
     ) -> None:
-        super().__init__()
-        starts = {name: given for name, given in readouts.items() if isinstance(given, Tensor)}
-        unknown = [name for name in token_starts if name not in starts]
+        super().__init__(readouts, condition)
+        unknown = [name for name in token_starts if self.start(name) is None]
         if unknown:
             raise ValueError(f"token_starts: expected read-outs that have a start, got {', '.join(unknown)}")
-        self.channels, self.condition, self.token_starts = channels, condition, tuple(token_starts)
-        token = condition + sum(starts[name].numel() for name in token_starts)
+        self.channels, self.token_starts = channels, tuple(token_starts)
+        token = condition + sum(self.sizes[name] for name in token_starts)
         self.transformer = _Transformer(max(token, 1), width, channels, depth, heads)
-        self.sizes = {name: v.numel() if isinstance(v, Tensor) else v for name, v in readouts.items()}
-        for name, size in self.sizes.items():
-            layer, start = layer_names(name)
-            linear = nn.Linear(width, size)
-            nn.init.xavier_uniform_(linear.weight, gain=0.01)  # a new head reads its starts
-            nn.init.zeros_(linear.bias)
-            self.add_module(layer, linear)
-            if name in starts:
-                self.register_buffer(start, starts[name].detach().clone().reshape(1, -1))
+        self.add_layers(width)
 
     @classmethod
     def preset(cls, name: str, *, channels: int = 1280) -> DecoderHead:
@@ -109,26 +81,13 @@ class DecoderHead(nn.Module):
             wanted = f"(B, {self.channels}, h, w) or (B, T, {self.channels})"
             raise ValueError(f"features: expected shape {wanted}, got {tuple(features.shape)}")
         people = context.shape[0]
-        if self.condition == 0 and condition is not None:
-            raise ValueError("condition: expected None, for this head takes no condition")
-        starts = [getattr(self, layer_names(name)[1]).expand(people, -1) for name in self.token_starts]
-        if self.condition:
-            given = torch.zeros(0) if condition is None else condition
-            given = expect("condition", given, self.condition)
-            if given.shape[:-1] != (people,):
-                raise ValueError(
-                    f"condition: expected shape ({people}, {self.condition}), got {tuple(given.shape)}"
-                )
-            starts = [given.to(context.dtype), *starts]
-        token = torch.cat(starts, -1) if starts else context.new_zeros(people, 1)
+        starts = self.starts(people)
+        given = self.expect_condition(condition, context)
+        parts = [] if given is None else [given]
+        parts += [starts[name] for name in self.token_starts]
+        token = torch.cat(parts, -1) if parts else context.new_zeros(people, 1)
         query = self.transformer(token, context)
-        found = {}
-        for name in self.sizes:
-            layer, start = layer_names(name)
-            found[name] = self.get_submodule(layer)(query)
-            if hasattr(self, start):
-                found[name] = found[name] + getattr(self, start)
-        return found
+        return {name: self.read(name, query) for name in self.sizes}
 
 
 _PRESETS: dict[str, tuple[int, int, dict[str, Tensor | int], int, tuple[str, ...]]] = {

@@ -1,0 +1,44 @@
+"""The field of view of a camera from a picture of people, so that their size and distance are not one."""
+
+from __future__ import annotations
+
+import math
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from agebody.checks import expect
+
+
+class FieldOfView(nn.Module):
+    """Estimate the vertical field of view of an image from its class token.
+
+    The camera branch of Metric-Aware HMR (Wang et al. 2025): a perceptron that begins near 30 degrees. The
+    weights have the names of the published ones.
+
+    Args:
+        channels: of the token.
+        least: smallest field of view [rad].
+    """
+
+    def __init__(self, channels: int = 768, *, least: float = 0.08) -> None:
+        super().__init__()
+        self.channels, self.least = channels, least
+        self.layers = nn.ModuleList(nn.Linear(channels, channels) for _ in range(3))
+        self.layers.append(last := nn.Linear(channels, 1))
+        nn.init.xavier_uniform_(last.weight, gain=0.1)
+        nn.init.constant_(last.bias, math.pi / 6)
+
+    def forward(self, token: Float[Tensor, "*batch C"]) -> Float[Tensor, "*batch"]:
+        """Return the field of view [rad], from which `fov_to_focal` gives the focal length of an image.
+
+        The gradient is that of the estimate before it is clamped, so that a branch below ``least`` recovers.
+
+        Args:
+            token: one per image, such as the first token of DINOv2.
+        """
+        expect("token", token, self.channels)
+        for layer in self.layers[:-1]:
+            token = layer(token).relu()
+        found = self.layers[-1](token)[..., 0]
+        return found + (found.clamp_min(self.least) - found).detach()

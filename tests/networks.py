@@ -1,0 +1,36 @@
+"""Weights that follow from their names alone, and what every network must be able to do."""
+
+import math
+
+import torch
+from torch import nn
+
+
+def wave(name: str, *shape: int) -> torch.Tensor:
+    """Return numbers that follow from a name and a shape, of about the size of new weights."""
+    phase = sum(map(ord, name)) % 97
+    numbers = torch.sin(phase + 1.7 * torch.arange(math.prod(shape), dtype=torch.float64)).reshape(shape)
+    spread = 1.0 if len(shape) < 2 else math.prod(shape[1:]) ** -0.5
+    if name.endswith("running_var"):
+        numbers = numbers.abs() + 0.5
+    return (spread * numbers).float()
+
+
+def filled(module: nn.Module) -> nn.Module:
+    """Give a module such weights, and return it in evaluation mode."""
+    with torch.no_grad():
+        for name, tensor in module.state_dict().items():
+            if tensor.is_floating_point():
+                tensor.copy_(wave(name, *tensor.shape))
+    return module.eval()
+
+
+def onnx_outputs(module: nn.Module, example: torch.Tensor, given: torch.Tensor, path) -> list[torch.Tensor]:
+    """Export a module with a batch of any size; return what onnxruntime gets from another batch."""
+    import onnxruntime
+
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.onnx.export(module, (example,), dynamo=True, dynamic_shapes=[{0: batch}], verbose=False)
+    program.save(path)
+    session = onnxruntime.InferenceSession(path)
+    return [torch.from_numpy(a) for a in session.run(None, {session.get_inputs()[0].name: given.numpy()})]
