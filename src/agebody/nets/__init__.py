@@ -5,6 +5,7 @@ from agebody.nets.decoder import DecoderHead
 from agebody.nets.field_of_view import FieldOfView
 from agebody.nets.images import normalize_images
 from agebody.nets.iterative import IterativeHead
+from agebody.nets.lifter import Estimate, Lifter
 from agebody.nets.part_attention import PartAttentionHead
 from agebody.nets.regressor import Prediction, Regressor, read_prediction, start_readouts
 from agebody.nets.vit import ViT, ViTSize
@@ -12,8 +13,10 @@ from agebody.nets.vit import ViT, ViTSize
 __all__ = [
     "Checkpoint",
     "DecoderHead",
+    "Estimate",
     "FieldOfView",
     "IterativeHead",
+    "Lifter",
     "PartAttentionHead",
     "Prediction",
     "Regressor",

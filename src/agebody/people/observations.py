@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -46,7 +45,7 @@ def observe(
     *,
     layout: str | KeypointLayout = "coco17",
     seed: int = 0,
-    noise: float = 2.0,
+    noise: float | Tensor = 2.0,
     self_occlusion: bool = False,
     occluders: float = 0.0,
     dropped: float = 0.0,
@@ -67,7 +66,8 @@ def observe(
         people: from `random_people`.
         layout: of the keypoints.
         seed: of the random numbers.
-        noise: standard deviation of each coordinate [pixels].
+        noise: standard deviation of each coordinate [pixels]: a number, or one per point that broadcasts to
+            (N, K).
         self_occlusion: compute which points the person's own body hides; takes 20 to 50 ms per person.
         occluders: share of people behind a box that hides a fifth to a half of their extent from one side,
             most often from below, as tables do.
@@ -79,15 +79,13 @@ def observe(
     shares = (occluders, dropped, swapped, borrowed, stray)
     for name, share in zip(("occluders", "dropped", "swapped", "borrowed", "stray"), shares, strict=True):
         expect_share(name, share)
-    if not 0 <= noise < math.inf:
-        raise ValueError(f"noise: expected a number of 0 or more, got {noise}")
     layout = get_layout(layout)
     draw, count, number = Draws(seed), len(people.years), len(layout)
+    sd = _noise(noise, count, number)
     with torch.no_grad():
         parameters = people.parameters
-        shaped = body.shape(parameters)
-        points = shaped.keypoints(layout, parameters).double().cpu()
-        root = shaped.keypoints("smpl24", parameters)[:, 0, 2]
+        points = body.keypoints(layout, parameters).double().cpu()
+        root = body.keypoints("smpl24", parameters)[:, 0, 2]
         unhidden = torch.ones(count, number, dtype=torch.bool)
         if self_occlusion:
             unhidden = _unhidden(body, people, layout)
@@ -99,7 +97,7 @@ def observe(
     visible = in_image & unhidden & ~behind
     found = in_image & ~(behind & draw.chance(count, number, 0.5)) & ~draw.chance(count, number, dropped)
 
-    sd = noise * torch.where(visible, 1.0, HIDDEN_NOISE)[..., None]
+    sd = sd[..., None] * torch.where(visible, 1.0, HIDDEN_NOISE)[..., None]
     noisy = exact + sd * draw.normal(count, number, 2)
     others = _beside(exact, box, draw)
     source = _swap(layout, swapped, count, draw)
@@ -126,6 +124,19 @@ def observe(
         wrong=wrong.to(like.device),
         depth=root,
     )
+
+
+def _noise(noise: float | Tensor, count: int, number: int) -> Float[Tensor, "N K"]:
+    sd = torch.as_tensor(noise).detach().double().cpu()
+    try:
+        sd = sd.expand(count, number)
+    except RuntimeError:
+        raise ValueError(
+            f"noise: expected a shape that broadcasts to {(count, number)}, got {tuple(sd.shape)}"
+        ) from None
+    if not ((sd >= 0) & sd.isfinite()).all():
+        raise ValueError(f"noise: expected a number of 0 or more, got {noise}")
+    return sd
 
 
 def _unhidden(body: BodyModel, people: People, layout: KeypointLayout) -> Bool[Tensor, "N K"]:

@@ -78,6 +78,7 @@ def random_people(
     heading: float = math.pi,
     truncated: float = 0.0,
     pose_sd: float = 1.0,
+    posture_years: Tensor | None = None,
 ) -> People:
     """Draw random people of every age; the same seed gives the same people on every device.
 
@@ -106,6 +107,8 @@ def random_people(
         heading: largest turn away from the camera, to either side [rad].
         truncated: share of people with up to two fifths of their extent beyond one border of the image.
         pose_sd: factor of the random rotations of joints.
+        posture_years: (N) ages whose postures and camera views the people take; their own if None. With ages
+            independent of these, posture says nothing about age.
     """
     if count < 1:
         raise ValueError(f"count: expected 1 or more, got {count}")
@@ -126,9 +129,10 @@ def random_people(
     grown = curve.years_to_stature(ADULT_YEARS) if curve else 1.0
     betas = draw.normal(count, body.num_betas).clamp(-2.5, 2.5) * (growth / grown)[:, None]
 
-    postures = _choose_postures(years, draw)
+    posture_years = years if posture_years is None else _given_years("posture_years", posture_years, count)
+    postures = _choose_postures(posture_years, draw)
     rotations = _poses(postures, body.asset.joint_names, offset, pose_sd, draw)
-    rotations[:, 0] = _facing(postures, years, heading, draw) @ rotations[:, 0]
+    rotations[:, 0] = _facing(postures, posture_years, heading, draw) @ rotations[:, 0]
     pose = matrix_to_axis_angle(rotations)
 
     image = torch.tensor([float(side) for side in size]).double()
@@ -241,11 +245,7 @@ def expect_share(name: str, share: float) -> None:
 
 def _ages(ages: Ages, count: int, curve: AgeCurve | None, draw: Draws) -> Tensor:
     if isinstance(ages, Tensor):
-        if ages.shape != (count,):
-            raise ValueError(f"ages: expected shape ({count},), got {tuple(ages.shape)}")
-        years = ages.detach().double().cpu()
-        if not ((years >= 0) & years.isfinite()).all():
-            raise ValueError("ages: expected finite ages of 0 or more")
+        years = _given_years("ages", ages, count)
         youngest = float(years.min())
     elif ages == "balanced":
         if curve is None:
@@ -267,6 +267,15 @@ def _ages(ages: Ages, count: int, curve: AgeCurve | None, draw: Draws) -> Tensor
         youngest = low
     if curve is None and youngest < ADULT_YEARS:
         raise ValueError(f"ages: the body has one age; expected {ADULT_YEARS:g} years or more")
+    return years
+
+
+def _given_years(name: str, given: Tensor, count: int) -> Float[Tensor, " N"]:
+    if given.shape != (count,):
+        raise ValueError(f"{name}: expected shape ({count},), got {tuple(given.shape)}")
+    years = given.detach().double().cpu()
+    if not ((years >= 0) & years.isfinite()).all():
+        raise ValueError(f"{name}: expected finite ages of 0 or more")
     return years
 
 
