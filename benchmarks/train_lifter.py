@@ -216,7 +216,10 @@ def batches(
     """Yield batches of ``size``: each round, ``people`` new ones on every body, observed several times."""
     for i in range(rounds):
         drawn = [
-            (body, draw_people(body, people, 2 * i + which, truncated=0.15, pose_sd=(1.0, 1.0, 1.5)[i % 3]))
+            (
+                body,
+                draw_people(body, people, 2 * i + which, truncated=0.15, pose_sd=(1.0, 1.0, 1.5)[i % 3]),
+            )
             for which, body in enumerate(bodies.values())
         ]
         for j in range(observed):
@@ -244,7 +247,7 @@ def train(
     """Return a trained lifter, and the mean loss of each round."""
     torch.manual_seed(seed)
     net = nets.Lifter(width=width, blocks=blocks)
-    tree = KinematicTree(next(iter(bodies.values())).asset.parents)
+    tree = KinematicTree(next(iter(bodies.values())).asset.parents.tolist())
     optimizer = torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=1e-2)
     in_round = observed * math.ceil(len(bodies) * people / size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(

@@ -122,7 +122,7 @@ def fit_keypoints(
         if start is not None:
             start = read_start(body, start, batch).map(lambda part: part[:, None])
         alone = torch.ones_like(given.noise, dtype=torch.bool)[:, None]
-        evidence = read_start_sd(start, start_sd, (*batch, 1), alone)
+        evidence = read_start_sd(start, start_sd, batch, alone)
         clips = Clips(body, given, alone, 1, None, pose_prior, evidence)
         fit = _fit_in_batches(clips, stages, start, batch_size)
         fit = fit._replace(parameters=fit.parameters.map(lambda part: part[:, 0]))

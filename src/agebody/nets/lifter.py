@@ -172,7 +172,7 @@ class Lifter(nn.Module):
         logs = [name for name in SIZES if "sd" in name]
         factors = self.sd_factor.log().split([SIZES[name] for name in logs])
         for name, factor in zip(logs, factors, strict=True):
-            found[name] = found[name].clamp(-4.5, 2) + factor
+            found[name] = found[name].clamp(-4.5, 2.0) + factor
         return found
 
     @torch.no_grad()
@@ -211,6 +211,10 @@ class Lifter(nn.Module):
         layout = get_layout(layout)
         if tuple(body.asset.joint_names) != SMPL_JOINT_NAMES:
             raise ValueError("body: expected SMPL's 24 joints, which the lifter was trained on")
+        columns, points = _matching(layout)
+        if not points:
+            known = ", ".join(POINTS.names[:3])
+            raise ValueError(f"layout: the lifter knows none of its points; expected some such as {known}")
         with own_precision(body.device):
             given = read_observed(
                 body,
@@ -239,7 +243,6 @@ class Lifter(nn.Module):
             age = found.age_offset if body.age_anchors else None
             prediction = Prediction(matrices[:, 0], matrices[:, 1:], found.betas, age, place, {})
             trust = torch.ones_like(given.weights)
-            columns, points = _matching(layout)
             trust[:, columns] = readouts["trust"].sigmoid()[:, points]
             found = to_world(body, found, given.camera)
 

@@ -1,0 +1,294 @@
+"""The lifter: what it makes of keypoints, of which points and bodies, and how sure it is of it."""
+
+import pytest
+import torch
+import train_lifter
+from bodies import random_body
+from safetensors.torch import save_file
+
+import agebody
+from agebody.age import age_class
+from agebody.cameras import Camera, weak_to_translation
+from agebody.fitting import fit_keypoints
+from agebody.fitting.frames import AIONHMR
+from agebody.keypoints import LAYOUTS, KeypointLayout
+from agebody.metrics import pa_mpjpe
+from agebody.nets import Lifter
+from agebody.nets.lifter import BONES, FEATURES, POINTS, SIZES, bone_lengths
+from agebody.people import observe, random_people
+
+COUNT = 48
+
+
+@pytest.fixture(scope="module")
+def net():
+    return Lifter.load()
+
+
+@pytest.fixture(scope="module")
+def body(mannequin_asset):
+    return agebody.SMPLA(mannequin_asset)
+
+
+@pytest.fixture(scope="module")
+def people(body):
+    return random_people(body, COUNT, seed=5)
+
+
+@pytest.fixture(scope="module")
+def seen(body, people):
+    return observe(body, people, seed=5)
+
+
+def same(first, second, tolerance=2e-4):
+    for name, part in first.parameters._asdict().items():
+        torch.testing.assert_close(part, getattr(second.parameters, name), atol=tolerance, rtol=1e-3)
+
+
+def pa(body, parameters, people):
+    joints = [body.keypoints("smpl24", each) for each in (parameters, people.parameters)]
+    return pa_mpjpe(*joints, reduction="none")
+
+
+def test_a_short_training_falls(body):
+    net, history = train_lifter.train(
+        {"mannequin": body}, rounds=3, people=128, observed=2, size=32, width=64, blocks=1, say=False
+    )
+    assert history[2] < 0.8 * history[0]
+    first, second = (
+        train_lifter.train(
+            {"mannequin": body}, rounds=1, people=64, observed=1, size=32, width=64, blocks=1, say=False
+        )[0].state_dict()
+        for _ in range(2)
+    )
+    for name, part in first.items():
+        assert torch.equal(part, second[name]), name
+    train_lifter.calibrate(net, {"mannequin": body}, 64)
+    assert net.sd_factor.isfinite().all()
+    assert not torch.equal(net.sd_factor, torch.ones_like(net.sd_factor))
+
+
+class TestEstimate:
+    def test_people_are_found(self, net, body, people, seen):
+        found = net.estimate(body, seen.keypoints, people.camera, weights=seen.weights, size=people.size)
+        error = pa(body, found.parameters, people)
+        assert error.mean() < 0.06  # the mean pose is 0.2 off
+        z = (found.parameters.transl - people.transl)[:, 2].abs() / people.transl[:, 2]
+        assert z.median() < 0.15
+        again = net.estimate(body, seen.keypoints, people.camera, weights=seen.weights, size=people.size)
+        assert all(torch.equal(*pair) for pair in zip(found.parameters, again.parameters, strict=True))
+
+    def test_a_known_age_or_depth_decides_the_size(self, net, body, people, seen):
+        given = body, seen.keypoints, people.camera
+        kinds = age_class(people.age_offset)
+        unknown = net.estimate(*given, weights=seen.weights)
+        known = net.estimate(*given, weights=seen.weights, age_class=kinds)
+        assert (age_class(known.parameters.age_offset) == kinds).float().mean() > 0.99
+
+        def error(found):
+            return (found.parameters.age_offset - people.age_offset).abs().mean()
+
+        assert error(known) < 0.6 * error(unknown)
+        years = net.estimate(*given, weights=seen.weights, years=people.years)
+        assert error(years) < error(known)
+        far = net.estimate(*given, weights=seen.weights, depth=seen.depth)
+        off = (body.keypoints("smpl24", far.parameters)[:, 0, 2] - seen.depth).abs() / seen.depth
+        assert off.median() < 0.02
+        assert error(far) < 0.6 * error(unknown)
+
+    def test_standard_deviations_are_those_of_the_errors(self, net, body):
+        people = random_people(body, 400, seed=6)
+        seen = observe(body, people, seed=6, noise=8.0)
+        found = net.estimate(body, seen.keypoints, people.camera, weights=seen.weights)
+        for name in ("age_offset", "transl", "betas"):
+            error = (getattr(found.parameters, name) - getattr(people, name)).abs()
+            within = (error < found.sd[name]).float().mean()
+            assert 0.55 < within < 0.9, name
+            assert (error < 2 * found.sd[name]).float().mean() > 0.9, name
+
+    def test_wrong_points_are_not_trusted(self, net, body, people):
+        seen = observe(body, people, seed=5, stray=0.1)
+        found = net.estimate(body, seen.keypoints, people.camera, weights=seen.weights)
+        known = seen.weights > 0
+        wrong, right = found.trust[seen.wrong], found.trust[known & ~seen.wrong]
+        assert (wrong[:, None] < right).float().mean() > 0.8  # a stray may well fall near its place
+        assert right.mean() > 0.9
+
+    def test_a_fit_is_better_and_cheaper_from_it(self, net, body, people, seen):
+        found = net.estimate(body, seen.keypoints, people.camera, weights=seen.weights, size=people.size)
+        own = {name: found.sd[name] for name in ("global_orient", "body_pose")}
+        given = body, seen.keypoints, people.camera
+        fit = fit_keypoints(
+            *given, weights=seen.weights, start=found.parameters, start_sd=own, stages=AIONHMR[-1:]
+        )
+        alone = fit_keypoints(*given, weights=seen.weights)
+        assert pa(body, fit.parameters, people).mean() < 0.75 * pa(body, alone.parameters, people).mean()
+        assert pa(body, fit.parameters, people).mean() < pa(body, found.parameters, people).mean()
+
+
+class TestInput:
+    def test_points_are_matched_by_name(self, net, body, people, seen):
+        coco, pose = LAYOUTS["coco17"], LAYOUTS["openpose25"]
+        points = seen.keypoints.new_full((COUNT, len(pose), 2), torch.nan)
+        weights = seen.weights.new_zeros(COUNT, len(pose))
+        for k, name in enumerate(coco.names):
+            points[:, pose.names.index(name)] = seen.keypoints[:, k]
+            weights[:, pose.names.index(name)] = seen.weights[:, k]
+        found = net.estimate(body, points, people.camera, layout="openpose25", weights=weights)
+        same(found, net.estimate(body, seen.keypoints, people.camera, weights=seen.weights))
+        neck = pose.names.index("neck")
+        moved, sure = points.clone(), weights.clone()
+        moved[:, neck], sure[:, neck] = 7.0, 1.0  # OpenPose's neck is not SMPL's
+        other = net.estimate(body, moved, people.camera, layout="openpose25", weights=sure)
+        same(found, other)
+        assert (other.trust[:, neck] == 1).all()
+
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    def test_every_layout_is_taken(self, net, body, people, layout):
+        points = torch.full((1, len(LAYOUTS[layout]), 2), 3.0)
+        found = net.estimate(body, points, Camera.guess((640, 480)), layout=layout)
+        assert found.trust.shape == (1, len(LAYOUTS[layout]))
+
+    def test_weight_0_is_not_there(self, net, body, people, seen):
+        weights = seen.weights.clone()
+        weights[:, 9:11] = 0
+        points = seen.keypoints.clone()
+        points[:, 9:11] = torch.nan
+        found = net.estimate(body, points, people.camera, weights=weights)
+        same(found, net.estimate(body, points.nan_to_num(5.0), people.camera, weights=weights))
+
+    def test_people_without_points_are_finite(self, net, body):
+        found = net.estimate(
+            body, torch.full((2, 17, 2), torch.nan), Camera.guess((640, 480)), weights=torch.zeros(2, 17)
+        )
+        assert all(part.isfinite().all() for part in (*found.parameters, *found.sd.values(), found.trust))
+        empty = net.estimate(body, torch.zeros(0, 17, 2), Camera.guess((640, 480)))
+        assert empty.parameters.body_pose.shape == (0, 23, 3)
+
+    def test_batches_have_any_shape(self, net, body, people, seen):
+        whole = net.estimate(body, seen.keypoints, people.camera, weights=seen.weights, size=(1280, 960))
+        camera = people.camera.map(lambda part: part.reshape(6, 8, -1))
+        found = net.estimate(
+            body,
+            seen.keypoints.reshape(6, 8, 17, 2),
+            camera,
+            weights=seen.weights.reshape(6, 8, 17),
+            size=(1280, 960),
+        )
+        assert found.sd["body_pose"].shape == (6, 8, 23, 1)
+        torch.testing.assert_close(found.parameters.transl.reshape(-1, 3), whole.parameters.transl)
+
+    def test_a_larger_image_shows_the_same_person(self, net, body, people, seen):
+        larger = people.camera._replace(focal=2 * people.camera.focal, center=2 * people.camera.center)
+        found = net.estimate(body, 2 * seen.keypoints, larger, weights=seen.weights, size=2 * people.size)
+        same(
+            found,
+            net.estimate(body, seen.keypoints, people.camera, weights=seen.weights, size=people.size),
+            2e-3,
+        )
+
+    def test_the_world_is_that_of_the_camera(self, net, body, people, seen):
+        generator = torch.Generator().manual_seed(0)
+        turn = torch.linalg.qr(torch.randn(3, 3, generator=generator)).Q
+        turn = turn * torch.linalg.det(turn)
+        posed = people.camera._replace(
+            rotation=turn.expand(COUNT, 3, 3), translation=torch.tensor([0.3, 0.2, 1.0]).expand(COUNT, 3)
+        )
+        found = net.estimate(body, seen.keypoints, posed, weights=seen.weights)
+        here = net.estimate(body, seen.keypoints, people.camera, weights=seen.weights)
+        torch.testing.assert_close(
+            posed.project(body.keypoints("coco17", found.parameters)).pixels,
+            people.camera.project(body.keypoints("coco17", here.parameters)).pixels,
+            atol=0.05,
+            rtol=1e-4,
+        )
+
+    def test_the_prediction_is_the_same_body(self, net, body, people, seen):
+        box = torch.tensor([100.0, 80, 900, 700]).expand(COUNT, 4)
+        found = net.estimate(body, seen.keypoints, people.camera, weights=seen.weights, box=box)
+        place = weak_to_translation(found.prediction.camera, box, people.camera)
+        near = found.parameters.transl[:, 2] < 2 * people.camera.focal[:, 0] / (0.011 * 800)
+        torch.testing.assert_close(place[near], found.parameters.transl[near].to(place), atol=2e-3, rtol=1e-3)
+        own = agebody.SMPLA(body.asset, pose_format="matrix")
+        torch.testing.assert_close(
+            own(**found.prediction.arguments(), transl=found.parameters.transl).vertices,
+            body(found.parameters).vertices,
+            atol=1e-4,
+            rtol=1e-4,
+        )
+
+    def test_a_body_of_one_age_is_taken(self, net, body, people, seen):
+        adult = agebody.SMPL(body.asset)
+        found = net.estimate(adult, seen.keypoints, people.camera, weights=seen.weights)
+        assert found.prediction.age_offset is None
+        assert (found.parameters.age_offset == 0).all()
+        child = agebody.SMIL(body.asset.at_age(1.0))
+        near = net.estimate(child, seen.keypoints, people.camera, weights=seen.weights)
+        assert (near.parameters.transl[:, 2] < 0.6 * found.parameters.transl[:, 2]).all()
+
+    def test_bad_input_is_refused(self, net, body, people, seen, tmp_path, unchecked):
+        given = body, seen.keypoints, people.camera
+        with pytest.raises(ValueError, match="joints"):
+            net.estimate(agebody.SMPLA(random_body()), *given[1:])
+        with pytest.raises(ValueError, match="keypoints: expected"):
+            net.estimate(body, torch.zeros(3, 16, 2), Camera.guess((640, 480)))
+        with pytest.raises(ValueError, match="keypoints: expected finite"):
+            net.estimate(body, torch.full((1, 17, 2), torch.nan), Camera.guess((640, 480)))
+        with pytest.raises(ValueError, match="box"):
+            net.estimate(*given, box=torch.zeros(COUNT, 3))
+        named = KeypointLayout("mine", ("tail",), (("joints", "head"),))
+        with pytest.raises(ValueError, match="none of its points"):
+            net.estimate(body, torch.zeros(1, 1, 2), Camera.guess((640, 480)), layout=named)
+        wrong = tmp_path / "wrong.safetensors"
+        wrong.write_bytes(b"nothing")
+        with pytest.raises(ValueError, match=r"wrong\.safetensors: expected a lifter's weights"):
+            Lifter.load(wrong)
+        save_file({"a": torch.zeros(1)}, wrong)
+        with pytest.raises(ValueError, match="another file"):
+            Lifter.load(wrong)
+        with pytest.raises(ValueError, match="missing"):
+            Lifter.load(tmp_path / "missing.safetensors")
+
+
+class TestWeights:
+    def test_they_are_small_and_say_what_made_them(self, tmp_path):
+        from importlib.resources import files
+
+        from safetensors import safe_open
+
+        path = files("agebody.nets") / "lifter.safetensors"
+        assert len(path.read_bytes()) < 5e6
+        with safe_open(str(path), "pt") as file:
+            about = file.metadata()
+        assert about["script"] == "benchmarks/train_lifter.py"
+        assert {"rounds", "people", "observed", "seed", "commit", "data", "torch"} <= set(about)
+
+    def test_saved_and_loaded_they_are_the_same(self, net, tmp_path):
+        net.save(tmp_path / "mine.safetensors", {"seed": "1"})
+        again = Lifter.load(tmp_path / "mine.safetensors")
+        features = torch.randn(3, FEATURES, generator=torch.Generator().manual_seed(0))
+        for name, part in net(features).items():
+            assert torch.equal(part, again(features)[name]), name
+            assert part.shape == (3, SIZES[name])
+
+    def test_onnx_takes_any_batch(self, net, tmp_path, unchecked):
+        onnxruntime = pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnxscript")
+        path = tmp_path / "lifter.onnx"
+        shapes = ({0: torch.export.Dim("people")},)
+        given = (torch.zeros(2, FEATURES),)
+        torch.onnx.export(net, given, dynamo=True, dynamic_shapes=shapes, verbose=False).save(path)
+        session = onnxruntime.InferenceSession(path)
+        features = torch.randn(5, FEATURES, generator=torch.Generator().manual_seed(0))
+        found = session.run(None, {session.get_inputs()[0].name: features.numpy()})
+        for name, part in zip(SIZES, found, strict=True):
+            torch.testing.assert_close(torch.from_numpy(part), net(features)[name], atol=1e-5, rtol=1e-4)
+
+
+def test_bones_have_two_sides(body):
+    rest = body.shape(betas=torch.zeros(1, body.num_betas)).rest_joints
+    lengths = bone_lengths(rest)
+    assert lengths.shape == (1, len(BONES))
+    thigh = (rest[0, 1] - rest[0, 4]).norm(), (rest[0, 2] - rest[0, 5]).norm()
+    torch.testing.assert_close(lengths[0, 6], sum(thigh) / 2)
+    assert len(POINTS) == 17 + 6 + 12
