@@ -44,23 +44,14 @@ POINTS = KeypointLayout(
 )
 """The points that the network knows: COCO's, the feet's, and SMPL's other joints."""
 
-BONES: tuple[tuple[tuple[str, str], ...], ...] = (
-    (("pelvis", "neck"),),
-    (("neck", "head"),),
-    (("left_shoulder", "right_shoulder"),),
-    (("left_hip", "right_hip"),),
-    *(
-        tuple((f"{side}_{a}", f"{side}_{b}") for side in ("left", "right"))
-        for a, b in (
-            ("shoulder", "elbow"),
-            ("elbow", "wrist"),
-            ("hip", "knee"),
-            ("knee", "ankle"),
-            ("ankle", "foot"),
-        )
-    ),
+_LIMBS = ("shoulder elbow", "elbow wrist", "hip knee", "knee ankle", "ankle foot")
+_PAIRS = (
+    *(2 * (pair,) for pair in (("pelvis", "neck"), ("neck", "head"))),
+    *(2 * ((f"left_{part}", f"right_{part}"),) for part in ("shoulder", "hip")),
+    *(tuple(tuple(f"{side}_{end}" for end in limb.split()) for side in ("left", "right")) for limb in _LIMBS),
 )
-"""Lengths that decide the betas, each the mean of both sides."""
+BONES = tuple(tuple(SMPL_JOINT_NAMES.index(end) for side in pair for end in side) for pair in _PAIRS)
+"""Lengths that decide the betas: the joints at both ends, of the left and of the right side."""
 
 SIZES = {
     "pose": 6 * len(SMPL_JOINT_NAMES),
@@ -319,15 +310,8 @@ class Lifter(nn.Module):
 
 def bone_lengths(joints: Float[Tensor, "*batch 24 3"]) -> Float[Tensor, "*batch L"]:
     """Return the lengths of `BONES` of bodies at rest [m]."""
-    index = SMPL_JOINT_NAMES.index
-    return torch.stack(
-        [
-            sum((joints[..., index(a), :] - joints[..., index(b), :]).norm(dim=-1) for a, b in sides)
-            / len(sides)
-            for sides in BONES
-        ],
-        -1,
-    )
+    ends = joints[..., BONES, :].unflatten(-2, (2, 2))
+    return (ends[..., 0, :] - ends[..., 1, :]).norm(dim=-1).mean(-1)
 
 
 def lifter_features(
