@@ -1,12 +1,13 @@
-"""The layers under torch's compilers, exporters and transforms, on a body of real size."""
+"""The layers and a network under torch's compilers, exporters and transforms, on a body of real size."""
 
 import os
 
 import numpy as np
 import pytest
 import torch
+from bodies import random_body
 
-from agebody import SMPLA, BodyParameters
+from agebody import SMPLA, BodyParameters, nets
 
 TYPES_CHECKED = os.environ.get("AGEBODY_TYPECHECK", "1") == "1"
 
@@ -150,6 +151,40 @@ def test_onnx_runs_in_onnxruntime(body, tmp_path):
     more = arguments(5)
     got = session.run(None, {name: value.numpy() for name, value in more.items()})
     assert_same_bodies(got, body(**more))
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    layer = SMPLA(random_body(), pose_format="matrix")
+    head = nets.DecoderHead(nets.start_readouts(layer), channels=32, width=48, depth=1, heads=1, condition=3)
+    return nets.Regressor(nets.ViT(nets.ViTSize(32, 1, 2), image_size=(64, 48)), head, layer).eval()
+
+
+def assert_same_predictions(found, expected):
+    for part, reference in zip(found, expected[:5], strict=True):
+        torch.testing.assert_close(torch.as_tensor(part), reference, rtol=0, atol=4e-6)
+
+
+def test_a_network_compiles(network):
+    torch._dynamo.reset()
+    given = torch.randn(2, 3, 64, 64), torch.randn(2, 3)
+    compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
+    assert_same_predictions(compiled(*given)[:5], network(*given))
+
+
+def test_a_network_runs_in_onnxruntime(network, tmp_path):
+    import onnxruntime
+
+    batch = torch.export.Dim("batch")
+    given, more = ((torch.randn(n, 3, 64, 64), torch.randn(n, 3)) for n in (2, 5))
+    shapes = {"images": {0: batch}, "condition": {0: batch}}
+    program = torch.onnx.export(network, given, dynamo=True, verbose=False, dynamic_shapes=shapes)
+    program.save(tmp_path / "network.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "network.onnx")
+    assert [i.name for i in session.get_inputs()] == list(shapes)
+    found = session.run(None, dict(zip(shapes, (part.numpy() for part in more), strict=True)))
+    assert_same_predictions(found, network(*more))
 
 
 def test_vmap_and_jacrev(body):

@@ -51,19 +51,19 @@ class DecoderHead(ReadoutHead):
         self.add_layers(width)
 
     @classmethod
-    def preset(cls, name: str, *, channels: int = 1280) -> DecoderHead:
+    def preset(cls, name: str, **sizes: int) -> DecoderHead:
         """Return a new head of a published network, for SMPL or SMPL-X.
 
         Args:
             name: "hmr2"; "aionhmr", with the age offset behind 10 betas; "camerahmr", with a box condition
                 and 44 keypoints of the crop; "camerahmr_x", with 15 joints of each hand and 16 betas.
-            channels: of the features.
+            sizes: ``channels`` and the others of the class.
         """
         if name not in _PRESETS:
             raise ValueError(f"name: expected one of {', '.join(_PRESETS)}, got {name!r}")
         joints, shape, others, condition, token_starts = _PRESETS[name]
         readouts = start_readouts(joints, shape) | others
-        return cls(readouts, channels=channels, condition=condition, token_starts=token_starts)
+        return cls(readouts, condition=condition, token_starts=token_starts, **sizes)
 
     def forward(
         self,
@@ -80,6 +80,7 @@ class DecoderHead(ReadoutHead):
         if context.dim() != 3 or context.shape[-1] != self.channels:
             wanted = f"(B, {self.channels}, h, w) or (B, T, {self.channels})"
             raise ValueError(f"features: expected shape {wanted}, got {tuple(features.shape)}")
+        context = context.to(self.transformer.pos_embedding.dtype)
         people = context.shape[0]
         starts = self.starts(people)
         given = self.expect_condition(condition, context)

@@ -72,7 +72,7 @@ def read_prediction(readouts: Readouts, body: BodyModel) -> Prediction:
         raise ValueError(f"readouts: missing {', '.join(missing)}")
     joints, count = body.num_joints, body.num_betas
     pose = expect("pose", readouts["pose"], 6 * joints)
-    betas, camera = readouts["betas"], expect("camera", readouts["camera"], 3)
+    betas, camera = expect("betas", readouts["betas"], None), expect("camera", readouts["camera"], 3)
     sizes = (count, count + 1) if body.age_anchors else (count,)
     if betas.shape[-1] not in sizes:
         raise ValueError(
