@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import pickletools
 from collections.abc import Callable
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from agebody.assets.asset import AssetError
+
+Stream: TypeAlias = io.BytesIO | io.BufferedReader
 
 MAX_OPCODES = 1_000_000  # an official file has hundreds; each can cost a hundred bytes of memory
 
@@ -100,7 +103,7 @@ class Machine:
         self.memo: dict[int, Any] = {}
         self.storages: dict[str, tuple[str, int]] = {}
 
-    def run(self, stream: BinaryIO) -> Any:
+    def run(self, stream: Stream) -> Any:
         """Return what a pickle describes, and leave the stream at its end."""
         opcodes = pickletools.genops(stream)
         for _ in range(MAX_OPCODES):

@@ -13,13 +13,13 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from itertools import chain
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy
 
 from agebody.assets.asset import AssetError, check_indices
-from agebody.assets.opcodes import Global, Machine, Record, checked_keys, kind_of
+from agebody.assets.opcodes import Global, Machine, Record, Stream, checked_keys, kind_of
 
 MAX_DEPTH = 32
 MAX_SIZE = 2**31
@@ -49,7 +49,7 @@ def load_torch_stream(data: bytes) -> Any:
     return parse_torch_stream(io.BytesIO(data), len(data)).resolve(size=len(data))
 
 
-def parse_torch_stream(stream: BinaryIO, size: int, *, lenient: bool = False) -> Parsed:
+def parse_torch_stream(stream: Stream, size: int, *, lenient: bool = False) -> Parsed:
     """Read a file that torch before 1.6 wrote: pickles, then the storages one by one."""
     for _ in range(3):  # torch's magic number, its protocol, and sizes of the writing machine
         parse(stream)
@@ -119,7 +119,7 @@ def _is_tensor(value: Any) -> bool:
     return isinstance(value, Record) and value.kind == "tensor"
 
 
-def parse(stream: BinaryIO, *, lenient: bool = False) -> Parsed:
+def parse(stream: Stream, *, lenient: bool = False) -> Parsed:
     """Read one pickle from a stream, up to its end."""
     machine = Machine(lenient=lenient)
     return Parsed(machine.run(stream), machine.storages)

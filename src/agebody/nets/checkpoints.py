@@ -194,7 +194,8 @@ def _build_decoder(weights: Weights, body: BodyModel) -> tuple[str, Regressor]:
     for layer in dict.fromkeys(m[1] for m in map(re.compile(r"(dec\w+)\.(?:weight|bias)$").match, head) if m):
         name = readout_of(layer)
         size = _side(head, f"{layer}.bias", 0, _side(head, f"{layer}.weight", 0, 1))
-        readouts[name] = head.get(layer_names(name)[1], size)
+        start = head.get(layer_names(name)[1])
+        readouts[name] = size if start is None else start.to(torch.get_default_dtype())
     missing = [layer_names(name)[0] for name in ("pose", "betas", "camera") if name not in readouts]
     if missing:
         raise AssetError(f"tensors that do not fit the network: missing the layers {', '.join(missing)}")
@@ -249,7 +250,8 @@ def _vit_size(weights: Weights) -> ViTSize:
         if (size.width, size.depth) == (width, depth):
             return size
     raise AssetError(
-        f"a backbone of {depth} blocks of width {width}, which is not one of ViTPose's; give network="
+        f"a backbone of {depth} blocks of width {width}, which is not one of ViTPose's; pass network=, a "
+        "network with that backbone"
     )
 
 
