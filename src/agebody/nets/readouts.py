@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from agebody.checks import expect
@@ -75,7 +74,9 @@ class ReadoutHead(nn.Module):
                 raise ValueError("condition: expected None, for this head takes no condition")
             return None
         shape = (like.shape[0], self.condition)
-        given = expect("condition", torch.zeros(0) if condition is None else condition, self.condition)
+        if condition is None:
+            raise ValueError(f"condition: expected shape {shape}, got None")
+        given = expect("condition", condition, self.condition)
         if given.shape != shape:
             raise ValueError(f"condition: expected shape {shape}, got {tuple(given.shape)}")
         return given.to(like.dtype)
