@@ -39,6 +39,7 @@ from agebody.assets.asset import SMPL_JOINT_NAMES, SMPL_PARENTS, AssetError, Reg
 from agebody.assets.io import smpl_arrays
 from agebody.assets.landmarks import SURFACE21
 from agebody.losses import MahalanobisPrior, MaxMixturePrior
+from agebody.mesh import MarkerSet
 from agebody.pipelines.evaluate.files import read_bodies
 from agebody.pipelines.labels import fit_annotations, load_labels
 from agebody.pipelines.labels.place_images import _read_map  # pyright: ignore[reportPrivateUsage]
@@ -92,6 +93,7 @@ def make_samples(folder: Path) -> list[Sample]:
     gaussian = {"mean": np.zeros(69), "prec": np.eye(69)}
     mixture = {"means": np.zeros((2, 69)), "covars": np.stack([np.eye(69)] * 2), "weights": np.full(2, 0.5)}
     MahalanobisPrior(np.zeros(69), np.eye(69), SMPL_JOINT_NAMES[1:]).save(folder / "prior")
+    MarkerSet(np.arange(2), np.full((asset.num_vertices, 2), 0.5), ("a", "b")).save(folder / "markers")
     document = coco_document()
     (folder / "coco.json").write_text(json.dumps(document))
     people = read_people(folder / "coco.json")
@@ -123,6 +125,7 @@ def make_samples(folder: Path) -> list[Sample]:
         Sample("Gaussian prior, npz", npz(gaussian), MahalanobisPrior.from_file),
         Sample("Gaussian prior, own", (folder / "prior").read_bytes(), MahalanobisPrior.from_file),
         Sample("mixture prior", pickle.dumps(mixture), MaxMixturePrior.from_file),
+        Sample("virtual markers", (folder / "markers").read_bytes(), MarkerSet.from_file),
         Sample("COCO annotations", json.dumps(document).encode(), people_of),
         Sample("COCO results", json.dumps(coco_results(document)).encode(), people_of),
         Sample("OpenPose", json.dumps(openpose_document()).encode(), people_of),
