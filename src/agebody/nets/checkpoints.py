@@ -17,13 +17,14 @@ from agebody.losses import PoseDiscriminator
 from agebody.nets.decoder import HEAD_SIZE, DecoderHead
 from agebody.nets.readouts import layer_names, readout_of
 from agebody.nets.regressor import Regressor
+from agebody.nets.spin_pare import translate_pare, translate_spin
 from agebody.nets.vit import VIT_SIZES, ViT, ViTSize
 
 Weights = dict[str, Tensor]
 
 WHERE = (
     "The weights of HMR2 come with the code of 4D-Humans and those of AionHMR with its own, both on GitHub; "
-    "those of CameraHMR come from camerahmr.is.tue.mpg.de"
+    "those of CameraHMR come from camerahmr.is.tue.mpg.de, those of SPIN and PARE with their code on GitHub"
 )
 
 
@@ -50,6 +51,8 @@ class Family(NamedTuple):
     """Gives the weights the names, and the order of 6D rotations, of a `Regressor`."""
     build: Callable[[Weights, BodyModel], tuple[str, Regressor]]
     """Returns which network it is, from translated weights, and a new one on the device "meta"."""
+    optional: re.Pattern[str] = re.compile(r"(?!)")
+    """Matches translated names of tensors that are left out where the network has none of the name."""
 
 
 def read_checkpoint(path: PathLike) -> dict[str, Tensor]:
@@ -72,8 +75,9 @@ def load_checkpoint(
     """Return the network whose weights a file holds, with a body as its last layer.
 
     Reads the files of HMR2, AionHMR and CameraHMR, and those of your own training of a `Regressor` with a
-    `ViT` and a `DecoderHead`. Nothing in the file is run. A network that reads no age offset predicts adults
-    of a body of every age.
+    `ViT` and a `DecoderHead`; with ``network`` also those of SPIN (`IterativeHead`) and PARE
+    (`PartAttentionHead`), whose backbones are yours, and of any other `Regressor`. Nothing in the file is
+    run. A network that reads no age offset predicts adults of a body of every age.
 
     Args:
         path: of Lightning, torch or safetensors.
@@ -93,10 +97,10 @@ def load_checkpoint(
         tensors = {_WRAPPERS.sub("", name): tensor for name, tensor in tensors.items()}
         left_out = [name for name in tensors if _LEFT_OUT.match(name)]
         judge = {name: tensor for name, tensor in tensors.items() if name.startswith("discriminator.")}
-        weights = {name: tensors[name] for name in tensors.keys() - judge.keys() - set(left_out)}
+        weights = {n: t for n, t in tensors.items() if n not in judge and n not in left_out}
         family = next((f for f in FAMILIES if any(map(f.mark.match, weights))), None)
         if family is not None:
-            weights = family.translate(weights)
+            weights = _translated(family, weights)
         if network is not None:
             name = type(network.head).__name__
         elif family is None:
@@ -104,9 +108,21 @@ def load_checkpoint(
         else:
             assert body is not None
             name, network = family.build(weights, body)
+        if family is not None:
+            own = network.state_dict().keys()
+            unused = [name for name in weights if name not in own and family.optional.match(name)]
+            weights = {name: tensor for name, tensor in weights.items() if name not in unused}
+            left_out += unused
         _assign(network, weights)
         discriminator = _discriminator(judge) if judge else None
     return Checkpoint(network.eval(), name, discriminator, (*left_out, *beside))
+
+
+def _translated(family: Family, weights: Weights) -> Weights:
+    try:
+        return family.translate(weights)
+    except (RuntimeError, IndexError, KeyError, StopIteration):
+        raise AssetError(f"tensors whose names or shapes are not those of {family.name}") from None
 
 
 def _read(path: PathLike) -> tuple[Weights, tuple[str, ...]]:
@@ -271,4 +287,26 @@ def _blocks(weights: Weights, prefix: str) -> int:
     return len({name[len(prefix) :].split(".")[0] for name in weights if name.startswith(prefix)})
 
 
-FAMILIES = (Family("HMR2, AionHMR, CameraHMR", _DECODER, _translate_decoder, _build_decoder),)
+def _of_your_own(backbone: str, head: str) -> Callable[[Weights, BodyModel], tuple[str, Regressor]]:
+    """Return what asks for a network whose backbone is not one of ours."""
+
+    def build(weights: Weights, body: BodyModel) -> tuple[str, Regressor]:
+        raise ValueError(f"body: pass network= instead, nets.Regressor({backbone}, nets.{head}, body)")
+
+    return build
+
+
+_SPIN = "IterativeHead(nets.start_readouts(24, 10))"
+_PARE = 'PartAttentionHead({"pose": 144, "betas": 10, "camera": 3})'
+
+FAMILIES = (
+    Family("HMR2, AionHMR, CameraHMR", _DECODER, _translate_decoder, _build_decoder),
+    Family(
+        "PARE",
+        re.compile(r"head\.pose_mlp\."),
+        translate_pare,
+        _of_your_own("your HRNet", _PARE),
+        re.compile(r"head\.(init_\w+|temperature)$"),
+    ),
+    Family("SPIN", re.compile(r"(head\.)?init_pose$"), translate_spin, _of_your_own("your ResNet-50", _SPIN)),
+)
