@@ -107,6 +107,7 @@ EXAMPLES: dict[str, Example] = {
     "losses.age_offset_loss": (losses.age_offset_loss, (A1, B1)),
     "losses.angular_velocity_loss": (losses.angular_velocity_loss, (MATRICES,)),
     "losses.betas_loss": (losses.betas_loss, (A1, B1)),
+    "losses.tals": (partial(losses.tals, threshold=0.5), (A2,)),
     "losses.charbonnier": (partial(losses.charbonnier, epsilon=0.1), (A1,)),
     "losses.depth_layer_loss": (lambda x: losses.depth_layer_loss(x, LAYERS), (A1[:, :5],)),
     "losses.discriminator_loss": (losses.discriminator_loss, (A1, B1)),

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agebody.losses import charbonnier, gmof, huber
+from agebody.losses import charbonnier, gmof, huber, reprojection_loss, tals
 from agebody.losses.robust import penalize
 
 few = settings(max_examples=25)
@@ -125,3 +125,15 @@ def test_sixteen_bits_have_room_for_large_residuals(penalty):
     residual = torch.tensor([0.0, 2.0, 3.0, 300.0, -2000.0])
     expected = penalty(residual, 10.0)
     torch.testing.assert_close(penalty(residual.half(), 10.0).float(), expected, rtol=5e-3, atol=0)
+
+
+def test_tals_scales_points_nearer_than_their_threshold():
+    pred = torch.tensor([[0.3, 0.4], [0.3, 0.4], [0.0, 0.1], [float("nan"), 0.0]], requires_grad=True)
+    threshold = torch.tensor([0.49, 0.51, 0.0, 1.0])
+    loss = partial(reprojection_loss, pred, torch.zeros(4, 2), weights=torch.tensor([1.0, 1, 2, 0]))
+    costs = loss(penalty=partial(tals, threshold=threshold, scale=0.1), reduction="none")
+    torch.testing.assert_close(costs, torch.tensor([0.7, 0.07, 0.2, 0.0]))
+    mean = loss(penalty=partial(tals, threshold=0.6, scale=0.1))
+    assert mean.item() == pytest.approx((0.07 + 0.07 + 0.02) / 4)  # nearer points still count in full
+    mean.backward()
+    torch.testing.assert_close(pred.grad, torch.tensor([[1.0, 1], [1, 1], [0, 2], [0, 0]]) * 0.1 / 4)

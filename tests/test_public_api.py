@@ -37,7 +37,7 @@ ROOMS = {
         metric_aware_objective momentum_loss part_vertices person_intersection_loss
         plane_contact_loss plane_height plane_penetration_loss relative_metric_loss
         reprojection_loss rotation_loss scan_to_mesh_loss self_intersection_loss shape_prior
-        smplify_x_objective velocity_loss
+        smplify_x_objective tals velocity_loss
     """,
     "measure": """
         A2B_MEASUREMENTS MEASUREMENTS Distance Girth Height Measurements find_landmarks

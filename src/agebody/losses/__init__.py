@@ -30,7 +30,7 @@ from agebody.losses.published import (
     metric_aware_objective,
     smplify_x_objective,
 )
-from agebody.losses.robust import charbonnier, gmof, huber
+from agebody.losses.robust import charbonnier, gmof, huber, tals
 from agebody.losses.surface import mesh_to_scan_loss, scan_to_mesh_loss
 from agebody.losses.temporal import acceleration_loss, angular_velocity_loss, momentum_loss, velocity_loss
 
@@ -79,5 +79,6 @@ __all__ = [
     "self_intersection_loss",
     "shape_prior",
     "smplify_x_objective",
+    "tals",
     "velocity_loss",
 ]

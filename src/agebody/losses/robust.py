@@ -1,4 +1,4 @@
-"""Penalties of residuals. All except the absolute value are the square near zero, not half of it."""
+"""Penalties of residuals. All except absolute values are the square near zero, not half of it."""
 
 from __future__ import annotations
 
@@ -67,3 +67,23 @@ def charbonnier(residual: Float[Tensor, "*shape"], epsilon: float) -> Float[Tens
     # As a quotient, because the difference of the two loses all digits of a small residual.
     share = at_least_float32(residual) / epsilon
     return 2 * epsilon * epsilon * share * (share / (torch.hypot(share, torch.ones_like(share)) + 1))
+
+
+def tals(
+    residual: Float[Tensor, "*shape D"], threshold: float | Tensor, scale: float = 0.05
+) -> Float[Tensor, "*shape D"]:
+    """``|r|`` for points farther away than the threshold, and ``scale |r|`` for nearer ones.
+
+    The threshold-adaptive loss scaling of TokenHMR (Dwivedi et al., CVPR 2024): below the error that even the
+    true body has under a wrong camera, 2D keypoints would bend the pose, and have little weight. It differs
+    from weights of that size, by whose sum a mean is divided.
+
+    Args:
+        residual: differences of points in D coordinates.
+        threshold: distance, in the same unit; one, or one per point.
+        scale: of the cost of nearer points.
+    """
+    residual = at_least_float32(residual)
+    far = residual.detach().norm(dim=-1, keepdim=True) > torch.as_tensor(threshold).to(residual)[..., None]
+    size = residual.abs()
+    return torch.where(far, size, scale * size)

@@ -243,6 +243,8 @@ def joint_limit_violations(
 ) -> Errors:
     """Return the share of joints that are beyond their range of motion.
 
+    HSMR (Xia et al., CVPR 2025) counts elbows and knees, with tolerances of 10, 20 and 30 degrees.
+
     Args:
         body_pose: (*batch, J, 3) rotations, or what the format says.
         limits: of the J joints, from `agebody.losses.joint_limits`; those of SMPL's 23 for adults if None.
