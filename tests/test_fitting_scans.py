@@ -13,12 +13,13 @@ import agebody
 from agebody import losses
 from agebody.cameras import Camera
 from agebody.checks import apply_mask
+from agebody.fitting.scans import registration
 from agebody.fitting.scans import surface as scan_surface
 from agebody.fitting.scans.clouds import Cloud, Plane, above_plane, fit_plane, points_from_depth
 from agebody.fitting.scans.frames import Frames
 from agebody.fitting.scans.registration import choose_frames, fit_scans
 from agebody.fitting.scans.stages import SMPLIFY_KIDS
-from agebody.fitting.scans.start import AGES, lift_landmarks, start_from_landmarks
+from agebody.fitting.scans.start import AGES, lift_landmarks, start_from_images, start_from_landmarks
 from agebody.fitting.scans.surface import register_surface
 from agebody.fitting.scans.terms import LANDMARKS, ScanTerms
 from agebody.keypoints import get_layout
@@ -467,6 +468,26 @@ class TestFit:
         with torch.no_grad():
             again = infant(fit.parameters).vertices
         torch.testing.assert_close(again, fit.vertices)
+
+    def test_the_cheaper_of_two_starts_goes_on(self, mannequin_asset, monkeypatch):
+        """Of a fit to the images and of lifted landmarks: each is the better one of some person."""
+        body = agebody.SMPLA(mannequin_asset)
+        _, _, clouds, view, options = self.observe(body, ("standing",))
+        options |= {"stages": SMPLIFY_KIDS[:2], "rounds": 1, "sample": 40, "surface": False}
+
+        def cost(**replaced):
+            with monkeypatch.context() as patch:
+                for name, make in replaced.items():
+                    patch.setattr(registration, name, make)
+                return float(fit_scans(body, clouds, view, **options).report.shape.cost[0])
+
+        def spoilt(*given):
+            found = start_from_images(*given[:3], given[-1])
+            return found._replace(transl=torch.ones(1, 3))
+
+        best = cost()
+        alone = [cost(start_from_images=spoilt), cost(start_from_landmarks=spoilt)]
+        assert min(alone) == best < max(alone) < cost(start_from_images=spoilt, start_from_landmarks=spoilt)
 
     def test_a_body_with_ages_is_found_from_a_given_start_without_landmarks(self, mannequin_asset, exclude):
         body = agebody.SMPLA(mannequin_asset)

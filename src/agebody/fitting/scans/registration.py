@@ -12,30 +12,22 @@ from torch import Tensor
 
 from agebody.body import SMIL, BodyModel
 from agebody.cameras import Camera
-from agebody.checks import apply_mask, safe_norm
 from agebody.engine.backend import BackendName
 from agebody.engine.batched import own_precision
 from agebody.fitting.scans.clouds import Cloud, Plane
 from agebody.fitting.scans.frames import Frames, read_frames
+from agebody.fitting.scans.quality import distances, measure
 from agebody.fitting.scans.stages import SMPLIFY_KIDS
-from agebody.fitting.scans.start import start_from_landmarks
-from agebody.fitting.scans.steps import BETA_BOUND, fit_poses, fit_shape, uses
+from agebody.fitting.scans.start import start_from_images, start_from_landmarks
+from agebody.fitting.scans.steps import fit_poses, fit_shape, uses
 from agebody.fitting.scans.surface import register_surface
 from agebody.fitting.scans.terms import TERMS, ScanTerms
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.losses import MahalanobisPrior, joint_limits_prior
-from agebody.mesh.closest import closest_points, nearest_points, rows_of, visible_vertices
 from agebody.mesh.collisions import Exclusions
 from agebody.optim.problem import Stage
 from agebody.optim.stages import FitReport
 from agebody.parameters import BodyParameters, read_start
-
-MAX_REPROJECTION = 16.0
-"""Largest mean reprojection error of the frames that InfantNet keeps [pixels]."""
-MAX_OUTLIERS, MAX_UNCOVERED = 0.1, 0.1
-"""Largest shares of outliers, and of uncovered vertices, of accepted frames."""
-NEAR = 0.03
-"""Largest distance from the surface of points that the report counts as points of the body [m]."""
 
 
 class ScanReport(NamedTuple):
@@ -123,7 +115,9 @@ def fit_scans(
         weights: their confidences, broadcast to (F, K); landmarks of weight 0 are ignored, even NaN.
         layout: of the landmarks.
         plane: the table, if any.
-        start: start of each frame, (F, ...) or () for all; required without landmarks.
+        start: start of each frame, (F, ...) or () for all; required without landmarks. By default step 1 runs
+            from two, a fit to the landmarks in the images, and the mean pose moved onto the landmarks lifted
+            to the scans, and the cheaper result goes on.
         age_offset: of a body with ages, if known; otherwise found, between 0 and 1.
         pose_prior: of ``body_pose``; by default `agebody.losses.joint_limits_prior` at the age offset: 1 for
             a `SMIL` body, 0 for other bodies of one age, 0.5 if unknown.
@@ -156,45 +150,40 @@ def fit_scans(
         known_age = None if age_offset is None else seen.points.new_tensor(age_offset)
         pose_prior = _read_prior(pose_prior, body, age_offset)
         if start is not None:
-            start = read_start(body, start, (frames,))
+            starts = [read_start(body, start, (frames,))]
         elif seen.keypoints is not None:
-            start = start_from_landmarks(body, seen, layout, _mean_pose(pose_prior, body), known_age)
+            mean_pose = _mean_pose(pose_prior, body)
+            starts = [
+                start_from_landmarks(body, seen, layout, mean_pose, known_age),
+                start_from_images(body, seen, layout, known_age),
+            ]
         else:
             raise ValueError("start: expected parameters, because there are no keypoints, got None")
         if known_age is not None:
-            start = start._replace(age_offset=known_age.expand(frames))
+            starts = [start._replace(age_offset=known_age.expand(frames)) for start in starts]
         if exclude is None and any(uses(stage, "collision") for stage in stages):
             exclude = Exclusions.of_body(body.asset, backend=backend)
         exclude = exclude and exclude.to(body.device)
         maker = ScanTerms(body, seen, layout, pose_prior, sample=sample, exclude=exclude, backend=backend)
         free_age = bool(body.age_anchors) and age_offset is None
-        chosen = choose_frames(maker, start, shape_frames)
-        vectors, shape_report = fit_shape(maker, start.vector(), chosen, stages, rounds, free_age)
+        chosen = choose_frames(maker, starts[-1], shape_frames)
+        shapes = [fit_shape(maker, start.vector(), chosen, stages, rounds, free_age) for start in starts]
+        vectors, shape_report = min(shapes, key=lambda found: float(found[1].cost[0]))
         vectors, pose_report = fit_poses(maker, vectors, stages, rounds)
         parameters = BodyParameters.from_vector(vectors, body)
         vertices = body(parameters).vertices
         moved, surface_report = None, None
         if surface:
             moved, surface_report = register_surface(vertices, body.faces, seen, stages[-1], backend=backend)
-        s2m, outliers = _distances(vertices, maker)
-        uncovered, largest = _uncovered(vertices, maker), parameters.betas.abs().amax(-1)
-        reprojection = _reprojection(maker, parameters)
-        accepted = (s2m < max_s2m) & (outliers < MAX_OUTLIERS) & (uncovered < MAX_UNCOVERED)
-        accepted &= largest < BETA_BOUND - 1e-3
-        if reprojection is not None:
-            accepted &= reprojection < MAX_REPROJECTION
+        quality = measure(maker, parameters, vertices)
         report = ScanReport(
             shape_frames=chosen,
             shape=shape_report,
             pose=pose_report,
             surface=surface_report,
-            s2m=s2m,
-            outliers=outliers,
-            uncovered=uncovered,
-            largest_beta=largest,
-            surface_s2m=None if moved is None else _distances(moved, maker)[0],
-            reprojection=reprojection,
-            accepted=accepted,
+            surface_s2m=None if moved is None else distances(moved, body.faces, seen, backend)[0],
+            accepted=quality.excess(max_s2m) < 1,
+            **quality._asdict(),
         )
         return ScanFit(parameters, vertices, moved, report)
 
@@ -254,37 +243,3 @@ def _mean_pose(prior: MahalanobisPrior, body: BodyModel) -> Float[Tensor, "J 3"]
     known = [names.index(name) for name in prior.arrays.joint_names]
     pose[known] = prior.mean.to(pose).view(-1, 3)
     return pose
-
-
-def _distances(vertices: Tensor, maker: ScanTerms) -> tuple[Tensor, Tensor]:
-    """Return the mean distance of near points from the surface [m] and the share of the other points."""
-    seen = maker.seen
-    there = seen.weights != 0
-    found = closest_points(seen.points, vertices, maker.body.faces, backend=maker.backend).distance
-    near = there & (found < NEAR)
-    mean = torch.where(near, found, 0).sum(1) / near.sum(1)
-    return mean, (there & ~near).sum(1) / there.sum(1).clamp(min=1)
-
-
-def _uncovered(vertices: Tensor, maker: ScanTerms) -> Tensor:
-    """Return the share of the vertices facing the camera that are far from the scan."""
-    seen, backend, faces = maker.seen, maker.backend, maker.body.faces
-    visible = visible_vertices(vertices, faces, maker.eye, backend=backend)
-    a, b, c = vertices[:, faces].unbind(2)
-    area = (torch.linalg.cross(b - a, c - a).norm(dim=-1) * visible[:, faces].all(-1)).sum(1) / 2
-    count = (seen.weights != 0).sum(1)
-    spacing = torch.sqrt(area / count.clamp(min=1))
-    nearest = nearest_points(vertices, seen.points, weights=seen.weights, backend=backend)
-    far = safe_norm(rows_of(seen.points, nearest) - vertices) > NEAR + spacing[:, None]
-    far = far | (count == 0)[:, None]
-    return (far & visible).sum(1) / visible.sum(1).clamp(min=1)
-
-
-def _reprojection(maker: ScanTerms, parameters: BodyParameters) -> Tensor | None:
-    seen = maker.seen
-    if seen.keypoints is None or seen.confidences is None:
-        return None
-    points = maker.body.keypoints(maker.layout, parameters)
-    known = seen.confidences != 0
-    error = safe_norm(apply_mask(seen.camera.project(points).pixels - seen.keypoints, known, 1))
-    return error.sum(1) / known.sum(1)

@@ -1,4 +1,4 @@
-"""Start of a fit to scans: the body is moved onto landmarks that are lifted from the image to the scan."""
+"""Starts of a fit to scans: a fit to the landmarks in the images, or a body moved onto lifted landmarks."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from agebody.body import BodyModel
 from agebody.checks import safe_norm
+from agebody.fitting.frames import fit_keypoints
 from agebody.fitting.scans.frames import Frames
 from agebody.keypoints import KeypointLayout
 from agebody.metrics import procrustes
@@ -20,6 +21,36 @@ STIFF = ("nose", "neck", "head", "pelvis", "thorax", "spine", "eye", "ear", "sho
 """Landmarks of trunk and head, which move least with the pose: parts of their names."""
 AGES = 9
 """Number of age offsets that are tried."""
+
+
+DEPTH_SD = 0.05
+"""Of the root about the median depth of the scan [m]."""
+
+
+def start_from_images(
+    body: BodyModel,
+    seen: Frames,
+    layout: KeypointLayout,
+    age_offset: Float[Tensor, ""] | None,
+) -> BodyParameters:
+    """Fit each frame's landmarks at the median depth of its scan; with the mean shape and the median age.
+
+    Robust to wrong landmarks, and finds the pose, with the prior of `fit_keypoints`.
+    """
+    assert seen.keypoints is not None
+    depth = torch.where(seen.weights != 0, seen.camera.to_camera(seen.points)[..., 2], torch.nan)
+    found = fit_keypoints(
+        body,
+        seen.keypoints,
+        seen.camera,
+        layout=layout,
+        weights=seen.confidences,
+        age_offset=age_offset,
+        depth=depth.nanmedian(1).values,
+        depth_sd=DEPTH_SD,
+    ).parameters
+    age = found.age_offset.median().expand(len(depth)).clone()
+    return found._replace(betas=torch.zeros_like(found.betas), age_offset=age)
 
 
 def lift_landmarks(seen: Frames) -> tuple[Float[Tensor, "F K 3"], Float[Tensor, "F K"]]:
