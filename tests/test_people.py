@@ -296,3 +296,23 @@ def test_newborns_are_no_younger_than_the_body(mannequin_asset, anny_asset):
         people = random_people(agebody.SMPLA(asset), 20, ages=(0.0, 0.05), seed=1)
         assert people.age_offset.max() <= 1
         assert people.age_offset.min() > 0.85
+
+
+def test_people_together_share_a_camera(body):
+    people = random_people(body, 6, ages=(20.0, 30.0), seed=2, together=[1, 3, 2])
+    focal = people.camera.focal[:, 0]
+    assert [len(part.unique()) for part in focal.split([1, 3, 2])] == [1, 1, 1]
+    assert len(focal.unique()) == 3
+    level = random_people(body, 30, posture_years=torch.full((30,), 30.0), seed=2, together=[30])
+    trunks = body(level.parameters).joints[:, [0, 12]].diff(dim=1)[:, 0]
+    ups = torch.nn.functional.normalize(trunks, dim=-1)
+    alone = body(random_people(body, 30, posture_years=torch.full((30,), 30.0), seed=2).parameters)
+    spread = torch.nn.functional.normalize(alone.joints[:, [0, 12]].diff(dim=1)[:, 0], dim=-1)
+    assert ups.std(0).norm() < spread.std(0).norm()
+    assert (random_people(body, 6, fov=(1.0, 1.0)).camera.focal - 480 / math.tan(0.5)).abs().max() < 0.01
+
+
+@pytest.mark.parametrize("wrong", [{"together": [1, 3]}, {"together": [6, 0]}, {"fov": (0.0, 1.0)}])
+def test_wrong_images_are_refused(body, wrong):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))}: expected"):
+        random_people(body, 6, **wrong)

@@ -21,16 +21,21 @@ def _light_color(red: float, green: float, blue: float, strength: float) -> Floa
     return np.array((red, green, blue), np.float32) * np.float32(strength)
 
 
-# Lights in camera coordinates (x right, y down, z away from the viewer); colours are linear.
-KEY = _light_direction(-0.45, -0.70, -0.55)
-FILL = _light_direction(0.80, -0.20, -0.57)
-RIM = _light_direction(0.60, -0.50, 0.62)
+class Lights(NamedTuple):
+    """Unit directions to the lights, in camera coordinates (x right, y down, z away), and linear colours."""
+
+    key: Float[np.ndarray, " 3"] = _light_direction(-0.45, -0.70, -0.55)
+    key_color: Float[np.ndarray, " 3"] = _light_color(1.02, 0.97, 0.90, 1.05)
+    fill: Float[np.ndarray, " 3"] = _light_direction(0.80, -0.20, -0.57)
+    fill_color: Float[np.ndarray, " 3"] = _light_color(0.86, 0.93, 1.05, 0.22)
+    rim: Float[np.ndarray, " 3"] = _light_direction(0.60, -0.50, 0.62)
+    rim_color: Float[np.ndarray, " 3"] = _light_color(1.0, 0.97, 0.94, 0.50)
+    sky_color: Float[np.ndarray, " 3"] = _light_color(0.95, 0.98, 1.05, 0.40)
+    floor_color: Float[np.ndarray, " 3"] = _light_color(1.05, 0.96, 0.88, 0.22)
+
+
+STUDIO_LIGHTS = Lights()
 UP = _light_direction(0, -1, 0)
-KEY_COLOR = _light_color(1.02, 0.97, 0.90, 1.05)
-FILL_COLOR = _light_color(0.86, 0.93, 1.05, 0.22)
-SKY_COLOR = _light_color(0.95, 0.98, 1.05, 0.40)
-FLOOR_COLOR = _light_color(1.05, 0.96, 0.88, 0.22)
-RIM_COLOR = _light_color(1.0, 0.97, 0.94, 0.50)
 KEY_RADIUS = 0.22  # of the key light's disc, as a tangent: soft shadows
 GROUND_SHARE = np.array((0.62, 0.38), np.float32)  # of the ambient and the key light, on the ground
 REACH = 1.4  # of a shadow [m]: bodies darken what they touch
@@ -59,7 +64,16 @@ class Hits(NamedTuple):
 class Scene:
     """All bodies as one mesh in camera coordinates, to trace rays in."""
 
-    def __init__(self, vertices: Any, faces: Any, colors: Any, camera: Camera, ground: float | None) -> None:
+    def __init__(
+        self,
+        vertices: Any,
+        faces: Any,
+        colors: Any,
+        camera: Camera,
+        ground: float | None,
+        lights: Lights = STUDIO_LIGHTS,
+    ) -> None:
+        self.lights = lights
         bodies, triangles = read_meshes(vertices, faces)
         self.points = _stack([camera.to_camera(torch.from_numpy(b)).numpy() for b in bodies], np.float32)
         starts = np.cumsum([0, *map(len, bodies)])
@@ -127,7 +141,7 @@ def shade_pixels(
     rows, columns = np.divmod(np.arange(width * height), width)
     hits = scene.trace(columns + 0.5, rows + 0.5)
     light = _sample_light(scene, hits, (height, width), light_rays)
-    color = _shade(hits, light)
+    color = _shade(hits, light, scene.lights)
     _antialias(color, scene, hits, light, (height, width))
     return color, hits
 
@@ -148,9 +162,10 @@ def _sample_light(scene: Scene, hits: Hits, shape: tuple[int, int], rays: int) -
     index = np.flatnonzero(near)
     normal = hits.normal[index]
     origin = hits.position[index] + LIFT * normal
-    tangents, key_tangents = _tangents(normal), _tangents(KEY[None])
+    to_key = scene.lights.key
+    tangents, key_tangents = _tangents(normal), _tangents(to_key[None])
     tile = (index // width % TILE) * TILE + index % width % TILE
-    facing = np.flatnonzero(normal @ KEY > 0)
+    facing = np.flatnonzero(normal @ to_key > 0)
     floor = hits.instance[index] < 0
     free = np.zeros((len(index), 2), np.float32)
     for ray in range(rays):
@@ -159,7 +174,7 @@ def _sample_light(scene: Scene, hits: Hits, shape: tuple[int, int], rays: int) -
         x, y = np.sqrt(b) * np.cos(2 * np.pi * a), np.sqrt(b) * np.sin(2 * np.pi * a)
         sky = _combine(x, y, np.sqrt(1 - b), *tangents, normal)
         free[:, 0] += scene.free(origin, sky, reach)
-        key = _combine(KEY_RADIUS * x, KEY_RADIUS * y, np.ones_like(x), *key_tangents, KEY[None])
+        key = _combine(KEY_RADIUS * x, KEY_RADIUS * y, np.ones_like(x), *key_tangents, to_key[None])
         free[facing, 1] += scene.free(origin[facing], key[facing], np.where(floor, reach, np.inf)[facing])
     light[index] = free / rays
     for step in (width, 1):
@@ -193,7 +208,7 @@ def _mean_along_line(
     return total / count
 
 
-def _shade(hits: Hits, light: Float[np.ndarray, "N 2"]) -> Float[np.ndarray, "N 4"]:
+def _shade(hits: Hits, light: Float[np.ndarray, "N 2"], lights: Lights) -> Float[np.ndarray, "N 4"]:
     """Return linear colours, premultiplied by alpha; on the ground, alpha is the strength of the shadow."""
     color = np.zeros((len(hits.depth), 4), np.float32)
     floor = np.isfinite(hits.depth) & (hits.instance < 0)
@@ -208,14 +223,14 @@ def _shade(hits: Hits, light: Float[np.ndarray, "N 2"]) -> Float[np.ndarray, "N 
 
     sky = 0.5 + 0.5 * toward(UP)
     diffuse = (
-        KEY_COLOR * key * np.maximum(toward(KEY), 0)
-        + FILL_COLOR * ambient * np.maximum(0.4 + 0.6 * toward(FILL), 0)
-        + ambient * (sky * SKY_COLOR + (1 - sky) * FLOOR_COLOR)
+        lights.key_color * key * np.maximum(toward(lights.key), 0)
+        + lights.fill_color * ambient * np.maximum(0.4 + 0.6 * toward(lights.fill), 0)
+        + ambient * (sky * lights.sky_color + (1 - sky) * lights.floor_color)
     )
-    half = unit(view + KEY)
+    half = unit(view + lights.key)
     edge = (1 - np.clip(dot(normal, view), 0, 1)[:, None]) ** 3
     gloss = 0.10 * key * np.clip(dot(normal, half), 0, 1)[:, None] ** 20
-    rim = RIM_COLOR * ambient * edge * np.maximum(0.3 + 0.7 * toward(RIM), 0)
+    rim = lights.rim_color * ambient * edge * np.maximum(0.3 + 0.7 * toward(lights.rim), 0)
     color[body, :3] = albedo * diffuse + gloss + rim * (0.3 + 0.7 * albedo)
     color[body, 3] = 1
     return color
@@ -245,7 +260,7 @@ def _antialias(
     mean = np.zeros((len(rows), 4), np.float32)
     for right, down in SUBSAMPLES:
         sample = scene.trace(columns + 0.5 + right, rows + 0.5 + down)
-        mean += _shade(sample, _nearby_light(light, hits, sample, rows, columns, shape))
+        mean += _shade(sample, _nearby_light(light, hits, sample, rows, columns, shape), scene.lights)
     color[rows * width + columns] = mean / len(SUBSAMPLES)
 
 

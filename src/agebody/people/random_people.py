@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
@@ -79,6 +79,8 @@ def random_people(
     truncated: float = 0.0,
     pose_sd: float = 1.0,
     posture_years: Tensor | None = None,
+    fov: tuple[float, float] = FOV,
+    together: Sequence[int] | None = None,
 ) -> People:
     """Draw random people of every age; the same seed gives the same people on every device.
 
@@ -109,6 +111,9 @@ def random_people(
         pose_sd: factor of the random rotations of joints.
         posture_years: (N) ages whose postures and camera views the people take; their own if None. With ages
             independent of these, posture says nothing about age.
+        fov: smallest and largest vertical field of view [rad].
+        together: number of people per image, one after the other, whose sum is N; one each if None. People of
+            one image share its field of view, and the camera looks down as it would on the first of them.
     """
     if count < 1:
         raise ValueError(f"count: expected 1 or more, got {count}")
@@ -120,6 +125,9 @@ def random_people(
         if not 0 <= number < math.inf:
             raise ValueError(f"{name}: expected a number of 0 or more, got {number}")
     expect_share("truncated", truncated)
+    if not 0 < fov[0] <= fov[1] < math.pi:
+        raise ValueError(f"fov: expected two ascending angles above 0 and below pi, got {fov[0]}, {fov[1]}")
+    first = _first_of_image(together, count)
     draw = Draws(seed)
     curve = AgeCurve.from_asset(body.asset) if body.age_anchors else None
     years = _ages(ages, count, curve, draw)
@@ -132,12 +140,12 @@ def random_people(
     posture_years = years if posture_years is None else _given_years("posture_years", posture_years, count)
     postures = _choose_postures(posture_years, draw)
     rotations = _poses(postures, body.asset.joint_names, offset, pose_sd, draw)
-    rotations[:, 0] = _facing(postures, posture_years, heading, draw) @ rotations[:, 0]
+    rotations[:, 0] = _facing(postures, posture_years, heading, first, draw) @ rotations[:, 0]
     pose = matrix_to_axis_angle(rotations)
 
     image = torch.tensor([float(side) for side in size]).double()
     height = image[1]
-    focal = height / 2 / torch.tan(draw.uniform(count, *FOV) / 2)
+    focal = (height / 2 / torch.tan(draw.uniform(count, *fov) / 2))[first]
     share = torch.exp(draw.uniform(count, math.log(extent[0]), math.log(extent[1])))
     place, beyond = draw.uniform(count, 0, 1, 2), draw.uniform(count, 0, 1, 3)
     found = People(
@@ -250,12 +258,10 @@ def _ages(ages: Ages, count: int, curve: AgeCurve | None, draw: Draws) -> Tensor
     elif ages == "balanced":
         if curve is None:
             return draw.uniform(count, ADULT_YEARS, OLDEST)
-        highs = [float(curve.offset_to_years(kind.low)) for kind in AGE_CLASSES]
-        lows = [float(curve.offset_to_years(kind.high)) for kind in AGE_CLASSES]
-        highs[0], lows[-1] = OLDEST, 0.0
+        ranges = torch.tensor(class_years(curve), dtype=torch.float64)
         # Equally many per class, up to one, in random order.
         which = (torch.arange(count) % len(AGE_CLASSES))[torch.argsort(draw.uniform(count, 0, 1))]
-        low, high = torch.tensor([lows, highs], dtype=torch.float64)[:, which]
+        low, high = ranges[which].unbind(-1)
         return low + (high - low) * draw.uniform(count, 0, 1)
     elif isinstance(ages, str):
         raise ValueError(f'ages: expected "balanced", two ages or a tensor, got {ages!r}')
@@ -277,6 +283,21 @@ def _given_years(name: str, given: Tensor, count: int) -> Float[Tensor, " N"]:
     if not ((years >= 0) & years.isfinite()).all():
         raise ValueError(f"{name}: expected finite ages of 0 or more")
     return years
+
+
+def class_years(curve: AgeCurve) -> list[tuple[float, float]]:
+    """Return the youngest and the oldest age of each of the ``AGE_CLASSES`` on a body [years]."""
+    highs = [float(curve.offset_to_years(kind.low)) for kind in AGE_CLASSES]
+    lows = [float(curve.offset_to_years(kind.high)) for kind in AGE_CLASSES]
+    return list(zip([*lows[:-1], 0.0], [OLDEST, *highs[1:]], strict=True))
+
+
+def _first_of_image(together: Sequence[int] | None, count: int) -> Int[Tensor, " N"]:
+    """Return, for each person, the first person of the same image."""
+    sizes = torch.ones(count, dtype=torch.long) if together is None else torch.tensor(list(together))
+    if min(sizes.tolist(), default=0) < 1 or sizes.sum() != count:
+        raise ValueError(f"together: expected numbers of 1 or more whose sum is {count}, got {together}")
+    return (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
 
 
 def _choose_postures(years: Tensor, draw: Draws) -> list[Posture]:
@@ -319,8 +340,13 @@ def _poses(
     return torch.cat((perturbed[:, :1], clamp_to_limits(perturbed[:, 1:], limits)), 1)
 
 
-def _facing(postures: list[Posture], years: Tensor, heading: float, draw: Draws) -> Float[Tensor, "N 3 3"]:
-    """Return rotations from a body that faces +z with +y up to camera coordinates."""
+def _facing(
+    postures: list[Posture], years: Tensor, heading: float, first: Int[Tensor, " N"], draw: Draws
+) -> Float[Tensor, "N 3 3"]:
+    """Return rotations from a body that faces +z with +y up to camera coordinates.
+
+    The camera of an image looks as it would at its first person.
+    """
     count = len(postures)
     mean, sd = torch.tensor([kind.elevation for kind in postures]).double().unbind(-1)
     down = (mean + 12 * (1 - years / 6).clamp(min=0) + sd * draw.normal(count)).clamp(-10, 88)
@@ -331,7 +357,7 @@ def _facing(postures: list[Posture], years: Tensor, heading: float, draw: Draws)
     looks_down = axis_angle_to_matrix(torch.stack((down.deg2rad(), zero, zero), -1))
     rolls = axis_angle_to_matrix(torch.stack((zero, zero, roll.deg2rad()), -1))
     flip = torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64).diag()
-    return rolls @ looks_down @ flip @ upright
+    return (rolls @ looks_down @ flip)[first] @ upright
 
 
 def _half_extent(points: Float[Tensor, "N K 3"], focal: Tensor, distance: Tensor) -> Float[Tensor, "N 2"]:

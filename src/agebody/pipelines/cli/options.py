@@ -58,7 +58,8 @@ def _check_layout(value: str | None) -> str | None:
     return check_choice(value, LAYOUTS)
 
 
-def _check_size(value: str | None) -> str | None:
+def check_size(value: str | None) -> str | None:
+    """Return the value of an option, or raise BadParameter if it is not a size such as 1920x1080."""
     if value is not None and parse_size(value) is None:
         raise typer.BadParameter(f"expected width x height, such as 1920x1080, got {value!r}")
     return value
@@ -103,7 +104,7 @@ Layout = Annotated[
 ]
 ImageSize = Annotated[
     str | None,
-    option("Size of images of unknown size, such as 1920x1080.", "--size", check=_check_size, metavar="WxH"),
+    option("Size of images of unknown size, such as 1920x1080.", "--size", check=check_size, metavar="WxH"),
 ]
 Focal = Annotated[
     float | None,

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from agebody.pipelines.cli import options
-from agebody.pipelines.cli.app import app, running, say
+from agebody.pipelines.cli.app import app, running, say, show_count
+
+
+def _read_range(text: str) -> tuple[float, float]:
+    first, _, last = text.partition("-")
+    try:
+        return float(first), float(last or first)
+    except ValueError:
+        raise typer.BadParameter(f"expected a number, or a range such as 1-3, got {text!r}") from None
+
+
+def _check_range(value: str | None) -> str | None:
+    if value is not None:
+        _read_range(value)
+    return value
 
 
 @app.command()
@@ -16,60 +32,90 @@ def synthesize(
     body: options.Body = "anny",
     count: Annotated[int, typer.Option(min=1, help="Number of images.")] = 1000,
     people: Annotated[
-        str, options.option("People per image: a number, or a range such as 1-3.", metavar="N-M")
+        str, typer.Option(metavar="N-M", callback=_check_range, help="People per image, such as 1 or 1-3.")
     ] = "1",
     size: Annotated[
-        str, typer.Option("--size", metavar="WxH", help="Size of the images, such as 256x256.")
+        str, typer.Option(metavar="WxH", callback=options.check_size, help="Size of the images.")
     ] = "256x256",
-    layout: Annotated[str, typer.Option(help="Layout of the keypoints.")] = "hmr2_44",
+    ages: Annotated[
+        str, typer.Option(help="Age classes or years with weights, such as **baby:2,kid,20-60:0.5**.")
+    ] = "balanced",
+    matched: Annotated[
+        bool, typer.Option("--matched", help="Postures say nothing about age; else babies lie and crawl.")
+    ] = False,
+    fov: Annotated[
+        str | None,
+        options.option(
+            "Vertical field of view [degrees]; 35-65 by default.", check=_check_range, metavar="N-M"
+        ),
+    ] = None,
+    focal: Annotated[
+        str | None,
+        options.option("Focal length [pixels], instead of --fov.", check=_check_range, metavar="N-M"),
+    ] = None,
     occluders: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of people with a thing in front of them.")
     ] = 0.2,
     truncated: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of people partly beyond a border of the image.")
     ] = 0.2,
+    backgrounds: Annotated[
+        Path | None, options.option("Folder of photographs without people; patterns by default.")
+    ] = None,
+    layout: options.Layout = "hmr2_44",
+    parts: Annotated[int, typer.Option(help="Parts of the part maps: 24, 7 or 6.")] = 24,
     seed: Annotated[int, typer.Option(min=0, help="Of the random numbers.")] = 0,
     images_per_shard: Annotated[int, typer.Option(min=1, help="Number of images per shard.")] = 250,
+    workers: Annotated[int, typer.Option(min=1, help="Number of processes; more than one need Ray.")] = 1,
+    address: Annotated[
+        str | None, options.option("Address of a Ray cluster; by default this machine alone.")
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace shards that were made with other settings.")
     ] = False,
 ) -> None:
     """Draw random people of every age, as shards of images, labels, masks, part maps and depth for training.
 
-    Writes **000000.tar** and so on. To resume after an interruption, give the same command again: finished
-    shards are not repeated.
+    Writes **000000.tar** and so on, and **labels.npz**. To resume after an interruption, give the same
+    command again: finished shards are not repeated.
 
     Example: `agebody synthesize --count 10000 --people 1-3 -o people`
     """
     from agebody.pipelines.synthesis import Recipe
     from agebody.pipelines.synthesis import synthesize as draw
 
-    sides = options.parse_size(size)
-    if sides is None:
-        raise typer.BadParameter(f"expected width x height, such as 256x256, got {size!r}")
-    with running(ValueError) as bars:
+    options.check_exclusive(fov=fov, focal=focal)
+    with running(ValueError, RuntimeError) as bars:
+        sides = options.parse_size(size) or (256, 256)
+        least, most = map(int, _read_range(people))
+        angles = _read_range(fov or "35-65")
+        if focal is not None:
+            low, high = (math.degrees(2 * math.atan2(sides[1] / 2, f)) for f in _read_range(focal)[::-1])
+            angles = low, high
         recipe = Recipe(
             count=count,
-            people=_read_range(people),
+            people=(least, most),
             size=sides,
             seed=seed,
-            layout=layout,
+            ages=ages,
+            matched=matched,
+            fov=angles,
             occluders=occluders,
             truncated=truncated,
+            backgrounds=None if backgrounds is None else str(backgrounds),
+            layout=layout or "hmr2_44",
+            parts=parts,
             images_per_shard=images_per_shard,
         )
         asset = options.load_body(body, bars)
         layer = options.make_layer(asset, num_betas=min(asset.num_betas, 10))
-        task = bars.add_task("drawing", total=count)
         paths = draw(
-            layer, output, recipe, overwrite=overwrite, progress=lambda n: bars.update(task, completed=n)
+            layer,
+            output,
+            recipe,
+            address=address,
+            workers=workers,
+            overwrite=overwrite,
+            progress=show_count(bars, "drawing", count),
         )
     say(f"wrote {count} images in {len(paths)} shards to {output}")
-
-
-def _read_range(text: str) -> tuple[int, int]:
-    first, _, last = text.partition("-")
-    try:
-        return int(first), int(last or first)
-    except ValueError:
-        raise ValueError(f"people: expected a number, or a range such as 1-3, got {text!r}") from None

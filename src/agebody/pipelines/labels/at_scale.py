@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import glob
 import json
 import os
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import torch
 
 from agebody.annotations.people import AnnotationError
 from agebody.annotations.shards import count_people, import_pyarrow, read_shard
@@ -24,13 +20,10 @@ from agebody.files import remove_leftovers, replacing
 from agebody.pipelines.labels.fitting import fit_annotations
 from agebody.pipelines.labels.label_shards import ShardRecord, find_record, hash_file, save_label_shard
 from agebody.pipelines.labels.settings import describe_settings
+from agebody.pipelines.labels.workers import Bad, run_jobs, start_ray
 
 REPORT = "report.json"
 
-_RESTARTS = 2
-"""Restarts of a worker that the system kills, as it does when memory runs out."""
-_OBJECT_STORE = 512 << 20
-"""Bytes that local workers share: the body."""
 Shards = str | PathLike[str] | Sequence[str | PathLike[str]]
 
 
@@ -245,13 +238,13 @@ def fit_dataset(
     todo = _take_stock(report, paths, skip_bad, overwrite)
     progress(report)
     if todo:
-        call = {"layout": layout, "overwrite": overwrite, **options}
+        call = {"output": folder, "layout": layout, "overwrite": overwrite, **options}
         with (
-            _ray(address, workers) as ray,
-            closing(_run(ray, body, list(todo), folder, call, workers)) as done,
+            start_ray(address, workers) as ray,
+            closing(run_jobs(ray, body, fit_shard, list(todo), call, workers)) as done,
         ):
             for path, outcome in done:
-                if isinstance(outcome, _Bad):
+                if isinstance(outcome, Bad):
                     if not skip_bad:
                         raise AnnotationError(outcome.why)
                     report.bad[str(path)] = outcome.why
@@ -286,126 +279,3 @@ def _take_stock(
             report._count(record)
             report.shards_found_done += 1
     return todo
-
-
-@contextmanager
-def _ray(address: str | None, workers: int | None) -> Iterator[Any]:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's next default, of which it warns
-    try:
-        import ray
-    except ImportError as error:
-        raise ImportError(
-            'fits of shards need Ray, which is not installed; pip install "agebody[ray]"'
-        ) from error
-    if ray.is_initialized():
-        yield ray
-        return
-    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
-    if address is None:
-        ray.init(
-            address="local",
-            num_cpus=workers or _count_cpus(),
-            include_dashboard=False,
-            object_store_memory=_OBJECT_STORE,
-            **quiet,
-        )
-    else:
-        ray.init(address=address, **quiet)
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
-
-
-def _count_cpus() -> int:
-    """Return the number of CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-class _Bad(NamedTuple):
-    """A shard that cannot be fitted."""
-
-    why: str
-
-
-class _Done(NamedTuple):
-    worker: str
-    result: ShardResult
-
-
-class _Task(NamedTuple):
-    """The part of a task that is the same for all shards."""
-
-    body: list[Any]
-    """Ray's reference to the layer, on the CPU. In a list: Ray would else fetch it for each shard."""
-    cuda: bool
-    folder: Path
-    call: dict[str, Any]
-    """Arguments of `fit_shard`."""
-
-
-class _Worker:
-    """A worker, which fits one shard after the other with its own body."""
-
-    body: BodyModel | None = None
-
-    def start(self) -> None:
-        """Do nothing: its return shows that the worker has started."""
-
-    def fit(self, task: _Task, shard: Path) -> _Done | _Bad:
-        import ray
-
-        if self.body is None:  # the worker has just started, or restarted
-            torch.set_num_threads(1)
-            body: BodyModel = ray.get(task.body[0])
-            self.body = body.to("cuda") if task.cuda else body
-        try:
-            result = fit_shard(self.body, shard, task.folder, **task.call)
-        except AnnotationError as error:
-            return _Bad(str(error))
-        node = ray.get_runtime_context().get_node_id()
-        return _Done(f"{node[:8]}-{os.getpid()}", result)
-
-
-def _run(
-    ray: Any, body: BodyModel, shards: Sequence[Path], folder: Path, call: dict[str, Any], workers: int | None
-) -> Generator[tuple[Path, _Done | _Bad], None, None]:
-    """Yield each shard with its result as soon as it is ready. A worker has one shard at a time."""
-    cuda = body.device.type == "cuda"
-    there = int(ray.cluster_resources().get("GPU" if cuda else "CPU", 0))
-    if not there:
-        raise ValueError(f"body: on {body.device}, and Ray has no {'GPU' if cuda else 'CPU'}")
-    needs = {"num_cpus": 0 if cuda else 1, "num_gpus": 1 if cuda else 0}
-    kind = ray.remote(_Worker).options(**needs, max_restarts=_RESTARTS, max_task_retries=_RESTARTS)
-    task = _Task([ray.put(copy.deepcopy(body).cpu() if cuda else body)], cuda, folder, call)
-    count = min(workers or there, there, len(shards))
-    actors = [kind.remote() for _ in range(count)]
-    queue = deque(shards)
-    # A worker gets its first shard when it has started, so that one that waits for a CPU holds none back.
-    running: dict[Any, tuple[Any, Path | None]] = {actor.start.remote(): (actor, None) for actor in actors}
-    left = len(shards)
-    try:
-        while left:
-            (ready,), _ = ray.wait(list(running), num_returns=1)
-            actor, shard = running.pop(ready)
-            outcome = _get(ray, ready, shard)
-            if shard is not None:
-                left -= 1
-                yield shard, outcome
-            if queue:
-                shard = queue.popleft()
-                running[actor.fit.remote(task, shard)] = actor, shard
-    finally:
-        for actor in actors:
-            ray.kill(actor)
-
-
-def _get(ray: Any, ready: Any, shard: Path | None) -> Any:
-    try:
-        return ray.get(ready)
-    except ray.exceptions.RayTaskError as error:
-        raise error.cause from None
-    except ray.exceptions.RayActorError as error:
-        what = "before it began" if shard is None else f"{1 + _RESTARTS} times at {shard}"
-        raise RuntimeError(f"a worker was ended {what}; has the machine enough memory? {error}") from None

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from agebody.annotations.photographs import read_photograph
 from agebody.assets.asset import BodyAsset
 from agebody.draw.meshes import to_srgb
+from agebody.draw.raycast import STUDIO_LIGHTS, Lights
 
 SKIN = ((0.86, 0.68, 0.58), (0.76, 0.57, 0.45), (0.62, 0.43, 0.32), (0.45, 0.30, 0.22), (0.30, 0.20, 0.15))
 """sRGB colours between which those of skin are drawn."""
@@ -34,7 +38,7 @@ class Wardrobe:
 
     def __init__(self, asset: BodyAsset) -> None:
         names = asset.joint_names
-        strongest = asset.skin_joints[np.arange(len(asset.template)), asset.skin_weights.argmax(1)]
+        strongest = asset.strongest_joints()
         self.places = asset.template.astype(np.float64)
         self.places /= np.ptp(self.places[:, 1])
         self.covered = {}
@@ -86,27 +90,64 @@ def pattern(places: Float[np.ndarray, "N 3"], rng: np.random.Generator) -> Float
 
 
 def background(size: tuple[int, int], rng: np.random.Generator) -> UInt8[np.ndarray, "H W 3"]:
-    """Return a background without a meaning: a gradient, soft noise of several sizes, and flat shapes."""
+    """Return a background without a meaning: a wall and a floor, flat shapes, soft noise of several sizes."""
     width, height = size
     y, x = np.mgrid[0:height, 0:width] / max(size)
     angle = rng.uniform(0, 2 * np.pi)
     share = np.cos(angle) * x + np.sin(angle) * y
     share = (share - share.min()) / max(np.ptp(share), 1e-9)
-    picture = _color(rng) + share[..., None] * (_color(rng) - _color(rng))
-    for _ in range(rng.integers(0, 7)):
+    color = _color(rng)
+    picture = color + share[..., None] * (_color(rng) - color) * rng.uniform(0, 1)
+    if rng.random() < 0.7:
+        picture[y + rng.normal(0, 0.1) * x > rng.uniform(0.3, 0.9) * y.max()] = _color(rng)
+    for _ in range(rng.integers(0, 9)):
         picture[_shape(x, y, rng)] = _color(rng)
-    if rng.random() < 0.6:
-        low, high = sorted(rng.uniform(0, 1, 2) * np.array((height, 0.7 * height)) / max(size))
-        picture[y > high] = _color(rng)
-        if rng.random() < 0.3:
-            picture[(y > low) & (y < low + 0.02)] = _color(rng)
-    strength = rng.uniform(0, 0.25)
-    for octave in range(5):
-        cells = 2 ** (octave + 2)
-        grid = rng.normal(0, 1, (cells, cells, 3)) * (1 if rng.random() < 0.5 else 0.4)
-        picture = picture + strength / (octave + 1) * _resize(grid, size)
+    strength, tint = rng.uniform(0, 0.08), rng.uniform(0, 0.6)
+    for cells in 2 ** np.arange(2, 7):
+        grid = rng.normal(0, 1, (cells, cells, 1)) + tint * rng.normal(0, 1, (cells, cells, 3))
+        picture = picture + strength * rng.uniform(0, 1) * _resize(grid, size)
     picture = picture + rng.normal(0, rng.uniform(0, 0.03), picture.shape)
     return np.rint(255 * np.clip(picture, 0, 1)).astype(np.uint8)
+
+
+def photograph(path: Path, size: tuple[int, int], rng: np.random.Generator) -> UInt8[np.ndarray, "H W 3"]:
+    """Return a random part of a photograph, a third of it or more, mirrored in half of the cases.
+
+    Raises:
+        AnnotationError: the file is not an image.
+        OSError: it cannot be read.
+    """
+    from PIL import Image
+
+    whole = Image.fromarray(read_photograph(path))
+    scale = rng.uniform(1 / 3, 1) * min(whole.width / size[0], whole.height / size[1])
+    wide, high = scale * size[0], scale * size[1]
+    left, top = rng.uniform(0, whole.width - wide), rng.uniform(0, whole.height - high)
+    part = whole.resize(size, Image.Resampling.BILINEAR, (left, top, left + wide, top + high))
+    return np.array(part)[:, :: 1 if rng.random() < 0.5 else -1].copy()
+
+
+def lights(rng: np.random.Generator) -> Lights:
+    """Return lights whose key light comes from anywhere before or above the people, weak to strong."""
+    key = _direction(rng)
+    key[1:] = -abs(key[1]) - 0.1, -abs(key[2]) if rng.random() < 0.8 else key[2]
+    key /= np.linalg.norm(key)
+    warm = np.array((1, 0, -1)) * rng.normal(0, 0.08)
+    around = rng.uniform(0.5, 1.5) * (1 - warm)
+    strength = rng.uniform(0.3, 1.4) * (1 + warm)
+    return Lights(
+        key=key.astype(np.float32),
+        **{
+            name: (getattr(STUDIO_LIGHTS, name) * scale).astype(np.float32)
+            for name, scale in {
+                "key_color": strength,
+                "fill_color": around,
+                "rim_color": rng.uniform(0, 1) * np.ones(3),
+                "sky_color": around,
+                "floor_color": around * rng.uniform(0.3, 1.3),
+            }.items()
+        },
+    )
 
 
 def occluder(

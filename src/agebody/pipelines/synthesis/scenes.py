@@ -12,10 +12,11 @@ from agebody.body import BodyModel
 from agebody.cameras.camera import Camera
 from agebody.draw.pictures import add_background, encode_pixels
 from agebody.draw.raycast import Scene, shade_pixels
-from agebody.keypoints import KeypointLayout
+from agebody.keypoints import get_layout
 from agebody.people.observations import skin_near
 from agebody.pipelines.labels.samples import HIDDEN_BY, OCCLUDER
-from agebody.pipelines.synthesis.looks import Wardrobe, background, occluder
+from agebody.pipelines.synthesis.looks import Wardrobe, background, lights, occluder, photograph
+from agebody.pipelines.synthesis.recipe import Recipe
 
 TOUCHING = 0.005
 """Depth by which skin may lie behind what a ray meets first, and be seen [m]."""
@@ -23,6 +24,7 @@ _SEEN = 4
 """Of the 40 vertices nearest to a keypoint, how many must be seen, as in `observe`."""
 VISIBLE, OWN, OTHER, THING, OUTSIDE = range(len(HIDDEN_BY))
 _MOST_MM = 65535
+_LIGHT_RAYS = 2
 
 
 class View(NamedTuple):
@@ -41,31 +43,26 @@ class Studio:
 
     Args:
         body: the layer.
-        layout: of the keypoints.
+        recipe: what the images show.
     """
 
-    def __init__(self, body: BodyModel, layout: KeypointLayout) -> None:
+    def __init__(self, body: BodyModel, recipe: Recipe) -> None:
+        self.recipe = recipe
         self.faces = body.faces.cpu().numpy()
-        asset = body.asset
-        parts = asset.skin_joints[np.arange(len(asset.template)), asset.skin_weights.argmax(1)]
-        corners = parts[self.faces]
-        same = corners[:, 1] == corners[:, 2]
-        self.parts = np.where(same, corners[:, 1], corners[:, 0])
+        corners = recipe.part_map(body).vertices[self.faces]
+        self.parts = np.where(corners[:, 1] == corners[:, 2], corners[:, 1], corners[:, 0])
         self.wardrobe = Wardrobe(body.asset)
-        near = skin_near(body.asset, layout).numpy()
+        near = skin_near(body.asset, get_layout(recipe.layout)).numpy()
         self.skin, self.near = np.unique(near, return_inverse=True)
         self.near = self.near.reshape(near.shape)
+        self.photographs = recipe.photographs()
 
     def view(
         self,
         vertices: Float[np.ndarray, "n V 3"],
         keypoints: Float[np.ndarray, "n K 2"],
         camera: Camera,
-        size: tuple[int, int],
         rng: np.random.Generator,
-        *,
-        occluders: float,
-        light_rays: int = 2,
     ) -> View:
         """Draw people in front of a background.
 
@@ -73,24 +70,28 @@ class Studio:
             vertices: of each person, in camera coordinates [m].
             keypoints: of each person [pixels].
             camera: the camera.
-            size: width and height [pixels].
             rng: what is random.
-            occluders: share of people who have something in front of them.
-            light_rays: see `render`.
+
+        Raises:
+            AnnotationError: a photograph of the backgrounds is damaged.
+            OSError: it cannot be read.
         """
-        width, height = size
+        size = width, height = self.recipe.size
         people = len(vertices)
         colors = [self.wardrobe.dress(rng) for _ in range(people)]
         meshes, faces = list(vertices), [self.faces] * people
         for person in range(people):
-            if rng.random() < occluders:
+            if rng.random() < self.recipe.occluders:
                 thing, triangles, color = occluder(rng)
                 meshes.append(_in_front(thing, vertices[person], rng))
                 faces.append(triangles)
                 colors.append(color)
-        behind = background(size, rng)
-        scene = Scene(meshes, faces, colors, camera, None)
-        color, hits = shade_pixels(scene, size, light_rays)
+        if self.photographs:
+            behind = photograph(self.photographs[rng.integers(len(self.photographs))], size, rng)
+        else:
+            behind = background(size, rng)
+        scene = Scene(meshes, faces, colors, camera, None, lights(rng))
+        color, hits = shade_pixels(scene, size, _LIGHT_RAYS)
         linear = add_background(color.reshape(height, width, 4), behind)
         instance = hits.instance
         person = (instance >= 0) & (instance < people)

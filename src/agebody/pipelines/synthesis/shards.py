@@ -1,33 +1,39 @@
-"""Shards of synthetic people; interrupted calls can be resumed."""
+"""Shards of synthetic people, one at a time or all with Ray; interrupted calls can be resumed."""
 
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from agebody.age import UNKNOWN
 from agebody.annotations.people import AnnotationError, fail
 from agebody.body import BodyModel
 from agebody.cameras.camera import Camera
 from agebody.files import make_folder, replacing
-from agebody.keypoints import get_layout
 from agebody.measure import stature
 from agebody.parameters import BodyParameters
 from agebody.people import People, random_people
 from agebody.pipelines.labels.records import Labels
-from agebody.pipelines.labels.samples import add_sample, encode, open_shard, read_about
+from agebody.pipelines.labels.samples import TrainingShards, add_sample, encode, open_shard, read_about
 from agebody.pipelines.labels.training import pickle_people, training_arrays
-from agebody.pipelines.synthesis.recipe import Recipe
+from agebody.pipelines.labels.workers import Bad, run_jobs, start_ray
+from agebody.pipelines.synthesis.recipe import Recipe, draw_ages
 from agebody.pipelines.synthesis.scenes import VISIBLE, Studio
 
+LABELS = "labels.npz"
 DEFAULT = Recipe()
 _BATCH = 64
+_APART = 0.3
+"""Least distance between the roots of two people of an image, as a share of the sum of their statures."""
+_LARGEST_SEED = 2**62
 
 
 def synthesize(
@@ -35,43 +41,98 @@ def synthesize(
     output: str | PathLike[str],
     recipe: Recipe = DEFAULT,
     *,
+    address: str | None = None,
+    workers: int = 1,
     overwrite: bool = False,
     progress: Callable[[int], None] = lambda images: None,
 ) -> list[Path]:
     """Draw random people of every age, and write images and labels as shards, which `TrainingShards` reads.
 
-    A shard is written as a whole, and states what it was made with, so after an interruption another call
-    makes the missing shards. On the same kind of machine, the files are equal to the byte to those of an
-    uninterrupted call.
+    A shard is written as a whole, and states what it was made with. After an interruption, another call makes
+    the missing shards; unfinished work leaves no files. On the same kind of machine, the files are equal to
+    the byte to those of an uninterrupted call, whatever the number of workers. When all shards are there,
+    their labels are also written to ``labels.npz``, which `load_labels` and ``agebody evaluate`` read.
 
     Args:
         body: the layer, of SMPL's joints and up to 10 betas; an `SMPLA` for people of all ages.
         output: the folder of the shards, ``000000.tar`` and on; it is created where missing.
         recipe: what the images show.
+        address: of a Ray cluster, as in `fit_dataset`; None is this machine.
+        workers: how many processes; more than one need Ray. With an address, the largest number.
         overwrite: replace shards that were made with another recipe or body.
-        progress: called with the number of images that are there, after each shard.
+        progress: called with the number of images that are there, at the beginning and after each shard.
 
     Returns:
         The shards.
 
     Raises:
-        AnnotationError: there are shards that were made otherwise.
-        ImportError: embreex is missing; install ``agebody[render]``.
-        OSError: a file cannot be written.
+        AnnotationError: there are shards that were made otherwise, or a photograph is damaged.
+        RuntimeError: a worker was ended by the system again and again.
+        OSError: a file cannot be read or written.
+        ImportError: embreex is missing, install ``agebody[render]``; or Ray is.
     """
-    folder = make_folder(output)
-    starts = range(0, recipe.count, recipe.images_per_shard)
-    paths = [folder / f"{number:06d}.tar" for number in range(len(starts))]
-    stated = recipe.describe(body)
-    done = {path: _is_there(path, stated, overwrite) for path in paths}
-    _refuse_others(folder, paths)
-    studio = Studio(body, get_layout(recipe.layout))
-    for number, path in enumerate(paths):
-        if not done[path]:
-            with replacing(path) as temporary, open_shard(temporary, stated) as tar:
-                _fill(tar, body, studio, recipe, number)
-        progress(min((number + 1) * recipe.images_per_shard, recipe.count))
+    if workers < 1:
+        raise ValueError(f"workers: expected at least 1, got {workers}")
+    names = body.asset.joint_names
+    draw_ages(recipe.ages, body, 1, np.random.default_rng(0))
+    random_people(body, 1, seed=recipe.seed)
+    if body.num_betas > 10 or len(names) != 24:
+        raise ValueError(
+            f"body: expected SMPL's 24 joints and up to 10 betas, got {len(names)} and {body.num_betas}; "
+            "use num_betas=10"
+        )
+    studio = Studio(body, recipe)
+    folder = make_folder(output).absolute()
+    paths = [folder / f"{i:06d}.tar" for i in range(-(-recipe.count // recipe.images_per_shard))]
+    others = sorted({*folder.glob("[!.]*.tar")} - {*paths})
+    if others or ((folder / LABELS).exists() and not overwrite and not paths[0].exists()):
+        other = others[0] if others else folder / LABELS
+        fail(other, "is not of these shards, and would be read with them or replaced; give another folder")
+    todo = [i for i, path in enumerate(paths) if not _is_there(path, recipe.describe(body, i), overwrite)]
+    done = recipe.count - sum(map(recipe.images, todo))
+    progress(done)
+    for number in _make_all(body, studio, todo, folder, recipe, address, workers):
+        done += recipe.images(number)
+        progress(done)
+    if todo or not (folder / LABELS).exists():
+        TrainingShards(paths).labels().save(folder / LABELS, overwrite=True)
     return paths
+
+
+def make_shard(
+    body: BodyModel, number: int, *, folder: Path, recipe: Recipe, studio: Studio | None = None
+) -> None:
+    """Write one shard, whole or not at all."""
+    studio = studio or Studio(body, recipe)
+    path = folder / f"{number:06d}.tar"
+    with replacing(path) as temporary, open_shard(temporary, recipe.describe(body, number)) as tar:
+        _fill(tar, body, studio, number)
+
+
+def _make_all(
+    body: BodyModel,
+    studio: Studio,
+    todo: Sequence[int],
+    folder: Path,
+    recipe: Recipe,
+    address: str | None,
+    workers: int,
+) -> Iterator[int]:
+    """Make shards, and yield the number of each when it is there."""
+    if address is None and min(workers, len(todo)) <= 1:
+        for number in todo:
+            make_shard(body, number, folder=folder, recipe=recipe, studio=studio)
+            yield number
+        return
+    call = {"folder": folder, "recipe": recipe}
+    with (
+        start_ray(address, workers) as ray,
+        closing(run_jobs(ray, body, make_shard, todo, call, workers)) as results,
+    ):
+        for number, outcome in results:
+            if isinstance(outcome, Bad):
+                raise AnnotationError(outcome.why)
+            yield number
 
 
 def _is_there(path: Path, stated: dict[str, Any], overwrite: bool) -> bool:
@@ -82,6 +143,8 @@ def _is_there(path: Path, stated: dict[str, Any], overwrite: bool) -> bool:
         found = read_about(path)
     except AnnotationError:
         return False  # truncated while it was copied
+    if not found and not overwrite:
+        fail(path, "exists, and is not a shard of synthetic people; pass overwrite=True to replace it")
     differ = [
         f"{name}: {found.get(name)}, not {stated.get(name)}"
         for name in sorted(found.keys() | stated.keys())
@@ -92,61 +155,80 @@ def _is_there(path: Path, stated: dict[str, Any], overwrite: bool) -> bool:
     return not differ
 
 
-def _refuse_others(folder: Path, paths: list[Path]) -> None:
-    others = sorted({*folder.glob("[!.]*.tar")} - {*paths})
-    if others:
-        fail(others[0], "is no shard of this call, and would be read with them; give another folder")
-
-
-def _fill(tar: tarfile.TarFile, body: BodyModel, studio: Studio, recipe: Recipe, number: int) -> None:
-    start = number * recipe.images_per_shard
-    images = min(recipe.images_per_shard, recipe.count - start)
+def _fill(tar: tarfile.TarFile, body: BodyModel, studio: Studio, number: int) -> None:
+    recipe = studio.recipe
+    images, start = recipe.images(number), number * recipe.images_per_shard
     rng = np.random.default_rng([recipe.seed, number])
     counts = rng.integers(recipe.people[0], recipe.people[1] + 1, images)
     image = np.repeat(np.arange(images), counts)
+    ends = np.cumsum(counts)
+    found = _draw_people(body, recipe, counts.tolist(), rng)
+    names = [f"{start + i:08d}.jpg" for i in range(images)]
+    within = np.arange(len(image)) - (ends - counts)[image]
+    ids = (start + image) * recipe.people[1] + within
+    labels, vertices = _labels(body, found, recipe.layout, ids, np.array(names)[image])
+    rows = [np.arange(end - count, end) for count, end in zip(counts, ends, strict=True)]
+    camera = found.camera.to("cpu", torch.float64)
+    views = [
+        studio.view(
+            vertices[its].numpy(),
+            labels.keypoints[its],
+            _first(camera, its),
+            np.random.default_rng([recipe.seed, number, i]),
+        )
+        for i, its in enumerate(rows)
+    ]
+    labels.observed[..., 2] = np.concatenate([view.hidden for view in views]) == VISIBLE
+    arrays = training_arrays(body, labels)
+    for name, its, view in zip(names, rows, views, strict=True):
+        add_sample(
+            tar,
+            Path(name).stem,
+            encode(view.image, "JPEG"),
+            labels.select(its),
+            pickle_people(arrays, its.tolist()),
+            hidden=view.hidden,
+            maps={"mask": view.mask, "parts": view.parts, "depth": view.depth},
+        )
+
+
+def _draw_people(body: BodyModel, recipe: Recipe, counts: list[int], rng: np.random.Generator) -> People:
+    total = sum(counts)
+    ages, others = (draw_ages(recipe.ages, body, total, rng) for _ in range(2))
     found = random_people(
         body,
-        len(image),
-        seed=int(rng.integers(2**62)),
+        total,
+        ages=ages,
+        seed=int(rng.integers(_LARGEST_SEED)),
         size=recipe.size,
         extent=recipe.extent,
         truncated=recipe.truncated,
+        posture_years=others if recipe.matched and isinstance(others, Tensor) else None,
+        fov=tuple(np.radians(recipe.fov).tolist()),
+        together=counts,
     )
-    first = np.concatenate(([0], np.cumsum(counts)[:-1]))
-    names = [f"{start + i:08d}.jpg" for i in range(images)]
-    labels, vertices, camera = _labels(body, found, recipe.layout, [names[i] for i in image], first[image])
-    views = []
-    for i in range(images):
-        rows = slice(first[i], first[i] + counts[i])
-        views.append(
-            studio.view(
-                vertices[rows].numpy(),
-                labels.keypoints[rows],
-                _row(camera, int(first[i])),
-                recipe.size,
-                np.random.default_rng([recipe.seed, number, i]),
-                occluders=recipe.occluders,
-            )
-        )
-    hidden = np.concatenate([view.hidden for view in views])
-    labels.observed[..., 2] = hidden == VISIBLE
-    arrays = training_arrays(body, labels)
-    for i, view in enumerate(views):
-        rows = range(first[i], first[i] + counts[i])
-        maps = {"mask": view.mask, "parts": view.parts, "depth": view.depth}
-        add_sample(
-            tar,
-            names[i].split(".")[0],
-            encode(view.image, "JPEG"),
-            labels.select(np.array(rows)),
-            pickle_people(arrays, rows),
-            hidden=view.hidden,
-            maps=maps,
-        )
+    if max(counts) == 1:
+        return found
+    with torch.no_grad():
+        roots = body.keypoints("smpl24", found.parameters)[:, 0].double().cpu().numpy()
+        tall = stature(body.shape(found.parameters).rest_vertices).cpu().numpy()
+    ends = np.cumsum(counts)
+    farther = np.ones(total)
+    for count, end in zip(counts, ends, strict=True):
+        for row in range(end - count + 1, end):
+            before = slice(end - count, row)
+            room = _APART * (tall[before] + tall[row])
+            for _ in range(30):  # along the ray, so that they keep their place in the image
+                away = roots[before] * farther[before, None] - roots[row] * farther[row]
+                if (np.linalg.norm(away, axis=1) > room).all():
+                    break
+                farther[row] *= 1.08
+    shift = torch.from_numpy(roots * (farther - 1)[:, None]).to(found.transl)
+    return found._replace(transl=found.transl + shift)
 
 
-def _row(camera: Camera, row: int) -> Camera:
-    return camera.map(lambda part: part[row])
+def _first(camera: Camera, rows: np.ndarray) -> Camera:
+    return camera.map(lambda part: part[int(rows[0])])
 
 
 def _batches(parameters: BodyParameters) -> Iterator[BodyParameters]:
@@ -154,54 +236,54 @@ def _batches(parameters: BodyParameters) -> Iterator[BodyParameters]:
         yield BodyParameters(*parts)
 
 
-def _labels(body: BodyModel, found: People, layout: str, names: list[str], first: Any) -> Any:
-    focal = found.camera.focal
-    camera = found.camera.map(lambda part: part[first]).to("cpu", torch.float64)
+def _labels(
+    body: BodyModel, people: People, layout: str, ids: np.ndarray, names: np.ndarray
+) -> tuple[Labels, Tensor]:
+    """Return the labels of people, all keypoints with weight 1, and their vertices."""
+
+    def array(tensor: Tensor) -> np.ndarray:
+        return tensor.detach().cpu().numpy()
+
+    parameters, camera = people.parameters, people.camera.map(Tensor.double)
     with torch.no_grad():
-        root = body.keypoints("smpl24", found.parameters)[:, 0, 2]
-        shift = root * (focal[first, 1] / focal[:, 1] - 1)
-        transl = found.transl.clone()
-        transl[:, 2] += shift
-        parameters = found.parameters._replace(transl=transl)
         vertices = torch.cat([body(part).vertices for part in _batches(parameters)])
         shaped = body.shape(parameters)
         points = shaped.keypoints(layout, parameters).double()
         joints = shaped.keypoints("smpl24", parameters)
         tall = stature(shaped.rest_vertices)
-        keypoints = camera.project(points).pixels
-        outline = camera.project(vertices.double()).pixels
-    sizes = found.size.cpu().numpy()
-    low, high = outline.amin(1).numpy(), outline.amax(1).numpy()
-    count = len(tall)
-    zero = np.zeros(count, np.float32)
+        keypoints = array(camera.project(points).pixels)
+        outline = array(camera.project(vertices.double()).pixels)
+    sizes, count = array(people.size), len(ids)
+    corners = [np.clip(corner, 0, sizes) for corner in (outline.min(1), outline.max(1))]
+    known, zero = np.ones(count, bool), np.zeros(count, np.float32)
     labels = Labels(
         body=body.asset.metadata.name,
         joint_names=tuple(body.asset.joint_names),
         keypoint_layout=layout,
-        ids=np.arange(count),
-        image_ids=np.array(names),
+        ids=ids,
+        image_ids=names,
         image_sizes=sizes.astype(int),
-        **{name: part.cpu().numpy() for name, part in parameters._asdict().items()},
-        focal=camera.focal.float().numpy(),
-        center=camera.center.float().numpy(),
-        observed=np.concatenate((keypoints.numpy(), np.ones((*keypoints.shape[:2], 1))), -1),
-        keypoints=keypoints.float().numpy(),
-        joints=joints.numpy(),
-        depth=joints[:, 0, 2].numpy(),
-        boxes=np.concatenate((np.clip(low, 0, sizes), np.clip(high, 0, sizes)), 1),
+        **{name: array(part) for name, part in parameters._asdict().items()},
+        focal=array(people.camera.focal),
+        center=array(people.camera.center),
+        observed=np.concatenate((keypoints, np.ones((*keypoints.shape[:2], 1))), -1),
+        keypoints=keypoints.astype(np.float32),
+        joints=array(joints),
+        depth=array(joints)[:, 0, 2],
+        boxes=np.concatenate(corners, 1),
         scores=zero + 1,
         reprojection=zero,
         start_reprojection=zero,
-        converged=np.ones(count, bool),
+        converged=known,
         iterations=np.zeros(count, int),
         stop=np.full(count, "synthetic"),
         cost=zero,
-        kept=np.ones(count, bool),
-        age_known=np.ones(count, bool),
+        kept=known,
+        age_known=known,
         age_class=np.full(count, UNKNOWN),
         age_offset_sd=zero,
-        stature=tall.numpy(),
+        stature=array(tall),
         stature_sd=zero,
         depth_sd=zero,
     )
-    return labels, vertices, camera
+    return labels, vertices.cpu()
