@@ -89,7 +89,7 @@ def test_fit_writes_labels_and_a_summary(fitted, data):
         np.testing.assert_array_equal(train["has_body_pose"], labels.kept)
         np.testing.assert_array_equal(train["has_betas"], labels.kept & ~labels.flags["age_unknown"])
     with tarfile.open(output / "shards" / "000000.tar") as tar:
-        assert len(tar.getnames()) == 2 * COUNT
+        assert len(tar.getnames()) == 3 * COUNT
     pictures = sorted(os.listdir(output / "overlays"))
     assert pictures == ["0.jpg.png", "2.jpg.png"]  # evenly from all
     with Image.open(output / "overlays" / pictures[0]) as picture:

@@ -29,6 +29,7 @@ from agebody.parameters import BodyParameters
 from agebody.people import observe, random_people
 from agebody.pipelines.evaluate import evaluate_files
 from agebody.pipelines.labels import (
+    TrainingShards,
     draw_overlay,
     fit_annotations,
     flag_labels,
@@ -845,7 +846,9 @@ def test_shards_are_what_webdataset_reads(labels, body, photographs, tmp_path):
         with tarfile.open(path) as tar:
             members = {entry.name: tar.extractfile(entry).read() for entry in tar.getmembers()}  # pyright: ignore[reportOptionalMemberAccess]
         keys = dict.fromkeys(name.split(".", 1)[0] for name in members)  # as webdataset groups them
-        assert set(members) == {f"{key}.{part}" for key in keys for part in ("jpg", "data.pyd")}
+        assert set(members) == {
+            f"{key}.{part}" for key in keys for part in ("jpg", "data.pyd", "labels.json")
+        }
         for key in keys:
             with Image.open(io.BytesIO(members[f"{key}.jpg"])) as image:
                 image.load()
@@ -871,6 +874,10 @@ def test_shards_are_what_webdataset_reads(labels, body, photographs, tmp_path):
                      if "UNICODE" in code.name}  # fmt: skip
             assert not any("numpy." in word or "_core" in word for word in words)  # pyright: ignore[reportOperatorIssue]
     assert row == COUNT
+    read = TrainingShards(paths).labels()
+    assert read.keypoint_layout == labels.keypoint_layout
+    for name, array in labels.arrays().items():
+        np.testing.assert_array_equal(read.arrays()[name].astype(array.dtype), array)
     upright = (photographs / "day/0.jpg").read_bytes()
     with tarfile.open(paths[0]) as tar:
         assert tar.extractfile("000000_day_0.jpg").read() == upright  # pyright: ignore[reportOptionalMemberAccess]
@@ -888,7 +895,7 @@ def test_shards_without_an_image(labels, body, photographs, tmp_path):
     )
     assert lost == ["day/1.jpg"]
     with tarfile.open(tmp_path / "000000.tar") as tar:
-        assert len(tar.getnames()) == 4
+        assert len(tar.getnames()) == 6
 
 
 # --- report and pictures

@@ -1,12 +1,25 @@
 """Synthetic people: what the images, maps and labels say of each other, and how shards are made."""
 
+import dataclasses
+import shutil
+
 import numpy as np
 import pytest
+import torch
+from PIL import Image
+from scipy.ndimage import minimum_filter
+from torch.utils.data import DataLoader
 
 import agebody
+from agebody.age import AGE_CLASSES, AgeCurve, age_class
 from agebody.annotations import AnnotationError
-from agebody.pipelines.labels import TrainingShards
+from agebody.cameras import Camera
+from agebody.keypoints import LAYOUTS
+from agebody.pipelines.labels import TrainingShards, load_labels
+from agebody.pipelines.labels.samples import HIDDEN_BY
 from agebody.pipelines.synthesis import Recipe, synthesize
+from agebody.pipelines.synthesis.recipe import draw_ages
+from agebody.pipelines.synthesis.scenes import Studio
 
 RECIPE = Recipe(count=6, people=(1, 3), size=(96, 80), seed=3, images_per_shard=4, occluders=0.6)
 
@@ -76,4 +89,176 @@ def test_a_seed_gives_the_same_bytes_and_finished_shards_stay(body, folder, tmp_
     assert paths[0].read_bytes() == (folder / paths[0].name).read_bytes()
     assert paths[1].stat().st_mtime_ns == kept
     with pytest.raises(AnnotationError, match="seed: 3, not 4"):
-        synthesize(body, tmp_path, Recipe(**{**vars(RECIPE), "seed": 4}))
+        synthesize(body, tmp_path, dataclasses.replace(RECIPE, seed=4))
+
+
+def test_what_hides_a_keypoint_is_what_the_maps_show(body, folder):
+    """Beside a keypoint that a thing or another person hides, the mask shows these; else the person."""
+    told = np.zeros(5, int)
+    for sample in TrainingShards(folder):
+        numbers = np.where(sample.mask == 255, 100, sample.mask)
+        for person, (row_points, row_hidden) in enumerate(
+            zip(sample.labels.keypoints, sample.hidden, strict=True)
+        ):
+            for (x, y), hidden in zip(row_points, row_hidden, strict=True):
+                told[hidden] += 1
+                inside = 0 <= x < 96 and 0 <= y < 80
+                assert inside == (HIDDEN_BY[hidden] != "outside the image")
+                if not inside:
+                    continue
+                around = numbers[max(int(y) - 3, 0) : int(y) + 4, max(int(x) - 3, 0) : int(x) + 4]
+                wanted = {
+                    "visible": around == person + 1,
+                    "own body": around == person + 1,
+                    "another person": (around > 0) & (around < 100) & (around != person + 1),
+                    "occluder": around == 100,
+                }
+                assert wanted[HIDDEN_BY[hidden]].any()
+    assert told.min() > 0
+
+
+def test_a_body_between_hides_and_a_body_alone_is_seen(body):
+    """Of one who stands before the other, everything is seen but what the own body hides."""
+    studio = Studio(body, Recipe(size=(128, 128), occluders=0))
+    camera = Camera(torch.tensor((200.0, 200.0)).double(), torch.tensor((64.0, 64.0)).double())
+    turn = torch.tensor((np.pi, 0.0, 0.0)).float()  # upright in camera coordinates, facing the camera
+    transl = torch.tensor(((0.0, 0.0, 4.0), (0.0, 0.0, 2.5)))
+    out = body(global_orient=turn, transl=transl)
+    points = body.keypoints("hmr2_44", global_orient=turn, transl=transl).double()
+    pixels = camera.project(points).pixels.numpy()
+    view = studio.view(out.vertices.numpy(), pixels, camera, np.random.default_rng(0))
+    behind, front = view.hidden
+    names = LAYOUTS["hmr2_44"].names
+    assert front[names.index("nose")] == front[names.index("left_knee")] == 0
+    assert behind[names.index("left_knee")] == 2
+    alone = studio.view(out.vertices[:1].numpy(), pixels[:1], camera, np.random.default_rng(0))
+    assert alone.hidden[0, names.index("left_knee")] == 0
+    assert set(alone.hidden[0]) <= {0, 1}
+
+
+def test_workers_make_the_same_bytes_and_the_labels_of_all(body, folder, tmp_path):
+    synthesize(body, tmp_path, RECIPE, workers=2)
+    for path in sorted(folder.iterdir()):
+        if path.suffix == ".tar":
+            assert path.read_bytes() == (tmp_path / path.name).read_bytes()
+    labels, whole = load_labels(tmp_path / "labels.npz"), TrainingShards(folder).labels()
+    np.testing.assert_array_equal(labels.transl, whole.transl)
+    assert len(np.unique(labels.ids)) == len(labels)
+
+
+def test_a_call_that_is_ended_leaves_finished_shards_only(body, tmp_path, monkeypatch):
+    seen = []
+
+    def interrupted(studio, *arguments):
+        if len(seen) == 5:
+            raise KeyboardInterrupt
+        seen.append(view(studio, *arguments))
+        return seen[-1]
+
+    view = Studio.view
+    monkeypatch.setattr(Studio, "view", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        synthesize(body, tmp_path, RECIPE)
+    assert [path.name for path in tmp_path.iterdir()] == ["000000.tar"]
+
+
+def test_more_images_keep_the_shards_that_are_there(body, folder, tmp_path):
+    small = dataclasses.replace(RECIPE, count=4)
+    (first,) = synthesize(body, tmp_path, small)
+    assert first.read_bytes() == (folder / first.name).read_bytes()
+    shutil.copy(first, tmp_path / "000009.tar")
+    with pytest.raises(AnnotationError, match=r"000009.tar: is not of these shards"):
+        synthesize(body, tmp_path, small)
+
+
+def test_photographs_are_backgrounds(body, tmp_path):
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (300, 200), "#2040c0").save(tmp_path / "photos/a.png")
+    recipe = Recipe(count=2, size=(64, 48), backgrounds=str(tmp_path / "photos"))
+    synthesize(body, tmp_path / "out", recipe)
+    for sample in TrainingShards(tmp_path / "out"):
+        far = minimum_filter(sample.mask == 0, 9)
+        assert np.abs(sample.image[far] - np.array((0x20, 0x40, 0xC0))).mean() < 4
+    (tmp_path / "photos/b.png").write_bytes(b"no image")
+    with pytest.raises(AnnotationError, match=r"backgrounds: .*not"):
+        synthesize(body, tmp_path / "out", recipe)
+    (tmp_path / "photos/a.png").unlink()
+    with pytest.raises(AnnotationError, match=r"b\.png: not an image"):
+        synthesize(body, tmp_path / "new", recipe)
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_ages_are_drawn_by_their_weights(body):
+    years = draw_ages("baby:3, 30-40:1", body, 4000, np.random.default_rng(0)).numpy()
+    old = (years >= 30) & (years <= 40)
+    assert abs(old.mean() - 0.25) < 0.03
+    offset = AgeCurve.from_asset(body.asset).years_to_offset(years[~old])
+    assert (age_class(offset) == [kind.name for kind in AGE_CLASSES].index("baby")).mean() > 0.99
+    adult = agebody.SMPL(body.asset)
+    assert draw_ages("balanced", adult, 3, np.random.default_rng(0)) == "balanced"
+    with pytest.raises(ValueError, match="the body has one age"):
+        draw_ages("baby", adult, 3, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "match"),
+    [
+        ({"count": 0}, "count: expected at least 1, got 0"),
+        ({"images_per_shard": 0}, "images_per_shard: expected"),
+        ({"people": (2, 1)}, "people: expected two ascending numbers from 1 to 20"),
+        ({"people": (1, 50)}, "people: expected"),
+        ({"size": (8, 8)}, "size: expected sides"),
+        ({"seed": -1}, "seed: expected"),
+        ({"fov": (0.0, 50.0)}, "fov: expected"),
+        ({"fov": (float("nan"), 50.0)}, "fov: expected"),
+        ({"occluders": 1.5}, "occluders: expected a share"),
+        ({"parts": 5}, "parts: expected 24, 7, 6, got 5"),
+        ({"layout": "coco18"}, "layout: expected"),
+        ({"ages": "toddler"}, "ages: expected balanced, or adult"),
+        ({"ages": "9-3"}, "ages: expected"),
+        ({"ages": "baby:0"}, "ages: expected a weight above 0"),
+        ({"ages": ""}, "ages: expected"),
+    ],
+)
+def test_wrong_recipes_are_refused(wrong, match):
+    with pytest.raises(ValueError, match=match):
+        Recipe(**wrong)
+
+
+def shorten(data):
+    return data[: len(data) // 2 // 512 * 512 + 100]
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda data: b"", "not a tar file|no images"),
+        (lambda data: b"text", "not a tar file"),
+        (shorten, "damaged"),
+        (lambda data: data.replace(b"labels.json", b"labels.jsan"), "expected an image and its labels"),
+        (lambda data: data.replace(b'"keypoint_layout"', b'"keypoint_lajout"'), "not the labels of a shard"),
+        (lambda data: data.replace(b'"betas":[[', b'"betas":{{'), "not the labels of a shard"),
+        (lambda data: data.replace(b'"kept":[true', b'"kept":[1234'), "kept: expected booleans"),
+        (lambda data: data.replace(b"\x89PNG", b"\x89PMG").replace(b"\x89PNG", b""), "image is damaged"),
+    ],
+)
+def test_damaged_shards_are_refused(folder, tmp_path, change, match):
+    path = tmp_path / "000000.tar"
+    path.write_bytes(change((folder / path.name).read_bytes()))
+    with pytest.raises(AnnotationError, match=match) as error:
+        list(TrainingShards(tmp_path))
+    assert str(error.value).startswith(str(path))
+
+
+def test_no_shards_are_refused(tmp_path):
+    with pytest.raises(AnnotationError, match=r"expected shards, \*\.tar"):
+        TrainingShards(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        TrainingShards([tmp_path / "none.tar"])
+
+
+def test_a_loader_reads_shards_in_any_order_with_workers(folder):
+    shards = TrainingShards(folder)
+    loader = DataLoader(shards, batch_size=None, shuffle=True, num_workers=1)
+    assert sorted(sample.name for sample in loader) == sorted(sample.name for sample in shards)
+    assert shards[-1].name == shards[5].name
