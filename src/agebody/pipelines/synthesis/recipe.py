@@ -8,7 +8,7 @@ import re
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -141,10 +141,12 @@ def read_ages(text: str) -> list[tuple[str | tuple[float, float], float]]:
     return found
 
 
-def draw_ages(text: str, body: BodyModel, count: int, rng: np.random.Generator) -> Float[Tensor, " N"] | str:
+def draw_ages(
+    text: str, body: BodyModel, count: int, rng: np.random.Generator
+) -> Float[Tensor, " N"] | Literal["balanced"]:
     """Return ages [years] of random people; those of a body of one age are left to `random_people`."""
     if not body.age_anchors and text == "balanced":
-        return text
+        return "balanced"
     kinds = read_ages(text)
     known = {}
     if body.age_anchors:

@@ -255,6 +255,7 @@ def _labels(
         outline = array(camera.project(vertices.double()).pixels)
     sizes, count = array(people.size), len(ids)
     corners = [np.clip(corner, 0, sizes) for corner in (outline.min(1), outline.max(1))]
+    arrays: dict[str, Any] = {name: array(part) for name, part in parameters._asdict().items()}
     known, zero = np.ones(count, bool), np.zeros(count, np.float32)
     labels = Labels(
         body=body.asset.metadata.name,
@@ -263,7 +264,7 @@ def _labels(
         ids=ids,
         image_ids=names,
         image_sizes=sizes.astype(int),
-        **{name: array(part) for name, part in parameters._asdict().items()},
+        **arrays,
         focal=array(people.camera.focal),
         center=array(people.camera.center),
         observed=np.concatenate((keypoints, np.ones((*keypoints.shape[:2], 1))), -1),
