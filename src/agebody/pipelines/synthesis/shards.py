@@ -194,7 +194,8 @@ def _fill(tar: tarfile.TarFile, body: BodyModel, studio: Studio, number: int) ->
 
 def _draw_people(body: BodyModel, recipe: Recipe, counts: list[int], rng: np.random.Generator) -> People:
     total = sum(counts)
-    ages, others = (draw_ages(recipe.ages, body, total, rng) for _ in range(2))
+    ages = draw_ages(recipe.ages, body, total, rng)
+    others = draw_ages(recipe.ages, body, total, rng)
     found = random_people(
         body,
         total,
