@@ -1,8 +1,13 @@
-"""Tiny networks in ONNX files that find people as RTMO and RTMPose do: by formulas, without weights."""
+"""Tiny networks in files: ONNX that finds people as RTMO and RTMPose do, by formulas; and a regressor."""
 
 import numpy as np
 import onnx
+import torch
 from onnx import TensorProto, helper, numpy_helper
+from safetensors.torch import save_file
+
+import agebody
+from agebody.nets import DecoderHead, Regressor, ViT, ViTSize, start_readouts
 
 OPSET = [helper.make_opsetid("", 17)]
 
@@ -51,3 +56,15 @@ def save_rtmpose(path, *, size=(48, 64), count=17):
         }
     shapes = {"simcc_x": [None, None, 2 * size[0]], "simcc_y": [None, None, 2 * size[1]]}
     save(path, nodes, size, shapes, **constants)
+
+
+TINY = ViTSize(32, 1, 2)
+"""A size that `load_checkpoint` knows while it is in ``VIT_SIZES``."""
+
+
+def save_network(path):
+    """Write a network of random weights for a body of every age, told where its crops are."""
+    body = agebody.SMPLA(agebody.mannequin(), pose_format="matrix")
+    torch.manual_seed(0)
+    head = DecoderHead(start_readouts(body), channels=32, width=32, depth=1, heads=1, condition=3)
+    save_file(Regressor(ViT(TINY, image_size=(64, 48)), head, body).state_dict(), path)

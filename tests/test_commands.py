@@ -9,11 +9,12 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
-from pose_models import save_rtmo
+from pose_models import TINY, save_network, save_rtmo
 from typer.testing import CliRunner
 
 import agebody
 from agebody.assets.io import save_asset
+from agebody.nets.vit import VIT_SIZES
 from agebody.pipelines.cli import app
 
 COMMANDS = {
@@ -24,6 +25,10 @@ COMMANDS = {
     "warmup": [],
     "detect": ["{images}", "--detector", "rtmo:{weights}", "-o", "{output}.json"],
     "fit": ["{keypoints}", "--body", "{body}", "--images", "{images}", "-o", "{output}"],
+    "predict": [
+        *["{keypoints}", "--images", "{images}", "--checkpoint", "{checkpoint}", "--body", "{body}"],
+        *["-o", "{output}"],
+    ],
     "shard": ["{keypoints}", "--images", "{images}", "-o", "{output}"],
     "fit-shards": ["{shards}", "--body", "{body}", "-o", "{output}"],
     "synthesize": [
@@ -49,7 +54,18 @@ COMMANDS = {
     ],
 }
 """Arguments of each command; names in braces are files and folders."""
-INPUTS = ("weights", "body", "regressor", "keypoints", "images", "shards", "labels", "maps", "people")
+INPUTS = [
+    "weights",
+    "checkpoint",
+    "body",
+    "regressor",
+    "keypoints",
+    "images",
+    "shards",
+    "labels",
+    "maps",
+    "people",
+]
 USES = [
     (name, part) for name, given in COMMANDS.items() for part in INPUTS if f"{{{part}}}" in " ".join(given)
 ]
@@ -87,7 +103,12 @@ NAMES = ["bad [/x] [bold] \n two \x1b[31m", os.fsdecode(b"bad \xff") + " ü"]
 @pytest.fixture(scope="module")
 def good(tmp_path_factory):
     """Files that are right, so that each run has one that is wrong."""
-    place = tmp_path_factory.mktemp("good")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(VIT_SIZES, "tiny", TINY)
+        yield make_files(tmp_path_factory.mktemp("good"))
+
+
+def make_files(place):
     save_asset(agebody.mannequin(), place / "body.safetensors")
     (place / "images").mkdir()
     Image.new("RGB", (64, 48)).save(place / "images/a.png")
@@ -109,11 +130,12 @@ def good(tmp_path_factory):
     (place / "keypoints.json").write_text(json.dumps(document))
     (place / "people.json").write_text("{}")
     save_rtmo(place / "weights.onnx", np.ones((1, 17, 3)), (0.8,))
+    save_network(place / "net.safetensors")
     np.save(place / "regressor.npy", np.full((3, 6890), 1 / 6890))
     (place / "shards").mkdir()
     files = {name: place / name for name in ("images", "maps", "shards")}
     files |= {"keypoints": place / "keypoints.json", "people": place / "people.json"}
-    files |= {"weights": place / "weights.onnx"}
+    files |= {"weights": place / "weights.onnx", "checkpoint": place / "net.safetensors"}
     files |= {"body": place / "body.safetensors", "regressor": place / "regressor.npy"}
     run("shard", [str(files["keypoints"]), "-o", str(place / "shards")])
     made = run("fit", [str(files["keypoints"]), "--body", str(files["body"]), "-o", str(place / "out")])

@@ -37,6 +37,8 @@ class Format(NamedTuple):
     """Title of the order of the keypoints, where their number does not say it."""
     shares: bool = False
     """Whether coordinates may be shares of the width and height of the image."""
+    boxes_only: bool = False
+    """Whether people have boxes and no keypoints."""
     by_rank: bool = False
     """Whether images without a name are the frames of a video."""
 
@@ -342,7 +344,12 @@ FORMATS = (
     Format("AI Challenger", lambda d: _objects(d, "keypoint_annotations"), _ai_challenger, "AI Challenger"),
     Format("MPII", lambda d: _objects(d, "joints") and _objects(d, "image"), _mpii, "MPII"),
     Format("MediaPipe", _is_mediapipe, _mediapipe, shares=True, by_rank=True),
-    Format(_BOXES, lambda d: _objects(d, "bbox", "box") and not any(_has(o, "keypoints") for o in d), None),
+    Format(
+        _BOXES,
+        lambda d: _objects(d, "bbox", "box") and not any(_has(o, "keypoints") for o in d),
+        _results,
+        boxes_only=True,
+    ),
     Format("COCO's results", lambda d: _objects(d, "keypoints", "image_id", "file_name"), _results),
     Format("LabelMe's shapes", lambda d: _has(d, "shapes"), None),
     Format("an annotation list of PoseTrack 2017 or MPII", lambda d: _has(d, "annolist", "RELEASE"), None),

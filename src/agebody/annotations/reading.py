@@ -54,6 +54,7 @@ def read_people(
     images: str | Path | None = None,
     size: tuple[int, int] | None = None,
     annotations: str | Path | None = None,
+    boxes_suffice: bool = False,
 ) -> People:
     """Read people in images with their keypoints.
 
@@ -71,6 +72,7 @@ def read_people(
             a size, the images beside the file are used.
         size: width and height of images whose size is stated nowhere else [pixels].
         annotations: COCO annotations with the images that results belong to.
+        boxes_suffice: also read people who have a box and no keypoints; these have weight 0.
 
     Raises:
         AnnotationError: the file is of another kind, or something in it is missing or wrong, or an image is
@@ -92,11 +94,11 @@ def read_people(
     if len(documents) == 1 and is_annotations(first):
         if annotations is not None:
             fail(path, "expected results, which belong to the annotations, got annotations")
-        found, shares = _read_annotations(path, first, layout), False
+        found, shares = _read_annotations(path, first, layout, boxes_suffice), False
     else:
         known = beside if annotations is None else _Annotated(Path(annotations))
         given = images is not None or annotations is not None
-        found, shares = _read_detections(path, documents, layout, known, given)
+        found, shares = _read_detections(path, documents, layout, known, given, boxes_suffice)
     if photographs is not None:
         found = _find_images(found, photographs)
     found = _with_sizes(found, beside, size)
@@ -146,7 +148,9 @@ def _numbers(line: str) -> list[Any]:
 # --- annotations
 
 
-def _read_annotations(path: Path, document: dict[str, Any], layout: str | KeypointLayout | None) -> People:
+def _read_annotations(
+    path: Path, document: dict[str, Any], layout: str | KeypointLayout | None, boxes: bool
+) -> People:
     """Read a document with ``images``, ``annotations`` and, optionally, ``categories``.
 
     Crowds, annotations without labelled keypoints and those of other categories are left out, and counted.
@@ -166,7 +170,7 @@ def _read_annotations(path: Path, document: dict[str, Any], layout: str | Keypoi
         ids = entries.values("category_id", is_id, "a number or a string", lambda i: categories[0])
         keep([one in categories for one in ids], "of another category")
     keep([not row.get("iscrowd") for row in entries.rows], "crowd")
-    points, labelled = _points(path, entries)
+    points, labelled = _points(path, entries, boxes)
     keep(labelled, _UNLABELLED)
     place = {image.id: i for i, image in enumerate(images)}
     image = entries.image_indices(place, "the images")
@@ -208,9 +212,10 @@ def _read_detections(
     layout: str | KeypointLayout | None,
     known: Photographs | _Annotated | None,
     given: bool,
+    boxes: bool,
 ) -> tuple[People, bool]:
     """Read what detectors write; also return whether coordinates are shares of the images."""
-    kind, frames = _frames(path, documents)
+    kind, frames = _frames(path, documents, boxes)
     images: dict[str, ImageEntry] = {}
     numbers: dict[str, int] = {}
     rows: list[Any] = []
@@ -232,7 +237,7 @@ def _read_detections(
             place.append(numbers.setdefault(entry.name, len(numbers)))
             canvases.append(frame.size)
         numbers.setdefault(entry.name, len(numbers))
-    is_results = kind.name == "COCO's results"
+    is_results = kind.name == "COCO's results" or kind.boxes_only
     entries = Entries(path, "results", rows, None if is_results else origins)
     left_out: Counter[str] = Counter()
     categories = entries.values("category_id", is_id, "a number or a string", lambda i: 1)
@@ -240,7 +245,7 @@ def _read_detections(
         kept = [category == 1 for category in categories]
         left_out["of another category"] = kept.count(False)
         entries = entries.select(kept)
-    points, labelled = _points(path, entries)
+    points, labelled = _points(path, entries, boxes)
     left_out[_UNLABELLED] = labelled.count(False)
     entries, points = entries.select(labelled), _select(points, labelled)
     place, canvases = ([part[i] for i in entries.places] for part in (place, canvases))
@@ -253,19 +258,20 @@ def _read_detections(
     return leave_out_doubles(found), shares
 
 
-def _points(path: Path, entries: Entries) -> tuple[list[Float[np.ndarray, "_ 3"]], list[bool]]:
-    """Return the points of each entry, and whether any of them is labelled."""
-    if len(entries) and not any(row.get("keypoints") for row in entries.rows):
+def _points(path: Path, entries: Entries, boxes: bool) -> tuple[list[Float[np.ndarray, "_ 3"]], list[bool]]:
+    """Return the points of each entry, and whether any of them is labelled, or a box suffices."""
+    if len(entries) and not boxes and not any(row.get("keypoints") for row in entries.rows):
         fail(path, "no keypoints, boxes only; agebody reads the keypoints of people")
     points = entries.points(MAX_PIXELS)
-    return points, [bool(row[:, 2].any()) for row in points]
+    boxed = [boxes and bool(np.isfinite(row).all()) for row in entries.boxes()]
+    return points, [box or bool(row[:, 2].any()) for row, box in zip(points, boxed, strict=True)]
 
 
 def _select(values: list[Any], kept: Sequence[bool]) -> list[Any]:
     return [value for value, keep in zip(values, kept, strict=True) if keep]
 
 
-def _frames(path: Path, documents: dict[Path, Any]) -> tuple[Format, list[tuple[Path, Frame]]]:
+def _frames(path: Path, documents: dict[Path, Any], boxes: bool) -> tuple[Format, list[tuple[Path, Frame]]]:
     """Return the format of all files, and the images in them."""
     chosen: Format | None = None
     frames: list[tuple[Path, Frame]] = []
@@ -276,7 +282,7 @@ def _frames(path: Path, documents: dict[Path, Any]) -> tuple[Format, list[tuple[
         kind = YOLO if file.suffix.lower() == ".txt" else find_format(document)
         if kind is None:
             fail(file, f"not a file of keypoints that agebody knows; it reads {READ}")
-        if kind.frames is None:
+        if kind.frames is None or (kind.boxes_only and not boxes):
             fail(file, f"{kind.name}; agebody reads the keypoints of {READ}")
         if chosen is not None and kind is not chosen:
             fail(file, f"{kind.name}; the other files of the folder are of {chosen.name}")
@@ -344,7 +350,8 @@ def _make(
 ) -> People:
     """Return people; ``guess``: whether the format does not say what the keypoints are."""
     stated = names.size if isinstance(names, Order) else 17 if names is None else len(names)
-    size = len(points[0]) if points else stated
+    size = next((len(row) for row in points if len(row)), stated)
+    points = [row if len(row) else np.zeros((size, 3)) for row in points]
     order = names if isinstance(names, Order) else find_order(path, size, names)
     if isinstance(order, Order) and points and order.size != size:
         entries.fail(0, f"keypoints: expected the {order.size} points of {order.title}, got {size}")
@@ -379,6 +386,7 @@ def _in_shares(found: People, kind: Format | None, canvases: Sequence[Any]) -> t
         AnnotationError: the format has pixels, and all coordinates lie within 0..1.
     """
     seen = found.keypoints[found.weights > 0]
+    seen = seen if len(seen) else found.boxes[np.isfinite(found.boxes).all(1)]
     most = float(np.abs(seen).max()) if len(seen) else math.inf
     if kind is None or not kind.shares:
         if most <= 1 and seen.min() >= 0:

@@ -16,6 +16,9 @@ SAME_PERSON = 0.6
 """Object keypoint similarity from which what a detector sees at two sizes is one person. Files, whose
 detectors have merged already, are merged from a higher one."""
 
+ROOM = 1.2
+"""Size of a person's box over that of the keypoints, which begin below the top of the head."""
+
 
 class DetectorError(ValueError):
     """A detector cannot be used: the message says which, why, and what to do."""
@@ -64,10 +67,14 @@ class Detector(Protocol):
 
 
 def boxes_of(keypoints: Float[np.ndarray, "N K 3"], least: float = 0.2) -> Float[np.ndarray, "N 4"]:
-    """Return the boxes around keypoints of at least some confidence, or around all where there is none."""
+    """Return the boxes of people: a fifth larger than that of keypoints of at least some confidence.
+
+    Where no keypoint has that, all count.
+    """
     sure = keypoints[..., 2] >= least
     sure |= ~sure.any(1, keepdims=True)
     points = keypoints[..., :2]
     low = np.where(sure[..., None], points, np.inf).min(1, initial=np.inf)
     high = np.where(sure[..., None], points, -np.inf).max(1, initial=-np.inf)
-    return np.concatenate((low, high), 1)
+    room = (high - low) * ((ROOM - 1) / 2)
+    return np.concatenate((low - room, high + room), 1)

@@ -71,13 +71,21 @@ def read_or_detect(
     images: Path | None,
     size: str | None = None,
     annotations: Path | None = None,
+    boxes_suffice: bool = False,
 ) -> tuple[People, Path | None]:
     """Return the people of a file of keypoints, or with a detector those of photographs, and the images."""
     from agebody.annotations import read_people
 
     if detector is None:
-        pixels = options.parse_size(size)
-        return read_people(path, layout=layout, images=images, size=pixels, annotations=annotations), images
+        found = read_people(
+            path,
+            layout=layout,
+            images=images,
+            size=options.parse_size(size),
+            annotations=annotations,
+            boxes_suffice=boxes_suffice,
+        )
+        return found, images
     for name, value in (("--images", images), ("--size", size), ("--annotations", annotations)):
         if value is not None:
             problem = "it belongs to files of keypoints, and people are to be detected in photographs"

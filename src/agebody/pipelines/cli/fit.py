@@ -19,6 +19,7 @@ from agebody.pipelines.cli.detect import choose_detector, read_or_detect
 
 if TYPE_CHECKING:
     from agebody.body import BodyModel
+    from agebody.pipelines.labels.fit_folder import Written
 
 
 @app.command()
@@ -75,7 +76,6 @@ def fit(
     from agebody.detect import DetectorError
     from agebody.pipelines.labels import fit_annotations, fit_folder
     from agebody.pipelines.labels.place_images import find_maps, place_images
-    from agebody.pipelines.labels.summary import unknown_ages
 
     given: dict[str, Any] = options.read_lens(focal, fov)
     given |= options.read_ages(age_offset, age_class, years)
@@ -135,11 +135,19 @@ def fit(
             overwrite=overwrite,
             progress=show_stages(bars, "writing"),
         )
+    notes = [f"{unplaced} of {len(labels)} people were not placed by their depth"] if unplaced else []
+    show_written(output, layer, written, notes)
+
+
+def show_written(output: Path, layer: BodyModel, written: Written, notes: list[str]) -> None:
+    """Print what was found and written, and on standard error what users should know."""
+    from agebody.pipelines.labels import fit_folder
+    from agebody.pipelines.labels.summary import unknown_ages
+
     _show(written.summary, layer, fit_folder.has_training_joints(layer))
     unusable = [f"{name}: {why}" for name, why in written.unusable.items()]
-    if unplaced:
-        note(f"{unplaced} of {len(labels)} people were not placed by their depth")
-    for line in (*options.one_age(layer), *unknown_ages(written.summary), *found.notes, *unusable[:5]):
+    known = (*unknown_ages(written.summary), *written.summary["notes"])
+    for line in (*notes, *options.one_age(layer), *known, *unusable[:5]):
         note(line)
     if len(unusable) > 5:
         note(f"{len(unusable) - 5} more images could not be used")

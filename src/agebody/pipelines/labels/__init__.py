@@ -5,6 +5,7 @@ from agebody.pipelines.labels.fitting import fit_annotations
 from agebody.pipelines.labels.label_shards import load_label_shards
 from agebody.pipelines.labels.overlays import draw_overlay
 from agebody.pipelines.labels.placing import place_labels
+from agebody.pipelines.labels.predicting import predict_annotations
 from agebody.pipelines.labels.quality import flag_labels
 from agebody.pipelines.labels.records import Labels, load_labels
 from agebody.pipelines.labels.samples import Sample, TrainingShards
@@ -23,6 +24,7 @@ __all__ = [
     "load_label_shards",
     "load_labels",
     "place_labels",
+    "predict_annotations",
     "save_training_npz",
     "save_training_shards",
     "summarize",

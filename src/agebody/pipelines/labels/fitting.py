@@ -78,44 +78,55 @@ def fit_annotations(
         why = "; ".join(f"{reason}: {count}" for reason, count in people.left_out)
         fail(people.path, "there is nobody to fit" + (f" ({why})" if why else ""))
     people.image_sizes()
+    people = with_ages(body, people, **given)
+    people = replace(people, weights=np.where(people.weights >= min_confidence, people.weights, 0))
+    parts = []
+    for first in range(0, len(people), batch_size):
+        batch = people.select(slice(first, first + batch_size))
+        camera = people_cameras(body, batch, focal, fov)
+        parts.append(make_labels(body, batch, camera, fit_people(body, batch, camera, **options)))
+        progress(min(first + batch_size, len(people)))
+    return flag_labels(concatenate_labels(parts))
+
+
+def with_ages(body: BodyModel, people: People, **given: Any) -> People:
+    """Return people with the ages of their file, and elsewhere those given.
+
+    Raises:
+        AnnotationError: there are ages, and the body has only one.
+    """
     ages = people.ages.fill(parse_ages(**given, shape=(len(people),)))
     if not body.age_anchors and ages.known.any():
         name = body.asset.metadata.name
         fail(
             people.path, f"ages are given, and {name} has only one; add an infant template (agebody convert)"
         )
-    people = replace(people, ages=ages, weights=np.where(people.weights >= min_confidence, people.weights, 0))
-    parts = []
-    for first in range(0, len(people), batch_size):
-        batch = people.select(slice(first, first + batch_size))
-        parts.append(_fit_batch(body, batch, focal, fov, options))
-        progress(min(first + batch_size, len(people)))
-    return flag_labels(concatenate_labels(parts))
+    return replace(people, ages=ages)
 
 
-def _fit_batch(
-    body: BodyModel, people: People, focal: float | None, fov: float | None, options: dict[str, Any]
-) -> Labels:
-    def tensor(array: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.array(array)).to(body.device, body.dtype)
-
+def people_cameras(body: BodyModel, people: People, focal: float | None, fov: float | None) -> Camera:
+    """Return the camera of each person's image; the focal length of the file counts before the one given."""
     focals = np.full(len(people), math.nan) if people.focal is None else people.focal
     if focal is not None:
         focals = np.where(np.isnan(focals), focal, focals)
-    camera = cameras(tensor(people.image_sizes()), tensor(focals), fov)
+    return cameras(_tensor(body, people.image_sizes()), _tensor(body, focals), fov)
+
+
+def fit_people(body: BodyModel, people: People, camera: Camera, **options: Any) -> Fit:
+    """Fit a body to people's keypoints, with their ages; options are those of `fit_keypoints`."""
     ages: dict[str, Tensor] = {}
     if body.age_anchors:
-        classes = torch.from_numpy(people.ages.age_class).to(body.device)
         ages = {
-            "age_offset": tensor(people.ages.age_offset),
-            "years": tensor(people.ages.years),
-            "age_class": classes,
+            "age_offset": _tensor(body, people.ages.age_offset),
+            "years": _tensor(body, people.ages.years),
+            "age_class": torch.from_numpy(people.ages.age_class).to(body.device),
         }
-    weights = tensor(people.weights)
-    fit = fit_keypoints(
-        body, tensor(people.keypoints), camera, layout=people.layout, weights=weights, **ages, **options
-    )
-    return _labels(body, people, camera, fit)
+    points, weights = _tensor(body, people.keypoints), _tensor(body, people.weights)
+    return fit_keypoints(body, points, camera, layout=people.layout, weights=weights, **ages, **options)
+
+
+def _tensor(body: BodyModel, array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.array(array)).to(body.device, body.dtype)
 
 
 def cameras(sizes: Float[Tensor, "N 2"], focals: Float[Tensor, " N"], fov: float | None = None) -> Camera:
@@ -127,7 +138,9 @@ def cameras(sizes: Float[Tensor, "N 2"], focals: Float[Tensor, " N"], fov: float
     return others._replace(focal=torch.where(known.isnan(), others.focal, known))
 
 
-def _labels(body: BodyModel, people: People, camera: Camera, fit: Fit) -> Labels:
+def make_labels(body: BodyModel, people: People, camera: Camera, fit: Fit) -> Labels:
+    """Return people and their bodies as labels without flags."""
+
     def array(tensor: Tensor) -> np.ndarray:
         return tensor.detach().cpu().numpy()
 

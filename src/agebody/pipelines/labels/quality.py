@@ -38,6 +38,8 @@ LIMBS = {
     for limb, joint, end in (("arm", "elbow", "wrist"), ("leg", "knee", "ankle"))
 }
 """Keypoints without which a limb is not seen."""
+PREDICTED = "predicted"
+"""Why a fit ended that did not begin: the body is a network's prediction."""
 BOX_SCALE = 1.2
 """Side of the square crop divided by the longer side of a person's box, usual since HMR."""
 
@@ -93,8 +95,10 @@ def flag_labels(labels: Labels) -> Labels:
     low = np.where(counted[..., None], points, np.inf).min(1, initial=np.inf)
     high = np.where(counted[..., None], points, -np.inf).max(1, initial=-np.inf)
     size = np.maximum(high - low, 0).max(1)
+    boxed = (labels.stop == PREDICTED) & ~counted.any(1)  # predicted from a box, without keypoints
+    size = np.where(boxed, sides.max(1, initial=0), size)
     flags = {
-        "few_keypoints": (weights >= MIN_CONFIDENCE).sum(1) < MIN_KEYPOINTS,
+        "few_keypoints": ((weights >= MIN_CONFIDENCE).sum(1) < MIN_KEYPOINTS) & ~boxed,
         "too_small": ~(size >= MIN_SIZE),
         "duplicate": _duplicates(labels, np.where(size > 0, size, 1)),
         "not_converged": ~labels.converged,

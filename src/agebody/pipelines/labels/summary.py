@@ -136,6 +136,7 @@ def _table(heading: tuple[str, ...], rows: list[tuple[Any, ...]]) -> list[str]:
 
 
 def _median(values: np.ndarray) -> float | None:
+    values = values[np.isfinite(values)]
     return round(float(np.median(values)), 4) if len(values) else None
 
 
