@@ -86,6 +86,21 @@ def random_arrays(
     }
 
 
+def hands_and_face(family: str, num_faces: int, *, seed: int = 0, dtype: Any = np.float64) -> Arrays:
+    """The entries of hand poses in SMPL-H, SMPL-X and MANO files, and of the face in SMPL-X files."""
+    rng = np.random.default_rng(seed + 50)
+    entries: Arrays = {}
+    for side in {"smplh": "lr", "smplx": "lr", "mano": ("",)}[family]:
+        entries["hands_components" + side] = np.linalg.qr(rng.normal(size=(45, 45)))[0].astype(dtype)
+        entries["hands_mean" + side] = (0.3 * rng.normal(size=45)).astype(dtype)
+    if family == "smplx":
+        entries["lmk_faces_idx"] = rng.integers(0, num_faces, 51)
+        entries["lmk_bary_coords"] = rng.dirichlet(np.ones(3), 51).astype(dtype)
+        entries["dynamic_lmk_faces_idx"] = rng.choice(rng.integers(0, num_faces, 100), (79, 17))
+        entries["dynamic_lmk_bary_coords"] = rng.dirichlet(np.ones(3), (79, 17)).astype(dtype)
+    return entries
+
+
 def random_regressor(rows: int, num_vertices: int, rng: np.random.Generator) -> sparse.csc_array:
     """Points that are weighted means of eight vertices each."""
     width = min(8, num_vertices)
@@ -104,16 +119,21 @@ def _outward_faces(sphere: np.ndarray) -> np.ndarray:
     return faces
 
 
-def write_smpl_pkl(path: Path, *, chumpy: bool = True, cocoplus: bool = False, **options: Any) -> Arrays:
+def write_smpl_pkl(
+    path: Path, *, chumpy: bool = True, cocoplus: bool = False, hands: bool = False, **options: Any
+) -> Arrays:
     """SMPL as Python 2 pickled it, v1.0.0 with 10 betas and v1.1.0 with 300; `options` as of `random_arrays`.
 
     Args:
         path: the file.
         chumpy: whether the shape directions are a chumpy object, as in the official files.
         cocoplus: whether HMR's 19 points are in it too.
+        hands: whether the hands' pose space, and SMPL-X's face, are in it.
         options: see `random_arrays`.
     """
     arrays = random_arrays(**options)
+    if hands:
+        arrays |= hands_and_face(options["family"], len(arrays["f"]), dtype=options.get("dtype", np.float64))
     num_vertices = len(arrays["v_template"])
     regressor = sparse.csc_matrix(arrays["J_regressor"])
     entries = arrays | {
@@ -151,13 +171,19 @@ def write_smpl_npz(path: Path, *, family: str = "smpl", **options: Any) -> Array
 
 
 def write_smplh_npz(path: Path, **options: Any) -> Arrays:
-    """SMPL-H as AMASS uses it."""
+    """SMPL-H as AMASS uses it, without the hands' pose space."""
     return write_smpl_npz(path, family="smplh", **{"num_betas": 16} | options)
 
 
+def write_smplh_pkl(path: Path, **options: Any) -> Arrays:
+    """`SMPLH_female.pkl` of MANO's site, with the hands' pose space."""
+    return write_smpl_pkl(path, **{"family": "smplh", "hands": True} | options)
+
+
 def write_smplx_npz(path: Path, **options: Any) -> Arrays:
-    """SMPL-X: 300 shape directions, then 100 expressions."""
+    """SMPL-X: 300 shape directions, then 100 expressions; older files have 10 and 10."""
     arrays = random_arrays(family="smplx", **{"num_vertices": 10475, "num_betas": 400} | options)
+    arrays |= hands_and_face("smplx", len(arrays["f"]), dtype=options.get("dtype", np.float64))
     arrays["J_regressor"] = arrays["J_regressor"].toarray()
     unneeded = {"joint2num": np.array({"Pelvis": 0}), "part2num": np.array({"Pelvis": 0})}
     np.savez(path, **arrays, **unneeded)
@@ -166,7 +192,8 @@ def write_smplx_npz(path: Path, **options: Any) -> Arrays:
 
 def write_mano_pkl(path: Path, **options: Any) -> Arrays:
     """`MANO_RIGHT.pkl`, with chumpy and the hand's pose space."""
-    return write_smpl_pkl(path, **{"family": "mano", "num_vertices": 778, "stature": 0.2} | options)
+    defaults = {"family": "mano", "num_vertices": 778, "stature": 0.2, "hands": True}
+    return write_smpl_pkl(path, **defaults | options)
 
 
 def write_bev_packs(folder: Path, *, seed: int = 0, num_vertices: int = 6890) -> tuple[Arrays, Arrays]:

@@ -109,7 +109,7 @@ def test_keypoints_of_any_body_equal_forward_mode(body):
     assert_equals_forward_mode(found, lambda *one: body.keypoints(layout, posed(body, *one)), given)
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", list(LAYOUTS)[:7])  # those of SMPL's joints
 @pytest.mark.parametrize("which", ["mannequin", "anny"])
 def test_keypoints_of_real_bodies_equal_forward_mode(request, which, name):
     body = SMPLA(

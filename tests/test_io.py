@@ -264,8 +264,8 @@ def own_file(path, part, change):
         ("header", lambda x: x.update({HEADER_KEY: "{"}), "its description is damaged"),
         ("header", lambda x: x.update({HEADER_KEY: "[" * 100_000}), "its description is damaged"),
         ("header", lambda x: x.update({HEADER_KEY: "[]"}), "expected a JSON object"),
-        ("texts", lambda x: x.update(format_version=3), "format version 3; .* install a newer one"),
-        ("texts", lambda x: x.update(format_version=0), "format_version: expected 2"),
+        ("texts", lambda x: x.update(format_version=4), "format version 4; .* install a newer one"),
+        ("texts", lambda x: x.update(format_version=0), "format_version: expected 3"),
         ("texts", lambda x: x.pop("sha256"), "an entry sha256, which is missing"),
         ("texts", lambda x: x.update(format_version=1), "no entry 'sha256'"),
         ("texts", lambda x: x.pop("joint_names"), "an entry joint_names, which is missing"),
@@ -409,7 +409,7 @@ def test_report_of_a_sound_body(tmp_path):
     assert [problem for problem in report.problems if "no age template" not in problem] == []
     save_asset(load_asset(path, infant_template=tmp_path / "smpl_kid_template.npy"), tmp_path / "ours")
     ours = inspect_asset(tmp_path / "ours")
-    assert (ours.variant, ours.age_offsets, ours.problems) == ("SMPL model (agebody format 2)", (1.0,), [])
+    assert (ours.variant, ours.age_offsets, ours.problems) == ("SMPL model (agebody format 3)", (1.0,), [])
 
 
 def test_report_says_that_hands_are_flat(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from model_files import write_kid_template, write_smpl_pkl
+from model_files import write_kid_template, write_smplx_npz
 
 from agebody.assets.asset import AssetError, BodyAsset, Metadata
 from agebody.assets.container import Signed
@@ -20,13 +20,13 @@ SPEC = Path(__file__).parents[1] / "assets_spec"
 
 @pytest.fixture(scope="module")
 def content(tmp_path_factory):
-    """Return the bytes of a saved SMPL-A body."""
+    """Return the bytes of a saved SMPL-X body with an infant template."""
     folder = tmp_path_factory.mktemp("schema")
-    write_smpl_pkl(folder / "SMPL_NEUTRAL.pkl", num_vertices=50)
+    write_smplx_npz(folder / "SMPLX_NEUTRAL.npz", num_vertices=50, num_betas=20)
     write_kid_template(folder / "kid.npy", num_vertices=50)
     points = np.full((19, 50), 1 / 50)
     body = load_asset(
-        folder / "SMPL_NEUTRAL.pkl", infant_template=folder / "kid.npy", regressors={"j19": points}
+        folder / "SMPLX_NEUTRAL.npz", infant_template=folder / "kid.npy", regressors={"j19": points}
     )
     save_asset(body, folder / "body")
     return (folder / "body").read_bytes()

@@ -8,9 +8,9 @@ from agebody.assets.asset import AssetError, BodyAsset, Metadata, Regressor
 from agebody.assets.io import export_smpl_npz, export_smpl_pkl, load_asset, save_asset
 from agebody.assets.mannequin import mannequin
 from agebody.assets.report import AssetReport, inspect_asset
-from agebody.body import SMIL, SMPL, SMPLA, BodyModel, BodyOutput, ShapedBody
+from agebody.body import MANO, SMIL, SMPL, SMPLA, SMPLH, SMPLX, BodyModel, BodyOutput, ShapedBody
 from agebody.keypoints import LAYOUTS, KeypointLayout
-from agebody.parameters import BodyParameters
+from agebody.parameters import BodyParameters, join_pose, split_pose
 
 if TYPE_CHECKING:
     from agebody import crowd, fitting, nets, people
@@ -20,9 +20,12 @@ __version__ = "0.1.0"
 
 __all__ = [
     "LAYOUTS",
+    "MANO",
     "SMIL",
     "SMPL",
     "SMPLA",
+    "SMPLH",
+    "SMPLX",
     "AssetError",
     "AssetReport",
     "BodyAsset",
@@ -41,6 +44,7 @@ __all__ = [
     "export_smpl_pkl",
     "fitting",
     "inspect_asset",
+    "join_pose",
     "load_asset",
     "losses",
     "mannequin",
@@ -50,6 +54,7 @@ __all__ = [
     "people",
     "rotations",
     "save_asset",
+    "split_pose",
 ]
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from agebody import rotations
 from agebody.assets.asset import BodyAsset
 from agebody.assets.io import load_asset
+from agebody.assets.official import FILES, JOINT_NAMES, TITLES
 from agebody.checks import broadcast, flatten, read_rotations, read_tensor
 from agebody.engine import halfprecision
 from agebody.engine.backend import BackendName, WarpSurface, WarpTree, choose_backend, get_parts
@@ -26,9 +27,9 @@ from agebody.engine.batched import building, own_precision
 from agebody.engine.deform import pose_feature
 from agebody.engine.identity import RestJoints
 from agebody.engine.kinematics import KinematicTree, homogeneous
-from agebody.engine.points import LayoutTables, PointRegression
+from agebody.engine.points import ContourTable, LayoutTables, PointRegression
 from agebody.engine.surface import PosedSurface
-from agebody.keypoints import KeypointLayout, get_layout
+from agebody.keypoints import KeypointLayout, contour_layout, get_layout
 from agebody.parameters import BodyParameters
 from agebody.rotations import PoseFormat
 
@@ -117,6 +118,7 @@ class BodyModel(nn.Module):
     Args:
         asset: a `BodyAsset`, or the path of a file for `load_asset`.
         num_betas: shape coefficients to use; the asset's first 10, or all where it has fewer, if not given.
+        num_expression: expression coefficients to use, the asset's first ones.
         pose_format: format of ``body_pose`` and ``global_orient`` where a call names none: "axis_angle",
             "matrix", "quaternion" (x, y, z, w) or "rotation_6d".
         backend: "auto", "torch" or "warp".
@@ -155,6 +157,7 @@ class BodyModel(nn.Module):
         asset: BodyAsset | str | os.PathLike[str],
         *,
         num_betas: int | None = None,
+        num_expression: int = 0,
         pose_format: PoseFormat = "axis_angle",
         backend: BackendName = "auto",
         dtype: torch.dtype = torch.float32,
@@ -164,24 +167,31 @@ class BodyModel(nn.Module):
         super().__init__()
         if not isinstance(asset, BodyAsset):
             asset = load_asset(asset)
-        available = asset.num_betas
         if num_betas is None:
-            num_betas = min(DEFAULT_NUM_BETAS, available)
-        if not 0 <= num_betas <= available:
-            raise ValueError(
-                f"num_betas: expected 0 to {available}, what {asset.metadata.name!r} has, got {num_betas}"
-            )
+            num_betas = min(DEFAULT_NUM_BETAS, asset.num_betas)
+        for name, number in (("num_betas", num_betas), ("num_expression", num_expression)):
+            available = getattr(asset, name)
+            if not 0 <= number <= available:
+                raise ValueError(
+                    f"{name}: expected 0 to {available}, what {asset.metadata.name!r} has, got {number}"
+                )
         rotations.check_format(pose_format)
         _check_dtype(dtype, corrective_dtype)
         self.asset = asset
         self.num_joints, self.num_vertices = asset.num_joints, asset.num_vertices
-        self.num_betas = num_betas
+        self.num_betas, self.num_expression = num_betas, num_expression
         self.pose_format: PoseFormat = pose_format
         self._requested_backend: BackendName = backend
         self.corrective_dtype = corrective_dtype
         self.age_anchors: tuple[float, ...] = self._age_anchors()
+        self._contour_points: KeypointLayout | None = None
         self.num_correctives = 0 if asset.posedirs is None else asset.posedirs.shape[2]
         self._pack(dtype, torch.empty(0, device=device).device)
+
+    @property
+    def num_coefficients(self) -> int:
+        """Number of shape and expression coefficients: what `BodyParameters.betas` holds."""
+        return self.num_betas + self.num_expression
 
     def _age_anchors(self) -> tuple[float, ...]:
         return ()
@@ -214,13 +224,14 @@ class BodyModel(nn.Module):
 
     @property
     def identity_directions(self) -> Float[np.ndarray, "C V 3"]:
-        """Template, then the displacement of the vertices for one unit of each beta and age template [m].
+        """Template, then displacements of the vertices per unit of each beta, expression, age template [m].
 
         With `joint_directions`, `corrective_directions`, `tables` and `for_layout`, this is what code that
         builds on the layer needs to repeat its arithmetic, such as derivatives in closed form.
         """
         asset = self.asset
-        parts = [asset.template[None], asset.shapedirs[:, :, : self.num_betas].transpose(2, 0, 1)]
+        used = np.r_[: self.num_betas, asset.num_betas : asset.num_betas + self.num_expression]
+        parts = [asset.template[None], asset.shapedirs[:, :, used].transpose(2, 0, 1)]
         if self.age_anchors and asset.age_templates is not None:
             parts.append(asset.age_templates - asset.template)
         return np.concatenate(parts)
@@ -276,7 +287,9 @@ class BodyModel(nn.Module):
 
     def extra_repr(self) -> str:
         """Return the text that `print` shows."""
-        return f"{self.asset!r}, num_betas={self.num_betas}, dtype={self.dtype}, backend={self.backend!r}"
+        expression = f"num_expression={self.num_expression}, " if self.num_expression else ""
+        rest = f"{expression}dtype={self.dtype}, backend={self.backend!r}"
+        return f"{self.asset!r}, num_betas={self.num_betas}, {rest}"
 
     def forward(
         self,
@@ -287,6 +300,7 @@ class BodyModel(nn.Module):
         global_orient: Tensor | None = None,
         transl: Tensor | None = None,
         age_offset: Tensor | float | None = None,
+        expression: Tensor | None = None,
         pose_format: PoseFormat | None = None,
     ) -> BodyOutput:
         """Pose the body. Every argument is optional, zero if not given, and broadcasts with the others.
@@ -302,10 +316,12 @@ class BodyModel(nn.Module):
             transl: (*batch, 3) [m].
             age_offset: (*batch), or (*batch, 1) with one dimension more than the batch of betas; 0 adult,
                 1 infant, not clamped.
+            expression: (*batch, num_expression). Without it, ``betas`` may hold both: (*batch, num_betas +
+                num_expression).
             pose_format: see the class.
         """
         pose = (body_pose, global_orient, transl, pose_format)
-        given, pose = _read(self, parameters, (betas, age_offset), pose)
+        given, pose = _read(self, parameters, (betas, age_offset, expression), pose)
         with own_precision(self.device):
             person = self._person(*given)
             return _blend_outputs(
@@ -322,6 +338,7 @@ class BodyModel(nn.Module):
         global_orient: Tensor | None = None,
         transl: Tensor | None = None,
         age_offset: Tensor | float | None = None,
+        expression: Tensor | None = None,
         pose_format: PoseFormat | None = None,
     ) -> Tensor:
         """Return the keypoints of a layout, (*batch, K, 3) [m], without the mesh; arguments as in `forward`.
@@ -330,12 +347,45 @@ class BodyModel(nn.Module):
         the ``m_j`` are computed once per layout, so the cost does not depend on the number of vertices.
         """
         pose = (body_pose, global_orient, transl, pose_format)
-        given, pose = _read(self, parameters, (betas, age_offset), pose)
+        given, pose = _read(self, parameters, (betas, age_offset, expression), pose)
         with own_precision(self.device):
             person = self._person(*given)
             return _blend(
                 person, [b._keypoints(b._pose(identity, *pose), layout) for b, identity in person.parts], 2
             )
+
+    def face_contour(
+        self,
+        parameters: BodyParameters | None = None,
+        *,
+        betas: Tensor | None = None,
+        body_pose: Tensor | None = None,
+        global_orient: Tensor | None = None,
+        transl: Tensor | None = None,
+        age_offset: Tensor | float | None = None,
+        expression: Tensor | None = None,
+        pose_format: PoseFormat | None = None,
+    ) -> Tensor:
+        """Return the outline of the face as seen from +z, (*batch, 17, 3) [m]; arguments as in `forward`.
+
+        The points slide along the jaw as the head turns about y, in steps of a degree up to 39 to each side;
+        the choice has no gradient. They are smplx's with ``use_face_contour=True``. In layouts the contour
+        is that of a head that faces +z.
+        """
+        pose = (body_pose, global_orient, transl, pose_format)
+        given, pose = _read(self, parameters, (betas, age_offset, expression), pose)
+        with own_precision(self.device):
+            person = self._person(*given)
+            return _blend(person, [b._contour(b._pose(identity, *pose)) for b, identity in person.parts], 2)
+
+    def _contour(self, skeleton: _Skeleton) -> Tensor:
+        if self._contour_points is None:
+            self._contour_points = contour_layout(self.asset)
+        flat = skeleton._replace(batch=skeleton.translation.shape[:1])
+        vertices = self._keypoints(flat, self._contour_points)
+        table = self.for_layout(self._contour_points, ContourTable)
+        points = table(vertices, skeleton.world[:, self.asset.joint_names.index("neck")])
+        return points.reshape(*skeleton.batch, *points.shape[1:])
 
     def regress(self, layout: str | KeypointLayout, vertices: Tensor, joints: Tensor | None = None) -> Tensor:
         """Return the keypoints of a layout, (*batch, K, 3) [m], from an existing mesh.
@@ -374,6 +424,7 @@ class BodyModel(nn.Module):
         *,
         betas: Tensor | None = None,
         age_offset: Tensor | float | None = None,
+        expression: Tensor | None = None,
     ) -> ShapedBody:
         """Fix the identity of the body: it is computed once and can be posed many times.
 
@@ -381,21 +432,41 @@ class BodyModel(nn.Module):
             parameters: betas and age offset at once; its pose is ignored.
             betas: (*batch, num_betas).
             age_offset: (*batch) or (*batch, 1).
+            expression: (*batch, num_expression); or after the betas, in ``betas``.
         """
-        given, _ = _read(self, parameters, (betas, age_offset), ())
+        given, _ = _read(self, parameters, (betas, age_offset, expression), ())
         with own_precision(self.device):
             return ShapedBody(self, self._person(*given))
 
-    def _person(self, betas: Tensor | None, age_offset: Tensor | float | None) -> _Person:
+    def _person(
+        self, betas: Tensor | None, age_offset: Tensor | float | None, expression: Tensor | None
+    ) -> _Person:
         """Return this body with an identity, and in subclasses a second body to blend it with."""
-        return _Person([(self, self._identity(betas, age_offset))], None)
+        return _Person([(self, self._identity(betas, age_offset, expression))], None)
 
-    def _identity(self, betas: Tensor | None, age_offset: Tensor | float | None) -> _Identity:
-        betas = read_tensor("betas", betas, (self.num_betas,), self._like)
+    def _identity(
+        self, betas: Tensor | None, age_offset: Tensor | float | None, expression: Tensor | None = None
+    ) -> _Identity:
+        betas = self._coefficients(betas, expression)
         age = self._age(age_offset, betas.dim() - 1)
         batch = broadcast(betas=betas.shape[:-1], age_offset=age.shape)
         coefficients, rest_joints = self.identity(betas.expand(*batch, -1), age.expand(batch))
         return _Identity(batch, coefficients, rest_joints, self.corrective_scale(age))
+
+    def _coefficients(self, betas: Tensor | None, expression: Tensor | None) -> Tensor:
+        """Return betas and expression in one tensor, (*batch, num_coefficients)."""
+        joined = betas is not None and betas.shape[-1:] == (self.num_coefficients,)
+        if not self.num_expression or (joined and expression is None):
+            if expression is not None and expression.shape[-1:] != (0,):
+                raise ValueError(
+                    f"expression: {type(self).__name__} was made without expressions; use SMPLX, or "
+                    "num_expression=... of a body that has them"
+                )
+            return read_tensor("betas", betas, (self.num_coefficients,), self._like)
+        betas = read_tensor("betas", betas, (self.num_betas,), self._like)
+        expression = read_tensor("expression", expression, (self.num_expression,), self._like)
+        batch = broadcast(betas=betas.shape[:-1], expression=expression.shape[:-1])
+        return torch.cat((betas.expand(*batch, -1), expression.expand(*batch, -1)), -1)
 
     def _age(self, age_offset: Tensor | float | None, batch_dims: int) -> Tensor:
         if age_offset is not None and not self.age_anchors:
@@ -671,17 +742,76 @@ class SMPLA(BodyModel):
     def _age_anchors(self) -> tuple[float, ...]:
         return tuple(self.asset.age_offsets.tolist())
 
-    def _person(self, betas: Tensor | None, age_offset: Tensor | float | None) -> _Person:
-        adult = self._identity(betas, age_offset)
+    def _person(
+        self, betas: Tensor | None, age_offset: Tensor | float | None, expression: Tensor | None
+    ) -> _Person:
+        adult = self._identity(betas, age_offset, expression)
         if self.infant is None:
             return _Person([(self, adult)], None)
-        betas = read_tensor("betas", betas, (self.num_betas,), self._like)
+        betas = self._coefficients(betas, expression)
         infant = self.infant._identity(betas[..., : self.infant.num_betas], None)
         age = self._age(age_offset, betas.dim() - 1)
         if self.transition == 0:
             return _Person([(self, adult), (self.infant, infant)], age > self.infant_threshold)
         x = ((age - self.infant_threshold) / self.transition + 0.5).clamp(0, 1)
         return _Person([(self, adult), (self.infant, infant)], x * x * (3 - 2 * x))
+
+
+class _OfEveryAge(BodyModel):
+    """A body of one family, of every age if its asset has age templates."""
+
+    _kind = ""
+
+    def __init__(self, asset: BodyAsset | str | os.PathLike[str], **options: Any) -> None:
+        """Options as in `BodyModel`."""
+        asset = asset if isinstance(asset, BodyAsset) else load_asset(asset)
+        if asset.joint_names != JOINT_NAMES[self._kind]:
+            found = TITLES.get(asset.metadata.kind, asset.metadata.kind)
+            raise ValueError(
+                f"asset: {asset.metadata.name!r} is {found}; {type(self).__name__} needs {FILES[self._kind]}"
+            )
+        super().__init__(asset, **options)
+
+    def _age_anchors(self) -> tuple[float, ...]:
+        return tuple(self.asset.age_offsets.tolist())
+
+
+class SMPLH(_OfEveryAge):
+    """A body with hands (Romero et al., SIGGRAPH Asia 2017): 52 joints; `join_pose` joins body and hands.
+
+    It takes an age offset if the asset has an infant template.
+    """
+
+    _kind = "smplh"
+
+
+class SMPLX(_OfEveryAge):
+    """A body with hands and face (Pavlakos et al., CVPR 2019): 55 joints, and expressions.
+
+    It takes an age offset if the asset has an infant template (``smplx_kid_template.npy``).
+
+    Args:
+        asset: a body of SMPL-X, or a file of one.
+        num_expression: expression coefficients; the asset's first 10, or all where it has fewer, if None.
+        options: as in `BodyModel`.
+    """
+
+    _kind = "smplx"
+
+    def __init__(
+        self, asset: BodyAsset | str | os.PathLike[str], *, num_expression: int | None = None, **options: Any
+    ) -> None:
+        """Options as in `BodyModel`."""
+        asset = asset if isinstance(asset, BodyAsset) else load_asset(asset)
+        if num_expression is None:
+            num_expression = min(DEFAULT_NUM_BETAS, asset.num_expression)
+        super().__init__(asset, num_expression=num_expression, **options)
+
+
+class MANO(_OfEveryAge):
+    """A hand (Romero et al., SIGGRAPH Asia 2017); the root is the wrist, its 15 other joints the fingers'."""
+
+    _kind = "mano"
 
 
 def _read(
@@ -698,7 +828,8 @@ def _read(
     if any(argument is not None for argument in (*identity, *pose)):
         raise ValueError("parameters: expected BodyParameters or arguments by name, got both")
     orient, body_pose, betas, age_offset, transl = parameters
-    return (betas, age_offset if body.age_anchors else None), (body_pose, orient, transl, "axis_angle")
+    identity = (betas, age_offset if body.age_anchors else None, None)
+    return identity, (body_pose, orient, transl, "axis_angle")
 
 
 def _check_dtype(dtype: torch.dtype, corrective_dtype: torch.dtype | None) -> None:

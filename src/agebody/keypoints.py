@@ -13,7 +13,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from agebody.assets.asset import SMPL_JOINT_NAMES, SMPL_PARENTS, AssetError, BodyAsset, Regressor
-from agebody.assets.landmarks import COCO17, EXTRA9, H36M17, H36M17_BEV, J19, SURFACE21
+from agebody.assets.landmarks import (
+    COCO17,
+    CONTOUR17,
+    EXTRA9,
+    FACE51,
+    H36M17,
+    H36M17_BEV,
+    J19,
+    SURFACE21,
+    TIPS5,
+)
+from agebody.assets.official import JOINT_NAMES
 
 
 def mirror_order(names: Sequence[str]) -> tuple[int, ...]:
@@ -204,6 +215,16 @@ _MIDDLES = {
 }
 """OpenPose is trained on COCO's points; its neck and MidHip are the middles of COCO's shoulders and hips."""
 
+_OPENPOSE25_SOURCES = tuple(
+    _MIDDLES.get(name, ("coco17" if name in COCO17 else "surface21", name)) for name in _OPENPOSE25
+)
+_COCO17_CHAINS = (
+    "*_shoulder *_elbow *_wrist",
+    "*_hip *_knee *_ankle",
+    "nose *_eye *_ear",
+    "left_shoulder right_shoulder right_hip left_hip left_shoulder",
+)
+
 _HMR2_25 = tuple("pelvis" if name == "mid_hip" else name for name in _OPENPOSE25)
 """What HMR2 and SPIN take for OpenPose's points: neck and pelvis are SMPL's joints."""
 
@@ -211,6 +232,40 @@ _HMR2_25 = tuple("pelvis" if name == "mid_hip" else name for name in _OPENPOSE25
 def _joint_or_surface(names: Iterable[str]) -> tuple[tuple[str, ...], ...]:
     return tuple(("surface21" if name in SURFACE21 else "joints", name) for name in names)
 
+
+_FACE68 = CONTOUR17 + FACE51
+_FACE68_SOURCES = tuple(("contour17" if name in CONTOUR17 else "face51", name) for name in _FACE68)
+_JOINTS55 = tuple(f"{name}_smplhf" if name.endswith("_eye") else name for name in JOINT_NAMES["smplx"])
+_SMPLX127 = _JOINTS55 + SURFACE21 + FACE51
+_FINGER_CHAINS = [f"*_wrist *_{tip}1 *_{tip}2 *_{tip}3 *_{tip}" for tip in TIPS5]
+_SURFACE_CHAINS = (
+    "head nose",
+    "nose *_eye *_ear",
+    "*_ankle *_heel",
+    "*_foot *_big_toe",
+    "*_foot *_small_toe",
+)
+_BODY22_EDGES = tuple(edge for edge in _SMPL24_EDGES if max(edge) < 22)
+
+
+def _joint_sources(*families: str) -> tuple[tuple[str, ...], ...]:
+    return tuple(("joints", name) for family in families for name in JOINT_NAMES[family])
+
+
+def _hand21(side: str) -> tuple[str, ...]:
+    """Return the points of a hand as OpenPose and COCO-WholeBody order them: the wrist, then the fingers."""
+    fingers = (f"{side}_{tip}{k}" for tip in TIPS5 for k in ("1", "2", "3", ""))
+    return (f"{side}_hand_root", *fingers)
+
+
+def _hand21_sources(side: str) -> tuple[tuple[str, ...], ...]:
+    return (("joints", f"{side}_wrist"), *_joint_or_surface(_hand21(side)[1:]))
+
+
+_FINGERS21 = ["*_wrist *_hand_root", *(c.replace("*_wrist", "*_hand_root") for c in _FINGER_CHAINS)]
+_FEET6 = SURFACE21[5:11]
+_COCO133 = COCO17 + _FEET6 + _FACE68 + _hand21("left") + _hand21("right")
+_OPENPOSE137 = (*_OPENPOSE25, *_hand21("left"), *_hand21("right"), *_FACE68, "right_pupil", "left_pupil")
 
 LAYOUTS: dict[str, KeypointLayout] = {
     layout.name: layout
@@ -220,10 +275,7 @@ LAYOUTS: dict[str, KeypointLayout] = {
         KeypointLayout(
             "openpose25",
             _OPENPOSE25,
-            tuple(
-                _MIDDLES.get(name, ("coco17" if name in COCO17 else "surface21", name))
-                for name in _OPENPOSE25
-            ),
+            _OPENPOSE25_SOURCES,
             _OPENPOSE25_EDGES,
             root=(8,),
         ),
@@ -231,13 +283,7 @@ LAYOUTS: dict[str, KeypointLayout] = {
             "coco17",
             COCO17,
             _joint_or_surface(COCO17),
-            _edges(
-                COCO17,
-                "*_shoulder *_elbow *_wrist",
-                "*_hip *_knee *_ankle",
-                "nose *_eye *_ear",
-                "left_shoulder right_shoulder right_hip left_hip left_shoulder",
-            ),
+            _edges(COCO17, *_COCO17_CHAINS),
             root=(11, 12),
         ),
         KeypointLayout(
@@ -268,13 +314,91 @@ LAYOUTS: dict[str, KeypointLayout] = {
             _OPENPOSE25_EDGES,
             root=(25 + J19.index("pelvis_mpii"),),
         ),
+        KeypointLayout(
+            "smplh52",
+            JOINT_NAMES["smplh"],
+            _joint_sources("smplh"),
+            _BODY22_EDGES + _edges(JOINT_NAMES["smplh"], *(c.rpartition(" ")[0] for c in _FINGER_CHAINS)),
+        ),
+        KeypointLayout(
+            "smplh73",
+            JOINT_NAMES["smplh"] + SURFACE21,
+            _joint_sources("smplh") + _SURFACE_SOURCES,
+            _BODY22_EDGES + _edges(JOINT_NAMES["smplh"] + SURFACE21, *_SURFACE_CHAINS, *_FINGER_CHAINS),
+        ),
+        KeypointLayout(
+            "smplx127",
+            _SMPLX127,
+            _joint_sources("smplx") + _SURFACE_SOURCES + _FACE68_SOURCES[17:],
+            _BODY22_EDGES + _edges(_SMPLX127, *_SURFACE_CHAINS, *_FINGER_CHAINS),
+        ),
+        KeypointLayout(
+            "smplx144",
+            _SMPLX127 + CONTOUR17,
+            _joint_sources("smplx") + _SURFACE_SOURCES + _FACE68_SOURCES[17:] + _FACE68_SOURCES[:17],
+            _BODY22_EDGES
+            + _edges(_SMPLX127 + CONTOUR17, *_SURFACE_CHAINS, *_FINGER_CHAINS, " ".join(CONTOUR17)),
+        ),
+        KeypointLayout(
+            "mano21",
+            JOINT_NAMES["mano"] + TIPS5,
+            _joint_sources("mano") + tuple(("tips5", name) for name in TIPS5),
+            _edges(JOINT_NAMES["mano"] + TIPS5, *(c.replace("*_", "") for c in _FINGER_CHAINS)),
+        ),
+        KeypointLayout(
+            "coco133",
+            _COCO133,
+            tuple(("coco17", name) for name in COCO17)
+            + _joint_or_surface(_FEET6)
+            + _FACE68_SOURCES
+            + _hand21_sources("left")
+            + _hand21_sources("right"),
+            _edges(
+                _COCO133,
+                *_COCO17_CHAINS,
+                "*_ankle *_heel",
+                "*_ankle *_big_toe *_small_toe",
+                " ".join(CONTOUR17),
+                *_FINGERS21,
+            ),
+            root=(11, 12),
+        ),
+        KeypointLayout(
+            "openpose137",
+            _OPENPOSE137,
+            _OPENPOSE25_SOURCES
+            + _hand21_sources("left")
+            + _hand21_sources("right")
+            + _FACE68_SOURCES
+            + (("surface21", "right_eye"), ("surface21", "left_eye")),
+            _OPENPOSE25_EDGES + _edges(_OPENPOSE137, " ".join(CONTOUR17), *_FINGERS21),
+            root=(8,),
+        ),
     )
 }
 """The built-in layouts by name.
 
-smplx45 has the joints that smplx returns for SMPL, bev71 those of BEV and ROMP, hmr2_44 those of HMR2.
+smplx45, smplh73 and smplx127 have the joints that smplx returns for SMPL, SMPL-H and SMPL-X, smplx144 the
+contour too, mano21 MANO's joints and finger tips; bev71 has those of BEV and ROMP, hmr2_44 those of HMR2.
 openpose25 has what OpenPose writes: its neck and mid_hip are middles, those of hmr2_44 are SMPL's joints.
 """
+
+
+def contour_layout(asset: BodyAsset) -> KeypointLayout:
+    """Return the vertices among which the contour of a face moves, named by their numbers.
+
+    Raises:
+        AssetError: the body has no contour.
+    """
+    if asset.contour_faces is None:
+        raise AssetError(
+            f"the {asset.metadata.kind} body {asset.metadata.name!r} has no contour of a face; SMPL-X has"
+        )
+    used = np.unique(asset.faces[asset.contour_faces])
+    rows = scipy.sparse.csr_array(
+        (np.ones(len(used)), (np.arange(len(used)), used)), shape=(len(used), asset.num_vertices)
+    )
+    return KeypointLayout.from_regressor(rows, [str(vertex) for vertex in used], name="contour vertices")
 
 
 def get_layout(layout: str | KeypointLayout) -> KeypointLayout:

@@ -6,11 +6,15 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from agebody.checks import expect
+from agebody.assets.asset import AssetError, BodyAsset
+from agebody.assets.official import HANDS_FROM
+from agebody.checks import broadcast, expect, read_rotations, read_tensor
+from agebody.engine.batched import own_precision
 from agebody.keypoints import mirror_order
 from agebody.rotations import mirror
 
@@ -23,7 +27,11 @@ class BodySizes(Protocol):
     """What `BodyParameters` needs of a body; every `BodyModel` has it."""
 
     num_joints: int
-    num_betas: int
+
+    @property
+    def num_coefficients(self) -> int:
+        """Number of betas and expression coefficients."""
+        ...
 
     @property
     def dtype(self) -> torch.dtype:
@@ -38,7 +46,7 @@ class BodySizes(Protocol):
 
 def group_slices(body: BodySizes) -> dict[str, slice]:
     """Return the slice of each group in a vector, in the order of ``GROUPS``."""
-    sizes = (3, 3 * (body.num_joints - 1), body.num_betas, 1, 3)
+    sizes = (3, 3 * (body.num_joints - 1), body.num_coefficients, 1, 3)
     ends = list(accumulate(sizes))
     return {name: slice(end - size, end) for name, size, end in zip(GROUPS, sizes, ends, strict=True)}
 
@@ -53,6 +61,7 @@ class BodyParameters(NamedTuple):
     body_pose: Float[Tensor, "*batch J 3"]
     """Rotations of all joints but the root, relative to their parents."""
     betas: Float[Tensor, "*batch N"]
+    """Shape coefficients, then those of the expression, if the layer has any."""
     age_offset: Float[Tensor, "*batch"]
     """Ignored by a body of one age."""
     transl: Float[Tensor, "*batch 3"]
@@ -61,7 +70,7 @@ class BodyParameters(NamedTuple):
     @classmethod
     def zeros(cls, body: BodySizes, *batch: int) -> BodyParameters:
         """Return the mean person in the rest pose at the origin."""
-        shapes = ((3,), (body.num_joints - 1, 3), (body.num_betas,), (), (3,))
+        shapes = ((3,), (body.num_joints - 1, 3), (body.num_coefficients,), (), (3,))
         return cls(*(torch.zeros((*batch, *s), dtype=body.dtype, device=body.device) for s in shapes))
 
     @classmethod
@@ -98,6 +107,101 @@ class BodyParameters(NamedTuple):
             body_pose=mirror(self.body_pose[..., order, :]),
             transl=across * self.transl,
         )
+
+
+def join_pose(
+    asset: BodyAsset,
+    *,
+    num_hand_components: int | None = None,
+    flat_hand_mean: bool = False,
+    **parts: Tensor | None,
+) -> Float[Tensor, "*batch J 3"]:
+    """Join the parts of a pose to the ``body_pose`` of a layer; parts that are not given rest.
+
+    Args:
+        asset: the body, ``layer.asset``; its `BodyAsset.pose_parts` names the parts.
+        num_hand_components: number of principal components that the hands are given by; None for angles.
+        flat_hand_mean: whether a hand of zeros is flat. If False, as in smplx, it has the asset's mean pose,
+            also where it is not given.
+        parts: axis-angle vectors (*batch, joints, 3), or flat (*batch, 3 * joints), of each part; a hand
+            (*batch, num_hand_components) with components.
+
+    Raises:
+        AssetError: the asset has no hand means or components.
+    """
+    rows = asset.pose_parts
+    unknown = [name for name in parts if name not in rows]
+    if unknown:
+        raise TypeError(f"{unknown[0]}: {asset.metadata.name!r} has the parts {', '.join(rows)}")
+    like = next((expect(name, part) for name, part in parts.items() if part is not None), torch.zeros(()))
+    hands = _hands(asset, num_hand_components, flat_hand_mean)
+    found: dict[str, Tensor] = {}
+    with own_precision(like.device):
+        for name, part in rows.items():
+            count, (mean, components) = part.stop - part.start, hands.get(name, (None, None))
+            if components is None:
+                pose = read_rotations(name, parts.get(name), "axis_angle", count, like)
+            else:
+                pose = read_tensor(name, parts.get(name), components.shape[:1], like)
+                pose = (pose @ torch.tensor(components).to(like)).unflatten(-1, (count, 3))
+            found[name] = pose if mean is None else pose + torch.tensor(mean).to(like).view(count, 3)
+        batch = broadcast(**{name: pose.shape[:-2] for name, pose in found.items()})
+        return torch.cat([pose.expand(*batch, -1, -1) for pose in found.values()], -2)
+
+
+def split_pose(
+    asset: BodyAsset,
+    body_pose: Float[Tensor, "*batch J 3"] | Float[Tensor, "*batch _"],
+    *,
+    num_hand_components: int | None = None,
+    flat_hand_mean: bool = False,
+) -> dict[str, Tensor]:
+    """Return the parts of a ``body_pose`` by their names, (*batch, joints, 3) each; inverts `join_pose`.
+
+    Arguments are those of `join_pose`. Hands by components, (*batch, num_hand_components), are the closest
+    ones, since a pose need not lie in their span.
+    """
+    pose = read_rotations(
+        "body_pose", body_pose, "axis_angle", len(asset.joint_names) - 1, expect("body_pose", body_pose)
+    )
+    found = {name: pose[..., rows, :] for name, rows in asset.pose_parts.items()}
+    with own_precision(pose.device):
+        for name, (mean, components) in _hands(asset, num_hand_components, flat_hand_mean).items():
+            if mean is not None:
+                found[name] = found[name] - torch.tensor(mean).to(pose).view(-1, 3)
+            if components is not None:
+                inverse = np.linalg.pinv(components.astype(np.float64))
+                found[name] = found[name].flatten(-2) @ torch.from_numpy(inverse).to(pose)
+    return found
+
+
+def _hands(
+    asset: BodyAsset, num_components: int | None, flat: bool
+) -> dict[str, tuple[np.ndarray | None, np.ndarray | None]]:
+    """Return the mean of each hand, and its components, where they are used."""
+    hands = [name for name in asset.pose_parts if "hand" in name]
+    means = components = None
+    if hands and not flat:
+        means = _required(asset, "hand_means", "give flat_hand_mean=True")
+    if hands and num_components is not None:
+        components = _required(asset, "hand_components", "give the angles of all joints")
+        if not 0 <= num_components <= components.shape[1]:
+            raise ValueError(
+                f"num_hand_components: expected 0 to {components.shape[1]}, what {asset.metadata.name!r} "
+                f"has, got {num_components}"
+            )
+        components = components[:, :num_components]
+    return {
+        name: (None if means is None else means[i], None if components is None else components[i])
+        for i, name in enumerate(hands)
+    }
+
+
+def _required(asset: BodyAsset, field: str, instead: str) -> np.ndarray:
+    found = getattr(asset, field)
+    if found is None:
+        raise AssetError(f"{asset.metadata.name!r} has no {field}: {instead}, or load them; {HANDS_FROM}")
+    return found
 
 
 def read_start(body: BodySizes, start: BodyParameters, batch: Sequence[int]) -> BodyParameters:

@@ -20,8 +20,21 @@ right_wrist left_hand right_hand
 SMPL_JOINT_NAMES = tuple(_SMPL_JOINTS.split())
 SMPL_PARENTS = (-1, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 12, 13, 14, 16, 17, 18, 19, 20, 21)
 
+_FINGERS = tuple(
+    f"{finger}{i}" for finger in ("index", "middle", "pinky", "ring", "thumb") for i in (1, 2, 3)
+)
+HAND_JOINTS = {
+    "hand": _FINGERS,
+    "left_hand": tuple(f"left_{name}" for name in _FINGERS),
+    "right_hand": tuple(f"right_{name}" for name in _FINGERS),
+}
+"""Finger joints of MANO's hand, and of the hands of SMPL-H and SMPL-X."""
+
 WEIGHT_SUM_TOLERANCE = 1e-3  # moves a vertex by 1 mm per metre from the origin
 
+
+CONTOUR_TURNS = 79
+"""Turns of the head for which a face's contour is tabulated: 0 to 39 degrees, then -1 to -39."""
 
 LARGEST = 1e6
 """Largest number in a body; beyond it, a file is damaged or in a unit below micrometres."""
@@ -52,7 +65,8 @@ class Metadata:
     units: str = "m"
     license: str = "unknown"
     shape_names: tuple[str, ...] = ()
-    """One name per shape direction, where the directions have a meaning; empty otherwise."""
+    """One name per shape direction, where the directions have a meaning; empty otherwise. The last ones that
+    begin with "expression" are expressions of the face."""
     sources: Mapping[str, str] = field(default_factory=dict)
     """File name -> sha256 of each file that the body was read from."""
 
@@ -65,7 +79,8 @@ def _array(doc: str, dims: tuple[str | int, ...], kind: str, unit: str = "1", **
 class BodyAsset:
     """A body model as data: frozen and validated NumPy arrays.
 
-    Dims: V vertices, F triangles, J joints, S shape directions, A age templates, W weights per vertex.
+    Dims: V vertices, F triangles, J joints, S shape directions, A age templates, W weights per vertex,
+    H hands (left and right, or one) of D numbers with C principal components, Y turns of the head, L points.
     Floating-point arrays are float32 or float64, as in the source file. Lengths are metres; +y is up, the
     body faces +z, its left is +x.
 
@@ -91,7 +106,10 @@ class BodyAsset:
         "weight of each of those joints; non-negative within 1e-6, a row sums to 1", ("V", "W"), "float"
     )
     shapedirs: Float[np.ndarray, "V 3 S"] = _array(
-        "displacement for one unit of each beta", ("V", 3, "S"), "float", "m"
+        "displacement for one unit of each beta, then of each expression coefficient",
+        ("V", 3, "S"),
+        "float",
+        "m",
     )
     posedirs: Float[np.ndarray, "V 3 P"] | None = _array(
         "pose blend shapes, P = 9 (J - 1): displacement for one unit of each entry of the row-major "
@@ -113,6 +131,29 @@ class BodyAsset:
         "float",
         "m",
         default=None,
+    )
+    hand_means: Float[np.ndarray, "H D"] | None = _array(
+        "mean pose of each hand, left before right: axis-angle vectors of its joints",
+        ("H", "D"),
+        "float",
+        "rad",
+        default=None,
+    )
+    hand_components: Float[np.ndarray, "H C D"] | None = _array(
+        "principal components of each hand's pose about its mean",
+        ("H", "C", "D"),
+        "float",
+        "rad",
+        default=None,
+    )
+    contour_faces: Int[np.ndarray, "Y L"] | None = _array(
+        "triangle of each point of a face's contour, per degree of the head's turn: 0 to 39, then -1 to -39",
+        ("Y", "L"),
+        "int",
+        default=None,
+    )
+    contour_weights: Float[np.ndarray, "Y L 3"] | None = _array(
+        "barycentric coordinates in those triangles", ("Y", "L", 3), "float", default=None
     )
     regressors: Mapping[str, Regressor] = field(
         default_factory=dict,
@@ -164,9 +205,25 @@ class BodyAsset:
             put("age_templates", _floats("age_templates", self.age_templates, shape))
         regressors = {name: _regressor(name, sets, num_vertices) for name, sets in self.regressors.items()}
         put("regressors", MappingProxyType(regressors))
-        names = self.metadata.shape_names
-        if names and len(names) != self.num_betas:
-            raise AssetError(f"metadata.shape_names: expected {self.num_betas} names, got {len(names)}")
+        names, num_directions = self.metadata.shape_names, self.shapedirs.shape[2]
+        if names and len(names) != num_directions:
+            raise AssetError(f"metadata.shape_names: expected {num_directions} names, got {len(names)}")
+        hands = [3 * (part.stop - part.start) for name, part in self.pose_parts.items() if "hand" in name]
+        shape = (len(hands), hands[0] if hands else 0)
+        if self.hand_means is not None:
+            put("hand_means", _floats("hand_means", self.hand_means, shape))
+        if self.hand_components is not None:
+            if self.hand_means is None:
+                raise AssetError("hand_means: missing, although there are hand_components")
+            shape = (shape[0], None, shape[1])
+            put("hand_components", _floats("hand_components", self.hand_components, shape))
+        if (self.contour_faces is None) != (self.contour_weights is None):
+            raise AssetError("contour_faces, contour_weights: expected both or neither")
+        if self.contour_faces is not None:
+            shape = (CONTOUR_TURNS, None)
+            put("contour_faces", _ints("contour_faces", self.contour_faces, shape, len(self.faces)))
+            shape = (*self.contour_faces.shape, 3)
+            put("contour_weights", _floats("contour_weights", self.contour_weights, shape))
 
     @property
     def num_vertices(self) -> int:
@@ -180,8 +237,33 @@ class BodyAsset:
 
     @property
     def num_betas(self) -> int:
-        """Number of shape directions S."""
-        return self.shapedirs.shape[2]
+        """Number of shape directions, without those of expressions."""
+        return self.shapedirs.shape[2] - self.num_expression
+
+    @property
+    def num_expression(self) -> int:
+        """Number of expression directions, which are the last of the shape directions."""
+        names = self.metadata.shape_names
+        others = (k for k, name in enumerate(reversed(names)) if not name.startswith("expression"))
+        return next(others, len(names))
+
+    @property
+    def pose_parts(self) -> dict[str, slice]:
+        """Rows in ``body_pose`` of the parts that the body has.
+
+        They are body, jaw, left_eye, right_eye, left_hand and right_hand; of MANO, hand.
+        """
+        joints = self.joint_names[1:]
+        parts: dict[str, slice] = {}
+        for name, members in [*HAND_JOINTS.items(), *((n, (n,)) for n in ("jaw", "left_eye", "right_eye"))]:
+            first = joints.index(members[0]) if members[0] in joints else 0
+            if joints[first : first + len(members)] == members:
+                parts[name] = slice(first, first + len(members))
+        ordered = sorted(parts.items(), key=lambda part: part[1].start)
+        rest = ordered[0][1].start if ordered else len(joints)
+        whole = rest + sum(part.stop - part.start for part in parts.values()) == len(joints)
+        body = {"body": slice(0, rest if whole else len(joints))} if rest else {}
+        return body | (dict(ordered) if whole else {})
 
     @property
     def has_age(self) -> bool:
@@ -234,7 +316,9 @@ class BodyAsset:
         """Return one line with the sizes."""
         return (
             f"BodyAsset({self.metadata.name!r}, kind={self.metadata.kind!r}, vertices={self.num_vertices}, "
-            f"joints={self.num_joints}, betas={self.num_betas}, age_offsets={self.age_offsets.tolist()})"
+            f"joints={self.num_joints}, betas={self.num_betas}, "
+            + (f"expressions={self.num_expression}, " if self.num_expression else "")
+            + f"age_offsets={self.age_offsets.tolist()})"
         )
 
 

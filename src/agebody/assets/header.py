@@ -10,7 +10,7 @@ from typing import Any
 from agebody.assets.asset import AssetError, BodyAsset, Metadata
 from agebody.assets.container import Signed, check_version
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 HEADER_KEY = "agebody"
 """The entry of the safetensors ``__metadata__``: JSON text with everything that is not an array."""
 
@@ -90,7 +90,8 @@ def read_header(signed: Signed) -> dict[str, Any]:
     texts = signed.text(HEADER_KEY)
     version = texts.get("format_version") if isinstance(texts, dict) else None
     check_version(version, FORMAT_VERSION)
-    _check(signed.header, body_asset_schema(1 if version == 1 else FORMAT_VERSION), "the header")
+    known = version if version in range(1, FORMAT_VERSION) else FORMAT_VERSION
+    _check(signed.header, body_asset_schema(known), "the header")
     if version != 1:
         signed.check(texts)
     return texts

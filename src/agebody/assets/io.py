@@ -212,13 +212,27 @@ def _matrix(tensors: dict[str, np.ndarray], name: str, num_columns: int) -> scip
 
 
 def smpl_arrays(asset: BodyAsset) -> dict[str, np.ndarray]:
-    """Return a body under SMPL's entry names, as in its v1.0.0 files."""
+    """Return a body under SMPL's entry names, as in its v1.0.0 files; hands and face as in SMPL-X's."""
     num_features = 9 * (asset.num_joints - 1)
     posedirs = asset.posedirs
     if posedirs is None:
         posedirs = np.zeros((asset.num_vertices, 3, num_features), asset.template.dtype)
     parents = asset.parents.astype(np.uint32)  # the parent of the root becomes 2^32 - 1, as in SMPL
-    return {
+    others: dict[str, np.ndarray] = {}
+    for name, hands in (("hands_mean", asset.hand_means), ("hands_components", asset.hand_components)):
+        sides = ("",) if "hand" in asset.pose_parts else ("l", "r")
+        others |= (
+            {} if hands is None else {name + side: hand for side, hand in zip(sides, hands, strict=True)}
+        )
+    if "face51" in asset.regressors:
+        names = ("lmk_faces_idx", "lmk_bary_coords")
+        others |= dict(zip(names, _in_triangles(asset.regressors["face51"].matrix, asset.faces), strict=True))
+    if asset.contour_faces is not None and asset.contour_weights is not None:
+        others |= {
+            "dynamic_lmk_faces_idx": asset.contour_faces.astype(np.int64),
+            "dynamic_lmk_bary_coords": asset.contour_weights,
+        }
+    return others | {
         "v_template": asset.template,
         "f": asset.faces.astype(np.uint32),
         "shapedirs": asset.shapedirs,
@@ -230,3 +244,15 @@ def smpl_arrays(asset: BodyAsset) -> dict[str, np.ndarray]:
         "bs_style": np.array("lbs"),
         "bs_type": np.array("lrotmin"),
     }
+
+
+def _in_triangles(matrix: scipy.sparse.csr_array, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the triangle of each point, and its barycentric coordinates there."""
+    found, coordinates = [], []
+    for row in range(len(matrix.indptr) - 1):
+        part = slice(matrix.indptr[row], matrix.indptr[row + 1])
+        share = dict(zip(matrix.indices[part].tolist(), matrix.data[part], strict=True))
+        inside = np.isin(faces, [corner for corner, weight in share.items() if weight]).sum(1)
+        found.append(inside.argmax())
+        coordinates.append([share.get(corner, 0.0) for corner in faces[found[-1]].tolist()])
+    return np.array(found), np.array(coordinates, matrix.dtype)

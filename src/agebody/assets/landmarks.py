@@ -24,6 +24,36 @@ _HAND_VERTICES = (2746, 2319, 2445, 2556, 2673, 6191, 5782, 5905, 6016, 6133)
 SURFACE21_SMPL_VERTICES = dict(zip(SURFACE21, _FACE_VERTICES + _FEET_VERTICES + _HAND_VERTICES, strict=True))
 """Vertex of each of these points in SMPL's topology."""
 
+_FACE_VERTICES_X = (9120, 9929, 9448, 616, 6)
+_FEET_VERTICES_X = (5770, 5780, 8846, 8463, 8474, 8635)
+_HAND_VERTICES_X = (5361, 4933, 5058, 5169, 5286, 8079, 7669, 7794, 7905, 8022)
+TIPS5 = _names("thumb index middle ring pinky")
+SURFACE_VERTICES = {
+    6890: SURFACE21_SMPL_VERTICES,
+    10475: dict(zip(SURFACE21, _FACE_VERTICES_X + _FEET_VERTICES_X + _HAND_VERTICES_X, strict=True)),
+    778: dict(zip(TIPS5, (744, 320, 443, 554, 671), strict=True)),
+}
+"""Vertex of each surface point by the number of vertices: SMPL and SMPL-H, SMPL-X, and MANO's finger tips."""
+
+FACE51 = _names("""
+right_eye_brow1 right_eye_brow2 right_eye_brow3 right_eye_brow4 right_eye_brow5
+left_eye_brow5 left_eye_brow4 left_eye_brow3 left_eye_brow2 left_eye_brow1
+nose1 nose2 nose3 nose4 right_nose_2 right_nose_1 nose_middle left_nose_1 left_nose_2
+right_eye1 right_eye2 right_eye3 right_eye4 right_eye5 right_eye6
+left_eye4 left_eye3 left_eye2 left_eye1 left_eye6 left_eye5
+right_mouth_1 right_mouth_2 right_mouth_3 mouth_top left_mouth_3 left_mouth_2 left_mouth_1
+left_mouth_5 left_mouth_4 mouth_bottom right_mouth_4 right_mouth_5
+right_lip_1 right_lip_2 lip_top left_lip_2 left_lip_1 left_lip_3 lip_bottom right_lip_3
+""")
+"""Points 17 to 67 of the iBUG 300-W face, which SMPL-X gives by barycentric coordinates."""
+
+CONTOUR17 = (
+    *(f"right_contour_{i}" for i in range(1, 9)),
+    "contour_middle",
+    *(f"left_contour_{i}" for i in range(8, 0, -1)),
+)
+"""Points 0 to 16 of that face, from the right ear along the jaw to the left ear."""
+
 EXTRA9 = _names("""
 right_hip_lsp left_hip_lsp neck_lsp head_top_lsp pelvis_mpii thorax_mpii spine_h36m jaw_h36m head_h36m
 """)

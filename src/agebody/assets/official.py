@@ -15,40 +15,53 @@ import scipy
 from jaxtyping import Float, Int
 
 from agebody.assets.asset import (
+    CONTOUR_TURNS,
+    HAND_JOINTS,
     SMPL_JOINT_NAMES,
     SMPL_PARENTS,
     AssetError,
     BodyAsset,
     Metadata,
     Regressor,
+    check_indices,
     check_shape,
     sparse_weights,
 )
 from agebody.assets.container import RawFile, Unread
 from agebody.assets.landmarks import (
+    CONTOUR17,
+    FACE51,
     H36M17_BEV,
     J19,
     REGRESSOR_NAMES,
     SURFACE21,
-    SURFACE21_SMPL_VERTICES,
+    SURFACE_VERTICES,
+    TIPS5,
 )
 
 _BODY22 = SMPL_JOINT_NAMES[:22]
-_FIVE = ("index", "middle", "pinky", "ring", "thumb")
-_FINGERS = tuple(f"{finger}{i}" for finger in _FIVE for i in (1, 2, 3))
-_HANDS = tuple(f"{side}_{finger}" for side in ("left", "right") for finger in _FINGERS)
+_HANDS = HAND_JOINTS["left_hand"] + HAND_JOINTS["right_hand"]
 JOINT_NAMES = {
     "smpl": SMPL_JOINT_NAMES,
     "smil": SMPL_JOINT_NAMES,
     "smplh": _BODY22 + _HANDS,
     "smplx": (*_BODY22, "jaw", "left_eye", "right_eye", *_HANDS),
-    "mano": ("wrist", *_FINGERS),
+    "mano": ("wrist", *HAND_JOINTS["hand"]),
 }
 """Joint names of each model family, in the order of its files."""
 
 _COCOPLUS19 = (*J19[:14], "nose", "left_eye", "right_eye", "left_ear", "right_ear")
 TITLES = {"smpl": "SMPL", "smil": "SMIL", "smplh": "SMPL-H", "smplx": "SMPL-X", "mano": "MANO"}
 """The model families as they are written."""
+
+FILES = {
+    "smpl": "SMPL_NEUTRAL.pkl (smpl.is.tue.mpg.de)",
+    "smil": "smil_web.pkl (s.fhg.de/smil)",
+    "smplh": "SMPLH_female.pkl (mano.is.tue.mpg.de) or AMASS's smplh/neutral/model.npz",
+    "smplx": "SMPLX_NEUTRAL.npz (smpl-x.is.tue.mpg.de)",
+    "mano": "MANO_RIGHT.pkl (mano.is.tue.mpg.de)",
+}
+"""The file to get of each family, and from where."""
 
 _TOPOLOGIES = {6890: "smpl", 10475: "smplx", 778: "mano"}
 _MANO_LICENSE = "MANO and SMPL-H model licence: non-commercial research (mano.is.tue.mpg.de)"
@@ -66,6 +79,10 @@ _INFANT_BELOW = 1.0
 """Stature [m] below which a template of SMPL's layout is SMIL's (0.53 m) and not an adult's (1.7 m)."""
 
 _GET_MODEL = "get the model file (.pkl or .npz)"
+HANDS_FROM = (
+    "SMPLH_female.pkl and SMPLH_male.pkl of mano.is.tue.mpg.de and every SMPL-X file have them, AMASS's "
+    "SMPL-H files do not"
+)
 _NUM_EXPRESSIONS = {400: 100, 20: 10}  # of SMPL-X's shape directions, the last ones
 
 
@@ -110,6 +127,8 @@ def read_body(raw: RawFile, *, gender: str | None = None) -> BodyAsset:
         shapedirs=_freeze(shapedirs),
         posedirs=posedirs,
         regressors=_regressors(entry, num_vertices, template.dtype),
+        **_hands(entry, kind),
+        **_contour(entry),
         metadata=Metadata(
             name=raw.path.stem,
             kind=kind,
@@ -192,7 +211,8 @@ def named_regressor(name: str, matrix: Any) -> Regressor:
             f"regressors[{name!r}]: expected a matrix of shape (points, vertices), got "
             f"{getattr(matrix, 'shape', type(matrix).__name__)}"
         )
-    points = REGRESSOR_NAMES.get(name) or tuple(f"{name}_{k}" for k in range(matrix.shape[0]))
+    known = REGRESSOR_NAMES | {"face51": FACE51, "contour17": CONTOUR17, "tips5": TIPS5}
+    points = known.get(name) or tuple(f"{name}_{k}" for k in range(matrix.shape[0]))
     if len(points) != matrix.shape[0]:
         raise AssetError(
             f"regressors[{name!r}]: expected {len(points)} rows ({points[0]}, ... {points[-1]}), got shape "
@@ -336,10 +356,24 @@ def _regressors(entry: _Entries, num_vertices: int, dtype: np.dtype) -> dict[str
     """Return surface points by vertex id, and the regressors in BEV's packs and HMR's copy."""
     regressors: dict[str, Regressor] = {}
     if "extra_joints_index" in entry.content:
-        regressors["surface21"] = _surface_points(entry.indices("extra_joints_index"), num_vertices, dtype)
-    elif num_vertices == 6890:
-        vertices = np.array(list(SURFACE21_SMPL_VERTICES.values()))
-        regressors["surface21"] = _surface_points(vertices, num_vertices, dtype)
+        vertices = entry.indices("extra_joints_index")
+        check_shape("extra_joints_index", vertices.shape, (len(SURFACE21),))
+        check_indices("extra_joints_index", vertices, num_vertices)
+        regressors["surface21"] = Regressor(SURFACE21, _surface_points(vertices, num_vertices, dtype))
+    elif num_vertices in SURFACE_VERTICES:
+        points = SURFACE_VERTICES[num_vertices]
+        matrix = _surface_points(np.array(list(points.values())), num_vertices, dtype)
+        regressors["surface21" if len(points) == len(SURFACE21) else "tips5"] = Regressor(
+            tuple(points), matrix
+        )
+    if "lmk_faces_idx" in entry.content:
+        shape = (len(FACE51),)
+        faces, weights = _on_faces(entry, "lmk_faces_idx", "lmk_bary_coords", shape)
+        regressors["face51"] = Regressor(FACE51, _face_points(entry, faces, weights, num_vertices))
+    if "dynamic_lmk_faces_idx" in entry.content:
+        turns = _contour(entry)
+        frontal = (part[0] for part in turns.values())
+        regressors["contour17"] = Regressor(CONTOUR17, _face_points(entry, *frontal, num_vertices))
     if "J_regressor_extra9" in entry.content:
         matrix = entry.matrix("J_regressor_extra9", (None, num_vertices))
         regressors["extra9"] = named_regressor("extra9", matrix)
@@ -355,15 +389,61 @@ def _regressors(entry: _Entries, num_vertices: int, dtype: np.dtype) -> dict[str
     return regressors
 
 
-def _surface_points(vertices: np.ndarray, num_vertices: int, dtype: np.dtype) -> Regressor:
-    if vertices.shape != (len(SURFACE21),) or vertices.min() < 0 or vertices.max() >= num_vertices:
-        raise AssetError(
-            f"extra_joints_index: expected {len(SURFACE21)} vertices from 0 to {num_vertices - 1}, got "
-            f"{vertices.size} from {vertices.min(initial=0)} to {vertices.max(initial=0)}"
-        )
+def _surface_points(vertices: np.ndarray, num_vertices: int, dtype: np.dtype) -> scipy.sparse.csr_array:
     ones, rows = np.ones(len(vertices), dtype), np.arange(len(vertices))
-    shape = (len(vertices), num_vertices)
-    return Regressor(SURFACE21, scipy.sparse.csr_array((ones, (rows, vertices)), shape=shape))
+    return scipy.sparse.csr_array((ones, (rows, vertices)), shape=(len(vertices), num_vertices))
+
+
+def _face_points(
+    entry: _Entries, faces: np.ndarray, weights: np.ndarray, num_vertices: int
+) -> scipy.sparse.csr_array:
+    """Return points in triangles, by barycentric coordinates."""
+    rows = np.repeat(np.arange(len(faces)), 3)
+    corners = entry.indices("f")[faces].ravel()
+    return scipy.sparse.csr_array((weights.ravel(), (rows, corners)), shape=(len(faces), num_vertices))
+
+
+def _on_faces(
+    entry: _Entries, faces: str, weights: str, shape: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return triangles and barycentric coordinates of the points of a face."""
+    if weights not in entry.content:
+        raise AssetError(f"{weights}: missing, although there is {faces}; get the original file")
+    triangles, coordinates = entry.indices(faces), entry.floats(weights, (*shape, 3))
+    check_shape(faces, triangles.shape, shape)
+    check_indices(faces, triangles, len(entry.array("f")))
+    return triangles, coordinates
+
+
+def _contour(entry: _Entries) -> dict[str, np.ndarray]:
+    """Return the contour of SMPL-X's face, whose points depend on the turn of the head."""
+    if "dynamic_lmk_faces_idx" not in entry.content:
+        return {}
+    shape = (CONTOUR_TURNS, len(CONTOUR17))
+    found = _on_faces(entry, "dynamic_lmk_faces_idx", "dynamic_lmk_bary_coords", shape)
+    return dict(zip(("contour_faces", "contour_weights"), found, strict=True))
+
+
+def _hands(entry: _Entries, kind: str) -> dict[str, np.ndarray]:
+    """Return means and principal components of the hands; SMPL-H files for AMASS have none."""
+    sides = {"smplh": "lr", "smplx": "lr", "mano": ("",)}.get(kind, "")
+    found: dict[str, np.ndarray] = {}
+    for name, field, shape in (
+        ("hands_mean", "hand_means", (3 * len(HAND_JOINTS["hand"]),)),
+        ("hands_components", "hand_components", (None, 3 * len(HAND_JOINTS["hand"]))),
+    ):
+        names = [name + side for side in sides]
+        there = [name for name in names if name in entry.content]
+        if there != names and there:
+            raise AssetError(f"{(set(names) - set(there)).pop()}: missing, although there is {there[0]}")
+        arrays = [entry.floats(name) for name in there]
+        if all(array.size for array in arrays):  # an empty one stands for none
+            for name, array in zip(names, arrays, strict=False):
+                check_shape(name, array.shape, shape)
+            for name, array in zip(names[1:], arrays[1:], strict=False):
+                check_shape(name, array.shape, arrays[0].shape)
+            found |= {field: np.stack(arrays)} if arrays else {}
+    return found
 
 
 def _freeze(array: np.ndarray) -> np.ndarray:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -13,7 +11,7 @@ from agebody.assets.asset import AssetError, BodyAsset
 from agebody.assets.container import PathLike, naming, read_bytes, read_raw
 from agebody.assets.header import FORMAT_VERSION
 from agebody.assets.io import body_of
-from agebody.assets.official import TITLES
+from agebody.assets.official import HANDS_FROM, TITLES
 
 
 @dataclass(frozen=True)
@@ -28,6 +26,11 @@ class AssetReport:
     num_faces: int | None = None
     num_joints: int | None = None
     num_betas: int | None = None
+    num_expression: int | None = None
+    pose_parts: dict[str, int] = field(default_factory=dict)
+    """Number of joints of each part of the pose, such as body, jaw and left_hand."""
+    num_hand_components: int | None = None
+    """Number of principal components of each hand's pose; None without them."""
     has_posedirs: bool | None = None
     dtype: str | None = None
     age_offsets: tuple[float, ...] = ()
@@ -62,28 +65,29 @@ def inspect_asset(path: PathLike) -> AssetReport:
         num_faces=len(body.faces),
         num_joints=body.num_joints,
         num_betas=body.num_betas,
+        num_expression=body.num_expression,
+        pose_parts={name: rows.stop - rows.start for name, rows in body.pose_parts.items()},
+        num_hand_components=None if body.hand_components is None else body.hand_components.shape[1],
         has_posedirs=body.posedirs is not None,
         dtype=str(body.template.dtype),
         age_offsets=tuple(body.age_offsets.tolist()),
         regressors={name: len(regressor.names) for name, regressor in body.regressors.items()},
         gender=body.metadata.gender,
         license=body.metadata.license,
-        problems=[*find_problems(body), *_hand_problems(raw.content)],
+        problems=find_problems(body),
     )
-
-
-def _hand_problems(content: Any) -> list[str]:
-    if not isinstance(content, Mapping) or "hands_meanl" not in content:
-        return []
-    return [
-        "the mean hand pose (hands_meanl, hands_meanr) is not applied: a zero pose has flat hands, as in "
-        "smplx with flat_hand_mean=True; add its 45 angles per hand to body_pose for smplx's default"
-    ]
 
 
 def find_problems(body: BodyAsset) -> list[str]:
     """Return the problems of a valid body, in words."""
     problems = [*_number_problems(body), *_mesh_problems(body), *_regressor_problems(body)]
+    if body.hand_means is not None and body.hand_means.any():
+        problems.append(
+            "the mean hand pose is not applied: a zero pose has flat hands, as in smplx with "
+            "flat_hand_mean=True; agebody.join_pose adds it"
+        )
+    elif any("hand" in part for part in body.pose_parts) and body.hand_means is None:
+        problems.append(f"no hand means and components (hands_meanl, hands_componentsl): {HANDS_FROM}")
     if not body.has_age and body.metadata.kind not in ("smil", "mano"):
         problems.append("no age template: betas only, so it stays an adult; load it with infant_template=")
     if body.posedirs is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy
@@ -60,16 +60,19 @@ class LayoutTables(NamedTuple):
         """
         joints, regressor = layout.resolve(asset)
         used = np.unique(regressor.indices)
-        rows = regressor[:, used].toarray().astype(np.float64)
+        rows = regressor[:, used].astype(np.float64)
         weights = asset.dense_weights()[used].astype(np.float64)
         carried = (rows != 0).astype(float) @ (weights != 0) > 0
         order = np.argsort(carried.sum(1), kind="stable")
         place, joint = np.nonzero(carried[order])
         point = order[place]
-        shares = rows[point] * weights[:, joint].T
-        moments = np.einsum("qv,cvx->cqx", shares, directions[:, used].astype(np.float64))
-        row_sums = np.where(joints[:, 0] < 0, rows.sum(1), 1)
-        return cls(layout, joints, regressor, row_sums, point, joint, shares.sum(1), moments)
+        shares = scipy.sparse.csr_array(rows[point].multiply(weights[:, joint].T))
+        at_used = directions[:, used].astype(np.float64).transpose(1, 0, 2)
+        moments = shares @ at_used.reshape(len(used), 3 * len(directions))
+        moments = np.ascontiguousarray(moments.reshape(len(point), len(directions), 3).transpose(1, 0, 2))
+        row_sums = np.where(joints[:, 0] < 0, np.asarray(rows.sum(1)).ravel(), 1)
+        masses = np.asarray(shares.sum(1)).ravel()
+        return cls(layout, joints, regressor, row_sums, point, joint, masses, moments)
 
     @property
     def counts(self) -> Int[np.ndarray, " K"]:
@@ -132,6 +135,41 @@ class PointRegression(nn.Module):
             posed = mean_of_joints(world[..., 3], self.joints)
             points = points + (torch.where(self.is_joint, posed, 0) if self.any_surface else posed)
         return points
+
+
+class ContourTable(nn.Module):
+    """The contour of a face among the vertices of `contour_layout`, by the turn of the neck about y.
+
+    Rows 0 to 39 are turns of as many degrees, rows 40 to 78 turns of -1 to -39; a head that turns farther has
+    the outermost. Source: the contour of FLAME, as SMPL-X takes it over (smplx, ``use_face_contour``).
+
+    Args:
+        body: a layer of a body with a contour.
+        layout: those vertices.
+    """
+
+    corners: Tensor
+    weights: Tensor
+
+    def __init__(self, body: Any, layout: KeypointLayout) -> None:
+        super().__init__()
+        self.layout, asset = layout, body.asset
+        corners = asset.faces[asset.contour_faces]
+        places = np.searchsorted(np.unique(corners), corners)
+        self.register_buffer("corners", torch.from_numpy(places).to(body.device), persistent=False)
+        weights = torch.tensor(asset.contour_weights).to(body.device, body.dtype)
+        self.register_buffer("weights", weights, persistent=False)
+
+    def forward(
+        self, vertices: Float[Tensor, "B U 3"], neck: Float[Tensor, "B 3 4"]
+    ) -> Float[Tensor, "B L 3"]:
+        """Return the contour [m], given the vertices and the frame of the neck."""
+        level = (neck[:, 0, 0].square() + neck[:, 1, 0].square()).sqrt()
+        degrees = torch.rad2deg(torch.atan2(neck[:, 2, 0], level)).clamp(-39, 39).round().long()
+        row = torch.where(degrees < 0, 39 - degrees, degrees)
+        corners = self.corners[row]
+        picked = vertices.gather(1, corners.flatten(1)[..., None].expand(-1, -1, 3))
+        return (picked.unflatten(1, corners.shape[1:]) * self.weights[row][..., None]).sum(-2)
 
 
 class MeshPoints(nn.Module):

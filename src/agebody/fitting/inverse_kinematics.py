@@ -54,7 +54,7 @@ class CarriedPoints(nn.Module):
     def __init__(self, body: BodyModel, layout: KeypointLayout) -> None:
         super().__init__()
         self.layout, tables = layout, body.tables(layout)
-        self.age_anchors, self.num_betas = body.age_anchors, body.num_betas
+        self.age_anchors, self.num_betas = body.age_anchors, body.num_coefficients
         parents, joints = body.asset.parents.astype(np.int64), tables.joints
         rest_joints = body.joint_directions.transpose(1, 2, 0)  # (J, 3, C)
         masses = np.zeros((len(layout), len(parents)))

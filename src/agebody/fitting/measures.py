@@ -204,7 +204,7 @@ class _Problem:
         low, high = torch.tensor(self.segments).to(self.targets).mT
         shares = torch.linspace(0, 1, _STARTS).to(low)[:, None]
         ages = (low + shares * (high - low)).flatten()  # (starts * segments)
-        betas = ages.new_zeros(len(ages), self.body.num_betas)
+        betas = ages.new_zeros(len(ages), self.body.num_coefficients)
         values = self._values(self._surfaces(betas, age_coefficients(ages, self.anchors)))
         residual = values[:, None] - self.targets[rows]
         misfit = torch.where(self.weights[rows] > 0, self.weights[rows] * residual**2, 0).sum(-1)
@@ -221,7 +221,9 @@ class _Problem:
         bodies, start_age = rows.repeat(len(segments)), ages.gather(0, segments).flatten()
         if self.age is not None:
             low = high = start_age = self.age[bodies]
-        start = torch.cat((start_age.new_zeros(len(bodies), self.body.num_betas), start_age[:, None]), 1)
+        start = torch.cat(
+            (start_age.new_zeros(len(bodies), self.body.num_coefficients), start_age[:, None]), 1
+        )
         lower, upper = (torch.full_like(start, bound) for bound in (-torch.inf, torch.inf))
         lower[:, -1], upper[:, -1] = low, high
         metric = start.new_ones(start.shape[1])

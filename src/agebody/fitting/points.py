@@ -259,7 +259,11 @@ def _read(
     if bool((confidence < 0).any()) or not bool(confidence.isfinite().all()):
         raise ValueError("weights: expected finite numbers of 0 or more")
     try:
-        known_betas = None if betas is None else flat(expect("betas", betas, body.num_betas), body.num_betas)
+        known_betas = (
+            None
+            if betas is None
+            else flat(expect("betas", betas, body.num_coefficients), body.num_coefficients)
+        )
         age = torch.as_tensor(torch.nan if age_offset is None else age_offset, device=body.device)
         known_age = flat(age)
     except RuntimeError:

@@ -125,7 +125,7 @@ def start_from_keypoints(
         middle = (_roll(angle[everyone, best]) @ middle[..., None])[..., :2, 0]
         place = torch.cat((image_mean * z[:, None] - middle, z[:, None]), -1)
         orient = from_matrix(turn, "axis_angle")
-        betas = pelvis.new_zeros(len(z), body.num_betas)
+        betas = pelvis.new_zeros(len(z), body.num_coefficients)
         found.append(
             (
                 BodyParameters(orient, views.body_pose[best], betas, age_offset, place - pelvis),

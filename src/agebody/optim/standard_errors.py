@@ -112,12 +112,12 @@ def _stature_gradient(body: BodyModel, parameters: BodyParameters) -> dict[str, 
     coefficients, _ = body.identity(parameters.betas, parameters.age_offset)
     heights = coefficients @ directions
     by_coefficients = directions.T[heights.argmax(-1)] - directions.T[heights.argmin(-1)]
-    by_betas = by_coefficients[:, 1 : 1 + body.num_betas]
+    by_betas = by_coefficients[:, 1 : 1 + body.num_coefficients]
     if not body.age_anchors:
         return {"betas": by_betas}
     inner, slopes = (torch.from_numpy(part).to(by_betas) for part in age_slopes(body.age_anchors))
     growth = slopes[torch.bucketize(parameters.age_offset.contiguous(), inner, right=True)]
-    by_age = (by_coefficients[:, 1 + body.num_betas :] * growth).sum(-1, keepdim=True)
+    by_age = (by_coefficients[:, 1 + body.num_coefficients :] * growth).sum(-1, keepdim=True)
     return {"betas": by_betas, "age_offset": by_age}
 
 

@@ -179,7 +179,7 @@ def blend_products(
 
 def num_coefficients(body: BodyModel) -> int:
     """Return the number of coefficients of a body: the template, betas and pose blend shapes."""
-    return 1 + body.num_betas + body.num_correctives
+    return 1 + body.num_coefficients + body.num_correctives
 
 
 def load_smplx(path: Path, device: torch.device | str) -> Any:
@@ -207,7 +207,7 @@ def compare(forward: Callable[..., Tensor], exact: BodyModel, batch: int = 16) -
     Returns:
         The largest distance between vertices [m].
     """
-    sizes = {"num_betas": exact.num_betas, "num_joints": exact.num_joints, "device": exact.device}
+    sizes = {"num_betas": exact.num_coefficients, "num_joints": exact.num_joints, "device": exact.device}
     given = sample_arguments(batch, **sizes)
     doubled = {name: value.double() for name, value in given.items()}
 
@@ -268,7 +268,9 @@ def run_bench(
     largest = None
     if peer is not None:
         compare(peer, exact)
-        given = sample_arguments(16, num_betas=body.num_betas, num_joints=body.num_joints, device=device)
+        given = sample_arguments(
+            16, num_betas=body.num_coefficients, num_joints=body.num_joints, device=device
+        )
         with torch.no_grad():
             largest = float((_vertices(body)(**given) - peer(**given)).norm(dim=-1).max())
     rows = []
@@ -286,7 +288,9 @@ def _vertices(layer: Callable[..., Any]) -> Callable[..., Tensor]:
 def _rows(
     body: BodyModel, peer: Callable[..., Tensor] | None, batch: int, seconds: float, layout: str
 ) -> list[Row]:
-    given = sample_arguments(batch, num_betas=body.num_betas, num_joints=body.num_joints, device=body.device)
+    given = sample_arguments(
+        batch, num_betas=body.num_coefficients, num_joints=body.num_joints, device=body.device
+    )
     weights = torch.randn(batch, body.num_vertices, 3, device=body.device)
     forward, keypoints = _vertices(body), cast(Callable[..., Tensor], body.keypoints)
     product, products = blend_products(num_coefficients(body), body.num_vertices, batch, device=body.device)
