@@ -6,9 +6,9 @@ from typing import Any
 import agebody
 
 NAMES = [
-    "LAYOUTS", "SMIL", "SMPL", "SMPLA", "AssetError", "AssetReport", "BodyAsset", "BodyModel",
+    "LAYOUTS", "MANO", "SMIL", "SMPL", "SMPLA", "SMPLH", "SMPLX", "AssetError", "AssetReport", "BodyAsset", "BodyModel",
     "BodyOutput", "BodyParameters", "KeypointLayout", "Metadata", "Regressor", "ShapedBody", "anny_body",
-    "export_smpl_npz", "export_smpl_pkl", "inspect_asset", "load_asset", "mannequin", "save_asset",
+    "export_smpl_npz", "export_smpl_pkl", "inspect_asset", "join_pose", "load_asset", "mannequin", "save_asset", "split_pose",
 ]  # fmt: skip
 MODULES = ["age", "cameras", "crowd", "fitting", "losses", "measure", "metrics", "people", "rotations"]
 """What `import agebody` brings beside its names."""
@@ -54,13 +54,16 @@ ROOMS = {
 """Public names of the rooms."""
 
 PARAMETERS = {
-    "BodyModel": "asset num_betas pose_format backend dtype device corrective_dtype",
+    "BodyModel": "asset num_betas num_expression pose_format backend dtype device corrective_dtype",
     "SMPLA": "asset smil infant_threshold transition infant_corrective_scale options",
-    "BodyModel.forward": "self parameters betas body_pose global_orient transl age_offset pose_format",
+    "BodyModel.forward": "self parameters betas body_pose global_orient transl age_offset expression pose_format",
     "BodyModel.keypoints": (
-        "self layout parameters betas body_pose global_orient transl age_offset pose_format"
+        "self layout parameters betas body_pose global_orient transl age_offset expression pose_format"
     ),
-    "BodyModel.shape": "self parameters betas age_offset",
+    "BodyModel.shape": "self parameters betas age_offset expression",
+    "BodyModel.face_contour": (
+        "self parameters betas body_pose global_orient transl age_offset expression pose_format"
+    ),
     "ShapedBody.__call__": "self parameters body_pose global_orient transl pose_format",
     "ShapedBody.keypoints": "self layout parameters body_pose global_orient transl pose_format",
     "ShapedBody.move": "self rotation translation global_orient transl pose_format",
