@@ -6,9 +6,10 @@ from typing import Any
 import agebody
 
 NAMES = [
-    "LAYOUTS", "MANO", "SMIL", "SMPL", "SMPLA", "SMPLH", "SMPLX", "AssetError", "AssetReport", "BodyAsset", "BodyModel",
-    "BodyOutput", "BodyParameters", "KeypointLayout", "Metadata", "Regressor", "ShapedBody", "anny_body",
-    "export_smpl_npz", "export_smpl_pkl", "inspect_asset", "join_pose", "load_asset", "mannequin", "save_asset", "split_pose",
+    "LAYOUTS", "MANO", "SMIL", "SMPL", "SMPLA", "SMPLH", "SMPLX", "AssetError", "AssetReport",
+    "BodyAsset", "BodyModel", "BodyOutput", "BodyParameters", "KeypointLayout", "Metadata", "Regressor",
+    "ShapedBody", "anny_body", "export_smpl_npz", "export_smpl_pkl", "inspect_asset", "join_pose",
+    "load_asset", "mannequin", "save_asset", "split_pose",
 ]  # fmt: skip
 MODULES = ["age", "cameras", "crowd", "fitting", "losses", "measure", "metrics", "people", "rotations"]
 """What `import agebody` brings beside its names."""
@@ -56,7 +57,9 @@ ROOMS = {
 PARAMETERS = {
     "BodyModel": "asset num_betas num_expression pose_format backend dtype device corrective_dtype",
     "SMPLA": "asset smil infant_threshold transition infant_corrective_scale options",
-    "BodyModel.forward": "self parameters betas body_pose global_orient transl age_offset expression pose_format",
+    "BodyModel.forward": (
+        "self parameters betas body_pose global_orient transl age_offset expression pose_format"
+    ),
     "BodyModel.keypoints": (
         "self layout parameters betas body_pose global_orient transl age_offset expression pose_format"
     ),
