@@ -11,7 +11,18 @@ NAMES = [
     "ShapedBody", "anny_body", "export_smpl_npz", "export_smpl_pkl", "inspect_asset", "join_pose",
     "load_asset", "mannequin", "save_asset", "split_pose",
 ]  # fmt: skip
-MODULES = ["age", "cameras", "crowd", "fitting", "losses", "measure", "metrics", "nets", "people", "rotations"]
+MODULES = [
+    "age",
+    "cameras",
+    "crowd",
+    "fitting",
+    "losses",
+    "measure",
+    "metrics",
+    "nets",
+    "people",
+    "rotations",
+]
 """What `import agebody` brings beside its names."""
 ROOMS = {
     "cameras": """
