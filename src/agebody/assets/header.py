@@ -90,7 +90,7 @@ def read_header(signed: Signed) -> dict[str, Any]:
     texts = signed.text(HEADER_KEY)
     version = texts.get("format_version") if isinstance(texts, dict) else None
     check_version(version, FORMAT_VERSION)
-    known = version if version in range(1, FORMAT_VERSION) else FORMAT_VERSION
+    known = version if isinstance(version, int) and 1 <= version <= FORMAT_VERSION else FORMAT_VERSION
     _check(signed.header, body_asset_schema(known), "the header")
     if version != 1:
         signed.check(texts)

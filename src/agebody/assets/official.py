@@ -371,9 +371,8 @@ def _regressors(entry: _Entries, num_vertices: int, dtype: np.dtype) -> dict[str
         faces, weights = _on_faces(entry, "lmk_faces_idx", "lmk_bary_coords", shape)
         regressors["face51"] = Regressor(FACE51, _face_points(entry, faces, weights, num_vertices))
     if "dynamic_lmk_faces_idx" in entry.content:
-        turns = _contour(entry)
-        frontal = (part[0] for part in turns.values())
-        regressors["contour17"] = Regressor(CONTOUR17, _face_points(entry, *frontal, num_vertices))
+        faces, weights = (table[0] for table in _contour(entry).values())
+        regressors["contour17"] = Regressor(CONTOUR17, _face_points(entry, faces, weights, num_vertices))
     if "J_regressor_extra9" in entry.content:
         matrix = entry.matrix("J_regressor_extra9", (None, num_vertices))
         regressors["extra9"] = named_regressor("extra9", matrix)
