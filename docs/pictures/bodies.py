@@ -13,6 +13,7 @@ from PIL import Image, ImageColor, ImageDraw
 import agebody
 from agebody.cameras import Camera
 from agebody.draw import PALETTE, contact_sheet, lineup, render
+from agebody.mesh import PARTS_6, PARTS_7, PartMap
 from agebody.people import pose
 from agebody.pipelines.demo import run_demo
 
@@ -66,6 +67,24 @@ def draw_keypoints(path: Path, width: int) -> None:
     _save(np.concatenate(cells, axis=1), path)
 
 
+def draw_parts(path: Path, width: int) -> None:
+    """Draw one part per joint, seven and six parts, on an adult and on an infant."""
+    body = agebody.SMPLA(agebody.mannequin())
+    standing = torch.from_numpy(pose("standing", body.asset.joint_names)).float()
+    hues = np.array([ImageColor.getrgb(color) for color in PALETTE]) / 255
+    bodies, colors, titles = [], [], []
+    for starts, title in ((None, "one per joint"), (PARTS_7, "PARTS_7"), (PARTS_6, "PARTS_6")):
+        parts = PartMap.from_joints(body.asset, starts)
+        for age in (0.0, 1.0):
+            output = body(global_orient=standing[0], body_pose=standing[1:], age_offset=torch.tensor(age))
+            bodies.append(output.vertices)
+            colors.append(hues[parts.vertices % len(hues)])
+            titles.append(title if age == 0 else "")
+    size = (width, round(0.42 * width))
+    look = {"spacing": 0.75, "scale": width / 4.9, "text_size": width / 55}
+    _save(lineup(bodies, body.faces, size=size, colors=colors, titles=titles, **look).rgba, path)
+
+
 def _with_points(
     rgba: np.ndarray, camera: Camera, body: agebody.SMPLA, arms: torch.Tensor, name: str, color: str
 ) -> np.ndarray:
@@ -94,5 +113,6 @@ IMAGES: dict[str, tuple[Callable[[Path, int], None], int]] = {
     "ages.png": (draw_ages, 1200),
     "keypoints.png": (draw_keypoints, 1000),
     "mannequin.png": (draw_mannequin, 1000),
+    "parts.png": (draw_parts, 900),
 }
 """File name -> function that draws it, and its width [pixels]."""
