@@ -14,9 +14,15 @@ from agebody import SMIL, SMPL, SMPLA
 from agebody.cameras import fov_to_focal, mahmr_to_translation
 from agebody.losses import metric_aware_objective
 from agebody.mesh import PARTS_7, PartMap
-from agebody.nets import FieldOfView, IterativeHead, PartAttentionHead, Regressor, start_readouts
+from agebody.nets import (
+    FieldOfView,
+    IterativeHead,
+    PartAttentionHead,
+    Regressor,
+    read_prediction,
+    start_readouts,
+)
 
-PARENTS = (-1, 0, 0, 2)
 BODIES = {
     "adult": lambda: SMPL(random_body(age_offsets=()), pose_format="matrix"),
     "infant": lambda: SMIL(random_body().at_age(1.0), pose_format="matrix"),
@@ -285,3 +291,26 @@ def test_wrong_conditions_and_read_outs_are_refused(unchecked):
     for call, message in refused:
         with pytest.raises(ValueError, match=message):
             call()
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_heads_run_in_other_precisions(kind):
+    body = BODIES["every age"]()
+    head = filled(HEADS[kind](body))
+    features = wave("features", 2, 8, 4, 3)
+    exact = head(features)
+
+    def read(features, **tolerance):
+        found = read_prediction(head(features), body)
+        expected = read_prediction(exact, body)
+        torch.testing.assert_close(found.betas.double(), expected.betas.double(), **tolerance)
+        assert found.body_pose.isfinite().all()
+
+    with torch.inference_mode():
+        read(features, atol=0, rtol=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        read(features, atol=0.1, rtol=0.1)
+    head.double()
+    read(features.double(), atol=1e-5, rtol=1e-5)
+    head.bfloat16()
+    read(features.bfloat16(), atol=0.1, rtol=0.1)
