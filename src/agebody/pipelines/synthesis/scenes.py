@@ -143,7 +143,7 @@ def _in_front(
     aim = body[rng.integers(len(body))]
     nearest = max(float(low[2]), 1e-3)
     way = rng.uniform(0.5, 0.95) * nearest / aim[2]  # of the way to the vertex
-    extent = rng.uniform(0.1, 0.25) * np.linalg.norm(high - low) * way
+    extent = rng.uniform(0.07, 0.18) * np.linalg.norm(high - low) * way
     depth = nearest * 0.98 - extent * abs(thing[:, 2]).max()
     place = aim * min(way, max(depth, 0.2 * nearest) / aim[2])
     return thing * extent + place
