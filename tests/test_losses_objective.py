@@ -373,3 +373,18 @@ def test_errors():
         objective.reweighted(pose=1.0)
     with pytest.raises(ValueError, match="at least one term"):
         Objective({})({})
+
+
+def test_aionhmrs_age_class_teaches_those_whose_offset_is_not_labelled():
+    objective = aionhmr_objective(age_class_weight=0.5)
+    term = objective.terms["age_class"]
+    age = torch.tensor([0.9, 0.9, 0.9, 0.3])
+    target = {
+        "age_class": torch.tensor([0, 0, -1, 1]),
+        "age_offset_weights": torch.tensor([0.0, 1.0, 0.0, 0.0]),
+    }
+    found = term.loss({"age_offset": age}, target, "none")
+    assert found[0] == pytest.approx(0.81)  # an adult; the second one's offset is labelled
+    assert found[1:3].tolist() == [0, 0]
+    assert term.weight == 0.5
+    assert "age_class" not in aionhmr_objective().terms

@@ -28,7 +28,7 @@ from agebody.cameras.weak import MAHMR_RESOLUTION
 from agebody.checks import Reduction, apply_mask, reduce, residual
 from agebody.keypoints import KeypointLayout
 from agebody.losses.adversarial import generator_loss
-from agebody.losses.age import age_offset_loss
+from agebody.losses.age import age_class_loss, age_offset_loss
 from agebody.losses.depth import fov_loss, relative_metric_loss
 from agebody.losses.keypoints import keypoints_3d_loss, reprojection_loss, rooted_weights
 from agebody.losses.objective import LossTerm, Objective, Values
@@ -53,14 +53,27 @@ def hmr2_objective(*, layout: str | KeypointLayout = "hmr2_44") -> Objective:
     return Objective(_hmr2_terms(layout, 0.05, 0.01, 0.001, 0.001, 0.0005, 0.0005), reduction="sum")
 
 
-def aionhmr_objective(*, layout: str | KeypointLayout = "hmr2_44") -> Objective:
+def aionhmr_objective(
+    *, layout: str | KeypointLayout = "hmr2_44", age_class_weight: float = 0.0
+) -> Objective:
     """Return the objective of AionHMR's regressor: HMR2's with other weights, and the age offset as one more
     beta.
 
-    Arguments, names and people without a root as in `hmr2_objective`; ``age_offset`` is needed beside
-    ``betas``, and the discriminator judges eleven of them."""
+    Names and people without a root as in `hmr2_objective`; ``age_offset`` is needed beside ``betas``. The
+    public code takes 0 for the age offset of everyone without a label, children among them, and its
+    discriminator judges eleven betas against recorded adults. Weights of 0 and `age_class_loss` are the
+    remedy of the first, a discriminator of ten betas, or recorded people of every age, that of the second.
+
+    Args:
+        layout: of the 3D keypoints; they are compared relative to its root.
+        age_class_weight: of `age_class_loss`, for people of whom ``age_class`` in the target states the class
+            alone; who has an age offset with a weight is left out. 0.03 is twenty times that of the betas,
+            because offsets outside their class are off by tenths.
+    """
     terms = _hmr2_terms(layout, 0.05, 0.02, 0.005, 0.001, 0.0015, 0.0005)
     terms["betas"] = LossTerm(terms["betas"].weight, partial(_identity, age=True), WITH_AGE, WITH_AGE)
+    if age_class_weight:
+        terms["age_class"] = LossTerm(age_class_weight, _age_class, ("age_offset",), ("age_class",))
     return Objective(terms, reduction="sum")
 
 
@@ -306,6 +319,14 @@ def _identity(
         known = None if of_betas is None or of_age is None else (of_betas != 0) | (of_age != 0)
     loss = _over_people(terms, known, reduction, dims=0)
     return loss / (betas.shape[-1] + age) if mean else loss
+
+
+def _age_class(prediction: Values, target: Values, reduction: Reduction) -> Tensor:
+    """Compare age offsets with classes, of people whose offset is not labelled."""
+    labelled = target.get("age_offset_weights", target.get("betas_weights"))
+    age = prediction["age_offset"]
+    unknown = torch.zeros_like(age) if labelled is None else (labelled == 0).expand(age.shape)
+    return age_class_loss(age, target["age_class"], weights=unknown, reduction=reduction)
 
 
 def _adversarial(prediction: Values, target: Values, reduction: Reduction) -> Tensor:

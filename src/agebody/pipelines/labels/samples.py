@@ -75,15 +75,12 @@ class TrainingShards:
     """
 
     def __init__(self, shards: str | PathLike[str] | Sequence[str | PathLike[str]]) -> None:
-        if isinstance(shards, (str, PathLike)):
-            folder = Path(shards)
-            paths = sorted(folder.glob("[!.]*.tar")) if folder.is_dir() else [folder]
-            if not paths:
-                fail(folder, "expected shards, *.tar, in the folder")
-        else:
-            paths = [Path(shard) for shard in shards]
-        self.paths = tuple(paths)
-        self._members = [entry for number, path in enumerate(paths) for entry in _index(number, path)]
+        self.paths = find_shards(shards)
+        self._members = [
+            (number, members)
+            for number, path in enumerate(self.paths)
+            for members in index_shard(path, (_IMAGE, _LABELS))
+        ]
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -93,7 +90,7 @@ class TrainingShards:
         """Return an image with its people and maps."""
         shard, members = self._members[index]
         path = self.paths[shard]
-        data = _read_members(path, members)
+        data = read_members(path, members)
         labels, hidden = _read_labels(path, data[_LABELS])
         maps: dict[str, Any] = {
             name: _decode(path, data[suffix]) for name, suffix in _MAPS.items() if suffix in data
@@ -117,7 +114,7 @@ class TrainingShards:
         parts = []
         for shard, members in self._members:
             path = self.paths[shard]
-            parts.append(_read_labels(path, _read_members(path, members, _LABELS)[_LABELS])[0])
+            parts.append(_read_labels(path, read_members(path, members, _LABELS)[_LABELS])[0])
         try:
             return concatenate_labels(parts)
         except ValueError as error:
@@ -137,7 +134,7 @@ def read_about(path: Path) -> dict[str, Any]:
         AnnotationError: the file is no complete shard.
         OSError: it cannot be read.
     """
-    _index(0, path)
+    index_shard(path, ())
     with tarfile.open(path, "r:") as tar:
         tar.next()
         text = tar.pax_headers.get(_ABOUT, "{}")
@@ -237,7 +234,8 @@ def _read_labels(path: Path, data: bytes) -> tuple[Labels, Int[np.ndarray, "N K"
     return Labels.from_arrays(path, arrays, about), hidden
 
 
-def _read_members(path: Path, members: Mapping[str, tuple[int, int]], *only: str) -> dict[str, bytes]:
+def read_members(path: Path, members: Mapping[str, tuple[int, int]], *only: str) -> dict[str, bytes]:
+    """Return some files of an image by suffix, or all of them."""
     found = {}
     with path.open("rb") as stream:
         for name in only or members:
@@ -257,8 +255,24 @@ def _decode(path: Path, data: bytes, mode: str | None = None) -> np.ndarray:
         raise AnnotationError(f"{path}: an image is damaged: {type(error).__name__}: {error}") from None
 
 
-def _index(number: int, path: Path) -> list[tuple[int, dict[str, tuple[int, int]]]]:
-    """Return, per image of a shard, the places of its files: first byte and size by suffix."""
+def find_shards(shards: str | PathLike[str] | Sequence[str | PathLike[str]]) -> tuple[Path, ...]:
+    """Return the shards of a folder, ordered by name, or the given files."""
+    if not isinstance(shards, (str, PathLike)):
+        return tuple(Path(shard) for shard in shards)
+    folder = Path(shards)
+    paths = sorted(folder.glob("[!.]*.tar")) if folder.is_dir() else [folder]
+    if not paths:
+        fail(folder, "expected shards, *.tar, in the folder")
+    return tuple(paths)
+
+
+def index_shard(path: Path, needed: Sequence[str]) -> list[dict[str, tuple[int, int]]]:
+    """Return, per image of a shard, the places of its files: first byte and size by suffix.
+
+    Args:
+        path: the shard.
+        needed: suffixes that every image must have.
+    """
     found: dict[str, dict[str, tuple[int, int]]] = {}
     with path.open("rb") as stream:
         try:
@@ -272,7 +286,7 @@ def _index(number: int, path: Path) -> list[tuple[int, dict[str, tuple[int, int]
         if end > path.stat().st_size:
             fail(path, "the file is damaged: it ends too early")
     for key, members in found.items():
-        if not {_IMAGE, _LABELS} <= set(members):
-            missing = _IMAGE if _IMAGE not in members else _LABELS
-            fail(path, f"{key}: expected an image and its labels; there is no {key}.{missing}")
-    return [(number, members) for members in found.values()]
+        missing = [suffix for suffix in needed if suffix not in members]
+        if missing:
+            fail(path, f"{key}: expected an image and its labels; there is no {key}.{missing[0]}")
+    return list(found.values())

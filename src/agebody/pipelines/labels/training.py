@@ -38,6 +38,17 @@ _NUM_BETAS = 10
 _SCALE_UNIT = 200.0
 """Unit of boxes in shards, since HMR [pixels]."""
 _CHUNK = 256
+_AS_THEY_ARE = (
+    "center",
+    "body_pose",
+    "betas",
+    "has_body_pose",
+    "has_betas",
+    "age_class",
+    "focal",
+    "principal_point",
+)
+"""Arrays whose rows shards have too."""
 
 
 def training_arrays(
@@ -77,6 +88,9 @@ def training_arrays(
         "has_body_pose": labels.kept.astype(np.float32),
         "betas": betas,
         "has_betas": sized,
+        "age_class": labels.age_class.astype(np.int32),
+        "focal": labels.focal.astype(np.float32),
+        "principal_point": labels.center.astype(np.float32),
         "body_keypoints_2d": seen[:, :25],
         "extra_keypoints_2d": seen[:, 25:],
         "body_keypoints_3d": points[:, :25],
@@ -102,6 +116,8 @@ def save_training_npz(
     | `betas` | (N, 11) | ten, and the age offset |
     | `has_body_pose` | (N,) | 1 for people that are kept, 0 for others |
     | `has_betas` | (N,) | the same, but 0 for people of unknown age |
+    | `age_class` | (N,) | index into ``AGE_CLASSES`` of a stated class, -1 elsewhere |
+    | `focal`, `principal_point` | (N, 2) | of the camera before which the 3D keypoints are [pixels] |
     | `body_keypoints_2d`, `extra_keypoints_2d` | (N, 25, 3), (N, 19, 3) | observed: x, y, confidence |
     | `body_keypoints_3d`, `extra_keypoints_3d` | (N, 25, 4), (N, 19, 4) | of the body: x, y, z [m]; 1 |
 
@@ -240,9 +256,8 @@ def _numbers(images: np.ndarray) -> np.ndarray:
 
 def _person(arrays: dict[str, np.ndarray], row: int) -> dict[str, Any]:
     """Return one person as in a shard: all keypoints together, boxes in units of 200 pixels."""
-    one = {name: arrays[name][row] for name in ("center", "body_pose", "betas", "has_body_pose", "has_betas")}
     return {
-        **{name: np.asarray(value) for name, value in one.items()},
+        **{name: np.asarray(arrays[name][row]) for name in _AS_THEY_ARE},
         "scale": arrays["scale"][row] / np.float32(_SCALE_UNIT),
         "keypoints_2d": np.concatenate((arrays["body_keypoints_2d"][row], arrays["extra_keypoints_2d"][row])),
         "keypoints_3d": np.concatenate((arrays["body_keypoints_3d"][row], arrays["extra_keypoints_3d"][row])),

@@ -2,6 +2,7 @@
 
 from agebody.pipelines.train.augment import Augmentation
 from agebody.pipelines.train.data import Batch, Filters, Source, TrainingData
+from agebody.pipelines.train.refit import PseudoTruth, refit
 from agebody.pipelines.train.run import Trained, TrainingError, TrainingSettings, train
 from agebody.pipelines.train.step import RealBodies, predicted_values
 
@@ -9,6 +10,7 @@ __all__ = [
     "Augmentation",
     "Batch",
     "Filters",
+    "PseudoTruth",
     "RealBodies",
     "Source",
     "Trained",
@@ -16,5 +18,6 @@ __all__ = [
     "TrainingError",
     "TrainingSettings",
     "predicted_values",
+    "refit",
     "train",
 ]

@@ -21,6 +21,7 @@ from agebody.age import AGE_CLASSES, UNKNOWN
 from agebody.annotations.people import AnnotationError
 from agebody.assets.asset import SMPL_JOINT_NAMES
 from agebody.cameras import Camera, normalize_points, square_box
+from agebody.pipelines.labels.samples import find_shards, index_shard, read_members
 from agebody.pipelines.train.augment import (
     NO_AUGMENTATION,
     Augmentation,
@@ -29,7 +30,7 @@ from agebody.pipelines.train.augment import (
     crop_image,
     draw_augmentation,
 )
-from agebody.pipelines.train.shards import Person, find_places, find_shards, read_bytes, read_people
+from agebody.pipelines.train.shards import IMAGE, PEOPLE, Person, read_people
 from agebody.rotations import axis_angle_to_matrix
 
 LAYOUT = "hmr2_44"
@@ -43,7 +44,7 @@ class Source(NamedTuple):
     """Shards of one data set, and what is known of everyone in it."""
 
     shards: str | PathLike[str] | Sequence[str | PathLike[str]]
-    """A folder, a pattern, or files."""
+    """A folder, or files."""
     weight: float = 1.0
     """Its share of the rows of a training, relative to the other sources."""
     age_class: str | None = None
@@ -97,7 +98,7 @@ class TrainingData(torch.utils.data.Dataset):
     share; within a source everyone comes once before anyone comes again, in another order each time.
 
     Args:
-        sources: data sets; a folder, a pattern or a list of files is one of weight 1.
+        sources: data sets; a folder or a file is one of weight 1.
         size: width and height of the crops [pixels].
         augmentation: None for none.
         filters: which labels count.
@@ -138,19 +139,19 @@ class TrainingData(torch.utils.data.Dataset):
         self.left_out = 0
         self._people: list[np.ndarray] = []
         for one in given:
-            paths = find_shards(one.shards)
-            self._index(paths, one)
+            self._index(find_shards(one.shards))
         self._counts = _shares([one.weight for one in given])
 
-    def _index(self, paths: list[Path], source: Source) -> None:
-        places, first, rows = find_places(paths), len(self.paths), []
-        for shard, parts in zip(places.shard.tolist(), places.parts.tolist(), strict=True):
-            for number, person in enumerate(read_people(paths[shard], tuple(parts[2:]))):
-                seen = person.keypoints_2d[:, 2] >= max(self.filters.confidence, 1e-9)
-                if seen.sum() < self.filters.visible:
-                    self.left_out += 1
-                    continue
-                rows.append((first + shard, *parts, number))
+    def _index(self, paths: tuple[Path, ...]) -> None:
+        rows = []
+        for shard, path in enumerate(paths, len(self.paths)):
+            for members in index_shard(path, (IMAGE, PEOPLE)):
+                for number, person in enumerate(read_people(path, members[PEOPLE])):
+                    seen = person.keypoints_2d[:, 2] >= max(self.filters.confidence, 1e-9)
+                    if seen.sum() < self.filters.visible:
+                        self.left_out += 1
+                        continue
+                    rows.append((shard, *members[IMAGE], *members[PEOPLE], number))
         if not rows:
             raise AnnotationError(f"{paths[0]}: nobody in these shards shows enough keypoints")
         self.paths += paths
@@ -234,7 +235,7 @@ class TrainingData(torch.utils.data.Dataset):
             names = [kind.name for kind in AGE_CLASSES]
             found = found._replace(age_class=names.index(self.sources[source].age_class or ""))
         try:
-            return found, Image.open(io.BytesIO(read_bytes(path, (first, size))))
+            return found, Image.open(io.BytesIO(read_members(path, {IMAGE: (first, size)})[IMAGE]))
         except Exception as error:  # almost any type, by format and version of Pillow
             raise AnnotationError(f"{path}: the image at byte {first} is damaged: {error}") from None
 

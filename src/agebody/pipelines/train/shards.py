@@ -7,12 +7,7 @@ run. People are found at random access, so that which one is where in a training
 
 from __future__ import annotations
 
-import glob
 import math
-import os
-import tarfile
-from collections.abc import Sequence
-from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -23,14 +18,12 @@ from agebody.age import AGE_CLASSES, UNKNOWN
 from agebody.annotations.people import AnnotationError
 from agebody.assets.asset import AssetError
 from agebody.assets.unpickle import loads
+from agebody.pipelines.labels.samples import read_members
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-_PEOPLE = ".data.pyd"
+IMAGE, PEOPLE = "jpg", "data.pyd"
 _SCALE_UNIT = 200.0
 """Unit of boxes in shards, since HMR [pixels]."""
 _POINTS, _BETAS = 44, 10
-_LARGEST = 1 << 28
-"""Most bytes of one image or list of people."""
 
 
 class Person(NamedTuple):
@@ -57,99 +50,18 @@ class Person(NamedTuple):
     """[pixels], NaN if it is not known."""
 
 
-class Places(NamedTuple):
-    """Where the images of shards and the lists of their people are, one row per image."""
-
-    shard: np.ndarray
-    """Index of the file."""
-    parts: np.ndarray
-    """(N, 4) first byte and size of the image, and of the people."""
-    extras: list[dict[str, tuple[int, int]]]
-    """First byte and size of the other files of the image, by suffix."""
-
-
-def find_shards(shards: str | PathLike[str] | Sequence[str | PathLike[str]]) -> list[Path]:
-    """Return the tar files of a folder, of a pattern, or of a list, sorted by name.
-
-    Raises:
-        AnnotationError: there are none.
-    """
-    several = [shards] if isinstance(shards, (str, PathLike)) else list(shards)
-    found: list[Path] = []
-    for one in several:
-        path = Path(one)
-        if path.is_dir():
-            found += path.glob("*.tar")
-        else:
-            found += [path] if path.is_file() else map(Path, glob.glob(str(one)))
-    if not found:
-        raise AnnotationError(f"{os.fspath(several[0]) if several else shards}: no shards (*.tar) are there")
-    return sorted(set(found))
-
-
-def find_places(paths: Sequence[Path]) -> Places:
-    """Return where everything is, from the headers of the tar files alone.
-
-    Raises:
-        AnnotationError: a file is no tar file, is cut short, or has people without their image.
-        OSError: it cannot be read.
-    """
-    shard, parts, extras = [], [], []
-    for i, path in enumerate(paths):
-        groups: dict[str, dict[str, tuple[int, int]]] = {}
-        length = path.stat().st_size
-        try:
-            with tarfile.open(path, "r:") as tar:
-                for entry in tar:
-                    folder, name = os.path.split(entry.name)
-                    stem, dot, suffix = name.partition(".")
-                    if not entry.isreg() or not stem:
-                        continue
-                    if entry.offset_data + entry.size > length:
-                        raise AnnotationError(f"{path}: the shard is cut short at {entry.name}")
-                    its = groups.setdefault(f"{folder}/{stem}", {})
-                    its[(dot + suffix).lower()] = entry.offset_data, entry.size
-        except tarfile.TarError as error:
-            raise AnnotationError(f"{path}: not an uncompressed tar file, or damaged: {error}") from None
-        for key, its in groups.items():
-            image = next((its[suffix] for suffix in IMAGE_SUFFIXES if suffix in its), None)
-            if _PEOPLE not in its:
-                continue
-            if image is None:
-                raise AnnotationError(
-                    f"{path}: {key.lstrip('/')} has people but no image; expected {IMAGE_SUFFIXES[0]}"
-                )
-            shard.append(i)
-            parts.append((*image, *its[_PEOPLE]))
-            extras.append({k: v for k, v in its.items() if k not in (*IMAGE_SUFFIXES, _PEOPLE)})
-        if not groups:
-            raise AnnotationError(f"{path}: the shard is empty")
-    if not parts:
-        raise AnnotationError(f"{paths[0]}: no image has people ({_PEOPLE}) beside it")
-    return Places(np.array(shard, np.int32), np.array(parts, np.int64), extras)
-
-
-def read_bytes(path: Path, place: tuple[int, int]) -> bytes:
-    """Return a part of a file."""
-    first, size = place
-    if size > _LARGEST:
-        raise AnnotationError(f"{path}: a part of {size} bytes; expected at most {_LARGEST}")
-    with path.open("rb") as file:
-        file.seek(first)
-        found = file.read(size)
-    if len(found) != size:
-        raise AnnotationError(f"{path}: the shard is cut short")
-    return found
-
-
 def read_people(path: Path, place: tuple[int, int]) -> list[Person]:
     """Return the people of one image.
+
+    Args:
+        path: the shard.
+        place: first byte and size of the list.
 
     Raises:
         AnnotationError: something else is there, or a number that is missing or not finite.
     """
     try:
-        found = loads(read_bytes(path, place))
+        found = loads(read_members(path, {PEOPLE: place})[PEOPLE])
     except AssetError as error:
         raise AnnotationError(f"{path}: the list of people at byte {place[0]}: {error}") from None
     if not isinstance(found, (list, tuple)) or not all(isinstance(one, dict) for one in found):
