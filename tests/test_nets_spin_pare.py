@@ -180,3 +180,12 @@ def test_another_head_gets_a_list_of_what_does_not_fit(tmp_path):
     network = Regressor(nn.Identity(), IterativeHead(STARTS, condition=3, width=512), BODY)
     with pytest.raises(AssetError, match=r"do not fit the network: .*of another shape \(.*head.fc1.weight"):
         load_checkpoint(tmp_path / "spin.pt", network=network)
+
+
+@pytest.mark.parametrize("make", [IterativeHead, PartAttentionHead])
+def test_a_network_of_ones_own_is_read_as_it_was_written(tmp_path, make):
+    networks = [Regressor(Given(torch.zeros(0)), make(STARTS, channels=8), BODY) for _ in range(2)]
+    torch.save({"state_dict": networks[0].state_dict()}, tmp_path / "own.pt")
+    assert load_checkpoint(tmp_path / "own.pt", network=networks[1]).left_out == ()
+    for own, read in zip(*(network.head.state_dict().values() for network in networks), strict=True):
+        assert torch.equal(own, read)
