@@ -1,9 +1,11 @@
 """Networks of human mesh recovery: from the picture of a person, or from keypoints, to a body of any age."""
 
+from agebody.nets.bands import TimeBands, haar_join, haar_split
 from agebody.nets.checkpoints import Checkpoint, load_checkpoint, read_checkpoint
 from agebody.nets.decoder import DecoderHead
 from agebody.nets.field_of_view import FieldOfView
 from agebody.nets.images import normalize_images
+from agebody.nets.interaction import MeshPose, MeshPoseInteraction
 from agebody.nets.iterative import IterativeHead
 from agebody.nets.lifter import Estimate, Lifter
 from agebody.nets.part_attention import PartAttentionHead
@@ -17,11 +19,16 @@ __all__ = [
     "FieldOfView",
     "IterativeHead",
     "Lifter",
+    "MeshPose",
+    "MeshPoseInteraction",
     "PartAttentionHead",
     "Prediction",
     "Regressor",
+    "TimeBands",
     "ViT",
     "ViTSize",
+    "haar_join",
+    "haar_split",
     "load_checkpoint",
     "normalize_images",
     "read_checkpoint",
