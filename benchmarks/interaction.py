@@ -81,10 +81,7 @@ def clips(body: BodyModel, count: int, seed: int) -> Clips:
         joints = body.keypoints("smpl24", moving)
         middle = BodyParameters(*(part[:, FRAMES // 2] for part in moving))
         mesh = torch.cat(
-            [
-                body(middle.map(lambda part, i=i: part[i : i + 64])).vertices
-                for i in range(0, count, 64)
-            ]
+            [body(middle.map(lambda part, i=i: part[i : i + 64])).vertices for i in range(0, count, 64)]
         )
     pixels = people.camera.map(lambda part: part[:, None]).project(joints).pixels
     box = box_around(pixels.flatten(1, 2))

@@ -1,11 +1,13 @@
 """Bands of time and the interaction of joints with markers: what they keep, compute, learn and refuse."""
 
 import math
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from bodies import random_body
+from torch import nn
 
 from agebody import SMPL, SMPLA
 from agebody.mesh import MarkerSet
@@ -29,7 +31,7 @@ def markers():
 def make(frames=5, body=None, **options):
     torch.manual_seed(0)
     body = BODIES["every age"]() if body is None else body
-    sizes = {"features": 7, "frames": frames, "width": 8, "depth": 1, "blocks": 2, "heads": 2}
+    sizes: dict[str, Any] = {"features": 7, "frames": frames, "width": 8, "depth": 1, "blocks": 2, "heads": 2}
     return MeshPoseInteraction(body, markers(), LAYOUT, **(sizes | options))
 
 
@@ -72,7 +74,9 @@ def test_the_fast_band_does_not_reach_attention():
 
 
 @pytest.mark.parametrize("body", BODIES)
-@pytest.mark.parametrize("options", [{}, {"parallel": False, "bands": False}, {"coordinates": 3, "frames": 4}])
+@pytest.mark.parametrize(
+    "options", [{}, {"parallel": False, "bands": False}, {"coordinates": 3, "frames": 4}]
+)
 def test_of_the_middle_frame_or_of_every_one(body, options):
     network = make(body=BODIES[body](), **options).eval()
     frames = options.get("frames", 5)
@@ -90,7 +94,7 @@ def test_parallel_tokens_see_what_both_were_before():
     for parallel in (True, False):
         network = make(parallel=parallel)
         tokens, feature = (torch.randn(2, 17, 8), torch.randn(2, 6, 8)), torch.randn(2, 8)
-        block = network.interaction[0]
+        block = cast(nn.ModuleList, network.interaction[0])
         joints, found = network._interact(block, tokens, feature)
         with torch.no_grad():
             for part in block[0].parameters():
@@ -173,7 +177,10 @@ def test_onnx_with_any_number_of_clips(tmp_path, unchecked):
         ({"coordinates": 4}, "coordinates: expected 2 or 3, got 4"),
         ({"frames": 0}, "frames"),
         ({"heads": 3}, "heads: expected a divisor of the width 8"),
-        ({"body": SMPL(random_body(num_vertices=12, age_offsets=()))}, "markers: expected those of a body of 12"),
+        (
+            {"body": SMPL(random_body(num_vertices=12, age_offsets=()))},
+            "markers: expected those of a body of 12",
+        ),
     ],
 )
 def test_wrong_sizes_of_the_network_are_named(options, words):

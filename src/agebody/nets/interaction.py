@@ -16,7 +16,7 @@ from agebody.nets.bands import Attention, AttentionBlock, TimeBands
 
 
 class MeshPose(NamedTuple):
-    """What a `MeshPoseInteraction` predicts, relative to the root [m]: of the middle frame, or of every one."""
+    """What a `MeshPoseInteraction` predicts, relative to the root [m], of one frame or of every one."""
 
     joints: Float[Tensor, "*batch J 3"]
     markers: Float[Tensor, "*batch K 3"]
@@ -85,7 +85,8 @@ class MeshPoseInteraction(nn.Module):
             raise ValueError("features: expected, as of frames, width, depth and blocks, 1 or more")
         if body.num_vertices != markers.num_vertices:
             raise ValueError(
-                f"markers: expected those of a body of {body.num_vertices} vertices, got {markers.num_vertices}"
+                f"markers: expected those of a body of {body.num_vertices} vertices, "
+                f"got {markers.num_vertices}"
             )
         layout = get_layout(layout)
         joints = len(layout)
