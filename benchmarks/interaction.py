@@ -31,7 +31,7 @@ from agebody.people import random_people
 from agebody.rotations import axis_angle_to_matrix, matrix_to_axis_angle, matrix_to_rotation_6d
 
 RESULT = Path(__file__).parent / "results" / "interaction" / "interaction_cpu.json"
-FRAMES, FEATURES, WIDTH = 8, 64, 48
+FRAMES, FEATURES, WIDTH = 8, 64, 32
 SPAN = 0.5
 """Share of the way from one random pose to another that a clip covers."""
 NOISE_PX = 0.01
@@ -41,8 +41,8 @@ VARIANTS: dict[str, tuple[int, dict[str, bool]]] = {
     "64 markers, parallel, bands": (64, {}),
     "64 markers, sequential, bands": (64, {"parallel": False}),
     "64 markers, parallel, no bands": (64, {"bands": False}),
-    "431 vertices, parallel, bands": (431, {}),
     "431 vertices, sequential, no bands (as PMCE)": (431, {"parallel": False, "bands": False}),
+    "431 vertices, parallel, bands": (431, {}),
 }
 
 
@@ -149,18 +149,26 @@ def flops(network: MeshPoseInteraction, data: Clips) -> dict[str, int]:
     }
 
 
+def write(path: Path, found: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    result = {"subject": "interaction", **found, "provenance": provenance(torch.device("cpu"))}
+    path.write_text(json.dumps(result, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--people", type=int, default=1500)
-    parser.add_argument("--steps", type=int, default=800)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--people", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=250)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--output", type=Path, default=RESULT)
     options = parser.parse_args()
     body = agebody.SMPLA(agebody.mannequin())
-    shown = random_people(body, 400, seed=1).parameters
+    shown = random_people(body, 200, seed=1).parameters
     sets = {count: MarkerSet.learn(body, shown, count) for count in {count for count, _ in VARIANTS.values()}}
-    data, unseen = clips(body, options.people, 2), clips(body, 400, UNSEEN_SEED)
+    data, unseen = clips(body, options.people, 2), clips(body, 200, UNSEEN_SEED)
+    settings = {name: getattr(options, name) for name in ("people", "steps", "batch")}
+    settings |= {"body": repr(body.asset), "frames": FRAMES, "features": FEATURES, "width": WIDTH, "depth": 1}
     rows: list[dict[str, Any]] = []
     mean = unseen._replace(vertices=unseen.vertices - data.vertices.mean(0))
     rows.append({"variant": "mean mesh", "pve": 1000 * float(mean.vertices.norm(dim=-1).mean())})
@@ -176,19 +184,7 @@ def main() -> None:
             row = {"variant": name, "seed": seed, "train_s": seconds}
             rows.append(row | errors(network, unseen) | flops(network, unseen))
             print(json.dumps(rows[-1]), flush=True)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    settings = {
-        "people": options.people,
-        "steps": options.steps,
-        "batch": options.batch,
-        "frames": FRAMES,
-        "features": FEATURES,
-        "width": WIDTH,
-        "depth": 1,
-    }
-    result = {"subject": "interaction", "body": repr(body.asset), **settings, "rows": rows}
-    result["provenance"] = provenance(torch.device("cpu"))
-    options.output.write_text(json.dumps(result, indent=1) + "\n")
+            write(options.output, {**settings, "rows": rows})  # what there is, if the rest is interrupted
 
 
 if __name__ == "__main__":
