@@ -27,11 +27,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import safetensors.torch
 import torch
 from PIL import Image
 from scipy import sparse
 
 import agebody
+from agebody import nets
 from agebody.age import AgeError
 from agebody.annotations import AnnotationError, read_people, read_shard, write_shards
 from agebody.annotations.photographs import read_photograph
@@ -40,6 +42,7 @@ from agebody.assets.io import smpl_arrays
 from agebody.assets.landmarks import SURFACE21
 from agebody.losses import MahalanobisPrior, MaxMixturePrior
 from agebody.mesh import MarkerSet
+from agebody.nets.vit import VIT_SIZES
 from agebody.pipelines.evaluate.files import read_bodies
 from agebody.pipelines.labels import fit_annotations, load_labels
 from agebody.pipelines.labels.place_images import _read_map  # pyright: ignore[reportPrivateUsage]
@@ -108,6 +111,12 @@ def make_samples(folder: Path) -> list[Sample]:
     def as_infant(path: Path) -> Any:
         return load(folder / "a.safetensors", infant_template=path)
 
+    weights = {n.replace("head.", "smpl_head."): t for n, t in small_network().state_dict().items()}
+    checkpoint = {"state_dict": weights, "hyper_parameters": Path("x"), "epoch": 3}
+
+    def as_checkpoint(path: Path) -> Any:
+        return nets.load_checkpoint(path, agebody.SMPLA(small_body(), pose_format="matrix"))
+
     return [
         *(Sample(f"body, pickle {protocol}", pickle.dumps(objects, protocol), load) for protocol in range(6)),
         Sample("body, npz", npz(arrays), load),
@@ -136,6 +145,11 @@ def make_samples(folder: Path) -> list[Sample]:
         Sample("photograph of a release", picture(rgb, "JPEG"), read_pixels),
         Sample("mask", picture(rgb[..., 0] // 128 * 255, "PNG"), lambda path: read_mask(path, (32, 24))),
         Sample("depth map, PNG", picture(rgb[..., 0].astype(np.uint16), "PNG"), _read_map),
+        Sample("checkpoint", saved(checkpoint), as_checkpoint),
+        Sample(
+            "checkpoint before 1.6", saved(checkpoint, _use_new_zipfile_serialization=False), as_checkpoint
+        ),
+        Sample("checkpoint, safetensors", safetensors.torch.save(weights), as_checkpoint),
         Sample("depth map, npy", npy(rgb[..., 0].astype(np.float32)), _read_map),
     ]
 
@@ -159,6 +173,14 @@ def small_body() -> agebody.BodyAsset:
         age_templates=0.3 * template[None],
         regressors={"surface21": Regressor(SURFACE21, sparse.csr_array(np.eye(21, count)))},
     )
+
+
+def small_network() -> nets.Regressor:
+    """Return a network whose weights take a few kB."""
+    body = agebody.SMPLA(small_body(), pose_format="matrix")
+    head = nets.DecoderHead(nets.start_readouts(body), channels=2, width=2, depth=1, heads=1)
+    VIT_SIZES["small"] = nets.ViTSize(2, 1, 1)
+    return nets.Regressor(nets.ViT("small", image_size=(64, 48)), head, body)
 
 
 def coco_document() -> dict[str, Any]:

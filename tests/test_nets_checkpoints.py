@@ -188,7 +188,7 @@ def put(name, *shape):
     [
         (
             drop("decpose.weight", "to_q.weight"),
-            r"3 missing \(head.decpose.weight, head.transformer",
+            r"3 missing \(head.decpose.weight, head.transformer.transformer.layers.\*.1.fn.to_q.weight 2x",
         ),
         (drop("decpose", "deccam"), "missing the layers decpose, deccam"),
         (put("smpl_head.more", 2), r"1 unknown \(head.more\)"),
@@ -213,15 +213,15 @@ def test_what_does_not_fit_is_listed_in_one_line(tmp_path, change, words):
     [
         (
             lambda: SMPL(BODY, pose_format="matrix"),
-            "expected 24 joints and 11 shape numbers, those of AionHMR",
+            "AionHMR predicts 24 joints and 11 shape numbers; the body has 24 joints and 10$",
         ),
-        (lambda: SMPLA(BODY, pose_format="matrix", num_betas=4), "got 24 joints and 4 or 5"),
-        (lambda: SMPLA(random_body(), pose_format="matrix"), "got 4 joints and 3 or 4"),
+        (lambda: SMPLA(BODY, pose_format="matrix", num_betas=4), "the body has 24 joints and 4 or 5"),
+        (lambda: SMPLA(random_body(), pose_format="matrix"), "the body has 4 joints and 3 or 4"),
         (lambda: SMPLA(BODY), 'expected a layer with pose_format="matrix"'),
     ],
 )
 def test_a_body_that_does_not_fit(tmp_path, body, words):
-    with pytest.raises(ValueError, match=f"body: .*{words}"):
+    with pytest.raises(ValueError, match=words):
         load_checkpoint(save(published("aionhmr"), tmp_path / "a.pth"), body())
 
 

@@ -15,13 +15,12 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import IO, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import scipy
 
 from agebody.assets.asset import AssetError
-from agebody.assets.opcodes import Stream
 from agebody.assets.unpickle import DTYPE_CODE, Parsed, load_torch_stream, loads, parse, parse_torch_stream
 
 Array: TypeAlias = Any
@@ -264,7 +263,7 @@ def _expect_torch(names: list[str]) -> None:
 class _Archive(Mapping[str, Any]):
     """The entries of a zip file, each read and checked by its checksum when it is asked for."""
 
-    def __init__(self, stream: Stream, read: Callable[[bytes], Any] = bytes, suffix: str = "") -> None:
+    def __init__(self, stream: IO[bytes], read: Callable[[bytes], Any] = bytes, suffix: str = "") -> None:
         with _unzipping():
             self._archive = zipfile.ZipFile(stream)
         self._entries = {e.filename.removesuffix(suffix): e for e in self._archive.infolist()}
@@ -338,7 +337,7 @@ def _read_torch(data: bytes) -> Any:
         raise AssetError(f"{error} (a torch file; a training checkpoint is not a body)") from error
 
 
-def _parse_torch_zip(stream: Stream, *, lenient: bool = False) -> Parsed:
+def _parse_torch_zip(stream: IO[bytes], *, lenient: bool = False) -> Parsed:
     archive = _Archive(stream)
     pickled = min((name for name in archive if name.endswith("data.pkl")), key=len)
     folder = pickled.removesuffix("data.pkl")
@@ -367,7 +366,7 @@ def opened_tensors(path: Any, where: str) -> Iterator[tuple[Iterator[tuple[str, 
     path = read_path(path)
     with _readable(path, where) as size, path.open("rb") as stream:
         head = stream.read(4096)
-        stream.seek(0)
+        data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)  # stays open while an array needs it
         if head.startswith(b"PK"):
             with _unzipping():
                 entries = zipfile.ZipFile(stream).infolist()
@@ -381,7 +380,7 @@ def opened_tensors(path: Any, where: str) -> Iterator[tuple[Iterator[tuple[str, 
             )  # stays open while an array needs it
             yield iter(_read_safetensors(data).items()), ()
         elif _container(head) == "torch":
-            yield parse_torch_stream(stream, size, lenient=True).tensors(size=size)
+            yield parse_torch_stream(data, size, lenient=True).tensors(size=size)
         else:
             raise AssetError("these are not the weights of a network, a file of torch or safetensors")
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
+import mmap
 import pickletools
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 from agebody.assets.asset import AssetError
 
-Stream: TypeAlias = io.BytesIO | io.BufferedReader
+Stream: TypeAlias = io.BytesIO | mmap.mmap
+"""Reads no further than its end, however much is asked for; a file would first make room for it."""
 
 MAX_OPCODES = 1_000_000  # an official file has hundreds; each can cost a hundred bytes of memory
 
@@ -105,7 +107,7 @@ class Machine:
 
     def run(self, stream: Stream) -> Any:
         """Return what a pickle describes, and leave the stream at its end."""
-        opcodes = pickletools.genops(stream)
+        opcodes = pickletools.genops(stream)  # pyright: ignore[reportArgumentType]  # mmap is read as a file
         for _ in range(MAX_OPCODES):
             try:
                 opcode, arg, _position = next(opcodes)

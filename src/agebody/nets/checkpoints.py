@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import numpy as np
@@ -86,9 +87,8 @@ def load_checkpoint(
             or whose sizes cannot be told from its weights.
 
     Raises:
-        AssetError: the file cannot be read, is that of another network, or lacks tensors or has unknown ones,
-            which are listed.
-        ValueError: the body does not fit the network.
+        AssetError: the file cannot be read, is that of another network or of another body, or lacks tensors
+            or has unknown ones, which are listed.
     """
     if (body is None) == (network is None):
         raise ValueError("body: expected a body, or else a network")
@@ -171,7 +171,7 @@ def _assign(network: Regressor, weights: Weights) -> None:
         "unknown": weights.keys() - own.keys(),
         "of another shape": other,
     }
-    parts = [f"{len(names)} {what} ({', '.join(sorted(names))})" for what, names in wrong.items() if names]
+    parts = [f"{len(names)} {what} ({_listed(names)})" for what, names in wrong.items() if names]
     if parts:
         raise AssetError(f"tensors that do not fit the network: {', '.join(parts)}")
     made = {}
@@ -181,15 +181,21 @@ def _assign(network: Regressor, weights: Weights) -> None:
     network.load_state_dict(made, assign=True)
 
 
+def _listed(names: Collection[str]) -> str:
+    """Return names of tensors, those of all blocks as one."""
+    counts = Counter(re.sub(r"(blocks|layers)\.\d+", r"\1.*", name[:100]) for name in sorted(names))
+    shown = [name if count == 1 else f"{name} {count}x" for name, count in counts.items()]
+    return ", ".join(shown[:30] + ["..."] * (len(shown) > 30))
+
+
 def _discriminator(tensors: Weights) -> PoseDiscriminator:
     tensors = {name.removeprefix("discriminator."): tensor for name, tensor in tensors.items()}
     joints = sum(bool(re.fullmatch(r"pose_out\.\d+\.weight", name)) for name in tensors)
-    shape = tensors.get("betas_fc1.weight", torch.zeros(1, 10)).shape[-1]
-    judge = PoseDiscriminator(joints or 23, shape)
+    judge = PoseDiscriminator(joints or 23, _side(tensors, "betas_fc1.weight", 1, 10))
     try:
         judge.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise AssetError(f"discriminator: {' '.join(str(error).split())}") from None
+    except (RuntimeError, IndexError) as error:
+        raise AssetError(f"discriminator: {' '.join(str(error).split())[:1000]}") from None
     return judge
 
 
@@ -251,9 +257,9 @@ _DECODERS: dict[str, dict[str, int]] = {
 def _expect_body(kind: str, sizes: dict[str, int], body: BodyModel) -> None:
     betas = (body.num_betas, body.num_betas + 1) if body.age_anchors else (body.num_betas,)
     if sizes["pose"] != 6 * body.num_joints or sizes["betas"] not in betas:
-        raise ValueError(
-            f"body: expected {sizes['pose'] // 6} joints and {sizes['betas']} shape numbers, "
-            f"those of {kind}, got {body.num_joints} joints and {' or '.join(map(str, betas))}"
+        raise AssetError(
+            f"{kind} predicts {sizes['pose'] // 6} joints and {sizes['betas']} shape numbers; the body has "
+            f"{body.num_joints} joints and {' or '.join(map(str, betas))}"
         )
 
 
@@ -273,7 +279,7 @@ def _vit_size(weights: Weights) -> ViTSize:
 
 def _image_size(weights: Weights) -> tuple[int, int]:
     """Return the size of ViTPose's upright images, 4 to 3, from the number of positions."""
-    unit = round(((_side(weights, "backbone.pos_embed", 1, 193) - 1) / 12) ** 0.5)
+    unit = round(((_side(weights, "backbone.pos_embed", 1, 193) - 1) / 12) ** 0.5) or 1
     return 64 * unit, 48 * unit
 
 
