@@ -15,9 +15,21 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from agebody import age, cameras, crowd, losses, measure, mesh, metrics, rotations
+from agebody import age, cameras, crowd, losses, measure, mesh, metrics, nets, rotations
 
-DOORS = ("age", "cameras", "crowd", "fitting", "losses", "measure", "mesh", "metrics", "people", "rotations")
+DOORS = (
+    "age",
+    "cameras",
+    "crowd",
+    "fitting",
+    "losses",
+    "measure",
+    "mesh",
+    "metrics",
+    "nets",
+    "people",
+    "rotations",
+)
 
 
 def _normal(*shape: int, seed: int = 0) -> Tensor:
@@ -186,6 +198,7 @@ EXAMPLES: dict[str, Example] = {
     "metrics.wa_mpjpe": (metrics.wa_mpjpe, (A3, B3)),
     "rotations.axis_angle_to_matrix": (rotations.axis_angle_to_matrix, (VECTORS,)),
     "rotations.from_matrix": (lambda x: rotations.from_matrix(x, "quaternion"), (MATRICES,)),
+    "nets.normalize_images": (nets.normalize_images, (_normal(2, 3, 4, 5).sigmoid(),)),
     "rotations.matrix_to_axis_angle": (rotations.matrix_to_axis_angle, (MATRICES,)),
     "rotations.matrix_to_quaternion": (rotations.matrix_to_quaternion, (MATRICES,)),
     "rotations.matrix_to_rotation_6d": (rotations.matrix_to_rotation_6d, (MATRICES,)),
@@ -224,6 +237,10 @@ WITHOUT: dict[str, str] = {
     "metrics.nmje": "takes numbers",
     "metrics.nmve": "takes numbers",
     "metrics.oks_sigmas": "takes names",
+    "nets.load_checkpoint": "reads a file",
+    "nets.read_checkpoint": "reads a file",
+    "nets.read_prediction": ASSET,
+    "nets.start_readouts": ASSET,
     "people.observe": ASSET,
     "people.pose": "takes a name",
     "people.random_people": ASSET,

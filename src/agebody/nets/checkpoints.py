@@ -154,7 +154,7 @@ _STRANGERS = (
 def _looks_like(names: list[str]) -> str:
     """Say what a file of unknown weights looks like."""
     fitting = (what for mark, what in _STRANGERS if any(re.match(mark, name) for name in names))
-    what = next(fitting, f"an unknown network ({', '.join(names[:3])}, ...)")
+    what = next(fitting, f"an unknown network ({', '.join(name[:100] for name in names[:3])}, ...)")
     return f"{len(names)} tensors of {what}; expected those of {', '.join(f.name for f in FAMILIES)}"
 
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from agebody.checks import expect_tensor, expect_values
+from agebody.checks import expect, expect_tensor, expect_values
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
@@ -23,16 +23,14 @@ def normalize_images(images: Tensor) -> Float[Tensor, "*batch 3 H W"]:
         images: (*batch, 3, H, W) as bytes, 0 to 255, or as floating-point numbers, 0 to 1.
 
     Returns:
-        ``(images - mean) / std`` per channel, in float32 for bytes.
+        ``(images - mean) / std`` per channel, in float32 for bytes and 16 bits.
     """
-    if not (expect_tensor("images", images).dtype == torch.uint8 or images.is_floating_point()):
-        raise TypeError(f"images: expected torch.uint8 or a floating type, got {images.dtype}")
-    if images.dim() < 3 or images.shape[-3] != 3:
-        raise ValueError(f"images: expected shape (*batch, 3, H, W), got {tuple(images.shape)}")
-    if images.dtype == torch.uint8:
+    if expect_tensor("images", images).dtype == torch.uint8:
         images = images.float() / 255
     else:
+        images = expect("images", images)
         expect_values(images=((images >= 0) & (images <= 1), "floating-point numbers from 0 to 1, or bytes"))
+    images = expect("images", images, 3, None, None)
     mean, std = (images.new_tensor(values)[:, None, None] for values in (IMAGE_MEAN, IMAGE_STD))
     return (images - mean) / std
 
