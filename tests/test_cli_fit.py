@@ -293,13 +293,16 @@ def test_focal_lengths_of_exif(data, tmp_path):
     np.testing.assert_allclose(load_labels(tmp_path / "given" / "labels.npz").focal, 900)
 
 
-def test_heic_is_refused_with_advice(data, tmp_path):
+def test_heic_is_refused_with_advice(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("agebody.annotations.photographs._refused", lambda: (".heic", ".avif"))
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "0.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
     for images in (tmp_path / "photos", tmp_path / "photos" / "0.HEIC"):
         result = run(data / "keypoints.json", "--body", "mannequin", "--images", images, "-o", tmp_path / "o")
         assert_one_line_error(result, "HEIC")
-        assert "convert it to JPEG" in result.stderr
+        assert (
+            "convert it to JPEG first, as by `magick photo.heic photo.jpg`, or pip install" in result.stderr
+        )
 
 
 def test_results_with_their_annotations_and_one_image(data, tmp_path, monkeypatch, fitted):

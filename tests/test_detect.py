@@ -83,6 +83,7 @@ def test_people_of_a_folder(tmp_path):
     assert people.scores.tolist() == [0.9, 0.9]
     assert done == [(0, 2), (1, 2)]
     assert people.focal is None
+    assert "2 of 2 images are guessed" in people.notes[0]
 
 
 def test_photographs_are_turned_upright_and_their_focal_length_is_read(tmp_path):
@@ -97,6 +98,10 @@ def test_photographs_are_turned_upright_and_their_focal_length_is_read(tmp_path)
     np.testing.assert_allclose(people.focal, 28 * np.hypot(240, 160) / np.hypot(36, 24))
     assert "1 of 1 images are from their EXIF" in people.notes[0]
     assert detect_people(detector, tmp_path / "a.jpg", exif=False).focal is None
+    save_photo(tmp_path / "b.png")
+    people = detect_people(detector, tmp_path)
+    assert np.isnan(people.focal).tolist() == [False, True]
+    assert "1 of 2 images are guessed to be their diagonals" in people.notes[1]
 
 
 def test_of_doubles_the_best_is_kept_and_neighbours_stay(tmp_path):

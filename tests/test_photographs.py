@@ -11,8 +11,10 @@ from PIL import EpsImagePlugin, Image
 from agebody.annotations import AnnotationError
 from agebody.annotations.photographs import (
     FORMATS,
+    Photographs,
     is_upright_jpeg,
     open_image,
+    photograph_focal,
     photograph_size,
     read_photograph,
 )
@@ -68,6 +70,27 @@ def test_photographs_are_read_as_they_are_shown(tmp_path, kind, orientation):
         np.testing.assert_array_equal(read_pixels(path, SIZE[::-1]).rgb, stored)
     with pytest.raises(AnnotationError, match="has 48 x 32 pixels, the annotations are of 47 x 32"):
         read_photograph(path, (47, 32))
+
+
+def test_photographs_of_phones(tmp_path):
+    heif = pytest.importorskip("pillow_heif")
+    shown = np.zeros((32, 48, 3), np.uint8)
+    shown[:16, :16] = (255, 0, 0)
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[41989] = 28
+    stored = heif.from_pillow(Image.fromarray(shown))
+    stored[0].info["exif"] = exif.tobytes()
+    stored.save(tmp_path / "a.HEIC", quality=-1, chroma=444, matrix_coefficients=0)
+    assert photograph_size(tmp_path / "a.HEIC") == SIZE
+    for read in (read_photograph, lambda path: read_pixels(path).rgb):
+        np.testing.assert_allclose(read(tmp_path / "a.HEIC").astype(int), shown, atol=2)
+    assert photograph_focal(tmp_path / "a.HEIC") == pytest.approx(28 * np.hypot(*SIZE) / np.hypot(36, 24))
+    assert Photographs(tmp_path).names == ("a.HEIC",)
+    assert not is_upright_jpeg(tmp_path / "a.HEIC")
+    (tmp_path / "a.HEIC").write_bytes((tmp_path / "a.HEIC").read_bytes()[:300])
+    for read in READERS.values():
+        with pytest.raises((AnnotationError, ValueError), match=r"a\.HEIC"):
+            read(tmp_path / "a.HEIC")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import math
 import re
@@ -18,7 +19,9 @@ from jaxtyping import UInt8
 
 from agebody.annotations.people import AnnotationError, People
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+HEIC = (".heic", ".heif", ".hif")
+"""Suffixes of photographs of phones, which are read with pillow-heif."""
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", *HEIC)
 """Suffixes of image files."""
 
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
@@ -27,8 +30,7 @@ EIGHT_BITS = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "C
 """Modes of Pillow that convert to RGB without any choice."""
 
 _CONVERT = "convert it to JPEG first, as by `magick photo.heic photo.jpg`"
-_UNREAD = (".heic", ".heif", ".hif", ".avif")
-"""Suffixes of photographs of phones that Pillow does not read."""
+_AVIF = ".avif"
 _EXIF_IFD, _FOCAL_LENGTH_35MM = 0x8769, 41989
 _DIAGONAL_35MM = math.hypot(36, 24)
 """Of the film to which cameras convert their focal lengths [mm]."""
@@ -54,15 +56,17 @@ class Photographs:
     """
 
     def __init__(self, path: Path, *, deep: bool = True) -> None:
-        if path.is_file() and path.suffix.lower() in _UNREAD:
-            raise AnnotationError(f"{path}: {path.suffix[1:].upper()} is not read; {_CONVERT}")
+        refused = _refused()
+        if path.is_file() and path.suffix.lower() in refused:
+            raise AnnotationError(f"{path}: {path.suffix[1:].upper()} is not read; {_advice(path.suffix)}")
         self.one = path.is_file() and path.suffix.lower() in SUFFIXES
         if not self.one and not path.is_dir():
             raise AnnotationError(f"{path}: expected a folder of images, or an image")
         self.folder = path.parent if self.one else path
         files = [path] if self.one else [*filter(is_content, path.rglob("*") if deep else path.glob("*"))]
-        self.unread = sum(file.suffix.lower() in _UNREAD for file in files)
-        found = (file for file in files if file.suffix.lower() in SUFFIXES and file.is_file())
+        self.unread = sum(file.suffix.lower() in refused for file in files)
+        suffixes = set(SUFFIXES) - set(refused)
+        found = (file for file in files if file.suffix.lower() in suffixes and file.is_file())
         self.names = tuple(sorted(file.relative_to(self.folder).as_posix() for file in found))
         self._known: dict[Any, list[str]] = {}
         for name in self.names:
@@ -96,7 +100,7 @@ class Photographs:
     def describe(self) -> str:
         """Return how many images there are, as error messages say it."""
         count = f"{len(self.names)} images" + (f", such as {self.names[0]}" if self.names else "")
-        return count + (f", and {self.unread} in HEIC, which is not read; {_CONVERT}" if self.unread else "")
+        return count + (f", and {self.unread} in HEIC, which is not read; {_advice()}" if self.unread else "")
 
 
 def is_photographs(path: Path) -> bool:
@@ -104,7 +108,16 @@ def is_photographs(path: Path) -> bool:
     if path.is_dir():
         kept = any(filter(is_content, (*path.glob("*.json"), *path.glob("*.txt"))))
         return not kept and bool(Photographs(path).names)
-    return path.is_file() and path.suffix.lower() in (*SUFFIXES, *_UNREAD)
+    return path.is_file() and path.suffix.lower() in (*SUFFIXES, _AVIF)
+
+
+def _refused() -> tuple[str, ...]:
+    """Return the suffixes of phones' photographs that cannot be read here."""
+    return (_AVIF,) if importlib.util.find_spec("pillow_heif") else (*HEIC, _AVIF)
+
+
+def _advice(suffix: str = HEIC[0]) -> str:
+    return _CONVERT + (', or pip install "agebody[heic]"' if suffix.lower() in HEIC else "")
 
 
 def is_content(path: Path) -> bool:
@@ -130,6 +143,11 @@ def open_image(path: str | PathLike[str], formats: tuple[str, ...] = FORMATS) ->
 
     if not Path(path).is_file():
         raise FileNotFoundError(2, "the image does not exist", str(path))
+    if formats is FORMATS and Path(path).suffix.lower() in HEIC and HEIC[0] not in _refused():
+        import pillow_heif  # pyright: ignore[reportMissingImports]
+
+        pillow_heif.register_heif_opener()
+        formats = (*formats, "HEIF")  # which it turns upright itself
     try:
         with warnings.catch_warnings():  # of odd metadata; and too many pixels are an error, at twice as many
             warnings.simplefilter("ignore")
@@ -138,7 +156,8 @@ def open_image(path: str | PathLike[str], formats: tuple[str, ...] = FORMATS) ->
     except (AnnotationError, MemoryError):
         raise
     except UnidentifiedImageError:
-        advice = f"; {_CONVERT}" if Path(path).suffix.lower() in _UNREAD else ""
+        suffix = Path(path).suffix.lower()
+        advice = f"; {_advice(suffix)}" if suffix in _refused() else ""
         raise AnnotationError(
             f"{path}: not an image that can be read; expected {', '.join(formats)}{advice}"
         ) from None
@@ -264,10 +283,13 @@ def read_exif_focals(found: People, images: Path) -> People:
         with suppress(AnnotationError, OSError):  # reported where the image is needed
             exif[i] = photograph_focal(folder / found.images[i].name)
     read = int(np.isfinite(exif).sum())
-    if not read:
-        return found
-    note = (
-        f"focal lengths of {read} of {len(found.images)} images are from their EXIF; --focal overrides them"
-    )
     focal = np.where(np.isnan(focal), exif[found.image], focal)
-    return replace(found, focal=focal, notes=(*found.notes, note))
+    guessed = len(np.unique(found.image[np.isnan(focal)]))
+    notes = []
+    if read:
+        whose = f"{read} of {len(found.images)} images are from their EXIF"
+        notes.append(f"focal lengths of {whose}; --focal overrides them")
+    if guessed:
+        whose = f"{guessed} of {len(found.images)} images are guessed to be their diagonals"
+        notes.append(f"focal lengths of {whose}; give --focal or --fov")
+    return replace(found, focal=focal if read else found.focal, notes=(*found.notes, *notes))
