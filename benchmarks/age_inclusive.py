@@ -1,9 +1,9 @@
 """The claim that an age-inclusive body helps children without hurting adults: data, body and age cue apart.
 
 Small lifters from 2D keypoints to bodies, which differ in the people they learn from, the body they answer
-with, and whether they are told the age class. All see the same test people, once with the postures of their own ages
-and once with those of other ages, so that the posture does not tell the age. This is the lifter's setting:
-networks that see pixels have cues of their own, and are not measured here.
+with, and whether they are told the age class. All see the same test people, once with the postures of their
+own ages and once with those of other ages, so that the posture does not tell the age. This is the lifter's
+setting: networks that see pixels have cues of their own, and are not measured here.
 """
 
 from __future__ import annotations

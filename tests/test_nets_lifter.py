@@ -116,10 +116,9 @@ class TestEstimate:
 
     def test_a_fit_is_better_and_cheaper_from_it(self, net, body, people, seen):
         found = net.estimate(body, seen.keypoints, people.camera, weights=seen.weights, size=people.size)
-        own = {name: found.sd[name] for name in ("global_orient", "body_pose")}
         given = body, seen.keypoints, people.camera
         fit = fit_keypoints(
-            *given, weights=seen.weights, start=found.parameters, start_sd=own, stages=AIONHMR[-1:]
+            *given, weights=seen.weights, start=found.parameters, start_sd=found.start_sd, stages=AIONHMR[-1:]
         )
         alone = fit_keypoints(*given, weights=seen.weights)
         assert pa(body, fit.parameters, people).mean() < 0.75 * pa(body, alone.parameters, people).mean()
@@ -225,6 +224,15 @@ class TestInput:
         child = agebody.SMIL(body.asset.at_age(1.0))
         near = net.estimate(child, seen.keypoints, people.camera, weights=seen.weights)
         assert (near.parameters.transl[:, 2] < 0.6 * found.parameters.transl[:, 2]).all()
+
+    def test_a_start_may_have_its_own_standard_deviation_per_person(self, body, people, seen):
+        given = body, seen.keypoints[:2], people.camera.map(lambda part: part[:2])
+        start = people.parameters.map(lambda part: part[:2])
+        turned = start._replace(body_pose=start.body_pose + 0.2)
+        sure = torch.tensor([1e-4, 1e4])[:, None, None]
+        fit = fit_keypoints(*given, weights=seen.weights[:2], start=turned, start_sd={"body_pose": sure})
+        kept = (fit.parameters.body_pose - turned.body_pose).abs().amax((1, 2))
+        assert kept[0] < 1e-2 < kept[1]
 
     def test_bad_input_is_refused(self, net, body, people, seen, tmp_path, unchecked):
         given = body, seen.keypoints, people.camera

@@ -68,6 +68,9 @@ SIZES = {
 FEATURES = 3 * len(POINTS) + 9
 FARTHEST = 6.0
 """Largest coordinate of a point, in units of the median distance from the middle of a person's points."""
+EVIDENCE = 1.5
+"""Factor of the standard deviations of an estimate that is evidence in a fit to the same keypoints: of 1, 1.5,
+2 and 3, the one of least error of pose and stature, on people that were not trained on."""
 LEAST_SD = 0.02
 """Smallest standard deviation of an age offset."""
 WEIGHTS = "lifter.safetensors"
@@ -88,13 +91,23 @@ class Estimate(NamedTuple):
     parameters: BodyParameters
     """In the world of the camera: ``start=`` of `fit_keypoints`."""
     sd: dict[str, Tensor]
-    """Standard deviations by group, ``start_sd=`` of `fit_keypoints`: "global_orient" and "body_pose" [rad],
-    the same for the three numbers of a joint, "betas", "age_offset" and "transl" [m]."""
+    """Standard deviations by group: "global_orient" and "body_pose" [rad], one per joint for its three numbers,
+    "betas", "age_offset" and "transl" [m]."""
     trust: Float[Tensor, "*batch K"]
     """Probability that a keypoint shows the point of its name and not another place; 1 for points that the
-    network does not know. Multiply the confidences of a fit by it."""
+    network does not know."""
     prediction: Prediction
     """The same bodies as a network's, in the axes of the camera, with a weak camera for the box."""
+
+    @property
+    def start_sd(self) -> dict[str, Tensor]:
+        """``start_sd=`` of `fit_keypoints`: pose and age, with ``EVIDENCE`` times their standard deviations.
+
+        A fit to the keypoints from which the estimate is counts them twice. Size and place, which the fit
+        finds from them better than the network, are left to it.
+        """
+        groups = ("global_orient", "body_pose", "age_offset")
+        return {name: EVIDENCE * self.sd[name] for name in groups}
 
 
 class Lifter(nn.Module):
