@@ -1,5 +1,6 @@
 """The lifter: what it makes of keypoints, of which points and bodies, and how sure it is of it."""
 
+import age_inclusive
 import pytest
 import torch
 import train_lifter
@@ -300,3 +301,38 @@ def test_bones_have_two_sides(body):
     thigh = (rest[0, 1] - rest[0, 4]).norm(), (rest[0, 2] - rest[0, 5]).norm()
     torch.testing.assert_close(lengths[0, 6], sum(thigh) / 2)
     assert len(POINTS) == 17 + 6 + 12
+
+
+def test_arms_of_the_age_inclusive_benchmark_differ_as_they_say(body, monkeypatch, capsys):
+    monkeypatch.setattr(age_inclusive, "STEPS", 30)
+    body = agebody.SMPLA(body.asset, pose_format="matrix")
+    people = train_lifter.draw_people(body, 64, 1, unmatched=1.0)
+    with torch.no_grad():
+        data = age_inclusive.see(body, people, 1)
+    assert not torch.equal(data.features, data.told)
+    rows = []
+    for arm in age_inclusive.ARMS[2:4]:  # free betas, age-inclusive
+        net = age_inclusive.train(body, arm, data, 0)
+        with torch.no_grad():
+            given = age_inclusive.answer(body, arm, net(data.features))
+            values = age_inclusive.errors(body, given, people, data)
+        assert (given["age_offset"] == 0).all() == (not arm.inclusive)
+        assert all(value.isfinite().all() and value.shape == (64,) for value in values.values())
+        rows += [
+            {"body": "mannequin", "split": "own", "contender": arm.title, "which": kind.name}
+            | {name: float(value.mean()) for name, value in values.items()}
+            for kind in agebody.age.AGE_CLASSES
+        ]
+    age_inclusive.show(rows)
+    assert age_inclusive.ARMS[3].title in capsys.readouterr().out
+    # The truth has no error, whatever its size.
+    true = {name: getattr(people, name) for name in ("betas", "age_offset")}
+    values = age_inclusive.errors(
+        body,
+        {**true, "global_orient": data.rotations[:, 0], "body_pose": data.rotations[:, 1:]},
+        people,
+        data,
+    )
+    assert values["mpjpe"].max() < 0.1
+    assert values["surface"].max() < 0.01
+    assert values["stature"].max() < 0.1

@@ -69,8 +69,8 @@ FEATURES = 3 * len(POINTS) + 9
 FARTHEST = 6.0
 """Largest coordinate of a point, in units of the median distance from the middle of a person's points."""
 EVIDENCE = 1.5
-"""Factor of the standard deviations of an estimate that is evidence in a fit to the same keypoints: of 1, 1.5,
-2 and 3, the one of least error of pose and stature, on people that were not trained on."""
+"""Factor of the standard deviations of an estimate that is evidence in a fit to the same keypoints: of 1,
+1.5, 2 and 3, the one of least error of pose and stature, on people that were not trained on."""
 LEAST_SD = 0.02
 """Smallest standard deviation of an age offset."""
 WEIGHTS = "lifter.safetensors"
@@ -91,8 +91,8 @@ class Estimate(NamedTuple):
     parameters: BodyParameters
     """In the world of the camera: ``start=`` of `fit_keypoints`."""
     sd: dict[str, Tensor]
-    """Standard deviations by group: "global_orient" and "body_pose" [rad], one per joint for its three numbers,
-    "betas", "age_offset" and "transl" [m]."""
+    """Standard deviations by group: "global_orient" and "body_pose" [rad], one per joint for its three
+    numbers, "betas", "age_offset" and "transl" [m]."""
     trust: Float[Tensor, "*batch K"]
     """Probability that a keypoint shows the point of its name and not another place; 1 for points that the
     network does not know."""
