@@ -41,6 +41,7 @@ SLOW = {
     "labels",
     "labels_scale",
     "keypoints",
+    "nets_heads",
     "priors",
     "proximity",
     "release",
