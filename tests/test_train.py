@@ -577,3 +577,49 @@ def test_spins_loop_keeps_the_better_of_fit_and_known(mannequin_asset):
     beyond = known._replace(parameters=known.parameters._replace(betas=torch.full((4, 10), 3.5)))
     assert beyond.target(2.0)["betas_weights"].tolist() == [0] * 4
     assert beyond.target(2.0)["body_pose_weights"].tolist() == [1, 0, 1, 0]
+
+
+def plain_network(body):
+    """A network whose rows do not depend on each other, nor on what else is drawn."""
+    net = network(body)
+    net.backbone, net.head.drop = nn.Sequential(nn.Conv2d(3, 8, 8, 8), nn.ReLU()), nn.Identity()
+    torch.manual_seed(0)
+    net.backbone[0].reset_parameters()
+    net.unused = nn.Linear(2, 2)
+    return net
+
+
+def train_one_of_two(rank, folder, shards):
+    """Train as one of two processes, each with half of the people of a step; what it starts from differs."""
+    torch.set_num_threads(1)
+    store = f"file://{folder}/store"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+    body = agebody.SMPLA(agebody.mannequin(), pose_format="matrix")
+    net = plain_network(body)
+    if rank:
+        with torch.no_grad():
+            net.head.read.weight.add_(1)
+    data = TrainingData(shards, size=(48, 64), augmentation=Augmentation(), seed=2)
+    settings = TrainingSettings(3, batch_size=2, learning_rate=1e-3, weight_decay=0.0)
+    objective = losses.aionhmr_objective().without("adversarial")
+    train(net, data, objective, folder / "both", settings, progress=lambda line: None)
+    torch.save(net.state_dict(), folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_learn_what_one_learns_of_all_people(body, shards, tmp_path):
+    torch.multiprocessing.spawn(train_one_of_two, (tmp_path, shards), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert same(first, second)
+    net = plain_network(body)
+    data = TrainingData(shards, size=(48, 64), augmentation=Augmentation(), seed=2)
+    settings = TrainingSettings(3, batch_size=4, learning_rate=1e-3, weight_decay=0.0)
+    objective = losses.aionhmr_objective().without("adversarial")
+    start = {name: value.clone() for name, value in net.state_dict().items()}
+    train(net, data, objective, tmp_path / "one", settings, progress=lambda line: None)
+    for name, value in net.state_dict().items():
+        torch.testing.assert_close(first[name], value, atol=1e-5, rtol=1e-4)
+    assert not torch.equal(start["head.read.weight"], first["head.read.weight"])
+    assert [
+        line["step"] for line in map(json.loads, (tmp_path / "both/log.jsonl").read_text().splitlines())
+    ] == [3]
