@@ -11,11 +11,15 @@ PACKAGES ?= build/gpu-packages
 GPU_PYTHON ?= 3.12
 KERNEL_TESTS := $(addprefix tests/test_,$(addsuffix .py,kernels blend_skin backend warmup proximity collisions))
 
-.PHONY: demo test check lint types unit fast rest compiled docs wheel compat bench gpu gpu-packages clean
+.PHONY: demo train-demo test check lint types unit fast rest compiled docs wheel compat bench gpu gpu-packages clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
 	$(BIN)/agebody demo --output $(OUT)
+
+# A small network learns from synthetic people, on two cores and without a GPU: some 15 minutes.
+train-demo: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/train_demo.py --output $(OUT)/train
 
 # Everything. The unit tests show their progress; beside them the rest runs, each part printed when it ends.
 test: lint types

@@ -2,7 +2,7 @@
 
     make train-demo
 
-It renders people (`agebody synthesize`), trains a network of 0.4 M parameters on 64 x 64 pixels with
+It renders people (`agebody synthesize`), trains a network of 0.65 million parameters on 64 x 64 pixels with
 `agebody.pipelines.train`, and compares it on people it has not seen with the mean pose of the training set:
 what one can say without looking. The same seed gives the same numbers on the same machine.
 """
@@ -198,7 +198,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--workers", type=int, default=1)
     given = parser.parse_args()
-    torch.set_num_threads(1 if given.workers else 2)
+    torch.set_num_threads(1)  # more would wait for each other on cores that others use
     body = agebody.SMPLA(agebody.mannequin(), pose_format="matrix")
     began = time.perf_counter()
     look = {"size": (96, 96), "extent": (0.6, 1.0), "truncated": 0.1, "occluders": 0.1}
