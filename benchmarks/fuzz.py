@@ -44,8 +44,9 @@ from agebody.losses import MahalanobisPrior, MaxMixturePrior
 from agebody.mesh import MarkerSet
 from agebody.nets.vit import VIT_SIZES
 from agebody.pipelines.evaluate.files import read_bodies
-from agebody.pipelines.labels import fit_annotations, load_labels
+from agebody.pipelines.labels import TrainingShards, fit_annotations, load_labels
 from agebody.pipelines.labels.place_images import _read_map  # pyright: ignore[reportPrivateUsage]
+from agebody.pipelines.labels.samples import add_sample, open_shard
 from agebody.pipelines.release.photos import read_mask, read_pixels
 
 MEMORY = 2 * 2**30
@@ -101,6 +102,7 @@ def make_samples(folder: Path) -> list[Sample]:
     (folder / "coco.json").write_text(json.dumps(document))
     people = read_people(folder / "coco.json")
     (shard,) = write_shards(people, folder)
+    (folder / "labels.npz").write_bytes(npz(labels_arrays(body, people)))
     predictions = {"ids": np.arange(2), "joints": np.zeros((2, 24, 3)), "layout": np.array("smpl24")}
     rgb = np.random.default_rng(0).integers(0, 255, (24, 32, 3)).astype(np.uint8)
     load, people_of = agebody.load_asset, read_people
@@ -141,6 +143,7 @@ def make_samples(folder: Path) -> list[Sample]:
         Sample("shard", shard.read_bytes(), read_shard),
         Sample("evaluation", npz(predictions), read_bodies),
         Sample("labels", npz(labels_arrays(body, people)), load_labels),
+        Sample("training shard", training_shard(folder, rgb), lambda path: list(TrainingShards([path]))),
         *(Sample(f"photograph, {kind}", picture(rgb, kind), read_photograph) for kind in KINDS),
         Sample("photograph of a release", picture(rgb, "JPEG"), read_pixels),
         Sample("mask", picture(rgb[..., 0] // 128 * 255, "PNG"), lambda path: read_mask(path, (32, 24))),
@@ -210,6 +213,16 @@ def labels_arrays(body: agebody.SMPLA, people: Any) -> dict[str, Any]:
     fit_annotations(body, people).save(stream)
     with np.load(stream) as archive:
         return dict(archive)
+
+
+def training_shard(folder: Path, rgb: np.ndarray) -> bytes:
+    """Return a tar file of one image with its labels and maps."""
+    path, labels = folder / "0.tar", load_labels(folder / "labels.npz")
+    maps = {"mask": rgb[..., 0], "parts": rgb[..., 1], "depth": rgb[..., 2].astype(np.uint16)}
+    hidden = np.zeros(labels.observed.shape[:2], int)
+    with open_shard(path, {}) as tar:
+        add_sample(tar, "0", picture(rgb, "JPEG"), labels, b"", hidden=hidden, maps=maps)
+    return path.read_bytes()
 
 
 def npz(arrays: Any, save: Callable[..., None] = np.savez) -> bytes:
