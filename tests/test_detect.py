@@ -373,10 +373,10 @@ def test_movenet_for_one_person(tmp_path, lite):
 
 
 def blaze_finder(picture):
-    """Find one person on its side in the middle: hips there, the circle's end 56 pixels to the right."""
+    """Find one person who leans: hips in the middle, the circle's end 40 pixels right and 30 below."""
     boxes, scores = np.zeros((1, 2254, 12)), np.full((1, 2254, 1), -20.0)
     cell = 2 * (14 * 28 + 14)  # of stride 8, about (116, 116)
-    boxes[0, cell] = [0, 0, 50, 50, -4, -4, 52, -4, 0, 0, 0, 0]
+    boxes[0, cell] = [0, 0, 50, 50, -4, -4, 36, 26, 0, 0, 0, 0]
     boxes[0, cell + 1] = boxes[0, cell]
     scores[0, cell : cell + 2] = 5
     return [boxes, scores]
@@ -403,8 +403,8 @@ def test_blazepose_turns_to_the_person(tmp_path, lite):
         assert isinstance(detector, BlazePose)
         (window,) = detector._windows(image)
         np.testing.assert_allclose(window.center, (80, 120), atol=1e-6)
-        np.testing.assert_allclose(window.angle, np.pi / 2)
-        np.testing.assert_allclose(window.scale, 256 / (2 * 1.25 * 56 * 240 / 224))
+        np.testing.assert_allclose(window.angle, np.pi - np.arctan(40 / 30))  # head down
+        np.testing.assert_allclose(window.scale, 256 / (2 * 1.25 * 50 * 240 / 224))
         found = detector(image)
         np.testing.assert_allclose(found.keypoints[..., :2], [[(101.5, 101.5)] * 33], atol=0.5)
         np.testing.assert_allclose(found.keypoints[..., 2], 1 / (1 + np.exp(-2)), atol=1e-6)
