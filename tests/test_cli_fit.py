@@ -6,10 +6,12 @@ import tarfile
 import numpy as np
 import pytest
 import torch
+from bodies import random_body
 from PIL import Image
 from typer.testing import CliRunner
 
 import agebody
+from agebody import save_asset
 from agebody.annotations import read_people, read_shard, write_shards
 from agebody.keypoints import LAYOUTS
 from agebody.people import observe, random_people
@@ -225,6 +227,13 @@ def test_fit_names_wrong_options_and_files(data, tmp_path, monkeypatch):
         assert option in result.stderr
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert_one_line_error(run(keypoints, *output, "--images", data / "photos"), "agebody[render]")
+
+
+def test_the_lifter_needs_the_joints_that_it_learnt(data, tmp_path, fitted):
+    body = tmp_path / "joints.safetensors"
+    save_asset(random_body(), body)
+    result = run(data / "keypoints.json", "--body", body, "-o", tmp_path / "out", "--lifter")
+    assert_one_line_error(result, "--lifter needs a body with SMPL's 24 joints")
 
 
 def test_openpose_folders_and_bodies_of_one_age(data, tmp_path, monkeypatch, fitted):

@@ -23,6 +23,8 @@ from agebody.annotations.orders import order_by_title, plain_name
 from agebody.annotations.photographs import read_photograph
 from agebody.cameras import Camera
 from agebody.keypoints import LAYOUTS
+from agebody.metrics import pa_mpjpe
+from agebody.nets import Lifter
 from agebody.optim.stages import Fit, FitReport
 from agebody.optim.standard_errors import StandardErrors
 from agebody.parameters import BodyParameters
@@ -444,6 +446,23 @@ def test_people_of_a_file_are_fitted(body, people, observed, write):
     camera = Camera(torch.from_numpy(labels.focal), torch.from_numpy(labels.center))
     assert torch.equal(camera.focal, Camera.guess(SIZE).focal.expand(COUNT, 2))
     np.testing.assert_allclose(labels.depth, labels.joints[:, 0, 2])
+
+
+def test_fits_begin_at_the_lifter(body, people, observed, write):
+    """At the points that matter: the poses are nearer to the truth, and the ages of the file count."""
+    document = coco_document(observed, ages=[{"years": float(years)} for years in people.years])
+    found = read_people(write(document))
+    alone, lifted = fit_annotations(body, found), fit_annotations(body, found, lifter=Lifter.load())
+
+    def error(labels):
+        pose = {"body_pose": torch.from_numpy(labels.body_pose), "betas": torch.from_numpy(labels.betas)}
+        points = body(**pose, age_offset=torch.from_numpy(labels.age_offset)).joints
+        truth = people.parameters
+        return pa_mpjpe(points, body(truth).joints, reduction="none")
+
+    assert error(lifted).median() < error(alone).median()
+    assert (lifted.iterations < alone.iterations).mean() > 0.6
+    np.testing.assert_allclose(lifted.age_offset, people.age_offset, atol=0.15)
 
 
 def test_labels_are_the_fitted_body_before_its_camera(labels, body, people, observed):

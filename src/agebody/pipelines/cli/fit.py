@@ -57,6 +57,10 @@ def fit(
     overlays: Annotated[
         int, typer.Option(min=0, help="Number of images to draw the fits over, evenly spaced; 0 for none.")
     ] = 20,
+    lifter: Annotated[
+        bool,
+        typer.Option("--lifter", help="Begin at the estimates of the lifter: better poses in less time."),
+    ] = False,
     shards: Annotated[
         bool, typer.Option("--shards", help="Write **.tar** shards with the images, too, for training.")
     ] = False,
@@ -73,7 +77,9 @@ def fit(
     `agebody fit photos --detector movenet:multipose.tflite -o labels`
     """
     from agebody.annotations.photographs import read_exif_focals
+    from agebody.assets.asset import SMPL_JOINT_NAMES
     from agebody.detect import DetectorError
+    from agebody.nets import Lifter
     from agebody.pipelines.labels import fit_annotations, fit_folder
     from agebody.pipelines.labels.place_images import find_maps, place_images
 
@@ -109,6 +115,8 @@ def fit(
         layer = options.make_layer(options.load_body(body, bars), device=device)
         if shards and not fit_folder.has_training_joints(layer):
             fail(f"--shards needs a body with SMPL's 24 joints, got {layer.asset.metadata.name}")
+        if lifter and tuple(layer.asset.joint_names) != SMPL_JOINT_NAMES:
+            fail(f"--lifter needs a body with SMPL's 24 joints, got {layer.asset.metadata.name}")
         began = time.perf_counter()
         labels = fit_annotations(
             layer,
@@ -116,6 +124,7 @@ def fit(
             **given,
             min_confidence=min_confidence,
             batch_size=batch_size,
+            lifter=Lifter.load().to(layer.device) if lifter else None,
             progress=show_count(bars, "fitting", len(found)),
         )
         unplaced = 0

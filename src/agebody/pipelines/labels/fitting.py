@@ -17,9 +17,10 @@ from agebody.age import parse_ages
 from agebody.annotations.people import People, fail
 from agebody.body import BodyModel
 from agebody.cameras import Camera, box_around
-from agebody.fitting.frames import fit_keypoints
+from agebody.fitting.frames import AIONHMR, fit_keypoints
 from agebody.keypoints import KeypointLayout
 from agebody.measure import stature
+from agebody.nets import Lifter
 from agebody.optim.least_squares import Stop
 from agebody.optim.stages import Fit
 from agebody.pipelines.labels.quality import flag_labels
@@ -39,6 +40,7 @@ def fit_annotations(
     years: float | None = None,
     min_confidence: float = 0.0,
     batch_size: int = BATCH_SIZE,
+    lifter: Lifter | None = None,
     progress: Callable[[int], None] = lambda people: None,
     **options: Any,
 ) -> Labels:
@@ -58,6 +60,7 @@ def fit_annotations(
         years: age in years, instead.
         min_confidence: keypoints of less confidence are ignored.
         batch_size: people fitted at a time.
+        lifter: fits begin at its estimates, which are evidence, and run the last stage alone.
         progress: called with the number of people done, after each batch.
         options: of `fit_keypoints`, such as its ``pose_prior`` or ``stages``.
 
@@ -84,7 +87,7 @@ def fit_annotations(
     for first in range(0, len(people), batch_size):
         batch = people.select(slice(first, first + batch_size))
         camera = people_cameras(body, batch, focal, fov)
-        parts.append(make_labels(body, batch, camera, fit_people(body, batch, camera, **options)))
+        parts.append(make_labels(body, batch, camera, fit_people(body, batch, camera, lifter, **options)))
         progress(min(first + batch_size, len(people)))
     return flag_labels(concatenate_labels(parts))
 
@@ -112,17 +115,22 @@ def people_cameras(body: BodyModel, people: People, focal: float | None, fov: fl
     return cameras(_tensor(body, people.image_sizes()), _tensor(body, focals), fov)
 
 
-def fit_people(body: BodyModel, people: People, camera: Camera, **options: Any) -> Fit:
+def fit_people(
+    body: BodyModel, people: People, camera: Camera, lifter: Lifter | None = None, **options: Any
+) -> Fit:
     """Fit a body to people's keypoints, with their ages; options are those of `fit_keypoints`."""
-    ages: dict[str, Tensor] = {}
+    given: dict[str, Any] = {"layout": people.layout, "weights": _tensor(body, people.weights)}
     if body.age_anchors:
-        ages = {
+        given |= {
             "age_offset": _tensor(body, people.ages.age_offset),
             "years": _tensor(body, people.ages.years),
             "age_class": torch.from_numpy(people.ages.age_class).to(body.device),
         }
-    points, weights = _tensor(body, people.keypoints), _tensor(body, people.weights)
-    return fit_keypoints(body, points, camera, layout=people.layout, weights=weights, **ages, **options)
+    points = _tensor(body, people.keypoints)
+    if lifter is not None:
+        guess = lifter.estimate(body, points, camera, **given, size=_tensor(body, people.image_sizes()))
+        options = {"start": guess.parameters, "start_sd": guess.start_sd, "stages": AIONHMR[-1:]} | options
+    return fit_keypoints(body, points, camera, **given, **options)
 
 
 def _tensor(body: BodyModel, array: np.ndarray) -> Tensor:
