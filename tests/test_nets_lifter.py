@@ -270,6 +270,7 @@ class TestWeights:
         with safe_open(str(path), "pt") as file:
             about = file.metadata()
         assert about["script"] == "benchmarks/train_lifter.py"
+        assert len(about["commit"]) == 40
         assert {"rounds", "people", "observed", "seed", "commit", "data", "torch"} <= set(about)
 
     def test_saved_and_loaded_they_are_the_same(self, net, tmp_path):
