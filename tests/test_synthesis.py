@@ -136,6 +136,7 @@ def test_a_body_between_hides_and_a_body_alone_is_seen(body):
     assert set(alone.hidden[0]) <= {0, 1}
 
 
+@pytest.mark.slow
 def test_workers_make_the_same_bytes_and_the_labels_of_all(body, folder, tmp_path):
     synthesize(body, tmp_path, RECIPE, workers=2)
     for path in sorted(folder.iterdir()):
