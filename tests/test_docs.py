@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from model_files import write_bev_packs
+from model_files import write_bev_packs, write_kid_template, write_smplx_npz
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -77,6 +77,8 @@ def stand_ins(tmp_path_factory, mannequin_asset):
     np.save(folder / "J_regressor_extra.npy", points["extra9"])
     (folder / "SMPL_to_J19.pkl").write_bytes(pickle.dumps(points["j19"], protocol=2))
     write_bev_packs(folder)
+    write_smplx_npz(folder / "SMPLX_NEUTRAL.npz", num_vertices=300, num_betas=20)
+    write_kid_template(folder / "smplx_kid_template.npy", num_vertices=300)
     return folder
 
 

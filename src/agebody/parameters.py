@@ -134,7 +134,7 @@ def join_pose(
     if unknown:
         raise TypeError(f"{unknown[0]}: {asset.metadata.name!r} has the parts {', '.join(rows)}")
     like = next((expect(name, part) for name, part in parts.items() if part is not None), torch.zeros(()))
-    hands = _hands(asset, num_hand_components, flat_hand_mean)
+    hands = hand_bases(asset, num_hand_components, flat_hand_mean)
     found: dict[str, Tensor] = {}
     with own_precision(like.device):
         for name, part in rows.items():
@@ -166,7 +166,7 @@ def split_pose(
     )
     found = {name: pose[..., rows, :] for name, rows in asset.pose_parts.items()}
     with own_precision(pose.device):
-        for name, (mean, components) in _hands(asset, num_hand_components, flat_hand_mean).items():
+        for name, (mean, components) in hand_bases(asset, num_hand_components, flat_hand_mean).items():
             if mean is not None:
                 found[name] = found[name] - torch.tensor(mean).to(pose).view(-1, 3)
             if components is not None:
@@ -175,7 +175,7 @@ def split_pose(
     return found
 
 
-def _hands(
+def hand_bases(
     asset: BodyAsset, num_components: int | None, flat: bool
 ) -> dict[str, tuple[np.ndarray | None, np.ndarray | None]]:
     """Return the mean of each hand, and its components, where they are used."""

@@ -164,12 +164,17 @@ class ContourTable(nn.Module):
         self, vertices: Float[Tensor, "B U 3"], neck: Float[Tensor, "B 3 4"]
     ) -> Float[Tensor, "B L 3"]:
         """Return the contour [m], given the vertices and the frame of the neck."""
-        level = (neck[:, 0, 0].square() + neck[:, 1, 0].square()).sqrt()
-        degrees = torch.rad2deg(torch.atan2(neck[:, 2, 0], level)).clamp(-39, 39).round().long()
-        row = torch.where(degrees < 0, 39 - degrees, degrees)
+        row = contour_row(neck)
         corners = self.corners[row]
         picked = vertices.gather(1, corners.flatten(1)[..., None].expand(-1, -1, 3))
         return (picked.unflatten(1, corners.shape[1:]) * self.weights[row][..., None]).sum(-2)
+
+
+def contour_row(neck: Float[Tensor, "B 3 _"]) -> Int[Tensor, " B"]:
+    """Return the row of `ContourTable` for the rotation of a neck in the world."""
+    level = (neck[:, 0, 0].square() + neck[:, 1, 0].square()).sqrt()
+    degrees = torch.rad2deg(torch.atan2(neck[:, 2, 0], level)).clamp(-39, 39).round().long()
+    return torch.where(degrees < 0, 39 - degrees, degrees)
 
 
 class MeshPoints(nn.Module):

@@ -19,12 +19,14 @@ from agebody.compat.smplx.utils import rot_mat_to_euler as rot_mat_to_euler
 from agebody.engine.batched import building, own_precision
 from agebody.engine.deform import linear_blend_skinning, pose_feature, rest_surface
 from agebody.engine.kinematics import KinematicTree, homogeneous
+from agebody.engine.points import contour_row
 from agebody.rotations import axis_angle_to_matrix
 
 __all__ = [
     "batch_rigid_transform",
     "batch_rodrigues",
     "blend_shapes",
+    "find_dynamic_lmk_idx_and_bcoords",
     "lbs",
     "transform_mat",
     "vertices2joints",
@@ -145,6 +147,23 @@ def vertices2landmarks(
     return (corners * lmk_bary_coords[..., None]).sum(-2)
 
 
-def find_dynamic_lmk_idx_and_bcoords(*args: Any, **kwargs: Any) -> Any:
-    """Refuse to find the contour of a face, which SMPL does not have."""
-    raise NotImplementedError("find_dynamic_lmk_idx_and_bcoords is of SMPL-X and FLAME; SMPL has no contour")
+@_in_own_precision
+def find_dynamic_lmk_idx_and_bcoords(
+    vertices: Float[Tensor, "B V 3"],
+    pose: Float[Tensor, B * J],
+    dynamic_lmk_faces_idx: Int[Tensor, "Y L"],
+    dynamic_lmk_b_coords: Float[Tensor, "Y L 3"],
+    neck_kin_chain: Any,
+    pose2rot: bool = True,
+) -> tuple[Int[Tensor, "B L"], Float[Tensor, "B L 3"]]:
+    """Return triangles and barycentric coordinates of a face's contour, by the turn of the neck about y.
+
+    The chain of joints begins with the neck and ends with the root.
+    """
+    rotations = batch_rodrigues(pose.reshape(-1, 3)) if pose2rot else pose
+    rotations = rotations.reshape(pose.shape[0], -1, 3, 3)
+    turn = rotations[:, int(neck_kin_chain[0])]
+    for joint in neck_kin_chain[1:]:
+        turn = rotations[:, int(joint)] @ turn
+    row = contour_row(turn)
+    return dynamic_lmk_faces_idx[row], dynamic_lmk_b_coords[row]

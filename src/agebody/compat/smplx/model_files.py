@@ -13,10 +13,7 @@ from agebody.assets.container import RawFile, naming, read_path, to_array
 from agebody.assets.io import add_infant, load_asset
 from agebody.assets.official import read_body
 
-OFFERED = (
-    "agebody.compat.smplx offers SMPL, SMPLLayer, create and build_layer for SMPL; agebody.SMPL loads the "
-    "body of SMPL-H and SMPL-X files"
-)
+OFFERED = "agebody.compat.smplx offers SMPL, SMPLH, SMPLX, MANO, their layers, create and build_layer"
 
 ModelPath = str | os.PathLike[str] | BodyAsset
 
@@ -25,13 +22,11 @@ def resolve_type(model_path: ModelPath, model_type: str) -> ModelPath:
     """Return the path of a model of a type; files are recognised by their content, not by ``model_type``."""
     if isinstance(model_path, BodyAsset) or not read_path(model_path).is_dir():
         return model_path
-    if model_type.lower() != "smpl":
-        raise ValueError(f"model_type: expected 'smpl', got {model_type!r}; {OFFERED}")
     inside = read_path(model_path) / model_type
     return inside if inside.is_dir() else model_path
 
 
-def read_asset(model_path: ModelPath, data_struct: Any, gender: str) -> BodyAsset:
+def read_asset(model_path: ModelPath, data_struct: Any, gender: str, kind: str = "smpl") -> BodyAsset:
     """Return the body of smplx's arguments: the entries of ``data_struct``, or a file, folder or asset."""
     if data_struct is not None:
         entries = {name: value for name, value in vars(data_struct).items() if not name.startswith("_")}
@@ -42,7 +37,7 @@ def read_asset(model_path: ModelPath, data_struct: Any, gender: str) -> BodyAsse
     if isinstance(model_path, BodyAsset):
         return model_path
     path = read_path(model_path)
-    return load_asset(_file_of(path, gender) if path.is_dir() else path)
+    return load_asset(_file_of(path, gender, kind) if path.is_dir() else path)
 
 
 def _plain(value: Any) -> Any:
@@ -50,22 +45,25 @@ def _plain(value: Any) -> Any:
     return to_array(value) if hasattr(value, "__array__") else value
 
 
-def _file_of(folder: Path, gender: str) -> Path:
+def _file_of(folder: Path, gender: str, kind: str) -> Path:
     """Return the model of a gender in a folder; the newest version of those with official names."""
-    for suffix in (".pkl", ".npz", ".safetensors"):
-        path = folder / f"SMPL_{gender.upper()}{suffix}"
+    name = f"{kind.upper()}_{gender.upper()}"
+    for suffix in (".npz", ".pkl", ".safetensors") if kind == "smplx" else (".pkl", ".npz", ".safetensors"):
+        path = folder / f"{name}{suffix}"
         if path.is_file():
             return path
     official = re.compile(rf"basicmodel_({gender}|{gender[:1]})_lbs_.*\.(pkl|npz)", re.IGNORECASE)
     files = sorted(path for path in folder.iterdir() if path.is_file())
-    found = [path for path in files if official.fullmatch(path.name)]
+    found = [path for path in files if kind == "smpl" and official.fullmatch(path.name)]
     if not found:
         letters = "neutral" if gender == "neutral" else gender[:1]
         inside = ", ".join(path.name for path in files[:8]) or "no files"
+        other = (
+            f", or the official name basicmodel_{letters}_lbs_10_207_0_v1.1.0.pkl" if kind == "smpl" else ""
+        )
         raise AssetError(
-            f"{folder}: expected SMPL_{gender.upper()}.pkl, .npz or .safetensors, or the official name "
-            f"basicmodel_{letters}_lbs_10_207_0_v1.1.0.pkl; it holds {inside}; give the file itself, or "
-            "put it there under such a name"
+            f"{folder}: expected {name}.pkl, .npz or .safetensors{other}; it holds {inside}; give the file "
+            "itself, or put it there under such a name"
         )
     return found[-1]
 

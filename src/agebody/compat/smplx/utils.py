@@ -70,7 +70,7 @@ class SMPLOutput(ModelOutput):
 
 @dataclass
 class SMPLHOutput(SMPLOutput):
-    """The output of SMPL-H, which HMR2's wrapper of SMPL names as its return type."""
+    """The output of SMPL-H; hands as angles, less the mean pose."""
 
     left_hand_pose: Tensor | None = None
     right_hand_pose: Tensor | None = None
@@ -78,7 +78,7 @@ class SMPLHOutput(SMPLOutput):
 
 @dataclass
 class SMPLXOutput(SMPLHOutput):
-    """The output of SMPL-X, for annotations and results of your own."""
+    """The output of SMPL-X."""
 
     expression: Tensor | None = None
     jaw_pose: Tensor | None = None
@@ -86,7 +86,7 @@ class SMPLXOutput(SMPLHOutput):
 
 @dataclass
 class MANOOutput(ModelOutput):
-    """The output of MANO, for annotations and results of your own."""
+    """The output of MANO; the hand as angles, less the mean pose."""
 
     betas: Tensor | None = None
     hand_pose: Tensor | None = None

@@ -1,6 +1,6 @@
 """Vertices of face, feet and finger tips, under smplx's short names."""
 
-from agebody.assets.landmarks import SURFACE21_SMPL_VERTICES
+from agebody.assets.landmarks import SURFACE_VERTICES
 
 
 def short_name(point: str) -> str:
@@ -11,5 +11,9 @@ def short_name(point: str) -> str:
     return side[0] + part if part else point
 
 
-vertex_ids = {"smplh": {short_name(point): vertex for point, vertex in SURFACE21_SMPL_VERTICES.items()}}
+vertex_ids = {
+    "smplh": {short_name(point): vertex for point, vertex in SURFACE_VERTICES[6890].items()},
+    "smplx": {short_name(point): vertex for point, vertex in SURFACE_VERTICES[10475].items()},
+    "mano": SURFACE_VERTICES[778],
+}
 """SMPL and SMPL-H share one mesh; smplx has its vertices under the name of SMPL-H."""

@@ -1,0 +1,191 @@
+"""smplx's SMPLH, SMPLX and MANO compared with smplx itself, on random bodies of their sizes."""
+
+import contextlib
+import io
+import warnings
+
+import numpy as np
+import pytest
+import smplx as theirs
+import torch
+from model_files import write_kid_template, write_mano_pkl, write_smplh_npz, write_smplh_pkl, write_smplx_npz
+
+import agebody
+from agebody import AssetError
+from agebody.compat import smplx as ours
+
+ATOL = 1e-5
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    for name in ("smplx", "smplh", "mano"):
+        (folder / name).mkdir()
+    write_smplx_npz(folder / "smplx" / "SMPLX_NEUTRAL.npz", num_betas=20)
+    write_smplh_pkl(folder / "smplh" / "SMPLH_NEUTRAL.pkl", chumpy=False)
+    for side in ("LEFT", "RIGHT"):
+        write_mano_pkl(folder / "mano" / f"MANO_{side}.pkl", chumpy=False, seed=len(side))
+    write_kid_template(folder / "smplx_kid_template.npy", num_vertices=10475)
+    write_kid_template(folder / "smpl_kid_template.npy")
+    return folder
+
+
+def make(module, function, *args, **options):
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return getattr(module, function)(*args, **options)
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def parameters(model, batch=3):
+    """Random values of all parameters of a model."""
+    return {
+        name: 0.4 * normal(batch, parameter.shape[1], seed=i).requires_grad_()
+        for i, (name, parameter) in enumerate(model.named_parameters())
+        if name != "body_pose" or parameter.shape[1] > 3
+    }
+
+
+def assert_same(ours, theirs):
+    assert list(ours.keys()) == list(theirs.keys())
+    for name, value in theirs.items():
+        found = ours[name]
+        assert (found is None) == (value is None), name
+        if value is not None:
+            torch.testing.assert_close(found, value, rtol=0, atol=ATOL, msg=lambda m, n=name: f"{n}: {m}")
+
+
+KID = {"age": "kid", "kid": True}
+CASES = [
+    ("smplx", {}),
+    ("smplx", {"use_pca": False, "flat_hand_mean": True, "use_face_contour": True, "num_betas": 5}),
+    ("smplx", {"num_pca_comps": 12, "use_face_contour": True, **KID}),
+    ("smplh", {}),
+    ("smplh", {"use_pca": False, **KID}),
+    ("smplh", {"flat_hand_mean": True, "num_pca_comps": 45}),
+    ("mano", {}),
+    ("mano", {"is_rhand": False, "flat_hand_mean": True, "num_pca_comps": 45}),
+    ("mano", {"is_rhand": False, "use_pca": False}),
+]
+
+
+@pytest.mark.parametrize(("kind", "options"), CASES)
+def test_as_smplx(folder, kind, options):
+    options = dict(options)
+    if options.pop("kid", False):
+        name = "smplx_kid_template.npy" if kind == "smplx" else "smpl_kid_template.npy"
+        options["kid_template_path"] = str(folder / name)
+    if kind == "smplx":
+        options["ext"] = "npz"
+    a, b = (make(module, "create", str(folder), kind, **options) for module in (ours, theirs))
+    assert {n: p.shape for n, p in a.named_parameters()} == {n: p.shape for n, p in b.named_parameters()}
+    assert a.name() == b.name()
+    for name in (
+        "NUM_JOINTS",
+        "NUM_BODY_JOINTS",
+        "num_betas",
+        "num_expression_coeffs",
+        "is_rhand",
+        "use_pca",
+    ):
+        assert getattr(a, name, None) == getattr(b, name, None), name
+    for name, buffer in b.named_buffers():
+        if name not in ("neck_kin_chain", "vertex_joint_selector.extra_joints_idxs"):
+            torch.testing.assert_close(a.get_buffer(name), buffer, rtol=0, atol=1e-7)
+    given = parameters(b)
+    out, expected = (model(**given, return_full_pose=True) for model in (a, b))
+    assert_same(out, expected)
+    pull = [normal(*x.shape, seed=7) / x.shape[1] for x in (expected.vertices, expected.joints)]
+    found = torch.autograd.grad([out.vertices, out.joints], list(given.values()), pull)
+    for name, mine, peers in zip(
+        given,
+        found,
+        torch.autograd.grad([expected.vertices, expected.joints], list(given.values()), pull),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, peers, rtol=0, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
+    torch.testing.assert_close(a(**given, return_verts=False).joints, out.joints, rtol=0, atol=ATOL)
+    with torch.no_grad():
+        assert_same(a(), b())
+        v_template = a.v_template + 0.1
+        a.v_template, b.v_template = v_template, v_template
+        assert_same(a(**given), b(**given))
+
+
+@pytest.mark.parametrize("kind", ["smplx", "smplh", "mano"])
+def test_layers(folder, kind):
+    options = {"ext": "npz", "use_face_contour": True} if kind == "smplx" else {}
+    a, b = (make(module, "build_layer", str(folder), kind, **options) for module in (ours, theirs))
+    assert not list(a.parameters())
+    counts = {"global_orient": 1, **a._poses}
+    rotate = agebody.rotations.axis_angle_to_matrix
+    given = {name: rotate(0.5 * normal(2, n, 3, seed=n)) for name, n in counts.items()}
+    given |= {"betas": normal(2, 10), "transl": normal(2, 3)}
+    given |= {"expression": normal(2, 10)} if kind == "smplx" else {}
+    assert_same(a(**given, return_full_pose=True), b(**given, return_full_pose=True))
+    assert_same(a(), b())
+
+
+def test_mappers_get_what_smplx_gives_them(folder):
+    seen = []
+
+    def mapper(joints, vertices=None):
+        seen.append(None if vertices is None else vertices.shape)
+        return joints[:, [126, 3]] * 2
+
+    path = str(folder / "smplx" / "SMPLX_NEUTRAL.npz")
+    a, b = (make(module, "create", path, joint_mapper=mapper) for module in (ours, theirs))
+    given = parameters(b)
+    assert_same(a(**given), b(**given))
+    assert seen[0] == seen[1] == (3, 10475, 3)
+
+
+def test_hands_that_are_changed_count(folder):
+    model = ours.create(str(folder / "mano" / "MANO_LEFT.pkl"))
+    before = model(betas=torch.ones(1, 10)).vertices
+    model.shapedirs[:, 0, :] *= -1  # as public code mends the left hand
+    assert (model(betas=torch.ones(1, 10)).vertices - before).abs().max() > 0.01
+    assert not model.is_rhand
+    assert ours.create(str(folder / "mano" / "MANO_RIGHT.pkl")).is_rhand
+
+
+def test_slahmr_makes_smplh_of_an_npz_without_hands(tmp_path):
+    write_smplh_npz(tmp_path / "model.npz", num_betas=16)
+    entries = dict(np.load(tmp_path / "model.npz", allow_pickle=True))
+    structs = []
+    for module in (ours, theirs):
+        struct = module.utils.Struct(**entries)
+        struct.hands_componentsl = struct.hands_componentsr = np.zeros(0)
+        struct.hands_meanl = struct.hands_meanr = np.zeros(45)
+        padding = np.zeros((*struct.shapedirs.shape[:2], 300 - 16))
+        struct.shapedirs = np.concatenate([struct.shapedirs, padding], axis=-1)
+        options = {"num_betas": 16, "batch_size": 2, "use_pca": False, "data_struct": struct}
+        structs.append(make(module, "SMPLH", str(tmp_path / "model.npz"), **options))
+    a, b = structs
+    assert a.num_betas == b.num_betas == 16
+    given = parameters(b, 2)
+    assert_same(a(**given, return_full_pose=True), b(**given, return_full_pose=True))
+
+
+def test_wrong_files_say_which_to_get(folder, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"expected 55 joints, got 52 .* which is SMPL-H; SMPL-X needs SMPLX_"
+    ):
+        ours.SMPLX(folder / "smplh" / "SMPLH_NEUTRAL.pkl")
+    with pytest.raises(AssetError, match=r"expected SMPLX_MALE\.pkl, .npz or .safetensors; it holds SMPLX_N"):
+        ours.create(str(folder), "smplx", gender="male")
+    write_smplh_npz(tmp_path / "model.npz", num_vertices=120)
+    with pytest.raises(AssetError, match=r"'model' has no hand_means: .* SMPLH_female\.pkl"):
+        ours.SMPLH(tmp_path / "model.npz")
+    with pytest.raises(AssetError, match="'model' has no hand_components"):
+        ours.SMPLH(tmp_path / "model.npz", flat_hand_mean=True)
+    ours.SMPLH(tmp_path / "model.npz", flat_hand_mean=True, use_pca=False)
+    with pytest.raises(NotImplementedError, match="FLAME is not offered"):
+        ours.create(str(folder), "flame")
+    model = ours.create(str(folder / "smplx" / "SMPLX_NEUTRAL.npz"))
+    with pytest.raises(ValueError, match=r"left_hand_pose: expected shape \(B, 6\), got \(1, 45\)"):
+        model(left_hand_pose=torch.zeros(1, 45))
