@@ -363,8 +363,8 @@ class SMPL(WatchedArrays):
             if expression is not None:
                 coefficients = torch.cat((betas, expression.expand(batch, -1)), 1)
                 arrays["shapedirs"] = torch.cat((arrays["shapedirs"], self._array("expr_dirs")), -1)
-            vertices, joints = lbs(coefficients, pose, *arrays.values(), pose2rot=pose_format == "axis_angle")
-            joints = self._with_landmarks(vertices, joints, pose, pose_format)
+            mesh, joints = lbs(coefficients, pose, *arrays.values(), pose2rot=pose_format == "axis_angle")
+            vertices, joints = mesh, self._with_landmarks(mesh, joints, pose, pose_format)
         else:
             arguments: dict[str, Any] = {
                 "betas": betas[:, : self._layer.num_betas],
@@ -377,10 +377,11 @@ class SMPL(WatchedArrays):
                 arguments["age_offset"] = betas[:, -1]
             if expression is not None:
                 arguments["expression"] = expression
-            if return_verts or replaced or layout is None:
+            mapped_with_mesh = self._kind == "smplx" and self.joint_mapper is not None
+            if return_verts or replaced or layout is None or mapped_with_mesh:
                 out = self._layer(**arguments)
                 vertices = out.vertices
-                joints = self._with_landmarks(vertices, out.joints, pose, pose_format)
+                joints = self._with_landmarks(out.vertices, out.joints, pose, pose_format)
             else:
                 joints = self._layer.keypoints(layout, **arguments)
                 if getattr(self, "use_face_contour", False):
@@ -713,8 +714,9 @@ class MANO(SMPLH):
         hand_pose: Any = None,
         **kwargs: Any,
     ) -> None:
-        is_file = isinstance(model_path, (str, os.PathLike)) and not os.path.isdir(model_path)
-        self.is_rhand = "RIGHT" in os.path.basename(model_path) if is_file else is_rhand
+        if not isinstance(model_path, BodyAsset) and not os.path.isdir(model_path):
+            is_rhand = "RIGHT" in os.path.basename(os.fspath(model_path))
+        self.is_rhand = is_rhand
         kwargs["use_pca"] = kwargs.get("use_pca", True) and kwargs.get("num_pca_comps", 6) != 45
         kwargs["gender"] = "right" if self.is_rhand else "left"
         super().__init__(model_path, create_left_hand_pose=False, create_right_hand_pose=False, **kwargs)
@@ -790,7 +792,7 @@ def _make(which: int, model_path: ModelPath, model_type: str, options: dict[str,
             asset = model_path if isinstance(model_path, BodyAsset) else load_asset(model_path)
             kind = asset.metadata.kind if asset.metadata.kind in _MODELS else "smpl"
             if kind == "mano" and not isinstance(model_path, BodyAsset):
-                options = {"is_rhand": "RIGHT" in os.path.basename(model_path)} | options
+                options = {"is_rhand": "RIGHT" in os.path.basename(os.fspath(model_path))} | options
             model_path = asset
     if kind not in _MODELS:
         raise ValueError(f"model_type: expected one of {', '.join(_MODELS)}, got {model_type!r}")

@@ -12,9 +12,11 @@ import scipy
 import torch
 
 __all__ = [
+    "MANOOutput",
     "ModelOutput",
     "SMPLHOutput",
     "SMPLOutput",
+    "SMPLXOutput",
     "Struct",
     "to_np",
     "to_tensor",
