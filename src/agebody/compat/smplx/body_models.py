@@ -332,7 +332,7 @@ class SMPL(WatchedArrays):
     def _posed(
         self, given: dict[str, Any], return_verts: bool, return_full_pose: bool, pose_format: PoseFormat
     ) -> Any:
-        betas, transl, expression = (given.get(name) for name in ("betas", "transl", "expression"))
+        betas, transl, expression = given["betas"], given["transl"], given.get("expression")
         betas = self._coefficients(betas)
         transl = None if transl is None else _rows("transl", transl, 3)
         if expression is not None:
