@@ -158,8 +158,8 @@ def find_dynamic_lmk_idx_and_bcoords(
 ) -> tuple[Int[Tensor, "B L"], Float[Tensor, "B L 3"]]:
     """Return triangles and barycentric coordinates of a face's contour, by the turn of the neck about y.
 
-    The pose is (B, J * 3) or (B, J, 3), or matrices (B, J, 3, 3); the chain of joints begins with the neck and
-    ends with the root.
+    The pose is (B, J * 3) or (B, J, 3), or matrices (B, J, 3, 3); the chain of joints begins with the neck
+    and ends with the root.
     """
     rotations = batch_rodrigues(pose.reshape(-1, 3)) if pose2rot else pose
     rotations = rotations.reshape(pose.shape[0], -1, 3, 3)
