@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import scipy
@@ -263,7 +263,9 @@ def _expect_torch(names: list[str]) -> None:
 class _Archive(Mapping[str, Any]):
     """The entries of a zip file, each read and checked by its checksum when it is asked for."""
 
-    def __init__(self, stream: IO[bytes], read: Callable[[bytes], Any] = bytes, suffix: str = "") -> None:
+    def __init__(
+        self, stream: io.BufferedIOBase, read: Callable[[bytes], Any] = bytes, suffix: str = ""
+    ) -> None:
         with _unzipping():
             self._archive = zipfile.ZipFile(stream)
         self._entries = {e.filename.removesuffix(suffix): e for e in self._archive.infolist()}
@@ -337,7 +339,7 @@ def _read_torch(data: bytes) -> Any:
         raise AssetError(f"{error} (a torch file; a training checkpoint is not a body)") from error
 
 
-def _parse_torch_zip(stream: IO[bytes], *, lenient: bool = False) -> Parsed:
+def _parse_torch_zip(stream: io.BufferedIOBase, *, lenient: bool = False) -> Parsed:
     archive = _Archive(stream)
     pickled = min((name for name in archive if name.endswith("data.pkl")), key=len)
     folder = pickled.removesuffix("data.pkl")
