@@ -58,10 +58,10 @@ def main() -> None:
                         {"body": name, "matrix": "fit_points", kind: off(body(fit.parameters).vertices)}
                     )
             print(rows[-1])
-    found = {"subject": "markers", "count": options.markers, "unit": "mm", "rows": rows}
-    found["provenance"] = provenance(torch.device("cpu"))
+    result = {"subject": "markers", "count": options.markers, "unit": "mm", "rows": rows}
+    result["provenance"] = provenance(torch.device("cpu"))
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(found, indent=1) + "\n")
+    options.output.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
