@@ -464,6 +464,43 @@ def test_kernels_on_a_device_find_what_torch_finds(mannequin_asset, device, dtyp
     assert (seen != visible_vertices(vertices, faces, eye, backend="torch")).float().mean() < 1e-3
 
 
+@pytest.mark.parametrize("setting", ["high", "mkldnn"])
+def test_the_torch_searches_are_exact_where_products_may_be_rounded(mannequin_asset, monkeypatch, setting):
+    """Products keep 10 bits, as with TF32 on a GPU: a torso's closest points and what of it is seen."""
+    vertices, faces = surface_of(mannequin_asset, torch.float32)
+    kept = faces[(vertices[faces].mean(1)[:, 1] - vertices[:, 1].mean()).abs() < 0.15]
+    points = near_surface(vertices, kept, 100, 1e-3)
+    eye = torch.tensor([[0.3, 0.2, 3.0]])
+    multiply, rounded = torch.addmm, []
+
+    def find():
+        nearest = closest_faces(points, vertices, kept, backend="torch")[0]
+        return nearest, visible_vertices(vertices, kept, eye, backend="torch")
+
+    def coarse(base, *factors):
+        rounded.append(base.shape)
+        return multiply(base, *((f.view(torch.int32) & ~0x1FFF).view(torch.float32) for f in factors))
+
+    expected = find()
+    monkeypatch.setattr(torch, "addmm", coarse)
+    before = torch.get_float32_matmul_precision()
+    try:
+        if setting == "high":
+            torch.set_float32_matmul_precision("high")
+        elif hasattr(torch.backends.mkldnn, "matmul"):
+            torch.backends.mkldnn.matmul.fp32_precision = "tf32"
+        else:
+            pytest.skip("this torch has one setting for all devices")
+        found = find()
+    finally:
+        if hasattr(torch.backends.mkldnn, "matmul"):
+            torch.backends.mkldnn.matmul.fp32_precision = "ieee"
+        torch.set_float32_matmul_precision(before)
+    assert rounded  # the first guess may be any
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a, b)
+
+
 class TestErrors:
     @pytest.mark.parametrize(
         ("changes", "error", "message"),

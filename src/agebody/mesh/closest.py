@@ -313,13 +313,13 @@ def _closest_of_all(points: Tensor, triangles: Tensor) -> Tensor:
     points, triangles = points - origin, triangles - origin
     middles, radii = _balls(triangles)
     squares = middles.square().sum(-1)
-    first = torch.addmm(squares, points, -2 * middles.T).argmin(1)
+    first = torch.addmm(squares, points, -2 * middles.T).argmin(1)  # any triangle gives a bound
     reach = torch.sqrt(_squared_distance(points, triangles[first]))
     left = torch.cat((points, reach[:, None]), 1)
     right = torch.cat((middles, radii[:, None]), 1)
     size = points.square().sum(-1)
     slack = 16 * torch.finfo(points.dtype).eps * (size + reach.square() + (squares + radii.square()).max())
-    over = torch.addmm(squares - radii.square(), left, -2 * right.T)
+    over = _add_products(squares - radii.square(), left, -2 * right)
     point, triangle = (over <= (reach.square() - size + slack)[:, None]).nonzero(as_tuple=True)
     distance = torch.cat(
         [
@@ -336,6 +336,26 @@ def _balls(triangles: Tensor) -> tuple[Tensor, Tensor]:
     """Return centroids (F, 3) and distances to the farthest corner (F)."""
     middles = triangles.mean(1)
     return middles, (triangles - middles[:, None]).norm(dim=-1).amax(1)
+
+
+def _add_products(base: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Return ``base + rows @ columns.T`` (n, F) for (n, K) and (F, K), in the precision of their type.
+
+    Where a user allows it, products round float32 numbers to TF32's or bfloat16's few bits; sums never do.
+    """
+    if rows.dtype == torch.float64 or (rows.device.type == "cpu" and _multiplies_exactly()):
+        return torch.addmm(base, rows, columns.T)
+    for row, column in zip(rows.unbind(1), columns.unbind(1), strict=True):
+        base = torch.addcmul(base, row[:, None], column)
+    return base
+
+
+def _multiplies_exactly() -> bool:
+    """Return whether products of float32 on the CPU keep all bits, as far as torch tells."""
+    try:
+        return torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # it was set for this device alone, by torch's newer attributes
+        return False
 
 
 def _squared_distance(points: Tensor, triangles: Tensor) -> Tensor:
@@ -364,9 +384,9 @@ def _blocked(mesh: Tensor, faces: Tensor, eye: Tensor, here: Tensor) -> Tensor:
     starts, ways = mesh[here], eye - mesh[here]
     lengths = ways.square().sum(-1, keepdim=True)
     reach = middles.square().sum(-1) - radii.square()
-    along = torch.addmm(-(ways * starts).sum(-1, keepdim=True), ways, middles.T)
+    along = _add_products(-(ways * starts).sum(-1, keepdim=True), ways, middles)
     share = (along / torch.where(lengths == 0, 1, lengths)).clamp(0, 1)
-    over = torch.addmm(reach, starts, -2 * middles.T) - share * (2 * along - share * lengths)
+    over = _add_products(reach, starts, -2 * middles) - share * (2 * along - share * lengths)
     size = starts.square().sum(-1, keepdim=True)
     near = over <= 64 * torch.finfo(mesh.dtype).eps * (lengths + size + reach.abs().max()) - size
     vertex, triangle = near.nonzero(as_tuple=True)
