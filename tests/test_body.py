@@ -16,7 +16,7 @@ from model_files import write_kid_template, write_smpl_pkl
 
 import agebody
 from agebody import SMIL, SMPL, SMPLA, BodyParameters, rotations
-from agebody.body import MOST_TABLES
+from agebody.body.model import MOST_TABLES
 
 DOUBLE = torch.float64
 ARGUMENTS = ("betas", "body_pose", "global_orient", "transl", "age_offset")

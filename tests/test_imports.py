@@ -95,7 +95,7 @@ def test_rooms_have_no_circles():
 
 
 def test_the_check_sees_imports():
-    assert {"engine.backend", "assets.asset", "keypoints"} <= imported(SOURCE / "body.py")
+    assert {"engine.backend", "assets.asset", "keypoints"} <= imported(SOURCE / "body" / "model.py")
 
 
 PUBLIC_UNDERSCORES = {"_replace", "_asdict", "_fields", "_make", "_apply", "_modules", "_buffers"}

@@ -1,7 +1,6 @@
-"""Body models as differentiable layers: SMPL, SMIL and SMPL-A over one implementation.
+"""The one implementation of all body layers, and a body whose identity is computed once.
 
-This is one file because the layer, its shaped body and SMPL-A's switch to an infant share the private steps
-from identity to skeleton to surface.
+This is one file because both share the private steps from identity to skeleton to surface.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from torch import Tensor, nn
 from agebody import rotations
 from agebody.assets.asset import BodyAsset
 from agebody.assets.io import load_asset
-from agebody.assets.official import FILES, JOINT_NAMES, TITLES
 from agebody.checks import broadcast, flatten, read_rotations, read_tensor
 from agebody.engine import halfprecision
 from agebody.engine.backend import BackendName, WarpSurface, WarpTree, choose_backend, get_parts
@@ -57,7 +55,7 @@ class BodyOutput(NamedTuple):
     """(*batch, J, 3, 3) rotation of each joint relative to its parent, the root's first."""
 
 
-class _Identity(NamedTuple):
+class Identity(NamedTuple):
     """A body's shape and age."""
 
     batch: tuple[int, ...]
@@ -69,10 +67,10 @@ class _Identity(NamedTuple):
     """(*batch) factor of the pose blend shapes."""
 
 
-class _Person(NamedTuple):
+class Person(NamedTuple):
     """One body, or two bodies to blend."""
 
-    parts: list[tuple[BodyModel, _Identity]]
+    parts: list[tuple[BodyModel, Identity]]
     share: Tensor | None
     """(*batch) share of the second body: True or False, or a number from 0 to 1."""
 
@@ -95,7 +93,7 @@ class _Skeleton(NamedTuple):
     """(B, 3)"""
 
 
-def _blend(person: _Person, tensors: list[Tensor], entry_dims: int) -> Tensor:
+def _blend(person: Person, tensors: list[Tensor], entry_dims: int) -> Tensor:
     if person.share is None:
         return tensors[0]
     first, second = tensors
@@ -105,7 +103,7 @@ def _blend(person: _Person, tensors: list[Tensor], entry_dims: int) -> Tensor:
     )
 
 
-def _blend_outputs(person: _Person, outputs: list[BodyOutput]) -> BodyOutput:
+def _blend_outputs(person: Person, outputs: list[BodyOutput]) -> BodyOutput:
     if person.share is None:
         return outputs[0]
     batch_dims = outputs[0].vertices.dim() - 2
@@ -440,18 +438,18 @@ class BodyModel(nn.Module):
 
     def _person(
         self, betas: Tensor | None, age_offset: Tensor | float | None, expression: Tensor | None
-    ) -> _Person:
+    ) -> Person:
         """Return this body with an identity, and in subclasses a second body to blend it with."""
-        return _Person([(self, self._identity(betas, age_offset, expression))], None)
+        return Person([(self, self._identity(betas, age_offset, expression))], None)
 
     def _identity(
         self, betas: Tensor | None, age_offset: Tensor | float | None, expression: Tensor | None = None
-    ) -> _Identity:
+    ) -> Identity:
         betas = self._coefficients(betas, expression)
         age = self._age(age_offset, betas.dim() - 1)
         batch = broadcast(betas=betas.shape[:-1], age_offset=age.shape)
         coefficients, rest_joints = self.identity(betas.expand(*batch, -1), age.expand(batch))
-        return _Identity(batch, coefficients, rest_joints, self.corrective_scale(age))
+        return Identity(batch, coefficients, rest_joints, self.corrective_scale(age))
 
     def _coefficients(self, betas: Tensor | None, expression: Tensor | None) -> Tensor:
         """Return betas and expression in one tensor, (*batch, num_coefficients)."""
@@ -486,7 +484,7 @@ class BodyModel(nn.Module):
 
     def _pose(
         self,
-        identity: _Identity,
+        identity: Identity,
         body_pose: Tensor | None,
         global_orient: Tensor | None,
         transl: Tensor | None,
@@ -580,7 +578,7 @@ class BodyModel(nn.Module):
 class ShapedBody:
     """A body with its identity fixed: made by `BodyModel.shape`, called with poses."""
 
-    def __init__(self, body: BodyModel, person: _Person) -> None:
+    def __init__(self, body: BodyModel, person: Person) -> None:
         self.body = body
         self._person = person
         self._bases = [b.surface.rest(flatten(i.coefficients, i.batch, 1)) for b, i in person.parts]
@@ -666,152 +664,6 @@ class ShapedBody:
         translation = read_tensor("translation", translation, (3,), body._like)
         moved = (rotation @ origin[..., None])[..., 0] + translation
         return rotations.from_matrix(rotation @ root, pose_format), moved - pelvis
-
-
-class SMPL(BodyModel):
-    """A body of one age (Loper et al., SIGGRAPH Asia 2015); age templates of the asset are ignored."""
-
-
-class SMIL(BodyModel):
-    """An infant body (Hesse et al., MICCAI 2018): SMPL's maths over an infant's asset."""
-
-    def __init__(self, asset: BodyAsset | str | os.PathLike[str], **options: Any) -> None:
-        """Options as in `BodyModel`."""
-        asset = asset if isinstance(asset, BodyAsset) else load_asset(asset)
-        if asset.has_age or asset.metadata.kind == "smpl":
-            raise ValueError(
-                f"asset: {asset.metadata.name!r} is an adult ({asset.metadata.kind}); SMIL needs an infant: "
-                "smil_web.pkl, or asset.at_age(1.0) of a body with age templates"
-            )
-        super().__init__(asset, **options)
-
-
-class SMPLA(BodyModel):
-    """A body of every age (AGORA, CVPR 2021; BEV, CVPR 2022): SMPL with an age offset.
-
-    Args:
-        asset: a body with age templates, or a file of one.
-        smil: an infant body that takes over above the threshold, with the first betas and no age offset.
-        infant_threshold: age offset above which it does (BEV: 0.8).
-        transition: width of the age offsets, centred on the threshold, over which the two bodies are
-            blended smoothly. 0 is BEV's switch, which passes no gradient to the age offset above it.
-        infant_corrective_scale: factor of the pose blend shapes at age offset 1, linear from 1 at 0
-            (smplify-kids uses 0.35).
-        options: as in `BodyModel`.
-
-    The two posed bodies are blended. For their joints that is the same as blending the rest joints, because
-    forward kinematics is linear in them.
-    """
-
-    def __init__(
-        self,
-        asset: BodyAsset | str | os.PathLike[str],
-        *,
-        smil: BodyAsset | str | os.PathLike[str] | None = None,
-        infant_threshold: float = 0.8,
-        transition: float = 0.0,
-        infant_corrective_scale: float = 1.0,
-        **options: Any,
-    ) -> None:
-        """Options as in `BodyModel`."""
-        asset = asset if isinstance(asset, BodyAsset) else load_asset(asset)
-        if not asset.has_age:
-            raise ValueError(
-                f"asset: {asset.metadata.name!r} has no age templates; give load_asset an infant_template "
-                "(smpl_kid_template.npy or a SMIL file), or use SMPL"
-            )
-        if transition < 0:
-            raise ValueError(f"transition: expected a width of 0 or more, got {transition}")
-        super().__init__(asset, **options)
-        self.infant_threshold = infant_threshold
-        self.transition = transition
-        self.infant_corrective_scale = infant_corrective_scale
-        self.infant: SMIL | None = None
-        if smil is not None:
-            infant = smil if isinstance(smil, BodyAsset) else load_asset(smil)
-            if infant.template.shape != asset.template.shape or not np.array_equal(
-                infant.parents, asset.parents
-            ):
-                raise ValueError(
-                    f"smil: expected {asset.num_vertices} vertices and {asset.num_joints} joints, "
-                    f"got {infant.num_vertices} and {infant.num_joints}"
-                )
-            num_betas = min(self.num_betas, infant.num_betas)
-            self.infant = SMIL(infant, **{**options, "num_betas": num_betas})
-
-    def _age_anchors(self) -> tuple[float, ...]:
-        return tuple(self.asset.age_offsets.tolist())
-
-    def _person(
-        self, betas: Tensor | None, age_offset: Tensor | float | None, expression: Tensor | None
-    ) -> _Person:
-        adult = self._identity(betas, age_offset, expression)
-        if self.infant is None:
-            return _Person([(self, adult)], None)
-        betas = self._coefficients(betas, expression)
-        infant = self.infant._identity(betas[..., : self.infant.num_betas], None)
-        age = self._age(age_offset, betas.dim() - 1)
-        if self.transition == 0:
-            return _Person([(self, adult), (self.infant, infant)], age > self.infant_threshold)
-        x = ((age - self.infant_threshold) / self.transition + 0.5).clamp(0, 1)
-        return _Person([(self, adult), (self.infant, infant)], x * x * (3 - 2 * x))
-
-
-class _OfEveryAge(BodyModel):
-    """A body of one family, of every age if its asset has age templates."""
-
-    _kind = ""
-
-    def __init__(self, asset: BodyAsset | str | os.PathLike[str], **options: Any) -> None:
-        """Options as in `BodyModel`."""
-        asset = asset if isinstance(asset, BodyAsset) else load_asset(asset)
-        if asset.joint_names != JOINT_NAMES[self._kind]:
-            found = TITLES.get(asset.metadata.kind, asset.metadata.kind)
-            raise ValueError(
-                f"asset: {asset.metadata.name!r} is {found}; {type(self).__name__} needs {FILES[self._kind]}"
-            )
-        super().__init__(asset, **options)
-
-    def _age_anchors(self) -> tuple[float, ...]:
-        return tuple(self.asset.age_offsets.tolist())
-
-
-class SMPLH(_OfEveryAge):
-    """A body with hands (Romero et al., SIGGRAPH Asia 2017): 52 joints; `join_pose` joins body and hands.
-
-    It takes an age offset if the asset has an infant template.
-    """
-
-    _kind = "smplh"
-
-
-class SMPLX(_OfEveryAge):
-    """A body with hands and face (Pavlakos et al., CVPR 2019): 55 joints, and expressions.
-
-    It takes an age offset if the asset has an infant template (``smplx_kid_template.npy``).
-
-    Args:
-        asset: a body of SMPL-X, or a file of one.
-        num_expression: expression coefficients; the asset's first 10, or all where it has fewer, if None.
-        options: as in `BodyModel`.
-    """
-
-    _kind = "smplx"
-
-    def __init__(
-        self, asset: BodyAsset | str | os.PathLike[str], *, num_expression: int | None = None, **options: Any
-    ) -> None:
-        """Options as in `BodyModel`."""
-        asset = asset if isinstance(asset, BodyAsset) else load_asset(asset)
-        if num_expression is None:
-            num_expression = min(DEFAULT_NUM_BETAS, asset.num_expression)
-        super().__init__(asset, num_expression=num_expression, **options)
-
-
-class MANO(_OfEveryAge):
-    """A hand (Romero et al., SIGGRAPH Asia 2017); the root is the wrist, its 15 other joints the fingers'."""
-
-    _kind = "mano"
 
 
 def _read(
