@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -507,3 +508,9 @@ class TestWhatFollowsOperations:
             for body in (built, layer)
         )
         assert_equal(found, expected)
+
+
+def test_what_torch_says_of_a_first_product_in_a_backward_pass_is_no_error():
+    """Only CUDA says it, once, and to whichever of our functions asks for the product."""
+    message = "Attempting to run cuBLAS, but there was no current CUDA context! Attempting to set the primary"
+    warnings.warn_explicit(message, UserWarning, "batched.py", 1, module="agebody.engine.batched")
