@@ -16,6 +16,7 @@ KERNEL_TESTS := $(addprefix tests/test_,$(addsuffix .py,kernels blend_skin backe
 
 demo: $(VENV)/.installed
 	$(BIN)/agebody demo --output $(OUT)
+	$(BIN)/agebody export anny --years 4 --output $(OUT)/body.glb --overwrite
 
 # A small network learns from synthetic people, on two cores and without a GPU: some 15 minutes.
 train-demo: $(VENV)/.installed

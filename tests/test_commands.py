@@ -21,6 +21,7 @@ COMMANDS = {
     "demo": ["--body", "{body}", "-o", "{output}"],
     "inspect": ["{body}"],
     "convert": ["{body}", "-o", "{output}.npz", "--regressor", "mine={regressor}"],
+    "export": ["{body}", "--motion", "{motion}", "-o", "{output}.glb"],
     "bench": [],
     "warmup": [],
     "detect": ["{images}", "--detector", "rtmo:{weights}", "-o", "{output}.json"],
@@ -59,6 +60,7 @@ INPUTS = [
     "checkpoint",
     "body",
     "regressor",
+    "motion",
     "keypoints",
     "images",
     "shards",
@@ -131,12 +133,14 @@ def make_files(place):
     (place / "people.json").write_text("{}")
     save_rtmo(place / "weights.onnx", np.ones((1, 17, 3)), (0.8,))
     save_network(place / "net.safetensors")
+    np.savez(place / "motion.npz", body_pose=np.zeros((2, 23, 3)))
     np.save(place / "regressor.npy", np.full((3, 6890), 1 / 6890))
     (place / "shards").mkdir()
     files = {name: place / name for name in ("images", "maps", "shards")}
     files |= {"keypoints": place / "keypoints.json", "people": place / "people.json"}
     files |= {"weights": place / "weights.onnx", "checkpoint": place / "net.safetensors"}
     files |= {"body": place / "body.safetensors", "regressor": place / "regressor.npy"}
+    files["motion"] = place / "motion.npz"
     run("shard", [str(files["keypoints"]), "-o", str(place / "shards")])
     made = run("fit", [str(files["keypoints"]), "--body", str(files["body"]), "-o", str(place / "out")])
     assert made.exit_code == 0, made.output
@@ -207,8 +211,9 @@ def test_places_that_cannot_be_written_are_refused_in_one_line(tmp_path, good, c
         "nowhere": "/proc/nowhere/output",
         "long": tmp_path / ("n" * 260),
     }
-    if kind == "file" and command in ("convert", "crowd", "detect"):
-        (tmp_path / f"file.{'json' if command == 'detect' else 'npz'}").mkdir()
+    suffixes = {"detect": "json", "export": "glb", "convert": "npz", "crowd": "npz"}
+    if kind == "file" and command in suffixes:
+        (tmp_path / f"file.{suffixes[command]}").mkdir()
     result = run(command, fill(command, good, tmp_path, output=places[kind]))
     assert_refused(result, tmp_path, ["file"])
     assert (tmp_path / "file").read_text() == "mine"

@@ -204,19 +204,21 @@ def _required(asset: BodyAsset, field: str, instead: str) -> np.ndarray:
     return found
 
 
-def read_start(body: BodySizes, start: BodyParameters, batch: Sequence[int]) -> BodyParameters:
-    """Return checked starting parameters, broadcast to a batch that is flattened."""
+def read_start(
+    body: BodySizes, start: BodyParameters, batch: Sequence[int], *, argument: str = "start"
+) -> BodyParameters:
+    """Return checked parameters, such as a start, broadcast to a batch that is flattened."""
     found = []
     for (name, part), like in zip(start._asdict().items(), BodyParameters.zeros(body, 1), strict=True):
         entry = like.shape[1:]
-        part = expect(f"start.{name}", part, *entry).detach().to(like)
+        part = expect(f"{argument}.{name}", part, *entry).detach().to(like)
         if not part.isfinite().all():
-            raise ValueError(f"start.{name}: expected finite numbers")
+            raise ValueError(f"{argument}.{name}: expected finite numbers")
         try:
             found.append(part.expand((*batch, *entry)).reshape(-1, *entry))
         except RuntimeError:
             raise ValueError(
-                f"start.{name}: expected a shape that broadcasts to {(*batch, *entry)}, "
+                f"{argument}.{name}: expected a shape that broadcasts to {(*batch, *entry)}, "
                 f"got {tuple(part.shape)}"
             ) from None
     return BodyParameters(*found)

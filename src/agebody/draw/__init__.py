@@ -1,7 +1,8 @@
-"""Pictures and mesh files of bodies."""
+"""Pictures, mesh files and rigged files of bodies."""
 
 from agebody.draw.mesh_files import save_mesh
 from agebody.draw.meshes import PALETTE
 from agebody.draw.pictures import INK, Picture, contact_sheet, lineup, render
+from agebody.draw.rigged_files import save_rigged
 
-__all__ = ["INK", "PALETTE", "Picture", "contact_sheet", "lineup", "render", "save_mesh"]
+__all__ = ["INK", "PALETTE", "Picture", "contact_sheet", "lineup", "render", "save_mesh", "save_rigged"]

@@ -1,31 +1,41 @@
-"""Commands on bodies: demo, inspect, convert, bench, warmup."""
+"""Commands on bodies: demo, inspect, convert, export, bench, warmup."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
+import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from agebody.files import make_folder
-from agebody.pipelines.cli.app import app, note, plain, running, say, show_stages
+from agebody.pipelines.cli.app import app, fail, note, plain, running, say, show_stages
 from agebody.pipelines.cli.options import (
+    AgeClassName,
+    AgeOffset,
     AsJson,
     Body,
     Device,
+    OutputFile,
     Overwrite,
+    Years,
     check_choice,
     check_device,
+    check_output,
     load_body,
+    make_layer,
     option,
+    read_ages,
 )
 
 if TYPE_CHECKING:
+    from agebody.assets.asset import BodyAsset
     from agebody.pipelines.bench import Report
 
 
@@ -162,6 +172,122 @@ def convert(
     say(f"wrote {output}: {asset!r}")
     if write is not save_asset and (asset.has_age or asset.regressors):
         note(f"{output.suffix} cannot hold age templates and regressors; .safetensors can")
+
+
+@app.command()
+def export(
+    body: Annotated[
+        str,
+        typer.Argument(
+            show_default=False,
+            help="**anny** (free, realistic), **mannequin** (built in), or the path of a body file.",
+        ),
+    ],
+    output: OutputFile,
+    motion: Annotated[
+        Path | None,
+        option(
+            "Frames to animate: **.npz** with arrays named as the fields of BodyParameters, such as "
+            "body_pose (frames, joints, 3); those that are missing are zeros.",
+        ),
+    ] = None,
+    fps: Annotated[float, typer.Option(min=1e-3, max=1e5, help="Frames per second of the motion.")] = 30.0,
+    betas: Annotated[
+        str | None, option("Shape coefficients, in place of those of the motion.", metavar="B0,B1,...")
+    ] = None,
+    age_offset: AgeOffset = None,
+    age_class: AgeClassName = None,
+    years: Years = None,
+    morph_targets: Annotated[
+        bool | None,
+        option(
+            "Displacements to other betas and ages, of a .glb; by default only of a body whose licence is "
+            "known to be a free one.",
+            "--morph-targets/--no-morph-targets",
+        ),
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a body for animation programs: **.glb** with skeleton and skin, or **.bvh** with the skeleton.
+
+    Example: `agebody export anny --years 4 -o body.glb`
+    """
+    import torch
+
+    from agebody.draw.rigged_files import FREE_LICENSES, save_rigged
+    from agebody.parameters import BodyParameters
+
+    ages = read_ages(age_offset, age_class, years)
+    numbers = _read_betas(betas)
+    check_output(output, (Path(body), motion), overwrite)
+    with running(ValueError) as bars:
+        asset = load_body(body, bars)
+        given = {} if motion is None else _read_motion(motion, asset)
+        if numbers is not None:
+            given["betas"] = np.array([numbers])
+        offset = _age_offset(asset, ages)
+        if offset is not None:
+            given["age_offset"] = np.array([offset])
+        count = max(given["betas"].shape[1] if "betas" in given else 0, min(asset.num_betas, 10))
+        layer = make_layer(asset, num_betas=count)
+        parameters = BodyParameters.zeros(layer)
+        for name, array in given.items():
+            part = torch.from_numpy(np.atleast_1d(array)).to(layer.dtype)
+            if name == "betas":
+                part = torch.nn.functional.pad(part, (0, count - part.shape[1]))
+            parameters = parameters._replace(**{name: part if motion else part[0]})
+        options: dict[str, Any] = {"fps": fps, "morph_targets": morph_targets, "overwrite": overwrite}
+        error = save_rigged(layer, output, parameters=parameters, **options)
+    metadata = asset.metadata
+    say(f"wrote {output}: {metadata.name}, {asset.num_joints} joints")
+    if error > 1e-4:
+        note(f"posed by four joints a vertex, the surface is up to {1e3 * error:.1f} mm from the body's own")
+    if metadata.license not in FREE_LICENSES:
+        note(f"the file contains data of {metadata.name} under its licence: {metadata.license}")
+        if morph_targets is None and output.suffix.lower() == ".glb":
+            note("it has no morph targets, which are the body's shape space; --morph-targets writes them")
+
+
+def _read_betas(text: str | None) -> list[float] | None:
+    try:
+        numbers = None if text is None else [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = [math.nan]
+    if numbers is not None and not all(map(math.isfinite, numbers)):
+        raise typer.BadParameter(f"expected numbers such as 1.5,0,-1, got {text!r}", param_hint="--betas")
+    return numbers
+
+
+def _age_offset(asset: BodyAsset, ages: dict[str, Any]) -> float | None:
+    """Return the age offset that the options of a command state, None without one."""
+    from agebody.age import AGE_CLASSES, AgeCurve, parse_ages
+
+    found = parse_ages(**ages, shape=(1,))
+    if not found.known[0]:
+        return None
+    if not asset.has_age:
+        fail(f"{asset.metadata.name} has one age; give a body with ages, or no age")
+    if not math.isnan(found.years[0]):
+        return float(AgeCurve.from_asset(asset).years_to_offset(float(found.years[0])))
+    offset = float(found.age_offset[0])
+    return AGE_CLASSES[found.age_class[0]].mid if math.isnan(offset) else offset
+
+
+def _read_motion(path: Path, asset: BodyAsset) -> dict[str, np.ndarray]:
+    """Return the arrays of a motion by the names of `BodyParameters`, one row per frame."""
+    from agebody.annotations.arrays import Key, read_arrays
+
+    shapes = {"global_orient": (3,), "body_pose": (asset.num_joints - 1, 3), "transl": (3,)}
+    shapes |= {"betas": (None,), "age_offset": (), "focal": (2,)}
+    arrays = read_arrays(path, {name: Key(shape) for name, shape in shapes.items()})
+    if "focal" in arrays:
+        fail(f"{path}: labels are in the coordinates of cameras; a motion is of one person, +y up")
+    if not arrays:
+        fail(f"{path}: not a motion; expected arrays named {', '.join(list(shapes)[:-1])}")
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            fail(f"{path}: {name}: expected finite numbers")
+    return arrays
 
 
 def _check_backend(value: str) -> str | None:
