@@ -226,6 +226,15 @@ def test_wrong_options_are_refused_in_one_line(tmp_path, good, command):
         assert_refused(run(command, wrong), tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("people", "inf"), ("people", "1.5-3"), ("focal", "0"), ("fov", "nan")]
+)
+def test_wrong_ranges_of_synthesize_are_named(tmp_path, good, name, value):
+    result = run("synthesize", [*fill("synthesize", good, tmp_path), f"--{name}", value])
+    assert_refused(result, tmp_path)
+    assert f"--{name}" in result.stderr
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_can_be_shown_without_unicode(command):
     result = run(command, ["--help"], charset="ascii")

@@ -170,6 +170,11 @@ def test_the_discriminator_comes_too(tmp_path):
     made = load_checkpoint(save(state, tmp_path / "a.pth"), SMPLA(BODY, pose_format="matrix"))
     assert made.discriminator.num_betas == 11
     assert all(torch.equal(t, made.discriminator.state_dict()[n]) for n, t in expected.state_dict().items())
+    own = {f"discriminator.{name}": t for name, t in PoseDiscriminator(23, 11).state_dict().items()}
+    made = load_checkpoint(
+        save(published("aionhmr") | own, tmp_path / "own.pth"), SMPLA(BODY, pose_format="matrix")
+    )
+    assert torch.equal(made.discriminator.joint_weight, own["discriminator.joint_weight"])
     del state["discriminator.D_conv2.bias"]
     with pytest.raises(AssetError, match=r"discriminator: .*joint\.2\.bias"):
         load_checkpoint(save(state, tmp_path / "b.pth"), SMPLA(BODY, pose_format="matrix"))
@@ -192,6 +197,13 @@ def put(name, *shape):
         ),
         (drop("decpose", "deccam"), "missing the layers decpose, deccam"),
         (put("smpl_head.more", 2), r"1 unknown \(head.more\)"),
+        *(
+            (
+                lambda state, bias=bias: state.update({"smpl_head.deccam.bias": bias}),
+                "1 not of finite numbers",
+            )
+            for bias in (torch.tensor([0, torch.nan, 0]), torch.zeros(3, dtype=torch.int64))
+        ),
         (put("smpl_head.deccam.bias", 4), r"1 of another shape \(head.deccam.bias\)"),
         (put("backbone.pos_embed", 1, 14, 32), r"1 of another shape \(backbone.pos_embed\)"),
         (put("backbone.blocks.2.norm1.bias", 32), "a backbone of 3 blocks of width 32"),

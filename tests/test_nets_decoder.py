@@ -221,7 +221,16 @@ def test_wrong_images_are_refused(given, error, words, unchecked):
     [
         (lambda: ViT("G"), "size: expected one of S, B, L, H"),
         (lambda: ViT(ViTSize(30, 1, 4)), "size: expected a width"),
-        (lambda: ViT(SMALL, image_size=(60, 48)), "image_size: expected multiples of 16"),
+        (lambda: ViT(ViTSize(32, 1, 0)), "size: expected a width"),
+        (lambda: ViT((32, 1, 2)), "size: expected one of S, B, L, H or a ViTSize"),
+        (
+            lambda: ViT(SMALL, image_size=224),
+            "image_size: expected height and width, multiples of 16, got 224",
+        ),
+        (lambda: ViT(SMALL, image_size=(60, 48)), "image_size: expected height and width, multiples of 16"),
+        (lambda: ViT(SMALL, image_size=(48, 64))(torch.zeros(1, 3, 48, 48)), r"shape \(B, 3, 48, 64\)"),
+        (lambda: small_head("hmr2")([[0.0]]), "features: expected a torch.Tensor, got list"),
+        (lambda: Regressor(ViT(SMALL), small_head("hmr2"), None), "body: expected a layer .*got 'NoneType'"),
         (lambda: DecoderHead.preset("hmr"), "name: expected one of hmr2"),
         (lambda: DecoderHead({"pose": 6}, token_starts=("pose",)), "token_starts"),
         (lambda: small_head("hmr2")(torch.zeros(2, 31, 4, 3)), r"features: expected shape \(B, 32, h, w\)"),

@@ -260,6 +260,18 @@ def test_a_field_of_view_below_the_floor_recovers():
     assert branch.layers[-1].bias.grad < 0
 
 
+def test_features_of_another_type_are_cast_to_the_weights():
+    for kind in HEADS:
+        head = filled(HEADS[kind](BODIES["every age"]()))
+        features = wave("features", 2, 8, 4, 3)
+        for name, found in head(features.double()).items():
+            torch.testing.assert_close(found, head(features)[name])
+        assert head.half()(features)["pose"].dtype == torch.float16
+    token, branch = wave("token", 2, 6), FieldOfView(6)
+    torch.testing.assert_close(branch(token.double()), branch(token))
+    torch.testing.assert_close(branch(token), branch.half()(token).float(), atol=1e-2, rtol=0)
+
+
 @pytest.mark.parametrize("kind", HEADS)
 @pytest.mark.parametrize("shape", [(2, 7), (2, 7, 4, 3), (8,)])
 def test_wrong_features_are_refused(kind, shape, unchecked):
@@ -287,6 +299,14 @@ def test_wrong_conditions_and_read_outs_are_refused(unchecked):
             "parts: expected those of a body of 4 joints, got 24",
         ),
         (lambda: FieldOfView(6)(torch.zeros(2, 5)), "token: expected shape"),
+        (
+            lambda: PartAttentionHead({"pose": 25}),
+            "readouts: expected pose among them, six numbers per joint",
+        ),
+        (lambda: PartAttentionHead({"pose": 24, "parts": 3}), "not parts, which the head adds"),
+        (lambda: PartAttentionHead({"pose": 24}, layers=0), "layers: expected 1 or more"),
+        (lambda: IterativeHead({"a.b": torch.zeros(3)}), "readouts: expected a name without dots"),
+        (lambda: PartAttentionHead({"pose": [0.0] * 24}), "readouts: .* got 'pose' and list"),
     )
     for call, message in refused:
         with pytest.raises(ValueError, match=message):

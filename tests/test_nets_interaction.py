@@ -53,6 +53,26 @@ def test_bands_join_to_what_was_split(frames):
         torch.testing.assert_close(low.square().sum() + high.square().sum(), signal.square().sum())
 
 
+def test_a_clip_of_one_frame_or_none():
+    assert TimeBands(8, 1)(torch.zeros(2, 1, 8)).shape == (2, 1, 8)
+    assert TimeBands(8, 6)(torch.zeros(0, 6, 8)).shape == (0, 6, 8)
+    assert make(frames=1)(*clip(frames=1)).vertices.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: haar_split(torch.zeros(3)), "signal: expected shape"),
+        (lambda: haar_join(torch.zeros(2, 3), torch.zeros(2, 4)), "high: expected 3 channels"),
+        (lambda: TimeBands(8, 6)(torch.zeros(1, 5, 8)), "features: expected shape"),
+        (lambda: TimeBands(8, 6)(torch.zeros(6, 8)), r"features: expected shape \(B, T, C\)"),
+    ],
+)
+def test_wrong_signals_are_refused(call, words, unchecked):
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
 def test_bands_of_known_signals():
     low, high = haar_split(torch.ones(5, 1))
     torch.testing.assert_close(low, torch.full((3, 1), math.sqrt(2)))
@@ -177,6 +197,7 @@ def test_onnx_with_any_number_of_clips(tmp_path, unchecked):
         ({"coordinates": 4}, "coordinates: expected 2 or 3, got 4"),
         ({"frames": 0}, "frames"),
         ({"heads": 3}, "heads: expected a divisor of the width 8"),
+        ({"heads": 0}, "heads: expected a divisor of the width 8"),
         (
             {"body": SMPL(random_body(num_vertices=12, age_offsets=()))},
             "markers: expected those of a body of 12",
@@ -193,6 +214,7 @@ def test_wrong_sizes_of_the_network_are_named(options, words):
     [
         (clip(frames=4), r"features: expected shape \(\*batch, 5, 7\), got \(2, 4, 7\)"),
         ((clip()[0], clip(coordinates=3)[1]), "joints: expected shape"),
+        ([part[0] for part in clip()], r"features: expected one batch dimension, got shape \(5, 7\)"),
     ],
 )
 def test_clips_of_another_size_are_refused(given, words, unchecked):

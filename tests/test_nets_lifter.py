@@ -255,6 +255,13 @@ class TestInput:
         save_file({"a": torch.zeros(1)}, wrong)
         with pytest.raises(ValueError, match="another file"):
             Lifter.load(wrong)
+        kind = {"kind": "agebody lifter", "width": "x"}
+        ruined = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+        ruined["embed.weight"][0, 0] = torch.nan
+        for tensors, words in (({"a": torch.zeros(1)}, "other names or shapes"), (ruined, "finite weights")):
+            save_file(tensors, wrong, kind)
+            with pytest.raises(ValueError, match=words):
+                Lifter.load(wrong)
         with pytest.raises(ValueError, match="missing"):
             Lifter.load(tmp_path / "missing.safetensors")
 

@@ -170,6 +170,11 @@ def test_what_does_not_fit_is_refused(tmp_path, bodies, finder, mannequin_asset)
     with pytest.raises(ValueError, match="expected a condition of 3 numbers"):
         predict_annotations(finder, bodies[0], people, tmp_path / "photos")
     finder.head.condition, finder.backbone = 3, nn.Identity()
+    unsure = {**start_readouts(bodies[1]), "camera": torch.full((3,), torch.nan)}
+    rows = {name: part.expand(len(people), -1) for name, part in unsure.items()}
+    broken = Regressor(Eye(), lambda images, condition: rows, bodies[1])
+    with pytest.raises(ValueError, match="network: expected finite predictions"):
+        predict_annotations(broken, bodies[0], people, tmp_path / "photos")
     with pytest.raises(ValueError, match="crop_size"):
         predict_annotations(finder, bodies[0], people, tmp_path / "photos")
     with pytest.raises(AnnotationError, match="nobody"):
@@ -264,8 +269,9 @@ def test_labels_of_a_checkpoint(tmp_path, mannequin_asset, seen, checkpoint, opt
         (("{people}", "--images", "{photos}", "--checkpoint", "{people}"), "people.json"),
         (
             ("{people}", "--images", "{photos}", "--checkpoint", "{net}", "--body", "{body}"),
-            "net.safetensors: body:",
+            "net.safetensors: AionHMR predicts 24 joints and 11 shape numbers; the body has 24 joints and 4 or 5",
         ),
+        (("{nobody}", "--images", "{photos}", "--checkpoint", "{net}"), "there is nobody to predict"),
         (("{photos}", "--checkpoint", "{net}", "--detector", "rtmo:none"), "none: no such file of weights"),
     ],
 )
@@ -274,6 +280,9 @@ def test_wrong_predictions_are_one_line(tmp_path, mannequin_asset, seen, checkpo
     smaller = mannequin_asset.replace(shapedirs=mannequin_asset.shapedirs[..., :4], metadata=about)
     save_asset(smaller, tmp_path / "b.safetensors")
     paths = {"people": tmp_path / "people.json", "photos": tmp_path / "photos", "net": checkpoint}
+    about = json.loads(paths["people"].read_text())
+    paths["nobody"] = tmp_path / "nobody.json"
+    paths["nobody"].write_text(json.dumps(about | {"annotations": []}))
     given = [part.format(**paths, body=tmp_path / "b.safetensors") for part in arguments]
     given += [] if "--body" in given else ["--body", "mannequin"]
     result = run(*given, "-o", tmp_path / "out")

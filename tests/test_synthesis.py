@@ -210,6 +210,7 @@ def test_ages_are_drawn_by_their_weights(body):
         ({"people": (1, 50)}, "people: expected"),
         ({"size": (8, 8)}, "size: expected sides"),
         ({"seed": -1}, "seed: expected"),
+        ({"seed": 10**22}, "seed: expected"),
         ({"fov": (0.0, 50.0)}, "fov: expected"),
         ({"fov": (float("nan"), 50.0)}, "fov: expected"),
         ({"occluders": 1.5}, "occluders: expected a share"),

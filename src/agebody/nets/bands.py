@@ -9,6 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from agebody.checks import expect, expect_tensor
+
 
 def haar_split(signal: Float[Tensor, "*batch T C"]) -> tuple[Tensor, Tensor]:
     """Split a signal along time by one level of Haar's wavelet: sums and differences of pairs over sqrt(2).
@@ -18,6 +20,8 @@ def haar_split(signal: Float[Tensor, "*batch T C"]) -> tuple[Tensor, Tensor]:
         an odd number is its own pair: its difference is 0 and not kept. For an even number the transform is
         orthogonal.
     """
+    if expect_tensor("signal", signal).dim() < 2:
+        raise ValueError(f"signal: expected shape (*batch, T, C), got {tuple(signal.shape)}")
     even, odd = signal[..., 0::2, :], signal[..., 1::2, :]
     pairs = odd.shape[-2]
     single = even[..., pairs:, :]
@@ -32,6 +36,8 @@ def haar_join(low: Float[Tensor, "*batch L C"], high: Float[Tensor, "*batch H C"
     pairs, extra = high.shape[-2], low.shape[-2] - high.shape[-2]
     if extra not in (0, 1):
         raise ValueError(f"high: expected {low.shape[-2]} frames as low has, or one less, got {pairs}")
+    if low.shape[-1] != high.shape[-1]:
+        raise ValueError(f"high: expected {low.shape[-1]} channels as low has, got {high.shape[-1]}")
     slow = low[..., :pairs, :]
     joined = torch.stack((slow + high, slow - high), -2).flatten(-3, -2)
     return torch.cat((joined, low[..., pairs:, :]), -2) * math.sqrt(0.5)
@@ -47,7 +53,7 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        if width % heads:
+        if heads < 1 or width % heads:
             raise ValueError(f"heads: expected a divisor of the width {width}, got {heads}")
         self.heads = heads
         self.query, self.pair = nn.Linear(width, width), nn.Linear(width, 2 * width)
@@ -95,14 +101,19 @@ class TimeBands(nn.Module):
 
     def __init__(self, width: int, frames: int, *, heads: int = 4, bands: bool = True) -> None:
         super().__init__()
-        self.bands = bands
+        self.bands, self.frames, self.width = bands, frames, width
         self.position = nn.Parameter(0.02 * torch.randn((frames + 1) // 2 if bands else frames, width))
         self.slow = AttentionBlock(width, heads)
         self.fast = nn.Conv1d(width, width, 3, padding=1)
 
     def forward(self, features: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
         """Return the hybrid features."""
+        if expect("features", features, self.frames, self.width).dim() != 3:
+            raise ValueError(f"features: expected shape (B, T, C), got {tuple(features.shape)}")
+        features = features.to(self.position.dtype)
         low, high = haar_split(features) if self.bands else (features, features)
         low = self.slow(low + self.position)
+        if self.frames == 1 and self.bands:  # a high band of no frame
+            return haar_join(low, high)
         update = F.gelu(self.fast(high.mT)).mT
         return haar_join(low, high + update) if self.bands else low + update

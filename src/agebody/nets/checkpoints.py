@@ -17,7 +17,7 @@ from agebody.body import BodyModel
 from agebody.losses import PoseDiscriminator
 from agebody.nets.decoder import HEAD_SIZE, DecoderHead
 from agebody.nets.readouts import layer_names, readout_of
-from agebody.nets.regressor import Regressor
+from agebody.nets.regressor import Regressor, expect_matrix_body
 from agebody.nets.spin_pare import translate_pare, translate_spin
 from agebody.nets.vit import VIT_SIZES, ViT, ViTSize
 
@@ -92,6 +92,8 @@ def load_checkpoint(
     """
     if (body is None) == (network is None):
         raise ValueError("body: expected a body, or else a network")
+    if network is None:
+        expect_matrix_body(body)
     with naming(path):
         tensors, beside = _read(path)
         tensors = {_WRAPPERS.sub("", name): tensor for name, tensor in tensors.items()}
@@ -166,10 +168,17 @@ def _assign(network: Regressor, weights: Weights) -> None:
         for name in own.keys() & weights.keys()
         if [n for n in own[name].shape if n != 1] != [n for n in weights[name].shape if n != 1]
     ]
+    bad = [
+        name
+        for name in own.keys() & weights.keys()
+        if own[name].is_floating_point()
+        and not (weights[name].is_floating_point() and weights[name].isfinite().all())
+    ]
     wrong = {
         "missing": own.keys() - weights.keys(),
         "unknown": weights.keys() - own.keys(),
         "of another shape": other,
+        "not of finite numbers": bad,
     }
     parts = [f"{len(names)} {what} ({_listed(names)})" for what, names in wrong.items() if names]
     if parts:
@@ -191,11 +200,16 @@ def _listed(names: Collection[str]) -> str:
 def _discriminator(tensors: Weights) -> PoseDiscriminator:
     tensors = {name.removeprefix("discriminator."): tensor for name, tensor in tensors.items()}
     joints = sum(bool(re.fullmatch(r"pose_out\.\d+\.weight", name)) for name in tensors)
-    judge = PoseDiscriminator(joints or 23, _side(tensors, "betas_fc1.weight", 1, 10))
+    judge = PoseDiscriminator(
+        joints or _side(tensors, "joint_bias", 0, 23),
+        _side(tensors, "betas_fc1.weight", 1, _side(tensors, "shape.0.weight", 1, 10)),
+        joint_features=_side(tensors, "joint.0.weight", 0, 32),
+        pose_features=_side(tensors, "pose.0.weight", 0, 1024),
+    )
     try:
         judge.load_state_dict(tensors)
     except (RuntimeError, IndexError) as error:
-        raise AssetError(f"discriminator: {' '.join(str(error).split())[:1000]}") from None
+        raise AssetError(f"discriminator: {' '.join(str(error).split())[:300]}") from None
     return judge
 
 

@@ -76,11 +76,9 @@ class DecoderHead(ReadoutHead):
             features: a map, or tokens one after the other.
             condition: the numbers that the token begins with; None where there are none.
         """
-        context = features.flatten(2).transpose(1, 2) if features.dim() == 4 else features
-        if context.dim() != 3 or context.shape[-1] != self.channels:
-            wanted = f"(B, {self.channels}, h, w) or (B, T, {self.channels})"
-            raise ValueError(f"features: expected shape {wanted}, got {tuple(features.shape)}")
-        context = context.to(self.transformer.pos_embedding.dtype)
+        like = self.transformer.pos_embedding
+        context = self.expect_features(features, like, self.channels, "B C h w", "B T C")
+        context = context.flatten(2).transpose(1, 2) if context.dim() == 4 else context
         people = context.shape[0]
         starts = self.starts(people)
         given = self.expect_condition(condition, context)

@@ -37,7 +37,7 @@ class FieldOfView(nn.Module):
         Args:
             token: one per image, such as the first token of DINOv2.
         """
-        expect("token", token, self.channels)
+        token = expect("token", token, self.channels).to(self.layers[0].weight.dtype)
         for layer in self.layers[:-1]:
             token = layer(token).relu()
         found = self.layers[-1](token)[..., 0]

@@ -123,7 +123,9 @@ class MeshPoseInteraction(nn.Module):
             every: of every frame, (B, T, ...); else of the middle one, T // 2, (B, ...).
         """
         for name, given in (("features", features), ("joints", joints)):
-            expect(name, given, *self.sizes[name])
+            if expect(name, given, *self.sizes[name]).dim() != len(self.sizes[name]) + 1:
+                raise ValueError(f"{name}: expected one batch dimension, got shape {tuple(given.shape)}")
+        features, joints = (part.to(self.frame_position.dtype) for part in (features, joints))
         hybrid = self.time(self.project(features))
         tokens = self.embed_joints(joints) + self.joint_position + self.frame_position + hybrid[:, :, None]
         shape = tokens.shape

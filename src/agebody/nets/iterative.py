@@ -61,11 +61,9 @@ class IterativeHead(ReadoutHead):
             features: a vector per person, or a map or tokens, whose mean is taken.
             condition: numbers beside the features; None where there are none.
         """
-        pooled = features.mean((-2, -1)) if features.dim() == 4 else features
+        given = self.expect_features(features, self.fc1.weight, self.channels, "B C", "B T C", "B C h w")
+        pooled = given.mean((-2, -1)) if given.dim() == 4 else given
         pooled = pooled.mean(1) if pooled.dim() == 3 else pooled
-        if pooled.dim() != 2 or pooled.shape[-1] != self.channels:
-            wanted = f"(B, {self.channels}), (B, T, {self.channels}) or (B, {self.channels}, h, w)"
-            raise ValueError(f"features: expected shape {wanted}, got {tuple(features.shape)}")
         given = self.expect_condition(condition, pooled)
         fixed = pooled if given is None else torch.cat((pooled, given), -1)
         found = self.starts(pooled.shape[0])

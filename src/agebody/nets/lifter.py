@@ -7,6 +7,7 @@ lengths of bones, and a place in the image. A body turns these into its own age 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -74,6 +75,7 @@ EVIDENCE = 1.5
 LEAST_SD = 0.02
 """Smallest standard deviation of an age offset."""
 WEIGHTS = "lifter.safetensors"
+_BLOCK = re.compile(r"layers\.\d+\.0\.weight")
 
 
 class View(NamedTuple):
@@ -151,11 +153,18 @@ class Lifter(nn.Module):
             raise ValueError(
                 f"{source}: expected a lifter's weights, got {about.get('kind', 'another file')!r}"
             )
-        made = cls(width=int(about["width"]), blocks=int(about["blocks"]))
-        try:
-            made.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
-        except RuntimeError as error:
-            raise ValueError(f"{source}: {' '.join(str(error).split())}") from None
+        width = tensors["embed.bias"].shape[0] if "embed.bias" in tensors else 1
+        with torch.device("meta"):
+            made = cls(width=width, blocks=sum(bool(_BLOCK.fullmatch(name)) for name in tensors))
+        shapes = {name: tensor.shape for name, tensor in made.state_dict().items()}
+        if shapes != {name: tensor.shape for name, tensor in tensors.items()}:
+            raise ValueError(
+                f"{source}: expected a lifter's tensors, got other names or shapes; get it again"
+            )
+        if not all(tensor.isfinite().all() for tensor in tensors.values()):
+            raise ValueError(f"{source}: expected finite weights; get or train it again")
+        made = cls(width=width, blocks=made.blocks)
+        made.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
         return made.eval()
 
     def save(self, path: str | os.PathLike[str], about: Mapping[str, str]) -> None:

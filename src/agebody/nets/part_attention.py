@@ -43,8 +43,11 @@ class PartAttentionHead(ReadoutHead):
         narrow: int = 64,
     ) -> None:
         super().__init__(readouts)
-        if "pose" not in self.sizes:
-            raise ValueError(f"readouts: expected pose among them, got {', '.join(self.sizes)}")
+        if self.sizes.get("pose", 1) % 6 or "parts" in self.sizes:
+            wanted = "pose among them, six numbers per joint, and not parts, which the head adds"
+            raise ValueError(f"readouts: expected {wanted}, got {', '.join(self.sizes)}")
+        if layers < 1:
+            raise ValueError(f"layers: expected 1 or more, got {layers}")
         joints = self.sizes["pose"] // 6
         owners = torch.arange(joints) if parts is None else torch.from_numpy(parts.joints)
         if owners.shape[0] != joints:
@@ -74,10 +77,7 @@ class PartAttentionHead(ReadoutHead):
             With them "parts" (B, P + 1, H, W), logits of what each pixel shows: 0 no part, p + 1 part p, as
             in the picture of a `PartMap`.
         """
-        if features.dim() != 4 or features.shape[1] != self.channels:
-            raise ValueError(
-                f"features: expected shape (B, {self.channels}, h, w), got {tuple(features.shape)}"
-            )
+        features = self.expect_features(features, self.pose_weight, self.channels, "B C h w")
         self.expect_condition(condition, features)
         logits = self.part_logits(self.part_branch(features))
         shares = logits[:, 1:].flatten(2).softmax(-1)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from agebody.checks import expect
+from agebody.checks import expect, expect_tensor
 
 _MODULES = {
     "pose": ("decpose", "init_body_pose"),
@@ -38,6 +38,12 @@ class ReadoutHead(nn.Module):
 
     def __init__(self, readouts: Mapping[str, Tensor | int], condition: int = 0) -> None:
         super().__init__()
+        for name, value in readouts.items():
+            if not name.isidentifier() or not (
+                isinstance(value, Tensor) or (type(value) is int and value >= 0)
+            ):
+                wanted = "a name without dots and spaces, and a tensor to start from or a size"
+                raise ValueError(f"readouts: expected {wanted}, got {name!r} and {type(value).__name__}")
         self.condition = condition
         self.sizes = {name: v.numel() if isinstance(v, Tensor) else v for name, v in readouts.items()}
         for name, start in readouts.items():
@@ -66,6 +72,24 @@ class ReadoutHead(nn.Module):
         """Return the starts (people, size) of the read-outs that have one."""
         found = {name: self.start(name) for name in self.sizes}
         return {name: start.expand(people, -1) for name, start in found.items() if start is not None}
+
+    def expect_features(self, features: Tensor, like: Tensor, channels: int, *forms: str) -> Tensor:
+        """Check features, and return them in the type of the weights.
+
+        Args:
+            features: of images.
+            like: a weight.
+            channels: their number.
+            forms: the axes of each shape that the head takes, such as "B C h w".
+        """
+        shape = expect_tensor("features", features).shape
+        fits = [
+            len(axes) == len(shape) and shape[axes.index("C")] == channels for axes in map(str.split, forms)
+        ]
+        if not any(fits):
+            wanted = " or ".join(f"({', '.join(axes.split())})" for axes in forms).replace("C", str(channels))
+            raise ValueError(f"features: expected shape {wanted}, got {tuple(shape)}")
+        return features.to(like.dtype)
 
     def expect_condition(self, condition: Tensor | None, like: Tensor) -> Tensor | None:
         """Check a condition, one row per row of ``like``, and return it in that type."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -111,6 +111,13 @@ def start_readouts(body: BodyModel | int, num_shape: int = 10) -> dict[str, Tens
     return {"pose": pose, "betas": torch.zeros(num_shape), "camera": torch.tensor([0.9, 0.0, 0.0])}
 
 
+def expect_matrix_body(body: Any) -> None:
+    """Refuse what is no layer of rotation matrices."""
+    got = getattr(body, "pose_format", type(body).__name__)
+    if got != "matrix":
+        raise ValueError(f'body: expected a layer with pose_format="matrix", got {got!r}')
+
+
 class Regressor(nn.Module):
     """A network from crops of people to their bodies.
 
@@ -127,8 +134,7 @@ class Regressor(nn.Module):
         body: BodyModel,
     ) -> None:
         super().__init__()
-        if body.pose_format != "matrix":
-            raise ValueError(f'body: expected a layer with pose_format="matrix", got {body.pose_format!r}')
+        expect_matrix_body(body)
         self.backbone, self.head, self.body = backbone, head, body
 
     def forward(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -51,12 +52,15 @@ class ViT(nn.Module):
             if size not in VIT_SIZES:
                 raise ValueError(f"size: expected one of {', '.join(VIT_SIZES)} or a ViTSize, got {size!r}")
             size = VIT_SIZES[size]
-        if size.width % size.heads:
+        if not isinstance(size, ViTSize):
+            raise TypeError(f"size: expected one of {', '.join(VIT_SIZES)} or a ViTSize, got {size!r}")
+        if size.heads < 1 or size.width % size.heads:
             raise ValueError(f"size: expected a width that is a multiple of the heads, got {size}")
-        if any(side < PATCH or side % PATCH for side in image_size):
-            raise ValueError(f"image_size: expected multiples of {PATCH}, got {image_size}")
-        self.image_size, self.num_channels = image_size, size.width
-        self.grid = (image_size[0] // PATCH, image_size[1] // PATCH)
+        sides = image_size if isinstance(image_size, Sequence) else ()
+        if len(sides) != 2 or any(side < PATCH or side % PATCH or side != int(side) for side in sides):
+            raise ValueError(f"image_size: expected height and width, multiples of {PATCH}, got {image_size}")
+        self.image_size, self.num_channels = (int(sides[0]), int(sides[1])), size.width
+        self.grid = (self.image_size[0] // PATCH, self.image_size[1] // PATCH)
         self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, size.width, PATCH, PATCH, padding=2)})
         self.pos_embed = nn.Parameter(torch.zeros(1, self.grid[0] * self.grid[1] + 1, size.width))
         shares = [size.drop_path * i / max(size.depth - 1, 1) for i in range(size.depth)]
@@ -80,7 +84,7 @@ class ViT(nn.Module):
             (B, C, H / 16, W / 16), tokens one after the other in memory.
         """
         height, width = self.image_size
-        images = expect_images(images, (height, width), (height, height))
+        images = expect_images(images, (height, width), (height, max(height, width)))
         if images.device.type == "cpu" or not self._range_seen:  # elsewhere it would wait for the device
             expect_normalized(images)
             self._range_seen = True

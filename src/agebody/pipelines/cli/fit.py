@@ -110,7 +110,8 @@ def fit(
             found = read_exif_focals(found, folder)
         if depth is not None:
             find_maps(depth, {found.images[i].name: None for i in found.image.tolist()})
-        make_folder(output)
+        if len(found):
+            make_folder(output)
         fit_folder.check_folder(output, overwrite=overwrite)
         layer = options.make_layer(options.load_body(body, bars), device=device)
         if shards and not fit_folder.has_training_joints(layer):

@@ -105,7 +105,8 @@ def predict(
         assert images is not None
         if focal is None and fov is None:
             found = read_exif_focals(found, images)
-        make_folder(output)
+        if len(found):
+            make_folder(output)
         began = time.perf_counter()
         labels = predict_annotations(
             network,

@@ -15,14 +15,29 @@ from agebody.pipelines.cli.app import app, running, say, show_count
 def _read_range(text: str) -> tuple[float, float]:
     first, _, last = text.partition("-")
     try:
-        return float(first), float(last or first)
+        found = float(first), float(last or first)
     except ValueError:
-        raise typer.BadParameter(f"expected a number, or a range such as 1-3, got {text!r}") from None
+        found = math.nan, math.nan
+    if not all(map(math.isfinite, found)):
+        raise typer.BadParameter(f"expected a number, or a range such as 1-3, got {text!r}")
+    return found
 
 
 def _check_range(value: str | None) -> str | None:
     if value is not None:
         _read_range(value)
+    return value
+
+
+def _check_whole(value: str) -> str:
+    if any(number != int(number) for number in _read_range(value)):
+        raise typer.BadParameter(f"expected a whole number, or a range such as 1-3, got {value!r}")
+    return value
+
+
+def _check_focal(value: str | None) -> str | None:
+    if value is not None and not min(_read_range(value)) > 0:
+        raise typer.BadParameter(f"expected pixels above 0, got {value!r}")
     return value
 
 
@@ -32,7 +47,7 @@ def synthesize(
     body: options.Body = "anny",
     count: Annotated[int, typer.Option(min=1, help="Number of images.")] = 1000,
     people: Annotated[
-        str, typer.Option(metavar="N-M", callback=_check_range, help="People per image, such as 1 or 1-3.")
+        str, typer.Option(metavar="N-M", callback=_check_whole, help="People per image, such as 1 or 1-3.")
     ] = "1",
     size: Annotated[
         str, typer.Option(metavar="WxH", callback=options.check_size, help="Size of the images.")
@@ -51,7 +66,7 @@ def synthesize(
     ] = None,
     focal: Annotated[
         str | None,
-        options.option("Focal length [pixels], instead of --fov.", check=_check_range, metavar="N-M"),
+        options.option("Focal length [pixels], instead of --fov.", check=_check_focal, metavar="N-M"),
     ] = None,
     occluders: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of people with a thing in front of them.")

@@ -177,6 +177,8 @@ def _predict(
     given = normalize_images(torch.from_numpy(np.moveaxis(crops, -1, 1)).to(box.device)).to(box.dtype)
     with torch.no_grad():
         found = network(given, box_condition(box, camera) if conditioned else None)
+        if not all(part.isfinite().all() for part in (*found.arguments().values(), found.camera)):
+            raise ValueError("network: expected finite predictions; its weights do not fit what it sees")
         transl = weak_to_translation(found.camera, box, camera)
         return found.parameters(transl)
 

@@ -80,8 +80,8 @@ class Recipe:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if not all(16 <= side <= 8192 for side in self.size):
             raise ValueError(f"size: expected sides from 16 to 8192 pixels, got {self.size}")
-        if self.seed < 0:
-            raise ValueError(f"seed: expected 0 or more, got {self.seed}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed: expected 0 to 2**63 - 1, got {self.seed}")
         for name in ("truncated", "occluders"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: expected a share from 0 to 1, got {getattr(self, name)}")
