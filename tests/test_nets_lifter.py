@@ -178,6 +178,15 @@ class TestInput:
         assert found.sd["body_pose"].shape == (6, 8, 23, 1)
         torch.testing.assert_close(found.parameters.transl.reshape(-1, 3), whole.parameters.transl)
 
+    def test_one_person_without_a_batch_and_keypoints_of_16_bits(self, net, body, people, seen):
+        camera = people.camera.map(lambda part: part[3])
+        found = net.estimate(body, seen.keypoints[3], camera, weights=seen.weights[3])
+        whole = net.estimate(body, seen.keypoints, people.camera, weights=seen.weights)
+        torch.testing.assert_close(found.parameters.betas, whole.parameters.betas[3], atol=1e-4, rtol=0)
+        assert found.parameters.age_offset.shape == ()
+        halves = net.estimate(body, seen.keypoints.half(), people.camera, weights=seen.weights)
+        assert halves.parameters.betas.dtype == torch.float32
+
     def test_a_larger_image_shows_the_same_person(self, net, body, people, seen):
         larger = people.camera._replace(focal=2 * people.camera.focal, center=2 * people.camera.center)
         found = net.estimate(body, 2 * seen.keypoints, larger, weights=seen.weights, size=2 * people.size)
@@ -245,6 +254,9 @@ class TestInput:
             net.estimate(body, torch.full((1, 17, 2), torch.nan), Camera.guess((640, 480)))
         with pytest.raises(ValueError, match="box"):
             net.estimate(*given, box=torch.zeros(COUNT, 3))
+        for box in (torch.zeros(4), torch.full((4,), torch.nan), torch.tensor([9.0, 0, 5, 9])):
+            with pytest.raises(ValueError, match="box: expected corners"):
+                net.estimate(*given, box=box)
         named = KeypointLayout("mine", ("tail",), (("joints", "head"),))
         with pytest.raises(ValueError, match="none of its points"):
             net.estimate(body, torch.zeros(1, 1, 2), Camera.guess((640, 480)), layout=named)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from agebody.assets.asset import AssetError, check_finite, check_indices, check_shape
 from agebody.assets.container import UNSIGNED, PathLike, check_version, naming, read_raw, signed
 from agebody.body import BodyModel
-from agebody.checks import read_tensor
+from agebody.checks import expect_values, read_tensor
 from agebody.engine.batched import building, own_precision
 from agebody.files import replacing
 from agebody.keypoints import KeypointLayout
@@ -164,8 +164,18 @@ class MarkerSet(nn.Module):
             raise ValueError(f"count: expected 1 to {len(template)}, the body's vertices, got {count}")
         if not 0 <= noise_sd < np.inf:
             raise ValueError(f"noise_sd: expected a number of 0 or more, got {noise_sd}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size: expected 1 or more, got {batch_size}")
+        sizes = (people.body_pose.shape[-2], people.betas.shape[-1])
+        if sizes != (body.num_joints - 1, body.num_betas):
+            raise ValueError(
+                f"people: expected {body.num_joints} joints and {body.num_betas} betas, as the body has, "
+                f"got {sizes[0] + 1} and {sizes[1]}"
+            )
+        expect_values(people=(people.vector().isfinite(), "finite numbers"))
         partner = _mirror_vertices(template) if symmetric else np.arange(len(template))
-        flat = BodyParameters.from_vector(people.vector().flatten(0, -2), body)
+        vector = people.vector()
+        flat = BodyParameters.from_vector(vector.reshape(-1, vector.shape[-1]), body)
         everyone = [flat, flat.mirrored(body.asset.joint_names)] if symmetric else [flat]
         rows, scales = [], []
         with torch.no_grad():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -37,7 +38,8 @@ class FieldOfView(nn.Module):
         Args:
             token: one per image, such as the first token of DINOv2.
         """
-        token = expect("token", token, self.channels).to(self.layers[0].weight.dtype)
+        first: Any = self.layers[0]
+        token = expect("token", token, self.channels).to(first.weight.dtype)
         for layer in self.layers[:-1]:
             token = layer(token).relu()
         found = self.layers[-1](token)[..., 0]

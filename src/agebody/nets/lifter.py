@@ -27,7 +27,7 @@ from agebody.cameras import Camera, box_around
 from agebody.cameras.camera import Size, as_size
 from agebody.cameras.distortion import undistort
 from agebody.cameras.weak import translation_to_weak
-from agebody.checks import Weights, expect
+from agebody.checks import Weights, expect, expect_values
 from agebody.engine.batched import own_precision
 from agebody.files import replacing
 from agebody.fitting.observed import Observed, read_observed
@@ -221,7 +221,7 @@ class Lifter(nn.Module):
         Returns:
             Finite bodies, also of people without keypoints, whose standard deviations are large.
         """
-        layout = get_layout(layout)
+        layout, keypoints = get_layout(layout), expect("keypoints", keypoints, None, 2)
         if tuple(body.asset.joint_names) != SMPL_JOINT_NAMES:
             raise ValueError("body: expected SMPL's 24 joints, which the lifter was trained on")
         columns, points = _matching(layout)
@@ -251,6 +251,10 @@ class Lifter(nn.Module):
                 corners = box_around(given.keypoints, weights=given.weights, scale=1.2)
             else:
                 corners = expect("box", box, 4).to(keypoints).expand(*batch, 4).reshape(-1, 4)
+                sides = corners[:, 2:] - corners[:, :2]
+                expect_values(
+                    box=((sides > 0) & sides.isfinite(), "corners x0, y0, x1, y1, x0 < x1 and y0 < y1")
+                )
             place = translation_to_weak(found.transl, corners, given.camera)
             matrices = axis_angle_to_matrix(torch.cat((found.global_orient[:, None], found.body_pose), 1))
             age = found.age_offset if body.age_anchors else None
@@ -260,7 +264,7 @@ class Lifter(nn.Module):
             found = to_world(body, found, given.camera)
 
         def shaped(part: Tensor) -> Tensor:
-            return part.reshape(*batch, *part.shape[1:])
+            return part.reshape((*batch, *part.shape[1:]))
 
         parts = {name: part for name, part in prediction._asdict().items() if isinstance(part, Tensor)}
         return Estimate(
