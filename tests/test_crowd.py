@@ -988,6 +988,7 @@ def files(body, tmp_path_factory):
         cost=np.zeros(count), kept=np.ones(count, bool),
         age_known=np.zeros(count, bool), age_class=np.full(count, -1), age_offset_sd=np.zeros(count),
         stature=np.ones(count), stature_sd=np.zeros(count), depth_sd=np.zeros(count),
+        track=np.full(count, -1),
     )  # fmt: skip
     labels.save(folder / "labels.npz")
     jaxtyping.config.update("jaxtyping_disable", False)

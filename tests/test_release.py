@@ -1067,6 +1067,7 @@ def labels(body, mannequin_asset, unchecked):
         stature=one,
         stature_sd=one,
         depth_sd=one,
+        track=np.full(3, -1),
         **parameters,
     )
 

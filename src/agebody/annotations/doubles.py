@@ -46,18 +46,36 @@ def find_doubles(
         sigmas: standard deviation of each keypoint, as of `oks_sigmas`.
         same: object keypoint similarity above which two are one person.
     """
-    spread = 2 * np.array(sigmas)
     again = np.zeros(len(points), dtype=bool)
-    low = np.where(seen[..., None], points, math.inf).min(1, initial=math.inf)
-    high = np.where(seen[..., None], points, -math.inf).max(1, initial=-math.inf)
-    area = np.prod(np.maximum(high - low, 0), axis=1)
     for i in range(1, len(points)):
-        both = seen[:i] & seen[i]
-        squares = np.square(points[:i] - points[i]).sum(-1)
-        scale = 2 * np.maximum(area[:i], area[i])[:, None] * spread**2 + np.spacing(1)
-        similar = (np.exp(-squares / scale) * both).sum(1) / np.maximum((seen[:i] | seen[i]).sum(1), 1)
+        (similar,) = similarities(points[i : i + 1], points[:i], seen[i : i + 1], seen[:i], sigmas)
         again[i] = (similar[~again[:i]] > same).any()
     return again
+
+
+def similarities(
+    one: Float[np.ndarray, "N K 2"],
+    other: Float[np.ndarray, "M K 2"],
+    seen: Bool[np.ndarray, "N K"],
+    other_seen: Bool[np.ndarray, "M K"],
+    sigmas: Sequence[float],
+) -> Float[np.ndarray, "N M"]:
+    """Return the object keypoint similarity of detections, in units of the larger of both people.
+
+    Points that only one of both has count as different.
+    """
+    spread = 2 * np.array(sigmas)
+    area = [_areas(one, seen)[:, None], _areas(other, other_seen)]
+    squares = np.square(one[:, None] - other).sum(-1)
+    scale = 2 * np.maximum(*area)[..., None] * spread**2 + np.spacing(1)
+    both, either = seen[:, None] & other_seen, seen[:, None] | other_seen
+    return (np.exp(-squares / scale) * both).sum(-1) / np.maximum(either.sum(-1), 1)
+
+
+def _areas(points: Float[np.ndarray, "N K 2"], seen: Bool[np.ndarray, "N K"]) -> Float[np.ndarray, " N"]:
+    low = np.where(seen[..., None], points, math.inf).min(1, initial=math.inf)
+    high = np.where(seen[..., None], points, -math.inf).max(1, initial=-math.inf)
+    return np.prod(np.maximum(high - low, 0), axis=1)
 
 
 def leave_out(found: People, rows: Bool[np.ndarray, " N"], reason: str) -> People:

@@ -1,8 +1,8 @@
-"""People of photographs: read, detect, and merge."""
+"""People of photographs and videos: read, detect, and merge."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from agebody.annotations.doubles import leave_out_doubles
 from agebody.annotations.people import AnnotationError, ImageEntry, People, fail, make_people
 from agebody.annotations.photographs import Photographs, read_exif_focals, read_photograph
+from agebody.annotations.videos import Video, frame_name, is_video
 from agebody.detect.detector import Detections, Detector, DetectorError
 from agebody.keypoints import KeypointLayout
 
@@ -21,43 +22,40 @@ def detect_people(
     *,
     layout: str | KeypointLayout | None = None,
     exif: bool = True,
+    every: int = 1,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> People:
-    """Return the people of photographs, each of them once.
+    """Return the people of photographs, or of the frames of a video, in each of these once.
 
     Photographs are turned upright by their EXIF orientation. Of detections of one person the best is kept.
+    Pictures are read one at a time, and not kept.
 
     Args:
         detector: such as `load_detector` returns, or any of the protocol.
-        images: a folder of photographs, with its subfolders, or one.
+        images: a folder of photographs, with its subfolders, or one, or a video. Frames have the names
+            000001.jpg and so on, as ``ffmpeg -i VIDEO %06d.jpg`` names them.
         layout: of the keypoints; if None, found by their names.
         exif: whether focal lengths are read from the photographs.
+        every: every n-th photograph or frame alone.
         progress: called with the number of photographs done and their number.
 
     Raises:
         AnnotationError: there is no photograph, none can be read, or the names fit no layout.
+        ImportError: OpenCV, which reads videos, is missing; install ``agebody[video]``.
         DetectorError: the detector returns something else than `Detections` of the image.
         OSError: the only photograph cannot be read.
     """
     path = Path(images)
-    photographs = Photographs(path)
-    if not photographs.names:
-        fail(path, f"no photographs; there are {photographs.describe()}")
+    if every < 1:
+        raise ValueError(f"every: expected at least 1, got {every}")
     entries: list[ImageEntry] = []
     found: list[Detections] = []
     unread: list[str] = []
-    for i, name in enumerate(photographs.names):
-        progress(i, len(photographs.names))
-        try:
-            image = read_photograph(photographs.folder / name)
-        except (AnnotationError, OSError) as error:
-            if photographs.one:
-                raise
-            unread.append(str(error))
-            continue
+    pictures = _read_video if is_video(path) else _read_photographs
+    for i, (name, image) in enumerate(pictures(path, every, unread, progress)):
         found.append(_check(detector, detector(image), name))
         entries.append(ImageEntry(name, i + 1, (image.shape[1], image.shape[0])))
-    if not entries:
+    if not entries and unread:
         fail(path, f"no photograph can be read; {unread[0]}")
     people = Detections.join(found)
     notes = [*unread[:3], *([f"{len(unread) - 3} more images could not be read"] if unread[3:] else [])]
@@ -74,6 +72,38 @@ def detect_people(
     )
     made = leave_out_doubles(made)
     return read_exif_focals(made, path) if exif else made
+
+
+def _read_photographs(
+    path: Path, every: int, unread: list[str], progress: Callable[[int, int], None]
+) -> Iterator[tuple[str, Any]]:
+    """Yield names and pixels of photographs; note those that cannot be read."""
+    photographs = Photographs(path)
+    if not photographs.names:
+        fail(path, f"no photographs; there are {photographs.describe()}")
+    names = photographs.names[::every]
+    for i, name in enumerate(names):
+        progress(i, len(names))
+        try:
+            image = read_photograph(photographs.folder / name)
+        except (AnnotationError, OSError) as error:
+            if photographs.one:
+                raise
+            unread.append(str(error))
+            continue
+        yield name, image
+
+
+def _read_video(
+    path: Path, every: int, unread: list[str], progress: Callable[[int, int], None]
+) -> Iterator[tuple[str, Any]]:
+    """Yield names and pixels of frames; note where a damaged video ends."""
+    video, last = Video(path), 0
+    for last, image in video.frames(every):
+        progress(last, max(video.count, last + 1))
+        yield frame_name(last), image
+    if last + 2 * every < video.count:  # files may state a frame too many
+        unread.append(f"{path}: damaged after frame {last + 1} of {video.count}; the rest is left out")
 
 
 def _check(detector: Detector, found: Any, name: str) -> Detections:

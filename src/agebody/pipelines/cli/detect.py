@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from agebody.pipelines.cli import options
-from agebody.pipelines.cli.app import app, note, running, say
+from agebody.pipelines.cli.app import app, fail, note, running, say
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -23,14 +23,15 @@ DEFAULT = "rtmlib"
 @app.command()
 def detect(
     photographs: Annotated[
-        Path, typer.Argument(show_default=False, help="A folder of photographs, or one photograph.")
+        Path, typer.Argument(show_default=False, help="A folder of photographs, one photograph, or a video.")
     ],
     output: options.OutputFile,
     detector: options.DetectorName = None,
     layout: options.Layout = None,
+    every: options.Every = 1,
     overwrite: options.Overwrite = False,
 ) -> None:
-    """Find people and their keypoints in photographs, and write them as COCO's annotations.
+    """Find people and their keypoints in photographs or a video, and write them as COCO's annotations.
 
     `agebody fit FILE --images PHOTOGRAPHS` takes the file, in which ages can be added: **years** or
     **age_class** of each annotation.
@@ -42,7 +43,7 @@ def detect(
 
     with running(DetectorError) as bars:
         options.check_output(output, (photographs,), overwrite)
-        found = _detect(bars, photographs, detector or DEFAULT, layout)
+        found = _detect(bars, photographs, detector or DEFAULT, layout, every)
         save_people(found, output, overwrite=overwrite)
     for line in found.notes:
         note(line)
@@ -58,8 +59,9 @@ def choose_detector(path: Path, given: str | None) -> str | None:
     A folder that has files of keypoints and photographs is taken for the former, unless a detector is given.
     """
     from agebody.annotations.photographs import is_photographs
+    from agebody.annotations.videos import is_video
 
-    return given or (DEFAULT if is_photographs(path) else None)
+    return given or (DEFAULT if is_photographs(path) or is_video(path) else None)
 
 
 def read_or_detect(
@@ -72,9 +74,14 @@ def read_or_detect(
     size: str | None = None,
     annotations: Path | None = None,
     boxes_suffice: bool = False,
+    every: int | None = None,
 ) -> tuple[People, Path | None]:
-    """Return the people of a file of keypoints, or with a detector those of photographs, and the images."""
+    """Return the people of a file of keypoints, or with a detector those of photographs, and the images.
+
+    Commands that take videos give ``every``.
+    """
     from agebody.annotations import read_people
+    from agebody.annotations.videos import is_video
 
     if detector is None:
         found = read_people(
@@ -86,14 +93,16 @@ def read_or_detect(
             boxes_suffice=boxes_suffice,
         )
         return found, images
+    if every is None and is_video(path):
+        fail(f"{path}: expected photographs, got a video; `ffmpeg -i VIDEO frames/%06d.jpg` makes them of it")
     for name, value in (("--images", images), ("--size", size), ("--annotations", annotations)):
         if value is not None:
             problem = "it belongs to files of keypoints, and people are to be detected in photographs"
             raise typer.BadParameter(problem, param_hint=name)
-    return _detect(bars, path, detector, layout), path
+    return _detect(bars, path, detector, layout, every or 1), path
 
 
-def _detect(bars: Progress, path: Path, detector: str, layout: str | None) -> People:
+def _detect(bars: Progress, path: Path, detector: str, layout: str | None, every: int) -> People:
     from agebody.detect import detect_people, load_detector
     from agebody.pipelines.labels.quality import MIN_SIZE
 
@@ -102,7 +111,9 @@ def _detect(bars: Progress, path: Path, detector: str, layout: str | None) -> Pe
     def show(done: int, total: int) -> None:
         bars.update(task, total=total, completed=done)
 
-    found = detect_people(load_detector(detector), path, layout=layout, exif=False, progress=show)
+    found = detect_people(
+        load_detector(detector), path, layout=layout, exif=False, every=every, progress=show
+    )
     sides = (found.boxes[:, 2:] - found.boxes[:, :2]).max(1, initial=0)
     small = int((sides < MIN_SIZE).sum())
     told = f"{small} people are smaller than {MIN_SIZE:g} pixels: too small to be sure of their keypoints"

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from agebody.pipelines.labels.fit_folder import Written
 
 
+SPEED_SD = 3.0
+"""Standard deviation of the speed of a joint [m/s]: 0.1 m between frames of a video of 30 a second."""
+
+
 @app.command()
 def fit(
     keypoints: Annotated[
@@ -29,7 +33,7 @@ def fit(
         typer.Argument(
             show_default=False,
             help="A file of keypoints, or a folder with one per image, of COCO, OpenPose, AlphaPose, MMPose, "
-            "Ultralytics, YOLO-pose, MediaPipe and others; or photographs, one or a folder.",
+            "Ultralytics, YOLO-pose, MediaPipe and others; or photographs, one or a folder; or a video.",
         ),
     ],
     output: options.OutputFolder,
@@ -61,6 +65,14 @@ def fit(
         bool,
         typer.Option("--lifter", help="Begin at the estimates of the lifter: better poses in less time."),
     ] = False,
+    video: Annotated[
+        bool,
+        typer.Option("--video", help="The images are frames of one video: one shape and age per person."),
+    ] = False,
+    every: options.Every = 1,
+    gap: Annotated[
+        int, typer.Option(min=0, help="Frames of a video for which a person may be unseen and be the same.")
+    ] = 15,
     shards: Annotated[
         bool, typer.Option("--shards", help="Write **.tar** shards with the images, too, for training.")
     ] = False,
@@ -68,15 +80,19 @@ def fit(
 ) -> None:
     """Fit bodies to people in images, by their keypoints or by photographs, and write labels to train with.
 
+    In a video, people are followed from frame to frame, and fitted over time. **overlay.mp4** shows them.
+
     Writes **labels.npz** (everything), **train.npz** (for the code of HMR2 and AionHMR), **report.json**,
     **report.md** and **overlays/**. Every person is checked by the rules of InfantNet, CamSMPLify and SPIN;
     those without a flag of a bad fit are kept. Training code needs SMPL, with an infant template for
     children.
 
     Examples: `agebody fit keypoints.json --body ages.safetensors --images photos -o labels`,
-    `agebody fit photos --detector movenet:multipose.tflite -o labels`
+    `agebody fit photos --detector movenet:multipose.tflite -o labels`, `agebody fit clip.mp4 -o labels`
     """
     from agebody.annotations.photographs import read_exif_focals
+    from agebody.annotations.tracks import link_people
+    from agebody.annotations.videos import frame_rate, is_video, load_opencv
     from agebody.assets.asset import SMPL_JOINT_NAMES
     from agebody.detect import DetectorError
     from agebody.nets import Lifter
@@ -86,6 +102,19 @@ def fit(
     given: dict[str, Any] = options.read_lens(focal, fov)
     given |= options.read_ages(age_offset, age_class, years)
     detector = choose_detector(keypoints, detector)
+    one_file = is_video(keypoints)
+    video |= one_file
+    if every > 1 and detector is None:
+        raise typer.BadParameter(
+            "it belongs to videos and photographs, not to keypoints", param_hint="--every"
+        )
+    if video and lifter:
+        raise typer.BadParameter("it estimates single images, not a video", param_hint="--lifter")
+    if video and depth is not None:
+        raise typer.BadParameter("it places people of single images, not of a video", param_hint="--depth")
+    if one_file and shards:
+        advice = "`ffmpeg -i VIDEO frames/%06d.jpg`, then `agebody fit frames --video`"
+        raise typer.BadParameter(f"it needs frames as images: {advice}", param_hint="--shards")
     if shards and images is None and detector is None:
         raise typer.BadParameter("give the images: --images DIR", param_hint="--shards")
     overlays = overlays if images is not None or detector is not None else 0
@@ -95,6 +124,8 @@ def fit(
         if depth is not None:
             fail('--depth needs embreex; pip install "agebody[render]"')
     with running(DetectorError) as bars:
+        if video and overlays:
+            load_opencv("a video", "video")
         fit_folder.check_folder(output, overwrite=overwrite)
         found, images = read_or_detect(
             bars,
@@ -104,12 +135,18 @@ def fit(
             images=images,
             size=size,
             annotations=annotations,
+            every=every,
         )
-        folder = images.parent if images is not None and images.is_file() else images
+        if video:
+            if len({image.size for image in found.images}) > 1:
+                fail(f"{keypoints}: expected frames of one size, got images of several")
+            found = link_people(found, gap=gap // every)
+        folder = images.parent if images is not None and images.is_file() and not one_file else images
         if focal is None and fov is None and folder is not None:
             found = read_exif_focals(found, folder)
         if depth is not None:
             find_maps(depth, {found.images[i].name: None for i in found.image.tolist()})
+        rate = frame_rate(keypoints) / every if video else None
         if len(found):
             make_folder(output)
         fit_folder.check_folder(output, overwrite=overwrite)
@@ -126,6 +163,7 @@ def fit(
             min_confidence=min_confidence,
             batch_size=batch_size,
             lifter=Lifter.load().to(layer.device) if lifter else None,
+            motion_sd=None if rate is None else SPEED_SD / rate,
             progress=show_count(bars, "fitting", len(found)),
         )
         unplaced = 0
@@ -141,6 +179,8 @@ def fit(
             seconds=seconds,
             images=folder,
             overlays=overlays,
+            film=rate if overlays else None,
+            every=every,
             shards=shards,
             overwrite=overwrite,
             progress=show_stages(bars, "writing"),

@@ -124,6 +124,9 @@ MinConfidence = Annotated[
     float,
     typer.Option(min=0.0, max=1.0, callback=check_finite, help="Least confidence of keypoints to use."),
 ]
+Every = Annotated[
+    int, typer.Option(min=1, help="Every n-th frame of a video, or n-th photograph, alone; 1 for all.")
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="Number of people to fit at once.")]
 
 

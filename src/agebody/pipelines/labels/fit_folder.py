@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,14 +12,17 @@ from PIL import Image
 
 from agebody.annotations.people import AnnotationError, People, fail
 from agebody.annotations.photographs import SUFFIXES, read_photograph
+from agebody.annotations.tracks import frame_order
+from agebody.annotations.videos import Video, frame_name, is_video
 from agebody.assets.asset import SMPL_JOINT_NAMES
 from agebody.body import BodyModel
 from agebody.files import flat_names, replacing_files
-from agebody.pipelines.labels.overlays import draw_overlay
+from agebody.pipelines.labels.overlays import draw_film, draw_overlay
 from agebody.pipelines.labels.records import Labels
 from agebody.pipelines.labels.summary import summarize, to_markdown
 from agebody.pipelines.labels.training import save_training_npz, save_training_shards
 
+FILM = "overlay.mp4"
 FILES = ("labels.npz", "train.npz", "report.json", "report.md")
 
 
@@ -45,7 +48,7 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
     Raises:
         AnnotationError: there are such files, and ``overwrite`` is false.
     """
-    for name in (*FILES, "overlays", "shards"):
+    for name in (*FILES, "overlays", FILM, "shards"):
         if (folder / name).exists() and not overwrite:
             fail(folder / name, "exists; pass overwrite=True to replace it")
 
@@ -55,7 +58,7 @@ def _pictures(folder: Path) -> list[Path]:
     # The name of an overlay contains the suffix of its photograph.
     overlays = (folder / "overlays").glob("*.png")
     found = [path for path in overlays if Path(path.stem).suffix.lower() in SUFFIXES]
-    return found + list((folder / "shards").glob("[0-9]" * 6 + ".tar"))
+    return found + list((folder / "shards").glob("[0-9]" * 6 + ".tar")) + list(folder.glob(FILM))
 
 
 def write_folder(
@@ -67,6 +70,8 @@ def write_folder(
     seconds: float,
     images: Path | None = None,
     overlays: int = 0,
+    film: float | None = None,
+    every: int = 1,
     shards: bool = False,
     overwrite: bool = False,
     progress: Callable[[str, float], None] = lambda stage, fraction: None,
@@ -81,8 +86,10 @@ def write_folder(
         labels: the fits.
         people: what they were fitted to.
         seconds: duration of the fit.
-        images: the folder of the images; overlays and shards need it.
+        images: the folder of the images, or a video; overlays need it, and shards a folder.
         overlays: number of images to draw fits over, evenly spaced.
+        film: frames a second of a video of all overlays, in place of pictures.
+        every: the images are every n-th frame of the video.
         shards: write training shards with the images, too.
         overwrite: replace files of earlier labels.
         progress: called with the stage, and the fraction of it that is done.
@@ -116,10 +123,37 @@ def write_folder(
                 progress=lambda done: progress("shards", done / total),
             )
             files += [f"shards/{path.name}" for path in paths]
-        if overlays and images is not None:
+        if film is None and overlays and images is not None:
             count = _write_overlays(new / "overlays", body, labels, images, overlays, unusable, progress)
             files += [f"overlays/ ({count} images)"] if count else []
+        if film is not None and images is not None:
+            frames = _read_frames(people, images, every, unusable, progress)
+            files += [FILM] if draw_film(new / FILM, body, labels, frames, film) else []
     return Written(summary, files, unusable)
+
+
+def _read_frames(
+    people: People,
+    images: Path,
+    every: int,
+    unusable: dict[str, str],
+    progress: Callable[[str, float], None],
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield names and pixels of frames, one at a time."""
+    if is_video(images):
+        for done, (number, picture) in enumerate(Video(images).frames(every)):
+            progress("overlays", done / max(len(people.images), done + 1))
+            yield frame_name(number), picture
+        return
+    for done, i in enumerate(frame_order(people)):
+        progress("overlays", done / len(people.images))
+        name, _, size = people.images[i]
+        try:
+            picture = read_photograph(images / name, size)
+        except (AnnotationError, OSError) as error:
+            unusable[name] = str(error)
+            continue
+        yield name, picture
 
 
 def _write_overlays(

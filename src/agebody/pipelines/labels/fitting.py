@@ -15,9 +15,10 @@ from torch import Tensor
 
 from agebody.age import parse_ages
 from agebody.annotations.people import People, fail
+from agebody.annotations.tracks import frame_numbers
 from agebody.body import BodyModel
 from agebody.cameras import Camera, box_around
-from agebody.fitting.frames import AIONHMR, fit_keypoints
+from agebody.fitting.frames import AIONHMR, fit_keypoints, fit_sequence
 from agebody.keypoints import KeypointLayout
 from agebody.measure import stature
 from agebody.nets import Lifter
@@ -41,6 +42,7 @@ def fit_annotations(
     min_confidence: float = 0.0,
     batch_size: int = BATCH_SIZE,
     lifter: Lifter | None = None,
+    motion_sd: float | None = None,
     progress: Callable[[int], None] = lambda people: None,
     **options: Any,
 ) -> Labels:
@@ -61,6 +63,8 @@ def fit_annotations(
         min_confidence: keypoints of less confidence are ignored.
         batch_size: people fitted at a time.
         lifter: fits begin at its estimates, which are evidence, and run the last stage alone.
+        motion_sd: as of `fit_sequence`, from frame to frame [m]: people with the same ``tracks`` are one
+            person with one shape and age, fitted over all frames. None fits each image alone.
         progress: called with the number of people done, after each batch.
         options: of `fit_keypoints`, such as its ``pose_prior`` or ``stages``.
 
@@ -75,6 +79,10 @@ def fit_annotations(
         raise ValueError(f"focal: expected a length above 0 [pixels], got {focal}")
     if batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+    if motion_sd is not None and lifter is not None:
+        raise ValueError("lifter: expected None with motion_sd; it estimates single images")
+    if motion_sd is not None and (people.tracks is None or (people.tracks < 0).any()):
+        fail(people.path, "tracks: expected a number for everybody, to fit people over time")
     if not 0 <= min_confidence <= 1:
         raise ValueError(f"min_confidence: expected 0 to 1, got {min_confidence}")
     if not len(people):
@@ -83,13 +91,64 @@ def fit_annotations(
     people.image_sizes()
     people = with_ages(body, people, **given)
     people = replace(people, weights=np.where(people.weights >= min_confidence, people.weights, 0))
-    parts = []
-    for first in range(0, len(people), batch_size):
-        batch = people.select(slice(first, first + batch_size))
+    rows = np.arange(len(people))
+    parts, done = [], 0
+    for some in np.split(rows, rows[batch_size::batch_size]) if motion_sd is None else _tracks(people):
+        batch = people.select(some)
         camera = people_cameras(body, batch, focal, fov)
-        parts.append(make_labels(body, batch, camera, fit_people(body, batch, camera, lifter, **options)))
-        progress(min(first + batch_size, len(people)))
-    return flag_labels(concatenate_labels(parts))
+        if motion_sd is None:
+            fit = fit_people(body, batch, camera, lifter, **options)
+        else:
+            fit = _fit_track(body, batch, camera, motion_sd=motion_sd, **options)
+        parts.append(make_labels(body, batch, camera, fit))
+        done += len(batch)
+        progress(done)
+    labels = concatenate_labels(parts)
+    if motion_sd is not None:
+        labels = labels.select(np.argsort(np.concatenate(_tracks(people)), kind="stable"))
+    return flag_labels(labels)
+
+
+def _tracks(people: People) -> list[np.ndarray]:
+    """Return the rows of each track, in the order of the frames."""
+    assert people.tracks is not None
+    order = np.lexsort((frame_numbers(people), people.tracks))
+    return np.split(order, np.flatnonzero(np.diff(people.tracks[order])) + 1)
+
+
+def _fit_track(body: BodyModel, people: People, camera: Camera, **options: Any) -> Fit:
+    """Fit one person over time; frames between in which they are not seen are bridged, and left out."""
+    frames = frame_numbers(people)
+    if (np.diff(frames) == 0).any():
+        name = people.images[people.image[int(np.flatnonzero(np.diff(frames) == 0)[0])]].name
+        fail(people.path, f"{name}: the same track twice")
+    seen = frames - frames[0]
+    times = np.arange(seen[-1] + 1)
+    nearest = np.searchsorted(seen, times, side="right") - 1
+    all_frames = people.select(nearest)
+    weights = np.where(np.isin(times, seen)[:, None], all_frames.weights, 0)
+    given: dict[str, Any] = {"layout": people.layout, "weights": _tensor(body, weights)[None]}
+    if body.age_anchors:
+        known = int(np.argmax(people.ages.known))  # the first that is stated, if any
+        given |= _ages(body, people.select(slice(known, known + 1)))
+    index = torch.from_numpy(nearest).to(body.device)
+    camera = camera._replace(focal=camera.focal[index], center=camera.center[index])
+    fit = fit_sequence(body, _tensor(body, all_frames.keypoints)[None], camera, **given, **options)
+    one, there = torch.zeros(len(seen), dtype=torch.long), torch.from_numpy(seen)
+    report, errors = fit.report, fit.standard_errors
+    assert errors is not None
+    return Fit(
+        fit.parameters.map(lambda part: part[0, there]),
+        report._replace(
+            **{name: getattr(report, name)[one] for name in ("converged", "iterations", "stop", "cost")},
+            terms={name: cost[one] for name, cost in report.terms.items()},
+        ),
+        fit.error[0, there],
+        fit.start_error[0, there],
+        errors._replace(
+            age_offset=errors.age_offset[one], stature=errors.stature[one], depth=errors.depth[0, there]
+        ),
+    )
 
 
 def with_ages(body: BodyModel, people: People, **given: Any) -> People:
@@ -121,16 +180,20 @@ def fit_people(
     """Fit a body to people's keypoints, with their ages; options are those of `fit_keypoints`."""
     given: dict[str, Any] = {"layout": people.layout, "weights": _tensor(body, people.weights)}
     if body.age_anchors:
-        given |= {
-            "age_offset": _tensor(body, people.ages.age_offset),
-            "years": _tensor(body, people.ages.years),
-            "age_class": torch.from_numpy(people.ages.age_class).to(body.device),
-        }
+        given |= _ages(body, people)
     points = _tensor(body, people.keypoints)
     if lifter is not None:
         guess = lifter.estimate(body, points, camera, **given, size=_tensor(body, people.image_sizes()))
         options = {"start": guess.parameters, "start_sd": guess.start_sd, "stages": AIONHMR[-1:]} | options
     return fit_keypoints(body, points, camera, **given, **options)
+
+
+def _ages(body: BodyModel, people: People) -> dict[str, Tensor]:
+    return {
+        "age_offset": _tensor(body, people.ages.age_offset),
+        "years": _tensor(body, people.ages.years),
+        "age_class": torch.from_numpy(people.ages.age_class).to(body.device),
+    }
 
 
 def _tensor(body: BodyModel, array: np.ndarray) -> Tensor:
@@ -191,6 +254,7 @@ def make_labels(body: BodyModel, people: People, camera: Camera, fit: Fit) -> La
         stature=array(tall),
         stature_sd=array(errors.stature),
         depth_sd=array(errors.depth),
+        track=np.full(len(people), -1) if people.tracks is None else people.tracks,
     )
 
 

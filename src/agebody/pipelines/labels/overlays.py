@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 
+from agebody.annotations.videos import write_video
 from agebody.body import BodyModel
 from agebody.cameras import Camera
 from agebody.draw import PALETTE, render
@@ -66,6 +69,33 @@ def draw_overlay(
     return np.concatenate((np.asarray(before), gap, np.asarray(after)), 1)
 
 
+def draw_film(
+    path: Path,
+    body: BodyModel,
+    labels: Labels,
+    frames: Iterable[tuple[str, UInt8[np.ndarray, "H W 3"]]],
+    rate: float,
+) -> int:
+    """Write a video of overlays, in which everybody keeps their colour; return the number of frames.
+
+    Args:
+        path: the file, an MP4.
+        body: the layer that the labels were made with.
+        labels: the people of all frames.
+        frames: names and pixels, of one size.
+        rate: frames a second.
+
+    Raises:
+        ImportError: OpenCV is missing; install ``agebody[video]``.
+        OSError: the file cannot be written.
+    """
+    pictures = (
+        draw_overlay(body, labels.select(labels.image_ids == name), image, max_side=640)
+        for name, image in frames
+    )
+    return write_video(path, pictures, rate)
+
+
 def _with_bodies(
     body: BodyModel, labels: Labels, photograph: UInt8[np.ndarray, "H W 3"], stretch: Float[np.ndarray, " 2"]
 ) -> UInt8[np.ndarray, "H W 3"]:
@@ -74,7 +104,10 @@ def _with_bodies(
     parameters = labels.parameters(body)
     with torch.no_grad():
         vertices = body(parameters).vertices.cpu().numpy()
-    colors = [PALETTE[i % len(PALETTE)] if kept else REJECTED for i, kept in enumerate(labels.kept)]
+    numbers = np.where(labels.track >= 0, labels.track, np.arange(len(labels)))
+    colors = [
+        PALETTE[i % len(PALETTE)] if kept else REJECTED for i, kept in zip(numbers, labels.kept, strict=True)
+    ]
     camera = Camera(
         torch.from_numpy(labels.focal[0] * stretch).double(),
         torch.from_numpy(labels.center[0] * stretch).double(),

@@ -59,12 +59,14 @@ ROWS = {
     "stature": Key(),
     "stature_sd": Key(),
     "depth_sd": Key(),
+    "track": Key(kind="integer"),
 }
 """Fields with one row per person."""
 
 LATER: dict[str, Any] = {
     "age_known": True,
     "age_class": UNKNOWN,
+    "track": -1,
     **dict.fromkeys(("age_offset_sd", "stature", "stature_sd", "depth_sd"), math.nan),
 }
 """Fields that older files lack, and what is in their place."""
@@ -135,6 +137,8 @@ class Labels:
     """Its standard error [m]."""
     depth_sd: Float[np.ndarray, " N"]
     """Standard error of the depth [m]."""
+    track: Int[np.ndarray, " N"]
+    """Number of the person in the frames of a video, -1 where unknown."""
     terms: dict[str, Float[np.ndarray, " N"]] = field(default_factory=dict)
     """Contribution of each term of the fit to the cost."""
     flags: dict[str, Bool[np.ndarray, " N"]] = field(default_factory=dict)
@@ -245,7 +249,7 @@ def _with_rows(labels: Labels, rows: Mapping[str, np.ndarray]) -> Labels:
 
 
 def concatenate_labels(parts: list[Labels]) -> Labels:
-    """Return labels of one body and layout, one after the other."""
+    """Return labels of one body and layout, one after the other; terms that a part lacks are 0 there."""
     if not parts:
         raise ValueError("parts: expected at least one")
     first = parts[0]
@@ -254,6 +258,11 @@ def concatenate_labels(parts: list[Labels]) -> Labels:
             if getattr(part, name) != getattr(first, name):
                 got = f"{getattr(first, name)} and {getattr(part, name)}"
                 raise ValueError(f"parts: expected one {name}, got {got}")
+    terms = dict.fromkeys(name for part in parts for name in part.terms)
+    parts = [
+        replace(part, terms={name: part.terms.get(name, np.zeros(len(part))) for name in terms})
+        for part in parts
+    ]
     rows = [_rows(part) for part in parts]
     return _with_rows(first, {name: np.concatenate([row[name] for row in rows]) for name in rows[0]})
 

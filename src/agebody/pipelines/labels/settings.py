@@ -19,7 +19,7 @@ from agebody.fitting.frames import fit_keypoints
 from agebody.keypoints import get_layout
 from agebody.pipelines.labels.fitting import fit_annotations
 
-_NOT_OPTIONS = "body people progress options keypoints camera layout weights start depth depth_sd"
+_NOT_OPTIONS = "body people progress options keypoints camera layout weights start depth depth_sd motion_sd"
 """Arguments of `fit_annotations` and `fit_keypoints` that differ per person, or are not settings."""
 
 

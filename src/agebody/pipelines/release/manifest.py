@@ -11,10 +11,10 @@ import numpy as np
 import PIL
 import torch
 
+from agebody.annotations.videos import load_opencv
 from agebody.assets.asset import BodyAsset
 from agebody.pipelines.release.options import Counts, Options
 from agebody.pipelines.release.regions import STEPS, TRACE
-from agebody.pipelines.release.scene import load_opencv
 
 FORMAT = "agebody-release-1"
 
@@ -52,7 +52,7 @@ def make_manifest(
         "torch": str(torch.__version__),
     }
     if options.background == "inpaint":  # asked of the module, since several distributions provide it
-        libraries["opencv"] = load_opencv().__version__
+        libraries["opencv"] = load_opencv("inpainting", "release").__version__
     treatment: dict[str, Any] = {"background": options.background, "shape": options.shape}
     if options.background != "none":
         treatment |= {"region": options.region, "region_rule": f"{REGIONS[options.region]}. {ENLARGED}"}

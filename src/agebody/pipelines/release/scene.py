@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
 
+from agebody.annotations.videos import load_opencv
 from agebody.body import BodyModel
 from agebody.cameras import Camera
 from agebody.draw import Picture
@@ -153,7 +154,7 @@ def inpaint(rgb: UInt8[np.ndarray, "H W 3"], region: Bool[np.ndarray, "H W"]) ->
     Raises:
         ImportError: OpenCV is missing; install ``agebody[release]``.
     """
-    cv2 = load_opencv()
+    cv2 = load_opencv("inpainting", "release")
     blanked = blank(rgb, region)
     if not region.any() or region.all():
         return blanked
@@ -171,18 +172,3 @@ def compose(
     light = alpha * pixels_to_linear(rgba[edge][:, :3]) + (1 - alpha) * pixels_to_linear(background[edge])
     result[edge] = np.rint(255 * to_srgb(light))
     return result
-
-
-def load_opencv() -> Any:
-    """Import ``cv2``.
-
-    Raises:
-        ImportError: OpenCV is missing; install ``agebody[release]``.
-    """
-    try:
-        import cv2
-    except ImportError as error:
-        raise ImportError(
-            'inpainting needs OpenCV, which is not installed; pip install "agebody[release]"'
-        ) from error
-    return cv2

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from agebody.annotations.videos import load_opencv
 from agebody.body import BodyModel
 from agebody.files import replacing, save_npz
 from agebody.keypoints import KeypointLayout, get_layout
@@ -40,7 +41,7 @@ from agebody.pipelines.release.options import (
     Unfitted,
 )
 from agebody.pipelines.release.photos import Photo, ReleaseError, read_pixels
-from agebody.pipelines.release.scene import Scene, compose, load_opencv, make_scene
+from agebody.pipelines.release.scene import Scene, compose, make_scene
 
 MESH_BACKGROUND = (243, 239, 233)
 """The colour behind bodies in pictures that show nothing of a photograph."""
@@ -134,7 +135,7 @@ def write_release(
         background, region, margin, dilation, shape, unfitted, get_layout(layout), image_format, fps
     )
     if background == "inpaint":
-        load_opencv()  # fail before anything is written
+        load_opencv("inpainting", "release")  # fail before anything is written
     check_places(output, key, overwrite=overwrite)
     counts = Counts()
     with ExitStack() as undo, new_folder(output, overwrite=overwrite) as folder, _new_key(key, undo) as keys:

@@ -287,5 +287,6 @@ def _labels(
         stature=array(tall),
         stature_sd=zero,
         depth_sd=zero,
+        track=np.full(count, -1),
     )
     return labels, vertices.cpu()

@@ -1,0 +1,152 @@
+"""Videos in which people lie: frames are read one at a time, by OpenCV, whose wheels bring FFmpeg."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from agebody.annotations.people import fail
+
+SUFFIXES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts")
+"""Suffixes of videos."""
+_BEGINNINGS = re.compile(
+    rb"....(ftyp|moov|mdat|wide|free|skip)|RIFF....AVI |\x1a\x45\xdf\xa3|\x00\x00\x01[\xba\xb3]|\x47",
+    re.DOTALL,
+)
+"""Of MP4 and MOV, AVI, Matroska and WebM, MPEG. FFmpeg would also open playlists, which name other files."""
+USUAL_RATE = 30.0
+"""Frames a second of a video that does not say, and of a folder of frames."""
+
+
+def load_opencv(purpose: str, extra: str) -> Any:
+    """Import ``cv2``.
+
+    Raises:
+        ImportError: OpenCV is missing; the message says what needs it, and the extra that brings it.
+    """
+    os.environ.setdefault(
+        "OPENCV_FFMPEG_LOGLEVEL", "-8"
+    )  # FFmpeg's AV_LOG_QUIET: errors are said once, by us
+    try:
+        import cv2
+    except ImportError as error:
+        raise ImportError(
+            f'{purpose} needs OpenCV, which is not installed; pip install "agebody[{extra}]"'
+        ) from error
+    return cv2
+
+
+def is_video(path: Path) -> bool:
+    """Return whether a path is a file with the suffix of a video."""
+    return path.suffix.lower() in SUFFIXES and path.is_file()
+
+
+def frame_name(number: int) -> str:
+    """Return the name of a frame, counted from 0, that ``ffmpeg -i VIDEO %06d.jpg`` gives it."""
+    return f"{number + 1:06d}.jpg"
+
+
+def frame_rate(path: Path) -> float:
+    """Return the frames a second of a video, or those that a folder of frames is taken to have."""
+    return Video(path).rate if is_video(path) else USUAL_RATE
+
+
+class Video:
+    """A video file, whose frames are read from its beginning.
+
+    Args:
+        path: the file.
+
+    Raises:
+        AnnotationError: it is not a video, or damaged.
+        ImportError: OpenCV is missing; install ``agebody[video]``.
+        OSError: it cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        cv2 = load_opencv("a video", "video")
+        with path.open("rb") as file:
+            if not _BEGINNINGS.match(file.read(16)):
+                fail(path, "not a video that is read; expected MP4, MOV, AVI, MKV, WebM or MPEG")
+        with self._opened() as capture:
+            rate, count = (capture.get(each) for each in (cv2.CAP_PROP_FPS, cv2.CAP_PROP_FRAME_COUNT))
+        self.rate = rate if math.isfinite(rate) and 0.1 <= rate <= 1000 else USUAL_RATE
+        """Frames a second."""
+        self.count = int(count) if 0 < count < 1e9 else 0
+        """Number of frames as the file states it; 0 if it does not."""
+
+    def frames(self, every: int = 1) -> Iterator[tuple[int, UInt8[np.ndarray, "H W 3"]]]:
+        """Yield the number, from 0, and the upright RGB picture of every n-th frame, up to a damaged one.
+
+        Raises:
+            AnnotationError: the first frame is damaged.
+        """
+        with self._opened() as capture:
+            number = 0
+            while capture.grab():
+                if number % every == 0:
+                    good, picture = capture.retrieve()
+                    if good:
+                        yield number, np.ascontiguousarray(picture[..., ::-1])
+                number += 1
+        if not number:
+            fail(self.path, "no frame can be read; the video is damaged, or of a codec that OpenCV lacks")
+
+    @contextmanager
+    def _opened(self) -> Iterator[Any]:
+        cv2 = load_opencv("a video", "video")
+        with _silent(cv2):
+            try:
+                capture = cv2.VideoCapture(str(self.path.absolute()), cv2.CAP_FFMPEG)
+            except UnicodeEncodeError:
+                fail(self.path, "OpenCV opens names in UTF-8 alone; rename the file")
+        try:
+            if not capture.isOpened():
+                fail(self.path, "the video is damaged, or of a codec that OpenCV lacks")
+            yield capture
+        finally:
+            capture.release()
+
+
+def write_video(path: Path, frames: Iterator[UInt8[np.ndarray, "H W 3"]], rate: float) -> int:
+    """Write RGB pictures of one size as VP9 in MP4, one at a time; return their number.
+
+    Raises:
+        ImportError: OpenCV is missing; install ``agebody[video]``.
+        OSError: the file cannot be written.
+    """
+    cv2 = load_opencv("a video", "video")
+    writer, written = None, 0
+    for picture in frames:
+        if writer is None:
+            height, width = picture.shape[:2]
+            writer = cv2.VideoWriter(
+                str(path.absolute()), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"vp09"), rate, (width, height)
+            )
+        writer.write(np.ascontiguousarray(picture[..., ::-1]))
+        written += 1
+    if writer is not None:
+        writer.release()
+        if not path.is_file() or Video(path).count < written:
+            raise OSError(5, "the video cannot be written; is the disk full?", str(path))
+    return written
+
+
+@contextmanager
+def _silent(cv2: Any) -> Iterator[None]:
+    """Keep OpenCV from writing what we say in one line."""
+    before = cv2.utils.logging.getLogLevel()
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        yield
+    finally:
+        cv2.utils.logging.setLogLevel(before)
