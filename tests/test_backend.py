@@ -514,3 +514,19 @@ def test_what_torch_says_of_a_first_product_in_a_backward_pass_is_no_error():
     """Only CUDA says it, once, and to whichever of our functions asks for the product."""
     message = "Attempting to run cuBLAS, but there was no current CUDA context! Attempting to set the primary"
     warnings.warn_explicit(message, UserWarning, "batched.py", 1, module="agebody.engine.batched")
+
+
+@pytest.mark.parametrize("differentiated", [False, True])
+def test_a_template_reaches_a_product_as_one_row(monkeypatch, differentiated):
+    """CUDA adds a row within the product; a matrix takes a pass over the whole result more."""
+    body = SMPLA(ADULT, backend="warp")
+    given = {k: v.requires_grad_(differentiated) for k, v in arguments(body, (3,)).items()}
+    multiply, shapes = torch.addmm, []
+
+    def watched(base, *factors, **options):
+        shapes.append(base.shape)
+        return multiply(base, *factors, **options)
+
+    monkeypatch.setattr(torch, "addmm", watched)
+    body(**given)
+    assert shapes == [(3 * body.num_vertices,)]

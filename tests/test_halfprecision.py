@@ -1,6 +1,7 @@
 """Products of 16-bit factors: their accuracy alone, and in millimetres on a body."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -113,3 +114,28 @@ def test_a_layer_of_float64_is_refused(mannequin_asset):
         ValueError, match=r"corrective_dtype: torch\.bfloat16 needs a layer of torch\.float32"
     ):
         SMPL(mannequin_asset, dtype=torch.float64, corrective_dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("version", "called"),
+    [((2, 7), None), ((2, 8), ["mm", "add"]), ((2, 10), ["mm", "add"]), ((2, 11), ["addmm"])],
+)
+def test_products_on_cuda_add_the_base_themselves_where_torch_can(monkeypatch, unchecked, version, called):
+    """Calls that reach torch, with stand-ins for tensors on CUDA."""
+    seen = []
+
+    def record(name):
+        return lambda *arguments, **options: seen.append((name, options)) or name
+
+    factor = SimpleNamespace(is_cuda=True)
+    for name in ("mm", "add", "addmm"):
+        monkeypatch.setattr(torch, name, record(name))
+    monkeypatch.setattr(halfprecision, "_TORCH", version)
+    if called is None:
+        with pytest.raises(RuntimeError, match=r"corrective_dtype: on CUDA this needs torch >= 2\.8"):
+            halfprecision._multiply(factor, factor, "base", "out")
+        return
+    assert halfprecision._multiply(factor, factor, "base", "out") == called[-1]
+    assert [name for name, _ in seen] == called
+    assert seen[0][1]["out_dtype"] == torch.float32
+    assert seen[-1][1]["out"] == "out"

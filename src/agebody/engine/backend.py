@@ -214,10 +214,14 @@ class WarpSurface(nn.Module):
         if out is None:
             rest = _BLEND(directions, plain, base.expand(len(plain), -1))[0]
         else:
-            rest = torch.addmm(base, plain, directions, out=out)
+            rest = torch.addmm(_row(base), plain, directions, out=out)
         if self.correctives is None:
             return rest
-        return torch.add(rest, _PRODUCT(self.correctives, coefficients[:, plain.shape[1] :])[0], out=out)
+        if out is not None:
+            return halfprecision.product(
+                coefficients[:, plain.shape[1] :], self.correctives, base=rest, out=out
+            )
+        return _PRODUCT(self.correctives, coefficients[:, plain.shape[1] :], rest)[0]
 
     def _posed(self, coefficients: Tensor, transforms: Tensor, translation: Tensor, base: Tensor) -> Tensor:
         """Return the posed vertices in chunks, which bounds memory and keeps rest surfaces in cache."""
@@ -236,10 +240,18 @@ class WarpSurface(nn.Module):
         return vertices
 
 
+def _row(base: Tensor) -> Tensor:
+    """Return a base whose rows are one row (1 or B, N) as that row (N).
+
+    On CUDA a product adds a row itself, but a matrix is first copied into the result.
+    """
+    return base[0] if base.shape[0] == 1 or base.stride(0) == 0 else base
+
+
 _BLEND = BatchedFunction(
     1,
     definition=lambda directions, x, base: (torch.addmm(base, x, directions),),
-    value=lambda directions, keep, x, base: ((torch.addmm(base, x, directions),), ()),
+    value=lambda directions, keep, x, base: ((torch.addmm(_row(base), x, directions),), ()),
     gradient=lambda directions, wants, kept, grads, x, base: (
         grads[0] @ directions.T if wants[0] else None,
         grads[0],
@@ -247,9 +259,12 @@ _BLEND = BatchedFunction(
 )
 _PRODUCT = BatchedFunction(
     1,
-    definition=lambda factor, x: (x @ halfprecision.matrix(factor),),
-    value=lambda factor, keep, x: ((halfprecision.product(x, factor),), ()),
-    gradient=lambda factor, wants, kept, grads, x: (halfprecision.transposed_product(grads[0], factor),),
+    definition=lambda factor, x, base: (base + x @ halfprecision.matrix(factor),),
+    value=lambda factor, keep, x, base: ((halfprecision.product(x, factor, base=base),), ()),
+    gradient=lambda factor, wants, kept, grads, x, base: (
+        halfprecision.transposed_product(grads[0], factor) if wants[0] else None,
+        grads[0],
+    ),
 )
 
 

@@ -32,12 +32,25 @@ def factor(matrix: Float[Tensor, "K N"], dtype: torch.dtype) -> Float[Tensor, "P
     return torch.cat((high, high, low))
 
 
-def product(x: Float[Tensor, "M K"], factor: Float[Tensor, "PK N"]) -> Float[Tensor, "M N"]:
-    """Return ``x @ matrix`` in float32, for the matrix given to `factor`; x within float16's range."""
+def product(
+    x: Float[Tensor, "M K"],
+    factor: Float[Tensor, "PK N"],
+    *,
+    base: Float[Tensor, "M N"] | None = None,
+    out: Float[Tensor, "M N"] | None = None,
+) -> Float[Tensor, "M N"]:
+    """Return ``x @ matrix`` in float32, for the matrix given to `factor`; x within float16's range.
+
+    Args:
+        x: left factor.
+        factor: right factor, of `factor`.
+        base: is added.
+        out: the result is written here; it may be the base.
+    """
     if factor.dtype == torch.float16:
-        return _multiply(x.to(factor.dtype), factor)
+        return _multiply(x.to(factor.dtype), factor, base, out)
     high, low = _split(x)
-    return _multiply(torch.cat((high, low, high), 1), factor)
+    return _multiply(torch.cat((high, low, high), 1), factor, base, out)
 
 
 def transposed_product(x: Float[Tensor, "M N"], factor: Float[Tensor, "PK N"]) -> Float[Tensor, "M K"]:
@@ -69,15 +82,20 @@ def _split(x: Tensor) -> tuple[Tensor, Tensor]:
     return high, (x - high).bfloat16()
 
 
-def _multiply(a: Tensor, b: Tensor) -> Tensor:
+def _multiply(a: Tensor, b: Tensor, base: Tensor | None = None, out: Tensor | None = None) -> Tensor:
     if not a.is_cuda:
-        return a.float() @ b.float()
-    if not _HAS_OUT_DTYPE:
+        a, b = a.float(), b.float()
+        return torch.mm(a, b, out=out) if base is None else torch.addmm(base, a, b, out=out)
+    if _TORCH < (2, 8):
         raise RuntimeError(
             "corrective_dtype: on CUDA this needs torch >= 2.8 (products of 16-bit factors with a float32 "
             f"result), this is {torch.__version__}; install a newer torch or leave corrective_dtype out"
         )
-    return torch.mm(a, b, out_dtype=torch.float32)
+    if base is None:
+        return torch.mm(a, b, out_dtype=torch.float32, out=out)
+    if _TORCH < (2, 11):  # older ones add only what has 16 bits, too
+        return torch.add(base, torch.mm(a, b, out_dtype=torch.float32), out=out)
+    return torch.addmm(base, a, b, out_dtype=torch.float32, out=out)
 
 
-_HAS_OUT_DTYPE = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 8)
+_TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
