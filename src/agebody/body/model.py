@@ -454,13 +454,13 @@ class BodyModel(nn.Module):
     def _coefficients(self, betas: Tensor | None, expression: Tensor | None) -> Tensor:
         """Return betas and expression in one tensor, (*batch, num_coefficients)."""
         joined = betas is not None and betas.shape[-1:] == (self.num_coefficients,)
-        if not self.num_expression or (joined and expression is None):
-            if expression is not None and expression.shape[-1:] != (0,):
-                raise ValueError(
-                    f"expression: {type(self).__name__} was made without expressions; use SMPLX, or "
-                    "num_expression=... of a body that has them"
-                )
+        if expression is None and (joined or not self.num_expression):
             return read_tensor("betas", betas, (self.num_coefficients,), self._like)
+        if not self.num_expression and expression is not None and expression.shape[-1:] != (0,):
+            raise ValueError(
+                f"expression: {type(self).__name__} was made without expressions; use SMPLX, or "
+                "num_expression=... of a body that has them"
+            )
         betas = read_tensor("betas", betas, (self.num_betas,), self._like)
         expression = read_tensor("expression", expression, (self.num_expression,), self._like)
         batch = broadcast(betas=betas.shape[:-1], expression=expression.shape[:-1])
