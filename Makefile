@@ -9,7 +9,6 @@ QUICK ?=
 WORKERS ?= 2
 PACKAGES ?= build/gpu-packages
 GPU_PYTHON ?= 3.12
-KERNEL_TESTS := $(addprefix tests/test_,$(addsuffix .py,kernels blend_skin backend warmup proximity collisions))
 
 .PHONY: demo train-demo test check lint types unit fast rest compiled docs wheel compat bench gpu gpu-packages clean
 .DELETE_ON_ERROR:
@@ -71,13 +70,13 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/run.py --device $(DEVICE)
 	$(BIN)/python benchmarks/report.py
 
-# On a machine with a GPU and torch for it: all tests of the kernels there, then all benchmarks, even
-# where a test failed. What else they need is found in PACKAGES, if it is not installed. A rehearsal without a GPU: make gpu DEVICE=cpu QUICK=--quick
+# On a machine with a GPU and torch for it, an ordered plan: what tells most comes first, a step that fails or
+# takes too long does not stop the next, and results are written after each. What else it needs is found in
+# PACKAGES, if it is not installed. A rehearsal without a GPU: make gpu DEVICE=cpu QUICK=--quick
 gpu: export PYTHONPATH := $(PACKAGES):src:kernels
 gpu: DEVICE = cuda
 gpu:
-	$(PYTHON) -m pytest -p no:cacheprovider $(if $(filter cuda%,$(DEVICE)),-m cuda) $(KERNEL_TESTS); tests=$$?; \
-	$(PYTHON) benchmarks/run.py --device $(DEVICE) $(QUICK) && exit $$tests
+	$(PYTHON) benchmarks/gpu.py --device $(DEVICE) $(QUICK)
 
 # What that needs besides torch, for a machine without a package index: make gpu-packages GPU_PYTHON=3.12
 gpu-packages: $(VENV)/.installed-dev

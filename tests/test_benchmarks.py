@@ -269,6 +269,20 @@ def test_an_absent_peer_is_named(script, mannequin_asset, tmp_path, monkeypatch)
     assert absent["smplx"].startswith("ModuleNotFoundError: ")
 
 
+def test_no_step_on_a_gpu_stops_the_next(script, tmp_path):
+    gpu = script("gpu")
+    ends = {"fails": "raise SystemExit(3)", "hangs": "import time; time.sleep(60)", "works": "print('done')"}
+    limits = {"hangs": 0.5}
+    steps = [gpu.Step(name, ["-c", code], limits.get(name, 60)) for name, code in ends.items()]
+    failed = gpu.run(steps, tmp_path)
+    assert [line.split(" (")[0] for line in failed] == ["fails: failed with 3", "hangs: ended after 0 s"]
+    assert (tmp_path / "03_works.log").read_text() == "done\n"
+    assert (tmp_path / "results.tar").stat().st_size
+    for device in ("cpu", "cuda"):
+        for step in gpu.plan(device, quick=False):
+            assert all((SCRIPTS.parent / part).exists() for part in step.command if part.endswith(".py"))
+
+
 def test_scripts_run(tmp_path):
     output = tmp_path / "results.json"
     options = ["--seconds", "0", "--batch", "2", "--threads", "1", "--output", output, "--commit", "abc"]
