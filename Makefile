@@ -17,7 +17,7 @@ demo: $(VENV)/.installed
 	$(BIN)/agebody demo --output $(OUT)
 	$(BIN)/agebody export anny --years 4 --output $(OUT)/body.glb --overwrite
 
-# A small network learns from synthetic people, on two cores and without a GPU: some 15 minutes.
+# A small network learns from synthetic people, on two cores and without a GPU: at most 25 minutes.
 train-demo: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/train_demo.py --output $(OUT)/train
 

@@ -1,4 +1,4 @@
-"""A network learns people of every age from synthetic images, on two cores, in twenty minutes.
+"""A network learns people of every age from synthetic images, on two cores, in some twenty minutes.
 
     make train-demo
 

@@ -447,7 +447,7 @@ class TestFit:
 
     def test_an_infant_is_found_again(self, infant, exclude):
         _, vertices, clouds, view, options = self.observe(infant)
-        fit = fit_scans(infant, clouds, view, exclude=exclude, **options)
+        fit = fit_scans(infant, clouds, view, exclude=exclude, **(options | {"sample": 200}))
         report = fit.report
         assert (report.s2m < 0.003).all()
         assert (report.surface_s2m < report.s2m).all()

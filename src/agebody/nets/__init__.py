@@ -1,6 +1,6 @@
 """Networks of human mesh recovery: from the picture of a person, or from keypoints, to a body of any age."""
 
-from agebody.nets.bands import TimeBands, haar_join, haar_split
+from agebody.nets.bands import TimeBands
 from agebody.nets.checkpoints import Checkpoint, load_checkpoint, read_checkpoint
 from agebody.nets.decoder import DecoderHead
 from agebody.nets.field_of_view import FieldOfView
@@ -27,8 +27,6 @@ __all__ = [
     "TimeBands",
     "ViT",
     "ViTSize",
-    "haar_join",
-    "haar_split",
     "load_checkpoint",
     "normalize_images",
     "read_checkpoint",
