@@ -135,7 +135,7 @@ INTERNALS = {
     | {"torch._C._are_functorch_transforms_active"}
     | {"torch._C._get_tracing_state", "torch._C._set_tracing_state"},
     "compat.smplx.arrays": {"self._parameters", "tensor._version"},
-    "compat.smplx.body_models": {
+    "compat.smplx.smpl": {
         "self.get_submodule(owner)._non_persistent_buffers_set",
         "_disable_current_modes",
     },
