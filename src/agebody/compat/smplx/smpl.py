@@ -111,6 +111,8 @@ class SMPL(WatchedArrays):
         **kwargs: Any,
     ) -> None:
         super().__init__()
+        names = (field.name for field in dataclasses.fields(self._output))
+        self._returned = tuple(name for name in names if name != "transl")
         if age not in ("adult", "kid"):
             raise ValueError(f"age: expected 'adult' or 'kid', got {age!r}")
         asset = read_asset(model_path, data_struct, gender, self._kind)
@@ -377,8 +379,7 @@ class SMPL(WatchedArrays):
         flat = pose_format == "axis_angle" and (
             self._kind == "smplx" or given[next(iter(self._poses))].dim() == 2
         )
-        fields = {field.name for field in dataclasses.fields(self._output)}
-        returned = {name: value for name, value in given.items() if name in fields and name != "transl"}
+        returned = {name: value for name, value in given.items() if name in self._returned}
         return self._output(
             vertices=vertices if return_verts else None,
             joints=joints,
