@@ -10,7 +10,7 @@ WORKERS ?= 2
 PACKAGES ?= build/gpu-packages
 GPU_PYTHON ?= 3.12
 
-.PHONY: demo train-demo test check lint types unit fast rest compiled docs wheel compat bench gpu gpu-packages clean
+.PHONY: demo train-demo test check lint types unit fast rest compiled docs wheel release-check compat bench gpu gpu-packages clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -60,6 +60,11 @@ wheel: $(VENV)/.installed-dev
 	build/wheel/bin/python -m pip install --quiet "$(TORCH)"
 	build/wheel/bin/python -m pip install --quiet dist/*.whl
 	cd build/wheel && bin/python -I ../../tests/wheel_check.py
+
+# Before a release: the tag is the version everywhere, and the package index takes what was built.
+release-check: $(VENV)/.installed-dev
+	AGEBODY_TYPECHECK=0 AGEBODY_TAG="$(TAG)" $(BIN)/pytest tests/test_package.py
+	$(BIN)/python -m twine check --strict dist/*
 
 # The fast tests with the oldest and the newest versions allowed, for each Python that is found: gigabytes.
 compat: $(VENV)/.installed-dev

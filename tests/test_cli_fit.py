@@ -216,6 +216,7 @@ def test_fit_names_wrong_options_and_files(data, tmp_path, monkeypatch):
         (("--years", 3, "--age-offset", 0.5), "--years"),
         (("--size", "big"), "--size"),
         (("--device", "tpu"), "--device"),
+        (("--device", "mps"), "float64"),
         (("--shards",), "--shards"),
         (("--fov", 180), "--fov"),
         (("--focal", "inf"), "--focal"),

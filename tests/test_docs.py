@@ -28,7 +28,7 @@ from agebody.assets.io import export_smpl_pkl
 from agebody.pipelines.cli import app
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 
@@ -133,7 +133,7 @@ def run_block(block: Block, namespace: dict[str, object], page: Path) -> None:
         for command in block.code.splitlines():
             run_command(shlex.split(command), where)
     else:
-        assert block.language in ("text", "json"), f"{where}: say what language this is"
+        assert block.language in ("text", "json", "bibtex"), f"{where}: say what language this is"
 
 
 def run_command(words: list[str], where: str) -> None:
@@ -146,8 +146,14 @@ def run_command(words: list[str], where: str) -> None:
             run_agebody(["bench", *options, "--batch", "2", "--seconds", "0"], where)
         case ["agebody", *rest]:
             run_agebody(rest, where)
+        case [str(variable), *rest] if re.fullmatch(r"[A-Z_]+=\S+", variable):
+            run_command(rest, where)
         case ["make", target, *_variables]:
             assert re.search(rf"^{target}:", read("Makefile"), re.MULTILINE), f"{where}: make {target}"
+        case ["git", "clone", "REPOSITORY", "agebody"] | ["cd", "agebody"]:
+            pass
+        case ["pip", "install", "torch", "--index-url", "https://download.pytorch.org/whl/cpu"]:
+            pass
         case ["pip", "install", what]:
             extras = re.fullmatch(r"\.(?:\[([\w,]+)\])?", what)
             assert extras, f"{where}: {what}"
@@ -199,7 +205,7 @@ def test_links_lead_somewhere(page):
 def test_every_page_is_in_the_navigation():
     listed = re.findall(r": ([\w/-]+\.md)$", read("mkdocs.yml"), re.MULTILINE)
     assert len(listed) == len(set(listed))
-    assert {f"docs/{page}" for page in listed} == {name_of(page) for page in PAGES} - {"README.md"}
+    assert {f"docs/{page}" for page in listed} == {name_of(page) for page in PAGES if page.parent != ROOT}
 
 
 def doors() -> dict[str, frozenset[str]]:

@@ -1,6 +1,8 @@
 """Run by `make wheel` with the installed wheel alone: import, one posed body, one file, the command line."""
 
+import importlib.metadata
 import importlib.util
+import re
 import subprocess
 import sys
 import tempfile
@@ -25,6 +27,10 @@ with tempfile.TemporaryDirectory() as folder:
     assert torch.equal(again.vertices, out.vertices)
     command = [str(Path(sys.executable).parent / "agebody"), "inspect", str(path)]
     assert "6890" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+# The README of the package index has no link that leads nowhere there.
+readme = importlib.metadata.metadata("agebody")["Description"] or ""
+assert readme.startswith("# agebody")
+assert not re.search(r"\]\((?!https://|#)", readme)
 # The kernels are in it; Warp, which they need, is an extra.
 assert importlib.util.find_spec("agebody_kernels") is not None
 if importlib.util.find_spec("warp") is None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from agebody import crowd, fitting, nets, people
     from agebody.assets.anny import anny_body
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "LAYOUTS",

@@ -44,6 +44,8 @@ def check_device(value: str | None) -> str | None:
         device = torch.device(value or "cpu")
     except RuntimeError:
         device = torch.device("meta")
+    if device.type == "mps":
+        raise typer.BadParameter("mps: the commands need float64, which Apple's GPUs do not have; use cpu")
     if device.type not in ("cpu", "cuda"):
         raise typer.BadParameter(f"expected cpu, cuda or cuda:N, got {value!r}")
     count = torch.cuda.device_count()
