@@ -15,6 +15,8 @@ import agebody
 from agebody import cameras, losses, nets
 from agebody.annotations import AnnotationError
 from agebody.cameras import Camera
+from agebody.keypoints import mirror_order
+from agebody.mesh import PartMap
 from agebody.people import random_people
 from agebody.pipelines.train import (
     Augmentation,
@@ -259,6 +261,63 @@ def test_targets_are_the_labels_before_the_camera(shards, body):
     known = target["keypoints_3d"]
     error = (made - made[:, 39:40]) - (known - known[:, 39:40])
     assert error.norm(dim=-1).max() < 5e-3
+
+
+def test_part_maps_follow_the_augmentation(body, shards, tmp_path):
+    """Each keypoint is drawn as a part of its own: in the changed map its part is where the keypoint is."""
+    layout = agebody.LAYOUTS["hmr2_44"]
+    names = ("left_wrist", "right_wrist", "nose", "left_ankle", "right_ankle")
+    chosen = [layout.names.index(name) for name in names]
+    people = records(body, drawn_people(body, 6, seed=4))
+    path = tmp_path / "a.tar"
+    write_shard(path, [people])
+    parts, mask = np.zeros((2, SIZE[1], SIZE[0]), np.uint8)
+    for n, record in enumerate(people):
+        for k in chosen:
+            x, y = record["keypoints_2d"][k, :2].astype(int)
+            area = slice(max(y - 4, 0), max(y + 5, 0)), slice(max(x - 4, 0), max(x + 5, 0))
+            parts[area], mask[area] = k + 1, n + 1
+    with tarfile.open(path, "a") as tar:
+        for suffix, picture_ in (("parts", parts), ("mask", mask)):
+            stream = io.BytesIO()
+            Image.fromarray(picture_).save(stream, "PNG")
+            entry = tarfile.TarInfo(f"000.{suffix}.png")
+            entry.size = len(stream.getvalue())
+            tar.addfile(entry, io.BytesIO(stream.getvalue()))
+    map_of = PartMap(layout.names, np.zeros(body.num_vertices, int), np.zeros(body.num_joints, int))
+    sources = [Source(path, 10.0), Source(shards / "b.tar", 1.0)]
+    data = TrainingData(
+        sources, size=(192, 256), augmentation=STRONG, parts=map_of, parts_size=(96, 128), seed=2
+    )
+    batch = data.__getitems__(range(60))
+    assert batch.target["parts"].shape == (60, 128, 96)
+    seen = 0
+    for row, (shown, points) in enumerate(
+        zip(batch.target["parts"], batch.target["keypoints_2d"], strict=True)
+    ):
+        source, person = data.find(row)
+        if source == 1:
+            assert (shown == -100).all()  # no maps in that shard
+            continue
+        assert {*shown.unique().tolist()} <= {0, *(k + 1 for k in chosen)}
+        for k, twin in zip(chosen, mirror_order(names), strict=True):
+            x, y = (points[k] * 128 + torch.tensor([48.0, 64.0])).int().tolist()
+            for before in (k, chosen[twin]):  # which of the two was drawn there depends on the mirror
+                u, v = people[person]["keypoints_2d"][before, :2].astype(int)
+                if not (0 <= u < SIZE[0] and 0 <= v < SIZE[1] and mask[v, u] == person + 1):
+                    break
+                if parts[v, u] != before + 1:
+                    break
+            else:
+                if 0 <= x < 96 and 0 <= y < 128:
+                    assert shown[y, x] == k + 1
+                    seen += 1
+    assert seen > 60
+    other = PartMap(("whole",), np.zeros(body.num_vertices, int), np.zeros(body.num_joints, int))
+    with pytest.raises(AnnotationError, match="expected part maps of 1 parts"):
+        TrainingData(path, size=(48, 64), parts=other).__getitems__([0])
+    with pytest.raises(ValueError, match="parts_size: expected a fraction"):
+        TrainingData(path, size=(48, 64), parts=other, parts_size=(48, 48))
 
 
 def test_what_is_not_known_has_weight_0(body, tmp_path):

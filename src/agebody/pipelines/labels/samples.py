@@ -93,12 +93,12 @@ class TrainingShards:
         data = read_members(path, members)
         labels, hidden = _read_labels(path, data[_LABELS])
         maps: dict[str, Any] = {
-            name: _decode(path, data[suffix]) for name, suffix in _MAPS.items() if suffix in data
+            name: decode_image(path, data[suffix]) for name, suffix in _MAPS.items() if suffix in data
         }
         if "depth" in maps:
             millimetres = maps["depth"].astype(np.float32)
             maps["depth"] = np.where(millimetres > 0, millimetres / np.float32(1000), np.float32(np.nan))
-        image = _decode(path, data[_IMAGE], "RGB")
+        image = decode_image(path, data[_IMAGE], "RGB")
         return Sample(str(labels.image_ids[0]), image, labels, hidden, **maps)
 
     def __iter__(self) -> Iterator[Sample]:
@@ -245,7 +245,12 @@ def read_members(path: Path, members: Mapping[str, tuple[int, int]], *only: str)
     return found
 
 
-def _decode(path: Path, data: bytes, mode: str | None = None) -> np.ndarray:
+def decode_image(path: Path, data: bytes, mode: str | None = None) -> np.ndarray:
+    """Return the pixels of a JPEG or PNG.
+
+    Raises:
+        AnnotationError: it is damaged.
+    """
     from PIL import Image
 
     try:

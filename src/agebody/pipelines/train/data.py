@@ -21,7 +21,9 @@ from agebody.age import AGE_CLASSES, UNKNOWN
 from agebody.annotations.people import AnnotationError
 from agebody.assets.asset import SMPL_JOINT_NAMES
 from agebody.cameras import Camera, normalize_points, square_box
-from agebody.pipelines.labels.samples import find_shards, index_shard, read_members
+from agebody.keypoints import mirror_order
+from agebody.mesh import PartMap
+from agebody.pipelines.labels.samples import decode_image, find_shards, index_shard, read_members
 from agebody.pipelines.train.augment import (
     NO_AUGMENTATION,
     Augmentation,
@@ -36,6 +38,9 @@ from agebody.rotations import axis_angle_to_matrix
 LAYOUT = "hmr2_44"
 MEAN, SD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """By which colours from 0 to 1 are normalised, as for ImageNet."""
+_MAPS = ("parts.png", "mask.png")
+_IGNORED = -100
+"""In part maps: not known. PyTorch's cross entropy ignores it."""
 _ROUND = 1000
 """Rows after which every source has had its share."""
 
@@ -71,7 +76,8 @@ class Batch(NamedTuple):
     target: dict[str, Tensor]
     """What objectives compare, by name, with weights of 0 for what is not known: ``keypoints_2d`` in the box,
     from -1/2 to 1/2, ``keypoints_3d`` in camera coordinates [m], ``global_orient`` and ``body_pose`` as
-    matrices, ``betas``, ``age_offset``, and ``age_class``."""
+    matrices, ``betas``, ``age_offset``, and ``age_class``; ``parts`` (N, h, w) if a training asks for it: 0
+    where the person is not seen, p + 1 where part p is, and -100 of images without a part map."""
     box: Float[Tensor, "N 4"]
     """Corners of the square crop, in the image that the camera sees [pixels]."""
     camera: Camera
@@ -105,10 +111,13 @@ class TrainingData(torch.utils.data.Dataset):
         crop_camera: HMR2's camera, of 5000 / 256 box sides and centred on the person, in place of that of the
             image; of an image whose camera is not known it is `Camera.guess`.
         box_scale: factor of the boxes of the labels.
+        parts: of which the shards have part maps, such as ``PartMap.from_joints(body.asset)`` for the 24 of
+            ``agebody synthesize``; the targets then have ``parts``, for `nets.PartAttentionHead`.
+        parts_size: width and height of these maps; None: a quarter of the crops'.
         seed: of all that is drawn.
 
     Raises:
-        AnnotationError: a shard is damaged, or nobody is left.
+        AnnotationError: a shard is damaged or has other parts, or nobody is left.
         OSError: it cannot be read.
     """
 
@@ -121,6 +130,8 @@ class TrainingData(torch.utils.data.Dataset):
         filters: Filters | None = None,
         crop_camera: bool = False,
         box_scale: float = 1.0,
+        parts: PartMap | None = None,
+        parts_size: tuple[int, int] | None = None,
         seed: int = 0,
     ) -> None:
         given = [Source(sources)] if isinstance(sources, (str, PathLike)) else list(sources)
@@ -132,6 +143,9 @@ class TrainingData(torch.utils.data.Dataset):
                 raise ValueError(f"age_class: expected one of {', '.join(names)}, got {one.age_class!r}")
         if min(size) < 1 or not 0 < box_scale < np.inf:
             raise ValueError(f"size, box_scale: expected numbers above 0, got {size} and {box_scale}")
+        self.parts, self.parts_size = parts, parts_size or (max(size[0] // 4, 1), max(size[1] // 4, 1))
+        if min(self.parts_size) < 1 or self.parts_size[0] * size[1] != self.parts_size[1] * size[0]:
+            raise ValueError(f"parts_size: expected a fraction of the crops' {size}, got {self.parts_size}")
         self.sources, self.size, self.seed = given, size, seed
         self.augmentation = augmentation or NO_AUGMENTATION
         self.filters, self.crop_camera, self.box_scale = filters or Filters(), crop_camera, box_scale
@@ -151,7 +165,8 @@ class TrainingData(torch.utils.data.Dataset):
                     if seen.sum() < self.filters.visible:
                         self.left_out += 1
                         continue
-                    rows.append((shard, *members[IMAGE], *members[PEOPLE], number))
+                    maps = (place for name in _MAPS for place in members.get(name, (0, 0)))
+                    rows.append((shard, *members[IMAGE], *members[PEOPLE], number, *maps))
         if not rows:
             raise AnnotationError(f"{paths[0]}: nobody in these shards shows enough keypoints")
         self.paths += paths
@@ -173,6 +188,8 @@ class TrainingData(torch.utils.data.Dataset):
             "camera": (self.crop_camera, self.box_scale),
             "seed": self.seed,
         }
+        if self.parts is not None:
+            about["parts"] = (self.parts.names, self.parts_size)
         return hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
     def find(self, row: int) -> tuple[int, int]:
@@ -219,6 +236,9 @@ class TrainingData(torch.utils.data.Dataset):
         mean, sd = (pixels.new_tensor(part) for part in (MEAN, SD))
         pixels = ((pixels.clamp(0, 255) / 255 - mean) / sd).permute(0, 3, 1, 2).contiguous()
         target = self._target(people, changed)
+        if self.parts is not None:
+            places = [self.find(row) for row in rows]
+            target["parts"] = self._part_maps(self.parts, places, changed.box, back, draw.flip)
         if self.crop_camera:
             middle = (changed.box[:, :2] + changed.box[:, 2:]) / 2
             side = changed.box[:, 2:] - changed.box[:, :2]
@@ -228,7 +248,7 @@ class TrainingData(torch.utils.data.Dataset):
     def _read(self, source: int, number: int) -> tuple[Person, Any]:
         from PIL import Image
 
-        shard, first, size, start, length, person = self._people[source][number].tolist()
+        shard, first, size, start, length, person = self._people[source][number, :6].tolist()
         path = self.paths[shard]
         found = read_people(path, (start, length))[person]
         if found.age_class == UNKNOWN and found.age_weight == 0 and self.sources[source].age_class:
@@ -238,6 +258,32 @@ class TrainingData(torch.utils.data.Dataset):
             return found, Image.open(io.BytesIO(read_members(path, {IMAGE: (first, size)})[IMAGE]))
         except Exception as error:  # almost any type, by format and version of Pillow
             raise AnnotationError(f"{path}: the image at byte {first} is damaged: {error}") from None
+
+    def _part_maps(
+        self, parts: PartMap, places: list[tuple[int, int]], boxes: Tensor, back: Tensor, flip: Tensor
+    ) -> Tensor:
+        """Return what of each person is where in the crops, (N, h, w)."""
+        from PIL import Image
+
+        mirrored = np.array([0, *(1 + part for part in mirror_order(parts.names))])
+        width, height = self.parts_size
+        maps = np.full((len(places), height, width), _IGNORED)
+        for i, (source, number) in enumerate(places):
+            shard, *_, person, first, size, start, length = self._people[source][number].tolist()
+            if not size or not length:
+                continue
+            path = self.paths[shard]
+            found = read_members(path, dict(zip(_MAPS, ((first, size), (start, length)), strict=True)))
+            shown, people = (decode_image(path, found[name], "L") for name in _MAPS)
+            shown = np.where(people == person + 1, shown, 0)
+            if shown.max() >= len(mirrored):
+                raise AnnotationError(
+                    f"{path}: expected part maps of {len(parts.names)} parts, got part {shown.max()}; give "
+                    "the parts that the shards were made with"
+                )
+            cut = crop_image(Image.fromarray(shown), boxes[i], back[i], self.parts_size, nearest=True)
+            maps[i] = mirrored[cut] if flip[i] else cut
+        return torch.from_numpy(maps)
 
     def _camera(self, person: Person, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         guess = Camera.guess(size)
