@@ -16,6 +16,7 @@ SUBJECTS = {
     "memory": "Memory",
     "precision": "16-bit correctives",
     "objective": "Losses of a training step",
+    "training_step": "HMR2's training step",
     "compiled": "Under torch.compile",
     "graphs": "CUDA graphs",
     "skinning": "Skinning alone",
@@ -65,6 +66,10 @@ NOTES = {
     "objective": "COCO's 17 points, projected; L1 losses in 2D and 3D; gradients with respect to betas, "
     "pose and translation. agebody uses its camera and losses, peers plain torch without masks or "
     "safeguards.",
+    "training_step": "Behind ViT-H's features: HMR2's decoder head, the body, 44 keypoints, their projection "
+    "with CLIFF's camera, HMR2's losses, and the gradients of the head's read-outs (*body alone*), or of its "
+    "weights and the features (*head and body*). Beside smplx is plain torch, and attention with keys and "
+    "values of all tokens, as the published code has it. Gradients are compared before they are timed.",
     "closest": "µs **per point**, for B points in total, 1 cm from the surface of bodies of 13,776 "
     "triangles. Trees are built at every call. trimesh has no gradients.",
     "fitting_speed": "COCO's 17 points of random people of every age with 2 px of noise; agebody starts "
