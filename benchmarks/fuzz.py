@@ -35,7 +35,7 @@ from scipy import sparse
 import agebody
 from agebody import nets
 from agebody.age import AgeError
-from agebody.annotations import AnnotationError, read_people, read_shard, write_shards
+from agebody.annotations import AnnotationError, read_motion, read_people, read_shard, write_shards
 from agebody.annotations.photographs import read_photograph
 from agebody.assets.asset import SMPL_JOINT_NAMES, SMPL_PARENTS, AssetError, Regressor
 from agebody.assets.io import smpl_arrays
@@ -142,6 +142,10 @@ def make_samples(folder: Path) -> list[Sample]:
         Sample("OpenPose", json.dumps(openpose_document()).encode(), people_of),
         Sample("shard", shard.read_bytes(), read_shard),
         Sample("evaluation", npz(predictions), read_bodies),
+        *(
+            Sample(f"motion, {n} angles", npz(motion_arrays(n)), lambda path: read_motion(path, body))
+            for n in (156, 165)
+        ),
         Sample("labels", npz(labels_arrays(body, people)), load_labels),
         Sample("training shard", training_shard(folder, rgb), lambda path: list(TrainingShards([path]))),
         *(Sample(f"photograph, {kind}", picture(rgb, kind), read_photograph) for kind in KINDS),
@@ -205,6 +209,15 @@ def coco_results(document: dict[str, Any]) -> list[dict[str, Any]]:
 def openpose_document() -> dict[str, Any]:
     """Return the file of one image by OpenPose."""
     return {"version": 1.3, "people": [{"person_id": [-1], "pose_keypoints_2d": [1.0, 2.0, 0.5] * 25}]}
+
+
+def motion_arrays(angles: int) -> dict[str, Any]:
+    """Return the arrays of a file of AMASS, of SMPL-H or SMPL-X."""
+    rng = np.random.default_rng(0)
+    about = {"gender": np.array("male"), "betas": rng.normal(size=16)}
+    rate = {156: "mocap_framerate", 165: "mocap_frame_rate"}[angles]
+    frames = {"poses": rng.normal(size=(3, angles)), "trans": rng.normal(size=(3, 3))}
+    return about | frames | {rate: np.array(60.0), "labels": np.array(["a", 1], object)}
 
 
 def labels_arrays(body: agebody.SMPLA, people: Any) -> dict[str, Any]:

@@ -204,6 +204,19 @@ def _required(asset: BodyAsset, field: str, instead: str) -> np.ndarray:
     return found
 
 
+def check_identity(
+    parameters: BodyParameters, num_betas: int | None = None, *, argument: str = "parameters"
+) -> None:
+    """Raise ValueError unless a batch of frames has one identity, which a file of one person has."""
+    for name, part in (("betas", parameters.betas[:, :num_betas]), ("age_offset", parameters.age_offset)):
+        spread = float((part - part[:1]).abs().max()) if part.numel() else 0.0
+        if spread > 1e-6:
+            raise ValueError(
+                f"{argument}.{name}: a file has one person, so expected one identity in all frames; they "
+                f"differ by up to {spread:.3g} (give their mean)"
+            )
+
+
 def read_start(
     body: BodySizes, start: BodyParameters, batch: Sequence[int], *, argument: str = "start"
 ) -> BodyParameters:

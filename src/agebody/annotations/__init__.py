@@ -1,5 +1,6 @@
 """People in files: keypoints of detectors, annotation files, shards of many people."""
 
+from agebody.annotations.motions import MotionClip, read_motion, save_motion
 from agebody.annotations.people import AnnotationError, ImageEntry, People
 from agebody.annotations.reading import read_people
 from agebody.annotations.shards import read_shard, write_shards
@@ -8,9 +9,12 @@ from agebody.annotations.writing import save_people
 __all__ = [
     "AnnotationError",
     "ImageEntry",
+    "MotionClip",
     "People",
+    "read_motion",
     "read_people",
     "read_shard",
+    "save_motion",
     "save_people",
     "write_shards",
 ]

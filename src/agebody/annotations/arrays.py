@@ -20,11 +20,26 @@ from agebody.annotations.people import fail
 class Key(NamedTuple):
     """What the array of a key has to be."""
 
-    shape: tuple[int | None, ...] = ()
-    """After the people; None is any size."""
+    shape: tuple[int | None, ...] | None = ()
+    """After the rows; None is any size, or any shape."""
     kind: str = "number"
-    """One of ``KINDS``. Of a name, or several names, there is one per file, not per person."""
+    """One of ``KINDS``. Of a name, or several names, there is one per file, not per row."""
     least: float = -np.inf
+    whole: bool = False
+    """Whether there is one per file, and ``shape`` is that of the array."""
+
+    @property
+    def dims(self) -> tuple[int | None, ...] | None:
+        """Shape of the array; None is any."""
+        named = {"name": (), "names": (None,)}.get(self.kind)
+        if named is not None or self.shape is None:
+            return named
+        return self.shape if self.whole else (None, *self.shape)
+
+    @property
+    def by_row(self) -> bool:
+        """Whether the array has one entry per row."""
+        return not (self.whole or self.kind in ("name", "names"))
 
 
 MAX_TEXT = 4096
@@ -46,6 +61,7 @@ KINDS = {
 """Types of arrays (NumPy's kinds), and what error messages call them."""
 
 DAMAGES = (
+    OSError,  # of a place before the beginning of the file
     ValueError,
     KeyError,
     EOFError,
@@ -64,7 +80,12 @@ DAMAGES = (
 
 
 def read_arrays(
-    path: Path, keys: Mapping[str, Key], prefixes: Mapping[str, Key] | None = None
+    path: Path,
+    keys: Mapping[str, Key],
+    prefixes: Mapping[str, Key] | None = None,
+    *,
+    rows: str = "people",
+    written_by: str = "agebody fit or numpy.savez writes it",
 ) -> dict[str, np.ndarray]:
     """Return the arrays of an npz file whose keys are known; others are ignored.
 
@@ -74,6 +95,8 @@ def read_arrays(
         path: the file.
         keys: by name.
         prefixes: keys of all names that begin so.
+        rows: what errors call the rows.
+        written_by: how errors say where such a file comes from.
 
     Raises:
         AnnotationError: the file is not an npz of plain arrays, or a key has a wrong type, shape or number.
@@ -87,7 +110,7 @@ def read_arrays(
         except DAMAGES:
             file = None
         if not isinstance(file, np.lib.npyio.NpzFile):
-            fail(path, "not an npz file, as agebody fit or numpy.savez writes it")
+            fail(path, f"not an npz file, as {written_by}")
         started = {
             name: key
             for start, key in (prefixes or {}).items()
@@ -102,11 +125,11 @@ def read_arrays(
         ):
             fail(path, f"a damaged npz file: its arrays would take {LARGEST_RATIO} times its size")
         found = {name: expect_array(path, name, key, _read(path, file, name)) for name, key in known.items()}
-    rows = {name: len(array) for name, array in found.items() if known[name].kind not in ("name", "names")}
-    first = next(iter(rows), "")
-    for name, count in rows.items():
-        if count != rows[first]:
-            fail(path, f"{name}: expected {rows[first]} people, as in {first}, got {count}")
+    counts = {name: len(array) for name, array in found.items() if known[name].by_row}
+    first = next(iter(counts), "")
+    for name, count in counts.items():
+        if count != counts[first]:
+            fail(path, f"{name}: expected {counts[first]} {rows}, as in {first}, got {count}")
     return found
 
 
@@ -144,10 +167,11 @@ def expect_array(path: Path, name: str, key: Key, array: np.ndarray) -> np.ndarr
     types, expected = KINDS[key.kind]
     if array.dtype.kind not in types:
         fail(path, f"{name}: expected {expected}, got {array.dtype}")
-    shape = {"name": (), "names": (None,)}.get(key.kind, (None, *key.shape))
-    fits = array.ndim == len(shape) and all(n in (None, m) for n, m in zip(shape, array.shape, strict=True))
-    if not fits:
-        sizes = ["N", *("any" if n is None else str(n) for n in shape[1:])] if shape else []
+    shape = key.dims
+    if shape is not None and not (
+        array.ndim == len(shape) and all(n in (None, m) for n, m in zip(shape, array.shape, strict=True))
+    ):
+        sizes = ["N" if n is None and not i else "any" if n is None else str(n) for i, n in enumerate(shape)]
         fail(path, f"{name}: expected shape ({', '.join(sizes)}), got {array.shape}")
     if array.dtype.kind == "S":
         try:

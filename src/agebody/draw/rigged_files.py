@@ -21,7 +21,7 @@ from agebody.body import BodyModel, BodyOutput
 from agebody.checks import broadcast, expect
 from agebody.draw.meshes import PALETTE, Color, read_color, to_linear, vertex_normals
 from agebody.files import replacing
-from agebody.parameters import BodyParameters, read_start
+from agebody.parameters import BodyParameters, check_identity, read_start
 
 RIGGED_SUFFIXES = (".glb", ".bvh")
 FREE_LICENSES = ("Apache-2.0", "CC0-1.0", "CC0-1.0 (data), Apache-2.0 (code)", "CC-BY-4.0", "MIT")
@@ -128,14 +128,7 @@ def _read_frames(body: BodyModel, parameters: BodyParameters | None) -> tuple[Bo
     frames = read_start(body, parameters, batch, argument="parameters")
     if not body.age_anchors:
         frames = frames._replace(age_offset=torch.zeros_like(frames.age_offset))
-    for name in ("betas", "age_offset"):
-        part = getattr(frames, name)
-        spread = float((part - part[:1]).abs().max()) if part.numel() else 0.0
-        if spread > 1e-6:
-            raise ValueError(
-                f"parameters.{name}: a file has one skeleton, so expected one identity in all frames; they "
-                f"differ by up to {spread:.3g} (give their mean)"
-            )
+    check_identity(frames)
     return frames, bool(batch)
 
 

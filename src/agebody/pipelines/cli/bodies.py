@@ -8,7 +8,6 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
-import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -187,11 +186,14 @@ def export(
     motion: Annotated[
         Path | None,
         option(
-            "Frames to animate: **.npz** with arrays named as the fields of BodyParameters, such as "
-            "body_pose (frames, joints, 3); those that are missing are zeros.",
+            "Frames to animate: a file of AMASS, or **.npz** with arrays named as the fields of "
+            "BodyParameters, such as body_pose (frames, joints, 3); those that are missing are zeros.",
         ),
     ] = None,
-    fps: Annotated[float, typer.Option(min=1e-3, max=1e5, help="Frames per second of the motion.")] = 30.0,
+    fps: Annotated[
+        float | None,
+        option("Frames per second of the motion; by default those of the file, or 30.", min=1e-3, max=1e5),
+    ] = None,
     betas: Annotated[
         str | None, option("Shape coefficients, in place of those of the motion.", metavar="B0,B1,...")
     ] = None,
@@ -210,10 +212,12 @@ def export(
 ) -> None:
     """Write a body for animation programs: **.glb** with skeleton and skin, or **.bvh** with the skeleton.
 
-    Example: `agebody export anny --years 4 -o body.glb`
+    Examples: `agebody export anny --years 4 -o body.glb`,
+    `agebody export SMPLH_MALE.pkl --motion amass_poses.npz -o walk.glb`
     """
     import torch
 
+    from agebody.annotations.motions import MotionClip, load_motion
     from agebody.draw.rigged_files import FREE_LICENSES, save_rigged
     from agebody.parameters import BodyParameters
 
@@ -222,24 +226,30 @@ def export(
     check_output(output, (Path(body), motion), overwrite)
     with running(ValueError) as bars:
         asset = load_body(body, bars)
-        given = {} if motion is None else _read_motion(motion, asset)
-        if numbers is not None:
-            given["betas"] = np.array([numbers])
+        recorded = None if motion is None else load_motion(motion)
         offset = _age_offset(asset, ages)
-        if offset is not None:
-            given["age_offset"] = np.array([offset])
-        count = max(given["betas"].shape[1] if "betas" in given else 0, min(asset.num_betas, 10))
+        known = 0 if recorded is None else min(recorded.num_betas, asset.num_betas)
+        count = max(len(numbers or ()), known, min(asset.num_betas, 10))
         layer = make_layer(asset, num_betas=count)
-        parameters = BodyParameters.zeros(layer)
-        for name, array in given.items():
-            part = torch.from_numpy(np.atleast_1d(array)).to(layer.dtype)
-            if name == "betas":
-                part = torch.nn.functional.pad(part, (0, count - part.shape[1]))
-            parameters = parameters._replace(**{name: part if motion else part[0]})
-        options: dict[str, Any] = {"fps": fps, "morph_targets": morph_targets, "overwrite": overwrite}
+        clip = MotionClip(BodyParameters.zeros(layer), up="y")
+        if recorded is not None:
+            clip = recorded.on(layer).turned(layer, "y")
+        parameters = clip.parameters
+        if numbers is not None:
+            padded = torch.tensor([*numbers, *[0.0] * (layer.num_coefficients - len(numbers))])
+            parameters = parameters._replace(betas=padded.to(layer.dtype).expand(parameters.betas.shape))
+        if offset is not None:
+            parameters = parameters._replace(age_offset=torch.full_like(parameters.age_offset, offset))
+        options: dict[str, Any] = {
+            "fps": fps or clip.fps or 30.0,
+            "morph_targets": morph_targets,
+            "overwrite": overwrite,
+        }
         error = save_rigged(layer, output, parameters=parameters, **options)
     metadata = asset.metadata
     say(f"wrote {output}: {metadata.name}, {asset.num_joints} joints")
+    for line in clip.notes:
+        note(f"{motion}: {line}")
     if error > 1e-4:
         note(f"posed by four joints a vertex, the surface is up to {1e3 * error:.1f} mm from the body's own")
     if metadata.license not in FREE_LICENSES:
@@ -271,23 +281,6 @@ def _age_offset(asset: BodyAsset, ages: dict[str, Any]) -> float | None:
         return float(AgeCurve.from_asset(asset).years_to_offset(float(found.years[0])))
     offset = float(found.age_offset[0])
     return AGE_CLASSES[found.age_class[0]].mid if math.isnan(offset) else offset
-
-
-def _read_motion(path: Path, asset: BodyAsset) -> dict[str, np.ndarray]:
-    """Return the arrays of a motion by the names of `BodyParameters`, one row per frame."""
-    from agebody.annotations.arrays import Key, read_arrays
-
-    shapes = {"global_orient": (3,), "body_pose": (asset.num_joints - 1, 3), "transl": (3,)}
-    shapes |= {"betas": (None,), "age_offset": (), "focal": (2,)}
-    arrays = read_arrays(path, {name: Key(shape) for name, shape in shapes.items()})
-    if "focal" in arrays:
-        fail(f"{path}: labels are in the coordinates of cameras; a motion is of one person, +y up")
-    if not arrays:
-        fail(f"{path}: not a motion; expected arrays named {', '.join(list(shapes)[:-1])}")
-    for name, array in arrays.items():
-        if not np.isfinite(array).all():
-            fail(f"{path}: {name}: expected finite numbers")
-    return arrays
 
 
 def _check_backend(value: str) -> str | None:

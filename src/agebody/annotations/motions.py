@@ -1,0 +1,307 @@
+"""Motions of one person in npz files: AMASS's and MoSh++'s, and frames of `BodyParameters`."""
+
+from __future__ import annotations
+
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from agebody.annotations.arrays import Key, read_arrays
+from agebody.annotations.people import fail, shorten
+from agebody.assets.official import GENDERS, JOINT_NAMES, TITLES
+from agebody.body import BodyModel
+from agebody.files import replacing
+from agebody.parameters import BodyParameters, check_identity, read_start
+
+Axis = Literal["y", "z"]
+
+_FAMILIES = {3 * len(JOINT_NAMES[name]): name for name in ("smpl", "smplh", "smplx")}
+"""The body by the number of angles in a frame: 72, 156, 165."""
+_PARTS = {"root_orient": 3, "pose_body": 63, "pose_jaw": 3, "pose_eye": 6, "pose_hand": 90}
+"""The parts of SMPL-X's pose, in its order; the first two and the last of SMPL-H's."""
+_RATES = ("mocap_framerate", "mocap_frame_rate", "fps")
+_FRAMES = ("global_orient", "body_pose", "betas", "age_offset", "transl")
+_ANY = Key(None, whole=True)
+_KEYS = {
+    "poses": Key((None,)),
+    **{name: Key((size,)) for name, size in _PARTS.items()},
+    "trans": Key((3,)),
+    "expression": Key((None,)),
+    **dict.fromkeys(("betas", "age_offset"), _ANY),
+    **dict.fromkeys(_RATES, Key(whole=True)),
+    **dict.fromkeys(("gender", "surface_model_type"), Key(kind="name")),
+    "global_orient": Key((3,)),
+    "body_pose": Key((None, 3)),
+    "transl": Key((3,)),
+    "focal": Key((2,)),
+}
+_DMPLS = 8
+"""Soft-tissue coefficients that AMASS's files have per frame."""
+_BETAS = 16
+"""Betas that AMASS's files have."""
+_Z_TO_Y = ((1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (0.0, -1.0, 0.0))
+
+
+class MotionClip(NamedTuple):
+    """One person over time."""
+
+    parameters: BodyParameters
+    """(T, ...), a frame each."""
+    fps: float | None = None
+    """Frames per second; None where the file does not say it."""
+    gender: str = "neutral"
+    """Of the body that the betas belong to."""
+    up: Axis = "z"
+    """The axis that points up: z in AMASS, y in animation programs and in a body's rest pose."""
+    notes: tuple[str, ...] = ()
+    """What of the file the body cannot show."""
+
+    def turned(self, body: BodyModel, up: Axis) -> MotionClip:
+        """Return the same motion with another axis up; x stays."""
+        if up not in ("y", "z"):
+            raise ValueError(f"up: expected 'y' or 'z', got {up!r}")
+        if up == self.up:
+            return self
+        turn = torch.tensor(_Z_TO_Y, dtype=body.dtype, device=body.device)
+        found = self.parameters
+        orient, transl = body.shape(found).move(
+            turn if up == "y" else turn.mT,
+            global_orient=found.global_orient,
+            transl=found.transl,
+            pose_format="axis_angle",
+        )
+        return self._replace(parameters=found._replace(global_orient=orient, transl=transl), up=up)
+
+
+class RecordedMotion(NamedTuple):
+    """The content of a file, for any body."""
+
+    path: Path
+    family: str | None
+    """"smpl", "smplh" or "smplx"; None of frames of `BodyParameters`."""
+    pose: Float[np.ndarray, "T J 3"] | None
+    """Rotations of the family's joints, the root's first; None without a family."""
+    arrays: dict[str, np.ndarray]
+    frames: int
+
+    @property
+    def num_betas(self) -> int:
+        """Number of shape coefficients in the file."""
+        return self.arrays["betas"].shape[-1] if "betas" in self.arrays else 0
+
+    @property
+    def fps(self) -> float | None:
+        """Frames per second, if they are stated."""
+        rates = [float(self.arrays[name]) for name in _RATES if name in self.arrays]
+        if rates and not (np.isfinite(rates[0]) and rates[0] > 0):
+            fail(self.path, f"fps: expected frames per second above 0, got {rates[0]:g}")
+        return rates[0] if rates else None
+
+    def on(self, body: BodyModel) -> MotionClip:
+        """Return the motion of a body."""
+        notes: list[str] = []
+        names = body.asset.joint_names
+        pose = self._pose(names, body.asset.metadata.name, notes)
+        betas = np.zeros((self.frames, body.num_coefficients))
+        given = self._betas(body, notes)
+        betas[:, : given.shape[1]] = given
+        if "expression" in self.arrays and body.num_expression:
+            some = self.arrays["expression"][:, : body.num_expression]
+            betas[:, body.num_betas : body.num_betas + some.shape[1]] = some
+        age = np.broadcast_to(self.arrays.get("age_offset", np.zeros(())), (self.frames,))
+        place = self.arrays.get("trans", self.arrays.get("transl", np.zeros((self.frames, 3))))
+        parts = (pose[:, 0], pose[:, 1:], betas, age, place)
+        found = BodyParameters(*(torch.from_numpy(np.array(p)).to(body.device, body.dtype) for p in parts))
+        gender = str(self.arrays.get("gender", "neutral")).lower()
+        return MotionClip(
+            found,
+            self.fps,
+            gender if gender in GENDERS else "neutral",
+            "y" if self.family is None else "z",
+            tuple(notes),
+        )
+
+    def _pose(self, names: tuple[str, ...], body: str, notes: list[str]) -> Float[np.ndarray, "T J 3"]:
+        found = np.zeros((self.frames, len(names), 3))
+        if self.family is None or self.pose is None:
+            found[:, 0] = self.arrays.get("global_orient", 0.0)
+            given = self.arrays.get("body_pose", found[:, 1:])
+            if given.shape[1] != len(names) - 1:
+                fail(self.path, f"body_pose: expected shape (N, {len(names) - 1}, 3), got {given.shape}")
+            found[:, 1:] = given
+            return found
+        own = JOINT_NAMES[self.family]
+        shared = [name for name in own if name in names]
+        if not shared:
+            fail(self.path, f"{body} has none of the joints of {TITLES[self.family]}")
+        found[:, [names.index(name) for name in shared]] = self.pose[:, [own.index(name) for name in shared]]
+        moved = np.any(self.pose, (0, 2)).tolist()
+        lost = [name for name, moves in zip(own, moved, strict=True) if moves and name not in names]
+        if lost:
+            notes.append(f"joints that {body} lacks, left out: {shorten(lost, 3)}")
+        return found
+
+    def _betas(self, body: BodyModel, notes: list[str]) -> Float[np.ndarray, "T N"]:
+        """Return the betas that fit a body."""
+        given = np.atleast_2d(self.arrays.get("betas", np.zeros((1, 0))))
+        if self.family is None:
+            if given.shape[1] > body.num_coefficients:
+                number = body.num_coefficients
+                fail(self.path, f"betas: expected up to {number}, as the body has, got {given.shape[1]}")
+            return given
+        name, kind = body.asset.metadata.name, body.asset.metadata.kind
+        stated = str(self.arrays.get("surface_model_type", self.family))
+        owner = self.family if stated.startswith(self.family) else stated
+        if kind != owner:
+            if given.any():
+                notes.append(f"betas of {TITLES.get(owner, owner)}, left out: {name} has others")
+            return given[:, :0]
+        rest = given[:, body.num_betas :]
+        if rest.any():
+            notes.append(f"the last {rest.shape[1]} betas, left out: the body has {body.num_betas}")
+        return given[:, : body.num_betas]
+
+
+def read_motion(path: str | PathLike[str], body: BodyModel) -> MotionClip:
+    """Read a motion as parameters of a body, with the numbers that the file has.
+
+    Files are AMASS's, of SMPL-H (``poses`` of 156 angles), SMPL-X (165, or ``pose_body`` and so on) and SMPL
+    (72); and npz files with arrays named as the fields of `BodyParameters`, a row per frame, of which those
+    that are missing are zeros. Joints are found by their names, so that a body without fingers shows the rest
+    of a motion. Betas are used where the body is of the family of the file; DMPLs are not.
+
+    Args:
+        path: the file.
+        body: the layer. AMASS's files have 16 betas: ``SMPLH(path, num_betas=16)``.
+
+    Raises:
+        AnnotationError: the file is none of a motion, or damaged.
+        OSError: it cannot be read.
+    """
+    return load_motion(path).on(body)
+
+
+def load_motion(path: str | PathLike[str]) -> RecordedMotion:
+    """Read a motion for any body; see `read_motion`."""
+    path = Path(path)
+    arrays = read_arrays(path, _KEYS, rows="frames", written_by="AMASS or numpy.savez writes it")
+    if "focal" in arrays:
+        fail(path, "labels are in the coordinates of cameras; a motion is of one person in space")
+    angles = [name for name in ("poses", *_PARTS) if name in arrays]
+    rows = [name for name in arrays if name in _KEYS and _KEYS[name].by_row]
+    betas = arrays.get("betas", np.zeros((0, 0)))
+    if not angles and betas.ndim == 1:
+        advice = "get its *_poses.npz or *_stageii.npz"
+        fail(path, f"the shape of a person without a motion, as AMASS's shape.npz and *_stagei.npz; {advice}")
+    if not rows and not any(name in arrays for name in _FRAMES):
+        fail(path, f"not a motion; expected poses, as in AMASS, or arrays named {', '.join(_FRAMES)}")
+    for name, array in arrays.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            fail(path, f"{name}: expected finite numbers")
+    some = [arrays[name] for name in ("betas", "age_offset") if name in arrays and arrays[name].ndim]
+    frames = len(arrays[rows[0]]) if rows else max((len(a) for a in some if a.ndim < 3), default=1)
+    if not frames:
+        fail(path, "expected at least one frame, got none")
+    for name, dims in (("betas", 2), ("age_offset", 1)):
+        array = arrays.get(name, np.zeros(()))
+        if name in arrays and (
+            array.ndim not in (dims - 1, dims) or (array.ndim == dims and len(array) not in (1, frames))
+        ):
+            entry = "betas" if dims == 2 else "number"
+            fail(
+                path, f"{name}: expected the {entry} of all frames, or of each of {frames}, got {array.shape}"
+            )
+    family, pose = _read_pose(path, arrays)
+    return RecordedMotion(path, family, pose, arrays, frames)
+
+
+def _read_pose(
+    path: Path, arrays: dict[str, np.ndarray]
+) -> tuple[str | None, Float[np.ndarray, "T J 3"] | None]:
+    """Return the family of the file and its pose; neither of frames of `BodyParameters`."""
+    if "poses" in arrays:
+        flat = arrays["poses"]
+        family = _FAMILIES.get(flat.shape[1])
+        if family is None:
+            known = ", ".join(f"{size} ({TITLES[name]})" for size, name in _FAMILIES.items())
+            fail(path, f"poses: expected angles of a frame, {known}, got {flat.shape[1]}")
+        return family, flat.reshape(len(flat), -1, 3)
+    given = [name for name in _PARTS if name in arrays]
+    if not given:
+        return None, None
+    family = "smplh" if str(arrays.get("surface_model_type")).startswith("smplh") else "smplx"
+    names = ("root_orient", "pose_body", "pose_hand") if family == "smplh" else tuple(_PARTS)
+    frames = len(arrays[given[0]])
+    parts = [arrays.get(name, np.zeros((frames, _PARTS[name]))) for name in names]
+    return family, np.concatenate(parts, 1).reshape(frames, -1, 3)
+
+
+def save_motion(
+    motion: MotionClip, body: BodyModel, path: str | PathLike[str], *, overwrite: bool = False
+) -> None:
+    """Write a motion as AMASS has it, z up, for SMPL-H or SMPL-X; of SMPL, with 72 angles.
+
+    Betas are filled up to 16 with zeros. A key ``age_offset`` has the age, which other tools ignore: to them
+    a child is an adult with the child's betas. ``read_motion`` reads it.
+
+    Args:
+        motion: with frames per second.
+        body: the layer, with the joints of SMPL, SMPL-H or SMPL-X.
+        path: the file, .npz.
+        overwrite: replace an existing file.
+
+    Raises:
+        FileExistsError: the file exists and ``overwrite`` is false.
+        OSError: it cannot be written.
+    """
+    families = [name for name in _FAMILIES.values() if JOINT_NAMES[name] == body.asset.joint_names]
+    if not families:
+        expected = "the joints of SMPL, SMPL-H or SMPL-X"
+        raise ValueError(f"body: expected {expected}, got {body.asset.metadata.name!r} with other ones")
+    if motion.fps is None or not (np.isfinite(motion.fps) and motion.fps > 0):
+        raise ValueError(f"motion.fps: expected frames per second above 0, got {motion.fps}")
+    if Path(path).suffix.lower() != ".npz":
+        raise ValueError(f"{path}: expected the suffix .npz, which AMASS's files have")
+    frames = motion.parameters.transl.shape[0] if motion.parameters.transl.dim() == 2 else 0
+    if not frames:
+        raise ValueError("motion.parameters: expected frames (T, ...)")
+    with torch.no_grad():
+        flat = read_start(body, motion.parameters, (frames,), argument="motion.parameters")
+        if not body.age_anchors:
+            flat = flat._replace(age_offset=torch.zeros_like(flat.age_offset))
+        check_identity(flat, body.num_betas, argument="motion.parameters")
+        found = motion._replace(parameters=flat).turned(body, "z").parameters
+    arrays = {name: part.double().cpu().numpy() for name, part in found._asdict().items()}
+    betas, expression = np.split(arrays["betas"], [body.num_betas], 1)
+    age = arrays["age_offset"]
+    pose = np.concatenate((arrays["global_orient"], arrays["body_pose"].reshape(frames, -1)), 1)
+    content: dict[str, Any] = {
+        "trans": arrays["transl"],
+        "gender": np.array(motion.gender),
+        "betas": np.pad(betas[0], (0, max(0, _BETAS - betas.shape[1]))),
+        "poses": pose,
+    }
+    kind = body.asset.metadata.kind
+    if families[0] == "smplx" or kind != families[0]:
+        content["surface_model_type"] = np.array(kind)
+    if families[0] == "smplx":
+        ends = np.cumsum(list(_PARTS.values()))[:-1]
+        content |= dict(zip(_PARTS, np.split(pose, ends, 1), strict=True))
+        content |= {
+            "mocap_frame_rate": np.array(float(motion.fps)),
+            "mocap_time_length": np.array(frames / motion.fps),
+            "num_betas": np.array(len(content["betas"])),
+        }
+    else:
+        content["mocap_framerate"] = np.array(float(motion.fps))
+        content["dmpls"] = np.zeros((frames, _DMPLS))
+    if expression.any():
+        content["expression"] = expression
+    if age.any():
+        content["age_offset"] = age[0]
+    with replacing(path, overwrite=overwrite) as temporary, temporary.open("wb") as stream:
+        np.savez(stream, **content)

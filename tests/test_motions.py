@@ -1,0 +1,236 @@
+"""Motions of one person in files: AMASS's of SMPL-H and SMPL-X, and back."""
+
+import numpy as np
+import pytest
+import torch
+from bodies import random_body
+from model_files import PARENTS
+
+import agebody
+from agebody.annotations import AnnotationError, MotionClip, read_motion, save_motion
+from agebody.assets.asset import Metadata
+from agebody.assets.official import JOINT_NAMES
+from agebody.body import SMPL, SMPLH, SMPLX
+
+
+def small(family, *, num_betas=16, **options):
+    """A body of a family with few vertices."""
+    asset = random_body(num_vertices=60, parents=PARENTS[family], num_betas=num_betas, **options)
+    names = JOINT_NAMES[family]
+    return asset.replace(joint_names=names, metadata=Metadata(name=f"small {family}", kind=family))
+
+
+BODIES = {
+    "smpl": SMPL(small("smpl", num_betas=10), dtype=torch.float64),
+    "smplh": SMPLH(small("smplh"), num_betas=16, dtype=torch.float64),
+    "smplx": SMPLX(small("smplx"), num_betas=16, dtype=torch.float64),
+}
+
+
+def amass(family, frames=4, seed=0):
+    """What AMASS's files have, as its papers and their tools describe them."""
+    rng = np.random.default_rng(seed)
+    width = 3 * len(JOINT_NAMES[family])
+    arrays = {
+        "trans": rng.normal(size=(frames, 3)),
+        "gender": np.array("female"),
+        "betas": rng.normal(size=16),
+        "poses": 0.3 * rng.normal(size=(frames, width)),
+    }
+    if family == "smplh":
+        return arrays | {"mocap_framerate": np.array(120.0), "dmpls": rng.normal(size=(frames, 8))}
+    ends = {"root_orient": 3, "pose_body": 66, "pose_jaw": 69, "pose_eye": 75, "pose_hand": 165}
+    start = 0
+    for name, end in ends.items():
+        arrays[name] = arrays["poses"][:, start:end]
+        start = end
+    stated = {"surface_model_type": np.array("smplx"), "mocap_frame_rate": np.array(60), "num_betas": 16}
+    objects = {"markers_latent_vids": np.array({"A": 3}, object), "latent_labels": np.array(["A", "B"])}
+    return arrays | stated | objects
+
+
+@pytest.mark.parametrize("family", ["smplh", "smplx"])
+def test_the_numbers_of_a_file_are_those_of_the_body(tmp_path, family):
+    arrays, body = amass(family), BODIES[family]
+    np.savez(tmp_path / "a.npz", **arrays)
+    clip = read_motion(tmp_path / "a.npz", body)
+    found = clip.parameters
+    assert (clip.fps, clip.gender, clip.up, clip.notes) == (
+        {"smplh": 120.0}.get(family, 60.0),
+        "female",
+        "z",
+        (),
+    )
+    pose = np.concatenate((found.global_orient, found.body_pose.flatten(1)), 1)
+    np.testing.assert_array_equal(pose, arrays["poses"])
+    np.testing.assert_array_equal(found.transl, arrays["trans"])
+    np.testing.assert_array_equal(found.betas, np.tile(arrays["betas"], (4, 1)))
+    assert body(found).vertices.isfinite().all()
+
+
+def test_parts_alone_are_the_pose_they_make(tmp_path):
+    arrays = amass("smplx")
+    np.savez(tmp_path / "a.npz", **arrays)
+    np.savez(tmp_path / "b.npz", **{k: v for k, v in arrays.items() if k != "poses"})
+    for a, b in zip(
+        *(read_motion(tmp_path / n, BODIES["smplx"]).parameters for n in ("a.npz", "b.npz")), strict=True
+    ):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_joints_go_by_their_names_from_family_to_family(tmp_path):
+    arrays = amass("smplx")
+    np.savez(tmp_path / "a.npz", **arrays)
+    whole = dict(zip(JOINT_NAMES["smplx"], arrays["poses"].reshape(4, 55, 3).transpose(1, 0, 2), strict=True))
+    for family, notes in (
+        ("smplh", "jaw, left_eye, right_eye"),
+        ("smpl", "jaw, left_eye, right_eye, 30 more"),
+    ):
+        body = BODIES[family]
+        clip = read_motion(tmp_path / "a.npz", body)
+        for i, name in enumerate(body.asset.joint_names[1:]):
+            np.testing.assert_array_equal(clip.parameters.body_pose[:, i], whole.get(name, np.zeros((4, 3))))
+        assert not clip.parameters.betas.any()
+        assert any(notes in note for note in clip.notes)
+        assert any(note.startswith("betas of SMPL-X, left out") for note in clip.notes)
+    few = SMPLX(BODIES["smplx"].asset)
+    assert read_motion(tmp_path / "a.npz", few).notes == ("the last 6 betas, left out: the body has 10",)
+
+
+def test_up_is_turned_with_the_whole_body(tmp_path):
+    body = BODIES["smplh"]
+    np.savez(tmp_path / "a.npz", **amass("smplh"))
+    clip = read_motion(tmp_path / "a.npz", body)
+    turned = clip.turned(body, "y")
+    expected = body(clip.parameters).vertices[..., [0, 2, 1]] * torch.tensor([1, 1, -1])
+    torch.testing.assert_close(body(turned.parameters).vertices, expected)
+    back = turned.turned(body, "z")
+    torch.testing.assert_close(body(back.parameters).vertices, body(clip.parameters).vertices)
+    assert clip.turned(body, "z") is clip
+
+
+@pytest.mark.parametrize("family", BODIES)
+@pytest.mark.parametrize("up", ["y", "z"])
+def test_what_is_written_is_read(tmp_path, family, up):
+    body = BODIES[family]
+    rng = torch.Generator().manual_seed(1)
+    some = agebody.BodyParameters.zeros(body, 5).map(
+        lambda t: 0.4 * torch.randn(t.shape, generator=rng).double()
+    )
+    some = some._replace(betas=some.betas[:1].expand(5, -1), age_offset=torch.full((5,), 0.3).double())
+    save_motion(MotionClip(some, 25.0, "male", up), body, tmp_path / "a.npz")
+    again = read_motion(tmp_path / "a.npz", body)
+    assert (again.fps, again.gender, again.up, again.notes) == (25.0, "male", "z", ())
+    turned = again.turned(body, up).parameters
+    torch.testing.assert_close(body(turned).vertices, body(some).vertices)
+    ages = 0.3 if body.age_anchors else 0.0
+    torch.testing.assert_close(again.parameters.age_offset, torch.full((5,), ages).double())
+    with np.load(tmp_path / "a.npz") as file:  # as AMASS's own tools read them
+        assert file["betas"].shape == (16,)
+        assert file["poses"].shape == (5, 3 * body.num_joints)
+        assert file["trans"].shape == (5, 3)
+        if family == "smplx":
+            whole = [file[name] for name in ("root_orient", "pose_body", "pose_jaw", "pose_eye", "pose_hand")]
+            np.testing.assert_array_equal(np.concatenate(whole, 1), file["poses"])
+            assert (float(file["mocap_frame_rate"]), float(file["mocap_time_length"])) == (25.0, 0.2)
+        else:
+            assert float(file["mocap_framerate"]) == 25.0
+            assert file["dmpls"][:, :8].shape == (5, 8)
+    with pytest.raises(FileExistsError):
+        save_motion(MotionClip(some, 25.0), body, tmp_path / "a.npz")
+
+
+def test_expressions_may_change_over_time(tmp_path):
+    names = (*(f"beta{i}" for i in range(16)), *(f"expression{i}" for i in range(10)))
+    asset = small("smplx", num_betas=26)
+    asset = asset.replace(metadata=Metadata(name="x", kind="smplx", shape_names=names))
+    body = SMPLX(asset, num_betas=16, dtype=torch.float64)
+    some = agebody.BodyParameters.zeros(body, 3)
+    some.betas[:, 16:] = torch.randn(3, 10).double()
+    some.betas[:, :16] = torch.randn(16).double()
+    save_motion(MotionClip(some, 30.0), body, tmp_path / "a.npz")
+    torch.testing.assert_close(read_motion(tmp_path / "a.npz", body).parameters.betas, some.betas)
+
+
+DAMAGES = {
+    "poses: expected angles of a frame": {"poses": np.zeros((4, 150))},
+    "trans: expected 4 frames, as in poses, got 3": {"trans": np.zeros((3, 3))},
+    "trans: expected shape (N, 3)": {"trans": np.zeros((4, 4))},
+    "poses: expected finite numbers": {"poses": np.full((4, 156), np.nan)},
+    "poses: expected numbers, got <U1": {"poses": np.full((4, 156), "x")},
+    "poses: Python objects are not loaded": {"poses": np.array([{}] * 4, object)},
+    "at least one frame, got none": {"poses": np.zeros((0, 156)), "trans": np.zeros((0, 3)), "dmpls": 0},
+    "betas: expected the betas of all frames, or of each of 4, got (3, 16)": {"betas": np.zeros((3, 16))},
+    "fps: expected frames per second above 0, got 0": {"mocap_framerate": np.array(0.0)},
+    "mocap_framerate: expected shape (), got (2,)": {"mocap_framerate": np.ones(2)},
+}
+
+
+@pytest.mark.parametrize("message", DAMAGES)
+def test_a_damaged_file_is_refused_by_name(tmp_path, message):
+    np.savez(tmp_path / "a.npz", **amass("smplh") | DAMAGES[message])
+    with pytest.raises(AnnotationError) as error:
+        read_motion(tmp_path / "a.npz", BODIES["smplh"])
+    assert message in str(error.value)
+    assert str(error.value).startswith(f"{tmp_path / 'a.npz'}: ")
+    assert "\n" not in str(error.value)
+
+
+def test_files_of_shapes_and_labels_are_told_apart(tmp_path):
+    arrays = amass("smplx")
+    np.savez(tmp_path / "stagei.npz", betas=arrays["betas"], gender="male", latent_labels=["a"])
+    np.savez(tmp_path / "labels.npz", transl=np.zeros((2, 3)), focal=np.ones((2, 2)))
+    (tmp_path / "a.pkl").write_bytes(b"\x80\x04]q")
+    for name, why in (
+        ("stagei.npz", "shape of a person"),
+        ("labels.npz", "cameras"),
+        ("a.pkl", "not an npz"),
+    ):
+        with pytest.raises(AnnotationError, match=why):
+            read_motion(tmp_path / name, BODIES["smplx"])
+    own = SMPL(random_body(), dtype=torch.float64)
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(AnnotationError, match="random has none of the joints of SMPL-X"):
+        read_motion(tmp_path / "a.npz", own)
+
+
+def test_what_cannot_be_written_is_refused(tmp_path):
+    body = BODIES["smplh"]
+    still = MotionClip(agebody.BodyParameters.zeros(body, 2), 30.0)
+    two = still.parameters._replace(betas=torch.eye(2, 16).double())
+    for message, clip, layer, name in (
+        (r"motion\.parameters\.betas: a file has one person", still._replace(parameters=two), body, "a.npz"),
+        (
+            r"motion\.fps: expected frames per second above 0, got None",
+            still._replace(fps=None),
+            body,
+            "a.npz",
+        ),
+        (r"a\.pkl: expected the suffix \.npz", still, body, "a.pkl"),
+        ("body: expected the joints of SMPL", still, SMPL(random_body()), "a.npz"),
+        (
+            r"motion\.parameters: expected frames",
+            MotionClip(agebody.BodyParameters.zeros(body), 30.0),
+            body,
+            "a.npz",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            save_motion(clip, layer, tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_clip_becomes_a_rigged_file_by_the_command(tmp_path):
+    from test_rigged import export
+
+    agebody.save_asset(small("smplh"), tmp_path / "h.safetensors")
+    np.savez(tmp_path / "clip_poses.npz", **amass("smplh"))
+    given = (tmp_path / "h.safetensors", "--motion", tmp_path / "clip_poses.npz", "-o", tmp_path / "a.bvh")
+    result = export(*given)
+    assert result.exit_code == 0, result.stderr
+    text = (tmp_path / "a.bvh").read_text()
+    assert "Frames: 4" in text
+    assert f"Frame Time: {1 / 120:.4f}"[:17] in text
+    mannequin = export("mannequin", "--motion", tmp_path / "clip_poses.npz", "-o", tmp_path / "b.glb")
+    assert mannequin.exit_code == 0, mannequin.stderr
+    assert "joints that mannequin lacks, left out: left_index1" in mannequin.stderr
