@@ -7,7 +7,7 @@ from scipy import sparse
 from scipy.spatial.transform import Rotation
 
 from agebody.assets.asset import BodyAsset, Metadata, Regressor, sparse_weights
-from agebody.assets.landmarks import REGRESSOR_NAMES
+from agebody.assets.landmarks import CONTOUR17, FACE51, REGRESSOR_NAMES
 
 
 def random_body(
@@ -82,3 +82,84 @@ def pose_body(
         for weight, j in zip(weights, movers, strict=True):
             vertices[v] += weight * (world[j][:3, :3] @ (shaped[v] - joints[j]) + world[j][:3, 3])
     return vertices + transl, np.array([w[:3, 3] for w in world]) + transl
+
+
+def with_fingers(asset: BodyAsset, *, expressions: int = 0) -> BodyAsset:
+    """SMPL-H's 52 joints, finger tips and a face on a body of SMPL's 24, for fits with hands; no correctives.
+
+    Fingers are chains of points beyond the knuckles, which scale with the hand at every age. Their tips are
+    vertices of their own. The points of the face lie around the nose.
+    """
+    rows = asset.joint_regressor.toarray()
+    index = asset.joint_names.index
+    skin = asset.dense_weights()
+    names, fingers = list(asset.joint_names[:22]), ("index", "middle", "pinky", "ring", "thumb")
+    new_rows, parents, tips, carriers = [*rows[:22]], list(asset.parents[:22]), [], []
+    for side in ("left", "right"):
+        wrist, hand = index(f"{side}_wrist"), index(f"{side}_hand")
+        own = np.flatnonzero(skin[:, hand] > 0.5)
+        front, back = (own[pick(asset.template[own, 2])] for pick in (np.argmax, np.argmin))
+        across = np.zeros(asset.num_vertices)
+        across[front], across[back] = 0.25, -0.25
+        along = rows[hand] - rows[wrist]
+        for place, finger in zip((1.0, 0.3, -1.0, -0.4, 1.2), fingers, strict=True):
+            start = 0.3 if finger == "thumb" else 1.0
+            for k in range(3):
+                parents.append(wrist if k == 0 else len(names) - 1)
+                names.append(f"{side}_{finger}{k + 1}")
+                new_rows.append(rows[wrist] + (start + 0.3 * k) * along + place * across)
+            tips.append(rows[wrist] + (start + 0.9) * along + place * across)
+            carriers.append((f"{side}_{finger}", len(names) - 1))
+    tips = np.array(tips)
+    nose = asset.regressors["surface21"].matrix.toarray()[asset.regressors["surface21"].names.index("nose")]
+    distance = np.linalg.norm(asset.template - nose @ asset.template, axis=1)
+    rng, near = np.random.default_rng(0), np.argsort(distance)[:60]
+
+    def grown(array: np.ndarray) -> np.ndarray:
+        return np.concatenate((array, np.tensordot(tips, array, 1)))
+
+    def wide(matrix: np.ndarray) -> np.ndarray:
+        return np.pad(matrix, ((0, 0), (0, len(tips))))
+
+    def sparse_rows(matrix: np.ndarray) -> sparse.csr_array:
+        return sparse.csr_array(matrix.astype(asset.template.dtype))
+
+    regressors = {}
+    for name, regressor in asset.regressors.items():
+        matrix = wide(regressor.matrix.toarray())
+        for k, (tip, _) in enumerate(carriers):
+            if tip in regressor.names:
+                matrix[regressor.names.index(tip)] = np.eye(matrix.shape[1])[asset.num_vertices + k]
+        regressors[name] = Regressor(regressor.names, sparse_rows(matrix))
+    for name, points in (("face51", FACE51), ("contour17", CONTOUR17)):
+        matrix = np.zeros((len(points), asset.num_vertices + len(tips)))
+        matrix[:, near] = rng.dirichlet(np.full(len(near), 0.05), len(points))
+        regressors[name] = Regressor(points, sparse_rows(matrix))
+    weights = np.zeros((asset.num_vertices + len(tips), len(names)))
+    weights[: asset.num_vertices, :22] = skin[:, :22]
+    for side in ("left", "right"):
+        weights[: asset.num_vertices, index(f"{side}_wrist")] += skin[:, index(f"{side}_hand")]
+    weights[np.arange(asset.num_vertices, len(weights)), [joint for _, joint in carriers]] = 1
+    skin_joints, skin_weights = sparse_weights(weights.astype(asset.template.dtype))
+    shapes = grown(asset.shapedirs)
+    if expressions:
+        moves = np.zeros((len(shapes), 3, expressions))
+        moves[near] = 0.004 * rng.normal(size=(len(near), 3, expressions))
+        shapes = np.concatenate((shapes, moves), -1)
+    shape_names = [f"shape{i}" for i in range(shapes.shape[-1] - expressions)]
+    shape_names += [f"expression{i}" for i in range(expressions)]
+    return asset.replace(
+        template=grown(asset.template),
+        parents=np.array(parents),
+        joint_names=tuple(names),
+        joint_regressor=sparse_rows(wide(np.array(new_rows))),
+        skin_joints=skin_joints,
+        skin_weights=skin_weights,
+        shapedirs=shapes,
+        posedirs=None,
+        age_templates=None
+        if asset.age_templates is None
+        else np.stack([grown(t) for t in asset.age_templates]),
+        regressors=regressors,
+        metadata=Metadata(name=f"{asset.metadata.name} with fingers", shape_names=tuple(shape_names)),
+    )

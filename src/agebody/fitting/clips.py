@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,9 +16,10 @@ from agebody.age import AgeCurve
 from agebody.body import BodyModel
 from agebody.fitting.observed import MIN_POINTS, Observed, pose_prior_of, seen_joints
 from agebody.fitting.start import follow_frames, move_to_rays, starts_in_world
+from agebody.fitting.whole_body import coefficient_bounds
 from agebody.losses import MahalanobisPrior, MaxMixturePrior
 from agebody.optim.limits import JointLimitPrior
-from agebody.optim.motion import JOINTS, Motion, skeleton_length
+from agebody.optim.motion import Motion, moving_joints, skeleton_length
 from agebody.optim.problem import Stage
 from agebody.optim.stages import Fit, FitReport, fit_bodies, select_rows
 from agebody.optim.standard_errors import StandardErrors, standard_errors
@@ -67,7 +69,7 @@ class Clips:
     def take(self, rows: Int[Tensor, " R"]) -> Clips:
         """Return the clips with these indices, which may repeat."""
         found = copy.copy(self)
-        images = torch.arange(len(self.given.noise), device=rows.device)
+        images = torch.arange(len(self.given.depth), device=rows.device)
         images = images.view(len(self.present), self.present.shape[1] * self.views)
         found.given, found.present = self.given.take(images[rows].flatten()), self.present[rows]
         found.evidence = {name: (value[rows], sd[rows]) for name, (value, sd) in self.evidence.items()}
@@ -113,7 +115,7 @@ class Clips:
         apart.present, apart.motion_sd = torch.ones_like(self.present).flatten()[:, None], None
         fit = apart.fit(stages, None)
         clips, frames = self.present.shape
-        frame, _ = follow_frames(self.given.noise.new_zeros(clips, frames, 1), None, self._visible())
+        frame, _ = follow_frames(self.given.depth.new_zeros(clips, frames, 1), None, self._visible())
         clip = torch.arange(clips, device=frame.device)[:, None]
         found = fit.parameters.map(lambda part: part[:, 0].unflatten(0, (clips, frames))[clip, frame])
         return found, fit.report.iterations.view(clips, frames).amax(1)
@@ -150,7 +152,8 @@ class Clips:
     ) -> tuple[BodyParameters, FitReport]:
         """Fit bodies by stages, without terms that there are not, and with joints that move keypoints."""
         used = self._stages(terms, stages)
-        return fit_bodies(self.body, terms, used, start, present=present, age_bounds=age_bounds)
+        bounds: dict[str, Any] = {"age_bounds": age_bounds, "beta_bound": self._coefficient_bounds(start)}
+        return fit_bodies(self.body, terms, used, start, present=present, **bounds)
 
     def _stages(self, terms: dict[str, Term | Motion], stages: Sequence[Stage]) -> list[Stage]:
         used = []
@@ -175,7 +178,14 @@ class Clips:
         (used,) = self._stages(terms, [stage])
         bounds = ages[:, 0], ages[:, 1]
         found = standard_errors(
-            self.body, terms, used, parameters, axis, present=self.present, age_bounds=bounds
+            self.body,
+            terms,
+            used,
+            parameters,
+            axis,
+            present=self.present,
+            age_bounds=bounds,
+            beta_bound=self._coefficient_bounds(parameters),
         )
         known = bounds[0] == bounds[1]
         seen = self._visible().any(1)
@@ -209,7 +219,7 @@ class Clips:
         if stages:
             twice = self.take(torch.arange(clips, device=every.device).repeat(count))
             low, high = twice._frame_ages()[..., :2].flatten(0, 1).unbind(-1)
-            starts, report = self._run(twice.terms(), stages, starts, (low, high))
+            starts, report = twice._run(twice.terms(), stages, starts, (low, high))
             cost = report.cost
             spent = report.iterations.unflatten(0, (count, clips, frames)).amax(2).sum(0)
 
@@ -218,9 +228,10 @@ class Clips:
 
         joints, sd = None, self.motion_sd
         if sd is not None and frames > 1:
-            places = self.body.keypoints(JOINTS, starts)
-            size = skeleton_length(self.body.shape(starts).keypoints(JOINTS)) / skeleton_length(
-                self.body.keypoints(JOINTS)
+            layout, shares = moving_joints(self.body)
+            places = self.body.keypoints(layout, starts) * shares[:, None]
+            size = skeleton_length(self.body.shape(starts).keypoints(layout)) / skeleton_length(
+                self.body.keypoints(layout)
             )
             # As in the term, a clip has one size.
             joints = split(places) / (sd * split(size).mean((1, 2)))[:, None, None, None, None]
@@ -261,6 +272,14 @@ class Clips:
         return self.given.errors(points.repeat_interleave(self.views, 0)).view(
             *self.present.shape, self.views
         )
+
+    def _coefficient_bounds(self, bodies: BodyParameters) -> float | Float[Tensor, "C N"]:
+        """Return the largest absolute values of coefficients, of clips or, flat, of their frames."""
+        seen = self.given.weights.unflatten(0, (*self.present.shape, self.views))
+        found = coefficient_bounds(self.body, self.given.layout, seen)
+        if not isinstance(found, Tensor) or bodies.betas.dim() == 3:
+            return found
+        return found.repeat_interleave(self.present.shape[1], 0)
 
     def _by_frame(self, part: Tensor) -> Tensor:
         """Return something of images (C T V, ...) as (C T, V, ...)."""

@@ -121,7 +121,7 @@ def fit_keypoints(
         batch = keypoints.shape[:-2]
         if start is not None:
             start = read_start(body, start, batch).map(lambda part: part[:, None])
-        alone = torch.ones_like(given.noise, dtype=torch.bool)[:, None]
+        alone = torch.ones_like(given.depth, dtype=torch.bool)[:, None]
         evidence = read_start_sd(start, start_sd, batch, alone)
         clips = Clips(body, given, alone, 1, None, pose_prior, evidence)
         fit = _fit_in_batches(clips, stages, start, batch_size)

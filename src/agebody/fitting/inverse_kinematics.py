@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -109,10 +110,14 @@ class Known(NamedTuple):
     betas: Float[Tensor, "B N"] | None
     age_offset: Float[Tensor, " B"]
     """NaN where it is fitted."""
+    bounds: float | Float[Tensor, "B N"] = math.inf
+    """Largest absolute value of each coefficient; 0 holds it."""
 
     def take(self, rows: Tensor | slice) -> Known:
         """Select some bodies."""
-        return Known(None if self.betas is None else self.betas[rows], self.age_offset[rows])
+        betas, age, bounds = self
+        bounds = bounds[rows] if isinstance(bounds, Tensor) else bounds
+        return Known(None if betas is None else betas[rows], age[rows], bounds)
 
 
 def turn_towards(
@@ -179,6 +184,8 @@ def solve_identity(
     if known.betas is not None:
         missing = missing - (betas @ known.betas[:, None, :, None])[..., 0]
         betas = betas[..., :0]
+    elif isinstance(known.bounds, Tensor):
+        betas = betas * (known.bounds > 0)[:, None, None]
     count, free = ages.shape[-1], betas.shape[-1]
     root = weights.sqrt()[..., None, None]
     rows = (root * torch.cat((ages, betas, place, missing[..., None]), -1)).flatten(1, 2)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
+from scipy.linalg import block_diag
 from torch import Tensor
 
 from agebody.age import AGE_CLASSES, UNKNOWN, AgeCurve, parse_ages
 from agebody.body import BodyModel
 from agebody.cameras import Camera
 from agebody.checks import apply_mask, expand_weights, expect
+from agebody.fitting.whole_body import coarse_weights, extremity_priors, noise_shares
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.losses import ADULT_RANGES, MahalanobisPrior, MaxMixturePrior, joint_limits_prior
 from agebody.optim.state import keypoint_jacobian
@@ -44,7 +48,7 @@ class Observed(NamedTuple):
 
     keypoints: Float[Tensor, "B K 2"]
     weights: Float[Tensor, "B K"]
-    noise: Float[Tensor, " B"]
+    noise: Float[Tensor, "B K"]
     ages: Float[Tensor, "B 4"]
     """Lowest, highest and expected age offset, and its standard deviation."""
     depth: Float[Tensor, " B"]
@@ -97,9 +101,12 @@ def read_observed(
         raise ValueError("keypoints: expected finite pixels where the weights are not zero")
     lens = camera.to(keypoints).expand(*batch)
     lens = lens.map(lambda part: part.reshape(-1, *part.shape[len(batch) :]))
+    shares = noise_shares(body, layout)
     if noise is None:
-        noise = (_extent(seen, trust) * NOISE_SHARE).clamp(min=MIN_NOISE)
-    noise = _numbers("noise", noise, batch, keypoints)
+        extent = _extent(seen, coarse_weights(trust, shares))
+        noise = (extent * NOISE_SHARE).clamp(min=MIN_NOISE)[..., None] * shares
+    else:
+        noise = _numbers("noise", noise, batch, keypoints)[..., None].expand(trust.shape)
     if not ((noise > 0) & noise.isfinite()).all():
         raise ValueError("noise: expected a standard deviation above 0 [pixels]")
     known = _numbers("depth", math.nan if depth is None else depth, batch, keypoints)
@@ -111,7 +118,7 @@ def read_observed(
     return Observed(
         seen.reshape(-1, *seen.shape[-2:]),
         trust.reshape(-1, seen.shape[-2]),
-        noise.reshape(-1),
+        noise.reshape(-1, seen.shape[-2]),
         _read_ages(body, *ages, age_prior, batch, keypoints).reshape(-1, 4),
         known.reshape(-1),
         known_sd.reshape(-1),
@@ -183,10 +190,15 @@ def _numbers(name: str, value: float | Tensor, batch: torch.Size, like: Tensor) 
 def pose_prior_of(
     body: BodyModel, prior: MahalanobisPrior | MaxMixturePrior | None
 ) -> MahalanobisPrior | MaxMixturePrior:
-    """Return a prior for the joints of a body; `joint_limits_prior` about a standing person if None."""
+    """Return a prior for the joints of a body.
+
+    If None, `joint_limits_prior` about a standing person, and the `extremity_priors` of hands and face.
+    """
     names = tuple(body.asset.joint_names[1:])
     if prior is None:
-        if not set(names) & set(ADULT_RANGES):
+        blocks = list(extremity_priors(body.asset))
+        limited = bool(set(names) & set(ADULT_RANGES))
+        if not limited and not blocks:
             raise ValueError(
                 f"pose_prior: the default needs joints such as {', '.join(list(ADULT_RANGES)[:3])}, and this "
                 f"body has none of them; give a prior of its joints, such as {', '.join(names[:3])}"
@@ -194,7 +206,17 @@ def pose_prior_of(
         mean = None
         if set(POSES["standing"]) <= set(body.asset.joint_names):
             mean = torch.from_numpy(pose("standing", body.asset.joint_names)[1:])
-        prior = joint_limits_prior(names, mean=mean, dtype=body.dtype, device=body.device)
+        options: dict[str, Any] = {"dtype": body.dtype, "device": body.device}
+        if limited:
+            prior = joint_limits_prior(names, mean=mean, **options)
+            own = prior.arrays
+            blocks = [(own.joint_names, own.mean, own.factor), *blocks]
+        if prior is None or len(blocks) > 1:
+            members, means, factors = zip(*blocks, strict=True)
+            known = tuple(itertools.chain(*members))
+            prior = MahalanobisPrior(
+                np.concatenate(means), np.asarray(block_diag(*factors)), known, **options
+            )
     if isinstance(prior, MaxMixturePrior) and prior.soft:
         raise ValueError("pose_prior: a soft mixture is not a sum of squares; make it with soft=False")
     return (prior if prior.joint_names == names else prior.for_joints(names)).to(body.device, body.dtype)

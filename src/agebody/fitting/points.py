@@ -31,6 +31,7 @@ from agebody.fitting.inverse_kinematics import (
     turn_towards,
 )
 from agebody.fitting.patches import Patches, patch_layout
+from agebody.fitting.whole_body import coefficient_bounds
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.losses import joint_limits
 from agebody.losses.limits import clamp_to_limits
@@ -107,7 +108,7 @@ def fit_points(
     """
     layout = get_layout(layout)
     with torch.no_grad(), own_precision(body.device):
-        given = _read(body, "points", points, len(layout), weights, betas, age_offset, sd)
+        given = _read(body, "points", points, len(layout), weights, betas, age_offset, sd, layout)
         carried = _carried(body, layout)
 
         find = partial(body.keypoints, layout)
@@ -239,6 +240,7 @@ def _read(
     betas: Tensor | None,
     age_offset: float | Tensor | None,
     sd: float,
+    layout: KeypointLayout | None = None,
 ) -> _Given:
     expect(name, points, count, 3)
     if getattr(body, "infant", None) is not None:
@@ -282,7 +284,8 @@ def _read(
     total = confidence.sum(1)[:, None]
     mean = (confidence[..., None] * seen).sum(1) / torch.where(total > 0, total, 1)
     centered = apply_mask(seen - mean[:, None], confidence, 1)
-    return _Given(centered, confidence, Known(known_betas, known_age), mean, finite, batch)
+    bounds = BETA_BOUND if layout is None else coefficient_bounds(body, layout, confidence)
+    return _Given(centered, confidence, Known(known_betas, known_age, bounds), mean, finite, batch)
 
 
 def _fit_in_batches(given: _Given, fit: Callable[[_Given], Fit], batch_size: int) -> Fit:
@@ -416,7 +419,7 @@ def _descend(
         groups.append("betas")
     if bool(known.age_offset.isnan().any()):
         groups.append("age_offset")
-    largest = BETA_BOUND if known.betas is None else max(BETA_BOUND, float(known.betas.abs().amax()))
+    largest = known.bounds if known.betas is None else max(BETA_BOUND, float(known.betas.abs().amax()))
     steps = min(max_iterations, problem.max_iterations)
     stage = Stage({"points": sd**-2}, groups=groups, max_iterations=steps, cost_tolerance=tolerance)
     return fit_bodies(body, terms, [stage], start, age_bounds=ages, beta_bound=largest)

@@ -15,6 +15,7 @@ from agebody.body import BodyModel
 from agebody.cameras import Camera
 from agebody.cameras.distortion import undistort
 from agebody.fitting.observed import Observed
+from agebody.fitting.whole_body import coarse_weights, noise_shares, prior_alone
 from agebody.keypoints import KeypointLayout
 from agebody.losses import MahalanobisPrior, MaxMixturePrior
 from agebody.parameters import BodyParameters
@@ -154,14 +155,16 @@ def starts_in_world(
         joints: the free ones; all if None. See `seen_joints`.
         count: starts per person.
     """
+    trust = coarse_weights(seen.weights, noise_shares(body, seen.layout))
     found = start_from_keypoints(
-        body, seen.layout, seen.keypoints, seen.weights, seen.camera, seen.ages[:, 2], count=count
+        body, seen.layout, seen.keypoints, trust, seen.camera, seen.ages[:, 2], count=count
     )
     cameras = seen.camera.map(lambda part: part.repeat(count, *[1] * (part.dim() - 1)))
     placed = found.parameters.map(lambda part: part.flatten(0, 1))
-    if joints is not None and isinstance(prior, MahalanobisPrior):
-        names = body.asset.joint_names[1:]
-        unseen = [j for j, name in enumerate(names) if name not in joints]
+    names = body.asset.joint_names[1:]
+    if isinstance(prior, MahalanobisPrior):  # everyday poses say nothing of hands
+        free = {*names} if joints is None else {*joints}
+        unseen = [j for j, name in enumerate(names) if name not in free or name in prior_alone(body)]
         mean = placed.body_pose.new_zeros(3 * len(names))
         mean[prior.columns] = prior.mean
         placed.body_pose[:, unseen] = mean.unflatten(0, (-1, 3))[unseen]

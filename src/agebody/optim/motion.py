@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from agebody.assets.asset import HAND_JOINTS
 from agebody.body import BodyModel
 from agebody.checks import apply_mask
-from agebody.keypoints import get_layout
+from agebody.keypoints import KeypointLayout, get_layout
 from agebody.optim.state import State
 from agebody.parameters import BodyParameters
 
-JOINTS = get_layout("smpl24")
-"""The points whose motion is smooth."""
-
-_HEAD = JOINTS.names.index("head")
-_ANKLES = [JOINTS.names.index(name) for name in ("left_ankle", "right_ankle")]
+_SMPL24 = get_layout("smpl24")
+_BODY22 = _SMPL24.names[:22]
+_HEAD = _SMPL24.names.index("head")
+_ANKLES = [_SMPL24.names.index(name) for name in ("left_ankle", "right_ankle")]
 
 
 class Moves(NamedTuple):
@@ -43,7 +45,8 @@ class Motion:
 
     def __init__(self, body: BodyModel, sd: float) -> None:
         self.sd = sd
-        self.adult = skeleton_length(body.keypoints(JOINTS))
+        self.joints, self.shares = moving_joints(body)
+        self.adult = skeleton_length(body.keypoints(self.joints))
 
     def moves(self, state: State, present: Tensor) -> Moves:
         """Return residuals and derivatives.
@@ -53,7 +56,8 @@ class Motion:
             present: (b, T) frames that belong to each clip, the first ones.
         """
         frames = present.shape[1]
-        points, jacobian = state.points(JOINTS)
+        points, jacobian = state.points(self.joints)
+        points, jacobian = points * self.shares[:, None], jacobian * self.shares[:, None, None]
         size, size_jacobian = self._size(state, frames)
         scale = (size * self.sd)[:, None, None]
         places = points.flatten(1).unflatten(0, (-1, frames))
@@ -69,7 +73,9 @@ class Motion:
         first = state.parameters.map(lambda part: part[::frames])
         rest = BodyParameters.zeros(state.body, len(first.betas))
         rest = rest._replace(betas=first.betas, age_offset=first.age_offset)
-        points, jacobian = State(state.body, rest.vector(), state.rows[::frames], state.free).points(JOINTS)
+        points, jacobian = State(state.body, rest.vector(), state.rows[::frames], state.free).points(
+            self.joints
+        )
         axis = points[:, _HEAD] - points[:, _ANKLES].mean(1)
         length = axis.norm(dim=-1)
         by_points = jacobian[:, _HEAD] - jacobian[:, _ANKLES].mean(1)
@@ -80,6 +86,23 @@ class Motion:
         return length / self.adult, by_shape / self.adult
 
 
+def moving_joints(body: BodyModel) -> tuple[KeypointLayout, Float[Tensor, " K"]]:
+    """Return the points whose motion is smooth, and factors of it: SMPL's joints, or those and of fingers.
+
+    Of a finger it is the last joint. The five of a hand count together as SMPL's joint of the hand does.
+    """
+    names = body.asset.joint_names
+    last = tuple(name for part in HAND_JOINTS.values() for name in part if name in names and name[-1] == "3")
+    layout = _SMPL24 if set(_SMPL24.names[22:]) <= set(names) or not last else _layout(_BODY22 + last)
+    shares = [1.0 if name in _SMPL24.names else 5**-0.5 for name in layout.names]
+    return layout, torch.tensor(shares, dtype=body.dtype, device=body.device)
+
+
+@cache
+def _layout(names: tuple[str, ...]) -> KeypointLayout:
+    return KeypointLayout("moving joints", names, tuple(("joints", name) for name in names))
+
+
 def skeleton_length(joints: Float[Tensor, "*batch J 3"]) -> Float[Tensor, "*batch"]:
-    """Return the distance from the ankles to the head, of `JOINTS` at rest [m]."""
+    """Return the distance from the ankles to the head, of `moving_joints` at rest [m]."""
     return (joints[..., _HEAD, :] - joints[..., _ANKLES, :].mean(-2)).norm(dim=-1)

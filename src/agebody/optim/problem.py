@@ -178,12 +178,13 @@ def parameter_bounds(
     body: BodyModel,
     like: Float[Tensor, "C T P"],
     ages: tuple[float | Tensor, float | Tensor],
-    beta_bound: float,
+    beta_bound: float | Float[Tensor, "C N"],
 ) -> tuple[Float[Tensor, "C 1 P"], Float[Tensor, "C 1 P"]]:
     """Return lower and upper bounds of all parameters."""
     low, high = torch.full_like(like[:, :1], -torch.inf), torch.full_like(like[:, :1], torch.inf)
     slices = group_slices(body)
-    low[..., slices["betas"]], high[..., slices["betas"]] = -beta_bound, beta_bound
+    largest = beta_bound[:, None] if isinstance(beta_bound, Tensor) else beta_bound
+    low[..., slices["betas"]], high[..., slices["betas"]] = -largest, largest
     if body.age_anchors:
         for bound, age in zip((low, high), ages, strict=True):
             age = torch.as_tensor(age, dtype=like.dtype, device=like.device)

@@ -63,7 +63,7 @@ def fit_bodies(
     *,
     present: Bool[Tensor, "C T"] | None = None,
     age_bounds: tuple[float | Tensor, float | Tensor] = (0.0, 1.0),
-    beta_bound: float = BETA_BOUND,
+    beta_bound: float | Float[Tensor, "C N"] = BETA_BOUND,
 ) -> tuple[BodyParameters, FitReport]:
     """Minimize the weighted sum of terms, each stage from where the one before it ended.
 
@@ -77,7 +77,7 @@ def fit_bodies(
         start: (B, ...) bodies, or (C, T, ...) clips, finite. Clips begin at the mean shape of their frames.
         present: frames that belong to each clip, the first ones; all if None.
         age_bounds: lowest and highest age offset, numbers or (B,) or (C,).
-        beta_bound: largest absolute value of a beta.
+        beta_bound: largest absolute value of a beta, or of each coefficient (B, N) or (C, N); 0 holds it.
 
     Returns:
         Finite parameters in the shape of ``start``, and a report per body or clip. A body whose residuals are

@@ -44,6 +44,7 @@ def standard_errors(
     *,
     present: Bool[Tensor, "C T"] | None = None,
     age_bounds: tuple[float | Tensor, float | Tensor] = (0.0, 1.0),
+    beta_bound: float | Float[Tensor, "C N"] = math.inf,
 ) -> StandardErrors:
     """Return the standard errors of fitted clips (C), and of the depth in each of their frames (C, T).
 
@@ -59,6 +60,7 @@ def standard_errors(
         axis: directions in the world along which the depth counts.
         present: as of `fit_bodies`.
         age_bounds: as of `fit_bodies`.
+        beta_bound: as of `fit_bodies`; what it holds at 0 is known.
     """
     vectors = parameters.vector()
     clips, frames = vectors.shape[:2]
@@ -67,7 +69,7 @@ def standard_errors(
     problem = Problem(body, terms, stage, vectors, present)
     x, rows = problem.pack(vectors), torch.arange(clips, device=vectors.device)
     model = problem.quadratize(x, rows)
-    low, high = parameter_bounds(body, vectors, age_bounds, math.inf)
+    low, high = parameter_bounds(body, vectors, age_bounds, beta_bound)
     columns = group_slices(body)["age_offset"].start
     fixed = problem.pack(low) == problem.pack(high)
     flat = parameters.map(lambda part: part.flatten(0, 1))

@@ -54,7 +54,7 @@ class Reprojection:
         keypoints: (B, V, K, 2) observed in V views [pixels].
         weights: (B, V, K); keypoints of weight 0 are ignored, even NaN.
         camera: batch dimensions broadcast to (B, V).
-        unit: (B, V) pixels that count as a residual of 1.
+        unit: (B, V), or (B, V, K) for each keypoint, pixels that count as a residual of 1.
         robust: cost of a residual.
         robust_scale: scale of the robust cost, in units.
     """
@@ -65,7 +65,7 @@ class Reprojection:
         keypoints: Float[Tensor, "B V K 2"],
         weights: Float[Tensor, "B V K"],
         camera: Camera,
-        unit: Float[Tensor, "B V"],
+        unit: Float[Tensor, "B V"] | Float[Tensor, "B V K"],
         *,
         robust: Robust = "gmof",
         robust_scale: float = 5.0,
@@ -73,7 +73,7 @@ class Reprojection:
         self.layout = get_layout(layout)
         self.keypoints, self.weights = apply_mask(keypoints, weights, 1), weights
         self.camera = camera.expand(*keypoints.shape[:2])
-        self.unit = unit
+        self.unit = unit if unit.dim() == 3 else unit[..., None]
         self.robust: Robust = robust
         self.robust_scale = robust_scale
 
@@ -82,7 +82,7 @@ class Reprojection:
         points, derivatives = state.points(self.layout)
         camera = self.camera.map(lambda part: part[state.rows])
         pixels, by_point = project(camera, points[:, None])
-        unit = self.unit[state.rows][..., None, None]
+        unit = self.unit[state.rows][..., None]
         residuals = (pixels - self.keypoints[state.rows]) / unit
         cost, weights = robust_weights(residuals.square(), self.robust, self.robust_scale)
         confidence = self.weights[state.rows][..., None]

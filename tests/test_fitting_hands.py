@@ -1,0 +1,256 @@
+"""Fits with hands and faces: COCO's 133 points, OpenPose's 137, and bodies of 52 and 55 joints."""
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+from bodies import random_body, with_fingers
+from model_files import PARENTS, write_smplx_npz
+
+import agebody
+from agebody import BodyParameters
+from agebody.assets.asset import Metadata
+from agebody.assets.official import JOINT_NAMES
+from agebody.cameras import Camera
+from agebody.fitting import AIONHMR, fit_keypoints, fit_points, fit_sequence
+from agebody.fitting.observed import pose_prior_of, read_observed
+from agebody.fitting.whole_body import FACE_NOISE, HAND_NOISE, extremity_priors, noise_shares
+from agebody.keypoints import get_layout
+from agebody.losses import joint_limits_prior
+from agebody.metrics import pa_mpjpe
+from agebody.optim.motion import moving_joints
+from agebody.people import pose, random_people
+
+MANNEQUIN = agebody.mannequin()
+FINGERS = with_fingers(MANNEQUIN, expressions=4)
+BODY = agebody.SMPLH(FINGERS, num_expression=4)
+HANDS = [
+    [j for j, name in enumerate(FINGERS.joint_names) if name == f"{side}_wrist" or (j > 21 and side in name)]
+    for side in ("left", "right")
+]
+FACE, LEFT, RIGHT = slice(23, 91), slice(91, 112), slice(112, 133)
+
+
+@functools.cache
+def people():
+    """Bodies whose hands follow the prior, their camera, and their 133 points with noise."""
+    found = random_people(agebody.SMPLA(MANNEQUIN), 8, seed=5)
+    rng = np.random.default_rng(0)
+    truth = BodyParameters.zeros(BODY, 8)
+    truth.body_pose[:, :21] = found.parameters.body_pose[:, :21]
+    for names, mean, factor in extremity_priors(FINGERS):
+        drawn = mean + rng.normal(size=(8, len(mean))) @ np.linalg.inv(factor)
+        rows = [FINGERS.joint_names.index(name) - 1 for name in names]
+        truth.body_pose[:, rows] = torch.from_numpy(drawn).float().view(8, -1, 3)
+    betas = torch.cat((found.parameters.betas, torch.from_numpy(rng.normal(size=(8, 4))).float()), 1)
+    truth = found.parameters._replace(body_pose=truth.body_pose, betas=betas)
+    points = found.camera.project(BODY.keypoints("coco133", truth)).pixels
+    size = (points.amax(1) - points.amin(1)).amax(-1)
+    noise = torch.from_numpy(rng.normal(size=points.shape)).float() * 0.005 * size[:, None, None]
+    return truth, found.camera, points + noise * noise_shares(BODY, get_layout("coco133"))[:, None]
+
+
+@functools.cache
+def fits():
+    """The people, of whom the second half shows no face, fitted with hands and without."""
+    truth, camera, points = people()
+    weights = torch.ones(8, 133)
+    weights[4:, FACE] = 0
+    options = {"age_offset": truth.age_offset}
+    whole = fit_keypoints(BODY, points, camera, layout="coco133", weights=weights, **options)
+    return whole, fit_keypoints(BODY, points[:, :17], camera, **options)
+
+
+def errors(parameters, truth, rows):
+    found, expected = (BODY(each).joints[:, rows] for each in (parameters, truth))
+    return 1e3 * pa_mpjpe(found, expected).mean()
+
+
+class TestKeypoints:
+    def test_hands_are_found_and_help_the_body(self):
+        truth, *_ = people()
+        whole, bare = fits()
+        assert whole.report.converged.all()
+        flat = whole.parameters._replace(body_pose=whole.parameters.body_pose.clone())
+        flat.body_pose[:, 21:] = 0
+        for rows in HANDS:
+            assert errors(whole.parameters, truth, rows) < 0.65 * errors(flat, truth, rows)
+            assert errors(whole.parameters, truth, rows) < 0.75 * errors(bare.parameters, truth, rows)
+        body = range(22)
+        assert errors(whole.parameters, truth, body) < 0.85 * errors(bare.parameters, truth, body)
+
+    def test_an_expression_is_fitted_where_a_face_is_seen_and_0_elsewhere(self):
+        truth, *_ = people()
+        whole, bare = fits()
+        found, expected = whole.parameters.betas[:, 10:], truth.betas[:, 10:]
+        assert (found[:4] - expected[:4]).abs().max() < 0.4 < expected[:4].abs().max()
+        assert not found[4:].any()
+        assert not bare.parameters.betas[:, 10:].any()
+        assert bare.parameters.betas[:, :10].any()
+
+    def test_hands_that_no_point_shows_are_at_the_mean_of_their_prior(self):
+        prior = pose_prior_of(BODY, None)
+        mean = torch.zeros(3 * 51)
+        mean[prior.columns] = prior.mean
+        _, bare = fits()
+        torch.testing.assert_close(bare.parameters.body_pose[:, 21:], mean.view(51, 3)[21:].expand(8, -1, -1))
+
+    def test_openpose_and_a_given_noise(self):
+        truth, camera, _ = people()
+        layout = get_layout("openpose137")
+        points = camera.project(BODY.keypoints(layout, truth)).pixels
+        fit = fit_keypoints(BODY, points, camera, layout=layout, noise=2.0, age_offset=truth.age_offset)
+        assert fit.report.converged.all()
+        assert fit.error.max() < 4
+
+
+def test_a_clip_of_a_moving_hand():
+    """A hand that closes over five frames, of which one shows no hand."""
+    names = BODY.asset.joint_names
+    truth = BodyParameters.zeros(BODY, 5)
+    standing = torch.from_numpy(pose("standing", names)).float()
+    truth.body_pose[:] = standing[1:]
+    bend = torch.linspace(0, 1, 5)
+    for j, name in enumerate(names[1:]):
+        if name.startswith("left_") and name[-1] in "123" and "thumb" not in name and j > 20:
+            truth.body_pose[:, j, 2] = -bend
+    camera = Camera.look_at((0.0, 0.2, 2.0), (0.0, 0.0, 0.0), size=(1000, 1000), fov=0.9)
+    points = camera.project(BODY.keypoints("coco133", truth)).pixels
+    weights = torch.ones(5, 133)
+    weights[2, LEFT] = 0
+    fit = fit_sequence(BODY, points, camera, layout="coco133", weights=weights, age_offset=0.0)
+    assert fit.report.converged
+    index = [names.index(f"left_{finger}2") - 1 for finger in ("index", "middle", "ring")]
+    found = fit.parameters.body_pose[:, index, 2].mean(1)
+    assert (found.diff() < 0).all()
+    assert found[0] - found[-1] > 0.5
+
+
+def test_motion_counts_the_fingers_of_a_hand_as_one_joint_and_smpls_joints_as_before():
+    layout, shares = moving_joints(agebody.SMPLA(MANNEQUIN))
+    assert layout is get_layout("smpl24")
+    assert (shares == 1).all()
+    layout, shares = moving_joints(BODY)
+    names = layout.names
+    torch.testing.assert_close(shares.square().sum(), torch.tensor(24.0))
+    assert names[:22] == FINGERS.joint_names[:22]
+    assert len(names) == 32
+    assert set(names[22:]) == {
+        f"{s}_{f}3" for s in ("left", "right") for f in ["index", "middle", "pinky", "ring", "thumb"]
+    }
+
+
+class TestPoints:
+    def test_joints_give_the_pose_and_hold_the_expression(self):
+        truth, *_ = people()
+        points = BODY.keypoints("smplh52", truth)
+        fit = fit_points(BODY, points, "smplh52", age_offset=truth.age_offset)
+        assert fit.report.converged.all()
+        assert fit.error.max() < 2e-3
+        assert not fit.parameters.betas[:, 10:].any()
+        assert (fit.parameters.betas[:, :10] - truth.betas[:, :10]).abs().mean() < 0.4
+
+    def test_a_face_gives_the_expression(self):
+        truth, *_ = people()
+        weights = torch.ones(8, 133)
+        weights[4:, FACE] = 0
+        points = BODY.keypoints("coco133", truth)
+        fit = fit_points(BODY, points, "coco133", weights=weights, age_offset=truth.age_offset)
+        found, expected = fit.parameters.betas[:, 10:], truth.betas[:, 10:]
+        assert (found[:4] - expected[:4]).abs().max() < 0.1
+        assert not found[4:].any()
+
+
+class TestPriors:
+    def test_components_of_the_hands_are_the_directions_of_the_prior(self, tmp_path):
+        write_smplx_npz(tmp_path / "SMPLX_NEUTRAL.npz", num_vertices=150, num_betas=20)
+        asset = agebody.load_asset(tmp_path / "SMPLX_NEUTRAL.npz")
+        body = agebody.SMPLX(asset, dtype=torch.float64)
+        prior = pose_prior_of(body, None)
+        resting = agebody.join_pose(asset, body=torch.zeros(21, 3).double())
+
+        def energy(**parts):
+            moved = agebody.join_pose(asset, num_hand_components=45, **parts)
+            return float(prior.energies(prior.select_angles(moved)))
+
+        base = float(prior.energies(prior.select_angles(resting)))
+        for count, sd in ((0, 0.8), (4, 0.8 * np.exp(-4 / 8.6)), (44, 0.05)):
+            code = torch.zeros(45).double()
+            code[count] = sd
+            assert energy(left_hand=code) - base == pytest.approx(1, rel=1e-4)
+            assert energy(right_hand=-code) - base == pytest.approx(1, rel=1e-4)
+        assert energy(jaw=torch.tensor([[0.2, 0.0, 0.0]]).double()) - base == pytest.approx(1, rel=1e-4)
+        assert energy(left_eye=torch.tensor([[0.0, 0.2, 0.0]]).double()) - base == pytest.approx(1, rel=1e-4)
+
+    @pytest.mark.parametrize("family", ["smplh", "smplx", "mano"])
+    def test_every_finger_has_a_prior_without_components(self, family):
+        asset = random_body(num_vertices=200, parents=PARENTS[family])
+        body = agebody.SMPL(asset.replace(joint_names=JOINT_NAMES[family], metadata=Metadata(kind=family)))
+        prior = pose_prior_of(body, None)
+        assert len(prior.columns) == 3 * (body.num_joints - 1)
+        assert (prior.factor.square().sum(1) > 0).all()
+
+    def test_a_body_of_24_joints_is_fitted_as_before(self):
+        body = agebody.SMPLA(MANNEQUIN)
+        for name in ("coco17", "smplx45", "openpose25", "hmr2_44"):
+            assert (noise_shares(body, get_layout(name)) == 1).all()
+        mean = torch.from_numpy(pose("standing", MANNEQUIN.joint_names)[1:])
+        before, now = joint_limits_prior(MANNEQUIN.joint_names[1:], mean=mean), pose_prior_of(body, None)
+        assert torch.equal(before.mean, now.mean)
+        assert torch.equal(before.factor, now.factor)
+
+
+def test_noise_of_hands_and_faces_and_the_box_are_those_of_the_body():
+    truth, camera, points = people()
+    shares = noise_shares(BODY, get_layout("coco133"))
+    assert (shares[:23] == 1).all()
+    assert (shares[FACE] == FACE_NOISE).all()
+    assert (shares[91:] == HAND_NOISE).all()
+
+    def noise(layout, seen):
+        ages = (truth.age_offset, None, None)
+        return read_observed(BODY, seen, camera, layout, None, None, ages, None, 0.01).noise
+
+    whole, bare = noise("coco133", points), noise("openpose25", points[:, :25])
+    assert whole.shape == (8, 133)
+    ratio = whole[:, 0] / noise("coco17", points[:, :17])[:, 0]
+    assert ((ratio > 0.8) & (ratio < 1.6)).all()  # feet widen a box
+    assert bare.shape == (8, 25)
+
+
+def test_the_stages_of_aionhmr_run_on_16_betas_and_an_age_that_starts_at_an_infant():
+    """SMPL-H with 16 betas and a kid template: betas start at 0, the age at 1."""
+    rng = np.random.default_rng(3)
+    more = 0.002 * rng.normal(size=(FINGERS.num_vertices, 3, 6))
+    shapes = np.concatenate((FINGERS.shapedirs[..., :10], more), -1)
+    body = agebody.SMPLH(FINGERS.replace(shapedirs=shapes, metadata=Metadata(kind="smplh")), num_betas=16)
+    assert (body.num_betas, len(body.age_anchors)) == (16, 1)
+    names = body.asset.joint_names
+    low, high = (torch.from_numpy(pose(kind, names)).float() for kind in ("standing", "waving"))
+    share = torch.linspace(0, 1, 5)[:, None, None]
+    moving = (1 - share) * low + share * high
+    truth = BodyParameters.zeros(body, 5)._replace(
+        body_pose=moving[:, 1:],
+        age_offset=torch.full((5,), 0.4),
+        betas=torch.linspace(-0.6, 0.6, 16).expand(5, 16),
+    )
+    camera = Camera.look_at((0.0, 0.1, 2.5), (0.0, 0.0, 0.0), size=(640, 480), fov=0.8)
+    points = camera.project(body.keypoints("openpose25", truth)).pixels
+    weights = torch.ones(5, 25)
+    weights[:, 1] = 0  # OpenPose's neck is ignored
+    start = BodyParameters.zeros(body, 5)._replace(
+        age_offset=torch.ones(5), body_pose=low[1:].expand(5, -1, -1)
+    )
+    options = {"layout": "openpose25", "weights": weights, "stages": AIONHMR, "age_prior": (0.0, 20**0.5)}
+    fit = fit_sequence(body, points, camera, start=start, **options)
+    found = fit.parameters
+    assert found.betas.shape == (5, 16)
+    assert (found.age_offset == found.age_offset[0]).all()
+    assert (found.betas == found.betas[0]).all()
+    assert fit.report.converged
+    assert fit.error.max() < 3 < fit.start_error.max()
+    error, before = (
+        pa_mpjpe(body(p).joints[:, :22], body(truth).joints[:, :22]).mean() for p in (found, start)
+    )
+    assert error < 0.75 * before
