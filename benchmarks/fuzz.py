@@ -35,7 +35,14 @@ from scipy import sparse
 import agebody
 from agebody import nets
 from agebody.age import AgeError
-from agebody.annotations import AnnotationError, read_motion, read_people, read_shard, write_shards
+from agebody.annotations import (
+    AnnotationError,
+    read_cameras,
+    read_motion,
+    read_people,
+    read_shard,
+    write_shards,
+)
 from agebody.annotations.photographs import read_photograph
 from agebody.assets.asset import SMPL_JOINT_NAMES, SMPL_PARENTS, AssetError, Regressor
 from agebody.assets.io import smpl_arrays
@@ -140,6 +147,7 @@ def make_samples(folder: Path) -> list[Sample]:
         Sample("COCO annotations", json.dumps(document).encode(), people_of),
         Sample("COCO results", json.dumps(coco_results(document)).encode(), people_of),
         Sample("OpenPose", json.dumps(openpose_document()).encode(), people_of),
+        *(Sample(f"cameras, {name}", text.encode(), read_cameras) for name, text in cameras_files().items()),
         Sample("shard", shard.read_bytes(), read_shard),
         Sample("evaluation", npz(predictions), read_bodies),
         *(
@@ -218,6 +226,30 @@ def motion_arrays(angles: int) -> dict[str, Any]:
     rate = {156: "mocap_framerate", 165: "mocap_frame_rate"}[angles]
     frames = {"poses": rng.normal(size=(3, angles)), "trans": rng.normal(size=(3, 3))}
     return about | frames | {rate: np.array(60.0), "labels": np.array(["a", 1], object)}
+
+
+def cameras_files() -> dict[str, str]:
+    """Return calibrations of two cameras, in every format."""
+    matrix = "matrix = [[500.0, 0.0, 320.0], [0.0, 500.0, 240.0], [0.0, 0.0, 1.0]]"
+    pose = "rotation = [0.1, 0.2, 0.3]\ntranslation = [0.0, 1.0, 3.0]\nfisheye = false\n"
+    lens = f"size = [640, 480]\n{matrix}\ndistortions = [-0.1, 0.01, 0.0, 0.0]\n{pose}"
+    toml = "# metres\n" + "".join(f'[{name}]\nname = "{name}"\n{lens}' for name in ("a", "b"))
+    turn = " ".join(f'r{i}{j}="{float(i == j)}"' for i in (1, 2, 3) for j in (1, 2, 3))
+    focal = 'focalLengthU="32000" focalLengthV="32000" centerPointU="20480" centerPointV="15360"'
+    parts = f"""<fov_video left="0" top="0" right="639" bottom="479"/><intrinsic {focal}/>
+        <transform {turn} x="0" y="10" z="3000"/>"""
+    xml = "".join(f'<camera active="1" serial="{name}">{parts}</camera>' for name in ("a", "b"))
+
+    def mat(name: str, numbers: Any) -> str:
+        array = np.array([numbers] * 2, dtype=float)
+        data = ", ".join(map(repr, array.ravel().tolist()))
+        sizes = f"sizes: {list(array.shape)}"
+        return f"{name}: !!opencv-nd-matrix\n   {sizes}\n   dt: d\n   data: [ {data} ]\n"
+
+    lens = [[500, 0, 320], [0, 500, 240], [0, 0, 1]]
+    mats = {"Ks": lens, "Rs": np.eye(3), "Ts": [0, 1, 3], "distortions": [0.1] * 5}
+    yaml = "%YAML:1.0\n---\n" + "".join(mat(*each) for each in mats.items())
+    return {"TOML": toml, "XML": f"<calibration><cameras>{xml}</cameras></calibration>", "YAML": yaml}
 
 
 def labels_arrays(body: agebody.SMPLA, people: Any) -> dict[str, Any]:

@@ -981,6 +981,7 @@ def files(body, tmp_path_factory):
         ids=np.arange(7, 10), image_ids=np.array(["a.jpg"] * count),
         image_sizes=np.array([[640, 480]] * count),
         **people, focal=CAMERA.focal.expand(count, 2).numpy(), center=CAMERA.center.expand(count, 2).numpy(),
+        distortion=np.zeros((count, 8)),
         observed=np.concatenate((pixels.numpy(), np.ones((count, 17, 1))), -1), keypoints=pixels.numpy(),
         joints=out.joints.numpy(), depth=out.joints[:, 0, 2].numpy(), boxes=np.zeros((count, 4)),
         scores=np.ones(count), reprojection=np.zeros(count), start_reprojection=np.zeros(count),

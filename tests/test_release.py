@@ -1048,6 +1048,7 @@ def labels(body, mannequin_asset, unchecked):
         image_sizes=np.tile(SIZE, (3, 1)),
         focal=np.full((3, 2), 90.0),
         center=np.tile((50.0, 37.0), (3, 1)),
+        distortion=np.zeros((3, 8)),
         observed=observed,
         keypoints=observed[..., :2],
         joints=np.zeros((3, body.num_joints, 3)),

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from agebody.annotations import People
+    from agebody.annotations.calibration import Cameras
+    from agebody.annotations.views import Views
 
 DEFAULT = "rtmlib"
 """Detector of photographs if none is given."""
@@ -100,6 +102,41 @@ def read_or_detect(
             problem = "it belongs to files of keypoints, and people are to be detected in photographs"
             raise typer.BadParameter(problem, param_hint=name)
     return _detect(bars, path, detector, layout, every or 1), path
+
+
+def read_or_detect_views(
+    bars: Progress,
+    folder: Path,
+    cameras: Cameras,
+    *,
+    detector: str | None,
+    layout: str | None,
+    images: Path | None,
+    size: str | None,
+    every: int,
+    gap: int,
+) -> tuple[Views, dict[str, Path]]:
+    """Return the people of synchronised cameras, and the video or folder of images of each, if any."""
+    from agebody.annotations.photographs import is_photographs
+    from agebody.annotations.videos import is_video
+    from agebody.annotations.views import find_views, join_views
+
+    found, films = {}, {} if images is None else find_views(images, cameras)
+    for name, path in find_views(folder, cameras).items():
+        chosen = choose_detector(path, detector)
+        if every > 1 and chosen is None:
+            problem = "it belongs to videos and photographs, not to keypoints"
+            raise typer.BadParameter(problem, param_hint="--every")
+        known = cameras.sizes[cameras.names.index(name)]
+        told = size if known is None or chosen is not None else f"{known[0]}x{known[1]}"
+        found[name], _ = read_or_detect(
+            bars, path, detector=chosen, layout=layout, images=None, size=told, every=every
+        )
+        if images is None and (is_video(path) or is_photographs(path)):
+            films[name] = path
+    if films.keys() != found.keys():
+        films = {}
+    return join_views(found, cameras, gap=gap), films
 
 
 def _detect(bars: Progress, path: Path, detector: str, layout: str | None, every: int) -> People:

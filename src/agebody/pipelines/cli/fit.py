@@ -15,7 +15,7 @@ from rich.text import Text
 from agebody.files import make_folder
 from agebody.pipelines.cli import options
 from agebody.pipelines.cli.app import app, fail, note, running, say, show_count, show_stages
-from agebody.pipelines.cli.detect import choose_detector, read_or_detect
+from agebody.pipelines.cli.detect import choose_detector, read_or_detect, read_or_detect_views
 
 if TYPE_CHECKING:
     from agebody.body import BodyModel
@@ -33,7 +33,8 @@ def fit(
         typer.Argument(
             show_default=False,
             help="A file of keypoints, or a folder with one per image, of COCO, OpenPose, AlphaPose, MMPose, "
-            "Ultralytics, YOLO-pose, MediaPipe and others; or photographs, one or a folder; or a video.",
+            "Ultralytics, YOLO-pose, MediaPipe and others; or photographs, one or a folder; or a video; "
+            "with --cameras, a folder with a video, or keypoints, of each camera.",
         ),
     ],
     output: options.OutputFolder,
@@ -69,6 +70,13 @@ def fit(
         bool,
         typer.Option("--video", help="The images are frames of one video: one shape and age per person."),
     ] = False,
+    cameras: Annotated[
+        Path | None,
+        options.option(
+            "Calibration of synchronised cameras: **.toml** of Pose2Sim, **.qca.txt** of Qualisys, or a file "
+            "of OpenCV. Videos, or folders of keypoints, are named like its cameras."
+        ),
+    ] = None,
     every: options.Every = 1,
     gap: Annotated[
         int, typer.Option(min=0, help="Frames of a video for which a person may be unseen and be the same.")
@@ -81,6 +89,7 @@ def fit(
     """Fit bodies to people in images, by their keypoints or by photographs, and write labels to train with.
 
     In a video, people are followed from frame to frame, and fitted over time. **overlay.mp4** shows them.
+    Of synchronised cameras all views are fitted at once, and the rows of the labels are per view.
 
     Writes **labels.npz** (everything), **train.npz** (for the code of HMR2 and AionHMR), **report.json**,
     **report.md** and **overlays/**. Every person is checked by the rules of InfantNet, CamSMPLify and SPIN;
@@ -88,8 +97,10 @@ def fit(
     children.
 
     Examples: `agebody fit keypoints.json --body ages.safetensors --images photos -o labels`,
-    `agebody fit photos --detector movenet:multipose.tflite -o labels`, `agebody fit clip.mp4 -o labels`
+    `agebody fit photos --detector movenet:multipose.tflite -o labels`, `agebody fit clip.mp4 -o labels`,
+    `agebody fit videos --cameras calibration.toml -o labels`
     """
+    from agebody.annotations.calibration import read_cameras
     from agebody.annotations.photographs import read_exif_focals
     from agebody.annotations.tracks import link_people
     from agebody.annotations.videos import frame_rate, is_video, load_opencv
@@ -101,10 +112,15 @@ def fit(
 
     given: dict[str, Any] = options.read_lens(focal, fov)
     given |= options.read_ages(age_offset, age_class, years)
-    detector = choose_detector(keypoints, detector)
+    if cameras is not None:
+        alone = {"--focal": focal, "--fov": fov, "--annotations": annotations}
+        for name in (name for name, value in alone.items() if value is not None):
+            raise typer.BadParameter("it belongs to images of one camera, not to --cameras", param_hint=name)
+    else:
+        detector = choose_detector(keypoints, detector)
     one_file = is_video(keypoints)
-    video |= one_file
-    if every > 1 and detector is None:
+    video |= one_file or cameras is not None
+    if every > 1 and detector is None and cameras is None:
         raise typer.BadParameter(
             "it belongs to videos and photographs, not to keypoints", param_hint="--every"
         )
@@ -112,12 +128,15 @@ def fit(
         raise typer.BadParameter("it estimates single images, not a video", param_hint="--lifter")
     if video and depth is not None:
         raise typer.BadParameter("it places people of single images, not of a video", param_hint="--depth")
+    if shards and cameras is not None:
+        raise typer.BadParameter("it needs images of one camera, not --cameras", param_hint="--shards")
     if one_file and shards:
         advice = "`ffmpeg -i VIDEO frames/%06d.jpg`, then `agebody fit frames --video`"
         raise typer.BadParameter(f"it needs frames as images: {advice}", param_hint="--shards")
     if shards and images is None and detector is None:
         raise typer.BadParameter("give the images: --images DIR", param_hint="--shards")
-    overlays = overlays if images is not None or detector is not None else 0
+    drawn = images is not None or detector is not None or cameras is not None
+    overlays = overlays if drawn else 0
     if importlib.util.find_spec("embreex") is None:
         if overlays:
             fail('overlays need embreex; pip install "agebody[render]", or give --overlays 0')
@@ -127,17 +146,32 @@ def fit(
         if video and overlays:
             load_opencv("a video", "video")
         fit_folder.check_folder(output, overwrite=overwrite)
-        found, images = read_or_detect(
-            bars,
-            keypoints,
-            detector=detector,
-            layout=layout,
-            images=images,
-            size=size,
-            annotations=annotations,
-            every=every,
-        )
-        if video:
+        films: dict[str, Path] = {}
+        if cameras is not None:
+            views, films = read_or_detect_views(
+                bars,
+                keypoints,
+                read_cameras(cameras),
+                detector=detector,
+                layout=layout,
+                images=images,
+                size=size,
+                every=every,
+                gap=gap // every,
+            )
+            found, images, given["cameras"] = views.people, None, views.cameras
+        else:
+            found, images = read_or_detect(
+                bars,
+                keypoints,
+                detector=detector,
+                layout=layout,
+                images=images,
+                size=size,
+                annotations=annotations,
+                every=every,
+            )
+        if video and cameras is None:
             if len({image.size for image in found.images}) > 1:
                 fail(f"{keypoints}: expected frames of one size, got images of several")
             found = link_people(found, gap=gap // every)
@@ -146,7 +180,7 @@ def fit(
             found = read_exif_focals(found, folder)
         if depth is not None:
             find_maps(depth, {found.images[i].name: None for i in found.image.tolist()})
-        rate = frame_rate(keypoints) / every if video else None
+        rate = frame_rate(next(iter(films.values()), keypoints)) / every if video else None
         if len(found):
             make_folder(output)
         fit_folder.check_folder(output, overwrite=overwrite)
@@ -177,7 +211,7 @@ def fit(
             labels,
             found,
             seconds=seconds,
-            images=folder,
+            images=films or folder,
             overlays=overlays,
             film=rate if overlays else None,
             every=every,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,8 @@ from agebody.pipelines.labels.records import Labels
 from agebody.pipelines.labels.summary import summarize, to_markdown
 from agebody.pipelines.labels.training import save_training_npz, save_training_shards
 
-FILM = "overlay.mp4"
+FILM, FILMS = "overlay.mp4", "overlay*.mp4"
+"""The overlay of a video, and those of several cameras."""
 FILES = ("labels.npz", "train.npz", "report.json", "report.md")
 
 
@@ -48,9 +49,9 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
     Raises:
         AnnotationError: there are such files, and ``overwrite`` is false.
     """
-    for name in (*FILES, "overlays", FILM, "shards"):
-        if (folder / name).exists() and not overwrite:
-            fail(folder / name, "exists; pass overwrite=True to replace it")
+    for path in (*(folder / name for name in (*FILES, "overlays", "shards")), *folder.glob(FILMS)):
+        if path.exists() and not overwrite:
+            fail(path, "exists; pass overwrite=True to replace it")
 
 
 def _pictures(folder: Path) -> list[Path]:
@@ -58,7 +59,7 @@ def _pictures(folder: Path) -> list[Path]:
     # The name of an overlay contains the suffix of its photograph.
     overlays = (folder / "overlays").glob("*.png")
     found = [path for path in overlays if Path(path.stem).suffix.lower() in SUFFIXES]
-    return found + list((folder / "shards").glob("[0-9]" * 6 + ".tar")) + list(folder.glob(FILM))
+    return found + list((folder / "shards").glob("[0-9]" * 6 + ".tar")) + list(folder.glob(FILMS))
 
 
 def write_folder(
@@ -68,7 +69,7 @@ def write_folder(
     people: People,
     *,
     seconds: float,
-    images: Path | None = None,
+    images: Path | Mapping[str, Path] | None = None,
     overlays: int = 0,
     film: float | None = None,
     every: int = 1,
@@ -86,7 +87,8 @@ def write_folder(
         labels: the fits.
         people: what they were fitted to.
         seconds: duration of the fit.
-        images: the folder of the images, or a video; overlays need it, and shards a folder.
+        images: the folder of the images, or a video; overlays need it, and shards a folder. Or, by its name,
+            that of each of several cameras, which have an overlay each.
         overlays: number of images to draw fits over, evenly spaced.
         film: frames a second of a video of all overlays, in place of pictures.
         every: the images are every n-th frame of the video.
@@ -111,7 +113,7 @@ def write_folder(
         for name, text in texts.items():
             (new / name).write_text(text, encoding="utf-8")
     with replacing_files(folder, stale=lambda: _pictures(folder)) as new:
-        if shards and images is not None:
+        if shards and isinstance(images, Path):
             (new / "shards").mkdir()
             total = len(np.unique(labels.image_ids))
             paths = save_training_shards(
@@ -123,17 +125,25 @@ def write_folder(
                 progress=lambda done: progress("shards", done / total),
             )
             files += [f"shards/{path.name}" for path in paths]
-        if film is None and overlays and images is not None:
+        if film is None and overlays and isinstance(images, Path):
             count = _write_overlays(new / "overlays", body, labels, images, overlays, unusable, progress)
             files += [f"overlays/ ({count} images)"] if count else []
         if film is not None and images is not None:
-            frames = _read_frames(people, images, every, unusable, progress)
-            files += [FILM] if draw_film(new / FILM, body, labels, frames, film) else []
+            views = {FILM: ("", images)} if isinstance(images, Path) else _films(images)
+            for name, (view, path) in views.items():
+                frames = _read_frames(people, view, path, every, unusable, progress)
+                files += [name] if draw_film(new / name, body, labels, frames, film) else []
     return Written(summary, files, unusable)
+
+
+def _films(images: Mapping[str, Path]) -> dict[str, tuple[str, Path]]:
+    """Return by the name of its overlay the folder of a camera's images in labels, and where they are."""
+    return {f"{Path(FILM).stem}_{name}.mp4": (f"{name}/", path) for name, path in images.items()}
 
 
 def _read_frames(
     people: People,
+    view: str,
     images: Path,
     every: int,
     unusable: dict[str, str],
@@ -143,13 +153,15 @@ def _read_frames(
     if is_video(images):
         for done, (number, picture) in enumerate(Video(images).frames(every)):
             progress("overlays", done / max(len(people.images), done + 1))
-            yield frame_name(number), picture
+            yield view + frame_name(number), picture
         return
     for done, i in enumerate(frame_order(people)):
         progress("overlays", done / len(people.images))
         name, _, size = people.images[i]
+        if not name.startswith(view):
+            continue
         try:
-            picture = read_photograph(images / name, size)
+            picture = read_photograph(images / name.removeprefix(view), size)
         except (AnnotationError, OSError) as error:
             unusable[name] = str(error)
             continue

@@ -6,16 +6,19 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from agebody.age import parse_ages
+from agebody.annotations.calibration import LENS, Cameras
 from agebody.annotations.people import People, fail
 from agebody.annotations.tracks import frame_numbers
+from agebody.annotations.views import view_frames
 from agebody.body import BodyModel
 from agebody.cameras import Camera, box_around
 from agebody.fitting.frames import AIONHMR, fit_keypoints, fit_sequence
@@ -24,6 +27,7 @@ from agebody.measure import stature
 from agebody.nets import Lifter
 from agebody.optim.least_squares import Stop
 from agebody.optim.stages import Fit
+from agebody.parameters import BodyParameters
 from agebody.pipelines.labels.quality import flag_labels
 from agebody.pipelines.labels.records import Labels, concatenate_labels
 
@@ -43,6 +47,7 @@ def fit_annotations(
     batch_size: int = BATCH_SIZE,
     lifter: Lifter | None = None,
     motion_sd: float | None = None,
+    cameras: Cameras | None = None,
     progress: Callable[[int], None] = lambda people: None,
     **options: Any,
 ) -> Labels:
@@ -65,6 +70,8 @@ def fit_annotations(
         lifter: fits begin at its estimates, which are evidence, and run the last stage alone.
         motion_sd: as of `fit_sequence`, from frame to frame [m]: people with the same ``tracks`` are one
             person with one shape and age, fitted over all frames. None fits each image alone.
+        cameras: of synchronised views, with ``motion_sd`` and the people of `join_views`: all views of a
+            moment show one pose. The labels of each view are in its camera's coordinates.
         progress: called with the number of people done, after each batch.
         options: of `fit_keypoints`, such as its ``pose_prior`` or ``stages``.
 
@@ -81,6 +88,8 @@ def fit_annotations(
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
     if motion_sd is not None and lifter is not None:
         raise ValueError("lifter: expected None with motion_sd; it estimates single images")
+    if cameras is not None and (motion_sd is None or focal is not None or fov is not None):
+        raise ValueError("cameras: expected motion_sd with them, and neither focal nor fov")
     if motion_sd is not None and (people.tracks is None or (people.tracks < 0).any()):
         fail(people.path, "tracks: expected a number for everybody, to fit people over time")
     if not 0 <= min_confidence <= 1:
@@ -98,8 +107,16 @@ def fit_annotations(
         camera = people_cameras(body, batch, focal, fov)
         if motion_sd is None:
             fit = fit_people(body, batch, camera, lifter, **options)
+        elif cameras is None:
+            one = np.zeros(len(batch), dtype=np.int64), frame_numbers(batch)
+            fit = _fit_track(body, batch, camera, *one, motion_sd=motion_sd, **options)
         else:
-            fit = _fit_track(body, batch, camera, motion_sd=motion_sd, **options)
+            views, frames = view_frames(batch, cameras.names)
+            lenses = cameras.camera.to(body.device, body.dtype)
+            fit = _fit_track(body, batch, lenses, views, frames, motion_sd=motion_sd, **options)
+            camera = lenses.map(itemgetter(torch.from_numpy(views)))
+            fit = fit._replace(parameters=_to_camera(body, fit.parameters, camera))
+            camera = camera._replace(rotation=None, translation=None)
         parts.append(make_labels(body, batch, camera, fit))
         done += len(batch)
         progress(done)
@@ -116,39 +133,69 @@ def _tracks(people: People) -> list[np.ndarray]:
     return np.split(order, np.flatnonzero(np.diff(people.tracks[order])) + 1)
 
 
-def _fit_track(body: BodyModel, people: People, camera: Camera, **options: Any) -> Fit:
-    """Fit one person over time; frames between in which they are not seen are bridged, and left out."""
-    frames = frame_numbers(people)
-    if (np.diff(frames) == 0).any():
-        name = people.images[people.image[int(np.flatnonzero(np.diff(frames) == 0)[0])]].name
-        fail(people.path, f"{name}: the same track twice")
-    seen = frames - frames[0]
-    times = np.arange(seen[-1] + 1)
-    nearest = np.searchsorted(seen, times, side="right") - 1
-    all_frames = people.select(nearest)
-    weights = np.where(np.isin(times, seen)[:, None], all_frames.weights, 0)
+def _fit_track(
+    body: BodyModel,
+    people: People,
+    camera: Camera,
+    views: Int[np.ndarray, " N"],
+    frames: Int[np.ndarray, " N"],
+    **options: Any,
+) -> Fit:
+    """Fit one person over time; frames between in which they are not seen are bridged, and left out.
+
+    Args:
+        body: the layer.
+        people: the person, in the order of the frames in each view.
+        camera: of each frame in which one camera sees the person, or with a pose of each view (V).
+        views: which camera sees the person.
+        frames: at which time.
+        options: of `fit_sequence`.
+    """
+    first, count = frames.min(), 1 if camera.rotation is None else len(camera.focal)
+    seen = frames - first
+    _, once = np.unique(seen * count + views, return_index=True)
+    if len(once) < len(seen):
+        again = np.setdiff1d(np.arange(len(seen)), once)[0]
+        fail(people.path, f"{people.images[people.image[again]].name}: the same track twice")
+    shape = seen.max() + 1, count, people.keypoints.shape[1]
+    points, weights = np.zeros((*shape, 2)), np.zeros(shape)
+    points[seen, views], weights[seen, views] = people.keypoints, people.weights
     given: dict[str, Any] = {"layout": people.layout, "weights": _tensor(body, weights)[None]}
     if body.age_anchors:
         known = int(np.argmax(people.ages.known))  # the first that is stated, if any
         given |= _ages(body, people.select(slice(known, known + 1)))
-    index = torch.from_numpy(nearest).to(body.device)
-    camera = camera._replace(focal=camera.focal[index], center=camera.center[index])
-    fit = fit_sequence(body, _tensor(body, all_frames.keypoints)[None], camera, **given, **options)
-    one, there = torch.zeros(len(seen), dtype=torch.long), torch.from_numpy(seen)
+    if camera.rotation is None:
+        nearest = np.searchsorted(seen, np.arange(shape[0]), side="right") - 1
+        camera = camera.map(lambda part: part[torch.from_numpy(nearest).to(body.device), None])
+    fit = fit_sequence(body, _tensor(body, points)[None], camera, views=True, **given, **options)
+    one, there, eye = torch.zeros(len(seen), dtype=torch.long), *map(torch.from_numpy, (seen, views))
     report, errors = fit.report, fit.standard_errors
     assert errors is not None
+    # The depth's is along the axis of the first camera.
+    depth_sd = torch.where(eye.to(body.device) == 0, errors.depth[0, there], torch.nan)
     return Fit(
         fit.parameters.map(lambda part: part[0, there]),
         report._replace(
             **{name: getattr(report, name)[one] for name in ("converged", "iterations", "stop", "cost")},
             terms={name: cost[one] for name, cost in report.terms.items()},
         ),
-        fit.error[0, there],
-        fit.start_error[0, there],
-        errors._replace(
-            age_offset=errors.age_offset[one], stature=errors.stature[one], depth=errors.depth[0, there]
-        ),
+        fit.error[0, there, eye],
+        fit.start_error[0, there, eye],
+        errors._replace(age_offset=errors.age_offset[one], stature=errors.stature[one], depth=depth_sd),
     )
+
+
+def _to_camera(body: BodyModel, parameters: BodyParameters, camera: Camera) -> BodyParameters:
+    """Return bodies of the world in the coordinates of their cameras, which have a pose."""
+    assert camera.rotation is not None
+    orient, transl = body.shape(parameters).move(
+        camera.rotation,
+        camera.translation,
+        global_orient=parameters.global_orient,
+        transl=parameters.transl,
+        pose_format="axis_angle",
+    )
+    return parameters._replace(global_orient=orient, transl=transl)
 
 
 def with_ages(body: BodyModel, people: People, **given: Any) -> People:
@@ -234,6 +281,7 @@ def make_labels(body: BodyModel, people: People, camera: Camera, fit: Fit) -> La
         **body_arrays,
         focal=array(camera.focal),
         center=array(camera.center),
+        distortion=np.zeros((len(people), LENS)) if camera.distortion is None else array(camera.distortion),
         observed=np.concatenate((people.keypoints, weights[..., None]), -1),
         keypoints=array(keypoints),
         joints=array(joints),

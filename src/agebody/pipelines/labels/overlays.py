@@ -12,7 +12,6 @@ from jaxtyping import Float, UInt8
 
 from agebody.annotations.videos import write_video
 from agebody.body import BodyModel
-from agebody.cameras import Camera
 from agebody.draw import PALETTE, render
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.pipelines.labels.records import Labels
@@ -108,10 +107,7 @@ def _with_bodies(
     colors = [
         PALETTE[i % len(PALETTE)] if kept else REJECTED for i, kept in zip(numbers, labels.kept, strict=True)
     ]
-    camera = Camera(
-        torch.from_numpy(labels.focal[0] * stretch).double(),
-        torch.from_numpy(labels.center[0] * stretch).double(),
-    )
+    camera = labels.camera().map(lambda part: part[0].double()).resized(torch.from_numpy(stretch))
     faces = body.faces.cpu().numpy()
     height, width = photograph.shape[:2]
     drawn = render(

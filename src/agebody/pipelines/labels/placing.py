@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -102,7 +103,7 @@ def place_labels(
         return torch.from_numpy(np.array(array)).to(body.device, body.dtype)
 
     parameters = labels.parameters(body)
-    camera = Camera(tensor(labels.focal), tensor(labels.center))
+    camera = labels.camera().to(body.device, body.dtype)
     with torch.no_grad():
         vertices = body(parameters).vertices
         rendered, covered = _rendered(body, vertices, camera, labels.image_sizes[0], depth.shape)
@@ -223,8 +224,8 @@ def _rendered(
     height, width = shape
     stretch = camera.focal.new_tensor((width / float(size[0]), height / float(size[1])))
     depths = []
-    for person, focal, center in zip(vertices, camera.focal, camera.center, strict=True):
-        lens = Camera(focal * stretch, center * stretch)
+    for i, person in enumerate(vertices):
+        lens = camera.map(itemgetter(i)).resized(stretch)
         picture = render(person, body.faces, lens, size=(width, height), background=None, light_rays=0)
         depths.append(picture.depth.astype(np.float64))
     each = np.stack(depths)
@@ -241,7 +242,7 @@ def _refined(
     soles = part_vertices(body.asset, FEET, facing=(0, -1, 0))
     return refine_crowd(
         points,
-        Camera(camera.focal[0], camera.center[0]),
+        camera.map(itemgetter(0)),
         posed.joints[:, 0],
         feet=posed.vertices[:, soles],
         pixel_weights=(points[..., 2] > 0).to(points),  # of who stands astride the camera

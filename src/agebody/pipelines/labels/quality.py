@@ -30,6 +30,8 @@ MIN_SIZE = 32.0
 """Smallest extent of a person's keypoints [pixels]; COCO annotates none of people below 32 x 32."""
 MIN_DISTANCE = 0.7
 """Smallest distance in statures, 1.2 m for an adult. Nearer, everything depends on the exact focal length."""
+SURE_STATURE = 0.03
+"""Standard error of a stature, as a share of it, from which size is no guess, as with several cameras."""
 ALIKE = 0.1
 """Mean distance of the keypoints of two detections of one person, as a share of their extent."""
 LIMBS = {
@@ -60,7 +62,7 @@ RULES = {
 }
 """Meaning of each flag of people who are not kept."""
 NOTES = {
-    "age_unknown": "no age was given, and several age classes are within two standard errors",
+    "age_unknown": "no age was given, two standard errors span several age classes, and size is a guess",
     "age_bound": "the age offset is at the bound of the class that was given",
     "too_near": f"a distance of less than {MIN_DISTANCE:g} statures, where perspective is strong",
     "unseen_limb": "an arm without elbow and wrist, or a leg without knee and ankle: its pose is the prior's",
@@ -106,7 +108,9 @@ def flag_labels(labels: Labels) -> Labels:
         "camsmplify": ~((final < _CAM_LIMIT) | ((first > _CAM_HARD) & (final < _CAM_HARD_LIMIT))),
         "spin": ~(_spin(offsets, weights) < _SPIN_LIMIT),
         "betas": (np.abs(labels.betas) > MAX_BETA).any(1),
-        "age_unknown": ~labels.age_known & _spans_classes(labels.age_offset, labels.age_offset_sd),
+        "age_unknown": ~labels.age_known
+        & _spans_classes(labels.age_offset, labels.age_offset_sd)
+        & ~(labels.stature_sd < SURE_STATURE * labels.stature),
         "age_bound": _at_bound(labels.age_offset, labels.age_class),
         "too_near": labels.depth < MIN_DISTANCE * labels.stature,
         "unseen_limb": _unseen_limbs(labels, counted),

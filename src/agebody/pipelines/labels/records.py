@@ -15,10 +15,12 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from agebody.age import UNKNOWN
 from agebody.annotations.arrays import Key, read_arrays
+from agebody.annotations.calibration import LENS
 from agebody.annotations.coco import to_corners
 from agebody.annotations.people import MAX_PIXELS, fail, is_file_name
 from agebody.assets.asset import SMPL_JOINT_NAMES
 from agebody.body import BodyModel
+from agebody.cameras import Camera
 from agebody.files import save_npz
 from agebody.keypoints import LAYOUTS
 from agebody.parameters import BodyParameters
@@ -40,6 +42,7 @@ ROWS = {
     "transl": Key((3,)),
     "focal": Key((2,)),
     "center": Key((2,)),
+    "distortion": Key((LENS,)),
     "observed": Key((None, 3)),
     "keypoints": Key((None, 2)),
     "joints": Key((None, 3)),
@@ -67,6 +70,7 @@ LATER: dict[str, Any] = {
     "age_known": True,
     "age_class": UNKNOWN,
     "track": -1,
+    "distortion": np.zeros(LENS),
     **dict.fromkeys(("age_offset_sd", "stature", "stature_sd", "depth_sd"), math.nan),
 }
 """Fields that older files lack, and what is in their place."""
@@ -101,6 +105,8 @@ class Labels:
     """[pixels]"""
     center: Float[np.ndarray, "N 2"]
     """Principal point [pixels]."""
+    distortion: Float[np.ndarray, "N 8"]
+    """Of the lens, in OpenCV's order; zeros for none."""
     observed: Float[np.ndarray, "N K 3"]
     """Keypoints that the body was fitted to: x, y [pixels] and weight."""
     keypoints: Float[np.ndarray, "N K 2"]
@@ -155,6 +161,12 @@ class Labels:
             *(torch.from_numpy(np.array(part)).to(body.device, body.dtype) for part in parts)
         )
 
+    def camera(self) -> Camera:
+        """Return the camera of each person's image."""
+        focal, center = torch.from_numpy(self.focal), torch.from_numpy(self.center)
+        lens = torch.from_numpy(self.distortion).to(focal) if self.distortion.any() else None
+        return Camera(focal, center, distortion=lens)
+
     def select(self, rows: slice | Int[np.ndarray, " M"] | Bool[np.ndarray, " N"]) -> Labels:
         """Return some of the people."""
         return _with_rows(self, {name: values[rows] for name, values in _rows(self).items()})
@@ -172,7 +184,10 @@ class Labels:
             AnnotationError: something is missing, or wrong: names, sizes, or numbers that are not finite.
         """
         count = len(arrays.get("ids", ()))
-        arrays = {**{name: np.full(count, value) for name, value in LATER.items()}, **arrays}
+        arrays = {
+            **{name: np.full((count, *np.shape(value)), value) for name, value in LATER.items()},
+            **arrays,
+        }
         missing = [name for name in (*ABOUT, *ROWS) if name not in {**about, **arrays}]
         if missing:
             what = "not a file of labels" if len(missing) > 3 else "the file of labels is not complete"
@@ -214,7 +229,7 @@ def _check(path: Path, labels: Labels) -> None:
     for name, size in sizes.items():
         if getattr(labels, name).shape[1] != size:
             fail(path, f"{name}: expected {size} per person, got {getattr(labels, name).shape[1]}")
-    for name in (*BodyParameters._fields, "focal", "center", "observed", "boxes"):
+    for name in (*BodyParameters._fields, "focal", "center", "distortion", "observed", "boxes"):
         if not np.isfinite(getattr(labels, name)).all():
             fail(path, f"{name}: expected finite numbers")
     if (labels.focal <= 0).any() or not ((labels.image_sizes > 0) & (labels.image_sizes <= MAX_PIXELS)).all():

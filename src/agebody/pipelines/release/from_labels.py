@@ -8,11 +8,9 @@ from os import PathLike
 from pathlib import Path, PurePath
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float
 
 from agebody.body import BodyModel
-from agebody.cameras import Camera
 from agebody.pipelines.labels import Labels
 from agebody.pipelines.release.hidden import read_hidden
 from agebody.pipelines.release.photos import Box, Person, Photo, Region, ReleaseError, load_mask
@@ -65,10 +63,10 @@ def photos_from_labels(
     for name, rows in zip(names.tolist(), np.split(order, starts[1:]), strict=True):
         first = rows[0]
         size = (int(labels.image_sizes[first, 0]), int(labels.image_sizes[first, 1]))
-        for lens in (labels.focal[rows], labels.center[rows]):
+        for lens in (labels.focal[rows], labels.center[rows], labels.distortion[rows]):
             if (lens != lens[0]).any():
                 raise ReleaseError(f"{name}: the labels have two cameras for it, {lens[0]} and another")
-        camera = Camera(torch.from_numpy(labels.focal[first]), torch.from_numpy(labels.center[first]))
+        camera = labels.select(np.array([first])).camera().map(itemgetter(0))
         people = [
             Person(
                 parameters.map(itemgetter(row)) if labels.kept[row] else None,

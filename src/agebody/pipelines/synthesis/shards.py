@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from agebody.age import UNKNOWN
+from agebody.annotations.calibration import LENS
 from agebody.annotations.people import AnnotationError, fail
 from agebody.body import BodyModel
 from agebody.cameras.camera import Camera
@@ -268,6 +269,7 @@ def _labels(
         **arrays,
         focal=array(people.camera.focal),
         center=array(people.camera.center),
+        distortion=np.zeros((len(people.camera.center), LENS)),
         observed=np.concatenate((keypoints, np.ones((*keypoints.shape[:2], 1))), -1),
         keypoints=keypoints.astype(np.float32),
         joints=array(joints),

@@ -1,0 +1,274 @@
+"""People seen by several calibrated cameras at once: which file is whose, and who in one view is who."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from agebody.age import Ages
+from agebody.annotations.calibration import Cameras
+from agebody.annotations.people import People, fail, shorten
+from agebody.annotations.tracks import GAP, frame_numbers, frame_order, link_people
+from agebody.annotations.videos import is_video
+from agebody.cameras import Camera
+
+SAME_PLACE = 0.15
+"""Median distance of the rays through the keypoints of two views, below which they are one person's [m]."""
+SAMPLES = 64
+"""Frames in which two tracks are compared, at most."""
+STRETCH = 0.02
+"""Largest difference of the shapes of a view and of what was calibrated, as by the margins of a video."""
+
+
+class Views(NamedTuple):
+    """People of several cameras; the images of each are in a folder of its name."""
+
+    people: People
+    """With ``tracks``: one person has the same in all views."""
+    cameras: Cameras
+    """Of the sizes of the images."""
+
+
+def find_views(folder: Path, cameras: Cameras) -> dict[str, Path]:
+    """Return what each camera has in a folder: a video, a folder, or a file of keypoints, of its name.
+
+    A name may have more before and after it, set off by a space or a sign, as ``cam01_json``. A camera
+    ``int_cam01_img`` of Pose2Sim has the name ``cam01``.
+
+    Raises:
+        AnnotationError: a camera has none, or several, or one belongs to no camera.
+    """
+    if not folder.is_dir():
+        fail(folder, "expected a folder with a video, or the keypoints, of each camera")
+    there = [
+        path
+        for path in sorted(folder.iterdir())
+        if not path.name.startswith(".")
+        and (path.is_dir() or is_video(path) or path.suffix.lower() == ".json")
+    ]
+    names = ", ".join(cameras.names)
+    found: dict[str, Path] = {}
+    for path in there:
+        stem = path.name if path.is_dir() else path.stem
+        fitting = [name for name in cameras.names if name == stem] or [
+            name for name in cameras.names if _within(re.sub("^int_|_img$", "", name), stem)
+        ]
+        if len(fitting) != 1:
+            what = f"of no camera; they are {names}" if not fitting else f"of {' and of '.join(fitting)}"
+            fail(path, f"{what}; name videos, or folders of keypoints, as the calibration names cameras")
+        (name,) = fitting
+        if name in found:
+            fail(folder, f"{found[name].name} and {path.name} are both of camera {name}; expected one")
+        found[name] = path
+    missing = [name for name in cameras.names if name not in found]
+    if missing:
+        got = shorten([path.name for path in there])
+        fail(
+            folder,
+            f"no video or keypoints of camera {', '.join(missing)}, got {got}; leave the camera out of the "
+            "calibration, or add them",
+        )
+    return {name: found[name] for name in cameras.names}
+
+
+def _within(part: str, whole: str) -> bool:
+    return re.search(rf"(?<![^\W_]){re.escape(part)}(?![^\W_])", whole) is not None
+
+
+def join_views(found: Mapping[str, People], cameras: Cameras, *, gap: int = GAP) -> Views:
+    """Return the people of synchronised cameras as one, with a track per person.
+
+    In each view people are followed over the frames (tracks of files stay). Tracks of different views whose
+    keypoints lie on rays that meet are one person. Intrinsics are scaled to the sizes of the images, in which
+    the view may have narrow margins.
+
+    Args:
+        found: per name of a camera, the people of its frames, as many in each view.
+        cameras: of these names.
+        gap: frames for which a view may lose somebody.
+
+    Raises:
+        AnnotationError: there are less than two cameras, or frames of different numbers or sizes, or
+            different keypoints.
+    """
+    first = found[next(iter(found))] if found else None
+    if first is None or len(found) < 2 or set(found) != set(cameras.names):
+        raise ValueError(
+            f"found: expected people of cameras {', '.join(cameras.names)}, two or more, got {list(found)}"
+        )
+    counts = {name: len(people.images) for name, people in found.items()}
+    if len(set(counts.values())) > 1:
+        told = ", ".join(f"{count} of {name}" for name, count in counts.items())
+        fail(first.path.parent, f"expected as many frames of each camera, at the same times, got {told}")
+    if len({people.layout for people in found.values()}) > 1:
+        told = ", ".join(f"{people.layout.name} of {name}" for name, people in found.items())
+        fail(first.path.parent, f"expected the same keypoints of each camera, got {told}")
+    views = [found[name] for name in cameras.names]
+    cameras, notes = _scaled(views, cameras)
+    views = [link_people(people, gap=gap) for people in views]
+    tracks = _match(views, cameras.camera)
+    joined = _concatenate(views, cameras.names)
+    notes = (*joined.notes, *notes)
+    return Views(replace(joined, tracks=np.concatenate(tracks), notes=notes), cameras)
+
+
+def view_frames(
+    people: People, names: tuple[str, ...]
+) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, " N"]]:
+    """Return which camera sees each person, and in which of its frames."""
+    place = {name: i for i, name in enumerate(names)}
+    views = np.array([place.get(Path(image.name).parts[0], -1) for image in people.images], dtype=np.int64)
+    if (views < 0).any():
+        name = people.images[int(np.argmax(views < 0))].name
+        fail(people.path, f"image {name}: expected a folder named like a camera ({', '.join(names)})")
+    order = np.array(frame_order(people), dtype=np.int64)
+    frames = np.zeros(len(views), dtype=np.int64)
+    for view in range(len(names)):
+        own = order[views[order] == view]
+        frames[own] = np.arange(len(own))
+    return views[people.image], frames[people.image]
+
+
+def _scaled(views: list[People], cameras: Cameras) -> tuple[Cameras, tuple[str, ...]]:
+    """Return the cameras of images of the sizes that the views have, and what to note."""
+    sizes, notes = [], []
+    scale, shift = torch.ones_like(cameras.camera.focal[:, :1]), torch.zeros_like(cameras.camera.focal)
+    for i, (name, people, calibrated) in enumerate(zip(cameras.names, views, cameras.sizes, strict=True)):
+        own = {image.size for image in people.images}
+        if len(own) != 1 or None in own:
+            fail(people.path, f"camera {name}: expected images of one size, got {len(own)} sizes")
+        (size,) = own
+        assert size is not None
+        sizes.append(size)
+        if calibrated is None or size == calibrated:
+            continue
+        across, down = size[0] / calibrated[0], size[1] / calibrated[1]
+        got = f"{size[0]} x {size[1]} pixels, calibrated were {calibrated[0]} x {calibrated[1]}"
+        if abs(across / down - 1) > STRETCH:
+            fail(people.path, f"camera {name}: images of {got}: of another shape, so cropped or turned")
+        notes.append(f"camera {name}: {got}; taken for a smaller or larger picture of the same view")
+        scale[i] = min(across, down)
+        shift[i] = torch.tensor(size) / 2 - scale[i] * torch.tensor(calibrated) / 2  # of a letterbox
+    camera = cameras.camera.resized(scale)
+    camera = camera._replace(center=camera.center + shift)
+    return cameras._replace(camera=camera, sizes=tuple(sizes)), tuple(notes)
+
+
+def _match(views: list[People], camera: Camera) -> list[Int[np.ndarray, " N"]]:
+    """Return the number of each person, the same in all views."""
+    rays = [_rays(people, camera.map(lambda part, i=i: part[i])) for i, people in enumerate(views)]
+    keys: list[tuple[int, int]] = []
+    rows: list[dict[int, int]] = []  # of each track, by frame
+    for view, people in enumerate(views):
+        assert people.tracks is not None
+        frames = frame_numbers(people)
+        for track in np.unique(people.tracks):
+            own = np.flatnonzero(people.tracks == track)
+            keys.append((view, int(track)))
+            rows.append(dict(zip(frames[own].tolist(), own.tolist(), strict=True)))
+    count = len(keys)
+    gain = np.zeros((count, count))
+    for a in range(count):
+        for b in range(a):
+            common = sorted(rows[a].keys() & rows[b].keys())
+            if keys[a][0] == keys[b][0]:
+                gain[a, b] = gain[b, a] = -np.inf if common else 0
+                continue
+            some = common[:: 1 + len(common) // SAMPLES]
+            parts = ((views[keys[i][0]], rays[keys[i][0]], [rows[i][t] for t in some]) for i in (a, b))
+            (one, (eye, to), its), (other, (other_eye, other_to), others) = parts
+            both = (one.weights[its] > 0) & (other.weights[others] > 0)
+            apart = ray_distances(eye, to[its], other_eye, other_to[others])[torch.from_numpy(both)]
+            if len(apart):
+                gain[a, b] = gain[b, a] = len(common) * (1 - min(float(apart.median()) / SAME_PLACE, 2))
+    person = join_groups(gain)
+    number = dict(zip(keys, person.tolist(), strict=True))
+    return [
+        np.array([number[view, track] for track in people.tracks.tolist()], dtype=np.int64)
+        for view, people in enumerate(views)
+        if people.tracks is not None
+    ]
+
+
+def join_groups(gain: Float[np.ndarray, "N N"]) -> Int[np.ndarray, " N"]:
+    """Return the number of each thing's group: the two groups that gain most are joined while any gain.
+
+    Args:
+        gain: of having two things in one group, symmetric; groups gain the sum.
+    """
+    total = gain.copy()
+    np.fill_diagonal(total, -np.inf)
+    group = np.arange(len(gain))
+    while len(gain):
+        a, b = np.unravel_index(total.argmax(), total.shape)
+        if not total[a, b] > 0:
+            break
+        total[a] += total[b]
+        total[:, a] = total[a]
+        total[b], total[:, b], total[a, a] = -np.inf, -np.inf, -np.inf
+        group[group == b] = a
+    return np.unique(group, return_inverse=True)[1]
+
+
+def _rays(people: People, camera: Camera) -> tuple[Float[Tensor, " 3"], Float[Tensor, "N K 3"]]:
+    """Return where a camera is, and the directions of keypoints from it, of length 1."""
+    points = torch.from_numpy(people.keypoints)
+    eye = camera.position
+    to = camera.unproject(points, torch.ones_like(points[..., 0])) - eye
+    return eye, to / to.norm(dim=-1, keepdim=True)
+
+
+def ray_distances(
+    eye: Float[Tensor, " 3"],
+    to: Float[Tensor, "*batch 3"],
+    other_eye: Float[Tensor, " 3"],
+    other_to: Float[Tensor, "*batch 3"],
+) -> Float[Tensor, "*batch"]:
+    """Return the distances of rays, which begin at their eyes; directions have length 1."""
+    between = other_eye - eye
+    cosine = (to * other_to).sum(-1)
+    along, back = (to * between).sum(-1), (other_to * between).sum(-1)
+    sine = (1 - cosine * cosine).clamp(min=1e-9)
+    far = ((along - cosine * back) / sine).clamp(min=0)
+    other_far = (far * cosine - back).clamp(min=0)
+    far = (along + other_far * cosine).clamp(min=0)
+    return (eye + far[..., None] * to - other_eye - other_far[..., None] * other_to).norm(dim=-1)
+
+
+def _concatenate(views: list[People], names: tuple[str, ...]) -> People:
+    """Return the people of all views, with new ids, whose images are in a folder of each camera."""
+    images, image = [], []
+    for name, people in zip(names, views, strict=True):
+        image.append(people.image + len(images))
+        images += [one._replace(name=f"{name}/{one.name}", id=f"{name}/{one.id}") for one in people.images]
+    first = views[0]
+    count = sum(len(people) for people in views)
+    scores = [np.full(len(one), np.nan) if one.scores is None else one.scores for one in views]
+    left_out: dict[str, int] = {}
+    for people in views:
+        for why, number in people.left_out:
+            left_out[why] = left_out.get(why, 0) + number
+    joined = {
+        part: np.concatenate([getattr(one, part) for one in views])
+        for part in ("keypoints", "weights", "boxes")
+    }
+    return People(
+        path=first.path.parent,
+        layout=first.layout,
+        images=tuple(images),
+        image=np.concatenate(image),
+        ids=np.arange(1, count + 1),
+        **joined,
+        ages=Ages(*(np.concatenate(parts) for parts in zip(*(one.ages for one in views), strict=True))),
+        scores=None if np.isnan(np.concatenate(scores)).all() else np.concatenate(scores),
+        left_out=tuple(left_out.items()),
+        notes=tuple(dict.fromkeys(note for one in views for note in one.notes)),
+    )
