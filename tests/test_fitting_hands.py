@@ -1,12 +1,14 @@
 """Fits with hands and faces: COCO's 133 points, OpenPose's 137, and bodies of 52 and 55 joints."""
 
 import functools
+import json
 
 import numpy as np
 import pytest
 import torch
 from bodies import random_body, with_fingers
 from model_files import PARENTS, write_smplx_npz
+from typer.testing import CliRunner
 
 import agebody
 from agebody import BodyParameters
@@ -21,6 +23,7 @@ from agebody.losses import joint_limits_prior
 from agebody.metrics import pa_mpjpe
 from agebody.optim.motion import moving_joints
 from agebody.people import pose, random_people
+from agebody.pipelines.cli import app
 
 MANNEQUIN = agebody.mannequin()
 FINGERS = with_fingers(MANNEQUIN, expressions=4)
@@ -254,3 +257,29 @@ def test_the_stages_of_aionhmr_run_on_16_betas_and_an_age_that_starts_at_an_infa
         pa_mpjpe(body(p).joints[:, :22], body(truth).joints[:, :22]).mean() for p in (found, start)
     )
     assert error < 0.75 * before
+
+
+def test_the_command_fits_hands_of_a_whole_body_file(tmp_path):
+    """With hands all points are used; without, those of hands and face are left out, in a line."""
+    points = people()[2]
+    agebody.save_asset(FINGERS, tmp_path / "hands.safetensors")
+    width, height = 1000, 1000
+    rows = [
+        {"image_id": "a.jpg", "category_id": 1, "score": 1.0, "years": 20}
+        | {"keypoints": torch.cat((seen, torch.ones(133, 1)), 1).flatten().double().tolist()}
+        for seen in points[:1]
+    ]
+    (tmp_path / "whole.json").write_text(json.dumps(rows))
+    given = ["fit", tmp_path / "whole.json", "--size", f"{width}x{height}", "--overlays", "0", "-o"]
+    for body, count, line in (
+        (tmp_path / "hands.safetensors", 133, None),
+        ("mannequin", 25, "110 points of the face"),
+    ):
+        result = CliRunner().invoke(app, [*map(str, given), str(tmp_path / f"{count}"), "--body", str(body)])
+        assert result.exit_code == 0, result.output
+        with np.load(tmp_path / f"{count}" / "labels.npz") as file:
+            assert file["observed"].shape == (1, count, 3)
+            assert file["body_pose"].shape[1] == (51 if line is None else 23)
+            assert file["betas"].shape[1] == (14 if line is None else 10)
+        assert ("left out" in result.stderr) == (line is not None)
+        assert (line or "") in result.stderr

@@ -535,7 +535,7 @@ def test_all_formats_and_orders_have_a_sample():
     }
     assert used == {kind.name for kind in FORMATS if kind.frames and not kind.boxes_only}
     assert YOLO.frames is not None
-    sizes = {len(names) for names in (sample.names for sample in SAMPLES.values())} | {68, 133, 136}
+    sizes = {len(names) for names in (sample.names for sample in SAMPLES.values())} | {68, 133, 136, 137}
     assert {order.size for order in ORDERS} <= sizes | {44}
 
 
@@ -593,7 +593,7 @@ REFUSED = {
         results(17, keypoints=[1, 2, -3, *flat(xyc(17))[3:]]),
         "at least 0, got -3 for point 0",
     ),
-    "27 points": (results(27), "expected the names of the 27 keypoints; only 14, 15, .*136 need none"),
+    "27 points": (results(27), "expected the names of the 27 keypoints; only 14, 15, .*137 need none"),
     "too few numbers": (results(17, keypoints=[1, 2, 3, 4]), "got 4 numbers"),
     "two sizes": (
         {
@@ -964,6 +964,42 @@ def test_sizes_that_are_none_are_refused(folder, size):
     path = write(folder, {"people": []})
     with pytest.raises(ValueError, match="^size: expected width and height, two positive integers, got"):
         read_people(path, size=size)
+
+
+def test_hands_and_faces_are_read_where_a_layout_has_them(folder):
+    """COCO-WholeBody's fields, its 133 points in one, OpenPose's arrays, and Halpe's order."""
+    whole, layouts = flat(xyc(133)), ("coco133", "openpose137")
+    fields = {
+        "foot_kpts": (17, 23),
+        "face_kpts": (23, 91),
+        "lefthand_kpts": (91, 112),
+        "righthand_kpts": (112, 133),
+    }
+    parts = {key: whole[3 * start : 3 * end] for key, (start, end) in fields.items()}
+    one = read_people(write(folder, results(133)), images=folder / "photos", layout="coco133")
+    assert (one.layout.name, one.notes) == ("coco133", ())
+    for options in (parts, {k: v for k, v in parts.items() if k != "righthand_kpts"}):
+        entry = {"keypoints": whole[:51], **options}
+        found = read_people(write(folder, coco(entry, BODY)), images=folder / "photos", layout=layouts)
+        assert (found.layout.name, found.notes) == ("coco133", ())
+        rows = slice(0, 133 if "righthand_kpts" in options else 112)
+        np.testing.assert_allclose(found.keypoints[0, rows], np.array(whole).reshape(-1, 3)[rows, :2])
+        assert (found.weights[0, rows] > 0).all()
+        assert not found.weights[0, rows.stop :].any()
+    body, left, face = (flat(xyc(n)) for n in (25, 21, 70))
+    person = {"pose_keypoints_2d": body, "hand_left_keypoints_2d": left, "hand_right_keypoints_2d": []}
+    file = write(folder, {"people": [person | {"face_keypoints_2d": face}]}, "a_keypoints.json")
+    found = read_people(file, images=folder / "photos", layout=layouts)
+    assert (found.layout.name, found.notes) == ("openpose137", ())
+    names = found.layout.names
+    np.testing.assert_allclose(found.keypoints[0, names.index("left_thumb")], left[12:14])
+    np.testing.assert_allclose(found.keypoints[0, names.index("left_pupil")], face[207:209])
+    assert not found.weights[0, 46:67].any()
+    halpe = read_people(write(folder, results(136)), images=folder / "photos", layout="coco133")
+    np.testing.assert_allclose(halpe.keypoints[0, 23:], [p[:2] for p in xyc(136)[26:]])
+    bad = coco({"keypoints": whole[:51], "face_kpts": whole[:51]}, BODY)
+    with pytest.raises(AnnotationError, match="face_kpts: expected 204 numbers, got 51"):
+        read_people(write(folder, bad), images=folder / "photos")
 
 
 def test_names_without_a_layout_are_said(folder):

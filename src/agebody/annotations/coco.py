@@ -15,9 +15,10 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from agebody.age import AGE_CLASSES, MAX_YEARS, AgeError, Ages, is_number, parse_ages
-from agebody.annotations.orders import FEET6, Order, order_by_size, sizes_without_names
+from agebody.annotations.orders import FEET6, PARTS, Order, order_by_size, sizes_without_names
 from agebody.annotations.people import MAX_PIXELS, ImageEntry, fail, is_file_name, short, shorten
 
+_COCO_PARTS, _OPENPOSE_PARTS = tuple(PARTS)[:4], tuple(PARTS)[4:]
 _TRACKS = ("track_id", "idx", "person_id")
 """Keys of the number of a person in a video: of COCO and PoseTrack, AlphaPose, OpenPose."""
 
@@ -138,20 +139,29 @@ class Entries:
     def points(self, limit: float) -> list[Float[np.ndarray, "_ 3"]]:
         """Return x, y, v of the points; no points where an entry has none.
 
-        Where v is 0, coordinates may be missing, and are 0 then. COCO-WholeBody's feet are appended to the
-        body.
+        Where v is 0, coordinates may be missing, and are 0 then. ``PARTS``, such as COCO-WholeBody's feet,
+        are appended to the body; of face and hands, all or none.
 
         Args:
             limit: largest coordinate where v is not 0 [pixels].
         """
         found = [self._points(i, "keypoints", limit) for i in range(len(self))]
-        if any("foot_kpts" in row for row in self.rows):
-            none = np.zeros((len(FEET6), 3))
+        keys = {key for row in self.rows for key in PARTS if row.get(key)}
+        whole = [group for group in (_COCO_PARTS, _OPENPOSE_PARTS) if keys & {*group}]
+        for parts in whole:
+            if parts is _OPENPOSE_PARTS and any(len(points) not in (0, 25) for points in found):
+                continue  # hands and faces beside another body than BODY_25 have no layout
+            used = parts if keys & {*parts[-2:]} or "face_kpts" in keys else parts[:1]
             for i, points in enumerate(found):
-                feet = self._points(i, "foot_kpts", limit)
                 if len(points):
-                    found[i] = np.concatenate((points, feet if len(feet) else none))
+                    found[i] = np.concatenate((points, *(self._part(i, key, limit) for key in used)))
         return found
+
+    def _part(self, i: int, key: str, limit: float) -> Float[np.ndarray, "_ 3"]:
+        points = self._points(i, key, limit)
+        if len(points) not in (0, PARTS[key]):
+            self.fail(i, f"{key}: expected {3 * PARTS[key]} numbers, got {3 * len(points)}")
+        return points if len(points) else np.zeros((PARTS[key], 3))
 
     def _points(self, i: int, key: str, limit: float) -> Float[np.ndarray, "_ 3"]:
         values = self.rows[i].get(key)

@@ -18,16 +18,19 @@ class Order(NamedTuple):
     """Their names there."""
     names: tuple[str, ...]
     """The same points in layouts of this library; empty where these have no such point."""
-    size: int
-    """Number of points; those after the named ones are of the face and the hands."""
+
+    @property
+    def size(self) -> int:
+        """Number of points."""
+        return len(self.said)
 
     @classmethod
-    def parse(cls, title: str, text: str, others: int = 0) -> Order:
+    def parse(cls, title: str, text: str) -> Order:
         """Read names; ``said=name`` stands for a point that layouts call by another name, or do not have."""
         pairs = [word.partition("=") for word in text.split()]
         said = tuple(pair[0] for pair in pairs)
         names = tuple(name if equal else before for before, equal, name in pairs)
-        return cls(title, said, names, len(said) + others)
+        return cls(title, said, names)
 
 
 def _join(*parts: Sequence[str]) -> str:
@@ -35,6 +38,22 @@ def _join(*parts: Sequence[str]) -> str:
 
 
 FEET6 = LAYOUTS["openpose25"].names[19:]
+_WHOLE = LAYOUTS["coco133"].names
+_FACE68, _HANDS42 = _WHOLE[23:91], _WHOLE[91:]
+FACE_AND_HANDS = frozenset((*_FACE68, *_HANDS42, "left_pupil", "right_pupil"))
+"""Points that bodies without fingers and faces do without."""
+WHOLE_BODY = ("coco17", "openpose25", "coco133", "openpose137")
+"""Layouts of detectors for bodies with hands; the first that has most of a file's points is taken."""
+PARTS = {
+    "foot_kpts": 6,
+    "face_kpts": 68,
+    "lefthand_kpts": 21,
+    "righthand_kpts": 21,
+    "hand_left_keypoints_2d": 21,
+    "hand_right_keypoints_2d": 21,
+    "face_keypoints_2d": 70,
+}
+"""Keys of parts of a body beside its keypoints, in the order of the points: COCO-WholeBody's, OpenPose's."""
 _HALPE26 = """
 head= neck hip=mid_hip
 left_big_toe right_big_toe left_small_toe right_small_toe left_heel right_heel
@@ -45,11 +64,12 @@ _ARMS = "right_shoulder right_elbow right_wrist left_shoulder left_elbow left_wr
 ORDERS = (
     Order.parse("COCO", _join(COCO17)),
     Order.parse("COCO with feet", _join(COCO17, FEET6)),
-    Order.parse("COCO-WholeBody", _join(COCO17, FEET6), 110),
+    Order.parse("COCO-WholeBody", _join(_WHOLE)),
     Order.parse("Halpe-26", _join(COCO17) + _HALPE26),
-    Order.parse("Halpe without the face", _join(COCO17) + _HALPE26, 42),
-    Order.parse("Halpe-136", _join(COCO17) + _HALPE26, 110),
+    Order.parse("Halpe without the face", f"{_join(COCO17)}{_HALPE26}{_join(_HANDS42)}"),
+    Order.parse("Halpe-136", f"{_join(COCO17)}{_HALPE26}{_join(_FACE68, _HANDS42)}"),
     Order.parse("BODY_25 of OpenPose", _join(LAYOUTS["openpose25"].names)),
+    Order.parse("BODY_25 of OpenPose with hands and face", _join(LAYOUTS["openpose137"].names)),
     Order.parse("COCO of OpenPose", f"nose neck {_ARMS} {_LIMBS} right_eye left_eye right_ear left_ear"),
     # Annotated necks lie above the middle of the shoulders.
     Order.parse("MPI of OpenPose", f"head= neck= {_ARMS} {_LIMBS} chest="),

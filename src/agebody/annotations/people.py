@@ -13,13 +13,13 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from agebody.age import Ages, is_number, parse_ages
-from agebody.annotations.orders import Order, read_names
+from agebody.annotations.orders import FACE_AND_HANDS, WHOLE_BODY, Order, read_names
 from agebody.keypoints import LAYOUTS, KeypointLayout, get_layout
 
 MAX_PIXELS = 1e6
 """Largest size of an image and largest coordinate of a keypoint or box [pixels] that files may have."""
 
-_DETECTED = ("coco17", "openpose25")
+_DETECTED = WHOLE_BODY[:2]
 """Layouts of detectors, to which other names are mapped; a "head" of the layouts of bodies is a joint."""
 
 
@@ -95,7 +95,7 @@ def make_people(
     path: Path,
     points: Float[np.ndarray, "N L 3"],
     names: Sequence[str] | Order,
-    layout: str | KeypointLayout | None,
+    layout: str | KeypointLayout | tuple[str, ...] | None,
     *,
     images: Sequence[ImageEntry],
     image: Any,
@@ -160,7 +160,7 @@ def is_file_name(name: str) -> bool:
 
 
 def map_names(
-    path: Path, names: Sequence[str] | Order, layout: str | KeypointLayout | None
+    path: Path, names: Sequence[str] | Order, layout: str | KeypointLayout | tuple[str, ...] | None
 ) -> tuple[KeypointLayout, Int[np.ndarray, " K"], str]:
     """Find the points of a layout among the keypoints of a file, by their names; see `read_names`.
 
@@ -180,16 +180,20 @@ def map_names(
     if twice:
         fail(path, f"keypoints: expected different names, got {', '.join(sorted(twice))} more than once")
     if layout is None:
-        same = [found for found in LAYOUTS.values() if set(found.names) == set(plain)]
-        likely = max((LAYOUTS[name] for name in _DETECTED), key=lambda one: len(set(one.names) & set(plain)))
+        layout = _DETECTED
+    if isinstance(layout, tuple):
+        known_ones = [found for name, found in LAYOUTS.items() if name in layout or name not in WHOLE_BODY]
+        same = [found for found in known_ones if set(found.names) == set(plain)]
+        likely = max((LAYOUTS[name] for name in layout), key=lambda one: len(set(one.names) & set(plain)))
         chosen = same[0] if same else likely
     else:
         chosen = get_layout(layout)
     index = np.array([plain.index(name) if name in plain else -1 for name in chosen.names])
     if (index >= 0).sum() < 4:
         fail(path, f"keypoints: expected names of {chosen.name}, got {shorten(said)}")
-    spare = [name for name, its in zip(said, plain, strict=True) if its not in chosen.names]
-    others = names.size - len(said) if known else 0
+    left = [(name, its) for name, its in zip(said, plain, strict=True) if its not in chosen.names]
+    spare = [name for name, its in left if its not in FACE_AND_HANDS]
+    others = len(left) - len(spare)
     if others:
         spare.append(f"{others} points of the face and the hands")
     return chosen, index, shorten(spare) if spare else ""

@@ -43,14 +43,14 @@ _SUFFIX = "_keypoints"
 _UNLABELLED = "no labelled keypoint"
 _MOST_SHARE = 4.0
 """Shares of an image may lie outside of it, and nobody's points are all within this many pixels."""
-_UNMISTAKABLE = (23, 26, 33, 133, 136)
+_UNMISTAKABLE = (23, 26, 33, 133, 136, 137)
 """Numbers of keypoints that only one known order has, besides COCO's 17."""
 
 
 def read_people(
     path: str | Path,
     *,
-    layout: str | KeypointLayout | None = None,
+    layout: str | KeypointLayout | tuple[str, ...] | None = None,
     images: str | Path | None = None,
     size: tuple[int, int] | None = None,
     annotations: str | Path | None = None,
@@ -66,7 +66,9 @@ def read_people(
 
     Args:
         path: the file or folder.
-        layout: of the keypoints; if None, found by their names or their number.
+        layout: of the keypoints; of several names, the one that has most of them. If None, "coco17" or
+            "openpose25" by their names or their number, without face and hands: "coco133" and "openpose137"
+            have these.
         images: the folder of the images, or one image. Images are found there by the names or numbers that
             the file has for them; sizes that the file does not state are read there. If it is not given, nor
             a size, the images beside the file are used.
@@ -149,7 +151,7 @@ def _numbers(line: str) -> list[Any]:
 
 
 def _read_annotations(
-    path: Path, document: dict[str, Any], layout: str | KeypointLayout | None, boxes: bool
+    path: Path, document: dict[str, Any], layout: str | KeypointLayout | tuple[str, ...] | None, boxes: bool
 ) -> People:
     """Read a document with ``images``, ``annotations`` and, optionally, ``categories``.
 
@@ -209,7 +211,7 @@ class _Annotated:
 def _read_detections(
     path: Path,
     documents: dict[Path, Any],
-    layout: str | KeypointLayout | None,
+    layout: str | KeypointLayout | tuple[str, ...] | None,
     known: Photographs | _Annotated | None,
     given: bool,
     boxes: bool,
@@ -341,7 +343,7 @@ def _make(
     entries: Entries,
     points: list[Float[np.ndarray, "_ 3"]],
     names: Sequence[str] | Order | None,
-    layout: str | KeypointLayout | None,
+    layout: str | KeypointLayout | tuple[str, ...] | None,
     images: Sequence[ImageEntry],
     image: Sequence[int],
     left_out: Counter[str],

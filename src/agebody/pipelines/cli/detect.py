@@ -71,7 +71,7 @@ def read_or_detect(
     path: Path,
     *,
     detector: str | None,
-    layout: str | None,
+    layout: str | tuple[str, ...] | None,
     images: Path | None,
     size: str | None = None,
     annotations: Path | None = None,
@@ -101,7 +101,8 @@ def read_or_detect(
         if value is not None:
             problem = "it belongs to files of keypoints, and people are to be detected in photographs"
             raise typer.BadParameter(problem, param_hint=name)
-    return _detect(bars, path, detector, layout, every or 1), path
+    known = layout if isinstance(layout, str) else None  # detectors name their points
+    return _detect(bars, path, detector, known, every or 1), path
 
 
 def read_or_detect_views(

@@ -88,7 +88,8 @@ def fit(
 ) -> None:
     """Fit bodies to people in images, by their keypoints or by photographs, and write labels to train with.
 
-    In a video, people are followed from frame to frame, and fitted over time. **overlay.mp4** shows them.
+    A body with hands is fitted to the hands and the face of whole-body files, too; others leave these points
+    out. In a video, people are followed and fitted over time. **overlay.mp4** shows them.
     Of synchronised cameras all views are fitted at once, and the rows of the labels are per view.
 
     Writes **labels.npz** (everything), **train.npz** (for the code of HMR2 and AionHMR), **report.json**,
@@ -101,6 +102,7 @@ def fit(
     `agebody fit videos --cameras calibration.toml -o labels`
     """
     from agebody.annotations.calibration import read_cameras
+    from agebody.annotations.orders import WHOLE_BODY
     from agebody.annotations.photographs import read_exif_focals
     from agebody.annotations.tracks import link_people
     from agebody.annotations.videos import frame_rate, is_video, load_opencv
@@ -146,6 +148,9 @@ def fit(
         if video and overlays:
             load_opencv("a video", "video")
         fit_folder.check_folder(output, overwrite=overwrite)
+        # The free body has no fingers, and takes a minute to build, after which a bad file is refused.
+        asset = None if body == "anny" else options.load_body(body, bars)
+        whole = asset is not None and options.has_hands(asset)
         films: dict[str, Path] = {}
         if cameras is not None:
             views, films = read_or_detect_views(
@@ -165,7 +170,7 @@ def fit(
                 bars,
                 keypoints,
                 detector=detector,
-                layout=layout,
+                layout=layout or (WHOLE_BODY if whole else None),
                 images=images,
                 size=size,
                 annotations=annotations,
@@ -184,7 +189,7 @@ def fit(
         if len(found):
             make_folder(output)
         fit_folder.check_folder(output, overwrite=overwrite)
-        layer = options.make_layer(options.load_body(body, bars), device=device)
+        layer = options.make_layer(asset or options.load_body(body, bars), device=device)
         if shards and not fit_folder.has_training_joints(layer):
             fail(f"--shards needs a body with SMPL's 24 joints, got {layer.asset.metadata.name}")
         if lifter and tuple(layer.asset.joint_names) != SMPL_JOINT_NAMES:

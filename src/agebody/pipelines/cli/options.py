@@ -191,10 +191,23 @@ def load_body(name: str, bars: Progress) -> BodyAsset:
 
 
 def make_layer(asset: BodyAsset, **options: Any) -> BodyModel:
-    """Return the layer of a body, with ages if it has them; options are those of the layer."""
+    """Return the layer of a body, with ages and expressions if it has them; options as of the layer."""
     from agebody.body import SMPL, SMPLA
 
-    return (SMPLA if asset.has_age else SMPL)(asset, **options)
+    given: dict[str, Any] = {"num_expression": _num_expression(asset)} | options
+    return (SMPLA if asset.has_age else SMPL)(asset, **given)
+
+
+def _num_expression(asset: BodyAsset) -> int:
+    """Return the number of expression coefficients that commands use: as many as an `SMPLX` layer."""
+    from agebody.body.model import DEFAULT_NUM_BETAS
+
+    return min(DEFAULT_NUM_BETAS, asset.num_expression)
+
+
+def has_hands(asset: BodyAsset) -> bool:
+    """Return whether a body has joints of fingers."""
+    return any("hand" in part for part in asset.pose_parts)
 
 
 def one_age(body: BodyModel) -> list[str]:
@@ -217,7 +230,7 @@ def load_layer(name: str | None, path: Path, labels: Labels, bars: Progress, **o
     asset = load_body(name, bars)
     if asset.metadata.name != labels.body:
         fail(f"{path}: made with the body {labels.body!r}; --body is {asset.metadata.name!r}")
-    num_betas = labels.betas.shape[1]
-    if asset.joint_names != labels.joint_names or asset.num_betas < num_betas:
+    num_betas = labels.betas.shape[1] - _num_expression(asset)
+    if asset.joint_names != labels.joint_names or not 0 <= num_betas <= asset.num_betas:
         fail(f"{path}: made with another body named {labels.body!r}, of other joints or more betas")
     return make_layer(asset, num_betas=num_betas, **options)
