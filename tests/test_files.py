@@ -360,3 +360,15 @@ def test_folders_that_cannot_be_written_are_named(tmp_path):
             pass
     assert make_folder(tmp_path / "new/one") == Path(tmp_path / "new/one")
     assert list((tmp_path / "new/one").iterdir()) == []
+
+
+@pytest.mark.parametrize("write", [make_folder, lambda path: save_npz({"a": OLD}, path / "a.npz")])
+def test_addresses_of_stores_are_refused(tmp_path, monkeypatch, write):
+    """``s3://bucket/name`` is no local folder ``s3:``, unless there is one."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OSError, match="expected a path of this machine") as error:
+        write(Path("s3://bucket/name"))
+    assert error.value.errno == errno.EINVAL
+    assert list(tmp_path.iterdir()) == []
+    Path("s3:").mkdir()
+    make_folder(Path("s3://bucket/name"))

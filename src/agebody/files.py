@@ -39,6 +39,8 @@ _FOREIGN_AGE = 3600.0
 """Seconds after which a temporary name of another machine, which may not see our locks, is a leftover."""
 _MAX_NAME = 255
 """Longest name of a file [bytes]."""
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+"""The beginning of an address, of whose two slashes `Path` keeps one."""
 _EXCHANGE = 2
 """Linux's RENAME_EXCHANGE and macOS's RENAME_SWAP."""
 
@@ -157,6 +159,7 @@ def make_folder(path: AnyPath) -> Path:
         OSError: it cannot be created, or nothing can be written in it.
     """
     folder = Path(path)
+    _refuse_address(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -302,7 +305,16 @@ def _naming(path: AnyPath) -> Iterator[None]:
         raise OSError(error.errno or errno.EIO, reason, str(path)) from error
 
 
+def _refuse_address(path: AnyPath) -> None:
+    """Refuse ``s3://bucket/name``, which would become a folder ``s3:``."""
+    scheme = _SCHEME.match(os.fspath(path))
+    if scheme and not Path(scheme[0]).is_dir():
+        reason = "expected a path of this machine; copy the files to or from the store yourself"
+        raise OSError(errno.EINVAL, reason, str(path))
+
+
 def _check_parent(target: Path, path: AnyPath) -> None:
+    _refuse_address(path)
     if not target.parent.is_dir():
         reason = f"the folder {target.parent} does not exist; create it first"
         raise FileNotFoundError(errno.ENOENT, reason, str(path))
