@@ -16,6 +16,7 @@ GPU_PYTHON ?= 3.12
 demo: $(VENV)/.installed
 	$(BIN)/agebody demo --output $(OUT)
 	$(BIN)/agebody export anny --years 4 --output $(OUT)/body.glb --overwrite
+	$(BIN)/agebody view anny --output $(OUT)/body.html --overwrite
 
 # A small network learns from synthetic people, on two cores and without a GPU: at most 25 minutes.
 train-demo: $(VENV)/.installed

@@ -29,9 +29,13 @@ def frame_numbers(people: People) -> Int[np.ndarray, " N"]:
 
 def frame_order(people: People) -> list[int]:
     """Return the order of images as frames of a video: by name, numbers in these as numbers."""
-    parts = [re.split(r"(\d+)", image.name) for image in people.images]
-    keys = [[int(part) if i % 2 else part for i, part in enumerate(name)] for name in parts]
-    return sorted(range(len(keys)), key=keys.__getitem__)
+    names = [image.name for image in people.images]
+    return sorted(range(len(names)), key=lambda i: name_key(names[i]))
+
+
+def name_key(name: str) -> list[str | int]:
+    """Return what to sort names by, so that numbers in them count as numbers."""
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", name))]
 
 
 def link_people(people: People, *, gap: int = GAP) -> People:

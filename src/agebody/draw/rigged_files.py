@@ -86,10 +86,7 @@ def save_rigged(
         raise ValueError(f"fps: expected a number of frames per second above 0, got {fps}")
     if suffix == ".bvh" and morph_targets:
         raise ValueError("morph_targets: a .bvh has no surface; use .glb")
-    if getattr(body, "infant", None) is not None:
-        raise ValueError(
-            "body: blends two bodies (smil=...), and a file has one; give a layer of one of them"
-        )
+    check_single(body)
     shade = to_linear(read_color("color", color))
     if shade.shape != (3,):
         raise ValueError(f"color: expected one colour, got shape {shade.shape}")
@@ -107,6 +104,24 @@ def save_rigged(
     with replacing(path, overwrite=overwrite) as temporary:
         temporary.write_bytes(content)
     return error
+
+
+def check_single(body: BodyModel) -> None:
+    """Refuse a layer that blends two bodies."""
+    if getattr(body, "infant", None) is not None:
+        raise ValueError(
+            "body: blends two bodies (smil=...), and a file has one; give a layer of one of them"
+        )
+
+
+def direction_names(body: BodyModel) -> list[str]:
+    """Return a name for each of the body's directions after the template."""
+    names = body.asset.metadata.shape_names
+    if names:
+        used = [*names[: body.num_betas], *names[body.asset.num_betas :][: body.num_expression]]
+    else:
+        used = [f"beta_{k}" for k in range(body.num_betas)]
+    return used + [f"age_offset_{offset:g}" for offset in body.age_anchors]
 
 
 def _read_frames(body: BodyModel, parameters: BodyParameters | None) -> tuple[BodyParameters, bool]:
@@ -199,7 +214,7 @@ class _Rig:
             "material": 0,
         }
         mesh: dict[str, Any] = {"name": asset.metadata.name, "primitives": [primitive]}
-        names = self._target_names() if morph_targets else []
+        names = direction_names(self.body) if morph_targets else []
         if names:
             directions = self.body.identity_directions[1:]
             primitive["targets"] = [
@@ -241,15 +256,6 @@ class _Rig:
                 }
             ]
         return gltf.pack(tree)
-
-    def _target_names(self) -> list[str]:
-        """Return a name for each of the body's directions after the template."""
-        body, names = self.body, self.body.asset.metadata.shape_names
-        if names:
-            used = [*names[: body.num_betas], *names[body.asset.num_betas :][: body.num_expression]]
-        else:
-            used = [f"beta_{k}" for k in range(body.num_betas)]
-        return used + [f"age_offset_{offset:g}" for offset in body.age_anchors]
 
     def bvh(self, fps: float) -> str:
         """Return the skeleton and its motion as Biovision's text: metres, angles in degrees about z, x, y."""

@@ -10,6 +10,7 @@ from agebody.pipelines.cli import (  # noqa: F401 - each registers its commands
     predict,
     release,
     synthesize,
+    view,
 )
 from agebody.pipelines.cli.app import app, main
 

@@ -95,6 +95,14 @@ def draw_film(
     return write_video(path, pictures, rate)
 
 
+def body_colors(labels: Labels) -> list[str]:
+    """Return the colour of each person: of a track always the same, and of bodies that are not kept red."""
+    numbers = np.where(labels.track >= 0, labels.track, np.arange(len(labels)))
+    return [
+        PALETTE[i % len(PALETTE)] if kept else REJECTED for i, kept in zip(numbers, labels.kept, strict=True)
+    ]
+
+
 def _with_bodies(
     body: BodyModel, labels: Labels, photograph: UInt8[np.ndarray, "H W 3"], stretch: Float[np.ndarray, " 2"]
 ) -> UInt8[np.ndarray, "H W 3"]:
@@ -103,10 +111,7 @@ def _with_bodies(
     parameters = labels.parameters(body)
     with torch.no_grad():
         vertices = body(parameters).vertices.cpu().numpy()
-    numbers = np.where(labels.track >= 0, labels.track, np.arange(len(labels)))
-    colors = [
-        PALETTE[i % len(PALETTE)] if kept else REJECTED for i, kept in zip(numbers, labels.kept, strict=True)
-    ]
+    colors = body_colors(labels)
     camera = labels.camera().map(lambda part: part[0].double()).resized(torch.from_numpy(stretch))
     faces = body.faces.cpu().numpy()
     height, width = photograph.shape[:2]

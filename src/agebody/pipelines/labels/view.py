@@ -1,0 +1,120 @@
+"""Labels as a page that shows their people as their cameras see them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from agebody.annotations.people import AnnotationError
+from agebody.annotations.photographs import read_photograph
+from agebody.annotations.tracks import name_key
+from agebody.annotations.videos import Video, frame_name, frame_rate, is_video
+from agebody.body import BodyModel
+from agebody.draw.html_files import Scene, save_scenes_html
+from agebody.pipelines.labels.overlays import body_colors
+from agebody.pipelines.labels.records import Labels
+
+_LARGEST = 1280
+"""Longer side of photographs in a page [pixels]."""
+
+
+def save_labels_html(
+    body: BodyModel,
+    labels: Labels,
+    path: str | PathLike[str],
+    *,
+    images: str | PathLike[str] | None = None,
+    overwrite: bool = False,
+    progress: Callable[[str, float], None] = lambda name, share: None,
+) -> list[str]:
+    """Write a page of all people of labels, image by image; return why photographs could not be shown.
+
+    Lens distortion is left out: bodies are drawn as a camera without it sees them.
+
+    Args:
+        body: the layer that the labels were made with.
+        labels: the people.
+        path: the file.
+        images: the photographs' folder, or the video; without it the page shows no photograph.
+        overwrite: replace an existing file.
+        progress: called with "drawing", and the share that is done.
+
+    Raises:
+        AnnotationError: there is nobody in the labels, or the video is damaged.
+        FileExistsError: the file exists and ``overwrite`` is false.
+        OSError: a file cannot be read or written.
+    """
+    if not len(labels):
+        raise AnnotationError("labels: expected at least one person")
+    names = sorted({*labels.image_ids.tolist()}, key=name_key)
+    source = None if images is None else Path(images)
+    video = source is not None and is_video(source)
+    frames = _frames(source, {*names}) if source is not None and video else {}
+    scenes, problems = [], []
+    for done, name in enumerate(names):
+        people = labels.select(np.flatnonzero(labels.image_ids == name))
+        size: tuple[int, int] = tuple(people.image_sizes[0].tolist())
+        image = frames.get(name)
+        if source is not None and not video:
+            try:
+                image = _jpeg(read_photograph(source / name, size))
+            except (AnnotationError, OSError) as error:
+                problems.append(f"{name}: {error}")
+        with torch.no_grad():
+            vertices = body(people.parameters(body)).vertices.cpu().numpy()
+        scenes.append(
+            Scene(
+                name,
+                list(vertices),
+                [_line(people, i) for i in range(len(people))],
+                body_colors(people),
+                size,
+                tuple(people.focal[0].tolist()),
+                tuple(people.center[0].tolist()),
+                image,
+            )
+        )
+        progress("drawing", (done + 1) / len(names))
+    followed = (labels.track >= 0).all()
+    rate = frame_rate(source) if source is not None and video else 25.0 if followed else None
+    save_scenes_html(
+        scenes,
+        body.faces.cpu().numpy(),
+        path,
+        title=Path(path).stem,
+        license=f"{labels.body}: {body.asset.metadata.license}",
+        rate=rate,
+        overwrite=overwrite,
+    )
+    return problems
+
+
+def _line(labels: Labels, row: int) -> str:
+    """Return what is known of a person."""
+    parts = [f"{labels.ids[row]}"]
+    if np.isfinite(labels.stature[row]):
+        parts.append(f"{labels.stature[row]:.2f} m")
+    parts.append(f"age offset {labels.age_offset[row]:.2f}")
+    parts.append(f"{labels.depth[row]:.1f} m away")
+    if not labels.kept[row]:
+        parts.append("not kept")
+    return ", ".join(parts)
+
+
+def _frames(video: Path, wanted: set[str]) -> dict[str, bytes]:
+    named = ((frame_name(number), picture) for number, picture in Video(video).frames())
+    return {name: _jpeg(picture) for name, picture in named if name in wanted}
+
+
+def _jpeg(pixels: np.ndarray) -> bytes:
+    from PIL import Image
+
+    image, stream = Image.fromarray(pixels), io.BytesIO()
+    image.thumbnail((_LARGEST, _LARGEST))
+    image.save(stream, "JPEG", quality=85)
+    return stream.getvalue()
