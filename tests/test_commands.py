@@ -22,6 +22,7 @@ COMMANDS = {
     "inspect": ["{body}"],
     "convert": ["{body}", "-o", "{output}.npz", "--regressor", "mine={regressor}"],
     "export": ["{body}", "--motion", "{motion}", "-o", "{output}.glb"],
+    "view": ["{labels}", "--body", "{body}", "--images", "{images}", "-o", "{output}.html"],
     "bench": [],
     "warmup": [],
     "detect": ["{images}", "--detector", "rtmo:{weights}", "-o", "{output}.json"],

@@ -48,10 +48,10 @@ def view(
     """
     if output.suffix.lower() not in (".html", ".htm"):
         raise typer.BadParameter(f"expected a name that ends in .html, got {output.name}", param_hint="-o")
-    labelled = what.lower().endswith(".npz") and _are_labels(Path(what))
     for name, value in (("--images", images), ("--body", body)):
-        if value is not None and not labelled:
+        if value is not None and what in ("anny", "mannequin"):
             raise typer.BadParameter("it belongs to labels", param_hint=name)
+    labelled = images is not None or body is not None or _are_labels(Path(what))
     check_output(output, (Path(what), images), overwrite)
     with running(ValueError) as bars:
         if labelled:

@@ -63,8 +63,10 @@ def save_labels_html(
         if source is not None and not video:
             try:
                 image = _jpeg(read_photograph(source / name, size))
-            except (AnnotationError, OSError) as error:
-                problems.append(f"{name}: {error}")
+            except AnnotationError as error:
+                problems.append(str(error))
+            except OSError as error:
+                problems.append(f"{source / name}: {error.strerror or error}")
         with torch.no_grad():
             vertices = body(people.parameters(body)).vertices.cpu().numpy()
         scenes.append(
@@ -80,6 +82,9 @@ def save_labels_html(
             )
         )
         progress("drawing", (done + 1) / len(names))
+    if source is not None and all(scene.image is None for scene in scenes):
+        why = problems[0] if problems else "the video has no such frames"
+        raise AnnotationError(f"{source}: expected photographs or frames of the labels; {why}")
     followed = (labels.track >= 0).all()
     rate = frame_rate(source) if source is not None and video else 25.0 if followed else None
     save_scenes_html(
