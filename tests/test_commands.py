@@ -212,7 +212,7 @@ def test_places_that_cannot_be_written_are_refused_in_one_line(tmp_path, good, c
         "nowhere": "/proc/nowhere/output",
         "long": tmp_path / ("n" * 260),
     }
-    suffixes = {"detect": "json", "export": "glb", "convert": "npz", "crowd": "npz"}
+    suffixes = {"detect": "json", "export": "glb", "convert": "npz", "crowd": "npz", "view": "html"}
     if kind == "file" and command in suffixes:
         (tmp_path / f"file.{suffixes[command]}").mkdir()
     result = run(command, fill(command, good, tmp_path, output=places[kind]))
