@@ -28,12 +28,13 @@ import agebody
 from agebody.annotations import AnnotationError
 from agebody.cameras import Camera
 from agebody.draw import contact_sheet, render
+from agebody.fitting.start import to_camera_space
 from agebody.parameters import BodyParameters
 from agebody.people import pose
 from agebody.pipelines.cli import app
 from agebody.pipelines.labels import Labels
 from agebody.pipelines.release import Person, Photo, ReleaseError, photos_from_labels, write_release
-from agebody.pipelines.release.bodies import generalize, to_camera_space, view_bodies
+from agebody.pipelines.release.bodies import generalize, view_bodies
 from agebody.pipelines.release.files import EPOCH, new_folder, run_lengths, save_picture, sha256
 from agebody.pipelines.release.hidden import _mask_corners
 from agebody.pipelines.release.options import Options

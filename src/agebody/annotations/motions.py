@@ -67,14 +67,8 @@ class MotionClip(NamedTuple):
         if up == self.up:
             return self
         turn = torch.tensor(_Z_TO_Y, dtype=body.dtype, device=body.device)
-        found = self.parameters
-        orient, transl = body.shape(found).move(
-            turn if up == "y" else turn.mT,
-            global_orient=found.global_orient,
-            transl=found.transl,
-            pose_format="axis_angle",
-        )
-        return self._replace(parameters=found._replace(global_orient=orient, transl=transl), up=up)
+        turned = body.move(self.parameters, turn if up == "y" else turn.mT)
+        return self._replace(parameters=turned, up=up)
 
 
 class RecordedMotion(NamedTuple):

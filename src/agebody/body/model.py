@@ -42,6 +42,11 @@ MOST_TABLES = 64
 Made = TypeVar("Made", bound=nn.Module)
 
 
+def usual_expressions(asset: BodyAsset) -> int:
+    """Return the number of expression coefficients that layers with expressions use if none is given."""
+    return min(DEFAULT_NUM_BETAS, asset.num_expression)
+
+
 class BodyOutput(NamedTuple):
     """A posed body."""
 
@@ -435,6 +440,25 @@ class BodyModel(nn.Module):
         given, _ = _read(self, parameters, (betas, age_offset, expression), ())
         with own_precision(self.device):
             return ShapedBody(self, self._person(*given))
+
+    def move(
+        self, parameters: BodyParameters, rotation: Tensor, translation: Tensor | None = None
+    ) -> BodyParameters:
+        """Return bodies of which every vertex v is moved to ``rotation @ v + translation``.
+
+        Args:
+            parameters: of the bodies.
+            rotation: (*batch, 3, 3).
+            translation: (*batch, 3) [m].
+        """
+        global_orient, transl = self.shape(parameters).move(
+            rotation,
+            translation,
+            global_orient=parameters.global_orient,
+            transl=parameters.transl,
+            pose_format="axis_angle",
+        )
+        return parameters._replace(global_orient=global_orient, transl=transl)
 
     def _person(
         self, betas: Tensor | None, age_offset: Tensor | float | None, expression: Tensor | None

@@ -179,14 +179,15 @@ def to_world(body: BodyModel, parameters: BodyParameters, camera: Camera) -> Bod
     if rotation is None:
         rotation = torch.eye(3, dtype=body.dtype, device=body.device).expand(len(parameters.betas), 3, 3)
     place = None if camera.translation is None else -(rotation.mT @ camera.translation[..., None])[..., 0]
-    orient, transl = body.shape(parameters).move(
-        rotation.mT,
-        place,
-        global_orient=parameters.global_orient,
-        transl=parameters.transl,
-        pose_format="axis_angle",
-    )
-    return parameters._replace(global_orient=orient, transl=transl)
+    return body.move(parameters, rotation.mT, place)
+
+
+def to_camera_space(body: BodyModel, parameters: BodyParameters, camera: Camera) -> BodyParameters:
+    """Return the same bodies in camera coordinates, which do not tell where the camera stood."""
+    if camera.rotation is None and camera.translation is None:
+        return parameters
+    pose = camera.to(parameters.transl).world_to_camera
+    return body.move(parameters, pose[..., :3, :3], pose[..., :3, 3])
 
 
 def move_to_rays(

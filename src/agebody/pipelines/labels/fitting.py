@@ -22,12 +22,12 @@ from agebody.annotations.views import view_frames
 from agebody.body import BodyModel
 from agebody.cameras import Camera, box_around
 from agebody.fitting.frames import AIONHMR, fit_keypoints, fit_sequence
+from agebody.fitting.start import to_camera_space
 from agebody.keypoints import KeypointLayout
 from agebody.measure import stature
 from agebody.nets import Lifter
 from agebody.optim.least_squares import Stop
 from agebody.optim.stages import Fit
-from agebody.parameters import BodyParameters
 from agebody.pipelines.labels.quality import flag_labels
 from agebody.pipelines.labels.records import Labels, concatenate_labels
 
@@ -115,7 +115,7 @@ def fit_annotations(
             lenses = cameras.camera.to(body.device, body.dtype)
             fit = _fit_track(body, batch, lenses, views, frames, motion_sd=motion_sd, **options)
             camera = lenses.map(itemgetter(torch.from_numpy(views)))
-            fit = fit._replace(parameters=_to_camera(body, fit.parameters, camera))
+            fit = fit._replace(parameters=to_camera_space(body, fit.parameters, camera))
             camera = camera._replace(rotation=None, translation=None)
         parts.append(make_labels(body, batch, camera, fit))
         done += len(batch)
@@ -183,19 +183,6 @@ def _fit_track(
         fit.start_error[0, there, eye],
         errors._replace(age_offset=errors.age_offset[one], stature=errors.stature[one], depth=depth_sd),
     )
-
-
-def _to_camera(body: BodyModel, parameters: BodyParameters, camera: Camera) -> BodyParameters:
-    """Return bodies of the world in the coordinates of their cameras, which have a pose."""
-    assert camera.rotation is not None
-    orient, transl = body.shape(parameters).move(
-        camera.rotation,
-        camera.translation,
-        global_orient=parameters.global_orient,
-        transl=parameters.transl,
-        pose_format="axis_angle",
-    )
-    return parameters._replace(global_orient=orient, transl=transl)
 
 
 def with_ages(body: BodyModel, people: People, **given: Any) -> People:

@@ -43,22 +43,6 @@ class Bodies(NamedTuple):
     """Indices into ``AGE_CLASSES``; None if the body has one age."""
 
 
-def to_camera_space(body: BodyModel, people: BodyParameters, camera: Camera) -> BodyParameters:
-    """Return the same bodies in camera coordinates, which do not tell where the camera stood."""
-    if camera.rotation is None and camera.translation is None:
-        return people
-    pose = camera.to(people.transl).world_to_camera
-    moved = body.shape(people).move(
-        pose[:3, :3],
-        pose[:3, 3],
-        global_orient=people.global_orient,
-        transl=people.transl,
-        pose_format="axis_angle",
-    )
-    global_orient, transl = moved
-    return people._replace(global_orient=global_orient, transl=transl)
-
-
 def generalize(body: BodyModel, people: BodyParameters, shape: Shape) -> BodyParameters:
     """Remove detail from the shapes of people; the pelvis stays in place.
 

@@ -13,13 +13,13 @@ from agebody.body import BodyModel
 from agebody.cameras import Camera
 from agebody.draw import Picture
 from agebody.draw.meshes import pixels_to_linear, to_srgb
+from agebody.fitting.start import to_camera_space
 from agebody.parameters import BodyParameters
 from agebody.pipelines.release.bodies import (
     Bodies,
     generalize,
     mesh_boxes,
     pose_bodies,
-    to_camera_space,
     view_bodies,
 )
 from agebody.pipelines.release.options import Options
