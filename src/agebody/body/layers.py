@@ -11,7 +11,7 @@ from torch import Tensor
 from agebody.assets.asset import BodyAsset
 from agebody.assets.io import load_asset
 from agebody.assets.official import FILES, JOINT_NAMES, TITLES
-from agebody.body.model import DEFAULT_NUM_BETAS, BodyModel, Person
+from agebody.body.model import BodyModel, Person, usual_expressions
 
 
 class SMPL(BodyModel):
@@ -150,7 +150,7 @@ class SMPLX(_OfEveryAge):
         """Options as in `BodyModel`."""
         asset = asset if isinstance(asset, BodyAsset) else load_asset(asset)
         if num_expression is None:
-            num_expression = min(DEFAULT_NUM_BETAS, asset.num_expression)
+            num_expression = usual_expressions(asset)
         super().__init__(asset, num_expression=num_expression, **options)
 
 

@@ -44,6 +44,8 @@ _MEASURES = [
     "hip_circumference",
 ]
 """Measurements of a page, in its order; those of limbs are too many to look at."""
+_UPRIGHT = (1, -1, -1)
+"""From a camera's axes to those of the page, whose y is up and whose cameras look along -z."""
 _MAKERS = {"mannequin": "agebody.mannequin()", "anny": "agebody.anny_body()"}
 """How Python makes the free bodies."""
 
@@ -139,15 +141,10 @@ def save_scenes_html(
 def _describe_scene(scene: Scene, block: _Block) -> dict[str, Any]:
     people = []
     for vertices, name, color in zip(scene.vertices, scene.names, scene.colors, strict=True):
-        upright = np.asarray(vertices, float) * (
-            1,
-            -1,
-            -1,
-        )  # the page's y is up, and its cameras look along -z
+        upright = np.asarray(vertices, float) * _UPRIGHT
         shift = (upright.min(0) + upright.max(0)) / 2
-        step = max(float(np.abs(upright - shift).max()) / 32767, 1e-12)
-        values = block.add(np.rint((upright - shift) / step), "i2")
-        people.append({"name": name, "color": color, "values": values, "step": step, "shift": shift.tolist()})
+        rounded = block.add_directions((upright - shift)[None])
+        people.append({"name": name, "color": color, **rounded, "shift": shift.tolist()})
     image = None if scene.image is None else base64.b64encode(scene.image).decode()
     about = {"title": scene.title, "people": people, "image": image}
     return about | {"size": scene.size, "focal": scene.focal, "center": scene.center}

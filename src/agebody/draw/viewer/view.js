@@ -328,6 +328,11 @@ function slider(name, {low, high, step, value, format = x => x.toFixed(2), zero 
   return {row: make("div", {className: "row", title}, make("span", {textContent: name}), input, output), set};
 }
 
+/** A box to tick; `change` gets whether it is. */
+function checkbox(text, checked, change) {
+  return make("label", {className: "check"}, make("input", {type: "checkbox", checked, onchange: event => change(event.target.checked)}), text);
+}
+
 function section(title, note, ...children) {
   const side = make("span", {textContent: note}), part = make("section", {}, make("h2", {}, title, side), ...children);
   byId("panel").append(part);
@@ -459,12 +464,11 @@ function showBody(about, stage) {
   const mean = make("button", {className: "quiet", textContent: "mean", onclick: () => setBetas(state.betas.map(() => 0))});
   if (betas.length) section("Shape", "", ...betas.map(beta => beta.row)).side.append(random, " · ", mean);
   section("Measures", "cm, of the rest pose", make("table", {}, make("tbody", {}, ...rows)));
-  const check = (text, key) => make("label", {className: "check"}, make("input", {type: "checkbox", checked: state[key], onchange: event => { state[key] = event.target.checked; update(); }}), text);
   const layouts = make("select", {ariaLabel: "keypoints", onchange: event => { state.layout = event.target.value; update(); }},
     make("option", {value: "", textContent: "none"}), ...about.layouts.map(({name, names}) => make("option", {value: name, textContent: `${name}, ${names.length} points`})));
   const show = section("Show", "", make("div", {className: "row"}, make("span", {textContent: "keypoints"}), layouts));
-  if (ages) show.part.append(check("the adult, as a ghost", "ghost"));
-  show.part.append(check("ruler", "ruler"));
+  if (ages) show.part.append(checkbox("the adult, as a ghost", state.ghost, on => { state.ghost = on; update(); }));
+  show.part.append(checkbox("ruler", state.ruler, on => { state.ruler = on; update(); }));
   const code = make("pre", {id: "code", tabIndex: 0});
   const copy = make("button", {id: "copy", textContent: "Copy as Python", type: "button", onclick: async () => {
     try { await navigator.clipboard.writeText(code.textContent); copy.textContent = "Copied"; } catch {
@@ -571,7 +575,7 @@ function showScenes(about, stage) {
   const state = {at: 0, around: false, image: true, shown: null}, photo = make("img", {id: "photo", alt: ""});
   stage.element.prepend(photo);
   const meshes = [], {scenes} = about;
-  const surface = ({values, step, shift}) => Float32Array.from(values, (value, i) => value * step + shift[i % 3]);
+  const surface = ({values, steps: [step], shift}) => Float32Array.from(values, (value, i) => value * step + shift[i % 3]);
 
   function update() {
     const scene = scenes[state.at], surfaces = scene.people.map(surface);
@@ -627,9 +631,8 @@ function showScenes(about, stage) {
   }});
   const part = section(about.rate ? "Time" : "Image", "", time.row);
   if (about.rate && scenes.length > 1) part.part.append(play);
-  const check = (text, key) => make("label", {className: "check"}, make("input", {type: "checkbox", checked: state[key], onchange: event => { state[key] = event.target.checked; update(); }}), text);
-  const show = section("Show", "", check("from all around", "around"));
-  if (scenes.some(({image}) => image)) show.part.append(check("the image", "image"));
+  const show = section("Show", "", checkbox("from all around", state.around, on => { state.around = on; update(); }));
+  if (scenes.some(({image}) => image)) show.part.append(checkbox("the image", state.image, on => { state.image = on; update(); }));
   const list = make("ul", {id: "people"});
   const count = section("People", "", list);
   byId("panel").append(make("footer", {}, `${about.license}. Shown by agebody.`));

@@ -193,16 +193,10 @@ def load_body(name: str, bars: Progress) -> BodyAsset:
 def make_layer(asset: BodyAsset, **options: Any) -> BodyModel:
     """Return the layer of a body, with ages and expressions if it has them; options as of the layer."""
     from agebody.body import SMPL, SMPLA
+    from agebody.body.model import usual_expressions
 
-    given: dict[str, Any] = {"num_expression": _num_expression(asset)} | options
+    given: dict[str, Any] = {"num_expression": usual_expressions(asset)} | options
     return (SMPLA if asset.has_age else SMPL)(asset, **given)
-
-
-def _num_expression(asset: BodyAsset) -> int:
-    """Return the number of expression coefficients that commands use: as many as an `SMPLX` layer."""
-    from agebody.body.model import DEFAULT_NUM_BETAS
-
-    return min(DEFAULT_NUM_BETAS, asset.num_expression)
 
 
 def has_hands(asset: BodyAsset) -> bool:
@@ -224,13 +218,15 @@ def one_age(body: BodyModel) -> list[str]:
 
 def load_layer(name: str | None, path: Path, labels: Labels, bars: Progress, **options: Any) -> BodyModel:
     """Return the layer of the body that labels were made with; ``name`` is that of a ``--body`` option."""
+    from agebody.body.model import usual_expressions
+
     if name is None:
         built_in = {"mannequin": "mannequin", "Anny": "anny"}.get(labels.body.split(" ")[0])
         name = built_in or fail(f"{path}: made with the body {labels.body!r}; give its file with --body")
     asset = load_body(name, bars)
     if asset.metadata.name != labels.body:
         fail(f"{path}: made with the body {labels.body!r}; --body is {asset.metadata.name!r}")
-    num_betas = labels.betas.shape[1] - _num_expression(asset)
+    num_betas = labels.betas.shape[1] - usual_expressions(asset)
     if asset.joint_names != labels.joint_names or not 0 <= num_betas <= asset.num_betas:
         fail(f"{path}: made with another body named {labels.body!r}, of other joints or more betas")
     return make_layer(asset, num_betas=num_betas, **options)

@@ -13,7 +13,7 @@ import torch
 from agebody.annotations.people import AnnotationError
 from agebody.annotations.photographs import read_photograph
 from agebody.annotations.tracks import name_key
-from agebody.annotations.videos import Video, frame_name, frame_rate, is_video
+from agebody.annotations.videos import USUAL_RATE, Video, frame_name, frame_rate, is_video
 from agebody.body import BodyModel
 from agebody.draw.html_files import Scene, save_scenes_html
 from agebody.pipelines.labels.overlays import body_colors
@@ -86,7 +86,7 @@ def save_labels_html(
         why = problems[0] if problems else "the video has no such frames"
         raise AnnotationError(f"{source}: expected photographs or frames of the labels; {why}")
     followed = (labels.track >= 0).all()
-    rate = frame_rate(source) if source is not None and video else 25.0 if followed else None
+    rate = frame_rate(source) if source is not None and video else USUAL_RATE if followed else None
     save_scenes_html(
         scenes,
         body.faces.cpu().numpy(),
