@@ -361,6 +361,12 @@ def test_the_command_fits_folders_of_openpose_of_all_cameras(body, tmp_path, unc
         result = run(*args, *more)
         assert result.exit_code != 0
         assert message in " ".join(result.stderr.replace("│", " ").split())
+    films = [tmp_path / "out" / f"overlay_{name}.mp4" for name in ("cam01", "holiday")]
+    for film in films:
+        film.write_bytes(b"film")
+    assert run(*args, "--overwrite").exit_code == 0
+    assert [film.exists() for film in films] == [False, True]  # only the first is of a camera of the labels
+    films[1].unlink()
     next((tmp_path / "pose" / "cam02_json").iterdir()).unlink()
     result = run(*args, "--overwrite")
     assert result.exit_code == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,12 +19,12 @@ from agebody.assets.asset import SMPL_JOINT_NAMES
 from agebody.body import BodyModel
 from agebody.files import flat_names, replacing_files
 from agebody.pipelines.labels.overlays import draw_film, draw_overlay
-from agebody.pipelines.labels.records import Labels
+from agebody.pipelines.labels.records import Labels, load_labels
 from agebody.pipelines.labels.summary import summarize, to_markdown
 from agebody.pipelines.labels.training import save_training_npz, save_training_shards
 
-FILM, FILMS = "overlay.mp4", "overlay*.mp4"
-"""The overlay of a video, and those of several cameras."""
+FILM = "overlay.mp4"
+"""The overlay of a video; those of several cameras are named after these, too."""
 FILES = ("labels.npz", "train.npz", "report.json", "report.md")
 
 
@@ -49,7 +50,7 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
     Raises:
         AnnotationError: there are such files, and ``overwrite`` is false.
     """
-    for path in (*(folder / name for name in (*FILES, "overlays", "shards")), *folder.glob(FILMS)):
+    for path in (*(folder / name for name in (*FILES, "overlays", "shards")), *_films_there(folder)):
         if path.exists() and not overwrite:
             fail(path, "exists; pass overwrite=True to replace it")
 
@@ -59,7 +60,16 @@ def _pictures(folder: Path) -> list[Path]:
     # The name of an overlay contains the suffix of its photograph.
     overlays = (folder / "overlays").glob("*.png")
     found = [path for path in overlays if Path(path.stem).suffix.lower() in SUFFIXES]
-    return found + list((folder / "shards").glob("[0-9]" * 6 + ".tar")) + list(folder.glob(FILMS))
+    return found + list((folder / "shards").glob("[0-9]" * 6 + ".tar"))
+
+
+def _films_there(folder: Path) -> list[Path]:
+    """Return the overlays of videos that an earlier call wrote, by the cameras that its labels name."""
+    names = [FILM]
+    with suppress(AnnotationError, OSError):
+        views = {Path(name).parts[0] for name in load_labels(folder / FILES[0]).image_ids if "/" in name}
+        names += [_film_name(view) for view in sorted(views)]
+    return [folder / name for name in names if (folder / name).exists()]
 
 
 def write_folder(
@@ -97,6 +107,7 @@ def write_folder(
         progress: called with the stage, and the fraction of it that is done.
     """
     files: list[str] = [*FILES]
+    films = _films_there(folder)  # before its labels are replaced
     unusable: dict[str, str] = {}
     summary = summarize(labels, people, seconds)
     texts = {"report.json": json.dumps(summary, indent=2) + "\n", "report.md": to_markdown(summary)}
@@ -112,7 +123,7 @@ def write_folder(
             files.remove("train.npz")
         for name, text in texts.items():
             (new / name).write_text(text, encoding="utf-8")
-    with replacing_files(folder, stale=lambda: _pictures(folder)) as new:
+    with replacing_files(folder, stale=lambda: [*_pictures(folder), *films]) as new:
         if shards and isinstance(images, Path):
             (new / "shards").mkdir()
             total = len(np.unique(labels.image_ids))
@@ -138,7 +149,11 @@ def write_folder(
 
 def _films(images: Mapping[str, Path]) -> dict[str, tuple[str, Path]]:
     """Return by the name of its overlay the folder of a camera's images in labels, and where they are."""
-    return {f"{Path(FILM).stem}_{name}.mp4": (f"{name}/", path) for name, path in images.items()}
+    return {_film_name(name): (f"{name}/", path) for name, path in images.items()}
+
+
+def _film_name(view: str) -> str:
+    return f"{Path(FILM).stem}_{view}.mp4"
 
 
 def _read_frames(
