@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -143,9 +144,10 @@ def main() -> None:
     session = Session("training_step", __doc__, batches={"cpu": (16, 48), "cuda": (48, 256)}, seconds=20.0)
     torch.manual_seed(0)
     body = agebody.SMPL(session.asset, pose_format="matrix", device=session.device)
-    path = Path(session._folder.name) / "SMPL_NEUTRAL.pkl"
-    export_smpl_pkl(session.asset, path)
-    layer = load_smplx(path, session.device)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "SMPL_NEUTRAL.pkl"
+        export_smpl_pkl(session.asset, path)
+        layer = load_smplx(path, session.device)
     joints, rows = agebody.LAYOUTS[LAYOUT].resolve(session.asset)
     regressor = (
         torch.from_numpy(joints[:, 0]).to(session.device),
