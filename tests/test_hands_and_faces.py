@@ -20,6 +20,7 @@ from model_files import (
 
 import agebody
 from agebody import MANO, SMPLA, SMPLH, SMPLX, AssetError, BodyParameters, join_pose, load_asset, split_pose
+from agebody.engine import surface
 
 ATOL = 1e-5
 SMALL = {"num_vertices": 150, "num_betas": 20}
@@ -375,3 +376,34 @@ class TestFiles:
             small.replace(hand_means=small.hand_means[:1])
         with pytest.raises(AssetError, match="contour_faces, contour_weights: expected both or neither"):
             small.replace(contour_weights=None)
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+def test_correctives_of_one_part_are_multiplied_there_alone(small, monkeypatch, batch):
+    """Rows that are zero outside of some blocks, before and after others, with and without a base surface."""
+    monkeypatch.setattr(surface, "PRODUCT", 1)
+    directions = small.posedirs.copy()
+    directions[20:, :, 40:60], directions[:30, :, 300:], directions[60:90, :, 300:] = 0, 0, 0
+    directions[60:, :, 470:] = 0
+    all_directions = np.concatenate((small.template[None], directions.transpose(2, 0, 1)))
+    made = surface.PosedSurface(all_directions, small.dense_weights(), dtype=torch.float64, block=10)
+    assert len(made.products) > 2
+    entries = sum((r[1] - r[0]) * (c.stop - c.start) for r, c in made.products)
+    assert entries < 0.85 * made.directions.numel()
+    coefficients, transforms = normal(batch, 487).double(), normal(batch, 55, 3, 4, seed=1).double()
+    coefficients[:, 0] = 1
+    given = (coefficients, transforms, normal(batch, 3, seed=2).double())
+    base = made.rest(coefficients[:, :5])
+    for inputs in (given, (coefficients[:, 5:], *given[1:], base)):
+        inputs = [x.detach().requires_grad_() for x in inputs]
+        skinned = torch.einsum("vj,bjxy->bvxy", torch.tensor(small.dense_weights()), inputs[1])
+        rest = inputs[0] @ made.directions[487 - inputs[0].shape[1] :]
+        rest = made.vertices(rest if len(inputs) == 3 else rest + inputs[3])
+        expected = (skinned[..., :3] @ rest[..., None])[..., 0] + skinned[..., 3] + inputs[2][:, None]
+        found = made(*inputs)
+        close(found, expected, 1e-12)
+        pull = normal(*found.shape, seed=4).double()
+        for mine, plain in zip(
+            torch.autograd.grad(found, inputs, pull), torch.autograd.grad(expected, inputs, pull), strict=True
+        ):
+            close(mine, plain, 1e-10)

@@ -579,7 +579,7 @@ class BodyModel(nn.Module):
         def make(layout: KeypointLayout) -> PointRegression:
             directions = np.concatenate((self.identity_directions, self.corrective_directions))
             tables = LayoutTables.build(self.asset, layout, directions)
-            return PointRegression(tables, dtype=self.dtype, device=self.device)
+            return PointRegression(self.asset, tables, directions, dtype=self.dtype, device=self.device)
 
         return self._made_for(layout, "posed", make)
 

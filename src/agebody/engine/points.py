@@ -83,8 +83,15 @@ class LayoutTables(NamedTuple):
 class PointRegression(nn.Module):
     """The points of one layout from the joints of a posed body, by the sums of `LayoutTables`.
 
+    A point with fewer vertices than pairs, such as a finger tip, is summed over its skinned vertices instead.
+    Both are sums of *carriers* ``R p + mu t``, with [R t] a blend of the skinning transforms and p affine in
+    the coefficients: a pair has the transform of one joint and its moment, a vertex its blended transform,
+    its rest position and mu = 1. All is computed with the carriers last in memory, in three products.
+
     Args:
+        asset: the body.
         tables: of the body and the layout.
+        directions: displacement of the vertices for one unit of each coefficient.
         dtype: floating type of the buffers.
         device: device of the buffers.
     """
@@ -92,30 +99,45 @@ class PointRegression(nn.Module):
     row_sums: Tensor
     moments: Tensor
     masses: Tensor
+    blend: Tensor
     sums: Tensor
-    pair_joints: Tensor
     joints: Tensor
     is_joint: Tensor
 
-    def __init__(self, tables: LayoutTables, *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        asset: BodyAsset,
+        tables: LayoutTables,
+        directions: Float[np.ndarray, "C V 3"],
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
         super().__init__()
         self.tables, self.layout = tables, tables.layout
-        joints, num_pairs = tables.joints, len(tables.masses)
-        sums = np.zeros((len(joints), num_pairs))
-        sums[tables.pair_points, np.arange(num_pairs)] = 1
+        joints, rows = tables.joints, tables.regressor
+        by_vertex = np.diff(rows.indptr) < tables.counts
+        used = np.unique(rows[by_vertex].indices)
+        pairs = np.flatnonzero(~by_vertex[tables.pair_points])
+        moments = np.concatenate((directions[:, used], tables.moments[:, pairs]), 1)
+        blend = np.concatenate(
+            (asset.dense_weights()[used], np.eye(asset.num_joints)[tables.pair_joints[pairs]])
+        )
+        at_vertices = rows[:, used].toarray() * by_vertex[:, None]
+        of_pairs = np.eye(len(joints))[tables.pair_points[pairs]].T
         for name, array in (
             ("row_sums", tables.row_sums[:, None]),
-            ("moments", tables.moments),
-            ("masses", tables.masses[:, None]),
-            ("sums", sums),
-            ("pair_joints", tables.pair_joints),
+            ("moments", moments.swapaxes(1, 2).reshape(len(directions), -1)),
+            ("masses", np.concatenate((np.ones(len(used)), tables.masses[pairs]))),
+            ("blend", np.ascontiguousarray(blend.T)),
+            ("sums", np.ascontiguousarray(np.concatenate((at_vertices, of_pairs), 1).T)),
             ("joints", np.maximum(joints, 0)),
             ("is_joint", joints[:, :1] >= 0),
         ):
             tensor = torch.from_numpy(array)
             tensor = tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
             self.register_buffer(name, tensor, persistent=False)
-        self.any_joint, self.any_surface = bool((joints >= 0).any()), num_pairs > 0
+        self.any_joint, self.any_surface = bool((joints >= 0).any()), len(tables.masses) > 0
 
     def forward(
         self,
@@ -127,10 +149,11 @@ class PointRegression(nn.Module):
         """Return the points [m], given the joints' frames and skinning transforms."""
         points = translation[:, None] * self.row_sums
         if self.any_surface:
-            moments = (coefficients @ self.moments.flatten(1)).unflatten(-1, (-1, 3, 1))
-            movers = transforms[:, self.pair_joints]
-            moved = (movers[..., :3] @ moments)[..., 0] + movers[..., 3] * self.masses
-            points = points + self.sums @ moved
+            rest = (coefficients @ self.moments).unflatten(-1, (1, 3, -1))
+            rows = transforms.permute(0, 2, 3, 1).flatten(0, 2)
+            blended = (rows @ self.blend).unflatten(0, (-1, 3, 4))
+            moved = (blended[:, :, :3] * rest).sum(2) + blended[:, :, 3] * self.masses
+            points = points + (moved.flatten(0, 1) @ self.sums).unflatten(0, (-1, 3)).mT
         if self.any_joint:
             posed = mean_of_joints(world[..., 3], self.joints)
             points = points + (torch.where(self.is_joint, posed, 0) if self.any_surface else posed)

@@ -24,6 +24,8 @@ BLOCK = 288
 """Vertices per block: few enough to touch few joints, enough for each step to outweigh its call."""
 BODIES = 256
 """Bodies per chunk: bounds the workspace to about 9 MB, whatever the batch."""
+PRODUCT = 1 << 20
+"""Entries of the directions that a matrix product of its own must save."""
 
 
 class PosedSurface(nn.Module):
@@ -84,8 +86,10 @@ class PosedSurface(nn.Module):
             joints[i, : len(t)] = t
             packed[i, : len(t)] = weights[i][:, t].T
         scatter = joints == np.arange(num_joints)[:, None, None]
+        moved = planes(directions)
+        self.products = _products((moved.unflatten(1, (blocks, -1)) != 0).any(2).numpy(), 3 * block)
         for name, tensor in (
-            ("directions", planes(directions)),
+            ("directions", moved),
             ("correctives", low),
             ("weights", torch.from_numpy(packed).to(dtype)),
             ("joints", torch.from_numpy(joints)),
@@ -128,6 +132,9 @@ class PosedSurface(nn.Module):
             self.joints,
             self.scatter,
             self.widths,
+            tuple(
+                (slice(*(max(0, row - left_out) for row in rows)), columns) for rows, columns in self.products
+            ),
             self.num_vertices,
         )
         inputs = (coefficients, transforms, translation)
@@ -142,6 +149,8 @@ class _Packed(NamedTuple):
     scatter: Tensor
     widths: tuple[int, ...]
     """Joints that each block touches."""
+    products: tuple[tuple[slice, slice], ...]
+    """Rows and columns of the directions to multiply; see `_products`."""
     num_vertices: int
 
     @property
@@ -151,6 +160,38 @@ class _Packed(NamedTuple):
     @property
     def block(self) -> int:
         return self.weights.shape[2]
+
+    def factors(self, piece: _Piece) -> Iterator[tuple[slice, Tensor, slice]]:
+        """Yield rows, the directions in them, and their columns in a piece; the first has all columns."""
+        first, last = piece.columns.start, piece.columns.stop
+        for rows, columns in self.products:
+            start, stop = max(first, columns.start), min(last, columns.stop)
+            if start < stop:
+                yield rows, self.directions[rows, start:stop], slice(start - first, stop - first)
+
+
+def _products(used: np.ndarray, plane: int) -> list[tuple[tuple[int, int], slice]]:
+    """Return rows and columns of the directions outside of which they are zero.
+
+    A published body with hands moves a finger's vertices alone by the fingers' pose blend shapes, which are
+    more than half of all rows. One product has the first rows and all columns, others each a run of
+    consecutive blocks that need more, where that saves `PRODUCT` entries each.
+
+    Args:
+        used: (C, blocks) whether a block has an entry other than 0 in that row.
+        plane: columns of a block.
+    """
+    heights = (used * np.arange(1, len(used) + 1)[:, None]).max(0).clip(1)
+    found, least = [], np.inf
+    for low in np.unique(heights):
+        parts = [((0, int(low)), slice(0, plane * len(heights)))]
+        for start, stop in np.flatnonzero(np.diff(heights > low, prepend=False, append=False)).reshape(-1, 2):
+            rows = low + np.flatnonzero(used[low:, start:stop].any(1))
+            parts.append(((int(rows[0]), int(rows[-1]) + 1), slice(int(start) * plane, int(stop) * plane)))
+        cost = sum((rows[1] - rows[0]) * (c.stop - c.start) + PRODUCT for rows, c in parts)
+        if cost < least:
+            found, least = parts, cost
+    return found
 
 
 def _definition(
@@ -232,11 +273,13 @@ class _Workspace:
     def posed(self, piece: _Piece, out: Tensor) -> Tensor:
         """Return the rest surface with pose correctives of one piece, (blocks, bodies, 3, block)."""
         coefficients, packed = self.coefficients[piece.bodies], self.packed
-        directions = packed.directions[:, piece.columns]
+        (first, directions, _), *others = packed.factors(piece)
         if self.base is None:
-            _blend(coefficients, directions, out=out)
+            _blend(coefficients[:, first], directions, out=out)
         else:
-            torch.addmm(self.base[piece.bodies, piece.columns], coefficients, directions, out=out)
+            torch.addmm(self.base[piece.bodies, piece.columns], coefficients[:, first], directions, out=out)
+        for rows, directions, columns in others:
+            out[:, columns].addmm_(coefficients[:, rows], directions)
         if packed.correctives is not None:
             out += halfprecision.product(self.feature[piece.bodies], packed.correctives[:, piece.columns])
         return out.view(piece.num_bodies, piece.num_blocks, 3, packed.block).transpose(0, 1)
@@ -329,7 +372,8 @@ def _gradient(
                 d_posed.addcmul_(blended[:, :, :3, axis], d_skinned[:, :, None, axis])
             if d_base is not None:
                 d_base[bodies, piece.columns] = d_planes
-            d_coefficients[bodies, :num_plain].addmm_(d_planes, packed.directions[:, piece.columns].T)
+            for rows, directions, columns in packed.factors(piece):
+                d_coefficients[bodies, rows].addmm_(d_planes[:, columns], directions.T)
             if packed.correctives is not None:
                 d_coefficients[bodies, num_plain:] += halfprecision.transposed_product(
                     d_planes, packed.correctives[:, piece.columns]
