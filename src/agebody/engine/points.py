@@ -153,7 +153,7 @@ class PointRegression(nn.Module):
             rows = transforms.permute(0, 2, 3, 1).flatten(0, 2)
             blended = (rows @ self.blend).unflatten(0, (-1, 3, 4))
             moved = (blended[:, :, :3] * rest).sum(2) + blended[:, :, 3] * self.masses
-            points = points + (moved.flatten(0, 1) @ self.sums).unflatten(0, (-1, 3)).mT
+            points = points + (moved.flatten(0, 1) @ self.sums).unflatten(0, (-1, 3)).transpose(1, 2)
         if self.any_joint:
             posed = mean_of_joints(world[..., 3], self.joints)
             points = points + (torch.where(self.is_joint, posed, 0) if self.any_surface else posed)
