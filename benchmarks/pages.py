@@ -59,9 +59,9 @@ NOTES = {
     "backward": "Gradients with respect to betas, pose and translation, of randomly weighted vertices.",
     "keypoints": "COCO's 17 points. smplx and smplfitter cannot avoid the mesh: they build it, and the "
     "points are regressed from it.",
-    "whole_body": "A random body of SMPL-X's size and structure: 10475 vertices, 55 joints, 20 coefficients of "
-    "identity and expression, 486 pose blend shapes. The last table is COCO-WholeBody's 133 points, for which "
-    "smplx builds the mesh.",
+    "whole_body": "A random body of SMPL-X's size and structure: 10475 vertices, 55 joints, 20 coefficients "
+    "of identity and expression, 486 pose blend shapes. The last table is COCO-WholeBody's 133 points, for "
+    "which smplx builds the mesh.",
     "identity": "`body.shape(betas=...)` once, then poses. smplx and smplfitter recompute the identity.",
     "precision": "The error is the largest distance of a vertex from the float64 layer's.",
     "compiled": "Each library without and with `torch.compile`: as one graph, or what breaks the graph.",
