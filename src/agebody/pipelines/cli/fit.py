@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -59,9 +58,7 @@ def fit(
             "images: everybody stands where they say."
         ),
     ] = None,
-    overlays: Annotated[
-        int, typer.Option(min=0, help="Number of images to draw the fits over, evenly spaced; 0 for none.")
-    ] = 20,
+    overlays: options.Overlays = 20,
     lifter: Annotated[
         bool,
         typer.Option("--lifter", help="Begin at the estimates of the lifter: better poses in less time."),
@@ -81,9 +78,7 @@ def fit(
     gap: Annotated[
         int, typer.Option(min=0, help="Frames of a video for which a person may be unseen and be the same.")
     ] = 15,
-    shards: Annotated[
-        bool, typer.Option("--shards", help="Write **.tar** shards with the images, too, for training.")
-    ] = False,
+    shards: options.Shards = False,
     overwrite: options.Overwrite = False,
 ) -> None:
     """Fit bodies to people in images, by their keypoints or by photographs, and write labels to train with.
@@ -139,11 +134,7 @@ def fit(
         raise typer.BadParameter("give the images: --images DIR", param_hint="--shards")
     drawn = images is not None or detector is not None or cameras is not None
     overlays = overlays if drawn else 0
-    if importlib.util.find_spec("embreex") is None:
-        if overlays:
-            fail('overlays need embreex; pip install "agebody[render]", or give --overlays 0')
-        if depth is not None:
-            fail('--depth needs embreex; pip install "agebody[render]"')
+    options.check_renderer(overlays, depth)
     with running(DetectorError) as bars:
         if video and overlays:
             load_opencv("a video", "video")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import re
 from collections.abc import Callable, Iterable
@@ -130,6 +131,12 @@ Every = Annotated[
     int, typer.Option(min=1, help="Every n-th frame of a video, or n-th photograph, alone; 1 for all.")
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Number of people to fit at once.")]
+Overlays = Annotated[
+    int, typer.Option(min=0, help="Number of images to draw the bodies over, evenly spaced; 0 for none.")
+]
+Shards = Annotated[
+    bool, typer.Option("--shards", help="Write **.tar** shards with the images, too, for training.")
+]
 
 
 def check_exclusive(**options: Any) -> None:
@@ -137,6 +144,15 @@ def check_exclusive(**options: Any) -> None:
     given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]
     if len(given) > 1:
         raise typer.BadParameter(f"expected one of {', '.join(given)}", param_hint=given[1])
+
+
+def check_renderer(overlays: int, depth: Path | None = None) -> None:
+    """Refuse options that draw, where what draws is not installed."""
+    if importlib.util.find_spec("embreex") is None:
+        if overlays:
+            fail('overlays need embreex; pip install "agebody[render]", or give --overlays 0')
+        if depth is not None:
+            fail('--depth needs embreex; pip install "agebody[render]"')
 
 
 def check_output(path: Path, inputs: tuple[Path | None, ...], overwrite: bool) -> None:

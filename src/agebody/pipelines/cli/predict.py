@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -47,12 +46,8 @@ def predict(
     years: options.Years = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Number of people to predict at once.")] = 32,
     device: options.Device = "cpu",
-    overlays: Annotated[
-        int, typer.Option(min=0, help="Number of images to draw the bodies over, evenly spaced; 0 for none.")
-    ] = 20,
-    shards: Annotated[
-        bool, typer.Option("--shards", help="Write **.tar** shards with the images, too, for training.")
-    ] = False,
+    overlays: options.Overlays = 20,
+    shards: options.Shards = False,
     overwrite: options.Overwrite = False,
 ) -> None:
     """Predict bodies of people in photographs with a network, and write labels as `agebody fit` does.
@@ -78,8 +73,7 @@ def predict(
     detector = choose_detector(photographs, detector)
     if images is None and detector is None:
         raise typer.BadParameter(f"give the photographs that {photographs} is about", param_hint="--images")
-    if overlays and importlib.util.find_spec("embreex") is None:
-        fail('overlays need embreex; pip install "agebody[render]", or give --overlays 0')
+    options.check_renderer(overlays)
     unusable: dict[str, str] = {}
     with running(DetectorError) as bars:
         fit_folder.check_folder(output, overwrite=overwrite)
