@@ -51,7 +51,7 @@ compiled: $(VENV)/.installed-dev
 	AGEBODY_TYPECHECK=0 $(BIN)/pytest tests/test_compile.py tests/test_compat_smplx.py -k "compile or export or onnx or vmap or network"
 
 docs: $(VENV)/.installed-dev
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	$(BIN)/python docs/build_site.py
 
 # The built wheel, not the tree: in an environment of its own that sees only torch and what torch brings.
 wheel: $(VENV)/.installed-dev

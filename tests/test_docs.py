@@ -14,6 +14,7 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from importlib.metadata import metadata
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -133,7 +134,7 @@ def run_block(block: Block, namespace: dict[str, object], page: Path) -> None:
         for command in block.code.splitlines():
             run_command(shlex.split(command), where)
     else:
-        assert block.language in ("text", "json", "bibtex"), f"{where}: say what language this is"
+        assert block.language in ("text", "json", "bibtex", "math"), f"{where}: say what language this is"
 
 
 def run_command(words: list[str], where: str) -> None:
@@ -333,15 +334,51 @@ def test_table_of_layouts():
     assert found == {name: len(layout) for name, layout in agebody.LAYOUTS.items()}
 
 
+def load_script(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"docs_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_built_site_loads_only_what_it_has(tmp_path):
+    problems = load_script(ROOT / "docs" / "build_site.py").problems
+    (tmp_path / "guide").mkdir()
+    (tmp_path / "a b.png").touch()
+    (tmp_path / "style.css").write_text(
+        'a { background: url("a%20b.png") } b { background: url(data:image/png;x) }'
+    )
+    good = '<img alt="x" src="../a%20b.png"><link rel="stylesheet" href="/style.css"><a href="https://arxiv.org/">'
+    (tmp_path / "guide" / "index.html").write_text(good + '<iframe src="../guide/"></iframe>')
+    assert [*problems(tmp_path)] == []
+    bad = '<img src=b.png><script async src="https://cdn.org/x.js"><iframe src="view.html?q=1"></iframe>'
+    (tmp_path / "index.html").write_text(bad)
+    (tmp_path / "style.css").write_text('@import "//fonts.org/a.css"; a { background: url(c.png) }')
+    assert [*problems(tmp_path)] == [
+        "index.html: b.png does not exist",
+        "index.html: loads https://cdn.org/x.js from another machine",
+        "index.html: view.html?q=1 does not exist",
+        "style.css: loads //fonts.org/a.css from another machine",
+        "style.css: c.png does not exist",
+    ]
+
+
+def test_text_for_language_models_follows_the_navigation(tmp_path):
+    (tmp_path / "index.md").write_text("# Title\n\n![p](p.png)\n\nWhat [it](x.md)\nis.\n")
+    (tmp_path / "a.md").write_text("# A\n\n```python\nx\n```\n\n| a |\n| - |\n")
+    nav = [{"Home": "index.md"}, {"Guide": [{"Part": [{"First": "a.md"}]}]}]
+    config = {"site_name": "name", "site_description": "About.", "nav": nav}
+    assert load_script(ROOT / "docs" / "build_site.py").llms_text(config, tmp_path) == (
+        "# name\n\n> About.\n\n- [Home](./): What it is.\n\n## Guide / Part\n\n- [First](a/)\n"
+    )
+
+
 def load_pictures() -> dict[str, tuple[Callable[[Path, int], None], int]]:
     found = {}
     for path in sorted((ROOT / "docs" / "pictures").glob("[!_]*.py")):
-        spec = importlib.util.spec_from_file_location(f"pictures_{path.stem}", path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        found |= module.IMAGES
+        found |= load_script(path).IMAGES
     return found
 
 
