@@ -36,23 +36,24 @@ NOT_PEERS = ("product", "roofline")
 INTRODUCTION = """\
 # Benchmarks
 
-`benchmarks/report.py` generates this page from the files in `benchmarks/results/`. To measure again and
-regenerate it:
-
-```bash
-make bench
-```
-
 All libraries run in one process, on the same inputs, alternating every few calls, after their vertices
-and gradients were compared with agebody's float64 layer. A figure is the median of all calls. The result
-files also contain the quartiles, the versions, the machine and the commit. `benchmarks/README.md`
-describes the method.
+and gradients were compared with agebody's float64 layer. A figure is the median of all calls.
 
 The body is the built-in mannequin: 6890 vertices, 24 joints, 10 betas, 207 pose blend shapes. Times are
 µs **per body**. *product* is the blend-shape product alone, `(B, 218) @ (218, 20670)`, or for forward +
 backward its two products: the lower bound for every layer of this kind. *roofline* is the least time that
 the device needs for that product and for the memory it reads and writes, at the rates measured in the
 same run; it does not apply to batches that fit in a cache.
+"""
+CLOSING = """\
+## Measured again
+
+`benchmarks/report.py` generates this page from the files in `benchmarks/results/`, which also contain the
+quartiles, the versions, the machine and the commit; `benchmarks/README.md` describes the method.
+
+```bash
+make bench
+```
 """
 
 NOTES = {
@@ -91,6 +92,7 @@ def page(found: Mapping[str, Results]) -> str:
     for device, title in DEVICES.items():
         parts.append(f"## {title}\n")
         parts += _device(device, found[device]) if found[device] else [_missing(device)]
+    parts.append(CLOSING)
     return "\n".join(parts)
 
 
@@ -100,8 +102,6 @@ def _missing(device: str) -> str:
 
 
 def _device(device: str, results: Results) -> Iterable[str]:
-    yield _machine(results)
-    yield _summary(device, results)
     for name in plots_of(results):
         yield f"![{PLOT_TITLES[name]}](images/bench_{name}_{device}.png)\n"
     for subject, title in SUBJECTS.items():
@@ -110,7 +110,11 @@ def _device(device: str, results: Results) -> Iterable[str]:
             if NOTES.get(subject):
                 yield NOTES[subject] + "\n"
             yield SECTIONS.get(subject, _times)(results[subject])
+    yield f"### Ratios that are watched{_suffix(device)}\n"
+    yield _summary(device, results)
     yield _absent(device, results)
+    yield f"### The machine{_suffix(device)}\n"
+    yield _machine(results)
 
 
 def _suffix(device: str) -> str:

@@ -105,16 +105,26 @@ def main() -> None:
     """Build the site, or say what is wrong with it."""
     if importlib.util.find_spec("zensical") is None:
         raise SystemExit('zensical is not installed: Python 3.11 or newer, and pip install -e ".[docs]"')
+    import tomllib
     import yaml
+
+    from agebody import SMPLA, mannequin
+    from agebody.draw import save_html
 
     with open(ROOT / "mkdocs.yml", encoding="utf-8") as file:
         config = yaml.load(file, yaml.BaseLoader)  # plain text for everything, names of functions too
     here = str(Path(__file__).parent)
     path = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
+    with open(ROOT / "pyproject.toml", "rb") as file:
+        repository = tomllib.load(file)["tool"]["hatch"]["metadata"]["hooks"]["custom"]["repository"]
+    environment = os.environ | {"PYTHONPATH": path, "NO_COLOR": "1"}
+    if repository:
+        environment["AGEBODY_REPOSITORY"] = repository
     command = [sys.executable, "-m", "zensical", "build", "--strict", "--clean"]
-    if subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": path}).returncode:
+    if subprocess.run(command, cwd=ROOT, env=environment).returncode:
         raise SystemExit(1)
     site = ROOT / config["site_dir"]
+    save_html(SMPLA(mannequin()), site / "viewer.html", overwrite=True)  # in a frame of the home page
     (site / "llms.txt").write_text(llms_text(config, ROOT / "docs"), encoding="utf-8")
     if wrong := [*problems(site)]:
         raise SystemExit("\n".join(wrong))
