@@ -1,11 +1,13 @@
 """Everything that the documentation says in code is run, and every name and link in it is there."""
 
 import ast
+import base64
 import contextlib
 import importlib
 import importlib.util
 import inspect
 import io
+import json
 import pickle
 import re
 import shlex
@@ -313,6 +315,53 @@ def test_architecture_names_every_room_and_file():
     named = re.findall(r"`((?:\w+/)+\w*(?:\.py)?)`", page)
     roots = (source, ROOT, source.parent, ROOT / "kernels", ROOT / "docs")
     assert all(any((root / path).exists() for root in roots) for path in named)
+
+
+NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
+PLAIN = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+"""What a notebook says of the machine that it ran on."""
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
+def test_notebooks_run_and_show_what_they_store(path, tmp_path, monkeypatch, unchecked):
+    """Text is compared as it is, pictures up to their edges and colours; a tag says where numbers vary."""
+    monkeypatch.chdir(tmp_path)
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    run_notebook = load_script(path.parent / "__main__.py").run_notebook
+    assert stored["metadata"] == PLAIN
+    assert path.stat().st_size < 200_000
+    assert not re.search(r"/(home|tmp|root|Users|work)/", path.read_text(encoding="utf-8"))
+    for old, new in zip(stored["cells"], run_notebook(path)["cells"], strict=True):
+        if old["cell_type"] != "code":
+            links = re.findall(r"\]\(([^):\s]+)\)", "".join(old["source"]))
+            assert all((path.parent / link).is_file() for link in links), links
+            continue
+        where = f"{path.name}, cell {new['execution_count']}"
+        assert old["execution_count"] == new["execution_count"], where
+        vary = "numbers-vary" in old["metadata"].get("tags", ())
+        assert len(old["outputs"]) == len(new["outputs"]), where
+        for before, now in zip(old["outputs"], new["outputs"], strict=True):
+            texts = [
+                "".join(each.get("text", each.get("data", {}).get("text/plain"))) for each in (before, now)
+            ]
+            first, second = [re.sub(r"[-\d.e]+", "0", text) if vary else text for text in texts]
+            assert first == second, where
+            assert_alike(*(each.get("data", {}).get("image/png") for each in (before, now)), vary, where)
+
+
+def assert_alike(before: str | None, now: str | None, vary: bool, where: str) -> None:
+    """Compare two pictures, in base64; a difference of 10 of 255 is that of another body or another view."""
+    assert (before is None) == (now is None), where
+    if before is not None and now is not None:
+        pixels = [
+            np.asarray(Image.open(io.BytesIO(base64.b64decode(each))).convert("RGB"), float)
+            for each in (before, now)
+        ]
+        assert pixels[0].shape == pixels[1].shape, where
+        assert vary or np.abs(pixels[0] - pixels[1]).mean() < 3, where
 
 
 def rows(page: str) -> list[list[str]]:

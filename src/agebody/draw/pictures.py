@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -63,6 +64,12 @@ class Picture:
         image = Image.fromarray(self.rgba)
         with replacing(path) as temporary:
             (image.convert("RGB") if image_format == "JPEG" else image).save(temporary, format=image_format)
+
+    def _repr_png_(self) -> bytes:
+        """Return the colours as PNG: notebooks show a picture by itself."""
+        file = io.BytesIO()
+        Image.fromarray(self.rgba).save(file, "PNG")
+        return file.getvalue()
 
 
 def render(
