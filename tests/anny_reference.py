@@ -52,7 +52,8 @@ def body() -> BodyAsset:
     if not path.exists():
         with anny.temporary_cache():
             source = anny.AnnySource()
-        with patch.object(build, "AnnySource", lambda: source):
+        with patch.object(build, "AnnySource", lambda skeleton: anny.AnnySource(skeleton, source.model)):
+            build.anny_body(hands=True, rebuild=True)
             done: list[float] = []
             build.anny_body(rebuild=True, progress=lambda stage, fraction: done.append(fraction))
         assert (done[0], done[-1]) == (0, 1)

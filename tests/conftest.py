@@ -86,6 +86,11 @@ def anny_asset() -> BodyAsset:
     return anny_reference.body()
 
 
+@pytest.fixture(scope="session")
+def anny_hands(anny_asset: BodyAsset) -> BodyAsset:
+    return anny_reference.build.anny_body(hands=True)
+
+
 @pytest.fixture
 def unchecked():
     """The library as its users run it: its own errors, not those of the tests' type checker."""

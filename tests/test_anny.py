@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from agebody import SMPLA, mannequin, save_asset
+from agebody import SMPLA, join_pose, mannequin, save_asset, split_pose
 from agebody.assets.anny import anny_body, build, source
 from agebody.assets.asset import SMPL_JOINT_NAMES, SMPL_PARENTS, BodyAsset
-from agebody.assets.landmarks import REGRESSOR_NAMES
+from agebody.assets.landmarks import REGRESSOR_NAMES, SURFACE21
+from agebody.assets.official import JOINT_NAMES
+from agebody.fitting import fit_points
 
 # Mean of WHO's girls and boys [m] at newborn, 1, 4, 8, 12 and 19 years.
 STATURE = {0: 0.4952, 1: 0.7485, 4: 1.0300, 8: 1.2695, 12: 1.5015, 19: 1.6985}
@@ -196,11 +198,11 @@ def test_reads_the_cached_file(anny_asset: BodyAsset, monkeypatch: pytest.Monkey
 
 def test_caches_where_told(anny_asset: BodyAsset, monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     builds: list[str] = []
-    monkeypatch.setattr(build, "_build", lambda version, report: builds.append(version) or anny_asset)
+    monkeypatch.setattr(build, "_build", lambda name, report: builds.append(name) or anny_asset)
     monkeypatch.setenv("AGEBODY_CACHE", str(tmp_path / "variable"))
     anny_body()
     (path,) = (tmp_path / "variable").iterdir()
-    assert path.name == f"anny-{builds[0]}-build{build.BUILD_VERSION}.safetensors"
+    assert path.name == f"{builds[0].lower().replace(' ', '-')}-build{build.BUILD_VERSION}.safetensors"
     anny_body(cache_dir=tmp_path / "argument")
     assert (tmp_path / "argument" / path.name).exists()
     anny_body()
@@ -301,3 +303,67 @@ def test_sample_is_deterministic_and_half_women() -> None:
     assert all(np.array_equal(first[name], again[name]) for name in labels)
     assert first["gender"].mean() == 0.5
     assert all(values.min() >= 0 and values.max() <= 1 for values in first.values())
+
+
+def hands(asset: BodyAsset, left: np.ndarray, right: np.ndarray) -> torch.Tensor:
+    """Return a body's pose (51, 3), of which only the hands are not 0."""
+    return join_pose(asset, left_hand=torch.tensor(left), right_hand=torch.tensor(right), flat_hand_mean=True)
+
+
+def test_hands_are_those_of_smplh_on_the_same_body(anny_asset: BodyAsset, anny_hands: BodyAsset) -> None:
+    assert anny_hands.joint_names == JOINT_NAMES["smplh"]
+    assert list(anny_hands.pose_parts) == ["body", "left_hand", "right_hand"]
+    weights = anny_hands.dense_weights()
+    still = weights[:, 22:].sum(1) == 0
+    assert np.array_equal(weights[:, :22], anny_asset.dense_weights()[:, :22])
+    for ours, plain in zip(
+        [anny_hands.template, *anny_hands.age_templates, *anny_hands.shapedirs.transpose(2, 0, 1)],
+        [anny_asset.template, *anny_asset.age_templates, *anny_asset.shapedirs.transpose(2, 0, 1)],
+        strict=True,
+    ):
+        assert np.abs(ours - plain)[still].max() < 1e-3  # components notice the fingers' straight pose
+
+
+def test_relaxed_hands_are_annys_own(anny_asset: BodyAsset, anny_hands: BodyAsset) -> None:
+    vertices = SMPLA(anny_hands)(body_pose=hands(anny_hands, *anny_hands.hand_means)).vertices.numpy()
+    distance = np.linalg.norm(vertices - anny_asset.template, axis=-1)
+    assert distance.max() < 0.004  # blended twice, as in any pose
+    assert distance.mean() < 1e-4
+    assert np.abs(anny_hands.template - anny_asset.template).max() > 0.02
+
+
+@pytest.mark.parametrize("age", [19, 4, 0])
+def test_fingers_of_every_age_close_towards_the_palm(anny_hands: BodyAsset, age: int) -> None:
+    body = SMPLA(anny_hands)
+    names = body.asset.joint_names
+    pose = torch.stack([hands(anny_hands, *(k * anny_hands.hand_components[:, 0])) for k in (0.0, 4.0)])
+    given = {"age_offset": offset(anny_hands, age), "body_pose": pose}
+    joints = body(**given).joints.numpy()
+    points = dict(
+        zip(SURFACE21, body.keypoints("smplh73", **given)[:, 52:].numpy().swapaxes(0, 1), strict=True)
+    )
+    wrist, knuckle = (joints[0, names.index(f"left_{name}")] for name in ("wrist", "middle1"))
+    palm = np.linalg.norm(knuckle - wrist)
+    for finger in ("index", "middle", "ring", "pinky"):
+        chain = joints[0, [names.index(f"left_{finger}{k}") for k in (1, 2, 3)]]
+        assert np.abs(np.diff(chain[:, 1])).max() < 0.03 * palm
+        assert (np.diff(chain[:, 0]) > 0.1 * palm).all()
+        flat, bent = points[f"left_{finger}"] - wrist
+        assert bent[1] < flat[1] - 0.2 * palm
+        assert np.linalg.norm(bent) < 0.8 * np.linalg.norm(flat)
+    left = [i for i, name in enumerate(names) if name.startswith("left")]
+    right = [names.index(names[i].replace("left", "right")) for i in left]
+    for posed in joints:
+        assert np.abs(posed - mirrored(posed, left, right)).max() < 5e-5
+
+
+def test_hands_fit_their_keypoints_and_have_components(anny_hands: BodyAsset) -> None:
+    body = SMPLA(anny_hands)
+    pose = hands(anny_hands, *(3 * anny_hands.hand_components[:, 0]))
+    parts = split_pose(anny_hands, pose, num_hand_components=2, flat_hand_mean=True)
+    for hand in ("left_hand", "right_hand"):
+        assert np.allclose(parts[hand], [3, 0], atol=1e-5)
+    points = body.keypoints("smplh73", body_pose=pose, age_offset=0.6)
+    fit = fit_points(body, points, "smplh73")
+    assert np.linalg.norm(body.keypoints("smplh73", fit.parameters) - points, axis=-1).max() < 0.005
+    assert abs(float(fit.parameters.age_offset) - 0.6) < 0.03

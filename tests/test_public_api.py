@@ -88,7 +88,7 @@ PARAMETERS = {
     "export_smpl_pkl": "asset path overwrite",
     "inspect_asset": "path",
     "mannequin": "",
-    "anny_body": "cache_dir rebuild progress",
+    "anny_body": "hands cache_dir rebuild progress",
 }
 
 

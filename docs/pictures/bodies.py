@@ -123,6 +123,35 @@ def draw_keypoints(path: Path, width: int) -> None:
     _save(np.concatenate(cells, axis=1), path)
 
 
+def draw_hands(path: Path, width: int) -> None:
+    """Draw four poses of a hand, each at three ages and as large: from above and from the thumb's side."""
+    body = agebody.SMPLA(agebody.anny_body(hands=True))
+    curve = agebody.age.AgeCurve.from_asset(body.asset)
+    means, components = (torch.tensor(x[0]) for x in (body.asset.hand_means, body.asset.hand_components))
+    rows = body.asset.pose_parts["left_hand"]
+    pointing = 4.5 * components[0]
+    pointing[:9] = 0
+    hands = [torch.zeros(45), means, 2 * components[0], pointing]
+    poses = torch.zeros(len(hands), body.num_joints - 1, 3)
+    poses[:, rows] = torch.stack(hands).view(-1, 15, 3)
+    cells = []
+    for years in (30, 4, 0):
+        out = body(body_pose=poses, age_offset=curve.years_to_offset(years))
+        names = body.asset.joint_names
+        wrist, knuckle = (out.joints[0, names.index(f"left_{name}")] for name in ("wrist", "middle1"))
+        centre = wrist + 1.1 * (knuckle - wrist)
+        away = 30 * float((knuckle - wrist).norm()) * torch.tensor([0.25, 0.75, 0.6])
+        size = (width // len(hands), round(0.2 * width))
+        camera = Camera.look_at(tuple(centre + away), tuple(centre), size=size, fov=0.085)
+        look = {"colors": ["#d8d0c6"], "background": ("#f3efe9", "#e4ded6")}
+        cells.append(
+            np.concatenate(
+                [render(v[None], body.faces, camera, size=size, **look).rgba for v in out.vertices], 1
+            )
+        )
+    _save(np.concatenate(cells), path)
+
+
 def draw_parts(path: Path, width: int) -> None:
     """Draw one part per joint, seven and six parts, on an adult and on an infant."""
     body = agebody.SMPLA(agebody.mannequin())
@@ -170,6 +199,7 @@ IMAGES: dict[str, tuple[Callable[[Path, int], None], int]] = {
     "growing.webp": (draw_growing, 480),
     "keypoints.png": (draw_keypoints, 1000),
     "mannequin.png": (draw_mannequin, 1000),
+    "hands.png": (draw_hands, 1100),
     "parts.png": (draw_parts, 900),
 }
 """File name -> function that draws it, and its width [pixels]."""

@@ -46,8 +46,12 @@ _MEASURES = [
 """Measurements of a page, in its order; those of limbs are too many to look at."""
 _UPRIGHT = (1, -1, -1)
 """From a camera's axes to those of the page, whose y is up and whose cameras look along -z."""
-_MAKERS = {"mannequin": "agebody.mannequin()", "anny": "agebody.anny_body()"}
-"""How Python makes the free bodies."""
+_MAKERS = {
+    "mannequin": "agebody.mannequin()",
+    "Anny": "agebody.anny_body()",
+    "Anny-hands": "agebody.anny_body(hands=True)",
+}
+"""How Python makes the free bodies, by the first words of their names."""
 
 
 def save_html(body: BodyModel, path: str | PathLike[str], *, overwrite: bool = False) -> None:
@@ -190,7 +194,7 @@ def _describe(body: BodyModel, block: _Block) -> dict[str, Any]:
         "kind": "body",
         "name": asset.metadata.name,
         "license": asset.metadata.license,
-        "maker": _MAKERS.get(asset.metadata.kind, "agebody.load_asset(FILE)"),
+        "maker": _MAKERS.get(asset.metadata.name.split(" ")[0], "agebody.load_asset(FILE)"),
         "layer": type(body).__name__,
         "color": PALETTE[0],
         "betas": names[: body.num_coefficients],

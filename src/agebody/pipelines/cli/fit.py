@@ -139,9 +139,8 @@ def fit(
         if video and overlays:
             load_opencv("a video", "video")
         fit_folder.check_folder(output, overwrite=overwrite)
-        # The free body has no fingers, and takes a minute to build, after which a bad file is refused.
-        asset = None if body == "anny" else options.load_body(body, bars)
-        whole = asset is not None and options.has_hands(asset)
+        asset = options.load_body(body, bars)
+        whole = options.has_hands(asset)
         films: dict[str, Path] = {}
         if cameras is not None:
             views, films = read_or_detect_views(
@@ -180,7 +179,7 @@ def fit(
         if len(found):
             make_folder(output)
         fit_folder.check_folder(output, overwrite=overwrite)
-        layer = options.make_layer(asset or options.load_body(body, bars), device=device)
+        layer = options.make_layer(asset, device=device)
         if shards and not fit_folder.has_training_joints(layer):
             fail(f"--shards needs a body with SMPL's 24 joints, got {layer.asset.metadata.name}")
         if lifter and tuple(layer.asset.joint_names) != SMPL_JOINT_NAMES:

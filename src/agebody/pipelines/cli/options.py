@@ -73,13 +73,15 @@ def option(text: str, *names: str, check: Callable[..., Any] | None = None, **se
     return typer.Option(*names, help=text, callback=check, show_default=False, **settings)
 
 
+BUILT_IN = ("anny", "anny-hands", "mannequin")
+_BUILT_IN = "**anny** (free, realistic), **anny-hands** (with fingers), **mannequin** (built in)"
 Body = Annotated[
     str,
-    typer.Option(help="**anny** (free, realistic), **mannequin** (built in), or the path of a body file."),
+    typer.Option(help=f"{_BUILT_IN}, or the path of a body file."),
 ]
 BodyOfLabels = Annotated[
     str | None,
-    option("The body of the labels: **anny**, **mannequin**, or a file. By default found by its name."),
+    option(f"The body of the labels: {_BUILT_IN}, or a file. By default found by its name."),
 ]
 Device = Annotated[str, typer.Option(callback=check_device, help="Where to compute: cpu, cuda, cuda:1, ...")]
 OutputFolder = Annotated[Path, option("Folder to write, created if it is missing.", "--output", "-o")]
@@ -197,10 +199,10 @@ def load_body(name: str, bars: Progress) -> BodyAsset:
         from agebody.assets.mannequin import mannequin
 
         return mannequin()
-    if name == "anny":
+    if name in BUILT_IN:
         from agebody.assets.anny import anny_body
 
-        return anny_body(progress=show_stages(bars, "free body"))
+        return anny_body(hands=name == "anny-hands", progress=show_stages(bars, "free body"))
     from agebody.assets.io import load_asset
 
     return load_asset(name)
@@ -237,8 +239,9 @@ def load_layer(name: str | None, path: Path, labels: Labels, bars: Progress, **o
     from agebody.body.model import usual_expressions
 
     if name is None:
-        built_in = {"mannequin": "mannequin", "Anny": "anny"}.get(labels.body.split(" ")[0])
-        name = built_in or fail(f"{path}: made with the body {labels.body!r}; give its file with --body")
+        name = labels.body.split(" ")[0].lower()
+        if name not in BUILT_IN:
+            fail(f"{path}: made with the body {labels.body!r}; give its file with --body")
     asset = load_body(name, bars)
     if asset.metadata.name != labels.body:
         fail(f"{path}: made with the body {labels.body!r}; --body is {asset.metadata.name!r}")

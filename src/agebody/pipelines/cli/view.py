@@ -9,6 +9,7 @@ import typer
 
 from agebody.pipelines.cli.app import app, note, running, say, show_stages
 from agebody.pipelines.cli.options import (
+    BUILT_IN,
     OutputFile,
     Overwrite,
     check_output,
@@ -25,7 +26,8 @@ def view(
         str,
         typer.Argument(
             show_default=False,
-            help="**anny** (free, realistic), **mannequin** (built in), the path of a body file, or "
+            help="**anny** (free, realistic), **anny-hands** (with fingers), **mannequin** (built in), "
+            "the path of a body file, or "
             "**labels.npz** of `agebody fit`.",
         ),
     ],
@@ -49,7 +51,7 @@ def view(
     if output.suffix.lower() not in (".html", ".htm"):
         raise typer.BadParameter(f"expected a name that ends in .html, got {output.name}", param_hint="-o")
     for name, value in (("--images", images), ("--body", body)):
-        if value is not None and what in ("anny", "mannequin"):
+        if value is not None and what in BUILT_IN:
             raise typer.BadParameter("it belongs to labels", param_hint=name)
     labelled = images is not None or body is not None or _are_labels(Path(what))
     check_output(output, (Path(what), images), overwrite)
