@@ -33,6 +33,11 @@ rest:
 check: lint
 	+$(MAKE) --no-print-directory --jobs=2 types fast
 
+# What is compiled once serves all workers, and the many processes that tests start.
+test check unit fast compiled: export PYTHONDONTWRITEBYTECODE =
+# Workers beside each other would only wait for one another's threads.
+unit fast compiled: export OMP_NUM_THREADS = 1
+
 fast: $(VENV)/.installed-dev
 	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile -m "not slow"
 

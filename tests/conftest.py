@@ -1,11 +1,13 @@
-"""Shapes in signatures are checked at run time; bodies that many tests share are built once."""
+"""Shapes in signatures are checked at run time; what many tests share is built once."""
 
+import functools
 import os
 from pathlib import Path
 
 import hypothesis
 import jaxtyping
 import pytest
+import typer.testing
 from jaxtyping import install_import_hook
 
 if os.environ.get("AGEBODY_TYPECHECK", "1") == "1":
@@ -53,6 +55,9 @@ NO_CUDA = "no CUDA device: what runs there was not tested"
 # On a busy machine the first example of a test may take long; speed is measured elsewhere.
 hypothesis.settings.register_profile("agebody", deadline=None)
 hypothesis.settings.load_profile("agebody")
+
+# Hundreds of tests run a command: its parser, read from signatures, takes longer than most of them.
+typer.testing._get_command = functools.cache(typer.testing._get_command)
 
 # Workers beside each other would only wait for one another's threads.
 torch.set_num_threads(1)

@@ -260,8 +260,8 @@ def test_names_in_files_are_shown_as_they_are(tmp_path):
         assert "\x1b" not in result.stdout
 
 
-def test_a_closed_or_full_output_is_no_traceback(tmp_path):
-    command = [sys.executable, "-m", "agebody", "bench", "--seconds", "0", "--batch", "1"]
+def test_a_closed_or_full_output_is_no_traceback(good):
+    command = [sys.executable, "-m", "agebody", "inspect", str(good["body"])]
     with open("/dev/full", "w") as full:
         result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert result.returncode == 1

@@ -15,6 +15,7 @@ import shutil
 import unicodedata
 from collections.abc import Callable, Iterator
 from importlib.metadata import metadata
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -146,7 +147,8 @@ def run_command(words: list[str], where: str) -> None:
             body = [] if "--body" in options else ["--body", "mannequin"]
             run_agebody(["demo", *options, *body, "--width", "160"], where)
         case ["agebody", "bench", *options]:
-            run_agebody(["bench", *options, "--batch", "2", "--seconds", "0"], where)
+            small = ["2" if before == "--batch" else word for before, word in pairwise(["", *options])]
+            run_agebody(["bench", *small, "--batch", "1", "--seconds", "0"], where)
         case ["agebody", *rest]:
             run_agebody(rest, where)
         case [str(variable), *rest] if re.fullmatch(r"[A-Z_]+=\S+", variable):

@@ -58,6 +58,11 @@ def modules() -> dict[str, Path]:
     }
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def room(name: str) -> str:
     return next((r for r in ORDER if name == r or name.startswith(f"{r}.")), name)
 
@@ -66,9 +71,10 @@ def place(name: str) -> int:
     return ORDER.index(room(name))
 
 
+@functools.cache
 def imported(path: Path) -> set[str]:
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("agebody"):
             base = (node.module or "").removeprefix("agebody").lstrip(".")
             known = modules()
@@ -106,6 +112,7 @@ def private(name: str) -> bool:
     return name.startswith("_") and not name.startswith("__") and name not in PUBLIC_UNDERSCORES
 
 
+@functools.cache
 def defined(tree: ast.Module) -> set[str]:
     """Private names that a module defines: functions, classes, variables, attributes of self."""
     found = set()
@@ -146,8 +153,8 @@ INTERNALS = {
 @pytest.mark.parametrize("name", sorted(modules()))
 def test_no_module_reads_private_names_of_another_room(name):
     siblings = [path for other, path in modules().items() if room(other) == room(name)]
-    known = set().union(*(defined(ast.parse(path.read_text())) for path in siblings))
-    assert foreign_privates(ast.parse(modules()[name].read_text()), known) <= INTERNALS.get(name, set())
+    known = set().union(*(defined(parsed(path)) for path in siblings))
+    assert foreign_privates(parsed(modules()[name]), known) <= INTERNALS.get(name, set())
 
 
 def test_the_check_sees_private_names():
