@@ -1,6 +1,7 @@
 """Pictures, mesh files and rigged files of bodies."""
 
 from agebody.draw.html_files import save_html
+from agebody.draw.live import LiveView
 from agebody.draw.mesh_files import save_mesh
 from agebody.draw.meshes import PALETTE
 from agebody.draw.pictures import INK, Picture, contact_sheet, lineup, render
@@ -9,6 +10,7 @@ from agebody.draw.rigged_files import save_rigged
 __all__ = [
     "INK",
     "PALETTE",
+    "LiveView",
     "Picture",
     "contact_sheet",
     "lineup",
