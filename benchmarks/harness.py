@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from peers import LOADERS, Contender, Files, load, reason
-from provenance import provenance
+from provenance import QUIET, others_cores, provenance
 from rich.console import Console
 from rich.table import Table
 
@@ -49,6 +49,12 @@ class Session:
         self.device = torch.device(options.device)
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise SystemExit(f"--device {options.device}: torch {torch.__version__} sees no CUDA device")
+        published = not (options.quick or options.output or options.busy)
+        if published and (cores := others_cores(seconds=1.0) or 0.0) > QUIET:
+            raise SystemExit(
+                f"other programs use {cores} cores: expected a quiet machine for figures in {RESULTS.name}/; "
+                "wait, or --busy for figures that are marked"
+            )
         torch.set_num_threads(options.threads)
         self.seconds = QUICK_SECONDS if options.quick else options.seconds
         chosen = QUICK_BATCHES if options.quick else batches[self.device.type]
@@ -183,6 +189,7 @@ def _options(description: str | None, seconds: float) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, action="append", help="number of bodies; may be repeated")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--quick", action="store_true", help="few sizes, a moment each, into build/bench")
+    parser.add_argument("--busy", action="store_true", help="run beside other programs, and mark the figures")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     parser.add_argument("--commit", help="what ran, where there is no repository to ask")
     return parser.parse_args()

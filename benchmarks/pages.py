@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from cells import number, per_body, quoted, table
+from provenance import QUIET
 from targets import AT_LEAST, TARGETS, Results, Target
 
 SUBJECTS = {
@@ -143,6 +144,9 @@ def _machine(results: Results) -> str:
     changed = [bool(origin.get("uncommitted_changes")) for origin in runs]
     note = "" if not any(changed) else " with" if all(changed) else ", in part with"
     note += " uncommitted changes" if note else ""
+    others = max((origin.get("others_cores") or 0.0 for origin in runs), default=0.0)
+    if others > QUIET:
+        note += f"; **not quiet: other programs used up to {others:g} cores meanwhile**"
     where = f"{machines}{drivers}, {threads} thread{'' if threads == '1' else 's'}"
     python = each(origin["python"] for origin in runs)
     return f"{where}; Python {python}; {', '.join(versions)}. Measured {days} at {commits}{note}.\n"

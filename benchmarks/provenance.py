@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
+import time
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,6 +16,34 @@ import torch
 import agebody
 
 PACKAGES = ("smplx", "body-models", "smplfitter", "anny", "trimesh", "warp-lang", "numpy")
+
+QUIET = 0.2
+"""Cores that other programs may use on a quiet machine."""
+
+
+def _busy() -> tuple[float, float]:
+    """Return time, and CPU time of all programs but this one and its children, both in seconds."""
+    try:
+        user, nice, system, *_ = Path("/proc/stat").read_text().split()[1:4]
+    except OSError:  # not Linux: unknown
+        return time.perf_counter(), float("nan")
+    all_programs = (int(user) + int(nice) + int(system)) / os.sysconf("SC_CLK_TCK")
+    return time.perf_counter(), all_programs - sum(os.times()[:4])
+
+
+_BEGIN = _busy()
+
+
+def others_cores(seconds: float = 0.0) -> float | None:
+    """Return how many cores other programs use, for some seconds from now on, or else since the import.
+
+    None if the system does not tell.
+    """
+    begin = _busy() if seconds else _BEGIN
+    time.sleep(seconds)
+    end = _busy()
+    cores = (end[1] - begin[1]) / (end[0] - begin[0])
+    return round(max(cores, 0.0), 2) if cores == cores else None
 
 
 def provenance(device: torch.device, *, commit: str | None = None) -> dict[str, Any]:
@@ -26,6 +56,7 @@ def provenance(device: torch.device, *, commit: str | None = None) -> dict[str, 
         **_processor(),
         **(_gpu(device) if device.type == "cuda" else {}),
         "threads": torch.get_num_threads(),
+        "others_cores": others_cores(),
         "python": platform.python_version(),
         "system": platform.platform(),
         "versions": {"agebody": agebody.__version__, "torch": torch.__version__} | _versions(),

@@ -41,6 +41,27 @@ def test_functions_are_timed_in_turn_and_slower_ones_take_longer():
     assert timed.count("short") == timed.count("long") == times["long"].calls
 
 
+def test_calls_are_repeated_until_their_medians_agree(monkeypatch):
+    """A clock that counts seconds: each call takes as long as told."""
+    now = 0.0
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: now)
+
+    def calls(duration):
+        nonlocal now
+        now, count = 0.0, 0
+
+        def function():
+            nonlocal now, count
+            count += 1
+            now += duration(count)
+
+        return bench.interleaved({"only": function}, seconds=20)["only"].calls
+
+    assert calls(lambda count: 1.0) == 20
+    assert calls(lambda count: 1.5 if count < 10 else 1.0) > 20
+    assert calls(lambda count: 1.1**count) == 18  # never stable: ends after three times as long
+
+
 def test_a_slow_function_is_called_once_per_turn(monkeypatch):
     monkeypatch.setattr(bench, "SLOW", 0.0)
     calls = []

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from bodies import random_body
 from PIL import Image
 
+import agebody
 from agebody.pipelines.bench import sample_arguments
 
 ROOT = Path(__file__).parents[1]
@@ -301,3 +303,25 @@ def test_scripts_run(tmp_path):
         "body-models warp",
         "smplfitter",
     }
+
+
+def test_figures_of_a_busy_machine_are_refused_or_marked(script, monkeypatch):
+    harness, pages, provenance = script("harness"), script("pages"), script("provenance")
+    monkeypatch.setattr(harness, "others_cores", lambda seconds: 1.5)
+    monkeypatch.setattr(agebody, "mannequin", random_body)
+    monkeypatch.setattr(sys, "argv", ["forward.py"])
+    with pytest.raises(SystemExit, match=r"other programs use 1\.5 cores.*--busy"):
+        harness.Session("forward", None)
+    monkeypatch.setattr(sys, "argv", ["forward.py", "--busy"])
+    harness.Session("forward", None)._folder.cleanup()
+    found = {"forward": results("forward", [])}
+    assert "not quiet" not in pages._machine(found)
+    found["forward"]["provenance"]["others_cores"] = 1.5
+    assert "**not quiet: other programs used up to 1.5 cores meanwhile**" in pages._machine(found)
+    # Two seconds of CPU time of others in two seconds; this process and its children do not count.
+    begin, end = (0.0, 10.0), (2.0, 12.0)
+    monkeypatch.setattr(provenance, "_BEGIN", begin)
+    monkeypatch.setattr(provenance, "_busy", lambda: end)
+    assert provenance.others_cores() == 1.0
+    monkeypatch.setattr(provenance, "_busy", lambda: (2.0, float("nan")))
+    assert provenance.others_cores() is None

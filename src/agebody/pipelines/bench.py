@@ -29,6 +29,10 @@ SLOW = 0.05
 """Longer calls are timed once per turn, since they move more data than any cache holds [s]."""
 FEWEST_CALLS = 5
 """Least number of calls of each function: a median and quartiles of fewer mean little."""
+STABLE = 0.02
+"""How much medians of the first and of the second half of the calls may differ, relative to each other."""
+LONGEST = 3
+"""How many times as long as asked for calls are repeated if medians are not stable."""
 POSE_SD = 0.3
 """Standard deviation of the coordinates of sampled rotation vectors [rad]."""
 VERTEX_TOLERANCE = 1e-5
@@ -92,7 +96,8 @@ def interleaved(
         functions: by name; their results are dropped.
         device: where they compute. On CUDA the clock of the GPU runs from the end of one call's work to the
             end of the next one's, so launch overhead counts; elsewhere it is `time.perf_counter`.
-        seconds: for all functions together; each is called at least five times.
+        seconds: for all functions together; each is called at least five times, and for up to three times as
+            long if medians of the first and the second half of the calls differ by over 2 %.
     """
     device = torch.device(device)
     measure = _seconds_on_cuda if device.type == "cuda" else _seconds
@@ -102,8 +107,14 @@ def interleaved(
         slowest = max(measure(function, WARM_UP, device)[1:])
         turns[name] = 1 if slowest > SLOW else CALLS_IN_TURN
     order = list(functions)
-    end = time.perf_counter() + seconds
-    while order and (time.perf_counter() < end or min(map(len, times.values())) < FEWEST_CALLS):
+    begin = time.perf_counter()
+
+    def goes_on() -> bool:
+        passed = time.perf_counter() - begin
+        few = passed < seconds or min(map(len, times.values())) < FEWEST_CALLS
+        return few or (passed < LONGEST * seconds and not all(map(_is_stable, times.values())))
+
+    while order and goes_on():
         for name in order:
             times[name] += measure(functions[name], turns[name], device)
         order = [*order[1:], order[0]]  # so that none always follows the same one
@@ -127,6 +138,12 @@ def _seconds_on_cuda(function: Callable[[], Any], calls: int, device: torch.devi
             mark.record()
         torch.cuda.synchronize()
     return [before.elapsed_time(after) / 1e3 for before, after in pairwise(marks)]
+
+
+def _is_stable(values: list[float]) -> bool:
+    half = len(values) // 2
+    first, second = statistics.median(values[:half]), statistics.median(values[half:])
+    return abs(first - second) <= STABLE * min(first, second)
 
 
 def _summary(values: list[float]) -> Timing:
