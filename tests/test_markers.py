@@ -188,6 +188,13 @@ def test_wrong_arguments_are_named(options, words):
         MarkerSet.learn(BODY, **given)
 
 
+def test_lists_are_markers_and_names_are_different(unchecked):
+    matrix = np.eye(3)[[0, 1, 2, 0]]
+    assert MarkerSet([0, 1, 2], matrix.tolist(), ["a", "b", "c"]).names == ("a", "b", "c")
+    with pytest.raises(AssetError, match="names: expected different ones, got a several times"):
+        MarkerSet([0, 1, 2], matrix, ["a", "b", "a"])
+
+
 def test_meshes_of_another_body_are_refused(markers):
     with pytest.raises(ValueError, match="vertices: expected shape"):
         markers.markers(torch.zeros(39, 3, dtype=torch.float64))

@@ -239,6 +239,12 @@ class TestInput:
         near = net.estimate(child, seen.keypoints, people.camera, weights=seen.weights)
         assert (near.parameters.transl[:, 2] < 0.6 * found.parameters.transl[:, 2]).all()
 
+    def test_a_body_without_betas_is_taken(self, net, people, seen, mannequin_asset):
+        bare = agebody.SMPLA(mannequin_asset, num_betas=0)
+        found = net.estimate(bare, seen.keypoints, people.camera, weights=seen.weights)
+        assert found.parameters.betas.shape[-1] == 0
+        assert found.parameters.transl.isfinite().all()
+
     def test_a_start_may_have_its_own_standard_deviation_per_person(self, body, people, seen):
         given = body, seen.keypoints[:2], people.camera.map(lambda part: part[:2])
         start = people.parameters.map(lambda part: part[:2])

@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from agebody.age.growth import Sex, growth_by_months
 from agebody.age.values import Number, interpolate
-from agebody.assets.asset import AssetError, BodyAsset
+from agebody.assets.asset import AssetError, BodyAsset, expect_asset
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +50,7 @@ class AgeCurve:
         Raises:
             AssetError: the body has no template younger than its adult, or does not shrink towards the young.
         """
+        expect_asset(asset)
         if sex is None:
             sex = asset.metadata.gender if asset.metadata.gender in ("female", "male") else "neutral"  # pyright: ignore
         offsets, heights = _heights(asset)

@@ -14,6 +14,7 @@ from agebody.annotations.arrays import Key, read_arrays
 from agebody.annotations.people import fail, shorten
 from agebody.assets.official import GENDERS, JOINT_NAMES, TITLES
 from agebody.body import BodyModel
+from agebody.body.model import expect_body
 from agebody.files import replacing
 from agebody.parameters import BodyParameters, check_identity, read_start
 
@@ -176,6 +177,7 @@ def read_motion(path: str | PathLike[str], body: BodyModel) -> MotionClip:
         AnnotationError: the file is none of a motion, or damaged.
         OSError: it cannot be read.
     """
+    expect_body(body)
     return load_motion(path).on(body)
 
 
@@ -252,6 +254,7 @@ def save_motion(
         FileExistsError: the file exists and ``overwrite`` is false.
         OSError: it cannot be written.
     """
+    expect_body(body)
     families = [name for name in _FAMILIES.values() if JOINT_NAMES[name] == body.asset.joint_names]
     if not families:
         expected = "the joints of SMPL, SMPL-H or SMPL-X"

@@ -338,6 +338,15 @@ def sparse_weights(
     return order.astype(np.int32), np.take_along_axis(dense, order, axis=1)
 
 
+def expect_asset(value: Any, name: str = "asset") -> BodyAsset:
+    """Check that an argument is a `BodyAsset`."""
+    if not isinstance(value, BodyAsset):
+        layer = isinstance(getattr(value, "asset", None), BodyAsset)
+        advice = "give its .asset" if layer else "load_asset reads one from a file"
+        raise TypeError(f"{name}: expected a BodyAsset, got {type(value).__name__}; {advice}")
+    return value
+
+
 def check_shape(name: str, got: tuple[int, ...], expected: tuple[int | None, ...]) -> None:
     """Raise an `AssetError` where a shape is not the expected one, in which None stands for any size."""
     if len(got) != len(expected) or any(n not in (None, m) for n, m in zip(expected, got, strict=True)):

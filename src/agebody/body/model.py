@@ -720,3 +720,11 @@ def _check_dtype(dtype: torch.dtype, corrective_dtype: torch.dtype | None) -> No
         )
     if corrective_dtype is not None and dtype != torch.float32:
         raise ValueError(f"corrective_dtype: {corrective_dtype} needs a layer of torch.float32, got {dtype}")
+
+
+def expect_body(value: Any, name: str = "body") -> BodyModel:
+    """Check that an argument is a layer."""
+    if not isinstance(value, BodyModel):
+        advice = "; make one of it, such as SMPLA(asset)" if isinstance(value, BodyAsset) else ""
+        raise TypeError(f"{name}: expected a layer such as SMPLA, got {type(value).__name__}{advice}")
+    return value

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from agebody.cameras.camera import Camera, Size, as_size
+from agebody.cameras.camera import Camera, Size, as_size, expect_camera
 from agebody.checks import Weights, apply_mask, broadcast, expand_weights, expect
 
 BoxFormat = Literal["xyxy", "xywh", "cxcywh"]
@@ -140,6 +140,7 @@ def box_condition(
         camera: of the full image; without calibration, `Camera.guess`.
         normalization: "plain" or "h36m".
     """
+    expect_camera(camera)
     if normalization not in ("plain", "h36m"):
         raise ValueError(f"normalization: expected 'plain' or 'h36m', got {normalization!r}")
     center, size = convert_box(box, "xyxy", "cxcywh").split(2, -1)

@@ -449,3 +449,11 @@ def _like(size: Size, dtype: torch.dtype | None) -> Tensor:
     if isinstance(size, Tensor):
         return size.to(dtype or (size.dtype if size.is_floating_point() else torch.get_default_dtype()))
     return torch.empty(0, dtype=dtype)
+
+
+def expect_camera(value: Any, name: str = "camera") -> Camera:
+    """Check that an argument is a `Camera`."""
+    if not isinstance(value, Camera):
+        advice = "Camera.guess is one without calibration"
+        raise TypeError(f"{name}: expected a Camera, got {type(value).__name__}; {advice}")
+    return value

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from agebody.cameras.camera import Camera, Size, as_size, join_rigid, split_rigid
+from agebody.cameras.camera import Camera, Size, as_size, expect_camera, join_rigid, split_rigid
 from agebody.checks import expect
 
 Axes = Literal["agebody", "opencv", "colmap", "opengl", "blender", "pytorch3d"]
@@ -106,6 +106,7 @@ def to_pytorch3d(camera: Camera, size: Size) -> PyTorch3DCamera:
         camera: without distortion, which pytorch3d's camera lacks.
         size: width and height of the image [pixels].
     """
+    expect_camera(camera)
     if camera.distortion is not None:
         raise ValueError("camera: expected no distortion, which pytorch3d's PerspectiveCameras has not")
     rotation, translation = split_rigid("camera", camera.world_to_camera)

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from agebody.cameras.camera import Camera
+from agebody.cameras.camera import Camera, expect_camera
 from agebody.checks import Weights, apply_mask, expand_weights, expect, safe_norm
 from agebody.keypoints import KeypointLayout, get_layout
 
@@ -44,6 +44,7 @@ def torso_depth(
 
     Source: Bogo et al., "Keep it SMPL", ECCV 2016.
     """
+    expect_camera(camera)
     body, image, edge_weights = _edges(points, keypoints, layout, weights)
     lengths = [safe_norm(ends[..., 0, :] - ends[..., 1, :]) for ends in (body, image)]
     real, shown = (_mean(length[..., None], edge_weights)[..., 0] for length in lengths)

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from agebody.cameras.boxes import convert_box
-from agebody.cameras.camera import NEAR, Camera, Projection, Size, as_size
+from agebody.cameras.camera import NEAR, Camera, Projection, Size, as_size, expect_camera
 from agebody.checks import broadcast, expect, expect_dtype
 
 LEAST_SCALE = 0.01
@@ -47,6 +47,7 @@ def weak_to_translation(
         box: corners of the square crop in the image [pixels]; otherwise b is the longer side.
         camera: of the full image. Its pose and distortion are ignored.
     """
+    expect_camera(camera)
     scale, shift = expect("weak", weak, 3).split((1, 2), -1)
     center, side, focal = _crop(box, camera)
     broadcast(weak=scale.shape[:-1], box=side.shape[:-1], camera=focal.shape[:-1])
@@ -86,6 +87,7 @@ def project_weak(
     Returns:
         Pixels, depth (infinite for s = 0, negative for s < 0) and which points are visible.
     """
+    expect_camera(camera)
     points = expect("points", points, None, 3)
     scale, shift = expect("weak", weak, 3)[..., None, :].split((1, 2), -1)
     expect_dtype("weak", scale, points, "that of points")
@@ -110,6 +112,7 @@ def translation_to_weak(
     translation: Float[Tensor, "*batch 3"], box: Float[Tensor, "*boxes 4"], camera: Camera
 ) -> Float[Tensor, "*out 3"]:
     """Invert `weak_to_translation`, for translations [m] with z > 0 and s >= 0.01."""
+    expect_camera(camera)
     shift, depth = expect("translation", translation, 3).split((2, 1), -1)
     center, side, focal = _crop(box, camera)
     scale = 2 * focal.mean(-1, keepdim=True) / (side * depth)

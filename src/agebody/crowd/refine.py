@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from agebody.cameras import Camera
+from agebody.cameras.camera import expect_camera
 from agebody.checks import Weights, apply_mask, expand_weights, expect, expect_values
 from agebody.crowd.height_prior import HeightPrior
 from agebody.crowd.scene import MOVES, TILTS, Deviations, Scene, move
@@ -116,6 +117,7 @@ def refine_crowd(
         deviations: standard deviations of the terms; the default ones if None.
         max_iterations: per image and solution.
     """
+    expect_camera(camera)
     points = expect("points", points, None, None, 3)
     images, keypoints = points.shape[:-3], points.shape[-2]
     given = {

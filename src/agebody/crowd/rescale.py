@@ -9,7 +9,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from agebody.body import BodyModel
+from agebody.body.model import expect_body
 from agebody.cameras import Camera
+from agebody.cameras.camera import expect_camera
 from agebody.checks import expect, expect_values
 from agebody.measure import stature
 from agebody.parameters import BodyParameters
@@ -47,7 +49,7 @@ def rest_height(
         betas: of each person.
         age_offset: of each person; zero if None.
     """
-    age_offset = age_offset if body.age_anchors else None
+    age_offset = age_offset if expect_body(body).age_anchors else None
     return stature(body.shape(betas=betas, age_offset=age_offset).rest_vertices)
 
 
@@ -79,6 +81,8 @@ def rescale(
         root: new place of the root joint [m], from `refine_crowd`; ``scale`` times its old place if None.
         child: who is a child by class; nobody if None.
     """
+    expect_body(body)
+    expect_camera(camera)
     scale = expect("scale", scale)
     batch = parameters.transl.shape[:-1]
     if scale.shape != batch:

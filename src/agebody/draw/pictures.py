@@ -17,6 +17,7 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from agebody.cameras import Camera
+from agebody.cameras.camera import expect_camera
 from agebody.draw.meshes import (
     Color,
     pixels_to_linear,
@@ -105,6 +106,7 @@ def render(
     Raises:
         ImportError: embreex is missing; install ``agebody[render]``.
     """
+    expect_camera(camera)
     if light_rays < 0:
         raise ValueError(f"light_rays: expected 0 or more, got {light_rays}")
     if ground is not None and not math.isfinite(ground):

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from scipy.spatial.transform import Rotation
 
 from agebody.body import BodyModel, BodyOutput
+from agebody.body.model import expect_body
 from agebody.checks import broadcast, expect
 from agebody.draw.meshes import PALETTE, Color, read_color, to_linear, vertex_normals
 from agebody.files import replacing
@@ -76,6 +77,7 @@ def save_rigged(
         FileExistsError: the file exists and ``overwrite`` is false.
         OSError: the file cannot be written.
     """
+    check_single(body)
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix not in RIGGED_SUFFIXES:
@@ -86,7 +88,6 @@ def save_rigged(
         raise ValueError(f"fps: expected a number of frames per second above 0, got {fps}")
     if suffix == ".bvh" and morph_targets:
         raise ValueError("morph_targets: a .bvh has no surface; use .glb")
-    check_single(body)
     shade = to_linear(read_color("color", color))
     if shade.shape != (3,):
         raise ValueError(f"color: expected one colour, got shape {shade.shape}")
@@ -108,7 +109,7 @@ def save_rigged(
 
 def check_single(body: BodyModel) -> None:
     """Refuse a layer that blends two bodies."""
-    if getattr(body, "infant", None) is not None:
+    if getattr(expect_body(body), "infant", None) is not None:
         raise ValueError(
             "body: blends two bodies (smil=...), and a file has one; give a layer of one of them"
         )

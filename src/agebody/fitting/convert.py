@@ -15,6 +15,7 @@ from torch import Tensor
 
 from agebody.assets.asset import BodyAsset, Regressor
 from agebody.body import SMPL, SMPLA, BodyModel
+from agebody.body.model import expect_body
 from agebody.engine.batched import own_precision
 from agebody.fitting.patches import patch_layout
 from agebody.fitting.points import fit_points, fit_vertices
@@ -81,6 +82,8 @@ def convert(
     Returns:
         The fit. Its residual is the mean distance of vertices, or of the points of the correspondence [m].
     """
+    expect_body(source, "source")
+    expect_body(target, "target")
     if (source.dtype, source.device) != (target.dtype, target.device):
         raise ValueError(
             f"target: expected a layer of {source.dtype} on {source.device} as the source, "

@@ -14,7 +14,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from agebody.body import BodyModel
+from agebody.body.model import expect_body
 from agebody.cameras import Camera
+from agebody.cameras.camera import expect_camera
 from agebody.checks import Weights, expect, expect_labels
 from agebody.engine.batched import own_precision
 from agebody.fitting.clips import Clips, read_start_sd
@@ -113,6 +115,8 @@ def fit_keypoints(
 
     Source: Bogo et al., "Keep it SMPL", ECCV 2016; AionHMR; Pavlakos et al., CVPR 2019 for the robust cost.
     """
+    expect_body(body)
+    expect_camera(camera)
     ages = age_offset, age_class, years
     with torch.no_grad(), own_precision(body.device):
         given = read_observed(
@@ -200,6 +204,8 @@ def fit_sequence(
 
     Source: AionHMR; Ye et al., "Decoupling Human and Camera Motion", CVPR 2023 (SLAHMR).
     """
+    expect_body(body)
+    expect_camera(camera)
     number = len(get_layout(layout))
     dims = 4 if views else 3
     keypoints = expect("keypoints", keypoints)

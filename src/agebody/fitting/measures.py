@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from agebody.body import SMPLA, BodyModel
+from agebody.body.model import expect_body
 from agebody.checks import broadcast
 from agebody.engine.batched import own_precision
 from agebody.engine.deform import age_coefficients
@@ -127,7 +128,7 @@ class _Problem:
         age_bounds: tuple[float, float] | None,
         definitions: Mapping[str, Definition] | None,
     ) -> None:
-        if isinstance(body, SMPLA) and body.infant is not None:
+        if isinstance(expect_body(body), SMPLA) and body.infant is not None:
             raise ValueError("body: expected one body; this layer has a second one (smil=) for infants")
         if age_offset is not None and not body.age_anchors:
             raise ValueError("age_offset: this body has one age")

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from agebody.body import BodyModel
+from agebody.body.model import expect_body
 from agebody.checks import Weights, apply_mask, expand_weights, expect, safe_norm
 from agebody.engine.batched import own_precision
 from agebody.fitting.inverse_kinematics import (
@@ -106,6 +107,7 @@ def fit_points(
     Raises:
         AssetError: the body lacks points of the layout.
     """
+    expect_body(body)
     layout = get_layout(layout)
     with torch.no_grad(), own_precision(body.device):
         given = _read(body, "points", points, len(layout), weights, betas, age_offset, sd, layout)
@@ -155,6 +157,7 @@ def fit_vertices(
         weights: (*batch, V). Vertices of weight 0 are ignored, even NaN: holes, or what a mesh lacks.
         max_iterations: as in `fit_points`; where weights differ, all passes are made three times.
     """
+    expect_body(body)
     with torch.no_grad(), own_precision(body.device):
         given = _read(body, "vertices", vertices, body.num_vertices, weights, betas, age_offset, sd)
         patches = body.for_layout(patch_layout(body.asset), Patches)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from agebody.assets.asset import BodyAsset
+from agebody.assets.asset import BodyAsset, expect_asset
 from agebody.checks import (
     Reduction,
     Weights,
@@ -109,6 +109,7 @@ def part_vertices(
         facing: a direction, of any length but zero; None keeps all.
         within: largest angle between it and a vertex's normal [rad].
     """
+    expect_asset(asset)
     missing = [name for name in joints if name not in asset.joint_names]
     if missing:
         raise ValueError(

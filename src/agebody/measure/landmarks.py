@@ -13,7 +13,7 @@ import scipy
 import torch
 from jaxtyping import Bool, Float, Int
 
-from agebody.assets.asset import AssetError, BodyAsset, Regressor
+from agebody.assets.asset import AssetError, BodyAsset, Regressor, expect_asset
 from agebody.assets.landmarks import LANDMARKS
 from agebody.measure.sections import gap, plane_section, section_length, tape_length
 
@@ -68,7 +68,7 @@ def find_landmarks(asset: BodyAsset) -> Regressor:
     Raises:
         AssetError: the body lacks a needed joint, or a landmark cannot be found.
     """
-    if asset not in _FOUND:
+    if expect_asset(asset) not in _FOUND:
         _FOUND[asset] = _find(asset)
     return _FOUND[asset]
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from agebody.assets.asset import AssetError, BodyAsset
+from agebody.assets.asset import AssetError, BodyAsset, expect_asset
 from agebody.checks import expect, safe_norm
 from agebody.engine.batched import own_precision
 from agebody.measure.definitions import GROUND, MEASUREMENTS, TOP, Definition, Distance, Girth, Height, Point
@@ -61,6 +61,7 @@ class Measurements(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
+        expect_asset(asset)
         if dtype not in (torch.float32, torch.float64):
             raise TypeError(f"dtype: expected torch.float32 or torch.float64, got {dtype}")
         self.definitions = _chosen(definitions)

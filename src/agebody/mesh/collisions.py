@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from agebody.assets.asset import BodyAsset
+from agebody.assets.asset import BodyAsset, expect_asset
 from agebody.engine.backend import BackendName
 from agebody.mesh.search import check_mesh, expect_ids, expect_ints, flatten_batch
 
@@ -99,7 +99,7 @@ class Exclusions:
 
         Source: the filter of SMPLify-X (Pavlakos et al., CVPR 2019).
         """
-        faces = torch.from_numpy(np.array(asset.faces))
+        faces = torch.from_numpy(np.array(expect_asset(asset).faces))
         parts = torch.from_numpy(asset.dense_weights()[asset.faces].sum(1).argmax(1))
         excluded = cls.of_parts(parts, _related(asset, within, touching))
         if rest:

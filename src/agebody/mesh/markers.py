@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from agebody.assets.asset import AssetError, check_finite, check_indices, check_shape
 from agebody.assets.container import UNSIGNED, PathLike, check_version, naming, read_raw, signed
 from agebody.body import BodyModel
+from agebody.body.model import expect_body
 from agebody.checks import expect_values, read_tensor
 from agebody.engine.batched import building, own_precision
 from agebody.files import replacing
@@ -67,6 +68,10 @@ class MarkerSet(nn.Module):
         names: Sequence[str],
     ) -> None:
         super().__init__()
+        vertex_ids, matrix, names = np.asarray(vertex_ids), np.asarray(matrix), tuple(names)
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise AssetError(f"names: expected different ones, got {', '.join(twice)} several times")
         check_shape("matrix", matrix.shape, (None, len(names)))
         check_shape("vertex_ids", vertex_ids.shape, (len(names),))
         check_indices("vertex_ids", vertex_ids, len(matrix))
@@ -159,7 +164,7 @@ class MarkerSet(nn.Module):
         Returns:
             Markers on the CPU, in the body's dtype.
         """
-        template = body.asset.template.astype(np.float64)
+        template = expect_body(body).asset.template.astype(np.float64)
         if not 1 <= count <= len(template):
             raise ValueError(f"count: expected 1 to {len(template)}, the body's vertices, got {count}")
         if not 0 <= noise_sd < np.inf:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int
 
-from agebody.assets.asset import BodyAsset
+from agebody.assets.asset import BodyAsset, expect_asset
 
 PARTS_6: Mapping[str, str] = {
     "head": "neck",
@@ -55,7 +55,10 @@ class PartMap:
             starts: the joint at which each part begins, by the part's name, such as `PARTS_7`; a part reaches
                 to the next such joints. One of them is the root. None: one part per joint.
         """
+        expect_asset(asset)
         starts = {name: name for name in asset.joint_names} if starts is None else starts
+        if not isinstance(starts, Mapping):
+            raise TypeError(f"starts: expected a joint by each part's name, got {type(starts).__name__}")
         unknown = [joint for joint in starts.values() if joint not in asset.joint_names]
         if unknown:
             raise ValueError(
@@ -83,6 +86,7 @@ class PartMap:
             vertices: the part (V,) that each vertex lies on, from 0.
             names: name of each part.
         """
+        expect_asset(asset)
         vertices = np.asarray(vertices)
         if vertices.shape != (asset.num_vertices,) or vertices.dtype.kind not in "iu":
             raise ValueError(

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from agebody.body import BodyModel
+from agebody.body.model import expect_body
 from agebody.checks import expect
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.mesh.markers import MarkerSet
@@ -79,6 +80,7 @@ class MeshPoseInteraction(nn.Module):
         bands: bool = True,
     ) -> None:
         super().__init__()
+        expect_body(body)
         if coordinates not in (2, 3):
             raise ValueError(f"coordinates: expected 2 or 3, got {coordinates}")
         if min(features, frames, width, depth, blocks) < 1:

@@ -23,8 +23,9 @@ from agebody.age import AgeCurve
 from agebody.assets.asset import SMPL_JOINT_NAMES
 from agebody.assets.landmarks import COCO17, SURFACE21
 from agebody.body import BodyModel
+from agebody.body.model import expect_body
 from agebody.cameras import Camera, box_around
-from agebody.cameras.camera import Size, as_size
+from agebody.cameras.camera import Size, as_size, expect_camera
 from agebody.cameras.distortion import undistort
 from agebody.cameras.weak import translation_to_weak
 from agebody.checks import Weights, expect, expect_values
@@ -221,6 +222,8 @@ class Lifter(nn.Module):
         Returns:
             Finite bodies, also of people without keypoints, whose standard deviations are large.
         """
+        expect_body(body)
+        expect_camera(camera)
         layout, keypoints = get_layout(layout), expect("keypoints", keypoints, None, 2)
         if tuple(body.asset.joint_names) != SMPL_JOINT_NAMES:
             raise ValueError("body: expected SMPL's 24 joints, which the lifter was trained on")
@@ -320,7 +323,7 @@ class Lifter(nn.Module):
         """Return the most probable betas of bones of these logarithmic lengths, normal with SD 1 before."""
         sd = readouts["log_sd_lengths"].exp()
         units = torch.eye(body.num_betas, dtype=body.dtype, device=body.device)
-        units = torch.cat((torch.zeros_like(units[:1]), units)).expand(lengths.shape[0], -1, -1)
+        units = torch.cat((units.new_zeros(1, body.num_betas), units)).expand(lengths.shape[0], -1, -1)
         rest = body.keypoints(
             "smpl24", betas=units, **_age(body, age_offset[:, None].expand(units.shape[:2]))
         )

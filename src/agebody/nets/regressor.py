@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from agebody.body import BodyModel
+from agebody.body.model import expect_body
 from agebody.checks import expect
 from agebody.parameters import BodyParameters
 from agebody.rotations import matrix_to_axis_angle, rotation_6d_to_matrix
@@ -67,6 +68,7 @@ def read_prediction(readouts: Readouts, body: BodyModel) -> Prediction:
     Raises:
         ValueError: a read-out is missing, or has another size than the body needs.
     """
+    expect_body(body)
     missing = [name for name in ("pose", "betas", "camera") if name not in readouts]
     if missing:
         raise ValueError(f"readouts: missing {', '.join(missing)}")
@@ -105,6 +107,7 @@ def start_readouts(body: BodyModel | int, num_shape: int = 10) -> dict[str, Tens
         HMR's crops.
     """
     if not isinstance(body, int):
+        expect_body(body)
         body, num_shape = body.num_joints, body.num_betas + bool(body.age_anchors)
     pose = torch.tensor([1.0, 0, 0, 0, 1, 0]).repeat(body)
     pose[4] = -1  # a body's +y is up, a camera's is down
@@ -112,10 +115,9 @@ def start_readouts(body: BodyModel | int, num_shape: int = 10) -> dict[str, Tens
 
 
 def expect_matrix_body(body: Any) -> None:
-    """Refuse what is no layer of rotation matrices."""
-    got = getattr(body, "pose_format", type(body).__name__)
-    if got != "matrix":
-        raise ValueError(f'body: expected a layer with pose_format="matrix", got {got!r}')
+    """Check that an argument is a layer of rotation matrices."""
+    if expect_body(body).pose_format != "matrix":
+        raise ValueError(f'body: expected a layer with pose_format="matrix", got {body.pose_format!r}')
 
 
 class Regressor(nn.Module):

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from agebody.body import BodyModel
+from agebody.body.model import expect_body
 from agebody.engine.batched import own_precision
 from agebody.engine.deform import age_slopes
 from agebody.engine.kinematics import ancestors
@@ -50,7 +51,7 @@ class _Derivatives(nn.Module):
 
     def __init__(self, body: BodyModel) -> None:
         super().__init__()
-        if getattr(body, "infant", None) is not None:
+        if getattr(expect_body(body), "infant", None) is not None:
             raise ValueError("body: expected one body, got two with a switch between them (smil=)")
         self._body = [body]  # in a list, so that it is not a submodule
         knots, slopes = age_slopes(body.age_anchors)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from agebody.body import BodyModel
+from agebody.body.model import expect_body
 from agebody.engine.batched import own_precision
 from agebody.optim.least_squares import Solution, minimize
 from agebody.optim.motion import Motion
@@ -83,6 +84,7 @@ def fit_bodies(
         Finite parameters in the shape of ``start``, and a report per body or clip. A body whose residuals are
         not finite stays where it was.
     """
+    expect_body(body)
     _check_stages(terms, stages)
     vectors = start.vector().detach()
     expected = group_slices(body)["transl"].stop

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from agebody.body import BodyModel
+from agebody.body.model import expect_body
 from agebody.keypoints import KeypointLayout
 from agebody.optim.jacobian import KeypointDerivatives, KeypointJacobian, PosedSurface, SurfaceJacobian
 from agebody.optim.least_squares import Quadratic
@@ -30,6 +31,7 @@ class FreeVariables:
     def __init__(
         self, body: BodyModel, groups: Sequence[str] = GROUPS, joints: Sequence[str] | None = None
     ) -> None:
+        expect_body(body)
         unknown = sorted(set(groups) - set(GROUPS))
         if unknown:
             raise ValueError(f"groups: expected some of {', '.join(GROUPS)}, got {', '.join(unknown)}")
@@ -101,6 +103,7 @@ class State:
     def __init__(
         self, body: BodyModel, vector: Float[Tensor, "b P"], rows: Int[Tensor, " b"], free: FreeVariables
     ) -> None:
+        expect_body(body)
         self.body, self.rows, self.free = body, rows, free
         self.parameters = BodyParameters.from_vector(vector, body)
         self._points: dict[int, tuple[Tensor, Tensor]] = {}

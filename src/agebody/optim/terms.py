@@ -10,8 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from agebody.body import BodyModel
+from agebody.body.model import expect_body
 from agebody.cameras import Camera
-from agebody.cameras.camera import NEAR
+from agebody.cameras.camera import NEAR, expect_camera
 from agebody.checks import apply_mask
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.losses import MahalanobisPrior, MaxMixturePrior
@@ -70,6 +71,7 @@ class Reprojection:
         robust: Robust = "gmof",
         robust_scale: float = 5.0,
     ) -> None:
+        expect_camera(camera)
         self.layout = get_layout(layout)
         self.keypoints, self.weights = apply_mask(keypoints, weights, 1), weights
         self.camera = camera.expand(*keypoints.shape[:2])
@@ -169,7 +171,7 @@ class PosePrior:
     """
 
     def __init__(self, prior: MahalanobisPrior | MaxMixturePrior, body: BodyModel) -> None:
-        names = tuple(body.asset.joint_names[1:])
+        names = tuple(expect_body(body).asset.joint_names[1:])
         prior = prior if prior.joint_names == names else prior.for_joints(names)
         self.prior = prior.to(body.device, body.dtype)
         identity = torch.eye(3 * len(names), dtype=body.dtype, device=body.device)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from agebody.assets.asset import BodyAsset
 from agebody.body import BodyModel
+from agebody.body.model import expect_body
 from agebody.cameras.boxes import box_around
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.mesh.closest import visible_vertices
@@ -76,6 +77,7 @@ def observe(
         borrowed: share of people with a fifth to a half of their points taken from somebody beside them.
         stray: share of points placed anywhere within the person's box, enlarged by a half.
     """
+    expect_body(body)
     shares = (occluders, dropped, swapped, borrowed, stray)
     for name, share in zip(("occluders", "dropped", "swapped", "borrowed", "stray"), shares, strict=True):
         expect_share(name, share)

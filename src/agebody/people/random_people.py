@@ -18,6 +18,7 @@ from torch import Tensor
 
 from agebody.age import ADULT_YEARS, AGE_CLASSES, AgeCurve
 from agebody.body import BodyModel
+from agebody.body.model import expect_body
 from agebody.cameras.camera import Camera
 from agebody.keypoints import mirror_order
 from agebody.losses.limits import clamp_to_limits, joint_limits
@@ -115,6 +116,7 @@ def random_people(
         together: number of people per image, one after the other, whose sum is N; one each if None. People of
             one image share its field of view, and the camera looks down as it would on the first of them.
     """
+    expect_body(body)
     if count < 1:
         raise ValueError(f"count: expected 1 or more, got {count}")
     if not 0 < extent[0] <= extent[1] < math.inf:

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from agebody.cameras import Camera
+from agebody.cameras.camera import expect_camera
 from agebody.checks import expect
 from agebody.losses import plane_height
 
@@ -64,6 +65,7 @@ def points_from_depth(
         mask: pixels to use, such as the person's; all if None.
         max_jump: largest difference in depth between neighbouring pixels of one surface [m].
     """
+    expect_camera(camera)
     depth = expect("depth", depth, None, None)
     if depth.dim() != 2:
         raise ValueError(f"depth: expected one image (H, W), got {tuple(depth.shape)}")

@@ -11,7 +11,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from agebody.body import SMIL, BodyModel
+from agebody.body.model import expect_body
 from agebody.cameras import Camera
+from agebody.cameras.camera import expect_camera
 from agebody.engine.backend import BackendName
 from agebody.engine.batched import own_precision
 from agebody.fitting.scans.clouds import Cloud, Plane
@@ -132,6 +134,8 @@ def fit_scans(
             ``Exclusions.of_body(body.asset)`` serves all sequences of a body.
         backend: of the searches for closest points; torch is very slow.
     """
+    expect_body(body)
+    expect_camera(camera)
     with torch.inference_mode(False), torch.no_grad(), own_precision(body.device):
         layout = get_layout(layout)
         seen = read_frames(body, scans, camera, keypoints, weights, layout, plane)
