@@ -51,7 +51,7 @@ def entries(nav: list[Any], section: str = "") -> Iterator[tuple[str, str, str]]
 
 def summary(page: str) -> str:
     """Return the first paragraph of a page in Markdown, as plain text on one line."""
-    text = re.sub(r"^```.*?^```$", "", page, flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"\A---$.*?^---$|^```.*?^```$", "", page, flags=re.MULTILINE | re.DOTALL)
     for paragraph in re.split(r"\n\s*\n", text):
         plain = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", " ".join(paragraph.split()))
         if (
