@@ -417,7 +417,8 @@ def test_built_site_loads_only_what_it_has(tmp_path):
 
 
 def test_text_for_language_models_follows_the_navigation(tmp_path):
-    (tmp_path / "index.md").write_text("---\nhide:\n  - toc\n---\n\n# Title\n\n![p](p.png)\n\nWhat [it](x.md)\nis.\n")
+    text = "---\nhide:\n  - toc\n---\n\n# T\n\n![p](p.png)\n\nWhat [it](x.md)\nis.\n"
+    (tmp_path / "index.md").write_text(text)
     (tmp_path / "a.md").write_text("# A\n\n```python\nx\n```\n\n| a |\n| - |\n")
     nav = [{"Home": "index.md"}, {"Guide": [{"Part": [{"First": "a.md"}]}]}]
     config = {"site_name": "name", "site_description": "About.", "nav": nav}

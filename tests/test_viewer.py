@@ -102,9 +102,11 @@ def test_a_licensed_body_does_not_leave(mannequin_asset, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def scene(body, image=None):
+def scene(body, image=None, distortion=()):
     people = random_people(body, 2, seed=5, together=[2])
     camera = people.camera.map(lambda part: part[0])
+    if distortion:
+        camera = camera._replace(distortion=torch.tensor(distortion))
     vertices = body(people.parameters).vertices.numpy()
     size = tuple(int(side) for side in people.size[0])
     return camera, Scene(
@@ -116,12 +118,19 @@ def scene(body, image=None):
         tuple(camera.focal.tolist()),
         tuple(camera.center.tolist()),
         image,
+        distortion,
     )
 
 
+BARREL = (-0.3, 0.02, 0.01, -0.02)
+RATIONAL = (-0.35, 0.1, 0.002, 0.003, 0.05, 0.1, -0.02, 0.01)
+FOLDING = (-8.0, 2.0, 0.0, 0.0)  # whose view ends inside the people
+
+
+@pytest.mark.parametrize("distortion", [(), BARREL, RATIONAL, FOLDING], ids=str)
 @needs_chromium
-def test_people_stand_where_their_camera_sees_them(body, page, tmp_path):
-    camera, given = scene(body)
+def test_people_stand_where_their_camera_sees_them(distortion, body, page, tmp_path):
+    camera, given = scene(body, distortion=distortion)
     path = tmp_path / "people.html"
     faces = body.faces.numpy()
     save_scenes_html([given, given], faces, path, title="people", license="none", rate=10.0)
@@ -133,8 +142,9 @@ def test_people_stand_where_their_camera_sees_them(body, page, tmp_path):
         places = page.run(f"[...window.agebody.surface(window.agebody.scenes[0].people[{i}])]")
         found = np.reshape(places, (-1, 3))
         assert np.abs(found * (1, -1, -1) - vertices).max() < 1e-4
-        seen = page.run(f"window.agebody.project({found[100].tolist()})")
-        pixels = camera.project(torch.from_numpy(vertices[100])[None]).pixels[0].numpy()
+        some = [100, *vertices.argmin(0), *vertices.argmax(0)]
+        seen = [page.run(f"window.agebody.project({found[v].tolist()})") for v in some]
+        pixels = camera.project(torch.from_numpy(vertices[some])).pixels.numpy()
         np.testing.assert_allclose(seen, offset + scale * pixels, atol=0.2)
     page.run("document.querySelector('input[aria-label=frame]').value")
     page.run("window.agebody.go(1)")

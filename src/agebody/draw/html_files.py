@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 
 from agebody.age import AgeCurve, median_head_circumference
 from agebody.age.growth import Sex, growth_by_months
 from agebody.assets.asset import AssetError, BodyAsset
 from agebody.body import BodyModel
+from agebody.cameras import field_limit
 from agebody.draw.meshes import PALETTE
 from agebody.draw.rigged_files import FREE_LICENSES, check_single, direction_names
 from agebody.files import replacing
@@ -101,6 +103,8 @@ class Scene(NamedTuple):
     """Principal point [pixels]."""
     image: bytes | None = None
     """The photograph as a JPEG; None shows none."""
+    distortion: Sequence[float] = ()
+    """Of the lens, as in `Camera`; the person is drawn where it shows them."""
 
 
 def save_scenes_html(
@@ -151,6 +155,10 @@ def _describe_scene(scene: Scene, block: _Block) -> dict[str, Any]:
         people.append({"name": name, "color": color, **rounded, "shift": shift.tolist()})
     image = None if scene.image is None else base64.b64encode(scene.image).decode()
     about = {"title": scene.title, "people": people, "image": image}
+    if any(scene.distortion):
+        limit = float(field_limit(torch.tensor(scene.distortion, dtype=torch.float64)))
+        padded = [*scene.distortion[:8], *[0.0] * (8 - len(scene.distortion))]
+        about["lens"] = {"coefficients": padded, "limit": min(limit, 1e6)}
     return about | {"size": scene.size, "focal": scene.focal, "center": scene.center}
 
 

@@ -570,6 +570,21 @@ function label(marks, [x, y], text) {
   marks.fillText(text, x + 18, y - 7);
 }
 
+/** Move points [m] across the line of sight to where a lens shows them, as `agebody.cameras.distort` does. */
+function bent(points, {coefficients: [k1, k2, p1, p2, k3, k4, k5, k6], limit}) {
+  const moved = Float32Array.from(points);
+  for (let i = 0; i < moved.length; i += 3) {
+    const depth = -points[i + 2];
+    if (depth <= 0) continue;
+    const radius = Math.hypot(points[i], points[i + 1]) / depth, share = radius > limit ? limit / radius : 1;
+    const x = points[i] / depth * share, y = -points[i + 1] / depth * share, s = x * x + y * y;  // inside the lens's view
+    const factor = (1 + s * (k1 + s * (k2 + s * k3))) / (1 + s * (k4 + s * (k5 + s * k6)));
+    moved[i] = (x * factor + 2 * p1 * x * y + p2 * (s + 2 * x * x)) / share * depth;
+    moved[i + 1] = -(y * factor + p1 * (s + 2 * y * y) + 2 * p2 * x * y) / share * depth;
+  }
+  return moved;
+}
+
 /** The page of people whom cameras see: their image behind them, or all around them. */
 function showScenes(about, stage) {
   const state = {at: 0, around: false, image: true, shown: null}, photo = make("img", {id: "photo", alt: ""});
@@ -577,13 +592,15 @@ function showScenes(about, stage) {
   const meshes = [], {scenes} = about;
   const surface = ({values, steps: [step], shift}) => Float32Array.from(values, (value, i) => value * step + shift[i % 3]);
 
+  const placed = (points, {lens}) => lens && !state.around ? bent(points, lens) : points;
+
   function update() {
     const scene = scenes[state.at], surfaces = scene.people.map(surface);
     let low = Infinity, high = -Infinity;
     const middle = [0, 0, 0];
     surfaces.forEach((vertices, i) => {
       meshes[i] ??= stage.scene.mesh(about.faces);
-      stage.scene.fill(meshes[i], vertices, vertexNormals(vertices, about.faces));
+      stage.scene.fill(meshes[i], placed(vertices, scene), vertexNormals(vertices, about.faces));
       for (let v = 1; v < vertices.length; v += 3) low = Math.min(low, vertices[v]), high = Math.max(high, vertices[v]);
       scene.people[i].shift.forEach((x, c) => { middle[c] += x / surfaces.length; });
     });
@@ -638,8 +655,8 @@ function showScenes(about, stage) {
   byId("panel").append(make("footer", {}, `${about.license}. Shown by agebody.`));
   stage.paint = () => {};
   update();
-  return {state, go, update, surface, scenes, project: point => {
-    const {view, width, height} = seen(scenes[state.at]);
+  return {state, go, update, surface, scenes, project: given => {
+    const scene = scenes[state.at], {view, width, height} = seen(scene), point = placed(given, scene);
     const [a, b, , w] = [0, 1, 2, 3].map(i => view[i] * point[0] + view[4 + i] * point[1] + view[8 + i] * point[2] + view[12 + i]);
     return [(a / w + 1) / 2 * width, (1 - b / w) / 2 * height];
   }};

@@ -79,6 +79,7 @@ def save_labels_html(
                 tuple(people.focal[0].tolist()),
                 tuple(people.center[0].tolist()),
                 image,
+                people.distortion[0].tolist(),
             )
         )
         progress("drawing", (done + 1) / len(names))
