@@ -29,6 +29,7 @@ from agebody.keypoints import LAYOUTS
 from agebody.losses import joint_limits_prior
 from agebody.people import observe, random_people
 from agebody.pipelines.cli import app
+from agebody.pipelines.jobs import run_jobs, start_workers
 from agebody.pipelines.labels import (
     fit_annotations,
     fit_dataset,
@@ -583,19 +584,17 @@ def expected(whole):
 
 KILLED = """
 import json, os, pathlib, signal, sys
-import psutil, agebody
+import agebody
 from agebody.pipelines.labels import fit_dataset
 
 def kill(report):
     if report.shards_done == 2:
-        children = psutil.Process().children(recursive=True)
-        started = {child.pid: " ".join(child.cmdline()) for child in children}
-        pathlib.Path(sys.argv[3]).write_text(json.dumps(started))
+        pathlib.Path(sys.argv[3]).write_text(json.dumps(list(report.workers)))
         os.kill(os.getpid(), signal.SIGKILL)
 
 if __name__ == "__main__":
     body = agebody.SMPLA(agebody.mannequin())
-    fit_dataset(body, sys.argv[1], sys.argv[2], workers=1, progress=kill)
+    fit_dataset(body, sys.argv[1], sys.argv[2], address=sys.argv[4], progress=kill)
 """
 
 
@@ -614,17 +613,16 @@ def runs(pid):
 
 
 def test_a_killed_call_goes_on_where_it_was(session, expected, body, people, tmp_path):
-    """The process that ran it, and Ray with it, is ended in the middle; nothing is lost or done twice."""
-    folder, started = tmp_path / "labels", tmp_path / "processes"
+    """The process that ran it is ended in the middle, and its workers with it; nothing is lost or twice."""
+    folder, started = tmp_path / "labels", tmp_path / "workers"
     (tmp_path / "killed.py").write_text(KILLED)
-    killed = subprocess.run([sys.executable, tmp_path / "killed.py", people, folder, started], check=False)
+    address = session.get_runtime_context().gcs_address
+    killed = subprocess.run(
+        [sys.executable, tmp_path / "killed.py", people, folder, started, address], check=False
+    )
     assert killed.returncode == -signal.SIGKILL
-    processes = {int(pid): command for pid, command in json.loads(started.read_text()).items()}
-    workers = [pid for pid, command in processes.items() if "_Worker" in command]
-    assert len(workers) == 1
-    wait_for(lambda: not any(map(runs, workers)))
-    for pid in filter(runs, processes):  # Ray's own agents see to it that they end, but only after a minute
-        psutil.Process(pid).kill()
+    (worker,) = json.loads(started.read_text())
+    wait_for(lambda: not runs(int(worker.rpartition("-")[2])))
     done = {folder / name: (folder / name).stat() for name in bytes_of(folder)}
     assert 2 <= len(done) < SHARDS  # the third may have become whole meanwhile
     report = fit_dataset(body, people, folder)
@@ -651,10 +649,13 @@ def killed_worker(session, body, people, tmp_path_factory):
     reports = []
 
     def kill(report):
-        reports.append(replace(report))
-        if len(reports) == 2:
+        if not reports or reports[-1].shards_done < report.shards_done:
+            reports.append(replace(report))
+        else:
+            return
+        if report.shards_done == 1:
             (name,) = report.workers
-            os.kill(int(name.split("-")[1]), signal.SIGKILL)
+            os.kill(int(name.rpartition("-")[2]), signal.SIGKILL)
 
     return folder, fit_dataset(body, people, folder, progress=kill), reports
 
@@ -705,6 +706,39 @@ def test_an_interrupted_call_leaves_whole_shards_and_no_workers(session, expecte
     assert json.loads((tmp_path / "report.json").read_text())["shards_done"] == 1
 
 
+def test_a_job_that_ends_its_worker_is_given_up_and_the_others_are_done(session, body):
+    def work(body, job):
+        if job == "poison":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return 2 * job
+
+    with start_workers(body, work, {}) as pool:
+        found = dict(run_jobs(pool, [1, "poison", 2], max_retries=1))
+    assert [found[job].result for job in (1, 2)] == [2, 4]
+    assert "its worker ended (WorkerCrashedError)" in str(found["poison"].error)
+
+
+def test_calls_share_the_shards(expected, body, people, tmp_path):
+    """As the tasks of a Slurm array do, without Ray."""
+    for i in range(2):
+        report = fit_dataset(body, people, tmp_path, workers=1, part=(i, 2))
+        assert (report.shards, report.shards_done) == (SHARDS // 2, SHARDS // 2)
+        assert (tmp_path / f"report-{i}-of-2.json").exists()
+    assert bytes_of(tmp_path) == expected
+
+
+def test_finished_shards_are_known_by_their_footers(expected, body, people, tmp_path):
+    """Damage inside a file is found with verify, or by whoever reads the labels."""
+    for name, data in expected.items():
+        (tmp_path / name).write_bytes(data)
+    (name, *_) = expected
+    damage(tmp_path / name)
+    assert fit_dataset(body, people, tmp_path, workers=1).shards_found_done == SHARDS
+    report = fit_dataset(body, people, tmp_path, workers=1, verify=True)
+    assert (report.shards_found_done, report.shards_done) == (SHARDS - 1, SHARDS)
+    assert bytes_of(tmp_path) == expected
+
+
 def damage(path):
     """What the footer does not tell."""
     data = bytearray(path.read_bytes())
@@ -712,7 +746,7 @@ def damage(path):
     path.write_bytes(data)
 
 
-def test_bad_shards_end_the_call_or_are_reported(session, expected, body, people, tmp_path):
+def test_bad_shards_end_the_call_or_are_reported(expected, body, people, tmp_path):
     given, folder = tmp_path / "people", tmp_path / "labels"
     given.mkdir()
     for path in sorted(people.iterdir())[:4]:
@@ -722,14 +756,14 @@ def test_bad_shards_end_the_call_or_are_reported(session, expected, body, people
     column = given / names[2]
     pq.write_table(pq.read_table(column).drop_columns("weights"), column)
     with pytest.raises(AnnotationError, match=f"{names[2]}: column weights: missing"):
-        fit_dataset(body, given, folder)
+        fit_dataset(body, given, folder, workers=1)
     assert bytes_of(folder) == {}  # it was seen before anything was fitted
     others = [given / names[i] for i in (0, 1, 3)]
     with pytest.raises(AnnotationError, match=f"{names[1]}: not a Parquet file, or a damaged one") as error:
-        fit_dataset(body, others, folder)
+        fit_dataset(body, others, folder, workers=1)
     assert "\n" not in str(error.value)
     assert bytes_of(folder) == {names[0]: expected[names[0]]}
-    report = fit_dataset(body, given, folder, skip_bad=True)
+    report = fit_dataset(body, given, folder, workers=1, skip_bad=True)
     assert {Path(path).name: why.split(": ")[1] for path, why in report.bad.items()} == {
         names[1]: "not a Parquet file, or a damaged one",
         names[2]: "column weights",
@@ -739,11 +773,11 @@ def test_bad_shards_end_the_call_or_are_reported(session, expected, body, people
     assert json.loads((folder / "report.json").read_text())["bad"] == report.bad
 
 
-def test_options_are_those_of_the_fit(session, expected, body, people, tmp_path):
+def test_options_are_those_of_the_fit(expected, body, people, tmp_path):
     with pytest.raises(ValueError, match="min_confidence: expected 0 to 1, got 2"):
-        fit_dataset(body, people, tmp_path, min_confidence=2)
+        fit_dataset(body, people, tmp_path, workers=1, min_confidence=2)
     with pytest.raises(TypeError, match="colour: expected an option"):
-        fit_dataset(body, people, tmp_path, colour=2)
+        fit_dataset(body, people, tmp_path, workers=1, colour=2)
     with pytest.raises(ValueError, match="workers: expected at least 1"):
         fit_dataset(body, people, tmp_path, workers=0)
     with pytest.raises(ValueError, match="output: expected another folder"):
@@ -752,7 +786,7 @@ def test_options_are_those_of_the_fit(session, expected, body, people, tmp_path)
     (name, data), *_ = expected.items()
     (tmp_path / name).write_bytes(data)
     with pytest.raises(AnnotationError, match=f"{name}: exists, and was made with fov: None, not 0.9"):
-        fit_dataset(body, people, tmp_path, fov=0.9)
+        fit_dataset(body, people, tmp_path, workers=1, fov=0.9)
     assert bytes_of(tmp_path) == {name: data}
 
 
@@ -797,13 +831,13 @@ def coco(annotations, path):
     return path
 
 
-def test_commands(session, annotations, tmp_path):
+def test_commands(annotations, tmp_path):
     given = coco(annotations.select(np.arange(4)), tmp_path / "day.json")
     result = run("shard", given, "-o", tmp_path / "people", "--people-per-shard", 2)
     assert result.exit_code == 0, result.output
     assert "4 people in 2 shards" in result.stdout
     assert "day.json: left out: crowd 1" in result.stderr
-    labels = ("-o", tmp_path / "labels", "--body", "mannequin")
+    labels = ("-o", tmp_path / "labels", "--body", "mannequin", "--workers", 1)
     result = run("fit-shards", tmp_path / "people", *labels, "--years", 30)
     assert result.exit_code == 0, result.output
     assert "2 of 2 shards done, 0 of them before" in result.stdout

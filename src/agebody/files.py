@@ -310,7 +310,7 @@ def _refuse_address(path: AnyPath) -> None:
     scheme = _SCHEME.match(os.fspath(path))
     if scheme and not Path(scheme[0]).is_dir():
         reason = "expected a path of this machine; copy the files to or from the store yourself"
-        raise OSError(errno.EINVAL, reason, str(path))
+        raise OSError(errno.EINVAL, reason, re.sub(":/+", "://", str(path), count=1))
 
 
 def _check_parent(target: Path, path: AnyPath) -> None:

@@ -197,9 +197,19 @@ def count_people(path: Path) -> int:
         OSError: it cannot be read.
         ImportError: PyArrow is not installed.
     """
-    rows, schema = _open(path, lambda file: (file.metadata.num_rows, file.schema_arrow))
+    rows, schema = read_footer(path)
     _check_columns(path, schema)
     return rows
+
+
+def read_footer(path: Path) -> tuple[int, Any]:
+    """Return the number of rows of a Parquet file and its schema; the values are not read.
+
+    Raises:
+        AnnotationError: the file is not a Parquet file.
+        OSError: it cannot be read.
+    """
+    return _open(path, lambda file: (file.metadata.num_rows, file.schema_arrow))
 
 
 def read_table(path: Path) -> Any:

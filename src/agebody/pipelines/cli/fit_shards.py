@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +15,9 @@ from agebody.pipelines.cli.app import app, fail, note, running, say, show_count
 
 if TYPE_CHECKING:
     from agebody.pipelines.labels.at_scale import DatasetReport
+
+_SAY_EVERY = 30.0
+"""Seconds between two lines where no bar can be shown."""
 
 
 @app.command()
@@ -67,6 +72,13 @@ def shard(
         say(line)
 
 
+def _check_kind(value: str) -> str:
+    """Return the value of an option, of which "cuda" need not be here: the cluster may have GPUs."""
+    if value.startswith("cuda:"):
+        raise typer.BadParameter(f"expected cpu or cuda, because each worker gets its own GPU, got {value!r}")
+    return value if value == "cuda" else str(options.check_device(value))
+
+
 @app.command()
 def fit_shards(
     shards: Annotated[
@@ -76,10 +88,14 @@ def fit_shards(
     output: options.OutputFolder,
     body: options.Body = "anny",
     address: Annotated[
-        str | None, options.option("Address of a Ray cluster; by default this machine alone.")
+        str | None,
+        options.option(
+            "Address of a Ray cluster, such as **head:6379**; by default **RAY_ADDRESS**, else this machine."
+        ),
     ] = None,
     workers: Annotated[
-        int | None, options.option("Number of workers; by default one per CPU or GPU.", min=1)
+        int | None,
+        options.option("Shards at once; by default one per CPU or GPU. 1 here needs no Ray.", min=1),
     ] = None,
     layout: options.Layout = None,
     focal: options.Focal = None,
@@ -89,38 +105,67 @@ def fit_shards(
     years: options.Years = None,
     min_confidence: options.MinConfidence = 0.0,
     batch_size: options.BatchSize = 256,
-    device: Annotated[str, typer.Option(help="cpu, or cuda: one GPU per worker.")] = "cpu",
+    device: Annotated[
+        str, typer.Option(callback=_check_kind, help="cpu, or cuda: one GPU per worker.")
+    ] = "cpu",
+    num_gpus: Annotated[
+        float, typer.Option(min=0.01, help="GPUs per worker with **--device cuda**; 0.5 lets two share one.")
+    ] = 1.0,
+    memory: Annotated[
+        float | None, options.option("GiB of memory that Ray reserves per worker.", min=0.01)
+    ] = None,
+    runtime_env: Annotated[
+        Path | None, options.option("JSON or YAML file with the runtime environment of Ray's workers.")
+    ] = None,
+    max_retries: Annotated[
+        int, typer.Option(min=0, help="Further attempts at a shard whose worker is lost or out of memory.")
+    ] = 5,
+    index: Annotated[
+        int | None,
+        options.option("Number of this call, from 0, of the **--count** that share the work.", min=0),
+    ] = None,
+    count: Annotated[int | None, options.option("Number of calls that share the work.", min=1)] = None,
     skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out shards that cannot be read, and report them.")
+        bool, typer.Option("--skip-bad", help="Leave out shards that cannot be fitted, and report them.")
+    ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read finished labels to their ends, not only their footers.")
     ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace labels that were made with other settings.")
     ] = False,
 ) -> None:
-    """Fit bodies to many people with Ray, and resume where it was stopped.
+    """Fit bodies to many people, on all cores or a cluster, and resume where it was stopped.
 
     Writes a shard of labels for each shard of people, and **report.json**. To resume after an interruption,
-    give the same command again: finished shards are not repeated.
+    give the same command again: finished shards are not repeated. Without Ray, several calls share the work
+    by **--index** and **--count**.
 
     Example: `agebody fit-shards people --body ages.safetensors -o labels`
     """
     from agebody.pipelines.labels import fit_dataset
+    from agebody.pipelines.labels.at_scale import report_name
 
     given: dict[str, Any] = options.read_lens(focal, fov)
     given |= options.read_ages(age_offset, age_class, years)
-    if device not in ("cpu", "cuda"):
-        raise typer.BadParameter(f"expected cpu or cuda, got {device!r}", param_hint="--device")
-    if address is None:
+    if not (address or os.environ.get("RAY_ADDRESS")):
         options.check_device(device)
-    with running(ValueError) as bars:
+    if (index is None) != (count is None):
+        raise typer.BadParameter("expected both --index and --count", param_hint="--index")
+    with running(ValueError, RuntimeError) as bars:
         make_folder(output)
-        layer = options.make_layer(options.load_body(body, bars), device=device)
+        layer = options.make_layer(options.load_body(body, bars))
         task = bars.add_task("fitting", total=None)
+        interactive, said = not bars.disable, time.monotonic()
 
         def show(report: DatasetReport) -> None:
+            nonlocal said
             speed = report.people_per_second
             title = "fitting" if speed is None else f"{speed:.0f} people/s"
             bars.update(task, description=title, total=report.people, completed=report.people_done)
+            if not interactive and time.monotonic() - said > _SAY_EVERY:
+                said = time.monotonic()
+                note(_progress_line(report))
 
         report = fit_dataset(
             layer,
@@ -129,7 +174,14 @@ def fit_shards(
             layout=layout,
             address=address,
             workers=workers,
+            device=device,
+            num_gpus=num_gpus,
+            memory=None if memory is None else int(memory * 2**30),
+            runtime_env=None if runtime_env is None else _read_runtime_env(runtime_env),
+            max_retries=max_retries,
+            part=None if index is None or count is None else (index, count),
             skip_bad=skip_bad,
+            verify=verify,
             overwrite=overwrite,
             progress=show,
             **given,
@@ -149,4 +201,29 @@ def fit_shards(
             f"{report.people_fitted} people in {report.seconds:.1f} s by {len(report.workers)} workers: "
             f"{report.people_per_second:.1f} per second"
         )
-    say(f"wrote {output / 'report.json'}")
+    say(f"wrote {output / report_name(index, count)}")
+
+
+def _progress_line(report: DatasetReport) -> str:
+    """Return how far a call is, for logs."""
+    line = f"{report.shards_done} of {report.shards} shards done, {len(report.bad)} left out"
+    speed = report.people_per_second
+    if not speed:
+        return f"{line}; waiting for the first shard"
+    hours, rest = divmod(int((report.people - report.people_done) / speed), 3600)
+    return f"{line}; {speed:.1f} people/s, about {hours} h {rest // 60:02d} min left"
+
+
+def _read_runtime_env(path: Path) -> dict[str, Any]:
+    """Return Ray's runtime environment; Ray brings the reader of YAML, of which JSON is a part."""
+    try:
+        import yaml
+    except ImportError as error:
+        raise ImportError('--runtime-env needs Ray; pip install "agebody[ray]"') from error
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: expected names and values of a runtime environment, as JSON or YAML")
+    return found

@@ -1,28 +1,39 @@
-"""Fit shards of people, one at a time or all with Ray; interrupted calls can be resumed."""
+"""Fit shards of people, one or all, here or on a cluster; interrupted calls can be resumed."""
 
 from __future__ import annotations
 
+import errno
 import glob
 import json
+import math
 import os
+import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from agebody.annotations.people import AnnotationError
 from agebody.annotations.shards import count_people, import_pyarrow, read_shard
 from agebody.body import BodyModel
-from agebody.files import remove_leftovers, replacing
+from agebody.files import make_folder, replacing
+from agebody.pipelines.jobs import MAX_RETRIES, Failed, choose_part, run_jobs, start_workers
 from agebody.pipelines.labels.fitting import fit_annotations
-from agebody.pipelines.labels.label_shards import ShardRecord, find_record, hash_file, save_label_shard
+from agebody.pipelines.labels.label_shards import ShardRecord, describe_source, find_record, save_label_shard
 from agebody.pipelines.labels.settings import describe_settings
-from agebody.pipelines.labels.workers import Bad, run_jobs, start_ray
 
-REPORT = "report.json"
+_HEARTBEAT = 5.0
+"""Seconds between two writings of the report."""
+_EXPIRES = 900.0
+"""Seconds after which a call that wrote no report is taken to have ended: a shard may take minutes."""
+_READERS = 8
+"""Threads that read footers, mostly waiting for the drive."""
 
 Shards = str | PathLike[str] | Sequence[str | PathLike[str]]
 
@@ -70,9 +81,10 @@ class DatasetReport:
         """Shards without labels that are not bad."""
         return self.shards - self.shards_done - len(self.bad)
 
-    def save(self, path: str | PathLike[str]) -> None:
-        """Write the report as JSON, whole or not at all."""
-        text = json.dumps({**asdict(self), "shards_left": self.shards_left}, indent=2) + "\n"
+    def save(self, path: str | PathLike[str], running: Mapping[str, Any] | None = None) -> None:
+        """Write the report as JSON, whole or not at all; ``running`` says who still works on it."""
+        document = {**asdict(self), "shards_left": self.shards_left, "running": running}
+        text = json.dumps(document, indent=2) + "\n"
         with replacing(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
@@ -136,7 +148,7 @@ def fit_shard(
     record = _find(output, shard, settings, overwrite)
     if record is not None:
         return ShardResult(output, record, False, time.perf_counter() - began)
-    source = hash_file(shard)
+    source = describe_source(shard)
     labels = fit_annotations(body, read_shard(shard, layout=layout), **options)
     record = save_label_shard(labels, source, settings, output)
     return ShardResult(output, record, True, time.perf_counter() - began)
@@ -148,13 +160,20 @@ def _output(shard: Path, folder: Path) -> Path:
     return folder / shard.with_suffix(".parquet").name
 
 
-def _find(output: Path, shard: Path, settings: dict[str, Any], overwrite: bool) -> ShardRecord | None:
+def _find(
+    output: Path, shard: Path, settings: dict[str, Any], overwrite: bool, verify: bool = True
+) -> ShardRecord | None:
     try:
-        return find_record(output, shard, settings)
+        return find_record(output, shard, settings, verify=verify)
     except AnnotationError:
         if not overwrite:
             raise
         return None
+
+
+def report_name(index: int | None, count: int | None) -> str:
+    """Return the name of the report of a call, which may be one of several that share the shards."""
+    return "report.json" if index is None else f"report-{index}-of-{count}.json"
 
 
 def list_shards(shards: Shards) -> list[Path]:
@@ -190,12 +209,19 @@ def fit_dataset(
     layout: str | None = None,
     address: str | None = None,
     workers: int | None = None,
+    device: str | None = None,
+    num_gpus: float = 1.0,
+    memory: int | None = None,
+    runtime_env: Mapping[str, Any] | None = None,
+    max_retries: int = MAX_RETRIES,
+    part: tuple[int, int] | None = None,
     skip_bad: bool = False,
+    verify: bool = False,
     overwrite: bool = False,
     progress: Callable[[DatasetReport], None] = lambda report: None,
     **options: Any,
 ) -> DatasetReport:
-    """Fit a body to everyone in many shards with workers of Ray, each shard as in `fit_shard`.
+    """Fit a body to everyone in many shards, each as in `fit_shard`, in this process or with Ray.
 
     The folder of labels is the only record of finished work: a shard of labels is written as a whole, and its
     metadata state what it was made from. After this process, a worker or a machine was killed, another call
@@ -210,72 +236,161 @@ def fit_dataset(
         shards: a folder, a pattern such as ``"people/*-0001?.parquet"``, or files.
         output: the folder of the labels and of ``report.json``; it is created where missing.
         layout: of the keypoints, as in `read_shard`.
-        address: of a Ray cluster, such as ``"ray://head:10001"`` or ``"auto"``; None starts Ray on this
-            machine and stops it at the end.
-        workers: how many; as many as there are CPUs, or, for a body on CUDA, GPUs, if None.
-        skip_bad: leave out shards that cannot be read, and report them. Else they end the call: those whose
+        address: of a Ray cluster, such as ``"head:6379"``, ``"ray://head:10001"`` or ``"auto"``; else the
+            variable ``RAY_ADDRESS`` counts; else Ray is started on this machine and stopped at the end.
+        workers: how many shards at once; as many as there are CPUs, or, on CUDA, GPUs, if None. 1 without an
+            address is this process, which needs no Ray.
+        device: of the workers, which may have a GPU when this machine has none; that of the body if None.
+        num_gpus: GPUs of each worker on CUDA; .5 lets two share one.
+        memory: that Ray reserves for each worker [bytes].
+        runtime_env: of Ray's workers, such as ``{"env_vars": {...}}``.
+        max_retries: how often a shard is tried again when its worker is lost, or memory or a drive fails.
+        part: i of n, from 0: only each n-th shard, for calls that share the work without Ray, such as the
+            tasks of a Slurm array. Each has its own report, ``report-i-of-n.json``.
+        skip_bad: leave out shards that cannot be fitted, and report them. Else they end the call: those whose
             columns are wrong before anything is fitted.
+        verify: read finished labels to their end, and their people; else their sizes and footers count.
         overwrite: replace labels that were made from other people or with other settings.
         progress: called with the report so far, at the beginning and after each shard.
         options: as in `fit_shard`.
 
     Raises:
         AnnotationError: there are no shards, one is bad, or labels are there that were made otherwise.
-        RuntimeError: a worker was ended by the system again and again.
-        OSError: a file cannot be read or written.
+        RuntimeError: the worker of a shard was lost more than ``max_retries`` times, or a machine of the
+            cluster has another version of agebody or torch, or another kind of CPU.
+        ConnectionError: no cluster answers at the address.
+        OSError: a file cannot be read or written, or another call fits these shards.
         ImportError: Ray or PyArrow is not installed.
     """
     began = time.perf_counter()
     if workers is not None and workers < 1:
         raise ValueError(f"workers: expected at least 1, got {workers}")
+    if max_retries < 0:
+        raise ValueError(f"max_retries: expected at least 0, got {max_retries}")
     import_pyarrow()
     folder = Path(output).absolute()
-    paths = {path.absolute(): _output(path, folder) for path in list_shards(shards)}
+    found = list_shards(shards)
+    if part is not None:
+        found = choose_part(found, *part)
+    paths = {path.absolute(): _output(path, folder) for path in found}
     settings = describe_settings(body, layout, options)
-    folder.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(folder)
+    settings["device"] = settings["device"] if device is None else torch.device(device).type
+    make_folder(output)
     report = DatasetReport(len(paths), settings=settings)
-    todo = _take_stock(report, paths, skip_bad, overwrite)
+    claim = _Claim(folder / report_name(*part or (None, None)))
+
+    def show() -> None:
+        report.seconds = round(time.perf_counter() - began, 3)
+        claim.save(report)
+        progress(report)
+
+    todo = _take_stock(report, paths, skip_bad, overwrite, verify, lambda: progress(report))
     progress(report)
     if todo:
         call = {"output": folder, "layout": layout, "overwrite": overwrite, **options}
+        largest_first = sorted(todo, key=lambda path: -todo[path])
+        where = {"device": device, "address": address, "workers": workers, "runtime_env": runtime_env}
         with (
-            start_ray(address, workers) as ray,
-            closing(run_jobs(ray, body, fit_shard, list(todo), call, workers)) as done,
+            start_workers(body, fit_shard, call, num_gpus=num_gpus, memory=memory, **where) as pool,
+            closing(run_jobs(pool, largest_first, max_retries, show)) as done,
+            ExitStack() as at_the_end,
         ):
+            show()
+            at_the_end.callback(claim.save, report, final=True)
             for path, outcome in done:
-                if isinstance(outcome, Bad):
+                if isinstance(outcome, Failed):
+                    error = _named(path, outcome.error)
                     if not skip_bad:
-                        raise AnnotationError(outcome.why)
-                    report.bad[str(path)] = outcome.why
+                        raise error
+                    report.bad[str(path)] = str(error)
                     report.people -= todo[path]
                 else:
                     report._add(outcome.worker, outcome.result, time.perf_counter() - began)
-                report.save(folder / REPORT)
-                progress(report)
+                show()
     report.seconds = round(time.perf_counter() - began, 3)
-    report.save(folder / REPORT)
+    claim.save(report, final=True)
     return report
 
 
+def _named(path: Path, error: Exception) -> Exception:
+    """Return an error that names the shard, as those of files and settings do already."""
+    return RuntimeError(f"{path}: {error}") if isinstance(error, (RuntimeError, MemoryError)) else error
+
+
+class _Claim:
+    """The report of a call that runs, which says to a second call that the first is there.
+
+    Raises:
+        FileExistsError: it is.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._saved = path, -math.inf
+        self._by = {"host": platform.node(), "pid": os.getpid()}
+        try:
+            running = json.loads(path.read_text(encoding="utf-8"))["running"]
+            host, pid, seen = running["host"], int(running["pid"]), time.time() - float(running["time"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return  # none, or one that has ended
+        here = host == self._by["host"] and os.name == "posix"
+        if seen < _EXPIRES and not (here and (pid == os.getpid() or not _is_process(pid))):
+            who = f"process {pid} on {host}, last seen {seen:.0f} s ago, fits these shards"
+            reason = f"{who}; wait for it, or remove this file if it has ended"
+            raise FileExistsError(errno.EEXIST, reason, str(path))
+
+    def save(self, report: DatasetReport, final: bool = False) -> None:
+        """Write the report every few seconds, and at the end."""
+        if final or time.monotonic() - self._saved > _HEARTBEAT:
+            report.save(self._path, None if final else {**self._by, "time": round(time.time(), 1)})
+            self._saved = time.monotonic()
+
+
+def _is_process(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 def _take_stock(
-    report: DatasetReport, paths: Mapping[Path, Path], skip_bad: bool, overwrite: bool
+    report: DatasetReport,
+    paths: Mapping[Path, Path],
+    skip_bad: bool,
+    overwrite: bool,
+    verify: bool,
+    show: Callable[[], None],
 ) -> dict[Path, int]:
     """Count finished shards, and return the others with their numbers of people."""
-    todo = {}
-    for path, output in paths.items():
+
+    def look(path: Path) -> ShardRecord | AnnotationError | int:
         try:
-            people = count_people(path)
+            record, differs = _find(paths[path], path, report.settings, overwrite, verify), None
         except AnnotationError as error:
+            record, differs = None, error
+        try:
+            people = record or count_people(path)
+        except AnnotationError as error:  # the people are damaged, so what their labels say does not count
             if not skip_bad:
                 raise
-            report.bad[str(path)] = str(error)
-            continue
-        report.people += people
-        record = _find(output, path, report.settings, overwrite)
-        if record is None:
-            todo[path] = people
-        else:
-            report._count(record)
-            report.shards_found_done += 1
+            return error
+        if differs is not None:
+            raise differs
+        return people
+
+    todo = {}
+    with ThreadPoolExecutor(_READERS) as pool:
+        for path, found in zip(paths, pool.map(look, paths), strict=True):
+            if isinstance(found, AnnotationError):
+                report.bad[str(path)] = str(found)
+            elif isinstance(found, ShardRecord):
+                report.people += found.people
+                report._count(found)
+                report.shards_found_done += 1
+            else:
+                report.people += found
+                todo[path] = found
+            show()
     return todo

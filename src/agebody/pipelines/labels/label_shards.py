@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -16,6 +17,7 @@ from agebody.annotations.people import AnnotationError, fail
 from agebody.annotations.shards import (
     from_lists,
     import_pyarrow,
+    read_footer,
     read_metadata,
     read_table,
     to_column,
@@ -34,19 +36,27 @@ class ShardRecord(NamedTuple):
     people: int
     kept: int
     converged: int
+    source_size: int | None = None
+    """Of the shard of people [bytes]."""
 
 
 def save_label_shard(
-    labels: Labels, source_sha256: str, settings: dict[str, Any], path: str | PathLike[str]
+    labels: Labels, source: tuple[str, int], settings: dict[str, Any], path: str | PathLike[str]
 ) -> ShardRecord:
     """Write labels as a shard, whole or not at all. Equal labels give equal bytes.
+
+    Args:
+        labels: of one shard of people.
+        source: SHA-256 and size of that shard, from `describe_source`.
+        settings: as `describe_settings` returns them.
+        path: of the file.
 
     Raises:
         OSError: the file cannot be written.
         ImportError: PyArrow is not installed.
     """
     counts = len(labels), int(labels.kept.sum()), int(labels.converged.sum())
-    record = ShardRecord(source_sha256, settings, *counts)
+    record = ShardRecord(source[0], settings, *counts, source[1])
     arrays = labels.arrays()
     about = {
         **{name: getattr(labels, name) for name in ABOUT},
@@ -109,19 +119,26 @@ def _load(path: Path) -> Labels:
     return Labels.from_arrays(path, arrays, {name: about[name] for name in ABOUT})
 
 
-def hash_file(path: str | PathLike[str]) -> str:
-    """Return the SHA-256 of the bytes of a file."""
+def describe_source(path: str | PathLike[str]) -> tuple[str, int]:
+    """Return the SHA-256 and the number of the bytes of a file."""
     digest = hashlib.sha256()
     with open(path, "rb") as stream:
         while piece := stream.read(1 << 20):
             digest.update(piece)
-    return digest.hexdigest()
+        return digest.hexdigest(), stream.tell()
 
 
-def find_record(path: Path, source: Path, settings: dict[str, Any]) -> ShardRecord | None:
+def find_record(
+    path: Path, source: Path, settings: dict[str, Any], *, verify: bool = True
+) -> ShardRecord | None:
     """Return the record of a complete shard of labels; None if it must be made.
 
-    The file is read to its end, because the checksums of its pages show later damage.
+    Args:
+        path: of the labels.
+        source: the shard of people.
+        settings: as `describe_settings` returns them.
+        verify: read both files to their ends, because the checksums of pages show later damage, and those of
+            people later changes. Else the footer of the labels and the size of the people count.
 
     Raises:
         AnnotationError: the shard was made from another file, or with other settings.
@@ -129,13 +146,15 @@ def find_record(path: Path, source: Path, settings: dict[str, Any]) -> ShardReco
     if not path.exists():
         return None
     try:
-        table = read_table(path)
+        rows, schema = read_footer(path)
+        if verify:
+            read_table(path)
     except AnnotationError:
         return None  # truncated or damaged while it was copied or stored
-    about = read_metadata(path, table.schema)
+    about = read_metadata(path, schema)
     try:
         record = ShardRecord(**about["record"])
-        complete = table.num_rows == record.people and isinstance(record.kept + record.converged, int)
+        complete = rows == record.people and isinstance(record.kept + record.converged, int)
         stated = dict(record.settings)
     except (KeyError, TypeError, ValueError):
         fail(path, "exists, and is not a shard of labels; pass overwrite=True to replace it")
@@ -146,6 +165,9 @@ def find_record(path: Path, source: Path, settings: dict[str, Any]) -> ShardReco
     ]
     if differ:
         fail(path, f"exists, and was made with {'; '.join(differ)}; pass overwrite=True to replace it")
-    if record.source_sha256 != hash_file(source):
+    same = record.source_size in (None, os.stat(source).st_size)
+    if same and (verify or record.source_size is None):
+        same = record.source_sha256 == describe_source(source)[0]
+    if not same:
         fail(path, f"exists, and was made from another {source.name}; pass overwrite=True to replace it")
     return record if complete else None

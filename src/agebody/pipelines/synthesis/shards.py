@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from os import PathLike
 from pathlib import Path
@@ -22,10 +22,10 @@ from agebody.files import make_folder, replacing
 from agebody.measure import stature
 from agebody.parameters import BodyParameters
 from agebody.people import People, random_people
+from agebody.pipelines.jobs import Failed, run_jobs, start_workers
 from agebody.pipelines.labels.records import Labels
 from agebody.pipelines.labels.samples import TrainingShards, add_sample, encode, open_shard, read_about
 from agebody.pipelines.labels.training import pickle_people, training_arrays
-from agebody.pipelines.labels.workers import Bad, run_jobs, start_ray
 from agebody.pipelines.synthesis.recipe import Recipe, draw_ages
 from agebody.pipelines.synthesis.scenes import VISIBLE, Studio
 
@@ -82,7 +82,7 @@ def synthesize(
             f"body: expected SMPL's 24 joints and up to 10 betas, got {len(names)} and {body.num_betas}; "
             "use num_betas=10"
         )
-    studio = Studio(body, recipe)
+    Studio(body, recipe)  # says what is missing, before anything is written
     folder = make_folder(output).absolute()
     paths = [folder / f"{i:06d}.tar" for i in range(-(-recipe.count // recipe.images_per_shard))]
     others = sorted({*folder.glob("[!.]*.tar")} - {*paths})
@@ -92,48 +92,28 @@ def synthesize(
     todo = [i for i, path in enumerate(paths) if not _is_there(path, recipe.describe(body, i), overwrite)]
     done = recipe.count - sum(map(recipe.images, todo))
     progress(done)
-    for number in _make_all(body, studio, todo, folder, recipe, address, workers):
-        done += recipe.images(number)
-        progress(done)
+    if todo:
+        call = {"folder": folder, "recipe": recipe}
+        with (
+            start_workers(body, make_shard, call, address=address, workers=min(workers, len(todo))) as pool,
+            closing(run_jobs(pool, todo)) as results,
+        ):
+            for number, outcome in results:
+                if isinstance(outcome, Failed):
+                    raise outcome.error
+                done += recipe.images(number)
+                progress(done)
     if todo or not (folder / LABELS).exists():
         TrainingShards(paths).labels().save(folder / LABELS, overwrite=True)
     return paths
 
 
-def make_shard(
-    body: BodyModel, number: int, *, folder: Path, recipe: Recipe, studio: Studio | None = None
-) -> None:
+def make_shard(body: BodyModel, number: int, *, folder: Path, recipe: Recipe) -> None:
     """Write one shard, whole or not at all."""
-    studio = studio or Studio(body, recipe)
+    studio = Studio(body, recipe)
     path = folder / f"{number:06d}.tar"
     with replacing(path) as temporary, open_shard(temporary, recipe.describe(body, number)) as tar:
         _fill(tar, body, studio, number)
-
-
-def _make_all(
-    body: BodyModel,
-    studio: Studio,
-    todo: Sequence[int],
-    folder: Path,
-    recipe: Recipe,
-    address: str | None,
-    workers: int,
-) -> Iterator[int]:
-    """Make shards, and yield the number of each when it is there."""
-    if address is None and min(workers, len(todo)) <= 1:
-        for number in todo:
-            make_shard(body, number, folder=folder, recipe=recipe, studio=studio)
-            yield number
-        return
-    call = {"folder": folder, "recipe": recipe}
-    with (
-        start_ray(address, workers) as ray,
-        closing(run_jobs(ray, body, make_shard, todo, call, workers)) as results,
-    ):
-        for number, outcome in results:
-            if isinstance(outcome, Bad):
-                raise AnnotationError(outcome.why)
-            yield number
 
 
 def _is_there(path: Path, stated: dict[str, Any], overwrite: bool) -> bool:

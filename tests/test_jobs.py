@@ -1,0 +1,214 @@
+"""Jobs for many workers: which is next, what is tried again, and what ends the call."""
+
+import errno
+import importlib
+import json
+import os
+import socket
+import threading
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+import agebody
+from agebody.pipelines import jobs
+from agebody.pipelines.jobs import Done, Failed, Schedule, choose_part, run_jobs, start_workers
+
+
+class Scripted:
+    """One worker on a clock of its own, whose outcomes are given in advance."""
+
+    def __init__(self, outcomes, size=1):
+        self.outcomes = {job: list(its) for job, its in outcomes.items()}
+        self.size, self.time, self.running, self.began = size, 0.0, [], []
+
+    def window(self):
+        return self.size
+
+    def now(self):
+        return self.time
+
+    def start(self, job):
+        self.running.append(job)
+        self.began.append((job, self.time))
+
+    def wait(self, seconds):
+        if not self.running:
+            self.time += seconds
+            return []
+        self.time += 0.25
+        job = self.running.pop(0)
+        outcome = self.outcomes[job].pop(0)
+        return [(job, Done("one", job) if outcome is None else outcome)]
+
+
+def lost():
+    return Failed(RuntimeError("its worker ended"), again=True)
+
+
+def test_jobs_begin_in_their_order_and_again_after_pauses():
+    workers = Scripted({"a": [lost(), lost(), lost(), lost(), None], "b": [None], "c": [None]})
+    found = list(run_jobs(workers, ["a", "b", "c"]))
+    assert [(job, type(outcome)) for job, outcome in found] == [("b", Done), ("c", Done), ("a", Done)]
+    began = [now for job, now in workers.began if job == "a"]
+    pauses = [round(later - now - 0.25, 2) for now, later in pairwise(began)]
+    assert pauses == [1, 2, 4, 4]
+    assert [job for job, _ in workers.began][:3] == ["a", "b", "c"]  # nothing waits for the pause
+
+
+@pytest.mark.parametrize("retries", [0, 2])
+def test_a_job_fails_after_its_last_attempt_and_the_others_are_done(retries):
+    workers = Scripted({1: [lost()] * 9, 2: [None], 3: [Failed(ValueError("bad"))]})
+    found = dict(run_jobs(workers, [1, 2, 3], max_retries=retries))
+    assert isinstance(found[1], Failed)
+    assert [job for job, _ in workers.began].count(1) == 1 + retries
+    assert [job for job, _ in workers.began].count(3) == 1  # its reason lasts
+    assert found[2] == Done("one", 2)
+
+
+def test_a_full_disk_ends_the_call():
+    full = Failed(OSError(errno.ENOSPC, "No space left on device", "labels/a"))
+    workers = Scripted({1: [None], 2: [full], 3: [None]})
+    with pytest.raises(OSError, match="No space left"):
+        list(run_jobs(workers, [1, 2, 3]))
+    assert [job for job, _ in workers.began] == [1, 2]
+
+
+def test_the_window_bounds_what_is_started():
+    schedule = Schedule(range(5))
+    assert [schedule.take(0.0) for _ in range(6)] == [0, 1, 2, 3, 4, None]
+    assert (schedule.running, schedule.left) == (5, 5)
+    assert schedule.settle(3, Done("one", None), 0.0)
+    assert not schedule.settle(4, lost(), 0.0)
+    assert (schedule.running, schedule.left, schedule.due()) == (3, 4, 1.0)
+    assert schedule.take(0.5) is None
+    assert schedule.take(1.0) == 4
+
+
+def test_a_cluster_that_loses_its_workers_takes_little_longer(monkeypatch):
+    """Each of 64 workers is lost about once an hour, and is away for two minutes."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    found = importlib.import_module("cluster").simulate(3000, 64, 3600.0, 120.0)
+    assert (found["done"], found["twice"]) == (3000, 0)
+    assert found["lost"] > 10
+    assert found["ratio"] < 1.1
+
+
+@pytest.mark.parametrize(
+    ("error", "again"),
+    [
+        (OSError(errno.EIO, "Input/output error"), True),
+        (TimeoutError("the drive"), True),
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (OSError(errno.ENOSPC, "full"), False),
+        (FileNotFoundError("a"), False),
+        (PermissionError("a"), False),
+        (ValueError("a"), False),
+    ],
+)
+def test_what_may_pass_is_tried_again(mannequin_asset, error, again):
+    def fail(body, job):
+        raise error
+
+    body = agebody.SMPL(mannequin_asset)
+    with start_workers(body, fail, {}, workers=1) as pool:
+        pool.start(1)
+        assert pool.wait(0.0) == [(1, Failed(error, again))]
+
+
+def test_another_version_on_a_worker_is_named():
+    do = jobs._entry({"agebody": "9.9", "torch": str(torch.__version__).partition("+")[0]})
+    said = do([None], 1)
+    assert isinstance(said, str)
+    assert "agebody is " in said
+    assert "here 9.9; install one version on all machines" in said
+    assert os.uname().nodename in said
+
+
+@pytest.fixture
+def listener():
+    """Listens on a port, and answers what is asked with what the test gives."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        answers = []
+
+        def serve():
+            try:
+                link, _ = server.accept()
+            except OSError:
+                return
+            with link:
+                link.recv(100)
+                if answers:
+                    link.sendall(answers[0])
+                else:
+                    time.sleep(0.5)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield f"127.0.0.1:{server.getsockname()[1]}", answers
+
+
+def test_addresses_without_a_cluster_are_told_within_seconds(listener, monkeypatch):
+    address, _ = listener
+    monkeypatch.setattr(jobs, "_PROBE", 0.3)
+    with pytest.raises(ConnectionError, match="no Ray cluster: did not answer"):
+        jobs._probe(address)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        free = server.getsockname()[1]
+    for where, said in (
+        (f"127.0.0.1:{free}", "no Ray cluster: connection refused"),
+        (f"ray://127.0.0.1:{free}", "no Ray cluster: connection refused"),
+        ("no-such-machine.invalid:6379", "no machine named no-such-machine.invalid"),
+        ("127.0.0.1:99999", "expected a port"),
+    ):
+        with pytest.raises(ConnectionError, match=said):
+            jobs._probe(where)
+
+
+@pytest.mark.parametrize(("answer", "cluster"), [(b"HTTP/1.1 400 Bad Request\r\n", False), (None, True)])
+def test_what_answers_must_speak_as_ray_does(listener, answer, cluster):
+    address, answers = listener
+    answers.append(answer or bytes((0, 0, 6, 4, 0, 0, 0, 0, 0)))
+    if cluster:
+        jobs._probe(address)
+    else:
+        with pytest.raises(ConnectionError, match="something else than a Ray cluster"):
+            jobs._probe(address)
+
+
+def test_parts_share_the_jobs():
+    paths = [Path(str(i)) for i in range(10)]
+    parts = [choose_part(paths, i, 4) for i in range(4)]
+    assert sorted(path for part in parts for path in part) == sorted(paths)
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    with pytest.raises(ValueError, match="index: expected 0 to 3, got 4"):
+        choose_part(paths, 4, 4)
+
+
+def test_a_claim_is_that_of_a_process_that_lives(tmp_path):
+    from agebody.pipelines.labels.at_scale import DatasetReport, _Claim
+
+    path = tmp_path / "report.json"
+    _Claim(path).save(DatasetReport(3))
+    _Claim(path)  # our own
+    saved = json.loads(path.read_text())
+    for changes, refused in (
+        ({"pid": os.getppid()}, True),
+        ({"pid": 2**22 - 3}, False),  # no such process
+        ({"pid": os.getppid(), "time": time.time() - 1e4}, False),  # a number that was given again
+        ({"host": "another"}, True),
+        ({"host": "another", "time": time.time() - 1e4}, False),
+    ):
+        path.write_text(json.dumps({**saved, "running": {**saved["running"], **changes}}))
+        if refused:
+            with pytest.raises(FileExistsError, match=r"process \d+ on .* fits these shards; wait for it"):
+                _Claim(path)
+        else:
+            _Claim(path)
+    for text in ("no", "[]", '{"running": null}'):
+        path.write_text(text)
+        _Claim(path)
