@@ -35,6 +35,7 @@ ORDER = [
     "annotations",
     "detect",
     "compat",
+    "pipelines.jobs",
     "pipelines.evaluate",
     "pipelines.labels",
     "pipelines.train",
