@@ -275,7 +275,7 @@ NOT_BODIES = {
         zip_bytes(**{"SMPL/models/readme.txt": "hello"}),
         "packed archive; unpack it.*SMPL/models/readme.txt",
     ),
-    "json": (b'{"poses": [1]}', "JSON text"),
+    "json": (b'{"poses": [1]}', "JSON text; get the model itself, .* or a network's weights"),
     "noise": (b"\x00\x01\x02 hello", "not a pickle, npz"),
     "text": (b"hello", "not a pickle, npz"),
     "kid template": (npy_bytes(np.zeros((6890, 3))), "kid template, not a body; give it as infant_template"),

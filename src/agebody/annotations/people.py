@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 from jaxtyping import Float, Int
 
-from agebody.age import Ages, is_number, parse_ages
+from agebody.age import Ages, parse_ages
 from agebody.annotations.orders import FACE_AND_HANDS, WHOLE_BODY, Order, read_names
 from agebody.keypoints import LAYOUTS, KeypointLayout, get_layout
 
@@ -141,11 +141,6 @@ def make_people(
 def fail(path: Path, message: str) -> NoReturn:
     """Raise an `AnnotationError` that names the file."""
     raise AnnotationError(f"{path}: {message}")
-
-
-def is_pixel(value: Any) -> bool:
-    """Return whether a value can be a coordinate in an image."""
-    return is_number(value) and abs(value) <= MAX_PIXELS
 
 
 def is_file_name(name: str) -> bool:

@@ -45,7 +45,7 @@ _NPY_HEADER = re.compile(
     rb"'shape': \(((?:\d{1,12}L?(?:, ?|(?=\))))*)\),? *\}\s*"
 )
 _TORCH_LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-_GET_MODEL = "get the model itself, a .pkl or .npz file"
+_GET_MODEL = "get the model itself, a .pkl or .npz file, or a network's weights, .ckpt, .pt or .safetensors"
 _OBJ_START = rb"(#[^\n]*\n|\s|(mtllib|o|g) [^\n]*\n)*v -?[\d.]"
 _OTHERS = (
     (rb"version https://git-lfs", "a Git LFS pointer, not the file itself; run `git lfs pull`"),
