@@ -108,7 +108,7 @@ def to_pytorch3d(camera: Camera, size: Size) -> PyTorch3DCamera:
     """
     expect_camera(camera)
     if camera.distortion is not None:
-        raise ValueError("camera: expected no distortion, which pytorch3d's PerspectiveCameras has not")
+        raise ValueError("camera: expected no distortion, which pytorch3d's PerspectiveCameras lacks")
     rotation, translation = split_rigid("camera", camera.world_to_camera)
     signs = _signs("agebody", "pytorch3d", rotation)
     extent = as_size(size, camera.focal)

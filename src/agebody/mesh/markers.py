@@ -111,7 +111,7 @@ class MarkerSet(nn.Module):
         return self.layout.names
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """Move the buffers, and take their numbers anew, which 16 bits and ``to_empty`` lose."""
+        """Move the buffers, and restore their exact numbers, which 16 bits and ``to_empty`` lose."""
         super()._apply(fn, recurse)
         dtype = self.matrix.dtype if self.matrix.dtype == torch.float64 else torch.float32
         for name, array in self._exact.items():

@@ -35,7 +35,7 @@ class _Commands(TyperGroup):
         if not standalone_mode:
             return super().main(*args, standalone_mode=False, **extra)
         for stream in (sys.stdout, sys.stderr):
-            if hasattr(stream, "reconfigure"):  # names of files may have characters that a terminal has not
+            if hasattr(stream, "reconfigure"):  # names of files may have characters that a terminal lacks
                 stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
         with _stopping() as stopped:
             try:

@@ -174,7 +174,7 @@ def save_training_shards(
     Raises:
         AnnotationError: an image cannot be read, or has another size than the labels say.
         FileExistsError: there are shards in the folder, and ``overwrite`` is false.
-        OSError: a file is not there, or cannot be written.
+        OSError: a file is missing, or cannot be written.
     """
     if images_per_shard < 1:
         raise ValueError(f"images_per_shard: expected at least 1, got {images_per_shard}")
