@@ -415,7 +415,7 @@ function showBody(about, stage) {
     const from = state.angles.slice(), began = performance.now();
     cancelAnimationFrame(moving);
     const step = now => {
-      const share = matchMedia("(prefers-reduced-motion: reduce)").matches ? 1 : Math.min((now - began) / 380, 1);
+      const share = matchMedia("(prefers-reduced-motion: reduce)").matches ? 1 : Math.min(Math.max((now - began) / 380, 0), 1);  // a frame may have begun before
       const eased = share * share * (3 - 2 * share);
       state.angles = Float64Array.from(angles, (angle, i) => share === 1 ? angle : from[i] + eased * (angle - from[i]));
       update();
