@@ -13,6 +13,7 @@ from pose_models import TINY, save_network, save_rtmo
 from typer.testing import CliRunner
 
 import agebody
+from agebody.annotations.videos import write_video
 from agebody.assets.io import save_asset
 from agebody.nets.vit import VIT_SIZES
 from agebody.pipelines.cli import app
@@ -26,6 +27,7 @@ COMMANDS = {
     "bench": [],
     "warmup": [],
     "detect": ["{images}", "--detector", "rtmo:{weights}", "-o", "{output}.json"],
+    "live": ["{video}", "--detector", "rtmo:{weights}", "--body", "{body}", "-o", "{output}.mp4"],
     "fit": ["{keypoints}", "--body", "{body}", "--images", "{images}", "-o", "{output}"],
     "predict": [
         *["{keypoints}", "--images", "{images}", "--checkpoint", "{checkpoint}", "--body", "{body}"],
@@ -68,6 +70,7 @@ INPUTS = [
     "labels",
     "maps",
     "people",
+    "video",
 ]
 USES = [
     (name, part) for name, given in COMMANDS.items() for part in INPUTS if f"{{{part}}}" in " ".join(given)
@@ -134,6 +137,7 @@ def make_files(place):
     (place / "people.json").write_text("{}")
     save_rtmo(place / "weights.onnx", np.ones((1, 17, 3)), (0.8,))
     save_network(place / "net.safetensors")
+    write_video(place / "video.mp4", iter([np.zeros((48, 64, 3), np.uint8)]), 25.0)
     np.savez(place / "motion.npz", body_pose=np.zeros((2, 23, 3)))
     np.save(place / "regressor.npy", np.full((3, 6890), 1 / 6890))
     (place / "shards").mkdir()
@@ -141,7 +145,7 @@ def make_files(place):
     files |= {"keypoints": place / "keypoints.json", "people": place / "people.json"}
     files |= {"weights": place / "weights.onnx", "checkpoint": place / "net.safetensors"}
     files |= {"body": place / "body.safetensors", "regressor": place / "regressor.npy"}
-    files["motion"] = place / "motion.npz"
+    files |= {"motion": place / "motion.npz", "video": place / "video.mp4"}
     run("shard", [str(files["keypoints"]), "-o", str(place / "shards")])
     made = run("fit", [str(files["keypoints"]), "--body", str(files["body"]), "-o", str(place / "out")])
     assert made.exit_code == 0, made.output
@@ -212,7 +216,14 @@ def test_places_that_cannot_be_written_are_refused_in_one_line(tmp_path, good, c
         "nowhere": "/proc/nowhere/output",
         "long": tmp_path / ("n" * 260),
     }
-    suffixes = {"detect": "json", "export": "glb", "convert": "npz", "crowd": "npz", "view": "html"}
+    suffixes = {
+        "detect": "json",
+        "export": "glb",
+        "convert": "npz",
+        "crowd": "npz",
+        "view": "html",
+        "live": "mp4",
+    }
     if kind == "file" and command in suffixes:
         (tmp_path / f"file.{suffixes[command]}").mkdir()
     result = run(command, fill(command, good, tmp_path, output=places[kind]))

@@ -19,8 +19,11 @@ from agebody.annotations.people import make_people
 from agebody.annotations.tracks import link_people
 from agebody.annotations.videos import Video, frame_name, write_video
 from agebody.detect import Detections, detect_people
+from agebody.detect.photographs import detect_frame
+from agebody.nets import Lifter
 from agebody.nets.vit import VIT_SIZES
 from agebody.pipelines.labels import fit_annotations, load_labels
+from agebody.pipelines.labels.live import Stream
 
 SIZE = 320, 240
 COLOURS = np.array([[250, 0, 0], [0, 0, 250]])
@@ -297,3 +300,51 @@ def test_fits_over_time_need_tracks():
     twice = people_in([[(60, 120)], [(60, 120), (90, 120)]])
     with pytest.raises(AnnotationError, match="1.jpg: the same track twice"):
         fit_annotations(body, replace(twice, tracks=np.zeros(3, int)), motion_sd=0.1)
+
+
+# --- picture by picture
+
+
+def test_a_video_is_fitted_as_it_comes(tmp_path, squares):
+    path = save_video(tmp_path / "a.mp4", [[(90 + 6 * i, 120), (220, 120)] for i in range(4)])
+    result = run("live", path, *squares, "-o", tmp_path / "drawn.mp4")
+    assert result.exit_code == 0, result.output
+    assert "4 pictures" in result.stdout
+    assert "frames a second: detecting" in result.stdout
+    assert Video(tmp_path / "drawn.mp4").count == 4
+
+
+def test_people_of_a_stream_keep_their_number_shape_and_place():
+    body = agebody.SMPLA(agebody.mannequin())
+    stream, found = Stream(body, Lifter.load(), age_class="adult"), []
+    places = [[(90, 120), (220, 120)], [(96, 120), (220, 120)], [None, (220, 120)], [(108, 120), None], []]
+    for i, each in enumerate(places):
+        found.append(stream(detect_frame(Squares(), frame(*each), Path("a.mp4"), i)))
+    assert [sorted(labels.track.tolist()) for labels in found] == [[0, 1], [0, 1], [0], [1], []]
+    first, last = (labels.select(labels.track == 1) for labels in (found[0], found[3]))
+    assert abs(first.stature[0] - last.stature[0]) < 0.05
+    assert all((labels.reprojection < 4).all() for labels in found)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a.png", "-o", "out.mp4"], "expected a video"),
+        (["none.mp4", "-o", "out.mp4"], "no such file"),
+        (["a.mp4", "-o", "out.gif"], "ends in .mp4"),
+        (["a.mp4", "--camera", "0"], "--camera: expected a camera or a video"),
+        (["--camera", "99", "-o", "out.mp4"], "no such camera"),
+        (["a.mp4"], "-o FILE.mp4"),
+    ],
+)
+def test_what_cannot_be_shown_is_refused_in_one_line(tmp_path, monkeypatch, squares, arguments, message):
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", SIZE).save("a.png")
+    save_video(tmp_path / "a.mp4", [[(90, 120)]])
+    result = run("live", *arguments, *squares)
+    assert result.exit_code in (1, 2)
+    assert len(result.stderr.splitlines()) == 1
+    assert message in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "a.png"]

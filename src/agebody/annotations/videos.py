@@ -117,6 +117,31 @@ class Video:
             capture.release()
 
 
+def camera_frames(number: int) -> Iterator[tuple[int, UInt8[np.ndarray, "H W 3"]]]:
+    """Yield the number, from 0, and the RGB picture of each frame of a camera, until it is unplugged.
+
+    Raises:
+        ImportError: OpenCV is missing; install ``agebody[video]``.
+        OSError: there is no such camera, or another program has it.
+    """
+    cv2 = load_opencv("a camera", "video")
+    with _silent(cv2):
+        capture = cv2.VideoCapture(number)
+    try:
+        good, picture = capture.read() if capture.isOpened() else (False, None)
+        if not good or picture is None:
+            raise OSError(
+                19, "there is no such camera, or another program has it; give a video", f"camera {number}"
+            )
+        count = 0
+        while good:
+            yield count, np.ascontiguousarray(picture[..., ::-1])
+            good, picture = capture.read()
+            count += 1
+    finally:
+        capture.release()
+
+
 def write_video(path: Path, frames: Iterator[UInt8[np.ndarray, "H W 3"]], rate: float) -> int:
     """Write RGB pictures of one size as VP9 in MP4, one at a time; return their number.
 

@@ -611,7 +611,7 @@ class ShapedBody:
     def rest_vertices(self) -> Tensor:
         """(*batch, V, 3) [m] surface in the rest pose."""
         parts = zip(self._person.parts, self._bases, strict=True)
-        surfaces = [b.surface.vertices(base).reshape(*i.batch, -1, 3) for (b, i), base in parts]
+        surfaces = [b.surface.vertices(base).reshape(*i.batch, b.num_vertices, 3) for (b, i), base in parts]
         return _blend(self._person, surfaces, 2)
 
     @property

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 
 from agebody.annotations.doubles import leave_out_doubles
 from agebody.annotations.people import AnnotationError, ImageEntry, People, fail, make_people
@@ -57,8 +58,29 @@ def detect_people(
         entries.append(ImageEntry(name, i + 1, (image.shape[1], image.shape[0])))
     if not entries and unread:
         fail(path, f"no photograph can be read; {unread[0]}")
-    people = Detections.join(found)
     notes = [*unread[:3], *([f"{len(unread) - 3} more images could not be read"] if unread[3:] else [])]
+    made = _make_people(path, detector, found, entries, layout, notes)
+    return read_exif_focals(made, path) if exif else made
+
+
+def detect_frame(detector: Detector, image: UInt8[np.ndarray, "H W 3"], path: Path, number: int) -> People:
+    """Return the people of one frame, counted from 0, of a video or a camera, each of them once."""
+    name = frame_name(number)
+    found = _check(detector, detector(image), name)
+    entry = ImageEntry(name, number + 1, (image.shape[1], image.shape[0]))
+    return _make_people(path, detector, [found], [entry], None, ())
+
+
+def _make_people(
+    path: Path,
+    detector: Detector,
+    found: Sequence[Detections],
+    entries: Sequence[ImageEntry],
+    layout: str | KeypointLayout | None,
+    notes: Sequence[str],
+) -> People:
+    """Return what was detected in each image as people, each of them once."""
+    people = Detections.join(found)
     made = make_people(
         path,
         people.keypoints,
@@ -70,8 +92,7 @@ def detect_people(
         scores=people.scores,
         notes=notes,
     )
-    made = leave_out_doubles(made)
-    return read_exif_focals(made, path) if exif else made
+    return leave_out_doubles(made)
 
 
 def _read_photographs(

@@ -104,13 +104,13 @@ class Estimate(NamedTuple):
 
     @property
     def start_sd(self) -> dict[str, Tensor]:
-        """``start_sd=`` of `fit_keypoints`: pose and age, with ``EVIDENCE`` times their standard deviations.
+        """``start_sd=`` of `fit_keypoints`: the pose, with ``EVIDENCE`` times its standard deviations.
 
-        A fit to the keypoints from which the estimate is counts them twice. Size and place, which the fit
-        finds from them better than the network, are left to it.
+        A fit to the keypoints from which the estimate is counts them twice. Size, place and age, which the
+        fit finds from them as well, are left to it: the age of an adult is a bound, and the mean of what it
+        may be is always that of somebody younger, who is smaller.
         """
-        groups = ("global_orient", "body_pose", "age_offset")
-        return {name: EVIDENCE * self.sd[name] for name in groups}
+        return {name: EVIDENCE * self.sd[name] for name in ("global_orient", "body_pose")}
 
 
 class Lifter(nn.Module):

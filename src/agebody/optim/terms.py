@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import Literal
 
@@ -300,8 +301,9 @@ class StartPrior:
             return None
         now, sd = getattr(state.parameters, self.group), self.sd[state.rows]
         if self._back is None:
-            residuals = ((now - self.value[state.rows]) / sd).reshape(len(now), -1)
-            return state.group_block(self.group, residuals, torch.diag_embed(1 / sd.reshape(len(now), -1)))
+            flat = now.shape[0], math.prod(now.shape[1:])  # also of nobody
+            residuals = ((now - self.value[state.rows]) / sd).reshape(flat)
+            return state.group_block(self.group, residuals, torch.diag_embed(1 / sd.reshape(flat)))
         difference = matrix_to_axis_angle(self._back[state.rows] @ axis_angle_to_matrix(now))
         jacobian = torch.linalg.solve(right_jacobian(difference), right_jacobian(now)) / sd[..., None]
         residuals = difference / sd

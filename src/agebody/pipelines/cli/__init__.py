@@ -7,6 +7,7 @@ from agebody.pipelines.cli import (  # noqa: F401 - each registers its commands
     evaluate,
     fit,
     fit_shards,
+    live,
     predict,
     release,
     synthesize,

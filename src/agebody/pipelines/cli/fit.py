@@ -60,9 +60,13 @@ def fit(
     ] = None,
     overlays: options.Overlays = 20,
     lifter: Annotated[
-        bool,
-        typer.Option("--lifter", help="Begin at the estimates of the lifter: better poses in less time."),
-    ] = False,
+        bool | None,
+        options.option(
+            "Begin at the estimates of the lifter: better poses in less time. The default for single images, "
+            "if the body has SMPL's joints.",
+            "--lifter/--no-lifter",
+        ),
+    ] = None,
     video: Annotated[
         bool,
         typer.Option("--video", help="The images are frames of one video: one shape and age per person."),
@@ -182,8 +186,10 @@ def fit(
         layer = options.make_layer(asset, device=device)
         if shards and not fit_folder.has_training_joints(layer):
             fail(f"--shards needs a body with SMPL's 24 joints, got {layer.asset.metadata.name}")
-        if lifter and tuple(layer.asset.joint_names) != SMPL_JOINT_NAMES:
+        learnt = tuple(layer.asset.joint_names) == SMPL_JOINT_NAMES
+        if lifter and not learnt:
             fail(f"--lifter needs a body with SMPL's 24 joints, got {layer.asset.metadata.name}")
+        lifts = learnt and not video if lifter is None else lifter
         began = time.perf_counter()
         labels = fit_annotations(
             layer,
@@ -191,7 +197,7 @@ def fit(
             **given,
             min_confidence=min_confidence,
             batch_size=batch_size,
-            lifter=Lifter.load().to(layer.device) if lifter else None,
+            lifter=Lifter.load().to(layer.device) if lifts else None,
             motion_sd=None if rate is None else SPEED_SD / rate,
             progress=show_count(bars, "fitting", len(found)),
         )

@@ -25,7 +25,7 @@ from agebody.fitting.frames import AIONHMR, fit_keypoints, fit_sequence
 from agebody.fitting.start import to_camera_space
 from agebody.keypoints import KeypointLayout
 from agebody.measure import stature
-from agebody.nets import Lifter
+from agebody.nets import Estimate, Lifter
 from agebody.optim.least_squares import Stop
 from agebody.optim.stages import Fit
 from agebody.pipelines.labels.quality import flag_labels
@@ -212,14 +212,25 @@ def fit_people(
     body: BodyModel, people: People, camera: Camera, lifter: Lifter | None = None, **options: Any
 ) -> Fit:
     """Fit a body to people's keypoints, with their ages; options are those of `fit_keypoints`."""
+    points, given = to_tensors(body, people)
+    if lifter is not None:
+        guess = lift(lifter, body, people, camera)
+        options = {"start": guess.parameters, "start_sd": guess.start_sd, "stages": AIONHMR[-1:]} | options
+    return fit_keypoints(body, points, camera, **given, **options)
+
+
+def to_tensors(body: BodyModel, people: People) -> tuple[Tensor, dict[str, Any]]:
+    """Return people's keypoints, and their layout, weights and ages as arguments of `fit_keypoints`."""
     given: dict[str, Any] = {"layout": people.layout, "weights": _tensor(body, people.weights)}
     if body.age_anchors:
         given |= _ages(body, people)
-    points = _tensor(body, people.keypoints)
-    if lifter is not None:
-        guess = lifter.estimate(body, points, camera, **given, size=_tensor(body, people.image_sizes()))
-        options = {"start": guess.parameters, "start_sd": guess.start_sd, "stages": AIONHMR[-1:]} | options
-    return fit_keypoints(body, points, camera, **given, **options)
+    return _tensor(body, people.keypoints), given
+
+
+def lift(lifter: Lifter, body: BodyModel, people: People, camera: Camera) -> Estimate:
+    """Return what the lifter sees in people's keypoints."""
+    points, given = to_tensors(body, people)
+    return lifter.estimate(body, points, camera, **given, size=_tensor(body, people.image_sizes()))
 
 
 def _ages(body: BodyModel, people: People) -> dict[str, Tensor]:

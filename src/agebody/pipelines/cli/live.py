@@ -1,0 +1,148 @@
+"""`agebody live`: people before a camera, or in a video, as they come."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from agebody.files import replacing
+from agebody.pipelines.cli import options
+from agebody.pipelines.cli.app import app, fail, note, running, say
+from agebody.pipelines.cli.detect import DEFAULT
+
+TITLE = "agebody: q ends"
+
+
+@app.command()
+def live(
+    video: Annotated[
+        Path | None, typer.Argument(show_default=False, help="A video, instead of a camera.")
+    ] = None,
+    output: Annotated[
+        Path | None, options.option("Video to write, **.mp4**, instead of a window.", "--output", "-o")
+    ] = None,
+    camera: Annotated[
+        int | None, options.option("Number of the camera; 0, the first, if there is no video.", min=0)
+    ] = None,
+    detector: options.DetectorName = None,
+    body: options.Body = "anny",
+    steps: Annotated[int, typer.Option(min=1, help="Steps of each fit.")] = 3,
+    focal: options.Focal = None,
+    fov: options.Fov = None,
+    age_offset: options.AgeOffset = None,
+    age_class: options.AgeClassName = None,
+    years: options.Years = None,
+    device: options.Device = "cpu",
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Fit bodies to the people before a camera, or in a video, picture by picture, and draw them.
+
+    Each fit takes a few steps from the picture before and from the lifter's estimate. For labels, `agebody
+    fit VIDEO` is better: it fits each person over all frames. The window closes with **q**; Ctrl-C ends, too.
+
+    Examples: `agebody live --detector movenet:multipose.tflite`,
+    `agebody live clip.mp4 --detector rtmo:rtmo-s.onnx -o drawn.mp4`
+    """
+    from agebody.annotations.videos import USUAL_RATE, Video, camera_frames, is_video, write_video
+    from agebody.assets.asset import SMPL_JOINT_NAMES
+    from agebody.detect import DetectorError, load_detector
+    from agebody.nets import Lifter
+    from agebody.pipelines.labels.live import Stream
+
+    if video is not None and camera is not None:
+        raise typer.BadParameter("expected a camera or a video, not both", param_hint="--camera")
+    given = options.read_lens(focal, fov) | options.read_ages(age_offset, age_class, years)
+    if output is not None and output.suffix.lower() != ".mp4":
+        raise typer.BadParameter(f"expected a name that ends in .mp4, got {output.name}", param_hint="-o")
+    if importlib.util.find_spec("embreex") is None:
+        fail('drawing needs embreex; pip install "agebody[render]"')
+    times: dict[str, list[float]] = {"detecting": [], "fitting": [], "drawing": []}
+    with running(DetectorError) as bars:
+        if output is not None:
+            options.check_output(output, (video,), overwrite)
+        if video is not None and not is_video(video):
+            video.stat()
+            fail(f"{video}: expected a video; `agebody fit` takes photographs")
+        film = None if video is None else Video(video)
+        window = None if output is not None else _open_window()
+        finder = load_detector(detector or DEFAULT)
+        layer = options.make_layer(options.load_body(body, bars), device=device)
+        if tuple(layer.asset.joint_names) != SMPL_JOINT_NAMES:
+            fail(f"live needs a body with SMPL's 24 joints, got {layer.asset.metadata.name}")
+        stream = Stream(layer, Lifter.load().to(layer.device), steps=steps, **given)
+        frames = camera_frames(camera or 0) if film is None else film.frames()
+        source = video or Path(f"camera {camera or 0}")
+        pictures = _draw(frames, source, finder, stream, times)
+        if output is not None:
+            with replacing(output, overwrite=overwrite) as temporary:
+                write_video(temporary, pictures, USUAL_RATE if film is None else film.rate)
+        else:
+            _show(window, pictures)
+    count = len(times["drawing"])
+    if not count:
+        fail("ended before the first picture")
+    middle = {name: 1e3 * statistics.median(each) for name, each in times.items()}
+    rate = 1e3 / sum(middle.values())
+    said = ", ".join(f"{name} {each:.0f} ms" for name, each in middle.items())
+    say(f"{count} pictures, {rate:.1f} frames a second: {said} (medians)")
+    if output is not None:
+        say(f"wrote {output}")
+    for line in options.one_age(layer):
+        note(line)
+
+
+def _draw(
+    frames: Iterator[tuple[int, Any]], source: Path, finder: Any, stream: Any, times: dict[str, list[float]]
+) -> Iterator[Any]:
+    """Yield pictures with the people that were found, and take the time; Ctrl-C ends them."""
+    from agebody.detect.photographs import detect_frame
+    from agebody.pipelines.labels import draw_overlay
+
+    labels, marks = None, [0.0] * 4
+    try:
+        for number, image in frames:
+            marks[0] = time.perf_counter()
+            people = detect_frame(finder, image, source, number)
+            marks[1] = time.perf_counter()
+            labels = stream(people)
+            marks[2] = time.perf_counter()
+            picture = draw_overlay(stream.body, labels, image, max_side=640)
+            marks[3] = time.perf_counter()
+            for i, each in enumerate(times.values()):
+                each.append(marks[i + 1] - marks[i])
+            yield picture
+    except KeyboardInterrupt:
+        if not times["drawing"]:
+            raise
+
+
+def _open_window() -> Any:
+    """Return OpenCV with an open window, or end the command if none can be."""
+    from agebody.annotations.videos import load_opencv
+
+    cv2 = load_opencv("a window", "video")
+    # OpenCV's libraries of windows end the process where there is no display.
+    shown = sys.platform != "linux" or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
+    try:
+        if not shown:
+            fail("there is no display for a window; give -o FILE.mp4")
+        cv2.namedWindow(TITLE)
+    except cv2.error:
+        fail("this OpenCV has no windows; pip install opencv-python, or give -o FILE.mp4")
+    return cv2
+
+
+def _show(cv2: Any, pictures: Iterator[Any]) -> None:
+    for picture in pictures:
+        cv2.imshow(TITLE, picture[..., ::-1])
+        if cv2.waitKey(1) & 0xFF == ord("q"):
+            break
+    cv2.destroyAllWindows()

@@ -1,0 +1,142 @@
+"""People in a stream of pictures: each picture is fitted in a few steps from the one before."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from agebody.annotations.people import People
+from agebody.annotations.tracks import link_people
+from agebody.body import BodyModel
+from agebody.fitting.frames import AIONHMR
+from agebody.nets import Estimate, Lifter
+from agebody.optim.stages import Fit
+from agebody.parameters import BodyParameters
+from agebody.pipelines.labels.fitting import fit_people, lift, make_labels, people_cameras, with_ages
+from agebody.pipelines.labels.quality import flag_labels
+from agebody.pipelines.labels.records import Labels
+from agebody.rotations import axis_angle_to_matrix, matrix_to_axis_angle
+
+STEPS = 3
+"""Steps of a fit per picture."""
+MEMORY = 4
+"""Pictures in which somebody may be unseen and still be the same person."""
+TURN_SD = 0.15
+"""How far a joint turns from one picture to the next [rad]."""
+SHAPE_SD = {"betas": 0.1, "age_offset": 0.02}
+"""How far the shape of the picture before is trusted."""
+
+
+class Stream:
+    """Fits bodies to the people of one picture after another.
+
+    The pose starts between the lifter's estimate and that of the picture before, weighted by how sure each
+    is, and the weighted mean is evidence for the fit; shape, age and place start where they were.
+
+    Args:
+        body: an `SMPLA`, or a layer of one age, with SMPL's joints.
+        lifter: such as `Lifter.load` returns.
+        steps: of each fit.
+        focal, fov: of the camera, as in `fit_annotations`.
+        ages: of people, as in `fit_annotations`.
+    """
+
+    def __init__(
+        self,
+        body: BodyModel,
+        lifter: Lifter,
+        *,
+        steps: int = STEPS,
+        focal: float | None = None,
+        fov: float | None = None,
+        **ages: Any,
+    ) -> None:
+        self.body, self.lifter, self.lens, self.ages = body, lifter, (focal, fov), ages
+        self.stages = (AIONHMR[-1]._replace(max_iterations=steps),)
+        self._seen: list[tuple[People, BodyParameters]] = []
+        self._count = 0
+
+    def __call__(self, people: People) -> Labels:
+        """Return the labels of the people of the next picture, with ``track`` for who is who."""
+        people = with_ages(self.body, people, **self.ages)
+        people, before, known = self._link(people)
+        camera = people_cameras(self.body, people, *self.lens)
+        fit = self._fit(people, camera, before, known)
+        self._seen = [*self._seen[1 - MEMORY :], (people, fit.parameters)]
+        return flag_labels(make_labels(self.body, people, camera, fit))
+
+    def _fit(self, people: People, camera: Any, before: BodyParameters | None, known: Tensor) -> Fit:
+        guess = lift(self.lifter, self.body, people, camera)
+        start, sd = _from_before(guess, before, known)
+        if not self.body.age_anchors:
+            del sd["age_offset"]
+        given = {"start": start, "start_sd": sd, "stages": self.stages}
+        return fit_people(self.body, people, camera, **given)
+
+    def _link(self, people: People) -> tuple[People, BodyParameters | None, Bool[Tensor, " N"]]:
+        """Return people with their tracks, what their bodies were, and who was there before."""
+        past = [each for each, _ in self._seen]
+        joined = link_people(_join([*past, replace(people, tracks=None)]), gap=MEMORY)
+        assert joined.tracks is not None
+        new = joined.tracks[len(joined) - len(people) :]
+        old = joined.tracks[: len(joined) - len(people)]
+        rows = np.array([np.flatnonzero(old == each)[-1] if each in old else -1 for each in new], dtype=int)
+        known = rows >= 0
+        names = [each.tracks for each in past if each.tracks is not None]
+        tracks = np.concatenate([*names, np.zeros(1, dtype=np.int64)])[rows]
+        tracks[~known] = self._count + np.arange((~known).sum())
+        self._count += int((~known).sum())
+        before = None
+        if known.any():
+            bodies = BodyParameters(*map(torch.cat, zip(*(each for _, each in self._seen), strict=True)))
+            before = bodies.map(lambda part: part[torch.from_numpy(rows)])
+        return replace(people, tracks=tracks), before, torch.from_numpy(known)
+
+
+def _from_before(
+    guess: Estimate, before: BodyParameters | None, known: Bool[Tensor, " N"]
+) -> tuple[BodyParameters, dict[str, Tensor]]:
+    """Return where fits begin, and standard deviations of that as evidence."""
+    start = guess.parameters
+    sd = guess.start_sd | {
+        name: torch.full_like(getattr(start, name), 1e3)  # no evidence about somebody who is new
+        for name in SHAPE_SD
+    }
+    if before is None:
+        return start, sd
+    known = known.to(start.transl.device)
+    found = {}
+    for name in start._fields:
+        here, there = getattr(start, name), getattr(before, name)
+        chosen = known.view(-1, *[1] * (here.dim() - 1))
+        if name in guess.start_sd:
+            own = guess.start_sd[name]
+            share = TURN_SD**2 / (TURN_SD**2 + own.square())  # of the estimate
+            turn = axis_angle_to_matrix(there)
+            change = matrix_to_axis_angle(turn.mT @ axis_angle_to_matrix(here))
+            there = matrix_to_axis_angle(turn @ axis_angle_to_matrix(share * change))
+            sd[name] = torch.where(chosen, own * share.sqrt(), own)
+        elif name in SHAPE_SD:
+            sd[name] = torch.where(chosen, SHAPE_SD[name], sd[name])
+        found[name] = torch.where(chosen, there, here)
+    return BodyParameters(**found), sd
+
+
+def _join(parts: list[People]) -> People:
+    """Return the people of several pictures."""
+    first, counts = parts[-1], np.cumsum([0, *(len(each.images) for each in parts)])
+
+    def joined(name: str) -> np.ndarray:
+        return np.concatenate([getattr(each, name) for each in parts])
+
+    image: Int[np.ndarray, " N"] = np.concatenate(
+        [each.image + count for each, count in zip(parts, counts, strict=False)]
+    )
+    arrays = {name: joined(name) for name in ("ids", "keypoints", "weights", "boxes")}
+    images = tuple(image for each in parts for image in each.images)
+    return replace(first, images=images, image=image, tracks=None, scores=None, focal=None, **arrays)
