@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from agebody.body import BodyModel
+from agebody.body.model import expect_body
 from agebody.draw.meshes import PALETTE, read_color
 from agebody.draw.rigged_files import direction_names
 from agebody.parameters import BodyParameters
@@ -38,6 +39,7 @@ class LiveView:
     """
 
     def __init__(self, body: BodyModel, *, port: int = 8080, host: str = "127.0.0.1") -> None:
+        expect_body(body)
         try:
             viser: Any = importlib.import_module("viser")
         except ImportError:
