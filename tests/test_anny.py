@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from agebody import SMPLA, join_pose, mannequin, save_asset, split_pose
+from agebody import LAYOUTS, SMPLA, join_pose, mannequin, save_asset, split_pose
 from agebody.assets.anny import anny_body, build, source
 from agebody.assets.asset import SMPL_JOINT_NAMES, SMPL_PARENTS, BodyAsset
 from agebody.assets.landmarks import REGRESSOR_NAMES, SURFACE21
@@ -367,3 +367,25 @@ def test_hands_fit_their_keypoints_and_have_components(anny_hands: BodyAsset) ->
     fit = fit_points(body, points, "smplh73")
     assert np.linalg.norm(body.keypoints("smplh73", fit.parameters) - points, axis=-1).max() < 0.005
     assert abs(float(fit.parameters.age_offset) - 0.6) < 0.03
+
+
+def test_the_face_of_a_body_with_hands_is_a_face_at_every_age(anny_hands: BodyAsset) -> None:
+    body = SMPLA(anny_hands)
+    names = LAYOUTS["coco133"].names
+    for age in (0.0, 0.56, 1.0):
+        points = dict(zip(names, body.keypoints("coco133", age_offset=age).numpy(), strict=True))
+        side = np.array([points[name] for name in names if name.startswith("right") and "hand" not in name])
+        other = [
+            points[n.replace("right", "left", 1)] for n in names if n.startswith("right") and "hand" not in n
+        ]
+        assert np.abs(side - other * np.array([-1, 1, 1])).max() < 5e-5
+        down = ("right_eye_brow3", "right_eye2", "right_eye5", "nose3", "nose4", "nose_middle", "mouth_top")
+        heights = [
+            points[name][1] for name in (*down, "lip_top", "lip_bottom", "mouth_bottom", "contour_middle")
+        ]
+        assert (np.diff(heights) < 0).all()
+        across = ("right_contour_1", "right_eye1", "right_eye4", "nose1", "left_eye4", "left_eye1")
+        assert (np.diff([points[name][0] for name in (*across, "left_contour_1")]) > 0).all()
+        for eye in ("left", "right"):  # COCO's point of the eye lies among those of its lids
+            lids = np.mean([points[f"{eye}_eye{k}"] for k in range(1, 7)], axis=0)
+            assert np.linalg.norm(lids - points[f"{eye}_eye"]) < 0.012

