@@ -22,6 +22,9 @@ COMMANDS = {
     "demo": ["--body", "{body}", "-o", "{output}"],
     "inspect": ["{body}"],
     "convert": ["{body}", "-o", "{output}.npz", "--regressor", "mine={regressor}"],
+    "convert-mesh": [
+        *["{mesh}", "--map", "{map}", "--faces", "{mesh}", "--body", "{body}", "-o", "{output}.npz"],
+    ],
     "export": ["{body}", "--motion", "{motion}", "-o", "{output}.glb"],
     "view": ["{labels}", "--body", "{body}", "--images", "{images}", "-o", "{output}.html"],
     "bench": [],
@@ -64,6 +67,8 @@ INPUTS = [
     "body",
     "regressor",
     "motion",
+    "mesh",
+    "map",
     "keypoints",
     "images",
     "shards",
@@ -146,6 +151,10 @@ def make_files(place):
     files |= {"weights": place / "weights.onnx", "checkpoint": place / "net.safetensors"}
     files |= {"body": place / "body.safetensors", "regressor": place / "regressor.npy"}
     files |= {"motion": place / "motion.npz", "video": place / "video.mp4"}
+    corners, weights = np.zeros((4, 3), int), np.full((4, 3), 1 / 3)
+    np.savez(place / "mesh.npz", vertices=np.eye(4)[:, :3], faces=np.zeros((1, 3), int))
+    np.savez(place / "map.npz", corners=corners, barycentric=weights, num_source_vertices=6890)
+    files |= {name: place / f"{name}.npz" for name in ("mesh", "map")}
     run("shard", [str(files["keypoints"]), "-o", str(place / "shards")])
     made = run("fit", [str(files["keypoints"]), "--body", str(files["body"]), "-o", str(place / "out")])
     assert made.exit_code == 0, made.output
@@ -223,6 +232,7 @@ def test_places_that_cannot_be_written_are_refused_in_one_line(tmp_path, good, c
         "crowd": "npz",
         "view": "html",
         "live": "mp4",
+        "convert-mesh": "npz",
     }
     if kind == "file" and command in suffixes:
         (tmp_path / f"file.{suffixes[command]}").mkdir()

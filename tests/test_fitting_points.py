@@ -22,7 +22,7 @@ from agebody.fitting.inverse_kinematics import (
     to_world,
     turn_towards,
 )
-from agebody.fitting.patches import PATCHES, patch_layout
+from agebody.fitting.patches import PATCHES, find_patches
 from agebody.fitting.points import fit_points, fit_vertices
 from agebody.keypoints import LAYOUTS
 from agebody.losses import joint_limits
@@ -373,8 +373,8 @@ def test_turns_of_rigid_parts(mannequin):
 
 
 def test_patches_cover_the_mesh(body):
-    layout = patch_layout(body.asset)
-    assert layout is patch_layout(body.asset)
+    layout = find_patches(body.asset).layout
+    assert layout is find_patches(body.asset).layout
     _, rows = layout.resolve(body.asset)
     owners = rows.tocsc()
     assert (np.diff(owners.indptr) == 1).all()  # every vertex is in one patch

@@ -188,6 +188,15 @@ def remove_leftovers(folder: Path) -> None:
                 os.close(descriptor)
 
 
+def check_suffix(path: AnyPath, *known: str) -> str:
+    """Return the suffix of a file to write in lower case, one of those known, or raise ValueError."""
+    suffix = Path(path).suffix
+    if suffix.lower() not in known:
+        what = "one of the suffixes" if len(known) > 1 else "the suffix"
+        raise ValueError(f"{path}: expected {what} {', '.join(known)}, got {suffix!r}")
+    return suffix.lower()
+
+
 def save_npz(arrays: Mapping[str, Any], path: AnyPath, *, overwrite: bool = False) -> None:
     """Write named arrays or tensors to a compressed ``.npz``, atomically.
 
@@ -195,8 +204,7 @@ def save_npz(arrays: Mapping[str, Any], path: AnyPath, *, overwrite: bool = Fals
         FileExistsError: the file exists and ``overwrite`` is false.
         OSError: the file cannot be written.
     """
-    if Path(path).suffix.lower() != ".npz":
-        raise ValueError(f"{path}: expected the suffix .npz, got {Path(path).suffix!r}")
+    check_suffix(path, ".npz")
     values = {
         name: value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
         for name, value in arrays.items()

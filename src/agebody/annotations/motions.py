@@ -15,7 +15,7 @@ from agebody.annotations.people import fail, shorten
 from agebody.assets.official import GENDERS, JOINT_NAMES, TITLES
 from agebody.body import BodyModel
 from agebody.body.model import expect_body
-from agebody.files import replacing
+from agebody.files import check_suffix, replacing
 from agebody.parameters import BodyParameters, check_identity, read_start
 
 Axis = Literal["y", "z"]
@@ -261,8 +261,7 @@ def save_motion(
         raise ValueError(f"body: expected {expected}, got {body.asset.metadata.name!r} with other ones")
     if motion.fps is None or not (np.isfinite(motion.fps) and motion.fps > 0):
         raise ValueError(f"motion.fps: expected frames per second above 0, got {motion.fps}")
-    if Path(path).suffix.lower() != ".npz":
-        raise ValueError(f"{path}: expected the suffix .npz, which AMASS's files have")
+    check_suffix(path, ".npz")
     frames = motion.parameters.transl.shape[0] if motion.parameters.transl.dim() == 2 else 0
     if not frames:
         raise ValueError("motion.parameters: expected frames (T, ...)")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from agebody.draw.meshes import Color, body_colors, read_meshes, to_linear, vertex_normals
-from agebody.files import replacing
+from agebody.files import check_suffix, replacing
 
 MESH_SUFFIXES = (".glb", ".obj", ".ply")
 
@@ -43,12 +42,7 @@ def save_mesh(
     from trimesh import Scene, Trimesh
     from trimesh.exchange.export import export_mesh
 
-    path = Path(path)
-    suffix = path.suffix.lower()
-    if suffix not in MESH_SUFFIXES:
-        raise ValueError(
-            f"{path}: expected one of the suffixes {', '.join(MESH_SUFFIXES)}, got {path.suffix!r}"
-        )
+    suffix = check_suffix(path, *MESH_SUFFIXES)
     bodies, triangles = read_meshes(vertices, faces)
     if not bodies:
         raise ValueError(f"{path}: vertices: expected at least one body")

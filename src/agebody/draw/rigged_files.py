@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from agebody.body import BodyModel, BodyOutput
 from agebody.body.model import expect_body
 from agebody.checks import broadcast, expect
 from agebody.draw.meshes import PALETTE, Color, read_color, to_linear, vertex_normals
-from agebody.files import replacing
+from agebody.files import check_suffix, replacing
 from agebody.parameters import BodyParameters, check_identity, read_start
 
 RIGGED_SUFFIXES = (".glb", ".bvh")
@@ -78,12 +77,7 @@ def save_rigged(
         OSError: the file cannot be written.
     """
     check_single(body)
-    path = Path(path)
-    suffix = path.suffix.lower()
-    if suffix not in RIGGED_SUFFIXES:
-        raise ValueError(
-            f"{path}: expected one of the suffixes {', '.join(RIGGED_SUFFIXES)}, got {path.suffix!r}"
-        )
+    suffix = check_suffix(path, *RIGGED_SUFFIXES)
     if not (np.isfinite(fps) and fps > 0):
         raise ValueError(f"fps: expected a number of frames per second above 0, got {fps}")
     if suffix == ".bvh" and morph_targets:

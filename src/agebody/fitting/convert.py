@@ -17,7 +17,7 @@ from agebody.assets.asset import BodyAsset, Regressor
 from agebody.body import SMPL, SMPLA, BodyModel
 from agebody.body.model import expect_body
 from agebody.engine.batched import own_precision
-from agebody.fitting.patches import patch_layout
+from agebody.fitting.patches import find_patches
 from agebody.fitting.points import fit_points, fit_vertices
 from agebody.keypoints import KeypointLayout
 from agebody.mesh.closest import closest_points
@@ -209,8 +209,9 @@ def _correspond(source: BodyAsset, target: BodyAsset, names: list[str]) -> Corre
 
 def _scattered(asset: BodyAsset) -> np.ndarray:
     """Return vertices all over a body: in each patch, the vertex nearest to its centre."""
-    _, rows = patch_layout(asset).resolve(asset)
-    owner = rows.tocsc().indices
+    layout, patch = find_patches(asset)
+    owner = patch.numpy()
+    _, rows = layout.resolve(asset)
     away = np.linalg.norm(asset.template - (rows @ asset.template)[owner], axis=1)
     order = np.lexsort((away, owner))
     return order[np.unique(owner[order], return_index=True)[1]]

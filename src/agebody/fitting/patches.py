@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import numpy as np
 import scipy
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from agebody.assets.asset import BodyAsset
-from agebody.body import BodyModel
 from agebody.keypoints import KeypointLayout
+from agebody.mesh.topology import TopologyMap
 
 PATCHES = 200
 """About how many patches of vertices stand for a mesh."""
@@ -20,22 +21,13 @@ MIN_PATCHES = 5
 """Per part that one joint moves."""
 
 
-class Patches(nn.Module):
-    """Groups of vertices, and their centers.
+class Patches(NamedTuple):
+    """Groups of vertices, and their centers."""
 
-    Args:
-        body: the layer.
-        layout: the patches' centers; see `patch_layout`.
-    """
-
-    owner: Tensor
-
-    def __init__(self, body: BodyModel, layout: KeypointLayout) -> None:
-        super().__init__()
-        self.layout = layout
-        _, rows = layout.resolve(body.asset)
-        owner = torch.from_numpy(rows.tocsc().indices.astype(np.int64))
-        self.register_buffer("owner", owner.to(body.device), persistent=False)
+    layout: KeypointLayout
+    """The patches' centers, as points of a body."""
+    owner: Int[Tensor, " V"]
+    """The patch of each vertex."""
 
     def sums(self, entries: Float[Tensor, "B V D"]) -> Float[Tensor, "B K D"]:
         """Return sums over each patch."""
@@ -52,8 +44,14 @@ class Patches(nn.Module):
 
 
 @functools.lru_cache(maxsize=8)
-def patch_layout(asset: BodyAsset) -> KeypointLayout:
-    """Return the centers of about ``PATCHES`` compact patches of vertices, each moved most by one joint."""
+def find_patches(asset: BodyAsset, topology: TopologyMap | None = None) -> Patches:
+    """Return about ``PATCHES`` compact patches of vertices, each moved most by one joint.
+
+    Args:
+        asset: the body.
+        topology: map to the vertices that are grouped, each with the vertex that weighs most in it; None
+            groups the body's own.
+    """
     part = asset.strongest_joints()
     owner = np.zeros(asset.num_vertices, int)
     count = 0
@@ -63,11 +61,18 @@ def patch_layout(asset: BodyAsset) -> KeypointLayout:
         share = round(PATCHES * len(own) / asset.num_vertices)
         owner[own] = count + _spread(places, min(len(own), max(MIN_PATCHES, share)))
         count = owner.max() + 1
-    rows = np.zeros((count, asset.num_vertices))
-    rows[owner, np.arange(asset.num_vertices)] = 1
-    rows /= rows.sum(1, keepdims=True)
+    if topology is not None:
+        strongest = topology.barycentric.argmax(1)[:, None]
+        _, owner = np.unique(
+            owner[np.take_along_axis(topology.corners, strongest, 1)[:, 0]], return_inverse=True
+        )
+        count = owner.max() + 1
+    sizes = np.bincount(owner)
+    rows = scipy.sparse.csr_array((1 / sizes[owner], (owner, np.arange(len(owner)))), (count, len(owner)))
+    if topology is not None:
+        rows = rows @ topology.matrix()
     names = [f"patch {number}" for number in range(count)]
-    return KeypointLayout.from_regressor(scipy.sparse.csr_array(rows), names, name="patches")
+    return Patches(KeypointLayout.from_regressor(rows, names, name="patches"), torch.from_numpy(owner))
 
 
 def _spread(places: np.ndarray, count: int) -> np.ndarray:

@@ -31,11 +31,12 @@ from agebody.fitting.inverse_kinematics import (
     to_world,
     turn_towards,
 )
-from agebody.fitting.patches import Patches, patch_layout
+from agebody.fitting.patches import find_patches
 from agebody.fitting.whole_body import coefficient_bounds
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.losses import joint_limits
 from agebody.losses.limits import clamp_to_limits
+from agebody.mesh.topology import TopologyMap
 from agebody.optim.least_squares import Stop
 from agebody.optim.limits import JointLimitPrior
 from agebody.optim.motion import Motion
@@ -142,11 +143,12 @@ def fit_vertices(
     weights: Weights = None,
     betas: Float[Tensor, "*batch N"] | None = None,
     age_offset: float | Tensor | None = None,
+    topology: TopologyMap | None = None,
     sd: float = 1e-3,
     max_iterations: int = 60,
     batch_size: int = 256,
 ) -> Fit:
-    """Fit bodies to vertices, in the order of the body's own.
+    """Fit bodies to vertices, in the order of the body's own or of another topology.
 
     As `fit_points`, on the centers of some 200 patches of vertices that move together: they keep all of the
     information, as noise averages out over the vertices of a patch. The error is that of all vertices.
@@ -155,16 +157,26 @@ def fit_vertices(
         body, betas, age_offset, sd, batch_size: as in `fit_points`.
         vertices: (*batch, V, 3) [m].
         weights: (*batch, V). Vertices of weight 0 are ignored, even NaN: holes, or what a mesh lacks.
+        topology: map from the body's vertices to those that are given, such as MHR's ``smpl2mhr``; None if
+            they are the body's own. The fit is as exact as without: the map is of the body, not of the mesh.
         max_iterations: as in `fit_points`; where weights differ, all passes are made three times.
     """
     expect_body(body)
     with torch.no_grad(), own_precision(body.device):
-        given = _read(body, "vertices", vertices, body.num_vertices, weights, betas, age_offset, sd)
-        patches = body.for_layout(patch_layout(body.asset), Patches)
+        if topology is not None and topology.num_source_vertices != body.num_vertices:
+            raise ValueError(
+                f"topology: expected a map from the body's {body.num_vertices} vertices, got one from "
+                f"{topology.num_source_vertices}"
+            )
+        count = body.num_vertices if topology is None else len(topology)
+        given = _read(body, "vertices", vertices, count, weights, betas, age_offset, sd)
+        patches = find_patches(body.asset, topology)
+        patches = patches._replace(owner=patches.owner.to(body.device))
         carried = _carried(body, patches.layout)
 
         def find(*parameters: BodyParameters, **pose: Any) -> Tensor:
-            return body(*parameters, **pose).vertices
+            mesh = body(*parameters, **pose).vertices
+            return mesh if topology is None else topology(mesh)
 
         def fit(part: _Given) -> Fit:
             def centers(mesh: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from agebody.pipelines.cli import (  # noqa: F401 - each registers its commands
     fit,
     fit_shards,
     live,
+    meshes,
     predict,
     release,
     synthesize,

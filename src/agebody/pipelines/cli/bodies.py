@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agebody.files import make_folder
-from agebody.pipelines.cli.app import app, fail, note, plain, running, say, show_stages
+from agebody.pipelines.cli.app import app, note, plain, running, say, show_stages
 from agebody.pipelines.cli.options import (
     AgeClassName,
     AgeOffset,
@@ -27,14 +27,15 @@ from agebody.pipelines.cli.options import (
     check_choice,
     check_device,
     check_output,
+    check_suffix,
     load_body,
     make_layer,
     option,
+    read_age_offset,
     read_ages,
 )
 
 if TYPE_CHECKING:
-    from agebody.assets.asset import BodyAsset
     from agebody.pipelines.bench import Report
 
 
@@ -149,11 +150,7 @@ def convert(
     from agebody.assets.io import export_smpl_npz, export_smpl_pkl, load_asset, save_asset
 
     writers = {".safetensors": save_asset, ".npz": export_smpl_npz, ".pkl": export_smpl_pkl}
-    write = writers.get(output.suffix.lower())
-    if write is None:
-        raise typer.BadParameter(
-            f"expected the suffix {', '.join(writers)}, got {output.name!r}", param_hint="--output"
-        )
+    write = writers[check_suffix(output, *writers)]
     regressors: dict[str, Path] = {}
     for item in regressor or []:
         name, separator, path = item.partition("=")
@@ -228,7 +225,7 @@ def export(
     with running(ValueError) as bars:
         asset = load_body(body, bars)
         recorded = None if motion is None else load_motion(motion)
-        offset = _age_offset(asset, ages)
+        offset = read_age_offset(asset, ages)
         known = 0 if recorded is None else min(recorded.num_betas, asset.num_betas)
         count = max(len(numbers or ()), known, min(asset.num_betas, 10))
         layer = make_layer(asset, num_betas=count)
@@ -267,21 +264,6 @@ def _read_betas(text: str | None) -> list[float] | None:
     if numbers is not None and not all(map(math.isfinite, numbers)):
         raise typer.BadParameter(f"expected numbers such as 1.5,0,-1, got {text!r}", param_hint="--betas")
     return numbers
-
-
-def _age_offset(asset: BodyAsset, ages: dict[str, Any]) -> float | None:
-    """Return the age offset that the options of a command state, None without one."""
-    from agebody.age import AGE_CLASSES, AgeCurve, parse_ages
-
-    found = parse_ages(**ages, shape=(1,))
-    if not found.known[0]:
-        return None
-    if not asset.has_age:
-        fail(f"{asset.metadata.name} has one age; give a body with ages, or no age")
-    if not math.isnan(found.years[0]):
-        return float(AgeCurve.from_asset(asset).years_to_offset(float(found.years[0])))
-    offset = float(found.age_offset[0])
-    return AGE_CLASSES[found.age_class[0]].mid if math.isnan(offset) else offset
 
 
 def _check_backend(value: str) -> str | None:

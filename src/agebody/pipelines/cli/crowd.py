@@ -21,6 +21,7 @@ from agebody.pipelines.cli.options import (
     OutputFile,
     Overwrite,
     check_output,
+    check_suffix,
     load_layer,
     option,
 )
@@ -72,8 +73,7 @@ def crowd(
     Poses do not change. A child's age offset or an adult's first beta is changed until the body has its
     new stature, and the body is moved so that it covers the same pixels.
     """
-    if output.suffix.lower() != ".npz":
-        raise typer.BadParameter(f"expected the suffix .npz, got {output.name!r}", param_hint="--output")
+    check_suffix(output, ".npz")
     if disparity and metric:
         raise typer.BadParameter("give one of --disparity and --metric", param_hint="--metric")
     with running() as bars:

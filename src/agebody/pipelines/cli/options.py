@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from agebody.files import make_folder
+from agebody import files
 from agebody.pipelines.cli.app import fail, show_stages
 
 if TYPE_CHECKING:
@@ -157,6 +157,14 @@ def check_renderer(overlays: int, depth: Path | None = None) -> None:
             fail('--depth needs embreex; pip install "agebody[render]"')
 
 
+def check_suffix(path: Path, *known: str) -> str:
+    """Return the suffix of the file to write, or raise BadParameter if it is not one of those known."""
+    try:
+        return files.check_suffix(path, *known)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--output") from None
+
+
 def check_output(path: Path, inputs: tuple[Path | None, ...], overwrite: bool) -> None:
     """Refuse to write over inputs or existing files, and where nothing can be written."""
     if path.resolve() in [each.resolve() for each in inputs if each is not None]:
@@ -165,7 +173,7 @@ def check_output(path: Path, inputs: tuple[Path | None, ...], overwrite: bool) -
         fail(f"{path}: expected a file for --output, got a folder")
     if path.exists() and not overwrite:
         fail(f"{path}: exists; give --overwrite to replace it")
-    make_folder(path.parent)
+    files.make_folder(path.parent)
 
 
 def read_lens(focal: float | None, fov: float | None) -> dict[str, float | None]:
@@ -185,6 +193,21 @@ def read_ages(age_offset: float | None, age_class: str | None, years: float | No
     except AgeError as error:
         raise typer.BadParameter(error.problem, param_hint=f"--{error.name.replace('_', '-')}") from None
     return ages
+
+
+def read_age_offset(asset: BodyAsset, ages: dict[str, Any]) -> float | None:
+    """Return the age offset that the options of a command state, None without one."""
+    from agebody.age import AGE_CLASSES, AgeCurve, parse_ages
+
+    found = parse_ages(**ages, shape=(1,))
+    if not found.known[0]:
+        return None
+    if not asset.has_age:
+        fail(f"{asset.metadata.name} has one age; give a body with ages, or no age")
+    if not math.isnan(found.years[0]):
+        return float(AgeCurve.from_asset(asset).years_to_offset(float(found.years[0])))
+    offset = float(found.age_offset[0])
+    return AGE_CLASSES[found.age_class[0]].mid if math.isnan(offset) else offset
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:

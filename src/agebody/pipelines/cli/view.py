@@ -13,6 +13,7 @@ from agebody.pipelines.cli.options import (
     OutputFile,
     Overwrite,
     check_output,
+    check_suffix,
     load_body,
     load_layer,
     make_layer,
@@ -48,8 +49,7 @@ def view(
 
     Examples: `agebody view anny -o body.html`, `agebody view out/labels.npz --images photos -o people.html`
     """
-    if output.suffix.lower() not in (".html", ".htm"):
-        raise typer.BadParameter(f"expected a name that ends in .html, got {output.name}", param_hint="-o")
+    check_suffix(output, ".html", ".htm")
     for name, value in (("--images", images), ("--body", body)):
         if value is not None and what in BUILT_IN:
             raise typer.BadParameter("it belongs to labels", param_hint=name)
