@@ -4,9 +4,12 @@ import errno
 import importlib
 import json
 import os
+import signal
 import socket
+import sys
 import threading
 import time
+import types
 from itertools import pairwise
 from pathlib import Path
 
@@ -212,3 +215,46 @@ def test_a_claim_is_that_of_a_process_that_lives(tmp_path):
     for text in ("no", "[]", '{"running": null}'):
         path.write_text(text)
         _Claim(path)
+
+
+@pytest.fixture
+def ray(monkeypatch):
+    """Stand in for Ray: says what is called, and starts slowly."""
+    said = []
+
+    def init(runtime_env, **where):
+        if "TypeError" in str(runtime_env):
+            raise TypeError("env_vars: not text\nmore")
+        time.sleep(0.3)
+        said.append("started")
+
+    fake = types.ModuleType("ray")
+    fake.__dict__.update(init=init, is_initialized=lambda: False, shutdown=lambda: said.append("ended"))
+    fields = {"RuntimeEnv": types.SimpleNamespace(known_fields={"env_vars"})}
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    monkeypatch.setitem(sys.modules, "ray.runtime_env", types.SimpleNamespace(**fields))
+    return said
+
+
+def test_a_start_that_is_interrupted_is_ended_as_a_whole(ray):
+    timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt), jobs._start_ray(None, 2, {}):
+        pass
+    assert ray == ["started", "ended"]
+
+
+@pytest.mark.parametrize("wrong", ["env_var", "env_vars"])
+def test_runtime_environments_that_ray_cannot_use_are_named(ray, wrong):
+    refused = pytest.raises(ValueError, match=f"^runtime_env: .*{wrong}[^\n]*$")
+    with refused, jobs._start_ray(None, 2, {wrong: "TypeError"}):
+        pass
+    assert "started" not in ray
+
+
+def test_one_worker_here_has_no_environment_of_ray(mannequin_asset, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    body, env = agebody.SMPL(mannequin_asset), {"env_vars": {"A": "1"}}
+    refused = pytest.raises(ValueError, match="runtime_env: expected none")
+    with refused, start_workers(body, print, {}, workers=1, runtime_env=env):
+        pass

@@ -9,12 +9,12 @@ import logging
 import math
 import os
 import platform
-import signal
 import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -32,6 +32,8 @@ _LASTING = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryErr
 """Errors of the system that another attempt would meet again."""
 _PROBE = 3.0
 """Seconds that a cluster has to answer."""
+_START = 20.0
+"""Seconds that an interrupted start of Ray has to come to its end."""
 _OBJECT_STORE = 512 << 20
 """Bytes that local workers share: the body."""
 _MISSING = 'several workers need Ray, which is not installed; pip install "agebody[ray]"'
@@ -331,11 +333,13 @@ def start_workers(
     Raises:
         ConnectionError: no cluster answers at the address.
         ImportError: Ray is not installed.
-        ValueError: Ray on this machine has no such device.
+        ValueError: Ray on this machine has no such device or memory, or the runtime environment is wrong.
     """
     device = device or body.device.type
     address = address or os.environ.get("RAY_ADDRESS") or None
     if address is None and workers == 1:
+        if runtime_env:
+            raise ValueError("runtime_env: expected none for one worker here, which is this process")
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # as each worker has, so that the results are the same
         try:
@@ -351,6 +355,9 @@ def start_workers(
         pool = _Ray(ray, [ray.put(packed)], options, workers, kind)
         if address is None and not pool.slots():
             raise ValueError(f"device: expected one that Ray finds here, got {device}: it has no {kind}")
+        most = ray.cluster_resources().get("memory", 0) / 2**30
+        if address is None and memory is not None and memory / 2**30 > most:
+            raise ValueError(f"memory: expected at most the {most:.1f} GiB that Ray finds free here")
         try:
             yield pool
         finally:
@@ -366,8 +373,10 @@ def _start_ray(address: str | None, workers: int | None, runtime_env: dict[str, 
     """Yield Ray: the one that this process has started, or one that ends with the block."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's next default, of which it warns
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")  # what Ray's servers log, else on stdout
     try:
         import ray
+        from ray.runtime_env import RuntimeEnv
     except ImportError as error:
         raise ImportError(_MISSING) from error
     if ray.is_initialized():
@@ -378,16 +387,36 @@ def _start_ray(address: str | None, workers: int | None, runtime_env: dict[str, 
     if address is not None and address != "local":
         where = {"address": address}
         _probe(address)
-    with _own_signals():
+    unknown = runtime_env.keys() - RuntimeEnv.known_fields
+    if unknown and "RAY_RUNTIME_ENV_PLUGINS" not in os.environ:
+        raise ValueError(f"runtime_env: expected names that Ray knows, such as env_vars, got {min(unknown)}")
+    begun: Future[Any] = Future()
+    ended = threading.Event()
+
+    def start() -> None:
         try:
-            ray.init(**where, runtime_env=runtime_env, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+            begun.set_result(
+                ray.init(**where, runtime_env=runtime_env, log_to_driver=False, logging_level=logging.ERROR)
+            )
+        except TypeError as error:  # Ray converts what it is given before it connects
+            begun.set_exception(ValueError(f"runtime_env: {_first_line(error)}"))
+        except Exception as error:
             # A token that is missing, another version of Ray or of Python, a cluster that has just ended.
-            raise ConnectionError(f"{where['address']}: Ray cannot be used: {_first_line(error)}") from None
+            why = f"{where['address']}: Ray cannot be used: {_first_line(error)}"
+            begun.set_exception(ConnectionError(why))
+        ended.wait()  # Ray's servers end with the thread that started them
+
+    # A signal would cut the start in two, and what has started would stay. Outside the main thread, Ray also
+    # leaves the handlers of signals as they are.
+    threading.Thread(target=start, daemon=True).start()
     try:
+        begun.result()
         yield ray
     finally:
+        with suppress(Exception):
+            begun.exception(_START)
         ray.shutdown()
+        ended.set()
 
 
 def _probe(address: str) -> None:
@@ -414,18 +443,6 @@ def _probe(address: str) -> None:
         raise ConnectionError(f"{address}: no Ray cluster: {why.lower()}; {advice}") from None
     if len(answer) < 4 or answer[3] != 4:
         raise ConnectionError(f"{address}: something else than a Ray cluster answers; {advice}")
-
-
-@contextmanager
-def _own_signals() -> Iterator[None]:
-    """Keep this process's handlers of signals, of which Ray replaces some."""
-    main = threading.current_thread() is threading.main_thread()
-    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM) if main}
-    try:
-        yield
-    finally:
-        for number, handler in kept.items():
-            signal.signal(number, handler)
 
 
 def _first_line(error: Exception) -> str:
