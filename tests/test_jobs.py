@@ -252,6 +252,13 @@ def test_runtime_environments_that_ray_cannot_use_are_named(ray, wrong):
     assert "started" not in ray
 
 
+def test_handlers_of_signals_are_set_again_after_ray_has_started(ray, monkeypatch):
+    again = []
+    monkeypatch.setattr(jobs.signal, "signal", lambda *handler: again.append(handler))
+    with jobs._start_ray(None, 2, {}):
+        assert again == [(signal.SIGTERM, signal.getsignal(signal.SIGTERM))]
+
+
 def test_one_worker_here_has_no_environment_of_ray(mannequin_asset, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     body, env = agebody.SMPL(mannequin_asset), {"env_vars": {"A": "1"}}

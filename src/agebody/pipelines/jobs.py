@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import platform
+import signal
 import socket
 import threading
 import time
@@ -407,10 +408,15 @@ def _start_ray(address: str | None, workers: int | None, runtime_env: dict[str, 
         ended.wait()  # Ray's servers end with the thread that started them
 
     # A signal would cut the start in two, and what has started would stay. Outside the main thread, Ray also
-    # leaves the handlers of signals as they are.
+    # leaves Python's handlers of signals as they are.
     threading.Thread(target=start, daemon=True).start()
     try:
         begun.result()
+        if threading.current_thread() is threading.main_thread():
+            handler = signal.getsignal(
+                signal.SIGTERM
+            )  # Python's: Ray's own in C++ prints where the process is
+            signal.signal(signal.SIGTERM, signal.SIG_DFL if handler is None else handler)
         yield ray
     finally:
         with suppress(Exception):
