@@ -413,9 +413,7 @@ def _start_ray(address: str | None, workers: int | None, runtime_env: dict[str, 
     try:
         begun.result()
         if threading.current_thread() is threading.main_thread():
-            handler = signal.getsignal(
-                signal.SIGTERM
-            )  # Python's: Ray's own in C++ prints where the process is
+            handler = signal.getsignal(signal.SIGTERM)  # Python's; that of Ray in C++ prints its stack
             signal.signal(signal.SIGTERM, signal.SIG_DFL if handler is None else handler)
         yield ray
     finally:
