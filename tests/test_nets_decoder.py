@@ -230,7 +230,7 @@ def test_wrong_images_are_refused(given, error, words, unchecked):
         (lambda: ViT(SMALL, image_size=(60, 48)), "image_size: expected height and width, multiples of 16"),
         (lambda: ViT(SMALL, image_size=(48, 64))(torch.zeros(1, 3, 48, 48)), r"shape \(B, 3, 48, 64\)"),
         (lambda: small_head("hmr2")([[0.0]]), "features: expected a torch.Tensor, got list"),
-        (lambda: Regressor(ViT(SMALL), small_head("hmr2"), None), "body: expected a layer .*got 'NoneType'"),
+        (lambda: Regressor(ViT(SMALL), small_head("hmr2"), None), "body: expected a layer .*got NoneType"),
         (lambda: DecoderHead.preset("hmr"), "name: expected one of hmr2"),
         (lambda: DecoderHead({"pose": 6}, token_starts=("pose",)), "token_starts"),
         (lambda: small_head("hmr2")(torch.zeros(2, 31, 4, 3)), r"features: expected shape \(B, 32, h, w\)"),

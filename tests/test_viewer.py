@@ -156,7 +156,7 @@ def test_people_stand_where_their_camera_sees_them(distortion, body, page, tmp_p
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["mannequin", "-o", "a.txt"], "ends in .html"),
+        (["mannequin", "-o", "a.txt"], "one of the suffixes .html"),
         (["mannequin", "--images", "photos", "-o", "a.html"], "it belongs to labels"),
         (["nobody.pkl", "-o", "a.html"], "nobody.pkl"),
     ],

@@ -23,7 +23,7 @@ from agebody.pipelines.labels import fit_annotations, load_labels
 from agebody.rotations import axis_angle_to_matrix
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-fuzz = importlib.import_module("fuzz")
+samples = importlib.import_module("fuzz_samples")
 
 SIZE = 640, 480
 LENS = (-0.1, 0.02, 0.001, -0.001)
@@ -41,7 +41,7 @@ def opencv_pixels(points, matrix, lens, turn, place):
 
 def test_a_calibration_of_pose2sim_sees_what_opencv_sees(tmp_path):
     path = tmp_path / "calib.toml"
-    path.write_text(fuzz.cameras_files()["TOML"] + "[metadata]\nadjusted = false\n")
+    path.write_text(samples.cameras_files()["TOML"] + "[metadata]\nadjusted = false\n")
     cameras = read_cameras(path)
     assert cameras.names == ("a", "b")
     assert cameras.sizes == (SIZE, SIZE)
@@ -146,7 +146,7 @@ def test_files_that_opencv_writes_are_read(tmp_path):
     ],
 )
 def test_a_wrong_calibration_is_one_line_that_names_it(tmp_path, name, old, new, message):
-    path, text = tmp_path / "calib", fuzz.cameras_files()[name]
+    path, text = tmp_path / "calib", samples.cameras_files()[name]
     assert old in text
     path.write_text(text.replace(old, new))
     with pytest.raises(AnnotationError, match=f"calib: .*{message}") as error:

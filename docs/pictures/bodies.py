@@ -142,7 +142,7 @@ def draw_hands(path: Path, width: int) -> None:
         centre = wrist + 1.1 * (knuckle - wrist)
         away = 30 * float((knuckle - wrist).norm()) * torch.tensor([0.25, 0.75, 0.6])
         size = (width // len(hands), round(0.2 * width))
-        camera = Camera.look_at(tuple(centre + away), tuple(centre), size=size, fov=0.085)
+        camera = Camera.look_at(centre + away, centre, size=size, fov=0.085)
         look = {"colors": ["#d8d0c6"], "background": ("#f3efe9", "#e4ded6")}
         cells.append(
             np.concatenate(
