@@ -24,6 +24,7 @@ from agebody.annotations.shards import (
     write_table,
 )
 from agebody.pipelines.labels.records import ABOUT, FLAG, ROWS, TERM, Labels, concatenate_labels
+from agebody.pipelines.labels.settings import describe_differences
 
 
 class ShardRecord(NamedTuple):
@@ -158,13 +159,9 @@ def find_record(
         stated = dict(record.settings)
     except (KeyError, TypeError, ValueError):
         fail(path, "exists, and is not a shard of labels; pass overwrite=True to replace it")
-    differ = [
-        f"{name}: {stated.get(name)}, not {settings.get(name)}"
-        for name in sorted(stated.keys() | settings.keys())
-        if stated.get(name) != settings.get(name)
-    ]
+    differ = describe_differences(stated, settings)
     if differ:
-        fail(path, f"exists, and was made with {'; '.join(differ)}; pass overwrite=True to replace it")
+        fail(path, f"exists, and was made with {differ}; pass overwrite=True to replace it")
     same = record.source_size in (None, os.stat(source).st_size)
     if same and (verify or record.source_size is None):
         same = record.source_sha256 == describe_source(source)[0]

@@ -69,6 +69,15 @@ def describe_body(body: BodyModel) -> dict[str, Any]:
     }
 
 
+def describe_differences(stated: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """Return which settings of a file are not those wanted; empty if all are."""
+    return "; ".join(
+        f"{name}: {stated.get(name)}, not {wanted.get(name)}"
+        for name in sorted(stated.keys() | wanted.keys())
+        if stated.get(name) != wanted.get(name)
+    )
+
+
 def _sha256(name: str, value: Any) -> str:
     digest = hashlib.sha256()
     _feed(digest.update, name, value)

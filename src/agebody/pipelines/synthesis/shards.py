@@ -25,6 +25,7 @@ from agebody.people import People, random_people
 from agebody.pipelines.jobs import Failed, run_jobs, start_workers
 from agebody.pipelines.labels.records import Labels
 from agebody.pipelines.labels.samples import TrainingShards, add_sample, encode, open_shard, read_about
+from agebody.pipelines.labels.settings import describe_differences
 from agebody.pipelines.labels.training import pickle_people, training_arrays
 from agebody.pipelines.synthesis.recipe import Recipe, draw_ages
 from agebody.pipelines.synthesis.scenes import VISIBLE, Studio
@@ -126,13 +127,9 @@ def _is_there(path: Path, stated: dict[str, Any], overwrite: bool) -> bool:
         return False  # truncated while it was copied
     if not found and not overwrite:
         fail(path, "exists, and is not a shard of synthetic people; pass overwrite=True to replace it")
-    differ = [
-        f"{name}: {found.get(name)}, not {stated.get(name)}"
-        for name in sorted(found.keys() | stated.keys())
-        if found.get(name) != stated.get(name)
-    ]
+    differ = describe_differences(found, stated)
     if differ and not overwrite:
-        fail(path, f"exists, and was made with {'; '.join(differ)}; pass overwrite=True to replace it")
+        fail(path, f"exists, and was made with {differ}; pass overwrite=True to replace it")
     return not differ
 
 
