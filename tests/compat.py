@@ -18,7 +18,7 @@ else:
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PYTHONS = [line.split()[-1] for line in PROJECT["classifiers"] if "Python :: 3." in line]
-USERS = ("free", "metrics", "ray", "release", "render", "warp")
+USERS = [extra for extra in PROJECT["optional-dependencies"] if extra not in ("dev", "docs")]
 """Extras whose lower bounds are promised to users; tools of the tests may be of any version."""
 
 

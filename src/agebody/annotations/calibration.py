@@ -251,7 +251,7 @@ class _Storage:
         ends = [key.start() for key in keys[1:]] + [len(text)]
         self.blocks = {key[1]: text[key.end() : end] for key, end in zip(keys, ends, strict=False)}
 
-    def matrix(self, key: str, *, optional: bool = False) -> Float[np.ndarray, ...]:
+    def matrix(self, key: str, *, optional: bool = False) -> Float[np.ndarray, "*shape"]:
         """Return a matrix, or a number; empty where there is none and it is optional."""
         block = self.blocks.get(key)
         if block is None and optional:
