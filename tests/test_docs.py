@@ -354,6 +354,20 @@ def test_notebooks_run_and_show_what_they_store(path, tmp_path, monkeypatch, unc
             assert_alike(*(each.get("data", {}).get("image/png") for each in (before, now)), vary, where)
 
 
+def test_notebooks_are_pages():
+    """Each has a page, on which it stands with all that it shows."""
+    pytest.importorskip("markdown")
+    with_notebooks = load_script(ROOT / "docs" / "build_notebooks.py").with_notebooks
+    for path in NOTEBOOKS:
+        page = with_notebooks(path.with_suffix(".md").read_text(encoding="utf-8"))
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        outputs = [output for cell in cells for output in cell.get("outputs", ())]
+        pictures = [each["data"]["image/png"] for each in outputs if "image/png" in each.get("data", {})]
+        texts = ["".join(each["text"]) for each in outputs if "text" in each]
+        code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+        assert all("".join(part).strip() in page for part in (*pictures, *texts, *code)), path
+
+
 def assert_alike(before: str | None, now: str | None, vary: bool, where: str) -> None:
     """Compare two pictures, in base64; a difference of 10 of 255 is that of another body or another view."""
     assert (before is None) == (now is None), where
