@@ -5,6 +5,8 @@ import math
 import torch
 from torch import nn
 
+Tensors = tuple[torch.Tensor, ...]
+
 
 def wave(name: str, *shape: int) -> torch.Tensor:
     """Return numbers that follow from a name and a shape, of about the size of new weights."""
@@ -25,12 +27,13 @@ def filled(module: nn.Module) -> nn.Module:
     return module.eval()
 
 
-def onnx_outputs(module: nn.Module, example: torch.Tensor, given: torch.Tensor, path) -> list[torch.Tensor]:
+def onnx_outputs(module: nn.Module, example: Tensors, given: Tensors, path) -> list[torch.Tensor]:
     """Export a module with a batch of any size; return what onnxruntime gets from another batch."""
     import onnxruntime
 
-    batch = torch.export.Dim("batch", min=1, max=64)
-    program = torch.onnx.export(module, (example,), dynamo=True, dynamic_shapes=[{0: batch}], verbose=False)
-    program.save(path)
+    shapes = [{0: torch.export.Dim("batch")}] * len(example)
+    torch.onnx.export(module, example, dynamo=True, dynamic_shapes=shapes, verbose=False).save(path)
     session = onnxruntime.InferenceSession(path)
-    return [torch.from_numpy(a) for a in session.run(None, {session.get_inputs()[0].name: given.numpy()})]
+    names = [part.name for part in session.get_inputs()]
+    found = session.run(None, dict(zip(names, (part.numpy() for part in given), strict=True)))
+    return [torch.from_numpy(part) for part in found]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from bodies import random_body
+from networks import onnx_outputs
 
 from agebody import SMPLA, BodyParameters, nets
 
@@ -174,17 +175,8 @@ def test_a_network_compiles(network):
 
 
 def test_a_network_runs_in_onnxruntime(network, tmp_path):
-    import onnxruntime
-
-    batch = torch.export.Dim("batch")
     given, more = ((torch.randn(n, 3, 64, 64), torch.randn(n, 3)) for n in (2, 5))
-    shapes = {"images": {0: batch}, "condition": {0: batch}}
-    program = torch.onnx.export(network, given, dynamo=True, verbose=False, dynamic_shapes=shapes)
-    program.save(tmp_path / "network.onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "network.onnx")
-    assert [i.name for i in session.get_inputs()] == list(shapes)
-    found = session.run(None, dict(zip(shapes, (part.numpy() for part in more), strict=True)))
-    assert_same_predictions(found, network(*more))
+    assert_same_predictions(onnx_outputs(network, given, more, tmp_path / "network.onnx"), network(*more))
 
 
 def test_vmap_and_jacrev(body):

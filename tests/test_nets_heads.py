@@ -86,14 +86,18 @@ def test_a_head_learns_a_body(kind, age):
     assert learns == {"head.deccam.weight", "head.deccam.bias"} or kind == "iterative"
 
 
-@pytest.mark.parametrize("kind", ["iterative", "few parts"])
+@pytest.mark.parametrize("kind", ["iterative", "few parts", "field of view"])
 def test_a_head_is_exported_with_any_batch_and_compiled(kind, tmp_path, unchecked):
-    head = filled(HEADS[kind](BODIES["every age"]()))
-    features = wave("features", 5, 8, 4, 3)
-    expected = head(features).values()
+    if kind == "field of view":
+        head, given = filled(FieldOfView(6)), wave("token", 5, 6)
+        parts = lambda found: [found]  # noqa: E731
+    else:
+        head, given = filled(HEADS[kind](BODIES["every age"]())), wave("features", 5, 8, 4, 3)
+        parts = lambda found: list(found.values())  # noqa: E731
+    expected = parts(head(given))
     for found in (
-        onnx_outputs(head, features[:2], features, tmp_path / "head.onnx"),
-        torch.compile(head, fullgraph=True, backend="aot_eager")(features).values(),
+        onnx_outputs(head, (given[:2],), (given,), tmp_path / "head.onnx"),
+        parts(torch.compile(head, fullgraph=True, backend="aot_eager")(given)),
     ):
         for part, reference in zip(found, expected, strict=True):
             torch.testing.assert_close(part, reference, atol=2e-5, rtol=1e-4)
