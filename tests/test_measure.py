@@ -4,10 +4,11 @@ import torch
 import trimesh
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import sparse
 from scipy.spatial import ConvexHull
 
 import agebody
-from agebody.assets.asset import AssetError
+from agebody.assets.asset import AssetError, Regressor
 from agebody.measure import (
     A2B_MEASUREMENTS,
     MEASUREMENTS,
@@ -79,6 +80,118 @@ def test_names_are_36_twice():
     assert sum(isinstance(what, Girth) for what in A2B_MEASUREMENTS.values()) == 13
     for name in MEASUREMENTS:
         assert name.replace("left_", "right_") in MEASUREMENTS
+
+
+# A2B's points by vertices of SMPL-X: at which a landmark of the mannequin's is put, and its measurements.
+_SMPLX = {
+    "head_top": 8976, "forehead": 1980, "chin": 8793, "neck_front": 8940, "cervicale": 5484,
+    "suprasternale": 5519, "navel": 5939, "navel_back": 5941, "left_ear": 6, "right_ear": 616,
+    "left_acromion": 4442, "right_acromion": 7218, "left_wrist_back": 4823, "right_wrist_back": 7559,
+    "left_wrist_palm": 4713, "right_wrist_palm": 7449, "left_olecranon": 4273, "right_olecranon": 7017,
+    "left_fingertip": 5058, "right_fingertip": 7794, "left_hand": 5169, "right_hand": 7905,
+    "left_thelion": 3572, "right_thelion": 8340, "left_trochanter": 3958, "right_trochanter": 6706,
+    "left_buttock": 5949, "left_patella": 3673, "right_patella": 6434, "left_malleolus": 5880,
+    "right_malleolus": 8574, "left_heel": 8846, "right_heel": 8635, "left_toe_tip": 5770,
+    "right_toe_tip": 8463, "left_small_toe_tip": 5780, "right_small_toe_tip": 8474, "left_ball": 5904,
+    "right_ball": 8598, "left_upper_arm_level": 4042, "right_upper_arm_level": 6788,
+    "left_forearm_level": 4530, "right_forearm_level": 7266, "left_thigh_level": 3577,
+    "right_thigh_level": 6338, "left_calf_level": 3732,
+}  # fmt: skip
+_SMPLX_HEIGHTS = {
+    "height length": ([8976], [8846, 8635]),
+    "torso height from back length": ([5484], [5941]),
+    "head length": ([8976], [5484]),
+    "lateral neck length": ([6, 616], [5484]),
+}
+_SMPLX_LENGTHS = {
+    "shoulder width length": ([4442], [7218]),
+    "torso height from front length": ([5519], [5939]),
+    "midline neck length": ([8793], [5519]),
+    "left hand length": ([4823], [5058, 5169]),
+    "right hand length": ([7559], [7794, 7905]),
+    "left arm length": ([4442], [4823]),
+    "right arm length": ([7218], [7559]),
+    "left forearm length": ([4713], [4273]),
+    "right forearm length": ([7449], [7017]),
+    "left thigh length": ([3958], [3673]),
+    "right thigh length": ([6706], [6434]),
+    "left calf length": ([3673], [5880]),
+    "right calf length": ([6434], [8574]),
+    "left footwidth length": ([5780], [5770]),
+    "right footwidth length": ([8474], [8463]),
+    "left heel to ball length": ([8846], [5904]),
+    "right heel to ball length": ([8635], [8598]),
+    "left heel to toe length": ([8846], [5770]),
+    "right heel to toe length": ([8635], [8463]),
+}
+_SMPLX_GIRTHS = {
+    "waist circumference": ([5939, 5941], "pelvis", "spine3"),
+    "chest circumference": ([3572, 8340], "pelvis", "spine3"),
+    "hip circumference": ([5949], "pelvis", "spine3"),
+    "head circumference": ([1980], "pelvis", "spine3"),
+    "neck circumference": ([8940], "head", "spine2"),
+    "left arm circumference": ([4042], "left_shoulder", "left_elbow"),
+    "right arm circumference": ([6788], "right_shoulder", "right_elbow"),
+    "left forearm circumference": ([4530], "left_elbow", "left_wrist"),
+    "right forearm circumference": ([7266], "right_elbow", "right_wrist"),
+    "left thigh circumference": ([3577], "pelvis", "spine3"),
+    "right thigh circumference": ([6338], "pelvis", "spine3"),
+    "left calf circumference": ([3732], "pelvis", "spine3"),
+    "right calf circumference": ([3732], "pelvis", "spine3"),
+}
+
+
+@pytest.fixture(scope="module")
+def of_smplx_size(mannequin_asset):
+    """The mannequin with SMPL-X's number of vertices, the vertex next to each landmark at A2B's place."""
+    template, found = mannequin_asset.template, find_landmarks(mannequin_asset)
+    distance = np.linalg.norm((found.matrix @ template)[:, None] - template, axis=-1)
+    places = dict.fromkeys(range(len(template)))
+    for name, vertex in _SMPLX.items():
+        nearest = np.argsort(distance[found.names.index(name)] if name in found.names else template[:, 2])
+        places[next(v for v in nearest if places[v] is None)] = vertex
+    rest = iter(sorted(set(range(10475)) - set(_SMPLX.values())))
+    new = np.array([next(rest) if place is None else place for place in places.values()])
+    old = np.zeros(10475, int)
+    old[new] = np.arange(len(template))
+    regressor = sparse.lil_array((mannequin_asset.num_joints, 10475))
+    regressor[:, new] = mannequin_asset.joint_regressor.toarray()
+    return mannequin_asset.replace(
+        template=template[old], faces=new[mannequin_asset.faces], shapedirs=mannequin_asset.shapedirs[old],
+        posedirs=None, age_templates=mannequin_asset.age_templates[:, old], regressors={},
+        joint_regressor=sparse.csr_array(regressor), skin_joints=mannequin_asset.skin_joints[old],
+        skin_weights=mannequin_asset.skin_weights[old],
+    )  # fmt: skip
+
+
+def test_a2b_on_smplx_has_the_vertices_of_its_code(of_smplx_size):
+    case = Case(of_smplx_size, A2B_MEASUREMENTS)
+    vertices = case.people(3)
+    got = case.named(vertices)
+    assert set(got) == {*_SMPLX_HEIGHTS, *_SMPLX_LENGTHS, *_SMPLX_GIRTHS}
+    for name, ends in _SMPLX_HEIGHTS.items():
+        upper, lower = (vertices[:, ids, 1].mean(1) for ids in ends)
+        torch.testing.assert_close(got[name], upper - lower)
+    for name, ends in _SMPLX_LENGTHS.items():
+        start, end = (vertices[:, ids].mean(1) for ids in ends)
+        torch.testing.assert_close(got[name], (start - end).norm(dim=-1))
+    joints = torch.tensor(of_smplx_size.joint_regressor.toarray(), dtype=torch.float64) @ vertices
+    for name, (ids, *axis) in _SMPLX_GIRTHS.items():
+        start, end = (joints[:, of_smplx_size.joint_names.index(joint)] for joint in axis)
+        section = case.measure.section(name, vertices)
+        off = ((section.starts - vertices[:, ids].mean(1)[:, None]) * (end - start)[:, None]).sum(-1)
+        assert off[section.cut].abs().max() < 1e-12
+        assert (got[name] > 0.05).all()
+
+
+def test_a_landmark_that_is_brought_comes_before_a2bs_vertex(of_smplx_size):
+    row = sparse.csr_array(np.eye(1, 10475))
+    asset = of_smplx_size.replace(regressors={"landmarks": Regressor(("chin",), row)})
+    case = Case(asset, {"neck": A2B_MEASUREMENTS["midline neck length"]})
+    vertices = case.people(2)
+    torch.testing.assert_close(
+        case.named(vertices)["neck"], (vertices[:, 0] - vertices[:, 5519]).norm(dim=-1)
+    )
 
 
 _ARM = ("upper_arm_length", "forearm_length", "hand_length")

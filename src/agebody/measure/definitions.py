@@ -5,7 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
-Point: TypeAlias = str | tuple[str, ...]
+
+@dataclass(frozen=True)
+class Marked:
+    """The mean of landmarks, or of vertices where the body is SMPL-X.
+
+    So published measurements keep their own points on the body for which they were made. A landmark that an
+    asset brings itself comes before the vertices.
+    """
+
+    landmarks: tuple[str, ...]
+    smplx_vertices: tuple[int, ...]
+
+
+Point: TypeAlias = str | Marked | tuple[str | Marked, ...]
 """A landmark or a joint by name, or the mean of several."""
 
 TOP, GROUND = "top", "ground"
@@ -101,22 +114,66 @@ that of the T-pose however the arms are held.
 """
 
 
+# Vertices of SMPL-X at which A2B's code has its points, left and right; facts of its anthro/measurements/
+# measure.py, which gives both calves one vertex.
+_A2B_VERTICES = {
+    "head_top": (8976,),
+    "forehead": (1980,),
+    "chin": (8793,),
+    "neck_front": (8940,),
+    "cervicale": (5484,),
+    "suprasternale": (5519,),
+    "navel": (5939,),
+    "navel_back": (5941,),
+    "ear": (6, 616),
+    "acromion": (4442, 7218),
+    "wrist_back": (4823, 7559),
+    "wrist_palm": (4713, 7449),
+    "olecranon": (4273, 7017),
+    "thelion": (3572, 8340),
+    "trochanter": (3958, 6706),
+    "buttock": (5949, 5949),
+    "patella": (3673, 6434),
+    "malleolus": (5880, 8574),
+    "heel": (8846, 8635),
+    "toe_tip": (5770, 8463),
+    "small_toe_tip": (5780, 8474),
+    "ball": (5904, 8598),
+    "upper_arm_level": (4042, 6788),
+    "forearm_level": (4530, 7266),
+    "thigh_level": (3577, 6338),
+    "calf_level": (3732, 3732),
+}
+_A2B_FINGERS = {"left": (5058, 5169), "right": (7794, 7905)}  # tips of the middle and the ring finger
+
+
+def _a2b(landmark: str, *sides: str) -> Marked:
+    """Return a point of A2B: of the middle, of one side, or the mean of both."""
+    vertices = _A2B_VERTICES[landmark]
+    if not sides:
+        return Marked((landmark,), vertices)
+    chosen = tuple(vertices[("left", "right").index(side)] for side in sides)
+    return Marked(tuple(f"{side}_{landmark}" for side in sides), chosen)
+
+
 def _a2b_of_side(side: str) -> dict[str, Definition]:
     shoulder, elbow, wrist = arm = _sided(side, "shoulder", "elbow", "wrist")
     leg = _sided(side, "hip", "knee", "ankle")
     return {
-        "hand length": Distance((f"{side}_wrist_back", f"{side}_fingertip")),
-        "arm length": Distance((f"{side}_acromion", f"{side}_wrist_back")),
-        "forearm length": Distance((f"{side}_wrist_palm", f"{side}_olecranon")),
-        "thigh length": Distance((f"{side}_trochanter", f"{side}_patella")),
-        "calf length": Distance((f"{side}_patella", f"{side}_malleolus")),
-        "footwidth length": Distance((f"{side}_small_toe_tip", f"{side}_toe_tip")),
-        "heel to ball length": Distance((f"{side}_heel", f"{side}_ball")),
-        "heel to toe length": Distance((f"{side}_heel", f"{side}_toe_tip")),
-        "arm circumference": Girth(f"{side}_upper_arm_level", arm[:2], (shoulder, elbow), tape=True),
-        "forearm circumference": Girth(f"{side}_forearm_level", arm, (elbow, wrist), tape=True),
-        "thigh circumference": Girth(f"{side}_thigh_level", leg[:2], _UPWARDS, tape=True),
-        "calf circumference": Girth(f"{side}_calf_level", leg, _UPWARDS, tape=True),
+        "hand length": Distance(
+            (_a2b("wrist_back", side), Marked((f"{side}_fingertip",), _A2B_FINGERS[side]))
+        ),
+        "arm length": Distance((_a2b("acromion", side), _a2b("wrist_back", side))),
+        "forearm length": Distance((_a2b("wrist_palm", side), _a2b("olecranon", side))),
+        "thigh length": Distance((_a2b("trochanter", side), _a2b("patella", side))),
+        "calf length": Distance((_a2b("patella", side), _a2b("malleolus", side))),
+        "footwidth length": Distance((_a2b("small_toe_tip", side), _a2b("toe_tip", side))),
+        "heel to ball length": Distance((_a2b("heel", side), _a2b("ball", side))),
+        "heel to toe length": Distance((_a2b("heel", side), _a2b("toe_tip", side))),
+        "arm circumference": Girth(_a2b("upper_arm_level", side), arm[:2], (shoulder, elbow), tape=True),
+        "forearm circumference": Girth(_a2b("forearm_level", side), arm, (elbow, wrist), tape=True),
+        "thigh circumference": Girth(_a2b("thigh_level", side), leg[:2], _UPWARDS, tape=True),
+        "calf circumference": Girth(_a2b("calf_level", side), leg, _UPWARDS, tape=True),
     }
 
 
@@ -130,24 +187,24 @@ def _a2b_pairs(kind: str) -> dict[str, Definition]:
 
 
 A2B_MEASUREMENTS: dict[str, Definition] = {
-    "height length": Height("head_top", _both("heel")),
-    "shoulder width length": Distance(_both("acromion")),
-    "torso height from back length": Height("cervicale", "navel_back"),
-    "torso height from front length": Distance(("suprasternale", "navel")),
-    "head length": Height("head_top", "cervicale"),
-    "midline neck length": Distance(("chin", "suprasternale")),
-    "lateral neck length": Height(_both("ear"), "cervicale"),
+    "height length": Height(_a2b("head_top"), _a2b("heel", "left", "right")),
+    "shoulder width length": Distance((_a2b("acromion", "left"), _a2b("acromion", "right"))),
+    "torso height from back length": Height(_a2b("cervicale"), _a2b("navel_back")),
+    "torso height from front length": Distance((_a2b("suprasternale"), _a2b("navel"))),
+    "head length": Height(_a2b("head_top"), _a2b("cervicale")),
+    "midline neck length": Distance((_a2b("chin"), _a2b("suprasternale"))),
+    "lateral neck length": Height(_a2b("ear", "left", "right"), _a2b("cervicale")),
     **_a2b_pairs("length"),
-    "waist circumference": Girth(("navel", "navel_back"), _TRUNK, _UPWARDS, tape=True),
-    "chest circumference": Girth(_both("thelion"), _TRUNK, _UPWARDS, tape=True),
-    "hip circumference": Girth(_both("buttock"), _TRUNK, _UPWARDS, tape=True),
-    "head circumference": Girth("forehead", _HEAD, _UPWARDS, tape=True),
-    "neck circumference": Girth("neck_front", ("spine3", *_NECK), ("spine2", "head"), tape=True),
+    "waist circumference": Girth((_a2b("navel"), _a2b("navel_back")), _TRUNK, _UPWARDS, tape=True),
+    "chest circumference": Girth(_a2b("thelion", "left", "right"), _TRUNK, _UPWARDS, tape=True),
+    "hip circumference": Girth(_a2b("buttock", "left", "right"), _TRUNK, _UPWARDS, tape=True),
+    "head circumference": Girth(_a2b("forehead"), _HEAD, _UPWARDS, tape=True),
+    "neck circumference": Girth(_a2b("neck_front"), ("spine3", *_NECK), ("spine2", "head"), tape=True),
     **_a2b_pairs("circumference"),
 }
 """The 36 measurements of A2B (Ludwig et al., CVPR Workshops 2025), named and ordered as in its files.
 
 Kinds, pairs of points, directions of the planes and the tape are those of its public code
-(kaulquappe23/a2b_human_mesh). That code takes its points from vertices of SMPL-X; here each is the landmark
-of the same name, so values differ by the distance between the two points.
+(kaulquappe23/a2b_human_mesh), and on SMPL-X so are its points, which are vertices. On other bodies each is
+the landmark of that name, so values differ by the distance between the two points.
 """

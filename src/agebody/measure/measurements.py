@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import cast
 
 import numpy as np
@@ -10,13 +11,25 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from agebody.assets.asset import AssetError, BodyAsset, expect_asset
+from agebody.assets.asset import AssetError, BodyAsset, Regressor, expect_asset
+from agebody.assets.landmarks import LANDMARKS
 from agebody.checks import expect, safe_norm
 from agebody.engine.batched import own_precision
-from agebody.measure.definitions import GROUND, MEASUREMENTS, TOP, Definition, Distance, Girth, Height, Point
-from agebody.measure.landmarks import Parts, find_landmarks
+from agebody.measure.definitions import (
+    GROUND,
+    MEASUREMENTS,
+    TOP,
+    Definition,
+    Distance,
+    Girth,
+    Height,
+    Marked,
+    Point,
+)
+from agebody.measure.landmarks import LANDMARK_SET, Parts, find_landmarks
 from agebody.measure.sections import Section, gap, plane_section, section_length, tape_length
 
+_SMPLX = 10475  # vertices
 _ROOM = 768  # least capacity of a section [triangles], ...
 _SPARE = 4  # ... or this many times those that it cuts of the asset's own surfaces
 _CLOSED = 1e-4  # m: gap below which an outline is closed
@@ -119,17 +132,31 @@ class _Points:
 
     def __init__(self, asset: BodyAsset) -> None:
         self.asset = asset
-        self.joints = dict(zip(asset.joint_names, asset.joint_regressor.toarray(), strict=True))
-        found = find_landmarks(asset)
-        self.landmarks = dict(zip(found.names, found.matrix.toarray(), strict=True))
+        brought = asset.regressors.get(LANDMARK_SET)
+        self.brought = {} if brought is None else _rows(brought)
+        self.joints = _rows(Regressor(asset.joint_names, asset.joint_regressor))
+
+    @cached_property
+    def found(self) -> dict[str, Float[np.ndarray, " V"]]:
+        return _rows(find_landmarks(self.asset))
 
     def row(self, point: Point) -> Float[np.ndarray, " V"]:
+        if isinstance(point, Marked):
+            if self.asset.num_vertices == _SMPLX and not self.brought.keys() & {*point.landmarks}:
+                return np.bincount(point.smplx_vertices, minlength=_SMPLX) / len(point.smplx_vertices)
+            point = point.landmarks
         if not isinstance(point, str):
             return np.mean([self.row(name) for name in point], axis=0)
-        for known in (self.landmarks, self.joints):
+        for known in (self.brought, self.joints):
             if point in known:
                 return known[point]
+        if point in LANDMARKS:
+            return self.found[point]
         raise AssetError(f"{self.asset.metadata.name}: has no landmark or joint {point!r}")
+
+
+def _rows(points: Regressor) -> dict[str, Float[np.ndarray, " V"]]:
+    return dict(zip(points.names, points.matrix.toarray(), strict=True))
 
 
 def _gauge(name: str, what: Definition, asset: BodyAsset, points: _Points, parts: Parts) -> Gauge:
