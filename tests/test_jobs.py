@@ -18,7 +18,18 @@ import torch
 
 import agebody
 from agebody.pipelines import jobs
-from agebody.pipelines.jobs import Done, Failed, Schedule, choose_part, run_jobs, start_workers
+from agebody.pipelines.jobs import (
+    Cluster,
+    Done,
+    Failed,
+    Schedule,
+    check_cluster,
+    choose_part,
+    run_jobs,
+    start_workers,
+)
+from agebody.pipelines.labels import fit_dataset
+from agebody.pipelines.synthesis import synthesize
 
 
 class Scripted:
@@ -118,7 +129,7 @@ def test_what_may_pass_is_tried_again(mannequin_asset, error, again):
         raise error
 
     body = agebody.SMPL(mannequin_asset)
-    with start_workers(body, fail, {}, workers=1) as pool:
+    with start_workers(body, fail, {}, Cluster(1)) as pool:
         pool.start(1)
         assert pool.wait(0.0) == [(1, Failed(error, again))]
 
@@ -170,6 +181,14 @@ def test_addresses_without_a_cluster_are_told_within_seconds(listener, monkeypat
     ):
         with pytest.raises(ConnectionError, match=said):
             jobs._probe(where)
+
+
+@pytest.mark.parametrize("start", [fit_dataset, synthesize])
+def test_an_address_is_refused_before_a_folder_is_made(ray, mannequin_asset, tmp_path, start):
+    given = [tmp_path / "people"] if start is fit_dataset else []
+    with pytest.raises(ConnectionError, match="127.0.0.1:1: no Ray cluster: connection refused"):
+        start(agebody.SMPL(mannequin_asset), *given, tmp_path / "new", cluster=Cluster(address="127.0.0.1:1"))
+    assert list(tmp_path.iterdir()) == ray == []
 
 
 @pytest.mark.parametrize(("answer", "cluster"), [(b"HTTP/1.1 400 Bad Request\r\n", False), (None, True)])
@@ -239,7 +258,7 @@ def ray(monkeypatch):
 def test_a_start_that_is_interrupted_is_ended_as_a_whole(ray):
     timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
-    with pytest.raises(KeyboardInterrupt), jobs._start_ray(None, 2, {}):
+    with pytest.raises(KeyboardInterrupt), jobs._start_ray(Cluster(2)):
         pass
     assert ray == ["started", "ended"]
 
@@ -247,7 +266,7 @@ def test_a_start_that_is_interrupted_is_ended_as_a_whole(ray):
 @pytest.mark.parametrize("wrong", ["env_var", "env_vars"])
 def test_runtime_environments_that_ray_cannot_use_are_named(ray, wrong):
     refused = pytest.raises(ValueError, match=f"^runtime_env: .*{wrong}[^\n]*$")
-    with refused, jobs._start_ray(None, 2, {wrong: "TypeError"}):
+    with refused, jobs._start_ray(check_cluster(Cluster(2, runtime_env={wrong: "TypeError"}))):
         pass
     assert "started" not in ray
 
@@ -255,7 +274,7 @@ def test_runtime_environments_that_ray_cannot_use_are_named(ray, wrong):
 def test_handlers_of_signals_are_set_again_after_ray_has_started(ray, monkeypatch):
     again = []
     monkeypatch.setattr(jobs.signal, "signal", lambda *handler: again.append(handler))
-    with jobs._start_ray(None, 2, {}):
+    with jobs._start_ray(Cluster(2)):
         assert again == [(signal.SIGTERM, signal.getsignal(signal.SIGTERM))]
 
 
@@ -263,5 +282,5 @@ def test_one_worker_here_has_no_environment_of_ray(mannequin_asset, monkeypatch)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     body, env = agebody.SMPL(mannequin_asset), {"env_vars": {"A": "1"}}
     refused = pytest.raises(ValueError, match="runtime_env: expected none")
-    with refused, start_workers(body, print, {}, workers=1, runtime_env=env):
+    with refused, start_workers(body, print, {}, Cluster(1, runtime_env=env)):
         pass

@@ -29,7 +29,7 @@ from agebody.keypoints import LAYOUTS
 from agebody.losses import joint_limits_prior
 from agebody.people import observe, random_people
 from agebody.pipelines.cli import app
-from agebody.pipelines.jobs import run_jobs, start_workers
+from agebody.pipelines.jobs import Cluster, run_jobs, start_workers
 from agebody.pipelines.labels import (
     fit_annotations,
     fit_dataset,
@@ -257,10 +257,6 @@ def test_damaged_files_are_named(tmp_path):
             read_shard(tmp_path / f"{name}.parquet")
     with pytest.raises(FileNotFoundError):
         read_shard(tmp_path / "none.parquet")
-    with pytest.raises(AnnotationError, match="expected people, got an empty file"):
-        read_shard(write(tmp_path / "nobody.parquet", **{
-            name: pa.array(values)[:0] for name, values in columns().items()
-        }))  # fmt: skip
     with pytest.raises(AnnotationError, match="metadata: agebody: expected a JSON object"):
         read_shard(write(tmp_path / "metadata.parquet", {b"agebody": b"no"}))
     layout = {b"agebody": b'{"keypoint_layout": "none"}'}
@@ -550,6 +546,34 @@ def test_shards_are_found(people, tmp_path):
         load_label_shards(tmp_path)
 
 
+@pytest.mark.parametrize("fixed", [True, False])
+def test_shards_of_nobody_become_labels_of_nobody(expected, body, people, tmp_path, fixed):
+    """What other programs write may have lists without a length, and so any number of keypoints."""
+    given, folder = tmp_path / "people", tmp_path / "labels"
+    given.mkdir()
+    name, *_ = expected
+    (given / name).write_bytes((people / name).read_bytes())
+    table = pq.read_table(given / name).slice(0, 0)
+    if not fixed:
+        table = pa.table({entry: write_nobody(table[entry]) for entry in table.column_names})
+    pq.write_table(table, given / "nobody.parquet")
+    assert len(read_shard(given / "nobody.parquet", layout="openpose25")) == 0
+    report = fit_dataset(body, given, folder, cluster=Cluster(1))
+    assert (report.shards_done, report.people, report.bad) == (2, A_SHARD, {})
+    assert bytes_of(folder)[name] == expected[name]
+    again = fit_dataset(body, given, folder, cluster=Cluster(1), verify=True)
+    assert (again.shards_found_done, again.people_done) == (2, A_SHARD)
+    (folder / name).rename(tmp_path / name)
+    assert len(load_label_shards(folder)) == 0
+    (tmp_path / name).rename(folder / name)
+    assert_same_labels(load_label_shards(folder), load_label_shards(folder / name))
+
+
+def write_nobody(column):
+    lists = pa.types.is_fixed_size_list(column.type)
+    return pa.array([], pa.list_(pa.float64()) if lists else column.type)
+
+
 # --- all shards, with Ray
 
 
@@ -585,7 +609,7 @@ def expected(whole):
 KILLED = """
 import json, os, pathlib, signal, sys
 import agebody
-from agebody.pipelines.labels import fit_dataset
+from agebody.pipelines.labels import Cluster, fit_dataset
 
 def kill(report):
     if report.shards_done == 2:
@@ -594,7 +618,7 @@ def kill(report):
 
 if __name__ == "__main__":
     body = agebody.SMPLA(agebody.mannequin())
-    fit_dataset(body, sys.argv[1], sys.argv[2], address=sys.argv[4], progress=kill)
+    fit_dataset(body, sys.argv[1], sys.argv[2], cluster=Cluster(address=sys.argv[4]), progress=kill)
 """
 
 
@@ -712,7 +736,7 @@ def test_a_job_that_ends_its_worker_is_given_up_and_the_others_are_done(session,
             os.kill(os.getpid(), signal.SIGKILL)
         return 2 * job
 
-    with start_workers(body, work, {}) as pool:
+    with start_workers(body, work, {}, Cluster()) as pool:
         found = dict(run_jobs(pool, [1, "poison", 2], max_retries=1))
     assert [found[job].result for job in (1, 2)] == [2, 4]
     assert "its worker ended (WorkerCrashedError)" in str(found["poison"].error)
@@ -721,7 +745,7 @@ def test_a_job_that_ends_its_worker_is_given_up_and_the_others_are_done(session,
 def test_calls_share_the_shards(expected, body, people, tmp_path):
     """As the tasks of a Slurm array do, without Ray."""
     for i in range(2):
-        report = fit_dataset(body, people, tmp_path, workers=1, part=(i, 2))
+        report = fit_dataset(body, people, tmp_path, cluster=Cluster(1), part=(i, 2))
         assert (report.shards, report.shards_done) == (SHARDS // 2, SHARDS // 2)
         assert (tmp_path / f"report-{i}-of-2.json").exists()
     assert bytes_of(tmp_path) == expected
@@ -733,8 +757,8 @@ def test_finished_shards_are_known_by_their_footers(expected, body, people, tmp_
         (tmp_path / name).write_bytes(data)
     (name, *_) = expected
     damage(tmp_path / name)
-    assert fit_dataset(body, people, tmp_path, workers=1).shards_found_done == SHARDS
-    report = fit_dataset(body, people, tmp_path, workers=1, verify=True)
+    assert fit_dataset(body, people, tmp_path, cluster=Cluster(1)).shards_found_done == SHARDS
+    report = fit_dataset(body, people, tmp_path, cluster=Cluster(1), verify=True)
     assert (report.shards_found_done, report.shards_done) == (SHARDS - 1, SHARDS)
     assert bytes_of(tmp_path) == expected
 
@@ -756,14 +780,14 @@ def test_bad_shards_end_the_call_or_are_reported(expected, body, people, tmp_pat
     column = given / names[2]
     pq.write_table(pq.read_table(column).drop_columns("weights"), column)
     with pytest.raises(AnnotationError, match=f"{names[2]}: column weights: missing"):
-        fit_dataset(body, given, folder, workers=1)
+        fit_dataset(body, given, folder, cluster=Cluster(1))
     assert bytes_of(folder) == {}  # it was seen before anything was fitted
     others = [given / names[i] for i in (0, 1, 3)]
     with pytest.raises(AnnotationError, match=f"{names[1]}: not a Parquet file, or a damaged one") as error:
-        fit_dataset(body, others, folder, workers=1)
+        fit_dataset(body, others, folder, cluster=Cluster(1))
     assert "\n" not in str(error.value)
     assert bytes_of(folder) == {names[0]: expected[names[0]]}
-    report = fit_dataset(body, given, folder, workers=1, skip_bad=True)
+    report = fit_dataset(body, given, folder, cluster=Cluster(1), skip_bad=True)
     assert {Path(path).name: why.split(": ")[1] for path, why in report.bad.items()} == {
         names[1]: "not a Parquet file, or a damaged one",
         names[2]: "column weights",
@@ -775,18 +799,18 @@ def test_bad_shards_end_the_call_or_are_reported(expected, body, people, tmp_pat
 
 def test_options_are_those_of_the_fit(expected, body, people, tmp_path):
     with pytest.raises(ValueError, match="min_confidence: expected 0 to 1, got 2"):
-        fit_dataset(body, people, tmp_path, workers=1, min_confidence=2)
+        fit_dataset(body, people, tmp_path, cluster=Cluster(1), min_confidence=2)
     with pytest.raises(TypeError, match="colour: expected an option"):
-        fit_dataset(body, people, tmp_path, workers=1, colour=2)
+        fit_dataset(body, people, tmp_path, cluster=Cluster(1), colour=2)
     with pytest.raises(ValueError, match="workers: expected at least 1"):
-        fit_dataset(body, people, tmp_path, workers=0)
+        fit_dataset(body, people, tmp_path, cluster=Cluster(0))
     with pytest.raises(ValueError, match="output: expected another folder"):
         fit_dataset(body, people, people)
     assert bytes_of(tmp_path) == {}
     (name, data), *_ = expected.items()
     (tmp_path / name).write_bytes(data)
     with pytest.raises(AnnotationError, match=f"{name}: exists, and was made with fov: None, not 0.9"):
-        fit_dataset(body, people, tmp_path, workers=1, fov=0.9)
+        fit_dataset(body, people, tmp_path, cluster=Cluster(1), fov=0.9)
     assert bytes_of(tmp_path) == {name: data}
 
 

@@ -15,6 +15,7 @@ from agebody.age import AGE_CLASSES, AgeCurve, age_class
 from agebody.annotations import AnnotationError
 from agebody.cameras import Camera
 from agebody.keypoints import LAYOUTS
+from agebody.pipelines.jobs import Cluster
 from agebody.pipelines.labels import TrainingShards, load_labels
 from agebody.pipelines.labels.samples import HIDDEN_BY
 from agebody.pipelines.synthesis import Recipe, synthesize
@@ -138,7 +139,7 @@ def test_a_body_between_hides_and_a_body_alone_is_seen(body):
 
 @pytest.mark.slow
 def test_workers_make_the_same_bytes_and_the_labels_of_all(body, folder, tmp_path):
-    synthesize(body, tmp_path, RECIPE, workers=2)
+    synthesize(body, tmp_path, RECIPE, cluster=Cluster(2))
     for path in sorted(folder.iterdir()):
         if path.suffix == ".tar":
             assert path.read_bytes() == (tmp_path / path.name).read_bytes()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import glob
 import json
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from os import PathLike
@@ -26,7 +27,7 @@ from agebody.annotations.people import (
     make_people,
 )
 from agebody.files import replacing, replacing_files
-from agebody.keypoints import KeypointLayout, get_layout
+from agebody.keypoints import LAYOUTS, KeypointLayout, get_layout
 
 PEOPLE_PER_SHARD = 4096
 """Some minutes of work on one core, which is what a killed worker loses."""
@@ -175,7 +176,7 @@ def to_column(rows: Shaped[np.ndarray, "N ..."]) -> Any:
     pyarrow = import_pyarrow()
     if rows.ndim == 1:
         return pyarrow.array(rows)
-    flat = np.ascontiguousarray(rows.reshape(len(rows), -1))
+    flat = np.ascontiguousarray(rows.reshape(len(rows), math.prod(rows.shape[1:])))
     values = pyarrow.array(flat.reshape(-1))
     kind = pyarrow.list_(values.type, flat.shape[1])
     return pyarrow.FixedSizeListArray.from_arrays(values, type=kind)
@@ -184,9 +185,10 @@ def to_column(rows: Shaped[np.ndarray, "N ..."]) -> Any:
 def from_lists(column: Any) -> Shaped[np.ndarray, "N L"] | None:
     """Return a column of lists as an array; None if the lists have different lengths."""
     sizes = import_pyarrow().compute.list_value_length(column).to_numpy()
-    if len(sizes) == 0 or (sizes != sizes[0]).any():
+    size = sizes[0] if len(sizes) else getattr(column.type, "list_size", 0)
+    if (sizes != size).any():
         return None
-    return column.combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(len(sizes), -1)
+    return column.combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(len(sizes), size)
 
 
 def count_people(path: Path) -> int:
@@ -299,13 +301,14 @@ def read_shard(path: str | PathLike[str], *, layout: str | KeypointLayout | None
     table = read_table(path)
     _check_columns(path, table.schema)
     columns = {name: table[name] for name in COLUMNS if name in table.column_names}
-    if not table.num_rows:
-        fail(path, "expected people, got an empty file")
     for name, column in columns.items():
         if COLUMNS[name].required and column.null_count:
             row = column.is_null().index(True).as_py()
             fail(path, f"column {name}, row {row}: expected a value, got null")
     points = _keypoints(path, columns)
+    names = _names(path, table.schema, points.shape[1] if len(points) else None)
+    if not len(points):  # lists of no people may have no length
+        points = np.zeros((0, names.size if isinstance(names, Order) else len(names), 3))
     images, image = _images(path, columns)
     ids = columns["id"].to_numpy().astype(np.int64)
     again = ~np.isin(np.arange(len(ids)), np.unique(ids, return_index=True)[1])
@@ -313,7 +316,7 @@ def read_shard(path: str | PathLike[str], *, layout: str | KeypointLayout | None
     return make_people(
         path,
         points,
-        _names(path, table.schema, points.shape[1]),
+        names,
         layout,
         images=images,
         image=image,
@@ -384,12 +387,12 @@ def _keypoints(path: Path, columns: dict[str, Any]) -> Float[np.ndarray, "N K 3"
             fail(path, f"column {name}: expected lists of one length")
         rows[name] = found.astype(float)
     keypoints, weights = rows["keypoints"], rows["weights"]
-    if keypoints.shape[1] != 2 * weights.shape[1]:
+    if len(weights) and keypoints.shape[1] != 2 * weights.shape[1]:
         expected = f"x, y of {weights.shape[1]} points, as there are weights"
         fail(path, f"column keypoints: expected {expected}, got {keypoints.shape[1]} numbers")
     bad = ~((weights >= 0) & (weights <= 1)).all(1)
     _refuse(path, "weights", bad, weights, "confidences from 0 to 1")
-    keypoints = keypoints.reshape(len(weights), -1, 2)
+    keypoints = keypoints.reshape(*weights.shape, 2)
     bad = (~np.isfinite(keypoints).all(2) & (weights > 0)).any(1)
     _refuse(path, "keypoints", bad, keypoints, "finite pixels where weights are not 0")
     bad = ((np.abs(keypoints) > MAX_PIXELS).any(2) & (weights > 0)).any(1)
@@ -397,18 +400,18 @@ def _keypoints(path: Path, columns: dict[str, Any]) -> Float[np.ndarray, "N K 3"
     return np.concatenate((keypoints, weights[..., None]), -1)
 
 
-def _names(path: Path, schema: Any, count: int) -> tuple[str, ...] | Order:
-    """Return the names of the keypoints, or their known order."""
+def _names(path: Path, schema: Any, count: int | None) -> tuple[str, ...] | Order:
+    """Return the names of the keypoints, or their known order; a file without people may have any number."""
     stated = read_metadata(path, schema).get("keypoint_layout")
     if stated is not None:
         try:
             names = get_layout(stated).names
         except (KeyError, TypeError, ValueError) as error:
             fail(path, f"metadata: keypoint_layout: {_first_line(error)}")
-        if len(names) != count:
+        if count not in (None, len(names)):
             fail(path, f"column weights: expected the {len(names)} keypoints of {stated}, got {count}")
         return tuple(names)
-    order = order_by_size(count)
+    order = order_by_size(count or len(LAYOUTS["coco17"]))
     if order is None:
         expected = f"expected {sizes_without_names()} keypoints, or a layout in the metadata"
         fail(path, f"column weights: {expected}, got {count}")
@@ -441,7 +444,7 @@ def _floats(column: Any) -> Float[np.ndarray, " N"]:
 
 def _boxes(path: Path, columns: dict[str, Any], count: int) -> Float[np.ndarray, "N 4"]:
     rows = columns["box"].to_pylist() if "box" in columns else [None] * count
-    wrong = np.array([row is not None and (len(row) != 4 or None in row) for row in rows])
+    wrong = np.array([row is not None and (len(row) != 4 or None in row) for row in rows], dtype=bool)
     _refuse(path, "box", wrong, np.array(rows, dtype=object), "x0, y0, x1, y1")
     boxes = np.array([[np.nan] * 4 if row is None else row for row in rows], dtype=float).reshape(-1, 4)
     known = np.asarray(~np.isnan(boxes).any(1))

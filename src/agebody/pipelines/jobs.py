@@ -25,7 +25,6 @@ import torch
 
 from agebody.body import BodyModel
 
-MAX_RETRIES = 5
 _PAUSES = (1.0, 2.0, 4.0)
 """Seconds until a job is tried again, after its first, second and each later failure."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
@@ -38,6 +37,34 @@ _START = 20.0
 _OBJECT_STORE = 512 << 20
 """Bytes that local workers share: the body."""
 _MISSING = 'several workers need Ray, which is not installed; pip install "agebody[ray]"'
+
+
+class Cluster(NamedTuple):
+    """Where work is done: as it is, on all CPUs of this machine, with Ray.
+
+    A Ray that this process has started already is used, and left running.
+    """
+
+    workers: int | None = None
+    """How many at once; as many as there are CPUs, or, on CUDA, GPUs, if None. 1 without an address is this
+    process, which needs no Ray."""
+    address: str | None = None
+    """Of a Ray cluster, such as ``"head:6379"``, ``"ray://head:10001"`` or ``"auto"``; else the variable
+    ``RAY_ADDRESS`` counts; else Ray is started on this machine and stopped at the end."""
+    device: str | None = None
+    """Of the workers, which may have a GPU when this machine has none; that of the body if None. Each has a
+    CUDA device of its own."""
+    num_gpus: float = 1.0
+    """GPUs of each worker on CUDA; .5 lets two share one."""
+    memory: int | None = None
+    """What Ray reserves for each worker [bytes]."""
+    runtime_env: Mapping[str, Any] | None = None
+    """Of Ray's workers, such as ``{"pip": [...]}`` or ``{"env_vars": {...}}``."""
+    max_retries: int = 5
+    """How often a job is tried again when its worker is lost, or memory or a drive fails."""
+
+
+ALL_CPUS, THIS_PROCESS = Cluster(), Cluster(workers=1)
 
 
 class Done(NamedTuple):
@@ -65,7 +92,7 @@ class Schedule:
         max_retries: how often a job is tried again after a failure that may pass.
     """
 
-    def __init__(self, jobs: Iterable[Any], max_retries: int = MAX_RETRIES) -> None:
+    def __init__(self, jobs: Iterable[Any], max_retries: int = ALL_CPUS.max_retries) -> None:
         self._queue = deque(jobs)
         self._later: list[tuple[float, int, Any]] = []
         self._failures: dict[Any, int] = {}
@@ -128,7 +155,7 @@ class Workers(Protocol):
 def run_jobs(
     workers: Workers,
     jobs: Iterable[Any],
-    max_retries: int = MAX_RETRIES,
+    max_retries: int = ALL_CPUS.max_retries,
     idle: Callable[[], None] = lambda: None,
 ) -> Generator[tuple[Any, Done | Failed], None, None]:
     """Yield each job with its final result as soon as it is there.
@@ -308,39 +335,24 @@ def start_workers(
     body: BodyModel,
     function: Callable[..., Any],
     call: Mapping[str, Any],
-    *,
-    device: str | None = None,
-    address: str | None = None,
-    workers: int | None = None,
-    num_gpus: float = 1.0,
-    memory: int | None = None,
-    runtime_env: Mapping[str, Any] | None = None,
+    cluster: Cluster,
 ) -> Iterator[Workers]:
     """Yield what `run_jobs` needs: this process for one worker without an address, else Ray.
-
-    A Ray that this process has started already is used, and left running.
 
     Args:
         body: the layer.
         function: called with the body, the job and ``call``.
         call: arguments that are the same for all jobs.
-        device: of the workers; that of the body if None.
-        address: of a Ray cluster; else that of the variable ``RAY_ADDRESS``; else Ray is started here.
-        workers: how many jobs at once; as many as there are CPUs, or, on CUDA, GPUs, if None.
-        num_gpus: GPUs of each worker on CUDA; .5 lets two share one.
-        memory: that Ray reserves for each worker [bytes].
-        runtime_env: of Ray, such as ``{"pip": [...]}`` or ``{"env_vars": {...}}``.
+        cluster: where.
 
     Raises:
         ConnectionError: no cluster answers at the address.
         ImportError: Ray is not installed.
         ValueError: Ray on this machine has no such device or memory, or the runtime environment is wrong.
     """
-    device = device or body.device.type
-    address = address or os.environ.get("RAY_ADDRESS") or None
-    if address is None and workers == 1:
-        if runtime_env:
-            raise ValueError("runtime_env: expected none for one worker here, which is this process")
+    cluster = check_cluster(cluster)
+    device, address = cluster.device or body.device.type, cluster.address
+    if _is_here(cluster):
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # as each worker has, so that the results are the same
         try:
@@ -349,29 +361,40 @@ def start_workers(
             torch.set_num_threads(threads)
         return
     kind = "GPU" if device.startswith("cuda") else "CPU"
-    options = {"num_cpus": 1} if kind == "CPU" else {"num_cpus": 0, "num_gpus": num_gpus}
-    options |= {} if memory is None else {"memory": memory}
-    with _start_ray(address, workers, dict(runtime_env or {})) as ray:
+    options = {"num_cpus": 1} if kind == "CPU" else {"num_cpus": 0, "num_gpus": cluster.num_gpus}
+    options |= {} if cluster.memory is None else {"memory": cluster.memory}
+    with _start_ray(cluster) as ray:
         packed = ray.cloudpickle.dumps((_moved(body, "cpu"), function, dict(call), device))
-        pool = _Ray(ray, [ray.put(packed)], options, workers, kind)
+        pool = _Ray(ray, [ray.put(packed)], options, cluster.workers, kind)
         if address is None and not pool.slots():
             raise ValueError(f"device: expected one that Ray finds here, got {device}: it has no {kind}")
-        most = ray.cluster_resources().get("memory", 0) / 2**30
-        if address is None and memory is not None and memory / 2**30 > most:
-            raise ValueError(f"memory: expected at most the {most:.1f} GiB that Ray finds free here")
+        most = ray.cluster_resources().get("memory", 0)
+        if address is None and (cluster.memory or 0) > most:
+            raise ValueError(f"memory: expected at most the {most / 2**30:.1f} GiB that Ray finds free here")
         try:
             yield pool
         finally:
             pool.cancel()
 
 
-def _moved(body: BodyModel, device: str) -> BodyModel:
-    return body if body.device == torch.device(device) else copy.deepcopy(body).to(device)
+def check_cluster(cluster: Cluster) -> Cluster:
+    """Return a cluster with its address, that of ``RAY_ADDRESS`` if it states none.
 
-
-@contextmanager
-def _start_ray(address: str | None, workers: int | None, runtime_env: dict[str, Any]) -> Iterator[Any]:
-    """Yield Ray: the one that this process has started, or one that ends with the block."""
+    Raises:
+        ConnectionError: no cluster answers at the address.
+        ImportError: Ray is not installed.
+        ValueError: a number is too small, or the runtime environment is wrong.
+    """
+    cluster = cluster._replace(address=cluster.address or os.environ.get("RAY_ADDRESS") or None)
+    if cluster.workers is not None and cluster.workers < 1:
+        raise ValueError(f"workers: expected at least 1, got {cluster.workers}")
+    if cluster.max_retries < 0:
+        raise ValueError(f"max_retries: expected at least 0, got {cluster.max_retries}")
+    unknown = set(cluster.runtime_env or ())
+    if _is_here(cluster):
+        if unknown:
+            raise ValueError("runtime_env: expected none for one worker here, which is this process")
+        return cluster
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's next default, of which it warns
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")  # what Ray's servers log, else on stdout
@@ -380,25 +403,44 @@ def _start_ray(address: str | None, workers: int | None, runtime_env: dict[str, 
         from ray.runtime_env import RuntimeEnv
     except ImportError as error:
         raise ImportError(_MISSING) from error
+    unknown -= RuntimeEnv.known_fields
+    if unknown and "RAY_RUNTIME_ENV_PLUGINS" not in os.environ:
+        raise ValueError(f"runtime_env: expected names that Ray knows, such as env_vars, got {min(unknown)}")
+    if cluster.address not in (None, "local") and not ray.is_initialized():
+        _probe(cluster.address)
+    return cluster
+
+
+def _is_here(cluster: Cluster) -> bool:
+    """Return whether the work is done in this process."""
+    return cluster.address is None and cluster.workers == 1
+
+
+def _moved(body: BodyModel, device: str) -> BodyModel:
+    return body if body.device == torch.device(device) else copy.deepcopy(body).to(device)
+
+
+@contextmanager
+def _start_ray(cluster: Cluster) -> Iterator[Any]:
+    """Yield Ray: the one that this process has started, or one that ends with the block."""
+    import ray
+
     if ray.is_initialized():
         yield ray
         return
-    where: dict[str, Any] = {"address": "local", "num_cpus": workers or count_cpus()}
-    where |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE}
-    if address is not None and address != "local":
-        where = {"address": address}
-        _probe(address)
-    unknown = runtime_env.keys() - RuntimeEnv.known_fields
-    if unknown and "RAY_RUNTIME_ENV_PLUGINS" not in os.environ:
-        raise ValueError(f"runtime_env: expected names that Ray knows, such as env_vars, got {min(unknown)}")
+    where: dict[str, Any] = {
+        "address": cluster.address or "local",
+        "runtime_env": {**(cluster.runtime_env or {})},
+    }
+    if where["address"] == "local":
+        where |= {"num_cpus": cluster.workers or count_cpus()}
+        where |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE}
     begun: Future[Any] = Future()
     ended = threading.Event()
 
     def start() -> None:
         try:
-            begun.set_result(
-                ray.init(**where, runtime_env=runtime_env, log_to_driver=False, logging_level=logging.ERROR)
-            )
+            begun.set_result(ray.init(**where, log_to_driver=False, logging_level=logging.ERROR))
         except TypeError as error:  # Ray converts what it is given before it connects
             begun.set_exception(ValueError(f"runtime_env: {_first_line(error)}"))
         except Exception as error:

@@ -180,8 +180,10 @@ def fit(
         if depth is not None:
             find_maps(depth, {found.images[i].name: None for i in found.image.tolist()})
         rate = frame_rate(next(iter(films.values()), keypoints)) / every if video else None
-        if len(found):
-            make_folder(output)
+        if not len(found):
+            why = "; ".join(f"{reason}: {count}" for reason, count in found.left_out)
+            fail(f"{keypoints}: there is nobody to fit" + (f" ({why})" if why else ""))
+        make_folder(output)
         fit_folder.check_folder(output, overwrite=overwrite)
         layer = options.make_layer(asset, device=device)
         if shards and not fit_folder.has_training_joints(layer):

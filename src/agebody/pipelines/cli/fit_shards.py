@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -143,16 +142,28 @@ def fit_shards(
 
     Example: `agebody fit-shards people --body ages.safetensors -o labels`
     """
+    from agebody.pipelines.jobs import Cluster, check_cluster
     from agebody.pipelines.labels import fit_dataset
     from agebody.pipelines.labels.at_scale import report_name
 
     given: dict[str, Any] = options.read_lens(focal, fov)
     given |= options.read_ages(age_offset, age_class, years)
-    if not (address or os.environ.get("RAY_ADDRESS")):
-        options.check_device(device)
     if (index is None) != (count is None):
         raise typer.BadParameter("expected both --index and --count", param_hint="--index")
     with running(ValueError, RuntimeError) as bars:
+        cluster = check_cluster(
+            Cluster(
+                workers,
+                address,
+                device,
+                num_gpus,
+                memory=None if memory is None else int(memory * 2**30),
+                runtime_env=None if runtime_env is None else _read_runtime_env(runtime_env),
+                max_retries=max_retries,
+            )
+        )
+        if cluster.address is None:
+            options.check_device(device)
         make_folder(output)
         layer = options.make_layer(options.load_body(body, bars))
         task = bars.add_task("fitting", total=None)
@@ -172,13 +183,7 @@ def fit_shards(
             shards,
             output,
             layout=layout,
-            address=address,
-            workers=workers,
-            device=device,
-            num_gpus=num_gpus,
-            memory=None if memory is None else int(memory * 2**30),
-            runtime_env=None if runtime_env is None else _read_runtime_env(runtime_env),
-            max_retries=max_retries,
+            cluster=cluster,
             part=None if index is None or count is None else (index, count),
             skip_bad=skip_bad,
             verify=verify,

@@ -96,6 +96,7 @@ def synthesize(
 
     Example: `agebody synthesize --count 10000 --people 1-3 -o people`
     """
+    from agebody.pipelines.jobs import Cluster
     from agebody.pipelines.synthesis import Recipe
     from agebody.pipelines.synthesis import synthesize as draw
 
@@ -128,8 +129,7 @@ def synthesize(
             layer,
             output,
             recipe,
-            address=address,
-            workers=workers,
+            cluster=Cluster(workers, address),
             overwrite=overwrite,
             progress=show_count(bars, "drawing", count),
         )

@@ -1,5 +1,6 @@
 """Make training labels: fit bodies to keypoints, judge the fits, and write files for training code."""
 
+from agebody.pipelines.jobs import Cluster
 from agebody.pipelines.labels.at_scale import fit_dataset, fit_shard
 from agebody.pipelines.labels.fitting import fit_annotations
 from agebody.pipelines.labels.label_shards import load_label_shards
@@ -13,6 +14,7 @@ from agebody.pipelines.labels.summary import summarize
 from agebody.pipelines.labels.training import save_training_npz, save_training_shards
 
 __all__ = [
+    "Cluster",
     "Labels",
     "Sample",
     "TrainingShards",

@@ -23,7 +23,15 @@ from agebody.annotations.people import AnnotationError
 from agebody.annotations.shards import count_people, import_pyarrow, read_shard
 from agebody.body import BodyModel
 from agebody.files import make_folder, replacing
-from agebody.pipelines.jobs import MAX_RETRIES, Failed, choose_part, run_jobs, start_workers
+from agebody.pipelines.jobs import (
+    ALL_CPUS,
+    Cluster,
+    Failed,
+    check_cluster,
+    choose_part,
+    run_jobs,
+    start_workers,
+)
 from agebody.pipelines.labels.fitting import fit_annotations
 from agebody.pipelines.labels.label_shards import ShardRecord, describe_source, find_record, save_label_shard
 from agebody.pipelines.labels.settings import describe_settings
@@ -111,7 +119,7 @@ class DatasetReport:
 
 def _rate(people: float, seconds: float) -> float:
     """Return people per second to four significant digits, however slow the machine is."""
-    return float(f"{people / seconds:.4g}")
+    return float(f"{people / max(seconds, 1e-3):.4g}")
 
 
 def fit_shard(
@@ -207,13 +215,7 @@ def fit_dataset(
     output: str | PathLike[str],
     *,
     layout: str | None = None,
-    address: str | None = None,
-    workers: int | None = None,
-    device: str | None = None,
-    num_gpus: float = 1.0,
-    memory: int | None = None,
-    runtime_env: Mapping[str, Any] | None = None,
-    max_retries: int = MAX_RETRIES,
+    cluster: Cluster = ALL_CPUS,
     part: tuple[int, int] | None = None,
     skip_bad: bool = False,
     verify: bool = False,
@@ -228,23 +230,12 @@ def fit_dataset(
     fits the missing shards; unfinished work leaves no files. On the same kind of machine, the files are equal
     to the byte to those of an uninterrupted call.
 
-    A Ray that this process has started already is used, and left running. On a cluster, the files must be
-    under the same paths everywhere.
-
     Args:
-        body: the layer. One on a CUDA device gives each worker a device of its own.
+        body: the layer.
         shards: a folder, a pattern such as ``"people/*-0001?.parquet"``, or files.
         output: the folder of the labels and of ``report.json``; it is created where missing.
         layout: of the keypoints, as in `read_shard`.
-        address: of a Ray cluster, such as ``"head:6379"``, ``"ray://head:10001"`` or ``"auto"``; else the
-            variable ``RAY_ADDRESS`` counts; else Ray is started on this machine and stopped at the end.
-        workers: how many shards at once; as many as there are CPUs, or, on CUDA, GPUs, if None. 1 without an
-            address is this process, which needs no Ray.
-        device: of the workers, which may have a GPU when this machine has none; that of the body if None.
-        num_gpus: GPUs of each worker on CUDA; .5 lets two share one.
-        memory: that Ray reserves for each worker [bytes].
-        runtime_env: of Ray's workers, such as ``{"env_vars": {...}}``.
-        max_retries: how often a shard is tried again when its worker is lost, or memory or a drive fails.
+        cluster: where; the files must be under the same paths on all of its machines.
         part: i of n, from 0: only each n-th shard, for calls that share the work without Ray, such as the
             tasks of a Slurm array. Each has its own report, ``report-i-of-n.json``.
         skip_bad: leave out shards that cannot be fitted, and report them. Else they end the call: those whose
@@ -263,10 +254,7 @@ def fit_dataset(
         ImportError: Ray or PyArrow is not installed.
     """
     began = time.perf_counter()
-    if workers is not None and workers < 1:
-        raise ValueError(f"workers: expected at least 1, got {workers}")
-    if max_retries < 0:
-        raise ValueError(f"max_retries: expected at least 0, got {max_retries}")
+    cluster = check_cluster(cluster)
     import_pyarrow()
     folder = Path(output).absolute()
     found = list_shards(shards)
@@ -274,7 +262,7 @@ def fit_dataset(
         found = choose_part(found, *part)
     paths = {path.absolute(): _output(path, folder) for path in found}
     settings = describe_settings(body, layout, options)
-    settings["device"] = settings["device"] if device is None else torch.device(device).type
+    settings["device"] = torch.device(cluster.device or settings["device"]).type
     make_folder(output)
     report = DatasetReport(len(paths), settings=settings)
     claim = _Claim(folder / report_name(*part or (None, None)))
@@ -289,10 +277,9 @@ def fit_dataset(
     if todo:
         call = {"output": folder, "layout": layout, "overwrite": overwrite, **options}
         largest_first = sorted(todo, key=lambda path: -todo[path])
-        where = {"device": device, "address": address, "workers": workers, "runtime_env": runtime_env}
         with (
-            start_workers(body, fit_shard, call, num_gpus=num_gpus, memory=memory, **where) as pool,
-            closing(run_jobs(pool, largest_first, max_retries, show)) as done,
+            start_workers(body, fit_shard, call, cluster) as pool,
+            closing(run_jobs(pool, largest_first, cluster.max_retries, show)) as done,
             ExitStack() as at_the_end,
         ):
             show()

@@ -76,8 +76,7 @@ def fit_annotations(
         options: of `fit_keypoints`, such as its ``pose_prior`` or ``stages``.
 
     Raises:
-        AnnotationError: there is nobody, an age is given and the body has only one, or the size of an image
-            is unknown.
+        AnnotationError: an age is given and the body has only one, or the size of an image is unknown.
     """
     given = {"age_offset": age_offset, "years": years, "age_class": age_class}
     if focal is not None and fov is not None:
@@ -94,9 +93,6 @@ def fit_annotations(
         fail(people.path, "tracks: expected a number for everybody, to fit people over time")
     if not 0 <= min_confidence <= 1:
         raise ValueError(f"min_confidence: expected 0 to 1, got {min_confidence}")
-    if not len(people):
-        why = "; ".join(f"{reason}: {count}" for reason, count in people.left_out)
-        fail(people.path, "there is nobody to fit" + (f" ({why})" if why else ""))
     people.image_sizes()
     people = with_ages(body, people, **given)
     people = replace(people, weights=np.where(people.weights >= min_confidence, people.weights, 0))
@@ -274,7 +270,7 @@ def make_labels(body: BodyModel, people: People, camera: Camera, fit: Fit) -> La
         joint_names=tuple(body.asset.joint_names),
         keypoint_layout=people.layout.name,
         ids=people.ids,
-        image_ids=np.array([people.images[i].name for i in people.image]),
+        image_ids=np.array([people.images[i].name for i in people.image], dtype=str),
         image_sizes=people.image_sizes(),
         **body_arrays,
         focal=array(camera.focal),
@@ -290,7 +286,7 @@ def make_labels(body: BodyModel, people: People, camera: Camera, fit: Fit) -> La
         start_reprojection=array(fit.start_error),
         converged=array(report.converged),
         iterations=array(report.iterations),
-        stop=np.array([Stop(reason).name.lower() for reason in report.stop.tolist()]),
+        stop=np.array([Stop(reason).name.lower() for reason in report.stop.tolist()], dtype=str),
         cost=array(report.cost),
         terms={name: array(cost) for name, cost in report.terms.items()},
         kept=np.zeros(len(people), dtype=bool),

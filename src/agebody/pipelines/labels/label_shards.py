@@ -71,6 +71,8 @@ def save_label_shard(
 def load_label_shards(shards: str | PathLike[str] | Sequence[str | PathLike[str]]) -> Labels:
     """Read the labels of a folder of shards, ordered by name, or of the given files.
 
+    Shards without people do not count, unless there are no others.
+
     Raises:
         AnnotationError: a file is not a shard of labels or is damaged, there are none, or they have different
             bodies or layouts.
@@ -86,7 +88,7 @@ def load_label_shards(shards: str | PathLike[str] | Sequence[str | PathLike[str]
         paths = [Path(shard) for shard in shards]
     labels = [_load(path) for path in paths]
     try:
-        return concatenate_labels(labels)
+        return concatenate_labels([part for part in labels if len(part)] or labels[:1])
     except ValueError as error:
         raise AnnotationError(f"{paths[0].parent if paths else 'shards'}: {error}") from None
 

@@ -22,7 +22,7 @@ from agebody.files import make_folder, replacing
 from agebody.measure import stature
 from agebody.parameters import BodyParameters
 from agebody.people import People, random_people
-from agebody.pipelines.jobs import Failed, run_jobs, start_workers
+from agebody.pipelines.jobs import THIS_PROCESS, Cluster, Failed, check_cluster, run_jobs, start_workers
 from agebody.pipelines.labels.records import Labels
 from agebody.pipelines.labels.samples import TrainingShards, add_sample, encode, open_shard, read_about
 from agebody.pipelines.labels.settings import describe_differences
@@ -43,8 +43,7 @@ def synthesize(
     output: str | PathLike[str],
     recipe: Recipe = DEFAULT,
     *,
-    address: str | None = None,
-    workers: int = 1,
+    cluster: Cluster = THIS_PROCESS,
     overwrite: bool = False,
     progress: Callable[[int], None] = lambda images: None,
 ) -> list[Path]:
@@ -59,8 +58,7 @@ def synthesize(
         body: the layer, of SMPL's joints and up to 10 betas; an `SMPLA` for people of all ages.
         output: the folder of the shards, ``000000.tar`` and on; it is created where missing.
         recipe: what the images show.
-        address: of a Ray cluster, as in `fit_dataset`; None is this machine.
-        workers: how many processes; more than one need Ray. With an address, the largest number.
+        cluster: where; several workers need Ray, and the same paths on all machines.
         overwrite: replace shards that were made with another recipe or body.
         progress: called with the number of images that are there, at the beginning and after each shard.
 
@@ -73,8 +71,8 @@ def synthesize(
         OSError: a file cannot be read or written.
         ImportError: embreex is missing, install ``agebody[render]``; or Ray is.
     """
-    if workers < 1:
-        raise ValueError(f"workers: expected at least 1, got {workers}")
+    count = -(-recipe.count // recipe.images_per_shard)
+    cluster = check_cluster(cluster._replace(workers=cluster.workers and min(cluster.workers, count)))
     names = body.asset.joint_names
     draw_ages(recipe.ages, body, 1, np.random.default_rng(0))
     random_people(body, 1, seed=recipe.seed)
@@ -85,7 +83,7 @@ def synthesize(
         )
     Studio(body, recipe)  # says what is missing, before anything is written
     folder = make_folder(output).absolute()
-    paths = [folder / f"{i:06d}.tar" for i in range(-(-recipe.count // recipe.images_per_shard))]
+    paths = [folder / f"{i:06d}.tar" for i in range(count)]
     others = sorted({*folder.glob("[!.]*.tar")} - {*paths})
     if others or ((folder / LABELS).exists() and not overwrite and not paths[0].exists()):
         other = others[0] if others else folder / LABELS
@@ -96,8 +94,8 @@ def synthesize(
     if todo:
         call = {"folder": folder, "recipe": recipe}
         with (
-            start_workers(body, make_shard, call, address=address, workers=min(workers, len(todo))) as pool,
-            closing(run_jobs(pool, todo)) as results,
+            start_workers(body, make_shard, call, cluster) as pool,
+            closing(run_jobs(pool, todo, cluster.max_retries)) as results,
         ):
             for number, outcome in results:
                 if isinstance(outcome, Failed):
