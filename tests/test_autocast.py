@@ -34,7 +34,7 @@ CASES: dict[str, Callable[[], Any]] = {
     "similarity": lambda: Similarity(TURNS, torch.ones(3), PLACES).apply(PRED),
     "best_scale": lambda: best_scale(PRED, TARGET),
     "pa_mpjpe": lambda: metrics.pa_mpjpe(PRED, TARGET),
-    "n_mpjpe": lambda: metrics.n_mpjpe(PRED, TARGET, layout="coco17"),
+    "n_mpjpe": lambda: metrics.mpjpe(PRED, TARGET, layout="coco17", scale=True),
     "w_mpjpe": lambda: metrics.w_mpjpe(PRED, TARGET),
     "root_trajectory_error": lambda: metrics.root_trajectory_error(PRED, TARGET),
     "oks": lambda: metrics.oks(PRED[..., :2], TARGET[..., :2], torch.ones(3)),

@@ -24,9 +24,7 @@ from agebody.metrics import (
     mpckh,
     mpjpe,
     pa_mpjpe,
-    pa_pve,
     pcdr,
-    pcdr_by_age,
     pve,
 )
 from agebody.people import pose
@@ -118,7 +116,7 @@ def test_pose_table_has_the_numbers_of_the_functions(bodies, files):
         "MPJPE": mpjpe(*joints, layout="smpl24", reduction="none"),
         "PA-MPJPE": pa_mpjpe(*joints, reduction="none"),
         "PVE": pve(*surface, **roots, reduction="none"),
-        "PA-PVE": pa_pve(*surface, reduction="none"),
+        "PA-PVE": pa_mpjpe(*surface, reduction="none"),
     }
     classes = np.array([0, 0, 1, 2, 3, 3, 3, 0])
     assert [row.name for row in table.rows] == ["baby", "kid", "teen", "adult", "all"]
@@ -166,7 +164,7 @@ def test_people_table_has_the_numbers_of_the_functions(bodies, files, by):
     expected = pcdr(depth[images], layers[images], **given).item()
     assert table["all", "PCDR"].value == pytest.approx(expected, rel=1e-6)  # there float32
     assert table["all", "PCDR"].n == 6
-    by_age = pcdr_by_age(depth[images], layers[images], torch.where(there, ages[images], -1), **given)
+    by_age = pcdr(depth[images], layers[images], age_classes=torch.where(there, ages[images], -1), **given)
     for name, share in zip(NAMES, by_age.tolist(), strict=True):
         np.testing.assert_allclose(table[name, "PCDR"].value, share, rtol=1e-6)
     keypoints = both(bodies, "keypoints")

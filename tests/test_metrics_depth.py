@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agebody.age import AGE_CLASSES
-from agebody.metrics import depth_relations, pcdr, pcdr_by_age
+from agebody.metrics import depth_relations, pcdr
 from agebody.metrics.depth import DepthRelations
 
 ADULT, TEEN, KID, BABY = range(4)
@@ -58,7 +58,7 @@ def test_relations_are_those_of_a_loop_over_pairs(images, people, seed):
     assert [part.sum().item() for part in found] == [right, pairs, lost]
     rate = pcdr(hidden, layers, weights=there, missed=missed)
     assert rate.isnan() if pairs == 0 else rate.item() == pytest.approx(right / (pairs + 0.3 * lost))
-    by_age = pcdr_by_age(hidden, layers, ages, weights=there, missed=missed)
+    by_age = pcdr(hidden, layers, age_classes=ages, weights=there, missed=missed)
     for kind in range(len(AGE_CLASSES)):
         right, pairs, lost = counted(depth, layers, there, missed, ages, kind)
         expected = right / (pairs + 0.3 * lost) if pairs else np.nan
@@ -69,7 +69,7 @@ def test_a_pair_belongs_to_the_classes_of_both():
     depth = torch.tensor([[1.0, 2.0, 9.0]])  # adult before baby, as it should; the third is missed
     layers, ages = torch.tensor([[0, 1, 2]]), torch.tensor([[ADULT, BABY, BABY]])
     missed = torch.tensor([[False, False, True]])
-    found = pcdr_by_age(depth, layers, ages, missed=missed)
+    found = pcdr(depth, layers, age_classes=ages, missed=missed)
     np.testing.assert_allclose(found, [1, np.nan, np.nan, 1 / 1.3], rtol=1e-6)  # float32
     assert pcdr(depth, layers, missed=missed).item() == pytest.approx(1 / 1.3)
 
@@ -121,7 +121,7 @@ def test_errors_name_the_argument(unchecked):
     with pytest.raises(ValueError, match=r"target: expected shape \(2, 3\), got \(3,\)"):
         pcdr(depth, layers[0])
     with pytest.raises(ValueError, match=r"age_classes: expected shape \(2, 3\)"):
-        pcdr_by_age(depth, layers, layers[0].long())
+        pcdr(depth, layers, age_classes=layers[0].long())
     with pytest.raises(ValueError, match=r"weights: expected a shape that broadcasts to \(2, 3\)"):
         pcdr(depth, layers, weights=torch.ones(2))
     with pytest.raises(TypeError, match="pred: expected a floating type"):
@@ -135,7 +135,7 @@ def test_unknown_layers_are_in_no_pair(dtype):
     assert [part.item() for part in depth_relations(depth, layers)] == [1, 1, 0]
     assert pcdr(depth, layers, missed=torch.tensor([[False, False, True]])).item() == pytest.approx(1 / 1.3)
     classes = torch.tensor([[ADULT, ADULT, BABY]])
-    assert pcdr_by_age(depth, layers, classes)[BABY].isnan()
+    assert pcdr(depth, layers, age_classes=classes)[BABY].isnan()
 
 
 def test_true_depths_may_be_negative_but_not_nan():

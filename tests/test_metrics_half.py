@@ -4,15 +4,15 @@ import pytest
 import torch
 
 from agebody import metrics
-from agebody.metrics.alignment import best_scale, nearest_rotation
+from agebody.metrics.alignment import best_scale, nearest_rotation, procrustes_align
 
 CASES = {
     "procrustes": metrics.procrustes,
-    "procrustes_align": metrics.procrustes_align,
+    "procrustes_align": procrustes_align,
     "best_scale": best_scale,
     "nearest_rotation": lambda pred, target: nearest_rotation(pred[..., :3, :]),
     "mpjpe": lambda pred, target: metrics.mpjpe(pred, target, layout="coco17"),
-    "n_mpjpe": lambda pred, target: metrics.n_mpjpe(pred, target, layout="coco17"),
+    "n_mpjpe": lambda pred, target: metrics.mpjpe(pred, target, layout="coco17", scale=True),
     "pa_mpjpe": metrics.pa_mpjpe,
     "pve": lambda pred, target: metrics.pve(
         pred, target, pred_root=pred[..., 0, :], target_root=target[..., 0, :]

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools import mask
 
-from agebody.metrics import detection_scores, match, match_keypoints, nmje, nmve
+from agebody.metrics import detection_scores, match, match_keypoints, normalized_error
 from agebody.metrics.matching import MATCHING_RULES, MatchingRule, box_iou, keypoint_boxes, keypoint_distances
 
 SIZES = st.tuples(st.integers(0, 4), st.integers(0, 4))
@@ -210,9 +210,9 @@ def test_scores_of_detection():
 
 
 def test_normalised_errors_take_f1_with_two_decimals():
-    assert nmje(0.1, 0.8349) == 0.1 / 0.83
-    assert nmve(0.2, 1.0) == 0.2
-    assert nmje(0.1, 0.004) == float("inf")
+    assert normalized_error(0.1, 0.8349) == 0.1 / 0.83
+    assert normalized_error(0.2, 1.0) == 0.2
+    assert normalized_error(0.1, 0.004) == float("inf")
 
 
 def test_errors_name_the_argument(unchecked):

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agebody import LAYOUTS
-from agebody.metrics import box_diagonal, box_side, head_length, mpckh, pck, pck_auc, per_joint, torso_length
+from agebody.metrics import mpckh, pck, pck_auc, per_joint, reference_length
 
 
 def people(*batch, seed=0, points=17, dims=2):
@@ -36,7 +36,7 @@ def test_pck_is_the_share_below_the_threshold_whatever_hides_in_the_others(batch
 
 def test_pck_relative_to_a_length_does_not_change_with_scale():
     pred, target, _ = people(5)
-    torso = torso_length(target, "coco17")
+    torso = reference_length(target, "torso", layout="coco17")
     share = pck(pred, target, 0.2, reference=torso)
     assert 0 < share < 1
     for scale in (0.01, 300.0):
@@ -46,19 +46,19 @@ def test_pck_relative_to_a_length_does_not_change_with_scale():
 
 
 @pytest.mark.parametrize("hidden", [0.0, 1e6, torch.nan])
-@pytest.mark.parametrize(("length", "layout", "ends"), [
-    (torso_length, "coco17", ("left_shoulder", "right_hip")), (head_length, "h36m17", ("neck", "head")),
+@pytest.mark.parametrize(("kind", "layout", "ends"), [
+    ("torso", "coco17", ("left_shoulder", "right_hip")), ("head", "h36m17", ("neck", "head")),
 ])  # fmt: skip
-def test_a_hidden_end_gives_no_reference_and_who_has_none_does_not_count(length, layout, ends, hidden):
+def test_a_hidden_end_gives_no_reference_and_who_has_none_does_not_count(kind, layout, ends, hidden):
     """A hidden shoulder at (0, 0) would make a long torso, within which everything is right."""
     pred, target, weights = people(4)
     weights[:] = 1
     points = [LAYOUTS[layout].names.index(name) for name in ends]
-    expected = pck(pred[2:], target[2:], 0.2, reference=length(target[2:], layout))
+    expected = pck(pred[2:], target[2:], 0.2, reference=reference_length(target[2:], kind, layout=layout))
     assert 0 < expected < 1
     for person, point in enumerate(points):
         weights[person, point], target[person, point] = 0, hidden
-    reference = length(target, layout, weights=weights)
+    reference = reference_length(target, kind, layout=layout, weights=weights)
     assert reference.isnan().tolist() == [True, True, False, False]
     assert pck(pred, target, 0.2, reference=reference, weights=weights) == expected
     counted = weights * reference.isfinite()[:, None]
@@ -137,22 +137,22 @@ def test_reference_lengths():
     coco = LAYOUTS["coco17"].names
     points[coco.index("left_shoulder")] = torch.tensor([3.0, 0])
     points[coco.index("right_hip")] = torch.tensor([0.0, 4])
-    assert torso_length(points, "coco17") == 5
-    assert box_diagonal(points) == 5
-    assert box_side(points) == 4
+    assert reference_length(points, "torso", layout="coco17") == 5
+    assert reference_length(points, "box_diagonal") == 5
+    assert reference_length(points, "box_side") == 4
     h36m = torch.arange(34.0).reshape(17, 2)
     names = LAYOUTS["h36m17"].names
     apart = 2 * abs(names.index("neck") - names.index("head"))
-    assert head_length(h36m, "h36m17").item() == pytest.approx(apart * 2**0.5, rel=1e-6)
-    assert torso_length(torch.zeros(2, 0, 24, 3), "smpl24").shape == (2, 0)
+    assert reference_length(h36m, "head", layout="h36m17").item() == pytest.approx(apart * 2**0.5, rel=1e-6)
+    assert reference_length(torch.zeros(2, 0, 24, 3), "torso", layout="smpl24").shape == (2, 0)
 
 
 def test_errors_name_the_argument(unchecked):
     pred, target, _ = people(2)
     with pytest.raises(ValueError, match="layout: coco17 has no point named neck_lsp or neck"):
-        head_length(target, "coco17")
+        reference_length(target, "head", layout="coco17")
     with pytest.raises(ValueError, match=r"points: expected shape \(\*batch, 24, any\)"):
-        torso_length(target, "smpl24")
+        reference_length(target, "torso", layout="smpl24")
     with pytest.raises(ValueError, match=r"target: expected shape \(\*batch, 17, 2\), got \(2, 16, 2\)"):
         pck(pred, target[:, 1:], 0.1)
     with pytest.raises(ValueError, match="steps: expected at least 1, got 0"):

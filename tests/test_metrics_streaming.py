@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from agebody import metrics
 from agebody.age import AGE_CLASSES, age_class
-from agebody.metrics.record import METRICS
 
 streaming = pytest.importorskip("agebody.metrics.streaming")
 torchmetrics = pytest.importorskip("torchmetrics")
@@ -56,57 +55,52 @@ def images():
     }  # fmt: skip
 
 
-CASES = {
-    "MPJPE": (streaming.MPJPE(layout="coco17"), metrics.mpjpe, {"layout": "coco17"}, people()),
-    "NMPJPE": (streaming.NMPJPE(layout="coco17"), metrics.n_mpjpe, {"layout": "coco17"}, people()),
-    "PAMPJPE": (streaming.PAMPJPE(), metrics.pa_mpjpe, {}, people()),
-    "PVE": (streaming.PVE(), metrics.pve, {}, with_roots(people())),
-    "PAPVE": (streaming.PAPVE(), metrics.pa_pve, {}, people()),
-    "StatureError": (
-        streaming.StatureError(relative=True), metrics.stature_error, {"relative": True},
+def mean(function, **options):
+    return streaming.MeanMetric(function, **options)
+
+
+ROOTS = {name: value[..., 0] if name == "weights" else value[..., 0, :] for name, value in films().items()}
+TENSORS = {
+    "mpjpe": ({"layout": "coco17"}, people()),
+    "pa_mpjpe": ({}, people()),
+    "pve": ({}, with_roots(people())),
+    "stature_error": (
+        {"relative": True},
         {"pred": normal(7), "target": normal(7, seed=1).exp(), "weights": normal(7, seed=2).sign().relu()},
     ),
-    "WMPJPE": (streaming.WMPJPE(segment=4), metrics.w_mpjpe, {"segment": 4}, films()),
-    "WAMPJPE": (streaming.WAMPJPE(segment=4), metrics.wa_mpjpe, {"segment": 4}, films()),
-    "RootTrajectoryError": (
-        streaming.RootTrajectoryError(), metrics.root_trajectory_error, {},
-        {name: value[..., 0] if name == "weights" else value[..., 0, :] for name, value in films().items()},
-    ),
-    "AccelerationError": (
-        streaming.AccelerationError(fps=9), metrics.acceleration_error, {"fps": 9}, films(),
-    ),
-    "Jitter": (
-        streaming.Jitter(fps=9), metrics.jitter, {"fps": 9},
-        {"points": films()["pred"], "weights": films()["weights"]},
-    ),
-    "FootSliding": (
-        streaming.FootSliding(threshold=2.0), metrics.foot_sliding, {"threshold": 2.0}, films(),
-    ),
-    "MRPE": (
-        streaming.MRPE(), metrics.mrpe, {},
+    "w_mpjpe": ({"segment": 4}, films()),
+    "root_trajectory_error": ({}, ROOTS),
+    "acceleration_error": ({"fps": 9}, films()),
+    "jitter": ({"fps": 9}, {"points": films()["pred"], "weights": films()["weights"]}),
+    "foot_sliding": ({"threshold": 2.0}, films()),
+    "mrpe": (
+        {},
         {"pred": normal(7, 3), "target": normal(7, 3, seed=1), "weights": normal(7, seed=2).sign().relu()},
     ),
-    "MPJAE": (
-        streaming.MPJAE(pose_format="axis_angle"), metrics.mpjae, {"pose_format": "axis_angle"}, people(),
-    ),
-    "JointLimitViolations": (
-        streaming.JointLimitViolations(tolerance=0.1), metrics.joint_limit_violations, {"tolerance": 0.1},
+    "mpjae": ({"pose_format": "axis_angle"}, people()),
+    "joint_limit_violations": (
+        {"tolerance": 0.1},
         {"body_pose": normal(7, 23, 3), "weights": (normal(7, 23, seed=2) > -1).double()},
     ),
-    "PCKAUC": (
-        streaming.PCKAUC(max_threshold=1.0), metrics.pck_auc, {"max_threshold": 1.0}, people(dim=2),
-    ),
-    "PCK": (streaming.PCK(1.0), metrics.pck, {"threshold": 1.0}, people(dim=2)),
-    "MPCKh": (streaming.MPCKh(threshold=0.4), metrics.mpckh, {"threshold": 0.4}, people(dim=2)),
-    "OKS": (streaming.OKS(), metrics.oks, {}, people(dim=2) | {"area": 1 + normal(7).abs()}),
-    "PCDR": (streaming.PCDR(threshold=0.1), metrics.pcdr, {"threshold": 0.1}, images()),
-}  # fmt: skip
+    "joint_errors": ({"layout": "coco17", "reduction": "mean"}, people()),
+    "pck_auc": ({"max_threshold": 1.0}, people(dim=2)),
+    "pck": ({"threshold": 1.0}, people(dim=2)),
+    "mpckh": ({"threshold": 0.4}, people(dim=2)),
+    "oks": ({}, people(dim=2) | {"area": 1 + normal(7).abs()}),
+}
+CASES = {
+    name: (
+        mean(getattr(metrics, name), **{key: o for key, o in options.items() if key != "reduction"}),
+        getattr(metrics, name),
+        options,
+        tensors,
+    )
+    for name, (options, tensors) in TENSORS.items()
+} | {"pcdr": (streaming.PCDR(threshold=0.1), metrics.pcdr, {"threshold": 0.1}, images())}
 
 
-def test_every_mean_has_its_accumulator():
-    """`joint_errors` are those of `MPJPE`, one by one."""
-    accumulated = {id(function) for _, function, _, _ in CASES.values()}
-    assert {name for name in METRICS if id(getattr(metrics, name)) not in accumulated} == {"joint_errors"}
+def test_every_mean_is_in_the_table():
+    assert {name for name in metrics.__all__ if hasattr(getattr(metrics, name), "errors")} == set(TENSORS)
 
 
 def part(given, rows):
@@ -132,7 +126,7 @@ def test_batches_equal_all_at_once(name, cuts, merged):
             metric.update(**batch)
     torch.testing.assert_close(metric.compute(), expected, rtol=1e-12, atol=0)
     metric.reset()
-    assert metric.total == 0 if name != "PCDR" else not metric.pairs.any()
+    assert metric.total == 0 if name != "pcdr" else not metric.pairs.any()
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -149,7 +143,7 @@ def test_sums_are_float64_without_gradients(name):
 
 def test_float32_is_added_up_in_float64():
     pred, target = torch.full((100_001,), 1.1), torch.ones(100_001)
-    metric = streaming.StatureError()
+    metric = mean(metrics.stature_error)
     metric.update(pred, target)
     # Every term is the same, so their mean is, too: to less than a rounding of float32, 6e-8.
     assert metric.compute().item() == pytest.approx((pred - target)[0].item(), rel=1e-12)
@@ -160,28 +154,56 @@ def test_one_keypoint_has_no_head_size():
     given["weights"][1] = 0
     given["weights"][1, 4] = 1
     given["pred"] = given["pred"].nan_to_num()
-    metric = streaming.MPCKh()
+    metric = mean(metrics.mpckh)
     metric.update(**given)
     torch.testing.assert_close(metric.compute(), metrics.mpckh(**given), rtol=1e-12, atol=0)
     assert metric.count == 5
 
 
-def test_options_without_a_default_are_needed():
-    with pytest.raises(TypeError, match="MPJPE: expected the options layout"):
-        streaming.MPJPE()
+def test_options_are_given_once_or_with_the_batches(unchecked):
+    given = people()
+    metric = mean(metrics.mpjpe)
+    metric.update(**given, layout="coco17")
+    assert metric.compute() == metrics.mpjpe(**given, layout="coco17")
+    with pytest.raises(TypeError, match="missing .*required .*argument: 'layout'"):
+        metric.update(**given)
+    with pytest.raises(ValueError, match="Unexpected keyword arguments: `reduction`"):
+        mean(metrics.pa_mpjpe, reduction="none")
+    with pytest.raises(TypeError, match="metric: expected a function of errors, got 'mpjpe'"):
+        mean("mpjpe")
 
 
-def test_every_record_is_that_of_a_public_function():
-    for name, record in METRICS.items():
-        assert name in metrics.__all__
-        assert getattr(metrics, name).__wrapped__ is record.errors
-    assert streaming.PCK.higher_is_better
-    assert not streaming.PVE.higher_is_better
+def test_a_function_of_ones_own():
+    def height(pred, target, weights=None):
+        return (pred - target)[..., 1].abs(), weights
+
+    given = {name: value.nan_to_num() for name, value in people().items()}
+    metric = mean(height, higher_is_better=False)
+    for rows in (slice(0, 3), slice(3, 7)):
+        metric.update(**part(given, rows))
+    distance = (given["pred"] - given["target"])[..., 1].abs()
+    expected = (distance * given["weights"]).sum() / given["weights"].sum()
+    assert metric.compute().item() == pytest.approx(expected.item(), rel=1e-12)
+    assert metric.higher_is_better is False
+
+    def other():
+        def height(pred, target, weights=None):
+            return (pred - target)[..., 0].abs(), weights
+
+        return height
+
+    with pytest.raises(ValueError, match="incoming_state"):
+        mean(other()).merge_state(mean(other()))
+
+
+def test_which_way_is_better():
+    assert mean(metrics.pck, threshold=1.0).higher_is_better
+    assert mean(metrics.pve).higher_is_better is False
 
 
 def test_weights_of_people():
     given = {"pred": torch.tensor([1.0, 5.0]), "target": torch.ones(2), "weights": torch.tensor([3.0, 1.0])}
-    metric = streaming.StatureError()
+    metric = mean(metrics.stature_error)
     for row in range(2):
         metric.update(**part(given, slice(row, row + 1)))
     assert metric.compute() == metrics.stature_error(**given) == 1
@@ -195,16 +217,16 @@ def test_nan_before_the_first_update(metric):
 
 def test_normalized_by_f1():
     given = people()
-    metric = streaming.NMJE(layout="coco17")
+    metric = streaming.NormalizedError(metrics.mpjpe, layout="coco17")
     for rows, wrong, missed in ((slice(0, 3), 1, 0), (slice(3, 7), 2, 4)):
         metric.update(**part(given, rows), false_positives=wrong, missed=missed)
     error = metrics.mpjpe(**given, layout="coco17").item()
     f1 = metrics.detection_scores(6, 3, 4).f1  # one of the seven shows nothing
-    assert metric.compute().item() == pytest.approx(metrics.nmje(error, f1), rel=1e-12)
-    metric = streaming.NMVE()
+    assert metric.compute().item() == pytest.approx(metrics.normalized_error(error, f1), rel=1e-12)
+    metric = streaming.NormalizedError(metrics.pve)
     metric.update(**with_roots(given), false_positives=3, missed=4)
     error = metrics.pve(**with_roots(given)).item()
-    assert metric.compute().item() == pytest.approx(metrics.nmve(error, f1), rel=1e-12)
+    assert metric.compute().item() == pytest.approx(metrics.normalized_error(error, f1), rel=1e-12)
     metric.reset()
     metric.update(**part(with_roots(given), slice(0, 1)), false_positives=3, missed=4)
     assert metric.compute().isnan()
@@ -213,7 +235,7 @@ def test_normalized_by_f1():
 NAMES = [kind.name for kind in AGE_CLASSES]
 
 
-@pytest.mark.parametrize("name", ["MPJPE", "AccelerationError", "PCK"])
+@pytest.mark.parametrize("name", ["mpjpe", "acceleration_error", "pck"])
 def test_by_age_class(name):
     metric, function, options, arguments = CASES[name]
     offsets = torch.tensor([0.9, 0.0, 0.1, 0.2, 0.9, 0.9, -0.3], dtype=torch.float64)
@@ -239,7 +261,7 @@ def test_by_age_class(name):
 
 
 def test_nan_of_one_class_stays_in_it():
-    wrapped = streaming.ByAgeClass(streaming.PAMPJPE())
+    wrapped = streaming.ByAgeClass(mean(metrics.pa_mpjpe))
     pred, target = normal(2, 17, 3), normal(2, 17, 3, seed=1)
     pred[0] = torch.nan
     wrapped.update(pred, target, age_classes=torch.tensor([0, 3]))
@@ -253,7 +275,7 @@ def test_depth_relations_by_age():
     metric = streaming.PCDR(by_age=True)
     for rows in (slice(0, 2), slice(2, 7)):
         metric.update(**part(given, rows), age_classes=classes[rows])
-    expected = [*metrics.pcdr_by_age(**given, age_classes=classes), metrics.pcdr(**given)]
+    expected = [*metrics.pcdr(**given, age_classes=classes), metrics.pcdr(**given)]
     found = metric.compute()
     assert list(found) == [*NAMES, "all"]
     torch.testing.assert_close(list(found.values()), expected, rtol=1e-12, atol=0)
@@ -301,7 +323,7 @@ def test_average_precision():
 
 def test_in_a_collection():
     collection = torchmetrics.MetricCollection(
-        {"mpjpe": streaming.MPJPE(layout="coco17"), "pa": streaming.ByAgeClass(streaming.PAMPJPE())}
+        {"mpjpe": mean(metrics.mpjpe, layout="coco17"), "pa": streaming.ByAgeClass(mean(metrics.pa_mpjpe))}
     )
     given = people()
     collection["mpjpe"].update(**given)
@@ -311,10 +333,12 @@ def test_in_a_collection():
 
 
 POINTS = {
-    "strict": streaming.PCK(0.05), "lax": streaming.PCK(0.5), "named": streaming.PCK(threshold=0.1),
-    "mpjpe": streaming.MPJPE(layout="coco17"), "nose": streaming.MPJPE(layout="coco17", root=["nose"]),
-    "pa": streaming.PAMPJPE(),
-}  # fmt: skip
+    "strict": mean(metrics.pck, threshold=0.05),
+    "lax": mean(metrics.pck, threshold=0.5),
+    "mpjpe": mean(metrics.mpjpe, layout="coco17"),
+    "nose": mean(metrics.mpjpe, layout="coco17", root=["nose"]),
+    "pa": mean(metrics.pa_mpjpe),
+}
 AGES = {"strict": streaming.ByAgeClass(POINTS["strict"]), "lax": streaming.ByAgeClass(POINTS["lax"])}
 
 
@@ -339,12 +363,12 @@ def test_a_collection_shares_no_states_of_different_metrics(kinds, ages):
 
 
 def test_a_collection_shares_the_sums_of_equal_metrics():
-    same = torchmetrics.MetricCollection({"a": streaming.PCK(0.05), "b": streaming.PCK(0.05)})
+    strict = mean(metrics.pck, threshold=0.05, sync_on_compute=False)
+    same = torchmetrics.MetricCollection({"a": strict, "b": strict.clone()})
     same.update(normal(2, 17, 3), normal(2, 17, 3))
     assert len(same.compute_groups) == 1
-    assert (
-        repr(copy.deepcopy(streaming.PCK(0.05, sync_on_compute=False))) == "PCK(0.05, sync_on_compute=False)"
-    )
+    expected = "MeanMetric(agebody.metrics.correctness.pck, threshold=0.05, sync_on_compute=False)"
+    assert repr(copy.deepcopy(strict)) == expected
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -358,10 +382,9 @@ def test_16_bits_are_computed_with_in_float32(name, dtype):
     assert low.compute() == wide.compute()
 
 
-@pytest.mark.parametrize("metric", [streaming.NMJE(layout="coco17"), streaming.NMVE()])
-def test_only_means_of_errors_are_split_by_age(metric):
-    with pytest.raises(TypeError, match=r"metric: expected .* a mean of errors, got NM.E"):
-        streaming.ByAgeClass(metric)
+def test_only_means_of_errors_are_split_by_age():
+    with pytest.raises(TypeError, match=r"metric: expected .* a mean of errors, got NormalizedError"):
+        streaming.ByAgeClass(streaming.NormalizedError(metrics.pve))
 
 
 def test_boxes_and_areas_may_come_with_some_batches():
@@ -410,14 +433,14 @@ def one_process(rank, port, folder):
     )
     rows = slice(0, 3) if rank == 0 else slice(3, 7)
     found = []
-    for name in ("MPJPE", "PCDR"):
+    for name in ("mpjpe", "pcdr"):
         metric, _, _, arguments = CASES[name]
         metric = metric.clone()
         metric.update(**part(arguments, rows))
         if rank:
             metric.update(**part(arguments, slice(7, 7)))
         found.append(metric.compute())
-    wrapped = streaming.ByAgeClass(streaming.PAMPJPE())
+    wrapped = streaming.ByAgeClass(mean(metrics.pa_mpjpe))
     wrapped.update(**part(people(), rows), age_offset=torch.linspace(0, 1, 7)[rows])
     found.append(wrapped.compute()["all"])
     metric = streaming.KeypointAveragePrecision()
@@ -441,7 +464,7 @@ def test_two_processes(tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     torch.multiprocessing.start_processes(one_process, (port, str(tmp_path)), nprocs=2, start_method="fork")
-    expected = [CASES[n][1](**CASES[n][3], **CASES[n][2]).double() for n in ("MPJPE", "PCDR")]
+    expected = [CASES[n][1](**CASES[n][3], **CASES[n][2]).double() for n in ("mpjpe", "pcdr")]
     expected.append(metrics.pa_mpjpe(**people()))
     given, there = detections()
     expected.append(torch.tensor(metrics.keypoint_ap(**given, **there).AP, dtype=torch.float64))
@@ -462,13 +485,13 @@ def test_two_processes(tmp_path):
 )
 def test_wrong_ages(change, message, unchecked):
     with pytest.raises(ValueError, match=message):
-        streaming.ByAgeClass(streaming.PAMPJPE()).update(**people(), **change)
+        streaming.ByAgeClass(mean(metrics.pa_mpjpe)).update(**people(), **change)
     with pytest.raises(ValueError, match="age_classes: expected None with by_age=False"):
         streaming.PCDR().update(**images(), age_classes=torch.zeros(7, 5, dtype=torch.long))
 
 
 def test_a_person_of_unknown_age_offset_counts_nowhere():
-    wrapped = streaming.ByAgeClass(streaming.PAMPJPE())
+    wrapped = streaming.ByAgeClass(mean(metrics.pa_mpjpe))
     pred, target = normal(3, 17, 3), normal(3, 17, 3, seed=1)
     wrapped.update(pred, target, age_offset=torch.tensor([0.0, torch.nan, 0.9]))
     found = wrapped.compute()
@@ -479,11 +502,18 @@ def test_a_person_of_unknown_age_offset_counts_nowhere():
 @pytest.mark.parametrize(
     ("one", "other"),
     [
-        (streaming.MPJPE(layout="smpl24"), streaming.MPJPE(layout="h36m17")),
-        (streaming.PCK(0.1), streaming.PCK(0.2)),
-        (streaming.ByAgeClass(streaming.PCK(0.1)), streaming.ByAgeClass(streaming.PCK(0.2))),
+        (mean(metrics.mpjpe, layout="smpl24"), mean(metrics.mpjpe, layout="h36m17")),
+        (mean(metrics.mpjpe, layout="smpl24"), mean(metrics.joint_errors, layout="smpl24")),
+        (mean(metrics.pck, threshold=0.1), mean(metrics.pck, threshold=0.2)),
+        (
+            streaming.ByAgeClass(mean(metrics.pck, threshold=0.1)),
+            streaming.ByAgeClass(mean(metrics.pck, threshold=0.2)),
+        ),
         (streaming.PCDR(), streaming.PCDR(same_layer=0.2)),
-        (streaming.NMJE(layout="smpl24"), streaming.MPJPE(layout="smpl24")),
+        (
+            streaming.NormalizedError(metrics.mpjpe, layout="smpl24"),
+            mean(metrics.mpjpe, layout="smpl24"),
+        ),
         (streaming.KeypointAveragePrecision(), streaming.KeypointAveragePrecision(max_detections=1)),
     ],
 )

@@ -27,40 +27,41 @@ MODULES = [
 ROOMS = {
     "cameras": """
         Camera bev_to_translation box_around box_condition convert_axes convert_box
-        convert_extrinsics convert_pixels denormalize_points field_limit focal_to_fov fov_to_focal
-        from_crop from_pytorch3d invert_extrinsics mahmr_to_translation normalize_points project_weak
-        square_box to_crop to_pytorch3d torso_translation weak_to_translation
+        convert_extrinsics convert_pixels denormalize_points field_limit focal_to_fov
+        fov_to_focal from_crop from_pytorch3d invert_extrinsics mahmr_to_translation
+        normalize_points project_weak square_box to_crop to_pytorch3d torso_translation
+        weak_to_translation
     """,
     "crowd": """
-        Deviations HeightPrior height_class is_far mask_depths place_people refine_crowd rescale
-        rest_height surface_depth
+        Deviations HeightPrior height_class is_far mask_depths place_people refine_crowd
+        rescale rest_height surface_depth
     """,
     "fitting": """
-        AIONHMR Cloud Fit MeasurementFit Plane SMPLIFY SMPLIFY_KIDS ScanFit StandardErrors above_plane
-        convert fit_keypoints fit_measurements fit_plane fit_points fit_scans fit_sequence fit_vertices
-        points_from_depth
+        AIONHMR Cloud Fit MeasurementFit Plane SMPLIFY SMPLIFY_KIDS ScanFit StandardErrors
+        above_plane convert fit_keypoints fit_measurements fit_plane fit_points fit_scans
+        fit_sequence fit_vertices points_from_depth
     """,
     "losses": """
-        ADULT_RANGES FEET INFANT_RANGES TRUNK LossTerm MahalanobisPrior MaxMixturePrior Objective
-        PoseDiscriminator acceleration_loss age_class_loss age_offset_loss aionhmr_objective
-        angular_velocity_loss betas_loss charbonnier depth_layer_loss discriminator_loss fov_loss
-        generator_loss geodesic_loss gmof hmr2_objective huber hyperextension_prior joint_limits
-        joint_limits_loss joint_limits_prior keypoints_3d_loss mesh_to_scan_loss
-        metric_aware_objective momentum_loss part_vertices person_intersection_loss
-        plane_contact_loss plane_height plane_penetration_loss relative_metric_loss
-        reprojection_loss rotation_loss scan_to_mesh_loss self_intersection_loss shape_prior
-        smplify_x_objective tals velocity_loss
+        ADULT_RANGES FEET INFANT_RANGES LossTerm MahalanobisPrior MaxMixturePrior Objective
+        PoseDiscriminator TRUNK acceleration_loss age_class_loss age_offset_loss
+        aionhmr_objective angular_velocity_loss betas_loss charbonnier depth_layer_loss
+        discriminator_loss fov_loss generator_loss geodesic_loss gmof hmr2_objective huber
+        hyperextension_prior joint_limits joint_limits_loss joint_limits_prior
+        keypoints_3d_loss mesh_to_scan_loss metric_aware_objective momentum_loss
+        part_vertices person_intersection_loss plane_contact_loss plane_height
+        plane_penetration_loss relative_metric_loss reprojection_loss rotation_loss
+        scan_to_mesh_loss self_intersection_loss shape_prior smplify_x_objective tals
+        velocity_loss
     """,
     "measure": """
-        A2B_MEASUREMENTS MEASUREMENTS Distance Girth Height Measurements find_landmarks
+        A2B_MEASUREMENTS Distance Girth Height MEASUREMENTS Measurements find_landmarks
         plane_section section_length stature tape_length
     """,
     "metrics": """
-        acceleration_error box_diagonal box_side depth_relations detection_scores foot_sliding
-        head_length jitter joint_errors joint_limit_violations keypoint_ap match match_keypoints
-        mpckh mpjae mpjpe mrpe n_mpjpe nmje nmve oks oks_sigmas
-        pa_mpjpe pa_pve pcdr pcdr_by_age pck pck_auc per_joint procrustes procrustes_align pve
-        root_of root_trajectory_error stature_error torso_length w_mpjpe wa_mpjpe
+        acceleration_error depth_relations detection_scores foot_sliding jitter joint_errors
+        joint_limit_violations keypoint_ap match match_keypoints mpckh mpjae mpjpe mrpe
+        normalized_error oks oks_sigmas pa_mpjpe pcdr pck pck_auc per_joint procrustes pve
+        reference_length root_of root_trajectory_error stature_error w_mpjpe
     """,
 }
 """Public names of the rooms."""

@@ -13,7 +13,7 @@ from matplotlib.patches import Circle
 import agebody
 from agebody.cameras import Camera
 from agebody.draw import INK, PALETTE, render
-from agebody.metrics import box_diagonal, oks_sigmas
+from agebody.metrics import oks_sigmas, reference_length
 from agebody.people import pose
 
 PAPER = "#f3efe9"
@@ -44,7 +44,7 @@ def draw_tolerance(path: Path, width: int) -> None:
             radius = 2 * sigma * math.sqrt(2 * math.log(2) * area)
             axes.add_patch(Circle((x, y), radius, facecolor=PALETTE[3], alpha=0.45, linewidth=0))
             axes.plot(x, y, ".", color=INK, markersize=2)
-        head = 0.143 * box_diagonal(pixels).item()
+        head = 0.143 * reference_length(pixels, "box_diagonal").item()
         axes.add_patch(Circle(pixels[9].tolist(), head, fill=False, edgecolor=PALETTE[0], linewidth=1.4))
         axes.text(SIZE[0] / 2, 22, name, color=INK, fontsize=12, ha="center")
         axes.set(xlim=(50, SIZE[0] - 50), ylim=(SIZE[1], 0))

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 import agebody
 from agebody.draw import INK, PALETTE
-from agebody.metrics import joint_errors, procrustes_align, root_of
+from agebody.metrics import joint_errors, procrustes, root_of
 from agebody.metrics.alignment import best_scale
 from agebody.people import pose
 
@@ -33,7 +33,7 @@ def draw_alignment(path: Path, width: int) -> None:
         "as it is": pred,
         "root: MPJPE": centered,
         "root and scale: N-MPJPE": scale * (pred - pred_root) + root,
-        "similarity: PA-MPJPE": procrustes_align(pred, target),
+        "similarity: PA-MPJPE": procrustes(pred, target).apply(pred),
     }
     figure = Figure(figsize=(10, 4.1), facecolor=PAPER, layout="constrained")
     for axes, (title, points) in zip(figure.subplots(1, len(shown)), shown.items(), strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -24,11 +24,19 @@ from agebody.metrics.record import Errors, metric
 PCK_3D_THRESHOLD = 0.15
 """The threshold of 3DPCK [m] (Mehta et al., 3DV 2017), and the last one of its area under the curve."""
 
+Reference = Literal["torso", "head", "box_side", "box_diagonal"]
+
+_ENDS = {
+    "torso": (("left_shoulder",), ("right_hip",)),
+    "head": (("neck_lsp", "neck"), ("head_top_lsp", "head_top", "head")),
+}
+"""The names of the points at both ends of a length, the first that a layout has."""
+
 HEAD_SHARE = 0.143
 """The threshold of mPCKh: a head is about a seventh of a body (Relative Human's evaluation)."""
 
 
-@metric("joint", options=("threshold",), higher_is_better=True, unit="1")
+@metric(higher_is_better=True)
 def pck(
     pred: Float[Tensor, "*batch K D"],
     target: Float[Tensor, "*batch K D"],
@@ -44,9 +52,8 @@ def pck(
         pred: predicted keypoints, in the image or in space.
         target: true keypoints, in the same unit.
         threshold: in that unit, or in reference lengths.
-        reference: (*batch), one length per person, such as `torso_length`, `head_length`, `box_side` or
-            `box_diagonal` of the truth, or () for all; None takes the threshold as absolute. People whose
-            reference is NaN or not above 0 do not count.
+        reference: (*batch), one length per person, such as `reference_length` of the truth, or () for all;
+            None takes the threshold as absolute. People whose reference is NaN or not above 0 do not count.
         weights: (*batch, K), which keypoints count; any weight other than 0 counts as 1.
         reduction: "none" gives 0 or 1 per keypoint; see `per_joint` for one number per joint.
     """
@@ -54,7 +61,7 @@ def pck(
     return Errors((errors < threshold * length).to(errors.dtype), counted)
 
 
-@metric("joint", options=("max_threshold", "steps"), higher_is_better=True, unit="1")
+@metric(higher_is_better=True)
 def pck_auc(
     pred: Float[Tensor, "*batch K D"],
     target: Float[Tensor, "*batch K D"],
@@ -91,7 +98,7 @@ def per_joint(terms: Float[Tensor, "*batch K"], *, weights: Weights = None) -> F
     return columns.sum(0) / counted.reshape(columns.shape).sum(0)
 
 
-@metric("person", options=("threshold",), higher_is_better=True, unit="1")
+@metric(higher_is_better=True)
 def mpckh(
     pred: Float[Tensor, "*batch K 2"],
     target: Float[Tensor, "*batch K 2"],
@@ -117,60 +124,47 @@ def mpckh(
     pred, target = expect("pred", pred, None, 2), at_least_float32(target)
     weights = expand_weights(weights, pred.shape[:-1])
     seen = torch.ones_like(pred[..., 0]) if weights is None else (weights != 0).to(pred.dtype)
-    diagonal = box_diagonal(target, weights=seen)
+    diagonal = reference_length(target, "box_diagonal", weights=seen)
     correct = pck(pred, target, threshold, reference=diagonal, weights=seen, reduction="none")
     visible = seen.sum(-1)
     return Errors(correct.sum(-1) / visible.clamp(min=1), visible >= 2)
 
 
-def box_diagonal(points: Float[Tensor, "*batch K 2"], *, weights: Weights = None) -> Float[Tensor, "*batch"]:
-    """Return the diagonal of the box around the visible keypoints; NaN without any."""
-    boxes = keypoint_boxes(points, weights=weights)
-    return safe_norm(boxes[..., 2:] - boxes[..., :2])
-
-
-def box_side(points: Float[Tensor, "*batch K 2"], *, weights: Weights = None) -> Float[Tensor, "*batch"]:
-    """Return the longer side of the box around the visible keypoints; NaN without any.
-
-    Source: Yang and Ramanan, TPAMI 2013.
-    """
-    boxes = keypoint_boxes(points, weights=weights)
-    return (boxes[..., 2:] - boxes[..., :2]).amax(-1)
-
-
-def torso_length(
-    points: Float[Tensor, "*batch K D"], layout: str | KeypointLayout, *, weights: Weights = None
+def reference_length(
+    points: Float[Tensor, "*batch K D"],
+    kind: Reference,
+    *,
+    layout: str | KeypointLayout | None = None,
+    weights: Weights = None,
 ) -> Float[Tensor, "*batch"]:
-    """Return the distance from the left shoulder to the right hip (Sapp and Taskar, CVPR 2013).
+    """Return a length of each person that `pck` may refer to.
+
+    - "torso": from the left shoulder to the right hip (Sapp and Taskar, CVPR 2013).
+    - "head": from the neck to the top of the head. MPII's own PCKh takes 0.6 of the diagonal of an annotated
+      head box instead; give that as the reference where there is one.
+    - "box_side", "box_diagonal": the longer side (Yang and Ramanan, TPAMI 2013) and the diagonal of the box
+      around the visible keypoints in the image.
 
     Args:
         points: (*batch, K, D), of the truth.
-        layout: of the points, or its name.
-        weights: (*batch, K), which points are visible: give those of `pck`. NaN where an end has weight 0.
+        kind: which length.
+        layout: of the points, or its name, for "torso" and "head".
+        weights: (*batch, K), which points are visible: give those of `pck`. NaN where an end has weight 0, or
+            for a box without points.
     """
-    return _length(points, layout, (("left_shoulder",), ("right_hip",)), weights)
-
-
-def head_length(
-    points: Float[Tensor, "*batch K D"], layout: str | KeypointLayout, *, weights: Weights = None
-) -> Float[Tensor, "*batch"]:
-    """Return the distance from the neck to the top of the head; arguments as of `torso_length`.
-
-    MPII's own PCKh takes 0.6 of the diagonal of an annotated head box instead; give that as the reference
-    where there is one.
-    """
-    ends = (("neck_lsp", "neck"), ("head_top_lsp", "head_top", "head"))
-    return _length(points, layout, ends, weights)
-
-
-def _length(
-    points: Tensor, layout: str | KeypointLayout, ends: Sequence[tuple[str, ...]], weights: Tensor | None
-) -> Tensor:
+    if kind not in get_args(Reference):
+        raise ValueError(f"kind: expected one of {', '.join(get_args(Reference))}, got {kind!r}")
+    if kind in ("box_side", "box_diagonal"):
+        boxes = keypoint_boxes(points, weights=weights)
+        size = boxes[..., 2:] - boxes[..., :2]
+        return size.amax(-1) if kind == "box_side" else safe_norm(size)
+    if layout is None:
+        raise ValueError(f"layout: expected that of the points for kind={kind!r}, got None")
     layout = get_layout(layout)
     points = expect("points", points, len(layout), None)
     weights = expand_weights(weights, points.shape[:-1])
     found = []
-    for names in ends:
+    for names in _ENDS[kind]:
         index = next((layout.names.index(name) for name in names if name in layout.names), None)
         if index is None:
             raise ValueError(f"layout: {layout.name} has no point named {' or '.join(names)}")

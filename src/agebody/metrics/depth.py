@@ -105,10 +105,11 @@ def pcdr(
     *,
     weights: Weights = None,
     missed: Shaped[Tensor, "*images P"] | None = None,
+    age_classes: Int[Tensor, "*images P"] | None = None,
     threshold: float = 0.2,
     same_layer: float = 0.0,
     penalty: float = MISS_PENALTY,
-) -> Float[Tensor, ""]:
+) -> Float[Tensor, "*classes"]:
     """Return the share of correct depth relations over all images, PCDR_0.2 by default.
 
         right / (pairs + penalty · missed)
@@ -121,28 +122,11 @@ def pcdr(
         target: depth layers, or true depths [m].
         weights: (*images, P).
         missed: (*images, P).
+        age_classes: (*images, P), for one share per class: of the pairs with either person of that class.
         threshold: [m].
         same_layer: largest difference of targets that counts as equal.
         penalty: what one missed person adds to the pairs.
     """
-    counts = depth_relations(
-        pred, target, weights=weights, missed=missed, threshold=threshold, same_layer=same_layer
-    )
-    return DepthRelations(*(part.sum() for part in counts)).rate(penalty=penalty)
-
-
-def pcdr_by_age(
-    pred: Float[Tensor, "*images P"],
-    target: Num[Tensor, "*images P"],
-    age_classes: Int[Tensor, "*images P"],
-    *,
-    weights: Weights = None,
-    missed: Shaped[Tensor, "*images P"] | None = None,
-    threshold: float = 0.2,
-    same_layer: float = 0.0,
-    penalty: float = MISS_PENALTY,
-) -> Float[Tensor, " classes"]:
-    """Return the `pcdr` per age class: of pairs with either person of that class; NaN without such a pair."""
     counts = depth_relations(
         pred,
         target,
@@ -152,4 +136,5 @@ def pcdr_by_age(
         threshold=threshold,
         same_layer=same_layer,
     )
-    return DepthRelations(*(part.reshape(-1, part.shape[-1]).sum(0) for part in counts)).rate(penalty=penalty)
+    entry = () if age_classes is None else (len(AGE_CLASSES),)
+    return DepthRelations(*(part.reshape(-1, *entry).sum(0) for part in counts)).rate(penalty=penalty)

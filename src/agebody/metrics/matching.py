@@ -262,18 +262,17 @@ def detection_scores(matched: int, false_positives: int, missed: int) -> Detecti
     )
 
 
-def nmje(mpjpe: float, f1: float) -> float:
-    """Return the normalised mean joint error, MPJPE / F1 (AGORA, CVPR 2021), in the unit of the MPJPE.
+def normalized_error(error: float, f1: float) -> float:
+    """Return AGORA's normalised error: NMJE of an MPJPE, NMVE of a PVE, in the unit of the error.
 
-    As in AGORA's code, F1 is first rounded to two decimals. Infinite where it is then 0.
+    As in AGORA's code (CVPR 2021), F1 is first rounded to two decimals. Infinite where it is then 0.
+
+    Args:
+        error: mean over the matched people.
+        f1: of the matching, as of `detection_scores`.
     """
     rounded = round(f1, 2)
-    return mpjpe / rounded if rounded else float("inf")
-
-
-def nmve(pve: float, f1: float) -> float:
-    """Return the normalised mean vertex error, PVE / F1 (AGORA, CVPR 2021); see `nmje`."""
-    return nmje(pve, f1)
+    return error / rounded if rounded else float("inf")
 
 
 def _expect_people(pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -27,20 +27,21 @@ from agebody.keypoints import KeypointLayout
 from agebody.losses.limits import JointLimits, joint_limits_excess
 from agebody.losses.parameters import rotation_angle, visible_matrices
 from agebody.metrics.alignment import best_scale, procrustes_align, read_points, root_points
-from agebody.metrics.record import METRICS, Errors, metric
+from agebody.metrics.record import Errors, metric
 from agebody.rotations import PoseFormat
 
 Layout = str | KeypointLayout | None
 Root = Sequence[str] | Sequence[int] | None
 
 
-@metric("person", options=("layout", "root"))
+@metric()
 def mpjpe(
     pred: Float[Tensor, "*batch K 3"],
     target: Float[Tensor, "*batch K 3"],
     *,
     layout: Layout,
     root: Root = None,
+    scale: bool = False,
     weights: Weights = None,
     reduction: Reduction = "mean",
 ) -> Errors:
@@ -53,36 +54,21 @@ def mpjpe(
         root: names of the points whose mean is the root, or their indices; by default the layout's own.
             ``("left_hip", "right_hip")`` is common, too. Without layout and root, points are compared in
             place.
+        scale: whether to scale each prediction about its root by the best factor first (N-MPJPE).
         weights: confidences or a mask, broadcast to (*batch, K). A person whose layout's root has weight 0
             does not count. A root that is named may have weight 0: it is then not part of the mean, as
             Human3.6M's pelvis beside the 14 points of LSP, and who has no finite one does not count.
         reduction: over people.
 
-    Source: Ionescu et al., Human3.6M, IEEE TPAMI 36(7), 2014.
-    """
-    return mean_over_points(*_root_aligned_distances(pred, target, layout, root, weights))
-
-
-@metric("person", options=("layout", "root"))
-def n_mpjpe(
-    pred: Float[Tensor, "*batch K 3"],
-    target: Float[Tensor, "*batch K 3"],
-    *,
-    layout: Layout,
-    root: Root = None,
-    weights: Weights = None,
-    reduction: Reduction = "mean",
-) -> Errors:
-    """Return `mpjpe` after scaling each prediction about its root by the best factor; arguments as there.
-
-    Source: Rhodin et al., Unsupervised geometry-aware representation for 3D human pose estimation, ECCV 2018.
+    Source: Ionescu et al., Human3.6M, IEEE TPAMI 36(7), 2014; N-MPJPE: Rhodin et al., ECCV 2018.
     """
     pred, target, weights = _root_aligned(pred, target, layout, root, weights)
-    scaled = best_scale(pred, target, weights=weights)[..., None, None] * apply_mask(pred, weights, 1)
-    return mean_over_points(point_distances(scaled, target, weights), weights)
+    if scale:
+        pred = best_scale(pred, target, weights=weights)[..., None, None] * apply_mask(pred, weights, 1)
+    return mean_over_points(point_distances(pred, target, weights), weights)
 
 
-@metric("person")
+@metric()
 def pa_mpjpe(
     pred: Float[Tensor, "*batch K 3"],
     target: Float[Tensor, "*batch K 3"],
@@ -95,7 +81,7 @@ def pa_mpjpe(
     The similarity minimises squared distances, so this may exceed `mpjpe` by a little.
 
     Args:
-        pred: predicted points.
+        pred: predicted points; of vertices, the error is PA-PVE.
         target: true points.
         weights: (*batch, K), of the alignment and of the mean.
         reduction: over people.
@@ -105,7 +91,7 @@ def pa_mpjpe(
     return mean_over_points(point_distances(aligned, target, weights), weights)
 
 
-@metric("person")
+@metric()
 def pve(
     pred: Float[Tensor, "*batch V 3"],
     target: Float[Tensor, "*batch V 3"],
@@ -141,19 +127,7 @@ def pve(
     return mean_over_points(point_distances(apply_mask(pred, weights, 1) - shift, target, weights), weights)
 
 
-@metric("person")
-def pa_pve(
-    pred: Float[Tensor, "*batch V 3"],
-    target: Float[Tensor, "*batch V 3"],
-    *,
-    weights: Weights = None,
-    reduction: Reduction = "mean",
-) -> Errors:
-    """Return `pa_mpjpe` of vertices: the similarity is fitted to the vertices themselves."""
-    return METRICS["pa_mpjpe"].errors(pred, target, weights=weights)
-
-
-@metric("joint", options=("layout", "root"))
+@metric()
 def joint_errors(
     pred: Float[Tensor, "*batch K 3"],
     target: Float[Tensor, "*batch K 3"],
@@ -168,10 +142,11 @@ def joint_errors(
     Arguments as there, but the entries are joints, (*batch, K). For the errors that another alignment leaves,
     align first and give no root.
     """
-    return Errors(*_root_aligned_distances(pred, target, layout, root, weights))
+    pred, target, weights = _root_aligned(pred, target, layout, root, weights)
+    return Errors(point_distances(pred, target, weights), weights)
 
 
-@metric("person", options=("relative", "signed"))
+@metric()
 def stature_error(
     pred: Float[Tensor, "*batch"],
     target: Float[Tensor, "*batch"],
@@ -199,7 +174,7 @@ def stature_error(
     return Errors(errors, weights)
 
 
-@metric("person", options=("pose_format",), unit="rad")
+@metric()
 def mpjae(
     pred: Float[Tensor, "*pred_shape"],
     target: Float[Tensor, "*target_shape"],
@@ -231,7 +206,7 @@ def mpjae(
     return mean_over_points(angles, expand_weights(weights, angles.shape))
 
 
-@metric("joint", options=("pose_format", "tolerance"), unit="1")
+@metric()
 def joint_limit_violations(
     body_pose: Float[Tensor, "*pose"],
     limits: JointLimits | None = None,
@@ -271,13 +246,6 @@ def mean_over_points(distances: Float[Tensor, "*batch K"], weights: Tensor | Non
 def point_distances(pred: Tensor, target: Tensor, weights: Tensor | None) -> Float[Tensor, "*batch K"]:
     """Return the distances between points; 0 where they have weight 0."""
     return safe_norm(apply_mask(pred, weights, 1) - apply_mask(target, weights, 1))
-
-
-def _root_aligned_distances(
-    pred: Tensor, target: Tensor, layout: Layout, root: Root, weights: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    pred, target, weights = _root_aligned(pred, target, layout, root, weights)
-    return point_distances(pred, target, weights), weights
 
 
 def _root_aligned(

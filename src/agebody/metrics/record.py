@@ -1,12 +1,11 @@
-"""The record of a metric, from which its function and its accumulator are made."""
+"""What makes a metric's function, and its mean over batches, from a function of errors."""
 
 from __future__ import annotations
 
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, ParamSpec
+from typing import Any, NamedTuple, ParamSpec, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -29,45 +28,26 @@ class Errors(NamedTuple):
         return reduce(self.values, self.weights, reduction, empty=torch.nan)
 
 
-@dataclass(frozen=True)
-class Metric:
-    """What is known of a metric."""
+@runtime_checkable
+class Metric(Protocol[P]):
+    """A metric that is a mean of errors."""
 
-    errors: Callable[..., Errors]
-    """Takes the arguments of the metric's function, and returns errors that are not reduced."""
-    entry: Literal["joint", "person", "frame"]
-    """What one error is of."""
-    options: tuple[str, ...]
-    """Arguments that stay the same over batches."""
+    errors: Callable[P, Errors]
+    """Takes the same arguments, and returns errors that are not reduced."""
     higher_is_better: bool
-    unit: str
-    """"m" is the unit of the input."""
 
-    def missing(self, given: dict[str, Any]) -> list[str]:
-        """Return the options that have no default and are not given."""
-        parameters = inspect.signature(self.errors).parameters
-        return [
-            n for n in self.options if n not in given and parameters[n].default is inspect.Parameter.empty
-        ]
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Tensor:
+        """Return the reduced errors."""
+        ...
 
 
-METRICS: dict[str, Metric] = {}
-"""The metrics that are means of errors, by the names of their functions."""
-
-
-def metric(
-    entry: Literal["joint", "person", "frame"],
-    *,
-    options: tuple[str, ...] = (),
-    higher_is_better: bool = False,
-    unit: str = "m",
-) -> Callable[[Callable[P, Errors]], Callable[P, Tensor]]:
-    """Make the function of a metric from one that returns its errors, and keep the record in `METRICS`.
+def metric(*, higher_is_better: bool = False) -> Callable[[Callable[P, Errors]], Metric[P]]:
+    """Make the function of a metric from one that returns its errors.
 
     The decorated function declares ``reduction`` and need not read it: it returns `Errors`, and its callers
     get these reduced."""
 
-    def make(errors: Callable[P, Errors]) -> Callable[P, Tensor]:
+    def make(errors: Callable[P, Errors]) -> Metric[P]:
         signature = inspect.signature(errors)
         default = signature.parameters["reduction"].default
 
@@ -76,8 +56,9 @@ def metric(
             reduction: Any = kwargs.get("reduction", default)
             return errors(*args, **kwargs).reduce(reduction)
 
-        reduced.__signature__ = signature.replace(return_annotation="Tensor")  # pyright: ignore
-        METRICS[errors.__name__] = Metric(errors, entry, options, higher_is_better, unit)
-        return reduced
+        found = cast(Any, reduced)
+        found.__signature__ = signature.replace(return_annotation="Tensor")
+        found.errors, found.higher_is_better = errors, higher_is_better
+        return found
 
     return make

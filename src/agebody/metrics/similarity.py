@@ -60,7 +60,7 @@ def oks_sigmas(
     return tuple(sigmas)
 
 
-@metric("person", options=("sigmas",), higher_is_better=True, unit="1")
+@metric(higher_is_better=True)
 def oks(
     pred: Float[Tensor, "*#batch K 2"],
     target: Float[Tensor, "*#batch K 2"],

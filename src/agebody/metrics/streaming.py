@@ -1,14 +1,16 @@
 """Metrics that accumulate over batches and processes, with torchmetrics' interface: ``agebody[metrics]``.
 
-Each takes the arguments of its function batch by batch, and its options once, when it is made. It computes
-the mean over all entries that count, as if they had come at once: the states are a sum and a total weight in
-float64, which are added over processes. Without entries the mean is NaN. 16-bit inputs are computed in
-float32."""
+`MeanMetric` takes any function of `agebody.metrics` that is a mean of errors, and its options once; then its
+other arguments batch by batch. It computes the mean over all entries that count, as if they had come at
+once: the states are a sum and a total weight in float64, which are added over processes. Without entries the
+mean is NaN. 16-bit inputs are computed in float32."""
 
 from __future__ import annotations
 
 import hashlib
-from typing import Any, ClassVar
+import inspect
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torchmetrics
@@ -18,40 +20,12 @@ from torch import Tensor
 from agebody.age import AGE_CLASSES, age_class
 from agebody.checks import Weights, at_least_float32, expect
 from agebody.keypoints import KeypointLayout
-from agebody.metrics import correctness, pose, similarity, world  # noqa: F401, which fill METRICS
 from agebody.metrics.average_precision import keypoint_ap
 from agebody.metrics.depth import MISS_PENALTY, DepthRelations, depth_relations
-from agebody.metrics.matching import detection_scores, nmje
-from agebody.metrics.record import METRICS, Errors, Metric
+from agebody.metrics.matching import detection_scores, normalized_error
 from agebody.metrics.similarity import oks_sigmas
 
-__all__ = [
-    "MPJAE",
-    "MPJPE",
-    "MRPE",
-    "NMJE",
-    "NMPJPE",
-    "NMVE",
-    "OKS",
-    "PAMPJPE",
-    "PAPVE",
-    "PCDR",
-    "PCK",
-    "PCKAUC",
-    "PVE",
-    "WAMPJPE",
-    "WMPJPE",
-    "AccelerationError",
-    "ByAgeClass",
-    "FootSliding",
-    "Jitter",
-    "JointLimitViolations",
-    "KeypointAveragePrecision",
-    "MPCKh",
-    "MeanMetric",
-    "RootTrajectoryError",
-    "StatureError",
-]
+__all__ = ["PCDR", "ByAgeClass", "KeypointAveragePrecision", "MeanMetric", "NormalizedError"]
 
 
 class _Accumulator(torchmetrics.Metric):
@@ -69,7 +43,7 @@ class _Accumulator(torchmetrics.Metric):
     def __new__(cls, *args: Any, **options: Any) -> Any:
         """Keep the arguments as text."""
         made = super().__new__(cls)
-        given = [*map(repr, args), *(f"{name}={value!r}" for name, value in options.items())]
+        given = [*map(_text, args), *(f"{name}={_text(value)}" for name, value in options.items())]
         made._arguments = ", ".join(given)
         return made
 
@@ -102,43 +76,40 @@ class _Accumulator(torchmetrics.Metric):
 
 
 class MeanMetric(_Accumulator):
-    """The mean of errors over all entries.
-
-    A subclass names its ``record`` in `agebody.metrics.record.METRICS`, or computes errors of its own in
-    `errors`.
+    """The mean of a metric's errors over all entries.
 
     Args:
-        options: those of the record, and those of `torchmetrics.Metric`, such as ``dist_sync_on_step``.
+        metric: a function of `agebody.metrics`, such as `agebody.metrics.mpjpe`; or one of your own that
+            returns one number per entry and what each weighs, None for 1.
+        higher_is_better: of a function of your own.
+        options: arguments of the function that stay the same over batches, and those of
+            `torchmetrics.Metric`, such as ``dist_sync_on_step``.
     """
 
-    record: ClassVar[Metric]
     total: Tensor
     count: Tensor
 
-    def __init_subclass__(cls, **options: Any) -> None:
-        """Take from the record what torchmetrics asks of the class."""
-        super().__init_subclass__(**options)
-        if "record" in vars(cls):
-            cls.higher_is_better = cls.record.higher_is_better
-
-    def __init__(self, **options: Any) -> None:
-        record = getattr(self, "record", None)
-        own = {} if record is None else {n: options.pop(n) for n in record.options if n in options}
-        missing = [] if record is None else record.missing(own)
-        if missing:
-            raise TypeError(f"{type(self).__name__}: expected the options {', '.join(missing)}")
+    def __init__(
+        self, metric: Callable[..., Any], *, higher_is_better: bool | None = None, **options: Any
+    ) -> None:
+        if not callable(metric):
+            raise TypeError(f"metric: expected a function of errors, got {metric!r}")
+        names = inspect.signature(metric).parameters.keys() - {"reduction"}
+        own = {name: options.pop(name) for name in names & options.keys()}
         super().__init__(**options)
-        self.options = own
+        self.metric, self.options, self._higher_is_better = metric, own, higher_is_better
         self.add_sums("total", "count")
 
-    def errors(self, *args: Any, **kwargs: Any) -> Errors:
-        """Return one number per entry, and what each weighs."""
-        return self.record.errors(*args, **self.options, **kwargs)
+    @property
+    def higher_is_better(self) -> bool | None:  # pyright: ignore
+        """Whether a larger mean is a better one."""
+        return getattr(self.metric, "higher_is_better", self._higher_is_better)
 
     def widened_errors(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Return `errors` in at least float32, and weights for all of them in float64."""
+        """Return errors computed in at least float32, and weights for all of them in float64."""
         args, kwargs = tuple(map(_widened, args)), {name: _widened(value) for name, value in kwargs.items()}
-        values, weights = self.errors(*args, **kwargs)
+        errors = getattr(self.metric, "errors", self.metric)
+        values, weights = errors(*args, **self.options, **kwargs)
         values = values.detach().double()
         return values, torch.ones_like(values) if weights is None else weights.detach().double()
 
@@ -153,49 +124,20 @@ class MeanMetric(_Accumulator):
         return self.total / self.count
 
 
-def _mean_of(name: str, function: str) -> type[MeanMetric]:
-    """Return the accumulator of a function of `agebody.metrics`; options as there."""
-    doc = f"`agebody.metrics.{function}` over batches."
-    return type(name, (MeanMetric,), {"record": METRICS[function], "__doc__": doc, "__module__": __name__})
+class NormalizedError(MeanMetric):
+    """`agebody.metrics.normalized_error` over batches: a mean over matched people, over the F1 score of
+    matching them. NMJE with `agebody.metrics.mpjpe`, NMVE with `agebody.metrics.pve`.
 
-
-MPJPE = _mean_of("MPJPE", "mpjpe")
-NMPJPE = _mean_of("NMPJPE", "n_mpjpe")
-PAMPJPE = _mean_of("PAMPJPE", "pa_mpjpe")
-PVE = _mean_of("PVE", "pve")
-PAPVE = _mean_of("PAPVE", "pa_pve")
-StatureError = _mean_of("StatureError", "stature_error")
-WMPJPE = _mean_of("WMPJPE", "w_mpjpe")
-WAMPJPE = _mean_of("WAMPJPE", "wa_mpjpe")
-RootTrajectoryError = _mean_of("RootTrajectoryError", "root_trajectory_error")
-AccelerationError = _mean_of("AccelerationError", "acceleration_error")
-MPCKh = _mean_of("MPCKh", "mpckh")
-OKS = _mean_of("OKS", "oks")
-MPJAE = _mean_of("MPJAE", "mpjae")
-MRPE = _mean_of("MRPE", "mrpe")
-FootSliding = _mean_of("FootSliding", "foot_sliding")
-Jitter = _mean_of("Jitter", "jitter")
-PCKAUC = _mean_of("PCKAUC", "pck_auc")
-JointLimitViolations = _mean_of("JointLimitViolations", "joint_limit_violations")
-
-
-class PCK(MeanMetric):
-    """`agebody.metrics.pck` over batches."""
-
-    record = METRICS["pck"]
-
-    def __init__(self, threshold: float, **options: Any) -> None:
-        super().__init__(threshold=threshold, **options)
-
-
-class _Normalized(MeanMetric):
-    """A mean error of matched people over the F1 score of matching them."""
+    Args:
+        metric: function of the error.
+        options: as of `MeanMetric`.
+    """
 
     false_positives: Tensor
     missed: Tensor
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(self, metric: Callable[..., Any], **options: Any) -> None:
+        super().__init__(metric, **options)
         self.add_sums("false_positives", "missed")
 
     def update(self, *args: Any, false_positives: int, missed: int, **kwargs: Any) -> None:
@@ -215,19 +157,7 @@ class _Normalized(MeanMetric):
         """Return the error so far over F1; NaN if nobody was matched."""
         found = detection_scores(int(self.count), int(self.false_positives), int(self.missed))
         mean = super().compute()
-        return mean.new_tensor(nmje(mean.item(), found.f1)) if self.count else mean
-
-
-class NMJE(_Normalized):
-    """`agebody.metrics.nmje` over batches: `MPJPE` over F1."""
-
-    record = METRICS["mpjpe"]
-
-
-class NMVE(_Normalized):
-    """`agebody.metrics.nmve` over batches: `PVE` over F1."""
-
-    record = METRICS["pve"]
+        return mean.new_tensor(normalized_error(mean.item(), found.f1)) if self.count else mean
 
 
 class PCDR(_Accumulator):
@@ -398,8 +328,8 @@ class ByAgeClass(_Accumulator):
     """A mean metric for each of ``AGE_CLASSES``, and for all.
 
     Args:
-        metric: computes the errors; its own states are not used. `NMJE` and `NMVE`, which also count people
-            without a match, are not means of errors.
+        metric: computes the errors; its own states are not used. `NormalizedError`, which also counts people
+            without a match, is not a mean of errors.
         options: of `torchmetrics.Metric`.
     """
 
@@ -454,6 +384,13 @@ class ByAgeClass(_Accumulator):
 def _widened(value: Any) -> Any:
     """Return 16-bit tensors in float32, all else as it is."""
     return at_least_float32(value) if isinstance(value, Tensor) else value
+
+
+def _text(value: Any) -> str:
+    """Return how a value is written: a function by its name, because its address differs between
+    processes."""
+    name = getattr(value, "__qualname__", "<")
+    return repr(value) if "<" in name else f"{value.__module__}.{name}"
 
 
 def _weighted(values: Tensor, weights: Tensor) -> Tensor:

@@ -20,21 +20,25 @@ from agebody.metrics.record import Errors, metric
 SEGMENT = 100
 """Frames that are aligned together (SLAHMR, WHAM, TRAM and GVHMR)."""
 
+Fitted = Literal["first_two", "all"]
+"""The frames of a segment that its alignment fits."""
+
 Rest = Literal["short", "joined"]
 """What becomes of the frames after the last whole segment."""
 
 
-@metric("frame", options=("segment", "rest"))
+@metric()
 def w_mpjpe(
     pred: Float[Tensor, "*batch T K 3"],
     target: Float[Tensor, "*batch T K 3"],
     *,
+    align: Fitted = "first_two",
     segment: int | None = SEGMENT,
     rest: Rest = "short",
     weights: Weights = None,
     reduction: Reduction = "mean",
 ) -> Errors:
-    """Return the world MPJPE: each segment is aligned by the similarity that fits its first two frames.
+    """Return the world MPJPE (W-MPJPE, WA-MPJPE): each segment is aligned by a similarity.
 
     Segments follow one another from the first frame. The first two frames of a segment are the first two of
     any weight. Published evaluations drop invalid frames before cutting segments: to match them to the digit,
@@ -43,6 +47,8 @@ def w_mpjpe(
     Args:
         pred: predicted points, in any world.
         target: true points.
+        align: the frames that the similarity fits: "first_two" of each segment for W-MPJPE, "all" for the
+            world-aligned WA-MPJPE.
         segment: frames that are aligned together; None for all.
         rest: "short": the frames after the last whole segment are a shorter one, as in WHAM and GVHMR.
             "joined": the last segment includes them, as in TRAM, whose code leaves out the last frame, or
@@ -52,27 +58,13 @@ def w_mpjpe(
 
     Source: Ye et al., SLAHMR, CVPR 2023; Shin et al., WHAM, CVPR 2024. Both include the scale.
     """
-    return _aligned_by_segments(pred, target, segment, rest, weights, first=2)
+    if align not in get_args(Fitted):
+        raise ValueError(f"align: expected one of {', '.join(get_args(Fitted))}, got {align!r}")
+    first = 2 if align == "first_two" else None
+    return _aligned_by_segments(pred, target, segment, rest, weights, first)
 
 
-@metric("frame", options=("segment", "rest"))
-def wa_mpjpe(
-    pred: Float[Tensor, "*batch T K 3"],
-    target: Float[Tensor, "*batch T K 3"],
-    *,
-    segment: int | None = SEGMENT,
-    rest: Rest = "short",
-    weights: Weights = None,
-    reduction: Reduction = "mean",
-) -> Errors:
-    """Return the world-aligned MPJPE: each segment is aligned by the similarity that fits all of its frames.
-
-    Arguments and sources as of `w_mpjpe`.
-    """
-    return _aligned_by_segments(pred, target, segment, rest, weights, first=None)
-
-
-@metric("frame", unit="1")
+@metric()
 def root_trajectory_error(
     pred: Float[Tensor, "*batch T 3"],
     target: Float[Tensor, "*batch T 3"],
@@ -101,7 +93,7 @@ def root_trajectory_error(
     return Errors(distances / path, weights)
 
 
-@metric("person")
+@metric()
 def mrpe(
     pred: Float[Tensor, "*batch 3"],
     target: Float[Tensor, "*batch 3"],
@@ -124,7 +116,7 @@ def mrpe(
     return Errors(point_distances(pred, target, weights), weights)
 
 
-@metric("joint", options=("threshold",))
+@metric()
 def foot_sliding(
     pred: Float[Tensor, "*batch T K 3"],
     target: Float[Tensor, "*batch T K 3"],
@@ -153,7 +145,7 @@ def foot_sliding(
     return Errors(moved, rests)
 
 
-@metric("frame", options=("fps",), unit="m/frame²")
+@metric()
 def acceleration_error(
     pred: Float[Tensor, "*batch T K 3"],
     target: Float[Tensor, "*batch T K 3"],
@@ -178,7 +170,7 @@ def acceleration_error(
     return _lengths_of_differences(difference, 2, fps, weights)
 
 
-@metric("frame", options=("fps",), unit="m/frame³")
+@metric()
 def jitter(
     points: Float[Tensor, "*batch T K 3"],
     *,

@@ -10,7 +10,8 @@ import torch
 from agebody.annotations.people import fail
 from agebody.keypoints import LAYOUTS
 from agebody.metrics.alignment import root_of, root_points
-from agebody.metrics.record import METRICS, Errors
+from agebody.metrics.pose import mpjpe, pa_mpjpe, pve
+from agebody.metrics.record import Errors
 from agebody.pipelines.evaluate.files import Bodies
 from agebody.pipelines.evaluate.pairing import (
     LOST,
@@ -101,8 +102,8 @@ def _errors(
     joints = tensor(pred.get("joints")[own]), tensor(target.get("joints")[true])
     weights = None if target.joint_weights is None else tensor(target.joint_weights[true])
     errors = [
-        METRICS["mpjpe"].errors(*joints, layout=layout, root=root, weights=weights),
-        METRICS["pa_mpjpe"].errors(*joints, weights=weights),
+        mpjpe.errors(*joints, layout=layout, root=root, weights=weights),
+        pa_mpjpe.errors(*joints, weights=weights),
     ]
     if surface:
         meshes = tensor(pred.get("vertices")[own]), tensor(target.get("vertices")[true])
@@ -112,10 +113,8 @@ def _errors(
             seen = weights[:, root_points(layout, root, weights.shape[1])] != 0
             rooted = (seen.all(-1) if root is None else torch.stack(roots).isfinite().all(0).all(-1))[:, None]
             roots = [torch.where(rooted, each, 0) for each in roots]
-        errors.append(
-            METRICS["pve"].errors(*meshes, pred_root=roots[0], target_root=roots[1], weights=rooted)
-        )
-        errors.append(METRICS["pa_mpjpe"].errors(*meshes))
+        errors.append(pve.errors(*meshes, pred_root=roots[0], target_root=roots[1], weights=rooted))
+        errors.append(pa_mpjpe.errors(*meshes))
     return errors
 
 
