@@ -23,7 +23,9 @@ from agebody.engine.batched import BatchedFunction
 BLOCK = 288
 """Vertices per block: few enough to touch few joints, enough for each step to outweigh its call."""
 BODIES = 256
-"""Bodies per chunk: bounds the workspace to about 9 MB, whatever the batch."""
+"""Bodies per chunk: bounds the workspace to about 5 MB, whatever the batch."""
+PIECE = 128
+"""Blocks times bodies of a piece of a smaller batch: few enough for its workspace to stay in cache."""
 PRODUCT = 1 << 20
 """Entries of the directions that a matrix product of its own must save."""
 
@@ -236,7 +238,7 @@ class _Piece(NamedTuple):
 
 
 def _pieces(batch: int, packed: _Packed) -> Iterator[_Piece]:
-    group = max(1, min(packed.num_blocks, 2 * BODIES // max(batch, 1)))
+    group = max(1, min(packed.num_blocks, PIECE // max(batch, 1)))
     plane = 3 * packed.block
     for first in range(0, batch, BODIES):
         last = min(first + BODIES, batch)
