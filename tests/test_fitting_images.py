@@ -331,6 +331,16 @@ def test_standard_errors_know_what_is_known(body, seen):
     assert all(part[0].isinf() and part[1:].isfinite().all() for part in errors(weights=hidden))
 
 
+def test_standard_errors_can_be_left_out(body, seen):
+    people, observed = seen
+    given = body, observed.keypoints[:2], people.camera.map(lambda part: part[:2])
+    options: Any = {"weights": observed.weights[:2], "stages": AIONHMR[:1]}
+    whole = fit_keypoints(*given, **options)
+    bare = fit_keypoints(*given, **options, standard_errors=False)
+    assert bare.standard_errors is None
+    torch.testing.assert_close(bare, whole._replace(standard_errors=None), rtol=0, atol=0)
+
+
 def test_bodies_and_layouts(mannequin_asset, anny_asset):
     """Adults of one age, infants, the realistic body in float64, other layouts, other priors."""
     cases = (

@@ -15,7 +15,7 @@ from agebody.engine.deform import linear_blend_skinning, pose_feature
 from agebody.optim import jacobian
 from agebody.optim.jacobian import KeypointJacobian, SurfaceJacobian
 from agebody.parameters import BodyParameters
-from agebody.rotations import right_jacobian
+from agebody.rotations import inverse_right_jacobian, right_jacobian
 
 DOUBLE = torch.float64
 # Sums of some hundred numbers of the size of 1 in float64; derivatives of half turns are of the size of 10.
@@ -271,6 +271,9 @@ def test_right_jacobian_is_the_integral_of_the_way_back(direction, length):
     block[:3, 3:] = np.eye(3)
     expected = torch.from_numpy(expm(block)[:3, 3:])
     torch.testing.assert_close(right_jacobian(v), expected, rtol=0, atol=1e-13)
+    if v.norm() <= 3.1416:
+        inverse = torch.linalg.inv(expected)
+        torch.testing.assert_close(inverse_right_jacobian(v), inverse, rtol=0, atol=1e-12)
 
 
 def test_float32_is_as_exact_as_its_numbers(mannequin_asset):

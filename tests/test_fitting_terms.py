@@ -20,6 +20,7 @@ from agebody.losses import (
 from agebody.losses.limits import JointLimits, joint_limits_excess
 from agebody.optim.least_squares import Stop
 from agebody.optim.limits import JointLimitPrior, excess_and_jacobian
+from agebody.optim.posed import Turns
 from agebody.optim.problem import Stage, add_blocks
 from agebody.optim.stages import fit_bodies
 from agebody.optim.standard_errors import _cut_variance, _stature_gradient
@@ -213,7 +214,7 @@ def test_slopes_of_limits_are_those_of_autograd(reach):
     torch.manual_seed(4)
     pose = torch.nn.functional.normalize(torch.randn(100, 23, 3, dtype=DOUBLE), dim=-1)
     pose = reach * torch.rand(100, 23, 1, dtype=DOUBLE) * pose
-    excess, slopes = excess_and_jacobian(pose, limits)
+    excess, slopes = excess_and_jacobian(Turns.of(pose), limits)
     torch.testing.assert_close(excess, joint_limits_excess(pose, limits), rtol=0, atol=0)
     assert (excess != 0).any()
     for i, axis in enumerate(torch.eye(3, dtype=DOUBLE)):
@@ -227,12 +228,12 @@ def test_slopes_of_limits_at_rest_and_at_half_turns_are_finite():
     whole = joint_limits(dtype=DOUBLE)
     narrow = JointLimits(whole.axes, torch.full_like(whole.low, 0.1), torch.full_like(whole.high, 0.2))
     rest = torch.zeros(1, 23, 3, dtype=DOUBLE)
-    _, slopes = excess_and_jacobian(rest, narrow)
+    _, slopes = excess_and_jacobian(Turns.of(rest), narrow)
     torch.testing.assert_close(slopes, torch.eye(3, dtype=DOUBLE).expand_as(slopes))
     for axis in range(3):
         pose = rest.clone()
         pose[..., axis] = torch.pi
-        assert excess_and_jacobian(pose, narrow)[1].isfinite().all()
+        assert excess_and_jacobian(Turns.of(pose), narrow)[1].isfinite().all()
 
 
 def test_bend_shape_and_age(body):

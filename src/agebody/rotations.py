@@ -145,6 +145,8 @@ _SINE = tuple((-1) ** n / math.factorial(2 * n + 1) for n in range(7))
 _VERSINE = tuple((-1) ** n / math.factorial(2 * n + 2) for n in range(7))
 _REST = tuple((-1) ** n / math.factorial(2 * n + 3) for n in range(6))
 """Coefficients of ``(t - sin t) / t^3``."""
+_COTANGENT = (1 / 12, 1 / 720, 1 / 30240, 1 / 1209600, 1 / 47900160, 691 / 1307674368000)
+"""Coefficients of ``(1 - (t / 2) cot(t / 2)) / t^2``."""
 _SLOPES = torch.tensor([[[n * _SINE[n]], [n * _VERSINE[n]]] for n in range(6, 0, -1)], dtype=torch.float64)
 """Coefficients of the derivatives of the two series, highest power first."""
 _TINY = 1e-30
@@ -191,6 +193,19 @@ def right_jacobian(vectors: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 
     a = torch.sin(t) / t
     c = torch.where(squared < _SMALL, _series(squared, _REST), (1 - a) / (t * t))
     straight = torch.cat((a, (-2 * half * half) * vectors), -1) @ _constants(vectors).basis
+    return straight.unflatten(-1, (3, 3)) + (c * vectors)[..., :, None] * vectors[..., None, :]
+
+
+def inverse_right_jacobian(vectors: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3 3"]:
+    """Return the inverse of `right_jacobian`: ``a I + [v]x / 2 + c v v^T``, for angles up to pi.
+
+    With t = |v|: a = (t / 2) cot(t / 2), c = (1 - a) / t^2, which is a series near zero.
+    """
+    squared = (vectors * vectors).sum(-1, keepdim=True)
+    half = torch.sqrt(squared + torch.finfo(vectors.dtype).tiny) / 2
+    a = half / torch.tan(half)
+    c = torch.where(squared < _SMALL, _series(squared, _COTANGENT), (1 - a) / (4 * half * half))
+    straight = torch.cat((a, vectors / 2), -1) @ _constants(vectors).basis
     return straight.unflatten(-1, (3, 3)) + (c * vectors)[..., :, None] * vectors[..., None, :]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from jaxtyping import Float
@@ -41,7 +42,7 @@ class AgeCurve:
 
     @classmethod
     def from_asset(cls, asset: BodyAsset, *, sex: Sex | None = None) -> AgeCurve:
-        """Compute the curve of a body.
+        """Return the curve of a body; computed once.
 
         Args:
             asset: the body; of a layer, its ``asset``.
@@ -53,6 +54,9 @@ class AgeCurve:
         expect_asset(asset)
         if sex is None:
             sex = asset.metadata.gender if asset.metadata.gender in ("female", "male") else "neutral"  # pyright: ignore
+        known = _CURVES.setdefault(asset, {})
+        if sex in known:
+            return known[sex]
         offsets, heights = _heights(asset)
         growth = growth_by_months(sex, step=False)
         birth, adult = growth.median[0], growth.median[-1]
@@ -66,7 +70,8 @@ class AgeCurve:
                 f"{asset.metadata.name}: an adult of {heights[0]:.3f} m is too far from people's stature to "
                 "have ages; are its units metres?"
             )
-        return cls(growth.years, curve, target)
+        known[sex] = cls(growth.years, curve, target)
+        return known[sex]
 
     def years_to_offset(self, years: Number) -> Number:
         """Return the age offset at an age [years]: a number, an array or a tensor (differentiable).
@@ -95,6 +100,9 @@ class AgeCurve:
         """Return the age offset at which this body, of mean shape, has a stature [m]; inverts
         `offset_to_stature`."""
         return interpolate(stature, self.statures, self.offsets)
+
+
+_CURVES: WeakKeyDictionary[BodyAsset, dict[str, AgeCurve]] = WeakKeyDictionary()
 
 
 def _heights(asset: BodyAsset) -> tuple[Float[np.ndarray, " N"], Float[np.ndarray, " N"]]:

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map
 
 from agebody.age import AgeCurve
 from agebody.body import BodyModel
-from agebody.fitting.observed import MIN_POINTS, Observed, pose_prior_of, seen_joints
+from agebody.fitting.observed import MIN_POINTS, FreePose, Observed, pose_prior_of, seen_joints
 from agebody.fitting.start import follow_frames, move_to_rays, starts_in_world
 from agebody.fitting.whole_body import coefficient_bounds
 from agebody.losses import MahalanobisPrior, MaxMixturePrior
@@ -63,8 +63,12 @@ class Clips:
         counted = present.flatten().repeat_interleave(views)
         self.given = given._replace(weights=given.weights * counted[:, None])
         """Flat over clips, frames and views."""
-        self.prior = pose_prior_of(body, pose_prior)
-        self.joints = seen_joints(body, given.layout, self.prior)
+        if pose_prior is None:
+            known = body.for_layout(given.layout, FreePose)
+            self.prior, self.joints = known.prior, known.joints
+        else:
+            self.prior = pose_prior_of(body, pose_prior)
+            self.joints = seen_joints(body, given.layout, self.prior)
 
     def take(self, rows: Int[Tensor, " R"]) -> Clips:
         """Return the clips with these indices, which may repeat."""
@@ -75,7 +79,7 @@ class Clips:
         found.evidence = {name: (value[rows], sd[rows]) for name, (value, sd) in self.evidence.items()}
         return found
 
-    def fit(self, stages: Sequence[Stage], start: BodyParameters | None) -> Fit:
+    def fit(self, stages: Sequence[Stage], start: BodyParameters | None, standard_errors: bool = True) -> Fit:
         """Fit the clips from a start (C, T, ...), or from everyday poses seen from both sides.
 
         The last stage is also run from a second start, and the cheaper result kept: from what was given, as
@@ -106,14 +110,14 @@ class Clips:
         seen = self._visible().any(1)
         parameters = BodyParameters(*map(partial(select_rows, seen), parameters, first))
         report = report._replace(converged=report.converged & seen, iterations=report.iterations + spent)
-        errors = self._standard_errors(terms, stages[-1], parameters)
+        errors = self._standard_errors(terms, stages[-1], parameters) if standard_errors else None
         return Fit(parameters, report, self._errors(parameters), self._errors(first), errors)
 
     def _frames_alone(self, stages: Sequence[Stage]) -> tuple[BodyParameters, Int[Tensor, " C"]]:
         """Return fits of single frames (C, T, ...), each unseen one that of the nearest, and their steps."""
         apart = copy.copy(self)
         apart.present, apart.motion_sd = torch.ones_like(self.present).flatten()[:, None], None
-        fit = apart.fit(stages, None)
+        fit = apart.fit(stages, None, standard_errors=False)
         clips, frames = self.present.shape
         frame, _ = follow_frames(self.given.depth.new_zeros(clips, frames, 1), None, self._visible())
         clip = torch.arange(clips, device=frame.device)[:, None]

@@ -71,6 +71,7 @@ def fit_keypoints(
     start: BodyParameters | None = None,
     start_sd: Mapping[str, float | Tensor] | None = None,
     stages: Sequence[Stage] = AIONHMR,
+    standard_errors: bool = True,
     batch_size: int = 256,
 ) -> Fit:
     """Fit bodies to keypoints in images: pose, place, shape and age per person.
@@ -107,6 +108,7 @@ def fit_keypoints(
             that broadcast to that part of the start. Groups without one are only where the fit begins.
         stages: such as `AIONHMR`, or the faster `SMPLIFY`. The terms are "keypoints", "pose", "shape",
             "age", "limits", "hyperextension", "depth", "motion", and "start_betas" and so on.
+        standard_errors: whether to compute them, which takes as long as two or three steps.
         batch_size: frames fitted at a time, which bounds memory. Results differ by rounding alone.
 
     Returns:
@@ -128,12 +130,12 @@ def fit_keypoints(
         alone = torch.ones_like(given.depth, dtype=torch.bool)[:, None]
         evidence = read_start_sd(start, start_sd, batch, alone)
         clips = Clips(body, given, alone, 1, None, pose_prior, evidence)
-        fit = _fit_in_batches(clips, stages, start, batch_size)
+        fit = _fit_in_batches(clips, stages, start, batch_size, standard_errors)
         fit = fit._replace(parameters=fit.parameters.map(lambda part: part[:, 0]))
         fit = fit._replace(error=fit.error[:, 0, 0], start_error=fit.start_error[:, 0, 0])
-        assert fit.standard_errors is not None
-        depth = fit.standard_errors.depth[:, 0]
-        fit = fit._replace(standard_errors=fit.standard_errors._replace(depth=depth))
+        if fit.standard_errors is not None:
+            depth = fit.standard_errors.depth[:, 0]
+            fit = fit._replace(standard_errors=fit.standard_errors._replace(depth=depth))
         return join_fits([fit], batch)
 
 
@@ -244,7 +246,11 @@ def fit_sequence(
 
 
 def _fit_in_batches(
-    clips: Clips, stages: Sequence[Stage], start: BodyParameters | None, batch_size: int
+    clips: Clips,
+    stages: Sequence[Stage],
+    start: BodyParameters | None,
+    batch_size: int,
+    standard_errors: bool = True,
 ) -> Fit:
     """Return fits (C, T, ...), with errors (C, T, V)."""
     if batch_size < 1:
@@ -255,7 +261,7 @@ def _fit_in_batches(
     found = []
     for rows in torch.arange(count, device=clips.present.device).split(max(1, batch_size // frames)):
         begin = None if start is None else start.map(lambda part, rows=rows: part[rows])
-        found.append(clips.take(rows).fit(stages, begin))
+        found.append(clips.take(rows).fit(stages, begin, standard_errors))
     return join_fits(found, (count,))
 
 

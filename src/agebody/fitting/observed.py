@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from scipy.linalg import block_diag
-from torch import Tensor
+from torch import Tensor, nn
 
 from agebody.age import AGE_CLASSES, UNKNOWN, AgeCurve, parse_ages
 from agebody.body import BodyModel
@@ -220,6 +220,15 @@ def pose_prior_of(
     if isinstance(prior, MaxMixturePrior) and prior.soft:
         raise ValueError("pose_prior: a soft mixture is not a sum of squares; make it with soft=False")
     return (prior if prior.joint_names == names else prior.for_joints(names)).to(body.device, body.dtype)
+
+
+class FreePose(nn.Module):
+    """The default prior of a body's pose, and the joints that move keypoints of a layout."""
+
+    def __init__(self, body: BodyModel, layout: KeypointLayout) -> None:
+        super().__init__()
+        self.layout, self.prior = layout, pose_prior_of(body, None)
+        self.joints = seen_joints(body, layout, self.prior)
 
 
 def seen_joints(

@@ -292,9 +292,9 @@ def _swing(u: Tensor, v: Tensor, cosine: Tensor) -> tuple[Tensor, Tensor]:
     """Return the swing's axis-angle vector from its axis times its sine, and its cosine."""
     half = (1 - cosine) / 2  # sin^2(t / 2)
     small = half < _SMALL
-    series = torch.full_like(half, _SERIES[-1])
+    series, power = torch.full_like(half, _SERIES[-1]), torch.where(small, half, 0)
     for coefficient in reversed(_SERIES[:-1]):
-        series = series * torch.where(small, half, 0) + coefficient
+        series = series * power + coefficient
     squared = u * u + v * v
     straight = squared == 0  # no rotation, or one by 180 degrees, whose axis is arbitrary: u's
     sine = torch.sqrt(torch.where(small | straight, 1, squared))

@@ -17,7 +17,7 @@ from agebody.engine.deform import age_slopes
 from agebody.engine.kinematics import ancestors
 from agebody.engine.points import identity_moves, lever_sums
 from agebody.keypoints import KeypointLayout, get_layout
-from agebody.optim.posed import PosedBodies, pose_bodies
+from agebody.optim.posed import PosedBodies, Turns, pose_bodies
 
 
 class KeypointDerivatives(NamedTuple):
@@ -128,7 +128,7 @@ class KeypointJacobian(_Derivatives):
 
     def forward(
         self,
-        pose: Float[Tensor, "B J 3"],
+        pose: Float[Tensor, "B J 3"] | Turns,
         betas: Float[Tensor, "B N"],
         age_offset: Float[Tensor, " B"],
         transl: Float[Tensor, "B 3"],
@@ -144,7 +144,7 @@ class KeypointJacobian(_Derivatives):
         body = self.body
         with own_precision(body.device):
             motion = pose_bodies(body, pose, betas, age_offset, changes=bool(self._groups))
-            batch, num_points, num_pairs = len(pose), len(self.layout), len(self.pair_joints)
+            batch, num_points, num_pairs = len(betas), len(self.layout), len(self.pair_joints)
             num_joints, count = body.num_joints, betas.shape[-1]
             movers = motion.transforms.index_select(1, self.pair_joints)
             turned = movers[..., :3]
@@ -284,7 +284,7 @@ class SurfaceJacobian(_Derivatives):
 
     def posed(
         self,
-        pose: Float[Tensor, "B J 3"],
+        pose: Float[Tensor, "B J 3"] | Turns,
         betas: Float[Tensor, "B N"],
         age_offset: Float[Tensor, " B"],
         transl: Float[Tensor, "B 3"],
@@ -295,7 +295,7 @@ class SurfaceJacobian(_Derivatives):
         with own_precision(self.body.device):
             motion = pose_bodies(self.body, pose, betas, age_offset, changes=correctives)
             # A joint's place shifts the frames below it by (R_parent - R_j) rest_j.
-            still = torch.eye(3, dtype=pose.dtype, device=pose.device).expand(len(pose), 1, 3, 3)
+            still = torch.eye(3, dtype=betas.dtype, device=betas.device).expand(len(betas), 1, 3, 3)
             parents = torch.cat((still, motion.turned[:, self.parents]), 1)
             frame_moves = torch.einsum("bjxy,cjy->bjxc", parents - motion.turned, self.rest_moves)
             identity, feature = motion.coefficients.tensor_split((self.directions.shape[1],), 1)

@@ -11,8 +11,8 @@ from torch import Tensor
 from agebody.body import BodyModel
 from agebody.losses import ADULT_RANGES, joint_limits
 from agebody.losses.limits import FADE, JointLimits, angles_and_cosine, beyond, share_of_twist
+from agebody.optim.posed import Turns
 from agebody.optim.state import Block, State
-from agebody.rotations import right_jacobian, to_matrix
 
 
 class JointLimitPrior:
@@ -41,12 +41,12 @@ class JointLimitPrior:
             return None
         axes, low, high = self.limits
         limits = JointLimits(axes, low[state.rows], high[state.rows])
-        excess, jacobian = excess_and_jacobian(state.parameters.body_pose, limits)
+        excess, jacobian = excess_and_jacobian(state.turns.joints(slice(1, None)), limits)
         return state.joint_block(excess / self.sd, jacobian / self.sd)
 
 
 def excess_and_jacobian(
-    pose: Float[Tensor, "b J 3"], limits: JointLimits
+    pose: Turns, limits: JointLimits
 ) -> tuple[Float[Tensor, "b J 3"], Float[Tensor, "b J 3 3"]]:
     """Return `joint_limits_excess` and its derivative by each joint's axis-angle vector.
 
@@ -56,11 +56,11 @@ def excess_and_jacobian(
     tan(|s| / 2) times it across s.
     """
     axes = limits.axes
-    angles, cosine = angles_and_cosine(to_matrix(pose, "axis_angle"), axes)
-    xyz = torch.arange(3, device=pose.device)
+    angles, cosine = angles_and_cosine(pose.matrices, axes)
+    xyz = torch.arange(3, device=axes.device)
     order = ((axes[:, None] + xyz) % 3)[None]
     back = ((xyz - axes[:, None]) % 3)[None]
-    along, first, second = right_jacobian(pose).take_along_dim(order[..., None], -2).unbind(-2)  # (b, J, 3)
+    along, first, second = pose.jacobians.take_along_dim(order[..., None], -2).unbind(-2)  # (b, J, 3)
     twist, s, t = angles.take_along_dim(order, -1)[..., None].unbind(-2)  # (b, J, 1)
     first, second = (
         torch.cos(twist) * first - torch.sin(twist) * second,

@@ -10,7 +10,26 @@ from torch import Tensor
 
 from agebody.body import BodyModel
 from agebody.engine.deform import pose_feature
-from agebody.rotations import right_jacobian
+from agebody.rotations import axis_angle_to_matrix, right_jacobian
+
+
+class Turns(NamedTuple):
+    """Rotations of joints in the forms that terms of a fit need."""
+
+    vectors: Float[Tensor, "B J 3"]
+    """Axis-angle vectors v [rad]."""
+    matrices: Float[Tensor, "B J 3 3"]
+    jacobians: Float[Tensor, "B J 3 3"]
+    """See `right_jacobian`."""
+
+    @classmethod
+    def of(cls, vectors: Float[Tensor, "B J 3"]) -> Turns:
+        """Return the other forms of axis-angle vectors."""
+        return cls(vectors, axis_angle_to_matrix(vectors), right_jacobian(vectors))
+
+    def joints(self, which: slice) -> Turns:
+        """Select some of the joints."""
+        return Turns(*(part[:, which] for part in self))
 
 
 class PosedBodies(NamedTuple):
@@ -37,12 +56,13 @@ class PosedBodies(NamedTuple):
 
 
 def pose_bodies(
-    body: BodyModel, pose: Tensor, betas: Tensor, age_offset: Tensor, *, changes: bool
+    body: BodyModel, pose: Tensor | Turns, betas: Tensor, age_offset: Tensor, *, changes: bool
 ) -> PosedBodies:
     """Pose bodies; ``changes`` includes the derivatives of the pose blend coefficients."""
     coefficients, rest_joints = body.identity(betas, age_offset)
-    rotations, world, transforms = body.tree.pose(pose, "axis_angle", rest_joints)
-    turned, inner = world[..., :3], right_jacobian(pose)
+    _, rotations, inner = pose if isinstance(pose, Turns) else Turns.of(pose)
+    _, world, transforms = body.tree.pose(rotations, "matrix", rest_joints)
+    turned = world[..., :3]
     feature_changes, growth = None, None
     if body.num_correctives:
         feature, scale = pose_feature(rotations), body.corrective_scale(age_offset)

@@ -15,6 +15,7 @@ from agebody.body.model import expect_body
 from agebody.keypoints import KeypointLayout
 from agebody.optim.jacobian import KeypointDerivatives, KeypointJacobian, PosedSurface, SurfaceJacobian
 from agebody.optim.least_squares import Quadratic
+from agebody.optim.posed import Turns
 from agebody.parameters import GROUPS, BodyParameters, group_slices
 
 
@@ -109,12 +110,16 @@ class State:
         self._points: dict[int, tuple[Tensor, Tensor]] = {}
         self._posed: PosedSurface | None = None
 
+    @cached_property
+    def turns(self) -> Turns:
+        """Rotations of all joints, the root's first."""
+        return Turns.of(torch.cat((self.parameters.global_orient[:, None], self.parameters.body_pose), 1))
+
     def points(self, layout: KeypointLayout) -> tuple[Float[Tensor, "b K 3"], Float[Tensor, "b K 3 F"]]:
         """Return a layout's points and their derivatives by the free variables; cached."""
         if id(layout) not in self._points:
             p = self.parameters
-            pose = torch.cat((p.global_orient[:, None], p.body_pose), 1)
-            found = keypoint_jacobian(self.body, layout)(pose, p.betas, p.age_offset, p.transl)
+            found = keypoint_jacobian(self.body, layout)(self.turns, p.betas, p.age_offset, p.transl)
             derivatives = by_all(found)
             if len(self.free) < self.free.size:
                 derivatives = derivatives.index_select(-1, self.free.columns)
@@ -125,8 +130,7 @@ class State:
         """Return what the derivatives of all points of the surface share; computed once."""
         if self._posed is None:
             p = self.parameters
-            pose = torch.cat((p.global_orient[:, None], p.body_pose), 1)
-            self._posed = surface.posed(pose, p.betas, p.age_offset, p.transl)
+            self._posed = surface.posed(self.turns, p.betas, p.age_offset, p.transl)
         return self._posed
 
     @cached_property

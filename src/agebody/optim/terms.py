@@ -19,7 +19,7 @@ from agebody.keypoints import KeypointLayout, get_layout
 from agebody.losses import MahalanobisPrior, MaxMixturePrior
 from agebody.losses.priors import hyperextension_residuals
 from agebody.optim.state import Block, State
-from agebody.rotations import axis_angle_to_matrix, matrix_to_axis_angle, right_jacobian
+from agebody.rotations import axis_angle_to_matrix, inverse_right_jacobian, matrix_to_axis_angle
 
 Robust = Literal["gmof", "huber"] | None
 """Cost of a residual: Geman-McClure's, which is bounded; Huber's, linear beyond the robust scale; its square
@@ -238,7 +238,7 @@ class HyperextensionPrior:
 
     def __call__(self, state: State) -> Block | None:
         """Return four residuals."""
-        residuals = self._residuals(state.parameters.body_pose)
+        residuals = torch.exp(state.parameters.body_pose.flatten(1) @ self.signs.mT)
         return state.group_block("body_pose", residuals, residuals[..., None] * self.signs)
 
 
@@ -293,23 +293,28 @@ class StartPrior:
     def __init__(self, group: str, value: Float[Tensor, "*batch"], sd: float | Tensor) -> None:
         self.group, self.value = group, value
         self.sd = torch.as_tensor(sd, dtype=value.dtype, device=value.device).expand(value.shape)
-        self._back = axis_angle_to_matrix(value).mT if group in ("global_orient", "body_pose") else None
+        joints = {"global_orient": slice(0, 1), "body_pose": slice(1, None)}
+        self._joints = joints.get(group)
+        if self._joints is not None:
+            vectors = value.reshape(len(value), math.prod(value.shape[1:-1]), 3)
+            self._back, self.sd = axis_angle_to_matrix(vectors).mT, self.sd.reshape(vectors.shape)
 
     def __call__(self, state: State) -> Block | None:
         """Return one residual per parameter."""
         if self.group not in state.free.parts:
             return None
         now, sd = getattr(state.parameters, self.group), self.sd[state.rows]
-        if self._back is None:
+        if self._joints is None:
             flat = now.shape[0], math.prod(now.shape[1:])  # also of nobody
             residuals = ((now - self.value[state.rows]) / sd).reshape(flat)
             return state.group_block(self.group, residuals, torch.diag_embed(1 / sd.reshape(flat)))
-        difference = matrix_to_axis_angle(self._back[state.rows] @ axis_angle_to_matrix(now))
-        jacobian = torch.linalg.solve(right_jacobian(difference), right_jacobian(now)) / sd[..., None]
+        turns = state.turns.joints(self._joints)
+        difference = matrix_to_axis_angle(self._back[state.rows] @ turns.matrices)
+        jacobian = inverse_right_jacobian(difference) @ turns.jacobians / sd[..., None]
         residuals = difference / sd
         if self.group == "body_pose":
             return state.joint_block(residuals, jacobian)
-        return state.group_block(self.group, residuals, jacobian)
+        return state.group_block(self.group, residuals[:, 0], jacobian[:, 0])
 
 
 def project(

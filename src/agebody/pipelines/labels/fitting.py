@@ -28,6 +28,7 @@ from agebody.measure import stature
 from agebody.nets import Estimate, Lifter
 from agebody.optim.least_squares import Stop
 from agebody.optim.stages import Fit
+from agebody.optim.standard_errors import StandardErrors
 from agebody.pipelines.labels.quality import flag_labels
 from agebody.pipelines.labels.records import Labels, concatenate_labels
 
@@ -262,7 +263,8 @@ def make_labels(body: BodyModel, people: People, camera: Camera, fit: Fit) -> La
         keypoints = camera.project(points).pixels
         tall = stature(body.shape(fit.parameters).rest_vertices)
     weights, report, errors = people.weights, fit.report, fit.standard_errors
-    assert errors is not None
+    if errors is None:
+        errors = StandardErrors(*[torch.full_like(fit.error, math.nan)] * 3)
     body_arrays: dict[str, Any] = {name: array(part) for name, part in fit.parameters._asdict().items()}
     around = box_around(torch.from_numpy(people.keypoints), weights=torch.from_numpy(weights)).numpy()
     return Labels(

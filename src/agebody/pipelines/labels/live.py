@@ -75,7 +75,7 @@ class Stream:
         start, sd = _from_before(guess, before, known)
         if not self.body.age_anchors:
             del sd["age_offset"]
-        given = {"start": start, "start_sd": sd, "stages": self.stages}
+        given = {"start": start, "start_sd": sd, "stages": self.stages, "standard_errors": False}
         return fit_people(self.body, people, camera, **given)
 
     def _link(self, people: People) -> tuple[People, BodyParameters | None, Bool[Tensor, " N"]]:

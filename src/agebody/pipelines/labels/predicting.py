@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,6 @@ from agebody.detect.windows import Window
 from agebody.fitting.observed import MIN_POINTS
 from agebody.nets import Regressor, normalize_images
 from agebody.optim.stages import Fit, FitReport
-from agebody.optim.standard_errors import StandardErrors
 from agebody.parameters import BodyParameters
 from agebody.pipelines.labels.fitting import fit_people, make_labels, people_cameras, with_ages
 from agebody.pipelines.labels.quality import BOX_SCALE, PREDICTED, flag_labels
@@ -192,5 +190,4 @@ def _as_fit(body: BodyModel, people: People, camera: Camera, parameters: BodyPar
     error = torch.from_numpy((people.weights * far).sum(1) / np.where(total > 0, total, 1)).to(camera.focal)
     none = torch.zeros(len(people), dtype=torch.long)
     report = FitReport(none == 0, none, none, torch.zeros_like(error), {})
-    unknown = torch.full_like(error, math.nan)
-    return Fit(parameters, report, error, error, StandardErrors(unknown, unknown, unknown))
+    return Fit(parameters, report, error, error)
