@@ -406,11 +406,10 @@ def test_ages_broadcast_and_fill_what_is_unknown():
     assert filled.age_class.tolist() == [-1, 0, -1]
     assert filled.known.all()
     assert filled.select([1]).age_class.tolist() == [0]
-    curve = AgeCurve.from_asset(stick())
     everyone = parse_ages(
         age_offset=[1.0, NAN, NAN, NAN], years=[NAN, 40, NAN, NAN], age_class=[-1, -1, 2, -1]
     )
-    assert everyone.classes(curve).tolist() == [3, 0, 2, -1]
+    assert everyone.classes().tolist() == [3, 0, 2, -1]
     with pytest.raises(
         ValueError, match=r"age_class: expected a shape that broadcasts to \(3,\), got \(2,\)"
     ):
@@ -429,9 +428,26 @@ def test_a_class_is_the_same_whatever_the_offset_is_given_as(offset):
         "array": age_class(np.array([offset]))[0],
         "array of a float32 file": age_class(np.array([offset], dtype=np.float32).astype(np.float64))[0],
         "float64 tensor": age_class(torch.tensor(offset, dtype=torch.float64)).item(),
-        "parsed": parse_ages(age_offset=np.float32(offset)).classes(AgeCurve(*np.ones((3, 2)))).item(),
+        "parsed": parse_ages(age_offset=np.float32(offset)).classes().item(),
     }
     assert set(found.values()) == {expected}, found
+
+
+@pytest.mark.parametrize(
+    ("years", "kind"),
+    [(0, 3), (1.4999, 3), (1.5, 2), (6.4999, 2), (6.5, 1), (12.4999, 1), (12.5, 0), (129, 0), (NAN, -1)],
+)
+def test_a_class_of_years_is_the_same_whatever_they_are_given_as(years, kind):
+    for stated in (years, np.float32(years), np.array([years]), torch.tensor(years), [years]):
+        assert parse_ages(years=stated).classes().tolist() in (kind, [kind])
+        assert parse_ages(years=stated, age_class=0).classes().tolist() in (max(kind, 0), [max(kind, 0)])
+
+
+def test_the_bounds_of_years_are_those_of_the_published_templates():
+    statures = 1.72 + np.array([0.15, 0.45, 0.75]) * (0.534 - 1.72)
+    every = np.linspace(0, 19, 2281)
+    found = np.interp(statures, median_stature(every), every)
+    np.testing.assert_array_equal(np.round(2 * found) / 2, [12.5, 6.5, 1.5])
 
 
 def test_whole_numbers_are_offsets():

@@ -172,6 +172,7 @@ EXAMPLES: dict[str, Example] = {
     "metrics.pa_mpjpe": (metrics.pa_mpjpe, (A3, B3)),
     "metrics.mrpe": (metrics.mrpe, (A3[:, 0], B3[:, 0])),
     "metrics.pcdr": (metrics.pcdr, (A1, B1)),
+    "metrics.pcod": (metrics.pcod, (A1, B1)),
     "metrics.pck": (partial(metrics.pck, threshold=1.5), (A3, B3)),
     "metrics.pck_auc": (partial(metrics.pck_auc, max_threshold=3.0), (A3, B3)),
     "metrics.per_joint": (metrics.per_joint, (A1,)),

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agebody.age import AGE_CLASSES
-from agebody.metrics import depth_relations, pcdr
+from agebody.metrics import depth_relations, pcdr, pcod
 from agebody.metrics.depth import DepthRelations
 
 ADULT, TEEN, KID, BABY = range(4)
@@ -143,3 +143,32 @@ def test_true_depths_may_be_negative_but_not_nan():
     assert depth_relations(depth, depth, same_layer=0.2).pairs == 3
     target = torch.tensor([[-1.0, torch.nan, 1.0]])
     assert depth_relations(depth, target, same_layer=0.2).pairs == 1
+
+
+@given(images=st.integers(0, 4), people=st.integers(0, 5), seed=st.integers(0, 9999))
+def test_ordinal_depth_is_that_of_a_loop_over_pairs(images, people, seed):
+    depth, layers, there, missed, _ = crowd(images, people, seed)
+    true = 0.25 * layers
+    true[missed & (layers == 2)] = torch.nan
+    seen = torch.where(missed, 100.0, depth)
+    right = []
+    for image in range(images):
+        for i, j in combinations(range(people), 2):
+            order = true[image, i] - true[image, j]
+            if there[image, i] and there[image, j] and not order.isnan():
+                dz = seen[image, i] - seen[image, j]
+                right.append(bool(order * dz > 0 or max(abs(dz), abs(order)) < 0.3))
+    found = pcod(torch.where(there & ~missed, depth, torch.nan), true, weights=there, missed=missed)
+    np.testing.assert_allclose(found, np.mean(right) if right else np.nan)
+    assert pcod(depth, true, reduction="none").shape == (images, people * (people - 1) // 2)
+
+
+@pytest.mark.parametrize(
+    ("dz", "order", "right"),
+    [(0.01, 5.0, 1), (-0.01, 5.0, 0), (0.29, -0.29, 1), (0.31, -0.29, 0), (0.29, -0.31, 0), (0.0, 0.0, 1)],
+)
+def test_ordinal_depth_of_a_pair(dz, order, right):
+    assert pcod(torch.tensor([0.0, dz]), torch.tensor([0.0, order])) == right
+    hidden = torch.tensor([0.0, torch.nan])
+    assert pcod(hidden, torch.tensor([0.0, 1.0]), missed=hidden.isnan()) == 1  # beyond all others
+    assert pcod(hidden, torch.tensor([1.0, 0.0]), missed=hidden.isnan()) == 0

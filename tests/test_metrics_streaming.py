@@ -87,6 +87,7 @@ TENSORS = {
     "pck": ({"threshold": 1.0}, people(dim=2)),
     "mpckh": ({"threshold": 0.4}, people(dim=2)),
     "oks": ({}, people(dim=2) | {"area": 1 + normal(7).abs()}),
+    "pcod": ({"threshold": 0.1}, images() | {"target": normal(7, 5, seed=1)}),
 }
 CASES = {
     name: (

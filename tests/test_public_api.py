@@ -60,7 +60,7 @@ ROOMS = {
     "metrics": """
         acceleration_error depth_relations detection_scores foot_sliding jitter joint_errors
         joint_limit_violations keypoint_ap match match_keypoints mpckh mpjae mpjpe mrpe
-        normalized_error oks oks_sigmas pa_mpjpe pcdr pck pck_auc per_joint procrustes pve
+        normalized_error oks oks_sigmas pa_mpjpe pcdr pck pck_auc pcod per_joint procrustes pve
         reference_length root_of root_trajectory_error stature_error w_mpjpe
     """,
 }

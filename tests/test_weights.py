@@ -123,6 +123,7 @@ CASES = {
         metrics.oks, pair(4, 5, 2), (4, 5), {"sigmas": (0.3,) * 5, "area": 9 + normal(4).abs()}, mask=True
     ),
     "pcdr": Case(metrics.pcdr, pair(4, 5), (4, 5), mask=True),
+    "pcod": Case(metrics.pcod, pair(4, 5), (4, 5), mask=True),
     "per_joint": Case(metrics.per_joint, {"terms": normal(6, 3)}, (6, 3), mask=True),
 }
 METRICS = [

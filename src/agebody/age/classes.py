@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from agebody.age.curve import AgeCurve
 from agebody.age.values import as_given
 
 MAX_YEARS = 130.0
@@ -38,6 +37,9 @@ AGE_CLASSES = (
     AgeClass("baby", 0.75, 0.9, 1.0),
 )
 """The age classes of BEV (CVPR 2022) and of its data set, Relative Human."""
+_YOUNGEST = (12.5, 6.5, 1.5)
+"""Youngest adult, teen and kid [years], to half a year: where the WHO's median stature is that of the
+published adult (1.72 m) and infant (0.534 m) at the bounds of the classes."""
 
 
 def age_class(age_offset: Any) -> Any:
@@ -98,11 +100,12 @@ class Ages(NamedTuple):
         """Return these ages, and the other ones where these are unknown."""
         return Ages(*(np.where(self.known, mine, theirs) for mine, theirs in zip(self, other, strict=True)))
 
-    def classes(self, curve: AgeCurve) -> Int[np.ndarray, "*people"]:
-        """Return the index of everyone's age class; years become an age offset by the curve of a body."""
-        offsets = np.where(np.isnan(self.years), self.age_offset, curve.years_to_offset(self.years))
-        found = age_class(torch.from_numpy(offsets)).numpy()
-        return np.where(np.isnan(offsets), self.age_class, found)
+    def classes(self) -> Int[np.ndarray, "*people"]:
+        """Return the index of everyone's age class; that of years is the same for every body: an adult is
+        12.5 or older, a teen 6.5, a kid 1.5."""
+        by_years = (np.expand_dims(self.years, -1) < _YOUNGEST).sum(-1)
+        found = np.where(np.isnan(self.years), age_class(self.age_offset), by_years)
+        return np.where(np.isnan(self.age_offset) & np.isnan(self.years), self.age_class, found)
 
 
 def parse_ages(

@@ -9,7 +9,7 @@ from agebody.metrics.correctness import (
     per_joint,
     reference_length,
 )
-from agebody.metrics.depth import depth_relations, pcdr
+from agebody.metrics.depth import depth_relations, pcdr, pcod
 from agebody.metrics.matching import detection_scores, match, match_keypoints, normalized_error
 from agebody.metrics.pose import (
     joint_errors,
@@ -52,6 +52,7 @@ __all__ = [
     "pcdr",
     "pck",
     "pck_auc",
+    "pcod",
     "per_joint",
     "procrustes",
     "pve",

@@ -1,18 +1,21 @@
-"""Percentage of correct depth relations (PCDR) between people."""
+"""Depth relations between people: PCDR and PCOD."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int, Num, Shaped
+from jaxtyping import Bool, Float, Int, Num, Shaped
 from torch import Tensor
 
 from agebody.age import AGE_CLASSES
-from agebody.checks import Weights, expand_weights, expect
+from agebody.checks import Reduction, Weights, expand_weights, expect
+from agebody.metrics.record import Errors, metric
 
 MISS_PENALTY = 0.3
 """What one missed person adds to the pairs (Relative Human's evaluation code)."""
+_MISSED_DEPTH = 100.0
+"""Depth of a missed person in SMAP's code [m]."""
 
 
 class DepthRelations(NamedTuple):
@@ -66,17 +69,10 @@ def depth_relations(
     Returns:
         Counts of shape (*images), or (*images, 4) by age class; in float64, so that sums of them are exact.
     """
-    pred = expect("pred", pred, None)
-    for name, given in (("target", target), ("missed", missed), ("age_classes", age_classes)):
-        if given is not None and given.shape != pred.shape:
-            raise ValueError(f"{name}: expected shape {tuple(pred.shape)}, got {tuple(given.shape)}")
-    lost = torch.zeros_like(pred, dtype=torch.bool) if missed is None else missed != 0
-    there = ~lost & ~target.isnan()
+    pred, lost, known = _read_people(pred, target, weights, missed, age_classes)
+    there = known & ~lost
     if not (same_layer and target.is_floating_point()):  # depths may be negative, such as those from a root
         there = there & (target >= 0)
-    weights = expand_weights(weights, pred.shape)
-    if weights is not None:
-        there = there & (weights != 0)
     depth, layer = torch.where(there, pred, 0), torch.where(there, target, 0)
     closer = depth[..., :, None] - depth[..., None, :]
     order = layer[..., :, None] - layer[..., None, :]
@@ -138,3 +134,53 @@ def pcdr(
     )
     entry = () if age_classes is None else (len(AGE_CLASSES),)
     return DepthRelations(*(part.reshape(-1, *entry).sum(0) for part in counts)).rate(penalty=penalty)
+
+
+@metric(higher_is_better=True)
+def pcod(
+    pred: Float[Tensor, "*images P"],
+    target: Float[Tensor, "*images P"],
+    *,
+    weights: Weights = None,
+    missed: Shaped[Tensor, "*images P"] | None = None,
+    threshold: float = 0.3,
+    reduction: Reduction = "mean",
+) -> Errors:
+    """Return the percentage of correct ordinal depth relations (PCOD), as a share of all pairs of people.
+
+    A pair is right if both depths order it alike, or if both differ by less than the threshold. SMAP's code
+    puts people who were not found at 100 m, so that they are beyond all others, and takes the mean of one
+    share per film.
+
+    Args:
+        pred: depth of each person's root [m], one row per image; pad rows of fewer people, with weight 0.
+        target: true depths [m]; NaN is unknown.
+        weights: (*images, P), zero for people who are in no pair. Any weight other than 0 counts as 1.
+        missed: (*images, P), true for people whom the prediction did not find.
+        threshold: [m].
+        reduction: over pairs, of which an image has P (P - 1) / 2: the first person with all others, then the
+            second with those who follow.
+
+    Source: Zhen et al., SMAP, ECCV 2020.
+    """
+    pred, lost, known = _read_people(pred, target, weights, missed, None)
+    first, second = torch.triu_indices(pred.shape[-1], pred.shape[-1], 1, device=pred.device)
+    depths = torch.where(lost, _MISSED_DEPTH, pred), expect("target", target)
+    by_pred, by_target = (x[..., first] - x[..., second] for x in (torch.where(known, x, 0) for x in depths))
+    alike = torch.maximum(by_pred.abs(), by_target.abs()) < threshold
+    right = (by_pred.sign() * by_target.sign() > 0) | alike
+    return Errors(right.to(pred.dtype), known[..., first] & known[..., second])
+
+
+def _read_people(
+    pred: Tensor, target: Tensor, weights: Weights, missed: Tensor | None, age_classes: Tensor | None
+) -> tuple[Float[Tensor, "*images P"], Bool[Tensor, "*images P"], Bool[Tensor, "*images P"]]:
+    """Return depths, who was missed, and whose depth is known and counts."""
+    pred = expect("pred", pred, None)
+    for name, given in (("target", target), ("missed", missed), ("age_classes", age_classes)):
+        if given is not None and given.shape != pred.shape:
+            raise ValueError(f"{name}: expected shape {tuple(pred.shape)}, got {tuple(given.shape)}")
+    lost = torch.zeros_like(pred, dtype=torch.bool) if missed is None else missed != 0
+    weights = expand_weights(weights, pred.shape)
+    known = ~target.isnan()
+    return pred, lost, known if weights is None else known & (weights != 0)

@@ -33,10 +33,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
-from agebody.age import UNKNOWN, AgeCurve, AgeError, parse_ages
+from agebody.age import UNKNOWN, AgeError, parse_ages
 from agebody.annotations.arrays import Key, read_arrays
 from agebody.annotations.people import fail
-from agebody.assets.mannequin import mannequin
 from agebody.keypoints import LAYOUTS
 from agebody.metrics.similarity import CROWDPOSE14
 
@@ -135,7 +134,7 @@ def read_bodies(path: str | Path) -> Bodies:
     ages = {name: bodies.pop(name) for name in _AGES if name in bodies}
     if ages:
         try:
-            bodies["age_classes"] = parse_ages(**ages).classes(AgeCurve.from_asset(mannequin()))
+            bodies["age_classes"] = parse_ages(**ages).classes()
         except AgeError as error:
             fail(path, f"{error.name}: {error.problem} (row {error.person})")
     for name in ("layout", "keypoint_layout"):
