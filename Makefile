@@ -8,9 +8,10 @@ DEVICE ?= cpu
 QUICK ?=
 WORKERS ?= 2
 PACKAGES ?= build/gpu-packages
+PAGES ?= build/pages
 GPU_PYTHON ?= 3.12
 
-.PHONY: demo train-demo test check lint types unit fast rest compiled docs wheel release-check compat bench gpu gpu-packages clean
+.PHONY: demo train-demo test check lint types unit fast rest compiled docs docs-version docs-publish wheel release-check compat bench gpu gpu-packages clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -57,6 +58,19 @@ compiled: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/python docs/build_site.py
+
+# The site as one of the versions in a folder, from which readers choose: PAGES/0.2 and so on.
+docs-version: $(VENV)/.installed-dev
+	$(BIN)/python docs/build_site.py $(PAGES)
+
+# The branch gh-pages keeps all versions. If it cannot be fetched though it is there, the push is refused.
+docs-publish:
+	git fetch --depth 1 origin gh-pages && git worktree add -B gh-pages $(PAGES) FETCH_HEAD \
+		|| git worktree add --orphan -b gh-pages $(PAGES)
+	$(MAKE) --no-print-directory docs-version
+	git -C $(PAGES) add --all
+	git -C $(PAGES) commit --quiet --message "The site of $$(git describe --always --tags)"
+	git -C $(PAGES) push origin gh-pages
 
 # The built wheel, not the tree: in an environment of its own that sees only torch and what torch brings.
 wheel: $(VENV)/.installed-dev

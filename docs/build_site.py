@@ -1,5 +1,8 @@
 """Build the site of the documentation into ``site``: ``python docs/build_site.py``.
 
+``python docs/build_site.py FOLDER`` adds the site to a folder of versions, as ``FOLDER/0.2``; each page then has a
+chooser of versions.
+
 Zensical's strict mode fails on broken links, anchors, references and directives. What it lets pass is checked
 here, in what was built: missing files, and files of other machines, which a reader offline would miss.
 """
@@ -8,8 +11,10 @@ from __future__ import annotations
 
 import html
 import importlib.util
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -101,14 +106,31 @@ def problems(site: Path) -> Iterator[str]:
                 yield f"{name}: {address} does not exist"
 
 
-def main() -> None:
-    """Build the site, or say what is wrong with it."""
+def add_version(site: Path, folder: Path, version: str) -> None:
+    """Move a built site into a folder of versions, in place of the same version, and list them all.
+
+    The theme reads ``versions.json``, in the format of mike. ``index.html`` leads to the newest version.
+    """
+    shutil.rmtree(folder / version, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.move(site, folder / version)
+    found = [path.parent.name for path in folder.glob("*/index.html")]
+    found.sort(key=lambda name: [int(part) for part in re.findall(r"\d+", name)], reverse=True)
+    listed = [{"version": name, "title": name, "aliases": ["latest"] * (name == found[0])} for name in found]
+    (folder / "versions.json").write_text(json.dumps(listed), encoding="utf-8")
+    newest = f'<meta http-equiv="refresh" content="0; url={found[0]}/"><a href="{found[0]}/">{found[0]}</a>'
+    (folder / "index.html").write_text(f"<!doctype html><title>agebody</title>{newest}\n", encoding="utf-8")
+    (folder / ".nojekyll").touch()  # GitHub Pages serves the files as they are
+
+
+def main(versions: Path | None = None) -> None:
+    """Build the site, or say what is wrong with it; with a folder of versions, add it there."""
     if importlib.util.find_spec("zensical") is None:
         raise SystemExit('zensical is not installed: Python 3.11 or newer, and pip install -e ".[docs]"')
     import tomllib
     import yaml
 
-    from agebody import SMPLA, mannequin
+    from agebody import SMPLA, __version__, mannequin
     from agebody.draw import save_html
 
     with open(ROOT / "mkdocs.yml", encoding="utf-8") as file:
@@ -120,6 +142,8 @@ def main() -> None:
     environment = os.environ | {"PYTHONPATH": path, "NO_COLOR": "1"}
     if repository:
         environment["AGEBODY_REPOSITORY"] = repository
+    if versions is not None:
+        environment["AGEBODY_VERSIONS"] = "mike"
     command = [sys.executable, "-m", "zensical", "build", "--strict", "--clean"]
     if subprocess.run(command, cwd=ROOT, env=environment).returncode:
         raise SystemExit(1)
@@ -128,7 +152,9 @@ def main() -> None:
     (site / "llms.txt").write_text(llms_text(config, ROOT / "docs"), encoding="utf-8")
     if wrong := [*problems(site)]:
         raise SystemExit("\n".join(wrong))
+    if versions is not None:
+        add_version(site, versions, ".".join(__version__.split(".")[:2]))
 
 
 if __name__ == "__main__":
-    main()
+    main(*map(Path, sys.argv[1:]))

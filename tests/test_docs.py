@@ -441,6 +441,21 @@ def test_text_for_language_models_follows_the_navigation(tmp_path):
     )
 
 
+def test_versions_of_the_site_stand_side_by_side(tmp_path):
+    add_version = load_script(ROOT / "docs" / "build_site.py").add_version
+    for version, text in (("0.9", "old"), ("0.10", "first"), ("0.10", "again"), ("0.8", "older")):
+        (tmp_path / "site").mkdir()
+        (tmp_path / "site" / "index.html").write_text(text)
+        add_version(tmp_path / "site", tmp_path / "pages", version)
+    assert (tmp_path / "pages" / "0.10" / "index.html").read_text() == "again"
+    assert json.loads((tmp_path / "pages" / "versions.json").read_text()) == [
+        {"version": "0.10", "title": "0.10", "aliases": ["latest"]},
+        {"version": "0.9", "title": "0.9", "aliases": []},
+        {"version": "0.8", "title": "0.8", "aliases": []},
+    ]
+    assert "url=0.10/" in (tmp_path / "pages" / "index.html").read_text()
+
+
 def load_pictures() -> dict[str, tuple[Callable[[Path, int], None], int]]:
     found = {}
     for path in sorted((ROOT / "docs" / "pictures").glob("[!_]*.py")):
