@@ -65,8 +65,9 @@ docs-version: $(VENV)/.installed-dev
 
 # The branch gh-pages keeps all versions. If it cannot be fetched though it is there, the push is refused.
 docs-publish:
-	git fetch --depth 1 origin gh-pages && git worktree add -B gh-pages $(PAGES) FETCH_HEAD \
-		|| git worktree add --orphan -b gh-pages $(PAGES)
+	git worktree add --detach $(PAGES)
+	git fetch --depth 1 origin gh-pages && git -C $(PAGES) checkout -B gh-pages FETCH_HEAD \
+		|| { git -C $(PAGES) checkout --orphan gh-pages && git -C $(PAGES) rm -rf --quiet .; }
 	$(MAKE) --no-print-directory docs-version
 	git -C $(PAGES) add --all
 	git -C $(PAGES) commit --quiet --message "The site of $$(git describe --always --tags)"

@@ -1,7 +1,7 @@
 """Build the site of the documentation into ``site``: ``python docs/build_site.py``.
 
-``python docs/build_site.py FOLDER`` adds the site to a folder of versions, as ``FOLDER/0.2``; each page then has a
-chooser of versions.
+``python docs/build_site.py FOLDER`` adds the site to a folder of versions, as ``FOLDER/0.2``; each page then
+has a chooser of versions.
 
 Zensical's strict mode fails on broken links, anchors, references and directives. What it lets pass is checked
 here, in what was built: missing files, and files of other machines, which a reader offline would miss.
