@@ -66,7 +66,7 @@ docs-version: $(VENV)/.installed-dev
 # The branch gh-pages keeps all versions. If it cannot be fetched though it is there, the push is refused.
 docs-publish:
 	git worktree add --detach $(PAGES)
-	git fetch --depth 1 origin gh-pages && git -C $(PAGES) checkout -B gh-pages FETCH_HEAD \
+	git -C $(PAGES) fetch --depth 1 origin gh-pages && git -C $(PAGES) checkout -B gh-pages FETCH_HEAD \
 		|| { git -C $(PAGES) checkout --orphan gh-pages && git -C $(PAGES) rm -rf --quiet .; }
 	$(MAKE) --no-print-directory docs-version
 	git -C $(PAGES) add --all
