@@ -1,7 +1,9 @@
 """Synthetic people: what the images, maps and labels say of each other, and how shards are made."""
 
 import dataclasses
+import io
 import shutil
+import tarfile
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from agebody.cameras import Camera
 from agebody.keypoints import LAYOUTS
 from agebody.pipelines.jobs import Cluster
 from agebody.pipelines.labels import TrainingShards, load_labels
-from agebody.pipelines.labels.samples import HIDDEN_BY
+from agebody.pipelines.labels.samples import HIDDEN_BY, index_shard
 from agebody.pipelines.synthesis import Recipe, synthesize
 from agebody.pipelines.synthesis.recipe import draw_ages
 from agebody.pipelines.synthesis.scenes import Studio
@@ -247,10 +249,38 @@ def shorten(data):
 )
 def test_damaged_shards_are_refused(folder, tmp_path, change, match):
     path = tmp_path / "000000.tar"
-    path.write_bytes(change((folder / path.name).read_bytes()))
+    without = (folder / path.name).read_bytes().replace(b"agebody.crc32", b"agebody.other")
+    path.write_bytes(change(without))
     with pytest.raises(AnnotationError, match=match) as error:
         list(TrainingShards(tmp_path))
     assert str(error.value).startswith(str(path))
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "labels.json", "data.pyd", "mask.png", "parts.png", "depth.png"])
+def test_one_changed_bit_of_any_file_is_noticed(folder, tmp_path, suffix):
+    path = tmp_path / "000000.tar"
+    data = bytearray((folder / path.name).read_bytes())
+    member = index_shard(folder / path.name, ())[0][suffix]
+    data[member.start + member.size // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(AnnotationError, match=rf"000000.tar: the {suffix} at byte \d+ is damaged"):
+        list(TrainingShards(tmp_path))
+
+
+def test_shards_are_read_as_other_programs_write_them(folder, tmp_path):
+    with tarfile.open(folder / "000000.tar") as tar, tarfile.open(tmp_path / "a.tar", "w") as other:
+        other.addfile(tarfile.TarInfo("._hidden.jpg"))
+        for entry in tar:
+            start = tarfile.TarInfo("./v1.2")
+            start.type = tarfile.DIRTYPE
+            other.addfile(start)
+            data = tar.extractfile(entry).read()
+            copy = tarfile.TarInfo(f"./v1.2/{entry.name.replace('.jpg', '.JPEG')}")
+            copy.size = len(data)
+            other.addfile(copy, io.BytesIO(data))
+    for one, same in zip(TrainingShards(folder / "000000.tar"), TrainingShards(tmp_path), strict=True):
+        assert one.name == same.name
+        np.testing.assert_array_equal(one.image, same.image)
 
 
 def test_no_shards_are_refused(tmp_path):

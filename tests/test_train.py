@@ -570,6 +570,22 @@ def test_damaged_people_are_refused_by_name(body, tmp_path, change, message):
         TrainingData(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "change", [lambda data: data[: len(data) // 2], lambda data: b"%!PS-Adobe-3.0 EPSF-3.0\n"]
+)
+def test_images_that_are_damaged_or_of_another_format_are_refused(body, tmp_path, change):
+    stream = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(stream, "JPEG")
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        people = pickle.dumps(records(body, drawn_people(body, 1)))
+        for name, data in (("a.jpg", change(stream.getvalue())), ("a.data.pyd", people)):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    with pytest.raises(AnnotationError, match=r"0\.tar: an image is damaged"):
+        TrainingData(tmp_path)[0]
+
+
 def test_damaged_shards_are_refused_by_name(shards, tmp_path):
     whole = (shards / "a.tar").read_bytes()
     for content, message in (

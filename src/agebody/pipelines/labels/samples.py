@@ -11,7 +11,8 @@ Per image, files of one name and these suffixes follow each other:
 | `.parts.png` | per pixel 0 for nobody, else 1 + the number of the part of the body |
 | `.depth.png` | z in millimetres, 16 bits; 0 where it is unknown |
 
-The maps are there where they are known, as of synthetic people.
+The maps are there where they are known, as of synthetic people. Tar files have no checksums of contents:
+those of an image's files stand in the PAX header of its first one, and are compared where they are there.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +32,7 @@ from jaxtyping import Float, Int, UInt8
 
 from agebody.annotations.arrays import Key, expect_array
 from agebody.annotations.people import AnnotationError, fail
+from agebody.annotations.photographs import to_eight_bits
 from agebody.pipelines.labels.records import ABOUT, FLAG, ROWS, TERM, Labels, concatenate_labels
 
 OCCLUDER = 255
@@ -36,9 +40,21 @@ OCCLUDER = 255
 HIDDEN_BY = ("visible", "own body", "another person", "occluder", "outside the image")
 """What the numbers of ``Sample.hidden`` mean."""
 _HIDDEN = {"hidden": Key((None,), "integer", least=0)}
-_ABOUT = "agebody.synthesis"
+_ABOUT, _CHECKSUMS = "agebody.synthesis", "agebody.crc32"
 _IMAGE, _LABELS = "jpg", "labels.json"
 _MAPS = {"mask": "mask.png", "parts": "parts.png", "depth": "depth.png"}
+_ALIASES = {"jpeg": _IMAGE, "png": _IMAGE}
+"""Other suffixes of the image, which HMR2's code takes as well."""
+
+
+class Member(NamedTuple):
+    """Where a file is in a shard."""
+
+    start: int
+    """First byte."""
+    size: int
+    checksum: int = -1
+    """CRC-32, or -1 if the shard does not state it."""
 
 
 class Sample(NamedTuple):
@@ -168,18 +184,14 @@ def add_sample(
         hidden: see `Sample`.
         maps: ``mask`` and ``parts`` as in `Sample`, ``depth`` in millimetres.
     """
-    add_file(tar, f"{key}.{_IMAGE}", image)
-    add_file(tar, f"{key}.data.pyd", pickled)
-    add_file(tar, f"{key}.{_LABELS}", _write_labels(labels, hidden))
-    for name, values in (maps or {}).items():
-        add_file(tar, f"{key}.{_MAPS[name]}", encode(values, "PNG"))
-
-
-def add_file(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    """Write a file to a shard; equal data give equal bytes."""
-    entry = tarfile.TarInfo(name)
-    entry.size = len(data)
-    tar.addfile(entry, io.BytesIO(data))
+    files = {_IMAGE: image, "data.pyd": pickled, _LABELS: _write_labels(labels, hidden)}
+    files |= {_MAPS[name]: encode(values, "PNG") for name, values in (maps or {}).items()}
+    stated = " ".join(f"{suffix}={zlib.crc32(data):08x}" for suffix, data in files.items())
+    for suffix, data in files.items():
+        entry = tarfile.TarInfo(f"{key}.{suffix}")  # without times and owners: equal data give equal bytes
+        entry.size = len(data)
+        entry.pax_headers = {_CHECKSUMS: stated} if suffix == _IMAGE else {}
+        tar.addfile(entry, io.BytesIO(data))
 
 
 def encode(values: np.ndarray, kind: str) -> bytes:
@@ -234,30 +246,43 @@ def _read_labels(path: Path, data: bytes) -> tuple[Labels, Int[np.ndarray, "N K"
     return Labels.from_arrays(path, arrays, about), hidden
 
 
-def read_members(path: Path, members: Mapping[str, tuple[int, int]], *only: str) -> dict[str, bytes]:
-    """Return some files of an image by suffix, or all of them."""
+def read_members(path: Path, members: Mapping[str, Member], *only: str) -> dict[str, bytes]:
+    """Return some files of an image by suffix, or all of them.
+
+    Raises:
+        AnnotationError: a file does not give its checksum.
+    """
     found = {}
     with path.open("rb") as stream:
         for name in only or members:
-            start, size = members[name]
+            start, size, checksum = members[name]
             stream.seek(start)
             found[name] = stream.read(size)
+            if checksum >= 0 and zlib.crc32(found[name]) != checksum:
+                fail(path, f"the {name} at byte {start} is damaged: it does not give its checksum")
     return found
 
 
-def decode_image(path: Path, data: bytes, mode: str | None = None) -> np.ndarray:
-    """Return the pixels of a JPEG or PNG.
+@contextmanager
+def opened(path: Path, data: bytes) -> Iterator[Any]:
+    """Yield a JPEG or PNG of a shard, opened but not loaded; errors in the block name the shard.
 
     Raises:
-        AnnotationError: it is damaged.
+        AnnotationError: it is damaged, or of another format.
     """
     from PIL import Image
 
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
-            return np.array(image if mode is None else image.convert(mode))
+            yield image
     except Exception as error:  # almost any type, by format and version of Pillow
         raise AnnotationError(f"{path}: an image is damaged: {type(error).__name__}: {error}") from None
+
+
+def decode_image(path: Path, data: bytes, mode: str | None = None) -> np.ndarray:
+    """Return the pixels of a JPEG or PNG of a shard; with a mode, those of 8 bits per channel."""
+    with opened(path, data) as image:
+        return np.array(image if mode is None else to_eight_bits(image).convert(mode))
 
 
 def find_shards(shards: str | PathLike[str] | Sequence[str | PathLike[str]]) -> tuple[Path, ...]:
@@ -271,20 +296,29 @@ def find_shards(shards: str | PathLike[str] | Sequence[str | PathLike[str]]) -> 
     return tuple(paths)
 
 
-def index_shard(path: Path, needed: Sequence[str]) -> list[dict[str, tuple[int, int]]]:
-    """Return, per image of a shard, the places of its files: first byte and size by suffix.
+def index_shard(path: Path, needed: Sequence[str]) -> list[dict[str, Member]]:
+    """Return, per image of a shard, the places of its files by suffix.
 
     Args:
         path: the shard.
         needed: suffixes that every image must have.
     """
-    found: dict[str, dict[str, tuple[int, int]]] = {}
+    found: dict[str, dict[str, Member]] = {}
+    checksums: dict[str, dict[str, int]] = {}
     with path.open("rb") as stream:
         try:
             with tarfile.open(fileobj=stream, mode="r:") as tar:
-                for entry in tar:
-                    key, _, suffix = entry.name.partition(".")
-                    found.setdefault(key, {})[suffix] = entry.offset_data, entry.size
+                for entry in filter(tarfile.TarInfo.isreg, tar):
+                    folder, slash, name = entry.name.rpartition("/")
+                    stem, _, suffix = name.partition(".")
+                    key, suffix = folder + slash + stem, suffix.lower()
+                    if stem:  # else a hidden file, as other systems add
+                        found.setdefault(key, {})[_ALIASES.get(suffix, suffix)] = Member(
+                            entry.offset_data, entry.size
+                        )
+                    if stated := entry.pax_headers.get(_CHECKSUMS):
+                        pairs = (pair.partition("=") for pair in stated.split())
+                        checksums[key] = {suffix: int(digits, 16) for suffix, _, digits in pairs}
                 end = tar.offset
         except (tarfile.TarError, EOFError, ValueError, OSError) as error:
             fail(path, f"not a tar file, or a damaged one: {error}")
@@ -294,4 +328,8 @@ def index_shard(path: Path, needed: Sequence[str]) -> list[dict[str, tuple[int, 
         missing = [suffix for suffix in needed if suffix not in members]
         if missing:
             fail(path, f"{key}: expected an image and its labels; there is no {key}.{missing[0]}")
+        for suffix, checksum in checksums.get(key, {}).items():
+            if suffix not in members:
+                fail(path, f"the file is damaged: there is no {key}.{suffix}")
+            members[suffix] = members[suffix]._replace(checksum=checksum)
     return list(found.values())

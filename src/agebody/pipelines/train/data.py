@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import io
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -19,11 +19,19 @@ from torch import Tensor
 
 from agebody.age import AGE_CLASSES, UNKNOWN
 from agebody.annotations.people import AnnotationError
+from agebody.annotations.photographs import to_eight_bits
 from agebody.assets.asset import SMPL_JOINT_NAMES
 from agebody.cameras import Camera, normalize_points, square_box
 from agebody.keypoints import mirror_order
 from agebody.mesh import PartMap
-from agebody.pipelines.labels.samples import decode_image, find_shards, index_shard, read_members
+from agebody.pipelines.labels.samples import (
+    Member,
+    decode_image,
+    find_shards,
+    index_shard,
+    opened,
+    read_members,
+)
 from agebody.pipelines.train.augment import (
     NO_AUGMENTATION,
     Augmentation,
@@ -165,8 +173,8 @@ class TrainingData(torch.utils.data.Dataset):
                     if seen.sum() < self.filters.visible:
                         self.left_out += 1
                         continue
-                    maps = (place for name in _MAPS for place in members.get(name, (0, 0)))
-                    rows.append((shard, *members[IMAGE], *members[PEOPLE], number, *maps))
+                    places = (members.get(name, Member(0, 0)) for name in (IMAGE, PEOPLE, *_MAPS))
+                    rows.append((shard, number, *itertools.chain(*places)))
         if not rows:
             raise AnnotationError(f"{paths[0]}: nobody in these shards shows enough keypoints")
         self.paths += paths
@@ -208,8 +216,8 @@ class TrainingData(torch.utils.data.Dataset):
     def __getitems__(self, rows: Sequence[int]) -> Batch:
         """Return rows as a batch; PyTorch's loader calls it with ``collate_fn=lambda batch: batch``."""
         found = [self._read(*self.find(row)) for row in rows]
-        people, images = [person for person, _ in found], [image for _, image in found]
-        cameras = [self._camera(person, image.size) for person, image in zip(people, images, strict=True)]
+        people = [person for person, _, _ in found]
+        cameras = [self._camera(person, path, data) for person, path, data in found]
         camera = Camera(*(torch.stack(parts) for parts in zip(*cameras, strict=True)))
         seen = _tensor(people, "keypoints_2d")
         seen[..., 2] *= seen[..., 2] >= self.filters.confidence
@@ -226,12 +234,10 @@ class TrainingData(torch.utils.data.Dataset):
         )
         draw = draw_augmentation(self.augmentation, [(self.seed, 1, row) for row in rows])
         changed, back = augment(picture, draw, SMPL_JOINT_NAMES, layout=LAYOUT)
-        crops = np.stack(
-            [
-                crop_image(image, box, affine, self.size)
-                for image, box, affine in zip(images, changed.box, back, strict=True)
-            ]
-        )
+        crops = np.empty((len(rows), self.size[1], self.size[0], 3), np.uint8)
+        for i, (_, path, data) in enumerate(found):
+            with opened(path, data) as image:
+                crops[i] = crop_image(to_eight_bits(image), changed.box[i], back[i], self.size)
         pixels = torch.from_numpy(crops).float() * draw.color[:, None, None]
         mean, sd = (pixels.new_tensor(part) for part in (MEAN, SD))
         pixels = ((pixels.clamp(0, 255) / 255 - mean) / sd).permute(0, 3, 1, 2).contiguous()
@@ -245,19 +251,20 @@ class TrainingData(torch.utils.data.Dataset):
             camera = Camera(side * (5000 / 256), middle)
         return Batch(pixels, target, changed.box, camera, torch.tensor(list(rows)))
 
-    def _read(self, source: int, number: int) -> tuple[Person, Any]:
-        from PIL import Image
-
-        shard, first, size, start, length, person = self._people[source][number, :6].tolist()
-        path = self.paths[shard]
-        found = read_people(path, (start, length))[person]
+    def _read(self, source: int, number: int) -> tuple[Person, Path, bytes]:
+        """Return a person, the shard and the image's file."""
+        path, person, members = self._find_files(source, number)
+        found = read_people(path, members[PEOPLE])[person]
         if found.age_class == UNKNOWN and found.age_weight == 0 and self.sources[source].age_class:
             names = [kind.name for kind in AGE_CLASSES]
             found = found._replace(age_class=names.index(self.sources[source].age_class or ""))
-        try:
-            return found, Image.open(io.BytesIO(read_members(path, {IMAGE: (first, size)})[IMAGE]))
-        except Exception as error:  # almost any type, by format and version of Pillow
-            raise AnnotationError(f"{path}: the image at byte {first} is damaged: {error}") from None
+        return found, path, read_members(path, members, IMAGE)[IMAGE]
+
+    def _find_files(self, source: int, number: int) -> tuple[Path, int, dict[str, Member]]:
+        """Return the shard of a person, its number in the image's list, and where the image's files are."""
+        shard, person, *places = self._people[source][number].tolist()
+        members = itertools.starmap(Member, zip(*[iter(places)] * len(Member._fields), strict=True))
+        return self.paths[shard], person, dict(zip((IMAGE, PEOPLE, *_MAPS), members, strict=True))
 
     def _part_maps(
         self, parts: PartMap, places: list[tuple[int, int]], boxes: Tensor, back: Tensor, flip: Tensor
@@ -269,11 +276,10 @@ class TrainingData(torch.utils.data.Dataset):
         width, height = self.parts_size
         maps = np.full((len(places), height, width), _IGNORED)
         for i, (source, number) in enumerate(places):
-            shard, *_, person, first, size, start, length = self._people[source][number].tolist()
-            if not size or not length:
+            path, person, members = self._find_files(source, number)
+            if not all(members[name].size for name in _MAPS):
                 continue
-            path = self.paths[shard]
-            found = read_members(path, dict(zip(_MAPS, ((first, size), (start, length)), strict=True)))
+            found = read_members(path, members, *_MAPS)
             shown, people = (decode_image(path, found[name], "L") for name in _MAPS)
             shown = np.where(people == person + 1, shown, 0)
             if shown.max() >= len(mirrored):
@@ -285,8 +291,9 @@ class TrainingData(torch.utils.data.Dataset):
             maps[i] = mirrored[cut] if flip[i] else cut
         return torch.from_numpy(maps)
 
-    def _camera(self, person: Person, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        guess = Camera.guess(size)
+    def _camera(self, person: Person, path: Path, data: bytes) -> tuple[Tensor, Tensor]:
+        with opened(path, data) as image:
+            guess = Camera.guess(image.size)
         focal, center = torch.from_numpy(person.focal), torch.from_numpy(person.principal_point)
         return (
             torch.where(focal.isfinite(), focal, guess.focal),

@@ -18,7 +18,7 @@ from agebody.age import AGE_CLASSES, UNKNOWN
 from agebody.annotations.people import AnnotationError
 from agebody.assets.asset import AssetError
 from agebody.assets.unpickle import loads
-from agebody.pipelines.labels.samples import read_members
+from agebody.pipelines.labels.samples import Member, read_members
 
 IMAGE, PEOPLE = "jpg", "data.pyd"
 _SCALE_UNIT = 200.0
@@ -50,12 +50,12 @@ class Person(NamedTuple):
     """[pixels], NaN if it is not known."""
 
 
-def read_people(path: Path, place: tuple[int, int]) -> list[Person]:
+def read_people(path: Path, place: Member) -> list[Person]:
     """Return the people of one image.
 
     Args:
         path: the shard.
-        place: first byte and size of the list.
+        place: of the list.
 
     Raises:
         AnnotationError: something else is there, or a number that is missing or not finite.
@@ -63,10 +63,10 @@ def read_people(path: Path, place: tuple[int, int]) -> list[Person]:
     try:
         found = loads(read_members(path, {PEOPLE: place})[PEOPLE])
     except AssetError as error:
-        raise AnnotationError(f"{path}: the list of people at byte {place[0]}: {error}") from None
+        raise AnnotationError(f"{path}: the list of people at byte {place.start}: {error}") from None
     if not isinstance(found, (list, tuple)) or not all(isinstance(one, dict) for one in found):
-        raise AnnotationError(f"{path}: expected a list of people at byte {place[0]}")
-    return [_read_person(_Fields(path, place[0], one)) for one in found]
+        raise AnnotationError(f"{path}: expected a list of people at byte {place.start}")
+    return [_read_person(_Fields(path, place.start, one)) for one in found]
 
 
 class _Fields:
