@@ -190,3 +190,45 @@ def test_wrong_files_say_which_to_get(folder, tmp_path):
     model = ours.create(str(folder / "smplx" / "SMPLX_NEUTRAL.npz"))
     with pytest.raises(ValueError, match=r"left_hand_pose: expected shape \(B, 6\), got \(1, 45\)"):
         model(left_hand_pose=torch.zeros(1, 45))
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("small")
+    write_smplx_npz(folder / "SMPLX.npz", num_vertices=150, num_betas=20)
+    write_smplh_pkl(folder / "SMPLH.pkl", num_vertices=150, chumpy=False)
+    write_mano_pkl(folder / "MANO.pkl", num_vertices=100, chumpy=False)
+    return {path.stem: agebody.load_asset(path) for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_pca_comps": 60}, "num_pca_comps: expected 0 to 45, what '{name}' has, got 60"),
+        ({"num_pca_comps": 1.5}, "num_pca_comps: expected 0 to 45, what '{name}' has, got 1.5"),
+        ({"num_pca_comps": "6"}, "num_pca_comps: expected 0 to 45, what '{name}' has, got '6'"),
+        ({"num_betas": 1.5}, "num_betas: expected a whole number of 0 or more, got 1.5"),
+        ({"batch_size": -1}, "batch_size: expected a whole number of 0 or more, got -1"),
+        ({"joint_mapper": 3}, "joint_mapper: expected a function of the joints, got int"),
+        ({"transl": "far"}, "transl: expected numbers (B, 3), got str"),
+        ({"model_path": None}, "model_path: expected a file, a folder or a BodyAsset, got NoneType"),
+        ({"age": "baby"}, "age: expected 'adult' or 'kid', got 'baby'"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["SMPLH", "SMPLX", "MANO"])
+@pytest.mark.usefixtures("unchecked")
+def test_wrong_options_name_themselves(small, kind, options, message):
+    with pytest.raises((TypeError, ValueError)) as caught:
+        getattr(ours, kind)(**{"model_path": small[kind]} | options)
+    assert str(caught.value) == message.format(name=small[kind].metadata.name)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_wrong_counts_of_expressions_and_types_name_themselves(small, folder):
+    for count in (1.5, -1, "10"):
+        with pytest.raises(
+            ValueError, match="^num_expression_coeffs: expected a whole number of 0 or more, got"
+        ):
+            ours.SMPLX(small["SMPLX"], num_expression_coeffs=count)
+    with pytest.raises(ValueError, match="^model_type: expected one of smpl, .*, got 'None'$"):
+        ours.create(str(folder), None)

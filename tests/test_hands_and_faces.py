@@ -234,6 +234,18 @@ class TestLayers:
         with pytest.raises(ValueError, match="num_expression: expected 0 to 10, what 'SMPLX_NEUTRAL' has"):
             SMPLX(small, num_expression=11)
 
+    @pytest.mark.parametrize("count", [1.5, "3", True, -1, float("nan")])
+    def test_counts_are_whole_numbers(self, small, count, unchecked):
+        for make, name, most in (
+            (lambda: SMPLX(small, num_expression=count), "num_expression", 10),
+            (lambda: SMPLX(small, num_betas=count), "num_betas", 10),
+            (lambda: join_pose(small, num_hand_components=count), "num_hand_components", 45),
+        ):
+            with pytest.raises(
+                ValueError, match=f"^{name}: expected 0 to {most}, what 'SMPLX_NEUTRAL' has, got"
+            ):
+                make()
+
     def test_only_their_own_files(self, small, assets):
         with pytest.raises(ValueError, match=r"'SMPLX_NEUTRAL' is SMPL-X; SMPLH needs SMPLH_female\.pkl"):
             SMPLH(small)
@@ -279,7 +291,7 @@ class TestPoses:
         given = {"jaw": normal(2, 1, 3).double(), "num_hand_components": 6}
         assert join_pose(small, **given).dtype == torch.float64
 
-    def test_refusals(self, small, assets, tmp_path):
+    def test_refusals(self, small, assets, tmp_path, unchecked):
         with pytest.raises(TypeError, match="hand: 'SMPLX_NEUTRAL' has the parts body, jaw, left_eye"):
             join_pose(small, hand=normal(45))
         with pytest.raises(ValueError, match=r"left_hand: expected shape \(\*batch, 6\), got \(45,\)"):
@@ -288,6 +300,15 @@ class TestPoses:
             ValueError, match="num_hand_components: expected 0 to 45, what 'SMPLX_NEUTRAL' has"
         ):
             join_pose(small, num_hand_components=46)
+        for make in (join_pose, split_pose):
+            with pytest.raises(
+                TypeError, match=r"^asset: expected a BodyAsset, got SMPLX; give its \.asset$"
+            ):
+                make(SMPLX(small), **{} if make is join_pose else {"body_pose": normal(162)})
+        with pytest.raises(
+            ValueError, match=r"^body_pose: expected shape .*\(\*batch, 162\) .*, got \(2, 60\)$"
+        ):
+            split_pose(small, normal(2, 60))
         write_smplh_npz(tmp_path / "model.npz", num_vertices=120)
         amass = load_asset(tmp_path / "model.npz")
         with pytest.raises(AssetError, match="'model' has no hand_means: give flat_hand_mean=True, or load"):

@@ -17,6 +17,7 @@ An entry that combines several (a pair of people, neighbouring frames) has the p
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any, Literal, get_args
 
 import torch
@@ -55,6 +56,20 @@ def expect_tensor(name: str, value: Any) -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
     return value
+
+
+def read_count(name: str, value: Any, most: int | None = None, whose: str | None = None) -> int:
+    """Return a whole number from 0 to ``most``, which is what ``whose`` has."""
+    try:
+        number = -1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = -1
+    if number < 0 or (most is not None and number > most):
+        limit = "a whole number of 0 or more" if most is None else f"0 to {most}"
+        raise ValueError(
+            f"{name}: expected {limit}{'' if whose is None else f', what {whose!r} has'}, got {value!r}"
+        )
+    return number
 
 
 def expect_pair(

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from agebody.assets.asset import AssetError, BodyAsset
+from agebody.assets.asset import AssetError, BodyAsset, expect_asset
 from agebody.assets.official import HANDS_FROM
-from agebody.checks import broadcast, expect, read_rotations, read_tensor
+from agebody.checks import broadcast, expect, read_count, read_rotations, read_tensor
 from agebody.engine.batched import own_precision
 from agebody.keypoints import mirror_order
 from agebody.rotations import mirror
@@ -129,7 +129,7 @@ def join_pose(
     Raises:
         AssetError: the asset has no hand means or components.
     """
-    rows = asset.pose_parts
+    rows = expect_asset(asset).pose_parts
     unknown = [name for name in parts if name not in rows]
     if unknown:
         raise TypeError(f"{unknown[0]}: {asset.metadata.name!r} has the parts {', '.join(rows)}")
@@ -162,7 +162,11 @@ def split_pose(
     ones, since a pose need not lie in their span.
     """
     pose = read_rotations(
-        "body_pose", body_pose, "axis_angle", len(asset.joint_names) - 1, expect("body_pose", body_pose)
+        "body_pose",
+        body_pose,
+        "axis_angle",
+        expect_asset(asset).num_joints - 1,
+        expect("body_pose", body_pose),
     )
     found = {name: pose[..., rows, :] for name, rows in asset.pose_parts.items()}
     with own_precision(pose.device):
@@ -176,7 +180,7 @@ def split_pose(
 
 
 def hand_bases(
-    asset: BodyAsset, num_components: int | None, flat: bool
+    asset: BodyAsset, num_components: int | None, flat: bool, argument: str = "num_hand_components"
 ) -> dict[str, tuple[np.ndarray | None, np.ndarray | None]]:
     """Return the mean of each hand, and its components, where they are used."""
     hands = [name for name in asset.pose_parts if "hand" in name]
@@ -185,12 +189,8 @@ def hand_bases(
         means = _required(asset, "hand_means", "give flat_hand_mean=True")
     if hands and num_components is not None:
         components = _required(asset, "hand_components", "give the angles of all joints")
-        if not 0 <= num_components <= components.shape[1]:
-            raise ValueError(
-                f"num_hand_components: expected 0 to {components.shape[1]}, what {asset.metadata.name!r} "
-                f"has, got {num_components}"
-            )
-        components = components[:, :num_components]
+        count = read_count(argument, num_components, components.shape[1], asset.metadata.name)
+        components = components[:, :count]
     return {
         name: (None if means is None else means[i], None if components is None else components[i])
         for i, name in enumerate(hands)

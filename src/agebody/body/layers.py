@@ -9,9 +9,8 @@ import numpy as np
 from torch import Tensor
 
 from agebody.assets.asset import BodyAsset
-from agebody.assets.io import load_asset
 from agebody.assets.official import FILES, JOINT_NAMES, TITLES
-from agebody.body.model import BodyModel, Person, usual_expressions
+from agebody.body.model import BodyModel, Person, find_asset, usual_expressions
 
 
 class SMPL(BodyModel):
@@ -23,7 +22,7 @@ class SMIL(BodyModel):
 
     def __init__(self, asset: BodyAsset | str | os.PathLike[str], **options: Any) -> None:
         """Options as in `BodyModel`."""
-        asset = asset if isinstance(asset, BodyAsset) else load_asset(asset)
+        asset = find_asset(asset)
         if asset.has_age or asset.metadata.kind == "smpl":
             raise ValueError(
                 f"asset: {asset.metadata.name!r} is an adult ({asset.metadata.kind}); SMIL needs an infant: "
@@ -60,7 +59,7 @@ class SMPLA(BodyModel):
         **options: Any,
     ) -> None:
         """Options as in `BodyModel`."""
-        asset = asset if isinstance(asset, BodyAsset) else load_asset(asset)
+        asset = find_asset(asset)
         if not asset.has_age:
             raise ValueError(
                 f"asset: {asset.metadata.name!r} has no age templates; give load_asset an infant_template "
@@ -74,7 +73,7 @@ class SMPLA(BodyModel):
         self.infant_corrective_scale = infant_corrective_scale
         self.infant: SMIL | None = None
         if smil is not None:
-            infant = smil if isinstance(smil, BodyAsset) else load_asset(smil)
+            infant = find_asset(smil)
             if infant.template.shape != asset.template.shape or not np.array_equal(
                 infant.parents, asset.parents
             ):
@@ -110,7 +109,7 @@ class _OfEveryAge(BodyModel):
 
     def __init__(self, asset: BodyAsset | str | os.PathLike[str], **options: Any) -> None:
         """Options as in `BodyModel`."""
-        asset = asset if isinstance(asset, BodyAsset) else load_asset(asset)
+        asset = find_asset(asset)
         if asset.joint_names != JOINT_NAMES[self._kind]:
             found = TITLES.get(asset.metadata.kind, asset.metadata.kind)
             raise ValueError(
@@ -148,7 +147,7 @@ class SMPLX(_OfEveryAge):
         self, asset: BodyAsset | str | os.PathLike[str], *, num_expression: int | None = None, **options: Any
     ) -> None:
         """Options as in `BodyModel`."""
-        asset = asset if isinstance(asset, BodyAsset) else load_asset(asset)
+        asset = find_asset(asset)
         if num_expression is None:
             num_expression = usual_expressions(asset)
         super().__init__(asset, num_expression=num_expression, **options)

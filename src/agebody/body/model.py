@@ -16,9 +16,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from agebody import rotations
-from agebody.assets.asset import BodyAsset
+from agebody.assets.asset import BodyAsset, expect_asset
+from agebody.assets.container import is_path
 from agebody.assets.io import load_asset
-from agebody.checks import broadcast, flatten, read_rotations, read_tensor
+from agebody.checks import broadcast, flatten, read_count, read_rotations, read_tensor
 from agebody.engine import halfprecision
 from agebody.engine.backend import BackendName, WarpSurface, WarpTree, choose_backend, get_parts
 from agebody.engine.batched import building, own_precision
@@ -40,6 +41,11 @@ MOST_TABLES = 64
 """Number of layout tables that a body keeps, which bounds memory when layouts are created repeatedly."""
 
 Made = TypeVar("Made", bound=nn.Module)
+
+
+def find_asset(asset: Any) -> BodyAsset:
+    """Return the asset of a layer's argument: itself, or that of a file."""
+    return load_asset(asset) if is_path(asset) else expect_asset(asset)
 
 
 def usual_expressions(asset: BodyAsset) -> int:
@@ -168,16 +174,12 @@ class BodyModel(nn.Module):
         corrective_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(asset, BodyAsset):
-            asset = load_asset(asset)
+        asset = find_asset(asset)
+        whose = asset.metadata.name
         if num_betas is None:
             num_betas = min(DEFAULT_NUM_BETAS, asset.num_betas)
-        for name, number in (("num_betas", num_betas), ("num_expression", num_expression)):
-            available = getattr(asset, name)
-            if not 0 <= number <= available:
-                raise ValueError(
-                    f"{name}: expected 0 to {available}, what {asset.metadata.name!r} has, got {number}"
-                )
+        num_betas = read_count("num_betas", num_betas, asset.num_betas, whose)
+        num_expression = read_count("num_expression", num_expression, asset.num_expression, whose)
         rotations.check_format(pose_format)
         _check_dtype(dtype, corrective_dtype)
         self.asset = asset

@@ -60,7 +60,7 @@ def build_layer(model_path: ModelPath, model_type: str = "smpl", **kwargs: Any) 
 
 
 def _make(which: int, model_path: ModelPath, model_type: str, options: dict[str, Any]) -> Any:
-    kind = model_type.lower()
+    kind = (model_type := str(model_type)).lower()
     if options.get("data_struct") is None:
         model_path = resolve_type(model_path, model_type)
         if isinstance(model_path, BodyAsset) or not os.path.isdir(model_path):

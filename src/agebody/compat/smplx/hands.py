@@ -11,9 +11,11 @@ import numpy as np
 import torch
 
 from agebody.assets.asset import AssetError, BodyAsset
+from agebody.assets.container import is_path
 from agebody.assets.io import smpl_arrays
 from agebody.assets.landmarks import FACE51
 from agebody.assets.official import FILES
+from agebody.checks import read_count
 from agebody.compat.smplx.lbs import find_dynamic_lmk_idx_and_bcoords, vertices2landmarks
 from agebody.compat.smplx.model_files import OFFERED, ModelPath
 from agebody.compat.smplx.smpl import SMPL, rows
@@ -65,7 +67,8 @@ class SMPLH(SMPL):
 
     def _originals(self) -> dict[str, np.ndarray]:
         asset = self._layer.asset
-        bases = hand_bases(asset, self.num_pca_comps if self.use_pca else None, self.flat_hand_mean)
+        count = self.num_pca_comps if self.use_pca else None
+        bases = hand_bases(asset, count, self.flat_hand_mean, "num_pca_comps")
         arrays, pose_mean = super()._originals(), np.zeros((asset.num_joints, 3))
         for name, (mean, components) in bases.items():
             arrays[f"{name}_mean"] = np.zeros(45) if mean is None else mean
@@ -184,7 +187,8 @@ class SMPLX(SMPLH):
         return self._layer.num_expression
 
     def _layer_options(self, asset: BodyAsset) -> dict[str, Any]:
-        return {"num_expression": min(self._num_expression, self.EXPRESSION_SPACE_DIM, asset.num_expression)}
+        wanted = read_count("num_expression_coeffs", self._num_expression)
+        return {"num_expression": min(wanted, self.EXPRESSION_SPACE_DIM, asset.num_expression)}
 
     def _originals(self) -> dict[str, np.ndarray]:
         asset = self._layer.asset
@@ -295,8 +299,8 @@ class MANO(SMPLH):
         hand_pose: Any = None,
         **kwargs: Any,
     ) -> None:
-        if not isinstance(model_path, BodyAsset) and not os.path.isdir(model_path):
-            is_rhand = "RIGHT" in os.path.basename(os.fspath(model_path))
+        if is_path(model_path) and not os.path.isdir(model_path):
+            is_rhand = "RIGHT" in os.path.basename(os.fsdecode(model_path))
         self.is_rhand = is_rhand
         kwargs["use_pca"] = kwargs.get("use_pca", True) and kwargs.get("num_pca_comps", 6) != 45
         kwargs["gender"] = "right" if self.is_rhand else "left"

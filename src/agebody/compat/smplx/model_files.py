@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from agebody.assets.asset import AssetError, BodyAsset
-from agebody.assets.container import RawFile, naming, read_path, to_array
+from agebody.assets.container import RawFile, is_path, naming, read_path, to_array
 from agebody.assets.io import add_infant, load_asset
 from agebody.assets.official import read_body
 
@@ -36,6 +36,9 @@ def read_asset(model_path: ModelPath, data_struct: Any, gender: str, kind: str =
         return asset.replace(metadata=dataclasses.replace(asset.metadata, name="data_struct", sources={}))
     if isinstance(model_path, BodyAsset):
         return model_path
+    if not is_path(model_path):
+        kind = type(model_path).__name__
+        raise TypeError(f"model_path: expected a file, a folder or a BodyAsset, got {kind}")
     path = read_path(model_path)
     return load_asset(_file_of(path, gender, kind) if path.is_dir() else path)
 

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from agebody import body
 from agebody.assets.asset import BodyAsset
 from agebody.assets.io import smpl_arrays
 from agebody.assets.official import FILES, JOINT_NAMES, TITLES
-from agebody.checks import expect_tensor
+from agebody.checks import expect_tensor, read_count
 from agebody.compat.smplx.arrays import WatchedArrays
 from agebody.compat.smplx.lbs import blend_shapes, lbs, tree_of
 from agebody.compat.smplx.model_files import OFFERED, ModelPath, add_kid_template, read_asset
@@ -115,6 +115,10 @@ class SMPL(WatchedArrays):
         self._returned = tuple(name for name in names if name != "transl")
         if age not in ("adult", "kid"):
             raise ValueError(f"age: expected 'adult' or 'kid', got {age!r}")
+        if joint_mapper is not None and not callable(joint_mapper):
+            raise TypeError(
+                f"joint_mapper: expected a function of the joints, got {type(joint_mapper).__name__}"
+            )
         asset = read_asset(model_path, data_struct, gender, self._kind)
         joints = len(JOINT_NAMES[self._kind])
         if asset.num_joints != joints:
@@ -123,14 +127,14 @@ class SMPL(WatchedArrays):
                 f"model_path: expected {joints} joints, got {asset.num_joints} in {asset.metadata.name!r}, "
                 f"which is {kind}; {TITLES[self._kind]} needs {FILES[self._kind]}; {OFFERED}"
             )
-        num_betas = min(num_betas, self._available_betas(asset))
+        num_betas = min(read_count("num_betas", num_betas), self._available_betas(asset))
         if age == "kid":
             asset = add_kid_template(asset, kid_template_path)
         layer = body.SMPLA if age == "kid" else body.SMPL
         self._layer = layer(asset, num_betas=num_betas, dtype=dtype, **self._layer_options(asset))
         self._num_betas = num_betas + (age == "kid")
         self.gender, self.age = gender, age
-        self.dtype, self.batch_size = dtype, batch_size
+        self.dtype, self.batch_size = dtype, read_count("batch_size", batch_size)
         self.joint_mapper = joint_mapper
 
         self.faces = asset.faces.astype(np.uint32)
@@ -157,7 +161,10 @@ class SMPL(WatchedArrays):
 
     def _make_parameter(self, name: str, create: bool, value: Any, width: int) -> None:
         if create:
-            default = torch.zeros(self.batch_size, width) if value is None else torch.as_tensor(value)
+            value = torch.zeros(self.batch_size, width) if value is None else value
+            if not isinstance(value, (torch.Tensor, np.ndarray, Sequence)) or isinstance(value, str):
+                raise TypeError(f"{name}: expected numbers (B, {width}), got {type(value).__name__}")
+            default = torch.as_tensor(value)
             self.register_parameter(name, nn.Parameter(default.detach().clone().to(self.dtype)))
 
     def _layer_options(self, asset: BodyAsset) -> dict[str, Any]:
