@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from agebody.assets.asset import AssetError, BodyAsset
-from agebody.assets.container import is_path
 from agebody.assets.io import smpl_arrays
 from agebody.assets.landmarks import FACE51
 from agebody.assets.official import FILES
@@ -299,8 +298,8 @@ class MANO(SMPLH):
         hand_pose: Any = None,
         **kwargs: Any,
     ) -> None:
-        if is_path(model_path) and not os.path.isdir(model_path):
-            is_rhand = "RIGHT" in os.path.basename(os.fsdecode(model_path))
+        if isinstance(model_path, (str, os.PathLike)) and not os.path.isdir(model_path):
+            is_rhand = "RIGHT" in os.path.basename(os.fspath(model_path))
         self.is_rhand = is_rhand
         kwargs["use_pca"] = kwargs.get("use_pca", True) and kwargs.get("num_pca_comps", 6) != 45
         kwargs["gender"] = "right" if self.is_rhand else "left"
