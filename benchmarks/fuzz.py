@@ -232,13 +232,13 @@ def fuzz(count: int, seed: int, *, only: str = "") -> tuple[list[Failure], Count
         samples = [s for s in make_samples(Path(name)) if only in s.name]
         work = Path(name, "work")
         work.mkdir()
-        jobs = [(sample, work / f"whole-{i}") for i, sample in enumerate(samples)]
+        jobs = [(sample, work / f"whole-{i}{sample.suffix}") for i, sample in enumerate(samples)]
         for sample, path in jobs:
             path.write_bytes(sample.content)
         for number in range(count):
             sample = samples[number % len(samples)]
             given[sample.name] += 1
-            jobs.append((sample, work / f"damaged-{number}"))
+            jobs.append((sample, work / f"damaged-{number}{sample.suffix}"))
             jobs[-1][1].write_bytes(mutate(sample, np.random.default_rng((seed, number)), work))
         for start in range(0, len(jobs), BATCH):
             batch = jobs[start : start + BATCH]

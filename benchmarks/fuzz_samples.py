@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import safetensors.numpy
 import safetensors.torch
 import torch
 from PIL import Image
@@ -31,16 +32,24 @@ from agebody.assets.asset import SMPL_JOINT_NAMES, SMPL_PARENTS, Regressor
 from agebody.assets.io import smpl_arrays
 from agebody.assets.landmarks import SURFACE21
 from agebody.losses import MahalanobisPrior, MaxMixturePrior
-from agebody.mesh import MarkerSet
+from agebody.mesh import MarkerSet, MeshFile, TopologyMap
 from agebody.nets.vit import VIT_SIZES
+from agebody.pipelines.evaluate.coco import read_coco
 from agebody.pipelines.evaluate.files import read_bodies
-from agebody.pipelines.labels import TrainingShards, fit_annotations, load_labels
-from agebody.pipelines.labels.place_images import _read_map  # pyright: ignore[reportPrivateUsage]
+from agebody.pipelines.labels import TrainingShards, fit_annotations, load_label_shards, load_labels
+from agebody.pipelines.labels.label_shards import save_label_shard
+from agebody.pipelines.labels.place_images import (
+    _read_map,  # pyright: ignore[reportPrivateUsage]
+    read_known_people,
+)
 from agebody.pipelines.labels.samples import add_sample, open_shard
+from agebody.pipelines.release.hidden import read_hidden
 from agebody.pipelines.release.photos import read_mask, read_pixels
 
 CANARY = "ran"
 KINDS = ("PNG", "JPEG", "WEBP")
+FACES = np.array([[0, 1, 2], [0, 2, 3]])
+"""Triangles of a small mesh."""
 
 
 class Sample(NamedTuple):
@@ -49,6 +58,8 @@ class Sample(NamedTuple):
     name: str
     content: bytes
     read: Callable[[Path], Any]
+    suffix: str = ""
+    """Of the file, for readers that go by it."""
 
 
 class Run:
@@ -80,6 +91,8 @@ def make_samples(folder: Path) -> list[Sample]:
     people = read_people(folder / "coco.json")
     (shard,) = write_shards(people, folder)
     (folder / "labels.npz").write_bytes(npz(labels_arrays(body, people)))
+    save_label_shard(load_labels(folder / "labels.npz"), ("0", 1), {}, folder / "labels.parquet")
+    nets.Lifter(width=2, blocks=1).save(folder / "lifter", {})
     predictions = {"ids": np.arange(2), "joints": np.zeros((2, 24, 3)), "layout": np.array("smpl24")}
     rgb = np.random.default_rng(0).integers(0, 255, (24, 32, 3)).astype(np.uint8)
     load, people_of = agebody.load_asset, read_people
@@ -96,6 +109,11 @@ def make_samples(folder: Path) -> list[Sample]:
     def as_checkpoint(path: Path) -> Any:
         return nets.load_checkpoint(path, agebody.SMPLA(small_body(), pose_format="matrix"))
 
+    def as_hidden(path: Path) -> Any:
+        return read_hidden(path, {"one.jpg": (640, 480)}, folder)
+
+    results = folder / "results.json"
+    results.write_text(json.dumps(coco_results(document)))
     return [
         *(Sample(f"body, pickle {protocol}", pickle.dumps(objects, protocol), load) for protocol in range(6)),
         Sample("body, npz", npz(arrays), load),
@@ -115,8 +133,16 @@ def make_samples(folder: Path) -> list[Sample]:
         Sample("mixture prior", pickle.dumps(mixture), MaxMixturePrior.from_file),
         Sample("virtual markers", (folder / "markers").read_bytes(), MarkerSet.from_file),
         Sample("COCO annotations", json.dumps(document).encode(), people_of),
-        Sample("COCO results", json.dumps(coco_results(document)).encode(), people_of),
-        Sample("OpenPose", json.dumps(openpose_document()).encode(), people_of),
+        Sample(
+            "COCO results",
+            results.read_bytes(),
+            lambda path: people_of(path, annotations=folder / "coco.json"),
+        ),
+        Sample(
+            "OpenPose",
+            json.dumps(openpose_document()).encode(),
+            lambda path: people_of(path, size=(640, 480)),
+        ),
         *(Sample(f"cameras, {name}", text.encode(), read_cameras) for name, text in cameras_files().items()),
         Sample("shard", shard.read_bytes(), read_shard),
         Sample("evaluation", npz(predictions), read_bodies),
@@ -135,7 +161,29 @@ def make_samples(folder: Path) -> list[Sample]:
             "checkpoint before 1.6", saved(checkpoint, _use_new_zipfile_serialization=False), as_checkpoint
         ),
         Sample("checkpoint, safetensors", safetensors.torch.save(weights), as_checkpoint),
-        Sample("depth map, npy", npy(rgb[..., 0].astype(np.float32)), _read_map),
+        Sample("checkpoint, tensors", saved(checkpoint), nets.read_checkpoint),
+        Sample("lifter", (folder / "lifter").read_bytes(), nets.Lifter.load),
+        Sample("depth map, npy", npy(rgb[..., 0].astype(np.float32)), _read_map, ".npy"),
+        *(Sample(f"mesh, {kind[1:]}", text, MeshFile.from_file, kind) for kind, text in mesh_files().items()),
+        *(
+            Sample(
+                f"map of topologies, {name}",
+                npz(arrays),
+                lambda path: TopologyMap.from_file(path, faces=FACES),
+            )
+            for name, arrays in map_arrays().items()
+        ),
+        Sample("shard of labels", (folder / "labels.parquet").read_bytes(), load_label_shards),
+        Sample("people of a crowd", b'{"1": {"years": 3, "sex": "female"}}', read_known_people),
+        Sample("annotations to hide", json.dumps(document).encode(), as_hidden),
+        Sample(
+            "results to evaluate",
+            results.read_bytes(),
+            lambda path: read_coco(path, folder / "coco.json"),
+        ),
+        Sample(
+            "annotations to evaluate", json.dumps(document).encode(), lambda path: read_coco(results, path)
+        ),
     ]
 
 
@@ -196,6 +244,36 @@ def motion_arrays(angles: int) -> dict[str, Any]:
     rate = {156: "mocap_framerate", 165: "mocap_frame_rate"}[angles]
     frames = {"poses": rng.normal(size=(3, angles)), "trans": rng.normal(size=(3, 3))}
     return about | frames | {rate: np.array(60.0), "labels": np.array(["a", 1], object)}
+
+
+def mesh_files() -> dict[str, bytes]:
+    """Return a mesh in every format, by suffix."""
+    vertices = np.random.default_rng(0).normal(size=(4, 3))
+    arrays = {"vertices": vertices.astype(np.float32), "faces": FACES}
+    lines = [f"{x} {y} {z}" for x, y, z in vertices.round(3).tolist()]
+    corners = [" ".join(map(str, row)) for row in FACES.tolist()]
+    obj = [*(f"v {line}" for line in lines), *(f"f {i + 1} {j + 1} {k + 1}" for i, j, k in FACES.tolist())]
+    numbers = "".join(f"property float {axis}\n" for axis in "xyz")
+    head = f"element vertex 4\n{numbers}element face 2\nproperty list uchar int vertex_indices\nend_header\n"
+    ply = f"ply\nformat ascii 1.0\n{head}" + "\n".join((*lines, *(f"3 {row}" for row in corners))) + "\n"
+    people = [{"pred_vertices": arrays["vertices"], "pred_cam_t": np.zeros(3)}]
+    return {
+        ".npz": npz(arrays),
+        ".npy": npy(people),
+        ".pkl": pickle.dumps(arrays),
+        ".obj": "\n".join(obj).encode(),
+        ".ply": ply.encode(),
+        ".safetensors": safetensors.numpy.save(arrays),
+    }
+
+
+def map_arrays() -> dict[str, dict[str, Any]]:
+    """Return the arrays of a map of MHR's repository, and of our own."""
+    weights = np.full((5, 3), 1 / 3)
+    mhr = {"triangle_ids": np.array([0, 1, 0, 1, 1]), "baryc_coords": weights}
+    corners = FACES[mhr["triangle_ids"]]
+    own = {"corners": corners, "barycentric": weights, "num_source_vertices": np.array(4)}
+    return {"MHR": mhr, "own": own}
 
 
 def cameras_files() -> dict[str, str]:

@@ -588,6 +588,9 @@ def test_what_opencv_inverts_is_visible_and_equal():
 def test_sizes_and_angles_in_other_units_are_refused(unchecked):
     with pytest.raises(ValueError, match=r"size: expected \(width, height\), got \(480, 640, 3\)"):
         Camera.guess((480, 640, 3))
+    for size in ((0, 0), (640, -1), (float("nan"), 480), (640, float("inf"))):
+        with pytest.raises(ValueError, match="size: expected width and height above 0"):
+            Camera.guess(size)
     with pytest.raises(ValueError, match=r"size: expected shape \(\*batch, 2\)"):
         Camera.guess(torch.tensor([480, 640, 3]))
     for fov in (60.0, torch.tensor(60.0), torch.tensor([1.0, -0.1])):

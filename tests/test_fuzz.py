@@ -1,10 +1,14 @@
 """Damaged and hostile files, given to every reader in child processes: a part of benchmarks/fuzz.py."""
 
 import importlib
+import inspect
+import pkgutil
 import sys
 from pathlib import Path
 
 import pytest
+
+import agebody
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 fuzz = importlib.import_module("fuzz")
@@ -17,6 +21,42 @@ def test_every_reader_refuses_damage_in_one_line():
     failures, given = fuzz.fuzz(150, seed=3)
     assert failures == []
     assert len(given) > 30
+
+
+def readers():
+    """Code and name of the public functions that read a file."""
+    rooms = [room.name for room in pkgutil.walk_packages(agebody.__path__, "agebody.") if room.ispkg]
+    for room in ("agebody", *rooms):
+        module = importlib.import_module(room)
+        for name in getattr(module, "__all__", ()):
+            member = getattr(module, name)
+            found = {name: member}
+            if inspect.isclass(member):
+                own = {k: inspect.getattr_static(member, k) for k in dir(member)}
+                found = {f"{name}.{k}": getattr(member, k) for k, v in own.items() if type(v) is classmethod}
+            for path, function in found.items():
+                if path.split(".")[-1].startswith(("read_", "load", "inspect_", "from_file")):
+                    code = inspect.unwrap(getattr(function, "__func__", function)).__code__
+                    given = inspect.signature(function).parameters
+                    if next(iter(given), "") in ("path", "shards", "file"):
+                        yield code, f"{room}.{path}"
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_every_public_reader_has_a_sample(tmp_path):
+    called = set()
+    samples = fuzz.make_samples(tmp_path)
+    sys.setprofile(lambda frame, event, _: called.add(frame.f_code) if event == "call" else None)
+    try:
+        for i, sample in enumerate(samples):
+            path = tmp_path / f"{i}{sample.suffix}"
+            path.write_bytes(sample.content)
+            sample.read(path)
+    finally:
+        sys.setprofile(None)
+    names = dict(readers())
+    assert len(names) > 12
+    assert [name for code, name in names.items() if code not in called] == []
 
 
 def careless(path):

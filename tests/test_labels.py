@@ -757,11 +757,11 @@ def test_people_of_unknown_age_are_counted_and_told(body, people, observed, writ
     assert not known.flags["age_unknown"].any()
     assert known.age_known.all()
     assert np.median(known.stature_sd) < np.median(unknown.stature_sd)
-    line = unknown_ages(summarize(unknown))
+    line = unknown_ages(summarize(unknown)["flags"]["age_unknown"])
     assert len(line) == 1
     assert re.match(r"\d+ people of unknown age: their statures and depths are guesses; give --age", line[0])
     assert line[0] in to_markdown(summarize(unknown))
-    assert unknown_ages(summarize(known)) == []
+    assert unknown_ages(summarize(known)["flags"]["age_unknown"]) == []
     bounded = fit_annotations(body, read_people(write(document)), age_class="adult")
     assert (bounded.age_class == 0).all()
 

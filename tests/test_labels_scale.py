@@ -697,6 +697,7 @@ def test_report_says_how_far_and_how_fast(killed_worker):
     assert (saved["shards"], saved["shards_done"], saved["shards_left"]) == (SHARDS, SHARDS, 0)
     assert (saved["people"], saved["people_done"], saved["people_fitted"]) == (COUNT, COUNT, COUNT)
     assert (saved["people_kept"], saved["people_converged"]) == (labels.kept.sum(), labels.converged.sum())
+    assert saved["people_of_unknown_age"] == labels.flags["age_unknown"].sum()
     assert saved["settings"] == report.settings
     assert sum(worker["shards"] for worker in saved["workers"].values()) == SHARDS
     assert sum(worker["people"] for worker in saved["workers"].values()) == COUNT
@@ -891,6 +892,9 @@ def test_commands(annotations, tmp_path):
         if code == 1:
             (line,) = result.stderr.strip().splitlines()
             assert line.startswith("error: ")
+    shards = ("fit-shards", tmp_path / "people/day-00000.parquet", "-o", tmp_path / "unknown")
+    told = run(*shards, "--body", "mannequin", "--workers", 1)
+    assert "2 people of unknown age: their statures and depths are guesses" in told.stderr
     bad = tmp_path / "people" / "day-00001.parquet"
     bad.write_bytes(b"no")
     result = run("fit-shards", tmp_path / "people", *labels, "--years", 30, "--skip-bad")

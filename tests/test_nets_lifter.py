@@ -268,6 +268,9 @@ class TestInput:
         for box in (torch.zeros(4), torch.full((4,), torch.nan), torch.tensor([9.0, 0, 5, 9])):
             with pytest.raises(ValueError, match="box: expected corners"):
                 net.estimate(*given, box=box)
+        for size in ((0, 0), torch.tensor([640, 0])):
+            with pytest.raises(ValueError, match="size: expected width and height above 0"):
+                net.estimate(*given, size=size)
         named = KeypointLayout("mine", ("tail",), (("joints", "head"),))
         with pytest.raises(ValueError, match="none of its points"):
             net.estimate(body, torch.zeros(1, 1, 2), Camera.guess((640, 480)), layout=named)

@@ -377,9 +377,6 @@ def opened_tensors(path: Any, where: str) -> Iterator[tuple[Iterator[tuple[str, 
                 raise AssetError("unpacks to many times its own size; it was not opened")
             yield _parse_torch_zip(stream, lenient=True).tensors(size=size)
         elif _safetensors_head(head[:9], size):
-            data = mmap.mmap(
-                stream.fileno(), 0, access=mmap.ACCESS_READ
-            )  # stays open while an array needs it
             yield iter(_read_safetensors(data).items()), ()
         elif _container(head) == "torch":
             yield parse_torch_stream(data, size, lenient=True).tensors(size=size)

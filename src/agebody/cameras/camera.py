@@ -441,6 +441,8 @@ def as_size(size: Size, like: Tensor) -> Tensor:
             "(height, width, channels), so give (shape[1], shape[0])"
         )
     width, height = size
+    if any(isinstance(side, (int, float)) and not 0 < side < math.inf for side in size):
+        raise ValueError(f"size: expected width and height above 0 [pixels], got ({width}, {height})")
     return torch.stack((like.new_full((), width), like.new_full((), height)))
 
 

@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from agebody.age import AgeCurve
-from agebody.assets.asset import SMPL_JOINT_NAMES
+from agebody.assets.asset import SMPL_JOINT_NAMES, AssetError
+from agebody.assets.container import naming
 from agebody.assets.landmarks import COCO17, SURFACE21
 from agebody.body import BodyModel
 from agebody.body.model import expect_body
@@ -143,27 +144,29 @@ class Lifter(nn.Module):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str] | None = None) -> Lifter:
-        """Read weights written by `save`; those that come with agebody if no path is given."""
+        """Read weights written by `save`; those that come with agebody if no path is given.
+
+        Raises:
+            AssetError: the file is missing, damaged, or of another kind.
+        """
         source = Path(str(files("agebody.nets") / WEIGHTS)) if path is None else Path(path)
-        try:
-            with safe_open(source, "pt") as file:
-                about, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise ValueError(f"{source}: expected a lifter's weights in safetensors: {error}") from None
-        if about.get("kind") != "agebody lifter":
-            raise ValueError(
-                f"{source}: expected a lifter's weights, got {about.get('kind', 'another file')!r}"
-            )
-        width = tensors["embed.bias"].shape[0] if "embed.bias" in tensors else 1
-        with torch.device("meta"):
-            made = cls(width=width, blocks=sum(bool(_BLOCK.fullmatch(name)) for name in tensors))
-        shapes = {name: tensor.shape for name, tensor in made.state_dict().items()}
-        if shapes != {name: tensor.shape for name, tensor in tensors.items()}:
-            raise ValueError(
-                f"{source}: expected a lifter's tensors, got other names or shapes; get it again"
-            )
-        if not all(tensor.isfinite().all() for tensor in tensors.values()):
-            raise ValueError(f"{source}: expected finite weights; get or train it again")
+        with naming(source):
+            try:
+                with safe_open(source, "pt") as file:
+                    about, tensors = file.metadata() or {}, {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118
+            except (OSError, SafetensorError) as error:
+                raise AssetError(f"expected a lifter's weights in safetensors: {error}") from None
+            if about.get("kind") != "agebody lifter":
+                got = about.get("kind", "another file")
+                raise AssetError(f"expected a lifter's weights, got {got[:100]!r}")
+            width = tensors["embed.bias"].numel() if "embed.bias" in tensors else 1
+            with torch.device("meta"):
+                made = cls(width=width, blocks=sum(bool(_BLOCK.fullmatch(name)) for name in tensors))
+            shapes = {name: tensor.shape for name, tensor in made.state_dict().items()}
+            if shapes != {name: tensor.shape for name, tensor in tensors.items()}:
+                raise AssetError("expected a lifter's tensors, got other names or shapes; get it again")
+            if not all(tensor.is_floating_point() and tensor.isfinite().all() for tensor in tensors.values()):
+                raise AssetError("expected finite weights; get or train it again")
         made = cls(width=width, blocks=made.blocks)
         made.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
         return made.eval()
@@ -246,6 +249,7 @@ class Lifter(nn.Module):
             batch = keypoints.shape[:-2]
             if size is not None:
                 size = as_size(size, keypoints).expand(*batch, 2).reshape(-1, 2)
+                expect_values(size=((size > 0) & size.isfinite(), "width and height above 0 [pixels]"))
             features, view = lifter_features(body, given, size)
             readouts = self(features.to(self.sd_factor))
             readouts = {name: part.to(keypoints) for name, part in readouts.items()}

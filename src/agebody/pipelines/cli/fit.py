@@ -233,7 +233,7 @@ def show_written(output: Path, layer: BodyModel, written: Written, notes: list[s
 
     _show(written.summary, layer, fit_folder.has_training_joints(layer))
     unusable = [f"{name}: {why}" for name, why in written.unusable.items()]
-    known = (*unknown_ages(written.summary), *written.summary["notes"])
+    known = (*unknown_ages(written.summary["flags"].get("age_unknown", 0)), *written.summary["notes"])
     for line in (*notes, *options.one_age(layer), *known, *unusable[:5]):
         note(line)
     if len(unusable) > 5:

@@ -145,6 +145,7 @@ def fit_shards(
     from agebody.pipelines.jobs import Cluster, check_cluster
     from agebody.pipelines.labels import fit_dataset
     from agebody.pipelines.labels.at_scale import report_name
+    from agebody.pipelines.labels.summary import unknown_ages
 
     given: dict[str, Any] = options.read_lens(focal, fov)
     given |= options.read_ages(age_offset, age_class, years)
@@ -193,7 +194,7 @@ def fit_shards(
             min_confidence=min_confidence,
             batch_size=batch_size,
         )
-    for line in options.one_age(layer):
+    for line in (*options.one_age(layer), *unknown_ages(report.people_of_unknown_age)):
         note(line)
     for path, why in report.bad.items():
         note(f"left out: {why if path in why else f'{path}: {why}'}")

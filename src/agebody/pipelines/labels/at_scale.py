@@ -71,6 +71,7 @@ class DatasetReport:
     people_done: int = 0
     people_kept: int = 0
     people_converged: int = 0
+    people_of_unknown_age: int = 0
     people_fitted: int = 0
     """People fitted by this call."""
     seconds: float = 0.0
@@ -101,6 +102,7 @@ class DatasetReport:
         self.people_done += record.people
         self.people_kept += record.kept
         self.people_converged += record.converged
+        self.people_of_unknown_age += record.age_unknown
 
     def _add(self, worker: str, result: ShardResult, seconds: float) -> None:
         """Count one more shard; ``seconds`` is the time since the start of the call."""

@@ -39,6 +39,8 @@ class ShardRecord(NamedTuple):
     converged: int
     source_size: int | None = None
     """Of the shard of people [bytes]."""
+    age_unknown: int = 0
+    """People of unknown age; 0 in shards of earlier versions, which do not state it."""
 
 
 def save_label_shard(
@@ -57,7 +59,8 @@ def save_label_shard(
         ImportError: PyArrow is not installed.
     """
     counts = len(labels), int(labels.kept.sum()), int(labels.converged.sum())
-    record = ShardRecord(source[0], settings, *counts, source[1])
+    unknown = int(labels.flags["age_unknown"].sum()) if "age_unknown" in labels.flags else 0
+    record = ShardRecord(source[0], settings, *counts, source[1], unknown)
     arrays = labels.arrays()
     about = {
         **{name: getattr(labels, name) for name in ABOUT},
@@ -157,7 +160,9 @@ def find_record(
     about = read_metadata(path, schema)
     try:
         record = ShardRecord(**about["record"])
-        complete = rows == record.people and isinstance(record.kept + record.converged, int)
+        complete = rows == record.people and isinstance(
+            record.kept + record.converged + record.age_unknown, int
+        )
         stated = dict(record.settings)
     except (KeyError, TypeError, ValueError):
         fail(path, "exists, and is not a shard of labels; pass overwrite=True to replace it")

@@ -112,14 +112,13 @@ def to_markdown(summary: dict[str, Any]) -> str:
     )
     lines += ["", "## Why fits ended", ""]
     lines += _table(("reason", "people"), list(summary["stop"].items()))
-    notes = [*unknown_ages(summary), *summary.get("notes", ())]
+    notes = [*unknown_ages(summary["flags"].get("age_unknown", 0)), *summary.get("notes", ())]
     lines += ["", *(f"Note: {note}." for note in notes)]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def unknown_ages(summary: dict[str, Any]) -> list[str]:
-    """Return a line on people of unknown age, if there are any."""
-    count = summary["flags"].get("age_unknown", 0)
+def unknown_ages(count: int) -> list[str]:
+    """Return a line on so many people of unknown age, if there are any."""
     if not count:
         return []
     whose = "1 person of unknown age: stature and depth are guesses"
