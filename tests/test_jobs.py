@@ -188,7 +188,7 @@ def test_an_address_is_refused_before_a_folder_is_made(ray, mannequin_asset, tmp
     given = [tmp_path / "people"] if start is fit_dataset else []
     with pytest.raises(ConnectionError, match="127.0.0.1:1: no Ray cluster: connection refused"):
         start(agebody.SMPL(mannequin_asset), *given, tmp_path / "new", cluster=Cluster(address="127.0.0.1:1"))
-    assert list(tmp_path.iterdir()) == ray == []
+    assert list(tmp_path.iterdir()) == ray.said == []
 
 
 @pytest.mark.parametrize(("answer", "cluster"), [(b"HTTP/1.1 400 Bad Request\r\n", False), (None, True)])
@@ -238,13 +238,15 @@ def test_a_claim_is_that_of_a_process_that_lives(tmp_path):
 
 @pytest.fixture
 def ray(monkeypatch):
-    """Stand in for Ray: says what is called, and starts slowly."""
-    said = []
+    """Stand in for Ray: says what is called, and may be interrupted as it starts."""
+    said, signals = [], []
 
     def init(runtime_env, **where):
         if "TypeError" in str(runtime_env):
             raise TypeError("env_vars: not text\nmore")
-        time.sleep(0.3)
+        for number in signals:
+            os.kill(os.getpid(), number)
+            time.sleep(0.2)
         said.append("started")
 
     fake = types.ModuleType("ray")
@@ -252,15 +254,14 @@ def ray(monkeypatch):
     fields = {"RuntimeEnv": types.SimpleNamespace(known_fields={"env_vars"})}
     monkeypatch.setitem(sys.modules, "ray", fake)
     monkeypatch.setitem(sys.modules, "ray.runtime_env", types.SimpleNamespace(**fields))
-    return said
+    return types.SimpleNamespace(said=said, signals=signals)
 
 
 def test_a_start_that_is_interrupted_is_ended_as_a_whole(ray):
-    timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
+    ray.signals.append(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), jobs._start_ray(Cluster(2)):
         pass
-    assert ray == ["started", "ended"]
+    assert ray.said == ["started", "ended"]
 
 
 @pytest.mark.parametrize("wrong", ["env_var", "env_vars"])
@@ -268,7 +269,7 @@ def test_runtime_environments_that_ray_cannot_use_are_named(ray, wrong):
     refused = pytest.raises(ValueError, match=f"^runtime_env: .*{wrong}[^\n]*$")
     with refused, jobs._start_ray(check_cluster(Cluster(2, runtime_env={wrong: "TypeError"}))):
         pass
-    assert "started" not in ray
+    assert "started" not in ray.said
 
 
 def test_handlers_of_signals_are_set_again_after_ray_has_started(ray, monkeypatch):

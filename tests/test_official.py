@@ -564,7 +564,7 @@ def test_what_is_no_path_is_named(tmp_path):
             load_asset(path, infant_template=file)
         with pytest.raises(AssetError, match="expected an array, or the path of a file, got a int"):
             load_asset(path, regressors={"own": 3})
-    with pytest.raises(AssetError, match="cannot be read: embedded null"):
+    with pytest.raises(AssetError, match="cannot be read: .*embedded null"):
         load_asset("a\0b")
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(AssetError, match="pipe: a pipe or a device, not a file"):

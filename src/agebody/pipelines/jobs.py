@@ -451,8 +451,8 @@ def _start_ray(cluster: Cluster) -> Iterator[Any]:
 
     # A signal would cut the start in two, and what has started would stay. Outside the main thread, Ray also
     # leaves Python's handlers of signals as they are.
-    threading.Thread(target=start, daemon=True).start()
     try:
+        threading.Thread(target=start, daemon=True).start()
         begun.result()
         if threading.current_thread() is threading.main_thread():
             handler = signal.getsignal(signal.SIGTERM)  # Python's; that of Ray in C++ prints its stack

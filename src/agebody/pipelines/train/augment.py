@@ -209,7 +209,7 @@ def _focused(people: PictureOf, focus: Tensor, layout: KeypointLayout) -> Tensor
 
 def crop_image(
     image: Any,
-    box: Float[Tensor, 4],
+    box: Float[Tensor, " 4"],
     back: Float[Tensor, "2 3"],
     size: tuple[int, int],
     *,
