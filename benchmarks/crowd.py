@@ -41,7 +41,7 @@ from agebody.crowd import (
 )
 from agebody.crowd.depths import MaskDepths
 from agebody.draw import render
-from agebody.losses import FEET, part_vertices
+from agebody.losses import part_vertices
 from agebody.metrics import depth_relations
 from agebody.people import pose
 from agebody.pipelines.evaluate.bootstrap import ratio_intervals
@@ -128,7 +128,7 @@ def _pose(body, years, there, sex, height, places, angles, heading, curve) -> Tr
         people.transl.new_tensor((FOCAL, FOCAL)), people.transl.new_tensor((WIDTH / 2, HEIGHT / 2))
     )
     people = _of_height(body, people, flat(t(height)))
-    soles = part_vertices(body.asset, FEET, facing=(0, -1, 0))
+    soles = part_vertices(body.asset, "feet", facing=(0, -1, 0))
     low = torch.cat(
         [
             body(people.map(lambda p, r=rows: p[r])).vertices[..., 1].amax(-1)

@@ -37,7 +37,7 @@ from agebody.crowd import (
 from agebody.crowd.depths import _is_low
 from agebody.crowd.height_prior import HEIGHT_CLASSES
 from agebody.draw import render
-from agebody.losses import FEET, part_vertices
+from agebody.losses import part_vertices
 from agebody.mesh import penetration
 from agebody.mesh.penetrations import find_penetrations
 from agebody.parameters import BodyParameters
@@ -701,7 +701,7 @@ class TestRefine:
         people = standing(body, [0.0, 0.4, 0.75], [(-0.9, 4.0), (0.0, 4.5), (0.9, 5.0)])
         out = body(people)
         points = body.keypoints("coco17", people)
-        soles = out.vertices[:, part_vertices(body.asset, FEET, facing=(0, -1, 0))]
+        soles = out.vertices[:, part_vertices(body.asset, "feet", facing=(0, -1, 0))]
         return people, out, points, soles
 
     def test_the_truth_stays(self, body):
@@ -832,7 +832,7 @@ class TestRefine:
         found = refine_crowd(
             wrong(body.keypoints("coco17", people)), CAMERA, wrong(out.joints)[:, 0], height=size * height,
             prior=prior_at(height),
-            feet=wrong(out.vertices[:, part_vertices(body.asset, FEET, facing=(0, -1, 0))]),
+            feet=wrong(out.vertices[:, part_vertices(body.asset, "feet", facing=(0, -1, 0))]),
         )  # fmt: skip
         assert found.level.tolist() == expected
         assert found.held.tolist() == [level >= 0 for level in expected]

@@ -258,11 +258,11 @@ class TestEnergy:
                 out.vertices, seen.points, faces, visible=visible, **robust("s2m")
             ).mean(1),
             "m2s": on_visible,
-            "inside": losses.plane_penetration_loss(
-                out.vertices[:, scans.spread], normal, offset, **none
+            "inside": losses.plane_loss(
+                out.vertices[:, scans.spread], normal, offset, kind="penetration", **none
             ).mean(1),
-            "close": losses.plane_contact_loss(
-                out.vertices[:, scans.back], normal, offset, **robust("close")
+            "close": losses.plane_loss(
+                out.vertices[:, scans.back], normal, offset, kind="contact", **robust("close")
             ).mean(1),
             "keypoints": LANDMARKS * landmark,
             "smooth": smooth,

@@ -11,13 +11,10 @@ from hypothesis import strategies as st
 
 from agebody import rotations
 from agebody.losses import (
-    FEET,
-    TRUNK,
     gmof,
     part_vertices,
-    plane_contact_loss,
     plane_height,
-    plane_penetration_loss,
+    plane_loss,
 )
 
 DOUBLE = torch.float64
@@ -26,6 +23,10 @@ UP = torch.tensor([0.0, 1, 0], dtype=DOUBLE)
 
 def random(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=DOUBLE)
+
+
+plane_penetration_loss = partial(plane_loss, kind="penetration")
+plane_contact_loss = partial(plane_loss, kind="contact")
 
 
 def on_the_floor(height):
@@ -122,18 +123,18 @@ class TestCosts:
 
 class TestParts:
     def test_soles_of_a_body(self, mannequin_asset):
-        soles = part_vertices(mannequin_asset, FEET, facing=(0, -1, 0)).numpy()
+        soles = part_vertices(mannequin_asset, "feet", facing=(0, -1, 0)).numpy()
         template = mannequin_asset.template
         ground = template[:, 1].min()
         assert template[soles, 1].max() < ground + 0.1  # not above the ankles
         assert np.argmin(template[:, 1]) in soles
-        feet = part_vertices(mannequin_asset, FEET).numpy()
+        feet = part_vertices(mannequin_asset, "feet").numpy()
         assert set(soles) < set(feet)
         assert (template[soles, 0] > 0).sum() == pytest.approx(len(soles) / 2, abs=2)  # of both feet
 
     def test_the_back_of_a_body(self, mannequin_asset):
-        back = part_vertices(mannequin_asset, TRUNK, facing=(0, 0, -1)).numpy()
-        front = part_vertices(mannequin_asset, TRUNK, facing=(0, 0, 1)).numpy()
+        back = part_vertices(mannequin_asset, "trunk", facing=(0, 0, -1)).numpy()
+        front = part_vertices(mannequin_asset, "trunk", facing=(0, 0, 1)).numpy()
         template = mannequin_asset.template
         assert template[back, 2].max() < template[front, 2].mean()
         assert len(back) > 100
@@ -147,10 +148,10 @@ class TestParts:
 
     def test_an_angle(self, mannequin_asset):
         sizes = [
-            len(part_vertices(mannequin_asset, TRUNK, facing=(0, 0, -2.5), within=angle))
+            len(part_vertices(mannequin_asset, "trunk", facing=(0, 0, -2.5), within=angle))
             for angle in (0.2, math.pi / 3, math.pi)
         ]
-        assert sizes[0] < sizes[1] < sizes[2] == len(part_vertices(mannequin_asset, TRUNK))
+        assert sizes[0] < sizes[1] < sizes[2] == len(part_vertices(mannequin_asset, "trunk"))
 
 
 class TestErrors:
@@ -164,7 +165,11 @@ class TestErrors:
             plane_height(points, normal.expand(2, 3), offset.expand(3))
         with pytest.raises(ValueError, match=r"weights: expected a shape that broadcasts to \(4,\)"):
             plane_contact_loss(points, normal, offset, weights=torch.zeros(3))
+        with pytest.raises(ValueError, match="kind: expected 'penetration' or 'contact', got 'touch'"):
+            plane_loss(points, normal, offset, kind="touch")
         with pytest.raises(ValueError, match="joints: expected names among pelvis, .*, got tail"):
             part_vertices(mannequin_asset, ["head", "tail"])
+        with pytest.raises(ValueError, match="joints: expected names, or one of feet, trunk, got 'hands'"):
+            part_vertices(mannequin_asset, "hands")
         with pytest.raises(ValueError, match="facing: expected a direction"):
-            part_vertices(mannequin_asset, FEET, facing=(0, 0, 0))
+            part_vertices(mannequin_asset, "feet", facing=(0, 0, 0))

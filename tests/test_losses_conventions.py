@@ -53,7 +53,9 @@ CASES = {
     "fov": Case(losses.fov_loss),
     "velocity": Case(losses.velocity_loss, (4, 2), (3,), tensors=1, any_entry=True, frames=2),
     "acceleration": Case(losses.acceleration_loss, (4, 2), (3,), tensors=1, any_entry=True, frames=3),
-    "momentum": Case(losses.momentum_loss, (4, 2), (3,), tensors=1, any_entry=True, frames=3),
+    "momentum": Case(
+        partial(losses.acceleration_loss, momentum=0.5), (4, 2), (3,), tensors=1, any_entry=True, frames=3
+    ),
     "angular_velocity": Case(
         partial(losses.angular_velocity_loss, pose_format="rotation_6d"), (4, 2), (6,), tensors=1, frames=2
     ),

@@ -42,16 +42,14 @@ ROOMS = {
         fit_sequence fit_vertices points_from_depth
     """,
     "losses": """
-        ADULT_RANGES FEET INFANT_RANGES LossTerm MahalanobisPrior MaxMixturePrior Objective
-        PoseDiscriminator TRUNK acceleration_loss age_class_loss age_offset_loss
+        ADULT_RANGES INFANT_RANGES LossTerm MahalanobisPrior MaxMixturePrior Objective
+        PoseDiscriminator acceleration_loss adversarial_loss age_class_loss age_offset_loss
         aionhmr_objective angular_velocity_loss betas_loss charbonnier depth_layer_loss
-        discriminator_loss fov_loss generator_loss geodesic_loss gmof hmr2_objective huber
-        hyperextension_prior joint_limits joint_limits_loss joint_limits_prior
-        keypoints_3d_loss mesh_to_scan_loss metric_aware_objective momentum_loss
-        part_vertices person_intersection_loss plane_contact_loss plane_height
-        plane_penetration_loss relative_metric_loss reprojection_loss rotation_loss
-        scan_to_mesh_loss self_intersection_loss shape_prior smplify_x_objective tals
-        velocity_loss
+        fov_loss geodesic_loss gmof hmr2_objective huber hyperextension_prior joint_limits
+        joint_limits_loss joint_limits_prior keypoints_3d_loss mesh_to_scan_loss
+        metric_aware_objective part_vertices person_intersection_loss plane_height
+        plane_loss relative_metric_loss reprojection_loss rotation_loss scan_to_mesh_loss
+        self_intersection_loss shape_prior smplify_x_objective tals velocity_loss
     """,
     "measure": """
         A2B_MEASUREMENTS Distance Girth Height MEASUREMENTS Measurements find_landmarks
@@ -60,8 +58,8 @@ ROOMS = {
     "metrics": """
         acceleration_error depth_relations detection_scores foot_sliding jitter joint_errors
         joint_limit_violations keypoint_ap match match_keypoints mpckh mpjae mpjpe mrpe
-        normalized_error oks oks_sigmas pa_mpjpe pcdr pck pck_auc pcod per_joint procrustes pve
-        reference_length root_of root_trajectory_error stature_error w_mpjpe
+        normalized_error oks oks_sigmas pa_mpjpe pcdr pck pck_auc pcod per_joint procrustes
+        pve reference_length root_of root_trajectory_error stature_error w_mpjpe
     """,
 }
 """Public names of the rooms."""

@@ -68,7 +68,6 @@ CASES = {
     "fov_loss": Case(losses.fov_loss, pair(4), (4,)),
     "velocity_loss": Case(losses.velocity_loss, {"points": normal(2, 9, 3, 3)}, (2, 9, 3)),
     "acceleration_loss": Case(losses.acceleration_loss, {"points": normal(2, 9, 3, 3)}, (2, 9, 3)),
-    "momentum_loss": Case(losses.momentum_loss, {"points": normal(2, 9, 3, 3)}, (2, 9, 3)),
     "angular_velocity_loss": Case(
         losses.angular_velocity_loss, {"rotations": normal(2, 9, 3, 3, 3)}, (2, 9, 3)
     ),
@@ -79,8 +78,8 @@ CASES = {
     "joint_limits_loss": Case(losses.joint_limits_loss, {"body_pose": normal(4, 23, 3)}, (4, 23)),
     "MahalanobisPrior": Case(pose_prior(losses.MahalanobisPrior), {"body_pose": normal(4, 4, 3)}, (4,)),
     "MaxMixturePrior": Case(pose_prior(losses.MaxMixturePrior), {"body_pose": normal(4, 4, 3)}, (4,)),
-    "plane_penetration_loss": plane(losses.plane_penetration_loss),
-    "plane_contact_loss": plane(losses.plane_contact_loss),
+    "plane_loss penetration": plane(partial(losses.plane_loss, kind="penetration")),
+    "plane_loss contact": plane(partial(losses.plane_loss, kind="contact")),
     "scan_to_mesh_loss": Case(
         losses.scan_to_mesh_loss,
         {"scan": normal(4, 9, 3)},
@@ -96,7 +95,7 @@ CASES = {
     "person_intersection_loss": Case(
         losses.person_intersection_loss, {"vertices": tetrahedra(4)}, (4,), {"faces": FACES}
     ),
-    "generator_loss": Case(losses.generator_loss, {"scores": normal(4, 6)}, (4,)),
+    "adversarial_loss": Case(partial(losses.adversarial_loss, real=True), {"scores": normal(4, 6)}, (4,)),
     "mpjpe": Case(partial(metrics.mpjpe, layout=None, root=[0, 1]), pair(4, 5, 3), (4, 5), kept=(0, 1)),
     "mpjpe scale": Case(
         partial(metrics.mpjpe, layout=None, root=[0], scale=True), pair(4, 5, 3), (4, 5), kept=(0,)

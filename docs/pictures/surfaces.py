@@ -105,7 +105,7 @@ def _draw_table(ax: Axes, body: agebody.SMPLA) -> None:
         "age_offset": torch.tensor(1.0),
     }
     up, level = torch.tensor([0.0, 1, 0]), torch.tensor(0.0)
-    back = losses.part_vertices(body.asset, losses.TRUNK, facing=(0, 0, -1))
+    back = losses.part_vertices(body.asset, "trunk", facing=(0, 0, -1))
     with torch.no_grad():
         vertices = body(**lying).vertices
         vertices[:, 1] -= vertices[back, 1].quantile(0.15)

@@ -1,14 +1,11 @@
 """Losses of human mesh recovery: functions of tensors, and modules where there is state."""
 
-from agebody.losses.adversarial import PoseDiscriminator, discriminator_loss, generator_loss
+from agebody.losses.adversarial import PoseDiscriminator, adversarial_loss
 from agebody.losses.age import age_class_loss, age_offset_loss
 from agebody.losses.contact import (
-    FEET,
-    TRUNK,
     part_vertices,
-    plane_contact_loss,
     plane_height,
-    plane_penetration_loss,
+    plane_loss,
 )
 from agebody.losses.depth import depth_layer_loss, fov_loss, relative_metric_loss
 from agebody.losses.intersection import person_intersection_loss, self_intersection_loss
@@ -32,19 +29,18 @@ from agebody.losses.published import (
 )
 from agebody.losses.robust import charbonnier, gmof, huber, tals
 from agebody.losses.surface import mesh_to_scan_loss, scan_to_mesh_loss
-from agebody.losses.temporal import acceleration_loss, angular_velocity_loss, momentum_loss, velocity_loss
+from agebody.losses.temporal import acceleration_loss, angular_velocity_loss, velocity_loss
 
 __all__ = [
     "ADULT_RANGES",
-    "FEET",
     "INFANT_RANGES",
-    "TRUNK",
     "LossTerm",
     "MahalanobisPrior",
     "MaxMixturePrior",
     "Objective",
     "PoseDiscriminator",
     "acceleration_loss",
+    "adversarial_loss",
     "age_class_loss",
     "age_offset_loss",
     "aionhmr_objective",
@@ -52,9 +48,7 @@ __all__ = [
     "betas_loss",
     "charbonnier",
     "depth_layer_loss",
-    "discriminator_loss",
     "fov_loss",
-    "generator_loss",
     "geodesic_loss",
     "gmof",
     "hmr2_objective",
@@ -66,12 +60,10 @@ __all__ = [
     "keypoints_3d_loss",
     "mesh_to_scan_loss",
     "metric_aware_objective",
-    "momentum_loss",
     "part_vertices",
     "person_intersection_loss",
-    "plane_contact_loss",
     "plane_height",
-    "plane_penetration_loss",
+    "plane_loss",
     "relative_metric_loss",
     "reprojection_loss",
     "rotation_loss",

@@ -98,46 +98,25 @@ _HMR2 = {
 """HMR2's names of the layers; its ``pose_out`` is a list of layers, one per joint."""
 
 
-def generator_loss(
-    scores: Float[Tensor, "*batch D"], *, weights: Weights = None, reduction: Reduction = "mean"
+def adversarial_loss(
+    scores: Float[Tensor, "*batch D"], real: bool, *, weights: Weights = None, reduction: Reduction = "mean"
 ) -> Float[Tensor, "*left"]:
-    """Return ``sum_d (D_d - 1)^2`` per body: how far the discriminator is from taking it for real.
+    """Return ``sum_d (D_d - real)^2`` per body: how far scores are from calling it real, or generated.
 
-    Least squares (Mao et al., ICCV 2017), as in HMR (CVPR 2018), eq. 4.
+    Least squares (Mao et al., ICCV 2017), as in HMR (CVPR 2018), eq. 4 and 5. The network learns from
+    ``adversarial_loss(made, True)`` with the scores of its bodies; the discriminator from
+    ``adversarial_loss(recorded, True) + adversarial_loss(made, False)``, with these bodies detached.
 
     Args:
-        scores: (*batch, D) of bodies that the network generated.
+        scores: (*batch, D) of a discriminator.
+        real: what the scores should say.
         weights: (*batch).
         reduction: over bodies; HMR2's is "mean".
     """
     scores = expect("scores", scores, None)
-    return reduce(_distance(scores, weights, 1.0), weights, reduction)
-
-
-def discriminator_loss(
-    made: Float[Tensor, "*batch D"], real: Float[Tensor, "*others D"], *, reduction: Reduction = "mean"
-) -> Float[Tensor, "*left"]:
-    """Return ``sum_d (D_d(real) - 1)^2 + D_d(made)^2``, which trains the discriminator (HMR, CVPR 2018, eq.
-    5).
-
-    Args:
-        made: (*batch, D) scores of bodies that the network generated. Detach these bodies from the network.
-        real: (*others, D) scores of recorded bodies.
-        reduction: "mean" or "sum", over each of the two sets.
-    """
-    made = expect("made", made, None)
-    real = expect("real", real, None)
-    if reduction == "none":
-        raise ValueError("reduction: expected 'mean' or 'sum', got 'none'; made and real bodies are no pairs")
-    return reduce(_distance(real, None, 1.0), None, reduction) + reduce(
-        _distance(made, None, 0.0), None, reduction
-    )
+    return reduce((apply_mask(scores, weights, 1) - float(real)).square().sum(-1), weights, reduction)
 
 
 def _perceptron(*widths: int) -> nn.Sequential:
     layers = [layer for pair in pairwise(widths) for layer in (nn.Linear(*pair), nn.ReLU())]
     return nn.Sequential(*layers[:-1])
-
-
-def _distance(scores: Tensor, weights: Tensor | None, aim: float) -> Tensor:
-    return (apply_mask(scores, weights, 1) - aim).square().sum(-1)

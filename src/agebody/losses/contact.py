@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,10 +24,11 @@ from agebody.checks import (
 )
 from agebody.losses.robust import Penalty, penalize
 
-FEET = ("left_ankle", "right_ankle", "left_foot", "right_foot")
-"""Joints that move the feet."""
-TRUNK = ("pelvis", "spine1", "spine2", "spine3")
-"""Joints that move the trunk."""
+_PARTS = {
+    "feet": ("left_ankle", "right_ankle", "left_foot", "right_foot"),
+    "trunk": ("pelvis", "spine1", "spine2", "spine3"),
+}
+"""The joints that move a part; a body may lack some of them."""
 
 
 def plane_height(
@@ -44,72 +46,64 @@ def plane_height(
     return _height(*_expect(points, normal, offset), None)
 
 
-def plane_penetration_loss(
+def plane_loss(
     points: Float[Tensor, "*#batch N 3"],
     normal: Float[Tensor, "*#batch 3"],
     offset: Float[Tensor, "*#batch"],
     *,
+    kind: Literal["penetration", "contact"],
     weights: Weights = None,
     penalty: Penalty = "l2",
     reduction: Reduction = "mean",
 ) -> Float[Tensor, "*left"]:
-    """Return ``w_n p(max(0, -h_n))`` per point n at the height h_n: no point may be below the plane.
+    """Return the cost of each point n at the height h_n above a plane (SMIL, Hesse et al., MICCAI 2018).
 
-    The inside term of SMIL's table energy (Hesse et al., MICCAI 2018), where p is the square.
+    - "penetration": ``w_n p(max(0, -h_n))``, no point may be below the plane. The inside term of SMIL's table
+      energy, where p is the square.
+    - "contact": ``w_n p(h_n)``, points should touch the plane. Its close term, where the points are on the
+      back and p is `gmof`, so that parts far from the table are not drawn to it. With the soles, and a mask
+      of the frames in which a foot stands, it keeps feet on the ground; `part_vertices` selects points.
 
     Args:
-        points: usually all vertices of a body [m].
+        points: usually all vertices of a body, or those that touch [m].
         normal: see `plane_height`.
         offset: see `plane_height`.
+        kind: "penetration" or "contact".
         weights: broadcast to (*batch, N).
-        penalty: p, of depths [m].
+        penalty: p, of heights [m].
         reduction: over points, including those above the plane.
     """
+    if kind not in ("penetration", "contact"):
+        raise ValueError(f"kind: expected 'penetration' or 'contact', got {kind!r}")
     points, normal, offset = _expect(points, normal, offset)
     weights = expand_weights(weights, points.shape[:-1])
-    depth = torch.relu(-_height(points, normal, offset, weights))
-    return reduce(penalize(depth, penalty), weights, reduction)
-
-
-def plane_contact_loss(
-    points: Float[Tensor, "*#batch N 3"],
-    normal: Float[Tensor, "*#batch 3"],
-    offset: Float[Tensor, "*#batch"],
-    *,
-    weights: Weights = None,
-    penalty: Penalty = "l2",
-    reduction: Reduction = "mean",
-) -> Float[Tensor, "*left"]:
-    """Return ``w_n p(h_n)`` per point n at the height h_n above a plane: these points should touch it.
-
-    The close term of SMIL's table energy, where the points are on the back and p is `gmof`, so that parts far
-    from the table are not drawn to it. With the soles, and a mask of the frames in which a foot stands, it
-    keeps feet on the ground. Arguments as of `plane_penetration_loss`; `part_vertices` selects points.
-    """
-    points, normal, offset = _expect(points, normal, offset)
-    weights = expand_weights(weights, points.shape[:-1])
-    return reduce(penalize(_height(points, normal, offset, weights), penalty), weights, reduction)
+    height = _height(points, normal, offset, weights)
+    return reduce(penalize(height if kind == "contact" else torch.relu(-height), penalty), weights, reduction)
 
 
 def part_vertices(
     asset: BodyAsset,
-    joints: Sequence[str],
+    joints: Sequence[str] | Literal["feet", "trunk"],
     *,
     facing: tuple[float, float, float] | None = None,
     within: float = math.pi / 3,
 ) -> Int[Tensor, " K"]:
     """Return ids of vertices that move most with one of the joints, and face a direction in the rest pose.
 
-    The soles are ``part_vertices(asset, FEET, facing=(0, -1, 0))``, the back is ``part_vertices(asset, TRUNK,
-    facing=(0, 0, -1))``: bodies of this family stand upright along +y and look along +z.
+    The soles are ``part_vertices(asset, "feet", facing=(0, -1, 0))``, the back is ``part_vertices(asset,
+    "trunk", facing=(0, 0, -1))``: bodies of this family stand upright along +y and look along +z.
 
     Args:
         asset: a body.
-        joints: names.
+        joints: names, or "feet" or "trunk" for the joints of these that the body has.
         facing: a direction, of any length but zero; None keeps all.
         within: largest angle between it and a vertex's normal [rad].
     """
     expect_asset(asset)
+    if isinstance(joints, str):
+        if joints not in _PARTS:
+            raise ValueError(f"joints: expected names, or one of {', '.join(_PARTS)}, got {joints!r}")
+        joints = [name for name in _PARTS[joints] if name in asset.joint_names]
     missing = [name for name in joints if name not in asset.joint_names]
     if missing:
         raise ValueError(

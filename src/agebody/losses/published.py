@@ -27,7 +27,7 @@ from agebody.assets.asset import SMPL_JOINT_NAMES
 from agebody.cameras.weak import MAHMR_RESOLUTION
 from agebody.checks import Reduction, apply_mask, reduce, residual
 from agebody.keypoints import KeypointLayout
-from agebody.losses.adversarial import generator_loss
+from agebody.losses.adversarial import adversarial_loss
 from agebody.losses.age import age_class_loss, age_offset_loss
 from agebody.losses.depth import fov_loss, relative_metric_loss
 from agebody.losses.keypoints import keypoints_3d_loss, reprojection_loss, rooted_weights
@@ -333,8 +333,8 @@ def _adversarial(prediction: Values, target: Values, reduction: Reduction) -> Te
     """Return the generator's loss, which HMR2 always divides by the number of people, beside its sums."""
     scores = prediction["scores"]
     if reduction == "none":
-        return generator_loss(scores, reduction="none") / max(scores[..., 0].numel(), 1)
-    return generator_loss(scores, reduction="mean")
+        return adversarial_loss(scores, True, reduction="none") / max(scores[..., 0].numel(), 1)
+    return adversarial_loss(scores, True, reduction="mean")
 
 
 class _Energy(nn.Module):

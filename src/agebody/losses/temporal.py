@@ -42,52 +42,33 @@ def velocity_loss(
 def acceleration_loss(
     points: Float[Tensor, "*batch T K D"],
     *,
+    momentum: float = 1.0,
     times: Float[Tensor, "*times"] | None = None,
     weights: Weights = None,
     penalty: Penalty = "l2",
     reduction: Reduction = "mean",
 ) -> Float[Tensor, "*left"]:
-    """Return ``p(J_t+1 - 2 J_t + J_t-1)``, summed over coordinates, of each point in frames with two
+    """Return ``p(J_t+1 - J_t - m (J_t - J_t-1))``, summed over coordinates, of each point in frames with two
     neighbours.
 
-    Arguments as of `velocity_loss`; with times, residuals are accelerations, exact for a constant one at
-    irregular times. Three frames weigh their product; the reduction is over (*batch, T - 2, K).
-    """
-    steps, durations, weights = _steps(points, times, weights)
-    velocity = steps / durations
-    between = (_later(durations) + _earlier(durations)) / 2
-    return _reduced(
-        (_later(velocity) - _earlier(velocity)) / between, _together(weights, 3), penalty, reduction
-    )
-
-
-def momentum_loss(
-    points: Float[Tensor, "*batch T K D"],
-    *,
-    momentum: float = 0.5,
-    times: Float[Tensor, "*times"] | None = None,
-    weights: Weights = None,
-    penalty: Penalty = "l2",
-    reduction: Reduction = "mean",
-) -> Float[Tensor, "*left"]:
-    """Return ``p(J_t+1 - (J_t + m (J_t - J_t-1)))``, summed over coordinates: points move on, but slow down.
-
-    SMIL's registration (Hesse et al., MICCAI 2018; smplify-kids), with m = 1/2. m = 0 asks for rest, m = 1
-    for even motion. To fit one frame after the other, detach the two that are done. Other arguments as of
-    `acceleration_loss`.
+    m = 1 is the acceleration. SMIL's registration (Hesse et al., MICCAI 2018; smplify-kids) takes m = 1/2:
+    points move on, but slow down; to fit one frame after the other, detach the two that are done. m = 0 asks
+    for rest.
 
     Args:
         points: (*batch, T, K, D) points [m].
-        momentum: m, the share of the last step that is expected again.
-        times: as of `velocity_loss`: the last step is scaled to the duration of the next; the residual stays
-            a length.
+        momentum: m, the share of the last velocity that is expected again.
+        times: as of `velocity_loss`: residuals are then accelerations, exact for a constant one at irregular
+            times.
         weights: broadcast to (*batch, T, K). Three frames weigh their product.
         penalty: p, of each coordinate.
         reduction: over (*batch, T - 2, K).
     """
     steps, durations, weights = _steps(points, times, weights)
-    expected = momentum * _earlier(steps) * (_later(durations) / _earlier(durations))
-    return _reduced(_later(steps) - expected, _together(weights, 3), penalty, reduction)
+    velocity = steps / durations
+    between = (_later(durations) + _earlier(durations)) / 2
+    changes = (_later(velocity) - momentum * _earlier(velocity)) / between
+    return _reduced(changes, _together(weights, 3), penalty, reduction)
 
 
 def angular_velocity_loss(

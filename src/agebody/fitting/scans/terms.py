@@ -15,7 +15,7 @@ from agebody.engine.backend import BackendName
 from agebody.fitting.scans.clouds import Plane
 from agebody.fitting.scans.frames import Frames, draw_points, eye_of
 from agebody.keypoints import KeypointLayout
-from agebody.losses import TRUNK, MahalanobisPrior, part_vertices, plane_height, self_intersection_loss
+from agebody.losses import MahalanobisPrior, part_vertices, plane_height, self_intersection_loss
 from agebody.mesh.closest import (
     closest_barycentric,
     closest_faces,
@@ -104,7 +104,7 @@ class ScanTerms:
         self.points, self.point_weights = draw_points(seen.points, seen.weights, sample)
         self.scan, self.scan_weights = draw_points(seen.points, seen.weights, SCAN_SHARE * sample)
         self.spread = farthest_rows(torch.tensor(asset.template).to(like), sample // 2)
-        back = part_vertices(asset, [name for name in TRUNK if name in asset.joint_names], facing=(0, 0, -1))
+        back = part_vertices(asset, "trunk", facing=(0, 0, -1))
         self.back = back[:: max(1, len(back) // BACK)].to(like.device)
         self.joints = all_joints(asset.joint_names)
         self.surface = SurfaceJacobian(body)

@@ -29,7 +29,7 @@ from agebody.crowd.placement import DISPARITY_MIN_SLOPE, Placement
 from agebody.crowd.refine import Refined
 from agebody.crowd.rescale import Rescaled
 from agebody.draw import render
-from agebody.losses import FEET, part_vertices
+from agebody.losses import part_vertices
 from agebody.parameters import BodyParameters
 from agebody.pipelines.labels.quality import flag_labels
 from agebody.pipelines.labels.records import Labels
@@ -239,7 +239,7 @@ def _refined(
     """Put people on the ground and reduce overlaps, with free sizes."""
     posed = body(parameters)
     points = body.keypoints("smpl24", parameters)
-    soles = part_vertices(body.asset, FEET, facing=(0, -1, 0))
+    soles = part_vertices(body.asset, "feet", facing=(0, -1, 0))
     return refine_crowd(
         points,
         camera.map(itemgetter(0)),

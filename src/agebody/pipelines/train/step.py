@@ -13,7 +13,7 @@ from agebody.cameras import Camera, normalize_points, project_weak
 from agebody.checks import expect
 from agebody.engine.batched import at_least_float32
 from agebody.keypoints import KeypointLayout
-from agebody.losses import PoseDiscriminator, discriminator_loss
+from agebody.losses import PoseDiscriminator, adversarial_loss
 from agebody.nets import Prediction
 from agebody.rotations import axis_angle_to_matrix
 
@@ -104,7 +104,7 @@ class Adversary:
         both = self.judge(
             torch.cat((made["body_pose"], pose)), torch.cat((self._identity(made), self._identity(real)))
         )
-        return discriminator_loss(both[:count], both[count:])
+        return adversarial_loss(both[:count], False) + adversarial_loss(both[count:], True)
 
     def _identity(self, values: dict[str, Tensor]) -> Tensor:
         if not self.aged:
