@@ -257,11 +257,27 @@ def test_blocks_import_public_names(page):
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_pages_mention_public_names(page):
     """Dotted names in text and code: each part is a door of the one before it, or a public name of it."""
-    for dotted in re.findall(r"(?<![\w./-])agebody(?:\.[A-Za-z]\w*)+", page.read_text(encoding="utf-8")):
+    expect_public_names(page.read_text(encoding="utf-8"), name_of(page))
+
+
+def expect_public_names(text: str, where: str) -> None:
+    for dotted in re.findall(r"(?<![\w./-])agebody(?:\.[A-Za-z]\w*)+", text):
         module, *parts = dotted.split(".")
         while parts and (f"{module}.{parts[0]}" in DOORS or (module == "agebody" and parts[0] in PACKAGES)):
             module += "." + parts.pop(0)
-        assert not parts or is_public(module, parts[0]), f"{name_of(page)}: {dotted}"
+        assert not parts or is_public(module, parts[0]), f"{where}: {dotted}"
+
+
+@pytest.mark.parametrize("door", sorted(DOORS))
+def test_reference_mentions_public_names(door):
+    """Docstrings of what is public, too, which are the pages of the reference."""
+    for name in DOORS[door]:
+        value = getattr(importlib.import_module(door), name)
+        members = (
+            [each for key, each in vars(value).items() if key[0] != "_"] if inspect.isclass(value) else []
+        )
+        for text in (inspect.getdoc(each) or "" for each in (value, *members) if callable(each)):
+            expect_public_names(text, f"{door}.{name}")
 
 
 PACKAGES = ("compat", "pipelines")

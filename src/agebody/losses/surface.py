@@ -42,19 +42,19 @@ def scan_to_mesh_loss(
     """Return ``w_s p(d_s)`` per point s of a scan, with d_s its distance from the nearest triangle (s2m).
 
     The first half of the data term of SMIL (Hesse et al., MICCAI 2018), where p is `gmof`: points that do not
-    belong to the body (a blanket, hands that hold the infant) stop pulling. Differentiable in body and scan
-    as `agebody.mesh.closest.closest_points` is.
+    belong to the body (a blanket, hands that hold the infant) stop pulling. Differentiable in body and scan,
+    as `agebody.mesh.closest_points` is.
 
     Args:
         vertices: of the body [m].
         scan: points [m]; pad scans of different sizes with points of weight 0.
         faces: vertex ids, the same for all bodies.
-        visible: vertices that the scanner could see (`agebody.mesh.closest.visible_vertices`); only triangles
+        visible: vertices that the scanner could see (`agebody.mesh.visible_vertices`); only triangles
             with three such corners are searched. A body without such a triangle does not count.
         weights: broadcast to (*batch, N).
         penalty: p, of distances [m].
         reduction: over points.
-        backend: of the search, see `agebody.mesh.closest.closest_faces`.
+        backend: of the search, as in `agebody.mesh.closest_points`.
     """
     vertices = expect("vertices", vertices, None, 3)
     scan = expect("scan", scan, None, 3)
@@ -85,8 +85,7 @@ def mesh_to_scan_loss(
     """Return ``w_v p(d_v)`` per vertex v of a body, with d_v its distance from the nearest scan point (m2s).
 
     The second half of SMIL's data term: it keeps parts of the body from lying where the scan shows nothing.
-    Only what the scanner could see should be drawn to it: give `agebody.mesh.closest.visible_vertices` as
-    weights.
+    Only what the scanner could see should be drawn to it: give `agebody.mesh.visible_vertices` as weights.
 
     Args:
         vertices: of the body [m].
@@ -96,7 +95,7 @@ def mesh_to_scan_loss(
             left, or the scan is empty, the body does not count.
         penalty: p, of distances [m].
         reduction: over vertices.
-        backend: of the search, see `agebody.mesh.closest.closest_faces`.
+        backend: of the search, as in `agebody.mesh.closest_points`.
     """
     vertices = expect("vertices", vertices, None, 3)
     scan = expect("scan", scan, None, 3)

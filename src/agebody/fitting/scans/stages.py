@@ -22,5 +22,5 @@ SMPLIFY_KIDS = tuple(
 """The three stages of smplify-kids (Hesse, 2022), by the author of SMIL, whose own weights are not published.
 
 Weights are the squares of those that smplify-kids squares in its energy; scales are in metres, or pixels for
-keypoints. Its root of the sum of collisions is replaced by the sum. Terms: `agebody.fitting.scans.terms`.
+keypoints. Its root of the sum of collisions is replaced by the sum.
 """
