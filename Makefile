@@ -11,7 +11,7 @@ PACKAGES ?= build/gpu-packages
 PAGES ?= build/pages
 GPU_PYTHON ?= 3.12
 
-.PHONY: demo train-demo test check lint types unit fast rest compiled docs docs-version docs-publish wheel release-check compat bench gpu gpu-packages clean
+.PHONY: demo train-demo test check lint types unit fast rest faults compiled docs docs-version docs-publish wheel release-check compat bench gpu gpu-packages clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -33,6 +33,11 @@ rest:
 # For daily work, at most two minutes: lint, types, and the tests that are not marked as slow.
 check: lint
 	+$(MAKE) --no-print-directory --jobs=2 types fast
+
+# Clusters on this machine that lose nodes, workers and calls: about six minutes.
+faults: export OMP_NUM_THREADS = 1
+faults: $(VENV)/.installed-dev
+	$(BIN)/pytest tests/test_faults.py -m faults
 
 # What is compiled once serves all workers, and the many processes that tests start.
 test check unit fast compiled: export PYTHONDONTWRITEBYTECODE =

@@ -35,6 +35,7 @@ SLOW = {
     "cuda_code",
     "docs",
     "evaluate_coco",
+    "faults",
     "files",
     "fitting_convert",
     "fitting_hands",

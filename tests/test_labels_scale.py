@@ -1,5 +1,6 @@
 """Shards of people and of labels, and the fit of many of them, killed and begun anew."""
 
+import errno
 import json
 import math
 import os
@@ -22,6 +23,7 @@ from hypothesis.extra import numpy as hnp
 from typer.testing import CliRunner
 
 import agebody
+from agebody import files
 from agebody.age import parse_ages
 from agebody.annotations import AnnotationError, ImageEntry, People, read_shard, write_shards
 from agebody.annotations.arrays import Key, read_arrays
@@ -572,6 +574,25 @@ def test_shards_of_nobody_become_labels_of_nobody(expected, body, people, tmp_pa
 def write_nobody(column):
     lists = pa.types.is_fixed_size_list(column.type)
     return pa.array([], pa.list_(pa.float64()) if lists else column.type)
+
+
+def test_a_full_disk_ends_the_call_and_another_goes_on(expected, body, people, tmp_path, monkeypatch):
+    """Data reach a full disk only when they are written out."""
+    sync = files._sync
+
+    def full(path):
+        if len(bytes_of(tmp_path)) == 2:
+            path.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "_sync", full)
+        with pytest.raises(OSError, match=r"No space left on device.*people-00002\.parquet"):
+            fit_dataset(body, people, tmp_path, cluster=Cluster(1))
+    assert sorted(os.listdir(tmp_path)) == ["people-00000.parquet", "people-00001.parquet", "report.json"]
+    assert fit_dataset(body, people, tmp_path, cluster=Cluster(1)).shards_found_done == 2
+    assert bytes_of(tmp_path) == expected
 
 
 # --- all shards, with Ray

@@ -11,7 +11,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -282,20 +282,23 @@ def fit_dataset(
         with (
             start_workers(body, fit_shard, call, cluster) as pool,
             closing(run_jobs(pool, largest_first, cluster.max_retries, show)) as done,
-            ExitStack() as at_the_end,
         ):
             show()
-            at_the_end.callback(claim.save, report, final=True)
-            for path, outcome in done:
-                if isinstance(outcome, Failed):
-                    error = _named(path, outcome.error)
-                    if not skip_bad:
-                        raise error
-                    report.bad[str(path)] = str(error)
-                    report.people -= todo[path]
-                else:
-                    report._add(outcome.worker, outcome.result, time.perf_counter() - began)
-                show()
+            try:
+                for path, outcome in done:
+                    if isinstance(outcome, Failed):
+                        error = _named(path, outcome.error)
+                        if not skip_bad:
+                            raise error
+                        report.bad[str(path)] = str(error)
+                        report.people -= todo[path]
+                    else:
+                        report._add(outcome.worker, outcome.result, time.perf_counter() - began)
+                    show()
+            except BaseException:
+                with suppress(OSError):  # as of a full disk
+                    claim.save(report, final=True)
+                raise
     report.seconds = round(time.perf_counter() - began, 3)
     claim.save(report, final=True)
     return report
