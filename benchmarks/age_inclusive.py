@@ -28,7 +28,7 @@ from agebody.measure import stature
 from agebody.metrics import joint_limit_violations, mpjpe, pa_mpjpe
 from agebody.nets.lifter import FEATURES, lifter_features
 from agebody.people import People, observe, random_people
-from agebody.rotations import axis_angle_to_matrix, rotation_6d_to_matrix
+from agebody.rotations import axis_angle_to_matrix, to_matrix
 
 SEEDS = (0, 1, 2)
 PEOPLE, TEST, STEPS, BATCH = 4000, 600, 400, 128
@@ -137,7 +137,7 @@ class Network(nn.Module):
             hidden = hidden + layer(hidden)
         pose, betas, age = self.read(hidden).split((144, self.betas, 1), -1)
         pose = pose + pose.new_tensor([1.0, 0, 0, 0, 1, 0]).repeat(24)
-        return rotation_6d_to_matrix(pose.unflatten(-1, (24, 6))), betas, age[:, 0]
+        return to_matrix(pose.unflatten(-1, (24, 6)), "rotation_6d"), betas, age[:, 0]
 
 
 def answer(body: BodyModel, arm: Arm, found: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:

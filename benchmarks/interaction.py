@@ -22,13 +22,13 @@ from torch.utils.flop_counter import FlopCounterMode
 import agebody
 from agebody.age import AGE_CLASSES, age_class
 from agebody.body import BodyModel
-from agebody.cameras import box_around, normalize_points
+from agebody.cameras import box_around, to_crop
 from agebody.mesh import MarkerSet
 from agebody.metrics import mpjpe, pa_mpjpe
 from agebody.nets import MeshPoseInteraction
 from agebody.parameters import BodyParameters
 from agebody.people import random_people
-from agebody.rotations import axis_angle_to_matrix, matrix_to_axis_angle, matrix_to_rotation_6d
+from agebody.rotations import axis_angle_to_matrix, from_matrix, matrix_to_axis_angle
 
 RESULT = Path(__file__).parent / "results" / "interaction" / "interaction_cpu.json"
 FRAMES, FEATURES, WIDTH = 8, 64, 32
@@ -85,10 +85,10 @@ def clips(body: BodyModel, count: int, seed: int) -> Clips:
         )
     pixels = people.camera.map(lambda part: part[:, None]).project(joints).pixels
     box = box_around(pixels.flatten(1, 2))
-    pixels = normalize_points(pixels, box[:, None], limit=1.0)
+    pixels = to_crop(pixels, box[:, None], limit=1.0)
     pixels = pixels + 2 * NOISE_PX * torch.randn(pixels.shape, generator=gen)
     known = torch.cat(
-        (matrix_to_rotation_6d(rotations).flatten(-2), moving.betas, moving.age_offset[..., None]), -1
+        (from_matrix(rotations, "rotation_6d").flatten(-2), moving.betas, moving.age_offset[..., None]), -1
     )
     mixing = torch.randn(known.shape[-1], FEATURES, generator=torch.Generator().manual_seed(0))
     features = known @ mixing / known.shape[-1] ** 0.5

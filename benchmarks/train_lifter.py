@@ -29,7 +29,7 @@ from agebody.measure import stature
 from agebody.metrics import mpjpe, pa_mpjpe
 from agebody.nets import lifter as nets
 from agebody.people import Observations, People, observe, random_people
-from agebody.rotations import axis_angle_to_matrix, matrix_to_axis_angle, rotation_6d_to_matrix
+from agebody.rotations import axis_angle_to_matrix, matrix_to_axis_angle, to_matrix
 
 BODIES = {"mannequin": agebody.mannequin, "anny": agebody.anny_body}
 VALIDATION_SEED = 20_000
@@ -162,7 +162,7 @@ def turned(rest_joints: Tensor, rotations: Tensor, tree: KinematicTree) -> Tenso
 
 def residuals(found: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
     """Return errors by read-out: those that have a standard deviation of their own."""
-    rotations = rotation_6d_to_matrix(found["pose"].unflatten(-1, (-1, 6)))
+    rotations = to_matrix(found["pose"].unflatten(-1, (-1, 6)), "rotation_6d")
     return {
         "pose": matrix_to_axis_angle((rotations.mT @ batch.rotations).detach()),
         "growth": found["growth"] - batch.tall.log()[:, None],
@@ -177,7 +177,7 @@ def objective(found: dict[str, Tensor], batch: Batch, tree: KinematicTree) -> di
     Joints and rotations determine the pose; its standard deviations are learnt beside them, from errors that
     are held fixed. Size, place and lengths are normal with their standard deviations.
     """
-    rotations = rotation_6d_to_matrix(found["pose"].unflatten(-1, (-1, 6)))
+    rotations = to_matrix(found["pose"].unflatten(-1, (-1, 6)), "rotation_6d")
     ours, theirs = (turned(batch.rest_joints, each, tree) for each in (rotations, batch.rotations))
     errors = residuals(found, batch)
     terms = {

@@ -42,7 +42,7 @@ class Step:
         self.box, self.camera = corners.flatten(1).to(device), people.camera.to(device)
         pixels = people.camera.project(points).pixels
         self.target = {
-            "keypoints_2d": cameras.normalize_points(pixels, self.box.cpu()),
+            "keypoints_2d": cameras.to_crop(pixels, self.box.cpu()),
             "keypoints_2d_weights": torch.rand(batch, 44),
             "keypoints_3d": points,
             "keypoints_3d_weights": torch.ones(batch, 44),

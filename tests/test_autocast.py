@@ -47,7 +47,9 @@ CASES: dict[str, Callable[[], Any]] = {
     "position": lambda: CAMERA.position,
     "look_at": lambda: cameras.Camera.look_at(PLACES, PLACES.roll(1, 0), size=(64, 64)),
     "from_matrix": lambda: cameras.Camera.from_matrix(CAMERA.intrinsics, CAMERA.world_to_camera),
-    "invert_extrinsics": lambda: cameras.invert_extrinsics(CAMERA.world_to_camera),
+    "convert_extrinsics": lambda: cameras.convert_extrinsics(
+        CAMERA.world_to_camera, "agebody", "opengl", direction="world_to_camera", result="camera_to_world"
+    ),
     "axis_angle_to_matrix": lambda: rotations.axis_angle_to_matrix(_normal(3000, 3)),
     "rotation_angle": lambda: rotation_angle(TURNS, TURNS.roll(1, 0)),
     "normal prior": lambda: (GAUSSIAN(POSES), GAUSSIAN.residuals(POSES)),

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from agebody.cameras import Camera, field_limit, focal_to_fov, fov_to_focal
+from agebody.cameras import Camera, field_limit, fov_to_focal
 from agebody.cameras.distortion import distort, undistort
 
 F64 = torch.float64
@@ -99,7 +99,19 @@ def test_fields_of_view_and_focal_lengths_are_inverses(fov, width, height, axis)
     focal = fov_to_focal(tensor(fov), (width, height), axis=axis)
     extent = {"vertical": height, "horizontal": width, "diagonal": math.hypot(width, height)}[axis]
     assert focal.item() == pytest.approx(extent / 2 / math.tan(fov / 2))
-    assert focal_to_fov(focal, (width, height), axis=axis).item() == pytest.approx(fov)
+    camera = Camera(focal.expand(2), tensor([width / 2, height / 2]))
+    assert camera.fov((width, height), axis=axis).item() == pytest.approx(fov)
+    batch = Camera.from_fov(tensor([fov, 1.0]), (width, height), axis=axis)
+    torch.testing.assert_close(batch.fov((width, height), axis=axis), tensor([fov, 1.0]))
+
+
+def test_each_side_of_an_image_has_its_field_of_view():
+    camera = Camera(tensor([100, 50]), tensor([100, 50]))
+    edges = camera.unproject(tensor([[0.0, 0.0], [200, 100]]), torch.ones(2, dtype=torch.float64))
+    for axis, kept in (("horizontal", [0, 2]), ("vertical", [1, 2]), ("diagonal", [0, 1, 2])):
+        first, second = torch.nn.functional.normalize(edges[:, kept], dim=-1)
+        expected = torch.acos((first * second).sum())
+        torch.testing.assert_close(camera.fov((200, 100), axis=axis), expected)
 
 
 def test_cliffs_guess_is_the_diagonal():
@@ -108,7 +120,7 @@ def test_cliffs_guess_is_the_diagonal():
     assert guess.center.tolist() == [800, 450]
     batch = Camera.guess(tensor([[640, 480], [100, 100]]))
     torch.testing.assert_close(batch.focal[:, 0], tensor([800, math.sqrt(2) * 100]))
-    angle = focal_to_fov(guess.focal[0], (1600, 900), axis="diagonal")
+    angle = guess.fov((1600, 900), axis="diagonal")
     assert math.degrees(angle) == pytest.approx(53.13, abs=0.01)
 
 
@@ -242,7 +254,7 @@ def test_look_at_puts_the_target_in_the_middle_and_up_above():
     assert above[1] < 50
     assert view.position.tolist() == pytest.approx([1, 2, 3], abs=1e-6)
     assert torch.det(view.rotation).item() == pytest.approx(1)
-    assert focal_to_fov(view.focal[1], (200, 100)).item() == pytest.approx(0.5)
+    assert view.fov((200, 100)).item() == pytest.approx(0.5)
     eyes = tensor([[1, 2, 3], [-4, 0, 1]])
     batch = Camera.look_at(eyes, (0.0, 0.0, 0.0), size=(10, 10), fov=tensor([0.5, 1]))
     torch.testing.assert_close(batch.position, eyes)
@@ -609,8 +621,8 @@ def test_parts_that_are_no_tensors_are_named(unchecked):
     ):
         with pytest.raises(TypeError, match=rf"{name}: expected a torch\.Tensor, got {type(value).__name__}"):
             camera._replace(**{name: value}).project(torch.ones(5, 3))
-    with pytest.raises(ValueError, match="focal: expected lengths above 0"):
-        focal_to_fov(torch.tensor([500.0, -5.0]), (640, 480))
+    with pytest.raises(ValueError, match="axis: expected one of vertical, horizontal, diagonal, got 'x'"):
+        camera.fov((640, 480), axis="x")
 
 
 def test_batches_that_do_not_fit_are_named():

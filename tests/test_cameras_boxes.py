@@ -16,10 +16,8 @@ from agebody.cameras import (
     box_around,
     box_condition,
     convert_box,
-    denormalize_points,
     from_crop,
     mahmr_to_translation,
-    normalize_points,
     square_box,
     to_crop,
     torso_translation,
@@ -78,18 +76,18 @@ def test_crops_and_back():
     points = tensor(np.random.default_rng(0).uniform(0, 500, (2, 5, 2)))
     corners = tensor([[[100, 50], [356, 306]]])
     assert to_crop(corners[0], BOX[0], size=(224, 112)).tolist() == [[0, 0], [224, 112]]
-    assert normalize_points(corners[0], BOX[0]).tolist() == [[-0.5, -0.5], [0.5, 0.5]]
-    assert normalize_points(corners[0], BOX[0], limit=1).tolist() == [[-1, -1], [1, 1]]
+    assert to_crop(corners[0], BOX[0]).tolist() == [[-0.5, -0.5], [0.5, 0.5]]
+    assert to_crop(corners[0], BOX[0], limit=1).tolist() == [[-1, -1], [1, 1]]
     for there, back, options in (
         (to_crop, from_crop, {"size": (224, 112)}),
         (to_crop, from_crop, {"size": tensor([[10, 20], [30, 40]])}),
-        (normalize_points, denormalize_points, {}),
-        (normalize_points, denormalize_points, {"limit": 1.0}),
+        (to_crop, from_crop, {}),
+        (to_crop, from_crop, {"limit": 1.0}),
     ):
         torch.testing.assert_close(back(there(points, BOX, **options), BOX, **options), points)
     # HMR2 divides pixels of the crop by its side and subtracts a half.
     expected = to_crop(points, BOX, size=(256, 256)) / 256 - 0.5
-    torch.testing.assert_close(normalize_points(points, BOX), expected)
+    torch.testing.assert_close(to_crop(points, BOX), expected)
 
 
 def test_a_cropped_camera_projects_into_the_crop():
@@ -130,7 +128,7 @@ def test_the_origin_shows_at_the_same_place_in_crop_and_full_frame():
     camera = Camera(tensor([[1200, 1000], [900, 900]]), tensor([[333, 222], [300, 250]]))
     weak = tensor([[0.8, 0.2, -0.1], [1.1, -0.3, 0.4]])
     translation = weak_to_translation(weak, BOX, camera)
-    shown = normalize_points(camera.project(translation[:, None]).pixels, BOX, limit=1)[:, 0]
+    shown = to_crop(camera.project(translation[:, None]).pixels, BOX, limit=1)[:, 0]
     torch.testing.assert_close(shown, weak[:, :1] * weak[:, 1:])
     torch.testing.assert_close(translation_to_weak(translation, BOX, camera), weak)
 
@@ -144,7 +142,7 @@ def test_full_frame_projection_nears_weak_perspective_as_the_focal_length_grows(
         camera = Camera(tensor([focal, focal]), tensor([300, 200]))
         translation = weak_to_translation(weak, BOX[0], camera)
         pixels = camera.project(points + translation).pixels
-        errors.append((normalize_points(pixels, BOX[0], limit=1) - expected).abs().max().item())
+        errors.append((to_crop(pixels, BOX[0], limit=1) - expected).abs().max().item())
     # Depths differ by |Z| <= 0.2 m around tz = 2 f / (b s): the error is at most |Z| / tz of coordinates
     # below 2, and falls as 1 / f.
     assert errors[0] < 2 * 0.2 / (2 * 1e3 / (256 * 0.9))
@@ -310,7 +308,7 @@ def test_a_torso_without_length_is_far_but_finite():
             )
             for call, options in (
                 (to_crop, {"size": (9, 9)}), (from_crop, {"size": (9, 9)}),
-                (normalize_points, {}), (denormalize_points, {}),
+                (to_crop, {}), (from_crop, {}),
             )
         ),
         (lambda: to_crop(torch.ones(5, 2), BOX[0], size=224), ValueError, "(width, height), got 224"),

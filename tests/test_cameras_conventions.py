@@ -16,7 +16,6 @@ from agebody.cameras import (
     convert_extrinsics,
     convert_pixels,
     from_pytorch3d,
-    invert_extrinsics,
     to_pytorch3d,
 )
 
@@ -66,9 +65,14 @@ def test_poses_move_points_as_axes_do(source, target, seed):
     to_camera = convert_extrinsics(matrix, source, target, direction="world_to_camera")
     torch.testing.assert_close(moved(to_camera), convert_axes(moved(matrix), source, target))
     # The same camera the other way round.
-    to_world = convert_extrinsics(invert_extrinsics(matrix), source, target, direction="camera_to_world")
+    inverse = torch.linalg.inv(matrix)
+    to_world = convert_extrinsics(inverse, source, target, direction="camera_to_world")
     torch.testing.assert_close(to_world, torch.linalg.inv(to_camera))
-    torch.testing.assert_close(to_world[..., :3, 3], invert_extrinsics(matrix)[..., :3, 3])
+    torch.testing.assert_close(to_world[..., :3, 3], inverse[..., :3, 3])
+    turned = {"direction": "world_to_camera", "result": "camera_to_world"}
+    torch.testing.assert_close(convert_extrinsics(matrix, source, target, **turned), to_world)
+    turned = {"direction": "camera_to_world", "result": "world_to_camera"}
+    torch.testing.assert_close(convert_extrinsics(inverse, source, target, **turned), to_camera)
     assert (torch.det(to_world[..., :3, :3]) > 0).all()
     back = convert_extrinsics(to_camera[..., :3, :], target, source, direction="world_to_camera")
     torch.testing.assert_close(back, matrix)
@@ -76,8 +80,10 @@ def test_poses_move_points_as_axes_do(source, target, seed):
 
 def test_inverse_of_poses():
     matrix = pose(3, (2, 2))
-    torch.testing.assert_close(invert_extrinsics(matrix), torch.linalg.inv(matrix))
-    torch.testing.assert_close(invert_extrinsics(matrix[..., :3, :]), torch.linalg.inv(matrix))
+    turned = {"direction": "world_to_camera", "result": "camera_to_world"}
+    for part in (matrix, matrix[..., :3, :]):
+        found = convert_extrinsics(part, "agebody", "agebody", **turned)
+        torch.testing.assert_close(found, torch.linalg.inv(matrix))
 
 
 def test_a_blender_camera_sees_what_it_sees_there():
@@ -86,10 +92,10 @@ def test_a_blender_camera_sees_what_it_sees_there():
     turned = np.eye(4)
     turned[:3, :3] = Rotation.from_euler("x", 90, degrees=True).as_matrix()
     turned[:3, 3] = (0, -5, 1)
-    to_world = convert_extrinsics(tensor(turned), "blender", "agebody", direction="camera_to_world")
-    camera = Camera.from_matrix(
-        tensor([[500, 0, 320], [0, 500, 240], [0, 0, 1]]), invert_extrinsics(to_world)
+    pose = convert_extrinsics(
+        tensor(turned), "blender", "agebody", direction="camera_to_world", result="world_to_camera"
     )
+    camera = Camera.from_matrix(tensor([[500, 0, 320], [0, 500, 240], [0, 0, 1]]), pose)
     ahead, right, above = camera.project(tensor([[0, 0, 1], [1, 0, 1], [0, 0, 2]])).pixels.tolist()
     assert ahead == pytest.approx([320, 240])
     assert right == pytest.approx([420, 240])

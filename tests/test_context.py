@@ -91,14 +91,10 @@ EXAMPLES: dict[str, Example] = {
         (RIGID,),
     ),
     "cameras.convert_pixels": (lambda x: cameras.convert_pixels(x, "opencv", "agebody"), (PIXELS,)),
-    "cameras.denormalize_points": (cameras.denormalize_points, (B2[:2], BOX)),
     "cameras.field_limit": (cameras.field_limit, (LENS,)),
-    "cameras.focal_to_fov": (partial(cameras.focal_to_fov, size=(640, 480)), (POSITIVE * 400,)),
     "cameras.fov_to_focal": (partial(cameras.fov_to_focal, size=(640, 480)), (POSITIVE / 3,)),
     "cameras.from_crop": (partial(cameras.from_crop, size=(224, 224)), (PIXELS, BOX)),
-    "cameras.invert_extrinsics": (cameras.invert_extrinsics, (RIGID,)),
     "cameras.mahmr_to_translation": (cameras.mahmr_to_translation, (WEAK, torch.tensor([900.0, 1100.0]))),
-    "cameras.normalize_points": (cameras.normalize_points, (PIXELS, BOX)),
     "cameras.project_weak": (
         lambda points, weak, box: cameras.project_weak(points, weak, box, _camera(box)),
         (A3[:2], WEAK, BOX),
@@ -187,11 +183,7 @@ EXAMPLES: dict[str, Example] = {
     "rotations.from_matrix": (lambda x: rotations.from_matrix(x, "quaternion"), (MATRICES,)),
     "nets.normalize_images": (nets.normalize_images, (_normal(2, 3, 4, 5).sigmoid(),)),
     "rotations.matrix_to_axis_angle": (rotations.matrix_to_axis_angle, (MATRICES,)),
-    "rotations.matrix_to_quaternion": (rotations.matrix_to_quaternion, (MATRICES,)),
-    "rotations.matrix_to_rotation_6d": (rotations.matrix_to_rotation_6d, (MATRICES,)),
     "rotations.mirror": (rotations.mirror, (VECTORS,)),
-    "rotations.quaternion_to_matrix": (rotations.quaternion_to_matrix, (_normal(5, 4),)),
-    "rotations.rotation_6d_to_matrix": (rotations.rotation_6d_to_matrix, (_normal(5, 6),)),
     "rotations.to_matrix": (lambda x: rotations.to_matrix(x, "axis_angle"), (VECTORS,)),
 }
 

@@ -207,7 +207,7 @@ def test_a_fit_refines_who_has_keypoints(tmp_path, bodies, seen):
                 torch.cat((seen.parameters.global_orient[:, None], seen.parameters.body_pose), 1)
             )
             pose = torch.cat(
-                (agebody.rotations.matrix_to_rotation_6d(matrices).flatten(1), rest["pose"][None])
+                (agebody.rotations.from_matrix(matrices, "rotation_6d").flatten(1), rest["pose"][None])
             )
             betas = torch.cat((seen.parameters.betas + 0.3, seen.parameters.age_offset[:, None]), 1)
             betas = torch.cat((betas, rest["betas"][None]))

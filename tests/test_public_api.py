@@ -27,9 +27,8 @@ MODULES = [
 ROOMS = {
     "cameras": """
         Camera bev_to_translation box_around box_condition convert_axes convert_box
-        convert_extrinsics convert_pixels denormalize_points field_limit focal_to_fov
-        fov_to_focal from_crop from_pytorch3d invert_extrinsics mahmr_to_translation
-        normalize_points project_weak square_box to_crop to_pytorch3d torso_translation
+        convert_extrinsics convert_pixels field_limit fov_to_focal from_crop from_pytorch3d
+        mahmr_to_translation project_weak square_box to_crop to_pytorch3d torso_translation
         weak_to_translation
     """,
     "crowd": """

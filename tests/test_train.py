@@ -251,7 +251,7 @@ def test_targets_are_the_labels_before_the_camera(shards, body):
     batch = data.__getitems__(range(24))
     target = batch.target
     pixels = batch.camera.project(target["keypoints_3d"]).pixels
-    inside = cameras.normalize_points(pixels, batch.box)
+    inside = cameras.to_crop(pixels, batch.box)
     torch.testing.assert_close(inside, target["keypoints_2d"], atol=2e-3, rtol=1e-3)
     assert batch.images.shape == (24, 3, 64, 48)
     assert (target["age_offset_weights"] == 1).all()
@@ -543,7 +543,7 @@ def test_predicted_values_are_those_of_the_body(body, shards):
     values = predicted_values(prediction, body, batch.box, batch.camera)
     transl = cameras.weak_to_translation(prediction.camera, batch.box, batch.camera)
     points = body.keypoints("hmr2_44", **prediction.arguments(), transl=transl)
-    inside = cameras.normalize_points(batch.camera.project(points).pixels, batch.box)
+    inside = cameras.to_crop(batch.camera.project(points).pixels, batch.box)
     torch.testing.assert_close(values["keypoints_2d"], inside, atol=1e-4, rtol=1e-4)
 
 

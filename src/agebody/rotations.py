@@ -29,11 +29,7 @@ __all__ = [
     "axis_angle_to_matrix",
     "from_matrix",
     "matrix_to_axis_angle",
-    "matrix_to_quaternion",
-    "matrix_to_rotation_6d",
     "mirror",
-    "quaternion_to_matrix",
-    "rotation_6d_to_matrix",
     "to_matrix",
 ]
 

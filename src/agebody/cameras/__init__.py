@@ -4,19 +4,16 @@ from agebody.cameras.boxes import (
     box_around,
     box_condition,
     convert_box,
-    denormalize_points,
     from_crop,
-    normalize_points,
     square_box,
     to_crop,
 )
-from agebody.cameras.camera import Camera, focal_to_fov, fov_to_focal
+from agebody.cameras.camera import Camera, fov_to_focal
 from agebody.cameras.conventions import (
     convert_axes,
     convert_extrinsics,
     convert_pixels,
     from_pytorch3d,
-    invert_extrinsics,
     to_pytorch3d,
 )
 from agebody.cameras.distortion import field_limit
@@ -32,15 +29,11 @@ __all__ = [
     "convert_box",
     "convert_extrinsics",
     "convert_pixels",
-    "denormalize_points",
     "field_limit",
-    "focal_to_fov",
     "fov_to_focal",
     "from_crop",
     "from_pytorch3d",
-    "invert_extrinsics",
     "mahmr_to_translation",
-    "normalize_points",
     "project_weak",
     "square_box",
     "to_crop",

@@ -74,50 +74,39 @@ def box_around(
 
 
 def to_crop(
-    points: Float[Tensor, "*points K 2"], box: Float[Tensor, "*batch 4"], *, size: Size
+    points: Float[Tensor, "*points K 2"],
+    box: Float[Tensor, "*batch 4"],
+    *,
+    size: Size | None = None,
+    limit: float = 0.5,
 ) -> Float[Tensor, "*out K 2"]:
-    """Convert image points to pixels of a crop that is resized to a size.
+    """Convert image points to coordinates of a crop: pixels after resizing it, or normalised coordinates.
 
-    `Camera.cropped` is the camera that projects to these.
+    `Camera.cropped` is the camera that projects to the pixels.
 
     Args:
         points: in the full image [pixels].
         box: corners of the crop in it [pixels].
-        size: width and height of the crop after resizing [pixels].
+        size: width and height of the crop after resizing [pixels]; None for normalised coordinates.
+        limit: where normalised coordinates end: from -limit to limit over the box. 0.5 as in HMR2, or 1 as in
+            HMR and SPIN.
     """
     points, low, extent = _in_window(points, box)
-    return (points - low) / extent * as_size(size, low)[..., None, :]
+    share = (points - low) / extent
+    return (share - 0.5) * (2 * limit) if size is None else share * as_size(size, low)[..., None, :]
 
 
 def from_crop(
-    points: Float[Tensor, "*points K 2"], box: Float[Tensor, "*batch 4"], *, size: Size
+    points: Float[Tensor, "*points K 2"],
+    box: Float[Tensor, "*batch 4"],
+    *,
+    size: Size | None = None,
+    limit: float = 0.5,
 ) -> Float[Tensor, "*out K 2"]:
-    """Convert pixels of a resized crop to points of the full image; the inverse of `to_crop`."""
+    """Convert coordinates of a crop to points of the full image; the inverse of `to_crop`."""
     points, low, extent = _in_window(points, box)
-    return low + points / as_size(size, low)[..., None, :] * extent
-
-
-def normalize_points(
-    points: Float[Tensor, "*points K 2"], box: Float[Tensor, "*batch 4"], *, limit: float = 0.5
-) -> Float[Tensor, "*out K 2"]:
-    """Convert image points to crop-normalised coordinates: 0 in the box's middle, -limit and limit at its
-    edges.
-
-    Args:
-        points: in the full image [pixels].
-        box: corners of the crop [pixels].
-        limit: 0.5 as in HMR2, or 1 as in HMR and SPIN.
-    """
-    points, low, extent = _in_window(points, box)
-    return ((points - low) / extent - 0.5) * (2 * limit)
-
-
-def denormalize_points(
-    points: Float[Tensor, "*points K 2"], box: Float[Tensor, "*batch 4"], *, limit: float = 0.5
-) -> Float[Tensor, "*out K 2"]:
-    """Convert crop-normalised coordinates to points of the full image; the inverse of `normalize_points`."""
-    points, low, extent = _in_window(points, box)
-    return low + (points / (2 * limit) + 0.5) * extent
+    share = points / (2 * limit) + 0.5 if size is None else points / as_size(size, low)[..., None, :]
+    return low + share * extent
 
 
 def box_condition(

@@ -313,6 +313,19 @@ class Camera(NamedTuple):
         plane, depth = torch.broadcast_tensors(plane, depth[..., None])
         return self.to_world(torch.cat((plane * depth, depth[..., :1]), -1))
 
+    def fov(self, size: Size, *, axis: Axis = "vertical") -> Float[Tensor, "*batch"]:
+        """Return the field of view [rad] of an image whose middle is the principal point.
+
+        Args:
+            size: width and height of the image [pixels].
+            axis: of the field of view: "vertical", "horizontal" or "diagonal".
+        """
+        extent = as_size(size, self.focal) / expect("focal", self.focal, 2)
+        sides = {"vertical": extent[..., 1], "horizontal": extent[..., 0], "diagonal": extent.norm(dim=-1)}
+        if axis not in sides:
+            raise ValueError(f"axis: expected one of {', '.join(sides)}, got {axis!r}")
+        return 2 * torch.atan(sides[axis] / 2)
+
     def resized(self, scale: float | Float[Tensor, "*batch n"]) -> Camera:
         """Return the camera of the resized image.
 
@@ -383,15 +396,6 @@ def fov_to_focal(
     fov = expect("fov", fov)
     expect_values(fov=((fov > 0) & (fov < math.pi), "angles between 0 and pi [rad], not degrees"))
     return _length(size, axis, fov) / (2 * torch.tan(fov / 2))
-
-
-def focal_to_fov(
-    focal: Float[Tensor, "*batch"], size: Size, *, axis: Axis = "vertical"
-) -> Float[Tensor, "*batch"]:
-    """Return the field of view [rad] of a focal length [pixels]; the inverse of `fov_to_focal`."""
-    focal = expect("focal", focal)
-    expect_values(focal=(focal > 0, "lengths above 0"))
-    return 2 * torch.atan2(_length(size, axis, focal), 2 * focal)
 
 
 def split_rigid(name: str, matrix: Any) -> tuple[Float[Tensor, "*batch 3 3"], Float[Tensor, "*batch 3"]]:

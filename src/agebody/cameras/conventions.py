@@ -46,36 +46,37 @@ def convert_axes(points: Float[Tensor, "*batch 3"], source: Axes, target: Axes) 
 
 
 def convert_extrinsics(
-    matrix: Float[Tensor, "*batch n 4"], source: Axes, target: Axes, *, direction: Direction
+    matrix: Float[Tensor, "*batch n 4"],
+    source: Axes,
+    target: Axes,
+    *,
+    direction: Direction,
+    result: Direction | None = None,
 ) -> Float[Tensor, "*batch 4 4"]:
     """Convert a camera's pose to the camera axes of another convention; the world's axes stay.
 
-    World to camera, rows change sign; camera to world, columns do. To turn one into the other, use
-    `invert_extrinsics`.
+    World to camera, rows change sign; camera to world, columns do. One is the inverse of the other,
+    [R^T | -R^T t].
 
     Args:
         matrix: [R | t] for column vectors, (3, 4) or (4, 4).
         source: convention of its camera axes.
         target: convention of the result.
         direction: of the matrix, "world_to_camera" or "camera_to_world".
+        result: direction of the result, by default the same.
     """
-    if direction not in get_args(Direction):
-        raise ValueError(f"direction: expected one of {', '.join(get_args(Direction))}, got {direction!r}")
+    for name, given in (("direction", direction), ("result", result or direction)):
+        if given not in get_args(Direction):
+            raise ValueError(f"{name}: expected one of {', '.join(get_args(Direction))}, got {given!r}")
     rotation, translation = split_rigid("matrix", matrix)
     signs = _signs(source, target, rotation)
     if direction == "world_to_camera":
-        return join_rigid(signs[:, None] * rotation, signs * translation)
-    return join_rigid(rotation * signs, translation)
-
-
-def invert_extrinsics(matrix: Float[Tensor, "*batch n 4"]) -> Float[Tensor, "*batch 4 4"]:
-    """Convert world to camera into camera to world, and back: [R^T | -R^T t].
-
-    Args:
-        matrix: [R | t], (3, 4) or (4, 4), R a rotation.
-    """
-    rotation, translation = split_rigid("matrix", matrix)
-    return join_rigid(rotation.mT, -(rotation * translation[..., None]).sum(-2))
+        rotation, translation = signs[:, None] * rotation, signs * translation
+    else:
+        rotation = rotation * signs
+    if (result or direction) != direction:
+        rotation, translation = rotation.mT, -(rotation * translation[..., None]).sum(-2)
+    return join_rigid(rotation, translation)
 
 
 def convert_pixels(

@@ -49,7 +49,7 @@ class MeshPoseInteraction(nn.Module):
         layout: of the joints, with its root.
         features: F.
         frames: T.
-        coordinates: 2 for joints in the image, as `cameras.normalize_points` gives them, or 3.
+        coordinates: 2 for joints in the image, as `cameras.to_crop` gives them, or 3.
         width: channels of all tokens.
         depth: pairs of attention blocks of the lifter.
         blocks: of the interaction.

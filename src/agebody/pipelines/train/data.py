@@ -21,7 +21,7 @@ from agebody.age import AGE_CLASSES, UNKNOWN
 from agebody.annotations.people import AnnotationError
 from agebody.annotations.photographs import to_eight_bits
 from agebody.assets.asset import SMPL_JOINT_NAMES
-from agebody.cameras import Camera, normalize_points, square_box
+from agebody.cameras import Camera, square_box, to_crop
 from agebody.keypoints import mirror_order
 from agebody.mesh import PartMap
 from agebody.pipelines.labels.samples import (
@@ -305,7 +305,7 @@ class TrainingData(torch.utils.data.Dataset):
         usual = (betas.abs() <= self.filters.largest_beta).all(-1)
         posed = _tensor(people, "pose_weight")
         return {
-            "keypoints_2d": normalize_points(changed.keypoints_2d, changed.box),
+            "keypoints_2d": to_crop(changed.keypoints_2d, changed.box),
             "keypoints_2d_weights": changed.keypoints_2d_weights,
             "keypoints_3d": changed.keypoints_3d,
             "keypoints_3d_weights": changed.keypoints_3d_weights,

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from agebody.body import BodyModel
-from agebody.cameras import Camera, normalize_points, project_weak
+from agebody.cameras import Camera, project_weak, to_crop
 from agebody.checks import expect
 from agebody.engine.batched import at_least_float32
 from agebody.keypoints import KeypointLayout
@@ -53,7 +53,7 @@ def predicted_values(
         **{name: at_least_float32(value) for name, value in prediction.extras.items()},
         **arguments,
         "keypoints_3d": points,
-        "keypoints_2d": normalize_points(pixels, box),
+        "keypoints_2d": to_crop(pixels, box),
     }
 
 
