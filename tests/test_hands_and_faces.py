@@ -100,12 +100,12 @@ class TestAsParityWithSmplx:
         contour = body.face_contour(body_pose=joined, age_offset=age, **given)
         close(out.vertices, expected.vertices)
         close(torch.cat((static, contour), 1), expected.joints)
-        pull = [normal(*x.shape, seed=3) / x.shape[1] for x in (expected.vertices, expected.joints)]
+        pull = [normal(*x.shape, seed=3) for x in (expected.vertices, expected.joints)]
         found = torch.autograd.grad([out.vertices, torch.cat((static, contour), 1)], every, pull)
         for mine, peers in zip(
             found, torch.autograd.grad([expected.vertices, expected.joints], every, pull), strict=True
         ):
-            close(mine, peers, 2e-5)
+            close(mine / peers.abs().max(), peers / peers.abs().max(), 2 * ATOL)  # of two roundings
 
         again = split_pose(
             body.asset, joined, num_hand_components=12 if use_pca else None, flat_hand_mean=flat_hand_mean
