@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+import typer
 from PIL import Image
 from pose_models import TINY, save_network, save_rtmo
 from typer.testing import CliRunner
@@ -17,6 +18,7 @@ from agebody.annotations.videos import write_video
 from agebody.assets.io import save_asset
 from agebody.nets.vit import VIT_SIZES
 from agebody.pipelines.cli import app
+from agebody.pipelines.cli.app import running
 
 COMMANDS = {
     "demo": ["--body", "{body}", "-o", "{output}"],
@@ -255,6 +257,36 @@ def test_wrong_ranges_of_synthesize_are_named(tmp_path, good, name, value):
     result = run("synthesize", [*fill("synthesize", good, tmp_path), f"--{name}", value])
     assert_refused(result, tmp_path)
     assert f"--{name}" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("batch_size: expected at least 1, got 0", "--batch-size: expected at least 1, got 0"),
+        ("batch_size, unfitted: expected one", "--batch-size, --unfitted: expected one"),
+        ("batch_size, masks: expected one", "batch_size, masks: expected one"),
+        (
+            'p.png: no fit; choose unfitted="drop" or x_unfitted="a"',
+            "p.png: no fit; choose --unfitted drop or x_",
+        ),
+        ("exists; pass overwrite=True to replace it", "exists; give --overwrite to replace it"),
+        ("folder: expected one", "folder: expected one"),
+    ],
+)
+def test_errors_of_the_library_name_options_of_the_command(said, shown, tmp_path):
+    small = typer.Typer(cls=type(typer.main.get_group(app)))
+
+    @small.command()
+    def fit(
+        folder: str = typer.Argument(""), batch_size: int = 1, unfitted: str = "", overwrite: bool = False
+    ):
+        with running(ValueError):
+            raise ValueError(said)
+
+    small.callback()(lambda: None)
+    result = CliRunner().invoke(small, ["fit"])
+    assert_refused(result, tmp_path)
+    assert result.stderr.startswith(f"error: {shown}")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

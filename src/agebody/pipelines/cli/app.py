@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import os
+import re
 import signal
 import sys
 import threading
@@ -19,7 +21,8 @@ from typer.core import TyperGroup
 
 _USAGE_ERROR: Any = typer.BadParameter.__mro__[2]
 """Click's ClickException, also where typer brings its own Click."""
-_OPTIONS = {
+_CLICK: Any = importlib.import_module(_USAGE_ERROR.__module__.replace("exceptions", "globals"))
+_ADVICE = {
     "pass overwrite=True": "give --overwrite",
     "load it with one: load_asset(..., infant_template=...)": "`agebody convert BODY INFANT` adds one",
 }
@@ -154,9 +157,17 @@ def describe(error: Exception) -> str:
         if reason[1:2].islower():  # the system begins with a capital letter
             reason = reason[0].lower() + reason[1:]
         message = reason if error.filename is None else f"{os.fsdecode(error.filename)}: {reason}"
-    for said, option in _OPTIONS.items():
-        message = message.replace(said, option)
-    return message
+    for said, done in _ADVICE.items():
+        message = message.replace(said, done)
+    context = _CLICK.get_current_context(silent=True)
+    parameters = context.command.params if context else ()
+    options = {one.name: one.opts[0] for one in parameters if one.opts[0].startswith("-")}
+    for name, option in options.items():
+        message = re.sub(rf"(?<![\w.-]){name}=True", option, message)
+        message = re.sub(rf'(?<![\w.-]){name}="([\w-]+)"', rf"{option} \1", message)
+    names, colon, rest = message.partition(": ")  # of arguments, or a file
+    found = [options.get(name) for name in names.split(", ")]
+    return message if None in found else ", ".join(map(str, found)) + colon + rest
 
 
 def plain(message: str) -> str:
