@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -91,7 +92,7 @@ def fit_measurements(
     result is kept.
 
     Args:
-        body: an `SMPL`, `SMIL` or `SMPLA` layer, without ``smil``; the fit runs in its dtype, on its device.
+        body: any layer, without ``smil``, whose expressions rest; the fit runs in its dtype, on its device.
         targets: name -> value [m], one for all bodies or (*batch).
         age_offset: (*batch) if it is known; found with the betas if None.
         weights: name -> (*batch), 1 if missing. Targets of weight 0 are ignored, even NaN.
@@ -176,7 +177,10 @@ class _Problem:
         self.segments = list(pairwise(ends)) if self.anchors and self.age is None else [(0.0, 0.0)]
         chosen = {name: definitions[name] for name in targets}
         measure = Measurements(body.asset, chosen, dtype=body.dtype, device=body.device)
-        directions = torch.from_numpy(body.identity_directions).to(body.device, body.dtype)
+        # A face that laughs is no wider: expressions are no part of the shape, and rest.
+        expressions = slice(1 + body.num_betas, 1 + body.num_coefficients)
+        directions = np.delete(body.identity_directions, expressions, 0)
+        directions = torch.from_numpy(directions).to(body.device, body.dtype)
         self.gauges = [(gauge, directions[:, gauge.vertices].flatten(1)) for gauge in measure.all_gauges()]
 
     def solve(self, rows: Tensor, tolerance: float, max_iterations: int) -> tuple[Tensor, ...]:
@@ -205,7 +209,7 @@ class _Problem:
         low, high = torch.tensor(self.segments).to(self.targets).mT
         shares = torch.linspace(0, 1, _STARTS).to(low)[:, None]
         ages = (low + shares * (high - low)).flatten()  # (starts * segments)
-        betas = ages.new_zeros(len(ages), self.body.num_coefficients)
+        betas = ages.new_zeros(len(ages), self.body.num_betas)
         values = self._values(self._surfaces(betas, age_coefficients(ages, self.anchors)))
         residual = values[:, None] - self.targets[rows]
         misfit = torch.where(self.weights[rows] > 0, self.weights[rows] * residual**2, 0).sum(-1)
@@ -222,9 +226,7 @@ class _Problem:
         bodies, start_age = rows.repeat(len(segments)), ages.gather(0, segments).flatten()
         if self.age is not None:
             low = high = start_age = self.age[bodies]
-        start = torch.cat(
-            (start_age.new_zeros(len(bodies), self.body.num_coefficients), start_age[:, None]), 1
-        )
+        start = torch.cat((start_age.new_zeros(len(bodies), self.body.num_betas), start_age[:, None]), 1)
         lower, upper = (torch.full_like(start, bound) for bound in (-torch.inf, torch.inf))
         lower[:, -1], upper[:, -1] = low, high
         metric = start.new_ones(start.shape[1])
