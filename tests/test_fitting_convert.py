@@ -8,7 +8,7 @@ import torch
 
 import agebody
 from agebody.assets.asset import Metadata
-from agebody.fitting.convert import Correspondence, convert, correspond, same_topology
+from agebody.fitting.conversion import Correspondence, convert, correspond, same_topology
 from agebody.keypoints import LAYOUTS
 from agebody.mesh.closest import closest_points
 from agebody.parameters import BodyParameters

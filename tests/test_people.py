@@ -16,7 +16,7 @@ from agebody.losses import joint_limits
 from agebody.losses.limits import joint_limits_excess
 from agebody.people import POSES, observe, random_people
 from agebody.people.poses import MORE_POSES
-from agebody.people.random_people import POSTURES
+from agebody.people.sampling import POSTURES
 
 DOUBLE = torch.float64
 COCO = LAYOUTS["coco17"]

@@ -4,7 +4,7 @@ from agebody.crowd.depths import mask_depths, surface_depth
 from agebody.crowd.height_prior import HeightPrior, height_class
 from agebody.crowd.placement import is_far, place_people
 from agebody.crowd.refine import refine_crowd
-from agebody.crowd.rescale import rescale, rest_height
+from agebody.crowd.rescaling import rescale, rest_height
 from agebody.crowd.scene import Deviations
 
 __all__ = [

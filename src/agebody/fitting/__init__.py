@@ -1,6 +1,6 @@
 """From observations to bodies: keypoints in images, points, meshes, measurements and scans."""
 
-from agebody.fitting.convert import convert
+from agebody.fitting.conversion import convert
 from agebody.fitting.frames import AIONHMR, SMPLIFY, fit_keypoints, fit_sequence
 from agebody.fitting.measures import MeasurementFit, fit_measurements
 from agebody.fitting.points import fit_points, fit_vertices

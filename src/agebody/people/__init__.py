@@ -2,6 +2,6 @@
 
 from agebody.people.observations import Observations, observe
 from agebody.people.poses import POSES, pose
-from agebody.people.random_people import People, random_people
+from agebody.people.sampling import People, random_people
 
 __all__ = ["POSES", "Observations", "People", "observe", "pose", "random_people"]

@@ -15,7 +15,7 @@ from agebody.body.model import expect_body
 from agebody.cameras.boxes import box_around
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.mesh.closest import visible_vertices
-from agebody.people.random_people import Draws, People, expect_share
+from agebody.people.sampling import Draws, People, expect_share
 
 HIDDEN_NOISE = 3.0
 """Factor of the noise for points that the detector guesses because something hides them."""

@@ -27,7 +27,7 @@ from agebody.crowd.depths import MaskDepths
 from agebody.crowd.height_prior import SEXES
 from agebody.crowd.placement import DISPARITY_MIN_SLOPE, Placement
 from agebody.crowd.refine import Refined
-from agebody.crowd.rescale import Rescaled
+from agebody.crowd.rescaling import Rescaled
 from agebody.draw import render
 from agebody.losses import part_vertices
 from agebody.parameters import BodyParameters

@@ -21,7 +21,7 @@ from agebody.annotations.photographs import Photographs
 from agebody.body import BodyModel
 from agebody.keypoints import get_layout
 from agebody.mesh.parts import PARTS_6, PARTS_7, PartMap
-from agebody.people.random_people import class_years
+from agebody.people.sampling import class_years
 from agebody.pipelines.labels.settings import describe_body
 
 PARTS = {24: None, 7: PARTS_7, 6: PARTS_6}

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from agebody.cameras import Camera, box_around, convert_box, square_box
 from agebody.keypoints import KeypointLayout, get_layout, mirror_order
-from agebody.people.random_people import expect_share
+from agebody.people.sampling import expect_share
 from agebody.rotations import mirror
 
 
