@@ -240,6 +240,7 @@ def test_a_claim_is_that_of_a_process_that_lives(tmp_path):
 def ray(monkeypatch):
     """Stand in for Ray: says what is called, and may be interrupted as it starts."""
     said, signals = [], []
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which shells ignore in the background
 
     def init(runtime_env, **where):
         if "TypeError" in str(runtime_env):
@@ -254,7 +255,8 @@ def ray(monkeypatch):
     fields = {"RuntimeEnv": types.SimpleNamespace(known_fields={"env_vars"})}
     monkeypatch.setitem(sys.modules, "ray", fake)
     monkeypatch.setitem(sys.modules, "ray.runtime_env", types.SimpleNamespace(**fields))
-    return types.SimpleNamespace(said=said, signals=signals)
+    yield types.SimpleNamespace(said=said, signals=signals)
+    signal.signal(signal.SIGINT, before)
 
 
 def test_a_start_that_is_interrupted_is_ended_as_a_whole(ray):

@@ -149,7 +149,7 @@ def test_a_file_gives_the_same_markers(markers, tmp_path):
         ),
         ({"matrix": np.full((3, 1), 2.0), "vertex_ids": np.array([1])}, {"names": ["a"]}, "add up to 1"),
         ({"matrix": np.full((3, 1), 1), "vertex_ids": np.array([1])}, {"names": ["a"]}, "floating"),
-        ({}, {"names": ["a"], "format_version": 9}, "install a newer one"),
+        ({"matrix": np.ones(1)}, {"names": ["a"], "format_version": 9}, "install a newer one"),
         ({"matrix": np.ones((3, 1))}, None, "not a file of virtual markers"),
     ],
 )
