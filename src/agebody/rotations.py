@@ -73,7 +73,7 @@ def axis_angle_to_matrix(axis_angle: Float[Tensor, "*batch 3"]) -> Float[Tensor,
     ``R = cos(t) I + a(s) [v]x + b(s) v v^T`` with ``a = sin(t) / t`` and ``b = (1 - cos(t)) / t^2``.
     """
     axis_angle = _read("axis_angle", axis_angle)
-    return _RODRIGUES(None, axis_angle.reshape(-1, 3))[0].reshape(*axis_angle.shape, 3)
+    return RODRIGUES(None, axis_angle.reshape(-1, 3))[0].reshape(*axis_angle.shape, 3)
 
 
 def _rodrigues(_: None, v: Tensor) -> tuple[Tensor]:
@@ -95,7 +95,7 @@ def _rodrigues_value(_: None, keep: bool, v: Array) -> tuple[tuple[Array], tuple
     t = xp.sqrt(s) + _TINY
     half = xp.sin(t / 2) / t
     a, b = xp.sin(t) / t, 2 * half * half
-    matrix = _constants(v).basis.T @ xp.concatenate((xp.cos(t)[None], a * v))
+    matrix = constants(v).basis.T @ xp.concatenate((xp.cos(t)[None], a * v))
     matrix += ((b * v)[:, None] * v).reshape(9, -1)
     return (_transpose(matrix).reshape(-1, 3, 3),), (s, a, b) if keep else ()
 
@@ -105,7 +105,7 @@ def _rodrigues_gradient(
 ) -> tuple[Array]:
     xp: Any = np if isinstance(v, np.ndarray) else torch
     s, a, b = kept or _rodrigues_value(None, True, v)[1]
-    basis, slopes = _constants(v)
+    basis, slopes = constants(v)
     v, g = _transpose(v), _transpose(grads[0].reshape(-1, 9))
     # a' = (cos t - a) / 2s and b' = (a / 2 - b) / s, which lose digits as s vanishes.
     series = slopes[0]
@@ -154,7 +154,8 @@ class _Constants(NamedTuple):
     slopes: Array
 
 
-def _constants(like: Array) -> _Constants:
+def constants(like: Array) -> _Constants:
+    """Return the constants of Rodrigues' formula as arrays of the kind of another."""
     if isinstance(like, np.ndarray):
         return _constants_on(None, like.dtype)
     return _constants_on(like.device, like.dtype)
@@ -175,7 +176,7 @@ def _series(x: Array, coefficients: tuple[float, ...]) -> Array:
     return value
 
 
-_RODRIGUES = BatchedFunction(1, _rodrigues, _rodrigues_value, _rodrigues_gradient, in_numpy=True)
+RODRIGUES = BatchedFunction(1, _rodrigues, _rodrigues_value, _rodrigues_gradient, in_numpy=True)
 
 
 def right_jacobian(vectors: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3 3"]:
@@ -188,7 +189,7 @@ def right_jacobian(vectors: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 
     half = torch.sin(t / 2) / t
     a = torch.sin(t) / t
     c = torch.where(squared < _SMALL, _series(squared, _REST), (1 - a) / (t * t))
-    straight = torch.cat((a, (-2 * half * half) * vectors), -1) @ _constants(vectors).basis
+    straight = torch.cat((a, (-2 * half * half) * vectors), -1) @ constants(vectors).basis
     return straight.unflatten(-1, (3, 3)) + (c * vectors)[..., :, None] * vectors[..., None, :]
 
 
@@ -201,7 +202,7 @@ def inverse_right_jacobian(vectors: Float[Tensor, "*batch 3"]) -> Float[Tensor, 
     half = torch.sqrt(squared + torch.finfo(vectors.dtype).tiny) / 2
     a = half / torch.tan(half)
     c = torch.where(squared < _SMALL, _series(squared, _COTANGENT), (1 - a) / (4 * half * half))
-    straight = torch.cat((a, vectors / 2), -1) @ _constants(vectors).basis
+    straight = torch.cat((a, vectors / 2), -1) @ constants(vectors).basis
     return straight.unflatten(-1, (3, 3)) + (c * vectors)[..., :, None] * vectors[..., None, :]
 
 

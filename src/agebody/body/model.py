@@ -23,7 +23,6 @@ from agebody.checks import broadcast, flatten, read_count, read_rotations, read_
 from agebody.engine import halfprecision
 from agebody.engine.backend import BackendName, WarpSurface, WarpTree, choose_backend, get_parts
 from agebody.engine.batched import building, own_precision
-from agebody.engine.deform import pose_feature
 from agebody.engine.identity import RestJoints
 from agebody.engine.kinematics import KinematicTree, homogeneous
 from agebody.engine.points import ContourTable, LayoutTables, PointRegression
@@ -528,16 +527,14 @@ class BodyModel(nn.Module):
             global_orient=root.shape[: root.dim() - len(entry)],
             transl=translation.shape[:-1],
         )
-        count = math.prod(batch)
         pose = torch.cat((flatten(root, batch, len(entry))[:, None], flatten(body, batch, 1 + len(entry))), 1)
-        matrices, world, transforms = self.tree.pose(
+        matrices, world, transforms, feature = self.tree.pose(
             pose, pose_format, flatten(identity.rest_joints, batch, 2)
         )
-        feature = matrices.new_empty(count, 0)
-        if self.num_correctives:
-            feature = pose_feature(matrices)
-            if identity.corrective_scale is not None:
-                feature = feature * flatten(identity.corrective_scale[..., None], batch, 1)
+        if not self.num_correctives:
+            feature = feature[:, :0]
+        elif identity.corrective_scale is not None:
+            feature = feature * flatten(identity.corrective_scale[..., None], batch, 1)
         coefficients = flatten(identity.coefficients, batch, 1)
         translation = flatten(translation, batch, 1)
         return _Skeleton(batch, coefficients, feature, matrices, world, transforms, translation)

@@ -21,6 +21,7 @@ from agebody import rotations
 from agebody.assets.asset import BodyAsset
 from agebody.engine import halfprecision
 from agebody.engine.batched import BatchedFunction, is_differentiated, is_traced, is_transformed
+from agebody.engine.deform import pose_feature
 from agebody.engine.identity import RestJoints
 from agebody.engine.kinematics import KinematicTree
 from agebody.engine.points import MeshPoints
@@ -135,15 +136,17 @@ class WarpTree(nn.Module):
 
     def pose(
         self, pose: Float[Tensor, "B J ..."], pose_format: PoseFormat, rest_joints: Float[Tensor, "B J 3"]
-    ) -> tuple[Float[Tensor, "B J 3 3"], Float[Tensor, "B J 3 4"], Float[Tensor, "B J 3 4"]]:
-        """Return the matrices, world and skinning transforms of every joint, as `KinematicTree.pose`."""
+    ) -> tuple[
+        Float[Tensor, "B J 3 3"], Float[Tensor, "B J 3 4"], Float[Tensor, "B J 3 4"], Float[Tensor, "B P"]
+    ]:
+        """Return matrices, world and skinning transforms, and pose feature, as `KinematicTree.pose`."""
         joints = self.joints.values()
         if pose_format == "axis_angle":
             matrices, world, skinning = _compute("forward_kinematics_of_vectors", joints, pose, rest_joints)
         else:
             matrices = rotations.to_matrix(pose, pose_format)
             world, skinning = _compute("forward_kinematics_of_matrices", joints, matrices, rest_joints)
-        return matrices, world, skinning
+        return matrices, world, skinning, pose_feature(matrices)
 
 
 class WarpSurface(nn.Module):

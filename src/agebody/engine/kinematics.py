@@ -12,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from agebody.engine.batched import Array, BatchedFunction, constant, empty
-from agebody.rotations import PoseFormat, to_matrix
+from agebody.engine.deform import pose_feature
+from agebody.rotations import RODRIGUES, PoseFormat, constants, to_matrix
 
 
 class KinematicTree(nn.Module):
@@ -66,10 +67,15 @@ class KinematicTree(nn.Module):
 
     def pose(
         self, pose: Float[Tensor, "B J ..."], pose_format: PoseFormat, rest_joints: Float[Tensor, "B J 3"]
-    ) -> tuple[Float[Tensor, "B J 3 3"], Float[Tensor, "B J 3 4"], Float[Tensor, "B J 3 4"]]:
-        """Return the rotations of a pose in any format as matrices, then the results of `forward`."""
+    ) -> tuple[
+        Float[Tensor, "B J 3 3"], Float[Tensor, "B J 3 4"], Float[Tensor, "B J 3 4"], Float[Tensor, "B P"]
+    ]:
+        """Return the rotations of a pose in any format as matrices, the results of `forward`, and the
+        `pose_feature`."""
+        if pose_format == "axis_angle":
+            return _POSE(self, pose, rest_joints)  # pyright: ignore
         matrices = to_matrix(pose, pose_format)
-        return matrices, *self(matrices, rest_joints)
+        return matrices, *self(matrices, rest_joints), pose_feature(matrices)
 
     def to_sorted(self, array: Array) -> Array:
         """Reorder (B, J, ...) in the order of the joints to (J, B, ...) in order of depth."""
@@ -168,4 +174,44 @@ def _gradient(
     return tree.from_sorted(d_local[..., :3]), tree.from_sorted(d_rest)
 
 
+def _pose_definition(tree: KinematicTree, vectors: Tensor, rest_joints: Tensor) -> tuple[Tensor, ...]:
+    matrices = RODRIGUES.definition(None, vectors.flatten(0, 1))[0].reshape(*vectors.shape, 3)
+    return matrices, *_definition(tree, matrices, rest_joints), pose_feature(matrices)
+
+
+def _pose_value(
+    tree: KinematicTree, keep: bool, vectors: Array, rest_joints: Array
+) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+    """Compute Rodrigues' formula, kinematics and pose feature in one step, since calls of small batches cost
+    more than what they compute."""
+    (matrices,), kept = RODRIGUES.value(None, keep, vectors.reshape(-1, 3))
+    matrices = matrices.reshape(*vectors.shape, 3)
+    transforms, also_kept = _value(tree, keep, matrices, rest_joints)
+    feature = matrices[:, 1:] - constants(vectors).basis[0].reshape(3, 3)
+    return (matrices, *transforms, feature.reshape(feature.shape[0], 9 * feature.shape[1])), (
+        *also_kept,
+        *kept,
+    )
+
+
+def _pose_gradient(
+    tree: KinematicTree,
+    wants: tuple[bool, ...],
+    kept: tuple[Array, ...],
+    grads: tuple[Array, ...],
+    vectors: Array,
+    rest_joints: Array,
+) -> tuple[Array, Array]:
+    d_matrices, *d_transforms, d_feature = grads
+    kept = kept or _pose_value(tree, True, vectors, rest_joints)[1]
+    d_posed, d_rest = _gradient(
+        tree, wants, kept[:2], (d_transforms[0], d_transforms[1]), vectors, rest_joints
+    )
+    d_posed += d_matrices
+    d_posed[:, 1:] += d_feature.reshape(d_posed[:, 1:].shape)
+    found = RODRIGUES.gradient(None, wants, kept[2:], (d_posed.reshape(-1, 3, 3),), vectors.reshape(-1, 3))
+    return found[0].reshape(vectors.shape), d_rest  # pyright: ignore
+
+
 _KINEMATICS = BatchedFunction(2, _definition, _value, _gradient, in_numpy=True)
+_POSE = BatchedFunction(4, _pose_definition, _pose_value, _pose_gradient, in_numpy=True)

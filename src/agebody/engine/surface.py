@@ -157,7 +157,7 @@ class _Packed(NamedTuple):
 
     @property
     def num_blocks(self) -> int:
-        return len(self.weights)
+        return self.weights.shape[0]
 
     @property
     def block(self) -> int:
@@ -300,8 +300,8 @@ class _Workspace:
         start, stop = piece.blocks.start, min(piece.blocks.stop, num_vertices // block)
         whole = max(0, stop - start)
         if whole:
-            part = vertices[piece.bodies, start * block : stop * block].unflatten(1, (whole, block))
-            yield slice(0, whole), part.permute(1, 0, 3, 2)
+            part = vertices[piece.bodies, start * block : stop * block]
+            yield slice(0, whole), part.view(piece.num_bodies, whole, block, 3).permute(1, 0, 3, 2)
         if whole < piece.num_blocks:
             part = vertices[piece.bodies, (start + whole) * block :]
             yield slice(whole, whole + 1), part.mT[None]
@@ -316,7 +316,7 @@ def _value(
     base: Tensor | None = None,
 ) -> tuple[tuple[Tensor], tuple[Tensor, ...]]:
     """Compute the vertices piece by piece; the posed rest surfaces are kept for the gradient."""
-    batch, plane = len(coefficients), 3 * packed.block
+    batch, plane = coefficients.shape[0], 3 * packed.block
     work = _Workspace(packed, coefficients, transforms, base)
     vertices = _large(coefficients, batch, packed.num_vertices, 3)
     kept = _large(coefficients, batch * packed.num_blocks * plane) if keep else None
@@ -346,10 +346,11 @@ def _gradient(
     base: Tensor | None = None,
 ) -> tuple[Tensor | None, ...]:
     """Compute the gradient piece by piece; sums over vertices and blocks run in a fixed order."""
-    batch, block, plane = len(coefficients), packed.block, 3 * packed.block
-    num_plain = len(packed.directions)
+    batch, block, plane = coefficients.shape[0], packed.block, 3 * packed.block
+    num_plain = packed.directions.shape[0]
     work = _Workspace(packed, coefficients, transforms, base)
-    d_coefficients = torch.zeros_like(coefficients)
+    # Transposed: a product of one body then runs along the rows of the directions.
+    d_coefficients = coefficients.new_zeros(coefficients.shape[::-1])
     d_rows = torch.zeros_like(work.rows)
     d_base = torch.empty_like(base) if base is not None and wants[3] else None
     for piece in _pieces(batch, packed):
@@ -375,17 +376,17 @@ def _gradient(
             if d_base is not None:
                 d_base[bodies, piece.columns] = d_planes
             for rows, directions, columns in packed.factors(piece):
-                d_coefficients[bodies, rows].addmm_(d_planes[:, columns], directions.T)
+                d_coefficients[rows, bodies].addmm_(directions, d_planes[:, columns].T)
             if packed.correctives is not None:
-                d_coefficients[bodies, num_plain:] += halfprecision.transposed_product(
+                d_coefficients[num_plain:, bodies] += halfprecision.transposed_product(
                     d_planes, packed.correctives[:, piece.columns]
-                )
+                ).T
         if wants[1]:
             torch.mul(posed[:, :, :, None], d_skinned[:, :, None], out=blended[:, :, :3])
             gathered = torch.bmm(packed.weights[blocks, : piece.width], blended.flatten(1, 3).mT)
             scatter = packed.scatter[:, blocks, : piece.width].flatten(1)
             d_rows[:, bodies] += (scatter @ gathered.flatten(0, 1)).unflatten(1, (piece.num_bodies, 4, 3))
-    found = (d_coefficients, d_rows.permute(1, 0, 3, 2), grads[0].sum(1) if wants[2] else None)
+    found = (d_coefficients.T, d_rows.permute(1, 0, 3, 2), grads[0].sum(1) if wants[2] else None)
     return found if base is None else (*found, d_base)
 
 

@@ -9,7 +9,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from agebody.body import BodyModel
-from agebody.engine.deform import pose_feature
 from agebody.rotations import axis_angle_to_matrix, right_jacobian
 
 
@@ -61,11 +60,11 @@ def pose_bodies(
     """Pose bodies; ``changes`` includes the derivatives of the pose blend coefficients."""
     coefficients, rest_joints = body.identity(betas, age_offset)
     _, rotations, inner = pose if isinstance(pose, Turns) else Turns.of(pose)
-    _, world, transforms = body.tree.pose(rotations, "matrix", rest_joints)
+    _, world, transforms, feature = body.tree.pose(rotations, "matrix", rest_joints)
     turned = world[..., :3]
     feature_changes, growth = None, None
     if body.num_correctives:
-        feature, scale = pose_feature(rotations), body.corrective_scale(age_offset)
+        scale = body.corrective_scale(age_offset)
         if changes:
             # dR = R [w]x with w = J dv: each row of R, crossed with w.
             columns = inner[:, 1:].mT[:, :, :, None]
