@@ -147,6 +147,20 @@ def test_several_cameras_over_time(body):
     assert (points[0] - points[1]).norm(dim=-1).mean() < 4e-3  # a pixel is 4 mm there
 
 
+def test_the_same_mistakes_in_every_frame_are_no_more_evidence(body):
+    clip = make_clip(body, 1, age=0.3)
+    generator = torch.Generator().manual_seed(2)
+    seen = clip.pixels + 6 * torch.randn(clip.pixels.shape, generator=generator)
+    one, many = (
+        fit_sequence(body, seen.expand(frames, -1, -1), clip.camera, motion_sd=None, noise=6.0)
+        for frames in (1, 12)
+    )
+    for sd, repeated in zip(one.standard_errors, many.standard_errors, strict=True):
+        assert 0.6 < repeated.mean() / sd.mean() < 1.05  # of 12 independent frames, 0.3
+    few, all_betas = (fit.parameters.betas.square().sum(-1).mean() for fit in (one, many))
+    assert all_betas < 2.5 * few
+
+
 def test_photographs_share_a_shape_and_nothing_else(body):
     clip = make_clip(body, 4, age=0.6)
     pixels = clip.pixels[[0, 2, 1, 3]]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from agebody.body import BodyModel
 from agebody.engine.deform import age_slopes
+from agebody.optim.least_squares import Model
 from agebody.optim.motion import Motion
 from agebody.optim.problem import Problem, Stage, parameter_bounds
 from agebody.optim.state import State, Term
@@ -48,9 +49,10 @@ def standard_errors(
 ) -> StandardErrors:
     """Return the standard errors of fitted clips (C), and of the depth in each of their frames (C, T).
 
-    With the normal matrix N and a number's gradient g, the variance is ``gᵀ N⁻¹ g`` (the delta method). The
-    bounds of the age cut its distribution off, and with it what depends on the age: the error is the root
-    mean square distance from the estimate within the bounds.
+    With the normal matrix N and a number's gradient g, the variance is ``gᵀ N⁻¹ g`` (the delta method). What
+    of it comes from the variables that frames share counts `Problem.repeats` times. The bounds of the age
+    cut its distribution off, and with it what depends on the age: the error is the root mean square distance
+    from the estimate within the bounds.
 
     Args:
         body: the layer.
@@ -98,10 +100,31 @@ def standard_errors(
     with_age = torch.stack([(g * solved[0]).sum(-1) for g in gradients], -1)
     own = variance[:, :1]
     share = torch.where(own > 0, with_age / torch.where(own > 0, own, 1), 0)
+    variance = variance + (problem.repeats - 1)[:, None] * _shared_variance(problem, model, solved, fixed)
+    own = variance[:, :1]
     cut = _cut_variance(own[:, 0], parameters.age_offset[:, 0], *(b[:, 0, columns] for b in (low, high)))
     variance = variance - share.square() * (own - cut[:, None])
     sd = torch.where(variance.isfinite(), variance.clamp(min=0).sqrt(), torch.inf)
     return StandardErrors(sd[:, 0], sd[:, 1], sd[:, 2:])
+
+
+def _shared_variance(
+    problem: Problem, model: Model, solved: list[Float[Tensor, "C N"]], fixed: Bool[Tensor, "C N"]
+) -> Float[Tensor, "C G"]:
+    """Return the part of the variances of numbers that comes from the variables that frames share.
+
+    With the covariance C = N⁻¹ and a number's ``u = C g``, what the shared variables s tell of it is
+    ``u_sᵀ C_ss⁻¹ u_s``.
+    """
+    shared = range(fixed.shape[1] - len(problem.shared), fixed.shape[1])
+    ends = torch.stack(solved, -1)[:, shared]  # (C, s, G)
+    if not len(shared):
+        return ends.sum(1)
+    units = torch.eye(fixed.shape[1], dtype=ends.dtype, device=ends.device)[shared]
+    zeros = torch.zeros_like(solved[0])
+    columns = [model.solve(torch.where(fixed, 0, unit), zeros, fixed)[:, shared] for unit in units]
+    covariance = torch.stack(columns, -1) + torch.diag_embed(fixed[:, shared].to(ends))
+    return (ends * torch.linalg.solve(covariance, ends)).sum(1)
 
 
 def _stature_gradient(body: BodyModel, parameters: BodyParameters) -> dict[str, Float[Tensor, "B _"]]:
