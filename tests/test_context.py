@@ -4,6 +4,7 @@ The numbers are those of a plain call in float32, or the call is refused in one 
 A function of a door that stands neither in `EXAMPLES` nor in `WITHOUT` fails the test.
 """
 
+import contextlib
 import functools
 import importlib
 import inspect
@@ -309,6 +310,37 @@ def test_with_float64_as_the_default(example):
     finally:
         torch.set_default_dtype(torch.float32)
     assert_same(found, expected)
+
+
+def weighted(name: str) -> tuple[Callable[..., Any], Any] | None:
+    """A call with weights of one for each entry, and these weights; None for an example that passes none."""
+    function, given = EXAMPLES[name]
+    room, _, own = name.partition(".")
+    public = getattr(importlib.import_module(f"agebody.{room}"), own)
+    if (
+        getattr(function, "func", function) is not public
+        or "weights" not in inspect.signature(public).parameters
+    ):
+        return None
+    for dims in range(given[0].dim() + 1):
+        ones = torch.ones(given[0].shape[:dims])
+        with contextlib.suppress(ValueError):
+            function(*given, weights=ones)
+            return (lambda weights: function(*given, weights=weights)), ones
+    raise AssertionError(name)
+
+
+def test_weights_that_are_none_are_refused(unchecked):
+    """Negative ones would turn a loss round without a word, and NaN would count in whatever counts."""
+    calls = {name: found for name in EXAMPLES if (found := weighted(name)) is not None}
+    assert len(calls) > 35
+    for name, (call, ones) in calls.items():
+        for wrong in (-1.0, torch.nan, torch.inf):
+            weights = ones.clone()
+            weights.view(-1)[-1] = wrong
+            with pytest.raises(ValueError, match="weights: expected finite numbers of 0 or more") as error:
+                call(weights)
+            assert is_refusal(error.value), name
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

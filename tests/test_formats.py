@@ -575,6 +575,14 @@ REFUSED = {
         "between 0 and 1.*expected pixels",
     ),
     "shares in results": (results(17, keypoints=SHARES17), "between 0 and 1.*expected pixels"),
+    "boxes in shares": (
+        coco({"keypoints": visible(17), "bbox": [0.1, 0.2, 0.3, 0.4]}),
+        "boxes: all coordinates lie between 0 and 1, as shares",
+    ),
+    "boxes in percent": (
+        coco({"keypoints": flat((x + 100, y + 40, 2) for x, y, _ in xyc(17)), "bbox": [60, 70, 5, 6]}),
+        "boxes: 1 of 1 are far from all keypoints of their people; expected both in pixels",
+    ),
     "OpenPose's scale 4": (
         {"people": [{"pose_keypoints_2d": flat((x / 100 - 1, y / 50 - 1, c) for x, y, c in xyc(25))}]},
         "keypoint_scale 0 or 3",
@@ -1013,6 +1021,19 @@ def test_names_without_a_layout_are_said(folder):
         LAYOUTS["coco17"]
         is read_people(write(folder, results(26)), images=folder / "photos", layout="coco17").layout
     )
+
+
+def test_percent_is_noted_and_boxes_of_no_size_are_none(folder):
+    Image.new("RGB", (600, 400)).save(folder / "photos/a.png")
+    found = read_people(write(folder, results(17, bbox=[0, 0, 0, 0])), images=folder / "photos")
+    assert np.isnan(found.boxes).all()
+    (note,) = found.notes
+    assert note.endswith("between 0 and 100, in images of 400 pixels or more: are they percent?")
+    boxes = ([9, 9, 90, 90], [0, 0, 0, 0], [700, 9, 90, 90], [-90, 9, 90, 90])
+    rows = [{"image_id": "a.png", "category_id": 1, "bbox": box, "score": 1} for box in boxes]
+    alone = read_people(write(folder, rows), images=folder / "photos", boxes_suffice=True)
+    assert alone.boxes.tolist() == [[9, 9, 99, 99]]
+    assert dict(alone.left_out) == {"a box outside of the image": 2, "no labelled keypoint": 1}
 
 
 def test_reading_warns_of_nothing(folder):

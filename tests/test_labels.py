@@ -375,7 +375,7 @@ def test_files_whose_numbers_are_all_integers_are_read(write, observed):
     document = coco_document(observed)
     for one in document["annotations"]:
         one["keypoints"] = [round(number) for number in one["keypoints"]]
-        one["bbox"] = [0, 0, 9, 9]
+        one["bbox"] = [0, 0, 900, 900]
     found = read_people(write(document))
     for name in ("keypoints", "weights", "boxes"):
         assert getattr(found, name).dtype == np.float64, name

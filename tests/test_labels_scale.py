@@ -201,7 +201,7 @@ def test_shards_of_other_programs(tmp_path):
     assert np.isnan(found.boxes[0]).all()
     assert found.boxes[1].tolist() == [1, 2, 3, 4]
     named = {b"agebody": json.dumps({"keypoint_layout": "openpose25"}).encode()}
-    points = {"keypoints": [[1.0] * 50] * 2, "weights": [[1.0] * 25] * 2}
+    points = {"keypoints": [[3.0] * 50] * 2, "weights": [[1.0] * 25] * 2}
     assert read_shard(write(tmp_path / "b.parquet", named, **points)).layout is LAYOUTS["openpose25"]
     fewer = read_shard(tmp_path / "b.parquet", layout="coco17")
     assert fewer.layout is LAYOUTS["coco17"]
@@ -232,6 +232,9 @@ def test_shards_of_other_programs(tmp_path):
         ({"image": ["a.jpg", "a.jpg"]}, r"row 1: a.jpg has two sizes, \(640, 480\) and \(320, 240\)"),
         ({"box": [None, [3.0, 2.0, 1.0, 4.0]]}, "column box, row 1: expected x0, y0, x1, y1"),
         ({"box": [[1.0, 2.0, 3.0], None]}, "column box, row 0: expected x0, y0, x1, y1"),
+        ({"keypoints": [[0.5] * 34] * 2}, "keypoints: all coordinates lie between 0 and 1, as shares"),
+        ({"box": [[0.1, 0.2, 0.3, 0.4], None]}, "boxes: all coordinates lie between 0 and 1, as shares"),
+        ({"box": [[300.0, 200.0, 400.0, 300.0], None]}, "boxes: 1 of 1 are far from all keypoints"),
         ({"focal": [500.0, 0.0]}, "column focal, row 1: expected a length above 0, got 0.0"),
         ({"age_class": ["baby", "old"]}, "age_class, row 1: expected adult, .* or 0 to 3, got 'old'"),
         ({"age_offset": [0.5, math.inf]}, "column age_offset, row 1: expected a finite number, got inf"),

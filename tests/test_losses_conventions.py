@@ -182,7 +182,7 @@ def test_a_batch_is_its_items(case):
 
 @each_loss
 def test_no_host_synchronisation(case, unchecked):
-    """Tensors without numbers in them raise where a number is asked for."""
+    """Tensors without numbers in them raise where a number is asked for; weights are read on a CPU."""
     arguments, weights = draw(case, (3,), 4)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         fakes = [mode.from_tensor(t) for t in (*arguments, weights)]

@@ -1206,6 +1206,7 @@ def add_picture(name, **values):
 
 UNCLEAR = {
     "shares": change(bbox=[X / 400, Y / 300, W / 400, H / 300]),
+    "percent": change(bbox=[X / 4, Y / 3, W / 4, H / 3], keypoints=[]),
     "all of it in shares": change(bbox=[0, 0, 1, 1]),
     "zeros": change(bbox=[0, 0, 0, 0]),
     "no height": change(bbox=[X, Y, W, 0]),

@@ -8,6 +8,8 @@ a mask, in any shape that broadcasts to the entries:
 - ``"none"`` returns weight times term per entry, ``"sum"`` adds these, and ``"mean"`` divides their sum by
   the sum of the weights, so that a common factor of all weights changes no mean, and a mask is weights of 0
   and 1;
+- negative, infinite and NaN weights are refused, by losses and metrics on the CPU, where no device has to be
+  waited for, and by fits everywhere;
 - where no entry counts, the mean is 0 for losses, so that a training step without labels goes on, and NaN for
   metrics, where 0 would be a perfect score.
 
@@ -131,11 +133,22 @@ def expand_weights(weights: Any, entries: torch.Size) -> Tensor | None:
     if not isinstance(weights, Tensor):
         raise TypeError(f"weights: expected a torch.Tensor or None, got {type(weights).__name__}")
     try:
-        return weights.expand(entries)
+        expanded = weights.expand(entries)
     except RuntimeError:
         raise ValueError(
             f"weights: expected a shape that broadcasts to {tuple(entries)}, got {tuple(weights.shape)}"
         ) from None
+    expect_weights(weights)
+    return expanded
+
+
+def expect_weights(weights: Tensor, name: str = "weights", *, wait: bool = False) -> None:
+    """Check that weights are finite and not negative; on a GPU only if ``wait``, for its values come late."""
+    ready = wait or (type(weights) is Tensor and weights.device.type == "cpu")
+    if ready and weights.dtype != torch.bool and weights.numel() and not (is_recorded() or is_transformed()):
+        least, most = map(float, weights.detach().aminmax())
+        if not 0 <= least <= most < math.inf:
+            raise ValueError(f"{name}: expected finite numbers of 0 or more, got {least:g} to {most:g}")
 
 
 def apply_mask(tensor: Tensor, weights: Tensor | None, entry_dims: int = 0) -> Tensor:

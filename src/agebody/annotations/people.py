@@ -19,6 +19,8 @@ from agebody.keypoints import LAYOUTS, KeypointLayout, get_layout
 MAX_PIXELS = 1e6
 """Largest size of an image and largest coordinate of a keypoint or box [pixels] that files may have."""
 
+_PERCENT, _LARGE = 100, 3
+"""Percent of the whole, and from how many times that many pixels on nobody is in such a corner alone."""
 _DETECTED = WHOLE_BODY[:2]
 """Layouts of detectors, to which other names are mapped; a "head" of the layouts of bodies is a joint."""
 
@@ -128,7 +130,7 @@ def make_people(
         ids=np.arange(1, count + 1) if ids is None else np.array(ids, dtype=np.int64),
         keypoints=np.where((weights > 0)[..., None], points[:, index, :2], 0),
         weights=weights,
-        boxes=np.full((count, 4), math.nan) if boxes is None else boxes,
+        boxes=np.full((count, 4), math.nan) if boxes is None else _with_size(boxes),
         ages=parse_ages(shape=(count,)) if ages is None else ages,
         focal=focal,
         tracks=None if tracks is None or not (tracks >= 0).any() else tracks,
@@ -136,6 +138,44 @@ def make_people(
         left_out=tuple(left_out),
         notes=(*notes, *((f"not points of {chosen.name}, left out: {spare}",) if spare else ())),
     )
+
+
+def _with_size(boxes: Float[np.ndarray, "N 4"]) -> Float[np.ndarray, "N 4"]:
+    """Return boxes, NaN for those of no size, which stand for unknown ones."""
+    return np.where((boxes[:, 2:] > boxes[:, :2]).all(1, keepdims=True), boxes, math.nan)
+
+
+def expect_pixels(found: People) -> People:
+    """Return people whose keypoints and boxes are pixels, with a note where they may be percent.
+
+    Raises:
+        AnnotationError: all coordinates lie between 0 and 1, or most boxes are far from their keypoints.
+    """
+    boxed, seen = np.isfinite(found.boxes).all(1), found.weights > 0
+    given = {"keypoints": found.keypoints[seen], "boxes": found.boxes[boxed]}
+    for name, values in given.items():
+        if len(values) and values.min() >= 0 and values.max() <= 1:
+            what = "all coordinates lie between 0 and 1, as shares of the image"
+            fail(found.path, f"{name}: {what}; expected pixels: x times its width, y times its height")
+    low, high = found.boxes[:, None, :2], found.boxes[:, None, 2:]
+    near = (found.keypoints >= 2 * low - high) & (found.keypoints <= 2 * high - low)  # a box beside it, too
+    both = boxed & seen.any(1)
+    apart = both & ~(near.all(-1) & seen).any(1)
+    if 2 * apart.sum() > both.sum():
+        what = f"{apart.sum()} of {both.sum()} are far from all keypoints of their people"
+        fail(found.path, f"boxes: {what}; expected both in pixels of the image")
+    values = np.concatenate((found.keypoints[seen].ravel(), found.boxes[boxed].ravel()))
+    sides = [side for image in found.images for side in image.size or (0, 0)]
+    if is_percent(values, sides):
+        whose = f"all coordinates lie between 0 and 100, in images of {min(sides)} pixels or more"
+        return replace(found, notes=(*found.notes, f"{whose}: are they percent?"))
+    return found
+
+
+def is_percent(values: Float[np.ndarray, " N"], sides: Sequence[int]) -> bool:
+    """Return whether coordinates are more likely percent of images with these sides than pixels."""
+    few = bool(len(values) and values.min() >= 0 and values.max() <= _PERCENT)
+    return few and min(sides) >= _LARGE * _PERCENT
 
 
 def fail(path: Path, message: str) -> NoReturn:

@@ -30,6 +30,7 @@ from agebody.annotations.people import (
     AnnotationError,
     ImageEntry,
     People,
+    expect_pixels,
     fail,
     is_file_name,
     make_people,
@@ -109,6 +110,12 @@ def read_people(
         found = replace(
             found, keypoints=found.keypoints * scale, boxes=found.boxes * np.tile(scale[:, 0], (1, 2))
         )
+    found = expect_pixels(found)
+    if boxes_suffice:
+        sizes = found.image_sizes()
+        beyond = (found.boxes[:, 2:] <= 0) | (found.boxes[:, :2] >= sizes)
+        alone = ~(found.weights > 0).any(1)
+        found = leave_out(found, np.asarray(beyond.any(1) & alone), "a box outside of the image")
     return found
 
 
@@ -177,8 +184,7 @@ def _read_annotations(
     place = {image.id: i for i, image in enumerate(images)}
     image = entries.image_indices(place, "the images")
     points = _select(points, labelled)
-    found = _make(path, entries, points, names, layout, images, image, left_out, guess=True)
-    return _in_shares(found, None, ())[0]
+    return _make(path, entries, points, names, layout, images, image, left_out, guess=True)
 
 
 # --- detections
@@ -265,7 +271,7 @@ def _points(path: Path, entries: Entries, boxes: bool) -> tuple[list[Float[np.nd
     if len(entries) and not boxes and not any(row.get("keypoints") for row in entries.rows):
         fail(path, "no keypoints, boxes only; agebody reads the keypoints of people")
     points = entries.points(MAX_PIXELS)
-    boxed = [boxes and bool(np.isfinite(row).all()) for row in entries.boxes()]
+    boxed = [boxes and bool((row[2:] > 0).all()) for row in entries.boxes()]  # not of NaN or no size
     return points, [box or bool(row[:, 2].any()) for row, box in zip(points, boxed, strict=True)]
 
 
@@ -381,19 +387,12 @@ def _make(
     )
 
 
-def _in_shares(found: People, kind: Format | None, canvases: Sequence[Any]) -> tuple[People, bool]:
-    """Return people, and whether their coordinates are shares of the images.
-
-    Raises:
-        AnnotationError: the format has pixels, and all coordinates lie within 0..1.
-    """
+def _in_shares(found: People, kind: Format, canvases: Sequence[Any]) -> tuple[People, bool]:
+    """Return people, and whether their coordinates are shares of the images."""
     seen = found.keypoints[found.weights > 0]
     seen = seen if len(seen) else found.boxes[np.isfinite(found.boxes).all(1)]
     most = float(np.abs(seen).max()) if len(seen) else math.inf
-    if kind is None or not kind.shares:
-        if most <= 1 and seen.min() >= 0:
-            what = "all coordinates lie between 0 and 1, as shares of the image"
-            fail(found.path, f"keypoints: {what}; expected pixels: x times its width, y times its height")
+    if not kind.shares:
         return found, False
     if most <= _MOST_SHARE:
         if kind.name.startswith("OpenPose") and seen.min() < 0:

@@ -22,6 +22,7 @@ from agebody.annotations.people import (
     MAX_PIXELS,
     ImageEntry,
     People,
+    expect_pixels,
     fail,
     is_file_name,
     make_people,
@@ -313,7 +314,7 @@ def read_shard(path: str | PathLike[str], *, layout: str | KeypointLayout | None
     ids = columns["id"].to_numpy().astype(np.int64)
     again = ~np.isin(np.arange(len(ids)), np.unique(ids, return_index=True)[1])
     _refuse(path, "id", again, ids, "different ids")
-    return make_people(
+    found = make_people(
         path,
         points,
         names,
@@ -326,6 +327,7 @@ def read_shard(path: str | PathLike[str], *, layout: str | KeypointLayout | None
         tracks=_tracks(columns),
         focal=_focal(path, columns),
     )
+    return expect_pixels(found)
 
 
 def _tracks(columns: dict[str, Any]) -> Int[np.ndarray, " N"] | None:

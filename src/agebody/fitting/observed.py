@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from agebody.age import AGE_CLASSES, UNKNOWN, AgeCurve, parse_ages
 from agebody.body import BodyModel
 from agebody.cameras import Camera
-from agebody.checks import apply_mask, expand_weights, expect
+from agebody.checks import apply_mask, expand_weights, expect, expect_weights
 from agebody.fitting.whole_body import coarse_weights, extremity_priors, noise_shares
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.losses import ADULT_RANGES, MahalanobisPrior, MaxMixturePrior, joint_limits_prior
@@ -94,8 +94,7 @@ def read_observed(
     trust = expand_weights(keypoints.new_ones(()) if weights is None else weights, keypoints.shape[:-1])
     assert trust is not None  # as weights were given
     trust = trust.to(keypoints)
-    if not (trust >= 0).all() or trust.isinf().any():
-        raise ValueError("weights: expected finite numbers from 0 on")
+    expect_weights(trust, wait=True)
     seen = apply_mask(keypoints, trust, 1)
     if not seen.isfinite().all():
         raise ValueError("keypoints: expected finite pixels where the weights are not zero")

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map
 
 from agebody.body import BodyModel
 from agebody.body.model import expect_body
-from agebody.checks import Weights, apply_mask, expand_weights, expect, safe_norm
+from agebody.checks import Weights, apply_mask, expand_weights, expect, expect_weights, safe_norm
 from agebody.engine.batched import own_precision
 from agebody.fitting.inverse_kinematics import (
     PARENT_PRIOR,
@@ -273,8 +273,7 @@ def _read(
     weights = expand_weights(weights, points.shape[:-1])
     confidence = points.new_ones(points.shape[:-1]) if weights is None else weights
     confidence = confidence.to(body.dtype)
-    if bool((confidence < 0).any()) or not bool(confidence.isfinite().all()):
-        raise ValueError("weights: expected finite numbers of 0 or more")
+    expect_weights(confidence, wait=True)
     try:
         known_betas = (
             None

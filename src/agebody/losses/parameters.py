@@ -14,6 +14,7 @@ from agebody.checks import (
     expand_weights,
     expect,
     expect_dtype,
+    expect_weights,
     reduce,
     residual,
     safe_norm,
@@ -120,6 +121,7 @@ def betas_loss(
             raise ValueError(
                 f"beta_weights: expected shape ({pred.shape[-1]},), got {tuple(beta_weights.shape)}"
             )
+        expect_weights(beta_weights, "beta_weights")
         terms = terms * beta_weights
     return reduce(terms.sum(-1), weights, reduction)
 

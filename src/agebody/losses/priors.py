@@ -9,7 +9,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from agebody.assets.asset import SMPL_JOINT_NAMES
-from agebody.checks import Reduction, Weights, apply_mask, expand_weights, expect, read_rotations, reduce
+from agebody.checks import (
+    Reduction,
+    Weights,
+    apply_mask,
+    expand_weights,
+    expect,
+    expect_weights,
+    read_rotations,
+    reduce,
+)
 
 _HINGES = (("left_elbow", 1, 1.0), ("right_elbow", 1, -1.0), ("left_knee", 0, -1.0), ("right_knee", 0, -1.0))
 """Joint, axis (x, y, z) of its hinge, and the sign of turning it backwards."""
@@ -42,7 +51,8 @@ def shape_prior(
     weights = expand_weights(weights, betas.shape[:-1])
     squares = apply_mask(betas, weights, 1).square()
     if beta_weights is not None:
-        squares = squares * expect("beta_weights", beta_weights, betas.shape[-1])
+        expect_weights(expect("beta_weights", beta_weights, betas.shape[-1]), "beta_weights")
+        squares = squares * beta_weights
     terms = squares.sum(-1)
     if age_offset is not None:
         age_offset = expect("age_offset", age_offset)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from agebody.body import BodyModel
 from agebody.cameras import Camera
-from agebody.checks import apply_mask, expand_weights, expect
+from agebody.checks import apply_mask, expand_weights, expect, expect_weights
 from agebody.fitting.scans.clouds import Cloud, Plane
 from agebody.keypoints import KeypointLayout
 from agebody.losses import plane_height
@@ -92,8 +92,7 @@ def read_frames(
         )
     confidences = expand_weights(weights, keypoints.shape[:2])
     confidences = torch.ones_like(keypoints[..., 0]) if confidences is None else confidences.to(keypoints)
-    if not (confidences >= 0).all() or confidences.isinf().any():
-        raise ValueError("weights: expected finite numbers of 0 or more")
+    expect_weights(confidences, wait=True)
     keypoints = apply_mask(keypoints, confidences, 1)
     if not keypoints.isfinite().all():
         raise ValueError("keypoints: expected finite pixels where weights are not 0")

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from agebody.age import is_number
-from agebody.annotations.people import AnnotationError, is_file_name
+from agebody.annotations.people import AnnotationError, is_file_name, is_percent
 from agebody.pipelines.release.photos import Box, ReleaseError
 
 MIN_SIDE = 2.0
@@ -69,6 +69,11 @@ def read_hidden(path: Path, sizes: Mapping[str, tuple[int, int]], folder: Path) 
                 f"{where}: {name} is none of the photographs; names must be those of the labels, letter by "
                 "letter"
             )
+    corners = [corner for boxes in found.values() for box in boxes for corner in box]
+    if is_percent(np.array(corners), [side for size in sizes.values() for side in size]):
+        raise ReleaseError(
+            f"{path}: all places lie between 0 and 100, as percent of the pictures; expected pixels"
+        )
     return found
 
 
