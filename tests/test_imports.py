@@ -3,6 +3,7 @@
 import ast
 import functools
 import graphlib
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -161,6 +162,12 @@ def test_no_module_reads_private_names_of_another_room(name):
 def test_the_check_sees_private_names():
     tree = ast.parse("from a import _b\nclass C:\n    def _d(self): self._e = f._g(self._d, t._replace())")
     assert foreign_privates(tree, defined(tree)) == {"_b", "f._g"}
+
+
+@pytest.mark.parametrize("name", sorted(modules()))
+def test_every_module_can_be_imported_and_runs_nothing(name, capsys):
+    importlib.import_module(f"agebody.{name}")  # as programs that list what a package has do, without an end
+    assert capsys.readouterr() == ("", "")
 
 
 def test_import_loads_nothing_heavy():
