@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -596,6 +597,89 @@ def test_a_full_disk_ends_the_call_and_another_goes_on(expected, body, people, t
     assert sorted(os.listdir(tmp_path)) == ["people-00000.parquet", "people-00001.parquet", "report.json"]
     assert fit_dataset(body, people, tmp_path, cluster=Cluster(1)).shards_found_done == 2
     assert bytes_of(tmp_path) == expected
+
+
+# --- stores
+
+
+@pytest.fixture
+def store(request, monkeypatch):
+    """The address of an empty store: of memory, or of a server of S3 on this machine."""
+    upath = pytest.importorskip("upath")
+    if request.param == "memory":
+        memory = upath.UPath("memory://labels").fs
+        yield "memory://labels"
+        memory.store.clear()
+        return
+    server = pytest.importorskip("moto.server").ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    pytest.importorskip("s3fs")
+    server.start()
+    address = "http://{}:{}".format(*server.get_host_and_port())
+    monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    upath.UPath("s3://bucket").fs.clear_instance_cache()
+    with suppress(FileExistsError):
+        upath.UPath("s3://bucket").fs.mkdir("bucket")
+    yield "s3://bucket/data"
+    server.stop()
+
+
+@pytest.mark.parametrize("store", ["memory", "s3"], indirect=True)
+def test_shards_are_read_from_a_store_and_labels_written_to_it(store, expected, body, people):
+    given, folder = files.to_path(f"{store}/people"), files.to_path(f"{store}/labels")
+    for path in people.iterdir():
+        (given / path.name).parent.mkdir(parents=True, exist_ok=True)
+        (given / path.name).write_bytes(path.read_bytes())
+    kill = interrupt_after(2)
+    with pytest.raises(KeyboardInterrupt):
+        fit_dataset(body, f"{store}/people", f"{store}/labels", cluster=Cluster(1), progress=kill)
+    assert bytes_of(folder) == dict(list(expected.items())[:2])
+    report = fit_dataset(body, f"{store}/people", f"{store}/labels", cluster=Cluster(1))
+    assert (report.shards_found_done, report.shards_done) == (2, SHARDS)
+    assert bytes_of(folder) == expected
+    assert {path.name for path in folder.iterdir()} == {*expected, "report.json"}
+    assert json.loads((folder / "report.json").read_text())["shards_done"] == SHARDS
+    assert len(list_shards(f"{store}/people/people-0000[0-2]*")) == 3
+    assert load_label_shards(f"{store}/labels").ids.tolist() == list(range(100, 100 + COUNT))
+    assert not fit_shard(body, f"{store}/people/people-00001.parquet", f"{store}/labels").fitted
+    (folder / "people-00003.parquet").write_bytes(expected["people-00003.parquet"][:-9])  # cut off
+    again = fit_dataset(body, f"{store}/people", f"{store}/labels", cluster=Cluster(1), verify=True)
+    assert (again.shards_found_done, bytes_of(folder)) == (SHARDS - 1, expected)
+    places = f"{store}/people", "-o", f"{store}/labels"
+    result = run("fit-shards", *places, "--body", "mannequin", "--workers", 1)
+    assert result.exit_code == 0, result.output
+    assert f"wrote {store}/labels/report.json" in result.stdout
+    with pytest.raises(AnnotationError, match=f"{store}/none: expected shards"):
+        list_shards(f"{store}/none")
+
+
+def interrupt_after(shards):
+    def interrupt(report):
+        if report.shards_done == shards:
+            raise KeyboardInterrupt
+
+    return interrupt
+
+
+@pytest.mark.parametrize("store", ["s3"], indirect=True)
+def test_a_store_that_refuses_is_named(store, body, people, monkeypatch):
+    with pytest.raises(OSError, match="s3://nobody/labels/report.json") as error:
+        fit_dataset(body, people, "s3://nobody/labels", cluster=Cluster(1))
+    assert "\n" not in str(error.value)
+
+
+def test_stores_that_cannot_be_reached_are_refused(body, people, tmp_path, monkeypatch):
+    for address, said in (("nothing://a/b", "expected a path, or the address of a store"),):
+        pytest.importorskip("upath")
+        with pytest.raises(ValueError, match=f"{address}: {said}"):
+            fit_dataset(body, people, address, cluster=Cluster(1))
+    monkeypatch.setitem(sys.modules, "upath", None)
+    with pytest.raises(ImportError, match=r's3://b/x: .*pip install "agebody\[stores\]"'):
+        fit_dataset(body, people, "s3://b/x", cluster=Cluster(1))
+    result = run("shard", tmp_path / "keypoints.json", "-o", "s3://b/x")
+    assert result.exit_code == 1
+    assert "s3://b/x" in result.stderr
 
 
 # --- all shards, with Ray

@@ -1,14 +1,17 @@
 """Write files and folders: what exists stays whole until its replacement is wholly written.
 
 Everything is written under a temporary name in the folder of its place, and renamed when it is complete. A
-process locks what it writes, so that the next one can remove the leftovers of one that was killed.
+process locks what it writes, so that the next one can remove the leftovers of one that was killed. In a store
+such as S3, which has no names to change, a file appears when all of it has been sent.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import glob
 import hashlib
+import importlib
 import os
 import platform
 import re
@@ -16,12 +19,13 @@ import secrets
 import shutil
 import stat
 import sys
+import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 import numpy as np
 
@@ -47,13 +51,46 @@ _EXCHANGE = 2
 _swept: set[Path] = set()
 
 
+def to_path(path: AnyPath) -> Path:
+    """Return a path of this machine, or one of a store by its address, such as ``s3://bucket/folder``.
+
+    That has `Path`'s methods. Of the functions of this module, `replacing` and `make_folder` take it.
+
+    Raises:
+        ImportError: what reads the store is not installed.
+        ValueError: no such store is known.
+    """
+    if _is_stored(path) or not _is_address(path):
+        return path if _is_stored(path) else Path(path)
+    address = _address(path)
+    try:
+        upath: Any = importlib.import_module("upath")
+        found = upath.UPath(address, use_listings_cache=False)  # others write to it meanwhile
+        _ = found.fs
+    except ImportError as error:
+        reason = str(error) if "upath" not in str(error) else "universal-pathlib is missing"
+        raise ImportError(
+            f'{address}: {reason}; pip install "agebody[stores]" brings that of s3://'
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"{address}: expected a path, or the address of a store ({error})") from None
+    return found
+
+
+def find_paths(pattern: Path) -> list[Path]:
+    """Return the paths of a pattern with ``*``, here or in a store."""
+    if _is_stored(pattern):
+        return [to_path(pattern.fs.unstrip_protocol(name)) for name in pattern.fs.glob(pattern.path)]
+    return [Path(name) for name in glob.glob(str(pattern))]
+
+
 @contextmanager
 def replacing(path: AnyPath, *, overwrite: bool = True, private: bool = False) -> Iterator[Path]:
     """Yield a temporary file that replaces ``path`` when the block succeeds and is deleted when it fails.
 
     It is in the folder of ``path``, with the same suffix; links are followed to their target. A file that is
-    replaced keeps its permissions. Errors of the block that name no file, as those of a full disk, name this
-    one.
+    replaced keeps its permissions. What is written to a store is sent at once. Errors of the block that name
+    no file, as those of a full disk, name this one.
 
     Args:
         path: the file.
@@ -66,6 +103,14 @@ def replacing(path: AnyPath, *, overwrite: bool = True, private: bool = False) -
         FileExistsError: the file exists, or another process has written it, and ``overwrite`` is false.
         OSError: the file cannot be written.
     """
+    if _is_stored(path):
+        if not overwrite and path.exists():
+            _refuse_existing(path)
+        with tempfile.TemporaryDirectory() as folder, _naming(path):
+            temporary = Path(folder) / path.name
+            yield temporary
+            path.fs.pipe_file(path.path, temporary.read_bytes())
+        return
     target = Path(os.path.realpath(path))
     if target.is_dir():
         raise IsADirectoryError(errno.EISDIR, "expected a file, got a folder; add a file name", str(path))
@@ -158,6 +203,8 @@ def make_folder(path: AnyPath) -> Path:
     Raises:
         OSError: it cannot be created, or nothing can be written in it.
     """
+    if _is_stored(path):
+        return path  # a store has no folders, and says at the first file who may not write
     folder = Path(path)
     _refuse_address(path)
     try:
@@ -313,12 +360,25 @@ def _naming(path: AnyPath) -> Iterator[None]:
         raise OSError(error.errno or errno.EIO, reason, str(path)) from error
 
 
+def _is_stored(path: Any) -> TypeGuard[Any]:
+    """Return whether a path is of a store, from `to_path`."""
+    return hasattr(path, "fs")
+
+
+def _is_address(path: AnyPath) -> bool:
+    scheme = _SCHEME.match(os.fspath(path))
+    return scheme is not None and not Path(scheme[0]).is_dir()
+
+
+def _address(path: AnyPath) -> str:
+    return re.sub(":/+", "://", os.fspath(path), count=1)
+
+
 def _refuse_address(path: AnyPath) -> None:
     """Refuse ``s3://bucket/name``, which would become a folder ``s3:``."""
-    scheme = _SCHEME.match(os.fspath(path))
-    if scheme and not Path(scheme[0]).is_dir():
+    if _is_address(path):
         reason = "expected a path of this machine; copy the files to or from the store yourself"
-        raise OSError(errno.EINVAL, reason, re.sub(":/+", "://", str(path), count=1))
+        raise OSError(errno.EINVAL, reason, _address(path))
 
 
 def _check_parent(target: Path, path: AnyPath) -> None:

@@ -27,7 +27,7 @@ from agebody.annotations.people import (
     is_file_name,
     make_people,
 )
-from agebody.files import replacing, replacing_files
+from agebody.files import replacing, replacing_files, to_path
 from agebody.keypoints import LAYOUTS, KeypointLayout, get_layout
 
 PEOPLE_PER_SHARD = 4096
@@ -256,13 +256,13 @@ def _is_text(kind: Any) -> bool:
 
 def _open(path: Path, read: Any, texts: Sequence[str] = ()) -> Any:
     pyarrow = import_pyarrow()
-    with path.open("rb"):
-        pass  # says itself that a file is missing or may not be read
     options = {"page_checksum_verification": True, "read_dictionary": list(texts)}
     try:
-        with pyarrow.parquet.ParquetFile(path, **options) as file:
+        with path.open("rb") as stream, pyarrow.parquet.ParquetFile(stream, **options) as file:
             return read(file)
     except (pyarrow.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the system's: it is missing, may not be read, or its drive fails
         fail(path, f"not a Parquet file, or a damaged one: {_first_line(error)}")
 
 
@@ -298,7 +298,7 @@ def read_shard(path: str | PathLike[str], *, layout: str | KeypointLayout | None
         OSError: it cannot be read.
         ImportError: PyArrow is not installed.
     """
-    path = Path(path)
+    path = to_path(path)
     table = read_table(path)
     _check_columns(path, table.schema)
     columns = {name: table[name] for name in COLUMNS if name in table.column_names}

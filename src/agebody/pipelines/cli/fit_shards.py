@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from agebody.files import make_folder
+from agebody.files import make_folder, to_path
 from agebody.pipelines.cli import options
 from agebody.pipelines.cli.app import app, fail, note, running, say, show_count
 
@@ -165,7 +165,7 @@ def fit_shards(
         )
         if cluster.address is None:
             options.check_device(device)
-        make_folder(output)
+        folder = make_folder(to_path(output))
         layer = options.make_layer(options.load_body(body, bars))
         task = bars.add_task("fitting", total=None)
         interactive, said = not bars.disable, time.monotonic()
@@ -182,7 +182,7 @@ def fit_shards(
         report = fit_dataset(
             layer,
             shards,
-            output,
+            folder,
             layout=layout,
             cluster=cluster,
             part=None if index is None or count is None else (index, count),
@@ -207,7 +207,7 @@ def fit_shards(
             f"{report.people_fitted} people in {report.seconds:.1f} s by {len(report.workers)} workers: "
             f"{report.people_per_second:.1f} per second"
         )
-    say(f"wrote {output / report_name(index, count)}")
+    say(f"wrote {folder / report_name(index, count)}")
 
 
 def _progress_line(report: DatasetReport) -> str:

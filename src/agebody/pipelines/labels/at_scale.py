@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import glob
 import json
 import math
 import os
@@ -22,7 +21,7 @@ import torch
 from agebody.annotations.people import AnnotationError
 from agebody.annotations.shards import count_people, import_pyarrow, read_shard
 from agebody.body import BodyModel
-from agebody.files import make_folder, replacing
+from agebody.files import find_paths, make_folder, replacing, to_path
 from agebody.pipelines.jobs import (
     ALL_CPUS,
     Cluster,
@@ -153,7 +152,8 @@ def fit_shard(
         ImportError: PyArrow is not installed.
     """
     began = time.perf_counter()
-    shard, output = Path(shard), _output(Path(shard), Path(output))
+    shard = to_path(shard)
+    output = _output(shard, to_path(output))
     settings = describe_settings(body, layout, options)
     record = _find(output, shard, settings, overwrite)
     if record is not None:
@@ -193,15 +193,15 @@ def list_shards(shards: Shards) -> list[Path]:
         AnnotationError: there are none, or two have one name.
     """
     if isinstance(shards, (str, PathLike)):
-        path = Path(shards)
+        path = to_path(shards)
         if path.is_dir():
             found = sorted(path.glob("[!.]*.parquet"))
         else:
-            found = [path] if path.exists() else sorted(map(Path, glob.glob(os.fspath(shards))))
+            found = [path] if path.exists() else sorted(find_paths(path))
         if not found:
             raise AnnotationError(f"{path}: expected shards: a folder with *.parquet, a pattern, or one file")
     else:
-        found = [Path(shard) for shard in shards]
+        found = [to_path(shard) for shard in shards]
         if not found:
             raise AnnotationError("shards: expected at least one")
     names: dict[str, Path] = {}
@@ -258,14 +258,14 @@ def fit_dataset(
     began = time.perf_counter()
     cluster = check_cluster(cluster)
     import_pyarrow()
-    folder = Path(output).absolute()
+    folder = to_path(output).absolute()
     found = list_shards(shards)
     if part is not None:
         found = choose_part(found, *part)
     paths = {path.absolute(): _output(path, folder) for path in found}
     settings = describe_settings(body, layout, options)
     settings["device"] = torch.device(cluster.device or settings["device"]).type
-    make_folder(output)
+    make_folder(folder)
     report = DatasetReport(len(paths), settings=settings)
     claim = _Claim(folder / report_name(*part or (None, None)))
 

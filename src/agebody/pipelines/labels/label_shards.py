@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -23,6 +22,7 @@ from agebody.annotations.shards import (
     to_column,
     write_table,
 )
+from agebody.files import to_path
 from agebody.pipelines.labels.records import ABOUT, FLAG, ROWS, TERM, Labels, concatenate_labels
 from agebody.pipelines.labels.settings import describe_differences
 
@@ -83,12 +83,12 @@ def load_label_shards(shards: str | PathLike[str] | Sequence[str | PathLike[str]
         ImportError: PyArrow is not installed.
     """
     if isinstance(shards, (str, PathLike)):
-        folder = Path(shards)
+        folder = to_path(shards)
         paths = sorted(folder.glob("[!.]*.parquet")) if folder.is_dir() else [folder]
         if not paths:
             fail(folder, "expected shards, *.parquet, in the folder")
     else:
-        paths = [Path(shard) for shard in shards]
+        paths = [to_path(shard) for shard in shards]
     labels = [_load(path) for path in paths]
     try:
         return concatenate_labels([part for part in labels if len(part)] or labels[:1])
@@ -125,10 +125,10 @@ def _load(path: Path) -> Labels:
     return Labels.from_arrays(path, arrays, {name: about[name] for name in ABOUT})
 
 
-def describe_source(path: str | PathLike[str]) -> tuple[str, int]:
+def describe_source(path: Path) -> tuple[str, int]:
     """Return the SHA-256 and the number of the bytes of a file."""
     digest = hashlib.sha256()
-    with open(path, "rb") as stream:
+    with path.open("rb") as stream:
         while piece := stream.read(1 << 20):
             digest.update(piece)
         return digest.hexdigest(), stream.tell()
@@ -169,7 +169,7 @@ def find_record(
     differ = describe_differences(stated, settings)
     if differ:
         fail(path, f"exists, and was made with {differ}; pass overwrite=True to replace it")
-    same = record.source_size in (None, os.stat(source).st_size)
+    same = record.source_size in (None, source.stat().st_size)
     if same and (verify or record.source_size is None):
         same = record.source_sha256 == describe_source(source)[0]
     if not same:
