@@ -5,8 +5,10 @@ Each `write_*` function returns the arrays that a reader should find, under SMPL
 
 from __future__ import annotations
 
+import functools
 import io
 import pickle
+import tempfile
 import types
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,8 @@ import numpy as np
 from scipy import sparse
 from scipy.spatial import ConvexHull, KDTree
 
-from agebody.assets.asset import SMPL_PARENTS
+from agebody.assets.asset import SMPL_PARENTS, BodyAsset
+from agebody.assets.io import load_asset
 from agebody.assets.landmarks import SURFACE21_SMPL_VERTICES
 
 Arrays = dict[str, Any]
@@ -188,6 +191,17 @@ def write_smplx_npz(path: Path, **options: Any) -> Arrays:
     unneeded = {"joint2num": np.array({"Pelvis": 0}), "part2num": np.array({"Pelvis": 0})}
     np.savez(path, **arrays, **unneeded)
     return arrays
+
+
+@functools.cache
+def small_smplx() -> BodyAsset:
+    """SMPL-X of every age with 150 vertices, from files that are gone."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_smplx_npz(Path(folder, "SMPLX_NEUTRAL.npz"), num_vertices=150, num_betas=20)
+        write_kid_template(Path(folder, "smplx_kid_template.npy"), num_vertices=150)
+        return load_asset(
+            Path(folder, "SMPLX_NEUTRAL.npz"), infant_template=Path(folder, "smplx_kid_template.npy")
+        )
 
 
 def write_mano_pkl(path: Path, **options: Any) -> Arrays:

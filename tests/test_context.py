@@ -13,10 +13,23 @@ from typing import Any
 
 import pytest
 import torch
+from model_files import small_smplx
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from agebody import age, cameras, crowd, losses, measure, mesh, metrics, nets, rotations
+from agebody import (
+    age,
+    cameras,
+    crowd,
+    join_pose,
+    losses,
+    measure,
+    mesh,
+    metrics,
+    nets,
+    rotations,
+    split_pose,
+)
 
 DOORS = (
     "age",
@@ -45,6 +58,7 @@ VECTORS = _normal(4, 5, 3, seed=2)
 MATRICES = rotations.axis_angle_to_matrix(VECTORS)
 OTHERS = rotations.axis_angle_to_matrix(_normal(4, 5, 3, seed=3))
 POSE = 0.3 * _normal(4, 69, seed=4)
+POSE54 = 0.3 * _normal(4, 162, seed=5)
 BOX = torch.tensor([[100.0, 50.0, 300.0, 350.0], [10.0, 20.0, 200.0, 180.0]])
 PIXELS = 200 + 50 * _normal(2, 17, 2)
 IN_FRONT = _normal(2, 17, 3) + torch.tensor([0.0, 0.0, 5.0])
@@ -75,6 +89,11 @@ Example = tuple[Callable[..., Any], tuple[Tensor, ...]]
 partial = functools.partial
 
 EXAMPLES: dict[str, Example] = {
+    "join_pose": (
+        lambda body, jaw: join_pose(small_smplx(), body=body, jaw=jaw),
+        (POSE[:, :63], VECTORS[:, 0]),
+    ),
+    "split_pose": (lambda pose: split_pose(small_smplx(), pose, num_hand_components=6), (POSE54,)),
     "age.age_class": (age.age_class, (A1,)),
     "age.median_head_circumference": (age.median_head_circumference, (YEARS[:2],)),
     "age.median_stature": (age.median_stature, (YEARS,)),
@@ -274,7 +293,7 @@ def is_refusal(error: Exception) -> bool:
 
 
 def test_every_public_function_has_an_example():
-    functions = set()
+    functions = {"join_pose", "split_pose"}
     for door in DOORS:
         module = importlib.import_module(f"agebody.{door}")
         functions |= {f"{door}.{name}" for name in module.__all__ if inspect.isroutine(getattr(module, name))}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -196,7 +197,8 @@ class ContourTable(nn.Module):
 def contour_row(neck: Float[Tensor, "B 3 _"]) -> Int[Tensor, " B"]:
     """Return the row of `ContourTable` for the rotation of a neck in the world."""
     level = (neck[:, 0, 0].square() + neck[:, 1, 0].square()).sqrt()
-    degrees = torch.rad2deg(torch.atan2(neck[:, 2, 0], level)).clamp(-39, 39).round().long()
+    turn = torch.atan2(neck[:, 2, 0], level) * (180 / math.pi)  # ONNX has no rad2deg
+    degrees = turn.clamp(-39, 39).round().long()
     return torch.where(degrees < 0, 39 - degrees, degrees)
 
 
