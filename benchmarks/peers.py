@@ -13,7 +13,7 @@ from torch import Tensor
 
 import agebody
 from agebody.assets.asset import BodyAsset
-from agebody.assets.io import export_smpl_pkl
+from agebody.assets.io import export_smpl
 from agebody.pipelines.bench import load_smplx
 
 LAYOUT = "coco17"
@@ -54,7 +54,7 @@ class Files:
     @classmethod
     def write(cls, asset: BodyAsset, folder: Path, device: torch.device) -> Files:
         files = cls(asset, folder, device)
-        export_smpl_pkl(asset, files.smpl)
+        export_smpl(asset, files.smpl)
         # smplfitter needs the published file names, and a kid template, which zeros turn off.
         shutil.copy(files.smpl, folder / "basicmodel_neutral_lbs_10_207_0_v1.1.0.pkl")
         np.save(folder / "kid_template.npy", np.zeros_like(asset.template))

@@ -32,7 +32,7 @@ from agebody import BodyParameters
 from agebody.body import BodyModel
 from agebody.cameras import Camera
 from agebody.draw import render
-from agebody.fitting import Cloud, Plane, above_plane, fit_plane, fit_scans, points_from_depth
+from agebody.fitting import Cloud, Plane, fit_plane, fit_scans
 from agebody.mesh.collisions import Exclusions
 from agebody.people import pose
 
@@ -110,12 +110,12 @@ def observe(body: BodyModel, seed: int) -> Sequence:
         depth = depth + DEPTH_NOISE * normal(*depth.shape)
         for x, y in zip(r.integers(90, 220, HOLES), r.integers(60, 170, HOLES), strict=True):
             depth[y : y + HOLE, x : x + HOLE] = torch.nan
-        seen = points_from_depth(depth, view)
+        seen = Cloud.from_depth(depth, view)
         if plane is None:  # the camera stands still
             plane = fit_plane(seen.points, towards=torch.tensor(EYE, dtype=body.dtype))
-        points = above_plane(seen, plane).points
+        points = seen.above(plane).points
         stray = points.mean(0) + STRAY_SPREAD * normal(round(STRAY * len(points)), 3)
-        clouds.append(above_plane(Cloud(torch.cat((points, stray))), plane))
+        clouds.append(Cloud(torch.cat((points, stray))).above(plane))
     assert plane is not None
     pixels = view.project(body.keypoints("coco17", truth)).pixels
     weights = torch.from_numpy(r.random(pixels.shape[:2]) >= MISSING).to(body.dtype)

@@ -33,7 +33,7 @@ from torch import Tensor
 import agebody
 from agebody.age import AGE_CLASSES, age_class
 from agebody.assets.asset import BodyAsset
-from agebody.assets.io import export_smpl_pkl
+from agebody.assets.io import export_smpl
 from agebody.body import BodyModel
 from agebody.cameras import Camera, box_around, square_box, to_crop, torso_translation
 from agebody.keypoints import LAYOUTS
@@ -77,7 +77,7 @@ class Peer:
         import smplx
 
         file, kid = folder / "SMPL_NEUTRAL.pkl", folder / "smpl_kid_template.npy"
-        export_smpl_pkl(asset, file, overwrite=True)
+        export_smpl(asset, file, overwrite=True)
         assert asset.age_templates is not None
         np.save(kid, asset.age_templates[-1])
         with contextlib.redirect_stdout(io.StringIO()):  # it prints a warning about 10 betas

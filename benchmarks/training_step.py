@@ -14,7 +14,7 @@ from torch.nn.functional import normalize, scaled_dot_product_attention
 
 import agebody
 from agebody import cameras, nets
-from agebody.assets.io import export_smpl_pkl
+from agebody.assets.io import export_smpl
 from agebody.losses import hmr2_objective
 from agebody.people import random_people
 from agebody.pipelines.bench import load_smplx
@@ -146,7 +146,7 @@ def main() -> None:
     body = agebody.SMPL(session.asset, pose_format="matrix", device=session.device)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "SMPL_NEUTRAL.pkl"
-        export_smpl_pkl(session.asset, path)
+        export_smpl(session.asset, path)
         layer = load_smplx(path, session.device)
     joints, rows = agebody.LAYOUTS[LAYOUT].resolve(session.asset)
     regressor = (

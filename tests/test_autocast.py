@@ -40,7 +40,7 @@ CASES: dict[str, Callable[[], Any]] = {
     "oks": lambda: metrics.oks(PRED[..., :2], TARGET[..., :2], torch.ones(3)),
     "closest_points": lambda: proximity.closest_points(_normal(2000, 3), SCRAPS, FACES, backend="torch"),
     "visible_vertices": lambda: proximity.visible_vertices(SCRAPS, FACES, PLACES, backend="torch"),
-    "tape_length": lambda: measure.tape_length(SECTION, PLACES),
+    "tape_length": lambda: measure.section_length(SECTION, tape=PLACES),
     "to_camera": lambda: CAMERA.to_camera(PRED),
     "to_world": lambda: CAMERA.to_world(PRED),
     "project": lambda: CAMERA.project(PRED),

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from agebody.cameras import Camera, field_limit, fov_to_focal
+from agebody.cameras import Camera, field_limit
+from agebody.cameras.camera import fov_to_focal
 from agebody.cameras.distortion import distort, undistort
 
 F64 = torch.float64

@@ -251,7 +251,7 @@ def test_openpose_folders_and_bodies_of_one_age(data, tmp_path, monkeypatch, fit
     person = {"pose_keypoints_2d": [5.0, 6.0, 0.9] * 25}
     (folder / "0_keypoints.json").write_text(json.dumps({"people": [person]}))
     body = tmp_path / "adult.npz"
-    agebody.export_smpl_npz(agebody.mannequin(), body)
+    agebody.export_smpl(agebody.mannequin(), body)
     result = run(folder, "--body", body, "--size", "64x48", "--focal", 90, "-o", tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert isinstance(seen["body"], agebody.SMPL)

@@ -28,7 +28,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import agebody
-from agebody.assets.io import export_smpl_pkl
+from agebody.assets.io import export_smpl
 from agebody.pipelines.cli import app
 
 ROOT = Path(__file__).parents[1]
@@ -73,8 +73,8 @@ def blocks(text: str) -> list[Block]:
 def stand_ins(tmp_path_factory, mannequin_asset):
     """The files that users bring, by the names under which the pages load them; none of them is licensed."""
     folder = tmp_path_factory.mktemp("files")
-    export_smpl_pkl(mannequin_asset, folder / "SMPL_NEUTRAL.pkl")
-    export_smpl_pkl(mannequin_asset.at_age(1.0), folder / "smil_web.pkl")
+    export_smpl(mannequin_asset, folder / "SMPL_NEUTRAL.pkl")
+    export_smpl(mannequin_asset.at_age(1.0), folder / "smil_web.pkl")
     np.save(folder / "smpl_kid_template.npy", mannequin_asset.age_templates[0])
     points = {name: regressor.matrix.toarray() for name, regressor in mannequin_asset.regressors.items()}
     np.save(folder / "J_regressor_h36m.npy", points["h36m17"])

@@ -15,7 +15,7 @@ from agebody.cameras import Camera
 from agebody.checks import apply_mask
 from agebody.fitting.scans import registration
 from agebody.fitting.scans import surface as scan_surface
-from agebody.fitting.scans.clouds import Cloud, Plane, above_plane, fit_plane, points_from_depth
+from agebody.fitting.scans.clouds import Cloud, Plane, fit_plane
 from agebody.fitting.scans.frames import Frames
 from agebody.fitting.scans.registration import choose_frames, fit_scans
 from agebody.fitting.scans.stages import SMPLIFY_KIDS
@@ -173,7 +173,7 @@ class TestClouds:
             view = view._replace(distortion=torch.tensor(distortion, dtype=DOUBLE))
         normal = torch.tensor([0.2, 0.9, -0.1], dtype=DOUBLE)
         normal = normal / normal.norm()
-        cloud = points_from_depth(self.depth_of_plane(normal, 0.1, view), view, max_jump=0.5)
+        cloud = Cloud.from_depth(self.depth_of_plane(normal, 0.1, view), view, max_jump=0.5)
         torch.testing.assert_close(cloud.points @ normal, torch.full_like(cloud.points[:, 0], 0.1))
         assert len(cloud.points) == 60 * 80
         # The fit is exact but for its damping, 1e-9, and undistortion to 1e-8.
@@ -187,7 +187,7 @@ class TestClouds:
         depth[4, 3], depth[4, 4], depth[5, 5] = torch.nan, 0.0, torch.inf
         mask = torch.ones_like(depth, dtype=torch.bool)
         mask[8] = False
-        cloud = points_from_depth(depth, view, mask=mask)
+        cloud = Cloud.from_depth(depth, view, mask=mask)
         assert len(cloud.points) == 19 * 19 - 3
         assert set(cloud.points[:, 2].tolist()) == {1.0, 1.5}
         torch.testing.assert_close(cloud.normals, torch.tensor([0.0, 0, -1]).expand_as(cloud.normals))
@@ -209,18 +209,18 @@ class TestClouds:
         assert abs(plane.offset - 0.3) < 1e-3
         below = fit_plane(cloud, towards=torch.zeros(3))
         torch.testing.assert_close(below.normal, -plane.normal)
-        kept = above_plane(Cloud(cloud, cloud), plane, margin=0.02, height=0.5).points
+        kept = Cloud(cloud, cloud).above(plane, margin=0.02, height=0.5).points
         height = cloud @ normal - 0.3
         assert abs(len(kept) - ((height > 0.02) & (height < 0.5)).sum()) < 20
 
     def test_errors(self, unchecked):
         view = Camera(torch.tensor([100.0, 100.0]), torch.tensor([10.0, 10.0]))
         with pytest.raises(ValueError, match="depth: expected one image"):
-            points_from_depth(torch.ones(2, 5, 5), view)
+            Cloud.from_depth(torch.ones(2, 5, 5), view)
         with pytest.raises(ValueError, match="mask: expected booleans"):
-            points_from_depth(torch.ones(5, 5), view, mask=torch.ones(5, 5))
+            Cloud.from_depth(torch.ones(5, 5), view, mask=torch.ones(5, 5))
         with pytest.raises(ValueError, match="max_jump"):
-            points_from_depth(torch.ones(5, 5), view, max_jump=0.0)
+            Cloud.from_depth(torch.ones(5, 5), view, max_jump=0.0)
         with pytest.raises(ValueError, match="three"):
             fit_plane(torch.ones(2, 3))
         with pytest.raises(ValueError, match="expected 20% of them on one plane"):

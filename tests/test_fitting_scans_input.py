@@ -8,7 +8,7 @@ import torch
 import agebody
 from agebody import BodyParameters
 from agebody.cameras import Camera
-from agebody.fitting import SMPLIFY_KIDS, Cloud, Plane, above_plane, fit_plane, fit_scans, points_from_depth
+from agebody.fitting import SMPLIFY_KIDS, Cloud, Plane, fit_plane, fit_scans
 from agebody.fitting.scans.frames import Frames
 from agebody.fitting.scans.surface import register_surface
 from agebody.fitting.scans.terms import all_joints
@@ -188,7 +188,7 @@ class TestPlanes:
         eye = self.VIEW.to_world(torch.zeros(1, 3))
         depth = ((-2.6 - eye[:, 1]) / (ends - eye)[:, 1]).view(60, 80)
         depth[20:40, 30:50] -= 0.15
-        return points_from_depth(depth, self.VIEW)
+        return Cloud.from_depth(depth, self.VIEW)
 
     @pytest.mark.parametrize("shift", [0.0, 2.0, 6.0])
     def test_it_points_to_the_camera_wherever_the_origin_is(self, shift):
@@ -201,7 +201,7 @@ class TestPlanes:
         )
         for found in (fit_plane(moved), fit_plane(moved.points), fit_plane(moved.points, towards=view)):
             assert found.normal[1] > 0.99
-            kept = above_plane(moved, found).points
+            kept = moved.above(found).points
             assert abs(len(kept) - 400) < 80
         assert fit_plane(moved, towards=torch.tensor([0.0, -9.0, 0.0])).normal[1] < -0.99
 
@@ -209,13 +209,13 @@ class TestPlanes:
         down = Plane(-seen["plane"].normal, -seen["plane"].offset)
         with pytest.raises(ValueError, match="plane: expected the scans above it, got half of the points"):
             fit(infant, seen, plane=down)
-        empty = [scan[:0] for scan in seen["scans"]]  # as `above_plane` leaves them
+        empty = [scan[:0] for scan in seen["scans"]]  # as `Cloud.above` leaves them
         with pytest.raises(ValueError, match="plane: expected the scans above it, got no points and the"):
             fit(infant, with_landmarks(infant, seen), scans=empty, plane=down)
 
     def test_millimetres(self, infant, seen):
         with pytest.raises(ValueError, match="depth: expected metres, got a median of 980; divide"):
-            points_from_depth(torch.full((60, 80), 980.0), self.VIEW)
+            Cloud.from_depth(torch.full((60, 80), 980.0), self.VIEW)
         with pytest.raises(ValueError, match=r"scans\[0\]: expected points of a person in metres"):
             fit(infant, seen, scans=[1000 * scan for scan in seen["scans"]], plane=None)
 

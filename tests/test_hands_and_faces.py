@@ -324,9 +324,7 @@ class TestFiles:
     def test_hands_and_faces_survive(self, assets, tmp_path, kind, to):
         asset = assets[kind]
         path = tmp_path / {"own": "body.safetensors", "npz": "body.npz", "pkl": "body.pkl"}[to]
-        write = {"own": agebody.save_asset, "npz": agebody.export_smpl_npz, "pkl": agebody.export_smpl_pkl}[
-            to
-        ]
+        write = {"own": agebody.save_asset, "npz": agebody.export_smpl, "pkl": agebody.export_smpl}[to]
         write(asset, path)
         again = load_asset(path)
         assert again.num_expression == asset.num_expression
@@ -342,7 +340,7 @@ class TestFiles:
             np.testing.assert_allclose(again.regressors[name].matrix.toarray(), regressor.matrix.toarray())
 
     def test_smplx_loads_the_export(self, assets, tmp_path):
-        agebody.export_smpl_npz(assets["old"], tmp_path / "SMPLX_NEUTRAL.npz")
+        agebody.export_smpl(assets["old"], tmp_path / "SMPLX_NEUTRAL.npz")
         peer = theirs("SMPLX", tmp_path / "SMPLX_NEUTRAL.npz", flat_hand_mean=True)
         close(peer().joints[0], SMPLX(assets["old"]).keypoints("smplx127"))
 

@@ -30,7 +30,7 @@ from scipy import sparse
 from agebody.assets.asset import AssetError, BodyAsset, Metadata, Regressor
 from agebody.assets.container import UNSIGNED, signed
 from agebody.assets.header import HEADER_KEY
-from agebody.assets.io import export_smpl_npz, export_smpl_pkl, load_asset, save_asset
+from agebody.assets.io import export_smpl, load_asset, save_asset
 from agebody.assets.report import find_problems, inspect_asset
 
 
@@ -160,9 +160,9 @@ def test_interrupted_save_leaves_the_old_file_whole(tmp_path, monkeypatch, where
         raise error
 
     monkeypatch.setattr(os, where, interrupt)
-    for write in (save_asset, export_smpl_npz, export_smpl_pkl):
+    for write, place in ((save_asset, path), (export_smpl, tmp_path / "a.npz")):
         with pytest.raises(error):
-            write(new, path, overwrite=True)
+            write(new, place, overwrite=True)
         assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
     monkeypatch.undo()
     assert_identical(load_asset(path), old)
@@ -355,11 +355,11 @@ def test_smplx_loads_the_export(tmp_path, container, capsys):
     body = load_asset(tmp_path / "model.pkl")
     path = tmp_path / f"SMPL_NEUTRAL.{container}"
     if container == "npz":
-        export_smpl_npz(body, path)
+        export_smpl(body, path)
         with np.load(path) as entries:
             model = smplx.SMPL("", data_struct=smplx.utils.Struct(**entries), dtype=torch.float64)
     else:
-        export_smpl_pkl(body, path)
+        export_smpl(body, path)
         model = smplx.create(str(path), dtype=torch.float64)
     rng = np.random.default_rng(0)
     betas, pose = rng.normal(size=10), rng.normal(size=72)
@@ -373,12 +373,14 @@ def test_smplx_loads_the_export(tmp_path, container, capsys):
     np.testing.assert_allclose(got.detach().numpy(), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("export", [export_smpl_npz, export_smpl_pkl])
-def test_exports_load_back(tmp_path, export):
+@pytest.mark.parametrize("suffix", [".npz", ".pkl"])
+def test_exports_load_back(tmp_path, suffix):
     write_smpl_pkl(tmp_path / "model.pkl", num_vertices=100)
     body = load_asset(tmp_path / "model.pkl")
-    export(body, tmp_path / "SMPL_NEUTRAL.out")
-    again = load_asset(tmp_path / "SMPL_NEUTRAL.out")
+    export_smpl(body, tmp_path / f"SMPL_NEUTRAL{suffix}")
+    again = load_asset(tmp_path / f"SMPL_NEUTRAL{suffix}")
+    with pytest.raises(ValueError, match=r"path: expected a name that ends in .npz or .pkl, got .*body.h5"):
+        export_smpl(body, tmp_path / "body.h5")
     for name in ("template", "faces", "parents", "shapedirs", "posedirs"):
         assert_array_equal(getattr(again, name), getattr(body, name))
     assert_array_equal(again.dense_weights(), body.dense_weights())
@@ -386,7 +388,7 @@ def test_exports_load_back(tmp_path, export):
 
 
 def test_export_without_pose_blend_shapes(tmp_path):
-    export_smpl_npz(random_body(np.random.default_rng(0), posedirs=False), tmp_path / "a.npz")
+    export_smpl(random_body(np.random.default_rng(0), posedirs=False), tmp_path / "a.npz")
     posedirs = load_asset(tmp_path / "a.npz").posedirs
     assert posedirs is not None
     assert not posedirs.any()

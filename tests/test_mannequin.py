@@ -10,7 +10,8 @@ from scipy.spatial import ConvexHull, KDTree
 
 from agebody.assets.asset import SMPL_JOINT_NAMES, SMPL_PARENTS
 from agebody.assets.landmarks import REGRESSOR_NAMES
-from agebody.assets.mannequin import SHAPE_SD, mannequin
+from agebody.assets.mannequin import mannequin
+from agebody.assets.mannequin.body import SHAPE_SD
 
 # Of every array, bit for bit: the same on each machine, operating system and NumPy.
 SHA256 = "236916a067f8c8ca801f9c4a3e62eab36fdd7de6760d59e083a4299b78c276ed"

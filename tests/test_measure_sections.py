@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial import ConvexHull
 
-from agebody.measure import plane_section, section_length, tape_length
+from agebody.measure import plane_section, section_length
 
 
 def tensors(mesh):
@@ -38,7 +38,7 @@ def test_cylinders_are_cut_to_circles_and_ellipses():
     level = plane_section(vertices, faces, vector(0, 0, 0.2), vector(0, 0, 1))
     assert section_length(level).item() == pytest.approx(chord, rel=1e-12)
     # A polygon of more corners than there are directions: those that are passed by cost (pi / 240)^2 / 6.
-    assert tape_length(level, vector(0, 0, 1)).item() == pytest.approx(chord, rel=3e-5)
+    assert section_length(level, tape=vector(0, 0, 1)).item() == pytest.approx(chord, rel=3e-5)
 
     tilted = plane_section(vertices, faces, vector(0, 0, 0), vector(0, -1, 1))
     long = math.sqrt(2) * radius
@@ -60,12 +60,12 @@ def test_any_section_of_a_torus_is_trimeshs(seed):
     if outline is None:
         assert not section.cut.any()
         assert section_length(section) == 0
-        assert tape_length(section, normal[0]) == 0
+        assert section_length(section, tape=normal[0]) == 0
         return
     # trimesh merges what lies within 1e-8 m
     assert section_length(section).item() == pytest.approx(outline.length, rel=1e-6)
     # A corner may be passed by where the tape turns by less than 1.5 degrees, for 1e-4 of its edges.
-    assert tape_length(section, normal[0]).item() == pytest.approx(
+    assert section_length(section, tape=normal[0]).item() == pytest.approx(
         hull_perimeter(section, normal[0]), rel=2e-5
     )
 
@@ -77,7 +77,7 @@ def test_any_section_of_a_body_is_trimeshs(fixture, request):
     vertices, faces = tensors(mesh)
     origins, normals = random_planes(3, 1)
     sections = plane_section(vertices, faces, origins, normals, capacity=2000)
-    lengths, tapes = section_length(sections), tape_length(sections, normals)
+    lengths, tapes = section_length(sections), section_length(sections, tape=normals)
     for i, (origin, normal) in enumerate(zip(origins, normals, strict=True)):
         outline = mesh.section(plane_normal=normal.numpy(), plane_origin=origin.numpy())
         assert lengths[i].item() == pytest.approx(outline.length, rel=1e-6)
@@ -102,7 +102,7 @@ def test_vertices_and_edges_in_the_plane_count_once():
     for height in (-1.0, 0.0):  # through four corners and the edges between them; through four edges
         section = plane_section(vertices, faces, vector(0, 0, height), vector(0, 0, -1.0))
         assert section_length(section).item() == pytest.approx(8)
-        assert tape_length(section, vector(0, 0, 1)).item() == pytest.approx(8)
+        assert section_length(section, tape=vector(0, 0, 1)).item() == pytest.approx(8)
     octahedron = trimesh.creation.icosphere(subdivisions=0)
     corner = torch.tensor(octahedron.vertices[0], dtype=torch.float64)
     touching = plane_section(*tensors(octahedron), corner, -corner)
@@ -116,7 +116,7 @@ def test_gradients_in_vertices_and_plane(taut):
 
     def length(vertices, origin, normal):
         section = plane_section(vertices, faces, origin, normal)
-        return tape_length(section, normal) if taut else section_length(section)
+        return section_length(section, tape=normal if taut else None)
 
     inputs = vertices, vector(0.02, 0.03, 0.05), vector(0.3, -0.2, 2.0)
     assert torch.autograd.gradcheck(length, [x.clone().requires_grad_() for x in inputs])
@@ -135,12 +135,12 @@ def test_batches_are_bodies_one_by_one(batch, capacity):
     bodies = vertices * sizes[..., None, None]
     origin, normal = vector(0.01, 0.02, 0.03), vector(1, 2, 3)
     section = plane_section(bodies, faces, origin, normal, capacity=capacity)
-    lengths, tapes = section_length(section), tape_length(section, normal)
+    lengths, tapes = section_length(section), section_length(section, tape=normal)
     assert lengths.shape == tapes.shape == tuple(batch)
     for index in np.ndindex(*batch):
         one = plane_section(bodies[index], faces, origin, normal)
         torch.testing.assert_close(lengths[index], section_length(one))
-        torch.testing.assert_close(tapes[index], tape_length(one, normal))
+        torch.testing.assert_close(tapes[index], section_length(one, tape=normal))
 
 
 def test_more_triangles_than_the_capacity_are_nan():
@@ -150,7 +150,7 @@ def test_more_triangles_than_the_capacity_are_nan():
     lengths = section_length(section)
     assert lengths[0].isnan()
     assert lengths[1] == 0
-    assert tape_length(section, vector(0.1, 0, 1))[0].isnan()
+    assert section_length(section, tape=vector(0.1, 0, 1))[0].isnan()
 
 
 def test_single_precision_is_kept_and_close():

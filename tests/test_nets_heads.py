@@ -10,8 +10,7 @@ from networks import filled, onnx_outputs, wave
 from torch import nn
 
 import agebody
-from agebody import SMIL, SMPL, SMPLA
-from agebody.cameras import fov_to_focal, mahmr_to_translation
+from agebody import SMIL, SMPL, SMPLA, cameras
 from agebody.losses import metric_aware_objective
 from agebody.mesh import PARTS_7, PartMap
 from agebody.nets import (
@@ -226,8 +225,9 @@ def test_metric_aware_training_moves_the_field_of_view_unless_detached(detached,
     def predict():
         found = made(tokens)
         fov = found.extras["fov"]
-        focal = fov_to_focal(fov.detach() if detached else fov, (640, 480))
-        return found.arguments() | {"depth": mahmr_to_translation(found.camera, focal)[:, 2], "fov": fov}
+        focal = cameras.Camera.from_fov(fov.detach() if detached else fov, (640, 480)).focal[..., 1]
+        depth = cameras.mahmr_to_translation(found.camera, focal)[:, 2]
+        return found.arguments() | {"depth": depth, "fov": fov}
 
     objective.without("betas", "fov")(predict(), target).total.backward()
     assert all((p.grad is None) == detached for p in made.head.field_of_view.parameters())

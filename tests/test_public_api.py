@@ -8,7 +8,7 @@ import agebody
 NAMES = [
     "LAYOUTS", "MANO", "SMIL", "SMPL", "SMPLA", "SMPLH", "SMPLX", "AssetError", "AssetReport",
     "BodyAsset", "BodyModel", "BodyOutput", "BodyParameters", "KeypointLayout", "Metadata", "Regressor",
-    "ShapedBody", "anny_body", "export_smpl_npz", "export_smpl_pkl", "inspect_asset", "join_pose",
+    "ShapedBody", "anny_body", "export_smpl", "inspect_asset", "join_pose",
     "load_asset", "mannequin", "save_asset", "split_pose",
 ]  # fmt: skip
 MODULES = [
@@ -27,7 +27,7 @@ MODULES = [
 ROOMS = {
     "cameras": """
         Camera bev_to_translation box_around box_condition convert_axes convert_box
-        convert_extrinsics convert_pixels field_limit fov_to_focal from_crop from_pytorch3d
+        convert_extrinsics convert_pixels field_limit from_crop from_pytorch3d
         mahmr_to_translation project_weak square_box to_crop to_pytorch3d torso_translation
         weak_to_translation
     """,
@@ -37,8 +37,8 @@ ROOMS = {
     """,
     "fitting": """
         AIONHMR Cloud Fit MeasurementFit Plane SMPLIFY SMPLIFY_KIDS ScanFit StandardErrors
-        above_plane convert fit_keypoints fit_measurements fit_plane fit_points fit_scans
-        fit_sequence fit_vertices points_from_depth
+        convert fit_keypoints fit_measurements fit_plane fit_points fit_scans fit_sequence
+        fit_vertices
     """,
     "losses": """
         ADULT_RANGES INFANT_RANGES LossTerm MahalanobisPrior MaxMixturePrior Objective
@@ -52,7 +52,7 @@ ROOMS = {
     """,
     "measure": """
         A2B_MEASUREMENTS Distance Girth Height MEASUREMENTS Measurements find_landmarks
-        plane_section section_length stature tape_length
+        plane_section section_length stature
     """,
     "metrics": """
         acceleration_error depth_relations detection_scores foot_sliding jitter joint_errors
@@ -82,8 +82,7 @@ PARAMETERS = {
     "KeypointLayout.from_regressor": "matrix names name edges root",
     "load_asset": "path infant_template regressors gender",
     "save_asset": "asset path overwrite",
-    "export_smpl_npz": "asset path overwrite",
-    "export_smpl_pkl": "asset path overwrite",
+    "export_smpl": "asset path overwrite",
     "inspect_asset": "path",
     "mannequin": "",
     "anny_body": "hands cache_dir rebuild progress",

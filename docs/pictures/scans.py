@@ -22,10 +22,8 @@ from agebody.fitting import (
     Cloud,
     Plane,
     ScanFit,
-    above_plane,
     fit_plane,
     fit_scans,
-    points_from_depth,
 )
 from agebody.fitting.scans.frames import read_frames
 from agebody.fitting.scans.start import start_from_landmarks
@@ -103,9 +101,9 @@ def _example() -> tuple[Tensor, Camera, Tensor, Tensor, ScanFit]:
     depth = _depth(vertices[0], body.faces, view)
     depth = depth + 0.002 * torch.randn(depth.shape, generator=generator)
     depth[55:61, 74:82] = torch.nan
-    cloud = points_from_depth(depth, view)
+    cloud = Cloud.from_depth(depth, view)
     plane = fit_plane(cloud.points, towards=torch.tensor([0.0, 1.0, 0.0]))
-    infant = above_plane(cloud, plane)
+    infant = cloud.above(plane)
     landmarks = view.project(body.keypoints("coco17", truth)).pixels
     landmarks = landmarks + torch.randn(landmarks.shape, generator=generator)
     start = _start(body, infant, view, landmarks, plane)

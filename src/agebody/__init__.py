@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from agebody import age, cameras, losses, measure, metrics, rotations
 from agebody.assets.asset import AssetError, BodyAsset, Metadata, Regressor
-from agebody.assets.io import export_smpl_npz, export_smpl_pkl, load_asset, save_asset
+from agebody.assets.io import export_smpl, load_asset, save_asset
 from agebody.assets.mannequin import mannequin
 from agebody.assets.report import AssetReport, inspect_asset
 from agebody.body import MANO, SMIL, SMPL, SMPLA, SMPLH, SMPLX, BodyModel, BodyOutput, ShapedBody
@@ -40,8 +40,7 @@ __all__ = [
     "anny_body",
     "cameras",
     "crowd",
-    "export_smpl_npz",
-    "export_smpl_pkl",
+    "export_smpl",
     "fitting",
     "inspect_asset",
     "join_pose",

@@ -2,7 +2,6 @@
 
 from agebody.age.classes import (
     AGE_CLASSES,
-    MAX_YEARS,
     AgeClass,
     AgeError,
     Ages,
@@ -26,7 +25,6 @@ from agebody.age.growth import Sex as Sex
 __all__ = [
     "ADULT_YEARS",
     "AGE_CLASSES",
-    "MAX_YEARS",
     "AgeClass",
     "AgeCurve",
     "AgeError",

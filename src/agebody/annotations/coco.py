@@ -14,7 +14,8 @@ from typing import Any, NoReturn
 import numpy as np
 from jaxtyping import Float, Int
 
-from agebody.age import AGE_CLASSES, MAX_YEARS, AgeError, Ages, is_number, parse_ages
+from agebody.age import AGE_CLASSES, AgeError, Ages, is_number, parse_ages
+from agebody.age.classes import MAX_YEARS
 from agebody.annotations.orders import FEET6, PARTS, Order, order_by_size, sizes_without_names
 from agebody.annotations.people import MAX_PIXELS, ImageEntry, fail, is_file_name, short, shorten
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import pickle
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -118,24 +119,23 @@ def save_asset(asset: BodyAsset, path: PathLike, *, overwrite: bool = False) -> 
         temporary.write_bytes(content)
 
 
-def export_smpl_npz(asset: BodyAsset, path: PathLike, *, overwrite: bool = False) -> None:
-    """Write a body with SMPL's entry names, as an npz file; errors as in `save_asset`.
+def export_smpl(asset: BodyAsset, path: PathLike, *, overwrite: bool = False) -> None:
+    """Write a body with SMPL's entry names, as an ``.npz`` or ``.pkl`` file; errors as in `save_asset`.
 
-    smplx's SMPL class itself opens only pickles, which `export_smpl_pkl` writes; it takes an npz file as
+    `smplx.SMPL` opens the pickle, without chumpy. It takes an npz file as
     ``smplx.SMPL("", data_struct=smplx.utils.Struct(**np.load(path)))``. The format has no age templates and
     no keypoint regressors; save an age template beside it with
     ``np.save("smpl_kid_template.npy", asset.age_templates[-1])``.
     """
+    suffix = Path(path).suffix.lower()
+    if suffix not in (".npz", ".pkl"):
+        raise ValueError(f"path: expected a name that ends in .npz or .pkl, got {str(path)!r}")
     arrays: dict[str, Any] = smpl_arrays(asset)
     with replacing(path, overwrite=overwrite) as temporary, temporary.open("wb") as file:
-        np.savez(file, **arrays)
-
-
-def export_smpl_pkl(asset: BodyAsset, path: PathLike, *, overwrite: bool = False) -> None:
-    """Write the arrays of `export_smpl_npz` as a pickle, which `smplx.SMPL` opens without chumpy."""
-    content = pickle.dumps(smpl_arrays(asset), protocol=2)
-    with replacing(path, overwrite=overwrite) as temporary:
-        temporary.write_bytes(content)
+        if suffix == ".npz":
+            np.savez(file, **arrays)
+        else:
+            pickle.dump(arrays, file, protocol=2)
 
 
 def add_infant(body: BodyAsset, infant: Any) -> BodyAsset:

@@ -8,7 +8,7 @@ from agebody.cameras.boxes import (
     square_box,
     to_crop,
 )
-from agebody.cameras.camera import Camera, fov_to_focal
+from agebody.cameras.camera import Camera
 from agebody.cameras.conventions import (
     convert_axes,
     convert_extrinsics,
@@ -30,7 +30,6 @@ __all__ = [
     "convert_extrinsics",
     "convert_pixels",
     "field_limit",
-    "fov_to_focal",
     "from_crop",
     "from_pytorch3d",
     "mahmr_to_translation",

@@ -157,7 +157,7 @@ def mahmr_to_translation(
 
     Args:
         raw: output of the network.
-        focal: focal length [pixels]; from the network's vertical field of view by `fov_to_focal`.
+        focal: focal length [pixels]; from the network's vertical field of view by `Camera.from_fov`.
         resolution: longer side of the network's input [pixels].
     """
     shift, a = expect("raw", raw, 3).split((2, 1), -1)

@@ -4,7 +4,7 @@ from agebody.fitting.conversion import convert
 from agebody.fitting.frames import AIONHMR, SMPLIFY, fit_keypoints, fit_sequence
 from agebody.fitting.measures import MeasurementFit, fit_measurements
 from agebody.fitting.points import fit_points, fit_vertices
-from agebody.fitting.scans.clouds import Cloud, Plane, above_plane, fit_plane, points_from_depth
+from agebody.fitting.scans.clouds import Cloud, Plane, fit_plane
 from agebody.fitting.scans.registration import ScanFit, fit_scans
 from agebody.fitting.scans.stages import SMPLIFY_KIDS
 from agebody.optim.stages import Fit
@@ -20,7 +20,6 @@ __all__ = [
     "Plane",
     "ScanFit",
     "StandardErrors",
-    "above_plane",
     "convert",
     "fit_keypoints",
     "fit_measurements",
@@ -29,5 +28,4 @@ __all__ = [
     "fit_scans",
     "fit_sequence",
     "fit_vertices",
-    "points_from_depth",
 ]

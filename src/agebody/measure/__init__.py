@@ -3,7 +3,7 @@
 from agebody.measure.definitions import A2B_MEASUREMENTS, MEASUREMENTS, Distance, Girth, Height
 from agebody.measure.landmarks import find_landmarks
 from agebody.measure.measurements import Measurements, stature
-from agebody.measure.sections import plane_section, section_length, tape_length
+from agebody.measure.sections import plane_section, section_length
 
 __all__ = [
     "A2B_MEASUREMENTS",
@@ -16,5 +16,4 @@ __all__ = [
     "plane_section",
     "section_length",
     "stature",
-    "tape_length",
 ]

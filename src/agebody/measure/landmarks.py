@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 
 from agebody.assets.asset import AssetError, BodyAsset, Regressor, expect_asset
 from agebody.assets.landmarks import LANDMARKS
-from agebody.measure.sections import gap, plane_section, section_length, tape_length
+from agebody.measure.sections import gap, plane_section, section_length
 
 LANDMARK_SET = "landmarks"
 """Name of the regressor set in which an asset may bring its own landmarks."""
@@ -272,7 +272,7 @@ class _Finder:
         across = torch.from_numpy(np.array(normal, float))
         surface = torch.from_numpy(self.vertices[used])
         section = plane_section(surface, local, torch.from_numpy(origins), across, capacity=_CAPACITY)
-        length = tape_length(section, across) if tape else section_length(section)
+        length = section_length(section, tape=across if tape else None)
         return torch.where(gap(section) > _TIE, torch.nan, length).numpy()
 
     def _extreme(

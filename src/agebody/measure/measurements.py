@@ -27,7 +27,7 @@ from agebody.measure.definitions import (
     Point,
 )
 from agebody.measure.landmarks import LANDMARK_SET, Parts, find_landmarks
-from agebody.measure.sections import Section, gap, plane_section, section_length, tape_length
+from agebody.measure.sections import Section, gap, plane_section, section_length
 
 _SMPLX = 10475  # vertices
 _ROOM = 768  # least capacity of a section [triangles], ...
@@ -244,7 +244,7 @@ class _GirthGauge(Gauge):
 
     def forward(self, vertices: Tensor) -> Tensor:
         section, normal = self.section(vertices)
-        return tape_length(section, normal) if self.tape else section_length(section)
+        return section_length(section, tape=normal if self.tape else None)
 
     def section(self, vertices: Tensor) -> tuple[Section, Tensor]:
         with own_precision(vertices.device):

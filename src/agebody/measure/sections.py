@@ -84,8 +84,20 @@ def plane_section(
     return Section(starts, ends, cut)
 
 
-def section_length(section: Section) -> Float[Tensor, "*batch"]:
-    """Return the length of a section's outline [m]; the sum over all outlines if there are several."""
+def section_length(
+    section: Section, *, tape: Float[Tensor, "*#batch 3"] | None = None
+) -> Float[Tensor, "*batch"]:
+    """Return the length of a section's outline, or of a tight tape around it [m].
+
+    Args:
+        section: closed outlines; without a tape, the length is the sum over all of them.
+        tape: normal of the section's plane, for the perimeter of the convex hull. The hull's corners are the
+            points that are farthest in one of ``TAPE_DIRECTIONS`` directions of the plane. A corner at which
+            the tape turns by less than the step between them, 1.5 degrees, may be skipped, which shortens the
+            tape by less than 1e-4 of itself, and by about 1e-6 on bodies.
+    """
+    if tape is not None:
+        return _tape_length(section, tape)
     return safe_norm(section.ends - section.starts).sum(-1)
 
 
@@ -94,19 +106,9 @@ def gap(section: Section) -> Float[Tensor, "*batch"]:
     return (section.ends - section.starts).sum(-2).norm(dim=-1)
 
 
-def tape_length(section: Section, normal: Float[Tensor, "*#batch 3"]) -> Float[Tensor, "*batch"]:
-    """Return the length of a tight tape around a section [m]: the perimeter of its convex hull.
-
-    The hull's corners are the points that are farthest in one of ``TAPE_DIRECTIONS`` directions of the plane.
-    A corner at which the tape turns by less than the step between them, 1.5 degrees, may be skipped, which
-    shortens the tape by less than 1e-4 of itself, and by about 1e-6 on bodies.
-
-    Args:
-        section: closed outlines.
-        normal: of its plane.
-    """
-    normal = expect("normal", normal, 3)
-    expect_dtype("normal", normal, section.starts, "that of the section")
+def _tape_length(section: Section, normal: Float[Tensor, "*#batch 3"]) -> Float[Tensor, "*batch"]:
+    normal = expect("tape", normal, 3)
+    expect_dtype("tape", normal, section.starts, "that of the section")
     across, along = _plane_axes(normal.detach())
     # Unused places repeat the first point, so that they add no corner.
     points = torch.where(section.cut[..., None], section.starts, section.starts[..., :1, :])

@@ -31,7 +31,7 @@ class FieldOfView(nn.Module):
         nn.init.constant_(last.bias, math.pi / 6)
 
     def forward(self, token: Float[Tensor, "*batch C"]) -> Float[Tensor, "*batch"]:
-        """Return the field of view [rad], from which `fov_to_focal` gives the focal length of an image.
+        """Return the field of view [rad], from which `Camera.from_fov` makes the camera of an image.
 
         The gradient is that of the estimate before it is clamped, so that a branch below ``least`` recovers.
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from agebody.assets.asset import BodyAsset
-from agebody.assets.io import export_smpl_pkl
+from agebody.assets.io import export_smpl
 from agebody.body import SMPL, BodyModel
 from agebody.engine.backend import BackendName
 
@@ -277,7 +277,7 @@ def run_bench(
     compare(_vertices(body), exact)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "SMPL_NEUTRAL.pkl"
-        export_smpl_pkl(asset, file)
+        export_smpl(asset, file)
         try:
             peer = _vertices(load_smplx(file, device))
         except ImportError:

@@ -1,5 +1,5 @@
 """The built-in body, made from numbers alone: no file, no download, no licence to accept."""
 
-from agebody.assets.mannequin.body import SHAPE_SD, mannequin
+from agebody.assets.mannequin.body import mannequin
 
-__all__ = ["SHAPE_SD", "mannequin"]
+__all__ = ["mannequin"]

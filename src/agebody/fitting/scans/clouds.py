@@ -35,6 +35,69 @@ class Cloud(NamedTuple):
     normals: Float[Tensor, "N 3"] | None = None
     """Of length 1, towards the scanner; None if unknown."""
 
+    @classmethod
+    def from_depth(
+        cls,
+        depth: Float[Tensor, "H W"],
+        camera: Camera,
+        *,
+        mask: Bool[Tensor, "H W"] | None = None,
+        max_jump: float = 0.03,
+    ) -> Cloud:
+        """Return world points with normals at the pixel centres of a depth image.
+
+        On a plane the inverse depth is linear in the ray (x, y, 1): ``1 / z = m . (x, y, 1)``, with m along
+        the plane's normal. The normal is therefore fitted to the inverse depths of neighbouring pixels by
+        least squares, without differences or smoothing. Pixels with few neighbours at a similar depth, which
+        cameras make up at the edges of objects, are left out.
+
+        Args:
+            depth: z in camera coordinates [m]; pixels that are not finite or not above 0 are holes.
+            camera: of this image, without batch dimensions.
+            mask: pixels to use, such as the person's; all if None.
+            max_jump: largest difference in depth between neighbouring pixels of one surface [m].
+        """
+        expect_camera(camera)
+        depth = expect("depth", depth, None, None)
+        if depth.dim() != 2:
+            raise ValueError(f"depth: expected one image (H, W), got {tuple(depth.shape)}")
+        if mask is not None and (mask.dtype != torch.bool or mask.shape != depth.shape):
+            raise ValueError(
+                f"mask: expected booleans {tuple(depth.shape)}, got {mask.dtype} {tuple(mask.shape)}"
+            )
+        if not max_jump > 0:
+            raise ValueError(f"max_jump: expected a number above 0, got {max_jump}")
+        valid = depth.isfinite() & (depth > 0)
+        if valid.any() and (median := float(depth[valid].median())) > MAX_MEDIAN:
+            raise ValueError(
+                f"depth: expected metres, got a median of {median:g}; divide millimetres by 1000"
+            )
+        if mask is not None:
+            valid = valid & mask
+        row, column = valid.nonzero(as_tuple=True)
+        pixels = torch.stack((column, row), -1).to(depth.dtype) + 0.5
+        normals, kept = depth.new_zeros(len(row), 3), torch.zeros_like(row, dtype=torch.bool)
+        rays = _rays(depth.shape, camera).to(depth)
+        for start in range(0, len(row), PIXELS):
+            some = slice(start, start + PIXELS)
+            normals[some], kept[some] = _normals(depth, valid, rays, row[some], column[some], max_jump)
+        if camera.rotation is not None:
+            normals = normals @ camera.rotation
+        points = camera.unproject(pixels[kept], depth[row, column][kept])
+        return cls(points, normals[kept])
+
+    def above(self, plane: Plane, *, margin: float = 0.01, height: float = 1.0) -> Cloud:
+        """Return the points above a table.
+
+        Args:
+            plane: the table.
+            margin: smallest height of points that are kept, above the noise of the table [m].
+            height: largest height [m].
+        """
+        found = plane_height(self.points, plane.normal, plane.offset)
+        kept = (found > margin) & (found < height)
+        return Cloud(self.points[kept], None if self.normals is None else self.normals[kept])
+
 
 class Plane(NamedTuple):
     """The plane ``normal . x = offset``, such as a table."""
@@ -43,54 +106,6 @@ class Plane(NamedTuple):
     """Of length 1, pointing out of the solid."""
     offset: Float[Tensor, ""]
     """[m]"""
-
-
-def points_from_depth(
-    depth: Float[Tensor, "H W"],
-    camera: Camera,
-    *,
-    mask: Bool[Tensor, "H W"] | None = None,
-    max_jump: float = 0.03,
-) -> Cloud:
-    """Return world points with normals at the pixel centres of a depth image.
-
-    On a plane the inverse depth is linear in the ray (x, y, 1): ``1 / z = m . (x, y, 1)``, with m along the
-    normal of the plane. The normal is therefore fitted to the inverse depths of neighbouring pixels by least
-    squares, without differences or smoothing. Pixels with few neighbours at a similar depth, which cameras
-    make up at the edges of objects, are left out.
-
-    Args:
-        depth: z in camera coordinates [m]; pixels that are not finite or not above 0 are holes.
-        camera: of this image, without batch dimensions.
-        mask: pixels to use, such as the person's; all if None.
-        max_jump: largest difference in depth between neighbouring pixels of one surface [m].
-    """
-    expect_camera(camera)
-    depth = expect("depth", depth, None, None)
-    if depth.dim() != 2:
-        raise ValueError(f"depth: expected one image (H, W), got {tuple(depth.shape)}")
-    if mask is not None and (mask.dtype != torch.bool or mask.shape != depth.shape):
-        raise ValueError(
-            f"mask: expected booleans {tuple(depth.shape)}, got {mask.dtype} {tuple(mask.shape)}"
-        )
-    if not max_jump > 0:
-        raise ValueError(f"max_jump: expected a number above 0, got {max_jump}")
-    valid = depth.isfinite() & (depth > 0)
-    if valid.any() and (median := float(depth[valid].median())) > MAX_MEDIAN:
-        raise ValueError(f"depth: expected metres, got a median of {median:g}; divide millimetres by 1000")
-    if mask is not None:
-        valid = valid & mask
-    row, column = valid.nonzero(as_tuple=True)
-    pixels = torch.stack((column, row), -1).to(depth.dtype) + 0.5
-    normals, kept = depth.new_zeros(len(row), 3), torch.zeros_like(row, dtype=torch.bool)
-    rays = _rays(depth.shape, camera).to(depth)
-    for start in range(0, len(row), PIXELS):
-        some = slice(start, start + PIXELS)
-        normals[some], kept[some] = _normals(depth, valid, rays, row[some], column[some], max_jump)
-    if camera.rotation is not None:
-        normals = normals @ camera.rotation
-    points = camera.unproject(pixels[kept], depth[row, column][kept])
-    return Cloud(points, normals[kept])
 
 
 def fit_plane(
@@ -143,21 +158,6 @@ def fit_plane(
         beside = (heights.abs() > tolerance) & (heights.abs() <= BESIDE)
         above = heights[beside].sign().sum() - offset.sign() / 2
     return Plane(normal, offset) if above >= 0 else Plane(-normal, -offset)
-
-
-def above_plane(cloud: Cloud, plane: Plane, *, margin: float = 0.01, height: float = 1.0) -> Cloud:
-    """Return the part of a cloud above a table.
-
-    Args:
-        cloud: a scan.
-        plane: the table.
-        margin: smallest height of points that are kept, above the noise of the table [m].
-        height: largest height [m].
-    """
-    found = plane_height(cloud.points, plane.normal, plane.offset)
-    kept = (found > margin) & (found < height)
-    normals = None if cloud.normals is None else cloud.normals[kept]
-    return Cloud(cloud.points[kept], normals)
 
 
 def _rays(shape: torch.Size, camera: Camera) -> Float[Tensor, "H W 2"]:

@@ -110,7 +110,7 @@ def fit_scans(
 
     Args:
         body: a `SMIL`, `SMPL` or `SMPLA` layer.
-        scans: one per frame, of the person alone [m], from `points_from_depth` and `above_plane`. May be
+        scans: one per frame, of the person alone [m], from `Cloud.from_depth` and `Cloud.above`. May be
             empty where there are landmarks.
         camera: one, or one per frame, that sees scans and landmarks.
         keypoints: landmarks in the images [pixels].

@@ -147,9 +147,9 @@ def convert(
 
     Example: `agebody convert SMPL_NEUTRAL.pkl smpl_kid_template.npy -o ages.safetensors`
     """
-    from agebody.assets.io import export_smpl_npz, export_smpl_pkl, load_asset, save_asset
+    from agebody.assets.io import export_smpl, load_asset, save_asset
 
-    writers = {".safetensors": save_asset, ".npz": export_smpl_npz, ".pkl": export_smpl_pkl}
+    writers = {".safetensors": save_asset, ".npz": export_smpl, ".pkl": export_smpl}
     write = writers[check_suffix(output, *writers)]
     regressors: dict[str, Path] = {}
     for item in regressor or []:

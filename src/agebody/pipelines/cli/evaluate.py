@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def _check_table(value: str) -> str | None:
-    from agebody.pipelines.evaluate import TableName
+    from agebody.pipelines.evaluate.run import TableName
 
     return check_choice(value, get_args(TableName))
 
