@@ -653,6 +653,14 @@ REFUSED = {
         "14 points of AI Challenger, got 17",
     ),
     "MPII, joints": ([{"image": "a.png", "joints": 3}], r"\[0\].joints: keypoints: .*got 3"),
+    "YOLO, box first": (
+        " ".join(YOLO_LINE.split()[1:]),
+        "line 1: expected the whole number of a class first, got",
+    ),
+    "YOLO, 17 points with a score and a track, or 18": (
+        "0 .5 .5 1 1 " + " ".join(f"{x / 200} {y / 100}" for x, y, _ in xyc(17)) + " .9 1",
+        "lines of 41 numbers may have 17 points of 2 numbers, a score, a track or 18 points of 2 numbers",
+    ),
     "YOLO, words": ("0 .1 .2 .3 .4 nose", r"line 1: keypoints: .*"),
     "YOLO, boxes": ("0 .1 .2 .3 .4", "boxes only"),
     "YOLO, pixels": ("0 9 9 9 9 " + " ".join(map(str, flat(xyc(17)))), "expected shares of the image, got"),
@@ -1021,6 +1029,37 @@ def test_names_without_a_layout_are_said(folder):
         LAYOUTS["coco17"]
         is read_people(write(folder, results(26)), images=folder / "photos", layout="coco17").layout
     )
+
+
+def yolo(count: int, dims: int, *more: str, box: str = ".125 .4 .15 .4") -> str:
+    shares = [str(v) for x, y, c in xyc(count) for v in (x / 200, y / 100, c)[:dims]]
+    return " ".join(("0", box, *shares, *more))
+
+
+WHOLE = "0.5 0.5 1 1"
+
+
+@pytest.mark.parametrize(
+    ("line", "layout", "size", "score"),
+    [
+        (yolo(17, 3, "0.9"), None, 17, 0.9),  # as many numbers as of 26 points, or of 25, a score and a track
+        (yolo(17, 3, box=WHOLE), None, 17, math.nan),  # or of 25 points and a score
+        (yolo(25, 2, "0.9", box=".16 .42 .2 .4"), None, 25, 0.9),
+        (yolo(26, 2, box=".16 .42 .2 .4"), None, 26, math.nan),
+        (yolo(17, 2, "0.9", "12"), None, 17, 0.9),  # or of 18 points, which are not at 12 widths of the image
+        (yolo(17, 2, "0.9", "1", box=WHOLE), "coco17", 17, 0.9),
+        (yolo(18, 2, box=WHOLE), None, 18, math.nan),
+    ],
+)
+def test_lines_of_numbers_are_read_in_the_one_way_that_fits(folder, line, layout, size, score):
+    found = read_people(write(folder, line, "a.txt"), images=folder / "photos", layout=layout)
+    names = {17: BODY, 18: COCO18, 25: BODY25, 26: HALPE}[size]
+    nose = found.layout.names.index("nose")
+    last = max(k for k, name in enumerate(names) if name in found.layout.names)
+    for k, name in ((0, "nose"), (last, names[last])):
+        np.testing.assert_allclose(found.keypoints[0, found.layout.names.index(name)], xyc(size)[k][:2])
+    assert found.weights[0, nose] > 0
+    np.testing.assert_equal(math.nan if found.scores is None else found.scores[0], score)
 
 
 def test_percent_is_noted_and_boxes_of_no_size_are_none(folder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -31,7 +32,7 @@ class Format(NamedTuple):
     name: str
     fits: Callable[[Any], bool]
     """Whether a document, such as JSON holds, is of this format."""
-    frames: Callable[[Any], Iterator[Frame]] | None
+    frames: Callable[..., Iterator[Frame]] | None
     """The images of a document. None for a format that is not read; its name then says what it is."""
     order: str | None = None
     """Title of the order of the keypoints, where their number does not say it."""
@@ -193,31 +194,98 @@ def _ultralytics(document: Any) -> Iterator[Frame]:
     yield Frame(None, people)
 
 
-def _yolo(lines: Any) -> Iterator[Frame]:
+class _Row(NamedTuple):
+    """How a line of YOLO-pose is read after its class and box: points of 2 or 3 numbers, a score, a track."""
+
+    size: int
+    dims: int
+    extra: int
+
+    def __str__(self) -> str:
+        """Return what messages call it."""
+        more = ("", ", a score", ", a score, a track")[self.extra]
+        return f"{self.size} points of {self.dims} numbers{more}"
+
+    def points(self, values: Sequence[float]) -> list[Sequence[float]]:
+        """Return the points of a line."""
+        first = range(5, 5 + self.size * self.dims, self.dims)
+        return [values[i : i + self.dims] for i in first]
+
+    def fits(self, values: Sequence[float]) -> bool:
+        """Return whether the numbers are what they are called."""
+        points = self.points(values)
+        third = [point[2] for point in points] if self.dims == 3 else []
+        score, track = ([*values[5 + self.size * self.dims :], 0.0, 0.0])[:2]
+        flags = all(0 <= v <= 1 for v in third) or all(v in (0, 1, 2) for v in third)
+        near = all(-0.5 <= share <= 1.5 for point in points for share in point[:2])  # of the image
+        return flags and near and 0 <= score <= 1 and track >= 0 and track == int(track)
+
+    def in_boxes(self, lines: Sequence[Sequence[float]]) -> float:
+        """Return the share of the points that lie in the boxes of their lines, or little outside."""
+        inside: list[bool] = []
+        for values in lines:
+            x, y, width, height = values[1:5]
+            for px, py, *v in self.points(values):
+                near = abs(px - x) <= 0.6 * width and abs(py - y) <= 0.6 * height
+                inside += [near] if v != [0] else []
+        return sum(inside) / max(len(inside), 1)
+
+
+_IN_BOXES = 0.8
+"""Least share of the points that lie in the boxes, if they are read as they were written."""
+_ULTRALYTICS = (17, 3)
+"""Points of Ultralytics' own models, and numbers of each."""
+
+
+class Unclear(ValueError):
+    """What a file means cannot be told from it."""
+
+
+def _yolo(lines: Any, size: int | None = None) -> Iterator[Frame]:
+    """Read lines of class, box and points, of which there are ``size`` if lines have several meanings.
+
+    Raises:
+        Unclear: they have, or do not begin with a class.
+    """
+    numbers = [values for _, values in lines if all(map(_is_finite, values))]
+    lengths = {len(values) for values in numbers if len(values) > 5}
+    rows = {n: _find_row([values for values in numbers if len(values) == n], size) for n in lengths}
     people = []
     for number, values in lines:
-        box, rest = values[1:5], values[5:]
-        points, score, track = _split_yolo(rest)
-        row = {"keypoints": points, "score": score, "track_id": track}
+        row, box, entry = rows.get(len(values)), values[1:5], {"keypoints": values[5:]}
+        if row is not None and all(map(_is_finite, values)):
+            if values[0] < 0 or values[0] != int(values[0]):
+                raise Unclear(f"line {number}: expected the whole number of a class first, got {values[0]:g}")
+            points = [list(point) for point in row.points(values)]
+            score, track = [*values[5 + row.size * row.dims :], None, None][:2]
+            flat = [value for point in points for value in point]
+            points = flat if row.dims == 3 else _triples(points)
+            entry = {"keypoints": points, "score": score, "track_id": track}
         if len(box) == 4 and all(isinstance(value, float) for value in box):
             x, y, width, height = box
-            row["bbox"] = [x - width / 2, y - height / 2, width, height]
-        people.append((f"line {number}", row))
+            entry["bbox"] = [x - width / 2, y - height / 2, width, height]
+        people.append((f"line {number}", entry))
     yield Frame(None, people)
 
 
-def _split_yolo(values: list[Any]) -> tuple[Any, Any, Any]:
-    """Return points, score and track of what follows the box: x, y or x, y, v of each, score, track."""
-    sizes = sorted({order.size for order in ORDERS}, key=lambda size: (size != 17, size))
-    for size in sizes:
-        for extra in (0, 1, 2):
-            for dims in (3, 2):
-                if len(values) == size * dims + extra:
-                    points, more = values[: size * dims], values[size * dims :]
-                    pairs = [points[i : i + dims] for i in range(0, len(points), dims)]
-                    score = more[0] if more else None
-                    return (points if dims == 3 else _triples(pairs)), score, more[1] if extra == 2 else None
-    return values, None, None
+def _find_row(lines: list[list[float]], size: int | None) -> _Row | None:
+    """Return how lines of one length are read; None if in no way."""
+    count, sizes = len(lines[0]) - 5, sorted({order.size for order in ORDERS})
+    every = [_Row(size, dims, extra) for size in sizes for dims in (3, 2) for extra in (0, 1, 2)]
+    found = [row for row in every if row.size * row.dims + row.extra == count]
+    found = [row for row in found if all(map(row.fits, lines))] or found[-1:]  # to be refused as it is
+    found = [row for row in found if row.size == size] or found
+    if len(found) > 1:
+        likely = [row for row in found if row.in_boxes(lines) >= _IN_BOXES]
+        found = [row for row in likely if (row.size, row.dims) == _ULTRALYTICS] or likely or found
+    if len(found) > 1:
+        several = " or ".join(map(str, found))
+        raise Unclear(f"lines of {count + 5} numbers may have {several}; give the layout of the points")
+    return found[0] if found else None
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, float) and math.isfinite(value)
 
 
 # --- MediaPipe, TensorFlow.js

@@ -23,7 +23,7 @@ from agebody.annotations.coco import (
     to_corners,
 )
 from agebody.annotations.doubles import leave_out, leave_out_doubles
-from agebody.annotations.formats import READ, YOLO, Format, Frame, find_format, is_annotations
+from agebody.annotations.formats import READ, YOLO, Format, Frame, Unclear, find_format, is_annotations
 from agebody.annotations.orders import Order, order_by_title
 from agebody.annotations.people import (
     MAX_PIXELS,
@@ -38,7 +38,7 @@ from agebody.annotations.people import (
     shorten,
 )
 from agebody.annotations.photographs import Photographs, is_content, photograph_size
-from agebody.keypoints import KeypointLayout
+from agebody.keypoints import KeypointLayout, get_layout
 
 _SUFFIX = "_keypoints"
 _UNLABELLED = "no labelled keypoint"
@@ -223,7 +223,7 @@ def _read_detections(
     boxes: bool,
 ) -> tuple[People, bool]:
     """Read what detectors write; also return whether coordinates are shares of the images."""
-    kind, frames = _frames(path, documents, boxes)
+    kind, frames = _frames(path, documents, boxes, layout)
     images: dict[str, ImageEntry] = {}
     numbers: dict[str, int] = {}
     rows: list[Any] = []
@@ -279,7 +279,12 @@ def _select(values: list[Any], kept: Sequence[bool]) -> list[Any]:
     return [value for value, keep in zip(values, kept, strict=True) if keep]
 
 
-def _frames(path: Path, documents: dict[Path, Any], boxes: bool) -> tuple[Format, list[tuple[Path, Frame]]]:
+def _frames(
+    path: Path,
+    documents: dict[Path, Any],
+    boxes: bool,
+    layout: str | KeypointLayout | tuple[str, ...] | None,
+) -> tuple[Format, list[tuple[Path, Frame]]]:
     """Return the format of all files, and the images in them."""
     chosen: Format | None = None
     frames: list[tuple[Path, Frame]] = []
@@ -295,7 +300,12 @@ def _frames(path: Path, documents: dict[Path, Any], boxes: bool) -> tuple[Format
         if chosen is not None and kind is not chosen:
             fail(file, f"{kind.name}; the other files of the folder are of {chosen.name}")
         chosen = kind
-        frames += [(file, frame) for frame in kind.frames(document)]
+        known = layout if isinstance(layout, (str, KeypointLayout)) and kind is YOLO else None
+        try:
+            its = kind.frames(document) if known is None else kind.frames(document, len(get_layout(known)))
+            frames += [(file, frame) for frame in its]
+        except Unclear as error:
+            fail(file, str(error))
     return chosen or Format("COCO's results", lambda document: True, None), frames
 
 
