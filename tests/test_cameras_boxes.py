@@ -18,6 +18,7 @@ from agebody.cameras import (
     convert_box,
     from_crop,
     mahmr_to_translation,
+    project_weak,
     square_box,
     to_crop,
     torso_translation,
@@ -326,3 +327,38 @@ def test_a_torso_without_length_is_far_but_finite():
 def test_errors_name_the_argument(call, error, message, unchecked):
     with pytest.raises(error, match=re.escape(message)):
         call()
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        lambda points, box: to_crop(points, box, size=(8, 8)),
+        lambda points, box: from_crop(points, box, size=(8, 8)),
+        to_crop,
+        from_crop,
+        lambda points, box: Camera.guess((9, 9)).cropped(box, size=(8, 8)).center[..., None, :] + points,
+        lambda points, box: weak_to_translation(points.mean(-2)[:, [0, 1, 1]], box, Camera.guess((9, 9))),
+        lambda points, box: (
+            project_weak(
+                points[..., [0, 1, 1]], points.mean(-2)[:, [0, 1, 1]], box, Camera.guess((9, 9))
+            ).pixels
+        ),
+    ],
+)
+@pytest.mark.parametrize("place", [0.0, 1.0])
+def test_the_box_of_nobody_spoils_no_batch(way, place):
+    points = torch.full((2, 5, 2), place, requires_grad=True)
+    box = box_around(points.detach(), weights=torch.zeros(2, 5))
+    assert (box == 0).all()
+    found = way(points, box + place)
+    assert found.isfinite().all()
+    found.sum().backward()
+    assert points.grad is None or points.grad.isfinite().all()
+
+
+def test_the_depth_of_scale_0_has_no_gradient():
+    weak = torch.zeros(3, requires_grad=True)
+    found = project_weak(torch.ones(1, 3), weak, BOX[0], Camera.guess((9, 9)))
+    torch.where(found.visible, found.depth, 0).sum().backward()
+    assert weak.grad is not None
+    assert weak.grad.isfinite().all()

@@ -66,6 +66,7 @@ WEAK = torch.tensor([[0.9, 0.1, -0.2], [0.5, 0.0, 0.3]])
 LENS = torch.tensor([-0.1, 0.02, 0.001, -0.001])
 RIGID = torch.cat((MATRICES[0], _normal(5, 3, 1)), -1)
 SOLID = torch.tensor([[1.0, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 1], [0, 0, -1]])
+TWO = torch.stack((SOLID, SOLID + 0.25))
 FACES = torch.tensor([[0, 2, 4], [2, 1, 4], [1, 3, 4], [3, 0, 4], [2, 0, 5], [1, 2, 5], [3, 1, 5], [0, 3, 5]])
 INSIDE = 0.4 * _normal(7, 3)
 UP, LEVEL = torch.tensor([0.0, 1.0, 0.0]), torch.tensor(0.2)
@@ -77,11 +78,17 @@ STATURES = torch.tensor([0.6, 1.0, 1.4, 1.7])
 
 def _camera(focal: Tensor) -> cameras.Camera:
     """A camera of the precision of a tensor."""
-    return cameras.Camera(torch.full((2,), 500.0).to(focal), torch.full((2,), 256.0).to(focal))
+    like = focal if isinstance(focal, Tensor) else BOX
+    return cameras.Camera(torch.full((2,), 500.0).to(like), torch.full((2,), 256.0).to(like))
+
+
+def _first(points: Tensor) -> Tensor:
+    """The first point of each person, of the precision of the points."""
+    return points[..., 0, :] if isinstance(points, Tensor) else A3[:, 0]
 
 
 def _section(surface: Tensor) -> Any:
-    up = UP.to(torch.promote_types(surface.dtype, torch.float32))
+    up = UP.double() if getattr(surface, "dtype", None) == torch.float64 else UP
     return measure.plane_section(surface, FACES, 0.1 * up, up)
 
 
@@ -147,8 +154,8 @@ EXAMPLES: dict[str, Example] = {
     "losses.keypoints_3d_loss": (partial(losses.keypoints_3d_loss, layout="coco17"), (A3, B3)),
     "losses.mesh_to_scan_loss": (losses.mesh_to_scan_loss, (SOLID, INSIDE)),
     "losses.person_intersection_loss": (
-        lambda x: losses.person_intersection_loss(torch.stack((x, x + 0.25)), FACES),
-        (SOLID,),
+        lambda x: losses.person_intersection_loss(x, FACES),
+        (TWO,),
     ),
     "losses.plane_height": (losses.plane_height, (INSIDE, UP, LEVEL)),
     "losses.plane_loss": (partial(losses.plane_loss, kind="penetration"), (INSIDE, UP, LEVEL)),
@@ -165,7 +172,7 @@ EXAMPLES: dict[str, Example] = {
     "mesh.closest_points": (lambda p, v: mesh.closest_points(p, v, FACES), (INSIDE, SOLID)),
     "mesh.contains": (lambda v, p: mesh.contains(v, FACES, p), (SOLID, INSIDE)),
     "mesh.find_collisions": (lambda x: mesh.find_collisions(x, FACES), (SOLID,)),
-    "mesh.penetration": (lambda x: mesh.penetration(torch.stack((x, x + 0.25)), FACES), (SOLID,)),
+    "mesh.penetration": (lambda x: mesh.penetration(x, FACES), (TWO,)),
     "mesh.visible_vertices": (lambda v, e: mesh.visible_vertices(v, FACES, e), (SOLID, 5 * UP + 1)),
     "mesh.winding_number": (lambda p, v: mesh.winding_number(p, v, FACES), (INSIDE, SOLID)),
     "metrics.acceleration_error": (metrics.acceleration_error, (A3, B3)),
@@ -189,7 +196,7 @@ EXAMPLES: dict[str, Example] = {
     "metrics.per_joint": (metrics.per_joint, (A1,)),
     "metrics.procrustes": (metrics.procrustes, (A3, B3)),
     "metrics.pve": (
-        lambda x, y: metrics.pve(x, y, pred_root=x[..., 0, :], target_root=y[..., 0, :]),
+        lambda x, y: metrics.pve(x, y, pred_root=_first(x), target_root=_first(y)),
         (A3, B3),
     ),
     "metrics.root_of": (partial(metrics.root_of, layout="coco17"), (A3,)),
@@ -329,8 +336,8 @@ def test_with_float64_as_the_default(example):
 def weighted(name: str) -> tuple[Callable[..., Any], Any] | None:
     """A call with weights of one for each entry, and these weights; None for an example that passes none."""
     function, given = EXAMPLES[name]
-    room, _, own = name.partition(".")
-    public = getattr(importlib.import_module(f"agebody.{room}"), own)
+    room, _, own = name.rpartition(".")
+    public = getattr(importlib.import_module(f"agebody.{room}".rstrip(".")), own)
     if (
         getattr(function, "func", function) is not public
         or "weights" not in inspect.signature(public).parameters
@@ -363,6 +370,20 @@ def test_16_bits_give_what_their_numbers_give_in_float32(example, dtype, uncheck
     low = [part.to(dtype) for part in given]
     found, expected = function(*low), function(*(part.float() for part in low))
     assert_same(found, expected)
+
+
+@pytest.mark.parametrize(
+    "other", [Tensor.numpy, Tensor.tolist, lambda _: None, lambda part: part[None, None]]
+)
+def test_what_is_no_such_tensor_is_refused(example, other, unchecked):
+    function, given = example
+    for i, part in enumerate(given):
+        wrong = other(part)
+        found = _or_refusal(function, [*given[:i], wrong, *given[i + 1 :]])
+        if isinstance(wrong, Tensor) or wrong is None or isinstance(found, Refused):
+            continue  # another batch may broadcast, and None may be a default or an unknown age
+        numbers = torch.as_tensor(found, dtype=torch.float64)  # of ages, which may be numbers
+        assert_same(numbers, function(*given).double(), rtol=1e-5, atol=1e-5)
 
 
 def test_of_mixed_types_works_or_is_refused(example, unchecked):

@@ -181,7 +181,7 @@ def length_of_each(vertices, faces, origins, normals):
         ({"vertices": torch.zeros(4, 2)}, r"vertices: expected shape \(\*batch, any, 3\), got \(4, 2\)"),
         ({"origin": torch.zeros(2)}, r"origin: expected shape \(\*batch, 3\)"),
         ({"normal": torch.zeros(3, dtype=torch.int64)}, "normal: expected a floating type"),
-        ({"faces": torch.zeros(4, 3)}, "faces: expected integers of shape"),
+        ({"faces": torch.zeros(4, 3)}, "faces: expected a torch.Tensor of integers"),
     ],
 )
 def test_wrong_arguments_are_named(unchecked, changed, message):

@@ -220,6 +220,11 @@ def test_wrong_arguments_are_named(body, mannequin_asset, unchecked):
         fit_measurements(body, {"stature": float("nan")})
     with pytest.raises(ValueError, match="weights: expected finite numbers of 0 or more"):
         fit_measurements(body, {"stature": 1.7}, weights={"stature": -1.0})
+    for wrong in ("1.7", None, [1.7, None]):
+        with pytest.raises(TypeError, match=r"targets\['stature'\]: expected numbers, got "):
+            fit_measurements(body, {"stature": wrong})
+    with pytest.raises(ValueError, match="age_offset: expected finite numbers"):
+        fit_measurements(body, {"stature": 1.7}, age_offset=float("nan"))
     with pytest.raises(ValueError, match="sd: expected a length above 0"):
         fit_measurements(body, {"stature": 1.7}, sd=0.0)
     with pytest.raises(ValueError, match="age_bounds: expected a lowest and a highest"):

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 import operator
+import reprlib
 from typing import Any, Literal, get_args
 
 import torch
@@ -72,6 +73,14 @@ def read_count(name: str, value: Any, most: int | None = None, whose: str | None
             f"{name}: expected {limit}{'' if whose is None else f', what {whose!r} has'}, got {value!r}"
         )
     return number
+
+
+def expect_numbers(name: str, value: Any, like: Tensor) -> Tensor:
+    """Return numbers, of a tensor or anything that makes one, in the dtype and on the device of a tensor."""
+    try:
+        return torch.as_tensor(value, dtype=like.dtype, device=like.device)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name}: expected numbers, got {reprlib.repr(value)}") from None
 
 
 def expect_pair(

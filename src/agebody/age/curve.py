@@ -78,28 +78,28 @@ class AgeCurve:
 
         0 from 19 years on; ages before birth are clamped to 0.
         """
-        return interpolate(years, self.years, self.offsets)
+        return interpolate("years", years, self.years, self.offsets)
 
     def offset_to_years(self, age_offset: Number) -> Number:
         """Return the age [years] at an age offset: a number, an array or a tensor (differentiable).
 
         19 at and below offset 0, where a body is grown; 0 at and beyond the newborn's.
         """
-        return interpolate(age_offset, self.offsets[::-1], self.years[::-1])
+        return interpolate("age_offset", age_offset, self.offsets[::-1], self.years[::-1])
 
     def years_to_stature(self, years: Number) -> Number:
         """Return the stature of this body, of mean shape, at an age [years], in metres."""
-        return interpolate(years, self.years, self.statures)
+        return interpolate("years", years, self.years, self.statures)
 
     def offset_to_stature(self, age_offset: Number) -> Number:
         """Return the stature of this body, of mean shape, at an age offset [m]; constant beyond birth and 19
         years."""
-        return interpolate(age_offset, self.offsets[::-1], self.statures[::-1])
+        return interpolate("age_offset", age_offset, self.offsets[::-1], self.statures[::-1])
 
     def stature_to_offset(self, stature: Number) -> Number:
         """Return the age offset at which this body, of mean shape, has a stature [m]; inverts
         `offset_to_stature`."""
-        return interpolate(stature, self.statures, self.offsets)
+        return interpolate("stature", stature, self.statures, self.offsets)
 
 
 _CURVES: WeakKeyDictionary[BodyAsset, dict[str, AgeCurve]] = WeakKeyDictionary()

@@ -108,7 +108,7 @@ def median_stature(years: Number, *, sex: Sex = "neutral") -> Number:
         sex: "neutral", "female" or "male".
     """
     growth = growth_by_months(sex)
-    return interpolate(years, growth.years, growth.median)
+    return interpolate("years", years, growth.years, growth.median)
 
 
 def stature_sd(years: Number, *, sex: Sex = "neutral") -> Number:
@@ -117,7 +117,7 @@ def stature_sd(years: Number, *, sex: Sex = "neutral") -> Number:
     "neutral" is that of girls and boys together, which exceeds that of either by their difference.
     """
     growth = growth_by_months(sex)
-    return interpolate(years, growth.years, growth.sd)
+    return interpolate("years", years, growth.years, growth.sd)
 
 
 def z_score(stature: Number, years: Number, *, sex: Sex = "neutral") -> Number:
@@ -132,7 +132,7 @@ def z_score(stature: Number, years: Number, *, sex: Sex = "neutral") -> Number:
         years: age [years], as of ``median_stature``.
         sex: "neutral", "female" or "male".
     """
-    stature, years = of_one_kind(stature, years)
+    stature, years = of_one_kind(stature=stature, years=years)
     return (stature - median_stature(years, sex=sex)) / stature_sd(years, sex=sex)
 
 
@@ -152,7 +152,7 @@ def stature_at_percentile(percentile: Number, years: Number, *, sex: Sex = "neut
         years: as in ``z_score``.
         sex: "neutral", "female" or "male".
     """
-    percentile, years = of_one_kind(percentile, years)
+    percentile, years = of_one_kind(percentile=percentile, years=years)
     score = special_functions(percentile).ndtri(percentile / 100)
     return as_given(median_stature(years, sex=sex) + score * stature_sd(years, sex=sex), percentile)
 
@@ -171,8 +171,8 @@ def median_head_circumference(years: Number, *, sex: Sex = "neutral") -> Number:
     "neutral" is the mean of the two sexes. Arguments as of ``median_stature``.
     """
     nodes, values = _head_growth(sex)
-    given: Any = years if isinstance(years, Tensor) else numbers(years)
-    found: Any = interpolate(years, nodes, values)
+    given: Any = years if isinstance(years, Tensor) else numbers("years", years)
+    found: Any = interpolate("years", years, nodes, values)
     choose: Any = torch.where if isinstance(found, Tensor) else np.where
     return as_given(choose(given > nodes[-1], np.nan, found), found)
 

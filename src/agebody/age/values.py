@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from agebody.engine.batched import at_least_float32
+from agebody.checks import broadcast, expect
 
 Number = TypeVar("Number", float, np.ndarray, Tensor)
 
@@ -24,18 +24,17 @@ def special_functions(values: Any) -> Any:
     return special
 
 
-def of_one_kind(first: Any, second: Any) -> tuple[Any, Any]:
-    """Convert what is given beside a tensor to a tensor of its type; numbers and arrays mix as they are."""
-    like = next((x for x in (first, second) if isinstance(x, Tensor)), None)
-    if like is None:
-        return first, second
-    first, second = (
-        at_least_float32(
-            x if isinstance(x, Tensor) else torch.as_tensor(x, dtype=like.dtype, device=like.device)
-        )
-        for x in (first, second)
-    )
-    return first, second
+def of_one_kind(**given: Any) -> tuple[Any, ...]:
+    """Convert what is given beside a tensor to a tensor of its type, all else to arrays of numbers."""
+    like = next((x for x in given.values() if isinstance(x, Tensor)), None)
+    found = {name: x if isinstance(x, Tensor) else numbers(name, x) for name, x in given.items()}
+    if like is not None:
+        found = {
+            name: expect(name, x if isinstance(x, Tensor) else torch.from_numpy(x).to(like))
+            for name, x in found.items()
+        }
+    broadcast(**{name: x.shape for name, x in found.items()})
+    return tuple(found.values())
 
 
 def as_given(value: Any, like: Any, number: type = float) -> Any:
@@ -44,21 +43,19 @@ def as_given(value: Any, like: Any, number: type = float) -> Any:
     return value if kept else number(value)
 
 
-def numbers(values: Any) -> Float[np.ndarray, "*entries"]:
+def numbers(name: str, values: Any) -> Float[np.ndarray, "*entries"]:
     """Return numbers as an array."""
     try:
         return np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError):
-        raise TypeError(f"expected numbers, got {reprlib.repr(values)}") from None
+        raise TypeError(f"{name}: expected numbers, got {reprlib.repr(values)}") from None
 
 
-def interpolate(x: Any, nodes: Float[np.ndarray, " N"], values: Float[np.ndarray, " N"]) -> Any:
+def interpolate(name: str, x: Any, nodes: Float[np.ndarray, " N"], values: Float[np.ndarray, " N"]) -> Any:
     """Interpolate linearly between (nodes, values), nodes ascending, constant outside them; as np.interp."""
     if not isinstance(x, Tensor):
-        return as_given(np.interp(numbers(x), nodes, values), x)
-    if not x.is_floating_point():
-        raise TypeError(f"expected a tensor of floating point numbers, got {x.dtype}")
-    x = at_least_float32(x)
+        return as_given(np.interp(numbers(name, x), nodes, values), x)
+    x = expect(name, x)
     xs, ys = (torch.as_tensor(part.copy(), dtype=x.dtype, device=x.device) for part in (nodes, values))
     inside = x.clamp(xs[0], xs[-1])[None]  # an index without a dimension stops torch.func.vmap
     right = torch.searchsorted(xs, inside.detach().contiguous()).clamp(1, len(xs) - 1)

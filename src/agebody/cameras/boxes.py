@@ -1,7 +1,8 @@
 """Boxes around people, and points in them: full frame, crop, and crop-normalised coordinates.
 
 Boxes are (*batch, 4) pixels, by default as corners (x0, y0, x1, y1). Pixels begin at 0: an image, and a crop
-of it, span [0, W] x [0, H].
+of it, span [0, W] x [0, H]. A box without extent, such as `box_around` gives for nobody, is taken for one of
+1 pixel, so that people whose weight is 0 stay finite.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from agebody.cameras.camera import Camera, Size, as_size, expect_camera
+from agebody.cameras.camera import Camera, Size, as_size, expect_camera, not_empty
 from agebody.checks import Weights, apply_mask, broadcast, expand_weights, expect
 
 BoxFormat = Literal["xyxy", "xywh", "cxcywh"]
@@ -152,4 +153,4 @@ def _in_window(points: Tensor, box: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _window(box: Tensor) -> tuple[Tensor, Tensor]:
     """Return first corner and size, (*batch, 1, 2)."""
     low, high = expect("box", box, 4)[..., None, :].split(2, -1)
-    return low, high - low
+    return low, not_empty(high - low)

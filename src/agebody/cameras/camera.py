@@ -346,7 +346,7 @@ class Camera(NamedTuple):
         low, high = expect("box", box, 4).split(2, -1)
         focal, center = torch.broadcast_tensors(self.focal, self.center - low)
         moved = self._replace(focal=focal, center=center)
-        return moved if size is None else moved.resized(as_size(size, box) / (high - low))
+        return moved if size is None else moved.resized(as_size(size, box) / not_empty(high - low))
 
     def _pose(self) -> tuple[Tensor, Tensor]:
         rotation, translation = self.rotation, self.translation
@@ -463,3 +463,8 @@ def expect_camera(value: Any, name: str = "camera") -> Camera:
         advice = "Camera.guess is one without calibration"
         raise TypeError(f"{name}: expected a Camera, got {type(value).__name__}; {advice}")
     return value
+
+
+def not_empty(extent: Tensor) -> Tensor:
+    """Return sizes, 1 pixel where they are 0, as of `box_around` nobody: a division by them is finite."""
+    return torch.where(extent == 0, 1, extent)

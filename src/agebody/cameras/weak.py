@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from agebody.cameras.boxes import convert_box
-from agebody.cameras.camera import NEAR, Camera, Projection, Size, as_size, expect_camera
+from agebody.cameras.camera import NEAR, Camera, Projection, Size, as_size, expect_camera, not_empty
 from agebody.checks import broadcast, expect, expect_dtype
 
 LEAST_SCALE = 0.01
@@ -105,7 +105,9 @@ def project_weak(
     visible = (ahead & (inverse > 0))[..., 0]
     if size is not None:
         visible = visible & ((pixels >= 0) & (pixels < as_size(size, pixels)[..., None, :])).all(-1)
-    return Projection(pixels, (relative / inverse)[..., 0], visible)
+    far = inverse == 0
+    depth = torch.where(far, torch.inf, relative / torch.where(far, 1, inverse))
+    return Projection(pixels, depth[..., 0], visible)
 
 
 def translation_to_weak(
@@ -161,6 +163,8 @@ def mahmr_to_translation(
         resolution: longer side of the network's input [pixels].
     """
     shift, a = expect("raw", raw, 3).split((2, 1), -1)
+    focal = expect("focal", focal)
+    broadcast(raw=shift.shape[:-1], focal=focal.shape)
     scale = 2 * torch.sigmoid(a) + MAHMR_LEAST
     shift, depth = torch.broadcast_tensors(shift / scale, 2 * focal[..., None] / (resolution * scale))
     return torch.cat((shift, depth[..., :1]), -1)
@@ -190,4 +194,5 @@ def _crop(box: Tensor, camera: Camera) -> tuple[Tensor, Tensor, Tensor]:
     """Return the box's centre from the principal point, its longer side, and the focal lengths."""
     center, size = convert_box(box, "xyxy", "cxcywh").split(2, -1)
     focal = expect("camera.focal", camera.focal, 2)
-    return center - expect("camera.center", camera.center, 2), size.amax(-1, keepdim=True), focal
+    side = not_empty(size.amax(-1, keepdim=True))
+    return center - expect("camera.center", camera.center, 2), side, focal

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from agebody.body import SMPLA, BodyModel
 from agebody.body.model import expect_body
-from agebody.checks import broadcast
+from agebody.checks import broadcast, expect_numbers
 from agebody.engine.batched import own_precision
 from agebody.engine.deform import age_coefficients
 from agebody.measure.definitions import MEASUREMENTS, Definition
@@ -146,17 +146,21 @@ class _Problem:
         self.body, self.sd, self.anchors = body, sd, body.age_anchors
         self.names = tuple(targets)
 
-        def read(value: Tensor | float) -> Tensor:
-            return torch.as_tensor(value, dtype=body.dtype, device=body.device).detach()
+        like = torch.empty((), dtype=body.dtype, device=body.device)
 
-        values = {f"targets[{name!r}]": read(value) for name, value in targets.items()}
-        shares = {f"weights[{name!r}]": read(weights.get(name, 1.0)) for name in targets}
-        known_age = {} if age_offset is None else {"age_offset": read(age_offset)}
+        def read(**given: Any) -> dict[str, Tensor]:
+            return {name: expect_numbers(name, value, like).detach() for name, value in given.items()}
+
+        values = read(**{f"targets[{name!r}]": value for name, value in targets.items()})
+        shares = read(**{f"weights[{name!r}]": weights.get(name, 1.0) for name in targets})
+        known_age = {} if age_offset is None else read(age_offset=age_offset)
         self.batch = broadcast(**{name: v.shape for name, v in {**values, **shares, **known_age}.items()})
 
         def flat(tensor: Tensor) -> Tensor:
             return tensor.expand(self.batch).reshape(-1)
 
+        if not all(part.isfinite().all() for part in known_age.values()):
+            raise ValueError("age_offset: expected finite numbers")
         self.weights = torch.stack([flat(v) for v in shares.values()], -1)
         self.targets = torch.stack([flat(v) for v in values.values()], -1)
         if not (torch.isfinite(self.weights) & (self.weights >= 0)).all():

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from agebody.age import AGE_CLASSES, UNKNOWN, AgeCurve, parse_ages
 from agebody.body import BodyModel
 from agebody.cameras import Camera
-from agebody.checks import apply_mask, expand_weights, expect, expect_weights
+from agebody.checks import apply_mask, expand_weights, expect, expect_numbers, expect_weights
 from agebody.fitting.whole_body import coarse_weights, extremity_priors, noise_shares
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.losses import ADULT_RANGES, MahalanobisPrior, MaxMixturePrior, joint_limits_prior
@@ -175,9 +175,7 @@ def _extent(
 
 
 def _numbers(name: str, value: float | Tensor, batch: torch.Size, like: Tensor) -> Float[Tensor, "*batch"]:
-    if not isinstance(value, Tensor):
-        return like.new_full(batch, float(value))
-    value = expect(name, value).to(like)
+    value = expect_numbers(name, value, like)
     try:
         return value.expand(batch)
     except RuntimeError:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from agebody.checks import Reduction, Weights, apply_mask, expect, reduce
+from agebody.checks import Reduction, Weights, apply_mask, expand_weights, expect, reduce
 
 
 class PoseDiscriminator(nn.Module):
@@ -114,6 +114,7 @@ def adversarial_loss(
         reduction: over bodies; HMR2's is "mean".
     """
     scores = expect("scores", scores, None)
+    weights = expand_weights(weights, scores.shape[:-1])
     return reduce((apply_mask(scores, weights, 1) - float(real)).square().sum(-1), weights, reduction)
 
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from agebody.checks import at_least_float32
+from agebody.checks import expect
 
 Penalty = Literal["l1", "l2"] | Callable[[Tensor], Tensor]
 """``"l1"`` is the absolute value, ``"l2"`` the square, elementwise; or a function of residuals that returns a
@@ -37,7 +37,7 @@ def gmof(residual: Float[Tensor, "*shape"], rho: float | Tensor) -> Float[Tensor
         residual: any shape and unit.
         rho: residual at which the cost is half of its bound, in the same unit; positive.
     """
-    share = at_least_float32(residual) / rho  # first, because rho^2 r^2 may overflow
+    share = expect("residual", residual) / rho  # first, because rho^2 r^2 may overflow
     return rho * rho * (share / torch.hypot(share, torch.ones_like(share))).square()
 
 
@@ -51,7 +51,7 @@ def huber(residual: Float[Tensor, "*shape"], delta: float) -> Float[Tensor, "*sh
         residual: any shape and unit.
         delta: where the square ends, in the same unit; positive.
     """
-    size = at_least_float32(residual).abs()
+    size = expect("residual", residual).abs()
     return torch.where(size <= delta, size.square(), delta * (2 * size - delta))
 
 
@@ -65,7 +65,7 @@ def charbonnier(residual: Float[Tensor, "*shape"], epsilon: float) -> Float[Tens
         epsilon: about where the square ends, in the same unit; positive.
     """
     # As a quotient, because the difference of the two loses all digits of a small residual.
-    share = at_least_float32(residual) / epsilon
+    share = expect("residual", residual) / epsilon
     return 2 * epsilon * epsilon * share * (share / (torch.hypot(share, torch.ones_like(share)) + 1))
 
 
@@ -83,7 +83,7 @@ def tals(
         threshold: distance, in the same unit; one, or one per point.
         scale: of the cost of nearer points.
     """
-    residual = at_least_float32(residual)
+    residual = expect("residual", residual)
     far = residual.detach().norm(dim=-1, keepdim=True) > torch.as_tensor(threshold).to(residual)[..., None]
     size = residual.abs()
     return torch.where(far, size, scale * size)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from agebody.checks import broadcast, expect, expect_dtype, safe_norm
 from agebody.engine.batched import own_precision
+from agebody.mesh.closest import expect_faces
 
 TAPE_DIRECTIONS = 240
 
@@ -54,8 +55,7 @@ def plane_section(
     vertices = expect("vertices", vertices, None, 3)
     origin = expect("origin", origin, 3)
     normal = expect("normal", normal, 3)
-    if faces.dim() != 2 or faces.shape[1] != 3 or faces.is_floating_point():
-        raise ValueError(f"faces: expected integers of shape (F, 3), got {faces.dtype} {tuple(faces.shape)}")
+    faces = expect_faces(faces, vertices.shape[-2])
     batch = broadcast(vertices=vertices.shape[:-2], origin=origin.shape[:-1], normal=normal.shape[:-1])
     vertices = vertices.expand(*batch, -1, -1)
     height = ((vertices - origin[..., None, :]) * normal[..., None, :]).sum(-1)
@@ -118,6 +118,7 @@ def _tape_length(section: Section, normal: Float[Tensor, "*#batch 3"]) -> Float[
     with own_precision(points.device):
         reach = torch.stack([angles.cos(), angles.sin()], -1) @ flat.mT
     farthest = reach.argmax(-1)
+    points = points.expand(*farthest.shape[:-1], -1, -1)
     corners = points.gather(-2, farthest[..., None].expand(*farthest.shape, 3))
     return safe_norm(corners - corners.roll(1, -2)).sum(-1)
 

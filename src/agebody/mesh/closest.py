@@ -90,7 +90,7 @@ def closest_faces(
     points = expect("points", points, None, 3)
     vertices = expect("vertices", vertices, None, 3)
     expect_dtype("vertices", vertices, points, "that of points")
-    faces = _expect_faces(faces, vertices.shape[-2])
+    faces = expect_faces(faces, vertices.shape[-2])
     triangles = vertices.detach()[..., faces, :]
     if among is not None:
         # Faces that are left out are replaced by one that is not, which changes no distance.
@@ -202,7 +202,7 @@ def visible_vertices(
     vertices = expect("vertices", vertices, None, 3)
     eye = expect("eye", eye, 3)
     expect_dtype("eye", eye, vertices, "that of vertices")
-    faces = _expect_faces(faces, vertices.shape[-2])
+    faces = expect_faces(faces, vertices.shape[-2])
     batch = torch.broadcast_shapes(vertices.shape[:-2], eye.shape[:-1])
     dtype = _search_type(vertices)
     mesh = (
@@ -263,7 +263,8 @@ def _search_type(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
-def _expect_faces(faces: Any, num_vertices: int) -> Tensor:
+def expect_faces(faces: Any, num_vertices: int) -> Tensor:
+    """Check the triangles of a mesh with so many vertices."""
     if not isinstance(faces, Tensor) or faces.is_floating_point() or faces.dtype == torch.bool:
         kind = faces.dtype if isinstance(faces, Tensor) else type(faces).__name__
         raise TypeError(f"faces: expected a torch.Tensor of integers, got {kind}")

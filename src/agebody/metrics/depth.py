@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int, Num, Shaped
 from torch import Tensor
 
 from agebody.age import AGE_CLASSES
-from agebody.checks import Reduction, Weights, expand_weights, expect
+from agebody.checks import Reduction, Weights, expand_weights, expect, expect_tensor
 from agebody.metrics.record import Errors, metric
 
 MISS_PENALTY = 0.3
@@ -176,11 +176,10 @@ def _read_people(
     pred: Tensor, target: Tensor, weights: Weights, missed: Tensor | None, age_classes: Tensor | None
 ) -> tuple[Float[Tensor, "*images P"], Bool[Tensor, "*images P"], Bool[Tensor, "*images P"]]:
     """Return depths, who was missed, and whose depth is known and counts."""
-    pred = expect("pred", pred, None)
+    pred, known = expect("pred", pred, None), ~expect_tensor("target", target).isnan()
     for name, given in (("target", target), ("missed", missed), ("age_classes", age_classes)):
-        if given is not None and given.shape != pred.shape:
+        if given is not None and expect_tensor(name, given).shape != pred.shape:
             raise ValueError(f"{name}: expected shape {tuple(pred.shape)}, got {tuple(given.shape)}")
     lost = torch.zeros_like(pred, dtype=torch.bool) if missed is None else missed != 0
     weights = expand_weights(weights, pred.shape)
-    known = ~target.isnan()
     return pred, lost, known if weights is None else known & (weights != 0)

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from agebody.checks import Weights, apply_mask, expand_weights, expect, safe_norm
+from agebody.checks import Weights, apply_mask, expand_weights, expect, expect_tensor, safe_norm
 
 Method = Literal["greedy", "hungarian"]
 
@@ -145,15 +145,16 @@ def match(
     cost = expect("cost", cost, None, None)
     if cost.dim() != 2:
         raise ValueError(f"cost: expected shape (P, T), got {tuple(cost.shape)}")
-    if allowed is not None and allowed.shape != cost.shape:
-        raise ValueError(f"allowed: expected shape {tuple(cost.shape)}, got {tuple(allowed.shape)}")
+    for name, given, shape in (("allowed", allowed, cost.shape), ("valid", valid, cost.shape[1:])):
+        if given is not None and expect_tensor(name, given).shape != shape:
+            raise ValueError(f"{name}: expected shape {tuple(shape)}, got {tuple(given.shape)}")
     if method not in get_args(Method):
         raise ValueError(f"method: expected one of {', '.join(get_args(Method))}, got {method!r}")
     if stop_early and method != "greedy":
         raise ValueError(f"stop_early: expected method='greedy', got {method!r}")
     costs = cost.detach().cpu().double().numpy()
-    free = np.ones(costs.shape, bool) if allowed is None else allowed.cpu().numpy()
-    counted = np.ones(costs.shape[1], bool) if valid is None else valid.cpu().numpy()
+    free = np.ones(costs.shape, bool) if allowed is None else allowed.bool().cpu().numpy()
+    counted = np.ones(costs.shape[1], bool) if valid is None else valid.bool().cpu().numpy()
     if method == "hungarian":
         found = _assign_all(costs, free & counted)
     else:
