@@ -2,12 +2,14 @@
 
 import functools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from bodies import random_body, with_fingers
 from model_files import PARENTS, write_smplx_npz
+from PIL import Image
 from typer.testing import CliRunner
 
 import agebody
@@ -26,11 +28,14 @@ from agebody.fitting import (
 from agebody.fitting.observed import pose_prior_of, read_observed
 from agebody.fitting.whole_body import FACE_NOISE, HAND_NOISE, extremity_priors, noise_shares
 from agebody.keypoints import get_layout
-from agebody.losses import joint_limits_prior
+from agebody.losses import hmr2_objective, joint_limits_prior
 from agebody.metrics import pa_mpjpe
 from agebody.optim.motion import moving_joints
 from agebody.people import pose, random_people
 from agebody.pipelines.cli import app
+from agebody.pipelines.train import TrainingData
+from agebody.pipelines.train.augment import NO_AUGMENTATION
+from agebody.rotations import axis_angle_to_matrix
 
 MANNEQUIN = agebody.mannequin()
 FINGERS = with_fingers(MANNEQUIN, expressions=4)
@@ -309,3 +314,44 @@ def test_measures_are_no_expressions():
     torch.testing.assert_close(fit.betas, plain.betas, rtol=0, atol=0)
     parameters = BodyParameters.zeros(BODY)._replace(betas=fit.betas)
     assert BODY.shape(parameters).rest_vertices.shape == (BODY.num_vertices, 3)
+
+
+def test_hands_go_from_labels_to_shards_and_batches(tmp_path):
+    """The left hand is seen, the right one is not: its pose is no label. A flip exchanges the two."""
+    points = people()[2][:1]
+    seen = torch.cat((points, torch.ones(1, 133, 1)), 2)
+    seen[:, RIGHT, 2] = 0
+    row = {"image_id": "a.jpg", "category_id": 1, "score": 1.0, "years": 20}
+    (tmp_path / "whole.json").write_text(json.dumps([row | {"keypoints": seen.flatten().double().tolist()}]))
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (1000, 1000)).save(tmp_path / "photos" / "a.jpg")
+    agebody.save_asset(FINGERS, tmp_path / "hands.safetensors")
+    given = ["fit", tmp_path / "whole.json", "--body", tmp_path / "hands.safetensors", "--overlays", "0"]
+    given += ["--images", tmp_path / "photos", "--shards", "-o", tmp_path / "labels"]
+    result = CliRunner().invoke(app, [*map(str, given)])
+    assert result.exit_code == 0, result.output
+    with np.load(tmp_path / "labels" / "labels.npz") as file:
+        pose = torch.from_numpy(file["body_pose"]).float()
+    assert pose[:, 21:36].abs().max() > 0.1
+    with np.load(tmp_path / "labels" / "train.npz") as file:
+        np.testing.assert_allclose(file["left_hand_pose"], pose[:, 21:36].flatten(1), atol=1e-6)
+        assert [*file["has_left_hand_pose"], *file["has_right_hand_pose"]] == [1, 0]
+        np.testing.assert_allclose(file["body_pose"][:, 3:66], pose[:, :21].flatten(1), atol=1e-6)
+        assert not file["body_pose"][:, 66:].any()
+    data = {"sources": tmp_path / "labels" / "shards", "size": (48, 64)}
+    target = TrainingData(**data, hands=True)[0].target
+    matrices = axis_angle_to_matrix(pose)
+    torch.testing.assert_close(target["body_pose"], matrices, rtol=0, atol=1e-5)
+    assert target["body_pose_weights"].tolist() == [[1.0] * 36 + [0.0] * 15]
+    flip = TrainingData(**data, hands=True, augmentation=replace(NO_AUGMENTATION, flipped=1.0))[0].target
+    mirrored = people()[0].map(lambda t: t[:1])._replace(body_pose=pose).mirrored(FINGERS.joint_names)
+    expected = axis_angle_to_matrix(mirrored.body_pose)
+    torch.testing.assert_close(flip["body_pose"], expected, rtol=0, atol=1e-5)
+    assert flip["body_pose_weights"].tolist() == [[1.0] * 21 + [0.0] * 15 + [1.0] * 15]
+    plain = TrainingData(**data)[0].target
+    assert plain["body_pose"].shape == (1, 23, 3, 3)
+    assert plain["body_pose_weights"].tolist() == [1.0]
+    term = hmr2_objective().terms["body_pose"]
+    off = target["body_pose"].new_zeros(1, 51, 3, 3)
+    per_person = term.loss({"body_pose": off}, target, "sum")
+    assert per_person == (target["body_pose"][:, :36] ** 2).sum()

@@ -235,6 +235,12 @@ def test_rows_are_functions_of_seed_and_number(shards):
         assert {data.find(row)[1] for row in range(12 * turn, 12 * turn + 12)} == {*range(12)}
 
 
+def test_people_without_hands_have_no_labels_of_fingers(shards):
+    target = TrainingData(shards, size=(8, 8), hands=True)[0].target
+    assert target["body_pose"].shape == (1, 51, 3, 3)
+    assert target["body_pose_weights"].tolist() == [[1.0] * 21 + [0.0] * 30]
+
+
 def test_sources_have_their_shares(shards):
     data = TrainingData(
         [Source(shards / "a.tar", 3.0), Source([shards / "b.tar"], 1.0, "adult")], size=(8, 8)

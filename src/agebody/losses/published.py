@@ -10,9 +10,9 @@ Names of tensors, of the prediction and of the target alike:
     age_offset      (*batch)
 
 The target may hold weights of each under its name with ``_weights`` appended: (*batch, K) for keypoints,
-(*batch) for the rest, 0 for what is not known. So it may for tensors of the prediction alone, such as
-``body_pose`` with a pose prior. A "mean" over people divides by the number of people with any label, as the
-public code does: weights are those of a person's entries."""
+(*batch) for the rest, or (*batch, J - 1) for ``body_pose``, 0 for what is not known. So it may for tensors of
+the prediction alone, such as ``body_pose`` with a pose prior. A "mean" over people divides by the number of
+people with any label, as the public code does: weights are those of a person's entries."""
 
 from __future__ import annotations
 
@@ -243,14 +243,15 @@ def _compare(
         name: of the tensor.
         loss: of the two.
         dims: number of dimensions of one person's entries.
-        per_person: whether weights are (*batch) where entries have one dimension more.
+        per_person: whether weights of rotations (*batch, J, 3, 3) may be (*batch).
         squared: whether the weights are the squares of what the target has.
         mean_over: see `_over_people`.
         everybody: see `_over_people`.
     """
     weights = target.get(f"{name}_weights")
     if weights is not None:
-        weights = weights[..., None] if per_person else weights
+        wider = per_person and weights.dim() < prediction[name].dim() - 2
+        weights = weights[..., None] if wider else weights
         weights = weights.to(prediction[name]).square() if squared else weights
     terms = loss(prediction[name], target[name], weights=weights, reduction="none")
     return _over_people(terms, weights, reduction, dims=dims, mean_over=mean_over, everybody=everybody)
@@ -391,7 +392,8 @@ def _absolute_pose(prediction: Values, target: Values, reduction: Reduction) -> 
     for name, part in (("global_orient", slice(1)), ("body_pose", slice(1, None))):
         given = target.get(f"{name}_weights")
         if given is not None:
-            weights[..., part] = given[..., None].to(weights.dtype)
+            given = given if given.dim() == weights.dim() else given[..., None]
+            weights[..., part] = given.to(weights.dtype)
     difference, _ = residual(pred, known, weights, 3)
     terms = reduce(difference.abs().sum(-1), weights, "none")
     return _over_people(terms, weights, reduction, mean_over=3)

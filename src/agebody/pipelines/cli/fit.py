@@ -186,8 +186,8 @@ def fit(
         make_folder(output)
         fit_folder.check_folder(output, overwrite=overwrite)
         layer = options.make_layer(asset, device=device)
-        if shards and not fit_folder.has_training_joints(layer):
-            fail(f"--shards needs a body with SMPL's 24 joints, got {layer.asset.metadata.name}")
+        if shards and not fit_folder.has_training_joints(layer.asset.joint_names):
+            fail(f"--shards needs a body with SMPL's joints, got {layer.asset.metadata.name}")
         learnt = tuple(layer.asset.joint_names) == SMPL_JOINT_NAMES
         if lifter and not learnt:
             fail(f"--lifter needs a body with SMPL's 24 joints, got {layer.asset.metadata.name}")
@@ -231,7 +231,7 @@ def show_written(output: Path, layer: BodyModel, written: Written, notes: list[s
     from agebody.pipelines.labels import fit_folder
     from agebody.pipelines.labels.summary import unknown_ages
 
-    _show(written.summary, layer, fit_folder.has_training_joints(layer))
+    _show(written.summary, layer, fit_folder.has_training_joints(layer.asset.joint_names))
     unusable = [f"{name}: {why}" for name, why in written.unusable.items()]
     known = (*unknown_ages(written.summary["flags"].get("age_unknown", 0)), *written.summary["notes"])
     for line in (*notes, *options.one_age(layer), *known, *unusable[:5]):
@@ -262,7 +262,7 @@ def _show(summary: dict[str, Any], body: BodyModel, trains: bool) -> None:
     if summary["images_without_people"]:
         lines.append(f"images without people: {summary['images_without_people']}")
     if not trains:
-        lines.append(f"no train.npz: the joints of {summary['body']} are not SMPL's 24")
+        lines.append(f"no train.npz: the joints of {summary['body']} are not SMPL's")
     elif body.asset.metadata.kind not in ("smpl", "smil"):
         lines.append(f"betas are those of {summary['body']}; training code takes them for SMPL's")
     table.caption = Text("\n".join(lines), justify="left")

@@ -79,8 +79,8 @@ def predict(
         fit_folder.check_folder(output, overwrite=overwrite)
         asset = options.load_body(body, bars)
         layer = options.make_layer(asset, device=device)
-        if shards and not fit_folder.has_training_joints(layer):
-            fail(f"--shards needs a body with SMPL's 24 joints, got {layer.asset.metadata.name}")
+        if shards and not fit_folder.has_training_joints(layer.asset.joint_names):
+            fail(f"--shards needs a body with SMPL's joints, got {layer.asset.metadata.name}")
         last = options.make_layer(asset, device=device, pose_format="matrix")
         try:
             network = load_checkpoint(checkpoint, last).network.to(layer.device)

@@ -15,13 +15,12 @@ from agebody.annotations.people import AnnotationError, People, fail
 from agebody.annotations.photographs import SUFFIXES, read_photograph
 from agebody.annotations.tracks import frame_order
 from agebody.annotations.videos import Video, frame_name, is_video
-from agebody.assets.asset import SMPL_JOINT_NAMES
 from agebody.body import BodyModel
 from agebody.files import flat_names, replacing_files
 from agebody.pipelines.labels.overlays import draw_film, draw_overlay
 from agebody.pipelines.labels.records import Labels, load_labels
 from agebody.pipelines.labels.summary import summarize, to_markdown
-from agebody.pipelines.labels.training import save_training_npz, save_training_shards
+from agebody.pipelines.labels.training import has_training_joints, save_training_npz, save_training_shards
 
 FILM = "overlay.mp4"
 """The overlay of a video; those of several cameras are named after these, too."""
@@ -37,11 +36,6 @@ class Written(NamedTuple):
     """Names of files, and of the folder of overlays."""
     unusable: dict[str, str]
     """Images that could not be read -> the reason."""
-
-
-def has_training_joints(body: BodyModel) -> bool:
-    """Return whether training code can use the joints of a body."""
-    return body.asset.joint_names == SMPL_JOINT_NAMES
 
 
 def check_folder(folder: Path, *, overwrite: bool) -> None:
@@ -117,7 +111,7 @@ def write_folder(
         stale=lambda: [folder / name for name in FILES],
     ) as new:
         labels.save(new / "labels.npz")
-        if has_training_joints(body):
+        if has_training_joints(body.asset.joint_names):
             save_training_npz(body, labels, new / "train.npz")
         else:
             files.remove("train.npz")

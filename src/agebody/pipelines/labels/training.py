@@ -15,7 +15,7 @@ import io
 import pickle
 import re
 import tarfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ from jaxtyping import Float
 
 from agebody.annotations.people import AnnotationError
 from agebody.annotations.photographs import is_upright_jpeg, read_photograph
-from agebody.assets.asset import SMPL_JOINT_NAMES
+from agebody.assets.asset import HAND_JOINTS, SMPL_JOINT_NAMES
+from agebody.assets.landmarks import TIPS5
 from agebody.body import BodyModel
 from agebody.files import replacing_files, save_npz
 from agebody.keypoints import get_layout
@@ -47,8 +48,12 @@ _AS_THEY_ARE = (
     "age_class",
     "focal",
     "principal_point",
+    *(f"{has}{side}_hand_pose" for has in ("", "has_") for side in ("left", "right")),
 )
 """Arrays whose rows shards have too."""
+_FINGERS = HAND_JOINTS["left_hand"] + HAND_JOINTS["right_hand"]
+_HAND_POINTS = 6
+"""Points of a hand's 21 that must be seen for its pose to be a label."""
 
 
 def training_arrays(
@@ -61,15 +66,17 @@ def training_arrays(
         labels: the people.
         box_scale: factor by which boxes are enlarged.
     """
-    if labels.joint_names != SMPL_JOINT_NAMES:
-        raise ValueError(f"labels: expected a body of SMPL's 24 joints, got {len(labels.joint_names)} joints")
-    if np.any(labels.betas[:, _NUM_BETAS:]):
+    if not has_training_joints(labels.joint_names):
         raise ValueError(
-            f"labels: expected {_NUM_BETAS} betas, got {labels.betas.shape[1]}; use num_betas=10"
+            f"labels: expected a body of SMPL's 24 joints, or of its first 22 and hands, got "
+            f"{len(labels.joint_names)} joints"
         )
+    shapes = labels.betas[:, : labels.betas.shape[1] - body.num_expression]
+    if np.any(shapes[:, _NUM_BETAS:]):
+        raise ValueError(f"labels: expected {_NUM_BETAS} betas, got {shapes.shape[1]}; use num_betas=10")
     count = len(labels)
     betas = np.zeros((count, _NUM_BETAS + 1), np.float32)
-    given = labels.betas[:, :_NUM_BETAS]
+    given = shapes[:, :_NUM_BETAS]
     betas[:, : given.shape[1]] = given
     betas[:, -1] = labels.age_offset
     low, high = labels.boxes[:, :2], labels.boxes[:, 2:]
@@ -82,9 +89,7 @@ def training_arrays(
         "personid": _numbers(labels.image_ids),
         "center": ((low + high) / 2).astype(np.float32),
         "scale": ((high - low) * box_scale).astype(np.float32),
-        "body_pose": np.concatenate((labels.global_orient[:, None], labels.body_pose), 1)
-        .reshape(count, 72)
-        .astype(np.float32),
+        "body_pose": _pose(labels, SMPL_JOINT_NAMES),
         "has_body_pose": labels.kept.astype(np.float32),
         "betas": betas,
         "has_betas": sized,
@@ -95,7 +100,36 @@ def training_arrays(
         "extra_keypoints_2d": seen[:, 25:],
         "body_keypoints_3d": points[:, :25],
         "extra_keypoints_3d": points[:, 25:],
+        **_hands(labels),
     }
+
+
+def has_training_joints(joint_names: Sequence[str]) -> bool:
+    """Return whether training code can use these joints: SMPL's, or its first 22 and hands."""
+    names = tuple(joint_names)
+    return names == SMPL_JOINT_NAMES or (names[:22] == SMPL_JOINT_NAMES[:22] and {*names} >= {*_FINGERS})
+
+
+def _pose(labels: Labels, names: Sequence[str]) -> Float[np.ndarray, "N _"]:
+    """Return the axis-angle vectors of joints; zeros of those that the body lacks, such as SMPL-H's hands."""
+    pose = np.concatenate((labels.global_orient[:, None], labels.body_pose), 1)
+    found = np.zeros((len(labels), len(names), 3), np.float32)
+    for i, name in enumerate(names):
+        if name in labels.joint_names:
+            found[:, i] = pose[:, labels.joint_names.index(name)]
+    return found.reshape(len(labels), -1)
+
+
+def _hands(labels: Labels) -> dict[str, np.ndarray]:
+    """Return the hands of a body that has them; a hand of which too few points are seen is no label."""
+    found = {}
+    points = get_layout(labels.keypoint_layout).names
+    for side in ("left", "right") if {*labels.joint_names} >= {*_FINGERS} else ():
+        own = [i for i, name in enumerate(points) if name.startswith(tuple(f"{side}_{tip}" for tip in TIPS5))]
+        shown = (labels.observed[:, own, 2] > 0).sum(1) >= _HAND_POINTS
+        found[f"{side}_hand_pose"] = _pose(labels, HAND_JOINTS[f"{side}_hand"])
+        found[f"has_{side}_hand_pose"] = (labels.kept & shown).astype(np.float32)
+    return found
 
 
 def save_training_npz(
@@ -112,7 +146,9 @@ def save_training_npz(
     |---|---|---|
     | `imgname`, `personid` | (N,) | file of the image, and the person's number in it |
     | `center`, `scale` | (N, 2) | middle of the box, and its sides times ``box_scale`` [pixels] |
-    | `body_pose` | (N, 72) | root first, axis-angle |
+    | `body_pose` | (N, 72) | root first, axis-angle; 0 for the hands of a body that has fingers |
+    | `left_hand_pose`, `right_hand_pose` | (N, 45) | of a body that has fingers, as in smplx |
+    | `has_left_hand_pose`, `has_right_hand_pose` | (N,) | 1 where the points of that hand are seen |
     | `betas` | (N, 11) | ten, and the age offset |
     | `has_body_pose` | (N,) | 1 for people that are kept, 0 for others |
     | `has_betas` | (N,) | the same, but 0 for people of unknown age |
@@ -257,7 +293,7 @@ def _numbers(images: np.ndarray) -> np.ndarray:
 def _person(arrays: dict[str, np.ndarray], row: int) -> dict[str, Any]:
     """Return one person as in a shard: all keypoints together, boxes in units of 200 pixels."""
     return {
-        **{name: np.asarray(arrays[name][row]) for name in _AS_THEY_ARE},
+        **{name: np.asarray(arrays[name][row]) for name in _AS_THEY_ARE if name in arrays},
         "scale": arrays["scale"][row] / np.float32(_SCALE_UNIT),
         "keypoints_2d": np.concatenate((arrays["body_keypoints_2d"][row], arrays["extra_keypoints_2d"][row])),
         "keypoints_3d": np.concatenate((arrays["body_keypoints_3d"][row], arrays["extra_keypoints_3d"][row])),

@@ -20,7 +20,7 @@ from torch import Tensor
 from agebody.age import AGE_CLASSES, UNKNOWN
 from agebody.annotations.people import AnnotationError
 from agebody.annotations.photographs import to_eight_bits
-from agebody.assets.asset import SMPL_JOINT_NAMES
+from agebody.assets.official import JOINT_NAMES
 from agebody.cameras import Camera, square_box, to_crop
 from agebody.keypoints import mirror_order
 from agebody.mesh import PartMap
@@ -122,6 +122,8 @@ class TrainingData(torch.utils.data.Dataset):
         parts: of which the shards have part maps, such as ``PartMap.from_joints(body.asset)`` for the 24 of
             ``agebody synthesize``; the targets then have ``parts``, for `nets.PartAttentionHead`.
         parts_size: width and height of these maps; None: a quarter of the crops'.
+        hands: targets of ``body_pose`` are SMPL-H's 51 joints, with weights (N, 51): 0 for the fingers of
+            people whose shards do not have them.
         seed: of all that is drawn.
 
     Raises:
@@ -140,6 +142,7 @@ class TrainingData(torch.utils.data.Dataset):
         box_scale: float = 1.0,
         parts: PartMap | None = None,
         parts_size: tuple[int, int] | None = None,
+        hands: bool = False,
         seed: int = 0,
     ) -> None:
         given = [Source(sources)] if isinstance(sources, (str, PathLike)) else list(sources)
@@ -154,7 +157,7 @@ class TrainingData(torch.utils.data.Dataset):
         self.parts, self.parts_size = parts, parts_size or (max(size[0] // 4, 1), max(size[1] // 4, 1))
         if min(self.parts_size) < 1 or self.parts_size[0] * size[1] != self.parts_size[1] * size[0]:
             raise ValueError(f"parts_size: expected a fraction of the crops' {size}, got {self.parts_size}")
-        self.sources, self.size, self.seed = given, size, seed
+        self.sources, self.size, self.seed, self.hands = given, size, seed, hands
         self.augmentation = augmentation or NO_AUGMENTATION
         self.filters, self.crop_camera, self.box_scale = filters or Filters(), crop_camera, box_scale
         self.paths: list[Path] = []
@@ -198,6 +201,8 @@ class TrainingData(torch.utils.data.Dataset):
         }
         if self.parts is not None:
             about["parts"] = (self.parts.names, self.parts_size)
+        if self.hands:
+            about["hands"] = True
         return hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
     def find(self, row: int) -> tuple[int, int]:
@@ -222,6 +227,9 @@ class TrainingData(torch.utils.data.Dataset):
         seen = _tensor(people, "keypoints_2d")
         seen[..., 2] *= seen[..., 2] >= self.filters.confidence
         points, pose = _tensor(people, "keypoints_3d"), _tensor(people, "pose")
+        joints = JOINT_NAMES["smplh" if self.hands else "smpl"]
+        if self.hands:
+            pose = torch.cat((pose[:, :22], _tensor(people, "hands")), 1)
         picture = PictureOf(
             square_box(_in_shape(_tensor(people, "box"), self.size), scale=self.box_scale),
             seen[..., :2],
@@ -233,7 +241,7 @@ class TrainingData(torch.utils.data.Dataset):
             camera,
         )
         draw = draw_augmentation(self.augmentation, [(self.seed, 1, row) for row in rows])
-        changed, back = augment(picture, draw, SMPL_JOINT_NAMES, layout=LAYOUT)
+        changed, back = augment(picture, draw, joints, layout=LAYOUT)
         crops = np.empty((len(rows), self.size[1], self.size[0], 3), np.uint8)
         for i, (_, path, data) in enumerate(found):
             with opened(path, data) as image:
@@ -242,6 +250,11 @@ class TrainingData(torch.utils.data.Dataset):
         mean, sd = (pixels.new_tensor(part) for part in (MEAN, SD))
         pixels = ((pixels.clamp(0, 255) / 255 - mean) / sd).permute(0, 3, 1, 2).contiguous()
         target = self._target(people, changed)
+        if self.hands:
+            whole = target["body_pose_weights"][:, None].expand(-1, 21)
+            posed = torch.cat((whole, _tensor(people, "hand_weights")), 1)
+            switched = posed[:, list(mirror_order(joints[1:]))]
+            target["body_pose_weights"] = torch.where(draw.flip[:, None], switched, posed)
         if self.parts is not None:
             places = [self.find(row) for row in rows]
             target["parts"] = self._part_maps(self.parts, places, changed.box, back, draw.flip)

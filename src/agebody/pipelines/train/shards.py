@@ -23,7 +23,7 @@ from agebody.pipelines.labels.samples import Member, read_members
 IMAGE, PEOPLE = "jpg", "data.pyd"
 _SCALE_UNIT = 200.0
 """Unit of boxes in shards, since HMR [pixels]."""
-_POINTS, _BETAS = 44, 10
+_POINTS, _BETAS, _SIDES = 44, 10, ("left", "right")
 
 
 class Person(NamedTuple):
@@ -48,6 +48,9 @@ class Person(NamedTuple):
     """Of the image's camera [pixels], NaN if it is not known."""
     principal_point: Float[np.ndarray, " 2"]
     """[pixels], NaN if it is not known."""
+    hands: Float[np.ndarray, "30 3"]
+    """Axis-angle vectors of SMPL-H's finger joints, the left hand's first; 0 if they are not known."""
+    hand_weights: Float[np.ndarray, " 30"]
 
 
 def read_people(path: Path, place: Member) -> list[Person]:
@@ -118,6 +121,8 @@ def _read_person(fields: _Fields) -> Person:
         int(kind),
         fields.numbers("focal", 2, default=math.nan),
         fields.numbers("principal_point", 2, default=math.nan),
+        np.concatenate([fields.numbers(f"{side}_hand_pose", 15, 3, default=0.0) for side in _SIDES]),
+        np.repeat([fields.numbers(f"has_{side}_hand_pose", default=0.0) for side in _SIDES], 15),
     )
     if not np.isfinite(person.box).all() or not (size > 0).all():
         fields.fail("center, scale", "expected a box of finite numbers and a size above 0")
