@@ -49,6 +49,8 @@ _EXCHANGE = 2
 """Linux's RENAME_EXCHANGE and macOS's RENAME_SWAP."""
 
 _swept: set[Path] = set()
+_made: list[Path] = []
+"""Folders that `make_folder` created, the innermost of each call first."""
 
 
 def to_path(path: AnyPath) -> Path:
@@ -207,6 +209,7 @@ def make_folder(path: AnyPath) -> Path:
         return path  # a store has no folders, and says at the first file who may not write
     folder = Path(path)
     _refuse_address(path)
+    _made.extend(place for place in (folder, *folder.parents) if not os.path.lexists(place))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -215,6 +218,19 @@ def make_folder(path: AnyPath) -> Path:
     remove_leftovers(folder)
     with _naming(folder), _temporary(folder, folder):
         return folder
+
+
+@contextmanager
+def leaving_no_folders() -> Iterator[None]:
+    """Remove the folders that `make_folder` creates in the block if it fails, where nothing is in them."""
+    before = len(_made)
+    try:
+        yield
+    except BaseException:
+        for folder in _made[before:]:
+            with suppress(OSError):  # something is in it
+                folder.rmdir()
+        raise
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -19,6 +19,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from typer.core import TyperGroup
 
+from agebody.files import leaving_no_folders
+
 _USAGE_ERROR: Any = typer.BadParameter.__mro__[2]
 """Click's ClickException, also where typer brings its own Click."""
 _CLICK: Any = importlib.import_module(_USAGE_ERROR.__module__.replace("exceptions", "globals"))
@@ -141,7 +143,10 @@ def running(*errors: type[Exception]) -> Iterator[Progress]:
     console = Console(stderr=True)
     try:
         bars = Progress(*columns, console=console, transient=True, disable=not console.is_interactive)
-        with bars if console.is_interactive else nullcontext():  # old versions of rich end with an empty line
+        shown = (
+            bars if console.is_interactive else nullcontext()
+        )  # old versions of rich end with an empty line
+        with leaving_no_folders(), shown:
             yield bars
     except (AnnotationError, AssetError, ImportError, OSError, *errors) as error:
         if isinstance(error, OSError) and error.errno == errno.EPIPE:
