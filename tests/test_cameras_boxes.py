@@ -25,7 +25,7 @@ from agebody.cameras import (
     weak_to_translation,
 )
 from agebody.cameras.torso import torso_depth
-from agebody.cameras.weak import translation_to_bev, translation_to_mahmr, translation_to_weak
+from agebody.cameras.weak import translation_to_weak
 
 F64 = torch.float64
 FORMATS = ("xyxy", "xywh", "cxcywh")
@@ -160,7 +160,6 @@ def test_bevs_form_is_that_of_its_camera():
     )
     shown = camera.project(translation[:, None]).pixels[:, 0] / 256 - 1
     torch.testing.assert_close(shown, cam[:, [2, 1]])
-    torch.testing.assert_close(translation_to_bev(translation), cam)
     # With BEV's own epsilon the direction stays and the depth shrinks.
     decoded = bev_to_translation(cam, epsilon=1e-3)
     assert decoded[:, 2].tolist() == pytest.approx(
@@ -178,7 +177,6 @@ def test_metric_aware_hmrs_form():
         s = 2 / (1 + math.exp(-a)) + 1e-6
         expected = [x / s, y / s, 2 * focal[i].item() / (1288 * s)]
         assert found[i].tolist() == pytest.approx(expected, rel=1e-12)
-    torch.testing.assert_close(translation_to_mahmr(found, focal), raw)
     assert (mahmr_to_translation(tensor([0, 0, -800]), tensor(1000))[2] > 0).item()
 
 

@@ -16,8 +16,6 @@ from torch._subclasses import FakeTensorMode
 from agebody import SMPLA, rotations
 from agebody.assets.asset import SMPL_JOINT_NAMES
 from agebody.losses import (
-    ADULT_RANGES,
-    INFANT_RANGES,
     MahalanobisPrior,
     MaxMixturePrior,
     hyperextension_prior,
@@ -27,7 +25,7 @@ from agebody.losses import (
     shape_prior,
 )
 from agebody.losses.densities import shrunk_covariance
-from agebody.losses.limits import JointLimits, joint_limits_excess, swing_twist
+from agebody.losses.limits import ADULT_RANGES, INFANT_RANGES, JointLimits, joint_limits_excess, swing_twist
 from agebody.losses.priors import hyperextension_residuals
 from agebody.people import POSES, pose
 

@@ -41,14 +41,14 @@ ROOMS = {
         fit_vertices
     """,
     "losses": """
-        ADULT_RANGES INFANT_RANGES LossTerm MahalanobisPrior MaxMixturePrior Objective
-        PoseDiscriminator acceleration_loss adversarial_loss age_class_loss age_offset_loss
-        aionhmr_objective angular_velocity_loss betas_loss charbonnier depth_layer_loss
-        fov_loss geodesic_loss gmof hmr2_objective huber hyperextension_prior joint_limits
-        joint_limits_loss joint_limits_prior keypoints_3d_loss mesh_to_scan_loss
-        metric_aware_objective part_vertices person_intersection_loss plane_height
-        plane_loss relative_metric_loss reprojection_loss rotation_loss scan_to_mesh_loss
-        self_intersection_loss shape_prior smplify_x_objective tals velocity_loss
+        LossTerm MahalanobisPrior MaxMixturePrior Objective PoseDiscriminator
+        acceleration_loss adversarial_loss age_class_loss age_offset_loss aionhmr_objective
+        angular_velocity_loss betas_loss charbonnier depth_layer_loss fov_loss geodesic_loss
+        gmof hmr2_objective huber hyperextension_prior joint_limits joint_limits_loss
+        joint_limits_prior keypoints_3d_loss mesh_to_scan_loss metric_aware_objective
+        part_vertices person_intersection_loss plane_height plane_loss relative_metric_loss
+        reprojection_loss rotation_loss scan_to_mesh_loss self_intersection_loss shape_prior
+        smplify_x_objective tals velocity_loss
     """,
     "measure": """
         A2B_MEASUREMENTS Distance Girth Height MEASUREMENTS Measurements find_landmarks

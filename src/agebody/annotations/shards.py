@@ -27,6 +27,7 @@ from agebody.annotations.people import (
     is_file_name,
     make_people,
 )
+from agebody.checks import first_line
 from agebody.files import replacing, replacing_files, to_path
 from agebody.keypoints import LAYOUTS, KeypointLayout, get_layout
 
@@ -263,11 +264,7 @@ def _open(path: Path, read: Any, texts: Sequence[str] = ()) -> Any:
     except (pyarrow.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the system's: it is missing, may not be read, or its drive fails
-        fail(path, f"not a Parquet file, or a damaged one: {_first_line(error)}")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        fail(path, f"not a Parquet file, or a damaged one: {first_line(error)}")
 
 
 def read_metadata(path: Path, schema: Any) -> dict[str, Any]:
@@ -409,7 +406,7 @@ def _names(path: Path, schema: Any, count: int | None) -> tuple[str, ...] | Orde
         try:
             names = get_layout(stated).names
         except (KeyError, TypeError, ValueError) as error:
-            fail(path, f"metadata: keypoint_layout: {_first_line(error)}")
+            fail(path, f"metadata: keypoint_layout: {first_line(error)}")
         if count not in (None, len(names)):
             fail(path, f"column weights: expected the {len(names)} keypoints of {stated}, got {count}")
         return tuple(names)

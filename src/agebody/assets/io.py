@@ -6,7 +6,6 @@ import dataclasses
 import json
 import pickle
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,7 +34,7 @@ from agebody.assets.official import (
     read_regressor,
     with_infant,
 )
-from agebody.files import replacing
+from agebody.files import check_suffix, replacing
 
 
 def load_asset(
@@ -127,9 +126,7 @@ def export_smpl(asset: BodyAsset, path: PathLike, *, overwrite: bool = False) ->
     no keypoint regressors; save an age template beside it with
     ``np.save("smpl_kid_template.npy", asset.age_templates[-1])``.
     """
-    suffix = Path(path).suffix.lower()
-    if suffix not in (".npz", ".pkl"):
-        raise ValueError(f"path: expected a name that ends in .npz or .pkl, got {str(path)!r}")
+    suffix = check_suffix(path, ".npz", ".pkl")
     arrays: dict[str, Any] = smpl_arrays(asset)
     with replacing(path, overwrite=overwrite) as temporary, temporary.open("wb") as file:
         if suffix == ".npz":

@@ -141,15 +141,6 @@ def bev_to_translation(
     return torch.stack((x * depth * tangent, y * depth * tangent, depth), -1)
 
 
-def translation_to_bev(
-    translation: Float[Tensor, "*batch 3"], *, fov: float = math.pi / 3
-) -> Float[Tensor, "*batch 3"]:
-    """Invert `bev_to_translation` with epsilon = 0, which is BEV's training target."""
-    x, y, depth = expect("translation", translation, 3).unbind(-1)
-    scale = 1 / (depth * math.tan(fov / 2))
-    return torch.stack((scale, y * scale, x * scale), -1)
-
-
 def mahmr_to_translation(
     raw: Float[Tensor, "*batch 3"], focal: Float[Tensor, "*focals"], *, resolution: float = MAHMR_RESOLUTION
 ) -> Float[Tensor, "*out 3"]:
@@ -168,19 +159,6 @@ def mahmr_to_translation(
     scale = 2 * torch.sigmoid(a) + MAHMR_LEAST
     shift, depth = torch.broadcast_tensors(shift / scale, 2 * focal[..., None] / (resolution * scale))
     return torch.cat((shift, depth[..., :1]), -1)
-
-
-def translation_to_mahmr(
-    translation: Float[Tensor, "*batch 3"],
-    focal: Float[Tensor, "*focals"],
-    *,
-    resolution: float = MAHMR_RESOLUTION,
-) -> Float[Tensor, "*out 3"]:
-    """Invert `mahmr_to_translation`; infinite at and before the depth f / resolution, where s = 2."""
-    shift, depth = expect("translation", translation, 3).split((2, 1), -1)
-    scale = 2 * focal[..., None] / (resolution * depth)
-    shift, a = torch.broadcast_tensors(shift * scale, torch.logit(((scale - MAHMR_LEAST) / 2).clamp(0, 1)))
-    return torch.cat((shift, a[..., :1]), -1)
 
 
 def _inverse_scale(scale: Tensor, least: float = LEAST_SCALE) -> Tensor:

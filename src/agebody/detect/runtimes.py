@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from agebody.checks import first_line
 from agebody.detect.detector import DetectorError
 
 INSTALL = 'pip install "agebody[detect]"'
@@ -74,7 +75,7 @@ class OnnxModel:
         try:
             self._model = onnxruntime.InferenceSession(content, options, providers=providers)
         except Exception as error:  # types of ONNX Runtime's own, which it does not export
-            why = str(error).splitlines()[0]
+            why = first_line(error)
             raise DetectorError(f"{name}: not a model that ONNX Runtime can run: {why}") from None
         self.inputs = [_shape(one) for one in self._model.get_inputs()]
         self.outputs = [_shape(one) for one in self._model.get_outputs()]
@@ -84,7 +85,7 @@ class OnnxModel:
         try:
             found = self._model.run(None, {self._model.get_inputs()[0].name: array})
         except Exception as error:
-            raise DetectorError(f"{self.name}: the model fails: {str(error).splitlines()[0]}") from None
+            raise DetectorError(f"{self.name}: the model fails: {first_line(error)}") from None
         return [np.asarray(one) for one in found]
 
 

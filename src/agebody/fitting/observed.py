@@ -18,7 +18,8 @@ from agebody.cameras import Camera
 from agebody.checks import apply_mask, expand_weights, expect, expect_numbers, expect_weights
 from agebody.fitting.whole_body import coarse_weights, extremity_priors, noise_shares
 from agebody.keypoints import KeypointLayout, get_layout
-from agebody.losses import ADULT_RANGES, MahalanobisPrior, MaxMixturePrior, joint_limits_prior
+from agebody.losses import MahalanobisPrior, MaxMixturePrior, joint_limits_prior
+from agebody.losses.limits import ADULT_RANGES
 from agebody.optim.state import keypoint_jacobian
 from agebody.parameters import BodyParameters
 from agebody.people.poses import POSES, pose

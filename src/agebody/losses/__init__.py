@@ -11,8 +11,6 @@ from agebody.losses.depth import depth_layer_loss, fov_loss, relative_metric_los
 from agebody.losses.intersection import person_intersection_loss, self_intersection_loss
 from agebody.losses.keypoints import keypoints_3d_loss, reprojection_loss
 from agebody.losses.limits import (
-    ADULT_RANGES,
-    INFANT_RANGES,
     joint_limits,
     joint_limits_loss,
     joint_limits_prior,
@@ -32,8 +30,6 @@ from agebody.losses.surface import mesh_to_scan_loss, scan_to_mesh_loss
 from agebody.losses.temporal import acceleration_loss, angular_velocity_loss, velocity_loss
 
 __all__ = [
-    "ADULT_RANGES",
-    "INFANT_RANGES",
     "LossTerm",
     "MahalanobisPrior",
     "MaxMixturePrior",

@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from agebody.body import BodyModel
-from agebody.losses import ADULT_RANGES, joint_limits
-from agebody.losses.limits import FADE, JointLimits, angles_and_cosine, beyond, share_of_twist
+from agebody.losses import joint_limits
+from agebody.losses.limits import ADULT_RANGES, FADE, JointLimits, angles_and_cosine, beyond, share_of_twist
 from agebody.optim.posed import Turns
 from agebody.optim.state import Block, State
 

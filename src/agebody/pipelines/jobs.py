@@ -24,6 +24,7 @@ from typing import Any, NamedTuple, Protocol, no_type_check, runtime_checkable
 import torch
 
 from agebody.body import BodyModel
+from agebody.checks import first_line
 
 _PAUSES = (1.0, 2.0, 4.0)
 """Seconds until a job is tried again, after its first, second and each later failure."""
@@ -246,7 +247,7 @@ class _Ray:
         try:
             ready, _ = self._ray.wait(list(self._running), timeout=max(seconds, 0.05))
         except self._ray.exceptions.RayError as error:
-            raise ConnectionError(f"the Ray cluster is gone: {_first_line(error)}") from None
+            raise ConnectionError(f"the Ray cluster is gone: {first_line(error)}") from None
         return [(self._running.pop(reference), self._get(reference)) for reference in ready]
 
     def _get(self, reference: Any) -> Done | Failed:
@@ -257,7 +258,7 @@ class _Ray:
             cause = error.cause if isinstance(error.cause, Exception) else error
             return Failed(cause, _may_pass(cause))
         except (errors.RuntimeEnvSetupError, errors.TaskUnschedulableError) as error:
-            raise RuntimeError(f"Ray cannot start a worker: {_first_line(error)}") from None
+            raise RuntimeError(f"Ray cannot start a worker: {first_line(error)}") from None
         except errors.RayError as error:  # the worker, its node or its memory is gone
             why = "is there enough memory for each?" if self._kind == "CPU" else "see its log"
             return Failed(RuntimeError(f"its worker ended ({type(error).__name__}); {why}"), again=True)
@@ -442,10 +443,10 @@ def _start_ray(cluster: Cluster) -> Iterator[Any]:
         try:
             begun.set_result(ray.init(**where, log_to_driver=False, logging_level=logging.ERROR))
         except TypeError as error:  # Ray converts what it is given before it connects
-            begun.set_exception(ValueError(f"runtime_env: {_first_line(error)}"))
+            begun.set_exception(ValueError(f"runtime_env: {first_line(error)}"))
         except Exception as error:
             # A token that is missing, another version of Ray or of Python, a cluster that has just ended.
-            why = f"{where['address']}: Ray cannot be used: {_first_line(error)}"
+            why = f"{where['address']}: Ray cannot be used: {first_line(error)}"
             begun.set_exception(ConnectionError(why))
         ended.wait()  # Ray's servers end with the thread that started them
 
@@ -489,10 +490,6 @@ def _probe(address: str) -> None:
         raise ConnectionError(f"{address}: no Ray cluster: {why.lower()}; {advice}") from None
     if len(answer) < 4 or answer[3] != 4:
         raise ConnectionError(f"{address}: something else than a Ray cluster answers; {advice}")
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def count_cpus() -> int:

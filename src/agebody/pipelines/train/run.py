@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from agebody.checks import first_line
 from agebody.files import make_folder, replacing
 from agebody.losses import Objective, PoseDiscriminator
 from agebody.nets import Regressor
@@ -390,7 +391,7 @@ class _Loop:
             stated = found["settings"]
         except Exception as error:
             raise TrainingError(
-                f"{path}: not a checkpoint of a training, or damaged: {str(error).splitlines()[0][:200]}"
+                f"{path}: not a checkpoint of a training, or damaged: {first_line(error)[:200]}"
             ) from None
         now = self._about()
         other = [
