@@ -516,6 +516,25 @@ def test_what_torch_says_of_a_first_product_in_a_backward_pass_is_no_error():
     warnings.warn_explicit(message, UserWarning, "batched.py", 1, module="agebody.engine.batched")
 
 
+@pytest.mark.parametrize("low", [None, torch.bfloat16, torch.float16])
+def test_rows_of_products_begin_at_16_bytes(monkeypatch, low):
+    """CUDA has slower products, of 16 bits by far, for matrices whose rows begin elsewhere."""
+    body = SMPLA(random_body(num_vertices=21), backend="warp", corrective_dtype=low)
+    assert 3 * body.num_vertices % 4
+    multiply, matrices = torch.addmm, [body.surface.directions]
+    if low is not None:
+        matrices.append(body.surface.correctives)
+
+    def watched(*factors, out):
+        matrices.append(out)
+        return multiply(*factors, out=out)
+
+    monkeypatch.setattr(torch, "addmm", watched)
+    body(**arguments(body, (3,)))
+    assert len(matrices) == (2 if low is None else 4)
+    assert not any(matrix.stride(0) * matrix.element_size() % 16 for matrix in matrices)
+
+
 @pytest.mark.parametrize("differentiated", [False, True])
 def test_a_template_reaches_a_product_as_one_row(monkeypatch, differentiated):
     """CUDA adds a row within the product; a matrix takes a pass over the whole result more."""
