@@ -104,6 +104,10 @@ def errors(body: BodyModel, found: Run) -> dict[str, Tensor]:
     result["true_px"] = (offsets * shown).sum(-1) / shown.sum(-1).clamp(min=1)
     result["px"] = fit.error
     result["age"] = (fit.parameters.age_offset - people.age_offset).abs()
+    sd = fit.standard_errors
+    if sd is not None:  # errors in units of their standard errors
+        result["stature_units"] = result["off"] / sd.stature
+        result["age_units"] = torch.where(result["age"] == 0, 0, result["age"] / sd.age_offset)
     result["converged"] = fit.report.converged.double()
     result["failed"] = (~fit.report.converged | (result["true_px"] > NOT_CREDIBLE)).double()
     return result
@@ -120,6 +124,7 @@ def _errors(body: BodyModel, ours: BodyParameters, theirs: BodyParameters) -> di
         "mpjpe": mpjpe(a.joints, b.joints, layout="smpl24", reduction="none"),
         "pa_mpjpe": pa_mpjpe(a.joints, b.joints, reduction="none"),
         "pve": (origin(a) - origin(b)).norm(dim=-1).mean(-1),
+        "off": (tall[0] - tall[1]).abs(),
         "stature": (tall[0] - tall[1]).abs() / tall[1],
         "z": (a.joints[:, 0, 2] - b.joints[:, 0, 2]).abs() / b.joints[:, 0, 2],
     }
@@ -137,9 +142,16 @@ def summary(values: Mapping[str, Tensor], rows: Tensor) -> dict[str, float]:
     means = {
         f"{name}_mean": float(of(name).mean()) for name in ("mpjpe", "pa_mpjpe", "pve", "converged", "failed")
     }
+    within = {
+        f"{name}_within_{k}": float((of(f"{name}_units") < k).double().mean())
+        for name in ("stature", "age")
+        for k in (1, 2)
+        if f"{name}_units" in values
+    }
     return (
         medians
         | means
+        | within
         | {"px_90": float(of("px").quantile(0.9)), "mpjpe_median": float(of("mpjpe").median())}
     )
 

@@ -344,7 +344,7 @@ def fitting_tables(found: Mapping[str, Any]) -> str:
 
 
 FIT_HEADS = ["age", "people", "px", "true px", "MPJPE", "PA-MPJPE", "PVE"]
-FIT_HEADS += ["stature", "depth", "age offset", "failed"]
+FIT_HEADS += ["stature", "depth", "age offset", "failed", "stature within", "age within"]
 
 
 def _fit_cells(row: Mapping[str, Any]) -> list[str]:
@@ -356,6 +356,7 @@ def _fit_cells(row: Mapping[str, Any]) -> list[str]:
         *(f"{100 * row[f'{name}_median']:.1f} %" for name in ("stature", "z")),
         f"{row['age_median']:.2f}",
         f"{100 * row['failed_mean']:.1f} %",
+        *(f"{row[f'{name}_within_1']:.2f}, {row[f'{name}_within_2']:.2f}" for name in ("stature", "age")),
     ]
 
 
