@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import pytest
 import agebody
 from agebody.age import parse_ages
 from agebody.annotations import ImageEntry, People, write_shards
+from agebody.files import to_path
 from agebody.keypoints import LAYOUTS
 from agebody.people import observe, random_people
 from agebody.pipelines import jobs
@@ -311,3 +313,40 @@ def test_a_call_is_ended(nodes, people, expected, body, tmp_path):
     report = fit(body, people, tmp_path, nodes)
     assert_whole(report, tmp_path, expected, found_done=report.shards_found_done)
     assert report.shards_found_done >= 3
+
+
+def test_a_store_refuses_what_is_written(nodes, people, expected, body, monkeypatch):
+    """A server of S3 on this machine, which no longer knows the key when some labels are there."""
+    pytest.importorskip("s3fs")
+    server = pytest.importorskip("moto.server").ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    address = "http://{}:{}".format(*server.get_host_and_port())
+    key = dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "test")
+    given = {"AWS_ENDPOINT_URL": address, **key}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    folder = to_path("s3://bucket/labels")
+    folder.fs.mkdir("bucket")
+
+    def check_keys(first):
+        kind = {"Content-Type": "text/plain"}
+        ask = urllib.request.Request(f"{address}/moto-api/reset-auth", str(first).encode(), kind)
+        urllib.request.urlopen(ask).close()
+
+    def call(progress=lambda report: None):
+        cluster = Cluster(address=nodes.address, runtime_env={"env_vars": given})
+        return fit_dataset(body, people, "s3://bucket/labels", cluster=cluster, progress=progress)
+
+    refuse = when(at3=lambda report: check_keys(0))
+    with pytest.raises(PermissionError, match=r"cannot be .*people-\d+\.parquet") as error:
+        call(refuse)
+    assert "\n" not in str(error.value)
+    check_keys("inf")
+    done = labels_of(folder)
+    assert 3 <= len(done) < SHARDS
+    assert done.items() <= expected.items()
+    report = call()
+    assert (report.shards_found_done, report.shards_done) == (len(done), SHARDS)
+    assert labels_of(folder) == expected
+    assert {path.name for path in folder.iterdir()} == {*expected, "report.json"}
+    server.stop()

@@ -667,6 +667,13 @@ def test_a_store_that_refuses_is_named(store, body, people, monkeypatch):
     with pytest.raises(OSError, match="s3://nobody/labels/report.json") as error:
         fit_dataset(body, people, "s3://nobody/labels", cluster=Cluster(1))
     assert "\n" not in str(error.value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.setattr("s3fs.core.S3FileSystem.retries", 1)
+    files.to_path(store).fs.clear_instance_cache()
+    with pytest.raises(OSError, match=r"cannot be read \(Could not connect to the endpoint.*data/people'"):
+        list_shards(f"{store}/people")
+    with pytest.raises(OSError, match=r"cannot be read \(Could not connect to the endpoint.*a.parquet'"):
+        read_shard(f"{store}/people/a.parquet")
 
 
 def test_stores_that_cannot_be_reached_are_refused(body, people, tmp_path, monkeypatch):

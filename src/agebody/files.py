@@ -45,6 +45,8 @@ _MAX_NAME = 255
 """Longest name of a file [bytes]."""
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 """The beginning of an address, of whose two slashes `Path` keeps one."""
+_NUMBERS = {PermissionError: errno.EACCES, FileNotFoundError: errno.ENOENT}
+"""Of errors of stores, which may have none."""
 _EXCHANGE = 2
 """Linux's RENAME_EXCHANGE and macOS's RENAME_SWAP."""
 
@@ -108,7 +110,7 @@ def replacing(path: AnyPath, *, overwrite: bool = True, private: bool = False) -
     if _is_stored(path):
         if not overwrite and path.exists():
             _refuse_existing(path)
-        with tempfile.TemporaryDirectory() as folder, _naming(path):
+        with tempfile.TemporaryDirectory() as folder, naming(path):
             temporary = Path(folder) / path.name
             yield temporary
             path.fs.pipe_file(path.path, temporary.read_bytes())
@@ -120,7 +122,7 @@ def replacing(path: AnyPath, *, overwrite: bool = True, private: bool = False) -
     if target.exists() and not overwrite:
         _refuse_existing(path)
     suffix = target.suffix if len(os.fsencode(target.suffix)) < 20 else ""
-    with _naming(path), _temporary(target.parent, path, suffix=suffix) as temporary:
+    with naming(path), _temporary(target.parent, path, suffix=suffix) as temporary:
         mode = stat.S_IMODE((target if target.exists() else temporary).stat().st_mode)
         if private and not target.exists():
             mode = 0o600
@@ -153,7 +155,7 @@ def replacing_folder(path: AnyPath, *, check: Callable[[Path], None]) -> Iterato
     target = Path(os.path.realpath(path))
     _check_replaceable(target, check)
     _check_parent(target, path)
-    with _naming(path), _temporary(target.parent, path, folder=True) as temporary:
+    with naming(path), _temporary(target.parent, path, folder=True) as temporary:
         yield temporary
         _sync(temporary)
         if _check_replaceable(target, check):
@@ -184,7 +186,7 @@ def replacing_files(
         OSError: a file cannot be written.
     """
     target = Path(os.path.realpath(folder))
-    with _naming(folder), _temporary(target, folder, folder=True) as temporary:
+    with naming(folder), _temporary(target, folder, folder=True) as temporary:
         yield temporary
         _sync(temporary)
         with _locking(target):
@@ -216,7 +218,7 @@ def make_folder(path: AnyPath) -> Path:
         reason = "a file of that name exists" if isinstance(error, FileExistsError) else error.strerror
         raise OSError(error.errno, f"cannot write in this folder ({reason})", str(path)) from None
     remove_leftovers(folder)
-    with _naming(folder), _temporary(folder, folder):
+    with naming(folder), _temporary(folder, folder):
         return folder
 
 
@@ -363,17 +365,22 @@ def _locking(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _naming(path: AnyPath) -> Iterator[None]:
-    """Name ``path`` in errors that name no file, or a temporary one, which nobody knows."""
+def naming(path: AnyPath, done: str = "written") -> Iterator[None]:
+    """Name ``path`` in errors that name no file, or a temporary one; what stores raise becomes OSError."""
     try:
         yield
-    except OSError as error:
-        if error.filename is not None and _OURS not in str(error.filename):
+    except Exception as error:
+        foreign = type(error).__module__.partition(".")[0] not in ("agebody", "builtins", "pyarrow")
+        if not isinstance(error, OSError) and not (_is_stored(path) and foreign):
             raise
-        reason = error.strerror or str(error)
-        if not reason.startswith("cannot be written"):
-            reason = f"cannot be written ({reason})"
-        raise OSError(error.errno or errno.EIO, reason, str(path)) from error
+        name, number = getattr(error, "filename", None), getattr(error, "errno", None)
+        if name is not None and _OURS not in str(name):
+            raise
+        reason = getattr(error, "strerror", None) or next(iter(str(error).splitlines()), type(error).__name__)
+        if not reason.startswith("cannot be"):
+            reason = f"cannot be {done} ({reason})"
+        number = number or _NUMBERS.get(type(error), errno.EIO)
+        raise OSError(number, reason, str(path)) from error
 
 
 def _is_stored(path: Any) -> TypeGuard[Any]:

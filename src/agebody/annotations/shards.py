@@ -28,7 +28,7 @@ from agebody.annotations.people import (
     make_people,
 )
 from agebody.checks import first_line
-from agebody.files import replacing, replacing_files, to_path
+from agebody.files import naming, replacing, replacing_files, to_path
 from agebody.keypoints import LAYOUTS, KeypointLayout, get_layout
 
 PEOPLE_PER_SHARD = 4096
@@ -258,13 +258,14 @@ def _is_text(kind: Any) -> bool:
 def _open(path: Path, read: Any, texts: Sequence[str] = ()) -> Any:
     pyarrow = import_pyarrow()
     options = {"page_checksum_verification": True, "read_dictionary": list(texts)}
-    try:
-        with path.open("rb") as stream, pyarrow.parquet.ParquetFile(stream, **options) as file:
-            return read(file)
-    except (pyarrow.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # the system's: it is missing, may not be read, or its drive fails
-        fail(path, f"not a Parquet file, or a damaged one: {first_line(error)}")
+    with naming(path, "read"):
+        try:
+            with path.open("rb") as stream, pyarrow.parquet.ParquetFile(stream, **options) as file:
+                return read(file)
+        except (pyarrow.ArrowException, OSError) as error:
+            if isinstance(error, pyarrow.ArrowException) or (type(error) is OSError and error.errno is None):
+                fail(path, f"not a Parquet file, or a damaged one: {first_line(error)}")
+            raise  # it is missing, may not be read, or its drive or store fails
 
 
 def read_metadata(path: Path, schema: Any) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import torch
 from agebody.annotations.people import AnnotationError
 from agebody.annotations.shards import count_people, import_pyarrow, read_shard
 from agebody.body import BodyModel
-from agebody.files import find_paths, make_folder, replacing, to_path
+from agebody.files import find_paths, make_folder, naming, replacing, to_path
 from agebody.pipelines.jobs import (
     ALL_CPUS,
     Cluster,
@@ -174,7 +174,8 @@ def _find(
     output: Path, shard: Path, settings: dict[str, Any], overwrite: bool, verify: bool = True
 ) -> ShardRecord | None:
     try:
-        return find_record(output, shard, settings, verify=verify)
+        with naming(shard, "read"):
+            return find_record(output, shard, settings, verify=verify)
     except AnnotationError:
         if not overwrite:
             raise
@@ -194,10 +195,11 @@ def list_shards(shards: Shards) -> list[Path]:
     """
     if isinstance(shards, (str, PathLike)):
         path = to_path(shards)
-        if path.is_dir():
-            found = sorted(path.glob("[!.]*.parquet"))
-        else:
-            found = [path] if path.exists() else sorted(find_paths(path))
+        with naming(path, "read"):
+            if path.is_dir():
+                found = sorted(path.glob("[!.]*.parquet"))
+            else:
+                found = [path] if path.exists() else sorted(find_paths(path))
         if not found:
             raise AnnotationError(f"{path}: expected shards: a folder with *.parquet, a pattern, or one file")
     else:

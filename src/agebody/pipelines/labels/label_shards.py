@@ -22,7 +22,7 @@ from agebody.annotations.shards import (
     to_column,
     write_table,
 )
-from agebody.files import to_path
+from agebody.files import naming, to_path
 from agebody.pipelines.labels.records import ABOUT, FLAG, ROWS, TERM, Labels, concatenate_labels
 from agebody.pipelines.labels.settings import describe_differences
 
@@ -128,7 +128,7 @@ def _load(path: Path) -> Labels:
 def describe_source(path: Path) -> tuple[str, int]:
     """Return the SHA-256 and the number of the bytes of a file."""
     digest = hashlib.sha256()
-    with path.open("rb") as stream:
+    with naming(path, "read"), path.open("rb") as stream:
         while piece := stream.read(1 << 20):
             digest.update(piece)
         return digest.hexdigest(), stream.tell()
