@@ -13,6 +13,7 @@ from scipy.spatial.transform import Rotation
 from typer.testing import CliRunner
 
 import agebody
+from agebody.annotations.videos import Video
 from agebody.assets.io import save_asset
 from agebody.draw import save_rigged
 from agebody.parameters import BodyParameters
@@ -339,6 +340,29 @@ def test_the_command_writes_an_identity_and_a_motion(tmp_path):
     moved = ("--motion", tmp_path / "m.npz", "--age-class", "kid", "-o", path, "--overwrite")
     assert export("mannequin", *moved).exit_code == 0
     assert Glb(path).tree["asset"]["extras"]["age_offset"] == pytest.approx(0.6)
+
+
+def test_the_command_draws_a_motion_as_a_film(tmp_path):
+    body = agebody.SMPLA(MANNEQUIN)
+    clip = BodyParameters.zeros(body, 2)
+    clip = clip._replace(transl=torch.tensor([[-1.0, 0, 0], [1.0, 0, 0]]))
+    np.savez(tmp_path / "m.npz", **{name: part.numpy() for name, part in clip._asdict().items()})
+    path = tmp_path / "a.mp4"
+    given = ("mannequin", "--motion", tmp_path / "m.npz", "-o", path)
+    result = export(*given, "--fps", 10)
+    assert (result.exit_code, result.stderr) == (0, ""), result.output
+    film = Video(path)
+    assert (film.count, film.rate) == (2, 10)
+    # Where the two frames differ, the body is left in the first and right in the second.
+    first, second = (pixels.astype(float).sum(-1) for _, pixels in film.frames())
+    changed = np.abs(first - second) > 150
+    darker = (first < second) & changed
+    columns = np.arange(640)[None].repeat(640, 0)
+    assert columns[darker].max() < columns[changed & ~darker].min()
+    for wrong in (("mannequin", "-o", tmp_path / "b.mp4"), (*given, "--overwrite", "--morph-targets")):
+        result = export(*wrong)
+        assert result.exit_code == 1
+        assert "a film shows a motion and holds no morph targets" in result.stderr
 
 
 def test_the_command_says_whose_data_a_file_contains(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -14,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agebody.files import make_folder
-from agebody.pipelines.cli.app import app, note, plain, running, say, show_stages
+from agebody.pipelines.cli.app import app, fail, note, plain, running, say, show_count, show_stages
 from agebody.pipelines.cli.options import (
     AgeClassName,
     AgeOffset,
@@ -36,7 +37,14 @@ from agebody.pipelines.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from agebody.body import BodyModel
+    from agebody.parameters import BodyParameters
     from agebody.pipelines.bench import Report
+
+_FILM_SIZE, _FILM_FOV = (640, 640), math.radians(20)
+"""Of films of a motion: width and height [pixels], and field of view."""
 
 
 @app.command()
@@ -210,19 +218,24 @@ def export(
 ) -> None:
     """Write a body for animation programs: **.glb** with skeleton and skin, or **.bvh** with the skeleton.
 
+    Of a motion, **.mp4** is a film.
+
     Examples: `agebody export anny --years 4 -o body.glb`,
     `agebody export SMPLH_MALE.pkl --motion amass_poses.npz -o walk.glb`
     """
     import torch
 
     from agebody.annotations.motions import MotionClip, load_motion
-    from agebody.draw.rigged_files import FREE_LICENSES, save_rigged
+    from agebody.draw.rigged_files import FREE_LICENSES, RIGGED_SUFFIXES, save_rigged
     from agebody.parameters import BodyParameters
 
     ages = read_ages(age_offset, age_class, years)
     numbers = _read_betas(betas)
+    film = check_suffix(output, *RIGGED_SUFFIXES, ".mp4") == ".mp4"
     check_output(output, (Path(body), motion), overwrite)
     with running(ValueError) as bars:
+        if film and (motion is None or morph_targets):
+            fail(f"{output}: a film shows a motion and holds no morph targets; give --motion FILE alone")
         asset = load_body(body, bars)
         recorded = None if motion is None else load_motion(motion)
         offset = read_age_offset(asset, ages)
@@ -243,17 +256,59 @@ def export(
             "morph_targets": morph_targets,
             "overwrite": overwrite,
         }
-        error = save_rigged(layer, output, parameters=parameters, **options)
+        if film:
+            _save_film(layer, parameters, options["fps"], output, overwrite, bars)
+            error = 0.0
+        else:
+            error = save_rigged(layer, output, parameters=parameters, **options)
     metadata = asset.metadata
     say(f"wrote {output}: {metadata.name}, {asset.num_joints} joints")
     for line in clip.notes:
         note(f"{motion}: {line}")
+    if film:
+        return
     if error > 1e-4:
         note(f"posed by four joints a vertex, the surface is up to {1e3 * error:.1f} mm from the body's own")
     if metadata.license not in FREE_LICENSES:
         note(f"the file contains data of {metadata.name} under its licence: {metadata.license}")
         if morph_targets is None and output.suffix.lower() == ".glb":
             note("it has no morph targets, which are the body's shape space; --morph-targets writes them")
+
+
+def _save_film(
+    body: BodyModel, parameters: BodyParameters, fps: float, path: Path, overwrite: bool, bars: Progress
+) -> None:
+    """Draw a motion from a camera that stands still, a little to the side, and sees all of it."""
+    import torch
+
+    from agebody.annotations.videos import write_video
+    from agebody.cameras import Camera
+    from agebody.draw import render
+    from agebody.files import replacing
+
+    def surface(frame: int) -> torch.Tensor:
+        return body(parameters.map(lambda part: part[frame])).vertices.double()
+
+    frames = range(parameters.transl.shape[0])
+    with torch.no_grad():
+        ends = torch.stack([torch.stack(surface(i).aminmax(dim=0)) for i in frames])
+    low, high = ends[:, 0].amin(0), ends[:, 1].amax(0)
+    middle, radius = (low + high) / 2, float((high - low).norm()) / 2
+    towards = torch.tensor([0.5, 0.25, 1.0], dtype=torch.float64)
+    eye = middle + towards / towards.norm() * radius / math.sin(_FILM_FOV / 2)
+    camera = Camera.look_at(eye, middle, size=_FILM_SIZE, fov=_FILM_FOV)
+    drawn = show_count(bars, "drawing", len(frames))
+
+    def pictures() -> Iterator[Any]:
+        for i in frames:
+            with torch.no_grad():
+                vertices = surface(i)
+            look = {"ground": float(low[1]), "light_rays": 2}
+            yield render(vertices, body.faces, camera, size=_FILM_SIZE, **look).rgba[..., :3]
+            drawn(i + 1)
+
+    with replacing(path, overwrite=overwrite) as temporary:
+        write_video(temporary, pictures(), fps)
 
 
 def _read_betas(text: str | None) -> list[float] | None:
