@@ -10,6 +10,7 @@ WORKERS ?= 2
 PACKAGES ?= build/gpu-packages
 PAGES ?= build/pages
 GPU_PYTHON ?= 3.12
+GPU_THERE ?=
 
 .PHONY: demo train-demo test check lint types unit fast rest faults compiled docs docs-version docs-publish wheel release-check compat bench gpu gpu-packages clean
 .DELETE_ON_ERROR:
@@ -110,8 +111,9 @@ gpu:
 	$(PYTHON) benchmarks/gpu.py --device $(DEVICE) $(QUICK)
 
 # What that needs besides torch, for a machine without a package index: make gpu-packages GPU_PYTHON=3.12
+# GPU_THERE=LIST, of `pip freeze` on that machine, leaves out what it has.
 gpu-packages: $(VENV)/.installed-dev
-	$(BIN)/python benchmarks/gpu_packages.py --output $(PACKAGES) --python $(GPU_PYTHON)
+	$(BIN)/python benchmarks/gpu_packages.py --output $(PACKAGES) --python $(GPU_PYTHON) $(if $(GPU_THERE),--there $(GPU_THERE))
 
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)

@@ -39,6 +39,12 @@ def needed(skipped: set[str]) -> dict[str, str]:
     return found
 
 
+def listed(there: Path) -> set[str]:
+    """Return the names in a list of packages, as ``pip freeze`` or ``pip list --format=freeze`` prints it."""
+    lines = (line.split("#")[0].strip() for line in there.read_text().splitlines())
+    return {canonicalize_name(Requirement(line).name) for line in lines if line and not line.startswith("-")}
+
+
 def _requirements(name: str) -> set[str]:
     listed = (Requirement(line) for line in distribution(name).requires or ())
     return {canonicalize_name(r.name) for r in listed if r.marker is None or r.marker.evaluate({"extra": ""})}
@@ -49,8 +55,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("build/gpu-packages"))
     parser.add_argument("--python", default="3.12", help="version of the other machine's Python")
     parser.add_argument("--skip", nargs="*", default=[], help="packages that are there already")
+    parser.add_argument("--there", type=Path, help="list of the other machine's packages: pip freeze's")
     options = parser.parse_args()
-    pinned = [f"{name}=={version}" for name, version in sorted(needed(set(options.skip)).items())]
+    skipped = set(options.skip) | (listed(options.there) if options.there else set())
+    pinned = [f"{name}=={version}" for name, version in sorted(needed(skipped).items())]
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
         command += ["--python-version", options.python, "--dest", folder]

@@ -325,3 +325,12 @@ def test_figures_of_a_busy_machine_are_refused_or_marked(script, monkeypatch):
     assert provenance.others_cores() == 1.0
     monkeypatch.setattr(provenance, "_busy", lambda: (2.0, float("nan")))
     assert provenance.others_cores() is None
+
+
+def test_packages_that_are_there_are_not_collected(script, tmp_path):
+    packages, there = script("gpu_packages"), tmp_path / "there.txt"
+    there.write_text("# of the other machine\n-e .\nNumPy==2.5.2\npackaging @ file:///somewhere\n\n")
+    skipped = packages.listed(there)
+    assert skipped == {"numpy", "packaging"}
+    assert {"numpy", "packaging"} <= set(packages.needed(set()))
+    assert not skipped & set(packages.needed(skipped))
