@@ -59,7 +59,7 @@ make bench
 
 NOTES = {
     "backward": "Gradients with respect to betas, pose and translation, of randomly weighted vertices.",
-    "keypoints": "COCO's 17 points. smplx and smplfitter cannot avoid the mesh: they build it, and the "
+    "keypoints": "COCO's 17 points. smplx, smplfitter and SOMA cannot avoid the mesh: they build it, and the "
     "points are regressed from it.",
     "whole_body": "A random body of SMPL-X's size and structure: 10475 vertices, 55 joints, 20 coefficients "
     "of identity and expression, 486 pose blend shapes. The last table is COCO-WholeBody's 133 points, for "

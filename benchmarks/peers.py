@@ -5,7 +5,9 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -124,6 +126,32 @@ def _smplfitter(name: str, files: Files) -> Contender:
     return Contender(name, vertices, lambda **given: regressor @ vertices(**given))
 
 
+def _soma(name: str, files: Files) -> Contender:
+    from soma.smpl import SMPLLayer
+
+    def make() -> Any:
+        return SMPLLayer(files.folder, model_path=files.smpl, device=files.device, mode="warp")
+
+    layer, regressor = make(), files.regressor
+
+    def pose(model: Any, body_pose: Tensor, global_orient: Tensor, transl: Tensor) -> Tensor:
+        moved = (
+            transl + model._cached_bind_transforms_world[:, 0, :3, 3]
+        )  # of the root joint, not of the body
+        return model.pose(torch.cat((global_orient, body_pose), -1), global_translation=moved)["vertices"]
+
+    def vertices(betas: Tensor, **given: Tensor) -> Tensor:
+        layer.prepare_identity(betas)
+        return pose(layer, **given)
+
+    def shape(betas: Tensor) -> Callable[..., Tensor]:
+        model = make()
+        model.prepare_identity(betas)
+        return partial(pose, model)
+
+    return Contender(name, vertices, lambda **given: regressor @ vertices(**given), shape)
+
+
 LOADERS: dict[str, Callable[[str, Files], Contender]] = {
     "agebody torch": lambda name, files: _agebody(name, files, "torch"),
     "agebody warp": lambda name, files: _agebody(name, files, "warp"),
@@ -131,6 +159,7 @@ LOADERS: dict[str, Callable[[str, Files], Contender]] = {
     "body-models torch": lambda name, files: _body_models(name, files, "torch"),
     "body-models warp": lambda name, files: _body_models(name, files, "warp"),
     "smplfitter": _smplfitter,
+    "soma warp": _soma,
 }
 
 

@@ -26,6 +26,7 @@ LOOK = {
     "body-models torch": ("#009E73", "v"),
     "body-models warp": ("#CC79A7", "D"),
     "smplfitter": ("#E69F00", "P"),
+    "soma warp": ("#56B4E9", "X"),
 }
 BOUNDS = {"product": ("--", ""), "roofline": (":", "x")}
 TITLES = {"forward": "forward", "backward": "forward + backward", "keypoints": "keypoints (coco17)"}

@@ -15,7 +15,7 @@ import torch
 
 import agebody
 
-PACKAGES = ("smplx", "body-models", "smplfitter", "anny", "trimesh", "warp-lang", "numpy")
+PACKAGES = ("smplx", "body-models", "smplfitter", "py-soma-x", "anny", "trimesh", "warp-lang", "numpy")
 
 QUIET = 0.2
 """Cores that other programs may use on a quiet machine."""

@@ -302,6 +302,7 @@ def test_scripts_run(tmp_path):
         "body-models torch",
         "body-models warp",
         "smplfitter",
+        "soma warp",
     }
 
 
