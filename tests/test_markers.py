@@ -212,9 +212,9 @@ def test_networks_with_markers_keep_their_numbers(markers, change):
     for step in () if change == "to_empty" else change.split(" then "):
         getattr(network, step)()
     with torch.autocast("cpu", torch.bfloat16):
-        mesh = made.to_vertices(torch.ones(12, 3))
-    torch.testing.assert_close(mesh, torch.ones(40, 3), rtol=0, atol=1e-5)
-    assert made.matrix.dtype == torch.float32
+        mesh = made.to_vertices(torch.ones(12, 3, dtype=made.dtype))
+    torch.testing.assert_close(mesh, torch.ones(40, 3, dtype=made.dtype), rtol=0, atol=1e-5)
+    assert made.matrix.dtype == (torch.float64 if "double" in change else torch.float32)
     torch.testing.assert_close(made.matrix.double(), markers.matrix, rtol=0, atol=1e-6)
 
 

@@ -375,3 +375,15 @@ def test_wrong_arguments_are_named(mannequin_asset, unchecked):
         Measurements(mannequin_asset, {"tail": Girth("navel", ("tail",))})
     with pytest.raises(ValueError, match="points: expected two or more"):
         Measurements(mannequin_asset, {"none": Distance(("navel",))})
+
+
+@pytest.mark.parametrize("change", ["half", "bfloat16", "double", "to_empty"])
+def test_networks_with_measures_keep_their_numbers(mannequin_asset, change):
+    names = ["stature", "waist_circumference"]
+    measure = Measurements(mannequin_asset, names)
+    network = torch.nn.Sequential(measure, torch.nn.Linear(2, 2))
+    getattr(network, change)(**{"device": "cpu"} if change == "to_empty" else {})
+    dtype = torch.float64 if change == "double" else torch.float32
+    assert measure.dtype == dtype
+    surface = torch.from_numpy(mannequin_asset.template).to(dtype)
+    assert torch.equal(measure(surface), Measurements(mannequin_asset, names, dtype=dtype)(surface))

@@ -10,13 +10,14 @@ from typing import Any, ClassVar, Generic, TypeVar
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from agebody.assets.asset import SMPL_JOINT_NAMES, AssetError
 from agebody.assets.container import PathLike
 from agebody.assets.prior_files import Gaussian, Mixture, read_gaussian, read_mixture, write_prior
 from agebody.checks import Reduction, Weights, apply_mask, expand_weights, read_rotations, reduce
 from agebody.engine.batched import own_precision
+from agebody.engine.exact import ExactBuffers
 from agebody.losses.densities import fit_mixture, half_log_determinants, shrunk_covariance
 from agebody.losses.prior_arrays import (
     angle_indices,
@@ -36,7 +37,7 @@ BODY_JOINTS = SMPL_JOINT_NAMES[1:]
 """The joints of SMPL's ``body_pose``."""
 
 
-class _PosePrior(nn.Module, Generic[Arrays]):
+class _PosePrior(ExactBuffers, Generic[Arrays]):
     """What pose priors share: the joints that they read, buffers, precision, files."""
 
     joint_names: tuple[str, ...]
@@ -55,16 +56,11 @@ class _PosePrior(nn.Module, Generic[Arrays]):
         device: torch.device | str | None,
     ) -> None:
         super().__init__()
-        _check_dtype(dtype)
         for array in arrays[:-1]:
             array.flags.writeable = False
         self.arrays = arrays
-        self._tables = tables
-        self.register_buffer("columns", torch.zeros(0, dtype=torch.int64, device=device), persistent=False)
+        self.keep(tables, dtype, device)
         self._set_joints(arrays.joint_names)
-        for name, table in tables.items():
-            buffer = torch.as_tensor(table.copy(), dtype=dtype, device=device)
-            self.register_buffer(name, buffer, persistent=False)
 
     @classmethod
     def from_file(
@@ -101,27 +97,12 @@ class _PosePrior(nn.Module, Generic[Arrays]):
     def _set_joints(self, joint_names: tuple[str, ...]) -> None:
         columns = angle_indices(joint_names, self.arrays.joint_names)
         self.joint_names = joint_names
-        self.columns = torch.as_tensor(columns, device=self.columns.device)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """Move the prior; another precision is cast from float64 again."""
-        before, target = self.dtype, fn(torch.empty_like(self._like)).dtype
-        _check_dtype(target)
-        super()._apply(fn, recurse)
-        if target != before:
-            for name, table in self._tables.items():
-                setattr(self, name, torch.as_tensor(table.copy(), dtype=target, device=self._like.device))
-        return self
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Floating type of poses and energies."""
-        return self._like.dtype
+        self.keep({"columns": np.asarray(columns)}, self.dtype, self._like.device)
 
     @property
     def _like(self) -> Tensor:
         """A tensor of the prior's dtype and device."""
-        return getattr(self, next(iter(self._tables)))
+        return getattr(self, next(iter(self.exact)))
 
     @abstractmethod
     def energies(self, pose: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch"]:
@@ -399,8 +380,3 @@ class MaxMixturePrior(_PosePrior[Mixture]):
     def extra_repr(self) -> str:
         """Return the sizes."""
         return f"{len(self.arrays.means)} components, {super().extra_repr()}, soft={self.soft}"
-
-
-def _check_dtype(dtype: torch.dtype) -> None:
-    if dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"dtype: expected torch.float32 or torch.float64, got {dtype}")

@@ -15,6 +15,7 @@ from agebody.assets.asset import AssetError, BodyAsset, Regressor, expect_asset
 from agebody.assets.landmarks import LANDMARKS
 from agebody.checks import expect, safe_norm
 from agebody.engine.batched import own_precision
+from agebody.engine.exact import ExactBuffers
 from agebody.measure.definitions import (
     GROUND,
     MEASUREMENTS,
@@ -45,7 +46,7 @@ def stature(rest_vertices: Float[Tensor, "*batch V 3"]) -> Float[Tensor, "*batch
     return height.amax(-1) - height.amin(-1)
 
 
-class Measurements(nn.Module):
+class Measurements(ExactBuffers):
     """Measures bodies of one asset.
 
     Called with rest surfaces (`ShapedBody.rest_vertices`), not with posed ones: a measurement is a property
@@ -75,12 +76,10 @@ class Measurements(nn.Module):
     ) -> None:
         super().__init__()
         expect_asset(asset)
-        if dtype not in (torch.float32, torch.float64):
-            raise TypeError(f"dtype: expected torch.float32 or torch.float64, got {dtype}")
         self.definitions = _chosen(definitions)
         self.names = tuple(self.definitions)
         self.num_vertices = asset.num_vertices
-        self.dtype = dtype
+        self.keep({"_like": np.zeros(0)}, dtype, device)
         points, parts = _Points(asset), Parts(asset)
         self.gauges = nn.ModuleList(
             _gauge(name, what, asset, points, parts).to(device=device, dtype=dtype)
@@ -171,7 +170,7 @@ def _gauge(name: str, what: Definition, asset: BodyAsset, points: _Points, parts
             return gauge
 
 
-class Gauge(nn.Module):
+class Gauge(ExactBuffers):
     """One measurement, of the vertices that it needs.
 
     It has its own vertices so that the gradients of many measurements can be computed at once.
@@ -179,10 +178,6 @@ class Gauge(nn.Module):
 
     vertices: Tensor
     """Ids of the vertices that it is called with."""
-
-    def _keep(self, **arrays: np.ndarray) -> None:
-        for name, array in arrays.items():
-            self.register_buffer(name, torch.from_numpy(np.ascontiguousarray(array)), persistent=False)
 
 
 class _DistanceGauge(Gauge):
@@ -194,7 +189,7 @@ class _DistanceGauge(Gauge):
             raise ValueError(f"points: expected two or more, got {what.points}")
         rows = np.stack([points.row(point) for point in what.points])
         used = np.flatnonzero(rows.any(0))
-        self._keep(vertices=used, rows=rows[:, used])
+        self.keep({"vertices": used, "rows": rows[:, used]}, torch.float64)
 
     def forward(self, vertices: Tensor) -> Tensor:
         with own_precision(vertices.device):
@@ -212,7 +207,7 @@ class _HeightGauge(Gauge):
         size = points.asset.num_vertices
         rows = [np.zeros(size) if end in (TOP, GROUND) else points.row(end) for end in self.ends]
         used = np.arange(size) if whole else np.flatnonzero(np.any(rows, axis=0))
-        self._keep(vertices=used, rows=np.stack(rows)[:, used])
+        self.keep({"vertices": used, "rows": np.stack(rows)[:, used]}, torch.float64)
 
     def forward(self, vertices: Tensor) -> Tensor:
         height = vertices[..., 1]
@@ -240,7 +235,7 @@ class _GirthGauge(Gauge):
         faces = parts.faces(named)
         used = np.union1d(faces, np.flatnonzero(rows.any(0)))
         local = np.searchsorted(used, faces)
-        self._keep(vertices=used, faces=local, rows=rows[:, used])
+        self.keep({"vertices": used, "faces": local, "rows": rows[:, used]}, torch.float64)
 
     def forward(self, vertices: Tensor) -> Tensor:
         section, normal = self.section(vertices)

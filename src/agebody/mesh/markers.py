@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import scipy
 import torch
 from jaxtyping import Float, Int
 from safetensors.numpy import save
-from torch import Tensor, nn
+from torch import Tensor
 
 from agebody.assets.asset import AssetError, check_finite, check_indices, check_shape
 from agebody.assets.container import UNSIGNED, PathLike, check_version, naming, read_raw, signed
 from agebody.body import BodyModel
 from agebody.body.model import expect_body
 from agebody.checks import expect_values, read_tensor
-from agebody.engine.batched import building, own_precision
+from agebody.engine.batched import own_precision
+from agebody.engine.exact import ExactBuffers
 from agebody.files import replacing
 from agebody.keypoints import KeypointLayout
 from agebody.parameters import BodyParameters
@@ -38,7 +38,7 @@ SUM_WEIGHT = 1e3
 """Weight of the row that asks non-negative weights to add up to 1, relative to the largest marker row."""
 
 
-class MarkerSet(nn.Module):
+class MarkerSet(ExactBuffers):
     """K virtual markers of a body (Ma et al., CVPR 2023), and the matrix from markers to vertices.
 
     Markers are vertices; every vertex is a weighted sum of markers with weights that add up to 1, so a moved
@@ -80,17 +80,10 @@ class MarkerSet(nn.Module):
         check_finite("matrix", matrix)
         if np.abs(matrix.sum(1) - 1).max(initial=0) > SUM_ERROR:
             raise AssetError("matrix: expected rows that add up to 1")
-        self._exact: dict[str, np.ndarray] = {
-            "vertex_ids": vertex_ids.astype(np.int64),
-            "matrix": np.array(matrix, dtype=np.float64, order="C"),
-        }
         count, rows = len(names), np.arange(len(names))
         one_hot = scipy.sparse.csr_array((np.ones(count), (rows, vertex_ids)), shape=(count, len(matrix)))
         self.layout = KeypointLayout.from_regressor(one_hot, names, name="markers", root=rows.tolist())
-        with building():
-            for name, array in self._exact.items():
-                self.register_buffer(name, torch.from_numpy(array), persistent=False)
-            self.float()
+        self.keep({"vertex_ids": vertex_ids.astype(np.int64), "matrix": matrix.astype(np.float64)})
 
     def __len__(self) -> int:
         """Return the number of markers K."""
@@ -103,22 +96,12 @@ class MarkerSet(nn.Module):
     @property
     def num_vertices(self) -> int:
         """Number of vertices V of the body."""
-        return len(self._exact["matrix"])
+        return len(self.exact["matrix"])
 
     @property
     def names(self) -> tuple[str, ...]:
         """Name of each marker."""
         return self.layout.names
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """Move the buffers, and restore their exact numbers, which 16 bits and ``to_empty`` lose."""
-        super()._apply(fn, recurse)
-        dtype = self.matrix.dtype if self.matrix.dtype == torch.float64 else torch.float32
-        for name, array in self._exact.items():
-            moved, exact = getattr(self, name), torch.from_numpy(array)
-            exact = exact.to(dtype) if exact.is_floating_point() else exact
-            setattr(self, name, moved.to(exact.dtype) if moved.is_meta else exact.to(moved.device))
-        return self
 
     def markers(self, vertices: Float[Tensor, "*batch V 3"]) -> Float[Tensor, "*batch K 3"]:
         """Return the markers of meshes [m]; from parameters, ``body.keypoints(markers.layout, ...)``."""
@@ -209,7 +192,7 @@ class MarkerSet(nn.Module):
             OSError: the file cannot be written there.
         """
         header = {"format_version": FORMAT_VERSION, **UNSIGNED, "names": list(self.names)}
-        content = signed(save(self._exact, {HEADER_KEY: json.dumps(header)}))
+        content = signed(save(self.exact, {HEADER_KEY: json.dumps(header)}))
         with replacing(path, overwrite=overwrite) as temporary:
             temporary.write_bytes(content)
 
