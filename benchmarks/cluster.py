@@ -12,10 +12,15 @@ import heapq
 import json
 import math
 import random
+import time
 from collections import deque
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from agebody.age import parse_ages
+from agebody.keypoints import LAYOUTS
 from agebody.pipelines.jobs import Done, Failed, run_jobs
 
 
@@ -109,13 +114,74 @@ def simulate(shards: int, count: int, lost_every: float, away: float, seed: int 
     }
 
 
+def measure(nodes: int, shards: int = 6, people: int = 256) -> dict[str, float]:
+    """Return people per second on nodes of one CPU on this machine, or in one process for 0 nodes.
+
+    ``busy`` is the share of the time between a worker's first and last shard in which it fits: what is left
+    is the overhead of the scheduling, whatever else the machine does. Shards are read and written in both.
+    """
+    import tempfile
+
+    from ray.cluster_utils import Cluster as Nodes
+
+    import agebody
+    from agebody.annotations import ImageEntry, People, write_shards
+    from agebody.people import observe, random_people
+    from agebody.pipelines.labels import Cluster, fit_dataset
+
+    body, count = agebody.SMPLA(agebody.mannequin()), max(nodes, 1) * shards * people
+    found = random_people(body, count, seed=1, size=(640, 480))
+    seen = observe(body, found, seed=1, noise=1.0)
+    weights, rows = seen.weights.double().numpy(), np.arange(count)
+    given = People(
+        Path("keypoints.json"),
+        LAYOUTS["coco17"],
+        tuple(ImageEntry(f"{i}.jpg", i, (640, 480)) for i in rows),
+        image=rows,
+        ids=rows,
+        keypoints=np.where(weights[..., None] > 0, seen.keypoints.double().numpy(), 0),
+        weights=weights,
+        boxes=np.full((count, 4), np.nan),
+        ages=parse_ages(years=found.years.double().numpy()),
+    )
+    ended: dict[str, list[tuple[float, float]]] = {}
+
+    def note(report: Any) -> None:
+        for name, its in report.workers.items():
+            known = ended.setdefault(name, [])
+            if len(known) < its["shards"]:
+                known.append((time.perf_counter(), its["seconds"]))
+
+    cluster, ray = Cluster(1), None
+    if nodes:
+        options = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 100 << 20}
+        ray = Nodes(initialize_head=True, head_node_args=options)
+        for _ in range(nodes - 1):
+            ray.add_node(num_cpus=1, object_store_memory=100 << 20)
+        cluster = Cluster(address=ray.address)
+    with tempfile.TemporaryDirectory() as folder:
+        write_shards(given, folder, people_per_shard=people)
+        fit_dataset(body, folder, Path(folder) / "labels", cluster=cluster, progress=note)
+    if ray is not None:
+        ray.shutdown()
+    span = sum(its[-1][0] - its[0][0] for its in ended.values())
+    busy = sum(its[-1][1] - its[0][1] for its in ended.values())
+    done = people * sum(len(its) - 1 for its in ended.values())
+    rate = round(done / span * len(ended), 2)
+    return {"nodes": nodes, "workers": len(ended), "people_per_s": rate, "busy": round(busy / span, 4)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shards", type=int, default=24_415)
     parser.add_argument("--workers", type=int, default=256)
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--nodes", type=int, nargs="*", help="measure Ray on this machine instead")
     given = parser.parse_args()
-    rows = [simulate(given.shards, given.workers, hours * 3600, 120.0) for hours in (24, 4, 1)]
+    if given.nodes is not None:
+        rows = [measure(nodes) for nodes in given.nodes]
+    else:
+        rows = [simulate(given.shards, given.workers, hours * 3600, 120.0) for hours in (24, 4, 1)]
     text = json.dumps(rows, indent=2)
     print(text)
     if given.output:
