@@ -106,6 +106,19 @@ def problems(site: Path) -> Iterator[str]:
                 yield f"{name}: {address} does not exist"
 
 
+def fold_fields(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Let a search find a class by its fields, whose own entries would bury the guide about, say, betas."""
+    places = {item["location"]: item for item in items}
+    kept = []
+    for item in items:
+        owner = places.get(item["location"].rpartition(".")[0])
+        if owner is not None and item["text"].startswith(f"<pre><code>{item['title']}: "):
+            owner["text"] += item["text"]
+        else:
+            kept.append(item)
+    return kept
+
+
 def add_version(site: Path, folder: Path, version: str) -> None:
     """Move a built site into a folder of versions, in place of the same version, and list them all.
 
@@ -150,6 +163,9 @@ def main(versions: Path | None = None) -> None:
     site = ROOT / config["site_dir"]
     save_html(SMPLA(mannequin()), site / "viewer.html", overwrite=True)  # in a frame of the home page
     (site / "llms.txt").write_text(llms_text(config, ROOT / "docs"), encoding="utf-8")
+    search = json.loads((site / "search.json").read_text(encoding="utf-8"))
+    search["items"] = fold_fields(search["items"])
+    (site / "search.json").write_text(json.dumps(search, ensure_ascii=False), encoding="utf-8")
     if wrong := [*problems(site)]:
         raise SystemExit("\n".join(wrong))
     if versions is not None:

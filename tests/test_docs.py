@@ -457,6 +457,18 @@ def test_text_for_language_models_follows_the_navigation(tmp_path):
     )
 
 
+def test_search_finds_classes_by_their_fields():
+    items = [
+        {"location": "api/a/#m.Fit", "title": "m.Fit", "text": "<p>A fit.</p>"},
+        {"location": "api/a/#m.Fit.betas", "title": "betas", "text": "<pre><code>betas: Tensor\n"},
+        {"location": "api/a/#m.Fit.run", "title": "run", "text": "<pre><code>run(betas: Tensor)\n"},
+        {"location": "guide/#betas", "title": "Betas", "text": "<p>Shape.</p>"},
+    ]
+    found = load_script(ROOT / "docs" / "build_site.py").fold_fields(items)
+    assert [item["title"] for item in found] == ["m.Fit", "run", "Betas"]
+    assert "betas: Tensor" in found[0]["text"]
+
+
 def test_versions_of_the_site_stand_side_by_side(tmp_path):
     add_version = load_script(ROOT / "docs" / "build_site.py").add_version
     for version, text in (("0.9", "old"), ("0.10", "first"), ("0.10", "again"), ("0.8", "older")):
