@@ -356,6 +356,9 @@ class TestFiles:
     @pytest.mark.parametrize(
         ("change", "cause"),
         [
+            ({"hands_componentsl": np.zeros(0)}, "hands_componentsl: missing, although there is hands_c.*r"),
+            ({"lmk_bary_coords": np.full((51, 3), 2 / 3)}, "lmk_bary_coords: .* sum 1, got .* 1 off"),
+            ({"dynamic_lmk_bary_coords": np.zeros((79, 17, 3))}, "dynamic_lmk_bary_coords: .* of sum 1"),
             ({"hands_meanl": None}, "hands_meanl: missing, although there is hands_meanr"),
             ({"hands_componentsr": None}, "hands_componentsr: missing, although there is hands_componentsl"),
             ({"hands_meanl": np.zeros(44)}, r"hands_meanl: expected shape \(45\), got \(44\)"),

@@ -63,6 +63,7 @@ FILES = {
 }
 """The file to get of each family, and from where."""
 
+_BARYCENTRIC = 0.01  # tolerance for sums of barycentric coordinates
 _TOPOLOGIES = {6890: "smpl", 10475: "smplx", 778: "mano"}
 _MANO_LICENSE = "MANO and SMPL-H model licence: non-commercial research (mano.is.tue.mpg.de)"
 _LICENSES = {
@@ -411,6 +412,11 @@ def _on_faces(
     triangles, coordinates = entry.indices(faces), entry.floats(weights, (*shape, 3))
     check_shape(faces, triangles.shape, shape)
     check_indices(faces, triangles, len(entry.array("f")))
+    off = np.abs(coordinates.sum(-1) - 1).max()
+    if not off < _BARYCENTRIC:
+        raise AssetError(
+            f"{weights}: expected barycentric coordinates, of sum 1, got sums that are {off:.2g} off"
+        )
     return triangles, coordinates
 
 
@@ -432,16 +438,18 @@ def _hands(entry: _Entries, kind: str) -> dict[str, np.ndarray]:
         ("hands_components", "hand_components", (None, 3 * len(HAND_JOINTS["hand"]))),
     ):
         names = [name + side for side in sides]
-        there = [name for name in names if name in entry.content]
-        if there != names and there:
-            raise AssetError(f"{(set(names) - set(there)).pop()}: missing, although there is {there[0]}")
-        arrays = [entry.floats(name) for name in there]
-        if all(array.size for array in arrays):  # an empty one stands for none
-            for name, array in zip(names, arrays, strict=False):
-                check_shape(name, array.shape, shape)
-            for name, array in zip(names[1:], arrays[1:], strict=False):
-                check_shape(name, array.shape, arrays[0].shape)
-            found |= {field: np.stack(arrays)} if arrays else {}
+        given = {name: entry.floats(name) for name in names if name in entry.content}
+        arrays = {name: array for name, array in given.items() if array.size}  # an empty one stands for none
+        if not arrays:
+            continue
+        if len(arrays) < len(names):
+            missing = next(name for name in names if name not in arrays)
+            raise AssetError(f"{missing}: missing, although there is {next(iter(arrays))}")
+        first = next(iter(arrays.values()))
+        for name, array in arrays.items():
+            check_shape(name, array.shape, shape)
+            check_shape(name, array.shape, first.shape)
+        found[field] = np.stack([*arrays.values()])
     return found
 
 
