@@ -1,8 +1,11 @@
 """Files of keypoints as their tools write them: one table of samples, one of damaged ones."""
 
 import copy
+import gzip
 import json
+import lzma
 import math
+import pickle
 import warnings
 from typing import Any, NamedTuple
 
@@ -224,6 +227,9 @@ SAMPLES = {
     "COCO-WholeBody results (RTMW, DWPose, ViTPose)": Sample(results(133), [*BODY, *FEET]),
     "body and feet": Sample(results(23), [*BODY, *FEET]),
     "Halpe-26 (AlphaPose)": Sample(results(26, box=[10, 20, 30, 40], idx=4), HALPE, track=4, **BOX),
+    "MMPose 0.x, a box of corners and score": Sample(
+        results(17, bbox=[10, 20, 40, 60, 0.9], idx=[[2.0]]), BODY, "coco17", track=2, **BOX
+    ),
     "Halpe-136 (AlphaPose)": Sample(results(136, idx=[0.0]), HALPE, track=0),
     "Halpe without the face (AlphaPose)": Sample(results(68), HALPE),
     "AlphaPose, in OpenPose's form": Sample(
@@ -554,6 +560,23 @@ def test_files_without_people(folder):
         assert len(read_people(write(folder, content), images=folder / "photos")) == 0, content
 
 
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (b"", "an empty one"),
+        (gzip.compress(b"[]"), "a packed one; unpack it first"),
+        (lzma.compress(b"[]"), "a packed one; unpack it first"),
+        (pickle.dumps({"poses2d": 1}), "one of arrays, as npz or pickle"),
+        (b'{"image_id": 1}\n{"image_id": 2}\n', "lines of JSON; join them to one list"),
+        ('[{"image_id": "\xe9"}]'.encode("latin-1"), "a damaged one, or not in UTF-8"),
+    ],
+)
+def test_files_that_are_not_json_are_named(tmp_path, data, what):
+    (tmp_path / "a.json").write_bytes(data)
+    with pytest.raises(AnnotationError, match=f"a.json: not a JSON file, but {what}"):
+        read_people(tmp_path / "a.json", size=SIZE)
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_any_encoding_of_json(folder, encoding):
     path = write(folder, results(17), encoding=encoding)
@@ -640,7 +663,19 @@ REFUSED = {
     "Ultralytics, no box": ([ULTRALYTICS | {"box": {"x1": 3}}], r"\[0\]: bbox: expected x, y, width, height"),
     "OpenPose, people": ({"people": {"a": 3}}, r"people\[0\].*no keypoints|no keypoints"),
     "OpenPose, a person": ({"people": [3]}, r"people\[0\]: expected an object, got 3"),
-    "OpenPose, keys": ({"people": [{"face_keypoints_2d": [1, 2, 3]}]}, "no keypoints, boxes only"),
+    "OpenPose, keys": ({"people": [{"face_keypoints_2d": [1, 2, 3]}]}, "no keypoints; agebody reads"),
+    "Label Studio": (
+        {"id": 1, "annotations": [], "data": {"image": "a.png"}},
+        "Label Studio's tasks; agebody",
+    ),
+    "FiftyOne": ({"samples": [{"filepath": "a.png"}]}, "FiftyOne's samples; agebody reads"),
+    "DWPose, candidates": ({"bodies": {"candidate": [], "subset": []}}, "DWPose's candidates; agebody reads"),
+    "EFT": ({"ver": 1.0, "data": []}, "fits of EFT; agebody reads"),
+    "world landmarks of the older form": ({"poseWorldLandmarks": landmarks()}, "in metres"),
+    "YOLO, commas": (
+        YOLO_LINE.replace(" ", ","),
+        "line 1: expected a class, a box and points, between spaces",
+    ),
     "OpenPose, 135": ({"people": [{"pose_keypoints_2d": flat(xyc(135))}]}, "135 keypoints"),
     "MediaPipe, 12 points": (landmarks()[:12], "names of the 12 keypoints"),
     "MediaPipe, no numbers": ([{"x": "a", "y": 1}] * 33, r"pose\[0\]: keypoints: .*got 'a' for x of point 0"),
@@ -830,6 +865,11 @@ def photographs(folder, *names):
         ("day/a.jpg", ["day/a.jpg", "night/a.jpg"], "day/a.jpg"),
         ("set/day/a.jpg", ["day/a.jpg", "night/a.jpg"], "day/a.jpg"),
         ("day\\a.jpg", ["day/a.jpg", "night/a.jpg"], "day/a.jpg"),
+        ("/home/me/day/a.jpg", ["day/a.jpg", "night/a.jpg"], "day/a.jpg"),
+        ("A.JPG", ["day/a.jpg"], "day/a.jpg"),
+        ("A.jpg", ["a.jpg", "A.jpg"], "A.jpg"),
+        ("b\u00e9.jpg", ["be\u0301.jpg"], "be\u0301.jpg"),  # as macOS writes it
+        ("A.JPG", ["a.jpg", "A.jpg"], None),
         (192, ["1/000192.jpg", "2/000192.jpg"], None),
         (192, ["192.jpg", "img_192.png"], None),
         ("a.jpg", ["day/a.jpg", "night/a.jpg"], None),

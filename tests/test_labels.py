@@ -334,7 +334,7 @@ def mutate(document, change):
             r"images\[1\] \(id 1\): file_name: expected a path inside",
         ),
         (
-            "d['images'][1]['file_name'] = '/a.jpg'",
+            "d['images'][1]['file_name'] = '/../a.jpg'",
             r"images\[1\] \(id 1\): file_name: expected a path inside",
         ),
         (

@@ -23,6 +23,17 @@ _COCO_PARTS, _OPENPOSE_PARTS = tuple(PARTS)[:4], tuple(PARTS)[4:]
 _TRACKS = ("track_id", "idx", "person_id")
 """Keys of the number of a person in a video: of COCO and PoseTrack, AlphaPose, OpenPose."""
 
+_OTHERS = (
+    (rb"\s*\Z", "an empty one"),
+    (rb"\x1f\x8b|\xfd7zXZ|BZh|7z\xbc\xaf|\x28\xb5\x2f\xfd", "a packed one; unpack it first"),
+    (
+        rb"PK\x03\x04|\x93NUMPY|\x80[\x02-\x05]",
+        "one of arrays, as npz or pickle; write the keypoints as COCO's JSON",
+    ),
+    (rb"\s*\{[^\n]*\}\r?\n\s*\{", "lines of JSON; join them to one list, as by `jq -s . FILE`"),
+    (rb"\s*[\[{]", "a damaged one, or not in UTF-8"),
+)
+"""Beginnings of files that are not JSON, and what they are."""
 _DECIMAL = re.compile(r"[0-9]{1,9}(\.[0-9]{0,20})?")
 _MOST_NEGATIVE = -1.0
 """Heatmaps give confidences a little below 0; what is not above this is another number."""
@@ -35,10 +46,12 @@ def load_json(path: Path) -> Any:
         AnnotationError: the file is not JSON.
         OSError: it cannot be read.
     """
+    data = path.read_bytes()
     try:
-        return json.loads(path.read_bytes())  # UTF-8, 16 or 32, with or without a byte order mark
+        return json.loads(data)  # UTF-8, 16 or 32, with or without a byte order mark
     except (json.JSONDecodeError, UnicodeDecodeError):
-        fail(path, "not a JSON file")
+        what = next((what for start, what in _OTHERS if re.match(start, data)), "")
+        fail(path, f"not a JSON file{what and ', but '}{what}")
     except RecursionError:
         fail(path, "lists or objects are nested too deep")
     except ValueError as error:  # Python reads integers of up to 4300 digits
@@ -122,8 +135,10 @@ class Entries:
         found = []
         for row in self.rows:
             value: Any = next((row[key] for key in _TRACKS if row.get(key) is not None), -1)
-            value = value[0] if isinstance(value, list) and len(value) == 1 else value
-            found.append(int(value) if is_integer(value) and value >= 0 else -1)
+            while isinstance(value, list) and len(value) == 1:
+                value = value[0]
+            number: Any = value if is_integer(value) else -1
+            found.append(max(int(number), -1))
         return np.array(found, dtype=np.int64)
 
     def scores(self) -> Float[np.ndarray, " N"]:
@@ -306,6 +321,9 @@ def find_people(path: Path, categories: Any) -> tuple[tuple[str, ...] | None, li
 def read_images(path: Path, document: dict[str, Any]) -> list[ImageEntry]:
     """Read the images of COCO's annotations."""
     entries = Entries(path, "images", document.get("images"))
+    for row in entries.rows:  # of an absolute path, the image is found by its end
+        if isinstance(row.get("file_name"), str):
+            row["file_name"] = row["file_name"].lstrip("/")
     names = entries.values(
         "file_name",
         lambda name: isinstance(name, str) and is_file_name(name),

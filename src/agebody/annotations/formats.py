@@ -252,6 +252,8 @@ def _yolo(lines: Any, size: int | None = None) -> Iterator[Frame]:
     rows = {n: _find_row([values for values in numbers if len(values) == n], size) for n in lengths}
     people = []
     for number, values in lines:
+        if len(values) < 5:
+            raise Unclear(f"line {number}: expected a class, a box and points, between spaces")
         row, box, entry = rows.get(len(values)), values[1:5], {"keypoints": values[5:]}
         if row is not None and all(map(_is_finite, values)):
             if values[0] < 0 or values[0] != int(values[0]):
@@ -290,6 +292,7 @@ def _is_finite(value: Any) -> bool:
 
 # --- MediaPipe, TensorFlow.js
 
+_WORLD = ("pose_world_landmarks", "poseWorldLandmarks", "worldLandmarks")
 _POSES = ("pose_landmarks", "poseLandmarks", "landmarks", "landmark", "keypoints")
 
 
@@ -371,19 +374,26 @@ def _results(document: Any) -> Iterator[Frame]:
         if isinstance(one, dict):
             image = one.get("file_name", one.get("image_id"))
             image = False if image is None else image  # the entry has to name it
-            if "bbox" not in one and "box" in one:
-                one = _with(one, bbox=one["box"])
+            box = one.get("bbox", one.get("box"))
+            if isinstance(box, list) and len(box) == 5:  # corners and a score, of MMPose 0.x
+                box = _from_corners(box[:4])
+            one = _with(one, bbox=box)
         yield Frame(image, [(f"results[{i}]", one)])
 
 
 def is_annotations(document: Any) -> bool:
     """Return whether a document is of COCO's annotations."""
-    return _has(document, "annotations") and not _has(document, "annolist")
+    other = _has(document, "annolist") or (_has(document, "data") and not _has(document, "images"))
+    return _has(document, "annotations") and not other
+
+
+_TASK = ("annotations", "completions")
 
 
 _BOXES = "detections without keypoints, boxes only"
 
 FORMATS = (
+    Format("DWPose's candidates", lambda d: _has(d, "bodies") and isinstance(d["bodies"], dict), None),
     Format("OpenPose", lambda d: _has(d, "people", "bodies"), _openpose, shares=True),
     Format(
         "OpenPose, several images",
@@ -422,8 +432,10 @@ FORMATS = (
     Format("LabelMe's shapes", lambda d: _has(d, "shapes"), None),
     Format("an annotation list of PoseTrack 2017 or MPII", lambda d: _has(d, "annolist", "RELEASE"), None),
     Format("VGG Image Annotator's regions", lambda d: _has(d, "_via_img_metadata", "regions"), None),
-    Format("Label Studio's tasks", lambda d: _objects(d, "annotations", "completions"), None),
-    Format("MediaPipe's points in metres, not in an image", lambda d: _has(d, "pose_world_landmarks"), None),
+    Format("Label Studio's tasks", lambda d: _objects([d], *_TASK) or _objects(d, *_TASK), None),
+    Format("FiftyOne's samples", lambda d: _has(d, "samples"), None),
+    Format("fits of EFT", lambda d: _has(d, "smpltype") or (_has(d, "data") and _has(d, "ver")), None),
+    Format("MediaPipe's points in metres, not in an image", lambda d: _has(d, *_WORLD), None),
 )
 """The formats besides COCO's annotations, of which the first that fits counts."""
 

@@ -6,6 +6,7 @@ import importlib.util
 import itertools
 import math
 import re
+import unicodedata
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -69,19 +70,22 @@ class Photographs:
         found = (file for file in files if file.suffix.lower() in suffixes and file.is_file())
         self.names = tuple(sorted(file.relative_to(self.folder).as_posix() for file in found))
         self._known: dict[Any, list[str]] = {}
+        self._alike: dict[str, list[str]] = {}
         for name in self.names:
             stem = Path(name).stem
             digits = re.search(r"[0-9]+$", stem)
             keys = {Path(name).name, stem, *((int(digits[0]),) if digits else ())}
             for key in keys:
                 self._known.setdefault(key, []).append(name)
+                if isinstance(key, str):
+                    self._alike.setdefault(_alike(key), []).append(name)
         self._all = set(self.names)
 
     def matches(self, key: Any) -> list[str]:
         """Return the names, relative to the folder, of the images that a name or a number fits.
 
         A name may have more or fewer folders than there are, or no suffix. A number is the one with which the
-        name of an image ends, as in ``COCO_val2014_000000000192.jpg``.
+        name of an image ends, as in ``COCO_val2014_000000000192.jpg``. Case counts where it tells two apart.
         """
         if not isinstance(key, str):
             return self._known.get(key, []) if not isinstance(key, bool) else []
@@ -91,7 +95,7 @@ class Photographs:
                 return []
             if Path(written).as_posix() in self._all:
                 return [Path(written).as_posix()]
-            found = self._known.get(parts[-1], [])
+            found = self._known.get(parts[-1]) or self._alike.get(_alike(parts[-1]), [])
             shared = [_shared_end(parts, Path(name).parts) for name in found]
             if found:
                 return [name for name, count in zip(found, shared, strict=True) if count == max(shared)]
@@ -101,6 +105,11 @@ class Photographs:
         """Return how many images there are, as error messages say it."""
         count = f"{len(self.names)} images" + (f", such as {self.names[0]}" if self.names else "")
         return count + (f", and {self.unread} in HEIC, which is not read; {_advice()}" if self.unread else "")
+
+
+def _alike(name: str) -> str:
+    """Return what names share that some systems take for one: of any case, accents in one code or two."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def is_photographs(path: Path) -> bool:

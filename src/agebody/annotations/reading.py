@@ -269,7 +269,8 @@ def _read_detections(
 def _points(path: Path, entries: Entries, boxes: bool) -> tuple[list[Float[np.ndarray, "_ 3"]], list[bool]]:
     """Return the points of each entry, and whether any of them is labelled, or a box suffices."""
     if len(entries) and not boxes and not any(row.get("keypoints") for row in entries.rows):
-        fail(path, "no keypoints, boxes only; agebody reads the keypoints of people")
+        only = ", boxes only" if any(row.get("bbox") for row in entries.rows) else ""
+        fail(path, f"no keypoints{only}; agebody reads the keypoints of people")
     points = entries.points(MAX_PIXELS)
     boxed = [boxes and bool((row[2:] > 0).all()) for row in entries.boxes()]  # not of NaN or no size
     return points, [box or bool(row[:, 2].any()) for row, box in zip(points, boxed, strict=True)]
