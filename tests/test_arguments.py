@@ -79,5 +79,5 @@ def test_the_advice_fits(unchecked):
 
 
 def test_parts_are_a_mapping(unchecked):
-    with pytest.raises(TypeError, match="starts: expected a joint by each part's name, got list"):
+    with pytest.raises(TypeError, match="starts: expected 6, 7 or a joint by each part's name, got"):
         agebody.mesh.PartMap.from_joints(ASSET, ["joint0"])

@@ -8,7 +8,7 @@ from bodies import random_body
 
 import agebody
 from agebody.keypoints import mirror_order
-from agebody.mesh import PARTS_6, PARTS_7, PartMap
+from agebody.mesh import PartMap
 
 BODIES = {"mannequin": agebody.mannequin, "anny": agebody.anny_body}
 
@@ -29,29 +29,29 @@ def test_one_part_per_joint():
 def test_few_parts_are_those_of_one_part_per_joint_brought_together(name):
     asset = BODIES[name]()
     every = PartMap.from_joints(asset)
-    for starts in (PARTS_6, PARTS_7):
+    for starts in (6, 7):
         parts = PartMap.from_joints(asset, starts)
         np.testing.assert_array_equal(parts.vertices, parts.joints[every.vertices])
-        assert set(parts.vertices) == set(range(len(starts)))
+        assert set(parts.vertices) == set(range(starts))
         limb = {joint: parts.names[part] for joint, part in zip(asset.joint_names, parts.joints, strict=True)}
         assert limb["head"] == "head"
         assert limb["left_collar"] == limb["spine3"] != "head"
         for side in ("left_", "right_"):
             assert {limb[f"{side}{joint}"] for joint in ("shoulder", "wrist", "hand")} == {f"{side}arm"}
             assert {limb[f"{side}{joint}"] for joint in ("hip", "knee", "foot")} == {f"{side}leg"}
-        assert (limb["spine1"] == limb["spine2"]) == (starts is PARTS_6)
+        assert (limb["spine1"] == limb["spine2"]) == (starts == 6)
 
 
 def test_left_and_right_are_alike():
-    parts = PartMap.from_joints(agebody.mannequin(), PARTS_7)
+    parts = PartMap.from_joints(agebody.mannequin(), 7)
     sizes = np.bincount(parts.vertices)
     np.testing.assert_allclose(sizes, sizes[list(mirror_order(parts.names))], atol=3)
 
 
 def test_a_map_of_vertices_gives_back_the_map_it_came_from():
     asset = agebody.mannequin()
-    expected = PartMap.from_joints(asset, PARTS_7)
-    found = PartMap.from_vertices(asset, expected.vertices.astype(np.uint8), list(PARTS_7))
+    expected = PartMap.from_joints(asset, 7)
+    found = PartMap.from_vertices(asset, expected.vertices.astype(np.uint8), expected.names)
     assert found.names == expected.names
     np.testing.assert_array_equal(found.vertices, expected.vertices)
     np.testing.assert_array_equal(found.joints, expected.joints)
@@ -59,13 +59,13 @@ def test_a_map_of_vertices_gives_back_the_map_it_came_from():
 
 def test_a_joint_without_weights_is_shown_by_its_parents_part():
     asset = agebody.anny_body()
-    expected = PartMap.from_joints(asset, PARTS_7)
+    expected = PartMap.from_joints(asset, 7)
     weights = asset.dense_weights()
     weights[:, 22] += weights[:, 22:].sum(1) - weights[:, 22]  # the left hand takes the right hand's too
     weights[:, 23] = 0
     skin_joints, skin_weights = agebody.assets.asset.sparse_weights(weights)
     asset = asset.replace(skin_joints=skin_joints, skin_weights=skin_weights)
-    found = PartMap.from_vertices(asset, expected.vertices, list(PARTS_7))
+    found = PartMap.from_vertices(asset, expected.vertices, expected.names)
     assert found.names[found.joints[23]] == "right_arm"
 
 
@@ -97,3 +97,8 @@ def test_bad_starts(starts, message):
 def test_bad_vertices(vertices, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         PartMap.from_vertices(random_body(), vertices, ["a", "b"])
+
+
+def test_other_numbers_of_parts_are_refused(unchecked):
+    with pytest.raises(TypeError, match="starts: expected 6, 7 or a joint by each part's name, got 5"):
+        PartMap.from_joints(agebody.mannequin(), 5)

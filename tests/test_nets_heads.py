@@ -12,7 +12,7 @@ from torch import nn
 import agebody
 from agebody import SMIL, SMPL, SMPLA, cameras
 from agebody.losses import metric_aware_objective
-from agebody.mesh import PARTS_7, PartMap
+from agebody.mesh import PartMap
 from agebody.nets import (
     FieldOfView,
     IterativeHead,
@@ -169,7 +169,7 @@ def test_part_attention_is_a_weighted_sum_over_pixels_per_part():
 def test_a_start_is_kept_in_the_order_of_its_joints():
     body = SMPLA(agebody.mannequin(), pose_format="matrix")
     starts = start_readouts(body) | {"pose": torch.arange(144.0)}
-    head = PartAttentionHead(starts, PartMap.from_joints(body.asset, PARTS_7), channels=8)
+    head = PartAttentionHead(starts, PartMap.from_joints(body.asset, 7), channels=8)
     nn.init.zeros_(head.pose_weight)
     torch.testing.assert_close(head(torch.randn(2, 8, 7, 7))["pose"], torch.arange(144.0).expand(2, -1))
 

@@ -16,7 +16,7 @@ from agebody.age import ADULT_YEARS, AgeCurve
 from agebody.cameras import Camera
 from agebody.draw import PALETTE, contact_sheet, lineup, render
 from agebody.measure import stature
-from agebody.mesh import PARTS_6, PARTS_7, PartMap
+from agebody.mesh import PartMap
 from agebody.people import pose
 from agebody.pipelines.demo import run_demo
 
@@ -158,7 +158,7 @@ def draw_parts(path: Path, width: int) -> None:
     standing = torch.from_numpy(pose("standing", body.asset.joint_names)).float()
     hues = np.array([ImageColor.getrgb(color) for color in PALETTE]) / 255
     bodies, colors, titles = [], [], []
-    for starts, title in ((None, "one per joint"), (PARTS_7, "PARTS_7"), (PARTS_6, "PARTS_6")):
+    for starts, title in ((None, "one per joint"), (7, "seven"), (6, "six")):
         parts = PartMap.from_joints(body.asset, starts)
         for age in (0.0, 1.0):
             output = body(global_orient=standing[0], body_pose=standing[1:], age_offset=torch.tensor(age))

@@ -3,14 +3,12 @@
 from agebody.mesh.closest import closest_points, visible_vertices
 from agebody.mesh.collisions import Exclusions, find_collisions
 from agebody.mesh.markers import MarkerSet
-from agebody.mesh.parts import PARTS_6, PARTS_7, PartMap
+from agebody.mesh.parts import PartMap
 from agebody.mesh.penetrations import contains, penetration, winding_number
 from agebody.mesh.reading import MeshFile
 from agebody.mesh.topology import TopologyMap
 
 __all__ = [
-    "PARTS_6",
-    "PARTS_7",
     "Exclusions",
     "MarkerSet",
     "MeshFile",

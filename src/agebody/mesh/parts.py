@@ -10,25 +10,17 @@ from jaxtyping import Int
 
 from agebody.assets.asset import BodyAsset, expect_asset
 
-PARTS_6: Mapping[str, str] = {
-    "head": "neck",
-    "trunk": "pelvis",
+_LIMBS = {
     "left_arm": "left_shoulder",
     "right_arm": "right_shoulder",
     "left_leg": "left_hip",
     "right_leg": "right_hip",
 }
-"""Names of six parts, and the joint at which each begins; the collars belong to the trunk."""
-PARTS_7: Mapping[str, str] = {
-    "head": "neck",
-    "upper_trunk": "spine2",
-    "lower_trunk": "pelvis",
-    "left_arm": "left_shoulder",
-    "right_arm": "right_shoulder",
-    "left_leg": "left_hip",
-    "right_leg": "right_hip",
+_STARTS: Mapping[int, Mapping[str, str]] = {
+    6: {"head": "neck", "trunk": "pelvis", **_LIMBS},
+    7: {"head": "neck", "upper_trunk": "spine2", "lower_trunk": "pelvis", **_LIMBS},
 }
-"""Names of seven parts, the trunk in two, and the joint at which each begins."""
+"""Names of six and of seven parts, and the joint at which each begins; collars belong to the trunk."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,18 +39,22 @@ class PartMap:
     """The part that shows the rotation of each joint."""
 
     @classmethod
-    def from_joints(cls, asset: BodyAsset, starts: Mapping[str, str] | None = None) -> PartMap:
+    def from_joints(cls, asset: BodyAsset, starts: Mapping[str, str] | int | None = None) -> PartMap:
         """Divide a body by the joint that moves each vertex most.
 
         Args:
             asset: a body.
-            starts: the joint at which each part begins, by the part's name, such as `PARTS_7`; a part reaches
-                to the next such joints. One of them is the root. None: one part per joint.
+            starts: 6 for head, trunk and limbs, 7 for the trunk in two; or the joint at which each part
+                begins, by the part's name: a part reaches to the next such joints, and one of them is the
+                root. None: one part per joint.
         """
         expect_asset(asset)
-        starts = {name: name for name in asset.joint_names} if starts is None else starts
+        if starts is None:
+            starts = {name: name for name in asset.joint_names}
+        elif isinstance(starts, int):
+            starts = _STARTS.get(starts, starts)
         if not isinstance(starts, Mapping):
-            raise TypeError(f"starts: expected a joint by each part's name, got {type(starts).__name__}")
+            raise TypeError(f"starts: expected 6, 7 or a joint by each part's name, got {starts!r}")
         unknown = [joint for joint in starts.values() if joint not in asset.joint_names]
         if unknown:
             raise ValueError(

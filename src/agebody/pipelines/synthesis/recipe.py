@@ -20,12 +20,12 @@ from agebody.annotations.people import fail
 from agebody.annotations.photographs import Photographs
 from agebody.body import BodyModel
 from agebody.keypoints import get_layout
-from agebody.mesh.parts import PARTS_6, PARTS_7, PartMap
+from agebody.mesh.parts import PartMap
 from agebody.people.sampling import class_years
 from agebody.pipelines.labels.settings import describe_body
 
-PARTS = {24: None, 7: PARTS_7, 6: PARTS_6}
-"""Numbers of parts, and where these begin."""
+PARTS = {24: None, 7: 7, 6: 6}
+"""Numbers of parts, and how `PartMap.from_joints` is told."""
 _MOST_PEOPLE = 20
 _AGES = re.compile(r"\s*([a-z]+|\d+(?:\.\d*)?\s*-\s*\d+(?:\.\d*)?)\s*(?:[:=]\s*(\d+(?:\.\d*)?))?\s*")
 
@@ -60,7 +60,7 @@ class Recipe:
     layout: str = "hmr2_44"
     """Of the keypoints. The training code of HMR2 gets those that it knows by name."""
     parts: int = 24
-    """Number of parts of the part maps: 24, one per joint, or 7 or 6, as `PARTS_7` and `PARTS_6`."""
+    """Number of parts of the part maps: 24, one per joint, or 7 or 6, as of `PartMap.from_joints`."""
     images_per_shard: int = 250
 
     def __post_init__(self) -> None:
