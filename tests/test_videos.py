@@ -151,6 +151,21 @@ def test_people_who_cross_keep_their_tracks():
     np.testing.assert_array_equal(tracks, names if turns[0] == 0 else 1 - names)
 
 
+def test_people_who_run_and_turn_round_keep_their_tracks():
+    rng = np.random.default_rng(1)
+    tall = np.ptp(STANDING[:, 1])
+    moves = tall * rng.uniform(0.1, 0.2, 12) * rng.choice([-1, 1], 12)
+    places = 160 + np.concatenate(([0], np.cumsum(moves)))
+    assert tracks_of([[(x, 120)] for x in places]) == [0] * 13
+    beside = [[(x, 120), (x + 1.2 * tall, 120)] for x in places]
+    assert tracks_of(beside) == [0, 1] * 13
+
+
+def test_who_leaps_does_not_take_the_track_of_who_stays():
+    near = 60 + 0.2 * np.ptp(STANDING[:, 1])
+    assert tracks_of([[(60, 120)], [(near, 120), (60, 120)]]) == [0, 1, 0]
+
+
 @pytest.mark.parametrize(("gap", "tracks"), [(4, [0, 0, 0, 0]), (3, [0, 0, 1, 1])])
 def test_who_comes_back_is_the_same_up_to_a_gap(gap, tracks):
     frames = [[(60, 120)], [(64, 120)], [], [], [], [], [(84, 120)], [(88, 120)]]

@@ -59,14 +59,16 @@ def similarities(
     seen: Bool[np.ndarray, "N K"],
     other_seen: Bool[np.ndarray, "M K"],
     sigmas: Sequence[float],
+    shifts: Float[np.ndarray, "N M 2"] | None = None,
 ) -> Float[np.ndarray, "N M"]:
     """Return the object keypoint similarity of detections, in units of the larger of both people.
 
-    Points that only one of both has count as different.
+    Points that only one of both has count as different. The ones are moved by ``shifts`` to the others.
     """
     spread = 2 * np.array(sigmas)
     area = [_areas(one, seen)[:, None], _areas(other, other_seen)]
-    squares = np.square(one[:, None] - other).sum(-1)
+    moved = one[:, None] if shifts is None else one[:, None] + shifts[:, :, None]
+    squares = np.square(moved - other).sum(-1)
     scale = 2 * np.maximum(*area)[..., None] * spread**2 + np.spacing(1)
     both, either = seen[:, None] & other_seen, seen[:, None] | other_seen
     return (np.exp(-squares / scale) * both).sum(-1) / np.maximum(either.sum(-1), 1)

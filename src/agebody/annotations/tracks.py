@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from agebody.annotations.doubles import OTHER_SIGMA, similarities
 from agebody.annotations.people import People
@@ -16,6 +16,9 @@ from agebody.metrics.similarity import oks_sigmas
 
 SAME_TRACK = 0.3
 """OKS from which somebody in two frames can be one person (MMPose's tracking)."""
+LEAP = 0.2
+"""Distance of an unexpected move, as a share of the person's size, that makes it less similar by a factor of
+exp(-1/2)."""
 GAP = 15
 """Frames for which somebody may be unseen and still be the same person."""
 
@@ -43,7 +46,8 @@ def link_people(people: People, *, gap: int = GAP) -> People:
 
     From frame to frame, people are matched by the similarity of their keypoints (OKS), as many as possible,
     the most similar first. A person may have stayed where they were last seen, or have gone on as before,
-    whichever is more similar: so people who cross keep their tracks.
+    whichever is more similar: so people who cross keep their tracks. Those who are left may have moved as a
+    whole from there, less similar the farther (`LEAP`): so people who run keep theirs.
 
     Args:
         people: whose images are frames of one video.
@@ -64,27 +68,42 @@ def link_people(people: People, *, gap: int = GAP) -> People:
         if len(live):
             ago = (frame - frames[live])[:, None, None]
             seen = people.weights[live] > 0, people.weights[rows] > 0
-            same = np.maximum.reduce(
-                [
-                    similarities(points, people.keypoints[rows], *seen, sigmas)
-                    for points in (people.keypoints[live], people.keypoints[live] + ago * speeds[live, None])
-                ]
-            )
-            pairs = match(
-                torch.from_numpy(1 - same), allowed=torch.from_numpy(same >= SAME_TRACK), method="hungarian"
-            )
-            for i, j in zip(live[pairs.pred.numpy()], rows[pairs.target.numpy()], strict=True):
-                tracks[j] = tracks[i]
-                last[tracks[i]] = int(j)
-                speeds[j] = _speed(people, int(i), int(j)) / (frame - frames[i])
+            alike, leaping = np.zeros((2, len(live), len(rows)))
+            for points in (people.keypoints[live] + ago * speeds[live, None], people.keypoints[live]):
+                given = points, people.keypoints[rows], *seen
+                moves, sizes = _moves(*given)
+                leap = np.exp(-np.square(moves).sum(-1) / (2 * np.square(LEAP * sizes)))
+                alike = np.maximum(alike, similarities(*given, sigmas))
+                leaping = np.maximum(leaping, leap * similarities(*given, sigmas, moves))
+            for same in alike, leaping:
+                allowed = (same >= SAME_TRACK) & np.isin(live, last)[:, None] & (tracks[rows] < 0)
+                pairs = match(
+                    torch.from_numpy(1 - same), allowed=torch.from_numpy(allowed), method="hungarian"
+                )
+                for a, b in zip(pairs.pred.tolist(), pairs.target.tolist(), strict=True):
+                    i, j = live[a], rows[b]
+                    tracks[j] = tracks[i]
+                    last[tracks[i]] = int(j)
+                    speeds[j] = moves[a, b] / (frame - frames[i])
         for row in rows[tracks[rows] < 0]:
             tracks[row] = len(last)
             last.append(int(row))
     return replace(people, tracks=tracks)
 
 
-def _speed(people: People, i: int, j: int) -> Float[np.ndarray, " 2"]:
-    """Return how far a person has moved: the median over the keypoints, which wrong ones do not change."""
-    both = (people.weights[i] > 0) & (people.weights[j] > 0)
-    moves = people.keypoints[j] - people.keypoints[i]
-    return np.median(moves[both], axis=0) if both.any() else np.zeros(2)
+def _moves(
+    one: Float[np.ndarray, "N K 2"],
+    other: Float[np.ndarray, "M K 2"],
+    seen: Bool[np.ndarray, "N K"],
+    other_seen: Bool[np.ndarray, "M K"],
+) -> tuple[Float[np.ndarray, "N M 2"], Float[np.ndarray, "N M"]]:
+    """Return how far people have moved, the median over the keypoints, which wrong ones do not change.
+
+    Also returns the larger side of the box around the points that both have, or 1.
+    """
+    both = (seen[:, None] & other_seen)[..., None]
+    both[~np.any(both, axis=(2, 3))] = True
+    moves = np.nanmedian(np.where(both, other - one[:, None], np.nan), axis=2)
+    low = np.where(both, other, np.inf).min(2)
+    high = np.where(both, other, -np.inf).max(2)
+    return moves, np.maximum((high - low).max(-1), 1)
