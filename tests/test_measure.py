@@ -385,5 +385,5 @@ def test_networks_with_measures_keep_their_numbers(mannequin_asset, change):
     getattr(network, change)(**{"device": "cpu"} if change == "to_empty" else {})
     dtype = torch.float64 if change == "double" else torch.float32
     assert measure.dtype == dtype
-    surface = torch.from_numpy(mannequin_asset.template).to(dtype)
+    surface = torch.tensor(mannequin_asset.template, dtype=dtype)
     assert torch.equal(measure(surface), Measurements(mannequin_asset, names, dtype=dtype)(surface))
