@@ -203,13 +203,17 @@ fit_dataset(body, sys.argv[1], sys.argv[2], cluster=Cluster(address=sys.argv[3])
 
 
 def workers_of(nodes):
-    """Return the processes of workers of all nodes that have begun a job."""
-    raylets = [node.all_processes["raylet"][0].process.pid for node in [nodes.head_node, *nodes.worker_nodes]]
+    """Return the processes of workers of all nodes that have a job."""
     found = []
-    for pid in raylets:
-        with suppress(psutil.NoSuchProcess):
-            found += [p for p in psutil.Process(pid).children() if "ray::" in "".join(p.cmdline())]
-    return [p for p in found if not any(word in "".join(p.cmdline()) for word in ("IDLE", "Agent"))]
+    for node in (nodes.head_node, *nodes.worker_nodes):
+        with suppress(psutil.Error):
+            for process in psutil.Process(node.all_processes["raylet"][0].process.pid).children():
+                with suppress(psutil.Error):  # it has ended
+                    name = "".join(process.cmdline())
+                    found += (
+                        [process] if "ray::" in name and "IDLE" not in name and "Agent" not in name else []
+                    )
+    return found
 
 
 def test_the_call_is_killed_and_given_again(nodes, body, people, expected, tmp_path):
