@@ -4,7 +4,6 @@ from agebody.optim.jacobian import KeypointJacobian, SurfaceJacobian
 from agebody.optim.least_squares import ChainQuadratic, Quadratic, Solution, Stop, minimize
 from agebody.optim.problem import Stage
 from agebody.optim.stages import FitReport, fit_bodies
-from agebody.optim.standard_errors import StandardErrors
 from agebody.optim.state import Block, State, Term
 from agebody.optim.terms import (
     AgePrior,
@@ -28,7 +27,6 @@ __all__ = [
     "ShapePrior",
     "Solution",
     "Stage",
-    "StandardErrors",
     "StartPrior",
     "State",
     "Stop",
