@@ -97,6 +97,7 @@ def deep_json(path):
 WRONG = {
     "missing": lambda path: None,
     "folder": lambda path: (path / "in").mkdir(parents=True),
+    "loop": lambda path: path.symlink_to(path),
     "empty": as_file(b""),
     "text": as_file(b"neither JSON nor a body"),
     "deep": deep_json,

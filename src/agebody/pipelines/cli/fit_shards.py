@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -41,7 +42,7 @@ def shard(
     """
     from agebody.annotations import read_people, write_shards
 
-    names = [path.resolve().stem for path in keypoints]
+    names = [Path(os.path.realpath(path)).stem for path in keypoints]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         fail(f"two files are named {twice[0]}, so their shards would have the same names")

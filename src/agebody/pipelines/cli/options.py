@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -167,7 +168,8 @@ def check_suffix(path: Path, *known: str) -> str:
 
 def check_output(path: Path, inputs: tuple[Path | None, ...], overwrite: bool) -> None:
     """Refuse to write over inputs or existing files, and where nothing can be written."""
-    if path.resolve() in [each.resolve() for each in inputs if each is not None]:
+    real = os.path.realpath  # a link to itself has no resolve(), and is refused where it is read
+    if real(path) in [real(each) for each in inputs if each is not None]:
         fail(f"{path}: --output is a file that the command reads; give another")
     if path.is_dir():
         fail(f"{path}: expected a file for --output, got a folder")
