@@ -297,6 +297,33 @@ def test_the_command_fits_hands_of_a_whole_body_file(tmp_path):
         assert (line or "") in result.stderr
 
 
+def test_the_command_fits_hands_that_several_cameras_see(tmp_path):
+    truth = BodyParameters.zeros(BODY, 1)
+    points = BODY.keypoints("coco133", truth)
+    agebody.save_asset(FINGERS, tmp_path / "hands.safetensors")
+    (tmp_path / "seen").mkdir()
+    calibration = ""
+    for name, x in (("left", -0.6), ("right", 0.6)):
+        place = torch.tensor([x, 0.2, 2.6])
+        eye = Camera(torch.full((2,), 900.0), torch.full((2,), 500.0), torch.eye(3), place)
+        seen = torch.cat((eye.project(points).pixels[0], torch.ones(133, 1)), 1)
+        row = {"image_id": "a.jpg", "category_id": 1, "score": 1.0, "keypoints": seen.flatten().tolist()}
+        (tmp_path / "seen" / f"{name}.json").write_text(json.dumps([row]))
+        calibration += (
+            f'[{name}]\nname = "{name}"\nsize = [1000.0, 1000.0]\nrotation = [0.0, 0.0, 0.0]\n'
+            "matrix = [[900.0, 0.0, 500.0], [0.0, 900.0, 500.0], [0.0, 0.0, 1.0]]\n"
+            f"distortions = [0.0, 0.0, 0.0, 0.0]\ntranslation = [{x}, 0.2, 2.6]\nfisheye = false\n"
+        )
+    (tmp_path / "calib.toml").write_text(calibration)
+    given = ["fit", tmp_path / "seen", "--cameras", tmp_path / "calib.toml", "--age-class", "adult"]
+    given += ["--body", tmp_path / "hands.safetensors", "--overlays", "0", "-o", tmp_path / "labels"]
+    result = CliRunner().invoke(app, [*map(str, given)])
+    assert result.exit_code == 0, result.output
+    with np.load(tmp_path / "labels" / "labels.npz") as file:
+        assert file["observed"].shape == (2, 133, 3)
+        assert file["reprojection"].max() < 1
+
+
 def test_vertices_tell_the_expression():
     """Of random directions per vertex, patches keep the mean: errors are larger than of smooth ones."""
     truth = people()[0].map(lambda t: t[:2])

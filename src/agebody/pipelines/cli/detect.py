@@ -111,7 +111,7 @@ def read_or_detect_views(
     cameras: Cameras,
     *,
     detector: str | None,
-    layout: str | None,
+    layout: str | tuple[str, ...] | None,
     images: Path | None,
     size: str | None,
     every: int,

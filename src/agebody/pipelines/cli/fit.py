@@ -144,7 +144,7 @@ def fit(
             load_opencv("a video", "video")
         fit_folder.check_folder(output, overwrite=overwrite)
         asset = options.load_body(body, bars)
-        whole = options.has_hands(asset)
+        sought = layout or (WHOLE_BODY if options.has_hands(asset) else None)
         films: dict[str, Path] = {}
         if cameras is not None:
             views, films = read_or_detect_views(
@@ -152,7 +152,7 @@ def fit(
                 keypoints,
                 read_cameras(cameras),
                 detector=detector,
-                layout=layout,
+                layout=sought,
                 images=images,
                 size=size,
                 every=every,
@@ -164,7 +164,7 @@ def fit(
                 bars,
                 keypoints,
                 detector=detector,
-                layout=layout or (WHOLE_BODY if whole else None),
+                layout=sought,
                 images=images,
                 size=size,
                 annotations=annotations,
