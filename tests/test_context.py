@@ -228,7 +228,10 @@ WITHOUT: dict[str, str] = {
     "fitting.fit_plane": FIT,
     "fitting.fit_points": FIT,
     **{f"fitting.fit_{what}": FIT for what in ("keypoints", "measurements", "scans", "sequence", "vertices")},
-    **{f"losses.{name}_objective": "makes a module" for name in ("aionhmr", "hmr2", "metric_aware")},
+    **{
+        f"losses.{name}_objective": "makes a module"
+        for name in ("aionhmr", "aionhmr_fitting", "hmr2", "metric_aware")
+    },
     "losses.smplify_x_objective": "makes a module",
     "losses.joint_limits": "makes a table",
     "losses.joint_limits_prior": "makes a module",

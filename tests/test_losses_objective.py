@@ -10,6 +10,7 @@ from agebody.keypoints import LAYOUTS
 from agebody.losses.objective import LossTerm, Objective
 from agebody.losses.priors import hyperextension_prior
 from agebody.losses.published import (
+    aionhmr_fitting_objective,
     aionhmr_objective,
     hmr2_objective,
     metric_aware_objective,
@@ -224,6 +225,25 @@ def test_metric_aware_divides_image_errors_by_everybody():
     assert found.item() == pytest.approx(40 * errors.mean().item())
 
 
+def test_aionhmr_fitting_leaves_out_frames_that_are_not_seen():
+    generator = torch.Generator().manual_seed(4)
+    draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    latent, points = draw(2, 6, 8), draw(2, 6, 5, 3)
+    seen = torch.tensor([[1, 1, 0, 1, 1, 1], [1, 0, 0, 1, 1, 0]]).double()
+    latent[seen == 0], points[seen == 0] = torch.nan, torch.nan
+    latent.requires_grad_()
+    objective = aionhmr_fitting_objective().without("keypoints_2d", "shape_prior")
+    target = {"latent_pose_weights": seen, "keypoints_3d_weights": seen}
+    total, terms = objective({"latent_pose": latent, "keypoints_3d": points}, target)
+    expected = 0.04 * sum((latent[i, t] ** 2).sum() for i in range(2) for t in range(6) if seen[i, t])
+    torch.testing.assert_close(terms["pose_prior"], expected)
+    steps = [(i, t) for i in range(2) for t in range(5) if seen[i, t] and seen[i, t + 1]]
+    expected = 0.5 * sum(((points[i, t + 1] - points[i, t]) ** 2).sum() for i, t in steps)
+    torch.testing.assert_close(terms["smoothness"], expected)
+    total.backward()
+    assert (latent.grad[seen == 0] == 0).all()
+
+
 def test_priors_leave_out_people_of_weight_0():
     pose = torch.randn(3, 23, 3).double()
     pose[1] = torch.nan
@@ -233,6 +253,32 @@ def test_priors_leave_out_people_of_weight_0():
     torch.testing.assert_close(found.total, objective({"body_pose": pose[::2]}).total)
     with pytest.raises(ValueError, match="betas_weights: weights without the tensor that they weight"):
         objective({"body_pose": pose}, known | {"betas_weights": torch.ones(3)})
+
+
+def test_aionhmr_fitting_adds_up_a_video():
+    generator = torch.Generator().manual_seed(3)
+    draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    frames = 6
+    prediction = {
+        "keypoints_2d": 100 * draw(2, frames, 25, 2), "keypoints_3d": draw(2, frames, 22, 3),
+        "latent_pose": draw(2, frames, 32), "betas": draw(2, 10), "age_offset": draw(2),
+    }  # fmt: skip
+    confidences = torch.rand(2, frames, 25, generator=generator, dtype=torch.float64)
+    target = {"keypoints_2d": 100 * draw(2, frames, 25, 2), "keypoints_2d_weights": confidences}
+    report = aionhmr_fitting_objective(smoothness=10)(prediction, target)
+    p = {k: v.numpy() for k, v in prediction.items()}
+    squared = (p["keypoints_2d"] - target["keypoints_2d"].numpy()) ** 2
+    robust = confidences.numpy()[..., None] ** 2 * (100**2 * squared / (100**2 + squared))
+    expected = {
+        "keypoints_2d": 0.001 * robust.sum(),
+        "pose_prior": 0.04 * (p["latent_pose"] ** 2).sum(),
+        "shape_prior": 0.05 * frames * ((p["betas"] ** 2).sum() + (p["age_offset"] ** 2).sum()),
+        "smoothness": 10 * 0.5 * (np.diff(p["keypoints_3d"], axis=1) ** 2).sum(),
+    }
+    assert {name: term.item() for name, term in report.terms.items()} == pytest.approx(expected)
+    each = aionhmr_fitting_objective(smoothness=10)(prediction, target, reduction="none").total
+    assert each.shape == (2,)
+    torch.testing.assert_close(each.sum(), report.total)
 
 
 @pytest.mark.parametrize(

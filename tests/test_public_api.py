@@ -42,7 +42,8 @@ ROOMS = {
     """,
     "losses": """
         LossTerm MahalanobisPrior MaxMixturePrior Objective PoseDiscriminator
-        acceleration_loss adversarial_loss age_class_loss age_offset_loss aionhmr_objective
+        acceleration_loss adversarial_loss age_class_loss age_offset_loss
+        aionhmr_fitting_objective aionhmr_objective
         angular_velocity_loss betas_loss charbonnier depth_layer_loss fov_loss geodesic_loss
         gmof hmr2_objective huber hyperextension_prior joint_limits joint_limits_loss
         joint_limits_prior keypoints_3d_loss mesh_to_scan_loss metric_aware_objective

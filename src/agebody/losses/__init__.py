@@ -20,6 +20,7 @@ from agebody.losses.parameters import betas_loss, geodesic_loss, rotation_loss
 from agebody.losses.pose_priors import MahalanobisPrior, MaxMixturePrior
 from agebody.losses.priors import hyperextension_prior, shape_prior
 from agebody.losses.published import (
+    aionhmr_fitting_objective,
     aionhmr_objective,
     hmr2_objective,
     metric_aware_objective,
@@ -39,6 +40,7 @@ __all__ = [
     "adversarial_loss",
     "age_class_loss",
     "age_offset_loss",
+    "aionhmr_fitting_objective",
     "aionhmr_objective",
     "angular_velocity_loss",
     "betas_loss",

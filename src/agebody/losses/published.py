@@ -35,6 +35,7 @@ from agebody.losses.objective import LossTerm, Objective, Values
 from agebody.losses.parameters import METRIC_AWARE_BETA_WEIGHTS, betas_loss, rotation_loss
 from agebody.losses.priors import hyperextension_prior
 from agebody.losses.robust import Penalty, gmof
+from agebody.losses.temporal import velocity_loss
 
 
 def hmr2_objective(*, layout: str | KeypointLayout = "hmr2_44") -> Objective:
@@ -74,6 +75,31 @@ def aionhmr_objective(
     if age_class_weight:
         terms["age_class"] = LossTerm(age_class_weight, _age_class, ("age_offset",), ("age_class",))
     return Objective(terms, reduction="sum")
+
+
+def aionhmr_fitting_objective(*, smoothness: float = 1.0) -> Objective:
+    """Return the objective of AionHMR's fit of a video, after SLAHMR.
+
+        0.001 sum c^2 gmof(x - x'; 100) + 0.04 |z|^2 + 0.05 T |[b, a]|^2 + s / 2 sum |J_t+1 - J_t|^2
+
+    ``keypoints_2d`` (*batch, T, K, 2) in pixels, weighted by the squares of confidences c; ``latent_pose``
+    (*batch, T, Z) of the user's own pose prior (there VPoser's); ``betas`` (*batch, N) and ``age_offset``
+    (*batch) of one person; ``keypoints_3d`` (*batch, T, K, 3) in the world [m]. The public code masks frames
+    in which a person is not seen: give ``latent_pose_weights`` and ``keypoints_3d_weights`` (*batch, T) with
+    the target; a step weighs the product of its two frames.
+
+    Args:
+        smoothness: s; 1 in the first stage, 10 in the second.
+    """
+    return Objective(
+        {
+            "keypoints_2d": _compared(0.001, "keypoints_2d", ROBUST_REPROJECTION, dims=2, squared=True),
+            "pose_prior": _predicted(0.04, "latent_pose", _framewise_squares, framewise=True),
+            "shape_prior": LossTerm(0.05, _identity_of_video, (*WITH_AGE, "keypoints_2d")),
+            "smoothness": _predicted(smoothness / 2, "keypoints_3d", _squared_steps, framewise=True),
+        },
+        reduction="sum",
+    )
 
 
 SMPLIFY_X_STAGES = (
@@ -248,9 +274,10 @@ def _over_people(
     counted = None if weights is None else weights.expand(terms.shape) != 0
     entries = 1
     if dims:
+        terms = terms.flatten(-dims)
         entries = terms.shape[-1]
         terms = terms.sum(-1)
-        counted = None if counted is None else counted.any(-1)
+        counted = None if counted is None else counted.flatten(-dims).any(-1)
     total = reduce(terms, None if everybody else counted, reduction)
     return total if mean_over is None else total / (mean_over * entries)
 
@@ -312,28 +339,48 @@ def _adversarial(prediction: Values, target: Values, reduction: Reduction) -> Te
 
 
 class _Energy(nn.Module):
-    """The energy of one predicted tensor, per person."""
+    """The energy of one predicted tensor, per person; if framewise, it takes weights of frames."""
 
-    def __init__(self, name: str, energy: Callable[..., Tensor]) -> None:
+    def __init__(self, name: str, energy: Callable[..., Tensor], framewise: bool) -> None:
         super().__init__()
-        self.name, self.energy = name, energy
+        self.name, self.energy, self.framewise = name, energy, framewise
         # A prior that is a module moves with the objective, also inside a partial.
         inner = (energy, getattr(energy, "func", None))
         self.inner = next((f for f in inner if isinstance(f, nn.Module)), None)
 
     def forward(self, prediction: Values, target: Values, reduction: Reduction) -> Tensor:
         values, weights = prediction[self.name], target.get(f"{self.name}_weights")
+        if self.framewise:
+            return reduce(self.energy(values, weights), None, reduction)
         if weights is not None:
             values = apply_mask(values, weights, values.dim() - weights.dim())
         return reduce(self.energy(values), weights, reduction)
 
 
-def _predicted(weight: float, name: str, energy: Callable[..., Tensor]) -> LossTerm:
-    return LossTerm(weight, _Energy(name, energy), (name,))
+def _predicted(
+    weight: float, name: str, energy: Callable[..., Tensor], *, framewise: bool = False
+) -> LossTerm:
+    return LossTerm(weight, _Energy(name, energy, framewise), (name,))
 
 
 def _squares(values: Tensor) -> Tensor:
     return values.square().sum(-1)
+
+
+def _framewise_squares(values: Tensor, weights: Tensor | None) -> Tensor:
+    return reduce(_squares(apply_mask(values, weights, 1)), weights, "none").sum(-1)
+
+
+def _squared_steps(points: Tensor, weights: Tensor | None) -> Tensor:
+    if weights is not None and weights.dim() < points.dim() - 1:
+        weights = weights[..., None]
+    return velocity_loss(points, weights=weights, reduction="none").sum((-2, -1))
+
+
+def _identity_of_video(prediction: Values, target: Values, reduction: Reduction) -> Tensor:
+    frames = prediction["keypoints_2d"].shape[-3]
+    squares = _squares(prediction["betas"]) + prediction["age_offset"].square()
+    return reduce(frames * squares, None, reduction)
 
 
 def _absolute_pose(prediction: Values, target: Values, reduction: Reduction) -> Tensor:
