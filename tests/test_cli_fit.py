@@ -203,6 +203,11 @@ def test_fit_names_wrong_options_and_files(data, tmp_path, monkeypatch):
     assert_one_line_error(run(tmp_path / "empty", *output), "_keypoints.json")
     (tmp_path / "text.json").write_text("no")
     assert_one_line_error(run(tmp_path / "text.json", *output), "not a JSON file")
+    document = json.loads(keypoints.read_text())
+    crowd = [{**one, "iscrowd": 1} for one in document["annotations"]]
+    (tmp_path / "crowd.json").write_text(json.dumps({**document, "annotations": crowd}))
+    count = f"nobody to fit (crowd: {len(crowd)})"
+    assert_one_line_error(run(tmp_path / "crowd.json", *output), count)
     assert_one_line_error(run(keypoints, "--body", tmp_path / "none.pkl", "-o", tmp_path / "out"), "none.pkl")
     assert_one_line_error(
         run(keypoints, *output, "--images", tmp_path / "none"), "expected a folder of images"
