@@ -165,7 +165,7 @@ def fit_shard(
 
 
 def _output(shard: Path, folder: Path) -> Path:
-    if os.path.realpath(folder) == os.path.dirname(os.path.realpath(shard)):
+    if os.path.realpath(str(folder)) == os.path.dirname(os.path.realpath(str(shard))):  # also of a store
         raise ValueError(f"output: expected another folder than that of the shards, got {folder}")
     return folder / shard.with_suffix(".parquet").name
 
