@@ -277,7 +277,7 @@ def test_damaged_files_are_named(tmp_path):
 )
 @settings(max_examples=20)
 def test_any_people_come_back(tmp_path_factory, count, most, data):
-    number = st.floats(-1e6, 1e6)
+    number = st.floats(2, 1e6) | st.floats(-1e6, -1)  # from 0 to 1 they are taken for shares
     weights = data.draw(hnp.arrays(float, (count, 17), elements=st.sampled_from([0.0, 0.25, 1.0])))
     keypoints = data.draw(hnp.arrays(float, (count, 17, 2), elements=number))
     image = data.draw(hnp.arrays(np.int64, count, elements=st.integers(0, 3)))

@@ -48,7 +48,7 @@ class Problem:
     A detector that puts a hip too high does so in every frame. Of T frames whose errors share a part ρ of
     their variance, the mean is known as well as from T / (1 + (T - 1) ρ) independent ones (Kish 1965), so
     about shared variables they may say that much. As single frames keep their weight, terms that depend on
-    shared variables alone count ``repeats = 1 + (T - 1) ρ`` times.
+    shared variables alone count ``repeats = 1 + (T - 1) ρ`` times. ρ is ``repeated``.
     """
 
     def __init__(
@@ -58,11 +58,12 @@ class Problem:
         stage: Stage,
         vectors: Float[Tensor, "C T P"],
         present: Bool[Tensor, "C T"],
+        repeated: float = REPEATED,
     ) -> None:
         self.body, self.vectors, self.present = body, vectors, present
         self.free = FreeVariables(body, stage.groups, stage.joints)
         self.frames = vectors.shape[1]
-        self.repeats = 1 + REPEATED * (present.sum(1).to(vectors) - 1).clamp(min=0)
+        self.repeats = 1 + repeated * (present.sum(1).to(vectors) - 1).clamp(min=0)
         self.motion: tuple[str, float, Motion] | None = None
         self.terms: list[tuple[str, float, Term]] = []
         for name, term in terms.items():

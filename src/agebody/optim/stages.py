@@ -16,7 +16,7 @@ from agebody.body.model import expect_body
 from agebody.engine.batched import own_precision
 from agebody.optim.least_squares import Solution, minimize
 from agebody.optim.motion import Motion
-from agebody.optim.problem import Problem, Stage, parameter_bounds
+from agebody.optim.problem import REPEATED, Problem, Stage, parameter_bounds
 from agebody.optim.standard_errors import StandardErrors
 from agebody.optim.state import Term
 from agebody.parameters import BodyParameters, group_slices
@@ -65,11 +65,12 @@ def fit_bodies(
     present: Bool[Tensor, "C T"] | None = None,
     age_bounds: tuple[float | Tensor, float | Tensor] = (0.0, 1.0),
     beta_bound: float | Float[Tensor, "C N"] = BETA_BOUND,
+    repeated: float = REPEATED,
 ) -> tuple[BodyParameters, FitReport]:
     """Minimize the weighted sum of terms, each stage from where the one before it ended.
 
     Bodies are independent, or come as clips whose frames share betas and age offset, and meet in a `Motion`
-    besides. A term that depends on betas and age offset alone counts once per clip.
+    besides. A term that depends on betas and age offset alone counts 1 + ``repeated`` (T - 1) times per clip.
 
     Args:
         body: the layer.
@@ -79,6 +80,7 @@ def fit_bodies(
         present: frames that belong to each clip, the first ones; all if None.
         age_bounds: lowest and highest age offset, numbers or (B,) or (C,).
         beta_bound: largest absolute value of a beta, or of each coefficient (B, N) or (C, N); 0 holds it.
+        repeated: share of the variance of errors that the frames of a clip have in common.
 
     Returns:
         Finite parameters in the shape of ``start``, and a report per body or clip. A body whose residuals are
@@ -105,12 +107,12 @@ def fit_bodies(
         iterations = torch.zeros_like(present[:, 0], dtype=torch.int64)
         for stage in stages[:-1]:
             vectors = _shortest(body, vectors)
-            problem = Problem(body, terms, stage, vectors, present)
+            problem = Problem(body, terms, stage, vectors, present, repeated)
             solution = _minimize(problem, stage, vectors, low, high)
             vectors = problem.unpack(solution.x)
             iterations = iterations + solution.iterations
         stage, vectors = stages[-1], _shortest(body, vectors)
-        problem = Problem(body, terms, stage, vectors, present)
+        problem = Problem(body, terms, stage, vectors, present, repeated)
         solution = _minimize(problem, stage, vectors, low, high)
         vectors = problem.unpack(solution.x)
         iterations = iterations + solution.iterations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -108,8 +109,6 @@ def _solve(
     """Fit frames for one round, each alone, or all as one clip (1, b, P)."""
     terms = scans.make(rows, matches)
     weights = {name: stage.weights.get(name, 1.0) for name in terms}
-    if vectors.dim() == 3:
-        weights["shape"] *= len(rows)  # a prior of the shape counts once per clip, the others in each frame
     stage = stage._replace(
         weights=weights,
         scales={name: scale for name, scale in stage.scales.items() if name in terms},
@@ -117,5 +116,7 @@ def _solve(
     )
     bounds = (0.0, 1.0) if "age_offset" in groups else (-math.inf, math.inf)
     start = BodyParameters.from_vector(vectors, scans.body)
-    found, report = fit_bodies(scans.body, terms, [stage], start, age_bounds=bounds, beta_bound=BETA_BOUND)
+    limits: dict[str, Any] = {"age_bounds": bounds, "beta_bound": BETA_BOUND}
+    # In InfantNet's objective, the prior of the shape counts in each frame, as the other terms do.
+    found, report = fit_bodies(scans.body, terms, [stage], start, repeated=1.0, **limits)
     return found.vector(), report
