@@ -17,8 +17,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import forward_ad
+
+try:  # private parts of torch, which another version may lack
+    from torch._functorch.utils import unwrap_dead_wrappers
+
+    is_transforming = torch._C._are_functorch_transforms_active
+except (ImportError, AttributeError):
+    is_transforming = unwrap_dead_wrappers = None
 
 Tensors = tuple[Tensor, ...]
 
@@ -107,7 +113,7 @@ class _Function(torch.autograd.Function):
 
     @classmethod
     def apply(cls, *args: Any) -> Any:
-        if torch._C._are_functorch_transforms_active():
+        if is_transforming is None or unwrap_dead_wrappers is None or is_transforming():
             return super().apply(*args)
         return super(torch.autograd.Function, cls).apply(*unwrap_dead_wrappers(args))  # pyright: ignore
 
