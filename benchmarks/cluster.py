@@ -20,7 +20,10 @@ from typing import Any
 import numpy as np
 
 from agebody.age import parse_ages
+from agebody.annotations import ImageEntry, People
+from agebody.body import BodyModel
 from agebody.keypoints import LAYOUTS
+from agebody.people import observe, random_people
 from agebody.pipelines.jobs import Done, Failed, run_jobs
 
 
@@ -114,6 +117,24 @@ def simulate(shards: int, count: int, lost_every: float, away: float, seed: int 
     }
 
 
+def observed_people(body: BodyModel, count: int, seed: int) -> People:
+    """Return random people as a detector sees them, one in each image, with their ages."""
+    found = random_people(body, count, seed=seed, size=(640, 480))
+    seen = observe(body, found, seed=seed, noise=1.0)
+    weights, rows = seen.weights.double().numpy(), np.arange(count)
+    return People(
+        Path("keypoints.json"),
+        LAYOUTS["coco17"],
+        tuple(ImageEntry(f"{i}.jpg", i, (640, 480)) for i in rows),
+        image=rows,
+        ids=rows,
+        keypoints=np.where(weights[..., None] > 0, seen.keypoints.double().numpy(), 0),
+        weights=weights,
+        boxes=np.full((count, 4), np.nan),
+        ages=parse_ages(years=found.years.double().numpy()),
+    )
+
+
 def measure(nodes: int, shards: int = 6, people: int = 256) -> dict[str, float]:
     """Return people per second on nodes of one CPU on this machine, or in one process for 0 nodes.
 
@@ -125,25 +146,11 @@ def measure(nodes: int, shards: int = 6, people: int = 256) -> dict[str, float]:
     from ray.cluster_utils import Cluster as Nodes
 
     import agebody
-    from agebody.annotations import ImageEntry, People, write_shards
-    from agebody.people import observe, random_people
+    from agebody.annotations import write_shards
     from agebody.pipelines.labels import Cluster, fit_dataset
 
-    body, count = agebody.SMPLA(agebody.mannequin()), max(nodes, 1) * shards * people
-    found = random_people(body, count, seed=1, size=(640, 480))
-    seen = observe(body, found, seed=1, noise=1.0)
-    weights, rows = seen.weights.double().numpy(), np.arange(count)
-    given = People(
-        Path("keypoints.json"),
-        LAYOUTS["coco17"],
-        tuple(ImageEntry(f"{i}.jpg", i, (640, 480)) for i in rows),
-        image=rows,
-        ids=rows,
-        keypoints=np.where(weights[..., None] > 0, seen.keypoints.double().numpy(), 0),
-        weights=weights,
-        boxes=np.full((count, 4), np.nan),
-        ages=parse_ages(years=found.years.double().numpy()),
-    )
+    body = agebody.SMPLA(agebody.mannequin())
+    given = observed_people(body, max(nodes, 1) * shards * people, seed=1)
     ended: dict[str, list[tuple[float, float]]] = {}
 
     def note(report: Any) -> None:

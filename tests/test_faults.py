@@ -12,18 +12,14 @@ import sys
 import time
 import urllib.request
 from contextlib import suppress
-from pathlib import Path
 
-import numpy as np
 import psutil
 import pytest
+from cluster import observed_people
 
 import agebody
-from agebody.age import parse_ages
-from agebody.annotations import ImageEntry, People, write_shards
+from agebody.annotations import write_shards
 from agebody.files import to_path
-from agebody.keypoints import LAYOUTS
-from agebody.people import observe, random_people
 from agebody.pipelines import jobs
 from agebody.pipelines.labels import Cluster, at_scale, fit_dataset, load_label_shards
 
@@ -59,22 +55,8 @@ def body(mannequin_asset):
 
 @pytest.fixture(scope="module")
 def people(body, tmp_path_factory):
-    folder, count = tmp_path_factory.mktemp("people"), SHARDS * A_SHARD
-    seen = observe(body, random_people(body, count, seed=5, size=(640, 480)), seed=5, noise=1.0)
-    weights = seen.weights.double().numpy()
-    rows = np.arange(count)
-    found = People(
-        Path("keypoints.json"),
-        LAYOUTS["coco17"],
-        tuple(ImageEntry(f"{i}.jpg", i, (640, 480)) for i in rows),
-        image=rows,
-        ids=rows,
-        keypoints=np.where(weights[..., None] > 0, seen.keypoints.double().numpy(), 0),
-        weights=weights,
-        boxes=np.full((count, 4), np.nan),
-        ages=parse_ages(shape=(count,)),
-    )
-    write_shards(found, folder, people_per_shard=A_SHARD)
+    folder = tmp_path_factory.mktemp("people")
+    write_shards(observed_people(body, SHARDS * A_SHARD, seed=5), folder, people_per_shard=A_SHARD)
     return folder
 
 
