@@ -19,9 +19,9 @@ from cluster import observed_people
 
 import agebody
 from agebody.annotations import write_shards
-from agebody.files import to_path
 from agebody.pipelines import jobs
 from agebody.pipelines.labels import Cluster, at_scale, fit_dataset, load_label_shards
+from agebody.stores import to_path
 
 pytestmark = [
     pytest.mark.faults,

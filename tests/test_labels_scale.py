@@ -43,6 +43,7 @@ from agebody.pipelines.labels.at_scale import _rate, list_shards
 from agebody.pipelines.labels.label_shards import find_record
 from agebody.pipelines.labels.records import concatenate_labels
 from agebody.pipelines.labels.settings import describe_settings
+from agebody.stores import to_path
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -627,7 +628,7 @@ def store(request, monkeypatch):
 
 @pytest.mark.parametrize("store", ["memory", "s3"], indirect=True)
 def test_shards_are_read_from_a_store_and_labels_written_to_it(store, expected, body, people):
-    given, folder = files.to_path(f"{store}/people"), files.to_path(f"{store}/labels")
+    given, folder = to_path(f"{store}/people"), to_path(f"{store}/labels")
     for path in people.iterdir():
         (given / path.name).parent.mkdir(parents=True, exist_ok=True)
         (given / path.name).write_bytes(path.read_bytes())
@@ -669,7 +670,7 @@ def test_a_store_that_refuses_is_named(store, body, people, monkeypatch):
     assert "\n" not in str(error.value)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     monkeypatch.setattr("s3fs.core.S3FileSystem.retries", 1)
-    files.to_path(store).fs.clear_instance_cache()
+    to_path(store).fs.clear_instance_cache()
     with pytest.raises(OSError, match=r"cannot be read \(Could not connect to the endpoint.*data/people'"):
         list_shards(f"{store}/people")
     with pytest.raises(OSError, match=r"cannot be read \(Could not connect to the endpoint.*a.parquet'"):

@@ -298,8 +298,3 @@ def _ends_with(shape: tuple[int, ...], entry: tuple[int, ...]) -> bool:
 
 def _expected(entry: tuple[int, ...]) -> str:
     return "(" + ", ".join(["*batch", *map(str, entry)]) + ")"
-
-
-def first_line(error: Exception) -> str:
-    """Return what an error says in its first line, or its type if it says nothing."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

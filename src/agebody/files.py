@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import glob
 import hashlib
-import importlib
 import os
 import platform
 import re
@@ -25,16 +23,16 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn, TypeGuard
+from typing import Any, NoReturn
 
 import numpy as np
+
+from agebody.stores import AnyPath, is_stored, refuse_address
 
 try:
     import fcntl
 except ImportError:  # Windows, where leftovers stay
     fcntl = None
-
-AnyPath = str | os.PathLike[str]
 
 _OURS = f".agebody-{zlib.crc32(platform.node().encode()):08x}-"
 """The beginning of temporary names of this machine."""
@@ -43,8 +41,6 @@ _FOREIGN_AGE = 3600.0
 """Seconds after which a temporary name of another machine, which may not see our locks, is a leftover."""
 _MAX_NAME = 255
 """Longest name of a file [bytes]."""
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
-"""The beginning of an address, of whose two slashes `Path` keeps one."""
 _NUMBERS = {PermissionError: errno.EACCES, FileNotFoundError: errno.ENOENT}
 """Of errors of stores, which may have none."""
 _EXCHANGE = 2
@@ -53,39 +49,6 @@ _EXCHANGE = 2
 _swept: set[Path] = set()
 _made: list[Path] = []
 """Folders that `make_folder` created, the innermost of each call first."""
-
-
-def to_path(path: AnyPath) -> Path:
-    """Return a path of this machine, or one of a store by its address, such as ``s3://bucket/folder``.
-
-    That has `Path`'s methods. Of the functions of this module, `replacing` and `make_folder` take it.
-
-    Raises:
-        ImportError: what reads the store is not installed.
-        ValueError: no such store is known.
-    """
-    if _is_stored(path) or not _is_address(path):
-        return path if _is_stored(path) else Path(path)
-    address = _address(path)
-    try:
-        upath: Any = importlib.import_module("upath")
-        found = upath.UPath(address, use_listings_cache=False)  # others write to it meanwhile
-        _ = found.fs
-    except ImportError as error:
-        reason = str(error) if "upath" not in str(error) else "universal-pathlib is missing"
-        raise ImportError(
-            f'{address}: {reason}; pip install "agebody[stores]" brings that of s3://'
-        ) from error
-    except ValueError as error:
-        raise ValueError(f"{address}: expected a path, or the address of a store ({error})") from None
-    return found
-
-
-def find_paths(pattern: Path) -> list[Path]:
-    """Return the paths of a pattern with ``*``, here or in a store."""
-    if _is_stored(pattern):
-        return [to_path(pattern.fs.unstrip_protocol(name)) for name in pattern.fs.glob(pattern.path)]
-    return [Path(name) for name in glob.glob(str(pattern))]
 
 
 @contextmanager
@@ -107,7 +70,7 @@ def replacing(path: AnyPath, *, overwrite: bool = True, private: bool = False) -
         FileExistsError: the file exists, or another process has written it, and ``overwrite`` is false.
         OSError: the file cannot be written.
     """
-    if _is_stored(path):
+    if is_stored(path):
         if not overwrite and path.exists():
             _refuse_existing(path)
         with tempfile.TemporaryDirectory() as folder, naming(path):
@@ -207,10 +170,10 @@ def make_folder(path: AnyPath) -> Path:
     Raises:
         OSError: it cannot be created, or nothing can be written in it.
     """
-    if _is_stored(path):
+    if is_stored(path):
         return path  # a store has no folders, and says at the first file who may not write
     folder = Path(path)
-    _refuse_address(path)
+    refuse_address(path)
     _made.extend(place for place in (folder, *folder.parents) if not os.path.lexists(place))
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -251,6 +214,11 @@ def remove_leftovers(folder: Path) -> None:
             if descriptor is not None:
                 _remove(Path(entry.path))
                 os.close(descriptor)
+
+
+def first_line(error: Exception) -> str:
+    """Return what an error says in its first line, or its type if it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def check_suffix(path: AnyPath, *known: str) -> str:
@@ -371,41 +339,20 @@ def naming(path: AnyPath, done: str = "written") -> Iterator[None]:
         yield
     except Exception as error:
         foreign = type(error).__module__.partition(".")[0] not in ("agebody", "builtins", "pyarrow")
-        if not isinstance(error, OSError) and not (_is_stored(path) and foreign):
+        if not isinstance(error, OSError) and not (is_stored(path) and foreign):
             raise
         name, number = getattr(error, "filename", None), getattr(error, "errno", None)
         if name is not None and _OURS not in str(name):
             raise
-        reason = getattr(error, "strerror", None) or next(iter(str(error).splitlines()), type(error).__name__)
+        reason = getattr(error, "strerror", None) or first_line(error)
         if not reason.startswith("cannot be"):
             reason = f"cannot be {done} ({reason})"
         number = number or _NUMBERS.get(type(error), errno.EIO)
         raise OSError(number, reason, str(path)) from error
 
 
-def _is_stored(path: Any) -> TypeGuard[Any]:
-    """Return whether a path is of a store, from `to_path`."""
-    return hasattr(path, "fs")
-
-
-def _is_address(path: AnyPath) -> bool:
-    scheme = _SCHEME.match(os.fspath(path))
-    return scheme is not None and not Path(scheme[0]).is_dir()
-
-
-def _address(path: AnyPath) -> str:
-    return re.sub(":/+", "://", os.fspath(path), count=1)
-
-
-def _refuse_address(path: AnyPath) -> None:
-    """Refuse ``s3://bucket/name``, which would become a folder ``s3:``."""
-    if _is_address(path):
-        reason = "expected a path of this machine; copy the files to or from the store yourself"
-        raise OSError(errno.EINVAL, reason, _address(path))
-
-
 def _check_parent(target: Path, path: AnyPath) -> None:
-    _refuse_address(path)
+    refuse_address(path)
     if not target.parent.is_dir():
         reason = f"the folder {target.parent} does not exist; create it first"
         raise FileNotFoundError(errno.ENOENT, reason, str(path))

@@ -27,9 +27,9 @@ from agebody.annotations.people import (
     is_file_name,
     make_people,
 )
-from agebody.checks import first_line
-from agebody.files import naming, replacing, replacing_files, to_path
+from agebody.files import first_line, naming, replacing, replacing_files
 from agebody.keypoints import LAYOUTS, KeypointLayout, get_layout
+from agebody.stores import to_path
 
 PEOPLE_PER_SHARD = 4096
 """Some minutes of work on one core, which is what a killed worker loses."""

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from agebody.checks import first_line
 from agebody.detect.detector import DetectorError
+from agebody.files import first_line
 
 INSTALL = 'pip install "agebody[detect]"'
 

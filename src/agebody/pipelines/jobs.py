@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, Protocol, no_type_check, runtime_checkable
 import torch
 
 from agebody.body import BodyModel
-from agebody.checks import first_line
+from agebody.files import first_line
 
 _PAUSES = (1.0, 2.0, 4.0)
 """Seconds until a job is tried again, after its first, second and each later failure."""

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from agebody.files import make_folder, to_path
+from agebody.files import make_folder
 from agebody.pipelines.cli import options
 from agebody.pipelines.cli.app import app, fail, note, running, say, show_count
+from agebody.stores import to_path
 
 if TYPE_CHECKING:
     from agebody.pipelines.labels.at_scale import DatasetReport

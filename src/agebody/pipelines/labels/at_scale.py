@@ -21,7 +21,7 @@ import torch
 from agebody.annotations.people import AnnotationError
 from agebody.annotations.shards import count_people, import_pyarrow, read_shard
 from agebody.body import BodyModel
-from agebody.files import find_paths, make_folder, naming, replacing, to_path
+from agebody.files import make_folder, naming, replacing
 from agebody.pipelines.jobs import (
     ALL_CPUS,
     Cluster,
@@ -34,6 +34,7 @@ from agebody.pipelines.jobs import (
 from agebody.pipelines.labels.fitting import fit_annotations
 from agebody.pipelines.labels.label_shards import ShardRecord, describe_source, find_record, save_label_shard
 from agebody.pipelines.labels.settings import describe_settings
+from agebody.stores import find_paths, to_path
 
 _HEARTBEAT = 5.0
 """Seconds between two writings of the report."""

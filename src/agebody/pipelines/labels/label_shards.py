@@ -22,9 +22,10 @@ from agebody.annotations.shards import (
     to_column,
     write_table,
 )
-from agebody.files import naming, to_path
+from agebody.files import naming
 from agebody.pipelines.labels.records import ABOUT, FLAG, ROWS, TERM, Labels, concatenate_labels
 from agebody.pipelines.labels.settings import describe_differences
+from agebody.stores import to_path
 
 
 class ShardRecord(NamedTuple):

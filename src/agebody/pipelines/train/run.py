@@ -16,8 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from agebody.checks import first_line
-from agebody.files import make_folder, replacing
+from agebody.files import first_line, make_folder, replacing
 from agebody.losses import Objective, PoseDiscriminator
 from agebody.nets import Regressor
 from agebody.pipelines.train.data import Batch, TrainingData, batches
