@@ -119,7 +119,7 @@ def test_deviations_are_those_of_the_tables_and_of_the_mixture():
 
 
 @pytest.mark.parametrize("value", ["kid", [0.1, "x"]])
-def test_what_is_no_number_is_named(value, unchecked):
+def test_non_numbers_are_named(value, unchecked):
     for call in (age_class, median_stature, median_head_circumference, stature_sd):
         with pytest.raises(TypeError, match=r"expected numbers, got .*(kid|x)"):
             call(value)
@@ -132,7 +132,7 @@ def test_an_unknown_sex_is_refused(unchecked):
         median_head_circumference(3.0, sex="boy")  # pyright: ignore[reportArgumentType]
 
 
-def test_offsets_of_a_smpl_sized_body_mean_the_expected_ages():
+def test_age_offsets_of_a_smpl_sized_body():
     # Read from H(a) = 1.72 + a (0.534 - 1.72) in the WHO's table, rounded; that this body is 1.3 % taller
     # than the WHO's adult makes its teenagers up to 0.6 years younger, and smaller children less so.
     expected = {0.15: 13, 0.3: 9.7, 0.45: 6.5, 0.6: 3.7, 0.75: 1.5, 0.8: 13 / 12, 0.9: 5 / 12}
@@ -399,7 +399,7 @@ def test_ages_that_cannot_be_are_refused_by_name(given):
     assert error.value.person == (hasattr(given[name], "__len__") and len(given[name]) == 2)
 
 
-def test_ages_broadcast_and_fill_what_is_unknown():
+def test_ages_broadcast_and_fill_unknown_ones():
     stated = parse_ages(years=[4.0, NAN, 130 - 1e-9])
     filled = stated.fill(parse_ages(age_class="adult", shape=(3,)))
     assert filled.years[[0, 2]].tolist() == stated.years[[0, 2]].tolist()

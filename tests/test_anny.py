@@ -196,7 +196,9 @@ def test_reads_the_cached_file(anny_asset: BodyAsset, monkeypatch: pytest.Monkey
     assert stages == [("ready", 1.0)]
 
 
-def test_caches_where_told(anny_asset: BodyAsset, monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+def test_cache_folder_from_the_environment(
+    anny_asset: BodyAsset, monkeypatch: pytest.MonkeyPatch, tmp_path
+) -> None:
     builds: list[str] = []
     monkeypatch.setattr(build, "_build", lambda name, report: builds.append(name) or anny_asset)
     monkeypatch.setenv("AGEBODY_CACHE", str(tmp_path / "variable"))
@@ -265,7 +267,7 @@ def test_another_body_under_the_name_of_the_cached_one_is_replaced(
         anny_body(cache_dir=tmp_path)
 
 
-def test_without_anny_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+def test_without_anny_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     monkeypatch.setitem(sys.modules, "anny", None)
     with pytest.raises(ImportError, match=r'pip install "agebody\[free\]"'):
         anny_body(cache_dir=tmp_path)

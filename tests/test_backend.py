@@ -510,7 +510,7 @@ class TestWhatFollowsOperations:
         assert_equal(found, expected)
 
 
-def test_what_torch_says_of_a_first_product_in_a_backward_pass_is_no_error():
+def test_warnings_of_a_first_product_in_a_backward_pass_are_not_errors():
     """Only CUDA says it, once, and to whichever of our functions asks for the product."""
     message = "Attempting to run cuBLAS, but there was no current CUDA context! Attempting to set the primary"
     warnings.warn_explicit(message, UserWarning, "batched.py", 1, module="agebody.engine.batched")

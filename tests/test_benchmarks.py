@@ -328,7 +328,7 @@ def test_figures_of_a_busy_machine_are_refused_or_marked(script, monkeypatch):
     assert provenance.others_cores() is None
 
 
-def test_packages_that_are_there_are_not_collected(script, tmp_path):
+def test_installed_packages_are_not_collected(script, tmp_path):
     packages, there = script("gpu_packages"), tmp_path / "there.txt"
     there.write_text("# of the other machine\n-e .\nNumPy==2.5.2\npackaging @ file:///somewhere\n\n")
     skipped = packages.listed(there)

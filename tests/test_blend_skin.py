@@ -216,7 +216,7 @@ def test_vmap():
     assert torch.equal(single(*case.rows), case())
 
 
-def test_says_what_does_not_fit():
+def test_mismatches_are_named():
     case = make_case("small", torch.float32)
     coefficients, transforms, translation = case.rows
     with pytest.raises(ValueError, match=r"coefficients: expected \(B, 4\), got \(3, 3\)"):

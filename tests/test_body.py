@@ -174,7 +174,7 @@ class TestAgainstTheFormula:
             single = body(**{k: v[i] for k, v in given_.items()}).vertices
             np.testing.assert_allclose(out[i], single, rtol=0, atol=1e-12)
 
-    def test_outputs_name_what_they_are(self):
+    def test_outputs_are_named(self):
         body = SMPLA(random_body(), dtype=DOUBLE)
         given_ = arguments(body, (2,))
         out = body(**given_)

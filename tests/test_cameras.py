@@ -564,7 +564,7 @@ def test_errors_name_the_argument(call, error, message, unchecked):
         call()
 
 
-def test_what_opencv_inverts_is_visible_and_equal():
+def test_points_that_opencv_inverts_are_visible_and_equal():
     """Whole pictures of random lenses, rational ones with poles and all 14 coefficients included."""
     cv2 = pytest.importorskip("cv2")
     if tuple(map(int, cv2.__version__.split(".")[:2])) < (4, 10):

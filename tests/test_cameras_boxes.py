@@ -344,7 +344,7 @@ def test_errors_name_the_argument(call, error, message, unchecked):
     ],
 )
 @pytest.mark.parametrize("place", [0.0, 1.0])
-def test_the_box_of_nobody_spoils_no_batch(way, place):
+def test_empty_boxes_do_not_spoil_a_batch(way, place):
     points = torch.full((2, 5, 2), place, requires_grad=True)
     box = box_around(points.detach(), weights=torch.zeros(2, 5))
     assert (box == 0).all()

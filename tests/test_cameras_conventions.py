@@ -86,7 +86,7 @@ def test_inverse_of_poses():
         torch.testing.assert_close(found, torch.linalg.inv(matrix))
 
 
-def test_a_blender_camera_sees_what_it_sees_there():
+def test_blender_cameras_project_as_in_blender():
     # Blender's default camera orientation looks down; one at (0, -5, 1), turned by 90 degrees about x, looks
     # along +y with z up.
     turned = np.eye(4)

@@ -27,7 +27,7 @@ def test_a_scale_recovers_from_any_start(scale):
     torch.testing.assert_close(weak.detach(), WEAK, rtol=0, atol=0.01)
 
 
-def test_nobody_outweighs_the_batch():
+def test_gradients_per_person_are_bounded():
     weak = torch.tensor([[scale, 0.0, 0.0] for scale in SCALES], requires_grad=True)
     (gradient,) = torch.autograd.grad(loss(weak, BOX[None]).sum(), weak)
     lengths = gradient.norm(dim=-1)

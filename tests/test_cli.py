@@ -184,7 +184,7 @@ def test_convert_joins_an_infant_and_regressors(tmp_path, asset):
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".pkl"])
-def test_convert_writes_smpl_files_and_notes_what_they_lack(tmp_path, body_file, asset, suffix):
+def test_convert_writes_smpl_files_and_notes_missing_parts(tmp_path, body_file, asset, suffix):
     out = tmp_path / f"body{suffix}"
     result = run("convert", body_file, "-o", out)
     assert result.exit_code == 0, result.output
@@ -214,7 +214,7 @@ def test_poses_turn_only_joints_that_bodies_have(asset, name):
     assert 3 < np.count_nonzero(turns) <= len(POSES[name]) + 1
 
 
-def test_poses_name_what_is_missing(asset):
+def test_poses_name_missing_parts(asset):
     with pytest.raises(ValueError, match=r"name: expected one of standing, .*, got 'flying'"):
         pose("flying", asset.joint_names)
     with pytest.raises(ValueError, match=r"moves head, .*, which this body does not have"):

@@ -199,7 +199,7 @@ class TestCollisions:
             find_collisions(vertices, meshes[1], max_collisions=most - 1, backend=backend)
 
     @in_both
-    def test_what_is_not_finite_meets_nothing(self, backend):
+    def test_nonfinite_surfaces_collide_with_nothing(self, backend):
         vertices, faces = together(sphere(2), sphere(2, center=(1.1, 0, 0)))
         vertices[len(vertices) // 2 :] = torch.nan
         assert find_collisions(vertices, faces, backend=backend).num_pairs == 0
@@ -253,7 +253,7 @@ class TestExclusions:
         none = find_collisions(vertices, faces, exclude=kept.and_pairs(left.pairs), backend=backend)
         assert none.num_pairs == 0
 
-    def test_padding_is_no_pair(self):
+    def test_padding_forms_no_pairs(self):
         found = Exclusions.of_pairs(torch.tensor([[[0, 3], [-1, -1]], [[3, 0], [1, 2]]]), 4)
         assert found.keys.tolist() == [3, 6]
 
@@ -294,7 +294,7 @@ class TestExclusions:
         assert not near[hips]
         assert Exclusions.of_body(mannequin_asset, rest=False).related[hips]
 
-    def test_what_meets_in_the_rest_pose(self, mannequin_asset, bodies):
+    def test_collisions_in_the_rest_pose(self, mannequin_asset, bodies):
         """A body that was scanned with a hand in its hip."""
         vertices, faces = bodies[0][1], bodies[1]
         asset = mannequin_asset.replace(
@@ -517,7 +517,7 @@ class TestPenetration:
             assert (depth >= within - away[inside]).all()
 
     @in_both
-    def test_one_by_one(self, backend):
+    def test_single_entries(self, backend):
         """Images of a batch and pairs of people have nothing to do with one another."""
         vertices, faces = sphere(2)
         generator = torch.Generator().manual_seed(0)
@@ -570,7 +570,7 @@ class TestPenetration:
         apart = people + torch.tensor([[[0.0, 0, 0]], [[1.0, 0, 0]]])
         assert penetration(apart, bodies[1]).depth.max() == 0
 
-    def test_alone_or_nobody(self):
+    def test_one_person_and_no_people(self):
         vertices, faces = sphere(1)
         assert penetration(vertices[None], faces).depth.shape == (1, 1, 42)
         assert penetration(vertices[None][:0], faces).depth.shape == (0, 0, 42)

@@ -315,7 +315,7 @@ def test_names_in_files_are_shown_as_they_are(tmp_path):
         assert "\x1b" not in result.stdout
 
 
-def test_a_closed_or_full_output_is_no_traceback(good):
+def test_closed_or_full_output_gives_one_line(good):
     command = [sys.executable, "-m", "agebody", "inspect", str(good["body"])]
     with open("/dev/full", "w") as full:
         result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)

@@ -242,7 +242,7 @@ class TestModel:
         given_ = arguments(expected)
         torch.testing.assert_close(model(**given_).vertices, expected(**given_).vertices)
 
-    def test_what_does_not_broadcast_in_smplx(self, small):
+    def test_shapes_that_smplx_does_not_broadcast(self, small):
         model = ours.SMPL(small)
         given_ = arguments(model)
         expected = model(**given_ | {"global_orient": torch.zeros(4, 3), "transl": torch.zeros(4, 3)})
@@ -489,7 +489,7 @@ class TestArraysReplaced:
         model().vertices.sum().backward()
         assert model.v_template.grad.abs().min() > 0
 
-    def test_replicas_know_what_was_changed(self, small):
+    def test_replicas_follow_changed_buffers(self, small):
         for change in (False, True):
             model = ours.SMPL(small)
             if change:

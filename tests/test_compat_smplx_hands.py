@@ -149,7 +149,7 @@ def test_layers(folder, kind):
     assert_same(a(), b())
 
 
-def test_mappers_get_what_smplx_gives_them(folder):
+def test_joint_mappers_receive_the_joints_of_smplx(folder):
     seen = []
 
     def mapper(joints, vertices=None):

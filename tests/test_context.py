@@ -354,7 +354,7 @@ def weighted(name: str) -> tuple[Callable[..., Any], Any] | None:
     raise AssertionError(name)
 
 
-def test_weights_that_are_none_are_refused(unchecked):
+def test_invalid_weights_are_refused(unchecked):
     """Negative ones would turn a loss round without a word, and NaN would count in whatever counts."""
     calls = {name: found for name in EXAMPLES if (found := weighted(name)) is not None}
     assert len(calls) > 35
@@ -368,7 +368,7 @@ def test_weights_that_are_none_are_refused(unchecked):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_16_bits_give_what_their_numbers_give_in_float32(example, dtype, unchecked):
+def test_half_precision_equals_its_values_in_float32(example, dtype, unchecked):
     function, given = example
     low = [part.to(dtype) for part in given]
     found, expected = function(*low), function(*(part.float() for part in low))
@@ -378,7 +378,7 @@ def test_16_bits_give_what_their_numbers_give_in_float32(example, dtype, uncheck
 @pytest.mark.parametrize(
     "other", [Tensor.numpy, Tensor.tolist, lambda _: None, lambda part: part[None, None]]
 )
-def test_what_is_no_such_tensor_is_refused(example, other, unchecked):
+def test_wrong_tensors_are_refused(example, other, unchecked):
     function, given = example
     for i, part in enumerate(given):
         wrong = other(part)

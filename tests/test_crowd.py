@@ -235,7 +235,7 @@ class TestPlacePeople:
         assert same.bounded[0]
         assert same.depth.isfinite().all()
 
-    def test_who_would_be_too_tall_is_dropped_worst_first(self):
+    def test_too_tall_people_are_dropped_worst_first(self):
         depth, height, _ = crowd(5, images=1)
         height = torch.full_like(height, 1.7)
         seen = depth.clone()
@@ -249,7 +249,7 @@ class TestPlacePeople:
         kept = place_people(seen, depth, height, prior, max_height=100.0)
         assert (kept.depth - depth).abs().max() > 0.1
 
-    def test_nobody_is_put_behind_the_camera(self):
+    def test_people_stay_in_front_of_the_camera(self):
         depth = torch.tensor([1.0, 5.0, 6.0, 7.0]).double()
         seen = torch.tensor([-30.0, 5.0, 6.0, 7.0]).double()
         height = torch.full_like(depth, 1.7)
@@ -381,7 +381,7 @@ class TestPlacePeople:
             place_people(depth, depth, height, prior, weights=depth[:, :3])
 
     @pytest.mark.parametrize("shape", [(0,), (3, 0), (0, 4), (0, 0)])
-    def test_nobody_is_placed_nowhere(self, shape):
+    def test_no_people_are_placed(self, shape):
         nothing = torch.zeros(shape, dtype=torch.float64)
         found = place_people(nothing, nothing, nothing, HeightPrior(nothing, nothing), far=nothing > 0)
         assert found.depth.shape == shape
@@ -396,7 +396,7 @@ class TestPlacePeople:
             ("prior.sd", 0.0), ("prior.sd", -0.1), ("weights", -1.0), ("weights", math.nan),
         ],
     )  # fmt: skip
-    def test_values_that_nobody_has_are_named(self, name, value):
+    def test_impossible_values_are_named(self, name, value):
         depth, height, _ = crowd(13, images=2)
         given = {
             "depth": depth, "rendered_depth": depth.clone(), "height": height, "prior.mean": height.clone(),
@@ -417,7 +417,7 @@ class TestPlacePeople:
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_classes_and_sexes_that_are_none():
+def test_unknown_classes_and_sexes():
     years = torch.tensor([3.0, 30.0])
     for sex in (5, -1):
         for function in (HeightPrior.of_age, height_class):
@@ -536,7 +536,7 @@ class TestMaskDepths:
         assert found.slope.item() == pytest.approx(line.slope)
         assert found.correlation.item() == pytest.approx(line.rvalue)
 
-    def test_what_stands_before_or_behind_is_left_out(self):
+    def test_depths_before_or_behind_the_body_are_masked(self):
         depth, body, masks = self.maps(2)
         clean = mask_depths(depth, body, masks)
         wall = depth.clone()
@@ -796,7 +796,7 @@ class TestRefine:
         assert bool(found.converged) == (after.max() <= 0.01)
         assert found.cost < start.cost
 
-    def test_who_is_held_in_place_stays_in_the_other_and_it_says_so(self, body):
+    def test_fixed_people_in_collision_are_reported(self, body):
         people = standing(body, [0.0, 0.3], [(0.0, 4.0), (0.1, 4.0)])
         out = body(people)
         points = body.keypoints("coco17", people)
@@ -906,7 +906,7 @@ class TestRefine:
         assert torch.linalg.eigvalsh(found.normal).min() > -1e-6 * found.normal.abs().max()
 
     @pytest.mark.parametrize("shape", [(0,), (2, 0), (0, 3)])
-    def test_nobody_is_moved_nowhere(self, shape):
+    def test_no_people_are_refined(self, shape):
         points, root = (torch.zeros(*shape, *entry, dtype=torch.float64) for entry in ((17, 3), (3,)))
         found = refine_crowd(points, CAMERA, root, feet=points)
         assert found.new_root.shape == root.shape
@@ -1071,7 +1071,7 @@ class TestCommand:
         assert row["slope"] == [1, 0]
         assert [person["placed"] for person in row["people"]] == [True] * people
 
-    def test_who_cannot_be_placed_is_said(self, files, tmp_path):
+    def test_unplaced_people_are_reported(self, files, tmp_path):
         from agebody.pipelines.labels import load_labels
 
         folder, _, _ = files
@@ -1132,7 +1132,7 @@ class TestCommand:
             (lambda f: np.save(f / "masks" / "a.npy", np.full((480, 640), 9)), "has a person 9"),
         ],
     )
-    def test_says_what_is_wrong(self, files, tmp_path, spoil, message):
+    def test_errors_name_the_cause(self, files, tmp_path, spoil, message):
         folder = tmp_path / "copy"
         shutil.copytree(files[0], folder)
         spoil(folder)
@@ -1187,7 +1187,7 @@ class TestCommand:
         assert result.exit_code == 1
         assert "would be the map of one/a.jpg and of two/a.jpg" in result.output
 
-    def test_replaces_nothing_unasked_and_never_what_it_reads(self, files, tmp_path):
+    def test_never_overwrites_unasked_or_its_own_input(self, files, tmp_path):
         folder = tmp_path / "copy"
         shutil.copytree(files[0], folder)
         labels, output = folder / "labels.npz", tmp_path / "out.npz"

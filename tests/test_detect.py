@@ -153,13 +153,13 @@ def test_unreadable_photographs_are_noted_unless_they_are_all(tmp_path):
         (np.full((1, 17, 3), np.nan), np.zeros((1, 4)), np.zeros(1)),
     ],
 )
-def test_what_breaks_the_protocol_is_refused(tmp_path, wrong):
+def test_detectors_that_break_the_protocol_are_refused(tmp_path, wrong):
     save_photo(tmp_path / "a.png")
     with pytest.raises(DetectorError, match="a.png: "):
         detect_people(Fixed(wrong), tmp_path)
 
 
-def test_nobody_is_no_error(tmp_path):
+def test_no_people_is_not_an_error(tmp_path):
     save_photo(tmp_path / "a.png")
     people = detect_people(Fixed(person(0, 0, count=0)), tmp_path)
     assert len(people) == 0
@@ -467,7 +467,7 @@ def run(*arguments):
     return CliRunner().invoke(app, list(map(str, arguments)))
 
 
-def test_photographs_are_fitted_as_what_detect_writes(tmp_path, photos):
+def test_photographs_are_fitted_as_detected_files(tmp_path, photos):
     folder, name = photos
     result = run("detect", folder, "--detector", name, "-o", tmp_path / "people.json")
     assert result.exit_code == 0, result.output

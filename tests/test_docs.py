@@ -195,7 +195,7 @@ def anchors(text: str) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_links_lead_somewhere(page):
+def test_links_resolve(page):
     text = FENCE.sub("", page.read_text(encoding="utf-8"))
     for link in re.findall(r"\]\(([^)\s]+)\)", text):
         if re.match(r"https?://", link):
@@ -344,7 +344,7 @@ PLAIN = {
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
-def test_notebooks_run_and_show_what_they_store(path, tmp_path, monkeypatch, unchecked):
+def test_notebooks_run_and_reproduce_their_outputs(path, tmp_path, monkeypatch, unchecked):
     """Text is compared as it is, pictures up to their edges and colours; a tag says where numbers vary."""
     monkeypatch.chdir(tmp_path)
     stored = json.loads(path.read_text(encoding="utf-8"))
@@ -424,7 +424,7 @@ def load_script(path: Path) -> ModuleType:
     return module
 
 
-def test_built_site_loads_only_what_it_has(tmp_path):
+def test_built_site_loads_no_foreign_files(tmp_path):
     problems = load_script(ROOT / "docs" / "build_site.py").problems
     (tmp_path / "guide").mkdir()
     (tmp_path / "a b.png").touch()

@@ -221,7 +221,7 @@ def test_matching_is_that_of_the_function(bodies, files):
     assert by_points["all", "mPCKh"].value > by_ids["all", "mPCKh"].value
 
 
-def test_people_without_visible_keypoints_and_unknown_ages_are_told(bodies, files):
+def test_invisible_people_and_unknown_ages_are_reported(bodies, files):
     keypoints = np.concatenate([bodies[0]["keypoints"], np.ones((8, 17, 1))], -1)
     keypoints[2] = 0
     keypoints[1, 3] = [np.nan, np.nan, 0]
@@ -301,7 +301,7 @@ def test_boxes_of_results_say_how_large_they_are(tmp_path):
     assert (areas == 100).all()
 
 
-def test_drawing_again_is_drawing_with_replacement():
+def test_resampling_draws_with_replacement():
     counts = np.concatenate(list(resample(7, 1000, 3)))
     assert counts.shape == (1000, 7)
     assert (counts.sum(1) == 7).all()
@@ -425,7 +425,7 @@ def test_bad_truths_are_named_in_one_line(files, change, message):
 
 
 @pytest.mark.parametrize("years", [-0.5, 130.0, np.inf])
-def test_nobody_is_of_such_an_age(files, years):
+def test_age_groups_without_people(files, years):
     paths = files(truth={"years": np.full(8, years)}, without=[("truth", "age_offset")])
     message = f"truth.npz: years: expected a number from 0 to below 130, got {years} (row 0)"
     assert_one_line_error(run(*paths, "--bootstrap", 0), message)
@@ -474,7 +474,7 @@ def test_members_that_are_no_arrays(tmp_path, name, content, message):
         read_bodies(tmp_path / "odd.npz")
 
 
-def test_the_layout_is_asked_for_where_it_is_not_plain(bodies, files):
+def test_ambiguous_layouts_must_be_named(bodies, files):
     changes = {
         "truth": {"joints": bodies[0]["joints"][:, :17]},
         "pred": {"joints": bodies[1]["joints"][:, :17]},
@@ -508,7 +508,7 @@ def test_bad_predictions_are_named_in_one_line(files, change, message):
     assert_one_line_error(run(*files(pred=change), "--bootstrap", 0), message)
 
 
-def test_what_is_missing_is_named(files, tmp_path):
+def test_missing_parts_are_named(files, tmp_path):
     assert_one_line_error(run(*files(without=[("pred", "ids")]), "--table", "infantnet"), "ids: missing")
     no_ids = [("pred", "ids"), ("truth", "ids")]
     assert_one_line_error(run(*files(without=no_ids), "--table", "infantnet"), "expected 8 people")
@@ -693,7 +693,7 @@ def test_without_a_named_root_its_weight_is_said_to_be_0(files):
     assert "7 people whose root has weight 0 do not count in MPJPE and PVE; see --root" in table.notes
 
 
-def test_who_has_no_named_root_does_not_count(bodies, files):
+def test_people_without_a_named_root_do_not_count(bodies, files):
     weights, joints = np.ones((8, 24)), bodies[0]["joints"].copy()
     weights[2, 1], joints[2, 1] = 0, np.nan
     paths = files(truth={"joints": joints, "joint_weights": weights})
@@ -706,7 +706,7 @@ def test_who_has_no_named_root_does_not_count(bodies, files):
 
 
 @pytest.mark.parametrize("by", ["ids", "keypoints"])
-def test_people_who_are_not_valid_do_not_count(bodies, files, by):
+def test_invalid_people_do_not_count(bodies, files, by):
     """AGORA leaves out who is hidden too much; nobody misses them."""
     valid = np.arange(8) != 4  # who is not found, either
     valid[1] = False
@@ -762,7 +762,7 @@ def test_relative_human_as_published(bodies, files):
     assert found == expected
 
 
-def test_who_shows_one_keypoint_counts_as_minus_1_as_published(bodies, files):
+def test_one_visible_keypoint_counts_as_minus_1_as_published(bodies, files):
     keypoints = np.concatenate([bodies[0]["keypoints"] + 900, np.ones((8, 17, 1))], -1)
     keypoints[0, 1:, 2] = 0
     paths = files(pred={"keypoints": bodies[1]["keypoints"] + 900}, truth={"keypoints": keypoints})

@@ -209,7 +209,7 @@ def test_so_do_several_strange_fields_together(tmp_path, seed):
     assert_equal_to_pycocotools(tmp_path, annotations, results)
 
 
-def test_what_changes_a_number_is_noted(tmp_path):
+def test_changes_to_numbers_are_noted(tmp_path):
     annotations, results = synthetic_coco(0, images=8)
     r = np.random.default_rng(0)
     for name in (

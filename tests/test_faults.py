@@ -301,7 +301,7 @@ def test_a_call_is_ended(nodes, people, expected, body, tmp_path):
     assert report.shards_found_done >= 3
 
 
-def test_a_store_refuses_what_is_written(nodes, people, expected, body, monkeypatch):
+def test_stores_that_refuse_writes(nodes, people, expected, body, monkeypatch):
     """A server of S3 on this machine, which no longer knows the key when some labels are there."""
     pytest.importorskip("s3fs")
     server = pytest.importorskip("moto.server").ThreadedMotoServer("127.0.0.1", 0, verbose=False)

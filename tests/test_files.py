@@ -116,7 +116,7 @@ def exchange(request, monkeypatch):
 
 @pytest.mark.parametrize("failure", [no_space, interrupt])
 @pytest.mark.parametrize("kind", WRITERS)
-def test_whatever_call_fails_the_old_or_the_new_is_there_whole(
+def test_after_any_failing_call_the_old_or_the_new_file_is_whole(
     tmp_path, monkeypatch, exchange, kind, failure
 ):
     write, old, new = WRITERS[kind]
@@ -310,7 +310,7 @@ def test_flat_names_are_different_and_legal(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["TERM", "HUP", "INT"])
-def test_commands_that_are_told_to_end_clean_up(tmp_path, name):
+def test_terminated_commands_clean_up(tmp_path, name):
     script = f"""
 import os, signal, sys, time
 for number in (signal.SIGTERM, signal.SIGHUP):

@@ -103,7 +103,7 @@ def test_correspondence_of_a_body_with_itself(mannequin_asset):
     assert np.linalg.norm(gap, axis=1).max() < 5e-3
 
 
-def test_a_correspondence_of_ones_own(mannequin):
+def test_custom_correspondence(mannequin):
     joints = LAYOUTS["smplx45"]
     parameters = people(mannequin, 2)
     own = Correspondence(joints, joints, torch.zeros(45))

@@ -324,7 +324,7 @@ def test_the_command_fits_hands_that_several_cameras_see(tmp_path):
         assert file["reprojection"].max() < 1
 
 
-def test_vertices_tell_the_expression():
+def test_expressions_from_vertices():
     """Of random directions per vertex, patches keep the mean: errors are larger than of smooth ones."""
     truth = people()[0].map(lambda t: t[:2])
     fit = fit_vertices(BODY, BODY(truth).vertices)

@@ -67,7 +67,7 @@ def test_people_of_every_age(body, seen):
     assert (cosine > 0).float().mean() > 0.9
 
 
-def test_what_is_known_of_age_or_depth_decides_the_size(body, seen):
+def test_known_age_or_depth_determines_the_size(body, seen):
     people, observed = seen
     years = AgeCurve.from_asset(body.asset).offset_to_years(people.age_offset)
     truth = statures(body, people)
@@ -133,7 +133,7 @@ def test_an_image_is_a_clip_of_one_frame(body, motion_sd):
     assert torch.equal(clip.report.iterations, image.report.iterations)
 
 
-def test_the_robust_cost_is_what_makes_strays_harmless(body):
+def test_the_robust_cost_bounds_outliers(body):
     people = random_people(body, 12, seed=5)
     observed = observe(body, people, seed=5)
     observed.keypoints[:, 9] += torch.tensor([150.0, -120.0])  # the left wrist
@@ -223,7 +223,7 @@ def test_batches(body, seen):
     assert nobody.report.converged.shape == (0,)
 
 
-def test_a_start_of_ones_own(body, seen):
+def test_custom_start(body, seen):
     """Bodies are taken from where they are given, also one for all; no view is tried."""
     people, observed = seen
     few = slice(0, 4)
@@ -308,7 +308,7 @@ def test_standard_errors_are_the_spread_of_the_errors(body, seen):
             assert 0.4 < (off / sd).square().mean() < 2
 
 
-def test_standard_errors_know_what_is_known(body, seen):
+def test_standard_errors_account_for_known_ages(body, seen):
     people, observed = seen
     given = body, observed.keypoints, people.camera
 
@@ -363,7 +363,7 @@ def test_bodies_and_layouts(mannequin_asset, anny_asset):
         assert found.error.max() < 3, (type(body).__name__, layout)
 
 
-def test_a_prior_of_ones_own(body, seen):
+def test_custom_prior(body, seen):
     """Poses go where a prior wants them that is sure of itself."""
     people, observed = seen
     torch.manual_seed(1)
@@ -409,7 +409,7 @@ def test_few_points_leave_a_person_at_the_start(body, seen):
     assert found.error[0] == found.start_error[0]
 
 
-def test_what_is_known_of_some_does_not_depend_on_chunks(body, seen):
+def test_known_values_do_not_depend_on_batches(body, seen):
     """A depth that only the people of one chunk have."""
     people, observed = seen
     depth = observed.depth[:3].clone()
@@ -510,7 +510,7 @@ def test_a_body_with_joints_of_its_own(mannequin_asset):
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_what_is_refused(body, mannequin_asset):
+def test_invalid_input_is_refused(body, mannequin_asset):
     keypoints = 300 + 100 * torch.randn(2, 17, 2)
     camera = Camera.guess((640.0, 480.0))
     start = BodyParameters.zeros(body, 2)

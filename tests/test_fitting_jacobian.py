@@ -304,7 +304,7 @@ def test_repeats_to_the_bit_and_does_not_depend_on_neighbours(mannequin_asset):
 
 
 @pytest.mark.parametrize("name", ["coco17", "smpl24"])
-def test_nobody(mannequin_asset, name):
+def test_no_people(mannequin_asset, name):
     body = SMPLA(mannequin_asset, infant_corrective_scale=0.35)
     given = [part.float() for part in arguments(body, batch=0)]
     found = KeypointJacobian(body, name)(*given)

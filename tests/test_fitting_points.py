@@ -116,7 +116,7 @@ def test_points_of_another_skeleton_break_no_necks(mannequin, anny_asset, layout
     assert pose.norm(dim=-1).max() <= torch.pi
 
 
-def test_what_joints_do_not_tell_stays_as_at_rest(mannequin):
+def test_undetermined_rotations_stay_at_rest(mannequin):
     """A head that is turned about its own axis has its joints where they were."""
     head = mannequin.asset.joint_names.index("head")
     pose = torch.zeros(mannequin.num_joints - 1, 3)
@@ -193,7 +193,7 @@ def test_a_moved_person_is_the_same_person(mannequin):
     assert there.error.max() < EXACT_MESH
 
 
-def test_what_is_known_is_held(mannequin):
+def test_known_values_are_fixed(mannequin):
     truth = people(mannequin, 4)
     truth.betas[0, 0] = 6.5  # beyond what is ever found
     vertices = mannequin(truth).vertices

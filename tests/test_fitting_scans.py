@@ -307,7 +307,7 @@ class TestEnergy:
             torch.testing.assert_close(both.gradient[1:], part.gradient)
             torch.testing.assert_close(both.cost[1:], part.cost)
 
-    def test_what_meets_costs_and_is_pushed_apart(self, precise, exclude):
+    def test_collisions_cost_and_are_pushed_apart(self, precise, exclude):
         """An arm through the trunk."""
         truth = BodyParameters.zeros(precise, 1)
         names = precise.asset.joint_names[1:]

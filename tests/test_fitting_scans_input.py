@@ -100,7 +100,7 @@ def test_the_layout_of_all_joints_is_made_once(infant):
 
 
 class TestReport:
-    def test_what_is_not_near_has_no_distance(self, infant, seen):
+    def test_far_points_have_no_distance(self, infant, seen):
         """Two frames: one scan is 5 m off, the other is as it was with one point of four as far off."""
         far = torch.tensor([5.0, 0, 0])
         (scan,) = seen["scans"]
@@ -156,12 +156,12 @@ class TestErrors:
         with pytest.raises(TypeError, match=r"keypoints: expected torch.float32"):
             fit(infant, given, keypoints=given["keypoints"].double())
 
-    def test_an_age_that_is_no_number(self, mannequin_asset, seen):
+    def test_ages_that_are_not_numbers(self, mannequin_asset, seen):
         with pytest.raises(ValueError, match="age_offset: expected a finite number"):
             fit(agebody.SMPLA(mannequin_asset), seen, age_offset=math.nan)
 
     @pytest.mark.parametrize("count", [3, 50])
-    def test_a_line_is_no_plane(self, count):
+    def test_collinear_points_have_no_plane(self, count):
         line = torch.linspace(0, 1, count)[:, None] * torch.tensor([1.0, 2.0, 0.5])
         for points in (
             line,
@@ -223,7 +223,7 @@ class TestPlanes:
 class TestAccepted:
     """Each number of the report can refuse a frame."""
 
-    def test_what_it_says(self, infant, seen):
+    def test_messages(self, infant, seen):
         still = weighted(**dict.fromkeys(LAST.weights, 0.0))
         true = seen["start"]._replace(transl=torch.zeros(1, 3))
         dense = infant(true).vertices[0]

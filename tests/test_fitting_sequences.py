@@ -194,7 +194,7 @@ def test_clips_of_different_lengths(body):
     torch.testing.assert_close(chunks.report.cost, fit.report.cost, rtol=1e-2, atol=0)
 
 
-def test_what_is_known_of_people_is_theirs(body):
+def test_known_values_stay_with_their_people(body):
     clip = make_clip(body, 2)
     pixels = clip.pixels.expand(3, -1, -1, -1)
     quick: dict[str, Any] = {"stages": QUICK}
@@ -267,7 +267,7 @@ def test_starts_weigh_motion_as_the_term_does(body, monkeypatch):
     assert weighed == pytest.approx(cost.tolist(), rel=1e-3)
 
 
-def test_nobody_is_seen(body):
+def test_no_visible_people(body):
     clip = make_clip(body, 2)
     fit = fit_sequence(body, clip.pixels * torch.nan, clip.camera, weights=torch.zeros(17), stages=QUICK)
     assert not fit.report.converged

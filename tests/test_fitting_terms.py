@@ -297,7 +297,7 @@ def test_variances_within_bounds_are_integrals():
     )
 
 
-def test_terms_of_what_is_not_free_are_no_part_of_the_sum(body):
+def test_terms_of_fixed_variables_are_left_out(body):
     free = FreeVariables(body, ("transl",))
     state = State(body, random_vector(body, 2), torch.arange(2), free)
     prior = PosePrior(joint_limits_prior(body.asset.joint_names[1:], dtype=DOUBLE), body)

@@ -511,7 +511,7 @@ def write(folder, content, file="a.json", encoding="utf-8"):
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_files_mean_what_their_tools_mean(folder, name):
+def test_files_are_read_as_their_tools_write_them(folder, name):
     sample = SAMPLES[name]
     found = read_people(write(folder, sample.content, sample.file), images=folder / "photos")
     assert found.layout.name == sample.layout
@@ -703,7 +703,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_wrong_is_named_in_one_line(folder, name):
+def test_invalid_input_is_named_in_one_line(folder, name):
     content, message = REFUSED[name]
     path = write(folder, content, "a.txt" if isinstance(content, str) else "a.json")
     with pytest.raises(AnnotationError, match=message) as error:
@@ -1016,7 +1016,7 @@ def test_ages_may_be_numbers_in_strings(folder, stated, years, kind):
 
 
 @pytest.mark.parametrize("size", [(640, 0), (-1, 5), (640, 10**9)])
-def test_sizes_that_are_none_are_refused(folder, size):
+def test_invalid_sizes_are_refused(folder, size):
     path = write(folder, {"people": []})
     with pytest.raises(ValueError, match="^size: expected width and height, two positive integers, got"):
         read_people(path, size=size)
@@ -1102,7 +1102,7 @@ def test_lines_of_numbers_are_read_in_the_one_way_that_fits(folder, line, layout
     np.testing.assert_equal(math.nan if found.scores is None else found.scores[0], score)
 
 
-def test_percent_is_noted_and_boxes_of_no_size_are_none(folder):
+def test_percent_is_noted_and_empty_boxes_are_unknown(folder):
     Image.new("RGB", (600, 400)).save(folder / "photos/a.png")
     found = read_people(write(folder, results(17, bbox=[0, 0, 0, 0])), images=folder / "photos")
     assert np.isnan(found.boxes).all()

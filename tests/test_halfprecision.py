@@ -44,7 +44,7 @@ class TestProducts:
         _, _, factor = random_product(dtype)
         assert not halfprecision.transposed_product(torch.zeros(2, 60), factor).any()
 
-    def test_matrix_is_what_was_given_rounded(self, dtype):
+    def test_matrix_is_the_rounded_input(self, dtype):
         _, matrix, factor = random_product(dtype)
         assert halfprecision.length(factor) == len(matrix)
         torch.testing.assert_close(halfprecision.matrix(factor), matrix, rtol=ROUNDING[dtype], atol=2.0**-25)

@@ -158,7 +158,7 @@ class TestAsParityWithSmplx:
 
 
 class TestLayouts:
-    def test_whole_body_layouts_take_smplx_s_points(self, assets):
+    def test_whole_body_layouts_use_the_points_of_smplx(self, assets):
         body = SMPLX(assets["smplx"])
         given = {"betas": normal(2, 10), "body_pose": 0.3 * normal(2, 54, 3), "age_offset": 0.4}
         points = dict(
@@ -199,7 +199,7 @@ class TestLayouts:
             body = SMPLA(assets["smplx"]) if kind == "smplx" else agebody.SMPL(assets["smplh"])
             assert body.keypoints(layout).shape == (len(agebody.LAYOUTS[layout]), 3)
 
-    def test_what_a_body_lacks_is_named(self, assets, mannequin_asset):
+    def test_missing_parts_of_a_body_are_named(self, assets, mannequin_asset):
         with pytest.raises(
             AssetError, match=r"'coco133': the smplh body .* has no regressor set 'contour17'"
         ):
@@ -401,7 +401,7 @@ class TestFiles:
 
 
 @pytest.mark.parametrize("batch", [1, 5])
-def test_correctives_of_one_part_are_multiplied_there_alone(small, monkeypatch, batch):
+def test_correctives_per_part(small, monkeypatch, batch):
     """Rows that are zero outside of some blocks, before and after others, with and without a base surface."""
     monkeypatch.setattr(surface, "PRODUCT", 1)
     directions = small.posedirs.copy()

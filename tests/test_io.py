@@ -423,7 +423,7 @@ def test_report_says_that_hands_are_flat(tmp_path):
         assert any("flat_hand_mean=True" in problem for problem in problems) is said
 
 
-def test_report_of_what_is_not_a_body(tmp_path):
+def test_report_of_files_without_a_body(tmp_path):
     write_kid_template(tmp_path / "smpl_kid_template.npy", num_vertices=6890)
     write_smil_pose_prior(tmp_path / "smil_pose_prior.pkl")
     (tmp_path / "page.html").write_text("<html>")
@@ -466,7 +466,7 @@ def sound(tmp_path_factory):
         (lambda b: {"age_offsets": np.zeros(0), "age_templates": None}, "no age template"),
     ],
 )  # fmt: skip
-def test_problems_are_told(sound, change, problem):
+def test_problems_are_reported(sound, change, problem):
     assert find_problems(sound) == []
     changes = change(sound)
     if len(changes.get("template", sound.template)) > 100:

@@ -91,7 +91,7 @@ def test_a_full_disk_ends_the_call():
     assert [job for job, _ in workers.began] == [1, 2]
 
 
-def test_the_window_bounds_what_is_started():
+def test_the_window_bounds_started_jobs():
     schedule = Schedule(range(5))
     assert [schedule.take(0.0) for _ in range(6)] == [0, 1, 2, 3, 4, None]
     assert (schedule.running, schedule.left) == (5, 5)
@@ -124,7 +124,7 @@ def test_a_cluster_that_loses_its_workers_takes_little_longer(monkeypatch):
         (ValueError("a"), False),
     ],
 )
-def test_what_may_pass_is_tried_again(mannequin_asset, error, again):
+def test_transient_failures_are_retried(mannequin_asset, error, again):
     def fail(body, job):
         raise error
 
@@ -166,7 +166,7 @@ def listener():
         yield f"127.0.0.1:{server.getsockname()[1]}", answers
 
 
-def test_addresses_without_a_cluster_are_told_within_seconds(listener, monkeypatch):
+def test_addresses_without_a_cluster_fail_within_seconds(listener, monkeypatch):
     address, _ = listener
     monkeypatch.setattr(jobs, "_PROBE", 0.3)
     with pytest.raises(ConnectionError, match="no Ray cluster: did not answer"):
@@ -192,7 +192,7 @@ def test_an_address_is_refused_before_a_folder_is_made(ray, mannequin_asset, tmp
 
 
 @pytest.mark.parametrize(("answer", "cluster"), [(b"HTTP/1.1 400 Bad Request\r\n", False), (None, True)])
-def test_what_answers_must_speak_as_ray_does(listener, answer, cluster):
+def test_servers_other_than_ray_are_refused(listener, answer, cluster):
     address, answers = listener
     answers.append(answer or bytes((0, 0, 6, 4, 0, 0, 0, 0, 0)))
     if cluster:

@@ -380,7 +380,7 @@ class TestInput:
         with pytest.raises(ValueError, match="has no gradient"):
             case._replace(constants=wanting)()
 
-    def test_wrappers_give_what_the_operators_give(self):
+    def test_wrappers_equal_operators(self):
         assert_equal([forward_kinematics(*_rows("vectors, small"), JointTree.build(FORK))[1]],
                      [make_case("vectors, small")()[1]])  # fmt: skip
         matrices, *others = forward_kinematics(*_rows("matrices, small"), JointTree.build(FORK))
@@ -427,7 +427,7 @@ class TestBodies:
         assert packed.segments.tolist() == [0, SEGMENT, 2 * SEGMENT, count]
         assert packed.owners.tolist() == [0, 3, 3]
 
-    def test_skinning_weights_say_what_does_not_fit(self):
+    def test_invalid_skinning_weights_are_named(self):
         with pytest.raises(ValueError, match=r"the same shape \(V, W\), got \(2, 1\), \(2, 2\)"):
             SkinningWeights.pack(np.zeros((2, 1), int), np.ones((2, 2)), 3)
         with pytest.raises(ValueError, match="joints: expected 0 to 2, got 0 to 3"):
@@ -444,7 +444,7 @@ class TestBodies:
         assert tree.child_starts.tolist() == [0, 2, 2, 3, 3]
 
     @pytest.mark.parametrize("parents", [[], [0], [-1, 1], [-1, 2, 0], [-1, -1], [-1, 0, 5]])
-    def test_joint_trees_that_are_none(self, parents):
+    def test_invalid_joint_trees(self, parents):
         with pytest.raises(ValueError, match="parents: expected -1, then"):
             JointTree.build(parents)
 

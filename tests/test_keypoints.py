@@ -228,7 +228,7 @@ def test_openpose_has_the_points_of_coco_and_the_middles_of_shoulders_and_hips(a
     torch.testing.assert_close(smpl[:, [1, 8]], out.joints[:, [12, 0]])
 
 
-def test_what_a_body_lacks_is_named(unchecked):
+def test_missing_parts_of_a_body_are_named(unchecked):
     asset = random_body()
     with pytest.raises(AssetError, match=r"'smpl24'.*'random' has no joint 'pelvis'"):
         SMPLA(asset).keypoints("smpl24")

@@ -370,7 +370,7 @@ def test_wrong_annotations_are_named(write, observed, change, message):
     assert str(path) in str(error.value)
 
 
-def test_files_whose_numbers_are_all_integers_are_read(write, observed):
+def test_integer_coordinates_are_read(write, observed):
     """COCO's own annotations have no other."""
     document = coco_document(observed)
     for one in document["annotations"]:
@@ -388,7 +388,7 @@ def test_files_whose_numbers_are_all_integers_are_read(write, observed):
 
 
 @pytest.mark.parametrize("text", ["", "[1, 2", "3", '"x"', "[[]]", "[" * 100_000, "[" + "1" * 5000 + "]"])
-def test_what_is_no_file_of_keypoints_is_named(write, text):
+def test_files_without_keypoints_are_named(write, text):
     path = write(text)
     with pytest.raises(AnnotationError) as error:
         read_people(path, images=path.parent)
@@ -482,7 +482,7 @@ def test_labels_are_the_fitted_body_before_its_camera(labels, body, people, obse
         np.testing.assert_allclose(high, seen.max(0))
 
 
-def test_the_fit_is_told_what_is_known(body, observed, write, knows_the_truth):
+def test_known_ages_reach_the_fit(body, observed, write, knows_the_truth):
     ages = [{"age_offset": 0.5}, {"age_class": "kid"}, {}, {"years": 4}, {}, {}]
     found = read_people(write(coco_document(observed, ages=ages)))
     done = []
@@ -519,7 +519,7 @@ def test_keypoints_of_little_confidence_do_not_count(body, observed, write, know
     assert (labels.observed[:, 0, 2] == 0).all()
 
 
-def test_what_cannot_be_fitted_is_refused(body, mannequin_asset, observed, write):
+def test_unfittable_input_is_refused(body, mannequin_asset, observed, write):
     found = read_people(write(coco_document(observed)))
     for options, message in (
         ({"focal": 1.0, "fov": 1.0}, "focal, fov: expected one"),
@@ -571,7 +571,7 @@ def test_a_file_of_labels_is_a_file_of_predictions(labels, tmp_path):
     assert {table.name for table in tables} >= {"InfantNet", "Relative Human"}
 
 
-def test_what_is_no_file_of_labels_is_named(labels, tmp_path):
+def test_files_without_labels_are_named(labels, tmp_path):
     path = tmp_path / "labels.npz"
     for content in (b"", b"PK\x03\x04 and no more"):
         path.write_bytes(content)
@@ -651,7 +651,7 @@ def test_spins_rule(labels):
     assert flag(edge + 0.02, weights=some).all()
 
 
-def test_other_rules_and_who_is_kept(labels):
+def test_other_rules_and_kept_people(labels):
     fine = flag_labels(moved(labels, 1.0))
     assert fine.kept.all()
     assert not np.any(list(fine.flags.values()))
@@ -730,7 +730,7 @@ def test_ages_that_are_no_reason_for_a_flag(labels, changes):
     assert not (found.flags["age_unknown"] | found.flags["age_bound"]).any()
 
 
-def test_a_size_that_several_cameras_tell_is_no_guess(labels):
+def test_sizes_from_several_cameras_are_not_flagged(labels):
     """The same span of ages is a flag where the stature is a guess, and none where it is known to 3 %."""
     fine = replace(moved(labels, 1.0), **age(labels, 0.1, sd=0.2, known=False))
     assert flag_labels(fine).flags["age_unknown"].all()
@@ -748,7 +748,7 @@ def test_two_people_in_one_place_are_two_if_they_are_apart(labels):
     assert found.flags["duplicate"].tolist() == [True, False, True, False, True, True]
 
 
-def test_people_of_unknown_age_are_counted_and_told(body, people, observed, write):
+def test_people_of_unknown_age_are_reported(body, people, observed, write):
     """Without ages nobody's class is sure, and the standard errors of statures say how unsure."""
     document = coco_document(observed)
     unknown = fit_annotations(body, read_people(write(document)))
@@ -780,7 +780,7 @@ def test_files_from_before_standard_errors_are_read(labels, tmp_path):
 # --- files for training
 
 
-def test_training_arrays_are_what_hmr2_reads(labels, body):
+def test_training_arrays_are_read_by_hmr2(labels, body):
     labels = replace(labels, kept=np.array([True, True, True, True, True, False]))
     arrays = training_arrays(body, labels)
     assert arrays["imgname"].tolist() == labels.image_ids.tolist()
@@ -862,7 +862,7 @@ def photographs(tmp_path):
     return folder
 
 
-def test_shards_are_what_webdataset_reads(labels, body, photographs, tmp_path):
+def test_shards_are_read_by_webdataset(labels, body, photographs, tmp_path):
     done = []
     paths = save_training_shards(
         tmp_path, body, labels, photographs, images_per_shard=2, progress=done.append

@@ -129,7 +129,7 @@ def test_shards_are_the_people_that_were_written(people, annotations):
         assert_same_people(read_shard(path), annotations.select(rows))
 
 
-def test_an_image_is_never_cut_and_nobody_is_lost(annotations, tmp_path):
+def test_images_are_never_split_and_no_person_is_lost(annotations, tmp_path):
     """Images of 1, 5, 2, 2 and 2 people, which the file names in another order."""
     image = np.array([3, 0, 1, 1, 4, 1, 1, 1, 2, 3, 2, 4])
     paths = write_shards(replace(annotations, image=image, images=annotations.images[:5]), tmp_path,
@@ -245,7 +245,7 @@ def test_shards_of_other_programs(tmp_path):
         ({"keypoints": [[1.0] * 8] * 2, "weights": [[1.0] * 4] * 2}, "expected 14, 15, .*137 keypoints"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_in_a_shard_is_named(tmp_path, changes, message):
+def test_invalid_shards_are_named(tmp_path, changes, message):
     path = write(tmp_path / "bad.parquet", **changes)
     with pytest.raises(AnnotationError, match=rf"bad\.parquet: .*{message}"):
         read_shard(path)
@@ -320,7 +320,7 @@ def test_labels_of_a_shard_are_those_of_its_people(one, people, body, annotation
     assert load_label_shards(result.output).ids.tolist() == [104, 105]
 
 
-def test_what_is_done_is_not_done_twice(one, people, body):
+def test_finished_work_is_not_repeated(one, people, body):
     folder, result = one
     before = result.output.stat()
     again = fit_shard(body, people / "people-00002.parquet", folder, overwrite=True)
@@ -353,7 +353,7 @@ def test_labels_made_otherwise_are_refused(one, people, body, mannequin_asset, t
     assert bytes_of(folder) == {result.output.name: result.output.read_bytes()}
 
 
-def test_overwrite_replaces_what_was_made_otherwise(one, people, body, tmp_path):
+def test_overwrite_replaces_results_of_other_settings(one, people, body, tmp_path):
     shard = people / "people-00002.parquet"
     output = tmp_path / shard.name
     output.write_bytes(one[1].output.read_bytes())
@@ -507,7 +507,7 @@ def test_focal_lengths_of_a_shard_count(people, body, tmp_path):
             fit_annotations(body, given, focal=wrong)
 
 
-def test_settings_tell_bodies_and_options_apart(body, mannequin_asset):
+def test_settings_distinguish_bodies_and_options(body, mannequin_asset):
     plain = describe_settings(body, None, {})
     assert plain == describe_settings(
         agebody.SMPLA(mannequin_asset), None, {"focal": None, "batch_size": 256}
@@ -554,7 +554,7 @@ def test_shards_are_found(people, tmp_path):
 
 
 @pytest.mark.parametrize("fixed", [True, False])
-def test_shards_of_nobody_become_labels_of_nobody(expected, body, people, tmp_path, fixed):
+def test_empty_shards_give_empty_labels(expected, body, people, tmp_path, fixed):
     """What other programs write may have lists without a length, and so any number of keypoints."""
     given, folder = tmp_path / "people", tmp_path / "labels"
     given.mkdir()
@@ -800,7 +800,7 @@ def killed_worker(session, body, people, tmp_path_factory):
     return folder, fit_dataset(body, people, folder, progress=kill), reports
 
 
-def test_a_killed_worker_begins_anew(killed_worker, expected):
+def test_killed_workers_are_restarted(killed_worker, expected):
     folder, report, _ = killed_worker
     assert len(report.workers) == 2
     assert bytes_of(folder) == expected

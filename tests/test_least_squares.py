@@ -256,7 +256,7 @@ def test_a_reduction_that_rounding_hides_counts_as_converged():
     assert found.iterations.max() <= 3
 
 
-def test_problems_that_are_not_finite_at_the_start_stay_there():
+def test_problems_with_a_nonfinite_start_stay_at_it():
     _, _, quadratize = linear(4, 6, 3)
     start = torch.zeros(4, 3, dtype=torch.float64)
     start[1, 0], start[2, 1] = torch.nan, torch.inf
@@ -286,7 +286,7 @@ def test_steps_into_nan_are_not_accepted():
     )
 
 
-def test_problems_whose_every_step_is_nan():
+def test_problems_with_only_nan_steps():
     def quadratize(x: Tensor, rows: Tensor) -> Quadratic:
         found = Quadratic.of(x - 1, torch.eye(2, dtype=x.dtype).expand(len(x), 2, 2))
         astray = (x != 0).any(-1)
@@ -423,7 +423,7 @@ def test_indefinite_matrices_have_no_step():
         assert model.solve(dense.gradient, worse, None).isnan().all(1).tolist() == [False, True, True]
 
 
-def test_chains_find_what_dense_problems_find():
+def test_chains_equal_dense_problems():
     # Frames of an oscillation whose frequency and amplitude are shared: phases of frames drift.
     frames = 6
     times = torch.arange(frames, dtype=torch.float64)

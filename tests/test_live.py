@@ -66,7 +66,7 @@ def body_of(people, row):
     return type(people)(*(part[row] if torch.is_tensor(part) else part for part in people))
 
 
-def test_without_viser_one_line_says_what_to_install(body, monkeypatch):
+def test_without_viser_the_extra_is_named(body, monkeypatch):
     monkeypatch.setitem(sys.modules, "viser", None)
     with pytest.raises(
         ImportError, match=r'^a live view needs viser, which is not installed; pip install "agebody\[view\]"$'

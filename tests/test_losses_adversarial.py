@@ -119,7 +119,7 @@ def test_losses_are_least_squares():
     )
 
 
-def test_it_learns_to_tell_bodies_apart():
+def test_discriminator_learns_to_separate():
     torch.manual_seed(0)
     judge = PoseDiscriminator(num_joints=4, num_betas=10)
     optimizer = torch.optim.Adam(judge.parameters(), lr=3e-3)

@@ -205,7 +205,7 @@ def test_relative_metric_loss_is_blind_to_where_the_group_stands():
     assert slope[0, 3] == 0
 
 
-def test_a_metre_is_still_close():
+def test_one_metre_is_still_close():
     target = torch.tensor([[0.0, 1.0], [0.0, 1.0 + 1e-6]])
     terms = relative_metric_loss(torch.zeros(2, 2), target, reduction="none")
     assert terms[:, 0, 1].tolist() == [pytest.approx(math.log(2)), 0]

@@ -138,7 +138,7 @@ def test_a_person_without_root_is_left_out():
     assert torch.equal(keypoints_3d_loss(pred, target, layout="coco17", weights=mask), loss)
 
 
-def test_a_layout_of_ones_own():
+def test_custom_layout():
     layout = KeypointLayout.from_regressor(np.eye(3), ("a", "b", "c"), root=(2,))
     pred = torch.tensor([[1.0, 0, 0], [2, 0, 0], [4, 0, 0]])
     terms = keypoints_3d_loss(pred, torch.zeros(3, 3), layout=layout, reduction="none")

@@ -86,7 +86,7 @@ AIONHMR = HMR2 | {"keypoints_2d": 0.02, "global_orient": 0.005, "betas": 0.0015}
     [(hmr2_objective(), HMR2, False), (aionhmr_objective(), AIONHMR, True)],
     ids=["hmr2", "aionhmr"],
 )
-def test_regressors_sum_what_their_code_sums(objective, weights, age):
+def test_objectives_sum_as_the_published_code(objective, weights, age):
     prediction, target = regression(), labels()
     expected = hmr2_by_hand(prediction, target, weights, age=age)
     report = objective(prediction, target)
@@ -145,7 +145,7 @@ def test_a_root_may_be_unknown_where_the_pose_is_known():
     assert objective(prediction, target).total.item() == pytest.approx(5 * 23 / 24)
 
 
-def test_who_shows_no_root_is_not_in_the_mean():
+def test_people_without_a_visible_root_are_not_in_the_mean():
     prediction, target = regression(people=2), regression(seed=1, people=2)
     target["keypoints_3d_weights"] = torch.ones(2, K)
     target["keypoints_3d_weights"][1, LAYOUTS["hmr2_44"].root[0]] = 0
@@ -375,7 +375,7 @@ def test_errors():
         Objective({})({})
 
 
-def test_aionhmrs_age_class_teaches_those_whose_offset_is_not_labelled():
+def test_age_class_loss_applies_where_the_offset_is_unlabelled():
     objective = aionhmr_objective(age_class_weight=0.5)
     term = objective.terms["age_class"]
     age = torch.tensor([0.9, 0.9, 0.9, 0.3])

@@ -121,7 +121,7 @@ class TestScanToMesh:
         assert not gradients[0][2].any()
         assert not gradients[1][~kept].any()
 
-    def test_only_what_was_seen(self):
+    def test_only_observed_points_count(self):
         vertices, faces = bodies(2)
         scan = random(2, 20, 3, seed=1)
         visible = vertices[..., 2] > 0

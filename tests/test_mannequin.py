@@ -98,7 +98,7 @@ def turned(axis, degrees):
 BENDS = {"left_elbow": (0, -1, 0), "left_knee": (1, 0, 0)}
 
 
-def test_has_smpl_s_size_and_skeleton(asset):
+def test_has_the_size_and_skeleton_of_smpl(asset):
     assert asset.template.shape == (6890, 3)
     assert asset.faces.shape == (13776, 3)
     assert asset.shapedirs.shape == (6890, 3, 10)
@@ -193,7 +193,7 @@ def test_joints_lie_inside(asset, surfaces, age):
     assert mesh.contains(asset.joint_regressor @ surfaces[age]).all()
 
 
-def test_adult_has_an_adult_s_proportions(asset, surfaces):
+def test_adult_proportions(asset, surfaces):
     """ANSUR II, mean of men and women: stature 1.69 m (here 1.72), sitting height .525, biacromial .231."""
     vertices = surfaces["adult"]
     joints = asset.joint_regressor @ vertices
@@ -209,7 +209,7 @@ def test_adult_has_an_adult_s_proportions(asset, surfaces):
     assert 1010 * volume(vertices, asset.faces) == pytest.approx(67, abs=5)  # kg
 
 
-def test_infant_has_an_infant_s_proportions(asset, surfaces):
+def test_infant_proportions(asset, surfaces):
     """WHO at one month: length 0.53-0.55 m, head circumference 0.36-0.38 m, 4-5 kg; sitting height .69."""
     vertices = surfaces["infant"]
     tall = stature(vertices)

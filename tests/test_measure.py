@@ -328,7 +328,7 @@ def test_state_dict_is_empty(mannequin_asset):
     assert not Measurements(mannequin_asset, ("stature", "waist_circumference")).state_dict()
 
 
-def test_definitions_of_ones_own(mannequin_asset):
+def test_custom_definitions(mannequin_asset):
     own = {
         "trunk": Height("suprasternale", "crotch"),
         "reach": Distance(("nose_tip", "left_fingertip")),

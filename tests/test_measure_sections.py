@@ -129,7 +129,7 @@ def test_gradients_in_vertices_and_plane(taut):
 
 @settings(max_examples=20)
 @given(batch=st.lists(st.integers(0, 3), max_size=3), capacity=st.sampled_from([None, 60]))
-def test_batches_are_bodies_one_by_one(batch, capacity):
+def test_batches_equal_single_bodies(batch, capacity):
     vertices, faces = tensors(trimesh.creation.icosphere(subdivisions=1, radius=0.3))
     sizes = 1 + torch.rand(batch, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     bodies = vertices * sizes[..., None, None]

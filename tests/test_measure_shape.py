@@ -65,7 +65,7 @@ def objective(body, fit, targets, sd):
     return torch.stack([*terms, (betas**2).sum(-1)]).sum(), betas, age
 
 
-def test_what_is_found_is_a_minimum_of_what_is_said(body):
+def test_results_are_minima_of_the_stated_cost(body):
     """With few and rough targets, where the prior has its say."""
     targets = {"stature": 1.45, "waist_circumference": 0.75, "head_circumference": 0.54}
     fit = fit_measurements(body, targets, sd=0.01)
@@ -88,7 +88,7 @@ def test_rough_targets_give_more_probable_bodies(body):
     assert norms[0] > norms[1] > norms[2] > 0
 
 
-def test_what_weighs_nothing_leaves_the_mean_body(body):
+def test_zero_weights_leave_the_mean_body(body):
     nothing = {"stature": 0.0}
     fit = fit_measurements(body, {"stature": 1.0}, weights=nothing, age_offset=torch.tensor([0.2, 0.4]))
     assert fit.betas.tolist() == [[0.0] * 10] * 2

@@ -87,7 +87,7 @@ def test_one_pair(dz, order, right):
     assert pcdr(depth.flip(0), layers.flip(0)) == right
 
 
-def test_missed_people_whose_layer_is_unknown_count_as_missed_and_in_no_pair():
+def test_missed_people_of_unknown_layer_count_as_missed_and_form_no_pairs():
     depth, layers = torch.tensor([1.0, 2, 3]), torch.tensor([0, 1, -1])
     known, missed = layers >= 0, torch.tensor([0, 0, 1])
     assert depth_relations(depth, layers, weights=known) == (1, 1, 0)

@@ -110,7 +110,7 @@ def test_stopping_early_equals_the_published_loop(size, seed, invalid):
 
 
 @pytest.mark.parametrize("method", ["greedy", "hungarian"])
-def test_who_is_not_valid_is_neither_matched_nor_missed(method):
+def test_invalid_people_are_neither_matched_nor_missed(method):
     cost, valid = torch.tensor([[1.0, 2.0, 9.0], [1.5, 10.0, 9.0]]), torch.tensor([False, True, True])
     found = match(cost, valid=valid, method=method)
     assert pairs_of(found) == [(0, 1), (1, 2)]
@@ -167,7 +167,7 @@ def test_distances_of_keypoints():
 
 
 @pytest.mark.parametrize("rule", [name for name, rule in MATCHING_RULES.items() if rule.hidden is None])
-def test_people_who_moved_a_little_are_found_again(rule):
+def test_people_who_moved_a_little_are_matched(rule):
     centers = 300 * torch.arange(5)[:, None, None]
     target = centers + 100 * random(0, 5, 17, 2)
     order = torch.tensor([3, 0, 4, 2, 1])

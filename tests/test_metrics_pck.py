@@ -49,7 +49,7 @@ def test_pck_relative_to_a_length_does_not_change_with_scale():
 @pytest.mark.parametrize(("kind", "layout", "ends"), [
     ("torso", "coco17", ("left_shoulder", "right_hip")), ("head", "h36m17", ("neck", "head")),
 ])  # fmt: skip
-def test_a_hidden_end_gives_no_reference_and_who_has_none_does_not_count(kind, layout, ends, hidden):
+def test_people_without_a_visible_reference_do_not_count(kind, layout, ends, hidden):
     """A hidden shoulder at (0, 0) would make a long torso, within which everything is right."""
     pred, target, weights = people(4)
     weights[:] = 1

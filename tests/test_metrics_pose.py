@@ -250,7 +250,7 @@ def test_the_alignment_is_said(unchecked):
         mpjpe(cloud(2, 17), cloud(2, 17))
 
 
-def test_signed_differences_of_stature_do_not_hide_who_is_too_tall():
+def test_signed_stature_errors():
     pred, true = torch.tensor([[1.8, 0.9, 1.0], [1.7, 1.0, 1.0]]).double()
     assert stature_error(pred, true, signed=True, reduction="none").tolist() == pytest.approx(
         [0.1, -0.1, 0.0]

@@ -174,7 +174,7 @@ def test_options_are_given_once_or_with_the_batches(unchecked):
         mean("mpjpe")
 
 
-def test_a_function_of_ones_own():
+def test_custom_function():
     def height(pred, target, weights=None):
         return (pred - target)[..., 1].abs(), weights
 
@@ -344,7 +344,7 @@ AGES = {"strict": streaming.ByAgeClass(POINTS["strict"]), "lax": streaming.ByAge
 
 
 @pytest.mark.parametrize(("kinds", "ages"), [(POINTS, {}), (AGES, {"age_offset": torch.zeros(2)})])
-def test_a_collection_shares_no_states_of_different_metrics(kinds, ages):
+def test_collections_keep_states_of_different_metrics_apart(kinds, ages):
     """All are 0 or 1 after the first batch, of people who are where they should be."""
     together = torchmetrics.MetricCollection({name: metric.clone() for name, metric in kinds.items()})
     alone = {name: metric.clone() for name, metric in kinds.items()}

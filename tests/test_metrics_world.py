@@ -156,7 +156,7 @@ def test_invariances(seed, scale, shape):
     torch.testing.assert_close(both, before, rtol=1e-9, atol=1e-9)
 
 
-def test_all_frames_one_by_one_are_pa_mpjpe():
+def test_alignment_per_frame_equals_pa_mpjpe():
     pred, target = motion(frames=6)
     torch.testing.assert_close(wa_mpjpe(pred, target, segment=1), pa_mpjpe(pred, target))
 

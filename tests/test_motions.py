@@ -111,7 +111,7 @@ def test_up_is_turned_with_the_whole_body(tmp_path):
 
 @pytest.mark.parametrize("family", BODIES)
 @pytest.mark.parametrize("up", ["y", "z"])
-def test_what_is_written_is_read(tmp_path, family, up):
+def test_write_read_round_trip(tmp_path, family, up):
     body = BODIES[family]
     rng = torch.Generator().manual_seed(1)
     some = agebody.BodyParameters.zeros(body, 5).map(
@@ -176,7 +176,7 @@ def test_a_damaged_file_is_refused_by_name(tmp_path, message):
     assert "\n" not in str(error.value)
 
 
-def test_files_of_shapes_and_labels_are_told_apart(tmp_path):
+def test_files_of_shapes_and_of_labels_are_distinguished(tmp_path):
     arrays = amass("smplx")
     np.savez(tmp_path / "stagei.npz", betas=arrays["betas"], gender="male", latent_labels=["a"])
     np.savez(tmp_path / "labels.npz", transl=np.zeros((2, 3)), focal=np.ones((2, 2)))
@@ -194,7 +194,7 @@ def test_files_of_shapes_and_labels_are_told_apart(tmp_path):
         read_motion(tmp_path / "a.npz", own)
 
 
-def test_what_cannot_be_written_is_refused(tmp_path):
+def test_unwritable_output_is_refused(tmp_path):
     body = BODIES["smplh"]
     still = MotionClip(agebody.BodyParameters.zeros(body, 2), 30.0)
     two = still.parameters._replace(betas=torch.eye(2, 16).double())

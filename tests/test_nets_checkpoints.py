@@ -94,7 +94,7 @@ def test_a_file_of_lightning(tmp_path, new):
 @pytest.mark.parametrize(
     ("preset", "family"), [("hmr2", "HMR2"), ("aionhmr", "AionHMR"), ("camerahmr", "CameraHMR")]
 )
-def test_the_head_is_told_from_its_weights(tmp_path, preset, family):
+def test_the_head_is_recognised_by_its_weights(tmp_path, preset, family):
     state = published(preset)
     if preset == "camerahmr":  # as the published code has the hands' start: without a leading 1
         state["smpl_head.init_cam"] = state["smpl_head.init_cam"][0]
@@ -133,7 +133,7 @@ def test_bfloat16_of_torch(tmp_path):
     assert all(torch.equal(t, state[n].float()) for n, t in made.network.state_dict().items())
 
 
-def test_a_network_of_ones_own_takes_its_weights(tmp_path):
+def test_custom_networks_load_their_weights(tmp_path):
     body = SMPL(BODY, pose_format="matrix")
     head = DecoderHead.preset("hmr2", channels=8, width=64, depth=1, heads=1)
     own = filled(Regressor(torch.nn.Conv2d(3, 8, 16, 16), head, body))
@@ -211,7 +211,7 @@ def put(name, *shape):
         (drop("smpl_head.", "backbone."), r"tensors of an unknown network \(smpl.v_template"),
     ],
 )
-def test_what_does_not_fit_is_listed_in_one_line(tmp_path, change, words):
+def test_mismatched_keys_are_listed_in_one_line(tmp_path, change, words):
     state = published()
     change(state)
     with pytest.raises(AssetError, match=words) as error:

@@ -46,7 +46,7 @@ def clip(batch=2, frames=5, coordinates=2):
 
 
 @pytest.mark.parametrize("frames", range(1, 9))
-def test_bands_join_to_what_was_split(frames):
+def test_bands_reconstruct_their_signal(frames):
     signal = torch.randn(2, 3, frames, 4, dtype=torch.float64)
     low, high = haar_split(signal)
     assert (low.shape[-2], high.shape[-2]) == (math.ceil(frames / 2), frames // 2)
@@ -111,7 +111,7 @@ def test_of_the_middle_frame_or_of_every_one(body, options):
     torch.testing.assert_close(one.vertices, expected)
 
 
-def test_parallel_tokens_see_what_both_were_before():
+def test_parallel_updates_use_the_previous_tokens():
     """Markers see the joints' tokens from before the block, or, one after the other, their update."""
     for parallel in (True, False):
         network = make(parallel=parallel)
@@ -126,7 +126,7 @@ def test_parallel_tokens_see_what_both_were_before():
         assert torch.equal(other, found) == parallel
 
 
-def test_a_checkpoint_holds_what_is_learned_and_nothing_of_the_body():
+def test_checkpoints_hold_weights_and_no_body_data():
     network = make()
     assert set(network.state_dict()) == {name for name, _ in network.named_parameters()}
     other = make()

@@ -154,7 +154,7 @@ class TestInput:
         found = net.estimate(body, points, Camera.guess((640, 480)), layout=layout)
         assert found.trust.shape == (1, len(LAYOUTS[layout]))
 
-    def test_weight_0_is_not_there(self, net, body, people, seen):
+    def test_entries_of_weight_0_are_ignored(self, net, body, people, seen):
         weights = seen.weights.clone()
         weights[:, 9:11] = 0
         points = seen.keypoints.clone()
@@ -293,7 +293,7 @@ class TestInput:
 
 
 class TestWeights:
-    def test_they_are_small_and_say_what_made_them(self, tmp_path):
+    def test_weights_are_small_and_state_their_origin(self, tmp_path):
         from importlib.resources import files
 
         from safetensors import safe_open

@@ -24,7 +24,7 @@ def readouts(body, *batch, extra=0):
 
 @pytest.mark.parametrize("name", BODIES)
 @pytest.mark.parametrize("batch", [(), (2,), (2, 3), (0,)])
-def test_a_prediction_is_what_the_layer_takes(name, batch):
+def test_predictions_are_inputs_of_the_layer(name, batch):
     body = BODIES[name]()
     given = readouts(body, *batch, extra=1 if body.age_anchors else 0)
     made = read_prediction({**given, "depth": torch.ones(batch)}, body)

@@ -158,7 +158,7 @@ def test_pare_with_and_without_its_means(tmp_path, readouts):
     close(made.extras["parts"][1, 7, 3, 2:], (1.52198, 1.51636, 1.62740))
 
 
-def test_a_network_of_ones_own_is_asked_for(tmp_path):
+def test_custom_networks_are_required_by_name(tmp_path):
     save_pare(tmp_path / "pare.ckpt")
     torch.save(state(SPIN), tmp_path / "spin.pt")
     for name, words in (("pare.ckpt", "PartAttentionHead"), ("spin.pt", "IterativeHead")):
@@ -175,7 +175,7 @@ def test_other_shapes_are_refused_in_one_line(tmp_path, name):
         load_checkpoint(tmp_path / "pare.pt", network=network)
 
 
-def test_another_head_gets_a_list_of_what_does_not_fit(tmp_path):
+def test_mismatched_heads_list_their_keys(tmp_path):
     torch.save(state(SPIN), tmp_path / "spin.pt")
     network = Regressor(nn.Identity(), IterativeHead(STARTS, condition=3, width=512), BODY)
     with pytest.raises(AssetError, match=r"do not fit the network: .*of another shape \(.*head.fc1.weight"):
@@ -183,7 +183,7 @@ def test_another_head_gets_a_list_of_what_does_not_fit(tmp_path):
 
 
 @pytest.mark.parametrize("make", [IterativeHead, PartAttentionHead])
-def test_a_network_of_ones_own_is_read_as_it_was_written(tmp_path, make):
+def test_custom_network_round_trip(tmp_path, make):
     networks = [Regressor(Given(torch.zeros(0)), make(STARTS, channels=8), BODY) for _ in range(2)]
     torch.save({"state_dict": networks[0].state_dict()}, tmp_path / "own.pt")
     assert load_checkpoint(tmp_path / "own.pt", network=networks[1]).left_out == ()

@@ -323,7 +323,7 @@ NOT_BODIES = {
 
 
 @pytest.mark.parametrize("what", NOT_BODIES)
-def test_other_files_are_named_for_what_they_are(tmp_path, what, monkeypatch):
+def test_other_formats_are_named(tmp_path, what, monkeypatch):
     monkeypatch.chdir(tmp_path)
     content, cause = NOT_BODIES[what]
     (tmp_path / "model.pkl").write_bytes(content)
@@ -513,7 +513,7 @@ PRODUCERS = {
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("producer", PRODUCERS)
-def test_what_other_programs_make_of_a_model(tmp_path, producer):
+def test_models_rewritten_by_other_programs(tmp_path, producer):
     arrays = random_arrays(num_vertices=SMALL)
     arrays["J_regressor"] = sparse.csc_matrix(arrays["J_regressor"])
     path = tmp_path / "SMPL_NEUTRAL.pkl"
@@ -554,7 +554,7 @@ def test_paths_in_other_forms(tmp_path, monkeypatch, entry):
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_what_is_no_path_is_named(tmp_path):
+def test_non_paths_are_named(tmp_path):
     path = tmp_path / "SMPL_NEUTRAL.pkl"
     write_smpl_pkl(path, num_vertices=SMALL)
     with path.open("rb") as file:
@@ -571,7 +571,7 @@ def test_what_is_no_path_is_named(tmp_path):
         load_asset(tmp_path / "pipe")
 
 
-def test_entries_that_nobody_needs_are_not_read(tmp_path, monkeypatch):
+def test_unneeded_entries_are_not_read(tmp_path, monkeypatch):
     arrays = random_arrays(num_vertices=SMALL)
     arrays["J_regressor"] = arrays["J_regressor"].toarray()
     np.savez_compressed(tmp_path / "SMPL.npz", **arrays, extra=np.zeros(2**20))

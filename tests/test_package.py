@@ -96,7 +96,7 @@ def test_workflows_test_every_python():
     assert matrix["python"] == re.findall(r"Python :: (3\.\d+)$", classifiers, re.MULTILINE)
 
 
-def test_hooks_before_a_commit_run_what_is_there():
+def test_pre_commit_hooks_run_existing_tools():
     (repository,) = yaml.safe_load(read(".pre-commit-config.yaml"))["repos"]
     for hook in repository["hooks"]:
         words = [word for word in hook["entry"].split() if word.startswith("tests/")]

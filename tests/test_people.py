@@ -54,7 +54,7 @@ class TestPeople:
         assert 2 <= drawn.min() < 2.6
         assert 4.4 < drawn.max() <= 5
 
-    def test_ages_may_have_a_gradient_which_ends_there(self, body):
+    def test_gradients_stop_at_ages(self, body):
         years = torch.tensor([4.0, 30.0], requires_grad=True)
         people = random_people(body, 2, ages=years)
         assert torch.equal(people.years, years.detach().double())
@@ -107,7 +107,7 @@ class TestPeople:
         assert (outside > 0).double().mean() > 0.6
         assert outside.mean() < 0.4
 
-    def test_size_in_the_image_is_what_was_asked_for(self, body):
+    def test_size_in_the_image_is_as_requested(self, body):
         people = random_people(body, 40, ages=(20, 60), extent=(0.5, 0.5), pose_sd=0, seed=5)
         rest = body(betas=people.betas, age_offset=people.age_offset).vertices[..., 1]
         tall = rest.amax(-1) - rest.amin(-1)
@@ -198,7 +198,7 @@ class TestObservations:
         error = (seen.keypoints - seen.exact)[seen.weights > 0].flatten()
         assert stats.kstest(error / 3, "norm").pvalue > 0.01
 
-    def test_what_is_out_of_the_image_is_not_found(self, body):
+    def test_points_outside_the_image_are_missing(self, body):
         people = random_people(body, 40, truncated=1.0, seed=4)
         seen = observe(body, people)
         inside = ((seen.exact >= 0) & (seen.exact < people.size[:, None])).all(-1)
@@ -206,7 +206,7 @@ class TestObservations:
         assert torch.equal(seen.weights > 0, inside)
         assert (seen.keypoints[~inside] == 0).all()
 
-    def test_shares_are_as_asked(self, body, crowd):
+    def test_requested_shares(self, body, crowd):
         def found(**options):
             return observe(body, crowd, seed=3, **options)
 
@@ -231,7 +231,7 @@ class TestObservations:
         for kind in (legs & arms, legs & ~arms, arms & ~legs):
             assert kind.double().mean() == pytest.approx(1 / 3, abs=0.1)
 
-    def test_of_the_swapped_only_what_is_in_the_image_is_found(self, body):
+    def test_swapped_points_outside_the_image_are_missing(self, body):
         people = random_people(body, 40, truncated=1.0, seed=4)
         seen = observe(body, people, noise=0, swapped=1.0, seed=2)
         reported = seen.weights > 0
@@ -239,7 +239,7 @@ class TestObservations:
         assert inside[reported].all()
         assert not reported.all()
 
-    def test_confidence_says_what_is_seen_but_not_what_is_wrong(self, body, crowd):
+    def test_confidence_reflects_visibility_not_errors(self, body, crowd):
         seen = observe(body, crowd, occluders=0.5, stray=0.1, dropped=0.1, seed=4)
         assert ((seen.weights == 0) | (seen.weights >= 0.2)).all()
         good = seen.visible & ~seen.wrong & (seen.weights > 0)

@@ -97,7 +97,7 @@ def test_photographs_of_phones(tmp_path):
     ("kind", "count", "value"),
     [(3, 1, 0), (3, 1, 9), (3, 1, 65535), (2, 2, 0x36), (5, 1, 8), (4, 1, 2**32 - 1)],
 )
-def test_wrong_orientations_are_none(tmp_path, kind, count, value):
+def test_invalid_orientations_are_ignored(tmp_path, kind, count, value):
     entry = struct.pack("<HHHII", 1, 274, kind, count, value)
     exif = b"Exif\0\0II*\0" + struct.pack("<I", 8) + entry + bytes(4)
     Image.new("RGB", SIZE).save(tmp_path / "a.jpg", exif=exif)

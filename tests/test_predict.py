@@ -116,7 +116,7 @@ def test_bodies_stand_where_the_network_saw_them(tmp_path, bodies, finder, crop_
     assert labels.converged.all()
 
 
-def test_the_network_is_told_where_the_crop_was(tmp_path, bodies, finder):
+def test_networks_receive_the_box_of_the_crop(tmp_path, bodies, finder):
     people, _ = save_people(tmp_path / "photos", BOXES[:1])
     predict_annotations(finder, bodies[0], people, tmp_path / "photos", focal=150.0)
     camera = Camera(torch.tensor([[150.0, 150.0]]), torch.tensor([[80.0, 60.0]]))
@@ -162,7 +162,7 @@ def test_unreadable_photographs(tmp_path, bodies, finder):
         predict_annotations(finder, bodies[0], people, tmp_path / "photos", **options)
 
 
-def test_what_does_not_fit_is_refused(tmp_path, bodies, finder, mannequin_asset):
+def test_mismatched_inputs_are_refused(tmp_path, bodies, finder, mannequin_asset):
     people, _ = save_people(tmp_path / "photos", BOXES)
     with pytest.raises(ValueError, match="body: expected that of the network, mannequin"):
         predict_annotations(finder, agebody.SMPLA(mannequin_asset, num_betas=3), people, tmp_path / "photos")
@@ -198,7 +198,7 @@ def seen(tmp_path, bodies):
     return people
 
 
-def test_a_fit_refines_who_has_keypoints(tmp_path, bodies, seen):
+def test_only_people_with_keypoints_are_refined(tmp_path, bodies, seen):
     class Guess(nn.Module):
         """The truth, a little off; for the box alone, a body at rest."""
 

@@ -125,7 +125,7 @@ def test_arrays_as_npz(tmp_path):
     assert_array_equal(read_mixture(tmp_path / "gmm.npz").covariances, mixture["covars"])
 
 
-def test_what_is_saved_comes_back(tmp_path):
+def test_save_load_round_trip(tmp_path):
     names = ("left_knee", "a joint of my own")
     rng = np.random.default_rng(0)
     gaussian = Gaussian(rng.normal(size=6), rng.normal(size=(6, 4)), names)
@@ -283,7 +283,7 @@ def test_missing_files_say_where_they_come_from(tmp_path):
             read(tmp_path)
 
 
-def test_a_body_is_no_prior_and_a_prior_no_body(tmp_path):
+def test_bodies_and_priors_are_not_confused(tmp_path):
     write_smpl_pkl(tmp_path / "SMPL.pkl", num_vertices=60)
     for read in (read_gaussian, read_mixture):
         with pytest.raises(AssetError, match=r"SMPL\.pkl: this is a body, not a pose prior"):

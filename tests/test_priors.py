@@ -806,7 +806,7 @@ def test_formats_agree(pose_format):
     close(joint_limits_loss(flat, pose_format=pose_format, reduction="none"), expected, atol=1e-9)
 
 
-def test_limits_of_ones_own():
+def test_custom_limits():
     inf = torch.tensor(torch.inf, dtype=DOUBLE)
     low = torch.full((1, 3), -0.1, dtype=DOUBLE)
     table = JointLimits(torch.tensor([2]), low, inf.expand(1, 3))
@@ -851,7 +851,7 @@ def test_prior_of_the_limits_about_another_pose():
     assert prior(one_joint("left_knee", x=-60) + standing) > prior(one_joint("left_knee", x=20) + standing)
 
 
-def test_prior_of_the_limits_tells_possible_poses_from_impossible():
+def test_limit_prior_separates_possible_from_impossible_poses():
     prior = joint_limits_prior(dtype=DOUBLE)
     costs = [prior(torch.from_numpy(pose(name, SMPL_JOINT_NAMES)[1:])).item() for name in POSES]
     assert max(costs) < 69

@@ -198,7 +198,7 @@ class TestClosestPoints:
         assert (here == closest_faces(points, vertices, faces, backend=backend)).all()
 
     @on_backends
-    def test_a_motion_moves_what_is_found(self, backend):
+    def test_closest_points_move_with_the_input(self, backend):
         vertices, faces = icosphere(1)
         points = random(60, 3)
         turn = rotations.to_matrix(random(3, seed=2), "axis_angle")
@@ -361,7 +361,7 @@ class TestNearestPoints:
         assert torch.equal(found, torch.cdist(points.double(), cloud.double()).argmin(-1))
 
     @on_backends
-    def test_what_weighs_nothing_is_not_there(self, backend):
+    def test_entries_of_weight_0_do_not_count(self, backend):
         points, cloud = random(3, 10, 3), random(3, 50, 3, seed=1)
         weights = torch.rand(3, 50, generator=torch.Generator().manual_seed(0)) * (torch.arange(50) % 3 > 0)
         weights[2] = 0
@@ -395,7 +395,7 @@ class TestVisibility:
         assert 0 < seen.sum() < len(vertices)
 
     @on_backends
-    def test_what_stands_in_front_hides(self, backend):
+    def test_surfaces_in_front_occlude(self, backend):
         sphere, faces = icosphere(2)
         behind = 0.5 * sphere + torch.tensor([0.0, 0, 4])
         beside = sphere + torch.tensor([10.0, 0, 4])
@@ -450,7 +450,7 @@ class TestVisibility:
 @pytest.mark.skipif(not has_warp(), reason="needs Warp")
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float32, DOUBLE], ids=["float32", "float64"])
-def test_kernels_on_a_device_find_what_torch_finds(mannequin_asset, device, dtype):
+def test_device_kernels_equal_torch(mannequin_asset, device, dtype):
     vertices, faces = surface_of(mannequin_asset, dtype)
     points = torch.stack([near_surface(vertices, faces, 200, 0.05, seed).to(dtype) for seed in (0, 1)])
     expected = closest_points(points, vertices, faces, backend="torch").distance

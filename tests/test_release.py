@@ -1257,7 +1257,7 @@ UNCLEAR = {
 
 
 @pytest.mark.parametrize("kind", UNCLEAR)
-def test_what_does_not_clearly_hide_ends_the_release(tmp_path, body, crowd, kind):
+def test_uncertain_hiding_ends_the_release(tmp_path, body, crowd, kind):
     labels, document = crowd
     (tmp_path / "photos/link.png").symlink_to(tmp_path / "photos/a.png")
     UNCLEAR[kind](document)
@@ -1330,7 +1330,7 @@ def test_one_photograph_with_two_cameras_or_masks_is_refused(tmp_path, body, lab
 
 @pytest.mark.parametrize("shape", ["coarse", "mean"])
 @pytest.mark.parametrize("region", ["auto", "box", "mask", "mesh"])
-def test_regions_do_not_tell_the_exact_shape(tmp_path, body, shape, region):
+def test_regions_do_not_reveal_the_exact_shape(tmp_path, body, shape, region):
     # People whose released bodies are equal, in one place, from small to tall: no released pixel differs.
     mask = np.zeros(SIZE[::-1], bool)
     mask[30:40, 45:55] = True
@@ -1351,7 +1351,7 @@ def test_regions_do_not_tell_the_exact_shape(tmp_path, body, shape, region):
     assert (outputs[1] != outputs[3]).any()
 
 
-def test_sides_of_boxes_are_told_to_a_step_only(body):
+def test_box_sides_are_rounded_to_a_step(body):
     boxes = np.random.default_rng(0).uniform((10, 10, 50, 60), (18, 18, 58, 68), (300, 4))
     regions = {hide_box(tuple(box.tolist()), (100, 100), 0.2).tobytes() for box in boxes}
     assert len(regions) < 60  # of 300 boxes with sides of 32 to 58 pixels, in steps of 4
@@ -1361,7 +1361,7 @@ def run(*arguments):
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def test_the_command_line_releases_what_was_fitted(tmp_path, labels, images):
+def test_command_releases_fitted_labels(tmp_path, labels, images):
     labels.save(tmp_path / "labels.npz")
     command = ("release", images, tmp_path / "labels.npz", "-o", tmp_path / "out")  # the body of the labels
     result = run(*command)

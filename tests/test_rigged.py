@@ -186,7 +186,7 @@ def test_the_shape_space_of_a_licensed_body_is_written_only_when_asked_for(tmp_p
     assert not Glb(tmp_path / "a.glb").targets
 
 
-def test_the_file_keeps_what_validators_ask_for(tmp_path):
+def test_file_satisfies_validators(tmp_path):
     asset = random_body(num_vertices=30, parents=(-1, 0, 1, 2, 3, 4))
     faces = asset.faces[(asset.faces != 7).all(1)]  # a vertex without a triangle has no normal
     save_rigged(agebody.SMPL(asset.replace(faces=faces)), tmp_path / "a.glb")
@@ -303,7 +303,7 @@ def test_bad_arguments_are_named_and_nothing_is_written(tmp_path, name, options,
     assert os.listdir(tmp_path) == []
 
 
-def test_what_is_no_body_of_one_skeleton_is_refused(tmp_path):
+def test_bodies_without_one_skeleton_are_refused(tmp_path):
     with pytest.raises(TypeError, match="parameters"):
         save_rigged(PLAIN, tmp_path / "a.glb", parameters={})
     two = agebody.SMPLA(MANNEQUIN, smil=MANNEQUIN.at_age(1.0))
@@ -365,7 +365,7 @@ def test_the_command_draws_a_motion_as_a_film(tmp_path):
         assert "a film shows a motion and holds no morph targets" in result.stderr
 
 
-def test_the_command_says_whose_data_a_file_contains(tmp_path):
+def test_command_names_the_licence_of_the_data(tmp_path):
     metadata = dataclasses.replace(MANNEQUIN.metadata, name="mine", license="research only")
     save_asset(MANNEQUIN.replace(metadata=metadata), tmp_path / "b.safetensors")
     result = export(tmp_path / "b.safetensors", "-o", tmp_path / "a.glb")

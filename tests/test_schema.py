@@ -38,7 +38,7 @@ def header(content):
     return json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
 
 
-def test_the_published_schema_is_the_code_s():
+def test_published_schema_equals_the_code():
     assert (SPEC / "body_asset.schema.json").read_text() == schema_text()
 
 

@@ -95,7 +95,7 @@ def test_a_seed_gives_the_same_bytes_and_finished_shards_stay(body, folder, tmp_
         synthesize(body, tmp_path, dataclasses.replace(RECIPE, seed=4))
 
 
-def test_what_hides_a_keypoint_is_what_the_maps_show(body, folder):
+def test_visibility_of_keypoints_agrees_with_the_maps(body, folder):
     """Beside a keypoint that a thing or another person hides, the mask shows these; else the person."""
     told = np.zeros(5, int)
     for sample in TrainingShards(folder):
@@ -166,7 +166,7 @@ def test_a_call_that_is_ended_leaves_finished_shards_only(body, tmp_path, monkey
     assert [path.name for path in tmp_path.iterdir()] == ["000000.tar"]
 
 
-def test_more_images_keep_the_shards_that_are_there(body, folder, tmp_path):
+def test_more_images_keep_existing_shards(body, folder, tmp_path):
     small = dataclasses.replace(RECIPE, count=4)
     (first,) = synthesize(body, tmp_path, small)
     assert first.read_bytes() == (folder / first.name).read_bytes()

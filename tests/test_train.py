@@ -157,7 +157,7 @@ def test_augmented_points_in_space_project_to_the_augmented_points_of_the_image(
     assert draw.rotation.abs().max() > 0.5
 
 
-def test_the_crop_shows_what_the_augmented_keypoints_say(body):
+def test_augmented_crops_match_their_keypoints(body):
     """A blob at a keypoint of the image is at the augmented keypoint of the crop, whatever is drawn."""
     people = drawn_people(body, 16, seed=3)
     points = body.keypoints("hmr2_44", people.parameters)
@@ -241,7 +241,7 @@ def test_people_without_hands_have_no_labels_of_fingers(shards):
     assert target["body_pose_weights"].tolist() == [[1.0] * 21 + [0.0] * 30]
 
 
-def test_sources_have_their_shares(shards):
+def test_sources_are_mixed_by_weight(shards):
     data = TrainingData(
         [Source(shards / "a.tar", 3.0), Source([shards / "b.tar"], 1.0, "adult")], size=(8, 8)
     )
@@ -326,7 +326,7 @@ def test_part_maps_follow_the_augmentation(body, shards, tmp_path):
         TrainingData(path, size=(48, 64), parts=other, parts_size=(48, 48))
 
 
-def test_what_is_not_known_has_weight_0(body, tmp_path):
+def test_unknown_values_have_weight_0(body, tmp_path):
     found = records(body, drawn_people(body, 6))
     found[0]["has_betas"] = np.float32(0)
     found[1]["betas"][2] = 3.5
@@ -688,7 +688,7 @@ def train_one_of_two(rank, folder, shards):
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_learn_what_one_learns_of_all_people(body, shards, tmp_path):
+def test_two_processes_equal_one_with_all_people(body, shards, tmp_path):
     torch.multiprocessing.spawn(train_one_of_two, (tmp_path, shards), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert same(first, second)

@@ -151,7 +151,7 @@ def test_people_who_cross_keep_their_tracks():
     np.testing.assert_array_equal(tracks, names if turns[0] == 0 else 1 - names)
 
 
-def test_people_who_run_and_turn_round_keep_their_tracks():
+def test_running_and_turning_people_keep_their_tracks():
     rng = np.random.default_rng(1)
     tall = np.ptp(STANDING[:, 1])
     moves = tall * rng.uniform(0.1, 0.2, 12) * rng.choice([-1, 1], 12)
@@ -161,13 +161,13 @@ def test_people_who_run_and_turn_round_keep_their_tracks():
     assert tracks_of(beside) == [0, 1] * 13
 
 
-def test_who_leaps_does_not_take_the_track_of_who_stays():
+def test_leaping_people_do_not_take_other_tracks():
     near = 60 + 0.2 * np.ptp(STANDING[:, 1])
     assert tracks_of([[(60, 120)], [(near, 120), (60, 120)]]) == [0, 1, 0]
 
 
 @pytest.mark.parametrize(("gap", "tracks"), [(4, [0, 0, 0, 0]), (3, [0, 0, 1, 1])])
-def test_who_comes_back_is_the_same_up_to_a_gap(gap, tracks):
+def test_returning_people_keep_their_track_up_to_a_gap(gap, tracks):
     frames = [[(60, 120)], [(64, 120)], [], [], [], [], [(84, 120)], [(88, 120)]]
     assert tracks_of(frames, gap=gap) == tracks
 
@@ -250,7 +250,7 @@ def assert_refused(result, problem):
     ],
 )
 @pytest.mark.parametrize("command", ["fit", "detect"])
-def test_what_is_no_video_is_one_line(tmp_path, squares, capfd, command, content, problem):
+def test_files_other_than_videos_give_one_line(tmp_path, squares, capfd, command, content, problem):
     path = tmp_path / "bad.mp4"
     if content is None:  # its index is at its end
         content = save_video(path, walk()).read_bytes()[:-300]
@@ -272,13 +272,13 @@ def test_what_is_no_video_is_one_line(tmp_path, squares, capfd, command, content
         (["--gap", "-1"], "--gap"),
     ],
 )
-def test_what_a_video_has_not_is_refused(tmp_path, squares, options, problem):
+def test_options_without_meaning_for_videos_are_refused(tmp_path, squares, options, problem):
     path = save_video(tmp_path / "a.mp4", walk())
     assert_refused(run("fit", path, *squares, *options, "-o", tmp_path / "out"), problem)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_video_with_nobody_is_one_line(tmp_path, squares):
+def test_videos_without_people_give_one_line(tmp_path, squares):
     path = save_video(tmp_path / "a.mp4", [[]] * 3)
     result = run("fit", path, *squares, "-o", tmp_path / "out")
     assert_refused(result, "a.mp4: there is nobody to fit")
@@ -352,7 +352,7 @@ def test_people_of_a_stream_keep_their_number_shape_and_place():
         (["a.mp4"], "-o FILE.mp4"),
     ],
 )
-def test_what_cannot_be_shown_is_refused_in_one_line(tmp_path, monkeypatch, squares, arguments, message):
+def test_unviewable_input_is_refused_in_one_line(tmp_path, monkeypatch, squares, arguments, message):
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)

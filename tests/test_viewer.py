@@ -36,7 +36,7 @@ def path(body, tmp_path_factory):
 
 
 @needs_chromium
-def test_the_page_computes_what_the_layer_computes(body, page, path):
+def test_the_page_equals_the_layer(body, page, path):
     """Vertices, keypoints and measures of random people of every age are those of the layer."""
     page.open(path)
     people = random_people(body, 3, seed=2).parameters

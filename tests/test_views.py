@@ -39,7 +39,7 @@ def opencv_pixels(points, matrix, lens, turn, place):
     )
 
 
-def test_a_calibration_of_pose2sim_sees_what_opencv_sees(tmp_path):
+def test_pose2sim_calibrations_project_as_opencv(tmp_path):
     path = tmp_path / "calib.toml"
     path.write_text(samples.cameras_files()["TOML"] + "[metadata]\nadjusted = false\n")
     cameras = read_cameras(path)
@@ -205,7 +205,7 @@ def seen_by(pixels, view, order, size=SIZE):
     )
 
 
-def test_who_is_who_in_all_views_is_found_and_all_views_are_one_fit(body):
+def test_people_are_matched_over_views_and_fitted_once(body):
     people, pixels = walkers(body)
     views = {NAMES[i]: seen_by(pixels, i, order) for i, order in enumerate(((0, 1), (1, 0), (0, 1)))}
     found, cameras = join_views(views, rig())

@@ -44,7 +44,7 @@ def test_other_types_and_devices_are_refused():
         agebody_kernels.warmup("meta")
 
 
-def test_the_command_shows_what_it_did():
+def test_command_reports_its_result():
     result = run("--device", "cpu", "--dtype", "both")
     assert result.exit_code == 0, result.output
     for word in (*SUBJECTS, "float32", "float64", "cpu"):
@@ -55,7 +55,7 @@ def test_the_command_shows_what_it_did():
     assert all(f"cuda:{i}" in everywhere.stdout for i in range(torch.cuda.device_count()))
 
 
-def test_the_command_names_what_is_wrong(monkeypatch):
+def test_command_errors_name_the_cause(monkeypatch):
     for arguments in (("--device", "tpu"), ("--device", "cuda:99"), ("--dtype", "float16")):
         result = run(*arguments)
         assert result.exit_code == 2
@@ -78,7 +78,7 @@ def test_a_device_that_warp_does_not_see_is_one_line(monkeypatch):
     assert "error: Warp finds no CUDA device" in result.stderr
 
 
-def test_what_takes_long_is_said_on_standard_error(monkeypatch, capsys):
+def test_long_steps_are_announced_on_standard_error(monkeypatch, capsys):
     monkeypatch.setattr(_interop, "_PATIENCE", 0.05)
     with _interop._announced("compiling this"):
         pass
