@@ -24,7 +24,7 @@ from agebody.annotations import ImageEntry, People
 from agebody.body import BodyModel
 from agebody.keypoints import LAYOUTS
 from agebody.people import observe, random_people
-from agebody.pipelines.jobs import Done, Failed, run_jobs
+from agebody.pipelines.jobs.schedule import Done, Failed, run_jobs
 
 
 class SimulatedWorkers:

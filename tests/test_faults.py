@@ -19,7 +19,7 @@ from cluster import observed_people
 
 import agebody
 from agebody.annotations import write_shards
-from agebody.pipelines import jobs
+from agebody.pipelines.jobs import backends
 from agebody.pipelines.labels import Cluster, at_scale, fit_dataset, load_label_shards
 from agebody.stores import to_path
 
@@ -173,6 +173,7 @@ DRIVER = """
 import os, signal, sys
 import agebody
 from agebody.age import parse_ages
+from agebody.pipelines.jobs import backends
 from agebody.pipelines.labels import Cluster, fit_dataset
 
 def kill(report):
@@ -268,8 +269,8 @@ def test_the_disk_is_full(nodes, body, people, expected, tmp_path, monkeypatch):
 
 
 def test_a_node_has_another_version(nodes, body, people, tmp_path, monkeypatch):
-    described = jobs._describe_machine("CPU") | {"agebody": "9.9"}
-    monkeypatch.setattr(jobs, "_describe_machine", lambda kind: described)
+    described = backends._describe_machine("CPU") | {"agebody": "9.9"}
+    monkeypatch.setattr(backends, "_describe_machine", lambda kind: described)
     with pytest.raises(RuntimeError, match="node .*: agebody is .*, here 9.9; install one version"):
         fit(body, people, tmp_path, nodes)
     assert os.listdir(tmp_path) == ["report.json"]

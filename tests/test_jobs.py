@@ -17,17 +17,10 @@ import pytest
 import torch
 
 import agebody
-from agebody.pipelines import jobs
-from agebody.pipelines.jobs import (
-    Cluster,
-    Done,
-    Failed,
-    Schedule,
-    check_cluster,
-    choose_part,
-    run_jobs,
-    start_workers,
-)
+from agebody.pipelines.jobs import backends, cluster
+from agebody.pipelines.jobs.backends import start_workers
+from agebody.pipelines.jobs.cluster import Cluster, check_cluster
+from agebody.pipelines.jobs.schedule import Done, Failed, Schedule, choose_part, run_jobs
 from agebody.pipelines.labels import fit_dataset
 from agebody.pipelines.synthesis import synthesize
 
@@ -135,7 +128,7 @@ def test_transient_failures_are_retried(mannequin_asset, error, again):
 
 
 def test_another_version_on_a_worker_is_named():
-    do = jobs._entry({"agebody": "9.9", "torch": str(torch.__version__).partition("+")[0]})
+    do = backends._entry({"agebody": "9.9", "torch": str(torch.__version__).partition("+")[0]})
     said = do([None], 1)
     assert isinstance(said, str)
     assert "agebody is " in said
@@ -168,9 +161,9 @@ def listener():
 
 def test_addresses_without_a_cluster_fail_within_seconds(listener, monkeypatch):
     address, _ = listener
-    monkeypatch.setattr(jobs, "_PROBE", 0.3)
+    monkeypatch.setattr(cluster, "_PROBE", 0.3)
     with pytest.raises(ConnectionError, match="no Ray cluster: did not answer"):
-        jobs._probe(address)
+        cluster._probe(address)
     with socket.create_server(("127.0.0.1", 0)) as server:
         free = server.getsockname()[1]
     for where, said in (
@@ -180,7 +173,7 @@ def test_addresses_without_a_cluster_fail_within_seconds(listener, monkeypatch):
         ("127.0.0.1:99999", "expected a port"),
     ):
         with pytest.raises(ConnectionError, match=said):
-            jobs._probe(where)
+            cluster._probe(where)
 
 
 @pytest.mark.parametrize("start", [fit_dataset, synthesize])
@@ -191,15 +184,15 @@ def test_an_address_is_refused_before_a_folder_is_made(ray, mannequin_asset, tmp
     assert list(tmp_path.iterdir()) == ray.said == []
 
 
-@pytest.mark.parametrize(("answer", "cluster"), [(b"HTTP/1.1 400 Bad Request\r\n", False), (None, True)])
-def test_servers_other_than_ray_are_refused(listener, answer, cluster):
+@pytest.mark.parametrize(("answer", "is_ray"), [(b"HTTP/1.1 400 Bad Request\r\n", False), (None, True)])
+def test_servers_other_than_ray_are_refused(listener, answer, is_ray):
     address, answers = listener
     answers.append(answer or bytes((0, 0, 6, 4, 0, 0, 0, 0, 0)))
-    if cluster:
-        jobs._probe(address)
+    if is_ray:
+        cluster._probe(address)
     else:
         with pytest.raises(ConnectionError, match="something else than a Ray cluster"):
-            jobs._probe(address)
+            cluster._probe(address)
 
 
 def test_parts_share_the_jobs():
@@ -261,7 +254,7 @@ def ray(monkeypatch):
 
 def test_a_start_that_is_interrupted_is_ended_as_a_whole(ray):
     ray.signals.append(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), jobs._start_ray(Cluster(2)):
+    with pytest.raises(KeyboardInterrupt), backends._start_ray(Cluster(2)):
         pass
     assert ray.said == ["started", "ended"]
 
@@ -269,15 +262,15 @@ def test_a_start_that_is_interrupted_is_ended_as_a_whole(ray):
 @pytest.mark.parametrize("wrong", ["env_var", "env_vars"])
 def test_runtime_environments_that_ray_cannot_use_are_named(ray, wrong):
     refused = pytest.raises(ValueError, match=f"^runtime_env: .*{wrong}[^\n]*$")
-    with refused, jobs._start_ray(check_cluster(Cluster(2, runtime_env={wrong: "TypeError"}))):
+    with refused, backends._start_ray(check_cluster(Cluster(2, runtime_env={wrong: "TypeError"}))):
         pass
     assert "started" not in ray.said
 
 
 def test_handlers_of_signals_are_set_again_after_ray_has_started(ray, monkeypatch):
     again = []
-    monkeypatch.setattr(jobs.signal, "signal", lambda *handler: again.append(handler))
-    with jobs._start_ray(Cluster(2)):
+    monkeypatch.setattr(backends.signal, "signal", lambda *handler: again.append(handler))
+    with backends._start_ray(Cluster(2)):
         assert again == [(signal.SIGTERM, signal.getsignal(signal.SIGTERM))]
 
 

@@ -32,7 +32,9 @@ from agebody.keypoints import LAYOUTS
 from agebody.losses import joint_limits_prior
 from agebody.people import observe, random_people
 from agebody.pipelines.cli import app
-from agebody.pipelines.jobs import Cluster, run_jobs, start_workers
+from agebody.pipelines.jobs.backends import start_workers
+from agebody.pipelines.jobs.cluster import Cluster
+from agebody.pipelines.jobs.schedule import run_jobs
 from agebody.pipelines.labels import (
     fit_annotations,
     fit_dataset,

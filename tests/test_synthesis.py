@@ -17,7 +17,7 @@ from agebody.age import AGE_CLASSES, AgeCurve, age_class
 from agebody.annotations import AnnotationError
 from agebody.cameras import Camera
 from agebody.keypoints import LAYOUTS
-from agebody.pipelines.jobs import Cluster
+from agebody.pipelines.jobs.cluster import Cluster
 from agebody.pipelines.labels import TrainingShards, load_labels
 from agebody.pipelines.labels.samples import HIDDEN_BY, index_shard
 from agebody.pipelines.synthesis import Recipe, synthesize

@@ -144,7 +144,7 @@ def fit_shards(
 
     Example: `agebody fit-shards people --body ages.safetensors -o labels`
     """
-    from agebody.pipelines.jobs import Cluster, check_cluster
+    from agebody.pipelines.jobs.cluster import Cluster, check_cluster
     from agebody.pipelines.labels import fit_dataset
     from agebody.pipelines.labels.at_scale import report_name
     from agebody.pipelines.labels.summary import unknown_ages

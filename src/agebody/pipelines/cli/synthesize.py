@@ -96,7 +96,7 @@ def synthesize(
 
     Example: `agebody synthesize --count 10000 --people 1-3 -o people`
     """
-    from agebody.pipelines.jobs import Cluster
+    from agebody.pipelines.jobs.cluster import Cluster
     from agebody.pipelines.synthesis import Recipe
     from agebody.pipelines.synthesis import synthesize as draw
 

@@ -1,6 +1,6 @@
 """Make training labels: fit bodies to keypoints, judge the fits, and write files for training code."""
 
-from agebody.pipelines.jobs import Cluster
+from agebody.pipelines.jobs.cluster import Cluster
 from agebody.pipelines.labels.at_scale import fit_dataset, fit_shard
 from agebody.pipelines.labels.fitting import fit_annotations
 from agebody.pipelines.labels.label_shards import load_label_shards

@@ -22,15 +22,9 @@ from agebody.annotations.people import AnnotationError
 from agebody.annotations.shards import count_people, import_pyarrow, read_shard
 from agebody.body import BodyModel
 from agebody.files import make_folder, naming, replacing
-from agebody.pipelines.jobs import (
-    ALL_CPUS,
-    Cluster,
-    Failed,
-    check_cluster,
-    choose_part,
-    run_jobs,
-    start_workers,
-)
+from agebody.pipelines.jobs.backends import start_workers
+from agebody.pipelines.jobs.cluster import ALL_CPUS, Cluster, check_cluster
+from agebody.pipelines.jobs.schedule import Failed, choose_part, run_jobs
 from agebody.pipelines.labels.fitting import fit_annotations
 from agebody.pipelines.labels.label_shards import ShardRecord, describe_source, find_record, save_label_shard
 from agebody.pipelines.labels.settings import describe_settings

@@ -22,7 +22,9 @@ from agebody.files import make_folder, replacing
 from agebody.measure import stature
 from agebody.parameters import BodyParameters
 from agebody.people import People, random_people
-from agebody.pipelines.jobs import THIS_PROCESS, Cluster, Failed, check_cluster, run_jobs, start_workers
+from agebody.pipelines.jobs.backends import start_workers
+from agebody.pipelines.jobs.cluster import THIS_PROCESS, Cluster, check_cluster
+from agebody.pipelines.jobs.schedule import Failed, run_jobs
 from agebody.pipelines.labels.records import Labels
 from agebody.pipelines.labels.samples import TrainingShards, add_sample, encode, open_shard, read_about
 from agebody.pipelines.labels.settings import describe_differences

@@ -1,0 +1,263 @@
+"""What does the jobs: this process, or tasks of Ray."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import platform
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from importlib.metadata import version
+from typing import Any, no_type_check
+
+import torch
+
+from agebody.body import BodyModel
+from agebody.files import first_line
+from agebody.pipelines.jobs.cluster import Cluster, check_cluster, count_cpus
+from agebody.pipelines.jobs.schedule import Done, Failed, Workers, may_pass
+
+_START = 20.0
+"""Seconds that an interrupted start of Ray has to come to its end."""
+_OBJECT_STORE = 512 << 20
+"""Bytes that local workers share: the body."""
+
+
+class _Here:
+    """This process, which does one job after the other with one thread, as a worker of Ray does."""
+
+    def __init__(self, body: BodyModel, function: Callable[..., Any], call: Mapping[str, Any]) -> None:
+        self._do = lambda job: function(body, job, **call)
+        self._next: deque[Any] = deque()
+
+    def window(self) -> int:
+        return 1
+
+    def now(self) -> float:
+        return time.monotonic()
+
+    def start(self, job: Any) -> None:
+        self._next.append(job)
+
+    def wait(self, seconds: float) -> list[tuple[Any, Done | Failed]]:
+        if not self._next:
+            time.sleep(seconds)
+            return []
+        job = self._next.popleft()
+        try:
+            return [(job, Done(f"{platform.node()}-{os.getpid()}", self._do(job)))]
+        except Exception as error:
+            return [(job, Failed(error, may_pass(error)))]
+
+
+class _Ray:
+    """Tasks of Ray, which finds a worker for each, and another node if one is lost."""
+
+    def __init__(self, ray: Any, shared: Any, options: dict[str, Any], most: int | None, kind: str) -> None:
+        self._ray, self._shared, self._most, self._kind = ray, shared, most, kind
+        # Ray would repeat tasks that ran out of memory without end, so all attempts are counted here.
+        self._task = ray.remote(_entry(_describe_machine(kind))).options(
+            max_retries=0, scheduling_strategy="SPREAD", **options
+        )
+        self._running: dict[Any, Any] = {}
+        self._share = max(options.get("num_gpus", 1.0) if kind == "GPU" else 1.0, 1e-3)
+
+    def slots(self) -> int:
+        """Return how many jobs the cluster can do at once."""
+        return int(self._ray.cluster_resources().get(self._kind, 0) / self._share)
+
+    def window(self) -> int:
+        return self._most or max(8, 2 * self.slots())
+
+    def now(self) -> float:
+        return time.monotonic()
+
+    def start(self, job: Any) -> None:
+        self._running[self._task.remote(self._shared, job)] = job
+
+    def wait(self, seconds: float) -> list[tuple[Any, Done | Failed]]:
+        if not self._running:
+            time.sleep(seconds)
+            return []
+        try:
+            ready, _ = self._ray.wait(list(self._running), timeout=max(seconds, 0.05))
+        except self._ray.exceptions.RayError as error:
+            raise ConnectionError(f"the Ray cluster is gone: {first_line(error)}") from None
+        return [(self._running.pop(reference), self._get(reference)) for reference in ready]
+
+    def _get(self, reference: Any) -> Done | Failed:
+        errors = self._ray.exceptions
+        try:
+            outcome = self._ray.get(reference)
+        except errors.RayTaskError as error:
+            cause = error.cause if isinstance(error.cause, Exception) else error
+            return Failed(cause, may_pass(cause))
+        except (errors.RuntimeEnvSetupError, errors.TaskUnschedulableError) as error:
+            raise RuntimeError(f"Ray cannot start a worker: {first_line(error)}") from None
+        except errors.RayError as error:  # the worker, its node or its memory is gone
+            why = "is there enough memory for each?" if self._kind == "CPU" else "see its log"
+            return Failed(RuntimeError(f"its worker ended ({type(error).__name__}); {why}"), again=True)
+        if isinstance(outcome, str):
+            raise RuntimeError(outcome)
+        return Done(*outcome)
+
+    def cancel(self) -> None:
+        """End the jobs that run, with the processes that do them."""
+        for reference in self._running:
+            with suppress(Exception):
+                self._ray.cancel(reference, force=True)
+
+
+def _describe_machine(kind: str) -> dict[str, str]:
+    """Return what must be equal on all workers, for equal results."""
+    found = {"agebody": version("agebody"), "torch": str(torch.__version__).partition("+")[0]}
+    if kind == "CPU":
+        found["instructions"] = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    return found
+
+
+def _entry(expected: dict[str, str]) -> Callable[..., Any]:
+    """Return the function that workers run.
+
+    Being nested, it travels by value, and can speak on a machine where agebody is missing or another.
+    """
+
+    @no_type_check  # what checks types at run time could not travel
+    def do(shared: Sequence[Any], job: Any) -> tuple[str, Any] | str:
+        import platform
+
+        where = f"node {platform.node()}"
+        try:
+            from agebody.pipelines.jobs import backends
+        except ImportError as error:
+            return f"{where}: {error}; install agebody {expected['agebody']} there"
+        found = backends._describe_machine("CPU" if "instructions" in expected else "GPU")
+        for name, wanted in expected.items():
+            if found[name] != wanted:
+                advice = "set ATEN_CPU_CAPABILITY alike" if name == "instructions" else "install one version"
+                return f"{where}: {name} is {found[name]}, here {wanted}; {advice} on all machines"
+        return backends._do(shared[0], job)
+
+    return do
+
+
+_KEPT: dict[str, tuple[BodyModel, Callable[..., Any], dict[str, Any]]] = {}
+"""What this process works with, by Ray's reference to it."""
+
+
+def _do(packed: Any, job: Any) -> tuple[str, Any]:
+    """Do a job in a worker, which unpacks the body for its first one."""
+    import ray
+    from ray import cloudpickle
+
+    key = packed.hex()
+    if key not in _KEPT:
+        torch.set_num_threads(1)
+        body, function, call, device = cloudpickle.loads(ray.get(packed))
+        _KEPT.clear()
+        _KEPT[key] = body.to(device), function, call
+    body, function, call = _KEPT[key]
+    result = function(body, job, **call)
+    return f"{ray.get_runtime_context().get_node_id()[:8]}-{os.getpid()}", result
+
+
+@contextmanager
+def start_workers(
+    body: BodyModel,
+    function: Callable[..., Any],
+    call: Mapping[str, Any],
+    cluster: Cluster,
+) -> Iterator[Workers]:
+    """Yield what `run_jobs` needs: this process for one worker without an address, else Ray.
+
+    Args:
+        body: the layer.
+        function: called with the body, the job and ``call``.
+        call: arguments that are the same for all jobs.
+        cluster: where.
+
+    Raises:
+        ConnectionError: no cluster answers at the address.
+        ImportError: Ray is not installed.
+        ValueError: Ray on this machine has no such device or memory, or the runtime environment is wrong.
+    """
+    cluster = check_cluster(cluster)
+    device, address = cluster.device or body.device.type, cluster.address
+    if cluster.is_here:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # as each worker has, so that the results are the same
+        try:
+            yield _Here(_moved(body, device), function, call)
+        finally:
+            torch.set_num_threads(threads)
+        return
+    kind = "GPU" if device.startswith("cuda") else "CPU"
+    options = {"num_cpus": 1} if kind == "CPU" else {"num_cpus": 0, "num_gpus": cluster.num_gpus}
+    options |= {} if cluster.memory is None else {"memory": cluster.memory}
+    with _start_ray(cluster) as ray:
+        packed = ray.cloudpickle.dumps((_moved(body, "cpu"), function, dict(call), device))
+        pool = _Ray(ray, [ray.put(packed)], options, cluster.workers, kind)
+        if address is None and not pool.slots():
+            raise ValueError(f"device: expected one that Ray finds here, got {device}: it has no {kind}")
+        most = ray.cluster_resources().get("memory", 0)
+        if address is None and (cluster.memory or 0) > most:
+            raise ValueError(f"memory: expected at most the {most / 2**30:.1f} GiB that Ray finds free here")
+        try:
+            yield pool
+        finally:
+            pool.cancel()
+
+
+def _moved(body: BodyModel, device: str) -> BodyModel:
+    return body if body.device == torch.device(device) else copy.deepcopy(body).to(device)
+
+
+@contextmanager
+def _start_ray(cluster: Cluster) -> Iterator[Any]:
+    """Yield Ray: the one that this process has started, or one that ends with the block."""
+    import ray
+
+    if ray.is_initialized():
+        yield ray
+        return
+    where: dict[str, Any] = {
+        "address": cluster.address or "local",
+        "runtime_env": {**(cluster.runtime_env or {})},
+    }
+    if where["address"] == "local":
+        where |= {"num_cpus": cluster.workers or count_cpus()}
+        where |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE}
+    begun: Future[Any] = Future()
+    ended = threading.Event()
+
+    def start() -> None:
+        try:
+            begun.set_result(ray.init(**where, log_to_driver=False, logging_level=logging.ERROR))
+        except TypeError as error:  # Ray converts what it is given before it connects
+            begun.set_exception(ValueError(f"runtime_env: {first_line(error)}"))
+        except Exception as error:
+            # A token that is missing, another version of Ray or of Python, a cluster that has just ended.
+            why = f"{where['address']}: Ray cannot be used: {first_line(error)}"
+            begun.set_exception(ConnectionError(why))
+        ended.wait()  # Ray's servers end with the thread that started them
+
+    # A signal would cut the start in two, and what has started would stay. Outside the main thread, Ray also
+    # leaves Python's handlers of signals as they are.
+    try:
+        threading.Thread(target=start, daemon=True).start()
+        begun.result()
+        if threading.current_thread() is threading.main_thread():
+            handler = signal.getsignal(signal.SIGTERM)  # Python's; that of Ray in C++ prints its stack
+            signal.signal(signal.SIGTERM, signal.SIG_DFL if handler is None else handler)
+        yield ray
+    finally:
+        with suppress(Exception):
+            begun.exception(_START)
+        ray.shutdown()
+        ended.set()

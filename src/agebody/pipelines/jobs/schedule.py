@@ -1,0 +1,154 @@
+"""Which job is next, and which failure is final."""
+
+from __future__ import annotations
+
+import errno
+import heapq
+import math
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+
+from agebody.pipelines.jobs.cluster import ALL_CPUS
+
+_PAUSES = (1.0, 2.0, 4.0)
+"""Seconds until a job is tried again, after its first, second and each later failure."""
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
+_LASTING = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
+"""Errors of the system that another attempt would meet again."""
+
+
+class Done(NamedTuple):
+    """The result of a job, and who made it."""
+
+    worker: str
+    result: Any
+
+
+class Failed(NamedTuple):
+    """Why a job is not done."""
+
+    error: Exception
+    again: bool = False
+    """Whether the reason may pass, such as a lost worker or a network drive that does not answer."""
+
+
+class Schedule:
+    """Decide which job is next, and which failure is final.
+
+    It starts nothing and reads no clock, so that a simulation runs the same decisions as a cluster.
+
+    Args:
+        jobs: in the order in which they are begun.
+        max_retries: how often a job is tried again after a failure that may pass.
+    """
+
+    def __init__(self, jobs: Iterable[Any], max_retries: int = ALL_CPUS.max_retries) -> None:
+        self._queue = deque(jobs)
+        self._later: list[tuple[float, int, Any]] = []
+        self._failures: dict[Any, int] = {}
+        self._max_retries, self._number = max_retries, 0
+        self.running = 0
+
+    @property
+    def left(self) -> int:
+        """Return how many jobs have no final result."""
+        return len(self._queue) + len(self._later) + self.running
+
+    def take(self, now: float) -> Any:
+        """Return the next job at a time [s], or None. A job that is due again comes before new ones."""
+        if self._later and self._later[0][0] <= now:
+            job = heapq.heappop(self._later)[2]
+        elif self._queue:
+            job = self._queue.popleft()
+        else:
+            return None
+        self.running += 1
+        return job
+
+    def due(self) -> float:
+        """Return when a job that failed is tried again [s]; infinity if none is waiting."""
+        return self._later[0][0] if self._later else math.inf
+
+    def settle(self, job: Any, outcome: Done | Failed, now: float) -> bool:
+        """Note an outcome; return whether it is final."""
+        self.running -= 1
+        failures = self._failures.get(job, 0)
+        if isinstance(outcome, Done) or not outcome.again or failures >= self._max_retries:
+            return True
+        self._failures[job] = failures + 1
+        self._number += 1
+        pause = _PAUSES[min(failures, len(_PAUSES) - 1)]
+        heapq.heappush(self._later, (now + pause, self._number, job))
+        return False
+
+
+@runtime_checkable
+class Workers(Protocol):
+    """What does the jobs."""
+
+    def window(self) -> int:
+        """Return how many jobs should be started at once; more than run, so that no worker waits for one."""
+        ...
+
+    def now(self) -> float:
+        """Return the time [s]."""
+        ...
+
+    def start(self, job: Any) -> None:
+        """Start a job."""
+
+    def wait(self, seconds: float) -> Sequence[tuple[Any, Done | Failed]]:
+        """Return what has ended, after a while at most."""
+        ...
+
+
+def run_jobs(
+    workers: Workers,
+    jobs: Iterable[Any],
+    max_retries: int = ALL_CPUS.max_retries,
+    idle: Callable[[], None] = lambda: None,
+) -> Generator[tuple[Any, Done | Failed], None, None]:
+    """Yield each job with its final result as soon as it is there.
+
+    Args:
+        workers: from `start_workers`.
+        jobs: what differs; hashable.
+        max_retries: as of `Schedule`.
+        idle: called about once a second while nothing ends.
+
+    Raises:
+        OSError: the disk of the results is full or may only be read, so no job can be done.
+        RuntimeError: workers differ from this process.
+    """
+    schedule = Schedule(jobs, max_retries)
+    while schedule.left:
+        now, window = workers.now(), workers.window()
+        while schedule.running < window and (job := schedule.take(now)) is not None:
+            workers.start(job)
+        due = schedule.due() - now if schedule.running < window else math.inf
+        ended = workers.wait(min(max(due, 0.0), 1.0))
+        for job, outcome in ended:
+            error = outcome.error if isinstance(outcome, Failed) else None
+            if isinstance(error, OSError) and error.errno in _FULL:
+                raise error
+            if schedule.settle(job, outcome, workers.now()):
+                yield job, outcome
+        if not ended:
+            idle()
+
+
+def may_pass(error: Exception) -> bool:
+    """Return whether another attempt may succeed: not after a full disk, a missing file or a bug."""
+    full = isinstance(error, OSError) and (error.errno in _FULL or isinstance(error, _LASTING))
+    return isinstance(error, (OSError, MemoryError, torch.OutOfMemoryError)) and not full
+
+
+def choose_part(jobs: Sequence[Path], index: int, count: int) -> list[Path]:
+    """Return the jobs of one of several calls that share the work, as tasks of a Slurm array do."""
+    if not 0 <= index < count:
+        raise ValueError(f"index: expected 0 to {count - 1}, got {index}")
+    return list(jobs[index::count])
