@@ -201,19 +201,19 @@ def count_people(path: Path) -> int:
         OSError: it cannot be read.
         ImportError: PyArrow is not installed.
     """
-    rows, schema = read_footer(path)
+    rows, schema = _open(path, lambda file: (file.metadata.num_rows, file.schema_arrow))
     _check_columns(path, schema)
     return rows
 
 
-def read_footer(path: Path) -> tuple[int, Any]:
-    """Return the number of rows of a Parquet file and its schema; the values are not read.
+def read_footer(path: Path) -> Any:
+    """Return PyArrow's `FileMetaData` of a Parquet file; the values are not read.
 
     Raises:
         AnnotationError: the file is not a Parquet file.
         OSError: it cannot be read.
     """
-    return _open(path, lambda file: (file.metadata.num_rows, file.schema_arrow))
+    return _open(path, lambda file: file.metadata)
 
 
 def read_table(path: Path) -> Any:
@@ -269,7 +269,7 @@ def _open(path: Path, read: Any, texts: Sequence[str] = ()) -> Any:
 
 
 def read_metadata(path: Path, schema: Any) -> dict[str, Any]:
-    """Return what this library wrote into the metadata of a file; empty if it wrote nothing.
+    """Return what this library wrote into the metadata of a schema or footer; empty if it wrote nothing.
 
     Raises:
         AnnotationError: the metadata cannot be read.

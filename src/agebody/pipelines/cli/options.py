@@ -88,6 +88,7 @@ Device = Annotated[str, typer.Option(callback=check_device, help="Where to compu
 OutputFolder = Annotated[Path, option("Folder to write, created if it is missing.", "--output", "-o")]
 OutputFile = Annotated[Path, option("File to write.", "--output", "-o")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")]
+Workers = Annotated[int, typer.Option(min=1, help="Number of processes; more than one need Ray.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 DetectorName = Annotated[
     str | None,

@@ -9,7 +9,14 @@ from typing import Annotated, Any, get_args
 import typer
 
 from agebody.pipelines.cli.app import app, note, running, say, show_stages
-from agebody.pipelines.cli.options import BodyOfLabels, check_choice, check_finite, load_layer, option
+from agebody.pipelines.cli.options import (
+    BodyOfLabels,
+    Workers,
+    check_choice,
+    check_finite,
+    load_layer,
+    option,
+)
 
 
 def _one_of(name: str) -> Callable[[str], str | None]:
@@ -99,6 +106,7 @@ def release(
             "New file that says which picture was which photograph. Never share it; it is never replaced."
         ),
     ] = None,
+    workers: Workers = 1,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a release; nothing else is ever replaced.")
     ] = False,
@@ -111,7 +119,8 @@ def release(
     """
     choices: dict[str, Any] = {"background": background, "region": region, "shape": shape}
     choices |= {"unfitted": unfitted, "image_format": image_format}
-    with running() as bars:
+    with running(RuntimeError) as bars:
+        from agebody.pipelines.jobs.cluster import Cluster
         from agebody.pipelines.labels import load_labels
         from agebody.pipelines.release import photos_from_labels, write_release
         from agebody.pipelines.release.write import check_places
@@ -130,6 +139,7 @@ def release(
             fps=fps,
             seed=seed,
             key=key,
+            cluster=Cluster(workers),
             overwrite=overwrite,
             progress=show_stages(bars, "reading"),
         )

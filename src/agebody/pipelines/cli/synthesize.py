@@ -81,7 +81,7 @@ def synthesize(
     parts: Annotated[int, typer.Option(help="Parts of the part maps: 24, 7 or 6.")] = 24,
     seed: Annotated[int, typer.Option(min=0, help="Of the random numbers.")] = 0,
     images_per_shard: Annotated[int, typer.Option(min=1, help="Number of images per shard.")] = 250,
-    workers: Annotated[int, typer.Option(min=1, help="Number of processes; more than one need Ray.")] = 1,
+    workers: options.Workers = 1,
     address: Annotated[
         str | None, options.option("Address of a Ray cluster; by default this machine alone.")
     ] = None,

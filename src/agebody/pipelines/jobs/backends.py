@@ -7,12 +7,14 @@ import logging
 import os
 import platform
 import signal
+import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
+from functools import cache
 from importlib.metadata import version
 from typing import Any, no_type_check
 
@@ -21,7 +23,7 @@ import torch
 from agebody.body import BodyModel
 from agebody.files import first_line
 from agebody.pipelines.jobs.cluster import Cluster, check_cluster, count_cpus
-from agebody.pipelines.jobs.schedule import Done, Failed, Workers, may_pass
+from agebody.pipelines.jobs.schedule import Done, Failed, Workers, may_pass, run_jobs
 
 _START = 20.0
 """Seconds that an interrupted start of Ray has to come to its end."""
@@ -147,6 +149,21 @@ def _entry(expected: dict[str, str]) -> Callable[..., Any]:
     return do
 
 
+@cache
+def _gauge(name: str) -> Any:
+    from ray.util.metrics import Gauge
+
+    return Gauge(f"agebody_{name}")
+
+
+def set_metrics(**values: float) -> None:
+    """Set gauges of Ray, ``agebody_NAME``, if this process is connected to it."""
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        for name, value in values.items():
+            _gauge(name).set(value)
+
+
 _KEPT: dict[str, tuple[BodyModel, Callable[..., Any], dict[str, Any]]] = {}
 """What this process works with, by Ray's reference to it."""
 
@@ -165,6 +182,33 @@ def _do(packed: Any, job: Any) -> tuple[str, Any]:
     body, function, call = _KEPT[key]
     result = function(body, job, **call)
     return f"{ray.get_runtime_context().get_node_id()[:8]}-{os.getpid()}", result
+
+
+def do_all(
+    body: BodyModel,
+    function: Callable[..., Any],
+    jobs: Iterable[Any],
+    call: Mapping[str, Any],
+    cluster: Cluster,
+    progress: Callable[[Mapping[Any, Any]], None],
+) -> dict[Any, Any]:
+    """Return the result of each job, or raise the error of the first that fails.
+
+    Args:
+        body, function, jobs, call, cluster: as of `start_workers` and `run_jobs`.
+        progress: called with the results so far.
+    """
+    results: dict[Any, Any] = {}
+    with (
+        start_workers(body, function, call, cluster) as workers,
+        closing(run_jobs(workers, jobs, cluster.max_retries)) as outcomes,
+    ):
+        for job, outcome in outcomes:
+            if isinstance(outcome, Failed):
+                raise outcome.error
+            results[job] = outcome.result
+            progress(results)
+    return results
 
 
 @contextmanager

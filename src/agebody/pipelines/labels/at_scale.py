@@ -22,7 +22,7 @@ from agebody.annotations.people import AnnotationError
 from agebody.annotations.shards import count_people, import_pyarrow, read_shard
 from agebody.body import BodyModel
 from agebody.files import make_folder, naming, replacing
-from agebody.pipelines.jobs.backends import start_workers
+from agebody.pipelines.jobs.backends import set_metrics, start_workers
 from agebody.pipelines.jobs.cluster import ALL_CPUS, Cluster, check_cluster
 from agebody.pipelines.jobs.schedule import Failed, choose_part, run_jobs
 from agebody.pipelines.labels.fitting import fit_annotations
@@ -269,6 +269,7 @@ def fit_dataset(
     def show() -> None:
         report.seconds = round(time.perf_counter() - began, 3)
         claim.save(report)
+        set_metrics(people_done=report.people_done, shards_left=report.shards_left)
         progress(report)
 
     todo = _take_stock(report, paths, skip_bad, overwrite, verify, lambda: progress(report))

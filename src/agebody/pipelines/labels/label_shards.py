@@ -153,15 +153,15 @@ def find_record(
     if not path.exists():
         return None
     try:
-        rows, schema = read_footer(path)
+        footer = read_footer(path)
         if verify:
             read_table(path)
     except AnnotationError:
         return None  # truncated or damaged while it was copied or stored
-    about = read_metadata(path, schema)
+    about = read_metadata(path, footer)
     try:
         record = ShardRecord(**about["record"])
-        complete = rows == record.people and isinstance(
+        complete = footer.num_rows == record.people and isinstance(
             record.kept + record.converged + record.age_unknown, int
         )
         stated = dict(record.settings)

@@ -75,7 +75,6 @@ def coco_category(layout: KeypointLayout) -> dict[str, Any]:
 
 def coco_annotation(
     *,
-    annotation_id: int,
     image_id: int,
     keypoints: np.ndarray,
     visibility: np.ndarray,
@@ -91,7 +90,6 @@ def coco_annotation(
     high = np.clip(box[2:], 0, (width, height))
     points = np.concatenate([np.round(keypoints, 2), visibility[:, None]], axis=1)
     entry: dict[str, Any] = {
-        "id": annotation_id,
         "image_id": image_id,
         "category_id": PERSON,
         "iscrowd": 0,

@@ -69,7 +69,7 @@ def photos_from_labels(
         camera = labels.select(np.array([first])).camera().map(itemgetter(0))
         people = [
             Person(
-                parameters.map(itemgetter(row)) if labels.kept[row] else None,
+                parameters.map(lambda part, row=row: part[row].clone()) if labels.kept[row] else None,
                 _box(labels, row),
                 points=_seen(labels, row),
             )

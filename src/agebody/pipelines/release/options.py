@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal, get_args
 
 from agebody.keypoints import KeypointLayout
@@ -81,3 +81,8 @@ class Counts:
     photographs_left_out_unfitted: int = 0
     photographs_of_predicting_formats: int = 0
     photographs_hidden_both_ways_up: int = 0
+
+    def add(self, other: Counts) -> None:
+        """Add the counts of one picture."""
+        for name, count in asdict(other).items():
+            setattr(self, name, getattr(self, name) + count)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -50,7 +51,7 @@ class Scene(NamedTuple):
     """Whether regions are hidden both as places in the upright and as places in the stored picture."""
 
 
-def make_scene(photo: Photo, numbers: list[int], body: BodyModel, options: Options) -> Scene:
+def make_scene(photo: Photo, numbers: Sequence[int], body: BodyModel, options: Options) -> Scene:
     """Make all that is released of one photograph, before it is written.
 
     What is hidden depends on boxes, masks and the bodies that are released, never on pixel values.

@@ -20,6 +20,8 @@ from agebody.annotations.videos import load_opencv
 from agebody.body import BodyModel
 from agebody.files import replacing, save_npz
 from agebody.keypoints import KeypointLayout, get_layout
+from agebody.pipelines.jobs.backends import do_all
+from agebody.pipelines.jobs.cluster import THIS_PROCESS, Cluster, check_cluster
 from agebody.pipelines.release.files import (
     MANIFEST,
     check_replaceable,
@@ -65,7 +67,7 @@ class Place(NamedTuple):
     image_id: int
     photo: Photo
     """With its people in random order."""
-    numbers: list[int]
+    numbers: tuple[int, ...]
     """One per person, constant throughout a sequence for people with a track."""
     sequence_id: int | None = None
     frame: int | None = None
@@ -93,6 +95,7 @@ def write_release(
     fps: float = 25.0,
     seed: int | None = None,
     key: str | PathLike[str] | None = None,
+    cluster: Cluster = THIS_PROCESS,
     overwrite: bool = False,
     progress: Report = lambda stage, fraction: None,
 ) -> Release:
@@ -122,6 +125,7 @@ def write_release(
             tell which picture is which; None chooses an order that cannot be repeated.
         key: a new JSON file outside of the folder, for the owner's eyes: which picture is of which
             photograph. It is written with the folder, or not at all, and is never replaced.
+        cluster: where pictures are drawn; several workers need Ray.
         overwrite: replace the folder if it is a release that nobody has changed or added to.
         progress: see `Report`.
 
@@ -130,6 +134,7 @@ def write_release(
         ImportError: embreex or OpenCV is missing; install ``agebody[release]``.
         FileExistsError: the folder or the key exists and may not be replaced.
         OSError: a file cannot be read or written.
+        RuntimeError: a worker was ended by the system again and again.
     """
     options = Options(
         background, region, margin, dilation, shape, unfitted, get_layout(layout), image_format, fps
@@ -137,21 +142,27 @@ def write_release(
     if background == "inpaint":
         load_opencv("inpainting", "release")  # fail before anything is written
     check_places(output, key, overwrite=overwrite)
+    cluster = check_cluster(cluster)
     counts = Counts()
     with ExitStack() as undo, new_folder(output, overwrite=overwrite) as folder, _new_key(key, undo) as keys:
         places = arrange(choose(photos, options, counts), np.random.default_rng(seed))
         if not places:
             raise ReleaseError("no photograph is left to release")
+        call = {"folder": folder, "options": options}
+        progress("drawing", 0)
+        written = do_all(
+            body,
+            _write_picture,
+            places,
+            call,
+            cluster,
+            lambda its: progress("drawing", len(its) / len(places)),
+        )
         images, annotations = [], []
-        for done, place in enumerate(places):
-            progress("drawing", done / len(places))
-            try:
-                scene = make_scene(place.photo, place.numbers, body, options)
-                image, entries = _write_picture(place, scene, folder, options, counts, len(annotations))
-            except ReleaseError as error:
-                raise ReleaseError(f"{place.photo.path}: {error}") from None
+        for image, entries, its in map(written.__getitem__, places):
             images.append(image)
-            annotations += entries
+            annotations += [{"id": len(annotations) + i + 1} | entry for i, entry in enumerate(entries)]
+            counts.add(its)
         _write_clips(places, folder, options, counts, progress)
         index = {"info": {"description": FORMAT}, "images": images, "annotations": annotations}
         _write_json(folder / "annotations.json", index | {"categories": [coco_category(options.layout)]})
@@ -262,14 +273,20 @@ def arrange(photos: Sequence[Photo], rng: np.random.Generator) -> list[Place]:
             people = [people[i] for i in rng.permutation(len(people))]
             shuffled = replace(photo, people=[person for person, _ in people])
             in_sequence = (None, None) if sequence_id is None else (sequence_id, frame)
-            places.append(Place(next(image_ids), shuffled, [number for _, number in people], *in_sequence))
+            places.append(
+                Place(next(image_ids), shuffled, tuple(number for _, number in people), *in_sequence)
+            )
     return places
 
 
 def _write_picture(
-    place: Place, scene: Scene, folder: Path, options: Options, counts: Counts, last_id: int
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Write the files of one picture; return its image and annotations for the index."""
+    body: BodyModel, place: Place, *, folder: Path, options: Options
+) -> tuple[dict[str, Any], list[dict[str, Any]], Counts]:
+    """Write the files of one picture; return its image and annotations for the index, and what is counted."""
+    try:
+        scene = make_scene(place.photo, place.numbers, body, options)
+    except ReleaseError as error:
+        raise ReleaseError(f"{place.photo.path}: {error}") from None
     bodies, people = scene.bodies, place.photo.people
     drawn = f"meshes/{place.name}.png"
     plain = np.broadcast_to(np.array(MESH_BACKGROUND, np.uint8), (scene.size[1], scene.size[0], 3))
@@ -286,7 +303,6 @@ def _write_picture(
     seen = [i for i, outline in enumerate(outlines) if outline.any()]
     entries = [
         coco_annotation(
-            annotation_id=last_id + 1 + row,
             image_id=place.image_id,
             row=row,
             outline=outlines[i],
@@ -302,13 +318,15 @@ def _write_picture(
     image = {"id": place.image_id, "file_name": drawn, "width": scene.size[0], "height": scene.size[1]}
     if place.frame is not None:
         image |= {"sequence_id": place.sequence_id, "frame": place.frame}
-    counts.pictures += 1
-    counts.bodies += len(seen)
-    counts.people_out_of_view += len(tracks) - len(seen)
-    counts.people_hidden_without_body += len(people) - len(tracks)
-    counts.photographs_of_predicting_formats += scene.predicted
-    counts.photographs_hidden_both_ways_up += scene.hidden_both_ways
-    return image, entries
+    counts = Counts(
+        pictures=1,
+        bodies=len(seen),
+        people_out_of_view=len(tracks) - len(seen),
+        people_hidden_without_body=len(people) - len(tracks),
+        photographs_of_predicting_formats=int(scene.predicted),
+        photographs_hidden_both_ways_up=int(scene.hidden_both_ways),
+    )
+    return image, entries, counts
 
 
 def _save_parameters(scene: Scene, people: list[int], path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,8 @@ from agebody.files import make_folder, replacing
 from agebody.measure import stature
 from agebody.parameters import BodyParameters
 from agebody.people import People, random_people
-from agebody.pipelines.jobs.backends import start_workers
+from agebody.pipelines.jobs.backends import do_all
 from agebody.pipelines.jobs.cluster import THIS_PROCESS, Cluster, check_cluster
-from agebody.pipelines.jobs.schedule import Failed, run_jobs
 from agebody.pipelines.labels.records import Labels
 from agebody.pipelines.labels.samples import TrainingShards, add_sample, encode, open_shard, read_about
 from agebody.pipelines.labels.settings import describe_differences
@@ -95,15 +93,9 @@ def synthesize(
     progress(done)
     if todo:
         call = {"folder": folder, "recipe": recipe}
-        with (
-            start_workers(body, make_shard, call, cluster) as pool,
-            closing(run_jobs(pool, todo, cluster.max_retries)) as results,
-        ):
-            for number, outcome in results:
-                if isinstance(outcome, Failed):
-                    raise outcome.error
-                done += recipe.images(number)
-                progress(done)
+        do_all(
+            body, make_shard, todo, call, cluster, lambda made: progress(done + sum(map(recipe.images, made)))
+        )
     if todo or not (folder / LABELS).exists():
         TrainingShards(paths).labels().save(folder / LABELS, overwrite=True)
     return paths
