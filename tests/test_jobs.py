@@ -10,8 +10,10 @@ import sys
 import threading
 import time
 import types
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -280,3 +282,14 @@ def test_one_worker_here_has_no_environment_of_ray(mannequin_asset, monkeypatch)
     refused = pytest.raises(ValueError, match="runtime_env: expected none")
     with refused, start_workers(body, print, {}, Cluster(1, runtime_env=env)):
         pass
+
+
+@pytest.mark.parametrize("connected", [True, False])
+def test_metrics_are_set_where_there_is_a_cluster(ray, monkeypatch, connected):
+    found = {}
+    monkeypatch.setattr(sys.modules["ray"], "is_initialized", lambda: connected)
+    monkeypatch.setattr(
+        backends, "_gauge", lambda name: SimpleNamespace(set=partial(found.__setitem__, name))
+    )
+    backends.set_metrics(people_done=12, shards_left=3)
+    assert found == ({"people_done": 12, "shards_left": 3} if connected else {})

@@ -32,6 +32,7 @@ from agebody.fitting.start import to_camera_space
 from agebody.parameters import BodyParameters
 from agebody.people import pose
 from agebody.pipelines.cli import app
+from agebody.pipelines.jobs.cluster import Cluster
 from agebody.pipelines.labels import Labels
 from agebody.pipelines.release import Person, Photo, ReleaseError, photos_from_labels, write_release
 from agebody.pipelines.release.bodies import generalize, view_bodies
@@ -603,6 +604,18 @@ def test_a_seed_repeats_a_release(tmp_path, body):
         tuple(place.photo.path for place in arrange(photos, np.random.default_rng())) for _ in range(30)
     }
     assert len(orders) > 1  # all alike once in 6^29 times
+
+
+@pytest.mark.slow
+def test_workers_write_the_same_release(tmp_path, body, telling, unchecked):
+    pytest.importorskip("ray")
+    for cluster in (Cluster(1), Cluster(2)):
+        write_release(telling, body, tmp_path / f"{cluster.workers}", seed=5, cluster=cluster)
+    assert contents(tmp_path / "1") == contents(tmp_path / "2")
+    missing = dataclasses.replace(telling[0], camera=LENS, size=(9, 9))
+    with pytest.raises(ReleaseError, match=r"\.png: the fits are for \(9, 9\) pixels"):
+        write_release([missing], body, tmp_path / "3", cluster=Cluster(2))
+    assert not (tmp_path / "3").exists()
 
 
 # Bodies, parameters and index
