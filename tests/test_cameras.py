@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from agebody.cameras import Camera, field_limit
+from agebody.cameras import Camera, distortion, field_limit
 from agebody.cameras.camera import fov_to_focal
-from agebody.cameras.distortion import distort, undistort
+from agebody.cameras.distortion import undistort
 
 F64 = torch.float64
 LENSES = {
@@ -27,6 +27,10 @@ lenses = pytest.mark.parametrize("lens", LENSES.values(), ids=LENSES.keys())
 
 def tensor(values):
     return torch.tensor(values, dtype=F64)
+
+
+def distort(points, lens):
+    return distortion.distort(points, lens)[0]
 
 
 def camera(seed=0, batch=(), lens=None):

@@ -24,7 +24,7 @@ from agebody.cameras import (
     torso_translation,
     weak_to_translation,
 )
-from agebody.cameras.torso import torso_depth
+from agebody.cameras.torso import TORSO
 from agebody.cameras.weak import translation_to_weak
 
 F64 = torch.float64
@@ -219,13 +219,19 @@ def upright(layout, depth=4.0, **options):
     return points, shown, camera
 
 
+def depth_of(points, translation, layout):
+    """The depth of the middle of a torso, both of whose edges are seen."""
+    names = agebody.LAYOUTS[layout].names
+    ends = [names.index(name) for edge in TORSO for name in edge]
+    return (translation[..., 2] + points[..., ends, 2].mean(-1)).item()
+
+
 @pytest.mark.parametrize("layout", ["smpl24", "coco17", "openpose25", "h36m17", "bev71", "hmr2_44"])
 def test_depth_of_a_torso_in_every_layout(layout):
     points, shown, camera = upright(layout)
-    found = torso_depth(points, shown, camera, layout)
-    # The torso leans by some degrees: shoulders and hips are not at the same depth.
-    assert found.item() == pytest.approx(4.0, rel=0.03)
     translation = torso_translation(points, shown, camera, layout)
+    # The torso leans by some degrees: shoulders and hips are not at the same depth.
+    assert depth_of(points, translation, layout) == pytest.approx(4.0, rel=0.03)
     assert translation.tolist() == pytest.approx([0.4, -0.2, 4.0], abs=0.12)
 
 
@@ -243,7 +249,6 @@ def test_depth_of_a_flat_torso_is_exact(depth, size, turn):
     camera = Camera(tensor([1000, 1000]), tensor([500, 400]))
     moved = points + tensor([0.3, 0.1, depth])
     shown = camera.project(moved).pixels
-    assert torso_depth(points, shown, camera, layout).item() == pytest.approx(depth)
     found = torso_translation(points, shown, camera, layout)
     assert found.tolist() == pytest.approx([0.3, 0.1, depth], abs=1e-9)
 
@@ -256,23 +261,23 @@ def test_hidden_torso_points_do_not_count():
     left = layout.names.index("left_hip")
     shown[1, left], weights[1, left] = math.nan, 0
     shown[2], weights[2] = math.nan, 0
-    depth = torso_depth(points, shown, camera, layout, weights=weights, unseen=7.0)
-    assert depth.tolist() == pytest.approx([4, 4, 7], rel=0.03)
     translation = torso_translation(points, shown, camera, layout, weights=weights.bool(), unseen=7.0)
     assert translation.isfinite().all()
     assert translation[2].tolist() == [0, 0, 7]
+    assert depth_of(points, translation[0], "coco17") == pytest.approx(4, rel=0.03)
     assert translation[1].tolist() == pytest.approx([0.4, -0.2, 4], abs=0.2)
     # One edge alone, weighed: its own ratio.
     right = [layout.names.index(f"right_{part}") for part in ("shoulder", "hip")]
     lengths = [(part[..., right[0], :] - part[..., right[1], :]).norm(dim=-1) for part in (points, shown[1])]
-    assert depth[1].item() == pytest.approx((camera.focal[0] * lengths[0] / lengths[1]).item())
+    depth = translation[1, 2] + points[right, 2].mean()
+    assert depth.item() == pytest.approx((camera.focal[0] * lengths[0] / lengths[1]).item())
 
 
 def test_a_torso_without_length_is_far_but_finite():
     points, shown, camera = upright("coco17")
-    depth = torso_depth(points, shown * 0 + 300, camera, "coco17")
-    assert depth.isfinite()
-    assert depth > 100
+    translation = torso_translation(points, shown * 0 + 300, camera, "coco17")
+    assert translation.isfinite().all()
+    assert translation[2] > 100
 
 
 @pytest.mark.parametrize(
@@ -285,8 +290,8 @@ def test_a_torso_without_length_is_far_but_finite():
         (lambda: box_around(torch.zeros(3, 2), weights=torch.ones(2)), ValueError, "weights: expected"),
         (lambda: box_around(torch.zeros(3, 2), weights=[1, 0, 1]), TypeError, "weights: expected a torch"),
         (
-            lambda: torso_depth(torch.zeros(17, 3), torch.zeros(17, 2), Camera.guess((1, 1)), "coco17",
-                                weights=torch.ones(16)),
+            lambda: torso_translation(torch.zeros(17, 3), torch.zeros(17, 2), Camera.guess((1, 1)), "coco17",
+                                      weights=torch.ones(16)),
             ValueError, "weights: expected a shape that broadcasts to (17,), got (16,)",
         ),
         (
@@ -312,12 +317,12 @@ def test_a_torso_without_length_is_far_but_finite():
         ),
         (lambda: to_crop(torch.ones(5, 2), BOX[0], size=224), ValueError, "(width, height), got 224"),
         (
-            lambda: torso_depth(torch.zeros(1, 3), torch.zeros(1, 2), Camera.guess((1, 1)),
+            lambda: torso_translation(torch.zeros(1, 3), torch.zeros(1, 2), Camera.guess((1, 1)),
                                 agebody.KeypointLayout("one", ("left_hip",), ())),
             ValueError, "layout: 'one' has no left_shoulder, right_hip, right_shoulder",
         ),
         (
-            lambda: torso_depth(torch.zeros(3, 3), torch.zeros(17, 2), Camera.guess((1, 1)), "coco17"),
+            lambda: torso_translation(torch.zeros(3, 3), torch.zeros(17, 2), Camera.guess((1, 1)), "coco17"),
             ValueError, "points: expected shape (*batch, 17, 3)",
         ),
     ],

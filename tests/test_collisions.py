@@ -217,9 +217,9 @@ class TestCollisions:
             find_collisions(faces, faces)
         with pytest.raises(ValueError, match=r"vertices: expected shape \(\*batch, any, 3\), got \(42, 2\)"):
             find_collisions(vertices[:, :2], faces)
-        with pytest.raises(TypeError, match=r"faces: expected integers, got torch.float64"):
+        with pytest.raises(TypeError, match=r"faces: expected a torch.Tensor of integers, got torch.float64"):
             find_collisions(vertices, faces.double())
-        with pytest.raises(TypeError, match=r"faces: expected a torch.Tensor, got ndarray"):
+        with pytest.raises(TypeError, match=r"faces: expected a torch.Tensor of integers, got ndarray"):
             find_collisions(vertices, faces.numpy())
         with pytest.raises(ValueError, match=r"faces: expected shape \(F, 3\), got \(80, 2\)"):
             find_collisions(vertices, faces[:, :2])
@@ -315,7 +315,7 @@ class TestExclusions:
             Exclusions.of_parts(parts, related.roll(1, 0))
         with pytest.raises(TypeError, match="related: expected booleans, got torch.int64"):
             Exclusions.of_parts(parts, related.long())
-        with pytest.raises(TypeError, match="parts: expected integers, got torch.float32"):
+        with pytest.raises(TypeError, match="parts: expected a torch.Tensor of integers, got torch.float32"):
             Exclusions.of_parts(parts.float(), related)
         with pytest.raises(ValueError, match=r"pairs: expected shape \(\*batch, 2\), got \(3,\)"):
             Exclusions.of_pairs(parts, 3)

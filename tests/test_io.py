@@ -28,10 +28,10 @@ from safetensors.numpy import save
 from scipy import sparse
 
 from agebody.assets.asset import AssetError, BodyAsset, Metadata, Regressor
-from agebody.assets.container import UNSIGNED, signed
 from agebody.assets.header import HEADER_KEY
 from agebody.assets.io import export_smpl, load_asset, save_asset
 from agebody.assets.report import find_problems, inspect_asset
+from agebody.assets.signed import UNSIGNED, signed
 
 
 def random_body(

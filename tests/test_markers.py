@@ -11,7 +11,7 @@ from torch import nn
 
 from agebody import SMPL, SMPLA, BodyParameters
 from agebody.assets.asset import AssetError
-from agebody.assets.container import UNSIGNED, signed
+from agebody.assets.signed import UNSIGNED, signed
 from agebody.fitting import fit_points
 from agebody.mesh import MarkerSet
 from agebody.people import random_people

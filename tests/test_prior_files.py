@@ -17,8 +17,8 @@ from safetensors.numpy import save
 
 from agebody import load_asset
 from agebody.assets.asset import SMPL_JOINT_NAMES, AssetError
-from agebody.assets.container import UNSIGNED, signed
-from agebody.assets.prior_files import HEADER_KEY, Gaussian, Mixture, read_gaussian, read_mixture, write_prior
+from agebody.assets.prior_files import HEADER_KEY, Gaussian, Mixture, read_prior, write_prior
+from agebody.assets.signed import UNSIGNED, signed
 from agebody.losses import MahalanobisPrior, MaxMixturePrior
 
 BODY = SMPL_JOINT_NAMES[1:]
@@ -85,7 +85,7 @@ def put(tmp_path):
 def test_smil_pose_prior(put, dump):
     expected = smil()
     path = put(dump(expected))
-    mean, factor, names = read_gaussian(path)
+    mean, factor, names = read_prior(path, Gaussian)
     assert_array_equal(mean, expected["mean"])
     assert_array_equal(factor, expected["prec"])
     assert names == BODY
@@ -101,7 +101,7 @@ def test_smil_pose_prior(put, dump):
 
 def test_smplify_mixture(put):
     expected = gmm(components=8)
-    means, covariances, weights, names = read_mixture(put(python2_dumps(expected), "gmm_08.pkl"))
+    means, covariances, weights, names = read_prior(put(python2_dumps(expected), "gmm_08.pkl"), Mixture)
     assert_array_equal(means, expected["means"])
     assert_array_equal(covariances, expected["covars"])
     assert_array_equal(weights, expected["weights"])
@@ -121,8 +121,8 @@ def test_arrays_as_npz(tmp_path):
     expected, mixture = smil(), gmm()
     np.savez(tmp_path / "smil.npz", **{k: expected[k] for k in ("mean", "prec")})
     np.savez(tmp_path / "gmm.npz", **mixture)
-    assert_array_equal(read_gaussian(tmp_path / "smil.npz").factor, expected["prec"])
-    assert_array_equal(read_mixture(tmp_path / "gmm.npz").covariances, mixture["covars"])
+    assert_array_equal(read_prior(tmp_path / "smil.npz", Gaussian).factor, expected["prec"])
+    assert_array_equal(read_prior(tmp_path / "gmm.npz", Mixture).covariances, mixture["covars"])
 
 
 def test_save_load_round_trip(tmp_path):
@@ -131,14 +131,14 @@ def test_save_load_round_trip(tmp_path):
     gaussian = Gaussian(rng.normal(size=6), rng.normal(size=(6, 4)), names)
     spread = rng.normal(size=(2, 6, 6)) + 3 * np.eye(6)
     mixture = Mixture(rng.normal(size=(2, 6)), spread @ spread.swapaxes(1, 2), np.array([0.3, 0.7]), names)
-    for cls, arrays, read in (
-        (MahalanobisPrior, gaussian, read_gaussian),
-        (MaxMixturePrior, mixture, read_mixture),
+    for cls, arrays in (
+        (MahalanobisPrior, gaussian),
+        (MaxMixturePrior, mixture),
     ):
         prior = cls(*arrays)
         path = tmp_path / f"{cls.__name__}.safetensors"
         prior.save(path)
-        for got, expected in zip(read(path), arrays, strict=True):
+        for got, expected in zip(read_prior(path, type(arrays)), arrays, strict=True):
             assert_array_equal(got, expected)
         again = cls.from_file(path, dtype=torch.float64)
         assert again.joint_names == names
@@ -178,9 +178,9 @@ def test_nothing_of_a_hostile_file_runs(put, tmp_path):
         "setstate": b"\x80\x02c__main__\nMahalanobis\n)\x81cos\nsystem\nb.",
     }
     for content in hostile.values():
-        for read in (read_gaussian, read_mixture):
+        for kind in (Gaussian, Mixture):
             with pytest.raises(AssetError, match="nothing was run"):
-                read(put(content))
+                read_prior(put(content), kind)
     assert not sentinel.exists()
     pickle.loads(hostile["in the weights"])
     assert sentinel.exists(), "the payload is not live, so the test proves nothing"
@@ -200,7 +200,7 @@ def test_a_class_of_that_name_is_never_made(put, monkeypatch):
     content = smil_pickle(smil())
     with pytest.raises(AssertionError, match="made"):
         pickle.loads(content, encoding="latin1")
-    assert read_gaussian(put(content)).joint_names == BODY
+    assert read_prior(put(content), Gaussian).joint_names == BODY
 
 
 def own(kind="gaussian", version=1, names=("a",), key=HEADER_KEY, **arrays):
@@ -276,21 +276,21 @@ def test_files_that_are_no_mixture(put, what):
 
 
 def test_missing_files_say_where_they_come_from(tmp_path):
-    for read in (read_gaussian, read_mixture):
+    for kind in (Gaussian, Mixture):
         with pytest.raises(AssetError, match=r"p\.pkl: no such file.*smplify\.is\.tue\.mpg\.de"):
-            read(tmp_path / "p.pkl")
+            read_prior(tmp_path / "p.pkl", kind)
         with pytest.raises(AssetError, match="a folder"):
-            read(tmp_path)
+            read_prior(tmp_path, kind)
 
 
 def test_bodies_and_priors_are_not_confused(tmp_path):
     write_smpl_pkl(tmp_path / "SMPL.pkl", num_vertices=60)
-    for read in (read_gaussian, read_mixture):
+    for kind in (Gaussian, Mixture):
         with pytest.raises(AssetError, match=r"SMPL\.pkl: this is a body, not a pose prior"):
-            read(tmp_path / "SMPL.pkl")
+            read_prior(tmp_path / "SMPL.pkl", kind)
     write_smil_pose_prior(tmp_path / "smil_pose_prior.pkl")
     write_gmm_prior(tmp_path / "gmm_08.pkl")
-    write_prior(read_mixture(tmp_path / "gmm_08.pkl"), tmp_path / "ours")
+    write_prior(read_prior(tmp_path / "gmm_08.pkl", Mixture), tmp_path / "ours")
     for name, what in (("smil_pose_prior.pkl", "SMIL's pose prior"), ("gmm_08.pkl", "mixture"), ("ours", "")):
         with pytest.raises(AssetError, match=f"{name}: .*{what}"):
             load_asset(tmp_path / name)
@@ -315,7 +315,7 @@ def test_damaged_files_fail_cleanly(tmp_path_factory, content, place, near_an_en
     damaged = content[:start] + patch + (b"" if cut else content[start + drop :])
     path = tmp_path_factory.getbasetemp() / "damaged.pkl"
     path.write_bytes(damaged)
-    for read in (read_gaussian, read_mixture):
+    for kind in (Gaussian, Mixture):
         with contextlib.suppress(AssetError):
-            arrays = read(path)
+            arrays = read_prior(path, kind)
             assert all(np.isfinite(array).all() for array in arrays[:-1])

@@ -17,6 +17,7 @@ from numpy.testing import assert_array_equal
 from scipy import sparse
 
 from agebody.assets.asset import AssetError
+from agebody.assets.opcodes import SPARSE
 from agebody.assets.unpickle import loads
 
 MATRIX = sparse.csc_matrix(np.array([[0.0, 1.5, 0.0], [2.5, 0.0, -1.0]]))
@@ -214,7 +215,7 @@ def sparse_pickle(kind, **changes):
 
 def test_the_handmade_pickles_are_right():
     assert_array_equal(loads(array_pickle()), [0, 0])
-    for kind in ("csc", "csr", "coo"):
+    for kind in SPARSE:
         assert_same(loads(sparse_pickle(kind)), MATRIX)
 
 
@@ -256,18 +257,31 @@ def test_the_handmade_pickles_are_right():
         (array_pickle(shape=b"(U\x01at"), "sizes"),
         (array_pickle(data=b"]"), "content is a list"),
         (array_pickle(data=b"X\x03\x00\x00\x00\xe2\x82\xac"), "damaged pickle"),
-        (sparse_pickle("csc", indices=np.array([0, 1, 9], np.int32)), "expected indices 0 to 1, got 0 to 9"),
-        (sparse_pickle("csc", indices=np.array([0, -1, 1], np.int32)), "got -1 to 1"),
-        (sparse_pickle("csr", indptr=np.array([0, 3, 1], np.int32)), "do not fit"),
-        (sparse_pickle("csr", indptr=np.array([0, 1, 99], np.int32)), "indptr"),
-        (sparse_pickle("csr", _shape=(2, 2)), "indices of a sparse matrix"),
-        (sparse_pickle("csr", _shape=(2**29, 3)), "do not fit"),
+        (sparse_pickle("csc", indices=np.array([0, 1, 9], np.int32)), "shape \\(2, 3\\) is damaged .*ind"),
+        (sparse_pickle("csc", indices=np.array([0, -1, 1], np.int32)), "is damaged .*ind"),
+        (sparse_pickle("csr", indptr=np.array([0, 3, 1], np.int32)), "is damaged .*ind"),
+        (sparse_pickle("csr", indptr=np.array([0, 1, 99], np.int32)), "is damaged .*ind"),
+        (sparse_pickle("csr", _shape=(2, 2)), "is damaged .*ind"),
+        (sparse_pickle("csr", _shape=(2**29, 3)), "many times its own size"),
         (sparse_pickle("csr", _shape=3), "sizes"),
         (sparse_pickle("csr", data=np.array(["a", "b", "c"])), "without real numbers"),
         (sparse_pickle("csr", data=[1, 2, 3]), "expected an array, got list"),
         (sparse_pickle("coo", _shape=(2**29, 3)), "many times its own size"),
-        (sparse_pickle("coo", coords=(np.array([0, 1, 7]), np.array([0, 0, 0]))), "rows of a sparse matrix"),
-        (sparse_pickle("coo", coords=(1, 2)), "as many rows as"),
+        (sparse_pickle("coo", coords=(np.array([0, 1, 7]), np.array([0, 0, 0]))), "is damaged .*index"),
+        (sparse_pickle("coo", coords=(1, 2)), "is damaged"),
+        (sparse_pickle("coo", coords=(np.zeros(2, int), np.zeros(3, int))), "is damaged"),
+        (sparse_pickle("bsr", data=np.zeros((3, 1, 2))), "cannot have blocks"),
+        (sparse_pickle("bsr", data=np.zeros(3)), "is damaged"),
+        (sparse_pickle("bsr", indices=np.array([0, 1, 9], np.int32)), "is damaged .*ind"),
+        (sparse_pickle("dia", offsets=np.array([0, 0, 1, 2], np.int32)), "is damaged"),
+        (sparse_pickle("dia", offsets=np.array([2**40])), "so far out"),
+        (sparse_pickle("dia", offsets=np.array([0.5])), "whole ones"),
+        (sparse_pickle("lil", rows=[[0], [9]], data=[[1.0], [1.0]]), "is damaged .*index"),
+        (sparse_pickle("lil", rows=[[0], [1]], data=[[1.0], []]), "is damaged"),
+        (sparse_pickle("lil", rows=[[0], 1], data=[[1.0], []]), "one list per row"),
+        (sparse_pickle("dok", _dict={(0, 9): 1.0}), "is damaged .*index"),
+        (sparse_pickle("dok", _dict={(0, 1): "a"}), "without real numbers"),
+        (sparse_pickle("dok", _dict=[1]), "is damaged"),
         (python2_dumps(Select(Ch(np.zeros(3)), np.array([3]), (1,))), "expected indices 0 to 2, got 3"),
         (python2_dumps(Select(Ch(np.zeros(3)), np.array([0.5]), (1,))), "expected integers"),
         (python2_dumps(Select(Ch(np.zeros(3)), np.array([0]), (2,))), "cannot have shape"),

@@ -106,12 +106,17 @@ def expect_dtype(name: str, tensor: Tensor, like: Tensor, whose: str = "that of 
         raise TypeError(f"{name}: expected {expected}, {whose}, got {given}; cast one of them")
 
 
+def expect_integers(name: str, value: Any) -> Int[Tensor, "*shape"]:
+    """Check that a value is a tensor of integers."""
+    kind = value.dtype if isinstance(value, Tensor) else None
+    if kind is None or kind == torch.bool or kind.is_floating_point or kind.is_complex:
+        raise TypeError(f"{name}: expected a torch.Tensor of integers, got {kind or type(value).__name__}")
+    return value
+
+
 def expect_labels(name: str, labels: Any, entries: torch.Size) -> Int[Tensor, "*entries"]:
     """Check integers, one per entry."""
-    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.dtype == torch.bool:
-        kind = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
-        raise TypeError(f"{name}: expected a torch.Tensor of integers, got {kind}")
-    if labels.shape != entries:
+    if expect_integers(name, labels).shape != entries:
         raise ValueError(f"{name}: expected shape {tuple(entries)}, got {tuple(labels.shape)}")
     return labels
 
@@ -181,11 +186,7 @@ def residual(
 ) -> tuple[Float[Tensor, "*shape"], Tensor | None]:
     """Return ``pred - target``, zero in entries of weight 0, and the weights, one per entry.
 
-    Args:
-        pred: (*entries, *entry).
-        target: the same shape.
-        weights: broadcast to the entries.
-        entry: sizes of the dimensions of one entry; None stands for any.
+    Both are (*entries, *entry), and None stands for any size in ``entry``.
     """
     pred, target, weights = expect_pair(pred, target, weights, *entry)
     # Masking the difference is enough: its gradient does not depend on the two values.

@@ -21,6 +21,7 @@ import numpy as np
 import scipy
 
 from agebody.assets.asset import AssetError
+from agebody.assets.signed import Signed
 from agebody.assets.unpickle import DTYPE_CODE, Parsed, load_torch_stream, loads, parse, parse_torch_stream
 
 Array: TypeAlias = Any
@@ -73,28 +74,6 @@ class Unread(NamedTuple):
     """Stands for an entry that could only be read by running code of the file."""
 
     reason: str
-
-
-class Signed(NamedTuple):
-    """The header of a safetensors file with metadata, and all bytes of the file, for its checksum."""
-
-    header: dict[str, Any]
-    data: bytes
-
-    def text(self, key: str) -> Any:
-        """Return the JSON value in an entry of the metadata; None where there is no such entry."""
-        metadata = self.header["__metadata__"]
-        try:
-            return json.loads(metadata[key]) if key in metadata else None
-        except (TypeError, ValueError, RecursionError) as error:
-            raise AssetError(f"its description is damaged ({error}); get or save the file again") from error
-
-    def check(self, texts: dict[str, Any]) -> None:
-        """Raise an `AssetError` where the file does not give the checksum of its description."""
-        digest = str(texts.get("sha256"))
-        unsigned = self.data.replace(_ENTRY % digest.encode(), _ENTRY % (b"0" * 64), 1)
-        if hashlib.sha256(unsigned).hexdigest() != digest:
-            raise AssetError("damaged: its bytes do not give its checksum; get or save the file again")
 
 
 class RawFile(NamedTuple):
@@ -161,12 +140,6 @@ def read_raw(path: Any) -> RawFile:
     header = _safetensors_header(data) if container == "safetensors" else {}
     signed = Signed(header, data) if isinstance(header.get("__metadata__"), dict) else None
     return RawFile(path, container, content, data, signed)
-
-
-def check_version(version: Any, newest: int) -> None:
-    """Raise an `AssetError` for a version of a file format that is newer than the newest known one."""
-    if isinstance(version, int) and version > newest:
-        raise AssetError(f"format version {version}; this agebody reads up to {newest}: install a newer one")
 
 
 def _safetensors_head(head: bytes, size: int) -> bool:
@@ -432,14 +405,3 @@ _READERS: dict[str, Callable[[bytes], Any]] = {
     "torch": _read_torch,
     "safetensors": _read_safetensors,
 }
-
-
-UNSIGNED = {"sha256": "0" * 64}
-"""The entry of the JSON text in a header that `signed` fills in; it comes before any file's checksum."""
-_ENTRY = b'\\"sha256\\": \\"%s\\"'
-
-
-def signed(content: bytes) -> bytes:
-    """Return a safetensors file with its checksum: SHA-256 of the file with `UNSIGNED` in its header."""
-    digest = hashlib.sha256(content).hexdigest()
-    return content.replace(_ENTRY % (b"0" * 64), _ENTRY % digest.encode(), 1)

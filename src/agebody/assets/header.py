@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 from agebody.assets.asset import AssetError, BodyAsset, Metadata
-from agebody.assets.container import Signed, check_version
+from agebody.assets.signed import Signed, check_version
 
 FORMAT_VERSION = 3
 HEADER_KEY = "agebody"

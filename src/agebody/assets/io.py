@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pickle
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import scipy
-from safetensors.numpy import save
 
 from agebody.assets.asset import AssetError, BodyAsset, Metadata, Regressor
 from agebody.assets.container import (
-    UNSIGNED,
     Array,
     PathLike,
     RawFile,
     is_path,
     naming,
     read_raw,
-    signed,
     to_array,
 )
 from agebody.assets.header import FORMAT_VERSION, HEADER_KEY, SPARSE_PARTS, read_header
@@ -34,6 +30,7 @@ from agebody.assets.official import (
     read_regressor,
     with_infant,
 )
+from agebody.assets.signed import write_signed
 from agebody.files import check_suffix, replacing
 
 
@@ -93,7 +90,7 @@ def save_asset(asset: BodyAsset, path: PathLike, *, overwrite: bool = False) -> 
         FileExistsError: the file exists and `overwrite` is False.
         OSError: the file cannot be written there.
     """
-    header: dict[str, Any] = {"format_version": FORMAT_VERSION} | UNSIGNED
+    header: dict[str, Any] = {}
     tensors: dict[str, np.ndarray] = {}
     for field in dataclasses.fields(asset):
         value = getattr(asset, field.name)
@@ -113,9 +110,7 @@ def save_asset(asset: BodyAsset, path: PathLike, *, overwrite: bool = False) -> 
             case "metadata":
                 header[field.name] = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
                 header[field.name]["sources"] = dict(value.sources)
-    content = signed(save(tensors, {HEADER_KEY: json.dumps(header)}))
-    with replacing(path, overwrite=overwrite) as temporary:
-        temporary.write_bytes(content)
+    write_signed(tensors, HEADER_KEY, FORMAT_VERSION, header, path, overwrite=overwrite)
 
 
 def export_smpl(asset: BodyAsset, path: PathLike, *, overwrite: bool = False) -> None:

@@ -44,8 +44,8 @@ for _package in ("numpy.core", "numpy._core"):
     _GLOBALS[f"{_package}.multiarray _reconstruct"] = Global("reconstruct")
     _GLOBALS[f"{_package}.multiarray scalar"] = Global("scalar")
     _GLOBALS[f"{_package}.numeric _frombuffer"] = Global("buffer")
-_SPARSE = ("csc", "csr", "coo", "bsr", "dia", "lil", "dok")
-for _format in _SPARSE:
+SPARSE = ("csc", "csr", "coo", "bsr", "dia", "lil", "dok")
+for _format in SPARSE:
     for _module in (f"scipy.sparse.{_format}", f"scipy.sparse._{_format}"):
         _GLOBALS |= {f"{_module} {_format}_{kind}": Global(_format) for kind in ("matrix", "array")}
 _STORAGES = {
@@ -66,7 +66,7 @@ _ELSEWHERE = {
     "torch.storage _load_from_bytes": "this holds torch tensors in Python's own pickle; save them with "
     "torch.save, or as arrays in an .npz file",
 }
-_OBJECTS = ("chumpy", "select", "attributes", *_SPARSE)
+_OBJECTS = ("chumpy", "select", "attributes", *SPARSE)
 
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _EMPTY = {"EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "EMPTY_DICT": dict, "EMPTY_SET": set}

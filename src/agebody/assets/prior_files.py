@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Float
-from safetensors.numpy import save
 
 from agebody.assets.asset import SMPL_JOINT_NAMES, AssetError, check_finite, check_shape
-from agebody.assets.container import (
-    UNSIGNED,
-    PathLike,
-    Signed,
-    Unread,
-    check_version,
-    is_path,
-    naming,
-    read_path,
-    read_raw,
-    signed,
-)
-from agebody.files import replacing
+from agebody.assets.container import PathLike, Unread, is_path, naming, read_path, read_raw
+from agebody.assets.signed import Signed, write_signed
 
 FORMAT_VERSION = 2
 HEADER_KEY = "agebody_prior"
@@ -58,59 +45,40 @@ class Mixture(NamedTuple):
     """The D / 3 joints."""
 
 
-def read_gaussian(path: PathLike) -> Gaussian:
-    """Read ``smil_pose_prior.pkl`` (SMIL), its arrays as npz, or a file of `write_prior`.
+Prior = TypeVar("Prior", Gaussian, Mixture)
 
-    The attributes of SMIL's object are ``mean`` (69), ``prec`` (69, R) and ``prefix``, 3: the number of
-    angles of the root, before those of the body. Nothing in a file is run, and neither the object's class nor
-    ``chumpy`` is needed.
+
+def read_prior(path: PathLike, cls: type[Prior]) -> Prior:
+    """Read a file of `write_prior`, or a published prior; nothing in a file is run.
+
+    A `Gaussian` is in ``smil_pose_prior.pkl`` (SMIL), or its arrays as npz. The attributes of its object are
+    ``mean`` (69), ``prec`` (69, R) and ``prefix``, 3: the number of angles of the root, before those of the
+    body. Neither the object's class nor ``chumpy`` is needed. A `Mixture` is in ``gmm_08.pkl`` (SMPLify), or
+    its arrays as npz: ``means`` (K, 69), ``covars`` (K, 69, 69) and ``weights`` (K).
 
     Raises:
         AssetError: the file is missing, unreadable, damaged, hostile, or of another kind.
     """
     with naming(path):
-        content, (mean, factor), names = _read(path, Gaussian)
+        content, entries, names = _read(path, cls)
         prefix = content.get("prefix", PREFIX)
-        if not isinstance(prefix, (int, np.integer)) or prefix != PREFIX:
+        if cls is Gaussian and (not isinstance(prefix, (int, np.integer)) or prefix != PREFIX):
             raise AssetError(
                 f"prefix: expected {PREFIX}, the angles of the root, got {prefix!r}; "
                 "this is a prior of another kind of pose than SMPL's"
             )
         size = 3 * len(names)
-        return Gaussian(_floats(content, mean, (size,)), _floats(content, factor, (size, None)), names)
-
-
-def read_mixture(path: PathLike) -> Mixture:
-    """Read ``gmm_08.pkl`` (SMPLify), its arrays as npz, or a file of `write_prior`.
-
-    The entries of SMPLify's file are ``means`` (K, 69), ``covars`` (K, 69, 69) and ``weights`` (K). Nothing
-    in a file is run.
-
-    Raises:
-        AssetError: see `read_gaussian`.
-    """
-    with naming(path):
-        content, (means_name, covariances, weights), names = _read(path, Mixture)
-        size = 3 * len(names)
-        means = _floats(content, means_name, (None, size))
-        count = len(means)
-        spread = _floats(content, covariances, (count, size, size))
-        return Mixture(means, spread, _floats(content, weights, (count,)), names)
+        gaussian, mixture = ((size,), (size, None)), ((None, size), (None, size, size), (None,))
+        shapes = zip(entries, gaussian if cls is Gaussian else mixture, strict=True)
+        arrays: list[Any] = [_floats(content, name, shape) for name, shape in shapes]
+        return cls._make([*arrays, names])
 
 
 def write_prior(prior: Gaussian | Mixture, path: PathLike, *, overwrite: bool = False) -> None:
-    """Write a prior as a safetensors file, which is written completely or not at all.
-
-    Raises:
-        FileExistsError: the file exists and `overwrite` is False.
-        OSError: the file cannot be written there.
-    """
-    header = {"format_version": FORMAT_VERSION, **UNSIGNED, "kind": _kind(type(prior))}
-    header["joint_names"] = list(prior.joint_names)
+    """Write a prior as a safetensors file; errors as of `write_signed`."""
+    header = {"kind": _kind(type(prior)), "joint_names": list(prior.joint_names)}
     tensors = {name: np.ascontiguousarray(getattr(prior, name)) for name in prior._fields[:-1]}
-    content = signed(save(tensors, {HEADER_KEY: json.dumps(header)}))
-    with replacing(path, overwrite=overwrite) as temporary:
-        temporary.write_bytes(content)
+    write_signed(tensors, HEADER_KEY, FORMAT_VERSION, header, path, overwrite=overwrite)
 
 
 _BODY = SMPL_JOINT_NAMES[1:]
@@ -178,13 +146,10 @@ def _floats(content: Mapping[Any, Any], name: str, shape: tuple[int | None, ...]
 
 def _own_names(signed: Signed, cls: type[Gaussian] | type[Mixture]) -> tuple[str, ...]:
     """Return the joints of a file of `write_prior`, after checking its header and its checksum."""
-    header = signed.text(HEADER_KEY)
-    if not isinstance(header, dict):
+    header = signed.description(HEADER_KEY, FORMAT_VERSION, unsigned=1)
+    if header is None:
         raise AssetError("a safetensors file of something else than a pose prior; get the prior's own file")
-    version, kind, names = (header.get(key) for key in ("format_version", "kind", "joint_names"))
-    check_version(version, FORMAT_VERSION)
-    if version != 1:
-        signed.check(header)
+    kind, names = header.get("kind"), header.get("joint_names")
     if kind != _kind(cls):
         reader = {"gaussian": "MahalanobisPrior", "mixture": "MaxMixturePrior"}.get(str(kind))
         advice = f"open it with {reader}.from_file" if reader else "install a newer agebody"

@@ -19,7 +19,7 @@ import numpy as np
 import scipy
 
 from agebody.assets.asset import AssetError, check_indices
-from agebody.assets.opcodes import Global, Machine, Record, Stream, checked_keys, kind_of
+from agebody.assets.opcodes import SPARSE, Global, Machine, Record, Stream, checked_keys, kind_of
 
 MAX_DEPTH = 32
 MAX_SIZE = 2**31
@@ -159,7 +159,8 @@ class _Resolver:
         elif isinstance(value, (list, tuple)):
             result = type(value)(self.plain(item) for item in value)
         else:
-            result = getattr(self, value.kind)(value)
+            read = self.sparse if value.kind in SPARSE else getattr(self, value.kind)
+            result = read(value)
         self.open.discard(key)
         self.done[key] = value, result  # the value too: its id must not be given to another one
         return result
@@ -320,118 +321,55 @@ class _Resolver:
     def attributes(self, record: Record) -> dict[str, Any]:
         return {self.key(name): self.plain(value) for name, value in self.fields(record).items()}
 
-    def csc(self, record: Record) -> scipy.sparse.csr_array:
-        return self.compressed(record, scipy.sparse.csc_array, axis=1)
-
-    def csr(self, record: Record) -> scipy.sparse.csr_array:
-        return self.compressed(record, scipy.sparse.csr_array, axis=0)
-
-    def compressed(self, record: Record, cls: Any, *, axis: int) -> scipy.sparse.csr_array:
-        shape = self.matrix_shape(record)
-        data, indices, indptr = (self.array(record, key) for key in ("data", "indices", "indptr"))
-        check_indices("indices of a sparse matrix", indices, shape[1 - axis])
-        check_indices("indptr of a sparse matrix", indptr, len(data) + 1)
-        if (
-            not data.shape == indices.shape == (len(data),)
-            or indptr.shape != (shape[axis] + 1,)
-            or indptr[0] != 0
-            or indptr[-1] != len(data)
-            or np.any(np.diff(indptr.astype(np.int64)) < 0)
-        ):
-            raise AssetError(
-                f"a sparse matrix of shape {shape} has {data.shape} values, {indices.shape} indices and "
-                f"{indptr.shape} row or column starts, which do not fit together"
-            )
-        self.spend(data.nbytes + 8 * len(data) + 8 * shape[0])
-        return scipy.sparse.csr_array(cls((data, indices, indptr), shape=shape))
-
-    def coo(self, record: Record) -> scipy.sparse.csr_array:
-        shape = self.matrix_shape(record)
-        if "coords" in self.fields(record):
-            coords = self.state(record, "coords")
-            if not isinstance(coords, tuple) or len(coords) != 2:
-                raise AssetError("a sparse matrix has coordinates that are not a pair of arrays")
-            data, row, column = self.array(record, "data"), *coords
-        else:
-            data, row, column = (self.array(record, key) for key in ("data", "row", "col"))
-        for name, index, size in (("rows", row, shape[0]), ("columns", column, shape[1])):
-            if not isinstance(index, np.ndarray) or not index.shape == data.shape == (data.size,):
-                raise AssetError(f"a sparse matrix has as many {name} as it has values, in one row")
-            check_indices(f"{name} of a sparse matrix", index, size)
-        self.spend(data.nbytes + 8 * len(data) + 8 * shape[0])
-        return scipy.sparse.csr_array(scipy.sparse.coo_array((data, (row, column)), shape=shape))
-
-    def bsr(self, record: Record) -> scipy.sparse.csr_array:
-        """Return a matrix of dense blocks, from the places of its blocks in compressed rows."""
-        shape, blocks = self.matrix_shape(record), self.array(record, "data")
-        if (
-            blocks.ndim != 3
-            or not blocks.size
-            or any(n % b for n, b in zip(shape, blocks.shape[1:], strict=True))
-        ):
-            raise AssetError(f"a sparse matrix of shape {shape} cannot have blocks of {blocks.shape}")
-        rows, columns = blocks.shape[1:]
-        index = np.arange(len(blocks), dtype=np.int32)
-        outer = Record("bsr")
-        outer.state = {**record.state, "data": index, "_shape": (shape[0] // rows, shape[1] // columns)}
-        place = self.compressed(outer, scipy.sparse.csr_array, axis=0).tocoo()
-        self.spend(blocks.size * (blocks.itemsize + 16))
-        row = place.row[:, None, None] * rows + np.arange(rows)[:, None]
-        column = place.col[:, None, None] * columns + np.arange(columns)
-        row, column = (np.broadcast_to(x, blocks.shape).ravel() for x in (row, column))
-        order = np.asarray(place.data, np.int64)
-        return scipy.sparse.csr_array((blocks[order].ravel(), (row, column)), shape=shape)
-
-    def dia(self, record: Record) -> scipy.sparse.csr_array:
-        """Return a matrix of diagonals: entry (j - offset, j) is ``data[k, j]`` of the k-th offset."""
-        shape, data, offsets = (
-            self.matrix_shape(record), self.array(record, "data"), self.array(record, "offsets"),
-        )  # fmt: skip
-        if data.ndim != 2 or offsets.shape != (len(data),) or offsets.dtype.kind not in "iu":
-            raise AssetError("a sparse matrix whose diagonals do not fit their offsets")
-        self.spend(data.size * (data.itemsize + 16))
-        column = np.broadcast_to(np.arange(data.shape[1]), data.shape)
-        row = column - offsets.astype(np.int64)[:, None]
-        inside = (row >= 0) & (row < shape[0]) & (column < shape[1])
-        return scipy.sparse.csr_array((data[inside], (row[inside], column[inside])), shape=shape)
-
-    def lil(self, record: Record) -> scipy.sparse.csr_array:
-        """Return a matrix of one list of columns and one of values per row."""
-        shape = self.matrix_shape(record, values=False)
-        columns, values = self.state(record, "rows"), self.state(record, "data")
-        for name, lists in (("rows", columns), ("data", values)):
-            if not (
-                isinstance(lists, list) and len(lists) == shape[0] and all(type(x) is list for x in lists)
-            ):
-                raise AssetError(f"{name!r} of a sparse matrix: expected one list per row")
-        self.spend(64 * sum(len(entries) for lists in (columns, values) for entries in lists))
-        row = [i for i, entries in enumerate(columns) for _ in entries]
-        return self.scattered(shape, list(chain(*values)), row, list(chain(*columns)))
-
-    def dok(self, record: Record) -> scipy.sparse.csr_array:
-        """Return a matrix of places, each a pair of row and column, with their values."""
-        shape = self.matrix_shape(record, values=False)
-        former = record.args and "_dict" not in self.fields(record)
-        places = self.plain(record.args[0]) if former else self.state(record, "_dict")
-        if not isinstance(places, dict) or not all(isinstance(place, tuple) for place in places):
-            raise AssetError("a sparse matrix: expected values by pairs of row and column")
-        row, column = zip(*places, strict=True) if places else ((), ())
-        return self.scattered(shape, list(places.values()), list(row), list(column))
-
-    def scattered(self, shape: tuple[int, ...], values: Any, row: Any, column: Any) -> scipy.sparse.csr_array:
-        """Return a matrix from lists of values, rows and columns."""
+    def sparse(self, record: Record) -> scipy.sparse.csr_array:
+        """Return a SciPy matrix of any format; SciPy checks that its parts fit together."""
+        shape = _shape(self.state(record, "_shape"))
+        if len(shape) != 2:
+            raise AssetError(f"a sparse matrix of {len(shape)} dimensions; expected 2")
         try:
-            data, places = np.array(values, float), np.array([row, column]).reshape(2, -1)
-        except (TypeError, ValueError) as error:
-            raise AssetError(f"a sparse matrix without real numbers ({error})") from error
-        if data.ndim != 1 or places.shape[1] != len(data):
-            raise AssetError("a sparse matrix has as many rows and columns as it has values")
-        if not len(data):
-            places = places.astype(int)
-        for name, index, size in zip(("rows", "columns"), places, shape, strict=True):
-            check_indices(f"{name} of a sparse matrix", index, size)
-        self.spend(24 * len(data) + 8 * shape[0])
-        return scipy.sparse.csr_array(scipy.sparse.coo_array((data, (places[0], places[1])), shape=shape))
+            values, *places = (np.asarray(part) for part in self.parts(record))
+            places = [place if place.size else place.astype(np.int64) for place in places]
+            if values.dtype.kind not in "biuf" or any(place.dtype.kind not in "iu" for place in places):
+                raise AssetError("a sparse matrix without real numbers at whole ones")
+            self.spend(values.size * (values.itemsize + 16) + 8 * shape[0])
+            if record.kind in ("csc", "csr", "bsr"):
+                if any(size % block for size, block in zip(shape, values.shape[1:], strict=False)):
+                    raise AssetError(f"a sparse matrix of shape {shape} cannot have blocks of {values.shape}")
+                made = getattr(scipy.sparse, f"{record.kind}_array")((values, *places), shape=shape)
+                made.check_format(full_check=True)
+            elif record.kind == "dia":
+                if np.abs(places[0].astype(float)).max(initial=0) > MAX_SIZE:
+                    raise AssetError(f"a sparse matrix of shape {shape} cannot have diagonals so far out")
+                made = scipy.sparse.dia_array((values, *places), shape=shape).tocoo()
+            else:
+                made = scipy.sparse.coo_array((values, tuple(places)), shape=shape)
+            return scipy.sparse.csr_array(made)
+        except (ValueError, TypeError, IndexError, AttributeError, ArithmeticError) as error:
+            if isinstance(error, AssetError):
+                raise
+            raise AssetError(f"a sparse matrix of shape {shape} is damaged ({error})") from error
+
+    def parts(self, record: Record) -> tuple[Any, ...]:
+        """Return the values of a sparse matrix, and the arrays or lists that say where they are."""
+        match record.kind:
+            case "csc" | "csr" | "bsr":
+                return tuple(self.array(record, key) for key in ("data", "indices", "indptr"))
+            case "dia":
+                return tuple(self.array(record, key) for key in ("data", "offsets"))
+            case "coo" if "coords" in self.fields(record):
+                return self.array(record, "data"), *self.state(record, "coords")
+            case "coo":
+                return tuple(self.array(record, key) for key in ("data", "row", "col"))
+            case "lil":  # a list of columns and one of values per row
+                columns, values = self.state(record, "rows"), self.state(record, "data")
+                if any(type(row) is not list for lists in (columns, values) for row in lists):
+                    raise AssetError("rows and data of a sparse matrix: expected one list per row")
+                row = [i for i, entries in enumerate(columns) for _ in entries]
+                return list(chain(*values)), row, list(chain(*columns))
+            case _:  # a dict of values by pairs of row and column
+                former = record.args and "_dict" not in self.fields(record)
+                places = self.plain(record.args[0]) if former else self.state(record, "_dict")
+                return list(places.values()), *(zip(*places, strict=True) if places else ((), ()))
 
     def fields(self, record: Record) -> dict[Any, Any]:
         if not isinstance(record.state, dict):
@@ -449,14 +387,6 @@ class _Resolver:
             kind = type(value).__name__
             raise AssetError(f"{key!r} of a {record.kind} object: expected an array, got {kind}")
         return value
-
-    def matrix_shape(self, record: Record, *, values: bool = True) -> tuple[int, ...]:
-        shape = _shape(self.state(record, "_shape"))
-        if len(shape) != 2:
-            raise AssetError(f"a sparse matrix of {len(shape)} dimensions; expected 2")
-        if values and self.array(record, "data").dtype.kind not in "biuf":
-            raise AssetError("a sparse matrix without real numbers")
-        return shape
 
 
 def _sizes(value: Any) -> tuple[int, ...]:

@@ -143,14 +143,8 @@ def box_condition(
 
 
 def _in_window(points: Tensor, box: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return points that have the batch of a box, and its first corner and size."""
+    """Return points that have the batch of a box, and its first corner and size, (*batch, 1, 2)."""
     points = expect("points", points, None, 2)
-    low, extent = _window(box)
-    broadcast(points=points.shape[:-2], box=low.shape[:-2])
-    return points, low, extent
-
-
-def _window(box: Tensor) -> tuple[Tensor, Tensor]:
-    """Return first corner and size, (*batch, 1, 2)."""
     low, high = expect("box", box, 4)[..., None, :].split(2, -1)
-    return low, not_empty(high - low)
+    broadcast(points=points.shape[:-2], box=low.shape[:-2])
+    return points, low, not_empty(high - low)

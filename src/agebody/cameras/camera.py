@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from agebody.cameras.distortion import distort_in_view, undistort
+from agebody.cameras.distortion import distort, undistort
 from agebody.checks import broadcast, expect, expect_dtype, expect_tensor, expect_values
 from agebody.engine.batched import is_recorded, own_precision
 
@@ -283,10 +283,10 @@ class Camera(NamedTuple):
             raise ValueError(f"near: expected a distance above 0 [m], got {near}")
         local = self.to_camera(points)
         depth = local[..., 2]
-        plane = local[..., :2] * _inverse_depth(depth, near)[..., None]
+        plane = local[..., :2] * inverse_depth(depth, near)[..., None]
         visible = depth >= near
         if self.distortion is not None:
-            plane, in_view = distort_in_view(plane, self._lens())
+            plane, in_view = distort(plane, self._lens())
             visible = visible & in_view
         pixels = plane * self._focal() + self._center()
         if size is not None:
@@ -321,10 +321,7 @@ class Camera(NamedTuple):
             axis: of the field of view: "vertical", "horizontal" or "diagonal".
         """
         extent = as_size(size, self.focal) / expect("focal", self.focal, 2)
-        sides = {"vertical": extent[..., 1], "horizontal": extent[..., 0], "diagonal": extent.norm(dim=-1)}
-        if axis not in sides:
-            raise ValueError(f"axis: expected one of {', '.join(sides)}, got {axis!r}")
-        return 2 * torch.atan(sides[axis] / 2)
+        return 2 * torch.atan(_length(extent, axis, extent) / 2)
 
     def resized(self, scale: float | Float[Tensor, "*batch n"]) -> Camera:
         """Return the camera of the resized image.
@@ -416,7 +413,8 @@ def join_rigid(rotation: Tensor, translation: Tensor) -> Float[Tensor, "*batch 4
     return torch.cat((upper, last.expand(*batch, 1, 4)), -2)
 
 
-def _inverse_depth(depth: Tensor, near: float) -> Tensor:
+def inverse_depth(depth: Tensor, near: float | Tensor) -> Tensor:
+    """Return 1 / depth, continued by its point reflection nearer than ``near``; see `Camera.project`."""
     ahead = depth >= near
     return torch.where(
         ahead,

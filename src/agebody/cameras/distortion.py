@@ -22,8 +22,8 @@ step doubles the digits, but before it only halves the error where a lens nearly
 
 def distort(
     points: Float[Tensor, "*batch K 2"], distortion: Float[Tensor, "*camera k"]
-) -> Float[Tensor, "*out K 2"]:
-    """Return where a lens shows points of the image plane at depth 1, both without unit.
+) -> tuple[Float[Tensor, "*out K 2"], Bool[Tensor, "*out K"]]:
+    """Return where a lens shows points of the plane at depth 1, both without unit, and which are in its view.
 
     With r^2 = x^2 + y^2 and the factor L = (1 + k1 r^2 + k2 r^4 + k3 r^6) / (1 + k4 r^2 + k5 r^4 + k6 r^6):
 
@@ -40,13 +40,6 @@ def distort(
 
     Source: OpenCV, "Camera Calibration and 3D Reconstruction".
     """
-    return distort_in_view(points, distortion)[0]
-
-
-def distort_in_view(
-    points: Float[Tensor, "*batch K 2"], distortion: Float[Tensor, "*camera k"]
-) -> tuple[Float[Tensor, "*out K 2"], Bool[Tensor, "*out K"]]:
-    """Return `distort`, and which of the points are inside the lens's view (see `field_limit`)."""
     lens, points = _lens(distortion), expect("points", points, None, 2)
     share, inside = _inwards(points, lens)
     return _polynomials(points * share, lens) / share, inside

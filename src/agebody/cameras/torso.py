@@ -17,41 +17,6 @@ LEAST_LENGTH = 1.0
 """Length [pixels] to which shorter torsos in the image are clamped."""
 
 
-def torso_depth(
-    points: Float[Tensor, "*points K 3"],
-    keypoints: Float[Tensor, "*batch K 2"],
-    camera: Camera,
-    layout: str | KeypointLayout,
-    *,
-    weights: Weights = None,
-    unseen: float = 5.0,
-) -> Float[Tensor, "*out"]:
-    """Return the depth of a person [m]: f times the mean length of the torso's edges in 3D over that in the
-    image.
-
-    Exact if both edges are parallel to the image; a torso that leans towards the camera appears farther.
-
-    Args:
-        points: of the body, in any place and orientation [m].
-        keypoints: the same points in the image [pixels].
-        camera: of the image; f is the mean of fx and fy.
-        layout: of both; must have left and right ``shoulder`` and ``hip``.
-        weights: confidences or a mask, (*batch, K). An edge weighs the product of its ends.
-        unseen: depth of persons without any edge of weight [m].
-
-    Returns:
-        Positive and finite. A torso shorter than a pixel counts as one pixel long.
-
-    Source: Bogo et al., "Keep it SMPL", ECCV 2016.
-    """
-    expect_camera(camera)
-    body, image, edge_weights = _edges(points, keypoints, layout, weights)
-    lengths = [safe_norm(ends[..., 0, :] - ends[..., 1, :]) for ends in (body, image)]
-    real, shown = (_mean(length[..., None], edge_weights)[..., 0] for length in lengths)
-    depth = expect("camera.focal", camera.focal, 2).mean(-1) * real / shown.clamp(min=LEAST_LENGTH)
-    return torch.where((edge_weights > 0).any(-1), depth, unseen)
-
-
 def torso_translation(
     points: Float[Tensor, "*points K 3"],
     keypoints: Float[Tensor, "*batch K 2"],
@@ -61,17 +26,32 @@ def torso_translation(
     weights: Weights = None,
     unseen: float = 5.0,
 ) -> Float[Tensor, "*out 3"]:
-    """Return the translation that puts the middle of the torso at `torso_depth`, where the image shows it
-    [m].
+    """Return the translation [m] that puts the middle of a person's torso where the image shows it.
 
-    Add it to points in camera coordinates. SMPLify itself starts on the optical axis and optimises x and y.
-    Persons whose torso is not seen are put on the axis. Arguments as of `torso_depth`; the points are in the
-    camera's orientation, and the camera's pose is ignored, its distortion used.
+    Its depth is f times the mean length of the torso's edges in 3D over that in the image: exact if both
+    edges are parallel to the image; a torso that leans towards the camera appears farther. It is positive and
+    finite, since a torso shorter than a pixel counts as one pixel long. SMPLify itself starts on the optical
+    axis and optimises x and y.
+
+    Args:
+        points: of the body, anywhere, in the camera's orientation [m]; the translation is to be added.
+        keypoints: the same points in the image [pixels].
+        camera: of the image; f is the mean of fx and fy. Its pose is ignored, its distortion used.
+        layout: of both; must have left and right ``shoulder`` and ``hip``.
+        weights: confidences or a mask, (*batch, K). An edge weighs the product of its ends.
+        unseen: depth of people without any edge of weight, who are put on the optical axis [m].
+
+    Source: Bogo et al., "Keep it SMPL", ECCV 2016.
     """
-    depth = torso_depth(points, keypoints, camera, layout, weights=weights, unseen=unseen)
+    expect_camera(camera)
     body, image, edge_weights = _edges(points, keypoints, layout, weights)
+    lengths = [safe_norm(ends[..., 0, :] - ends[..., 1, :]) for ends in (body, image)]
+    real, length = (_mean(part[..., None], edge_weights)[..., 0] for part in lengths)
+    depth = expect("camera.focal", camera.focal, 2).mean(-1) * real / length.clamp(min=LEAST_LENGTH)
+    seen = (edge_weights > 0).any(-1)
+    depth = torch.where(seen, depth, unseen)
     middle, shown = (_mean(ends.mean(-2), edge_weights) for ends in (body, image))
-    shown = torch.where((edge_weights > 0).any(-1)[..., None], shown, camera.center)
+    shown = torch.where(seen[..., None], shown, camera.center)
     lens = camera._replace(rotation=None, translation=None)
     return lens.unproject(shown[..., None, :], depth[..., None])[..., 0, :] - middle
 

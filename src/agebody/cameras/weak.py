@@ -13,7 +13,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from agebody.cameras.boxes import convert_box
-from agebody.cameras.camera import NEAR, Camera, Projection, Size, as_size, expect_camera, not_empty
+from agebody.cameras.camera import (
+    NEAR,
+    Camera,
+    Projection,
+    Size,
+    as_size,
+    expect_camera,
+    inverse_depth,
+    not_empty,
+)
 from agebody.checks import broadcast, expect, expect_dtype
 
 LEAST_SCALE = 0.01
@@ -99,9 +108,10 @@ def project_weak(
     relative = 1 + points[..., 2:] * inverse
     near = torch.where(inverse > 0, NEAR * inverse, 0.5).detach()
     ahead = relative >= near
-    held = torch.where(ahead, near, relative)
-    factor = torch.where(ahead, 1 / torch.where(ahead, relative, 1), 2 / near - 1 / (2 * near - held))
-    pixels = across * factor * focal + expect("camera.center", camera.center, 2)[..., None, :]
+    pixels = (
+        across * inverse_depth(relative, near) * focal
+        + expect("camera.center", camera.center, 2)[..., None, :]
+    )
     visible = (ahead & (inverse > 0))[..., 0]
     if size is not None:
         visible = visible & ((pixels >= 0) & (pixels < as_size(size, pixels)[..., None, :])).all(-1)

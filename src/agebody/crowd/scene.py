@@ -10,6 +10,7 @@ from torch import Tensor
 
 from agebody.cameras import Camera
 from agebody.crowd.height_prior import HeightPrior
+from agebody.measure.sections import plane_axes
 from agebody.mesh.penetrations import find_penetrations, offsets
 from agebody.optim.least_squares import Quadratic
 from agebody.optim.terms import project
@@ -78,7 +79,7 @@ class Scene(NamedTuple):
         root = self.root[rows]
         shift = torch.stack((*sideways, torch.zeros_like(along)), -1) * root[..., 2:]
         new_root, scale = along.exp()[..., None] * (root + shift), size.exp()
-        axes = _across(self.up)
+        axes = torch.stack(plane_axes(self.up), -1)
         tilted = self.up + x[:, -TILTS:-2] @ axes.mT
         length = tilted.norm(dim=-1, keepdim=True)
         normal = tilted / length
@@ -284,12 +285,3 @@ def _of_people(by_moves: Tensor) -> Tensor:
     each = torch.arange(people, device=by_moves.device)
     jacobian[:, each, :, each] = by_moves.transpose(0, 1)
     return torch.nn.functional.pad(jacobian.flatten(3).flatten(1, 2), (0, TILTS))
-
-
-def _across(normal: Tensor) -> Tensor:
-    """Return (3, 2) two unit vectors orthogonal to a unit vector and to each other."""
-    away = torch.zeros_like(normal)
-    away[normal.abs().argmin()] = 1
-    first = torch.linalg.cross(normal, away)
-    first = first / first.norm()
-    return torch.stack((first, torch.linalg.cross(normal, first)), -1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from agebody.assets.asset import SMPL_JOINT_NAMES, AssetError
 from agebody.assets.container import PathLike
-from agebody.assets.prior_files import Gaussian, Mixture, read_gaussian, read_mixture, write_prior
+from agebody.assets.prior_files import Gaussian, Mixture, read_prior, write_prior
 from agebody.checks import Reduction, Weights, apply_mask, expand_weights, read_rotations, reduce
 from agebody.engine.batched import own_precision
 from agebody.engine.exact import ExactBuffers
@@ -46,7 +46,7 @@ class _PosePrior(ExactBuffers, Generic[Arrays]):
     """What it was made of, in float64, for the joints that it knows."""
     columns: Tensor
     """Indices of the angles that the prior knows, in the flat pose of ``joint_names``."""
-    _read_file: ClassVar[Callable[[PathLike], Any]]
+    _made_of: ClassVar[type[Any]]
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class _PosePrior(ExactBuffers, Generic[Arrays]):
             AssetError: the file is missing, damaged, hostile or of another kind; the message names it, what
                 it is, and what to do.
         """
-        arrays = cls._read_file(path)
+        arrays: Any = read_prior(path, cls._made_of)
         try:
             prior = cls(*arrays, **options)
         except ValueError as error:
@@ -153,7 +153,7 @@ class MahalanobisPrior(_PosePrior[Gaussian]):
 
     mean: Tensor
     factor: Tensor
-    _read_file = staticmethod(read_gaussian)
+    _made_of = Gaussian
 
     def __init__(
         self,
@@ -261,7 +261,7 @@ class MaxMixturePrior(_PosePrior[Mixture]):
     """(K, D, D): inverse Cholesky factors of the covariances."""
     constants: Tensor
     """(K): c_k, none negative."""
-    _read_file = staticmethod(read_mixture)
+    _made_of = Mixture
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from agebody.assets.asset import check_finite
+from agebody.assets.asset import check_finite, check_shape
 from agebody.assets.prior_files import LARGEST
 from agebody.checks import read_rotations
 
@@ -53,9 +53,7 @@ def read_array(name: str, value: Any, shape: tuple[int | None, ...]) -> np.ndarr
         raise TypeError(f"{name}: expected a tensor or array of floating point numbers, got {got}")
     if len(shape) == 1 and value.ndim == 2 and value.shape[1] == 3:
         value = value.ravel()
-    if value.ndim != len(shape) or any(n not in (None, m) for n, m in zip(shape, value.shape, strict=True)):
-        expected = ", ".join("any" if n is None else str(n) for n in shape)
-        raise ValueError(f"{name}: expected shape ({expected}), got {value.shape}")
+    check_shape(name, value.shape, shape)
     check_finite(name, value, most=LARGEST)
     return np.array(value, np.float64, order="C")
 

@@ -177,12 +177,11 @@ def metric_aware_objective(
     of_betas = partial(
         _identity, age=age, beta_weights=METRIC_AWARE_BETA_WEIGHTS, age_weight=10.0, penalty="l1", mean=True
     )
-    of_points = partial(_keypoints_3d, layout=layout, mean_over=3)
     return Objective(
         {
             "pose": LossTerm(5.0, _absolute_pose, pose, pose),
             "betas": LossTerm(3.0, of_betas, identity, identity),
-            "keypoints_3d": LossTerm(8.0, of_points, ("keypoints_3d",), ("keypoints_3d",)),
+            "keypoints_3d": _points(8.0, layout, mean_over=3),
             "keypoints_2d": _compared(
                 40.0, "keypoints_2d", reprojection_loss, mean_over=2 * image_size, everybody=True
             ),
@@ -205,9 +204,8 @@ def _hmr2_terms(
     betas: float,
     adversarial: float,
 ) -> dict[str, LossTerm]:
-    of_points = partial(_keypoints_3d, layout=layout)
     return {
-        "keypoints_3d": LossTerm(keypoints_3d, of_points, ("keypoints_3d",), ("keypoints_3d",)),
+        "keypoints_3d": _points(keypoints_3d, layout),
         "keypoints_2d": _compared(keypoints_2d, "keypoints_2d", reprojection_loss),
         "global_orient": _compared(global_orient, "global_orient", rotation_loss, dims=0),
         "body_pose": _compared(body_pose, "body_pose", rotation_loss, per_person=True),
@@ -219,6 +217,12 @@ def _hmr2_terms(
 def _compared(weight: float, name: str, loss: Callable[..., Tensor], **options: Any) -> LossTerm:
     """Return the term of a tensor that prediction and target both have; options as in `_compare`."""
     return LossTerm(weight, partial(_compare, name=name, loss=loss, **options), (name,), (name,))
+
+
+def _points(weight: float, layout: str | KeypointLayout | None, **options: Any) -> LossTerm:
+    """Return the term of points relative to the root of a layout; people without their root do not count."""
+    loss = partial(keypoints_3d_loss, layout=layout)
+    return _compared(weight, "keypoints_3d", loss, rooted=layout, **options)
 
 
 def _compare(
@@ -233,26 +237,19 @@ def _compare(
     squared: bool = False,
     mean_over: float | None = None,
     everybody: bool = False,
+    rooted: str | KeypointLayout | None = None,
 ) -> Tensor:
-    """Compare a tensor with its target.
+    """Compare a tensor with its target, whose entries have ``dims`` dimensions per person.
 
-    Args:
-        prediction: tensors by name.
-        target: tensors by name.
-        reduction: over people.
-        name: of the tensor.
-        loss: of the two.
-        dims: number of dimensions of one person's entries.
-        per_person: whether weights of rotations (*batch, J, 3, 3) may be (*batch).
-        squared: whether the weights are the squares of what the target has.
-        mean_over: see `_over_people`.
-        everybody: see `_over_people`.
+    With ``per_person``, weights of rotations (*batch, J, 3, 3) may be (*batch); with ``squared``, weights are
+    the squares of what the target has; with a layout in ``rooted``, people without its root do not count.
     """
     weights = target.get(f"{name}_weights")
     if weights is not None:
         wider = per_person and weights.dim() < prediction[name].dim() - 2
         weights = weights[..., None] if wider else weights
         weights = weights.to(prediction[name]).square() if squared else weights
+        weights = rooted_weights(weights, prediction[name], rooted)
     terms = loss(prediction[name], target[name], weights=weights, reduction="none")
     return _over_people(terms, weights, reduction, dims=dims, mean_over=mean_over, everybody=everybody)
 
@@ -280,20 +277,6 @@ def _over_people(
         counted = None if counted is None else counted.flatten(-dims).any(-1)
     total = reduce(terms, None if everybody else counted, reduction)
     return total if mean_over is None else total / (mean_over * entries)
-
-
-def _keypoints_3d(
-    prediction: Values,
-    target: Values,
-    reduction: Reduction,
-    *,
-    layout: str | KeypointLayout | None,
-    mean_over: float | None = None,
-) -> Tensor:
-    weights = target.get("keypoints_3d_weights")
-    pred, known = prediction["keypoints_3d"], target["keypoints_3d"]
-    terms = keypoints_3d_loss(pred, known, layout=layout, weights=weights, reduction="none")
-    return _over_people(terms, rooted_weights(weights, pred, layout), reduction, mean_over=mean_over)
 
 
 def _identity(

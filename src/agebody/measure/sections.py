@@ -11,7 +11,7 @@ from torch import Tensor
 
 from agebody.checks import broadcast, expect, expect_dtype, safe_norm
 from agebody.engine.batched import own_precision
-from agebody.mesh.closest import expect_faces
+from agebody.mesh.search import expect_faces
 
 TAPE_DIRECTIONS = 240
 
@@ -55,7 +55,7 @@ def plane_section(
     vertices = expect("vertices", vertices, None, 3)
     origin = expect("origin", origin, 3)
     normal = expect("normal", normal, 3)
-    faces = expect_faces(faces, vertices.shape[-2])
+    faces = expect_faces(faces, vertices.shape[-2], least=1)
     batch = broadcast(vertices=vertices.shape[:-2], origin=origin.shape[:-1], normal=normal.shape[:-1])
     vertices = vertices.expand(*batch, -1, -1)
     height = ((vertices - origin[..., None, :]) * normal[..., None, :]).sum(-1)
@@ -109,7 +109,7 @@ def gap(section: Section) -> Float[Tensor, "*batch"]:
 def _tape_length(section: Section, normal: Float[Tensor, "*#batch 3"]) -> Float[Tensor, "*batch"]:
     normal = expect("tape", normal, 3)
     expect_dtype("tape", normal, section.starts, "that of the section")
-    across, along = _plane_axes(normal.detach())
+    across, along = plane_axes(normal.detach())
     # Unused places repeat the first point, so that they add no corner.
     points = torch.where(section.cut[..., None], section.starts, section.starts[..., :1, :])
     flat = torch.stack([(points.detach() * axis[..., None, :]).sum(-1) for axis in (across, along)], -1)
@@ -146,7 +146,7 @@ def _crossing(
     return torch.where(cut[..., None], start + share * (corner[..., other, :] - start), 0)
 
 
-def _plane_axes(normal: Float[Tensor, "*batch 3"]) -> tuple[Tensor, Tensor]:
+def plane_axes(normal: Float[Tensor, "*batch 3"]) -> tuple[Tensor, Tensor]:
     """Return two orthogonal unit vectors in the plane."""
     x, _, z = normal.unbind(-1)
     level = torch.where(x.abs() < z.abs(), 0, 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +10,8 @@ from torch import Tensor
 
 from agebody.checks import at_least_float32, expect, expect_dtype, safe_norm
 from agebody.engine.backend import BackendName, choose_search, load_kernels
-from agebody.engine.batched import is_traced, is_transformed, own_precision
+from agebody.engine.batched import own_precision
+from agebody.mesh.search import expect_faces, register
 
 PAIRS = 1 << 21
 """Point-triangle pairs that the torch search compares together: some 50 MB."""
@@ -90,7 +90,7 @@ def closest_faces(
     points = expect("points", points, None, 3)
     vertices = expect("vertices", vertices, None, 3)
     expect_dtype("vertices", vertices, points, "that of points")
-    faces = expect_faces(faces, vertices.shape[-2])
+    faces = expect_faces(faces, vertices.shape[-2], least=1)
     triangles = vertices.detach()[..., faces, :]
     if among is not None:
         # Faces that are left out are replaced by one that is not, which changes no distance.
@@ -202,7 +202,7 @@ def visible_vertices(
     vertices = expect("vertices", vertices, None, 3)
     eye = expect("eye", eye, 3)
     expect_dtype("eye", eye, vertices, "that of vertices")
-    faces = expect_faces(faces, vertices.shape[-2])
+    faces = expect_faces(faces, vertices.shape[-2], least=1)
     batch = torch.broadcast_shapes(vertices.shape[:-2], eye.shape[:-1])
     dtype = _search_type(vertices)
     mesh = (
@@ -261,21 +261,6 @@ def _finite(tensor: Tensor) -> Tensor:
 
 def _search_type(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
-
-
-def expect_faces(faces: Any, num_vertices: int) -> Tensor:
-    """Check the triangles of a mesh with so many vertices."""
-    if not isinstance(faces, Tensor) or faces.is_floating_point() or faces.dtype == torch.bool:
-        kind = faces.dtype if isinstance(faces, Tensor) else type(faces).__name__
-        raise TypeError(f"faces: expected a torch.Tensor of integers, got {kind}")
-    if faces.dim() != 2 or faces.shape[1] != 3 or not len(faces):
-        raise ValueError(f"faces: expected shape (F, 3) with at least one face, got {tuple(faces.shape)}")
-    # Elsewhere reading them would synchronise, or end a trace; the index itself is checked there.
-    if faces.device.type == "cpu" and not is_traced(faces) and not is_transformed():
-        low, high = faces.aminmax()
-        if low < 0 or high >= num_vertices:
-            raise ValueError(f"faces: expected ids from 0 to {num_vertices - 1}, got {low} to {high}")
-    return faces.long()
 
 
 def _search(points: Tensor, triangles: Tensor, backend: BackendName) -> Tensor:
@@ -413,7 +398,7 @@ def _meets(starts: Tensor, ways: Tensor, triangles: Tensor) -> Tensor:
     return ~parallel & (u >= -EDGE) & (v >= -EDGE) & (u + v <= 1 + EDGE) & (reach > 0) & (reach < 1)
 
 
-def _vmap(name: str, operator: Any, batched: tuple[int, ...]) -> Any:
+def _vmap(name: str, batched: tuple[int, ...]) -> Any:
     """Flatten two batch dimensions into one; arguments at ``batched`` have one of their own."""
 
     def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Tensor, int]:
@@ -426,33 +411,20 @@ def _vmap(name: str, operator: Any, batched: tuple[int, ...]) -> Any:
         ]
         inner = spread[0].shape[1]
         flat = [a.flatten(0, 1) if i in batched else a for i, a in enumerate(spread)]
-        return operator(*flat).unflatten(0, (size, inner)), 0
+        return getattr(torch.ops.agebody, name)(*flat).unflatten(0, (size, inner)), 0
 
     return vmap
 
 
-def _register(
-    name: str, schema: str, search: Callable[..., Tensor], dtype: torch.dtype, batched: tuple[int, ...]
-) -> None:
-    """Register an operator, which compilers do not trace: the number of candidates depends on the data."""
-    operator = torch.library.custom_op(f"agebody::{name}", search, mutates_args=(), schema=schema)
-    operator.register_fake(
-        lambda first, *others: first.new_empty(first.shape[:2], dtype=dtype),
-    )
-    operator.register_vmap(_vmap(name, operator, batched))
-
-
-_register(
+register(
     "closest_triangles",
     "(Tensor points, Tensor triangles, str backend) -> Tensor",
     _closest_triangles,
-    torch.int64,
-    (0, 1),
-)
-_register(
+    lambda points, *_: points.new_empty(points.shape[:2], dtype=torch.int64),
+).register_vmap(_vmap("closest_triangles", (0, 1)))
+register(
     "clear_sights",
     "(Tensor vertices, Tensor faces, Tensor eyes, str backend) -> Tensor",
     _clear_sights,
-    torch.bool,
-    (0, 2),
-)
+    lambda vertices, *_: vertices.new_empty(vertices.shape[:2], dtype=torch.bool),
+).register_vmap(_vmap("clear_sights", (0, 2)))

@@ -16,8 +16,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from agebody.assets.asset import BodyAsset, expect_asset
+from agebody.checks import expect_integers
 from agebody.engine.backend import BackendName
-from agebody.mesh.search import check_mesh, expect_ids, expect_ints, flatten_batch
+from agebody.mesh.search import check_mesh, expect_ids, flatten_batch
 
 TOUCHING_PARTS = (
     ("spine3", "left_shoulder"),
@@ -59,7 +60,7 @@ class Exclusions:
     @classmethod
     def of_parts(cls, parts: Int[Tensor, " F"], related: Bool[Tensor, "N N"]) -> Exclusions:
         """Make exclusions from the part of each face and a table of the parts that are not compared."""
-        expect_ints("parts", parts)
+        expect_integers("parts", parts)
         if parts.dim() != 1:
             raise ValueError(f"parts: expected shape (F), got {tuple(parts.shape)}")
         if related.dtype != torch.bool:
@@ -112,7 +113,7 @@ class Exclusions:
 
     def and_pairs(self, pairs: Int[Tensor, "*batch 2"]) -> Exclusions:
         """Return these exclusions and further pairs of faces."""
-        expect_ints("pairs", pairs)
+        expect_integers("pairs", pairs)
         if pairs.shape[-1:] != (2,):
             raise ValueError(f"pairs: expected shape (*batch, 2), got {tuple(pairs.shape)}")
         pairs = pairs.reshape(-1, 2).long()

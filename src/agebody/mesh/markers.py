@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 import numpy as np
 import scipy
 import torch
 from jaxtyping import Float, Int
-from safetensors.numpy import save
 from torch import Tensor
 
 from agebody.assets.asset import AssetError, check_finite, check_indices, check_shape
-from agebody.assets.container import UNSIGNED, PathLike, check_version, naming, read_raw, signed
+from agebody.assets.container import PathLike, naming, read_raw
+from agebody.assets.signed import write_signed
 from agebody.body import BodyModel
 from agebody.body.model import expect_body
 from agebody.checks import expect_values, read_tensor
 from agebody.engine.batched import own_precision
 from agebody.engine.exact import ExactBuffers
-from agebody.files import replacing
 from agebody.keypoints import KeypointLayout
 from agebody.parameters import BodyParameters
 
@@ -191,10 +189,8 @@ class MarkerSet(ExactBuffers):
             FileExistsError: the file exists and `overwrite` is False.
             OSError: the file cannot be written there.
         """
-        header = {"format_version": FORMAT_VERSION, **UNSIGNED, "names": list(self.names)}
-        content = signed(save(self.exact, {HEADER_KEY: json.dumps(header)}))
-        with replacing(path, overwrite=overwrite) as temporary:
-            temporary.write_bytes(content)
+        names = {"names": list(self.names)}
+        write_signed(self.exact, HEADER_KEY, FORMAT_VERSION, names, path, overwrite=overwrite)
 
     @classmethod
     def from_file(cls, path: PathLike) -> MarkerSet:
@@ -205,11 +201,9 @@ class MarkerSet(ExactBuffers):
         """
         with naming(path):
             raw = read_raw(path)
-            header = None if raw.signed is None else raw.signed.text(HEADER_KEY)
-            if raw.signed is None or not isinstance(header, dict):
+            header = None if raw.signed is None else raw.signed.description(HEADER_KEY, FORMAT_VERSION)
+            if header is None:
                 raise AssetError("not a file of virtual markers; MarkerSet.save writes them")
-            check_version(header.get("format_version"), FORMAT_VERSION)
-            raw.signed.check(header)
             ids, matrix, names = raw.content.get("vertex_ids"), raw.content.get("matrix"), header.get("names")
             arrays = isinstance(ids, np.ndarray) and isinstance(matrix, np.ndarray)
             if not arrays or not isinstance(names, list) or not all(isinstance(name, str) for name in names):

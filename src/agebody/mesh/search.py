@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from agebody.checks import expect, expect_dtype
+from agebody.checks import expect, expect_dtype, expect_integers
 from agebody.engine.backend import BackendName, choose_search, load_kernels
+from agebody.engine.batched import is_traced, is_transformed
 
 ENTRIES = 1 << 18
 """Number of entries that the torch searches process at a time, which bounds their memory."""
@@ -50,11 +51,19 @@ def flatten_batch(tensor: Tensor, dims: int) -> Tensor:
 def check_mesh(vertices: Any, faces: Any) -> tuple[Float[Tensor, "*batch V 3"], Int[Tensor, "F 3"]]:
     """Check a mesh and return its faces as int64 on the device of the vertices."""
     vertices = expect("vertices", vertices, None, 3)
-    expect_ints("faces", faces)
-    if faces.dim() != 2 or faces.shape[1] != 3:
-        raise ValueError(f"faces: expected shape (F, 3), got {tuple(faces.shape)}")
-    expect_ids("faces", faces, vertices.shape[-2])
-    return vertices, faces.to(vertices.device).long()
+    return vertices, expect_faces(faces, vertices.shape[-2]).to(vertices.device)
+
+
+def expect_faces(faces: Any, num_vertices: int, *, least: int = 0) -> Int[Tensor, "F 3"]:
+    """Check the triangles of a mesh with so many vertices, and return them as int64."""
+    faces = expect_integers("faces", faces)
+    if faces.dim() != 2 or faces.shape[1] != 3 or len(faces) < least:
+        some = " with at least one face" if least else ""
+        raise ValueError(f"faces: expected shape (F, 3){some}, got {tuple(faces.shape)}")
+    # Elsewhere reading them would synchronise, or end a trace; the index itself is checked there.
+    if faces.device.type == "cpu" and not is_traced(faces) and not is_transformed():
+        expect_ids("faces", faces, num_vertices)
+    return faces.long()
 
 
 def check_points(
@@ -70,14 +79,6 @@ def check_points(
             f"got {tuple(points.shape[:-2])}"
         )
     return points, vertices, faces
-
-
-def expect_ints(name: str, tensor: Any) -> None:
-    """Refuse what is not a tensor of integers."""
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
-    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
-        raise TypeError(f"{name}: expected integers, got {tensor.dtype}")
 
 
 def expect_ids(name: str, ids: Tensor, below: int) -> None:
@@ -247,13 +248,14 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum(-1)
 
 
-def _register(name: str, schema: str, compute: Any, fake: Any) -> None:
+def register(name: str, schema: str, compute: Any, fake: Any) -> Any:
     """Register an operator, which compilers do not trace: the number of candidates depends on the data."""
     operator: Any = torch.library.custom_op(f"agebody::{name}", compute, mutates_args=(), schema=schema)
     operator.register_fake(fake)
+    return operator
 
 
-_register(
+register(
     "colliding_faces",
     "(Tensor bodies, Tensor faces, Tensor parts, Tensor related, Tensor excluded, int room, str backend)"
     " -> (Tensor, Tensor)",
@@ -263,13 +265,13 @@ _register(
         parts.new_empty(bodies.shape[0], dtype=torch.int32),
     ),
 )
-_register(
+register(
     "winding_numbers",
     "(Tensor points, Tensor vertices, Tensor faces, str backend) -> Tensor",
     _winding_numbers,
     lambda points, *_: points.new_empty(points.shape[:2]),
 )
-_register(
+register(
     "inside_meshes",
     "(Tensor points, Tensor vertices, Tensor faces, Tensor sets, Tensor meshes, str backend) -> Tensor",
     _inside_meshes,

@@ -245,20 +245,9 @@ def split_images(
 ) -> list[KeypointImage]:
     """Split the detections and people of a data set by image, in the order of the images' ids.
 
-    Args:
-        pred: as of `keypoint_ap`.
-        scores: as of `keypoint_ap`.
-        pred_images: as of `keypoint_ap`.
-        target: as of `keypoint_ap`.
-        areas: as of `keypoint_ap`.
-        target_images: as of `keypoint_ap`.
-        visible: which keypoints are visible; all by default.
-        boxes: as of `keypoint_ap`.
-        crowd: as of `keypoint_ap`.
-        ignored: who counts neither for nor against; crowds and people without visible keypoints by default.
-        lost: who is never found; nobody by default.
-        pred_areas: as of `keypoint_ap`.
-        images: the ids to evaluate; all that occur by default.
+    Arguments as of `keypoint_ap`. All keypoints are ``visible`` by default; ``ignored``, who counts neither
+    for nor against, are crowds and people without visible keypoints; nobody is ``lost``, that is, never
+    found; and ``images`` are all ids that occur.
     """
     seen = np.ones(target.shape[:2], bool) if visible is None else visible
     low = np.where(seen[..., None], target, np.inf).min(1, initial=np.inf)

@@ -17,7 +17,7 @@ from agebody.assets.official import FILES
 from agebody.checks import read_count
 from agebody.compat.smplx.lbs import find_dynamic_lmk_idx_and_bcoords, vertices2landmarks
 from agebody.compat.smplx.model_files import OFFERED, ModelPath
-from agebody.compat.smplx.smpl import SMPL, rows
+from agebody.compat.smplx.smpl import SMPL, SMPLLayer, rows
 from agebody.compat.smplx.utils import MANOOutput, SMPLHOutput, SMPLXOutput, Tensor, find_joint_kin_chain
 from agebody.engine.batched import own_precision
 from agebody.parameters import hand_bases
@@ -113,15 +113,8 @@ class SMPLH(SMPL):
         return self._called(given, return_verts, return_full_pose, pose2rot)
 
 
-class SMPLHLayer(SMPLH):
+class SMPLHLayer(SMPLLayer, SMPLH):
     """SMPL-H without parameters, posed by rotation matrices; the mean hand pose is not added."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        names = ("betas", "global_orient", "transl", *self._poses)
-        super().__init__(*args, **{f"create_{name}": False for name in names}, **kwargs)
-
-    def _called(self, given: Any, return_verts: bool, return_full_pose: bool, pose2rot: bool) -> Any:
-        return self._from_matrices(given, return_verts, return_full_pose)
 
 
 class SMPLX(SMPLH):
@@ -255,15 +248,11 @@ class SMPLX(SMPLH):
         return output
 
 
-class SMPLXLayer(SMPLX):
+class SMPLXLayer(SMPLLayer, SMPLX):
     """SMPL-X without parameters, posed by rotation matrices; the mean hand pose is not added."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        names = ("betas", "global_orient", "transl", "expression", *self._poses)
-        super().__init__(*args, **{f"create_{name}": False for name in names}, **kwargs)
-
     def _called(self, given: Any, return_verts: bool, return_full_pose: bool, pose2rot: bool) -> Any:
-        output = self._from_matrices(given, return_verts, return_full_pose)
+        output = super()._called(given, return_verts, return_full_pose, pose2rot)
         transl = given["transl"]
         output.transl = output.betas.new_zeros(output.betas.shape[0], 3) if transl is None else transl
         return output
@@ -327,15 +316,8 @@ class MANO(SMPLH):
         return self._called(given, return_verts, return_full_pose, True)
 
 
-class MANOLayer(MANO):
+class MANOLayer(SMPLLayer, MANO):
     """MANO without parameters, posed by rotation matrices; the mean hand pose is not added."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        names = ("betas", "global_orient", "transl", "body_pose", "hand_pose")
-        super().__init__(*args, **{f"create_{name}": False for name in names}, **kwargs)
-
-    def _called(self, given: Any, return_verts: bool, return_full_pose: bool, pose2rot: bool) -> Any:
-        return self._from_matrices(given, return_verts, return_full_pose)
 
 
 class FLAME(SMPL):

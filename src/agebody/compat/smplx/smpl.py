@@ -297,19 +297,6 @@ class SMPL(WatchedArrays):
         pose_format = "axis_angle" if pose2rot else "matrix"
         return self._posed(known | {"transl": transl}, return_verts, return_full_pose, pose_format)
 
-    def _from_matrices(
-        self, given: dict[str, Tensor | None], return_verts: bool, return_full_pose: bool
-    ) -> Any:
-        """Fill in zeros and identities, and pose the model by matrices."""
-        like, batch = self._array("v_template"), _batch(**given)
-        identity = torch.eye(3, dtype=like.dtype, device=like.device).repeat(batch, 1, 1, 1)
-        widths = {"betas": self.num_betas, "transl": 3, "expression": self.num_expression_coeffs}
-        defaults = {name: like.new_zeros(batch, widths[name]) for name in given if name in widths}
-        rotations = {"global_orient": 1, **self._poses}
-        defaults |= {name: identity.repeat(1, count, 1, 1) for name, count in rotations.items()}
-        known = {name: defaults[name] if value is None else value for name, value in given.items()}
-        return self._posed(known, return_verts, return_full_pose, "matrix")
-
     def _coefficients(self, betas: Tensor) -> Tensor:
         # All of them count: more would be dropped, and the last one is the age offset of age="kid".
         return rows("betas", betas, self._array("shapedirs").shape[-1])
@@ -410,26 +397,25 @@ class SMPL(WatchedArrays):
 
 
 class SMPLLayer(SMPL):
-    """SMPL without parameters, posed by rotation matrices; arguments default to zeros and identities."""
+    """SMPL without parameters, posed by rotation matrices; arguments default to zeros and identities.
+
+    The mean hand pose of the layers with hands is not added.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        names = ("betas", "global_orient", "body_pose", "transl")
+        names = {"betas", "global_orient", "transl", "expression", "body_pose", *self._poses}
         super().__init__(*args, **{f"create_{name}": False for name in names}, **kwargs)
 
-    def forward(
-        self,
-        betas: Tensor | None = None,
-        body_pose: Tensor | None = None,
-        global_orient: Tensor | None = None,
-        transl: Tensor | None = None,
-        return_verts: bool = True,
-        return_full_pose: bool = False,
-        pose2rot: bool = False,
-        **kwargs: Any,
-    ) -> SMPLOutput:
-        """Return the posed body; arguments as in `SMPL.forward`, rotations always as matrices."""
-        given = {"betas": betas, "body_pose": body_pose, "global_orient": global_orient, "transl": transl}
-        return self._from_matrices(given, return_verts, return_full_pose)
+    def _called(self, given: Any, return_verts: bool, return_full_pose: bool, pose2rot: bool) -> Any:
+        """Fill in zeros and identities, and pose the model by matrices."""
+        like, batch = self._array("v_template"), _batch(**given)
+        identity = torch.eye(3, dtype=like.dtype, device=like.device).repeat(batch, 1, 1, 1)
+        widths = {"betas": self.num_betas, "transl": 3, "expression": self.num_expression_coeffs}
+        defaults = {name: like.new_zeros(batch, widths[name]) for name in given if name in widths}
+        rotations = {"global_orient": 1, **self._poses}
+        defaults |= {name: identity.repeat(1, count, 1, 1) for name, count in rotations.items()}
+        known = {name: defaults[name] if value is None else value for name, value in given.items()}
+        return self._posed(known, return_verts, return_full_pose, "matrix")
 
 
 def _vertex_ids(asset: BodyAsset) -> dict[str, int] | None:
