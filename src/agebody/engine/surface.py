@@ -1,9 +1,9 @@
 """The posed surface of many bodies: the maths of `deform`, computed in blocks that fit the cache.
 
 Vertices are divided into blocks. For some blocks at a time, one matrix product gives their rest surface from
-all the coefficients (betas, age, pose feature), a second one blends the transforms of the few joints that
-each block touches, and three fused multiply-adds skin it while both are still in cache. Only the result
-has the size of the batch. Coordinates are planes (x of all vertices of a block, then y, then z),
+all the coefficients (betas, age, pose feature), four small ones blend the columns of the transforms of the
+few joints that each block touches, and three fused multiply-adds skin it while all are still in cache. Only
+the result has the size of the batch. Coordinates are planes (x of all vertices of a block, then y, then z),
 so that every step runs along vertices.
 """
 
@@ -24,7 +24,7 @@ BLOCK = 288
 """Vertices per block: few enough to touch few joints, enough for each step to outweigh its call."""
 BODIES = 256
 """Bodies per chunk: bounds the workspace to about 5 MB, whatever the batch."""
-PIECE = 128
+PIECE = 192
 """Blocks times bodies of a piece of a smaller batch: few enough for its workspace to stay in cache."""
 PRODUCT = 1 << 20
 """Entries of the directions that a matrix product of its own must save."""
@@ -252,15 +252,8 @@ def _pieces(batch: int, packed: _Packed) -> Iterator[_Piece]:
 class _Workspace:
     """The buffers of one pass over all pieces, and the steps that forward and backward share."""
 
-    def __init__(
-        self,
-        packed: _Packed,
-        coefficients: Tensor,
-        transforms: Tensor,
-        base: Tensor | None,
-    ) -> None:
+    def __init__(self, packed: _Packed, coefficients: Tensor, base: Tensor | None) -> None:
         self.coefficients, self.base, self.packed = coefficients, base, packed
-        self.rows = transforms.permute(1, 0, 3, 2).contiguous()
         if packed.correctives is not None:
             self.coefficients, self.feature = coefficients.tensor_split((len(packed.directions),), 1)
         self.buffers: dict[str, Tensor] = {}
@@ -269,7 +262,7 @@ class _Workspace:
         """Return a tensor of that shape in memory that all pieces share; the first piece is the largest."""
         held = self.buffers.get(name)
         if held is None:
-            held = self.buffers[name] = self.rows.new_empty(shape)
+            held = self.buffers[name] = self.coefficients.new_empty(shape)
         return held if held.shape == shape else held.view(-1)[: math.prod(shape)].view(shape)
 
     def posed(self, piece: _Piece, out: Tensor) -> Tensor:
@@ -286,12 +279,16 @@ class _Workspace:
             out += halfprecision.product(self.feature[piece.bodies], packed.correctives[:, piece.columns])
         return out.view(piece.num_bodies, piece.num_blocks, 3, packed.block).transpose(0, 1)
 
-    def blended(self, piece: _Piece) -> Tensor:
-        """Return the transforms of every vertex of one piece (blocks, bodies, 4, 3, block), by columns."""
-        packed = self.packed
-        rows = self.rows[:, piece.bodies].flatten(1)[packed.joints[piece.blocks, : piece.width]]
-        out = self.buffer("blended", piece.num_blocks, piece.num_bodies, 4, 3, packed.block)
-        torch.bmm(rows.mT, packed.weights[piece.blocks, : piece.width], out=out.flatten(1, 3))
+    def rows(self, piece: _Piece, transforms: Tensor) -> Tensor:
+        """Return (J, K, B, 3) parts of transforms for one piece's joints, (blocks, width, K, bodies * 3)."""
+        joints = self.packed.joints[piece.blocks, : piece.width]
+        return transforms[:, :, piece.bodies].flatten(2)[joints]
+
+    def blend(self, piece: _Piece, rows: Tensor, name: str) -> Tensor:
+        """Return the means (blocks, bodies, 3, block) of (blocks, width, bodies * 3) rows over the joints."""
+        out = self.buffer(name, piece.num_blocks, piece.num_bodies, 3, self.packed.block)
+        weights = self.packed.weights[piece.blocks, : piece.width]
+        torch.bmm(rows.mT, weights, out=out.flatten(1, 2))
         return out
 
     def place(self, vertices: Tensor, piece: _Piece) -> Iterator[tuple[slice, Tensor]]:
@@ -317,7 +314,7 @@ def _value(
 ) -> tuple[tuple[Tensor], tuple[Tensor, ...]]:
     """Compute the vertices piece by piece; the posed rest surfaces are kept for the gradient."""
     batch, plane = coefficients.shape[0], 3 * packed.block
-    work = _Workspace(packed, coefficients, transforms, base)
+    work, columns = _Workspace(packed, coefficients, base), transforms.permute(1, 3, 0, 2).contiguous()
     vertices = _large(coefficients, batch, packed.num_vertices, 3)
     kept = _large(coefficients, batch * packed.num_blocks * plane) if keep else None
     for piece in _pieces(batch, packed):
@@ -325,13 +322,15 @@ def _value(
             memory = work.buffer("posed", piece.num_bodies, piece.num_blocks * plane)
         else:
             memory = _kept_piece(kept, piece, packed)
-        posed, blended = work.posed(piece, memory), work.blended(piece)
-        skinned = blended[:, :, 3]
+        posed, rows = work.posed(piece, memory), work.rows(piece, columns)
+        # One column of the transforms at a time, so that all stays in the cache.
+        skinned = work.blend(piece, rows[:, :, 3], "skinned")
         for axis in range(3):
-            skinned.addcmul_(blended[:, :, axis], posed[:, :, axis : axis + 1])
-        skinned += translation[piece.bodies, :, None]
+            skinned.addcmul_(work.blend(piece, rows[:, :, axis], "blended"), posed[:, :, axis, None])
         for part, planes in work.place(vertices, piece):
-            planes.copy_(skinned[part, ..., : planes.shape[-1]])
+            for axis in range(3):  # three times faster than all at once, whose innermost loop has three steps
+                found = skinned[part, :, axis, : planes.shape[-1]]
+                torch.add(found, translation[piece.bodies, axis, None], out=planes[:, :, axis])
     return (vertices,), () if kept is None else (kept,)
 
 
@@ -348,10 +347,11 @@ def _gradient(
     """Compute the gradient piece by piece; sums over vertices and blocks run in a fixed order."""
     batch, block, plane = coefficients.shape[0], packed.block, 3 * packed.block
     num_plain = packed.directions.shape[0]
-    work = _Workspace(packed, coefficients, transforms, base)
+    work = _Workspace(packed, coefficients, base)
+    rows_of_rotations = transforms[..., :3].permute(1, 2, 0, 3).contiguous()
     # Transposed: a product of one body then runs along the rows of the directions.
     d_coefficients = coefficients.new_zeros(coefficients.shape[::-1])
-    d_rows = torch.zeros_like(work.rows)
+    d_columns = transforms.new_zeros(4, transforms.shape[1], batch, 3)
     d_base = torch.empty_like(base) if base is not None and wants[3] else None
     for piece in _pieces(batch, packed):
         bodies, blocks = piece.bodies, piece.blocks
@@ -360,9 +360,7 @@ def _gradient(
             posed = _kept_piece(kept[0], piece, packed).view(piece.num_bodies, -1, 3, block).transpose(0, 1)
         else:
             posed = work.posed(piece, work.buffer("posed", *shape))
-        blended = work.blended(piece)
-        # The gradient takes the place of the translations, which it does not depend on.
-        d_skinned = blended[:, :, 3]
+        d_skinned = work.buffer("d_skinned", piece.num_blocks, piece.num_bodies, 3, block)
         if blocks.stop == packed.num_blocks:
             d_skinned[-1, ..., packed.num_vertices - (blocks.stop - 1) * block :] = 0
         for part, planes in work.place(grads[0], piece):
@@ -370,9 +368,13 @@ def _gradient(
         if wants[0] or d_base is not None:
             d_planes = work.buffer("d_planes", *shape)
             d_posed = d_planes.view(piece.num_bodies, -1, 3, block).transpose(0, 1)
-            torch.mul(blended[:, :, :3, 0], d_skinned[:, :, None, 0], out=d_posed)
-            for axis in (1, 2):
-                d_posed.addcmul_(blended[:, :, :3, axis], d_skinned[:, :, None, axis])
+            rows = work.rows(piece, rows_of_rotations)
+            for axis in range(3):
+                row = work.blend(piece, rows[:, :, axis], "blended")
+                if axis == 0:
+                    torch.mul(row, d_skinned[:, :, axis, None], out=d_posed)
+                else:
+                    d_posed.addcmul_(row, d_skinned[:, :, axis, None])
             if d_base is not None:
                 d_base[bodies, piece.columns] = d_planes
             for rows, directions, columns in packed.factors(piece):
@@ -382,11 +384,18 @@ def _gradient(
                     d_planes, packed.correctives[:, piece.columns]
                 ).T
         if wants[1]:
-            torch.mul(posed[:, :, :, None], d_skinned[:, :, None], out=blended[:, :, :3])
-            gathered = torch.bmm(packed.weights[blocks, : piece.width], blended.flatten(1, 3).mT)
+            weights = packed.weights[blocks, : piece.width]
+            gathered = transforms.new_empty(4, piece.num_blocks, piece.width, 3 * piece.num_bodies)
+            moments = work.buffer("blended", *d_skinned.shape)
+            for axis in range(4):
+                if axis < 3:
+                    torch.mul(posed[:, :, axis, None], d_skinned, out=moments)
+                shares = (moments if axis < 3 else d_skinned).flatten(1, 2).mT
+                torch.bmm(weights, shares, out=gathered[axis])
             scatter = packed.scatter[:, blocks, : piece.width].flatten(1)
-            d_rows[:, bodies] += (scatter @ gathered.flatten(0, 1)).unflatten(1, (piece.num_bodies, 4, 3))
-    found = (d_coefficients.T, d_rows.permute(1, 0, 3, 2), grads[0].sum(1) if wants[2] else None)
+            d_columns[:, :, bodies] += (scatter @ gathered.flatten(1, 2)).unflatten(2, (-1, 3))
+    d_transforms = d_columns.permute(2, 1, 3, 0)
+    found = (d_coefficients.T, d_transforms, grads[0].sum(1) if wants[2] else None)
     return found if base is None else (*found, d_base)
 
 
