@@ -261,6 +261,27 @@ def test_a_start_that_is_interrupted_is_ended_as_a_whole(ray):
     assert ray.said == ["started", "ended"]
 
 
+@pytest.mark.parametrize(
+    ("noise", "said"),
+    [("W gcs_client.cc:210: InvalidAuthToken\n", "wants a token; set RAY_AUTH_MODE=token"), ("W\n", "gone")],
+)
+def test_what_ray_writes_as_it_connects_becomes_one_line(ray, monkeypatch, capfd, noise, said):
+    def init(**where):
+        for _ in range(3):
+            os.write(2, noise.encode())
+        raise ConnectionError("gone")
+
+    monkeypatch.setattr(sys.modules["ray"], "init", init)
+    with (
+        pytest.raises(ConnectionError, match=f"^a:1: [^\n]*{said}[^\n]*$"),
+        backends._start_ray(Cluster(2, "a:1")),
+    ):
+        pass
+    assert capfd.readouterr().err == ""
+    os.write(2, b"later")
+    assert capfd.readouterr().err == "later"
+
+
 @pytest.mark.parametrize("wrong", ["env_var", "env_vars"])
 def test_runtime_environments_that_ray_cannot_use_are_named(ray, wrong):
     refused = pytest.raises(ValueError, match=f"^runtime_env: .*{wrong}[^\n]*$")

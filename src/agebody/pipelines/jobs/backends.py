@@ -8,6 +8,7 @@ import os
 import platform
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections import deque
@@ -263,6 +264,25 @@ def _moved(body: BodyModel, device: str) -> BodyModel:
 
 
 @contextmanager
+def _without_noise(address: str) -> Iterator[None]:
+    """Keep what Ray's C++ writes to standard error as it connects; it alone knows that a token is wanted."""
+    with tempfile.TemporaryFile() as said:
+        usual = os.dup(2)
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        except ConnectionError:
+            said.seek(0)
+            if b"AuthToken" not in said.read():
+                raise
+            wanted = "the cluster wants a token; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to its token"
+            raise ConnectionError(f"{address}: {wanted}") from None
+        finally:
+            os.dup2(usual, 2)
+            os.close(usual)
+
+
+@contextmanager
 def _start_ray(cluster: Cluster) -> Iterator[Any]:
     """Yield Ray: the one that this process has started, or one that ends with the block."""
     import ray
@@ -294,8 +314,9 @@ def _start_ray(cluster: Cluster) -> Iterator[Any]:
     # A signal would cut the start in two, and what has started would stay. Outside the main thread, Ray also
     # leaves Python's handlers of signals as they are.
     try:
-        threading.Thread(target=start, daemon=True).start()
-        begun.result()
+        with _without_noise(where["address"]):
+            threading.Thread(target=start, daemon=True).start()
+            begun.result()
         if threading.current_thread() is threading.main_thread():
             handler = signal.getsignal(signal.SIGTERM)  # Python's; that of Ray in C++ prints its stack
             signal.signal(signal.SIGTERM, signal.SIG_DFL if handler is None else handler)
