@@ -322,7 +322,9 @@ def test_gradients_of_chains_equal_differences_of_costs(mannequin_asset, motion_
     rows = torch.tensor([0])
     model = problem.quadratize(x, rows)
     torch.testing.assert_close(problem.unpack(x), vector)
-    torch.testing.assert_close(sum(problem.costs(x).values()), model.cost)
+    far = problem.quadratize(x + 0.1, rows)
+    for place, cost in ((x, model.cost), (x + 0.1, far.cost)):  # where it costs least, and elsewhere
+        torch.testing.assert_close(sum(problem.costs(place).values()), cost)
     generator = torch.Generator().manual_seed(0)
     step = 1e-5
     for _ in range(4):

@@ -224,6 +224,9 @@ def test_stuck_where_the_predicted_reduction_never_comes():
     assert found.stop.tolist() == [Stop.STUCK]
     assert not found.converged
     assert found.x.tolist() == [[1.0]]
+    short = minimize(lie, torch.ones(1, 1, dtype=torch.float64), step_tolerance=0, patience=3)
+    assert short.stop.tolist() == [Stop.COST]
+    assert short.iterations.tolist() == [3]
 
 
 def test_a_gradient_of_the_wrong_sign_does_not_converge():
@@ -413,6 +416,18 @@ def test_chains_equal_dense_matrices(coupled, frames, own, shared):
         keep = torch.ones_like(vector) if pinned is None else (~pinned).double()
         matrix = matrix * keep[:, None] * keep[:, :, None] + torch.diag_embed(1 - keep)
         torch.testing.assert_close(solved, torch.linalg.solve(matrix, keep * vector), **close)
+    for pinned in (torch.zeros_like(fixed), fixed):  # each frame's own target
+        targets = torch.where(pinned, 0, torch.randn(frames, *vector.shape, generator=generator).to(vector))
+        end, places = frames * own, torch.arange(frames)[:, None] * own + torch.arange(own)
+        inside = torch.zeros(frames, size, dtype=torch.bool).scatter(1, places, True)
+        inside[:, end:] = True
+        targets = torch.where(inside[:, None], targets, 0)
+        by_frame = targets[torch.arange(frames)[:, None], :, places].permute(2, 0, 1)
+        at_frames, at_shared = found.solve_frames(by_frame, targets[..., end:].movedim(0, 1), pinned)
+        for t, target in enumerate(targets):
+            solved = dense.solve(target, torch.zeros_like(vector), pinned)
+            torch.testing.assert_close(at_frames[:, t], solved[:, places[t]], **close)
+            torch.testing.assert_close(at_shared[:, t], solved[:, end:], **close)
 
 
 def test_indefinite_matrices_have_no_step():
@@ -471,7 +486,7 @@ def test_errors(unchecked):
         minimize(lambda x, rows: quadratize(x[:1], rows[:1]), start)
     wrong = {
         "damping": 0.0, "cost_tolerance": math.nan, "step_tolerance": -1e-3,
-        "gradient_tolerance": math.inf, "max_iterations": -1,
+        "gradient_tolerance": math.inf, "max_iterations": -1, "patience": 0,
     }  # fmt: skip
     for name, number in wrong.items():
         with pytest.raises(ValueError, match=f"{name}: expected"):

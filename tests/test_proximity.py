@@ -18,6 +18,7 @@ from agebody.mesh.closest import (
     closest_points,
     interpolate,
     nearest_points,
+    tree_order,
     visible_vertices,
 )
 
@@ -179,6 +180,11 @@ class TestClosestPoints:
         points, triangles = random(3, 40, 3), random(3, count, 3, 3, seed=1)
         search = torch.ops.agebody.closest_triangles
         assert torch.equal(search(points, triangles, "warp"), search(points, triangles, "torch"))
+        order = tree_order(triangles, backend="warp")
+        assert torch.equal(order.sort(1).values, torch.arange(count).expand(3, -1))
+        ordered = triangles.gather(1, order[..., None, None].expand(-1, -1, 3, 3))
+        found = order.gather(1, search(points, ordered, "warp", True))
+        assert torch.equal(found, search(points, triangles, "torch"))
 
     @on_backends
     def test_far_and_huge(self, backend):

@@ -6,7 +6,7 @@ its module, for example `agebody_kernels.skinning.linear_blend_skinning`.
 
 from agebody_kernels._interop import warmup
 from agebody_kernels.age import REST_SHAPE, AgeAnchors
-from agebody_kernels.closest import clear_sights, closest_triangles
+from agebody_kernels.closest import clear_sights, closest_triangles, tree_order
 from agebody_kernels.collide import colliding_faces
 from agebody_kernels.kinematics import AXIS_ANGLE, MATRIX, JointTree
 from agebody_kernels.regression import REGRESSION, PointWeights
@@ -27,6 +27,7 @@ __all__ = [
     "colliding_faces",
     "inside_meshes",
     "skin_into",
+    "tree_order",
     "warmup",
     "winding_numbers",
 ]

@@ -38,10 +38,13 @@ class BoxTree(NamedTuple):
     """(B, 2 * leaves, 3) upper corner of each node's box."""
 
     @classmethod
-    def build(cls, triangles: Tensor) -> "BoxTree":
-        """Build the trees of triangles (B, F, 3, 3) with F > 0."""
+    def build(cls, triangles: Tensor, *, ordered: bool = False) -> "BoxTree":
+        """Build the trees of triangles (B, F, 3, 3) with F > 0, which may be in a `tree_order`."""
         batch, count = triangles.shape[:2]
-        order = _sort(triangles[:, :, 0] + triangles[:, :, 1] + triangles[:, :, 2])  # thrice the centres
+        if ordered:
+            order = _places(count, triangles.device).expand(batch, -1)
+        else:
+            order = _sort(triangles[:, :, 0] + triangles[:, :, 1] + triangles[:, :, 2])  # thrice the centres
         places = order + torch.arange(batch, device=order.device)[:, None] * count
         sorted_ = triangles.reshape(batch * count, 9)[places].unflatten(2, (3, 3))
         a, b, c = sorted_.unbind(2)
@@ -50,20 +53,30 @@ class BoxTree(NamedTuple):
         return cls(sorted_, order.int(), lower, upper)
 
 
-def closest_triangles(points: Tensor, triangles: Tensor) -> Tensor:
+def tree_order(triangles: Tensor) -> Tensor:
+    """Return the order (B, F) of triangles (B, F, 3, 3), F > 0, in the leaves of their tree."""
+    order = _sort(triangles.sum(2))
+    places = torch.arange(order.shape[1], device=order.device).expand(order.shape)
+    first = order.new_zeros(triangles.shape[:2])
+    return first.scatter_reduce(1, order, places, "amin", include_self=False).argsort(1)
+
+
+def closest_triangles(points: Tensor, triangles: Tensor, *, ordered: bool = False) -> Tensor:
     """Return the triangle nearest to each point; of several that are equally near, any.
 
     Args:
         points: (B, N, 3), float32 or float64.
         triangles: (B, F, 3, 3) corners, of the same type, F > 0. Triangles without area are treated as
             segments or points.
+        ordered: whether they are in a `tree_order`, also one of other places, or some of one. Otherwise
+            they are sorted, which takes as long as a search of a thousand points.
 
     Returns:
         (B, N) int64, indices of triangles.
     """
     found = torch.zeros(points.shape[:2], dtype=torch.int32, device=points.device)
     if found.numel():
-        tree = BoxTree.build(triangles)
+        tree = BoxTree.build(triangles, ordered=ordered)
         launch(_KERNELS[points.dtype].closest, tuple(found.shape), pack_entries(points, 1), *tree, found)
     return found.long()
 
@@ -90,9 +103,8 @@ def clear_sights(vertices: Tensor, faces: Tensor, eyes: Tensor) -> Tensor:
 def _sort(middles: Tensor) -> Tensor:
     """Return indices of triangles, leaf after leaf (B, leaves * LEAF), from their centres (B, F, 3)."""
     batch, count = middles.shape[:2]
-    leaves = 1 << max(0, -(-count // LEAF) - 1).bit_length()
-    # Spread the triangles evenly over the places, so that no leaf is empty.
-    places = torch.arange(leaves * LEAF, device=middles.device) * count // (leaves * LEAF)
+    places = _places(count, middles.device)
+    leaves = len(places) // LEAF
     order = places.expand(batch, -1)
     # Coordinates first, since each step runs along the triangles.
     planes = middles.movedim(-1, 0)[..., places]
@@ -104,6 +116,12 @@ def _sort(middles: Tensor) -> Tensor:
         order, planes = order.gather(1, halves), planes.gather(2, halves.expand(3, -1, -1))
         nodes *= 2
     return order.reshape(batch, -1)
+
+
+def _places(count: int, device: torch.device) -> Tensor:
+    """Return triangles (leaves * LEAF) spread evenly over the places, so that no leaf is empty."""
+    places = LEAF << max(0, -(-count // LEAF) - 1).bit_length()
+    return torch.arange(places, device=device) * count // places
 
 
 def _halve(keys: Tensor) -> Tensor:

@@ -65,10 +65,11 @@ class Clips:
         """Flat over clips, frames and views."""
         if pose_prior is None:
             known = body.for_layout(given.layout, FreePose)
-            self.prior, self.joints = known.prior, known.joints
+            self.prior, self.joints, self._pose_term = known.prior, known.joints, known.term
         else:
             self.prior = pose_prior_of(body, pose_prior)
             self.joints = seen_joints(body, given.layout, self.prior)
+            self._pose_term = PosePrior(self.prior, body)
 
     def take(self, rows: Int[Tensor, " R"]) -> Clips:
         """Return the clips with these indices, which may repeat."""
@@ -132,7 +133,7 @@ class Clips:
         camera = given.camera.map(self._by_frame)
         found: dict[str, Term | Motion] = {
             "keypoints": Reprojection(given.layout, keypoints, weights.square(), camera, noise),
-            "pose": PosePrior(self.prior, body),
+            "pose": self._pose_term,
             "shape": ShapePrior(),
             "age": AgePrior(expected, sd),
         }

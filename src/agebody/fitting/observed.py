@@ -21,6 +21,7 @@ from agebody.keypoints import KeypointLayout, get_layout
 from agebody.losses import MahalanobisPrior, MaxMixturePrior, joint_limits_prior
 from agebody.losses.limits import ADULT_RANGES
 from agebody.optim.state import keypoint_jacobian
+from agebody.optim.terms import PosePrior
 from agebody.parameters import BodyParameters
 from agebody.people.poses import POSES, pose
 
@@ -226,6 +227,7 @@ class FreePose(nn.Module):
     def __init__(self, body: BodyModel, layout: KeypointLayout) -> None:
         super().__init__()
         self.layout, self.prior = layout, pose_prior_of(body, None)
+        self.term = PosePrior(self.prior, body)
         self.joints = seen_joints(body, layout, self.prior)
 
 

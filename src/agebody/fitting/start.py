@@ -263,7 +263,9 @@ def follow_frames(
     frames, chosen = every.repeat(len(costs), 1), costs.argmin(-1)
     for clip, shown in enumerate(visible):
         at = shown.nonzero()[:, 0] if shown.any() else every[:1]
-        nearest = (every[:, None] - at).abs().argmin(1)
+        after = torch.searchsorted(at, every).clamp(max=len(at) - 1)
+        before = (after - 1).clamp(min=0)
+        nearest = torch.where((every - at[before]).abs() <= (at[after] - every).abs(), before, after)
         frames[clip] = at[nearest]
         path = chosen[clip, at]
         if joints is not None:

@@ -74,6 +74,7 @@ def closest_faces(
     faces: Int[Tensor, "F 3"],
     *,
     among: Bool[Tensor, "*#batch F"] | None = None,
+    ordered: bool = False,
     backend: BackendName = "auto",
 ) -> Int[Tensor, "*batch N"]:
     """Return the triangle of a mesh that is nearest to each point; any one of several at the same distance.
@@ -83,6 +84,7 @@ def closest_faces(
         vertices: [m]; leading dimensions broadcast.
         faces: ids of vertices, the same for all meshes; at least one. Triangles without area count as well.
         among: faces that are searched, all if None. The answer for a mesh without any is face 0.
+        ordered: whether faces are in a `tree_order`, which makes a search faster and changes no distance.
         backend: ``"auto"`` is Warp where it is installed, and torch elsewhere. Warp traverses a tree of
             boxes that is built at every call; torch compares all points with all triangles and is much
             slower. In float64 both search in float64, else in float32.
@@ -99,11 +101,18 @@ def closest_faces(
         broadcast = triangles.expand(*torch.broadcast_shapes(first.shape, triangles.shape[:-3]), -1, -1, -1)
         twin = broadcast.gather(-3, place.expand(*broadcast.shape[:-3], 1, 3, 3))
         triangles = torch.where(among[..., None, None], broadcast, twin)
-        face = _search(points, triangles, backend)
+        face = _search(points, triangles, ordered, backend)
         first = first[..., None].expand(face.shape)
         kept = among.expand(*face.shape[:-1], -1).gather(-1, face)
         return torch.where(kept, face, first)
-    return _search(points, triangles, backend)
+    return _search(points, triangles, ordered, backend)
+
+
+def tree_order(triangles: Float[Tensor, "B F 3 3"], *, backend: BackendName = "auto") -> Int[Tensor, "B F"]:
+    """Return an order of triangles in which those that are near each other are neighbours."""
+    if choose_search(backend, triangles.device) == "warp":
+        return load_kernels().tree_order(triangles)
+    return torch.arange(triangles.shape[1], device=triangles.device).expand(triangles.shape[:2])
 
 
 def nearest_points(
@@ -111,6 +120,7 @@ def nearest_points(
     cloud: Float[Tensor, "*#batch S 3"],
     *,
     weights: Float[Tensor, "*#batch S"] | Bool[Tensor, "*#batch S"] | None = None,
+    ordered: bool = False,
     backend: BackendName = "auto",
 ) -> Int[Tensor, "*batch N"]:
     """Return the point of a cloud that is nearest to each point; any one of several at the same distance.
@@ -120,6 +130,7 @@ def nearest_points(
         cloud: [m], at least one point; leading dimensions broadcast.
         weights: points of the cloud of weight 0 are ignored, even NaN. The answer for a cloud without
             others is 0.
+        ordered: whether the cloud is in a `tree_order`.
         backend: as in `closest_faces`; a point is a triangle with three equal corners.
     """
     points = expect("points", points, None, 3)
@@ -129,7 +140,7 @@ def nearest_points(
         raise ValueError("cloud: expected at least one point, got none")
     itself = torch.arange(cloud.shape[-2], device=cloud.device)[:, None].expand(-1, 3)
     among = None if weights is None else weights != 0
-    return closest_faces(points, cloud, itself, among=among, backend=backend)
+    return closest_faces(points, cloud, itself, among=among, ordered=ordered, backend=backend)
 
 
 def closest_barycentric(
@@ -263,7 +274,7 @@ def _search_type(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
-def _search(points: Tensor, triangles: Tensor, backend: BackendName) -> Tensor:
+def _search(points: Tensor, triangles: Tensor, ordered: bool, backend: BackendName) -> Tensor:
     dtype = _search_type(triangles)
     points, triangles = _finite(points.detach().to(dtype)), _finite(triangles.to(dtype))
     (n, _), meshes = points.shape[-2:], triangles.shape[:-3]
@@ -274,12 +285,14 @@ def _search(points: Tensor, triangles: Tensor, backend: BackendName) -> Tensor:
     else:
         triangles = triangles.expand(*batch, -1, 3, 3)
         flat = (points.reshape(batch.numel(), n, 3), triangles.flatten(0, len(batch) - 1))
-    return torch.ops.agebody.closest_triangles(*flat, backend).reshape(*batch, n)
+    return torch.ops.agebody.closest_triangles(*flat, backend, ordered).reshape(*batch, n)
 
 
-def _closest_triangles(points: Tensor, triangles: Tensor, backend: BackendName) -> Tensor:
+def _closest_triangles(
+    points: Tensor, triangles: Tensor, backend: BackendName, ordered: bool = False
+) -> Tensor:
     if choose_search(backend, points.device) == "warp":
-        return load_kernels().closest_triangles(points, triangles)
+        return load_kernels().closest_triangles(points, triangles, ordered=ordered)
     found = torch.zeros(points.shape[:2], dtype=torch.int64, device=points.device)
     for p, t, out in zip(points, triangles, found, strict=True):
         rows = max(1, PAIRS // len(t))
@@ -418,7 +431,7 @@ def _vmap(name: str, batched: tuple[int, ...]) -> Any:
 
 register(
     "closest_triangles",
-    "(Tensor points, Tensor triangles, str backend) -> Tensor",
+    "(Tensor points, Tensor triangles, str backend, bool ordered=False) -> Tensor",
     _closest_triangles,
     lambda points, *_: points.new_empty(points.shape[:2], dtype=torch.int64),
 ).register_vmap(_vmap("closest_triangles", (0, 1)))

@@ -26,7 +26,8 @@ class Stop(IntEnum):
     ITERATIONS = 0
     """The maximum number of iterations was reached."""
     COST = 1
-    """A step reduced the cost by less than the tolerance, and no larger reduction was predicted."""
+    """A step reduced the cost by less than the tolerance, and no larger reduction was predicted; or several
+    in a row did, as many as ``patience``."""
     STEP = 2
     """A step that damping did not hold back was shorter than the tolerance."""
     GRADIENT = 3
@@ -113,6 +114,10 @@ class Quadratic(NamedTuple):
         solution = _solve_upper(factor, _solve_lower(factor, target[..., None]))[..., 0]
         return torch.where(definite[:, None], solution, torch.nan)
 
+    def solve_frames(self, own: Tensor, shared: Tensor, fixed: Tensor) -> tuple[Tensor, Tensor]:
+        """See `ChainQuadratic.solve_frames`; of one frame that shares nothing."""
+        return self.solve(own[:, 0], torch.zeros_like(own[:, 0]), fixed)[:, None], shared
+
 
 class ChainQuadratic(NamedTuple):
     """Costs of b chains of T frames, to second order.
@@ -154,11 +159,55 @@ class ChainQuadratic(NamedTuple):
 
     def solve(self, target: Tensor, damping: Tensor, fixed: Tensor | None) -> Tensor:
         """See `Model`; by block Cholesky along the frames, and the Schur complement of what is shared."""
-        if fixed is not None:
-            target, damping = torch.where(fixed, 0, target), torch.where(fixed, 1, damping)
+        target = target if fixed is None else torch.where(fixed, 0, target)
+        own_target, shared_target = self._split(target)
+        factors, links, sides, schur_factor, definite = self._factor(own_target[..., None], damping, fixed)
+        by_border, by_target = sides[..., :-1], sides[..., -1:]
+        rest = shared_target[..., None] - (by_border.mT @ by_target).sum(1)
+        shared = _solve_upper(schur_factor, _solve_lower(schur_factor, rest))
+        own = _solve_chain_upper(factors, links, by_target - by_border @ shared[:, None])
+        solution = self._join(own[..., 0], shared[..., 0])
+        return torch.where(definite[:, None], solution, torch.nan)
+
+    def solve_frames(
+        self, own: Float[Tensor, "b T n"], shared: Float[Tensor, "b T s"], fixed: Bool[Tensor, "b N"]
+    ) -> tuple[Float[Tensor, "b T n"], Float[Tensor, "b T s"]]:
+        """Return, for a target of each frame, the solution's part in that frame and in the shared variables.
+
+        The target of frame t is ``own[:, t]`` there, 0 in other frames, and ``shared[:, t]``. All together
+        cost as much as one `solve`: what a frame's solution does elsewhere is not computed.
+        With A = UᵀU the matrix of the frames, the diagonal blocks of its inverse are
+        ``F⁻¹ (1 + L Z Lᵀ) F⁻ᵀ``, of U's blocks F and L in a row and the next frame's Z.
+        """
+        zeros = torch.zeros_like(fixed, dtype=own.dtype)
+        factors, links, by_border, schur_factor, definite = self._factor(
+            own[..., None][..., :0], zeros, fixed
+        )
+        border = _solve_chain_upper(factors, links, by_border)
+        unit = torch.eye(own.shape[-1], dtype=own.dtype, device=own.device)
+        whitened = _solve_lower(factors, own[..., None])
+        if links is not None:
+            lower = _solve_lower(factors, unit.expand_as(factors))
+            block, found = torch.zeros_like(factors[:, 0]), []
+            for t in range(own.shape[1] - 1, -1, -1):
+                link = links[:, t] if t < links.shape[1] else torch.zeros_like(block)
+                middle = unit + link @ block @ link.mT
+                found.append(middle @ whitened[:, t])
+                block = lower[:, t].mT @ middle @ lower[:, t]
+            whitened = torch.stack(found[::-1], 1)
+        rest = shared - (border.mT @ own[..., None])[..., 0]
+        shared = _solve_upper(schur_factor, _solve_lower(schur_factor, rest.mT)).mT
+        own = (_solve_upper(factors, whitened) - border @ shared[..., None])[..., 0]
+        known = definite[:, None, None]
+        return torch.where(known, own, torch.nan), torch.where(known, shared, torch.nan)
+
+    def _factor(
+        self, sides: Float[Tensor, "b T n _"], damping: Tensor, fixed: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor]:
+        """Return U's two diagonals, U⁻ᵀ times border and sides, the factor of the Schur complement."""
+        damping = damping if fixed is None else torch.where(fixed, 1, damping)
         fixed_own, fixed_shared = (None, None) if fixed is None else self._split(fixed)
         own_damping, shared_damping = self._split(damping)
-        own_target, shared_target = self._split(target)
         fixed_columns = None if fixed_shared is None else fixed_shared[:, None]
         border = _zero_fixed(self.border, fixed_own, fixed_columns)
         blocks = _zero_fixed(self.blocks, fixed_own, fixed_own)
@@ -169,16 +218,10 @@ class ChainQuadratic(NamedTuple):
         if coupling is not None and fixed_own is not None:
             coupling = _zero_fixed(coupling, fixed_own[:, :-1], fixed_own[:, 1:])
 
-        sides = torch.cat((border, own_target[..., None]), -1)
-        factors, links, sides, definite = _factor_chain(blocks, coupling, sides)
-        by_border, by_target = sides[..., :-1], sides[..., -1:]
-        schur = schur - (by_border.mT @ by_border).sum(1)
-        schur_factor, schur_definite = _factor(schur)
-        rest = shared_target[..., None] - (by_border.mT @ by_target).sum(1)
-        shared = _solve_upper(schur_factor, _solve_lower(schur_factor, rest))
-        own = _solve_chain_upper(factors, links, by_target - by_border @ shared[:, None])
-        solution = self._join(own[..., 0], shared[..., 0])
-        return torch.where((definite & schur_definite)[:, None], solution, torch.nan)
+        factors, links, sides, definite = _factor_chain(blocks, coupling, torch.cat((border, sides), -1))
+        by_border = sides[..., : border.shape[-1]]
+        schur_factor, schur_definite = _factor(schur - (by_border.mT @ by_border).sum(1))
+        return factors, links, sides, schur_factor, definite & schur_definite
 
     def _split(self, vector: Tensor) -> tuple[Tensor, Tensor]:
         frames, own = self.frame_gradient.shape[1:]
@@ -215,6 +258,7 @@ def minimize(
     gradient_tolerance: float = 1e-8,
     damping: float = 1e-3,
     metric: Float[Tensor, "*#metric #N"] | None = None,
+    patience: int | None = None,
 ) -> Solution:
     """Minimize the cost of each problem, within bounds, by Levenberg-Marquardt.
 
@@ -244,6 +288,8 @@ def minimize(
             Variables with one are damped in these proportions, as much as the one that the residuals
             determine best. With the diagonal alone, damped steps prefer variables that residuals hardly
             see, and move those far where there are fewer residuals than variables.
+        patience: stop, too, after so many steps in a row that each reduced the cost by no more than the
+            tolerance, whatever was predicted; for costs with kinks, whose models promise too much.
     """
     if start.dim() != 2 or not start.is_floating_point():
         raise ValueError(f"start: expected floats of shape (B, N), got {start.dtype} {tuple(start.shape)}")
@@ -256,9 +302,14 @@ def minimize(
         raise ValueError(f"damping: expected a number above 0, got {damping}")
     if max_iterations < 0:
         raise ValueError(f"max_iterations: expected 0 or more, got {max_iterations}")
+    if patience is not None and patience < 1:
+        raise ValueError(f"patience: expected 1 or more, or None, got {patience}")
     with own_precision(start.device):
         metric = None if metric is None else metric.detach().to(start).expand(start.shape)
-        return _minimize(quadratize, start.detach(), bounds, metric, tolerances, max_iterations, damping)
+        wait = math.inf if patience is None else patience
+        return _minimize(
+            quadratize, start.detach(), bounds, metric, tolerances, max_iterations, damping, wait
+        )
 
 
 class _Tolerances(NamedTuple):
@@ -303,6 +354,7 @@ def _minimize(
     tolerances: _Tolerances,
     max_iterations: int,
     damping: float,
+    patience: float,
 ) -> Solution:
     final_x = start.clone() if bounds is None else bounds.clamp(start)
     rows = torch.arange(len(start), device=start.device)
@@ -325,6 +377,7 @@ def _minimize(
     bounds = bounds and bounds.select(left)
     metric = None if metric is None else metric[left]
     dampings, growth = torch.full_like(model.cost, damping), torch.full_like(model.cost, 2.0)
+    idle = torch.zeros_like(rows)
     for _ in range(max_iterations):
         if not len(rows):
             break
@@ -336,6 +389,8 @@ def _minimize(
         accepted = reduction > 0
         reason = _why_stop(x, model.cost, trial, reduction, dampings, tolerances)
         reason = torch.where((reason > 0) & ~finite, Stop.NOT_FINITE, reason)
+        idle = torch.where(reduction > tolerances.cost * model.cost, 0, idle + 1)
+        reason = torch.where((reason == Stop.ITERATIONS) & (idle >= patience), Stop.COST, reason)
         dampings, growth = _update_damping(dampings, growth, reduction, trial)
 
         model = found if accepted.all() else _choose(accepted, found, model)
@@ -346,7 +401,7 @@ def _minimize(
         left = reason == Stop.ITERATIONS
         if not left.all():
             rows, x, model = rows[left], x[left], _select(model, left)
-            dampings, growth = dampings[left], growth[left]
+            dampings, growth, idle = dampings[left], growth[left], idle[left]
             bounds = bounds and bounds.select(left)
             metric = None if metric is None else metric[left]
     converged = (stop == Stop.COST) | (stop == Stop.STEP) | (stop == Stop.GRADIENT)

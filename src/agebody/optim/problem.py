@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -32,6 +32,8 @@ class Stage(NamedTuple):
     max_iterations: int = 30
     cost_tolerance: float = 1e-4
     """Fraction of the cost by which a step must reduce it for the stage to go on."""
+    patience: int | None = None
+    """Steps in a row without such a reduction that end the stage; if None, until none is predicted."""
 
 
 REPEATED = 0.5
@@ -78,6 +80,10 @@ class Problem:
         self.shape = self.free.shape_slice() if self.frames > 1 else slice(0, 0)
         self.shared = every[self.shape]
         self.own = torch.cat((every[: self.shape.start], every[self.shape.stop :]))
+        self._names: tuple[str, ...] = ()
+        self._parts: Tensor | None = None
+        self._at = self.pack(vectors)
+        self._lowest = vectors.new_full((len(vectors),), torch.inf)
 
     def pack(self, vectors: Float[Tensor, "C t P"]) -> Float[Tensor, "C N"]:
         """Return the variables of clips; the shared ones are read from the first frame."""
@@ -95,21 +101,30 @@ class Problem:
 
     def quadratize(self, x: Tensor, rows: Tensor) -> Quadratic | ChainQuadratic:
         """Return the weighted sum of the terms of some clips; see `minimize`."""
-        state = self._state(x, rows)
-        by_frame, by_clip = [], []
-        for _, weight, block in self._blocks(state):
-            if self._per_clip(block):
+        state, present = self._state(x, rows), self.present[rows]
+        by_frame, by_clip, parts = [], [], {}
+        for name, weight, term in self.terms:
+            block = term(state)
+            if block is None:
+                continue
+            cost = weight * block.quadratic.cost
+            if self.frames == 1:
+                parts[name] = cost
+            elif self._per_clip(block):
                 first = (part[:: self.frames] for part in block.quadratic)
                 repeats = self.repeats[rows]
                 first = Quadratic(*(repeats[(..., *[None] * (part.dim() - 1))] * part for part in first))
                 by_clip.append((weight, Block(first, block.where)))
+                parts[name] = repeats * cost[:: self.frames]
+                continue
             else:
-                by_frame.append((weight, block))
+                parts[name] = apply_mask(cost.view_as(present), present).sum(1)
+            by_frame.append((weight, block))
         frames = add_blocks(by_frame, len(state.rows), len(self.free), x)
         if self.frames == 1:
+            self._note(x, rows, frames.cost, parts)
             return frames
         clips = add_blocks(by_clip, len(rows), len(self.free), x)
-        present = self.present[rows]
         cost, gradient, normal = (
             apply_mask(part.unflatten(0, present.shape), present, part.dim() - 1) for part in frames
         )
@@ -123,36 +138,36 @@ class Problem:
             by_own[..., self.shared],
             by_shared[..., self.shared],
         )
-        if self.motion is None:
-            return model
-        _, weight, motion = self.motion
-        return self._add_motion(model, motion.moves(state, present), weight)
-
-    def costs(self, x: Tensor) -> dict[str, Float[Tensor, " C"]]:
-        """Return the part of each term in the cost."""
-        state = self._state(x, torch.arange(len(x), device=x.device))
-        found = {}
-        for name, weight, block in self._blocks(state):
-            by_frame = weight * block.quadratic.cost.view_as(self.present)
-            by_clip = self._per_clip(block)
-            found[name] = (
-                self.repeats * by_frame[:, 0] if by_clip else apply_mask(by_frame, self.present).sum(1)
-            )
         if self.motion is not None:
             name, weight, motion = self.motion
-            found[name] = weight * motion.moves(state, self.present).residuals.square().sum((1, 2)) / 2
-        return found
+            moves = motion.moves(state, present)
+            parts[name] = weight * moves.residuals.square().sum((1, 2)) / 2
+            model = self._add_motion(model, moves, weight)
+        self._note(x, rows, model.cost, parts)
+        return model
+
+    def costs(self, x: Tensor) -> dict[str, Float[Tensor, " C"]]:
+        """Return the part of each term in the cost; without an evaluation where `minimize` ended."""
+        if self._parts is None or (self._at != x).any():
+            self._lowest.fill_(torch.inf)
+            self.quadratize(x, torch.arange(len(x), device=x.device))
+        assert self._parts is not None
+        return dict(zip(self._names, self._parts.unbind(1), strict=True))
+
+    def _note(self, x: Tensor, rows: Tensor, cost: Tensor, parts: dict[str, Tensor]) -> None:
+        """Keep the parts of the cost of clips that cost less than before: `minimize` goes on from these."""
+        if self._parts is None:
+            self._names, self._parts = tuple(parts), x.new_zeros(len(self._at), len(parts))
+        lower = ~(cost >= self._lowest[rows])
+        if parts and lower.any():
+            rows = rows[lower]
+            self._lowest[rows], self._at[rows] = cost[lower], x[lower]
+            self._parts[rows] = torch.stack(tuple(parts.values()), 1)[lower]
 
     def _state(self, x: Tensor, rows: Tensor) -> State:
         vectors = self.unpack(x, rows)
         bodies = rows[:, None] * self.frames + torch.arange(self.frames, device=x.device)
         return State(self.body, vectors.flatten(0, 1), bodies.flatten(), self.free)
-
-    def _blocks(self, state: State) -> Iterator[tuple[str, float, Block]]:
-        for name, weight, term in self.terms:
-            block = term(state)
-            if block is not None:
-                yield name, weight, block
 
     def _per_clip(self, block: Block) -> bool:
         """Return whether a block depends on shared variables alone."""

@@ -147,6 +147,7 @@ def _minimize(
         upper=upper,
         max_iterations=stage.max_iterations,
         cost_tolerance=stage.cost_tolerance,
+        patience=stage.patience,
     )
 
 

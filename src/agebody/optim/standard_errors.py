@@ -87,20 +87,36 @@ def standard_errors(
     if "age_offset" in problem.free.parts:
         by_age[:, problem.free.parts["age_offset"][0]] = 1
 
-    def pack(gradient: Tensor, frame: int) -> Tensor:
-        """Return a gradient by the free variables of a frame, as one by those of the clip."""
-        own = gradient.new_zeros(clips, problem.frames, len(problem.own))
-        own[:, frame] = gradient[:, problem.own]
-        return torch.cat((own.flatten(1), gradient[:, problem.shared]), 1)
+    end = frames * len(problem.own)
 
-    gradients = [pack(by_age, 0), pack(by_stature, 0), *(pack(by_depth[:, t], t) for t in range(frames))]
-    gradients = [torch.where(fixed, 0, gradient) for gradient in gradients]
-    solved = [model.solve(gradient, torch.zeros_like(x), fixed) for gradient in gradients]
-    variance = torch.stack([(g * s).sum(-1) for g, s in zip(gradients, solved, strict=True)], -1)
-    with_age = torch.stack([(g * solved[0]).sum(-1) for g in gradients], -1)
+    def pack(gradient: Tensor) -> Tensor:
+        """Return a gradient by the free variables of the first frame, as one by those of the clip."""
+        own = gradient.new_zeros(clips, frames, len(problem.own))
+        own[:, 0] = gradient[:, problem.own]
+        return torch.where(fixed, 0, torch.cat((own.flatten(1), gradient[:, problem.shared]), 1))
+
+    def split(vector: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the part of each frame, (C, T, n), and that of the shared variables, (C, 1, s)."""
+        return vector[:, :end].unflatten(1, (frames, len(problem.own))), vector[:, None, end:]
+
+    def by_depths(own: Tensor, shared: Tensor) -> Tensor:
+        """Return the products of the depths' gradients with solutions, (C, T)."""
+        return (depth_own * own).sum(-1) + (depth_shared * shared).sum(-1)
+
+    age, stature = pack(by_age), pack(by_stature)
+    solved = [model.solve(gradient, torch.zeros_like(x), fixed) for gradient in (age, stature)]
+    fixed_own, fixed_shared = split(fixed)
+    depth_own = torch.where(fixed_own, 0, by_depth[..., problem.own])
+    depth_shared = torch.where(fixed_shared, 0, by_depth[..., problem.shared])
+    depth_solved = model.solve_frames(depth_own, depth_shared, fixed)
+    with_age = torch.stack([(gradient * solved[0]).sum(-1) for gradient in (age, stature)], 1)
+    with_age = torch.cat((with_age, by_depths(*split(solved[0]))), 1)
+    stature_variance = (stature * solved[1]).sum(-1, keepdim=True)
+    variance = torch.cat((with_age[:, :1], stature_variance, by_depths(*depth_solved)), 1)
     own = variance[:, :1]
     share = torch.where(own > 0, with_age / torch.where(own > 0, own, 1), 0)
-    variance = variance + (problem.repeats - 1)[:, None] * _shared_variance(problem, model, solved, fixed)
+    ends = torch.cat((torch.stack([part[:, end:] for part in solved], -1), depth_solved[1].mT), -1)
+    variance = variance + (problem.repeats - 1)[:, None] * _shared_variance(problem, model, ends, fixed)
     own = variance[:, :1]
     cut = _cut_variance(own[:, 0], parameters.age_offset[:, 0], *(b[:, 0, columns] for b in (low, high)))
     variance = variance - share.square() * (own - cut[:, None])
@@ -109,20 +125,21 @@ def standard_errors(
 
 
 def _shared_variance(
-    problem: Problem, model: Model, solved: list[Float[Tensor, "C N"]], fixed: Bool[Tensor, "C N"]
+    problem: Problem, model: Model, ends: Float[Tensor, "C s G"], fixed: Bool[Tensor, "C N"]
 ) -> Float[Tensor, "C G"]:
     """Return the part of the variances of numbers that comes from the variables that frames share.
 
     With the covariance C = N⁻¹ and a number's ``u = C g``, what the shared variables s tell of it is
-    ``u_sᵀ C_ss⁻¹ u_s``.
+    ``u_sᵀ C_ss⁻¹ u_s``. Of these u, ``ends`` are the parts u_s.
     """
     shared = range(fixed.shape[1] - len(problem.shared), fixed.shape[1])
-    ends = torch.stack(solved, -1)[:, shared]  # (C, s, G)
     if not len(shared):
         return ends.sum(1)
-    units = torch.eye(fixed.shape[1], dtype=ends.dtype, device=ends.device)[shared]
-    zeros = torch.zeros_like(solved[0])
-    columns = [model.solve(torch.where(fixed, 0, unit), zeros, fixed)[:, shared] for unit in units]
+    zeros, columns = torch.zeros_like(fixed, dtype=ends.dtype), []
+    for number in shared:
+        unit = zeros.clone()
+        unit[:, number] = 1
+        columns.append(model.solve(torch.where(fixed, 0, unit), zeros, fixed)[:, shared])
     covariance = torch.stack(columns, -1) + torch.diag_embed(fixed[:, shared].to(ends))
     return (ends * torch.linalg.solve(covariance, ends)).sum(1)
 

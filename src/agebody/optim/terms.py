@@ -19,7 +19,7 @@ from agebody.keypoints import KeypointLayout, get_layout
 from agebody.losses import MahalanobisPrior, MaxMixturePrior
 from agebody.losses.priors import hyperextension_residuals
 from agebody.optim.state import Block, State
-from agebody.rotations import axis_angle_to_matrix, inverse_right_jacobian, matrix_to_axis_angle
+from agebody.rotations import inverse_right_jacobian
 
 Robust = Literal["gmof", "huber"] | None
 """Cost of a residual: Geman-McClure's, which is bounded; Huber's, linear beyond the robust scale; its square
@@ -221,10 +221,7 @@ class HyperextensionPrior:
     """Hyperextended knees and elbows, ``½ Σ exp(s_i θ_i)²`` (SMPLify); see `hyperextension_prior`."""
 
     def __init__(self, body: BodyModel) -> None:
-        self.names = tuple(body.asset.joint_names[1:])
-        # exp(s θ) is 1 at rest, so its derivatives there are the signs s of the angles that it reads.
-        rest = torch.zeros(1, len(self.names), 3, dtype=body.dtype, device=body.device)
-        self.signs = torch.func.jacrev(self._residuals)(rest)[0, :, 0].flatten(1)  # (4, 3 J)
+        self.signs = _bend_signs(tuple(body.asset.joint_names[1:])).to(body.device, body.dtype)
 
     @staticmethod
     def applies_to(body: BodyModel) -> bool:
@@ -233,13 +230,18 @@ class HyperextensionPrior:
             *body.asset.joint_names
         }
 
-    def _residuals(self, pose: Tensor) -> Tensor:
-        return hyperextension_residuals(pose, joint_names=self.names)
-
     def __call__(self, state: State) -> Block | None:
         """Return four residuals."""
         residuals = torch.exp(state.parameters.body_pose.flatten(1) @ self.signs.mT)
         return state.group_block("body_pose", residuals, residuals[..., None] * self.signs)
+
+
+@cache
+def _bend_signs(names: tuple[str, ...]) -> Float[Tensor, "4 P"]:
+    """Return the signs s in ``exp(s θ)``: its derivatives at rest, where it is 1."""
+    rest = torch.zeros(1, len(names), 3)
+    bend = torch.func.jacrev(lambda pose: hyperextension_residuals(pose, joint_names=names))(rest)
+    return bend[0, :, 0].flatten(1)
 
 
 class ShapePrior:
@@ -297,7 +299,7 @@ class StartPrior:
         self._joints = joints.get(group)
         if self._joints is not None:
             vectors = value.reshape(len(value), math.prod(value.shape[1:-1]), 3)
-            self._back, self.sd = axis_angle_to_matrix(vectors).mT, self.sd.reshape(vectors.shape)
+            self._back, self.sd = _turn_back(vectors), self.sd.reshape(vectors.shape)
 
     def __call__(self, state: State) -> Block | None:
         """Return one residual per parameter."""
@@ -309,12 +311,32 @@ class StartPrior:
             residuals = ((now - self.value[state.rows]) / sd).reshape(flat)
             return state.group_block(self.group, residuals, torch.diag_embed(1 / sd.reshape(flat)))
         turns = state.turns.joints(self._joints)
-        difference = matrix_to_axis_angle(self._back[state.rows] @ turns.matrices)
+        difference = _vectors((self._back[state.rows] @ _quaternions(turns.vectors)[..., None])[..., 0])
         jacobian = inverse_right_jacobian(difference) @ turns.jacobians / sd[..., None]
         residuals = difference / sd
         if self.group == "body_pose":
             return state.joint_block(residuals, jacobian)
         return state.group_block(self.group, residuals[:, 0], jacobian[:, 0])
+
+
+def _quaternions(vectors: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 4"]:
+    """Return quaternions x, y, z, w of axis-angle vectors; ``sinc(x) = sin(pi x) / (pi x)``."""
+    angle = vectors.norm(dim=-1, keepdim=True)
+    return torch.cat((torch.sinc(angle / (2 * math.pi)) / 2 * vectors, torch.cos(angle / 2)), -1)
+
+
+def _turn_back(vectors: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 4 4"]:
+    """Return the matrices that multiply quaternions from the left by the inverses of rotations."""
+    x, y, z, w = _quaternions(-vectors).unbind(-1)
+    return torch.stack((w, -z, y, x, z, w, -x, y, -y, x, w, z, -x, -y, -z, w), -1).unflatten(-1, (4, 4))
+
+
+def _vectors(quaternions: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 3"]:
+    """Return axis-angle vectors, with angles from 0 to pi, of unit quaternions."""
+    quaternions = torch.where(quaternions[..., 3:] < 0, -quaternions, quaternions)
+    axis, cosine = quaternions.split((3, 1), -1)
+    sine = axis.norm(dim=-1, keepdim=True)
+    return torch.where(sine == 0, 2, 2 * torch.atan2(sine, cosine) / sine) * axis
 
 
 def project(

@@ -12,10 +12,11 @@ from torch import Tensor
 from agebody.body import BodyModel
 from agebody.cameras import Camera
 from agebody.checks import apply_mask, expand_weights, expect, expect_weights
+from agebody.engine.backend import BackendName
 from agebody.fitting.scans.clouds import Cloud, Plane
 from agebody.keypoints import KeypointLayout
 from agebody.losses import plane_height
-from agebody.mesh.closest import rows_of
+from agebody.mesh.closest import rows_of, tree_order
 
 MAX_SPREAD = 10.0
 """Scans with a larger standard deviation of a coordinate are not in metres."""
@@ -112,3 +113,11 @@ def draw_points(
     order = torch.rand(weights.shape, generator=generator).to(points)
     chosen = torch.where(weights != 0, order, -1).topk(min(count, weights.shape[1]), 1).indices
     return rows_of(points, chosen), weights.gather(1, chosen)
+
+
+def order_points(
+    points: Float[Tensor, "F N 3"], weights: Float[Tensor, "F N"], backend: BackendName
+) -> tuple[Float[Tensor, "F N 3"], Float[Tensor, "F N"]]:
+    """Return the points of each scan in a `tree_order`, which searches them faster."""
+    order = tree_order(points[:, :, None].expand(-1, -1, 3, -1), backend=backend)
+    return rows_of(points, order), weights.gather(1, order)

@@ -171,9 +171,9 @@ def fit_scans(
         maker = ScanTerms(body, seen, layout, pose_prior, sample=sample, exclude=exclude, backend=backend)
         free_age = bool(body.age_anchors) and age_offset is None
         chosen = choose_frames(maker, starts[-1], shape_frames)
-        shapes = [fit_shape(maker, start.vector(), chosen, stages, rounds, free_age) for start in starts]
-        vectors, shape_report = min(shapes, key=lambda found: float(found[1].cost[0]))
-        vectors, pose_report = fit_poses(maker, vectors, stages, rounds)
+        begin = [start.vector() for start in starts]
+        vectors, shape_report = fit_shape(maker, begin, chosen, stages, rounds, free_age)
+        vectors, pose_report = fit_poses(maker, vectors, chosen, stages, rounds)
         parameters = BodyParameters.from_vector(vectors, body)
         vertices = body(parameters).vertices
         moved, surface_report = None, None

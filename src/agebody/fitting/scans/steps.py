@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from agebody.fitting.scans.terms import Matches, ScanTerms
@@ -18,6 +18,8 @@ from agebody.parameters import GROUPS, BodyParameters, group_slices
 POSE = ("global_orient", "body_pose", "transl")
 SETTLED = 3
 """A round that converges within this many steps is the last of its stage: the next would change little."""
+APART = 0.03
+"""Distance of a joint between two results that are not the same person [m]."""
 BETA_BOUND = 5.0
 """Largest coefficient of a shape; the prior of the last stage is too weak to prevent larger ones."""
 CHUNK = 64
@@ -26,7 +28,7 @@ CHUNK = 64
 
 def fit_shape(
     scans: ScanTerms,
-    vectors: Float[Tensor, "F P"],
+    starts: Sequence[Float[Tensor, "F P"]],
     chosen: Int[Tensor, " n"],
     stages: Sequence[Stage],
     rounds: int,
@@ -34,9 +36,12 @@ def fit_shape(
 ) -> tuple[Float[Tensor, "F P"], FitReport]:
     """Fit one shape and the poses of a few frames (step 1): one problem, whose frames share the shape alone.
 
+    All stages run from each start, and the cheapest result is kept. Where two are the same person before the
+    last stage, which is the most expensive, only the cheaper goes on.
+
     Args:
         scans: maker of the terms.
-        vectors: starts of all frames.
+        starts: vectors of all frames, one or more.
         chosen: the frames that determine the shape.
         stages: at least one.
         rounds: of each stage, at most; between them, visibility is recomputed.
@@ -46,15 +51,32 @@ def fit_shape(
         All vectors with the new shape, those of the chosen frames with their poses; a report of one problem.
     """
     groups = [group for group in GROUPS if free_age or group != "age_offset"]
-    found, reports = vectors[chosen], []
-    for stage in stages:
-        for _ in range(rounds):
-            matches = scans.match(found, chosen, collisions=uses(stage, "collision"))
-            found, report = _solve(scans, found[None], chosen, matches, stage, groups)
-            found = found[0]
-            reports.append(report)
-            if bool(report.converged[0]) and int(report.iterations[0]) <= SETTLED:
-                break
+
+    def run(found: Tensor, stages: Sequence[Stage]) -> tuple[Tensor, list[FitReport]]:
+        reports = []
+        for stage in stages:
+            cost = found.new_tensor([math.inf])
+            for _ in range(rounds):
+                matches = scans.match(found, chosen, collisions=uses(stage, "collision"))
+                found, report = _solve(scans, found[None], chosen, matches, stage, groups)
+                found = found[0]
+                reports.append(report)
+                if _is_settled(report, cost, stage).all():
+                    break
+                cost = report.cost
+        return found, reports
+
+    def cost(each: tuple[Tensor, Tensor, list[FitReport]]) -> float:
+        return float(each[2][-1].cost[0]) if each[2] else 0.0
+
+    begun = sorted([(start, *run(start[chosen], stages[:-1])) for start in starts], key=cost)
+    joints = [scans.joints_of(found) for _, found, _ in begun]
+    ended = []
+    for number, (start, found, reports) in enumerate(begun):
+        if number == 0 or (joints[number] - joints[0]).norm(dim=-1).max() > APART:
+            found, more = run(found, stages[-1:])
+            ended.append((start, found, reports + more))
+    vectors, found, reports = min(ended, key=cost)
     vectors = vectors.clone()
     vectors[chosen] = found
     slices = group_slices(scans.body)
@@ -65,15 +87,23 @@ def fit_shape(
 
 
 def fit_poses(
-    scans: ScanTerms, vectors: Float[Tensor, "F P"], stages: Sequence[Stage], rounds: int
+    scans: ScanTerms,
+    vectors: Float[Tensor, "F P"],
+    chosen: Int[Tensor, " n"],
+    stages: Sequence[Stage],
+    rounds: int,
 ) -> tuple[Float[Tensor, "F P"], FitReport]:
-    """Fit the pose of each frame with its shape fixed (step 2); arguments and results as of `fit_shape`."""
+    """Fit the pose of each frame with its shape fixed (step 2); arguments and results as of `fit_shape`.
+
+    The chosen frames have their poses already, and run through the last stage alone.
+    """
     vectors, everyone = vectors.clone(), torch.arange(len(vectors), device=vectors.device)
     zero, costs = torch.zeros_like(everyone), torch.zeros_like(vectors[:, 0])
     total = FitReport(zero.bool(), zero.clone(), zero.clone(), costs, {})
-    for stage in stages:
-        active = everyone
-        for _ in range(rounds):
+    others = everyone[~torch.isin(everyone, chosen)]
+    for number, stage in enumerate(stages, 1):
+        active, before = everyone if number == len(stages) else others, torch.full_like(costs, math.inf)
+        for _ in range(rounds if len(active) else 0):
             joints = scans.joints_of(vectors)
             matches = scans.match(vectors, everyone, collisions=uses(stage, "collision"), joints=joints)
             unsettled = []
@@ -86,11 +116,18 @@ def fit_poses(
                 for name in {*total.terms, *report.terms}:
                     term = total.terms.setdefault(name, torch.zeros_like(costs))
                     term[rows] = report.terms.get(name, 0.0)
-                unsettled.append(rows[~(report.converged & (report.iterations <= SETTLED))])
+                unsettled.append(rows[~_is_settled(report, before[rows], stage)])
+                before[rows] = report.cost
             active = torch.cat(unsettled)
             if len(active) == 0:
                 break
     return vectors, total
+
+
+def _is_settled(report: FitReport, before: Float[Tensor, " n"], stage: Stage) -> Bool[Tensor, " n"]:
+    """Return whether a round is the last of its stage: after few steps, or hardly below the cost before."""
+    few = report.converged & (report.iterations <= SETTLED)
+    return few | (report.cost >= (1 - stage.cost_tolerance) * before)
 
 
 def uses(stage: Stage, name: str) -> bool:

@@ -6,19 +6,20 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from agebody.checks import apply_mask, safe_norm
 from agebody.engine.backend import BackendName
-from agebody.fitting.scans.frames import Frames, eye_of
+from agebody.fitting.scans.frames import Frames, eye_of, order_points
+from agebody.fitting.scans.terms import closest_visible, visible_faces
 from agebody.losses import plane_height
 from agebody.mesh.closest import (
     closest_barycentric,
-    closest_faces,
     corners_of,
     interpolate,
     nearest_points,
     rows_of,
+    tree_order,
     visible_vertices,
 )
 from agebody.optim.least_squares import minimize
@@ -62,7 +63,15 @@ class SurfaceModel(NamedTuple):
     pressed: Float[Tensor, "b V"]
     """Stiffness of a vertex along the normal of the table."""
     normal: Float[Tensor, "b 3"]
-    edges: Int[Tensor, "b E 2"]
+    pullers: Int[Tensor, "b 3S"]
+    """The points of the scan that attract each vertex, vertex after vertex."""
+    shares: Float[Tensor, "b 3S"]
+    """Barycentric coordinates of the vertex in them."""
+    first_puller: Int[Tensor, "b V"]
+    """Where those of each vertex begin."""
+    neighbours: Int[Tensor, "b 2E"]
+    """The vertices that share an edge with each vertex, vertex after vertex."""
+    first_neighbour: Int[Tensor, "b V"]
     stretch: Float[Tensor, " b"]
     """Stiffness of each edge."""
 
@@ -74,25 +83,24 @@ class SurfaceModel(NamedTuple):
     def diagonal(self) -> Tensor:
         """See `agebody.optim.least_squares.Model`."""
         share = SLIDE + (1 - SLIDE) * self.along.square()
-        own = (self.pull[..., None] * share)[:, :, None] * self.barycentric.square()[..., None]
-        total = _add(torch.zeros_like(self.vertex_gradient), self.corners, own)
-        ones = self.stretch[:, None, None, None].expand(*self.edges.shape, 1)
-        total = total + _add(torch.zeros_like(self.vertex_gradient[..., :1]), self.edges, ones)
-        total = total + self.isotropic[..., None] + self.pressed[..., None] * self.normal[:, None].square()
-        return total.flatten(1)
+        pull = self.pull[..., None] * share
+        total = _sum_rows(pull, self.pullers, self.first_puller, self.shares.square())
+        ones = torch.ones_like(total)
+        total = total + self.stretch[:, None, None] * _sum_rows(ones, self.neighbours, self.first_neighbour)
+        total = total + self.isotropic[..., None]
+        return (total + self.pressed[..., None] * self.normal[:, None].square()).flatten(1)
 
     def product(self, vector: Tensor) -> Tensor:
         """See `agebody.optim.least_squares.Model`."""
         moved = vector.unflatten(1, (-1, 3))
-        at = interpolate(_take(moved, self.corners), self.barycentric)
+        at = interpolate(rows_of(moved, self.corners.flatten(1)).unflatten(1, (-1, 3)), self.barycentric)
         along = self.along * (self.along * at).sum(-1, keepdim=True)
         force = self.pull[..., None] * (SLIDE * at + (1 - SLIDE) * along)
-        total = self.isotropic[..., None] * moved
+        total = _sum_rows(force, self.pullers, self.first_puller, self.shares)
+        total = total + self.isotropic[..., None] * moved
         total = total + self.pressed[..., None] * self.normal[:, None] * (moved @ self.normal[..., None])
-        total = _add(total, self.corners, self.barycentric[..., None] * force[:, :, None])
-        start, end = _take(moved, self.edges).unbind(2)
-        tension = self.stretch[:, None, None] * (start - end)
-        return _add(total, self.edges, torch.stack((tension, -tension), 2)).flatten(1)
+        tension = _tension(moved, self.neighbours, self.first_neighbour)
+        return (total + self.stretch[:, None, None] * tension).flatten(1)
 
     def solve(self, target: Tensor, damping: Tensor, fixed: Tensor | None) -> Tensor:
         """By conjugate gradients, scaled by the diagonal; see `agebody.optim.least_squares.Model`."""
@@ -146,12 +154,16 @@ def register_surface(
     Returns:
         The moved vertices, and a report per frame without costs of single terms.
     """
-    edges, eye, moved = edges_of(faces), eye_of(seen.camera, vertices), torch.zeros_like(vertices)
+    eye, moved = eye_of(seen.camera, vertices), torch.zeros_like(vertices)
+    if len(vertices):
+        faces = faces[tree_order(vertices[:1, faces], backend=backend)[0]]
+    points, weights = order_points(seen.points, seen.weights, backend)
+    edges, seen = edges_of(faces), seen._replace(points=points, weights=weights)
     solutions = []
     for _ in range(ROUNDS):
         visible = visible_vertices(vertices + moved, faces, eye, backend=backend)
         energy = SurfaceEnergy(vertices, faces, edges, visible, seen, stage, backend)
-        found = minimize(energy.quadratize, moved.flatten(1), max_iterations=10, cost_tolerance=1e-3)
+        found = minimize(energy.quadratize, moved.flatten(1), max_iterations=10, cost_tolerance=1e-2)
         moved = found.x.unflatten(1, (-1, 3))
         solutions.append(found)
     last = solutions[-1]
@@ -177,9 +189,9 @@ class SurfaceEnergy(NamedTuple):
         count, size = moved.shape[:2]
         mesh = self.vertices[rows] + moved
         scan, weights = seen.points[rows], seen.weights[rows]
-        among = visible[:, faces].all(-1)
-        weights = weights * among.any(-1, keepdim=True)
-        face = closest_faces(scan, mesh, faces, among=among, backend=self.backend)
+        shown, number = visible_faces(visible, faces, torch.arange(len(faces), device=faces.device))
+        weights = weights * (number[:, None] > 0)
+        face = closest_visible(scan, mesh, faces, shown, self.backend)
         triangles = corners_of(mesh, faces, face)
         barycentric = closest_barycentric(scan, triangles)
         away = apply_mask(interpolate(triangles, barycentric) - scan, weights, 1)
@@ -187,9 +199,12 @@ class SurfaceEnergy(NamedTuple):
         length = safe_norm(away)[..., None]
         along = away / torch.where(length == 0, 1, length)
         corners = faces[face]
-        gradient = _add(torch.zeros_like(mesh), corners, barycentric[..., None] * force[:, :, None])
+        entries, first_puller = _group(corners.flatten(1), size)
+        pullers, shares = entries // 3, barycentric.flatten(1).gather(1, entries)
+        gradient = _sum_rows(force, pullers, first_puller, shares)
 
-        nearest = rows_of(scan, nearest_points(mesh, scan, weights=weights, backend=self.backend))
+        nearest = nearest_points(mesh, scan, weights=weights, ordered=True, backend=self.backend)
+        nearest = rows_of(scan, nearest)
         counted = (visible & (weights != 0).any(-1, keepdim=True)).to(mesh)
         more, isotropic, force = self._robust(apply_mask(mesh - nearest, counted, 1), counted, "m2s")
         cost, gradient = cost + more, gradient + force
@@ -202,11 +217,12 @@ class SurfaceEnergy(NamedTuple):
             cost = cost + (pressed * depth.square()).sum(1) / 2
             gradient = gradient + (pressed * depth)[..., None] * normal[:, None]
 
-        edges, stay = self.edges.expand(count, -1, -1), STAY / size
-        start, end = _take(moved, edges).unbind(2)
-        tension = STRETCH / len(self.edges) * (start - end)
-        cost = cost + (tension * (start - end)).sum((1, 2)) / 2 + stay * moved.square().sum((1, 2)) / 2
-        gradient = _add(gradient, edges, torch.stack((tension, -tension), 2)) + stay * moved
+        start, end = torch.cat((self.edges, self.edges.flip(1))).T[:, None]
+        entries, first_neighbour = (part.expand(count, -1) for part in _group(start, size))
+        neighbours = end.expand(count, -1).gather(1, entries)
+        stay, stretch = STAY / size, STRETCH / len(self.edges)
+        tension = stretch * _tension(moved, neighbours, first_neighbour) + stay * moved
+        cost, gradient = cost + (tension * moved).sum((1, 2)) / 2, gradient + tension
         return SurfaceModel(
             cost=cost,
             vertex_gradient=gradient,
@@ -217,8 +233,12 @@ class SurfaceEnergy(NamedTuple):
             isotropic=isotropic + stay,
             pressed=pressed,
             normal=normal,
-            edges=edges,
-            stretch=torch.full_like(cost, STRETCH / len(self.edges)),
+            pullers=pullers,
+            shares=shares,
+            first_puller=first_puller,
+            neighbours=neighbours,
+            first_neighbour=first_neighbour,
+            stretch=torch.full_like(cost, stretch),
         )
 
     def _robust(
@@ -237,13 +257,29 @@ def edges_of(faces: Int[Tensor, "T 3"]) -> Int[Tensor, "E 2"]:
     return sides.sort(1).values.unique(dim=0)
 
 
-def _take(vectors: Float[Tensor, "b V C"], ids: Int[Tensor, "b S K"]) -> Float[Tensor, "b S K C"]:
-    return rows_of(vectors, ids.flatten(1)).unflatten(1, ids.shape[1:])
+def _group(ids: Int[Tensor, "b K"], count: int) -> tuple[Int[Tensor, "b K"], Int[Tensor, "b V"]]:
+    """Return the entries in the order of their ids, and where those of each id begin."""
+    ids, order = ids.sort(1)
+    return order, torch.searchsorted(ids, torch.arange(count, device=ids.device).repeat(len(ids), 1))
 
 
-def _add(
-    total: Float[Tensor, "b V C"], ids: Int[Tensor, "b S K"], values: Float[Tensor, "b S K C"]
+def _sum_rows(
+    table: Float[Tensor, "b R C"],
+    rows: Int[Tensor, "b K"],
+    first: Int[Tensor, "b V"],
+    weights: Float[Tensor, "b K"] | None = None,
 ) -> Float[Tensor, "b V C"]:
-    """Add values to the rows with their ids."""
-    index = ids.flatten(1)[..., None].expand(-1, -1, values.shape[-1])
-    return total.scatter_add(1, index, values.flatten(1, 2))
+    """Return the weighted sums of groups of rows, by where each group begins: a sparse matrix's product."""
+    frame = torch.arange(len(table), device=table.device)[:, None]
+    bags = (rows + table.shape[1] * frame).flatten(), (first + rows.shape[1] * frame).flatten()
+    shares = None if weights is None else weights.flatten()
+    found = nn.functional.embedding_bag(
+        bags[0], table.flatten(0, 1), bags[1], mode="sum", per_sample_weights=shares
+    )
+    return found.unflatten(0, first.shape)
+
+
+def _tension(moved: Float[Tensor, "b V 3"], neighbours: Tensor, first: Tensor) -> Float[Tensor, "b V 3"]:
+    """Return the sum of the differences of each vertex from its neighbours."""
+    counts = first.diff(append=torch.full_like(first[:, :1], neighbours.shape[1]))
+    return counts[..., None] * moved - _sum_rows(moved, neighbours, first)

@@ -13,7 +13,7 @@ from agebody.body import BodyModel
 from agebody.checks import apply_mask, safe_norm
 from agebody.engine.backend import BackendName
 from agebody.fitting.scans.clouds import Plane
-from agebody.fitting.scans.frames import Frames, draw_points, eye_of
+from agebody.fitting.scans.frames import Frames, draw_points, eye_of, order_points
 from agebody.keypoints import KeypointLayout
 from agebody.losses import MahalanobisPrior, part_vertices, plane_height, self_intersection_loss
 from agebody.mesh.closest import (
@@ -23,6 +23,7 @@ from agebody.mesh.closest import (
     interpolate,
     nearest_points,
     rows_of,
+    tree_order,
     visible_vertices,
 )
 from agebody.mesh.collisions import Exclusions, find_collisions
@@ -102,8 +103,12 @@ class ScanTerms:
         self.exclude = exclude
         asset, like = body.asset, seen.points
         self.points, self.point_weights = draw_points(seen.points, seen.weights, sample)
-        self.scan, self.scan_weights = draw_points(seen.points, seen.weights, SCAN_SHARE * sample)
-        self.spread = farthest_rows(torch.tensor(asset.template).to(like), sample // 2)
+        self.scan, self.scan_weights = order_points(
+            *draw_points(seen.points, seen.weights, SCAN_SHARE * sample), backend
+        )
+        at_rest = like.new_tensor(asset.template)[body.faces]
+        self.order = tree_order(at_rest[None], backend=backend)[0]
+        self.spread = farthest_rows(like.new_tensor(asset.template), sample // 2)
         back = part_vertices(asset, "trunk", facing=(0, 0, -1))
         self.back = back[:: max(1, len(back) // BACK)].to(like.device)
         self.joints = all_joints(asset.joint_names)
@@ -149,7 +154,7 @@ class ScanTerms:
             predicted = last + (last - torch.cat((last[:1], last[:-1]))) / 2
             known[1:] = 1
         seen = torch.cat(visible)
-        return Matches(seen, *visible_faces(seen, self.body.faces), meets, predicted, known)
+        return Matches(seen, *visible_faces(seen, self.body.faces, self.order), meets, predicted, known)
 
     def make(self, rows: Int[Tensor, " b"], matches: Matches) -> dict[str, Term]:
         """Return the terms of some frames by name, with their matches."""
@@ -160,7 +165,7 @@ class ScanTerms:
             "s2m": ScanToMesh(surface, *points, matches, backend),
             "m2s": MeshToScan(surface, *scan, self.spread, matches, backend),
             "smooth": Points(self.joints, matches.predicted, matches.known),
-            "collision": SelfIntersection(matches.meets, self.exclude, backend),
+            "collision": SelfIntersection(surface, matches.meets, self.exclude, backend),
             **self.priors,
         }
         if seen.plane is not None:
@@ -243,11 +248,7 @@ class ScanToMesh(_SurfaceTerm):
     def __call__(self, state: State) -> Block:
         """See `_SurfaceTerm`."""
         points, mesh, faces = self.points[state.rows], state.vertices, state.body.faces
-        # The visible faces are a mesh of their own, because a search sorts whatever it is given.
-        visible = self.matches.faces[state.rows]
-        alone = rows_of(mesh, faces[visible].flatten(1))
-        each = torch.arange(alone.shape[1], device=faces.device).view(-1, 3)
-        face = visible.gather(1, closest_faces(points, alone, each, backend=self.backend))
+        face = closest_visible(points, mesh, faces, self.matches.faces[state.rows], self.backend)
         triangles = corners_of(mesh, faces, face)
         barycentric = closest_barycentric(points, triangles)
         differences = interpolate(triangles, barycentric) - points
@@ -285,7 +286,8 @@ class MeshToScan(_SurfaceTerm):
         """See `_SurfaceTerm`."""
         rows, points = state.rows, state.vertices[:, self.vertices]
         scan, weights = self.scan[rows], self.scan_weights[rows]
-        nearest = rows_of(scan, nearest_points(points, scan, weights=weights, backend=self.backend))
+        nearest = nearest_points(points, scan, weights=weights, ordered=True, backend=self.backend)
+        nearest = rows_of(scan, nearest)
         where = self.vertices.expand(len(rows), -1)
         return self._block(state, points - nearest, self.weights[rows], vertices=where)
 
@@ -334,27 +336,38 @@ class SelfIntersection:
     """Half of the self-intersection loss (collision), as one residual: the root of twice its cost.
 
     Args:
+        surface: derivatives of the surface.
         meets: (b,) frames in which a body intersects itself; the others cost nothing.
         exclude: pairs of faces that are no collision.
         backend: of the search.
     """
 
-    def __init__(self, meets: Bool[Tensor, " b"], exclude: Exclusions | None, backend: BackendName) -> None:
-        self.meets, self.exclude = meets, exclude
+    def __init__(
+        self,
+        surface: SurfaceJacobian,
+        meets: Bool[Tensor, " b"],
+        exclude: Exclusions | None,
+        backend: BackendName,
+    ) -> None:
+        self.surface, self.meets, self.exclude = surface, meets, exclude
         self.backend: BackendName = backend
 
     def __call__(self, state: State) -> Block:
         """Return one residual."""
-        vectors, meets, body = state.parameters.vector(), self.meets[state.rows], state.body
-        cost, gradient = torch.zeros_like(vectors[:, 0]), torch.zeros_like(vectors)
+        meets, cost = self.meets[state.rows], torch.zeros_like(state.parameters.age_offset)
+        by_vertex = torch.zeros_like(state.vertices)
         if meets.any():
             with torch.inference_mode(False), torch.enable_grad():
-                some = vectors[meets].detach().clone().requires_grad_()
-                mesh = body(BodyParameters.from_vector(some, body)).vertices
+                mesh = state.vertices[meets].detach().clone().requires_grad_()
                 options = {"exclude": self.exclude, "backend": self.backend}
-                found = self_intersection_loss(mesh, body.faces, reduction="none", **options) / 2
-                gradient[meets] = torch.autograd.grad(found.sum(), some)[0]
+                found = self_intersection_loss(mesh, state.body.faces, reduction="none", **options) / 2
+                by_vertex[meets] = torch.autograd.grad(found.sum(), mesh)[0]
             cost[meets] = found.detach()
+        moving = by_vertex.any(-1).any(0).nonzero()[:, 0]
+        gradient = cost.new_zeros(len(cost), state.free.size)
+        if len(moving):
+            where, posed = moving.expand(len(cost), -1), state.posed(self.surface)
+            gradient = self.surface.rows_of(posed, along=by_vertex[:, moving], vertices=where).rows.sum(1)
         root = torch.sqrt(2 * cost)[:, None]
         row = torch.where(root > 0, gradient / torch.where(root > 0, root, 1), 0)
         return state.block(root, row[:, None].index_select(-1, state.free.columns), cost)
@@ -366,14 +379,30 @@ def _mean_weights(weights: Float[Tensor, "b S"]) -> Float[Tensor, "b S"]:
 
 
 def visible_faces(
-    visible: Bool[Tensor, "F V"], faces: Int[Tensor, "T 3"]
+    visible: Bool[Tensor, "F V"], faces: Int[Tensor, "T 3"], order: Int[Tensor, " T"]
 ) -> tuple[Int[Tensor, "F S"], Int[Tensor, " F"]]:
-    """Return the faces with visible corners only, padded to the same number, and their numbers."""
-    among = visible[:, faces].all(-1)
+    """Return the faces whose corners are visible, in this order and padded to one number, and how many."""
+    among = visible[:, faces[order]].all(-1)
     counts = among.sum(1)
     found = among.byte().argsort(dim=1, descending=True, stable=True)[:, : max(1, int(counts.max()))]
     places = torch.arange(found.shape[1], device=found.device)
-    return torch.where(places < counts[:, None], found, found[:, :1]), counts
+    return order[torch.where(places < counts[:, None], found, found[:, :1])], counts
+
+
+def closest_visible(
+    points: Float[Tensor, "b S 3"],
+    mesh: Float[Tensor, "b V 3"],
+    faces: Int[Tensor, "T 3"],
+    visible: Int[Tensor, "b t"],
+    backend: BackendName,
+) -> Int[Tensor, "b S"]:
+    """Return the nearest of some faces of each mesh, which are in a `tree_order`.
+
+    These are a mesh of their own: faces left out of a search (``among``) would widen its boxes.
+    """
+    alone = rows_of(mesh, faces[visible].flatten(1))
+    each = torch.arange(alone.shape[1], device=faces.device).view(-1, 3)
+    return visible.gather(1, closest_faces(points, alone, each, ordered=True, backend=backend))
 
 
 @cache
