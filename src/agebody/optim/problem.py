@@ -83,7 +83,7 @@ class Problem:
         self._names: tuple[str, ...] = ()
         self._parts: Tensor | None = None
         self._at = self.pack(vectors)
-        self._lowest = vectors.new_full((len(vectors),), torch.inf)
+        self._lowest = vectors.new_full((len(vectors),), torch.nan)  # of none yet
 
     def pack(self, vectors: Float[Tensor, "C t P"]) -> Float[Tensor, "C N"]:
         """Return the variables of clips; the shared ones are read from the first frame."""
@@ -149,7 +149,7 @@ class Problem:
     def costs(self, x: Tensor) -> dict[str, Float[Tensor, " C"]]:
         """Return the part of each term in the cost; without an evaluation where `minimize` ended."""
         if self._parts is None or (self._at != x).any():
-            self._lowest.fill_(torch.inf)
+            self._lowest.fill_(torch.nan)
             self.quadratize(x, torch.arange(len(x), device=x.device))
         assert self._parts is not None
         return dict(zip(self._names, self._parts.unbind(1), strict=True))
