@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cached_property
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -157,6 +158,21 @@ class State:
         if entries is not None:
             jacobian = jacobian[..., entries]
         return Block(Quadratic.of(residuals, jacobian), where)
+
+    def scaled_block(
+        self, group: str, residuals: Float[Tensor, "*batch"], scales: Float[Tensor, "*#batch"]
+    ) -> Block | None:
+        """Return the block of residuals ``scale (parameter - constant)``, as `group_block`."""
+        if group not in self.free.parts:
+            return None
+        where, entries = self.free.parts[group]
+        residuals, scales = (
+            part.reshape(len(part), math.prod(part.shape[1:])) for part in (residuals, scales)
+        )
+        gradient, normal = residuals * scales, torch.diag_embed((scales * scales).expand(residuals.shape))
+        if entries is not None:
+            gradient, normal = gradient[:, entries], normal[:, entries][:, :, entries]
+        return Block(Quadratic(residuals.square().sum(1) / 2, gradient, normal), where)
 
     def pose_block(
         self, cost: Float[Tensor, " b"], gradient: Float[Tensor, "b G"], normal: Float[Tensor, "#b G G"]

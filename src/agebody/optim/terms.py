@@ -212,9 +212,8 @@ class RestPosePrior:
 
     def __call__(self, state: State) -> Block | None:
         """Return three residuals per joint."""
-        pose = state.parameters.body_pose.flatten(1)
-        jacobian = torch.eye(pose.shape[-1], dtype=pose.dtype, device=pose.device) / self.sd
-        return state.group_block("body_pose", pose / self.sd, jacobian[None])
+        pose = state.parameters.body_pose
+        return state.scaled_block("body_pose", pose / self.sd, torch.full_like(pose[:1], 1 / self.sd))
 
 
 class HyperextensionPrior:
@@ -257,8 +256,8 @@ class ShapePrior:
     def __call__(self, state: State) -> Block | None:
         """Return one residual per beta."""
         betas = state.parameters.betas
-        root = betas.new_ones(betas.shape[-1]) if self.weights is None else torch.sqrt(self.weights)
-        return state.group_block("betas", root * betas, torch.diag(root)[None])
+        root = torch.ones_like(betas[:1]) if self.weights is None else torch.sqrt(self.weights)[None]
+        return state.scaled_block("betas", root * betas, root)
 
 
 class AgePrior:
@@ -278,7 +277,7 @@ class AgePrior:
         """Return one residual."""
         inverse_sd = self.known[state.rows] / self.sd[state.rows]
         residual = inverse_sd * (state.parameters.age_offset - self.expected[state.rows])
-        return state.group_block("age_offset", residual[:, None], inverse_sd[:, None, None])
+        return state.scaled_block("age_offset", residual, inverse_sd)
 
 
 class StartPrior:
@@ -307,9 +306,7 @@ class StartPrior:
             return None
         now, sd = getattr(state.parameters, self.group), self.sd[state.rows]
         if self._joints is None:
-            flat = now.shape[0], math.prod(now.shape[1:])  # also of nobody
-            residuals = ((now - self.value[state.rows]) / sd).reshape(flat)
-            return state.group_block(self.group, residuals, torch.diag_embed(1 / sd.reshape(flat)))
+            return state.scaled_block(self.group, (now - self.value[state.rows]) / sd, 1 / sd)
         turns = state.turns.joints(self._joints)
         difference = _vectors((self._back[state.rows] @ _quaternions(turns.vectors)[..., None])[..., 0])
         jacobian = inverse_right_jacobian(difference) @ turns.jacobians / sd[..., None]
