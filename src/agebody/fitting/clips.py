@@ -112,7 +112,7 @@ class Clips:
         parameters = BodyParameters(*map(partial(select_rows, seen), parameters, first))
         report = report._replace(converged=report.converged & seen, iterations=report.iterations + spent)
         errors = self._standard_errors(terms, stages[-1], parameters) if standard_errors else None
-        return Fit(parameters, report, self._errors(parameters), self._errors(first), errors)
+        return Fit(parameters, report, *self._errors(parameters, first), errors)
 
     def _frames_alone(self, stages: Sequence[Stage]) -> tuple[BodyParameters, Int[Tensor, " C"]]:
         """Return fits of single frames (C, T, ...), each unseen one that of the nearest, and their steps."""
@@ -270,13 +270,12 @@ class Clips:
         count = (self._by_frame(self.given.weights) > 0).sum((1, 2))
         return (count >= MIN_POINTS).view_as(self.present)
 
-    def _errors(self, parameters: BodyParameters) -> Float[Tensor, "C T V"]:
-        """Return mean distances of keypoints, weighted by confidence [pixels]."""
-        flat = parameters.map(lambda part: part.flatten(0, 1))
-        points = self.body.keypoints(self.given.layout, flat)
-        return self.given.errors(points.repeat_interleave(self.views, 0)).view(
-            *self.present.shape, self.views
-        )
+    def _errors(self, *bodies: BodyParameters) -> list[Float[Tensor, "C T V"]]:
+        """Return mean distances of the keypoints of each of several results, by confidence [pixels]."""
+        flat = BodyParameters(*(torch.cat(parts).flatten(0, 1) for parts in zip(*bodies, strict=True)))
+        points = self.body.keypoints(self.given.layout, flat).repeat_interleave(self.views, 0)
+        images = (*self.present.shape, self.views)
+        return [self.given.errors(part).view(images) for part in points.tensor_split(len(bodies))]
 
     def _coefficient_bounds(self, bodies: BodyParameters) -> float | Float[Tensor, "C N"]:
         """Return the largest absolute values of coefficients, of clips or, flat, of their frames."""

@@ -102,6 +102,7 @@ def fit_scans(
     2. *Pose.* Each frame with the shape fixed. A frame is attracted to the prediction of its joints from the
        two frames before. All frames are solved in parallel, and predictions are renewed in each round; as
        they depend on earlier frames only, the rounds converge to the result of fitting frame after frame.
+       Frames of step 1 run through the last stage alone.
     3. *Surface.* A displacement of each vertex towards the scan, smooth over the edges.
 
     Steps 1 and 2 run through the stages, from wide robust costs and strong priors to narrow and weak ones.
