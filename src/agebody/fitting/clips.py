@@ -112,7 +112,8 @@ class Clips:
         parameters = BodyParameters(*map(partial(select_rows, seen), parameters, first))
         report = report._replace(converged=report.converged & seen, iterations=report.iterations + spent)
         errors = self._standard_errors(terms, stages[-1], parameters) if standard_errors else None
-        return Fit(parameters, report, *self._errors(parameters, first), errors)
+        error, start_error = self._errors(parameters, first)
+        return Fit(parameters, report, error, start_error, errors)
 
     def _frames_alone(self, stages: Sequence[Stage]) -> tuple[BodyParameters, Int[Tensor, " C"]]:
         """Return fits of single frames (C, T, ...), each unseen one that of the nearest, and their steps."""
