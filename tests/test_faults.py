@@ -31,7 +31,7 @@ pytestmark = [
 ]
 
 SHARDS, A_SHARD = 14, 6
-SECONDS = 240
+SECONDS = 600
 """Within which each test ends."""
 STORE = 100 << 20
 
@@ -293,7 +293,8 @@ def test_a_call_is_ended(nodes, people, expected, body, tmp_path):
     call.terminate()
     _, said = call.communicate(timeout=60)
     assert call.returncode == 128 + signal.SIGTERM, said
-    assert len(said.strip().splitlines()) == 1, said
+    lines = [line for line in said.splitlines() if not line.startswith("note: ")]  # how far it is, every 30 s
+    assert lines == ["error: interrupted"], said
     saved = json.loads((tmp_path / "report.json").read_text())
     assert saved["running"] is None
     assert 0 < saved["shards_left"] < SHARDS
