@@ -165,7 +165,7 @@ class TestErrors:
             plane_height(points, normal.expand(2, 3), offset.expand(3))
         with pytest.raises(ValueError, match=r"weights: expected a shape that broadcasts to \(4,\)"):
             plane_contact_loss(points, normal, offset, weights=torch.zeros(3))
-        with pytest.raises(ValueError, match="kind: expected 'penetration' or 'contact', got 'touch'"):
+        with pytest.raises(ValueError, match="kind: expected one of penetration, contact, got 'touch'"):
             plane_loss(points, normal, offset, kind="touch")
         with pytest.raises(ValueError, match="joints: expected names among pelvis, .*, got tail"):
             part_vertices(mannequin_asset, ["head", "tail"])

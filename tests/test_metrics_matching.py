@@ -230,7 +230,7 @@ def test_errors_name_the_argument(unchecked):
         keypoint_distances(points, torch.zeros(2, 4, 2))
     with pytest.raises(ValueError, match=r"weights: expected a shape that broadcasts to \(2, 5\)"):
         keypoint_distances(points, points, weights=torch.ones(3))
-    with pytest.raises(ValueError, match="distance: expected 'mean' or 'spectral', got 'max'"):
+    with pytest.raises(ValueError, match="distance: expected one of mean, spectral, got 'max'"):
         keypoint_distances(points, points, distance="max")
     with pytest.raises(ValueError, match="rule: expected one of mean, .*, got 'coco'"):
         match_keypoints(points, points, rule="coco")

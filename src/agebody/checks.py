@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 import operator
 import reprlib
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -59,6 +60,23 @@ def expect_tensor(name: str, value: Any) -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
     return value
+
+
+def expect_choice(name: str, value: Any, choices: Iterable[str]) -> None:
+    """Check that a value is one of some names."""
+    choices = tuple(choices)
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
+
+
+def expand_to(name: str, tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return a tensor expanded to a shape."""
+    try:
+        return tensor.expand(tuple(shape))
+    except RuntimeError:
+        raise ValueError(
+            f"{name}: expected a shape that broadcasts to {tuple(shape)}, got {tuple(tensor.shape)}"
+        ) from None
 
 
 def read_count(name: str, value: Any, most: int | None = None, whose: str | None = None) -> int:
@@ -146,12 +164,7 @@ def expand_weights(weights: Any, entries: torch.Size) -> Tensor | None:
         return None
     if not isinstance(weights, Tensor):
         raise TypeError(f"weights: expected a torch.Tensor or None, got {type(weights).__name__}")
-    try:
-        expanded = weights.expand(entries)
-    except RuntimeError:
-        raise ValueError(
-            f"weights: expected a shape that broadcasts to {tuple(entries)}, got {tuple(weights.shape)}"
-        ) from None
+    expanded = expand_to("weights", weights, entries)
     expect_weights(weights)
     return expanded
 
@@ -204,8 +217,7 @@ def reduce(
         reduction: see `Reduction`.
         empty: the mean where no entry counts: 0 for losses, NaN for metrics.
     """
-    if reduction not in get_args(Reduction):
-        raise ValueError(f"reduction: expected one of {', '.join(get_args(Reduction))}, got {reduction!r}")
+    expect_choice("reduction", reduction, get_args(Reduction))
     weights = expand_weights(weights, terms.shape)
     if weights is not None:
         terms = torch.where(weights != 0, terms * weights, 0)

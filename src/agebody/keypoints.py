@@ -177,19 +177,16 @@ _SMPL24_SOURCES = tuple(("joints", name) for name in SMPL_JOINT_NAMES)
 _SMPL24_EDGES = tuple((parent, joint) for joint, parent in enumerate(SMPL_PARENTS) if parent >= 0)
 _SURFACE_SOURCES = tuple(("surface21", name) for name in SURFACE21)
 
-_SMPLX45_NAMES = SMPL_JOINT_NAMES + SURFACE21
-_SMPLX45_EDGES = _SMPL24_EDGES + _edges(
-    _SMPLX45_NAMES,
+_SURFACE_CHAINS = (
     "head nose",
     "nose *_eye *_ear",
     "*_ankle *_heel",
     "*_foot *_big_toe",
     "*_foot *_small_toe",
-    "*_wrist *_thumb",
-    "*_wrist *_index",
-    "*_wrist *_middle",
-    "*_wrist *_ring",
-    "*_wrist *_pinky",
+)
+_SMPLX45_NAMES = SMPL_JOINT_NAMES + SURFACE21
+_SMPLX45_EDGES = _SMPL24_EDGES + _edges(
+    _SMPLX45_NAMES, *_SURFACE_CHAINS, *(f"*_wrist *_{tip}" for tip in TIPS5)
 )
 
 _OPENPOSE25_TABLE = """
@@ -238,13 +235,6 @@ _FACE68_SOURCES = tuple(("contour17" if name in CONTOUR17 else "face51", name) f
 _JOINTS55 = tuple(f"{name}_smplhf" if name.endswith("_eye") else name for name in JOINT_NAMES["smplx"])
 _SMPLX127 = _JOINTS55 + SURFACE21 + FACE51
 _FINGER_CHAINS = [f"*_wrist *_{tip}1 *_{tip}2 *_{tip}3 *_{tip}" for tip in TIPS5]
-_SURFACE_CHAINS = (
-    "head nose",
-    "nose *_eye *_ear",
-    "*_ankle *_heel",
-    "*_foot *_big_toe",
-    "*_foot *_small_toe",
-)
 _BODY22_EDGES = tuple(edge for edge in _SMPL24_EDGES if max(edge) < 22)
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from agebody.cameras.camera import Camera, Size, as_size, expect_camera, not_empty
-from agebody.checks import Weights, apply_mask, broadcast, expand_weights, expect
+from agebody.checks import Weights, apply_mask, broadcast, expand_weights, expect, expect_choice
 
 BoxFormat = Literal["xyxy", "xywh", "cxcywh"]
 """Corners; first corner and size (COCO's); centre and size."""
@@ -25,8 +25,7 @@ def convert_box(
 ) -> Float[Tensor, "*batch 4"]:
     """Convert a box to another format: "xyxy", "xywh" or "cxcywh"."""
     for name, box_format in (("source", source), ("target", target)):
-        if box_format not in get_args(BoxFormat):
-            raise ValueError(f"{name}: expected one of {', '.join(get_args(BoxFormat))}, got {box_format!r}")
+        expect_choice(name, box_format, get_args(BoxFormat))
     first, second = expect("box", box, 4).split(2, -1)
     if source == "cxcywh":
         first = first - second / 2
@@ -131,8 +130,7 @@ def box_condition(
         normalization: "plain" or "h36m".
     """
     expect_camera(camera)
-    if normalization not in ("plain", "h36m"):
-        raise ValueError(f"normalization: expected 'plain' or 'h36m', got {normalization!r}")
+    expect_choice("normalization", normalization, ("plain", "h36m"))
     center, size = convert_box(box, "xyxy", "cxcywh").split(2, -1)
     focal = expect("camera.focal", camera.focal, 2).mean(-1, keepdim=True)
     offset = (center - expect("camera.center", camera.center, 2)) / focal

@@ -21,7 +21,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from agebody.cameras.distortion import distort, undistort
-from agebody.checks import broadcast, expect, expect_dtype, expect_tensor, expect_values
+from agebody.checks import (
+    broadcast,
+    expand_to,
+    expect,
+    expect_choice,
+    expect_dtype,
+    expect_tensor,
+    expect_values,
+)
 from agebody.engine.batched import is_recorded, own_precision
 
 Axis = Literal["vertical", "horizontal", "diagonal"]
@@ -225,13 +233,7 @@ class Camera(NamedTuple):
             if part is None:
                 continue
             entry = part.shape[part.dim() - (2 if name == "rotation" else 1) :]
-            try:
-                parts[name] = part.expand(*batch, *entry)
-            except RuntimeError:
-                raise ValueError(
-                    f"camera.{name}: expected a batch that broadcasts to {batch}, "
-                    f"got shape {tuple(part.shape)}"
-                ) from None
+            parts[name] = expand_to(f"camera.{name}", part, (*batch, *entry))
         return Camera(**parts)
 
     def to_camera(self, points: Float[Tensor, "*points K 3"]) -> Float[Tensor, "*batch K 3"]:
@@ -424,8 +426,7 @@ def inverse_depth(depth: Tensor, near: float | Tensor) -> Tensor:
 
 
 def _length(size: Size, axis: Axis, like: Tensor) -> Tensor:
-    if axis not in get_args(Axis):
-        raise ValueError(f"axis: expected one of {', '.join(get_args(Axis))}, got {axis!r}")
+    expect_choice("axis", axis, get_args(Axis))
     width, height = as_size(size, like).unbind(-1)
     return {"vertical": height, "horizontal": width}.get(axis, torch.hypot(width, height))
 
@@ -455,11 +456,13 @@ def _like(size: Size, dtype: torch.dtype | None) -> Tensor:
     return torch.empty(0, dtype=dtype)
 
 
-def expect_camera(value: Any, name: str = "camera") -> Camera:
-    """Check that an argument is a `Camera`."""
+def expect_camera(value: Any, *, posed: bool = True) -> Camera:
+    """Check that an argument is a `Camera`, of intrinsics alone where it may not be ``posed``."""
     if not isinstance(value, Camera):
         advice = "Camera.guess is one without calibration"
-        raise TypeError(f"{name}: expected a Camera, got {type(value).__name__}; {advice}")
+        raise TypeError(f"camera: expected a Camera, got {type(value).__name__}; {advice}")
+    if not posed and (value.rotation is not None or value.translation is not None):
+        raise ValueError("camera: expected no rotation and translation; give all in camera coordinates")
     return value
 
 

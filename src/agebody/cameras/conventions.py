@@ -1,9 +1,11 @@
 """Conventions of other libraries: axes, pixel centres, and the direction and the side of transforms.
 
-| name | camera axes | centre of the first pixel | transform in its files | |---|---|---|---| | "agebody",
-"colmap" | x right, y down, z forward | 0.5 | world to camera | | "opencv" | x right, y down, z forward | 0 |
-world to camera | | "opengl", "blender" | x right, y up, z backward | | camera to world | | "pytorch3d" | x
-left, y up, z forward | 0.5 | world to camera, for row vectors |
+| name | camera axes | centre of the first pixel | transform in its files |
+|---|---|---|---|
+| "agebody", "colmap" | x right, y down, z forward | 0.5 | world to camera |
+| "opencv" | x right, y down, z forward | 0 | world to camera |
+| "opengl", "blender" | x right, y up, z backward | | camera to world |
+| "pytorch3d" | x left, y up, z forward | 0.5 | world to camera, for row vectors |
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from agebody.cameras.camera import Camera, Size, as_size, expect_camera, join_rigid, split_rigid
-from agebody.checks import expect
+from agebody.checks import expect, expect_choice
 
 Axes = Literal["agebody", "opencv", "colmap", "opengl", "blender", "pytorch3d"]
 """Conventions of camera axes."""
@@ -66,8 +68,7 @@ def convert_extrinsics(
         result: direction of the result, by default the same.
     """
     for name, given in (("direction", direction), ("result", result or direction)):
-        if given not in get_args(Direction):
-            raise ValueError(f"{name}: expected one of {', '.join(get_args(Direction))}, got {given!r}")
+        expect_choice(name, given, get_args(Direction))
     rotation, translation = split_rigid("matrix", matrix)
     signs = _signs(source, target, rotation)
     if direction == "world_to_camera":
@@ -147,6 +148,5 @@ def _signs(source: str, target: str, like: Tensor) -> Float[Tensor, " 3"]:
 
 
 def _known(argument: str, name: str, table: dict[str, Value]) -> Value:
-    if name not in table:
-        raise ValueError(f"{argument}: expected one of {', '.join(table)}, got {name!r}")
+    expect_choice(argument, name, table)
     return table[name]

@@ -164,7 +164,7 @@ def _first_roots(coefficients: Float[Tensor, "*camera n"]) -> Float[Tensor, "*ca
 
 
 def _first_negative(coefficients: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The first of ascending values at which the polynomial is negative, after the one before it; any?"""
+    """Return the value before the first with a negative polynomial, that one, and whether there is any."""
     value = torch.zeros_like(s)
     for a in reversed(coefficients.unbind(-1)):
         value = (value + a[..., None]) * s

@@ -117,7 +117,7 @@ def refine_crowd(
         deviations: standard deviations of the terms; the default ones if None.
         max_iterations: per image and solution.
     """
-    expect_camera(camera)
+    expect_camera(camera, posed=False)
     points = expect("points", points, None, None, 3)
     images, keypoints = points.shape[:-3], points.shape[-2]
     given = {
@@ -141,8 +141,6 @@ def refine_crowd(
         raise ValueError("height, prior: expected both or neither")
     if (vertices is None) != (faces is None):
         raise ValueError("vertices, faces: expected both or neither")
-    if camera.rotation is not None or camera.translation is not None:
-        raise ValueError("camera: expected no rotation and translation; give points in camera coordinates")
     direction = points.new_tensor(up)
     if not direction.isfinite().all() or not direction.any():
         raise ValueError(f"up: expected a direction of length above 0, got {up}")

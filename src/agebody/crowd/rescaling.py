@@ -82,15 +82,11 @@ def rescale(
         child: who is a child by class; nobody if None.
     """
     expect_body(body)
-    expect_camera(camera)
+    expect_camera(camera, posed=False)
     scale = expect("scale", scale)
     batch = parameters.transl.shape[:-1]
     if scale.shape != batch:
         raise ValueError(f"scale: expected shape {tuple(batch)}, one per person, got {tuple(scale.shape)}")
-    if camera.rotation is not None or camera.translation is not None:
-        raise ValueError(
-            "camera: expected no rotation and translation; give parameters in camera coordinates"
-        )
     if not body.num_betas and not body.age_anchors:
         raise ValueError("body: expected betas or ages, it has neither")
     expect_values(scale=((scale > 0) & scale.isfinite(), "finite numbers above 0"))

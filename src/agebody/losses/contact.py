@@ -19,6 +19,7 @@ from agebody.checks import (
     broadcast,
     expand_weights,
     expect,
+    expect_choice,
     reduce,
     safe_norm,
 )
@@ -73,8 +74,7 @@ def plane_loss(
         penalty: p, of heights [m].
         reduction: over points, including those above the plane.
     """
-    if kind not in ("penetration", "contact"):
-        raise ValueError(f"kind: expected 'penetration' or 'contact', got {kind!r}")
+    expect_choice("kind", kind, ("penetration", "contact"))
     points, normal, offset = _expect(points, normal, offset)
     weights = expand_weights(weights, points.shape[:-1])
     height = _height(points, normal, offset, weights)

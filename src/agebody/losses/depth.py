@@ -20,6 +20,7 @@ from agebody.checks import (
     apply_mask,
     expand_weights,
     expect,
+    expect_choice,
     expect_labels,
     expect_pair,
     reduce,
@@ -61,8 +62,7 @@ def depth_layer_loss(
         reduction: "none" gives (*batch, P, P), zero where j <= i. "mean" is the mean over the pairs that
             count in an image, and then over the images with such a pair; "metric-aware" is over all pairs.
     """
-    if form not in get_args(DepthForm):
-        raise ValueError(f"form: expected one of {', '.join(get_args(DepthForm))}, got {form!r}")
+    expect_choice("form", form, get_args(DepthForm))
     depth = expect("depth", depth, None)
     expect_labels("layer", layer, depth.shape)
     weights = expand_weights(weights, depth.shape)

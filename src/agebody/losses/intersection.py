@@ -8,7 +8,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from agebody.checks import Reduction, Weights, apply_mask, expand_weights, expect, reduce, safe_norm
+from agebody.checks import (
+    Reduction,
+    Weights,
+    apply_mask,
+    expand_weights,
+    expect,
+    expect_choice,
+    reduce,
+    safe_norm,
+)
 from agebody.engine.backend import BackendName
 from agebody.mesh.collisions import Exclusions, find_collisions
 from agebody.mesh.penetrations import find_penetrations, offsets
@@ -98,8 +107,7 @@ def person_intersection_loss(
 
     Source: Jiang et al., Coherent reconstruction of multiple humans from a single image, CVPR 2020.
     """
-    if form not in get_args(DepthForm):
-        raise ValueError(f"form: expected one of {', '.join(get_args(DepthForm))}, got {form!r}")
+    expect_choice("form", form, get_args(DepthForm))
     vertices = expect("vertices", vertices, None, None, 3)
     people = vertices.shape[-3]
     weights = expand_weights(weights, vertices.shape[:-2])

@@ -51,7 +51,7 @@ def rotation_loss(
         penalty: of each entry of the difference.
         reduction: over rotations.
     """
-    pred, target, weights = _matrices(pred, target, pose_format, target_format, weights)
+    pred, target, weights = paired_matrices(pred, target, pose_format, target_format, weights)
     return reduce(penalize(pred - target, penalty).sum((-2, -1)), weights, reduction)
 
 
@@ -69,7 +69,7 @@ def geodesic_loss(
 
     Arguments as of `rotation_loss`, but the penalty p is of the angle.
     """
-    pred, target, weights = _matrices(pred, target, pose_format, target_format, weights)
+    pred, target, weights = paired_matrices(pred, target, pose_format, target_format, weights)
     return reduce(penalize(rotation_angle(pred, target), penalty), weights, reduction)
 
 
@@ -140,9 +140,10 @@ def visible_matrices(
     return to_matrix(rotations, pose_format)
 
 
-def _matrices(
+def paired_matrices(
     pred: Tensor, target: Tensor, pose_format: PoseFormat, target_format: PoseFormat | None, weights: Any
 ) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return matrices of predicted and of as many true rotations by `visible_matrices`, and weights."""
     first = visible_matrices("pred", pred, pose_format, weights)
     second = visible_matrices("target", target, target_format or pose_format, weights)
     expect_dtype("target", second, first)

@@ -307,10 +307,11 @@ class MaxMixturePrior(_PosePrior[Mixture]):
         """Fit the mixture to sample poses by expectation maximisation from clusters; deterministic.
 
         Args:
-            poses: (*samples, J, 3) or flat (*samples, 3 J), axis-angle vectors [rad]. components: K.
-                joint_names: their J joints. regularization: d, how far each covariance is shrunk towards the
-                mean variance s of all poses, from
-                0 to 1: (1 - d) S_k + d s I.
+            poses: (*samples, J, 3) or flat (*samples, 3 J), axis-angle vectors [rad].
+            components: K.
+            joint_names: their J joints.
+            regularization: d, how far each covariance is shrunk towards the mean variance s of all poses,
+                from 0 to 1: (1 - d) S_k + d s I.
             iterations: largest number of iterations.
             tolerance: converged when the mean log-likelihood of a pose increases by less.
             seed: of the initial clusters.

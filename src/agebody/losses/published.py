@@ -161,11 +161,10 @@ def metric_aware_objective(
     it.
 
     Absolute errors: per person their mean over joints and coordinates, over betas, over angles; then the mean
-        over people with labels, of ``keypoints_2d`` over all people, also those who show no point.
-        ``keypoints_2d`` in pixels; rotations in axis-angle; ``depth`` (*batch) [m]
-        with ``image`` (*batch), the number of each person's image, in the target; ``fov`` (*images) vertical
-        fields of view [rad], summed over images. The terms of detection (boxes, confidences, scale maps)
-        belong to the detector.
+    over people with labels, of ``keypoints_2d`` over all people, also those who show no point.
+    ``keypoints_2d`` are in pixels; rotations in axis-angle; ``depth`` (*batch) [m] with ``image`` (*batch),
+    the number of each person's image, in the target; ``fov`` (*images) are vertical fields of view [rad],
+    summed over images. The terms of detection (boxes, confidences, scale maps) belong to the detector.
 
     Args:
         image_size: longer side of the network's input, by which image coordinates are divided [pixels].

@@ -28,7 +28,7 @@ def penalize(residual: Float[Tensor, "*shape"], penalty: Penalty) -> Float[Tenso
 
 
 def gmof(residual: Float[Tensor, "*shape"], rho: float | Tensor) -> Float[Tensor, "*shape"]:
-    """Geman-McClure: ``rho^2 r^2 / (rho^2 + r^2)``, which is bounded by rho^2.
+    """Return Geman and McClure's cost, ``rho^2 r^2 / (rho^2 + r^2)``, which is bounded by rho^2.
 
     SMPLify-X (Pavlakos et al., CVPR 2019) on coordinates of keypoints; SMIL (Hesse et al., MICCAI 2018) on
     distances of scan points, where rho is called sigma.
@@ -42,8 +42,9 @@ def gmof(residual: Float[Tensor, "*shape"], rho: float | Tensor) -> Float[Tensor
 
 
 def huber(residual: Float[Tensor, "*shape"], delta: float) -> Float[Tensor, "*shape"]:
-    """``r^2`` up to ``|r| = delta`` and ``2 delta |r| - delta^2`` beyond: twice `torch.nn.HuberLoss` (Huber
-    1964).
+    """Return Huber's cost, twice `torch.nn.HuberLoss`: ``r^2`` up to ``|r| = delta``, then linear.
+
+    Beyond, it is ``2 delta |r| - delta^2`` (Huber 1964).
 
     The gradient of an outlier stays that of a residual delta; it is bounded, but does not vanish.
 
@@ -56,7 +57,7 @@ def huber(residual: Float[Tensor, "*shape"], delta: float) -> Float[Tensor, "*sh
 
 
 def charbonnier(residual: Float[Tensor, "*shape"], epsilon: float) -> Float[Tensor, "*shape"]:
-    """``2 epsilon (sqrt(r^2 + epsilon^2) - epsilon)``: Huber's cost with a gradient without a kink.
+    """Return ``2 epsilon (sqrt(r^2 + epsilon^2) - epsilon)``: Huber's cost, with a gradient without a kink.
 
     Charbonnier et al. 1994, scaled to ``r^2`` near zero.
 
@@ -72,7 +73,7 @@ def charbonnier(residual: Float[Tensor, "*shape"], epsilon: float) -> Float[Tens
 def tals(
     residual: Float[Tensor, "*shape D"], threshold: float | Tensor, scale: float = 0.05
 ) -> Float[Tensor, "*shape D"]:
-    """``|r|`` for points farther away than the threshold, and ``scale |r|`` for nearer ones.
+    """Return ``|r|`` for points farther away than the threshold, and ``scale |r|`` for nearer ones.
 
     The threshold-adaptive loss scaling of TokenHMR (Dwivedi et al., CVPR 2024): below the error that even the
     true body has under a wrong camera, 2D keypoints would bend the pose, and have little weight. It differs

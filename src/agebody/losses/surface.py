@@ -56,9 +56,7 @@ def scan_to_mesh_loss(
         reduction: over points.
         backend: of the search, as in `agebody.mesh.closest_points`.
     """
-    vertices = expect("vertices", vertices, None, 3)
-    scan = expect("scan", scan, None, 3)
-    batch = broadcast(vertices=vertices.shape[:-2], scan=scan.shape[:-2])
+    vertices, scan, batch = _read(vertices, scan)
     entries = torch.Size((*batch, scan.shape[-2]))
     weights = expand_weights(weights, entries)
     scan = apply_mask(scan.expand(*entries, 3), weights, 1)
@@ -97,9 +95,7 @@ def mesh_to_scan_loss(
         reduction: over vertices.
         backend: of the search, as in `agebody.mesh.closest_points`.
     """
-    vertices = expect("vertices", vertices, None, 3)
-    scan = expect("scan", scan, None, 3)
-    batch = broadcast(vertices=vertices.shape[:-2], scan=scan.shape[:-2])
+    vertices, scan, batch = _read(vertices, scan)
     entries = torch.Size((*batch, vertices.shape[-2]))
     weights = expand_weights(weights, entries)
     vertices = apply_mask(vertices.expand(*entries, 3), weights, 1)
@@ -112,6 +108,12 @@ def mesh_to_scan_loss(
     found = nearest_points(vertices, scan, weights=scan_weights, backend=backend)
     difference = apply_mask(vertices, weights, 1) - apply_mask(rows_of(scan, found), weights, 1)
     return reduce(penalize(safe_norm(difference), penalty), weights, reduction)
+
+
+def _read(vertices: Tensor, scan: Tensor) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+    """Return checked points of bodies and scans, and the batch that they broadcast to."""
+    vertices, scan = expect("vertices", vertices, None, 3), expect("scan", scan, None, 3)
+    return vertices, scan, broadcast(vertices=vertices.shape[:-2], scan=scan.shape[:-2])
 
 
 def _where_any(mask: Tensor, weights: Tensor | None, entries: torch.Size) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from agebody.checks import Reduction, Weights, apply_mask, expand_weights, expect, reduce
+from agebody.checks import Reduction, Weights, apply_mask, expand_to, expand_weights, expect, reduce
 from agebody.losses.parameters import rotation_angle, visible_matrices
 from agebody.losses.robust import Penalty, penalize
 from agebody.rotations import PoseFormat
@@ -36,7 +36,7 @@ def velocity_loss(
         reduction: over (*batch, T - 1, K).
     """
     steps, durations, weights = _steps(points, times, weights)
-    return _reduced(steps / durations, _together(weights, 2), penalty, reduction)
+    return _reduced(steps / durations, consecutive_weights(weights, 2), penalty, reduction)
 
 
 def acceleration_loss(
@@ -68,7 +68,7 @@ def acceleration_loss(
     velocity = steps / durations
     between = (_later(durations) + _earlier(durations)) / 2
     changes = (_later(velocity) - momentum * _earlier(velocity)) / between
-    return _reduced(changes, _together(weights, 3), penalty, reduction)
+    return _reduced(changes, consecutive_weights(weights, 3), penalty, reduction)
 
 
 def angular_velocity_loss(
@@ -95,7 +95,7 @@ def angular_velocity_loss(
     weights = expand_weights(weights, entries)
     angles = rotation_angle(matrices[..., 1:, :, :, :], matrices[..., :-1, :, :, :])
     speeds = angles[..., None] / _durations(matrices[..., 0], times, weights)
-    return _reduced(speeds, _together(weights, 2), penalty, reduction)
+    return _reduced(speeds, consecutive_weights(weights, 2), penalty, reduction)
 
 
 def _steps(points: Tensor, times: Tensor | None, weights: Any) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -111,15 +111,9 @@ def _durations(points: Tensor, times: Tensor | None, weights: Tensor | None) -> 
     *batch, frames, _, _ = points.shape
     if times is None:
         return points.new_ones(max(frames - 1, 0), 1, 1)
-    times = expect("times", times)
-    try:
-        times = times.expand(*batch, frames)[..., None, None]
-    except RuntimeError:
-        raise ValueError(
-            f"times: expected a shape that broadcasts to {(*batch, frames)}, got {tuple(times.shape)}"
-        ) from None
+    times = expand_to("times", expect("times", times), (*batch, frames))[..., None, None]
     durations = _later(times) - _earlier(times)
-    both = _together(weights, 2)
+    both = consecutive_weights(weights, 2)
     return durations if both is None else torch.where(both[..., None] != 0, durations, 1)
 
 
@@ -131,7 +125,7 @@ def _earlier(frames: Tensor) -> Tensor:
     return frames[..., :-1, :, :]
 
 
-def _together(weights: Tensor | None, frames: int) -> Tensor | None:
+def consecutive_weights(weights: Tensor | None, frames: int) -> Tensor | None:
     """Return the product of the weights of so many consecutive frames."""
     if weights is None:
         return None

@@ -82,7 +82,7 @@ def check_points(
 
 
 def expect_ids(name: str, ids: Tensor, below: int) -> None:
-    """Refuse ids outside 0 ... below - 1."""
+    """Check that ids are from 0 to ``below - 1``."""
     if ids.numel() and not (ids.min() >= 0 and ids.max() < below):
         raise ValueError(f"{name}: expected ids from 0 to {below - 1}, got {ids.min()} to {ids.max()}")
 
@@ -239,7 +239,7 @@ def _planes_dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
 
 
 def _chunks(count: int, entries: int) -> Iterator[slice]:
-    """Parts of so many rows that each has about `ENTRIES` entries."""
+    """Return slices of rows such that each has about `ENTRIES` entries."""
     step = max(1, ENTRIES // max(entries, 1))
     return (slice(start, start + step) for start in range(0, count, step))
 

@@ -15,6 +15,7 @@ from agebody.checks import (
     at_least_float32,
     expand_weights,
     expect,
+    expect_choice,
     safe_norm,
 )
 from agebody.keypoints import KeypointLayout, get_layout
@@ -152,8 +153,7 @@ def reference_length(
         weights: (*batch, K), which points are visible: give those of `pck`. NaN where an end has weight 0, or
             for a box without points.
     """
-    if kind not in get_args(Reference):
-        raise ValueError(f"kind: expected one of {', '.join(get_args(Reference))}, got {kind!r}")
+    expect_choice("kind", kind, get_args(Reference))
     if kind in ("box_side", "box_diagonal"):
         boxes = keypoint_boxes(points, weights=weights)
         size = boxes[..., 2:] - boxes[..., :2]

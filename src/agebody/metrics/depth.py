@@ -110,18 +110,9 @@ def pcdr(
 
         right / (pairs + penalty · missed)
 
-    It is not a mean over images: images with more people weigh more. NaN without a pair. Other arguments as
-    of `depth_relations`.
-
-    Args:
-        pred: depths [m].
-        target: depth layers, or true depths [m].
-        weights: (*images, P).
-        missed: (*images, P).
-        age_classes: (*images, P), for one share per class: of the pairs with either person of that class.
-        threshold: [m].
-        same_layer: largest difference of targets that counts as equal.
-        penalty: what one missed person adds to the pairs.
+    It is not a mean over images: images with more people weigh more. NaN without a pair. Arguments as of
+    `depth_relations`, and ``penalty``, what one missed person adds to the pairs. With ``age_classes``, one
+    share per class is returned: of the pairs with either person of that class.
     """
     counts = depth_relations(
         pred,

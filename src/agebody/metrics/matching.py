@@ -12,7 +12,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from agebody.checks import Weights, apply_mask, expand_weights, expect, expect_tensor, safe_norm
+from agebody.checks import (
+    Weights,
+    apply_mask,
+    expand_weights,
+    expect,
+    expect_choice,
+    expect_tensor,
+    safe_norm,
+)
 
 Method = Literal["greedy", "hungarian"]
 
@@ -77,8 +85,7 @@ def keypoint_distances(
             value of the K x D matrix of differences, which the code of AGORA and Relative Human computes.
     """
     pred, target = _expect_people(pred, target)
-    if distance not in ("mean", "spectral"):
-        raise ValueError(f"distance: expected 'mean' or 'spectral', got {distance!r}")
+    expect_choice("distance", distance, ("mean", "spectral"))
     seen = _visibility(target, weights)
     difference = apply_mask(pred[:, None] - target[None], seen, entry_dims=1)
     if distance == "spectral":
@@ -148,8 +155,7 @@ def match(
     for name, given, shape in (("allowed", allowed, cost.shape), ("valid", valid, cost.shape[1:])):
         if given is not None and expect_tensor(name, given).shape != shape:
             raise ValueError(f"{name}: expected shape {tuple(shape)}, got {tuple(given.shape)}")
-    if method not in get_args(Method):
-        raise ValueError(f"method: expected one of {', '.join(get_args(Method))}, got {method!r}")
+    expect_choice("method", method, get_args(Method))
     if stop_early and method != "greedy":
         raise ValueError(f"stop_early: expected method='greedy', got {method!r}")
     costs = cost.detach().cpu().double().numpy()
@@ -224,8 +230,7 @@ def match_keypoints(
         valid: false for people who do not count; see `match`.
     """
     if isinstance(rule, str):
-        if rule not in MATCHING_RULES:
-            raise ValueError(f"rule: expected one of {', '.join(MATCHING_RULES)}, got {rule!r}")
+        expect_choice("rule", rule, MATCHING_RULES)
         rule = MATCHING_RULES[rule]
     cost = keypoint_distances(pred, target, weights=weights, distance=rule.distance)
     shown = target

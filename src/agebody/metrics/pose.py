@@ -17,15 +17,13 @@ from agebody.checks import (
     Weights,
     apply_mask,
     at_least_float32,
-    expand_weights,
     expect,
-    expect_dtype,
     expect_pair,
     safe_norm,
 )
 from agebody.keypoints import KeypointLayout
 from agebody.losses.limits import JointLimits, joint_limits_excess
-from agebody.losses.parameters import rotation_angle, visible_matrices
+from agebody.losses.parameters import paired_matrices, rotation_angle
 from agebody.metrics.alignment import best_scale, procrustes_align, read_points, root_points
 from agebody.metrics.record import Errors, metric
 from agebody.rotations import PoseFormat
@@ -195,15 +193,9 @@ def mpjae(
 
     Source: von Marcard et al., Recovering accurate 3D human pose in the wild, ECCV 2018.
     """
-    first = visible_matrices("pred", pred, pose_format, weights)
-    second = visible_matrices("target", target, pose_format, weights)
-    expect_dtype("target", second, first)
-    if first.dim() < 3 or second.shape != first.shape:
-        raise ValueError(
-            f"target: expected joints as in pred, {tuple(pred.shape)}, got {tuple(target.shape)}"
-        )
-    angles = rotation_angle(first, second)
-    return mean_over_points(angles, expand_weights(weights, angles.shape))
+    first, second, weights = paired_matrices(pred, target, pose_format, None, weights)
+    expect("pred", first, None, 3, 3)
+    return mean_over_points(rotation_angle(first, second), weights)
 
 
 @metric()

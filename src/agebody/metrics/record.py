@@ -1,4 +1,4 @@
-"""What makes a metric's function, and its mean over batches, from a function of errors."""
+"""Make the function of a metric, and its mean over batches, from a function of errors."""
 
 from __future__ import annotations
 

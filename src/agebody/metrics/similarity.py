@@ -9,7 +9,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from agebody.checks import Reduction, Weights, apply_mask, broadcast, expand_weights, expect, expect_values
+from agebody.checks import (
+    Reduction,
+    Weights,
+    apply_mask,
+    broadcast,
+    expand_to,
+    expand_weights,
+    expect,
+    expect_values,
+)
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.metrics.record import Errors, metric
 
@@ -92,22 +101,12 @@ def oks(
     weights = expand_weights(weights, entries)
     seen = pred.new_ones(entries) if weights is None else (weights != 0).to(pred.dtype)
     difference = apply_mask(pred - target, seen, entry_dims=1)
-    area = _expand_area(area, difference.shape[:-2])
+    area = expand_to("area", expect("area", area), difference.shape[:-2])
     squared = (difference * difference).sum(-1)
     similarity = torch.exp(-squared / (2 * spread**2 * (area[..., None] + SPACING))) * seen
     visible = seen.sum(-1)
     expect_values(area=((area >= 0) | (visible == 0), "areas of at least 0"))
     return Errors(similarity.sum(-1) / visible.clamp(min=1), visible > 0)
-
-
-def _expand_area(area: Tensor, people: torch.Size) -> Tensor:
-    try:
-        return expect("area", area).expand(people)
-    except RuntimeError:
-        raise ValueError(
-            f"area: expected a shape that broadcasts to {tuple(people)}, one per person, "
-            f"got {tuple(area.shape)}"
-        ) from None
 
 
 def spread_of(sigmas: str | KeypointLayout | tuple[float, ...] | Tensor, points: Tensor) -> Tensor:

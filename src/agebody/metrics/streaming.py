@@ -161,14 +161,9 @@ class NormalizedError(MeanMetric):
 
 
 class PCDR(_Accumulator):
-    """`agebody.metrics.pcdr` over batches of images.
+    """`agebody.metrics.pcdr` over batches of images; arguments as there, and of `torchmetrics.Metric`.
 
-    Args:
-        by_age: take ``age_classes``, and compute one rate per class by its name, and ``"all"``.
-        threshold: as of `agebody.metrics.pcdr`.
-        same_layer: as of `agebody.metrics.pcdr`.
-        penalty: as of `agebody.metrics.pcdr`.
-        options: of `torchmetrics.Metric`.
+    With ``by_age``, it takes ``age_classes``, and computes one rate per class by its name, and ``"all"``.
     """
 
     higher_is_better = True
@@ -229,10 +224,7 @@ class PCDR(_Accumulator):
 class KeypointAveragePrecision(_Accumulator):
     """`agebody.metrics.keypoint_ap` over batches: detections and people are kept until it is computed.
 
-    Args:
-        sigmas: as of the function.
-        max_detections: as of the function.
-        options: of `torchmetrics.Metric`.
+    Arguments as of the function, and of `torchmetrics.Metric`.
     """
 
     higher_is_better = True
@@ -354,9 +346,9 @@ class ByAgeClass(_Accumulator):
         """Add a batch.
 
         Args:
-            args: of the metric. age_classes: (*batch), indices into ``AGE_CLASSES``, of people or of
-                sequences. Other indices, such
-                as -1, do not count.
+            args: of the metric.
+            age_classes: (*batch), indices into ``AGE_CLASSES``, of people or of sequences. Other indices,
+                such as -1, do not count.
             age_offset: (*batch), true age offsets, instead.
             kwargs: of the metric.
         """

@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from agebody.checks import Reduction, Weights, apply_mask, expand_weights, expect, safe_norm
+from agebody.checks import Reduction, Weights, apply_mask, expand_weights, expect, expect_choice, safe_norm
+from agebody.losses.temporal import consecutive_weights
 from agebody.metrics.alignment import procrustes, read_points
 from agebody.metrics.pose import mean_over_points, point_distances
 from agebody.metrics.record import Errors, metric
@@ -58,8 +59,7 @@ def w_mpjpe(
 
     Source: Ye et al., SLAHMR, CVPR 2023; Shin et al., WHAM, CVPR 2024. Both include the scale.
     """
-    if align not in get_args(Fitted):
-        raise ValueError(f"align: expected one of {', '.join(get_args(Fitted))}, got {align!r}")
+    expect_choice("align", align, get_args(Fitted))
     first = 2 if align == "first_two" else None
     return _aligned_by_segments(pred, target, segment, rest, weights, first)
 
@@ -139,10 +139,8 @@ def foot_sliding(
     pred, target, weights = read_points(pred, target, weights, 2)
     moved, true = (safe_norm(apply_mask(x, weights, 1).diff(dim=-3)) for x in (pred, target))
     rests = (true < threshold).to(moved.dtype)
-    if weights is not None:
-        given = weights.to(moved.dtype)
-        rests = rests * given[..., 1:, :] * given[..., :-1, :]
-    return Errors(moved, rests)
+    both = consecutive_weights(weights, 2)
+    return Errors(moved, rests if both is None else rests * both)
 
 
 @metric()
@@ -201,8 +199,7 @@ def _aligned_by_segments(
     pred, target, weights = read_points(pred, target, weights, 2)
     if segment is not None and segment < 1:
         raise ValueError(f"segment: expected at least one frame, got {segment}")
-    if rest not in get_args(Rest):
-        raise ValueError(f"rest: expected one of {', '.join(get_args(Rest))}, got {rest!r}")
+    expect_choice("rest", rest, get_args(Rest))
     if rest == "joined" and segment is not None:
         frames, given = pred.shape[-3], pred.new_ones(pred.shape[:-1]) if weights is None else weights
         if frames <= segment:
@@ -246,10 +243,7 @@ def _lengths_of_differences(x: Tensor, order: int, fps: float | None, weights: T
         raise ValueError(f"fps: expected a number above 0, or None for frames, got {fps!r}")
     rate = 1.0 if fps is None else float(fps) ** order
     lengths = rate * safe_norm(x.diff(n=order, dim=-3))
-    if weights is not None:
-        given = weights.to(x.dtype)
-        weights = given.unfold(-2, order + 1, 1).prod(-1) if given.shape[-2] > order else given[..., :0, :]
-    return mean_over_points(lengths, weights)
+    return mean_over_points(lengths, consecutive_weights(weights, order + 1))
 
 
 def _without_gaps(points: Float[Tensor, "*batch T 3"], weights: Tensor | None) -> Float[Tensor, "*batch T 3"]:

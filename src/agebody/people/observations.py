@@ -13,6 +13,7 @@ from agebody.assets.asset import BodyAsset
 from agebody.body import BodyModel
 from agebody.body.model import expect_body
 from agebody.cameras.boxes import box_around
+from agebody.checks import expand_to
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.mesh.closest import visible_vertices
 from agebody.people.sampling import Draws, People, expect_share
@@ -129,20 +130,14 @@ def observe(
 
 
 def _noise(noise: float | Tensor, count: int, number: int) -> Float[Tensor, "N K"]:
-    sd = torch.as_tensor(noise).detach().double().cpu()
-    try:
-        sd = sd.expand(count, number)
-    except RuntimeError:
-        raise ValueError(
-            f"noise: expected a shape that broadcasts to {(count, number)}, got {tuple(sd.shape)}"
-        ) from None
+    sd = expand_to("noise", torch.as_tensor(noise).detach().double().cpu(), (count, number))
     if not ((sd >= 0) & sd.isfinite()).all():
         raise ValueError(f"noise: expected a number of 0 or more, got {noise}")
     return sd
 
 
 def _unhidden(body: BodyModel, people: People, layout: KeypointLayout) -> Bool[Tensor, "N K"]:
-    """Whether the camera sees skin near a point: 4 of the 40 vertices nearest to it in the rest pose."""
+    """Return whether the camera sees 4 of the 40 vertices that are nearest to a point in the rest pose."""
     near = skin_near(body.asset, layout)
     seen = []
     for start in range(0, len(people.years), 16):

@@ -7,6 +7,7 @@ from typing import Any
 
 from agebody.assets.asset import BodyAsset
 from agebody.assets.io import load_asset
+from agebody.checks import expect_choice
 from agebody.compat.smplx.hands import (
     FLAME,
     MANO,
@@ -69,6 +70,5 @@ def _make(which: int, model_path: ModelPath, model_type: str, options: dict[str,
             if kind == "mano" and not isinstance(model_path, BodyAsset):
                 options = {"is_rhand": "RIGHT" in os.path.basename(os.fspath(model_path))} | options
             model_path = asset
-    if kind not in _MODELS:
-        raise ValueError(f"model_type: expected one of {', '.join(_MODELS)}, got {model_type!r}")
+    expect_choice("model_type", model_type, _MODELS)
     return _MODELS[kind][which](model_path, **options)
