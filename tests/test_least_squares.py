@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from agebody.optim.least_squares import ChainQuadratic, Quadratic, Stop, minimize
+from agebody.optim.least_squares import Stop, minimize
+from agebody.optim.quadratic import ChainQuadratic, Quadratic
 
 EXACT: dict[str, Any] = {"cost_tolerance": 0.0, "step_tolerance": 1e-12, "gradient_tolerance": 1e-14}
 

@@ -12,7 +12,7 @@ from agebody.cameras import Camera
 from agebody.crowd.height_prior import HeightPrior
 from agebody.measure.sections import plane_axes
 from agebody.mesh.penetrations import find_penetrations, offsets
-from agebody.optim.least_squares import Quadratic
+from agebody.optim.quadratic import Quadratic
 from agebody.optim.terms import project
 
 MOVES = 4

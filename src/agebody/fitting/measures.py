@@ -19,7 +19,8 @@ from agebody.engine.batched import own_precision
 from agebody.engine.deform import age_coefficients
 from agebody.measure.definitions import MEASUREMENTS, Definition
 from agebody.measure.measurements import Measurements
-from agebody.optim.least_squares import Quadratic, minimize
+from agebody.optim.least_squares import minimize
+from agebody.optim.quadratic import Quadratic
 
 _BATCH = 128  # bodies at a time, which bounds memory
 _SEGMENTS = 2  # that every body is fitted in

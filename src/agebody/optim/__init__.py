@@ -1,8 +1,9 @@
 """Nonlinear least squares for batches of bodies: the solver, stages, and the terms of fits."""
 
 from agebody.optim.jacobian import KeypointJacobian, SurfaceJacobian
-from agebody.optim.least_squares import ChainQuadratic, Quadratic, Solution, Stop, minimize
+from agebody.optim.least_squares import Solution, Stop, minimize
 from agebody.optim.problem import Stage
+from agebody.optim.quadratic import ChainQuadratic, Quadratic
 from agebody.optim.stages import FitReport, fit_bodies
 from agebody.optim.state import Block, State, Term
 from agebody.optim.terms import (

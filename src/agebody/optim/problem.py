@@ -12,8 +12,8 @@ from torch import Tensor
 
 from agebody.body import BodyModel
 from agebody.checks import apply_mask
-from agebody.optim.least_squares import ChainQuadratic, Quadratic
 from agebody.optim.motion import Motion, Moves
+from agebody.optim.quadratic import ChainQuadratic, Quadratic
 from agebody.optim.state import Block, FreeVariables, State, Term
 from agebody.parameters import GROUPS, group_slices
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from agebody.body import BodyModel
 from agebody.engine.deform import age_slopes
-from agebody.optim.least_squares import Model
 from agebody.optim.motion import Motion
 from agebody.optim.problem import Problem, Stage, parameter_bounds
+from agebody.optim.quadratic import Model
 from agebody.optim.state import State, Term
 from agebody.optim.terms import root_layout
 from agebody.parameters import BodyParameters, group_slices

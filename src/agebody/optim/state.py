@@ -15,8 +15,8 @@ from agebody.body import BodyModel
 from agebody.body.model import expect_body
 from agebody.keypoints import KeypointLayout
 from agebody.optim.jacobian import KeypointDerivatives, KeypointJacobian, PosedSurface, SurfaceJacobian
-from agebody.optim.least_squares import Quadratic
 from agebody.optim.posed import Turns
+from agebody.optim.quadratic import Quadratic
 from agebody.parameters import GROUPS, BodyParameters, group_slices
 
 

@@ -46,7 +46,7 @@ ROUNDS = 2
 class SurfaceModel(NamedTuple):
     """Energy of displacements d (b, V, 3) at one point, to second order, as its parts.
 
-    A `agebody.optim.least_squares.Model`. A point s of the scan attracts the triangle nearest to it; scan and
+    A `agebody.optim.quadratic.Model`. A point s of the scan attracts the triangle nearest to it; scan and
     table attract vertices; edges resist stretching.
     """
 
@@ -81,7 +81,7 @@ class SurfaceModel(NamedTuple):
         return self.vertex_gradient.flatten(1)
 
     def diagonal(self) -> Tensor:
-        """See `agebody.optim.least_squares.Model`."""
+        """See `agebody.optim.quadratic.Model`."""
         share = SLIDE + (1 - SLIDE) * self.along.square()
         pull = self.pull[..., None] * share
         total = _sum_rows(pull, self.pullers, self.first_puller, self.shares.square())
@@ -91,7 +91,7 @@ class SurfaceModel(NamedTuple):
         return (total + self.pressed[..., None] * self.normal[:, None].square()).flatten(1)
 
     def product(self, vector: Tensor) -> Tensor:
-        """See `agebody.optim.least_squares.Model`."""
+        """See `agebody.optim.quadratic.Model`."""
         moved = vector.unflatten(1, (-1, 3))
         at = interpolate(rows_of(moved, self.corners.flatten(1)).unflatten(1, (-1, 3)), self.barycentric)
         along = self.along * (self.along * at).sum(-1, keepdim=True)
@@ -103,7 +103,7 @@ class SurfaceModel(NamedTuple):
         return (total + self.stretch[:, None, None] * tension).flatten(1)
 
     def solve(self, target: Tensor, damping: Tensor, fixed: Tensor | None) -> Tensor:
-        """By conjugate gradients, scaled by the diagonal; see `agebody.optim.least_squares.Model`."""
+        """By conjugate gradients, scaled by the diagonal; see `agebody.optim.quadratic.Model`."""
         if fixed is not None:
             raise ValueError("lower, upper: expected none for a surface")
         scale = self.diagonal() + damping
