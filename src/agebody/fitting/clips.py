@@ -156,7 +156,7 @@ class Clips:
         age_bounds: tuple[Tensor, Tensor],
         present: Tensor | None = None,
     ) -> tuple[BodyParameters, FitReport]:
-        """Fit bodies by stages, without terms that there are not, and with joints that move keypoints."""
+        """Fit bodies by stages, with the terms that exist and the joints that move keypoints."""
         used = self._stages(terms, stages)
         bounds: dict[str, Any] = {"age_bounds": age_bounds, "beta_bound": self._coefficient_bounds(start)}
         return fit_bodies(self.body, terms, used, start, present=present, **bounds)

@@ -111,7 +111,7 @@ class Known(NamedTuple):
     age_offset: Float[Tensor, " B"]
     """NaN where it is fitted."""
     bounds: float | Float[Tensor, "B N"] = math.inf
-    """Largest absolute value of each coefficient; 0 holds it."""
+    """Largest absolute value of each coefficient; 0 fixes it."""
 
     def take(self, rows: Tensor | slice) -> Known:
         """Select some bodies."""

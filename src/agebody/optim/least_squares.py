@@ -95,7 +95,7 @@ def minimize(
             determine best. With the diagonal alone, damped steps prefer variables that residuals hardly
             see, and move those far where there are fewer residuals than variables.
         patience: stop, too, after so many steps in a row that each reduced the cost by no more than the
-            tolerance, whatever was predicted; for costs with kinks, whose models promise too much.
+            tolerance, whatever was predicted; for costs with kinks, of which models predict too much.
     """
     if start.dim() != 2 or not start.is_floating_point():
         raise ValueError(f"start: expected floats of shape (B, N), got {start.dtype} {tuple(start.shape)}")

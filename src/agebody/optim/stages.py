@@ -79,7 +79,7 @@ def fit_bodies(
         start: (B, ...) bodies, or (C, T, ...) clips, finite. Clips begin at the mean shape of their frames.
         present: frames that belong to each clip, the first ones; all if None.
         age_bounds: lowest and highest age offset, numbers or (B,) or (C,).
-        beta_bound: largest absolute value of a beta, or of each coefficient (B, N) or (C, N); 0 holds it.
+        beta_bound: largest absolute value of a beta, or of each coefficient (B, N) or (C, N); 0 fixes it.
         repeated: share of the variance of errors that the frames of a clip have in common.
 
     Returns:
