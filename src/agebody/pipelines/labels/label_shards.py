@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from agebody.annotations.arrays import Key, expect_array
+from agebody.annotations.arrays import expect_array
 from agebody.annotations.people import AnnotationError, fail
 from agebody.annotations.shards import (
     from_lists,
@@ -23,7 +23,7 @@ from agebody.annotations.shards import (
     write_table,
 )
 from agebody.files import naming
-from agebody.pipelines.labels.records import ABOUT, FLAG, ROWS, TERM, Labels, concatenate_labels
+from agebody.pipelines.labels.records import ABOUT, Labels, concatenate_labels, find_key
 from agebody.pipelines.labels.settings import describe_differences
 from agebody.stores import to_path
 
@@ -105,8 +105,7 @@ def _load(path: Path) -> Labels:
         fail(path, "not a shard of labels")
     arrays = {}
     for name in table.column_names:
-        prefix = next((start for start in (TERM, FLAG) if name.startswith(start)), name)
-        key = ({TERM: Key(), FLAG: Key(kind="flag")} | ROWS).get(prefix)
+        key = find_key(name)
         if key is None:
             continue
         column, shape = table[name], shapes.get(name, [])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -31,49 +31,10 @@ TERM, FLAG = "term_", "flag_"
 ABOUT = {"body": Key(kind="name"), "joint_names": Key(kind="names"), "keypoint_layout": Key(kind="name")}
 """Fields that are the same for all people."""
 
-ROWS = {
-    "ids": Key(kind="integer"),
-    "image_ids": Key(kind="text"),
-    "image_sizes": Key((2,), "integer"),
-    "global_orient": Key((3,)),
-    "body_pose": Key((None, 3)),
-    "betas": Key((None,)),
-    "age_offset": Key(),
-    "transl": Key((3,)),
-    "focal": Key((2,)),
-    "center": Key((2,)),
-    "distortion": Key((LENS,)),
-    "observed": Key((None, 3)),
-    "keypoints": Key((None, 2)),
-    "joints": Key((None, 3)),
-    "depth": Key(),
-    "boxes": Key((4,)),
-    "scores": Key(),
-    "reprojection": Key(),
-    "start_reprojection": Key(),
-    "converged": Key(kind="flag"),
-    "iterations": Key(kind="integer"),
-    "stop": Key(kind="text"),
-    "cost": Key(),
-    "kept": Key(kind="flag"),
-    "age_known": Key(kind="flag"),
-    "age_class": Key(kind="integer"),
-    "age_offset_sd": Key(),
-    "stature": Key(),
-    "stature_sd": Key(),
-    "depth_sd": Key(),
-    "track": Key(kind="integer"),
-}
-"""Fields with one row per person."""
 
-LATER: dict[str, Any] = {
-    "age_known": True,
-    "age_class": UNKNOWN,
-    "track": -1,
-    "distortion": np.zeros(LENS),
-    **dict.fromkeys(("age_offset_sd", "stature", "stature_sd", "depth_sd"), math.nan),
-}
-"""Fields that older files lack, and what is in their place."""
+def _row(shape: tuple[int | None, ...] = (), kind: str = "number", missing: Any = None) -> dict[str, Any]:
+    """Describe a field with one row per person: its `Key`, and what stands for it in files that lack it."""
+    return {"key": Key(shape, kind), "missing": missing}
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,62 +49,62 @@ class Labels:
     joint_names: tuple[str, ...]
     keypoint_layout: str
     """Name of the layout of ``observed`` and ``keypoints``."""
-    ids: Int[np.ndarray, " N"]
-    image_ids: Shaped[np.ndarray, " N"]
+    ids: Int[np.ndarray, " N"] = field(metadata=_row(kind="integer"))
+    image_ids: Shaped[np.ndarray, " N"] = field(metadata=_row(kind="text"))
     """File name of the image."""
-    image_sizes: Int[np.ndarray, "N 2"]
+    image_sizes: Int[np.ndarray, "N 2"] = field(metadata=_row((2,), "integer"))
     """Width and height [pixels]."""
-    global_orient: Float[np.ndarray, "N 3"]
+    global_orient: Float[np.ndarray, "N 3"] = field(metadata=_row((3,)))
     """Axis-angle vector [rad]."""
-    body_pose: Float[np.ndarray, "N R 3"]
+    body_pose: Float[np.ndarray, "N R 3"] = field(metadata=_row((None, 3)))
     """Axis-angle vectors of all joints except the root [rad]."""
-    betas: Float[np.ndarray, "N S"]
-    age_offset: Float[np.ndarray, " N"]
-    transl: Float[np.ndarray, "N 3"]
+    betas: Float[np.ndarray, "N S"] = field(metadata=_row((None,)))
+    age_offset: Float[np.ndarray, " N"] = field(metadata=_row())
+    transl: Float[np.ndarray, "N 3"] = field(metadata=_row((3,)))
     """[m]"""
-    focal: Float[np.ndarray, "N 2"]
+    focal: Float[np.ndarray, "N 2"] = field(metadata=_row((2,)))
     """[pixels]"""
-    center: Float[np.ndarray, "N 2"]
+    center: Float[np.ndarray, "N 2"] = field(metadata=_row((2,)))
     """Principal point [pixels]."""
-    distortion: Float[np.ndarray, "N 8"]
+    distortion: Float[np.ndarray, "N 8"] = field(metadata=_row((LENS,), missing=np.zeros(LENS)))
     """Of the lens, in OpenCV's order; zeros for none."""
-    observed: Float[np.ndarray, "N K 3"]
+    observed: Float[np.ndarray, "N K 3"] = field(metadata=_row((None, 3)))
     """Keypoints that the body was fitted to: x, y [pixels] and weight."""
-    keypoints: Float[np.ndarray, "N K 2"]
+    keypoints: Float[np.ndarray, "N K 2"] = field(metadata=_row((None, 2)))
     """Keypoints of the body [pixels]."""
-    joints: Float[np.ndarray, "N J 3"]
+    joints: Float[np.ndarray, "N J 3"] = field(metadata=_row((None, 3)))
     """Joints of the body, in camera coordinates [m]."""
-    depth: Float[np.ndarray, " N"]
+    depth: Float[np.ndarray, " N"] = field(metadata=_row())
     """z of the root joint [m]."""
-    boxes: Float[np.ndarray, "N 4"]
+    boxes: Float[np.ndarray, "N 4"] = field(metadata=_row((4,)))
     """Corners x0, y0, x1, y1 [pixels] of the annotated box, or of the box around the observed keypoints.
     Files hold x, y, width, height."""
-    scores: Float[np.ndarray, " N"]
+    scores: Float[np.ndarray, " N"] = field(metadata=_row())
     """Mean weight of the observed keypoints."""
-    reprojection: Float[np.ndarray, " N"]
+    reprojection: Float[np.ndarray, " N"] = field(metadata=_row())
     """Weighted mean distance between observed and fitted keypoints [pixels]."""
-    start_reprojection: Float[np.ndarray, " N"]
+    start_reprojection: Float[np.ndarray, " N"] = field(metadata=_row())
     """The same before the fit [pixels]."""
-    converged: Bool[np.ndarray, " N"]
-    iterations: Int[np.ndarray, " N"]
-    stop: Shaped[np.ndarray, " N"]
+    converged: Bool[np.ndarray, " N"] = field(metadata=_row(kind="flag"))
+    iterations: Int[np.ndarray, " N"] = field(metadata=_row(kind="integer"))
+    stop: Shaped[np.ndarray, " N"] = field(metadata=_row(kind="text"))
     """Why the fit ended."""
-    cost: Float[np.ndarray, " N"]
-    kept: Bool[np.ndarray, " N"]
+    cost: Float[np.ndarray, " N"] = field(metadata=_row())
+    kept: Bool[np.ndarray, " N"] = field(metadata=_row(kind="flag"))
     """Whether the person has no flag of ``RULES``."""
-    age_known: Bool[np.ndarray, " N"]
+    age_known: Bool[np.ndarray, " N"] = field(metadata=_row(kind="flag", missing=True))
     """Whether the age was stated, in years, as a class or as an offset; true for a body of one age."""
-    age_class: Int[np.ndarray, " N"]
+    age_class: Int[np.ndarray, " N"] = field(metadata=_row(kind="integer", missing=UNKNOWN))
     """Index into ``AGE_CLASSES`` of a class that was stated, -1 elsewhere."""
-    age_offset_sd: Float[np.ndarray, " N"]
+    age_offset_sd: Float[np.ndarray, " N"] = field(metadata=_row(missing=math.nan))
     """Standard error of the age offset, as `StandardErrors`."""
-    stature: Float[np.ndarray, " N"]
+    stature: Float[np.ndarray, " N"] = field(metadata=_row(missing=math.nan))
     """Height of the body in its rest pose [m]."""
-    stature_sd: Float[np.ndarray, " N"]
+    stature_sd: Float[np.ndarray, " N"] = field(metadata=_row(missing=math.nan))
     """Its standard error [m]."""
-    depth_sd: Float[np.ndarray, " N"]
+    depth_sd: Float[np.ndarray, " N"] = field(metadata=_row(missing=math.nan))
     """Standard error of the depth [m]."""
-    track: Int[np.ndarray, " N"]
+    track: Int[np.ndarray, " N"] = field(metadata=_row(kind="integer", missing=-1))
     """Number of the person in the frames of a video, -1 where unknown."""
     terms: dict[str, Float[np.ndarray, " N"]] = field(default_factory=dict)
     """Contribution of each term of the fit to the cost."""
@@ -169,12 +130,12 @@ class Labels:
 
     def select(self, rows: slice | Int[np.ndarray, " M"] | Bool[np.ndarray, " N"]) -> Labels:
         """Return some of the people."""
-        return _with_rows(self, {name: values[rows] for name, values in _rows(self).items()})
+        return _with_rows(self, {name: values[rows] for name, values in _arrays(self).items()})
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return the arrays of a file, one row per person; boxes are x, y, width, height."""
         corners = self.boxes[:, :2], self.boxes[:, 2:] - self.boxes[:, :2]
-        return {**_rows(self), "boxes": np.concatenate(corners, 1)}
+        return {**_arrays(self), "boxes": np.concatenate(corners, 1)}
 
     @classmethod
     def from_arrays(cls, path: Path, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> Labels:
@@ -222,6 +183,20 @@ class Labels:
         save_npz({**self.arrays(), **about}, path, overwrite=overwrite)
 
 
+ROWS = {each.name: each.metadata["key"] for each in fields(Labels) if each.metadata}
+"""Fields with one row per person."""
+
+LATER = {
+    each.name: each.metadata["missing"] for each in fields(Labels) if each.metadata.get("missing") is not None
+}
+"""Fields that older files lack, and what is in their place."""
+
+
+def find_key(name: str) -> Key | None:
+    """Return the key of an array in files of labels; None of others, which are ignored."""
+    return Key() if name.startswith(TERM) else Key(kind="flag") if name.startswith(FLAG) else ROWS.get(name)
+
+
 def _check(path: Path, labels: Labels) -> None:
     """Refuse arrays that do not belong together, and images that a folder cannot have."""
     joints, points = len(labels.joint_names), len(LAYOUTS[labels.keypoint_layout].names)
@@ -247,7 +222,7 @@ def _check(path: Path, labels: Labels) -> None:
         )
 
 
-def _rows(labels: Labels) -> dict[str, np.ndarray]:
+def _arrays(labels: Labels) -> dict[str, np.ndarray]:
     """Return all arrays of labels, with the names that costs and flags have in files."""
     found = {name: getattr(labels, name) for name in ROWS}
     found |= {TERM + name: values for name, values in labels.terms.items()}
@@ -255,7 +230,7 @@ def _rows(labels: Labels) -> dict[str, np.ndarray]:
 
 
 def _with_rows(labels: Labels, rows: Mapping[str, np.ndarray]) -> Labels:
-    """Return the labels with other arrays; the inverse of `_rows`."""
+    """Return the labels with other arrays; the inverse of `_arrays`."""
     terms, flags = (
         {name.removeprefix(start): values for name, values in rows.items() if name.startswith(start)}
         for start in (TERM, FLAG)
@@ -278,7 +253,7 @@ def concatenate_labels(parts: list[Labels]) -> Labels:
         replace(part, terms={name: part.terms.get(name, np.zeros(len(part))) for name in terms})
         for part in parts
     ]
-    rows = [_rows(part) for part in parts]
+    rows = [_arrays(part) for part in parts]
     return _with_rows(first, {name: np.concatenate([row[name] for row in rows]) for name in rows[0]})
 
 

@@ -33,13 +33,13 @@ from jaxtyping import Float, Int, UInt8
 from agebody.annotations.arrays import Key, expect_array
 from agebody.annotations.people import AnnotationError, fail
 from agebody.annotations.photographs import to_eight_bits
-from agebody.pipelines.labels.records import ABOUT, FLAG, ROWS, TERM, Labels, concatenate_labels
+from agebody.pipelines.labels.records import ABOUT, Labels, concatenate_labels, find_key
 
 OCCLUDER = 255
 """Pixels of masks that show something in front of people."""
 HIDDEN_BY = ("visible", "own body", "another person", "occluder", "outside the image")
 """What the numbers of ``Sample.hidden`` mean."""
-_HIDDEN = {"hidden": Key((None,), "integer", least=0)}
+_HIDDEN = Key((None,), "integer", least=0)
 _ABOUT, _CHECKSUMS = "agebody.synthesis", "agebody.crc32"
 _IMAGE, _LABELS = "jpg", "labels.json"
 _MAPS = {"mask": "mask.png", "parts": "parts.png", "depth": "depth.png"}
@@ -229,8 +229,7 @@ def _read_labels(path: Path, data: bytes) -> tuple[Labels, Int[np.ndarray, "N K"
         fail(path, damaged)
     arrays = {}
     for name, rows in people.items():
-        prefix = next((start for start in (TERM, FLAG) if name.startswith(start)), name)
-        key = ({TERM: Key(), FLAG: Key(kind="flag")} | ROWS | _HIDDEN).get(prefix)
+        key = _HIDDEN if name == "hidden" else find_key(name)
         if key is None:
             continue
         try:
