@@ -40,8 +40,6 @@ class Format(NamedTuple):
     """Whether coordinates may be shares of the width and height of the image."""
     boxes_only: bool = False
     """Whether people have boxes and no keypoints."""
-    by_rank: bool = False
-    """Whether images without a name are the frames of a video."""
 
 
 def _objects(value: Any, *keys: str) -> bool:
@@ -388,20 +386,12 @@ def is_annotations(document: Any) -> bool:
 
 
 _TASK = ("annotations", "completions")
-
-
 _BOXES = "detections without keypoints, boxes only"
 
 FORMATS = (
     Format("DWPose's candidates", lambda d: _has(d, "bodies") and isinstance(d["bodies"], dict), None),
     Format("OpenPose", lambda d: _has(d, "people", "bodies"), _openpose, shares=True),
-    Format(
-        "OpenPose, several images",
-        lambda d: _objects(d, "people"),
-        _openpose_list,
-        shares=True,
-        by_rank=True,
-    ),
+    Format("OpenPose, several images", lambda d: _objects(d, "people"), _openpose_list, shares=True),
     Format(
         "OpenPose, written by AlphaPose",
         lambda d: isinstance(d, dict) and bool(d) and all(_has(v, "people", "bodies") for v in d.values()),
@@ -411,7 +401,6 @@ FORMATS = (
         "MMPose",
         lambda d: _has(d, "instance_info") or _objects(d, "keypoint_scores", "instances"),
         _mmpose,
-        by_rank=True,
     ),
     Format(
         "Ultralytics",
@@ -421,7 +410,7 @@ FORMATS = (
     ),
     Format("AI Challenger", lambda d: _objects(d, "keypoint_annotations"), _ai_challenger, "AI Challenger"),
     Format("MPII", lambda d: _objects(d, "joints") and _objects(d, "image"), _mpii, "MPII"),
-    Format("MediaPipe", _is_mediapipe, _mediapipe, shares=True, by_rank=True),
+    Format("MediaPipe", _is_mediapipe, _mediapipe, shares=True),
     Format(
         _BOXES,
         lambda d: _objects(d, "bbox", "box") and not any(_has(o, "keypoints") for o in d),

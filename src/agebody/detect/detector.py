@@ -19,6 +19,9 @@ detectors have merged already, are merged from a higher one."""
 ROOM = 1.2
 """Size of a person's box over that of the keypoints, which begin below the top of the head."""
 
+LEAST_CONFIDENCE = 0.2
+"""Of the keypoints that make a person's box."""
+
 
 class DetectorError(ValueError):
     """A detector cannot be used: the message says which, why, and what to do."""
@@ -66,12 +69,12 @@ class Detector(Protocol):
         ...
 
 
-def boxes_of(keypoints: Float[np.ndarray, "N K 3"], least: float = 0.2) -> Float[np.ndarray, "N 4"]:
-    """Return the boxes of people: a fifth larger than that of keypoints of at least some confidence.
+def boxes_of(keypoints: Float[np.ndarray, "N K 3"]) -> Float[np.ndarray, "N 4"]:
+    """Return the boxes of people: a fifth larger than that of keypoints of a confidence of at least .2.
 
     Where no keypoint has that, all count.
     """
-    sure = keypoints[..., 2] >= least
+    sure = keypoints[..., 2] >= LEAST_CONFIDENCE
     sure |= ~sure.any(1, keepdims=True)
     points = keypoints[..., :2]
     low = np.where(sure[..., None], points, np.inf).min(1, initial=np.inf)

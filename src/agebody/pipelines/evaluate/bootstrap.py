@@ -34,7 +34,6 @@ def ratio_intervals(
     *,
     resamples: int,
     seed: int,
-    level: float = LEVEL,
 ) -> Float[np.ndarray, "2 S"]:
     """Return percentile intervals of ratios of sums over clusters (Efron 1979).
 
@@ -45,7 +44,6 @@ def ratio_intervals(
         denominators: to the denominator.
         resamples: number of resamples; 0 for no intervals.
         seed: of the draws.
-        level: confidence level.
 
     Returns:
         Lower and upper ends; NaN without resamples, and where fewer than two clusters contribute. Resamples
@@ -55,13 +53,11 @@ def ratio_intervals(
     for counts in resample(len(numerators), resamples, seed):
         above, below = counts @ numerators, counts @ denominators
         ratios.append(np.divide(above, below, out=np.full(above.shape, np.nan), where=below > 0))
-    return percentiles(np.concatenate(ratios), (denominators > 0).sum(0) > 1, level=level)
+    return percentiles(np.concatenate(ratios), (denominators > 0).sum(0) > 1)
 
 
-def percentiles(
-    values: Float[np.ndarray, "R S"], enough: np.ndarray, *, level: float = LEVEL
-) -> Float[np.ndarray, "2 S"]:
-    """Return the ends of the central interval of each column with a share ``level`` of the values.
+def percentiles(values: Float[np.ndarray, "R S"], enough: np.ndarray) -> Float[np.ndarray, "2 S"]:
+    """Return the ends of the central interval of each column with a share ``LEVEL`` of the values.
 
     NaN are ignored; the ends are NaN where ``enough`` is false, or without values.
     """
@@ -69,5 +65,5 @@ def percentiles(
     if len(values):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # columns of NaN alone stay NaN
-            ends = np.nanpercentile(values, [50 * (1 - level), 50 * (1 + level)], axis=0)
+            ends = np.nanpercentile(values, [50 * (1 - LEVEL), 50 * (1 + LEVEL)], axis=0)
     return np.where(enough, ends, np.nan)
