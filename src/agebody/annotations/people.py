@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import reprlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -137,6 +138,38 @@ def make_people(
         scores=None if scores is None or np.isnan(scores).all() else scores,
         left_out=tuple(left_out),
         notes=(*notes, *((f"not points of {chosen.name}, left out: {spare}",) if spare else ())),
+    )
+
+
+def join_people(parts: Sequence[People]) -> People:
+    """Return people of one layout as those of one file, with new ids and without tracks."""
+    starts = np.cumsum([0, *(len(one.images) for one in parts)])
+    left_out: Counter[str] = Counter()
+    for one in parts:
+        left_out.update(dict(one.left_out))
+
+    def joined(name: str) -> np.ndarray | None:
+        """Return an array of all people, NaN of those whose file does not state it; None if none does."""
+        values = [getattr(one, name) for one in parts]
+        if all(value is None for value in values):
+            return None
+        filled = (
+            np.full(len(one), math.nan) if value is None else value
+            for one, value in zip(parts, values, strict=True)
+        )
+        return np.concatenate([*filled])
+
+    names = ("keypoints", "weights", "boxes", "focal", "scores")
+    return replace(
+        parts[0],
+        images=tuple(image for one in parts for image in one.images),
+        image=np.concatenate([one.image + start for one, start in zip(parts, starts, strict=False)]),
+        ids=np.arange(1, sum(map(len, parts)) + 1),
+        ages=Ages(*(np.concatenate(column) for column in zip(*(one.ages for one in parts), strict=True))),
+        tracks=None,
+        left_out=tuple(left_out.items()),
+        notes=tuple(dict.fromkeys(note for one in parts for note in one.notes)),
+        **{name: joined(name) for name in names},
     )
 
 

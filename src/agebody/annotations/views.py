@@ -13,9 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from agebody.age import Ages
 from agebody.annotations.calibration import Cameras
-from agebody.annotations.people import People, fail, shorten
+from agebody.annotations.people import People, fail, join_people, shorten
 from agebody.annotations.tracks import GAP, frame_numbers, frame_order, link_people
 from agebody.annotations.videos import is_video
 from agebody.cameras import Camera
@@ -115,9 +114,15 @@ def join_views(found: Mapping[str, People], cameras: Cameras, *, gap: int = GAP)
     cameras, notes = _scaled(views, cameras)
     views = [link_people(people, gap=gap) for people in views]
     tracks = _match(views, cameras.camera)
-    joined = _concatenate(views, cameras.names)
-    notes = (*joined.notes, *notes)
-    return Views(replace(joined, tracks=np.concatenate(tracks), notes=notes), cameras)
+    joined = join_people([_in_folder(one, name) for one, name in zip(views, cameras.names, strict=True)])
+    changes = {"tracks": np.concatenate(tracks), "notes": (*joined.notes, *notes), "path": first.path.parent}
+    return Views(replace(joined, **changes), cameras)
+
+
+def _in_folder(people: People, folder: str) -> People:
+    """Return people whose images are in a folder of that name."""
+    images = (one._replace(name=f"{folder}/{one.name}", id=f"{folder}/{one.id}") for one in people.images)
+    return replace(people, images=tuple(images))
 
 
 def view_frames(
@@ -241,34 +246,3 @@ def ray_distances(
     other_far = (far * cosine - back).clamp(min=0)
     far = (along + other_far * cosine).clamp(min=0)
     return (eye + far[..., None] * to - other_eye - other_far[..., None] * other_to).norm(dim=-1)
-
-
-def _concatenate(views: list[People], names: tuple[str, ...]) -> People:
-    """Return the people of all views, with new ids, whose images are in a folder of each camera."""
-    images, image = [], []
-    for name, people in zip(names, views, strict=True):
-        image.append(people.image + len(images))
-        images += [one._replace(name=f"{name}/{one.name}", id=f"{name}/{one.id}") for one in people.images]
-    first = views[0]
-    count = sum(len(people) for people in views)
-    scores = [np.full(len(one), np.nan) if one.scores is None else one.scores for one in views]
-    left_out: dict[str, int] = {}
-    for people in views:
-        for why, number in people.left_out:
-            left_out[why] = left_out.get(why, 0) + number
-    joined = {
-        part: np.concatenate([getattr(one, part) for one in views])
-        for part in ("keypoints", "weights", "boxes")
-    }
-    return People(
-        path=first.path.parent,
-        layout=first.layout,
-        images=tuple(images),
-        image=np.concatenate(image),
-        ids=np.arange(1, count + 1),
-        **joined,
-        ages=Ages(*(np.concatenate(parts) for parts in zip(*(one.ages for one in views), strict=True))),
-        scores=None if np.isnan(np.concatenate(scores)).all() else np.concatenate(scores),
-        left_out=tuple(left_out.items()),
-        notes=tuple(dict.fromkeys(note for one in views for note in one.notes)),
-    )

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 from torch import Tensor
 
-from agebody.annotations.people import People
+from agebody.annotations.people import People, join_people
 from agebody.annotations.tracks import link_people
 from agebody.body import BodyModel
 from agebody.fitting.frames import AIONHMR
@@ -81,7 +81,7 @@ class Stream:
     def _link(self, people: People) -> tuple[People, BodyParameters | None, Bool[Tensor, " N"]]:
         """Return people with their tracks, what their bodies were, and who was there before."""
         past = [each for each, _ in self._seen]
-        joined = link_people(_join([*past, replace(people, tracks=None)]), gap=MEMORY)
+        joined = link_people(join_people([*past, people]), gap=MEMORY)
         assert joined.tracks is not None
         new = joined.tracks[len(joined) - len(people) :]
         old = joined.tracks[: len(joined) - len(people)]
@@ -125,18 +125,3 @@ def _from_before(
             sd[name] = torch.where(chosen, SHAPE_SD[name], sd[name])
         found[name] = torch.where(chosen, there, here)
     return BodyParameters(**found), sd
-
-
-def _join(parts: list[People]) -> People:
-    """Return the people of several pictures."""
-    first, counts = parts[-1], np.cumsum([0, *(len(each.images) for each in parts)])
-
-    def joined(name: str) -> np.ndarray:
-        return np.concatenate([getattr(each, name) for each in parts])
-
-    image: Int[np.ndarray, " N"] = np.concatenate(
-        [each.image + count for each, count in zip(parts, counts, strict=False)]
-    )
-    arrays = {name: joined(name) for name in ("ids", "keypoints", "weights", "boxes")}
-    images = tuple(image for each in parts for image in each.images)
-    return replace(first, images=images, image=image, tracks=None, scores=None, focal=None, **arrays)
