@@ -9,14 +9,16 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
 from typer.core import TyperGroup
 
 from agebody.files import leaving_no_folders
@@ -181,6 +183,24 @@ def plain(message: str) -> str:
         char if char.isprintable() else " " if char.isspace() else repr(char)[1:-1]
         for char in message.strip()
     )
+
+
+def show_table(
+    headings: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    title: str = "",
+    caption: str = "",
+    justify: Literal["left", "right"] = "right",
+) -> None:
+    """Print a table, with a heading if any is not empty; ``justify`` is that of all columns but the first."""
+    table = Table(show_header=any(headings), title=Text(plain(title)), title_justify="left")
+    table.caption, table.caption_justify = Text(caption), "left"
+    for i, heading in enumerate(headings):  # as text, since a unit in brackets would be markup
+        table.add_column(Text(heading), justify=justify if i else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    Console().print(table)
 
 
 def show_stages(bars: Progress, title: str) -> Callable[[str, float], None]:

@@ -10,12 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from agebody.files import make_folder
-from agebody.pipelines.cli.app import app, fail, note, plain, running, say, show_count, show_stages
+from agebody.pipelines.cli.app import (
+    app,
+    fail,
+    note,
+    plain,
+    running,
+    say,
+    show_count,
+    show_stages,
+    show_table,
+)
 from agebody.pipelines.cli.options import (
     AgeClassName,
     AgeOffset,
@@ -67,15 +74,15 @@ def demo(
         from agebody.pipelines.demo import run_demo
 
         rows = run_demo(asset, output, device=device, width=width, progress=show_stages(bars, "posing"))
-    table = Table("age", title=Text(plain(f"{asset.metadata.name} on {device}")), title_justify="left")
-    for heading in ("age offset", "stature [m]", "WHO median [m]", "forward [ms]", "backward [ms]"):
-        table.add_column(Text(heading), justify="right")  # as text, since a unit in brackets is markup
-    for row in rows:
-        ages = [f"{number:.3f}" for number in (row.age_offset, row.stature, row.who_median)]
-        times = [f"{1e3 * seconds:.2f}" for seconds in (row.forward, row.backward)]
-        table.add_row(row.name, *ages, *times)
-    console = Console()
-    console.print(table)
+    lines = [
+        (
+            *(row.name, *(f"{number:.3f}" for number in (row.age_offset, row.stature, row.who_median))),
+            *(f"{1e3 * seconds:.2f}" for seconds in (row.forward, row.backward)),
+        )
+        for row in rows
+    ]
+    headings = ("age", "age offset", "stature [m]", "WHO median [m]", "forward [ms]", "backward [ms]")
+    show_table(headings, lines, title=f"{asset.metadata.name} on {device}")
     for name in ("ages.png", "ages.glb", "ages.npz"):
         say(f"wrote {output / name}")
 
@@ -98,15 +105,13 @@ def inspect(
     if as_json:
         print(json.dumps(dataclasses.asdict(report), indent=2))
     else:
-        table = Table(show_header=False, title=Text(plain(str(file))), title_justify="left")
-        table.add_column(style="bold")
-        table.add_column(overflow="fold")
-        for name, value in dataclasses.asdict(report).items():
-            if name != "path" and value not in (None, (), {}, []):
-                table.add_row(name.replace("num_", "").replace("_", " "), Text(_readable(value)))
-        if report.num_vertices is not None and not report.problems:
-            table.add_row("problems", "none")
-        Console().print(table)
+        lines = {
+            name.replace("num_", "").replace("_", " "): _readable(value)
+            for name, value in dataclasses.asdict(report).items()
+            if name != "path" and value not in (None, (), {}, [])
+        }
+        lines |= {} if report.num_vertices is None or report.problems else {"problems": "none"}
+        show_table(("", ""), lines.items(), title=str(file), justify="left")
     if report.num_vertices is None:
         raise typer.Exit(1)
 
@@ -357,24 +362,20 @@ def bench(
 
 
 def _show_bench(report: Report) -> None:
-    table = Table(
-        title=f"agebody ({report.backend}) on {report.device}: µs per body, medians",
-        title_justify="left",
-        caption="ratio: time of smplx over agebody's; bound: the blend-shape product alone",
-        caption_justify="left",
-    )
-    table.add_column("subject", no_wrap=True)
-    for heading in ("bodies", "smplx", "agebody", "ratio", "bound", "× bound"):
-        table.add_column(heading, justify="right")
+    lines = []
     for row in report.rows:
         peer, ours, bound = (
             "–" if timing is None else _short(1e6 * timing.median / row.batch)
             for timing in (row.peer, row.agebody, row.bound)
         )
         ratio, over = ("–" if number is None else f"{number:.2f}" for number in (row.speedup, row.over_bound))
-        table.add_row(row.subject, str(row.batch), peer, ours, ratio, bound, over)
-    console = Console()
-    console.print(table)
+        lines.append((row.subject, str(row.batch), peer, ours, ratio, bound, over))
+    show_table(
+        ("subject", "bodies", "smplx", "agebody", "ratio", "bound", "× bound"),
+        lines,
+        title=f"agebody ({report.backend}) on {report.device}: µs per body, medians",
+        caption="ratio: time of smplx over agebody's; bound: the blend-shape product alone",
+    )
     if report.largest_difference is None:
         print("smplx is not installed: `pip install smplx` adds a comparison with it")
     else:
@@ -404,8 +405,7 @@ def warmup(
     if dtype not in types:
         raise typer.BadParameter(f"expected {', '.join(types)}, got {dtype!r}", param_hint="--dtype")
     devices = [device] if device else ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-    table = Table("kernels", "dtype", "device", caption="Milliseconds if compiled before.")
-    table.add_column("seconds", justify="right")
+    rows: list[tuple[str, str, str, str]] = []
     with running(RuntimeError) as bars:
         from agebody.engine.backend import load_kernels
 
@@ -417,5 +417,6 @@ def warmup(
             )
             for name, time in seconds.items():
                 *_, subject, scalar = name.split(".")
-                table.add_row(subject, scalar, place, f"{time:.2f}")
-    Console().print(table)
+                rows.append((subject, scalar, place, f"{time:.2f}"))
+    caption = "Milliseconds if compiled before."
+    show_table(("kernels", "dtype", "device", "seconds"), rows, caption=caption)

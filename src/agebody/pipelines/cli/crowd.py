@@ -9,12 +9,9 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from agebody.files import make_folder
-from agebody.pipelines.cli.app import app, note, running, say, show_count
+from agebody.pipelines.cli.app import app, note, running, say, show_count, show_table
 from agebody.pipelines.cli.options import (
     AsJson,
     BodyOfLabels,
@@ -127,9 +124,4 @@ def _show(rows: list[dict[str, Any]]) -> None:
     if deep:
         lines["still more than 1 cm in one another"] = str(sum(depth > 0.01 for depth in deep))
         lines["not held on the ground"] = str(sum(not person.get("held", True) for person in people))
-    table = Table(show_header=False, title="people in one space", title_justify="left")
-    table.add_column()
-    table.add_column(justify="right")
-    for name, value in lines.items():
-        table.add_row(Text(name), Text(value))
-    Console().print(table)
+    show_table(("", ""), lines.items(), title="people in one space")

@@ -8,11 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from agebody.pipelines.cli.app import app, running
+from agebody.pipelines.cli.app import app, running, show_table
 from agebody.pipelines.cli.options import AsJson, Layout, check_choice, option
 
 if TYPE_CHECKING:
@@ -84,11 +81,9 @@ def evaluate(
 
 
 def _show(table: Evaluation) -> None:
-    shown = Table(title=table.name, title_justify="left", caption_justify="left")
     with_intervals = any(not math.isnan(cell.low) for row in table.rows for cell in row.cells)
     below = "; below: 95 % interval" if with_intervals else ""
     captions = [f"in brackets: number of values{below}", *table.notes]
-    shown.caption = Text("\n".join(captions), justify="left")
     headings = [f"{column.name} [{column.unit}]" for column in table.columns]
     lines = [["", "people", "missed", *headings]]
     for row in table.rows:
@@ -99,11 +94,7 @@ def _show(table: Evaluation) -> None:
             lines.append([row.name, "nobody", *["–"] * (len(headings) + 1)])
     if len(headings) > 4:  # too wide, so transpose
         lines = [list(column) for column in zip(*lines, strict=True)]
-    for i, heading in enumerate(lines[0]):
-        shown.add_column(Text(heading), justify="right" if i else "left")
-    for line in lines[1:]:
-        shown.add_row(*map(Text, line))
-    Console().print(shown)
+    show_table(lines[0], lines[1:], title=table.name, caption="\n".join(captions))
 
 
 def _with_interval(cell: Cell, column: Column) -> str:

@@ -7,13 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from agebody.files import make_folder
 from agebody.pipelines.cli import options
-from agebody.pipelines.cli.app import app, fail, note, running, say, show_count, show_stages
+from agebody.pipelines.cli.app import app, fail, note, running, say, show_count, show_stages, show_table
 from agebody.pipelines.cli.detect import choose_detector, read_or_detect, read_or_detect_views
 
 if TYPE_CHECKING:
@@ -243,17 +240,11 @@ def show_written(output: Path, layer: BodyModel, written: Written, notes: list[s
 
 
 def _show(summary: dict[str, Any], body: BodyModel, trains: bool) -> None:
-    table = Table(
-        title=f"{summary['kept']} of {summary['people']} people kept, in {summary['images']} images",
-        title_justify="left",
-        caption_justify="left",
-    )
-    for i, heading in enumerate(("age class", "people", "kept", "median error [px]", "median age offset")):
-        table.add_column(Text(heading), justify="right" if i else "left")
+    rows = []
     for row in summary["ages"]:
         numbers = [row["median_reprojection_px"], row["median_age_offset"]]
         medians = ["–" if number is None else f"{number:.2f}" for number in numbers]
-        table.add_row(row["age_class"], str(row["people"]), str(row["kept"]), *medians)
+        rows.append((row["age_class"], str(row["people"]), str(row["kept"]), *medians))
     lines = [f"{summary['seconds']:.1f} s, {summary['people_per_second']} people per second"]
     flags = [f"{name} {count}" for name, count in summary["flags"].items() if count]
     lines += [f"flags: {', '.join(flags)}"] if flags else []
@@ -265,5 +256,9 @@ def _show(summary: dict[str, Any], body: BodyModel, trains: bool) -> None:
         lines.append(f"no train.npz: the joints of {summary['body']} are not SMPL's")
     elif body.asset.metadata.kind not in ("smpl", "smil"):
         lines.append(f"betas are those of {summary['body']}; training code takes them for SMPL's")
-    table.caption = Text("\n".join(lines), justify="left")
-    Console().print(table)
+    show_table(
+        ("age class", "people", "kept", "median error [px]", "median age offset"),
+        rows,
+        title=f"{summary['kept']} of {summary['people']} people kept, in {summary['images']} images",
+        caption="\n".join(lines),
+    )
