@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from agebody.age import AGE_CLASSES, AgeError, Ages, is_number, parse_ages
 from agebody.age.classes import MAX_YEARS
@@ -221,18 +221,20 @@ class Entries:
                 self.fail(i, f"keypoints: expected {3 * size} numbers, got {3 * len(row)}")
         return np.array(points, dtype=float).reshape(-1, size, 3)
 
-    def boxes(self, *, strict: bool = True, required: bool = False) -> Float[np.ndarray, "N 4"]:
+    def boxes(
+        self, *, strict: bool = True, required: Bool[np.ndarray, " N"] | None = None
+    ) -> Float[np.ndarray, "N 4"]:
         """Return boxes (x, y, width, height) as the file has them [pixels], NaN where there is none.
 
         Args:
             strict: refuse negative sizes and numbers that are not pixels of any image.
-            required: refuse entries without a box.
+            required: which entries must have a box.
         """
         limit, least = (MAX_PIXELS, 0.0) if strict else (math.inf, -math.inf)
         found = np.full((len(self), 4), math.nan)
         for i, row in enumerate(self.rows):
             box = row.get("bbox")
-            if not required and (box is None or box == []):
+            if box in (None, []) and not (required is not None and required[i]):
                 continue
             if (
                 not isinstance(box, list)

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +184,7 @@ def _read_annotations(
     keep(labelled, _UNLABELLED)
     place = {image.id: i for i, image in enumerate(images)}
     image = entries.image_indices(place, "the images")
-    points = _select(points, labelled)
+    points = [*compress(points, labelled)]
     return _make(path, entries, points, names, layout, images, image, left_out, guess=True)
 
 
@@ -255,7 +256,7 @@ def _read_detections(
         entries = entries.select(kept)
     points, labelled = _points(path, entries, boxes)
     left_out[_UNLABELLED] = labelled.count(False)
-    entries, points = entries.select(labelled), _select(points, labelled)
+    entries, points = entries.select(labelled), [*compress(points, labelled)]
     place, canvases = ([part[i] for i in entries.places] for part in (place, canvases))
     order = order_by_title(kind.order) if kind.order else names
     if order is None and isinstance(known, _Annotated):
@@ -274,10 +275,6 @@ def _points(path: Path, entries: Entries, boxes: bool) -> tuple[list[Float[np.nd
     points = entries.points(MAX_PIXELS)
     boxed = [boxes and bool((row[2:] > 0).all()) for row in entries.boxes()]  # not of NaN or no size
     return points, [box or bool(row[:, 2].any()) for row, box in zip(points, boxed, strict=True)]
-
-
-def _select(values: list[Any], kept: Sequence[bool]) -> list[Any]:
-    return [value for value, keep in zip(values, kept, strict=True) if keep]
 
 
 def _frames(

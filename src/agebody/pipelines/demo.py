@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import NamedTuple
 
 import numpy as np
@@ -21,9 +19,12 @@ from agebody.draw.meshes import stand_in_row
 from agebody.files import save_npz
 from agebody.measure import stature
 from agebody.people import pose
+from agebody.pipelines.bench import forward_and_gradient, interleaved
 
 SPACING = 1.25
 """Distance between neighbours [m]."""
+SECONDS = 0.15
+"""For timing the body at each age [s]."""
 
 
 class Person(NamedTuple):
@@ -131,23 +132,19 @@ def _rows() -> tuple[list[tuple[str, float]], list[tuple[str, float]]]:
 
 
 def _time(body: SMPLA, age_offset: Tensor, full_pose: Tensor) -> tuple[float, float]:
-    """Return the median times of a forward and of a backward pass for one body [s]."""
-    forward, backward = [], []
-    while len(forward) < 4 or (len(forward) < 20 and sum(forward) + sum(backward) < 0.15):
-        age, angles = age_offset.clone().requires_grad_(), full_pose.clone().requires_grad_()
-        start = _now(body.device)
-        loss = body(age_offset=age, global_orient=angles[0], body_pose=angles[1:]).vertices.square().mean()
-        middle = _now(body.device)
-        loss.backward()
-        forward.append(middle - start)
-        backward.append(_now(body.device) - middle)
-    return median(forward[1:]), median(backward[1:])  # the first call warms up
+    """Return the median times of a forward pass, and of what a backward pass adds, for one body [s]."""
+    given = {"age_offset": age_offset, "global_orient": full_pose[0], "body_pose": full_pose[1:]}
+    weights = age_offset.new_ones(body.num_vertices, 3)
 
+    def forward(**arguments: Tensor) -> Tensor:
+        return body(**arguments).vertices
 
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
+    passes = {
+        "forward": lambda: forward(**given),
+        "both": lambda: forward_and_gradient(forward, given, weights),
+    }
+    times = interleaved(passes, device=body.device, seconds=SECONDS)
+    return times["forward"].median, times["both"].median - times["forward"].median
 
 
 def _picture(vertices: np.ndarray, asset: BodyAsset, rows: list[Row], width: int) -> Picture:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from agebody.files import make_folder
+from agebody.pipelines.cli import options
 from agebody.pipelines.cli.app import (
     app,
     fail,
@@ -22,25 +23,6 @@ from agebody.pipelines.cli.app import (
     show_count,
     show_stages,
     show_table,
-)
-from agebody.pipelines.cli.options import (
-    AgeClassName,
-    AgeOffset,
-    AsJson,
-    Body,
-    Device,
-    OutputFile,
-    Overwrite,
-    Years,
-    check_choice,
-    check_device,
-    check_output,
-    check_suffix,
-    load_body,
-    make_layer,
-    option,
-    read_age_offset,
-    read_ages,
 )
 
 if TYPE_CHECKING:
@@ -56,8 +38,8 @@ _FILM_SIZE, _FILM_FOV = (640, 640), math.radians(20)
 
 @app.command()
 def demo(
-    body: Body = "anny",
-    device: Device = "cpu",
+    body: options.Body = "anny",
+    device: options.Device = "cpu",
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder to write, created if it is missing.")
     ] = Path("."),
@@ -70,7 +52,7 @@ def demo(
     """
     with running() as bars:
         make_folder(output)
-        asset = load_body(body, bars)
+        asset = options.load_body(body, bars)
         from agebody.pipelines.demo import run_demo
 
         rows = run_demo(asset, output, device=device, width=width, progress=show_stages(bars, "posing"))
@@ -92,7 +74,7 @@ def inspect(
     file: Annotated[
         Path, typer.Argument(help="A body file of any kind, licensed or free.", show_default=False)
     ],
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Describe a body file: its kind, sizes, ages and licence, and any problems.
 
@@ -140,7 +122,7 @@ def convert(
     ],
     output: Annotated[
         Path,
-        option(
+        options.option(
             "File to write: **.safetensors** (this library's format, complete), **.npz** or **.pkl** (SMPL's "
             "entries; the .pkl opens in smplx).",
             "--output",
@@ -149,12 +131,12 @@ def convert(
     ],
     regressor: Annotated[
         list[str] | None,
-        option(
+        options.option(
             "Add a keypoint regressor, such as h36m17=J_regressor_h36m.npy; may be repeated.",
             metavar="NAME=FILE",
         ),
     ] = None,
-    overwrite: Overwrite = False,
+    overwrite: options.Overwrite = False,
 ) -> None:
     """Join a body file with its infant template and regressors, and write it as one file.
 
@@ -163,7 +145,7 @@ def convert(
     from agebody.assets.io import export_smpl, load_asset, save_asset
 
     writers = {".safetensors": save_asset, ".npz": export_smpl, ".pkl": export_smpl}
-    write = writers[check_suffix(output, *writers)]
+    write = writers[options.check_suffix(output, *writers)]
     regressors: dict[str, Path] = {}
     for item in regressor or []:
         name, separator, path = item.partition("=")
@@ -185,41 +167,37 @@ def convert(
 
 @app.command()
 def export(
-    body: Annotated[
-        str,
-        typer.Argument(
-            show_default=False,
-            help="**anny** (free, realistic), **anny-hands** (with fingers), **mannequin** (built in), "
-            "or the path of a body file.",
-        ),
-    ],
-    output: OutputFile,
+    body: options.BodyArgument,
+    output: options.OutputFile,
     motion: Annotated[
         Path | None,
-        option(
+        options.option(
             "Frames to animate: a file of AMASS, or **.npz** with arrays named as the fields of "
             "BodyParameters, such as body_pose (frames, joints, 3); those that are missing are zeros.",
         ),
     ] = None,
     fps: Annotated[
         float | None,
-        option("Frames per second of the motion; by default those of the file, or 30.", min=1e-3, max=1e5),
+        options.option(
+            "Frames per second of the motion; by default those of the file, or 30.", min=1e-3, max=1e5
+        ),
     ] = None,
     betas: Annotated[
-        str | None, option("Shape coefficients, in place of those of the motion.", metavar="B0,B1,...")
+        str | None,
+        options.option("Shape coefficients, in place of those of the motion.", metavar="B0,B1,..."),
     ] = None,
-    age_offset: AgeOffset = None,
-    age_class: AgeClassName = None,
-    years: Years = None,
+    age_offset: options.AgeOffset = None,
+    age_class: options.AgeClassName = None,
+    years: options.Years = None,
     morph_targets: Annotated[
         bool | None,
-        option(
+        options.option(
             "Displacements to other betas and ages, of a .glb; by default only of a body whose licence is "
             "known to be a free one.",
             "--morph-targets/--no-morph-targets",
         ),
     ] = None,
-    overwrite: Overwrite = False,
+    overwrite: options.Overwrite = False,
 ) -> None:
     """Write a body for animation programs: **.glb** with skeleton and skin, or **.bvh** with the skeleton.
 
@@ -234,19 +212,19 @@ def export(
     from agebody.draw.rigged_files import FREE_LICENSES, RIGGED_SUFFIXES, save_rigged
     from agebody.parameters import BodyParameters
 
-    ages = read_ages(age_offset, age_class, years)
+    ages = options.read_ages(age_offset, age_class, years)
     numbers = _read_betas(betas)
-    film = check_suffix(output, *RIGGED_SUFFIXES, ".mp4") == ".mp4"
-    check_output(output, (Path(body), motion), overwrite)
+    film = options.check_suffix(output, *RIGGED_SUFFIXES, ".mp4") == ".mp4"
+    options.check_output(output, (Path(body), motion), overwrite)
     with running(ValueError) as bars:
         if film and (motion is None or morph_targets):
             fail(f"{output}: a film shows a motion and holds no morph targets; give --motion FILE alone")
-        asset = load_body(body, bars)
+        asset = options.load_body(body, bars)
         recorded = None if motion is None else load_motion(motion)
-        offset = read_age_offset(asset, ages)
+        offset = options.read_age_offset(asset, ages)
         known = 0 if recorded is None else min(recorded.num_betas, asset.num_betas)
         count = max(len(numbers or ()), known, min(asset.num_betas, 10))
-        layer = make_layer(asset, num_betas=count)
+        layer = options.make_layer(asset, num_betas=count)
         clip = MotionClip(BodyParameters.zeros(layer), up="y")
         if recorded is not None:
             clip = recorded.on(layer).turned(layer, "y")
@@ -256,16 +234,16 @@ def export(
             parameters = parameters._replace(betas=padded.to(layer.dtype).expand(parameters.betas.shape))
         if offset is not None:
             parameters = parameters._replace(age_offset=torch.full_like(parameters.age_offset, offset))
-        options: dict[str, Any] = {
+        given: dict[str, Any] = {
             "fps": fps or clip.fps or 30.0,
             "morph_targets": morph_targets,
             "overwrite": overwrite,
         }
         if film:
-            _save_film(layer, parameters, options["fps"], output, overwrite, bars)
+            _save_film(layer, parameters, given["fps"], output, overwrite, bars)
             error = 0.0
         else:
-            error = save_rigged(layer, output, parameters=parameters, **options)
+            error = save_rigged(layer, output, parameters=parameters, **given)
     metadata = asset.metadata
     say(f"wrote {output}: {metadata.name}, {asset.num_joints} joints")
     for line in clip.notes:
@@ -329,12 +307,12 @@ def _read_betas(text: str | None) -> list[float] | None:
 def _check_backend(value: str) -> str | None:
     from agebody.engine.backend import BackendName
 
-    return check_choice(value, get_args(BackendName))
+    return options.check_choice(value, get_args(BackendName))
 
 
 @app.command()
 def bench(
-    device: Device = "cpu",
+    device: options.Device = "cpu",
     backend: Annotated[
         str, typer.Option(callback=_check_backend, help="Backend of the body: auto, torch or warp.")
     ] = "auto",
@@ -343,7 +321,7 @@ def bench(
     ] = 1.0,
     batch: Annotated[
         list[int] | None,
-        option("Number of bodies; may be repeated. By default 1, 64 and 1024.", min=1),
+        options.option("Number of bodies; may be repeated. By default 1, 64 and 1024.", min=1),
     ] = None,
 ) -> None:
     """Time the built-in body on this machine, and smplx if it is installed.
@@ -355,9 +333,9 @@ def bench(
         from agebody.assets.mannequin import mannequin
         from agebody.pipelines.bench import run_bench
 
-        options: dict[str, Any] = {"device": device, "backend": backend, "seconds": seconds}
+        given: dict[str, Any] = {"device": device, "backend": backend, "seconds": seconds}
         batches = tuple(batch or (1, 64, 1024))
-        report = run_bench(mannequin(), **options, batches=batches, progress=show_stages(bars, "building"))
+        report = run_bench(mannequin(), **given, batches=batches, progress=show_stages(bars, "building"))
     _show_bench(report)
 
 
@@ -389,7 +367,8 @@ def _short(number: float) -> str:
 @app.command()
 def warmup(
     device: Annotated[
-        str | None, option("cpu, cuda, cuda:1, ... By default all devices.", check=check_device)
+        str | None,
+        options.option("cpu, cuda, cuda:1, ... By default all devices.", check=options.check_device),
     ] = None,
     dtype: Annotated[
         str, typer.Option(help="Precision of the layers: **float32**, **float64** or **both**.")

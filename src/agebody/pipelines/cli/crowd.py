@@ -11,17 +11,8 @@ import numpy as np
 import typer
 
 from agebody.files import make_folder
+from agebody.pipelines.cli import options
 from agebody.pipelines.cli.app import app, note, running, say, show_count, show_table
-from agebody.pipelines.cli.options import (
-    AsJson,
-    BodyOfLabels,
-    OutputFile,
-    Overwrite,
-    check_output,
-    check_suffix,
-    load_layer,
-    option,
-)
 
 
 @app.command()
@@ -31,22 +22,22 @@ def crowd(
     ],
     depth: Annotated[
         Path,
-        option(
+        options.option(
             "Folder of depth maps, one per image, named like the images, in the same folders or in none: "
             "**.npy** of floats, or **.npy** of integers and 16-bit **.png** in millimetres."
         ),
     ],
-    output: OutputFile,
+    output: options.OutputFile,
     masks: Annotated[
         Path | None,
-        option(
+        options.option(
             "Folder of maps of people, .npy or .png: 0 nobody, 1 the first person of the image in LABELS, "
             "and so on. By default the pixels that the bodies cover."
         ),
     ] = None,
     people: Annotated[
         Path | None,
-        option(
+        options.option(
             'Ages and sexes by the ids in LABELS: a JSON file such as {"7": {"years": 4, "sex": "female"}}. '
             "For others the age offset of the fit is used."
         ),
@@ -60,31 +51,31 @@ def crowd(
     refine: Annotated[
         bool, typer.Option("--refine", help="Also put people on the ground, and reduce overlaps.")
     ] = False,
-    body: BodyOfLabels = None,
-    views: Annotated[Path | None, option("Folder for pictures from above, before and after.")] = None,
-    as_json: AsJson = False,
-    overwrite: Overwrite = False,
+    body: options.BodyOfLabels = None,
+    views: Annotated[Path | None, options.option("Folder for pictures from above, before and after.")] = None,
+    as_json: options.AsJson = False,
+    overwrite: options.Overwrite = False,
 ) -> None:
     """Put the people of each image in one space: their depths and statures (DTO).
 
     Poses do not change. A child's age offset or an adult's first beta is changed until the body has its
     new stature, and the body is moved so that it covers the same pixels.
     """
-    check_suffix(output, ".npz")
+    options.check_suffix(output, ".npz")
     if disparity and metric:
         raise typer.BadParameter("give one of --disparity and --metric", param_hint="--metric")
     with running() as bars:
         from agebody.pipelines.labels import load_labels
         from agebody.pipelines.labels.place_images import UNPLACED, place_images
 
-        check_output(output, (labels, people), overwrite)
+        options.check_output(output, (labels, people), overwrite)
         given = load_labels(labels)
         if views is not None:
             make_folder(views)
         import torch
 
         placed, rows = place_images(
-            load_layer(body, labels, given, bars, dtype=torch.float64),
+            options.load_layer(body, labels, given, bars, dtype=torch.float64),
             given,
             depth,
             masks=masks,

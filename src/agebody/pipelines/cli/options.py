@@ -75,14 +75,17 @@ def option(text: str, *names: str, check: Callable[..., Any] | None = None, **se
 
 
 BUILT_IN = ("anny", "anny-hands", "mannequin")
-_BUILT_IN = "**anny** (free, realistic), **anny-hands** (with fingers), **mannequin** (built in)"
+BUILT_IN_HELP = "**anny** (free, realistic), **anny-hands** (with fingers), **mannequin** (built in)"
 Body = Annotated[
     str,
-    typer.Option(help=f"{_BUILT_IN}, or the path of a body file."),
+    typer.Option(help=f"{BUILT_IN_HELP}, or the path of a body file."),
+]
+BodyArgument = Annotated[
+    str, typer.Argument(show_default=False, help=f"{BUILT_IN_HELP}, or the path of a body file.")
 ]
 BodyOfLabels = Annotated[
     str | None,
-    option(f"The body of the labels: {_BUILT_IN}, or a file. By default found by its name."),
+    option(f"The body of the labels: {BUILT_IN_HELP}, or a file. By default found by its name."),
 ]
 Device = Annotated[str, typer.Option(callback=check_device, help="Where to compute: cpu, cuda, cuda:1, ...")]
 OutputFolder = Annotated[Path, option("Folder to write, created if it is missing.", "--output", "-o")]

@@ -7,18 +7,8 @@ from typing import Annotated
 
 import typer
 
+from agebody.pipelines.cli import options
 from agebody.pipelines.cli.app import app, note, running, say, show_stages
-from agebody.pipelines.cli.options import (
-    BUILT_IN,
-    OutputFile,
-    Overwrite,
-    check_output,
-    check_suffix,
-    load_body,
-    load_layer,
-    make_layer,
-    option,
-)
 
 
 @app.command()
@@ -27,20 +17,21 @@ def view(
         str,
         typer.Argument(
             show_default=False,
-            help="**anny** (free, realistic), **anny-hands** (with fingers), **mannequin** (built in), "
-            "the path of a body file, or "
-            "**labels.npz** of `agebody fit`.",
+            help=f"{options.BUILT_IN_HELP}, the path of a body file, or **labels.npz** of `agebody fit`.",
         ),
     ],
-    output: OutputFile,
+    output: options.OutputFile,
     images: Annotated[
         Path | None,
-        option("Photographs' folder or video of the labels, which the page then shows behind the people."),
+        options.option(
+            "Photographs' folder or video of the labels, which the page then shows behind the people."
+        ),
     ] = None,
     body: Annotated[
-        str | None, option("The body of the labels, if it is not one of the free ones.", metavar="NAME|FILE")
+        str | None,
+        options.option("The body of the labels, if it is not one of the free ones.", metavar="NAME|FILE"),
     ] = None,
-    overwrite: Overwrite = False,
+    overwrite: options.Overwrite = False,
 ) -> None:
     """Write an HTML page that shows a body of every age, or the people of labels; it needs no network.
 
@@ -49,12 +40,12 @@ def view(
 
     Examples: `agebody view anny -o body.html`, `agebody view out/labels.npz --images photos -o people.html`
     """
-    check_suffix(output, ".html", ".htm")
+    options.check_suffix(output, ".html", ".htm")
     for name, value in (("--images", images), ("--body", body)):
-        if value is not None and what in BUILT_IN:
+        if value is not None and what in options.BUILT_IN:
             raise typer.BadParameter("it belongs to labels", param_hint=name)
     labelled = images is not None or body is not None or _are_labels(Path(what))
-    check_output(output, (Path(what), images), overwrite)
+    options.check_output(output, (Path(what), images), overwrite)
     with running(ValueError) as bars:
         if labelled:
             from agebody.pipelines.labels import load_labels
@@ -62,7 +53,7 @@ def view(
 
             path = Path(what)
             labels = load_labels(path)
-            layer = load_layer(body, path, labels, bars)
+            layer = options.load_layer(body, path, labels, bars)
             problems = save_labels_html(
                 layer,
                 labels,
@@ -74,8 +65,10 @@ def view(
         else:
             from agebody.draw import save_html
 
-            asset = load_body(what, bars)
-            save_html(make_layer(asset, num_betas=min(asset.num_betas, 10)), output, overwrite=overwrite)
+            asset = options.load_body(what, bars)
+            save_html(
+                options.make_layer(asset, num_betas=min(asset.num_betas, 10)), output, overwrite=overwrite
+            )
             problems = []
     say(f"wrote {output}")
     for problem in problems:

@@ -74,7 +74,7 @@ def read_coco(pred: str | Path, target: str | Path) -> Detections:
     people, points = _stack(truth, labelled, size), _stack(results, detected, size)
     visible, scores = people[..., 2] > 0, np.array(results.values("score", _is_real, "a number", None), float)
     crowd, ignored, lost = _what_counts(truth, visible, notes)
-    boxes = _boxes(truth, visible)
+    boxes = truth.boxes(strict=False, required=np.asarray(~visible.any(1)))
     areas = _areas(truth, boxes, notes)
     kept = of_results >= 0
     if len(truth) and not any("area" in row for row in truth.rows):
@@ -192,19 +192,6 @@ def _what_counts(
     return crowd, ignored, lost
 
 
-def _boxes(truth: Entries, visible: Bool[np.ndarray, "N K"]) -> Float[np.ndarray, "N 4"]:
-    """Return boxes (x, y, width, height), NaN where there is none and none is needed."""
-    found = np.full((len(truth), 4), math.nan)
-    for i, row in enumerate(truth.rows):
-        box = row.get("bbox")
-        if box in (None, []) and visible[i].any():
-            continue
-        if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
-            truth.fail(i, f"bbox: expected x, y, width, height in pixels, got {short(box)}")
-        found[i] = box
-    return found
-
-
 def _areas(truth: Entries, boxes: Float[np.ndarray, "N 4"], notes: list[str]) -> Float[np.ndarray, " N"]:
     """Return the areas of people, from their boxes where the file has none."""
     without = [row.get("area") is None for row in truth.rows]
@@ -220,7 +207,7 @@ def _result_areas(results: Entries) -> Float[np.ndarray, " N"] | None:
     """Return the sizes of detections by their boxes or segmentations; None without."""
     first = results.rows[0] if results.rows else {}
     if first.get("bbox"):
-        boxes = results.boxes(strict=False, required=True)
+        boxes = results.boxes(strict=False, required=np.ones(len(results), dtype=bool))
         return boxes[:, 2] * boxes[:, 3]
     if "segmentation" not in first:
         return None

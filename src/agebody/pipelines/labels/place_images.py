@@ -27,6 +27,8 @@ from agebody.pipelines.labels.records import Labels, concatenate_labels
 
 MAX_SIDE = 640
 """Largest longer side of the maps on which depths are compared [pixels]."""
+VIEW_HEIGHT = 480
+"""Of pictures from above [pixels]."""
 
 UNPLACED = (
     "a map of unknown unit needs two people of whom the map agrees with the bodies; "
@@ -276,39 +278,18 @@ def _describe(before: Labels, found: PlacedLabels) -> dict[str, Any]:
 
 
 def _draw_views(body: BodyModel, before: Labels, after: Labels) -> Picture:
-    """Draw people from above before and after, at one scale."""
+    """Draw people from above before and after, at one scale; their camera is at the bottom and looks up."""
     scenes = [body(labels.parameters(body)).vertices.cpu().numpy() for labels in (before, after)]
     half_width = max(float(np.abs(scene[..., 0]).max()) for scene in scenes) + 0.5
     depth = max(float(scene[..., 2].max()) for scene in scenes) + 0.5
-    faces = body.faces.cpu().numpy()
-    views = [draw_from_above(scene, faces, half_width=half_width, depth=depth) for scene in scenes]
-    return contact_sheet(views, columns=2)
-
-
-def draw_from_above(
-    vertices: Float[np.ndarray, "P V 3"],
-    faces: Int[np.ndarray, "F 3"],
-    *,
-    half_width: float,
-    depth: float,
-    size: int = 480,
-) -> Picture:
-    """Draw people from above; the camera of their image is at the bottom and looks up.
-
-    Args:
-        vertices: camera coordinates [m].
-        faces: triangles.
-        half_width: extent to either side of the camera's axis [m].
-        depth: extent along the axis [m].
-        size: height of the picture [pixels].
-    """
-    width = max(round(size * 2 * half_width / depth), 16)
-    distance = 40 * depth
+    distance, size = 40 * depth, (max(round(VIEW_HEIGHT * 2 * half_width / depth), 16), VIEW_HEIGHT)
     camera = Camera.look_at(
         torch.tensor((0.0, -distance, depth / 2), dtype=torch.float64),
         (0.0, 0.0, depth / 2),
-        size=(width, size),
+        size=size,
         fov=2 * math.atan(depth / 2 / distance),
         up=(0.0, 0.0, 1.0),
     )
-    return render(vertices, faces, camera, size=(width, size), light_rays=0)
+    faces = body.faces.cpu().numpy()
+    views = [render(scene, faces, camera, size=size, light_rays=0) for scene in scenes]
+    return contact_sheet(views, columns=2)

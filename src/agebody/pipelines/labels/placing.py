@@ -32,7 +32,7 @@ from agebody.draw import render
 from agebody.losses import part_vertices
 from agebody.parameters import BodyParameters
 from agebody.pipelines.labels.quality import flag_labels
-from agebody.pipelines.labels.records import Labels
+from agebody.pipelines.labels.records import Labels, reprojection_error
 
 MIN_SHARE = 1 / 400
 """Share of the image that a person must cover to be placed (DTO's code)."""
@@ -257,14 +257,13 @@ def _described(body: BodyModel, labels: Labels, parameters: BodyParameters, came
     """Return the labels with other bodies, and everything that depends on them."""
     joints = body(parameters).joints
     points = camera.project(body.keypoints(labels.keypoint_layout, parameters)).pixels
-    pixels, weights = points.cpu().double().numpy(), labels.observed[..., 2]
-    off = np.linalg.norm(np.where(weights[..., None] > 0, pixels - labels.observed[..., :2], 0), axis=-1)
+    pixels = points.cpu().double().numpy()
     arrays: dict[str, np.ndarray] = {
         name: tensor.cpu().numpy() for name, tensor in parameters._asdict().items()
     } | {
         "joints": joints.cpu().numpy(),
         "depth": joints[:, 0, 2].cpu().numpy(),
         "keypoints": pixels,
-        "reprojection": (weights * off).sum(1) / np.maximum(weights.sum(1), 1e-9),
+        "reprojection": reprojection_error(pixels, labels.observed[..., :2], labels.observed[..., 2]),
     }
     return replace(labels, **{name: a.astype(getattr(labels, name).dtype) for name, a in arrays.items()})

@@ -24,7 +24,7 @@ from agebody.optim.stages import Fit, FitReport
 from agebody.parameters import BodyParameters
 from agebody.pipelines.labels.fitting import fit_people, make_labels, people_cameras, with_ages
 from agebody.pipelines.labels.quality import BOX_SCALE, PREDICTED, flag_labels
-from agebody.pipelines.labels.records import Labels, concatenate_labels
+from agebody.pipelines.labels.records import Labels, concatenate_labels, reprojection_error
 
 START_SD: dict[str, float] = {"global_orient": 0.2, "body_pose": 0.2, "betas": 0.5, "age_offset": 0.1}
 """How far networks are off: standard deviations of a refinement by a fit [rad, 1]."""
@@ -87,7 +87,9 @@ def predict_annotations(
     theirs, ours = network.body.asset, body.asset
     if (theirs.joint_names, network.body.num_betas) != (ours.joint_names, body.num_betas):
         raise ValueError(f"body: expected that of the network, {theirs.metadata.name}")
-    size = _crop_size(network) if crop_size is None else crop_size
+    size = crop_size or getattr(network.backbone, "image_size", None)
+    if size is None:
+        raise ValueError("crop_size: expected height and width, for the backbone has no image_size")
     condition = getattr(network.head, "condition", 0)
     if condition not in (0, 3):
         raise ValueError(f"network: expected a condition of 3 numbers, those of the box, got {condition}")
@@ -116,13 +118,6 @@ def predict_annotations(
     if not parts:
         fail(Path(images), "no image can be read")
     return flag_labels(concatenate_labels(parts).select(np.argsort(order)))
-
-
-def _crop_size(network: Regressor) -> tuple[int, int]:
-    size = getattr(network.backbone, "image_size", None)
-    if size is None:
-        raise ValueError("crop_size: expected height and width, for the backbone has no image_size")
-    return size
 
 
 def _boxes(people: People) -> Float[np.ndarray, "N 4"]:
@@ -185,9 +180,7 @@ def _as_fit(body: BodyModel, people: People, camera: Camera, parameters: BodyPar
     """Return predictions as a fit of no step."""
     with torch.no_grad():
         pixels = camera.project(body.keypoints(people.layout, parameters)).pixels.cpu().numpy()
-    far = np.linalg.norm(np.where(people.weights[..., None] > 0, pixels - people.keypoints, 0), axis=-1)
-    total = people.weights.sum(1)
-    error = torch.from_numpy((people.weights * far).sum(1) / np.where(total > 0, total, 1)).to(camera.focal)
+    error = torch.from_numpy(reprojection_error(pixels, people.keypoints, people.weights)).to(camera.focal)
     none = torch.zeros(len(people), dtype=torch.long)
     report = FitReport(none == 0, none, none, torch.zeros_like(error), {})
     return Fit(parameters, report, error, error)
