@@ -18,7 +18,7 @@ from agebody.annotations.people import fail
 
 
 class Key(NamedTuple):
-    """What the array of a key has to be."""
+    """Shape and type that an array of a file must have."""
 
     shape: tuple[int | None, ...] | None = ()
     """After the rows; None is any size, or any shape."""
@@ -46,7 +46,7 @@ MAX_TEXT = 4096
 """Longest string, as the longest path: NumPy takes that much for each row of an array."""
 
 FREE_BYTES, LARGEST_RATIO = 64 << 20, 200
-"""How much memory the values of a file may take: this, and so many times its size."""
+"""Limits of the memory that the values of a file may take: so many bytes, or so many times its size."""
 
 KINDS = {
     "number": ("fiu", "numbers"),
@@ -76,7 +76,7 @@ DAMAGES = (
     struct.error,
     zlib.error,
 )
-"""What zipfile and numpy raise at members that are broken, encrypted, or not arrays."""
+"""Errors of zipfile and numpy at members that are broken, encrypted, or not arrays."""
 
 
 def read_arrays(
@@ -93,7 +93,7 @@ def read_arrays(
 
     Args:
         path: the file.
-        keys: by name.
+        keys: keys to read, by name.
         prefixes: keys of all names that begin so.
         rows: what errors call the rows.
         written_by: how errors say where such a file comes from.

@@ -278,4 +278,4 @@ _KINDS: tuple[tuple[re.Pattern[bytes], Callable[[Path, bytes], Iterator[_Stated]
     (re.compile(rb"%YAML"), _read_opencv),
     (re.compile(rb"(\xef\xbb\xbf)?\s*<"), _read_qualisys),
 )
-"""What files begin with, and their readers; other files are TOML."""
+"""Beginnings of files, and their readers; other files are TOML."""

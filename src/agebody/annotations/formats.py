@@ -236,7 +236,7 @@ _ULTRALYTICS = (17, 3)
 
 
 class Unclear(ValueError):
-    """What a file means cannot be told from it."""
+    """The meaning of a file is ambiguous."""
 
 
 def _yolo(lines: Any, size: int | None = None) -> Iterator[Frame]:
@@ -432,7 +432,7 @@ YOLO = Format("YOLO-pose", lambda lines: True, _yolo, shares=True)
 """Text files, one line per person."""
 
 READ = "COCO, OpenPose, AlphaPose, MMPose, Ultralytics, YOLO-pose, MediaPipe, AI Challenger and MPII"
-"""What error messages say is read."""
+"""Names of the formats that are read, for error messages."""
 
 
 def find_format(document: Any) -> Format | None:

@@ -55,11 +55,11 @@ class MotionClip(NamedTuple):
     fps: float | None = None
     """Frames per second; None where the file does not say it."""
     gender: str = "neutral"
-    """Of the body that the betas belong to."""
+    """Gender of the body that the betas belong to."""
     up: Axis = "z"
     """The axis that points up: z in AMASS, y in animation programs and in a body's rest pose."""
     notes: tuple[str, ...] = ()
-    """What of the file the body cannot show."""
+    """Parts of the file that the body cannot show."""
 
     def turned(self, body: BodyModel, up: Axis) -> MotionClip:
         """Return the same motion with another axis up; x stays."""

@@ -34,7 +34,7 @@ _CONVERT = "convert it to JPEG first, as by `magick photo.heic photo.jpg`"
 _AVIF = ".avif"
 _EXIF_IFD, _FOCAL_LENGTH_35MM = 0x8769, 41989
 _DIAGONAL_35MM = math.hypot(36, 24)
-"""Of the film to which cameras convert their focal lengths [mm]."""
+"""Diagonal of 35 mm film, to which cameras convert their focal lengths [mm]."""
 _EXIF_ORIENTATION = 274
 _TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
 """EXIF orientation -> Pillow's ``Transpose`` from the stored to the upright picture."""

@@ -21,7 +21,7 @@ _BEGINNINGS = re.compile(
     rb"....(ftyp|moov|mdat|wide|free|skip)|RIFF....AVI |\x1a\x45\xdf\xa3|\x00\x00\x01[\xba\xb3]|\x47",
     re.DOTALL,
 )
-"""Of MP4 and MOV, AVI, Matroska and WebM, MPEG. FFmpeg would also open playlists, which name other files."""
+"""Beginnings of MP4, MOV, AVI, Matroska, WebM and MPEG. FFmpeg would also open playlists of other files."""
 USUAL_RATE = 30.0
 """Frames a second of a video that does not say, and of a folder of frames."""
 

@@ -33,7 +33,7 @@ class Views(NamedTuple):
     people: People
     """With ``tracks``: one person has the same in all views."""
     cameras: Cameras
-    """Of the sizes of the images."""
+    """Cameras for images of the sizes that the views have."""
 
 
 def find_views(folder: Path, cameras: Cameras) -> dict[str, Path]:
@@ -91,7 +91,7 @@ def join_views(found: Mapping[str, People], cameras: Cameras, *, gap: int = GAP)
 
     Args:
         found: per name of a camera, the people of its frames, as many in each view.
-        cameras: of these names.
+        cameras: the cameras of these names.
         gap: frames for which a view may lose somebody.
 
     Raises:
@@ -207,7 +207,7 @@ def join_groups(gain: Float[np.ndarray, "N N"]) -> Int[np.ndarray, " N"]:
     """Return the number of each thing's group: the two groups that gain most are joined while any gain.
 
     Args:
-        gain: of having two things in one group, symmetric; groups gain the sum.
+        gain: gain of putting two things into one group, symmetric; a group gains the sum of its pairs.
     """
     total = gain.copy()
     np.fill_diagonal(total, -np.inf)

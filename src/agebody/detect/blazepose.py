@@ -21,7 +21,7 @@ SIZE, LANDMARK_SIZE = 224, 256
 CELLS = ((8, 2), (16, 2), (32, 6))
 """Strides of the detector's cells [pixels], and its boxes per cell (MediaPipe's SSD anchors)."""
 LEAST_SCORE = 0.5
-"""Of detections and of landmarks, as in MediaPipe."""
+"""Smallest score of detections and of landmarks, as in MediaPipe."""
 OVERLAP = 0.3
 """Intersection over union from which two detections are one person."""
 ROOM = 1.25

@@ -1,4 +1,4 @@
-"""What a detector is, and what it returns."""
+"""The protocol of detectors, and their result."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from agebody.annotations.orders import read_names
 from agebody.metrics.similarity import oks_sigmas
 
 SAME_PERSON = 0.6
-"""Object keypoint similarity from which what a detector sees at two sizes is one person. Files, whose
-detectors have merged already, are merged from a higher one."""
+"""Object keypoint similarity above which detections at two sizes are one person. Files have a higher
+threshold, since their detectors have merged detections already."""
 
 ROOM = 1.2
 """Size of a person's box over that of the keypoints, which begin below the top of the head."""
 
 LEAST_CONFIDENCE = 0.2
-"""Of the keypoints that make a person's box."""
+"""Smallest confidence of the keypoints that a person's box is drawn around."""
 
 
 class DetectorError(ValueError):

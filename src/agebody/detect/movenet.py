@@ -18,7 +18,7 @@ SIDES = (256, 512)
 and brings the number of people to twelve."""
 STRIDE = 32
 LEAST_SCORE = 0.25
-"""Of people, as in TensorFlow.js."""
+"""Smallest score of a person, as in TensorFlow.js."""
 
 
 class MoveNet:

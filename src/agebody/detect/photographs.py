@@ -32,10 +32,10 @@ def detect_people(
     Pictures are read one at a time, and not kept.
 
     Args:
-        detector: such as `load_detector` returns, or any of the protocol.
+        detector: a detector, as from `load_detector`, or any callable of the protocol.
         images: a folder of photographs, with its subfolders, or one, or a video. Frames have the names
             000001.jpg and so on, as ``ffmpeg -i VIDEO %06d.jpg`` names them.
-        layout: of the keypoints; if None, found by their names.
+        layout: layout of the keypoints; None: found by their names.
         exif: whether focal lengths are read from the photographs.
         every: every n-th photograph or frame alone.
         progress: called with the number of photographs done and their number.

@@ -15,9 +15,9 @@ from agebody.detect.runtimes import INSTALL, OnnxModel, expect_model, read_model
 from agebody.detect.windows import Window, letterbox
 
 GREY = 114
-"""Of the pixels around an image, as in training."""
+"""Value of pixels around an image, as in training."""
 MEAN, SD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-"""Of RGB pixels in training, ImageNet's."""
+"""Mean and standard deviation of RGB pixels in training, ImageNet's."""
 ROOM = 1.25
 """Size of the crop over that of a person's box."""
 LEAST_SCORE = 0.3

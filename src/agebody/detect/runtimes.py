@@ -31,7 +31,7 @@ class LiteModel:
 
     Args:
         name: what errors call it.
-        content: of the file.
+        content: bytes of the file.
     """
 
     def __init__(self, name: str, content: bytes) -> None:

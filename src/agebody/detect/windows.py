@@ -19,7 +19,7 @@ class Window(NamedTuple):
     size: tuple[int, int]
     """Width and height of the picture [pixels]."""
     angle: float = 0.0
-    """From the image's x axis to the picture's, clockwise as seen [rad]."""
+    """Angle from the image's x axis to the picture's, clockwise [rad]."""
 
     @classmethod
     def around(cls, box: Float[np.ndarray, " 4"], size: tuple[int, int], room: float = 1.0) -> Window:

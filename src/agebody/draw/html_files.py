@@ -47,13 +47,13 @@ _MEASURES = [
 ]
 """Measurements of a page, in its order; those of limbs are too many to look at."""
 _UPRIGHT = (1, -1, -1)
-"""From a camera's axes to those of the page, whose y is up and whose cameras look along -z."""
+"""Signs that turn a camera's axes into the page's: y up, cameras look along -z."""
 _MAKERS = {
     "mannequin": "agebody.mannequin()",
     "Anny": "agebody.anny_body()",
     "Anny-hands": "agebody.anny_body(hands=True)",
 }
-"""How Python makes the free bodies, by the first words of their names."""
+"""Python code of the free bodies, by the first words of their names."""
 
 
 def save_html(body: BodyModel, path: str | PathLike[str], *, overwrite: bool = False) -> None:
@@ -90,11 +90,11 @@ class Scene(NamedTuple):
 
     title: str
     vertices: Sequence[Float[np.ndarray, "V 3"]]
-    """Of each person, in camera coordinates: +x right, +y down, +z forward [m]."""
+    """Vertices of each person, in camera coordinates: +x right, +y down, +z forward [m]."""
     names: Sequence[str]
     """A line about each person."""
     colors: Sequence[str]
-    """Of each person, as hexadecimal numbers."""
+    """Colour of each person, as a hexadecimal number."""
     size: tuple[int, int]
     """Width and height of the image [pixels]."""
     focal: tuple[float, float]
@@ -104,7 +104,7 @@ class Scene(NamedTuple):
     image: bytes | None = None
     """The photograph as a JPEG; None shows none."""
     distortion: Sequence[float] = ()
-    """Of the lens, as in `Camera`; the person is drawn where it shows them."""
+    """Lens distortion, as in `Camera`; people are drawn where the lens shows them."""
 
 
 def save_scenes_html(
@@ -125,8 +125,8 @@ def save_scenes_html(
         scenes: images of a folder, or frames in their order.
         faces: triangles of all people.
         path: the file.
-        title: of the page.
-        license: of the body.
+        title: title of the page.
+        license: licence of the body.
         rate: frames per second; None for images without an order.
         overwrite: replace an existing file.
 

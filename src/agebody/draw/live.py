@@ -27,7 +27,7 @@ class LiveView:
 
     Args:
         body: the layer.
-        port: of the server; the next free one if it is taken.
+        port: port of the server; the next free one if it is taken.
         host: who can see it: by default this machine alone, ``"0.0.0.0"`` for the whole network.
 
     Attributes:
@@ -65,14 +65,14 @@ class LiveView:
 
     @property
     def url(self) -> str:
-        """Where the page is."""
+        """Return the address of the page."""
         return f"http://{self.server.get_host()}:{self.server.get_port()}"
 
     def show(self, parameters: BodyParameters, *, up: Literal["+y", "-y"] = "+y") -> None:
         """Show people in place of the body of the sliders: those of labels, or of a fit, stage by stage.
 
         Args:
-            parameters: of any batch shape.
+            parameters: parameters of any batch shape.
             up: "-y" for people in the axes of a camera, as fits to images and labels have them.
         """
         with torch.no_grad():

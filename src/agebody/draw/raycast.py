@@ -45,7 +45,7 @@ SUBSAMPLES = ((-0.125, -0.375), (0.375, -0.125), (0.125, 0.375), (-0.375, 0.125)
 
 
 class Hits(NamedTuple):
-    """What N points of a picture show."""
+    """Bodies and ground at N points of a picture."""
 
     position: Float[np.ndarray, "N 3"]
     """Camera coordinates [m]."""

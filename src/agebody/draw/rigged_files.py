@@ -60,7 +60,7 @@ def save_rigged(
     Args:
         body: the layer.
         path: the file; its suffix, .glb or .bvh, sets the format.
-        parameters: of one body: of no batch dimension, one pose; of one, frames of an animation. The identity
+        parameters: parameters of one body: one pose, or with a batch dimension an animation. The identity
             is the same in all frames. By default the rest pose of the mean adult. The files are +y up, and
             so are the parameters expected to be; those of cameras are not.
         fps: frames per second of an animation.

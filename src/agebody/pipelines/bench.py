@@ -93,7 +93,7 @@ def interleaved(
     """Time functions in turn, a few calls at a time, so that a change of the machine's speed affects all.
 
     Args:
-        functions: by name; their results are dropped.
+        functions: functions by name; their results are dropped.
         device: where they compute. On CUDA the clock of the GPU runs from the end of one call's work to the
             end of the next one's, so launch overhead counts; elsewhere it is `time.perf_counter`.
         seconds: for all functions together; each is called at least five times, and for up to three times as

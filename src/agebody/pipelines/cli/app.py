@@ -30,7 +30,7 @@ _ADVICE = {
     "pass overwrite=True": "give --overwrite",
     "load it with one: load_asset(..., infant_template=...)": "`agebody convert BODY INFANT` adds one",
 }
-"""What errors of the library advise, and what is done on the command line."""
+"""Advice in errors of the library -> advice on the command line."""
 _INTERRUPTED = 130
 """Exit code of commands that are ended by Ctrl-C."""
 

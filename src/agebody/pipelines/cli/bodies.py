@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from agebody.pipelines.bench import Report
 
 _FILM_SIZE, _FILM_FOV = (640, 640), math.radians(20)
-"""Of films of a motion: width and height [pixels], and field of view."""
+"""Width and height [pixels] and vertical field of view [rad] of films of a motion."""
 
 
 @app.command()

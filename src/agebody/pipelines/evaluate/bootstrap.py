@@ -19,8 +19,7 @@ _AT_ONCE = 64
 
 
 def resample(clusters: int, resamples: int, seed: int) -> Iterator[Int[np.ndarray, "R clusters"]]:
-    """How often each cluster is drawn, some resamples at a time, each of as many draws as there are
-    clusters."""
+    """Yield how often each resample draws each cluster, some resamples at a time."""
     generator = np.random.default_rng(seed)
     for start in range(0, resamples, _AT_ONCE):
         rows = min(_AT_ONCE, resamples - start)
@@ -43,7 +42,7 @@ def ratio_intervals(
         numerators: contribution of each cluster to the numerator.
         denominators: to the denominator.
         resamples: number of resamples; 0 for no intervals.
-        seed: of the draws.
+        seed: seed of the random draws.
 
     Returns:
         Lower and upper ends; NaN without resamples, and where fewer than two clusters contribute. Resamples

@@ -29,7 +29,7 @@ BOX_SHARE = 0.53
 """Area of a person over that of the box, where a file has no areas (xtcocotools, for CrowdPose)."""
 
 CROWD_INDICES = {"easy": (-math.inf, 0.2), "medium": (0.2, 0.8), "hard": (0.8, math.inf)}
-"""From and below which crowd index an image is so (CrowdPose's code; its paper has 0.1 in place of 0.2)."""
+"""Ranges of the crowd index, from and below (CrowdPose's code; its paper has 0.1 in place of 0.2)."""
 
 _BY_PLACE = {17: LAYOUTS["coco17"].names, 14: CROWDPOSE14}
 """Keypoints whose standard deviations go by their place, as in pycocotools and xtcocotools."""

@@ -45,7 +45,7 @@ def infantnet_table(
     Args:
         pred: predictions.
         target: the truth.
-        layout: of the joints; by default the one a file states, or the only layout with so many points.
+        layout: layout of the joints; by default that of a file, or the only layout with as many points.
         root: names of the joints whose mean is the root, as of `agebody.metrics.mpjpe`; the layout's own by
             default.
         intervals: options of the bootstrap.

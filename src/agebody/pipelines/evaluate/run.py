@@ -34,11 +34,11 @@ def evaluate_files(
         pred: an npz, or a list of COCO results (.json).
         target: an npz, or COCO annotations (.json).
         table: which one; "auto" makes all for which the files have the keys.
-        layout: of the joints, where the files do not state it.
+        layout: layout of the joints, for files that do not state it.
         root: names of the joints whose mean is the root of MPJPE and PVE; the layout's own by default. A
             named root may have weight 0: it is then not part of the mean.
-        resamples: of the bootstrap; 0 for no intervals.
-        seed: of the bootstrap.
+        resamples: number of bootstrap resamples; 0 for no intervals.
+        seed: seed of the bootstrap.
 
     Raises:
         AnnotationError: a file is wrong, or the two do not fit.

@@ -9,32 +9,32 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 _PROBE = 3.0
-"""Seconds that a cluster has to answer."""
+"""Time within which a cluster has to answer [s]."""
 
 
 class Cluster(NamedTuple):
-    """Where work is done: as it is, on all CPUs of this machine, with Ray.
+    """Where jobs run; by default on all CPUs of this machine, with Ray.
 
-    A Ray that this process has started already is used, and left running.
+    If this process has already connected to Ray, that connection is used, and stays open.
     """
 
     workers: int | None = None
-    """How many at once; as many as there are CPUs, or, on CUDA, GPUs, if None. 1 without an address is this
-    process, which needs no Ray."""
+    """Number of jobs at once. None: one per CPU or, on CUDA, per GPU. 1 without an address runs the jobs in
+    this process, without Ray."""
     address: str | None = None
-    """Of a Ray cluster, such as ``"head:6379"``, ``"ray://head:10001"`` or ``"auto"``; else the variable
-    ``RAY_ADDRESS`` counts; else Ray is started on this machine and stopped at the end."""
+    """Address of a Ray cluster, such as ``"head:6379"``, ``"ray://head:10001"`` or ``"auto"``. None: that of
+    the variable ``RAY_ADDRESS``, or else Ray is started on this machine and stopped at the end."""
     device: str | None = None
-    """Of the workers, which may have a GPU when this machine has none; that of the body if None. Each has a
-    CUDA device of its own."""
+    """Device of the workers, which may have GPUs when this machine has none; None: that of the body. Each
+    worker has its own CUDA device."""
     num_gpus: float = 1.0
-    """GPUs of each worker on CUDA; .5 lets two share one."""
+    """Number of GPUs per worker on CUDA; 0.5 lets two workers share one."""
     memory: int | None = None
-    """What Ray reserves for each worker [bytes]."""
+    """Memory that Ray reserves per worker [bytes]."""
     runtime_env: Mapping[str, Any] | None = None
-    """Of Ray's workers, such as ``{"pip": [...]}`` or ``{"env_vars": {...}}``."""
+    """Runtime environment of Ray's workers, such as ``{"pip": [...]}`` or ``{"env_vars": {...}}``."""
     max_retries: int = 5
-    """How often a job is tried again when its worker is lost, or memory or a drive fails."""
+    """Number of further attempts at a job whose worker is lost, or that lacks memory or meets a bad drive."""
 
     @property
     def is_here(self) -> bool:
@@ -46,7 +46,7 @@ ALL_CPUS, THIS_PROCESS = Cluster(), Cluster(workers=1)
 
 
 def check_cluster(cluster: Cluster) -> Cluster:
-    """Return a cluster with its address, that of ``RAY_ADDRESS`` if it states none.
+    """Check where jobs run; return it with the address of ``RAY_ADDRESS`` if it has none.
 
     Raises:
         ConnectionError: no cluster answers at the address.

@@ -1,4 +1,4 @@
-"""Which job is next, and which failure is final."""
+"""The order of jobs, and which failures are tried again."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ import torch
 from agebody.pipelines.jobs.cluster import ALL_CPUS
 
 _PAUSES = (1.0, 2.0, 4.0)
-"""Seconds until a job is tried again, after its first, second and each later failure."""
+"""Pause before the next attempt at a job, after its first, second and each later failure [s]."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 _LASTING = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
-"""Errors of the system that another attempt would meet again."""
+"""Errors of the system that recur at every attempt."""
 
 
 class Done(NamedTuple):
-    """The result of a job, and who made it."""
+    """The result of a job, and the worker that returned it."""
 
     worker: str
     result: Any
 
 
 class Failed(NamedTuple):
-    """Why a job is not done."""
+    """The error of a job."""
 
     error: Exception
     again: bool = False
-    """Whether the reason may pass, such as a lost worker or a network drive that does not answer."""
+    """Whether another attempt may succeed, as after a lost worker or a network drive that did not answer."""
 
 
 class Schedule:
     """Decide which job is next, and which failure is final.
 
-    It starts nothing and reads no clock, so that a simulation runs the same decisions as a cluster.
+    It starts no jobs and reads no clock, so a simulation runs the same decisions as a cluster.
 
     Args:
-        jobs: in the order in which they are begun.
-        max_retries: how often a job is tried again after a failure that may pass.
+        jobs: the jobs, in the order in which they start.
+        max_retries: number of further attempts after a failure that may pass.
     """
 
     def __init__(self, jobs: Iterable[Any], max_retries: int = ALL_CPUS.max_retries) -> None:
@@ -55,11 +55,11 @@ class Schedule:
 
     @property
     def left(self) -> int:
-        """Return how many jobs have no final result."""
+        """Return the number of jobs without a final result."""
         return len(self._queue) + len(self._later) + self.running
 
     def take(self, now: float) -> Any:
-        """Return the next job at a time [s], or None. A job that is due again comes before new ones."""
+        """Return the next job at a time [s], or None. Jobs that are due again come before new ones."""
         if self._later and self._later[0][0] <= now:
             job = heapq.heappop(self._later)[2]
         elif self._queue:
@@ -70,11 +70,11 @@ class Schedule:
         return job
 
     def due(self) -> float:
-        """Return when a job that failed is tried again [s]; infinity if none is waiting."""
+        """Return the time of the next further attempt [s]; infinity if no job waits for one."""
         return self._later[0][0] if self._later else math.inf
 
     def settle(self, job: Any, outcome: Done | Failed, now: float) -> bool:
-        """Note an outcome; return whether it is final."""
+        """Record an outcome; return whether it is final."""
         self.running -= 1
         failures = self._failures.get(job, 0)
         if isinstance(outcome, Done) or not outcome.again or failures >= self._max_retries:
@@ -88,10 +88,10 @@ class Schedule:
 
 @runtime_checkable
 class Workers(Protocol):
-    """What does the jobs."""
+    """A backend that runs jobs."""
 
     def window(self) -> int:
-        """Return how many jobs should be started at once; more than run, so that no worker waits for one."""
+        """Return how many jobs to start ahead; more than can run, so that no worker waits for one."""
         ...
 
     def now(self) -> float:
@@ -102,7 +102,7 @@ class Workers(Protocol):
         """Start a job."""
 
     def wait(self, seconds: float) -> Sequence[tuple[Any, Done | Failed]]:
-        """Return what has ended, after a while at most."""
+        """Return the jobs that have ended, with their outcomes, after this time at most [s]."""
         ...
 
 
@@ -112,17 +112,17 @@ def run_jobs(
     max_retries: int = ALL_CPUS.max_retries,
     idle: Callable[[], None] = lambda: None,
 ) -> Generator[tuple[Any, Done | Failed], None, None]:
-    """Yield each job with its final result as soon as it is there.
+    """Run jobs; yield each one with its final outcome as soon as it is known.
 
     Args:
         workers: from `start_workers`.
-        jobs: what differs; hashable.
-        max_retries: as of `Schedule`.
-        idle: called about once a second while nothing ends.
+        jobs: the jobs, hashable.
+        max_retries: see `Schedule`.
+        idle: called about once a second while no job ends.
 
     Raises:
-        OSError: the disk of the results is full or may only be read, so no job can be done.
-        RuntimeError: workers differ from this process.
+        OSError: the disk of the results is full or read-only.
+        RuntimeError: a worker has another version of agebody or torch, or another type of CPU.
     """
     schedule = Schedule(jobs, max_retries)
     while schedule.left:
@@ -148,7 +148,7 @@ def may_pass(error: Exception) -> bool:
 
 
 def choose_part(jobs: Sequence[Path], index: int, count: int) -> list[Path]:
-    """Return the jobs of one of several calls that share the work, as tasks of a Slurm array do."""
+    """Return the jobs of one of ``count`` calls that share the work, as tasks of a Slurm array do."""
     if not 0 <= index < count:
         raise ValueError(f"index: expected 0 to {count - 1}, got {index}")
     return list(jobs[index::count])

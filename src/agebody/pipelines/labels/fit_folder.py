@@ -28,7 +28,7 @@ FILES = ("labels.npz", "train.npz", "report.json", "report.md")
 
 
 class Written(NamedTuple):
-    """What was written."""
+    """Files that were written, and images that could not be used."""
 
     summary: dict[str, Any]
     """The content of report.json."""

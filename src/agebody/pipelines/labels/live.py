@@ -27,9 +27,9 @@ STEPS = 3
 MEMORY = 4
 """Pictures in which somebody may be unseen and still be the same person."""
 TURN_SD = 0.15
-"""How far a joint turns from one picture to the next [rad]."""
+"""Standard deviation of a joint's rotation between two pictures [rad]."""
 SHAPE_SD = {"betas": 0.1, "age_offset": 0.02}
-"""How far the shape of the picture before is trusted."""
+"""Standard deviations of the shape of the previous picture, as evidence."""
 
 
 class Stream:
@@ -40,10 +40,10 @@ class Stream:
 
     Args:
         body: an `SMPLA`, or a layer of one age, with SMPL's joints.
-        lifter: such as `Lifter.load` returns.
-        steps: of each fit.
-        focal, fov: of the camera, as in `fit_annotations`.
-        ages: of people, as in `fit_annotations`.
+        lifter: the lifter, as from `Lifter.load`.
+        steps: number of iterations per fit.
+        focal, fov: focal length or field of view of the camera, as in `fit_annotations`.
+        ages: ages of people, as in `fit_annotations`.
     """
 
     def __init__(

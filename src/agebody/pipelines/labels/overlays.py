@@ -19,7 +19,7 @@ from agebody.pipelines.labels.records import Labels
 OBSERVED, FITTED, REJECTED = "#ffd23f", "#ffffff", "#e5383b"
 """Colours of observed keypoints, of those of the body, and of bodies that are not kept."""
 OPACITY = 0.72
-"""Of the bodies over the photograph."""
+"""Opacity of bodies over the photograph."""
 
 
 def draw_overlay(
@@ -96,7 +96,7 @@ def draw_film(
 
 
 def body_colors(labels: Labels) -> list[str]:
-    """Return the colour of each person: of a track always the same, and of bodies that are not kept red."""
+    """Return the colour of each person: the same in all frames of a track, red if the body is not kept."""
     numbers = np.where(labels.track >= 0, labels.track, np.arange(len(labels)))
     return [
         PALETTE[i % len(PALETTE)] if kept else REJECTED for i, kept in zip(numbers, labels.kept, strict=True)

@@ -28,13 +28,13 @@ from agebody.pipelines.labels.records import Labels, concatenate_labels
 MAX_SIDE = 640
 """Largest longer side of the maps on which depths are compared [pixels]."""
 VIEW_HEIGHT = 480
-"""Of pictures from above [pixels]."""
+"""Height of pictures from above [pixels]."""
 
 UNPLACED = (
     "a map of unknown unit needs two people of whom the map agrees with the bodies; "
     "a map in metres (--metric) needs one, who would not be taller than 2.1 m"
 )
-"""What placing somebody takes."""
+"""What it takes to place a person."""
 
 
 def place_images(

@@ -27,7 +27,7 @@ from agebody.pipelines.labels.quality import BOX_SCALE, PREDICTED, flag_labels
 from agebody.pipelines.labels.records import Labels, concatenate_labels, reprojection_error
 
 START_SD: dict[str, float] = {"global_orient": 0.2, "body_pose": 0.2, "betas": 0.5, "age_offset": 0.1}
-"""How far networks are off: standard deviations of a refinement by a fit [rad, 1]."""
+"""Standard deviations of a network's prediction, as evidence for a fit that refines it [rad, 1]."""
 
 
 def predict_annotations(
@@ -59,7 +59,7 @@ def predict_annotations(
     Args:
         network: in evaluation mode, such as `agebody.nets.load_checkpoint` returns.
         body: the layer of the labels, of the same body as that of the network.
-        people: such as `agebody.detect.detect_people` returns; those with boxes alone, too.
+        people: people, as from `agebody.detect.detect_people`; they may have boxes alone.
         images: the folder of the photographs, or one.
         crop_size: height and width of the crops [pixels]; by default ``network.backbone.image_size``, such as
             that of a `ViT`.
@@ -74,7 +74,7 @@ def predict_annotations(
         unreadable: called with the name of an image that cannot be read, and the error; its people are left
             out. Without it, such an image is an error.
         progress: called with the number of people done.
-        options: of `fit_keypoints`, for the refinement.
+        options: options of `fit_keypoints`, for the refinement.
 
     Raises:
         AnnotationError: there is nobody, the size of an image is unknown, or an image cannot be read.

@@ -67,7 +67,7 @@ class Labels:
     center: Float[np.ndarray, "N 2"] = field(metadata=_row((2,)))
     """Principal point [pixels]."""
     distortion: Float[np.ndarray, "N 8"] = field(metadata=_row((LENS,), missing=np.zeros(LENS)))
-    """Of the lens, in OpenCV's order; zeros for none."""
+    """Lens distortion in OpenCV's order; zeros for none."""
     observed: Float[np.ndarray, "N K 3"] = field(metadata=_row((None, 3)))
     """Keypoints that the body was fitted to: x, y [pixels] and weight."""
     keypoints: Float[np.ndarray, "N K 2"] = field(metadata=_row((None, 2)))

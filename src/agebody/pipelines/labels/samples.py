@@ -38,7 +38,7 @@ from agebody.pipelines.labels.records import ABOUT, Labels, concatenate_labels, 
 OCCLUDER = 255
 """Pixels of masks that show something in front of people."""
 HIDDEN_BY = ("visible", "own body", "another person", "occluder", "outside the image")
-"""What the numbers of ``Sample.hidden`` mean."""
+"""Meanings of the numbers in ``Sample.hidden``."""
 _HIDDEN = Key((None,), "integer", least=0)
 _ABOUT, _CHECKSUMS = "agebody.synthesis", "agebody.crc32"
 _IMAGE, _LABELS = "jpg", "labels.json"
@@ -48,7 +48,7 @@ _ALIASES = {"jpeg": _IMAGE, "png": _IMAGE}
 
 
 class Member(NamedTuple):
-    """Where a file is in a shard."""
+    """Place of a file in a shard."""
 
     start: int
     """First byte."""

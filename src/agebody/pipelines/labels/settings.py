@@ -1,4 +1,4 @@
-"""Describe everything that labels depend on besides the keypoints, to recognise finished work."""
+"""Describe the settings that labels depend on besides the keypoints, to recognise finished work."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def describe_settings(body: BodyModel, layout: str | None, options: Mapping[str,
 
     Args:
         body: the layer.
-        layout: of the keypoints; None is the layout of each file.
-        options: of `fit_annotations`, and of `fit_keypoints`.
+        layout: layout of the keypoints; None: the layout of each file.
+        options: options of `fit_annotations` and `fit_keypoints`.
     """
     known = {
         name: parameter.default
@@ -56,7 +56,7 @@ def describe_settings(body: BodyModel, layout: str | None, options: Mapping[str,
 
 
 def describe_body(body: BodyModel) -> dict[str, Any]:
-    """Return what results depend on of a layer, as JSON values."""
+    """Return the properties of a layer that results depend on, as JSON values."""
     arrays = {entry.name: getattr(body.asset, entry.name) for entry in fields(body.asset)}
     del arrays["metadata"]
     scale = body.infant_corrective_scale if isinstance(body, SMPLA) else None

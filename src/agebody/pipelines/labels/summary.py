@@ -20,7 +20,7 @@ def summarize(labels: Labels, people: People | None = None, seconds: float | Non
 
     Args:
         labels: the people.
-        people: as they were read; adds who was left out, and why.
+        people: the people that were read; adds who was left out, and why.
         seconds: duration of the fit.
     """
     kinds = age_class(torch.from_numpy(np.asarray(labels.age_offset))).numpy()
