@@ -38,10 +38,9 @@ from agebody.pipelines.labels import (
     load_labels,
     save_training_npz,
     save_training_shards,
-    summarize,
 )
 from agebody.pipelines.labels.records import LATER, concatenate_labels
-from agebody.pipelines.labels.summary import to_markdown, unknown_ages
+from agebody.pipelines.labels.summary import summarize, to_markdown, unknown_ages
 from agebody.pipelines.labels.training import _observed, training_arrays
 
 COCO17 = LAYOUTS["coco17"].names

@@ -13,9 +13,8 @@ from agebody.pipelines.cli.app import app, running, show_table
 from agebody.pipelines.cli.options import AsJson, Layout, check_choice, option
 
 if TYPE_CHECKING:
-    from agebody.pipelines.evaluate import Cell
     from agebody.pipelines.evaluate import Table as Evaluation
-    from agebody.pipelines.evaluate.table import Column
+    from agebody.pipelines.evaluate.table import Cell, Column
 
 
 def _check_table(value: str) -> str | None:

@@ -1,6 +1,6 @@
 """Compare files of predictions and truths: the tables of the benchmarks."""
 
 from agebody.pipelines.evaluate.run import evaluate_files
-from agebody.pipelines.evaluate.table import Cell, Table
+from agebody.pipelines.evaluate.table import Table
 
-__all__ = ["Cell", "Table", "evaluate_files"]
+__all__ = ["Table", "evaluate_files"]

@@ -10,7 +10,6 @@ from agebody.pipelines.labels.predicting import predict_annotations
 from agebody.pipelines.labels.quality import flag_labels
 from agebody.pipelines.labels.records import Labels, load_labels
 from agebody.pipelines.labels.samples import Sample, TrainingShards
-from agebody.pipelines.labels.summary import summarize
 from agebody.pipelines.labels.training import save_training_npz, save_training_shards
 
 __all__ = [
@@ -29,5 +28,4 @@ __all__ = [
     "predict_annotations",
     "save_training_npz",
     "save_training_shards",
-    "summarize",
 ]
