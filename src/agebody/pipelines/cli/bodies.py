@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -304,17 +304,15 @@ def _read_betas(text: str | None) -> list[float] | None:
     return numbers
 
 
-def _check_backend(value: str) -> str | None:
-    from agebody.engine.backend import BackendName
-
-    return options.check_choice(value, get_args(BackendName))
-
-
 @app.command()
 def bench(
     device: options.Device = "cpu",
     backend: Annotated[
-        str, typer.Option(callback=_check_backend, help="Backend of the body: auto, torch or warp.")
+        str,
+        typer.Option(
+            callback=options.one_of("engine.backend:BackendName"),
+            help="Backend of the body: auto, torch or warp.",
+        ),
     ] = "auto",
     seconds: Annotated[
         float, typer.Option(min=0, help="Time for each subject at each number of bodies [s].")

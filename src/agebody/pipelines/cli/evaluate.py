@@ -5,22 +5,16 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from agebody.pipelines.cli.app import app, running, show_table
-from agebody.pipelines.cli.options import AsJson, Layout, check_choice, option
+from agebody.pipelines.cli.options import AsJson, Layout, one_of, option
 
 if TYPE_CHECKING:
     from agebody.pipelines.evaluate import Table as Evaluation
     from agebody.pipelines.evaluate.table import Cell, Column
-
-
-def _check_table(value: str) -> str | None:
-    from agebody.pipelines.evaluate.run import TableName
-
-    return check_choice(value, get_args(TableName))
 
 
 @app.command()
@@ -36,7 +30,7 @@ def evaluate(
     table: Annotated[
         str,
         typer.Option(
-            callback=_check_table,
+            callback=one_of("pipelines.evaluate.run:TableName"),
             help="**infantnet**, **relative-human**, the same as **relative-human-published**, **coco**, "
             "or **auto**: all that the files allow.",
         ),

@@ -28,14 +28,6 @@ FAR = 50.0
 """Median distance of vertices from those given above which something is wrong [mm]."""
 
 
-def _check_units(value: str) -> str | None:
-    return options.check_choice(value, UNITS)
-
-
-def _check_flip(value: str | None) -> str | None:
-    return options.check_choice(value, FLIPS)
-
-
 @app.command("convert-mesh")
 def convert_mesh(
     inputs: Annotated[
@@ -76,13 +68,14 @@ def convert_mesh(
     units: Annotated[
         str,
         typer.Option(
-            callback=_check_units, help="Unit of the vertices: **m**, **cm** (MHR's own) or **mm**."
+            callback=options.one_of(UNITS), help="Unit of the vertices: **m**, **cm** (MHR's own) or **mm**."
         ),
     ] = "m",
     flip: Annotated[
         str | None,
         options.option(
-            "Axes to turn round: **yz** makes SAM 3D Body's people stand with +y up.", check=_check_flip
+            "Axes to turn round: **yz** makes SAM 3D Body's people stand with +y up.",
+            check=options.one_of(FLIPS),
         ),
     ] = None,
     camera: Annotated[

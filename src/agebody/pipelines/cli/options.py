@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import math
 import os
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -56,10 +57,17 @@ def check_device(value: str | None) -> str | None:
     return value
 
 
-def _check_layout(value: str | None) -> str | None:
-    from agebody.keypoints import LAYOUTS
+def one_of(known: Iterable[str] | str) -> Callable[[str | None], str | None]:
+    """Return the check of an option with a few values: these, or those of ``"module:NAME"``, imported late."""
 
-    return check_choice(value, LAYOUTS)
+    def check(value: str | None) -> str | None:
+        if not isinstance(known, str):
+            return check_choice(value, known)
+        module, _, name = known.partition(":")
+        found = getattr(importlib.import_module(f"agebody.{module}"), name)
+        return check_choice(value, get_args(found) or found)  # of a Literal, or a collection
+
+    return check
 
 
 def check_size(value: str | None) -> str | None:
@@ -110,7 +118,10 @@ Annotations = Annotated[
 ]
 Layout = Annotated[
     str | None,
-    option("Layout of the keypoints, such as coco17, if the file does not name them.", check=_check_layout),
+    option(
+        "Layout of the keypoints, such as coco17, if the file does not name them.",
+        check=one_of("keypoints:LAYOUTS"),
+    ),
 ]
 ImageSize = Annotated[
     str | None,
