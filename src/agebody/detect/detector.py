@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from jaxtyping import Float, UInt8
 
 from agebody.annotations.doubles import OTHER_SIGMA, find_doubles
 from agebody.annotations.orders import read_names
+from agebody.cameras import box_around
 from agebody.metrics.similarity import oks_sigmas
 
 SAME_PERSON = 0.6
@@ -76,8 +78,5 @@ def boxes_of(keypoints: Float[np.ndarray, "N K 3"]) -> Float[np.ndarray, "N 4"]:
     """
     sure = keypoints[..., 2] >= LEAST_CONFIDENCE
     sure |= ~sure.any(1, keepdims=True)
-    points = keypoints[..., :2]
-    low = np.where(sure[..., None], points, np.inf).min(1, initial=np.inf)
-    high = np.where(sure[..., None], points, -np.inf).max(1, initial=-np.inf)
-    room = (high - low) * ((ROOM - 1) / 2)
-    return np.concatenate((low - room, high + room), 1)
+    points, weights = torch.from_numpy(keypoints[..., :2]), torch.from_numpy(sure)
+    return box_around(points, weights=weights, scale=ROOM).numpy()

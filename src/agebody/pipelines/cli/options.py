@@ -58,7 +58,7 @@ def check_device(value: str | None) -> str | None:
 
 
 def one_of(known: Iterable[str] | str) -> Callable[[str | None], str | None]:
-    """Return the check of an option with a few values: these, or those of ``"module:NAME"``, imported late."""
+    """Return the check of an option with a few values: these, or those of ``"module:NAME"``."""
 
     def check(value: str | None) -> str | None:
         if not isinstance(known, str):
