@@ -133,8 +133,10 @@ def test_wrong_vertices_are_found(exact, mannequin_asset):
         shift[-1, -1, 0] = 2 * bench.VERTEX_TOLERANCE
         return vertices + shift
 
-    with pytest.raises(ValueError, match="vertices differ by 0.02"):
+    with pytest.raises(ValueError, match=r"vertices differ by [\d.]+ mm") as error:
         bench.compare(wrong, exact)
+    millimetres = float(str(error.value).split()[3])
+    assert millimetres == pytest.approx(2e3 * bench.VERTEX_TOLERANCE, abs=1e-3)  # rounding of float32
 
 
 def test_wrong_gradients_are_found(exact, mannequin_asset):
