@@ -241,6 +241,7 @@ WITHOUT: dict[str, str] = {
     "metrics.keypoint_ap": "loops on the host; in test_metrics_oks.py",
     "metrics.normalized_error": "takes numbers",
     "metrics.oks_sigmas": "takes names",
+    "nets.fit_lifted": FIT,
     "nets.load_checkpoint": "reads a file",
     "nets.read_checkpoint": "reads a file",
     "nets.read_prediction": ASSET,

@@ -15,7 +15,7 @@ from agebody.fitting import fit_keypoints
 from agebody.fitting.frames import AIONHMR
 from agebody.keypoints import LAYOUTS, KeypointLayout
 from agebody.metrics import pa_mpjpe
-from agebody.nets import Lifter
+from agebody.nets import Lifter, fit_lifted
 from agebody.nets.lifter import BONES, FEATURES, POINTS, SIZES, bone_lengths
 from agebody.people import observe, random_people
 
@@ -319,6 +319,52 @@ class TestWeights:
         found = onnx_outputs(net, (torch.zeros(2, FEATURES),), (features,), tmp_path / "lifter.onnx")
         for name, part in zip(SIZES, found, strict=True):
             torch.testing.assert_close(part, net(features)[name], atol=1e-5, rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def lifted(net, body, people, seen):
+    return fit_lifted(net, body, seen.keypoints, people.camera, weights=seen.weights, size=people.size)
+
+
+def test_fits_from_the_lifter_are_those_from_its_estimates(net, body, people, seen, lifted):
+    given = body, seen.keypoints, people.camera
+    found = net.estimate(*given, weights=seen.weights, size=people.size)
+    begin = {"start": found.parameters, "start_sd": found.start_sd, "stages": AIONHMR[-1:]}
+    fit = fit_keypoints(*given, weights=seen.weights, **begin)
+    own = (lifted.source == torch.arange(17)).all(1)
+    assert own.sum() >= COUNT - 1  # no side is exchanged here
+    torch.testing.assert_close(lifted.fit.error[own], fit.error[own], atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(lifted.fit.report.cost[own], fit.report.cost[own], atol=1e-2, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("parts", "least"), [(("shoulder", "elbow", "wrist"), 0.8), (("hip", "knee", "ankle"), 0.6)]
+)
+def test_sides_of_limbs_are_exchanged_where_a_body_fits_them_better(
+    net, body, people, seen, lifted, parts, least
+):
+    names, flip = LAYOUTS["coco17"].names, torch.tensor(LAYOUTS["coco17"].flip)
+    limb = torch.tensor([any(part in name for part in parts) for name in names])
+    wrong = torch.where(limb, flip, torch.arange(17))
+    points, weights = seen.keypoints[:, wrong], seen.weights[:, wrong]
+    rows = torch.arange(COUNT).view(2, -1)  # any leading dimensions
+    camera = people.camera.map(lambda part: part[rows])
+    known = {"age_class": age_class(people.age_offset)[rows], "weights": weights[rows]}
+    found = fit_lifted(net, body, points[rows], camera, size=people.size[rows], noise=4.0, **known)
+    assert found.source.shape == (2, COUNT // 2, 17)
+    right = (found.source.view(-1, 17) == wrong).all(1)
+    assert right.double().mean() > least
+    given = points.gather(1, found.source.view(-1, 17)[..., None].expand(-1, -1, 2))
+    torch.testing.assert_close(given[right], seen.keypoints[right])
+    assert found.fit.error.view(-1)[right].median() < 1.5 * lifted.fit.error.median()
+
+
+def test_points_without_sides_are_not_exchanged(net, body, people):
+    names = ("pelvis", "spine2", "neck", "head")
+    middle = KeypointLayout("middle", names, tuple(("joints", name) for name in names))
+    camera = people.camera.map(lambda part: part[:2])
+    found = fit_lifted(net, body, torch.rand(2, 4, 2) * 300, camera, layout=middle)
+    assert (found.source == torch.arange(4)).all()
 
 
 def test_bones_have_two_sides(body):

@@ -7,6 +7,7 @@ from agebody.nets.field_of_view import FieldOfView
 from agebody.nets.images import normalize_images
 from agebody.nets.interaction import MeshPose, MeshPoseInteraction
 from agebody.nets.iterative import IterativeHead
+from agebody.nets.lifted_fit import LiftedFit, fit_lifted
 from agebody.nets.lifter import Estimate, Lifter
 from agebody.nets.part_attention import PartAttentionHead
 from agebody.nets.regressor import Prediction, Regressor, read_prediction, start_readouts
@@ -18,6 +19,7 @@ __all__ = [
     "Estimate",
     "FieldOfView",
     "IterativeHead",
+    "LiftedFit",
     "Lifter",
     "MeshPose",
     "MeshPoseInteraction",
@@ -27,6 +29,7 @@ __all__ = [
     "TimeBands",
     "ViT",
     "ViTSize",
+    "fit_lifted",
     "load_checkpoint",
     "normalize_images",
     "read_checkpoint",

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from agebody.age import parse_ages
@@ -21,15 +21,15 @@ from agebody.annotations.tracks import frame_numbers
 from agebody.annotations.views import view_frames
 from agebody.body import BodyModel
 from agebody.cameras import Camera, box_around
-from agebody.fitting.frames import AIONHMR, fit_keypoints, fit_sequence
+from agebody.fitting.frames import fit_keypoints, fit_sequence
 from agebody.fitting.start import to_camera_space
 from agebody.keypoints import KeypointLayout
 from agebody.measure import stature
-from agebody.nets import Estimate, Lifter
+from agebody.nets import Estimate, Lifter, fit_lifted
 from agebody.optim.least_squares import Stop
 from agebody.optim.stages import Fit
 from agebody.optim.standard_errors import StandardErrors
-from agebody.pipelines.labels.quality import flag_labels
+from agebody.pipelines.labels.quality import SIDES_EXCHANGED, flag_labels
 from agebody.pipelines.labels.records import Labels, concatenate_labels
 
 BATCH_SIZE = 256
@@ -68,7 +68,7 @@ def fit_annotations(
         years: age in years, instead.
         min_confidence: keypoints of less confidence are ignored.
         batch_size: people fitted at a time.
-        lifter: fits begin at its estimates, which are evidence, and run the last stage alone.
+        lifter: fits begin at its estimates, which are evidence; see `fit_lifted`.
         motion_sd: as of `fit_sequence`, from frame to frame [m]: people with the same ``tracks`` are one
             person with one shape and age, fitted over all frames. None fits each image alone.
         cameras: of synchronised views, with ``motion_sd`` and the people of `join_views`: all views of a
@@ -102,8 +102,11 @@ def fit_annotations(
     for some in np.split(rows, rows[batch_size::batch_size]) if motion_sd is None else _tracks(people):
         batch = people.select(some)
         camera = people_cameras(body, batch, focal, fov)
-        if motion_sd is None:
-            fit = fit_people(body, batch, camera, lifter, **options)
+        exchanged = np.zeros(len(batch), dtype=bool)
+        if motion_sd is None and lifter is None:
+            fit = fit_people(body, batch, camera, **options)
+        elif motion_sd is None:
+            fit, batch, exchanged = _fit_lifted(body, batch, camera, lifter, **options)
         elif cameras is None:
             one = np.zeros(len(batch), dtype=np.int64), frame_numbers(batch)
             fit = _fit_track(body, batch, camera, *one, motion_sd=motion_sd, **options)
@@ -114,7 +117,8 @@ def fit_annotations(
             camera = lenses.map(itemgetter(torch.from_numpy(views)))
             fit = fit._replace(parameters=to_camera_space(body, fit.parameters, camera))
             camera = camera._replace(rotation=None, translation=None)
-        parts.append(make_labels(body, batch, camera, fit))
+        made = make_labels(body, batch, camera, fit)
+        parts.append(replace(made, flags={SIDES_EXCHANGED: exchanged}))
         done += len(batch)
         progress(done)
     labels = concatenate_labels(parts)
@@ -205,15 +209,23 @@ def people_cameras(body: BodyModel, people: People, focal: float | None, fov: fl
     return cameras(_tensor(body, people.image_sizes()), _tensor(body, focals), fov)
 
 
-def fit_people(
-    body: BodyModel, people: People, camera: Camera, lifter: Lifter | None = None, **options: Any
-) -> Fit:
+def fit_people(body: BodyModel, people: People, camera: Camera, **options: Any) -> Fit:
     """Fit a body to people's keypoints, with their ages; options are those of `fit_keypoints`."""
     points, given = to_tensors(body, people)
-    if lifter is not None:
-        guess = lift(lifter, body, people, camera)
-        options = {"start": guess.parameters, "start_sd": guess.start_sd, "stages": AIONHMR[-1:]} | options
     return fit_keypoints(body, points, camera, **given, **options)
+
+
+def _fit_lifted(
+    body: BodyModel, people: People, camera: Camera, lifter: Lifter, **options: Any
+) -> tuple[Fit, People, Bool[np.ndarray, " N"]]:
+    """Return fits from the lifter, people with the points that were fitted, and whose sides are exchanged."""
+    points, given = to_tensors(body, people)
+    size = _tensor(body, people.image_sizes())
+    fit, source = fit_lifted(lifter, body, points, camera, **given, size=size, **options)
+    source = source.cpu().numpy()
+    rows = np.arange(len(people))[:, None]
+    moved = replace(people, keypoints=people.keypoints[rows, source], weights=people.weights[rows, source])
+    return fit, moved, (source != np.arange(source.shape[1])).any(1)
 
 
 def to_tensors(body: BodyModel, people: People) -> tuple[Tensor, dict[str, Any]]:

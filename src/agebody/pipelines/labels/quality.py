@@ -40,6 +40,8 @@ LIMBS = {
     for limb, joint, end in (("arm", "elbow", "wrist"), ("leg", "knee", "ankle"))
 }
 """Keypoints without which a limb is not seen."""
+SIDES_EXCHANGED = "sides_exchanged"
+"""Flag that the fit raises: nothing else tells it."""
 PREDICTED = "predicted"
 """Why a fit ended that did not begin: the body is a network's prediction."""
 BOX_SCALE = 1.2
@@ -67,6 +69,7 @@ NOTES = {
     "too_near": f"a distance of less than {MIN_DISTANCE:g} statures, where perspective is strong",
     "unseen_limb": "an arm without elbow and wrist, or a leg without knee and ankle: its pose is the prior's",
     "outside_picture": "keypoints outside the picture",
+    SIDES_EXCHANGED: "left and right of the arms or legs were exchanged: the body fits them better",
 }
 """Meaning of each flag of people who are kept, if they have no other."""
 
@@ -115,6 +118,7 @@ def flag_labels(labels: Labels) -> Labels:
         "too_near": labels.depth < MIN_DISTANCE * labels.stature,
         "unseen_limb": _unseen_limbs(labels, counted),
         "outside_picture": (counted & ~_inside(labels)).any(1),
+        SIDES_EXCHANGED: labels.flags.get(SIDES_EXCHANGED, np.zeros(len(labels), dtype=bool)),
     }
     kept: Bool[np.ndarray, " N"] = ~np.any([flags[name] for name in RULES], axis=0)
     return replace(labels, flags=flags, kept=kept)
