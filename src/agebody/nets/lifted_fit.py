@@ -105,15 +105,15 @@ def fit_lifted(
     source = own.repeat(len(points), 1)
     first, sure = estimate(own)
     best = fit(every, own, first)
-    cost = best.report.cost
+    cost, odds = best.report.cost, math.log(1 / EXCHANGED - 1)
     for exchange in exchanges(layout, own):
         found, other = estimate(exchange)
-        rows = (other - sure > LEAST_GAIN).nonzero()[:, 0]
+        rows = ((other - sure > LEAST_GAIN) & (cost > odds)).nonzero()[:, 0]  # no cost is below 0
         if not len(rows):
             continue
         new = fit(rows, exchange, found)
-        gained = new.report.cost + math.log(1 / EXCHANGED - 1) < cost[rows]
-        cost = cost.index_put((rows[gained],), new.report.cost[gained] + math.log(1 / EXCHANGED - 1))
+        gained = new.report.cost + odds < cost[rows]
+        cost = cost.index_put((rows[gained],), new.report.cost[gained] + odds)
         source = source.index_put((rows[gained],), exchange)
         spent = best.report.iterations.index_add(0, rows, new.report.iterations)
         best = _replace_rows(best, rows[gained], _select(new, gained))

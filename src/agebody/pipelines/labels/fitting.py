@@ -103,10 +103,10 @@ def fit_annotations(
         batch = people.select(some)
         camera = people_cameras(body, batch, focal, fov)
         exchanged = np.zeros(len(batch), dtype=bool)
-        if motion_sd is None and lifter is None:
-            fit = fit_people(body, batch, camera, **options)
-        elif motion_sd is None:
+        if lifter is not None:
             fit, batch, exchanged = _fit_lifted(body, batch, camera, lifter, **options)
+        elif motion_sd is None:
+            fit = fit_people(body, batch, camera, **options)
         elif cameras is None:
             one = np.zeros(len(batch), dtype=np.int64), frame_numbers(batch)
             fit = _fit_track(body, batch, camera, *one, motion_sd=motion_sd, **options)
