@@ -26,9 +26,6 @@ LEGS = ("hip", "knee", "ankle", "foot", "heel", "toe")
 EXCHANGED = 1 / 30
 """Share of people whose arms a detector gives to the other side, and of those whose legs: an exchange must
 reduce the cost, which is minus the logarithm of a probability, by that of these odds."""
-LEAST_GAIN = -0.5
-"""Logarithm of the lifter's trust in all points with sides exchanged, over that without, below which no
-exchange is tried: that spares two thirds of the fits, of people who would not have gained."""
 
 
 class LiftedFit(NamedTuple):
@@ -56,8 +53,8 @@ def fit_lifted(
     """Fit bodies to keypoints from the lifter's estimates, which are evidence.
 
     Detectors give arms or legs to the wrong side, and a twisted body fits these points, too. So where the
-    lifter does not mind, people are also fitted with the sides of arms, or of legs, exchanged, and what is
-    more probable is kept. Of a person seen from behind instead of from the front no single image can tell.
+    lifter trusts the points more with the sides of arms, or of legs, exchanged, people are also fitted to
+    these, and what is more probable is kept. If a whole person is exchanged, no points of one image tell.
 
     Args:
         lifter: such as `Lifter.load` returns.
@@ -108,7 +105,7 @@ def fit_lifted(
     cost, odds = best.report.cost, math.log(1 / EXCHANGED - 1)
     for exchange in exchanges(layout, own):
         found, other = estimate(exchange)
-        rows = ((other - sure > LEAST_GAIN) & (cost > odds)).nonzero()[:, 0]  # no cost is below 0
+        rows = ((other > sure) & (cost > odds)).nonzero()[:, 0]  # no cost is below 0
         if not len(rows):
             continue
         new = fit(rows, exchange, found)
