@@ -156,10 +156,6 @@ class _Packed(NamedTuple):
     num_vertices: int
 
     @property
-    def num_blocks(self) -> int:
-        return self.weights.shape[0]
-
-    @property
     def block(self) -> int:
         return self.weights.shape[2]
 
@@ -197,18 +193,14 @@ def _products(used: np.ndarray, plane: int) -> list[tuple[tuple[int, int], slice
 
 
 def _definition(
-    packed: _Packed,
-    coefficients: Tensor,
-    transforms: Tensor,
-    translation: Tensor,
-    base: Tensor | None = None,
+    packed: _Packed, coefficients: Tensor, transforms: Tensor, translation: Tensor, base: Tensor | None = None
 ) -> tuple[Tensor]:
     """Compute all blocks at once, in differentiable steps."""
     directions = packed.directions
     if packed.correctives is not None:
         directions = torch.cat((directions, halfprecision.matrix(packed.correctives)))
     posed = _blend(coefficients, directions) if base is None else base + coefficients @ directions
-    posed = posed.unflatten(-1, (packed.num_blocks, 3, packed.block)).transpose(0, 1)
+    posed = posed.unflatten(-1, (len(packed.widths), 3, packed.block)).transpose(0, 1)
     rows = transforms.permute(1, 0, 3, 2)[packed.joints].flatten(2)
     blended = (rows.transpose(1, 2) @ packed.weights).unflatten(1, (-1, 4, 3))
     skinned = blended[:, :, 3] + (blended[:, :, :3] * posed[:, :, :, None]).sum(2)
@@ -235,18 +227,22 @@ class _Piece(NamedTuple):
     num_blocks: int
     width: int
     """Rows of weights that its blocks need."""
+    kept: slice
+    """Where its entries are in what a pass keeps of all pieces."""
 
 
 def _pieces(batch: int, packed: _Packed) -> Iterator[_Piece]:
-    group = max(1, min(packed.num_blocks, PIECE // max(batch, 1)))
+    group = max(1, min(len(packed.widths), PIECE // max(batch, 1)))
     plane = 3 * packed.block
     for first in range(0, batch, BODIES):
         last = min(first + BODIES, batch)
-        for start in range(0, packed.num_blocks, group):
-            stop = min(start + group, packed.num_blocks)
+        for start in range(0, len(packed.widths), group):
+            stop = min(start + group, len(packed.widths))
             columns = slice(start * plane, stop * plane)
-            width = max(packed.widths[start:stop])
-            yield _Piece(slice(first, last), slice(start, stop), columns, last - first, stop - start, width)
+            sizes = last - first, stop - start, max(packed.widths[start:stop])
+            begin = plane * (first * len(packed.widths) + start * (last - first))
+            kept = slice(begin, begin + plane * sizes[0] * sizes[1])
+            yield _Piece(slice(first, last), slice(start, stop), columns, *sizes, kept)
 
 
 class _Workspace:
@@ -279,17 +275,23 @@ class _Workspace:
             out += halfprecision.product(self.feature[piece.bodies], packed.correctives[:, piece.columns])
         return out.view(piece.num_bodies, piece.num_blocks, 3, packed.block).transpose(0, 1)
 
-    def rows(self, piece: _Piece, transforms: Tensor) -> Tensor:
-        """Return (J, K, B, 3) parts of transforms for one piece's joints, (blocks, width, K, bodies * 3)."""
-        joints = self.packed.joints[piece.blocks, : piece.width]
-        return transforms[:, :, piece.bodies].flatten(2)[joints]
+    def blend(self, piece: _Piece, transforms: Tensor, order: tuple[int, ...]) -> Iterator[Tensor]:
+        """Yield the means of the joints' (J, K, B, 3) rows or columns at every vertex of one piece.
 
-    def blend(self, piece: _Piece, rows: Tensor, name: str) -> Tensor:
-        """Return the means (blocks, bodies, 3, block) of (blocks, width, bodies * 3) rows over the joints."""
-        out = self.buffer(name, piece.num_blocks, piece.num_bodies, 3, self.packed.block)
+        Each is (blocks, bodies, 3, block). Those of several bodies have the same memory, but for the first.
+        """
         weights = self.packed.weights[piece.blocks, : piece.width]
-        torch.bmm(rows.mT, weights, out=out.flatten(1, 2))
-        return out
+        joints = self.packed.joints[piece.blocks, : piece.width]
+        vectors = transforms[:, :, piece.bodies].flatten(2)[joints]
+        shape = (piece.num_blocks, piece.num_bodies, 3, self.packed.block)
+        if piece.num_bodies == 1:  # in one call
+            found = torch.bmm(vectors.flatten(2).mT, weights).unflatten(1, (-1, 1, 3)).unbind(1)
+            yield from (found[index] for index in order)
+            return
+        for i, index in enumerate(order):
+            out = self.buffer("blended" if i else "first", *shape)
+            torch.bmm(vectors[:, :, index].mT, weights, out=out.flatten(1, 2))
+            yield out
 
     def place(self, vertices: Tensor, piece: _Piece) -> Iterator[tuple[slice, Tensor]]:
         """Yield a piece of (B, V, 3) vertices as planes (blocks, bodies, 3, block), then a short last."""
@@ -316,21 +318,22 @@ def _value(
     batch, plane = coefficients.shape[0], 3 * packed.block
     work, columns = _Workspace(packed, coefficients, base), transforms.permute(1, 3, 0, 2).contiguous()
     vertices = _large(coefficients, batch, packed.num_vertices, 3)
-    kept = _large(coefficients, batch * packed.num_blocks * plane) if keep else None
+    kept = _large(coefficients, batch * len(packed.widths) * plane) if keep else None
     for piece in _pieces(batch, packed):
-        if kept is None:
-            memory = work.buffer("posed", piece.num_bodies, piece.num_blocks * plane)
-        else:
-            memory = _kept_piece(kept, piece, packed)
-        posed, rows = work.posed(piece, memory), work.rows(piece, columns)
+        shape = (piece.num_bodies, piece.num_blocks * plane)
+        memory = work.buffer("posed", *shape) if kept is None else kept[piece.kept].view(shape)
         # One column of the transforms at a time, so that all stays in the cache.
-        skinned = work.blend(piece, rows[:, :, 3], "skinned")
-        for axis in range(3):
-            skinned.addcmul_(work.blend(piece, rows[:, :, axis], "blended"), posed[:, :, axis, None])
+        coordinates = work.posed(piece, memory).unsqueeze(2).unbind(3)
+        blended = work.blend(piece, columns, (3, 0, 1, 2))
+        skinned = next(blended)
+        for column, coordinate in zip(blended, coordinates, strict=True):
+            skinned.addcmul_(column, coordinate)
+        shifts = translation[piece.bodies].T[..., None].unbind()
         for part, planes in work.place(vertices, piece):
-            for axis in range(3):  # three times faster than all at once, whose innermost loop has three steps
-                found = skinned[part, :, axis, : planes.shape[-1]]
-                torch.add(found, translation[piece.bodies, axis, None], out=planes[:, :, axis])
+            found = skinned[part, ..., : planes.shape[-1]].unbind(2)
+            # Each coordinate apart: the innermost loop of all at once would have three steps.
+            for coordinate, shift, out in zip(found, shifts, planes.unbind(2), strict=True):
+                torch.add(coordinate, shift, out=out)
     return (vertices,), () if kept is None else (kept,)
 
 
@@ -357,24 +360,22 @@ def _gradient(
         bodies, blocks = piece.bodies, piece.blocks
         shape = (piece.num_bodies, piece.num_blocks * plane)
         if kept:
-            posed = _kept_piece(kept[0], piece, packed).view(piece.num_bodies, -1, 3, block).transpose(0, 1)
+            posed = kept[0][piece.kept].view(piece.num_bodies, -1, 3, block).transpose(0, 1)
         else:
             posed = work.posed(piece, work.buffer("posed", *shape))
         d_skinned = work.buffer("d_skinned", piece.num_blocks, piece.num_bodies, 3, block)
-        if blocks.stop == packed.num_blocks:
+        if blocks.stop == len(packed.widths):
             d_skinned[-1, ..., packed.num_vertices - (blocks.stop - 1) * block :] = 0
         for part, planes in work.place(grads[0], piece):
             d_skinned[part, ..., : planes.shape[-1]].copy_(planes)
         if wants[0] or d_base is not None:
             d_planes = work.buffer("d_planes", *shape)
             d_posed = d_planes.view(piece.num_bodies, -1, 3, block).transpose(0, 1)
-            rows = work.rows(piece, rows_of_rotations)
-            for axis in range(3):
-                row = work.blend(piece, rows[:, :, axis], "blended")
-                if axis == 0:
-                    torch.mul(row, d_skinned[:, :, axis, None], out=d_posed)
-                else:
-                    d_posed.addcmul_(row, d_skinned[:, :, axis, None])
+            first, *others = d_skinned.unsqueeze(2).unbind(3)
+            blended = work.blend(piece, rows_of_rotations, (0, 1, 2))
+            torch.mul(next(blended), first, out=d_posed)
+            for row, other in zip(blended, others, strict=True):
+                d_posed.addcmul_(row, other)
             if d_base is not None:
                 d_base[bodies, piece.columns] = d_planes
             for rows, directions, columns in packed.factors(piece):
@@ -411,11 +412,3 @@ def _large(like: Tensor, *shape: int) -> Tensor:
 
 _LARGE = 1 << 20
 """Entries: 4 MB of float32, below which NumPy does not ask."""
-
-
-def _kept_piece(kept: Tensor, piece: _Piece, packed: _Packed) -> Tensor:
-    """Return a piece of the kept surfaces, (bodies, blocks * 3 * block), each piece contiguous."""
-    plane = 3 * packed.block
-    before = piece.bodies.start * packed.num_blocks + piece.blocks.start * piece.num_bodies
-    size = piece.num_bodies * piece.num_blocks
-    return kept[before * plane : (before + size) * plane].view(piece.num_bodies, -1)
