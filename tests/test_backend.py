@@ -549,3 +549,14 @@ def test_a_template_reaches_a_product_as_one_row(monkeypatch, differentiated):
     monkeypatch.setattr(torch, "addmm", watched)
     body(**given)
     assert shapes == [(3 * body.num_vertices,)]
+
+
+@pytest.mark.parametrize("name", ["SMPL without correctives", "SMPL"])
+def test_only_bodies_with_pose_blend_shapes_compute_their_feature(name, monkeypatch):
+    """On CUDA its operations are launches, which are what small batches cost."""
+    body, _ = both(name)
+    calls = []
+    feature = backend.pose_feature
+    monkeypatch.setattr(backend, "pose_feature", lambda matrices: calls.append(1) or feature(matrices))
+    body(**arguments(body))
+    assert len(calls) == (body.num_correctives > 0)

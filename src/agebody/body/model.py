@@ -214,7 +214,7 @@ class BodyModel(nn.Module):
         faces = torch.from_numpy(asset.faces.astype(np.int64)).to(device)
         self.register_buffer("faces", faces, persistent=False)
         self.identity = parts.rest_joints(self.joint_directions, self.age_anchors, dtype=dtype).to(device)
-        self.tree = parts.tree(asset.parents.tolist()).to(device)
+        self.tree = parts.tree(asset.parents.tolist(), self.num_correctives > 0).to(device)
         low = self.corrective_dtype
         self.surface = parts.surface(
             identity if low else np.concatenate((identity, correctives)),
@@ -531,9 +531,7 @@ class BodyModel(nn.Module):
         matrices, world, transforms, feature = self.tree.pose(
             pose, pose_format, flatten(identity.rest_joints, batch, 2)
         )
-        if not self.num_correctives:
-            feature = feature[:, :0]
-        elif identity.corrective_scale is not None:
+        if self.num_correctives and identity.corrective_scale is not None:
             feature = feature * flatten(identity.corrective_scale[..., None], batch, 1)
         coefficients = flatten(identity.coefficients, batch, 1)
         translation = flatten(translation, batch, 1)

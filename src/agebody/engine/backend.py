@@ -130,8 +130,9 @@ class WarpRestJoints(RestJoints):
 class WarpTree(nn.Module):
     """`KinematicTree` in one launch, Rodrigues' formula included."""
 
-    def __init__(self, parents: Sequence[int]) -> None:
+    def __init__(self, parents: Sequence[int], correctives: bool = True) -> None:
         super().__init__()
+        self.correctives = correctives
         self.joints = _Constants(load_kernels().JointTree.build(parents))
 
     def pose(
@@ -146,7 +147,8 @@ class WarpTree(nn.Module):
         else:
             matrices = rotations.to_matrix(pose, pose_format)
             world, skinning = _compute("forward_kinematics_of_matrices", joints, matrices, rest_joints)
-        return matrices, world, skinning, pose_feature(matrices)
+        feature = pose_feature(matrices) if self.correctives else matrices.new_empty(len(matrices), 0)
+        return matrices, world, skinning, feature
 
 
 class WarpSurface(nn.Module):

@@ -21,14 +21,16 @@ class KinematicTree(nn.Module):
 
     Args:
         parents: parent of each joint; the root is first, with -1, and parents come before children.
+        correctives: whether a body has pose blend shapes; without, `pose` gives an empty feature.
     """
 
     order: Tensor
     above: Tensor
     differences: Tensor
 
-    def __init__(self, parents: Sequence[int]) -> None:
+    def __init__(self, parents: Sequence[int], correctives: bool = True) -> None:
         super().__init__()
+        self.correctives = correctives
         depth = [0] * len(parents)
         for joint, parent in enumerate(parents[1:], start=1):
             depth[joint] = depth[parent] + 1
@@ -73,9 +75,11 @@ class KinematicTree(nn.Module):
         """Return the rotations of a pose in any format as matrices, the results of `forward`, and the
         `pose_feature`."""
         if pose_format == "axis_angle":
-            return _POSE(self, pose, rest_joints)  # pyright: ignore
+            *found, feature = _POSE(self, pose, rest_joints)
+            return *found, feature if self.correctives else feature[:, :0]  # pyright: ignore
         matrices = to_matrix(pose, pose_format)
-        return matrices, *self(matrices, rest_joints), pose_feature(matrices)
+        feature = pose_feature(matrices) if self.correctives else matrices.new_empty(len(matrices), 0)
+        return matrices, *self(matrices, rest_joints), feature
 
     def to_sorted(self, array: Array) -> Array:
         """Reorder (B, J, ...) in the order of the joints to (J, B, ...) in order of depth."""

@@ -23,7 +23,7 @@ from agebody.engine.batched import BatchedFunction
 BLOCK = 288
 """Vertices per block: few enough to touch few joints, enough for each step to outweigh its call."""
 BODIES = 256
-"""Bodies per chunk: bounds the workspace to about 5 MB, whatever the batch."""
+"""Bodies per chunk: bounds the workspace to about 4 MB, whatever the batch."""
 PIECE = 192
 """Blocks times bodies of a piece of a smaller batch: few enough for its workspace to stay in cache."""
 PRODUCT = 1 << 20
