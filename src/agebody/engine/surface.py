@@ -349,7 +349,6 @@ def _gradient(
 ) -> tuple[Tensor | None, ...]:
     """Compute the gradient piece by piece; sums over vertices and blocks run in a fixed order."""
     batch, block, plane = coefficients.shape[0], packed.block, 3 * packed.block
-    num_plain = packed.directions.shape[0]
     work = _Workspace(packed, coefficients, base)
     rows_of_rotations = transforms[..., :3].permute(1, 2, 0, 3).contiguous()
     # Transposed: a product of one body then runs along the rows of the directions.
@@ -381,7 +380,7 @@ def _gradient(
             for rows, directions, columns in packed.factors(piece):
                 d_coefficients[rows, bodies].addmm_(directions, d_planes[:, columns].T)
             if packed.correctives is not None:
-                d_coefficients[num_plain:, bodies] += halfprecision.transposed_product(
+                d_coefficients[len(packed.directions) :, bodies] += halfprecision.transposed_product(
                     d_planes, packed.correctives[:, piece.columns]
                 ).T
         if wants[1]:
@@ -395,8 +394,7 @@ def _gradient(
                 torch.bmm(weights, shares, out=gathered[axis])
             scatter = packed.scatter[:, blocks, : piece.width].flatten(1)
             d_columns[:, :, bodies] += (scatter @ gathered.flatten(1, 2)).unflatten(2, (-1, 3))
-    d_transforms = d_columns.permute(2, 1, 3, 0)
-    found = (d_coefficients.T, d_transforms, grads[0].sum(1) if wants[2] else None)
+    found = (d_coefficients.T, d_columns.permute(2, 1, 3, 0), grads[0].sum(1) if wants[2] else None)
     return found if base is None else (*found, d_base)
 
 
