@@ -24,6 +24,7 @@ from agebody import cameras, losses, metrics, nets
 from agebody.age import AGE_CLASSES, age_class
 from agebody.draw import render
 from agebody.losses import LossTerm, Objective, reprojection_loss
+from agebody.nets.images import IMAGE_MEAN, IMAGE_STD
 from agebody.pipelines.synthesis import Recipe, synthesize
 from agebody.pipelines.train import (
     Augmentation,
@@ -33,7 +34,7 @@ from agebody.pipelines.train import (
     predicted_values,
     train,
 )
-from agebody.pipelines.train.data import MEAN, SD, batches
+from agebody.pipelines.train.data import batches
 
 LAYOUT, SIDE, CELLS = agebody.LAYOUTS["hmr2_44"], 64, 16
 POINTS = len(LAYOUT)
@@ -171,7 +172,7 @@ def draw(network: nets.Regressor, batch: Batch, path: Path, count: int = 12, sid
     transl = cameras.weak_to_translation(prediction.camera, batch.box, batch.camera)
     with torch.no_grad():
         vertices = body(**prediction.arguments(), transl=transl).vertices
-    mean, sd = (batch.images.new_tensor(part)[:, None, None] for part in (MEAN, SD))
+    mean, sd = (batch.images.new_tensor(part)[:, None, None] for part in (IMAGE_MEAN, IMAGE_STD))
     rows = []
     for i in range(count):
         pixels = ((batch.images[i] * sd + mean).clamp(0, 1) * 255).byte().permute(1, 2, 0).numpy()

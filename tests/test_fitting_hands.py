@@ -2,13 +2,14 @@
 
 import functools
 import json
+import types
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from bodies import random_body, with_fingers
-from model_files import PARENTS, write_smplx_npz
+from model_files import PARENTS, small_smplx, write_smplx_npz
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -26,13 +27,15 @@ from agebody.fitting import (
     fit_vertices,
 )
 from agebody.fitting.observed import pose_prior_of, read_observed
-from agebody.fitting.whole_body import FACE_NOISE, HAND_NOISE, extremity_priors, noise_shares
+from agebody.fitting.whole_body import FACE_NOISE, HAND_NOISE, noise_shares
 from agebody.keypoints import get_layout
 from agebody.losses import hmr2_objective, joint_limits_prior
+from agebody.losses.extremities import extremity_priors
 from agebody.metrics import pa_mpjpe
 from agebody.optim.motion import moving_joints
 from agebody.people import pose, random_people
 from agebody.pipelines.cli import app
+from agebody.pipelines.labels.training import _hands_and_faces
 from agebody.pipelines.train import TrainingData
 from agebody.pipelines.train.augment import NO_AUGMENTATION
 from agebody.rotations import axis_angle_to_matrix
@@ -366,11 +369,24 @@ def test_hands_go_from_labels_to_shards_and_batches(tmp_path):
         np.testing.assert_allclose(file["body_pose"][:, 3:66], pose[:, :21].flatten(1), atol=1e-6)
         assert not file["body_pose"][:, 66:].any()
     data = {"sources": tmp_path / "labels" / "shards", "size": (48, 64)}
-    target = TrainingData(**data, hands=True)[0].target
+    target = TrainingData(**data, family="smplh")[0].target
     matrices = axis_angle_to_matrix(pose)
     torch.testing.assert_close(target["body_pose"], matrices, rtol=0, atol=1e-5)
     assert target["body_pose_weights"].tolist() == [[1.0] * 36 + [0.0] * 15]
-    flip = TrainingData(**data, hands=True, augmentation=replace(NO_AUGMENTATION, flipped=1.0))[0].target
+    with (
+        np.load(tmp_path / "labels" / "labels.npz") as labels,
+        np.load(tmp_path / "labels" / "train.npz") as file,
+    ):
+        np.testing.assert_allclose(file["expression"][:, :4], labels["betas"][:, 10:], atol=1e-6)
+        assert file["has_expression"].tolist() == [1]
+        assert "jaw_pose" not in file
+        face = TrainingData(**data, family="smplx")[0].target
+        assert np.abs(labels["betas"][:, 10:]).max() > 0.1
+        np.testing.assert_allclose(face["expression"], file["expression"])
+    assert face["expression_weights"].tolist() == [1]
+    assert face["body_pose_weights"].tolist() == [[1.0] * 21 + [0.0] * 3 + [1.0] * 15 + [0.0] * 15]
+    torch.testing.assert_close(face["body_pose"][:, [*range(21), *range(24, 54)]], target["body_pose"])
+    flip = TrainingData(**data, family="smplh", augmentation=replace(NO_AUGMENTATION, flipped=1.0))[0].target
     mirrored = people()[0].map(lambda t: t[:1])._replace(body_pose=pose).mirrored(FINGERS.joint_names)
     expected = axis_angle_to_matrix(mirrored.body_pose)
     torch.testing.assert_close(flip["body_pose"], expected, rtol=0, atol=1e-5)
@@ -382,3 +398,26 @@ def test_hands_go_from_labels_to_shards_and_batches(tmp_path):
     off = target["body_pose"].new_zeros(1, 51, 3, 3)
     per_person = term.loss({"body_pose": off}, target, "sum")
     assert per_person == (target["body_pose"][:, :36] ** 2).sum()
+
+
+class Seen(types.SimpleNamespace):
+    """What shards are made of, of two people."""
+
+    def __len__(self):
+        return 2
+
+
+def test_jaw_and_eyes_go_to_shards_with_the_joints_of_smplx():
+    """Points of the face decide whether they are labels; of people whose truth is known they always are."""
+    body = agebody.SMPLX(small_smplx())
+    rng, observed = np.random.default_rng(0), np.ones((2, 133, 3))
+    observed[1, FACE, 2] = 0
+    pose, betas = rng.normal(size=(2, 54, 3)), rng.normal(size=(2, body.num_coefficients))
+    given = {"keypoint_layout": "coco133", "joint_names": body.asset.joint_names, "observed": observed}
+    given |= {"kept": np.ones(2, bool), "betas": betas, "global_orient": pose[:, 0], "body_pose": pose}
+    for true, known in ((False, [1, 0]), (True, [1, 1])):
+        arrays = _hands_and_faces(body, Seen(**given), true)
+        for name, joint in (("jaw_pose", 21), ("leye_pose", 22), ("reye_pose", 23)):
+            np.testing.assert_array_equal(arrays[name], pose[:, joint].astype(np.float32))
+        assert arrays["has_jaw_pose"].tolist() == arrays["has_expression"].tolist() == known
+        np.testing.assert_allclose(arrays["expression"], betas[:, 10:], rtol=1e-6)

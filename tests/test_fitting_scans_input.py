@@ -11,7 +11,7 @@ from agebody.cameras import Camera
 from agebody.fitting import SMPLIFY_KIDS, Cloud, Plane, fit_plane, fit_scans
 from agebody.fitting.scans.frames import Frames
 from agebody.fitting.scans.surface import register_surface
-from agebody.fitting.scans.terms import all_joints
+from agebody.keypoints import joint_layout
 from agebody.people import pose
 
 LAST = SMPLIFY_KIDS[-1]._replace(max_iterations=2)  # how well a fit ends does not matter here
@@ -95,8 +95,8 @@ class TestModes:
 
 def test_the_layout_of_all_joints_is_made_once(infant):
     names = infant.asset.joint_names
-    assert all_joints(names) is all_joints(tuple(names))
-    assert all_joints(names).names == names
+    assert joint_layout(*names) is joint_layout(*names)
+    assert joint_layout(*names).names == names
 
 
 class TestReport:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 import agebody
 from agebody.cameras import Camera
+from agebody.keypoints import joint_layout
 from agebody.losses import (
     MahalanobisPrior,
     MaxMixturePrior,
@@ -37,7 +38,6 @@ from agebody.optim.terms import (
     StartPrior,
     project,
     robust_weights,
-    root_layout,
 )
 from agebody.parameters import GROUPS, BodyParameters, group_slices
 from agebody.rotations import matrix_to_axis_angle, to_matrix
@@ -396,6 +396,6 @@ def test_bounds(body):
     parameters, report = fit_bodies(body, {"age": AgePrior(wanted, 0.1)}, stages, start, age_bounds=bounds)
     torch.testing.assert_close(parameters.age_offset, torch.tensor([0.0, 0.4, 0.8], dtype=DOUBLE))
     assert report.converged.all()
-    layout = root_layout("pelvis")
-    assert layout is root_layout("pelvis")
-    assert layout is not root_layout("head")
+    layout = joint_layout("pelvis")
+    assert layout is joint_layout("pelvis")
+    assert layout is not joint_layout("head")

@@ -14,6 +14,7 @@ from agebody import SMPL, SMPLA, AssetError
 from agebody.losses import PoseDiscriminator
 from agebody.nets import DecoderHead, Regressor, ViT, ViTSize, load_checkpoint, read_checkpoint
 from agebody.nets.vit import VIT_SIZES
+from agebody.rotations import rotation_6d_to_matrix
 
 SMALL = ViTSize(32, 2, 4)
 PARENTS = (-1, *range(23))
@@ -106,6 +107,30 @@ def test_the_head_is_recognised_by_its_weights(tmp_path, preset, family):
         head.token_starts,
     )
     assert made.network.head.state_dict().keys() == head.state_dict().keys()
+
+
+def test_the_form_of_camerahmr_for_smplx_predicts_its_55_joints(tmp_path):
+    """Fingers are read apart; jaw and eyes stay at rest, as the public code leaves them."""
+    whole = random_body(num_vertices=60, parents=(-1, *range(54)), num_betas=16)
+    body = SMPLA(whole, pose_format="matrix", num_betas=16)
+    state = published("camerahmr_x")
+    path = save({name.replace("smpl_", "smplx_"): part for name, part in state.items()}, tmp_path / "a.pth")
+    made = load_checkpoint(path, body)
+    assert made.family == "CameraHMR-X"
+    assert made.network.head.condition == 3
+    with torch.no_grad():
+        found = made.network(IMAGES, wave("condition", 2, 3).float())
+        read = network("camerahmr_x", body).head(
+            made.network.backbone(IMAGES), wave("condition", 2, 3).float()
+        )
+    assert found.extras == {}
+    torch.testing.assert_close(found.body_pose[:, 21:24], torch.eye(3).expand(2, 3, 3, 3))
+    pose, hands = (rotation_6d_to_matrix(read[n].unflatten(-1, (-1, 6))) for n in ("pose", "hands"))
+    torch.testing.assert_close(found.body_pose[:, :21], pose[:, 1:22])
+    torch.testing.assert_close(found.body_pose[:, 24:], hands)
+    assert body(**found.arguments()).vertices.shape == (2, 60, 3)
+    with pytest.raises(AssetError, match="predicts 55 joints and 16 shape numbers; the body has 55 .* 10 or"):
+        load_checkpoint(path, SMPLA(whole, pose_format="matrix"))
 
 
 @pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "model.", "model.module."])

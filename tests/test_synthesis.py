@@ -8,6 +8,7 @@ import tarfile
 import numpy as np
 import pytest
 import torch
+from bodies import with_fingers
 from PIL import Image
 from scipy.ndimage import minimum_filter
 from torch.utils.data import DataLoader
@@ -23,6 +24,8 @@ from agebody.pipelines.labels.samples import HIDDEN_BY, index_shard
 from agebody.pipelines.synthesis import Recipe, synthesize
 from agebody.pipelines.synthesis.recipe import draw_ages
 from agebody.pipelines.synthesis.scenes import Studio
+from agebody.pipelines.train import Filters, TrainingData
+from agebody.rotations import axis_angle_to_matrix
 
 RECIPE = Recipe(count=6, people=(1, 3), size=(96, 80), seed=3, images_per_shard=4, occluders=0.6)
 
@@ -295,3 +298,23 @@ def test_a_loader_reads_shards_in_any_order_with_workers(folder):
     loader = DataLoader(shards, batch_size=None, shuffle=True, num_workers=1)
     assert sorted(sample.name for sample in loader) == sorted(sample.name for sample in shards)
     assert shards[-1].name == shards[5].name
+
+
+def test_people_with_hands_have_posed_fingers_in_their_shards(mannequin_asset, tmp_path):
+    """Of a body with fingers, the labels have COCO's 133 points, and training gets the hands of everyone."""
+    hands = agebody.SMPLH(with_fingers(mannequin_asset, expressions=4), num_expression=4)
+    synthesize(hands, tmp_path, Recipe(count=3, size=(64, 64), seed=2, layout="coco133"))
+    labels = load_labels(tmp_path / "labels.npz")
+    assert labels.observed.shape == (3, 133, 3)
+    fingers = labels.body_pose[:, 21:]
+    assert fingers.shape[1] == 30
+    assert np.abs(fingers - fingers.mean(0)).max() > 0.1
+    assert np.abs(fingers).max() < 2
+    assert np.abs(labels.betas[:, 10:]).max() > 0.1
+    target = TrainingData(tmp_path, size=(16, 16), family="smplx", filters=Filters(visible=1))
+    target = target.__getitems__(range(3)).target
+    assert target["body_pose_weights"].tolist() == [[1.0] * 21 + [0.0] * 3 + [1.0] * 30] * 3
+    assert target["expression_weights"].tolist() == [1.0] * 3
+    angles = axis_angle_to_matrix(torch.from_numpy(fingers)).float()
+    order = torch.cdist(target["betas"], torch.from_numpy(labels.betas[:, :10]).float()).argmin(1)
+    torch.testing.assert_close(target["body_pose"][:, 24:], angles[order], atol=1e-5, rtol=0)

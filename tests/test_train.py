@@ -13,25 +13,27 @@ from torch import nn
 
 import agebody
 from agebody import cameras, losses, nets
+from agebody.age import age_class
 from agebody.annotations import AnnotationError
 from agebody.cameras import Camera
+from agebody.detect.windows import crop_image
 from agebody.keypoints import mirror_order
 from agebody.mesh import PartMap
 from agebody.people import random_people
+from agebody.pipelines.labels.samples import index_shard, read_members
 from agebody.pipelines.train import (
     Augmentation,
     Filters,
-    PseudoTruth,
     RealBodies,
     Source,
     TrainingData,
     TrainingError,
     TrainingSettings,
     predicted_values,
-    refit,
+    refit_shards,
     train,
 )
-from agebody.pipelines.train.augment import PictureOf, augment, crop_image, draw_augmentation
+from agebody.pipelines.train.augment import PictureOf, augment, draw_augmentation
 from agebody.pipelines.train.data import batches
 from agebody.rotations import axis_angle_to_matrix
 
@@ -182,7 +184,7 @@ def test_augmented_crops_match_their_keypoints(body):
         blob = np.exp(-((x - float(pixels[i, 0, 0])) ** 2 + (y - float(pixels[i, 0, 1])) ** 2) / 8)
         image = Image.fromarray(np.uint8(np.repeat(255 * blob[..., None], 3, 2)))
         size = (96, 128)
-        crop = crop_image(image, after.box[i], back[i], size)[..., 0].astype(float)
+        crop = crop_image(image, after.box[i], size, back[i])[..., 0].astype(float)
         found = after.keypoints_2d[i, flip[0] if draw.flip[i] else 0]
         side = float(after.box[i, 2] - after.box[i, 0])
         place = (found - after.box[i, :2]).numpy() * 128 / side - np.array([(128 - 96) / 2, 0])
@@ -197,14 +199,13 @@ def test_small_crops_of_large_photographs_do_not_alias():
     """One pixel of a checkerboard in eight, or all of them: a crop of an eighth is grey."""
     board = np.indices((512, 512)).sum(0) % 2 * 255
     image = Image.fromarray(np.repeat(board[..., None], 3, 2).astype(np.uint8))
-    identity = torch.eye(3)[:2]
-    crop = crop_image(image, torch.tensor([0.0, 0, 512, 512]), identity, (64, 64))
+    crop = crop_image(image, torch.tensor([0.0, 0, 512, 512]), (64, 64))
     assert abs(crop.astype(float) - 127.5).max() < 4
     stream = io.BytesIO()
     ramp = np.tile(np.arange(512) / 2, (512, 1)).astype(np.uint8)
     Image.fromarray(np.repeat(ramp[..., None], 3, 2)).save(stream, "JPEG", quality=95)
     for size in ((64, 64), (16, 16)):  # a ramp tells where each pixel comes from
-        crop = crop_image(Image.open(stream), torch.tensor([0.0, 0, 512, 512]), identity, size)
+        crop = crop_image(Image.open(stream), torch.tensor([0.0, 0, 512, 512]), size)
         step = 512 / size[0]
         np.testing.assert_allclose(crop[5, 2:-2, 0], (np.arange(size[0]) + 0.5)[2:-2] * step / 2, atol=2)
 
@@ -236,7 +237,7 @@ def test_rows_are_functions_of_seed_and_number(shards):
 
 
 def test_people_without_hands_have_no_labels_of_fingers(shards):
-    target = TrainingData(shards, size=(8, 8), hands=True)[0].target
+    target = TrainingData(shards, size=(8, 8), family="smplh")[0].target
     assert target["body_pose"].shape == (1, 51, 3, 3)
     assert target["body_pose_weights"].tolist() == [[1.0] * 21 + [0.0] * 30]
 
@@ -631,33 +632,58 @@ def test_settings_and_augmentations_are_checked(unchecked):
     assert rates == pytest.approx([0.5, 0.5 + 0.5 * np.cos(np.pi / 10), 0.5, 0])
 
 
-def test_spins_loop_keeps_the_better_of_fit_and_known(mannequin_asset):
-    """A start near the truth is fitted and kept; a worse one changes nothing; large errors teach nobody."""
-    layer = agebody.SMPLA(mannequin_asset)
-    people = drawn_people(layer, 3, seed=4)
-    pixels = people.camera.project(layer.keypoints("hmr2_44", people.parameters)).pixels
-    weights = torch.ones(3, 44)
-    weights[2, 3:] = 0  # three points are no fit
-    known = PseudoTruth.none(layer, 4)
-    rows = torch.tensor([0, 2, 3])
-    near = people.parameters._replace(body_pose=people.body_pose + 0.1, betas=torch.zeros_like(people.betas))
-    options = {"weights": weights, "start_sd": {"body_pose": 0.3}, "age_offset": people.age_offset}
-    found = refit(layer, known.select(rows), near, pixels, people.camera, **options)
-    assert (found.error[:2] < 1.0).all()
-    assert found.error[2] == torch.inf
-    known = known.replaced(rows, found)
-    assert known.error.isfinite().tolist() == [True, False, True, False]
-    far = near._replace(global_orient=-near.global_orient, transl=near.transl + 1)
-    one_step = (agebody.fitting.SMPLIFY[0]._replace(max_iterations=1),)
-    again = refit(layer, found, far, pixels, people.camera, **options, stages=one_step)
-    assert torch.equal(again.error, found.error)
-    assert all(torch.equal(a, b) for a, b in zip(again.parameters, found.parameters, strict=True))
-    target = known.target(2.0)
-    assert target["body_pose_weights"].tolist() == [1, 0, 1, 0]
-    torch.testing.assert_close(target["body_pose"][0], axis_angle_to_matrix(found.parameters.body_pose[0]))
-    beyond = known._replace(parameters=known.parameters._replace(betas=torch.full((4, 10), 3.5)))
-    assert beyond.target(2.0)["betas_weights"].tolist() == [0] * 4
-    assert beyond.target(2.0)["body_pose_weights"].tolist() == [1, 0, 1, 0]
+def test_spins_loop_keeps_the_better_of_fit_and_label(body, tmp_path):
+    """What is not known is fitted; truth, measured points and better labels stay; shards tell the error."""
+    people = records(body, drawn_people(body, 6, seed=4))
+    for one in people[1:5]:
+        one["has_body_pose"] = one["has_betas"] = np.float32(0)
+    for one in people[1:3]:
+        one["age_class"] = np.int32(age_class(torch.tensor(one["betas"][10])))
+        one["body_pose"], one["betas"] = np.zeros(72, np.float32), np.zeros(11, np.float32)
+        one["keypoints_3d"] = np.zeros((44, 4), np.float32)
+    people[3]["keypoints_2d"][5:, 2] = 0  # too few for HMR2's filter of four points and more
+    people[4]["keypoints_2d"][4:, 2] = 0
+    people[5]["fit_error"] = np.float32(0.001)
+    write_shard(tmp_path / "a.tar", [people[:3], people[3:]])
+    net, first, second = network(body), tmp_path / "first", tmp_path / "second"
+    options = {"crop_size": (64, 48), "start_sd": {"body_pose": 0.5}}
+    done = []
+    found = refit_shards(net, tmp_path / "a.tar", first, progress=done.append, batch_size=2, **options)
+    assert done[-1] == found.people == 5
+    assert found.replaced == 3
+    again = refit_shards(net, first, second, **options)
+    assert (again.people, again.replaced, again.labelled) == (5, 0, found.labelled)
+    assert (first / "a.tar").read_bytes() == (second / "a.tar").read_bytes()
+    now = [
+        one
+        for place in index_shard(first / "a.tar", ("jpg", "data.pyd")).values()
+        for one in pickle.loads(read_members(first / "a.tar", place)["data.pyd"])
+    ]
+    for i in (0, 4, 5):
+        assert now[i].keys() == people[i].keys()
+        assert all(np.array_equal(now[i][name], people[i][name]) for name in ("body_pose", "keypoints_3d"))
+    np.testing.assert_array_equal(now[3]["keypoints_3d"], people[3]["keypoints_3d"])
+    for one in now[1:3]:
+        layer = agebody.SMPLA(body.asset)
+        pose = torch.from_numpy(one["body_pose"]).view(24, 3)
+        points = layer.keypoints(
+            "hmr2_44",
+            betas=torch.from_numpy(one["betas"][:10]),
+            age_offset=float(one["betas"][10]),
+            global_orient=pose[0],
+            body_pose=pose[1:],
+        )
+        seen = torch.from_numpy(one["keypoints_3d"])
+        torch.testing.assert_close(points - points[0], seen[:, :3] - seen[0, :3], atol=1e-5, rtol=0)
+        camera = Camera(torch.from_numpy(one["focal"]), torch.from_numpy(one["principal_point"]))
+        off = camera.project(seen[:, :3]).pixels - torch.from_numpy(one["keypoints_2d"][:, :2])
+        assert off.norm(dim=-1).mean() == pytest.approx(float(one["fit_error"]), rel=0.05)
+        good = one["fit_error"] <= 0.04 * max(one["scale"]) * 200
+        assert one["has_body_pose"] == one["has_betas"] == seen[0, 3] == good
+    assert not (second / "a.tar").samefile(first / "a.tar")
+    for folder, overwrite in ((second, False), (first, True)):
+        with pytest.raises(FileExistsError, match="exists; give another folder"):
+            refit_shards(net, first, folder, overwrite=overwrite, **options)
 
 
 def plain_network(body):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, cast
 
 import numpy as np
@@ -389,6 +390,12 @@ def contour_layout(asset: BodyAsset) -> KeypointLayout:
         (np.ones(len(used)), (np.arange(len(used)), used)), shape=(len(used), asset.num_vertices)
     )
     return KeypointLayout.from_regressor(rows, [str(vertex) for vertex in used], name="contour vertices")
+
+
+@cache
+def joint_layout(*names: str) -> KeypointLayout:
+    """Return joints of a body as a layout, the same object for the same names."""
+    return KeypointLayout("joints", names, tuple(("joints", name) for name in names))
 
 
 def get_layout(layout: str | KeypointLayout) -> KeypointLayout:

@@ -35,14 +35,19 @@ def convert_box(
     return torch.cat((first if target == "xywh" else first + size / 2, size), -1)
 
 
-def square_box(box: Float[Tensor, "*batch 4"], *, scale: float = 1.0) -> Float[Tensor, "*batch 4"]:
+def square_box(
+    box: Float[Tensor, "*batch 4"], *, scale: float = 1.0, crop: tuple[float, float] = (1, 1)
+) -> Float[Tensor, "*batch 4"]:
     """Return the square around the same centre whose side is the box's longer side times a scale.
 
     Args:
         box: corners [pixels].
         scale: room around a person; 1.2 is usual.
+        crop: width and height of a crop, whatever their unit, that is as high, or as wide, as the square,
+            and in its middle; it shows the whole box.
     """
     center, size = convert_box(box, "xyxy", "cxcywh").split(2, -1)
+    size = size * (max(crop) / size.new_tensor(crop))
     half = size.amax(-1, keepdim=True) * (scale / 2)
     return torch.cat((center - half, center + half), -1)
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Float, UInt8
+from torch import Tensor
+
+UNCHANGED = torch.eye(2, 3)
 
 
 class Window(NamedTuple):
@@ -59,3 +63,46 @@ def letterbox(image: UInt8[np.ndarray, "H W 3"], size: tuple[int, int]) -> Windo
     height, width = image.shape[:2]
     scale = min(size[0] / width, size[1] / height)
     return Window((size[0] / 2 / scale, size[1] / 2 / scale), scale, size)
+
+
+def crop_image(
+    image: Any,
+    box: Float[Tensor, " 4"],
+    size: tuple[int, int],
+    back: Float[Tensor, "2 3"] = UNCHANGED,
+    *,
+    nearest: bool = False,
+) -> UInt8[np.ndarray, "H W *channels"]:
+    """Return the crop of an image in one resampling; black outside of it.
+
+    Of a crop that is smaller than its box, the image is first reduced by a whole factor, for JPEG in its
+    decoder, so that fine patterns do not alias.
+
+    Args:
+        image: Pillow's, opened; not necessarily loaded.
+        box: square around the person in the changed image [pixels].
+        size: width and height of the crop [pixels]. If these differ, the box is as high, or as wide, as the
+            longer, and the crop shows its middle.
+        back: affine map from the changed image to the given one.
+        nearest: take the nearest pixel, for labels.
+    """
+    from PIL import Image
+
+    (width, height), back = size, back.to(box)
+    step = float(box[2] - box[0]) / max(size)
+    low = (box[:2] + box[2:]) / 2 - torch.tensor([width, height]) * (step / 2)
+    # From pixels of the crop to those of the given image.
+    linear = back[:, :2] * step
+    offset = back[:, :2] @ low + back[:, 2]
+    if not nearest:
+        factor = max(1, int(float(torch.linalg.det(linear).abs().sqrt())))
+        before = image.size
+        image.draft("RGB", (before[0] // factor, before[1] // factor))
+        done = 1 << round(math.log2(before[0] / image.size[0]))  # the decoder halves, up to three times
+        image = image.convert("RGB")
+        rest = factor // done
+        image = image.reduce(rest) if rest > 1 else image
+        linear, offset = linear / (done * max(rest, 1)), offset / (done * max(rest, 1))
+    data = torch.cat((linear, offset[:, None]), -1).flatten().tolist()
+    resample = Image.Resampling.NEAREST if nearest else Image.Resampling.BILINEAR
+    return np.asarray(image.transform((width, height), Image.Transform.AFFINE, data, resample))

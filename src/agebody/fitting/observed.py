@@ -16,9 +16,10 @@ from agebody.age import AGE_CLASSES, UNKNOWN, AgeCurve, parse_ages
 from agebody.body import BodyModel
 from agebody.cameras import Camera
 from agebody.checks import apply_mask, expand_weights, expect, expect_numbers, expect_weights
-from agebody.fitting.whole_body import coarse_weights, extremity_priors, noise_shares
+from agebody.fitting.whole_body import coarse_weights, noise_shares
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.losses import MahalanobisPrior, MaxMixturePrior, joint_limits_prior
+from agebody.losses.extremities import extremity_priors
 from agebody.losses.limits import ADULT_RANGES
 from agebody.optim.state import keypoint_jacobian
 from agebody.optim.terms import PosePrior

@@ -1,15 +1,12 @@
-"""Hands and faces in fits: priors of their poses, noise of their points, and who shows a face."""
+"""Hands and faces in fits: noise of their points, and who shows a face."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from agebody.assets.asset import HAND_JOINTS, BodyAsset
+from agebody.assets.asset import HAND_JOINTS
 from agebody.assets.landmarks import CONTOUR17, FACE51
 from agebody.body import BodyModel
 from agebody.keypoints import LAYOUTS, KeypointLayout
@@ -22,21 +19,11 @@ standard deviations by which COCO-WholeBody weighs errors (Jin et al., ECCV 2020
 FACE_POINTS = 4
 """Points of the face that a person must show for an expression to be fitted."""
 
-_FACE = frozenset((*FACE51, *CONTOUR17))
+FACE = frozenset((*FACE51, *CONTOUR17))
+"""Names of the points of a face."""
 _HANDS = frozenset(LAYOUTS["coco133"].names[91:]) | frozenset(
     HAND_JOINTS["left_hand"] + HAND_JOINTS["right_hand"]
 )
-
-_LARGEST_SD, _LEAST_SD, _DECAY = 0.8, 0.05, 8.6
-"""Standard deviations of the components of hand poses [rad]: the first, the least, and the number of
-components over which they fall to 1 / e. Files have components without variances; with these, an angle has
-0.26 rad, six components hold three quarters of the variance, and 15 nearly all of it."""
-_FINGER_CURL = 0.35
-"""Angle of each joint of a relaxed finger [rad], where a body has no mean of its hands' poses."""
-_FINGER_SD, _THUMB_SD = (0.12, 0.15, 0.5), (0.3, 0.3, 0.3)
-"""Standard deviations of twist, spread and bend of a joint [rad], where a body has no components."""
-_FACE_SD = {"jaw": (0.2, 0.05, 0.05), "left_eye": (0.2,) * 3, "right_eye": (0.2,) * 3}
-"""Standard deviations of the angles of joints of the face about rest [rad]."""
 
 
 def noise_shares(body: BodyModel, layout: KeypointLayout) -> Float[Tensor, " K"]:
@@ -47,7 +34,7 @@ def noise_shares(body: BodyModel, layout: KeypointLayout) -> Float[Tensor, " K"]
     parts = body.asset.pose_parts
     hands, face = any("hand" in name for name in parts), "jaw" in parts or body.num_expression > 0
     shares = [
-        HAND_NOISE if hands and name in _HANDS else FACE_NOISE if face and name in _FACE else 1.0
+        HAND_NOISE if hands and name in _HANDS else FACE_NOISE if face and name in FACE else 1.0
         for name in layout.names
     ]
     return torch.tensor(shares, dtype=body.dtype, device=body.device)
@@ -71,31 +58,11 @@ def coefficient_bounds(
     """Return the largest absolute value of each coefficient: 0 for the expression of who shows no face."""
     if not body.num_expression:
         return BETA_BOUND
-    face = torch.tensor([name in _FACE for name in layout.names], device=seen.device)
+    face = torch.tensor([name in FACE for name in layout.names], device=seen.device)
     shown = ((seen > 0) & face).flatten(1).sum(1) >= FACE_POINTS
     bounds = seen.new_full((len(seen), body.num_coefficients), BETA_BOUND)
     bounds[:, body.num_betas :] *= shown[:, None]
     return bounds
-
-
-def extremity_priors(asset: BodyAsset) -> Iterator[tuple[tuple[str, ...], np.ndarray, np.ndarray]]:
-    """Yield joints of hands and face, the mean of their angles (D,) and a factor of its precision (D, R)."""
-    joints = asset.joint_names[1:]
-    hands = [name for name in asset.pose_parts if "hand" in name]
-    for name, rows in asset.pose_parts.items():
-        members = joints[rows]
-        if name in _FACE_SD:
-            yield members, np.zeros(3), np.diag(1 / np.array(_FACE_SD[name]))
-        elif name in hands:
-            which = hands.index(name)
-            means, components = asset.hand_means, asset.hand_components
-            mean = _relaxed(members) if means is None else means[which].astype(np.float64)
-            if components is None:
-                sd = [_THUMB_SD if "thumb" in joint else _FINGER_SD for joint in members]
-                factor = np.diag(1 / np.array(sd).ravel())
-            else:
-                factor = _factor(components[which].astype(np.float64))
-            yield members, mean, factor
 
 
 def prior_alone(body: BodyModel) -> frozenset[str]:
@@ -103,21 +70,3 @@ def prior_alone(body: BodyModel) -> frozenset[str]:
     parts = body.asset.pose_parts
     joints = body.asset.joint_names[1:]
     return frozenset(name for part, rows in parts.items() if part != "body" for name in joints[rows])
-
-
-def _relaxed(members: tuple[str, ...]) -> np.ndarray:
-    """Return fingers that are slightly bent, in the T-pose with palms down: about z, from side to side."""
-    pose = np.zeros((len(members), 3))
-    for row, joint in zip(pose, members, strict=True):
-        side = joint.partition("_")[0]
-        row[2] = {"left": -1.0, "right": 1.0}.get(side, 0.0) * _FINGER_CURL * ("thumb" not in joint)
-    return pose.ravel()
-
-
-def _factor(components: np.ndarray) -> np.ndarray:
-    """Return a factor of the precision of poses that are mostly sums of a few components."""
-    axes = components / np.linalg.norm(components, axis=1, keepdims=True).clip(np.finfo(float).tiny)
-    sd = _LARGEST_SD * np.exp(-np.arange(len(axes)) / _DECAY)
-    covariance = axes.T @ np.diag(np.maximum(sd**2 - _LEAST_SD**2, 0)) @ axes
-    covariance += _LEAST_SD**2 * np.eye(axes.shape[1])
-    return np.linalg.inv(np.linalg.cholesky(covariance)).T

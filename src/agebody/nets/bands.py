@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from agebody.checks import expect, expect_tensor
+from agebody.nets.vit import attend
 
 
 def haar_split(signal: Float[Tensor, "*batch T C"]) -> tuple[Tensor, Tensor]:
@@ -61,10 +62,7 @@ class Attention(nn.Module):
 
     def forward(self, tokens: Float[Tensor, "B N C"], context: Float[Tensor, "B M C"]) -> Tensor:
         """Return the update of the tokens, (B, N, C)."""
-        query = self.query(tokens).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        key, value = self.pair(context).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
-        seen = F.scaled_dot_product_attention(query, key, value)
-        return self.out(seen.transpose(1, 2).flatten(-2))
+        return self.out(attend(self.query(tokens), *self.pair(context).chunk(2, -1), self.heads))
 
 
 class AttentionBlock(nn.Module):

@@ -217,8 +217,19 @@ _DECODER = re.compile(r"(smpl_head|smplx_head|head)\.transformer\.to_token_embed
 
 
 def _translate_decoder(weights: Weights) -> Weights:
-    """Give the head its name here; HMR2 and its relatives have the same order of numbers."""
-    return {re.sub(r"^smplx?_head\.", "head.", name): tensor for name, tensor in weights.items()}
+    """Give the head its name here; HMR2 and its relatives have the same order of numbers.
+
+    The public code of CameraHMR's SMPL-X form leaves jaw and eyes at rest, whatever the head reads for them.
+    """
+    made = {re.sub(r"^smplx?_head\.", "head.", name): tensor for name, tensor in weights.items()}
+    if "head.dechandpose.bias" in made.keys() - weights.keys():
+        rest = torch.tensor([1.0, 0, 0, 0, 1, 0]).repeat(3)
+        for name, value in (("decpose.weight", 0), ("decpose.bias", 0), ("init_body_pose", rest)):
+            tensor = made.get(f"head.{name}", rest)
+            if 150 in tensor.shape:  # six numbers of root, 21 joints, jaw and eyes
+                made[f"head.{name}"] = tensor = tensor.clone()
+                tensor.narrow(tensor.shape.index(150), 132, 18)[...] = value
+    return made
 
 
 def _build_decoder(weights: Weights, body: BodyModel) -> tuple[str, Regressor]:
@@ -270,9 +281,10 @@ _DECODERS: dict[str, dict[str, int]] = {
 
 def _expect_body(kind: str, sizes: dict[str, int], body: BodyModel) -> None:
     betas = (body.num_betas, body.num_betas + 1) if body.age_anchors else (body.num_betas,)
-    if sizes["pose"] != 6 * body.num_joints or sizes["betas"] not in betas:
+    joints = (sizes["pose"] + sizes.get("hands", 0) * (sizes["pose"] < 6 * body.num_joints)) / 6
+    if joints != body.num_joints or sizes["betas"] not in betas:
         raise AssetError(
-            f"{kind} predicts {sizes['pose'] // 6} joints and {sizes['betas']} shape numbers; the body has "
+            f"{kind} predicts {joints:g} joints and {sizes['betas']} shape numbers; the body has "
             f"{body.num_joints} joints and {' or '.join(map(str, betas))}"
         )
 

@@ -17,7 +17,7 @@ from agebody.rotations import matrix_to_axis_angle, rotation_6d_to_matrix
 
 Readouts = Mapping[str, Tensor]
 """What a head reads out of features, by name: "pose" (*batch, 6 J), "betas" (*batch, N or N + 1), "camera"
-(*batch, 3), and any others."""
+(*batch, 3), "expression" (*batch, E) of a body that has one, and any others."""
 
 
 class Prediction(NamedTuple):
@@ -34,10 +34,12 @@ class Prediction(NamedTuple):
     """Weak-perspective (s, tx, ty) in the crop, see `weak_to_translation`."""
     extras: dict[str, Tensor]
     """The head's other read-outs by name."""
+    expression: Float[Tensor, "*batch E"] | None = None
+    """None for a body without expressions; 0 where the head reads none."""
 
     def arguments(self) -> dict[str, Tensor]:
         """Return what a layer with ``pose_format="matrix"`` takes, and an objective compares, by name."""
-        named = {name: getattr(self, name) for name in ("global_orient", "body_pose", "betas", "age_offset")}
+        named = {name: value for name, value in self._asdict().items() if name not in ("camera", "extras")}
         return {name: value for name, value in named.items() if value is not None}
 
     def parameters(self, transl: Float[Tensor, "*batch 3"] | None = None) -> BodyParameters:
@@ -50,7 +52,7 @@ class Prediction(NamedTuple):
         return BodyParameters(
             matrix_to_axis_angle(self.global_orient),
             matrix_to_axis_angle(self.body_pose),
-            self.betas,
+            self.betas if self.expression is None else torch.cat((self.betas, self.expression), -1),
             torch.zeros_like(self.camera[..., 0]) if self.age_offset is None else self.age_offset,
             torch.zeros_like(self.camera) if transl is None else transl,
         )
@@ -62,7 +64,8 @@ def read_prediction(readouts: Readouts, body: BodyModel) -> Prediction:
     Args:
         readouts: "pose": 6D rotations of all joints, the root's first, each the first two columns of its
             matrix one after the other; "betas": those of the body, and, for a body of every age, the age
-            offset after them (without it the age offset is 0); "camera": (s, tx, ty).
+            offset after them (without it the age offset is 0); "camera": (s, tx, ty). If the pose leaves out
+            the fingers, the last joints of SMPL-H and SMPL-X, "hands" has them, left before right.
         body: the layer.
 
     Raises:
@@ -73,7 +76,11 @@ def read_prediction(readouts: Readouts, body: BodyModel) -> Prediction:
     if missing:
         raise ValueError(f"readouts: missing {', '.join(missing)}")
     joints, count = body.num_joints, body.num_betas
-    pose = expect("pose", readouts["pose"], 6 * joints)
+    names, pose = {"pose", "betas", "camera"}, expect("pose", readouts["pose"], None)
+    if pose.shape[-1] < 6 * joints and "hands" in readouts:
+        names.add("hands")
+        pose = torch.cat((pose, readouts["hands"]), -1)
+    pose = expect("pose", pose, 6 * joints)
     betas, camera = expect("betas", readouts["betas"], None), expect("camera", readouts["camera"], 3)
     sizes = (count, count + 1) if body.age_anchors else (count,)
     if betas.shape[-1] not in sizes:
@@ -84,13 +91,19 @@ def read_prediction(readouts: Readouts, body: BodyModel) -> Prediction:
     age = None
     if body.age_anchors:
         age = betas[..., count] if betas.shape[-1] > count else torch.zeros_like(camera[..., 0])
+    expression = None
+    if body.num_expression:
+        names.add("expression")
+        unread = camera.new_zeros(*camera.shape[:-1], body.num_expression)
+        expression = expect("expression", readouts.get("expression", unread), body.num_expression)
     return Prediction(
         rotations[..., 0, :, :],
         rotations[..., 1:, :, :],
         betas[..., :count],
         age,
         camera,
-        {name: value for name, value in readouts.items() if name not in ("pose", "betas", "camera")},
+        {name: value for name, value in readouts.items() if name not in names},
+        expression,
     )
 
 
@@ -104,14 +117,18 @@ def start_readouts(body: BodyModel | int, num_shape: int = 10) -> dict[str, Tens
 
     Returns:
         "pose" (6 J), "betas" and "camera", which has (0.9, 0, 0): about the size of a standing person in
-        HMR's crops.
+        HMR's crops. A body of expressions has "expression" too.
     """
+    others = {}
     if not isinstance(body, int):
         expect_body(body)
+        if body.num_expression:
+            others["expression"] = torch.zeros(body.num_expression)
         body, num_shape = body.num_joints, body.num_betas + bool(body.age_anchors)
     pose = torch.tensor([1.0, 0, 0, 0, 1, 0]).repeat(body)
     pose[4] = -1  # a body's +y is up, a camera's is down
-    return {"pose": pose, "betas": torch.zeros(num_shape), "camera": torch.tensor([0.9, 0.0, 0.0])}
+    camera = torch.tensor([0.9, 0.0, 0.0])
+    return {"pose": pose, "betas": torch.zeros(num_shape), "camera": camera, **others}
 
 
 def expect_matrix_body(body: Any) -> None:

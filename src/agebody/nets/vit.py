@@ -101,6 +101,14 @@ PATCH = 16
 """Side of a patch [pixels]."""
 
 
+def attend(
+    query: Float[Tensor, "B N C"], key: Float[Tensor, "B M C"], value: Float[Tensor, "B M C"], heads: int
+) -> Float[Tensor, "B N C"]:
+    """Return what each query sees, with several heads side by side in the channels."""
+    parts = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (query, key, value))
+    return F.scaled_dot_product_attention(*parts).transpose(1, 2).flatten(-2)
+
+
 class _Block(nn.Module):
     def __init__(self, width: int, heads: int, drop_path: float) -> None:
         super().__init__()
@@ -111,16 +119,12 @@ class _Block(nn.Module):
         self.heads, self.drop_path = heads, drop_path
 
     def forward(self, tokens: Tensor) -> Tensor:
-        tokens = tokens + self.dropped(self.attend(self.norm1(tokens)))
+        tokens = tokens + self.dropped(self.seen(self.norm1(tokens)))
         hidden = F.gelu(self.mlp["fc1"](self.norm2(tokens)))
         return tokens + self.dropped(self.mlp["fc2"](hidden))
 
-    def attend(self, tokens: Tensor) -> Tensor:
-        query, key, value = (
-            self.attn["qkv"](tokens).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
-        )
-        seen = F.scaled_dot_product_attention(query, key, value)
-        return self.attn["proj"](seen.transpose(1, 2).flatten(-2))
+    def seen(self, tokens: Tensor) -> Tensor:
+        return self.attn["proj"](attend(*self.attn["qkv"](tokens).chunk(3, -1), self.heads))
 
     def dropped(self, update: Tensor) -> Tensor:
         """Leave the update out for some people in training, and scale it up for the others."""

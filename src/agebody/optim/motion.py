@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 from agebody.assets.asset import HAND_JOINTS
 from agebody.body import BodyModel
 from agebody.checks import apply_mask
-from agebody.keypoints import KeypointLayout, get_layout
+from agebody.keypoints import KeypointLayout, get_layout, joint_layout
 from agebody.optim.state import State
 from agebody.parameters import BodyParameters
 
@@ -93,14 +92,9 @@ def moving_joints(body: BodyModel) -> tuple[KeypointLayout, Float[Tensor, " K"]]
     """
     names = body.asset.joint_names
     last = tuple(name for part in HAND_JOINTS.values() for name in part if name in names and name[-1] == "3")
-    layout = _SMPL24 if set(_SMPL24.names[22:]) <= set(names) or not last else _layout(_BODY22 + last)
+    layout = _SMPL24 if set(_SMPL24.names[22:]) <= set(names) or not last else joint_layout(*_BODY22, *last)
     shares = [1.0 if name in _SMPL24.names else 5**-0.5 for name in layout.names]
     return layout, torch.tensor(shares, dtype=body.dtype, device=body.device)
-
-
-@cache
-def _layout(names: tuple[str, ...]) -> KeypointLayout:
-    return KeypointLayout("moving joints", names, tuple(("joints", name) for name in names))
 
 
 def skeleton_length(joints: Float[Tensor, "*batch J 3"]) -> Float[Tensor, "*batch"]:

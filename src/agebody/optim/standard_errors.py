@@ -12,11 +12,11 @@ from torch import Tensor
 
 from agebody.body import BodyModel
 from agebody.engine.deform import age_slopes
+from agebody.keypoints import joint_layout
 from agebody.optim.motion import Motion
 from agebody.optim.problem import Problem, Stage, parameter_bounds
 from agebody.optim.quadratic import Model
 from agebody.optim.state import State, Term
-from agebody.optim.terms import root_layout
 from agebody.parameters import BodyParameters, group_slices
 
 
@@ -76,7 +76,7 @@ def standard_errors(
     fixed = problem.pack(low) == problem.pack(high)
     flat = parameters.map(lambda part: part.flatten(0, 1))
     state = State(body, flat.vector(), torch.arange(clips * frames, device=x.device), problem.free)
-    _, by_free = state.points(root_layout(body.asset.joint_names[0]))
+    _, by_free = state.points(joint_layout(body.asset.joint_names[0]))
     by_depth = (axis.flatten(0, 1)[..., None] * by_free[:, 0]).sum(-2).unflatten(0, (clips, frames))
     by_stature = vectors.new_zeros(by_depth[:, 0].shape)
     by_age = torch.zeros_like(by_stature)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import cache
 from typing import Literal
 
 import torch
@@ -15,7 +14,7 @@ from agebody.body.model import expect_body
 from agebody.cameras import Camera
 from agebody.cameras.camera import NEAR, expect_camera
 from agebody.checks import apply_mask
-from agebody.keypoints import KeypointLayout, get_layout
+from agebody.keypoints import KeypointLayout, get_layout, joint_layout
 from agebody.losses import MahalanobisPrior, MaxMixturePrior
 from agebody.losses.priors import hyperextension_residuals
 from agebody.optim.state import Block, State
@@ -148,19 +147,13 @@ class Depth:
 
     def __call__(self, state: State) -> Block:
         """Return one residual per body."""
-        points, derivatives = state.points(root_layout(state.body.asset.joint_names[0]))
+        points, derivatives = state.points(joint_layout(state.body.asset.joint_names[0]))
         camera = self.camera.map(lambda part: part[state.rows])
         z = camera.to_camera(points)[:, 0, 2]
         axis = points.new_tensor([0.0, 0.0, 1.0]) if camera.rotation is None else camera.rotation[:, 2]
         root = self.known[state.rows] / self.sd[state.rows]
         jacobian = root[:, None] * (axis[..., None] * derivatives[:, 0]).sum(-2)
         return state.block((root * (z - self.depth[state.rows]))[:, None], jacobian[:, None])
-
-
-@cache
-def root_layout(joint: str) -> KeypointLayout:
-    """Return one joint as a layout."""
-    return KeypointLayout("root", (joint,), (("joints", joint),))
 
 
 class PosePrior:

@@ -14,7 +14,7 @@ from agebody.body import BodyModel
 from agebody.body.model import expect_body
 from agebody.cameras.boxes import box_around
 from agebody.checks import expand_to
-from agebody.keypoints import KeypointLayout, get_layout
+from agebody.keypoints import KeypointLayout, get_layout, joint_layout
 from agebody.mesh.closest import visible_vertices
 from agebody.people.sampling import Draws, People, expect_share
 
@@ -88,7 +88,7 @@ def observe(
     with torch.no_grad():
         parameters = people.parameters
         points = body.keypoints(layout, parameters).double().cpu()
-        root = body.keypoints("smpl24", parameters)[:, 0, 2]
+        root = body.keypoints(joint_layout("pelvis"), parameters)[:, 0, 2]
         unhidden = torch.ones(count, number, dtype=torch.bool)
         if self_occlusion:
             unhidden = _unhidden(body, people, layout)

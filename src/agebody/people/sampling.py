@@ -20,7 +20,8 @@ from agebody.age import ADULT_YEARS, AGE_CLASSES, AgeCurve
 from agebody.body import BodyModel
 from agebody.body.model import expect_body
 from agebody.cameras.camera import Camera
-from agebody.keypoints import mirror_order
+from agebody.keypoints import joint_layout, mirror_order
+from agebody.losses.extremities import extremity_priors
 from agebody.losses.limits import clamp_to_limits, joint_limits
 from agebody.measure.measurements import stature
 from agebody.parameters import BodyParameters
@@ -91,7 +92,8 @@ def random_people(
     - *Pose*: upright, sitting, crawling or lying, with the frequencies of the age (``POSTURES``; newborns lie
       and kick, and children crawl from half a year on). Two everyday poses are blended with one share for
       legs and trunk and one for each arm, half of the people are mirrored, each joint is rotated at random
-      (``POSE_SD``), and angles beyond the range of motion of the age are clamped to it.
+      (``POSE_SD``), and angles beyond the range of motion of the age are clamped to it. Fingers, jaw and
+      eyes follow the priors of fits; an expression is normal.
     - *Orientation*: uniform heading; the body leans by 4 degrees and the camera by 3 (SD). The camera looks
       down by 5 degrees on people who stand, 12 on those who sit, 30 on those who crawl and 55 on those who
       lie (SD 8, 8, 10 and 15; clipped to -10 and 88), and by up to 12 more on children under 6 years. People
@@ -138,12 +140,18 @@ def random_people(
     growth = curve.years_to_stature(years) if curve else torch.ones_like(years)
     grown = curve.years_to_stature(ADULT_YEARS) if curve else 1.0
     betas = draw.normal(count, body.num_betas).clamp(-2.5, 2.5) * (growth / grown)[:, None]
+    if body.num_expression:
+        betas = torch.cat((betas, draw.normal(count, body.num_expression).clamp(-2.5, 2.5)), -1)
 
     posture_years = years if posture_years is None else _given_years("posture_years", posture_years, count)
     postures = _choose_postures(posture_years, draw)
     rotations = _poses(postures, body.asset.joint_names, offset, pose_sd, draw)
     rotations[:, 0] = _facing(postures, posture_years, heading, first, draw) @ rotations[:, 0]
     pose = matrix_to_axis_angle(rotations)
+    for joints, mean, factor in extremity_priors(body.asset):
+        own = [body.asset.joint_names.index(name) for name in joints]
+        far = draw.normal(count, len(mean)).clamp(-2.5, 2.5) @ torch.from_numpy(np.linalg.inv(factor))
+        pose[:, own] = (torch.from_numpy(mean) + pose_sd * far).unflatten(-1, (-1, 3))
 
     image = torch.tensor([float(side) for side in size]).double()
     height = image[1]
@@ -163,7 +171,7 @@ def random_people(
     with torch.no_grad():
         standing = body(betas=found.betas, **({"age_offset": found.age_offset} if curve else {}))
         tall = stature(standing.vertices).double().cpu()
-        points = body.keypoints("smpl24", found.parameters).double().cpu()
+        points = body.keypoints(joint_layout(*body.asset.joint_names), found.parameters).double().cpu()
     middle = torch.stack((points.amin(-2), points.amax(-2))).mean(0)
     points = points - middle[:, None]
     distance = focal * tall / (share * height)

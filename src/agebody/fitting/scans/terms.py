@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -14,7 +13,7 @@ from agebody.checks import apply_mask, safe_norm
 from agebody.engine.backend import BackendName
 from agebody.fitting.scans.clouds import Plane
 from agebody.fitting.scans.frames import Frames, draw_points, eye_of, order_points
-from agebody.keypoints import KeypointLayout
+from agebody.keypoints import KeypointLayout, joint_layout
 from agebody.losses import MahalanobisPrior, part_vertices, plane_height, self_intersection_loss
 from agebody.mesh.closest import (
     closest_barycentric,
@@ -111,7 +110,7 @@ class ScanTerms:
         self.spread = farthest_rows(like.new_tensor(asset.template), sample // 2)
         back = part_vertices(asset, "trunk", facing=(0, 0, -1))
         self.back = back[:: max(1, len(back) // BACK)].to(like.device)
-        self.joints = all_joints(asset.joint_names)
+        self.joints = joint_layout(*asset.joint_names)
         self.surface = SurfaceJacobian(body)
         self.priors: dict[str, Term] = {"pose": PosePrior(pose_prior, body), "shape": ShapePrior()}
         if HyperextensionPrior.applies_to(body):
@@ -403,12 +402,6 @@ def closest_visible(
     alone = rows_of(mesh, faces[visible].flatten(1))
     each = torch.arange(alone.shape[1], device=faces.device).view(-1, 3)
     return visible.gather(1, closest_faces(points, alone, each, ordered=True, backend=backend))
-
-
-@cache
-def all_joints(names: tuple[str, ...]) -> KeypointLayout:
-    """Return the joints of a body as a layout, the same object for the same names."""
-    return KeypointLayout("all joints", names, tuple(("joints", name) for name in names))
 
 
 def farthest_rows(points: Float[Tensor, "V 3"], count: int) -> Int[Tensor, " S"]:

@@ -24,20 +24,14 @@ def _read_range(text: str) -> tuple[float, float]:
 
 
 def _check_range(value: str | None) -> str | None:
-    if value is not None:
-        _read_range(value)
+    if value is not None and not min(_read_range(value)) > 0:
+        raise typer.BadParameter(f"expected numbers above 0, got {value!r}")
     return value
 
 
 def _check_whole(value: str) -> str:
     if any(number != int(number) for number in _read_range(value)):
         raise typer.BadParameter(f"expected a whole number, or a range such as 1-3, got {value!r}")
-    return value
-
-
-def _check_focal(value: str | None) -> str | None:
-    if value is not None and not min(_read_range(value)) > 0:
-        raise typer.BadParameter(f"expected pixels above 0, got {value!r}")
     return value
 
 
@@ -66,7 +60,7 @@ def synthesize(
     ] = None,
     focal: Annotated[
         str | None,
-        options.option("Focal length [pixels], instead of --fov.", check=_check_focal, metavar="N-M"),
+        options.option("Focal length [pixels], instead of --fov.", check=_check_range, metavar="N-M"),
     ] = None,
     occluders: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of people with a thing in front of them.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,7 +22,7 @@ from agebody.body import BodyModel
 from agebody.cameras import Camera, box_around
 from agebody.fitting.frames import fit_keypoints, fit_sequence
 from agebody.fitting.start import to_camera_space
-from agebody.keypoints import KeypointLayout
+from agebody.keypoints import joint_layout
 from agebody.measure import stature
 from agebody.nets import Estimate, Lifter, fit_lifted
 from agebody.optim.least_squares import Stop
@@ -271,7 +270,7 @@ def make_labels(body: BodyModel, people: People, camera: Camera, fit: Fit) -> La
 
     with torch.no_grad():
         points = body.keypoints(people.layout, fit.parameters)
-        joints = body.keypoints(_joints(tuple(body.asset.joint_names)), fit.parameters)
+        joints = body.keypoints(joint_layout(*body.asset.joint_names), fit.parameters)
         keypoints = camera.project(points).pixels
         tall = stature(body.shape(fit.parameters).rest_vertices)
     weights, report, errors = people.weights, fit.report, fit.standard_errors
@@ -312,9 +311,3 @@ def make_labels(body: BodyModel, people: People, camera: Camera, fit: Fit) -> La
         depth_sd=array(errors.depth),
         track=np.full(len(people), -1) if people.tracks is None else people.tracks,
     )
-
-
-@functools.cache
-def _joints(names: tuple[str, ...]) -> KeypointLayout:
-    """Return the joints of a body as a layout, one object per kind of body."""
-    return KeypointLayout("joints", names, tuple(("joints", name) for name in names))

@@ -16,8 +16,8 @@ from torch import Tensor
 from agebody.annotations.people import AnnotationError, People, fail
 from agebody.annotations.photographs import read_photograph
 from agebody.body import BodyModel
-from agebody.cameras import Camera, box_around, box_condition, weak_to_translation
-from agebody.detect.windows import Window
+from agebody.cameras import Camera, box_around, box_condition, square_box, weak_to_translation
+from agebody.detect.windows import crop_image
 from agebody.fitting.observed import MIN_POINTS
 from agebody.nets import Regressor, normalize_images
 from agebody.optim.stages import Fit, FitReport
@@ -85,24 +85,21 @@ def predict_annotations(
     if batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
     theirs, ours = network.body.asset, body.asset
-    if (theirs.joint_names, network.body.num_betas) != (ours.joint_names, body.num_betas):
+    counts = [(layer.num_betas, layer.num_expression) for layer in (network.body, body)]
+    if theirs.joint_names != ours.joint_names or counts[0] != counts[1]:
         raise ValueError(f"body: expected that of the network, {theirs.metadata.name}")
-    size = crop_size or getattr(network.backbone, "image_size", None)
-    if size is None:
-        raise ValueError("crop_size: expected height and width, for the backbone has no image_size")
-    condition = getattr(network.head, "condition", 0)
-    if condition not in (0, 3):
-        raise ValueError(f"network: expected a condition of 3 numbers, those of the box, got {condition}")
+    size = crop_size_of(network) if crop_size is None else crop_size
     people = with_ages(body, people, age_offset=age_offset, age_class=age_class, years=years)
-    squares = _squares(_boxes(people), size)
-    crops = _crops(people, Path(images), squares, size, unreadable)
+    squares = square_box(torch.from_numpy(_boxes(people)), crop=size[::-1])
+    cuts = _crops(people, Path(images), squares, size, unreadable)
     parts, order = [], []
-    for batch in iter(lambda: [*itertools.islice(crops, batch_size)], []):
+    for batch in iter(lambda: [*itertools.islice(cuts, batch_size)], []):
         rows = np.array([row for row, _ in batch])
         some = people.select(rows)
         camera = people_cameras(body, some, focal, fov)
-        box = torch.from_numpy(squares[rows]).to(body.device, body.dtype)
-        found = _predict(network, np.stack([crop for _, crop in batch]), box, camera, bool(condition))
+        box = squares[rows].to(body.device, body.dtype)
+        crops = torch.from_numpy(np.stack([crop for _, crop in batch])).to(body.device).movedim(-1, 1)
+        found = predict_parameters(network, normalize_images(crops).to(body.dtype), box, camera)
         predicted = np.ones(len(some), dtype=bool)
         if refine:
             sds = {name: sd for name, sd in start_sd.items() if body.age_anchors or name != "age_offset"}
@@ -120,29 +117,33 @@ def predict_annotations(
     return flag_labels(concatenate_labels(parts).select(np.argsort(order)))
 
 
+def crop_size_of(network: Regressor) -> tuple[int, int]:
+    """Return height and width of what a network sees [pixels]."""
+    size = getattr(network.backbone, "image_size", None)
+    if size is None:
+        raise ValueError("crop_size: expected height and width, for the backbone has no image_size")
+    return size
+
+
 def _boxes(people: People) -> Float[np.ndarray, "N 4"]:
     """Return everyone's box, around the keypoints where the file has none."""
     around = box_around(
         torch.from_numpy(people.keypoints), weights=torch.from_numpy(people.weights), scale=BOX_SCALE
     )
-    return np.where(np.isnan(people.boxes).any(1, keepdims=True), around.numpy(), people.boxes)
-
-
-def _squares(boxes: Float[np.ndarray, "N 4"], size: tuple[int, int]) -> Float[np.ndarray, "N 4"]:
-    """Return squares about boxes in whose middle a crop of height and width ``size`` shows the whole box."""
-    center, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, np.maximum(boxes[:, 2:] - boxes[:, :2], 1)
-    half = (sides * (max(size) / np.array(size[::-1]))).max(1, keepdims=True) / 2
-    return np.concatenate((center - half, center + half), 1)
+    found = np.where(np.isnan(people.boxes).any(1, keepdims=True), around.numpy(), people.boxes)
+    return np.concatenate((found[:, :2], np.maximum(found[:, 2:], found[:, :2] + 1)), 1)
 
 
 def _crops(
     people: People,
     images: Path,
-    squares: Float[np.ndarray, "N 4"],
+    squares: Float[Tensor, "N 4"],
     size: tuple[int, int],
     unreadable: Callable[[str, Exception], None] | None,
 ) -> Iterator[tuple[int, UInt8[np.ndarray, "H W 3"]]]:
     """Yield the row and the crop of everyone whose image can be read, image by image."""
+    from PIL import Image
+
     folder = images.parent if images.is_file() else images
     for i in np.unique(people.image):
         entry = people.images[i]
@@ -154,22 +155,25 @@ def _crops(
             unreadable(entry.name, error)
             continue
         for row in np.flatnonzero(people.image == i).tolist():
-            x0, y0, x1, y1 = squares[row].tolist()
-            window = Window(((x0 + x1) / 2, (y0 + y1) / 2), max(size) / (x1 - x0), (size[1], size[0]))
-            yield row, window.cut(picture)
+            yield row, crop_image(Image.fromarray(picture), squares[row], size[::-1])
 
 
-def _predict(
-    network: Regressor,
-    crops: UInt8[np.ndarray, "B H W 3"],
-    box: Float[Tensor, "B 4"],
-    camera: Camera,
-    conditioned: bool,
+def predict_parameters(
+    network: Regressor, images: Float[Tensor, "B 3 H W"], box: Float[Tensor, "B 4"], camera: Camera
 ) -> BodyParameters:
-    """Return the bodies that a network sees in crops, in the camera coordinates of their images."""
-    given = normalize_images(torch.from_numpy(np.moveaxis(crops, -1, 1)).to(box.device)).to(box.dtype)
+    """Return the bodies that a network sees in crops, in the camera coordinates of their images.
+
+    Args:
+        network: in evaluation mode; a head with a condition of three numbers gets `box_condition`.
+        images: normalised crops.
+        box: corners of the squares whose middles the crops are [pixels].
+        camera: of the whole images.
+    """
+    condition = getattr(network.head, "condition", 0)
+    if condition not in (0, 3):
+        raise ValueError(f"network: expected a condition of 3 numbers, those of the box, got {condition}")
     with torch.no_grad():
-        found = network(given, box_condition(box, camera) if conditioned else None)
+        found = network(images, box_condition(box, camera) if condition else None)
         if not all(part.isfinite().all() for part in (*found.arguments().values(), found.camera)):
             raise ValueError("network: expected finite predictions; its weights do not fit what it sees")
         transl = weak_to_translation(found.camera, box, camera)

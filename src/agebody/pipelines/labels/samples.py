@@ -95,7 +95,7 @@ class TrainingShards:
         self._members = [
             (number, members)
             for number, path in enumerate(self.paths)
-            for members in index_shard(path, (_IMAGE, _LABELS))
+            for members in index_shard(path, (_IMAGE, _LABELS)).values()
         ]
 
     def __len__(self) -> int:
@@ -186,6 +186,11 @@ def add_sample(
     """
     files = {_IMAGE: image, "data.pyd": pickled, _LABELS: _write_labels(labels, hidden)}
     files |= {_MAPS[name]: encode(values, "PNG") for name, values in (maps or {}).items()}
+    add_files(tar, key, files)
+
+
+def add_files(tar: tarfile.TarFile, key: str, files: Mapping[str, bytes]) -> None:
+    """Write the files of an image to a shard, by suffix, the image first."""
     stated = " ".join(f"{suffix}={zlib.crc32(data):08x}" for suffix, data in files.items())
     for suffix, data in files.items():
         entry = tarfile.TarInfo(f"{key}.{suffix}")  # without times and owners: equal data give equal bytes
@@ -295,8 +300,8 @@ def find_shards(shards: str | PathLike[str] | Sequence[str | PathLike[str]]) -> 
     return tuple(paths)
 
 
-def index_shard(path: Path, needed: Sequence[str]) -> list[dict[str, Member]]:
-    """Return, per image of a shard, the places of its files by suffix.
+def index_shard(path: Path, needed: Sequence[str]) -> dict[str, dict[str, Member]]:
+    """Return, by the name of each image of a shard, the places of its files by suffix.
 
     Args:
         path: the shard.
@@ -331,4 +336,4 @@ def index_shard(path: Path, needed: Sequence[str]) -> list[dict[str, Member]]:
             if suffix not in members:
                 fail(path, f"the file is damaged: there is no {key}.{suffix}")
             members[suffix] = members[suffix]._replace(checksum=checksum)
-    return list(found.values())
+    return found

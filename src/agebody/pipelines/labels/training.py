@@ -30,12 +30,13 @@ from agebody.assets.asset import HAND_JOINTS, SMPL_JOINT_NAMES
 from agebody.assets.landmarks import TIPS5
 from agebody.body import BodyModel
 from agebody.files import replacing_files, save_npz
+from agebody.fitting.whole_body import FACE, FACE_POINTS
 from agebody.keypoints import get_layout
 from agebody.pipelines.labels.quality import BOX_SCALE
 from agebody.pipelines.labels.records import Labels
 from agebody.pipelines.labels.samples import add_sample, encode
 
-_NUM_BETAS = 10
+_NUM_BETAS, NUM_EXPRESSION = 10, 10
 _SCALE_UNIT = 200.0
 """Unit of boxes in shards, since HMR [pixels]."""
 _CHUNK = 256
@@ -49,15 +50,23 @@ _AS_THEY_ARE = (
     "focal",
     "principal_point",
     *(f"{has}{side}_hand_pose" for has in ("", "has_") for side in ("left", "right")),
+    "jaw_pose",
+    "leye_pose",
+    "reye_pose",
+    "expression",
+    "has_jaw_pose",
+    "has_expression",
+    "fit_error",
 )
 """Arrays whose rows shards have too."""
 _FINGERS = HAND_JOINTS["left_hand"] + HAND_JOINTS["right_hand"]
+_FACE_JOINTS = {"jaw": "jaw_pose", "left_eye": "leye_pose", "right_eye": "reye_pose"}
 _HAND_POINTS = 6
 """Points of a hand's 21 that must be seen for its pose to be a label."""
 
 
 def training_arrays(
-    body: BodyModel, labels: Labels, *, box_scale: float = BOX_SCALE
+    body: BodyModel, labels: Labels, *, box_scale: float = BOX_SCALE, true: bool = False
 ) -> dict[str, np.ndarray]:
     """Return the arrays that `save_training_npz` writes, one row per person.
 
@@ -65,6 +74,7 @@ def training_arrays(
         body: the layer that the labels were made with.
         labels: the people.
         box_scale: factor by which boxes are enlarged.
+        true: hands and faces are labels even where no points show them, as of synthetic people.
     """
     if not has_training_joints(labels.joint_names):
         raise ValueError(
@@ -100,7 +110,8 @@ def training_arrays(
         "extra_keypoints_2d": seen[:, 25:],
         "body_keypoints_3d": points[:, :25],
         "extra_keypoints_3d": points[:, 25:],
-        **_hands(labels),
+        "fit_error": labels.reprojection.astype(np.float32),
+        **_hands_and_faces(body, labels, true),
     }
 
 
@@ -120,15 +131,26 @@ def _pose(labels: Labels, names: Sequence[str]) -> Float[np.ndarray, "N _"]:
     return found.reshape(len(labels), -1)
 
 
-def _hands(labels: Labels) -> dict[str, np.ndarray]:
-    """Return the hands of a body that has them; a hand of which too few points are seen is no label."""
-    found = {}
-    points = get_layout(labels.keypoint_layout).names
-    for side in ("left", "right") if {*labels.joint_names} >= {*_FINGERS} else ():
-        own = [i for i, name in enumerate(points) if name.startswith(tuple(f"{side}_{tip}" for tip in TIPS5))]
-        shown = (labels.observed[:, own, 2] > 0).sum(1) >= _HAND_POINTS
+def _hands_and_faces(body: BodyModel, labels: Labels, true: bool) -> dict[str, np.ndarray]:
+    """Return hands and face of a body that has them; those of which too few points are seen are no labels."""
+    found: dict[str, np.ndarray] = {}
+    points, joints = get_layout(labels.keypoint_layout).names, {*labels.joint_names}
+
+    def known(own: list[bool], least: int) -> np.ndarray:
+        shown = (labels.observed[:, own, 2] > 0).sum(1) >= least
+        return (labels.kept & (shown | true)).astype(np.float32)
+
+    for side in ("left", "right") if joints >= {*_FINGERS} else ():
+        tips = tuple(f"{side}_{tip}" for tip in TIPS5)
         found[f"{side}_hand_pose"] = _pose(labels, HAND_JOINTS[f"{side}_hand"])
-        found[f"has_{side}_hand_pose"] = (labels.kept & shown).astype(np.float32)
+        found[f"has_{side}_hand_pose"] = known([name.startswith(tips) for name in points], _HAND_POINTS)
+    face = known([name in FACE for name in points], FACE_POINTS)
+    if joints >= {*_FACE_JOINTS}:
+        found |= {key: _pose(labels, (name,)) for name, key in _FACE_JOINTS.items()} | {"has_jaw_pose": face}
+    if body.num_expression:
+        given = labels.betas[:, body.num_betas :][:, :NUM_EXPRESSION].astype(np.float32)
+        given = np.pad(given, ((0, 0), (0, NUM_EXPRESSION - given.shape[1])))
+        found |= {"expression": given, "has_expression": face}
     return found
 
 
@@ -149,9 +171,13 @@ def save_training_npz(
     | `body_pose` | (N, 72) | root first, axis-angle; 0 for the hands of a body that has fingers |
     | `left_hand_pose`, `right_hand_pose` | (N, 45) | of a body that has fingers, as in smplx |
     | `has_left_hand_pose`, `has_right_hand_pose` | (N,) | 1 where the points of that hand are seen |
+    | `jaw_pose`, `leye_pose`, `reye_pose` | (N, 3) | of a body that has them, as in smplx |
+    | `expression` | (N, 10) | of a body that has them |
+    | `has_jaw_pose`, `has_expression` | (N,) | 1 where points of the face are seen |
     | `betas` | (N, 11) | ten, and the age offset |
     | `has_body_pose` | (N,) | 1 for people that are kept, 0 for others |
     | `has_betas` | (N,) | the same, but 0 for people of unknown age |
+    | `fit_error` | (N,) | mean distance of the body's keypoints from the observed ones [pixels] |
     | `age_class` | (N,) | index into ``AGE_CLASSES`` of a stated class, -1 elsewhere |
     | `focal`, `principal_point` | (N, 2) | of the camera before which the 3D keypoints are [pixels] |
     | `body_keypoints_2d`, `extra_keypoints_2d` | (N, 25, 3), (N, 19, 3) | observed: x, y, confidence |
@@ -312,8 +338,13 @@ class _Pickler(pickle.Pickler):
 
 def pickle_people(arrays: dict[str, np.ndarray], rows: Iterable[int]) -> bytes:
     """Return some of the people of `training_arrays` as training code reads them from a shard."""
+    return dump_people([_person(arrays, row) for row in rows])
+
+
+def dump_people(people: list[dict[str, Any]]) -> bytes:
+    """Return people as a pickle that any version of NumPy reads."""
     stream = io.BytesIO()
-    _Pickler(stream, protocol=5).dump([_person(arrays, row) for row in rows])
+    _Pickler(stream, protocol=5).dump(people)
     return stream.getvalue()
 
 

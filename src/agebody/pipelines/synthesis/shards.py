@@ -18,6 +18,7 @@ from agebody.annotations.people import AnnotationError, fail
 from agebody.body import BodyModel
 from agebody.cameras.camera import Camera
 from agebody.files import make_folder, replacing
+from agebody.keypoints import joint_layout
 from agebody.measure import stature
 from agebody.parameters import BodyParameters
 from agebody.people import People, random_people
@@ -26,7 +27,7 @@ from agebody.pipelines.jobs.cluster import THIS_PROCESS, Cluster, check_cluster
 from agebody.pipelines.labels.records import Labels
 from agebody.pipelines.labels.samples import TrainingShards, add_sample, encode, open_shard, read_about
 from agebody.pipelines.labels.settings import describe_differences
-from agebody.pipelines.labels.training import pickle_people, training_arrays
+from agebody.pipelines.labels.training import has_training_joints, pickle_people, training_arrays
 from agebody.pipelines.synthesis.recipe import Recipe, draw_ages
 from agebody.pipelines.synthesis.scenes import VISIBLE, Studio
 
@@ -55,7 +56,8 @@ def synthesize(
     their labels are also written to ``labels.npz``, which `load_labels` and ``agebody evaluate`` read.
 
     Args:
-        body: the layer, of SMPL's joints and up to 10 betas; an `SMPLA` for people of all ages.
+        body: the layer, of SMPL's joints or its first 22 and hands, and up to 10 betas; an `SMPLA` for people
+            of all ages. Of one with hands, ``layout`` may have their points, such as "coco133".
         output: the folder of the shards, ``000000.tar`` and on; it is created where missing.
         recipe: what the images show.
         cluster: where; several workers need Ray, and the same paths on all machines.
@@ -76,10 +78,10 @@ def synthesize(
     names = body.asset.joint_names
     draw_ages(recipe.ages, body, 1, np.random.default_rng(0))
     random_people(body, 1, seed=recipe.seed)
-    if body.num_betas > 10 or len(names) != 24:
+    if body.num_betas > 10 or not has_training_joints(names):
         raise ValueError(
-            f"body: expected SMPL's 24 joints and up to 10 betas, got {len(names)} and {body.num_betas}; "
-            "use num_betas=10"
+            "body: expected SMPL's 24 joints, or 22 and hands, and up to 10 betas, got "
+            f"{len(names)} and {body.num_betas}; use num_betas=10"
         )
     Studio(body, recipe)  # says what is missing, before anything is written
     folder = make_folder(output).absolute()
@@ -149,7 +151,7 @@ def _fill(tar: tarfile.TarFile, body: BodyModel, studio: Studio, number: int) ->
         for i, its in enumerate(rows)
     ]
     labels.observed[..., 2] = np.concatenate([view.hidden for view in views]) == VISIBLE
-    arrays = training_arrays(body, labels)
+    arrays = training_arrays(body, labels, true=True)
     for name, its, view in zip(names, rows, views, strict=True):
         add_sample(
             tar,
@@ -181,7 +183,7 @@ def _draw_people(body: BodyModel, recipe: Recipe, counts: list[int], rng: np.ran
     if max(counts) == 1:
         return found
     with torch.no_grad():
-        roots = body.keypoints("smpl24", found.parameters)[:, 0].double().cpu().numpy()
+        roots = body.keypoints(joint_layout("pelvis"), found.parameters)[:, 0].double().cpu().numpy()
         tall = stature(body.shape(found.parameters).rest_vertices).cpu().numpy()
     ends = np.cumsum(counts)
     farther = np.ones(total)
@@ -220,7 +222,7 @@ def _labels(
         vertices = torch.cat([body(part).vertices for part in _batches(parameters)])
         shaped = body.shape(parameters)
         points = shaped.keypoints(layout, parameters).double()
-        joints = shaped.keypoints("smpl24", parameters)
+        joints = shaped.keypoints(joint_layout(*body.asset.joint_names), parameters)
         tall = stature(shaped.rest_vertices)
         keypoints = array(camera.project(points).pixels)
         outline = array(camera.project(vertices.double()).pixels)

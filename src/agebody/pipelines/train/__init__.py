@@ -2,7 +2,7 @@
 
 from agebody.pipelines.train.augment import Augmentation
 from agebody.pipelines.train.data import Batch, Filters, Source, TrainingData
-from agebody.pipelines.train.refits import PseudoTruth, refit
+from agebody.pipelines.train.refits import Refitted, refit_shards
 from agebody.pipelines.train.run import Trained, TrainingError, TrainingSettings, train
 from agebody.pipelines.train.step import RealBodies, predicted_values
 
@@ -10,14 +10,14 @@ __all__ = [
     "Augmentation",
     "Batch",
     "Filters",
-    "PseudoTruth",
     "RealBodies",
+    "Refitted",
     "Source",
     "Trained",
     "TrainingData",
     "TrainingError",
     "TrainingSettings",
     "predicted_values",
-    "refit",
+    "refit_shards",
     "train",
 ]

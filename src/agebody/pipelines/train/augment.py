@@ -10,11 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from agebody.cameras import Camera, box_around, convert_box, square_box
@@ -205,46 +205,3 @@ def _focused(people: PictureOf, focus: Tensor, layout: KeypointLayout) -> Tensor
     width = (near[:, 2] - near[:, 0])[:, None]
     enough = (kept.sum(-1, keepdim=True) > 1) & (width > (people.box[:, 2:3] - people.box[:, :1]) / 20)
     return torch.where(enough, near, people.box)
-
-
-def crop_image(
-    image: Any,
-    box: Float[Tensor, " 4"],
-    back: Float[Tensor, "2 3"],
-    size: tuple[int, int],
-    *,
-    nearest: bool = False,
-) -> UInt8[np.ndarray, "H W *channels"]:
-    """Return the crop of an image in one resampling; black outside of it.
-
-    Of a crop that is smaller than its box, the image is first reduced by a whole factor, for JPEG in its
-    decoder, so that fine patterns do not alias.
-
-    Args:
-        image: Pillow's, opened; not necessarily loaded.
-        box: square around the person in the changed image [pixels].
-        back: affine map from the changed image to the given one.
-        size: width and height of the crop [pixels]. If these differ, the box is as high, or as wide, as the
-            longer, and the crop shows its middle.
-        nearest: take the nearest pixel, for labels.
-    """
-    from PIL import Image
-
-    width, height = size
-    step = float(box[2] - box[0]) / max(size)
-    low = (box[:2] + box[2:]) / 2 - torch.tensor([width, height]) * (step / 2)
-    # From pixels of the crop to those of the given image.
-    linear = back[:, :2] * step
-    offset = back[:, :2] @ low + back[:, 2]
-    if not nearest:
-        factor = max(1, int(float(torch.linalg.det(linear).abs().sqrt())))
-        before = image.size
-        image.draft("RGB", (before[0] // factor, before[1] // factor))
-        done = 1 << round(math.log2(before[0] / image.size[0]))  # the decoder halves, up to three times
-        image = image.convert("RGB")
-        rest = factor // done
-        image = image.reduce(rest) if rest > 1 else image
-        linear, offset = linear / (done * max(rest, 1)), offset / (done * max(rest, 1))
-    data = torch.cat((linear, offset[:, None]), -1).flatten().tolist()
-    resample = Image.Resampling.NEAREST if nearest else Image.Resampling.BILINEAR
-    return np.asarray(image.transform((width, height), Image.Transform.AFFINE, data, resample))

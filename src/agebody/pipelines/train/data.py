@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -22,8 +22,10 @@ from agebody.annotations.people import AnnotationError
 from agebody.annotations.photographs import to_eight_bits
 from agebody.assets.official import JOINT_NAMES
 from agebody.cameras import Camera, square_box, to_crop
+from agebody.detect.windows import crop_image
 from agebody.keypoints import mirror_order
 from agebody.mesh import PartMap
+from agebody.nets import normalize_images
 from agebody.pipelines.labels.samples import (
     Member,
     decode_image,
@@ -37,15 +39,12 @@ from agebody.pipelines.train.augment import (
     Augmentation,
     PictureOf,
     augment,
-    crop_image,
     draw_augmentation,
 )
-from agebody.pipelines.train.shards import IMAGE, PEOPLE, Person, read_people
+from agebody.pipelines.train.shards import IMAGE, JOINTS, PEOPLE, Person, read_people
 from agebody.rotations import axis_angle_to_matrix
 
 LAYOUT = "hmr2_44"
-MEAN, SD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""By which colours from 0 to 1 are normalised, as for ImageNet."""
 _MAPS = ("parts.png", "mask.png")
 _IGNORED = -100
 """In part maps: not known. PyTorch's cross entropy ignores it."""
@@ -122,8 +121,9 @@ class TrainingData(torch.utils.data.Dataset):
         parts: of which the shards have part maps, such as ``PartMap.from_joints(body.asset)`` for the 24 of
             ``agebody synthesize``; the targets then have ``parts``, for `nets.PartAttentionHead`.
         parts_size: width and height of these maps; None: a quarter of the crops'.
-        hands: targets of ``body_pose`` are SMPL-H's 51 joints, with weights (N, 51): 0 for the fingers of
-            people whose shards do not have them.
+        family: whose joints ``body_pose`` has: "smpl"; "smplh" or "smplx", with weights (N, J), which are 0
+            for fingers, jaw and eyes of people whose shards do not have them. Of "smplx" there is also
+            ``expression`` (N, 10).
         seed: of all that is drawn.
 
     Raises:
@@ -142,7 +142,7 @@ class TrainingData(torch.utils.data.Dataset):
         box_scale: float = 1.0,
         parts: PartMap | None = None,
         parts_size: tuple[int, int] | None = None,
-        hands: bool = False,
+        family: Literal["smpl", "smplh", "smplx"] = "smpl",
         seed: int = 0,
     ) -> None:
         given = [Source(sources)] if isinstance(sources, (str, PathLike)) else list(sources)
@@ -157,7 +157,9 @@ class TrainingData(torch.utils.data.Dataset):
         self.parts, self.parts_size = parts, parts_size or (max(size[0] // 4, 1), max(size[1] // 4, 1))
         if min(self.parts_size) < 1 or self.parts_size[0] * size[1] != self.parts_size[1] * size[0]:
             raise ValueError(f"parts_size: expected a fraction of the crops' {size}, got {self.parts_size}")
-        self.sources, self.size, self.seed, self.hands = given, size, seed, hands
+        if family not in ("smpl", "smplh", "smplx"):
+            raise ValueError(f"family: expected smpl, smplh or smplx, got {family!r}")
+        self.sources, self.size, self.seed, self.family = given, size, seed, family
         self.augmentation = augmentation or NO_AUGMENTATION
         self.filters, self.crop_camera, self.box_scale = filters or Filters(), crop_camera, box_scale
         self.paths: list[Path] = []
@@ -170,7 +172,7 @@ class TrainingData(torch.utils.data.Dataset):
     def _index(self, paths: tuple[Path, ...]) -> None:
         rows = []
         for shard, path in enumerate(paths, len(self.paths)):
-            for members in index_shard(path, (IMAGE, PEOPLE)):
+            for members in index_shard(path, (IMAGE, PEOPLE)).values():
                 for number, person in enumerate(read_people(path, members[PEOPLE])):
                     seen = person.keypoints_2d[:, 2] >= max(self.filters.confidence, 1e-9)
                     if seen.sum() < self.filters.visible:
@@ -201,8 +203,8 @@ class TrainingData(torch.utils.data.Dataset):
         }
         if self.parts is not None:
             about["parts"] = (self.parts.names, self.parts_size)
-        if self.hands:
-            about["hands"] = True
+        if self.family != "smpl":
+            about["family"] = self.family
         return hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
     def find(self, row: int) -> tuple[int, int]:
@@ -226,12 +228,11 @@ class TrainingData(torch.utils.data.Dataset):
         camera = Camera(*(torch.stack(parts) for parts in zip(*cameras, strict=True)))
         seen = _tensor(people, "keypoints_2d")
         seen[..., 2] *= seen[..., 2] >= self.filters.confidence
-        points, pose = _tensor(people, "keypoints_3d"), _tensor(people, "pose")
-        joints = JOINT_NAMES["smplh" if self.hands else "smpl"]
-        if self.hands:
-            pose = torch.cat((pose[:, :22], _tensor(people, "hands")), 1)
+        joints = JOINT_NAMES[self.family]
+        own = [JOINTS.index(name) for name in joints]
+        points, pose = _tensor(people, "keypoints_3d"), _tensor(people, "pose")[:, own]
         picture = PictureOf(
-            square_box(_in_shape(_tensor(people, "box"), self.size), scale=self.box_scale),
+            square_box(_tensor(people, "box"), scale=self.box_scale, crop=self.size),
             seen[..., :2],
             seen[..., 2],
             points[..., :3],
@@ -245,16 +246,18 @@ class TrainingData(torch.utils.data.Dataset):
         crops = np.empty((len(rows), self.size[1], self.size[0], 3), np.uint8)
         for i, (_, path, data) in enumerate(found):
             with opened(path, data) as image:
-                crops[i] = crop_image(to_eight_bits(image), changed.box[i], back[i], self.size)
+                crops[i] = crop_image(to_eight_bits(image), changed.box[i], self.size, back[i])
         pixels = torch.from_numpy(crops).float() * draw.color[:, None, None]
-        mean, sd = (pixels.new_tensor(part) for part in (MEAN, SD))
-        pixels = ((pixels.clamp(0, 255) / 255 - mean) / sd).permute(0, 3, 1, 2).contiguous()
+        pixels = normalize_images(pixels.clamp(0, 255).permute(0, 3, 1, 2).contiguous() / 255)
         target = self._target(people, changed)
-        if self.hands:
-            whole = target["body_pose_weights"][:, None].expand(-1, 21)
-            posed = torch.cat((whole, _tensor(people, "hand_weights")), 1)
+        if self.family != "smpl":
+            posed = _tensor(people, "pose_weights")[:, own[1:]]
             switched = posed[:, list(mirror_order(joints[1:]))]
             target["body_pose_weights"] = torch.where(draw.flip[:, None], switched, posed)
+        if self.family == "smplx":
+            target["expression"] = _tensor(people, "expression")
+            # A mirrored face has another expression, whose numbers are not known.
+            target["expression_weights"] = _tensor(people, "expression_weight") * ~draw.flip
         if self.parts is not None:
             places = [self.find(row) for row in rows]
             target["parts"] = self._part_maps(self.parts, places, changed.box, back, draw.flip)
@@ -266,14 +269,14 @@ class TrainingData(torch.utils.data.Dataset):
 
     def _read(self, source: int, number: int) -> tuple[Person, Path, bytes]:
         """Return a person, the shard and the image's file."""
-        path, person, members = self._find_files(source, number)
+        path, person, members = self.find_files(source, number)
         found = read_people(path, members[PEOPLE])[person]
         if found.age_class == UNKNOWN and found.age_weight == 0 and self.sources[source].age_class:
             names = [kind.name for kind in AGE_CLASSES]
             found = found._replace(age_class=names.index(self.sources[source].age_class or ""))
         return found, path, read_members(path, members, IMAGE)[IMAGE]
 
-    def _find_files(self, source: int, number: int) -> tuple[Path, int, dict[str, Member]]:
+    def find_files(self, source: int, number: int) -> tuple[Path, int, dict[str, Member]]:
         """Return the shard of a person, its number in the image's list, and where the image's files are."""
         shard, person, *places = self._people[source][number].tolist()
         members = itertools.starmap(Member, zip(*[iter(places)] * len(Member._fields), strict=True))
@@ -289,7 +292,7 @@ class TrainingData(torch.utils.data.Dataset):
         width, height = self.parts_size
         maps = np.full((len(places), height, width), _IGNORED)
         for i, (source, number) in enumerate(places):
-            path, person, members = self._find_files(source, number)
+            path, person, members = self.find_files(source, number)
             if not all(members[name].size for name in _MAPS):
                 continue
             found = read_members(path, members, *_MAPS)
@@ -300,7 +303,7 @@ class TrainingData(torch.utils.data.Dataset):
                     f"{path}: expected part maps of {len(parts.names)} parts, got part {shown.max()}; give "
                     "the parts that the shards were made with"
                 )
-            cut = crop_image(Image.fromarray(shown), boxes[i], back[i], self.parts_size, nearest=True)
+            cut = crop_image(Image.fromarray(shown), boxes[i], self.parts_size, back[i], nearest=True)
             maps[i] = mirrored[cut] if flip[i] else cut
         return torch.from_numpy(maps)
 
@@ -316,7 +319,7 @@ class TrainingData(torch.utils.data.Dataset):
     def _target(self, people: list[Person], changed: PictureOf) -> dict[str, Tensor]:
         betas, known = _tensor(people, "betas"), _tensor(people, "betas_weight")
         usual = (betas.abs() <= self.filters.largest_beta).all(-1)
-        posed = _tensor(people, "pose_weight")
+        posed = _tensor(people, "pose_weights")[:, 0]
         return {
             "keypoints_2d": to_crop(changed.keypoints_2d, changed.box),
             "keypoints_2d_weights": changed.keypoints_2d_weights,
@@ -382,14 +385,6 @@ def _one_thread(_worker: int) -> None:
 
 def _tensor(people: list[Person], name: str) -> Tensor:
     return torch.from_numpy(np.stack([np.asarray(getattr(person, name), np.float32) for person in people]))
-
-
-def _in_shape(box: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return boxes whose longer side, once they are as wide as the crop is, is that of the square."""
-    width, height = size
-    middle, extent = (box[:, :2] + box[:, 2:]) / 2, box[:, 2:] - box[:, :2]
-    extent = extent * torch.tensor([max(size) / width, max(size) / height])
-    return torch.cat((middle - extent / 2, middle + extent / 2), -1)
 
 
 def _shares(weights: list[float]) -> list[int]:

@@ -17,13 +17,23 @@ from jaxtyping import Float
 from agebody.age import AGE_CLASSES, UNKNOWN
 from agebody.annotations.people import AnnotationError
 from agebody.assets.asset import AssetError
+from agebody.assets.official import JOINT_NAMES
 from agebody.assets.unpickle import loads
 from agebody.pipelines.labels.samples import Member, read_members
+from agebody.pipelines.labels.training import NUM_EXPRESSION
 
 IMAGE, PEOPLE = "jpg", "data.pyd"
 _SCALE_UNIT = 200.0
 """Unit of boxes in shards, since HMR [pixels]."""
-_POINTS, _BETAS, _SIDES = 44, 10, ("left", "right")
+_POINTS, _BETAS = 44, 10
+JOINTS = JOINT_NAMES["smpl"] + JOINT_NAMES["smplx"][22:]
+"""Joints of SMPL, of SMPL-X's face, and of the fingers, the left hand's first."""
+_POSES = (
+    ("body_pose", 24, "has_body_pose"),
+    *((f"{name}_pose", 1, "has_jaw_pose") for name in ("jaw", "leye", "reye")),
+    *((f"{side}_hand_pose", 15, f"has_{side}_hand_pose") for side in ("left", "right")),
+)
+"""Fields of the poses of ``JOINTS``, their numbers of joints, and the fields of their weights."""
 
 
 class Person(NamedTuple):
@@ -35,9 +45,9 @@ class Person(NamedTuple):
     """x, y [pixels] and confidence, of "hmr2_44"."""
     keypoints_3d: Float[np.ndarray, "44 4"]
     """In camera coordinates [m], and confidence."""
-    pose: Float[np.ndarray, "24 3"]
-    """Axis-angle vectors, the root's first."""
-    pose_weight: float
+    pose: Float[np.ndarray, "57 3"]
+    """Axis-angle vectors of ``JOINTS``, the root's first; 0 where they are not known."""
+    pose_weights: Float[np.ndarray, " 57"]
     betas: Float[np.ndarray, " 10"]
     betas_weight: float
     age_offset: float
@@ -48,9 +58,8 @@ class Person(NamedTuple):
     """Of the image's camera [pixels], NaN if it is not known."""
     principal_point: Float[np.ndarray, " 2"]
     """[pixels], NaN if it is not known."""
-    hands: Float[np.ndarray, "30 3"]
-    """Axis-angle vectors of SMPL-H's finger joints, the left hand's first; 0 if they are not known."""
-    hand_weights: Float[np.ndarray, " 30"]
+    expression: Float[np.ndarray, " 10"]
+    expression_weight: float
 
 
 def read_people(path: Path, place: Member) -> list[Person]:
@@ -105,15 +114,16 @@ def _read_person(fields: _Fields) -> Person:
     size = np.broadcast_to(fields.either("scale", 1, 2), (2,)) * np.float32(_SCALE_UNIT)
     betas = fields.either("betas", _BETAS, _BETAS + 1)
     known, aged = float(fields.numbers("has_betas")), betas.shape[0] > _BETAS
-    kind = float(fields.numbers("age_class", default=UNKNOWN))
+    kind, unknown = float(fields.numbers("age_class", default=UNKNOWN)), [None, *[0.0] * (len(_POSES) - 1)]
+    poses = [(*part, default) for part, default in zip(_POSES, unknown, strict=True)]
     if kind != int(kind) or not UNKNOWN <= kind < len(AGE_CLASSES):
         fields.fail("age_class", f"expected {UNKNOWN} to {len(AGE_CLASSES) - 1}, got {kind:g}")
     person = Person(
         np.concatenate((center - size / 2, center + size / 2)),
         fields.numbers("keypoints_2d", _POINTS, 3),
         fields.numbers("keypoints_3d", _POINTS, 4),
-        fields.numbers("body_pose", 24, 3),
-        float(fields.numbers("has_body_pose")),
+        np.concatenate([fields.numbers(name, count, 3, default=none) for name, count, _, none in poses]),
+        np.concatenate([np.full(n, fields.numbers(has, default=none)) for _, n, has, none in poses]),
         betas[:_BETAS],
         known,
         float(betas[_BETAS]) if aged else 0.0,
@@ -121,8 +131,8 @@ def _read_person(fields: _Fields) -> Person:
         int(kind),
         fields.numbers("focal", 2, default=math.nan),
         fields.numbers("principal_point", 2, default=math.nan),
-        np.concatenate([fields.numbers(f"{side}_hand_pose", 15, 3, default=0.0) for side in _SIDES]),
-        np.repeat([fields.numbers(f"has_{side}_hand_pose", default=0.0) for side in _SIDES], 15),
+        fields.numbers("expression", NUM_EXPRESSION, default=0.0),
+        float(fields.numbers("has_expression", default=0.0)),
     )
     if not np.isfinite(person.box).all() or not (size > 0).all():
         fields.fail("center, scale", "expected a box of finite numbers and a size above 0")
