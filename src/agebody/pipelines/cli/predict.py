@@ -30,6 +30,9 @@ def predict(
         Path | None, options.option("File of the network's weights: HMR2, AionHMR, CameraHMR, or your own.")
     ] = None,
     body: options.Body = "anny",
+    num_betas: Annotated[
+        int | None, options.option("Betas of the network: 10 by default; CameraHMR has 16 for SMPL-X.")
+    ] = None,
     detector: options.DetectorName = None,
     images: options.Images = None,
     annotations: options.Annotations = None,
@@ -75,13 +78,13 @@ def predict(
         raise typer.BadParameter(f"give the photographs that {photographs} is about", param_hint="--images")
     options.check_renderer(overlays)
     unusable: dict[str, str] = {}
-    with running(DetectorError) as bars:
+    with running(DetectorError, ValueError) as bars:
         fit_folder.check_folder(output, overwrite=overwrite)
         asset = options.load_body(body, bars)
-        layer = options.make_layer(asset, device=device)
+        layer = options.make_layer(asset, device=device, num_betas=num_betas)
         if shards and not fit_folder.has_training_joints(layer.asset.joint_names):
             fail(f"--shards needs a body with SMPL's joints, got {layer.asset.metadata.name}")
-        last = options.make_layer(asset, device=device, pose_format="matrix")
+        last = options.make_layer(asset, device=device, pose_format="matrix", num_betas=num_betas)
         try:
             network = load_checkpoint(checkpoint, last).network.to(layer.device)
         except ValueError as error:

@@ -26,8 +26,9 @@ from agebody.keypoints import joint_layout
 from agebody.measure import stature
 from agebody.nets import Estimate, Lifter, fit_lifted
 from agebody.optim.least_squares import Stop
-from agebody.optim.stages import Fit
+from agebody.optim.stages import Fit, FitReport
 from agebody.optim.standard_errors import StandardErrors
+from agebody.parameters import BodyParameters
 from agebody.pipelines.labels.quality import SIDES_EXCHANGED, flag_labels
 from agebody.pipelines.labels.records import Labels, concatenate_labels
 
@@ -260,6 +261,12 @@ def cameras(sizes: Float[Tensor, "N 2"], focals: Float[Tensor, " N"], fov: float
     )
     known = focals[:, None].expand_as(others.focal)
     return others._replace(focal=torch.where(known.isnan(), others.focal, known))
+
+
+def as_fit(parameters: BodyParameters, error: Float[Tensor, " N"]) -> Fit:
+    """Return bodies whose keypoints are so far off [pixels] as a fit of no step."""
+    none = torch.zeros(len(error), dtype=torch.long)
+    return Fit(parameters, FitReport(none == 0, none, none, torch.zeros_like(error), {}), error, error)
 
 
 def make_labels(body: BodyModel, people: People, camera: Camera, fit: Fit) -> Labels:

@@ -20,9 +20,9 @@ from agebody.cameras import Camera, box_around, box_condition, square_box, weak_
 from agebody.detect.windows import crop_image
 from agebody.fitting.observed import MIN_POINTS
 from agebody.nets import Regressor, normalize_images
-from agebody.optim.stages import Fit, FitReport
+from agebody.optim.stages import Fit
 from agebody.parameters import BodyParameters
-from agebody.pipelines.labels.fitting import fit_people, make_labels, people_cameras, with_ages
+from agebody.pipelines.labels.fitting import as_fit, fit_people, make_labels, people_cameras, with_ages
 from agebody.pipelines.labels.quality import BOX_SCALE, PREDICTED, flag_labels
 from agebody.pipelines.labels.records import Labels, concatenate_labels, reprojection_error
 
@@ -185,6 +185,4 @@ def _as_fit(body: BodyModel, people: People, camera: Camera, parameters: BodyPar
     with torch.no_grad():
         pixels = camera.project(body.keypoints(people.layout, parameters)).pixels.cpu().numpy()
     error = torch.from_numpy(reprojection_error(pixels, people.keypoints, people.weights)).to(camera.focal)
-    none = torch.zeros(len(people), dtype=torch.long)
-    report = FitReport(none == 0, none, none, torch.zeros_like(error), {})
-    return Fit(parameters, report, error, error)
+    return as_fit(parameters, error)

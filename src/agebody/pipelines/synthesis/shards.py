@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -12,18 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agebody.age import UNKNOWN
-from agebody.annotations.calibration import LENS
-from agebody.annotations.people import AnnotationError, fail
+from agebody.age import parse_ages
+from agebody.annotations.people import AnnotationError, ImageEntry, fail
+from agebody.annotations.people import People as Observed
 from agebody.body import BodyModel
 from agebody.cameras.camera import Camera
 from agebody.files import make_folder, replacing
-from agebody.keypoints import joint_layout
+from agebody.keypoints import get_layout, joint_layout
 from agebody.measure import stature
 from agebody.parameters import BodyParameters
 from agebody.people import People, random_people
 from agebody.pipelines.jobs.backends import do_all
 from agebody.pipelines.jobs.cluster import THIS_PROCESS, Cluster, check_cluster
+from agebody.pipelines.labels.fitting import as_fit, make_labels
 from agebody.pipelines.labels.records import Labels
 from agebody.pipelines.labels.samples import TrainingShards, add_sample, encode, open_shard, read_about
 from agebody.pipelines.labels.settings import describe_differences
@@ -220,46 +222,23 @@ def _labels(
     parameters, camera = people.parameters, people.camera.map(Tensor.double)
     with torch.no_grad():
         vertices = torch.cat([body(part).vertices for part in _batches(parameters)])
-        shaped = body.shape(parameters)
-        points = shaped.keypoints(layout, parameters).double()
-        joints = shaped.keypoints(joint_layout(*body.asset.joint_names), parameters)
-        tall = stature(shaped.rest_vertices)
-        keypoints = array(camera.project(points).pixels)
+        keypoints = array(camera.project(body.keypoints(layout, parameters).double()).pixels)
         outline = array(camera.project(vertices.double()).pixels)
-    sizes, count = array(people.size), len(ids)
-    corners = [np.clip(corner, 0, sizes) for corner in (outline.min(1), outline.max(1))]
-    arrays: dict[str, Any] = {name: array(part) for name, part in parameters._asdict().items()}
-    known, zero = np.ones(count, bool), np.zeros(count, np.float32)
-    labels = Labels(
-        body=body.asset.metadata.name,
-        joint_names=tuple(body.asset.joint_names),
-        keypoint_layout=layout,
+    sizes, count = array(people.size).astype(int), len(ids)
+    images, image = np.unique(names, return_inverse=True)
+    observed = Observed(
+        Path(),
+        get_layout(layout),
+        tuple(ImageEntry(str(name), i, tuple(sizes[0].tolist())) for i, name in enumerate(images)),
+        image=image,
         ids=ids,
-        image_ids=names,
-        image_sizes=sizes.astype(int),
-        **arrays,
-        focal=array(people.camera.focal),
-        center=array(people.camera.center),
-        distortion=np.zeros((len(people.camera.center), LENS)),
-        observed=np.concatenate((keypoints, np.ones((*keypoints.shape[:2], 1))), -1),
-        keypoints=keypoints.astype(np.float32),
-        joints=array(joints),
-        depth=array(joints)[:, 0, 2],
-        boxes=np.concatenate(corners, 1),
-        scores=zero + 1,
-        reprojection=zero,
-        start_reprojection=zero,
-        converged=known,
-        iterations=np.zeros(count, int),
-        stop=np.full(count, "synthetic"),
-        cost=zero,
-        kept=known,
-        age_known=known,
-        age_class=np.full(count, UNKNOWN),
-        age_offset_sd=zero,
-        stature=array(tall),
-        stature_sd=zero,
-        depth_sd=zero,
-        track=np.full(count, -1),
+        keypoints=keypoints,
+        weights=np.ones(keypoints.shape[:2]),
+        boxes=np.concatenate([np.clip(corner, 0, sizes) for corner in (outline.min(1), outline.max(1))], 1),
+        ages=parse_ages(shape=(count,)),
     )
+    labels = make_labels(body, observed, people.camera, as_fit(parameters, torch.zeros(count)))
+    known, exact = np.ones(count, bool), np.zeros(count, np.float32)
+    exactly = dict.fromkeys(("age_offset_sd", "stature_sd", "depth_sd"), exact)
+    labels = replace(labels, stop=np.full(count, "synthetic"), kept=known, age_known=known, **exactly)
     return labels, vertices.cpu()
