@@ -119,9 +119,9 @@ def test_the_form_of_camerahmr_for_smplx_predicts_its_55_joints(tmp_path):
     assert made.family == "CameraHMR-X"
     assert made.network.head.condition == 3
     with torch.no_grad():
-        found = made.network(IMAGES, wave("condition", 2, 3).float())
+        found = made.network(IMAGES, wave("condition", (2, 3)).float())
         read = network("camerahmr_x", body).head(
-            made.network.backbone(IMAGES), wave("condition", 2, 3).float()
+            made.network.backbone(IMAGES), wave("condition", (2, 3)).float()
         )
     assert found.extras == {}
     torch.testing.assert_close(found.body_pose[:, 21:24], torch.eye(3).expand(2, 3, 3, 3))

@@ -1,13 +1,12 @@
 """From read-outs to a body: sizes, ages, and what a layer makes of them."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from bodies import random_body
+from model_files import small_smplx
 from torch import nn
 
-from agebody import SMIL, SMPL, SMPLA, rotations
+from agebody import SMIL, SMPL, SMPLA, SMPLX, rotations
 from agebody.nets import Regressor, read_prediction, start_readouts
 
 PARENTS = (-1, 0, 0, 2)
@@ -63,18 +62,18 @@ def test_wrong_sizes_are_refused(change, words):
 
 
 def test_hands_and_expressions_are_read_for_bodies_that_have_them():
-    asset = replace(random_body(num_betas=5), num_expression=2)
-    body = SMPLA(asset, pose_format="matrix", num_expression=2)
-    assert start_readouts(body)["expression"].shape == (2,)
+    body = SMPLX(small_smplx(), pose_format="matrix")
+    assert start_readouts(body)["expression"].shape == (10,)
     given = readouts(body, 2, extra=1)
-    whole = read_prediction({**given, "expression": torch.ones(2, 2)}, body)
-    apart = {"pose": given["pose"][:, :12], "hands": given["pose"][:, 12:]}
+    whole = read_prediction({**given, "expression": torch.ones(2, 10)}, body)
+    apart = {"pose": given["pose"][:, :150], "hands": given["pose"][:, 150:]}
     made = read_prediction({**given, **apart}, body)
     assert torch.equal(made.body_pose, whole.body_pose)
     assert made.extras == whole.extras == {}
-    assert torch.equal(made.expression, torch.zeros(2, 2))
-    assert torch.equal(whole.parameters().betas[:, 3:], torch.ones(2, 2))
-    torch.testing.assert_close(body(whole.parameters()).vertices, body(**whole.arguments()).vertices)
+    assert torch.equal(made.expression, torch.zeros(2, 10))
+    assert torch.equal(whole.parameters().betas[:, 10:], torch.ones(2, 10))
+    found = body(whole.parameters()).vertices
+    torch.testing.assert_close(found, body(**whole.arguments()).vertices, atol=2e-5, rtol=1e-5)
     none = BODIES["every age"]()
     kept = read_prediction(
         {**readouts(none, 2), "hands": torch.ones(2, 6), "expression": torch.ones(2)}, none

@@ -646,9 +646,9 @@ def test_spins_loop_keeps_the_better_of_fit_and_label(body, tmp_path):
     people[5]["fit_error"] = np.float32(0.001)
     write_shard(tmp_path / "a.tar", [people[:3], people[3:]])
     net, first, second = network(body), tmp_path / "first", tmp_path / "second"
-    options = {"crop_size": (64, 48), "start_sd": {"body_pose": 0.5}}
+    options = {"crop_size": (64, 48), "start_sd": {"body_pose": 0.5}, "batch_size": 2}
     done = []
-    found = refit_shards(net, tmp_path / "a.tar", first, progress=done.append, batch_size=2, **options)
+    found = refit_shards(net, tmp_path / "a.tar", first, progress=done.append, **options)
     assert done[-1] == found.people == 5
     assert found.replaced == 3
     again = refit_shards(net, first, second, **options)

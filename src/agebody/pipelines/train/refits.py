@@ -131,9 +131,10 @@ def _fit(
     start = predict_parameters(network, batch.images.to(body.dtype), box, batch.camera)
     aged, seen = torch.ones(count, dtype=torch.bool, device=body.device), target["keypoints_2d_weights"]
     if body.age_anchors:
-        known = target["age_offset_weights"] > 0
-        aged = known | (target["age_class"] >= 0)
-        age = torch.where(known, target["age_offset"], torch.nan)
+        known, kind = target["age_offset_weights"] > 0, target["age_class"] >= 0
+        aged = known | kind
+        # Of a stated class, an age offset may be that of the last fit.
+        age = torch.where(known & ~kind, target["age_offset"], torch.nan)
         options = {"age_offset": age, "age_class": target["age_class"], **options}
     pixels = from_crop(target["keypoints_2d"], box)
     fit = fit_keypoints(body, pixels, batch.camera, weights=seen, layout=LAYOUT, start=start, **options)
