@@ -62,7 +62,7 @@ class Attention(nn.Module):
 
     def forward(self, tokens: Float[Tensor, "B N C"], context: Float[Tensor, "B M C"]) -> Tensor:
         """Return the update of the tokens, (B, N, C)."""
-        return self.out(attend(self.query(tokens), *self.pair(context).chunk(2, -1), self.heads))
+        return self.out(attend(self.query(tokens), *self.pair(context).chunk(2, -1), heads=self.heads))
 
 
 class AttentionBlock(nn.Module):

@@ -105,8 +105,8 @@ def attend(
     query: Float[Tensor, "B N C"], key: Float[Tensor, "B M C"], value: Float[Tensor, "B M C"], heads: int
 ) -> Float[Tensor, "B N C"]:
     """Return what each query sees, with several heads side by side in the channels."""
-    parts = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (query, key, value))
-    return F.scaled_dot_product_attention(*parts).transpose(1, 2).flatten(-2)
+    query, key, value = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (query, key, value))
+    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(-2)
 
 
 class _Block(nn.Module):
@@ -124,7 +124,7 @@ class _Block(nn.Module):
         return tokens + self.dropped(self.mlp["fc2"](hidden))
 
     def seen(self, tokens: Tensor) -> Tensor:
-        return self.attn["proj"](attend(*self.attn["qkv"](tokens).chunk(3, -1), self.heads))
+        return self.attn["proj"](attend(*self.attn["qkv"](tokens).chunk(3, -1), heads=self.heads))
 
     def dropped(self, update: Tensor) -> Tensor:
         """Leave the update out for some people in training, and scale it up for the others."""

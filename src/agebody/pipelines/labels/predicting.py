@@ -90,7 +90,7 @@ def predict_annotations(
         raise ValueError(f"body: expected that of the network, {theirs.metadata.name}")
     size = crop_size_of(network) if crop_size is None else crop_size
     people = with_ages(body, people, age_offset=age_offset, age_class=age_class, years=years)
-    squares = square_box(torch.from_numpy(_boxes(people)), crop=size[::-1])
+    squares = square_box(torch.from_numpy(_boxes(people)), crop=(size[1], size[0]))
     cuts = _crops(people, Path(images), squares, size, unreadable)
     parts, order = [], []
     for batch in iter(lambda: [*itertools.islice(cuts, batch_size)], []):
@@ -155,7 +155,7 @@ def _crops(
             unreadable(entry.name, error)
             continue
         for row in np.flatnonzero(people.image == i).tolist():
-            yield row, crop_image(Image.fromarray(picture), squares[row], size[::-1])
+            yield row, crop_image(Image.fromarray(picture), squares[row], (size[1], size[0]))
 
 
 def predict_parameters(
