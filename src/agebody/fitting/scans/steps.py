@@ -125,9 +125,9 @@ def fit_poses(
 
 
 def _is_settled(report: FitReport, before: Float[Tensor, " n"], stage: Stage) -> Bool[Tensor, " n"]:
-    """Return whether a round is the last of its stage: after few steps, or hardly below the cost before."""
+    """Return whether a round is the last of its stage: of few steps, or, with patience, of little gain."""
     few = report.converged & (report.iterations <= SETTLED)
-    return few | (report.cost >= (1 - stage.cost_tolerance) * before)
+    return few if stage.patience is None else few | (report.cost >= (1 - stage.cost_tolerance) * before)
 
 
 def uses(stage: Stage, name: str) -> bool:
