@@ -9,17 +9,15 @@ _TABLE = (
     ((2e5, 0.0, 0.07**2, 0.5**2, 1.0, 0.1, 10.0, 0.0, 0.0), (0.1, 0.103, 50.0)),
     ((8e5, 1e5, 0.27**2, 0.5**2, 0.1**2, 0.001, 1e6, 5000.0, 0.01), (0.03, 0.03, 4.0)),
 )
-_EFFORT = ((3e-3, 3), (3e-3, 3), (1e-3, None))  # tolerance and patience; limbs move slowly in the last stage
 
 SMPLIFY_KIDS = tuple(
     Stage(
         weights=dict(zip(_WEIGHTED, weights, strict=True)),
         scales=dict(zip(_SCALED, scales, strict=True)),
         max_iterations=10,
-        cost_tolerance=tolerance,
-        patience=patience,
+        cost_tolerance=1e-3,
     )
-    for (weights, scales), (tolerance, patience) in zip(_TABLE, _EFFORT, strict=True)
+    for weights, scales in _TABLE
 )
 """The three stages of smplify-kids (Hesse, 2022), by the author of SMIL, whose own weights are not published.
 
