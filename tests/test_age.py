@@ -364,6 +364,7 @@ NAN = float("nan")
         ({"age_class": "Kid"}, ([NAN], [NAN], [2])),
         ({"age_offset": [0.5, None, NAN, ""]}, ([0.5, NAN, NAN, NAN], [NAN] * 4, [-1] * 4)),
         ({"age_class": ["", "baby", 0, -1, None]}, ([NAN] * 5, [NAN] * 5, [-1, 3, 0, -1, -1])),
+        ({"age_months": [18, NAN], "years": [8, 3]}, ([NAN] * 2, [1.5, 3], [-1, -1])),
         (
             {"age_offset": [1, NAN, NAN], "years": [2, 3, NAN], "age_class": 1},
             ([1, NAN, NAN], [NAN, 3, NAN], [-1, -1, 1]),
@@ -386,6 +387,7 @@ def test_ages_are_parsed_by_one_rule_however_they_are_given(given, expected, kin
     [
         {"years": -0.5}, {"years": 130}, {"years": 2015.0}, {"years": math.inf}, {"years": True},
         {"years": "four"}, {"years": [1.0, [2.0]]}, {"years": 10**400}, {"years": torch.tensor([1.0, 130.0])},
+        {"age_months": -1}, {"age_months": 1560},
         {"years": np.array([3, 200])}, {"age_offset": math.inf}, {"age_offset": np.array([True])},
         {"age_class": "old"}, {"age_class": 4}, {"age_class": -2}, {"age_class": 1.0}, {"age_class": True},
         {"age_class": torch.tensor([0.0])}, {"age_class": np.array(["kid", "1"])},

@@ -1,6 +1,7 @@
 """The layers and a network under torch's compilers, exporters and transforms, on a body of real size."""
 
 import os
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from bodies import random_body
 from networks import onnx_outputs
 
+import agebody
 from agebody import SMPLA, BodyParameters, nets
 
 TYPES_CHECKED = os.environ.get("AGEBODY_TYPECHECK", "1") == "1"
@@ -68,6 +70,20 @@ def test_compile_without_a_graph_break(either_body, mannequin_asset, compiler):
         strict=True,
     ):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name", ["z_score", "percentile", "stature_at_percentile", "median_head_circumference"]
+)
+@pytest.mark.parametrize("sex", ["neutral", "male"])
+def test_compile_growth(name, sex):
+    torch._dynamo.reset()
+    years = torch.linspace(0, 20, 7, requires_grad=True)
+    given = (years,) if name.startswith("median") else (torch.linspace(0.9, 1.2, 7), years)
+    function = partial(getattr(agebody.age, name), sex=sex)
+    found = torch.compile(function, fullgraph=True, backend="aot_eager")(*given)
+    torch.testing.assert_close(found, function(*given), rtol=0, atol=0, equal_nan=True)
+    assert torch.autograd.grad(found.nansum(), years)[0].isfinite().all()
 
 
 def test_compile_keypoints_and_shaped_bodies(either_body):

@@ -377,6 +377,9 @@ class TestPlacePeople:
             place_people(depth, depth, height, prior, body_slope=depth)
         with pytest.raises(ValueError, match="far: expected booleans"):
             place_people(depth, depth, height, prior, far=depth)
+        for none in ({"min_slope": math.nan}, {"max_height": math.nan}, {"max_height": 0.0}):
+            with pytest.raises(ValueError, match="min_slope, max_height: expected a finite number, and"):
+                place_people(depth, depth, height, prior, **none)
         with pytest.raises(ValueError, match="weights: expected a shape that broadcasts"):
             place_people(depth, depth, height, prior, weights=depth[:, :3])
 
@@ -423,6 +426,11 @@ def test_unknown_classes_and_sexes():
         for function in (HeightPrior.of_age, height_class):
             with pytest.raises(ValueError, match="sex: expected indices into SEXES, 0 to 2"):
                 function(years, sex=torch.tensor([0, sex]))
+    with pytest.raises(ValueError, match=r"the shape of an image array is \(height, width, channels\)"):
+        is_far(years, 1000.0, (400, 600, 3))
+    for none in (-1.0, 130.0):
+        with pytest.raises(ValueError, match="years: expected ages from 0 to below 130"):
+            height_class(torch.tensor([3.0, none]))
     with pytest.raises(ValueError, match="classes: expected indices from 0 to 5"):
         HeightPrior.of_class(torch.tensor([6]))
 
@@ -431,6 +439,7 @@ def test_is_far():
     # 2 m at 20 m with f = 1000: 100 pixels, a quarter of 400.
     depth = torch.tensor([19.9, 20.1])
     assert is_far(depth, 1000.0, (600.0, 400.0)).tolist() == [False, True]
+    assert is_far(depth, 1000.0, torch.tensor([[600, 400], [60, 40]])).tolist() == [False, False]
 
 
 class TestHeightPrior:

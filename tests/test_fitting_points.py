@@ -266,6 +266,14 @@ def test_errors(mannequin, mannequin_asset):
         fit_vertices(mannequin, joints)
     with pytest.raises(ValueError, match="points: expected shape"):
         fit_points(mannequin, joints[:, :20])
+    tall = mannequin().vertices
+    for scale in (100, 1000):
+        with pytest.raises(ValueError, match=r"vertices: expected metres, got points .* from their mean"):
+            fit_vertices(mannequin, scale * tall)
+        with pytest.raises(ValueError, match="points: expected metres"):
+            fit_points(mannequin, scale * mannequin().joints[None].expand(2, 24, 3))
+    with pytest.raises(TypeError, match="topology: expected a TopologyMap, such as .* got str"):
+        fit_vertices(mannequin, tall, topology="smpl2mhr_mapping.npz")
     with pytest.raises(TypeError, match="points: expected a floating type"):
         fit_points(mannequin, joints.long())
     with pytest.raises(ValueError, match="weights: expected finite"):

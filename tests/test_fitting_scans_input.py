@@ -205,6 +205,32 @@ class TestPlanes:
             assert abs(len(kept) - 400) < 80
         assert fit_plane(moved, towards=torch.tensor([0.0, -9.0, 0.0])).normal[1] < -0.99
 
+    @pytest.mark.parametrize(
+        ("given", "error", "message"),
+        [
+            ({"towards": [0.0, 0.0, 0.0]}, ValueError, "towards: expected a camera, or a point"),
+            ({"towards": torch.zeros(1, 3)}, ValueError, "towards: expected a camera, or a point"),
+            ({"towards": torch.full((3,), math.nan)}, ValueError, "towards: expected a camera, or a point"),
+            ({"tolerance": 0.0}, ValueError, "tolerance: expected a length above 0"),
+            ({"tolerance": math.nan}, ValueError, "tolerance: expected a length above 0"),
+            ({"normals": torch.zeros(3, 3)}, ValueError, "points: expected a normal for each point"),
+        ],
+    )
+    @pytest.mark.usefixtures("unchecked")
+    def test_what_is_no_side_and_no_size_is_refused(self, given, error, message):
+        cloud = self.cloud()
+        given = dict(given)
+        points = Cloud(cloud.points, given.pop("normals", cloud.normals))
+        with pytest.raises(error, match=message):
+            fit_plane(points, **given)
+        with pytest.raises(ValueError, match=r"camera: expected one without batch dimensions, got \(2,\)"):
+            Cloud.from_depth(torch.ones(60, 80), self.VIEW.map(lambda part: part.expand(2, *part.shape)))
+
+    def test_normals_that_say_nothing_leave_the_side_to_what_is_seen(self):
+        cloud = self.cloud()
+        for none in (torch.zeros_like(cloud.points), torch.full_like(cloud.points, math.nan)):
+            assert fit_plane(Cloud(cloud.points, none)).normal[1] > 0.99
+
     def test_one_that_puts_the_scans_below_it_is_refused(self, infant, seen):
         down = Plane(-seen["plane"].normal, -seen["plane"].offset)
         with pytest.raises(ValueError, match="plane: expected the scans above it, got half of the points"):

@@ -650,6 +650,14 @@ REFUSED = {
         [INSTANCE | {"keypoints": [[1.0, 2.0, 3.0]] * 17}],
         r"\[0\]: keypoints: .*got '\[1.0, 2.0, 3.0\]'",
     ),
+    "confidences in percent": (
+        results(17) + results(17, keypoints=[*flat(xyc(16)), 1.0, 2.0, 90.5]),
+        r"results\[1\]: keypoints: expected confidences from 0 to 1, got 90.5; divide them all, as by 100",
+    ),
+    "confidences of bytes": (
+        coco({"keypoints": [3.0, 4.0, 200] * 17}),
+        r"\(id 1\): keypoints: expected confidences from 0 to 1, got 200; divide them all, as by 255",
+    ),
     "MMPose, scores missing": ([INSTANCE | {"keypoint_scores": [1.0]}], r"\[0\]: keypoints: expected finite"),
     "MMPose, no list": ({"instance_info": 3, "meta_info": 3}, "expected an object, got 3"),
     "Ultralytics, y shorter": (

@@ -17,7 +17,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 import agebody
-from agebody.age import AGE_CLASSES
+from agebody.age import AGE_CLASSES, age_class
 from agebody.annotations import AnnotationError, read_people
 from agebody.annotations.orders import order_by_title, plain_name
 from agebody.annotations.photographs import read_photograph
@@ -260,12 +260,43 @@ def test_ages_are_read_however_they_are_given(write, observed):
 def test_the_most_exact_age_counts(write, observed):
     ages = [
         {"age_offset": 0.5, "years": 4, "age_class": "baby"}, {"years": 4, "age_class": 3, "age": "kid"},
-        {"age": 7, "years": 4}, {"age": "kid", "age_class": 3}, {"years": None, "age": 5}, {"age_class": ""},
+        {"age": 7, "age_months": "48"}, {"age": "kid", "age_class": 3}, {"years": None, "age": 5},
+        {"age_class": ""},
     ]  # fmt: skip
     found = read_people(write(coco_document(observed, ages=ages))).ages
     np.testing.assert_array_equal(found.age_offset, [0.5] + 5 * [math.nan])
     np.testing.assert_array_equal(found.years, [math.nan, 4, 4, math.nan, 5, math.nan])
     assert found.age_class.tolist() == [-1, -1, -1, 3, -1, -1]
+
+
+@pytest.mark.parametrize(
+    ("fields", "unread"),
+    [
+        ({"age_group": "child"}, "age_group"),
+        ({"ageGroup": 1, "months": 18, "birth_year": 2020}, "ageGroup, birth_year, months"),
+        ({"attributes": {"age": "2", "occluded": False}}, "attributes.age"),
+        ({"image_usage": 1, "attributes": ["age"], "stage": 2, "damaged": True}, None),
+        ({"age_offset": 0.3, "age_months": 18, "years": 3, "age_class": "kid", "age": 3}, None),
+    ],
+)
+def test_ages_in_fields_of_other_names_are_not_lost_silently(write, observed, fields, unread):
+    document = coco_document(observed)
+    document["annotations"][2] |= fields
+    notes = [note for note in read_people(write(document)).notes if "ages" in note]
+    expected = f"not read as ages: {unread}; expected age_offset, age_months, years, age_class"
+    assert notes == ([] if unread is None else [expected])
+
+
+def test_people_count_in_the_class_of_the_age_that_was_stated(body, observed, write):
+    """A body may have the median stature of a year at an offset of another class than the published one."""
+    ages = [{"years": 1.5}, {"age_months": 18}, {"years": 1.45}, {"age_class": "kid"}, {"age_offset": 0.76}]
+    document = coco_document(observed, ages=[*ages, {"years": 30}])
+    labels = fit_annotations(body, read_people(write(document)))
+    assert labels.age_class.tolist() == labels.classes().tolist() == [2, 2, 3, 2, 3, 0]
+    assert [row["people"] for row in summarize(labels)["ages"]] == [1, 0, 3, 2]
+    assert not labels.flags["age_bound"][[0, 1, 2, 4, 5]].any()
+    unstated = replace(labels, age_class=np.full(len(labels), -1))
+    assert unstated.classes().tolist() == age_class(labels.age_offset).tolist()
 
 
 def mutate(document, change):

@@ -193,6 +193,8 @@ def test_shards_of_other_programs(tmp_path):
             keypoints=pa.array([[float(i) for i in range(34)]] * 2, pa.large_list(pa.float32())),
             camera=["x", "y"],
             years=pa.nulls(2),
+            age_months=[None, 6.0],
+            ageGroup=["x", "y"],
             age_class=["Baby", None],
             box=[None, [1.0, 2.0, 3.0, 4.0]],
         )
@@ -201,7 +203,8 @@ def test_shards_of_other_programs(tmp_path):
     assert found.keypoints.dtype == np.float64
     assert found.keypoints[0, 1].tolist() == [2, 3]
     assert found.ages.age_class.tolist() == [3, -1]
-    assert np.isnan(found.ages.years).all()
+    np.testing.assert_array_equal(found.ages.years, [np.nan, 0.5])
+    assert found.notes == ("not read as ages: ageGroup; expected age_offset, age_months, years, age_class",)
     assert np.isnan(found.boxes[0]).all()
     assert found.boxes[1].tolist() == [1, 2, 3, 4]
     named = {b"agebody": json.dumps({"keypoint_layout": "openpose25"}).encode()}

@@ -1190,6 +1190,8 @@ SPECK = [X, Y, 4, 4]
         {"bbox": SPECK, "segmentation": run_lengths(outline().astype(bool))},
         {"bbox": SPECK, "segmentation": {**coco_mask.encode(np.asfortranarray(outline()))}},
         {"bbox": SPECK, "keypoints": [X, Y, 2, X + W, Y + H, 1, 0, 0, 0]},
+        {"bbox": SPECK, "face_kpts": [X, Y, 2], "foot_kpts": [X + W, Y + H, 1, 0, 0, 0], "num_keypoints": 0},
+        {"bbox": SPECK, "lefthand_box": [0, 0, 0, 0], "fbox": list(HIDDEN)},
     ],
 )
 def test_whatever_an_entry_places_is_hidden(tmp_path, body, crowd, entry):
@@ -1231,6 +1233,7 @@ UNCLEAR = {
     "outside": change(bbox=[2 * X, 2 * Y, W, H]),
     "half outside": change(bbox=[X + 90, Y, W, H]),
     "three": change(bbox=[X, Y, W]),
+    "whole box in shares": change(fbox=[X / 400, Y / 300, W / 400, H / 300]),
     "object": change(bbox={"x": X}),
     "nothing": change(bbox=None),
     "false polygon": change(segmentation=True),

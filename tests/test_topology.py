@@ -202,6 +202,14 @@ def test_meshes_keep_the_order_of_their_file(tmp_path, meshes, name):
     assert torch.equal(read.faces, torch.from_numpy(faces))
 
 
+@pytest.mark.parametrize("start", [b"\xef\xbb\xbf", b"\xef\xbb\xbf# Blender\n", b"o body\r\n"])
+def test_the_first_vertex_counts_whatever_is_before_it(tmp_path, start):
+    (tmp_path / "a.obj").write_bytes(start + b"v 1 0 0 .5 .5 .5\r\nv 2 0 0\r\nv 3 0 0\r\nf 1/1 2/2 3/3\r\n")
+    found = MeshFile.from_file(tmp_path / "a.obj")
+    assert found.vertices[:, 0].tolist() == [1, 2, 3]
+    assert found.faces.tolist() == [[0, 1, 2]]
+
+
 def test_polygons_become_triangles(tmp_path):
     (tmp_path / "a.obj").write_text("v 0 0 0\nv 1 0 0\nv 1 1 0\nv 0 1 0\nf 1 2 3 4\n")
     assert MeshFile.from_file(tmp_path / "a.obj").faces.tolist() == [[0, 1, 2], [0, 2, 3]]

@@ -19,6 +19,8 @@ MAX_YEARS = 130.0
 """Ages are below it. Nobody has become so old: a larger number is a year of birth, or counts months."""
 UNKNOWN = -1
 """Age class of a person whose class is unknown."""
+AGE_FIELDS = ("age_offset", "age_months", "years", "age_class")
+"""Arguments of `parse_ages`, which are fields of files of people: the first one that is stated counts."""
 
 
 class AgeClass(NamedTuple):
@@ -109,16 +111,22 @@ class Ages(NamedTuple):
 
 
 def parse_ages(
-    *, age_offset: Any = None, years: Any = None, age_class: Any = None, shape: tuple[int, ...] | None = None
+    *,
+    age_offset: Any = None,
+    age_months: Any = None,
+    years: Any = None,
+    age_class: Any = None,
+    shape: tuple[int, ...] | None = None,
 ) -> Ages:
     """Check ages of people and keep one per person: the rule of all files, arguments and commands.
 
     Each argument may be one value or a list, an array or a tensor of values. None, NaN and empty strings are
-    unknown. Where a person has several ages, the age offset counts before the years, and these before the
-    class.
+    unknown. Where a person has several ages, the age offset counts before months, these before the years, and
+    the class last.
 
     Args:
         age_offset: finite numbers; 0 adult, 1 infant.
+        age_months: ages from 0 to below 12 times ``MAX_YEARS``, which become years.
         years: ages from 0 to below ``MAX_YEARS``.
         age_class: names of ``AGE_CLASSES``, in lower or upper case, or their indices; ``UNKNOWN`` is unknown.
         shape: of the people; by default the one that the arguments broadcast to.
@@ -129,6 +137,9 @@ def parse_ages(
     names = ", ".join(kind.name for kind in AGE_CLASSES)
     parsed = {
         "age_offset": _parse("age_offset", age_offset, _offset, "a finite number"),
+        "age_months": _parse(
+            "age_months", age_months, _months, f"a number from 0 to below {12 * MAX_YEARS:g}"
+        ),
         "years": _parse("years", years, _years, f"a number from 0 to below {MAX_YEARS:g}"),
         "age_class": _parse("age_class", age_class, _class_index, f"{names} or 0 to {len(AGE_CLASSES) - 1}"),
     }
@@ -139,8 +150,8 @@ def parse_ages(
         except ValueError:
             expected = f"a shape that broadcasts to {tuple(shape)}"
             raise ValueError(f"{name}: expected {expected}, got {part.shape}") from None
-    offsets, years, kinds = parsed.values()
-    years = np.where(np.isnan(offsets), years, np.nan)
+    offsets, months, years, kinds = parsed.values()
+    years = np.where(np.isnan(offsets), np.where(np.isnan(months), years, months / 12), np.nan)
     kinds = np.where(np.isnan(offsets) & np.isnan(years) & ~np.isnan(kinds), kinds, UNKNOWN)
     return Ages(offsets.copy(), years, kinds.astype(np.int64))
 
@@ -179,6 +190,10 @@ def _offset(value: Any) -> float | None:
 
 def _years(value: Any) -> float | None:
     return float(value) if is_number(value) and 0 <= value < MAX_YEARS else None
+
+
+def _months(value: Any) -> float | None:
+    return float(value) if is_number(value) and 0 <= value < 12 * MAX_YEARS else None
 
 
 def _class_index(value: Any) -> float | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -10,7 +9,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from agebody.age.values import Number, as_given, interpolate, numbers, of_one_kind, special_functions
+from agebody.age.values import (
+    Number,
+    as_given,
+    constant,
+    interpolate,
+    numbers,
+    of_one_kind,
+    special_functions,
+)
 
 Sex = Literal["neutral", "female", "male"]
 
@@ -59,7 +66,7 @@ class Growth(NamedTuple):
     sd: Float[np.ndarray, " N"]
 
 
-@cache
+@constant
 def growth_by_months(sex: Sex, *, step: bool = True) -> Growth:
     """Return the WHO's tables, in which stature falls by 0.7 cm at 24 months.
 
@@ -174,10 +181,10 @@ def median_head_circumference(years: Number, *, sex: Sex = "neutral") -> Number:
     given: Any = years if isinstance(years, Tensor) else numbers("years", years)
     found: Any = interpolate("years", years, nodes, values)
     choose: Any = torch.where if isinstance(found, Tensor) else np.where
-    return as_given(choose(given > nodes[-1], np.nan, found), found)
+    return as_given(choose(given > _HEAD_YEARS[-1], np.nan, found), found)
 
 
-@cache
+@constant
 def _head_growth(sex: Sex) -> tuple[Float[np.ndarray, " N"], Float[np.ndarray, " N"]]:
     """Return head circumferences [m] by months."""
     years = np.arange(12 * _HEAD_YEARS[-1] + 1) / 12

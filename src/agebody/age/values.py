@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import reprlib
+from collections.abc import Callable
+from functools import cache, wraps
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,6 +15,19 @@ from torch import Tensor
 from agebody.checks import broadcast, expect
 
 Number = TypeVar("Number", float, np.ndarray, Tensor)
+Table = TypeVar("Table", bound=Callable[..., Any])
+
+
+def constant(table: Table) -> Table:
+    """Compute what a function returns once; torch.compile takes it as it is, and does not look inside."""
+    kept: Any = cache(table)
+
+    @torch.compiler.assume_constant_result
+    @wraps(table)
+    def call(*args: Any, **options: Any) -> Any:
+        return kept(*args, **options)
+
+    return call  # pyright: ignore[reportReturnType]
 
 
 def special_functions(values: Any) -> Any:
@@ -26,7 +41,8 @@ def special_functions(values: Any) -> Any:
 
 def of_one_kind(**given: Any) -> tuple[Any, ...]:
     """Convert what is given beside a tensor to a tensor of its type, all else to arrays of numbers."""
-    like = next((x for x in given.values() if isinstance(x, Tensor)), None)
+    tensors = [x for x in given.values() if isinstance(x, Tensor)]
+    like = tensors[0] if tensors else None
     found = {name: x if isinstance(x, Tensor) else numbers(name, x) for name, x in given.items()}
     if like is not None:
         found = {

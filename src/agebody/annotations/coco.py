@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from agebody.age import AGE_CLASSES, AgeError, Ages, is_number, parse_ages
-from agebody.age.classes import MAX_YEARS
+from agebody.age.classes import AGE_FIELDS, MAX_YEARS
 from agebody.annotations.orders import FEET6, PARTS, Order, order_by_size, sizes_without_names
 from agebody.annotations.people import MAX_PIXELS, ImageEntry, fail, is_file_name, short, shorten
 
@@ -35,8 +35,8 @@ _OTHERS = (
 )
 """Beginnings of files that are not JSON, and what they are."""
 _DECIMAL = re.compile(r"[0-9]{1,9}(\.[0-9]{0,20})?")
-_MOST_NEGATIVE = -1.0
-"""Heatmaps give confidences a little below 0; what is not above this is another number."""
+_MOST_NEGATIVE, _MOST_SURE = -1.0, 10.0
+"""Heatmaps give confidences a little below 0, or some above 1; what is beyond these is another number."""
 
 
 def load_json(path: Path) -> Any:
@@ -208,6 +208,11 @@ class Entries:
         if low.any():
             k = int(np.flatnonzero(low)[0])
             self.fail(i, f"{key}: expected confidences of at least 0, got {points[k, 2]:g} for point {k}")
+        if (most := points[:, 2].max(initial=0)) > _MOST_SURE:
+            scale = 100 if most <= 100 else 255
+            self.fail(
+                i, f"{key}: expected confidences from 0 to 1, got {most:g}; divide them all, as by {scale}"
+            )
         points[:, 2] = np.maximum(points[:, 2], 0)
         far = (np.abs(points[:, :2]) > limit) & (points[:, 2:] > 0)
         if far.any():
@@ -247,17 +252,17 @@ class Entries:
         return found
 
     def ages(self) -> Ages:
-        """Return ages of ``age_offset``, ``years``, ``age_class`` and ``age`` (years, or a class by name).
+        """Return ages of `AGE_FIELDS`, and of ``age`` (years, or a class by name).
 
-        Years may be decimal numbers in strings, as files have them that were tables before.
+        Years and months may be decimal numbers in strings, as files have them that were tables before.
         """
-        columns: dict[str, list[Any]] = {"age_offset": [], "years": [], "age_class": []}
+        columns: dict[str, list[Any]] = {name: [] for name in AGE_FIELDS}
         for row in self.rows:
             age = _number_in(row.get("age"))
-            years, name = (None, age) if isinstance(age, str) else (age, None)
-            columns["age_offset"].append(row.get("age_offset"))
-            columns["years"].append(years if row.get("years") in (None, "") else _number_in(row["years"]))
-            columns["age_class"].append(name if row.get("age_class") in (None, "") else row["age_class"])
+            others = {"age_class": age} if isinstance(age, str) else {"years": age}
+            for name, found in columns.items():
+                value = others.get(name) if row.get(name) in (None, "") else row[name]
+                found.append(_number_in(value) if name in ("age_months", "years") else value)
         try:
             return parse_ages(**columns, shape=(len(self),))
         except AgeError as error:

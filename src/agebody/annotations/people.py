@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 import reprlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -14,6 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from agebody.age import Ages, parse_ages
+from agebody.age.classes import AGE_FIELDS
 from agebody.annotations.orders import FACE_AND_HANDS, WHOLE_BODY, Order, read_names
 from agebody.keypoints import LAYOUTS, KeypointLayout, get_layout
 
@@ -22,6 +24,7 @@ MAX_PIXELS = 1e6
 
 _PERCENT, _LARGE = 100, 3
 """Percent of the whole, and from how many times that many pixels on nobody is in such a corner alone."""
+_AGE_WORDS = {"age", "ages", "birth", "birthday", "birthdate", "dob", "month", "months"}
 _DETECTED = WHOLE_BODY[:2]
 """Layouts of detectors, to which other names are mapped; a "head" of the layouts of bodies is a joint."""
 
@@ -214,6 +217,14 @@ def is_percent(values: Float[np.ndarray, " N"], sides: Sequence[int]) -> bool:
 def fail(path: Path, message: str) -> NoReturn:
     """Raise an `AnnotationError` that names the file."""
     raise AnnotationError(f"{path}: {message}")
+
+
+def unread_ages(names: Iterable[str]) -> list[str]:
+    """Return a note on fields of a file that speak of ages, and are not read; none if there are none."""
+    spoken = {name: {word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", name)} for name in names}
+    unread = sorted({*spoken} - {*AGE_FIELDS, "age"})
+    found = [name for name in unread if spoken[name] & _AGE_WORDS]
+    return [f"not read as ages: {shorten(found)}; expected {', '.join(AGE_FIELDS)}"] if found else []
 
 
 def is_file_name(name: str) -> bool:

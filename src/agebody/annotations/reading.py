@@ -37,6 +37,7 @@ from agebody.annotations.people import (
     make_people,
     short,
     shorten,
+    unread_ages,
 )
 from agebody.annotations.photographs import Photographs, is_content, photograph_size
 from agebody.keypoints import KeypointLayout, get_layout
@@ -63,8 +64,9 @@ def read_people(
     Reads the files of COCO and its relatives (annotations and results), OpenPose, AlphaPose, MMPose,
     Ultralytics, MediaPipe and others, and folders with one file per image; see the table of formats in
     `Training labels for children`. Coordinates are kept as the file has them, with (0, 0) at the corner of
-    the image. Ages are read from ``age_offset``, ``years``, ``age_class`` and ``age`` (years, or the name of
-    a class); see `agebody.age.parse_ages`. Of detections of one person in one image the best is kept.
+    the image. Ages are read from ``age_offset``, ``age_months``, ``years``, ``age_class`` and ``age`` (years,
+    or the name of a class); see `agebody.age.parse_ages`. Of detections of one person in one image the best
+    is kept.
 
     Args:
         path: the file or folder.
@@ -372,7 +374,8 @@ def _make(
     if isinstance(order, Order) and points and order.size != size:
         entries.fail(0, f"keypoints: expected the {order.size} points of {order.title}, got {size}")
     stacked = entries.stack(points, size)
-    notes = []
+    more = (row["attributes"] for row in entries.rows if isinstance(row.get("attributes"), dict))
+    notes = unread_ages({*set().union(*entries.rows), *(f"attributes.{key}" for key in set().union(*more))})
     third = stacked[..., 2]
     if (third == 3).any() and np.isin(third, (0, 1, 2, 3)).all():
         stacked[third == 3] = 0  # AI Challenger: 1 visible, 2 hidden, 3 not there

@@ -26,6 +26,7 @@ from agebody.annotations.people import (
     fail,
     is_file_name,
     make_people,
+    unread_ages,
 )
 from agebody.files import first_line, naming, replacing, replacing_files
 from agebody.keypoints import LAYOUTS, KeypointLayout, get_layout
@@ -55,6 +56,7 @@ COLUMNS = {
     "focal": _Column("float"),
     "age_offset": _Column("float"),
     "age_class": _Column("string"),
+    "age_months": _Column("float"),
     "years": _Column("float"),
     "track": _Column("integer"),
 }
@@ -324,6 +326,7 @@ def read_shard(path: str | PathLike[str], *, layout: str | KeypointLayout | None
         ages=_ages(path, columns, len(ids)),
         tracks=_tracks(columns),
         focal=_focal(path, columns),
+        notes=unread_ages(table.column_names),
     )
     return expect_pixels(found)
 
@@ -456,7 +459,7 @@ def _boxes(path: Path, columns: dict[str, Any], count: int) -> Float[np.ndarray,
 
 def _ages(path: Path, columns: dict[str, Any], count: int) -> Ages:
     stated: dict[str, Any] = {
-        name: _floats(columns[name]) for name in ("age_offset", "years") if name in columns
+        name: _floats(columns[name]) for name in ("age_offset", "age_months", "years") if name in columns
     }
     if "age_class" in columns:
         stated["age_class"] = columns["age_class"].to_pylist()

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from agebody.age import AgeCurve, Sex, median_stature, stature_sd
+from agebody.age.classes import MAX_YEARS
 from agebody.checks import expect, expect_labels, expect_values
 
 
@@ -129,6 +130,8 @@ def height_class(
         sex: as in `HeightPrior.of_age`; only used for adults, because the table does not split children.
     """
     years = expect("years", years)
+    stated = years.isnan() | ((years >= 0) & (years < MAX_YEARS))
+    expect_values(years=(stated, f"ages from 0 to below {MAX_YEARS:g}, and NaN where unknown"))
     grown = torch.zeros_like(years, dtype=torch.long) if sex is None else _expect_sex(sex, years)
     found = torch.where(years < 15, 5, grown)
     found = torch.where(years < 8, 4, found)

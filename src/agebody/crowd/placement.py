@@ -13,12 +13,14 @@ camera space, 2025. Constants that the paper does not give are those of its publ
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from agebody.cameras.camera import Size, as_size
 from agebody.checks import Weights, apply_mask, expand_weights, expect, expect_values
 from agebody.crowd.height_prior import HeightPrior
 
@@ -137,6 +139,9 @@ def place_people(
             raise ValueError(
                 f"{name}: expected the shape of depth, {tuple(depth.shape)}, got {tuple(tensor.shape)}"
             )
+    if not (math.isfinite(min_slope) and max_height > 0):
+        got = f"got {min_slope} and {max_height}"
+        raise ValueError(f"min_slope, max_height: expected a finite number, and a length above 0 [m], {got}")
     if (body_slope is None) != (body_correlation is None):
         raise ValueError("body_slope, body_correlation: expected both or neither")
     if (low_depth is None) != (low_rendered_depth is None):
@@ -221,7 +226,7 @@ def place_people(
 def is_far(
     rendered_depth: Float[Tensor, "*people"],
     focal: float | Float[Tensor, "*#people"],
-    size: tuple[float, float],
+    size: Size,
 ) -> Bool[Tensor, "*people"]:
     """Return who is so far away that 2 m would cover less than a quarter of the shorter image side.
 
@@ -233,7 +238,7 @@ def is_far(
         size: width and height of the image [pixels].
     """
     rendered_depth = expect("rendered_depth", rendered_depth)
-    return 2 * focal < MIN_SHARE * min(size) * rendered_depth
+    return 2 * focal < MIN_SHARE * as_size(size, rendered_depth).amin(-1) * rendered_depth
 
 
 def _is_length(tensor: Tensor) -> Tensor:

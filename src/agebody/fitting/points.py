@@ -64,6 +64,8 @@ REFRESHES = 2
 """How often the centers of patches that are seen in part are estimated again."""
 MIN_POINTS = 3
 """Points of weight above 0 that a body must have."""
+MAX_SPREAD = 10.0
+"""Points with a larger median distance from their mean are not in metres."""
 
 
 def fit_points(
@@ -163,6 +165,9 @@ def fit_vertices(
     """
     expect_body(body)
     with torch.no_grad(), own_precision(body.device):
+        if not isinstance(topology, TopologyMap | None):
+            got = type(topology).__name__
+            raise TypeError(f"topology: expected a TopologyMap, such as of TopologyMap.from_file, got {got}")
         if topology is not None and topology.num_source_vertices != body.num_vertices:
             raise ValueError(
                 f"topology: expected a map from the body's {body.num_vertices} vertices, got one from "
@@ -298,6 +303,11 @@ def _read(
     total = confidence.sum(1)[:, None]
     mean = (confidence[..., None] * seen).sum(1) / torch.where(total > 0, total, 1)
     centered = apply_mask(seen - mean[:, None], confidence, 1)
+    spread = torch.where(confidence > 0, centered.norm(dim=-1), torch.nan).nanmedian(1).values.nanmedian()
+    if spread > MAX_SPREAD:
+        raise ValueError(
+            f"{name}: expected metres, got points {spread:.3g} from their mean; scale them first"
+        )
     bounds = BETA_BOUND if layout is None else coefficient_bounds(body, layout, confidence)
     return _Given(centered, confidence, Known(known_betas, known_age, bounds), mean, finite, batch)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -47,6 +48,8 @@ class MeshFile(NamedTuple):
         """
         with naming(path):
             suffix = read_path(path).suffix.lower()
+            if not read_path(path).exists():
+                raise AssetError("no such file")
             if suffix == ".obj":
                 arrays = _read_obj(read_bytes(path))
             elif suffix == ".ply":
@@ -125,7 +128,7 @@ def _read_obj(data: bytes) -> tuple[Any, Any, Any]:
     vertices: list[list[bytes]] = []
     faces: list[list[int]] = []
     try:
-        for line in data.splitlines():
+        for line in data.removeprefix(codecs.BOM_UTF8).splitlines():
             kind, *words = line.split() or [b""]
             if kind == b"v":
                 vertices.append(words[:3])

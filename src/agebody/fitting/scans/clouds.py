@@ -65,6 +65,9 @@ class Cloud(NamedTuple):
             raise ValueError(
                 f"mask: expected booleans {tuple(depth.shape)}, got {mask.dtype} {tuple(mask.shape)}"
             )
+        if camera.focal.dim() != 1:
+            batch = tuple(camera.focal.shape[:-1])
+            raise ValueError(f"camera: expected one without batch dimensions, got {batch}; choose camera[i]")
         if not max_jump > 0:
             raise ValueError(f"max_jump: expected a number above 0, got {max_jump}")
         valid = depth.isfinite() & (depth > 0)
@@ -129,6 +132,11 @@ def fit_plane(
         raise ValueError(f"points: expected shape (N, 3) with at least three, got {tuple(points.shape)}")
     if not points.isfinite().all():
         raise ValueError("points: expected finite points; leave out holes")
+    if not tolerance > 0:
+        raise ValueError(f"tolerance: expected a length above 0 [m], got {tolerance}")
+    if point_normals is not None and point_normals.shape != points.shape:
+        got = f"{len(points)} points, and normals of shape {tuple(point_normals.shape)}"
+        raise ValueError(f"points: expected a normal for each point of the cloud, got {got}")
     generator = torch.Generator().manual_seed(0)
     some = points[torch.randint(len(points), (4096,), generator=generator).to(points.device)]
     a, b, c = points[torch.randint(len(points), (3, TRIALS), generator=generator).to(points.device)]
@@ -151,9 +159,12 @@ def fit_plane(
         raise ValueError(f"points: expected {LEAST_SHARE:.0%} of them on one plane, got {share:.0%}")
     if towards is not None:
         eye = towards.to_world(points.new_zeros(1, 3))[0] if isinstance(towards, Camera) else towards
-        above = eye @ normal - offset
+        if not isinstance(eye, Tensor) or eye.shape != (3,) or not eye.isfinite().all():
+            raise ValueError(f"towards: expected a camera, or a point, a finite tensor (3,), got {towards}")
+        above = eye.to(normal) @ normal - offset
     elif point_normals is not None:
-        above = (point_normals[heights.abs() <= tolerance] @ normal).sum()
+        sides = point_normals[heights.abs() <= tolerance].to(normal) @ normal
+        above = sides.nansum() - offset.sign() / 2  # where no normal says it, towards the origin
     else:
         beside = (heights.abs() > tolerance) & (heights.abs() <= BESIDE)
         above = heights[beside].sign().sum() - offset.sign() / 2

@@ -18,7 +18,7 @@
 | `crowd` | (N,) | of the truth: true for regions of several people |
 | `valid` | (N,) | of the truth: false for people who do not count, as in AGORA |
 | `age_offset` | (N,) | of the truth: 0 adult, 1 infant; NaN unknown |
-| `years` | (N,) | of the truth: from 0 to below 130; NaN unknown |
+| `years`, `age_months` | (N,) | of the truth: from 0 to below 130 years; NaN unknown |
 | `age_class` | (N,) | of the truth: names or indices of `AGE_CLASSES`; an empty name or -1 unknown |
 
 Other keys are ignored. Where a person has several ages, `agebody.age.parse_ages` says which counts.
@@ -34,6 +34,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
 from agebody.age import UNKNOWN, AgeError, parse_ages
+from agebody.age.classes import AGE_FIELDS
 from agebody.annotations.arrays import Key, read_arrays
 from agebody.annotations.people import fail
 from agebody.keypoints import LAYOUTS
@@ -44,7 +45,6 @@ OTHER_LAYOUTS = {"crowdpose14": CROWDPOSE14}
 LARGEST = {"joints": 10.0, "vertices": 10.0, "depth": 1000.0}
 """The median person of a file is smaller, and nearer [m]."""
 
-_AGES = ("age_offset", "years", "age_class")
 _KEYS = {
     "ids": Key(kind="id"),
     "image_ids": Key(kind="id"),
@@ -61,7 +61,7 @@ _KEYS = {
     "boxes": Key((4,)),
     "crowd": Key(kind="flag"),
     "valid": Key(kind="flag"),
-    **{name: Key(kind="age") for name in _AGES},
+    **{name: Key(kind="age") for name in AGE_FIELDS},
 }
 
 
@@ -131,7 +131,7 @@ def read_bodies(path: str | Path) -> Bodies:
         found, counts = np.unique(bodies["ids"], return_counts=True)
         if (counts > 1).any():
             fail(path, f"ids: expected different ids, got {found[counts > 1][0]} more than once")
-    ages = {name: bodies.pop(name) for name in _AGES if name in bodies}
+    ages = {name: bodies.pop(name) for name in AGE_FIELDS if name in bodies}
     if ages:
         try:
             bodies["age_classes"] = parse_ages(**ages).classes()

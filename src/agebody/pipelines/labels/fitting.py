@@ -311,7 +311,7 @@ def make_labels(body: BodyModel, people: People, camera: Camera, fit: Fit) -> La
         terms={name: array(cost) for name, cost in report.terms.items()},
         kept=np.zeros(len(people), dtype=bool),
         age_known=people.ages.known if body.age_anchors else np.ones(len(people), dtype=bool),
-        age_class=people.ages.age_class,
+        age_class=people.ages.classes(),
         age_offset_sd=array(errors.age_offset),
         stature=array(tall),
         stature_sd=array(errors.stature),

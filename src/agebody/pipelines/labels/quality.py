@@ -114,7 +114,7 @@ def flag_labels(labels: Labels) -> Labels:
         "age_unknown": ~labels.age_known
         & _spans_classes(labels.age_offset, labels.age_offset_sd)
         & ~(labels.stature_sd < SURE_STATURE * labels.stature),
-        "age_bound": _at_bound(labels.age_offset, labels.age_class),
+        "age_bound": _at_bound(labels.age_offset, labels.age_class) & (labels.age_offset_sd != 0),
         "too_near": labels.depth < MIN_DISTANCE * labels.stature,
         "unseen_limb": _unseen_limbs(labels, counted),
         "outside_picture": (counted & ~_inside(labels)).any(1),

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 
-from agebody.age import UNKNOWN
+from agebody.age import UNKNOWN, age_class
 from agebody.annotations.arrays import Key, read_arrays
 from agebody.annotations.calibration import LENS
 from agebody.annotations.coco import to_corners
@@ -95,7 +95,7 @@ class Labels:
     age_known: Bool[np.ndarray, " N"] = field(metadata=_row(kind="flag", missing=True))
     """Whether the age was stated, in years, as a class or as an offset; true for a body of one age."""
     age_class: Int[np.ndarray, " N"] = field(metadata=_row(kind="integer", missing=UNKNOWN))
-    """Index into ``AGE_CLASSES`` of a class that was stated, -1 elsewhere."""
+    """Index into ``AGE_CLASSES`` of the class that was stated, or that of the stated age; -1 if none was."""
     age_offset_sd: Float[np.ndarray, " N"] = field(metadata=_row(missing=math.nan))
     """Standard error of the age offset, as `StandardErrors`."""
     stature: Float[np.ndarray, " N"] = field(metadata=_row(missing=math.nan))
@@ -121,6 +121,10 @@ class Labels:
         return BodyParameters(
             *(torch.from_numpy(np.array(part)).to(body.device, body.dtype) for part in parts)
         )
+
+    def classes(self) -> Int[np.ndarray, " N"]:
+        """Return the index of everyone's age class: as it was stated, elsewhere that of the age offset."""
+        return np.where(self.age_class != UNKNOWN, self.age_class, age_class(np.asarray(self.age_offset)))
 
     def camera(self) -> Camera:
         """Return the camera of each person's image."""

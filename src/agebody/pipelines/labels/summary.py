@@ -7,9 +7,8 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-import torch
 
-from agebody.age import AGE_CLASSES, age_class
+from agebody.age import AGE_CLASSES
 from agebody.annotations.people import People
 from agebody.pipelines.labels.quality import NOTES, RULES
 from agebody.pipelines.labels.records import Labels
@@ -23,7 +22,7 @@ def summarize(labels: Labels, people: People | None = None, seconds: float | Non
         people: the people that were read; adds who was left out, and why.
         seconds: duration of the fit.
     """
-    kinds = age_class(torch.from_numpy(np.asarray(labels.age_offset))).numpy()
+    kinds = labels.classes()
     found: dict[str, Any] = {
         "agebody": version("agebody"),
         "body": labels.body,

@@ -178,7 +178,7 @@ def save_training_npz(
     | `has_body_pose` | (N,) | 1 for people that are kept, 0 for others |
     | `has_betas` | (N,) | the same, but 0 for people of unknown age |
     | `fit_error` | (N,) | mean distance of the body's keypoints from the observed ones [pixels] |
-    | `age_class` | (N,) | index into ``AGE_CLASSES`` of a stated class, -1 elsewhere |
+    | `age_class` | (N,) | index into ``AGE_CLASSES`` of who stated class or age, -1 elsewhere |
     | `focal`, `principal_point` | (N, 2) | of the camera before which the 3D keypoints are [pixels] |
     | `body_keypoints_2d`, `extra_keypoints_2d` | (N, 25, 3), (N, 19, 3) | observed: x, y, confidence |
     | `body_keypoints_3d`, `extra_keypoints_3d` | (N, 25, 4), (N, 19, 4) | of the body: x, y, z [m]; 1 |

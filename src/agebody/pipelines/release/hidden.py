@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
@@ -19,11 +20,15 @@ MIN_SIDE = 2.0
 MIN_INSIDE = 0.5
 """Least share of a box in its picture; boxes of another picture or size reach out of it."""
 
+_POINTS = re.compile("(?!num_).*(keypoints|kpts)(_2d)?")
+"""Names of keypoints: of COCO, and of what COCO-WholeBody and OpenPose add for face, hands and feet."""
+
 
 def read_hidden(path: Path, sizes: Mapping[str, tuple[int, int]], folder: Path) -> dict[str, list[Box]]:
     """Return boxes around everything that COCO annotations place in photographs, of people or not.
 
-    A box contains the entry's box, its polygons or its mask in run lengths, and its labelled keypoints.
+    A box contains all fields of the entry that end with ``box``, its polygons or its mask in run lengths, and
+    its labelled keypoints, with those of face, hands and feet.
 
     Args:
         path: the annotations.
@@ -120,20 +125,20 @@ def _is_another(folder: Path, name: str, sizes: Mapping[str, Any]) -> bool:
 def _place(where: str, entry: Mapping[str, Any], size: tuple[int, int]) -> Box:
     """Return a box around all that an entry places."""
     corners: list[np.ndarray] = []
-    box = entry.get("bbox")
-    if box not in (None, []):
-        x, y, width, height = _numbers(f"{where}: bbox", box, lambda count: count == 4, "x, y, width, height")
+    for key, box in entry.items():
+        if not key.endswith("box") or box in (None, []) or (key != "bbox" and box == [0, 0, 0, 0]):
+            continue  # zeros are a part that is not labelled
+        expected = "x, y, width, height"
+        x, y, width, height = _numbers(f"{where}: {key}", box, lambda count: count == 4, expected)
         corners += [np.array([[x, y], [x + width, y + height]])]
         if min(width, height) < MIN_SIDE:
-            raise ReleaseError(
-                f"{where}: bbox: expected x, y, width, height in pixels, a side of {MIN_SIDE:g} at least, "
-                f"got {box}"
-            )
+            least = f"{expected} in pixels, a side of {MIN_SIDE:g} at least"
+            raise ReleaseError(f"{where}: {key}: expected {least}, got {box}")
     corners += _outline(f"{where}: segmentation", entry.get("segmentation"), size)
-    points = entry.get("keypoints")
-    if points not in (None, []):
-        numbers = _numbers(f"{where}: keypoints", points, lambda count: count % 3 == 0, "x, y, v per point")
-        corners.append(numbers.reshape(-1, 3)[numbers.reshape(-1, 3)[:, 2] > 0, :2])
+    for key, points in entry.items():
+        if _POINTS.fullmatch(key) and points not in (None, []):
+            numbers = _numbers(f"{where}: {key}", points, lambda count: count % 3 == 0, "x, y, v per point")
+            corners.append(numbers.reshape(-1, 3)[numbers.reshape(-1, 3)[:, 2] > 0, :2])
     corners = [points for points in corners if len(points)]
     if not corners:
         raise ReleaseError(f"{where}: neither a box nor an outline says what to hide")
