@@ -22,11 +22,12 @@ def constant(table: Table) -> Table:
     """Compute what a function returns once; torch.compile takes it as it is, and does not look inside."""
     kept: Any = cache(table)
 
-    @torch.compiler.assume_constant_result
     @wraps(table)
     def call(*args: Any, **options: Any) -> Any:
         return kept(*args, **options)
 
+    # As torch.compiler.assume_constant_result, which imports the compiler.
+    call._dynamo_marked_constant = True  # pyright: ignore[reportAttributeAccessIssue]
     return call  # pyright: ignore[reportReturnType]
 
 
