@@ -1,6 +1,7 @@
 """Videos: people keep their tracks and one shape; what cannot be read is one line, and nothing is left."""
 
 import sys
+import types
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ import agebody.detect
 from agebody.annotations import AnnotationError, ImageEntry
 from agebody.annotations.people import make_people
 from agebody.annotations.tracks import link_people
-from agebody.annotations.videos import Video, frame_name, write_video
+from agebody.annotations.videos import Video, _silent, frame_name, write_video
 from agebody.detect import Detections, detect_people
 from agebody.detect.photographs import detect_frame
 from agebody.nets import Lifter
@@ -363,3 +364,14 @@ def test_unviewable_input_is_refused_in_one_line(tmp_path, monkeypatch, squares,
     assert len(result.stderr.splitlines()) == 1
     assert message in result.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "a.png"]
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_opencv_is_silent_wherever_it_keeps_its_level(old):
+    levels = [3]
+    log = types.SimpleNamespace(getLogLevel=lambda: levels[-1], setLogLevel=levels.append)
+    opencv = types.SimpleNamespace(utils=types.SimpleNamespace(), **vars(log)) if old else None
+    opencv = opencv or types.SimpleNamespace(utils=types.SimpleNamespace(logging=log))
+    with _silent(opencv):
+        assert levels == [3, 0]
+    assert levels == [3, 0, 3]

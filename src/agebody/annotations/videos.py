@@ -22,6 +22,8 @@ _BEGINNINGS = re.compile(
     re.DOTALL,
 )
 """Beginnings of MP4, MOV, AVI, Matroska, WebM and MPEG. FFmpeg would also open playlists of other files."""
+_SILENT = 0
+"""OpenCV's LOG_LEVEL_SILENT."""
 USUAL_RATE = 30.0
 """Frames a second of a video that does not say, and of a folder of frames."""
 
@@ -169,9 +171,10 @@ def write_video(path: Path, frames: Iterator[UInt8[np.ndarray, "H W 3"]], rate: 
 @contextmanager
 def _silent(cv2: Any) -> Iterator[None]:
     """Keep OpenCV from writing what we say in one line."""
-    before = cv2.utils.logging.getLogLevel()
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    log = getattr(cv2.utils, "logging", cv2)  # where OpenCV 5 has it alone, and 4.9 not at all
+    before = log.getLogLevel()
+    log.setLogLevel(_SILENT)
     try:
         yield
     finally:
-        cv2.utils.logging.setLogLevel(before)
+        log.setLogLevel(before)
