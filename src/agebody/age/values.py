@@ -27,7 +27,7 @@ def constant(table: Table) -> Table:
         return kept(*args, **options)
 
     # As torch.compiler.assume_constant_result, which imports the compiler.
-    call._dynamo_marked_constant = True  # pyright: ignore[reportAttributeAccessIssue]
+    vars(call)["_dynamo_marked_constant"] = True
     return call  # pyright: ignore[reportReturnType]
 
 
