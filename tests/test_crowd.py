@@ -962,6 +962,13 @@ class TestRefine:
             refine_crowd(points, CAMERA, root, height=root[:, 0])
         with pytest.raises(ValueError, match="vertices, faces: expected both or neither"):
             refine_crowd(points, CAMERA, root, vertices=out.vertices)
+        with pytest.raises(
+            ValueError, match=r"feet: expected at least one point of each person, got \(.*0, 3"
+        ):
+            refine_crowd(points, CAMERA, root, feet=points[:, :0])
+        for name, none in (("pixels", 0.0), ("depth", math.nan), ("ground_reach", -0.1)):
+            with pytest.raises(ValueError, match="deviations: expected standard deviations above 0"):
+                refine_crowd(points, CAMERA, root, deviations=Deviations(**{name: none}))
 
 
 @pytest.fixture(scope="module")

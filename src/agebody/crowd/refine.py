@@ -145,6 +145,11 @@ def refine_crowd(
     if not direction.isfinite().all() or not direction.any():
         raise ValueError(f"up: expected a direction of length above 0, got {up}")
     weights = expand_weights(weights, points.shape[:-2])
+    if feet is not None and not feet.shape[-2]:
+        raise ValueError(f"feet: expected at least one point of each person, got {tuple(feet.shape)}")
+    sds = deviations or Deviations()
+    if not all(sd > 0 for sd in sds):
+        raise ValueError(f"deviations: expected standard deviations above 0, got {sds}")
     share = torch.ones_like(points[..., 0, 0]) if weights is None else weights.to(points.dtype)
 
     def flat(tensor: Tensor) -> Tensor:
@@ -174,7 +179,7 @@ def refine_crowd(
         prior=None if prior is None else HeightPrior(*map(flat, prior)),
         vertices=None if vertices is None else flat(vertices),
         faces=faces,
-        deviations=deviations or Deviations(),
+        deviations=sds,
         level=torch.full_like(there, -1, dtype=torch.long),
     )
     used, absent = confidence != 0, there == 0
