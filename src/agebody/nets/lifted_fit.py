@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from agebody.body import BodyModel
+from agebody.body.model import expect_body
 from agebody.cameras import Camera
 from agebody.cameras.camera import Size, as_size, expect_camera
 from agebody.checks import Weights, expand_weights, expect
@@ -63,6 +64,8 @@ def fit_lifted(
         stages: the last one of `AIONHMR` alone is enough.
         options: of `fit_keypoints`, but no start.
     """
+    expect_body(body)
+    expect_camera(camera)
     layout = get_layout(layout)
     batch = expect("keypoints", keypoints, len(layout), 2).shape[:-2]
     trust = expand_weights(keypoints.new_ones(()) if weights is None else weights, keypoints.shape[:-1])
@@ -75,7 +78,7 @@ def fit_lifted(
         return value.expand(*batch, *entry).reshape(-1, *entry)
 
     points, trust, size = flat(keypoints, *keypoints.shape[-2:]), flat(trust, len(layout)), flat(size, 2)
-    lens = expect_camera(camera).expand(*batch).map(lambda part: part.reshape(-1, *part.shape[len(batch) :]))
+    lens = camera.expand(*batch).map(lambda part: part.reshape(-1, *part.shape[len(batch) :]))
     options = tree_map(flat, options)
 
     def given(rows: Tensor, source: Tensor) -> tuple[list[Any], dict[str, Any]]:
