@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import agebody
-from agebody.draw import INK, PALETTE
+from agebody.draw import PALETTE
+from agebody.draw.pictures import INK
 from agebody.metrics import joint_errors, procrustes, root_of
 from agebody.metrics.alignment import best_scale
 from agebody.people import pose

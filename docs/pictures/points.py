@@ -14,7 +14,8 @@ from torch import Tensor
 import agebody
 from agebody import BodyParameters
 from agebody.cameras import Camera
-from agebody.draw import INK, render
+from agebody.draw import render
+from agebody.draw.pictures import INK
 from agebody.fitting import convert, fit_points
 from agebody.keypoints import LAYOUTS
 from agebody.people import pose

@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 import agebody
 from agebody import BodyParameters
 from agebody.cameras import Camera
-from agebody.draw import INK, render
+from agebody.draw import render
+from agebody.draw.pictures import INK
 from agebody.fitting import fit_keypoints, fit_sequence
 from agebody.people import pose
 

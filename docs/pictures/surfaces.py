@@ -17,7 +17,8 @@ from torch import Tensor
 import agebody
 from agebody import losses
 from agebody.cameras import Camera
-from agebody.draw import INK, render
+from agebody.draw import render
+from agebody.draw.pictures import INK
 from agebody.mesh import closest as proximity
 from agebody.people import pose
 
