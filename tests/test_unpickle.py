@@ -206,7 +206,10 @@ def sparse_pickle(kind, **changes):
     """Return the pickle of a 2 x 3 matrix with some of its state replaced."""
     matrix = getattr(sparse, f"{kind}_matrix")(MATRIX)
     state = matrix.__getstate__() if hasattr(matrix, "__getstate__") else None
-    state = dict(state if isinstance(state, dict) else matrix.__dict__) | changes
+    state = dict(state if isinstance(state, dict) else matrix.__dict__)
+    if kind == "dok":  # SciPy's was a dict itself before 1.13
+        state.setdefault("_dict", dict(matrix.items()))
+    state |= changes
     head = (
         f"ccopy_reg\n_reconstructor\n(cscipy.sparse.{kind}\n{kind}_matrix\nc__builtin__\nobject\nNtR".encode()
     )
