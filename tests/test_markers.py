@@ -168,6 +168,7 @@ def test_files_of_another_kind_are_refused(tensors, header, words, tmp_path, unc
     [
         ({"count": 0}, "count: expected 1 to 40"),
         ({"count": 41}, "count: expected 1 to 40"),
+        ({"count": 3.5}, "count: expected 1 to 40"),
         ({"noise_sd": -1.0}, "noise_sd"),
         ({"symmetric": True}, "symmetric: the template is not symmetric"),
         ({"people": people(50).map(lambda part: part[:0])}, "people: expected at least one"),
@@ -182,6 +183,7 @@ def test_files_of_another_kind_are_refused(tensors, header, words, tmp_path, unc
         ),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_wrong_arguments_are_named(options, words):
     given = {"people": people(2), "count": 12, "symmetric": False, **options}
     with pytest.raises(ValueError, match=words):

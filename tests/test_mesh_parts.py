@@ -99,6 +99,12 @@ def test_bad_vertices(vertices, message):
         PartMap.from_vertices(random_body(), vertices, ["a", "b"])
 
 
+@pytest.mark.parametrize("names", ["ab", ["a", "a"]])
+def test_names_of_parts_differ(names):
+    with pytest.raises(ValueError, match="names: expected a sequence of different names"):
+        PartMap.from_vertices(random_body(), np.zeros(12, int), names)
+
+
 def test_other_numbers_of_parts_are_refused(unchecked):
     with pytest.raises(TypeError, match="starts: expected 6, 7 or a joint by each part's name, got 5"):
         PartMap.from_joints(agebody.mannequin(), 5)

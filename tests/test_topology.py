@@ -102,6 +102,21 @@ def test_meshes_that_lie_on_each_other_are_mapped():
     torch.testing.assert_close(back(torch.from_numpy(middle[order])), moved, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda mesh: 1000 * mesh, "target: expected vertices on the source, .*in one unit, place and pose"),
+        (lambda mesh: mesh + 1, "target: expected vertices on the source"),
+        (lambda mesh: mesh / 0, "target: expected finite numbers"),
+    ],
+)
+def test_meshes_that_lie_elsewhere_are_refused(change, message):
+    sphere = trimesh.creation.icosphere(1)
+    source, faces = torch.tensor(sphere.vertices), torch.tensor(sphere.faces)
+    with pytest.raises(ValueError, match=message):
+        TopologyMap.from_meshes(source, faces, change(source), backend="torch")
+
+
 def test_a_map_is_a_weighted_mean(small):
     topology = map_of(small, 40)
     mesh = torch.randn(2, 60, 3, dtype=torch.float64, requires_grad=True)

@@ -146,7 +146,7 @@ class MarkerSet(ExactBuffers):
             Markers on the CPU, in the body's dtype.
         """
         template = expect_body(body).asset.template.astype(np.float64)
-        if not 1 <= count <= len(template):
+        if not (isinstance(count, int) and 1 <= count <= len(template)):
             raise ValueError(f"count: expected 1 to {len(template)}, the body's vertices, got {count}")
         if not 0 <= noise_sd < np.inf:
             raise ValueError(f"noise_sd: expected a number of 0 or more, got {noise_sd}")

@@ -94,6 +94,8 @@ class PartMap:
                 f"vertices: expected parts 0..{len(names) - 1}, one per name, "
                 f"got {vertices.min()}..{vertices.max()}"
             )
+        if isinstance(names, str) or len(set(names)) < len(names):
+            raise ValueError(f"names: expected a sequence of different names, got {names!r}")
         shares = np.zeros((len(names), asset.num_joints))
         np.add.at(shares, vertices, asset.dense_weights())
         joints = shares.argmax(0)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from agebody.assets.asset import AssetError, check_finite, check_indices, check_shape
 from agebody.assets.container import PathLike, Unread, is_path, naming, read_raw, to_array
-from agebody.checks import expect
+from agebody.checks import expect, expect_values
 from agebody.engine.backend import BackendName
 from agebody.files import save_npz
 from agebody.mesh.closest import closest_points, interpolate
@@ -22,6 +22,8 @@ from agebody.mesh.reading import MeshFile
 
 SUM_ERROR = 1e-4
 """Largest difference of a vertex's weights from a sum of 1, and of a weight from 0 to 1."""
+MAX_AWAY = 0.05
+"""Largest median distance of one mesh from another that it is to lie on, as a share of the extent."""
 MHR = ("triangle_ids", "baryc_coords")
 """Arrays of the maps that come with MHR; they name triangles of the source, whose corners stand elsewhere."""
 OWN = ("corners", "barycentric", "num_source_vertices")
@@ -94,8 +96,18 @@ class TopologyMap:
             faces: its triangles.
             target: vertices of the other one; each becomes the nearest point of the source.
             backend: of the search, as in `closest_points`.
+
+        Raises:
+            ValueError: the target does not lie on the source.
         """
+        expect_values(target=(target.isfinite(), "finite numbers"))
         near = closest_points(target, source, faces, backend=backend)
+        away, extent = near.distance.median(), (source.amax(-2) - source.amin(-2)).max()
+        if away > MAX_AWAY * extent:
+            raise ValueError(
+                f"target: expected vertices on the source, got a median distance of {away:.3g} from it at an "
+                f"extent of {extent:.3g}; give both in one unit, place and pose"
+            )
         weights = near.barycentric.detach().double().cpu().numpy()
         return cls(faces.long()[near.face].cpu().numpy(), weights, source.shape[-2])
 

@@ -24,8 +24,7 @@ class Stop(IntEnum):
     ITERATIONS = 0
     """The maximum number of iterations was reached."""
     COST = 1
-    """A step reduced the cost by less than the tolerance, and no larger reduction was predicted; or several
-    in a row did, as many as ``patience``."""
+    """A step reduced the cost by less than the tolerance, and no larger reduction was predicted."""
     STEP = 2
     """A step that damping did not hold back was shorter than the tolerance."""
     GRADIENT = 3
@@ -64,7 +63,6 @@ def minimize(
     gradient_tolerance: float = 1e-8,
     damping: float = 1e-3,
     metric: Float[Tensor, "*#metric #N"] | None = None,
-    patience: int | None = None,
 ) -> Solution:
     """Minimize the cost of each problem, within bounds, by Levenberg-Marquardt.
 
@@ -94,8 +92,6 @@ def minimize(
             Variables with one are damped in these proportions, as much as the one that the residuals
             determine best. With the diagonal alone, damped steps prefer variables that residuals hardly
             see, and move those far where there are fewer residuals than variables.
-        patience: stop, too, after so many steps in a row that each reduced the cost by no more than the
-            tolerance, whatever was predicted; for costs with kinks, of which models predict too much.
     """
     if start.dim() != 2 or not start.is_floating_point():
         raise ValueError(f"start: expected floats of shape (B, N), got {start.dtype} {tuple(start.shape)}")
@@ -108,14 +104,9 @@ def minimize(
         raise ValueError(f"damping: expected a number above 0, got {damping}")
     if max_iterations < 0:
         raise ValueError(f"max_iterations: expected 0 or more, got {max_iterations}")
-    if patience is not None and patience < 1:
-        raise ValueError(f"patience: expected 1 or more, or None, got {patience}")
     with own_precision(start.device):
         metric = None if metric is None else metric.detach().to(start).expand(start.shape)
-        wait = math.inf if patience is None else patience
-        return _minimize(
-            quadratize, start.detach(), bounds, metric, tolerances, max_iterations, damping, wait
-        )
+        return _minimize(quadratize, start.detach(), bounds, metric, tolerances, max_iterations, damping)
 
 
 class _Tolerances(NamedTuple):
@@ -160,7 +151,6 @@ def _minimize(
     tolerances: _Tolerances,
     max_iterations: int,
     damping: float,
-    patience: float,
 ) -> Solution:
     final_x = start.clone() if bounds is None else bounds.clamp(start)
     rows = torch.arange(len(start), device=start.device)
@@ -183,7 +173,6 @@ def _minimize(
     bounds = bounds and bounds.select(left)
     metric = None if metric is None else metric[left]
     dampings, growth = torch.full_like(model.cost, damping), torch.full_like(model.cost, 2.0)
-    idle = torch.zeros_like(rows)
     for _ in range(max_iterations):
         if not len(rows):
             break
@@ -195,8 +184,6 @@ def _minimize(
         accepted = reduction > 0
         reason = _why_stop(x, model.cost, trial, reduction, dampings, tolerances)
         reason = torch.where((reason > 0) & ~finite, Stop.NOT_FINITE, reason)
-        idle = torch.where(reduction > tolerances.cost * model.cost, 0, idle + 1)
-        reason = torch.where((reason == Stop.ITERATIONS) & (idle >= patience), Stop.COST, reason)
         dampings, growth = _update_damping(dampings, growth, reduction, trial)
 
         model = found if accepted.all() else _choose(accepted, found, model)
@@ -207,7 +194,7 @@ def _minimize(
         left = reason == Stop.ITERATIONS
         if not left.all():
             rows, x, model = rows[left], x[left], _select(model, left)
-            dampings, growth, idle = dampings[left], growth[left], idle[left]
+            dampings, growth = dampings[left], growth[left]
             bounds = bounds and bounds.select(left)
             metric = None if metric is None else metric[left]
     converged = (stop == Stop.COST) | (stop == Stop.STEP) | (stop == Stop.GRADIENT)

@@ -32,8 +32,6 @@ class Stage(NamedTuple):
     max_iterations: int = 30
     cost_tolerance: float = 1e-4
     """Fraction of the cost by which a step must reduce it for the stage to go on."""
-    patience: int | None = None
-    """Steps in a row without such a reduction that end the stage; if None, until none is predicted."""
 
 
 REPEATED = 0.5

@@ -147,7 +147,6 @@ def _minimize(
         upper=upper,
         max_iterations=stage.max_iterations,
         cost_tolerance=stage.cost_tolerance,
-        patience=stage.patience,
     )
 
 

@@ -55,15 +55,13 @@ def fit_shape(
     def run(found: Tensor, stages: Sequence[Stage]) -> tuple[Tensor, list[FitReport]]:
         reports = []
         for stage in stages:
-            cost = found.new_tensor([math.inf])
             for _ in range(rounds):
                 matches = scans.match(found, chosen, collisions=uses(stage, "collision"))
                 found, report = _solve(scans, found[None], chosen, matches, stage, groups)
                 found = found[0]
                 reports.append(report)
-                if _is_settled(report, cost, stage).all():
+                if _is_settled(report).all():
                     break
-                cost = report.cost
         return found, reports
 
     def cost(each: tuple[Tensor, Tensor, list[FitReport]]) -> float:
@@ -102,7 +100,7 @@ def fit_poses(
     total = FitReport(zero.bool(), zero.clone(), zero.clone(), costs, {})
     others = everyone[~torch.isin(everyone, chosen)]
     for number, stage in enumerate(stages, 1):
-        active, before = everyone if number == len(stages) else others, torch.full_like(costs, math.inf)
+        active = everyone if number == len(stages) else others
         for _ in range(rounds if len(active) else 0):
             joints = scans.joints_of(vectors)
             matches = scans.match(vectors, everyone, collisions=uses(stage, "collision"), joints=joints)
@@ -116,18 +114,16 @@ def fit_poses(
                 for name in {*total.terms, *report.terms}:
                     term = total.terms.setdefault(name, torch.zeros_like(costs))
                     term[rows] = report.terms.get(name, 0.0)
-                unsettled.append(rows[~_is_settled(report, before[rows], stage)])
-                before[rows] = report.cost
+                unsettled.append(rows[~_is_settled(report)])
             active = torch.cat(unsettled)
             if len(active) == 0:
                 break
     return vectors, total
 
 
-def _is_settled(report: FitReport, before: Float[Tensor, " n"], stage: Stage) -> Bool[Tensor, " n"]:
-    """Return whether a round is the last of its stage: of few steps, or, with patience, of little gain."""
-    few = report.converged & (report.iterations <= SETTLED)
-    return few if stage.patience is None else few | (report.cost >= (1 - stage.cost_tolerance) * before)
+def _is_settled(report: FitReport) -> Bool[Tensor, " n"]:
+    """Return whether a round is the last of its stage: one of few steps."""
+    return report.converged & (report.iterations <= SETTLED)
 
 
 def uses(stage: Stage, name: str) -> bool:
