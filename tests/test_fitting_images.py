@@ -539,7 +539,7 @@ def test_invalid_input_is_refused(body, mannequin_asset):
         ({"years": torch.ones(3)}, "years: expected a shape"),
         ({"batch_size": 0}, "batch_size"),
         ({"stages": ()}, "stages: expected"),
-        ({"camera": camera.expand(3)}, "camera.focal: expected a batch"),
+        ({"camera": camera.expand(3)}, "camera.focal: expected a shape that broadcasts"),
         ({"stages": (Stage(groups=("pose",)),)}, "groups"),
         ({"stages": (Stage({"keypoint": 1.0}),)}, "stages: expected names of terms .*got keypoint"),
     ):
