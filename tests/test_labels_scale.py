@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from clusters import local_ray
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -701,16 +702,8 @@ def test_stores_that_cannot_be_reached_are_refused(body, people, tmp_path, monke
 @pytest.fixture(scope="module")
 def session():
     """A Ray of one CPU for all tests, which calls use and leave running."""
-    import ray
-
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    ray.init(
-        address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
-        object_store_memory=128 << 20,
-    )  # fmt: skip
-    yield ray
-    ray.shutdown()
+    with local_ray(1) as ray:
+        yield ray
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from bodies import random_body
+from clusters import local_ray
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -609,13 +610,14 @@ def test_a_seed_repeats_a_release(tmp_path, body):
 @pytest.mark.slow
 def test_workers_write_the_same_release(tmp_path, body, telling, unchecked):
     pytest.importorskip("ray")
-    for cluster in (Cluster(1), Cluster(2)):
-        write_release(telling, body, tmp_path / f"{cluster.workers}", seed=5, cluster=cluster)
-    assert contents(tmp_path / "1") == contents(tmp_path / "2")
-    missing = dataclasses.replace(telling[0], camera=LENS, size=(9, 9))
-    with pytest.raises(ReleaseError, match=r"\.png: the fits are for \(9, 9\) pixels"):
-        write_release([missing], body, tmp_path / "3", cluster=Cluster(2))
-    assert not (tmp_path / "3").exists()
+    write_release(telling, body, tmp_path / "1", seed=5)
+    with local_ray(2):
+        write_release(telling, body, tmp_path / "2", seed=5, cluster=Cluster(2))
+        assert contents(tmp_path / "1") == contents(tmp_path / "2")
+        missing = dataclasses.replace(telling[0], camera=LENS, size=(9, 9))
+        with pytest.raises(ReleaseError, match=r"\.png: the fits are for \(9, 9\) pixels"):
+            write_release([missing], body, tmp_path / "3", cluster=Cluster(2))
+        assert not (tmp_path / "3").exists()
 
 
 # Bodies, parameters and index
