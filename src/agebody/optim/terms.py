@@ -231,9 +231,13 @@ class HyperextensionPrior:
 
 @cache
 def _bend_signs(names: tuple[str, ...]) -> Float[Tensor, "4 P"]:
-    """Return the signs s in ``exp(s θ)``: its derivatives at rest, where it is 1."""
-    rest = torch.zeros(1, len(names), 3)
-    bend = torch.func.jacrev(lambda pose: hyperextension_residuals(pose, joint_names=names))(rest)
+    """Return the signs s in ``exp(s θ)``: its derivatives at rest, where it is 1.
+
+    They are kept for every later fit, so the default device and modes of the first one must not shape them.
+    """
+    with torch.inference_mode(False), torch.device("cpu"):
+        rest = torch.zeros(1, len(names), 3, dtype=torch.float64)
+        bend = torch.func.jacrev(lambda pose: hyperextension_residuals(pose, joint_names=names))(rest)
     return bend[0, :, 0].flatten(1)
 
 
