@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import struct
 
 import numpy as np
 import pytest
@@ -225,9 +226,92 @@ def test_the_first_vertex_counts_whatever_is_before_it(tmp_path, start):
     assert found.faces.tolist() == [[0, 1, 2]]
 
 
-def test_polygons_become_triangles(tmp_path):
-    (tmp_path / "a.obj").write_text("v 0 0 0\nv 1 0 0\nv 1 1 0\nv 0 1 0\nf 1 2 3 4\n")
-    assert MeshFile.from_file(tmp_path / "a.obj").faces.tolist() == [[0, 1, 2], [0, 2, 3]]
+CORNERS = [(0, 0, 0), (1, 0, 0), (1, 1, 0), (0, 1, 0)]
+POLYGONS = {
+    "triangles": ([[0, 1, 2], [0, 2, 3]], [[0, 1, 2], [0, 2, 3]]),
+    "quads": ([[0, 1, 2, 3]], [[0, 1, 2], [0, 2, 3]]),
+    "mixed": ([[0, 1, 2], [3, 2, 1, 0], [2, 3, 0]], [[0, 1, 2], [3, 2, 1], [3, 1, 0], [2, 3, 0]]),
+    "lines and points": ([[0, 1], [], [2], [0, 1, 2]], [[0, 1, 2]]),
+    "none": ([], None),
+}
+
+
+def write_ply(path, polygons, form, extra, end="\n"):
+    """Write a PLY as other programs do, with single values and lists around those that are read."""
+    order = {"ascii": None, "binary_little_endian": "<", "binary_big_endian": ">"}[form]
+    kinds = {"float": "f", "double": "d", "uchar": "B", "int": "i", "short": "h"}
+    data = bytearray()
+
+    def put(*values):  # of pairs: type, value
+        for kind, value in values:
+            data.extend(struct.pack(order + kinds[kind], value) if order else f"{value} ".encode())
+        data.extend(b"" if order else end.encode())
+
+    vertex = (
+        ["double x", "float nx", "double y", "double z", "uchar red"]
+        if extra
+        else ["float x", "float y", "float z"]
+    )
+    face = [
+        "property short flags",
+        "property list int int vertex_index",
+        "property list uchar float texcoord",
+    ]
+    face = face if extra else ["property list uchar int vertex_indices"]
+    lines = ["ply", f"format {form} 1.0", "comment by hand", f"element vertex {len(CORNERS)}"]
+    lines += [f"property {one}" for one in vertex] + [f"element face {len(polygons)}", *face]
+    lines += ["element edge 1", "property int vertex1"] * extra + ["end_header"]
+    data.extend(end.join([*lines, ""]).encode())
+    for x, y, z in CORNERS:
+        put(
+            *(
+                [("double", x), ("float", 0.5), ("double", y), ("double", z), ("uchar", 9)]
+                if extra
+                else [("float", x), ("float", y), ("float", z)]
+            )
+        )
+    for i, polygon in enumerate(polygons):
+        corners = [("int", corner) for corner in polygon]
+        coordinates = [("float", 0.5)] * (i % 3)
+        put(
+            *(
+                [("short", 7), ("int", len(corners)), *corners, ("uchar", len(coordinates)), *coordinates]
+                if extra
+                else [("uchar", len(corners)), *corners]
+            )
+        )
+    if extra:
+        put(("int", 1))
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("extra", [False, True])
+@pytest.mark.parametrize("form", ["ascii", "binary_little_endian", "binary_big_endian"])
+@pytest.mark.parametrize("name", POLYGONS)
+def test_polygons_become_triangles(tmp_path, name, form, extra):
+    polygons, expected = POLYGONS[name]
+    write_ply(tmp_path / "a.ply", polygons, form, extra, end="\r\n" if extra else "\n")
+    (tmp_path / "a.obj").write_text(
+        "".join(f"v {x} {y} {z}\n" for x, y, z in CORNERS)
+        + "".join(f"f {' '.join(str(i + 1) for i in polygon)}  # a polygon\n" for polygon in polygons)
+    )
+    for path in (tmp_path / "a.ply", tmp_path / "a.obj"):
+        found = MeshFile.from_file(path)
+        assert found.vertices.tolist() == [list(corner) for corner in CORNERS]
+        assert (None if found.faces is None else found.faces.tolist()) == expected
+    whole = (tmp_path / "a.ply").read_bytes()
+    shorter = whole.rsplit(None, 1)[0] if form == "ascii" else whole[:-2]
+    for damaged in (shorter, whole + b"1 2"):
+        (tmp_path / "a.ply").write_bytes(damaged)
+        with pytest.raises(
+            AssetError, match=r"a\.ply: a damaged ply \((less|more) data than its header says"
+        ):
+            MeshFile.from_file(tmp_path / "a.ply")
+
+
+def test_a_line_of_an_obj_may_continue(tmp_path):
+    (tmp_path / "a.obj").write_bytes(b"v 0 0 0\nv 1 0 \\\n 0\nv 1 1 0\nf 1 \\\r\n 2 3\n")
+    assert MeshFile.from_file(tmp_path / "a.obj").faces.tolist() == [[0, 1, 2]]
 
 
 def test_outputs_of_sam_3d_body_are_read(tmp_path, meshes):
@@ -244,6 +328,9 @@ def test_outputs_of_sam_3d_body_are_read(tmp_path, meshes):
     assert torch.equal(both.transl, AWAY.expand(2, 3))
 
 
+PLY = b"ply\n"
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -254,6 +341,24 @@ def test_outputs_of_sam_3d_body_are_read(tmp_path, meshes):
         ("a.obj", b"v 0 0 nan\n", "vertices: .*finite"),
         ("a.obj", b"v 0 0 0\nf 1 2 3\n", "faces: "),
         ("a.ply", b"ply\nformat ascii 1.0\nelement vertex 9999\n", "a damaged ply"),
+        ("a.ply", PLY + b"format ascii 2\nend_header\n", "holds no vertices"),
+        ("a.ply", PLY + b"format ascii\nelement vertex 1\nend_header\n1 2 3", "a damaged ply"),
+        ("a.ply", PLY + b"format big 1.0\nend_header\n", "a damaged ply"),
+        ("a.ply", PLY + b"property float x\nend_header\n", "a damaged ply"),
+        ("a.ply", PLY + b"element vertex 9999999999999\nproperty float x\nend_header\n1", "a damaged ply"),
+        (
+            "a.ply",
+            PLY + b"element face 1\nproperty list int int vertex_index\nend_header\n-1",
+            "a damaged ply",
+        ),
+        (
+            "a.ply",
+            PLY + b"element face 1\nproperty list int int vertex_index\nend_header\nnan",
+            "a damaged ply",
+        ),
+        ("a.ply", b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
+        ("a.obj", b"<!DOCTYPE html>", "a web page"),
+        ("a.obj", b"PK\3\4", "a packed archive"),
         ("a.npy", b"\x93NUMPY", "an array in it is damaged"),
     ],
 )

@@ -12,7 +12,7 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -48,20 +48,22 @@ _NPY_HEADER = re.compile(
 _TORCH_LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _GET_MODEL = "get the model itself, a .pkl or .npz file, or a network's weights, .ckpt, .pt or .safetensors"
 _OBJ_START = rb"(#[^\n]*\n|\s|(mtllib|o|g) [^\n]*\n)*v -?[\d.]"
-_OTHERS = (
+_SUBSTITUTES = (
     (rb"version https://git-lfs", "a Git LFS pointer, not the file itself; run `git lfs pull`"),
     (
         rb"(?i)\s*(<!doctype html|<html)",
         "a web page, as a download without a login gives; log in and try again",
     ),
+    (
+        rb"PK\x03\x04|\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!|\x28\xb5\x2f\xfd|[\s\S]{257}ustar",
+        "a packed archive; unpack it and give the file in it",
+    ),
+)
+_OTHERS = (
     (rb"Kaydara FBX", f"an FBX scene; {_GET_MODEL}"),
     (rb"glTF", f"a glTF scene, one fixed mesh; {_GET_MODEL}"),
     (rb"(?i)ply\r?\n", f"a PLY mesh, one fixed mesh; {_GET_MODEL}"),
     (_OBJ_START, f"an OBJ mesh, one fixed mesh; {_GET_MODEL}"),
-    (
-        rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!|\x28\xb5\x2f\xfd|[\s\S]{257}ustar",
-        "a packed archive; unpack it and give the model file in it",
-    ),
     (rb"\x89HDF|MATLAB [57]", f"a MATLAB or HDF5 file; {_GET_MODEL}"),
     (rb"PAR1|ARROW1|SQLite format", f"a table; {_GET_MODEL}"),
     (rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF|%PDF", f"a picture, a video or a document; {_GET_MODEL}"),
@@ -187,12 +189,17 @@ def _container(data: bytes) -> str:
         return "safetensors"
     if data[2:].startswith(_TORCH_LEGACY):
         return "torch"
-    for pattern, what in _OTHERS:
-        if re.match(pattern, data[:4096]):
-            raise AssetError(f"this is {what}")
+    refuse_substitute(data, _OTHERS)
     if re.match(rb"\x80[\x02-\x05]|[(c\]}]", data):
         return "pickle"
     raise AssetError("this is not a pickle, npz, npy, torch or safetensors file; download it or get the .pkl")
+
+
+def refuse_substitute(data: bytes, others: Iterable[tuple[bytes, str]] = ()) -> None:
+    """Raise an `AssetError` for what stands in a file's place, such as the web page of a failed download."""
+    for pattern, what in (*_SUBSTITUTES, *others):
+        if re.match(pattern, data[:4096]):
+            raise AssetError(f"this is {what}")
 
 
 _ARCHIVE_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, struct.error)

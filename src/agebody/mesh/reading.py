@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import codecs
-import io
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +13,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from agebody.assets.asset import AssetError, check_finite, check_indices, check_shape
-from agebody.assets.container import PathLike, Unread, naming, read_bytes, read_path, read_raw, to_array
+from agebody.assets.container import (
+    PathLike,
+    Unread,
+    naming,
+    read_bytes,
+    read_path,
+    read_raw,
+    refuse_substitute,
+    to_array,
+)
 
 VERTICES = ("vertices", "pred_vertices", "verts", "pred_verts", "v")
 FACES = ("faces", "f")
@@ -50,10 +59,10 @@ class MeshFile(NamedTuple):
             suffix = read_path(path).suffix.lower()
             if not read_path(path).exists():
                 raise AssetError("no such file")
-            if suffix == ".obj":
-                arrays = _read_obj(read_bytes(path))
-            elif suffix == ".ply":
-                arrays = _read_ply(read_bytes(path))
+            if suffix in _TEXTS:
+                data = read_bytes(path)
+                refuse_substitute(data)
+                arrays = _TEXTS[suffix](data)
             elif suffix in SUFFIXES:
                 arrays = _named(read_raw(path).content)
             else:
@@ -126,29 +135,116 @@ def _named(content: Any) -> tuple[Any, Any, Any]:
 def _read_obj(data: bytes) -> tuple[Any, Any, Any]:
     """Read the vertices in the order of the file, which readers for pictures change to map textures."""
     vertices: list[list[bytes]] = []
-    faces: list[list[int]] = []
+    polygons: list[list[int]] = []
     try:
-        for line in data.removeprefix(codecs.BOM_UTF8).splitlines():
-            kind, *words = line.split() or [b""]
+        for line in re.sub(rb"\\\r?\n", b" ", data.removeprefix(codecs.BOM_UTF8)).splitlines():
+            kind, *words = line.partition(b"#")[0].split() or [b""]
             if kind == b"v":
                 vertices.append(words[:3])
             elif kind == b"f":
                 corners = [int(word.split(b"/", 1)[0]) for word in words]
-                corners = [corner - 1 if corner > 0 else len(vertices) + corner for corner in corners]
-                faces += [[corners[0], *corners[i : i + 2]] for i in range(1, len(corners) - 1)]
-        places = np.array(vertices, dtype=np.float64) if vertices else None
-        return places, np.array(faces, np.int64) if faces else None, None
-    except (ValueError, OverflowError, IndexError) as error:
+                polygons.append([i - 1 if i > 0 else len(vertices) + i for i in corners])
+        return np.array(vertices, dtype=np.float64) if vertices else None, _triangulate(polygons), None
+    except (ValueError, OverflowError) as error:
         raise AssetError(f"a damaged obj ({error}); export the mesh again") from None
 
 
-def _read_ply(data: bytes) -> tuple[Any, Any, Any]:
-    from trimesh.exchange.ply import load_ply
-    from trimesh.geometry import triangulate_quads
+def _triangulate(polygons: Iterable[Sequence[int]]) -> Int[np.ndarray, "F 3"] | None:
+    """Return the triangles of polygons, fans around their first corners; None if there are none."""
+    faces = [(p[0], *p[i : i + 2]) for p in polygons for i in range(1, len(p) - 1)]
+    return np.array(faces, np.int64) if faces else None
 
+
+_PLY_HEADER = re.compile(rb"ply\s(.*?)\bend_header[ \t]*(?:\r\n|\n|\r)", re.DOTALL)
+_PLY_ORDERS = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
+_PLY_NUMBERS = {
+    "char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4", "float": "f4",
+    "double": "f8", "int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2", "int32": "i4",
+    "uint32": "u4", "float32": "f4", "float64": "f8",
+}  # fmt: skip
+
+
+class _PlyElement(NamedTuple):
+    """What the header says of the rows of one kind."""
+
+    name: str
+    rows: int
+    properties: list[tuple[str, str, str]]
+    """Names, types of the lengths of lists, which are empty for single values, and types."""
+
+
+def _read_ply(data: bytes) -> tuple[Any, Any, Any]:
+    """Read vertices, and polygons of any numbers of corners; other elements and properties are skipped."""
+    header = _PLY_HEADER.match(data)
+    if header is None:
+        raise AssetError("a damaged ply, without a header; export the mesh again")
+    vertices = faces = None
     try:
-        found = load_ply(io.BytesIO(data), fix_texture=False, skip_materials=True)
-    except Exception as error:  # trimesh raises what it meets
-        raise AssetError(f"a damaged ply ({type(error).__name__}); export the mesh again") from None
-    faces = found.get("faces")
-    return found.get("vertices"), None if faces is None or not len(faces) else triangulate_quads(faces), None
+        elements, order = _ply_elements(header[1].decode("latin-1"))
+        body = data[header.end() :]
+        body = body if order else np.array(body.split(), dtype=np.float64).tobytes()
+        start = 0
+        for element in elements:
+            columns, start = _ply_columns(body, start, element)
+            if element.name == "vertex" and element.rows:
+                vertices = np.stack([np.reshape(columns[axis], -1) for axis in "xyz"], -1)
+            elif element.name == "face" and element.rows:
+                corners = columns["vertex_indices" if "vertex_indices" in columns else "vertex_index"]
+                faces = _triangulate(list(map(int, polygon)) for polygon in corners)
+        if body[start:].strip():
+            raise ValueError("more data than its header says")
+    except (KeyError, ValueError, OverflowError, IndexError) as error:
+        raise AssetError(f"a damaged ply ({error}); export the mesh again") from None
+    return vertices, faces, None
+
+
+def _ply_elements(header: str) -> tuple[list[_PlyElement], str]:
+    """Return the elements and the order of bytes; numbers of a text, which has none, are read as doubles."""
+    elements: list[_PlyElement] = []
+    order = ""
+    for line in header.splitlines():
+        match line.split():
+            case ["format", form, _]:
+                order = _PLY_ORDERS[form]
+            case ["element", name, count]:
+                elements.append(_PlyElement(name, int(count), []))
+            case ["property", *kinds, name]:
+                kinds = [
+                    order + _PLY_NUMBERS[kind] if order else "f8" for kind in kinds[-2:] if kind != "list"
+                ]
+                elements[-1].properties.append((name, "" if len(kinds) < 2 else kinds[0], kinds[-1]))
+    return elements, order
+
+
+def _ply_columns(body: bytes, start: int, element: _PlyElement) -> tuple[dict[str, Any], int]:
+    """Return the values of each property, by row, and where the next element begins."""
+    place = start
+
+    def take(kind: str, count: int) -> np.ndarray:
+        nonlocal place
+        if not 0 <= count * np.dtype(kind).itemsize <= len(body) - place:
+            raise ValueError("less data than its header says")
+        values = np.frombuffer(body, kind, count, place) if count else np.zeros(0, kind)
+        place += values.nbytes
+        return values
+
+    def take_row() -> list[np.ndarray]:
+        return [take(kind, int(take(length, 1)[0]) if length else 1) for _, length, kind in properties]
+
+    properties = element.properties if element.rows else []
+    fields: list[Any] = []
+    for (name, length, kind), values in zip(properties, take_row(), strict=True):
+        fields += [(f"{name} length", length)] * bool(length) + [(name, kind, values.shape)]
+    row = np.dtype(fields)
+    if element.rows * row.itemsize <= len(body) - start:  # in most files all rows are like the first
+        rows = np.frombuffer(body, row, element.rows, start)
+        if all(
+            (rows[f"{name} length"] == rows[name].shape[1]).all() for name, length, _ in properties if length
+        ):
+            return {name: rows[name] for name, _, _ in properties}, start + rows.nbytes
+    place = start
+    columns = zip(*(take_row() for _ in range(element.rows)), strict=True)
+    return dict(zip((name for name, _, _ in properties), columns, strict=True)), place
+
+
+_TEXTS = {".obj": _read_obj, ".ply": _read_ply}
