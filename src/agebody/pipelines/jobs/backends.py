@@ -8,7 +8,6 @@ import os
 import platform
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections import deque
@@ -23,11 +22,13 @@ import torch
 
 from agebody.body import BodyModel
 from agebody.files import first_line
-from agebody.pipelines.jobs.cluster import Cluster, check_cluster, count_cpus
+from agebody.pipelines.jobs.cluster import Cluster, check_cluster, count_cpus, probe
 from agebody.pipelines.jobs.schedule import Done, Failed, Workers, may_pass, run_jobs
 
 _START = 20.0
 """Seconds that an interrupted start of Ray has to come to its end."""
+_ASK_EVERY, _GONE = 5.0, 30.0
+"""Seconds between two calls of the head of a cluster, and without an answer until it is taken for lost."""
 _OBJECT_STORE = 512 << 20
 """Bytes that local workers share: the body."""
 
@@ -70,13 +71,30 @@ class _Ray:
         )
         self._running: dict[Any, Any] = {}
         self._share = max(options.get("num_gpus", 1.0) if kind == "GPU" else 1.0, 1e-3)
+        self._head = ray.get_runtime_context().gcs_address
+        try:
+            probe(self._head)
+        except ConnectionError:
+            self._head = ""  # out of reach, behind a client's server that answers for it
+        self._asked = self._answered = self.now()
+        self.slots = self._count_slots()
 
-    def slots(self) -> int:
-        """Return how many jobs the cluster can do at once."""
+    def _count_slots(self) -> int:
+        """Return how many jobs the cluster can do at once; Ray waits for its head without end."""
         return int(self._ray.cluster_resources().get(self._kind, 0) / self._share)
 
     def window(self) -> int:
-        return self._most or max(8, 2 * self.slots())
+        now = self.now()
+        if now - self._asked > _ASK_EVERY:
+            self._asked = now
+            try:
+                probe(self._head)
+                self._answered, self.slots = now, self._count_slots()
+            except ConnectionError:  # it may start again; after a minute Ray ends this process
+                if now - self._answered > _GONE:
+                    gone = f"its head did not answer for {_GONE:.0f} s"
+                    raise ConnectionError(f"{self._head}: the Ray cluster is gone: {gone}") from None
+        return self._most or max(8, 2 * self.slots)
 
     def now(self) -> float:
         return time.monotonic()
@@ -248,7 +266,7 @@ def start_workers(
     with _start_ray(cluster) as ray:
         packed = ray.cloudpickle.dumps((_moved(body, "cpu"), function, dict(call), device))
         pool = _Ray(ray, [ray.put(packed)], options, cluster.workers, kind)
-        if address is None and not pool.slots():
+        if address is None and not pool.slots:
             raise ValueError(f"device: expected one that Ray finds here, got {device}: it has no {kind}")
         most = ray.cluster_resources().get("memory", 0)
         if address is None and (cluster.memory or 0) > most:
@@ -261,25 +279,6 @@ def start_workers(
 
 def _moved(body: BodyModel, device: str) -> BodyModel:
     return body if body.device == torch.device(device) else copy.deepcopy(body).to(device)
-
-
-@contextmanager
-def _without_noise(address: str) -> Iterator[None]:
-    """Keep what Ray's C++ writes to standard error as it connects; it alone knows that a token is wanted."""
-    with tempfile.TemporaryFile() as said:
-        usual = os.dup(2)
-        os.dup2(said.fileno(), 2)
-        try:
-            yield
-        except ConnectionError:
-            said.seek(0)
-            if b"AuthToken" not in said.read():
-                raise
-            wanted = "the cluster wants a token; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to its token"
-            raise ConnectionError(f"{address}: {wanted}") from None
-        finally:
-            os.dup2(usual, 2)
-            os.close(usual)
 
 
 @contextmanager
@@ -306,7 +305,7 @@ def _start_ray(cluster: Cluster) -> Iterator[Any]:
         except TypeError as error:  # Ray converts what it is given before it connects
             begun.set_exception(ValueError(f"runtime_env: {first_line(error)}"))
         except Exception as error:
-            # A token that is missing, another version of Ray or of Python, a cluster that has just ended.
+            # A wrong token, another version of Ray or of Python, a cluster that has just ended.
             why = f"{where['address']}: Ray cannot be used: {first_line(error)}"
             begun.set_exception(ConnectionError(why))
         ended.wait()  # Ray's servers end with the thread that started them
@@ -314,9 +313,8 @@ def _start_ray(cluster: Cluster) -> Iterator[Any]:
     # A signal would cut the start in two, and what has started would stay. Outside the main thread, Ray also
     # leaves Python's handlers of signals as they are.
     try:
-        with _without_noise(where["address"]):
-            threading.Thread(target=start, daemon=True).start()
-            begun.result()
+        threading.Thread(target=start, daemon=True).start()
+        begun.result()
         if threading.current_thread() is threading.main_thread():
             handler = signal.getsignal(signal.SIGTERM)  # Python's; that of Ray in C++ prints its stack
             signal.signal(signal.SIGTERM, signal.SIG_DFL if handler is None else handler)

@@ -76,34 +76,76 @@ def check_cluster(cluster: Cluster) -> Cluster:
     if unknown and "RAY_RUNTIME_ENV_PLUGINS" not in os.environ:
         raise ValueError(f"runtime_env: expected names that Ray knows, such as env_vars, got {min(unknown)}")
     if cluster.address not in (None, "local") and not ray.is_initialized():
-        _probe(cluster.address)
+        probe(cluster.address)
     return cluster
 
 
-def _probe(address: str) -> None:
-    """Refuse an address at which no cluster answers; Ray itself would try for most of a minute.
+def probe(address: str) -> None:
+    """Call the server at an address; raise an error unless it is that of a cluster which lets us in.
 
-    Ray's servers speak gRPC, so what listens must answer the preface of HTTP/2 (RFC 9113, 3.4) with SETTINGS.
+    Ray itself would try for most of a minute, and write to standard error meanwhile. Its servers speak gRPC,
+    so one call is written here as frames of HTTP/2 (RFC 9113), with headers of HPACK (RFC 7541). A cluster
+    that wants a token refuses it before it looks at the method.
+
+    Raises:
+        ConnectionError: it is not.
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not port.isdigit():
-        return  # "auto", which Ray looks up on this machine
+    if not port.isdigit() or os.environ.get("RAY_USE_TLS", "0") == "1":
+        return  # "auto", which Ray looks up on this machine, or encrypted
     until = time.monotonic() + _PROBE
     advice = "give the address that `ray status` or the head node states"
     if int(port) > 65535:
         raise ConnectionError(f"{address}: expected a port up to 65535; {advice}")
+    answer = b""
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE) as link:
-            link.settimeout(max(until - time.monotonic(), 0.1))
-            link.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5))
-            answer = link.recv(9)
+            link.sendall(_CALL)
+            while b"grpc-status" not in answer:
+                link.settimeout(max(until - time.monotonic(), 0.1))
+                part = link.recv(4096)
+                answer += part
+                if not part or answer[3:4] not in (b"", _SETTINGS):
+                    break
     except socket.gaierror:
         raise ConnectionError(f"{address}: there is no machine named {host}; {advice}") from None
     except OSError as error:
-        why = "did not answer within 3 s" if isinstance(error, TimeoutError) else error.strerror or str(error)
-        raise ConnectionError(f"{address}: no Ray cluster: {why.lower()}; {advice}") from None
-    if len(answer) < 4 or answer[3] != 4:
+        if not answer:
+            late = isinstance(error, TimeoutError)
+            why = "did not answer within 3 s" if late else error.strerror or str(error)
+            raise ConnectionError(f"{address}: no Ray cluster: {why.lower()}; {advice}") from None
+    if answer[3:4] != _SETTINGS:
         raise ConnectionError(f"{address}: something else than a Ray cluster answers; {advice}")
+    if b"AuthToken" in answer and os.environ.get("RAY_AUTH_MODE") != "token":
+        wanted = "the cluster wants a token; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to its token"
+        raise ConnectionError(f"{address}: {wanted}")
+
+
+def _frame(kind: bytes, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    return len(payload).to_bytes(3, "big") + kind + bytes((flags, 0, 0, 0, stream)) + payload
+
+
+def _text(name: bytes) -> bytes:
+    return bytes((len(name),)) + name
+
+
+_SETTINGS = b"\x04"
+_CALL = (
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+    + _frame(_SETTINGS, 0, 0)
+    + _frame(
+        b"\x01",  # HEADERS, the last
+        4,
+        1,
+        b"\x83\x86"  # :method POST, :scheme http
+        + (b"\x44" + _text(b"/ray.rpc.NodeInfoGcsService/GetClusterId"))  # :path
+        + (b"\x41" + _text(b"ray"))  # :authority
+        + (b"\x5f" + _text(b"application/grpc"))  # content-type
+        + (b"\x40" + _text(b"te") + _text(b"trailers")),
+    )
+    + _frame(b"\x00", 1, 1, bytes(5))  # DATA, the last: an empty message
+)
+"""A call without arguments."""
 
 
 def count_cpus() -> int:

@@ -32,8 +32,9 @@ from agebody.stores import find_paths, to_path
 
 _HEARTBEAT = 5.0
 """Seconds between two writings of the report."""
-_EXPIRES = 900.0
-"""Seconds after which a call that wrote no report is taken to have ended: a shard may take minutes."""
+_EXPIRES, _EXPIRES_HERE = 60.0, 900.0
+"""Seconds after which a call that wrote no report is taken to have ended; a process that fits shards itself
+writes none meanwhile."""
 _READERS = 8
 """Threads that read footers, mostly waiting for the drive."""
 
@@ -85,7 +86,7 @@ class DatasetReport:
         return self.shards - self.shards_done - len(self.bad)
 
     def save(self, path: str | PathLike[str], running: Mapping[str, Any] | None = None) -> None:
-        """Write the report as JSON, whole or not at all; ``running`` says who still works on it."""
+        """Write the report as JSON, whole or not at all; ``running`` says who works on it, and until when."""
         document = {**asdict(self), "shards_left": self.shards_left, "running": running}
         text = json.dumps(document, indent=2) + "\n"
         with replacing(path) as temporary:
@@ -264,7 +265,8 @@ def fit_dataset(
     settings["device"] = torch.device(cluster.device or settings["device"]).type
     make_folder(folder)
     report = DatasetReport(len(paths), settings=settings)
-    claim = _Claim(folder / report_name(*part or (None, None)))
+    lasts = _EXPIRES_HERE if cluster.is_here else _EXPIRES
+    claim = _Claim(folder / report_name(*part or (None, None)), lasts)
 
     def show() -> None:
         report.seconds = round(time.perf_counter() - began, 3)
@@ -314,24 +316,24 @@ class _Claim:
         FileExistsError: it is.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path, self._saved = path, -math.inf
+    def __init__(self, path: Path, lasts: float) -> None:
+        self._path, self._lasts, self._saved = path, lasts, -math.inf
         self._by = {"host": platform.node(), "pid": os.getpid()}
         try:
             running = json.loads(path.read_text(encoding="utf-8"))["running"]
-            host, pid, seen = running["host"], int(running["pid"]), time.time() - float(running["time"])
+            host, pid, left = running["host"], int(running["pid"]), float(running["until"]) - time.time()
         except (OSError, ValueError, KeyError, TypeError):
             return  # none, or one that has ended
         here = host == self._by["host"] and os.name == "posix"
-        if seen < _EXPIRES and not (here and (pid == os.getpid() or not _is_process(pid))):
-            who = f"process {pid} on {host}, last seen {seen:.0f} s ago, fits these shards"
-            reason = f"{who}; wait for it, or remove this file if it has ended"
+        if left > 0 and not (here and (pid == os.getpid() or not _is_process(pid))):
+            reason = f"process {pid} on {host} fits these shards; wait for it, {left:.0f} s if it was killed"
             raise FileExistsError(errno.EEXIST, reason, str(path))
 
     def save(self, report: DatasetReport, final: bool = False) -> None:
         """Write the report every few seconds, and at the end."""
         if final or time.monotonic() - self._saved > _HEARTBEAT:
-            report.save(self._path, None if final else {**self._by, "time": round(time.time(), 1)})
+            until = round(time.time() + self._lasts, 1)
+            report.save(self._path, None if final else {**self._by, "until": until})
             self._saved = time.monotonic()
 
 
