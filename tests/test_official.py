@@ -266,6 +266,8 @@ NOT_BODIES = {
     "empty": (b"", "empty; download it again"),
     "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer.*git lfs pull"),
     "html": (b"\n<!DOCTYPE html><html>Sign in</html>", "web page.*log in"),
+    "html after a mark": (b"\xef\xbb\xbf<!-- page --><HTML>", "web page.*log in"),
+    "xml": (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "web page.*log in"),
     "fbx": (b"Kaydara FBX Binary  \x00", "FBX scene; get the model itself"),
     "obj": (b"# made by hand\n\nv 0.1 0.2 0.3\nf 1 2 3\n", "OBJ mesh"),
     "ply": (b"ply\nformat ascii 1.0\n", "PLY mesh"),
@@ -296,7 +298,7 @@ NOT_BODIES = {
         "out-of-band buffers.*buffer_callback",
     ),
     "torchscript": (zip_bytes(**{"a/data.pkl": b"", "a/code/b.py": b""}), "compiled torch program"),
-    "other packing": (zip_bytes(zipfile.ZIP_LZMA, **{"v_template.npy": npy_bytes(np.zeros(3))}), "missing"),
+    "other packing": (zip_bytes(zipfile.ZIP_LZMA, **{"v_template.npy": npy_bytes(np.zeros(3))}), "no body file"),
     "truncated npy": (npy_bytes(np.zeros(99))[:-8], "truncated"),
     "npy that promises too much": (npy_bytes(np.zeros(2)).replace(b"(2,)", b"(9,)"), "truncated"),
     "npy of another header": (npy_bytes(np.zeros(2)).replace(b"'<f8'", b"'<zz'"), "dtype zz"),
@@ -318,6 +320,8 @@ NOT_BODIES = {
     "truncated torch": (torch_bytes({"w": torch.zeros(99)})[:-80], "damaged or truncated"),
     "torch tensor": (torch_bytes(torch.zeros(3)), r"single array of shape \(3,\)"),
     "other dict": (pickle.dumps({"a": 1}), "v_template, f, .* missing; it holds a"),
+    "dict in a list": (pickle.dumps([{"a": 1}]), "holds a list"),
+    "nested": (pickle.dumps({"a": {"b": {"v_template": 1}}}), "v_template, f, .* missing; it holds a"),
     "bytes keys": (pickle.dumps({b"v_template": 1}), "missing"),
 }
 
@@ -383,7 +387,8 @@ NAN = np.where(np.arange(SMALL)[:, None] == 3, np.nan, GOOD["v_template"])
         ({"v_template": None}, "v_template missing"),
         ({"v_template": NAN}, "template: 3 entries are NaN"),
         ({"v_template": GOOD["v_template"][:, :2]}, r"v_template: expected shape \(any, 3\)"),
-        ({"v_template": [1, 2]}, "v_template: expected an array, got list"),
+        ({"v_template": [1, 2]}, "v_template: expected floating-point numbers, got int64"),
+        ({"v_template": [[1.0], 2]}, "v_template: expected an array, got list"),
         ({"v_template": np.zeros((SMALL, 3), int)}, "v_template: expected floating"),
         ({"f": GOOD["f"] + 100}, "faces: expected indices 0 to 119"),
         ({"f": GOOD["f"] + 0.5}, "f: expected whole numbers"),
@@ -426,6 +431,27 @@ def test_flame_is_a_head(tmp_path):
     write_smpl_pkl(tmp_path / "generic_model.pkl", family="flame", num_vertices=5023)
     with pytest.raises(AssetError, match="FLAME head, not a body"):
         load_asset(tmp_path / "generic_model.pkl")
+
+
+WRAPPED = {
+    "savez of the dict": lambda entries: npz_bytes(entries=np.array(entries, object)),
+    "savez without a name": lambda entries: npz_bytes(arr_0=np.array(entries, object)),
+    "dict in a dict": lambda entries: pickle.dumps({"smpl": entries}),
+    "dict in a list": lambda entries: pickle.dumps([entries]),
+    "matrices": lambda entries: pickle.dumps(
+        entries | {name: entries[name].view(np.matrix) for name in ("weights", "J_regressor")}
+    ),
+    "lists": lambda entries: pickle.dumps({name: getattr(v, "tolist", v)() for name, v in entries.items()}),
+}
+
+
+@pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
+@pytest.mark.parametrize("how", WRAPPED)
+def test_bodies_are_found_in_other_containers(tmp_path, how):
+    entries = random_arrays(num_vertices=SMALL)
+    entries["J_regressor"] = entries["J_regressor"].toarray()
+    (tmp_path / "SMPL.dat").write_bytes(WRAPPED[how](entries))
+    assert_holds(load_asset(tmp_path / "SMPL.dat"), entries)
 
 
 def test_needed_object_arrays_of_other_things_are_refused(tmp_path):

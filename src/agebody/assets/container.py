@@ -51,7 +51,7 @@ _OBJ_START = rb"(#[^\n]*\n|\s|(mtllib|o|g) [^\n]*\n)*v -?[\d.]"
 _SUBSTITUTES = (
     (rb"version https://git-lfs", "a Git LFS pointer, not the file itself; run `git lfs pull`"),
     (
-        rb"(?i)\s*(<!doctype html|<html)",
+        rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype html|html|head|body|!--|\?xml)",
         "a web page, as a download without a login gives; log in and try again",
     ),
     (

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from contextlib import suppress
+from typing import Any, TypeGuard
 
 import numpy as np
 import scipy
@@ -98,8 +99,8 @@ def read_body(raw: RawFile, *, gender: str | None = None) -> BodyAsset:
         AssetError: the file is not a body, or its arrays are inconsistent. This and the other messages of
             this module do not name the file; the caller does.
     """
-    content = raw.content
-    if not isinstance(content, Mapping) or any(key not in content for key in _REQUIRED):
+    content = _unwrapped(raw.content)
+    if not _has_entries(content):
         raise AssetError(what_it_is(raw))
     entry = _Entries(content)
     template = entry.floats("v_template", (None, 3))
@@ -141,6 +142,18 @@ def read_body(raw: RawFile, *, gender: str | None = None) -> BodyAsset:
         ),
         **ages,
     )
+
+
+def _has_entries(content: Any) -> TypeGuard[Mapping[str, Any]]:
+    return isinstance(content, Mapping) and all(key in content for key in _REQUIRED)
+
+
+def _unwrapped(content: Any) -> Any:
+    """Return the entries of a body that are the only thing in a file, as ``np.savez(path, entries)`` does."""
+    if isinstance(content, (Mapping, list, tuple)) and len(content) == 1:
+        (inside,) = content.values() if isinstance(content, Mapping) else content
+        return inside if _has_entries(inside) else content
+    return content
 
 
 def kid_license(raw: RawFile) -> str:
@@ -263,8 +276,11 @@ class _Entries:
         value = self.content[name]
         if isinstance(value, Unread):
             raise AssetError(f"{name} is {value.reason}; get the original file from the model's site")
-        if not isinstance(value, np.ndarray):
-            raise AssetError(f"{name}: expected an array, got {type(value).__name__}")
+        if isinstance(value, list) and value:
+            with suppress(ValueError):  # lists of different lengths
+                value = np.array(value)
+        if not isinstance(value, np.ndarray) or value.dtype == object:
+            raise AssetError(f"{name}: expected an array, got {type(self.content[name]).__name__}")
         return value
 
     def floats(self, name: str, shape: tuple[int | None, ...] | None = None) -> np.ndarray:

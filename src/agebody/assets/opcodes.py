@@ -26,6 +26,9 @@ _GLOBALS = {
     "chumpy.ch Ch": Global("chumpy"),
     "chumpy.reordering Select": Global("select"),
     "numpy ndarray": Global("ndarray"),
+    "numpy matrix": Global("ndarray"),
+    "numpy.matrixlib.defmatrix matrix": Global("ndarray"),
+    "numpy memmap": Global("ndarray"),
     "numpy dtype": Global("dtype"),
     "_codecs encode": Global("encode"),
     "collections OrderedDict": Global("mapping"),
@@ -43,6 +46,7 @@ _GLOBALS |= {f"{module} _reconstructor": Global("reconstructor") for module in (
 for _package in ("numpy.core", "numpy._core"):
     _GLOBALS[f"{_package}.multiarray _reconstruct"] = Global("reconstruct")
     _GLOBALS[f"{_package}.multiarray scalar"] = Global("scalar")
+    _GLOBALS[f"{_package}.memmap memmap"] = Global("ndarray")
     _GLOBALS[f"{_package}.numeric _frombuffer"] = Global("buffer")
 SPARSE = ("csc", "csr", "coo", "bsr", "dia", "lil", "dok")
 for _format in SPARSE:
