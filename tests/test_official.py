@@ -298,7 +298,10 @@ NOT_BODIES = {
         "out-of-band buffers.*buffer_callback",
     ),
     "torchscript": (zip_bytes(**{"a/data.pkl": b"", "a/code/b.py": b""}), "compiled torch program"),
-    "other packing": (zip_bytes(zipfile.ZIP_LZMA, **{"v_template.npy": npy_bytes(np.zeros(3))}), "no body file"),
+    "other packing": (
+        zip_bytes(zipfile.ZIP_LZMA, **{"v_template.npy": npy_bytes(np.zeros(3))}),
+        "no body file",
+    ),
     "truncated npy": (npy_bytes(np.zeros(99))[:-8], "truncated"),
     "npy that promises too much": (npy_bytes(np.zeros(2)).replace(b"(2,)", b"(9,)"), "truncated"),
     "npy of another header": (npy_bytes(np.zeros(2)).replace(b"'<f8'", b"'<zz'"), "dtype zz"),
