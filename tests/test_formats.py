@@ -564,6 +564,8 @@ def test_files_without_people(folder):
     ("data", "what"),
     [
         (b"", "an empty one"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer"),
+        (b"\n<!DOCTYPE html><html>", "a web page or XML"),
         (gzip.compress(b"[]", mtime=0), "a packed one; unpack it first"),
         (lzma.compress(b"[]"), "a packed one; unpack it first"),
         (pickle.dumps({"poses2d": 1}), "one of arrays, as npz or pickle"),
@@ -965,6 +967,18 @@ def test_frames_of_a_video_are_the_images_in_their_order(tmp_path):
         read_people(path, images=tmp_path / "frames")
 
 
+def test_of_several_classes_of_ultralytics_persons_are_read(folder):
+    """Whose names may also be those of ages, all of which are people."""
+    for others, left_out in ((("person",), {}), (("dog", "person"), {"of another category": 1})):
+        far = [ULTRALYTICS | {"name": name, "class": i} for i, name in enumerate(others)]
+        found = read_people(write(folder, far), images=folder / "photos" / "a.png")
+        assert (len(found), dict(found.left_out)) == (1, left_out)
+    kinds = [ULTRALYTICS | {"name": "adult"}, copy.deepcopy(ULTRALYTICS) | {"name": "child"}]
+    kinds[1]["keypoints"]["x"] = [x + 60 for x in kinds[1]["keypoints"]["x"]]
+    kinds[1]["box"] = {"x1": 70.0, "y1": 20.0, "x2": 100.0, "y2": 60.0}
+    assert len(read_people(write(folder, kinds), images=folder / "photos" / "a.png")) == 2
+
+
 # --- people
 
 
@@ -972,8 +986,8 @@ def test_of_two_detections_of_one_person_the_better_is_kept(folder):
     near = [(x + 0.1, y, c) for x, y, c in xyc(17)]
     far = [(x + 60, y, c) for x, y, c in xyc(17)]
     rows = [
-        results(17, score=0.5)[0],
-        results(17, score=0.8, keypoints=flat(near))[0],
+        results(17, score="0.5")[0],  # as tables have them
+        results(17, score="0.8", keypoints=flat(near))[0],
         results(17, score=0.2, keypoints=flat(far))[0],
     ]
     found = read_people(write(folder, rows), images=folder / "photos")

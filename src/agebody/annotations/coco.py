@@ -25,6 +25,8 @@ _TRACKS = ("track_id", "idx", "person_id")
 
 _OTHERS = (
     (rb"\s*\Z", "an empty one"),
+    (rb"version https://git-lfs", "a Git LFS pointer; run `git lfs pull`"),
+    (rb"(?i)\s*<(!doctype|html|\?xml)", "a web page or XML"),
     (rb"\x1f\x8b|\xfd7zXZ|BZh|7z\xbc\xaf|\x28\xb5\x2f\xfd", "a packed one; unpack it first"),
     (
         rb"PK\x03\x04|\x93NUMPY|\x80[\x02-\x05]",
@@ -143,7 +145,7 @@ class Entries:
 
     def scores(self) -> Float[np.ndarray, " N"]:
         """Return how sure the detector is of each person, NaN where that is not stated."""
-        found: list[Any] = [row.get("score") for row in self.rows]
+        found: list[Any] = [_number_in(row.get("score")) for row in self.rows]
         return np.array([float(one) if is_number(one) else math.nan for one in found])
 
     def image_indices(self, place: dict[Any, int], what: str) -> list[int]:

@@ -187,7 +187,8 @@ def _ultralytics(document: Any) -> Iterator[Frame]:
                 points = _triples(xy, points.get("visible"))
             if isinstance(box, dict):
                 box = _from_corners([box.get(key) for key in ("x1", "y1", "x2", "y2")])
-            one = _with(one, keypoints=points, bbox=box, score=one.get("confidence"))
+            kind = 1 if one.get("name") == "person" else one.get("name")
+            one = _with(one, keypoints=points, bbox=box, score=one.get("confidence"), category_id=kind)
         people.append((f"[{i}]", one))
     yield Frame(None, people)
 
