@@ -62,9 +62,9 @@ TINY = ViTSize(32, 1, 2)
 """A size that `load_checkpoint` knows while it is in ``VIT_SIZES``."""
 
 
-def save_network(path):
+def save_network(path, num_betas=10):
     """Write a network of random weights for a body of every age, told where its crops are."""
-    body = agebody.SMPLA(agebody.mannequin(), pose_format="matrix")
+    body = agebody.SMPLA(agebody.mannequin(), pose_format="matrix", num_betas=num_betas)
     torch.manual_seed(0)
     head = DecoderHead(start_readouts(body), channels=32, width=32, depth=1, heads=1, condition=3)
     save_file(Regressor(ViT(TINY, image_size=(64, 48)), head, body).state_dict(), path)

@@ -1056,6 +1056,7 @@ class TestCommand:
             )
         ]
         assert np.abs(np.log(heights[1] / heights[0])).max() < 0.06
+        np.testing.assert_allclose(after.stature, heights[1], rtol=0.01)
         assert after.reprojection.max() < 12
         (row,) = json.loads(result.stdout)
         assert [person["placed"] for person in row["people"]] == [True] * 3

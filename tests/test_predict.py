@@ -260,6 +260,18 @@ def test_labels_of_a_checkpoint(tmp_path, mannequin_asset, seen, checkpoint, opt
     assert "--overwrite" in again.stderr
 
 
+def test_a_network_may_have_fewer_betas_than_the_body(tmp_path, seen, checkpoint):
+    save_network(checkpoint, num_betas=6)
+    given = (tmp_path / "people.json", "--images", tmp_path / "photos", "--body", "mannequin")
+    given += ("--checkpoint", checkpoint, "-o", tmp_path / "out", "--overlays", 0)
+    assert "predicts 24 joints and 7 shape numbers; the body has 24 joints and 10" in run(*given).stderr
+    result = run(*given, "--num-betas", 6)
+    assert result.exit_code == 0, result.output
+    assert load_labels(tmp_path / "out/labels.npz").betas.shape == (4, 6)
+    result = run(*given, "--num-betas", 11, "--overwrite")
+    assert result.stderr == "error: --num-betas: expected 0 to 10, what 'mannequin' has, got 11\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [

@@ -4,22 +4,27 @@ import io
 import json
 import pickle
 import tarfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from bodies import with_fingers
 from PIL import Image
 from torch import nn
 
 import agebody
-from agebody import cameras, losses, nets
-from agebody.age import age_class
+from agebody import cameras, losses, measure, nets
+from agebody.age import age_class, parse_ages
 from agebody.annotations import AnnotationError
+from agebody.annotations.people import ImageEntry, make_people
 from agebody.cameras import Camera
 from agebody.detect.windows import crop_image
-from agebody.keypoints import mirror_order
+from agebody.keypoints import LAYOUTS, mirror_order
 from agebody.mesh import PartMap
 from agebody.people import random_people
+from agebody.pipelines.labels import TrainingShards, save_training_shards
+from agebody.pipelines.labels.fitting import as_fit, make_labels, replace_bodies
 from agebody.pipelines.labels.samples import index_shard, read_members
 from agebody.pipelines.train import (
     Augmentation,
@@ -38,6 +43,7 @@ from agebody.pipelines.train.data import batches
 from agebody.rotations import axis_angle_to_matrix
 
 SIZE = (160, 120)
+OTHER = replace(agebody.mannequin().metadata, name="another")
 
 
 @pytest.fixture(scope="module")
@@ -654,11 +660,7 @@ def test_spins_loop_keeps_the_better_of_fit_and_label(body, tmp_path):
     again = refit_shards(net, first, second, **options)
     assert (again.people, again.replaced, again.labelled) == (5, 0, found.labelled)
     assert (first / "a.tar").read_bytes() == (second / "a.tar").read_bytes()
-    now = [
-        one
-        for place in index_shard(first / "a.tar", ("jpg", "data.pyd")).values()
-        for one in pickle.loads(read_members(first / "a.tar", place)["data.pyd"])
-    ]
+    now = people_of(first / "a.tar")
     for i in (0, 4, 5):
         assert now[i].keys() == people[i].keys()
         assert all(np.array_equal(now[i][name], people[i][name]) for name in ("body_pose", "keypoints_3d"))
@@ -684,6 +686,89 @@ def test_spins_loop_keeps_the_better_of_fit_and_label(body, tmp_path):
     for folder, overwrite in ((second, False), (first, True)):
         with pytest.raises(FileExistsError, match="exists; give another folder"):
             refit_shards(net, first, folder, overwrite=overwrite, **options)
+
+
+def labelled_shard(folder, body, people, spoilt):
+    """Write two photographs of two people each as a shard with labels; some labels are bodies at rest."""
+    pixels = people.camera.project(body.keypoints("hmr2_44", people.parameters)).pixels
+    images = [ImageEntry(f"{name}.jpg", name, SIZE) for name in "ab"]
+    found = make_people(
+        folder,
+        torch.cat((pixels, torch.ones(4, 44, 1)), -1).double().numpy(),
+        LAYOUTS["hmr2_44"].names,
+        "hmr2_44",
+        images=images,
+        image=[0, 0, 1, 1],
+        ages=parse_ages(age_offset=people.age_offset.numpy()),
+    )
+    labels = make_labels(body, found, people.camera, as_fit(people.parameters, torch.zeros(4)))
+    pose = labels.body_pose.copy()
+    pose[spoilt] = 0
+    labels = replace(labels, body_pose=pose, kept=np.ones(4, bool))
+    labels = replace_bodies(body, labels, labels.parameters(body), people.camera)
+    for name in "ab":
+        Image.fromarray(np.full((SIZE[1], SIZE[0], 3), ord(name), np.uint8)).save(folder / f"{name}.jpg")
+    (folder / "shards").mkdir()
+    save_training_shards(folder / "shards", body, labels, folder)
+    return labels
+
+
+def people_of(path):
+    places = index_shard(path, ("jpg", "data.pyd")).values()
+    return [one for place in places for one in pickle.loads(read_members(path, place)["data.pyd"])]
+
+
+def test_better_fits_are_the_labels_of_images_too(body, tmp_path):
+    """One row per image is improved; the others, and what else the shard has, stay as they are."""
+    before = labelled_shard(tmp_path, body, drawn_people(body, 4, seed=4), [1, 3])
+    net, options = network(body), {"crop_size": (64, 48), "start_sd": {}}
+    assert refit_shards(net, tmp_path / "shards", tmp_path / "new", **options).replaced == 2
+    after = TrainingShards(tmp_path / "new").labels()
+    assert (before.reprojection[[1, 3]] > 2).all()
+    assert (after.reprojection[[1, 3]] < before.reprojection[[1, 3]]).all()
+    assert set(after.stop[[1, 3]]) <= {"cost", "iterations"}
+    for name in ("body_pose", "transl", "keypoints", "joints", "stature", "kept", "observed", "ids", "boxes"):
+        np.testing.assert_allclose(getattr(after, name)[[0, 2]], getattr(before, name)[[0, 2]], atol=1e-5)
+    np.testing.assert_array_equal(after.observed, before.observed)
+    for row, one in zip(range(4), people_of(tmp_path / "new/000000.tar"), strict=True):
+        pose = np.concatenate((after.global_orient[row, None], after.body_pose[row])).ravel()
+        np.testing.assert_allclose(one["body_pose"], pose, atol=1e-6)
+        assert one["fit_error"] == pytest.approx(after.reprojection[row], rel=1e-4)
+    tall = measure.stature(body.shape(after.parameters(body)).rest_vertices)
+    np.testing.assert_allclose(after.stature, tall, rtol=1e-5)
+    # Of another body, labels would be wrong, and are left out.
+    other = network(agebody.SMPLA(agebody.mannequin().replace(metadata=OTHER), pose_format="matrix"))
+    refit_shards(other, tmp_path / "shards", tmp_path / "other", **options)
+    with pytest.raises(AnnotationError, match=r"there is no .*labels\.json"):
+        TrainingShards(tmp_path / "other")
+
+
+def test_shards_in_which_nobody_is_seen_are_copied(body, shards, tmp_path):
+    people = records(body, drawn_people(body, 1))
+    people[0]["keypoints_2d"][3:, 2] = 0
+    write_shard(tmp_path / "c.tar", [people])
+    paths, options = [tmp_path / "c.tar", shards / "a.tar"], {"crop_size": (64, 48)}
+    found = refit_shards(network(body), paths, tmp_path / "new", **options)
+    assert found.people == 5
+    (one,) = people_of(tmp_path / "new/c.tar")
+    assert all(np.array_equal(one[name], people[0][name]) for name in people[0])
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_fingers_stay_as_labelled_or_are_those_of_the_network(body, tmp_path, known):
+    wide = agebody.SMPLA(with_fingers(body.asset), pose_format="matrix")
+    people = records(body, drawn_people(body, 2, seed=4))
+    for one in people:
+        one["has_body_pose"] = np.float32(0)
+        one |= {"left_hand_pose": np.full(45, 0.1, np.float32), "has_left_hand_pose": np.float32(known)}
+    write_shard(tmp_path / "a.tar", [people])
+    refit_shards(network(wide), tmp_path / "a.tar", tmp_path / "new", crop_size=(64, 48))
+    for one in people_of(tmp_path / "new/a.tar"):
+        assert one["has_body_pose"].shape == ()
+        assert (one["has_left_hand_pose"], one["has_right_hand_pose"]) == (known, 0)
+        assert (one["left_hand_pose"] == np.float32(0.1)).all() == known
+        assert one["right_hand_pose"].shape == (45,)
+        assert np.abs(one["right_hand_pose"]).max() > 0
 
 
 def plain_network(body):

@@ -22,7 +22,7 @@ from agebody.body import BodyModel
 from agebody.cameras import Camera, box_around
 from agebody.fitting.frames import fit_keypoints, fit_sequence
 from agebody.fitting.start import to_camera_space
-from agebody.keypoints import joint_layout
+from agebody.keypoints import KeypointLayout, joint_layout
 from agebody.measure import stature
 from agebody.nets import Estimate, Lifter, fit_lifted
 from agebody.optim.least_squares import Stop
@@ -30,7 +30,7 @@ from agebody.optim.stages import Fit, FitReport
 from agebody.optim.standard_errors import StandardErrors
 from agebody.parameters import BodyParameters
 from agebody.pipelines.labels.quality import SIDES_EXCHANGED, flag_labels
-from agebody.pipelines.labels.records import Labels, concatenate_labels
+from agebody.pipelines.labels.records import Labels, concatenate_labels, reprojection_error
 
 BATCH_SIZE = 256
 
@@ -269,21 +269,40 @@ def as_fit(parameters: BodyParameters, error: Float[Tensor, " N"]) -> Fit:
     return Fit(parameters, FitReport(none == 0, none, none, torch.zeros_like(error), {}), error, error)
 
 
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().cpu().numpy()
+
+
+def _measure(
+    body: BodyModel, layout: str | KeypointLayout, parameters: BodyParameters, camera: Camera
+) -> dict[str, Any]:
+    """Return the fields of labels that are functions of bodies and cameras."""
+    with torch.no_grad():
+        points = body.keypoints(layout, parameters)
+        joints = body.keypoints(joint_layout(*body.asset.joint_names), parameters)
+        found = {
+            **parameters._asdict(),
+            "keypoints": camera.project(points).pixels,
+            "joints": joints,
+            "depth": joints[:, 0, 2],
+            "stature": stature(body.shape(parameters).rest_vertices),
+        }
+    return {name: _array(part) for name, part in found.items()}
+
+
+def replace_bodies(body: BodyModel, labels: Labels, parameters: BodyParameters, camera: Camera) -> Labels:
+    """Return labels with other bodies before their cameras, and all that depends on them but the flags."""
+    found = _measure(body, labels.keypoint_layout, parameters, camera)
+    error = reprojection_error(found["keypoints"], labels.observed[..., :2], labels.observed[..., 2])
+    found["reprojection"] = error
+    return replace(labels, **{name: a.astype(getattr(labels, name).dtype) for name, a in found.items()})
+
+
 def make_labels(body: BodyModel, people: People, camera: Camera, fit: Fit) -> Labels:
     """Return people and their bodies as labels without flags."""
-
-    def array(tensor: Tensor) -> np.ndarray:
-        return tensor.detach().cpu().numpy()
-
-    with torch.no_grad():
-        points = body.keypoints(people.layout, fit.parameters)
-        joints = body.keypoints(joint_layout(*body.asset.joint_names), fit.parameters)
-        keypoints = camera.project(points).pixels
-        tall = stature(body.shape(fit.parameters).rest_vertices)
     weights, report, errors = people.weights, fit.report, fit.standard_errors
     if errors is None:
         errors = StandardErrors(*[torch.full_like(fit.error, math.nan)] * 3)
-    body_arrays: dict[str, Any] = {name: array(part) for name, part in fit.parameters._asdict().items()}
     around = box_around(torch.from_numpy(people.keypoints), weights=torch.from_numpy(weights)).numpy()
     return Labels(
         body=body.asset.metadata.name,
@@ -292,29 +311,25 @@ def make_labels(body: BodyModel, people: People, camera: Camera, fit: Fit) -> La
         ids=people.ids,
         image_ids=np.array([people.images[i].name for i in people.image], dtype=str),
         image_sizes=people.image_sizes(),
-        **body_arrays,
-        focal=array(camera.focal),
-        center=array(camera.center),
-        distortion=np.zeros((len(people), LENS)) if camera.distortion is None else array(camera.distortion),
+        **_measure(body, people.layout, fit.parameters, camera),
+        focal=_array(camera.focal),
+        center=_array(camera.center),
+        distortion=np.zeros((len(people), LENS)) if camera.distortion is None else _array(camera.distortion),
         observed=np.concatenate((people.keypoints, weights[..., None]), -1),
-        keypoints=array(keypoints),
-        joints=array(joints),
-        depth=array(joints)[:, 0, 2],
         boxes=np.where(np.isnan(people.boxes).any(1, keepdims=True), around, people.boxes),
         scores=weights.sum(1) / np.maximum((weights > 0).sum(1), 1),
-        reprojection=array(fit.error),
-        start_reprojection=array(fit.start_error),
-        converged=array(report.converged),
-        iterations=array(report.iterations),
+        reprojection=_array(fit.error),
+        start_reprojection=_array(fit.start_error),
+        converged=_array(report.converged),
+        iterations=_array(report.iterations),
         stop=np.array([Stop(reason).name.lower() for reason in report.stop.tolist()], dtype=str),
-        cost=array(report.cost),
-        terms={name: array(cost) for name, cost in report.terms.items()},
+        cost=_array(report.cost),
+        terms={name: _array(cost) for name, cost in report.terms.items()},
         kept=np.zeros(len(people), dtype=bool),
         age_known=people.ages.known if body.age_anchors else np.ones(len(people), dtype=bool),
         age_class=people.ages.classes(),
-        age_offset_sd=array(errors.age_offset),
-        stature=array(tall),
-        stature_sd=array(errors.stature),
-        depth_sd=array(errors.depth),
+        age_offset_sd=_array(errors.age_offset),
+        stature_sd=_array(errors.stature),
+        depth_sd=_array(errors.depth),
         track=np.full(len(people), -1) if people.tracks is None else people.tracks,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -31,8 +30,9 @@ from agebody.crowd.rescaling import Rescaled
 from agebody.draw import render
 from agebody.losses import part_vertices
 from agebody.parameters import BodyParameters
+from agebody.pipelines.labels.fitting import replace_bodies
 from agebody.pipelines.labels.quality import flag_labels
-from agebody.pipelines.labels.records import Labels, reprojection_error
+from agebody.pipelines.labels.records import Labels
 
 MIN_SHARE = 1 / 400
 """Share of the image that a person must cover to be placed (DTO's code)."""
@@ -145,7 +145,7 @@ def place_labels(
         if refine and len(labels) > 1:
             refined = _refined(body, written.parameters, camera, prior, written.height)
             written = rescale(body, written.parameters, refined.scale, camera, root=refined.new_root)
-        changed = _described(body, labels, written.parameters, camera)
+        changed = replace_bodies(body, labels, written.parameters, camera)
     return PlacedLabels(flag_labels(changed), placement, written, seen, prior, height, far, refined)
 
 
@@ -251,19 +251,3 @@ def _refined(
         vertices=posed.vertices,
         faces=body.faces,
     )
-
-
-def _described(body: BodyModel, labels: Labels, parameters: BodyParameters, camera: Camera) -> Labels:
-    """Return the labels with other bodies, and everything that depends on them."""
-    joints = body(parameters).joints
-    points = camera.project(body.keypoints(labels.keypoint_layout, parameters)).pixels
-    pixels = points.cpu().double().numpy()
-    arrays: dict[str, np.ndarray] = {
-        name: tensor.cpu().numpy() for name, tensor in parameters._asdict().items()
-    } | {
-        "joints": joints.cpu().numpy(),
-        "depth": joints[:, 0, 2].cpu().numpy(),
-        "keypoints": pixels,
-        "reprojection": reprojection_error(pixels, labels.observed[..., :2], labels.observed[..., 2]),
-    }
-    return replace(labels, **{name: a.astype(getattr(labels, name).dtype) for name, a in arrays.items()})

@@ -41,9 +41,9 @@ HIDDEN_BY = ("visible", "own body", "another person", "occluder", "outside the i
 """Meanings of the numbers in ``Sample.hidden``."""
 _HIDDEN = Key((None,), "integer", least=0)
 _ABOUT, _CHECKSUMS = "agebody.synthesis", "agebody.crc32"
-_IMAGE, _LABELS = "jpg", "labels.json"
+IMAGE, PEOPLE, LABELS = "jpg", "data.pyd", "labels.json"
 _MAPS = {"mask": "mask.png", "parts": "parts.png", "depth": "depth.png"}
-_ALIASES = {"jpeg": _IMAGE, "png": _IMAGE}
+_ALIASES = {"jpeg": IMAGE, "png": IMAGE}
 """Other suffixes of the image, which HMR2's code takes as well."""
 
 
@@ -95,7 +95,7 @@ class TrainingShards:
         self._members = [
             (number, members)
             for number, path in enumerate(self.paths)
-            for members in index_shard(path, (_IMAGE, _LABELS)).values()
+            for members in index_shard(path, (IMAGE, LABELS)).values()
         ]
 
     def __len__(self) -> int:
@@ -107,14 +107,14 @@ class TrainingShards:
         shard, members = self._members[index]
         path = self.paths[shard]
         data = read_members(path, members)
-        labels, hidden = _read_labels(path, data[_LABELS])
+        labels, hidden = read_labels(path, data[LABELS])
         maps: dict[str, Any] = {
             name: decode_image(path, data[suffix]) for name, suffix in _MAPS.items() if suffix in data
         }
         if "depth" in maps:
             millimetres = maps["depth"].astype(np.float32)
             maps["depth"] = np.where(millimetres > 0, millimetres / np.float32(1000), np.float32(np.nan))
-        image = decode_image(path, data[_IMAGE], "RGB")
+        image = decode_image(path, data[IMAGE], "RGB")
         return Sample(str(labels.image_ids[0]), image, labels, hidden, **maps)
 
     def __iter__(self) -> Iterator[Sample]:
@@ -130,7 +130,7 @@ class TrainingShards:
         parts = []
         for shard, members in self._members:
             path = self.paths[shard]
-            parts.append(_read_labels(path, read_members(path, members, _LABELS)[_LABELS])[0])
+            parts.append(read_labels(path, read_members(path, members, LABELS)[LABELS])[0])
         try:
             return concatenate_labels(parts)
         except ValueError as error:
@@ -184,7 +184,7 @@ def add_sample(
         hidden: see `Sample`.
         maps: ``mask`` and ``parts`` as in `Sample`, ``depth`` in millimetres.
     """
-    files = {_IMAGE: image, "data.pyd": pickled, _LABELS: _write_labels(labels, hidden)}
+    files = {IMAGE: image, PEOPLE: pickled, LABELS: write_labels(labels, hidden)}
     files |= {_MAPS[name]: encode(values, "PNG") for name, values in (maps or {}).items()}
     add_files(tar, key, files)
 
@@ -195,7 +195,7 @@ def add_files(tar: tarfile.TarFile, key: str, files: Mapping[str, bytes]) -> Non
     for suffix, data in files.items():
         entry = tarfile.TarInfo(f"{key}.{suffix}")  # without times and owners: equal data give equal bytes
         entry.size = len(data)
-        entry.pax_headers = {_CHECKSUMS: stated} if suffix == _IMAGE else {}
+        entry.pax_headers = {_CHECKSUMS: stated} if suffix == IMAGE else {}
         tar.addfile(entry, io.BytesIO(data))
 
 
@@ -209,7 +209,8 @@ def encode(values: np.ndarray, kind: str) -> bytes:
     return stream.getvalue()
 
 
-def _write_labels(labels: Labels, hidden: Int[np.ndarray, "N K"] | None) -> bytes:
+def write_labels(labels: Labels, hidden: Int[np.ndarray, "N K"] | None) -> bytes:
+    """Return the labels of an image as the shard's JSON."""
     found: dict[str, Any] = {name: getattr(labels, name) for name in ABOUT}
     arrays = labels.arrays() | ({} if hidden is None else {"hidden": hidden})
     found["people"] = {name: _to_list(array) for name, array in arrays.items()}
@@ -224,8 +225,13 @@ def _to_list(array: np.ndarray) -> list[Any]:
     return flat.reshape(array.shape).tolist()
 
 
-def _read_labels(path: Path, data: bytes) -> tuple[Labels, Int[np.ndarray, "N K"] | None]:
-    damaged = f"{_LABELS}: not the labels of a shard, or damaged ones"
+def read_labels(path: Path, data: bytes) -> tuple[Labels, Int[np.ndarray, "N K"] | None]:
+    """Return the labels of an image of a shard, and ``hidden`` of `Sample`.
+
+    Raises:
+        AnnotationError: they are damaged, or of another kind.
+    """
+    damaged = f"{LABELS}: not the labels of a shard, or damaged ones"
     try:
         stated = json.loads(data)
         people = dict(stated["people"])
@@ -240,9 +246,9 @@ def _read_labels(path: Path, data: bytes) -> tuple[Labels, Int[np.ndarray, "N K"
         try:
             array = np.array(rows)
         except ValueError:
-            fail(path, f"{_LABELS}: {name}: expected lists of one length")
+            fail(path, f"{LABELS}: {name}: expected lists of one length")
         array = array.astype(int) if key.kind == "integer" and not array.size else array
-        arrays[name] = expect_array(path, f"{_LABELS}: {name}", key, array)
+        arrays[name] = expect_array(path, f"{LABELS}: {name}", key, array)
     counts = {len(array) for array in arrays.values()}
     if len(counts) != 1:
         fail(path, damaged)

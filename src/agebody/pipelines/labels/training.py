@@ -15,7 +15,7 @@ import io
 import pickle
 import re
 import tarfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from agebody.pipelines.labels.quality import BOX_SCALE
 from agebody.pipelines.labels.records import Labels
 from agebody.pipelines.labels.samples import add_sample, encode
 
-_NUM_BETAS, NUM_EXPRESSION = 10, 10
+NUM_BETAS, NUM_EXPRESSION = 10, 10
 _SCALE_UNIT = 200.0
 """Unit of boxes in shards, since HMR [pixels]."""
 _CHUNK = 256
@@ -82,11 +82,11 @@ def training_arrays(
             f"{len(labels.joint_names)} joints"
         )
     shapes = labels.betas[:, : labels.betas.shape[1] - body.num_expression]
-    if np.any(shapes[:, _NUM_BETAS:]):
-        raise ValueError(f"labels: expected {_NUM_BETAS} betas, got {shapes.shape[1]}; use num_betas=10")
+    if np.any(shapes[:, NUM_BETAS:]):
+        raise ValueError(f"labels: expected {NUM_BETAS} betas, got {shapes.shape[1]}; use num_betas=10")
     count = len(labels)
-    betas = np.zeros((count, _NUM_BETAS + 1), np.float32)
-    given = shapes[:, :_NUM_BETAS]
+    betas = np.zeros((count, NUM_BETAS + 1), np.float32)
+    given = shapes[:, :NUM_BETAS]
     betas[:, : given.shape[1]] = given
     betas[:, -1] = labels.age_offset
     low, high = labels.boxes[:, :2], labels.boxes[:, 2:]
@@ -316,7 +316,7 @@ def _numbers(images: np.ndarray) -> np.ndarray:
     return numbers
 
 
-def _person(arrays: dict[str, np.ndarray], row: int) -> dict[str, Any]:
+def shard_person(arrays: Mapping[str, np.ndarray], row: int) -> dict[str, Any]:
     """Return one person as in a shard: all keypoints together, boxes in units of 200 pixels."""
     return {
         **{name: np.asarray(arrays[name][row]) for name in _AS_THEY_ARE if name in arrays},
@@ -338,7 +338,7 @@ class _Pickler(pickle.Pickler):
 
 def pickle_people(arrays: dict[str, np.ndarray], rows: Iterable[int]) -> bytes:
     """Return some of the people of `training_arrays` as training code reads them from a shard."""
-    return dump_people([_person(arrays, row) for row in rows])
+    return dump_people([shard_person(arrays, row) for row in rows])
 
 
 def dump_people(people: list[dict[str, Any]]) -> bytes:

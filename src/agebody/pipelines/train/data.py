@@ -27,6 +27,8 @@ from agebody.keypoints import mirror_order
 from agebody.mesh import PartMap
 from agebody.nets import normalize_images
 from agebody.pipelines.labels.samples import (
+    IMAGE,
+    PEOPLE,
     Member,
     decode_image,
     find_shards,
@@ -41,7 +43,7 @@ from agebody.pipelines.train.augment import (
     augment,
     draw_augmentation,
 )
-from agebody.pipelines.train.shards import IMAGE, JOINTS, PEOPLE, Person, read_people
+from agebody.pipelines.train.shards import JOINTS, Person, read_people
 from agebody.rotations import axis_angle_to_matrix
 
 LAYOUT = "hmr2_44"
@@ -50,6 +52,10 @@ _IGNORED = -100
 """In part maps: not known. PyTorch's cross entropy ignores it."""
 _ROUND = 1000
 """Rows after which every source has had its share."""
+
+
+class NobodyError(AnnotationError):
+    """Nobody in the shards of a source shows enough keypoints."""
 
 
 class Source(NamedTuple):
@@ -181,7 +187,7 @@ class TrainingData(torch.utils.data.Dataset):
                     places = (members.get(name, Member(0, 0)) for name in (IMAGE, PEOPLE, *_MAPS))
                     rows.append((shard, number, *itertools.chain(*places)))
         if not rows:
-            raise AnnotationError(f"{paths[0]}: nobody in these shards shows enough keypoints")
+            raise NobodyError(f"{paths[0]}: nobody in these shards shows enough keypoints")
         self.paths += paths
         self._people.append(np.array(rows, np.int64))
 

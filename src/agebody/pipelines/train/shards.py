@@ -19,10 +19,9 @@ from agebody.annotations.people import AnnotationError
 from agebody.assets.asset import AssetError
 from agebody.assets.official import JOINT_NAMES
 from agebody.assets.unpickle import loads
-from agebody.pipelines.labels.samples import Member, read_members
+from agebody.pipelines.labels.samples import PEOPLE, Member, read_members
 from agebody.pipelines.labels.training import NUM_EXPRESSION
 
-IMAGE, PEOPLE = "jpg", "data.pyd"
 _SCALE_UNIT = 200.0
 """Unit of boxes in shards, since HMR [pixels]."""
 _POINTS, _BETAS = 44, 10
@@ -34,6 +33,8 @@ _POSES = (
     *((f"{side}_hand_pose", 15, f"has_{side}_hand_pose") for side in ("left", "right")),
 )
 """Fields of the poses of ``JOINTS``, their numbers of joints, and the fields of their weights."""
+WEIGHTS = {name: weight for name, _, weight in _POSES[1:]} | {"expression": "has_expression"}
+"""Fields of face and fingers, and the fields of their weights."""
 
 
 class Person(NamedTuple):
