@@ -1194,6 +1194,9 @@ SPECK = [X, Y, 4, 4]
         {"bbox": SPECK, "keypoints": [X, Y, 2, X + W, Y + H, 1, 0, 0, 0]},
         {"bbox": SPECK, "face_kpts": [X, Y, 2], "foot_kpts": [X + W, Y + H, 1, 0, 0, 0], "num_keypoints": 0},
         {"bbox": SPECK, "lefthand_box": [0, 0, 0, 0], "fbox": list(HIDDEN)},
+        {"bbox": SPECK, "bbox_head": list(HIDDEN), "bbox_score": 0.9, "bbox_scale": [1.0, 2.0]},
+        {"bbox": SPECK, "Boxes": [[0, 0, 0, 0], list(HIDDEN)]},
+        {"bbox": None, "bbox_xyxy": [X, Y, X + W, Y + H]},
     ],
 )
 def test_whatever_an_entry_places_is_hidden(tmp_path, body, crowd, entry):
@@ -1237,6 +1240,8 @@ UNCLEAR = {
     "three": change(bbox=[X, Y, W]),
     "whole box in shares": change(fbox=[X / 400, Y / 300, W / 400, H / 300]),
     "object": change(bbox={"x": X}),
+    "corners turned": change(bbox_xyxy=[X + W, Y + H, X, Y]),
+    "a box of five": change(bbox_head=[*HIDDEN, 1]),
     "nothing": change(bbox=None),
     "false polygon": change(segmentation=True),
     "polygon of two points": change(segmentation=[POLYGON[:4]]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -20,6 +20,8 @@ MIN_SIDE = 2.0
 MIN_INSIDE = 0.5
 """Least share of a box in its picture; boxes of another picture or size reach out of it."""
 
+_BOX = re.compile("(?i).*box(es)?(_.*)?")
+"""Names of boxes, and of what stands beside them, such as their scores."""
 _POINTS = re.compile("(?!num_).*(keypoints|kpts)(_2d)?")
 """Names of keypoints: of COCO, and of what COCO-WholeBody and OpenPose add for face, hands and feet."""
 
@@ -27,8 +29,8 @@ _POINTS = re.compile("(?!num_).*(keypoints|kpts)(_2d)?")
 def read_hidden(path: Path, sizes: Mapping[str, tuple[int, int]], folder: Path) -> dict[str, list[Box]]:
     """Return boxes around everything that COCO annotations place in photographs, of people or not.
 
-    A box contains all fields of the entry that end with ``box``, its polygons or its mask in run lengths, and
-    its labelled keypoints, with those of face, hands and feet.
+    A box contains all boxes of the entry, such as ``bbox``, ``bbox_head`` and ``boxes``, its polygons or its
+    mask in run lengths, and its labelled keypoints, with those of face, hands and feet.
 
     Args:
         path: the annotations.
@@ -125,13 +127,13 @@ def _is_another(folder: Path, name: str, sizes: Mapping[str, Any]) -> bool:
 def _place(where: str, entry: Mapping[str, Any], size: tuple[int, int]) -> Box:
     """Return a box around all that an entry places."""
     corners: list[np.ndarray] = []
-    for key, box in entry.items():
-        if not key.endswith("box") or box in (None, []) or (key != "bbox" and box == [0, 0, 0, 0]):
-            continue  # zeros are a part that is not labelled
-        expected = "x, y, width, height"
-        x, y, width, height = _numbers(f"{where}: {key}", box, lambda count: count == 4, expected)
-        corners += [np.array([[x, y], [x + width, y + height]])]
-        if min(width, height) < MIN_SIDE:
+    for key, box in _boxes(entry):
+        expected = "x0, y0, x1, y1" if "xyxy" in key.lower() else "x, y, width, height"
+        numbers = _numbers(f"{where}: {key}", box, lambda count: count == 4, expected)
+        low, size_or_high = numbers[:2], numbers[2:]
+        high = size_or_high if "xyxy" in key.lower() else low + size_or_high
+        corners += [np.array([low, high])]
+        if (high - low).min() < MIN_SIDE:
             least = f"{expected} in pixels, a side of {MIN_SIDE:g} at least"
             raise ReleaseError(f"{where}: {key}: expected {least}, got {box}")
     corners += _outline(f"{where}: segmentation", entry.get("segmentation"), size)
@@ -150,6 +152,18 @@ def _place(where: str, entry: Mapping[str, Any], size: tuple[int, int]) -> Box:
             f"picture of {size[0]} x {size[1]} pixels, or not in pixels; is it of another picture or size?"
         )
     return float(low[0]), float(low[1]), float(high[0]), float(high[1])
+
+
+def _boxes(entry: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield name and numbers of each box of an entry; those of parts that are not labelled are zeros."""
+    for key, value in entry.items():
+        if not _BOX.fullmatch(key) or value in (None, []):
+            continue
+        several = isinstance(value, list) and all(isinstance(one, list) for one in value)
+        for box in value if several else [value]:
+            beside = not key.endswith("box") and not (isinstance(box, list) and len(box) >= 4)
+            if not beside and not (key != "bbox" and box == [0, 0, 0, 0]):  # beside: a score, a number
+                yield key, box
 
 
 def _numbers(where: str, values: Any, fits: Any, expected: str) -> Float[np.ndarray, " N"]:
