@@ -455,15 +455,11 @@ def described(shape, kind="<f8"):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("joints.npy", b"no array", "joints: cannot be read; the file is damaged"),
-        ("joints", npy(described((1, 24, 3)), bytes(576)), "joints: cannot be read; the file is damaged"),
-        ("joints.npy", npy("{'descr':"), "joints: cannot be read; the file is damaged"),
-        ("joints.npy", npy("-" * 9000 + "1"), "joints: cannot be read; the file is damaged"),
-        (
-            "joints.npy", npy(described((10**13, 24, 3)), bytes(8)),
-            "joints: the file is damaged; shape (10000000000000, 24, 3) takes 5760000000000000 bytes, and",
-        ),
-        ("joints.npy", npy(described((-1, -24, 3)), bytes(576)), "joints: cannot be read"),
+        ("joints.npy", b"no array", "joints: cannot be read (an array in it is damaged"),
+        ("joints.npy", npy("{'descr':"), "joints: an array of records, or one with a damaged header"),
+        ("joints.npy", npy("-" * 9000 + "1"), "joints: an array of records, or one with a damaged header"),
+        ("joints.npy", npy(described((10**11, 24, 3)), bytes(8)), "joints: cannot be read (truncated: the"),
+        ("joints.npy", npy(described((-1, -24, 3)), bytes(576)), "joints: an array of records"),
         ("joints.npy", npy(described((1,), "|O"), b"."), "joints: Python objects are not loaded"),
     ],
 )  # fmt: skip

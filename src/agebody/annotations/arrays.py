@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import lzma
-import math
-import struct
-import tokenize
-import zipfile
-import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from agebody.annotations.people import fail
+from agebody.assets.asset import AssetError
+from agebody.assets.container import Archive, Unread, read_array
 
 
 class Key(NamedTuple):
@@ -60,24 +57,6 @@ KINDS = {
 }
 """Types of arrays (NumPy's kinds), and what error messages call them."""
 
-DAMAGES = (
-    OSError,  # of a place before the beginning of the file
-    ValueError,
-    KeyError,
-    EOFError,
-    MemoryError,
-    OverflowError,
-    RecursionError,
-    RuntimeError,
-    SyntaxError,
-    tokenize.TokenError,
-    zipfile.BadZipFile,
-    lzma.LZMAError,
-    struct.error,
-    zlib.error,
-)
-"""Errors of zipfile and numpy at members that are broken, encrypted, or not arrays."""
-
 
 def read_arrays(
     path: Path,
@@ -104,27 +83,19 @@ def read_arrays(
     """
     with path.open("rb") as stream:
         try:
-            archive = stream.read(2) == b"PK"  # NumPy would read an array alone, of whatever size it states
-            stream.seek(0)
-            file = np.load(stream, allow_pickle=False) if archive else None
-        except DAMAGES:
-            file = None
-        if not isinstance(file, np.lib.npyio.NpzFile):
+            archive = Archive(stream, partial(read_array, objects=False), ".npy")
+        except AssetError:
             fail(path, f"not an npz file, as {written_by}")
         started = {
-            name: key
-            for start, key in (prefixes or {}).items()
-            for name in file.files
-            if name.startswith(start)
+            name: key for start, key in (prefixes or {}).items() for name in archive if name.startswith(start)
         }
-        known = {name: key for name, key in {**keys, **started}.items() if name in file.files}
-        sizes = {entry.filename: entry.file_size for entry in file.zip.infolist()}  # pyright: ignore[reportOptionalMemberAccess]
-        if (
-            sum(sizes.get(f"{name}.npy", 0) for name in known)
-            > FREE_BYTES + LARGEST_RATIO * path.stat().st_size
-        ):
+        known = {name: key for name, key in {**keys, **started}.items() if name in archive}
+        if sum(map(archive.size, known)) > FREE_BYTES + LARGEST_RATIO * path.stat().st_size:
             fail(path, f"a damaged npz file: its arrays would take {LARGEST_RATIO} times its size")
-        found = {name: expect_array(path, name, key, _read(path, file, name)) for name, key in known.items()}
+        found = {
+            name: expect_array(path, name, key, _read(path, f"{name}: ", lambda name=name: archive[name]))
+            for name, key in known.items()
+        }
     counts = {name: len(array) for name, array in found.items() if known[name].by_row}
     first = next(iter(counts), "")
     for name, count in counts.items():
@@ -133,33 +104,27 @@ def read_arrays(
     return found
 
 
-def _read(path: Path, file: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
-    damaged = f"{name}: cannot be read; the file is damaged, or was not written by numpy.savez"
-    try:
-        shape, dtype, size = _header(file, f"{name}.npy")
-    except DAMAGES:
-        fail(path, damaged)
-    if dtype.hasobject:
-        fail(path, f"{name}: Python objects are not loaded; save a plain array")
-    if dtype.kind in "US" and dtype.itemsize > 4 * MAX_TEXT:
-        fail(path, f"{name}: expected strings of up to {MAX_TEXT} characters, got {dtype}")
-    claimed = math.prod(shape) * dtype.itemsize
-    if claimed != size:  # before memory is taken for it
-        fail(path, f"{name}: the file is damaged; shape {shape} takes {claimed} bytes, and it has {size}")
-    try:
-        return file[name]
-    except DAMAGES:
-        fail(path, damaged)
+def read_npy(path: Path) -> np.ndarray:
+    """Return the array of an npy file.
+
+    Raises:
+        AnnotationError: it is damaged, or not of numbers or text.
+        OSError: it cannot be read.
+    """
+    return _read(path, "", lambda: read_array(path.read_bytes(), objects=False))
 
 
-def _header(file: np.lib.npyio.NpzFile, member: str) -> tuple[tuple[int, ...], np.dtype[Any], int]:
-    """Return the shape and type that the header of an array states, and how many bytes follow it."""
-    archive: Any = file.zip
-    with archive.open(member) as stream:
-        first = np.lib.format.read_magic(stream) == (1, 0)
-        read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(stream)
-        return shape, dtype, archive.getinfo(member).file_size - stream.tell()
+def _read(path: Path, where: str, read: Callable[[], Any]) -> np.ndarray:
+    """Return an array in memory of its own."""
+    try:
+        found = read()
+    except AssetError as error:
+        fail(path, f"{where}cannot be read ({error})")
+    if isinstance(found, Unread):
+        fail(path, f"{where}{found.reason}")
+    if found.dtype.kind in "US" and found.dtype.itemsize > 4 * MAX_TEXT:
+        fail(path, f"{where}expected strings of up to {MAX_TEXT} characters, got {found.dtype}")
+    return np.array(found)
 
 
 def expect_array(path: Path, name: str, key: Key, array: np.ndarray) -> np.ndarray:

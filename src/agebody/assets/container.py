@@ -202,8 +202,9 @@ def refuse_substitute(data: bytes, others: Iterable[tuple[bytes, str]] = ()) -> 
             raise AssetError(f"this is {what}")
 
 
-_ARCHIVE_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, struct.error)
-_ZIP_ERRORS = (*_ARCHIVE_ERRORS, RuntimeError, ValueError, KeyError, OSError, OverflowError, MemoryError)
+_ERRORS: tuple[type[Exception], ...] = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError)
+_ERRORS += (ValueError, KeyError, OSError, OverflowError, MemoryError)
+"""What zipfile and NumPy raise at damaged entries."""
 
 
 @contextmanager
@@ -212,7 +213,7 @@ def _unzipping() -> Iterator[None]:
         yield
     except AssetError:
         raise
-    except _ZIP_ERRORS as error:
+    except _ERRORS as error:
         raise AssetError(f"damaged or truncated ({error}); download the file again") from error
 
 
@@ -240,7 +241,7 @@ def _expect_torch(names: list[str]) -> None:
         )
 
 
-class _Archive(Mapping[str, Any]):
+class Archive(Mapping[str, Any]):
     """The entries of a zip file, each read and checked by its checksum when it is asked for."""
 
     def __init__(
@@ -252,38 +253,46 @@ class _Archive(Mapping[str, Any]):
         self._read = read
 
     def __getitem__(self, name: str) -> Any:
+        """Return an entry, read anew."""
         entry = self._entries[name]
         if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise AssetError(f"{name} is packed by a method that no body file uses; save the file again")
         with _unzipping():
             return self._read(self._archive.read(entry))
 
+    def size(self, name: str) -> int:
+        """Return the number of bytes of an entry, unpacked."""
+        return self._entries[name].file_size
+
     def __contains__(self, name: object) -> bool:
+        """Return whether there is such an entry, without reading it."""
         return name in self._entries
 
     def __iter__(self) -> Iterator[str]:
+        """Yield the names of the entries."""
         return iter(self._entries)
 
     def __len__(self) -> int:
+        """Return the number of entries."""
         return len(self._entries)
 
 
 def _read_npz(data: bytes) -> Mapping[str, Any]:
-    return _Archive(io.BytesIO(data), _read_array, ".npy")
+    return Archive(io.BytesIO(data), read_array, ".npy")
 
 
 def _read_npy(data: bytes) -> Any:
     with _unzipping():
-        content = _read_array(data)
+        content = read_array(data)
     if isinstance(content, Unread):
         raise AssetError(content.reason)
     return content
 
 
-def _read_array(data: bytes) -> Any:
+def read_array(data: bytes, *, objects: bool = True) -> Any:
     """Read an npy file, whose header NumPy itself would evaluate as Python text.
 
-    An array of objects is a pickle: the object in it is returned, or a list of several.
+    An array of objects is a pickle: with ``objects``, the object in it is returned, or a list of several.
     """
     size_bytes = {1: 2, 2: 4, 3: 4}.get(data[6] if len(data) > 8 else 0)
     if size_bytes is None or not data.startswith(_NPY_MAGIC):
@@ -294,6 +303,8 @@ def _read_array(data: bytes) -> Any:
     if header is None:
         return Unread("an array of records, or one with a damaged header")
     order, code, fortran, sizes = (part.decode() for part in header.groups())
+    if code == "O" and not objects:
+        return Unread("Python objects are not loaded; save a plain array")
     if code == "O":
         try:
             return loads(data[end:])
@@ -320,7 +331,7 @@ def _read_torch(data: bytes) -> Any:
 
 
 def _parse_torch_zip(stream: io.BufferedIOBase, *, lenient: bool = False) -> Parsed:
-    archive = _Archive(stream)
+    archive = Archive(stream)
     pickled = min((name for name in archive if name.endswith("data.pkl")), key=len)
     folder = pickled.removesuffix("data.pkl")
     if archive.get(f"{folder}byteorder", b"little") != b"little":

@@ -1,4 +1,7 @@
-"""The header of a saved `BodyAsset`, which holds everything but the arrays: its JSON schema and its check."""
+"""The header of a saved `BodyAsset`, which holds everything but the arrays: its JSON schema and its check.
+
+``python -m agebody.assets.header > assets_spec/body_asset.schema.json`` writes the published schema.
+"""
 
 from __future__ import annotations
 
@@ -193,3 +196,7 @@ def _metadata() -> dict[str, Any]:
         "required": list(properties),
         "additionalProperties": False,
     }
+
+
+if __name__ == "__main__":
+    print(json.dumps(body_asset_schema(), indent=2))

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 
 from agebody.age import AgeError, parse_ages
-from agebody.annotations.arrays import DAMAGES
+from agebody.annotations.arrays import read_npy
 from agebody.annotations.coco import load_json
 from agebody.annotations.people import fail, is_file_name
 from agebody.annotations.photographs import open_image
@@ -195,10 +195,7 @@ def _read_masks(path: Path, name: str, shape: tuple[int, ...], people: int) -> B
 
 def _read_map(path: Path) -> np.ndarray:
     if path.suffix == ".npy":
-        try:
-            array = np.array(np.load(path, mmap_mode="r", allow_pickle=False))  # of the size of the file
-        except DAMAGES as error:
-            fail(path, f"cannot be read ({error})")
+        array = read_npy(path)
     else:
         with open_image(path, ("PNG",)) as image:
             array = np.asarray(image)
