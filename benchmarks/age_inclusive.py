@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from train_lifter import BODIES, draw_people
 
 import agebody
-from agebody.age import ADULT_YEARS, AGE_CLASSES, age_class
+from agebody.age import AGE_CLASSES, age_class
+from agebody.age.growth import ADULT_YEARS
 from agebody.body import BodyModel
 from agebody.fitting.observed import read_observed
 from agebody.keypoints import get_layout
@@ -88,7 +89,7 @@ class Data(NamedTuple):
 
 def see(body: BodyModel, people: People, seed: int) -> Data:
     seen = observe(body, people, seed=seed, **MISTAKES)
-    kinds = age_class(people.age_offset)
+    kinds = age_class(people.parameters.age_offset)
     layout = get_layout("coco17")
     made = [
         lifter_features(
@@ -109,11 +110,13 @@ def see(body: BodyModel, people: People, seed: int) -> Data:
         for kind in (None, kinds)
     ]
     features, view = made[0]
-    rotations = axis_angle_to_matrix(torch.cat((people.global_orient[:, None], people.body_pose), 1))
+    rotations = axis_angle_to_matrix(
+        torch.cat((people.parameters.global_orient[:, None], people.parameters.body_pose), 1)
+    )
     rotations[:, 0] = view.rotation @ rotations[:, 0]
     joints = body.keypoints("smpl24", people.parameters)
     joints = (joints - joints[:, :1]) @ view.rotation.mT
-    return Data(features, made[1][0], rotations, joints, people.age_offset)
+    return Data(features, made[1][0], rotations, joints, people.parameters.age_offset)
 
 
 class Network(nn.Module):
@@ -183,7 +186,7 @@ def errors(body: BodyModel, given: dict[str, Tensor], people: People, data: Data
     mine, theirs = (rest - rest.mean(-2, keepdim=True) for rest in (shaped, true))
     scale = (mine * theirs).sum((-2, -1)) / mine.square().sum((-2, -1))
     surface = (scale[:, None, None] * mine - theirs).norm(dim=-1).mean(-1)
-    limits = joint_limits(body.asset.joint_names[1:], age_offset=people.age_offset)
+    limits = joint_limits(body.asset.joint_names[1:], age_offset=people.parameters.age_offset)
     return {
         "mpjpe": 1e3 * mpjpe(joints, data.joints, layout="smpl24", reduction="none"),
         "pa_mpjpe": 1e3 * pa_mpjpe(joints, data.joints, reduction="none"),
@@ -247,7 +250,7 @@ def note(
         with torch.no_grad():
             given = answer(body, arm, net(data.told if arm.cue else data.features))
             values = errors(body, given, people, data)
-        kinds = age_class(people.age_offset)
+        kinds = age_class(people.parameters.age_offset)
         for i, kind in enumerate(AGE_CLASSES):
             rows = kinds == i
             means = {metric: float(value[rows].mean()) for metric, value in values.items()}

@@ -28,7 +28,8 @@ from torch import Tensor
 
 import agebody
 from agebody import BodyParameters
-from agebody.age import ADULT_YEARS, AGE_CLASSES, AgeCurve, age_class, median_stature, stature_sd
+from agebody.age import AGE_CLASSES, AgeCurve, age_class, median_stature, stature_sd
+from agebody.age.growth import ADULT_YEARS
 from agebody.body import BodyModel
 from agebody.cameras import Camera
 from agebody.crowd import (

@@ -19,7 +19,8 @@ from agebody.fitting import Fit, fit_keypoints
 from agebody.measure import stature
 from agebody.metrics import mpjpe, pa_mpjpe
 from agebody.parameters import BodyParameters
-from agebody.people import Observations, People, observe, random_people
+from agebody.people import People, observe, random_people
+from agebody.people.observations import Observations
 
 HELD_OUT_SEED = 30_000
 """First held-out seed: tests, examples and tuning use smaller ones."""
@@ -80,7 +81,7 @@ def run(body: BodyModel, scenario: Scenario, count: int, seed: int = HELD_OUT_SE
     if "depth" in scenario.known:
         known["depth"] = seen.depth
     if "class" in scenario.known:
-        known["age_class"] = age_class(people.age_offset)
+        known["age_class"] = age_class(people.parameters.age_offset)
     if "years" in scenario.known:
         known["years"] = people.years
     start = time.perf_counter()
@@ -103,7 +104,7 @@ def errors(body: BodyModel, found: Run) -> dict[str, Tensor]:
     shown = seen.visible & (seen.weights > 0)
     result["true_px"] = (offsets * shown).sum(-1) / shown.sum(-1).clamp(min=1)
     result["px"] = fit.error
-    result["age"] = (fit.parameters.age_offset - people.age_offset).abs()
+    result["age"] = (fit.parameters.age_offset - people.parameters.age_offset).abs()
     sd = fit.standard_errors
     if sd is not None:  # errors in units of their standard errors
         result["stature_units"] = result["off"] / sd.stature
@@ -165,7 +166,7 @@ def main() -> None:
         for key, scenario in SCENARIOS.items():
             found = run(body, scenario, count)
             values = errors(body, found)
-            kinds = age_class(found.people.age_offset)
+            kinds = age_class(found.people.parameters.age_offset)
             groups = {ALL: torch.ones_like(kinds, dtype=torch.bool)}
             groups |= {kind.name: kinds == i for i, kind in enumerate(AGE_CLASSES)}
             for group, rows in groups.items():

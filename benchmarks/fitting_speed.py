@@ -16,7 +16,8 @@ from torch import Tensor
 
 import agebody
 from agebody.fitting import fit_keypoints
-from agebody.people import Observations, People, observe, random_people
+from agebody.people import People, observe, random_people
+from agebody.people.observations import Observations
 
 SECONDS = 60.0
 ROUNDS = 3

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from fuzz_samples import CANARY, Run, Sample, make_samples, npy, npz, saved
 
-from agebody.age import AgeError
+from agebody.age.classes import AgeError
 from agebody.annotations import AnnotationError
 from agebody.assets.asset import AssetError
 

@@ -94,7 +94,9 @@ def clips(body: BodyModel, count: int, seed: int) -> Clips:
     features = known @ mixing / known.shape[-1] ** 0.5
     features = features + features.std() * torch.randn(features.shape, generator=gen)
     root = joints[..., :1, :]
-    return Clips(features, pixels, joints - root, mesh - root[:, FRAMES // 2], age_class(people.age_offset))
+    return Clips(
+        features, pixels, joints - root, mesh - root[:, FRAMES // 2], age_class(people.parameters.age_offset)
+    )
 
 
 def train(network: MeshPoseInteraction, data: Clips, steps: int, batch: int, seed: int) -> None:

@@ -30,7 +30,7 @@ def run(
     if "depth" in scenario.known:
         known["depth"] = seen.depth
     if "class" in scenario.known:
-        known["age_class"] = age_class(people.age_offset)
+        known["age_class"] = age_class(people.parameters.age_offset)
     start = time.perf_counter()
     found = net.estimate(body, seen.keypoints, people.camera, weights=seen.weights, size=people.size, **known)
     lifted = time.perf_counter() - start
@@ -46,7 +46,7 @@ def run(
     alone = (time.perf_counter() - start) * count / TIMED
     within = {}
     for group in ("age_offset", "transl", "betas"):
-        error = (getattr(found.parameters, group) - getattr(people, group)).abs()
+        error = (getattr(found.parameters, group) - getattr(people.parameters, group)).abs()
         for k in (1, 2):
             within[f"lifter_{group}_within_{k}"] = float((error < k * found.sd[group]).double().mean())
     return {
@@ -68,7 +68,7 @@ def main() -> None:
         for key, scenario in SCENARIOS.items():
             for way, (found, shares) in run(body, net, scenario, count).items():
                 values = errors(body, found)
-                kinds = age_class(found.people.age_offset)
+                kinds = age_class(found.people.parameters.age_offset)
                 groups = {ALL: torch.ones_like(kinds, dtype=torch.bool)}
                 groups |= {kind.name: kinds == i for i, kind in enumerate(AGE_CLASSES)}
                 for group, rows in groups.items():

@@ -38,7 +38,8 @@ from agebody.body import BodyModel
 from agebody.cameras import Camera, box_around, square_box, to_crop, torso_translation
 from agebody.keypoints import LAYOUTS
 from agebody.losses import MahalanobisPrior, MaxMixturePrior
-from agebody.people import Observations, People, random_people
+from agebody.people import People, random_people
+from agebody.people.observations import Observations
 
 LAYOUT = "coco17"
 CROP = 224
@@ -94,7 +95,7 @@ class Peer:
         rows = LAYOUTS[LAYOUT].resolve(asset)[1]
         self.regressor = torch.from_numpy(rows.toarray()).float()
         body = agebody.SMPLA(asset)
-        poses = random_people(body, 1000, seed=PRIOR_SEED).body_pose
+        poses = random_people(body, 1000, seed=PRIOR_SEED).parameters.body_pose
         self.mixture = MaxMixturePrior.from_poses(poses, 8)
         self.normal = MahalanobisPrior.from_poses(poses)
 
@@ -113,10 +114,10 @@ def network_start(body: BodyModel, peer: Peer, people: People, seen: Observation
         return vector(matrix(rotations) @ matrix(turn))
 
     mids = torch.tensor([kind.mid for kind in AGE_CLASSES])
-    offset = mids[age_class(people.age_offset)]
+    offset = mids[age_class(people.parameters.age_offset)]
     betas = torch.cat((torch.zeros(len(offset), 10), offset[:, None]), 1)
-    pose = shaken(people.body_pose, 10).flatten(1)
-    start = Person(shaken(people.global_orient, 15), pose, betas, torch.zeros(len(offset), 3))
+    pose = shaken(people.parameters.body_pose, 10).flatten(1)
+    start = Person(shaken(people.parameters.global_orient, 15), pose, betas, torch.zeros(len(offset), 3))
     with torch.no_grad():
         points = peer.points(start)
     transl = torso_translation(points, seen.keypoints, people.camera, layout=LAYOUT, weights=seen.weights)

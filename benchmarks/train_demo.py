@@ -26,15 +26,8 @@ from agebody.draw import render
 from agebody.losses import LossTerm, Objective, reprojection_loss
 from agebody.nets.images import IMAGE_MEAN, IMAGE_STD
 from agebody.pipelines.synthesis import Recipe, synthesize
-from agebody.pipelines.train import (
-    Augmentation,
-    Batch,
-    TrainingData,
-    TrainingSettings,
-    predicted_values,
-    train,
-)
-from agebody.pipelines.train.data import batches
+from agebody.pipelines.train import Augmentation, TrainingData, TrainingSettings, predicted_values, train
+from agebody.pipelines.train.data import Batch, batches
 
 LAYOUT, SIDE, CELLS = agebody.LAYOUTS["hmr2_44"], 64, 16
 POINTS = len(LAYOUT)

@@ -28,7 +28,8 @@ from agebody.keypoints import LAYOUTS
 from agebody.measure import stature
 from agebody.metrics import mpjpe, pa_mpjpe
 from agebody.nets import lifter as nets
-from agebody.people import Observations, People, observe, random_people
+from agebody.people import People, observe, random_people
+from agebody.people.observations import Observations
 from agebody.rotations import axis_angle_to_matrix, matrix_to_axis_angle, to_matrix
 
 BODIES = {"mannequin": agebody.mannequin, "anny": agebody.anny_body}
@@ -118,7 +119,7 @@ def know(body: BodyModel, people: People, seen: Observations, seed: int) -> Obse
     generator = torch.Generator().manual_seed(seed)
     count = len(people.years)
     kind, far = torch.rand(2, count, generator=generator)
-    kinds = torch.where(kind < 0.25, age_class(people.age_offset), -1)
+    kinds = torch.where(kind < 0.25, age_class(people.parameters.age_offset), -1)
     years = torch.where((kind > 0.25) & (kind < 0.4), people.years, torch.nan)
     depth = torch.where(far < 0.2, seen.depth, torch.nan)
     points = nets.POINTS
@@ -142,13 +143,17 @@ def make_batch(body: BodyModel, people: People, seed: int, mistakes: dict[str, f
         told = torch.rand(len(people.years), 1, generator=torch.Generator().manual_seed(seed)) < 0.5
         size = torch.where(told, people.size, torch.nan)
         features, view = nets.lifter_features(body, given, size)
-        rest = body.keypoints("smpl24", betas=people.betas, age_offset=people.age_offset)
-        rotations = axis_angle_to_matrix(torch.cat((people.global_orient[:, None], people.body_pose), 1))
+        rest = body.keypoints(
+            "smpl24", betas=people.parameters.betas, age_offset=people.parameters.age_offset
+        )
+        rotations = axis_angle_to_matrix(
+            torch.cat((people.parameters.global_orient[:, None], people.parameters.body_pose), 1)
+        )
         rotations[:, 0] = view.rotation @ rotations[:, 0]
-        pelvis = (view.rotation @ (rest[:, 0] + people.transl)[..., None])[..., 0]
+        pelvis = (view.rotation @ (rest[:, 0] + people.parameters.transl)[..., None])[..., 0]
         across = pelvis[:, :2] / pelvis[:, 2:] / view.scale[:, None]
         place = torch.cat((across, (pelvis[:, 2:] * view.scale[:, None]).log()), -1)
-        tall = AgeCurve.from_asset(body.asset).offset_to_stature(people.age_offset)
+        tall = AgeCurve.from_asset(body.asset).offset_to_stature(people.parameters.age_offset)
         lengths = nets.bone_lengths(rest).log() - tall.log()[:, None]
         wrong = torch.where(seen.weights > 0, seen.wrong.float(), torch.nan)
         return Batch(features, rotations, rest, tall, place, lengths, wrong)
@@ -324,7 +329,7 @@ def evaluate(
         "pa_mpjpe": 1e3 * pa_mpjpe(ours, theirs, reduction="none"),
         "stature": 100 * (tall[0] / tall[1] - 1).abs(),
     }
-    kinds = age_class(people.age_offset)
+    kinds = age_class(people.parameters.age_offset)
     return {
         name: [float(value.mean()), *(float(value[kinds == k].mean()) for k in range(len(AGE_CLASSES)))]
         for name, value in values.items()
@@ -372,7 +377,10 @@ def main() -> None:
         people = random_people(body, 2000, seed=VALIDATION_SEED + 1)
         for title, mistakes in (("2 px", {}), ("mistakes", MISTAKES[1])):
             seen = observe(body, people, seed=VALIDATION_SEED + 1, noise=2.0, **mistakes)
-            for cue, known in (("nothing", {}), ("class", {"age_class": age_class(people.age_offset)})):
+            for cue, known in (
+                ("nothing", {}),
+                ("class", {"age_class": age_class(people.parameters.age_offset)}),
+            ):
                 print(name, title, cue)
                 for metric, values in evaluate(net, body, people, seen, **known).items():
                     print(f"   {metric:9}", *(f"{value:6.1f}" for value in values))

@@ -11,7 +11,6 @@ from scipy import sparse, stats
 from agebody.age import (
     AGE_CLASSES,
     AgeCurve,
-    AgeError,
     age_class,
     median_head_circumference,
     median_stature,
@@ -21,6 +20,7 @@ from agebody.age import (
     stature_sd,
     z_score,
 )
+from agebody.age.classes import AgeError
 from agebody.assets.asset import AssetError, BodyAsset, Metadata
 from agebody.measure import stature
 

@@ -199,7 +199,6 @@ EXAMPLES: dict[str, Example] = {
         lambda x, y: metrics.pve(x, y, pred_root=_first(x), target_root=_first(y)),
         (A3, B3),
     ),
-    "metrics.root_of": (partial(metrics.root_of, layout="coco17"), (A3,)),
     "metrics.root_trajectory_error": (metrics.root_trajectory_error, (A3, B3)),
     "metrics.stature_error": (metrics.stature_error, (A1, B1)),
     "metrics.reference_length": (partial(metrics.reference_length, kind="torso", layout="coco17"), (A3,)),

@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 
 from agebody.annotations import AnnotationError, read_people, save_people
 from agebody.annotations.orders import order_by_title
-from agebody.detect import Detections, Detector, DetectorError, detect_people, load_detector
+from agebody.detect import Detections, Detector, detect_people, load_detector
 from agebody.detect.blazepose import BlazePose
+from agebody.detect.detector import DetectorError
 from agebody.detect.movenet import MoveNet
 from agebody.detect.windows import Window, letterbox
 from agebody.keypoints import LAYOUTS

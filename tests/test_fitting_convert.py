@@ -21,8 +21,7 @@ def mannequin(mannequin_asset):
 
 
 def people(body, count: int, seed: int = 4) -> BodyParameters:
-    drawn = random_people(body, count, seed=seed)
-    return BodyParameters(drawn.global_orient, drawn.body_pose, drawn.betas, drawn.age_offset, drawn.transl)
+    return random_people(body, count, seed=seed).parameters
 
 
 def test_to_itself(mannequin):

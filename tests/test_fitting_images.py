@@ -11,7 +11,6 @@ from torch import Tensor
 import agebody
 from agebody.age import AGE_CLASSES, AgeCurve, age_class
 from agebody.cameras import Camera
-from agebody.fitting import StandardErrors
 from agebody.fitting.clips import Clips
 from agebody.fitting.frames import AIONHMR, fit_keypoints, fit_sequence
 from agebody.fitting.observed import read_observed
@@ -20,8 +19,10 @@ from agebody.keypoints import KeypointLayout, get_layout
 from agebody.losses import MahalanobisPrior, MaxMixturePrior
 from agebody.metrics import pa_mpjpe
 from agebody.optim import Stage
+from agebody.optim.standard_errors import StandardErrors
 from agebody.parameters import BodyParameters
-from agebody.people import Observations, People, observe, random_people
+from agebody.people import People, observe, random_people
+from agebody.people.observations import Observations
 from agebody.rotations import from_matrix, to_matrix
 
 COUNT = 24
@@ -61,7 +62,7 @@ def test_people_of_every_age(body, seen):
     assert errors.median() < 0.06
     # Nobody is turned about: the root's rotation is known to less than a quarter turn for nearly all.
     turned = to_matrix(found.parameters.global_orient, "axis_angle").mT @ to_matrix(
-        people.global_orient, "axis_angle"
+        people.parameters.global_orient, "axis_angle"
     )
     cosine = (turned.diagonal(dim1=-2, dim2=-1).sum(-1) - 1) / 2
     assert (cosine > 0).float().mean() > 0.9
@@ -69,8 +70,8 @@ def test_people_of_every_age(body, seen):
 
 def test_known_age_or_depth_determines_the_size(body, seen):
     people, observed = seen
-    years = AgeCurve.from_asset(body.asset).offset_to_years(people.age_offset)
-    truth = statures(body, people)
+    years = AgeCurve.from_asset(body.asset).offset_to_years(people.parameters.age_offset)
+    truth = statures(body, people.parameters)
 
     def stature_error(**known) -> Tensor:
         found = fit_keypoints(body, observed.keypoints, people.camera, weights=observed.weights, **known)
@@ -79,9 +80,9 @@ def test_known_age_or_depth_determines_the_size(body, seen):
 
     blind = stature_error().median()
     assert stature_error(depth=observed.depth).median() < 0.03
-    assert stature_error(age_offset=people.age_offset).median() < 0.05
+    assert stature_error(age_offset=people.parameters.age_offset).median() < 0.05
     assert stature_error(years=years).median() < 0.06
-    assert stature_error(age_class=age_class(people.age_offset)).median() < 0.08 < blind + 0.03
+    assert stature_error(age_class=age_class(people.parameters.age_offset)).median() < 0.08 < blind + 0.03
 
 
 def test_ages_are_held_bounded_and_optional(body, seen):
@@ -227,8 +228,10 @@ def test_custom_start(body, seen):
     """Bodies are taken from where they are given, also one for all; no view is tried."""
     people, observed = seen
     few = slice(0, 4)
-    pose, ages = people.body_pose + 0.1, people.age_offset.clamp(0, 1)
-    near = BodyParameters(people.global_orient, pose, 0 * people.betas, ages, people.transl)
+    pose, ages = people.parameters.body_pose + 0.1, people.parameters.age_offset.clamp(0, 1)
+    near = BodyParameters(
+        people.parameters.global_orient, pose, 0 * people.parameters.betas, ages, people.parameters.transl
+    )
     near = near.map(lambda part: part[few])
     given = body, observed.keypoints[few], people.camera.map(lambda part: part[few])
     trust = observed.weights[few]
@@ -293,7 +296,7 @@ def test_standard_errors_are_the_spread_of_the_errors(body, seen):
     """The mean squared error is that many standard errors: 1 with a spread of 0.3 for 24 people, were the
     problem linear and the priors true."""
     people, observed = seen
-    for kinds in (None, age_class(people.age_offset)):
+    for kinds in (None, age_class(people.parameters.age_offset)):
         fit = fit_keypoints(
             body, observed.keypoints, people.camera, weights=observed.weights, noise=2.0, age_class=kinds
         )
@@ -317,15 +320,15 @@ def test_standard_errors_account_for_known_ages(body, seen):
         assert found is not None
         return found
 
-    alone, held = errors(), errors(age_offset=people.age_offset)
+    alone, held = errors(), errors(age_offset=people.parameters.age_offset)
     assert (held.age_offset == 0).all()
     assert (held.stature < alone.stature).all()
     measured = errors(depth=observed.depth, depth_sd=0.02)
     assert (measured.depth <= 0.02).all()
     assert (measured.stature < 0.5 * alone.stature).float().mean() > 0.9
-    likely = fit_keypoints(*given, weights=observed.weights, age_prior=(people.age_offset, 0.01))
-    assert (likely.parameters.age_offset - people.age_offset).abs().max() < 0.03
-    assert (errors(age_prior=(people.age_offset, 0.01)).age_offset < 0.011).all()
+    likely = fit_keypoints(*given, weights=observed.weights, age_prior=(people.parameters.age_offset, 0.01))
+    assert (likely.parameters.age_offset - people.parameters.age_offset).abs().max() < 0.03
+    assert (errors(age_prior=(people.parameters.age_offset, 0.01)).age_offset < 0.011).all()
     hidden = observed.weights.clone()
     hidden[0, 3:] = 0
     assert all(part[0].isinf() and part[1:].isfinite().all() for part in errors(weights=hidden))

@@ -533,14 +533,14 @@ class TestFit:
             "weights: expected None": {"weights": torch.ones(1, 17)},
             r"keypoints: expected shape \(1, 17, 2\)": {"keypoints": points.expand(2, -1, -1)},
             "age_offset: SMIL has one age": {"keypoints": points, "age_offset": 0.5},
-            "stages, rounds": {"keypoints": points, "rounds": 0},
+            "rounds, shape_frames": {"keypoints": points, "rounds": 0},
             "camera: expected one": {"camera": Camera(torch.ones(2, 2), torch.ones(2, 2))},
             "pose_prior: expected one of this body's": {
                 "keypoints": points,
                 "pose_prior": losses.joint_limits_prior(["left_hip"]),
             },
             "start.global_orient: expected a shape": {"start": BodyParameters.zeros(infant, 3)},
-            "stages: expected terms": {"keypoints": points, "stages": [Stage({"nothing": 1.0})]},
+            "stages: expected names of terms": {"keypoints": points, "stages": [Stage({"nothing": 1.0})]},
         }.items():
             given = {"scans": [scan], "camera": view} | options
             with pytest.raises(ValueError, match=match):

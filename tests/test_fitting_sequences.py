@@ -16,7 +16,8 @@ from agebody.fitting.clips import Clips
 from agebody.fitting.frames import AIONHMR, fit_keypoints, fit_sequence
 from agebody.fitting.observed import read_observed
 from agebody.fitting.start import best_path, triangulate
-from agebody.optim import Stage, Stop
+from agebody.optim import Stage
+from agebody.optim.least_squares import Stop
 from agebody.optim.motion import Motion
 from agebody.optim.problem import Problem
 from agebody.parameters import BodyParameters

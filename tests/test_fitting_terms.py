@@ -27,15 +27,14 @@ from agebody.optim.stages import fit_bodies
 from agebody.optim.standard_errors import _cut_variance, _stature_gradient
 from agebody.optim.state import FreeVariables, State
 from agebody.optim.terms import (
-    AgePrior,
     Depth,
     HyperextensionPrior,
+    ParameterPrior,
     Points,
     PosePrior,
     Reprojection,
     Robust,
     ShapePrior,
-    StartPrior,
     _bend_signs,
     project,
     robust_weights,
@@ -262,7 +261,7 @@ def test_bend_shape_and_age(body):
         off = (read(vector).age_offset - expected.nan_to_num(0)) / 0.1
         return torch.where(expected.isnan(), 0, off.square()) / 2
 
-    check(body, AgePrior(expected, 0.1), age)
+    check(body, ParameterPrior("age_offset", expected, 0.1), age)
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -279,10 +278,10 @@ def test_starts_as_evidence(body, group):
             difference = matrix_to_axis_angle(between)
         return (difference / sd).square().reshape(3, -1).sum(-1) / 2
 
-    check(body, StartPrior(group, value, sd), cost)
+    check(body, ParameterPrior(group, value, sd), cost)
     others = FreeVariables(body, [name for name in GROUPS if name != group])
     state = State(body, random_vector(body, 3), torch.arange(3), others)
-    assert StartPrior(group, value, sd)(state) is None
+    assert ParameterPrior(group, value, sd)(state) is None
 
 
 def test_statures_grow_by_their_gradient(body):
@@ -315,7 +314,13 @@ def test_terms_of_fixed_variables_are_left_out(body):
     prior = PosePrior(joint_limits_prior(body.asset.joint_names[1:], dtype=DOUBLE), body)
     ages = torch.zeros(2, dtype=DOUBLE)
     limits = JointLimitPrior(body, ages)
-    for term in (prior, ShapePrior(), HyperextensionPrior(body), AgePrior(ages, 1.0), limits):
+    for term in (
+        prior,
+        ShapePrior(),
+        HyperextensionPrior(body),
+        ParameterPrior("age_offset", ages, 1.0),
+        limits,
+    ):
         assert term(state) is None
 
 
@@ -405,7 +410,9 @@ def test_bounds(body):
     wanted = torch.tensor([-3.0, 0.4, 7.0], dtype=DOUBLE)
     bounds = torch.zeros(count), torch.tensor([1.0, 1.0, 0.8])
     stages = [Stage(groups=("age_offset",))]
-    parameters, report = fit_bodies(body, {"age": AgePrior(wanted, 0.1)}, stages, start, age_bounds=bounds)
+    parameters, report = fit_bodies(
+        body, {"age": ParameterPrior("age_offset", wanted, 0.1)}, stages, start, age_bounds=bounds
+    )
     torch.testing.assert_close(parameters.age_offset, torch.tensor([0.0, 0.4, 0.8], dtype=DOUBLE))
     assert report.converged.all()
     layout = joint_layout("pelvis")

@@ -32,13 +32,13 @@ from agebody.people import observe, random_people
 from agebody.pipelines.evaluate import evaluate_files
 from agebody.pipelines.labels import (
     TrainingShards,
-    draw_overlay,
     fit_annotations,
-    flag_labels,
     load_labels,
     save_training_npz,
     save_training_shards,
 )
+from agebody.pipelines.labels.overlays import draw_overlay
+from agebody.pipelines.labels.quality import flag_labels
 from agebody.pipelines.labels.records import LATER, concatenate_labels
 from agebody.pipelines.labels.summary import summarize, to_markdown, unknown_ages
 from agebody.pipelines.labels.training import _observed, training_arrays
@@ -471,7 +471,7 @@ def test_people_of_a_file_are_fitted(body, people, observed, write):
     assert np.median(labels.reprojection) < 2
     assert labels.kept.sum() >= COUNT - 1
     # What an age in years is expected to be on this body, to three times its standard deviation.
-    np.testing.assert_allclose(labels.age_offset, people.age_offset, atol=0.15)
+    np.testing.assert_allclose(labels.age_offset, people.parameters.age_offset, atol=0.15)
     assert (labels.start_reprojection > labels.reprojection).all()
     camera = Camera(torch.from_numpy(labels.focal), torch.from_numpy(labels.center))
     assert torch.equal(camera.focal, Camera.guess(SIZE).focal.expand(COUNT, 2))
@@ -492,7 +492,7 @@ def test_fits_begin_at_the_lifter(body, people, observed, write):
 
     assert error(lifted).median() < error(alone).median()
     assert (lifted.iterations < alone.iterations).mean() > 0.6
-    np.testing.assert_allclose(lifted.age_offset, people.age_offset, atol=0.15)
+    np.testing.assert_allclose(lifted.age_offset, people.parameters.age_offset, atol=0.15)
 
 
 def test_labels_are_the_fitted_body_before_its_camera(labels, body, people, observed):
@@ -968,7 +968,7 @@ def test_summary_counts_people_once_each(labels, body, observed, write, people):
     assert summary["stop"] == {"cost": COUNT}
     assert sum(row["people"] for row in summary["ages"]) == COUNT
     highs = [kind.high for kind in AGE_CLASSES[:-1]]
-    kinds = np.searchsorted(highs, people.age_offset.numpy())
+    kinds = np.searchsorted(highs, people.parameters.age_offset.numpy())
     assert [row["people"] for row in summary["ages"]] == np.bincount(kinds, minlength=4).tolist()
     text = to_markdown(summary)
     assert text.startswith(f"# Labels: {summary['kept']} of {COUNT} people kept")

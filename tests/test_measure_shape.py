@@ -232,5 +232,5 @@ def test_wrong_arguments_are_named(body, mannequin_asset, unchecked):
     with pytest.raises(ValueError, match=r"targets\['arm_span'\]"):
         fit_measurements(body, {"stature": torch.ones(2), "arm_span": torch.ones(3)})
     two = agebody.SMPLA(mannequin_asset, smil=mannequin_asset.at_age(1.0))
-    with pytest.raises(ValueError, match="body: expected one body; this layer has a second one"):
+    with pytest.raises(ValueError, match="body: expected one body, got two"):
         fit_measurements(two, {"stature": 1.7})

@@ -12,8 +12,8 @@ from scipy.spatial import procrustes as scipy_procrustes
 from scipy.spatial.transform import Rotation
 
 from agebody import LAYOUTS
-from agebody.metrics import procrustes, root_of
-from agebody.metrics.alignment import best_scale, nearest_rotation, procrustes_align
+from agebody.metrics import procrustes
+from agebody.metrics.alignment import best_scale, nearest_rotation, procrustes_align, root_of
 
 EXACT = {"rtol": 0, "atol": 1e-11}
 """Of lengths around 1 in float64: a thousand roundings, for points that are far from degenerate."""

@@ -17,9 +17,9 @@ from agebody.metrics import (
     pa_mpjpe,
     procrustes,
     pve,
-    root_of,
     stature_error,
 )
+from agebody.metrics.alignment import root_of
 from agebody.rotations import axis_angle_to_matrix
 
 EXACT = {"rtol": 0, "atol": 1e-12}

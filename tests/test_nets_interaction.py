@@ -12,8 +12,8 @@ from torch import nn
 
 from agebody import SMPL, SMPLA
 from agebody.mesh import MarkerSet
-from agebody.nets import MeshPoseInteraction, TimeBands
-from agebody.nets.bands import haar_join, haar_split
+from agebody.nets import MeshPoseInteraction
+from agebody.nets.bands import TimeBands, haar_join, haar_split
 
 ASSET = random_body(num_vertices=20)
 BODIES = {

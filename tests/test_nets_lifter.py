@@ -75,20 +75,20 @@ class TestEstimate:
         found = net.estimate(body, seen.keypoints, people.camera, weights=seen.weights, size=people.size)
         error = pa(body, found.parameters, people)
         assert error.mean() < 0.06  # the mean pose is 0.2 off
-        z = (found.parameters.transl - people.transl)[:, 2].abs() / people.transl[:, 2]
+        z = (found.parameters.transl - people.parameters.transl)[:, 2].abs() / people.parameters.transl[:, 2]
         assert z.median() < 0.15
         again = net.estimate(body, seen.keypoints, people.camera, weights=seen.weights, size=people.size)
         assert all(torch.equal(*pair) for pair in zip(found.parameters, again.parameters, strict=True))
 
     def test_a_known_age_or_depth_decides_the_size(self, net, body, people, seen):
         given = body, seen.keypoints, people.camera
-        kinds = age_class(people.age_offset)
+        kinds = age_class(people.parameters.age_offset)
         unknown = net.estimate(*given, weights=seen.weights)
         known = net.estimate(*given, weights=seen.weights, age_class=kinds)
         assert (age_class(known.parameters.age_offset) == kinds).float().mean() > 0.99
 
         def error(found):
-            return (found.parameters.age_offset - people.age_offset).abs().mean()
+            return (found.parameters.age_offset - people.parameters.age_offset).abs().mean()
 
         assert error(known) < 0.6 * error(unknown)
         years = net.estimate(*given, weights=seen.weights, years=people.years)
@@ -103,7 +103,7 @@ class TestEstimate:
         seen = observe(body, people, seed=6, noise=8.0)
         found = net.estimate(body, seen.keypoints, people.camera, weights=seen.weights)
         for name in ("age_offset", "transl", "betas"):
-            error = (getattr(found.parameters, name) - getattr(people, name)).abs()
+            error = (getattr(found.parameters, name) - getattr(people.parameters, name)).abs()
             within = (error < found.sd[name]).float().mean()
             assert 0.55 < within < 0.9, name
             assert (error < 2 * found.sd[name]).float().mean() > 0.9, name
@@ -349,7 +349,7 @@ def test_sides_of_limbs_are_exchanged_where_a_body_fits_them_better(
     points, weights = seen.keypoints[:, wrong], seen.weights[:, wrong]
     rows = torch.arange(COUNT).view(2, -1)  # any leading dimensions
     camera = people.camera.map(lambda part: part[rows])
-    known = {"age_class": age_class(people.age_offset)[rows], "weights": weights[rows]}
+    known = {"age_class": age_class(people.parameters.age_offset)[rows], "weights": weights[rows]}
     found = fit_lifted(net, body, points[rows], camera, size=people.size[rows], noise=4.0, **known)
     assert found.source.shape == (2, COUNT // 2, 17)
     right = (found.source.view(-1, 17) == wrong).all(1)
@@ -399,7 +399,7 @@ def test_arms_of_the_age_inclusive_benchmark_differ_as_they_say(body, monkeypatc
     age_inclusive.show(rows)
     assert age_inclusive.ARMS[3].title in capsys.readouterr().out
     # The truth has no error, whatever its size.
-    true = {name: getattr(people, name) for name in ("betas", "age_offset")}
+    true = {name: getattr(people.parameters, name) for name in ("betas", "age_offset")}
     values = age_inclusive.errors(
         body,
         {**true, "global_orient": data.rotations[:, 0], "body_pose": data.rotations[:, 1:]},

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import agebody
-from agebody.age import ADULT_YEARS, AgeCurve, age_class
+from agebody.age import AgeCurve, age_class
+from agebody.age.growth import ADULT_YEARS
 from agebody.keypoints import LAYOUTS
 from agebody.losses import joint_limits
 from agebody.losses.limits import joint_limits_excess
@@ -38,13 +39,15 @@ def keypoints_of(body, people, layout="coco17"):
 
 class TestPeople:
     def test_ages_are_balanced_and_those_of_the_offsets(self, body, crowd):
-        counts = torch.bincount(age_class(crowd.age_offset), minlength=4)
+        counts = torch.bincount(age_class(crowd.parameters.age_offset), minlength=4)
         assert counts.tolist() == [50] * 4
         curve = AgeCurve.from_asset(body.asset)
         offset = curve.years_to_offset(crowd.years)
-        assert torch.allclose(crowd.age_offset, offset.clamp(max=1))  # newborns are no younger than the body
-        grown = crowd.age_offset < 1
-        years = curve.offset_to_years(crowd.age_offset)
+        assert torch.allclose(
+            crowd.parameters.age_offset, offset.clamp(max=1)
+        )  # newborns are no younger than the body
+        grown = crowd.parameters.age_offset < 1
+        years = curve.offset_to_years(crowd.parameters.age_offset)
         assert torch.allclose(years[grown], crowd.years.clamp(max=ADULT_YEARS)[grown])
 
     def test_ages_may_be_given(self, body):
@@ -58,19 +61,21 @@ class TestPeople:
         years = torch.tensor([4.0, 30.0], requires_grad=True)
         people = random_people(body, 2, ages=years)
         assert torch.equal(people.years, years.detach().double())
-        assert not people.transl.requires_grad
+        assert not people.parameters.transl.requires_grad
 
     def test_poses_keep_within_the_joints_ranges(self, crowd, body):
-        limits = joint_limits(body.asset.joint_names[1:], age_offset=crowd.age_offset)
-        excess = joint_limits_excess(crowd.body_pose, limits).abs()
+        limits = joint_limits(body.asset.joint_names[1:], age_offset=crowd.parameters.age_offset)
+        excess = joint_limits_excess(crowd.parameters.body_pose, limits).abs()
         # Turning a clamped swing and twist into a rotation and back costs some roundings.
         assert excess.max() < 1e-9
-        assert crowd.body_pose.norm(dim=-1).mean() > math.radians(15)
+        assert crowd.parameters.body_pose.norm(dim=-1).mean() > math.radians(15)
 
     @pytest.mark.parametrize(("joint", "axis", "sign"), [("hip", 0, 1), ("shoulder", 1, -1)])
     def test_both_sides_are_moved_alike(self, crowd, body, joint, axis, sign):
         names = body.asset.joint_names[1:]
-        left, right = (crowd.body_pose[:, names.index(f"{side}_{joint}"), axis] for side in ("left", "right"))
+        left, right = (
+            crowd.parameters.body_pose[:, names.index(f"{side}_{joint}"), axis] for side in ("left", "right")
+        )
         assert stats.ks_2samp(left, sign * right).pvalue > 0.01  # 0.001 where nobody is mirrored  # pyright: ignore[reportAttributeAccessIssue]
 
     @pytest.mark.parametrize(
@@ -85,7 +90,7 @@ class TestPeople:
 
     def test_headings_are_all_around_unless_bounded(self, body, crowd):
         def facing(people):  # cosine of the angle from the camera to where the chest points
-            turned = agebody.rotations.axis_angle_to_matrix(people.global_orient)
+            turned = agebody.rotations.axis_angle_to_matrix(people.parameters.global_orient)
             return -turned[:, 2, 2]
 
         adults = crowd.select(crowd.years > 20)
@@ -109,7 +114,7 @@ class TestPeople:
 
     def test_size_in_the_image_is_as_requested(self, body):
         people = random_people(body, 40, ages=(20, 60), extent=(0.5, 0.5), pose_sd=0, seed=5)
-        rest = body(betas=people.betas, age_offset=people.age_offset).vertices[..., 1]
+        rest = body(betas=people.parameters.betas, age_offset=people.parameters.age_offset).vertices[..., 1]
         tall = rest.amax(-1) - rest.amin(-1)
         depth = keypoints_of(body, people, "smpl24")[..., 2]
         middle = (depth.amin(-1) + depth.amax(-1)) / 2
@@ -119,31 +124,31 @@ class TestPeople:
         assert (share > 0.5 - 1e-9).double().mean() > 0.8
 
     def test_betas_are_normal_and_smaller_in_the_small(self, body, crowd):
-        grown = crowd.betas[crowd.age_offset == 0]
+        grown = crowd.parameters.betas[crowd.parameters.age_offset == 0]
         assert 0.9 < grown.std() < 1.05
         curve = AgeCurve.from_asset(body.asset)
         young = crowd.years < 1
         share = curve.years_to_stature(crowd.years[young]) / curve.years_to_stature(19.0)
-        assert 0.9 < (crowd.betas[young] / share[:, None]).std() < 1.05
+        assert 0.9 < (crowd.parameters.betas[young] / share[:, None]).std() < 1.05
 
     def test_seeds_repeat_and_differ(self, body, crowd):
         again, other = (random_people(body, 200, seed=seed) for seed in (1, 2))
-        assert torch.equal(again.global_orient, crowd.global_orient)
-        assert torch.equal(again.transl, crowd.transl)
-        assert not torch.equal(other.transl, crowd.transl)
+        assert torch.equal(again.parameters.global_orient, crowd.parameters.global_orient)
+        assert torch.equal(again.parameters.transl, crowd.parameters.transl)
+        assert not torch.equal(other.parameters.transl, crowd.parameters.transl)
 
     def test_float32_has_the_same_people(self, mannequin_asset, body):
         single = random_people(agebody.SMPLA(mannequin_asset), 20, seed=6)
-        assert single.transl.dtype == torch.float32
+        assert single.parameters.transl.dtype == torch.float32
         exact = random_people(body, 20, seed=6)
         # Distances come from a float32 body: some roundings of 5 m.
-        assert torch.allclose(single.transl.double(), exact.transl, atol=1e-5)
+        assert torch.allclose(single.parameters.transl.double(), exact.parameters.transl, atol=1e-5)
 
     def test_a_body_of_one_age_has_adults_only(self, mannequin_asset):
         body = agebody.SMPL(mannequin_asset)
         people = random_people(body, 8)
         assert (people.years >= ADULT_YEARS).all()
-        assert (people.age_offset == 0).all()
+        assert (people.parameters.age_offset == 0).all()
         assert keypoints_of(body, people).shape == (8, 17, 3)
         with pytest.raises(ValueError, match="one age"):
             random_people(body, 2, ages=(3, 30))
@@ -251,16 +256,18 @@ class TestObservations:
 
     def test_the_body_hides_its_far_side(self, body):
         someone = random_people(body, 1, ages=(25, 30), seed=0)
-        front = someone._replace(
+        frontal = someone.parameters._replace(
             global_orient=torch.tensor([[math.pi, 0.0, 0.0]], dtype=DOUBLE),
-            body_pose=torch.zeros_like(someone.body_pose),
+            body_pose=torch.zeros_like(someone.parameters.body_pose),
             transl=torch.tensor([[0.0, 0.0, 4.0]], dtype=DOUBLE),
         )
+        front = someone._replace(parameters=frontal)
         names = list(COCO.names)
         seen = dict(zip(names, observe(body, front, self_occlusion=True).visible[0].tolist(), strict=True))
         assert all(seen[name] for name in ("nose", "left_eye", "right_eye", "left_wrist", "right_ankle"))
         back = torch.tensor([0.0, 0.0, math.pi], dtype=DOUBLE)  # seen from behind, still upright
-        hidden = observe(body, front._replace(global_orient=back[None]), self_occlusion=True).visible[0]
+        turned = someone._replace(parameters=frontal._replace(global_orient=back[None]))
+        hidden = observe(body, turned, self_occlusion=True).visible[0]
         seen = dict(zip(names, hidden.tolist(), strict=True))
         assert not any(seen[name] for name in ("nose", "left_eye", "right_eye"))
         assert all(seen[name] for name in ("left_wrist", "right_ankle", "left_shoulder"))
@@ -294,8 +301,8 @@ def test_newborns_are_no_younger_than_the_body(mannequin_asset, anny_asset):
     """Of an age offset that fits can find."""
     for asset in (mannequin_asset, anny_asset):
         people = random_people(agebody.SMPLA(asset), 20, ages=(0.0, 0.05), seed=1)
-        assert people.age_offset.max() <= 1
-        assert people.age_offset.min() > 0.85
+        assert people.parameters.age_offset.max() <= 1
+        assert people.parameters.age_offset.min() > 0.85
 
 
 def test_people_together_share_a_camera(body):

@@ -6,7 +6,7 @@ from typing import Any
 import agebody
 
 NAMES = [
-    "LAYOUTS", "MANO", "SMIL", "SMPL", "SMPLA", "SMPLH", "SMPLX", "AssetError", "AssetReport",
+    "LAYOUTS", "MANO", "SMIL", "SMPL", "SMPLA", "SMPLH", "SMPLX", "AssetError",
     "BodyAsset", "BodyModel", "BodyOutput", "BodyParameters", "KeypointLayout", "Metadata", "Regressor",
     "ShapedBody", "anny_body", "export_smpl", "inspect_asset", "join_pose",
     "load_asset", "mannequin", "save_asset", "split_pose",
@@ -36,7 +36,7 @@ ROOMS = {
         rescale rest_height surface_depth
     """,
     "fitting": """
-        AIONHMR Cloud Fit MeasurementFit Plane SMPLIFY SMPLIFY_KIDS ScanFit StandardErrors
+        AIONHMR Cloud Fit Plane SMPLIFY SMPLIFY_KIDS
         convert fit_keypoints fit_measurements fit_plane fit_points fit_scans fit_sequence
         fit_vertices
     """,
@@ -59,7 +59,7 @@ ROOMS = {
         acceleration_error depth_relations detection_scores foot_sliding jitter joint_errors
         joint_limit_violations keypoint_ap match match_keypoints mpckh mpjae mpjpe mrpe
         normalized_error oks oks_sigmas pa_mpjpe pcdr pck pck_auc pcod per_joint procrustes
-        pve reference_length root_of root_trajectory_error stature_error w_mpjpe
+        pve reference_length root_trajectory_error stature_error w_mpjpe
     """,
 }
 """Public names of the rooms."""

@@ -28,19 +28,20 @@ from typer.testing import CliRunner
 import agebody
 from agebody.annotations import AnnotationError
 from agebody.cameras import Camera
-from agebody.draw import contact_sheet, render
+from agebody.draw import render
+from agebody.draw.pictures import contact_sheet
 from agebody.fitting.start import to_camera_space
 from agebody.parameters import BodyParameters
 from agebody.people import pose
 from agebody.pipelines.cli import app
 from agebody.pipelines.jobs.cluster import Cluster
 from agebody.pipelines.labels import Labels
-from agebody.pipelines.release import Person, Photo, ReleaseError, photos_from_labels, write_release
+from agebody.pipelines.release import Person, Photo, photos_from_labels, write_release
 from agebody.pipelines.release.bodies import generalize, view_bodies
 from agebody.pipelines.release.files import EPOCH, new_folder, run_lengths, save_picture, sha256
 from agebody.pipelines.release.hidden import _mask_corners
 from agebody.pipelines.release.options import Options
-from agebody.pipelines.release.photos import read_pixels
+from agebody.pipelines.release.photos import ReleaseError, read_pixels
 from agebody.pipelines.release.regions import cover_blocks, fill_box, grow, hide_box, person_region
 from agebody.pipelines.release.scene import blank, compose, inpaint, make_scene
 from agebody.pipelines.release.write import arrange

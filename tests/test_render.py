@@ -10,7 +10,8 @@ from trimesh.creation import box, icosphere
 
 import agebody
 from agebody.cameras import Camera
-from agebody.draw import Picture, contact_sheet, lineup, render
+from agebody.draw import Picture, lineup, render
+from agebody.draw.pictures import contact_sheet
 
 SIZE = (96, 72)
 FOCAL, CENTER = (110.0, 105.0), (50.3, 33.9)

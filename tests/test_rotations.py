@@ -65,6 +65,16 @@ def test_all_formats_agree_with_scipy(vector):
         np.testing.assert_allclose(rotations.to_matrix(there, name), matrix, atol=1e-7)
 
 
+def test_quaternions_and_their_products_agree_with_scipy():
+    vectors = 2 * torch.randn(40, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    vectors[0] = 0
+    first, second = (Rotation.from_rotvec(part.numpy()) for part in (vectors, vectors.flip(0)))
+    left = rotations.left_multiplication(rotations.axis_angle_to_quaternion(vectors))
+    product = (left @ rotations.axis_angle_to_quaternion(vectors.flip(0))[..., None])[..., 0]
+    found = rotations.quaternion_to_axis_angle(product)
+    torch.testing.assert_close(found, torch.from_numpy((first * second).as_rotvec()), rtol=0, atol=1e-14)
+
+
 def test_6d_is_gram_schmidt_on_the_first_two_columns():
     x = torch.randn(50, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     expected = roma.special_gramschmidt(torch.stack((x[:, :3], x[:, 3:]), -1))

@@ -32,7 +32,6 @@ from agebody.pipelines.train import (
     RealBodies,
     Source,
     TrainingData,
-    TrainingError,
     TrainingSettings,
     predicted_values,
     refit_shards,
@@ -40,6 +39,7 @@ from agebody.pipelines.train import (
 )
 from agebody.pipelines.train.augment import PictureOf, augment, draw_augmentation
 from agebody.pipelines.train.data import batches
+from agebody.pipelines.train.run import TrainingError
 from agebody.rotations import axis_angle_to_matrix
 
 SIZE = (160, 120)
@@ -69,8 +69,12 @@ def records(body, people):
                 "scale": ((boxes[i, 2:] - boxes[i, :2]) / 200).numpy(),
                 "keypoints_2d": torch.cat((pixels[i], ones), -1).numpy(),
                 "keypoints_3d": torch.cat((points[i], ones), -1).numpy(),
-                "body_pose": torch.cat((people.global_orient[i], people.body_pose[i].flatten())).numpy(),
-                "betas": torch.cat((people.betas[i], people.age_offset[i, None])).numpy(),
+                "body_pose": torch.cat(
+                    (people.parameters.global_orient[i], people.parameters.body_pose[i].flatten())
+                ).numpy(),
+                "betas": torch.cat(
+                    (people.parameters.betas[i], people.parameters.age_offset[i, None])
+                ).numpy(),
                 "has_body_pose": np.float32(1),
                 "has_betas": np.float32(1),
                 "focal": people.camera.focal[i].numpy(),
@@ -131,8 +135,8 @@ def test_augmented_points_in_space_project_to_the_augmented_points_of_the_image(
         torch.ones(64, 44),
         points,
         torch.ones(64, 44),
-        axis_angle_to_matrix(people.global_orient),
-        people.body_pose,
+        axis_angle_to_matrix(people.parameters.global_orient),
+        people.parameters.body_pose,
         camera,
     )
     draw = draw_augmentation(STRONG, [(7, row) for row in range(64)])
@@ -145,8 +149,8 @@ def test_augmented_points_in_space_project_to_the_augmented_points_of_the_image(
         "hmr2_44",
         global_orient=after.global_orient,
         body_pose=axis_angle_to_matrix(after.body_pose),
-        betas=people.betas,
-        age_offset=people.age_offset,
+        betas=people.parameters.betas,
+        age_offset=people.parameters.age_offset,
     )
     torch.testing.assert_close(
         made - made.mean(1, keepdim=True),
@@ -177,8 +181,8 @@ def test_augmented_crops_match_their_keypoints(body):
         ones,
         points,
         ones,
-        axis_angle_to_matrix(people.global_orient),
-        people.body_pose,
+        axis_angle_to_matrix(people.parameters.global_orient),
+        people.parameters.body_pose,
         people.camera,
     )
     weak = Augmentation(rotated=1.0, shifted=1.0, focused=0.0)
@@ -401,7 +405,7 @@ def network(body, seed=0):
 @pytest.fixture(scope="module")
 def adversary(body):
     people = drawn_people(body, 50, seed=9)
-    return RealBodies(people.body_pose, people.betas)
+    return RealBodies(people.parameters.body_pose, people.parameters.betas)
 
 
 def run(body, data, folder, steps, adversary=None, progress=lambda line: None, net=None, **options):

@@ -12,9 +12,12 @@ from PIL import Image, ImageColor, ImageDraw
 
 import agebody
 from agebody import rotations
-from agebody.age import ADULT_YEARS, AgeCurve
+from agebody.age import AgeCurve
+from agebody.age.growth import ADULT_YEARS
 from agebody.cameras import Camera
-from agebody.draw import PALETTE, contact_sheet, lineup, render
+from agebody.draw import lineup, render
+from agebody.draw.meshes import PALETTE
+from agebody.draw.pictures import contact_sheet
 from agebody.measure import stature
 from agebody.mesh import PartMap
 from agebody.people import pose

@@ -16,7 +16,8 @@ import agebody
 from agebody.age import AgeCurve
 from agebody.cameras import Camera
 from agebody.crowd import HeightPrior, place_people, rest_height, surface_depth
-from agebody.draw import PALETTE, render
+from agebody.draw import render
+from agebody.draw.meshes import PALETTE
 from agebody.people import pose
 
 BACKGROUND = ("#f3efe9", "#e4ded6")

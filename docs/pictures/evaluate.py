@@ -12,7 +12,8 @@ from matplotlib.patches import Circle
 
 import agebody
 from agebody.cameras import Camera
-from agebody.draw import PALETTE, render
+from agebody.draw import render
+from agebody.draw.meshes import PALETTE
 from agebody.draw.pictures import INK
 from agebody.metrics import oks_sigmas, reference_length
 from agebody.people import pose

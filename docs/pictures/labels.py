@@ -16,7 +16,8 @@ from agebody.annotations import read_people
 from agebody.cameras import Camera
 from agebody.draw import render
 from agebody.people import pose
-from agebody.pipelines.labels import draw_overlay, fit_annotations
+from agebody.pipelines.labels import fit_annotations
+from agebody.pipelines.labels.overlays import draw_overlay
 
 SIZE = 960, 680
 FAMILY = {"waving": (0.0, 0.85, 0.4), "walking": (0.5, -0.15, -0.5), "sitting": (0.9, -0.95, 0.5)}

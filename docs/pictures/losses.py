@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from agebody.age import AGE_CLASSES
-from agebody.draw import PALETTE
+from agebody.draw.meshes import PALETTE
 from agebody.draw.pictures import INK
 from agebody.losses import age_class_loss, charbonnier, depth_layer_loss, gmof, huber
 

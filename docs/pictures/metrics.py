@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import agebody
-from agebody.draw import PALETTE
+from agebody.draw.meshes import PALETTE
 from agebody.draw.pictures import INK
-from agebody.metrics import joint_errors, procrustes, root_of
-from agebody.metrics.alignment import best_scale
+from agebody.metrics import joint_errors, procrustes
+from agebody.metrics.alignment import best_scale, root_of
 from agebody.people import pose
 
 PAPER, FAINT = "#f3efe9", "#c9c0b5"

@@ -13,9 +13,11 @@ import agebody
 from agebody.age import age_class
 from agebody.body import BodyModel
 from agebody.cameras import Camera, box_around, square_box
-from agebody.draw import PALETTE, render
+from agebody.draw import render
+from agebody.draw.meshes import PALETTE
 from agebody.fitting import fit_keypoints
-from agebody.people import Observations, People, observe, random_people
+from agebody.people import People, observe, random_people
+from agebody.people.observations import Observations
 
 YEARS = (0.3, 0.9, 2.5, 6.0, 11.0, 35.0)
 SEED = 29
@@ -30,9 +32,13 @@ def draw_people(path: Path, width: int) -> None:
         body, people, seed=SEED, self_occlusion=True, occluders=0.3, dropped=0.05, stray=0.04, swapped=0.15
     )
     fit = fit_keypoints(
-        body, seen.keypoints, people.camera, weights=seen.weights, age_class=age_class(people.age_offset)
+        body,
+        seen.keypoints,
+        people.camera,
+        weights=seen.weights,
+        age_class=age_class(people.parameters.age_offset),
     )
-    found = people._replace(**fit.parameters._asdict())
+    found = people._replace(parameters=fit.parameters)
     side = width // len(YEARS)
     rows = [_row(body, people, people, seen, side, 0), _row(body, found, people, seen, side, 4)]
     sheet = np.concatenate([np.concatenate(row, 1) for row in rows])

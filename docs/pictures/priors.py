@@ -12,7 +12,8 @@ from PIL import Image
 
 import agebody
 from agebody.assets.asset import SMPL_JOINT_NAMES
-from agebody.draw import PALETTE, lineup
+from agebody.draw import lineup
+from agebody.draw.meshes import PALETTE
 from agebody.draw.pictures import INK
 from agebody.losses import MaxMixturePrior, joint_limits, joint_limits_loss, joint_limits_prior
 from agebody.losses.priors import hyperextension_residuals

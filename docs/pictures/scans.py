@@ -19,14 +19,9 @@ from agebody import BodyParameters
 from agebody.cameras import Camera
 from agebody.draw import render
 from agebody.draw.pictures import INK
-from agebody.fitting import (
-    Cloud,
-    Plane,
-    ScanFit,
-    fit_plane,
-    fit_scans,
-)
+from agebody.fitting import Cloud, Plane, fit_plane, fit_scans
 from agebody.fitting.scans.frames import read_frames
+from agebody.fitting.scans.registration import ScanFit
 from agebody.fitting.scans.start import start_from_landmarks
 from agebody.keypoints import get_layout
 from agebody.losses import joint_limits_prior

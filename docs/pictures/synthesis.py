@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 import agebody
-from agebody.pipelines.labels import Sample, TrainingShards
+from agebody.pipelines.labels import TrainingShards
+from agebody.pipelines.labels.samples import Sample
 from agebody.pipelines.synthesis import Recipe, synthesize
 
 COLUMNS = 8

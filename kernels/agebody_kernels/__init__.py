@@ -5,29 +5,26 @@ its module, for example `agebody_kernels.skinning.linear_blend_skinning`.
 """
 
 from agebody_kernels._interop import warmup
-from agebody_kernels.age import REST_SHAPE, AgeAnchors
-from agebody_kernels.closest import clear_sights, closest_triangles, tree_order
-from agebody_kernels.collide import colliding_faces
-from agebody_kernels.kinematics import AXIS_ANGLE, MATRIX, JointTree
-from agebody_kernels.regression import REGRESSION, PointWeights
-from agebody_kernels.skinning import SKINNING, SkinningWeights, skin_into
-from agebody_kernels.winding import inside_meshes, winding_numbers
+from agebody_kernels.age import REST_SHAPE
+from agebody_kernels.age import AgeAnchors as AgeAnchors
+from agebody_kernels.closest import clear_sights as clear_sights
+from agebody_kernels.closest import closest_triangles as closest_triangles
+from agebody_kernels.closest import tree_order as tree_order
+from agebody_kernels.collide import colliding_faces as colliding_faces
+from agebody_kernels.kinematics import AXIS_ANGLE, MATRIX
+from agebody_kernels.kinematics import JointTree as JointTree
+from agebody_kernels.regression import REGRESSION
+from agebody_kernels.regression import PointWeights as PointWeights
+from agebody_kernels.skinning import SKINNING
+from agebody_kernels.skinning import SkinningWeights as SkinningWeights
+from agebody_kernels.skinning import skin_into as skin_into
+from agebody_kernels.winding import inside_meshes as inside_meshes
+from agebody_kernels.winding import winding_numbers as winding_numbers
 
 OPERATORS = {operator.name: operator for operator in (REST_SHAPE, AXIS_ANGLE, MATRIX, SKINNING, REGRESSION)}
 """The operators by name; torch knows them as ``torch.ops.agebody.NAME``."""
 
 __all__ = [
     "OPERATORS",
-    "AgeAnchors",
-    "JointTree",
-    "PointWeights",
-    "SkinningWeights",
-    "clear_sights",
-    "closest_triangles",
-    "colliding_faces",
-    "inside_meshes",
-    "skin_into",
-    "tree_order",
     "warmup",
-    "winding_numbers",
 ]

@@ -7,7 +7,7 @@ from agebody import age, cameras, losses, measure, metrics, rotations
 from agebody.assets.asset import AssetError, BodyAsset, Metadata, Regressor
 from agebody.assets.io import export_smpl, load_asset, save_asset
 from agebody.assets.mannequin import mannequin
-from agebody.assets.report import AssetReport, inspect_asset
+from agebody.assets.report import inspect_asset
 from agebody.body import MANO, SMIL, SMPL, SMPLA, SMPLH, SMPLX, BodyModel, BodyOutput, ShapedBody
 from agebody.keypoints import LAYOUTS, KeypointLayout
 from agebody.parameters import BodyParameters, join_pose, split_pose
@@ -27,7 +27,6 @@ __all__ = [
     "SMPLH",
     "SMPLX",
     "AssetError",
-    "AssetReport",
     "BodyAsset",
     "BodyModel",
     "BodyOutput",

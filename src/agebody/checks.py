@@ -169,6 +169,14 @@ def expand_weights(weights: Any, entries: torch.Size) -> Tensor | None:
     return expanded
 
 
+def read_confidences(weights: Any, like: Float[Tensor, "*entries"]) -> Float[Tensor, "*entries"]:
+    """Return the weights of a fit, one per entry and 1 by default, in the dtype of the entries."""
+    expanded = expand_weights(weights, like.shape)
+    confidences = torch.ones_like(like) if expanded is None else expanded.to(like)
+    expect_weights(confidences, wait=True)
+    return confidences
+
+
 def expect_weights(weights: Tensor, name: str = "weights", *, wait: bool = False) -> None:
     """Check that weights are finite and not negative; on a GPU only if ``wait``, for its values come late."""
     ready = wait or (type(weights) is Tensor and weights.device.type == "cpu")
@@ -283,12 +291,13 @@ def broadcast(**batches: tuple[int, ...]) -> tuple[int, ...]:
         raise ValueError(f"batch dimensions do not broadcast: {listed}") from None
 
 
-def flatten(tensor: Tensor, batch: tuple[int, ...], entry_dims: int) -> Tensor:
-    """Broadcast (*some batch, *entry) to the whole batch, and flatten it to (B, *entry)."""
-    if len(batch) == 1 and not is_recorded() and tensor.shape[:-entry_dims] == batch:
+def flatten(tensor: Tensor, batch: tuple[int, ...] | None, entry_dims: int) -> Tensor:
+    """Broadcast (*some batch, *entry) to the whole batch, its own if None, and flatten it to (B, *entry)."""
+    own, entry = tensor.shape[: tensor.dim() - entry_dims], tensor.shape[tensor.dim() - entry_dims :]
+    batch = own if batch is None else batch
+    if len(batch) == 1 and not is_recorded() and own == batch:
         return tensor
-    entry = tensor.shape[tensor.dim() - entry_dims :]
-    return tensor.expand(*batch, *entry).reshape(math.prod(batch), *entry)
+    return tensor.expand((*batch, *entry)).reshape(math.prod(batch), *entry)
 
 
 def _expect_like(name: str, value: Any, like: Tensor) -> Tensor:

@@ -174,9 +174,14 @@ def _edges(names: Sequence[str], *chains: str) -> tuple[tuple[int, int], ...]:
     return tuple(dict.fromkeys(edges))
 
 
-_SMPL24_SOURCES = tuple(("joints", name) for name in SMPL_JOINT_NAMES)
+def _from(group: str, names: Iterable[str]) -> tuple[tuple[str, ...], ...]:
+    """Return the sources of points of one group."""
+    return tuple((group, name) for name in names)
+
+
+_SMPL24_SOURCES = _from("joints", SMPL_JOINT_NAMES)
 _SMPL24_EDGES = tuple((parent, joint) for joint, parent in enumerate(SMPL_PARENTS) if parent >= 0)
-_SURFACE_SOURCES = tuple(("surface21", name) for name in SURFACE21)
+_SURFACE_SOURCES = _from("surface21", SURFACE21)
 
 _SURFACE_CHAINS = (
     "head nose",
@@ -232,15 +237,12 @@ def _joint_or_surface(names: Iterable[str]) -> tuple[tuple[str, ...], ...]:
 
 
 _FACE68 = CONTOUR17 + FACE51
-_FACE68_SOURCES = tuple(("contour17" if name in CONTOUR17 else "face51", name) for name in _FACE68)
+_FACE68_SOURCES = _from("contour17", CONTOUR17) + _from("face51", FACE51)
 _JOINTS55 = tuple(f"{name}_smplhf" if name.endswith("_eye") else name for name in JOINT_NAMES["smplx"])
 _SMPLX127 = _JOINTS55 + SURFACE21 + FACE51
+_SMPLX127_SOURCES = _from("joints", JOINT_NAMES["smplx"]) + _SURFACE_SOURCES + _from("face51", FACE51)
 _FINGER_CHAINS = [f"*_wrist *_{tip}1 *_{tip}2 *_{tip}3 *_{tip}" for tip in TIPS5]
 _BODY22_EDGES = tuple(edge for edge in _SMPL24_EDGES if max(edge) < 22)
-
-
-def _joint_sources(*families: str) -> tuple[tuple[str, ...], ...]:
-    return tuple(("joints", name) for family in families for name in JOINT_NAMES[family])
 
 
 def _hand21(side: str) -> tuple[str, ...]:
@@ -263,24 +265,14 @@ LAYOUTS: dict[str, KeypointLayout] = {
     for layout in (
         KeypointLayout("smpl24", SMPL_JOINT_NAMES, _SMPL24_SOURCES, _SMPL24_EDGES),
         KeypointLayout("smplx45", _SMPLX45_NAMES, _SMPL24_SOURCES + _SURFACE_SOURCES, _SMPLX45_EDGES),
+        KeypointLayout("openpose25", _OPENPOSE25, _OPENPOSE25_SOURCES, _OPENPOSE25_EDGES, root=(8,)),
         KeypointLayout(
-            "openpose25",
-            _OPENPOSE25,
-            _OPENPOSE25_SOURCES,
-            _OPENPOSE25_EDGES,
-            root=(8,),
-        ),
-        KeypointLayout(
-            "coco17",
-            COCO17,
-            _joint_or_surface(COCO17),
-            _edges(COCO17, *_COCO17_CHAINS),
-            root=(11, 12),
+            "coco17", COCO17, _joint_or_surface(COCO17), _edges(COCO17, *_COCO17_CHAINS), root=(11, 12)
         ),
         KeypointLayout(
             "h36m17",
             H36M17,
-            tuple(("h36m17", name) for name in H36M17),
+            _from("h36m17", H36M17),
             _edges(
                 H36M17,
                 "pelvis spine neck nose head",
@@ -291,55 +283,55 @@ LAYOUTS: dict[str, KeypointLayout] = {
         KeypointLayout(
             "bev71",
             _SMPLX45_NAMES + EXTRA9 + tuple(f"{name}_h36m17" for name in H36M17_BEV),
-            _SMPL24_SOURCES
-            + _SURFACE_SOURCES
-            + tuple(("extra9", name) for name in EXTRA9)
-            + tuple(("h36m17", name) for name in H36M17_BEV),
+            _SMPL24_SOURCES + _SURFACE_SOURCES + _from("extra9", EXTRA9) + _from("h36m17", H36M17_BEV),
             _SMPLX45_EDGES,
             root=(45, 46),
         ),
         KeypointLayout(
             "hmr2_44",
             _HMR2_25 + tuple(f"{name}_j19" if name in _HMR2_25 else name for name in J19),
-            _joint_or_surface(_HMR2_25) + tuple(("j19", name) for name in J19),
+            _joint_or_surface(_HMR2_25) + _from("j19", J19),
             _OPENPOSE25_EDGES,
             root=(25 + J19.index("pelvis_mpii"),),
         ),
         KeypointLayout(
             "smplh52",
             JOINT_NAMES["smplh"],
-            _joint_sources("smplh"),
+            _from("joints", JOINT_NAMES["smplh"]),
             _BODY22_EDGES + _edges(JOINT_NAMES["smplh"], *(c.rpartition(" ")[0] for c in _FINGER_CHAINS)),
         ),
         KeypointLayout(
             "smplh73",
             JOINT_NAMES["smplh"] + SURFACE21,
-            _joint_sources("smplh") + _SURFACE_SOURCES,
+            _from("joints", JOINT_NAMES["smplh"]) + _SURFACE_SOURCES,
             _BODY22_EDGES + _edges(JOINT_NAMES["smplh"] + SURFACE21, *_SURFACE_CHAINS, *_FINGER_CHAINS),
         ),
         KeypointLayout(
             "smplx127",
             _SMPLX127,
-            _joint_sources("smplx") + _SURFACE_SOURCES + _FACE68_SOURCES[17:],
+            _SMPLX127_SOURCES,
             _BODY22_EDGES + _edges(_SMPLX127, *_SURFACE_CHAINS, *_FINGER_CHAINS),
         ),
         KeypointLayout(
             "smplx144",
             _SMPLX127 + CONTOUR17,
-            _joint_sources("smplx") + _SURFACE_SOURCES + _FACE68_SOURCES[17:] + _FACE68_SOURCES[:17],
+            _from("joints", JOINT_NAMES["smplx"])
+            + _SURFACE_SOURCES
+            + _FACE68_SOURCES[17:]
+            + _FACE68_SOURCES[:17],
             _BODY22_EDGES
             + _edges(_SMPLX127 + CONTOUR17, *_SURFACE_CHAINS, *_FINGER_CHAINS, " ".join(CONTOUR17)),
         ),
         KeypointLayout(
             "mano21",
             JOINT_NAMES["mano"] + TIPS5,
-            _joint_sources("mano") + tuple(("tips5", name) for name in TIPS5),
+            _from("joints", JOINT_NAMES["mano"]) + _from("tips5", TIPS5),
             _edges(JOINT_NAMES["mano"] + TIPS5, *(c.replace("*_", "") for c in _FINGER_CHAINS)),
         ),
         KeypointLayout(
             "coco133",
             _COCO133,
-            tuple(("coco17", name) for name in COCO17)
+            _from("coco17", COCO17)
             + _joint_or_surface(_FEET6)
             + _FACE68_SOURCES
             + _hand21_sources("left")
@@ -395,7 +387,7 @@ def contour_layout(asset: BodyAsset) -> KeypointLayout:
 @cache
 def joint_layout(*names: str) -> KeypointLayout:
     """Return joints of a body as a layout, the same object for the same names."""
-    return KeypointLayout("joints", names, tuple(("joints", name) for name in names))
+    return KeypointLayout("joints", names, _from("joints", names))
 
 
 def get_layout(layout: str | KeypointLayout) -> KeypointLayout:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from agebody.assets.asset import AssetError, BodyAsset, expect_asset
 from agebody.assets.official import HANDS_FROM
-from agebody.checks import broadcast, expand_to, expect, read_count, read_rotations, read_tensor
+from agebody.checks import broadcast, expand_to, expect, flatten, read_count, read_rotations, read_tensor
 from agebody.engine.batched import own_precision
 from agebody.keypoints import mirror_order
 from agebody.rotations import mirror
@@ -227,5 +227,6 @@ def read_start(
         part = expect(f"{argument}.{name}", part, *entry).detach().to(like)
         if not part.isfinite().all():
             raise ValueError(f"{argument}.{name}: expected finite numbers")
-        found.append(expand_to(f"{argument}.{name}", part, (*batch, *entry)).reshape(-1, *entry))
+        part = expand_to(f"{argument}.{name}", part, (*batch, *entry))
+        found.append(flatten(part, (*batch,), len(entry)))
     return BodyParameters(*found)

@@ -182,7 +182,8 @@ RODRIGUES = BatchedFunction(1, _rodrigues, _rodrigues_value, _rodrigues_gradient
 def right_jacobian(vectors: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3 3"]:
     """Return J with ``R(v + dv) = R(v) exp([J dv]x)`` to first order: ``a I - b [v]x + c v v^T``.
 
-    With t = |v|: a = sin t / t, b = (1 - cos t) / t^2, c = (1 - a) / t^2, which is a series near zero.
+    With t = |v|: a = sin t / t, b = (1 - cos t) / t^2, c = (1 - a) / t^2, which is a series near zero
+    (Forster et al., "On-Manifold Preintegration", T-RO 2017, eq. 8).
     """
     squared = (vectors * vectors).sum(-1, keepdim=True)
     t = torch.sqrt(squared + torch.finfo(vectors.dtype).tiny)
@@ -239,6 +240,26 @@ def matrix_to_quaternion(matrix: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "
     import roma
 
     return roma.rotmat_to_unitquat(_read("matrix", matrix))
+
+
+def axis_angle_to_quaternion(axis_angle: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 4"]:
+    """Return unit quaternions x, y, z, w; ``torch.sinc(x)`` is ``sin(pi x) / (pi x)``."""
+    angle = axis_angle.norm(dim=-1, keepdim=True)
+    return torch.cat((torch.sinc(angle / (2 * math.pi)) / 2 * axis_angle, torch.cos(angle / 2)), -1)
+
+
+def quaternion_to_axis_angle(quaternion: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 3"]:
+    """Return rotation vectors with angles from 0 to pi of unit quaternions x, y, z, w."""
+    quaternion = torch.where(quaternion[..., 3:] < 0, -quaternion, quaternion)
+    axis, cosine = quaternion.split((3, 1), -1)
+    sine = axis.norm(dim=-1, keepdim=True)
+    return torch.where(sine == 0, 2, 2 * torch.atan2(sine, cosine) / sine) * axis
+
+
+def left_multiplication(quaternion: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 4 4"]:
+    """Return matrices whose product with a quaternion p is the quaternion product ``quaternion p``."""
+    x, y, z, w = quaternion.unbind(-1)
+    return torch.stack((w, -z, y, x, z, w, -x, y, -y, x, w, z, -x, -y, -z, w), -1).unflatten(-1, (4, 4))
 
 
 def rotation_6d_to_matrix(rotation_6d: Float[Tensor, "*batch 6"]) -> Float[Tensor, "*batch 3 3"]:

@@ -1,18 +1,11 @@
 """Ages: age classes, growth by the WHO's tables, and the age offset of a body in years."""
 
-from agebody.age.classes import (
-    AGE_CLASSES,
-    AgeClass,
-    AgeError,
-    Ages,
-    age_class,
-    parse_ages,
-)
+from agebody.age.classes import AGE_CLASSES, Ages, age_class, parse_ages
 from agebody.age.classes import UNKNOWN as UNKNOWN
 from agebody.age.classes import is_number as is_number
 from agebody.age.curve import AgeCurve
+from agebody.age.growth import Sex as Sex
 from agebody.age.growth import (
-    ADULT_YEARS,
     median_head_circumference,
     median_stature,
     percentile,
@@ -20,14 +13,10 @@ from agebody.age.growth import (
     stature_sd,
     z_score,
 )
-from agebody.age.growth import Sex as Sex
 
 __all__ = [
-    "ADULT_YEARS",
     "AGE_CLASSES",
-    "AgeClass",
     "AgeCurve",
-    "AgeError",
     "Ages",
     "age_class",
     "median_head_circumference",

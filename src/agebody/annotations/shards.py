@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
-from agebody.age import AGE_CLASSES, UNKNOWN, AgeError, Ages, parse_ages
+from agebody.age import AGE_CLASSES, UNKNOWN, Ages, parse_ages
+from agebody.age.classes import AgeError
 from agebody.annotations.arrays import FREE_BYTES, LARGEST_RATIO
 from agebody.annotations.orders import Order, order_by_size, sizes_without_names
 from agebody.annotations.people import (

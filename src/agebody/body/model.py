@@ -719,9 +719,11 @@ def _check_dtype(dtype: torch.dtype, corrective_dtype: torch.dtype | None) -> No
         raise ValueError(f"corrective_dtype: {corrective_dtype} needs a layer of torch.float32, got {dtype}")
 
 
-def expect_body(value: Any, name: str = "body") -> BodyModel:
-    """Check that an argument is a layer."""
+def expect_body(value: Any, name: str = "body", *, single: bool = False) -> BodyModel:
+    """Check that an argument is a layer; with ``single``, of one body."""
     if not isinstance(value, BodyModel):
         advice = "; make one of it, such as SMPLA(asset)" if isinstance(value, BodyAsset) else ""
         raise TypeError(f"{name}: expected a layer such as SMPLA, got {type(value).__name__}{advice}")
+    if single and getattr(value, "infant", None) is not None:
+        raise ValueError(f"{name}: expected one body, got two with a switch between them (smil=)")
     return value

@@ -1,4 +1,4 @@
-"""All people of one image in one metric space: where each stands, and how tall each is."""
+"""All people of one image in one metric space: their depths, positions and statures."""
 
 from agebody.crowd.depths import mask_depths, surface_depth
 from agebody.crowd.height_prior import HeightPrior, height_class

@@ -29,7 +29,7 @@ HEIGHT_CLASSES = (
     HeightClass("3 to 8", 1.122, 0.12),
     HeightClass("8 to 15", 1.477, 0.156),
 )
-"""The classes of DTO (Wang et al. 2025). "adult" stands for unknown sex, and for unknown age."""
+"""The classes of DTO (Wang et al. 2025). "adult" is also used for unknown sex or age."""
 SEXES: tuple[Sex, ...] = get_args(Sex)
 """The sexes by index: neutral (or unknown), female, male."""
 
@@ -92,7 +92,7 @@ class HeightPrior(NamedTuple):
         sex: Int[Tensor, "*people"] | None = None,
         offset_sd: float = 0.1,
     ) -> HeightPrior:
-        """Return the WHO's prior at the age that an age offset of a body stands for.
+        """Return the WHO's prior at the age of an age offset of a body.
 
         Args:
             age_offset: of a fit or a network.

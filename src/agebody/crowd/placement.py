@@ -4,7 +4,7 @@ A fit of one person determines the width of the body's image, and hardly its dis
 the distance looks the same. All people together provide two more cues: how far behind each other they stand,
 from a depth map up to scale and shift, and the likely stature of each. With d the mean of the depth map over
 a person, z the mean depth of the fitted body and h its stature, a body of stature mu would be at
-t = mu z / h. DTO places everybody on one line z' = X d + Y, the most likely one through these points (d, t),
+t = mu z / h. DTO places all people on one line z' = X d + Y, the most likely one through these points (d, t),
 and scales each body about the camera centre by s = z' / z, which changes no pixel.
 
 Source: Wang et al., Towards metric-aware multi-person mesh recovery by jointly optimizing human crowd in
@@ -99,7 +99,7 @@ def place_people(
       line with a free slope have the mean statures of their priors, whatever these are.
     - With ``use_down``, the near group is solved a second time from the depths of the lowest tenth of each
       person's pixels, near the ground. This line counts if as many people are on it and their mean deviation
-      is smaller; a line of two with a free slope counts as nobody.
+      is smaller; a line of two with a free slope does not count.
     - Groups of fewer than two are not solved. The far group is moved back as a whole until the first of all
       far people is as far as the last of all near ones; who then would be too tall is dropped.
 
@@ -110,7 +110,7 @@ def place_people(
         prior: mu and sigma of each person [m], of the same shape.
         weights: broadcast to the people; people of weight 0 are ignored, even NaN. A weight multiplies
             1 / sigma^2.
-        far: people too far for one line through all, see `is_far`; nobody if None.
+        far: people too far for one line through all, see `is_far`; all near if None.
         spread: standard deviation of the depth map within each person; zero if None.
         body_slope: metres per unit of the depth map within each body.
         body_correlation: reliability of these slopes.
@@ -228,7 +228,7 @@ def is_far(
     focal: float | Float[Tensor, "*#people"],
     size: Size,
 ) -> Bool[Tensor, "*people"]:
-    """Return who is so far away that 2 m would cover less than a quarter of the shorter image side.
+    """Return which people are so far away that 2 m cover less than a quarter of the shorter image side.
 
     DTO's rule. For a reciprocal disparity of Depth Anything V2, DTO also counts people beyond 0.02 as far.
 
@@ -330,7 +330,7 @@ def _without_outliers(people: _People, members: Tensor, lower: Tensor, max_heigh
 
 
 def _solve(people: _People, members: Tensor, lower: Tensor, max_height: float) -> tuple[Tensor, _Line]:
-    """Return who is on the line of each group, and the lines."""
+    """Return which people are on the line of each group, and the lines."""
     fitted = _without_outliers(people, members, lower, max_height)
     return fitted, _fit(people, fitted, lower)
 

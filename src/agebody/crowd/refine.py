@@ -11,13 +11,14 @@ from torch import Tensor
 
 from agebody.cameras import Camera
 from agebody.cameras.camera import expect_camera
-from agebody.checks import Weights, apply_mask, expand_weights, expect, expect_values
+from agebody.checks import Weights, apply_mask, expand_weights, expect, expect_values, flatten
 from agebody.crowd.height_prior import HeightPrior
 from agebody.crowd.scene import MOVES, TILTS, Deviations, Scene, move
+from agebody.engine.trees import unflatten
 from agebody.optim.least_squares import Solution, minimize
 
 RELEASE = 4.5
-"""Cost of a person who is not held on the ground, and of a second level: that of three deviations."""
+"""Cost of releasing a person from the ground, and of a second level: three standard deviations."""
 RESOLVED = 0.01
 """Depth of penetration that counts as resolved [m]."""
 GAPS = (0.1, 0.2, 0.3, 0.45)
@@ -89,8 +90,8 @@ def refine_crowd(
     - ``order`` (``layer``): people of a nearer layer are ``LAYER_MARGIN`` nearer, people of one layer at most
       that far apart in depth;
     - ``ground`` (``feet``): the lowest points of people lie on one plane, which is a variable, or on two
-      levels with the same normal. People whom it would cost more than three standard deviations to stand
-      there, such as those who jump or sit, are not held; see ``held`` and ``level`` of the result;
+      levels with the same normal. People whose ground term would exceed three standard deviations, such as
+      those who jump or sit, are released; see ``held`` and ``level`` of the result;
     - ``height`` (``height``, ``prior``): sizes become variables and follow their prior. Size and depth
       together change no pixel;
     - ``overlap`` (``vertices``, ``faces``): people do not penetrate one another.
@@ -155,7 +156,7 @@ def refine_crowd(
     def flat(tensor: Tensor) -> Tensor:
         """Return (count, P, ...), zero for people of weight 0."""
         masked = apply_mask(tensor.detach(), share, tensor.dim() - share.dim())
-        return masked.reshape(images.numel(), *masked.shape[len(images) :])
+        return flatten(masked, images, masked.dim() - len(images))
 
     start, origin, there = flat(points), flat(root), flat(share)
     lens = camera.map(lambda part: part.detach().expand(*images, -1).reshape(len(start), part.shape[-1]))
@@ -207,24 +208,21 @@ def refine_crowd(
     if remaining is not None and start.shape[1]:
         ends["converged"] &= remaining.amax((1, 2)) <= RESOLVED
 
-    def unflat(tensor: Tensor) -> Tensor:
-        return tensor.reshape((*images, *tensor.shape[1:]))
-
-    terms = {name: unflat(cost) for name, cost in scene.costs(x).items()}
-    ignored = unflat(absent)[..., None]
-    return Refined(
-        root=root,
-        new_root=torch.where(ignored, root, unflat(place.new_root)),
-        scale=unflat(place.scale),
-        normal=unflat(place.normal),
-        offset=unflat(place.offset),
-        step=unflat(place.step),
-        level=unflat(scene.level),
-        penetration=None if remaining is None else unflat(remaining),
+    terms = scene.costs(x)
+    found = Refined(
+        root=flatten(root, images, 2),
+        new_root=torch.where(absent[..., None], flatten(root, images, 2), place.new_root),
+        scale=place.scale,
+        normal=place.normal,
+        offset=place.offset,
+        step=place.step,
+        level=scene.level,
+        penetration=remaining,
         terms=terms,
         cost=torch.stack(list(terms.values())).sum(0),
-        **{name: unflat(part) for name, part in ends.items()},
+        **ends,
     )
+    return unflatten(found, images)
 
 
 def _solve(scene: Scene, x: Tensor, max_iterations: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -285,11 +283,11 @@ def _separated(scene: Scene, x: Tensor, row: Tensor, depths: Float[Tensor, "P P"
 
 
 def _choose_levels(scene: Scene, max_iterations: int) -> tuple[Scene, Tensor]:
-    """Decide who stands on the ground, and whether it has two levels; return starts, too.
+    """Choose the people on the ground and the number of its levels; return starts, too.
 
-    Compared are the costs of no ground, of one level, and of two, without overlaps. Each person who is not
-    held costs `RELEASE`, and so does the second level. People are released one after the other, the one first
-    whom the ground costs most.
+    Compares the costs of no ground, one level and two, without overlaps. Each released person costs
+    `RELEASE`, and so does the second level. People are released one by one, in the order of the cost of
+    their ground term.
     """
     images, people = scene.share.shape
     x = scene.points.new_zeros(images, MOVES * people + TILTS)

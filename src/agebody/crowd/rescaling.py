@@ -79,7 +79,7 @@ def rescale(
         scale: s, from `place_people`.
         camera: intrinsics, which broadcast to the batch.
         root: new place of the root joint [m], from `refine_crowd`; ``scale`` times its old place if None.
-        child: who is a child by class; nobody if None.
+        child: whether each person is a child by class; all false if None.
     """
     expect_body(body)
     expect_camera(camera, posed=False)

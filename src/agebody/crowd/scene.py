@@ -1,4 +1,4 @@
-"""What refining the people of an image minimises: the variables, and the cost of each term."""
+"""The least-squares problem of `refine_crowd`: its variables, and the cost of each term."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ class Scene(NamedTuple):
         return residuals.flatten(1), _of_people(by_moves.flatten(2, 3))
 
     def _depth(self, own: Tensor, root_share: Tensor) -> tuple[Tensor, Tensor]:
-        """Hold people at their depth, and weakly at their sideways place in case they have no pixels."""
+        """Hold people at their depth, and weakly at their sideways place in case they have no keypoints."""
         deviations = own.new_tensor((self.deviations.depth, 1.0, 1.0))
         by_moves = torch.eye(MOVES, dtype=own.dtype, device=own.device)[[0, 2, 3]] / deviations[:, None]
         by_moves = root_share[..., None, None] * by_moves
@@ -219,7 +219,7 @@ class Scene(NamedTuple):
         return Quadratic(cost, pad(gradient.flatten(1), (0, TILTS)), pad(square, (0, TILTS, 0, TILTS)))
 
     def search(self, x: Tensor, rows: Tensor) -> Contacts:
-        """Find who penetrates whom in the images ``rows``, of which each may occur several times."""
+        """Find vertices inside other people in the images ``rows``, which may repeat."""
         assert self.vertices is not None
         assert self.faces is not None
         place = self.place(x, rows)

@@ -2,13 +2,12 @@
 
 from agebody.fitting.conversion import convert
 from agebody.fitting.frames import AIONHMR, SMPLIFY, fit_keypoints, fit_sequence
-from agebody.fitting.measures import MeasurementFit, fit_measurements
+from agebody.fitting.measures import fit_measurements
 from agebody.fitting.points import fit_points, fit_vertices
 from agebody.fitting.scans.clouds import Cloud, Plane, fit_plane
-from agebody.fitting.scans.registration import ScanFit, fit_scans
+from agebody.fitting.scans.registration import fit_scans
 from agebody.fitting.scans.stages import SMPLIFY_KIDS
 from agebody.optim.stages import Fit
-from agebody.optim.standard_errors import StandardErrors
 
 __all__ = [
     "AIONHMR",
@@ -16,10 +15,7 @@ __all__ = [
     "SMPLIFY_KIDS",
     "Cloud",
     "Fit",
-    "MeasurementFit",
     "Plane",
-    "ScanFit",
-    "StandardErrors",
     "convert",
     "fit_keypoints",
     "fit_measurements",

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from agebody.age import AgeCurve
 from agebody.body import BodyModel
+from agebody.checks import expand_to
+from agebody.engine.trees import take_rows, where_rows
 from agebody.fitting.observed import MIN_POINTS, FreePose, Observed, pose_prior_of, seen_joints
 from agebody.fitting.start import follow_frames, move_to_rays, starts_in_world
 from agebody.fitting.whole_body import coefficient_bounds
@@ -21,17 +20,16 @@ from agebody.losses import MahalanobisPrior, MaxMixturePrior
 from agebody.optim.limits import JointLimitPrior
 from agebody.optim.motion import Motion, moving_joints, skeleton_length
 from agebody.optim.problem import Stage
-from agebody.optim.stages import Fit, FitReport, fit_bodies, select_rows
+from agebody.optim.stages import Fit, FitReport, fit_bodies
 from agebody.optim.standard_errors import StandardErrors, standard_errors
 from agebody.optim.state import Term
 from agebody.optim.terms import (
-    AgePrior,
     Depth,
     HyperextensionPrior,
+    ParameterPrior,
     PosePrior,
     Reprojection,
     ShapePrior,
-    StartPrior,
 )
 from agebody.parameters import GROUPS, BodyParameters
 
@@ -76,15 +74,15 @@ class Clips:
         found = copy.copy(self)
         images = torch.arange(len(self.given.depth), device=rows.device)
         images = images.view(len(self.present), self.present.shape[1] * self.views)
-        found.given, found.present = self.given.take(images[rows].flatten()), self.present[rows]
-        found.evidence = {name: (value[rows], sd[rows]) for name, (value, sd) in self.evidence.items()}
+        found.given, found.present = take_rows(self.given, images[rows].flatten()), self.present[rows]
+        found.evidence = take_rows(self.evidence, rows)
         return found
 
     def fit(self, stages: Sequence[Stage], start: BodyParameters | None, standard_errors: bool = True) -> Fit:
         """Fit the clips from a start (C, T, ...), or from everyday poses seen from both sides.
 
-        The last stage is also run from a second start, and the cheaper result kept: from what was given, as
-        stages of other weights may lead away from it; for clips, from their frames fitted alone.
+        The last stage is also run from a second start, and the cheaper result kept: the given one, as
+        stages of other weights may lead away from it; for clips, their frames fitted alone.
         """
         spent = torch.zeros_like(self.present[:, 0], dtype=torch.int64)
         first, second, rest = start, None, stages
@@ -106,10 +104,10 @@ class Clips:
             others, other_report = self._run(terms, stages[-1:], second, bounds, self.present)
             cheaper = other_report.cost < report.cost
             spent = spent + torch.where(cheaper, report.iterations, other_report.iterations)
-            parameters = BodyParameters(*map(partial(select_rows, cheaper), others, parameters))
-            report = tree_map(partial(select_rows, cheaper), other_report, report)
+            parameters = where_rows(cheaper, others, parameters)
+            report = where_rows(cheaper, other_report, report)
         seen = self._visible().any(1)
-        parameters = BodyParameters(*map(partial(select_rows, seen), parameters, first))
+        parameters = where_rows(seen, parameters, first)
         report = report._replace(converged=report.converged & seen, iterations=report.iterations + spent)
         errors = self._standard_errors(terms, stages[-1], parameters) if standard_errors else None
         error, start_error = self._errors(parameters, first)
@@ -136,14 +134,14 @@ class Clips:
             "keypoints": Reprojection(given.layout, keypoints, weights.square(), camera, noise),
             "pose": self._pose_term,
             "shape": ShapePrior(),
-            "age": AgePrior(expected, sd),
+            "age": ParameterPrior("age_offset", expected, sd),
         }
         if JointLimitPrior.applies_to(body):
             found["limits"] = JointLimitPrior(body, expected)
         if HyperextensionPrior.applies_to(body):
             found["hyperextension"] = HyperextensionPrior(body)
         for group, parts in self.evidence.items():
-            found[f"start_{group}"] = StartPrior(group, *(part.flatten(0, 1) for part in parts))
+            found[f"start_{group}"] = ParameterPrior(group, *(part.flatten(0, 1) for part in parts))
         if given.has_depth:
             found["depth"] = Depth(given.depth, given.depth_sd, given.camera)
         return found
@@ -157,36 +155,33 @@ class Clips:
         present: Tensor | None = None,
     ) -> tuple[BodyParameters, FitReport]:
         """Fit bodies by stages, with the terms that exist and the joints that move keypoints."""
-        used = self._stages(terms, stages)
-        bounds: dict[str, Any] = {"age_bounds": age_bounds, "beta_bound": self._coefficient_bounds(start)}
-        return fit_bodies(self.body, terms, used, start, present=present, **bounds)
+        return fit_bodies(
+            self.body,
+            terms,
+            [self._of_seen_joints(stage) for stage in stages],
+            start,
+            present=present,
+            age_bounds=age_bounds,
+            beta_bound=self._coefficient_bounds(start),
+            names=TERMS,
+        )
 
-    def _stages(self, terms: dict[str, Term | Motion], stages: Sequence[Stage]) -> list[Stage]:
-        used = []
-        for stage in stages:
-            unknown = sorted({*stage.weights, *stage.scales} - {*TERMS})
-            if unknown:
-                known = ", ".join(TERMS)
-                raise ValueError(f"stages: expected names of terms ({known}), got {', '.join(unknown)}")
-            weights = {name: weight for name, weight in stage.weights.items() if name in terms}
-            joints = self.joints if stage.joints is None else stage.joints
-            used.append(stage._replace(weights=weights, joints=joints))
-        return used
+    def _of_seen_joints(self, stage: Stage) -> Stage:
+        return stage if stage.joints is not None else stage._replace(joints=self.joints)
 
     def _standard_errors(
         self, terms: dict[str, Term | Motion], stage: Stage, parameters: BodyParameters
     ) -> StandardErrors:
-        """Return standard errors, infinite for people who are not seen; the depth is the first camera's."""
+        """Return standard errors, infinite for invisible people; the depth is that of the first camera."""
         camera, ages = self.given.camera.map(self._by_frame), self._frame_ages()[:, 0]
         axis = parameters.transl.new_tensor([0.0, 0.0, 1.0]).expand(parameters.transl.shape)
         if camera.rotation is not None:
             axis = camera.rotation[:, 0, 2].view_as(axis)
-        (used,) = self._stages(terms, [stage])
         bounds = ages[:, 0], ages[:, 1]
         found = standard_errors(
             self.body,
             terms,
-            used,
+            self._of_seen_joints(stage),
             parameters,
             axis,
             present=self.present,
@@ -211,7 +206,7 @@ class Clips:
         given = self.given
         confidence = self._by_frame(given.weights).sum(-1)
         every = torch.arange(len(confidence), device=confidence.device)
-        best_view = given.take(every * self.views + confidence.argmax(-1))
+        best_view = take_rows(given, every * self.views + confidence.argmax(-1))
         starts = starts_in_world(self.body, best_view, self.prior, self.joints, count)
         if self.views > 1:
             camera = given.camera.map(self._by_frame)
@@ -316,13 +311,7 @@ def read_start_sd(
         sd = torch.as_tensor(sd, dtype=value.dtype, device=value.device).detach()
         if not ((sd > 0) & sd.isfinite()).all():
             raise ValueError(f"start_sd[{name!r}]: expected standard deviations above 0")
-        try:
-            sd = sd.expand((*batch, *entry)).reshape(value.shape)
-        except RuntimeError:
-            raise ValueError(
-                f"start_sd[{name!r}]: expected a shape that broadcasts to {(*batch, *entry)}, "
-                f"got {tuple(sd.shape)}"
-            ) from None
+        sd = expand_to(f"start_sd[{name!r}]", sd, (*batch, *entry)).reshape(value.shape)
         if name in ("betas", "age_offset"):  # of the clip: the mean of its frames
             mean = (share[(..., *[None] * len(entry))] * value).sum(1, keepdim=True)
             value = mean.expand(value.shape)

@@ -66,8 +66,8 @@ def convert(
     Bodies of one topology share their vertices, and the fit is that of `fit_vertices`: exact where the target
     can take that shape. Others share joints and, through `correspond`, points on the surface. These
     correspond only approximately, so the residual includes the difference of the bodies. The pose follows
-    the surface instead of copying joint angles, because the bodies differ in their rest pose. A warning says
-    where the target has one age and people are far from it.
+    the surface instead of copying joint angles, because the bodies differ in their rest pose. Warns if the
+    target has one age and people are far from it.
 
     Args:
         parameters: (*batch, ...) of the source.

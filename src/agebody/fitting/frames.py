@@ -19,12 +19,13 @@ from agebody.cameras import Camera
 from agebody.cameras.camera import expect_camera
 from agebody.checks import Weights, expect, expect_labels
 from agebody.engine.batched import own_precision
-from agebody.fitting.clips import Clips, read_start_sd
-from agebody.fitting.observed import UNKNOWN_AGE, read_observed
+from agebody.engine.trees import unflatten
+from agebody.fitting.clips import TERMS, Clips, read_start_sd
+from agebody.fitting.observed import UNKNOWN_AGE, Observed, read_observed
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.losses import MahalanobisPrior, MaxMixturePrior
 from agebody.optim.problem import Stage
-from agebody.optim.stages import Fit, join_fits
+from agebody.optim.stages import Fit, check_stages, fit_in_batches
 from agebody.parameters import BodyParameters, read_start
 
 Number = TypeVar("Number", float | Tensor, float | Tensor | None)
@@ -77,12 +78,12 @@ def fit_keypoints(
     """Fit bodies to keypoints in images: pose, place, shape and age per person.
 
     Finds the most probable person: minimizes ``½ Σ c² ρ((x - x_observed) / noise) + ½ |b|² + ½ E(θ) + ...``
-    with confidences c, by Levenberg-Marquardt on the points alone, without the mesh. The first stage begins
-    at the best of everyday poses seen from all sides, and at the best that faces the opposite way; the better
-    of both results goes on.
+    with confidences c, by Levenberg-Marquardt on the points alone, without the mesh. The first stage starts
+    from the best of everyday poses seen from all sides, and from the best that faces the opposite way; the
+    better result is kept.
 
-    One image tells the size of a person through proportions alone: a child near by looks like an adult far
-    away. Knowledge of the age (``age_offset``, ``age_class``, ``years``) or of the depth decides it.
+    One image determines the size of a person by proportions alone: a child near the camera looks like an
+    adult far away. A known age (``age_offset``, ``age_class``, ``years``) or depth resolves this.
 
     Args:
         body: an `SMPLA`, or a layer of one age; without ``smil=``. Terms of joints that it lacks, such as
@@ -105,7 +106,7 @@ def fit_keypoints(
         start: initial bodies, such as a network's, in place of the everyday poses.
         start_sd: how far the start may be off, which makes it evidence: standard deviations by group
             ("global_orient" and "body_pose" [rad], "betas", "age_offset", "transl" [m]), numbers or tensors
-            that broadcast to that part of the start. Groups without one are only where the fit begins.
+            that broadcast to that part of the start. Groups without one are only a starting point.
         stages: such as `AIONHMR`, or the faster `SMPLIFY`. The terms are "keypoints", "pose", "shape",
             "age", "limits", "hyperextension", "depth", "motion", and "start_betas" and so on.
         standard_errors: whether to compute them, which takes as long as two or three steps.
@@ -124,19 +125,8 @@ def fit_keypoints(
         given = read_observed(
             body, keypoints, camera, layout, weights, noise, ages, depth, depth_sd, age_prior
         )
-        batch = keypoints.shape[:-2]
-        if start is not None:
-            start = read_start(body, start, batch).map(lambda part: part[:, None])
-        alone = torch.ones_like(given.depth, dtype=torch.bool)[:, None]
-        evidence = read_start_sd(start, start_sd, batch, alone)
-        clips = Clips(body, given, alone, 1, None, pose_prior, evidence)
-        fit = _fit_in_batches(clips, stages, start, batch_size, standard_errors)
-        fit = fit._replace(parameters=fit.parameters.map(lambda part: part[:, 0]))
-        fit = fit._replace(error=fit.error[:, 0, 0], start_error=fit.start_error[:, 0, 0])
-        if fit.standard_errors is not None:
-            depth = fit.standard_errors.depth[:, 0]
-            fit = fit._replace(standard_errors=fit.standard_errors._replace(depth=depth))
-        return join_fits([fit], batch)
+        clips = given, keypoints.shape[:-2], (), None, None
+        return _fit(body, *clips, pose_prior, start, start_sd, stages, standard_errors, batch_size)
 
 
 def fit_sequence(
@@ -169,13 +159,13 @@ def fit_sequence(
     whose normal matrix is a chain of frames (`ChainQuadratic`): the time grows with T, not with its cube.
 
     The first stage fits every frame alone, from two views that face opposite ways. The sequence of these that
-    fits best and moves least is where the clip starts, so that no frame is left facing backwards. The last
+    fits best and moves least is where the clip starts, so that no frame faces backwards. The last
     stage also runs from frames that all stages fitted alone, and the cheaper result is kept.
     Of clips that ran out of steps, ``report.converged`` is false and ``report.stop`` is ``Stop.ITERATIONS``.
 
     - *Photographs* of one person at different times: ``motion_sd=None``.
-    - *Several cameras*: ``views=True`` and cameras with a pose, (V, ...) if they stand still. One moment is
-      T = 1.
+    - *Several cameras*: ``views=True`` and cameras with a pose, (V, ...) if they are static. A single moment
+      is T = 1.
 
     Args:
         body: as in `fit_keypoints`.
@@ -225,44 +215,55 @@ def fit_sequence(
         age_class = age_class[(..., *[None] * len(seen))].expand(*batch, *seen)
     ages = _per_image(age_offset, len(seen)), age_class, _per_image(years, len(seen))
     mean, sd = (_per_image(part, len(seen)) for part in age_prior)
-    counts = _read_lengths(lengths, batch, frames, body.device)
+    counts = _read_lengths(lengths, batch, frames)
     with torch.no_grad(), own_precision(body.device):
         given = read_observed(
             body, keypoints, camera, layout, weights, noise, ages, depth, depth_sd, (mean, sd)
         )
-        if start is not None:
-            flat = read_start(body, start, (*batch, frames))
-            start = flat.map(lambda part: part.unflatten(0, (-1, frames)))
-        present = torch.arange(frames, device=body.device) < counts[:, None]
-        evidence = read_start_sd(start, start_sd, (*batch, frames), present)
-        clips = Clips(body, given, present, math.prod(seen) // frames, motion_sd, pose_prior, evidence)
-        fit = _fit_in_batches(clips, stages, start, batch_size)
-        last = torch.arange(frames, device=body.device).minimum(counts[:, None] - 1)
-        clip = torch.arange(len(counts), device=body.device)[:, None]
-        fit = fit._replace(parameters=fit.parameters.map(lambda part: part[clip, last]))
-        images = len(counts), *seen
-        fit = fit._replace(error=fit.error.reshape(images), start_error=fit.start_error.reshape(images))
-        return join_fits([fit], batch)
+        clips = given, batch, seen, counts, motion_sd
+        return _fit(body, *clips, pose_prior, start, start_sd, stages, True, batch_size)
 
 
-def _fit_in_batches(
-    clips: Clips,
-    stages: Sequence[Stage],
+def _fit(
+    body: BodyModel,
+    given: Observed,
+    batch: torch.Size,
+    seen: Sequence[int],
+    counts: Int[Tensor, " C"] | None,
+    motion_sd: float | None,
+    pose_prior: MahalanobisPrior | MaxMixturePrior | None,
     start: BodyParameters | None,
+    start_sd: Mapping[str, float | Tensor] | None,
+    stages: Sequence[Stage],
+    standard_errors: bool,
     batch_size: int,
-    standard_errors: bool = True,
 ) -> Fit:
-    """Return fits (C, T, ...), with errors (C, T, V)."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
-    if not stages:
-        raise ValueError("stages: expected at least one")
-    count, frames = clips.present.shape
-    found = []
-    for rows in torch.arange(count, device=clips.present.device).split(max(1, batch_size // frames)):
-        begin = None if start is None else start.map(lambda part, rows=rows: part[rows])
-        found.append(clips.take(rows).fit(stages, begin, standard_errors))
-    return join_fits(found, (count,))
+    """Fit clips (*batch) whose images have the dimensions ``seen``: none, (T), or (T, V)."""
+    check_stages(stages, TERMS)
+    frames, lead = seen[0] if seen else 1, (*batch, *seen[:1])
+    full = torch.full((math.prod(batch),), frames, device=body.device)
+    counts = full if counts is None else counts.to(full)
+    if start is not None:
+        start = read_start(body, start, lead).map(lambda part: part.unflatten(0, (-1, frames)))
+    frame = torch.arange(frames, device=body.device)
+    present = frame < counts[:, None]
+    evidence = read_start_sd(start, start_sd, lead, present)
+    clips = Clips(body, given, present, math.prod(seen) // frames, motion_sd, pose_prior, evidence)
+
+    def fit_some(rows: Tensor) -> Fit:
+        begin = None if start is None else start.map(lambda part: part[rows])
+        return clips.take(rows).fit(stages, begin, standard_errors)
+
+    fit = fit_in_batches(fit_some, len(counts), batch_size, body.device, frames=frames)
+    clip, last = torch.arange(len(counts), device=body.device)[:, None], frame.minimum(counts[:, None] - 1)
+    errors = fit.standard_errors and unflatten(fit.standard_errors, batch)
+    return Fit(
+        unflatten(fit.parameters.map(lambda part: part[clip, last].flatten(0, 1)), lead),
+        unflatten(fit.report, batch),
+        fit.error.reshape((*batch, *seen)),
+        fit.start_error.reshape((*batch, *seen)),
+        errors and errors._replace(depth=errors.depth.reshape(lead)),
+    )
 
 
 def _per_image(value: Number, dims: int) -> Number:
@@ -270,12 +271,10 @@ def _per_image(value: Number, dims: int) -> Number:
     return value[(..., *[None] * dims)] if isinstance(value, Tensor) else value
 
 
-def _read_lengths(
-    lengths: Tensor | None, batch: torch.Size, frames: int, device: torch.device
-) -> Int[Tensor, " C"]:
+def _read_lengths(lengths: Tensor | None, batch: torch.Size, frames: int) -> Int[Tensor, " C"] | None:
     if lengths is None:
-        return torch.full((math.prod(batch),), frames, device=device)
+        return None
     expect_labels("lengths", lengths, batch)
     if not ((lengths >= 1) & (lengths <= frames)).all():
         raise ValueError(f"lengths: expected 1 to {frames}, the number of frames")
-    return lengths.to(device).long().reshape(-1)
+    return lengths.long().reshape(-1)

@@ -31,7 +31,7 @@ CARRIES = 1e-3
 
 
 class CarriedPoints(nn.Module):
-    """Points of a body as its joints carry them.
+    """Points of a body as sums over its joints.
 
     A point is ``sum_j G_j m_j``. Its moments m_j are affine in the identity's coefficients (1, betas, age
     templates), and so are the places of the joints once their rotations are known.
@@ -113,12 +113,6 @@ class Known(NamedTuple):
     bounds: float | Float[Tensor, "B N"] = math.inf
     """Largest absolute value of each coefficient; 0 fixes it."""
 
-    def take(self, rows: Tensor | slice) -> Known:
-        """Select some bodies."""
-        betas, age, bounds = self
-        bounds = bounds[rows] if isinstance(bounds, Tensor) else bounds
-        return Known(None if betas is None else betas[rows], age[rows], bounds)
-
 
 def turn_towards(
     carried: CarriedPoints,
@@ -128,7 +122,7 @@ def turn_towards(
     *,
     prior: float,
 ) -> Float[Tensor, "B J 3 3"]:
-    """Find the world rotation of each joint, by Procrustes over the points that it carries.
+    """Find the world rotation of each joint, by Procrustes over the points that move with it.
 
     Rotations that these do not determine (a twist about a bone, or all) follow the parent; for the root, the
     trunk.

@@ -12,11 +12,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from agebody.body import SMPLA, BodyModel
+from agebody.body import BodyModel
 from agebody.body.model import expect_body
-from agebody.checks import broadcast, expect_numbers
+from agebody.checks import broadcast, expect_numbers, flatten
 from agebody.engine.batched import own_precision
 from agebody.engine.deform import age_coefficients
+from agebody.engine.trees import unflatten
 from agebody.measure.definitions import MEASUREMENTS, Definition
 from agebody.measure.measurements import Measurements
 from agebody.optim.least_squares import minimize
@@ -85,8 +86,8 @@ def fit_measurements(
 
     Minimizes ``Σ_m weight_m ((measured_m - target_m) / sd)² + |b|²``: the most probable bodies, which stay at
     the mean shape where the measurements leave it open. Where targets contradict one another or lie outside
-    the shape space, the fit is a compromise, and reports which targets are missed. Shapes are not bounded:
-    ``sd`` says how improbable they are.
+    the shape space, the result is a compromise, and the report lists missed targets. Shapes are not bounded:
+    ``sd`` measures how improbable they are.
 
     Growth changes its direction at each age template. So bodies are fitted by Levenberg-Marquardt between
     every two templates that suit the mean shape, and between all of them where a target is missed; the best
@@ -113,8 +114,9 @@ def fit_measurements(
         found = [problem.solve(part, tolerance, max_iterations) for part in rows.split(_BATCH)]
     betas, age, achieved, converged = (torch.cat(parts) for parts in zip(*found, strict=True))
     residual = torch.where(problem.weights > 0, achieved - problem.targets, 0)
-    parts = betas, age, achieved, residual, residual.abs() <= tolerance, converged, betas.norm(dim=-1)
-    return MeasurementFit(problem.names, *(part.reshape((*problem.batch, *part.shape[1:])) for part in parts))
+    met, away = residual.abs() <= tolerance, betas.norm(dim=-1)
+    fit = MeasurementFit(problem.names, betas, age, achieved, residual, met, converged, away)
+    return unflatten(fit, problem.batch)
 
 
 class _Problem:
@@ -130,8 +132,7 @@ class _Problem:
         age_bounds: tuple[float, float] | None,
         definitions: Mapping[str, Definition] | None,
     ) -> None:
-        if isinstance(expect_body(body), SMPLA) and body.infant is not None:
-            raise ValueError("body: expected one body; this layer has a second one (smil=) for infants")
+        expect_body(body, single=True)
         if age_offset is not None and not body.age_anchors:
             raise ValueError("age_offset: this body has one age")
         if not sd > 0:
@@ -157,13 +158,10 @@ class _Problem:
         known_age = {} if age_offset is None else read(age_offset=age_offset)
         self.batch = broadcast(**{name: v.shape for name, v in {**values, **shares, **known_age}.items()})
 
-        def flat(tensor: Tensor) -> Tensor:
-            return tensor.expand(self.batch).reshape(-1)
-
         if not all(part.isfinite().all() for part in known_age.values()):
             raise ValueError("age_offset: expected finite numbers")
-        self.weights = torch.stack([flat(v) for v in shares.values()], -1)
-        self.targets = torch.stack([flat(v) for v in values.values()], -1)
+        self.weights = torch.stack([flatten(v, self.batch, 0) for v in shares.values()], -1)
+        self.targets = torch.stack([flatten(v, self.batch, 0) for v in values.values()], -1)
         if not (torch.isfinite(self.weights) & (self.weights >= 0)).all():
             raise ValueError("weights: expected finite numbers of 0 or more")
         self.targets = torch.where(self.weights > 0, self.targets, 0)
@@ -173,7 +171,7 @@ class _Problem:
                 raise ValueError(
                     f"targets[{name!r}]: expected metres, above 0 and up to {_LONGEST:g}, got {wrong[0]:g}"
                 )
-        self.age = None if age_offset is None else flat(known_age["age_offset"])
+        self.age = None if age_offset is None else flatten(known_age["age_offset"], self.batch, 0)
         knots = (0.0, *self.anchors)
         low, high = (min(knots), max(knots)) if age_bounds is None else age_bounds
         if not low <= high:

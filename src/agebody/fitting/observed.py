@@ -8,14 +8,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from scipy.linalg import block_diag
 from torch import Tensor, nn
 
 from agebody.age import AGE_CLASSES, UNKNOWN, AgeCurve, parse_ages
 from agebody.body import BodyModel
 from agebody.cameras import Camera
-from agebody.checks import apply_mask, expand_weights, expect, expect_numbers, expect_weights
+from agebody.checks import (
+    apply_mask,
+    expand_to,
+    expect,
+    expect_numbers,
+    flatten,
+    read_confidences,
+)
 from agebody.fitting.whole_body import coarse_weights, noise_shares
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.losses import MahalanobisPrior, MaxMixturePrior, joint_limits_prior
@@ -47,7 +54,7 @@ MIN_POINTS = 4
 
 
 class Observed(NamedTuple):
-    """What is known of B people."""
+    """Observations of B people, and what is known of their age and depth."""
 
     keypoints: Float[Tensor, "B K 2"]
     weights: Float[Tensor, "B K"]
@@ -60,11 +67,6 @@ class Observed(NamedTuple):
     layout: KeypointLayout
     has_depth: bool
     """Whether any depth of the whole batch is known, also where these are some of its people."""
-
-    def take(self, rows: Int[Tensor, " R"]) -> Observed:
-        """Return the people with these indices, which may repeat."""
-        parts = {name: part[rows] for name, part in self._asdict().items() if isinstance(part, Tensor)}
-        return self._replace(camera=self.camera.map(lambda part: part[rows]), **parts)
 
     def errors(self, points: Float[Tensor, "B K 3"]) -> Float[Tensor, " B"]:
         """Return mean distances in the image, weighted by confidence [pixels]."""
@@ -94,15 +96,12 @@ def read_observed(
             f"got {keypoints.dtype} on {keypoints.device}"
         )
     batch = keypoints.shape[:-2]
-    trust = expand_weights(keypoints.new_ones(()) if weights is None else weights, keypoints.shape[:-1])
-    assert trust is not None  # as weights were given
-    trust = trust.to(keypoints)
-    expect_weights(trust, wait=True)
+    trust = read_confidences(weights, keypoints[..., 0])
     seen = apply_mask(keypoints, trust, 1)
     if not seen.isfinite().all():
         raise ValueError("keypoints: expected finite pixels where the weights are not zero")
     lens = camera.to(keypoints).expand(*batch)
-    lens = lens.map(lambda part: part.reshape(-1, *part.shape[len(batch) :]))
+    lens = lens.map(lambda part: flatten(part, batch, part.dim() - len(batch)))
     shares = noise_shares(body, layout)
     if noise is None:
         extent = _extent(seen, coarse_weights(trust, shares))
@@ -118,12 +117,12 @@ def read_observed(
     if not ((known_sd > 0) & known_sd.isfinite()).all():
         raise ValueError("depth_sd: expected a standard deviation above 0 [m]")
     return Observed(
-        seen.reshape(-1, *seen.shape[-2:]),
-        trust.reshape(-1, seen.shape[-2]),
-        noise.reshape(-1, seen.shape[-2]),
-        _read_ages(body, *ages, age_prior, batch, keypoints).reshape(-1, 4),
-        known.reshape(-1),
-        known_sd.reshape(-1),
+        flatten(seen, batch, 2),
+        flatten(trust, batch, 1),
+        flatten(noise, batch, 1),
+        flatten(_read_ages(body, *ages, age_prior, batch, keypoints), batch, 1),
+        flatten(known, batch, 0),
+        flatten(known_sd, batch, 0),
         lens,
         layout,
         has_depth=not bool(known.isnan().all()),
@@ -178,13 +177,7 @@ def _extent(
 
 
 def _numbers(name: str, value: float | Tensor, batch: torch.Size, like: Tensor) -> Float[Tensor, "*batch"]:
-    value = expect_numbers(name, value, like)
-    try:
-        return value.expand(batch)
-    except RuntimeError:
-        raise ValueError(
-            f"{name}: expected a shape that broadcasts to {tuple(batch)}, got {tuple(value.shape)}"
-        ) from None
+    return expand_to(name, expect_numbers(name, value, like), batch)
 
 
 def pose_prior_of(

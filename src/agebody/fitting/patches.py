@@ -1,4 +1,4 @@
-"""Vertices of a mesh grouped in patches, whose centers are points of a body."""
+"""Patches of mesh vertices, whose centers are keypoints of a body."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from agebody.keypoints import KeypointLayout
 from agebody.mesh.topology import TopologyMap
 
 PATCHES = 200
-"""About how many patches of vertices stand for a mesh."""
+"""Approximate number of patches per mesh."""
 MIN_PATCHES = 5
 """Per part that one joint moves."""
 

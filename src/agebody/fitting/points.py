@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from agebody.body import BodyModel
 from agebody.body.model import expect_body
-from agebody.checks import Weights, apply_mask, expand_weights, expect, expect_weights, safe_norm
+from agebody.checks import Weights, apply_mask, expect, flatten, read_confidences, safe_norm
 from agebody.engine.batched import own_precision
+from agebody.engine.trees import put_rows, take_rows, unflatten, where_rows
 from agebody.fitting.inverse_kinematics import (
     PARENT_PRIOR,
     ROUGH_SD,
@@ -41,7 +41,7 @@ from agebody.optim.least_squares import Stop
 from agebody.optim.limits import JointLimitPrior
 from agebody.optim.motion import Motion
 from agebody.optim.problem import Stage
-from agebody.optim.stages import BETA_BOUND, Fit, FitReport, fit_bodies, join_fits, select_rows
+from agebody.optim.stages import BETA_BOUND, Fit, FitReport, fit_bodies, fit_in_batches
 from agebody.optim.state import Term
 from agebody.optim.terms import Points, RestPosePrior, ShapePrior
 from agebody.parameters import BodyParameters
@@ -83,11 +83,11 @@ def fit_points(
     """Fit bodies to points in space: joints, or any keypoints.
 
     Finds the most probable body, ``½ Σ w |x - x_given|² / sd² + ½ |b|² + ½ |θ|²`` with the angles θ of the
-    pose [rad]. The last term determines what points cannot: joints alone do not tell how a head or a forearm
-    is twisted about its own axis, so it is twisted as little as possible. Angles beyond the ranges of motion
-    of the age cost besides, ``½ (excess / 0.1 rad)²``. Betas stay within 5 standard deviations.
+    pose [rad]. The last term regularises what points leave open: joints do not determine the twist of
+    a head or a forearm about its own axis, which is therefore minimal. Angles beyond the ranges of motion of
+    the age add ``½ (excess / 0.1 rad)²``. Betas stay within 5 standard deviations.
 
-    The start is found in closed form: rotations by Procrustes over the points that each joint carries, then
+    The start is found in closed form: rotations by Procrustes over the points of each joint, then
     the identity over all ages; alternating, three times. Levenberg-Marquardt refines it.
 
     Args:
@@ -110,11 +110,11 @@ def fit_points(
     Raises:
         AssetError: the body lacks points of the layout.
     """
-    expect_body(body)
+    expect_body(body, single=True)
     layout = get_layout(layout)
     with torch.no_grad(), own_precision(body.device):
         given = _read(body, "points", points, len(layout), weights, betas, age_offset, sd, layout)
-        carried = _carried(body, layout)
+        carried = body.for_layout(layout, CarriedPoints)
 
         find = partial(body.keypoints, layout)
 
@@ -135,7 +135,7 @@ def fit_points(
             )
             return part.fit(*_refine(problem, start), start, find)
 
-        return _fit_in_batches(given, fit, batch_size)
+        return given.in_batches(fit, batch_size)
 
 
 def fit_vertices(
@@ -163,7 +163,7 @@ def fit_vertices(
             they are the body's own. The fit is as exact as without: the map is of the body, not of the mesh.
         max_iterations: as in `fit_points`; where weights differ, all passes are made three times.
     """
-    expect_body(body)
+    expect_body(body, single=True)
     with torch.no_grad(), own_precision(body.device):
         if not isinstance(topology, TopologyMap | None):
             got = type(topology).__name__
@@ -177,7 +177,7 @@ def fit_vertices(
         given = _read(body, "vertices", vertices, count, weights, betas, age_offset, sd)
         patches = find_patches(body.asset, topology)
         patches = patches._replace(owner=patches.owner.to(body.device))
-        carried = _carried(body, patches.layout)
+        carried = body.for_layout(patches.layout, CarriedPoints)
 
         def find(*parameters: BodyParameters, **pose: Any) -> Tensor:
             mesh = body(*parameters, **pose).vertices
@@ -188,7 +188,7 @@ def fit_vertices(
                 return patches.centers(mesh, part.weights)
 
             def target(guess: BodyParameters) -> Tensor:
-                """Centers of whole patches: as far from the guess's as what is seen of them is from it."""
+                """Centers of whole patches: those of the guess, moved like the visible part of each patch."""
                 mesh = find(guess)
                 return patches.centers(mesh) + centers(part.points) - centers(mesh)
 
@@ -214,7 +214,7 @@ def fit_vertices(
                 report = report._replace(iterations=before + report.iterations)
             return part.fit(parameters, report, start, find)
 
-        return _fit_in_batches(given, fit, batch_size)
+        return given.in_batches(fit, batch_size)
 
 
 class _Given(NamedTuple):
@@ -229,13 +229,14 @@ class _Given(NamedTuple):
     """Whether all points of weight above 0 are finite."""
     batch: torch.Size
 
-    def take(self, rows: Tensor) -> _Given:
-        """Return some of the bodies."""
-        points, weights, known, mean, finite, batch = self
-        return _Given(points[rows], weights[rows], known.take(rows), mean[rows], finite[rows], batch)
+    def in_batches(self, fit: Callable[[_Given], Fit], batch_size: int) -> Fit:
+        """Return all fits, given a function of some of the bodies."""
+        device = self.points.device
+        whole = fit_in_batches(lambda rows: fit(take_rows(self, rows)), len(self.points), batch_size, device)
+        return unflatten(whole, self.batch)
 
     def fit(self, parameters: BodyParameters, report: FitReport, start: BodyParameters, find: Any) -> Fit:
-        """Return the result, moved back from the mean, with what is no fit marked."""
+        """Return the result, moved back from the mean, with failed fits flagged."""
         total = self.weights.sum(1)
 
         def error(found: BodyParameters) -> Tensor:
@@ -263,30 +264,20 @@ def _read(
     layout: KeypointLayout | None = None,
 ) -> _Given:
     expect(name, points, count, 3)
-    if getattr(body, "infant", None) is not None:
-        raise ValueError("body: expected one body, got two with a switch between them (smil=)")
     if not (math.isfinite(sd) and sd > 0):
         raise ValueError(f"sd: expected a length above 0 [m], got {sd}")
     if age_offset is not None and not body.age_anchors:
         raise ValueError("age_offset: this body has one age")
     batch = points.shape[:-2]
 
-    def flat(tensor: Tensor, *entry: int) -> Tensor:
-        whole = tensor.detach().to(body.dtype).expand((*batch, *entry))
-        return whole.reshape(math.prod(batch), *entry)
+    def flat(tensor: Tensor, entry_dims: int) -> Tensor:
+        return flatten(tensor.detach().to(body.dtype), batch, entry_dims)
 
-    weights = expand_weights(weights, points.shape[:-1])
-    confidence = points.new_ones(points.shape[:-1]) if weights is None else weights
-    confidence = confidence.to(body.dtype)
-    expect_weights(confidence, wait=True)
+    confidence = read_confidences(weights, points[..., 0])
     try:
-        known_betas = (
-            None
-            if betas is None
-            else flat(expect("betas", betas, body.num_coefficients), body.num_coefficients)
-        )
-        age = torch.as_tensor(torch.nan if age_offset is None else age_offset, device=body.device)
-        known_age = flat(age)
+        known_betas = None if betas is None else flat(expect("betas", betas, body.num_coefficients), 1)
+        known_age = torch.nan if age_offset is None else age_offset
+        known_age = flat(torch.as_tensor(known_age, device=body.device), 0)
     except RuntimeError:
         raise ValueError(
             f"betas, age_offset: expected leading dimensions that broadcast to {tuple(batch)}"
@@ -295,8 +286,8 @@ def _read(
         raise ValueError("betas: expected finite numbers")
     if known_age.isinf().any():
         raise ValueError("age_offset: expected finite numbers, and NaN where it is not known")
-    confidence = flat(confidence, count)
-    seen = apply_mask(flat(points, count, 3), confidence, 1)
+    confidence = flat(confidence, 1)
+    seen = apply_mask(flat(points, 2), confidence, 1)
     finite = seen.isfinite().flatten(1).all(1)
     confidence = torch.where(finite[:, None], confidence, 0)
     seen = apply_mask(seen, confidence, 1)
@@ -310,13 +301,6 @@ def _read(
         )
     bounds = BETA_BOUND if layout is None else coefficient_bounds(body, layout, confidence)
     return _Given(centered, confidence, Known(known_betas, known_age, bounds), mean, finite, batch)
-
-
-def _fit_in_batches(given: _Given, fit: Callable[[_Given], Fit], batch_size: int) -> Fit:
-    if batch_size < 1:
-        raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
-    rows = torch.arange(len(given.points), device=given.points.device)
-    return join_fits([fit(given.take(part)) for part in rows.split(batch_size)], given.batch)
 
 
 def _closed_form(
@@ -356,7 +340,7 @@ def _closed_form(
         better = error < least
         least = torch.where(better, error, least)
         guess = to_parameters(carried, rotations, identity)
-        best = BodyParameters(*map(partial(select_rows, better), guess, best))
+        best = where_rows(better, guess, best)
     return best
 
 
@@ -380,9 +364,8 @@ class _Problem(NamedTuple):
 
     def take(self, rows: Tensor) -> _Problem:
         """Return the problem of some bodies."""
-        return self._replace(
-            target=self.target[rows], weights=self.weights[rows], known=self.known.take(rows)
-        )
+        target, weights, known = take_rows((self.target, self.weights, self.known), rows)
+        return self._replace(target=target, weights=weights, known=known)
 
 
 def _refine(problem: _Problem, start: BodyParameters) -> tuple[BodyParameters, FitReport]:
@@ -413,11 +396,15 @@ def _refine(problem: _Problem, start: BodyParameters) -> tuple[BodyParameters, F
         if not len(near):
             continue
         below = (beyond < 0)[near]
-        side = parameters.map(lambda part, near=near: part[near])
+        side = take_rows(parameters, near)
         side = side._replace(age_offset=torch.where(below, kink + BESIDE_KINK, kink - BESIDE_KINK))
         bounds = torch.where(below, kink, low), torch.where(below, high, kink)
         other = _descend(problem.take(near), side, bounds, *last)
-        parameters, report = _replace_where_cheaper((parameters, report), near, other)
+        cheaper = other[1].cost < report.cost[near]
+        iterations = report.iterations.index_add(0, near, other[1].iterations)
+        better = take_rows(other, cheaper)
+        parameters, report = put_rows((parameters, report), near[cheaper], better)
+        report = report._replace(iterations=iterations)
     return parameters, report
 
 
@@ -452,8 +439,8 @@ def _descend(
 def _within_limits(body: BodyModel, parameters: BodyParameters) -> Float[Tensor, "B J 3"]:
     """Return the pose with each joint within its range of motion.
 
-    Few points determine a rotation badly, and with bones of other lengths than the body's, wrongly: a neck
-    turned the wrong way round may meet them better than one that is not, and no step leads back.
+    Few points determine a rotation badly, and wrongly if the bones' lengths differ from the body's: a neck
+    turned backwards may fit them better, and is a local minimum.
     """
     limits = joint_limits(body.asset.joint_names[1:], age_offset=parameters.age_offset)
     return matrix_to_axis_angle(clamp_to_limits(axis_angle_to_matrix(parameters.body_pose), limits))
@@ -468,21 +455,3 @@ def _identity(problem: _Problem, parameters: BodyParameters) -> Identity:
     return solve_identity(
         carried, directions, problem.target - base, problem.weights, problem.known, sd=problem.sd
     )
-
-
-def _replace_where_cheaper(
-    fits: tuple[BodyParameters, FitReport], rows: Tensor, others: tuple[BodyParameters, FitReport]
-) -> tuple[BodyParameters, FitReport]:
-    """Return the fits, with some replaced by others where these cost less; steps add up in any case."""
-    iterations = fits[1].iterations.index_add(0, rows, others[1].iterations)
-    cheaper = others[1].cost < fits[1].cost[rows]
-
-    def put(old: Tensor, new: Tensor) -> Tensor:
-        return old.index_put((rows[cheaper],), new[cheaper])
-
-    parameters, report = tree_map(put, fits, others)
-    return parameters, report._replace(iterations=iterations)
-
-
-def _carried(body: BodyModel, layout: KeypointLayout) -> CarriedPoints:
-    return body.for_layout(layout, CarriedPoints)

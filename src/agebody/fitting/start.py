@@ -23,7 +23,7 @@ from agebody.people.poses import POSES, pose
 from agebody.rotations import from_matrix
 
 PROTOTYPES = ("standing", "walking", "cheering", "sitting", "crawling", "lying")
-"""Poses that are tried, each without its rotation of the whole body."""
+"""Candidate poses, without their global rotation."""
 
 DEPTHS = (0.2, 200.0)
 """Nearest and farthest start [m]."""
@@ -165,10 +165,15 @@ def starts_in_world(
     if isinstance(prior, MahalanobisPrior):  # everyday poses say nothing of hands
         free = {*names} if joints is None else {*joints}
         unseen = [j for j, name in enumerate(names) if name not in free or name in prior_alone(body)]
-        mean = placed.body_pose.new_zeros(3 * len(names))
-        mean[prior.columns] = prior.mean
-        placed.body_pose[:, unseen] = mean.unflatten(0, (-1, 3))[unseen]
+        placed.body_pose[:, unseen] = mean_pose(prior, body)[unseen]
     return to_world(body, placed, cameras)
+
+
+def mean_pose(prior: MahalanobisPrior, body: BodyModel) -> Float[Tensor, "J 3"]:
+    """Return the mean pose of a prior of all of a body's joints; zero for joints without a prior."""
+    mean = torch.zeros(3 * (body.num_joints - 1), dtype=body.dtype, device=body.device)
+    mean[prior.columns] = prior.mean.to(mean)
+    return mean.unflatten(0, (-1, 3))
 
 
 def to_world(body: BodyModel, parameters: BodyParameters, camera: Camera) -> BodyParameters:
@@ -183,7 +188,7 @@ def to_world(body: BodyModel, parameters: BodyParameters, camera: Camera) -> Bod
 
 
 def to_camera_space(body: BodyModel, parameters: BodyParameters, camera: Camera) -> BodyParameters:
-    """Return the same bodies in camera coordinates, which do not tell where the camera stood."""
+    """Return the same bodies in camera coordinates, which do not depend on the camera's pose."""
     if camera.rotation is None and camera.translation is None:
         return parameters
     pose = camera.to(parameters.transl).world_to_camera
@@ -198,7 +203,7 @@ def move_to_rays(
     camera: Camera,
     starts: BodyParameters,
 ) -> BodyParameters:
-    """Return starts (count * B, ...) moved to where the rays of several cameras meet."""
+    """Return starts (count * B, ...) moved to the intersection of the rays of several cameras."""
     points, confidence = triangulate(keypoints, weights, camera)
     own = body.keypoints(layout, starts)
     count = len(own) // len(points)

@@ -1,4 +1,4 @@
-"""Hands and faces in fits: noise of their points, and who shows a face."""
+"""Hands and faces in fits: noise of their points, and the visibility of faces."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HAND_NOISE, FACE_NOISE = 1 / 3, 1 / 4
 standard deviations by which COCO-WholeBody weighs errors (Jin et al., ECCV 2020)."""
 
 FACE_POINTS = 4
-"""Points of the face that a person must show for an expression to be fitted."""
+"""Minimum number of visible points of the face for fitting an expression."""
 
 FACE = frozenset((*FACE51, *CONTOUR17))
 """Names of the points of a face."""
@@ -29,7 +29,7 @@ _HANDS = frozenset(LAYOUTS["coco133"].names[91:]) | frozenset(
 def noise_shares(body: BodyModel, layout: KeypointLayout) -> Float[Tensor, " K"]:
     """Return the noise of each point over that of the body's points, which is 1.
 
-    A body without fingers, or with a face that does not move, errs by more than its detector.
+    For a body without fingers, or with a rigid face, the model's error exceeds the detector's.
     """
     parts = body.asset.pose_parts
     hands, face = any("hand" in name for name in parts), "jaw" in parts or body.num_expression > 0
@@ -43,9 +43,9 @@ def noise_shares(body: BodyModel, layout: KeypointLayout) -> Float[Tensor, " K"]
 def coarse_weights(
     weights: Float[Tensor, "*batch K"], shares: Float[Tensor, " K"]
 ) -> Float[Tensor, "*batch K"]:
-    """Return the weights of the points that say where a body is: without hands and face, if others are seen.
+    """Return weights without those of hands and face, if enough other points are visible.
 
-    Of COCO's 133 points, 110 are of face and hands; a box, or a start, that counts them alike is theirs.
+    Of COCO's 133 points, 110 are of face and hands, and would dominate boxes and starts.
     """
     coarse = torch.where(shares == 1, weights, 0)
     enough = (coarse > 0).sum(-1, keepdim=True) >= FACE_POINTS
@@ -55,7 +55,7 @@ def coarse_weights(
 def coefficient_bounds(
     body: BodyModel, layout: KeypointLayout, seen: Float[Tensor, "C *points K"]
 ) -> float | Float[Tensor, "C N"]:
-    """Return the largest absolute value of each coefficient: 0 for the expression of who shows no face."""
+    """Return the largest absolute value of each coefficient: 0 for the expression without a visible face."""
     if not body.num_expression:
         return BETA_BOUND
     face = torch.tensor([name in FACE for name in layout.names], device=seen.device)
@@ -66,7 +66,7 @@ def coefficient_bounds(
 
 
 def prior_alone(body: BodyModel) -> frozenset[str]:
-    """Return the joints of hands and face, of whose angles everyday poses say nothing."""
+    """Return the joints of hands and face, which the everyday poses leave at rest."""
     parts = body.asset.pose_parts
     joints = body.asset.joint_names[1:]
     return frozenset(name for part, rows in parts.items() if part != "body" for name in joints[rows])

@@ -15,13 +15,13 @@ from agebody.checks import (
     expand_weights,
     expect,
     expect_choice,
+    flatten,
     reduce,
     safe_norm,
 )
 from agebody.engine.backend import BackendName
 from agebody.mesh.collisions import Exclusions, find_collisions
 from agebody.mesh.penetrations import find_penetrations, offsets
-from agebody.mesh.search import flatten_batch
 
 DepthForm = Literal["squared", "linear"]
 
@@ -66,7 +66,7 @@ def self_intersection_loss(
     found = find_collisions(
         vertices, faces, exclude=exclude, max_collisions=max_collisions, backend=backend
     ).pairs
-    bodies, pairs = flatten_batch(vertices, 2), flatten_batch(found, 2)
+    bodies, pairs = flatten(vertices, None, 2), flatten(found, None, 2)
     body, row = (pairs[..., 0] >= 0).nonzero(as_tuple=True)
     first, second = (bodies[body[:, None], faces[pairs[body, row, side]]] for side in (0, 1))
     fields = torch.cat(
@@ -116,7 +116,7 @@ def person_intersection_loss(
     offset = offsets(vertices, faces, found)
     depth = (offset * offset).sum(-1) if form == "squared" else safe_norm(offset)
     nothing = _not_finite(vertices)
-    terms = flatten_batch(nothing[..., None] + nothing[..., None, :], 2)
+    terms = flatten(nothing[..., None] + nothing[..., None, :], None, 2)
     terms = terms.index_put((found.image, found.person, found.other), depth, accumulate=True)
     others = ~torch.eye(people, dtype=torch.bool, device=vertices.device)
     pairs = others if weights is None else others * weights[..., None] * weights[..., None, :]

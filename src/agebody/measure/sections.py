@@ -11,6 +11,7 @@ from torch import Tensor
 
 from agebody.checks import broadcast, expect, expect_dtype, safe_norm
 from agebody.engine.batched import own_precision
+from agebody.mesh.closest import rows_of
 from agebody.mesh.search import expect_faces
 
 TAPE_DIRECTIONS = 240
@@ -72,8 +73,7 @@ def plane_section(
     lone = torch.where(a == b, 2, torch.where(a == c, 1, 0))
     turned = (lone[..., None] + torch.arange(3, device=lone.device)) % 3
     corners, corner_height = corners.gather(-1, turned), corner_height.gather(-1, turned)
-    corner = vertices.gather(-2, corners.flatten(-2)[..., None].expand(*corners.shape[:-2], -1, 3))
-    corner = corner.unflatten(-2, (-1, 3))
+    corner = rows_of(vertices, corners.flatten(-2)).unflatten(-2, (-1, 3))
     # The edges from the lone corner to the next and to the one before it, in the triangle's orientation.
     onward, back = (_crossing(corner, corner_height, cut, other) for other in (1, 2))
     lone_above = above.gather(-1, lone[..., None])
@@ -118,8 +118,7 @@ def _tape_length(section: Section, normal: Float[Tensor, "*#batch 3"]) -> Float[
     with own_precision(points.device):
         reach = torch.stack([angles.cos(), angles.sin()], -1) @ flat.mT
     farthest = reach.argmax(-1)
-    points = points.expand(*farthest.shape[:-1], -1, -1)
-    corners = points.gather(-2, farthest[..., None].expand(*farthest.shape, 3))
+    corners = rows_of(points, farthest)
     return safe_norm(corners - corners.roll(1, -2)).sum(-1)
 
 

@@ -16,9 +16,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from agebody.assets.asset import BodyAsset, expect_asset
-from agebody.checks import expect_integers
+from agebody.checks import expect_integers, flatten
 from agebody.engine.backend import BackendName
-from agebody.mesh.search import check_mesh, expect_ids, flatten_batch
+from agebody.engine.trees import unflatten
+from agebody.mesh.search import check_mesh, expect_ids
 
 TOUCHING_PARTS = (
     ("spine3", "left_shoulder"),
@@ -157,7 +158,7 @@ def find_collisions(
     """
     vertices, faces = check_mesh(vertices, faces)
     batch = vertices.shape[:-2]
-    bodies = flatten_batch(vertices.detach(), 2)
+    bodies = flatten(vertices.detach(), None, 2)
     if exclude is None:
         exclude = Exclusions.of_pairs(faces.new_zeros(0, 2), len(faces))
     elif len(exclude.parts) != len(faces):
@@ -183,7 +184,7 @@ def find_collisions(
         )
     empty = torch.arange(keys.shape[1], device=keys.device) >= count[:, None]
     pairs = torch.stack([keys // len(faces), keys % len(faces)], -1).masked_fill(empty[..., None], -1)
-    return Collisions(pairs.reshape(*batch, *pairs.shape[1:]), count.reshape(batch))
+    return unflatten(Collisions(pairs, count), batch)
 
 
 def _related(asset: BodyAsset, within: int, touching: Iterable[tuple[str, str]]) -> Bool[Tensor, "J J"]:

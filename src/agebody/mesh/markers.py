@@ -126,7 +126,7 @@ class MarkerSet(ExactBuffers):
         """Choose markers on a body, and solve for the matrix, in closed form.
 
         Meshes are divided by their size, so a newborn counts as much as an adult. Each marker is the vertex
-        that explains most of what the ones before it leave open, and the matrix is the least squares solution
+        that explains most of the remaining variance, and the matrix is the least squares solution
         with rows that add up to 1.
 
         Args:

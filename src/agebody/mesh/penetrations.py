@@ -11,10 +11,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from agebody.checks import apply_mask, expand_weights, expect, safe_norm
+from agebody.checks import apply_mask, expand_weights, expect, flatten, safe_norm
 from agebody.engine.backend import BackendName
+from agebody.engine.trees import unflatten
 from agebody.mesh.closest import closest_barycentric, closest_faces, interpolate
-from agebody.mesh.search import check_mesh, check_points, flatten_batch
+from agebody.mesh.search import check_mesh, check_points
 
 
 class Penetration(NamedTuple):
@@ -65,7 +66,7 @@ def winding_number(
     """
     points, vertices, faces = check_points(points, vertices, faces)
     numbers = torch.ops.agebody.winding_numbers(
-        flatten_batch(points.detach(), 2), flatten_batch(vertices.detach(), 2), faces, backend
+        flatten(points.detach(), None, 2), flatten(vertices.detach(), None, 2), faces, backend
     )
     return numbers.reshape(points.shape[:-1])
 
@@ -91,10 +92,10 @@ def contains(
     Source: Barill et al., SIGGRAPH 2018.
     """
     points, vertices, faces = check_points(points, vertices, faces)
-    meshes = flatten_batch(vertices.detach(), 2)
+    meshes = flatten(vertices.detach(), None, 2)
     each = torch.arange(len(meshes), device=meshes.device)
     inside = torch.ops.agebody.inside_meshes(
-        flatten_batch(points.detach(), 2), meshes, faces, each, each, backend
+        flatten(points.detach(), None, 2), meshes, faces, each, each, backend
     )
     return inside.reshape(points.shape[:-1])
 
@@ -130,7 +131,7 @@ def penetration(
     deep = safe_norm(offsets(vertices, faces, found))
     depth = vertices.new_zeros(shape).index_put(where, deep)
     face = torch.full(shape, -1, device=vertices.device).index_put(where, found.face)
-    return Penetration(*(t.reshape(*batch, *shape[1:]) for t in (depth, face >= 0, face)))
+    return unflatten(Penetration(depth, face >= 0, face), batch)
 
 
 def find_penetrations(
@@ -147,7 +148,7 @@ def find_penetrations(
     vertices = expect("vertices", vertices, None, None, 3)
     vertices, faces = check_mesh(vertices, faces)
     people = vertices.shape[-3]
-    bodies = flatten_batch(vertices.detach(), 2)
+    bodies = flatten(vertices.detach(), None, 2)
     present = bodies.isfinite().all(-1).all(-1)
     weights = expand_weights(weights, vertices.shape[:-2])
     if weights is not None:
@@ -175,7 +176,7 @@ def offsets(
 
     Differentiable in both.
     """
-    people = flatten_batch(vertices, 3)
+    people = flatten(vertices, None, 3)
     corners = faces.to(vertices.device).long()[found.face]
     triangles = people[found.image[:, None], found.other[:, None], corners]
     points = people[found.image, found.person, found.vertex]

@@ -43,11 +43,6 @@ def triangles_meet(
     return meet
 
 
-def flatten_batch(tensor: Tensor, dims: int) -> Tensor:
-    """Flatten all dimensions before the last ``dims`` into one, also if they are none or empty."""
-    return tensor.reshape(tensor.shape[:-dims].numel(), *tensor.shape[-dims:])
-
-
 def check_mesh(vertices: Any, faces: Any) -> tuple[Float[Tensor, "*batch V 3"], Int[Tensor, "F 3"]]:
     """Check a mesh and return its faces as int64 on the device of the vertices."""
     vertices = expect("vertices", vertices, None, 3)

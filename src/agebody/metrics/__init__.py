@@ -1,6 +1,6 @@
 """Metrics: functions of a prediction and the truth, in the units of their input."""
 
-from agebody.metrics.alignment import procrustes, root_of
+from agebody.metrics.alignment import procrustes
 from agebody.metrics.average_precision import keypoint_ap
 from agebody.metrics.correctness import (
     mpckh,
@@ -57,7 +57,6 @@ __all__ = [
     "procrustes",
     "pve",
     "reference_length",
-    "root_of",
     "root_trajectory_error",
     "stature_error",
     "w_mpjpe",

@@ -30,7 +30,7 @@ WHERE = (
 
 
 class Checkpoint(NamedTuple):
-    """What `load_checkpoint` made of a file."""
+    """Result of `load_checkpoint`."""
 
     network: Regressor
     """In evaluation mode."""
@@ -39,7 +39,7 @@ class Checkpoint(NamedTuple):
     discriminator: PoseDiscriminator | None
     """That of the network's training, if the file has it."""
     left_out: tuple[str, ...]
-    """What else is in the file: arrays of a body, other networks, the state of the training."""
+    """Unused content of the file: arrays of a body, other networks, training state."""
 
 
 class Family(NamedTuple):
@@ -84,7 +84,7 @@ def load_checkpoint(
         path: of Lightning, torch or safetensors.
         body: a layer with ``pose_format="matrix"``, and as many joints and betas as the network predicts.
         network: takes the weights, in place of a new network with ``body``: one with a backbone of your own,
-            or whose sizes cannot be told from its weights.
+            or whose sizes cannot be inferred from its weights.
 
     Raises:
         AssetError: the file cannot be read, is that of another network or of another body, or lacks tensors
@@ -276,7 +276,7 @@ _DECODERS: dict[str, dict[str, int]] = {
     "HMR2": {"pose": 144, "betas": 10},
     "Regressor": {},
 }
-"""Network -> sizes of read-outs that tell it from the others; the first that fits."""
+"""Network -> sizes of read-outs that identify it; the first match counts."""
 
 
 def _expect_body(kind: str, sizes: dict[str, int], body: BodyModel) -> None:

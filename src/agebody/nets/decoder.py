@@ -24,7 +24,7 @@ class DecoderHead(ReadoutHead):
             body.
         channels: of the features.
         condition: how many numbers a call gives for the token, such as 3 for `box_condition`.
-        token_starts: read-outs whose starts stand in the token too, behind the condition.
+        token_starts: read-outs whose starts are part of the token, after the condition.
         width: of the query.
         depth: blocks.
         heads: of the attention, of 64 numbers each.
@@ -74,7 +74,7 @@ class DecoderHead(ReadoutHead):
 
         Args:
             features: a map, or tokens one after the other.
-            condition: the numbers that the token begins with; None where there are none.
+            condition: the first numbers of the token; None where there are none.
         """
         like = self.transformer.pos_embedding
         context = self.expect_features(features, like, self.channels, "B C h w", "B T C")

@@ -1,4 +1,4 @@
-"""The field of view of a camera from a picture of people, so that their size and distance are not one."""
+"""The field of view of a camera, estimated from an image of people."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from agebody.checks import expect
 class FieldOfView(nn.Module):
     """Estimate the vertical field of view of an image from its class token.
 
-    The camera branch of Metric-Aware HMR (Wang et al. 2025): a perceptron that begins near 30 degrees. The
+    The camera branch of Metric-Aware HMR (Wang et al. 2025): a perceptron initialised near 30 degrees. The
     weights have the names of the published ones.
 
     Args:

@@ -1,4 +1,4 @@
-"""A body's joints and mesh from a clip: joint tokens and a few marker tokens that look at each other."""
+"""A body's joints and mesh from a clip: attention between joint tokens and a few marker tokens."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from agebody.nets.bands import Attention, AttentionBlock, TimeBands
 
 
 class MeshPose(NamedTuple):
-    """What a `MeshPoseInteraction` predicts, relative to the root [m], of one frame or of every one."""
+    """Predictions of a `MeshPoseInteraction`, relative to the root [m], of one frame or of all."""
 
     joints: Float[Tensor, "*batch J 3"]
     markers: Float[Tensor, "*batch K 3"]
@@ -44,7 +44,7 @@ class MeshPoseInteraction(nn.Module):
     the features and its learned upsampling.
 
     Args:
-        body: the layer, whose rest pose says which joint is nearest to a marker.
+        body: the layer, whose rest pose determines the joint nearest to each marker.
         markers: of the body.
         layout: of the joints, with its root.
         features: F.

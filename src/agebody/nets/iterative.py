@@ -19,7 +19,7 @@ class IterativeHead(ReadoutHead):
     read-outs so far, which begin at their starts; one linear layer per read-out gives its change.
 
     Args:
-        readouts: name -> start, in the order in which they stand behind the features. `start_readouts` gives
+        readouts: name -> start, in their order after the features. `start_readouts` gives
             those of a body.
         channels: of the features, such as 2048 of a ResNet-50.
         condition: how many numbers a call gives beside the features, such as 3 for `box_condition`.

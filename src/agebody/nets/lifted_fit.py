@@ -1,4 +1,4 @@
-"""Fits that begin at the lifter's estimates, with arms or legs of the other side where that is likelier."""
+"""Fits that start from the lifter's estimates, with exchanged arms or legs where that is more probable."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from agebody.body import BodyModel
 from agebody.body.model import expect_body
 from agebody.cameras import Camera
 from agebody.cameras.camera import Size, as_size, expect_camera
-from agebody.checks import Weights, expand_weights, expect
+from agebody.checks import Weights, expect, flatten, read_confidences
+from agebody.engine.trees import put_rows, take_rows, unflatten
 from agebody.fitting.frames import AIONHMR, fit_keypoints
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.nets.lifter import Estimate, Lifter
 from agebody.optim.problem import Stage
-from agebody.optim.stages import Fit, join_fits
+from agebody.optim.stages import Fit
 
 ARMS = ("shoulder", "elbow", "wrist", "hand")
 LEGS = ("hip", "knee", "ankle", "foot", "heel", "toe")
@@ -55,12 +56,12 @@ def fit_lifted(
 
     Detectors give arms or legs to the wrong side, and a twisted body fits these points, too. So where the
     lifter trusts the points more with the sides of arms, or of legs, exchanged, people are also fitted to
-    these, and what is more probable is kept. If a whole person is exchanged, no points of one image tell.
+    these, and the more probable fit is kept. The exchange of a whole person cannot be detected in one image.
 
     Args:
         lifter: such as `Lifter.load` returns.
         body, keypoints, camera, layout, weights: as in `fit_keypoints`.
-        size: width and height of the images [pixels], which tell whether somebody is cut off.
+        size: width and height of the images [pixels], which determine whether a person is truncated.
         stages: the last one of `AIONHMR` alone is enough.
         options: of `fit_keypoints`, but no start.
     """
@@ -68,27 +69,23 @@ def fit_lifted(
     expect_camera(camera)
     layout = get_layout(layout)
     batch = expect("keypoints", keypoints, len(layout), 2).shape[:-2]
-    trust = expand_weights(keypoints.new_ones(()) if weights is None else weights, keypoints.shape[:-1])
-    assert trust is not None  # as weights were given
+    trust = read_confidences(weights, keypoints[..., 0])
     size = None if size is None else as_size(size, keypoints)
 
-    def flat(value: Any, *entry: int) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        return value.expand(*batch, *entry).reshape(-1, *entry)
+    def flat(value: Any, entry_dims: int = 0) -> Any:
+        return flatten(value, batch, entry_dims) if isinstance(value, Tensor) else value
 
-    points, trust, size = flat(keypoints, *keypoints.shape[-2:]), flat(trust, len(layout)), flat(size, 2)
-    lens = camera.expand(*batch).map(lambda part: part.reshape(-1, *part.shape[len(batch) :]))
+    points, trust, size = flat(keypoints, 2), flat(trust, 1), flat(size, 1)
+    lens = camera.expand(*batch).map(lambda part: flatten(part, batch, part.dim() - len(batch)))
     options = tree_map(flat, options)
 
     def given(rows: Tensor, source: Tensor) -> tuple[list[Any], dict[str, Any]]:
         """Return the arguments of some people, each of whose points is that of a source."""
         some = {"weights": trust[rows][:, source], "layout": layout}
-        some |= tree_map(lambda part: part[rows] if isinstance(part, Tensor) else part, options)
-        return [body, points[rows][:, source], lens.map(lambda part: part[rows])], some
+        return [body, points[rows][:, source], take_rows(lens, rows)], some | take_rows(options, rows)
 
     def estimate(source: Tensor) -> tuple[Estimate, Tensor]:
-        """Return everybody's estimates, and how far they trust all points together."""
+        """Return all estimates, and the log-probability that all points are right."""
         where, some = given(every, source)
         known = {name: some.get(name) for name in ("age_offset", "age_class", "years", "depth")}
         found = lifter.estimate(*where, **known, layout=layout, weights=some["weights"], size=size)
@@ -97,7 +94,7 @@ def fit_lifted(
 
     def fit(rows: Tensor, source: Tensor, found: Estimate) -> Fit:
         where, some = given(rows, source)
-        start, sd = tree_map(lambda part: part[rows], (found.parameters, found.start_sd))
+        start, sd = take_rows((found.parameters, found.start_sd), rows)
         return fit_keypoints(*where, **some, start=start, start_sd=sd, stages=stages)
 
     own = torch.arange(len(layout), device=points.device)
@@ -116,9 +113,9 @@ def fit_lifted(
         cost = cost.index_put((rows[gained],), new.report.cost[gained] + odds)
         source = source.index_put((rows[gained],), exchange)
         spent = best.report.iterations.index_add(0, rows, new.report.iterations)
-        best = _replace_rows(best, rows[gained], _select(new, gained))
+        best = put_rows(best, rows[gained], take_rows(new, gained))
         best = best._replace(report=best.report._replace(iterations=spent))
-    return LiftedFit(join_fits([best], batch), source.reshape(*batch, len(layout)))
+    return unflatten(LiftedFit(best, source), batch)
 
 
 def exchanges(layout: KeypointLayout, own: Int[Tensor, " K"]) -> Iterator[Int[Tensor, " K"]]:
@@ -129,14 +126,3 @@ def exchanges(layout: KeypointLayout, own: Int[Tensor, " K"]) -> Iterator[Int[Te
         source = torch.where(limb, flip, own)
         if not torch.equal(source, own):
             yield source
-
-
-def _select(fit: Fit, rows: Tensor) -> Fit:
-    return tree_map(lambda part: part[rows] if isinstance(part, Tensor) else part, fit)
-
-
-def _replace_rows(fit: Fit, rows: Tensor, new: Fit) -> Fit:
-    def put(old: Any, value: Any) -> Any:
-        return old.index_put((rows,), value) if isinstance(old, Tensor) else old
-
-    return tree_map(put, fit, new)

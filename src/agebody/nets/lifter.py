@@ -1,6 +1,6 @@
 """From 2D keypoints to a body of any age in one pass: a small network, with standard deviations.
 
-What it learns belongs to no body: rotations of SMPL's joints, the stature of a mean person of the age,
+Its outputs belong to no body model: rotations of SMPL's joints, the stature of a mean person of the age,
 lengths of bones, and a place in the image. A body turns these into its own age offset, betas and translation.
 """
 
@@ -29,8 +29,9 @@ from agebody.cameras import Camera, box_around
 from agebody.cameras.camera import Size, as_size, expect_camera
 from agebody.cameras.distortion import undistort
 from agebody.cameras.weak import translation_to_weak
-from agebody.checks import Weights, expect, expect_values
+from agebody.checks import Weights, expect, expect_values, flatten
 from agebody.engine.batched import own_precision
+from agebody.engine.trees import unflatten
 from agebody.files import replacing
 from agebody.fitting.observed import Observed, read_observed
 from agebody.fitting.start import to_world
@@ -45,7 +46,7 @@ _NAMES = (*COCO17, *_FEET, *(name for name in SMPL_JOINT_NAMES if name not in CO
 POINTS = KeypointLayout(
     "lifter", _NAMES, tuple(("surface21" if name in SURFACE21 else "joints", name) for name in _NAMES)
 )
-"""The points that the network knows: COCO's, the feet's, and SMPL's other joints."""
+"""The input points of the network: COCO's, the feet's, and SMPL's other joints."""
 
 _LIMBS = ("shoulder elbow", "elbow wrist", "hip knee", "knee ankle", "ankle foot")
 _PAIRS = (
@@ -90,7 +91,7 @@ class View(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """Bodies that the lifter sees in keypoints, and how sure it is."""
+    """Bodies estimated from keypoints, with standard deviations."""
 
     parameters: BodyParameters
     """In the world of the camera: ``start=`` of `fit_keypoints`."""
@@ -108,8 +109,8 @@ class Estimate(NamedTuple):
         """``start_sd=`` of `fit_keypoints`: the pose, with ``EVIDENCE`` times its standard deviations.
 
         A fit to the keypoints from which the estimate is counts them twice. Size, place and age, which the
-        fit finds from them as well, are left to it: the age of an adult is a bound, and the mean of what it
-        may be is always that of somebody younger, who is smaller.
+        fit finds from them as well, are left to it: adults are at the bound of the age, so the mean of
+        their estimates is younger and smaller.
         """
         return {name: EVIDENCE * self.sd[name] for name in ("global_orient", "body_pose")}
 
@@ -139,7 +140,7 @@ class Lifter(nn.Module):
         self.register_buffer("mean_pose", upright, persistent=False)
         # One factor for each of the "log_sd" read-outs, from people that were not trained on.
         self.register_buffer("sd_factor", torch.ones(sum(v for k, v in SIZES.items() if "sd" in k)))
-        # Of the errors of the logarithms of the lengths: what is too large is mostly too large as a whole.
+        # Of the errors of the log-lengths, which are mostly errors of the overall size.
         self.register_buffer("correlation", torch.eye(len(BONES)))
 
     @classmethod
@@ -215,9 +216,9 @@ class Lifter(nn.Module):
             keypoints: (*batch, K, 2) [pixels].
             camera: batch dimensions broadcast to (*batch); `Camera.guess` where the focal length is unknown.
             layout: of the keypoints. Points are matched by name; those that the network does not know are
-                ignored, and it does not need all that it knows.
+                ignored, and not all known points are needed.
             weights: (*batch, K) confidences, or a mask. Keypoints of weight 0 are ignored, even NaN.
-            size: width and height of the images [pixels], which tell whether somebody is cut off.
+            size: width and height of the images [pixels], which determine whether a person is truncated.
             box: corners of the crops that ``prediction.camera`` is for; 1.2 times the box around the
                 keypoints if None.
             age_offset, age_class, years, depth: where known, as in `fit_keypoints`.
@@ -248,7 +249,7 @@ class Lifter(nn.Module):
             )
             batch = keypoints.shape[:-2]
             if size is not None:
-                size = as_size(size, keypoints).expand(*batch, 2).reshape(-1, 2)
+                size = flatten(as_size(size, keypoints), batch, 1)
                 expect_values(size=((size > 0) & size.isfinite(), "width and height above 0 [pixels]"))
             features, view = lifter_features(body, given, size)
             readouts = self(features.to(self.sd_factor))
@@ -257,7 +258,7 @@ class Lifter(nn.Module):
             if box is None:
                 corners = box_around(given.keypoints, weights=given.weights, scale=1.2)
             else:
-                corners = expect("box", box, 4).to(keypoints).expand(*batch, 4).reshape(-1, 4)
+                corners = flatten(expect("box", box, 4).to(keypoints), batch, 1)
                 sides = corners[:, 2:] - corners[:, :2]
                 expect_values(
                     box=((sides > 0) & sides.isfinite(), "corners x0, y0, x1, y1, x0 < x1 and y0 < y1")
@@ -270,16 +271,7 @@ class Lifter(nn.Module):
             trust[:, columns] = readouts["trust"].sigmoid()[:, points]
             found = to_world(body, found, given.camera)
 
-        def shaped(part: Tensor) -> Tensor:
-            return part.reshape((*batch, *part.shape[1:]))
-
-        parts = {name: part for name, part in prediction._asdict().items() if isinstance(part, Tensor)}
-        return Estimate(
-            found.map(shaped),
-            {name: shaped(part) for name, part in sd.items()},
-            shaped(trust),
-            prediction._replace(**{name: shaped(part) for name, part in parts.items()}),
-        )
+        return unflatten(Estimate(found, sd, trust, prediction), batch)
 
     def _decode(
         self, body: BodyModel, readouts: Mapping[str, Tensor], view: View, given: Observed
@@ -350,7 +342,7 @@ def bone_lengths(joints: Float[Tensor, "*batch 24 3"]) -> Float[Tensor, "*batch 
 def lifter_features(
     body: BodyModel, given: Observed, size: Float[Tensor, "B 2"] | None
 ) -> tuple[Float[Tensor, "B F"], View]:
-    """Return what the network is given of people, and the frames in which it answers.
+    """Return the network's input features, and the frames of its output.
 
     A frame looks at the median of a person's points, and its unit is their median distance from it: neither
     depends on where the person is in the image, nor much on points that are wrong.

@@ -14,7 +14,7 @@ from agebody.nets.images import expect_images, expect_normalized
 
 
 class ViTSize(NamedTuple):
-    """The numbers that tell vision transformers apart."""
+    """Sizes of a vision transformer."""
 
     width: int
     """Channels of a token."""
@@ -22,7 +22,7 @@ class ViTSize(NamedTuple):
     """Blocks."""
     heads: int
     drop_path: float = 0.0
-    """Share of people for whom the last block is left out in training; less in earlier blocks."""
+    """Stochastic depth: probability of dropping the last block in training; lower in earlier blocks."""
 
 
 VIT_SIZES = {
@@ -104,7 +104,7 @@ PATCH = 16
 def attend(
     query: Float[Tensor, "B N C"], key: Float[Tensor, "B M C"], value: Float[Tensor, "B M C"], heads: int
 ) -> Float[Tensor, "B N C"]:
-    """Return what each query sees, with several heads side by side in the channels."""
+    """Return multi-head attention; the heads are adjacent in the channels."""
     query, key, value = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (query, key, value))
     return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(-2)
 
@@ -127,7 +127,7 @@ class _Block(nn.Module):
         return self.attn["proj"](attend(*self.attn["qkv"](tokens).chunk(3, -1), heads=self.heads))
 
     def dropped(self, update: Tensor) -> Tensor:
-        """Leave the update out for some people in training, and scale it up for the others."""
+        """Drop the update for some people in training, and scale it up for the others."""
         if not self.training or self.drop_path == 0:
             return update
         kept = update.new_empty(update.shape[0], 1, 1).bernoulli_(1 - self.drop_path)

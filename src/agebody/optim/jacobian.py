@@ -16,6 +16,7 @@ from agebody.engine.batched import own_precision
 from agebody.engine.deform import age_slopes
 from agebody.engine.kinematics import ancestors
 from agebody.engine.points import identity_moves, lever_sums
+from agebody.engine.trees import take_rows
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.optim.posed import PosedBodies, Turns, pose_bodies
 
@@ -51,8 +52,7 @@ class _Derivatives(nn.Module):
 
     def __init__(self, body: BodyModel) -> None:
         super().__init__()
-        if getattr(expect_body(body), "infant", None) is not None:
-            raise ValueError("body: expected one body, got two with a switch between them (smil=)")
+        expect_body(body, single=True)
         self._body = [body]  # in a list, so that it is not a submodule
         knots, slopes = age_slopes(body.age_anchors)
         self._register(age_knots=knots, age_slopes=slopes)
@@ -340,7 +340,7 @@ class SurfaceJacobian(_Derivatives):
         with own_precision(self.body.device):
             parts = []
             for rows in _pieces(len(corners), corners.shape[1] * along.shape[2]):
-                parts.append(self._find_piece(posed.of(rows), corners[rows], shares[rows], along[rows]))
+                parts.append(self._find_piece(*take_rows((posed, corners, shares, along), rows)))
             if len(parts) == 1:
                 return parts[0]
             return KeypointDerivatives(*map(torch.cat, zip(*parts, strict=True)))
@@ -427,17 +427,6 @@ class PosedSurface(NamedTuple):
     num_betas: int
     age_offset: Float[Tensor, " B"]
     transl: Float[Tensor, "B 3"]
-
-    def of(self, bodies: slice) -> PosedSurface:
-        """Select some of the bodies."""
-        return PosedSurface(
-            self.motion.of(bodies),
-            self.frame_moves[bodies],
-            self.rest[bodies],
-            self.num_betas,
-            self.age_offset[bodies],
-            self.transl[bodies],
-        )
 
 
 def _cross(

@@ -37,7 +37,7 @@ class Stop(IntEnum):
 
 
 class Solution(NamedTuple):
-    """Where the problems ended."""
+    """Solutions of a batch of problems."""
 
     x: Float[Tensor, "B N"]
     """The point of lowest cost, within the bounds; finite wherever the start was."""
@@ -77,7 +77,7 @@ def minimize(
     Args:
         quadratize: ``(x, rows)`` -> a `Quadratic` or `ChainQuadratic` of the problems with the indices
             ``rows`` (b) at x (b, N). One evaluation is one iteration.
-        start: where to begin; clamped to the bounds.
+        start: initial point, clamped to the bounds.
         lower: lower bounds, -inf where there are none; broadcast to (B, N).
         upper: upper bounds.
         max_iterations: maximum number of steps.
@@ -90,8 +90,8 @@ def minimize(
         damping: of the first step, above 0.
         metric: inverse variances that a prior gives to variables, 0 for those without; broadcast to (B, N).
             Variables with one are damped in these proportions, as much as the one that the residuals
-            determine best. With the diagonal alone, damped steps prefer variables that residuals hardly
-            see, and move those far where there are fewer residuals than variables.
+            determine best. With the diagonal alone, damped steps move poorly determined variables too far
+            where there are fewer residuals than variables.
     """
     if start.dim() != 2 or not start.is_floating_point():
         raise ValueError(f"start: expected floats of shape (B, N), got {start.dtype} {tuple(start.shape)}")
@@ -127,9 +127,6 @@ class _Bounds(NamedTuple):
     def active(self, x: Tensor, gradient: Tensor) -> Tensor:
         """Return which variables are at a bound that the gradient pushes them against."""
         return ((x <= self.lower) & (gradient > 0)) | ((x >= self.upper) & (gradient < 0))
-
-    def select(self, rows: Tensor) -> _Bounds:
-        return _Bounds(self.lower[rows], self.upper[rows])
 
 
 class _Trial(NamedTuple):
@@ -170,7 +167,7 @@ def _minimize(
 
     left = stop == Stop.ITERATIONS
     rows, x, model = rows[left], final_x[left], _select(model, left)
-    bounds = bounds and bounds.select(left)
+    bounds = bounds and _select(bounds, left)
     metric = None if metric is None else metric[left]
     dampings, growth = torch.full_like(model.cost, damping), torch.full_like(model.cost, 2.0)
     for _ in range(max_iterations):
@@ -195,7 +192,7 @@ def _minimize(
         if not left.all():
             rows, x, model = rows[left], x[left], _select(model, left)
             dampings, growth = dampings[left], growth[left]
-            bounds = bounds and bounds.select(left)
+            bounds = bounds and _select(bounds, left)
             metric = None if metric is None else metric[left]
     converged = (stop == Stop.COST) | (stop == Stop.STEP) | (stop == Stop.GRADIENT)
     return Solution(final_x, cost, converged, iterations, stop)
@@ -206,7 +203,7 @@ def _propose(
 ) -> _Trial:
     """Return the minimum of the damped model, within the bounds."""
     gradient, diagonal = model.gradient, model.diagonal()
-    # Cholesky is indifferent to the scales of variables; only what is added must have these scales.
+    # Cholesky is invariant to the scales of variables, so only the damping needs them.
     floor = diagonal.amax(-1, keepdim=True) * torch.finfo(x.dtype).eps
     scales = torch.where(floor > 0, diagonal.clamp(min=floor), 1)
     if metric is not None:
@@ -249,7 +246,7 @@ def _update_damping(
 def _why_stop(
     x: Tensor, cost: Tensor, trial: _Trial, reduction: Tensor, dampings: Tensor, tolerances: _Tolerances
 ) -> Tensor:
-    """Return a `Stop` per problem, ITERATIONS for those that go on.
+    """Return a `Stop` per problem; ITERATIONS for those that continue.
 
     With damping a > b, a step is at least b / a as long as with damping b, and its predicted reduction at
     least b / a as large: both are scaled up before they are compared with the tolerances.

@@ -34,8 +34,8 @@ class Moves(NamedTuple):
 class Motion:
     """Motion of all joints in the world, ``½ Σ |J_t+1 - J_t|² / (sd · size)²`` (AionHMR, SLAHMR).
 
-    The size is that of the skeleton at rest, an adult's being 1. In metres alone, motion would cost less the
-    smaller and nearer the person is, which images cannot tell.
+    The size is that of the skeleton at rest, relative to an adult's. Without this normalisation, small and
+    near people would cost less, although images do not determine size and depth.
 
     Args:
         body: the layer.

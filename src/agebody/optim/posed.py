@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -47,11 +47,6 @@ class PosedBodies(NamedTuple):
     """Derivative of a joint's 9 pose blend coefficients by its vector, without the root."""
     feature_growth: Float[Tensor, "B F"] | None
     """Derivative of the pose blend coefficients by the age offset, if they depend on it."""
-
-    def of(self, bodies: slice) -> PosedBodies:
-        """Select some of the bodies."""
-        parts = (None if part is None else part[bodies] for part in self)
-        return PosedBodies(*cast(tuple[Tensor, ...], tuple(parts)))
 
 
 def pose_bodies(

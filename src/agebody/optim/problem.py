@@ -19,7 +19,7 @@ from agebody.parameters import GROUPS, group_slices
 
 
 class Stage(NamedTuple):
-    """One stage of a fit: how much each term counts, and what is free."""
+    """One stage of a fit: weights of the terms and free variables."""
 
     weights: Mapping[str, float] = {}
     """By name of a term, a factor of its cost: 1 if missing, 0 leaves it out."""
@@ -31,7 +31,7 @@ class Stage(NamedTuple):
     """Which joints of the pose are free; all if None."""
     max_iterations: int = 30
     cost_tolerance: float = 1e-4
-    """Fraction of the cost by which a step must reduce it for the stage to go on."""
+    """The stage ends when a step reduces the cost by less than this fraction."""
 
 
 REPEATED = 0.5
@@ -45,10 +45,10 @@ class Problem:
     The variables of a clip are those of each frame, then the shared ones. A single body is a clip of one
     frame that shares nothing.
 
-    A detector that puts a hip too high does so in every frame. Of T frames whose errors share a part ρ of
-    their variance, the mean is known as well as from T / (1 + (T - 1) ρ) independent ones (Kish 1965), so
-    about shared variables they may say that much. As single frames keep their weight, terms that depend on
-    shared variables alone count ``repeats = 1 + (T - 1) ρ`` times. ρ is ``repeated``.
+    Errors of a detector are correlated between frames. If the errors of T frames share a fraction ρ of their
+    variance, they determine shared variables as T / (1 + (T - 1) ρ) independent frames would (Kish 1965). As
+    frames keep their full weight, terms of shared variables alone count ``repeats = 1 + (T - 1) ρ`` times.
+    ρ is ``repeated``.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class Problem:
         return dict(zip(self._names, self._parts.unbind(1), strict=True))
 
     def _note(self, x: Tensor, rows: Tensor, cost: Tensor, parts: dict[str, Tensor]) -> None:
-        """Keep the parts of the cost of clips that cost less than before: `minimize` goes on from these."""
+        """Record the costs of the terms for clips whose cost decreased: `minimize` continues from these."""
         if self._parts is None:
             self._names, self._parts = tuple(parts), x.new_zeros(len(self._at), len(parts))
         lower = ~(cost >= self._lowest[rows])

@@ -1,4 +1,4 @@
-"""Costs to second order: of small problems, and of chains of them, with the solution of their equations."""
+"""Quadratic models of costs, of single problems and of chains of frames, and solvers of their equations."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ class ChainQuadratic(NamedTuple):
         return self._join(frames[..., 0], ((self.border.mT @ own).sum(1) + self.shared @ shared)[..., 0])
 
     def solve(self, target: Tensor, damping: Tensor, fixed: Tensor | None) -> Tensor:
-        """See `Model`; by block Cholesky along the frames, and the Schur complement of what is shared."""
+        """See `Model`; by block Cholesky along the frames, and a Schur complement of the shared variables."""
         target = target if fixed is None else torch.where(fixed, 0, target)
         own_target, shared_target = self._split(target)
         factors, links, sides, schur_factor, definite = self._factor(own_target[..., None], damping, fixed)
@@ -145,7 +145,7 @@ class ChainQuadratic(NamedTuple):
         """Return, for a target of each frame, the solution's part in that frame and in the shared variables.
 
         The target of frame t is ``own[:, t]`` there, 0 in other frames, and ``shared[:, t]``. All together
-        cost as much as one `solve`: what a frame's solution does elsewhere is not computed.
+        cost as much as one `solve`: the other parts of each solution are not computed.
         With A = UᵀU the matrix of the frames, the diagonal blocks of its inverse are
         ``F⁻¹ (1 + L Z Lᵀ) F⁻ᵀ``, of U's blocks F and L in a row and the next frame's Z.
         """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -66,28 +66,30 @@ def fit_bodies(
     age_bounds: tuple[float | Tensor, float | Tensor] = (0.0, 1.0),
     beta_bound: float | Float[Tensor, "C N"] = BETA_BOUND,
     repeated: float = REPEATED,
+    names: Collection[str] = (),
 ) -> tuple[BodyParameters, FitReport]:
     """Minimize the weighted sum of terms, each stage from where the one before it ended.
 
-    Bodies are independent, or come as clips whose frames share betas and age offset, and meet in a `Motion`
-    besides. A term that depends on betas and age offset alone counts 1 + ``repeated`` (T - 1) times per clip.
+    Bodies are independent, or frames of clips, which share betas and age offset and may be coupled by a
+    `Motion`. A term of betas and age offset alone counts 1 + ``repeated`` (T - 1) times per clip.
 
     Args:
         body: the layer.
         terms: by name; made for the bodies of ``start`` in one flat batch.
         stages: at least one.
-        start: (B, ...) bodies, or (C, T, ...) clips, finite. Clips begin at the mean shape of their frames.
+        start: (B, ...) bodies, or (C, T, ...) clips, finite. Clips start from the mean shape of their frames.
         present: frames that belong to each clip, the first ones; all if None.
         age_bounds: lowest and highest age offset, numbers or (B,) or (C,).
         beta_bound: largest absolute value of a beta, or of each coefficient (B, N) or (C, N); 0 fixes it.
         repeated: share of the variance of errors that the frames of a clip have in common.
+        names: of terms that stages may name although they are missing here.
 
     Returns:
         Finite parameters in the shape of ``start``, and a report per body or clip. A body whose residuals are
         not finite stays where it was.
     """
     expect_body(body)
-    _check_stages(terms, stages)
+    check_stages(stages, (*terms, *(name for name in names if name not in terms)), terms)
     vectors = start.vector().detach()
     expected = group_slices(body)["transl"].stop
     if vectors.dim() not in (2, 3) or vectors.shape[-1] != expected:
@@ -117,7 +119,7 @@ def fit_bodies(
         vectors = problem.unpack(solution.x)
         iterations = iterations + solution.iterations
         turned = _joint_angles(body, vectors)[..., 1:].flatten(1).amax(1) > math.pi
-        if turned.any():  # go on from the same rotations by shorter vectors, which cost less
+        if turned.any():  # continue from the same rotations as shorter vectors, whose cost is lower
             rows = turned.nonzero()[:, 0]
             again = _minimize(problem, stage, _shortest(body, vectors), low, high, rows)
             pairs = zip(solution, again, strict=True)
@@ -150,28 +152,35 @@ def _minimize(
     )
 
 
-def join_fits(fits: Sequence[Fit], batch: Sequence[int]) -> Fit:
-    """Return fits of parts of a flat batch as one, with the batch dimensions restored."""
-    parts = [tree_flatten(fit) for fit in fits]
+def fit_in_batches(
+    fit: Callable[[Int[Tensor, " R"]], Fit],
+    count: int,
+    batch_size: int,
+    device: torch.device,
+    *,
+    frames: int = 1,
+) -> Fit:
+    """Return ``count`` fits of so many frames each, given a function of the indices of some of them."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+    each = torch.arange(count, device=device).split(max(1, batch_size // frames))
+    parts = [tree_flatten(fit(rows)) for rows in each]
     leaves = zip(*(leaves for leaves, _ in parts), strict=True)
     whole = [None if part[0] is None else torch.cat(part) for part in leaves]
-    whole = [None if part is None else part.reshape((*batch, *part.shape[1:])) for part in whole]
     return tree_unflatten(whole, parts[0][1])
 
 
-def select_rows(mask: Bool[Tensor, " B"], new: Tensor, old: Tensor) -> Tensor:
-    """Return the rows of ``new`` where the mask is set, and of ``old`` elsewhere."""
-    return torch.where(mask[(..., *[None] * (new.dim() - 1))], new, old)
-
-
-def _check_stages(terms: Mapping[str, Any], stages: Sequence[Stage]) -> None:
+def check_stages(
+    stages: Sequence[Stage], names: Collection[str], terms: Mapping[str, Any] | None = None
+) -> None:
+    """Check that stages have weights and scales of terms with these names; of given terms, that they fit."""
     if not stages:
         raise ValueError("stages: expected at least one")
     for stage in stages:
-        unknown = sorted(({*stage.weights} | {*stage.scales}) - {*terms})
+        unknown = sorted({*stage.weights, *stage.scales} - {*names})
         if unknown:
             raise ValueError(
-                f"stages: expected names of terms ({', '.join(terms)}), got {', '.join(unknown)}"
+                f"stages: expected names of terms ({', '.join(names)}), got {', '.join(unknown)}"
             )
         for name, weight in stage.weights.items():
             if not 0 <= weight < math.inf:
@@ -179,7 +188,7 @@ def _check_stages(terms: Mapping[str, Any], stages: Sequence[Stage]) -> None:
         for name, scale in stage.scales.items():
             if not 0 < scale < math.inf:
                 raise ValueError(f"stages: expected scales above 0, got {scale} of {name!r}")
-            if not hasattr(terms[name], "robust_scale"):
+            if terms and name in terms and not hasattr(terms[name], "robust_scale"):
                 raise ValueError(f"stages: expected scales of terms with a robust cost, got one of {name!r}")
 
 

@@ -1,4 +1,4 @@
-"""Standard errors of fits: how well age, size and depth are known."""
+"""Standard errors of fits: of age, stature and depth."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from agebody.parameters import BodyParameters, group_slices
 
 
 class StandardErrors(NamedTuple):
-    """Standard deviations of what was estimated, given the observations and the priors.
+    """Standard deviations of the estimates, given the observations and the priors.
 
     They come from the normal matrix of the last step: near the estimate, the cost is half of a squared
-    distance in these units. They do not know of other minima, such as that of a person who faces the other
-    way, nor of errors that the terms do not describe. Infinite where nothing determines the number.
+    distance in these units. They ignore other minima, such as that of a person who faces the other
+    way, and errors that the terms do not model. Infinite where nothing determines the number.
     """
 
     age_offset: Float[Tensor, "*batch"]

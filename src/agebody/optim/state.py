@@ -1,4 +1,4 @@
-"""What a term of a fit is and works on: free variables, bodies at one point, blocks of a quadratic."""
+"""Interface of the terms of a fit: free variables, the current state, blocks of a quadratic."""
 
 from __future__ import annotations
 
@@ -45,8 +45,7 @@ class FreeVariables:
         self.size = slices["transl"].stop
         """P, the number of all parameters."""
         self.parts: dict[str, tuple[slice, Tensor | None]] = {}
-        """For each free group its slice of the free variables, and which of its parameters these are; None
-        stands for all of them."""
+        """By free group, its slice of the free variables, and indices of its free parameters (None: all)."""
         columns: list[int] = []
         for name in GROUPS:
             size = slices[name].stop - slices[name].start
@@ -68,7 +67,7 @@ class FreeVariables:
         return len(self.columns)
 
     def shape_slice(self) -> slice:
-        """Return where betas and age offset stand among the free variables: side by side."""
+        """Return the slice of betas and age offset among the free variables; they are adjacent."""
         found = [self.parts[name][0] for name in ("betas", "age_offset") if name in self.parts]
         return slice(found[0].start, found[-1].stop) if found else slice(0, 0)
 
@@ -84,7 +83,7 @@ class Block(NamedTuple):
 class Term(Protocol):
     """A term of the cost, for the batch of bodies that it was made for.
 
-    One with a robust cost has an attribute ``robust_scale``, which the ``scales`` of a `Stage` multiply.
+    A term with a robust cost has an attribute ``robust_scale``, which the ``scales`` of a `Stage` multiply.
     """
 
     def __call__(self, state: State) -> Block | None:
@@ -93,7 +92,7 @@ class Term(Protocol):
 
 
 class State:
-    """Bodies at one point of the optimization, and results that several terms share.
+    """Bodies at one iterate of the optimization, with cached results that several terms use.
 
     Args:
         body: the layer.
@@ -128,7 +127,7 @@ class State:
         return self._points[id(layout)]
 
     def posed(self, surface: SurfaceJacobian) -> PosedSurface:
-        """Return what the derivatives of all points of the surface share; computed once."""
+        """Return the posed bodies, which the derivatives of all surface points share; cached."""
         if self._posed is None:
             p = self.parameters
             self._posed = surface.posed(self.turns, p.betas, p.age_offset, p.transl)
@@ -184,7 +183,7 @@ class State:
         return Block(Quadratic(cost, gradient, normal.expand(len(cost), -1, -1)), where)
 
     def joint_block(self, residuals: Float[Tensor, "b J 3"], jacobian: Float[Tensor, "b J 3 3"]) -> Block:
-        """Return the block of residuals of joints, each of which depends on its own three angles alone."""
+        """Return the block of residuals of joints, each of which depends only on its own three angles."""
         batch, joints = residuals.shape[:2]
         gradient = (jacobian.mT @ residuals[..., None]).flatten(1)
         normal = residuals.new_zeros(batch, joints, 3, joints, 3)

@@ -19,7 +19,12 @@ from agebody.keypoints import KeypointLayout, get_layout, joint_layout
 from agebody.losses import MahalanobisPrior, MaxMixturePrior
 from agebody.losses.priors import hyperextension_residuals
 from agebody.optim.state import Block, State
-from agebody.rotations import inverse_right_jacobian
+from agebody.rotations import (
+    axis_angle_to_quaternion,
+    inverse_right_jacobian,
+    left_multiplication,
+    quaternion_to_axis_angle,
+)
 
 Robust = Literal["gmof", "huber"] | None
 """Cost of a residual: Geman-McClure's, which is bounded; Huber's, linear beyond the robust scale; its square
@@ -258,80 +263,44 @@ class ShapePrior:
         return state.scaled_block("betas", root * betas, root)
 
 
-class AgePrior:
-    """Age offset, ``½ ((a - a_expected) / sd)²``.
-
-    Args:
-        expected: (B,); NaN where it is not known.
-        sd: standard deviation, a number or (B,).
-    """
-
-    def __init__(self, expected: Float[Tensor, " B"], sd: float | Tensor) -> None:
-        self.known = ~expected.isnan()
-        self.expected = apply_mask(expected, self.known)
-        self.sd = torch.as_tensor(sd, dtype=expected.dtype, device=expected.device).expand(expected.shape)
-
-    def __call__(self, state: State) -> Block | None:
-        """Return one residual."""
-        inverse_sd = self.known[state.rows] / self.sd[state.rows]
-        residual = inverse_sd * (state.parameters.age_offset - self.expected[state.rows])
-        return state.scaled_block("age_offset", residual, inverse_sd)
-
-
-class StartPrior:
+class ParameterPrior:
     """Parameters of one group about given values, ``½ Σ (difference / sd)²``.
 
     Rotations differ by the axis-angle vector of the rotation from one to the other.
 
     Args:
         group: one of ``GROUPS``.
-        value: (B, *entry) of that group, as in `BodyParameters`.
+        value: (B, *entry) of that group, as in `BodyParameters`; NaN where a number is not known.
         sd: standard deviations that broadcast to it.
     """
 
     def __init__(self, group: str, value: Float[Tensor, "*batch"], sd: float | Tensor) -> None:
-        self.group, self.value = group, value
-        self.sd = torch.as_tensor(sd, dtype=value.dtype, device=value.device).expand(value.shape)
+        self.group, known = group, ~value.isnan()
+        self.value = apply_mask(value, known)
+        self.inverse_sd = known / torch.as_tensor(sd, dtype=value.dtype, device=value.device)
         joints = {"global_orient": slice(0, 1), "body_pose": slice(1, None)}
         self._joints = joints.get(group)
         if self._joints is not None:
             vectors = value.reshape(len(value), math.prod(value.shape[1:-1]), 3)
-            self._back, self.sd = _turn_back(vectors), self.sd.reshape(vectors.shape)
+            self._inverse = left_multiplication(axis_angle_to_quaternion(-vectors))
+            self.inverse_sd = self.inverse_sd.reshape(vectors.shape)
 
     def __call__(self, state: State) -> Block | None:
         """Return one residual per parameter."""
         if self.group not in state.free.parts:
             return None
-        now, sd = getattr(state.parameters, self.group), self.sd[state.rows]
+        inverse_sd = self.inverse_sd[state.rows]
         if self._joints is None:
-            return state.scaled_block(self.group, (now - self.value[state.rows]) / sd, 1 / sd)
+            difference = getattr(state.parameters, self.group) - self.value[state.rows]
+            return state.scaled_block(self.group, inverse_sd * difference, inverse_sd)
         turns = state.turns.joints(self._joints)
-        difference = _vectors((self._back[state.rows] @ _quaternions(turns.vectors)[..., None])[..., 0])
-        jacobian = inverse_right_jacobian(difference) @ turns.jacobians / sd[..., None]
-        residuals = difference / sd
+        turned = self._inverse[state.rows] @ axis_angle_to_quaternion(turns.vectors)[..., None]
+        difference = quaternion_to_axis_angle(turned[..., 0])
+        jacobian = inverse_right_jacobian(difference) @ turns.jacobians * inverse_sd[..., None]
+        residuals = inverse_sd * difference
         if self.group == "body_pose":
             return state.joint_block(residuals, jacobian)
         return state.group_block(self.group, residuals[:, 0], jacobian[:, 0])
-
-
-def _quaternions(vectors: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 4"]:
-    """Return quaternions x, y, z, w of axis-angle vectors; ``sinc(x) = sin(pi x) / (pi x)``."""
-    angle = vectors.norm(dim=-1, keepdim=True)
-    return torch.cat((torch.sinc(angle / (2 * math.pi)) / 2 * vectors, torch.cos(angle / 2)), -1)
-
-
-def _turn_back(vectors: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 4 4"]:
-    """Return the matrices that multiply quaternions from the left by the inverses of rotations."""
-    x, y, z, w = _quaternions(-vectors).unbind(-1)
-    return torch.stack((w, -z, y, x, z, w, -x, y, -y, x, w, z, -x, -y, -z, w), -1).unflatten(-1, (4, 4))
-
-
-def _vectors(quaternions: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 3"]:
-    """Return axis-angle vectors, with angles from 0 to pi, of unit quaternions."""
-    quaternions = torch.where(quaternions[..., 3:] < 0, -quaternions, quaternions)
-    axis, cosine = quaternions.split((3, 1), -1)
-    sine = axis.norm(dim=-1, keepdim=True)
-    return torch.where(sine == 0, 2, 2 * torch.atan2(sine, cosine) / sine) * axis
 
 
 def project(

@@ -19,7 +19,7 @@ from agebody.mesh.closest import visible_vertices
 from agebody.people.sampling import Draws, People, expect_share
 
 HIDDEN_NOISE = 3.0
-"""Factor of the noise for points that the detector guesses because something hides them."""
+"""Factor of the noise of occluded points, which the detector guesses."""
 
 
 class Observations(NamedTuple):
@@ -117,7 +117,7 @@ def observe(
     sure, guessed = draw.uniform(count, 0.7, 1, number), draw.uniform(count, 0.3, 0.7, number)
     confidence = torch.where(visible, sure, guessed)
     confidence = torch.where(wrong, draw.uniform(count, 0.2, 0.9, number), confidence)
-    like = people.betas
+    like = people.years
     return Observations(
         keypoints=torch.where(found[..., None], given, 0).to(like),
         weights=torch.where(found, confidence, 0).to(like),
@@ -137,7 +137,7 @@ def _noise(noise: float | Tensor, count: int, number: int) -> Float[Tensor, "N K
 
 
 def _unhidden(body: BodyModel, people: People, layout: KeypointLayout) -> Bool[Tensor, "N K"]:
-    """Return whether the camera sees 4 of the 40 vertices that are nearest to a point in the rest pose."""
+    """Return whether 4 of the 40 vertices nearest to a point in the rest pose are visible."""
     near = skin_near(body.asset, layout)
     seen = []
     for start in range(0, len(people.years), 16):

@@ -16,7 +16,8 @@ from jaxtyping import Bool, Float, Int
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from agebody.age import ADULT_YEARS, AGE_CLASSES, AgeCurve
+from agebody.age import AGE_CLASSES, AgeCurve
+from agebody.age.growth import ADULT_YEARS
 from agebody.body import BodyModel
 from agebody.body.model import expect_body
 from agebody.cameras.camera import Camera
@@ -42,31 +43,20 @@ class People(NamedTuple):
     """N people, each with a camera of their own at the origin of the world."""
 
     years: Float[Tensor, " N"]
-    global_orient: Float[Tensor, "N 3"]
-    body_pose: Float[Tensor, "N J 3"]
-    """Axis-angle vectors of all joints but the root [rad]."""
-    betas: Float[Tensor, "N S"]
-    age_offset: Float[Tensor, " N"]
-    """0 if the body has one age."""
-    transl: Float[Tensor, "N 3"]
-    """[m]"""
+    parameters: BodyParameters
+    """Of their bodies; the age offset is 0 if the body has one age."""
     camera: Camera
     size: Float[Tensor, "N 2"]
     """Width and height of each image [pixels]."""
-
-    @property
-    def parameters(self) -> BodyParameters:
-        """The parameters of their bodies."""
-        return BodyParameters(self.global_orient, self.body_pose, self.betas, self.age_offset, self.transl)
 
     def select(self, rows: slice | Sequence[int] | Tensor) -> People:
         """Return some of the people."""
         return self.map(lambda part: part[rows])
 
     def map(self, function: Callable[[Tensor], Tensor]) -> People:
-        """Apply a function to each tensor, including those of the camera."""
-        parts = {name: function(part) for name, part in self._asdict().items() if name != "camera"}
-        return People(**parts, camera=self.camera.map(function))
+        """Apply a function to each tensor, including those of parameters and camera."""
+        parameters, camera = self.parameters.map(function), self.camera.map(function)
+        return People(function(self.years), parameters, camera, function(self.size))
 
 
 def random_people(
@@ -113,7 +103,7 @@ def random_people(
         truncated: share of people with up to two fifths of their extent beyond one border of the image.
         pose_sd: factor of the random rotations of joints.
         posture_years: (N) ages whose postures and camera views the people take; their own if None. With ages
-            independent of these, posture says nothing about age.
+            independent of these, posture carries no information about age.
         fov: smallest and largest vertical field of view [rad].
         together: number of people per image, one after the other, whose sum is N; one each if None. People of
             one image share its field of view, and the camera looks down as it would on the first of them.
@@ -160,17 +150,12 @@ def random_people(
     place, beyond = draw.uniform(count, 0, 1, 2), draw.uniform(count, 0, 1, 3)
     found = People(
         years=years,
-        global_orient=pose[:, 0],
-        body_pose=pose[:, 1:],
-        betas=betas,
-        age_offset=offset,
-        transl=torch.zeros(count, 3),
+        parameters=BodyParameters(pose[:, 0], pose[:, 1:], betas, offset, torch.zeros(count, 3)),
         camera=Camera(focal[:, None].expand(-1, 2), (image / 2).expand(count, 2)),
         size=image.expand(count, 2),
     ).map(lambda part: part.to(body.device, body.dtype))
     with torch.no_grad():
-        standing = body(betas=found.betas, **({"age_offset": found.age_offset} if curve else {}))
-        tall = stature(standing.vertices).double().cpu()
+        tall = stature(body.shape(found.parameters).rest_vertices).double().cpu()
         points = body.keypoints(joint_layout(*body.asset.joint_names), found.parameters).double().cpu()
     middle = torch.stack((points.amin(-2), points.amax(-2))).mean(0)
     points = points - middle[:, None]
@@ -182,7 +167,7 @@ def random_people(
     target = _place_in_image(image, _half_extent(points, focal, distance), place, beyond, truncated)
     at = (target - image / 2) / focal[:, None] * distance[:, None]
     transl = torch.cat((at, distance[:, None]), -1) - middle
-    return found._replace(transl=transl.to(found.betas))
+    return found._replace(parameters=found.parameters._replace(transl=transl.to(found.years)))
 
 
 class Posture(NamedTuple):

@@ -11,11 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agebody.age import ADULT_YEARS, AgeCurve, median_stature
+from agebody.age import AgeCurve, median_stature
+from agebody.age.growth import ADULT_YEARS
 from agebody.assets.asset import BodyAsset
 from agebody.body import SMPLA
-from agebody.draw import PALETTE, Picture, contact_sheet, lineup, save_mesh
-from agebody.draw.meshes import stand_in_row
+from agebody.draw import Picture, lineup, save_mesh
+from agebody.draw.meshes import PALETTE, stand_in_row
+from agebody.draw.pictures import contact_sheet
 from agebody.files import save_npz
 from agebody.measure import stature
 from agebody.people import pose

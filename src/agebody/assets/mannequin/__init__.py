@@ -1,5 +1,3 @@
 """The built-in body, made from numbers alone: no file, no download, no licence to accept."""
 
-from agebody.assets.mannequin.body import mannequin
-
-__all__ = ["mannequin"]
+from agebody.assets.mannequin.body import mannequin as mannequin

@@ -164,7 +164,7 @@ def fit_plane(
         above = eye.to(normal) @ normal - offset
     elif point_normals is not None:
         sides = point_normals[heights.abs() <= tolerance].to(normal) @ normal
-        above = sides.nansum() - offset.sign() / 2  # where no normal says it, towards the origin
+        above = sides.nansum() - offset.sign() / 2  # without normals, towards the origin
     else:
         beside = (heights.abs() > tolerance) & (heights.abs() <= BESIDE)
         above = heights[beside].sign().sum() - offset.sign() / 2

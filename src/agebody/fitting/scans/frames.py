@@ -11,7 +11,7 @@ from torch import Tensor
 
 from agebody.body import BodyModel
 from agebody.cameras import Camera
-from agebody.checks import apply_mask, expand_weights, expect, expect_weights
+from agebody.checks import apply_mask, expect, read_confidences
 from agebody.engine.backend import BackendName
 from agebody.fitting.scans.clouds import Cloud, Plane
 from agebody.keypoints import KeypointLayout
@@ -21,7 +21,7 @@ from agebody.mesh.closest import rows_of, tree_order
 MAX_SPREAD = 10.0
 """Scans with a larger standard deviation of a coordinate are not in metres."""
 BELOW = 0.01
-"""Scans of which half of the points are farther below a plane are refused [m]."""
+"""Scans whose median point is farther below the plane are refused [m]."""
 
 
 class Frames(NamedTuple):
@@ -91,9 +91,7 @@ def read_frames(
         raise ValueError(
             f"keypoints: expected shape ({frames}, {len(layout)}, 2), got {tuple(keypoints.shape)}"
         )
-    confidences = expand_weights(weights, keypoints.shape[:2])
-    confidences = torch.ones_like(keypoints[..., 0]) if confidences is None else confidences.to(keypoints)
-    expect_weights(confidences, wait=True)
+    confidences = read_confidences(weights, keypoints[..., 0])
     keypoints = apply_mask(keypoints, confidences, 1)
     if not keypoints.isfinite().all():
         raise ValueError("keypoints: expected finite pixels where weights are not 0")

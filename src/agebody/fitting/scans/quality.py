@@ -11,9 +11,9 @@ from torch import Tensor
 from agebody.checks import apply_mask, safe_norm
 from agebody.engine.backend import BackendName
 from agebody.fitting.scans.frames import Frames
-from agebody.fitting.scans.steps import BETA_BOUND
 from agebody.fitting.scans.terms import ScanTerms
 from agebody.mesh.closest import closest_points, nearest_points, rows_of, visible_vertices
+from agebody.optim.stages import BETA_BOUND
 from agebody.parameters import BodyParameters
 
 MAX_REPROJECTION = 16.0

@@ -24,11 +24,12 @@ from agebody.fitting.scans.start import start_from_images, start_from_landmarks
 from agebody.fitting.scans.steps import fit_poses, fit_shape, uses
 from agebody.fitting.scans.surface import register_surface
 from agebody.fitting.scans.terms import TERMS, ScanTerms
+from agebody.fitting.start import mean_pose
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.losses import MahalanobisPrior, joint_limits_prior
 from agebody.mesh.collisions import Exclusions
 from agebody.optim.problem import Stage
-from agebody.optim.stages import FitReport
+from agebody.optim.stages import FitReport, check_stages
 from agebody.parameters import BodyParameters, read_start
 
 
@@ -113,14 +114,14 @@ def fit_scans(
         body: a `SMIL`, `SMPL` or `SMPLA` layer.
         scans: one per frame, of the person alone [m], from `Cloud.from_depth` and `Cloud.above`. May be
             empty where there are landmarks.
-        camera: one, or one per frame, that sees scans and landmarks.
+        camera: one, or one per frame, of the scans and landmarks.
         keypoints: landmarks in the images [pixels].
         weights: their confidences, broadcast to (F, K); landmarks of weight 0 are ignored, even NaN.
         layout: of the landmarks.
         plane: the table, if any.
         start: start of each frame, (F, ...) or () for all; required without landmarks. By default step 1 runs
             from two, a fit to the landmarks in the images, and the mean pose moved onto the landmarks lifted
-            to the scans, and the cheaper result goes on.
+            to the scans, and the cheaper result is kept.
         age_offset: of a body with ages, if known; otherwise found, between 0 and 1.
         pose_prior: of ``body_pose``; by default `agebody.losses.joint_limits_prior` at the age offset: 1 for
             a `SMIL` body, 0 for other bodies of one age, 0.5 if unknown.
@@ -141,13 +142,9 @@ def fit_scans(
         layout = get_layout(layout)
         seen = read_frames(body, scans, camera, keypoints, weights, layout, plane)
         frames = len(seen.points)
-        if not stages or rounds < 1 or shape_frames < 1 or sample < 2:
-            raise ValueError(
-                "stages, rounds, shape_frames, sample: expected at least one of each, two of sample"
-            )
-        unknown = {name for stage in stages for name in (*stage.weights, *stage.scales)} - {*TERMS}
-        if unknown:
-            raise ValueError(f"stages: expected terms ({', '.join(TERMS)}), got {', '.join(sorted(unknown))}")
+        check_stages(stages, TERMS)
+        if rounds < 1 or shape_frames < 1 or sample < 2:
+            raise ValueError("rounds, shape_frames, sample: expected at least one of each, two of sample")
         if age_offset is not None and not body.age_anchors:
             raise ValueError(f"age_offset: {type(body).__name__} has one age")
         if age_offset is not None and not math.isfinite(age_offset):
@@ -157,9 +154,8 @@ def fit_scans(
         if start is not None:
             starts = [read_start(body, start, (frames,))]
         elif seen.keypoints is not None:
-            mean_pose = _mean_pose(pose_prior, body)
             starts = [
-                start_from_landmarks(body, seen, layout, mean_pose, known_age),
+                start_from_landmarks(body, seen, layout, mean_pose(pose_prior, body), known_age),
                 start_from_images(body, seen, layout, known_age),
             ]
         else:
@@ -239,12 +235,3 @@ def _read_prior(
     if age_offset is None:
         age_offset = 1.0 if isinstance(body, SMIL) else 0.5 if body.age_anchors else 0.0
     return joint_limits_prior(names, age_offset=age_offset, dtype=body.dtype, device=body.device)
-
-
-def _mean_pose(prior: MahalanobisPrior, body: BodyModel) -> Float[Tensor, "J 3"]:
-    """Return the mean pose of a prior; zero in joints that it does not have."""
-    names = body.asset.joint_names[1:]
-    pose = torch.zeros(len(names), 3, dtype=body.dtype, device=body.device)
-    known = [names.index(name) for name in prior.arrays.joint_names]
-    pose[known] = prior.mean.to(pose).view(-1, 3)
-    return pose

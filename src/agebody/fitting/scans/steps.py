@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from agebody.fitting.scans.terms import Matches, ScanTerms
+from agebody.engine.trees import take_rows
+from agebody.fitting.scans.terms import TERMS, Matches, ScanTerms
 from agebody.optim.problem import Stage
 from agebody.optim.stages import FitReport, fit_bodies
 from agebody.parameters import GROUPS, BodyParameters, group_slices
@@ -19,9 +19,7 @@ POSE = ("global_orient", "body_pose", "transl")
 SETTLED = 3
 """A round that converges within this many steps is the last of its stage: the next would change little."""
 APART = 0.03
-"""Distance of a joint between two results that are not the same person [m]."""
-BETA_BOUND = 5.0
-"""Largest coefficient of a shape; the prior of the last stage is too weak to prevent larger ones."""
+"""Distance of a joint beyond which two results differ [m]."""
 CHUNK = 64
 """Frames whose poses are solved together."""
 
@@ -36,8 +34,8 @@ def fit_shape(
 ) -> tuple[Float[Tensor, "F P"], FitReport]:
     """Fit one shape and the poses of a few frames (step 1): one problem, whose frames share the shape alone.
 
-    All stages run from each start, and the cheapest result is kept. Where two are the same person before the
-    last stage, which is the most expensive, only the cheaper goes on.
+    All stages run from each start, and the cheapest result is kept. Where two agree before the last
+    stage, which is the most expensive, only the cheaper one is continued.
 
     Args:
         scans: maker of the terms.
@@ -106,7 +104,7 @@ def fit_poses(
             matches = scans.match(vectors, everyone, collisions=uses(stage, "collision"), joints=joints)
             unsettled = []
             for rows in active.split(CHUNK):
-                part = matches.select(rows)
+                part = take_rows(matches, rows)
                 vectors[rows], report = _solve(scans, vectors[rows], rows, part, stage, POSE)
                 total.iterations[rows] += report.iterations
                 total.converged[rows], total.stop[rows] = report.converged, report.stop
@@ -141,15 +139,13 @@ def _solve(
 ) -> tuple[Float[Tensor, "*clip b P"], FitReport]:
     """Fit frames for one round, each alone, or all as one clip (1, b, P)."""
     terms = scans.make(rows, matches)
-    weights = {name: stage.weights.get(name, 1.0) for name in terms}
-    stage = stage._replace(
-        weights=weights,
-        scales={name: scale for name, scale in stage.scales.items() if name in terms},
-        groups=[group for group in stage.groups if group in groups],
+    found, report = fit_bodies(
+        scans.body,
+        terms,
+        [stage._replace(groups=[group for group in stage.groups if group in groups])],
+        BodyParameters.from_vector(vectors, scans.body),
+        age_bounds=(0.0, 1.0) if "age_offset" in groups else (-math.inf, math.inf),
+        repeated=1.0,  # in InfantNet's objective, the prior of the shape counts in each frame, as other terms
+        names=TERMS,
     )
-    bounds = (0.0, 1.0) if "age_offset" in groups else (-math.inf, math.inf)
-    start = BodyParameters.from_vector(vectors, scans.body)
-    limits: dict[str, Any] = {"age_bounds": bounds, "beta_bound": BETA_BOUND}
-    # In InfantNet's objective, the prior of the shape counts in each frame, as the other terms do.
-    found, report = fit_bodies(scans.body, terms, [stage], start, repeated=1.0, **limits)
     return found.vector(), report

@@ -68,7 +68,7 @@ class SurfaceModel(NamedTuple):
     shares: Float[Tensor, "b 3S"]
     """Barycentric coordinates of the vertex in them."""
     first_puller: Int[Tensor, "b V"]
-    """Where those of each vertex begin."""
+    """Index of the first one of each vertex."""
     neighbours: Int[Tensor, "b 2E"]
     """The vertices that share an edge with each vertex, vertex after vertex."""
     first_neighbour: Int[Tensor, "b V"]
@@ -141,8 +141,8 @@ def register_surface(
 
         E(d) = E_s2m + E_m2s + E_inside + STRETCH mean_edges |d_i - d_j|^2 + STAY mean |d|^2
 
-    What the scanner did not see follows what it saw, and fades. Collisions do not count: where skin touches
-    skin, nearly every step would make triangles intersect, and all would stay where it is.
+    Unseen parts follow their neighbours, with decreasing displacement. Collisions do not count: where skin
+    touches skin, nearly every step would make triangles intersect, and nothing would move.
 
     Args:
         vertices: of the fitted bodies [m].
@@ -258,7 +258,7 @@ def edges_of(faces: Int[Tensor, "T 3"]) -> Int[Tensor, "E 2"]:
 
 
 def _group(ids: Int[Tensor, "b K"], count: int) -> tuple[Int[Tensor, "b K"], Int[Tensor, "b V"]]:
-    """Return the entries in the order of their ids, and where those of each id begin."""
+    """Return the entries ordered by id, and the index of the first one of each id."""
     ids, order = ids.sort(1)
     return order, torch.searchsorted(ids, torch.arange(count, device=ids.device).repeat(len(ids), 1))
 
@@ -269,7 +269,7 @@ def _sum_rows(
     first: Int[Tensor, "b V"],
     weights: Float[Tensor, "b K"] | None = None,
 ) -> Float[Tensor, "b V C"]:
-    """Return the weighted sums of groups of rows, by where each group begins: a sparse matrix's product."""
+    """Return weighted sums of groups of rows, given the first index of each: a sparse matrix product."""
     frame = torch.arange(len(table), device=table.device)[:, None]
     bags = (rows + table.shape[1] * frame).flatten(), (first + rows.shape[1] * frame).flatten()
     shares = None if weights is None else weights.flatten()

@@ -1,4 +1,4 @@
-"""Terms of bodies in scans, and what is recomputed between rounds: visibility and predictions."""
+"""Terms of fits to scans; visibility and predictions, which are updated between rounds."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ FRAMES = 8
 
 
 class Matches(NamedTuple):
-    """What is computed once per round of a stage, for b frames."""
+    """Visibility, collisions and predictions of b frames, computed once per round of a stage."""
 
     visible: Bool[Tensor, "b V"]
-    """Vertices that the scanner sees."""
+    """Vertices that are visible to the scanner."""
     faces: Int[Tensor, "b T"]
     """Faces with visible corners only, padded with repetitions."""
     num_faces: Int[Tensor, " b"]
@@ -67,10 +67,6 @@ class Matches(NamedTuple):
     """Joints as predicted from the two frames before [m]."""
     known: Float[Tensor, "b J"]
     """1 if they are predicted, 0 otherwise, as in the first frame."""
-
-    def select(self, rows: Int[Tensor, " n"]) -> Matches:
-        """Return the matches of some of the frames."""
-        return Matches(*(part[rows] for part in self))
 
 
 class ScanTerms:
@@ -130,7 +126,7 @@ class ScanTerms:
         collisions: bool = True,
         joints: Float[Tensor, "b J 3"] | None = None,
     ) -> Matches:
-        """Find what is visible, and predict joints by ``J_1 + (J_1 - J_2) / 2`` from the two frames before.
+        """Compute visibility, and predict joints by ``J_1 + (J_1 - J_2) / 2`` from the two frames before.
 
         Args:
             vectors: current parameters of some frames.
@@ -201,7 +197,7 @@ class _SurfaceTerm:
         barycentric: Float[Tensor, "b S 3"] | None = None,
         vertices: Int[Tensor, "b S"] | None = None,
     ) -> Block:
-        """Return the block of points whose ``differences`` from their targets shall vanish.
+        """Return the block of points with given ``differences`` from their targets.
 
         Args:
             state: the bodies.
@@ -336,7 +332,7 @@ class SelfIntersection:
 
     Args:
         surface: derivatives of the surface.
-        meets: (b,) frames in which a body intersects itself; the others cost nothing.
+        meets: (b,) frames in which a body intersects itself; the cost of the others is 0.
         exclude: pairs of faces that are no collision.
         backend: of the search.
     """

@@ -14,6 +14,5 @@ from agebody.pipelines.cli import (  # noqa: F401 - each registers its commands
     synthesize,
     view,
 )
-from agebody.pipelines.cli.app import app, main
-
-__all__ = ["app", "main"]
+from agebody.pipelines.cli.app import app as app
+from agebody.pipelines.cli.app import main as main

@@ -41,7 +41,7 @@ def detect(
     Example: `agebody detect photos --detector movenet:multipose.tflite -o people.json`
     """
     from agebody.annotations import save_people
-    from agebody.detect import DetectorError
+    from agebody.detect.detector import DetectorError
 
     with running(DetectorError) as bars:
         options.check_output(output, (photographs,), overwrite)

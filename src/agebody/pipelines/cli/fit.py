@@ -103,7 +103,7 @@ def fit(
     from agebody.annotations.tracks import link_people
     from agebody.annotations.videos import frame_rate, is_video, load_opencv
     from agebody.assets.asset import SMPL_JOINT_NAMES
-    from agebody.detect import DetectorError
+    from agebody.detect.detector import DetectorError
     from agebody.nets import Lifter
     from agebody.pipelines.labels import fit_annotations, fit_folder
     from agebody.pipelines.labels.place_images import find_maps, place_images

@@ -53,7 +53,8 @@ def live(
     """
     from agebody.annotations.videos import USUAL_RATE, Video, camera_frames, is_video, write_video
     from agebody.assets.asset import SMPL_JOINT_NAMES
-    from agebody.detect import DetectorError, load_detector
+    from agebody.detect import load_detector
+    from agebody.detect.detector import DetectorError
     from agebody.nets import Lifter
     from agebody.pipelines.labels.live import Stream
 
@@ -104,7 +105,7 @@ def _draw(
 ) -> Iterator[Any]:
     """Yield pictures with the people that were found, and take the time; Ctrl-C ends them."""
     from agebody.detect.photographs import detect_frame
-    from agebody.pipelines.labels import draw_overlay
+    from agebody.pipelines.labels.overlays import draw_overlay
 
     labels, marks = None, [0.0] * 4
     try:

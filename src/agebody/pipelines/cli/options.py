@@ -201,7 +201,8 @@ def read_lens(focal: float | None, fov: float | None) -> dict[str, float | None]
 
 def read_ages(age_offset: float | None, age_class: str | None, years: float | None) -> dict[str, Any]:
     """Return the ages as keyword arguments of a fit."""
-    from agebody.age import AgeError, parse_ages
+    from agebody.age import parse_ages
+    from agebody.age.classes import AgeError
 
     ages = {"age_offset": age_offset, "age_class": age_class, "years": years}
     check_exclusive(**ages)

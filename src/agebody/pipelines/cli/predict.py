@@ -61,7 +61,7 @@ def predict(
     Example: `agebody predict photos --checkpoint aionhmr.ckpt --body ages.safetensors -o labels`
     """
     from agebody.annotations.photographs import read_exif_focals
-    from agebody.detect import DetectorError
+    from agebody.detect.detector import DetectorError
     from agebody.nets import load_checkpoint
     from agebody.nets.checkpoints import WHERE
     from agebody.pipelines.labels import fit_folder, predict_annotations

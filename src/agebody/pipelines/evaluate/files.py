@@ -33,8 +33,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
-from agebody.age import UNKNOWN, AgeError, parse_ages
-from agebody.age.classes import AGE_FIELDS
+from agebody.age import UNKNOWN, parse_ages
+from agebody.age.classes import AGE_FIELDS, AgeError
 from agebody.annotations.arrays import Key, read_arrays
 from agebody.annotations.people import fail
 from agebody.keypoints import LAYOUTS

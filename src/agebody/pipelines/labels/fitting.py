@@ -24,7 +24,8 @@ from agebody.fitting.frames import fit_keypoints, fit_sequence
 from agebody.fitting.start import to_camera_space
 from agebody.keypoints import KeypointLayout, joint_layout
 from agebody.measure import stature
-from agebody.nets import Estimate, Lifter, fit_lifted
+from agebody.nets import Lifter, fit_lifted
+from agebody.nets.lifter import Estimate
 from agebody.optim.least_squares import Stop
 from agebody.optim.stages import Fit, FitReport
 from agebody.optim.standard_errors import StandardErrors

@@ -14,7 +14,8 @@ from agebody.annotations.people import People, join_people
 from agebody.annotations.tracks import link_people
 from agebody.body import BodyModel
 from agebody.fitting.frames import AIONHMR
-from agebody.nets import Estimate, Lifter
+from agebody.nets import Lifter
+from agebody.nets.lifter import Estimate
 from agebody.optim.stages import Fit
 from agebody.parameters import BodyParameters
 from agebody.pipelines.labels.fitting import fit_people, lift, make_labels, people_cameras, with_ages

@@ -12,7 +12,8 @@ from jaxtyping import Float, UInt8
 
 from agebody.annotations.videos import write_video
 from agebody.body import BodyModel
-from agebody.draw import PALETTE, render
+from agebody.draw import render
+from agebody.draw.meshes import PALETTE
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.pipelines.labels.records import Labels
 

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
-from agebody.age import AgeError, parse_ages
+from agebody.age import parse_ages
+from agebody.age.classes import AgeError
 from agebody.annotations.arrays import read_npy
 from agebody.annotations.coco import load_json
 from agebody.annotations.people import fail, is_file_name
@@ -19,7 +20,8 @@ from agebody.annotations.photographs import open_image
 from agebody.body import BodyModel
 from agebody.cameras import Camera
 from agebody.crowd.height_prior import SEXES
-from agebody.draw import Picture, contact_sheet, render
+from agebody.draw import Picture, render
+from agebody.draw.pictures import contact_sheet
 from agebody.files import flat_names, replacing
 from agebody.pipelines.labels.placing import PlacedLabels, place_labels
 from agebody.pipelines.labels.quality import flag_labels

@@ -13,7 +13,8 @@ from torch import Tensor
 from agebody.age import AGE_CLASSES, age_class
 from agebody.body import BodyModel
 from agebody.cameras import Camera
-from agebody.draw import PALETTE, Picture, render
+from agebody.draw import Picture, render
+from agebody.draw.meshes import PALETTE
 from agebody.keypoints import KeypointLayout
 from agebody.parameters import BodyParameters
 from agebody.pipelines.release.options import Shape

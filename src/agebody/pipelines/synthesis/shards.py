@@ -198,8 +198,9 @@ def _draw_people(body: BodyModel, recipe: Recipe, counts: list[int], rng: np.ran
                 if (np.linalg.norm(away, axis=1) > room).all():
                     break
                 farther[row] *= 1.08
-    shift = torch.from_numpy(roots * (farther - 1)[:, None]).to(found.transl)
-    return found._replace(transl=found.transl + shift)
+    parameters = found.parameters
+    shift = torch.from_numpy(roots * (farther - 1)[:, None]).to(parameters.transl)
+    return found._replace(parameters=parameters._replace(transl=parameters.transl + shift))
 
 
 def _first(camera: Camera, rows: np.ndarray) -> Camera:
