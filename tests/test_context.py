@@ -1,4 +1,4 @@
-"""Every public function under autocast, inference, tracing, other default types, 16 bits and mixed types.
+"""Every public function under autocast, inference, tracing, other defaults, 16 bits and mixed types.
 
 The numbers are those of a plain call in float32, or the call is refused in one line that names the argument.
 A function of a door that stands neither in `EXAMPLES` nor in `WITHOUT` fails the test.
@@ -8,28 +8,40 @@ import contextlib
 import functools
 import importlib
 import inspect
+import pkgutil
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from bodies import random_body
 from model_files import small_smplx
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from agebody import (
+    SMPL,
+    SMPLA,
     age,
     cameras,
     crowd,
+    fitting,
     join_pose,
     losses,
+    mannequin,
     measure,
     mesh,
     metrics,
     nets,
+    people,
     rotations,
     split_pose,
 )
+from agebody.compat.smplx import lbs
+from agebody.fitting.conversion import correspond
+from agebody.fitting.patches import find_patches
+from agebody.optim import terms
 
 DOORS = (
     "age",
@@ -79,7 +91,7 @@ STATURES = torch.tensor([0.6, 1.0, 1.4, 1.7])
 def _camera(focal: Tensor) -> cameras.Camera:
     """A camera of the precision of a tensor."""
     like = focal if isinstance(focal, Tensor) else BOX
-    return cameras.Camera(torch.full((2,), 500.0).to(like), torch.full((2,), 256.0).to(like))
+    return cameras.Camera(like.new_full((2,), 500.0), like.new_full((2,), 256.0))
 
 
 def _first(points: Tensor) -> Tensor:
@@ -325,15 +337,166 @@ def test_in_inference_mode(example):
     assert_same(found, function(*given))
 
 
+@contextlib.contextmanager
+def default_dtype(dtype: torch.dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def test_with_float64_as_the_default(example):
     function, given = example
-    expected = function(*given)
-    torch.set_default_dtype(torch.float64)
-    try:
+    with default_dtype(torch.float64):
         found = function(*given)
-    finally:
-        torch.set_default_dtype(torch.float32)
-    assert_same(found, expected)
+    assert_same(found, function(*given))
+
+
+def test_on_another_default_device(example):
+    """Nothing is made on the default device, whether that is a GPU or, as here, has no numbers."""
+    function, given = example
+    with torch.device("meta"):
+        found = function(*given)
+    assert_same(found, function(*given))
+
+
+BODY = SMPLA(mannequin())
+INFANT, SMALL = SMPL(BODY.asset.at_age(1.0)), SMPLA(random_body(num_vertices=60))
+PEOPLE = people.random_people(BODY, 2, seed=5)
+WHO = PEOPLE.parameters
+SEEN = people.observe(BODY, PEOPLE)
+POINTS = BODY.keypoints("coco17", WHO)
+MESH = BODY(WHO).vertices
+SCAN, CLOUD = MESH[0, ::7], torch.cat((_normal(500, 3)[:, :2], torch.zeros(500, 1)), 1)
+LENS_OF = PEOPLE.camera.map(lambda part: part[0])
+PIXEL = LENS_OF.project(POINTS[:1]).pixels
+SHORT, SHORT_SCANS = (
+    [stage._replace(max_iterations=2) for stage in stages]
+    for stages in (fitting.SMPLIFY, fitting.SMPLIFY_KIDS)
+)
+CPU = torch.device("cpu")
+TWICE = torch.tensor([1.1, 0.9])
+DEPTHS = torch.tensor([[3.0, 4.0, 6.0]]), torch.tensor([[3.0, 4.2, 5.0]]), torch.tensor([[1.7, 1.7, 1.2]])
+PRIOR = crowd.HeightPrior(DEPTHS[2], DEPTHS[2] / 10)
+LAYER = torch.tensor([0, 1])
+TURN = rotations.axis_angle_to_matrix(VECTORS[0, 0])
+
+OF_BODIES: dict[str, Callable[[], Any]] = {
+    "fit_keypoints": lambda: fitting.fit_keypoints(
+        BODY,
+        SEEN.keypoints,
+        PEOPLE.camera,
+        weights=SEEN.weights,
+        start=WHO,
+        start_sd={"betas": 0.5},
+        stages=SHORT,
+    )[:4],
+    "fit_sequence": lambda: fitting.fit_sequence(
+        BODY, SEEN.keypoints, PEOPLE.camera, weights=SEEN.weights, stages=SHORT
+    )[:4],
+    "fit_points": lambda: fitting.fit_points(BODY, POINTS, "coco17", max_iterations=5)[:4],
+    "fit_vertices": lambda: fitting.fit_vertices(BODY, MESH, max_iterations=5)[:4],
+    "fit_measurements": lambda: fitting.fit_measurements(BODY, {"stature": 1.2})[1:],
+    "fit_plane": lambda: fitting.fit_plane(CLOUD),
+    "fit_scans": lambda: (
+        fitting.fit_scans(BODY, [SCAN], LENS_OF, keypoints=PIXEL, stages=SHORT_SCANS[:1]).vertices
+    ),
+    "convert": lambda: fitting.convert(WHO, BODY, INFANT, max_iterations=5)[:4],
+    "refine_crowd": lambda: crowd.refine_crowd(POINTS, LENS_OF, POINTS[:, 0], layer=LAYER, max_iterations=5),
+    "place_people": lambda: crowd.place_people(*DEPTHS, PRIOR),
+    "rescale": lambda: crowd.rescale(BODY, WHO, TWICE, PEOPLE.camera),
+    "random_people": lambda: people.random_people(BODY, 3, seed=5, together=[1, 2], truncated=0.5),
+    "observe": lambda: people.observe(BODY, PEOPLE, occluders=0.5, swapped=0.5, borrowed=0.5, stray=0.5),
+    "move": lambda: BODY.move(WHO, TURN),
+    "joint_limits_prior": lambda: losses.joint_limits_prior(age_offset=0.5)(POSE),
+    "for_joints": lambda: losses.joint_limits_prior().for_joints(BODY.asset.joint_names[1:9])(POSE[:, :24]),
+    "Measurements": lambda: measure.Measurements(BODY.asset)(MESH),
+}
+CONTEXTS: dict[str, Callable[[], Any]] = {
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "inference": torch.inference_mode,
+    "float64": lambda: default_dtype(torch.float64),
+    "another device": lambda: torch.device("meta"),
+}
+
+
+@functools.cache
+def outside(name: str) -> Any:
+    return OF_BODIES[name]()
+
+
+@pytest.mark.parametrize("name", OF_BODIES)
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_functions_of_bodies_in_contexts(name, context):
+    with CONTEXTS[context]():
+        found = OF_BODIES[name]()
+    assert_same(found, outside(name))
+
+
+CACHED: dict[Any, Callable[[Tensor], Any]] = {
+    lbs._tree: lambda one: lbs.tree_of((-1, 0, 1), CPU)(one * MATRICES[:, :3], VECTORS[:, :3]),
+    rotations._constants_on: lambda one: rotations.right_jacobian(one * VECTORS),
+    terms._bend_signs: lambda one: one * POSE @ terms.HyperextensionPrior(BODY).signs.mT,
+    find_patches: lambda one: find_patches(BODY.asset).centers(one * MESH),
+    correspond: lambda one: BODY.keypoints(
+        correspond(BODY.asset, INFANT.asset).source, transl=one * A3[0, :1]
+    ),
+}
+"""Functions whose results are kept, and a use of each, differentiable by a factor of 1."""
+FIRST = {**CONTEXTS, "fake tensors": FakeTensorMode, "no gradients": torch.no_grad}
+
+
+def used(cached: Any) -> list[Tensor]:
+    one = torch.ones((), requires_grad=True)
+    found = tensors(CACHED[cached](one))
+    return [*found, *torch.autograd.grad([part.sum() for part in found], one)]
+
+
+@functools.cache
+def used_alone(cached: Any) -> list[Tensor]:
+    cached.cache_clear()
+    return used(cached)
+
+
+@pytest.mark.parametrize("cached", CACHED, ids=lambda cached: cached.__name__)
+@pytest.mark.parametrize("context", FIRST)
+def test_what_is_kept_does_not_depend_on_the_context_of_the_first_call(cached, context):
+    expected = used_alone(cached)
+    cached.cache_clear()
+    with FIRST[context](), contextlib.suppress(Exception):  # such as: other tensors than fake ones are there
+        CACHED[cached](torch.ones(()))
+    assert_same(used(cached), expected)
+
+
+def test_all_that_is_kept_is_tested():
+    """The others keep NumPy arrays, layouts and numbers."""
+    found = set()
+    for name in (
+        "assets",
+        "rotations",
+        "engine",
+        "losses",
+        "optim",
+        "fitting",
+        "crowd",
+        "nets",
+        "people",
+        "compat",
+    ):
+        module = importlib.import_module(f"agebody.{name}")
+        for part in [module, *_modules_of(module)]:
+            found |= {key for key, value in vars(part).items() if hasattr(value, "cache_clear")}
+    assert found - {cached.__name__ for cached in CACHED} == {"mannequin", "joint_layout"}
+
+
+def _modules_of(package: Any) -> list[Any]:
+    folders = getattr(package, "__path__", ())
+    return [
+        importlib.import_module(found.name)
+        for found in pkgutil.walk_packages(folders, f"{package.__name__}.")
+    ]
 
 
 def weighted(name: str) -> tuple[Callable[..., Any], Any] | None:

@@ -10,7 +10,7 @@ from model_files import small_smplx
 from torch import nn
 from torch.nn import functional as F
 
-from agebody import SMPL, SMPLA, SMPLX, join_pose, split_pose
+from agebody import SMPL, SMPLA, SMPLX, join_pose, rotations, split_pose
 
 POSE = 0.3 * torch.randn(2, 9, generator=torch.Generator().manual_seed(0))
 ASSET = random_body()
@@ -145,3 +145,15 @@ def test_onnx_by_tracing(make, unchecked):
     found = onnxruntime.InferenceSession(file.getvalue()).run(None, {"pose": POSE.numpy()})
     for part, expected in zip(found, network(POSE), strict=True):
         torch.testing.assert_close(torch.from_numpy(part), expected, rtol=0, atol=5e-6)
+
+
+def test_a_layer_has_its_gradients_after_an_export(make):
+    """Constants that the export is the first to use are real ones."""
+    rotations._constants_on.cache_clear()
+    body, pose = make(), POSE.clone().requires_grad_()
+    torch.export.export(_Network(body), (POSE,))
+    torch.testing.assert_close(outputs(body, pose), outputs(make()), rtol=0, atol=0)
+    found = torch.autograd.grad(outputs(body, pose)[0].sum(), pose)
+    torch.testing.assert_close(
+        found, torch.autograd.grad(outputs(make(), pose)[0].sum(), pose), rtol=0, atol=0
+    )

@@ -35,7 +35,6 @@ from agebody.optim.terms import (
     Reprojection,
     Robust,
     ShapePrior,
-    _bend_signs,
     project,
     robust_weights,
 )
@@ -234,17 +233,6 @@ def test_slopes_of_limits_at_rest_and_at_half_turns_are_finite():
         pose = rest.clone()
         pose[..., axis] = torch.pi
         assert excess_and_jacobian(Turns.of(pose), narrow)[1].isfinite().all()
-
-
-@pytest.mark.parametrize("context", [torch.device("meta"), torch.inference_mode()], ids=["meta", "inference"])
-def test_cached_signs_do_not_depend_on_the_context_of_the_first_fit(body, context):
-    _bend_signs.cache_clear()
-    with context:
-        first = HyperextensionPrior(body).signs
-    signs = HyperextensionPrior(body).signs
-    assert (signs.device, signs.dtype, signs.is_inference()) == (body.device, body.dtype, False)
-    assert torch.equal(first, signs)
-    assert signs.abs().sum(1).tolist() == [1, 1, 1, 1]
 
 
 def test_bend_shape_and_age(body):

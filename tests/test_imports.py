@@ -143,7 +143,7 @@ def foreign_privates(tree: ast.Module, known: set[str]) -> set[str]:
 INTERNALS = {
     "engine.batched": {"torch._C", "torch._C._len_torch_dispatch_stack", "forward_ad._current_level"}
     | {"torch._C._are_functorch_transforms_active"}
-    | {"torch._C._get_tracing_state", "torch._C._set_tracing_state"},
+    | {"torch._C._get_tracing_state", "torch._C._set_tracing_state", "_disable_current_modes"},
     "compat.smplx.arrays": {"self._parameters", "tensor._version"},
     "compat.smplx.smpl": {
         "self.get_submodule(owner)._non_persistent_buffers_set",

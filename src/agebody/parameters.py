@@ -143,8 +143,8 @@ def join_pose(
                 pose = read_rotations(name, parts.get(name), "axis_angle", count, like)
             else:
                 pose = read_tensor(name, parts.get(name), components.shape[:1], like)
-                pose = (pose @ torch.tensor(components).to(like)).unflatten(-1, (count, 3))
-            found[name] = pose if mean is None else pose + torch.tensor(mean).to(like).view(count, 3)
+                pose = (pose @ like.new_tensor(components)).unflatten(-1, (count, 3))
+            found[name] = pose if mean is None else pose + like.new_tensor(mean).view(count, 3)
         batch = broadcast(**{name: pose.shape[:-2] for name, pose in found.items()})
         return torch.cat([pose.expand(*batch, -1, -1) for pose in found.values()], -2)
 
@@ -172,7 +172,7 @@ def split_pose(
     with own_precision(pose.device):
         for name, (mean, components) in hand_bases(asset, num_hand_components, flat_hand_mean).items():
             if mean is not None:
-                found[name] = found[name] - torch.tensor(mean).to(pose).view(-1, 3)
+                found[name] = found[name] - pose.new_tensor(mean).view(-1, 3)
             if components is not None:
                 inverse = np.linalg.pinv(components.astype(np.float64))
                 found[name] = found[name].flatten(-2) @ torch.from_numpy(inverse).to(pose)

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from agebody.engine.batched import Array, BatchedFunction, at_least_float32, empty
+from agebody.engine.batched import Array, BatchedFunction, at_least_float32, building, empty, is_recorded
 
 __all__ = [
     "axis_angle_to_matrix",
@@ -158,6 +158,8 @@ def constants(like: Array) -> _Constants:
     """Return the constants of Rodrigues' formula as arrays of the kind of another."""
     if isinstance(like, np.ndarray):
         return _constants_on(None, like.dtype)
+    if is_recorded():
+        return _Constants(*(t.to(like.device, like.dtype) for t in (_BASIS, _SLOPES)))
     return _constants_on(like.device, like.dtype)
 
 
@@ -166,7 +168,8 @@ def _constants_on(device: torch.device | None, dtype: Any) -> _Constants:
     """Return the constants as tensors on a device, or as NumPy arrays."""
     if device is None:
         return _Constants(*(t.numpy().astype(dtype) for t in (_BASIS, _SLOPES)))
-    return _Constants(*(t.to(device, dtype) for t in (_BASIS, _SLOPES)))
+    with building():
+        return _Constants(*(t.to(device, dtype) for t in (_BASIS, _SLOPES)))
 
 
 def _series(x: Array, coefficients: tuple[float, ...]) -> Array:
@@ -338,11 +341,11 @@ def mirror(rotation: Tensor, pose_format: PoseFormat = "axis_angle") -> Tensor:
     """
     check_format(pose_format)
     rotation = _read(pose_format, rotation)
-    across = torch.tensor([-1.0, 1, 1])
+    across = rotation.new_tensor([-1.0, 1, 1])
     signs = {
         "axis_angle": -across,
         "matrix": across[:, None] * across,
-        "quaternion": torch.tensor([1.0, -1, -1, 1]),
+        "quaternion": rotation.new_tensor([1.0, -1, -1, 1]),
         "rotation_6d": matrix_to_rotation_6d(across[:, None] * across),
     }[pose_format]
-    return rotation * signs.to(rotation)
+    return rotation * signs

@@ -683,8 +683,9 @@ class ShapedBody:
         pelvis = self.rest_joints[..., 0, :]
         origin = pelvis + read_tensor("transl", transl, (3,), body._like)
         translation = read_tensor("translation", translation, (3,), body._like)
-        moved = (rotation @ origin[..., None])[..., 0] + translation
-        return rotations.from_matrix(rotation @ root, pose_format), moved - pelvis
+        with own_precision(body.device):
+            moved, turned = (rotation @ origin[..., None])[..., 0] + translation, rotation @ root
+        return rotations.from_matrix(turned, pose_format), moved - pelvis
 
 
 def _read(

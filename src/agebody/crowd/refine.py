@@ -14,6 +14,7 @@ from agebody.cameras.camera import expect_camera
 from agebody.checks import Weights, apply_mask, expand_weights, expect, expect_values, flatten
 from agebody.crowd.height_prior import HeightPrior
 from agebody.crowd.scene import MOVES, TILTS, Deviations, Scene, move
+from agebody.engine.batched import own_precision
 from agebody.engine.trees import unflatten
 from agebody.optim.least_squares import Solution, minimize
 
@@ -201,14 +202,15 @@ def refine_crowd(
             checks[name] = (absent | ((tensor > 0) & tensor.isfinite()), "finite lengths above 0")
     expect_values(**checks)
 
-    scene, x = _choose_levels(scene, max_iterations)
-    x, ends = _solve(scene, x, max_iterations)
-    place = scene.place(x, torch.arange(len(x), device=x.device))
-    remaining = None if scene.vertices is None else scene.remaining(x)
+    with own_precision(points.device):
+        scene, x = _choose_levels(scene, max_iterations)
+        x, ends = _solve(scene, x, max_iterations)
+        place = scene.place(x, torch.arange(len(x), device=x.device))
+        remaining = None if scene.vertices is None else scene.remaining(x)
+        terms = scene.costs(x)
     if remaining is not None and start.shape[1]:
         ends["converged"] &= remaining.amax((1, 2)) <= RESOLVED
 
-    terms = scene.costs(x)
     found = Refined(
         root=flatten(root, images, 2),
         new_root=torch.where(absent[..., None], flatten(root, images, 2), place.new_root),

@@ -13,6 +13,7 @@ from agebody.body.model import expect_body
 from agebody.cameras import Camera
 from agebody.cameras.camera import expect_camera
 from agebody.checks import expect, expect_values
+from agebody.engine.batched import own_precision
 from agebody.measure import stature
 from agebody.parameters import BodyParameters
 
@@ -106,10 +107,13 @@ def rescale(
     return Rescaled(changed, height, by_age, exact, moved.square().sum(-1).mean(-1).sqrt())
 
 
+@torch.inference_mode(False)
 def _of_height(
     body: BodyModel, parameters: BodyParameters, wanted: Tensor, by_age: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Find betas and age offset of a stature by Newton's method on a piecewise linear function."""
+    # Tensors of inference mode have no gradient.
+    parameters, by_age = parameters.map(torch.clone), by_age.clone()
     first = parameters.betas[..., 0] if body.num_betas else torch.zeros_like(wanted)
     start = torch.where(by_age, parameters.age_offset, first).detach()
 
@@ -120,11 +124,11 @@ def _of_height(
         beta = torch.where(by_age, first, value)
         return torch.cat((beta[..., None], parameters.betas[..., 1:]), -1), age
 
-    value, target = start, wanted.detach()
+    value, target = start, wanted.detach().clone()
     low = torch.minimum(torch.where(by_age, AGE_BOUNDS[0], BETA_BOUNDS[0]).to(start), start)
     high = torch.maximum(torch.where(by_age, AGE_BOUNDS[1], BETA_BOUNDS[1]).to(start), start)
     for _ in range(12):
-        with torch.enable_grad():
+        with torch.enable_grad(), own_precision(body.device):
             value = value.detach().requires_grad_()
             height = rest_height(body, *identity(value))
             (slope,) = torch.autograd.grad(height.sum(), value)

@@ -168,7 +168,7 @@ class Scene(NamedTuple):
         first, second = torch.triu_indices(z.shape[1], z.shape[1], 1, device=z.device)
         apart, layers = z[:, second] - z[:, first], layer[:, second] - layer[:, first]
         sign = torch.where(layers == 0, -apart.sign(), layers.sign().to(z))
-        least = LAYER_MARGIN * torch.where(layers == 0, -1, layers.abs())
+        least = LAYER_MARGIN * torch.where(layers == 0, -1, layers.abs()).to(z)
         missing = least - sign * apart
         active = (layer[:, second] >= 0) & (layer[:, first] >= 0) & (missing > 0)
         factor = torch.where(active, root_share[:, first] * root_share[:, second], 0) / self.deviations.order

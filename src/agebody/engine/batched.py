@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import _disable_current_modes
 
 try:  # private parts of torch, which another version may lack
     from torch._functorch.utils import unwrap_dead_wrappers
@@ -214,12 +215,15 @@ class _Gradient(_Function):
 
 @contextlib.contextmanager
 def building() -> Iterator[None]:
-    """Build buffers as outside of every context: those made in inference mode could not be used in training
-    later, a default device would get some of the constants, and `torch.jit.trace` would record the sums."""
+    """Build buffers, or draw numbers, as outside of every context.
+
+    Buffers of inference mode could not be used in training later, a default device would get some of the
+    constants, `torch.jit.trace` would record the sums, `torch.export` would leave tensors without numbers.
+    """
     tracing = torch._C._get_tracing_state()
     torch._C._set_tracing_state(None)  # pyright: ignore
     try:
-        with torch.inference_mode(False), torch.device("cpu"):
+        with _disable_current_modes(), torch.inference_mode(False), torch.device("cpu"):
             yield
     finally:
         torch._C._set_tracing_state(tracing)  # pyright: ignore

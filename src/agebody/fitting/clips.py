@@ -313,7 +313,7 @@ def read_start_sd(
             raise ValueError(f"start_sd[{name!r}]: expected standard deviations above 0")
         sd = expand_to(f"start_sd[{name!r}]", sd, (*batch, *entry)).reshape(value.shape)
         if name in ("betas", "age_offset"):  # of the clip: the mean of its frames
-            mean = (share[(..., *[None] * len(entry))] * value).sum(1, keepdim=True)
+            mean = (share[(..., *[None] * len(entry))].to(value) * value).sum(1, keepdim=True)
             value = mean.expand(value.shape)
         found[name] = value, sd
     return found

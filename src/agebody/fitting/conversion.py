@@ -16,7 +16,7 @@ from torch import Tensor
 from agebody.assets.asset import BodyAsset, Regressor
 from agebody.body import SMPL, SMPLA, BodyModel
 from agebody.body.model import expect_body
-from agebody.engine.batched import own_precision
+from agebody.engine.batched import building, own_precision
 from agebody.fitting.patches import find_patches
 from agebody.fitting.points import fit_points, fit_vertices
 from agebody.keypoints import KeypointLayout
@@ -139,7 +139,7 @@ def same_topology(first: BodyAsset, second: BodyAsset) -> bool:
 
 
 @functools.lru_cache(maxsize=8)
-@torch.inference_mode(False)  # the cached tensors may be used with gradients later
+@building()
 def correspond(source: BodyAsset, target: BodyAsset) -> Correspondence:
     """Find shared joints, and the points on the target's surface that match vertices all over the source.
 

@@ -209,8 +209,8 @@ class _Problem:
 
     def _start(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return the age per segment at which the mean shape suits best, and its misfit."""
-        low, high = torch.tensor(self.segments).to(self.targets).mT
-        shares = torch.linspace(0, 1, _STARTS).to(low)[:, None]
+        low, high = self.targets.new_tensor(self.segments).mT
+        shares = torch.linspace(0, 1, _STARTS, dtype=low.dtype, device=low.device)[:, None]
         ages = (low + shares * (high - low)).flatten()  # (starts * segments)
         betas = ages.new_zeros(len(ages), self.body.num_betas)
         values = self._values(self._surfaces(betas, age_coefficients(ages, self.anchors)))
@@ -225,7 +225,7 @@ class _Problem:
         self, rows: Tensor, segments: Tensor, ages: Tensor, max_iterations: int, damping: float = 1e-3
     ) -> tuple[Tensor, Tensor]:
         """Return the best of fits in some segments: betas, age, whether converged; and its cost."""
-        count, (low, high) = len(rows), torch.tensor(self.segments).to(self.targets)[segments.flatten()].mT
+        count, (low, high) = len(rows), self.targets.new_tensor(self.segments)[segments.flatten()].mT
         bodies, start_age = rows.repeat(len(segments)), ages.gather(0, segments).flatten()
         if self.age is not None:
             low = high = start_age = self.age[bodies]
@@ -275,7 +275,7 @@ class _Problem:
         width = (high - low)[:, None]
         growth = (ends[1] - ends[0]) / torch.where(width > 0, width, 1)
         coefficients = ends[0] + (x[:, -1] - low)[:, None] * growth
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
             surfaces = [surface.requires_grad_() for surface in self._surfaces(x[:, :-1], coefficients)]
             values = self._values(surfaces)
             gradients = torch.autograd.grad(values.sum(), surfaces)

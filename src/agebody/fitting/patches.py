@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from agebody.assets.asset import BodyAsset
+from agebody.engine.batched import building
 from agebody.keypoints import KeypointLayout
 from agebody.mesh.topology import TopologyMap
 
@@ -44,6 +45,7 @@ class Patches(NamedTuple):
 
 
 @functools.lru_cache(maxsize=8)
+@building()
 def find_patches(asset: BodyAsset, topology: TopologyMap | None = None) -> Patches:
     """Return about ``PATCHES`` compact patches of vertices, each moved most by one joint.
 

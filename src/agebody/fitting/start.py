@@ -303,16 +303,16 @@ def best_path(costs: np.ndarray, joints: np.ndarray, times: np.ndarray) -> np.nd
 
 def _viewing_rotations() -> Float[Tensor, "T 3 3"]:
     """Return rotations of an upright body (y up) to camera axes (y down): about its axis, then pitched."""
-    flip = torch.tensor([[1.0, 0, 0], [0, -1, 0], [0, 0, -1]], dtype=torch.float64)
+    flip = np.diag([1.0, -1, -1])
     found = []
     for pitch in _PITCHES:
         c, s = math.cos(math.radians(pitch)), math.sin(math.radians(pitch))
-        lean = torch.tensor([[1, 0, 0], [0, c, -s], [0, s, c]], dtype=torch.float64)
+        lean = np.array([[1, 0, 0], [0, c, -s], [0, s, c]])
         for k in range(_YAWS):
             c, s = math.cos(2 * math.pi * k / _YAWS), math.sin(2 * math.pi * k / _YAWS)
-            turn = torch.tensor([[c, 0, s], [0, 1, 0], [-s, 0, c]], dtype=torch.float64)
+            turn = np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]])
             found.append(lean @ flip @ turn)
-    return torch.stack(found)
+    return torch.from_numpy(np.stack(found))
 
 
 def _roll(angle: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch 3 3"]:

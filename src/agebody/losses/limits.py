@@ -237,7 +237,7 @@ def joint_limits_prior(
         device: as of `MahalanobisPrior`.
     """
     names = tuple(joint_names)
-    limits = joint_limits(names, age_offset=age_offset, dtype=torch.float64)
+    limits = joint_limits(names, age_offset=age_offset, dtype=torch.float64, device="cpu")
     known = [j for j, name in enumerate(names) if name in ADULT_RANGES]
     low, high = (bound[known].flatten() for bound in limits[1:])
     middle, width = (low + high) / 2, high - low

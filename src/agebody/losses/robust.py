@@ -85,6 +85,7 @@ def tals(
         scale: of the cost of nearer points.
     """
     residual = expect("residual", residual)
-    far = residual.detach().norm(dim=-1, keepdim=True) > torch.as_tensor(threshold).to(residual)[..., None]
+    limit = torch.as_tensor(threshold, dtype=residual.dtype, device=residual.device)
+    far = residual.detach().norm(dim=-1, keepdim=True) > limit[..., None]
     size = residual.abs()
     return torch.where(far, size, scale * size)

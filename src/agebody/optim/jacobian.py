@@ -64,7 +64,7 @@ class _Derivatives(nn.Module):
 
     def _register(self, **arrays: np.ndarray) -> None:
         for name, array in arrays.items():
-            tensor = torch.tensor(array)
+            tensor = torch.tensor(array, device="cpu")
             dtype = self.body.dtype if tensor.is_floating_point() else torch.int64
             self.register_buffer(name, tensor.to(self.body.device, dtype), persistent=False)
 

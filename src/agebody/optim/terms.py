@@ -15,6 +15,7 @@ from agebody.body.model import expect_body
 from agebody.cameras import Camera
 from agebody.cameras.camera import NEAR, expect_camera
 from agebody.checks import apply_mask
+from agebody.engine.batched import building
 from agebody.keypoints import KeypointLayout, get_layout, joint_layout
 from agebody.losses import MahalanobisPrior, MaxMixturePrior
 from agebody.losses.priors import hyperextension_residuals
@@ -236,11 +237,8 @@ class HyperextensionPrior:
 
 @cache
 def _bend_signs(names: tuple[str, ...]) -> Float[Tensor, "4 P"]:
-    """Return the signs s in ``exp(s θ)``: its derivatives at rest, where it is 1.
-
-    They are kept for every later fit, so the default device and modes of the first one must not shape them.
-    """
-    with torch.inference_mode(False), torch.device("cpu"):
+    """Return the signs s in ``exp(s θ)``: its derivatives at rest, where it is 1."""
+    with building():
         rest = torch.zeros(1, len(names), 3, dtype=torch.float64)
         bend = torch.func.jacrev(lambda pose: hyperextension_residuals(pose, joint_names=names))(rest)
     return bend[0, :, 0].flatten(1)

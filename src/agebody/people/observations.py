@@ -14,6 +14,7 @@ from agebody.body import BodyModel
 from agebody.body.model import expect_body
 from agebody.cameras.boxes import box_around
 from agebody.checks import expand_to
+from agebody.engine.batched import building
 from agebody.keypoints import KeypointLayout, get_layout, joint_layout
 from agebody.mesh.closest import visible_vertices
 from agebody.people.sampling import Draws, People, expect_share
@@ -41,6 +42,7 @@ class Observations(NamedTuple):
     """z of the pelvis [m], as a depth sensor would give it."""
 
 
+@building()
 def observe(
     body: BodyModel,
     people: People,

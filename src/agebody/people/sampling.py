@@ -21,6 +21,7 @@ from agebody.age.growth import ADULT_YEARS
 from agebody.body import BodyModel
 from agebody.body.model import expect_body
 from agebody.cameras.camera import Camera
+from agebody.engine.batched import building
 from agebody.keypoints import joint_layout, mirror_order
 from agebody.losses.extremities import extremity_priors
 from agebody.losses.limits import clamp_to_limits, joint_limits
@@ -59,6 +60,7 @@ class People(NamedTuple):
         return People(function(self.years), parameters, camera, function(self.size))
 
 
+@building()
 def random_people(
     body: BodyModel,
     count: int,

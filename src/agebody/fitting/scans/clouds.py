@@ -11,6 +11,7 @@ from torch import Tensor
 from agebody.cameras import Camera
 from agebody.cameras.camera import expect_camera
 from agebody.checks import expect
+from agebody.engine.batched import own_precision
 from agebody.losses import plane_height
 
 PIXELS = 1 << 16
@@ -137,23 +138,27 @@ def fit_plane(
     if point_normals is not None and point_normals.shape != points.shape:
         got = f"{len(points)} points, and normals of shape {tuple(point_normals.shape)}"
         raise ValueError(f"points: expected a normal for each point of the cloud, got {got}")
-    generator = torch.Generator().manual_seed(0)
-    some = points[torch.randint(len(points), (4096,), generator=generator).to(points.device)]
-    a, b, c = points[torch.randint(len(points), (3, TRIALS), generator=generator).to(points.device)]
-    normals = torch.linalg.cross(b - a, c - a)
-    normals = normals / normals.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(points.dtype).tiny)
-    near = (some @ normals.T - (a * normals).sum(-1)).abs() <= tolerance
-    best = int((near.sum(0) * (normals.norm(dim=-1) > 0.5)).argmax())
-    normal, offset = normals[best], a[best] @ normals[best]
-    for _ in range(3):
-        on = points[(points @ normal - offset).abs() <= tolerance]
-        middle = on.mean(0)
-        _, extent, axes = torch.linalg.svd(on - middle, full_matrices=False)
-        if len(on) < 3 or extent[1] <= tolerance * len(on) ** 0.5:
-            raise ValueError(f"points: expected a plane, found {len(on)} points on a line, to {tolerance} m")
-        normal = axes[2]
-        offset = middle @ normal
-    heights = points @ normal - offset
+    generator = torch.Generator("cpu").manual_seed(0)
+    drawn = torch.randint(len(points), (4096,), generator=generator, device="cpu")
+    triples = torch.randint(len(points), (3, TRIALS), generator=generator, device="cpu")
+    some, (a, b, c) = points[drawn.to(points.device)], points[triples.to(points.device)]
+    with own_precision(points.device):
+        normals = torch.linalg.cross(b - a, c - a)
+        normals = normals / normals.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(points.dtype).tiny)
+        near = (some @ normals.T - (a * normals).sum(-1)).abs() <= tolerance
+        best = int((near.sum(0) * (normals.norm(dim=-1) > 0.5)).argmax())
+        normal, offset = normals[best], a[best] @ normals[best]
+        for _ in range(3):
+            on = points[(points @ normal - offset).abs() <= tolerance]
+            middle = on.mean(0)
+            _, extent, axes = torch.linalg.svd(on - middle, full_matrices=False)
+            if len(on) < 3 or extent[1] <= tolerance * len(on) ** 0.5:
+                raise ValueError(
+                    f"points: expected a plane, found {len(on)} points on a line, to {tolerance} m"
+                )
+            normal = axes[2]
+            offset = middle @ normal
+        heights = points @ normal - offset
     share = (heights.abs() <= tolerance).to(points.dtype).mean().item()
     if not share >= LEAST_SHARE:
         raise ValueError(f"points: expected {LEAST_SHARE:.0%} of them on one plane, got {share:.0%}")
@@ -161,9 +166,9 @@ def fit_plane(
         eye = towards.to_world(points.new_zeros(1, 3))[0] if isinstance(towards, Camera) else towards
         if not isinstance(eye, Tensor) or eye.shape != (3,) or not eye.isfinite().all():
             raise ValueError(f"towards: expected a camera, or a point, a finite tensor (3,), got {towards}")
-        above = eye.to(normal) @ normal - offset
+        above = (eye.to(normal) * normal).sum() - offset
     elif point_normals is not None:
-        sides = point_normals[heights.abs() <= tolerance].to(normal) @ normal
+        sides = (point_normals[heights.abs() <= tolerance].to(normal) * normal).sum(-1)
         above = sides.nansum() - offset.sign() / 2  # without normals, towards the origin
     else:
         beside = (heights.abs() > tolerance) & (heights.abs() <= BESIDE)
@@ -175,7 +180,8 @@ def _rays(shape: torch.Size, camera: Camera) -> Float[Tensor, "H W 2"]:
     """Return x and y of the ray of each pixel at depth 1, in camera coordinates."""
     height, width = shape
     lens = camera._replace(rotation=None, translation=None)
-    rows, columns = torch.arange(height).to(camera.focal), torch.arange(width).to(camera.focal)
+    like = {"dtype": camera.focal.dtype, "device": camera.focal.device}
+    rows, columns = torch.arange(height, **like), torch.arange(width, **like)
     pixels = torch.cartesian_prod(rows, columns).flip(-1) + 0.5
     return lens.unproject(pixels, torch.ones_like(pixels[:, 0]))[:, :2].reshape(height, width, 2)
 

@@ -107,8 +107,8 @@ def draw_points(
     points: Float[Tensor, "F N 3"], weights: Float[Tensor, "F N"], count: int
 ) -> tuple[Float[Tensor, "F S 3"], Float[Tensor, "F S"]]:
     """Draw at most ``count`` points of each scan, with a fixed seed."""
-    generator = torch.Generator().manual_seed(0)
-    order = torch.rand(weights.shape, generator=generator).to(points)
+    generator = torch.Generator("cpu").manual_seed(0)
+    order = torch.rand(weights.shape, generator=generator, dtype=torch.float32, device="cpu").to(points)
     chosen = torch.where(weights != 0, order, -1).topk(min(count, weights.shape[1]), 1).indices
     return rows_of(points, chosen), weights.gather(1, chosen)
 

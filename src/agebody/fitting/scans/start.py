@@ -115,7 +115,7 @@ def _age(
     body: BodyModel, layout: KeypointLayout, body_pose: Tensor, lifted: Tensor, weights: Tensor
 ) -> Tensor:
     """Return the age whose distances between landmarks fit best, by the median of their ratios."""
-    ages = torch.linspace(0, 1, AGES).to(lifted)
+    ages = torch.linspace(0, 1, AGES, dtype=lifted.dtype, device=lifted.device)
     points = body.shape(age_offset=ages).keypoints(layout, body_pose=body_pose, pose_format="axis_angle")
     spans, known = (safe_norm(p[:, :, None] - p[:, None]) for p in (lifted, points))
     same = torch.eye(len(layout), dtype=torch.bool, device=weights.device)
