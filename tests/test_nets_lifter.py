@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 import agebody
 from agebody.age import age_class
-from agebody.cameras import Camera, weak_to_translation
+from agebody.cameras import Camera, box_around, weak_to_translation
 from agebody.fitting import fit_keypoints
 from agebody.fitting.frames import AIONHMR
 from agebody.keypoints import LAYOUTS, KeypointLayout
@@ -115,6 +115,25 @@ class TestEstimate:
         wrong, right = found.trust[seen.wrong], found.trust[known & ~seen.wrong]
         assert (wrong[:, None] < right).float().mean() > 0.8  # a stray may well fall near its place
         assert right.mean() > 0.9
+
+    def test_points_of_somebody_else_are_left_out(self, net, body, people, seen):
+        arm = [i for i, name in enumerate(LAYOUTS["coco17"].names) if name in ("left_elbow", "left_wrist")]
+        box = box_around(seen.exact)
+        points = seen.keypoints.clone()
+        points[:, arm, 0] += 1.2 * (box[:, 2:] - box[:, :2]).amax(-1, keepdim=True)
+        given = body, points, people.camera
+        found = net.estimate(*given, weights=seen.weights, size=people.size)
+        out = (found.trust == 0) & (seen.weights > 0)
+        rows = out[:, arm].all(1) & (out.sum(1) == len(arm))
+        assert rows.double().mean() > 0.8
+        weights = seen.weights.clone()
+        weights[:, arm] = 0
+        whole, part = (
+            fit_lifted(net, *given, weights=each, size=people.size).fit for each in (seen.weights, weights)
+        )
+        off = body(whole.parameters).joints - body(part.parameters).joints
+        assert off[rows].norm(dim=-1).mean() < 1e-3  # [m]
+        assert (whole.error > 20 * part.error)[rows].all()  # the arm counts in the error
 
     def test_a_fit_is_better_and_cheaper_from_it(self, net, body, people, seen):
         found = net.estimate(body, seen.keypoints, people.camera, weights=seen.weights, size=people.size)

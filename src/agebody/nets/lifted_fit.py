@@ -19,6 +19,7 @@ from agebody.checks import Weights, expect, flatten, read_confidences
 from agebody.engine.trees import put_rows, take_rows, unflatten
 from agebody.fitting.frames import AIONHMR, fit_keypoints
 from agebody.keypoints import KeypointLayout, get_layout
+from agebody.metrics.pose import mean_over_points, point_distances
 from agebody.nets.lifter import Estimate, Lifter
 from agebody.optim.problem import Stage
 from agebody.optim.stages import Fit
@@ -34,7 +35,7 @@ class LiftedFit(NamedTuple):
     """Fits from estimates, and the points that they were fitted to."""
 
     fit: Fit
-    """Errors are distances from the points of ``source``."""
+    """``error`` counts all points of ``source``, also those of others; ``start_error`` is without these."""
     source: Int[Tensor, "*batch K"]
     """Which of the keypoints is the point of each name: another one where sides were exchanged."""
 
@@ -53,6 +54,8 @@ def fit_lifted(
     **options: Any,
 ) -> LiftedFit:
     """Fit bodies to keypoints from the lifter's estimates, which are evidence.
+
+    Keypoints that are far from the estimate, whose ``trust`` is 0, are somebody else's, and are left out.
 
     Detectors give arms or legs to the wrong side, and a twisted body fits these points, too. So where the
     lifter trusts the points more with the sides of arms, or of legs, exchanged, people are also fitted to
@@ -84,13 +87,16 @@ def fit_lifted(
         some = {"weights": trust[rows][:, source], "layout": layout}
         return [body, points[rows][:, source], take_rows(lens, rows)], some | take_rows(options, rows)
 
-    def estimate(source: Tensor) -> tuple[Estimate, Tensor]:
-        """Return all estimates, and the log-probability that all points are right."""
+    def estimate(source: Tensor) -> Estimate:
+        """Return all estimates."""
         where, some = given(every, source)
         known = {name: some.get(name) for name in ("age_offset", "age_class", "years", "depth")}
-        found = lifter.estimate(*where, **known, layout=layout, weights=some["weights"], size=size)
+        return lifter.estimate(*where, **known, layout=layout, weights=some["weights"], size=size)
+
+    def certainty(found: Estimate, source: Tensor) -> Tensor:
+        """Return the log-probability that all points are right."""
         sure = found.trust.clamp(min=torch.finfo(found.trust.dtype).tiny).log()
-        return found, torch.where(some["weights"] > 0, sure, 0).sum(-1)
+        return torch.where(trust[:, source] > 0, sure, 0).sum(-1)
 
     def fit(rows: Tensor, source: Tensor, found: Estimate) -> Fit:
         where, some = given(rows, source)
@@ -100,12 +106,13 @@ def fit_lifted(
     own = torch.arange(len(layout), device=points.device)
     every = torch.arange(len(points), device=points.device)
     source = own.repeat(len(points), 1)
-    first, sure = estimate(own)
-    best = fit(every, own, first)
+    first = estimate(own)
+    reported, trust = trust, torch.where(first.trust > 0, trust, 0)
+    sure, best = certainty(first, own), fit(every, own, first)
     cost, odds = best.report.cost, math.log(1 / EXCHANGED - 1)
     for exchange in exchanges(layout, own):
-        found, other = estimate(exchange)
-        rows = ((other > sure) & (cost > odds)).nonzero()[:, 0]  # no cost is below 0
+        found = estimate(exchange)
+        rows = ((certainty(found, exchange) > sure) & (cost > odds)).nonzero()[:, 0]  # no cost is below 0
         if not len(rows):
             continue
         new = fit(rows, exchange, found)
@@ -115,7 +122,10 @@ def fit_lifted(
         spent = best.report.iterations.index_add(0, rows, new.report.iterations)
         best = put_rows(best, rows[gained], take_rows(new, gained))
         best = best._replace(report=best.report._replace(iterations=spent))
-    return unflatten(LiftedFit(best, source), batch)
+    pixels = lens.project(body.keypoints(layout, best.parameters)).pixels
+    observed, reported = points.gather(1, source[..., None].expand_as(points)), reported.gather(1, source)
+    error, _ = mean_over_points(point_distances(pixels, observed, reported), reported)
+    return unflatten(LiftedFit(best._replace(error=error), source), batch)
 
 
 def exchanges(layout: KeypointLayout, own: Int[Tensor, " K"]) -> Iterator[Int[Tensor, " K"]]:

@@ -31,9 +31,9 @@ from agebody.cameras.distortion import undistort
 from agebody.cameras.weak import translation_to_weak
 from agebody.checks import Weights, expect, expect_values, flatten
 from agebody.engine.batched import own_precision
-from agebody.engine.trees import unflatten
+from agebody.engine.trees import put_rows, take_rows, unflatten
 from agebody.files import replacing
-from agebody.fitting.observed import Observed, read_observed
+from agebody.fitting.observed import MIN_POINTS, Observed, read_observed
 from agebody.fitting.start import to_world
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.measure import stature
@@ -47,6 +47,14 @@ POINTS = KeypointLayout(
     "lifter", _NAMES, tuple(("surface21" if name in SURFACE21 else "joints", name) for name in _NAMES)
 )
 """The input points of the network: COCO's, the feet's, and SMPL's other joints."""
+
+_NEAREST = tuple(
+    SMPL_JOINT_NAMES.index(
+        name if name in SMPL_JOINT_NAMES else f"{name.split('_')[0]}_foot" if name in _FEET else "head"
+    )
+    for name in _NAMES
+)
+"""Of each point the joint that it is, or is next to."""
 
 _LIMBS = ("shoulder elbow", "elbow wrist", "hip knee", "knee ankle", "ankle foot")
 _PAIRS = (
@@ -77,6 +85,11 @@ EVIDENCE = 1.5
 1.5, 2 and 3, the one of least error of pose and stature, on people that were not trained on."""
 LEAST_SD = 0.02
 """Smallest standard deviation of an age offset."""
+ELSEWHERE = 0.5
+"""Distance of a keypoint from its joint of an estimated body, as a share of the larger side of the box around
+all joints, from which it is somebody else's."""
+LOOKS = 3
+"""Estimates of somebody at most: each but the first is without the keypoints that are far from the last."""
 WEIGHTS = "lifter.safetensors"
 _BLOCK = re.compile(r"layers\.\d+\.0\.weight")
 
@@ -100,7 +113,7 @@ class Estimate(NamedTuple):
     numbers, "betas", "age_offset" and "transl" [m]."""
     trust: Float[Tensor, "*batch K"]
     """Probability that a keypoint shows the point of its name and not another place; 1 for points that the
-    network does not know."""
+    network does not know, 0 for those that were left out as somebody else's."""
     prediction: Prediction
     """The same bodies as a network's, in the axes of the camera, with a weak camera for the box."""
 
@@ -251,10 +264,15 @@ class Lifter(nn.Module):
             if size is not None:
                 size = flatten(as_size(size, keypoints), batch, 1)
                 expect_values(size=((size > 0) & size.isfinite(), "width and height above 0 [pixels]"))
-            features, view = lifter_features(body, given, size)
-            readouts = self(features.to(self.sd_factor))
-            readouts = {name: part.to(keypoints) for name, part in readouts.items()}
-            found, sd = self._decode(body, readouts, view, given)
+            own, looked = given.weights, self._look(body, given, size)
+            for _ in range(LOOKS - 1):
+                before, own = own, _own_weights(body, given, looked[0])
+                rows = (own != before).any(-1).nonzero()[:, 0]
+                if not len(rows):
+                    break
+                some = take_rows((given._replace(weights=own), size), rows)
+                looked = put_rows(looked, rows, self._look(body, *some))
+            found, sd, sure = looked
             if box is None:
                 corners = box_around(given.keypoints, weights=given.weights, scale=1.2)
             else:
@@ -268,10 +286,20 @@ class Lifter(nn.Module):
             age = found.age_offset if body.age_anchors else None
             prediction = Prediction(matrices[:, 0], matrices[:, 1:], found.betas, age, place, {})
             trust = torch.ones_like(given.weights)
-            trust[:, columns] = readouts["trust"].sigmoid()[:, points]
+            trust[:, columns] = sure.sigmoid()[:, points]
+            trust = torch.where(own == given.weights, trust, 0)
             found = to_world(body, found, given.camera)
 
         return unflatten(Estimate(found, sd, trust, prediction), batch)
+
+    def _look(
+        self, body: BodyModel, given: Observed, size: Float[Tensor, "B 2"] | None
+    ) -> tuple[BodyParameters, dict[str, Tensor], Float[Tensor, "B K"]]:
+        """Return bodies in the camera's axes, their standard deviations, and the trust in `POINTS`."""
+        features, view = lifter_features(body, given, size)
+        readouts = self(features.to(self.sd_factor))
+        readouts = {name: part.to(given.keypoints) for name, part in readouts.items()}
+        return *self._decode(body, readouts, view, given), readouts["trust"]
 
     def _decode(
         self, body: BodyModel, readouts: Mapping[str, Tensor], view: View, given: Observed
@@ -391,6 +419,17 @@ def growth_bounds(body: BodyModel, given: Observed) -> Float[Tensor, "B 2"]:
         betas=torch.zeros(1, body.num_betas, dtype=body.dtype, device=body.device)
     ).rest_vertices
     return stature(rest).log()[:, None].expand(given.depth.shape[0], 2)
+
+
+def _own_weights(body: BodyModel, given: Observed, found: BodyParameters) -> Float[Tensor, "B K"]:
+    """Return the weights, 0 for keypoints far from bodies in the camera's axes, unless too few are left."""
+    columns, points = _matching(given.layout)
+    joints = given.camera.project(body.keypoints("smpl24", to_world(body, found, given.camera))).pixels
+    size = (joints.amax(1) - joints.amin(1)).amax(-1, keepdim=True)
+    near = joints[:, [_NEAREST[point] for point in points]]
+    own = given.weights.clone()
+    own[:, columns] *= (near - given.keypoints[:, columns]).norm(dim=-1) <= ELSEWHERE * size
+    return torch.where((own > 0).sum(-1, keepdim=True) >= MIN_POINTS, own, given.weights)
 
 
 def _rotation_to_axis(ray: Float[Tensor, "B 3"]) -> Float[Tensor, "B 3 3"]:
