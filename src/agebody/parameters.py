@@ -24,7 +24,7 @@ GROUPS = ("global_orient", "body_pose", "betas", "age_offset", "transl")
 
 @runtime_checkable
 class BodySizes(Protocol):
-    """What `BodyParameters` needs of a body; every `BodyModel` has it."""
+    """Sizes, dtype and device of a body, as `BodyParameters` needs them; every `BodyModel` has them."""
 
     num_joints: int
 
@@ -89,7 +89,7 @@ class BodyParameters(NamedTuple):
         return BodyParameters(*map(function, self))
 
     def mirrored(self, joint_names: Sequence[str]) -> BodyParameters:
-        """Return these bodies as seen in a mirror at x = 0 of the world; of a body that is symmetric.
+        """Return these bodies mirrored at x = 0 of the world, for a symmetric body.
 
         They project to the flipped image of a camera that looks along z, flipped about its principal point,
         with keypoints in the order of `KeypointLayout.flip`.

@@ -315,7 +315,7 @@ def _lower_bound(
 
 @torch.no_grad()
 def _without_outliers(people: _People, members: Tensor, lower: Tensor, max_height: float) -> Tensor:
-    """Return who remains after dropping people who would be too tall."""
+    """Return which people remain after dropping those who would be too tall."""
     places = torch.arange(members.shape[-1], device=members.device)
     fitted = members & (members.sum(-1, keepdim=True) >= MIN_PEOPLE)
     for _ in range(min(MAX_DROPPED, members.shape[-1])):

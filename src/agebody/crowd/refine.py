@@ -1,4 +1,4 @@
-"""Joint refinement of the people of an image: depth order, ground, fewer overlaps, the same image."""
+"""Joint refinement of the people of an image: depth order, ground and overlaps, at the same pixels."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Refined(NamedTuple):
     """Final cost of each term."""
     cost: Float[Tensor, "*images"]
     converged: Bool[Tensor, "*images"]
-    """False also where people remain in one another by more than ``RESOLVED``, a centimetre."""
+    """Also false where penetrations deeper than ``RESOLVED``, a centimetre, remain."""
     iterations: Int[Tensor, "*images"]
     stop: Int[Tensor, "*images"]
     """An `agebody.optim.least_squares.Stop` per image."""

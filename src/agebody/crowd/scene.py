@@ -157,7 +157,7 @@ class Scene(NamedTuple):
         return residuals.flatten(1), _of_people(by_moves.flatten(2, 3))
 
     def _depth(self, own: Tensor, root_share: Tensor) -> tuple[Tensor, Tensor]:
-        """Hold people at their depth, and weakly at their sideways place in case they have no keypoints."""
+        """Return priors of the depth and, weakly, of the sideways place for people without keypoints."""
         deviations = own.new_tensor((self.deviations.depth, 1.0, 1.0))
         by_moves = torch.eye(MOVES, dtype=own.dtype, device=own.device)[[0, 2, 3]] / deviations[:, None]
         by_moves = root_share[..., None, None] * by_moves

@@ -114,7 +114,7 @@ class Clips:
         return Fit(parameters, report, error, start_error, errors)
 
     def _frames_alone(self, stages: Sequence[Stage]) -> tuple[BodyParameters, Int[Tensor, " C"]]:
-        """Return fits of single frames (C, T, ...), each unseen one that of the nearest, and their steps."""
+        """Return fits of single frames (C, T, ...), invisible ones as the nearest visible, and the steps."""
         apart = copy.copy(self)
         apart.present, apart.motion_sd = torch.ones_like(self.present).flatten()[:, None], None
         fit = apart.fit(stages, None, standard_errors=False)
@@ -282,7 +282,7 @@ class Clips:
         return found.repeat_interleave(self.present.shape[1], 0)
 
     def _by_frame(self, part: Tensor) -> Tensor:
-        """Return something of images (C T V, ...) as (C T, V, ...)."""
+        """Group entries of images (C T V, ...) by frame, (C T, V, ...)."""
         return part.unflatten(0, (-1, self.views))
 
     def _frame_ages(self) -> Float[Tensor, "C T 4"]:

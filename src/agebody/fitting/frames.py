@@ -51,7 +51,7 @@ AIONHMR = (
     ),
     Stage(max_iterations=150, cost_tolerance=1e-3),
 )
-"""Pose and place, then everything with loose keypoints and motion, then everything."""
+"""Pose and place, then everything with weak keypoints and motion, then everything."""
 
 
 def fit_keypoints(
@@ -267,7 +267,7 @@ def _fit(
 
 
 def _per_image(value: Number, dims: int) -> Number:
-    """Return something of each person with dimensions for their images."""
+    """Add dimensions of images to the values of people."""
     return value[(..., *[None] * dims)] if isinstance(value, Tensor) else value
 
 

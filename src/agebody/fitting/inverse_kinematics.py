@@ -27,7 +27,7 @@ STAY_PRIOR = 1e-5
 ROUGH_SD = 0.02
 """[m] Standard deviation of points while rotations are rough, so that shape does not fit their errors."""
 CARRIES = 1e-3
-"""Smallest grip that counts."""
+"""Smallest `CarriedPoints.grip` of a point that determines a joint's rotation."""
 
 
 class CarriedPoints(nn.Module):

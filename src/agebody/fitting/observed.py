@@ -46,8 +46,8 @@ MIN_NOISE = 0.1
 """Lower bound of the standard deviation of a keypoint [pixels]."""
 
 MAX_REACH = 8.0
-"""Largest side of the box around a person's keypoints, over their median distance from the median point; what
-is farther off belongs to somebody else. For 98 % of people it is below 6.4."""
+"""Largest side of the box around a person's keypoints, over their median distance from the median point;
+points beyond belong to other people. For 98 % of people it is below 6.4."""
 
 MIN_POINTS = 4
 """Keypoints of weight above 0 that a person must have to be fitted."""

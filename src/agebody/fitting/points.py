@@ -61,7 +61,7 @@ MESH_TOLERANCE = 1e-4
 BESIDE_KINK = 0.03
 """Distance from an age template's offset within which the other side of the template is tried, too."""
 REFRESHES = 2
-"""How often the centers of patches that are seen in part are estimated again."""
+"""Number of times that the centers of partly visible patches are estimated again."""
 MIN_POINTS = 3
 """Points of weight above 0 that a body must have."""
 MAX_SPREAD = 10.0
@@ -345,7 +345,7 @@ def _closed_form(
 
 
 class _Problem(NamedTuple):
-    """Points to be met by bodies."""
+    """A fit of bodies to points."""
 
     body: BodyModel
     carried: CarriedPoints

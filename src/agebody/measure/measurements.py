@@ -95,7 +95,7 @@ class Measurements(ExactBuffers):
         return torch.stack(values, -1) if values else rest_vertices.new_zeros(*rest_vertices.shape[:-2], 0)
 
     def all_gauges(self) -> list[Gauge]:
-        """Return the modules that measure each, to be called with the vertices that they name."""
+        """Return one module per measurement, called with the vertices of its ids."""
         return cast("list[Gauge]", list(self.gauges))
 
     def extra_repr(self) -> str:
@@ -171,13 +171,13 @@ def _gauge(name: str, what: Definition, asset: BodyAsset, points: _Points, parts
 
 
 class Gauge(ExactBuffers):
-    """One measurement, of the vertices that it needs.
+    """One measurement, as a function of the vertices that it uses.
 
     It has its own vertices so that the gradients of many measurements can be computed at once.
     """
 
     vertices: Tensor
-    """Ids of the vertices that it is called with."""
+    """Ids of its vertices."""
 
 
 class _DistanceGauge(Gauge):

@@ -40,7 +40,7 @@ def plane_section(
     *,
     capacity: int | None = None,
 ) -> Section:
-    """Return the segments in which a plane meets triangles.
+    """Return the segments in which a plane intersects triangles.
 
     The cut triangles are searched for every body, in tensors of fixed size: nothing is read from the device.
     The points are differentiable in the vertices and in the plane.
@@ -138,7 +138,7 @@ def _crossing(
     cut: Bool[Tensor, "*batch K"],
     other: int,
 ) -> Float[Tensor, "*batch K 3"]:
-    """Return where the plane meets the edge from the first corner to another; zero where it does not."""
+    """Return the intersection of the plane with the edge from the first corner to another; else zero."""
     drop = torch.where(cut, height[..., 0] - height[..., other], 1)
     share = (height[..., 0] / drop)[..., None]
     start = corner[..., 0, :]

@@ -18,7 +18,7 @@ PAIRS = 1 << 21
 EXACT_PAIRS = 1 << 17
 """Number of those whose exact distances are computed at a time."""
 EDGE = 1e-6
-"""Margin of triangles, in barycentric coordinates, so that no line of sight passes between two."""
+"""Margin of triangles, in barycentric coordinates, so that no ray passes between two neighbours."""
 
 
 class ClosestPoints(NamedTuple):
@@ -202,7 +202,7 @@ def visible_vertices(
     *,
     backend: BackendName = "auto",
 ) -> Bool[Tensor, "*batch V"]:
-    """Return which vertices a camera sees: one of their triangles faces it, and no other is in between.
+    """Return the vertices visible to a camera: one of their triangles faces it, and no other occludes it.
 
     Args:
         vertices: [m].
@@ -266,7 +266,7 @@ def _first(mask: Tensor) -> Tensor:
 
 
 def _finite(tensor: Tensor) -> Tensor:
-    """Replace numbers that are not finite, because NaN of weight 0 must not mislead a search."""
+    """Replace numbers that are not finite by 0: NaN of weight 0 must not affect a search."""
     return torch.nan_to_num(tensor, nan=0.0, posinf=0.0, neginf=0.0)
 
 
@@ -350,7 +350,7 @@ def _add_products(base: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def _multiplies_exactly() -> bool:
-    """Return whether products of float32 on the CPU keep all bits, as far as torch tells."""
+    """Return whether float32 products on the CPU have full precision, by torch's settings."""
     try:
         return torch.get_float32_matmul_precision() == "highest"
     except RuntimeError:  # it was set for this device alone, by torch's newer attributes
@@ -375,7 +375,7 @@ def _clear_sights(vertices: Tensor, faces: Tensor, eyes: Tensor, backend: Backen
 
 
 def _blocked(mesh: Tensor, faces: Tensor, eye: Tensor, here: Tensor) -> Tensor:
-    """Return whether the segments from n vertices to the eye meet a triangle; balls are compared first."""
+    """Return whether segments from n vertices to the eye hit a triangle; tests bounding spheres first."""
     origin = mesh.mean(0)
     mesh, eye = mesh - origin, eye - origin
     triangles = mesh[faces]
@@ -398,7 +398,7 @@ def _blocked(mesh: Tensor, faces: Tensor, eye: Tensor, here: Tensor) -> Tensor:
 
 
 def _meets(starts: Tensor, ways: Tensor, triangles: Tensor) -> Tensor:
-    """Return whether segments, without their ends, meet triangles (Moeller and Trumbore 1997)."""
+    """Return whether segments, without their ends, intersect triangles (Moeller and Trumbore 1997)."""
     a, b, c = triangles.unbind(-2)
     ab, ac, from_a = b - a, c - a, starts - a
     across, lift = torch.linalg.cross(ways, ac), torch.linalg.cross(from_a, ab)

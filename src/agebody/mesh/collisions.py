@@ -1,4 +1,4 @@
-"""Triangles of a body that intersect, and pairs of triangles that do not count.
+"""Intersecting triangles of a body, and exclusions of pairs.
 
 Pairs of triangles are discrete and have no gradient; `agebody.losses` makes penalties of them.
 """
@@ -46,7 +46,7 @@ class Collisions(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Exclusions:
-    """Pairs of triangles whose intersection is no collision. Those that share a vertex never count anyway.
+    """Pairs of triangles whose intersection is no collision. Those that share a vertex are always excluded.
 
     Made by `of_body`, `of_parts` or `of_pairs`.
     """

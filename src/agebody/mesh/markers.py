@@ -1,4 +1,4 @@
-"""Virtual markers: a few vertices of a body, and the fixed matrix that makes the whole mesh of them."""
+"""Virtual markers: a few vertices of a body, and a fixed matrix from these to all vertices."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ SUM_ERROR = 1e-4
 CHOICE_SD = 3e-3
 """Standard deviation of a marker's coordinate [m] for which markers are chosen, or more if more is given."""
 SKETCH = 200
-"""Number of directions that stand for all meshes while markers are chosen."""
+"""Number of random directions that approximate all meshes while markers are chosen."""
 SUM_WEIGHT = 1e3
-"""Weight of the row that asks non-negative weights to add up to 1, relative to the largest marker row."""
+"""Weight of the equation that non-negative weights add up to 1, relative to the largest marker row."""
 
 
 class MarkerSet(ExactBuffers):

@@ -72,7 +72,7 @@ class PartMap:
     def from_vertices(
         cls, asset: BodyAsset, vertices: np.ndarray | Sequence[int], names: Sequence[str]
     ) -> PartMap:
-        """Divide a body by a list of your own.
+        """Divide a body by the part of each vertex.
 
         A joint is shown by the part whose vertices it moves most: by the sum of their skinning weights. A
         joint without weights is shown by its parent's part.

@@ -1,4 +1,4 @@
-"""Points inside meshes, and how deep people are in one another.
+"""Points inside meshes, and penetration depths of people.
 
 Inside tests and winding numbers are discrete and have no gradient; penetration depths have one.
 """
@@ -37,7 +37,7 @@ class Penetrations(NamedTuple):
     person: Int[Tensor, " K"]
     """Person of the vertex."""
     other: Int[Tensor, " K"]
-    """Person whom the vertex is in."""
+    """Person that contains the vertex."""
     vertex: Int[Tensor, " K"]
     face: Int[Tensor, " K"]
     """Nearest face of the other person."""
@@ -107,7 +107,7 @@ def penetration(
     weights: Float[Tensor, "*entries"] | Bool[Tensor, "*entries"] | None = None,
     backend: BackendName = "auto",
 ) -> Penetration:
-    """Compute how deep the people of an image are in one another.
+    """Compute the penetration depths between the people of an image.
 
     A vertex is inside a person whose winding number there is above 1/2; its depth is the distance to the
     nearest point of that person's surface. Edges that cross without a vertex inside are not found.

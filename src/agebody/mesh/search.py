@@ -17,7 +17,7 @@ from agebody.engine.batched import is_traced, is_transformed
 ENTRIES = 1 << 18
 """Number of entries that the torch searches process at a time, which bounds their memory."""
 BLOCK = 32
-"""Number of triangles that the torch searches first treat as one."""
+"""Number of triangles per block of the torch searches."""
 REACH = 2.0
 """A block is approximated as a whole beyond this many of its radii."""
 
@@ -83,7 +83,7 @@ def expect_ids(name: str, ids: Tensor, below: int) -> None:
 
 
 def _pierces(p: Tensor, q: Tensor, a: Tensor, b: Tensor, c: Tensor, normal: Tensor) -> Tensor:
-    """Return whether the segment from p to q crosses a triangle, with its ends strictly on both sides."""
+    """Return whether the segment from p to q crosses a triangle, with its ends strictly on opposite sides."""
     above, below = _dot(normal, p - a), _dot(normal, q - a)
     crosses = ((above > 0) & (below < 0)) | ((above < 0) & (below > 0))
     way = q - p
@@ -153,7 +153,7 @@ def _inside_meshes(
 def _half_of_all_angles(
     points: Float[Tensor, "N 3"], triangles: Float[Tensor, "F 3 3"]
 ) -> Float[Tensor, " N"]:
-    """Return half the sum of the solid angles; blocks of triangles far from a point count as one dipole."""
+    """Return half the sum of the solid angles; distant blocks of triangles are approximated by dipoles."""
     order = _along_a_curve(triangles.mean(1))
     missing = -len(order) % BLOCK
     padding = triangles.new_zeros(missing, 3, 3)  # without area, so without solid angle
@@ -244,7 +244,7 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 def register(name: str, schema: str, compute: Any, fake: Any) -> Any:
-    """Register an operator, which compilers do not trace: the number of candidates depends on the data."""
+    """Register an operator that compilers do not trace: the number of candidates depends on the data."""
     operator: Any = torch.library.custom_op(f"agebody::{name}", compute, mutates_args=(), schema=schema)
     operator.register_fake(fake)
     return operator

@@ -25,7 +25,7 @@ SUM_ERROR = 1e-4
 MAX_AWAY = 0.05
 """Largest median distance of one mesh from another that it is to lie on, as a share of the extent."""
 MHR = ("triangle_ids", "baryc_coords")
-"""Arrays of the maps that come with MHR; they name triangles of the source, whose corners stand elsewhere."""
+"""Arrays of the maps that come with MHR, by triangles of the source, whose corners are in another file."""
 OWN = ("corners", "barycentric", "num_source_vertices")
 """Arrays of a file of `TopologyMap.save`."""
 

@@ -66,7 +66,7 @@ class Attention(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Self-attention and a perceptron, each after a LayerNorm and added to its input."""
+    """Self-attention and an MLP, each after a LayerNorm and added to its input."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()

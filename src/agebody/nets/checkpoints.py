@@ -139,7 +139,7 @@ def _tensor(name: str, array: object) -> Tensor:
 
 
 _WRAPPERS = re.compile(r"^((module|_orig_mod|model|network)\.)+")
-"""What wrappers of networks put before the names."""
+"""Prefixes that wrappers of networks add to names."""
 
 _LEFT_OUT = re.compile(r"(smplx?(_(layer|gt)\w*)?|cam_model|keypoint_head)\.|initialized$")
 """Tensors beside a network's weights: bodies of its training, other networks."""
@@ -154,14 +154,14 @@ _STRANGERS = (
 
 
 def _looks_like(names: list[str]) -> str:
-    """Say what a file of unknown weights looks like."""
+    """Describe a file of unknown weights."""
     fitting = (what for mark, what in _STRANGERS if any(re.match(mark, name) for name in names))
     what = next(fitting, f"an unknown network ({', '.join(name[:100] for name in names[:3])}, ...)")
     return f"{len(names)} tensors of {what}; expected those of {', '.join(f.name for f in FAMILIES)}"
 
 
 def _assign(network: Regressor, weights: Weights) -> None:
-    """Give a network its weights, as they are in the file; one error lists what does not fit."""
+    """Load weights into a network; one error lists all mismatches."""
     own = network.state_dict()
     other = [
         name

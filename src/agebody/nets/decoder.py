@@ -138,7 +138,7 @@ HEAD_SIZE = 64
 
 
 class _SelfAttention(nn.Module):
-    """Attention of one query to itself: it sees its own value, whatever the weights of query and key."""
+    """Self-attention of a single query: its own value, whatever the weights of query and key."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -151,7 +151,7 @@ class _SelfAttention(nn.Module):
 
 
 class _CrossAttention(nn.Module):
-    """Attention of one query to many tokens, whose keys and values are never made.
+    """Attention of one query to many tokens, without materialising keys and values.
 
     With keys K c and values V c of the tokens c, the product of q with a key is (K^T q) . c, and a weighted
     sum of values is V times that of the tokens: two products of 8 vectors with the tokens replace those of

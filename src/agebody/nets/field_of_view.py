@@ -14,7 +14,7 @@ from agebody.checks import expect
 class FieldOfView(nn.Module):
     """Estimate the vertical field of view of an image from its class token.
 
-    The camera branch of Metric-Aware HMR (Wang et al. 2025): a perceptron initialised near 30 degrees. The
+    The camera branch of Metric-Aware HMR (Wang et al. 2025): an MLP initialised near 30 degrees. The
     weights have the names of the published ones.
 
     Args:

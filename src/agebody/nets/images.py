@@ -1,4 +1,4 @@
-"""What networks take as images: sizes and ranges."""
+"""Input images of networks: sizes and ranges."""
 
 from __future__ import annotations
 
@@ -46,5 +46,5 @@ def expect_images(images: Any, *sizes: tuple[int, int]) -> Tensor:
 
 
 def expect_normalized(images: Tensor) -> None:
-    """Refuse images from 0 to 255, which a network would take without complaint."""
+    """Check that images are normalised, and not from 0 to 255."""
     expect_values(images=(images.detach().abs() <= _LARGEST, "normalised images; see normalize_images"))

@@ -163,7 +163,7 @@ class MeshPoseInteraction(nn.Module):
 
 
 class _Update(nn.Module):
-    """Tokens see themselves and other tokens, normalised as the features say; then a perceptron."""
+    """Self- and cross-attention of tokens, normalised by the features, then an MLP."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The head of HMR and SPIN, which reads numbers out of features again and again, each time from the last."""
+"""The head of HMR and SPIN: iterative regression with error feedback."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from agebody.nets.readouts import ReadoutHead
 
 
 class IterativeHead(ReadoutHead):
-    """Read numbers out of image features by regression with feedback.
+    """Regress the read-outs from image features iteratively, with error feedback.
 
     The head of HMR (Kanazawa et al., CVPR 2018) as SPIN has it (Kolotouros et al., ICCV 2019), and that of
     CLIFF (Li et al., ECCV 2022) with a condition. Two linear layers take the features, the condition and the

@@ -95,7 +95,7 @@ _BLOCK = re.compile(r"layers\.\d+\.0\.weight")
 
 
 class View(NamedTuple):
-    """A person's own frame: a camera turned towards their keypoints, which have unit size."""
+    """A normalised view of a person: a camera rotated towards their keypoints, which have unit size."""
 
     rotation: Float[Tensor, "B 3 3"]
     """From the camera's axes to the view's."""
@@ -186,7 +186,7 @@ class Lifter(nn.Module):
         return made.eval()
 
     def save(self, path: str | os.PathLike[str], about: Mapping[str, str]) -> None:
-        """Write the weights in 16 bits, with what they were made from."""
+        """Write the weights in 16 bits, with metadata of their training."""
         kind = {"kind": "agebody lifter", "width": str(self.width), "blocks": str(self.blocks)}
         halves = {name: part.half() if part.dim() == 2 else part for name, part in self.state_dict().items()}
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -411,7 +411,7 @@ def lifter_features(
 
 
 def growth_bounds(body: BodyModel, given: Observed) -> Float[Tensor, "B 2"]:
-    """Return the logarithms of the least and greatest stature, of mean shape, at the ages that may be."""
+    """Return the logarithms of the least and greatest stature, of mean shape, at the possible ages."""
     if body.age_anchors:
         high, low = AgeCurve.from_asset(body.asset).offset_to_stature(given.ages[:, :2]).unbind(-1)
         return torch.stack((low, high), -1).log()

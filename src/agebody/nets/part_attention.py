@@ -1,4 +1,4 @@
-"""PARE's head: for each part of the body, a network decides at which pixels to look for it."""
+"""PARE's head: attention of each part of the body over the pixels of the features."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from agebody.nets.readouts import ReadoutHead
 
 
 class PartAttentionHead(ReadoutHead):
-    """Read each joint's rotation where the image shows its part of the body.
+    """Regress each joint's rotation from the features under the attention of its part.
 
     The head of PARE (Kocabas et al., ICCV 2021). One branch of convolutions gives the parts' logits, whose
     softmax over the pixels weighs the features of the other branch. Each joint's rotation is read by a matrix

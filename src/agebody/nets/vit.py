@@ -38,7 +38,7 @@ class ViT(nn.Module):
     """A vision transformer from crops of people to a map of features.
 
     Patches of 16 x 16 pixels, taken with a margin of 2 pixels at each side, become tokens; blocks of
-    self-attention and a perceptron of 4 times the width follow. ViTPose (Xu et al., NeurIPS 2022), whose
+    self-attention and an MLP of 4 times the width follow. ViTPose (Xu et al., NeurIPS 2022), whose
     first row of positions is added to all tokens.
 
     Args:

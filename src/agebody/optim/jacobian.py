@@ -45,7 +45,7 @@ class SurfaceRows(NamedTuple):
 
 
 class _Derivatives(nn.Module):
-    """The parts that keypoints and surface share: the body, and the slopes of its age coefficients."""
+    """Common base of keypoints and surface: the body, and the slopes of its age coefficients."""
 
     age_knots: Tensor
     age_slopes: Tensor
@@ -81,7 +81,7 @@ class _Derivatives(nn.Module):
 class KeypointJacobian(_Derivatives):
     """Keypoints of one layout on one body, with their derivatives by axis-angle pose, betas and age offset.
 
-    A rotation by w about the centre t_j of a joint moves the part of p that hangs on it by
+    A rotation by w about the centre t_j of a joint moves the part of p below it by
     ``dp = w x (p - t_j)``. For a fixed pose, points are affine in the coefficients of the identity, and their
     derivatives by these are linear in the rotations: one product with a constant matrix. Pose blend shapes
     change the moments, which adds ``sum_i R_i dm_i``. No mesh is computed.
@@ -291,7 +291,7 @@ class SurfaceJacobian(_Derivatives):
         *,
         correctives: bool = True,
     ) -> PosedSurface:
-        """Return what the derivatives of all points of these bodies share; arguments as in `forward`."""
+        """Return the posed bodies, which all their points share; arguments as in `forward`."""
         with own_precision(self.body.device):
             motion = pose_bodies(self.body, pose, betas, age_offset, changes=correctives)
             # A joint's place shifts the frames below it by (R_parent - R_j) rest_j.
@@ -312,7 +312,7 @@ class SurfaceJacobian(_Derivatives):
         along: Float[Tensor, "B S 3"],
         vertices: Int[Tensor, "B S"] | None = None,
     ) -> SurfaceRows:
-        """Return the `rows` of bodies that are posed already; for several sets of points."""
+        """Return the `rows` of posed bodies, for several sets of points."""
         corners, shares = self._corners(faces, barycentric, vertices, along)
         found = self._find(posed, corners, shares, along[:, :, None])
         by_transl = along * found.transl[..., None]
@@ -387,11 +387,11 @@ class SurfaceJacobian(_Derivatives):
     def _carry(
         self, posed: PosedSurface, corners: Int[Tensor, "B S n"], shares: Float[Tensor, "B S n"]
     ) -> tuple[Float[Tensor, "B S n 3 3"], Float[Tensor, "B S 3"], Float[Tensor, "B S 4 J"]]:
-        """Return points without the translation, and the part of them that hangs on each joint.
+        """Return points without the translation, and the part of each that moves with each joint.
 
         Returns:
             The linear part of the blended transform of each corner, times its weight; the points; and for
-            each joint the sum of the weighted places that hang on it, and of their weights.
+            each joint the sums of the weighted places below it, and of their weights.
         """
         (batch, num_points, n), width = corners.shape, self.skin_joints.shape[1]
         num_joints, num_vertices = self.body.num_joints, self.body.num_vertices
@@ -417,7 +417,7 @@ class SurfaceJacobian(_Derivatives):
 
 
 class PosedSurface(NamedTuple):
-    """What the derivatives of all points of B bodies share."""
+    """B posed bodies, from which the derivatives of their points are computed."""
 
     motion: PosedBodies
     frame_moves: Float[Tensor, "B J 3 I"]

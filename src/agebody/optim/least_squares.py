@@ -26,14 +26,14 @@ class Stop(IntEnum):
     COST = 1
     """A step reduced the cost by less than the tolerance, and no larger reduction was predicted."""
     STEP = 2
-    """A step that damping did not hold back was shorter than the tolerance."""
+    """A step that was not limited by damping was shorter than the tolerance."""
     GRADIENT = 3
     """The gradient of the free variables is zero, to the tolerance."""
     STUCK = 4
-    """No step, however short, reduces the cost as predicted: the derivatives are wrong, or jump here."""
+    """No step, however short, reduces the cost as predicted: the derivatives are wrong or discontinuous."""
     NOT_FINITE = 5
-    """Cost or derivatives are NaN or infinite at the start, or wherever a step leads. The solution is the
-    last finite point."""
+    """Cost or derivatives are NaN or infinite at the start or at every trial. The solution is the last finite
+    point."""
 
 
 class Solution(NamedTuple):

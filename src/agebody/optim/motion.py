@@ -28,7 +28,7 @@ class Moves(NamedTuple):
     before: Float[Tensor, "b T-1 M F"]
     """By the variables of the first frame."""
     after: Float[Tensor, "b T-1 M F"]
-    """By the variables of the second frame, and what depends on the size."""
+    """By the variables of the second frame, with the derivative of the size."""
 
 
 class Motion:
@@ -86,7 +86,7 @@ class Motion:
 
 
 def moving_joints(body: BodyModel) -> tuple[KeypointLayout, Float[Tensor, " K"]]:
-    """Return the points whose motion is smooth, and factors of it: SMPL's joints, or those and of fingers.
+    """Return the joints whose motion is penalised, and their factors: SMPL's, and the fingers' if any.
 
     Of a finger it is the last joint. The five of a hand count together as SMPL's joint of the hand does.
     """

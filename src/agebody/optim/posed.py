@@ -1,4 +1,4 @@
-"""Posed bodies and how their parts move: what the derivatives of all of their points share."""
+"""Posed bodies, and the derivatives of their joints and pose blend coefficients."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Turns(NamedTuple):
 
 
 class PosedBodies(NamedTuple):
-    """Posed bodies, and how their parts move."""
+    """Posed bodies, with derivatives of joints and pose blend coefficients."""
 
     coefficients: Float[Tensor, "B C"]
     """Coefficients of the identity, then of the pose blend shapes."""

@@ -53,7 +53,7 @@ class Fit(NamedTuple):
     start_error: Float[Tensor, "*observed"]
     """The same before the first step."""
     standard_errors: StandardErrors | None = None
-    """How well size and depth are known; None if they were not asked for, as of points in space."""
+    """Uncertainty of age, stature and depth; None if not requested, and for points in space."""
 
 
 def fit_bodies(
@@ -160,7 +160,7 @@ def fit_in_batches(
     *,
     frames: int = 1,
 ) -> Fit:
-    """Return ``count`` fits of so many frames each, given a function of the indices of some of them."""
+    """Return ``count`` fits by a function of indices, at most ``batch_size`` frames at a time."""
     if batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
     each = torch.arange(count, device=device).split(max(1, batch_size // frames))
@@ -173,7 +173,7 @@ def fit_in_batches(
 def check_stages(
     stages: Sequence[Stage], names: Collection[str], terms: Mapping[str, Any] | None = None
 ) -> None:
-    """Check that stages have weights and scales of terms with these names; of given terms, that they fit."""
+    """Check the names, weights and scales of stages; scales need a robust cost in ``terms``."""
     if not stages:
         raise ValueError("stages: expected at least one")
     for stage in stages:

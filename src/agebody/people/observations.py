@@ -1,4 +1,4 @@
-"""Simulated keypoint detections of people: noise, gaps and blunders."""
+"""Simulated keypoint detections of people: noise, missing points and outliers."""
 
 from __future__ import annotations
 

@@ -173,7 +173,7 @@ def random_people(
 
 
 class Posture(NamedTuple):
-    """A way to hold the body, its frequency by age, and how a camera looks at it."""
+    """Everyday poses of one kind, their frequency by age, and the camera's angles."""
 
     name: str
     root: str

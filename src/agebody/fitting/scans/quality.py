@@ -1,4 +1,4 @@
-"""How well bodies explain scans: distances, coverage and landmarks, beside the limits of accepted frames."""
+"""Quality of fits to scans: distances, coverage and landmarks, and the limits of accepted frames."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ class Matches(NamedTuple):
 
 
 class ScanTerms:
-    """Maker of the terms of F frames of scans.
+    """Builds the terms of F frames of scans.
 
     Args:
         body: the layer.
