@@ -27,7 +27,6 @@ from agebody.metrics import pa_mpjpe
 from agebody.nets import Lifter
 from agebody.optim.stages import Fit, FitReport
 from agebody.optim.standard_errors import StandardErrors
-from agebody.parameters import BodyParameters
 from agebody.people import observe, random_people
 from agebody.pipelines.evaluate import evaluate_files
 from agebody.pipelines.labels import (
@@ -100,7 +99,7 @@ def knows_the_truth(monkeypatch, people):
         rows = slice(first, first + len(keypoints))
         calls.append({"keypoints": keypoints, "camera": camera, **options})
         some = people.select(rows)
-        parameters = BodyParameters(*(getattr(some, name) for name in BodyParameters._fields))
+        parameters = some.parameters
         count = len(keypoints)
         zero, yes = torch.zeros(count), torch.ones(count, dtype=torch.bool)
         report = FitReport(yes, zero.long() + 9, zero.long() + 1, zero + 2, {"keypoints": zero + 2})

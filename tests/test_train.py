@@ -703,7 +703,7 @@ def labelled_shard(folder, body, people, spoilt):
         "hmr2_44",
         images=images,
         image=[0, 0, 1, 1],
-        ages=parse_ages(age_offset=people.age_offset.numpy()),
+        ages=parse_ages(age_offset=people.parameters.age_offset.numpy()),
     )
     labels = make_labels(body, found, people.camera, as_fit(people.parameters, torch.zeros(4)))
     pose = labels.body_pose.copy()

@@ -298,6 +298,11 @@ class Camera(NamedTuple):
         _, depth, visible = torch.broadcast_tensors(pixels[..., 0], depth, visible)
         return Projection(pixels.expand(*visible.shape, 2), depth, visible)
 
+    def undistort(self, pixels: Float[Tensor, "*points K 2"]) -> Float[Tensor, "*batch K 2"]:
+        """Return normalised image coordinates x / z and y / z, as ``cv2.undistortPoints``."""
+        plane = (pixels - self._center()) / self._focal()
+        return plane if self.distortion is None else undistort(plane, self._lens())
+
     def unproject(
         self, pixels: Float[Tensor, "*points K 2"], depth: Float[Tensor, "*depths K"]
     ) -> Float[Tensor, "*batch K 3"]:
@@ -309,10 +314,7 @@ class Camera(NamedTuple):
         """
         pixels, depth = self._expect("pixels", pixels, None, 2), self._expect("depth", depth, None)
         self._check_batch(pixels=pixels.shape[:-2], depth=depth.shape[:-1])
-        plane = (pixels - self._center()) / self._focal()
-        if self.distortion is not None:
-            plane = undistort(plane, self._lens())
-        plane, depth = torch.broadcast_tensors(plane, depth[..., None])
+        plane, depth = torch.broadcast_tensors(self.undistort(pixels), depth[..., None])
         return self.to_world(torch.cat((plane * depth, depth[..., :1]), -1))
 
     def fov(self, size: Size, *, axis: Axis = "vertical") -> Float[Tensor, "*batch"]:

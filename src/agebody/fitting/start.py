@@ -13,7 +13,6 @@ from torch import Tensor
 
 from agebody.body import BodyModel
 from agebody.cameras import Camera
-from agebody.cameras.distortion import undistort
 from agebody.fitting.observed import Observed
 from agebody.fitting.whole_body import coarse_weights, noise_shares, prior_alone
 from agebody.keypoints import KeypointLayout
@@ -92,9 +91,7 @@ def start_from_keypoints(
         count: starts per person.
     """
     views = candidate_views(body, layout, age_offset)
-    image = (keypoints - camera.center[..., None, :]) / camera.focal[..., None, :]
-    if camera.distortion is not None:
-        image = undistort(image, camera.distortion)
+    image = camera.undistort(keypoints)
     share = weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
     image_mean = (share[..., None] * image).sum(-2)  # (B, 2)
     plane = views.points[..., :2]
@@ -229,9 +226,7 @@ def triangulate(
         Points in the world [m], and the sums of their weights: 0 where fewer than two cameras see the point,
         or the rays are parallel.
     """
-    image = (keypoints - camera.center[..., None, :]) / camera.focal[..., None, :]
-    if camera.distortion is not None:
-        image = undistort(image, camera.distortion)
+    image = camera.undistort(keypoints)
     rays = torch.cat((image, torch.ones_like(image[..., :1])), -1)
     origin = torch.zeros_like(rays[..., :1, :])
     if camera.translation is not None:

@@ -101,13 +101,18 @@ class Parts:
 
 def _find(asset: BodyAsset) -> Regressor:
     own = asset.regressors.get(LANDMARK_SET)
-    brought = {} if own is None else dict(zip(own.names, own.matrix.toarray(), strict=True))
+    brought = {} if own is None else rows_by_name(own)
     rows = brought if set(LANDMARKS) <= set(brought) else {**_Finder(asset).rows(), **brought}
     names = (*LANDMARKS, *(name for name in rows if name not in LANDMARKS))
     return Regressor(names, scipy.sparse.csr_array(np.stack([rows[name] for name in names])))
 
 
 Row = Float[np.ndarray, " V"]
+
+
+def rows_by_name(points: Regressor) -> dict[str, Row]:
+    """Return the row of each point, dense."""
+    return dict(zip(points.names, points.matrix.toarray(), strict=True))
 
 
 class _Finder:
@@ -126,7 +131,7 @@ class _Finder:
         self.name = asset.metadata.name
         self.parts = Parts(asset)
         self.vertices = asset.template.astype(np.float64)
-        self.joint_rows = dict(zip(asset.joint_names, asset.joint_regressor.toarray(), strict=True))
+        self.joint_rows = rows_by_name(Regressor(asset.joint_names, asset.joint_regressor))
         self.joints = {name: row @ self.vertices for name, row in self.joint_rows.items()}
         self.middle = self.joints["pelvis"][0]
 

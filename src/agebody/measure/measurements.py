@@ -27,7 +27,7 @@ from agebody.measure.definitions import (
     Marked,
     Point,
 )
-from agebody.measure.landmarks import LANDMARK_SET, Parts, find_landmarks
+from agebody.measure.landmarks import LANDMARK_SET, Parts, find_landmarks, rows_by_name
 from agebody.measure.sections import Section, gap, plane_section, section_length
 
 _SMPLX = 10475  # vertices
@@ -132,12 +132,12 @@ class _Points:
     def __init__(self, asset: BodyAsset) -> None:
         self.asset = asset
         brought = asset.regressors.get(LANDMARK_SET)
-        self.brought = {} if brought is None else _rows(brought)
-        self.joints = _rows(Regressor(asset.joint_names, asset.joint_regressor))
+        self.brought = {} if brought is None else rows_by_name(brought)
+        self.joints = rows_by_name(Regressor(asset.joint_names, asset.joint_regressor))
 
     @cached_property
     def found(self) -> dict[str, Float[np.ndarray, " V"]]:
-        return _rows(find_landmarks(self.asset))
+        return rows_by_name(find_landmarks(self.asset))
 
     def row(self, point: Point) -> Float[np.ndarray, " V"]:
         if isinstance(point, Marked):
@@ -152,10 +152,6 @@ class _Points:
         if point in LANDMARKS:
             return self.found[point]
         raise AssetError(f"{self.asset.metadata.name}: has no landmark or joint {point!r}")
-
-
-def _rows(points: Regressor) -> dict[str, Float[np.ndarray, " V"]]:
-    return dict(zip(points.names, points.matrix.toarray(), strict=True))
 
 
 def _gauge(name: str, what: Definition, asset: BodyAsset, points: _Points, parts: Parts) -> Gauge:

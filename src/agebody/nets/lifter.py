@@ -27,7 +27,6 @@ from agebody.body import BodyModel
 from agebody.body.model import expect_body
 from agebody.cameras import Camera, box_around
 from agebody.cameras.camera import Size, as_size, expect_camera
-from agebody.cameras.distortion import undistort
 from agebody.cameras.weak import translation_to_weak
 from agebody.checks import Weights, expect, expect_values, flatten
 from agebody.engine.batched import own_precision
@@ -379,11 +378,8 @@ def lifter_features(
     columns, points = _matching(given.layout)
     trust = given.weights.new_zeros(given.weights.shape[0], len(POINTS))
     trust[:, points] = given.weights[:, columns].clamp(max=1)
-    image = (given.keypoints[:, columns] - middle) / focal
-    if given.camera.distortion is not None:
-        image = undistort(image, given.camera.distortion)
     plane = trust.new_zeros(*trust.shape, 2)
-    plane[:, points] = image
+    plane[:, points] = given.camera.undistort(given.keypoints[:, columns])
     known = (trust > 0)[..., None]
     center = torch.where(known, plane, torch.nan).nanmedian(1).values.nan_to_num(0.0)
     ray = nn.functional.normalize(nn.functional.pad(center, (0, 1), value=1.0), dim=-1)

@@ -179,11 +179,10 @@ def fit_plane(
 def _rays(shape: torch.Size, camera: Camera) -> Float[Tensor, "H W 2"]:
     """Return x and y of the ray of each pixel at depth 1, in camera coordinates."""
     height, width = shape
-    lens = camera._replace(rotation=None, translation=None)
     like = {"dtype": camera.focal.dtype, "device": camera.focal.device}
     rows, columns = torch.arange(height, **like), torch.arange(width, **like)
     pixels = torch.cartesian_prod(rows, columns).flip(-1) + 0.5
-    return lens.unproject(pixels, torch.ones_like(pixels[:, 0]))[:, :2].reshape(height, width, 2)
+    return camera.undistort(pixels).reshape(height, width, 2)
 
 
 def _normals(
