@@ -178,9 +178,13 @@ def test_convert_joins_an_infant_and_regressors(tmp_path, asset):
     joined = load_asset(out)
     assert joined.age_offsets.tolist() == [1]
     assert set(joined.regressors) == {"h36m17"}
-    assert_one_line_error(run("convert", adult, "-o", out), "the file exists; give --overwrite to replace it")
+    assert_one_line_error(run("convert", adult, "-o", out), "exists; give --overwrite to replace it")
     assert run("convert", adult, "-o", out, "--overwrite").exit_code == 0
     assert not load_asset(out).has_age
+    before = adult.read_bytes()
+    same = run("convert", adult, "--regressor", f"h36m17={regressor}", "-o", adult, "--overwrite")
+    assert_one_line_error(same, "--output is a file that the command reads; give another")
+    assert adult.read_bytes() == before
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".pkl"])
@@ -201,7 +205,7 @@ def test_convert_names_wrong_options(tmp_path, body_file):
     assert result.exit_code == 2
     assert "NAME=FILE" in result.stderr
     assert_one_line_error(run("convert", tmp_path / "none.pkl", "-o", tmp_path / "a.npz"), "none.pkl")
-    assert_one_line_error(run("convert", body_file, "-o", tmp_path / "no" / "a.npz"), "no")
+    assert_one_line_error(run("convert", body_file, "-o", body_file / "no" / "a.npz"), "no")
     assert os.listdir(tmp_path) == []
 
 

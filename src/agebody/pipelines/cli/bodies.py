@@ -157,6 +157,7 @@ def convert(
             f"expected a body and at most one infant, got {len(inputs)} files", param_hint="IN"
         )
     with running():
+        options.check_output(output, (*inputs, *regressors.values()), overwrite)
         infant = inputs[1] if len(inputs) == 2 else None
         asset = load_asset(inputs[0], infant_template=infant, regressors=regressors)
         write(asset, output, overwrite=overwrite)
