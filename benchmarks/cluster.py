@@ -70,7 +70,7 @@ class SimulatedWorkers:
             if kind == "lost":
                 self.lost += 1
                 self._push(self._time + self._away, "back", (worker, job))
-                ended.append((job, Failed(RuntimeError("lost"), again=True)))
+                ended.append((job, Failed(RuntimeError("lost"), retry=True)))
             else:
                 self._free.append(worker)
         return ended

@@ -13,7 +13,6 @@ stature to its depth, which no wrong size changes: after it, both kinds of fits 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from provenance import provenance
+from provenance import save_result
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -327,20 +326,9 @@ def main() -> None:
     console.print(shown)
     print(f"closed form: {1e6 * seconds:.1f} us an image")
     noise = {"depth": DEPTH_NOISE, "size": SIZE_NOISE, "adult_size": ADULT_SIZE, "years": YEARS_NOISE}
-    results = {
-        "subject": "crowd",
-        "device": "cpu",
-        "absent": {},
-        "body": asset.metadata.name,
-        "images": options.images,
-        "people": int(truth.there.sum()),
-        "seed": options.seed,
-        "noise": noise,
-        "rows": rows,
-        "seconds_an_image": seconds,
-        "provenance": provenance(torch.device("cpu")),
-    }
-    options.output.write_text(json.dumps(results, indent=1) + "\n")
+    given = {"absent": {}, "body": asset.metadata.name, "images": options.images, "seed": options.seed}
+    given |= {"people": int(truth.there.sum()), "noise": noise}
+    save_result(options.output, "crowd", **given, rows=rows, seconds_an_image=seconds)
 
 
 def _speed(truth: Truth) -> float:

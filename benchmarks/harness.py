@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import torch
 from peers import LOADERS, Contender, Files, load, reason
-from provenance import QUIET, others_cores, provenance
+from provenance import QUIET, others_cores, save_result
 from rich.console import Console
 from rich.table import Table
 
@@ -112,21 +111,17 @@ class Session:
     def finish(self) -> None:
         """Write the results and print them."""
         self._folder.cleanup()
-        results = {
-            "subject": self.subject,
-            "device": self.device.type,
+        found = {
             "body": repr(self.asset),
             "seconds": self.seconds,
             "absent": self.absent,
             "vertex_difference_m": self.answers,
             **self.extra,
             "rows": self.rows,
-            "provenance": provenance(self.device, commit=self.options.commit),
         }
         default = QUICK_RESULTS if self.options.quick else RESULTS
         path = self.options.output or default / f"{self.subject}_{self.device.type}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(results, indent=1) + "\n")
+        save_result(path, self.subject, device=str(self.device), commit=self.options.commit, **found)
         self._print()
         print(f"wrote {path}")
 

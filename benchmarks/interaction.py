@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from provenance import provenance
+from provenance import save_result
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -153,12 +153,6 @@ def flops(network: MeshPoseInteraction, data: Clips) -> dict[str, int]:
     }
 
 
-def write(path: Path, found: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    result = {"subject": "interaction", **found, "provenance": provenance(torch.device("cpu"))}
-    path.write_text(json.dumps(result, indent=1) + "\n")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--people", type=int, default=600)
@@ -188,7 +182,8 @@ def main() -> None:
             row = {"variant": name, "seed": seed, "train_s": seconds}
             rows.append(row | errors(network, unseen) | flops(network, unseen))
             print(json.dumps(rows[-1]), flush=True)
-            write(options.output, {**settings, "rows": rows})  # what there is, if the rest is interrupted
+            # What there is, if the rest is interrupted.
+            save_result(options.output, "interaction", **settings, rows=rows)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,11 @@ the noisy markers."""
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from provenance import provenance
+from provenance import save_result
 
 import agebody
 from agebody.fitting import fit_points
@@ -58,10 +57,7 @@ def main() -> None:
                         {"body": name, "matrix": "fit_points", kind: off(body(fit.parameters).vertices)}
                     )
             print(rows[-1])
-    result = {"subject": "markers", "count": options.markers, "unit": "mm", "rows": rows}
-    result["provenance"] = provenance(torch.device("cpu"))
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(result, indent=1) + "\n")
+    save_result(options.output, "markers", count=options.markers, unit="mm", rows=rows)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
@@ -61,6 +62,16 @@ def provenance(device: torch.device, *, commit: str | None = None) -> dict[str, 
         "system": platform.platform(),
         "versions": {"agebody": agebody.__version__, "torch": torch.__version__} | _versions(),
     }
+
+
+def save_result(
+    path: Path, subject: str, *, device: str = "cpu", commit: str | None = None, **found: Any
+) -> None:
+    """Write the figures of a benchmark, and what they were made with."""
+    made_with = provenance(torch.device(device), commit=commit)
+    result = {"subject": subject, "device": torch.device(device).type, **found, "provenance": made_with}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def _versions() -> dict[str, str | None]:

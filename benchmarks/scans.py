@@ -11,7 +11,6 @@ optimisation, not of the model.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from provenance import provenance
+from provenance import save_result
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -238,19 +237,9 @@ def write(path: Path, name: str, rows: list[dict[str, Any]], threads: int) -> No
         "landmarks": LANDMARK_NOISE,
         "missing": MISSING,
     }
-    written = {
-        "subject": "scans",
-        "device": "cpu",
-        "absent": {},
-        "noise": noise,
-        "failed_above": {"s2m": FAILED_S2M, "vertices": FAILED_VERTICES},
-        "threads": threads,
-        **summary(name, rows),
-        "rows": rows,
-        "provenance": provenance(torch.device("cpu")),
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(written, indent=1) + "\n")
+    limits = {"s2m": FAILED_S2M, "vertices": FAILED_VERTICES}
+    given = {"absent": {}, "noise": noise, "failed_above": limits, "threads": threads}
+    save_result(path, "scans", **given, **summary(name, rows), rows=rows)
 
 
 def show(row: dict[str, Any], console: Console) -> None:

@@ -8,9 +8,9 @@ import pytest
 from coco_files import pycocotools_numbers, synthetic_coco
 from pycocotools import mask
 
+from agebody.annotations.coco import read_run_lengths
 from agebody.metrics.similarity import CROWDPOSE14, oks_sigmas
 from agebody.pipelines.evaluate import evaluate_files
-from agebody.pipelines.evaluate.coco import _run_lengths
 
 COLUMNS = [f"{kind}{part}" for kind in ("AP", "AR") for part in ("", "50", "75", " medium", " large")]
 ROUNDING = 1e-13
@@ -279,6 +279,6 @@ def test_run_lengths_are_those_of_pycocotools():
     for _ in range(20):
         shape = np.asfortranarray(r.random((40, 70)) < r.choice([0.001, 0.1, 0.9]), np.uint8)
         counts = mask.encode(shape)["counts"].decode()
-        lengths = _run_lengths(counts)
+        lengths = read_run_lengths(counts)
         assert sum(lengths) == shape.size
         assert sum(lengths[1::2]) == shape.sum()

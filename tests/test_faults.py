@@ -269,8 +269,8 @@ def test_the_disk_is_full(nodes, body, people, expected, tmp_path, monkeypatch):
 
 
 def test_a_node_has_another_version(nodes, body, people, tmp_path, monkeypatch):
-    described = backends._describe_machine("CPU") | {"agebody": "9.9"}
-    monkeypatch.setattr(backends, "_describe_machine", lambda kind: described)
+    described = backends._describe_environment("CPU") | {"agebody": "9.9"}
+    monkeypatch.setattr(backends, "_describe_environment", lambda kind: described)
     with pytest.raises(RuntimeError, match="node .*: agebody is .*, here 9.9; install one version"):
         fit(body, people, tmp_path, nodes)
     assert os.listdir(tmp_path) == ["report.json"]

@@ -56,7 +56,7 @@ class Scripted:
 
 
 def lost():
-    return Failed(RuntimeError("its worker ended"), again=True)
+    return Failed(RuntimeError("its worker ended"), retry=True)
 
 
 def test_jobs_begin_in_their_order_and_again_after_pauses():
@@ -91,8 +91,8 @@ def test_the_window_bounds_started_jobs():
     schedule = Schedule(range(5))
     assert [schedule.take(0.0) for _ in range(6)] == [0, 1, 2, 3, 4, None]
     assert (schedule.running, schedule.left) == (5, 5)
-    assert schedule.settle(3, Done("one", None), 0.0)
-    assert not schedule.settle(4, lost(), 0.0)
+    assert schedule.record(3, Done("one", None), 0.0)
+    assert not schedule.record(4, lost(), 0.0)
     assert (schedule.running, schedule.left, schedule.due()) == (3, 4, 1.0)
     assert schedule.take(0.5) is None
     assert schedule.take(1.0) == 4

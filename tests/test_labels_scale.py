@@ -555,7 +555,7 @@ def test_shards_are_found(people, tmp_path):
             list_shards(nothing)
     with pytest.raises(AnnotationError, match="its labels would have the name of those of"):
         list_shards([people / "people-00001.parquet", tmp_path / "people-00001.parquet"])
-    with pytest.raises(AnnotationError, match="shards, "):
+    with pytest.raises(AnnotationError, match="expected shards: a folder"):
         load_label_shards(tmp_path)
 
 

@@ -30,6 +30,7 @@ from agebody.annotations import AnnotationError
 from agebody.cameras import Camera
 from agebody.draw import render
 from agebody.draw.pictures import contact_sheet
+from agebody.files import sha256
 from agebody.fitting.start import to_camera_space
 from agebody.parameters import BodyParameters
 from agebody.people import pose
@@ -38,7 +39,7 @@ from agebody.pipelines.jobs.cluster import Cluster
 from agebody.pipelines.labels import Labels
 from agebody.pipelines.release import Person, Photo, photos_from_labels, write_release
 from agebody.pipelines.release.bodies import generalize, view_bodies
-from agebody.pipelines.release.files import EPOCH, new_folder, run_lengths, save_picture, sha256
+from agebody.pipelines.release.files import EPOCH, new_folder, run_lengths, save_picture
 from agebody.pipelines.release.hidden import _mask_corners
 from agebody.pipelines.release.options import Options
 from agebody.pipelines.release.photos import ReleaseError, read_pixels
@@ -561,7 +562,7 @@ def test_the_manifest_lists_every_file(tmp_path, body, telling):
     assert len(found) == 3 + 3 + 3 + 1 + 1
     for name, entry in manifest["files"].items():
         path = tmp_path / "out" / name
-        assert entry == {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        assert entry == {"bytes": path.stat().st_size, "sha256": sha256(path)[0]}
     assert manifest["counts"]["pictures"] == manifest["counts"]["bodies"] == 3
     assert manifest["counts"]["photographs_of_predicting_formats"] == 1
     assert manifest["treatment"]["background"] == "inpaint"

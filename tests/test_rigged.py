@@ -342,7 +342,7 @@ def test_the_command_writes_an_identity_and_a_motion(tmp_path):
     assert Glb(path).tree["asset"]["extras"]["age_offset"] == pytest.approx(0.6)
 
 
-def test_the_command_draws_a_motion_as_a_film(tmp_path):
+def test_the_command_draws_a_motion_as_a_video(tmp_path):
     body = agebody.SMPLA(MANNEQUIN)
     clip = BodyParameters.zeros(body, 2)
     clip = clip._replace(transl=torch.tensor([[-1.0, 0, 0], [1.0, 0, 0]]))
@@ -362,7 +362,7 @@ def test_the_command_draws_a_motion_as_a_film(tmp_path):
     for wrong in (("mannequin", "-o", tmp_path / "b.mp4"), (*given, "--overwrite", "--morph-targets")):
         result = export(*wrong)
         assert result.exit_code == 1
-        assert "a film shows a motion and holds no morph targets" in result.stderr
+        assert "a video shows a motion and holds no morph targets" in result.stderr
 
 
 def test_command_names_the_licence_of_the_data(tmp_path):

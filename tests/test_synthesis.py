@@ -287,7 +287,7 @@ def test_shards_are_read_as_other_programs_write_them(folder, tmp_path):
 
 
 def test_no_shards_are_refused(tmp_path):
-    with pytest.raises(AnnotationError, match=r"expected shards, \*\.tar"):
+    with pytest.raises(AnnotationError, match=r"expected shards: a folder with \*\.tar"):
         TrainingShards(tmp_path)
     with pytest.raises(FileNotFoundError):
         TrainingShards([tmp_path / "none.tar"])

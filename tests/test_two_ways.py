@@ -79,7 +79,7 @@ def _points_by_vertices(body: Any, p: BodyParameters) -> torch.Tensor:
     return torch.cat((points[:, : len(ROW_SUMS)], out.joints[:, 1:3]), 1)
 
 
-def _moved(body: Any, p: BodyParameters) -> torch.Tensor:
+def _to_device(body: Any, p: BodyParameters) -> torch.Tensor:
     rotation, shift = _motion(body)
     shaped = body.shape(p)
     orient, transl = shaped.move(rotation, shift, global_orient=p.global_orient, transl=p.transl)
@@ -154,7 +154,7 @@ PAIRS: dict[str, tuple[Way, Way, tuple[str, ...]]] = {
         lambda body, p: body(p).joint_transforms[..., :3, 3],
         tuple(BODIES),
     ),
-    "move, rigid motion": (_moved, _rigidly, tuple(BODIES)),
+    "move, rigid motion": (_to_device, _rigidly, tuple(BODIES)),
     "rest surface, the rest pose": (
         lambda body, p: body.shape(p).rest_vertices,
         lambda body, p: body.shape(p)().vertices,

@@ -1,4 +1,4 @@
-"""Write files and folders: what exists stays whole until its replacement is wholly written.
+"""Write files and folders atomically: what exists is kept until its replacement is complete.
 
 Everything is written under a temporary name in the folder of its place, and renamed when it is complete. A
 process locks what it writes, so that the next one can remove the leftovers of one that was killed. In a store
@@ -164,6 +164,28 @@ def replacing_files(
                     parent.rmdir()
 
 
+@contextmanager
+def replacing_shards(folder: AnyPath, pattern: str, *, overwrite: bool) -> Iterator[Path]:
+    """Yield a temporary folder whose files move into ``folder`` in place of those of a pattern, all or none.
+
+    Raises:
+        FileExistsError: there are such files, and ``overwrite`` is false.
+        OSError: a file cannot be written.
+    """
+
+    def existing() -> list[Path]:
+        return sorted(Path(folder).glob(pattern))
+
+    def check() -> None:
+        if not overwrite and (there := existing()):
+            problem = "exists; pass overwrite=True to replace all shards of such names"
+            raise FileExistsError(errno.EEXIST, problem, str(there[0]))
+
+    check()
+    with replacing_files(folder, check=check, stale=existing) as new:
+        yield new
+
+
 def make_folder(path: AnyPath) -> Path:
     """Create a folder where it is missing, and check that files can be written in it.
 
@@ -250,6 +272,15 @@ def save_npz(arrays: Mapping[str, Any], path: AnyPath, *, overwrite: bool = Fals
         np.savez_compressed(file, **values)  # pyright: ignore[reportArgumentType]
 
 
+def sha256(path: Path) -> tuple[str, int]:
+    """Return the SHA-256 of a file as hexadecimal digits, and its number of bytes."""
+    digest = hashlib.sha256()
+    with naming(path, "read"), path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+        return digest.hexdigest(), stream.tell()
+
+
 def flat_names(names: Iterable[str], suffix: str) -> dict[str, str]:
     """Return a file name without folders for each relative path: all different, none too long.
 
@@ -271,7 +302,7 @@ def flat_names(names: Iterable[str], suffix: str) -> dict[str, str]:
 
 @contextmanager
 def _temporary(parent: Path, path: AnyPath, *, suffix: str = "", folder: bool = False) -> Iterator[Path]:
-    """Make a file or folder under a temporary name, hold a lock on it, and delete what is left of it."""
+    """Create a file or folder with a temporary name, lock it, and delete it afterwards if it still exists."""
     if parent not in _swept:
         remove_leftovers(parent)
     while True:

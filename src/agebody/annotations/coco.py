@@ -60,6 +60,30 @@ def load_json(path: Path) -> Any:
         fail(path, f"cannot be read: {error}")
 
 
+def read_run_lengths(text: Any) -> list[int] | None:
+    """Return the lengths of runs of pixels outside and inside a mask, in turn, from COCO's compressed form.
+
+    Six bits a letter, of which five are of a number, the least first, and the sixth says that more follow;
+    from the fourth number on each is the difference from the last but one (``rleFrString`` of cocoapi). None
+    for what is not such text, or not complete.
+    """
+    if not isinstance(text, str):
+        return None
+    found: list[int] = []
+    number = shift = 0
+    for letter in text:
+        bits = ord(letter) - ord("0")
+        if not 0 <= bits < 64 or shift > 60:
+            return None
+        number |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            number -= (bits & 16) and 1 << shift
+            found.append(number + (found[-2] if len(found) > 2 else 0))
+            number = shift = 0
+    return None if shift else found
+
+
 class Entries:
     """A list of objects in COCO's terms, whose values are checked as they are read. Errors name the entry.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import glob
 import json
 import math
@@ -21,6 +20,7 @@ from agebody.annotations.arrays import FREE_BYTES, LARGEST_RATIO
 from agebody.annotations.orders import Order, order_by_size, sizes_without_names
 from agebody.annotations.people import (
     MAX_PIXELS,
+    AnnotationError,
     ImageEntry,
     People,
     expect_pixels,
@@ -29,9 +29,9 @@ from agebody.annotations.people import (
     make_people,
     unread_ages,
 )
-from agebody.files import first_line, naming, replacing, replacing_files
+from agebody.files import first_line, naming, replacing, replacing_shards
 from agebody.keypoints import LAYOUTS, KeypointLayout, get_layout
-from agebody.stores import to_path
+from agebody.stores import find_paths, to_path
 
 PEOPLE_PER_SHARD = 4096
 """Some minutes of work on one core, which is what a killed worker loses."""
@@ -62,6 +62,31 @@ COLUMNS = {
     "track": _Column("integer"),
 }
 """Columns of a shard of people. Those that are not required may be missing, and their values may be null."""
+
+
+Shards = str | PathLike[str] | Sequence[str | PathLike[str]]
+
+
+def find_shards(shards: Shards, suffix: str) -> list[Path]:
+    """Return the files of a folder or of a pattern with ``*``, ordered by name, or the given files.
+
+    Raises:
+        AnnotationError: there are none.
+    """
+    if not isinstance(shards, (str, PathLike)):
+        found = [to_path(shard) for shard in shards]
+        if not found:
+            raise AnnotationError("shards: expected at least one")
+        return found
+    path = to_path(shards)
+    with naming(path, "read"):
+        if path.is_dir():
+            found = sorted(path.glob(f"[!.]*{suffix}"))
+        else:
+            found = [path] if path.exists() else sorted(find_paths(path))
+    if not found:
+        fail(path, f"expected shards: a folder with *{suffix}, a pattern, or one file")
+    return found
 
 
 def import_pyarrow() -> Any:
@@ -113,19 +138,11 @@ def write_shards(
     people.image_sizes()
     folder = Path(folder)
 
-    def existing() -> list[Path]:
-        return sorted(folder.glob(f"{glob.escape(prefix)}-[0-9][0-9][0-9][0-9][0-9].parquet"))
-
-    def check() -> None:
-        if not overwrite and (there := existing()):
-            problem = f"exists; pass overwrite=True to replace all of {prefix}-*.parquet"
-            raise FileExistsError(errno.EEXIST, problem, str(there[0]))
-
-    check()
     order = np.argsort(people.image, kind="stable")
     cuts = _cuts(people.image[order], people_per_shard)
     names = []
-    with replacing_files(folder, check=check, stale=existing) as new:
+    pattern = f"{glob.escape(prefix)}-{'[0-9]' * 5}.parquet"
+    with replacing_shards(folder, pattern, overwrite=overwrite) as new:
         for number, rows in enumerate(np.split(order, cuts) if len(order) else []):
             names.append(f"{prefix}-{number:05d}.parquet")
             part = people.select(rows)

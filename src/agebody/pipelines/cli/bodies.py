@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from agebody.parameters import BodyParameters
     from agebody.pipelines.bench import Report
 
-_FILM_SIZE, _FILM_FOV = (640, 640), math.radians(20)
-"""Width and height [pixels] and vertical field of view [rad] of films of a motion."""
+_VIDEO_SIZE, _VIDEO_FOV = (640, 640), math.radians(20)
+"""Width and height [pixels] and vertical field of view [rad] of videos of a motion."""
 
 
 @app.command()
@@ -150,12 +150,10 @@ def convert(
     for item in regressor or []:
         name, separator, path = item.partition("=")
         if not (name and separator and path):
-            raise typer.BadParameter(f"expected NAME=FILE, got {item!r}", param_hint="--regressor")
+            options.refuse("--regressor", f"expected NAME=FILE, got {item!r}")
         regressors[name] = Path(path)
     if len(inputs) > 2:
-        raise typer.BadParameter(
-            f"expected a body and at most one infant, got {len(inputs)} files", param_hint="IN"
-        )
+        options.refuse("IN", f"expected a body and at most one infant, got {len(inputs)} files")
     with running():
         options.check_output(output, (*inputs, *regressors.values()), overwrite)
         infant = inputs[1] if len(inputs) == 2 else None
@@ -202,7 +200,7 @@ def export(
 ) -> None:
     """Write a body for animation programs: **.glb** with skeleton and skin, or **.bvh** with the skeleton.
 
-    Of a motion, **.mp4** is a film.
+    A motion can also be written as a video, **.mp4**.
 
     Examples: `agebody export anny --years 4 -o body.glb`,
     `agebody export SMPLH_MALE.pkl --motion amass_poses.npz -o walk.glb`
@@ -215,11 +213,11 @@ def export(
 
     ages = options.read_ages(age_offset, age_class, years)
     numbers = _read_betas(betas)
-    film = options.check_suffix(output, *RIGGED_SUFFIXES, ".mp4") == ".mp4"
+    video = options.check_suffix(output, *RIGGED_SUFFIXES, ".mp4") == ".mp4"
     options.check_output(output, (Path(body), motion), overwrite)
     with running(ValueError) as bars:
-        if film and (motion is None or morph_targets):
-            fail(f"{output}: a film shows a motion and holds no morph targets; give --motion FILE alone")
+        if video and (motion is None or morph_targets):
+            fail(f"{output}: a video shows a motion and holds no morph targets; give --motion FILE alone")
         asset = options.load_body(body, bars)
         recorded = None if motion is None else load_motion(motion)
         offset = options.read_age_offset(asset, ages)
@@ -240,8 +238,8 @@ def export(
             "morph_targets": morph_targets,
             "overwrite": overwrite,
         }
-        if film:
-            _save_film(layer, parameters, given["fps"], output, overwrite, bars)
+        if video:
+            _save_video(layer, parameters, given["fps"], output, overwrite, bars)
             error = 0.0
         else:
             error = save_rigged(layer, output, parameters=parameters, **given)
@@ -249,7 +247,7 @@ def export(
     say(f"wrote {output}: {metadata.name}, {asset.num_joints} joints")
     for line in clip.notes:
         note(f"{motion}: {line}")
-    if film:
+    if video:
         return
     if error > 1e-4:
         note(f"posed by four joints a vertex, the surface is up to {1e3 * error:.1f} mm from the body's own")
@@ -259,7 +257,7 @@ def export(
             note("it has no morph targets, which are the body's shape space; --morph-targets writes them")
 
 
-def _save_film(
+def _save_video(
     body: BodyModel, parameters: BodyParameters, fps: float, path: Path, overwrite: bool, bars: Progress
 ) -> None:
     """Draw a motion from a camera that stands still, a little to the side, and sees all of it."""
@@ -279,8 +277,8 @@ def _save_film(
     low, high = ends[:, 0].amin(0), ends[:, 1].amax(0)
     middle, radius = (low + high) / 2, float((high - low).norm()) / 2
     towards = torch.tensor([0.5, 0.25, 1.0], dtype=torch.float64)
-    eye = middle + towards / towards.norm() * radius / math.sin(_FILM_FOV / 2)
-    camera = Camera.look_at(eye, middle, size=_FILM_SIZE, fov=_FILM_FOV)
+    eye = middle + towards / towards.norm() * radius / math.sin(_VIDEO_FOV / 2)
+    camera = Camera.look_at(eye, middle, size=_VIDEO_SIZE, fov=_VIDEO_FOV)
     drawn = show_count(bars, "drawing", len(frames))
 
     def pictures() -> Iterator[Any]:
@@ -288,7 +286,7 @@ def _save_film(
             with torch.no_grad():
                 vertices = surface(i)
             look = {"ground": float(low[1]), "light_rays": 2}
-            yield render(vertices, body.faces, camera, size=_FILM_SIZE, **look).rgba[..., :3]
+            yield render(vertices, body.faces, camera, size=_VIDEO_SIZE, **look).rgba[..., :3]
             drawn(i + 1)
 
     with replacing(path, overwrite=overwrite) as temporary:
@@ -301,7 +299,7 @@ def _read_betas(text: str | None) -> list[float] | None:
     except ValueError:
         numbers = [math.nan]
     if numbers is not None and not all(map(math.isfinite, numbers)):
-        raise typer.BadParameter(f"expected numbers such as 1.5,0,-1, got {text!r}", param_hint="--betas")
+        options.refuse("--betas", f"expected numbers such as 1.5,0,-1, got {text!r}")
     return numbers
 
 
@@ -381,7 +379,7 @@ def warmup(
 
     types = {"float32": [torch.float32], "float64": [torch.float64], "both": [torch.float32, torch.float64]}
     if dtype not in types:
-        raise typer.BadParameter(f"expected {', '.join(types)}, got {dtype!r}", param_hint="--dtype")
+        options.refuse("--dtype", f"expected {', '.join(types)}, got {dtype!r}")
     devices = [device] if device else ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     rows: list[tuple[str, str, str, str]] = []
     with running(RuntimeError) as bars:

@@ -46,7 +46,7 @@ def crowd(
         bool, typer.Option("--disparity", help="The maps are disparities: take their reciprocal.")
     ] = False,
     metric: Annotated[
-        bool, typer.Option("--metric", help="The maps are in metres: everybody stands where they say.")
+        bool, typer.Option("--metric", help="The maps are in metres; people are placed at these depths.")
     ] = False,
     refine: Annotated[
         bool, typer.Option("--refine", help="Also put people on the ground, and reduce overlaps.")
@@ -63,7 +63,7 @@ def crowd(
     """
     options.check_suffix(output, ".npz")
     if disparity and metric:
-        raise typer.BadParameter("give one of --disparity and --metric", param_hint="--metric")
+        options.refuse("--metric", "give one of --disparity and --metric")
     with running() as bars:
         from agebody.pipelines.labels import load_labels
         from agebody.pipelines.labels.place_images import UNPLACED, place_images
@@ -86,7 +86,7 @@ def crowd(
             refine=refine,
             overwrite=overwrite,
             source=labels,
-            progress=show_count(bars, "placing", len(np.unique(given.image_ids))),
+            progress=show_count(bars, "placing", len(given.by_image())),
         )
         placed.save(output, overwrite=overwrite)
     people_of = [person for row in rows for person in row["people"]]

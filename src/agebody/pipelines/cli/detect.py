@@ -100,7 +100,7 @@ def read_or_detect(
     for name, value in (("--images", images), ("--size", size), ("--annotations", annotations)):
         if value is not None:
             problem = "it belongs to files of keypoints, and people are to be detected in photographs"
-            raise typer.BadParameter(problem, param_hint=name)
+            options.refuse(name, problem)
     known = layout if isinstance(layout, str) else None  # detectors name their points
     return _detect(bars, path, detector, known, every or 1), path
 
@@ -122,22 +122,22 @@ def read_or_detect_views(
     from agebody.annotations.videos import is_video
     from agebody.annotations.views import find_views, join_views
 
-    found, films = {}, {} if images is None else find_views(images, cameras)
+    found, videos = {}, {} if images is None else find_views(images, cameras)
     for name, path in find_views(folder, cameras).items():
         chosen = choose_detector(path, detector)
         if every > 1 and chosen is None:
             problem = "it belongs to videos and photographs, not to keypoints"
-            raise typer.BadParameter(problem, param_hint="--every")
+            options.refuse("--every", problem)
         known = cameras.sizes[cameras.names.index(name)]
         told = size if known is None or chosen is not None else f"{known[0]}x{known[1]}"
         found[name], _ = read_or_detect(
             bars, path, detector=chosen, layout=layout, images=None, size=told, every=every
         )
         if images is None and (is_video(path) or is_photographs(path)):
-            films[name] = path
-    if films.keys() != found.keys():
-        films = {}
-    return join_views(found, cameras, gap=gap), films
+            videos[name] = path
+    if videos.keys() != found.keys():
+        videos = {}
+    return join_views(found, cameras, gap=gap), videos
 
 
 def _detect(bars: Progress, path: Path, detector: str, layout: str | None, every: int) -> People:

@@ -52,7 +52,7 @@ def fit(
         Path | None,
         options.option(
             "Folder of depth maps, **.npy** in metres or 16-bit **.png** in millimetres, named like the "
-            "images: everybody stands where they say."
+            "images; people are placed at these depths."
         ),
     ] = None,
     overlays: options.Overlays = 20,
@@ -76,9 +76,7 @@ def fit(
         ),
     ] = None,
     every: options.Every = 1,
-    gap: Annotated[
-        int, typer.Option(min=0, help="Frames of a video for which a person may be unseen and be the same.")
-    ] = 15,
+    gap: Annotated[int, typer.Option(min=0, help="Longest gap in the track of a person [frames].")] = 15,
     shards: options.Shards = False,
     overwrite: options.Overwrite = False,
 ) -> None:
@@ -113,26 +111,24 @@ def fit(
     if cameras is not None:
         alone = {"--focal": focal, "--fov": fov, "--annotations": annotations}
         for name in (name for name, value in alone.items() if value is not None):
-            raise typer.BadParameter("it belongs to images of one camera, not to --cameras", param_hint=name)
+            options.refuse(name, "it belongs to images of one camera, not to --cameras")
     else:
         detector = choose_detector(keypoints, detector)
     one_file = is_video(keypoints)
     video |= one_file or cameras is not None
     if every > 1 and detector is None and cameras is None:
-        raise typer.BadParameter(
-            "it belongs to videos and photographs, not to keypoints", param_hint="--every"
-        )
+        options.refuse("--every", "it belongs to videos and photographs, not to keypoints")
     if video and lifter:
-        raise typer.BadParameter("it estimates single images, not a video", param_hint="--lifter")
+        options.refuse("--lifter", "it estimates single images, not a video")
     if video and depth is not None:
-        raise typer.BadParameter("it places people of single images, not of a video", param_hint="--depth")
+        options.refuse("--depth", "it places people of single images, not of a video")
     if shards and cameras is not None:
-        raise typer.BadParameter("it needs images of one camera, not --cameras", param_hint="--shards")
+        options.refuse("--shards", "it needs images of one camera, not --cameras")
     if one_file and shards:
         advice = "`ffmpeg -i VIDEO frames/%06d.jpg`, then `agebody fit frames --video`"
-        raise typer.BadParameter(f"it needs frames as images: {advice}", param_hint="--shards")
+        options.refuse("--shards", f"it needs frames as images: {advice}")
     if shards and images is None and detector is None:
-        raise typer.BadParameter("give the images: --images DIR", param_hint="--shards")
+        options.refuse("--shards", "give the images: --images DIR")
     drawn = images is not None or detector is not None or cameras is not None
     overlays = overlays if drawn else 0
     options.check_renderer(overlays, depth)
@@ -142,9 +138,9 @@ def fit(
         fit_folder.check_folder(output, overwrite=overwrite)
         asset = options.load_body(body, bars)
         sought = layout or (WHOLE_BODY if options.has_hands(asset) else None)
-        films: dict[str, Path] = {}
+        videos: dict[str, Path] = {}
         if cameras is not None:
-            views, films = read_or_detect_views(
+            views, videos = read_or_detect_views(
                 bars,
                 keypoints,
                 read_cameras(cameras),
@@ -176,7 +172,7 @@ def fit(
             found = read_exif_focals(found, folder)
         if depth is not None:
             find_maps(depth, {found.images[i].name: None for i in found.image.tolist()})
-        rate = frame_rate(next(iter(films.values()), keypoints)) / every if video else None
+        rate = frame_rate(next(iter(videos.values()), keypoints)) / every if video else None
         if not len(found):
             why = "; ".join(f"{reason}: {count}" for reason, count in found.left_out)
             fail(f"{keypoints}: there is nobody to fit" + (f" ({why})" if why else ""))
@@ -211,9 +207,9 @@ def fit(
             labels,
             found,
             seconds=seconds,
-            images=films or folder,
+            images=videos or folder,
             overlays=overlays,
-            film=rate if overlays else None,
+            video_rate=rate if overlays else None,
             every=every,
             shards=shards,
             overwrite=overwrite,

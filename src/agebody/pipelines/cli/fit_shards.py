@@ -152,7 +152,7 @@ def fit_shards(
     given: dict[str, Any] = options.read_lens(focal, fov)
     given |= options.read_ages(age_offset, age_class, years)
     if (index is None) != (count is None):
-        raise typer.BadParameter("expected both --index and --count", param_hint="--index")
+        options.refuse("--index", "expected both --index and --count")
     with running(ValueError, RuntimeError) as bars:
         cluster = check_cluster(
             Cluster(

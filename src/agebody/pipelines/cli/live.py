@@ -59,10 +59,10 @@ def live(
     from agebody.pipelines.labels.live import Stream
 
     if video is not None and camera is not None:
-        raise typer.BadParameter("expected a camera or a video, not both", param_hint="--camera")
+        options.refuse("--camera", "expected a camera or a video, not both")
     given = options.read_lens(focal, fov) | options.read_ages(age_offset, age_class, years)
     if output is not None and output.suffix.lower() != ".mp4":
-        raise typer.BadParameter(f"expected a name that ends in .mp4, got {output.name}", param_hint="-o")
+        options.refuse("-o", f"expected a name that ends in .mp4, got {output.name}")
     if importlib.util.find_spec("embreex") is None:
         fail('drawing needs embreex; pip install "agebody[render]"')
     times: dict[str, list[float]] = {"detecting": [], "fitting": [], "drawing": []}
@@ -72,19 +72,19 @@ def live(
         if video is not None and not is_video(video):
             video.stat()
             fail(f"{video}: expected a video; `agebody fit` takes photographs")
-        film = None if video is None else Video(video)
+        source = None if video is None else Video(video)
         window = None if output is not None else _open_window()
         finder = load_detector(detector or DEFAULT)
         layer = options.make_layer(options.load_body(body, bars), device=device)
         if tuple(layer.asset.joint_names) != SMPL_JOINT_NAMES:
             fail(f"live needs a body with SMPL's 24 joints, got {layer.asset.metadata.name}")
         stream = Stream(layer, Lifter.load().to(layer.device), steps=steps, **given)
-        frames = camera_frames(camera or 0) if film is None else film.frames()
-        source = video or Path(f"camera {camera or 0}")
-        pictures = _draw(frames, source, finder, stream, times)
+        frames = camera_frames(camera or 0) if source is None else source.frames()
+        name = video or Path(f"camera {camera or 0}")
+        pictures = _draw(frames, name, finder, stream, times)
         if output is not None:
             with replacing(output, overwrite=overwrite) as temporary:
-                write_video(temporary, pictures, USUAL_RATE if film is None else film.rate)
+                write_video(temporary, pictures, USUAL_RATE if source is None else source.rate)
         else:
             _show(window, pictures)
     count = len(times["drawing"])

@@ -105,9 +105,9 @@ def convert_mesh(
 
     suffix = options.check_suffix(output, ".npz", *MESH_SUFFIXES)
     ages = options.read_ages(age_offset, age_class, years)
-    stated = [f"--{name.replace('_', '-')}" for name, value in ages.items() if value is not None]
+    stated = options.given_options(ages)
     if stated and body is None:
-        raise typer.BadParameter("it belongs to the body that --body names", param_hint=stated[0])
+        options.refuse(stated[0], "it belongs to the body that --body names")
     triangles: dict[int, Any] = {}
     with running() as bars:
         options.check_output(output, (*inputs, map_file, *(faces or ())), overwrite)

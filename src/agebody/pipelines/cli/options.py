@@ -7,9 +7,9 @@ import importlib.util
 import math
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, get_args
 
 import typer
 
@@ -22,6 +22,16 @@ if TYPE_CHECKING:
     from agebody.assets.asset import BodyAsset
     from agebody.body import BodyModel
     from agebody.pipelines.labels import Labels
+
+
+def refuse(option: str, problem: str) -> NoReturn:
+    """Raise BadParameter for an option."""
+    raise typer.BadParameter(problem, param_hint=option)
+
+
+def given_options(options: Mapping[str, Any]) -> list[str]:
+    """Return the names of options that have a value, by the names of their parameters."""
+    return [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]
 
 
 def check_choice(value: str | None, known: Iterable[str]) -> str | None:
@@ -159,9 +169,9 @@ Shards = Annotated[
 
 def check_exclusive(**options: Any) -> None:
     """Raise BadParameter if more than one of the options is given."""
-    given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]
+    given = given_options(options)
     if len(given) > 1:
-        raise typer.BadParameter(f"expected one of {', '.join(given)}", param_hint=given[1])
+        refuse(given[1], f"expected one of {', '.join(given)}")
 
 
 def check_renderer(overlays: int, depth: Path | None = None) -> None:

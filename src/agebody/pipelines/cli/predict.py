@@ -70,12 +70,12 @@ def predict(
         fail(f"--checkpoint: give the file of a network's weights; agebody ships none. {WHERE}")
     given: dict[str, Any] = options.read_lens(focal, fov)
     ages = options.read_ages(age_offset, age_class, years)
-    stated = [f"--{name.replace('_', '-')}" for name, value in ages.items() if value is not None]
+    stated = options.given_options(ages)
     if stated and not refine:
-        raise typer.BadParameter("the network tells the age; one counts with --refine", param_hint=stated[0])
+        options.refuse(stated[0], "the network tells the age; one counts with --refine")
     detector = choose_detector(photographs, detector)
     if images is None and detector is None:
-        raise typer.BadParameter(f"give the photographs that {photographs} is about", param_hint="--images")
+        options.refuse("--images", f"give the photographs that {photographs} is about")
     options.check_renderer(overlays)
     unusable: dict[str, str] = {}
     with running(DetectorError, ValueError) as bars:

@@ -43,7 +43,7 @@ def view(
     options.check_suffix(output, ".html", ".htm")
     for name, value in (("--images", images), ("--body", body)):
         if value is not None and what in options.BUILT_IN:
-            raise typer.BadParameter("it belongs to labels", param_hint=name)
+            options.refuse(name, "it belongs to labels")
     labelled = images is not None or body is not None or _are_labels(Path(what))
     options.check_output(output, (Path(what), images), overwrite)
     with running(ValueError) as bars:

@@ -17,6 +17,7 @@ from agebody.annotations.coco import (
     find_order,
     list_categories,
     load_json,
+    read_run_lengths,
 )
 from agebody.annotations.orders import Order
 from agebody.annotations.people import fail, short
@@ -214,30 +215,11 @@ def _result_areas(results: Entries) -> Float[np.ndarray, " N"] | None:
     areas = []
     for i, row in enumerate(results.rows):
         mask = row.get("segmentation")
-        counts = mask.get("counts") if isinstance(mask, dict) else None
-        if not isinstance(counts, str) or not all("0" <= letter <= "o" for letter in counts):
+        lengths = read_run_lengths(mask.get("counts")) if isinstance(mask, dict) else None
+        if lengths is None:
             results.fail(i, f"segmentation: expected compressed run lengths, got {short(mask)}")
-        areas.append(sum(_run_lengths(counts)[1::2]))
+        areas.append(sum(lengths[1::2]))
     return np.array(areas, dtype=float)
-
-
-def _run_lengths(counts: str) -> list[int]:
-    """Return the lengths of runs of pixels outside and inside a mask, in turn, from COCO's compressed form.
-
-    Six bits a letter, of which five are of a number, the least first, and the sixth says that more follow;
-    from the fourth number on each is the difference from the last but one.
-    """
-    found: list[int] = []
-    number = shift = 0
-    for letter in counts:
-        bits = ord(letter) - ord("0")
-        number |= (bits & 31) << shift
-        shift += 5
-        if not bits & 32:
-            number -= (bits & 16) and 1 << shift
-            found.append(number + (found[-2] if len(found) > 2 else 0))
-            number = shift = 0
-    return found
 
 
 def _spread(

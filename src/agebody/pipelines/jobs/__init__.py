@@ -1,1 +1,1 @@
-"""Do many jobs with one body: in this process, or on workers of Ray, of which some may be lost meanwhile."""
+"""Run many jobs with one body, in this process or on Ray workers, some of which may be lost."""

@@ -1,4 +1,4 @@
-"""What does the jobs: this process, or tasks of Ray."""
+"""Backends that run jobs: this process, or Ray tasks."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ import torch
 from agebody.body import BodyModel
 from agebody.files import first_line
 from agebody.pipelines.jobs.cluster import Cluster, check_cluster, count_cpus, probe
-from agebody.pipelines.jobs.schedule import Done, Failed, Workers, may_pass, run_jobs
+from agebody.pipelines.jobs.schedule import Done, Failed, Workers, is_transient, run_jobs
 
 _START = 20.0
-"""Seconds that an interrupted start of Ray has to come to its end."""
+"""Seconds to wait for an interrupted start of Ray."""
 _ASK_EVERY, _GONE = 5.0, 30.0
 """Seconds between two calls of the head of a cluster, and without an answer until it is taken for lost."""
 _OBJECT_STORE = 512 << 20
 """Bytes that local workers share: the body."""
 
 
-class _Here:
-    """This process, which does one job after the other with one thread, as a worker of Ray does."""
+class _LocalWorker:
+    """Run jobs one after the other in this process, with one thread like a Ray worker."""
 
     def __init__(self, body: BodyModel, function: Callable[..., Any], call: Mapping[str, Any]) -> None:
-        self._do = lambda job: function(body, job, **call)
+        self._run_job = lambda job: function(body, job, **call)
         self._next: deque[Any] = deque()
 
     def window(self) -> int:
@@ -55,18 +55,18 @@ class _Here:
             return []
         job = self._next.popleft()
         try:
-            return [(job, Done(f"{platform.node()}-{os.getpid()}", self._do(job)))]
+            return [(job, Done(f"{platform.node()}-{os.getpid()}", self._run_job(job)))]
         except Exception as error:
-            return [(job, Failed(error, may_pass(error)))]
+            return [(job, Failed(error, is_transient(error)))]
 
 
 class _Ray:
-    """Tasks of Ray, which finds a worker for each, and another node if one is lost."""
+    """Run jobs as Ray tasks."""
 
     def __init__(self, ray: Any, shared: Any, options: dict[str, Any], most: int | None, kind: str) -> None:
         self._ray, self._shared, self._most, self._kind = ray, shared, most, kind
-        # Ray would repeat tasks that ran out of memory without end, so all attempts are counted here.
-        self._task = ray.remote(_entry(_describe_machine(kind))).options(
+        # Ray would retry tasks that ran out of memory forever, so retries are counted here.
+        self._task = ray.remote(_entry(_describe_environment(kind))).options(
             max_retries=0, scheduling_strategy="SPREAD", **options
         )
         self._running: dict[Any, Any] = {}
@@ -118,12 +118,12 @@ class _Ray:
             outcome = self._ray.get(reference)
         except errors.RayTaskError as error:
             cause = error.cause if isinstance(error.cause, Exception) else error
-            return Failed(cause, may_pass(cause))
+            return Failed(cause, is_transient(cause))
         except (errors.RuntimeEnvSetupError, errors.TaskUnschedulableError) as error:
             raise RuntimeError(f"Ray cannot start a worker: {first_line(error)}") from None
-        except errors.RayError as error:  # the worker, its node or its memory is gone
+        except errors.RayError as error:  # the worker or its node was lost, or ran out of memory
             why = "is there enough memory for each?" if self._kind == "CPU" else "see its log"
-            return Failed(RuntimeError(f"its worker ended ({type(error).__name__}); {why}"), again=True)
+            return Failed(RuntimeError(f"its worker ended ({type(error).__name__}); {why}"), retry=True)
         if isinstance(outcome, str):
             raise RuntimeError(outcome)
         return Done(*outcome)
@@ -135,8 +135,8 @@ class _Ray:
                 self._ray.cancel(reference, force=True)
 
 
-def _describe_machine(kind: str) -> dict[str, str]:
-    """Return what must be equal on all workers, for equal results."""
+def _describe_environment(kind: str) -> dict[str, str]:
+    """Return the versions that must be the same on all workers to give the same results."""
     found = {"agebody": version("agebody"), "torch": str(torch.__version__).partition("+")[0]}
     if kind == "CPU":
         found["instructions"] = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
@@ -146,10 +146,10 @@ def _describe_machine(kind: str) -> dict[str, str]:
 def _entry(expected: dict[str, str]) -> Callable[..., Any]:
     """Return the function that workers run.
 
-    Being nested, it travels by value, and can speak on a machine where agebody is missing or another.
+    A nested function is pickled by value, so it runs where agebody is missing or has another version.
     """
 
-    @no_type_check  # what checks types at run time could not travel
+    @no_type_check  # the wrapper of the run-time type checker cannot be pickled
     def do(shared: Sequence[Any], job: Any) -> tuple[str, Any] | str:
         import platform
 
@@ -158,12 +158,12 @@ def _entry(expected: dict[str, str]) -> Callable[..., Any]:
             from agebody.pipelines.jobs import backends
         except ImportError as error:
             return f"{where}: {error}; install agebody {expected['agebody']} there"
-        found = backends._describe_machine("CPU" if "instructions" in expected else "GPU")
+        found = backends._describe_environment("CPU" if "instructions" in expected else "GPU")
         for name, wanted in expected.items():
             if found[name] != wanted:
                 advice = "set ATEN_CPU_CAPABILITY alike" if name == "instructions" else "install one version"
                 return f"{where}: {name} is {found[name]}, here {wanted}; {advice} on all machines"
-        return backends._do(shared[0], job)
+        return backends._run_job(shared[0], job)
 
     return do
 
@@ -183,27 +183,27 @@ def set_metrics(**values: float) -> None:
             _gauge(name).set(value)
 
 
-_KEPT: dict[str, tuple[BodyModel, Callable[..., Any], dict[str, Any]]] = {}
-"""What this process works with, by Ray's reference to it."""
+_STATE: dict[str, tuple[BodyModel, Callable[..., Any], dict[str, Any]]] = {}
+"""Body, function and arguments in this worker process, by Ray's reference to them."""
 
 
-def _do(packed: Any, job: Any) -> tuple[str, Any]:
-    """Do a job in a worker, which unpacks the body for its first one."""
+def _run_job(packed: Any, job: Any) -> tuple[str, Any]:
+    """Run a job in a worker; the first one unpickles the body."""
     import ray
     from ray import cloudpickle
 
     key = packed.hex()
-    if key not in _KEPT:
+    if key not in _STATE:
         torch.set_num_threads(1)
         body, function, call, device = cloudpickle.loads(ray.get(packed))
-        _KEPT.clear()
-        _KEPT[key] = body.to(device), function, call
-    body, function, call = _KEPT[key]
+        _STATE.clear()
+        _STATE[key] = body.to(device), function, call
+    body, function, call = _STATE[key]
     result = function(body, job, **call)
     return f"{ray.get_runtime_context().get_node_id()[:8]}-{os.getpid()}", result
 
 
-def do_all(
+def run_all(
     body: BodyModel,
     function: Callable[..., Any],
     jobs: Iterable[Any],
@@ -237,7 +237,7 @@ def start_workers(
     call: Mapping[str, Any],
     cluster: Cluster,
 ) -> Iterator[Workers]:
-    """Yield what `run_jobs` needs: this process for one worker without an address, else Ray.
+    """Yield the workers for `run_jobs`: this process for one worker without an address, else Ray.
 
     Args:
         body: the layer.
@@ -252,11 +252,11 @@ def start_workers(
     """
     cluster = check_cluster(cluster)
     device, address = cluster.device or body.device.type, cluster.address
-    if cluster.is_here:
+    if cluster.is_local:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # as each worker has, so that the results are the same
         try:
-            yield _Here(_moved(body, device), function, call)
+            yield _LocalWorker(_to_device(body, device), function, call)
         finally:
             torch.set_num_threads(threads)
         return
@@ -264,7 +264,7 @@ def start_workers(
     options = {"num_cpus": 1} if kind == "CPU" else {"num_cpus": 0, "num_gpus": cluster.num_gpus}
     options |= {} if cluster.memory is None else {"memory": cluster.memory}
     with _start_ray(cluster) as ray:
-        packed = ray.cloudpickle.dumps((_moved(body, "cpu"), function, dict(call), device))
+        packed = ray.cloudpickle.dumps((_to_device(body, "cpu"), function, dict(call), device))
         pool = _Ray(ray, [ray.put(packed)], options, cluster.workers, kind)
         if address is None and not pool.slots:
             raise ValueError(f"device: expected one that Ray finds here, got {device}: it has no {kind}")
@@ -277,13 +277,13 @@ def start_workers(
             pool.cancel()
 
 
-def _moved(body: BodyModel, device: str) -> BodyModel:
+def _to_device(body: BodyModel, device: str) -> BodyModel:
     return body if body.device == torch.device(device) else copy.deepcopy(body).to(device)
 
 
 @contextmanager
 def _start_ray(cluster: Cluster) -> Iterator[Any]:
-    """Yield Ray: the one that this process has started, or one that ends with the block."""
+    """Yield Ray: the connection of this process, or one that is shut down after the block."""
     import ray
 
     if ray.is_initialized():
@@ -310,8 +310,8 @@ def _start_ray(cluster: Cluster) -> Iterator[Any]:
             begun.set_exception(ConnectionError(why))
         ended.wait()  # Ray's servers end with the thread that started them
 
-    # A signal would cut the start in two, and what has started would stay. Outside the main thread, Ray also
-    # leaves Python's handlers of signals as they are.
+    # A signal during the start would leave Ray's processes behind. Outside the main thread, Ray also leaves
+    # Python's signal handlers as they are.
     try:
         threading.Thread(target=start, daemon=True).start()
         begun.result()

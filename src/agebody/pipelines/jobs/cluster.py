@@ -1,4 +1,4 @@
-"""Where jobs are done: this process, this machine, or a Ray cluster that answers at an address."""
+"""Where jobs run: this process, this machine, or a Ray cluster that answers at an address."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 _PROBE = 3.0
-"""Time within which a cluster has to answer [s]."""
+"""Time limit for the answer of a cluster [s]."""
 
 
 class Cluster(NamedTuple):
@@ -34,11 +34,11 @@ class Cluster(NamedTuple):
     runtime_env: Mapping[str, Any] | None = None
     """Runtime environment of Ray's workers, such as ``{"pip": [...]}`` or ``{"env_vars": {...}}``."""
     max_retries: int = 5
-    """Number of further attempts at a job whose worker is lost, or that lacks memory or meets a bad drive."""
+    """Number of retries of a job whose worker was lost, ran out of memory, or could not read or write."""
 
     @property
-    def is_here(self) -> bool:
-        """Return whether the work is done in this process."""
+    def is_local(self) -> bool:
+        """Whether jobs run in this process."""
         return self.address is None and self.workers == 1
 
 
@@ -59,7 +59,7 @@ def check_cluster(cluster: Cluster) -> Cluster:
     if cluster.max_retries < 0:
         raise ValueError(f"max_retries: expected at least 0, got {cluster.max_retries}")
     unknown = set(cluster.runtime_env or ())
-    if cluster.is_here:
+    if cluster.is_local:
         if unknown:
             raise ValueError("runtime_env: expected none for one worker here, which is this process")
         return cluster

@@ -1,4 +1,4 @@
-"""The order of jobs, and which failures are tried again."""
+"""The order of jobs, and which failures are retried."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from agebody.pipelines.jobs.cluster import ALL_CPUS
 _PAUSES = (1.0, 2.0, 4.0)
 """Pause before the next attempt at a job, after its first, second and each later failure [s]."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
-_LASTING = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
-"""Errors of the system that recur at every attempt."""
+_PERMANENT = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
+"""System errors that a retry does not fix."""
 
 
 class Done(NamedTuple):
@@ -32,18 +32,18 @@ class Failed(NamedTuple):
     """The error of a job."""
 
     error: Exception
-    again: bool = False
-    """Whether another attempt may succeed, as after a lost worker or a network drive that did not answer."""
+    retry: bool = False
+    """Whether a retry may succeed, as after a lost worker or a network drive that did not answer."""
 
 
 class Schedule:
-    """Decide which job is next, and which failure is final.
+    """Decide which job is next, and which failures are final.
 
     It starts no jobs and reads no clock, so a simulation runs the same decisions as a cluster.
 
     Args:
         jobs: the jobs, in the order in which they start.
-        max_retries: number of further attempts after a failure that may pass.
+        max_retries: number of retries after a transient failure.
     """
 
     def __init__(self, jobs: Iterable[Any], max_retries: int = ALL_CPUS.max_retries) -> None:
@@ -70,14 +70,14 @@ class Schedule:
         return job
 
     def due(self) -> float:
-        """Return the time of the next further attempt [s]; infinity if no job waits for one."""
+        """Return the time of the next retry [s]; infinity if there is none."""
         return self._later[0][0] if self._later else math.inf
 
-    def settle(self, job: Any, outcome: Done | Failed, now: float) -> bool:
+    def record(self, job: Any, outcome: Done | Failed, now: float) -> bool:
         """Record an outcome; return whether it is final."""
         self.running -= 1
         failures = self._failures.get(job, 0)
-        if isinstance(outcome, Done) or not outcome.again or failures >= self._max_retries:
+        if isinstance(outcome, Done) or not outcome.retry or failures >= self._max_retries:
             return True
         self._failures[job] = failures + 1
         self._number += 1
@@ -91,7 +91,7 @@ class Workers(Protocol):
     """A backend that runs jobs."""
 
     def window(self) -> int:
-        """Return how many jobs to start ahead; more than can run, so that no worker waits for one."""
+        """Return how many jobs to have started: more than can run, so that no worker is idle."""
         ...
 
     def now(self) -> float:
@@ -102,7 +102,7 @@ class Workers(Protocol):
         """Start a job."""
 
     def wait(self, seconds: float) -> Sequence[tuple[Any, Done | Failed]]:
-        """Return the jobs that have ended, with their outcomes, after this time at most [s]."""
+        """Wait for at most this time [s]; return the jobs that have ended, with their outcomes."""
         ...
 
 
@@ -135,15 +135,15 @@ def run_jobs(
             error = outcome.error if isinstance(outcome, Failed) else None
             if isinstance(error, OSError) and error.errno in _FULL:
                 raise error
-            if schedule.settle(job, outcome, workers.now()):
+            if schedule.record(job, outcome, workers.now()):
                 yield job, outcome
         if not ended:
             idle()
 
 
-def may_pass(error: Exception) -> bool:
-    """Return whether another attempt may succeed: not after a full disk, a missing file or a bug."""
-    full = isinstance(error, OSError) and (error.errno in _FULL or isinstance(error, _LASTING))
+def is_transient(error: Exception) -> bool:
+    """Return whether a retry may succeed: not after a full disk, a missing file or a bug."""
+    full = isinstance(error, OSError) and (error.errno in _FULL or isinstance(error, _PERMANENT))
     return isinstance(error, (OSError, MemoryError, torch.OutOfMemoryError)) and not full
 
 

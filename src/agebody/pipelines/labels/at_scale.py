@@ -8,7 +8,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
@@ -19,26 +19,24 @@ from typing import Any, NamedTuple
 import torch
 
 from agebody.annotations.people import AnnotationError
-from agebody.annotations.shards import count_people, import_pyarrow, read_shard
+from agebody.annotations.shards import Shards, count_people, find_shards, import_pyarrow, read_shard
 from agebody.body import BodyModel
-from agebody.files import make_folder, naming, replacing
+from agebody.files import make_folder, naming, replacing, sha256
 from agebody.pipelines.jobs.backends import set_metrics, start_workers
 from agebody.pipelines.jobs.cluster import ALL_CPUS, Cluster, check_cluster
 from agebody.pipelines.jobs.schedule import Failed, choose_part, run_jobs
 from agebody.pipelines.labels.fitting import fit_annotations
-from agebody.pipelines.labels.label_shards import ShardRecord, describe_source, find_record, save_label_shard
+from agebody.pipelines.labels.label_shards import ShardRecord, find_record, save_label_shard
 from agebody.pipelines.labels.settings import describe_settings
-from agebody.stores import find_paths, to_path
+from agebody.stores import to_path
 
 _HEARTBEAT = 5.0
 """Seconds between two writings of the report."""
-_EXPIRES, _EXPIRES_HERE = 60.0, 900.0
+_EXPIRES, _EXPIRES_LOCAL = 60.0, 900.0
 """Seconds after which a call that wrote no report is taken to have ended; a process that fits shards itself
 writes none meanwhile."""
 _READERS = 8
 """Threads that read footers, mostly waiting for the drive."""
-
-Shards = str | PathLike[str] | Sequence[str | PathLike[str]]
 
 
 class ShardResult(NamedTuple):
@@ -154,7 +152,7 @@ def fit_shard(
     record = _find(output, shard, settings, overwrite)
     if record is not None:
         return ShardResult(output, record, False, time.perf_counter() - began)
-    source = describe_source(shard)
+    source = sha256(shard)
     labels = fit_annotations(body, read_shard(shard, layout=layout), **options)
     record = save_label_shard(labels, source, settings, output)
     return ShardResult(output, record, True, time.perf_counter() - began)
@@ -189,19 +187,7 @@ def list_shards(shards: Shards) -> list[Path]:
     Raises:
         AnnotationError: there are none, or two have one name.
     """
-    if isinstance(shards, (str, PathLike)):
-        path = to_path(shards)
-        with naming(path, "read"):
-            if path.is_dir():
-                found = sorted(path.glob("[!.]*.parquet"))
-            else:
-                found = [path] if path.exists() else sorted(find_paths(path))
-        if not found:
-            raise AnnotationError(f"{path}: expected shards: a folder with *.parquet, a pattern, or one file")
-    else:
-        found = [to_path(shard) for shard in shards]
-        if not found:
-            raise AnnotationError("shards: expected at least one")
+    found = find_shards(shards, ".parquet")
     names: dict[str, Path] = {}
     for path in found:
         if names.setdefault(path.stem, path) is not path:
@@ -265,7 +251,7 @@ def fit_dataset(
     settings["device"] = torch.device(cluster.device or settings["device"]).type
     make_folder(folder)
     report = DatasetReport(len(paths), settings=settings)
-    lasts = _EXPIRES_HERE if cluster.is_here else _EXPIRES
+    lasts = _EXPIRES_LOCAL if cluster.is_local else _EXPIRES
     claim = _Claim(folder / report_name(*part or (None, None)), lasts)
 
     def show() -> None:
@@ -274,7 +260,7 @@ def fit_dataset(
         set_metrics(people_done=report.people_done, shards_left=report.shards_left)
         progress(report)
 
-    todo = _take_stock(report, paths, skip_bad, overwrite, verify, lambda: progress(report))
+    todo = _find_unfinished(report, paths, skip_bad, overwrite, verify, lambda: progress(report))
     progress(report)
     if todo:
         call = {"output": folder, "layout": layout, "overwrite": overwrite, **options}
@@ -310,10 +296,10 @@ def _named(path: Path, error: Exception) -> Exception:
 
 
 class _Claim:
-    """The report of a call that runs, which says to a second call that the first is there.
+    """The report of a running call, which keeps a second call from the same shards.
 
     Raises:
-        FileExistsError: it is.
+        FileExistsError: another call is running.
     """
 
     def __init__(self, path: Path, lasts: float) -> None:
@@ -347,7 +333,7 @@ def _is_process(pid: int) -> bool:
     return True
 
 
-def _take_stock(
+def _find_unfinished(
     report: DatasetReport,
     paths: Mapping[Path, Path],
     skip_bad: bool,

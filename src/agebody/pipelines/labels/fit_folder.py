@@ -17,12 +17,12 @@ from agebody.annotations.tracks import frame_order
 from agebody.annotations.videos import Video, frame_name, is_video
 from agebody.body import BodyModel
 from agebody.files import flat_names, replacing_files
-from agebody.pipelines.labels.overlays import draw_film, draw_overlay
+from agebody.pipelines.labels.overlays import draw_overlay, draw_video
 from agebody.pipelines.labels.records import Labels, load_labels
 from agebody.pipelines.labels.summary import summarize, to_markdown
 from agebody.pipelines.labels.training import has_training_joints, save_training_npz, save_training_shards
 
-FILM = "overlay.mp4"
+VIDEO = "overlay.mp4"
 """The overlay of a video; those of several cameras are named after these, too."""
 FILES = ("labels.npz", "train.npz", "report.json", "report.md")
 
@@ -44,7 +44,7 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
     Raises:
         AnnotationError: there are such files, and ``overwrite`` is false.
     """
-    for path in (*(folder / name for name in (*FILES, "overlays", "shards")), *_films_there(folder)):
+    for path in (*(folder / name for name in (*FILES, "overlays", "shards")), *_existing_videos(folder)):
         if path.exists() and not overwrite:
             fail(path, "exists; pass overwrite=True to replace it")
 
@@ -57,12 +57,12 @@ def _pictures(folder: Path) -> list[Path]:
     return found + list((folder / "shards").glob("[0-9]" * 6 + ".tar"))
 
 
-def _films_there(folder: Path) -> list[Path]:
+def _existing_videos(folder: Path) -> list[Path]:
     """Return the overlays of videos that an earlier call wrote, by the cameras that its labels name."""
-    names = [FILM]
+    names = [VIDEO]
     with suppress(AnnotationError, OSError):
         views = {Path(name).parts[0] for name in load_labels(folder / FILES[0]).image_ids if "/" in name}
-        names += [_film_name(view) for view in sorted(views)]
+        names += [_video_name(view) for view in sorted(views)]
     return [folder / name for name in names if (folder / name).exists()]
 
 
@@ -75,7 +75,7 @@ def write_folder(
     seconds: float,
     images: Path | Mapping[str, Path] | None = None,
     overlays: int = 0,
-    film: float | None = None,
+    video_rate: float | None = None,
     every: int = 1,
     shards: bool = False,
     overwrite: bool = False,
@@ -94,14 +94,14 @@ def write_folder(
         images: the folder of the images, or a video; overlays need it, and shards a folder. Or, by its name,
             that of each of several cameras, which have an overlay each.
         overlays: number of images to draw fits over, evenly spaced.
-        film: frames a second of a video of all overlays, in place of pictures.
+        video_rate: frames per second of a video of all overlays, in place of pictures.
         every: the images are every n-th frame of the video.
         shards: write training shards with the images, too.
         overwrite: replace files of earlier labels.
         progress: called with the stage, and the fraction of it that is done.
     """
     files: list[str] = [*FILES]
-    films = _films_there(folder)  # before its labels are replaced
+    videos = _existing_videos(folder)  # before its labels are replaced
     unusable: dict[str, str] = {}
     summary = summarize(labels, people, seconds)
     texts = {"report.json": json.dumps(summary, indent=2) + "\n", "report.md": to_markdown(summary)}
@@ -117,10 +117,10 @@ def write_folder(
             files.remove("train.npz")
         for name, text in texts.items():
             (new / name).write_text(text, encoding="utf-8")
-    with replacing_files(folder, stale=lambda: [*_pictures(folder), *films]) as new:
+    with replacing_files(folder, stale=lambda: [*_pictures(folder), *videos]) as new:
         if shards and isinstance(images, Path):
             (new / "shards").mkdir()
-            total = len(np.unique(labels.image_ids))
+            total = len(labels.by_image())
             paths = save_training_shards(
                 new / "shards",
                 body,
@@ -130,24 +130,24 @@ def write_folder(
                 progress=lambda done: progress("shards", done / total),
             )
             files += [f"shards/{path.name}" for path in paths]
-        if film is None and overlays and isinstance(images, Path):
+        if video_rate is None and overlays and isinstance(images, Path):
             count = _write_overlays(new / "overlays", body, labels, images, overlays, unusable, progress)
             files += [f"overlays/ ({count} images)"] if count else []
-        if film is not None and images is not None:
-            views = {FILM: ("", images)} if isinstance(images, Path) else _films(images)
+        if video_rate is not None and images is not None:
+            views = {VIDEO: ("", images)} if isinstance(images, Path) else _video_sources(images)
             for name, (view, path) in views.items():
                 frames = _read_frames(people, view, path, every, unusable, progress)
-                files += [name] if draw_film(new / name, body, labels, frames, film) else []
+                files += [name] if draw_video(new / name, body, labels, frames, video_rate) else []
     return Written(summary, files, unusable)
 
 
-def _films(images: Mapping[str, Path]) -> dict[str, tuple[str, Path]]:
+def _video_sources(images: Mapping[str, Path]) -> dict[str, tuple[str, Path]]:
     """Return by the name of its overlay the folder of a camera's images in labels, and where they are."""
-    return {_film_name(name): (f"{name}/", path) for name, path in images.items()}
+    return {_video_name(name): (f"{name}/", path) for name, path in images.items()}
 
 
-def _film_name(view: str) -> str:
-    return f"{Path(FILM).stem}_{view}.mp4"
+def _video_name(view: str) -> str:
+    return f"{Path(VIDEO).stem}_{view}.mp4"
 
 
 def _read_frames(
@@ -188,13 +188,13 @@ def _write_overlays(
 ) -> int:
     """Draw overlays, named like their images with folders in the name; return how many were written."""
     folder.mkdir()
-    names = np.unique(labels.image_ids)
-    flat = flat_names(names.tolist(), ".png")
-    names = names[np.unique(np.linspace(0, len(names) - 1, min(count, len(names))).round().astype(int))]
+    rows = labels.by_image()
+    names, flat = sorted(rows), flat_names(rows, ".png")
+    chosen = np.unique(np.linspace(0, len(names) - 1, min(count, len(names))).round().astype(int))
     written = 0
-    for done, name in enumerate(map(str, names)):
-        progress("overlays", done / len(names))
-        people = labels.select(np.flatnonzero(labels.image_ids == name))
+    for done, name in enumerate(names[i] for i in chosen):
+        progress("overlays", done / len(chosen))
+        people = labels.select(rows[name])
         width, height = people.image_sizes[0].tolist()
         try:
             picture = draw_overlay(body, people, read_photograph(images / name, (width, height)))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +12,8 @@ import numpy as np
 from agebody.annotations.arrays import expect_array
 from agebody.annotations.people import AnnotationError, fail
 from agebody.annotations.shards import (
+    Shards,
+    find_shards,
     from_lists,
     import_pyarrow,
     read_footer,
@@ -22,10 +22,9 @@ from agebody.annotations.shards import (
     to_column,
     write_table,
 )
-from agebody.files import naming
+from agebody.files import sha256
 from agebody.pipelines.labels.records import ABOUT, Labels, concatenate_labels, find_key
 from agebody.pipelines.labels.settings import describe_differences
-from agebody.stores import to_path
 
 
 class ShardRecord(NamedTuple):
@@ -51,7 +50,7 @@ def save_label_shard(
 
     Args:
         labels: of one shard of people.
-        source: SHA-256 and size of that shard, from `describe_source`.
+        source: SHA-256 and size of that shard, from `agebody.files.sha256`.
         settings: as `describe_settings` returns them.
         path: of the file.
 
@@ -72,7 +71,7 @@ def save_label_shard(
     return record
 
 
-def load_label_shards(shards: str | PathLike[str] | Sequence[str | PathLike[str]]) -> Labels:
+def load_label_shards(shards: Shards) -> Labels:
     """Read the labels of a folder of shards, ordered by name, or of the given files.
 
     Shards without people do not count, unless there are no others.
@@ -83,18 +82,12 @@ def load_label_shards(shards: str | PathLike[str] | Sequence[str | PathLike[str]
         OSError: a file cannot be read.
         ImportError: PyArrow is not installed.
     """
-    if isinstance(shards, (str, PathLike)):
-        folder = to_path(shards)
-        paths = sorted(folder.glob("[!.]*.parquet")) if folder.is_dir() else [folder]
-        if not paths:
-            fail(folder, "expected shards, *.parquet, in the folder")
-    else:
-        paths = [to_path(shard) for shard in shards]
+    paths = find_shards(shards, ".parquet")
     labels = [_load(path) for path in paths]
     try:
         return concatenate_labels([part for part in labels if len(part)] or labels[:1])
     except ValueError as error:
-        raise AnnotationError(f"{paths[0].parent if paths else 'shards'}: {error}") from None
+        raise AnnotationError(f"{paths[0].parent}: {error}") from None
 
 
 def _load(path: Path) -> Labels:
@@ -123,15 +116,6 @@ def _load(path: Path) -> Labels:
     for name, key in ABOUT.items():
         about[name] = expect_array(path, name, key, np.array(about.get(name, "")))
     return Labels.from_arrays(path, arrays, {name: about[name] for name in ABOUT})
-
-
-def describe_source(path: Path) -> tuple[str, int]:
-    """Return the SHA-256 and the number of the bytes of a file."""
-    digest = hashlib.sha256()
-    with naming(path, "read"), path.open("rb") as stream:
-        while piece := stream.read(1 << 20):
-            digest.update(piece)
-        return digest.hexdigest(), stream.tell()
 
 
 def find_record(
@@ -171,7 +155,7 @@ def find_record(
         fail(path, f"exists, and was made with {differ}; pass overwrite=True to replace it")
     same = record.source_size in (None, source.stat().st_size)
     if same and (verify or record.source_size is None):
-        same = record.source_sha256 == describe_source(source)[0]
+        same = record.source_sha256 == sha256(source)[0]
     if not same:
         fail(path, f"exists, and was made from another {source.name}; pass overwrite=True to replace it")
     return record if complete else None

@@ -26,7 +26,7 @@ from agebody.rotations import axis_angle_to_matrix, matrix_to_axis_angle
 STEPS = 3
 """Steps of a fit per picture."""
 MEMORY = 4
-"""Pictures in which somebody may be unseen and still be the same person."""
+"""Longest gap in the track of a person [pictures]."""
 TURN_SD = 0.15
 """Standard deviation of a joint's rotation between two pictures [rad]."""
 SHAPE_SD = {"betas": 0.1, "age_offset": 0.02}
@@ -36,8 +36,8 @@ SHAPE_SD = {"betas": 0.1, "age_offset": 0.02}
 class Stream:
     """Fits bodies to the people of one picture after another.
 
-    The pose starts between the lifter's estimate and that of the picture before, weighted by how sure each
-    is, and the weighted mean is evidence for the fit; shape, age and place start where they were.
+    The pose starts at the mean of the lifter's estimate and the previous pose, weighted by their variances,
+    which is also evidence for the fit; shape, age and translation start at their previous values.
 
     Args:
         body: an `SMPLA`, or a layer of one age, with SMPL's joints.
@@ -80,7 +80,7 @@ class Stream:
         return fit_people(self.body, people, camera, **given)
 
     def _link(self, people: People) -> tuple[People, BodyParameters | None, Bool[Tensor, " N"]]:
-        """Return people with their tracks, what their bodies were, and who was there before."""
+        """Return people with their tracks, their previous bodies, and who has one."""
         past = [each for each, _ in self._seen]
         joined = link_people(join_people([*past, people]), gap=MEMORY)
         assert joined.tracks is not None
@@ -102,7 +102,7 @@ class Stream:
 def _from_before(
     guess: Estimate, before: BodyParameters | None, known: Bool[Tensor, " N"]
 ) -> tuple[BodyParameters, dict[str, Tensor]]:
-    """Return where fits begin, and standard deviations of that as evidence."""
+    """Return the starts of fits, and their standard deviations as evidence."""
     start = guess.parameters
     sd = guess.start_sd | {
         name: torch.full_like(getattr(start, name), 1e3)  # no evidence about somebody who is new

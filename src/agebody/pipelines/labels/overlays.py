@@ -69,7 +69,7 @@ def draw_overlay(
     return np.concatenate((np.asarray(before), gap, np.asarray(after)), 1)
 
 
-def draw_film(
+def draw_video(
     path: Path,
     body: BodyModel,
     labels: Labels,

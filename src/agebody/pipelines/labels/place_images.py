@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
 from agebody.age import parse_ages
 from agebody.age.classes import AgeError
@@ -79,7 +79,10 @@ def place_images(
         AnnotationError: a file is missing or wrong, an image cannot be placed, or nobody can.
         OSError: a file cannot be read or written.
     """
-    images = _group_images(labels, source)
+    images = labels.by_image()
+    for name in images:
+        if not is_file_name(name):
+            fail(source, f"expected paths of images inside a folder, got {name!r}")
     depth_files = find_maps(depths, images)
     mask_files = None if masks is None else find_maps(masks, images)
     pictures = None if views is None else _name_views(views, images, overwrite)
@@ -117,16 +120,6 @@ def place_images(
         fail(depths, f"nobody could be placed: {UNPLACED}")
     order = np.argsort(np.concatenate([np.zeros(0, int), *images.values()]))
     return concatenate_labels(parts).select(order) if parts else flag_labels(labels), rows
-
-
-def _group_images(labels: Labels, source: Path) -> dict[str, Int[np.ndarray, " N"]]:
-    """Return the rows of each image, in the order in which the images first occur."""
-    names, first, inverse = np.unique(labels.image_ids, return_index=True, return_inverse=True)
-    rows = np.split(np.argsort(inverse, kind="stable"), np.cumsum(np.bincount(inverse))[:-1])
-    for name in names:
-        if not is_file_name(str(name)):
-            fail(source, f"expected paths of images inside a folder, got {str(name)!r}")
-    return {str(names[i]): rows[i] for i in np.argsort(first)}
 
 
 def find_maps(folder: Path, images: Iterable[str]) -> dict[str, Path]:

@@ -136,6 +136,12 @@ class Labels:
         """Return some of the people."""
         return _with_rows(self, {name: values[rows] for name, values in _arrays(self).items()})
 
+    def by_image(self) -> dict[str, Int[np.ndarray, " M"]]:
+        """Return the rows of each image, in the order in which the images first occur."""
+        names, first, image = np.unique(self.image_ids, return_index=True, return_inverse=True)
+        rows = np.split(np.argsort(image, kind="stable"), np.cumsum(np.bincount(image))[:-1])
+        return {str(names[i]): rows[i] for i in np.argsort(first)}
+
     def arrays(self) -> dict[str, np.ndarray]:
         """Return the arrays of a file, one row per person; boxes are x, y, width, height."""
         corners = self.boxes[:, :2], self.boxes[:, 2:] - self.boxes[:, :2]

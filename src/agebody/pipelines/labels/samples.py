@@ -11,8 +11,8 @@ Per image, files of one name and these suffixes follow each other:
 | `.parts.png` | per pixel 0 for nobody, else 1 + the number of the part of the body |
 | `.depth.png` | z in millimetres, 16 bits; 0 where it is unknown |
 
-The maps are there where they are known, as of synthetic people. Tar files have no checksums of contents:
-those of an image's files stand in the PAX header of its first one, and are compared where they are there.
+Maps are optional; synthetic people have them. Tar files have no checksums of contents, so those of an image's
+files are in the PAX header of the first one, and are checked where there are any.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ import tarfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +32,7 @@ from jaxtyping import Float, Int, UInt8
 from agebody.annotations.arrays import Key, expect_array
 from agebody.annotations.people import AnnotationError, fail
 from agebody.annotations.photographs import to_eight_bits
+from agebody.annotations.shards import Shards, find_shards
 from agebody.pipelines.labels.records import ABOUT, Labels, concatenate_labels, find_key
 
 OCCLUDER = 255
@@ -90,8 +90,8 @@ class TrainingShards:
         OSError: a file cannot be read.
     """
 
-    def __init__(self, shards: str | PathLike[str] | Sequence[str | PathLike[str]]) -> None:
-        self.paths = find_shards(shards)
+    def __init__(self, shards: Shards) -> None:
+        self.paths = find_shards(shards, ".tar")
         self._members = [
             (number, members)
             for number, path in enumerate(self.paths)
@@ -293,17 +293,6 @@ def decode_image(path: Path, data: bytes, mode: str | None = None) -> np.ndarray
     """Return the pixels of a JPEG or PNG of a shard; with a mode, those of 8 bits per channel."""
     with opened(path, data) as image:
         return np.array(image if mode is None else to_eight_bits(image).convert(mode))
-
-
-def find_shards(shards: str | PathLike[str] | Sequence[str | PathLike[str]]) -> tuple[Path, ...]:
-    """Return the shards of a folder, ordered by name, or the given files."""
-    if not isinstance(shards, (str, PathLike)):
-        return tuple(Path(shard) for shard in shards)
-    folder = Path(shards)
-    paths = sorted(folder.glob("[!.]*.tar")) if folder.is_dir() else [folder]
-    if not paths:
-        fail(folder, "expected shards, *.tar, in the folder")
-    return tuple(paths)
 
 
 def index_shard(path: Path, needed: Sequence[str]) -> dict[str, dict[str, Member]]:

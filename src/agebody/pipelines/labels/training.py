@@ -10,7 +10,6 @@ the age offset, as in smplx's SMPL with ``age="kid"``.
 
 from __future__ import annotations
 
-import errno
 import io
 import pickle
 import re
@@ -29,7 +28,7 @@ from agebody.annotations.photographs import is_upright_jpeg, read_photograph
 from agebody.assets.asset import HAND_JOINTS, SMPL_JOINT_NAMES
 from agebody.assets.landmarks import TIPS5
 from agebody.body import BodyModel
-from agebody.files import replacing_files, save_npz
+from agebody.files import replacing_shards, save_npz
 from agebody.fitting.whole_body import FACE, FACE_POINTS
 from agebody.keypoints import get_layout
 from agebody.pipelines.labels.quality import BOX_SCALE
@@ -241,21 +240,11 @@ def save_training_shards(
     if images_per_shard < 1:
         raise ValueError(f"images_per_shard: expected at least 1, got {images_per_shard}")
     arrays = training_arrays(body, labels, box_scale=box_scale)
-    people: dict[str, list[int]] = {}
-    for row, name in enumerate(labels.image_ids.tolist()):
-        people.setdefault(name, []).append(row)
+    people = labels.by_image()
     names = list(people)
     written = []
 
-    def existing() -> list[Path]:
-        return sorted(Path(folder).glob("[0-9]" * 6 + ".tar"))
-
-    def check() -> None:
-        if not overwrite and (there := existing()):
-            raise FileExistsError(errno.EEXIST, "exists; pass overwrite=True to replace all shards", there[0])
-
-    check()
-    with replacing_files(folder, check=check, stale=existing) as new:
+    with replacing_shards(folder, "[0-9]" * 6 + ".tar", overwrite=overwrite) as new:
         for start in range(0, len(names), images_per_shard):
             written.append(f"{start // images_per_shard:06d}.tar")
             with tarfile.open(new / written[-1], "w") as tar:
@@ -271,7 +260,7 @@ def save_training_shards(
                         unreadable(name, error)
                         continue
                     add_sample(
-                        tar, key, photograph, labels.select(np.array(rows)), pickle_people(arrays, rows)
+                        tar, key, photograph, labels.select(rows), pickle_people(arrays, rows.tolist())
                     )
                     progress(i + 1)
     return [Path(folder) / name for name in written]

@@ -51,13 +51,14 @@ def save_labels_html(
     """
     if not len(labels):
         raise AnnotationError("labels: expected at least one person")
-    names = sorted({*labels.image_ids.tolist()}, key=name_key)
+    rows = labels.by_image()
+    names = sorted(rows, key=name_key)
     source = None if images is None else Path(images)
     video = source is not None and is_video(source)
     frames = _frames(source, {*names}) if source is not None and video else {}
     scenes, problems = [], []
     for done, name in enumerate(names):
-        people = labels.select(np.flatnonzero(labels.image_ids == name))
+        people = labels.select(rows[name])
         size: tuple[int, int] = tuple(people.image_sizes[0].tolist())
         image = frames.get(name)
         if source is not None and not video:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,7 @@ from jaxtyping import Bool, UInt8
 from PIL import Image
 
 from agebody.age import AGE_CLASSES
-from agebody.files import replacing_folder
+from agebody.files import replacing_folder, sha256
 from agebody.keypoints import KeypointLayout
 from agebody.pipelines.release.photos import ReleaseError
 
@@ -115,21 +114,12 @@ def run_lengths(mask: Bool[np.ndarray, "H W"]) -> dict[str, Any]:
     return {"size": list(mask.shape), "counts": counts.tolist()}
 
 
-def sha256(path: Path) -> str:
-    """Return the hash of a file as hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def describe_files(folder: Path) -> dict[str, dict[str, str | int]]:
     """Return the size and the hash of each file, by its path in the folder."""
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    files = {path: sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
     return {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
-        for path in files
+        path.relative_to(folder).as_posix(): {"bytes": size, "sha256": digest}
+        for path, (digest, size) in files.items()
     }
 
 
@@ -172,7 +162,7 @@ def check_replaceable(target: Path, overwrite: bool) -> None:
         elif file.is_dir():
             own = name in folders
         else:
-            own = (name == MANIFEST and bool(listed)) or (name in listed and sha256(file) == listed[name])
+            own = (name == MANIFEST and bool(listed)) or (name in listed and sha256(file)[0] == listed[name])
         if not own:
             raise FileExistsError(
                 errno.EEXIST, f"not replaced, because {name} in it was not written by a release", str(target)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from agebody.age import is_number
+from agebody.annotations.coco import read_run_lengths
 from agebody.annotations.people import AnnotationError, is_file_name, is_percent
 from agebody.pipelines.release.photos import Box, ReleaseError
 
@@ -191,7 +192,7 @@ def _mask_corners(where: str, mask: Mapping[str, Any], size: tuple[int, int]) ->
     width, height = size
     counts: Any = mask.get("counts")
     if isinstance(counts, str):
-        counts = _decompress(counts)
+        counts = read_run_lengths(counts)
     valid = isinstance(counts, list) and all(type(count) is int and count >= 0 for count in counts)
     if mask.get("size") != [height, width] or not valid or sum(counts) != width * height:
         raise ReleaseError(f"{where}: expected a mask in run lengths of {width} x {height} pixels")
@@ -205,21 +206,3 @@ def _mask_corners(where: str, mask: Mapping[str, Any], size: tuple[int, int]) ->
     rows = np.where(one, first % height, 0), np.where(one, last % height, height - 1)
     low, high = (columns[0].min(), rows[0].min()), (columns[1].max() + 1, rows[1].max() + 1)
     return np.array([low, high], dtype=float)
-
-
-def _decompress(text: str) -> Sequence[int] | None:
-    """Decode COCO's compressed run lengths (``rleFrString`` of cocoapi); None if they are not complete."""
-    counts: list[int] = []
-    value = shift = 0
-    for char in text:
-        bits = ord(char) - 48
-        if not 0 <= bits < 64 or shift > 60:
-            return None
-        value |= (bits & 31) << shift
-        shift += 5
-        if not bits & 32:
-            if bits & 16:
-                value -= 1 << shift
-            counts.append(value + counts[-2] if len(counts) > 2 else value)
-            value = shift = 0
-    return None if shift else counts

@@ -20,7 +20,7 @@ from agebody.annotations.videos import load_opencv
 from agebody.body import BodyModel
 from agebody.files import replacing, save_npz
 from agebody.keypoints import KeypointLayout, get_layout
-from agebody.pipelines.jobs.backends import do_all
+from agebody.pipelines.jobs.backends import run_all
 from agebody.pipelines.jobs.cluster import THIS_PROCESS, Cluster, check_cluster
 from agebody.pipelines.release.files import (
     MANIFEST,
@@ -150,7 +150,7 @@ def write_release(
             raise ReleaseError("no photograph is left to release")
         call = {"folder": folder, "options": options}
         progress("drawing", 0)
-        written = do_all(
+        written = run_all(
             body,
             _write_picture,
             places,

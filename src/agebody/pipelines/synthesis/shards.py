@@ -23,7 +23,7 @@ from agebody.keypoints import get_layout, joint_layout
 from agebody.measure import stature
 from agebody.parameters import BodyParameters
 from agebody.people import People, random_people
-from agebody.pipelines.jobs.backends import do_all
+from agebody.pipelines.jobs.backends import run_all
 from agebody.pipelines.jobs.cluster import THIS_PROCESS, Cluster, check_cluster
 from agebody.pipelines.labels.fitting import as_fit, make_labels
 from agebody.pipelines.labels.records import Labels
@@ -97,7 +97,7 @@ def synthesize(
     progress(done)
     if todo:
         call = {"folder": folder, "recipe": recipe}
-        do_all(
+        run_all(
             body, make_shard, todo, call, cluster, lambda made: progress(done + sum(map(recipe.images, made)))
         )
     if todo or not (folder / LABELS).exists():

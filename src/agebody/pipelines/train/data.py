@@ -20,6 +20,7 @@ from torch import Tensor
 from agebody.age import AGE_CLASSES, UNKNOWN
 from agebody.annotations.people import AnnotationError
 from agebody.annotations.photographs import to_eight_bits
+from agebody.annotations.shards import Shards, find_shards
 from agebody.assets.official import JOINT_NAMES
 from agebody.cameras import Camera, square_box, to_crop
 from agebody.detect.windows import crop_image
@@ -31,7 +32,6 @@ from agebody.pipelines.labels.samples import (
     PEOPLE,
     Member,
     decode_image,
-    find_shards,
     index_shard,
     opened,
     read_members,
@@ -61,7 +61,7 @@ class NobodyError(AnnotationError):
 class Source(NamedTuple):
     """Shards of one data set, and what is known of everyone in it."""
 
-    shards: str | PathLike[str] | Sequence[str | PathLike[str]]
+    shards: Shards
     """A folder, or files."""
     weight: float = 1.0
     """Its share of the rows of a training, relative to the other sources."""
@@ -172,10 +172,10 @@ class TrainingData(torch.utils.data.Dataset):
         self.left_out = 0
         self._people: list[np.ndarray] = []
         for one in given:
-            self._index(find_shards(one.shards))
+            self._index(find_shards(one.shards, ".tar"))
         self._counts = _shares([one.weight for one in given])
 
-    def _index(self, paths: tuple[Path, ...]) -> None:
+    def _index(self, paths: list[Path]) -> None:
         rows = []
         for shard, path in enumerate(paths, len(self.paths)):
             for members in index_shard(path, (IMAGE, PEOPLE)).values():

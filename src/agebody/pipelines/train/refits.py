@@ -1,11 +1,11 @@
-"""SPIN's loop (Kolotouros et al., ICCV 2019): fits that start at predictions become the labels of shards."""
+"""SPIN's loop (Kolotouros et al., ICCV 2019): fits started at predictions become the labels of shards."""
 
 from __future__ import annotations
 
 import errno
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from os import PathLike
@@ -17,6 +17,7 @@ import torch
 
 from agebody.age import Ages
 from agebody.annotations.people import ImageEntry, People
+from agebody.annotations.shards import Shards, find_shards
 from agebody.assets.unpickle import loads
 from agebody.body import BodyModel
 from agebody.cameras import from_crop
@@ -33,7 +34,6 @@ from agebody.pipelines.labels.samples import (
     LABELS,
     PEOPLE,
     add_files,
-    find_shards,
     index_shard,
     open_shard,
     read_about,
@@ -65,7 +65,7 @@ class Refitted(NamedTuple):
 
 def refit_shards(
     network: Regressor,
-    shards: str | PathLike[str] | Sequence[str | PathLike[str]],
+    shards: Shards,
     output: str | PathLike[str],
     *,
     crop_size: tuple[int, int] | None = None,
@@ -107,7 +107,7 @@ def refit_shards(
     if not 0 < largest_error < math.inf:
         raise ValueError(f"largest_error: expected a share above 0, got {largest_error}")
     height, width = crop_size_of(network) if crop_size is None else crop_size
-    paths, folder = find_shards(shards), make_folder(output)
+    paths, folder = find_shards(shards, ".tar"), make_folder(output)
     for path in paths:
         new = folder / path.name
         if new.exists() and (not overwrite or new.samefile(path)):

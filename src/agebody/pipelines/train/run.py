@@ -24,11 +24,11 @@ from agebody.pipelines.train.step import Adversary, RealBodies, predicted_values
 
 CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
 _CADENCE = ("steps", "workers", "log_every", "save_every")
-"""Settings that a training may be resumed with others of."""
+"""Settings that may change when a training is resumed."""
 
 
 class TrainingError(RuntimeError):
-    """A training that cannot go on."""
+    """A training cannot continue."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,9 @@ class _Loop:
         if discriminator is not None and real is not None:
             self.adversary = Adversary(discriminator.to(self.device), real, network.body.num_betas)
             rate = settings.discriminator_rate or settings.learning_rate
-            self.against = torch.optim.AdamW(discriminator.parameters(), rate, weight_decay=decay)
+            self.discriminator_optimizer = torch.optim.AdamW(
+                discriminator.parameters(), rate, weight_decay=decay
+            )
         self.folder, self.done = folder, 0
         if self.rank == 0:
             make_folder(folder)
@@ -263,7 +265,7 @@ class _Loop:
             self._check({"discriminator": loss}, batch)
             loss.backward()
             self._share_gradients([*self.adversary.judge.parameters()])
-            self.against.step()
+            self.discriminator_optimizer.step()
             values["discriminator"] = loss
         if self.average is not None:
             self._mean(s.ema or 0.0)
@@ -292,7 +294,7 @@ class _Loop:
         found: list[tuple[torch.optim.Optimizer, float]] = [(self.optimizer, self.settings.learning_rate)]
         if self.adversary is not None:
             rate = self.settings.discriminator_rate or self.settings.learning_rate
-            found.append((self.against, rate))
+            found.append((self.discriminator_optimizer, rate))
         return found
 
     def _mean(self, keep: float) -> None:
@@ -370,7 +372,7 @@ class _Loop:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "discriminator": self.adversary and self.adversary.judge.state_dict(),
-            "discriminator_optimizer": self.adversary and self.against.state_dict(),
+            "discriminator_optimizer": self.adversary and self.discriminator_optimizer.state_dict(),
         }
 
     def _about(self) -> dict[str, Any]:
@@ -409,7 +411,7 @@ class _Loop:
                 self.scaler.load_state_dict(found["scaler"])
             if self.adversary is not None:
                 self.adversary.judge.load_state_dict(found["discriminator"])
-                self.against.load_state_dict(found["discriminator_optimizer"])
+                self.discriminator_optimizer.load_state_dict(found["discriminator_optimizer"])
         except (KeyError, RuntimeError, ValueError) as error:
             raise TrainingError(f"{path}: of another network: {' '.join(str(error).split())[:300]}") from None
         self.done = int(found["step"])
