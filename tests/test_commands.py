@@ -321,3 +321,5 @@ def test_closed_or_full_output_gives_one_line(good):
         result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert result.returncode == 1
     assert result.stderr.splitlines() == ["error: no space left on device"]
+    closed = subprocess.run(["sh", "-c", 'exec "$@" >&-', "", *command], stderr=subprocess.PIPE, check=False)
+    assert (closed.returncode, closed.stderr) == (0, b"")
