@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -97,11 +98,9 @@ class Clips:
         terms = self.terms()
         if self.motion_sd is not None and self.present.shape[1] > 1:
             terms["motion"] = Motion(self.body, self.motion_sd)
-        ages = self._frame_ages()[:, 0]
-        bounds = ages[:, 0], ages[:, 1]
-        parameters, report = self._run(terms, rest, start, bounds, self.present)
+        parameters, report = self._run(terms, rest, start)
         if second is not None:
-            others, other_report = self._run(terms, stages[-1:], second, bounds, self.present)
+            others, other_report = self._run(terms, stages[-1:], second)
             cheaper = other_report.cost < report.cost
             spent = spent + torch.where(cheaper, report.iterations, other_report.iterations)
             parameters = where_rows(cheaper, others, parameters)
@@ -147,24 +146,23 @@ class Clips:
         return found
 
     def _run(
-        self,
-        terms: dict[str, Term | Motion],
-        stages: Sequence[Stage],
-        start: BodyParameters,
-        age_bounds: tuple[Tensor, Tensor],
-        present: Tensor | None = None,
+        self, terms: dict[str, Term | Motion], stages: Sequence[Stage], start: BodyParameters
     ) -> tuple[BodyParameters, FitReport]:
-        """Fit bodies by stages, with the terms that exist and the joints that move keypoints."""
-        return fit_bodies(
-            self.body,
-            terms,
-            [self._of_seen_joints(stage) for stage in stages],
-            start,
-            present=present,
-            age_bounds=age_bounds,
-            beta_bound=self._coefficient_bounds(start),
-            names=TERMS,
-        )
+        """Fit clips (C, T, ...), or all frames alone (C T, ...); joints that move no keypoint are fixed."""
+        used = [self._of_seen_joints(stage) for stage in stages]
+        return fit_bodies(self.body, terms, used, start, names=TERMS, **self._bounds(start))
+
+    def _bounds(self, bodies: BodyParameters) -> dict[str, Any]:
+        """Return the frames that are present, and bounds of age and coefficients, of clips or of frames."""
+        seen = self.given.weights.unflatten(0, (*self.present.shape, self.views))
+        largest = coefficient_bounds(self.body, self.given.layout, seen)
+        ages = self.given.ages[:: self.views].view(*self.present.shape, 4)
+        if bodies.betas.dim() == 3:
+            bounds = ages[:, 0, 0], ages[:, 0, 1]
+            return {"present": self.present, "age_bounds": bounds, "beta_bound": largest}
+        if isinstance(largest, Tensor):
+            largest = largest.repeat_interleave(self.present.shape[1], 0)
+        return {"age_bounds": ages.flatten(0, 1)[:, :2].unbind(-1), "beta_bound": largest}
 
     def _of_seen_joints(self, stage: Stage) -> Stage:
         return stage if stage.joints is not None else stage._replace(joints=self.joints)
@@ -173,23 +171,14 @@ class Clips:
         self, terms: dict[str, Term | Motion], stage: Stage, parameters: BodyParameters
     ) -> StandardErrors:
         """Return standard errors, infinite for invisible people; the depth is that of the first camera."""
-        camera, ages = self.given.camera.map(self._by_frame), self._frame_ages()[:, 0]
+        camera, bounds = self.given.camera.map(self._by_frame), self._bounds(parameters)
         axis = parameters.transl.new_tensor([0.0, 0.0, 1.0]).expand(parameters.transl.shape)
         if camera.rotation is not None:
             axis = camera.rotation[:, 0, 2].view_as(axis)
-        bounds = ages[:, 0], ages[:, 1]
-        found = standard_errors(
-            self.body,
-            terms,
-            self._of_seen_joints(stage),
-            parameters,
-            axis,
-            present=self.present,
-            age_bounds=bounds,
-            beta_bound=self._coefficient_bounds(parameters),
-        )
-        known = bounds[0] == bounds[1]
-        seen = self._visible().any(1)
+        used = self._of_seen_joints(stage)
+        found = standard_errors(self.body, terms, used, parameters, axis, **bounds)
+        low, high = bounds["age_bounds"]
+        known, seen = low == high, self._visible().any(1)
         return StandardErrors(
             torch.where(seen | known, found.age_offset, torch.inf),
             torch.where(seen, found.stature, torch.inf),
@@ -213,14 +202,11 @@ class Clips:
             seen = self._by_frame(given.keypoints), self._by_frame(given.weights)
             starts = move_to_rays(self.body, given.layout, *seen, camera, starts)
         first = starts.map(lambda part: part[: clips * frames].unflatten(0, (clips, frames)))
-        cost, spent = (
-            torch.zeros_like(starts.age_offset),
-            torch.zeros_like(self.present[:, 0], dtype=torch.int64),
-        )
+        cost = torch.zeros_like(starts.age_offset)
+        spent = torch.zeros_like(self.present[:, 0], dtype=torch.int64)
         if stages:
             twice = self.take(torch.arange(clips, device=every.device).repeat(count))
-            low, high = twice._frame_ages()[..., :2].flatten(0, 1).unbind(-1)
-            starts, report = twice._run(twice.terms(), stages, starts, (low, high))
+            starts, report = twice._run(twice.terms(), stages, starts)
             cost = report.cost
             spent = report.iterations.unflatten(0, (count, clips, frames)).amax(2).sum(0)
 
@@ -273,20 +259,9 @@ class Clips:
         images = (*self.present.shape, self.views)
         return [self.given.errors(part).view(images) for part in points.tensor_split(len(bodies))]
 
-    def _coefficient_bounds(self, bodies: BodyParameters) -> float | Float[Tensor, "C N"]:
-        """Return the largest absolute values of coefficients, of clips or, flat, of their frames."""
-        seen = self.given.weights.unflatten(0, (*self.present.shape, self.views))
-        found = coefficient_bounds(self.body, self.given.layout, seen)
-        if not isinstance(found, Tensor) or bodies.betas.dim() == 3:
-            return found
-        return found.repeat_interleave(self.present.shape[1], 0)
-
     def _by_frame(self, part: Tensor) -> Tensor:
         """Group entries of images (C T V, ...) by frame, (C T, V, ...)."""
         return part.unflatten(0, (-1, self.views))
-
-    def _frame_ages(self) -> Float[Tensor, "C T 4"]:
-        return self.given.ages[:: self.views].view(*self.present.shape, 4)
 
 
 def read_start_sd(
