@@ -103,7 +103,11 @@ def _moves(
     """
     both = (seen[:, None] & other_seen)[..., None]
     both[~np.any(both, axis=(2, 3))] = True
-    moves = np.nanmedian(np.where(both, other - one[:, None], np.nan), axis=2)
+    # The median, NaN sorted last: np.nanmedian takes seven times as long for few people.
+    moves = np.sort(np.where(both, other - one[:, None], np.nan), axis=2)
+    count = both.sum(2, keepdims=True)
+    middle = np.concatenate(((count - 1) // 2, count // 2), 2)
+    moves = np.take_along_axis(moves, middle, 2).mean(2)
     low = np.where(both, other, np.inf).min(2)
     high = np.where(both, other, -np.inf).max(2)
     return moves, np.maximum((high - low).max(-1), 1)
