@@ -168,7 +168,7 @@ class Entries:
         return np.array(found, dtype=np.int64)
 
     def scores(self) -> Float[np.ndarray, " N"]:
-        """Return how sure the detector is of each person, NaN where that is not stated."""
+        """Return the score of each person, NaN where it is not stated."""
         found: list[Any] = [_number_in(row.get("score")) for row in self.rows]
         return np.array([float(one) if is_number(one) else math.nan for one in found])
 
@@ -327,7 +327,7 @@ def category_keypoints(path: Path, category: dict[str, Any]) -> tuple[str, ...] 
 
 
 def list_categories(path: Path, categories: Any) -> list[dict[str, Any]]:
-    """Return the categories of a file, of which there may be none."""
+    """Return the categories of a file; they may be missing."""
     if not isinstance(categories, (list, type(None))):
         fail(path, f"categories: expected a list, got {short(categories)}")
     return [one for one in categories or () if isinstance(one, dict)]

@@ -1,4 +1,4 @@
-"""People of whom a file or a detector has several detections in one image."""
+"""Duplicates: several detections of one person in one image."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OTHER_SIGMA = 0.1
 
 
 def leave_out_doubles(found: People) -> People:
-    """Leave out detections of one person beside a better one: OKS above ``SAME_PERSON``, in one image."""
+    """Leave out duplicates: detections with an OKS above ``SAME_PERSON`` to a better one in the same image."""
     if len(np.unique(found.image)) == len(found):
         return found
     sums = found.weights.sum(1)
@@ -38,7 +38,7 @@ def find_doubles(
     sigmas: Sequence[float],
     same: float = SAME_PERSON,
 ) -> Bool[np.ndarray, " N"]:
-    """Return which people of one image, the best one first, are a better one again.
+    """Return which detections of one image, ordered from the best, are duplicates of a better one.
 
     Args:
         points: keypoints [pixels].

@@ -41,7 +41,7 @@ FEET6 = LAYOUTS["openpose25"].names[19:]
 _WHOLE = LAYOUTS["coco133"].names
 _FACE68, _HANDS42 = _WHOLE[23:91], _WHOLE[91:]
 FACE_AND_HANDS = frozenset((*_FACE68, *_HANDS42, "left_pupil", "right_pupil"))
-"""Points that bodies without fingers and faces do without."""
+"""Points that bodies without fingers and faces do not have."""
 WHOLE_BODY = ("coco17", "openpose25", "coco133", "openpose137")
 """Layouts of detectors for bodies with hands; the first that has most of a file's points is taken."""
 PARTS = {

@@ -220,7 +220,7 @@ def fail(path: Path, message: str) -> NoReturn:
 
 
 def unread_ages(names: Iterable[str]) -> list[str]:
-    """Return a note on fields of a file that speak of ages, and are not read; none if there are none."""
+    """Return a note on fields that may be ages and are not read; empty if there are none."""
     spoken = {name: {word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", name)} for name in names}
     unread = sorted({*spoken} - {*AGE_FIELDS, "age"})
     found = [name for name in unread if spoken[name] & _AGE_WORDS]

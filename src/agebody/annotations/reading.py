@@ -147,7 +147,7 @@ def _load_file(path: Path) -> Any:
 
 
 def _numbers(line: str) -> list[Any]:
-    """Return the numbers of a line; what is none is passed on, for the reader of entries to refuse."""
+    """Return the words of a line as numbers; other words stay, and are refused as entries are read."""
     found: list[Any] = []
     for word in line.split():
         try:

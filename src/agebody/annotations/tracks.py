@@ -1,4 +1,4 @@
-"""Tracks: who in one frame of a video is who in the next."""
+"""Tracks of people over the frames of a video."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from agebody.metrics.matching import match
 from agebody.metrics.similarity import oks_sigmas
 
 SAME_TRACK = 0.3
-"""OKS from which somebody in two frames can be one person (MMPose's tracking)."""
+"""Least OKS of one person in two frames (MMPose's tracking)."""
 LEAP = 0.2
 """Distance of an unexpected move, as a share of the person's size, that makes it less similar by a factor of
 exp(-1/2)."""
 GAP = 15
-"""Frames for which somebody may be unseen and still be the same person."""
+"""Longest gap of a track [frames]."""
 
 
 def frame_numbers(people: People) -> Int[np.ndarray, " N"]:

@@ -1,4 +1,4 @@
-"""Videos in which people lie: frames are read one at a time, by OpenCV, whose wheels bring FFmpeg."""
+"""Videos: frames are read one at a time by OpenCV, whose wheels include FFmpeg."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def write_video(path: Path, frames: Iterator[UInt8[np.ndarray, "H W 3"]], rate: 
 
 @contextmanager
 def _silent(cv2: Any) -> Iterator[None]:
-    """Keep OpenCV from writing what we say in one line."""
+    """Keep OpenCV from logging errors that are raised anyway."""
     log = getattr(cv2.utils, "logging", cv2)  # where OpenCV 5 has it alone, and 4.9 not at all
     before = log.getLogLevel()
     log.setLogLevel(_SILENT)

@@ -1,4 +1,4 @@
-"""People seen by several calibrated cameras at once: which file is whose, and who in one view is who."""
+"""People seen by several calibrated cameras: files of the cameras, and matches of people between views."""
 
 from __future__ import annotations
 

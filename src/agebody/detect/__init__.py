@@ -1,4 +1,4 @@
-"""People in photographs: detectors of keypoints, as one protocol over well-kept runtimes."""
+"""Detectors of people and their keypoints in photographs: one protocol over several runtimes."""
 
 from agebody.detect.detector import Detections, Detector
 from agebody.detect.loading import load_detector

@@ -30,7 +30,7 @@ class DetectorError(ValueError):
 
 
 class Detections(NamedTuple):
-    """The people that a detector finds in one image, at best all of them once."""
+    """The people that a detector finds in one image, which may include duplicates."""
 
     keypoints: Float[np.ndarray, "N K 3"]
     """x, y [pixels] with (0, 0) at the corner of the image, and confidences from 0 to 1."""
@@ -40,7 +40,7 @@ class Detections(NamedTuple):
     """How sure the detector is of each person, from 0 to 1."""
 
     def merged(self, names: Sequence[str]) -> Detections:
-        """Return each person once, the best of its detections, if a detector looked several times."""
+        """Return the detections without duplicates: the best one per person."""
         points, weights = self.keypoints[..., :2], self.keypoints[..., 2]
         order = np.argsort(-self.scores, kind="stable")
         sigmas = oks_sigmas(read_names(names), default=OTHER_SIGMA)

@@ -26,7 +26,7 @@ def detect_people(
     every: int = 1,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> People:
-    """Return the people of photographs, or of the frames of a video, in each of these once.
+    """Return the people of photographs, or of the frames of a video; each person of an image occurs once.
 
     Photographs are turned upright by their EXIF orientation. Of detections of one person the best is kept.
     Pictures are read one at a time, and not kept.
@@ -64,7 +64,7 @@ def detect_people(
 
 
 def detect_frame(detector: Detector, image: UInt8[np.ndarray, "H W 3"], path: Path, number: int) -> People:
-    """Return the people of one frame, counted from 0, of a video or a camera, each of them once."""
+    """Return the people of one frame of a video or a camera, without duplicates; frames count from 0."""
     name = frame_name(number)
     found = _check(detector, detector(image), name)
     entry = ImageEntry(name, number + 1, (image.shape[1], image.shape[0]))
@@ -79,7 +79,7 @@ def _make_people(
     layout: str | KeypointLayout | None,
     notes: Sequence[str],
 ) -> People:
-    """Return what was detected in each image as people, each of them once."""
+    """Return what was detected in each image as people, without duplicates."""
     people = Detections.join(found)
     made = make_people(
         path,

@@ -52,8 +52,8 @@ class Rtmpose:
 
     Args:
         path: the file.
-        finder: finds the people; without one, whoever is in the middle of the image is looked at, first from
-            afar, then from nearby.
+        finder: finds the people; without one, one person is found in the whole image, and again in the box
+            around the result.
     """
 
     def __init__(self, path: Path, finder: Detector | None = None) -> None:

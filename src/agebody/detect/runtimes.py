@@ -1,4 +1,4 @@
-"""Models in files, run by LiteRT and ONNX Runtime: arrays in, arrays out, errors of one line."""
+"""Models in files, run by LiteRT and ONNX Runtime; errors are one line each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parts of an image as networks take them: resized, padded, turned; and points of these in the image."""
+"""Crops of an image as networks take them: resized, padded and rotated; and their points in the image."""
 
 from __future__ import annotations
 

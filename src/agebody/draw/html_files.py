@@ -45,7 +45,7 @@ _MEASURES = [
     "waist_circumference",
     "hip_circumference",
 ]
-"""Measurements of a page, in its order; those of limbs are too many to look at."""
+"""Measurements of a page, in its order; those of limbs are left out."""
 _UPRIGHT = (1, -1, -1)
 """Signs that turn a camera's axes into the page's: y up, cameras look along -z."""
 _MAKERS = {
@@ -163,14 +163,14 @@ def _describe_scene(scene: Scene, block: _Block) -> dict[str, Any]:
 
 
 class _Block:
-    """The numbers of a page, deflated as one block; equal arrays are there once."""
+    """The arrays of a page, compressed as one block; equal arrays are stored once."""
 
     def __init__(self) -> None:
         self.raw = bytearray()
         self.found: dict[tuple[str, bytes], dict[str, Any]] = {}
 
     def add(self, values: np.ndarray, kind: str) -> dict[str, Any]:
-        """Append an array and return what stands for it in the JSON."""
+        """Append an array and return its reference in the JSON."""
         array = np.ascontiguousarray(values, f"<{kind}").ravel()
         planes = array.view(np.uint8).reshape(-1, array.itemsize).T.tobytes()  # deflates better by bytes
         if (kind, planes) not in self.found:

@@ -25,7 +25,7 @@ from agebody.parameters import BodyParameters, check_identity, read_start
 
 RIGGED_SUFFIXES = (".glb", ".bvh")
 FREE_LICENSES = ("Apache-2.0", "CC0-1.0", "CC0-1.0 (data), Apache-2.0 (code)", "CC-BY-4.0", "MIT")
-"""Licences of bodies, word for word, whose shape directions a file has without being asked."""
+"""Licences of bodies, word for word, whose shape space is written by default."""
 
 _JOINTS_PER_VERTEX = 4  # what every reader of glTF supports (glTF 2.0, 3.7.3.3)
 _COMPONENTS = {"u1": 5121, "u2": 5123, "u4": 5125, "f4": 5126}
@@ -286,7 +286,7 @@ class _Rig:
 
 
 class _Gltf:
-    """The numbers of a glTF file, and where each array stands among them."""
+    """The binary block of a glTF file, and the place of each array in it."""
 
     def __init__(self) -> None:
         self.binary = bytearray()

@@ -1,4 +1,4 @@
-"""Modules that know which of their arrays are still those that they were built with."""
+"""Modules that know which of their arrays were changed."""
 
 from __future__ import annotations
 

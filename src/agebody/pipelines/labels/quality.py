@@ -41,9 +41,9 @@ LIMBS = {
 }
 """Keypoints without which a limb is not seen."""
 SIDES_EXCHANGED = "sides_exchanged"
-"""Flag that the fit raises: nothing else tells it."""
+"""Flag that is set by the fit."""
 PREDICTED = "predicted"
-"""Why a fit ended that did not begin: the body is a network's prediction."""
+"""``stop`` of a body that is a network's prediction, without a fit."""
 BOX_SCALE = 1.2
 """Side of the square crop divided by the longer side of a person's box, usual since HMR."""
 

@@ -73,7 +73,7 @@ def training_arrays(
         body: the layer that the labels were made with.
         labels: the people.
         box_scale: factor by which boxes are enlarged.
-        true: hands and faces are labels even where no points show them, as of synthetic people.
+        true: hands and faces are labels even if no points show them, as for synthetic people.
     """
     if not has_training_joints(labels.joint_names):
         raise ValueError(

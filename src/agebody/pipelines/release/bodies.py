@@ -1,4 +1,4 @@
-"""The bodies that stand in for people: in camera space, with as much shape as wanted, drawn and projected."""
+"""The bodies in place of people: in camera space, with reduced detail of shape, drawn and projected."""
 
 from __future__ import annotations
 

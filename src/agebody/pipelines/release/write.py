@@ -53,7 +53,7 @@ Report = Callable[[str, float], None]
 
 
 class Release(NamedTuple):
-    """What was written, and what only its writer may know."""
+    """What was written; ``sources`` is for its writer alone."""
 
     manifest: dict[str, Any]
     """The content of manifest.json."""
