@@ -118,6 +118,9 @@ def test_counts_add_up_over_images_and_not_rates():
 
 def test_errors_name_the_argument(unchecked):
     depth, layers = torch.zeros(2, 3), torch.zeros(2, 3)
+    for metric in (pcdr, pcod):
+        with pytest.raises(ValueError, match="threshold: expected a length of 0 or more, got -1"):
+            metric(torch.zeros(2, 3), torch.zeros(2, 3), threshold=-1)
     with pytest.raises(ValueError, match=r"target: expected shape \(2, 3\), got \(3,\)"):
         pcdr(depth, layers[0])
     with pytest.raises(ValueError, match=r"age_classes: expected shape \(2, 3\)"):

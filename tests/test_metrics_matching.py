@@ -206,6 +206,11 @@ def test_scores_of_detection():
     assert found.recall == 0.6
     assert found.f1 == pytest.approx(2 * 0.75 * 0.6 / (0.75 + 0.6))
     assert np.isnan(detection_scores(0, 0, 0)).all()
+    for wrong in ((-1, 0, 0), (1, -2, 0), (1, 0, -1)):
+        with pytest.raises(ValueError, match="expected a count of 0 or more, got"):
+            detection_scores(*wrong)
+    with pytest.raises(ValueError, match="f1: expected a share from 0 to 1, got 83"):
+        normalized_error(0.1, 83.0)
     assert detection_scores(0, 3, 0)[::2] == (0, 0)
 
 

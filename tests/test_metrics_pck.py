@@ -155,6 +155,11 @@ def test_errors_name_the_argument(unchecked):
         reference_length(target, "torso", layout="smpl24")
     with pytest.raises(ValueError, match=r"target: expected shape \(\*batch, 17, 2\), got \(2, 16, 2\)"):
         pck(pred, target[:, 1:], 0.1)
+    for wrong in (-0.1, float("nan")):
+        with pytest.raises(ValueError, match="threshold: expected a number of 0 or more, got"):
+            pck(torch.zeros(2, 17, 2), torch.zeros(2, 17, 2), wrong)
+        with pytest.raises(ValueError, match="max_threshold: expected a number of 0 or more, got"):
+            pck_auc(torch.zeros(2, 17, 2), torch.zeros(2, 17, 2), max_threshold=wrong)
     with pytest.raises(ValueError, match="steps: expected at least 1, got 0"):
         pck_auc(pred, target, steps=0)
     with pytest.raises(TypeError, match=r"pred: expected a floating type, got torch\.int64"):

@@ -277,3 +277,12 @@ def test_joints_beyond_their_limits():
     assert joint_limit_violations(pose).item() == pytest.approx(1 / 46)
     assert joint_limit_violations(pose, tolerance=1.2) == 0
     assert joint_limit_violations(pose, reduction="none")[1, 3] == 1
+
+
+def test_joints_of_unknown_poses_violate_no_limits_and_keep_none():
+    pose = torch.full((2, 23, 3), torch.nan)
+    assert joint_limit_violations(pose).isnan()
+    pose[0] = 0
+    assert joint_limit_violations(pose, weights=torch.tensor([[1.0], [0]])) == 0
+    with pytest.raises(ValueError, match="tolerance: expected an angle of 0 or more, got -1"):
+        joint_limit_violations(pose, tolerance=-1)

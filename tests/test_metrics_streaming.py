@@ -216,6 +216,14 @@ def test_nan_before_the_first_update(metric):
         assert metric.clone().compute().isnan()
 
 
+def test_normalized_by_f1_of_people_not_of_their_confidences():
+    pred, target, some = torch.randn(5, 3), torch.randn(5, 3), torch.tensor([0.5, 0.5, 0.25, 0, 0.5])
+    metric = streaming.NormalizedError(metrics.mrpe)
+    metric.update(pred, target, weights=some, false_positives=0, missed=4)
+    expected = metrics.normalized_error(metrics.mrpe(pred, target, weights=some).item(), 4 / 6)
+    assert metric.compute().item() == pytest.approx(expected, rel=1e-6)
+
+
 def test_normalized_by_f1():
     given = people()
     metric = streaming.NormalizedError(metrics.mpjpe, layout="coco17")

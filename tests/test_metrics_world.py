@@ -270,3 +270,14 @@ def test_roots_are_compared_as_they_are():
     pred, target = torch.tensor([[[0.0, 0, 3], [1, 1, 1]], [[0, 0, 4], [1, 1, 1]]]).double()
     assert mrpe(pred, target).item() == 0.5
     assert mrpe(pred, target, weights=torch.tensor([1.0, 0])).item() == 1
+
+
+@pytest.mark.parametrize("which", ["pred", "target"])
+def test_unknown_points_of_feet_do_not_rest(which):
+    """A number that leaves out what is NaN without a weight of 0 would be one of other people."""
+    feet = {"pred": torch.zeros(4, 2, 3), "target": torch.zeros(4, 2, 3)}
+    feet[which][1, 0] = torch.nan
+    assert foot_sliding(**feet).isnan()
+    assert foot_sliding(**feet, weights=(torch.arange(2) != 0).float()) == 0
+    with pytest.raises(ValueError, match="threshold: expected a distance above 0, got 0"):
+        foot_sliding(**feet, threshold=0)

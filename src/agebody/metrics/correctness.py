@@ -58,7 +58,7 @@ def pck(
         weights: (*batch, K), which keypoints count; any weight other than 0 counts as 1.
         reduction: "none" gives 0 or 1 per keypoint; see `per_joint` for one number per joint.
     """
-    errors, length, counted = _relative(pred, target, reference, weights)
+    errors, length, counted = _relative(pred, target, reference, weights, threshold)
     return Errors((errors < threshold * length).to(errors.dtype), counted)
 
 
@@ -80,7 +80,7 @@ def pck_auc(
     of `pck`."""
     if steps < 1:
         raise ValueError(f"steps: expected at least 1, got {steps}")
-    errors, length, counted = _relative(pred, target, reference, weights)
+    errors, length, counted = _relative(pred, target, reference, weights, max_threshold, "max_threshold")
     limits = torch.linspace(0, max_threshold, steps, dtype=errors.dtype, device=errors.device)
     return Errors((errors[..., None] < limits * length[..., None]).to(errors.dtype).mean(-1), counted)
 
@@ -175,9 +175,16 @@ def reference_length(
 
 
 def _relative(
-    pred: Tensor, target: Tensor, reference: Tensor | None, weights: Tensor | None
+    pred: Tensor,
+    target: Tensor,
+    reference: Tensor | None,
+    weights: Tensor | None,
+    threshold: float,
+    name: str = "threshold",
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return the error of each keypoint, the length that it is compared with, and which keypoints count."""
+    if not threshold >= 0:
+        raise ValueError(f"{name}: expected a number of 0 or more, got {threshold}")
     pred = expect("pred", pred, None, None)
     target = expect("target", target, *pred.shape[-2:])
     difference = at_least_float32(pred) - at_least_float32(target)

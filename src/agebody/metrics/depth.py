@@ -69,7 +69,7 @@ def depth_relations(
     Returns:
         Counts of shape (*images), or (*images, 4) by age class; in float64, so that sums of them are exact.
     """
-    pred, lost, known = _read_people(pred, target, weights, missed, age_classes)
+    pred, lost, known = _read_people(pred, target, weights, missed, age_classes, threshold)
     there = known & ~lost
     if not (same_layer and target.is_floating_point()):  # depths may be negative, such as those from a root
         there = there & (target >= 0)
@@ -154,7 +154,7 @@ def pcod(
 
     Source: Zhen et al., SMAP, ECCV 2020.
     """
-    pred, lost, known = _read_people(pred, target, weights, missed, None)
+    pred, lost, known = _read_people(pred, target, weights, missed, None, threshold)
     first, second = torch.triu_indices(pred.shape[-1], pred.shape[-1], 1, device=pred.device)
     depths = torch.where(lost, _MISSED_DEPTH, pred), expect("target", target)
     by_pred, by_target = (x[..., first] - x[..., second] for x in (torch.where(known, x, 0) for x in depths))
@@ -164,9 +164,16 @@ def pcod(
 
 
 def _read_people(
-    pred: Tensor, target: Tensor, weights: Weights, missed: Tensor | None, age_classes: Tensor | None
+    pred: Tensor,
+    target: Tensor,
+    weights: Weights,
+    missed: Tensor | None,
+    age_classes: Tensor | None,
+    threshold: float,
 ) -> tuple[Float[Tensor, "*images P"], Bool[Tensor, "*images P"], Bool[Tensor, "*images P"]]:
     """Return depths, who was missed, and whose depth is known and counts."""
+    if not threshold >= 0:
+        raise ValueError(f"threshold: expected a length of 0 or more, got {threshold}")
     pred, known = expect("pred", pred, None), ~expect_tensor("target", target).isnan()
     for name, given in (("target", target), ("missed", missed), ("age_classes", age_classes)):
         if given is not None and expect_tensor(name, given).shape != pred.shape:

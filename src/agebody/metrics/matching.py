@@ -5,6 +5,7 @@ It is not differentiable, and runs on the CPU.
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -257,6 +258,9 @@ def detection_scores(matched: int, false_positives: int, missed: int) -> Detecti
 
     NaN where the denominator is 0: precision without predictions, recall without people, F1 without both.
     """
+    for name, count in {"matched": matched, "false_positives": false_positives, "missed": missed}.items():
+        if not 0 <= count < math.inf:
+            raise ValueError(f"{name}: expected a count of 0 or more, got {count}")
 
     def share(part: float, whole: float) -> float:
         return part / whole if whole else float("nan")
@@ -277,6 +281,8 @@ def normalized_error(error: float, f1: float) -> float:
         error: mean over the matched people.
         f1: of the matching, as of `detection_scores`.
     """
+    if f1 < 0 or f1 > 1:
+        raise ValueError(f"f1: expected a share from 0 to 1, got {f1}")
     rounded = round(f1, 2)
     return error / rounded if rounded else float("inf")
 

@@ -220,8 +220,10 @@ def joint_limit_violations(
         weights: (*batch, J), which joints count.
         reduction: over joints.
     """
-    excess = joint_limits_excess(body_pose, limits, pose_format=pose_format, weights=weights)
-    return Errors((excess.abs().amax(-1) > tolerance).to(excess.dtype), weights)
+    if not tolerance >= 0:
+        raise ValueError(f"tolerance: expected an angle of 0 or more, got {tolerance}")
+    excess = joint_limits_excess(body_pose, limits, pose_format=pose_format, weights=weights).abs().amax(-1)
+    return Errors(torch.where(excess.isnan(), excess, (excess > tolerance).to(excess.dtype)), weights)
 
 
 def mean_over_points(distances: Float[Tensor, "*batch K"], weights: Tensor | None) -> Errors:

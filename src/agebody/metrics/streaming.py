@@ -133,12 +133,13 @@ class NormalizedError(MeanMetric):
         options: as of `MeanMetric`.
     """
 
+    matched: Tensor
     false_positives: Tensor
     missed: Tensor
 
     def __init__(self, metric: Callable[..., Any], **options: Any) -> None:
         super().__init__(metric, **options)
-        self.add_sums("false_positives", "missed")
+        self.add_sums("matched", "false_positives", "missed")
 
     def update(self, *args: Any, false_positives: int, missed: int, **kwargs: Any) -> None:
         """Add a batch.
@@ -149,13 +150,16 @@ class NormalizedError(MeanMetric):
             missed: number of people without a prediction.
             kwargs: of the error.
         """
-        super().update(*args, **kwargs)
+        values, weights = self.widened_errors(*args, **kwargs)
+        self.total += _weighted(values, weights).sum()
+        self.count += weights.sum()
+        self.matched += (weights != 0).sum()
         self.false_positives += false_positives
         self.missed += missed
 
     def compute(self) -> Float[Tensor, ""]:
         """Return the error so far over F1; NaN if nobody was matched."""
-        found = detection_scores(int(self.count), int(self.false_positives), int(self.missed))
+        found = detection_scores(int(self.matched), int(self.false_positives), int(self.missed))
         mean = super().compute()
         return mean.new_tensor(normalized_error(mean.item(), found.f1)) if self.count else mean
 

@@ -137,8 +137,10 @@ def foot_sliding(
     Source: Shin et al., WHAM, CVPR 2024, with four vertices of the soles.
     """
     pred, target, weights = read_points(pred, target, weights, 2)
+    if not threshold > 0:
+        raise ValueError(f"threshold: expected a distance above 0, got {threshold}")
     moved, true = (safe_norm(apply_mask(x, weights, 1).diff(dim=-3)) for x in (pred, target))
-    rests = (true < threshold).to(moved.dtype)
+    moved, rests = torch.where(true.isnan(), true, moved), (~(true >= threshold)).to(moved.dtype)
     both = consecutive_weights(weights, 2)
     return Errors(moved, rests if both is None else rests * both)
 

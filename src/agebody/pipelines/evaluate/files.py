@@ -21,7 +21,8 @@
 | `years`, `age_months` | (N,) | of the truth: from 0 to below 130 years; NaN unknown |
 | `age_class` | (N,) | of the truth: names or indices of `AGE_CLASSES`; an empty name or -1 unknown |
 
-Other keys are ignored. Where a person has several ages, `agebody.age.parse_ages` says which counts.
+Other keys are ignored. A stated class counts first, as in labels, whose age offset was fitted; of several
+other ages, `agebody.age.parse_ages` says which counts.
 """
 
 from __future__ import annotations
@@ -134,7 +135,9 @@ def read_bodies(path: str | Path) -> Bodies:
     ages = {name: bodies.pop(name) for name in AGE_FIELDS if name in bodies}
     if ages:
         try:
-            bodies["age_classes"] = parse_ages(**ages).classes()
+            stated = parse_ages(age_class=ages.pop("age_class", None), shape=(count,)).age_class
+            others = parse_ages(**ages, shape=(count,)).classes()
+            bodies["age_classes"] = np.where(stated != UNKNOWN, stated, others)
         except AgeError as error:
             fail(path, f"{error.name}: {error.problem} (row {error.person})")
     for name in ("layout", "keypoint_layout"):
