@@ -365,3 +365,13 @@ def test_the_depth_of_scale_0_has_no_gradient():
     torch.where(found.visible, found.depth, 0).sum().backward()
     assert weak.grad is not None
     assert weak.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan")])
+def test_boxes_of_no_scale_are_refused(scale):
+    for make in (
+        lambda: square_box(torch.ones(4), scale=scale),
+        lambda: box_around(torch.ones(3, 2), scale=scale),
+    ):
+        with pytest.raises(ValueError, match="scale: expected a number above 0"):
+            make()

@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from agebody.cameras import Camera, bev_to_translation, project_weak, weak_to_translation
+from agebody.cameras import (
+    Camera,
+    bev_to_translation,
+    mahmr_to_translation,
+    project_weak,
+    weak_to_translation,
+)
 
 CAMERA = Camera(torch.tensor([1000.0, 1000.0]), torch.tensor([500.0, 400.0]))
 BOX = torch.tensor([300.0, 200.0, 524.0, 424.0])
@@ -67,3 +73,16 @@ def test_mismatches_are_named():
         project_weak(POINTS.expand(3, -1, -1), WEAK.expand(4, -1), BOX, CAMERA)
     with pytest.raises(TypeError, match="weak: expected torch.float32, that of points, got torch.float64"):
         project_weak(POINTS, WEAK.double(), BOX, CAMERA)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda cam: bev_to_translation(cam, fov=60.0), "fov: expected an angle between 0 and pi"),
+        (lambda cam: bev_to_translation(cam, epsilon=-1.0), "epsilon: expected a number of 0 or more"),
+        (lambda cam: mahmr_to_translation(cam, cam[..., 0], resolution=0.0), "resolution: expected a side"),
+    ],
+)
+def test_options_of_published_cameras_that_cannot_be_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(torch.ones(2, 3))

@@ -235,6 +235,18 @@ class TestPlacePeople:
         assert same.bounded[0]
         assert same.depth.isfinite().all()
 
+    @pytest.mark.parametrize("name", ["height", "prior__mean"])
+    def test_statures_of_another_unit_are_refused(self, name):
+        given = {"height": torch.tensor([1.2, 1.7, 1.8]), "prior__mean": torch.tensor([1.2, 1.7, 1.8])}
+        given[name] = 100 * given[name]
+        height, prior = given["height"], HeightPrior(given["prior__mean"], 0.1 * torch.ones(3))
+        message = f"{name.replace('__', '.')}: expected statures in metres, above 0 and up to 5"
+        with pytest.raises(ValueError, match=message):
+            place_people(torch.full((3,), 4.0), torch.full((3,), 4.0), height, prior)
+        points = torch.randn(3, 5, 3) + torch.tensor([0, 0, 9.0])
+        with pytest.raises(ValueError, match=message):
+            refine_crowd(points, Camera.guess((640.0, 480.0)), points[:, 0], height=height, prior=prior)
+
     def test_too_tall_people_are_dropped_worst_first(self):
         depth, height, _ = crowd(5, images=1)
         height = torch.full_like(height, 1.7)
@@ -413,7 +425,7 @@ class TestPlacePeople:
                 given["depth"], given["rendered_depth"], given["height"], prior, weights=given["weights"]
             )
 
-        with pytest.raises(ValueError, match=f"{re.escape(name)}: expected finite"):
+        with pytest.raises(ValueError, match=f"{re.escape(name)}: expected (finite|statures)"):
             place()
         given["weights"][1, 2] = 0  # who is not there is not looked at
         assert place().depth.isfinite().all()
@@ -725,6 +737,9 @@ class TestRefine:
         assert torch.allclose(found.apply(out.vertices), out.vertices, atol=1e-6)
         assert torch.allclose(found.normal, torch.tensor([0.0, -1, 0]).double(), atol=1e-6)
         assert found.offset.item() == pytest.approx(-1.3, abs=1e-6)
+        # In float32, in which rounding of pixels is the whole cost.
+        single, focal = points[:1].float(), torch.tensor([500.0, 500.0])
+        assert refine_crowd(single, Camera(focal, focal / 2), single[:, 0]).converged
 
     def test_wrong_sizes_come_back_to_the_ground(self, body):
         people, out, points, soles = self.scene(body)

@@ -543,6 +543,14 @@ def test_invalid_input_is_refused(body, mannequin_asset):
         ({"batch_size": 0}, "batch_size"),
         ({"stages": ()}, "stages: expected"),
         ({"camera": camera.expand(3)}, "camera.focal: expected a shape that broadcasts"),
+        *(
+            ({"camera": camera._replace(focal=camera.focal * factor)}, "camera.focal: expected finite pixels")
+            for factor in (0, -1, torch.inf, torch.nan)
+        ),
+        ({"camera": camera._replace(center=camera.center * torch.nan)}, "camera.center: expected finite"),
+        ({"start": {"betas": start.betas}}, "start: expected BodyParameters, got dict"),
+        ({"start": start, "start_sd": 0.5}, "start_sd: expected a dictionary .* got float"),
+        ({"start": start, "start_sd": {"betas": "1"}}, r"start_sd\['betas'\]: expected numbers, got '1'"),
         ({"stages": (Stage(groups=("pose",)),)}, "groups"),
         ({"stages": (Stage({"keypoint": 1.0}),)}, "stages: expected names of terms .*got keypoint"),
     ):

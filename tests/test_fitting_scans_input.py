@@ -238,6 +238,9 @@ class TestPlanes:
         empty = [scan[:0] for scan in seen["scans"]]  # as `Cloud.above` leaves them
         with pytest.raises(ValueError, match="plane: expected the scans above it, got no points and the"):
             fit(infant, with_landmarks(infant, seen), scans=empty, plane=down)
+        long = Plane(2 * seen["plane"].normal, 2 * seen["plane"].offset)
+        with pytest.raises(ValueError, match="plane: expected a normal of length 1, got 2"):
+            fit(infant, seen, plane=long)
 
     def test_millimetres(self, infant, seen):
         with pytest.raises(ValueError, match="depth: expected metres, got a median of 980; divide"):

@@ -221,6 +221,8 @@ def read_start(
     body: BodySizes, start: BodyParameters, batch: Sequence[int], *, argument: str = "start"
 ) -> BodyParameters:
     """Return checked parameters, such as a start, broadcast to a batch that is flattened."""
+    if not isinstance(start, BodyParameters):
+        raise TypeError(f"{argument}: expected BodyParameters, got {type(start).__name__}")
     found = []
     for (name, part), like in zip(start._asdict().items(), BodyParameters.zeros(body, 1), strict=True):
         entry = like.shape[1:]

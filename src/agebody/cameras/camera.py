@@ -458,13 +458,21 @@ def _like(size: Size, dtype: torch.dtype | None) -> Tensor:
     return torch.empty(0, dtype=dtype)
 
 
-def expect_camera(value: Any, *, posed: bool = True) -> Camera:
-    """Check that an argument is a `Camera`, of intrinsics alone where it may not be ``posed``."""
+def expect_camera(value: Any, *, posed: bool = True, of_fit: bool = False) -> Camera:
+    """Check that an argument is a `Camera`, of intrinsics alone where it may not be ``posed``.
+
+    That of a fit is not differentiated, so its values are checked, too.
+    """
     if not isinstance(value, Camera):
         advice = "Camera.guess is one without calibration"
         raise TypeError(f"camera: expected a Camera, got {type(value).__name__}; {advice}")
     if not posed and (value.rotation is not None or value.translation is not None):
         raise ValueError("camera: expected no rotation and translation; give all in camera coordinates")
+    if of_fit:
+        expect_values(
+            camera__focal=((value.focal > 0) & value.focal.isfinite(), "finite pixels above 0"),
+            camera__center=(value.center.isfinite(), "finite pixels"),
+        )
     return value
 
 

@@ -145,6 +145,10 @@ def bev_to_translation(
         fov: field of view of the padded image [rad].
         epsilon: added to s tan(fov / 2). BEV's code decodes with 1e-3, and encodes with 0.
     """
+    if not 0 < fov < math.pi:
+        raise ValueError(f"fov: expected an angle between 0 and pi [rad], not degrees, got {fov}")
+    if not 0 <= epsilon < math.inf:
+        raise ValueError(f"epsilon: expected a number of 0 or more, got {epsilon}")
     scale, y, x = expect("cam", cam, 3).unbind(-1)
     tangent = math.tan(fov / 2)
     depth = _inverse_scale(scale * tangent + epsilon, BEV_LEAST)
@@ -163,6 +167,8 @@ def mahmr_to_translation(
         focal: focal length [pixels]; from the network's vertical field of view by `Camera.from_fov`.
         resolution: longer side of the network's input [pixels].
     """
+    if not 0 < resolution < math.inf:
+        raise ValueError(f"resolution: expected a side above 0 [pixels], got {resolution}")
     shift, a = expect("raw", raw, 3).split((2, 1), -1)
     focal = expect("focal", focal)
     broadcast(raw=shift.shape[:-1], focal=focal.shape)

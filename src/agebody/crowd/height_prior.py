@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple, get_args
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from agebody.age import AgeCurve, Sex, median_stature, stature_sd
@@ -32,6 +32,15 @@ HEIGHT_CLASSES = (
 """The classes of DTO (Wang et al. 2025). "adult" is also used for unknown sex or age."""
 SEXES: tuple[Sex, ...] = get_args(Sex)
 """The sexes by index: neutral (or unknown), female, male."""
+
+
+TALLEST = 5.0
+"""Statures above it are in another unit [m]."""
+
+
+def is_stature(heights: Float[Tensor, "*people"]) -> Bool[Tensor, "*people"]:
+    """Return whether numbers can be statures in metres."""
+    return (heights > 0) & (heights <= TALLEST)
 
 
 class HeightPrior(NamedTuple):

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from agebody.cameras.camera import Size, as_size
 from agebody.checks import Weights, apply_mask, expand_weights, expect, expect_values
-from agebody.crowd.height_prior import HeightPrior
+from agebody.crowd.height_prior import TALLEST, HeightPrior, is_stature
 
 DISPARITY_MIN_SLOPE = 20.0
 """DTO's smallest slope for the reciprocal of Depth Anything V2's relative disparity. It does not apply to
@@ -154,12 +154,13 @@ def place_people(
     confidence = torch.ones_like(depth) if weights is None else weights.to(depth.dtype)
     present = confidence != 0
     length = "finite lengths above 0 of all people of non-zero weight"
+    statures = f"statures in metres, above 0 and up to {TALLEST:g}, of all people of non-zero weight"
     expect_values(
         weights=((confidence >= 0) & confidence.isfinite(), "finite numbers of 0 or more"),
         depth=(~present | depth.isfinite(), "finite depths of all people of non-zero weight"),
         rendered_depth=(~present | _is_length(rendered_depth), length),
-        height=(~present | _is_length(height), length),
-        prior__mean=(~present | prior.mean.isfinite(), "finite lengths of all people of non-zero weight"),
+        height=(~present | is_stature(height), statures),
+        prior__mean=(~present | is_stature(prior.mean), statures),
         prior__sd=(~present | _is_length(prior.sd), length),
     )
     z, h, mean = (apply_mask(t, present) for t in (rendered_depth, height, prior.mean))

@@ -12,7 +12,7 @@ from torch import Tensor
 from agebody.cameras import Camera
 from agebody.cameras.camera import expect_camera
 from agebody.checks import Weights, apply_mask, expand_weights, expect, expect_values, flatten
-from agebody.crowd.height_prior import HeightPrior
+from agebody.crowd.height_prior import TALLEST, HeightPrior, is_stature
 from agebody.crowd.scene import MOVES, TILTS, Deviations, Scene, move
 from agebody.engine.batched import own_precision
 from agebody.engine.trees import unflatten
@@ -20,6 +20,8 @@ from agebody.optim.least_squares import Solution, minimize
 
 RELEASE = 4.5
 """Cost of releasing a person from the ground, and of a second level: three standard deviations."""
+NEGLIGIBLE = 1e-6
+"""Cost of an image in which nobody has to move: less than rounding, it cannot be reduced further."""
 RESOLVED = 0.01
 """Depth of penetration that counts as resolved [m]."""
 GAPS = (0.1, 0.2, 0.3, 0.45)
@@ -119,7 +121,7 @@ def refine_crowd(
         deviations: standard deviations of the terms; the default ones if None.
         max_iterations: per image and solution.
     """
-    expect_camera(camera, posed=False)
+    expect_camera(camera, posed=False, of_fit=True)
     points = expect("points", points, None, None, 3)
     images, keypoints = points.shape[:-3], points.shape[-2]
     given = {
@@ -197,9 +199,10 @@ def refine_crowd(
         if tensor is not None:
             checks[name] = (tensor.isfinite(), "finite numbers of all people of non-zero weight")
     if scene.height is not None and scene.prior is not None:
-        lengths = {"height": scene.height, "prior__mean": scene.prior.mean, "prior__sd": scene.prior.sd}
-        for name, tensor in lengths.items():
-            checks[name] = (absent | ((tensor > 0) & tensor.isfinite()), "finite lengths above 0")
+        statures, sd = f"statures in metres, above 0 and up to {TALLEST:g}", scene.prior.sd
+        checks["height"] = (absent | is_stature(scene.height), statures)
+        checks["prior__mean"] = (absent | is_stature(scene.prior.mean), statures)
+        checks["prior__sd"] = (absent | ((sd > 0) & sd.isfinite()), "finite lengths above 0")
     expect_values(**checks)
 
     with own_precision(points.device):
@@ -256,7 +259,8 @@ def _minimize(scene: Scene, x: Tensor, rows: Tensor, max_iterations: int) -> Sol
     free = scene.free()[rows]
     lower, upper = torch.where(free, -torch.inf, x), torch.where(free, torch.inf, x)
     quadratize = functools.partial(scene.quadratize, images=rows)
-    return minimize(quadratize, x, lower=lower, upper=upper, max_iterations=max_iterations)
+    found = minimize(quadratize, x, lower=lower, upper=upper, max_iterations=max_iterations)
+    return found._replace(converged=found.converged | (found.cost <= NEGLIGIBLE))
 
 
 def _separated(scene: Scene, x: Tensor, row: Tensor, depths: Float[Tensor, "P P"]) -> Tensor:

@@ -83,7 +83,7 @@ def rescale(
         child: whether each person is a child by class; all false if None.
     """
     expect_body(body)
-    expect_camera(camera, posed=False)
+    expect_camera(camera, posed=False, of_fit=True)
     scale = expect("scale", scale)
     batch = parameters.transl.shape[:-1]
     if scale.shape != batch:

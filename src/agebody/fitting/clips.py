@@ -12,7 +12,7 @@ from torch import Tensor
 
 from agebody.age import AgeCurve
 from agebody.body import BodyModel
-from agebody.checks import expand_to
+from agebody.checks import expand_to, expect_numbers
 from agebody.engine.trees import take_rows, where_rows
 from agebody.fitting.observed import MIN_POINTS, FreePose, Observed, pose_prior_of, seen_joints
 from agebody.fitting.start import follow_frames, move_to_rays, starts_in_world
@@ -275,6 +275,9 @@ def read_start_sd(
         return {}
     if start is None:
         raise ValueError("start_sd: expected a start that it is about, got none")
+    if not isinstance(start_sd, Mapping):
+        got = type(start_sd).__name__
+        raise TypeError(f"start_sd: expected a dictionary of standard deviations by group, got {got}")
     unknown = sorted(set(start_sd) - {*GROUPS})
     if unknown:
         raise ValueError(f"start_sd: expected some of {', '.join(GROUPS)}, got {', '.join(unknown)}")
@@ -283,7 +286,7 @@ def read_start_sd(
     for name, sd in start_sd.items():
         value = getattr(start, name)
         entry = value.shape[2:]
-        sd = torch.as_tensor(sd, dtype=value.dtype, device=value.device).detach()
+        sd = expect_numbers(f"start_sd[{name!r}]", sd, value).detach()
         if not ((sd > 0) & sd.isfinite()).all():
             raise ValueError(f"start_sd[{name!r}]: expected standard deviations above 0")
         sd = expand_to(f"start_sd[{name!r}]", sd, (*batch, *entry)).reshape(value.shape)

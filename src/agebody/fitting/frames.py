@@ -119,7 +119,7 @@ def fit_keypoints(
     Source: Bogo et al., "Keep it SMPL", ECCV 2016; AionHMR; Pavlakos et al., CVPR 2019 for the robust cost.
     """
     expect_body(body)
-    expect_camera(camera)
+    expect_camera(camera, of_fit=True)
     ages = age_offset, age_class, years
     with torch.no_grad(), own_precision(body.device):
         given = read_observed(
@@ -197,7 +197,7 @@ def fit_sequence(
     Source: AionHMR; Ye et al., "Decoupling Human and Camera Motion", CVPR 2023 (SLAHMR).
     """
     expect_body(body)
-    expect_camera(camera)
+    expect_camera(camera, of_fit=True)
     number = len(get_layout(layout))
     dims = 4 if views else 3
     keypoints = expect("keypoints", keypoints)

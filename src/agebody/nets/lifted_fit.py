@@ -69,7 +69,7 @@ def fit_lifted(
         options: of `fit_keypoints`, but no start.
     """
     expect_body(body)
-    expect_camera(camera)
+    expect_camera(camera, of_fit=True)
     layout = get_layout(layout)
     batch = expect("keypoints", keypoints, len(layout), 2).shape[:-2]
     trust = read_confidences(weights, keypoints[..., 0])

@@ -70,6 +70,8 @@ def read_frames(
         raise ValueError(f"camera: expected one, or one per frame ({frames}), got {len(camera.focal)}")
     if plane is not None and not (plane.normal.isfinite().all() and plane.offset.isfinite().all()):
         raise ValueError("plane: expected finite numbers")
+    if plane is not None and not abs(float(plane.normal.norm()) - 1) < 1e-3:
+        raise ValueError(f"plane: expected a normal of length 1, got {float(plane.normal.norm()):g}")
     if plane is not None:
         shown = points[there != 0]
         shown = shown if len(shown) else eye_of(camera, points).reshape(-1, 3)

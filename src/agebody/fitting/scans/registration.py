@@ -137,7 +137,7 @@ def fit_scans(
         backend: of the searches for closest points; torch is very slow.
     """
     expect_body(body)
-    expect_camera(camera)
+    expect_camera(camera, of_fit=True)
     with torch.inference_mode(False), torch.no_grad(), own_precision(body.device):
         layout = get_layout(layout)
         seen = read_frames(body, scans, camera, keypoints, weights, layout, plane)
