@@ -19,7 +19,7 @@ OTHER_SIGMA = 0.1
 
 
 def leave_out_doubles(found: People) -> People:
-    """Leave out duplicates: detections with an OKS above ``SAME_PERSON`` to a better one in the same image."""
+    """Leave out duplicates: detections whose OKS with a better one in one image is above ``SAME_PERSON``."""
     if len(np.unique(found.image)) == len(found):
         return found
     sums = found.weights.sum(1)
