@@ -25,11 +25,11 @@ train-demo: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/train_demo.py --output $(OUT)/train
 
 # Everything. The unit tests show their progress; beside them the rest runs, each part printed when it ends.
-test: lint types
+test: lint
 	+$(MAKE) --no-print-directory --jobs=2 unit rest
 
 rest:
-	+$(MAKE) --no-print-directory --output-sync=target compiled docs wheel
+	+$(MAKE) --no-print-directory --output-sync=target types compiled docs wheel
 
 # For daily work, at most two minutes: lint, types, and the tests that are not marked as slow.
 check: lint
@@ -46,7 +46,7 @@ test check unit fast compiled: export PYTHONDONTWRITEBYTECODE =
 unit fast compiled: export OMP_NUM_THREADS = 1
 
 fast: $(VENV)/.installed-dev
-	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile -m "not slow"
+	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow"
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -56,7 +56,7 @@ types: $(VENV)/.installed-dev
 	$(BIN)/pyright
 
 unit: $(VENV)/.installed-dev
-	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile
+	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # torch's compilers cannot see through the run-time type checker that the other tests run with.
 compiled: $(VENV)/.installed-dev

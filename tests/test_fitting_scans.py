@@ -473,7 +473,8 @@ class TestFit:
         """Of a fit to the images and of lifted landmarks: each is the better one of some person."""
         body = agebody.SMPLA(mannequin_asset)
         _, _, clouds, view, options = self.observe(body, ("standing",))
-        options |= {"stages": SMPLIFY_KIDS[:2], "rounds": 1, "sample": 40, "surface": False}
+        stages = [stage._replace(max_iterations=5) for stage in SMPLIFY_KIDS[:2]]
+        options |= {"stages": stages, "rounds": 1, "sample": 40, "surface": False}
 
         def cost(**replaced):
             with monkeypatch.context() as patch:
