@@ -10,8 +10,8 @@ import pytest
 import typechecks
 import typer.testing
 
-jaxtyping.jaxtyped = typechecks.jaxtyped
 if os.environ.get("AGEBODY_TYPECHECK", "1") == "1":
+    jaxtyping.jaxtyped = typechecks.jaxtyped
     source = Path(__file__).parents[1] / "src" / "agebody"
     rooms = sorted(path.stem for path in source.iterdir() if not path.stem.startswith("__"))
     jaxtyping.install_import_hook([f"agebody.{room}" for room in rooms], "typechecks.checked")
@@ -68,8 +68,8 @@ SLOW = (
     "videos",
     "faults",
 )
-"""Files of tests that take over 5 seconds of one core, the longest first. Workers begin with these, so that none
-is left with a long one at the end; `make check` leaves them out."""
+"""Files of tests that take over 5 seconds of one core, the longest first. Workers begin with these, so that
+none is left with a long one at the end; `make check` leaves them out."""
 
 NO_CUDA = "no CUDA device: what runs there was not tested"
 

@@ -1,0 +1,48 @@
+"""The tests' checker of signatures finds what is wrong."""
+
+from collections.abc import Callable
+
+import pytest
+import typechecks
+from beartype.roar import BeartypeCallHintViolation
+from jaxtyping import Float
+from torch import Tensor, zeros
+
+check = typechecks.jaxtyped(typechecker=typechecks.checked)
+
+
+@check
+def pair(first: Float[Tensor, "N 3"], second: Float[Tensor, " N"]) -> Float[Tensor, "N 3"]:
+    """Return the first, or the second where it is one number."""
+    return second if second.numel() == 1 else first
+
+
+@check
+def repeat(word: "str", times: "float" = 1.0) -> "str":
+    """Return a word, or a number where it is long."""
+    return word if len(word) < 5 else times
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: pair(zeros(2, 3), zeros(3)),
+        lambda: pair(zeros(2, 4), zeros(2)),
+        lambda: pair(zeros(2, 3).int(), zeros(2)),
+        lambda: pair(zeros(1, 3), zeros(1)),
+        lambda: repeat(1),
+        lambda: repeat("a", times="b"),
+        lambda: repeat("longer"),
+    ],
+)
+def test_wrong_calls_are_found_where_they_are_checked(call: Callable[[], object], request):
+    with pytest.raises(BeartypeCallHintViolation):
+        call()
+    request.getfixturevalue("unchecked")
+    call()
+
+
+def test_calls_share_no_dimensions():
+    assert pair(zeros(2, 3), zeros(2)).shape == (2, 3)
+    assert pair(zeros(4, 3), zeros(4)).shape == (4, 3)
+    assert repeat("a", times=2) == "a"
