@@ -19,8 +19,8 @@ def pair(first: Float[Tensor, "N 3"], second: Float[Tensor, " N"]) -> Float[Tens
 
 @check
 def repeat(word: "str", times: "float" = 1.0) -> "str":
-    """Return a word, or a number where it is long."""
-    return word if len(word) < 5 else times
+    """Return a word, or a number in place of one."""
+    return times if word == "longer" else word
 
 
 @pytest.mark.parametrize(
