@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.utils._python_dispatch import _disable_current_modes
 
 try:  # private parts of torch, which another version may lack
     from torch._functorch.utils import unwrap_dead_wrappers
@@ -26,6 +25,10 @@ try:  # private parts of torch, which another version may lack
     is_transforming = torch._C._are_functorch_transforms_active
 except (ImportError, AttributeError):
     is_transforming = unwrap_dead_wrappers = None
+try:
+    from torch.utils._python_dispatch import _disable_current_modes as disable_modes
+except ImportError:
+    disable_modes = contextlib.nullcontext
 
 Tensors = tuple[Tensor, ...]
 
@@ -223,7 +226,7 @@ def building() -> Iterator[None]:
     tracing = torch._C._get_tracing_state()
     torch._C._set_tracing_state(None)  # pyright: ignore
     try:
-        with _disable_current_modes(), torch.inference_mode(False), torch.device("cpu"):
+        with disable_modes(), torch.inference_mode(False), torch.device("cpu"):
             yield
     finally:
         torch._C._set_tracing_state(tracing)  # pyright: ignore
