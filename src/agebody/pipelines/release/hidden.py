@@ -25,6 +25,10 @@ _BOX = re.compile("(?i).*box(es)?(_.*)?")
 """Names of boxes, and of what stands beside them, such as their scores."""
 _POINTS = re.compile("(?!num_).*(keypoints|kpts)(_2d)?")
 """Names of keypoints: of COCO, and of what COCO-WholeBody and OpenPose add for face, hands and feet."""
+_UNREAD = re.compile(
+    "(?i)(?!dp_).*(contours?|joints|landmarks?|masks?|points|polygons?|segments|segms)(_2d)?"
+)
+"""Names of further places, in forms that differ; DensePose's, ``dp_masks``, lie inside the box."""
 
 
 def read_hidden(path: Path, sizes: Mapping[str, tuple[int, int]], folder: Path) -> dict[str, list[Box]]:
@@ -40,7 +44,8 @@ def read_hidden(path: Path, sizes: Mapping[str, tuple[int, int]], folder: Path) 
 
     Raises:
         ReleaseError: the file is not such a file, lacks a photograph, states another size of one or none,
-            has an entry that belongs to no photograph, or one that is not clearly a place in its picture.
+            has an entry that belongs to no photograph, one that is not clearly a place in its picture, or one
+            with a place in a field that is not read.
         OSError: the file cannot be read.
     """
     document = _load(path)
@@ -142,6 +147,10 @@ def _place(where: str, entry: Mapping[str, Any], size: tuple[int, int]) -> Box:
         if _POINTS.fullmatch(key) and points not in (None, []):
             numbers = _numbers(f"{where}: {key}", points, lambda count: count % 3 == 0, "x, y, v per point")
             corners.append(numbers.reshape(-1, 3)[numbers.reshape(-1, 3)[:, 2] > 0, :2])
+        elif _UNREAD.fullmatch(key) and isinstance(points, (list, dict, str)) and points:
+            raise ReleaseError(
+                f"{where}: {key}: not read; give this place as a box, keypoints or segmentation"
+            )
     corners = [points for points in corners if len(points)]
     if not corners:
         raise ReleaseError(f"{where}: neither a box nor an outline says what to hide")
