@@ -4,7 +4,6 @@ jaxtyping's own wrapper checks arguments twice and gives every function a contex
 have none; with it, a fit took a third more time.
 """
 
-import contextlib
 import functools
 import inspect
 from collections.abc import Callable
@@ -18,11 +17,11 @@ checked = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int will do fo
 
 
 def resolve(hint: Any, names: dict[str, Any]) -> Any:
-    """Return what a postponed annotation means in a module; itself if that is not known yet."""
-    if isinstance(hint, str):
-        with contextlib.suppress(NameError):
-            return eval(hint, names)
-    return hint
+    """Return what a postponed annotation means in a module; anything, where its names are not known there yet."""
+    try:
+        return eval(hint, names) if isinstance(hint, str) else hint
+    except NameError:
+        return Any
 
 
 def jaxtyped(*, typechecker: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -34,7 +33,7 @@ def jaxtyped(*, typechecker: Callable[[Any], Any]) -> Callable[[Any], Any]:
         hints = {n: resolve(h, function.__globals__) for n, h in inspect.get_annotations(function).items()}
         function.__annotations__ = hints
         # All arguments and results of one call share their dimensions.
-        has_dimensions = any(isinstance(h, str) or "jaxtyping" in str(h) for h in hints.values())
+        has_dimensions = any("jaxtyping" in str(hint) for hint in hints.values())
         with_check = typechecker(function)
         if with_check is function:  # nothing is annotated
             return function
