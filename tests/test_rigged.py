@@ -303,7 +303,7 @@ def test_bad_arguments_are_named_and_nothing_is_written(tmp_path, name, options,
     assert os.listdir(tmp_path) == []
 
 
-def test_bodies_without_one_skeleton_are_refused(tmp_path):
+def test_bodies_without_one_skeleton_are_refused(tmp_path, unchecked):
     with pytest.raises(TypeError, match="parameters"):
         save_rigged(PLAIN, tmp_path / "a.glb", parameters={})
     two = agebody.SMPLA(MANNEQUIN, smil=MANNEQUIN.at_age(1.0))

@@ -17,7 +17,7 @@ checked = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int will do fo
 
 
 def resolve(hint: Any, names: dict[str, Any]) -> Any:
-    """Return what a postponed annotation means in a module; anything, where its names are not known there yet."""
+    """Return what a postponed annotation means in a module; anything, where a name is not known there yet."""
     try:
         return eval(hint, names) if isinstance(hint, str) else hint
     except NameError:
