@@ -53,6 +53,11 @@ def map_of(body, count):
     return TopologyMap(body.asset.faces[places], weights, body.num_vertices)
 
 
+def load_vertices(path):
+    with np.load(path) as file:
+        return file["vertices"]
+
+
 def test_a_body_survives_another_topology(body):
     """To the vertices of another topology and back to parameters, with the age that nobody stated."""
     topology = map_of(body, 2000)
@@ -399,7 +404,8 @@ def test_people_of_sam_3d_body_get_an_age(files, mannequin, tmp_path):
     done = run(*given, "--flip", "yz", "-o", tmp_path / "people.npz")
     assert done.exit_code == 0, done.output
     assert "age offset" in done.stdout
-    found = np.load(tmp_path / "people.npz")
+    with np.load(tmp_path / "people.npz") as file:
+        found = dict(file)
     assert abs(found["age_offset"][0] - float(truth.age_offset)) < 0.02
     parameters = agebody.BodyParameters(
         *(torch.from_numpy(found[name]) for name in agebody.BodyParameters._fields if name in found)
@@ -414,7 +420,7 @@ def test_people_stand_before_the_camera(files, tmp_path):
     place, upright, _ = files
     done = run(place / "sam.npz", "--camera", "-o", tmp_path / "a.npz")
     assert done.exit_code == 0, done.output
-    np.testing.assert_allclose(np.load(tmp_path / "a.npz")["vertices"][0], TURN * upright + AWAY, atol=1e-5)
+    np.testing.assert_allclose(load_vertices(tmp_path / "a.npz")[0], TURN * upright + AWAY, atol=1e-5)
 
 
 def test_a_map_that_does_not_belong_is_noted(small):
@@ -446,7 +452,7 @@ def test_units_are_stated(files, tmp_path):
     assert "--units" in refused.stderr
     done = run(place / "mhr.npz", "--units", "cm", "-o", tmp_path / "a.npz")
     assert done.exit_code == 0, done.output
-    np.testing.assert_allclose(np.load(tmp_path / "a.npz")["vertices"][0], upright, atol=1e-5)
+    np.testing.assert_allclose(load_vertices(tmp_path / "a.npz")[0], upright, atol=1e-5)
 
 
 @pytest.mark.parametrize(

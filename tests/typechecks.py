@@ -30,11 +30,13 @@ def jaxtyped(*, typechecker: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def decorate(function: Any) -> Any:
         if inspect.isclass(function):
             return in_context(function, typechecker=typechecker)
-        hints = {n: resolve(h, function.__globals__) for n, h in inspect.get_annotations(function).items()}
-        function.__annotations__ = hints
+        written = inspect.get_annotations(function)
+        hints = {name: resolve(hint, function.__globals__) for name, hint in written.items()}
         # All arguments and results of one call share their dimensions.
         has_dimensions = any("jaxtyping" in str(hint) for hint in hints.values())
+        function.__annotations__ = hints
         with_check = typechecker(function)
+        function.__annotations__ = written
         if with_check is function:  # nothing is annotated
             return function
 
