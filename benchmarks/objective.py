@@ -40,7 +40,7 @@ def theirs(points: Tensor, target: Target) -> Tensor:
     rooted = points - points[:, HIPS].mean(1, keepdim=True)
     expected = space_points - space_points[:, HIPS].mean(1, keepdim=True)
     space = (confidences[..., None] * (rooted - expected).abs()).sum()
-    return (flat + space) / confidences.numel()
+    return (flat + space) / confidences.sum()
 
 
 def step(

@@ -285,6 +285,14 @@ def test_no_step_on_a_gpu_stops_the_next(script, tmp_path):
             assert all((SCRIPTS.parent / part).exists() for part in step.command if part.endswith(".py"))
 
 
+def test_the_objective_is_that_of_plain_torch(script):
+    objective = script("objective")
+    gen = torch.Generator().manual_seed(0)
+    points = torch.randn(4, 17, 3, generator=gen, dtype=torch.float64) + torch.tensor([0, 0, 5.0])
+    target = tuple(part.double() for part in objective.sample_target(4, torch.device("cpu")))
+    torch.testing.assert_close(objective.ours(points, target), objective.theirs(points, target))
+
+
 def test_scripts_run(tmp_path):
     output = tmp_path / "results.json"
     options = ["--seconds", "0", "--batch", "2", "--threads", "1", "--output", output, "--commit", "abc"]
