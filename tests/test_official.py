@@ -329,6 +329,15 @@ NOT_BODIES = {
 }
 
 
+def test_errors_do_not_repeat_the_file(tmp_path):
+    data = bytearray(npz_bytes(v_template=np.zeros((9999, 3))))
+    data[26:28] = (60_000).to_bytes(2, "little")  # length of the entry's name
+    (tmp_path / "body.npz").write_bytes(data)
+    with pytest.raises(AssetError, match="damaged or truncated") as caught:
+        load_asset(tmp_path / "body.npz")
+    assert len(str(caught.value)) < 600
+
+
 @pytest.mark.parametrize("what", NOT_BODIES)
 def test_other_formats_are_named(tmp_path, what, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -41,9 +41,11 @@ WHERE = (
 )
 
 _NPY_MAGIC = b"\x93NUMPY"
+MOST_TEXT = 200
+"""Characters of another library's error to repeat."""
 _NPY_HEADER = re.compile(
-    rb"\{'descr': '([<>|=]?)(\w+)', 'fortran_order': (True|False), "
-    rb"'shape': \(((?:\d{1,12}L?(?:, ?|(?=\))))*)\),? *\}\s*"
+    rb"\{'descr': '([<>|=]?)(\w{1,16})', 'fortran_order': (True|False), "
+    rb"'shape': \(((?:\d{1,12}L?(?:, ?|(?=\)))){0,32})\),? *\}\s*"
 )
 _TORCH_LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _GET_MODEL = "get the model itself, a .pkl or .npz file, or a network's weights, .ckpt, .pt or .safetensors"
@@ -214,7 +216,8 @@ def _unzipping() -> Iterator[None]:
     except AssetError:
         raise
     except _ERRORS as error:
-        raise AssetError(f"damaged or truncated ({error}); download the file again") from error
+        what = str(error)[:MOST_TEXT]  # a zip's error repeats a name, which may be most of the file
+        raise AssetError(f"damaged or truncated ({what}); download the file again") from error
 
 
 def _zip_container(data: bytes) -> str:
