@@ -422,6 +422,8 @@ NAN = np.where(np.arange(SMALL)[:, None] == 3, np.nan, GOOD["v_template"])
         ({"kintree_table": np.arange(24) + 1}, "expected the root first"),
         ({"kintree_table": np.arange(24)}, "a parent must come before its child"),
         ({"v_template": GOOD["v_template"] * 1e300}, r"template: expected numbers up to 1e\+06, got"),
+        ({"v_template": 1000 * GOOD["v_template"]}, "the template measures 1700; in metres a body measures"),
+        ({"v_template": 0 * GOOD["v_template"]}, "the template measures 0; in metres a body measures"),
         ({"posedirs": GOOD["posedirs"] * 1e30}, r"posedirs: expected numbers up to 1e\+06"),
         ({"J_regressor": GOOD["J_regressor"] * 1e30}, r"joint_regressor: expected numbers up to 1e\+06"),
         ({"kintree_table": np.array([-1, *range(2, 25)])}, "a parent must come before its child"),
@@ -647,7 +649,11 @@ def test_wrong_infant_templates(tmp_path):
         ),
         (np.zeros(3), "does not fit"),
         (np.zeros((SMALL, 3), int), "expected an array of floating-point vertices"),
-        (np.full((SMALL, 3), np.nan), "age_templates: 360 entries are NaN"),
+        (np.full((SMALL, 3), np.nan), "template: 360 entries are NaN"),
+        (
+            534 * np.random.default_rng(0).random((SMALL, 3)),
+            "infant_template: the template measures 5[0-9.]+; in metres",
+        ),
         (path, r"SMPL_NEUTRAL\.pkl: this body is 1\.70 m tall, an adult"),
         (tmp_path / "nothing.npy", r"nothing\.npy: no such file"),
     ]
@@ -659,6 +665,7 @@ def test_wrong_infant_templates(tmp_path):
         load_asset(tmp_path / "SMPLA_NEUTRAL.pth", infant_template=np.zeros((SMALL, 3)))
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_wrong_regressors(tmp_path):
     path = tmp_path / "SMPL_NEUTRAL.pkl"
     write_smpl_pkl(path, num_vertices=SMALL)
@@ -671,6 +678,9 @@ def test_wrong_regressors(tmp_path):
         load_asset(path, regressors={"h36m17": np.ones((19, SMALL))})
     with pytest.raises(AssetError, match=r"expected a matrix of shape \(points, vertices\)"):
         load_asset(path, regressors={"own": np.ones(SMALL)})
+    for wrong in (tmp_path / "j19.npy", [np.ones((19, SMALL))], {3: np.ones((19, SMALL))}):
+        with pytest.raises(TypeError, match="regressors: expected a dict of names"):
+            load_asset(path, regressors=wrong)
 
 
 def test_files_larger_than_any_body_are_refused(tmp_path):

@@ -1,6 +1,7 @@
 """The unpickler returns the values of body files, and never runs, imports or hangs on anything."""
 
 import builtins
+import collections
 import copyreg
 import os
 import pickle
@@ -16,6 +17,7 @@ from model_files import Ch, Select, python2_dumps, random_arrays
 from numpy.testing import assert_array_equal
 from scipy import sparse
 
+import agebody
 from agebody.assets.asset import AssetError
 from agebody.assets.opcodes import SPARSE
 from agebody.assets.unpickle import loads
@@ -64,6 +66,31 @@ def test_values_that_python2_wrote():
     got = loads(python2_dumps(VALUES))
     for name, value in VALUES.items():
         assert_same(got[name], value)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_keys_of_bytes_are_text_in_every_protocol(protocol):
+    assert loads(pickle.dumps({b"a": 1, "b": {b"c": 2}}, protocol)) == {"a": 1, "b": {"c": 2}}
+
+
+def test_attributes_of_an_ordered_dict_are_left_out():
+    """Such as the versions of modules in the state of a layer of torch."""
+    state = collections.OrderedDict(a=1)
+    state._metadata = {"": {"version": 1}}
+    assert loads(pickle.dumps(state)) == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("data", "advice"),
+    [
+        (pickle.dumps(np.ma.masked_array(np.zeros(3), [0, 1, 0])), "masked arrays; .*filled"),
+        (b"ctorch._utils\n_rebuild_sparse_tensor\n.", "sparse torch tensors; .*to_dense"),
+        (pickle.dumps(agebody.mannequin()), "an object of agebody in a pickle; .*save_asset"),
+    ],
+)
+def test_values_to_save_in_another_form_are_named(data, advice):
+    with pytest.raises(AssetError, match=advice):
+        loads(data)
 
 
 @pytest.mark.parametrize("package", ["numpy.core", "numpy._core"])

@@ -64,6 +64,13 @@ def load_asset(
     """
     if gender not in (None, *GENDERS):
         raise ValueError(f"gender: expected one of {GENDERS}, got {gender!r}")
+    if not (
+        regressors is None
+        or (isinstance(regressors, Mapping) and all(isinstance(n, str) for n in regressors))
+    ):
+        raise TypeError(
+            f"regressors: expected a dict of names and files or matrices, got {type(regressors).__name__}"
+        )
     with naming(path):
         body = body_of(read_raw(path), gender=gender)
     if infant_template is not None:

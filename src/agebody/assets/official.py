@@ -24,6 +24,7 @@ from agebody.assets.asset import (
     BodyAsset,
     Metadata,
     Regressor,
+    check_finite,
     check_indices,
     check_shape,
     sparse_weights,
@@ -77,6 +78,8 @@ _LICENSES = {
 _KID_LICENSE = "AGORA kid template: non-commercial research (agora.is.tue.mpg.de)"
 GENDERS = ("neutral", "female", "male")
 _REQUIRED = ("v_template", "f", "kintree_table", "J_regressor", "weights", "shapedirs")
+_EXTENTS = 0.1, 3.0
+"""Smallest and largest template [m], of a hand and of an adult, each with room."""
 _INFANT_BELOW = 1.0
 """Stature [m] below which a template of SMPL's layout is SMIL's (0.53 m) and not an adult's (1.7 m)."""
 
@@ -113,6 +116,8 @@ def read_body(raw: RawFile, *, gender: str | None = None) -> BodyAsset:
     weights = entry.floats("weights", (num_vertices, num_joints))
     skin_joints, skin_weights = sparse_weights(weights)
     kind = _kind(parents, num_vertices, template)
+    if kind != "custom":
+        check_metres(template)
     shapedirs = entry.floats("shapedirs", (num_vertices, 3, None))
     ages: dict[str, Any] = {}
     if "smpla_shapedirs" in content:
@@ -198,6 +203,8 @@ def with_infant(body: BodyAsset, infant: np.ndarray, license: str = "unknown") -
             f"an infant template of shape {infant.shape} ({given} topology) does not fit a body of "
             f"{body.num_vertices} vertices; {advice}"
         )
+    if body.metadata.kind != "custom":
+        check_metres(infant)
     centred = (infant - infant.mean(axis=0)).astype(body.template.dtype)
     return body.replace(
         age_offsets=np.ones(1, body.template.dtype),
@@ -206,6 +213,22 @@ def with_infant(body: BodyAsset, infant: np.ndarray, license: str = "unknown") -
             body.metadata, license=f"{body.metadata.license}; infant template: {license}"
         ),
     )
+
+
+def extent_problem(template: np.ndarray) -> str | None:
+    """Return what is wrong with the size of a template in metres, or None."""
+    extent = float(np.ptp(template, axis=0).max(initial=0))
+    if _EXTENTS[0] <= extent <= _EXTENTS[1]:
+        return None
+    return "the template measures {:.4g}; in metres a body measures {:g} to {:g}".format(extent, *_EXTENTS)
+
+
+def check_metres(template: np.ndarray) -> None:
+    """Raise an `AssetError` for a template of another unit, such as millimetres."""
+    check_finite("template", template)
+    problem = extent_problem(template)
+    if problem:
+        raise AssetError(f"{problem}; convert all lengths of the file")
 
 
 def read_regressor(name: str, raw: RawFile) -> Regressor:

@@ -69,6 +69,10 @@ _ELSEWHERE = {
     "joblib.": "this is a joblib file; read it with joblib.load and save its arrays as .npz",
     "torch.storage _load_from_bytes": "this holds torch tensors in Python's own pickle; save them with "
     "torch.save, or as arrays in an .npz file",
+    "torch._utils _rebuild_sparse": "this holds sparse torch tensors; save them dense, with .to_dense()",
+    "numpy.ma.": "this holds masked arrays; save them filled, with .filled()",
+    "agebody.": "this is an object of agebody in a pickle; load it as it was saved, and write its asset with "
+    "agebody.save_asset",
 }
 _OBJECTS = ("chumpy", "select", "attributes", *SPARSE)
 
@@ -221,8 +225,9 @@ class Machine:
                 stack.append(Record("foreign"))
             case "BUILD":
                 state = self._pop()
-                if self.lenient and stack and not isinstance(stack[-1], Record):
-                    return  # attributes of a dict of tensors, such as the versions of its modules
+                mapping = stack and isinstance(stack[-1], dict)
+                if mapping or (self.lenient and stack and not isinstance(stack[-1], Record)):
+                    return  # attributes of an OrderedDict, such as the versions of a network's modules
                 record = self._top(Record)
                 if record.state is not None:
                     raise AssetError(f"damaged pickle (a second state for a {record.kind})")
@@ -260,8 +265,14 @@ class Machine:
         target = self._container(dict)
         if len(items) % 2:
             raise AssetError("damaged pickle (a key without a value); download the file again")
-        checked_keys(items[::2])
-        target.update(zip(items[::2], items[1::2], strict=True))
+        keys = [_as_text(key) for key in items[::2]]
+        checked_keys(keys)
+        target.update(zip(keys, items[1::2], strict=True))
+
+
+def _as_text(key: Any) -> Any:
+    """Return bytes that Python 3 wrote in a protocol of Python 2 as the text in their place."""
+    return key.args[0] if isinstance(key, Record) and key.kind == "bytes" else key
 
 
 def checked_keys(items: list[Any]) -> set[Any]:

@@ -11,7 +11,7 @@ from agebody.assets.asset import AssetError, BodyAsset
 from agebody.assets.container import PathLike, naming, read_bytes, read_raw
 from agebody.assets.header import FORMAT_VERSION
 from agebody.assets.io import body_of
-from agebody.assets.official import HANDS_FROM, TITLES
+from agebody.assets.official import HANDS_FROM, TITLES, extent_problem
 
 
 @dataclass(frozen=True)
@@ -102,9 +102,8 @@ def _number_problems(body: BodyAsset) -> list[str]:
     if len({array.dtype for array in arrays.values()}) > 1:
         mix = ", ".join(f"{name} {array.dtype}" for name, array in arrays.items())
         problems.append(f"mixed precision: {mix}")
-    extent = float(np.ptp(body.template, axis=0).max())
-    if not 0.1 <= extent <= 3:
-        problems.append(f"the template measures {extent:.4g}; in metres a body measures 0.1 to 3")
+    extent = extent_problem(body.template)
+    problems += [extent] if extent else []
     drift = np.abs(body.skin_weights.sum(axis=1, dtype=np.float64) - 1)
     if drift.max() > 1e-6:
         count = np.count_nonzero(drift > 1e-6)
