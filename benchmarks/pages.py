@@ -37,8 +37,9 @@ NOT_PEERS = ("product", "roofline")
 INTRODUCTION = """\
 # Benchmarks
 
-All libraries run in one process, on the same inputs, alternating every few calls, after their vertices
-and gradients were compared with agebody's float64 layer. A figure is the median of all calls.
+Speed, memory and accuracy of agebody compared with other libraries. All run in one process, on the same
+inputs, alternating every few calls, after their vertices and gradients were compared with agebody's
+float64 layer. A figure is the median of all calls.
 
 The body is the built-in mannequin: 6890 vertices, 24 joints, 10 betas, 207 pose blend shapes. Times are
 µs **per body**. *product* is the blend-shape product alone, `(B, 218) @ (218, 20670)`, or for forward +
@@ -47,7 +48,7 @@ the device needs for that product and for the memory it reads and writes, at the
 same run; it does not apply to batches that fit in a cache.
 """
 CLOSING = """\
-## Measured again
+## Reproduce the figures
 
 `benchmarks/report.py` generates this page from the files in `benchmarks/results/`, which also contain the
 quartiles, the versions, the machine and the commit; `benchmarks/README.md` describes the method.
@@ -80,8 +81,8 @@ NOTES = {
     "triangles. Trees are built at every call. trimesh has no gradients.",
     "fitting_speed": "COCO's 17 points of random people of every age with 2 px of noise; agebody starts "
     "from these alone, the others from a simulated prediction of a good network. One call each, "
-    "alternating, the median of three; SLAHMR's schedule once. `benchmarks/smplify.py` documents what "
-    "was rebuilt.",
+    "alternating, the median of three; SLAHMR's schedule once. `benchmarks/smplify.py` documents the "
+    "reimplementation.",
     "fitting_accuracy": "By scenario and age class, on [a separate page](fitting/evaluation.md).",
     "procrustes": "24 joints. *NumPy loop* aligns one person after the other, as evaluation scripts do; "
     "*torch SVD* is the same formula over the batch.",
@@ -111,9 +112,10 @@ def _device(device: str, results: Results) -> Iterable[str]:
             if NOTES.get(subject):
                 yield NOTES[subject] + "\n"
             yield SECTIONS.get(subject, _times)(results[subject])
-    yield f"### Ratios that are watched{_suffix(device)}\n"
+    yield f"### Tracked ratios{_suffix(device)}\n"
     yield _summary(device, results)
-    yield _absent(device, results)
+    if absent := _absent(device, results):
+        yield absent
     yield f"### The machine{_suffix(device)}\n"
     yield _machine(results)
 
@@ -317,7 +319,7 @@ def _absent(device: str, results: Results) -> str:
             lines.append(
                 f"- {SUBJECTS[subject]}: `python benchmarks/{subject}.py --device {device}` has not run"
             )
-    return f"### Not measured{_suffix(device)}\n\n" + "\n".join(lines or ["Everything was measured."]) + "\n"
+    return f"### Not measured{_suffix(device)}\n\n" + "\n".join(lines) + "\n" if lines else ""
 
 
 def _fitting_speed(found: Mapping[str, Any]) -> str:
