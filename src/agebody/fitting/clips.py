@@ -52,8 +52,11 @@ class Clips:
         views: int,
         motion_sd: float | None,
         pose_prior: MahalanobisPrior | MaxMixturePrior | None,
+        start: BodyParameters | None = None,
         evidence: Mapping[str, tuple[Tensor, Tensor]] | None = None,
     ) -> None:
+        self.start = start
+        """(C, T, ...), or None for everyday poses seen from both sides."""
         self.evidence = evidence or {}
         """By group of parameters, (C, T, ...) estimates and their standard deviations."""
         self.body, self.views, self.motion_sd = body, views, motion_sd
@@ -76,25 +79,27 @@ class Clips:
         images = torch.arange(len(self.given.depth), device=rows.device)
         images = images.view(len(self.present), self.present.shape[1] * self.views)
         found.given, found.present = take_rows(self.given, images[rows].flatten()), self.present[rows]
-        found.evidence = take_rows(self.evidence, rows)
+        found.start, found.evidence = take_rows((self.start, self.evidence), rows)
         return found
 
-    def fit(self, stages: Sequence[Stage], start: BodyParameters | None, standard_errors: bool = True) -> Fit:
-        """Fit the clips from a start (C, T, ...), or from everyday poses seen from both sides.
+    def fit(self, stages: Sequence[Stage], standard_errors: bool = True) -> Fit:
+        """Fit the clips.
 
         The last stage is also run from a second start, and the cheaper result kept: the given one, as
         stages of other weights may lead away from it; for clips, their frames fitted alone.
         """
         spent = torch.zeros_like(self.present[:, 0], dtype=torch.int64)
-        first, second, rest = start, None, stages
-        if start is None or first is None:
-            alone = len(stages) > 1
+        second, rest = None, stages
+        if self.start is not None:
+            first = start = self.start
+            if len(stages) > 1:
+                second = start
+        else:
             if self.present.shape[1] > 1:
                 second, spent = self._frames_alone(stages)
+            alone = len(stages) > 1
             first, start, steps = self._start(stages[:alone])
             rest, spent = stages[alone:], spent + steps
-        elif len(stages) > 1:
-            second = start
         terms = self.terms()
         if self.motion_sd is not None and self.present.shape[1] > 1:
             terms["motion"] = Motion(self.body, self.motion_sd)
@@ -116,7 +121,7 @@ class Clips:
         """Return fits of single frames (C, T, ...), invisible ones as the nearest visible, and the steps."""
         apart = copy.copy(self)
         apart.present, apart.motion_sd = torch.ones_like(self.present).flatten()[:, None], None
-        fit = apart.fit(stages, None, standard_errors=False)
+        fit = apart.fit(stages, standard_errors=False)
         clips, frames = self.present.shape
         frame, _ = follow_frames(self.given.depth.new_zeros(clips, frames, 1), None, self._visible())
         clip = torch.arange(clips, device=frame.device)[:, None]

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from agebody.body import BodyModel
@@ -21,7 +21,7 @@ from agebody.checks import Weights, expect, expect_labels
 from agebody.engine.batched import own_precision
 from agebody.engine.trees import unflatten
 from agebody.fitting.clips import TERMS, Clips, read_start_sd
-from agebody.fitting.observed import UNKNOWN_AGE, Observed, read_observed
+from agebody.fitting.observed import UNKNOWN_AGE, read_observed
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.losses import MahalanobisPrior, MaxMixturePrior
 from agebody.optim.problem import Stage
@@ -125,8 +125,9 @@ def fit_keypoints(
         given = read_observed(
             body, keypoints, camera, layout, weights, noise, ages, depth, depth_sd, age_prior
         )
-        clips = given, keypoints.shape[:-2], (), None, None
-        return _fit(body, *clips, pose_prior, start, start_sd, stages, standard_errors, batch_size)
+        dims = _Dims(body, keypoints.shape[:-2])
+        clips = Clips(body, given, dims.present, 1, None, pose_prior, *dims.read_start(start, start_sd))
+        return _fit(clips, dims, stages, standard_errors, batch_size)
 
 
 def fit_sequence(
@@ -199,82 +200,93 @@ def fit_sequence(
     expect_body(body)
     expect_camera(camera, of_fit=True)
     number = len(get_layout(layout))
-    dims = 4 if views else 3
+    entry_dims = 4 if views else 3
     keypoints = expect("keypoints", keypoints)
-    if keypoints.dim() < dims or keypoints.shape[-2:] != (number, 2) or 0 in keypoints.shape[-dims:]:
+    entry = keypoints.shape[-entry_dims:]
+    if len(entry) < entry_dims or entry[-2:] != (number, 2) or 0 in entry:
         shape = f"(*batch, T, {'V, ' if views else ''}{number}, 2)"
         raise ValueError(f"keypoints: expected shape {shape}, got {tuple(keypoints.shape)}")
     if motion_sd is not None and not motion_sd > 0:
         raise ValueError(f"motion_sd: expected a standard deviation above 0 [m], or None, got {motion_sd}")
     if depth is not None and views:
         raise ValueError("depth: expected None with views, which determine it")
-    batch, frames = keypoints.shape[:-dims], keypoints.shape[-dims]
-    seen = keypoints.shape[-dims:-2]  # (T,) or (T, V)
+    batch, seen = keypoints.shape[:-entry_dims], keypoints.shape[-entry_dims:-2]
     if age_class is not None:
         expect_labels("age_class", age_class, batch)
         age_class = age_class[(..., *[None] * len(seen))].expand(*batch, *seen)
     ages = _per_image(age_offset, len(seen)), age_class, _per_image(years, len(seen))
     mean, sd = (_per_image(part, len(seen)) for part in age_prior)
-    counts = _read_lengths(lengths, batch, frames)
+    dims = _Dims(body, batch, seen, lengths)
     with torch.no_grad(), own_precision(body.device):
         given = read_observed(
             body, keypoints, camera, layout, weights, noise, ages, depth, depth_sd, (mean, sd)
         )
-        clips = given, batch, seen, counts, motion_sd
-        return _fit(body, *clips, pose_prior, start, start_sd, stages, True, batch_size)
+        views = math.prod(seen[1:])
+        begin = dims.read_start(start, start_sd)
+        clips = Clips(body, given, dims.present, views, motion_sd, pose_prior, *begin)
+        return _fit(clips, dims, stages, True, batch_size)
 
 
-def _fit(
-    body: BodyModel,
-    given: Observed,
-    batch: torch.Size,
-    seen: Sequence[int],
-    counts: Int[Tensor, " C"] | None,
-    motion_sd: float | None,
-    pose_prior: MahalanobisPrior | MaxMixturePrior | None,
-    start: BodyParameters | None,
-    start_sd: Mapping[str, float | Tensor] | None,
-    stages: Sequence[Stage],
-    standard_errors: bool,
-    batch_size: int,
-) -> Fit:
-    """Fit clips (*batch) whose images have the dimensions ``seen``: none, (T), or (T, V)."""
+class _Dims:
+    """Dimensions of images: (*batch), or of clips (*batch, T) or (*batch, T, V); and frames per clip."""
+
+    def __init__(
+        self,
+        body: BodyModel,
+        batch: Sequence[int],
+        seen: Sequence[int] = (),
+        lengths: Int[Tensor, "*batch"] | None = None,
+    ) -> None:
+        self.body, self.batch, self.images = body, batch, (*batch, *seen)
+        self.frames, self.lead = seen[0] if seen else 1, (*batch, *seen[:1])
+        if lengths is None:
+            lengths = torch.full((*batch,), self.frames)
+        expect_labels("lengths", lengths, batch)
+        if not ((lengths >= 1) & (lengths <= self.frames)).all():
+            raise ValueError(f"lengths: expected 1 to {self.frames}, the number of frames")
+        self.lengths = lengths.to(body.device).long().reshape(-1, 1)
+        self.frame = torch.arange(self.frames, device=body.device)
+
+    @property
+    def present(self) -> Bool[Tensor, "C T"]:
+        """The frames that belong to each clip."""
+        return self.frame < self.lengths
+
+    def read_start(
+        self, start: BodyParameters | None, start_sd: Mapping[str, float | Tensor] | None
+    ) -> tuple[BodyParameters | None, dict[str, tuple[Tensor, Tensor]]]:
+        """Return the start (C, T, ...), and its estimates and standard deviations by group."""
+        if start is not None:
+            flat = read_start(self.body, start, self.lead)
+            start = flat.map(lambda part: part.unflatten(0, (-1, self.frames)))
+        return start, read_start_sd(start, start_sd, self.lead, self.present)
+
+
+def _fit(clips: Clips, dims: _Dims, stages: Sequence[Stage], standard_errors: bool, batch_size: int) -> Fit:
+    """Fit some clips at a time, and restore the dimensions of their images."""
     check_stages(stages, TERMS)
-    frames, lead = seen[0] if seen else 1, (*batch, *seen[:1])
-    full = torch.full((math.prod(batch),), frames, device=body.device)
-    counts = full if counts is None else counts.to(full)
-    if start is not None:
-        start = read_start(body, start, lead).map(lambda part: part.unflatten(0, (-1, frames)))
-    frame = torch.arange(frames, device=body.device)
-    present = frame < counts[:, None]
-    evidence = read_start_sd(start, start_sd, lead, present)
-    clips = Clips(body, given, present, math.prod(seen) // frames, motion_sd, pose_prior, evidence)
-
-    def fit_some(rows: Tensor) -> Fit:
-        begin = None if start is None else start.map(lambda part: part[rows])
-        return clips.take(rows).fit(stages, begin, standard_errors)
-
-    fit = fit_in_batches(fit_some, len(counts), batch_size, body.device, frames=frames)
-    clip, last = torch.arange(len(counts), device=body.device)[:, None], frame.minimum(counts[:, None] - 1)
+    device, batch = dims.frame.device, dims.batch
+    fit = fit_in_batches(
+        lambda rows: clips.take(rows).fit(stages, standard_errors),
+        len(dims.lengths),
+        batch_size,
+        device,
+        frames=dims.frames,
+    )
+    clip, frame = (
+        torch.arange(len(dims.lengths), device=device)[:, None],
+        dims.frame.minimum(dims.lengths - 1),
+    )
     errors = fit.standard_errors and unflatten(fit.standard_errors, batch)
     return Fit(
-        unflatten(fit.parameters.map(lambda part: part[clip, last].flatten(0, 1)), lead),
+        unflatten(fit.parameters.map(lambda part: part[clip, frame].flatten(0, 1)), dims.lead),
         unflatten(fit.report, batch),
-        fit.error.reshape((*batch, *seen)),
-        fit.start_error.reshape((*batch, *seen)),
-        errors and errors._replace(depth=errors.depth.reshape(lead)),
+        fit.error.reshape(dims.images),
+        fit.start_error.reshape(dims.images),
+        errors and errors._replace(depth=errors.depth.reshape(dims.lead)),
     )
 
 
 def _per_image(value: Number, dims: int) -> Number:
     """Add dimensions of images to the values of people."""
     return value[(..., *[None] * dims)] if isinstance(value, Tensor) else value
-
-
-def _read_lengths(lengths: Tensor | None, batch: torch.Size, frames: int) -> Int[Tensor, " C"] | None:
-    if lengths is None:
-        return None
-    expect_labels("lengths", lengths, batch)
-    if not ((lengths >= 1) & (lengths <= frames)).all():
-        raise ValueError(f"lengths: expected 1 to {frames}, the number of frames")
-    return lengths.long().reshape(-1)

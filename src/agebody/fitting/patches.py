@@ -1,4 +1,4 @@
-"""Patches of mesh vertices, whose centers are keypoints of a body."""
+"""Evenly spread points, and patches of mesh vertices around them, whose centers are keypoints of a body."""
 
 from __future__ import annotations
 
@@ -59,9 +59,10 @@ def find_patches(asset: BodyAsset, topology: TopologyMap | None = None) -> Patch
     count = 0
     for joint in np.unique(part):
         own = np.flatnonzero(part == joint)
-        places = asset.template[own].astype(np.float64)
+        places = torch.from_numpy(asset.template[own].astype(np.float64))
         share = round(PATCHES * len(own) / asset.num_vertices)
-        owner[own] = count + _spread(places, min(len(own), max(MIN_PATCHES, share)))
+        first = int((places - places.mean(0)).norm(dim=-1).argmax())
+        owner[own] = count + farthest_points(places, max(MIN_PATCHES, share), first)[1].numpy()
         count = owner.max() + 1
     if topology is not None:
         strongest = topology.barycentric.argmax(1)[:, None]
@@ -77,13 +78,26 @@ def find_patches(asset: BodyAsset, topology: TopologyMap | None = None) -> Patch
     return Patches(KeypointLayout.from_regressor(rows, names, name="patches"), torch.from_numpy(owner))
 
 
-def _spread(places: np.ndarray, count: int) -> np.ndarray:
-    """Return the nearest of ``count`` seeds per place; each seed is the place farthest from the others."""
-    nearest, distance = np.zeros(len(places), int), np.full(len(places), np.inf)
-    seed = int(np.linalg.norm(places - places.mean(0), axis=1).argmax())
-    for number in range(count):
-        away = np.linalg.norm(places - places[seed], axis=1)
-        closer = away < distance
-        nearest[closer], distance[closer] = number, away[closer]
-        seed = int(distance.argmax())
-    return nearest
+def farthest_points(
+    points: Float[Tensor, "N D"], count: int, first: int = 0
+) -> tuple[Int[Tensor, " S"], Int[Tensor, " N"]]:
+    """Return rows of evenly spread points, and which of these is the nearest to each point.
+
+    Each is the farthest from those before it (Gonzalez, "Clustering to minimize the maximum intercluster
+    distance", 1985).
+
+    Args:
+        points: the points.
+        count: number of rows; at most all points are chosen.
+        first: the row to begin with.
+    """
+    chosen: list[int] = []
+    nearest = torch.zeros(len(points), dtype=torch.int64, device=points.device)
+    least = torch.full_like(points[:, 0], torch.inf)
+    for number in range(min(count, len(points))):
+        chosen.append(int(least.argmax()) if chosen else first)
+        squared = (points - points[chosen[-1]]).square().sum(-1)
+        nearest = torch.where(squared < least, number, nearest)
+        least = torch.minimum(squared, least)
+        least[chosen[-1]] = -1  # below the distance of its duplicates, so that no row is chosen twice
+    return torch.tensor(chosen, device=points.device), nearest

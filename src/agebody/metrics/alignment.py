@@ -12,6 +12,7 @@ from torch import Tensor
 from agebody.checks import Weights, apply_mask, at_least_float32, expect, expect_pair
 from agebody.engine.batched import own_precision
 from agebody.keypoints import KeypointLayout, get_layout
+from agebody.rotations import quaternion_to_matrix
 
 
 class Similarity(NamedTuple):
@@ -172,7 +173,7 @@ class _NearestRotation(torch.autograd.Function):
     def forward(matrix: Tensor) -> Tensor:
         finite = matrix.isfinite().all(-1).all(-1)[..., None, None]
         _, vectors = torch.linalg.eigh(_quaternion_form(torch.where(finite, matrix, 0)))
-        return _quaternion_to_matrix(vectors[..., -1])
+        return quaternion_to_matrix(vectors[..., -1])
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
@@ -246,15 +247,6 @@ def _quaternion_form(m: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 4 
     axis = _vee(m)
     upper = torch.cat((block, axis[..., None]), -1)
     return torch.cat((upper, torch.cat((axis, trace[..., None]), -1)[..., None, :]), -2)
-
-
-def _quaternion_to_matrix(q: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 3 3"]:
-    q = q / q.norm(dim=-1, keepdim=True)  # float32's eigenvectors are unit to 1e-6 only
-    axis, w = q[..., :3], q[..., 3:, None]
-    one = torch.eye(3, dtype=q.dtype, device=q.device)
-    square = (w * w)[..., 0] - (axis * axis).sum(-1, keepdim=True)
-    outer = axis[..., :, None] * axis[..., None, :]
-    return square[..., None] * one + 2 * (outer + w * _hat(axis))
 
 
 def read_points(

@@ -72,46 +72,47 @@ def fit_lifted(
     expect_camera(camera, of_fit=True)
     layout = get_layout(layout)
     batch = expect("keypoints", keypoints, len(layout), 2).shape[:-2]
-    trust = read_confidences(weights, keypoints[..., 0])
+    confidences = read_confidences(weights, keypoints[..., 0])
     size = None if size is None else as_size(size, keypoints)
 
     def flat(value: Any, entry_dims: int = 0) -> Any:
         return flatten(value, batch, entry_dims) if isinstance(value, Tensor) else value
 
-    points, trust, size = flat(keypoints, 2), flat(trust, 1), flat(size, 1)
+    points, confidences, size = flat(keypoints, 2), flat(confidences, 1), flat(size, 1)
     lens = camera.expand(*batch).map(lambda part: flatten(part, batch, part.dim() - len(batch)))
     options = tree_map(flat, options)
+    own = torch.arange(len(layout), device=points.device)
+    every = torch.arange(len(points), device=points.device)
 
-    def given(rows: Tensor, source: Tensor) -> tuple[list[Any], dict[str, Any]]:
+    def given(rows: Tensor, source: Tensor, weights: Tensor) -> tuple[list[Any], dict[str, Any]]:
         """Return the arguments of some people, each of whose points is that of a source."""
-        some = {"weights": trust[rows][:, source], "layout": layout}
+        some = {"weights": weights[rows][:, source], "layout": layout}
         return [body, points[rows][:, source], take_rows(lens, rows)], some | take_rows(options, rows)
 
-    def estimate(source: Tensor) -> Estimate:
+    def estimate(source: Tensor, weights: Tensor) -> Estimate:
         """Return all estimates."""
-        where, some = given(every, source)
+        where, some = given(every, source, weights)
         known = {name: some.get(name) for name in ("age_offset", "age_class", "years", "depth")}
         return lifter.estimate(*where, **known, layout=layout, weights=some["weights"], size=size)
+
+    first = estimate(own, confidences)
+    used = torch.where(first.trust > 0, confidences, 0)
 
     def certainty(found: Estimate, source: Tensor) -> Tensor:
         """Return the log-probability that all points are right."""
         sure = found.trust.clamp(min=torch.finfo(found.trust.dtype).tiny).log()
-        return torch.where(trust[:, source] > 0, sure, 0).sum(-1)
+        return torch.where(used[:, source] > 0, sure, 0).sum(-1)
 
     def fit(rows: Tensor, source: Tensor, found: Estimate) -> Fit:
-        where, some = given(rows, source)
+        where, some = given(rows, source, used)
         start, sd = take_rows((found.parameters, found.start_sd), rows)
         return fit_keypoints(*where, **some, start=start, start_sd=sd, stages=stages)
 
-    own = torch.arange(len(layout), device=points.device)
-    every = torch.arange(len(points), device=points.device)
     source = own.repeat(len(points), 1)
-    first = estimate(own)
-    reported, trust = trust, torch.where(first.trust > 0, trust, 0)
     sure, best = certainty(first, own), fit(every, own, first)
     cost, odds = best.report.cost, math.log(1 / EXCHANGED - 1)
     for exchange in exchanges(layout, own):
-        found = estimate(exchange)
+        found = estimate(exchange, used)
         rows = ((certainty(found, exchange) > sure) & (cost > odds)).nonzero()[:, 0]  # no cost is below 0
         if not len(rows):
             continue
@@ -123,8 +124,9 @@ def fit_lifted(
         best = put_rows(best, rows[gained], take_rows(new, gained))
         best = best._replace(report=best.report._replace(iterations=spent))
     pixels = lens.project(body.keypoints(layout, best.parameters)).pixels
-    observed, reported = points.gather(1, source[..., None].expand_as(points)), reported.gather(1, source)
-    error, _ = mean_over_points(point_distances(pixels, observed, reported), reported)
+    observed = points.gather(1, source[..., None].expand_as(points))
+    confidences = confidences.gather(1, source)
+    error, _ = mean_over_points(point_distances(pixels, observed, confidences), confidences)
     return unflatten(LiftedFit(best._replace(error=error), source), batch)
 
 

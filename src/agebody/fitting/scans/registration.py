@@ -16,6 +16,7 @@ from agebody.cameras import Camera
 from agebody.cameras.camera import expect_camera
 from agebody.engine.backend import BackendName
 from agebody.engine.batched import own_precision
+from agebody.fitting.patches import farthest_points
 from agebody.fitting.scans.clouds import Cloud, Plane
 from agebody.fitting.scans.frames import Frames, read_frames
 from agebody.fitting.scans.quality import distances, measure
@@ -207,12 +208,7 @@ def choose_frames(maker: ScanTerms, start: BodyParameters, count: int) -> Int[Te
     best = best[: max(count, (len(best) + 1) // 2)]
     joints = maker.joints_of(start.vector()[best])
     looks = torch.cat(((joints - joints.mean(1, keepdim=True)).flatten(1), _extent(seen, best)), 1)
-    chosen = [0]
-    while len(chosen) < min(count, len(best)):
-        apart = torch.cdist(looks, looks[chosen]).amin(1)
-        apart[chosen] = -1
-        chosen.append(int(apart.argmax()))
-    return best[chosen].sort().values
+    return best[farthest_points(looks, count)[0]].sort().values
 
 
 def _extent(seen: Frames, rows: Int[Tensor, " n"]) -> Float[Tensor, "n 9"]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from agebody.body import BodyModel
 from agebody.checks import apply_mask, safe_norm
 from agebody.engine.backend import BackendName
+from agebody.fitting.patches import farthest_points
 from agebody.fitting.scans.clouds import Plane
 from agebody.fitting.scans.frames import Frames, draw_points, eye_of, order_points
 from agebody.keypoints import KeypointLayout, joint_layout
@@ -103,7 +104,7 @@ class ScanTerms:
         )
         at_rest = like.new_tensor(asset.template)[body.faces]
         self.order = tree_order(at_rest[None], backend=backend)[0]
-        self.spread = farthest_rows(like.new_tensor(asset.template), sample // 2)
+        self.spread, _ = farthest_points(like.new_tensor(asset.template), sample // 2)
         back = part_vertices(asset, "trunk", facing=(0, 0, -1))
         self.back = back[:: max(1, len(back) // BACK)].to(like.device)
         self.joints = joint_layout(*asset.joint_names)
@@ -398,13 +399,3 @@ def closest_visible(
     alone = rows_of(mesh, faces[visible].flatten(1))
     each = torch.arange(alone.shape[1], device=faces.device).view(-1, 3)
     return visible.gather(1, closest_faces(points, alone, each, ordered=True, backend=backend))
-
-
-def farthest_rows(points: Float[Tensor, "V 3"], count: int) -> Int[Tensor, " S"]:
-    """Return rows of evenly spread points: each is the farthest from those before it."""
-    chosen = [0]
-    least = (points - points[0]).square().sum(-1)
-    for _ in range(min(count, len(points)) - 1):
-        chosen.append(int(least.argmax()))
-        least = torch.minimum(least, (points - points[chosen[-1]]).square().sum(-1))
-    return torch.tensor(chosen, device=points.device)
