@@ -35,10 +35,10 @@ _OTHERS = (
     (rb"\s*\{[^\n]*\}\r?\n\s*\{", "lines of JSON; join them to one list, as by `jq -s . FILE`"),
     (rb"\s*[\[{]", "a damaged one, or not in UTF-8"),
 )
-"""Beginnings of files that are not JSON, and what they are."""
+"""Magic bytes of files that are not JSON, and their kinds."""
 _DECIMAL = re.compile(r"[0-9]{1,9}(\.[0-9]{0,20})?")
 _MOST_NEGATIVE, _MOST_SURE = -1.0, 10.0
-"""Heatmaps give confidences a little below 0, or some above 1; what is beyond these is another number."""
+"""Heatmaps give confidences slightly below 0 or above 1; numbers outside these bounds are no confidences."""
 
 
 def load_json(path: Path) -> Any:
@@ -113,7 +113,7 @@ class Entries:
         return len(self.rows)
 
     def select(self, kept: Sequence[bool] | np.ndarray) -> Entries:
-        """Return some of the entries, which keep their numbers in the file."""
+        """Return some of the entries; errors still name their numbers in the file."""
         rows = [row for row, keep in zip(self.rows, kept, strict=True) if keep]
         found = Entries(self.path, self.name, rows, self.origins and [self.origins[0]] * len(rows))
         found.origins = self.origins
@@ -407,10 +407,10 @@ def _as_float(value: Any) -> float:
 
 
 def _number_in(value: Any) -> Any:
-    """Return the number that a string of decimal digits holds; anything else as it is."""
+    """Convert a string of decimal digits to an integer; return anything else unchanged."""
     return float(value) if isinstance(value, str) and _DECIMAL.fullmatch(value) else value
 
 
 def _is_gap(value: Any) -> bool:
-    """Return whether a value stands for a missing number."""
+    """Return whether a value is a placeholder of a missing number."""
     return value is None or (isinstance(value, float) and math.isnan(value))

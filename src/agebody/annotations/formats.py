@@ -1,4 +1,4 @@
-"""The formats of keypoint files: how each is recognised, and how it is brought to COCO's terms."""
+"""The formats of keypoint files: how each is recognised and converted to COCO's terms."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ def _has(value: Any, *keys: str) -> bool:
 
 
 def _listed(value: Any) -> list[Any]:
-    """Return a list as it is, anything else as a list that the reader of entries refuses."""
+    """Return a list unchanged; wrap anything else, so that the reader of entries refuses it."""
     return value if isinstance(value, list) else [value]
 
 
 def _triples(xy: Any, third: Any = None) -> Any:
-    """Return x, y, c of points given as pairs and, optionally, confidences; what does not fit, if any."""
+    """Return x, y, c of points given as pairs and, optionally, confidences; invalid values unchanged."""
     if not isinstance(xy, list):
         return xy
     odd = [pair for pair in xy if not isinstance(pair, list) or len(pair) != 2]
@@ -82,7 +82,7 @@ def _coordinates(points: Any, *third: str) -> Any:
 
 
 def _from_corners(box: Any) -> Any:
-    """Return x, y, width, height of a box of two corners; the value itself if it is none."""
+    """Return x, y, width, height of a box of two corners; invalid values unchanged."""
     box = box[0] if isinstance(box, list) and len(box) == 1 else box
     try:
         x0, y0, x1, y1 = box
@@ -92,7 +92,7 @@ def _from_corners(box: Any) -> Any:
 
 
 def _with(row: Any, **changes: Any) -> Any:
-    """Return an object with other values, without those that are None."""
+    """Return an object with added values, except those that are None."""
     if not isinstance(row, dict):
         return row
     return {**row, **{key: value for key, value in changes.items() if value is not None}}
@@ -201,7 +201,7 @@ class _Row(NamedTuple):
     extra: int
 
     def __str__(self) -> str:
-        """Return what messages call it."""
+        """Return a description for messages."""
         more = ("", ", a score", ", a score, a track")[self.extra]
         return f"{self.size} points of {self.dims} numbers{more}"
 
@@ -211,7 +211,7 @@ class _Row(NamedTuple):
         return [values[i : i + self.dims] for i in first]
 
     def fits(self, values: Sequence[float]) -> bool:
-        """Return whether the numbers are what they are called."""
+        """Return whether the confidences, scores and tracks have valid values."""
         points = self.points(values)
         third = [point[2] for point in points] if self.dims == 3 else []
         score, track = ([*values[5 + self.size * self.dims :], 0.0, 0.0])[:2]
@@ -220,7 +220,7 @@ class _Row(NamedTuple):
         return flags and near and 0 <= score <= 1 and track >= 0 and track == int(track)
 
     def in_boxes(self, lines: Sequence[Sequence[float]]) -> float:
-        """Return the share of the points that lie in the boxes of their lines, or little outside."""
+        """Return the share of the points that lie in the boxes of their lines, or slightly outside."""
         inside: list[bool] = []
         for values in lines:
             x, y, width, height = values[1:5]
@@ -231,7 +231,7 @@ class _Row(NamedTuple):
 
 
 _IN_BOXES = 0.8
-"""Least share of the points that lie in the boxes, if they are read as they were written."""
+"""Least share of the points that lie in the boxes if the lines are read correctly."""
 _ULTRALYTICS = (17, 3)
 """Points of Ultralytics' own models, and numbers of each."""
 
@@ -270,7 +270,7 @@ def _yolo(lines: Any, size: int | None = None) -> Iterator[Frame]:
 
 
 def _find_row(lines: list[list[float]], size: int | None) -> _Row | None:
-    """Return how lines of one length are read; None if in no way."""
+    """Return how lines of one length are read; None if no form fits."""
     count, sizes = len(lines[0]) - 5, sorted({order.size for order in ORDERS})
     every = [_Row(size, dims, extra) for size in sizes for dims in (3, 2) for extra in (0, 1, 2)]
     found = [row for row in every if row.size * row.dims + row.extra == count]

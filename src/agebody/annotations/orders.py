@@ -26,7 +26,7 @@ class Order(NamedTuple):
 
     @classmethod
     def parse(cls, title: str, text: str) -> Order:
-        """Read names; ``said=name`` stands for a point that layouts call by another name, or do not have."""
+        """Read names; ``said=name`` is a point that layouts call by another name, or do not have."""
         pairs = [word.partition("=") for word in text.split()]
         said = tuple(pair[0] for pair in pairs)
         names = tuple(name if equal else before for before, equal, name in pairs)

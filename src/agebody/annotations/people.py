@@ -23,7 +23,8 @@ MAX_PIXELS = 1e6
 """Largest size of an image and largest coordinate of a keypoint or box [pixels] that files may have."""
 
 _PERCENT, _LARGE = 100, 3
-"""Percent of the whole, and from how many times that many pixels on nobody is in such a corner alone."""
+"""Largest percentage; and how many times as large [pixels] both sides of an image are in which coordinates up
+to it are more likely percent than pixels of people who are all in one corner."""
 _AGE_WORDS = {"age", "ages", "birth", "birthday", "birthdate", "dob", "month", "months"}
 _DETECTED = WHOLE_BODY[:2]
 """Layouts of detectors, to which other names are mapped; a "head" of the layouts of bodies is a joint."""
@@ -68,7 +69,7 @@ class People:
     tracks: Int[np.ndarray, " N"] | None = None
     """Number of each person in the images of a video, -1 where unknown; None if no file states it."""
     scores: Float[np.ndarray, " N"] | None = None
-    """How sure a detector is of each person, NaN where unknown; None if no file states it."""
+    """Detector's score of each person, NaN where unknown; None if no file states it."""
     left_out: tuple[tuple[str, int], ...] = ()
     """Reasons why people of the file are missing here, and how many."""
     notes: tuple[str, ...] = ()

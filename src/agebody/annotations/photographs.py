@@ -85,7 +85,8 @@ class Photographs:
         """Return the names, relative to the folder, of the images that a name or a number fits.
 
         A name may have more or fewer folders than there are, or no suffix. A number is the one with which the
-        name of an image ends, as in ``COCO_val2014_000000000192.jpg``. Case counts where it tells two apart.
+        name of an image ends, as in ``COCO_val2014_000000000192.jpg``. Case matters where two names differ
+        only by it.
         """
         if not isinstance(key, str):
             return self._known.get(key, []) if not isinstance(key, bool) else []
@@ -108,7 +109,7 @@ class Photographs:
 
 
 def _alike(name: str) -> str:
-    """Return what names share that some systems take for one: of any case, accents in one code or two."""
+    """Return a key that is equal for names that some systems identify: any case, composed accents or not."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
@@ -130,7 +131,7 @@ def _advice(suffix: str = HEIC[0]) -> str:
 
 
 def is_content(path: Path) -> bool:
-    """Return whether a file is more than the attributes that macOS keeps of another, as ``._photo.jpg``."""
+    """Return whether a file is not a macOS file of another's attributes, such as ``._photo.jpg``."""
     return not path.name.startswith("._")
 
 

@@ -34,7 +34,7 @@ from agebody.keypoints import LAYOUTS, KeypointLayout, get_layout
 from agebody.stores import find_paths, to_path
 
 PEOPLE_PER_SHARD = 4096
-"""Some minutes of work on one core, which is what a killed worker loses."""
+"""A few minutes of work on one core, which are lost when a worker is killed."""
 
 METADATA = b"agebody"
 """Key of this library in the metadata of a file; the value is JSON."""
@@ -42,7 +42,7 @@ METADATA = b"agebody"
 
 class _Column(NamedTuple):
     kind: str
-    """One of those that `_fits` tells apart."""
+    """One of the types that `_fits` distinguishes."""
     required: bool = False
 
 

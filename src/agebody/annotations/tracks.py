@@ -45,13 +45,13 @@ def link_people(people: People, *, gap: int = GAP) -> People:
     """Return people with the number of their track, from 0; tracks of the file stay.
 
     From frame to frame, people are matched by the similarity of their keypoints (OKS), as many as possible,
-    the most similar first. A person may have stayed where they were last seen, or have gone on as before,
-    whichever is more similar: so people who cross keep their tracks. Those who are left may have moved as a
-    whole from there, less similar the farther (`LEAP`): so people who run keep theirs.
+    the most similar first. Each is predicted at the last position and at constant velocity, of which the more
+    similar counts, so that people who cross keep their tracks. Those who remain unmatched may also have moved
+    as a whole, less similar the farther (`LEAP`), so that people who run keep theirs.
 
     Args:
         people: whose images are frames of one video.
-        gap: frames for which somebody may be unseen and still be the same person.
+        gap: frames for which a person may be unseen and keep their track.
     """
     if gap < 0:
         raise ValueError(f"gap: expected at least 0, got {gap}")

@@ -25,14 +25,14 @@ _BEGINNINGS = re.compile(
 _SILENT = 0
 """OpenCV's LOG_LEVEL_SILENT."""
 USUAL_RATE = 30.0
-"""Frames a second of a video that does not say, and of a folder of frames."""
+"""Frames per second of a video that does not state it, and of a folder of frames."""
 
 
 def load_opencv(purpose: str, extra: str) -> Any:
     """Import ``cv2``.
 
     Raises:
-        ImportError: OpenCV is missing; the message says what needs it, and the extra that brings it.
+        ImportError: OpenCV is missing; the message names the extra that installs it.
     """
     os.environ.setdefault(
         "OPENCV_FFMPEG_LOGLEVEL", "-8"
@@ -57,7 +57,7 @@ def frame_name(number: int) -> str:
 
 
 def frame_rate(path: Path) -> float:
-    """Return the frames a second of a video, or those that a folder of frames is taken to have."""
+    """Return the frames per second of a video, or those assumed for a folder of frames."""
     return Video(path).rate if is_video(path) else USUAL_RATE
 
 
@@ -82,7 +82,7 @@ class Video:
         with self._opened() as capture:
             rate, count = (capture.get(each) for each in (cv2.CAP_PROP_FPS, cv2.CAP_PROP_FRAME_COUNT))
         self.rate = rate if math.isfinite(rate) and 0.1 <= rate <= 1000 else USUAL_RATE
-        """Frames a second."""
+        """Frames per second."""
         self.count = int(count) if 0 < count < 1e9 else 0
         """Number of frames as the file states it; 0 if it does not."""
 

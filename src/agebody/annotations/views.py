@@ -24,7 +24,7 @@ SAME_PLACE = 0.15
 SAMPLES = 64
 """Frames in which two tracks are compared, at most."""
 STRETCH = 0.02
-"""Largest difference of the shapes of a view and of what was calibrated, as by the margins of a video."""
+"""Largest difference of aspect ratios between a view and its calibration, such as by a video's margins."""
 
 
 class Views(NamedTuple):
@@ -92,11 +92,11 @@ def join_views(found: Mapping[str, People], cameras: Cameras, *, gap: int = GAP)
     Args:
         found: per name of a camera, the people of its frames, as many in each view.
         cameras: the cameras of these names.
-        gap: frames for which a view may lose somebody.
+        gap: frames for which a view may lose a person.
 
     Raises:
-        AnnotationError: there are less than two cameras, or frames of different numbers or sizes, or
-            different keypoints.
+        AnnotationError: there are fewer than two cameras, or their frames differ in number or size, or the
+            keypoints differ.
     """
     first = found[next(iter(found))] if found else None
     if first is None or len(found) < 2 or set(found) != set(cameras.names):

@@ -348,7 +348,7 @@ def expect_asset(value: Any, name: str = "asset") -> BodyAsset:
 
 
 def check_shape(name: str, got: tuple[int, ...], expected: tuple[int | None, ...]) -> None:
-    """Raise an `AssetError` where a shape is not the expected one, in which None stands for any size."""
+    """Raise an `AssetError` where a shape is not the expected one, in which None is any size."""
     if len(got) != len(expected) or any(n not in (None, m) for n, m in zip(expected, got, strict=True)):
         texts = (", ".join("any" if n is None else str(n) for n in shape) for shape in (expected, got))
         raise AssetError("{}: expected shape ({}), got ({})".format(name, *texts))

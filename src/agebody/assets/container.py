@@ -42,7 +42,7 @@ WHERE = (
 
 _NPY_MAGIC = b"\x93NUMPY"
 MOST_TEXT = 200
-"""Characters of another library's error to repeat."""
+"""Number of characters of another library's error to repeat."""
 _NPY_HEADER = re.compile(
     rb"\{'descr': '([<>|=]?)(\w{1,16})', 'fortran_order': (True|False), "
     rb"'shape': \(((?:\d{1,12}L?(?:, ?|(?=\)))){0,32})\),? *\}\s*"
@@ -75,7 +75,7 @@ _OTHERS = (
 
 
 class Unread(NamedTuple):
-    """Stands for an entry that could only be read by running code of the file."""
+    """Replaces an entry that could only be read by running code of the file."""
 
     reason: str
 
@@ -198,7 +198,7 @@ def _container(data: bytes) -> str:
 
 
 def refuse_substitute(data: bytes, others: Iterable[tuple[bytes, str]] = ()) -> None:
-    """Raise an `AssetError` for what stands in a file's place, such as the web page of a failed download."""
+    """Raise an `AssetError` for files that replace the wanted one, such as the page of a failed download."""
     for pattern, what in (*_SUBSTITUTES, *others):
         if re.match(pattern, data[:4096]):
             raise AssetError(f"this is {what}")
@@ -256,7 +256,7 @@ class Archive(Mapping[str, Any]):
         self._read = read
 
     def __getitem__(self, name: str) -> Any:
-        """Return an entry, read anew."""
+        """Read an entry; nothing is cached."""
         entry = self._entries[name]
         if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise AssetError(f"{name} is packed by a method that no body file uses; save the file again")
@@ -347,14 +347,14 @@ def _parse_torch_zip(stream: io.BufferedIOBase, *, lenient: bool = False) -> Par
 def opened_tensors(path: Any, where: str) -> Iterator[tuple[Iterator[tuple[str, Any]], tuple[str, ...]]]:
     """Open the weights of a network, of torch or safetensors, and run nothing of the file.
 
-    The file is not read as a whole, for it can be larger than the memory.
+    The file is not read as a whole, because it can be larger than the memory.
 
     Args:
         path: of the file.
         where: where such files come from, for the error of a missing one.
 
     Yields:
-        The arrays by name, read one by one, and the names of what stands beside them.
+        The arrays by name, read one by one, and the names of the other entries.
 
     Raises:
         AssetError: the file is missing, unreadable, damaged, hostile, or of another kind.

@@ -1,4 +1,4 @@
-"""Names of the points of the known regressor sets, vertices of SMPL's surface points, and the landmarks."""
+"""Point names of the known regressor sets, vertices of SMPL's surface points, and landmarks."""
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -63,7 +63,7 @@ FILES = {
     "smplx": "SMPLX_NEUTRAL.npz (smpl-x.is.tue.mpg.de)",
     "mano": "MANO_RIGHT.pkl (mano.is.tue.mpg.de)",
 }
-"""The file to get of each family, and from where."""
+"""The file to get for each family, and where from."""
 
 _BARYCENTRIC = 0.01  # tolerance for sums of barycentric coordinates
 _TOPOLOGIES = {6890: "smpl", 10475: "smplx", 778: "mano"}
@@ -384,7 +384,7 @@ def _gender(raw: RawFile) -> str:
 
 
 def _shape_names(kind: str, num_betas: int) -> tuple[str, ...]:
-    """Return names that tell SMPL-X's expressions, at the end of its shape directions, from the betas."""
+    """Return names of SMPL-X's shape directions, of which the last are expressions; else no names."""
     num_expressions = _NUM_EXPRESSIONS.get(num_betas, 0) if kind == "smplx" else 0
     if not num_expressions:
         return ()
@@ -478,7 +478,7 @@ def _hands(entry: _Entries, kind: str) -> dict[str, np.ndarray]:
     ):
         names = [name + side for side in sides]
         given = {name: entry.floats(name) for name in names if name in entry.content}
-        arrays = {name: array for name, array in given.items() if array.size}  # an empty one stands for none
+        arrays = {name: array for name, array in given.items() if array.size}  # empty: the file has none
         if not arrays:
             continue
         if len(arrays) < len(names):

@@ -1,4 +1,4 @@
-"""The stack machine of pickles, which records what a file asks for and does none of it."""
+"""The stack machine of pickles, which records the calls that a file asks for and makes none."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class Machine:
     """The stack machine of the pickle format, which records calls instead of making them.
 
     Args:
-        lenient: take whatever else the file names as a record of kind "foreign", without its content: a
+        lenient: read objects of unknown classes as records of kind "foreign", without their content: a
             training checkpoint keeps settings of any class beside its tensors.
     """
 
@@ -132,7 +132,7 @@ class Machine:
         return self.stack.pop()
 
     def _container(self, kind: type) -> Any:
-        """Return the container on top of the stack, or a passing one in the place of a foreign object."""
+        """Return the container on top of the stack, or one that is dropped for a foreign object."""
         foreign = self.lenient and self.stack and isinstance(self.stack[-1], Record)
         return kind() if foreign else self._top(kind)
 
@@ -291,7 +291,7 @@ def checked_keys(items: list[Any]) -> set[Any]:
 
 
 def kind_of(value: Any) -> str:
-    """Return what an error calls a value."""
+    """Return the kind of a value, for error messages."""
     return value.kind if isinstance(value, (Global, Record)) else type(value).__name__
 
 

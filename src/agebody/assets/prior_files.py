@@ -17,7 +17,7 @@ HEADER_KEY = "agebody_prior"
 """The one entry of the safetensors ``__metadata__``: JSON text with everything that is not an array."""
 
 LARGEST = 1e12
-"""Largest number in a prior: its square is a number in float32 too."""
+"""Largest number in a prior: its square is finite in float32."""
 
 PREFIX = 3
 """Number of angles of the root, before those of the body, in a pose of the SMPL family."""
@@ -118,7 +118,7 @@ def _read(
 
 
 def _what_else(content: Mapping[Any, Any], cls: type[Gaussian] | type[Mixture], missing: list[str]) -> str:
-    """Say what a file holds that is not the wanted prior, and what to do."""
+    """Describe a file that is not the wanted prior, and what to do."""
     if {"mean", "prec"} <= set(content):
         return "this is SMIL's pose prior, one Gaussian; open it with MahalanobisPrior.from_file"
     if {"means", "covars"} <= set(content):

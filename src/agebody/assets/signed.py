@@ -1,4 +1,4 @@
-"""The library's own files: safetensors with a description in JSON, and a checksum of the whole file."""
+"""Files in this library's format: safetensors with a description in JSON and a checksum of the whole file."""
 
 from __future__ import annotations
 

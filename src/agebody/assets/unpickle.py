@@ -2,8 +2,8 @@
 
 `pickle.Unpickler` calls what a file names, even under a strict `find_class`, and hashes and copies whatever
 the file asks for. Here the opcodes drive a stack machine that holds plain values and *records* ("an ndarray
-with this state"). The records of the few admitted classes are checked and then become NumPy arrays. Torch's
-files are pickles too, whose tensors name a storage that stands beside the pickle.
+with this state"). The records of a few admitted classes are checked and then become NumPy arrays. Torch's
+files are pickles too, whose tensors name a storage outside of the pickle.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def _no_storage(key: str) -> bytes:
 
 
 class Parsed(NamedTuple):
-    """What a pickle describes, before anything of it is unfolded."""
+    """The result of the stack machine, before its records are converted."""
 
     value: Any
     storages: dict[str, tuple[str, int]]
@@ -86,7 +86,7 @@ class Parsed(NamedTuple):
         return _Resolver(4 * size + 2**26, self.read_storage).plain(self.value)
 
     def tensors(self, *, size: int) -> tuple[Iterator[tuple[str, np.ndarray]], tuple[str, ...]]:
-        """Return the named tensors of a checkpoint, read one by one, and the names of what stands beside.
+        """Return the named tensors of a checkpoint, read one by one, and the names of its other entries.
 
         They are the dict itself, or its entry "state_dict", "model" or "model_state_dict".
         """
@@ -188,7 +188,7 @@ class _Resolver:
         return self.raw(record.args[0])
 
     def raw(self, content: Any) -> bytes:
-        """Return bytes: those of Python 3, or the latin-1 text that stands for bytes of Python 2."""
+        """Return bytes: those of Python 3, or those that Python 2 wrote as latin-1 text."""
         if isinstance(content, Record) and content.kind == "bytes":
             return self.plain(content)
         if isinstance(content, (bytes, bytearray)):
@@ -250,7 +250,7 @@ class _Resolver:
         return self.filled(self.raw(content), dtype, shape, "C")
 
     def filled(self, raw: bytes, dtype: np.dtype, shape: Any, order: Any) -> np.ndarray:
-        """Return an array over bytes."""
+        """Return an array that shares the memory of bytes."""
         shape = _shape(self.plain(shape))
         if math.prod(shape) * dtype.itemsize != len(raw) or order not in ("C", "F"):
             raise AssetError(

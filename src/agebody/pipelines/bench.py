@@ -24,7 +24,7 @@ from agebody.engine.backend import BackendName
 WARM_UP = 2
 """Untimed calls of each function: the first compiles and allocates, the second has warm caches."""
 CALLS_IN_TURN = 5
-"""Calls of a function before the next one's turn: four of five then find their own data in the caches."""
+"""Consecutive calls of a function: four of five then find their own data in the caches."""
 SLOW = 0.05
 """Longer calls are timed once per turn, since they move more data than any cache holds [s]."""
 FEWEST_CALLS = 5

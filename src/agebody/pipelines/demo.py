@@ -30,7 +30,7 @@ SECONDS = 0.15
 
 
 class Person(NamedTuple):
-    """One age of the demo, with the name and the heading [rad] of a calm and of a lively pose."""
+    """One age of the demo, with name and heading [rad] of a calm and of a lively pose."""
 
     name: str
     years: float

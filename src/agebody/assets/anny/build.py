@@ -33,7 +33,7 @@ from agebody.files import replacing
 Progress = Callable[[str, float], None]
 
 BUILD_VERSION = 3
-"""Part of the cached file's name; to be raised with every change that changes the body."""
+"""Part of the cached file's name; increase it with every change that changes the body."""
 
 _BUILDING = threading.Lock()  # Anny's cache folder is one setting for the whole process
 
@@ -294,8 +294,8 @@ def _hand_components() -> Float[np.ndarray, "2 45 45"]:
     """Return the principal components of an assumed covariance of a hand's angles, left and right.
 
     Bends of fingers, about z, have a standard deviation of 0.5 rad, and correlate by 0.5 across a hand and by
-    0.8 along a finger. Spread, at a finger's first joint, has 0.15 rad, all else 0.05 rad, but for the thumb,
-    whose joints have 0.3 rad about all axes.
+    0.8 along a finger. Spread, at a finger's first joint, has 0.15 rad; other angles have 0.05 rad, except
+    those of the thumb, which have 0.3 rad about all axes.
     """
     members = HAND_JOINTS["hand"]
     thumb = np.repeat([name.startswith("thumb") for name in members], 3)

@@ -29,7 +29,7 @@ _OTHER_SIDE = {"left": "right", "right": "left"}
 
 
 class Skeleton(NamedTuple):
-    """Joints that take the place of Anny's bones."""
+    """Joints that replace Anny's bones."""
 
     names: tuple[str, ...]
     parents: tuple[int, ...]
@@ -85,7 +85,7 @@ class Age(NamedTuple):
 
 # A least-squares fit to the mean stature of girls and boys (WHO), heads per stature, sitting height, head
 # circumference and weight at that age, with Anny's own age as a weak prior. Anny's newborn anchor is not
-# used: it is the baby pressed to three quarters of its height, with the head of a one-year-old.
+# used: it is the baby compressed to three quarters of its height, with the head of a one-year-old.
 AGES = {
     19: Age(0.667, 0.3294, 0.640, -0.059, 0.156, 0.226, 0.5),
     12: Age(0.447, 0.3603, 0.576, 0.099, 0.248, 0.390, 0.25),
@@ -167,7 +167,7 @@ class AnnySource:
             self.finger_tips |= {f"left_{finger}": tip, f"right_{finger}": self.mirror[tip]}
 
     def keypoints(self) -> dict[str, Float[np.ndarray, " V"]]:
-        """Return Anny's regressors of COCO's body and foot points, without the many tiny weights."""
+        """Return Anny's regressors of COCO's body and foot points, without their many tiny weights."""
         from anny import KeypointsRegressor
 
         regressor = KeypointsRegressor.coco(self.model)

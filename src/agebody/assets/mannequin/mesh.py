@@ -1,6 +1,6 @@
 """From the figure's rows to a mesh: rays leave a net of quads and stop at the surface of its shapes.
 
-As in `shapes`, every machine rounds alike, and the mesh is the same to the last bit.
+As in `shapes`, all operations round equally on every machine, so the mesh is bitwise identical.
 """
 
 from __future__ import annotations
@@ -344,7 +344,7 @@ def normals(p: Float[np.ndarray, "3 H"], quads: Int[np.ndarray, "Q 4"]) -> Float
 
 
 def near(around: Int[np.ndarray, "H K"], seeds: Int[np.ndarray, " S"], steps: int) -> Float[np.ndarray, " H"]:
-    """Return 1 at the seeds, falling to 0 over so many edges."""
+    """Return 1 at the seeds, falling to 0 over ``steps`` edges."""
     out = np.zeros(len(around))
     out[seeds] = 1.0
     for _ in range(steps):
@@ -378,7 +378,7 @@ def _even_out(
         mean = (total - (around.shape[1] - degree) * p) / degree
         p = p + ease * (mean - p)
         p[0, net.seam] = 0.0
-        if step < UNTANGLE_STEPS:  # at first not back to the surface, so that crossed rows come apart
+        if step < UNTANGLE_STEPS:  # not yet back to the surface, so that crossed rows can separate
             continue
         normal = normals(p, net.quads)
         normal[0, net.seam] = 0.0

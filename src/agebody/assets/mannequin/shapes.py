@@ -1,7 +1,7 @@
 """From the figure's shapes to a signed distance: ellipsoids blended into one surface, of adult or infant.
 
-Only +, -, *, / and sqrt touch a coordinate, in a fixed order and never through BLAS, so that every machine
-rounds alike and the surface is the same to the last bit.
+Coordinates are computed with +, -, *, / and sqrt alone, in a fixed order and never through BLAS, so that the
+surface is bitwise identical on every machine.
 """
 
 from __future__ import annotations

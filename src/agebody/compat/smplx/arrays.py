@@ -1,4 +1,4 @@
-"""Modules that know which of their arrays were changed."""
+"""Modules that detect changes of their arrays."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ _SMALL = 64
 
 
 class WatchedArrays(nn.Module):
-    """A module that notices when one of its arrays is replaced or written to, in whatever way.
+    """A module that detects when one of its arrays is replaced or written to, in whatever way.
 
-    A tensor counts the writes to it, but not those through ``.data`` or NumPy. Whoever makes these has been
-    handed the array: from then on it is compared with a copy at every call. An array that nobody was handed
-    is checked by its identity and its count of writes alone, which costs nothing.
+    A tensor counts the writes to it, but not those through ``.data`` or NumPy. These are possible only after
+    the array was read as an attribute, so from then on it is compared with a copy at every call. Before, only
+    its identity and its count of writes are checked, which costs nothing.
     """
 
     _arrays: Mapping[str, tuple[Tensor, int]] = {}
-    """Intact arrays with the number of writes to them, less those to `_common`."""
+    """Intact arrays with the number of writes to them, minus those to `_common`."""
     _common = ""
-    """An array that nobody writes to alone: a write to all is a broadcast of DistributedDataParallel."""
+    """An array that is never written to alone: its writes are broadcasts of DistributedDataParallel."""
 
     def _put(self, name: str, array: np.ndarray, dtype: torch.dtype) -> None:
         with torch.inference_mode(False):  # tensors made in inference mode cannot be trained through later
             value = torch.from_numpy(np.array(array, order="C"))
-            value = value.to(torch.empty(0).device, dtype)  # a context counts, with torch 2.5 too
+            value = value.to(torch.empty(0).device, dtype)  # which a device context sets, also in torch 2.5
             self.register_buffer(name, value, persistent=False)
 
     def _originals(self) -> dict[str, np.ndarray]:
@@ -46,7 +46,7 @@ class WatchedArrays(nn.Module):
         self._is_copy = False
 
     def __getattr__(self, name: str) -> Any:
-        """Note who is handed an array, and keep a copy of what it was."""
+        """Return an array, and keep a copy of its values."""
         if name in self._arrays and not torch.compiler.is_compiling():
             if name not in self._copies and self._is_untouched(name):
                 self._copies[name] = self._arrays[name][0].detach().clone()
@@ -54,13 +54,13 @@ class WatchedArrays(nn.Module):
         return super().__getattr__(name)
 
     def named_buffers(self, *args: Any, **kwargs: Any) -> Any:
-        """Note that all arrays are handed out."""
+        """Return all arrays, and keep copies of their values."""
         for name in self._arrays:
             getattr(self, name)
         return super().named_buffers(*args, **kwargs)
 
     def _array(self, name: str) -> Any:
-        """Return an array without handing it out; None where it was deleted."""
+        """Return an array without counting it as read; None where it was deleted."""
         for place in (self._buffers, self._parameters, self.__dict__):
             if name in place:
                 return place[name]
@@ -86,8 +86,8 @@ class WatchedArrays(nn.Module):
     def _changed(self, names: Iterable[str]) -> set[str]:
         """Return which of these arrays were replaced or changed since the module was built.
 
-        On a GPU, an array that was handed out is compared there, which waits for it; while a CUDA graph is
-        recorded, the answer is that of the call before.
+        On a GPU, an array that was read is compared there, and the call waits for the result; while a CUDA
+        graph is recorded, the result is that of the previous call.
         """
         if self._answer is not None and (self._is_copy or _is_recording()):
             return self._answer
@@ -109,7 +109,7 @@ class WatchedArrays(nn.Module):
         return self
 
     def _replicate_for_data_parallel(self) -> Any:
-        """Return a replica with the answer for this module, since the arrays become others."""
+        """Return a replica that keeps the result of this module, because its arrays are new tensors."""
         self._changed(self._arrays)
         replica: Any = super()._replicate_for_data_parallel()
         replica._is_copy = True

@@ -51,7 +51,7 @@ _MODELS: dict[str, tuple[type[SMPL], type[SMPL]]] = {
 
 
 def create(model_path: ModelPath, model_type: str = "smpl", **kwargs: Any) -> Any:
-    """Return the model of a file, which its content tells, or of the folder ``model_type`` in a folder."""
+    """Return the model of a file, by its content, or that in the subfolder ``model_type`` of a folder."""
     return _make(0, model_path, model_type, kwargs)
 
 

@@ -262,11 +262,11 @@ class MANO(SMPLH):
     """MANO with smplx's arguments: a hand whose root is the wrist.
 
     Left and right are two files. The shape directions of ``MANO_LEFT.pkl`` are used as they are; code that
-    mends their sign (``model.shapedirs[:, 0, :] *= -1``) works.
+    corrects their sign (``model.shapedirs[:, 0, :] *= -1``) works.
 
     Args:
         model_path: as in `SMPL`; in a folder, ``MANO_RIGHT.pkl`` or ``MANO_LEFT.pkl``.
-        is_rhand: which of them; of a file, its name says it.
+        is_rhand: whether to take the right hand from a folder; for a file, its name decides.
         create_hand_pose: whether to make that parameter.
         hand_pose: its initial value, zeros by default.
         kwargs: options of `SMPLH`.

@@ -32,7 +32,7 @@ _ADVICE = {
 }
 """Advice in errors of the library -> advice on the command line."""
 _INTERRUPTED = 130
-"""Exit code of commands that are ended by Ctrl-C."""
+"""Exit code of commands that Ctrl-C ended."""
 
 
 class _Commands(TyperGroup):
@@ -86,7 +86,7 @@ def main() -> None:
 
 @contextmanager
 def _stopping() -> Iterator[list[int]]:
-    """Interrupt the program when it is told to end or its terminal is closed; yield which signal it was."""
+    """Interrupt the program on SIGTERM, or when its terminal is closed; yield which signal it was."""
     stopped: list[int] = []
 
     def stop(number: int, _frame: Any) -> NoReturn:
@@ -160,7 +160,7 @@ def running(*errors: type[Exception]) -> Iterator[Progress]:
 
 
 def describe(error: Exception) -> str:
-    """Return an error as a user of the command line needs it: the file first, options by their names."""
+    """Return an error message for the command line: the file first, options by their names."""
     message = str(error)
     if isinstance(error, OSError) and error.strerror:
         reason = error.strerror

@@ -260,7 +260,7 @@ def export(
 def _save_video(
     body: BodyModel, parameters: BodyParameters, fps: float, path: Path, overwrite: bool, bars: Progress
 ) -> None:
-    """Draw a motion from a camera that stands still, a little to the side, and sees all of it."""
+    """Draw a motion from a fixed camera, slightly to the side, that sees all of it."""
     import torch
 
     from agebody.annotations.videos import write_video

@@ -1,4 +1,4 @@
-"""`agebody crowd`: the people of each image, put in one space by a depth map."""
+"""`agebody crowd`: place the people of each image in one space by a depth map."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def crowd(
     as_json: options.AsJson = False,
     overwrite: options.Overwrite = False,
 ) -> None:
-    """Put the people of each image in one space: their depths and statures (DTO).
+    """Place the people of each image in one space: their depths and statures (DTO).
 
     Poses do not change. A child's age offset or an adult's first beta is changed until the body has its
     new stature, and the body is moved so that it covers the same pixels.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 SPEED_SD = 3.0
-"""Standard deviation of the speed of a joint [m/s]: 0.1 m between frames of a video of 30 a second."""
+"""Standard deviation of the speed of a joint [m/s]: 0.1 m between frames at 30 frames per second."""
 
 
 @app.command()
@@ -220,7 +220,7 @@ def fit(
 
 
 def show_written(output: Path, layer: BodyModel, written: Written, notes: list[str]) -> None:
-    """Print what was found and written, and on standard error what users should know."""
+    """Print what was found and written, and notes on standard error."""
     from agebody.pipelines.labels import fit_folder
     from agebody.pipelines.labels.summary import unknown_ages
 

@@ -35,7 +35,7 @@ def shard(
     people_per_shard: Annotated[int, typer.Option(min=1, help="Largest number of people per shard.")] = 4096,
     overwrite: options.Overwrite = False,
 ) -> None:
-    """Cut files of keypoints into shards, for `agebody fit-shards`.
+    """Split files of keypoints into shards, for `agebody fit-shards`.
 
     Writes **NAME-00000.parquet** and so on for each file NAME. The people of one image are in one shard.
 
@@ -74,7 +74,7 @@ def shard(
 
 
 def _check_kind(value: str) -> str:
-    """Return the value of an option, of which "cuda" need not be here: the cluster may have GPUs."""
+    """Return the value of an option; "cuda" is allowed without a GPU here, as the cluster may have some."""
     if value.startswith("cuda:"):
         raise typer.BadParameter(f"expected cpu or cuda, because each worker gets its own GPU, got {value!r}")
     return value if value == "cuda" else str(options.check_device(value))
@@ -213,7 +213,7 @@ def fit_shards(
 
 
 def _progress_line(report: DatasetReport) -> str:
-    """Return how far a call is, for logs."""
+    """Return the progress of a call as a line of a log."""
     line = f"{report.shards_done} of {report.shards} shards done, {len(report.bad)} left out"
     speed = report.people_per_second
     if not speed:

@@ -1,4 +1,4 @@
-"""`agebody live`: people before a camera, or in a video, as they come."""
+"""`agebody live`: people in front of a camera, or in a video, frame by frame."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def live(
     device: options.Device = "cpu",
     overwrite: options.Overwrite = False,
 ) -> None:
-    """Fit bodies to the people before a camera, or in a video, picture by picture, and draw them.
+    """Fit bodies to the people in front of a camera, or in a video, frame by frame, and draw them.
 
-    Each fit takes a few steps from the picture before and from the lifter's estimate. For labels, `agebody
-    fit VIDEO` is better: it fits each person over all frames. The window closes with **q**; Ctrl-C ends, too.
+    Each fit takes a few steps from the previous frame and the lifter's estimate. For labels, `agebody fit
+    VIDEO` is better: it fits each person over all frames. **q** closes the window; Ctrl-C also ends.
 
     Examples: `agebody live --detector movenet:multipose.tflite`,
     `agebody live clip.mp4 --detector rtmo:rtmo-s.onnx -o drawn.mp4`
@@ -103,7 +103,7 @@ def live(
 def _draw(
     frames: Iterator[tuple[int, Any]], source: Path, finder: Any, stream: Any, times: dict[str, list[float]]
 ) -> Iterator[Any]:
-    """Yield pictures with the people that were found, and take the time; Ctrl-C ends them."""
+    """Yield pictures with the people found in them, and measure the time; Ctrl-C ends them."""
     from agebody.detect.photographs import detect_frame
     from agebody.pipelines.labels.overlays import draw_overlay
 

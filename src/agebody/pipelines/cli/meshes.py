@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 UNITS = {"m": 1.0, "cm": 0.01, "mm": 0.001}
 FLIPS = ("xy", "yz", "xz")
-"""Two axes that are turned round together: a half turn about the third."""
+"""Two axes that change sign together: a half turn about the third."""
 SIZES = (0.2, 3.0)
 """Extent of a person along one axis, from a newborn that is curled up to an adult's reach [m]."""
 
 FAR = 50.0
-"""Median distance of vertices from those given above which something is wrong [mm]."""
+"""Median distance from the given vertices above which the map or the axes must be wrong [mm]."""
 
 
 @app.command("convert-mesh")
@@ -214,7 +214,7 @@ def _read_map(
 
 
 def _describe(fit: Fit, layer: BodyModel) -> tuple[str, list[str]]:
-    """Return what was fitted, in a line, and what users should know."""
+    """Return a line on what was fitted, and notes."""
     error, count = 1e3 * fit.error, len(fit.error)
     who = "1 person" if count == 1 else f"{count} people"
     text = f"{who}, vertices {error.median():.1f} mm from those given, {error.max():.1f} mm at most"

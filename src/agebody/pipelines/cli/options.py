@@ -175,7 +175,7 @@ def check_exclusive(**options: Any) -> None:
 
 
 def check_renderer(overlays: int, depth: Path | None = None) -> None:
-    """Refuse options that draw, where what draws is not installed."""
+    """Refuse options that draw if the renderer is not installed."""
     if importlib.util.find_spec("embreex") is None:
         if overlays:
             fail('overlays need embreex; pip install "agebody[render]", or give --overlays 0')
@@ -274,7 +274,7 @@ def has_hands(asset: BodyAsset) -> bool:
 
 
 def one_age(body: BodyModel) -> list[str]:
-    """Return a note for those who fit people of all ages with a body of one age."""
+    """Return a note on a body of one age that is fitted to people of all ages."""
     if body.age_anchors:
         return []
     kind = "infant" if body.asset.metadata.kind == "smil" else "adult"

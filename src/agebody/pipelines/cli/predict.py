@@ -1,4 +1,4 @@
-"""`agebody predict`: from photographs to labels by a network."""
+"""`agebody predict`: from photographs to labels with a network."""
 
 from __future__ import annotations
 

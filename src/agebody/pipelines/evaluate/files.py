@@ -21,8 +21,8 @@
 | `years`, `age_months` | (N,) | of the truth: from 0 to below 130 years; NaN unknown |
 | `age_class` | (N,) | of the truth: names or indices of `AGE_CLASSES`; an empty name or -1 unknown |
 
-Other keys are ignored. A stated class counts first, as in labels, whose age offset was fitted; of several
-other ages, `agebody.age.parse_ages` says which counts.
+Other keys are ignored. A stated class takes precedence, as in labels, whose age offset was fitted; among
+other ages, the order is that of `agebody.age.parse_ages`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from agebody.metrics.similarity import CROWDPOSE14
 OTHER_LAYOUTS = {"crowdpose14": CROWDPOSE14}
 
 LARGEST = {"joints": 10.0, "vertices": 10.0, "depth": 1000.0}
-"""The median person of a file is smaller, and nearer [m]."""
+"""Upper bounds of the size and of the distance of a file's median person [m]."""
 
 _KEYS = {
     "ids": Key(kind="id"),
@@ -68,7 +68,7 @@ _KEYS = {
 
 @dataclass(frozen=True, eq=False)
 class Bodies:
-    """The people of a file, one row per person; what the file does not state is None."""
+    """The people of a file, one row per person; fields that the file does not state are None."""
 
     path: Path
     count: int
@@ -91,14 +91,14 @@ class Bodies:
     age_classes: Int[np.ndarray, " N"] | None = None
 
     def has(self, *names: str) -> bool:
-        """Return whether the file states all of these."""
+        """Return whether the file has all of these fields."""
         return all(getattr(self, name) is not None for name in names)
 
     def get(self, name: str, why: str = "") -> Any:
-        """Return what the file states.
+        """Return a field of the file.
 
         Raises:
-            AnnotationError: it states nothing; the message says why it is needed.
+            AnnotationError: the file does not have it; the message says why it is needed.
         """
         found = getattr(self, name)
         if found is None:

@@ -15,7 +15,7 @@ from agebody.pipelines.evaluate.files import Bodies
 from agebody.pipelines.evaluate.table import Cell, Row
 
 LOST, NOBODY = -1, -2
-"""In place of the row of a prediction: the person has none, or is ignored."""
+"""Replace the row of a prediction: the person has none, or is ignored."""
 
 AGE_ROWS = tuple(reversed([kind.name for kind in AGE_CLASSES]))
 """Rows of a table by age, from the youngest; a row of all follows."""

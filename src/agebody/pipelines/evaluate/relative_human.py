@@ -210,7 +210,7 @@ def _detections(pred: Bodies, target: Bodies, images: np.ndarray) -> Detections 
 
 
 def _ignored(target: Bodies) -> np.ndarray | None:
-    """Return who counts neither for nor against; None for the usual."""
+    """Return who is ignored; None for the default rule."""
     if target.valid is None:
         return None
     crowd = np.zeros(target.count, bool) if target.crowd is None else target.crowd

@@ -28,7 +28,7 @@ from agebody.pipelines.jobs.schedule import Done, Failed, Workers, is_transient,
 _START = 20.0
 """Seconds to wait for an interrupted start of Ray."""
 _ASK_EVERY, _GONE = 5.0, 30.0
-"""Seconds between two calls of the head of a cluster, and without an answer until it is taken for lost."""
+"""Seconds between two calls of a cluster's head, and without an answer until it is considered lost."""
 _OBJECT_STORE = 512 << 20
 """Bytes that local workers share: the body."""
 

@@ -81,14 +81,14 @@ def check_cluster(cluster: Cluster) -> Cluster:
 
 
 def probe(address: str) -> None:
-    """Call the server at an address; raise an error unless it is that of a cluster which lets us in.
+    """Check that a Ray cluster answers at an address and accepts this client's token.
 
     Ray itself would try for most of a minute, and write to standard error meanwhile. Its servers speak gRPC,
     so one call is written here as frames of HTTP/2 (RFC 9113), with headers of HPACK (RFC 7541). A cluster
-    that wants a token refuses it before it looks at the method.
+    that requires a token refuses the call before it reads the method.
 
     Raises:
-        ConnectionError: it is not.
+        ConnectionError: it does not.
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not port.isdigit() or os.environ.get("RAY_USE_TLS", "0") == "1":

@@ -1,4 +1,4 @@
-"""Make training labels: fit bodies to keypoints, judge the fits, and write files for training code."""
+"""Make training labels: fit bodies to keypoints, flag bad fits, and write files for training code."""
 
 from agebody.pipelines.jobs.cluster import Cluster
 from agebody.pipelines.labels.at_scale import fit_dataset, fit_shard

@@ -1,4 +1,4 @@
-"""Fit shards of people, one or all, here or on a cluster; interrupted calls can be resumed."""
+"""Fit shards of people, one or all, locally or on a cluster; interrupted calls can be resumed."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class DatasetReport:
         return self.shards - self.shards_done - len(self.bad)
 
     def save(self, path: str | PathLike[str], running: Mapping[str, Any] | None = None) -> None:
-        """Write the report as JSON, whole or not at all; ``running`` says who works on it, and until when."""
+        """Write the report as JSON, whole or not at all; ``running`` names the process that works on it."""
         document = {**asdict(self), "shards_left": self.shards_left, "running": running}
         text = json.dumps(document, indent=2) + "\n"
         with replacing(path) as temporary:
@@ -133,15 +133,15 @@ def fit_shard(
 
     Args:
         body: the layer; an `SMPLA` for people of all ages.
-        shard: a Parquet file, as `read_shard` reads it. Where it has focal lengths and ages, these
-            count, and those of the options are for everyone else.
+        shard: a Parquet file, as `read_shard` reads it. Its focal lengths and ages take precedence over those
+            of the options.
         output: an existing folder for the labels.
         layout: of the keypoints, as in `read_shard`.
         overwrite: replace labels that were made from other people or with other settings.
         options: of `fit_annotations`, such as ``fov`` or ``batch_size``, and of `fit_keypoints`.
 
     Raises:
-        AnnotationError: the shard is bad, or labels are there that were made otherwise.
+        AnnotationError: the shard is bad, or existing labels were made from other people or settings.
         OSError: a file cannot be read or written.
         ImportError: PyArrow is not installed.
     """
@@ -213,8 +213,8 @@ def fit_dataset(
 
     The folder of labels is the only record of finished work: a shard of labels is written as a whole, and its
     metadata state what it was made from. After this process, a worker or a machine was killed, another call
-    fits the missing shards; unfinished work leaves no files. On the same kind of machine, the files are equal
-    to the byte to those of an uninterrupted call.
+    fits the missing shards; unfinished work leaves no files. On the same kind of machine, the files are
+    byte-identical to those of an uninterrupted call.
 
     Args:
         body: the layer.
@@ -232,7 +232,8 @@ def fit_dataset(
         options: as in `fit_shard`.
 
     Raises:
-        AnnotationError: there are no shards, one is bad, or labels are there that were made otherwise.
+        AnnotationError: there are no shards, one is bad, or existing labels were made from other people or
+            settings.
         RuntimeError: the worker of a shard was lost more than ``max_retries`` times, or a machine of the
             cluster has another version of agebody or torch, or another kind of CPU.
         ConnectionError: no cluster answers at the address.

@@ -83,7 +83,7 @@ def write_folder(
 ) -> Written:
     """Write labels and reports, and then, if that takes long or fails, pictures: each all or none.
 
-    Files of earlier labels are replaced, or deleted; nothing else in the folder is touched.
+    Files of earlier labels are replaced or deleted; other files in the folder are kept.
 
     Args:
         folder: an existing folder.

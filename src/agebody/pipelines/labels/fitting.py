@@ -55,9 +55,8 @@ def fit_annotations(
 ) -> Labels:
     """Fit a body to everyone in a file of keypoints, and flag fits that may be wrong.
 
-    Cameras look through the middle of their images. Focal lengths and ages of the file count; those given
-    here are for everyone else. A focal length that is stated nowhere is CLIFF's guess, the diagonal of the
-    image (`Camera.guess`).
+    Principal points are the middles of the images. Focal lengths and ages of the file take precedence over
+    the arguments. Without a focal length, it is CLIFF's guess, the diagonal of the image (`Camera.guess`).
 
     Args:
         body: the layer; an `SMPLA` for people of all ages.
@@ -69,7 +68,7 @@ def fit_annotations(
         years: age in years, instead.
         min_confidence: keypoints of less confidence are ignored.
         batch_size: people fitted at a time.
-        lifter: fits begin at its estimates, which are evidence; see `fit_lifted`.
+        lifter: fits start at its estimates, which are also a prior; see `fit_lifted`.
         motion_sd: as of `fit_sequence`, from frame to frame [m]: people with the same ``tracks`` are one
             person with one shape and age, fitted over all frames. None fits each image alone.
         cameras: of synchronised views, with ``motion_sd`` and the people of `join_views`: all views of a
@@ -219,7 +218,7 @@ def fit_people(body: BodyModel, people: People, camera: Camera, **options: Any) 
 def _fit_lifted(
     body: BodyModel, people: People, camera: Camera, lifter: Lifter, **options: Any
 ) -> tuple[Fit, People, Bool[np.ndarray, " N"]]:
-    """Return fits from the lifter, people with the points that were fitted, and whose sides are exchanged."""
+    """Return fits from the lifter, people with the fitted points, and whether their sides were exchanged."""
     points, given = to_tensors(body, people)
     size = _tensor(body, people.image_sizes())
     fit, source = fit_lifted(lifter, body, points, camera, **given, size=size, **options)
@@ -265,7 +264,7 @@ def cameras(sizes: Float[Tensor, "N 2"], focals: Float[Tensor, " N"], fov: float
 
 
 def as_fit(parameters: BodyParameters, error: Float[Tensor, " N"]) -> Fit:
-    """Return bodies whose keypoints are so far off [pixels] as a fit of no step."""
+    """Return bodies with given keypoint errors [pixels] as a fit without iterations."""
     none = torch.zeros(len(error), dtype=torch.long)
     return Fit(parameters, FitReport(none == 0, none, none, torch.zeros_like(error), {}), error, error)
 
@@ -292,7 +291,7 @@ def _measure(
 
 
 def replace_bodies(body: BodyModel, labels: Labels, parameters: BodyParameters, camera: Camera) -> Labels:
-    """Return labels with other bodies before their cameras, and all that depends on them but the flags."""
+    """Return labels with other bodies in camera coordinates, and all that depends on them but the flags."""
     found = _measure(body, labels.keypoint_layout, parameters, camera)
     error = reprojection_error(found["keypoints"], labels.observed[..., :2], labels.observed[..., 2])
     found["reprojection"] = error

@@ -1,4 +1,4 @@
-"""People in a stream of pictures: each picture is fitted in a few steps from the one before."""
+"""People in a stream of pictures: each picture is fitted in a few steps from the previous one."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ MEMORY = 4
 TURN_SD = 0.15
 """Standard deviation of a joint's rotation between two pictures [rad]."""
 SHAPE_SD = {"betas": 0.1, "age_offset": 0.02}
-"""Standard deviations of the shape of the previous picture, as evidence."""
+"""Standard deviations of the shape of the previous picture, as a prior."""
 
 
 class Stream:
     """Fits bodies to the people of one picture after another.
 
     The pose starts at the mean of the lifter's estimate and the previous pose, weighted by their variances,
-    which is also evidence for the fit; shape, age and translation start at their previous values.
+    which is also a prior of the fit; shape, age and translation start at their previous values.
 
     Args:
         body: an `SMPLA`, or a layer of one age, with SMPL's joints.
@@ -63,7 +63,7 @@ class Stream:
         self._count = 0
 
     def __call__(self, people: People) -> Labels:
-        """Return the labels of the people of the next picture, with ``track`` for who is who."""
+        """Return the labels of the people of the next picture; ``track`` identifies them over time."""
         people = with_ages(self.body, people, **self.ages)
         people, before, known = self._link(people)
         camera = people_cameras(self.body, people, *self.lens)
@@ -102,10 +102,10 @@ class Stream:
 def _from_before(
     guess: Estimate, before: BodyParameters | None, known: Bool[Tensor, " N"]
 ) -> tuple[BodyParameters, dict[str, Tensor]]:
-    """Return the starts of fits, and their standard deviations as evidence."""
+    """Return the starts of fits, and their standard deviations as a prior."""
     start = guess.parameters
     sd = guess.start_sd | {
-        name: torch.full_like(getattr(start, name), 1e3)  # no evidence about somebody who is new
+        name: torch.full_like(getattr(start, name), 1e3)  # no prior of a new person
         for name in SHAPE_SD
     }
     if before is None:

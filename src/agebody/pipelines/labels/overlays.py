@@ -76,14 +76,14 @@ def draw_video(
     frames: Iterable[tuple[str, UInt8[np.ndarray, "H W 3"]]],
     rate: float,
 ) -> int:
-    """Write a video of overlays, in which everybody keeps their colour; return the number of frames.
+    """Write a video of overlays, with one colour per person; return the number of frames.
 
     Args:
         path: the file, an MP4.
         body: the layer that the labels were made with.
         labels: the people of all frames.
         frames: names and pixels, of one size.
-        rate: frames a second.
+        rate: frames per second.
 
     Raises:
         ImportError: OpenCV is missing; install ``agebody[video]``.

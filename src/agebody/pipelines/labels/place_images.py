@@ -1,4 +1,4 @@
-"""Labels of many images put in one space per image, from folders of depth maps and masks."""
+"""Place the people of many images in one space per image, from folders of depth maps and masks."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ UNPLACED = (
     "a map of unknown unit needs two people of whom the map agrees with the bodies; "
     "a map in metres (--metric) needs one, who would not be taller than 2.1 m"
 )
-"""What it takes to place a person."""
+"""What is needed to place a person."""
 
 
 def place_images(
@@ -67,7 +67,7 @@ def place_images(
         views: existing folder for pictures from above, before and after.
         disparity: the maps are disparities.
         metric: maps of floats are in metres; else their unit and origin are unknown.
-        refine: also put people on the ground and reduce overlaps; see `place_labels`.
+        refine: also place people on the ground and reduce overlaps; see `place_labels`.
         overwrite: replace existing pictures.
         source: the file of the labels, which errors name.
         progress: called with the number of images done.
@@ -235,7 +235,7 @@ def read_known_people(path: Path) -> dict[str, Any]:
 
 
 def _describe(before: Labels, found: PlacedLabels) -> dict[str, Any]:
-    """Return numbers on an image and its people that JSON can hold, None for those that are not finite."""
+    """Return numbers on an image and its people as JSON values, None for those that are not finite."""
 
     def finite(values: Iterable[float]) -> list[float | None]:
         return [value if math.isfinite(value) else None for value in values]

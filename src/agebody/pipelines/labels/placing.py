@@ -1,4 +1,4 @@
-"""Put the people of one image in one space by a depth map (DTO)."""
+"""Place the people of one image in one space by a depth map (DTO)."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def place_labels(
     metric: bool = False,
     refine: bool = False,
 ) -> PlacedLabels:
-    """Put the people of one image where its depth map and their statures place them.
+    """Place the people of one image by its depth map and their statures.
 
     A map in metres places each person alone, at the depth that it shows. Any other map needs two people.
     Poses stay as they are. An unknown age is that of the age offset of the fit, with a standard deviation of
@@ -92,7 +92,7 @@ def place_labels(
         sex: 0 neutral or unknown, 1 female, 2 male.
         disparity: whether the map is the reciprocal of Depth Anything V2's relative disparity.
         metric: whether the map is in metres; people who would be taller than 2.1 m are not placed.
-        refine: then put people on the ground and reduce overlaps (`refine_crowd`).
+        refine: then place people on the ground and reduce overlaps (`refine_crowd`).
 
     Raises:
         ImportError: embreex is missing; install ``agebody[render]``.
@@ -236,7 +236,7 @@ def _rendered(
 def _refined(
     body: BodyModel, parameters: BodyParameters, camera: Camera, prior: HeightPrior, height: Tensor
 ) -> Refined:
-    """Put people on the ground and reduce overlaps, with free sizes."""
+    """Place people on the ground and reduce overlaps, with free sizes."""
     posed = body(parameters)
     points = body.keypoints("smpl24", parameters)
     soles = part_vertices(body.asset, "feet", facing=(0, -1, 0))
@@ -245,7 +245,7 @@ def _refined(
         camera.map(itemgetter(0)),
         posed.joints[:, 0],
         feet=posed.vertices[:, soles],
-        pixel_weights=(points[..., 2] > 0).to(points),  # of who stands astride the camera
+        pixel_weights=(points[..., 2] > 0).to(points),  # of people on both sides of the camera
         height=height,
         prior=prior,
         vertices=posed.vertices,

@@ -1,4 +1,4 @@
-"""Predict bodies of people in photographs by a network, and refine them by a fit."""
+"""Predict bodies of people in photographs with a network, and refine them by a fit."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from agebody.pipelines.labels.quality import BOX_SCALE, PREDICTED, flag_labels
 from agebody.pipelines.labels.records import Labels, concatenate_labels, reprojection_error
 
 START_SD: dict[str, float] = {"global_orient": 0.2, "body_pose": 0.2, "betas": 0.5, "age_offset": 0.1}
-"""Standard deviations of a network's prediction, as evidence for a fit that refines it [rad, 1]."""
+"""Standard deviations of a network's prediction, as the prior of a fit that refines it [rad, 1]."""
 
 
 def predict_annotations(
@@ -52,8 +52,8 @@ def predict_annotations(
     """Predict everyone's body from a crop of their photograph, and flag predictions that may be wrong.
 
     Crops are square about the person's box, or about the keypoints where there is none, widened to the shape
-    of what the network sees. Its weak-perspective camera becomes a translation before the camera of the whole
-    image (`weak_to_translation`), and a head with a condition of three numbers is told where the crop was
+    of the network's input. Its weak-perspective camera becomes a translation in the camera of the whole image
+    (`weak_to_translation`), and a head with a condition of three numbers gets the position of the crop
     (`box_condition`, CLIFF).
 
     Args:
@@ -68,7 +68,7 @@ def predict_annotations(
         age_offset: 0 adult, 1 infant, of people without an age in the file; ages count in the refinement.
         age_class: name or index of ``AGE_CLASSES``, instead.
         years: age in years, instead.
-        refine: fit the body to the keypoints, with the prediction as evidence.
+        refine: fit the body to the keypoints, with the prediction as a prior.
         start_sd: how far the network may be off, see `fit_keypoints`.
         batch_size: people predicted at a time.
         unreadable: called with the name of an image that cannot be read, and the error; its people are left
@@ -118,7 +118,7 @@ def predict_annotations(
 
 
 def crop_size_of(network: Regressor) -> tuple[int, int]:
-    """Return height and width of what a network sees [pixels]."""
+    """Return height and width of a network's input [pixels]."""
     size = getattr(network.backbone, "image_size", None)
     if size is None:
         raise ValueError("crop_size: expected height and width, for the backbone has no image_size")
@@ -161,7 +161,7 @@ def _crops(
 def predict_parameters(
     network: Regressor, images: Float[Tensor, "B 3 H W"], box: Float[Tensor, "B 4"], camera: Camera
 ) -> BodyParameters:
-    """Return the bodies that a network sees in crops, in the camera coordinates of their images.
+    """Return the bodies that a network predicts from crops, in the camera coordinates of their images.
 
     Args:
         network: in evaluation mode; a head with a condition of three numbers gets `box_condition`.
@@ -181,7 +181,7 @@ def predict_parameters(
 
 
 def _as_fit(body: BodyModel, people: People, camera: Camera, parameters: BodyParameters) -> Fit:
-    """Return predictions as a fit of no step."""
+    """Return predictions as a fit without iterations."""
     with torch.no_grad():
         pixels = camera.project(body.keypoints(people.layout, parameters)).pixels.cpu().numpy()
     error = torch.from_numpy(reprojection_error(pixels, people.keypoints, people.weights)).to(camera.focal)

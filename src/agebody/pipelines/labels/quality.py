@@ -31,7 +31,7 @@ MIN_SIZE = 32.0
 MIN_DISTANCE = 0.7
 """Smallest distance in statures, 1.2 m for an adult. Nearer, everything depends on the exact focal length."""
 SURE_STATURE = 0.03
-"""Standard error of a stature, as a share of it, from which size is no guess, as with several cameras."""
+"""Relative standard error of a stature up to which the size is known, as with several cameras."""
 ALIKE = 0.1
 """Mean distance of the keypoints of two detections of one person, as a share of their extent."""
 LIMBS = {
@@ -75,7 +75,7 @@ NOTES = {
 
 
 def flag_labels(labels: Labels) -> Labels:
-    """Return labels with a flag per rule of ``RULES`` and ``NOTES``; who has none of ``RULES`` is kept.
+    """Return labels with a flag per rule of ``RULES`` and ``NOTES``; those without any of ``RULES`` are kept.
 
     - *infantnet*: the mean distance of the keypoints is below 16 pixels (InfantNet), scaled to the person.
     - *camsmplify*: ``0.005 sum GMoF(dx; 100) + GMoF(dy; 100)`` over keypoints of confidence above 0.7, in a
@@ -85,8 +85,8 @@ def flag_labels(labels: Labels) -> Labels:
     - *spin*: the mean of ``c^2 (GMoF(dx; 100) + GMoF(dy; 100))`` over keypoints, in a crop of 224 pixels, is
       below 100 (SPIN, ICCV 2019). SPIN counts missing keypoints as zeros; here they are ignored.
     - *betas*: no beta is beyond 3 (SPIN, and AionHMR's loader).
-    - *age_unknown*: without an age, in one image, proportions alone tell the size, and often not even whether
-      somebody is a child: stature and depth are guesses. Where the standard error is small, they are not.
+    - *age_unknown*: without an age, proportions are the only evidence of size in one image, and often do not
+      even distinguish children from adults. The flag is not raised where the standard error is small.
     """
     points, weights = labels.observed[..., :2], labels.observed[..., 2]
     sides = labels.boxes[:, 2:] - labels.boxes[:, :2]
@@ -152,7 +152,7 @@ def _unseen_limbs(labels: Labels, counted: Bool[np.ndarray, "N K"]) -> Bool[np.n
 
 
 def _duplicates(labels: Labels, size: Float[np.ndarray, " N"]) -> Bool[np.ndarray, " N"]:
-    """Return who is detected where somebody of a higher score in the same image is."""
+    """Return who is detected in the place of a person with a higher score in the same image."""
     points, weights = labels.observed[..., :2], labels.observed[..., 2] > 0
     found = np.zeros(len(labels), dtype=bool)
     _, image = np.unique(labels.image_ids, return_inverse=True)

@@ -33,7 +33,7 @@ ABOUT = {"body": Key(kind="name"), "joint_names": Key(kind="names"), "keypoint_l
 
 
 def _row(shape: tuple[int | None, ...] = (), kind: str = "number", missing: Any = None) -> dict[str, Any]:
-    """Describe a field with one row per person: its `Key`, and what stands for it in files that lack it."""
+    """Describe a field with one row per person: its `Key`, and its value for files that lack it."""
     return {"key": Key(shape, kind), "missing": missing}
 
 
@@ -41,7 +41,8 @@ def _row(shape: tuple[int | None, ...] = (), kind: str = "number", missing: Any 
 class Labels:
     """People in images with their bodies, one row per person: NumPy arrays, in camera coordinates.
 
-    ``labels.parameters(body)`` is the person before a camera of ``focal`` and ``center``, with OpenCV's axes.
+    ``labels.parameters(body)`` are in the coordinates of a camera of ``focal`` and ``center``, with OpenCV's
+    axes.
     """
 
     body: str
@@ -109,7 +110,7 @@ class Labels:
     terms: dict[str, Float[np.ndarray, " N"]] = field(default_factory=dict)
     """Contribution of each term of the fit to the cost."""
     flags: dict[str, Bool[np.ndarray, " N"]] = field(default_factory=dict)
-    """Whether a rule of ``RULES`` finds something wrong, or one of ``NOTES`` something to know."""
+    """Whether each rule of ``RULES``, or of ``NOTES``, applies."""
 
     def __len__(self) -> int:
         """Return the number of people."""
@@ -123,7 +124,7 @@ class Labels:
         )
 
     def classes(self) -> Int[np.ndarray, " N"]:
-        """Return the index of everyone's age class: as it was stated, elsewhere that of the age offset."""
+        """Return the index of each person's age class: the stated one, or else that of the age offset."""
         return np.where(self.age_class != UNKNOWN, self.age_class, age_class(np.asarray(self.age_offset)))
 
     def camera(self) -> Camera:
@@ -199,7 +200,7 @@ ROWS = {each.name: each.metadata["key"] for each in fields(Labels) if each.metad
 LATER = {
     each.name: each.metadata["missing"] for each in fields(Labels) if each.metadata.get("missing") is not None
 }
-"""Fields that older files lack, and what is in their place."""
+"""Fields that older files lack, and their values there."""
 
 
 def find_key(name: str) -> Key | None:

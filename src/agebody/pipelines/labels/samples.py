@@ -144,7 +144,7 @@ def open_shard(path: Path, about: dict[str, Any]) -> tarfile.TarFile:
 
 
 def read_about(path: Path) -> dict[str, Any]:
-    """Return what a shard states that it was made with; empty if it states nothing.
+    """Return the settings that a shard states; empty if it states none.
 
     Raises:
         AnnotationError: the file is no complete shard.
@@ -218,7 +218,7 @@ def write_labels(labels: Labels, hidden: Int[np.ndarray, "N K"] | None) -> bytes
 
 
 def _to_list(array: np.ndarray) -> list[Any]:
-    """Return nested lists; single precision with the nine digits that tell its numbers apart."""
+    """Return nested lists; single precision with nine digits, which identify its numbers."""
     if array.dtype != np.float32:
         return array.tolist()
     flat = np.array([float(f"{number:.9g}") for number in array.ravel().tolist()])

@@ -117,7 +117,7 @@ def to_markdown(summary: dict[str, Any]) -> str:
 
 
 def unknown_ages(count: int) -> list[str]:
-    """Return a line on so many people of unknown age, if there are any."""
+    """Return a line on the number of people of unknown age, if there are any."""
     if not count:
         return []
     whose = "1 person of unknown age: stature and depth are guesses"

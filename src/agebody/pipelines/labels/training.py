@@ -131,7 +131,7 @@ def _pose(labels: Labels, names: Sequence[str]) -> Float[np.ndarray, "N _"]:
 
 
 def _hands_and_faces(body: BodyModel, labels: Labels, true: bool) -> dict[str, np.ndarray]:
-    """Return hands and face of a body that has them; those of which too few points are seen are no labels."""
+    """Return hands and face of a body that has them, with weight 0 if too few of their points are seen."""
     found: dict[str, np.ndarray] = {}
     points, joints = get_layout(labels.keypoint_layout).names, {*labels.joint_names}
 

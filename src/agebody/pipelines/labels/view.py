@@ -1,4 +1,4 @@
-"""Labels as a page that shows their people as their cameras see them."""
+"""Write labels as a page that shows their people in their cameras."""
 
 from __future__ import annotations
 

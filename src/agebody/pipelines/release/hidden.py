@@ -1,4 +1,4 @@
-"""What annotations place in photographs, to be hidden: all of it, or the file is refused."""
+"""Regions of annotations, to be hidden: all of them, or the file is refused."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MIN_INSIDE = 0.5
 """Least share of a box in its picture; boxes of another picture or size reach out of it."""
 
 _BOX = re.compile("(?i).*box(es)?(_.*)?")
-"""Names of boxes, and of what stands beside them, such as their scores."""
+"""Names of boxes, and of the values beside them, such as their scores."""
 _POINTS = re.compile("(?!num_).*(keypoints|kpts)(_2d)?")
 """Names of keypoints: of COCO, and of what COCO-WholeBody and OpenPose add for face, hands and feet."""
 _UNREAD = re.compile(

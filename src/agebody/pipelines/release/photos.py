@@ -20,7 +20,7 @@ BLOCKED = ("JPEG", "MPO")
 SMOOTHED = 2
 """Number of blocks on each side from which decoders estimate what a truncated progressive JPEG lacks."""
 EXACT = ("BMP", "PNG", "PPM")
-"""Formats that keep every pixel exactly, and so hold no trace of it elsewhere."""
+"""Lossless formats, in which no pixel depends on others."""
 EXACT_TIFF = ("raw", "packbits", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate")
 """Compressions of TIFF that do the same."""
 SHARED_COLORS = ("1", "P", "PA")
@@ -35,7 +35,7 @@ Box = tuple[float, float, float, float]
 """Corners (x0, y0, x1, y1) [pixels]."""
 
 Mask = Bool[np.ndarray, "H W"] | str | PathLike[str]
-"""True where somebody is, or an image file that is not black there."""
+"""True where a person is, or an image file that is not black there."""
 
 Region = Box | Mask
 """A box or a mask; a string is the file of a mask."""

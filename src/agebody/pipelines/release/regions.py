@@ -54,7 +54,7 @@ def person_region(
             grows.
 
     Raises:
-        ReleaseError: nothing tells where the person is, or the place is outside the photograph.
+        ReleaseError: the place of the person is unknown, or outside the photograph.
     """
     mask = None if person.mask is None else read_mask(person.mask, size)
     if rule == "mask":
@@ -156,7 +156,7 @@ def _is_box(region: Region) -> TypeGuard[Sequence[float]]:
 def hide_box(box: Box, size: tuple[int, int], margin: float) -> Bool[np.ndarray, "H W"]:
     """Return the pixels of a box that has grown by a share of its longer side and to the next whole steps.
 
-    Steps are powers of two [pixels], so that the region tells the sides of the box to a step only.
+    Steps are powers of two [pixels], so that the region reveals the sides of the box only to a step.
     """
     side = longer_side(box)
     step = 2.0 ** np.ceil(np.log2(max(side / STEPS, 1)))
@@ -218,7 +218,7 @@ def cover_traces(region: Bool[np.ndarray, "H W"], pixels: Pixels) -> Bool[np.nda
 
 
 def add_stored(region: Bool[np.ndarray, "H W"], turn: Image.Transpose | None) -> Bool[np.ndarray, "H W"]:
-    """Add what the region would be if it was meant in the picture as it is stored."""
+    """Add the same region as a place in the picture as it is stored."""
     if turn is None:
         return region
     return region | (np.asarray(Image.fromarray(region.astype(np.uint8)).transpose(turn)) > 0)

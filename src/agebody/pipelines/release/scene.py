@@ -30,7 +30,7 @@ from agebody.pipelines.release.regions import add_stored, cover_traces, other_re
 MAX_AREA = 2 * 89_478_485
 """Largest picture [pixels]: the largest that Pillow reads."""
 GRAY = (128, 128, 128)
-"""The colour of a photograph that is hidden altogether."""
+"""The colour of a photograph that is hidden completely."""
 INPAINT_RADIUS = 5
 """Radius of the neighbourhood that a pixel is inpainted from [pixels]."""
 
@@ -81,7 +81,7 @@ def make_scene(photo: Photo, numbers: Sequence[int], body: BodyModel, options: O
     pixels = read_pixels(photo.path, photo.size)
     bodies = view_bodies(body, released, lens, pixels.size, layout=options.layout, colors=colors)
     boxes = bodies.boxes
-    if options.region == "mesh":  # where nothing else says where somebody is, the fit has to be hidden, too
+    if options.region == "mesh":  # without a box or mask, the fit is the only place to hide
         exact = mesh_boxes(pose_bodies(body, fits), lens)
         fitted = [person for person in photo.people if person.parameters is not None]
         alone = [person.box is None and person.mask is None for person in fitted]

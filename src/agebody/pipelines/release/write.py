@@ -121,10 +121,10 @@ def write_release(
         layout: layout of the keypoints.
         image_format: "png" or "jpg", for ``images/``.
         fps: frames per second of the clips.
-        seed: seed of the order of pictures and people. With the seed and the list of photographs anybody can
-            tell which picture is which; None chooses an order that cannot be repeated.
-        key: a new JSON file outside of the folder, for the owner's eyes: which picture is of which
-            photograph. It is written with the folder, or not at all, and is never replaced.
+        seed: seed of the order of pictures and people. The seed and the list of photographs reveal which
+            picture is which; None chooses an order that cannot be repeated.
+        key: a new JSON file outside of the folder, for the owner alone, with the photograph of each picture.
+            It is written with the folder, or not at all, and is never replaced.
         cluster: where pictures are drawn; several workers need Ray.
         overwrite: replace the folder if it is a release that nobody has changed or added to.
         progress: see `Report`.
@@ -134,7 +134,7 @@ def write_release(
         ImportError: embreex or OpenCV is missing; install ``agebody[release]``.
         FileExistsError: the folder or the key exists and may not be replaced.
         OSError: a file cannot be read or written.
-        RuntimeError: a worker was ended by the system again and again.
+        RuntimeError: a worker was repeatedly killed by the system.
     """
     options = Options(
         background, region, margin, dilation, shape, unfitted, get_layout(layout), image_format, fps
@@ -209,7 +209,7 @@ def _new_key(path: str | PathLike[str] | None, undo: ExitStack) -> Iterator[Path
 def choose(photos: Sequence[Photo], options: Options, counts: Counts) -> list[Photo]:
     """Return the photographs to release: each once, with people, and all of them fitted unless allowed.
 
-    A photograph without listed people may show somebody who was not found, so it is left out.
+    A photograph without listed people may show people who were not detected, so it is left out.
 
     Raises:
         ReleaseError: a photograph is listed twice or damaged, or has a person without a fit and that is

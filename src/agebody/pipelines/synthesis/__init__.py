@@ -1,4 +1,4 @@
-"""Synthetic training data: random people of every age in images, with everything that is known of them."""
+"""Synthetic training data: random people of every age in images, with exact labels."""
 
 from agebody.pipelines.synthesis.recipe import Recipe
 from agebody.pipelines.synthesis.shards import synthesize

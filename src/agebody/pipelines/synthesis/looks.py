@@ -90,7 +90,7 @@ def pattern(places: Float[np.ndarray, "N 3"], rng: np.random.Generator) -> Float
 
 
 def background(size: tuple[int, int], rng: np.random.Generator) -> UInt8[np.ndarray, "H W 3"]:
-    """Return a background without a meaning: a wall and a floor, flat shapes, soft noise of several sizes."""
+    """Return an abstract background: a wall and a floor, flat shapes, soft noise of several sizes."""
     width, height = size
     y, x = np.mgrid[0:height, 0:width] / max(size)
     angle = rng.uniform(0, 2 * np.pi)
@@ -153,7 +153,7 @@ def lights(rng: np.random.Generator) -> Lights:
 def occluder(
     rng: np.random.Generator,
 ) -> tuple[Float[np.ndarray, "V 3"], Int[np.ndarray, "F 3"], Float[np.ndarray, "V 3"]]:
-    """Return a thing of about unit size, in the origin and turned at random: vertices, faces, colours."""
+    """Return an object of about unit size at the origin, rotated at random: vertices, faces, colours."""
     kind = rng.choice(["box", "ball", "pole"])
     sides, rings = (4, 2) if kind == "box" else (16, 9)
     around = np.linspace(0, 2 * np.pi, sides, endpoint=False) + np.pi / 4

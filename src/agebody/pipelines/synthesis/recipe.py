@@ -1,4 +1,4 @@
-"""What synthetic images show, as one record that their shards state."""
+"""The settings of synthetic images, as one record that their shards contain."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _AGES = re.compile(r"\s*([a-z]+|\d+(?:\.\d*)?\s*-\s*\d+(?:\.\d*)?)\s*(?:[:=]\s*(
 
 @dataclass(frozen=True)
 class Recipe:
-    """What synthetic images show; equal recipes and bodies give equal images."""
+    """The settings of synthetic images; equal recipes and bodies give equal images."""
 
     count: int = 1000
     """Number of images."""
@@ -41,12 +41,12 @@ class Recipe:
     size: tuple[int, int] = (256, 256)
     """Width and height of the images [pixels]."""
     seed: int = 0
-    """Of the random numbers; each shard has its own, made of this and its number."""
+    """Seed of the random numbers; that of a shard is made from this and its number."""
     ages: str = "balanced"
     """Age classes or ranges of years with their weights, such as ``"baby:2, kid:1, 20-60:1"``. "balanced" has
     equally many of each class."""
     matched: bool = False
-    """Whether posture, and with it the view, says nothing about age. Else babies lie and adults stand."""
+    """Whether posture, and with it the view, is independent of age. Else babies lie and adults stand."""
     fov: tuple[float, float] = (35.0, 65.0)
     """Smallest and largest vertical field of view [degrees]."""
     extent: tuple[float, float] = (0.4, 1.0)
@@ -54,9 +54,9 @@ class Recipe:
     truncated: float = 0.2
     """Share of people who are partly beyond a border of the image."""
     occluders: float = 0.2
-    """Share of people who have a thing in front of them."""
+    """Share of people with an object in front of them."""
     backgrounds: str | None = None
-    """A folder of photographs, which should show no people; None for patterns without a meaning."""
+    """A folder of photographs, which should show no people; None for abstract patterns."""
     layout: str = "hmr2_44"
     """Of the keypoints. The training code of HMR2 gets those that it knows by name."""
     parts: int = 24

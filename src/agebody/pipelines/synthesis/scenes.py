@@ -1,4 +1,4 @@
-"""Synthetic images of people: one scene per image, and everything that is known of it."""
+"""Synthetic images of people: one scene per image, with its labels."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class View(NamedTuple):
 
 
 class Studio:
-    """What is the same for all images of a body: its faces, its clothes, its parts.
+    """The constants of all images of a body: its faces, clothes and parts.
 
     Args:
         body: the layer.
@@ -120,7 +120,7 @@ class Studio:
         people: int,
         size: tuple[int, int],
     ) -> Int[np.ndarray, " K"]:
-        """Return what hides each keypoint: the skin near it is seen, or what is in front of most of it."""
+        """Return what hides each keypoint: nothing if its skin is seen, else what covers most of it."""
         skin = torch.from_numpy(vertices[self.skin]).double()
         projected = camera.project(skin)
         u, v = projected.pixels.numpy().T
@@ -138,7 +138,7 @@ class Studio:
 def _in_front(
     thing: Float[np.ndarray, "N 3"], body: Float[np.ndarray, "V 3"], rng: np.random.Generator
 ) -> Float[np.ndarray, "N 3"]:
-    """Return a thing put between the camera and a vertex of a body, a fifth to a half as large as it."""
+    """Return an object between the camera and a vertex of a body, a fifth to a half as large as the body."""
     low, high = body.min(0), body.max(0)
     aim = body[rng.integers(len(body))]
     nearest = max(float(low[2]), 1e-3)

@@ -52,10 +52,10 @@ def synthesize(
 ) -> list[Path]:
     """Draw random people of every age, and write images and labels as shards, which `TrainingShards` reads.
 
-    A shard is written as a whole, and states what it was made with. After an interruption, another call makes
-    the missing shards; unfinished work leaves no files. On the same kind of machine, the files are equal to
-    the byte to those of an uninterrupted call, whatever the number of workers. When all shards are there,
-    their labels are also written to ``labels.npz``, which `load_labels` and ``agebody evaluate`` read.
+    A shard is written as a whole, and states its settings. After an interruption, another call makes the
+    missing shards; unfinished work leaves no files. On the same kind of machine, the files are byte-identical
+    to those of an uninterrupted call, whatever the number of workers. When all shards exist, their labels are
+    also written to ``labels.npz``, which `load_labels` and ``agebody evaluate`` read.
 
     Args:
         body: the layer, of SMPL's joints or its first 22 and hands, and up to 10 betas; an `SMPLA` for people
@@ -64,14 +64,14 @@ def synthesize(
         recipe: what the images show.
         cluster: where; several workers need Ray, and the same paths on all machines.
         overwrite: replace shards that were made with another recipe or body.
-        progress: called with the number of images that are there, at the beginning and after each shard.
+        progress: called with the number of finished images, at the beginning and after each shard.
 
     Returns:
         The shards.
 
     Raises:
-        AnnotationError: there are shards that were made otherwise, or a photograph is damaged.
-        RuntimeError: a worker was ended by the system again and again.
+        AnnotationError: existing shards were made with other settings, or a photograph is damaged.
+        RuntimeError: a worker was repeatedly killed by the system.
         OSError: a file cannot be read or written.
         ImportError: embreex is missing, install ``agebody[render]``; or Ray is.
     """
@@ -114,7 +114,7 @@ def make_shard(body: BodyModel, number: int, *, folder: Path, recipe: Recipe) ->
 
 
 def _is_there(path: Path, stated: dict[str, Any], overwrite: bool) -> bool:
-    """Return whether a shard is there and complete."""
+    """Return whether a shard exists and is complete."""
     if not path.exists():
         return False
     try:

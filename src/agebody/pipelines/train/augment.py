@@ -1,4 +1,4 @@
-"""Augmentations of HMR2 as geometry: what happens to the picture happens to keypoints, pose and camera alike.
+"""Augmentations of HMR2 as geometry: picture, keypoints, pose and camera change consistently.
 
 A picture is flipped and turned about the principal point of its camera, not about the middle of the person:
 what a camera sees is then exactly what the same camera sees of the mirrored and turned person, and only the
@@ -57,7 +57,7 @@ NO_AUGMENTATION = Augmentation(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 class Draw(NamedTuple):
-    """What is done to N people."""
+    """The augmentations of N people."""
 
     scale: Float[Tensor, " N"]
     """Factor of the box."""
@@ -88,7 +88,7 @@ them; after the crops of HMR2."""
 
 
 def draw_augmentation(augmentation: Augmentation, seeds: Sequence[Sequence[int]]) -> Draw:
-    """Draw for each person what is done to it, from a seed of its own: numbers that name it.
+    """Draw the augmentation of each person from a seed of its own.
 
     Args:
         augmentation: how much.
@@ -145,7 +145,7 @@ def augment(
 
     Args:
         people: before.
-        draw: what is done to each.
+        draw: the augmentation of each.
         joint_names: of the body, the root's first.
         layout: of the keypoints.
 
@@ -196,7 +196,7 @@ def augment(
 
 
 def _focused(people: PictureOf, focus: Tensor, layout: KeypointLayout) -> Tensor:
-    """Return the boxes, around a part of those who are to be seen in part and have two points of it."""
+    """Return the boxes; for crops of a part, around that part if a person has two of its points."""
     members = torch.tensor(
         [[any(part in name for part in parts.split()) for name in layout.names] for _, parts in _FOCUS]
     )

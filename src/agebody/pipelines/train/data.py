@@ -49,9 +49,9 @@ from agebody.rotations import axis_angle_to_matrix
 LAYOUT = "hmr2_44"
 _MAPS = ("parts.png", "mask.png")
 _IGNORED = -100
-"""In part maps: not known. PyTorch's cross entropy ignores it."""
+"""Unknown part in part maps, which PyTorch's cross entropy ignores."""
 _ROUND = 1000
-"""Rows after which every source has had its share."""
+"""Number of rows in which every source has exactly its share."""
 
 
 class NobodyError(AnnotationError):
@@ -59,19 +59,20 @@ class NobodyError(AnnotationError):
 
 
 class Source(NamedTuple):
-    """Shards of one data set, and what is known of everyone in it."""
+    """Shards of one data set, and the age class of its people."""
 
     shards: Shards
     """A folder, or files."""
     weight: float = 1.0
     """Its share of the rows of a training, relative to the other sources."""
     age_class: str | None = None
-    """Class of everyone whose age is not labelled, such as "adult"; None if it is not known."""
+    """Class of people whose age is not labelled, such as "adult"; None if unknown."""
 
 
 @dataclass(frozen=True)
 class Filters:
-    """Which labels count; the defaults are those of HMR2's public code, but who has no betas has none."""
+    """Which labels are used. The defaults are those of HMR2's public code, which however takes zeros for
+    unknown betas."""
 
     confidence: float = 0.3
     """Keypoints of less confidence are not seen."""
@@ -96,7 +97,7 @@ class Batch(NamedTuple):
     camera: Camera
     """Of the whole image."""
     rows: Int[Tensor, " N"]
-    """Which people of the data these are."""
+    """Rows of these people in the data."""
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch on a device."""
@@ -114,7 +115,7 @@ class TrainingData(torch.utils.data.Dataset):
 
     Row i is a person, an augmentation and a crop that depend on the seed and on i alone: not on workers,
     batches or processes, so that a training can be resumed anywhere. Of every 1000 rows each source has its
-    share; within a source everyone comes once before anyone comes again, in another order each time.
+    share; within a source each person comes once per pass, in another order each time.
 
     Args:
         sources: data sets; a folder or a file is one of weight 1.
@@ -130,7 +131,7 @@ class TrainingData(torch.utils.data.Dataset):
         family: whose joints ``body_pose`` has: "smpl"; "smplh" or "smplx", with weights (N, J), which are 0
             for fingers, jaw and eyes of people whose shards do not have them. Of "smplx" there is also
             ``expression`` (N, 10).
-        seed: of all that is drawn.
+        seed: of all random choices.
 
     Raises:
         AnnotationError: a shard is damaged or has other parts, or nobody is left.
@@ -197,7 +198,7 @@ class TrainingData(torch.utils.data.Dataset):
         return [len(rows) for rows in self._people]
 
     def fingerprint(self) -> str:
-        """Return a hash of all that decides what row i is."""
+        """Return a hash of everything that determines the rows."""
         about = {
             "shards": [(path.name, path.stat().st_size) for path in self.paths],
             "sources": [(one.weight, one.age_class) for one in self.sources],
@@ -291,7 +292,7 @@ class TrainingData(torch.utils.data.Dataset):
     def _part_maps(
         self, parts: PartMap, places: list[tuple[int, int]], boxes: Tensor, back: Tensor, flip: Tensor
     ) -> Tensor:
-        """Return what of each person is where in the crops, (N, h, w)."""
+        """Return the part maps of the crops, (N, h, w)."""
         from PIL import Image
 
         mirrored = np.array([0, *(1 + part for part in mirror_order(parts.names))])

@@ -56,11 +56,11 @@ class Refitted(NamedTuple):
     """What `refit_shards` did."""
 
     people: int
-    """Who was fitted."""
+    """Number of people who were fitted."""
     replaced: int
-    """Whose label was worse than the fit."""
+    """Number of people whose label was worse than the fit."""
     labelled: int
-    """Who of these has a pose for a label now."""
+    """Number of people with a pose label now."""
 
 
 def refit_shards(
@@ -76,7 +76,7 @@ def refit_shards(
     progress: Callable[[int], None] = lambda people: None,
     **options: Any,
 ) -> Refitted:
-    """Fit the people of shards from where a network sees them, and write shards with the better labels.
+    """Fit the people of shards from a network's predictions, and write shards with the better labels.
 
     For each person the better of the label and the fit is kept, by the mean distance of its keypoints from
     the observed ones, which the new shards state as ``fit_error`` [pixels]. A label without it, as those of
@@ -137,7 +137,7 @@ def refit_shards(
 def _fit(
     network: Regressor, data: TrainingData, rows: range, largest_error: float, options: Mapping[str, Any]
 ) -> Labels:
-    """Return people of shards, fitted from where the network sees them; kept are those that are labels."""
+    """Return people of shards, fitted from the network's predictions; those that are labels are kept."""
     body, batch = network.body, data.__getitems__(rows).to(network.body.device)
     start = predict_parameters(network, batch.images.to(body.dtype), batch.box, batch.camera)
     target = {name: value.cpu() for name, value in batch.target.items()}

@@ -33,7 +33,7 @@ class TrainingError(RuntimeError):
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How a network is trained; the defaults are those of HMR2's public code where it says something."""
+    """Settings of a training; the defaults are those of HMR2's public code where it has them."""
 
     steps: int
     batch_size: int = 48
@@ -85,10 +85,10 @@ _PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.flo
 
 
 class Trained(NamedTuple):
-    """How a training ended."""
+    """The result of a training."""
 
     steps: int
-    """Done in all."""
+    """Number of steps in all."""
     terms: dict[str, float]
     """Of the last step: the objective's terms, and their sum ``total``."""
     averaged: dict[str, Tensor] | None
@@ -111,15 +111,14 @@ def train(
 ) -> Trained:
     """Train a network, or resume where ``folder`` has a checkpoint.
 
-    A resumed training has the weights of one that was never stopped, to the bit, on the same machine: the
-    people of a step, and its random numbers, are functions of the seed and of the step's number. In several
-    processes (``torchrun``) each has its part of a step's people, and gradients are averaged; the first one
-    writes.
+    On the same machine, a resumed training gives bitwise the weights of one that was never stopped: people
+    and random numbers of a step are functions of the seed and of the step's number. In several processes
+    (``torchrun``) each has its part of a step's people, and gradients are averaged; the first one writes.
 
     Args:
         network: on its device.
         data: people.
-        objective: a term that is there needs what it compares: "adversarial" needs a discriminator.
+        objective: the loss; its term "adversarial" needs a discriminator.
         folder: for ``checkpoint.pt`` and ``log.jsonl``, with a line of JSON for each line of the log; it is
             made where it is missing. No array of the body is in them.
         settings: how.
@@ -274,7 +273,7 @@ class _Loop:
     def _share_gradients(self, parameters: list[nn.Parameter]) -> None:
         """Average gradients over processes, as `DistributedDataParallel` does, after the backward pass.
 
-        Unlike that wrapper it does not ask which read-outs the objective uses.
+        Unlike that wrapper, it needs no list of the outputs that the objective uses.
         """
         if self.processes == 1:
             return

@@ -2,7 +2,7 @@
 
 A shard is a tar file in which ``KEY.jpg`` and ``KEY.data.pyd``, a pickled list of people, belong together:
 what `save_training_shards` and ``agebody synthesize`` write, and 4D-Humans publishes. Nothing of a pickle is
-run. People are found at random access, so that which one is where in a training is a matter of counting.
+run. People are read by random access, so that the row of each in a training can be computed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ WEIGHTS = {name: weight for name, _, weight in _POSES[1:]} | {"expression": "has
 
 
 class Person(NamedTuple):
-    """One person in an image, as a shard has it; weights are 0 for what is not known."""
+    """One person in an image of a shard; unknown values have weight 0."""
 
     box: Float[np.ndarray, " 4"]
     """Corners of the box around the person in the image [pixels]."""
@@ -102,7 +102,7 @@ class _Fields:
         return found.reshape(shape)
 
     def either(self, name: str, *counts: int) -> np.ndarray:
-        """Return numbers of which there may be several counts."""
+        """Return an array of one of several lengths."""
         given = np.size(self.fields.get(name, ()))  # pyright: ignore[reportArgumentType]
         return self.numbers(name, given if given in counts else counts[-1])
 

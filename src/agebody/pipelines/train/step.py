@@ -1,4 +1,4 @@
-"""What an objective compares of a network, and the adversary that learns beside it."""
+"""The inputs of an objective, and the discriminator that is trained beside the network."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from agebody.rotations import axis_angle_to_matrix
 
 
 class RealBodies(NamedTuple):
-    """Recorded people, such as motion capture, from whom an adversary learns what a person is."""
+    """Recorded people, such as motion capture: the real examples of a discriminator."""
 
     body_pose: Float[Tensor, "N J 3"]
     """Axis-angle vectors of all joints but the root."""
     betas: Float[Tensor, "N S"]
     age_offset: Float[Tensor, " N"] | None = None
-    """None if ages are not known: the adversary then judges betas alone."""
+    """None if ages are unknown: the discriminator then sees only betas."""
 
 
 def predicted_values(
@@ -58,10 +58,10 @@ def predicted_values(
 
 
 class Adversary:
-    """A discriminator, its optimiser, and the recorded people it learns from.
+    """A discriminator, its optimiser, and its real examples.
 
-    It judges betas alone, or betas and age offset if it has one input more: of recorded adults alone it would
-    learn that an age offset above 0 is not real, so it then wants recorded people with ages.
+    Its inputs are betas, or betas and age offset if it has one input more. From recorded adults alone it
+    would learn that an age offset above 0 is not real, so it then needs recorded people with ages.
     """
 
     def __init__(self, judge: PoseDiscriminator, real: RealBodies, num_betas: int) -> None:
