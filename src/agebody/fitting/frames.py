@@ -240,7 +240,7 @@ class _Dims:
         self.body, self.batch, self.images = body, batch, (*batch, *seen)
         self.frames, self.lead = seen[0] if seen else 1, (*batch, *seen[:1])
         if lengths is None:
-            lengths = torch.full((*batch,), self.frames)
+            lengths = torch.full((*batch,), self.frames, device=body.device)
         expect_labels("lengths", lengths, batch)
         if not ((lengths >= 1) & (lengths <= self.frames)).all():
             raise ValueError(f"lengths: expected 1 to {self.frames}, the number of frames")
