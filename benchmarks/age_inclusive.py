@@ -1,9 +1,9 @@
-"""The claim that an age-inclusive body helps children without hurting adults: data, body and age cue apart.
+"""Test the claim that an age-inclusive body helps children without hurting adults: data, body, age cue.
 
-Small lifters from 2D keypoints to bodies, which differ in the people they learn from, the body they answer
-with, and whether they are told the age class. All see the same test people, once with the postures of their
-own ages and once with those of other ages, so that the posture does not tell the age. This is the lifter's
-setting: networks that see pixels have cues of their own, and are not measured here.
+Small lifters from 2D keypoints to bodies, which differ in the training people, the predicted body, and
+whether the age class is an input. All see the same test people, once with the postures of their own ages and
+once with those of other ages, in which posture is no cue of age. This is the lifter's setting: networks that
+see pixels have other cues, and are not measured here.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ HONEST, FREE = 0.02, 0.0002
 
 
 class Arm(NamedTuple):
-    """What one network learns from, and what it answers with."""
+    """Training data and output of one network."""
 
     title: str
     adults: bool
-    """Whether it learns from adults alone."""
+    """Whether it is trained on adults alone."""
     inclusive: bool
     """Whether its body has an age offset; else it is the adult with betas."""
     shape: float
     """Weight of the squared betas."""
     cue: bool
-    """Whether it is told the age class."""
+    """Whether the age class is an input."""
 
 
 ARMS = (
@@ -76,7 +76,7 @@ METRICS = {
 
 
 class Data(NamedTuple):
-    """People as a network sees them, and the truth in the axes of its view."""
+    """Inputs of a network, and the truth in the axes of its view."""
 
     features: Tensor
     told: Tensor
@@ -245,7 +245,7 @@ def note(
     net: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]],
     arm: Arm,
 ) -> None:
-    """Note a row for each split and age class."""
+    """Record a row for each split and age class."""
     for split, (people, data) in tests.items():
         with torch.no_grad():
             given = answer(body, arm, net(data.told if arm.cue else data.features))

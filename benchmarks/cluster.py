@@ -1,8 +1,8 @@
-"""Simulate a data set on a cluster whose workers are taken away: how much longer than ideal it takes.
+"""Simulate a data set on a cluster that loses workers: how much longer than ideal it takes.
 
-The decisions are those of `agebody fit-shards`: `run_jobs` and its schedule run unchanged, on workers that
-only pass the time. Each worker is lost after an exponentially distributed time, with the shard that it works
-on, and another takes its place after a pause.
+The decisions are those of `agebody fit-shards`: `run_jobs` and its schedule run unchanged, on simulated
+workers. Each worker is lost after an exponentially distributed time, with the shard that it works on, and is
+replaced after a pause.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class SimulatedWorkers:
         seconds: of each job.
         count: workers.
         lost_every: mean time until a worker is lost [s].
-        away: time until another takes its place [s].
+        away: time until it is replaced [s].
         seed: of the times.
     """
 
@@ -94,7 +94,7 @@ class SimulatedWorkers:
 def simulate(shards: int, count: int, lost_every: float, away: float, seed: int = 0) -> dict[str, float]:
     """Return how long a data set takes, and how often workers were lost.
 
-    A shard takes 23.7 s on average, as 4096 people do at 48 people a second, with a spread of 15 %.
+    A shard of 4096 people takes 23.7 s on average (173 people per second), with a spread of 15 %.
     """
     draw = random.Random(seed)
     seconds = [23.7 * draw.lognormvariate(-(0.15**2) / 2, 0.15) for _ in range(shards)]

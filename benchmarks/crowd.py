@@ -1,13 +1,13 @@
 """Depth order of people: DTO compared with the layout of single-person fits, on images with known truth.
 
-Every image has people of all ages on one ground before one camera. Their bodies are drawn to a depth map and
-to instance masks. What a method is given:
+Every image has people of all ages on one ground in front of one camera. Their bodies are rendered to a depth
+map and to instance masks. Inputs of a method:
 
 - the depth map in an unknown unit and from an unknown origin, each person off by 5 % (SD) of the true depth;
 - bodies as single-person fits leave them: of the right pose, at the wrong size, in the same pixels.
 
-The paper publishes no noise; these are the numbers of this file. DTO sees of each body only the ratio of its
-stature to its depth, which no wrong size changes: after it, both kinds of fits are the same.
+The paper publishes no noise; these are the numbers of this file. DTO uses only the ratio of a body's stature
+to its depth, which does not depend on a wrong size, so it gives equal results for both kinds of fits.
 """
 
 from __future__ import annotations
@@ -240,7 +240,7 @@ def compare(truth: Truth, body: BodyModel, seed: int) -> list[Result]:
 
 
 def _refined(truth: Truth, size: Tensor, prior: HeightPrior, placed: Tensor, z: Tensor) -> Tensor:
-    """Put the DTO layout on one ground; people are scaled about the camera, so their pixels stay."""
+    """Place the DTO layout on one ground; people are scaled about the camera, so their pixels stay."""
     scale = torch.where(truth.there, placed / (z * size), 1) * size
     camera = Camera(z.new_tensor((FOCAL, FOCAL)), z.new_tensor((WIDTH / 2, HEIGHT / 2)))
     by = scale[..., None, None]

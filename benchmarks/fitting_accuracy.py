@@ -27,14 +27,14 @@ HELD_OUT_SEED = 30_000
 NOT_CREDIBLE = 16.0
 """[pixels] Mean distance from the true places of the visible points above which a fit has failed.
 
-InfantNet draws this line at the points that were reported, which cannot tell a bad fit from a wrong point.
+InfantNet uses the reported points, which cannot distinguish a bad fit from a wrong point.
 """
 ALL = "all"
 BATCHES = {"cpu": (320,), "cuda": (320,)}
 
 
 class Scenario(NamedTuple):
-    """What a detector reports, and what else is known."""
+    """Detections, and other known values."""
 
     title: str
     observed: Mapping[str, Any]

@@ -83,9 +83,9 @@ def main() -> None:
 def _time_in_turn(
     session: Session, batch: int, fits: dict[str, Callable[[], Tensor]], rounds: int = ROUNDS
 ) -> None:
-    """Note medians of wall time and CPU time, over few rounds of one call, since a fit takes seconds.
+    """Record medians of wall time and CPU time, over few rounds of one call, because a fit takes seconds.
 
-    The first of ours is not timed: it makes the tables of derivatives. Peers have warmed up at their start.
+    The first call of agebody is not timed: it makes the tables of derivatives. Peers are already warm.
     """
     if OURS in fits:
         fits[OURS]()

@@ -29,7 +29,7 @@ from agebody.nets import Lifter, fit_lifted
 from agebody.pipelines.cli.fit import SPEED_SD
 
 RATE = 60.0  # frames of these videos a second
-ALIKE = 25.0  # [pixels] from a triangulated point within which a camera has seen it alike
+ALIKE = 25.0  # [pixels] distance from a triangulated point within which a camera agrees with it
 PARTS = ("nose", "shoulder", "elbow", "wrist", "hip", "knee", "ankle")
 LIMBS = (("shoulder", "elbow"), ("elbow", "wrist"), ("hip", "knee"), ("knee", "ankle"))
 
@@ -45,7 +45,7 @@ class Seen(NamedTuple):
 
 
 def detect(folder: Path, detector: str, every: int) -> Seen:
-    """Return the person whom the cameras see most often."""
+    """Return the person that the cameras see most often."""
     found, cameras = load_detector(detector), read_cameras(next(folder.glob("calibration/Calib*")))
     films = find_views(folder / "videos", cameras)
     each = {name: detect_people(found, film, exif=False, every=every) for name, film in films.items()}
@@ -59,7 +59,7 @@ def detect(folder: Path, detector: str, every: int) -> Seen:
 
 
 def find_points(seen: Seen) -> tuple[Tensor, Tensor]:
-    """Return triangulated points (T, K, 3), and how many cameras see each of them alike (T, K)."""
+    """Return triangulated points (T, K, 3), and how many cameras agree with each of them (T, K)."""
     camera, weights = seen.camera.expand(*seen.weights.shape[:2]), seen.weights
     for _ in range(20):
         points = triangulate(seen.keypoints, weights, camera)[0]
@@ -70,7 +70,7 @@ def find_points(seen: Seen) -> tuple[Tensor, Tensor]:
 
 
 def fits(body: BodyModel, seen: Seen, motion_sd: float) -> Iterator[tuple[str, Fit]]:
-    """Yield fits with bodies flat over (T, V): of single views, whose age class is told, and of all views."""
+    """Yield fits with bodies flat over (T, V): of single views with the age class, and of all views."""
     moments, views = seen.weights.shape[:2]
     flat = seen.keypoints.flatten(0, 1), seen.camera.map(lambda part: torch.cat([part] * moments))
     known: dict[str, Any] = {"layout": seen.layout, "weights": seen.weights.flatten(0, 1)}

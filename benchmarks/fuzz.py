@@ -1,10 +1,10 @@
-"""Give damaged and hostile files to every reader: each must succeed, or fail in one line that names it.
+"""Give damaged and hostile files to every reader: each must succeed, or fail in one line that names the file.
 
     python benchmarks/fuzz.py --count 3000 --seed 0
 
-Files are read in child processes, with 2 GB of memory and 10 s each. A failure is: an error that is none of
-the library's, a message of several lines or without the file's name, a process that is killed, or a file that
-was made by running what another file holds.
+Files are read in child processes, with 2 GB of memory and 10 s each. A failure is: an error of another type
+than the library's, a message of several lines or without the file's name, a killed process, or a file that
+appears because code of the damaged file was run.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ ERRORS = (AssetError, AnnotationError, AgeError, OSError)
 
 
 class Failure(NamedTuple):
-    """A file that was not read as it should be."""
+    """A file that was neither read nor refused correctly."""
 
     reader: str
     file: str
@@ -132,7 +132,7 @@ def fields(content: bytearray, rng: np.random.Generator) -> bytes:
 
 
 def hostile(rng: np.random.Generator, folder: Path) -> bytes:
-    """Return a file that runs a command in a careless reader, or unfolds."""
+    """Return a file that runs a command in a careless reader, or expands to many times its size."""
     run = Run(folder)
     wide = torch.zeros(1).expand(2**15, 2**15)
     kinds: list[Callable[[], bytes]] = [
@@ -167,7 +167,7 @@ def squeezed() -> bytes:
 
 
 def outcomes(jobs: Sequence[tuple[Sample, Path]]) -> list[str]:
-    """Read files in a child process, and the rest in another one where that dies; return what was wrong."""
+    """Read files in a child process, and in a new one if it dies; return the failures."""
     found: list[str] = []
     while len(found) < len(jobs):
         receive, send = os.pipe()
@@ -209,7 +209,7 @@ def limit_memory() -> None:
 
 
 def judged(sample: Sample, path: Path) -> str:
-    """Return "" for a file that is read or refused as it should be, and else what was wrong."""
+    """Return "" for a file that is read or refused correctly, else the failure."""
     try:
         sample.read(path)
     except ERRORS as error:
@@ -225,7 +225,7 @@ def judged(sample: Sample, path: Path) -> str:
 
 
 def fuzz(count: int, seed: int, *, only: str = "") -> tuple[list[Failure], Counter[str]]:
-    """Read so many damaged files; return what failed, and how many files each reader was given."""
+    """Read ``count`` damaged files; return the failures, and the number of files per reader."""
     failures: list[Failure] = []
     given: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as name:

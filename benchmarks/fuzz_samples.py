@@ -1,4 +1,4 @@
-"""Sound files for `fuzz.py`, one for every reader and format; and an object that runs a command."""
+"""Valid files for `fuzz.py`, one for every reader and format; and an object that runs a command."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ FACES = np.array([[0, 1, 2], [0, 2, 3]])
 
 
 class Sample(NamedTuple):
-    """A file that a reader takes, and the reader."""
+    """A valid file and its reader."""
 
     name: str
     content: bytes
@@ -74,7 +74,7 @@ class Run:
 
 
 def make_samples(folder: Path) -> list[Sample]:
-    """Return a sound file for every reader and format."""
+    """Return a valid file for every reader and format."""
     asset = small_body()
     arrays, adult = smpl_arrays(asset), asset.replace(age_offsets=np.zeros(0), age_templates=None)
     objects = arrays | {"J_regressor": sparse.csc_matrix(arrays["J_regressor"])}

@@ -24,7 +24,7 @@ class Step(NamedTuple):
 
 
 def plan(device: str, quick: bool) -> list[Step]:
-    """Return the steps: the most telling ten minutes first."""
+    """Return the steps: the most informative ten minutes first."""
     on_cuda = device.startswith("cuda")
 
     def tests(names: tuple[str, ...], limit: float) -> Step:

@@ -1,4 +1,4 @@
-"""What all benchmarks share: options, comparison of results, rows, and the result file."""
+"""The common parts of all benchmarks: options, comparison of results, rows, and the result file."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Session:
         self._folder = tempfile.TemporaryDirectory()
 
     def contenders(self, names: list[str] | None = None) -> list[Contender]:
-        """Return contenders that run with correct results; note the reason for each other one."""
+        """Return contenders that run with correct results; record the reason for each other one."""
         files = Files.write(self.asset, Path(self._folder.name), self.device)
         found, absent = load(names or list(LOADERS), files)
         self.absent |= absent
@@ -84,7 +84,7 @@ class Session:
         return right
 
     def time(self, batch: int, functions: Mapping[str, Callable[[], Any]], **extra: Any) -> dict[str, Timing]:
-        """Time functions in turn and note a row for each, or the reason why it fails."""
+        """Time functions in turn and record a row for each, or the reason why it fails."""
         running = {}
         for name, function in functions.items():
             failure = attempt(function)

@@ -1,9 +1,9 @@
 """Mesh-pose interaction: 64 markers against 431 vertices, parallel against sequential, bands on and off.
 
 Every variant sees the same sequences of random people: noisy joints of each frame in the image, and, in place
-of an image network's features, a fixed random projection of pose, shape and age with as much noise as signal,
-which keeps variants comparable and says nothing about real images. Errors are of the middle frame of unseen
-people, relative to the pelvis.
+of an image network's features, a fixed random projection of pose, shape and age with as much noise as signal.
+This compares the variants, not their results on real images. Errors are of the middle frame of unseen people,
+relative to the pelvis.
 """
 
 from __future__ import annotations

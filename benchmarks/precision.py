@@ -29,7 +29,7 @@ def posed(poses: str, device: torch.device) -> dict[str, Tensor]:
         pose = pose / POSE_SD
     elif poses == POSES[2]:
         pose = math.pi * torch.nn.functional.normalize(pose, dim=-1)
-    # No translation: it only adds its own rounding, the same for every layer.
+    # No translation: it would only add its own rounding, the same for every layer.
     return given | {"body_pose": pose.flatten(-2), "transl": torch.zeros_like(given["transl"])}
 
 

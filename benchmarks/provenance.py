@@ -38,7 +38,7 @@ _BEGIN = _busy()
 def others_cores(seconds: float = 0.0) -> float | None:
     """Return how many cores other programs use, for some seconds from now on, or else since the import.
 
-    None if the system does not tell.
+    None if the system does not report it.
     """
     begin = _busy() if seconds else _BEGIN
     time.sleep(seconds)
@@ -67,7 +67,7 @@ def provenance(device: torch.device, *, commit: str | None = None) -> dict[str, 
 def save_result(
     path: Path, subject: str, *, device: str = "cpu", commit: str | None = None, **found: Any
 ) -> None:
-    """Write the figures of a benchmark, and what they were made with."""
+    """Write the figures of a benchmark, with versions, machine and commit."""
     made_with = provenance(torch.device(device), commit=commit)
     result = {"subject": subject, "device": torch.device(device).type, **found, "provenance": made_with}
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
-"""Infants on a table before a depth camera: registration of synthetic people with known truth.
+"""Infants on a table in front of a depth camera: registration of synthetic people with known truth.
 
-Sequences of a few frames: one shape, poses near lying and kicking, each joint shaken. Depth images with
-noise, holes, the table, and points that are nobody's; landmarks with noise, of which some are missing.
-Nothing but images goes in: cloud and table are found in them, and the fit begins at the prior's mean pose.
+Sequences of a few frames: one shape, poses near lying and kicking, each joint perturbed. Depth images with
+noise, holes, the table, and outlier points; landmarks with noise, of which some are missing. The input is
+images alone: cloud and table are found in them, and the fit starts at the prior's mean pose.
 
 Body and truth share their shape space and their topology, which no real infant does: these are figures of the
 optimisation, not of the model.
@@ -59,7 +59,7 @@ RESULTS = Path(__file__).parent / "results" / "scans"
 
 
 class Sequence(NamedTuple):
-    """What the camera observed of one person, and the truth."""
+    """Observations of one person, and the truth."""
 
     clouds: list[Cloud]
     camera: Camera

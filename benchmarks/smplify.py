@@ -1,7 +1,7 @@
 """Other fits, through smplx: SPIN's SMPLify, and the schedule of SLAHMR that AionHMR adopted.
 
-Written anew from their public code (nkolot/SPIN, smplify/smplify.py and losses.py; gioxatz/aionhmr,
-aionhmr-a/src/optim and confs/optim.yaml) with their steps, weights and rules for stopping. What differs, and
+Reimplemented after their public code (nkolot/SPIN, smplify/smplify.py and losses.py; gioxatz/aionhmr,
+aionhmr-a/src/optim and confs/optim.yaml) with their steps, weights and rules for stopping. Differences, and
 in whose favour:
 
 - *Body*: an SMPL-sized file with a kid template, eleven coefficients, through ``smplx.SMPL(age="kid")``: for
@@ -10,8 +10,8 @@ in whose favour:
 - *Priors*: the published mixture cannot be shared. SPIN's is `MaxMixturePrior` with as many components, made
   of poses of the kind that is fitted, which a user does not have. SLAHMR's VPoser is replaced by the normal
   distribution of the same poses, which costs less than decoding a latent vector.
-- *Start*: both begin from what a network says. Here that is the truth, turned by 15 degrees, each joint by 10
-  more (SD of each component), with the mean shape and the age offset of the true age class; the depth
+- *Start*: both start from a network's prediction: here the truth, rotated by 15 degrees, each joint by
+  10 more (SD of each component), with the mean shape and the age offset of the true age class; the depth
   follows from the torso, as in SMPLify.
 - *Crop*: SPIN works on crops of 224 pixels, for which its weights are made, with a focal length of 5000; here
   the crop's focal length is the true one.

@@ -1,4 +1,4 @@
-"""Performance targets, and what the results achieve."""
+"""Performance targets, and whether the results meet them."""
 
 from __future__ import annotations
 

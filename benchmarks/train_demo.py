@@ -1,10 +1,10 @@
-"""A network learns people of every age from synthetic images, on two cores, in some twenty minutes.
+"""Train a network on synthetic people of every age, on two cores, in about twenty minutes.
 
     make train-demo
 
 It renders people (`agebody synthesize`), trains a network of 0.65 million parameters on 64 x 64 pixels with
-`agebody.pipelines.train`, and compares it on people it has not seen with the mean pose of the training set:
-what one can say without looking. The same seed gives the same numbers on the same machine.
+`agebody.pipelines.train`, and compares it on unseen people with the mean pose of the training set, the best
+constant prediction. The same seed gives the same numbers on the same machine.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ class Backbone(nn.Module):
 class Head(nn.Module):
     """Where each keypoint is, as the mean of a map of probabilities, and a body from these places.
 
-    The places are a read-out too, so the objective can teach them: from pixels straight to rotations a
-    network of this size learns its images by heart.
+    The places are an output too, so the objective can supervise them: without them, a network of this size
+    memorises its training images.
     """
 
     def __init__(self, body: agebody.SMPLA, width: int = 32, seen: int = 8, hidden: int = 384) -> None:
@@ -159,7 +159,7 @@ def predict(network: nets.Regressor, batch: Batch) -> tuple[nets.Prediction, dic
 
 
 def draw(network: nets.Regressor, batch: Batch, path: Path, count: int = 12, side: int = 144) -> None:
-    """Draw crops, what the network sees in them, and the same bodies from the side."""
+    """Draw crops, the predicted bodies over them, and the same bodies from the side."""
     prediction, _ = predict(network, batch)
     body = network.body
     transl = cameras.weak_to_translation(prediction.camera, batch.box, batch.camera)

@@ -1,7 +1,7 @@
-"""Train the lifter that comes with agebody: people of the free bodies, seen through a detector's mistakes.
+"""Train the lifter that comes with agebody on people of the free bodies, with simulated detection errors.
 
 Deterministic: the same options give the same weights on the same machine. One round is a set of new people on
-both bodies, each observed several times with other mistakes.
+both bodies, each observed several times with different errors.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ GROUPS = (  # which points there are, and how often
 
 
 class Batch(NamedTuple):
-    """What the network is given of people, and the truth."""
+    """Inputs of the network, and the truth."""
 
     features: Tensor
     rotations: Tensor
@@ -92,7 +92,7 @@ def draw_people(
 
 
 def see(body: BodyModel, people: People, seed: int, mistakes: dict[str, float]) -> Observations:
-    """Return what a detector reports of `nets.POINTS`: `observe`, with the noise of real detectors."""
+    """Return simulated detections of `nets.POINTS`: `observe`, with the noise of real detectors."""
     generator = torch.Generator().manual_seed(seed)
     count, number = len(people.years), len(nets.POINTS)
 
@@ -115,7 +115,7 @@ def see(body: BodyModel, people: People, seed: int, mistakes: dict[str, float]) 
 
 
 def know(body: BodyModel, people: People, seen: Observations, seed: int) -> Observed:
-    """Return the observations with what is known beside them: of most nothing, or the age or the depth."""
+    """Return the observations with known values: for most people none, for others age or depth."""
     generator = torch.Generator().manual_seed(seed)
     count = len(people.years)
     kind, far = torch.rand(2, count, generator=generator)
@@ -179,8 +179,8 @@ def residuals(found: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
 def objective(found: dict[str, Tensor], batch: Batch, tree: KinematicTree) -> dict[str, Tensor]:
     """Return terms of the loss, means over the batch.
 
-    Joints and rotations determine the pose; its standard deviations are learnt beside them, from errors that
-    are held fixed. Size, place and lengths are normal with their standard deviations.
+    Joints and rotations determine the pose; its standard deviations are learned beside them, from detached
+    errors. Size, place and lengths are normal with their standard deviations.
     """
     rotations = to_matrix(found["pose"].unflatten(-1, (-1, 6)), "rotation_6d")
     ours, theirs = (turned(batch.rest_joints, each, tree) for each in (rotations, batch.rotations))

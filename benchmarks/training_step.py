@@ -28,7 +28,7 @@ HEAD, BODY = "head and body", "body alone"
 
 
 class Step:
-    """What both sides see: features, boxes and labels of people."""
+    """Inputs of both sides: features, boxes and labels of people."""
 
     def __init__(self, body: agebody.SMPL, batch: int, device: torch.device) -> None:
         people = random_people(body, batch, seed=1)

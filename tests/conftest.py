@@ -13,8 +13,8 @@ import typer.testing
 if os.environ.get("AGEBODY_TYPECHECK", "1") == "1":
     jaxtyping.jaxtyped = typechecks.jaxtyped
     source = Path(__file__).parents[1] / "src" / "agebody"
-    rooms = sorted(path.stem for path in source.iterdir() if not path.stem.startswith("__"))
-    jaxtyping.install_import_hook([f"agebody.{room}" for room in rooms], "typechecks.checked")
+    packages = sorted(path.stem for path in source.iterdir() if not path.stem.startswith("__"))
+    jaxtyping.install_import_hook([f"agebody.{package}" for package in packages], "typechecks.checked")
 
 import anny_reference
 import torch

@@ -10,7 +10,7 @@ import pytest
 
 import agebody
 
-DOORS = (
+MODULES = (
     *("age", "annotations", "cameras", "crowd", "detect", "draw", "fitting"),
     *("losses", "measure", "mesh", "metrics", "nets", "optim", "people"),
 )
@@ -23,18 +23,18 @@ GOOD = {
 KINDS = {"BodyAsset": "a BodyAsset", "BodyModel": "a layer such as SMPLA", "Camera": "a Camera"}
 
 
-def _callables(door: str) -> Iterator[tuple[str, Callable[..., Any]]]:
-    room = importlib.import_module(f"agebody.{door}")
-    for name in room.__all__:
-        member = getattr(room, name)
+def _callables(path: str) -> Iterator[tuple[str, Callable[..., Any]]]:
+    module = importlib.import_module(f"agebody.{path}")
+    for name in module.__all__:
+        member = getattr(module, name)
         if inspect.isclass(member):
             if not issubclass(member, (tuple, Exception)):  # results and errors
-                yield f"{door}.{name}", member
+                yield f"{path}.{name}", member
             for method, made in vars(member).items():
                 if isinstance(made, classmethod) and not method.startswith("_"):
-                    yield f"{door}.{name}.{method}", getattr(member, method)
+                    yield f"{path}.{name}.{method}", getattr(member, method)
         elif callable(member):
-            yield f"{door}.{name}", member
+            yield f"{path}.{name}", member
 
 
 def _required(function: Callable[..., Any]) -> Iterator[tuple[str, str]]:
@@ -47,8 +47,8 @@ def _required(function: Callable[..., Any]) -> Iterator[tuple[str, str]]:
 
 CASES = [
     pytest.param(function, name, kind, id=f"{path}-{name}")
-    for door in DOORS
-    for path, function in _callables(door)
+    for module in MODULES
+    for path, function in _callables(module)
     for name, kind in _required(function)
 ]
 

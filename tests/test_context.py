@@ -1,7 +1,7 @@
 """Every public function under autocast, inference, tracing, other defaults, 16 bits and mixed types.
 
 The numbers are those of a plain call in float32, or the call is refused in one line that names the argument.
-A function of a door that stands neither in `EXAMPLES` nor in `WITHOUT` fails the test.
+A public function that is neither in `EXAMPLES` nor in `WITHOUT` fails the test.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ from agebody.fitting.conversion import correspond
 from agebody.fitting.patches import find_patches
 from agebody.optim import terms
 
-DOORS = (
+MODULES = (
     "age",
     "cameras",
     "crowd",
@@ -311,9 +311,9 @@ def is_refusal(error: Exception) -> bool:
 
 def test_every_public_function_has_an_example():
     functions = {"join_pose", "split_pose"}
-    for door in DOORS:
-        module = importlib.import_module(f"agebody.{door}")
-        functions |= {f"{door}.{name}" for name in module.__all__ if inspect.isroutine(getattr(module, name))}
+    for path in MODULES:
+        module = importlib.import_module(f"agebody.{path}")
+        functions |= {f"{path}.{name}" for name in module.__all__ if inspect.isroutine(getattr(module, name))}
     assert functions == EXAMPLES.keys() | WITHOUT.keys()
     assert not EXAMPLES.keys() & WITHOUT.keys()
 
@@ -502,8 +502,8 @@ def _modules_of(package: Any) -> list[Any]:
 def weighted(name: str) -> tuple[Callable[..., Any], Any] | None:
     """A call with weights of one for each entry, and these weights; None for an example that passes none."""
     function, given = EXAMPLES[name]
-    room, _, own = name.rpartition(".")
-    public = getattr(importlib.import_module(f"agebody.{room}".rstrip(".")), own)
+    module, _, own = name.rpartition(".")
+    public = getattr(importlib.import_module(f"agebody.{module}".rstrip(".")), own)
     if (
         getattr(function, "func", function) is not public
         or "weights" not in inspect.signature(public).parameters

@@ -217,7 +217,7 @@ def test_every_page_is_in_the_navigation():
     assert {f"docs/{page}" for page in listed} == {name_of(page) for page in PAGES if page.parent != ROOT}
 
 
-def doors() -> dict[str, frozenset[str]]:
+def public_names() -> dict[str, frozenset[str]]:
     """Return the modules that users import from, with their public names.
 
     These are the modules with `__all__`, and all modules of the kernels without an underscore.
@@ -226,7 +226,7 @@ def doors() -> dict[str, frozenset[str]]:
     for root in ("src", "kernels"):
         for path in (ROOT / root).rglob("*.py"):
             name = ".".join(path.relative_to(ROOT / root).with_suffix("").parts).removesuffix(".__init__")
-            if name.startswith("agebody.assets."):  # parts of a room without a door: `agebody` is theirs
+            if name.startswith("agebody.assets."):  # `agebody` exports their names
                 continue
             if re.search(r"^__all__ = ", path.read_text(encoding="utf-8"), re.MULTILINE):
                 found[name] = frozenset(importlib.import_module(name).__all__)
@@ -235,7 +235,7 @@ def doors() -> dict[str, frozenset[str]]:
     return found
 
 
-DOORS = doors()
+PUBLIC = public_names()
 
 
 def imported(code: str) -> Iterator[tuple[str, str]]:
@@ -248,7 +248,7 @@ def imported(code: str) -> Iterator[tuple[str, str]]:
 
 
 def is_public(module: str, name: str) -> bool:
-    return name in DOORS.get(module, ()) or f"{module}.{name}".removesuffix(".") in DOORS
+    return name in PUBLIC.get(module, ()) or f"{module}.{name}".removesuffix(".") in PUBLIC
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -260,7 +260,7 @@ def test_blocks_import_public_names(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_pages_mention_public_names(page):
-    """Dotted names in text and code: each part is a door of the one before it, or a public name of it."""
+    """Dotted names in text and code: each part is a public module or name of the one before it."""
     text = re.sub("^:::.*$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
     expect_public_names(text, name_of(page))
 
@@ -268,41 +268,41 @@ def test_pages_mention_public_names(page):
 def expect_public_names(text: str, where: str) -> None:
     for dotted in re.findall(r"(?<![\w./-])agebody(?:\.[A-Za-z]\w*)+", text):
         module, *parts = dotted.split(".")
-        while parts and (f"{module}.{parts[0]}" in DOORS or (module == "agebody" and parts[0] in PACKAGES)):
+        while parts and (f"{module}.{parts[0]}" in PUBLIC or (module == "agebody" and parts[0] in PACKAGES)):
             module += "." + parts.pop(0)
         assert not parts or is_public(module, parts[0]), f"{where}: {dotted}"
 
 
-@pytest.mark.parametrize("door", sorted(DOORS))
-def test_reference_mentions_public_names(door):
+@pytest.mark.parametrize("module", sorted(PUBLIC))
+def test_reference_mentions_public_names(module):
     """Docstrings of what is public, too, which are the pages of the reference."""
-    for name in DOORS[door]:
-        value = getattr(importlib.import_module(door), name)
+    for name in PUBLIC[module]:
+        value = getattr(importlib.import_module(module), name)
         members = (
             [each for key, each in vars(value).items() if key[0] != "_"] if inspect.isclass(value) else []
         )
         for text in (inspect.getdoc(each) or "" for each in (value, *members) if callable(each)):
-            expect_public_names(text, f"{door}.{name}")
+            expect_public_names(text, f"{module}.{name}")
 
 
 PACKAGES = ("compat", "pipelines")
-"""Folders of doors that are no doors themselves."""
+"""Packages without public names of their own."""
 
 
 def documented() -> list[tuple[str, str]]:
-    """Return door and name of everything that the reference documents; the name "" is a whole module."""
+    """Return module and name of everything that the reference documents; the name "" is a whole module."""
     pages = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
     targets = re.findall(r"^::: ([\w.]+)$", pages, re.MULTILINE)
-    return [(target, "") if target in DOORS else target.rpartition(".")[::2] for target in targets]
+    return [(target, "") if target in PUBLIC else target.rpartition(".")[::2] for target in targets]
 
 
 def test_reference_has_every_public_name():
-    """What several doors export stands once."""
-    whole = {door for door, name in documented() if not name}
+    """What several modules export is documented once."""
+    whole = {module for module, name in documented() if not name}
     public = {
-        (door, name): getattr(importlib.import_module(door), name)
-        for door in DOORS.keys() - whole
-        for name in DOORS[door]
+        (module, name): getattr(importlib.import_module(module), name)
+        for module in PUBLIC.keys() - whole
+        for name in PUBLIC[module]
     }
     found = {id(public[target]) for target in documented() if target in public}
     assert [
@@ -314,16 +314,16 @@ def test_reference_has_nothing_twice():
     assert len(set(documented())) == len(documented())
 
 
-@pytest.mark.parametrize(("door", "name"), documented())
-def test_reference_names_are_public(door, name):
+@pytest.mark.parametrize(("module", "name"), documented())
+def test_reference_names_are_public(module, name):
     """Or results and errors, which nobody imports."""
-    if not is_public(door, name):
-        value = getattr(importlib.import_module(door), name)
+    if not is_public(module, name):
+        value = getattr(importlib.import_module(module), name)
         assert issubclass(value, (tuple, int, Exception)) or dataclasses.is_dataclass(value)
 
 
-def test_architecture_names_every_room_and_file():
-    """Of the package itself; rooms within rooms may be named. What is named exists."""
+def test_architecture_names_every_package_and_file():
+    """Of the package itself; nested packages may be named. What is named exists."""
     page = read("docs/architecture.md")
     source = ROOT / "src" / "agebody"
     inner = [path for path in source.rglob("*") if path.is_dir() or path.suffix == ".py"]
@@ -332,10 +332,10 @@ def test_architecture_names_every_room_and_file():
     assert {name for name in names if re.fullmatch(r"\w+/|\w+\.py", name)} - {"compat/"} <= {
         n for _, n in tree
     }
-    room, paths = "", []
+    package, paths = "", []
     for indent, name in tree:
-        room = name if len(indent) == 2 else room
-        paths.append(name if len(indent) == 2 else room + name)
+        package = name if len(indent) == 2 else package
+        paths.append(name if len(indent) == 2 else package + name)
     assert {*paths} <= names
     named = re.findall(r"`((?:\w+/)+\w*(?:\.py)?)`", page)
     roots = (source, ROOT, source.parent, ROOT / "kernels", ROOT / "docs")
@@ -347,7 +347,7 @@ PLAIN = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
-"""What a notebook says of the machine that it ran on."""
+"""Metadata of notebooks without those of the machine that ran them."""
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)

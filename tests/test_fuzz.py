@@ -25,9 +25,10 @@ def test_every_reader_refuses_damage_in_one_line():
 
 def readers():
     """Code and name of the public functions that read a file."""
-    rooms = [room.name for room in pkgutil.walk_packages(agebody.__path__, "agebody.") if room.ispkg]
-    for room in ("agebody", *rooms):
-        module = importlib.import_module(room)
+    walked = pkgutil.walk_packages(agebody.__path__, "agebody.")
+    packages = [each.name for each in walked if each.ispkg]
+    for package in ("agebody", *packages):
+        module = importlib.import_module(package)
         for name in getattr(module, "__all__", ()):
             member = getattr(module, name)
             found = {name: member}
@@ -39,7 +40,7 @@ def readers():
                     code = inspect.unwrap(getattr(function, "__func__", function)).__code__
                     given = inspect.signature(function).parameters
                     if next(iter(given), "") in ("path", "shards", "file"):
-                        yield code, f"{room}.{path}"
+                        yield code, f"{package}.{path}"
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -48,8 +48,8 @@ ORDER = [
     "pipelines.cli",
     "__main__",
 ]
-"""From left to right: a room, a file or a folder, imports only what stands before it. Inside a
-folder imports go one way too, but in no order that is written down."""
+"""Modules and packages in the order of imports: each imports only from those before it. Imports within a
+package have no cycles."""
 
 
 @functools.cache
@@ -66,12 +66,12 @@ def parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text())
 
 
-def room(name: str) -> str:
+def package_of(name: str) -> str:
     return next((r for r in ORDER if name == r or name.startswith(f"{r}.")), name)
 
 
 def place(name: str) -> int:
-    return ORDER.index(room(name))
+    return ORDER.index(package_of(name))
 
 
 @functools.cache
@@ -89,17 +89,17 @@ def imported(path: Path) -> set[str]:
 
 
 def test_every_module_has_its_place():
-    assert {room(name) for name in modules()} - {"pipelines"} == set(ORDER)
+    assert {package_of(name) for name in modules()} - {"pipelines"} == set(ORDER)
 
 
 @pytest.mark.parametrize("name", sorted(modules().keys() - {"pipelines"}))
 def test_imports_point_one_way(name):
     for other in imported(modules()[name]):
-        same_room = room(name) == room(other)
-        assert same_room or place(other) < place(name), f"{name} imports {other}, which stands to its right"
+        same_package = package_of(name) == package_of(other)
+        assert same_package or place(other) < place(name), f"{name} imports {other}, later in ORDER"
 
 
-def test_rooms_have_no_circles():
+def test_imports_have_no_cycles():
     graphlib.TopologicalSorter({name: imported(path) - {name} for name, path in modules().items()}).prepare()
 
 
@@ -154,8 +154,8 @@ INTERNALS = {
 
 
 @pytest.mark.parametrize("name", sorted(modules()))
-def test_no_module_reads_private_names_of_another_room(name):
-    siblings = [path for other, path in modules().items() if room(other) == room(name)]
+def test_no_module_reads_private_names_of_another_package(name):
+    siblings = [path for other, path in modules().items() if package_of(other) == package_of(name)]
     known = set().union(*(defined(parsed(path)) for path in siblings))
     assert foreign_privates(parsed(modules()[name]), known) <= INTERNALS.get(name, set())
 

@@ -23,8 +23,8 @@ MODULES = [
     "people",
     "rotations",
 ]
-"""What `import agebody` brings beside its names."""
-ROOMS = {
+"""Modules that `import agebody` loads beside its names."""
+PACKAGES = {
     "cameras": """
         Camera bev_to_translation box_around box_condition convert_axes convert_box
         convert_extrinsics convert_pixels field_limit from_crop from_pytorch3d
@@ -62,7 +62,7 @@ ROOMS = {
         pve reference_length root_trajectory_error stature_error w_mpjpe
     """,
 }
-"""Public names of the rooms."""
+"""Public names of the packages."""
 
 PARAMETERS = {
     "BodyModel": "asset num_betas num_expression pose_format backend dtype device corrective_dtype",
@@ -96,10 +96,10 @@ def test_names():
     assert all(inspect.ismodule(getattr(agebody, name)) for name in MODULES)
 
 
-def test_names_of_the_rooms():
-    for room, names in ROOMS.items():
-        assert sorted(getattr(agebody, room).__all__) == sorted(names.split()), room
-        assert all(hasattr(getattr(agebody, room), name) for name in names.split())
+def test_names_of_the_packages():
+    for package, names in PACKAGES.items():
+        assert sorted(getattr(agebody, package).__all__) == sorted(names.split()), package
+        assert all(hasattr(getattr(agebody, package), name) for name in names.split())
 
 
 def test_parameters():

@@ -158,9 +158,9 @@ def call(name: str, weights: torch.Tensor | None, *, spoiled: bool = False, **op
 def test_the_table_is_complete():
     """All public functions with weights and a mean: those that reduce, and two that have one mean only."""
     found = set()
-    for room in (losses, metrics):
-        for name in room.__all__:
-            thing = getattr(room, name)
+    for module in (losses, metrics):
+        for name in module.__all__:
+            thing = getattr(module, name)
             function = getattr(thing, "forward", thing)
             if callable(thing) and {"weights", "reduction"} <= set(inspect.signature(function).parameters):
                 found.add(name)
