@@ -156,6 +156,9 @@ DAMAGES = {
     "poses: expected angles of a frame": {"poses": np.zeros((4, 150))},
     "trans: expected 4 frames, as in poses, got 3": {"trans": np.zeros((3, 3))},
     "trans: expected shape (N, 3)": {"trans": np.zeros((4, 4))},
+    "poses: expected axis-angle vectors (frames, joints, 3), or flat, got shape (4, 52, 3, 3)": {
+        "poses": np.zeros((4, 52, 3, 3))
+    },
     "poses: expected finite numbers": {"poses": np.full((4, 156), np.nan)},
     "poses: expected numbers, got <U1": {"poses": np.full((4, 156), "x")},
     "poses: Python objects are not loaded": {"poses": np.array([{}] * 4, object)},
@@ -180,11 +183,29 @@ def test_files_of_shapes_and_of_labels_are_distinguished(tmp_path):
     arrays = amass("smplx")
     np.savez(tmp_path / "stagei.npz", betas=arrays["betas"], gender="male", latent_labels=["a"])
     np.savez(tmp_path / "labels.npz", transl=np.zeros((2, 3)), focal=np.ones((2, 2)))
-    (tmp_path / "a.pkl").write_bytes(b"\x80\x04]q")
+    np.savez(tmp_path / "dances.npz", smpl_poses=np.zeros((2, 72)), smpl_trans=np.zeros((2, 3)))
+    np.save(tmp_path / "a.npy", np.zeros((2, 72)))
+    torch.save({"poses": torch.zeros(2, 72)}, tmp_path / "a.pt")
+    np.savez(tmp_path / "whole.npz", **arrays)
+    for name, content in (
+        ("a.pkl", b"\x80\x04]q"),
+        ("page.npz", b"<!doctype html>"),
+        ("empty.npz", b""),
+        ("cut.npz", (tmp_path / "whole.npz").read_bytes()[:999]),
+        ("a.json", b'{"poses": []}'),
+    ):
+        (tmp_path / name).write_bytes(content)
     for name, why in (
         ("stagei.npz", "shape of a person"),
         ("labels.npz", "cameras"),
-        ("a.pkl", "not an npz"),
+        ("dances.npz", "not a motion; expected poses, .*, got smpl_poses, smpl_trans"),
+        ("a.npy", "not an npz file, .*; this is a single array"),
+        ("a.pt", "not an npz file, .*; this is a file of torch"),
+        ("a.pkl", "not an npz file, .*; this is a pickle"),
+        ("page.npz", "not an npz file, .*; this is a web page"),
+        ("empty.npz", "not an npz file, .*; this one is empty"),
+        ("cut.npz", "not an npz file, .*; this one is damaged or truncated"),
+        ("a.json", "not an npz file, .*; this is a JSON text"),
     ):
         with pytest.raises(AnnotationError, match=why):
             read_motion(tmp_path / name, BODIES["smplx"])
@@ -192,6 +213,26 @@ def test_files_of_shapes_and_of_labels_are_distinguished(tmp_path):
     np.savez(tmp_path / "a.npz", **arrays)
     with pytest.raises(AnnotationError, match="random has none of the joints of SMPL-X"):
         read_motion(tmp_path / "a.npz", own)
+
+
+def test_poses_may_have_an_axis_of_joints_or_not(tmp_path):
+    body, arrays = BODIES["smplh"], amass("smplh")
+    pose = np.random.default_rng(1).normal(size=(4, body.num_joints - 1, 3))
+    found = []
+    for entries in (
+        arrays,
+        arrays | {"poses": arrays["poses"].reshape(4, -1, 3)},
+        {"body_pose": pose},
+        {"body_pose": pose.reshape(4, -1)},
+    ):
+        np.savez(tmp_path / "a.npz", **entries)
+        found.append(read_motion(tmp_path / "a.npz", body).parameters.body_pose)
+    torch.testing.assert_close(found[0], found[1])
+    torch.testing.assert_close(found[2], torch.from_numpy(pose))
+    torch.testing.assert_close(found[2], found[3])
+    np.savez(tmp_path / "a.npz", body_pose=np.zeros((4, 63)))
+    with pytest.raises(AnnotationError, match="body_pose: expected the 51 joints of .*, got 21"):
+        read_motion(tmp_path / "a.npz", body)
 
 
 def test_unwritable_output_is_refused(tmp_path):

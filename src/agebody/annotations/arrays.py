@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 
 from agebody.annotations.people import fail
 from agebody.assets.asset import AssetError
-from agebody.assets.container import Archive, Unread, read_array
+from agebody.assets.container import Archive, Unread, read_array, refuse_substitute
 
 
 class Key(NamedTuple):
@@ -58,6 +59,28 @@ KINDS = {
 """Types of arrays (NumPy's kinds), and what error messages call them."""
 
 
+_SAVE = "load it with the program that wrote it, and save its arrays with numpy.savez"
+_OTHERS = (
+    (rb"PK", "this one is damaged or truncated; get or write it again"),
+    (rb"$", "this one is empty; get or write it again"),
+    (rb"\x80[\x02-\x05]", f"this is a pickle; {_SAVE}"),
+    (rb"\x93NUMPY", "this is a single array, npy; save it under its name with numpy.savez"),
+    (rb"\s*[{\[]", "this is a JSON text"),
+)
+"""Beginnings of files that are not npz, and what they are."""
+
+
+def _what_else(head: bytes) -> str:
+    """Return what a file that is not an npz file is, after a semicolon, where that is known."""
+    found = next((f"; {what}" for start, what in _OTHERS if re.match(start, head)), "")
+    if not found:
+        try:
+            refuse_substitute(head)
+        except AssetError as error:
+            return f"; {error}"
+    return found
+
+
 def read_arrays(
     path: Path,
     keys: Mapping[str, Key],
@@ -85,7 +108,10 @@ def read_arrays(
         try:
             archive = Archive(stream, partial(read_array, objects=False), ".npy")
         except AssetError:
-            fail(path, f"not an npz file, as {written_by}")
+            stream.seek(0)
+            fail(path, f"not an npz file, as {written_by}{_what_else(stream.read(4096))}")
+        if any(name.endswith("data.pkl") for name in archive):
+            fail(path, f"not an npz file, as {written_by}; this is a file of torch; {_SAVE}")
         started = {
             name: key for start, key in (prefixes or {}).items() for name in archive if name.startswith(start)
         }

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+from zipfile import ZipFile
 
 import numpy as np
 import torch
@@ -28,7 +30,7 @@ _RATES = ("mocap_framerate", "mocap_frame_rate", "fps")
 _FRAMES = ("global_orient", "body_pose", "betas", "age_offset", "transl")
 _ANY = Key(None, whole=True)
 _KEYS = {
-    "poses": Key((None,)),
+    "poses": Key(None),
     **{name: Key((size,)) for name, size in _PARTS.items()},
     "trans": Key((3,)),
     "expression": Key((None,)),
@@ -36,7 +38,7 @@ _KEYS = {
     **dict.fromkeys(_RATES, Key(whole=True)),
     **dict.fromkeys(("gender", "surface_model_type"), Key(kind="name")),
     "global_orient": Key((3,)),
-    "body_pose": Key((None, 3)),
+    "body_pose": Key(None),
     "transl": Key((3,)),
     "focal": Key((2,)),
 }
@@ -125,9 +127,10 @@ class RecordedMotion(NamedTuple):
         if self.family is None or self.pose is None:
             found[:, 0] = self.arrays.get("global_orient", 0.0)
             given = self.arrays.get("body_pose", found[:, 1:])
-            if given.shape[1] != len(names) - 1:
-                fail(self.path, f"body_pose: expected shape (N, {len(names) - 1}, 3), got {given.shape}")
-            found[:, 1:] = given
+            if given.size != found[:, 1:].size:
+                joints = f"{len(names) - 1} joints of {body}"
+                fail(self.path, f"body_pose: expected the {joints}, got {given.shape[1] / 3:g}")
+            found[:, 1:] = given.reshape(found[:, 1:].shape)
             return found
         own = JOINT_NAMES[self.family]
         shared = [name for name in own if name in names]
@@ -187,6 +190,11 @@ def load_motion(path: str | PathLike[str]) -> RecordedMotion:
     arrays = read_arrays(path, _KEYS, rows="frames", written_by="AMASS or numpy.savez writes it")
     if "focal" in arrays:
         fail(path, "labels are in the coordinates of cameras; a motion is of one person in space")
+    for name in {"poses", "body_pose"} & {*arrays}:  # of rows, or of rows and joints
+        shape = arrays[name].shape
+        if not (len(shape) == 2 and shape[1] % 3 == 0) and not (len(shape) == 3 and shape[2] == 3):
+            fail(path, f"{name}: expected axis-angle vectors (frames, joints, 3), or flat, got shape {shape}")
+        arrays[name] = arrays[name].reshape(shape[0], math.prod(shape[1:]))
     angles = [name for name in ("poses", *_PARTS) if name in arrays]
     rows = [name for name in arrays if name in _KEYS and _KEYS[name].by_row]
     betas = arrays.get("betas", np.zeros((0, 0)))
@@ -194,7 +202,10 @@ def load_motion(path: str | PathLike[str]) -> RecordedMotion:
         advice = "get its *_poses.npz or *_stageii.npz"
         fail(path, f"the shape of a person without a motion, as AMASS's shape.npz and *_stagei.npz; {advice}")
     if not rows and not any(name in arrays for name in _FRAMES):
-        fail(path, f"not a motion; expected poses, as in AMASS, or arrays named {', '.join(_FRAMES)}")
+        expected = f"expected poses, as in AMASS, or arrays named {', '.join(_FRAMES)}"
+        with ZipFile(path) as archive:
+            names = [name.removesuffix(".npy")[:40] for name in archive.namelist()]
+        fail(path, f"not a motion; {expected}, got {shorten(names)}")
     for name, array in arrays.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             fail(path, f"{name}: expected finite numbers")
