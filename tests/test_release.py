@@ -1209,7 +1209,8 @@ SPECK = [X, Y, 4, 4]
 )
 def test_whatever_an_entry_places_is_hidden(tmp_path, body, crowd, entry):
     labels, document = crowd
-    assert seen_of_the_hidden(tmp_path, body, labels, json.dumps({**document, "annotations": []}))
+    elsewhere = document["annotations"][0] | {"bbox": [150, 0, 9, 9]}
+    assert seen_of_the_hidden(tmp_path, body, labels, json.dumps({**document, "annotations": [elsewhere]}))
     shutil.rmtree(tmp_path / "out")
     document["annotations"][0] |= entry
     text = json.dumps(document, default=bytes.decode)
@@ -1248,6 +1249,10 @@ UNCLEAR = {
     "three": change(bbox=[X, Y, W]),
     "whole box in shares": change(fbox=[X / 400, Y / 300, W / 400, H / 300]),
     "object": change(bbox={"x": X}),
+    "about its centre": change(bbox=SPECK, bbox_cxcywh=[X + W / 2, Y + H / 2, W, H]),
+    "y first": change(bbox=SPECK, bbox_yxyx=[Y, X, Y + H, X + W]),
+    "no entry": lambda document: document.update(annotations=[]),
+    "entries of other photographs alone": add_picture("b.png"),
     "corners turned": change(bbox_xyxy=[X + W, Y + H, X, Y]),
     "a box of five": change(bbox_head=[*HIDDEN, 1]),
     "landmarks": change(landmarks=[X, Y, X + W, Y + H]),
@@ -1294,6 +1299,7 @@ UNCLEAR = {
 def test_uncertain_hiding_ends_the_release(tmp_path, body, crowd, kind):
     labels, document = crowd
     (tmp_path / "photos/link.png").symlink_to(tmp_path / "photos/a.png")
+    save(tmp_path / "photos/b.png", noise(1))
     UNCLEAR[kind](document)
     with pytest.raises(ReleaseError, match=r"hide\.json: ") as caught:
         seen_of_the_hidden(tmp_path, body, labels, json.dumps(document))

@@ -29,6 +29,8 @@ _UNREAD = re.compile(
     "(?i)(?!dp_).*(contours?|joints|landmarks?|masks?|points|polygons?|segments|segms)(_2d)?"
 )
 """Names of further places, in forms that differ; DensePose's, ``dp_masks``, lie inside the box."""
+_OTHER_BOX = re.compile("(?i).*box.*(cx|cy|cent|norm|rel|(?<!x)yx).*")
+"""Names of boxes that say that they are about their centre, in shares, or y first."""
 
 
 def read_hidden(path: Path, sizes: Mapping[str, tuple[int, int]], folder: Path) -> dict[str, list[Box]]:
@@ -44,8 +46,8 @@ def read_hidden(path: Path, sizes: Mapping[str, tuple[int, int]], folder: Path) 
 
     Raises:
         ReleaseError: the file is not such a file, lacks a photograph, states another size of one or none,
-            has an entry that belongs to no photograph, one that is not clearly a place in its picture, or one
-            with a place in a field that is not read.
+            has no entry of them, one that belongs to no photograph, one that is not clearly a place in its
+            picture, or one with a place in a field that is not read.
         OSError: the file cannot be read.
     """
     document = _load(path)
@@ -83,6 +85,8 @@ def read_hidden(path: Path, sizes: Mapping[str, tuple[int, int]], folder: Path) 
                 "letter"
             )
     corners = [corner for boxes in found.values() for box in boxes for corner in box]
+    if not corners:
+        raise ReleaseError(f"{path}: no annotation is of the photographs of the labels, so it hides nobody")
     if is_percent(np.array(corners), [side for size in sizes.values() for side in size]):
         raise ReleaseError(
             f"{path}: all places lie between 0 and 100, as percent of the pictures; expected pixels"
@@ -147,7 +151,11 @@ def _place(where: str, entry: Mapping[str, Any], size: tuple[int, int]) -> Box:
         if _POINTS.fullmatch(key) and points not in (None, []):
             numbers = _numbers(f"{where}: {key}", points, lambda count: count % 3 == 0, "x, y, v per point")
             corners.append(numbers.reshape(-1, 3)[numbers.reshape(-1, 3)[:, 2] > 0, :2])
-        elif _UNREAD.fullmatch(key) and isinstance(points, (list, dict, str)) and points:
+        elif (
+            (_UNREAD.fullmatch(key) or _OTHER_BOX.fullmatch(key))
+            and isinstance(points, (list, dict, str))
+            and points
+        ):
             raise ReleaseError(
                 f"{where}: {key}: not read; give this place as a box, keypoints or segmentation"
             )
@@ -167,7 +175,7 @@ def _place(where: str, entry: Mapping[str, Any], size: tuple[int, int]) -> Box:
 def _boxes(entry: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield name and numbers of each box of an entry; those of parts that are not labelled are zeros."""
     for key, value in entry.items():
-        if not _BOX.fullmatch(key) or value in (None, []):
+        if not _BOX.fullmatch(key) or _OTHER_BOX.fullmatch(key) or value in (None, []):
             continue
         several = isinstance(value, list) and all(isinstance(one, list) for one in value)
         for box in value if several else [value]:
