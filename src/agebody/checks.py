@@ -80,7 +80,7 @@ def expand_to(name: str, tensor: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def read_count(name: str, value: Any, most: int | None = None, whose: str | None = None) -> int:
-    """Return a whole number from 0 to ``most``, which is what ``whose`` has."""
+    """Check a whole number from 0 to ``most``, which ``whose`` has."""
     try:
         number = -1 if isinstance(value, bool) else operator.index(value)
     except TypeError:
@@ -178,7 +178,7 @@ def read_confidences(weights: Any, like: Float[Tensor, "*entries"]) -> Float[Ten
 
 
 def expect_weights(weights: Tensor, name: str = "weights", *, wait: bool = False) -> None:
-    """Check that weights are finite and not negative; on a GPU only if ``wait``, for its values come late."""
+    """Check that weights are finite and not negative; on a GPU only if ``wait``, as this synchronises."""
     ready = wait or (type(weights) is Tensor and weights.device.type == "cpu")
     if ready and weights.dtype != torch.bool and weights.numel() and not (is_recorded() or is_transformed()):
         least, most = map(float, weights.detach().aminmax())

@@ -125,7 +125,7 @@ def replacing_folder(path: AnyPath, *, check: Callable[[Path], None]) -> Iterato
             _exchange(temporary, target)
             try:
                 check(temporary)
-            except OSError:  # somebody has put something into it in the meantime
+            except OSError:  # another process has put something into it in the meantime
                 os.rename(temporary, target.with_name(f"{target.name[:100]}.old-{secrets.token_hex(6)}"))
         else:
             os.rename(temporary, target)  # which fails if another process has filled it in the meantime
@@ -239,7 +239,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """Return what an error says in its first line, or its type if it says nothing."""
+    """Return the first line of an error's message, or its type if there is none."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
@@ -350,7 +350,7 @@ def _lock(path: Path) -> int | None:
 
 @contextmanager
 def _locking(folder: Path) -> Iterator[None]:
-    """Wait for other processes that move files into a folder, and keep them waiting."""
+    """Hold the lock of a folder, so that only one process at a time moves files into it."""
     if fcntl is None:
         yield
         return
@@ -418,7 +418,7 @@ def _sync(path: Path) -> None:
 
 
 def _place_new(temporary: Path, target: Path, path: AnyPath) -> None:
-    """Give a complete file its name, unless that is taken."""
+    """Rename a complete file to its name, unless that is taken."""
     try:
         os.link(temporary, target)
     except FileExistsError:

@@ -116,7 +116,7 @@ def join_pose(
     flat_hand_mean: bool = False,
     **parts: Tensor | None,
 ) -> Float[Tensor, "*batch J 3"]:
-    """Join the parts of a pose to the ``body_pose`` of a layer; parts that are not given rest.
+    """Join the parts of a pose to the ``body_pose`` of a layer; missing parts have no rotation.
 
     Args:
         asset: the body, ``layer.asset``; its `BodyAsset.pose_parts` names the parts.

@@ -1,4 +1,4 @@
-"""Paths of files in stores, such as S3, with the methods of those of this machine."""
+"""Paths in object stores, such as S3, with the methods of local paths."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
 def to_path(path: AnyPath) -> Path:
-    """Return a path of this machine, or one of a store by its address, such as ``s3://bucket/folder``.
+    """Return a local path, or one of a store by its address, such as ``s3://bucket/folder``.
 
     A path of a store has `Path`'s methods; `replacing` and `make_folder` of `agebody.files` take it, too.
 
@@ -43,7 +43,7 @@ def to_path(path: AnyPath) -> Path:
 
 
 def find_paths(pattern: Path) -> list[Path]:
-    """Return the paths of a pattern with ``*``, here or in a store."""
+    """Return the paths that match a pattern with ``*``, local or in a store."""
     if is_stored(pattern):
         return [to_path(pattern.fs.unstrip_protocol(name)) for name in pattern.fs.glob(pattern.path)]
     return [Path(name) for name in glob.glob(str(pattern))]

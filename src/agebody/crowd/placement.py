@@ -56,7 +56,7 @@ class Placement(NamedTuple):
     shift: Float[Tensor, "*images 2"]
     """Y of the near and the far group [m]."""
     bounded: Bool[Tensor, "*images 2"]
-    """Whether the slope is at its lower bound: people stand in one plane, or their heights demand less."""
+    """Whether the slope is at its lower bound: people stand in one plane, or their heights give less."""
     people: Int[Tensor, "*images 2"]
     """Number of people on each line. A line of two with a free slope fits both priors exactly, so it is not
     overdetermined."""
@@ -94,14 +94,14 @@ def place_people(
       weighted by it, or ``min_slope`` without such bodies.
     - If the standard deviation of the depths of people is below that within a body (their mean ``spread``),
       they stand in one plane: X = X_min.
-    - While somebody would be taller than ``max_height`` or behind the camera, the worst person is dropped and
+    - While anyone would be taller than ``max_height`` or behind the camera, the worst person is dropped and
       the rest solved again, up to ``MAX_DROPPED`` times; a group of two is then not solved. Two people on a
       line with a free slope have the mean statures of their priors, whatever these are.
     - With ``use_down``, the near group is solved a second time from the depths of the lowest tenth of each
       person's pixels, near the ground. This line counts if as many people are on it and their mean deviation
       is smaller; a line of two with a free slope does not count.
     - Groups of fewer than two are not solved. The far group is moved back as a whole until the first of all
-      far people is as far as the last of all near ones; who then would be too tall is dropped.
+      far people is as far as the last of all near ones; people who then would be too tall are dropped.
 
     Args:
         depth: d, mean of the depth map over each person, in any unit; grows away from the camera.

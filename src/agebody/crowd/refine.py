@@ -44,7 +44,7 @@ class Refined(NamedTuple):
     step: Float[Tensor, "*images"]
     """Height of the second level above the ground [m]; 0 if there is one level."""
     level: Int[Tensor, "*images P"]
-    """0 for people who were held on the ground, 1 for those on its second level, -1 for the others."""
+    """0 for people on the ground, 1 for those on its second level, -1 for those released from it."""
     penetration: Float[Tensor, "*images P P"] | None
     """Remaining depth of the deepest vertex of person i in person j [m]; None without vertices."""
     terms: dict[str, Float[Tensor, "*images"]]
@@ -58,7 +58,7 @@ class Refined(NamedTuple):
 
     @property
     def held(self) -> Bool[Tensor, "*images P"]:
-        """Whether each person was held on the ground."""
+        """Whether each person is constrained to the ground."""
         return self.level >= 0
 
     def apply(self, points: Float[Tensor, "*images P N 3"]) -> Float[Tensor, "*images P N 3"]:

@@ -66,7 +66,7 @@ def rescale(
     """Find bodies whose rest height is ``scale`` times what it was, at the same place of the image.
 
     The age offset of a child or the first beta of an adult is changed until the stature is right. As in DTO,
-    a child is somebody of ``child`` who shrinks, or whoever ends below ``CHILD_HEIGHT``; without ages, all
+    people of ``child`` who shrink, and all who end below ``CHILD_HEIGHT``, are children; without ages, all
     are adults.
 
     A smaller adult is not a child, nor a child a small adult: only a separate scale factor

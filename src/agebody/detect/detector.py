@@ -37,7 +37,7 @@ class Detections(NamedTuple):
     boxes: Float[np.ndarray, "N 4"]
     """Corners x0, y0, x1, y1 [pixels]."""
     scores: Float[np.ndarray, " N"]
-    """How sure the detector is of each person, from 0 to 1."""
+    """Score of each person, from 0 to 1."""
 
     def merged(self, names: Sequence[str]) -> Detections:
         """Return the detections without duplicates: the best one per person."""

@@ -98,7 +98,7 @@ def _make_people(
 def _read_photographs(
     path: Path, every: int, unread: list[str], progress: Callable[[int, int], None]
 ) -> Iterator[tuple[str, Any]]:
-    """Yield names and pixels of photographs; note those that cannot be read."""
+    """Yield names and pixels of photographs; record those that cannot be read."""
     photographs = Photographs(path)
     if not photographs.names:
         fail(path, f"no photographs; there are {photographs.describe()}")
@@ -118,7 +118,7 @@ def _read_photographs(
 def _read_video(
     path: Path, every: int, unread: list[str], progress: Callable[[int, int], None]
 ) -> Iterator[tuple[str, Any]]:
-    """Yield names and pixels of frames; note where a damaged video ends."""
+    """Yield names and pixels of frames; record where a damaged video ends."""
     video, last = Video(path), 0
     for last, image in video.frames(every):
         progress(last, max(video.count, last + 1))
@@ -128,7 +128,7 @@ def _read_video(
 
 
 def _check(detector: Detector, found: Any, name: str) -> Detections:
-    """Return detections if they are what the protocol says; without people that have no sure keypoint."""
+    """Check detections against the protocol; drop people without a keypoint of positive confidence."""
     shapes = (len(detector.names), 3), (4,), ()
     try:
         parts = [np.asarray(part, dtype=float) for part in Detections(*found)]

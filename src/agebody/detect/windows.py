@@ -14,7 +14,7 @@ UNCHANGED = torch.eye(2, 3)
 
 
 class Window(NamedTuple):
-    """A rectangle of an image, of which a network sees a picture of another size."""
+    """A rectangle of an image, which is resampled to the input of a network."""
 
     center: tuple[float, float]
     """[pixels of the image]"""
@@ -27,7 +27,7 @@ class Window(NamedTuple):
 
     @classmethod
     def around(cls, box: Float[np.ndarray, " 4"], size: tuple[int, int], room: float = 1.0) -> Window:
-        """Return the smallest window of a picture's shape about a box (corners) times some room."""
+        """Return the smallest window of a picture's shape about a box (corners) that is enlarged by a factor."""
         low, high = box[:2], box[2:]
         sides = np.maximum(high - low, 1) * room
         x, y = ((low + high) / 2).tolist()

@@ -1,4 +1,4 @@
-"""Bodies as one HTML file, which a browser opens without a network: a body with its numbers, or posed people.
+"""Write HTML files that a browser opens without a network: a body with its numbers, or posed people.
 
 The page is in ``viewer/``: ``body.js`` computes what the layer computes, ``view.js`` draws it with WebGL 2.
 """
@@ -191,7 +191,7 @@ class _Block:
 
 
 def _describe(body: BodyModel, block: _Block) -> dict[str, Any]:
-    """Return a body as a page needs it."""
+    """Return the data of a body for a page."""
     asset = body.asset
     ids = "u2" if body.num_vertices < 2**16 else "u4"
     names = direction_names(body)

@@ -93,7 +93,7 @@ class Scene:
             mesh_type(self.embree, self.points, self.faces)
 
     def trace(self, u: Float[np.ndarray, " N"], v: Float[np.ndarray, " N"]) -> Hits:
-        """Return what image coordinates (u, v) [pixels] show."""
+        """Return the bodies and ground at image coordinates (u, v) [pixels]."""
         image = torch.from_numpy(np.stack([u, v], axis=1))
         at_depth_one = self.lens.unproject(image, image.new_ones(len(image)))  # so ray lengths are depths
         direction = np.ascontiguousarray(at_depth_one.numpy(), np.float32)

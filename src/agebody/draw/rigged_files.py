@@ -55,14 +55,14 @@ def save_rigged(
     and to each age template. They are named in ``extras.targetNames`` of the mesh. A morph target cannot move
     joints: it is right in the rest pose, and for a posed body ``extras.targetJoints`` has the displacements
     of the rest joints, (targets, J, 3) [m], for programs that move the nodes. To pose another identity
-    elsewhere, write it to a file of its own.
+    elsewhere, write it to another file.
 
     Args:
         body: the layer.
         path: the file; its suffix, .glb or .bvh, sets the format.
         parameters: parameters of one body: one pose, or with a batch dimension an animation. The identity
-            is the same in all frames. By default the rest pose of the mean adult. The files are +y up, and
-            so are the parameters expected to be; those of cameras are not.
+            is the same in all frames. By default the rest pose of the mean adult. +y is up, so parameters in
+            camera coordinates must be converted first.
         fps: frames per second of an animation.
         morph_targets: whether a .glb has them; by default, if the licence is one of ``FREE_LICENSES``, since
             they are the body's shape space itself.

@@ -191,10 +191,10 @@ class Clips:
         )
 
     def _start(self, stages: Sequence[Stage]) -> tuple[BodyParameters, BodyParameters, Int[Tensor, " C"]]:
-        """Return the best views (C, T, ...), the starts of whole clips, and the steps that finding them took.
+        """Return the best views (C, T, ...), the starts of whole clips, and the number of steps.
 
-        Each frame is fitted alone from two views that face opposite ways; of the results, those that follow
-        from one another are taken.
+        Each frame is fitted alone from two views that face opposite ways; the start is the sequence of
+        results of least cost and motion.
         """
         count, (clips, frames) = 2, self.present.shape
         given = self.given
@@ -275,11 +275,11 @@ def read_start_sd(
     batch: Sequence[int],
     present: Bool[Tensor, "C T"],
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return the start (C, T, ...) as evidence: estimates and standard deviations by group."""
+    """Return the start (C, T, ...) as a prior: estimates and standard deviations by group."""
     if start_sd is None:
         return {}
     if start is None:
-        raise ValueError("start_sd: expected a start that it is about, got none")
+        raise ValueError("start_sd: expected start, too, got none")
     if not isinstance(start_sd, Mapping):
         got = type(start_sd).__name__
         raise TypeError(f"start_sd: expected a dictionary of standard deviations by group, got {got}")

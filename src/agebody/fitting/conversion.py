@@ -75,7 +75,7 @@ def convert(
         correspondence: of two topologies; that of `correspond` if None, which takes some seconds once.
         betas: (*batch, N) of the target where they are known; found if None.
         age_offset: of the target, a number or (*batch), NaN where it is not known; found if None. The
-            source's own is a good value where the two bodies grow alike.
+            source's own is a good value if the two bodies grow similarly.
         sd: standard deviation of a coordinate [m]; 1 mm in one topology, 1 cm across two if None.
         max_iterations, batch_size: as in `fit_points`.
 

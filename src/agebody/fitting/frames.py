@@ -39,7 +39,7 @@ _PLACE = Stage(
 )
 
 SMPLIFY = (_PLACE, Stage(max_iterations=120, cost_tolerance=1e-3))
-"""Pose and place, then everything. The faster preset, for single images."""
+"""Pose and position, then everything. The faster preset, for single images."""
 
 AIONHMR = (
     _PLACE,
@@ -51,7 +51,7 @@ AIONHMR = (
     ),
     Stage(max_iterations=150, cost_tolerance=1e-3),
 )
-"""Pose and place, then everything with weak keypoints and motion, then everything."""
+"""Pose and position, then everything with weak keypoints and motion, then everything."""
 
 
 def fit_keypoints(
@@ -75,7 +75,7 @@ def fit_keypoints(
     standard_errors: bool = True,
     batch_size: int = 256,
 ) -> Fit:
-    """Fit bodies to keypoints in images: pose, place, shape and age per person.
+    """Fit bodies to keypoints in images: pose, position, shape and age per person.
 
     Finds the most probable person: minimizes ``½ Σ c² ρ((x - x_observed) / noise) + ½ |b|² + ½ E(θ) + ...``
     with confidences c, by Levenberg-Marquardt on the points alone, without the mesh. The first stage starts
@@ -104,7 +104,7 @@ def fit_keypoints(
         depth_sd: its standard deviation [m].
         pose_prior: `joint_limits_prior` about a standing person if None.
         start: initial bodies, such as a network's, in place of the everyday poses.
-        start_sd: how far the start may be off, which makes it evidence: standard deviations by group
+        start_sd: how far the start may be off, which makes it a prior: standard deviations by group
             ("global_orient" and "body_pose" [rad], "betas", "age_offset", "transl" [m]), numbers or tensors
             that broadcast to that part of the start. Groups without one are only a starting point.
         stages: such as `AIONHMR`, or the faster `SMPLIFY`. The terms are "keypoints", "pose", "shape",
@@ -153,16 +153,16 @@ def fit_sequence(
     stages: Sequence[Stage] = AIONHMR,
     batch_size: int = 256,
 ) -> Fit:
-    """Fit bodies to keypoints over time: pose and place per frame, one shape and age per clip.
+    """Fit bodies to keypoints over time: pose and position per frame, one shape and age per clip.
 
     As `fit_keypoints` in each frame, plus the `Motion` between frames; shape and age count once per clip.
     Frames in which a person is not seen are bridged. Whole clips are solved at once by Levenberg-Marquardt,
     whose normal matrix is a chain of frames (`ChainQuadratic`): the time grows with T, not with its cube.
 
-    The first stage fits every frame alone, from two views that face opposite ways. The sequence of these that
-    fits best and moves least is where the clip starts, so that no frame faces backwards. The last
-    stage also runs from frames that all stages fitted alone, and the cheaper result is kept.
-    Of clips that ran out of steps, ``report.converged`` is false and ``report.stop`` is ``Stop.ITERATIONS``.
+    The first stage fits every frame alone, from two views that face opposite ways. The clip starts from the
+    sequence of these that fits best and moves least, so that no frame faces backwards. The last stage also
+    runs from frames that all stages fitted alone, and the cheaper result is kept. Clips that ran out of steps
+    have ``report.converged`` false and ``report.stop`` ``Stop.ITERATIONS``.
 
     - *Photographs* of one person at different times: ``motion_sd=None``.
     - *Several cameras*: ``views=True`` and cameras with a pose, (V, ...) if they are static. A single moment

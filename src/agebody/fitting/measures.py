@@ -90,11 +90,11 @@ def fit_measurements(
     ``sd`` measures how improbable they are.
 
     Growth changes its direction at each age template. So bodies are fitted by Levenberg-Marquardt between
-    every two templates that suit the mean shape, and between all of them where a target is missed; the best
-    result is kept.
+    the pairs of templates that suit the mean shape best, and between all pairs if a target is missed; the
+    best result is kept.
 
     Args:
-        body: any layer, without ``smil``, whose expressions rest; the fit runs in its dtype, on its device.
+        body: any layer, without ``smil``; expressions stay 0. The fit runs in its dtype, on its device.
         targets: name -> value [m], one for all bodies or (*batch).
         age_offset: (*batch) if it is known; found with the betas if None.
         weights: name -> (*batch), 1 if missing. Targets of weight 0 are ignored, even NaN.
@@ -180,7 +180,7 @@ class _Problem:
         self.segments = list(pairwise(ends)) if self.anchors and self.age is None else [(0.0, 0.0)]
         chosen = {name: definitions[name] for name in targets}
         measure = Measurements(body.asset, chosen, dtype=body.dtype, device=body.device)
-        # A face that laughs is no wider: expressions are no part of the shape, and rest.
+        # Expressions are no part of the shape, and stay 0.
         expressions = slice(1 + body.num_betas, 1 + body.num_coefficients)
         directions = np.delete(body.identity_directions, expressions, 0)
         directions = torch.from_numpy(directions).to(body.device, body.dtype)

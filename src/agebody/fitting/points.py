@@ -48,8 +48,8 @@ from agebody.parameters import BodyParameters
 from agebody.rotations import axis_angle_to_matrix, matrix_to_axis_angle
 
 COARSE_SD = 0.01
-"""Standard deviation of points in the first steps [m]: with a small one, steps along directions that the
-points leave open are short."""
+"""Standard deviation of points in the first steps [m]: with a smaller one, steps in directions that the
+points do not determine are short."""
 ANGLE_SD = 1.0
 """Standard deviation of a joint's angles about rest [rad], for what the points do not determine."""
 FIRST_STEPS = (10, 1e-2)
@@ -83,9 +83,9 @@ def fit_points(
     """Fit bodies to points in space: joints, or any keypoints.
 
     Finds the most probable body, ``½ Σ w |x - x_given|² / sd² + ½ |b|² + ½ |θ|²`` with the angles θ of the
-    pose [rad]. The last term regularises what points leave open: joints do not determine the twist of
-    a head or a forearm about its own axis, which is therefore minimal. Angles beyond the ranges of motion of
-    the age add ``½ (excess / 0.1 rad)²``. Betas stay within 5 standard deviations.
+    pose [rad]. The last term regularises what points do not determine: the twist of a head or a forearm about
+    its own axis does not move its joints, and is therefore minimal. Angles beyond the ranges of motion of the
+    age add ``½ (excess / 0.1 rad)²``. Betas stay within 5 standard deviations.
 
     The start is found in closed form: rotations by Procrustes over the points of each joint, then
     the identity over all ages; alternating, three times. Levenberg-Marquardt refines it.

@@ -49,7 +49,7 @@ class Family(NamedTuple):
     mark: re.Pattern[str]
     """Matches the name of a tensor that only this kind has."""
     translate: Callable[[Weights], Weights]
-    """Gives the weights the names, and the order of 6D rotations, of a `Regressor`."""
+    """Converts names and the order of 6D rotations to those of a `Regressor`."""
     build: Callable[[Weights, BodyModel], tuple[str, Regressor]]
     """Returns which network it is, from translated weights, and a new one on the device "meta"."""
     optional: re.Pattern[str] = re.compile(r"(?!)")
@@ -217,7 +217,7 @@ _DECODER = re.compile(r"(smpl_head|smplx_head|head)\.transformer\.to_token_embed
 
 
 def _translate_decoder(weights: Weights) -> Weights:
-    """Give the head its name here; HMR2 and its relatives have the same order of numbers.
+    """Rename the head; the order of numbers of HMR2 and its relatives is the same.
 
     The public code of CameraHMR's SMPL-X form leaves jaw and eyes at rest, whatever the head reads for them.
     """
@@ -320,7 +320,7 @@ def _blocks(weights: Weights, prefix: str) -> int:
 
 
 def _of_your_own(backbone: str, head: str) -> Callable[[Weights, BodyModel], tuple[str, Regressor]]:
-    """Return what asks for a network whose backbone is not one of ours."""
+    """Return the request for a network whose backbone is not part of this library."""
 
     def build(weights: Weights, body: BodyModel) -> tuple[str, Regressor]:
         raise ValueError(f"body: pass network= instead, nets.Regressor({backbone}, nets.{head}, body)")

@@ -27,8 +27,8 @@ from agebody.optim.stages import Fit
 ARMS = ("shoulder", "elbow", "wrist", "hand")
 LEGS = ("hip", "knee", "ankle", "foot", "heel", "toe")
 EXCHANGED = 1 / 30
-"""Share of people whose arms a detector gives to the other side, and of those whose legs: an exchange must
-reduce the cost, which is minus the logarithm of a probability, by that of these odds."""
+"""Share of people whose arms a detector exchanges, and of those whose legs: an exchange must reduce the cost,
+a negative log-probability, by more than the logarithm of these odds."""
 
 
 class LiftedFit(NamedTuple):
@@ -53,11 +53,11 @@ def fit_lifted(
     stages: Sequence[Stage] = AIONHMR[-1:],
     **options: Any,
 ) -> LiftedFit:
-    """Fit bodies to keypoints from the lifter's estimates, which are evidence.
+    """Fit bodies to keypoints from the lifter's estimates, which are also priors.
 
-    Keypoints that are far from the estimate, whose ``trust`` is 0, are somebody else's, and are left out.
+    Keypoints that are far from the estimate, whose ``trust`` is 0, belong to other people and are left out.
 
-    Detectors give arms or legs to the wrong side, and a twisted body fits these points, too. So where the
+    Detectors exchange left and right arms or legs, and a twisted body fits these points, too. So where the
     lifter trusts the points more with the sides of arms, or of legs, exchanged, people are also fitted to
     these, and the more probable fit is kept. The exchange of a whole person cannot be detected in one image.
 
@@ -131,7 +131,7 @@ def fit_lifted(
 
 
 def exchanges(layout: KeypointLayout, own: Int[Tensor, " K"]) -> Iterator[Int[Tensor, " K"]]:
-    """Yield for the arms, then for the legs, the point that each point is with left and right exchanged."""
+    """Yield for the arms, then for the legs, the indices of points with left and right exchanged."""
     flip = own.new_tensor(layout.flip)
     for parts in (ARMS, LEGS):
         limb = own.new_tensor([any(part in name for part in parts) for name in layout.names]).bool()

@@ -75,7 +75,7 @@ SIZES = {
     "log_sd_place": 3,
     "log_sd_lengths": len(BONES),
 }
-"""Read-outs of the network, and how many numbers each has."""
+"""Outputs of the network, and their sizes."""
 FEATURES = 3 * len(POINTS) + 9
 FARTHEST = 6.0
 """Largest coordinate of a point, in units of the median distance from the middle of a person's points."""
@@ -88,7 +88,7 @@ ELSEWHERE = 0.5
 """Distance of a keypoint from its joint of an estimated body, as a share of the larger side of the box around
 all joints, from which it is somebody else's."""
 LOOKS = 3
-"""Estimates of somebody at most: each but the first is without the keypoints that are far from the last."""
+"""Largest number of estimates per person: each after the first omits keypoints far from the previous one."""
 WEIGHTS = "lifter.safetensors"
 _BLOCK = re.compile(r"layers\.\d+\.0\.weight")
 
@@ -112,7 +112,7 @@ class Estimate(NamedTuple):
     numbers, "betas", "age_offset" and "transl" [m]."""
     trust: Float[Tensor, "*batch K"]
     """Probability that a keypoint shows the point of its name and not another place; 1 for points that the
-    network does not know, 0 for those that were left out as somebody else's."""
+    network does not know, 0 for those that were left out as other people's."""
     prediction: Prediction
     """The same bodies as a network's, in the axes of the camera, with a weak camera for the box."""
 
@@ -120,9 +120,9 @@ class Estimate(NamedTuple):
     def start_sd(self) -> dict[str, Tensor]:
         """``start_sd=`` of `fit_keypoints`: the pose, with ``EVIDENCE`` times its standard deviations.
 
-        A fit to the keypoints from which the estimate is counts them twice. Size, place and age, which the
-        fit finds from them as well, are left to it: adults are at the bound of the age, so the mean of
-        their estimates is younger and smaller.
+        The estimate and a fit to the same keypoints are not independent, hence the factor. Size, position and
+        age, which the fit finds from them as well, are left to it: adults are at the bound of the age, so the
+        mean of their estimates is younger and smaller.
         """
         return {name: EVIDENCE * self.sd[name] for name in ("global_orient", "body_pose")}
 
@@ -193,7 +193,7 @@ class Lifter(nn.Module):
             save_file(halves, temporary, {**about, **kind})
 
     def forward(self, features: Float[Tensor, "B F"]) -> dict[str, Tensor]:
-        """Return what the network reads out of features, by the names of `SIZES`."""
+        """Return the outputs of the network, by the names of `SIZES`."""
         hidden = self.embed(features)
         for layer in self.layers:
             hidden = hidden + layer(hidden)

@@ -1,4 +1,4 @@
-"""SPIN's and PARE's weights under the names, and in the order of numbers, of the heads here."""
+"""Convert SPIN's and PARE's weights to the names and the order of numbers of this library's heads."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def translate_spin(weights: Weights) -> Weights:
 
 
 def translate_pare(weights: Weights) -> Weights:
-    """Return PARE's weights; its means are those that it adds if its configuration says so."""
+    """Return PARE's weights; its means are used if its configuration says so."""
     made = {}
     pose = weights["head.pose_mlp.weight"].flatten(3).squeeze(0).squeeze(-1).permute(2, 0, 1)
     parts = pose.shape[0]

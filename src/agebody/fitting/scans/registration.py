@@ -35,7 +35,7 @@ from agebody.parameters import BodyParameters, read_start
 
 
 class ScanReport(NamedTuple):
-    """How a fit to F frames ended."""
+    """The report of a fit to F frames."""
 
     shape_frames: Int[Tensor, " n"]
     """Frames that determined the shape."""

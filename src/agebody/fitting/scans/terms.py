@@ -179,7 +179,7 @@ class ScanTerms:
 class _SurfaceTerm:
     """Half of the weighted mean of robust costs of the distances of points of the surface.
 
-    Each point is pulled along its own direction, and held fixed on its triangle for the derivatives.
+    Each point is pulled along its own direction; derivatives keep its place on its triangle fixed.
     """
 
     robust: Robust = "gmof"
