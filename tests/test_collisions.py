@@ -190,7 +190,7 @@ class TestCollisions:
         found = find_collisions(vertices, meshes[1], backend=backend)
         most = int(found.num_pairs.max())
         assert found.pairs.shape == (2, most, 2)
-        monkeypatch.setattr(collisions, "ROOM", 3)
+        monkeypatch.setattr(collisions, "CAPACITY", 3)
         assert torch.equal(find_collisions(vertices, meshes[1], backend=backend).pairs, found.pairs)
         wide = find_collisions(vertices, meshes[1], max_collisions=most + 5, backend=backend).pairs
         assert torch.equal(wide[:, :most], found.pairs)

@@ -11,7 +11,7 @@ from agebody_kernels.closest import LEAF, BoxTree, next_node
 
 
 def colliding_faces(
-    vertices: Tensor, faces: Tensor, parts: Tensor, related: Tensor, excluded: Tensor, room: int
+    vertices: Tensor, faces: Tensor, parts: Tensor, related: Tensor, excluded: Tensor, capacity: int
 ) -> tuple[Tensor, Tensor]:
     """Return the pairs of triangles that intersect, each as the key ``first * F + second``, first < second.
 
@@ -23,14 +23,14 @@ def colliding_faces(
         parts: (F) int32, the part of each triangle.
         related: (P, P) bool, symmetric: parts whose triangles are not compared.
         excluded: (K) int64, keys of pairs to leave out, ascending.
-        room: largest number of keys per body.
+        capacity: largest number of keys per body.
 
     Returns:
-        (B, room) int64 keys, ascending, filled up with the largest int64; and (B) int32, the number of pairs.
-        Where that exceeds the room, the keys are an arbitrary choice of the pairs.
+        (B, capacity) int64 keys, ascending, padded with the largest int64; and (B) int32, the number of pairs.
+        Where that exceeds the capacity, the keys are an arbitrary choice of the pairs.
     """
     batch, last = len(vertices), torch.iinfo(torch.int64).max
-    keys = torch.full((batch, room), last, dtype=torch.int64, device=vertices.device)
+    keys = torch.full((batch, capacity), last, dtype=torch.int64, device=vertices.device)
     counts = torch.zeros(batch, dtype=torch.int32, device=vertices.device)
     if batch and len(faces):
         tree = BoxTree.build(vertices[:, faces.long()])

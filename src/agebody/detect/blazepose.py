@@ -24,7 +24,7 @@ LEAST_SCORE = 0.5
 """Smallest score of detections and of landmarks, as in MediaPipe."""
 OVERLAP = 0.3
 """Intersection over union from which two detections are one person."""
-ROOM = 1.25
+CROP_SCALE = 1.25
 """Side of the crop over twice the distance from the hips to the circle around the person."""
 
 
@@ -81,7 +81,7 @@ class BlazePose:
         hips, ends = (whole.to_image(places[_separate(boxes), k]) for k in (2, 3))
         windows = []
         for (x, y), (dx, dy) in zip(hips, ends - hips, strict=True):
-            side = max(2 * ROOM * math.hypot(dx, dy), 1.0)
+            side = max(2 * CROP_SCALE * math.hypot(dx, dy), 1.0)
             size = (LANDMARK_SIZE, LANDMARK_SIZE)
             windows.append(Window((x, y), LANDMARK_SIZE / side, size, math.atan2(dx, -dy)))
         return windows

@@ -18,7 +18,7 @@ SAME_PERSON = 0.6
 """Object keypoint similarity above which detections at two sizes are one person. Files have a higher
 threshold, since their detectors have merged detections already."""
 
-ROOM = 1.2
+CROP_SCALE = 1.2
 """Size of a person's box over that of the keypoints, which begin below the top of the head."""
 
 LEAST_CONFIDENCE = 0.2
@@ -79,4 +79,4 @@ def boxes_of(keypoints: Float[np.ndarray, "N K 3"]) -> Float[np.ndarray, "N 4"]:
     sure = keypoints[..., 2] >= LEAST_CONFIDENCE
     sure |= ~sure.any(1, keepdims=True)
     points, weights = torch.from_numpy(keypoints[..., :2]), torch.from_numpy(sure)
-    return box_around(points, weights=weights, scale=ROOM).numpy()
+    return box_around(points, weights=weights, scale=CROP_SCALE).numpy()

@@ -18,7 +18,7 @@ GREY = 114
 """Value of pixels around an image, as in training."""
 MEAN, SD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 """Mean and standard deviation of RGB pixels in training, ImageNet's."""
-ROOM = 1.25
+CROP_SCALE = 1.25
 """Size of the crop over that of a person's box."""
 LEAST_SCORE = 0.3
 MODES = ("performance", "balanced", "lightweight")
@@ -80,7 +80,7 @@ class Rtmpose:
     ) -> Float[np.ndarray, "N K 3"]:
         found = np.zeros((len(boxes), len(self.names), 3))
         for row, box in zip(found, boxes, strict=True):
-            window = Window.around(box, self._size, ROOM)
+            window = Window.around(box, self._size, CROP_SCALE)
             picture = (window.cut(image) - np.array(MEAN)) / SD
             bins = [one[0, : len(self.names)].astype(float) for one in self._model(_planes(picture))]
             # A classification along each axis; bins are parts of a pixel.

@@ -26,10 +26,10 @@ class Window(NamedTuple):
     """Angle from the image's x axis to the picture's, clockwise [rad]."""
 
     @classmethod
-    def around(cls, box: Float[np.ndarray, " 4"], size: tuple[int, int], room: float = 1.0) -> Window:
-        """Return the smallest window of a picture's shape about a box (corners) that is enlarged by a factor."""
+    def around(cls, box: Float[np.ndarray, " 4"], size: tuple[int, int], scale: float = 1.0) -> Window:
+        """Return the smallest window of a picture's shape about a box (corners), enlarged by a factor."""
         low, high = box[:2], box[2:]
-        sides = np.maximum(high - low, 1) * room
+        sides = np.maximum(high - low, 1) * scale
         x, y = ((low + high) / 2).tolist()
         return cls((x, y), float((np.array(size) / sides).min()), size)
 

@@ -31,7 +31,7 @@ TOUCHING_PARTS = (
 )
 """Parts, named by their joints, that touch in ordinary poses; SMPLify-X leaves them out."""
 
-ROOM = 1024
+CAPACITY = 1024
 """Number of pairs per body for which memory is reserved first; with more of them, the search is repeated."""
 
 
@@ -171,11 +171,11 @@ def find_collisions(
         *(bodies, faces, exclude.parts, exclude.related, exclude.keys),
         backend=backend,
     )
-    keys, count = find(room=ROOM if max_collisions is None else max_collisions)
+    keys, count = find(capacity=CAPACITY if max_collisions is None else max_collisions)
     most = int(count.max()) if len(count) else 0
     if max_collisions is None:
         if most > keys.shape[1]:
-            keys, count = find(room=most)
+            keys, count = find(capacity=most)
         keys = keys[:, :most]
     elif most > max_collisions:
         raise RuntimeError(

@@ -99,12 +99,12 @@ def _colliding_faces(
     parts: Tensor,
     related: Tensor,
     excluded: Tensor,
-    room: int,
+    capacity: int,
     backend: BackendName,
 ) -> tuple[Tensor, Tensor]:
-    """Return keys (B, room) of pairs in ascending order, and their numbers (B)."""
+    """Return keys (B, capacity) of pairs in ascending order, and their numbers (B)."""
     if choose_search(backend, bodies.device) == "warp":
-        return load_kernels().colliding_faces(bodies, faces, parts, related, excluded, room)
+        return load_kernels().colliding_faces(bodies, faces, parts, related, excluded, capacity)
     found = []
     for body in bodies:
         triangles = body[faces]
@@ -118,9 +118,9 @@ def _colliding_faces(
         key = torch.cat(keys).sort().values
         found.append(key[~torch.isin(key, excluded)])
     count = torch.tensor([len(key) for key in found], dtype=torch.int32, device=bodies.device)
-    padded = faces.new_full((len(found), room), torch.iinfo(torch.int64).max)
+    padded = faces.new_full((len(found), capacity), torch.iinfo(torch.int64).max)
     for row, key in zip(padded, found, strict=True):
-        row[: len(key)] = key[:room]
+        row[: len(key)] = key[:capacity]
     return padded, count
 
 
@@ -252,11 +252,11 @@ def register(name: str, schema: str, compute: Any, fake: Any) -> Any:
 
 register(
     "colliding_faces",
-    "(Tensor bodies, Tensor faces, Tensor parts, Tensor related, Tensor excluded, int room, str backend)"
+    "(Tensor bodies, Tensor faces, Tensor parts, Tensor related, Tensor excluded, int capacity, str backend)"
     " -> (Tensor, Tensor)",
     _colliding_faces,
-    lambda bodies, faces, parts, related, excluded, room, backend: (
-        faces.new_empty(bodies.shape[0], room),
+    lambda bodies, faces, parts, related, excluded, capacity, backend: (
+        faces.new_empty(bodies.shape[0], capacity),
         parts.new_empty(bodies.shape[0], dtype=torch.int32),
     ),
 )

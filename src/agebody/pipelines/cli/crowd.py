@@ -49,7 +49,7 @@ def crowd(
         bool, typer.Option("--metric", help="The maps are in metres; people are placed at these depths.")
     ] = False,
     refine: Annotated[
-        bool, typer.Option("--refine", help="Also put people on the ground, and reduce overlaps.")
+        bool, typer.Option("--refine", help="Also place people on the ground, and reduce overlaps.")
     ] = False,
     body: options.BodyOfLabels = None,
     views: Annotated[Path | None, options.option("Folder for pictures from above, before and after.")] = None,

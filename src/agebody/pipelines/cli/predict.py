@@ -42,7 +42,7 @@ def predict(
     fov: options.Fov = None,
     refine: Annotated[
         bool,
-        typer.Option("--refine", help="Fit bodies to the keypoints, with the prediction as evidence."),
+        typer.Option("--refine", help="Fit bodies to the keypoints, with the prediction as a prior."),
     ] = False,
     age_offset: options.AgeOffset = None,
     age_class: options.AgeClassName = None,

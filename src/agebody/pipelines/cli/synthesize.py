@@ -50,7 +50,7 @@ def synthesize(
         str, typer.Option(help="Age classes or years with weights, such as **baby:2,kid,20-60:0.5**.")
     ] = "balanced",
     matched: Annotated[
-        bool, typer.Option("--matched", help="Postures say nothing about age; else babies lie and crawl.")
+        bool, typer.Option("--matched", help="Postures independent of age; else babies lie and crawl.")
     ] = False,
     fov: Annotated[
         str | None,
@@ -63,7 +63,7 @@ def synthesize(
         options.option("Focal length [pixels], instead of --fov.", check=_check_range, metavar="N-M"),
     ] = None,
     occluders: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Share of people with a thing in front of them.")
+        float, typer.Option(min=0.0, max=1.0, help="Share of people with an object in front of them.")
     ] = 0.2,
     truncated: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of people partly beyond a border of the image.")
