@@ -26,7 +26,7 @@ def colliding_faces(
         capacity: largest number of keys per body.
 
     Returns:
-        (B, capacity) int64 keys, ascending, padded with the largest int64; and (B) int32, the number of pairs.
+        (B, capacity) int64 keys, ascending, padded with the largest int64; and (B) int32 numbers of pairs.
         Where that exceeds the capacity, the keys are an arbitrary choice of the pairs.
     """
     batch, last = len(vertices), torch.iinfo(torch.int64).max

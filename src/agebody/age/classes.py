@@ -1,4 +1,4 @@
-"""Age classes, and ages of people as they are stated."""
+"""Age classes, and stated ages of people."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from agebody.age.values import as_given
 
 MAX_YEARS = 130.0
-"""Ages are below it. Nobody has become so old: a larger number is a year of birth, or counts months."""
+"""Upper bound of ages [years]; a larger number is a year of birth, or counts months."""
 UNKNOWN = -1
 """Age class of a person whose class is unknown."""
 AGE_FIELDS = ("age_offset", "age_months", "years", "age_class")
@@ -71,16 +71,16 @@ def age_class(age_offset: Any) -> Any:
 
 
 class AgeError(ValueError):
-    """An age that cannot be: which argument and which person, and what was expected."""
+    """An invalid age: the argument, the person, and what was expected."""
 
     def __init__(self, name: str, person: int, problem: str) -> None:
-        """Keep the parts, so that a reader of files can say where the age stands."""
+        """Keep the parts, so that a reader of files can name the place of the age."""
         super().__init__(f"{name}: {problem}")
         self.name, self.person, self.problem = name, person, problem
 
 
 class Ages(NamedTuple):
-    """Ages of people as they are stated, at most one of the three numbers per person."""
+    """Stated ages of people, at most one of the three numbers per person."""
 
     age_offset: Float[np.ndarray, "*people"]
     """0 adult, 1 infant; NaN where unknown."""
@@ -159,7 +159,7 @@ def parse_ages(
 def _parse(
     name: str, values: Any, read: Callable[[Any], float | None], expected: str
 ) -> Float[np.ndarray, "*people"]:
-    """Return numbers, NaN where unknown. ``read`` returns None for a value that cannot be."""
+    """Return numbers, NaN where unknown. ``read`` returns None for an invalid value."""
     if isinstance(values, Tensor):
         values = values.detach().cpu()
         values = (values.double() if values.is_floating_point() else values).numpy()

@@ -1,4 +1,4 @@
-"""Functions of numbers, arrays and tensors alike."""
+"""Functions of numbers, arrays and tensors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Table = TypeVar("Table", bound=Callable[..., Any])
 
 
 def constant(table: Table) -> Table:
-    """Compute what a function returns once; torch.compile takes it as it is, and does not look inside."""
+    """Cache the result of a function; torch.compile takes it as a constant, without tracing."""
     kept: Any = cache(table)
 
     @wraps(table)

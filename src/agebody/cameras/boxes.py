@@ -43,7 +43,7 @@ def square_box(
 
     Args:
         box: corners [pixels].
-        scale: room around a person; 1.2 is usual.
+        scale: margin around a person; 1.2 is usual.
         crop: width and height of a crop, whatever their unit, that is as high, or as wide, as the square,
             and in its middle; it shows the whole box.
     """

@@ -1,6 +1,6 @@
 """Weak perspective: conversions of networks' outputs for a crop to translations before a perspective camera.
 
-Three numbers say where the body's origin is in the crop, in a form and order that differ between networks.
+Three numbers give the place of the body's origin in the crop, in a form and order that differ by network.
 Each converts to a translation [m], to be added to the body's points in camera coordinates.
 """
 

@@ -44,8 +44,8 @@ def hmr2_objective(*, layout: str | KeypointLayout = "hmr2_44") -> Objective:
 
     ``keypoints_2d`` are in the crop, in [-1/2, 1/2]; rotations are matrices; ``scores`` (*batch, D) are those
     of a discriminator that judges the prediction, see `PoseDiscriminator`, divided by the number of people.
-    Who has weight 0 at the root of ``keypoints_3d`` is left out of that term; the public code, which has no
-    such weights in its data, aligns them by whatever stands there.
+    People with weight 0 at the root of ``keypoints_3d`` are left out of that term; the public code, which has
+    no such weights in its data, aligns them by whatever values are there.
 
     Args:
         layout: of the 3D keypoints; they are compared relative to its root.
@@ -67,7 +67,7 @@ def aionhmr_objective(
     Args:
         layout: of the 3D keypoints; they are compared relative to its root.
         age_class_weight: of `age_class_loss`, for people of whom ``age_class`` in the target states the class
-            alone; who has an age offset with a weight is left out. 0.03 is twenty times that of the betas,
+            alone; people with a weighted age offset are left out. 0.03 is twenty times that of the betas,
             because offsets outside their class are off by tenths.
     """
     terms = _hmr2_terms(layout, 0.05, 0.02, 0.005, 0.001, 0.0015, 0.0005)
@@ -157,8 +157,7 @@ def smplify_x_objective(
 def metric_aware_objective(
     *, image_size: float = MAHMR_RESOLUTION, layout: str | KeypointLayout | None = "smpl24", age: bool = False
 ) -> Objective:
-    """Return what Metric-Aware HMR (Wang et al. 2025) learns from matched people, as its public code weights
-    it.
+    """Return the objective of Metric-Aware HMR (Wang et al. 2025) on matched people, weighted as its code.
 
     Absolute errors: per person their mean over joints and coordinates, over betas, over angles; then the mean
     over people with labels, of ``keypoints_2d`` over all people, also those who show no point.

@@ -11,7 +11,7 @@ class Marked:
     """The mean of landmarks, or of vertices where the body is SMPL-X.
 
     So published measurements keep their own points on the body for which they were made. A landmark that an
-    asset brings itself comes before the vertices.
+    asset provides takes precedence over the vertices.
     """
 
     landmarks: tuple[str, ...]

@@ -18,7 +18,7 @@ from agebody.assets.landmarks import LANDMARKS
 from agebody.measure.sections import gap, plane_section, section_length
 
 LANDMARK_SET = "landmarks"
-"""Name of the regressor set in which an asset may bring its own landmarks."""
+"""Name of the regressor set in which an asset may provide its own landmarks."""
 
 # Heights of the navel and the nipples between the crotch and the suprasternale: of men's and women's mean
 # heights in ANSUR II (Gordon et al. 2014), in statures .603 and .725 between .481 and .818.

@@ -50,7 +50,7 @@ class ImageResult(NamedTuple):
     matched: Bool[np.ndarray, "T D"]
     """Whether the detection is matched to a person."""
     ignored: Bool[np.ndarray, "T D"]
-    """Whether it counts neither for nor against."""
+    """Whether it is ignored: neither correct nor wrong."""
     people: int
     """Number of people that count."""
 
@@ -69,9 +69,9 @@ class KeypointImage(NamedTuple):
     crowd: Bool[np.ndarray, " G"]
     """A region of several people: any number of detections may match it, and none counts."""
     ignored: Bool[np.ndarray, " G"]
-    """Who counts neither for nor against."""
+    """People who are ignored: detections of them are neither correct nor wrong."""
     lost: Bool[np.ndarray, " G"]
-    """Who is never found: a detection that is matched to them is wrong."""
+    """People who are never found: a detection that is matched to them is wrong."""
 
 
 def keypoint_similarity(image: KeypointImage, spread: Float[np.ndarray, " K"]) -> Float[np.ndarray, "D G"]:

@@ -145,7 +145,7 @@ def match(
             matching ends once all are used up. The code of AGORA and Relative Human does so, which loses some
             people in crowds; it serves to compare with published numbers.
         valid: false for people who do not count, as in AGORA: they are never matched or missed, and a
-            prediction that comes to one of them is free to be matched to somebody else.
+            prediction that comes to one of them is free to be matched to another person.
 
     Returns:
         The pairs, in the order of the predictions, and the unmatched.

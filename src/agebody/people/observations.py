@@ -77,7 +77,7 @@ def observe(
             most often from below, as tables do.
         dropped: share of points that are not found.
         swapped: share of people with left and right exchanged in the legs, the arms or the whole body.
-        borrowed: share of people with a fifth to a half of their points taken from somebody beside them.
+        borrowed: share of people with a fifth to a half of their points taken from a person beside them.
         stray: share of points placed anywhere within the person's box, enlarged by a half.
     """
     expect_body(body)
