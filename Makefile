@@ -1,4 +1,4 @@
-# make demo, make test: each sets up what it needs, and nothing twice.
+# make demo, make test: each sets up what it needs, once.
 TORCH ?= torch==2.13.0
 PYTHON ?= python3
 VENV := .venv
@@ -102,7 +102,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/run.py --device $(DEVICE)
 	$(BIN)/python benchmarks/report.py
 
-# On a machine with a GPU and torch for it, an ordered plan: what tells most comes first, a step that fails or
+# On a machine with a GPU and torch for it, an ordered plan: the most informative steps first; a step that fails or
 # takes too long does not stop the next, and results are written after each. What else it needs is found in
 # PACKAGES, if it is not installed. A rehearsal without a GPU: make gpu DEVICE=cpu QUICK=--quick
 gpu: export PYTHONPATH := $(PACKAGES):src:kernels

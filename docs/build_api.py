@@ -1,4 +1,4 @@
-"""What the API pages leave out: classes and attributes inside the library, which no door exports."""
+"""Leave internal classes and attributes, which no `__all__` exports, out of the API pages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class OnlyPublic(Extension):
                 cls.del_member(name)
 
     def on_package(self, *, pkg: Module, **_: Any) -> None:
-        """In place of a base class that no door exports, name the base classes of that one."""
+        """Replace a base class that no `__all__` exports by its own base classes."""
         parts = [*_parts(pkg)]
         public = {name for part in parts if isinstance(part, Module) for name in part.exports or ()}
         for part in parts:
@@ -35,7 +35,7 @@ def _parts(parent: Object) -> Iterator[Object]:
 
 
 def _visible(cls: Class, public: set[str | Any]) -> Iterator[str | Expr]:
-    """Yield the base classes that a reader of the reference can know."""
+    """Yield the base classes that are documented."""
     for base in cls.bases:
         path = base if isinstance(base, str) else base.canonical_path
         name = path.rpartition(".")[2]

@@ -14,7 +14,7 @@ LINK = re.compile(r"^\[[^\]]*\]\(([\w-]+\.ipynb)\)$", re.MULTILINE)
 
 
 def with_notebooks(page: str) -> str:
-    """Return a page in which the notebooks stand that it links to on lines of their own."""
+    """Return a page with the notebooks in place of links to them on lines of their own."""
     return LINK.sub(lambda link: notebook_text(FOLDER / link[1]), page)
 
 

@@ -1,7 +1,7 @@
 """Build the site of the documentation into ``site``: ``python docs/build_site.py``.
 
 ``python docs/build_site.py FOLDER`` adds the site to a folder of versions, as ``FOLDER/0.2``; each page then
-has a chooser of versions.
+has a version selector.
 
 Zensical's strict mode fails on broken links, anchors, references and directives. What it lets pass is checked
 here, in what was built: missing files, and files of other machines, which a reader offline would miss.
@@ -137,7 +137,7 @@ def add_version(site: Path, folder: Path, version: str) -> None:
 
 
 def main(versions: Path | None = None) -> None:
-    """Build the site, or say what is wrong with it; with a folder of versions, add it there."""
+    """Build the site, or print its errors; with a folder of versions, add it there."""
     if importlib.util.find_spec("zensical") is None:
         raise SystemExit('zensical is not installed: Python 3.11 or newer, and pip install -e ".[docs]"')
     import tomllib

@@ -1,4 +1,4 @@
-"""Everything that the documentation says in code is run, and every name and link in it is there."""
+"""All code of the documentation runs, and its names and links exist."""
 
 import ast
 import base64
@@ -476,7 +476,7 @@ def test_search_finds_classes_by_their_fields():
     assert "betas: Tensor" in found[0]["text"]
 
 
-def test_versions_of_the_site_stand_side_by_side(tmp_path):
+def test_versions_of_the_site_are_separate_folders(tmp_path):
     add_version = load_script(ROOT / "docs" / "build_site.py").add_version
     for version, text in (("0.9", "old"), ("0.10", "first"), ("0.10", "again"), ("0.8", "older")):
         (tmp_path / "site").mkdir()

@@ -248,7 +248,7 @@ def test_custom_start(body, seen):
     torch.testing.assert_close(alike.parameters.body_pose, one.body_pose.expand(4, -1, -1))
 
 
-def test_a_start_with_a_standard_deviation_is_evidence(body, seen):
+def test_a_start_with_a_standard_deviation_is_a_prior(body, seen):
     """Estimates as of a network, off by rotations of known spread, come back better than they were; a mere
     start is left for what the keypoints and the prior prefer."""
     people, observed = seen

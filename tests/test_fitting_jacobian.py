@@ -339,7 +339,7 @@ def test_a_layout_that_the_body_lacks_is_refused():
         KeypointJacobian(body, "smpl24")
 
 
-def test_a_surface_point_is_said_in_one_way():
+def test_a_surface_point_has_one_description():
     body = RANDOM_BODIES["one template"]()
     given = arguments(body)
     faces, shares, _ = surface_points(body)

@@ -616,7 +616,7 @@ def test_files_without_labels_are_named(labels, tmp_path):
         load_labels(path)
 
 
-# --- whom to trust
+# --- quality flags
 
 
 def moved(labels, dx, *, weights=1.0, start=0.0, **changes):

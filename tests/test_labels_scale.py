@@ -1,4 +1,4 @@
-"""Shards of people and of labels, and the fit of many of them, killed and begun anew."""
+"""Shards of people and of labels, and the fit of many of them, killed and resumed."""
 
 import errno
 import json
@@ -587,7 +587,7 @@ def write_nobody(column):
     return pa.array([], pa.list_(pa.float64()) if lists else column.type)
 
 
-def test_a_full_disk_ends_the_call_and_another_goes_on(expected, body, people, tmp_path, monkeypatch):
+def test_a_full_disk_ends_the_call_and_another_resumes(expected, body, people, tmp_path, monkeypatch):
     """Data reach a full disk only when they are written out."""
     sync = files._sync
 
@@ -750,7 +750,7 @@ def runs(pid):
         return False
 
 
-def test_a_killed_call_goes_on_where_it_was(session, expected, body, people, tmp_path):
+def test_a_killed_call_is_resumed(session, expected, body, people, tmp_path):
     """The process that ran it is ended in the middle, and its workers with it; nothing is lost or twice."""
     folder, started = tmp_path / "labels", tmp_path / "workers"
     (tmp_path / "killed.py").write_text(KILLED)

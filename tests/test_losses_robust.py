@@ -121,7 +121,7 @@ def test_unknown_penalty(unchecked):
 
 
 @pytest.mark.parametrize("penalty", [gmof, charbonnier])
-def test_sixteen_bits_have_room_for_large_residuals(penalty):
+def test_large_residuals_do_not_overflow_in_sixteen_bits(penalty):
     residual = torch.tensor([0.0, 2.0, 3.0, 300.0, -2000.0])
     expected = penalty(residual, 10.0)
     torch.testing.assert_close(penalty(residual.half(), 10.0).float(), expected, rtol=5e-3, atol=0)

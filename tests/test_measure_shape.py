@@ -27,7 +27,7 @@ def measured(body, names, betas, age):
     return dict(zip(measure.names, values.unbind(-1), strict=True))
 
 
-def test_the_measures_of_bodies_give_back_the_bodies(body):
+def test_bodies_are_recovered_from_their_measures(body):
     betas, age = people(body, 3, spread=0.8)
     targets = measured(body, MANY, betas, age)
     fit = fit_measurements(body, targets)

@@ -26,7 +26,7 @@ def test_one_part_per_joint():
 
 
 @pytest.mark.parametrize("name", BODIES)
-def test_few_parts_are_those_of_one_part_per_joint_brought_together(name):
+def test_few_parts_are_unions_of_parts_per_joint(name):
     asset = BODIES[name]()
     every = PartMap.from_joints(asset)
     for starts in (6, 7):
