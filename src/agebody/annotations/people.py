@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -19,6 +19,8 @@ from agebody.age.classes import AGE_FIELDS
 from agebody.annotations.orders import FACE_AND_HANDS, WHOLE_BODY, Order, read_names
 from agebody.keypoints import LAYOUTS, KeypointLayout, get_layout
 
+LayoutChoice: TypeAlias = str | KeypointLayout | tuple[str, ...] | None
+"""A layout; of several names, the one that has most of a file's points; None chooses by their names."""
 MAX_PIXELS = 1e6
 """Largest size of an image and largest coordinate of a keypoint or box [pixels] that files may have."""
 
@@ -102,7 +104,7 @@ def make_people(
     path: Path,
     points: Float[np.ndarray, "N L 3"],
     names: Sequence[str] | Order,
-    layout: str | KeypointLayout | tuple[str, ...] | None,
+    layout: LayoutChoice,
     *,
     images: Sequence[ImageEntry],
     image: Any,
@@ -240,7 +242,7 @@ def is_file_name(name: str) -> bool:
 
 
 def map_names(
-    path: Path, names: Sequence[str] | Order, layout: str | KeypointLayout | tuple[str, ...] | None
+    path: Path, names: Sequence[str] | Order, layout: LayoutChoice
 ) -> tuple[KeypointLayout, Int[np.ndarray, " K"], str]:
     """Find the points of a layout among the keypoints of a file, by their names; see `read_names`.
 

@@ -30,6 +30,7 @@ from agebody.annotations.people import (
     MAX_PIXELS,
     AnnotationError,
     ImageEntry,
+    LayoutChoice,
     People,
     expect_pixels,
     fail,
@@ -160,9 +161,7 @@ def _numbers(line: str) -> list[Any]:
 # --- annotations
 
 
-def _read_annotations(
-    path: Path, document: dict[str, Any], layout: str | KeypointLayout | tuple[str, ...] | None, boxes: bool
-) -> People:
+def _read_annotations(path: Path, document: dict[str, Any], layout: LayoutChoice, boxes: bool) -> People:
     """Read a document with ``images``, ``annotations`` and, optionally, ``categories``.
 
     Crowds, annotations without labelled keypoints and those of other categories are left out, and counted.
@@ -182,12 +181,12 @@ def _read_annotations(
         ids = entries.values("category_id", is_id, "a number or a string", lambda i: categories[0])
         keep([one in categories for one in ids], "of another category")
     keep([not row.get("iscrowd") for row in entries.rows], "crowd")
-    points, labelled = _points(path, entries, boxes)
+    points, labelled = _points(entries, boxes)
     keep(labelled, _UNLABELLED)
     place = {image.id: i for i, image in enumerate(images)}
     image = entries.image_indices(place, "the images")
     points = [*compress(points, labelled)]
-    return _make(path, entries, points, names, layout, images, image, left_out, guess=True)
+    return _make(entries, points, names, layout, images, image, left_out, guess=True)
 
 
 # --- detections
@@ -220,7 +219,7 @@ class _Annotated:
 def _read_detections(
     path: Path,
     documents: dict[Path, Any],
-    layout: str | KeypointLayout | tuple[str, ...] | None,
+    layout: LayoutChoice,
     known: Photographs | _Annotated | None,
     given: bool,
     boxes: bool,
@@ -256,7 +255,7 @@ def _read_detections(
         kept = [category == 1 for category in categories]
         left_out["of another category"] = kept.count(False)
         entries = entries.select(kept)
-    points, labelled = _points(path, entries, boxes)
+    points, labelled = _points(entries, boxes)
     left_out[_UNLABELLED] = labelled.count(False)
     entries, points = entries.select(labelled), [*compress(points, labelled)]
     place, canvases = ([part[i] for i in entries.places] for part in (place, canvases))
@@ -264,16 +263,16 @@ def _read_detections(
     if order is None and isinstance(known, _Annotated):
         order = known.order
     listed = list(images.values())
-    found = _make(path, entries, points, order, layout, listed, place, left_out, guess=is_results)
+    found = _make(entries, points, order, layout, listed, place, left_out, guess=is_results)
     found, shares = _in_shares(found, kind, canvases)
     return leave_out_doubles(found), shares
 
 
-def _points(path: Path, entries: Entries, boxes: bool) -> tuple[list[Float[np.ndarray, "_ 3"]], list[bool]]:
+def _points(entries: Entries, boxes: bool) -> tuple[list[Float[np.ndarray, "_ 3"]], list[bool]]:
     """Return the points of each entry, and whether any of them is labelled, or a box suffices."""
     if len(entries) and not boxes and not any(row.get("keypoints") for row in entries.rows):
         only = ", boxes only" if any(row.get("bbox") for row in entries.rows) else ""
-        fail(path, f"no keypoints{only}; agebody reads the keypoints of people")
+        fail(entries.path, f"no keypoints{only}; agebody reads the keypoints of people")
     points = entries.points(MAX_PIXELS)
     boxed = [boxes and bool((row[2:] > 0).all()) for row in entries.boxes()]  # not of NaN or no size
     return points, [box or bool(row[:, 2].any()) for row, box in zip(points, boxed, strict=True)]
@@ -283,7 +282,7 @@ def _frames(
     path: Path,
     documents: dict[Path, Any],
     boxes: bool,
-    layout: str | KeypointLayout | tuple[str, ...] | None,
+    layout: LayoutChoice,
 ) -> tuple[Format, list[tuple[Path, Frame]]]:
     """Return the format of all files, and the images in them."""
     chosen: Format | None = None
@@ -355,11 +354,10 @@ def _canvas(file: Path, size: Any) -> tuple[int, int]:
 
 
 def _make(
-    path: Path,
     entries: Entries,
     points: list[Float[np.ndarray, "_ 3"]],
     names: Sequence[str] | Order | None,
-    layout: str | KeypointLayout | tuple[str, ...] | None,
+    layout: LayoutChoice,
     images: Sequence[ImageEntry],
     image: Sequence[int],
     left_out: Counter[str],
@@ -370,7 +368,7 @@ def _make(
     stated = names.size if isinstance(names, Order) else 17 if names is None else len(names)
     size = next((len(row) for row in points if len(row)), stated)
     points = [row if len(row) else np.zeros((size, 3)) for row in points]
-    order = names if isinstance(names, Order) else find_order(path, size, names)
+    order = names if isinstance(names, Order) else find_order(entries.path, size, names)
     if isinstance(order, Order) and points and order.size != size:
         entries.fail(0, f"keypoints: expected the {order.size} points of {order.title}, got {size}")
     stacked = entries.stack(points, size)
@@ -382,7 +380,7 @@ def _make(
     if isinstance(order, Order) and guess and size not in (17, *_UNMISTAKABLE):
         notes.append(f"{size} keypoints without names are taken for those of {order.title}")
     return make_people(
-        path,
+        entries.path,
         stacked,
         order,
         layout,

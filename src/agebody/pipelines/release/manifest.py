@@ -109,18 +109,18 @@ def _kept(options: Options) -> list[str]:
 def _not_guaranteed(options: Options, counts: Counts) -> list[str]:
     limits = [
         "Poses, gaits and, if exact, shapes may be recognised by those who know a person.",
-        "Bodies and their keypoints are where people were, in their poses: whoever has a photograph, or "
-        "keypoints of it, can find the picture that was made of it.",
+        "Bodies and their keypoints are where people were, in their poses: with a photograph, or keypoints "
+        "of it, the picture that was made of it can be found.",
     ]
     if options.background == "none":
         return limits
     limits = [
-        "Only listed people are hidden: whoever a detector missed is still in the picture.",
+        "Only listed people are hidden: people whom a detector missed are still in the picture.",
         "Shadows, reflections, screens, writing and belongings outside the regions are still there.",
-        "A background may tell where, when and at whose home a photograph was taken, and who finds the "
-        "photograph elsewhere can match it.",
-        "A region shows where somebody was, and how large within the steps that boxes are rounded to; with "
-        "the depth of the body that tells a stature to about a tenth. A mask shows an outline exactly.",
+        "A background may reveal where, when and at whose home a photograph was taken, and can be matched "
+        "with the photograph if that is found elsewhere.",
+        "A region shows where a person was, and how large, to the steps to which boxes are rounded; with the "
+        "depth of the body that reveals the stature to about a tenth. A mask shows an outline exactly.",
         "Compression leaves traces of people around them, also in a PNG that was made from a JPEG. Regions "
         f"reach {TRACE} pixels further, which is a block of JPEG; where a picture was scaled or turned after "
         "it was compressed, traces may lie further out.",
