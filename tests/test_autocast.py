@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from agebody import SMPL, cameras, fitting, losses, measure, metrics, rotations
+from agebody import SMPL, SMPLA, cameras, fitting, losses, mannequin, measure, metrics, rotations
 from agebody.losses.parameters import rotation_angle
 from agebody.measure.sections import Section
 from agebody.mesh import closest as proximity
@@ -86,3 +86,33 @@ def test_gradient_of_an_alignment():
         return torch.autograd.grad((rotation * TURNS).sum(), points)[0]
 
     torch.testing.assert_close(_in_autocast(gradient), gradient(), rtol=0, atol=0)
+
+
+BODY = SMPLA(mannequin())
+SHAPES = {"betas": (10,), "age_offset": (), "body_pose": (23, 3), "global_orient": (3,), "transl": (3,)}
+GIVEN = {name: 0.3 * _normal(2, *shape, seed=i) for i, (name, shape) in enumerate(SHAPES.items())}
+OF_BODIES: dict[str, Callable[[dict[str, Tensor]], Any]] = {
+    "vertices": lambda given: BODY(**given).vertices,
+    "joint_transforms": lambda given: BODY(**given).joint_transforms,
+    "keypoints": lambda given: BODY.keypoints("coco17", **given),
+    "regress": lambda given: BODY.regress("coco17", BODY(**given).vertices),
+    "rest surface": lambda given: BODY.shape(betas=given["betas"]).rest_vertices,
+    "move": lambda given: BODY.shape(betas=given["betas"]).move(TURNS[:2], transl=given["transl"])[1],
+    "normal prior": lambda given: GAUSSIAN(given["body_pose"]),
+    "mixture prior": lambda given: MIXTURE(given["body_pose"]),
+}
+
+
+@pytest.mark.parametrize("name", OF_BODIES)
+def test_a_backward_pass(name):
+    given = {name: part.clone().requires_grad_() for name, part in GIVEN.items()}
+    points = OF_BODIES[name](given)
+    pull = torch.full_like(points, 0.7)
+
+    def gradients() -> tuple[Tensor | None, ...]:
+        return torch.autograd.grad(points, [*given.values()], pull, retain_graph=True, allow_unused=True)
+
+    found, expected = (
+        [g for g in way() if g is not None] for way in (lambda: _in_autocast(gradients), gradients)
+    )
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)

@@ -121,8 +121,12 @@ def test_as_smplx(folder, kind, options):
     ):
         assert getattr(a, name, None) == getattr(b, name, None), name
     for name, buffer in b.named_buffers():
-        if name not in ("neck_kin_chain", "vertex_joint_selector.extra_joints_idxs"):
+        if name != "vertex_joint_selector.extra_joints_idxs":
             torch.testing.assert_close(a.get_buffer(name), buffer, rtol=0, atol=1e-7)
+    for name in ("np_left_hand_components", "np_right_hand_components", "np_hand_components"):
+        assert hasattr(a, name) == hasattr(b, name)
+        np.testing.assert_allclose(getattr(a, name, 0), getattr(b, name, 0), atol=1e-7)
+    a.load_state_dict(b.state_dict())
     given = parameters(b)
     out, expected = (model(**given, return_full_pose=True) for model in (a, b))
     assert_same(out, expected)

@@ -330,6 +330,25 @@ def test_under_autocast(example):
     assert_same(found, function(*given))
 
 
+def test_a_backward_pass_under_autocast(example):
+    function, given = example
+    found, expected = (gradients(function, given, autocast=autocast) for autocast in (True, False))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def gradients(function: Callable[..., Any], given: tuple[Any, ...], *, autocast: bool) -> list[Tensor]:
+    """Derivatives of a weighted sum of all outputs; the function itself is called without autocast."""
+    leaves = [part.clone().requires_grad_(part.is_floating_point()) for part in given]
+    wanted = [part for part in leaves if part.requires_grad]
+    outputs = [part for part in tensors(function(*leaves)) if part.requires_grad]
+    pulls = [torch.linspace(0.5, 1.5, part.numel()).reshape(part.shape).to(part) for part in outputs]
+    if not outputs:
+        return []
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found = torch.autograd.grad(outputs, wanted, pulls, allow_unused=True)
+    return [part for part in found if part is not None]
+
+
 def test_in_inference_mode(example):
     function, given = example
     with torch.inference_mode():

@@ -14,7 +14,7 @@ from torch import Tensor
 from agebody.assets.asset import AssetError, BodyAsset, expect_asset
 from agebody.assets.official import HANDS_FROM
 from agebody.checks import broadcast, expand_to, expect, flatten, read_count, read_rotations, read_tensor
-from agebody.engine.batched import own_precision
+from agebody.engine.batched import product
 from agebody.keypoints import mirror_order
 from agebody.rotations import mirror
 
@@ -136,17 +136,16 @@ def join_pose(
     like = next((expect(name, part) for name, part in parts.items() if part is not None), torch.zeros(()))
     hands = hand_bases(asset, num_hand_components, flat_hand_mean)
     found: dict[str, Tensor] = {}
-    with own_precision(like.device):
-        for name, part in rows.items():
-            count, (mean, components) = part.stop - part.start, hands.get(name, (None, None))
-            if components is None:
-                pose = read_rotations(name, parts.get(name), "axis_angle", count, like)
-            else:
-                pose = read_tensor(name, parts.get(name), components.shape[:1], like)
-                pose = (pose @ like.new_tensor(components)).unflatten(-1, (count, 3))
-            found[name] = pose if mean is None else pose + like.new_tensor(mean).view(count, 3)
-        batch = broadcast(**{name: pose.shape[:-2] for name, pose in found.items()})
-        return torch.cat([pose.expand(*batch, -1, -1) for pose in found.values()], -2)
+    for name, part in rows.items():
+        count, (mean, components) = part.stop - part.start, hands.get(name, (None, None))
+        if components is None:
+            pose = read_rotations(name, parts.get(name), "axis_angle", count, like)
+        else:
+            pose = read_tensor(name, parts.get(name), components.shape[:1], like)
+            pose = product(pose, like.new_tensor(components)).unflatten(-1, (count, 3))
+        found[name] = pose if mean is None else pose + like.new_tensor(mean).view(count, 3)
+    batch = broadcast(**{name: pose.shape[:-2] for name, pose in found.items()})
+    return torch.cat([pose.expand(*batch, -1, -1) for pose in found.values()], -2)
 
 
 def split_pose(
@@ -169,13 +168,12 @@ def split_pose(
         expect("body_pose", body_pose),
     )
     found = {name: pose[..., rows, :] for name, rows in asset.pose_parts.items()}
-    with own_precision(pose.device):
-        for name, (mean, components) in hand_bases(asset, num_hand_components, flat_hand_mean).items():
-            if mean is not None:
-                found[name] = found[name] - pose.new_tensor(mean).view(-1, 3)
-            if components is not None:
-                inverse = np.linalg.pinv(components.astype(np.float64))
-                found[name] = found[name].flatten(-2) @ torch.from_numpy(inverse).to(pose)
+    for name, (mean, components) in hand_bases(asset, num_hand_components, flat_hand_mean).items():
+        if mean is not None:
+            found[name] = found[name] - pose.new_tensor(mean).view(-1, 3)
+        if components is not None:
+            inverse = np.linalg.pinv(components.astype(np.float64))
+            found[name] = product(found[name].flatten(-2), torch.from_numpy(inverse).to(pose))
     return found
 
 

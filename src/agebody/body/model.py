@@ -22,7 +22,7 @@ from agebody.assets.io import load_asset
 from agebody.checks import broadcast, flatten, read_count, read_rotations, read_tensor
 from agebody.engine import halfprecision
 from agebody.engine.backend import BackendName, WarpSurface, WarpTree, choose_backend, get_parts
-from agebody.engine.batched import building, own_precision
+from agebody.engine.batched import building, own_precision, product
 from agebody.engine.identity import RestJoints
 from agebody.engine.kinematics import KinematicTree, homogeneous
 from agebody.engine.points import ContourTable, LayoutTables, PointRegression
@@ -683,9 +683,8 @@ class ShapedBody:
         pelvis = self.rest_joints[..., 0, :]
         origin = pelvis + read_tensor("transl", transl, (3,), body._like)
         translation = read_tensor("translation", translation, (3,), body._like)
-        with own_precision(body.device):
-            moved, turned = (rotation @ origin[..., None])[..., 0] + translation, rotation @ root
-        return rotations.from_matrix(turned, pose_format), moved - pelvis
+        moved = product(rotation, origin[..., None])[..., 0] + translation
+        return rotations.from_matrix(product(rotation, root), pose_format), moved - pelvis
 
 
 def _read(

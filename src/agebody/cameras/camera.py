@@ -30,7 +30,7 @@ from agebody.checks import (
     expect_tensor,
     expect_values,
 )
-from agebody.engine.batched import is_recorded, own_precision
+from agebody.engine.batched import is_recorded, own_precision, product
 
 Axis = Literal["vertical", "horizontal", "diagonal"]
 """The axis along which a field of view is measured."""
@@ -242,8 +242,7 @@ class Camera(NamedTuple):
         self._check_batch(points=points.shape[:-2])
         if self.rotation is not None:
             rotation = self._expect("rotation", self.rotation, 3, 3)
-            with own_precision(points.device):
-                points = points @ rotation.mT
+            points = product(points, rotation.mT)
         if self.translation is not None:
             points = points + self._expect("translation", self.translation, 3)[..., None, :]
         return points
@@ -256,8 +255,7 @@ class Camera(NamedTuple):
             points = points - self._expect("translation", self.translation, 3)[..., None, :]
         if self.rotation is not None:
             rotation = self._expect("rotation", self.rotation, 3, 3)
-            with own_precision(points.device):
-                points = points @ rotation
+            points = product(points, rotation)
         return points
 
     def project(

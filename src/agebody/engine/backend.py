@@ -192,8 +192,8 @@ class WarpSurface(nn.Module):
 
     def rest(self, coefficients: Tensor) -> Tensor:
         """Return the rest surface (B, 3 V) for the first coefficients."""
-        count = coefficients.shape[1]
-        return torch.addmm(self.directions[0], coefficients[:, 1:], self.directions[1:count])
+        rows, count = coefficients.shape
+        return _BLEND(self.directions[1:count], coefficients[:, 1:], self.directions[:1].expand(rows, -1))[0]
 
     def vertices(self, rest: Tensor) -> Tensor:
         """Return a rest surface as vertices (B, V, 3)."""

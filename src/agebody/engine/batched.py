@@ -216,6 +216,50 @@ class _Gradient(_Function):
         return _fewer_rows(info.batch_size, outputs), (0,) * len(outputs)
 
 
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """Return the matrix product a @ b, which autocast changes neither here nor in a backward pass."""
+    with own_precision(a.device):
+        if is_traced(a, b) or not is_differentiated(a, b):
+            return a @ b
+        return _Product.apply(a, b)
+
+
+class _Product(_Function):
+    """The product of matrices, (*batch, n, m) and (*batch, m, k)."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(a: Tensor, b: Tensor) -> Tensor:
+        return a @ b
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        a, b = inputs
+        ctx.shapes = a.shape, b.shape
+        by_a, by_b = ctx.needs_input_grad
+        ctx.save_for_backward(a if by_b else None, b if by_a else None)
+        ctx.save_for_forward(a, b)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        a, b = ctx.saved_tensors
+        return (
+            None if b is None else product(grads[0], b.mT).sum_to_size(ctx.shapes[0]),
+            None if a is None else product(a.mT, grads[0]).sum_to_size(ctx.shapes[1]),
+        )
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        a, b = ctx.saved_tensors
+        parts = (
+            None if tangents[0] is None else product(tangents[0], b),
+            None if tangents[1] is None else product(a, tangents[1]),
+        )
+        first, *others = [part for part in parts if part is not None]
+        return first + others[0] if others else first
+
+
 @contextlib.contextmanager
 def building() -> Iterator[None]:
     """Build buffers, or draw numbers, as outside of every context.

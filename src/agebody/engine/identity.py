@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from agebody.engine.batched import product
 from agebody.engine.deform import age_coefficients
 
 
@@ -38,5 +39,5 @@ class RestJoints(nn.Module):
         if self.age_anchors:
             parts.append(age_coefficients(age_offset, self.age_anchors))
         coefficients = torch.cat(parts, -1)
-        joints = coefficients @ self.directions.flatten(1)
+        joints = product(coefficients, self.directions.flatten(1))
         return coefficients, joints.unflatten(-1, self.directions.shape[1:])

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from agebody.assets.asset import BodyAsset
+from agebody.engine.batched import Array, BatchedFunction, constant, empty, product
 from agebody.engine.kinematics import ancestors
 from agebody.keypoints import KeypointLayout
 
@@ -150,15 +151,60 @@ class PointRegression(nn.Module):
         """Return the points [m], given the joints' frames and skinning transforms."""
         points = translation[:, None] * self.row_sums
         if self.any_surface:
-            rest = (coefficients @ self.moments).unflatten(-1, (1, 3, -1))
-            rows = transforms.permute(0, 2, 3, 1).flatten(0, 2)
-            blended = (rows @ self.blend).unflatten(0, (-1, 3, 4))
-            moved = (blended[:, :, :3] * rest).sum(2) + blended[:, :, 3] * self.masses
-            points = points + (moved.flatten(0, 1) @ self.sums).unflatten(0, (-1, 3)).transpose(1, 2)
+            points = points + _CARRIED(self, coefficients, transforms)[0]
         if self.any_joint:
             posed = mean_of_joints(world[..., 3], self.joints)
             points = points + (torch.where(self.is_joint, posed, 0) if self.any_surface else posed)
         return points
+
+    def constants_like(self, like: Array) -> tuple[Array, ...]:
+        """Return moments, blend, masses and sums as arrays of the kind of another."""
+        return tuple(constant(part, like) for part in (self.moments, self.blend, self.masses, self.sums))
+
+
+def _carried(regression: PointRegression, coefficients: Tensor, transforms: Tensor) -> tuple[Tensor]:
+    """Return the points of the surface (B, K, 3), without the translation."""
+    return _carried_value(regression, False, coefficients, transforms)[0]
+
+
+def _carried_value(
+    regression: PointRegression, keep: bool, coefficients: Array, transforms: Array
+) -> tuple[tuple[Array], tuple[Array, ...]]:
+    moments, blend, masses, sums = regression.constants_like(coefficients)
+    batch = coefficients.shape[0]
+    rest = (coefficients @ moments).reshape(batch, 1, 3, -1)
+    rows = transforms.swapaxes(1, 2).swapaxes(2, 3).reshape(12 * batch, -1)
+    blended = (rows @ blend).reshape(batch, 3, 4, -1)
+    moved = (blended[:, :, :3] * rest).sum(2) + blended[:, :, 3] * masses
+    points = (moved.reshape(3 * batch, -1) @ sums).reshape(batch, 3, -1).swapaxes(1, 2)
+    return (points,), (rest, blended) if keep else ()
+
+
+def _carried_gradient(
+    regression: PointRegression,
+    wants: tuple[bool, ...],
+    kept: tuple[Array, ...],
+    grads: tuple[Array],
+    coefficients: Array,
+    transforms: Array,
+) -> tuple[Array | None, Array | None]:
+    moments, blend, masses, sums = regression.constants_like(coefficients)
+    rest, blended = kept or _carried_value(regression, True, coefficients, transforms)[1]
+    batch = coefficients.shape[0]
+    d_moved = (grads[0].swapaxes(1, 2).reshape(3 * batch, -1) @ sums.T).reshape(batch, 3, 1, -1)
+    d_coefficients = d_transforms = None
+    if wants[0]:
+        d_coefficients = (d_moved * blended[:, :, :3]).sum(1).reshape(batch, -1) @ moments.T
+    if wants[1]:
+        d_blended = empty(blended, *blended.shape)
+        d_blended[:, :, :3] = d_moved * rest
+        d_blended[:, :, 3] = d_moved[:, :, 0] * masses
+        d_rows = d_blended.reshape(12 * batch, -1) @ blend.T
+        d_transforms = d_rows.reshape(batch, 3, 4, -1).swapaxes(2, 3).swapaxes(1, 2)
+    return d_coefficients, d_transforms
+
+
+_CARRIED = BatchedFunction(1, _carried, _carried_value, _carried_gradient, in_numpy=True)
 
 
 class ContourTable(nn.Module):
@@ -246,7 +292,7 @@ class MeshPoints(nn.Module):
 
     def from_surface(self, vertices: Float[Tensor, "B V 3"]) -> Float[Tensor, "B K 3"]:
         """Return the weighted sums of vertices; zero where a point is a joint."""
-        return self.weights @ vertices[:, self.vertices]
+        return product(self.weights, vertices[:, self.vertices])
 
 
 def mean_of_joints(places: Shaped[Tensor, "B J *D"], joints: Int[Tensor, "K M"]) -> Shaped[Tensor, "B K *D"]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from agebody.engine import halfprecision
-from agebody.engine.batched import BatchedFunction
+from agebody.engine.batched import BatchedFunction, product
 
 BLOCK = 288
 """Vertices per block: few enough to touch few joints, enough for each step to outweigh its call."""
@@ -101,7 +101,9 @@ class PosedSurface(nn.Module):
 
     def rest(self, coefficients: Tensor) -> Tensor:
         """Return the rest surface in planes, (B, blocks * 3 * block), for the first coefficients."""
-        return _blend(coefficients, self.directions[: coefficients.shape[-1]])
+        directions = self.directions[: coefficients.shape[-1]]
+        # The template, in metres, is added apart, as in `_blend`.
+        return coefficients[:, :1] * directions[:1] + product(coefficients[:, 1:], directions[1:])
 
     def vertices(self, planes: Tensor) -> Tensor:
         """Return a surface in planes as vertices (B, V, 3)."""

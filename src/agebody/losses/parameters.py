@@ -19,7 +19,7 @@ from agebody.checks import (
     residual,
     safe_norm,
 )
-from agebody.engine.batched import own_precision
+from agebody.engine.batched import product
 from agebody.losses.robust import Penalty, penalize
 from agebody.rotations import ENTRY_SHAPES, PoseFormat, check_format, no_rotation, to_matrix
 
@@ -82,8 +82,7 @@ def rotation_angle(
     is the arc tangent of sine and cosine: gradients have the right length at any angle between, and are zero
     at the two ends, where the angle has a kink.
     """
-    with own_precision(first.device):
-        between = first.mT @ second
+    between = product(first.mT, second)
     twist = between - between.mT
     sine = safe_norm(torch.stack((twist[..., 2, 1], twist[..., 0, 2], twist[..., 1, 0]), -1))
     cosine = between.diagonal(dim1=-2, dim2=-1).sum(-1) - 1

@@ -16,7 +16,7 @@ from agebody.assets.asset import SMPL_JOINT_NAMES, AssetError
 from agebody.assets.container import PathLike
 from agebody.assets.prior_files import Gaussian, Mixture, read_prior, write_prior
 from agebody.checks import Reduction, Weights, apply_mask, expand_weights, read_rotations, reduce
-from agebody.engine.batched import own_precision
+from agebody.engine.batched import product
 from agebody.engine.exact import ExactBuffers
 from agebody.losses.densities import fit_mixture, half_log_determinants, shrunk_covariance
 from agebody.losses.prior_arrays import (
@@ -229,8 +229,7 @@ class MahalanobisPrior(_PosePrior[Gaussian]):
         return self._whiten(self.select_angles(body_pose))
 
     def _whiten(self, pose: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch R"]:
-        with own_precision(pose.device):
-            return (pose - self.mean) @ self.factor
+        return product(pose - self.mean, self.factor)
 
 
 class MaxMixturePrior(_PosePrior[Mixture]):
@@ -374,8 +373,9 @@ class MaxMixturePrior(_PosePrior[Mixture]):
 
     def evaluate_components(self, pose: Tensor) -> tuple[Tensor, Tensor]:
         """Return whitened distances (*batch, K, D) from each mean, and energies (*batch, K)."""
-        with own_precision(pose.device):
-            whitened = torch.einsum("kij,...kj->...ki", self.whitenings, pose[..., None, :] - self.means)
+        centred = pose.flatten(0, -2) - self.means[:, None]
+        whitened = product(centred, self.whitenings.mT).movedim(0, -2)
+        whitened = whitened.reshape(*pose.shape[:-1], *whitened.shape[-2:])
         return whitened, whitened.square().sum(-1) / 2 + self.constants
 
     def extra_repr(self) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from agebody.assets.asset import AssetError, BodyAsset, Regressor, expect_asset
 from agebody.assets.landmarks import LANDMARKS
 from agebody.checks import expect, safe_norm
-from agebody.engine.batched import own_precision
+from agebody.engine.batched import product
 from agebody.engine.exact import ExactBuffers
 from agebody.measure.definitions import (
     GROUND,
@@ -188,8 +188,7 @@ class _DistanceGauge(Gauge):
         self.keep({"vertices": used, "rows": rows[:, used]}, torch.float64)
 
     def forward(self, vertices: Tensor) -> Tensor:
-        with own_precision(vertices.device):
-            points = self.rows @ vertices
+        points = product(self.rows, vertices)
         return safe_norm(points.diff(dim=-2)).sum(-1)
 
 
@@ -238,8 +237,7 @@ class _GirthGauge(Gauge):
         return section_length(section, tape=normal if self.tape else None)
 
     def section(self, vertices: Tensor) -> tuple[Section, Tensor]:
-        with own_precision(vertices.device):
-            points = self.rows @ vertices
+        points = product(self.rows, vertices)
         origin = points[..., 0, :]
         if len(self.rows) == 1:
             normal = torch.zeros_like(origin)

@@ -16,7 +16,7 @@ from agebody.assets.signed import write_signed
 from agebody.body import BodyModel
 from agebody.body.model import expect_body
 from agebody.checks import expect_values, read_tensor
-from agebody.engine.batched import own_precision
+from agebody.engine.batched import product
 from agebody.engine.exact import ExactBuffers
 from agebody.keypoints import KeypointLayout
 from agebody.parameters import BodyParameters
@@ -108,8 +108,7 @@ class MarkerSet(ExactBuffers):
 
     def to_vertices(self, markers: Float[Tensor, "*batch K 3"]) -> Float[Tensor, "*batch V 3"]:
         """Return the meshes of markers [m]."""
-        with own_precision(self.matrix.device):
-            return self.matrix @ read_tensor("markers", markers, (len(self), 3), self.matrix)
+        return product(self.matrix, read_tensor("markers", markers, (len(self), 3), self.matrix))
 
     @classmethod
     def learn(

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from agebody.checks import Weights, apply_mask, at_least_float32, expect, expect_pair
-from agebody.engine.batched import own_precision
+from agebody.engine.batched import own_precision, product
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.rotations import quaternion_to_matrix
 
@@ -25,8 +25,7 @@ class Similarity(NamedTuple):
 
     def apply(self, points: Float[Tensor, "*batch N 3"]) -> Float[Tensor, "*batch N 3"]:
         """Return the moved points."""
-        with own_precision(points.device):
-            turned = points @ (self.scale[..., None, None] * self.rotation).mT
+        turned = product(points, (self.scale[..., None, None] * self.rotation).mT)
         return turned + self.translation[..., None, :]
 
 
@@ -58,8 +57,7 @@ def procrustes(
     from_center, to_center = mean.of(pred), mean.of(target)
     start, end = pred - from_center[..., None, :], target - to_center[..., None, :]
     spread, extent = mean.product(start, start), mean.product(end, end)
-    with own_precision(pred.device):
-        covariance = mean.outer(end, start)
+    covariance = mean.outer(end, start)
     rotation = _nearest_rotation(covariance, spread.detach().sqrt() * extent.detach().sqrt())
     scale = torch.ones_like(spread)
     if with_scale:
@@ -282,7 +280,7 @@ class _WeightedMean:
         self, a: Float[Tensor, "*batch N 3"], b: Float[Tensor, "*batch N 3"]
     ) -> Float[Tensor, "*batch 3 3"]:
         """Return the mean of the outer products."""
-        return self._weighed(a).mT @ b / self._total(2)
+        return product(self._weighed(a).mT, b) / self._total(2)
 
     def _weighed(self, points: Tensor) -> Tensor:
         return points if self.weights is None else self.weights * points

@@ -19,7 +19,7 @@ from agebody.compat.smplx.lbs import find_dynamic_lmk_idx_and_bcoords, vertices2
 from agebody.compat.smplx.model_files import OFFERED, ModelPath
 from agebody.compat.smplx.smpl import SMPL, SMPLLayer, rows
 from agebody.compat.smplx.utils import MANOOutput, SMPLHOutput, SMPLXOutput, Tensor, find_joint_kin_chain
-from agebody.engine.batched import own_precision
+from agebody.engine.batched import product
 from agebody.parameters import hand_bases
 from agebody.rotations import PoseFormat
 
@@ -60,6 +60,11 @@ class SMPLH(SMPL):
     ) -> None:
         self.use_pca, self.num_pca_comps, self.flat_hand_mean = use_pca, num_pca_comps, flat_hand_mean
         super().__init__(model_path, *args, **kwargs)
+        asset = self._layer.asset
+        if asset.hand_components is not None:  # as NumPy arrays, also of a model that does not use them
+            hands = [name for name in asset.pose_parts if "hand" in name]
+            for name, components in zip(hands, asset.hand_components[:, :num_pca_comps], strict=True):
+                setattr(self, f"np_{name}_components", components)
         width = num_pca_comps if use_pca else 45
         self._make_parameter("left_hand_pose", create_left_hand_pose, left_hand_pose, width)
         self._make_parameter("right_hand_pose", create_right_hand_pose, right_hand_pose, width)
@@ -84,8 +89,7 @@ class SMPLH(SMPL):
             if f"{name}_pose" in given:
                 components = self._array(f"{name}_components")
                 value = rows(f"{name}_pose", given[f"{name}_pose"], components.shape[0])
-                with own_precision(value.device):
-                    found[f"{name}_pose"] = value.to(components.dtype) @ components
+                found[f"{name}_pose"] = product(value.to(components.dtype), components)
         return found
 
     def name(self) -> str:
@@ -191,6 +195,9 @@ class SMPLX(SMPLH):
         missing = [name for name in names if name not in file]
         if missing:
             raise AssetError(f"{asset.metadata.name}: {missing[0]} missing; get {FILES['smplx']}")
+        if self.use_face_contour:
+            chain = find_joint_kin_chain(self.NECK_IDX, asset.parents.tolist())
+            arrays["neck_kin_chain"] = np.array(chain, np.int64)
         first = asset.num_betas
         arrays["expr_dirs"] = asset.shapedirs[..., first : first + self._layer.num_expression]
         return arrays | {name: file[name] for name in names}
@@ -203,9 +210,8 @@ class SMPLX(SMPLH):
         parts.append(vertices2landmarks(vertices, self._array("faces_tensor"), faces[None], weights[None]))
         if self.use_face_contour:
             tables = self._array("dynamic_lmk_faces_idx"), self._array("dynamic_lmk_bary_coords")
-            chain = find_joint_kin_chain(self.NECK_IDX, self._layer.asset.parents.tolist())
             found = find_dynamic_lmk_idx_and_bcoords(
-                vertices, pose, *tables, chain, pose2rot=pose_format == "axis_angle"
+                vertices, pose, *tables, self._array("neck_kin_chain"), pose2rot=pose_format == "axis_angle"
             )
             parts.append(vertices2landmarks(vertices, self._array("faces_tensor"), *found))
         return torch.cat(parts, 1)

@@ -161,10 +161,11 @@ def find_dynamic_lmk_idx_and_bcoords(
     The pose is (B, J * 3) or (B, J, 3), or matrices (B, J, 3, 3); the chain of joints begins with the neck
     and ends with the root.
     """
-    rotations = batch_rodrigues(pose.reshape(-1, 3)) if pose2rot else pose
-    rotations = rotations.reshape(pose.shape[0], -1, 3, 3)
-    turn = rotations[:, int(neck_kin_chain[0])]
-    for joint in neck_kin_chain[1:]:
-        turn = rotations[:, int(joint)] @ turn
+    chain = torch.as_tensor(neck_kin_chain, device=pose.device)
+    entry = (3,) if pose2rot else (3, 3)
+    neck = pose.reshape(pose.shape[0], -1, *entry)[:, chain]
+    turn, *above = (axis_angle_to_matrix(neck) if pose2rot else neck).unbind(1)
+    for rotation in above:
+        turn = rotation @ turn
     row = contour_row(turn)
     return dynamic_lmk_faces_idx[row], dynamic_lmk_b_coords[row]

@@ -212,6 +212,8 @@ class SMPL(WatchedArrays):
             if prefix + name not in state_dict or leaf not in left_out:
                 continue
             saved, own = state_dict.pop(prefix + name), self.get_buffer(name)
+            if not own.numel():  # smplx's MANO has vertices to select, and selects none
+                continue
             if saved.shape != own.shape or not torch.allclose(saved.to(own), own):
                 body_name = self._layer.asset.metadata.name
                 warnings.warn(
