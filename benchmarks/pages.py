@@ -362,6 +362,73 @@ def _fit_cells(row: Mapping[str, Any]) -> list[str]:
     ]
 
 
+LIFTER_ESTIMATES = {
+    "fit from nothing": "",
+    "lifter alone": ", lifter",
+    "fit from the lifter": ", fit from the lifter",
+}
+
+
+def lifter_tables(found: Mapping[str, Any], fits: Mapping[str, Any]) -> dict[str, str]:
+    """Return the tables of the lifter's page by name; ``fits`` are those from nothing of the same people."""
+    rows = {(row["contender"], row["which"]): row for row in (*found["rows"], *fits["rows"])}
+    scenarios = [row["contender"] for row in fits["rows"] if row["which"] == "all"]
+    people = {each: each.split(", ")[0].replace("anny", "Anny") for each in scenarios}
+    accuracy = [
+        [f"{people[each]}, {rows[each, 'all']['title']}", name, *_lifter_cells(rows[each + end, "all"])]
+        for each in scenarios
+        for name, end in LIFTER_ESTIMATES.items()
+    ]
+    heads = ["points", "estimate", "MPJPE", "PA-MPJPE", "stature", "depth", "true px", "failed"]
+    kinds = [row["which"] for row in fits["rows"] if row["contender"] == scenarios[0]][1:]
+    both = [LIFTER_ESTIMATES[name] for name in ("fit from nothing", "fit from the lifter")]
+    ages = [
+        [
+            f"{body}, {title}",
+            *(", ".join(f"{factor * rows[each + end, kind][key]:{form}}" for end in both) for kind in kinds),
+        ]
+        for each, body in people.items()
+        if each.endswith(", clean")
+        for title, key, factor, form in (
+            ("PA-MPJPE [mm]", "pa_mpjpe_mean", 1e3, ".0f"),
+            ("stature [%]", "stature_median", 100, ".1f"),
+        )
+    ]
+    columns = {"2 px": "clean", "2 px, class": "class", "occluded, dropped, wrong": "hard"}
+    deviations = [
+        [
+            f"{body}, {title}",
+            *(
+                ", ".join(
+                    f"{rows[f'{key}, {scenario}{both[1]}', 'all'][f'{name}_within_{k}']:.2f}" for k in (1, 2)
+                )
+                for scenario in columns.values()
+            ),
+        ]
+        for key, body in {each.split(", ")[0]: body for each, body in people.items()}.items()
+        for title, name in (
+            ("lifter, age offset", "lifter_age_offset"),
+            ("lifter, translation", "lifter_transl"),
+            ("lifter, betas", "lifter_betas"),
+            ("fit, stature", "stature"),
+        )
+    ]
+    return {
+        "accuracy": table(heads, accuracy, "llrrrrrr"),
+        "ages": table(["", *kinds], ages, "lrrrr"),
+        "deviations": table(["", *columns], deviations, "lrrr"),
+    }
+
+
+def _lifter_cells(row: Mapping[str, Any]) -> list[str]:
+    return [
+        *(f"{1e3 * row[f'{name}_mean']:.0f}" for name in ("mpjpe", "pa_mpjpe")),
+        *(f"{100 * row[f'{name}_median']:.1f} %" for name in ("stature", "z")),
+        f"{row['true_px_median']:.1f}",
+        f"{100 * row['failed_mean']:.1f} %",
+    ]
+
+
 SECTIONS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "memory": _memory,
     "precision": _precision,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cells import number
-from pages import DEVICES, fitting_tables, page, plots_of, targets_met
+from pages import DEVICES, fitting_tables, lifter_tables, page, plots_of, targets_met
 from targets import Results, Target
 
 ROOT = Path(__file__).parents[1]
@@ -18,6 +18,7 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 IMAGES = ROOT / "docs" / "images"
 README = ROOT / "README.md"
 FITTING = ROOT / "docs" / "fitting" / "evaluation.md"
+LIFTER = ROOT / "docs" / "fitting" / "lifter.md"
 DEFAULT_BACKEND = {"cpu": "agebody torch", "cuda": "agebody warp"}
 """The backend that ``backend="auto"`` chooses."""
 
@@ -62,13 +63,21 @@ def with_speed_row(readme: str, found: Mapping[str, Results]) -> str:
     return re.sub(r"^\| Speed \|.*\|$", lambda _: row, readme, count=1, flags=re.MULTILINE)
 
 
-def with_fitting_tables(text: str, found: Mapping[str, Results]) -> str:
-    """Return the page on fitting with its tables, which are between two comments."""
-    results = found["cpu"].get("fitting_accuracy")
-    if results is None:
-        return text
-    between = re.compile(r"(<!-- tables -->\n).*(<!-- end of tables -->)", re.DOTALL)
-    return between.sub(lambda marks: f"{marks[1]}\n{fitting_tables(results)}\n{marks[2]}", text)
+def with_tables(text: str, tables: Mapping[str, str]) -> str:
+    """Return a page with tables by name, each between two comments."""
+    for name, made in tables.items():
+        between = re.compile(rf"(<!-- {name} -->\n).*(<!-- end of {name} -->)", re.DOTALL)
+        text, count = between.subn(lambda marks, made=made: f"{marks[1]}\n{made}\n{marks[2]}", text)
+        if count != 1:
+            raise ValueError(f"{name}: expected the page to have a place for this table, got {count}")
+    return text
+
+
+def pages_with_tables(found: Mapping[str, Results]) -> dict[Path, str]:
+    """Return the pages on fits and on the lifter, with the tables of their results."""
+    fits, lifter = (found["cpu"][name] for name in ("fitting_accuracy", "lifter_accuracy"))
+    tables = {FITTING: {"tables": fitting_tables(fits)}, LIFTER: lifter_tables(lifter, fits)}
+    return {path: with_tables(path.read_text(), made) for path, made in tables.items()}
 
 
 def main() -> None:
@@ -77,7 +86,8 @@ def main() -> None:
     found = load()
     PAGE.write_text(page(found))
     README.write_text(with_speed_row(README.read_text(), found))
-    FITTING.write_text(with_fitting_tables(FITTING.read_text(), found))
+    for path, text in pages_with_tables(found).items():
+        path.write_text(text)
     for device, results in found.items():
         for name in plots_of(results):
             path = IMAGES / f"bench_{name}_{device}.png"

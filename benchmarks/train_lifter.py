@@ -338,10 +338,10 @@ def evaluate(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=90)
     parser.add_argument("--people", type=int, default=4096, help="new ones on each body in each round")
     parser.add_argument("--observed", type=int, default=8, help="times that they are observed")
-    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--width", type=int, default=608)
     parser.add_argument("--blocks", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
