@@ -45,8 +45,7 @@ published adult (1.72 m) and infant (0.534 m) at the bounds of the classes."""
 
 
 def age_class(age_offset: Any) -> Any:
-    """Return the index into ``AGE_CLASSES`` of each age offset, -1 for NaN; the first and the last class are
-    open outwards.
+    """Return the index into ``AGE_CLASSES`` of each age offset, -1 for NaN; the outer classes are open.
 
     Offsets are compared in at most float32, so that an offset on a bound has the same class from a number, a
     tensor or a file of any precision.
@@ -103,8 +102,7 @@ class Ages(NamedTuple):
         return Ages(*(np.where(self.known, mine, theirs) for mine, theirs in zip(self, other, strict=True)))
 
     def classes(self) -> Int[np.ndarray, "*people"]:
-        """Return the index of everyone's age class; that of years is the same for every body: an adult is
-        12.5 or older, a teen 6.5, a kid 1.5."""
+        """Return each person's age class; of years, for any body: adults from 12.5, teens 6.5, kids 1.5."""
         by_years = (np.expand_dims(self.years, -1) < _YOUNGEST).sum(-1)
         found = np.where(np.isnan(self.years), age_class(self.age_offset), by_years)
         return np.where(np.isnan(self.age_offset) & np.isnan(self.years), self.age_class, found)

@@ -92,13 +92,11 @@ class AgeCurve:
         return interpolate("years", years, self.years, self.statures)
 
     def offset_to_stature(self, age_offset: Number) -> Number:
-        """Return the stature of this body, of mean shape, at an age offset [m]; constant beyond birth and 19
-        years."""
+        """Return the stature of this body's mean shape at an age offset [m]; constant beyond birth and 19."""
         return interpolate("age_offset", age_offset, self.offsets[::-1], self.statures[::-1])
 
     def stature_to_offset(self, stature: Number) -> Number:
-        """Return the age offset at which this body, of mean shape, has a stature [m]; inverts
-        `offset_to_stature`."""
+        """Return the age offset at which this body's mean shape has a stature [m]."""
         return interpolate("stature", stature, self.statures, self.offsets)
 
 

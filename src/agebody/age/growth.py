@@ -144,15 +144,13 @@ def z_score(stature: Number, years: Number, *, sex: Sex = "neutral") -> Number:
 
 
 def percentile(stature: Number, years: Number, *, sex: Sex = "neutral") -> Number:
-    """Return the percentage of people of an age who are not taller, from 0 to 100; arguments as of
-    ``z_score``."""
+    """Return the percentage of people of an age who are not taller; arguments as of ``z_score``."""
     score: Any = z_score(stature, years, sex=sex)
     return as_given(100 * special_functions(score).ndtr(score), score)
 
 
 def stature_at_percentile(percentile: Number, years: Number, *, sex: Sex = "neutral") -> Number:
-    """Return the stature [m] that a percentage of people of an age do not exceed: the inverse of
-    ``percentile``.
+    """Return the stature [m] of a percentile of an age: the inverse of ``percentile``.
 
     Args:
         percentile: from 0 to 100, whose statures are infinite; NaN outside.
@@ -170,8 +168,7 @@ _HEAD = {"male": (34.46, 43.34, 46.06, 48.25, 50.74), "female": (33.88, 42.21, 4
 
 
 def median_head_circumference(years: Number, *, sex: Sex = "neutral") -> Number:
-    """Return the median head circumference [m] from birth to 5 years; NaN later, where the WHO's standard
-    ends.
+    """Return the median head circumference [m] from birth to 5 years, the WHO's range; later NaN.
 
     The table holds birth, 6 months, 1, 2 and 5 years. They are interpolated by a monotone cubic of the age to
     the power 0.75, along which a head grows more evenly; between birth and 6 months that may err by some mm.

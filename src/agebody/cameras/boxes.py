@@ -125,8 +125,7 @@ def from_crop(
 def box_condition(
     box: Float[Tensor, "*batch 4"], camera: Camera, *, normalization: Literal["plain", "h36m"] = "plain"
 ) -> Float[Tensor, "*batch 3"]:
-    """Return where a square crop was in its image, as networks are told: approximate angles from the optical
-    axis.
+    """Return the position of a crop in its image as input of a network: angles from the optical axis.
 
     With the box's centre c and side b, and the camera's principal point o and focal length f:
 

@@ -80,8 +80,7 @@ class Camera(NamedTuple):
         *,
         distortion: Float[Tensor, "*lenses k"] | None = None,
     ) -> Camera:
-        """Make a camera from K = [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in pixels and [R | t], (3, 4) or (4,
-        4).
+        """Make a camera from K = [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in pixels and [R | t].
 
         Values are checked, which waits for a GPU; in a loop, use the constructor.
         """
@@ -142,8 +141,7 @@ class Camera(NamedTuple):
 
     @classmethod
     def guess(cls, size: Size, *, dtype: torch.dtype | None = None) -> Camera:
-        """Make a camera for a photograph of unknown focal length: f = sqrt(W^2 + H^2), CLIFF's guess (53
-        degrees).
+        """Make a camera with CLIFF's guess of the focal length, sqrt(W^2 + H^2) (53 degrees).
 
         Args:
             size: width and height [pixels].
@@ -222,8 +220,7 @@ class Camera(NamedTuple):
         return self.map(lambda part: part.to(*args, **kwargs))
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Camera:
-        """Return the camera with a function of each existing tensor, such as ``lambda t: t[rows]`` over the
-        batch."""
+        """Apply a function to each existing tensor, such as ``lambda t: t[rows]`` over the batch."""
         return Camera(**{name: function(part) for name, part in self._asdict().items() if part is not None})
 
     def expand(self, *batch: int) -> Camera:
@@ -432,8 +429,7 @@ def _length(size: Size, axis: Axis, like: Tensor) -> Tensor:
 
 
 def as_size(size: Size, like: Tensor) -> Tensor:
-    """Return (*batch, 2) in the dtype and on the device of another tensor; numbers need no copy to the
-    device."""
+    """Return (*batch, 2) like another tensor; numbers are not copied to the device."""
     if isinstance(size, Tensor):
         if size.dim() == 0 or size.shape[-1] != 2:
             raise ValueError(f"size: expected shape (*batch, 2), width and height, got {tuple(size.shape)}")

@@ -83,8 +83,7 @@ def convert_extrinsics(
 def convert_pixels(
     points: Float[Tensor, "*batch 2"], source: Pixels, target: Pixels
 ) -> Float[Tensor, "*batch 2"]:
-    """Convert image points, or a principal point [pixels], to another convention's centre of the first
-    pixel."""
+    """Convert points or a principal point [pixels] to another convention of pixel centres."""
     shift = _known("target", target, CENTERS) - _known("source", source, CENTERS)
     return expect("points", points, 2) + shift
 

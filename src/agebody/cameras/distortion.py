@@ -71,8 +71,7 @@ def undistort(
 
 
 def field_limit(distortion: Float[Tensor, "*camera k"]) -> Float[Tensor, "*camera"]:
-    """Return the radius at depth 1 up to which r L grows: the edge of the lens's view; infinite if it always
-    grows.
+    """Return the radius at depth 1 up to which r L grows, the edge of the lens's view; infinite without one.
 
     It is the first positive root of the derivative of r L(r^2), or, if that comes first, where |L| reaches
     100 before a pole. The search ends at r = 1000 (89.9 degrees), in steps of 2 %, and misses a fall and rise
@@ -111,8 +110,7 @@ def _lens(distortion: Tensor) -> _Lens:
 
 
 def _limit(radial: Float[Tensor, "*camera 6"]) -> Float[Tensor, "*camera"]:
-    """Return the smallest s = r^2 at which d(r N / D) / dr is zero or D nearly, with N and D the cubics of L
-    in s."""
+    """Return the smallest s = r^2 at which d(r N / D) / dr or, nearly, D is 0, for L = N / D."""
     k1, k2, k3, k4, k5, k6 = radial.unbind(-1)
     # N D + 2 s (N' D - N D'), which has the derivative's sign; powers 1 to 6 of s, as the constant is 1.
     slope = torch.stack(

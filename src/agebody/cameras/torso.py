@@ -59,8 +59,7 @@ def torso_translation(
 def _edges(
     points: Tensor, keypoints: Tensor, layout: str | KeypointLayout, weights: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return ends of the torso's edges on the body and in the image, (*batch, 2, 2, D), and the edges'
-    weights."""
+    """Return ends of the torso's edges on body and image, (*batch, 2, 2, D), and the edges' weights."""
     layout = get_layout(layout)
     missing = sorted({name for edge in TORSO for name in edge} - {*layout.names})
     if missing:

@@ -72,8 +72,7 @@ class KinematicTree(nn.Module):
     ) -> tuple[
         Float[Tensor, "B J 3 3"], Float[Tensor, "B J 3 4"], Float[Tensor, "B J 3 4"], Float[Tensor, "B P"]
     ]:
-        """Return the rotations of a pose in any format as matrices, the results of `forward`, and the
-        `pose_feature`."""
+        """Return a pose of any format as matrices, the results of `forward`, and the `pose_feature`."""
         if pose_format == "axis_angle":
             *found, feature = _POSE(self, pose, rest_joints)
             return *found, feature if self.correctives else feature[:, :0]  # pyright: ignore
@@ -186,8 +185,7 @@ def _pose_definition(tree: KinematicTree, vectors: Tensor, rest_joints: Tensor) 
 def _pose_value(
     tree: KinematicTree, keep: bool, vectors: Array, rest_joints: Array
 ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-    """Compute Rodrigues' formula, kinematics and pose feature in one step, since calls of small batches cost
-    more than what they compute."""
+    """Compute Rodrigues' formula, kinematics and pose feature in one call, for little overhead."""
     (matrices,), kept = RODRIGUES.value(None, keep, vectors.reshape(-1, 3))
     matrices = matrices.reshape(*vectors.shape, 3)
     transforms, also_kept = _value(tree, keep, matrices, rest_joints)

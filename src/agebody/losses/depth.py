@@ -90,8 +90,7 @@ def relative_metric_loss(
     max_distance: float = 1.0,
     reduction: Reduction = "mean",
 ) -> Float[Tensor, "*left"]:
-    """Return ``log(1 + |dz - dz'|)`` per pair of people of an image who stand close: ``|dz'| <=
-    max_distance``.
+    """Return ``log(1 + |dz - dz'|)`` per pair of people of an image with ``|dz'| <= max_distance``.
 
     Metric-Aware HMR (Wang et al. 2025). The distance in depth between people who stand together depends on
     their size; the depth of the whole group does not matter.
@@ -119,8 +118,7 @@ def fov_loss(
     weights: Weights = None,
     reduction: Reduction = "mean",
 ) -> Float[Tensor, "*left"]:
-    """Return ``v (fov - fov')^2``, with v = ``over_weight`` where the field of view is too large and 1
-    elsewhere.
+    """Return ``v (fov - fov')^2``, with v = ``over_weight`` where the prediction is too large, else 1.
 
     Metric-Aware HMR (Wang et al. 2025): too wide a view brings everybody too near.
 

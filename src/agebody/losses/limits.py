@@ -170,8 +170,7 @@ def joint_limits_excess(
     pose_format: PoseFormat = "axis_angle",
     weights: Weights = None,
 ) -> Float[Tensor, "*batch J 3"]:
-    """Return how far the angles of `swing_twist` are above (+) or below (-) their limits [rad]; 0 within
-    them.
+    """Return how far the angles of `swing_twist` are above (+) or below (-) their limits, else 0 [rad].
 
     These are the residuals of `joint_limits_loss`. Where the bone swings by more than 150 degrees, the excess
     of the twist fades out, because there is no twist at 180.

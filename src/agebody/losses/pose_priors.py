@@ -352,8 +352,7 @@ class MaxMixturePrior(_PosePrior[Mixture]):
         return prior
 
     def energies(self, pose: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch"]:
-        """Return the energies of the cheapest components, or of all together, given the angles that the prior
-        knows."""
+        """Return energies of the cheapest components, or of all, given the angles that the prior knows."""
         _, energies = self.evaluate_components(pose)
         return -torch.logsumexp(-energies, -1) if self.soft else energies.amin(-1)
 

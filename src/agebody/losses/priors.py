@@ -74,8 +74,7 @@ def hyperextension_prior(
     weights: Weights = None,
     reduction: Reduction = "mean",
 ) -> Float[Tensor, "*left"]:
-    """Return SMPLify's penalty on knees and elbows bent backwards, sum_i exp(s_i theta_i)^2, one entry per
-    body.
+    """Return SMPLify's penalty of hyperextended knees and elbows per body, sum_i exp(s_i theta_i)^2.
 
     theta_i is the component of a knee's axis-angle vector about x, or of an elbow's about y, and s_i the sign
     of hyperextension: + for the left elbow, - for the others (angles 55, 58, 12 and 15 of SMPL's 72). Four

@@ -39,8 +39,7 @@ from agebody.losses.temporal import velocity_loss
 
 
 def hmr2_objective(*, layout: str | KeypointLayout = "hmr2_44") -> Objective:
-    """Return the objective of HMR2 (Goel et al., ICCV 2023) as its public code weights it: sums over
-    everything.
+    """Return the objective of HMR2 (Goel et al., ICCV 2023), weighted as its code: sums over everything.
 
     ``keypoints_2d`` are in the crop, in [-1/2, 1/2]; rotations are matrices; ``scores`` (*batch, D) are those
     of a discriminator that judges the prediction, see `PoseDiscriminator`, divided by the number of people.
@@ -56,8 +55,7 @@ def hmr2_objective(*, layout: str | KeypointLayout = "hmr2_44") -> Objective:
 def aionhmr_objective(
     *, layout: str | KeypointLayout = "hmr2_44", age_class_weight: float = 0.0
 ) -> Objective:
-    """Return the objective of AionHMR's regressor: HMR2's with other weights, and the age offset as one more
-    beta.
+    """Return the objective of AionHMR's regressor: HMR2's, reweighted, with the age offset as a beta.
 
     Names and people without a root as in `hmr2_objective`; ``age_offset`` is needed beside ``betas``. The
     public code takes 0 for the age offset of everyone without a label, children among them, and its
@@ -121,8 +119,7 @@ def smplify_x_objective(
     joint_names: Sequence[str] = SMPL_JOINT_NAMES[1:],
     intersection: Callable[[Tensor], Tensor] | None = None,
 ) -> Objective:
-    """Return one stage of SMPLify-X (Pavlakos et al., CVPR 2019) as its public code weights it: sums over
-    people.
+    """Return a stage of SMPLify-X (Pavlakos et al., CVPR 2019), weighted as its code: sums over people.
 
         d^2 sum (w c)^2 gmof(x - x'; 100) + p^2 prior(pose) + s^2 |b|^2 + 3.17 p sum exp(s_i theta_i)^2 + i C
 
@@ -261,8 +258,7 @@ def _over_people(
     mean_over: float | None = None,
     everybody: bool = False,
 ) -> Tensor:
-    """Sum weighted terms per person, and reduce the sums over the people who have an entry of any weight, or
-    over everybody.
+    """Sum weighted terms per person, and reduce over people with an entry of any weight, or over everybody.
 
     With ``mean_over``, the sum is divided by the number of the person's entries times this.
     """

@@ -48,8 +48,7 @@ def acceleration_loss(
     penalty: Penalty = "l2",
     reduction: Reduction = "mean",
 ) -> Float[Tensor, "*left"]:
-    """Return ``p(J_t+1 - J_t - m (J_t - J_t-1))``, summed over coordinates, of each point in frames with two
-    neighbours.
+    """Return ``p(J_t+1 - J_t - m (J_t - J_t-1))`` of each point, summed over its coordinates.
 
     m = 1 is the acceleration. SMIL's registration (Hesse et al., MICCAI 2018; smplify-kids) takes m = 1/2:
     points move on, but slow down; to fit one frame after the other, detach the two that are done. m = 0 asks

@@ -1,5 +1,4 @@
-"""Anthropometric landmarks of a body, found on its rest surface by rays from its joints and by extreme
-points."""
+"""Anthropometric landmarks, found on the rest surface by rays from joints and by extreme points."""
 
 from __future__ import annotations
 

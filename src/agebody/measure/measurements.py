@@ -162,7 +162,7 @@ def _gauge(name: str, what: Definition, asset: BodyAsset, points: _Points, parts
             return _DistanceGauge(what, points)
         case Girth():
             gauge = _GirthGauge(what, points, parts)
-            gauge.fit_room(name, asset)
+            gauge.fit_capacity(name, asset)
             return gauge
 
 
@@ -246,9 +246,8 @@ class _GirthGauge(Gauge):
             normal = points[..., 2, :] - points[..., 1, :]
         return plane_section(vertices, self.faces, origin, normal, capacity=self.capacity), normal
 
-    def fit_room(self, name: str, asset: BodyAsset) -> None:
-        """Check the plane on the asset's own surfaces, and set the capacity from the triangles that it cuts
-        of them."""
+    def fit_capacity(self, name: str, asset: BodyAsset) -> None:
+        """Check the plane on the asset's own surfaces, and set the capacity from the triangles it cuts."""
         surfaces = [asset.template[None]] + ([asset.age_templates] if asset.age_templates is not None else [])
         vertices = torch.from_numpy(np.concatenate(surfaces).astype(np.float64))
         section, _ = self.section(vertices[:, self.vertices])

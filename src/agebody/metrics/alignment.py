@@ -36,8 +36,7 @@ def procrustes(
     weights: Weights = None,
     with_scale: bool = True,
 ) -> Similarity:
-    """Return the similarity, or rigid motion, that brings points closest to a target in the least-squares
-    sense.
+    """Return the least-squares similarity, or rigid motion, from points to a target.
 
     Rotations are proper, whatever the points: a mirrored target is approached, not reached. Where the points
     do not determine the motion (they coincide, or are on a line), one of the best is returned, with scale 1
@@ -78,8 +77,7 @@ def procrustes_align(
     weights: Weights = None,
     with_scale: bool = True,
 ) -> Float[Tensor, "*batch N 3"]:
-    """Return the points moved by `procrustes` onto the target; arguments as there. Those of weight 0 become
-    0."""
+    """Return the points moved by `procrustes`, 0 where they have weight 0; arguments as there."""
     pred, target, weights = read_points(pred, target, weights)
     motion = procrustes(pred, target, weights=weights, with_scale=with_scale)
     return apply_mask(motion.apply(apply_mask(pred, weights, 1)), weights, 1)
@@ -88,8 +86,7 @@ def procrustes_align(
 def best_scale(
     pred: Float[Tensor, "*batch N 3"], target: Float[Tensor, "*batch N 3"], *, weights: Weights = None
 ) -> Float[Tensor, "*batch"]:
-    """Return the factor that brings points closest to a target about the origin; 1 where all points are at
-    it.
+    """Return the factor that brings points closest to a target about the origin; 1 if all are there.
 
     Args:
         pred: points to scale.
@@ -250,8 +247,7 @@ def _quaternion_form(m: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 4 
 def read_points(
     pred: Tensor, target: Tensor, weights: Tensor | None, dims: int = 1
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return points of one shape in at least float32, with at least ``dims`` dimensions of entries, and
-    weights."""
+    """Return points of one shape in at least float32, with ``dims`` dimensions of entries, and weights."""
     expect("pred", pred, *[None] * dims, 3)
     return expect_pair(pred, target, weights, 3)
 

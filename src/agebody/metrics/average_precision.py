@@ -134,8 +134,7 @@ def match_image(
 
 
 def _best(row: list[float], threshold: float, people: Iterable[int]) -> int | None:
-    """Return the person of the largest similarity above the threshold; of ties the last, as in COCO's
-    evaluation."""
+    """Return the person of the largest similarity above the threshold; of ties the last, as COCO does."""
     best = None
     for person in people:
         if row[person] >= threshold:

@@ -73,8 +73,7 @@ def pck_auc(
     weights: Weights = None,
     reduction: Reduction = "mean",
 ) -> Errors:
-    """Return the area under the curve of `pck`: its mean over ``steps`` thresholds from 0 to
-    ``max_threshold``.
+    """Return the area under the curve of `pck`: its mean over thresholds from 0 to ``max_threshold``.
 
     The defaults are those of MPI-INF-3DHP (Mehta et al., 3DV 2017): 0 to 150 mm by 5 mm. Other arguments as
     of `pck`."""
@@ -108,8 +107,7 @@ def mpckh(
     threshold: float = HEAD_SHARE,
     reduction: Reduction = "mean",
 ) -> Errors:
-    """Return the mean over people of the share of visible keypoints whose error is below a head's size
-    (mPCKh).
+    """Return mPCKh: per person, the share of visible keypoints with an error below a head's size.
 
     The head is taken as 0.143 of the diagonal of the box around the visible keypoints of the truth, as in
     Relative Human's evaluation (BEV, CVPR 2022). That code enters people with fewer than two visible

@@ -75,8 +75,7 @@ def keypoint_distances(
     weights: Weights = None,
     distance: Literal["mean", "spectral"] = "mean",
 ) -> Float[Tensor, "P T"]:
-    """Return the distance of each prediction's keypoints from each person's, infinite without a visible
-    keypoint.
+    """Return distances of predictions' keypoints from people's; infinite without a visible keypoint.
 
     Args:
         pred: keypoints [pixels or m].

@@ -227,8 +227,7 @@ def joint_limit_violations(
 
 
 def mean_over_points(distances: Float[Tensor, "*batch K"], weights: Tensor | None) -> Errors:
-    """Return the weighted mean over each person's points; people without a point of any weight do not
-    count."""
+    """Return the weighted mean over each person's points; people without any do not count."""
     if weights is None:
         return Errors(distances.mean(-1), None)
     given = weights.to(distances.dtype)

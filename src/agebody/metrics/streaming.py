@@ -125,8 +125,9 @@ class MeanMetric(_Accumulator):
 
 
 class NormalizedError(MeanMetric):
-    """`agebody.metrics.normalized_error` over batches: a mean over matched people, over the F1 score of
-    matching them. NMJE with `agebody.metrics.mpjpe`, NMVE with `agebody.metrics.pve`.
+    """`agebody.metrics.normalized_error` over batches: NMJE of `mpjpe`, NMVE of `pve`.
+
+    The mean over matched people, divided by the F1 score of the matching.
 
     Args:
         metric: function of the error.
@@ -383,8 +384,7 @@ def _widened(value: Any) -> Any:
 
 
 def _text(value: Any) -> str:
-    """Return how a value is written: a function by its name, because its address differs between
-    processes."""
+    """Return a value as text; functions by name, because addresses differ between processes."""
     name = getattr(value, "__qualname__", "<")
     return repr(value) if "<" in name else f"{value.__module__}.{name}"
 

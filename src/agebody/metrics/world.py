@@ -178,8 +178,7 @@ def jitter(
     weights: Weights = None,
     reduction: Reduction = "mean",
 ) -> Errors:
-    """Return the length of the third difference of a motion; compare that of a prediction with that of the
-    truth.
+    """Return the length of the third difference of a motion, to be compared with that of the truth.
 
     Args:
         points: (*batch, T, K, 3).
@@ -223,8 +222,7 @@ def _aligned_by_segments(
     padding = -frames % segment
 
     def cut(x: Tensor) -> Tensor:
-        """Cut (*batch, T, K, ...) into (*batch, segments, frames, K, ...), with the last one padded by
-        zeros."""
+        """Cut (*batch, T, K, ...) into (*batch, segments, frames, K, ...), the last one zero-padded."""
         filler = x.new_zeros(*batch, padding, *x.shape[len(batch) + 1 :])
         return torch.cat((x, filler), len(batch)).unflatten(len(batch), (-1, segment))
 

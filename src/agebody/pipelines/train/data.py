@@ -71,8 +71,7 @@ class Source(NamedTuple):
 
 @dataclass(frozen=True)
 class Filters:
-    """Which labels are used. The defaults are those of HMR2's public code, which however takes zeros for
-    unknown betas."""
+    """Which labels are used, by default those of HMR2's code, except for its zeros for unknown betas."""
 
     confidence: float = 0.3
     """Keypoints of less confidence are not seen."""

@@ -36,8 +36,10 @@ def predicted_values(
     *,
     layout: str | KeypointLayout = "hmr2_44",
 ) -> dict[str, Tensor]:
-    """Return what objectives compare, by name: the arguments of the body, the head's other read-outs,
-    ``keypoints_3d`` [m] and ``keypoints_2d``, in the box from -1/2 to 1/2.
+    """Return the predicted tensors of an objective by name.
+
+    These are the arguments of the body, the head's other outputs, ``keypoints_3d`` [m] and ``keypoints_2d``,
+    in the box from -1/2 to 1/2.
 
     Args:
         prediction: of the network.
