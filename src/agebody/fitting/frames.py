@@ -221,9 +221,8 @@ def fit_sequence(
         given = read_observed(
             body, keypoints, camera, layout, weights, noise, ages, depth, depth_sd, (mean, sd)
         )
-        views = math.prod(seen[1:])
         begin = dims.read_start(start, start_sd)
-        clips = Clips(body, given, dims.present, views, motion_sd, pose_prior, *begin)
+        clips = Clips(body, given, dims.present, math.prod(seen[1:]), motion_sd, pose_prior, *begin)
         return _fit(clips, dims, stages, True, batch_size)
 
 
@@ -241,15 +240,14 @@ class _Dims:
         self.frames, self.lead = seen[0] if seen else 1, (*batch, *seen[:1])
         if lengths is None:
             lengths = torch.full((*batch,), self.frames, device=body.device)
-        expect_labels("lengths", lengths, batch)
-        if not ((lengths >= 1) & (lengths <= self.frames)).all():
+        elif not ((expect_labels("lengths", lengths, batch) >= 1) & (lengths <= self.frames)).all():
             raise ValueError(f"lengths: expected 1 to {self.frames}, the number of frames")
         self.lengths = lengths.to(body.device).long().reshape(-1, 1)
         self.frame = torch.arange(self.frames, device=body.device)
 
     @property
     def present(self) -> Bool[Tensor, "C T"]:
-        """The frames that belong to each clip."""
+        """Whether each frame belongs to its clip."""
         return self.frame < self.lengths
 
     def read_start(
@@ -273,10 +271,8 @@ def _fit(clips: Clips, dims: _Dims, stages: Sequence[Stage], standard_errors: bo
         device,
         frames=dims.frames,
     )
-    clip, frame = (
-        torch.arange(len(dims.lengths), device=device)[:, None],
-        dims.frame.minimum(dims.lengths - 1),
-    )
+    clip = torch.arange(len(dims.lengths), device=device)[:, None]
+    frame = dims.frame.minimum(dims.lengths - 1)
     errors = fit.standard_errors and unflatten(fit.standard_errors, batch)
     return Fit(
         unflatten(fit.parameters.map(lambda part: part[clip, frame].flatten(0, 1)), dims.lead),
