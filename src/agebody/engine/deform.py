@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 from math import inf
@@ -10,6 +11,8 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from agebody.engine.batched import building, is_traced
 
 
 def age_coefficients(
@@ -24,22 +27,34 @@ def age_coefficients(
     Returns:
         With one anchor at 1 (SMPL-A; Patel et al., CVPR 2021) the age offset itself.
     """
-    knots = sorted([0.0, *anchors])
-    slots = {anchor: slot for slot, anchor in enumerate(anchors)}
-    weights = [torch.zeros_like(age_offset) for _ in anchors]
-    for i, (low, high) in enumerate(itertools.pairwise(knots)):
-        lower = -inf if i == 0 else low
-        upper = inf if i == len(knots) - 2 else high
-        # Not clamp: at a knot its gradient would count both pieces; here it is that of the piece above.
-        inside = torch.where(age_offset < lower, lower, torch.where(age_offset < upper, age_offset, upper))
-        progress = (inside - min(max(0.0, lower), upper)) / (high - low)
-        if high in slots:
-            weights[slots[high]] = weights[slots[high]] + progress
-        if low in slots:
-            weights[slots[low]] = weights[slots[low]] - progress
-    if not weights:
+    if not anchors:
         return age_offset.new_zeros((*age_offset.shape, 0))
-    return torch.stack(weights, -1)
+    make = _age_pieces if is_traced(age_offset) else _kept_age_pieces
+    low, high, start, width, steps = make(tuple(anchors), age_offset.device, age_offset.dtype)
+    age = age_offset[..., None]
+    # Not clamp: at a knot its gradient would count both pieces; here it is that of the piece above.
+    inside = torch.where(age < low, low, torch.where(age < high, age, high))
+    return (((inside - start) / width)[..., None] * steps).sum(-2)
+
+
+def _age_pieces(anchors: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Return the ends of the pieces between knots, the ends nearest to 0, the widths, and the signs (pieces,
+    A) with which the progress in a piece counts in the weights."""
+    knots = sorted([0.0, *anchors])
+    pairs = list(itertools.pairwise(knots))
+    low, high = [-inf, *knots[1:-1]], [*knots[1:-1], inf]
+    start = [min(max(0.0, lower), upper) for lower, upper in zip(low, high, strict=True)]
+    width = [upper - lower for lower, upper in pairs]
+    steps = [[float((anchor == upper) - (anchor == lower)) for anchor in anchors] for lower, upper in pairs]
+    return tuple(torch.tensor(part, dtype=dtype, device=device) for part in (low, high, start, width, steps))
+
+
+@functools.cache
+def _kept_age_pieces(
+    anchors: tuple[float, ...], device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, ...]:
+    with building():
+        return _age_pieces(anchors, device, dtype)
 
 
 def age_slopes(
