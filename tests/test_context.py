@@ -39,6 +39,7 @@ from agebody import (
     split_pose,
 )
 from agebody.compat.smplx import lbs
+from agebody.engine import deform
 from agebody.fitting.conversion import correspond
 from agebody.fitting.patches import find_patches
 from agebody.optim import terms
@@ -456,7 +457,8 @@ def test_functions_of_bodies_in_contexts(name, context):
 
 CACHED: dict[Any, Callable[[Tensor], Any]] = {
     lbs._tree: lambda one: lbs.tree_of((-1, 0, 1), CPU)(one * MATRICES[:, :3], VECTORS[:, :3]),
-    rotations._constants_on: lambda one: rotations.right_jacobian(one * VECTORS),
+    rotations._constants_on: lambda one: rotations.inverse_right_jacobian(one * VECTORS),
+    deform._kept_age_pieces: lambda one: BODY.keypoints("smpl24", age_offset=one * VECTORS[:, 0]),
     terms._bend_signs: lambda one: one * POSE @ terms.HyperextensionPrior(BODY).signs.mT,
     find_patches: lambda one: find_patches(BODY.asset).centers(one * MESH),
     correspond: lambda one: BODY.keypoints(

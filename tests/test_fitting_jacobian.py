@@ -14,8 +14,9 @@ from agebody import LAYOUTS, SMPL, SMPLA, AssetError, KeypointLayout
 from agebody.engine.deform import linear_blend_skinning, pose_feature
 from agebody.optim import jacobian
 from agebody.optim.jacobian import KeypointJacobian, SurfaceJacobian
+from agebody.optim.posed import Turns
 from agebody.parameters import BodyParameters
-from agebody.rotations import inverse_right_jacobian, right_jacobian
+from agebody.rotations import inverse_right_jacobian, to_matrix
 
 DOUBLE = torch.float64
 # Sums of some hundred numbers of the size of 1 in float64; derivatives of half turns are of the size of 10.
@@ -263,14 +264,18 @@ vector = st.tuples(*[st.floats(-1, 1)] * 3).map(lambda v: torch.tensor(v, dtype=
 @example(torch.tensor([0.0, 0.25, 0.0], dtype=DOUBLE), 1.0 + 1e-12)
 @example(torch.tensor([0.0, 0.0, torch.pi], dtype=DOUBLE), 1.0)
 @example(torch.tensor([0.0, 0.0, torch.pi], dtype=DOUBLE), 2.0)
-def test_right_jacobian_is_the_integral_of_the_way_back(direction, length):
-    """``J = int_0^1 exp(-s [v]x) ds``, read from one exponential of twice the size."""
+def test_forms_of_turns(direction, length):
+    """The right Jacobian ``J = int_0^1 exp(-s [v]x) ds`` is read from one exponential of twice the size."""
     v = direction * length
     block = np.zeros((6, 6))
     block[:3, :3] = np.cross(np.eye(3), -v.numpy())  # -[v]x
     block[:3, 3:] = np.eye(3)
     expected = torch.from_numpy(expm(block)[:3, 3:])
-    torch.testing.assert_close(right_jacobian(v), expected, rtol=0, atol=1e-13)
+    turns = Turns.of(v.view(1, 1, 3))
+    torch.testing.assert_close(turns.jacobians[0, 0], expected, rtol=0, atol=1e-13)
+    turn = torch.from_numpy(expm(-block[:3, :3]))
+    torch.testing.assert_close(turns.matrices[0, 0], turn, rtol=0, atol=1e-13)
+    torch.testing.assert_close(to_matrix(turns.quaternions[0, 0], "quaternion"), turn, rtol=0, atol=1e-13)
     if v.norm() <= 3.1416:
         inverse = torch.linalg.inv(expected)
         torch.testing.assert_close(inverse_right_jacobian(v), inverse, rtol=0, atol=1e-12)

@@ -55,7 +55,7 @@ class Problem:
             return {name: term(state) for name, term in self.terms.items()}
 
     def costs(self, vectors):
-        return {name: self.weights[name] * b.quadratic.cost for name, b in self.blocks(vectors).items()}
+        return {name: self.weights[name] * b.cost for name, b in self.blocks(vectors).items()}
 
     def quadratic(self, vectors, rows=None):
         blocks = self.blocks(vectors, rows).items()

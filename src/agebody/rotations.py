@@ -92,7 +92,7 @@ def _rodrigues_value(_: None, keep: bool, v: Array) -> tuple[tuple[Array], tuple
     xp: Any = np if isinstance(v, np.ndarray) else torch
     v = _transpose(v)
     s = (v * v).sum(0)
-    t = xp.sqrt(s) + _TINY
+    t = xp.sqrt(s) + TINY
     half = xp.sin(t / 2) / t
     a, b = xp.sin(t) / t, 2 * half * half
     matrix = constants(v).basis.T @ xp.concatenate((xp.cos(t)[None], a * v))
@@ -111,8 +111,8 @@ def _rodrigues_gradient(
     series = slopes[0]
     for coefficients in slopes[1:]:
         series = series * s + coefficients
-    da = xp.where(s < _SMALL, series[0], (1 - b * s - a) / (2 * s + _TINY))
-    db = xp.where(s < _SMALL, series[1], (a / 2 - b) / (s + _TINY))
+    da = xp.where(s < _SMALL, series[0], (1 - b * s - a) / (2 * s + TINY))
+    db = xp.where(s < _SMALL, series[1], (a / 2 - b) / (s + TINY))
     trace, turn = (basis[:1] @ g)[0], basis[1:] @ g
     g = g.reshape(3, 3, -1)
     spread, gathered = (g * v).sum(1), (g * v[:, None]).sum(0)
@@ -139,13 +139,9 @@ _SMALL = 0.0625
 """Squared angle below which series are used: the first term they drop is 4e-17 of the sum."""
 _SINE = tuple((-1) ** n / math.factorial(2 * n + 1) for n in range(7))
 _VERSINE = tuple((-1) ** n / math.factorial(2 * n + 2) for n in range(7))
-_REST = tuple((-1) ** n / math.factorial(2 * n + 3) for n in range(6))
-"""Coefficients of ``(t - sin t) / t^3``."""
-_COTANGENT = (1 / 12, 1 / 720, 1 / 30240, 1 / 1209600, 1 / 47900160, 691 / 1307674368000)
-"""Coefficients of ``(1 - (t / 2) cot(t / 2)) / t^2``."""
 _SLOPES = torch.tensor([[[n * _SINE[n]], [n * _VERSINE[n]]] for n in range(6, 0, -1)], dtype=torch.float64)
 """Coefficients of the derivatives of the two series, highest power first."""
-_TINY = 1e-30
+TINY = 1e-30
 """Added to denominators."""
 
 
@@ -182,32 +178,17 @@ def _series(x: Array, coefficients: tuple[float, ...]) -> Array:
 RODRIGUES = BatchedFunction(1, _rodrigues, _rodrigues_value, _rodrigues_gradient, in_numpy=True)
 
 
-def right_jacobian(vectors: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3 3"]:
-    """Return J with ``R(v + dv) = R(v) exp([J dv]x)`` to first order: ``a I - b [v]x + c v v^T``.
-
-    With t = |v|: a = sin t / t, b = (1 - cos t) / t^2, c = (1 - a) / t^2, which is a series near zero
-    (Forster et al., "On-Manifold Preintegration", T-RO 2017, eq. 8).
-    """
-    squared = (vectors * vectors).sum(-1, keepdim=True)
-    t = torch.sqrt(squared + torch.finfo(vectors.dtype).tiny)
-    half = torch.sin(t / 2) / t
-    a = torch.sin(t) / t
-    c = torch.where(squared < _SMALL, _series(squared, _REST), (1 - a) / (t * t))
-    straight = torch.cat((a, (-2 * half * half) * vectors), -1) @ constants(vectors).basis
-    return straight.unflatten(-1, (3, 3)) + (c * vectors)[..., :, None] * vectors[..., None, :]
-
-
 def inverse_right_jacobian(vectors: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3 3"]:
-    """Return the inverse of `right_jacobian`: ``a I + [v]x / 2 + c v v^T``, for angles up to pi.
+    """Return J with ``R(v + J w) = R(v) exp([w]x)`` to first order, for angles up to pi.
 
-    With t = |v|: a = (t / 2) cot(t / 2), c = (1 - a) / t^2, which is a series near zero.
+    With v = t n, J is ``a I + [v]x / 2 + (1 - a) n n^T``, where a = (t / 2) cot(t / 2). Where t vanishes, so
+    does the factor of n.
     """
-    squared = (vectors * vectors).sum(-1, keepdim=True)
-    half = torch.sqrt(squared + torch.finfo(vectors.dtype).tiny) / 2
+    angle = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True) + TINY
+    axis, half = vectors / angle, angle / 2
     a = half / torch.tan(half)
-    c = torch.where(squared < _SMALL, _series(squared, _COTANGENT), (1 - a) / (4 * half * half))
     straight = torch.cat((a, vectors / 2), -1) @ constants(vectors).basis
-    return straight.unflatten(-1, (3, 3)) + (c * vectors)[..., :, None] * vectors[..., None, :]
+    return straight.unflatten(-1, (3, 3)) + ((1 - a) * axis)[..., :, None] * axis[..., None, :]
 
 
 def matrix_to_axis_angle(matrix: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 3"]:
@@ -263,6 +244,12 @@ def left_multiplication(quaternion: Float[Tensor, "*batch 4"]) -> Float[Tensor, 
     """Return matrices whose product with a quaternion p is the quaternion product ``quaternion p``."""
     x, y, z, w = quaternion.unbind(-1)
     return torch.stack((w, -z, y, x, z, w, -x, y, -y, x, w, z, -x, -y, -z, w), -1).unflatten(-1, (4, 4))
+
+
+def compose(first: Float[Tensor, "*batch 3"], second: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3"]:
+    """Return the rotation vectors of ``R(first) R(second)``, with angles from 0 to pi."""
+    turn = left_multiplication(axis_angle_to_quaternion(first))
+    return quaternion_to_axis_angle((turn @ axis_angle_to_quaternion(second)[..., None])[..., 0])
 
 
 def rotation_6d_to_matrix(rotation_6d: Float[Tensor, "*batch 6"]) -> Float[Tensor, "*batch 3 3"]:

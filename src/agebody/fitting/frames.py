@@ -19,7 +19,7 @@ from agebody.cameras import Camera
 from agebody.cameras.camera import expect_camera
 from agebody.checks import Weights, expect, expect_labels
 from agebody.engine.batched import own_precision
-from agebody.engine.trees import unflatten
+from agebody.engine.trees import unflatten, without_gradients
 from agebody.fitting.clips import TERMS, Clips, read_start_sd
 from agebody.fitting.observed import UNKNOWN_AGE, read_observed
 from agebody.keypoints import KeypointLayout, get_layout
@@ -54,6 +54,7 @@ AIONHMR = (
 """Pose and position, then everything with weak keypoints and motion, then everything."""
 
 
+@without_gradients
 def fit_keypoints(
     body: BodyModel,
     keypoints: Float[Tensor, "*batch K 2"],
@@ -121,7 +122,7 @@ def fit_keypoints(
     expect_body(body)
     expect_camera(camera, of_fit=True)
     ages = age_offset, age_class, years
-    with torch.no_grad(), own_precision(body.device):
+    with own_precision(body.device):
         given = read_observed(
             body, keypoints, camera, layout, weights, noise, ages, depth, depth_sd, age_prior
         )
@@ -130,6 +131,7 @@ def fit_keypoints(
         return _fit(clips, dims, stages, standard_errors, batch_size)
 
 
+@without_gradients
 def fit_sequence(
     body: BodyModel,
     keypoints: Float[Tensor, "*frames K 2"],
@@ -217,7 +219,7 @@ def fit_sequence(
     ages = _per_image(age_offset, len(seen)), age_class, _per_image(years, len(seen))
     mean, sd = (_per_image(part, len(seen)) for part in age_prior)
     dims = _Dims(body, batch, seen, lengths)
-    with torch.no_grad(), own_precision(body.device):
+    with own_precision(body.device):
         given = read_observed(
             body, keypoints, camera, layout, weights, noise, ages, depth, depth_sd, (mean, sd)
         )

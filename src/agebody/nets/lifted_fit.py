@@ -16,7 +16,7 @@ from agebody.body.model import expect_body
 from agebody.cameras import Camera
 from agebody.cameras.camera import Size, as_size, expect_camera
 from agebody.checks import Weights, expect, flatten, read_confidences
-from agebody.engine.trees import put_rows, take_rows, unflatten
+from agebody.engine.trees import put_rows, take_rows, unflatten, without_gradients
 from agebody.fitting.frames import AIONHMR, fit_keypoints
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.metrics.pose import mean_over_points, point_distances
@@ -40,7 +40,7 @@ class LiftedFit(NamedTuple):
     """Which of the keypoints is the point of each name: another one where sides were exchanged."""
 
 
-@torch.no_grad()
+@without_gradients
 def fit_lifted(
     lifter: Lifter,
     body: BodyModel,

@@ -30,7 +30,7 @@ from agebody.cameras.camera import Size, as_size, expect_camera
 from agebody.cameras.weak import translation_to_weak
 from agebody.checks import Weights, expect, expect_values, flatten
 from agebody.engine.batched import own_precision
-from agebody.engine.trees import put_rows, take_rows, unflatten
+from agebody.engine.trees import put_rows, take_rows, unflatten, without_gradients
 from agebody.files import replacing
 from agebody.fitting.observed import MIN_POINTS, Observed, read_observed
 from agebody.fitting.start import to_world
@@ -205,7 +205,7 @@ class Lifter(nn.Module):
             found[name] = found[name].clamp(-4.5, 2.0) + factor
         return found
 
-    @torch.no_grad()
+    @without_gradients
     def estimate(
         self,
         body: BodyModel,
@@ -314,8 +314,9 @@ class Lifter(nn.Module):
         if body.age_anchors:
             curve = AgeCurve.from_asset(body.asset)
             low, high = given.ages[:, :2].unbind(-1)
-            offset = curve.stature_to_offset(growth.exp()).minimum(high).maximum(low)
-            older, younger = (curve.stature_to_offset((growth + sign * sd_growth).exp()) for sign in (1, -1))
+            statures = torch.stack((growth, growth + sd_growth, growth - sd_growth)).exp()
+            offset, older, younger = curve.stature_to_offset(statures).unbind()
+            offset = offset.minimum(high).maximum(low)
             sd_offset = ((younger - older) / 2).clamp(min=LEAST_SD)
         betas, sd_betas = self._betas(body, offset, readouts["lengths"] + growth[:, None], readouts)
         pelvis = body.keypoints("smpl24", betas=betas, **_age(body, offset))[:, 0]

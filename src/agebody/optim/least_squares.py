@@ -170,10 +170,10 @@ def _minimize(
     bounds = bounds and _select(bounds, left)
     metric = None if metric is None else metric[left]
     dampings, growth = torch.full_like(model.cost, damping), torch.full_like(model.cost, 2.0)
-    for _ in range(max_iterations):
+    for number in range(1, max_iterations + 1):
         if not len(rows):
             break
-        iterations[rows] += 1
+        iterations[rows] = number
         trial = _propose(x, model, dampings, bounds, metric)
         found = _evaluate(quadratize, trial.x, rows)
         finite = _is_finite(trial.x, found)
@@ -282,13 +282,14 @@ def _read_bounds(start: Tensor, lower: Tensor | None, upper: Tensor | None) -> _
 
 def _evaluate(quadratize: Callable[[Tensor, Tensor], Model], x: Tensor, rows: Tensor) -> Model:
     model: Any = quadratize(x, rows)
-    return type(model)(*(None if part is None else part.detach() for part in model))
+    parts = (part if part is None or not part.requires_grad else part.detach() for part in model)
+    return type(model)(*parts)
 
 
 def _is_finite(x: Tensor, model: Model) -> Tensor:
     """Return whether a point and its model are finite. (A normal matrix is, if its diagonal is.)"""
-    finite = x.isfinite().all(-1) & model.cost.isfinite() & model.gradient.isfinite().all(-1)
-    return finite & model.diagonal().isfinite().all(-1)
+    numbers = torch.cat((x, model.cost[:, None], model.gradient, model.diagonal()), -1)
+    return numbers.isfinite().all(-1)
 
 
 def _is_flat(x: Tensor, model: Model, bounds: _Bounds | None, tolerance: float) -> Tensor:

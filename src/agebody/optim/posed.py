@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from agebody.body import BodyModel
-from agebody.rotations import axis_angle_to_matrix, right_jacobian
+from agebody.rotations import TINY, constants
 
 
 class Turns(NamedTuple):
@@ -17,14 +17,30 @@ class Turns(NamedTuple):
 
     vectors: Float[Tensor, "B J 3"]
     """Axis-angle vectors v [rad]."""
+    quaternions: Float[Tensor, "B J 4"]
+    """x, y, z, w."""
     matrices: Float[Tensor, "B J 3 3"]
     jacobians: Float[Tensor, "B J 3 3"]
-    """See `right_jacobian`."""
+    """Right Jacobians J, with ``R(v + dv) = R(v) exp([J dv]x)`` to first order."""
 
     @classmethod
     def of(cls, vectors: Float[Tensor, "B J 3"]) -> Turns:
-        """Return the other forms of axis-angle vectors."""
-        return cls(vectors, axis_angle_to_matrix(vectors), right_jacobian(vectors))
+        """Return the other forms of axis-angle vectors v = t n.
+
+        ``R = cos t I + sin t [n]x + (1 - cos t) n n^T``, and J, its mean over the angles from 0 to -t, is
+        ``sin t / t I - (1 - cos t) / t [n]x + (1 - sin t / t) n n^T`` (Forster et al., "On-Manifold
+        Preintegration", T-RO 2017, eq. 8). Where t vanishes, so do the factors of n.
+        """
+        angle = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True) + TINY
+        axis, half = vectors / angle, angle / 2
+        sine, half_sine = torch.sin(angle), torch.sin(half)
+        mean, versine = sine / angle, 2 * half_sine * half_sine
+        turn = torch.cat((1 - versine, sine * axis), -1)
+        mean_turn = torch.cat((mean, (versine / -angle) * axis), -1)
+        straight = torch.stack((turn, mean_turn)) @ constants(vectors).basis
+        squares = (axis[..., :, None] * axis[..., None, :]).flatten(-2)
+        found = torch.addcmul(straight, torch.stack((versine, 1 - mean)), squares).unflatten(-1, (3, 3))
+        return cls(vectors, torch.cat((half_sine * axis, torch.cos(half)), -1), *found.unbind())
 
     def joints(self, which: slice) -> Turns:
         """Select some of the joints."""
@@ -54,7 +70,7 @@ def pose_bodies(
 ) -> PosedBodies:
     """Pose bodies; ``changes`` includes the derivatives of the pose blend coefficients."""
     coefficients, rest_joints = body.identity(betas, age_offset)
-    _, rotations, inner = pose if isinstance(pose, Turns) else Turns.of(pose)
+    _, _, rotations, inner = pose if isinstance(pose, Turns) else Turns.of(pose)
     _, world, transforms, feature = body.tree.pose(rotations, "matrix", rest_joints)
     turned = world[..., :3]
     feature_changes, growth = None, None

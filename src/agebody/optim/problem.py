@@ -64,12 +64,14 @@ class Problem:
         self.free = FreeVariables(body, stage.groups, stage.joints)
         self.frames = vectors.shape[1]
         self.repeats = 1 + repeated * (present.sum(1).to(vectors) - 1).clamp(min=0)
+        self._weights: dict[str, float] = {}
         self.motion: tuple[str, float, Motion] | None = None
         self.terms: list[tuple[str, float, Term]] = []
         for name, term in terms.items():
             weight = stage.weights.get(name, 1.0)
             if not weight:
                 continue
+            self._weights[name] = weight
             if isinstance(term, Motion):
                 self.motion = (name, weight, term) if self.frames > 1 else None
             else:
@@ -78,6 +80,7 @@ class Problem:
         self.shape = self.free.shape_slice() if self.frames > 1 else slice(0, 0)
         self.shared = every[self.shape]
         self.own = torch.cat((every[: self.shape.start], every[self.shape.stop :]))
+        self._columns = self.free.columns[self.own], self.free.columns[self.shared]
         self._names: tuple[str, ...] = ()
         self._parts: Tensor | None = None
         self._at = self.pack(vectors)
@@ -93,30 +96,31 @@ class Problem:
         vectors = self.vectors if rows is None else self.vectors[rows]
         split = self.frames * len(self.own)
         own, shared = x[:, :split].unflatten(1, (self.frames, -1)), x[:, None, split:]
-        vectors = vectors.index_copy(-1, self.free.columns[self.own], own)
-        columns = self.free.columns[self.shared]
-        return vectors.index_copy(-1, columns, shared.expand(-1, self.frames, -1))
+        vectors = vectors.index_copy(-1, self._columns[0], own)
+        if self.frames == 1:
+            return vectors
+        return vectors.index_copy(-1, self._columns[1], shared.expand(-1, self.frames, -1))
 
     def quadratize(self, x: Tensor, rows: Tensor) -> Quadratic | ChainQuadratic:
         """Return the weighted sum of the terms of some clips; see `minimize`."""
-        state, present = self._state(x, rows), self.present[rows]
+        state = self._state(x, rows)
+        present = self.present if self.frames == 1 else self.present[rows]
         by_frame, by_clip, parts = [], [], {}
         for name, weight, term in self.terms:
             block = term(state)
             if block is None:
                 continue
-            cost = weight * block.quadratic.cost
             if self.frames == 1:
-                parts[name] = cost
+                parts[name] = block.cost
             elif self._per_clip(block):
-                first = (part[:: self.frames] for part in block.quadratic)
                 repeats = self.repeats[rows]
-                first = Quadratic(*(repeats[(..., *[None] * (part.dim() - 1))] * part for part in first))
-                by_clip.append((weight, Block(first, block.where)))
-                parts[name] = repeats * cost[:: self.frames]
+                first = [part if len(part) == 1 else part[:: self.frames] for part in block[:3]]
+                cost, gradient, normal = (repeats[(..., *[None] * (p.dim() - 1))] * p for p in first)
+                by_clip.append((weight, Block(cost, gradient, normal, block.where)))
+                parts[name] = cost
                 continue
             else:
-                parts[name] = apply_mask(cost.view_as(present), present).sum(1)
+                parts[name] = apply_mask(block.cost.view_as(present), present).sum(1)
             by_frame.append((weight, block))
         frames = add_blocks(by_frame, len(state.rows), len(self.free), x)
         if self.frames == 1:
@@ -139,7 +143,7 @@ class Problem:
         if self.motion is not None:
             name, weight, motion = self.motion
             moves = motion.moves(state, present)
-            parts[name] = weight * moves.residuals.square().sum((1, 2)) / 2
+            parts[name] = moves.residuals.square().sum((1, 2)) / 2
             model = self._add_motion(model, moves, weight)
         self._note(x, rows, model.cost, parts)
         return model
@@ -150,10 +154,11 @@ class Problem:
             self._lowest.fill_(torch.nan)
             self.quadratize(x, torch.arange(len(x), device=x.device))
         assert self._parts is not None
-        return dict(zip(self._names, self._parts.unbind(1), strict=True))
+        pairs = zip(self._names, self._parts.unbind(1), strict=True)
+        return {name: self._weights[name] * part for name, part in pairs}
 
     def _note(self, x: Tensor, rows: Tensor, cost: Tensor, parts: dict[str, Tensor]) -> None:
-        """Record the costs of the terms for clips whose cost decreased: `minimize` continues from these."""
+        """Record costs of terms, without weights, of clips whose cost decreased: `minimize` goes on there."""
         if self._parts is None:
             self._names, self._parts = tuple(parts), x.new_zeros(len(self._at), len(parts))
         lower = ~(cost >= self._lowest[rows])
@@ -164,8 +169,10 @@ class Problem:
 
     def _state(self, x: Tensor, rows: Tensor) -> State:
         vectors = self.unpack(x, rows)
-        bodies = rows[:, None] * self.frames + torch.arange(self.frames, device=x.device)
-        return State(self.body, vectors.flatten(0, 1), bodies.flatten(), self.free)
+        bodies = rows
+        if self.frames > 1:
+            bodies = (rows[:, None] * self.frames + torch.arange(self.frames, device=x.device)).flatten()
+        return State(self.body, vectors.flatten(0, 1), bodies, self.free)
 
     def _per_clip(self, block: Block) -> bool:
         """Return whether a block depends on shared variables alone."""
@@ -195,10 +202,18 @@ class Problem:
 def add_blocks(blocks: Iterable[tuple[float, Block]], batch: int, size: int, like: Tensor) -> Quadratic:
     """Return the weighted sum of blocks, over all free variables."""
     total = Quadratic(like.new_zeros(batch), like.new_zeros(batch, size), like.new_zeros(batch, size, size))
-    for weight, (quadratic, where) in blocks:
-        total.cost.add_(quadratic.cost, alpha=weight)
-        total.gradient[:, where].add_(quadratic.gradient, alpha=weight)
-        total.normal[:, where, where].add_(quadratic.normal, alpha=weight)
+    for weight, (cost, gradient, normal, where) in blocks:
+        total.cost.add_(cost, alpha=weight)
+        total.gradient[:, where].add_(gradient, alpha=weight)
+        start, strides = where.start * (size + 1), total.normal.stride()
+        if normal.dim() == 2:
+            part = total.normal.as_strided((batch, normal.shape[1]), (strides[0], size + 1), start)
+        elif normal.dim() == 4:
+            shape = batch, *normal.shape[1:]
+            part = total.normal.as_strided(shape, (strides[0], 3 * (size + 1), size, 1), start)
+        else:
+            part = total.normal[:, where, where]
+        part.add_(normal, alpha=weight)
     return total
 
 

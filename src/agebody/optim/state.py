@@ -73,9 +73,12 @@ class FreeVariables:
 
 
 class Block(NamedTuple):
-    """A term's quadratic, over consecutive free variables."""
+    """A term's quadratic, over consecutive free variables; see `Quadratic`."""
 
-    quadratic: Quadratic
+    cost: Float[Tensor, " b"]
+    gradient: Float[Tensor, "b G"]
+    normal: Float[Tensor, "b G G"] | Float[Tensor, "b J 3 3"] | Float[Tensor, "b G"]
+    """The normal matrix, or its blocks along the diagonal, one per joint, or its diagonal; all else is 0."""
     where: slice
 
 
@@ -145,7 +148,7 @@ class State:
         cost: Float[Tensor, " b"] | None = None,
     ) -> Block:
         """Return the block of residuals that depend on all free variables; see `Quadratic.of`."""
-        return Block(Quadratic.of(residuals, jacobian, cost), slice(0, len(self.free)))
+        return Block(*Quadratic.of(residuals, jacobian, cost), slice(0, len(self.free)))
 
     def group_block(
         self, group: str, residuals: Float[Tensor, "b M"], jacobian: Float[Tensor, "#b M G"]
@@ -156,7 +159,7 @@ class State:
         where, entries = self.free.parts[group]
         if entries is not None:
             jacobian = jacobian[..., entries]
-        return Block(Quadratic.of(residuals, jacobian), where)
+        return Block(*Quadratic.of(residuals, jacobian), where)
 
     def scaled_block(
         self, group: str, residuals: Float[Tensor, "*batch"], scales: Float[Tensor, "*#batch"]
@@ -168,28 +171,33 @@ class State:
         residuals, scales = (
             part.reshape(len(part), math.prod(part.shape[1:])) for part in (residuals, scales)
         )
-        gradient, normal = residuals * scales, torch.diag_embed((scales * scales).expand(residuals.shape))
+        cost, gradient, normal = residuals.square().sum(1) / 2, residuals * scales, scales * scales
         if entries is not None:
-            gradient, normal = gradient[:, entries], normal[:, entries][:, :, entries]
-        return Block(Quadratic(residuals.square().sum(1) / 2, gradient, normal), where)
+            gradient, normal = gradient[:, entries], normal[:, entries]
+        return Block(cost, gradient, normal, where)
 
     def pose_block(
-        self, cost: Float[Tensor, " b"], gradient: Float[Tensor, "b G"], normal: Float[Tensor, "#b G G"]
+        self,
+        cost: Float[Tensor, " b"],
+        gradient: Float[Tensor, "b G"],
+        normal: Float[Tensor, "#b G G"] | Float[Tensor, "#b G"],
     ) -> Block:
         """Return the block of a term of the pose, which is free, from its derivatives by all joints."""
         where, entries = self.free.parts["body_pose"]
         if entries is not None:
-            gradient, normal = gradient[:, entries], normal[:, entries][:, :, entries]
-        return Block(Quadratic(cost, gradient, normal.expand(len(cost), -1, -1)), where)
+            gradient, normal = gradient[:, entries], normal[:, entries]
+            normal = normal if normal.dim() == 2 else normal[..., entries]
+        return Block(cost, gradient, normal, where)
 
     def joint_block(self, residuals: Float[Tensor, "b J 3"], jacobian: Float[Tensor, "b J 3 3"]) -> Block:
         """Return the block of residuals of joints, each of which depends only on its own three angles."""
-        batch, joints = residuals.shape[:2]
-        gradient = (jacobian.mT @ residuals[..., None]).flatten(1)
-        normal = residuals.new_zeros(batch, joints, 3, joints, 3)
-        normal.diagonal(dim1=1, dim2=3).copy_((jacobian.mT @ jacobian).permute(0, 2, 3, 1))
-        normal = normal.reshape(batch, 3 * joints, 3 * joints)
-        return self.pose_block(residuals.square().sum((1, 2)) / 2, gradient, normal)
+        where, entries = self.free.parts["body_pose"]
+        cost = residuals.square().sum((1, 2)) / 2
+        if entries is not None:
+            joints = entries[::3] // 3
+            residuals, jacobian = residuals[:, joints], jacobian[:, joints]
+        gradient = (residuals[..., None, :] @ jacobian).flatten(1)
+        return Block(cost, gradient, jacobian.mT @ jacobian, where)
 
 
 def by_all(found: KeypointDerivatives) -> Float[Tensor, "b K 3 P"]:

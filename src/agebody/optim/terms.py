@@ -182,6 +182,9 @@ class PosePrior:
         else:
             self._jacobians = (self.prior.factor.mT @ identity[columns])[None]
         self._normals = self._jacobians.mT @ self._jacobians
+        variances = self._normals.diagonal(dim1=1, dim2=2)
+        if isinstance(self.prior, MahalanobisPrior) and (torch.diag_embed(variances) == self._normals).all():
+            self._normals = variances
 
     def __call__(self, state: State) -> Block | None:
         """Return the residuals of the prior, or of the mixture's component of lowest energy."""
@@ -292,7 +295,7 @@ class ParameterPrior:
             difference = getattr(state.parameters, self.group) - self.value[state.rows]
             return state.scaled_block(self.group, inverse_sd * difference, inverse_sd)
         turns = state.turns.joints(self._joints)
-        turned = self._inverse[state.rows] @ axis_angle_to_quaternion(turns.vectors)[..., None]
+        turned = self._inverse[state.rows] @ turns.quaternions[..., None]
         difference = quaternion_to_axis_angle(turned[..., 0])
         jacobian = inverse_right_jacobian(difference) @ turns.jacobians * inverse_sd[..., None]
         residuals = inverse_sd * difference

@@ -21,7 +21,7 @@ from agebody.parameters import BodyParameters
 from agebody.pipelines.labels.fitting import fit_people, lift, make_labels, people_cameras, with_ages
 from agebody.pipelines.labels.quality import flag_labels
 from agebody.pipelines.labels.records import Labels
-from agebody.rotations import axis_angle_to_matrix, matrix_to_axis_angle
+from agebody.rotations import compose
 
 STEPS = 3
 """Steps of a fit per picture."""
@@ -62,6 +62,7 @@ class Stream:
         self._seen: list[tuple[People, BodyParameters]] = []
         self._count = 0
 
+    @torch.inference_mode()
     def __call__(self, people: People) -> Labels:
         """Return the labels of the people of the next picture; ``track`` identifies them over time."""
         people = with_ages(self.body, people, **self.ages)
@@ -118,9 +119,7 @@ def _from_before(
         if name in guess.start_sd:
             own = guess.start_sd[name]
             share = TURN_SD**2 / (TURN_SD**2 + own.square())  # of the estimate
-            turn = axis_angle_to_matrix(there)
-            change = matrix_to_axis_angle(turn.mT @ axis_angle_to_matrix(here))
-            there = matrix_to_axis_angle(turn @ axis_angle_to_matrix(share * change))
+            there = compose(there, share * compose(-there, here))
             sd[name] = torch.where(chosen, own * share.sqrt(), own)
         elif name in SHAPE_SD:
             sd[name] = torch.where(chosen, SHAPE_SD[name], sd[name])
