@@ -921,6 +921,18 @@ def test_results_find_their_images_in_the_annotations_that_they_belong_to(tmp_pa
         read_people(target, annotations=target)
 
 
+def test_results_in_lists_by_batch_are_results(tmp_path):
+    several = [row for name in ("a.png", "b.png", "c.png") for row in results(17, image_id=name)]
+    whole = read_people(write(tmp_path, several, "whole.json"), size=SIZE)
+    parts = read_people(write(tmp_path, [several[:1], [], several[1:]], "parts.json"), size=SIZE)
+    assert parts.images == whole.images
+    assert len(parts.images) == 3
+    np.testing.assert_array_equal(parts.keypoints, whole.keypoints)
+    several[2]["keypoints"][0] = "x"
+    with pytest.raises(AnnotationError, match=r"results\[2\].*got 'x'"):
+        read_people(write(tmp_path, [several[:1], several[1:]], "parts.json"), size=SIZE)
+
+
 def test_one_file_beside_or_with_one_image(tmp_path):
     pose = {"people": [{"pose_keypoints_2d": flat(xyc(25))}]}
     photographs(tmp_path, "child.png")

@@ -5,6 +5,7 @@ import io
 import os
 import pickle
 import zipfile
+import zlib
 from collections import OrderedDict
 from types import SimpleNamespace
 
@@ -292,6 +293,7 @@ NOT_BODIES = {
     "parquet": (b"PAR1" + bytes(20), "this is a table"),
     "picture": (b"\x89PNG\r\n\x1a\n", "a picture"),
     "joblib": (b"\x80\x03cjoblib.numpy_pickle\nNumpyArrayWrapper\n.", "joblib file; read it with joblib"),
+    "joblib, compressed": (zlib.compress(bytes(20)), "packed by zlib, as joblib.dump does"),
     "tensors in a pickle": (pickle.dumps({"v_template": torch.zeros(2)}), "in Python's own pickle"),
     "pickle with buffers outside": (
         pickle.dumps(np.zeros(9), 5, buffer_callback=lambda _: False),

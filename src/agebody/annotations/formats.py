@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -366,9 +367,18 @@ def _is_pair(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(isinstance(n, (int, float)) for n in value)
 
 
+def _is_results(document: Any) -> bool:
+    """Return whether a list has the results of people, or lists of them by batch or image."""
+    batched = isinstance(document, list) and all(isinstance(batch, list) for batch in document)
+    return _objects(document, "keypoints", "image_id", "file_name") or (
+        batched and any(_objects(batch, "image_id", "file_name") for batch in document)
+    )
+
+
 def _results(document: Any) -> Iterator[Frame]:
     """COCO's results, with the names of AlphaPose's fields."""
-    for i, one in enumerate(document):
+    batches = document if all(isinstance(batch, list) for batch in document) else [document]
+    for i, one in enumerate(itertools.chain(*batches)):
         image = None
         if isinstance(one, dict):
             image = one.get("file_name", one.get("image_id"))
@@ -418,7 +428,7 @@ FORMATS = (
         _results,
         boxes_only=True,
     ),
-    Format("COCO's results", lambda d: _objects(d, "keypoints", "image_id", "file_name"), _results),
+    Format("COCO's results", _is_results, _results),
     Format("LabelMe's shapes", lambda d: _has(d, "shapes"), None),
     Format("an annotation list of PoseTrack 2017 or MPII", lambda d: _has(d, "annolist", "RELEASE"), None),
     Format("VGG Image Annotator's regions", lambda d: _has(d, "_via_img_metadata", "regions"), None),

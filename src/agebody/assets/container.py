@@ -60,6 +60,10 @@ _SUBSTITUTES = (
         rb"PK\x03\x04|\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!|\x28\xb5\x2f\xfd|[\s\S]{257}ustar",
         "a packed archive; unpack it and give the file in it",
     ),
+    (
+        rb"x[\x01\x5e\x9c\xda]",
+        "packed by zlib, as joblib.dump does; read it with joblib.load and save its arrays as .npz",
+    ),
 )
 _OTHERS = (
     (rb"Kaydara FBX", f"an FBX scene; {_GET_MODEL}"),
