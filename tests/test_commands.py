@@ -315,6 +315,16 @@ def test_names_in_files_are_shown_as_they_are(tmp_path):
         assert "\x1b" not in result.stdout
 
 
+@pytest.mark.parametrize("columns", ["0", "00", "1", "19"])
+def test_terminals_of_impossible_width_hide_nothing(good, columns):
+    for arguments in (["--help"], [str(good["body"])]):
+        usual = run("inspect", arguments)
+        result = run("inspect", arguments, env={"COLUMNS": columns})
+        assert result.exit_code == 0, result.output
+        assert usual.stdout
+        assert result.stdout == usual.stdout
+
+
 def test_closed_or_full_output_gives_one_line(good):
     command = [sys.executable, "-m", "agebody", "inspect", str(good["body"])]
     with open("/dev/full", "w") as full:

@@ -47,6 +47,8 @@ class _Commands(TyperGroup):
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):  # names of files may have characters that a terminal lacks
                 stream.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
+        if re.fullmatch("0*1?[0-9]", os.environ.get("COLUMNS", "")):
+            del os.environ["COLUMNS"]  # of no real terminal; in so few columns, rich prints nothing or bits
         with _stopping() as stopped:
             try:
                 code = super().main(*args, standalone_mode=False, **extra)
