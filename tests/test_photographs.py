@@ -1,6 +1,7 @@
 """Images of every format and kind are read upright in 8 bits, or refused by name; none starts a program."""
 
 import io
+import json
 import struct
 import zlib
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import EpsImagePlugin, Image
 
-from agebody.annotations import AnnotationError
+from agebody.annotations import AnnotationError, read_people
 from agebody.annotations.photographs import (
     FORMATS,
     Photographs,
@@ -16,6 +17,7 @@ from agebody.annotations.photographs import (
     open_image,
     photograph_focal,
     photograph_size,
+    read_exif_focals,
     read_photograph,
 )
 from agebody.pipelines.labels.place_images import _read_map
@@ -91,6 +93,27 @@ def test_photographs_of_phones(tmp_path):
     for read in READERS.values():
         with pytest.raises((AnnotationError, ValueError), match=r"a\.HEIC"):
             read(tmp_path / "a.HEIC")
+
+
+def test_focal_lengths_are_those_of_images_of_the_stated_size(tmp_path):
+    """A resized image has the focal length of another number of pixels; a turned one has the same."""
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[41989] = 28
+    rows = {"a.jpg": SIZE, "b.jpg": (SIZE[0] // 2, SIZE[1] // 2), "c.jpg": SIZE[::-1]}
+    for name, size in rows.items():
+        exif[274] = 6 if size == SIZE[::-1] else 1
+        Image.new("RGB", size).save(tmp_path / name, exif=exif)
+    point = [{"keypoints": [1.0, 2.0, 2] * 17, "image_id": i, "id": i} for i in range(3)]
+    listed = [{"id": i, "file_name": n, "width": SIZE[0], "height": SIZE[1]} for i, n in enumerate(rows)]
+    (tmp_path / "k.json").write_text(json.dumps({"images": listed, "annotations": point}))
+    found = read_exif_focals(read_people(tmp_path / "k.json", images=tmp_path), tmp_path)
+    focal = 28 * np.hypot(*SIZE) / np.hypot(36, 24)
+    np.testing.assert_allclose(found.focal, [focal, np.nan, focal])
+    size = f"{SIZE[0] // 2} x {SIZE[1] // 2} pixels and not {SIZE[0]} x {SIZE[1]}"
+    assert any(
+        f"1 of 3 images have other sizes than the file states, such as b.jpg, of {size}" in note
+        for note in found.notes
+    )
 
 
 @pytest.mark.parametrize(

@@ -237,9 +237,13 @@ def photograph_focal(path: Path) -> float:
     wrong for a photograph that was cropped.
     """
     with open_image(path) as image:
-        found = image.getexif().get_ifd(_EXIF_IFD).get(_FOCAL_LENGTH_35MM)
-        known = isinstance(found, int) and found > 0
-        return found * math.hypot(*image.size) / _DIAGONAL_35MM if known else math.nan
+        return _exif_focal(image)
+
+
+def _exif_focal(image: Any) -> float:
+    found = image.getexif().get_ifd(_EXIF_IFD).get(_FOCAL_LENGTH_35MM)
+    known = isinstance(found, int) and found > 0
+    return found * math.hypot(*image.size) / _DIAGONAL_35MM if known else math.nan
 
 
 def read_photograph(path: Path, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "H W 3"]:
@@ -280,7 +284,9 @@ def is_upright_jpeg(path: Path) -> bool:
 
 
 def read_exif_focals(found: People, images: Path) -> People:
-    """Return people with the focal lengths of their photographs where no file states one, and a note of it.
+    """Return people with the focal lengths of their photographs where no file states one, and notes.
+
+    One of the notes is of photographs of another size than stated, whose focal lengths are not read.
 
     Args:
         found: people whose images are in the folder.
@@ -289,13 +295,24 @@ def read_exif_focals(found: People, images: Path) -> People:
     folder = images.parent if images.is_file() else images
     focal = np.full(len(found), math.nan) if found.focal is None else found.focal.copy()
     exif = np.full(len(found.images), math.nan)
+    others = []
     for i in np.unique(found.image[np.isnan(focal)]):
-        with suppress(AnnotationError, OSError):  # reported where the image is needed
-            exif[i] = photograph_focal(folder / found.images[i].name)
+        name, size = found.images[i][0], found.images[i].size
+        # Damaged images are reported where they are needed.
+        with suppress(AnnotationError, OSError), open_image(folder / name) as image:
+            if size not in (None, image.size, *([image.size[::-1]] if find_turn(image) is not None else [])):
+                others.append(
+                    f"{name}, of {image.width} x {image.height} pixels and not {size[0]} x {size[1]}"
+                )
+            else:
+                exif[i] = _exif_focal(image)
     read = int(np.isfinite(exif).sum())
     focal = np.where(np.isnan(focal), exif[found.image], focal)
     guessed = len(np.unique(found.image[np.isnan(focal)]))
     notes = []
+    if others:
+        whose = f"{len(others)} of {len(found.images)} images have other sizes than the file states"
+        notes.append(f"{whose}, such as {others[0]}: are these the images of the keypoints?")
     if read:
         whose = f"{read} of {len(found.images)} images are from their EXIF"
         notes.append(f"focal lengths of {whose}; --focal overrides them")
