@@ -179,3 +179,38 @@ def test_import_loads_nothing_heavy():
     code += f"print([name for name in '{heavy}'.split() if name in set(sys.modules) - before])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+FORBIDDING = """
+import sys
+
+class Forbid:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torchmetrics", "warp", "pillow_heif"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Forbid())
+import agebody
+from agebody.annotations.photographs import HEIC, _refused
+
+assert set(HEIC) <= set(_refused())
+for load in (
+    lambda: __import__("agebody.metrics.streaming"),
+    lambda: agebody.SMPLA(agebody.mannequin(), backend="warp"),
+):
+    try:
+        load()
+    except ImportError as error:
+        print(error)
+"""
+
+
+def test_missing_packages_are_named_with_their_extra():
+    """Also where the import system forbids them."""
+    command = [sys.executable, "-c", FORBIDDING]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    first, second = result.stdout.splitlines()
+    assert "needs torchmetrics" in first
+    assert 'pip install "agebody[metrics]"' in first
+    assert 'pip install "agebody[warp]"' in second

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from agebody import metrics
 from agebody.age import AGE_CLASSES, age_class
 
-streaming = pytest.importorskip("agebody.metrics.streaming")
 torchmetrics = pytest.importorskip("torchmetrics")
+streaming = pytest.importorskip("agebody.metrics.streaming")
 
 
 def normal(*shape, seed=0):

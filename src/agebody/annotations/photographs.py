@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import math
 import re
@@ -19,6 +18,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from agebody.annotations.people import AnnotationError, People
+from agebody.engine.backend import is_installed
 
 HEIC = (".heic", ".heif", ".hif")
 """Suffixes of photographs of phones, which are read with pillow-heif."""
@@ -123,7 +123,7 @@ def is_photographs(path: Path) -> bool:
 
 def _refused() -> tuple[str, ...]:
     """Return the suffixes of phones' photographs that cannot be read here."""
-    return (_AVIF,) if importlib.util.find_spec("pillow_heif") else (*HEIC, _AVIF)
+    return (_AVIF,) if is_installed("pillow_heif") else (*HEIC, _AVIF)
 
 
 def _advice(suffix: str = HEIC[0]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from types import ModuleType
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -84,7 +85,14 @@ def choose_search(backend: str, device: torch.device) -> Literal["torch", "warp"
 
 def has_warp() -> bool:
     """Return whether Warp is installed."""
-    return importlib.util.find_spec("warp") is not None
+    return is_installed("warp")
+
+
+def is_installed(package: str) -> bool:
+    """Return whether a package is there, without importing it."""
+    with suppress(ImportError):  # of an import system that forbids it
+        return importlib.util.find_spec(package) is not None
+    return False
 
 
 def get_parts(backend: Literal["torch", "warp"]) -> Parts:

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torchmetrics
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -24,6 +23,14 @@ from agebody.metrics.average_precision import keypoint_ap
 from agebody.metrics.depth import MISS_PENALTY, DepthRelations, depth_relations
 from agebody.metrics.matching import detection_scores, normalized_error
 from agebody.metrics.similarity import oks_sigmas
+
+try:
+    import torchmetrics
+except ImportError as error:
+    problem = (
+        'agebody.metrics.streaming needs torchmetrics, which is not installed; pip install "agebody[metrics]"'
+    )
+    raise ImportError(problem) from error
 
 __all__ = ["PCDR", "ByAgeClass", "KeypointAveragePrecision", "MeanMetric", "NormalizedError"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import statistics
 import sys
@@ -55,6 +54,7 @@ def live(
     from agebody.assets.asset import SMPL_JOINT_NAMES
     from agebody.detect import load_detector
     from agebody.detect.detector import DetectorError
+    from agebody.engine.backend import is_installed
     from agebody.nets import Lifter
     from agebody.pipelines.labels.live import Stream
 
@@ -63,7 +63,7 @@ def live(
     given = options.read_lens(focal, fov) | options.read_ages(age_offset, age_class, years)
     if output is not None and output.suffix.lower() != ".mp4":
         options.refuse("-o", f"expected a name that ends in .mp4, got {output.name}")
-    if importlib.util.find_spec("embreex") is None:
+    if not is_installed("embreex"):
         fail('drawing needs embreex; pip install "agebody[render]"')
     times: dict[str, list[float]] = {"detecting": [], "fitting": [], "drawing": []}
     with running(DetectorError) as bars:

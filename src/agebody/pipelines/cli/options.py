@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import math
 import os
 import re
@@ -176,7 +175,9 @@ def check_exclusive(**options: Any) -> None:
 
 def check_renderer(overlays: int, depth: Path | None = None) -> None:
     """Refuse options that draw if the renderer is not installed."""
-    if importlib.util.find_spec("embreex") is None:
+    from agebody.engine.backend import is_installed
+
+    if not is_installed("embreex"):
         if overlays:
             fail('overlays need embreex; pip install "agebody[render]", or give --overlays 0')
         if depth is not None:
