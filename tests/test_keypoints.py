@@ -171,6 +171,20 @@ def test_from_a_mesh_as_from_a_pose(name, backend, mannequin_asset):
     torch.testing.assert_close(a, b, rtol=0, atol=1e-11)
 
 
+@pytest.mark.parametrize("backend", ["torch", "warp"])
+@pytest.mark.parametrize("name", SIZES)
+def test_nobody_has_no_points(name, backend, mannequin_asset):
+    body = SMPLA(mannequin_asset, backend=backend)
+    betas = torch.zeros(2, 0, 10, requires_grad=True)
+    points = body.keypoints(name, betas=betas)
+    assert points.shape == (2, 0, len(get_layout(name)), 3)
+    assert body.regress(name, *body(betas=betas)[:2]).shape == points.shape
+    points.sum().backward()
+    assert betas.grad is not None
+    with torch.no_grad():
+        assert body.keypoints(name, betas=betas).shape == points.shape
+
+
 def test_a_mesh_alone_does_where_no_point_is_a_joint(mannequin_asset, unchecked):
     body = SMPLA(mannequin_asset)
     out = body()

@@ -265,7 +265,7 @@ def _row(base: Tensor) -> Tensor:
 
     On CUDA a product adds a row itself, but a matrix is first copied into the result.
     """
-    return base[0] if base.shape[0] == 1 or base.stride(0) == 0 else base
+    return base[0] if len(base) and (len(base) == 1 or base.stride(0) == 0) else base
 
 
 _BLEND = BatchedFunction(

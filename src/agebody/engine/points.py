@@ -172,11 +172,12 @@ def _carried_value(
 ) -> tuple[tuple[Array], tuple[Array, ...]]:
     moments, blend, masses, sums = regression.constants_like(coefficients)
     batch = coefficients.shape[0]
-    rest = (coefficients @ moments).reshape(batch, 1, 3, -1)
-    rows = transforms.swapaxes(1, 2).swapaxes(2, 3).reshape(12 * batch, -1)
-    blended = (rows @ blend).reshape(batch, 3, 4, -1)
+    joints, pairs = blend.shape
+    rest = (coefficients @ moments).reshape(batch, 1, 3, pairs)
+    rows = transforms.swapaxes(1, 2).swapaxes(2, 3).reshape(12 * batch, joints)
+    blended = (rows @ blend).reshape(batch, 3, 4, pairs)
     moved = (blended[:, :, :3] * rest).sum(2) + blended[:, :, 3] * masses
-    points = (moved.reshape(3 * batch, -1) @ sums).reshape(batch, 3, -1).swapaxes(1, 2)
+    points = (moved.reshape(3 * batch, pairs) @ sums).reshape(batch, 3, sums.shape[1]).swapaxes(1, 2)
     return (points,), (rest, blended) if keep else ()
 
 
@@ -191,16 +192,17 @@ def _carried_gradient(
     moments, blend, masses, sums = regression.constants_like(coefficients)
     rest, blended = kept or _carried_value(regression, True, coefficients, transforms)[1]
     batch = coefficients.shape[0]
-    d_moved = (grads[0].swapaxes(1, 2).reshape(3 * batch, -1) @ sums.T).reshape(batch, 3, 1, -1)
+    joints, pairs = blend.shape
+    d_moved = (grads[0].swapaxes(1, 2).reshape(3 * batch, sums.shape[1]) @ sums.T).reshape(batch, 3, 1, pairs)
     d_coefficients = d_transforms = None
     if wants[0]:
-        d_coefficients = (d_moved * blended[:, :, :3]).sum(1).reshape(batch, -1) @ moments.T
+        d_coefficients = (d_moved * blended[:, :, :3]).sum(1).reshape(batch, 3 * pairs) @ moments.T
     if wants[1]:
         d_blended = empty(blended, *blended.shape)
         d_blended[:, :, :3] = d_moved * rest
         d_blended[:, :, 3] = d_moved[:, :, 0] * masses
-        d_rows = d_blended.reshape(12 * batch, -1) @ blend.T
-        d_transforms = d_rows.reshape(batch, 3, 4, -1).swapaxes(2, 3).swapaxes(1, 2)
+        d_rows = d_blended.reshape(12 * batch, pairs) @ blend.T
+        d_transforms = d_rows.reshape(batch, 3, 4, joints).swapaxes(2, 3).swapaxes(1, 2)
     return d_coefficients, d_transforms
 
 
