@@ -587,6 +587,17 @@ def test_of_mixed_types_works_or_is_refused(example, unchecked):
             assert_same(found, expected, rtol=1e-3, atol=1e-3, check_dtype=False)
 
 
+def test_of_nobody_means_are_unknown_and_losses_nothing(unchecked):
+    for name, (function, given) in EXAMPLES.items():
+        count = max((len(part) for part in given if part.dim()), default=0)
+        found = _or_refusal(
+            function, [part[:0] if part.dim() and len(part) == count else part for part in given]
+        )
+        if not isinstance(found, Refused):  # such as triangles of no vertices
+            unknown = any(bool(part.isnan().any()) for part in tensors(found) if part.is_floating_point())
+            assert not unknown or name.startswith("metrics."), name
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("name", [name for name in EXAMPLES if name not in UNTRACED])
 def test_a_trace_follows_its_inputs(name, unchecked):  # sizes are tensors while tracing
