@@ -448,6 +448,11 @@ def outside(name: str) -> Any:
 
 
 @pytest.mark.parametrize("name", OF_BODIES)
+def test_results_of_functions_of_bodies_can_be_used_in_training(name):
+    assert not any(part.is_inference() for part in tensors(outside(name)))
+
+
+@pytest.mark.parametrize("name", OF_BODIES)
 @pytest.mark.parametrize("context", CONTEXTS)
 def test_functions_of_bodies_in_contexts(name, context):
     with CONTEXTS[context]():

@@ -15,7 +15,7 @@ from agebody.body import BodyModel
 from agebody.body.model import expect_body
 from agebody.checks import Weights, apply_mask, expect, flatten, read_confidences, safe_norm
 from agebody.engine.batched import own_precision
-from agebody.engine.trees import put_rows, take_rows, unflatten, where_rows
+from agebody.engine.trees import put_rows, take_rows, unflatten, where_rows, without_gradients
 from agebody.fitting.inverse_kinematics import (
     PARENT_PRIOR,
     ROUGH_SD,
@@ -68,6 +68,7 @@ MAX_SPREAD = 10.0
 """Points with a larger median distance from their mean are not in metres."""
 
 
+@without_gradients
 def fit_points(
     body: BodyModel,
     points: Float[Tensor, "*batch K 3"],
@@ -112,7 +113,7 @@ def fit_points(
     """
     expect_body(body, single=True)
     layout = get_layout(layout)
-    with torch.no_grad(), own_precision(body.device):
+    with own_precision(body.device):
         given = _read(body, "points", points, len(layout), weights, betas, age_offset, sd, layout)
         carried = body.for_layout(layout, CarriedPoints)
 
@@ -138,6 +139,7 @@ def fit_points(
         return given.in_batches(fit, batch_size)
 
 
+@without_gradients
 def fit_vertices(
     body: BodyModel,
     vertices: Float[Tensor, "*batch V 3"],
@@ -164,7 +166,7 @@ def fit_vertices(
         max_iterations: as in `fit_points`; where weights differ, all passes are made three times.
     """
     expect_body(body, single=True)
-    with torch.no_grad(), own_precision(body.device):
+    with own_precision(body.device):
         if not isinstance(topology, TopologyMap | None):
             got = type(topology).__name__
             raise TypeError(f"topology: expected a TopologyMap, such as of TopologyMap.from_file, got {got}")
