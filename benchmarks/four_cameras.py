@@ -97,7 +97,8 @@ def main() -> None:
     options = parser.parse_args()
     seen = detect(options.folder, options.detector, options.every)
     names = get_layout(seen.layout).names
-    chosen = [i for i, name in enumerate(names) if name.split("_")[-1] in PARTS]
+    parts = [name for name in get_layout("coco17").names if name.split("_")[-1] in PARTS]
+    chosen = [names.index(name) for name in parts]  # not the middle of the hips, which no detector gives
     ends = [[names.index(f"{side}_{end}") for end in limb] for side in ("left", "right") for limb in LIMBS]
     truth, alike = find_points(seen)
     rows = ((alike[:, chosen] >= 2).all(-1)[:, None] & (seen.weights.sum(-1) > 0)).flatten()
