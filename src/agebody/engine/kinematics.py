@@ -104,10 +104,9 @@ def homogeneous(
     rotations: Float[Tensor, "*batch 3 3"], translations: Float[Tensor, "*batch 3"]
 ) -> Float[Tensor, "*batch 4 4"]:
     """Return [R t; 0 1]."""
-    pad = torch.nn.functional.pad
-    return torch.cat(
-        (pad(rotations, (0, 0, 0, 1)), pad(translations[..., None], (0, 0, 0, 1), value=1.0)), -1
-    )
+    top = torch.cat((rotations, translations[..., None]), -1)
+    bottom = torch.eye(4, dtype=top.dtype, device=top.device)[3:]
+    return torch.cat((top, bottom.expand(*top.shape[:-2], 1, 4)), -2)
 
 
 def _definition(tree: KinematicTree, rotations: Tensor, rest_joints: Tensor) -> tuple[Tensor, Tensor]:

@@ -356,6 +356,7 @@ def _gradient(
     # Transposed: a product of one body then runs along the rows of the directions.
     d_coefficients = coefficients.new_zeros(coefficients.shape[::-1])
     d_columns = transforms.new_zeros(4, transforms.shape[1], batch, 3)
+    sums = translation.new_empty(len(packed.widths), batch, 3)
     d_base = torch.empty_like(base) if base is not None and wants[3] else None
     for piece in _pieces(batch, packed):
         bodies, blocks = piece.bodies, piece.blocks
@@ -369,6 +370,8 @@ def _gradient(
             d_skinned[-1, ..., packed.num_vertices - (blocks.stop - 1) * block :] = 0
         for part, planes in work.place(grads[0], piece):
             d_skinned[part, ..., : planes.shape[-1]].copy_(planes)
+        if wants[2]:
+            torch.sum(d_skinned, -1, out=sums[blocks, bodies])
         if wants[0] or d_base is not None:
             d_planes = work.buffer("d_planes", *shape)
             d_posed = d_planes.view(piece.num_bodies, -1, 3, block).transpose(0, 1)
@@ -396,7 +399,7 @@ def _gradient(
                 torch.bmm(weights, shares, out=gathered[axis])
             scatter = packed.scatter[:, blocks, : piece.width].flatten(1)
             d_columns[:, :, bodies] += (scatter @ gathered.flatten(1, 2)).unflatten(2, (-1, 3))
-    found = (d_coefficients.T, d_columns.permute(2, 1, 3, 0), grads[0].sum(1) if wants[2] else None)
+    found = d_coefficients.T, d_columns.permute(2, 1, 3, 0), sums.sum(0) if wants[2] else None
     return found if base is None else (*found, d_base)
 
 
