@@ -250,6 +250,13 @@ def test_older_than_adult_templates_do_not_matter():
     np.testing.assert_array_equal(with_old.offsets, CURVE.offsets)
 
 
+@pytest.mark.parametrize("stature", [110.0, np.array([1.1, 110]), torch.tensor([torch.nan, 1100])])
+def test_statures_of_another_unit_are_refused(stature):
+    for function in (percentile, z_score):
+        with pytest.raises(ValueError, match="stature: expected metres, up to 5"):
+            function(stature, 5.0)
+
+
 @given(
     years=st.floats(0, 25), stature=st.floats(0.4, 2.1), sex=st.sampled_from(["neutral", "female", "male"])
 )

@@ -247,6 +247,12 @@ class TestPlacePeople:
         with pytest.raises(ValueError, match=message):
             refine_crowd(points, Camera.guess((640.0, 480.0)), points[:, 0], height=height, prior=prior)
 
+    @pytest.mark.parametrize("factor", [100, 1000])
+    def test_points_of_another_unit_are_refused(self, factor):
+        points = factor * (torch.randn(3, 5, 3) + torch.tensor([0, 0, 9.0]))
+        with pytest.raises(ValueError, match=r"points: expected .* people up to 5 m tall, in metres"):
+            refine_crowd(points, Camera.guess((640.0, 480.0)), points[:, 0])
+
     def test_too_tall_people_are_dropped_worst_first(self):
         depth, height, _ = crowd(5, images=1)
         height = torch.full_like(height, 1.7)

@@ -531,6 +531,10 @@ def test_invalid_input_is_refused(body, mannequin_asset):
         ({"depth_sd": 0.0}, "depth_sd: expected"),
         ({"depth": torch.tensor([0.0, 3.0])}, "depth: expected metres above 0"),
         ({"depth": torch.tensor([torch.inf, 3.0])}, "depth: expected metres above 0"),
+        (
+            {"depth": torch.tensor([300.0, torch.nan])},
+            "depth: expected metres, got a median of 300, at which",
+        ),
         ({"age_offset": torch.tensor([torch.inf, 0.0])}, "age_offset: expected a finite number"),
         ({"age_class": [0, 1]}, "age_class: expected a torch.Tensor"),
         ({"start": start._replace(betas=start.betas * torch.nan)}, "start.betas: expected finite"),

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from agebody.age.values import (
+    TALLEST,
     Number,
     as_given,
     constant,
@@ -18,6 +19,7 @@ from agebody.age.values import (
     of_one_kind,
     special_functions,
 )
+from agebody.checks import expect_values
 
 Sex = Literal["neutral", "female", "male"]
 
@@ -140,6 +142,8 @@ def z_score(stature: Number, years: Number, *, sex: Sex = "neutral") -> Number:
         sex: "neutral", "female" or "male".
     """
     stature, years = of_one_kind(stature=stature, years=years)
+    given = torch.as_tensor(stature)
+    expect_values(stature=(~((given > TALLEST) & given.isfinite()), f"metres, up to {TALLEST:g}"))
     return (stature - median_stature(years, sex=sex)) / stature_sd(years, sex=sex)
 
 

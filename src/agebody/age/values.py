@@ -15,6 +15,9 @@ from torch import Tensor
 from agebody.checks import broadcast, expect
 
 Number = TypeVar("Number", float, np.ndarray, Tensor)
+TALLEST = 5.0
+"""Statures above it are in another unit [m]."""
+
 Table = TypeVar("Table", bound=Callable[..., Any])
 
 

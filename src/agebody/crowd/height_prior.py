@@ -10,6 +10,7 @@ from torch import Tensor
 
 from agebody.age import AgeCurve, Sex, median_stature, stature_sd
 from agebody.age.classes import MAX_YEARS
+from agebody.age.values import TALLEST
 from agebody.checks import expect, expect_labels, expect_values
 
 
@@ -32,10 +33,6 @@ HEIGHT_CLASSES = (
 """The classes of DTO (Wang et al. 2025). "adult" is also used for unknown sex or age."""
 SEXES: tuple[Sex, ...] = get_args(Sex)
 """The sexes by index: neutral (or unknown), female, male."""
-
-
-TALLEST = 5.0
-"""Statures above it are in another unit [m]."""
 
 
 def is_stature(heights: Float[Tensor, "*people"]) -> Bool[Tensor, "*people"]:

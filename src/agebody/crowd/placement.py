@@ -20,9 +20,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from agebody.age.values import TALLEST
 from agebody.cameras.camera import Size, as_size
 from agebody.checks import Weights, apply_mask, expand_weights, expect, expect_values
-from agebody.crowd.height_prior import TALLEST, HeightPrior, is_stature
+from agebody.crowd.height_prior import HeightPrior, is_stature
 
 DISPARITY_MIN_SLOPE = 20.0
 """DTO's smallest slope for the reciprocal of Depth Anything V2's relative disparity. It does not apply to

@@ -9,10 +9,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from agebody.age.values import TALLEST
 from agebody.cameras import Camera
 from agebody.cameras.camera import expect_camera
 from agebody.checks import Weights, apply_mask, expand_weights, expect, expect_values, flatten
-from agebody.crowd.height_prior import TALLEST, HeightPrior, is_stature
+from agebody.crowd.height_prior import HeightPrior, is_stature
 from agebody.crowd.scene import MOVES, TILTS, Deviations, Scene, move
 from agebody.engine.batched import own_precision
 from agebody.engine.trees import unflatten
@@ -188,11 +189,16 @@ def refine_crowd(
     )
     used, absent = confidence != 0, there == 0
     ahead, weight = "finite places in front of the camera", "finite numbers of 0 or more"
+    low, high = (torch.where(used[..., None], start, end) for end in (torch.inf, -torch.inf))
+    metres = (high.amax(2) - low.amin(2)).amax(-1) <= TALLEST if start.shape[2] else ~absent
     checks = {
         "weights": ((there >= 0) & there.isfinite(), weight),
         "pixel_weights": ((confidence >= 0) & confidence.isfinite(), weight),
         "root": (absent | (origin.isfinite().all(-1) & (origin[..., 2] > 0)), ahead),
-        "points": (start.isfinite().all(-1) & (~used | (start[..., 2] > 0)), ahead),
+        "points": (
+            start.isfinite().all(-1) & (~used | (start[..., 2] > 0)) & (absent | metres)[..., None],
+            f"{ahead}, of people up to {TALLEST:g} m tall, in metres",
+        ),
         "pixels": (seen.isfinite().all(-1) | ~used, "finite numbers where weights are not 0"),
     }
     for name, tensor in (("feet", scene.feet), ("vertices", scene.vertices)):

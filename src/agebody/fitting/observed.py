@@ -13,6 +13,7 @@ from scipy.linalg import block_diag
 from torch import Tensor, nn
 
 from agebody.age import AGE_CLASSES, UNKNOWN, AgeCurve, parse_ages
+from agebody.age.values import TALLEST
 from agebody.body import BodyModel
 from agebody.cameras import Camera
 from agebody.checks import (
@@ -113,6 +114,13 @@ def read_observed(
     known = _numbers("depth", math.nan if depth is None else depth, batch, keypoints)
     if not (known.isnan() | ((known > 0) & known.isfinite())).all():
         raise ValueError("depth: expected metres above 0, and NaN where it is not known")
+    sizes = known * _extent(seen, trust) / camera.focal.mean(-1).to(known)
+    if (sizes[sizes > 0].median() if (sizes > 0).any() else 0) > TALLEST:
+        middle, size = (part[sizes > 0].median().item() for part in (known, sizes))
+        raise ValueError(
+            f"depth: expected metres, got a median of {middle:g}, at which people would be {size:.3g} m in "
+            "size; divide millimetres by 1000"
+        )
     known_sd = _numbers("depth_sd", depth_sd, batch, keypoints)
     if not ((known_sd > 0) & known_sd.isfinite()).all():
         raise ValueError("depth_sd: expected a standard deviation above 0 [m]")
