@@ -428,8 +428,9 @@ class TestBatches:
         given_ = {k: v.requires_grad_() for k, v in arguments(body, batch).items()}
         out = body(**given_)
         assert out.vertices.shape == (*batch, 12, 3)
-        assert body.keypoints(TEST_LAYOUT, **given_).shape == (*batch, 4, 3)
-        out.vertices.sum().backward()
+        points = body.keypoints(TEST_LAYOUT, **given_)
+        assert points.shape == (*batch, 4, 3)
+        (out.vertices.sum() + points.sum()).backward()
         assert given_["betas"].grad.shape == given_["betas"].shape
 
     @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc")

@@ -73,7 +73,8 @@ class BatchedFunction:
         """Compute `value` on tensors."""
         if not self._is_for_numpy(tensors[0]):
             return self.value(constants, keep, *tensors)
-        outputs, kept = self.value(constants, keep, *_arrays(tensors))
+        with np.errstate(all="ignore"):  # as torch
+            outputs, kept = self.value(constants, keep, *_arrays(tensors))
         return tuple(map(torch.from_numpy, outputs)), tuple(map(torch.from_numpy, kept))
 
     def find_gradient(
@@ -82,7 +83,8 @@ class BatchedFunction:
         """Compute `gradient` on tensors."""
         if not self._is_for_numpy(tensors[0]):
             return self.gradient(constants, wants, kept, grads, *tensors)
-        found = self.gradient(constants, wants, _arrays(kept), _arrays(grads), *_arrays(tensors))
+        with np.errstate(all="ignore"):
+            found = self.gradient(constants, wants, _arrays(kept), _arrays(grads), *_arrays(tensors))
         return tuple(None if g is None else torch.from_numpy(g) for g in found)
 
     def vjp(self, constants: Any, grads_and_tensors: Tensors) -> Tensors:
