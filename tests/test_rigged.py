@@ -382,7 +382,7 @@ def test_command_names_the_licence_of_the_data(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "arguments", "message"),
     [
-        ({"body_pose": np.zeros((2, 5, 3))}, (), "body_pose: expected shape (N, 23, 3), got (2, 5, 3)"),
+        ({"body_pose": np.zeros((2, 5, 3))}, (), "body_pose: expected the 23 joints of mannequin, got 5"),
         ({"betas": np.zeros((2, 40))}, (), "betas: expected up to 10, as the body has, got 40"),
         ({"transl": np.full((2, 3), np.nan)}, (), "transl: expected finite numbers"),
         ({"transl": np.zeros((0, 3))}, (), "expected at least one frame, got none"),
