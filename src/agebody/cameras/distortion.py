@@ -29,10 +29,11 @@ def distort(
 
         x' = x L + 2 p1 x y + p2 (r^2 + 2 x^2),   y' = y L + p1 (r^2 + 2 y^2) + 2 p2 x y
 
-    The polynomials describe the lens as far as r L grows. Farther out they fold: points outside the view
-    would return into the picture. From that radius (see `field_limit`) the function continues along each ray
-    from the middle in proportion to r, so it is continuous, and nothing returns. Gradients take that radius
-    as constant.
+    The polynomials describe the lens as far as r L grows and L is moderate. Farther out they fold: points
+    outside the view would return into the picture; or they explode: one point beside the camera would
+    outweigh all others. From that radius (see `field_limit`) the function continues along each ray from the
+    middle in proportion to r, so it is continuous, and nothing returns. Gradients take that radius as
+    constant.
 
     Args:
         points: x / z and y / z.
@@ -73,15 +74,16 @@ def undistort(
 def field_limit(distortion: Float[Tensor, "*camera k"]) -> Float[Tensor, "*camera"]:
     """Return the radius at depth 1 up to which r L grows, the edge of the lens's view; infinite without one.
 
-    It is the first positive root of the derivative of r L(r^2), or, if that comes first, where |L| reaches
-    100 before a pole. The search ends at r = 1000 (89.9 degrees), in steps of 2 %, and misses a fall and rise
-    within one step. It has no gradient.
+    It is the first positive root of the derivative of r L(r^2), or, if that comes first, where L reaches 10.
+    The search ends at r = 1000 (89.9 degrees), in steps of 2 %, and misses a fall and rise within one step.
+    It has no gradient.
     """
-    return _lens(distortion).limit.sqrt()
+    limit = _lens(distortion).limit
+    return torch.where(limit < GRID[1], limit.sqrt(), torch.inf)
 
 
-LARGEST_FACTOR = 100.0
-"""|L| up to which a lens is used before a pole: no picture is that wide."""
+LARGEST_FACTOR = 10.0
+"""L up to which a lens is used: no lens enlarges the edge of its picture tenfold."""
 
 
 class _Lens(NamedTuple):
@@ -91,6 +93,7 @@ class _Lens(NamedTuple):
     """k1, k2, k3, k4, k5, k6."""
     tangential: Float[Tensor, "*camera 2"]
     limit: Float[Tensor, "*camera"]
+    """Of r^2: finite, as the powers in L overflow."""
 
 
 def _lens(distortion: Tensor) -> _Lens:
@@ -110,7 +113,7 @@ def _lens(distortion: Tensor) -> _Lens:
 
 
 def _limit(radial: Float[Tensor, "*camera 6"]) -> Float[Tensor, "*camera"]:
-    """Return the smallest s = r^2 at which d(r N / D) / dr or, nearly, D is 0, for L = N / D."""
+    """Return the smallest s = r^2 at which d(r N / D) / dr is 0 or L = N / D is large, or the grid's end."""
     k1, k2, k3, k4, k5, k6 = radial.unbind(-1)
     # N D + 2 s (N' D - N D'), which has the derivative's sign; powers 1 to 6 of s, as the constant is 1.
     slope = torch.stack(
@@ -124,17 +127,17 @@ def _limit(radial: Float[Tensor, "*camera 6"]) -> Float[Tensor, "*camera"]:
         ),
         -1,
     )
+    # M D - N, from M - 1 at s = 0: negative before a pole, unless N is, and then r L has turned before.
     upper, lower = (torch.stack(k, -1) for k in ((k1, k2, k3), (k4, k5, k6)))
-    padded = torch.nn.functional.pad(lower, (0, 3))
-    turns, poles = _first_roots(torch.stack((slope, padded), -2)).unbind(-1)
+    large = (LARGEST_FACTOR * lower - upper) / (LARGEST_FACTOR - 1)
+    others = torch.nn.functional.pad(torch.stack((large, lower), -2), (0, 3))
+    turns, wide, poles = _first_roots(torch.cat((slope[..., None, :], others), -2)).unbind(-1)
+    # A pole that a root of N cancels to rounding is none.
     there = torch.where(poles < torch.inf, poles, 1)
     value = 1 + there * (k1 + there * (k2 + there * k3))
     fall = (k4 + there * (2 * k5 + there * 3 * k6)).abs()
-    # M D - |N|, from 1 at s = 0. A pole that a root of N cancels to rounding is none.
-    sign = torch.where(value < 0, -1, torch.ones_like(value))[..., None]
-    before = _first_roots((LARGEST_FACTOR * lower - sign * upper) / (LARGEST_FACTOR - sign))
-    cancelled = value.abs() <= 64 * torch.finfo(there.dtype).eps * there * fall
-    return torch.minimum(turns, torch.where(cancelled | (poles == torch.inf), torch.inf, before))
+    cancelled = (poles < torch.inf) & (value.abs() <= 64 * torch.finfo(there.dtype).eps * there * fall)
+    return torch.minimum(turns, torch.where(cancelled, torch.inf, wide)).clamp(max=GRID[1])
 
 
 GRID = (1e-3, 1e6, 512)
@@ -203,7 +206,7 @@ def _undistort_radius(seen: Tensor, lens: _Lens) -> Tensor:
     """Invert without tangential terms: r L(r^2) = |seen| in the lens's view, proportional outside."""
     shown = safe_norm(seen)
     limit = lens.limit[..., None].sqrt()
-    at_limit, _ = _factor(torch.where(limit < torch.inf, limit, 0) ** 2, lens.radial)
+    at_limit, _ = _factor(limit * limit, lens.radial)
     low, high = torch.broadcast_tensors(torch.zeros_like(shown), limit)
     r, moved = torch.minimum(shown, limit), torch.full_like(high, torch.inf)
     for _ in range(RADIAL_STEPS):
@@ -213,7 +216,7 @@ def _undistort_radius(seen: Tensor, lens: _Lens) -> Tensor:
         step = excess / (factor + 2 * r * r * slope)
         # Halve the bounds where Newton's step leaves them, or is not half as long as the last.
         slow = (r - step < low) | (r - step > high) | (2 * step.abs() > moved)
-        step = torch.where(slow & (high < torch.inf), r - (low + high) / 2, step)
+        step = torch.where(slow, r - (low + high) / 2, step)
         r, moved = r - step, step.abs()
     outside = shown > limit * at_limit
     r = torch.where(outside, shown / at_limit, r)
