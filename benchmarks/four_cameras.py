@@ -111,7 +111,7 @@ def main() -> None:
                 points, tall = body.keypoints(seen.layout, bodies), stature(body.shape(bodies).rest_vertices)
             limbs, sd = points[:, ends].diff(dim=-2).norm(dim=-1), fit.standard_errors.stature
             print(f"{kind}, {name}: PA-MPJPE {1e3 * pa_mpjpe(points[:, chosen], truth):.0f} mm", end=", ")
-            print(f"{fit.error[rows].median():.1f} px, stature {tall.mean():.2f} m", end=", ")
+            print(f"{fit.error[rows].nanmedian():.1f} px, stature {tall.mean():.2f} m", end=", ")
             print(f"sd {sd[sd.isfinite()].mean():.2f} m", end=", ")
             print(f"limbs {100 * (limbs.std(0) / limbs.mean(0)).mean():.1f} %", flush=True)
 

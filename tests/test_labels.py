@@ -959,6 +959,25 @@ def test_shards_without_an_image(labels, body, photographs, tmp_path):
 # --- report and pictures
 
 
+def test_errors_of_no_points_are_nan_and_such_people_are_not_kept(body, observed, write, tmp_path):
+    """0 would read as a perfect fit; training files have it, as NaN would spoil means and comparisons."""
+    document = coco_document(observed)
+    document["annotations"][1]["keypoints"][2::3] = [0.25] * 17
+    labels = fit_annotations(body, read_people(write(document)), min_confidence=0.3)
+    nobody = [False, True] + [False] * (COUNT - 2)
+    assert np.isnan(labels.reprojection).tolist() == np.isnan(labels.start_reprojection).tolist() == nobody
+    assert not labels.kept[1]
+    assert labels.kept[0]
+    labels.save(tmp_path / "labels.npz")
+    read = load_labels(tmp_path / "labels.npz")
+    np.testing.assert_array_equal(read.reprojection, labels.reprojection)
+    error = training_arrays(body, read)["fit_error"]
+    assert error[1] == 0
+    assert (error[0] > 0) & np.isfinite(error).all()
+    assert np.isfinite(summarize(read)["median_reprojection_px"])
+    assert "median reprojection error [px] | –" in to_markdown(summarize(read.select(slice(1, 2))))
+
+
 def test_summary_counts_people_once_each(labels, body, observed, write, people):
     found = read_people(write(coco_document(observed)))
     summary = json.loads(json.dumps(summarize(labels, found, seconds=2.0)))

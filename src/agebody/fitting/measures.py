@@ -43,9 +43,9 @@ class MeasurementFit(NamedTuple):
     achieved: Float[Tensor, "*batch M"]
     """Measurements of these bodies [m]."""
     residual: Float[Tensor, "*batch M"]
-    """Achieved minus target [m]; 0 where the weight is 0."""
+    """Achieved minus target [m]; NaN where the weight is 0."""
     met: Bool[Tensor, "*batch M"]
-    """Whether the residual is within the tolerance."""
+    """Whether the residual is within the tolerance, or the weight is 0."""
     converged: Bool[Tensor, "*batch"]
     """Whether the solver converged before it ran out of iterations."""
     sd: Float[Tensor, "*batch"]
@@ -54,7 +54,8 @@ class MeasurementFit(NamedTuple):
     def report(self) -> str:
         """Return one line per target that is not met, and one per improbable shape."""
         missed, far = torch.nonzero(~self.met), torch.nonzero(self.sd > _IMPROBABLE)
-        lines = [f"{int(self.met.sum())} of {self.met.numel()} measurements met"]
+        asked = ~self.residual.isnan()
+        lines = [f"{int((self.met & asked).sum())} of {int(asked.sum())} measurements met"]
         lines[0] += "; not met:" if len(missed) else ""
         for *body, which in missed.tolist():
             index = (*body, which)
@@ -113,8 +114,9 @@ def fit_measurements(
     with torch.no_grad(), own_precision(body.device):
         found = [problem.solve(part, tolerance, max_iterations) for part in rows.split(_BATCH)]
     betas, age, achieved, converged = (torch.cat(parts) for parts in zip(*found, strict=True))
-    residual = torch.where(problem.weights > 0, achieved - problem.targets, 0)
-    met, away = residual.abs() <= tolerance, betas.norm(dim=-1)
+    counts = problem.weights > 0
+    residual = torch.where(counts, achieved - problem.targets, torch.nan)
+    met, away = (residual.abs() <= tolerance) | ~counts, betas.norm(dim=-1)
     fit = MeasurementFit(problem.names, betas, age, achieved, residual, met, converged, away)
     return unflatten(fit, problem.batch)
 

@@ -70,10 +70,9 @@ class Observed(NamedTuple):
     """Whether any depth of the whole batch is known, also where these are some of its people."""
 
     def errors(self, points: Float[Tensor, "B K 3"]) -> Float[Tensor, " B"]:
-        """Return mean distances in the image, weighted by confidence [pixels]."""
+        """Return mean distances in the image, weighted by confidence, NaN where no point counts [pixels]."""
         offsets = apply_mask(self.camera.project(points).pixels - self.keypoints, self.weights, 1)
-        total = self.weights.sum(-1)
-        return (self.weights * offsets.norm(dim=-1)).sum(-1) / torch.where(total > 0, total, 1)
+        return (self.weights * offsets.norm(dim=-1)).sum(-1) / self.weights.sum(-1)
 
 
 def read_observed(

@@ -239,11 +239,10 @@ class _Given(NamedTuple):
 
     def fit(self, parameters: BodyParameters, report: FitReport, start: BodyParameters, find: Any) -> Fit:
         """Return the result, moved back from the mean, with failed fits flagged."""
-        total = self.weights.sum(1)
 
         def error(found: BodyParameters) -> Tensor:
             distance = safe_norm(find(found) - self.points)
-            return (self.weights * distance).sum(1) / torch.where(total > 0, total, 1)
+            return (self.weights * distance).sum(1) / self.weights.sum(1)
 
         enough = (self.weights > 0).sum(1) >= MIN_POINTS
         report = report._replace(

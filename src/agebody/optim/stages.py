@@ -49,7 +49,7 @@ class Fit(NamedTuple):
     """How the fits ended."""
     error: Float[Tensor, "*observed"]
     """Mean distance between the points found and observed, weighted by confidence: [pixels] in images, [m] in
-    space. 0 where no point counts."""
+    space. NaN where no point counts."""
     start_error: Float[Tensor, "*observed"]
     """The same before the first step."""
     standard_errors: StandardErrors | None = None

@@ -107,7 +107,8 @@ def flag_labels(labels: Labels) -> Labels:
         "too_small": ~(size >= MIN_SIZE),
         "duplicate": _duplicates(labels, np.where(size > 0, size, 1)),
         "not_converged": ~labels.converged,
-        "infantnet": ~(labels.reprojection < MAX_ERROR * np.maximum(sides.max(1, initial=0), 1)),
+        "infantnet": counted.any(1)
+        & ~(labels.reprojection < MAX_ERROR * np.maximum(sides.max(1, initial=0), 1)),
         "camsmplify": ~((final < _CAM_LIMIT) | ((first > _CAM_HARD) & (final < _CAM_HARD_LIMIT))),
         "spin": ~(_spin(offsets, weights) < _SPIN_LIMIT),
         "betas": (np.abs(labels.betas) > MAX_BETA).any(1),

@@ -83,7 +83,7 @@ class Labels:
     scores: Float[np.ndarray, " N"] = field(metadata=_row())
     """Mean weight of the observed keypoints."""
     reprojection: Float[np.ndarray, " N"] = field(metadata=_row())
-    """Weighted mean distance between observed and fitted keypoints [pixels]."""
+    """Weighted mean distance between observed and fitted keypoints, NaN without any [pixels]."""
     start_reprojection: Float[np.ndarray, " N"] = field(metadata=_row())
     """The same before the fit [pixels]."""
     converged: Bool[np.ndarray, " N"] = field(metadata=_row(kind="flag"))
@@ -254,10 +254,10 @@ def reprojection_error(
     observed: Float[np.ndarray, "N K 2"],
     weights: Float[np.ndarray, "N K"],
 ) -> Float[np.ndarray, " N"]:
-    """Return the weighted mean distance of keypoints [pixels]; 0 where all weights are 0."""
+    """Return the weighted mean distance of keypoints [pixels]; NaN where all weights are 0."""
     far = np.linalg.norm(np.where(weights[..., None] > 0, pixels - observed, 0), axis=-1)
-    total = weights.sum(1)
-    return (weights * far).sum(1) / np.where(total > 0, total, 1)
+    with np.errstate(invalid="ignore"):
+        return (weights * far).sum(1) / weights.sum(1)
 
 
 def concatenate_labels(parts: list[Labels]) -> Labels:

@@ -109,7 +109,7 @@ def training_arrays(
         "extra_keypoints_2d": seen[:, 25:],
         "body_keypoints_3d": points[:, :25],
         "extra_keypoints_3d": points[:, 25:],
-        "fit_error": labels.reprojection.astype(np.float32),
+        "fit_error": np.nan_to_num(labels.reprojection, nan=0, posinf=np.inf).astype(np.float32),
         **_hands_and_faces(body, labels, true),
     }
 
@@ -176,7 +176,7 @@ def save_training_npz(
     | `betas` | (N, 11) | ten, and the age offset |
     | `has_body_pose` | (N,) | 1 for people that are kept, 0 for others |
     | `has_betas` | (N,) | the same, but 0 for people of unknown age |
-    | `fit_error` | (N,) | mean distance of the body's keypoints from the observed ones [pixels] |
+    | `fit_error` | (N,) | mean distance of the keypoints from the observed ones, 0 without any [pixels] |
     | `age_class` | (N,) | index into ``AGE_CLASSES`` of who stated class or age, -1 elsewhere |
     | `focal`, `principal_point` | (N, 2) | of the camera before which the 3D keypoints are [pixels] |
     | `body_keypoints_2d`, `extra_keypoints_2d` | (N, 25, 3), (N, 19, 3) | observed: x, y, confidence |

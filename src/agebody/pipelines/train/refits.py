@@ -203,7 +203,7 @@ def _with_few_betas(body: BodyModel, fits: Labels) -> Labels:
 def _improve(person: dict[str, Any], arrays: Mapping[str, np.ndarray], row: int) -> bool:
     """Give a person of a shard the fit where it is better; return whether it is."""
     labelled = float(np.sum(person["has_body_pose"])) > 0
-    if arrays["fit_error"][row] >= float(person.get("fit_error", 0 if labelled else math.inf)):
+    if not arrays["fit_error"][row] < float(person.get("fit_error", 0 if labelled else math.inf)):
         return False
     measured = "fit_error" not in person and (np.asarray(person["keypoints_3d"])[..., 3] > 0).any()
     stays = {"keypoints_3d"} if measured else set()
