@@ -234,7 +234,7 @@ class _Dims:
     def __init__(
         self,
         body: BodyModel,
-        batch: Sequence[int],
+        batch: torch.Size,
         seen: Sequence[int] = (),
         lengths: Int[Tensor, "*batch"] | None = None,
     ) -> None:
