@@ -370,6 +370,16 @@ def test_numbers_are_not_rounded_on_their_way_into_a_camera():
     assert Camera.guess(torch.tensor(size), dtype=F64).focal.dtype == F64
 
 
+def test_matrices_of_cameras_whose_parts_broadcast():
+    focal, center = tensor([[[500, 510]], [[600, 610]]]), tensor([[1, 2], [3, 4], [5, 6]])
+    view = Camera(focal, center, translation=torch.zeros(2, 3, 3, dtype=F64))
+    assert view.intrinsics.shape == (2, 3, 3, 3)
+    assert view.intrinsics[1, 2].tolist() == [[600, 0, 5], [0, 610, 6], [0, 0, 1]]
+    points = tensor([[0.1, -0.2, 2.0]])
+    shown = points @ view.intrinsics.mT
+    torch.testing.assert_close(view.project(points).pixels, shown[..., :2] / 2)
+
+
 def test_float32_batches_and_transforms_of_torch():
     view = camera(lens=LENSES["barrel"]).to(torch.float32)
     points = torch.randn(4, 5, 3, generator=torch.Generator().manual_seed(0))
@@ -557,6 +567,23 @@ def test_lenses_of_a_batch_are_those_of_each():
         (lambda: Camera.from_matrix(torch.ones(3, 3)), ValueError, "no skew"),
         (lambda: Camera.from_matrix(tensor([[1, 0.1, 0], [0, 1, 0], [0, 0, 1]])), ValueError, "no skew"),
         (lambda: Camera.from_matrix(-torch.eye(3)), ValueError, "fx, fy > 0"),
+        (lambda: Camera.from_matrix(tensor([[1, 0, math.inf], [0, 1, 0], [0, 0, 1]])), ValueError, "fx, fy"),
+        (
+            lambda: Camera.from_matrix(torch.eye(3), torch.full((3, 4), math.nan).fill_diagonal_(1)),
+            ValueError, "world_to_camera: expected a",
+        ),
+        (
+            lambda: Camera.from_matrix(torch.eye(3), torch.eye(4).index_fill(1, torch.tensor(3), math.nan)),
+            ValueError, "world_to_camera: expected a finite last column",
+        ),
+        (lambda: camera().resized(0.0), ValueError, "scale: expected a number above 0, got 0.0"),
+        (lambda: camera(batch=(3,)).resized(tensor([[1]] * 4)), ValueError, "scale (4,)"),
+        (lambda: camera(batch=(3,)).cropped(tensor([[0, 0, 1, 1]] * 4)), ValueError, "box (4,)"),
+        (lambda: camera(batch=(3,)).undistort(tensor([[[1, 1]]] * 4)), ValueError, "pixels (4,)"),
+        (
+            lambda: camera(batch=(3,)).project(tensor([[1, 1, 1]]), size=tensor([[1, 1]] * 4)),
+            ValueError, "points (3,), size (4,)",
+        ),
         (lambda: Camera.from_matrix(torch.eye(4)), ValueError, "intrinsics: expected shape (*batch, 3, 3)"),
         (lambda: Camera.from_matrix(torch.eye(3), torch.eye(3)), ValueError, "world_to_camera: expected"),
         (lambda: Camera.from_matrix(torch.eye(3), torch.ones(2, 4)), ValueError, "(*batch, 3, 4)"),

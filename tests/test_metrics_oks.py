@@ -176,6 +176,36 @@ def test_the_cases_that_make_it_hard_are_in_the_files():
     assert min(sizes) < 32**2 < 96**2 < max(sizes)
 
 
+def test_crowds_may_be_numbers_and_other_shapes_are_refused(unchecked):
+    """COCO's iscrowd is 0 or 1."""
+    generator = torch.Generator().manual_seed(0)
+    target = 100 * torch.rand(3, 17, 2, generator=generator)
+    images, scores, areas = (
+        torch.zeros(3, dtype=torch.int64),
+        torch.tensor([0.9, 0.5, 0.1]),
+        1e4 * torch.ones(3),
+    )
+    crowd = torch.tensor([0, 1, 0])
+
+    def ap(pred=target, scores=scores, areas=areas, **options):
+        return keypoint_ap(pred, scores, images, target, areas, images, **options)
+
+    pred = target.clone()
+    pred[2] += 1e4
+    for kind in (torch.int64, torch.uint8, torch.float32):
+        assert ap(pred, crowd=crowd.to(kind)) == pytest.approx(ap(pred, crowd=crowd.bool()), nan_ok=True)
+    assert pytest.approx(0.5, abs=0.01) == ap(pred, crowd=crowd).AP
+    for options, message in (
+        ({"scores": scores[:, None]}, r"scores: expected shape \(3,\), got \(3, 1\)"),
+        ({"areas": areas[:, None]}, r"areas: expected shape \(3,\), got \(3, 1\)"),
+        ({"boxes": areas[:, None].expand(3, 3)}, r"boxes: expected shape \(3, 4\), got \(3, 3\)"),
+        ({"pred": target[None]}, r"pred: expected shape \(people, keypoints, 2\)"),
+        ({"max_detections": 0}, "max_detections: expected at least 1, got 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ap(**options)
+
+
 def test_only_the_best_twenty_detections_count():
     annotations, results = synthetic_coco(0)
     assert ours(annotations, results, max_detections=1) != ours(annotations, results)
@@ -221,9 +251,9 @@ def test_errors_name_the_argument(unchecked):
         oks(pred, target, area, weights=np.ones((3, 17)))
     with pytest.raises(ValueError, match=r"do not broadcast: pred \(3,\), target \(2,\)"):
         oks(pred, target[:2], area)
-    with pytest.raises(ValueError, match="scores: expected 3 entries, got 2"):
+    with pytest.raises(ValueError, match=r"scores: expected shape \(3,\), got \(2,\)"):
         keypoint_ap(pred, scores[:2], ids, target, area, ids)
-    with pytest.raises(ValueError, match="target_images: expected 3 entries, got 1"):
+    with pytest.raises(ValueError, match=r"target_images: expected shape \(3,\), got \(1,\)"):
         keypoint_ap(pred, scores, ids, target, area, ids[:1])
     with pytest.raises(ValueError, match="sigmas: expected 17, one per keypoint"):
         keypoint_ap(pred, scores, ids, target, area, ids, sigmas=(0.1,))

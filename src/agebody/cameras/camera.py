@@ -90,7 +90,8 @@ class Camera(NamedTuple):
             rest = k.detach().clone()
             rest[..., (0, 1, 0, 1), (0, 1, 2, 2)] = 0
             pinhole = rest.new_tensor([[0, 0, 0], [0, 0, 0], [0, 0, 1]])
-            if not ((rest == pinhole).all() and (fx > 0).all() and (fy > 0).all()):
+            finite = k.detach().isfinite().all()
+            if not ((rest == pinhole).all() and finite and (fx > 0).all() and (fy > 0).all()):
                 raise ValueError(
                     "intrinsics: expected [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] with fx, fy > 0 and no skew, "
                     f"got {k.detach().cpu().tolist()}"
@@ -108,6 +109,8 @@ class Camera(NamedTuple):
                 raise ValueError(
                     f"world_to_camera: expected a rotation in its first three columns, got {r.cpu().tolist()}"
                 )
+            if not (t := translation.detach()).isfinite().all():
+                raise ValueError(f"world_to_camera: expected a finite last column, got {t.cpu().tolist()}")
         return camera._replace(rotation=rotation, translation=translation)
 
     @classmethod
@@ -198,10 +201,10 @@ class Camera(NamedTuple):
     @property
     def intrinsics(self) -> Float[Tensor, "*batch 3 3"]:
         """K [pixels]."""
-        zero, one = torch.zeros_like(self.focal[..., 0]), torch.ones_like(self.focal[..., 0])
-        (fx, fy), (cx, cy) = self.focal.unbind(-1), self.center.unbind(-1)
-        rows = (fx, zero, cx + zero), (zero, fy, cy + zero), (zero, zero, one)
-        return torch.stack([torch.stack(torch.broadcast_tensors(*row), -1) for row in rows], -2)
+        (fx, fy), (cx, cy) = (x.unbind(-1) for x in torch.broadcast_tensors(self.focal, self.center))
+        zero, one = torch.zeros_like(fx), torch.ones_like(fx)
+        rows = (fx, zero, cx), (zero, fy, cy), (zero, zero, one)
+        return torch.stack([torch.stack(row, -1) for row in rows], -2)
 
     @property
     def world_to_camera(self) -> Float[Tensor, "*batch 4 4"]:
@@ -288,6 +291,7 @@ class Camera(NamedTuple):
         pixels = plane * self._focal() + self._center()
         if size is not None:
             extent = as_size(size, pixels)[..., None, :]
+            broadcast(points=pixels.shape[:-2], size=extent.shape[:-2])
             visible = visible & ((pixels >= 0) & (pixels < extent)).all(-1)
         # Each may have batch dimensions that the others lack, as the depth does not depend on intrinsics.
         _, depth, visible = torch.broadcast_tensors(pixels[..., 0], depth, visible)
@@ -295,6 +299,8 @@ class Camera(NamedTuple):
 
     def undistort(self, pixels: Float[Tensor, "*points K 2"]) -> Float[Tensor, "*batch K 2"]:
         """Return normalised image coordinates x / z and y / z, as ``cv2.undistortPoints``."""
+        pixels = self._expect("pixels", pixels, None, 2)
+        self._check_batch(pixels=pixels.shape[:-2])
         plane = (pixels - self._center()) / self._focal()
         return plane if self.distortion is None else undistort(plane, self._lens())
 
@@ -330,6 +336,10 @@ class Camera(NamedTuple):
         Args:
             scale: new size over old: a number, (*batch, 1), or (*batch, 2) if width and height differ.
         """
+        if isinstance(scale, Tensor):
+            self._check_batch(scale=scale.shape[:-1])
+        elif not 0 < scale < math.inf:
+            raise ValueError(f"scale: expected a number above 0, got {scale}")
         return self._replace(focal=self.focal * scale, center=self.center * scale)
 
     def cropped(self, box: Float[Tensor, "*batch 4"], *, size: Size | None = None) -> Camera:
@@ -340,6 +350,7 @@ class Camera(NamedTuple):
             size: width and height to which the crop is resized [pixels]; None keeps its pixels.
         """
         low, high = expect("box", box, 4).split(2, -1)
+        self._check_batch(box=low.shape[:-1])
         focal, center = torch.broadcast_tensors(self.focal, self.center - low)
         moved = self._replace(focal=focal, center=center)
         return moved if size is None else moved.resized(as_size(size, box) / not_empty(high - low))

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from agebody.checks import Weights, expand_weights, expect
+from agebody.checks import Weights, expand_weights, expect, expect_tensor
 from agebody.keypoints import KeypointLayout
 from agebody.metrics.similarity import SPACING, spread_of
 
@@ -290,7 +290,7 @@ def keypoint_ap(
     *,
     weights: Weights = None,
     boxes: Float[Tensor, "G 4"] | None = None,
-    crowd: Bool[Tensor, " G"] | None = None,
+    crowd: Shaped[Tensor, " G"] | None = None,
     pred_areas: Float[Tensor, " D"] | None = None,
     sigmas: str | KeypointLayout | tuple[float, ...] = "coco17",
     max_detections: int = 20,
@@ -311,7 +311,7 @@ def keypoint_ap(
         weights: (G, K), which keypoints of the people are visible; all by default.
         boxes: (x, y, width, height) of the people, needed for people without a visible keypoint; around their
             visible keypoints by default, and where it is NaN.
-        crowd: regions of several people; none by default.
+        crowd: true, or 1 as COCO's iscrowd, for regions of several people; none by default.
         pred_areas: of the detections [pixels²]; of the boxes around their keypoints by default, as COCO does,
             and where it is NaN.
         sigmas: a layout with published standard deviations, or one number per keypoint.
@@ -319,12 +319,19 @@ def keypoint_ap(
     """
     pred = expect("pred", pred, None, 2)
     target = expect("target", target, *pred.shape[-2:])
+    for name, points in (("pred", pred), ("target", target)):
+        if points.dim() != 3:
+            raise ValueError(f"{name}: expected shape (people, keypoints, 2), got {tuple(points.shape)}")
     people = {"areas": areas, "target_images": target_images, "boxes": boxes, "crowd": crowd}
     detections = {"scores": scores, "pred_images": pred_images, "pred_areas": pred_areas}
     for given, length in ((detections, len(pred)), (people, len(target))):
         for name, tensor in given.items():
-            if tensor is not None and len(tensor) != length:
-                raise ValueError(f"{name}: expected {length} entries, got {len(tensor)}")
+            shape = (length, 4) if name == "boxes" else (length,)
+            if tensor is not None and expect_tensor(name, tensor).shape != shape:
+                raise ValueError(f"{name}: expected shape {shape}, got {tuple(tensor.shape)}")
+    if max_detections < 1:
+        raise ValueError(f"max_detections: expected at least 1, got {max_detections}")
+    people["crowd"] = None if crowd is None else crowd != 0
     spread = spread_of(sigmas, pred.double())
 
     def array(tensor: Tensor | None) -> Any:
