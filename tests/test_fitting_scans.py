@@ -225,6 +225,19 @@ class TestClouds:
             fit_plane(torch.ones(2, 3))
         with pytest.raises(ValueError, match="expected 20% of them on one plane"):
             fit_plane(torch.randn(500, 3, generator=seeded()))
+        with pytest.raises(ValueError, match="tolerance: expected a length above 0"):
+            fit_plane(torch.ones(3, 3), tolerance=math.inf)
+
+    def test_a_plane_in_other_units_is_refused_by_their_name(self):
+        """In millimetres its noise is beyond the tolerance; rounded to them, few points may seem a line."""
+        table = torch.rand(3000, 3, generator=seeded()) * torch.tensor([1.5, 0.0, 0.8])
+        table = table + 0.002 * torch.randn(3000, 3, generator=seeded(1)) + torch.tensor([0.0, 0.0, 2.0])
+        assert fit_plane(table).normal[1].abs() > 0.999
+        for scale, found in ((1000, "one plane"), (100, "one plane"), (1e6, "a line")):
+            with pytest.raises(ValueError, match=f"{found}.* are these metres\\? Divide millimetres by 1000"):
+                fit_plane(table * scale)
+        with pytest.raises(ValueError, match=r"on a line, to 0.01 m$"):
+            fit_plane(table[:1].repeat(100, 1))
 
 
 class TestEnergy:

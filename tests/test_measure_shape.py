@@ -221,6 +221,10 @@ def test_wrong_arguments_are_named(body, mannequin_asset, unchecked):
         fit_measurements(body, {"stature": float("nan")})
     with pytest.raises(ValueError, match="weights: expected finite numbers of 0 or more"):
         fit_measurements(body, {"stature": 1.7}, weights={"stature": -1.0})
+    for name, values in (("sd", (0.0, float("inf"))), ("tolerance", (-1e-3, float("nan")))):
+        for wrong in values:
+            with pytest.raises(ValueError, match=f"{name}: expected a length"):
+                fit_measurements(body, {"stature": 1.7}, **{name: wrong})
     for wrong in ("1.7", None, [1.7, None]):
         with pytest.raises(TypeError, match=r"targets\['stature'\]: expected numbers, got "):
             fit_measurements(body, {"stature": wrong})

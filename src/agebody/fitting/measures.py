@@ -109,6 +109,8 @@ def fit_measurements(
     Returns:
         Bodies that are detached from the targets.
     """
+    if not 0 <= tolerance < math.inf:
+        raise ValueError(f"tolerance: expected a length of 0 or more [m], got {tolerance}")
     problem = _Problem(body, targets, weights, age_offset, sd, age_bounds, definitions)
     rows = torch.arange(math.prod(problem.batch), device=body.device)
     with torch.no_grad(), own_precision(body.device):
@@ -137,7 +139,7 @@ class _Problem:
         expect_body(body, single=True)
         if age_offset is not None and not body.age_anchors:
             raise ValueError("age_offset: this body has one age")
-        if not sd > 0:
+        if not 0 < sd < math.inf:
             raise ValueError(f"sd: expected a length above 0 [m], got {sd}")
         if not targets:
             raise ValueError("targets: expected at least one measurement, got none")

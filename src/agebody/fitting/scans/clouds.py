@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -22,6 +23,8 @@ LEAST_SHARE = 0.2
 """Share of the points that must lie on a plane."""
 MAX_MEDIAN = 100.0
 """Depth images with a larger median are not in metres."""
+MAX_SPREAD = 10.0
+"""Points with a larger median distance from their median are probably not in metres."""
 BESIDE = 0.5
 """Largest distance from a plane of the points that determine its upper side [m]."""
 TRIALS = 300
@@ -133,7 +136,7 @@ def fit_plane(
         raise ValueError(f"points: expected shape (N, 3) with at least three, got {tuple(points.shape)}")
     if not points.isfinite().all():
         raise ValueError("points: expected finite points; leave out holes")
-    if not tolerance > 0:
+    if not 0 < tolerance < math.inf:
         raise ValueError(f"tolerance: expected a length above 0 [m], got {tolerance}")
     if point_normals is not None and point_normals.shape != points.shape:
         got = f"{len(points)} points, and normals of shape {tuple(point_normals.shape)}"
@@ -153,15 +156,15 @@ def fit_plane(
             middle = on.mean(0)
             _, extent, axes = torch.linalg.svd(on - middle, full_matrices=False)
             if len(on) < 3 or extent[1] <= tolerance * len(on) ** 0.5:
-                raise ValueError(
-                    f"points: expected a plane, found {len(on)} points on a line, to {tolerance} m"
-                )
+                found = f"points: expected a plane, found {len(on)} points on a line, to {tolerance} m"
+                raise ValueError(found + _advise_units(points))
             normal = axes[2]
             offset = middle @ normal
         heights = points @ normal - offset
     share = (heights.abs() <= tolerance).to(points.dtype).mean().item()
     if not share >= LEAST_SHARE:
-        raise ValueError(f"points: expected {LEAST_SHARE:.0%} of them on one plane, got {share:.0%}")
+        found = f"points: expected {LEAST_SHARE:.0%} of them on one plane, to {tolerance} m, got {share:.0%}"
+        raise ValueError(found + _advise_units(points))
     if towards is not None:
         eye = towards.to_world(points.new_zeros(1, 3))[0] if isinstance(towards, Camera) else towards
         if not isinstance(eye, Tensor) or eye.shape != (3,) or not eye.isfinite().all():
@@ -174,6 +177,15 @@ def fit_plane(
         beside = (heights.abs() > tolerance) & (heights.abs() <= BESIDE)
         above = heights[beside].sign().sum() - offset.sign() / 2
     return Plane(normal, offset) if above >= 0 else Plane(-normal, -offset)
+
+
+def _advise_units(points: Float[Tensor, "N 3"]) -> str:
+    """Return what to do if points that lie on no plane are not in metres."""
+    spread = float((points - points.median(0).values).norm(dim=-1).median())
+    if spread <= MAX_SPREAD:
+        return ""
+    advice = "are these metres? Divide millimetres by 1000"
+    return f"; half of them are {spread:.3g} m and more from the middle one; {advice}"
 
 
 def _rays(shape: torch.Size, camera: Camera) -> Float[Tensor, "H W 2"]:
