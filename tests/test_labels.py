@@ -624,6 +624,7 @@ def moved(labels, dx, *, weights=1.0, start=0.0, **changes):
     count, points = labels.observed.shape[:2]
     observed = np.zeros((count, points, 3))
     observed[..., :2] = np.linspace(10, 400, points)[None, :, None]
+    observed[..., 0] += 40 * (np.arange(points) % 2)  # on no line
     observed[..., 2] = weights
     keypoints = observed[..., :2] + np.array([dx, 0])
     boxes = np.tile([10.0, 10.0, 250.0, 490.0], (count, 1))
@@ -717,6 +718,8 @@ def observed_with(labels, change, *points):
             lambda fine: observed_with(fine, lambda p: p * [1 / 640, 1 / 640, 1]),
             False,
         ),  # in shares
+        ("too_small", lambda fine: observed_with(fine, lambda p: p * [0, 1, 1]), False),  # all in one column
+        ("too_small", lambda fine: observed_with(fine, lambda p: p[..., [1, 1, 2]]), False),  # on a diagonal
         ("duplicate", lambda fine: {"image_ids": np.array(["a"] * 6)}, False),
         ("too_near", lambda fine: {"depth": 0.69 * fine.stature}, True),
         ("unseen_limb", lambda fine: observed_with(fine, lambda p: 0 * p, "left_elbow", "left_wrist"), True),

@@ -61,7 +61,10 @@ def read_frames(
         if not cloud.isfinite().all():
             raise ValueError(f"scans[{i}]: expected finite points; leave out holes")
         if len(cloud) > 1 and (spread := float(cloud.std(0).max())) > MAX_SPREAD:
-            raise ValueError(f"scans[{i}]: expected points of a person in metres, got an SD of {spread:g}")
+            advice = "divide millimetres by 1000, and leave out strays"
+            raise ValueError(
+                f"scans[{i}]: expected points of a person in metres, got an SD of {spread:.3g}; {advice}"
+            )
     frames, most = len(clouds), max(1, *map(len, clouds))
     points, there = clouds[0].new_zeros(frames, most, 3), clouds[0].new_zeros(frames, most)
     for i, cloud in enumerate(clouds):

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 
 from agebody.age import AGE_CLASSES, UNKNOWN, age_class
-from agebody.fitting.observed import MIN_POINTS
+from agebody.fitting.observed import MIN_POINTS, NOISE_SHARE
 from agebody.keypoints import get_layout
 from agebody.losses import gmof
 
@@ -30,6 +30,9 @@ MIN_SIZE = 32.0
 """Smallest extent of a person's keypoints [pixels]; COCO annotates none of people below 32 x 32."""
 MIN_DISTANCE = 0.7
 """Smallest distance in statures, 1.2 m for an adult. Nearer, everything depends on the exact focal length."""
+MIN_WIDTH = NOISE_SHARE
+"""Smallest standard deviation of keypoints across the line through them, as a share of their extent: the
+noise of one. Bodies fit a line well, and tell nothing of who was there. People seen from the side have 0.025."""
 SURE_STATURE = 0.03
 """Relative standard error of a stature up to which the size is known, as with several cameras."""
 ALIKE = 0.1
@@ -54,7 +57,7 @@ _ROBUST = 100.0
 
 RULES = {
     "few_keypoints": f"fewer than {MIN_KEYPOINTS} keypoints of confidence {MIN_CONFIDENCE:g}",
-    "too_small": f"keypoints within less than {MIN_SIZE:g} pixels",
+    "too_small": f"keypoints within less than {MIN_SIZE:g} pixels, or on a line",
     "duplicate": "keypoints where somebody's of a higher score are",
     "not_converged": "the fit reached the maximum number of steps, or could not start",
     "infantnet": f"mean reprojection error of {100 * MAX_ERROR:.1f} % of the box or more (16 px of 480)",
@@ -104,7 +107,7 @@ def flag_labels(labels: Labels) -> Labels:
     size = np.where(boxed, sides.max(1, initial=0), size)
     flags = {
         "few_keypoints": ((weights >= MIN_CONFIDENCE).sum(1) < MIN_KEYPOINTS) & ~boxed,
-        "too_small": ~(size >= MIN_SIZE),
+        "too_small": ~(size >= MIN_SIZE) | ((_width(points, counted) < MIN_WIDTH * size) & ~boxed),
         "duplicate": _duplicates(labels, np.where(size > 0, size, 1)),
         "not_converged": ~labels.converged,
         "infantnet": counted.any(1)
@@ -134,6 +137,14 @@ def _spans_classes(ages: Float[np.ndarray, " N"], sd: Float[np.ndarray, " N"]) -
 def _at_bound(ages: Float[np.ndarray, " N"], kinds: Int[np.ndarray, " N"]) -> Bool[np.ndarray, " N"]:
     bounds = np.array([(kind.low, kind.high) for kind in AGE_CLASSES])[np.maximum(kinds, 0)]
     return np.logical_and(kinds != UNKNOWN, (np.abs(ages[:, None] - bounds) < 1e-3).any(1))
+
+
+def _width(points: Float[np.ndarray, "N K 2"], counted: Bool[np.ndarray, "N K"]) -> Float[np.ndarray, " N"]:
+    """Return the standard deviation of points across the line through them [pixels]."""
+    count = np.maximum(counted.sum(1), 1)[:, None]
+    shown = np.where(counted[..., None], points, 0)
+    offsets = np.where(counted[..., None], points - (shown.sum(1) / count)[:, None], 0)
+    return np.linalg.svd(offsets, compute_uv=False)[:, 1] / np.sqrt(count[:, 0])
 
 
 def _inside(labels: Labels) -> Bool[np.ndarray, "N K"]:
