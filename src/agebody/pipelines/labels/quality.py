@@ -32,7 +32,7 @@ MIN_DISTANCE = 0.7
 """Smallest distance in statures, 1.2 m for an adult. Nearer, everything depends on the exact focal length."""
 MIN_WIDTH = NOISE_SHARE
 """Smallest standard deviation of keypoints across the line through them, as a share of their extent: the
-noise of one. Bodies fit a line well, and tell nothing of who was there. People seen from the side have 0.025."""
+noise of one. Bodies fit a line well, and tell nothing of who was there. Side views have 0.025."""
 SURE_STATURE = 0.03
 """Relative standard error of a stature up to which the size is known, as with several cameras."""
 ALIKE = 0.1
