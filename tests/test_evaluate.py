@@ -490,6 +490,20 @@ def test_ambiguous_layouts_must_be_named(bodies, files):
     assert_one_line_error(run(*files(**few), *options), "3 joints are of no known layout")
 
 
+def test_points_of_two_layouts_are_not_compared(bodies, files):
+    """Even if both have as many."""
+    names = {"truth": "coco17", "pred": "h36m17"}
+    three = {
+        name: {"joints": each["joints"][:, :17], "layout": np.array(names[name])}
+        for name, each in zip(names, bodies[:2], strict=True)
+    }
+    expected = "pred.npz: layout: expected 'coco17', as in"
+    assert_one_line_error(run(*files(**three), "--table", "infantnet", "--bootstrap", 0), expected)
+    two = {name: {"keypoint_layout": np.array(names[name])} for name in names}
+    expected = "pred.npz: keypoint_layout: expected 'coco17', as in"
+    assert_one_line_error(run(*files(**two), "--table", "relative-human", "--bootstrap", 0), expected)
+
+
 BAD_PREDICTIONS = [
     ({"ids": np.array(["p0", "p1", "p2", "p3", "q", "r", "p4"])}, "pred.npz: ids: q is nobody of"),
     (

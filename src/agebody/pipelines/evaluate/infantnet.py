@@ -17,7 +17,7 @@ from agebody.pipelines.evaluate.pairing import (
     LOST,
     NOBODY,
     clusters_of,
-    expect_same_size,
+    expect_same_points,
     groups_of,
     notes_of,
     pair,
@@ -55,10 +55,10 @@ def infantnet_table(
     """
     for people in (pred, target):
         people.get("joints", "needed for MPJPE, and for the root of PVE")
-    expect_same_size(pred, target, "joints")
+    expect_same_points(pred, target, "joints")
     surface = pred.has("vertices") and target.has("vertices")
     if surface:
-        expect_same_size(pred, target, "vertices")
+        expect_same_points(pred, target, "vertices")
     known = _layout(pred, target, layout)
     if root is not None:
         try:

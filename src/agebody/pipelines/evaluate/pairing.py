@@ -57,7 +57,7 @@ def match_images(pred: Bodies, target: Bodies, rule: str = "relative-human") -> 
     why = "needed to tell people apart, as not both files have ids"
     mine, theirs = pred.get("keypoints", why), target.get("keypoints", why)
     images = pred.get("image_ids", why), target.get("image_ids", why)
-    expect_same_size(pred, target, "keypoints")
+    expect_same_points(pred, target, "keypoints")
     _expect_known(pred, target, "image_ids", "is no image")
     visible, valid = target.get("visible"), _valid(target)
     rows = np.where(visible.any(1), LOST, NOBODY)
@@ -82,11 +82,16 @@ def _valid(target: Bodies) -> np.ndarray:
     return np.ones(target.count, bool) if target.valid is None else target.valid
 
 
-def expect_same_size(pred: Bodies, target: Bodies, name: str) -> None:
-    """Check that both files have equally many points per person."""
+def expect_same_points(pred: Bodies, target: Bodies, name: str) -> None:
+    """Check that both files have equally many points per person, of one layout where both state it."""
     sizes = [people.get(name).shape[1] for people in (pred, target)]
     if sizes[0] != sizes[1]:
         fail(pred.path, f"{name}: expected {sizes[1]} a person, as in {target.path}, got {sizes[0]}")
+    stated = {"joints": "layout", "keypoints": "keypoint_layout"}.get(name)
+    if stated is not None and pred.has(stated) and target.has(stated):
+        mine, theirs = pred.get(stated), target.get(stated)
+        if mine != theirs:
+            fail(pred.path, f"{stated}: expected {theirs!r}, as in {target.path}, got {mine!r}")
 
 
 def clusters_of(target: Bodies) -> np.ndarray:

@@ -19,7 +19,7 @@ from agebody.pipelines.evaluate.pairing import (
     LOST,
     NOBODY,
     clusters_of,
-    expect_same_size,
+    expect_same_points,
     groups_of,
     match_images,
     notes_of,
@@ -131,7 +131,7 @@ def _right_keypoints(
     """Return the share of right keypoints per person, and who counts; None without keypoints."""
     if not (pred.has("keypoints") and target.has("keypoints")):
         return None
-    expect_same_size(pred, target, "keypoints")
+    expect_same_points(pred, target, "keypoints")
     values, counted = np.zeros(target.count), np.zeros(target.count, bool)
     found = np.flatnonzero(rows >= 0)
     visible = target.get("visible")[found]
