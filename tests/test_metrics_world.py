@@ -281,3 +281,16 @@ def test_unknown_points_of_feet_do_not_rest(which):
     assert foot_sliding(**feet, weights=(torch.arange(2) != 0).float()) == 0
     with pytest.raises(ValueError, match="threshold: expected a distance above 0, got 0"):
         foot_sliding(**feet, threshold=0)
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int8, torch.int64])
+@pytest.mark.parametrize("value", [16, 100])
+def test_weights_of_integers_do_not_overflow(kind, value, unchecked):
+    """16 * 16 and 100 * 100 * 100 are no numbers of 8 bits."""
+    pred, target = motion(frames=8)
+    weights = torch.where(torch.arange(5) < 4, value, 0).expand(8, 5)
+    for metric in (acceleration_error, partial(foot_sliding, threshold=1.0), w_mpjpe):
+        found, expected = (metric(pred, target, weights=w) for w in (weights.to(kind), weights.double()))
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(found, metric(pred, target, weights=weights != 0))
+    torch.testing.assert_close(jitter(pred, weights=weights.to(kind)), jitter(pred, weights=weights != 0))

@@ -159,14 +159,18 @@ def expect_values(**expected: tuple[Tensor, str]) -> None:
 
 
 def expand_weights(weights: Any, entries: torch.Size) -> Tensor | None:
-    """Return the weights, one per entry; None stays None."""
+    """Return the weights, one per entry; None stays None.
+
+    Integers become floating-point numbers, as their products, such as of neighbouring frames, overflow.
+    """
     if weights is None:
         return None
     if not isinstance(weights, Tensor):
         raise TypeError(f"weights: expected a torch.Tensor or None, got {type(weights).__name__}")
     expanded = expand_to("weights", weights, entries)
     expect_weights(weights)
-    return expanded
+    counts = not (weights.is_floating_point() or weights.dtype == torch.bool)
+    return expanded.to(torch.get_default_dtype()) if counts else expanded
 
 
 def read_confidences(weights: Any, like: Float[Tensor, "*entries"]) -> Float[Tensor, "*entries"]:
