@@ -249,3 +249,9 @@ def test_the_form_of_metric_aware_hmr_is_a_mean_over_the_pairs_of_all_images():
         depth[layer >= 0], layer[layer >= 0], image=torch.tensor([0, 0, 0, 1, 1]), form="metric-aware"
     )
     assert row.item() == pytest.approx(found.item())
+
+
+def test_layers_of_unsigned_integers_are_in_order():
+    depth, layers = torch.tensor([[2.0, 1.0, 1.5]]), torch.tensor([[1, 0, 0]])
+    found = depth_layer_loss(depth, layers.to(torch.uint8))
+    torch.testing.assert_close(found, depth_layer_loss(depth, layers))

@@ -175,3 +175,11 @@ def test_ordinal_depth_of_a_pair(dz, order, right):
     hidden = torch.tensor([0.0, torch.nan])
     assert pcod(hidden, torch.tensor([0.0, 1.0]), missed=hidden.isnan()) == 1  # beyond all others
     assert pcod(hidden, torch.tensor([1.0, 0.0]), missed=hidden.isnan()) == 0
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int8, torch.int32])
+def test_layers_of_any_integer_type_are_in_order(kind):
+    layers = torch.tensor([[0, 1, 2, 2]])
+    depth = layers + 2.0
+    assert pcdr(depth, layers.to(kind)) == 1
+    assert pcdr(-depth, layers.to(kind)) == pcdr(-depth, layers)

@@ -239,3 +239,13 @@ def test_errors_name_the_argument(unchecked):
         keypoint_distances(points, points, distance="max")
     with pytest.raises(ValueError, match="rule: expected one of mean, .*, got 'coco'"):
         match_keypoints(points, points, rule="coco")
+
+
+@pytest.mark.parametrize("rule", MATCHING_RULES)
+def test_predictions_that_are_not_finite_are_matched_to_nobody(rule):
+    points = 100 * torch.rand(2, 17, 2, generator=torch.Generator().manual_seed(0))
+    pred = points.clone()
+    pred[0, 3] = torch.nan
+    found = match_keypoints(pred, points, rule=rule)
+    assert (found.pred.tolist(), found.target.tolist()) == ([1], [1])
+    assert (found.false_positives.tolist(), found.missed.tolist()) == ([0], [0])

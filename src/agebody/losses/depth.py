@@ -136,6 +136,8 @@ def fov_loss(
 
 def _differences(values: Shaped[Tensor, "*batch P"]) -> Shaped[Tensor, "*batch P P"]:
     """Return ``values_j - values_i`` at (i, j)."""
+    if not values.is_floating_point():
+        values = values.long()  # differences of unsigned ones would wrap
     return values[..., None, :] - values[..., :, None]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, get_args
 
 import torch
@@ -77,6 +78,8 @@ def pck_auc(
 
     The defaults are those of MPI-INF-3DHP (Mehta et al., 3DV 2017): 0 to 150 mm by 5 mm. Other arguments as
     of `pck`."""
+    if max_threshold == math.inf:
+        raise ValueError("max_threshold: expected a finite number of 0 or more, got inf")
     if steps < 1:
         raise ValueError(f"steps: expected at least 1, got {steps}")
     errors, length, counted = _relative(pred, target, reference, weights, max_threshold, "max_threshold")

@@ -74,6 +74,7 @@ def depth_relations(
     if not (same_layer and target.is_floating_point()):  # depths may be negative, such as those from a root
         there = there & (target >= 0)
     depth, layer = torch.where(there, pred, 0), torch.where(there, target, 0)
+    layer = layer if layer.is_floating_point() else layer.long()  # differences of unsigned ones would wrap
     closer = depth[..., :, None] - depth[..., None, :]
     order = layer[..., :, None] - layer[..., None, :]
     right = torch.where(

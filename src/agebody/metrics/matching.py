@@ -77,6 +77,8 @@ def keypoint_distances(
 ) -> Float[Tensor, "P T"]:
     """Return distances of predictions' keypoints from people's; infinite without a visible keypoint.
 
+    NaN where a visible keypoint or its prediction is not finite.
+
     Args:
         pred: keypoints [pixels or m].
         target: keypoints of the people.
@@ -90,7 +92,10 @@ def keypoint_distances(
     difference = apply_mask(pred[:, None] - target[None], seen, entry_dims=1)
     if distance == "spectral":
         visible = (seen != 0)[..., None]
-        result = torch.linalg.matrix_norm(torch.where(visible, difference, 0), ord=2)
+        difference = torch.where(visible, difference, 0)
+        known = difference.isfinite().all(-1).all(-1)
+        norms = torch.linalg.matrix_norm(torch.where(known[..., None, None], difference, 0), ord=2)
+        result = torch.where(known, norms, torch.nan)
     else:
         result = (safe_norm(difference) * seen).sum(-1) / seen.sum(-1)
     return torch.where((seen != 0).any(-1), result, torch.inf)
