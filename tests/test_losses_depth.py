@@ -251,7 +251,7 @@ def test_the_form_of_metric_aware_hmr_is_a_mean_over_the_pairs_of_all_images():
     assert row.item() == pytest.approx(found.item())
 
 
-def test_layers_of_unsigned_integers_are_in_order():
+def test_layers_of_unsigned_integers_are_in_order(unchecked):
     depth, layers = torch.tensor([[2.0, 1.0, 1.5]]), torch.tensor([[1, 0, 0]])
     found = depth_layer_loss(depth, layers.to(torch.uint8))
     torch.testing.assert_close(found, depth_layer_loss(depth, layers))
