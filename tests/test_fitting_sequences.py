@@ -21,7 +21,7 @@ from agebody.optim.least_squares import Stop
 from agebody.optim.motion import Motion
 from agebody.optim.problem import Problem
 from agebody.parameters import BodyParameters
-from agebody.people import pose
+from agebody.people import pose, random_people
 from agebody.rotations import axis_angle_to_matrix, matrix_to_axis_angle
 
 
@@ -368,6 +368,23 @@ def test_triangulation(body):
     torch.testing.assert_close(found[seen], points[seen], rtol=0, atol=1e-4)
     same = camera.map(lambda part: part[:, :1].expand_as(part))
     assert (triangulate(clip.pixels[:, :1].expand_as(clip.pixels), torch.ones(2, 3, 17), same)[1] == 0).all()
+
+
+def test_standard_errors_of_photographs_bear_one_in_which_nobody_is_seen(body):
+    """What the others tell of age and stature stays known; only the depth in that one is not."""
+    people = random_people(body, 3, seed=3)
+    one = people.parameters
+    one = one._replace(betas=one.betas[:1].expand(3, -1), age_offset=one.age_offset[2].expand(3))
+    pixels = people.camera.project(body.keypoints("coco17", one)).pixels
+    weights = torch.ones(3, 17)
+    weights[1] = 0
+    errors = fit_sequence(body, pixels, people.camera, weights=weights, motion_sd=None).standard_errors
+    others = people.camera.map(lambda part: part[[0, 2]])
+    expected = fit_sequence(body, pixels[[0, 2]], others, motion_sd=None).standard_errors
+    for name in ("age_offset", "stature"):
+        ratio = getattr(errors, name) / getattr(expected, name)
+        assert 1 <= ratio.square() <= 3 / 2  # priors count once per frame at most, and here are three
+    assert errors.depth.isinf().tolist() == [False, True, False]
 
 
 def test_errors_of_arguments(body, unchecked):

@@ -73,7 +73,10 @@ def standard_errors(
     model = problem.quadratize(x, rows)
     low, high = parameter_bounds(body, vectors, age_bounds, beta_bound)
     columns = group_slices(body)["age_offset"].start
-    fixed = problem.pack(low) == problem.pack(high)
+    # Nothing tells where a person is in a frame without points, which is no reason to know nothing of others.
+    known = problem.pack(low) == problem.pack(high)
+    idle = (model.diagonal() == 0) & ~known
+    fixed = known | idle
     flat = parameters.map(lambda part: part.flatten(0, 1))
     state = State(body, flat.vector(), torch.arange(clips * frames, device=x.device), problem.free)
     _, by_free = state.points(joint_layout(body.asset.joint_names[0]))
@@ -93,7 +96,7 @@ def standard_errors(
         """Return a gradient by the free variables of the first frame, as one by those of the clip."""
         own = gradient.new_zeros(clips, frames, len(problem.own))
         own[:, 0] = gradient[:, problem.own]
-        return torch.where(fixed, 0, torch.cat((own.flatten(1), gradient[:, problem.shared]), 1))
+        return torch.cat((own.flatten(1), gradient[:, problem.shared]), 1)
 
     def split(vector: Tensor) -> tuple[Tensor, Tensor]:
         """Return the part of each frame, (C, T, n), and that of the shared variables, (C, 1, s)."""
@@ -103,9 +106,14 @@ def standard_errors(
         """Return the products of the depths' gradients with solutions, (C, T)."""
         return (depth_own * own).sum(-1) + (depth_shared * shared).sum(-1)
 
-    age, stature = pack(by_age), pack(by_stature)
+    whole = [pack(gradient) for gradient in (by_age, by_stature)]
+    lost = [((gradient != 0) & idle).any(1, keepdim=True) for gradient in whole]
+    age, stature = (torch.where(fixed, 0, gradient) for gradient in whole)
     solved = [model.solve(gradient, torch.zeros_like(x), fixed) for gradient in (age, stature)]
     fixed_own, fixed_shared = split(fixed)
+    idle_own, idle_shared = split(idle)
+    lost.append(((by_depth[..., problem.own] != 0) & idle_own).any(-1))
+    lost[-1] |= ((by_depth[..., problem.shared] != 0) & idle_shared).any(-1)
     depth_own = torch.where(fixed_own, 0, by_depth[..., problem.own])
     depth_shared = torch.where(fixed_shared, 0, by_depth[..., problem.shared])
     depth_solved = model.solve_frames(depth_own, depth_shared, fixed)
@@ -120,7 +128,8 @@ def standard_errors(
     own = variance[:, :1]
     cut = _cut_variance(own[:, 0], parameters.age_offset[:, 0], *(b[:, 0, columns] for b in (low, high)))
     variance = variance - share.square() * (own - cut[:, None])
-    sd = torch.where(variance.isfinite(), variance.clamp(min=0).sqrt(), torch.inf)
+    determined = variance.isfinite() & ~torch.cat(lost, 1)
+    sd = torch.where(determined, variance.clamp(min=0).sqrt(), torch.inf)
     return StandardErrors(sd[:, 0], sd[:, 1], sd[:, 2:])
 
 
