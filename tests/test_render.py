@@ -10,7 +10,7 @@ from trimesh.creation import box, icosphere
 
 import agebody
 from agebody.cameras import Camera
-from agebody.draw import Picture, lineup, render
+from agebody.draw import Picture, lineup, render, save_mesh
 from agebody.draw.pictures import contact_sheet
 
 SIZE = (96, 72)
@@ -239,6 +239,45 @@ def test_lineup_keeps_order_scale_and_ground(sphere):
     scaled = lineup(bodies, sphere[1], size=(300, 120), scale=40)
     assert np.ptp(np.argwhere(scaled.instance == 2)[:, 0]) + 1 == pytest.approx(1.5 * 40, abs=2)
     assert picture.rgba[-14:, :, :3].min() < 140  # ink
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"size": (0, 0)}, "size: expected a width and a height"),
+        ({"size": 5}, "size: expected a width and a height"),
+        ({"size": (float("nan"), 3)}, "size: expected a width and a height"),
+        ({"spacing": -1}, "spacing: expected a number above 0, got -1"),
+        ({"scale": -3}, "scale: expected a number above 0, got -3"),
+        ({"scale": float("nan")}, "scale: expected a number above 0, got nan"),
+        ({"titles": ["a"], "text_size": 100}, "size, text_size: expected room above the titles"),
+        ({"background": np.zeros((80, 3))}, "background: expected a uint8 image of shape"),
+        ({"background": np.zeros((40, 80), np.uint8)}, "background: expected a uint8 image of shape"),
+        ({"background": [[[0.5, 0.5, 0.5]]]}, "background: expected one colour, or two"),
+    ],
+)
+def test_a_row_without_room_or_scale_names_the_argument(given, message, unchecked):
+    with pytest.raises(ValueError, match=message) as error:
+        lineup(CUBE_VERTICES, CUBE_FACES, **{"size": (80, 40), **given})
+    assert "\n" not in str(error.value)
+
+
+def test_bodies_of_one_point_or_one_plane(tmp_path):
+    with pytest.raises(ValueError, match="spacing: expected a number above 0, got 0"):
+        lineup(CUBE_VERTICES[:1], np.zeros((0, 3), int))
+    flat = lineup(CUBE_VERTICES * [1, 0, 1], CUBE_FACES, size=(80, 40))
+    assert (flat.instance == 0).any()
+    with pytest.raises(ValueError, match="one triangle or more of each body"):
+        save_mesh([CUBE_VERTICES, CUBE_VERTICES], [CUBE_FACES, CUBE_FACES[:0]], tmp_path / "a.glb")
+    assert not list(tmp_path.iterdir())
+
+
+def test_tensors_that_numpy_does_not_have_are_drawn():
+    corners = torch.from_numpy(CUBE_VERTICES) + torch.tensor([0, 0, 2])
+    pictures = [
+        render(corners.to(kind), CUBE_FACES, CAMERA, size=SIZE) for kind in (torch.bfloat16, torch.float64)
+    ]
+    np.testing.assert_array_equal(pictures[0].rgba, pictures[1].rgba)
 
 
 def test_contact_sheet_lays_pictures_out_and_shows_the_background_through(sphere):

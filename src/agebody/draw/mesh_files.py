@@ -48,6 +48,8 @@ def save_mesh(
         raise ValueError(f"{path}: vertices: expected at least one body")
     if suffix != ".glb" and len(bodies) != 1:
         raise ValueError(f"{path}: a {suffix} file holds one body, got {len(bodies)}; use .glb")
+    if suffix == ".glb" and not all(map(len, triangles)):
+        raise ValueError(f"{path}: faces: expected one triangle or more of each body, for a .glb file")
     names = [f"body_{i}" for i in range(len(bodies))] if names is None else list(names)
     if len(names) != len(bodies) or len(set(names)) != len(names):
         raise ValueError(f"names: expected {len(bodies)} different names, got {names}")

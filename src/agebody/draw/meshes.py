@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int, UInt8
 from PIL import ImageColor
 
@@ -86,10 +88,10 @@ def read_color(name: str, color: Color) -> Float[np.ndarray, "*N 3"]:
         try:
             return np.array(ImageColor.getrgb(color)[:3]) / 255
         except ValueError:
-            raise ValueError(f"{name}: expected a colour's name or hex code, got {color!r}") from None
+            raise ValueError(f"{name}: expected a colour's name or hex code, got {one_line(color)}") from None
     value = read_finite(name, color)
     if value.shape[-1:] != (3,) or value.min(initial=0) < 0 or value.max(initial=0) > 1:
-        raise ValueError(f"{name}: expected red, green and blue from 0 to 1, got {color!r}")
+        raise ValueError(f"{name}: expected red, green and blue from 0 to 1, got {one_line(color)}")
     return value
 
 
@@ -139,7 +141,15 @@ def read_finite(name: str, value: Any) -> np.ndarray:
 
 def to_numpy(value: Any) -> np.ndarray:
     """Return an array, or a tensor from any device, as an array."""
-    return value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
+    if not hasattr(value, "detach"):
+        return np.asarray(value)
+    value = value.detach().cpu()
+    return (value.float() if value.dtype == torch.bfloat16 else value).numpy()  # NumPy has no bfloat16
+
+
+def one_line(value: Any) -> str:
+    """Return a value as error messages show it."""
+    return " ".join(reprlib.repr(value).split())
 
 
 def _split(value: Any) -> list[Any]:

@@ -20,12 +20,14 @@ from agebody.cameras import Camera
 from agebody.cameras.camera import expect_camera
 from agebody.draw.meshes import (
     Color,
+    one_line,
     pixels_to_linear,
     read_color,
     read_finite,
     read_meshes,
     stand_in_row,
     to_linear,
+    to_numpy,
     to_srgb,
 )
 from agebody.draw.raycast import Scene, shade_pixels
@@ -160,12 +162,18 @@ def lineup(
         raise ValueError(f"titles: expected one for each of {len(bodies)} bodies, got {len(titles)}")
     extent = np.array([np.ptp(body, axis=0) for body in bodies])
     spacing = 1.15 * float(extent[:, 0].max()) if spacing is None else spacing
-    width, height = size
+    width, height = size = _read_size(size)
+    for name, value in (("spacing", spacing), ("scale", scale), ("text_size", text_size)):
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{name}: expected a number above 0, got {value}")
     text_height = 1.4 * text_size * max((title.count("\n") + 1 for title in titles), default=0)
     margin = 0.05 * height
     if scale is None:
         room = height - text_height - 3 * margin
-        scale = min(room / float(extent[:, 1].max()), width / (spacing * len(bodies)))
+        if room <= 0:
+            raise ValueError(f"size, text_size: expected room above the titles, got {size} and {text_size}")
+        scale = width / (spacing * len(bodies))
+        scale = room / max(float(extent[:, 1].max()), room / scale)
     aim = (height / 2 - text_height - 1.7 * margin) / scale  # height above the ground of the picture's middle
     distance = height / 2 / scale / math.tan(LENS / 2)
     eye = (0, aim + distance * math.sin(TILT), distance * math.cos(TILT))
@@ -233,10 +241,11 @@ def _add_text(picture: Picture, text: str, top: tuple[float, float], size: float
 
 
 def _read_size(size: tuple[int, int]) -> tuple[int, int]:
-    width, height = size
-    if int(width) != width or int(height) != height or width < 1 or height < 1:
+    sides = np.asarray(size)
+    whole = sides.shape == (2,) and sides.dtype.kind in "iuf" and (sides >= 1) & (sides < 2**31)
+    if not np.all(whole) or (sides % 1).any():
         raise ValueError(f"size: expected a width and a height of at least one pixel, got {size}")
-    return int(width), int(height)
+    return int(sides[0]), int(sides[1])
 
 
 def _read_camera(camera: Camera) -> Camera:
@@ -259,7 +268,9 @@ def add_background(color: Float[np.ndarray, "H W 4"], background: Any) -> Float[
     if background is None:
         return np.concatenate([color[..., :3] / np.maximum(alpha, 1e-6), alpha], axis=-1)
     height, width = alpha.shape[:2]
-    if isinstance(background, np.ndarray) and background.ndim == 3:
+    if not isinstance(background, (str, tuple, list)):
+        background = to_numpy(background)
+    if isinstance(background, np.ndarray) and background.ndim > 1:
         if background.shape != (height, width, 3) or background.dtype != np.uint8:
             raise ValueError(
                 f"background: expected a uint8 image of shape ({height}, {width}, 3), "
@@ -267,8 +278,10 @@ def add_background(color: Float[np.ndarray, "H W 4"], background: Any) -> Float[
             )
         behind = pixels_to_linear(background)
     else:
-        two = isinstance(background, tuple) and len(background) == 2
+        two = isinstance(background, (tuple, list)) and len(background) == 2
         top, bottom = (read_color("background", end) for end in (background if two else [background] * 2))
+        if top.shape != (3,) or bottom.shape != (3,):
+            raise ValueError(f"background: expected one colour, or two, got {one_line(background)}")
         behind = to_linear(top + np.linspace(0, 1, height)[:, None, None] * (bottom - top))
     mixed = color[..., :3] + (1 - alpha) * behind.astype(np.float32)
     return np.concatenate([mixed, np.ones_like(alpha)], axis=-1)
