@@ -372,7 +372,7 @@ class MaxMixturePrior(_PosePrior[Mixture]):
 
     def evaluate_components(self, pose: Tensor) -> tuple[Tensor, Tensor]:
         """Return whitened distances (*batch, K, D) from each mean, and energies (*batch, K)."""
-        centred = pose.flatten(0, -2) - self.means[:, None]
+        centred = pose.reshape(-1, pose.shape[-1]) - self.means[:, None]
         whitened = product(centred, self.whitenings.mT).movedim(0, -2)
         whitened = whitened.reshape(*pose.shape[:-1], *whitened.shape[-2:])
         return whitened, whitened.square().sum(-1) / 2 + self.constants
