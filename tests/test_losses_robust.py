@@ -137,3 +137,20 @@ def test_tals_scales_points_nearer_than_their_threshold():
     assert mean.item() == pytest.approx((0.07 + 0.07 + 0.02) / 4)  # nearer points still count in full
     mean.backward()
     torch.testing.assert_close(pred.grad, torch.tensor([[1.0, 1], [1, 1], [0, 2], [0, 0]]) * 0.1 / 4)
+
+
+@each
+@pytest.mark.parametrize(
+    "kind", [np.uint8, np.int8, np.float32, lambda n: torch.tensor(n, dtype=torch.uint8)]
+)
+def test_a_scale_of_any_type_of_number_is_that_number(penalty, kind, unchecked):
+    """100 * 100 is no number of 8 bits."""
+    residual = torch.tensor([3.0, 50.0, 1000.0])
+    torch.testing.assert_close(penalty(residual, kind(100)), penalty(residual, 100.0))
+
+
+@each
+@pytest.mark.parametrize("scale", [0, -1.0, float("nan"), float("inf")])
+def test_scales_that_are_no_lengths_are_refused(penalty, scale, unchecked):
+    with pytest.raises(ValueError, match="(rho|delta|epsilon): expected a finite number above 0, got"):
+        penalty(torch.ones(2), scale)

@@ -189,3 +189,26 @@ def test_mistakes_are_named(unchecked):
         angular_velocity_loss(torch.zeros(5, 3, 3))
     with pytest.raises(ValueError, match="pose_format: expected one of"):
         angular_velocity_loss(torch.zeros(5, 2, 3, 3), pose_format="euler")
+
+
+@pytest.mark.parametrize(
+    "times", [[0.0, 0, 1], [0.0, 2, 1], [0.0, math.nan, 1], [1.7e9, 1.7e9 + 0.03, 1.7e9 + 0.06]]
+)
+def test_times_that_do_not_ascend_are_refused(times):
+    """Seconds since 1970 are 128 s apart in float32."""
+    times = torch.tensor(times)
+    for loss in OF_POINTS:
+        with pytest.raises(ValueError, match="times: expected ascending seconds, which torch.float32 tells"):
+            loss(torch.zeros(3, 2, 3), times=times)
+    with pytest.raises(ValueError, match="times: expected ascending seconds"):
+        angular_velocity_loss(torch.eye(3).expand(3, 2, 3, 3), times=times)
+    lost = torch.tensor([1.0, 0, 1])[:, None]
+    assert velocity_loss(torch.zeros(3, 2, 3), times=times, weights=lost) == 0
+
+
+def test_seconds_of_a_clock_need_their_digits_and_leave_the_type_of_the_points():
+    points, seconds = track(6, 2, 3).float(), irregular(6)
+    for loss in OF_POINTS:
+        found = loss(points, times=1.7e9 + seconds)
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, loss(points, times=seconds.float()), rtol=1e-3, atol=0)

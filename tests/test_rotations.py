@@ -161,3 +161,9 @@ def test_other_shapes_are_refused(unchecked, function, shape):
         function(torch.zeros(shape))
     with pytest.raises(TypeError, match=f"{name}: expected a torch.Tensor of a floating type, got list"):
         function([0.0, 0.0, 0.0])
+
+
+def test_composing_no_rotation_has_the_gradient_of_a_sum():
+    none = torch.zeros(2, 3, dtype=torch.float64, requires_grad=True)
+    for part in torch.autograd.grad(rotations.compose(none, none.clone()).sum(), none):
+        torch.testing.assert_close(part, torch.full_like(part, 2))

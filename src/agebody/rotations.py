@@ -237,7 +237,8 @@ def quaternion_to_axis_angle(quaternion: Float[Tensor, "*batch 4"]) -> Float[Ten
     quaternion = torch.where(quaternion[..., 3:] < 0, -quaternion, quaternion)
     axis, cosine = quaternion.split((3, 1), -1)
     sine = axis.norm(dim=-1, keepdim=True)
-    return torch.where(sine == 0, 2, 2 * torch.atan2(sine, cosine) / sine) * axis
+    straight = sine == 0
+    return torch.where(straight, 2, 2 * torch.atan2(sine, cosine) / torch.where(straight, 1, sine)) * axis
 
 
 def left_multiplication(quaternion: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 4 4"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -37,11 +38,13 @@ def gmof(residual: Float[Tensor, "*shape"], rho: float | Tensor) -> Float[Tensor
         residual: any shape and unit.
         rho: residual at which the cost is half of its bound, in the same unit; positive.
     """
-    share = expect("residual", residual) / rho  # first, because rho^2 r^2 may overflow
+    residual = expect("residual", residual)
+    rho = _scale("rho", rho, residual)
+    share = residual / rho  # first, because rho^2 r^2 may overflow
     return rho * rho * (share / torch.hypot(share, torch.ones_like(share))).square()
 
 
-def huber(residual: Float[Tensor, "*shape"], delta: float) -> Float[Tensor, "*shape"]:
+def huber(residual: Float[Tensor, "*shape"], delta: float | Tensor) -> Float[Tensor, "*shape"]:
     """Return Huber's cost, twice `torch.nn.HuberLoss`: ``r^2`` up to ``|r| = delta``, then linear.
 
     Beyond, it is ``2 delta |r| - delta^2`` (Huber 1964).
@@ -53,10 +56,11 @@ def huber(residual: Float[Tensor, "*shape"], delta: float) -> Float[Tensor, "*sh
         delta: where the square ends, in the same unit; positive.
     """
     size = expect("residual", residual).abs()
+    delta = _scale("delta", delta, size)
     return torch.where(size <= delta, size.square(), delta * (2 * size - delta))
 
 
-def charbonnier(residual: Float[Tensor, "*shape"], epsilon: float) -> Float[Tensor, "*shape"]:
+def charbonnier(residual: Float[Tensor, "*shape"], epsilon: float | Tensor) -> Float[Tensor, "*shape"]:
     """Return ``2 epsilon (sqrt(r^2 + epsilon^2) - epsilon)``: Huber's cost, with a gradient without a kink.
 
     Charbonnier et al. 1994, scaled to ``r^2`` near zero.
@@ -65,8 +69,10 @@ def charbonnier(residual: Float[Tensor, "*shape"], epsilon: float) -> Float[Tens
         residual: any shape and unit.
         epsilon: about where the square ends, in the same unit; positive.
     """
+    residual = expect("residual", residual)
+    epsilon = _scale("epsilon", epsilon, residual)
     # As a quotient, because the difference of the two loses all digits of a small residual.
-    share = expect("residual", residual) / epsilon
+    share = residual / epsilon
     return 2 * epsilon * epsilon * share * (share / (torch.hypot(share, torch.ones_like(share)) + 1))
 
 
@@ -89,3 +95,12 @@ def tals(
     far = residual.detach().norm(dim=-1, keepdim=True) > limit[..., None]
     size = residual.abs()
     return torch.where(far, size, scale * size)
+
+
+def _scale(name: str, value: float | Tensor, like: Tensor) -> float | Tensor:
+    """Return a scale as a floating-point number, as squares of small integer types overflow."""
+    if isinstance(value, Tensor):
+        return value.to(like)
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name}: expected a finite number above 0, got {value}")
+    return float(value)

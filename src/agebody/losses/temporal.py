@@ -8,7 +8,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from agebody.checks import Reduction, Weights, apply_mask, expand_to, expand_weights, expect, reduce
+from agebody.checks import (
+    Reduction,
+    Weights,
+    apply_mask,
+    expand_to,
+    expand_weights,
+    expect,
+    expect_values,
+    reduce,
+)
 from agebody.losses.parameters import rotation_angle, visible_matrices
 from agebody.losses.robust import Penalty, penalize
 from agebody.rotations import PoseFormat
@@ -30,7 +39,8 @@ def velocity_loss(
     Args:
         points: (*batch, T, K, D) points [m], or other values that should change slowly.
         times: (*batch, T) or (T,), ascending [s], for residuals that are velocities, also at irregular times.
-            By default they are the steps from frame to frame.
+            By default they are the steps from frame to frame. Seconds of a clock need float64, of which the
+            loss has the points' type all the same.
         weights: broadcast to (*batch, T, K). Two frames weigh their product.
         penalty: p, of each coordinate.
         reduction: over (*batch, T - 1, K).
@@ -113,7 +123,11 @@ def _durations(points: Tensor, times: Tensor | None, weights: Tensor | None) -> 
     times = expand_to("times", expect("times", times), (*batch, frames))[..., None, None]
     durations = _later(times) - _earlier(times)
     both = consecutive_weights(weights, 2)
-    return durations if both is None else torch.where(both[..., None] != 0, durations, 1)
+    durations = durations if both is None else torch.where(both[..., None] != 0, durations, 1)
+    if durations.device.type == "cpu":  # elsewhere it would wait for the device
+        ascending = (durations > 0) & durations.isfinite()
+        expect_values(times=(ascending, f"ascending seconds, which {times.dtype} tells apart"))
+    return durations.to(points.dtype)
 
 
 def _later(frames: Tensor) -> Tensor:
