@@ -15,7 +15,7 @@ from test_detect import run
 import agebody
 from agebody.annotations import AnnotationError, Cameras, ImageEntry, join_views, read_cameras
 from agebody.annotations.people import make_people
-from agebody.annotations.views import find_views, join_groups, ray_distances, view_frames
+from agebody.annotations.views import find_views, join_groups, nearest_points, view_frames
 from agebody.cameras import Camera
 from agebody.parameters import BodyParameters
 from agebody.people import pose
@@ -128,6 +128,9 @@ def test_files_that_opencv_writes_are_read(tmp_path):
         ("TOML", "fisheye = false", "fisheye = true", r"\[a\]: fisheye lenses are not read"),
         ("TOML", "[500.0, 0.0", "[-500.0, 0.0", "camera a: intrinsics: expected"),
         ("TOML", "0.1, 0.2, 0.3", "0.1, nan, 0.3", "camera a: rotation: expected 3 or 9 finite numbers"),
+        ("TOML", "0.1, 0.2, 0.3", "90.0, 0.0, 0.0", "camera a: rotation: expected an axis .* in radians"),
+        ("TOML", "[500.0, 0.0", "[0.78, 0.0", "camera a: matrix: expected focal lengths in pixels"),
+        ("TOML", 'name = "b"', 'name = "b\\nc"', "name: expected the name of a camera"),
         ("TOML", 'name = "b"', 'name = "a"', "expected different names, got a more than once"),
         (
             "TOML",
@@ -241,9 +244,9 @@ def test_people_are_matched_over_views_and_fitted_once(body):
 def test_rays_and_groups():
     eye, other = torch.zeros(3), torch.tensor([0.0, 1.0, 0.0])
     ahead, up = torch.tensor([0.0, 0.0, 1.0]), torch.tensor([1.0, 0.0, 0.0])
-    assert ray_distances(eye, ahead, other, up) == 1
-    assert ray_distances(eye, ahead, other, -ahead) == 1  # parallel
-    assert ray_distances(eye, ahead, other, torch.tensor([0.0, 1.0, 0.0])) == 1  # meet behind
+    assert torch.dist(*nearest_points(eye, ahead, other, up)) == 1
+    assert torch.dist(*nearest_points(eye, ahead, other, -ahead)) == 1  # parallel
+    assert torch.dist(*nearest_points(eye, ahead, other, torch.tensor([0.0, 1.0, 0.0]))) == 1  # meet behind
     gain = np.array([[0, 3, -1, 0], [3, 0, 2, 0], [-1, 2, 0, -np.inf], [0, 0, -np.inf, 0.0]])
     np.testing.assert_array_equal(join_groups(gain), [0, 0, 0, 1])
     gain[0, 2] = gain[2, 0] = -np.inf
@@ -284,6 +287,16 @@ def test_views_that_do_not_belong_together_are_refused(body):
     strange = replace(found, images=tuple(image._replace(name="a.jpg") for image in found.images))
     with pytest.raises(AnnotationError, match=r"image a\.jpg: expected a folder named like a camera"):
         view_frames(strange, NAMES)
+
+
+@pytest.mark.parametrize("unit", [100.0, 1000.0])
+def test_calibrations_that_are_not_in_metres_are_refused(body, unit):
+    _, pixels = walkers(body)
+    views = {name: seen_by(pixels, i, (0, 1)) for i, name in enumerate(NAMES)}
+    cameras = rig()
+    scaled = cameras.camera._replace(translation=unit * cameras.camera.translation)
+    with pytest.raises(AnnotationError, match="must be in metres, so divide those in millimetres by 1000"):
+        join_views(views, cameras._replace(camera=scaled))
 
 
 def test_files_belong_to_cameras_by_their_names(tmp_path):

@@ -23,6 +23,8 @@ SUBPIXELS = 64.0
 """Units of a pixel in which Qualisys states focal lengths and principal points."""
 LENS = 8
 """Coefficients of a lens, k1 to k6 with p1 and p2, in OpenCV's order."""
+LEAST_FOCAL = 10.0
+"""Focal lengths below this are in another unit, such as widths of the image [pixels]."""
 MAX_BYTES = 2**26
 """Files beyond this are of another kind."""
 MAX_CAMERAS = 1000
@@ -77,7 +79,8 @@ def read_cameras(path: str | Path) -> Cameras:
         fail(path, f"expected 1 to {MAX_CAMERAS} cameras, got {len(stated)}; agebody reads {FORMATS}")
     names = [one.name for one in stated]
     for name in names:
-        if not isinstance(name, str) or not is_file_name(name) or len(Path(name).parts) > 1:
+        legal = isinstance(name, str) and name.isprintable() and is_file_name(name)
+        if not legal or len(Path(name).parts) > 1:
             fail(path, f"name: expected the name of a camera, for the names of files, got {short(name)}")
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -105,6 +108,9 @@ def _read_camera(path: Path, one: _Stated) -> tuple[torch.Tensor, ...]:
         fail(path, f"camera {one.name}: distortion: expected no thin prism and no tilt, zeros after k6")
     lens = torch.nn.functional.pad(lens[:LENS], (0, max(LENS - len(lens), 0)))
     turn = numbers("rotation", one.rotation, 3, 9)
+    if len(turn) == 3 and turn.norm() > 2.01 * math.pi:
+        got = short(one.rotation)
+        fail(path, f"camera {one.name}: rotation: expected an axis times an angle in radians, got {got}")
     turn = axis_angle_to_matrix(turn) if len(turn) == 3 else turn.view(3, 3)
     place = numbers("translation", one.translation, 3)
     pose = torch.cat((turn, place[:, None]), 1)
@@ -112,6 +118,9 @@ def _read_camera(path: Path, one: _Stated) -> tuple[torch.Tensor, ...]:
         camera = Camera.from_matrix(numbers("matrix", one.matrix, 9).view(3, 3), pose)
     except ValueError as error:
         fail(path, f"camera {one.name}: {error}")
+    if (camera.focal < LEAST_FOCAL).any():
+        got = " and ".join(f"{side:g}" for side in camera.focal.tolist())
+        fail(path, f"camera {one.name}: matrix: expected focal lengths in pixels, got {got}")
     return camera.focal, convert_pixels(camera.center, "opencv", "agebody"), turn, place, lens
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -21,6 +22,8 @@ from agebody.cameras import Camera
 
 SAME_PLACE = 0.15
 """Median distance of the rays through the keypoints of two views, below which they are one person's [m]."""
+LARGEST = 10.0
+"""Median distance of keypoints from the middle of a person, above which the unit is not metres [m]."""
 SAMPLES = 64
 """Frames in which two tracks are compared, at most."""
 STRETCH = 0.02
@@ -96,7 +99,7 @@ def join_views(found: Mapping[str, People], cameras: Cameras, *, gap: int = GAP)
 
     Raises:
         AnnotationError: there are fewer than two cameras, or their frames differ in number or size, or the
-            keypoints differ.
+            keypoints differ, or the calibration is not in metres.
     """
     first = found[next(iter(found))] if found else None
     if first is None or len(found) < 2 or set(found) != set(cameras.names):
@@ -113,7 +116,13 @@ def join_views(found: Mapping[str, People], cameras: Cameras, *, gap: int = GAP)
     views = [found[name] for name in cameras.names]
     cameras, notes = _scaled(views, cameras)
     views = [link_people(people, gap=gap) for people in views]
-    tracks = _match(views, cameras.camera)
+    tracks, reach = _match(views, cameras.camera)
+    if reach > LARGEST:
+        fail(
+            first.path.parent,
+            f"keypoints are {reach:.0f} m from the middle of a person; the translations of the calibration "
+            "must be in metres, so divide those in millimetres by 1000",
+        )
     joined = join_people([_in_folder(one, name) for one, name in zip(views, cameras.names, strict=True)])
     changes = {"tracks": np.concatenate(tracks), "notes": (*joined.notes, *notes), "path": first.path.parent}
     return Views(replace(joined, **changes), cameras)
@@ -167,8 +176,8 @@ def _scaled(views: list[People], cameras: Cameras) -> tuple[Cameras, tuple[str, 
     return cameras._replace(camera=camera, sizes=tuple(sizes)), tuple(notes)
 
 
-def _match(views: list[People], camera: Camera) -> list[Int[np.ndarray, " N"]]:
-    """Return the number of each person, the same in all views."""
+def _match(views: list[People], camera: Camera) -> tuple[list[Int[np.ndarray, " N"]], float]:
+    """Return the number of each person, the same in all views, and how large people are [m]."""
     rays = [_rays(people, camera.map(lambda part, i=i: part[i])) for i, people in enumerate(views)]
     keys: list[tuple[int, int]] = []
     rows: list[dict[int, int]] = []  # of each track, by frame
@@ -180,7 +189,7 @@ def _match(views: list[People], camera: Camera) -> list[Int[np.ndarray, " N"]]:
             keys.append((view, int(track)))
             rows.append(dict(zip(frames[own].tolist(), own.tolist(), strict=True)))
     count = len(keys)
-    gain = np.zeros((count, count))
+    gain, reaches = np.zeros((count, count)), list[float]()
     for a in range(count):
         for b in range(a):
             common = sorted(rows[a].keys() & rows[b].keys())
@@ -191,16 +200,21 @@ def _match(views: list[People], camera: Camera) -> list[Int[np.ndarray, " N"]]:
             parts = ((views[keys[i][0]], rays[keys[i][0]], [rows[i][t] for t in some]) for i in (a, b))
             (one, (eye, to), its), (other, (other_eye, other_to), others) = parts
             both = (one.weights[its] > 0) & (other.weights[others] > 0)
-            apart = ray_distances(eye, to[its], other_eye, other_to[others])[torch.from_numpy(both)]
+            near, other_near = nearest_points(eye, to[its], other_eye, other_to[others])
+            shown = torch.from_numpy(both)
+            apart = (near - other_near)[shown].norm(dim=-1)
             if len(apart):
+                middle = near.masked_fill(~shown[..., None], math.nan).nanmedian(1, keepdim=True).values
+                reaches.append(float((near - middle)[shown].norm(dim=-1).median()))
                 gain[a, b] = gain[b, a] = len(common) * (1 - min(float(apart.median()) / SAME_PLACE, 2))
     person = join_groups(gain)
     number = dict(zip(keys, person.tolist(), strict=True))
-    return [
+    tracks = [
         np.array([number[view, track] for track in people.tracks.tolist()], dtype=np.int64)
         for view, people in enumerate(views)
         if people.tracks is not None
     ]
+    return tracks, float(np.median(reaches or [0.0]))
 
 
 def join_groups(gain: Float[np.ndarray, "N N"]) -> Int[np.ndarray, " N"]:
@@ -231,13 +245,13 @@ def _rays(people: People, camera: Camera) -> tuple[Float[Tensor, " 3"], Float[Te
     return eye, to / to.norm(dim=-1, keepdim=True)
 
 
-def ray_distances(
+def nearest_points(
     eye: Float[Tensor, " 3"],
     to: Float[Tensor, "*batch 3"],
     other_eye: Float[Tensor, " 3"],
     other_to: Float[Tensor, "*batch 3"],
-) -> Float[Tensor, "*batch"]:
-    """Return the distances of rays, which begin at their eyes; directions have length 1."""
+) -> tuple[Float[Tensor, "*batch 3"], Float[Tensor, "*batch 3"]]:
+    """Return where rays, which begin at their eyes, are nearest each other; directions have length 1."""
     between = other_eye - eye
     cosine = (to * other_to).sum(-1)
     along, back = (to * between).sum(-1), (other_to * between).sum(-1)
@@ -245,4 +259,4 @@ def ray_distances(
     far = ((along - cosine * back) / sine).clamp(min=0)
     other_far = (far * cosine - back).clamp(min=0)
     far = (along + other_far * cosine).clamp(min=0)
-    return (eye + far[..., None] * to - other_eye - other_far[..., None] * other_to).norm(dim=-1)
+    return eye + far[..., None] * to, other_eye + other_far[..., None] * other_to
