@@ -356,6 +356,13 @@ def test_fits_from_the_lifter_are_those_from_its_estimates(net, body, people, se
     torch.testing.assert_close(lifted.fit.report.cost[own], fit.report.cost[own], atol=1e-2, rtol=1e-3)
 
 
+def test_the_error_of_a_fit_to_no_points_is_nan(net, body, people, seen):
+    weights = seen.weights.clone()
+    weights[0] = 0
+    fit = fit_lifted(net, body, seen.keypoints, people.camera, weights=weights, size=people.size).fit
+    assert fit.error.isnan().tolist() == fit.start_error.isnan().tolist() == [True] + [False] * (COUNT - 1)
+
+
 @pytest.mark.parametrize(
     ("parts", "least"), [(("shoulder", "elbow", "wrist"), 0.8), (("hip", "knee", "ankle"), 0.6)]
 )

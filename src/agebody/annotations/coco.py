@@ -407,7 +407,7 @@ def _as_float(value: Any) -> float:
 
 
 def _number_in(value: Any) -> Any:
-    """Convert a string of decimal digits to an integer; return anything else unchanged."""
+    """Convert a string of decimal digits to a number; return anything else unchanged."""
     return float(value) if isinstance(value, str) and _DECIMAL.fullmatch(value) else value
 
 

@@ -302,7 +302,8 @@ def is_traced(*tensors: Tensor) -> bool:
     """Return whether only torch's operators may be used.
 
     While they are recorded, under a mode such as FakeTensorMode, for subclasses of tensors, and on the device
-    "meta"."""
+    "meta".
+    """
     if is_recorded() or tensors[0].device.type == "meta":
         return True
     plain = all(type(t) is Tensor or type(t) is torch.nn.Parameter for t in tensors)

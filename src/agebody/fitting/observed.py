@@ -29,6 +29,7 @@ from agebody.keypoints import KeypointLayout, get_layout
 from agebody.losses import MahalanobisPrior, MaxMixturePrior, joint_limits_prior
 from agebody.losses.extremities import extremity_priors
 from agebody.losses.limits import ADULT_RANGES
+from agebody.optim.stages import fit_error
 from agebody.optim.state import keypoint_jacobian
 from agebody.optim.terms import PosePrior
 from agebody.parameters import BodyParameters
@@ -71,8 +72,7 @@ class Observed(NamedTuple):
 
     def errors(self, points: Float[Tensor, "B K 3"]) -> Float[Tensor, " B"]:
         """Return mean distances in the image, weighted by confidence, NaN where no point counts [pixels]."""
-        offsets = apply_mask(self.camera.project(points).pixels - self.keypoints, self.weights, 1)
-        return (self.weights * offsets.norm(dim=-1)).sum(-1) / self.weights.sum(-1)
+        return fit_error(self.camera.project(points).pixels, self.keypoints, self.weights)
 
 
 def read_observed(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from agebody.body import BodyModel
 from agebody.body.model import expect_body
-from agebody.checks import Weights, apply_mask, expect, flatten, read_confidences, safe_norm
+from agebody.checks import Weights, apply_mask, expect, flatten, read_confidences
 from agebody.engine.batched import own_precision
 from agebody.engine.trees import put_rows, take_rows, unflatten, where_rows, without_gradients
 from agebody.fitting.inverse_kinematics import (
@@ -41,7 +41,7 @@ from agebody.optim.least_squares import Stop
 from agebody.optim.limits import JointLimitPrior
 from agebody.optim.motion import Motion
 from agebody.optim.problem import Stage
-from agebody.optim.stages import BETA_BOUND, Fit, FitReport, fit_bodies, fit_in_batches
+from agebody.optim.stages import BETA_BOUND, Fit, FitReport, fit_bodies, fit_error, fit_in_batches
 from agebody.optim.state import Term
 from agebody.optim.terms import Points, RestPosePrior, ShapePrior
 from agebody.parameters import BodyParameters
@@ -241,8 +241,7 @@ class _Given(NamedTuple):
         """Return the result, moved back from the mean, with failed fits flagged."""
 
         def error(found: BodyParameters) -> Tensor:
-            distance = safe_norm(find(found) - self.points)
-            return (self.weights * distance).sum(1) / self.weights.sum(1)
+            return fit_error(find(found), self.points, self.weights)
 
         enough = (self.weights > 0).sum(1) >= MIN_POINTS
         report = report._replace(

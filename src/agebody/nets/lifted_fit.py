@@ -19,10 +19,9 @@ from agebody.checks import Weights, expect, flatten, read_confidences
 from agebody.engine.trees import put_rows, take_rows, unflatten, without_gradients
 from agebody.fitting.frames import AIONHMR, fit_keypoints
 from agebody.keypoints import KeypointLayout, get_layout
-from agebody.metrics.pose import mean_over_points, point_distances
 from agebody.nets.lifter import Estimate, Lifter
 from agebody.optim.problem import Stage
-from agebody.optim.stages import Fit
+from agebody.optim.stages import Fit, fit_error
 
 ARMS = ("shoulder", "elbow", "wrist", "hand")
 LEGS = ("hip", "knee", "ankle", "foot", "heel", "toe")
@@ -126,8 +125,8 @@ def fit_lifted(
     pixels = lens.project(body.keypoints(layout, best.parameters)).pixels
     observed = points.gather(1, source[..., None].expand_as(points))
     confidences = confidences.gather(1, source)
-    error, _ = mean_over_points(point_distances(pixels, observed, confidences), confidences)
-    return unflatten(LiftedFit(best._replace(error=error), source), batch)
+    best = best._replace(error=fit_error(pixels, observed, confidences))
+    return unflatten(LiftedFit(best, source), batch)
 
 
 def exchanges(layout: KeypointLayout, own: Int[Tensor, " K"]) -> Iterator[Int[Tensor, " K"]]:

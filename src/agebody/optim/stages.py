@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from agebody.body import BodyModel
 from agebody.body.model import expect_body
+from agebody.checks import apply_mask
 from agebody.engine.batched import own_precision
 from agebody.optim.least_squares import Solution, minimize
 from agebody.optim.motion import Motion
@@ -54,6 +55,16 @@ class Fit(NamedTuple):
     """The same before the first step."""
     standard_errors: StandardErrors | None = None
     """Uncertainty of age, stature and depth; None if not requested, and for points in space."""
+
+
+def fit_error(
+    found: Float[Tensor, "*batch K D"],
+    observed: Float[Tensor, "*batch K D"],
+    weights: Float[Tensor, "*batch K"],
+) -> Float[Tensor, "*batch"]:
+    """Return mean distances between points, weighted by confidence; NaN where no point counts."""
+    distances = apply_mask(found - observed, weights, 1).norm(dim=-1)
+    return (weights * distances).sum(-1) / weights.sum(-1)
 
 
 def fit_bodies(
