@@ -3,18 +3,18 @@
 import dataclasses
 import hashlib
 import json
+import runpy
 from pathlib import Path
 
 import numpy as np
 import pytest
 from model_files import write_kid_template, write_smplx_npz
 
-from agebody.assets.asset import AssetError, BodyAsset, Metadata
-from agebody.assets.container import Signed
-from agebody.assets.header import FORMAT_VERSION, HEADER_KEY, body_asset_schema, read_header
-from agebody.assets.io import load_asset, save_asset
+from agebody.assets.asset import BodyAsset, Metadata
+from agebody.assets.io import HEADER_KEY, load_asset, save_asset
 
 SPEC = Path(__file__).parents[1] / "assets_spec"
+body_asset_schema = runpy.run_path(str(SPEC / "schema.py"))["body_asset_schema"]
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +41,7 @@ def test_published_schema_equals_the_code():
     assert json.loads((SPEC / "body_asset.schema.json").read_text()) == body_asset_schema()
 
 
-def test_saved_headers_obey_the_schema(header, content):
-    texts = read_header(Signed(header, content))
-    assert texts["format_version"] == FORMAT_VERSION
+def test_saved_headers_obey_the_schema(header):
     schema = body_asset_schema()
     allowed = set(schema["properties"])
     assert {name for name in header if not name.startswith("regressors.")} == allowed
@@ -78,29 +76,6 @@ def test_every_field_is_described():
     for field in [*dataclasses.fields(BodyAsset), *dataclasses.fields(Metadata)]:
         assert f'"{field.name}' in schema
         assert f"`{field.name}" in texts, f"assets_spec/README.md says nothing of {field.name}"
-
-
-@pytest.mark.parametrize(
-    ("change", "cause"),
-    [
-        (lambda h: h.pop("shapedirs"), "shapedirs, which is missing"),
-        (lambda h: h.update(extra=h["template"]), "no entry 'extra'"),
-        (lambda h: h["template"].update(dtype="I32"), "dtype: expected one of F32, F64"),
-        (lambda h: h["template"].update(shape=[50, 4]), "shape, entry 1: expected 3"),
-        (lambda h: h["template"].update(shape=[-1, 3]), "shape, entry 0: expected at least 0"),
-        (lambda h: h["template"].update(shape=[True, 3]), "expected a JSON integer"),
-        (lambda h: h.update(template=[]), "template: expected a JSON object"),
-        (lambda h: h["regressors.j19.data"].update(dtype="BF16"), "dtype: expected one of"),
-        (lambda h: h["__metadata__"].pop(HEADER_KEY), "an entry agebody, which is missing"),
-        (lambda h: None, "its bytes do not give its checksum"),
-        (lambda h: h["__metadata__"].update({HEADER_KEY: 3}), "description is damaged"),
-    ],
-)
-def test_other_headers_do_not(header, change, cause):
-    changed = json.loads(json.dumps(header))
-    change(changed)
-    with pytest.raises(AssetError, match=cause):
-        read_header(Signed(changed, b""))
 
 
 def test_the_checksum_is_that_of_the_specification(content, header):

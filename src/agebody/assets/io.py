@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import scipy
 
-from agebody.assets.asset import AssetError, BodyAsset, Metadata, Regressor
+from agebody.assets.asset import AssetError, BodyAsset, Metadata, Regressor, check_shape
 from agebody.assets.container import (
     Array,
     PathLike,
     RawFile,
+    Unread,
     is_path,
     naming,
     read_raw,
     to_array,
 )
-from agebody.assets.header import FORMAT_VERSION, HEADER_KEY, SPARSE_PARTS, read_header
 from agebody.assets.official import (
     GENDERS,
     infant_of,
@@ -30,8 +30,15 @@ from agebody.assets.official import (
     read_regressor,
     with_infant,
 )
-from agebody.assets.signed import write_signed
+from agebody.assets.signed import read_names, write_signed
 from agebody.files import check_suffix, replacing
+
+FORMAT_VERSION = 3
+HEADER_KEY = "agebody"
+"""The entry of the safetensors ``__metadata__``: JSON text with everything that is not an array."""
+SPARSE_PARTS = {"data": "float", "indices": "int", "indptr": "int"}
+"""The arrays of a compressed sparse row matrix; each is stored under ``<matrix name>.<part>``."""
+_TYPES = {"float": ("float32", "float64"), "int": ("int32",)}
 
 
 def load_asset(
@@ -174,34 +181,72 @@ def _parts(name: str, matrix: scipy.sparse.csr_array) -> dict[str, np.ndarray]:
 
 
 def _read_own(raw: RawFile) -> BodyAsset:
+    """Return the body in a file of `save_asset`, which must have all that one has, and nothing else."""
     assert raw.signed is not None
-    texts, tensors = read_header(raw.signed), raw.content
-    num_vertices = len(tensors["template"])
+    texts = raw.signed.description(HEADER_KEY, FORMAT_VERSION, unsigned=1)
+    assert texts is not None
+    left = {name: texts[name] for name in texts if name not in ("format_version", "sha256")} | raw.content
     values: dict[str, Any] = {}
     for field in dataclasses.fields(BodyAsset):
-        name = field.name
-        match field.metadata["kind"]:
-            case "float" | "int" if name in tensors:
-                values[name] = tensors[name]
+        name, kind = field.name, field.metadata["kind"]
+        match kind:
+            case "float" | "int":
+                absent = (field.default, field.default_factory) == (dataclasses.MISSING, dataclasses.MISSING)
+                if name in left or absent:
+                    values[name] = _take_array(left, name, kind, field.metadata["dims"])
             case "sparse":
-                values[name] = _matrix(tensors, name, num_vertices)
+                values[name] = _matrix(left, name, len(values["template"]))
             case "text":
-                values[name] = tuple(texts[name])
+                values[name] = read_names(name, left.pop(name, None))
             case "regressors":
+                names = {
+                    key: read_names(f"{name}.{key}", its) for key, its in _take(left, name, dict).items()
+                }
                 values[name] = {
-                    key: Regressor(tuple(points), _matrix(tensors, f"{name}.{key}", num_vertices))
-                    for key, points in texts[name].items()
+                    key: Regressor(points, _matrix(left, f"{name}.{key}", len(values["template"])))
+                    for key, points in names.items()
                 }
             case "metadata":
-                values[name] = Metadata(**{**texts[name], "shape_names": tuple(texts[name]["shape_names"])})
+                values[name] = _read_metadata(_take(left, name, dict))
+    if left:
+        raise AssetError(f"{next(iter(left))}: not an entry of a body; get or save the file again")
     return BodyAsset(**values)
 
 
-def _matrix(tensors: dict[str, np.ndarray], name: str, num_columns: int) -> scipy.sparse.csr_array:
-    missing = [part for part in SPARSE_PARTS if f"{name}.{part}" not in tensors]
-    if missing:
-        raise AssetError(f"{name}.{missing[0]} missing; get or save the file again")
-    data, indices, indptr = (tensors[f"{name}.{part}"] for part in SPARSE_PARTS)
+def _take(left: dict[str, Any], name: str, kind: type) -> Any:
+    """Remove an entry of a file, and return it."""
+    value = left.pop(name, None)
+    if not isinstance(value, kind):
+        expected = "an array" if kind is np.ndarray else "a JSON object"
+        got = value.reason if isinstance(value, Unread) else "nothing" if value is None else repr(value)[:80]
+        raise AssetError(f"{name}: expected {expected}, got {got}; get or save the file again")
+    return value
+
+
+def _take_array(left: dict[str, Any], name: str, kind: str, dims: Iterable[str | int]) -> np.ndarray:
+    value = _take(left, name, np.ndarray)
+    if str(value.dtype) not in _TYPES[kind]:
+        expected = " or ".join(_TYPES[kind])
+        raise AssetError(f"{name}: expected {expected}, got {value.dtype}; get or save the file again")
+    check_shape(name, value.shape, tuple(dim if isinstance(dim, int) else None for dim in dims))
+    return value
+
+
+def _read_metadata(texts: dict[str, Any]) -> Metadata:
+    known = [field.name for field in dataclasses.fields(Metadata)]
+    if {*texts} != {*known}:
+        got = ", ".join(texts)
+        raise AssetError(f"metadata: expected {', '.join(known)}, got {got}; get or save the file again")
+    sources = _take(texts, "sources", dict)
+    shape_names = read_names("shape_names", texts.pop("shape_names"))
+    if not all(isinstance(text, str) for text in (*texts.values(), *sources.values())):
+        raise AssetError("metadata: expected texts; get or save the file again")
+    return Metadata(**texts, shape_names=shape_names, sources=sources)
+
+
+def _matrix(left: dict[str, Any], name: str, num_columns: int) -> scipy.sparse.csr_array:
+    parts = (_take_array(left, f"{name}.{part}", kind, "N") for part, kind in SPARSE_PARTS.items())
+    data, indices, indptr = parts
     try:
         matrix = scipy.sparse.csr_array((data, indices, indptr), shape=(len(indptr) - 1, num_columns))
         matrix.check_format(full_check=True)

@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from agebody.assets.asset import SMPL_JOINT_NAMES, AssetError, check_finite, check_shape
 from agebody.assets.container import PathLike, Unread, is_path, naming, read_path, read_raw
-from agebody.assets.signed import Signed, write_signed
+from agebody.assets.signed import Signed, read_names, write_signed
 
 FORMAT_VERSION = 2
 HEADER_KEY = "agebody_prior"
@@ -149,11 +149,9 @@ def _own_names(signed: Signed, cls: type[Gaussian] | type[Mixture]) -> tuple[str
     header = signed.description(HEADER_KEY, FORMAT_VERSION, unsigned=1)
     if header is None:
         raise AssetError("a safetensors file of something else than a pose prior; get the prior's own file")
-    kind, names = header.get("kind"), header.get("joint_names")
+    kind = header.get("kind")
     if kind != _kind(cls):
         reader = {"gaussian": "MahalanobisPrior", "mixture": "MaxMixturePrior"}.get(str(kind))
         advice = f"open it with {reader}.from_file" if reader else "install a newer agebody"
         raise AssetError(f"this is a prior of kind {kind!r}, expected {_kind(cls)!r}; {advice}")
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise AssetError("joint_names: expected a list of names; get or save the file again")
-    return tuple(names)
+    return read_names("joint_names", header.get("joint_names"))

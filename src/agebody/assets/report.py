@@ -9,8 +9,7 @@ import numpy as np
 
 from agebody.assets.asset import AssetError, BodyAsset
 from agebody.assets.container import PathLike, naming, read_bytes, read_raw
-from agebody.assets.header import FORMAT_VERSION
-from agebody.assets.io import body_of
+from agebody.assets.io import FORMAT_VERSION, body_of
 from agebody.assets.official import HANDS_FROM, TITLES, extent_problem
 
 

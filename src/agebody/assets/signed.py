@@ -25,15 +25,7 @@ class Signed(NamedTuple):
     header: dict[str, Any]
     data: bytes
 
-    def text(self, key: str) -> Any:
-        """Return the JSON value in an entry of the metadata; None where there is no such entry."""
-        metadata = self.header["__metadata__"]
-        try:
-            return json.loads(metadata[key]) if key in metadata else None
-        except (TypeError, ValueError, RecursionError) as error:
-            raise AssetError(f"its description is damaged ({error}); get or save the file again") from error
-
-    def check(self, texts: dict[str, Any]) -> None:
+    def _check(self, texts: dict[str, Any]) -> None:
         """Raise an `AssetError` where the file does not give the checksum of its description."""
         digest = str(texts.get("sha256"))
         unsigned = self.data.replace(_ENTRY % digest.encode(), _ENTRY % (b"0" * 64), 1)
@@ -48,19 +40,36 @@ class Signed(NamedTuple):
             newest: the newest known version.
             unsigned: the version without a checksum, if there is one.
         """
-        texts = self.text(key)
-        if not isinstance(texts, dict):
+        metadata = self.header["__metadata__"]
+        if key not in metadata:
             return None
-        check_version(texts.get("format_version"), newest)
-        if texts.get("format_version") != unsigned:
-            self.check(texts)
+        try:
+            texts = json.loads(metadata[key])
+        except (TypeError, ValueError, RecursionError) as error:
+            raise AssetError(f"its description is damaged ({error}); get or save the file again") from error
+        if not isinstance(texts, dict):
+            raise AssetError("its description: expected a JSON object; get or save the file again")
+        version = texts.get("format_version")
+        if type(version) is not int or version < 1:
+            raise AssetError(
+                f"format_version: expected 1 to {newest}, got {version!r}; get or save the file again"
+            )
+        if version > newest:
+            raise AssetError(
+                f"format version {version}; this agebody reads up to {newest}: install a newer one"
+            )
+        if version != unsigned or "sha256" in texts:
+            self._check(texts)
         return texts
 
 
-def check_version(version: Any, newest: int) -> None:
-    """Raise an `AssetError` for a version of a file format that is newer than the newest known one."""
-    if isinstance(version, int) and version > newest:
-        raise AssetError(f"format version {version}; this agebody reads up to {newest}: install a newer one")
+def read_names(name: str, value: Any) -> tuple[str, ...]:
+    """Return a list of names in a description as a tuple; raise an `AssetError` for anything else."""
+    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        raise AssetError(
+            f"{name}: expected a list of names, got {repr(value)[:80]}; get or save the file again"
+        )
+    return tuple(value)
 
 
 def signed(content: bytes) -> bytes:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from agebody.assets.asset import AssetError, check_finite, check_indices, check_shape
 from agebody.assets.container import PathLike, naming, read_raw
-from agebody.assets.signed import write_signed
+from agebody.assets.signed import read_names, write_signed
 from agebody.body import BodyModel
 from agebody.body.model import expect_body
 from agebody.checks import expect_values, read_tensor
@@ -203,11 +203,10 @@ class MarkerSet(ExactBuffers):
             header = None if raw.signed is None else raw.signed.description(HEADER_KEY, FORMAT_VERSION)
             if header is None:
                 raise AssetError("not a file of virtual markers; MarkerSet.save writes them")
-            ids, matrix, names = raw.content.get("vertex_ids"), raw.content.get("matrix"), header.get("names")
-            arrays = isinstance(ids, np.ndarray) and isinstance(matrix, np.ndarray)
-            if not arrays or not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-                raise AssetError("names, vertex_ids or matrix missing; get or save the file again")
-            return cls(ids, matrix, names)
+            ids, matrix = raw.content.get("vertex_ids"), raw.content.get("matrix")
+            if not isinstance(ids, np.ndarray) or not isinstance(matrix, np.ndarray):
+                raise AssetError("vertex_ids or matrix missing; get or save the file again")
+            return cls(ids, matrix, read_names("names", header.get("names")))
 
 
 def _mirror_vertices(template: Float[np.ndarray, "V 3"]) -> Int[np.ndarray, " V"]:
