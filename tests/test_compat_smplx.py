@@ -242,6 +242,12 @@ class TestModel:
         given_ = arguments(expected)
         torch.testing.assert_close(model(**given_).vertices, expected(**given_).vertices)
 
+    @pytest.mark.parametrize("dtype", [DOUBLE, torch.float16, torch.long])
+    def test_translations_of_any_type(self, make, dtype):
+        """As NumPy and literals give them; smplx adds them in place."""
+        a, b = (make(module) for module in (ours, theirs))
+        assert_same(*(m(transl=torch.tensor([[1, 2, 5]], dtype=dtype)) for m in (a, b)), 4e-6)
+
     def test_shapes_that_smplx_does_not_broadcast(self, small):
         model = ours.SMPL(small)
         given_ = arguments(model)
@@ -843,6 +849,7 @@ class TestFiles:
         assert name_of(ours.SMPL(tmp_path / "smpl", gender="male")) == names[0]
         assert name_of(ours.build_layer(tmp_path / "smpl" / names[1])) == names[1]
         assert isinstance(ours.build_layer(tmp_path / "smpl", gender="male"), ours.SMPLLayer)
+        assert isinstance(ours.build_layer(tmp_path / "smpl", "SMPL", gender="male"), ours.SMPLLayer)
         with pytest.raises(AssetError, match=r"SMPL_NEUTRAL\.pkl.*it holds SMPL_MALE\.pkl"):
             ours.create(tmp_path)
 
@@ -870,6 +877,9 @@ class TestFiles:
             write_smpl_pkl(path, num_vertices=60, num_betas=available, chumpy=False)
             model = ours.SMPL(path, num_betas=wanted)
             assert model.num_betas == model.betas.shape[1] == model.shapedirs.shape[2] == number
+        model = ours.SMPL(tmp_path / "SMPL_20.pkl", num_betas=16)
+        with pytest.raises(ValueError, match=r"got \(2, 16\); smplx takes 10 of the 20 in the file$"):
+            model(betas=torch.zeros(2, 16))
 
     def test_smil_as_kid_template(self, small, tmp_path):
         smil = write_smil_pkl(tmp_path / "smil_web.pkl", num_vertices=150)["v_template"]

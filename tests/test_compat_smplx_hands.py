@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 import smplx as theirs
 import torch
-from model_files import write_kid_template, write_mano_pkl, write_smplh_npz, write_smplh_pkl, write_smplx_npz
+from model_files import (
+    write_kid_template,
+    write_mano_pkl,
+    write_smpl_pkl,
+    write_smplh_npz,
+    write_smplh_pkl,
+    write_smplx_npz,
+)
 
 import agebody
 from agebody import AssetError
@@ -153,6 +160,43 @@ def test_layers(folder, kind):
     assert_same(a(), b())
 
 
+def test_layers_take_the_options_of_configurations(folder):
+    """HaMeR passes ``create_body_pose=False`` to MANO's layer; others pass the same options to all."""
+    options = {"gender": "neutral", "num_hand_joints": 15, "create_body_pose": False}
+    a, b = (
+        make(module, "MANOLayer", model_path=str(folder / "mano"), **options) for module in (ours, theirs)
+    )
+    given = {"betas": normal(2, 10), "global_orient": torch.eye(3).repeat(2, 1, 1, 1)}
+    assert_same(a(**given), b(**given))
+    extras = {f"create_{name}": False for name in ("expression", "jaw_pose", "left_hand_pose")}
+    ours.create(str(folder), "mano", **extras)
+    assert not list(ours.build_layer(str(folder), "smplh", create_expression=False).parameters())
+    with pytest.raises(ValueError, match="^create_betas: expected False for a layer, which has no"):
+        ours.build_layer(str(folder), "smplx", create_betas=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "usual"),
+    [("smpl", "SMPL_NEUTRAL", "pkl"), ("smplh", "SMPLH_NEUTRAL", "pkl"), ("smplx", "SMPLX_NEUTRAL", "npz"),
+     ("mano", "MANO_RIGHT", "pkl")],
+)  # fmt: skip
+def test_ext_chooses_among_the_files_of_a_folder(tmp_path, kind, name, usual):
+    """smplx's SMPL has no choice: its files are pickles."""
+    options = {"family": kind, "num_vertices": 150, "num_betas": 20, "hands": kind != "smpl"}
+    templates = {
+        "pkl": write_smpl_pkl(tmp_path / f"{name}.pkl", **options, seed=1, chumpy=False)["v_template"]
+    }
+    arrays = write_smpl_pkl(tmp_path / "other.pkl", **options, seed=2, chumpy=False)
+    arrays["J_regressor"] = arrays["J_regressor"].toarray()
+    np.savez(tmp_path / f"{name}.npz", **arrays)
+    templates["npz"] = arrays["v_template"]
+    for ext, taken in (("pkl", "pkl"), ("npz", "pkl" if kind == "smpl" else "npz"), (None, usual)):
+        model = ours.create(tmp_path, kind, **({"ext": ext} if ext else {}))
+        np.testing.assert_allclose(model.v_template, templates[taken], atol=1e-6)
+    (tmp_path / f"{name}.pkl").unlink()
+    ours.create(tmp_path, kind, ext="pkl")  # the only one
+
+
 def test_joint_mappers_receive_the_joints_of_smplx(folder):
     seen = []
 
@@ -280,5 +324,5 @@ def test_wrong_counts_of_expressions_and_types_name_themselves(small, folder):
             ValueError, match="^num_expression_coeffs: expected a whole number of 0 or more, got"
         ):
             ours.SMPLX(small["SMPLX"], num_expression_coeffs=count)
-    with pytest.raises(ValueError, match="^model_type: expected one of smpl, .*, got 'None'$"):
+    with pytest.raises(ValueError, match="^model_type: expected one of smpl, .*, got 'none'$"):
         ours.create(str(folder), None)

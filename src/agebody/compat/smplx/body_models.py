@@ -61,14 +61,14 @@ def build_layer(model_path: ModelPath, model_type: str = "smpl", **kwargs: Any) 
 
 
 def _make(which: int, model_path: ModelPath, model_type: str, options: dict[str, Any]) -> Any:
-    kind = (model_type := str(model_type)).lower()
+    kind = str(model_type).lower()
     if options.get("data_struct") is None:
-        model_path = resolve_type(model_path, model_type)
+        model_path = resolve_type(model_path, str(model_type))
         if isinstance(model_path, BodyAsset) or not os.path.isdir(model_path):
             asset = model_path if isinstance(model_path, BodyAsset) else load_asset(model_path)
             kind = asset.metadata.kind if asset.metadata.kind in _MODELS else "smpl"
             if kind == "mano" and not isinstance(model_path, BodyAsset):
                 options = {"is_rhand": "RIGHT" in os.path.basename(os.fspath(model_path))} | options
             model_path = asset
-    expect_choice("model_type", model_type, _MODELS)
+    expect_choice("model_type", kind, _MODELS)
     return _MODELS[kind][which](model_path, **options)

@@ -298,7 +298,8 @@ class MANO(SMPLH):
         self.is_rhand = is_rhand
         kwargs["use_pca"] = kwargs.get("use_pca", True) and kwargs.get("num_pca_comps", 6) != 45
         kwargs["gender"] = "right" if self.is_rhand else "left"
-        super().__init__(model_path, create_left_hand_pose=False, create_right_hand_pose=False, **kwargs)
+        kwargs |= {"create_left_hand_pose": False, "create_right_hand_pose": False}
+        super().__init__(model_path, **kwargs)
         self._make_parameter(
             "hand_pose", create_hand_pose, hand_pose, self.num_pca_comps if self.use_pca else 45
         )

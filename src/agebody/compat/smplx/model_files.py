@@ -26,7 +26,9 @@ def resolve_type(model_path: ModelPath, model_type: str) -> ModelPath:
     return inside if inside.is_dir() else model_path
 
 
-def read_asset(model_path: ModelPath, data_struct: Any, gender: str, kind: str = "smpl") -> BodyAsset:
+def read_asset(
+    model_path: ModelPath, data_struct: Any, gender: str, kind: str = "smpl", ext: str | None = None
+) -> BodyAsset:
     """Return the body of smplx's arguments: the entries of ``data_struct``, or a file, folder or asset."""
     if data_struct is not None:
         entries = {name: value for name, value in vars(data_struct).items() if not name.startswith("_")}
@@ -40,7 +42,7 @@ def read_asset(model_path: ModelPath, data_struct: Any, gender: str, kind: str =
         kind = type(model_path).__name__
         raise TypeError(f"model_path: expected a file, a folder or a BodyAsset, got {kind}")
     path = read_path(model_path)
-    return load_asset(_file_of(path, gender, kind) if path.is_dir() else path)
+    return load_asset(_file_of(path, gender, kind, ext) if path.is_dir() else path)
 
 
 def _plain(value: Any) -> Any:
@@ -48,10 +50,11 @@ def _plain(value: Any) -> Any:
     return to_array(value) if hasattr(value, "__array__") else value
 
 
-def _file_of(folder: Path, gender: str, kind: str) -> Path:
+def _file_of(folder: Path, gender: str, kind: str, ext: str | None) -> Path:
     """Return the model of a gender in a folder; the newest version of those with official names."""
     name = f"{kind.upper()}_{gender.upper()}"
-    for suffix in (".npz", ".pkl", ".safetensors") if kind == "smplx" else (".pkl", ".npz", ".safetensors"):
+    first = ext or "npz" if kind == "smplx" else "pkl" if kind == "smpl" else ext  # smplx's SMPL ignores ext
+    for suffix in (f".{first}", ".pkl", ".npz", ".safetensors"):
         path = folder / f"{name}{suffix}"
         if path.is_file():
             return path

@@ -56,8 +56,9 @@ class SMPL(WatchedArrays):
         vertex_ids: vertex of each appended point, under the names of `vertex_ids`. By default the vertex with
             the largest weight in each of the body's surface points: SMPL's ids on SMPL.
         v_template: (V, 3) rest surface [m] in place of the file's.
-        kwargs: ``use_hands`` and ``use_feet_keypoints``, whether to append finger tips and feet; other
-            options are accepted and ignored, as in smplx.
+        kwargs: ``use_hands`` and ``use_feet_keypoints``, whether to append finger tips and feet; ``ext``,
+            which of several files of a folder to take ("pkl", or "npz" except for SMPL); other options
+            are accepted and ignored, as in smplx.
 
     Raises:
         AssetError: the file cannot be read, or the folder has none of that gender.
@@ -119,7 +120,7 @@ class SMPL(WatchedArrays):
             raise TypeError(
                 f"joint_mapper: expected a function of the joints, got {type(joint_mapper).__name__}"
             )
-        asset = read_asset(model_path, data_struct, gender, self._kind)
+        asset = read_asset(model_path, data_struct, gender, self._kind, kwargs.get("ext"))
         joints = len(JOINT_NAMES[self._kind])
         if asset.num_joints != joints:
             kind = TITLES.get(asset.metadata.kind, asset.metadata.kind)
@@ -301,7 +302,11 @@ class SMPL(WatchedArrays):
 
     def _coefficients(self, betas: Tensor) -> Tensor:
         # All of them count: more would be dropped, and the last one is the age offset of age="kid".
-        return rows("betas", betas, self._array("shapedirs").shape[-1])
+        count, asset = self._array("shapedirs").shape[-1], self._layer.asset
+        cut = (
+            f"; smplx takes 10 of the {asset.num_betas} in the file" if asset.num_betas > count == 10 else ""
+        )
+        return rows("betas", betas, count, cut)
 
     def _given(self, name: str, value: Tensor | None) -> Tensor:
         value = getattr(self, name, None) if value is None else value
@@ -314,7 +319,8 @@ class SMPL(WatchedArrays):
     ) -> Any:
         betas, transl, expression = given["betas"], given["transl"], given.get("expression")
         betas = self._coefficients(betas)
-        transl = None if transl is None else rows("transl", transl, 3)
+        if transl is not None:
+            transl = rows("transl", transl, 3).to(self._layer.dtype)  # smplx adds it in place, of any dtype
         if expression is not None:
             expression = rows("expression", expression, self.num_expression_coeffs)
         given = given | self._full_hands(given, pose_format)
@@ -405,8 +411,13 @@ class SMPLLayer(SMPL):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        for name in ("betas", "global_orient", "transl", *self._poses):
+            if kwargs.get(f"create_{name}"):
+                raise ValueError(
+                    f"create_{name}: expected False for a layer, which has no parameters, got True"
+                )
         names = {"betas", "global_orient", "transl", "expression", "body_pose", *self._poses}
-        super().__init__(*args, **{f"create_{name}": False for name in names}, **kwargs)
+        super().__init__(*args, **kwargs | {f"create_{name}": False for name in names})
 
     def _called(self, given: Any, return_verts: bool, return_full_pose: bool, pose2rot: bool) -> Any:
         """Fill in zeros and identities, and pose the model by matrices."""
@@ -439,10 +450,10 @@ def _layout(asset: BodyAsset, vertices: list[int]) -> KeypointLayout:
     )
 
 
-def rows(name: str, value: Tensor, width: int) -> Tensor:
+def rows(name: str, value: Tensor, width: int, why: str = "") -> Tensor:
     """Check (B, width)."""
     if expect_tensor(name, value).dim() != 2 or value.shape[1] != width:
-        raise ValueError(f"{name}: expected shape (B, {width}), got {tuple(value.shape)}")
+        raise ValueError(f"{name}: expected shape (B, {width}), got {tuple(value.shape)}{why}")
     return value
 
 
