@@ -33,14 +33,6 @@ def given_options(options: Mapping[str, Any]) -> list[str]:
     return [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]
 
 
-def check_choice(value: str | None, known: Iterable[str]) -> str | None:
-    """Return the value of an option, or raise BadParameter if it is not one of those known."""
-    known = list(known)
-    if value is not None and value not in known:
-        raise typer.BadParameter(f"expected {', '.join(known)}, got {value!r}")
-    return value
-
-
 def check_finite(value: float | None) -> float | None:
     """Return the value of an option, or raise BadParameter if it is NaN or infinite."""
     if value is not None and not math.isfinite(value):
@@ -70,11 +62,14 @@ def one_of(known: Iterable[str] | str) -> Callable[[str | None], str | None]:
     """Return the check of an option with a few values: these, or those of ``"module:NAME"``."""
 
     def check(value: str | None) -> str | None:
-        if not isinstance(known, str):
-            return check_choice(value, known)
-        module, _, name = known.partition(":")
-        found = getattr(importlib.import_module(f"agebody.{module}"), name)
-        return check_choice(value, get_args(found) or found)  # of a Literal, or a collection
+        choices: Any = known
+        if isinstance(known, str):
+            module, _, name = known.partition(":")
+            found = getattr(importlib.import_module(f"agebody.{module}"), name)
+            choices = get_args(found) or found  # of a Literal, or a collection
+        if value is not None and value not in choices:
+            raise typer.BadParameter(f"expected {', '.join(choices)}, got {value!r}")
+        return value
 
     return check
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import typer
 
@@ -12,22 +11,11 @@ from agebody.pipelines.cli.app import app, note, running, say, show_stages
 from agebody.pipelines.cli.options import (
     BodyOfLabels,
     Workers,
-    check_choice,
     check_finite,
     load_layer,
+    one_of,
     option,
 )
-
-
-def _one_of(name: str) -> Callable[[str], str | None]:
-    """Return the check of an option with a few values."""
-
-    def check(value: str) -> str | None:
-        from agebody.pipelines.release.options import CHOICES
-
-        return check_choice(value, get_args(CHOICES[name]))
-
-    return check
 
 
 @app.command()
@@ -41,7 +29,7 @@ def release(
     background: Annotated[
         str,
         typer.Option(
-            callback=_one_of("background"),
+            callback=one_of("pipelines.release.options:Background"),
             help="What is left of a photograph: **blank** (all but people, who are painted over), "
             "**inpaint** (the same, painted from their surroundings) or **none**.",
         ),
@@ -49,7 +37,7 @@ def release(
     region: Annotated[
         str,
         typer.Option(
-            callback=_one_of("region"),
+            callback=one_of("pipelines.release.options:RegionRule"),
             help="What is hidden of a person: **auto** (the whole box, and the mask if there is one), "
             "**box**, **mask** (the mask without the box, for masks known to be complete), or **mesh** "
             "(without box and mask, the fit alone).",
@@ -70,14 +58,14 @@ def release(
     shape: Annotated[
         str,
         typer.Option(
-            callback=_one_of("shape"),
+            callback=one_of("pipelines.release.options:Shape"),
             help="How much of people's shape is passed on: **mean**, **coarse** or **exact**.",
         ),
     ] = "coarse",
     unfitted: Annotated[
         str,
         typer.Option(
-            callback=_one_of("unfitted"),
+            callback=one_of("pipelines.release.options:Unfitted"),
             help="A photograph with a person whose fit is flagged: **refuse** (stop), **drop** (leave it "
             "out) or **blank** (hide the person).",
         ),
@@ -85,7 +73,8 @@ def release(
     image_format: Annotated[
         str,
         typer.Option(
-            callback=_one_of("image_format"), help="Format of pictures with backgrounds: **png** or **jpg**."
+            callback=one_of("pipelines.release.options:ImageFormat"),
+            help="Format of pictures with backgrounds: **png** or **jpg**.",
         ),
     ] = "png",
     sequences: Annotated[

@@ -1,33 +1,13 @@
 """Read files of predictions and truths: one npz of plain arrays each, one row per person.
 
-| key | shape | |
-|---|---|---|
-| `ids` | (N,) | identity: integers or strings, each once per file |
-| `image_ids` | (N,) | image: integers or strings |
-| `joints` | (N, J, 3) | [m] |
-| `joint_weights` | (N, J) | of the truth: joints of weight 0 are ignored |
-| `layout` | () | of the joints: a name of `LAYOUTS` |
-| `vertices` | (N, V, 3) | [m] |
-| `keypoints` | (N, K, 2 or 3) | [pixels]; the third number of the truth is 0 for invisible points |
-| `keypoint_layout` | () | of the keypoints: a name of `LAYOUTS`, or `crowdpose14` |
-| `depth` | (N,) | [m] |
-| `depth_layers` | (N,) | of the truth: integers, smaller is nearer, -1 unknown |
-| `scores` | (N,) | confidence of a prediction |
-| `areas` | (N,) | of the truth [pixels²] |
-| `boxes` | (N, 4) | of the truth: x, y, width, height [pixels] |
-| `crowd` | (N,) | of the truth: true for regions of several people |
-| `valid` | (N,) | of the truth: false for people who do not count, as in AGORA |
-| `age_offset` | (N,) | of the truth: 0 adult, 1 infant; NaN unknown |
-| `years`, `age_months` | (N,) | of the truth: from 0 to below 130 years; NaN unknown |
-| `age_class` | (N,) | of the truth: names or indices of `AGE_CLASSES`; an empty name or -1 unknown |
-
-Other keys are ignored. A stated class takes precedence, as in labels, whose age offset was fitted; among
-other ages, the order is that of `agebody.age.parse_ages`.
+The page "Evaluation" of the documentation describes the arrays; others are ignored. A stated class takes
+precedence, as in labels, whose age offset was fitted; among other ages, the order is that of
+`agebody.age.parse_ages`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -46,24 +26,9 @@ OTHER_LAYOUTS = {"crowdpose14": CROWDPOSE14}
 LARGEST = {"joints": 10.0, "vertices": 10.0, "depth": 1000.0}
 """Upper bounds of the size and of the distance of a file's median person [m]."""
 
-_KEYS = {
-    "ids": Key(kind="id"),
-    "image_ids": Key(kind="id"),
-    "joints": Key((None, 3)),
-    "joint_weights": Key((None,), least=0),
-    "layout": Key(kind="name"),
-    "vertices": Key((None, 3)),
-    "keypoints": Key((None, None)),
-    "keypoint_layout": Key(kind="name"),
-    "depth": Key(),
-    "depth_layers": Key(kind="integer", least=UNKNOWN),
-    "scores": Key(),
-    "areas": Key(least=0),
-    "boxes": Key((4,)),
-    "crowd": Key(kind="flag"),
-    "valid": Key(kind="flag"),
-    **{name: Key(kind="age") for name in AGE_FIELDS},
-}
+
+def _key(*shape: int | None, kind: str = "number", least: float = -np.inf) -> dict[str, Key]:
+    return {"key": Key(shape, kind, least)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,22 +37,24 @@ class Bodies:
 
     path: Path
     count: int
-    ids: Shaped[np.ndarray, " N"] | None = None
-    image_ids: Shaped[np.ndarray, " N"] | None = None
-    joints: Float[np.ndarray, "N J 3"] | None = None
-    joint_weights: Float[np.ndarray, "N J"] | None = None
-    layout: str | None = None
-    vertices: Float[np.ndarray, "N V 3"] | None = None
-    keypoints: Float[np.ndarray, "N K 2"] | None = None
+    ids: Shaped[np.ndarray, " N"] | None = field(default=None, metadata=_key(kind="id"))
+    image_ids: Shaped[np.ndarray, " N"] | None = field(default=None, metadata=_key(kind="id"))
+    joints: Float[np.ndarray, "N J 3"] | None = field(default=None, metadata=_key(None, 3))
+    joint_weights: Float[np.ndarray, "N J"] | None = field(default=None, metadata=_key(None, least=0))
+    layout: str | None = field(default=None, metadata=_key(kind="name"))
+    vertices: Float[np.ndarray, "N V 3"] | None = field(default=None, metadata=_key(None, 3))
+    keypoints: Float[np.ndarray, "N K 2"] | None = field(default=None, metadata=_key(None, None))
     visible: Bool[np.ndarray, "N K"] | None = None
-    keypoint_layout: str | None = None
-    depth: Float[np.ndarray, " N"] | None = None
-    depth_layers: Int[np.ndarray, " N"] | None = None
-    scores: Float[np.ndarray, " N"] | None = None
-    areas: Float[np.ndarray, " N"] | None = None
-    boxes: Float[np.ndarray, "N 4"] | None = None
-    crowd: Bool[np.ndarray, " N"] | None = None
-    valid: Bool[np.ndarray, " N"] | None = None
+    keypoint_layout: str | None = field(default=None, metadata=_key(kind="name"))
+    depth: Float[np.ndarray, " N"] | None = field(default=None, metadata=_key())
+    depth_layers: Int[np.ndarray, " N"] | None = field(
+        default=None, metadata=_key(kind="integer", least=UNKNOWN)
+    )
+    scores: Float[np.ndarray, " N"] | None = field(default=None, metadata=_key())
+    areas: Float[np.ndarray, " N"] | None = field(default=None, metadata=_key(least=0))
+    boxes: Float[np.ndarray, "N 4"] | None = field(default=None, metadata=_key(4))
+    crowd: Bool[np.ndarray, " N"] | None = field(default=None, metadata=_key(kind="flag"))
+    valid: Bool[np.ndarray, " N"] | None = field(default=None, metadata=_key(kind="flag"))
     age_classes: Int[np.ndarray, " N"] | None = None
 
     def has(self, *names: str) -> bool:
@@ -108,6 +75,10 @@ class Bodies:
     def name_of(self, row: int) -> str:
         """Return how an error names a person."""
         return f"row {row}" if self.ids is None else f"id {self.ids[row]}"
+
+
+_KEYS = {each.name: each.metadata["key"] for each in fields(Bodies) if each.metadata}
+_KEYS |= dict.fromkeys(AGE_FIELDS, Key(kind="age"))
 
 
 def read_bodies(path: str | Path) -> Bodies:

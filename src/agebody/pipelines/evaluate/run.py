@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from agebody.annotations.people import fail
+from agebody.checks import expect_choice
 from agebody.keypoints import get_layout
 from agebody.pipelines.evaluate.average_precision import coco_table
 from agebody.pipelines.evaluate.coco import read_coco
@@ -45,8 +46,7 @@ def evaluate_files(
         OSError: a file cannot be read.
     """
     pred, target = Path(pred), Path(target)
-    if table not in get_args(TableName):
-        raise ValueError(f"table: expected one of {', '.join(get_args(TableName))}, got {table!r}")
+    expect_choice("table", table, get_args(TableName))
     if layout is not None:
         get_layout(layout)
     intervals = Intervals(resamples, seed)

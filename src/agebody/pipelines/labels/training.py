@@ -36,28 +36,17 @@ from agebody.pipelines.labels.records import Labels
 from agebody.pipelines.labels.samples import add_sample, encode
 
 NUM_BETAS, NUM_EXPRESSION = 10, 10
-_SCALE_UNIT = 200.0
+SCALE_UNIT = 200.0
 """Unit of boxes in shards, since HMR [pixels]."""
 _CHUNK = 256
-_AS_THEY_ARE = (
-    "center",
-    "body_pose",
-    "betas",
-    "has_body_pose",
-    "has_betas",
-    "age_class",
-    "focal",
-    "principal_point",
-    *(f"{has}{side}_hand_pose" for has in ("", "has_") for side in ("left", "right")),
-    "jaw_pose",
-    "leye_pose",
-    "reye_pose",
-    "expression",
-    "has_jaw_pose",
-    "has_expression",
-    "fit_error",
-)
-"""Arrays whose rows shards have too."""
+_JOINED = ("keypoints_2d", "keypoints_3d")
+_APART = {
+    "imgname",
+    "personid",
+    "scale",
+    *(f"{part}_{name}" for part in ("body", "extra") for name in _JOINED),
+}
+"""Arrays of which shards have something else; of all others they have the rows."""
 _FINGERS = HAND_JOINTS["left_hand"] + HAND_JOINTS["right_hand"]
 _FACE_JOINTS = {"jaw": "jaw_pose", "left_eye": "leye_pose", "right_eye": "reye_pose"}
 _HAND_POINTS = 6
@@ -307,11 +296,14 @@ def _numbers(images: np.ndarray) -> np.ndarray:
 
 def shard_person(arrays: Mapping[str, np.ndarray], row: int) -> dict[str, Any]:
     """Return one person as in a shard: all keypoints together, boxes in units of 200 pixels."""
+    joined = {
+        name: np.concatenate([arrays[f"{part}_{name}"][row] for part in ("body", "extra")])
+        for name in _JOINED
+    }
     return {
-        **{name: np.asarray(arrays[name][row]) for name in _AS_THEY_ARE if name in arrays},
-        "scale": arrays["scale"][row] / np.float32(_SCALE_UNIT),
-        "keypoints_2d": np.concatenate((arrays["body_keypoints_2d"][row], arrays["extra_keypoints_2d"][row])),
-        "keypoints_3d": np.concatenate((arrays["body_keypoints_3d"][row], arrays["extra_keypoints_3d"][row])),
+        **{name: np.asarray(values[row]) for name, values in arrays.items() if name not in _APART},
+        **joined,
+        "scale": arrays["scale"][row] / np.float32(SCALE_UNIT),
         "extra_info": {"personid": int(arrays["personid"][row])},
     }
 

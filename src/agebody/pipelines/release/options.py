@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Literal, get_args
+from typing import Literal, get_args, get_origin, get_type_hints
 
+from agebody.checks import expect_choice
 from agebody.keypoints import KeypointLayout
 
 Background = Literal["blank", "inpaint", "none"]
@@ -32,14 +33,6 @@ person is hidden like all others, without a body in that place."""
 ImageFormat = Literal["png", "jpg"]
 """Format of the pictures with backgrounds."""
 
-CHOICES = {
-    "background": Background,
-    "region": RegionRule,
-    "shape": Shape,
-    "unfitted": Unfitted,
-    "image_format": ImageFormat,
-}
-
 
 @dataclass(frozen=True)
 class Options:
@@ -57,10 +50,9 @@ class Options:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        for name, kind in CHOICES.items():
-            value, known = getattr(self, name), get_args(kind)
-            if value not in known:
-                raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
+        for name, kind in get_type_hints(type(self)).items():
+            if get_origin(kind) is Literal:
+                expect_choice(name, getattr(self, name), get_args(kind))
         for name in ("margin", "dilation"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}: expected a share of 0 or more, got {getattr(self, name)}")

@@ -23,6 +23,7 @@ from agebody.annotations.photographs import to_eight_bits
 from agebody.annotations.shards import Shards, find_shards
 from agebody.assets.official import JOINT_NAMES
 from agebody.cameras import Camera, square_box, to_crop
+from agebody.checks import expect_choice
 from agebody.detect.windows import crop_image
 from agebody.keypoints import mirror_order
 from agebody.mesh import PartMap
@@ -156,15 +157,14 @@ class TrainingData(torch.utils.data.Dataset):
             raise ValueError("sources: expected at least one Source, each of a weight above 0")
         names = [kind.name for kind in AGE_CLASSES]
         for one in given:
-            if one.age_class is not None and one.age_class not in names:
-                raise ValueError(f"age_class: expected one of {', '.join(names)}, got {one.age_class!r}")
+            if one.age_class is not None:
+                expect_choice("age_class", one.age_class, names)
         if min(size) < 1 or not 0 < box_scale < np.inf:
             raise ValueError(f"size, box_scale: expected numbers above 0, got {size} and {box_scale}")
         self.parts, self.parts_size = parts, parts_size or (max(size[0] // 4, 1), max(size[1] // 4, 1))
         if min(self.parts_size) < 1 or self.parts_size[0] * size[1] != self.parts_size[1] * size[0]:
             raise ValueError(f"parts_size: expected a fraction of the crops' {size}, got {self.parts_size}")
-        if family not in ("smpl", "smplh", "smplx"):
-            raise ValueError(f"family: expected smpl, smplh or smplx, got {family!r}")
+        expect_choice("family", family, ("smpl", "smplh", "smplx"))
         self.sources, self.size, self.seed, self.family = given, size, seed, family
         self.augmentation = augmentation or NO_AUGMENTATION
         self.filters, self.crop_camera, self.box_scale = filters or Filters(), crop_camera, box_scale

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from agebody.checks import expect_choice
 from agebody.files import first_line, make_folder, replacing
 from agebody.losses import Objective, PoseDiscriminator
 from agebody.nets import Regressor
@@ -72,8 +73,7 @@ class TrainingSettings:
         if self.ema is not None and not 0 <= self.ema < 1:
             raise ValueError(f"ema: expected a share from 0 to below 1, got {self.ema}")
         for name, known in (("decay", ("none", "cosine")), ("precision", tuple(_PRECISIONS))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}")
+            expect_choice(name, getattr(self, name), known)
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step, as a factor."""

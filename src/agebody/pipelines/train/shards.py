@@ -20,11 +20,9 @@ from agebody.assets.asset import AssetError
 from agebody.assets.official import JOINT_NAMES
 from agebody.assets.unpickle import loads
 from agebody.pipelines.labels.samples import PEOPLE, Member, read_members
-from agebody.pipelines.labels.training import NUM_EXPRESSION
+from agebody.pipelines.labels.training import NUM_BETAS, NUM_EXPRESSION, SCALE_UNIT
 
-_SCALE_UNIT = 200.0
-"""Unit of boxes in shards, since HMR [pixels]."""
-_POINTS, _BETAS = 44, 10
+_POINTS = 44
 JOINTS = JOINT_NAMES["smpl"] + JOINT_NAMES["smplx"][22:]
 """Joints of SMPL, of SMPL-X's face, and of the fingers, the left hand's first."""
 _POSES = (
@@ -112,9 +110,9 @@ class _Fields:
 
 def _read_person(fields: _Fields) -> Person:
     center = fields.numbers("center", 2)
-    size = np.broadcast_to(fields.either("scale", 1, 2), (2,)) * np.float32(_SCALE_UNIT)
-    betas = fields.either("betas", _BETAS, _BETAS + 1)
-    known, aged = float(fields.numbers("has_betas")), betas.shape[0] > _BETAS
+    size = np.broadcast_to(fields.either("scale", 1, 2), (2,)) * np.float32(SCALE_UNIT)
+    betas = fields.either("betas", NUM_BETAS, NUM_BETAS + 1)
+    known, aged = float(fields.numbers("has_betas")), betas.shape[0] > NUM_BETAS
     kind, unknown = float(fields.numbers("age_class", default=UNKNOWN)), [None, *[0.0] * (len(_POSES) - 1)]
     poses = [(*part, default) for part, default in zip(_POSES, unknown, strict=True)]
     if kind != int(kind) or not UNKNOWN <= kind < len(AGE_CLASSES):
@@ -125,9 +123,9 @@ def _read_person(fields: _Fields) -> Person:
         fields.numbers("keypoints_3d", _POINTS, 4),
         np.concatenate([fields.numbers(name, count, 3, default=none) for name, count, _, none in poses]),
         np.concatenate([np.full(n, fields.numbers(has, default=none)) for _, n, has, none in poses]),
-        betas[:_BETAS],
+        betas[:NUM_BETAS],
         known,
-        float(betas[_BETAS]) if aged else 0.0,
+        float(betas[NUM_BETAS]) if aged else 0.0,
         float(fields.numbers("has_age", default=known if aged else 0.0)),
         int(kind),
         fields.numbers("focal", 2, default=math.nan),
