@@ -313,6 +313,8 @@ SAMPLES = {
     "YOLO-pose, confidence and track": Sample(
         YOLO_LINE + " 0.9 12", BODY, "coco17", file="a.txt", track=12, **BOX
     ),
+    "YOLO-pose, a track alone": Sample(YOLO_LINE + " 12", BODY, "coco17", file="a.txt", track=12, **BOX),
+    "YOLO-pose, the first track": Sample(YOLO_LINE + " 1", BODY, "coco17", file="a.txt", track=1, **BOX),
     "YOLO-pose, without confidences": Sample(
         "0 .125 .4 .15 .4 " + " ".join(f"{x / 200} {y / 100}" for x, y, _ in xyc(17)),
         BODY,

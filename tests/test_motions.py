@@ -165,6 +165,8 @@ DAMAGES = {
     "at least one frame, got none": {"poses": np.zeros((0, 156)), "trans": np.zeros((0, 3)), "dmpls": 0},
     "betas: expected the betas of all frames, or of each of 4, got (3, 16)": {"betas": np.zeros((3, 16))},
     "fps: expected frames per second above 0, got 0": {"mocap_framerate": np.array(0.0)},
+    "poses: expected axis-angle vectors in radians, got 90": {"poses": np.full((4, 156), -90.0)},
+    "trans: expected metres, got 1500": {"trans": np.full((4, 3), 1500)},
     "mocap_framerate: expected shape (), got (2,)": {"mocap_framerate": np.ones(2)},
 }
 
@@ -184,6 +186,7 @@ def test_files_of_shapes_and_of_labels_are_distinguished(tmp_path):
     np.savez(tmp_path / "stagei.npz", betas=arrays["betas"], gender="male", latent_labels=["a"])
     np.savez(tmp_path / "labels.npz", transl=np.zeros((2, 3)), focal=np.ones((2, 2)))
     np.savez(tmp_path / "dances.npz", smpl_poses=np.zeros((2, 72)), smpl_trans=np.zeros((2, 3)))
+    np.savez(tmp_path / "other.npz", rotvec=np.zeros((2, 53, 3)), transl=np.zeros((2, 3)))
     np.save(tmp_path / "a.npy", np.zeros((2, 72)))
     torch.save({"poses": torch.zeros(2, 72)}, tmp_path / "a.pt")
     np.savez(tmp_path / "whole.npz", **arrays)
@@ -199,6 +202,7 @@ def test_files_of_shapes_and_of_labels_are_distinguished(tmp_path):
         ("stagei.npz", "shape of a person"),
         ("labels.npz", "cameras"),
         ("dances.npz", "not a motion; expected poses, .*, got smpl_poses, smpl_trans"),
+        ("other.npz", "not a motion; expected poses, .*, got rotvec, transl"),
         ("a.npy", "not an npz file, .*; this is a single array"),
         ("a.pt", "not an npz file, .*; this is a file of torch"),
         ("a.pkl", "not an npz file, .*; this is a pickle"),
@@ -233,6 +237,16 @@ def test_poses_may_have_an_axis_of_joints_or_not(tmp_path):
     np.savez(tmp_path / "a.npz", body_pose=np.zeros((4, 63)))
     with pytest.raises(AnnotationError, match="body_pose: expected the 51 joints of .*, got 21"):
         read_motion(tmp_path / "a.npz", body)
+
+
+def test_other_arrays_beside_a_pose_are_named(tmp_path):
+    """And betas may be one person's, beside the poses of frames."""
+    arrays = {"global_orient": np.ones((4, 3)), "betas": np.arange(10.0), "jaw_pose": np.ones((4, 3))}
+    np.savez(tmp_path / "a.npz", **arrays)
+    found = read_motion(tmp_path / "a.npz", BODIES["smplx"])
+    assert found.notes == ("arrays that are not read: jaw_pose",)
+    assert found.parameters.betas[:, :10].tolist() == 4 * [list(range(10))]
+    assert found.parameters.global_orient.eq(1).all()
 
 
 def test_unwritable_output_is_refused(tmp_path):

@@ -199,12 +199,21 @@ class _Row(NamedTuple):
 
     size: int
     dims: int
-    extra: int
+    ends: tuple[str, ...]
+    """What follows the points: "score", "track"."""
+
+    @property
+    def count(self) -> int:
+        """Number of numbers after the box."""
+        return self.size * self.dims + len(self.ends)
 
     def __str__(self) -> str:
         """Return a description for messages."""
-        more = ("", ", a score", ", a score, a track")[self.extra]
-        return f"{self.size} points of {self.dims} numbers{more}"
+        return f"{self.size} points of {self.dims} numbers{''.join(f', a {end}' for end in self.ends)}"
+
+    def end(self, values: Sequence[float]) -> dict[str, float]:
+        """Return what follows the points of a line, by name."""
+        return dict(zip(self.ends, values[5 + self.size * self.dims :], strict=False))
 
     def points(self, values: Sequence[float]) -> list[Sequence[float]]:
         """Return the points of a line."""
@@ -215,7 +224,8 @@ class _Row(NamedTuple):
         """Return whether the confidences, scores and tracks have valid values."""
         points = self.points(values)
         third = [point[2] for point in points] if self.dims == 3 else []
-        score, track = ([*values[5 + self.size * self.dims :], 0.0, 0.0])[:2]
+        end = self.end(values)
+        score, track = end.get("score", 0.0), end.get("track", 0.0)
         flags = all(0 <= v <= 1 for v in third) or all(v in (0, 1, 2) for v in third)
         near = all(-0.5 <= share <= 1.5 for point in points for share in point[:2])  # of the image
         return flags and near and 0 <= score <= 1 and track >= 0 and track == int(track)
@@ -233,6 +243,8 @@ class _Row(NamedTuple):
 
 _IN_BOXES = 0.8
 """Least share of the points that lie in the boxes if the lines are read correctly."""
+_ENDS = ((), ("track",), ("score",), ("score", "track"))
+"""What may follow the points. One whole number in all lines is a track: detectors are never as sure as 1."""
 _ULTRALYTICS = (17, 3)
 """Points of Ultralytics' own models, and numbers of each."""
 
@@ -259,10 +271,10 @@ def _yolo(lines: Any, size: int | None = None) -> Iterator[Frame]:
             if values[0] < 0 or values[0] != int(values[0]):
                 raise Unclear(f"line {number}: expected the whole number of a class first, got {values[0]:g}")
             points = [list(point) for point in row.points(values)]
-            score, track = [*values[5 + row.size * row.dims :], None, None][:2]
+            end = row.end(values)
             flat = [value for point in points for value in point]
             points = flat if row.dims == 3 else _triples(points)
-            entry = {"keypoints": points, "score": score, "track_id": track}
+            entry = {"keypoints": points, "score": end.get("score"), "track_id": end.get("track")}
         if len(box) == 4 and all(isinstance(value, float) for value in box):
             x, y, width, height = box
             entry["bbox"] = [x - width / 2, y - height / 2, width, height]
@@ -273,10 +285,11 @@ def _yolo(lines: Any, size: int | None = None) -> Iterator[Frame]:
 def _find_row(lines: list[list[float]], size: int | None) -> _Row | None:
     """Return how lines of one length are read; None if no form fits."""
     count, sizes = len(lines[0]) - 5, sorted({order.size for order in ORDERS})
-    every = [_Row(size, dims, extra) for size in sizes for dims in (3, 2) for extra in (0, 1, 2)]
-    found = [row for row in every if row.size * row.dims + row.extra == count]
+    every = [_Row(size, dims, ends) for size in sizes for dims in (3, 2) for ends in _ENDS]
+    found = [row for row in every if row.count == count]
     found = [row for row in found if all(map(row.fits, lines))] or found[-1:]  # to be refused as it is
     found = [row for row in found if row.size == size] or found
+    found = [*{row[:2]: row for row in reversed(found)}.values()][::-1]  # the first of the same points
     if len(found) > 1:
         likely = [row for row in found if row.in_boxes(lines) >= _IN_BOXES]
         found = [row for row in likely if (row.size, row.dims) == _ULTRALYTICS] or likely or found

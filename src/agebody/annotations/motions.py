@@ -46,6 +46,12 @@ _DMPLS = 8
 """Soft-tissue coefficients that AMASS's files have per frame."""
 _BETAS = 16
 """Betas that AMASS's files have."""
+_RADIANS = 4 * math.pi, "axis-angle vectors in radians"
+_LIMITS = {
+    **dict.fromkeys(("poses", *_PARTS, "global_orient", "body_pose"), _RADIANS),
+    **dict.fromkeys(("trans", "transl"), (1000.0, "metres")),
+}
+"""Largest number of an array, and its unit: degrees and millimetres are larger."""
 _Z_TO_Y = ((1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (0.0, -1.0, 0.0))
 
 
@@ -84,6 +90,8 @@ class RecordedMotion(NamedTuple):
     """Rotations of the family's joints, the root's first; None without a family."""
     arrays: dict[str, np.ndarray]
     frames: int
+    unread: tuple[str, ...] = ()
+    """Arrays of a file of frames of `BodyParameters` that are none of its fields."""
 
     @property
     def num_betas(self) -> int:
@@ -100,7 +108,7 @@ class RecordedMotion(NamedTuple):
 
     def on(self, body: BodyModel) -> MotionClip:
         """Return the motion of a body."""
-        notes: list[str] = []
+        notes = [f"arrays that are not read: {shorten(self.unread)}"] if self.unread else []
         names = body.asset.joint_names
         pose = self._pose(names, body.asset.metadata.name, notes)
         betas = np.zeros((self.frames, body.num_coefficients))
@@ -198,17 +206,22 @@ def load_motion(path: str | PathLike[str]) -> RecordedMotion:
     angles = [name for name in ("poses", *_PARTS) if name in arrays]
     rows = [name for name in arrays if name in _KEYS and _KEYS[name].by_row]
     betas = arrays.get("betas", np.zeros((0, 0)))
-    if not angles and betas.ndim == 1:
+    if not rows and betas.ndim == 1:
         advice = "get its *_poses.npz or *_stageii.npz"
         fail(path, f"the shape of a person without a motion, as AMASS's shape.npz and *_stagei.npz; {advice}")
-    if not rows and not any(name in arrays for name in _FRAMES):
+    with ZipFile(path) as archive:
+        stated = [name.removesuffix(".npy")[:40] for name in archive.namelist()]
+    unread = () if angles else tuple(name for name in stated if name not in _KEYS)
+    known = any(name in arrays for name in (("global_orient", "body_pose") if unread else _FRAMES))
+    if not angles and not known and (unread or not rows):
         expected = f"expected poses, as in AMASS, or arrays named {', '.join(_FRAMES)}"
-        with ZipFile(path) as archive:
-            names = [name.removesuffix(".npy")[:40] for name in archive.namelist()]
-        fail(path, f"not a motion; {expected}, got {shorten(names)}")
+        fail(path, f"not a motion; {expected}, got {shorten(stated)}")
     for name, array in arrays.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             fail(path, f"{name}: expected finite numbers")
+        most = float(np.abs(array).max(initial=0)) if name in _LIMITS else 0.0
+        if name in _LIMITS and most > _LIMITS[name][0]:
+            fail(path, f"{name}: expected {_LIMITS[name][1]}, got {most:g}")
     some = [arrays[name] for name in ("betas", "age_offset") if name in arrays and arrays[name].ndim]
     frames = len(arrays[rows[0]]) if rows else max((len(a) for a in some if a.ndim < 3), default=1)
     if not frames:
@@ -223,7 +236,7 @@ def load_motion(path: str | PathLike[str]) -> RecordedMotion:
                 path, f"{name}: expected the {entry} of all frames, or of each of {frames}, got {array.shape}"
             )
     family, pose = _read_pose(path, arrays)
-    return RecordedMotion(path, family, pose, arrays, frames)
+    return RecordedMotion(path, family, pose, arrays, frames, unread)
 
 
 def _read_pose(
