@@ -89,6 +89,11 @@ def test_photographs_of_phones(tmp_path):
     assert photograph_focal(tmp_path / "a.HEIC") == pytest.approx(28 * np.hypot(*SIZE) / np.hypot(36, 24))
     assert Photographs(tmp_path).names == ("a.HEIC",)
     assert not is_upright_jpeg(tmp_path / "a.HEIC")
+    (tmp_path / "renamed.jpg").write_bytes((tmp_path / "a.HEIC").read_bytes())
+    np.testing.assert_array_equal(
+        read_photograph(tmp_path / "renamed.jpg"), read_photograph(tmp_path / "a.HEIC")
+    )
+    (tmp_path / "renamed.jpg").unlink()
     (tmp_path / "a.HEIC").write_bytes((tmp_path / "a.HEIC").read_bytes()[:300])
     for read in READERS.values():
         with pytest.raises((AnnotationError, ValueError), match=r"a\.HEIC"):
@@ -114,6 +119,30 @@ def test_focal_lengths_are_those_of_images_of_the_stated_size(tmp_path):
         f"1 of 3 images have other sizes than the file states, such as b.jpg, of {size}" in note
         for note in found.notes
     )
+
+
+@pytest.mark.parametrize(
+    ("start", "kind"),
+    [
+        (b"\0\0\0\x18ftypheic", "HEIC.*agebody"),
+        (b"\0\0\0\x1cftypavif", "AVIF"),
+        (b"\xff\x0a", "JPEG XL"),
+        (b"\0\0\0\x0cJXL ", "JPEG XL"),
+    ],
+)
+def test_other_formats_are_named_by_their_content(tmp_path, monkeypatch, start, kind):
+    monkeypatch.setattr("agebody.annotations.photographs._refused", lambda: (".heic", ".avif"))
+    (tmp_path / "a.jpg").write_bytes(start + bytes(40))
+    with pytest.raises(AnnotationError, match=f"can be read; {kind}"):
+        photograph_size(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("focal", [0, 1, 65535])
+def test_focal_lengths_of_no_lens_are_unknown(tmp_path, focal):
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[41989] = focal
+    Image.new("RGB", SIZE).save(tmp_path / "a.jpg", exif=exif)
+    assert np.isnan(photograph_focal(tmp_path / "a.jpg"))
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,23 @@ def test_a_damaged_end_is_noted(tmp_path):
     assert f"damaged after frame {len(people.images)} of 20; the rest is left out" in people.notes[0]
 
 
+def test_names_that_crash_opencv_and_texts_are_refused(tmp_path):
+    """A first G would be MPEG's byte that packets begin with, which lets FFmpeg guess at any text."""
+    data = save_video(tmp_path / "a.mp4", [[]]).read_bytes()
+    other = tmp_path / "b\udcff.mp4"
+    try:
+        other.write_bytes(data)
+    except (OSError, UnicodeEncodeError):
+        pytest.skip("all names of this file system are in UTF-8")
+    with pytest.raises(AnnotationError, match="OpenCV opens names in UTF-8 alone"):
+        Video(other)
+    with pytest.raises(AnnotationError, match="OpenCV opens names in UTF-8 alone"):
+        write_video(tmp_path / "c\udcff.mp4", iter([frame()]), 25.0)
+    (tmp_path / "a.ts").write_bytes(b"GIF89a" + bytes(400))
+    with pytest.raises(AnnotationError, match="not a video that is read"):
+        Video(tmp_path / "a.ts")
+
+
 # --- tracks
 
 

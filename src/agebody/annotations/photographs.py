@@ -32,6 +32,14 @@ EIGHT_BITS = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "C
 
 _CONVERT = "convert it to JPEG first, as by `magick photo.heic photo.jpg`"
 _AVIF = ".avif"
+_CONTENT = {
+    "HEIC": rb"....ftyp(hei|hev|mif1|msf1)",
+    "AVIF": rb"....ftypavi",
+    "JPEG XL": rb"\xff\x0a|....JXL ",
+}
+"""Beginnings of other formats, which photographs are sometimes renamed from, by suffix alone."""
+_LEAST_35MM, _MOST_35MM = 4, 5000
+"""Focal lengths that lenses have [mm on 35 mm film]; cameras write others, as 65535, for unknown ones."""
 _EXIF_IFD, _FOCAL_LENGTH_35MM = 0x8769, 41989
 _DIAGONAL_35MM = math.hypot(36, 24)
 """Diagonal of 35 mm film, to which cameras convert their focal lengths [mm]."""
@@ -105,7 +113,9 @@ class Photographs:
     def describe(self) -> str:
         """Return how many images there are, as error messages say it."""
         count = f"{len(self.names)} images" + (f", such as {self.names[0]}" if self.names else "")
-        return count + (f", and {self.unread} in HEIC, which is not read; {_advice()}" if self.unread else "")
+        kinds = [suffix for suffix in (HEIC[0], _AVIF) if suffix in _refused()]
+        what = f"{self.unread} in {' or '.join(suffix[1:].upper() for suffix in kinds)}"
+        return count + (f", and {what}, which is not read; {_advice(kinds[0])}" if self.unread else "")
 
 
 def _alike(name: str) -> str:
@@ -126,7 +136,7 @@ def _refused() -> tuple[str, ...]:
     return (_AVIF,) if is_installed("pillow_heif") else (*HEIC, _AVIF)
 
 
-def _advice(suffix: str = HEIC[0]) -> str:
+def _advice(suffix: str) -> str:
     return _CONVERT + (', or pip install "agebody[heic]"' if suffix.lower() in HEIC else "")
 
 
@@ -153,7 +163,10 @@ def open_image(path: str | PathLike[str], formats: tuple[str, ...] = FORMATS) ->
 
     if not Path(path).is_file():
         raise FileNotFoundError(2, "the image does not exist", str(path))
-    if formats is FORMATS and Path(path).suffix.lower() in HEIC and HEIC[0] not in _refused():
+    with Path(path).open("rb") as file:
+        head = file.read(16)
+    kind = next((name for name, start in _CONTENT.items() if re.match(start, head, re.DOTALL)), "")
+    if formats is FORMATS and kind == "HEIC" and HEIC[0] not in _refused():
         import pillow_heif  # pyright: ignore[reportMissingImports]
 
         pillow_heif.register_heif_opener()
@@ -166,11 +179,10 @@ def open_image(path: str | PathLike[str], formats: tuple[str, ...] = FORMATS) ->
     except (AnnotationError, MemoryError):
         raise
     except UnidentifiedImageError:
-        suffix = Path(path).suffix.lower()
-        advice = f"; {_advice(suffix)}" if suffix in _refused() else ""
-        raise AnnotationError(
-            f"{path}: not an image that can be read; expected {', '.join(formats)}{advice}"
-        ) from None
+        expected = f"expected {', '.join(formats)}"
+        unread = kind and "HEIF" not in formats
+        why = f"{kind}, which is not read; {_advice(f'.{kind}')}" if unread else expected
+        raise AnnotationError(f"{path}: not an image that can be read; {why}") from None
     except OSError as error:
         if error.errno is not None:
             raise OSError(error.errno, error.strerror, error.filename or str(path)) from None
@@ -242,7 +254,7 @@ def photograph_focal(path: Path) -> float:
 
 def _exif_focal(image: Any) -> float:
     found = image.getexif().get_ifd(_EXIF_IFD).get(_FOCAL_LENGTH_35MM)
-    known = isinstance(found, int) and found > 0
+    known = isinstance(found, int) and _LEAST_35MM <= found <= _MOST_35MM
     return found * math.hypot(*image.size) / _DIAGONAL_35MM if known else math.nan
 
 

@@ -18,7 +18,8 @@ from agebody.annotations.people import fail
 SUFFIXES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts")
 """Suffixes of videos."""
 _BEGINNINGS = re.compile(
-    rb"....(ftyp|moov|mdat|wide|free|skip)|RIFF....AVI |\x1a\x45\xdf\xa3|\x00\x00\x01[\xba\xb3]|\x47",
+    rb"....(ftyp|moov|mdat|wide|free|skip)|RIFF....AVI |\x1a\x45\xdf\xa3|"
+    rb"\x00\x00\x01[\xba\xb3]|\x47.{187}\x47",
     re.DOTALL,
 )
 """Beginnings of MP4, MOV, AVI, Matroska, WebM and MPEG. FFmpeg would also open playlists of other files."""
@@ -77,7 +78,7 @@ class Video:
         self.path = path
         cv2 = load_opencv("a video", "video")
         with path.open("rb") as file:
-            if not _BEGINNINGS.match(file.read(16)):
+            if not _BEGINNINGS.match(file.read(400)):
                 fail(path, "not a video that is read; expected MP4, MOV, AVI, MKV, WebM or MPEG")
         with self._opened() as capture:
             rate, count = (capture.get(each) for each in (cv2.CAP_PROP_FPS, cv2.CAP_PROP_FRAME_COUNT))
@@ -107,10 +108,7 @@ class Video:
     def _opened(self) -> Iterator[Any]:
         cv2 = load_opencv("a video", "video")
         with _silent(cv2):
-            try:
-                capture = cv2.VideoCapture(str(self.path.absolute()), cv2.CAP_FFMPEG)
-            except UnicodeEncodeError:
-                fail(self.path, "OpenCV opens names in UTF-8 alone; rename the file")
+            capture = cv2.VideoCapture(_name(self.path), cv2.CAP_FFMPEG)
         try:
             if not capture.isOpened():
                 fail(self.path, "the video is damaged, or of a codec that OpenCV lacks")
@@ -157,7 +155,7 @@ def write_video(path: Path, frames: Iterator[UInt8[np.ndarray, "H W 3"]], rate: 
         if writer is None:
             height, width = picture.shape[:2]
             writer = cv2.VideoWriter(
-                str(path.absolute()), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"vp09"), rate, (width, height)
+                _name(path), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"vp09"), rate, (width, height)
             )
         writer.write(np.ascontiguousarray(picture[..., ::-1]))
         written += 1
@@ -166,6 +164,14 @@ def write_video(path: Path, frames: Iterator[UInt8[np.ndarray, "H W 3"]], rate: 
         if not path.is_file() or Video(path).count < written:
             raise OSError(5, "the video cannot be written; is the disk full?", str(path))
     return written
+
+
+def _name(path: Path) -> str:
+    """Return the absolute name of a file for OpenCV, which crashes at names that are not UTF-8."""
+    try:
+        return str(path.absolute()).encode().decode()
+    except UnicodeEncodeError:
+        fail(path, "OpenCV opens names in UTF-8 alone; rename the file or its folder")
 
 
 @contextmanager
