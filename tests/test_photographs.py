@@ -13,9 +13,9 @@ from agebody.annotations import AnnotationError, read_people
 from agebody.annotations.photographs import (
     FORMATS,
     Photographs,
+    exif_focal,
     is_upright_jpeg,
     open_image,
-    photograph_focal,
     photograph_size,
     read_exif_focals,
     read_photograph,
@@ -86,7 +86,8 @@ def test_photographs_of_phones(tmp_path):
     assert photograph_size(tmp_path / "a.HEIC") == SIZE
     for read in (read_photograph, lambda path: read_pixels(path).rgb):
         np.testing.assert_allclose(read(tmp_path / "a.HEIC").astype(int), shown, atol=2)
-    assert photograph_focal(tmp_path / "a.HEIC") == pytest.approx(28 * np.hypot(*SIZE) / np.hypot(36, 24))
+    with open_image(tmp_path / "a.HEIC") as image:
+        assert exif_focal(image) == pytest.approx(28 * np.hypot(*SIZE) / np.hypot(36, 24))
     assert Photographs(tmp_path).names == ("a.HEIC",)
     assert not is_upright_jpeg(tmp_path / "a.HEIC")
     (tmp_path / "renamed.jpg").write_bytes((tmp_path / "a.HEIC").read_bytes())

@@ -242,17 +242,12 @@ def photograph_size(path: Path) -> tuple[int, int]:
         return (height, width) if turned else (width, height)
 
 
-def photograph_focal(path: Path) -> float:
-    """Return the focal length of a photograph by EXIF's FocalLengthIn35mmFilm [pixels]; NaN if it has none.
+def exif_focal(image: Any) -> float:
+    """Return the focal length of an image by EXIF's FocalLengthIn35mmFilm [pixels]; NaN if it has none.
 
     That is the focal length on film of 36 x 24 mm with the same diagonal angle of view (CIPA DCG-001). It is
     wrong for a photograph that was cropped.
     """
-    with open_image(path) as image:
-        return _exif_focal(image)
-
-
-def _exif_focal(image: Any) -> float:
     found = image.getexif().get_ifd(_EXIF_IFD).get(_FOCAL_LENGTH_35MM)
     known = isinstance(found, int) and _LEAST_35MM <= found <= _MOST_35MM
     return found * math.hypot(*image.size) / _DIAGONAL_35MM if known else math.nan
@@ -317,7 +312,7 @@ def read_exif_focals(found: People, images: Path) -> People:
                     f"{name}, of {image.width} x {image.height} pixels and not {size[0]} x {size[1]}"
                 )
             else:
-                exif[i] = _exif_focal(image)
+                exif[i] = exif_focal(image)
     read = int(np.isfinite(exif).sum())
     focal = np.where(np.isnan(focal), exif[found.image], focal)
     guessed = len(np.unique(found.image[np.isnan(focal)]))

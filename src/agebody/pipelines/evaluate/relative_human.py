@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from agebody.age import AGE_CLASSES, UNKNOWN
 from agebody.annotations.people import fail
@@ -13,7 +14,7 @@ from agebody.metrics.average_precision import split_images
 from agebody.metrics.correctness import mpckh
 from agebody.metrics.depth import MISS_PENALTY, depth_relations
 from agebody.metrics.similarity import oks_sigmas
-from agebody.pipelines.evaluate.average_precision import Detections, coco_table
+from agebody.pipelines.evaluate.coco import Detections, coco_table
 from agebody.pipelines.evaluate.files import OTHER_LAYOUTS, Bodies
 from agebody.pipelines.evaluate.pairing import (
     LOST,
@@ -87,7 +88,13 @@ def _relations(
     else:
         place = target.get("depth", "needed for PCDR, or depth_layers")
         known, same_layer = np.ones(target.count, bool), THRESHOLD
-    padded = _Padding(clusters_of(target))
+    clusters = clusters_of(target)
+    images = np.split(np.argsort(clusters, kind="stable"), np.cumsum(np.bincount(clusters))[:-1])
+
+    def padded(values: np.ndarray) -> torch.Tensor:
+        """Return values of people in one row per image, filled up with zeros."""
+        return pad_sequence([torch.from_numpy(values[people]) for people in images], batch_first=True)
+
     depth = np.zeros(target.count)
     depth[rows >= 0] = pred.get("depth")[rows[rows >= 0]]
     ages = np.full(target.count, UNKNOWN) if target.age_classes is None else target.age_classes
@@ -102,22 +109,6 @@ def _relations(
     by_age = depth_relations(*points, age_classes=padded(ages), **given)
     found = {kind.name: _arrays(part[:, i] for part in by_age) for i, kind in enumerate(AGE_CLASSES)}
     return found | {"all": _arrays(everyone)}
-
-
-class _Padding:
-    """Arrange one value per person in one row per image, padded with zeros."""
-
-    def __init__(self, clusters: np.ndarray) -> None:
-        self.order = np.argsort(clusters, kind="stable")
-        sizes = np.bincount(clusters)
-        self.slot = np.arange(len(clusters)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        self.image = clusters[self.order]
-        self.shape = len(sizes), int(sizes.max())
-
-    def __call__(self, values: np.ndarray) -> torch.Tensor:
-        table = np.zeros(self.shape, values.dtype)
-        table[self.image, self.slot] = values[self.order]
-        return torch.from_numpy(table)
 
 
 def _arrays(parts: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

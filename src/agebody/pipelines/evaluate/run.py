@@ -9,8 +9,7 @@ from typing import Literal, get_args
 from agebody.annotations.people import fail
 from agebody.checks import expect_choice
 from agebody.keypoints import get_layout
-from agebody.pipelines.evaluate.average_precision import coco_table
-from agebody.pipelines.evaluate.coco import read_coco
+from agebody.pipelines.evaluate.coco import coco_table, read_coco
 from agebody.pipelines.evaluate.files import Bodies, read_bodies
 from agebody.pipelines.evaluate.infantnet import infantnet_table
 from agebody.pipelines.evaluate.relative_human import relative_human_tables

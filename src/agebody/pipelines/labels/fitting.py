@@ -27,11 +27,11 @@ from agebody.measure import stature
 from agebody.nets import Lifter, fit_lifted
 from agebody.nets.lifter import Estimate
 from agebody.optim.least_squares import Stop
-from agebody.optim.stages import Fit, FitReport
+from agebody.optim.stages import Fit, FitReport, fit_error
 from agebody.optim.standard_errors import StandardErrors
 from agebody.parameters import BodyParameters
 from agebody.pipelines.labels.quality import SIDES_EXCHANGED, flag_labels
-from agebody.pipelines.labels.records import Labels, concatenate_labels, reprojection_error
+from agebody.pipelines.labels.records import Labels, concatenate_labels
 
 BATCH_SIZE = 256
 
@@ -293,8 +293,8 @@ def _measure(
 def replace_bodies(body: BodyModel, labels: Labels, parameters: BodyParameters, camera: Camera) -> Labels:
     """Return labels with other bodies in camera coordinates, and all that depends on them but the flags."""
     found = _measure(body, labels.keypoint_layout, parameters, camera)
-    error = reprojection_error(found["keypoints"], labels.observed[..., :2], labels.observed[..., 2])
-    found["reprojection"] = error
+    pixels, observed = map(torch.from_numpy, (found["keypoints"], labels.observed))
+    found["reprojection"] = fit_error(pixels, observed[..., :2], observed[..., 2]).numpy()
     return replace(labels, **{name: a.astype(getattr(labels, name).dtype) for name, a in found.items()})
 
 

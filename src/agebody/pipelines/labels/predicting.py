@@ -20,11 +20,18 @@ from agebody.cameras import Camera, box_around, box_condition, square_box, weak_
 from agebody.detect.windows import crop_image
 from agebody.fitting.observed import MIN_POINTS
 from agebody.nets import Regressor, normalize_images
-from agebody.optim.stages import Fit
+from agebody.optim.stages import Fit, fit_error
 from agebody.parameters import BodyParameters
-from agebody.pipelines.labels.fitting import as_fit, fit_people, make_labels, people_cameras, with_ages
+from agebody.pipelines.labels.fitting import (
+    as_fit,
+    fit_people,
+    make_labels,
+    people_cameras,
+    to_tensors,
+    with_ages,
+)
 from agebody.pipelines.labels.quality import BOX_SCALE, PREDICTED, flag_labels
-from agebody.pipelines.labels.records import Labels, concatenate_labels, reprojection_error
+from agebody.pipelines.labels.records import Labels, concatenate_labels
 
 START_SD: dict[str, float] = {"global_orient": 0.2, "body_pose": 0.2, "betas": 0.5, "age_offset": 0.1}
 """Standard deviations of a network's prediction, as the prior of a fit that refines it [rad, 1]."""
@@ -183,6 +190,6 @@ def predict_parameters(
 def _as_fit(body: BodyModel, people: People, camera: Camera, parameters: BodyParameters) -> Fit:
     """Return predictions as a fit without iterations."""
     with torch.no_grad():
-        pixels = camera.project(body.keypoints(people.layout, parameters)).pixels.cpu().numpy()
-    error = torch.from_numpy(reprojection_error(pixels, people.keypoints, people.weights)).to(camera.focal)
-    return as_fit(parameters, error)
+        pixels = camera.project(body.keypoints(people.layout, parameters)).pixels
+    observed, given = to_tensors(body, people)
+    return as_fit(parameters, fit_error(pixels, observed, given["weights"]))

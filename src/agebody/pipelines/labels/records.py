@@ -249,17 +249,6 @@ def _with_rows(labels: Labels, rows: Mapping[str, np.ndarray]) -> Labels:
     return replace(labels, **{name: rows[name] for name in ROWS}, terms=terms, flags=flags)
 
 
-def reprojection_error(
-    pixels: Float[np.ndarray, "N K 2"],
-    observed: Float[np.ndarray, "N K 2"],
-    weights: Float[np.ndarray, "N K"],
-) -> Float[np.ndarray, " N"]:
-    """Return the weighted mean distance of keypoints [pixels]; NaN where all weights are 0."""
-    far = np.linalg.norm(np.where(weights[..., None] > 0, pixels - observed, 0), axis=-1)
-    with np.errstate(invalid="ignore"):
-        return (weights * far).sum(1) / weights.sum(1)
-
-
 def concatenate_labels(parts: list[Labels]) -> Labels:
     """Return labels of one body and layout, one after the other; terms that a part lacks are 0 there."""
     if not parts:

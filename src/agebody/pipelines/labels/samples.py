@@ -199,12 +199,12 @@ def add_files(tar: tarfile.TarFile, key: str, files: Mapping[str, bytes]) -> Non
         tar.addfile(entry, io.BytesIO(data))
 
 
-def encode(values: np.ndarray, kind: str) -> bytes:
-    """Return an image file: JPEG of quality 95, or PNG."""
+def encode(values: np.ndarray, kind: str, quality: int = 95) -> bytes:
+    """Return an image file: JPEG of a quality, or PNG."""
     from PIL import Image
 
     stream = io.BytesIO()
-    options = {"quality": 95} if kind == "JPEG" else {"compress_level": 3}
+    options = {"quality": quality} if kind == "JPEG" else {"compress_level": 3}
     Image.fromarray(values).save(stream, format=kind, **options)
     return stream.getvalue()
 

@@ -13,6 +13,15 @@ from agebody.annotations.people import People
 from agebody.pipelines.labels.quality import NOTES, RULES
 from agebody.pipelines.labels.records import Labels
 
+_MEDIANS = {
+    "median_reprojection_px": ("reprojection", "median error [px]"),
+    "median_age_offset": ("age_offset", "median age offset"),
+    "median_depth_m": ("depth", "median depth [m]"),
+    "median_stature_m": ("stature", "median stature [m]"),
+    "median_stature_sd_m": ("stature_sd", "its standard error [m]"),
+}
+"""Medians of each age class: of which array of labels, and their headings."""
+
 
 def summarize(labels: Labels, people: People | None = None, seconds: float | None = None) -> dict[str, Any]:
     """Return counts and medians as JSON values.
@@ -41,11 +50,7 @@ def summarize(labels: Labels, people: People | None = None, seconds: float | Non
                 "age_class": kind.name,
                 "people": int((kinds == i).sum()),
                 "kept": int(labels.kept[kinds == i].sum()),
-                "median_reprojection_px": _median(labels.reprojection[kinds == i]),
-                "median_age_offset": _median(labels.age_offset[kinds == i]),
-                "median_depth_m": _median(labels.depth[kinds == i]),
-                "median_stature_m": _median(labels.stature[kinds == i]),
-                "median_stature_sd_m": _median(labels.stature_sd[kinds == i]),
+                **{key: _median(getattr(labels, name)[kinds == i]) for key, (name, _) in _MEDIANS.items()},
             }
             for i, kind in enumerate(AGE_CLASSES)
         ],
@@ -85,21 +90,9 @@ def to_markdown(summary: dict[str, Any]) -> str:
     )
     lines += ["", "## By age", ""]
     lines += _table(
-        (
-            *("age class", "people", "kept", "median error [px]", "median age offset", "median depth [m]"),
-            *("median stature [m]", "its standard error [m]"),
-        ),
+        ("age class", "people", "kept", *(heading for _, heading in _MEDIANS.values())),
         [
-            (
-                row["age_class"],
-                row["people"],
-                row["kept"],
-                _number(row["median_reprojection_px"]),
-                _number(row["median_age_offset"]),
-                _number(row["median_depth_m"]),
-                _number(row["median_stature_m"]),
-                _number(row["median_stature_sd_m"]),
-            )
+            (row["age_class"], row["people"], row["kept"], *(_number(row[key]) for key in _MEDIANS))
             for row in summary["ages"]
         ],
     )

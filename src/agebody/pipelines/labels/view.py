@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
@@ -18,6 +17,7 @@ from agebody.body import BodyModel
 from agebody.draw.html_files import Scene, save_scenes_html
 from agebody.pipelines.labels.overlays import body_colors
 from agebody.pipelines.labels.records import Labels
+from agebody.pipelines.labels.samples import encode
 
 _LARGEST = 1280
 """Longer side of photographs in a page [pixels]."""
@@ -121,7 +121,6 @@ def _frames(video: Path, wanted: set[str]) -> dict[str, bytes]:
 def _jpeg(pixels: np.ndarray) -> bytes:
     from PIL import Image
 
-    image, stream = Image.fromarray(pixels), io.BytesIO()
+    image = Image.fromarray(pixels)
     image.thumbnail((_LARGEST, _LARGEST))
-    image.save(stream, "JPEG", quality=85)
-    return stream.getvalue()
+    return encode(np.asarray(image), "JPEG", quality=85)

@@ -57,16 +57,12 @@ def photos_from_labels(
     }
     hidden = {} if hide is None else read_hidden(Path(hide), sizes, Path(images))
     photos, mask_owners = [], {}
-    names, starts = np.unique(
-        labels.image_ids[order := np.argsort(labels.image_ids, kind="stable")], return_index=True
-    )
-    for name, rows in zip(names.tolist(), np.split(order, starts[1:]), strict=True):
-        first = rows[0]
-        size = (int(labels.image_sizes[first, 0]), int(labels.image_sizes[first, 1]))
+    for name, rows in sorted(labels.by_image().items()):
+        size = sizes[PurePath(name).as_posix()]
         for lens in (labels.focal[rows], labels.center[rows], labels.distortion[rows]):
             if (lens != lens[0]).any():
                 raise ReleaseError(f"{name}: the labels have two cameras for it, {lens[0]} and another")
-        camera = labels.select(np.array([first])).camera().map(itemgetter(0))
+        camera = labels.select(rows[:1]).camera().map(itemgetter(0))
         people = [
             Person(
                 parameters.map(lambda part, row=row: part[row].clone()) if labels.kept[row] else None,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
+from operator import itemgetter
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ from agebody.age import parse_ages
 from agebody.annotations.people import AnnotationError, ImageEntry, fail
 from agebody.annotations.people import People as Observed
 from agebody.body import BodyModel
-from agebody.cameras.camera import Camera
 from agebody.files import make_folder, replacing
 from agebody.keypoints import get_layout, joint_layout
 from agebody.measure import stature
@@ -147,7 +147,7 @@ def _fill(tar: tarfile.TarFile, body: BodyModel, studio: Studio, number: int) ->
         studio.view(
             vertices[its].numpy(),
             labels.keypoints[its],
-            _first(camera, its),
+            camera.map(itemgetter(int(its[0]))),
             np.random.default_rng([recipe.seed, number, i]),
         )
         for i, its in enumerate(rows)
@@ -203,15 +203,6 @@ def _draw_people(body: BodyModel, recipe: Recipe, counts: list[int], rng: np.ran
     return found._replace(parameters=parameters._replace(transl=parameters.transl + shift))
 
 
-def _first(camera: Camera, rows: np.ndarray) -> Camera:
-    return camera.map(lambda part: part[int(rows[0])])
-
-
-def _batches(parameters: BodyParameters) -> Iterator[BodyParameters]:
-    for parts in zip(*(part.split(_BATCH) for part in parameters), strict=True):
-        yield BodyParameters(*parts)
-
-
 def _labels(
     body: BodyModel, people: People, layout: str, ids: np.ndarray, names: np.ndarray
 ) -> tuple[Labels, Tensor]:
@@ -222,7 +213,8 @@ def _labels(
 
     parameters, camera = people.parameters, people.camera.map(Tensor.double)
     with torch.no_grad():
-        vertices = torch.cat([body(part).vertices for part in _batches(parameters)])
+        batches = map(BodyParameters._make, zip(*(part.split(_BATCH) for part in parameters), strict=True))
+        vertices = torch.cat([body(part).vertices for part in batches])
         keypoints = array(camera.project(body.keypoints(layout, parameters).double()).pixels)
         outline = array(camera.project(vertices.double()).pixels)
     sizes, count = array(people.size).astype(int), len(ids)

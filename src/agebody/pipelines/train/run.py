@@ -170,6 +170,7 @@ class _Loop:
         self.parameters = [p for p in network.parameters() if p.requires_grad]
         decay = settings.weight_decay
         self.optimizer = torch.optim.AdamW(self.parameters, settings.learning_rate, weight_decay=decay)
+        self.rates: dict[torch.optim.Optimizer, float] = {self.optimizer: settings.learning_rate}
         half = settings.precision == "float16"
         if half and self.device.type != "cuda":
             raise ValueError('precision: "float16" needs a GPU, for it scales the loss; use "bfloat16"')
@@ -181,9 +182,9 @@ class _Loop:
         if discriminator is not None and real is not None:
             self.adversary = Adversary(discriminator.to(self.device), real, network.body.num_betas)
             rate = settings.discriminator_rate or settings.learning_rate
-            self.discriminator_optimizer = torch.optim.AdamW(
-                discriminator.parameters(), rate, weight_decay=decay
-            )
+            weights = discriminator.parameters()
+            self.discriminator_optimizer = torch.optim.AdamW(weights, rate, weight_decay=decay)
+            self.rates[self.discriminator_optimizer] = rate
         self.folder, self.done = folder, 0
         if self.rank == 0:
             make_folder(folder)
@@ -237,7 +238,7 @@ class _Loop:
     ) -> tuple[dict[str, Tensor], Tensor]:
         s = self.settings
         kind = _PRECISIONS[s.precision]
-        for optimizer, rate in self._optimizers():
+        for optimizer, rate in self.rates.items():
             optimizer.zero_grad(set_to_none=True)
             for group in optimizer.param_groups:
                 group["lr"] = rate * s.rate(self.done)
@@ -288,13 +289,6 @@ class _Loop:
                 works.append(torch.distributed.all_reduce(parameter.grad, async_op=True))
         for work in works:
             work.wait()
-
-    def _optimizers(self) -> list[tuple[torch.optim.Optimizer, float]]:
-        found: list[tuple[torch.optim.Optimizer, float]] = [(self.optimizer, self.settings.learning_rate)]
-        if self.adversary is not None:
-            rate = self.settings.discriminator_rate or self.settings.learning_rate
-            found.append((self.discriminator_optimizer, rate))
-        return found
 
     def _mean(self, keep: float) -> None:
         assert self.average is not None
