@@ -99,10 +99,6 @@ def read_arrays(
         prefixes: keys of all names that begin so.
         rows: what errors call the rows.
         written_by: how errors say where such a file comes from.
-
-    Raises:
-        AnnotationError: the file is not an npz of plain arrays, or a key has a wrong type, shape or number.
-        OSError: it cannot be read.
     """
     with path.open("rb") as stream:
         try:
@@ -131,12 +127,7 @@ def read_arrays(
 
 
 def read_npy(path: Path) -> np.ndarray:
-    """Return the array of an npy file.
-
-    Raises:
-        AnnotationError: it is damaged, or not of numbers or text.
-        OSError: it cannot be read.
-    """
+    """Return the array of an npy file."""
     return _read(path, "", lambda: read_array(path.read_bytes(), objects=False))
 
 

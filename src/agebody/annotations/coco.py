@@ -42,12 +42,7 @@ _MOST_NEGATIVE, _MOST_SURE = -1.0, 10.0
 
 
 def load_json(path: Path) -> Any:
-    """Return what a JSON file holds.
-
-    Raises:
-        AnnotationError: the file is not JSON.
-        OSError: it cannot be read.
-    """
+    """Return what a JSON file holds."""
     data = path.read_bytes()
     try:
         return json.loads(data)  # UTF-8, 16 or 32, with or without a byte order mark

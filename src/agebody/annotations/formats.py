@@ -254,11 +254,7 @@ class Unclear(ValueError):
 
 
 def _yolo(lines: Any, size: int | None = None) -> Iterator[Frame]:
-    """Read lines of class, box and points, of which there are ``size`` if lines have several meanings.
-
-    Raises:
-        Unclear: they have, or do not begin with a class.
-    """
+    """Read lines of class, box and points, of which there are ``size`` if lines have several meanings."""
     numbers = [values for _, values in lines if all(map(_is_finite, values))]
     lengths = {len(values) for values in numbers if len(values) > 5}
     rows = {n: _find_row([values for values in numbers if len(values) == n], size) for n in lengths}

@@ -210,11 +210,7 @@ def decode_stored(image: Any, convert: Callable[[Any], Any]) -> tuple[Any, Any]:
 
 
 def to_eight_bits(image: Any) -> Any:
-    """Return an image with 8 bits per channel; 16 bits of grey are divided by 257.
-
-    Raises:
-        AnnotationError: the image has another type of numbers, whose range is unknown.
-    """
+    """Return an image with 8 bits per channel; 16 bits of grey are divided by 257."""
     from PIL import Image
 
     if image.mode in EIGHT_BITS:
@@ -230,12 +226,7 @@ def to_eight_bits(image: Any) -> Any:
 
 
 def photograph_size(path: Path) -> tuple[int, int]:
-    """Return width and height of a photograph from its header, with its EXIF orientation applied.
-
-    Raises:
-        AnnotationError: the file is not an image.
-        OSError: it cannot be read.
-    """
+    """Return width and height of a photograph from its header, with its EXIF orientation applied."""
     with open_image(path) as image:
         width, height = image.size
         turned = find_turn(image) in (2, 4, 5, 6) and image.format != "TIFF"
@@ -280,12 +271,7 @@ def read_photograph(path: Path, size: tuple[int, int] | None = None) -> UInt8[np
 
 
 def is_upright_jpeg(path: Path) -> bool:
-    """Return whether a file is a JPEG of one picture, in grey or colour, that is stored upright.
-
-    Raises:
-        AnnotationError: the file is not an image.
-        OSError: it cannot be read.
-    """
+    """Return whether a file is a JPEG of one picture, in grey or colour, that is stored upright."""
     with open_image(path) as image:
         return image.format == "JPEG" and image.mode in ("L", "RGB") and find_turn(image) is None
 

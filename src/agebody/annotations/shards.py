@@ -68,11 +68,7 @@ Shards = str | PathLike[str] | Sequence[str | PathLike[str]]
 
 
 def find_shards(shards: Shards, suffix: str) -> list[Path]:
-    """Return the files of a folder or of a pattern with ``*``, ordered by name, or the given files.
-
-    Raises:
-        AnnotationError: there are none.
-    """
+    """Return the files of a folder or of a pattern with ``*``, ordered by name, or the given files."""
     if not isinstance(shards, (str, PathLike)):
         found = [to_path(shard) for shard in shards]
         if not found:
@@ -90,11 +86,7 @@ def find_shards(shards: Shards, suffix: str) -> list[Path]:
 
 
 def import_pyarrow() -> Any:
-    """Import PyArrow with its Parquet files.
-
-    Raises:
-        ImportError: it is not installed.
-    """
+    """Import PyArrow with its Parquet files."""
     try:
         import pyarrow
         import pyarrow.compute
@@ -214,36 +206,19 @@ def from_lists(column: Any) -> Shaped[np.ndarray, "N L"] | None:
 
 
 def count_people(path: Path) -> int:
-    """Return the number of people of a shard from its footer; columns are checked, their values are not.
-
-    Raises:
-        AnnotationError: the file is not a Parquet file, or a column is missing or of another type.
-        OSError: it cannot be read.
-        ImportError: PyArrow is not installed.
-    """
+    """Return the number of people of a shard from its footer; columns are checked, their values are not."""
     rows, schema = _open(path, lambda file: (file.metadata.num_rows, file.schema_arrow))
     _check_columns(path, schema)
     return rows
 
 
 def read_footer(path: Path) -> Any:
-    """Return PyArrow's `FileMetaData` of a Parquet file; the values are not read.
-
-    Raises:
-        AnnotationError: the file is not a Parquet file.
-        OSError: it cannot be read.
-    """
+    """Return PyArrow's `FileMetaData` of a Parquet file; the values are not read."""
     return _open(path, lambda file: file.metadata)
 
 
 def read_table(path: Path) -> Any:
-    """Return a Parquet file as a table; the checksums of its pages are verified.
-
-    Raises:
-        AnnotationError: the file is not a Parquet file, or is damaged, or would take far more memory than it
-            is large.
-        OSError: it cannot be read.
-    """
+    """Return a Parquet file as a table; the checksums of its pages are verified."""
     pyarrow = import_pyarrow()
     schema, size = _open(path, lambda file: (file.schema_arrow, _measure(file.metadata)))
     limit = FREE_BYTES + LARGEST_RATIO * path.stat().st_size
@@ -289,11 +264,7 @@ def _open(path: Path, read: Any, texts: Sequence[str] = ()) -> Any:
 
 
 def read_metadata(path: Path, schema: Any) -> dict[str, Any]:
-    """Return what this library wrote into the metadata of a schema or footer; empty if it wrote nothing.
-
-    Raises:
-        AnnotationError: the metadata cannot be read.
-    """
+    """Return what this library wrote into the metadata of a schema or footer; empty if it wrote nothing."""
     text = (schema.metadata or {}).get(METADATA, b"{}")
     try:
         found = json.loads(text)

@@ -30,11 +30,7 @@ USUAL_RATE = 30.0
 
 
 def load_opencv(purpose: str, extra: str) -> Any:
-    """Import ``cv2``.
-
-    Raises:
-        ImportError: OpenCV is missing; the message names the extra that installs it.
-    """
+    """Import ``cv2``."""
     os.environ.setdefault(
         "OPENCV_FFMPEG_LOGLEVEL", "-8"
     )  # FFmpeg's AV_LOG_QUIET: errors are said once, by us
@@ -88,11 +84,7 @@ class Video:
         """Number of frames as the file states it; 0 if it does not."""
 
     def frames(self, every: int = 1) -> Iterator[tuple[int, UInt8[np.ndarray, "H W 3"]]]:
-        """Yield the number, from 0, and the upright RGB picture of every n-th frame, up to a damaged one.
-
-        Raises:
-            AnnotationError: the first frame is damaged.
-        """
+        """Yield the number, from 0, and the upright RGB picture of every n-th frame, up to a damaged one."""
         with self._opened() as capture:
             number = 0
             while capture.grab():
@@ -118,12 +110,7 @@ class Video:
 
 
 def camera_frames(number: int) -> Iterator[tuple[int, UInt8[np.ndarray, "H W 3"]]]:
-    """Yield the number, from 0, and the RGB picture of each frame of a camera, until it is unplugged.
-
-    Raises:
-        ImportError: OpenCV is missing; install ``agebody[video]``.
-        OSError: there is no such camera, or another program has it.
-    """
+    """Yield the number, from 0, and the RGB picture of each frame of a camera, until it is unplugged."""
     cv2 = load_opencv("a camera", "video")
     with _silent(cv2):
         capture = cv2.VideoCapture(number)
@@ -143,12 +130,7 @@ def camera_frames(number: int) -> Iterator[tuple[int, UInt8[np.ndarray, "H W 3"]
 
 
 def write_video(path: Path, frames: Iterator[UInt8[np.ndarray, "H W 3"]], rate: float) -> int:
-    """Write RGB pictures of one size as VP9 in MP4, one at a time; return their number.
-
-    Raises:
-        ImportError: OpenCV is missing; install ``agebody[video]``.
-        OSError: the file cannot be written.
-    """
+    """Write RGB pictures of one size as VP9 in MP4, one at a time; return their number."""
     cv2 = load_opencv("a video", "video")
     writer, written = None, 0
     for picture in frames:

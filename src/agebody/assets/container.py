@@ -359,9 +359,6 @@ def opened_tensors(path: Any, where: str) -> Iterator[tuple[Iterator[tuple[str, 
 
     Yields:
         The arrays by name, read one by one, and the names of the other entries.
-
-    Raises:
-        AssetError: the file is missing, unreadable, damaged, hostile, or of another kind.
     """
     path = read_path(path)
     with _readable(path, where) as size, path.open("rb") as stream:

@@ -55,9 +55,6 @@ def read_prior(path: PathLike, cls: type[Prior]) -> Prior:
     ``mean`` (69), ``prec`` (69, R) and ``prefix``, 3: the number of angles of the root, before those of the
     body. Neither the object's class nor ``chumpy`` is needed. A `Mixture` is in ``gmm_08.pkl`` (SMPLify), or
     its arrays as npz: ``means`` (K, 69), ``covars`` (K, 69, 69) and ``weights`` (K).
-
-    Raises:
-        AssetError: the file is missing, unreadable, damaged, hostile, or of another kind.
     """
     with naming(path):
         content, entries, names = _read(path, cls)

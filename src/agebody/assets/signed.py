@@ -87,12 +87,7 @@ def write_signed(
     *,
     overwrite: bool,
 ) -> None:
-    """Write arrays and their description, completely or not at all.
-
-    Raises:
-        FileExistsError: the file exists and ``overwrite`` is false.
-        OSError: the file cannot be written there.
-    """
+    """Write arrays and their description, completely or not at all."""
     header = {"format_version": version, **UNSIGNED, **description}
     content = signed(save(dict(tensors), {key: json.dumps(header)}))
     with replacing(path, overwrite=overwrite) as temporary:

@@ -200,11 +200,7 @@ def num_coefficients(body: BodyModel) -> int:
 
 
 def load_smplx(path: Path, device: torch.device | str) -> Any:
-    """Load the SMPL layer of smplx from one file, without stored pose parameters.
-
-    Raises:
-        ImportError: smplx is not installed.
-    """
+    """Load the SMPL layer of smplx from one file, without stored pose parameters."""
     import smplx
 
     with contextlib.redirect_stdout(io.StringIO()):  # it prints a warning about 10 betas
@@ -266,9 +262,6 @@ def run_bench(
         seconds: time for each subject at each size.
         layout: layout of the keypoints; smplx is timed up to the mesh that they would be regressed from.
         progress: called with what is being timed and the fraction done, 0 to 1.
-
-    Raises:
-        ImportError: the backend is not installed.
     """
     device = torch.device(device)
     body = SMPL(asset, device=device, backend=backend)

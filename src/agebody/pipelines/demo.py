@@ -80,11 +80,6 @@ def run_demo(
         device: where to compute.
         width: width of the picture [pixels].
         progress: called with the stage and the fraction done, 0 to 1.
-
-    Raises:
-        AssetError: the body has no age templates.
-        ImportError: embreex is missing; install ``agebody[render]``.
-        OSError: a file cannot be written.
     """
     progress("posing", 0)
     curve = AgeCurve.from_asset(asset)

@@ -87,11 +87,6 @@ def read_coco(pred: str | Path, target: str | Path) -> Detections:
     categories not at all; those whose ``num_keypoints`` is 0 are ignored; of several with one id the last
     counts for each; one whose id is 0 is never found. The size of a detection is that of its box if the first
     result has one, else that of its segmentation, else that of the box around its keypoints.
-
-    Raises:
-        AnnotationError: a file is of another kind, a key is missing or wrong, or a result belongs to an
-            unknown image.
-        OSError: a file cannot be read.
     """
     pred, target = Path(pred), Path(target)
     document, listed = load_json(target), load_json(pred)

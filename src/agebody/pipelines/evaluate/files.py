@@ -62,11 +62,7 @@ class Bodies:
         return all(getattr(self, name) is not None for name in names)
 
     def get(self, name: str, why: str = "") -> Any:
-        """Return a field of the file.
-
-        Raises:
-            AnnotationError: the file does not have it; the message says why it is needed.
-        """
+        """Return a field that the file must have; where it has not, the error says ``why`` it is needed."""
         found = getattr(self, name)
         if found is None:
             fail(self.path, f"{name}: missing{'; ' if why else ''}{why}")
@@ -82,12 +78,7 @@ _KEYS |= dict.fromkeys(AGE_FIELDS, Key(kind="age"))
 
 
 def read_bodies(path: str | Path) -> Bodies:
-    """Read and check an npz of predictions or truths. Nothing in the file is unpickled.
-
-    Raises:
-        AnnotationError: the file is not an npz of plain arrays, or a key has a wrong type, shape or number.
-        OSError: the file cannot be read.
-    """
+    """Read and check an npz of predictions or truths. Nothing in the file is unpickled."""
     path = Path(path)
     bodies: dict[str, Any] = read_arrays(path, _KEYS)
     rows = [name for name in bodies if _KEYS[name].kind != "name"]

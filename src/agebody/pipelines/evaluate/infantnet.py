@@ -49,9 +49,6 @@ def infantnet_table(
         root: names of the joints whose mean is the root, as of `agebody.metrics.mpjpe`; the layout's own by
             default.
         intervals: options of the bootstrap.
-
-    Raises:
-        AnnotationError: the files do not match.
     """
     for people in (pred, target):
         people.get("joints", "needed for MPJPE, and for the root of PVE")

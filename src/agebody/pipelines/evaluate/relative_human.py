@@ -50,9 +50,6 @@ def relative_human_tables(
             enter the mean of mPCKh as -1; and precision, recall and F1, rounded to two decimals, take the
             number of predictions for that of people.
         intervals: options of the bootstrap.
-
-    Raises:
-        AnnotationError: the files do not match.
     """
     pred.get("depth", "needed for PCDR")
     target.get("image_ids", "needed to know who is in one image")

@@ -53,10 +53,6 @@ def save_label_shard(
         source: SHA-256 and size of that shard, from `agebody.files.sha256`.
         settings: as `describe_settings` returns them.
         path: of the file.
-
-    Raises:
-        OSError: the file cannot be written.
-        ImportError: PyArrow is not installed.
     """
     counts = len(labels), int(labels.kept.sum()), int(labels.converged.sum())
     unknown = int(labels.flags["age_unknown"].sum()) if "age_unknown" in labels.flags else 0

@@ -40,9 +40,6 @@ def draw_overlay(
         labels: the people of this photograph.
         photograph: its pixels.
         max_side: larger photographs are drawn smaller [pixels].
-
-    Raises:
-        ImportError: embreex is missing; install ``agebody[render]``.
     """
     from PIL import Image
 
@@ -84,10 +81,6 @@ def draw_video(
         labels: the people of all frames.
         frames: names and pixels, of one size.
         rate: frames per second.
-
-    Raises:
-        ImportError: OpenCV is missing; install ``agebody[video]``.
-        OSError: the file cannot be written.
     """
     pictures = (
         draw_overlay(body, labels.select(labels.image_ids == name), image, max_side=640)

@@ -74,10 +74,6 @@ def place_images(
 
     Returns:
         The labels in their order, and per image its name with numbers on its people.
-
-    Raises:
-        AnnotationError: a file is missing or wrong, an image cannot be placed, or nobody can.
-        OSError: a file cannot be read or written.
     """
     images = labels.by_image()
     for name in images:
@@ -123,11 +119,7 @@ def place_images(
 
 
 def find_maps(folder: Path, images: Iterable[str]) -> dict[str, Path]:
-    """Return the map of each image: NAME.npy or NAME.png, in the same folders as the images or in none.
-
-    Raises:
-        AnnotationError: an image has no map, or two images have the same one.
-    """
+    """Return the map of each image: NAME.npy or NAME.png, in the same folders as the images or in none."""
     found: dict[str, Path] = {}
     owner: dict[Path, str] = {}
     for name in images:
@@ -208,12 +200,7 @@ def _resample(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def read_known_people(path: Path) -> dict[str, Any]:
-    """Read ages and sexes of people by their id.
-
-    Raises:
-        AnnotationError: the file is not as expected.
-        OSError: the file cannot be read.
-    """
+    """Read ages and sexes of people by their id."""
     expected = 'expected {"id": {"years": number, "sex": "female", "male" or "neutral"}}'
 
     def wrong(what: object) -> NoReturn:

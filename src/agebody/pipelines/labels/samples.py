@@ -144,12 +144,7 @@ def open_shard(path: Path, about: dict[str, Any]) -> tarfile.TarFile:
 
 
 def read_about(path: Path) -> dict[str, Any]:
-    """Return the settings that a shard states; empty if it states none.
-
-    Raises:
-        AnnotationError: the file is no complete shard.
-        OSError: it cannot be read.
-    """
+    """Return the settings that a shard states; empty if it states none."""
     index_shard(path, ())
     with tarfile.open(path, "r:") as tar:
         tar.next()
@@ -226,11 +221,7 @@ def _to_list(array: np.ndarray) -> list[Any]:
 
 
 def read_labels(path: Path, data: bytes) -> tuple[Labels, Int[np.ndarray, "N K"] | None]:
-    """Return the labels of an image of a shard, and ``hidden`` of `Sample`.
-
-    Raises:
-        AnnotationError: they are damaged, or of another kind.
-    """
+    """Return the labels of an image of a shard, and ``hidden`` of `Sample`."""
     damaged = f"{LABELS}: not the labels of a shard, or damaged ones"
     try:
         stated = json.loads(data)
@@ -257,11 +248,7 @@ def read_labels(path: Path, data: bytes) -> tuple[Labels, Int[np.ndarray, "N K"]
 
 
 def read_members(path: Path, members: Mapping[str, Member], *only: str) -> dict[str, bytes]:
-    """Return some files of an image by suffix, or all of them.
-
-    Raises:
-        AnnotationError: a file does not give its checksum.
-    """
+    """Return some files of an image by suffix, or all of them."""
     found = {}
     with path.open("rb") as stream:
         for name in only or members:
@@ -275,11 +262,7 @@ def read_members(path: Path, members: Mapping[str, Member], *only: str) -> dict[
 
 @contextmanager
 def opened(path: Path, data: bytes) -> Iterator[Any]:
-    """Yield a JPEG or PNG of a shard, opened but not loaded; errors in the block name the shard.
-
-    Raises:
-        AnnotationError: it is damaged, or of another format.
-    """
+    """Yield a JPEG or PNG of a shard, opened but not loaded; errors in the block name the shard."""
     from PIL import Image
 
     try:

@@ -43,11 +43,6 @@ def save_labels_html(
         images: the photographs' folder, or the video; without it the page shows no photograph.
         overwrite: replace an existing file.
         progress: called with "drawing", and the share that is done.
-
-    Raises:
-        AnnotationError: there is nobody in the labels, or the video is damaged.
-        FileExistsError: the file exists and ``overwrite`` is false.
-        OSError: a file cannot be read or written.
     """
     if not len(labels):
         raise AnnotationError("labels: expected at least one person")

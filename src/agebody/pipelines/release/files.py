@@ -39,11 +39,7 @@ def save_picture(rgb: UInt8[np.ndarray, "H W 3"], path: Path) -> None:
 
 
 def save_clip(frames: Sequence[Path], path: Path, *, fps: float) -> None:
-    """Write an animated WebP from picture files.
-
-    Raises:
-        ReleaseError: the pictures differ in size.
-    """
+    """Write an animated WebP from picture files."""
     images: list[Image.Image] = []
     size: tuple[int, int] | None = None
     for frame in frames:

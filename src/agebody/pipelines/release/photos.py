@@ -121,12 +121,7 @@ def read_pixels(path: str | PathLike[str], size: tuple[int, int] | None = None) 
 
 
 def read_mask(mask: Any, size: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
-    """Read a mask as `load_mask` does, and refuse an empty one.
-
-    Raises:
-        ReleaseError: the mask is empty, or has another size than the photograph.
-        OSError: the file cannot be read.
-    """
+    """Read a mask as `load_mask` does, and refuse an empty one."""
     found = load_mask(mask, size)
     if not found.any():
         raise ReleaseError(f"{_name(mask)}: the mask is empty")

@@ -61,10 +61,6 @@ def make_scene(photo: Photo, numbers: Sequence[int], body: BodyModel, options: O
         numbers: one per person; a body's colour follows from its number.
         body: the body of the fits.
         options: how the release is made.
-
-    Raises:
-        ReleaseError: the photograph cannot be read, or does not fit its people.
-        OSError: a file cannot be read.
     """
     lens = photo.camera._replace(rotation=None, translation=None)
     colors = [
@@ -118,11 +114,7 @@ def _find_region(
 
 
 def _stack_fits(photo: Photo, body: BodyModel) -> BodyParameters:
-    """Return the fits of all people with one.
-
-    Raises:
-        ReleaseError: a fit is of another body, or not finite.
-    """
+    """Return the fits of all people with one."""
     like = BodyParameters.zeros(body, 1).map(lambda part: part[0])
     fits = [person.parameters for person in photo.people if person.parameters is not None]
     for fit in fits:
@@ -151,9 +143,6 @@ def inpaint(rgb: UInt8[np.ndarray, "H W 3"], region: Bool[np.ndarray, "H W"]) ->
     """Return a copy whose region continues its surroundings (Telea, Journal of Graphics Tools 2004; OpenCV).
 
     The region is blanked first, so no detail of the method can carry over a pixel of a person.
-
-    Raises:
-        ImportError: OpenCV is missing; install ``agebody[release]``.
     """
     cv2 = load_opencv("inpainting", "release")
     blanked = blank(rgb, region)

@@ -111,12 +111,7 @@ def background(size: tuple[int, int], rng: np.random.Generator) -> UInt8[np.ndar
 
 
 def photograph(path: Path, size: tuple[int, int], rng: np.random.Generator) -> UInt8[np.ndarray, "H W 3"]:
-    """Return a random part of a photograph, a third of it or more, mirrored in half of the cases.
-
-    Raises:
-        AnnotationError: the file is not an image.
-        OSError: it cannot be read.
-    """
+    """Return a random part of a photograph, a third of it or more, mirrored in half of the cases."""
     from PIL import Image
 
     whole = Image.fromarray(read_photograph(path))

@@ -95,11 +95,7 @@ class Recipe:
         return min(self.images_per_shard, self.count - shard * self.images_per_shard)
 
     def photographs(self) -> list[Path]:
-        """Return the photographs of the backgrounds.
-
-        Raises:
-            AnnotationError: there are none.
-        """
+        """Return the photographs of the backgrounds."""
         if self.backgrounds is None:
             return []
         found = Photographs(Path(self.backgrounds))

@@ -71,10 +71,6 @@ class Studio:
             keypoints: of each person [pixels].
             camera: the camera.
             rng: what is random.
-
-        Raises:
-            AnnotationError: a photograph of the backgrounds is damaged.
-            OSError: it cannot be read.
         """
         size = width, height = self.recipe.size
         people = len(vertices)
