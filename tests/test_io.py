@@ -29,8 +29,8 @@ from scipy import sparse
 
 from agebody.assets.asset import AssetError, BodyAsset, Metadata, Regressor
 from agebody.assets.io import HEADER_KEY, export_smpl, load_asset, save_asset
+from agebody.assets.own_files import NO_CHECKSUM, with_checksum
 from agebody.assets.report import find_problems, inspect_asset
-from agebody.assets.signed import UNSIGNED, signed
 
 
 def random_body(
@@ -250,10 +250,10 @@ def own_file(path, part, change):
         change(tensors)
     if part == "texts":
         change(texts)
-    metadata = {HEADER_KEY: json.dumps(texts | UNSIGNED if "sha256" in texts else texts)}
+    metadata = {HEADER_KEY: json.dumps(texts | NO_CHECKSUM if "sha256" in texts else texts)}
     if part == "header":
         change(metadata)
-    path.write_bytes(signed(save(tensors, metadata)))
+    path.write_bytes(with_checksum(save(tensors, metadata)))
 
 
 @pytest.mark.parametrize(

@@ -227,11 +227,11 @@ def test_parts_share_the_jobs():
 
 
 def test_a_claim_is_that_of_a_process_that_lives(tmp_path):
-    from agebody.pipelines.labels.at_scale import DatasetReport, _Claim
+    from agebody.pipelines.labels.at_scale import DatasetReport, _Lease
 
     path = tmp_path / "report.json"
-    _Claim(path, 60.0).save(DatasetReport(3))
-    _Claim(path, 60.0)  # our own
+    _Lease(path, 60.0).save(DatasetReport(3))
+    _Lease(path, 60.0)  # our own
     saved = json.loads(path.read_text())
     for changes, refused in (
         ({"pid": os.getppid()}, True),
@@ -243,12 +243,12 @@ def test_a_claim_is_that_of_a_process_that_lives(tmp_path):
         path.write_text(json.dumps({**saved, "running": {**saved["running"], **changes}}))
         if refused:
             with pytest.raises(FileExistsError, match=r"process \d+ on .* fits these shards; wait for it"):
-                _Claim(path, 60.0)
+                _Lease(path, 60.0)
         else:
-            _Claim(path, 60.0)
+            _Lease(path, 60.0)
     for text in ("no", "[]", '{"running": null}'):
         path.write_text(text)
-        _Claim(path, 60.0)
+        _Lease(path, 60.0)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from torch import nn
 
 from agebody import SMPL, SMPLA, BodyParameters
 from agebody.assets.asset import AssetError
-from agebody.assets.signed import UNSIGNED, signed
+from agebody.assets.own_files import NO_CHECKSUM, with_checksum
 from agebody.fitting import fit_points
 from agebody.mesh import MarkerSet
 from agebody.people import random_people
@@ -155,10 +155,12 @@ def test_a_file_gives_the_same_markers(markers, tmp_path):
 )
 def test_files_of_another_kind_are_refused(tensors, header, words, tmp_path, unchecked):
     text = (
-        {} if header is None else {"agebody_markers": json.dumps({"format_version": 1, **UNSIGNED, **header})}
+        {}
+        if header is None
+        else {"agebody_markers": json.dumps({"format_version": 1, **NO_CHECKSUM, **header})}
     )
     path = tmp_path / "a.safetensors"
-    path.write_bytes(signed(save(tensors, text)))
+    path.write_bytes(with_checksum(save(tensors, text)))
     with pytest.raises(AssetError, match=rf"a\.safetensors: .*{words}"):
         MarkerSet.from_file(path)
 

@@ -17,8 +17,8 @@ from safetensors.numpy import save
 
 from agebody import load_asset
 from agebody.assets.asset import SMPL_JOINT_NAMES, AssetError
+from agebody.assets.own_files import NO_CHECKSUM, with_checksum
 from agebody.assets.prior_files import HEADER_KEY, Gaussian, Mixture, read_prior, write_prior
-from agebody.assets.signed import UNSIGNED, signed
 from agebody.losses import MahalanobisPrior, MaxMixturePrior
 
 BODY = SMPL_JOINT_NAMES[1:]
@@ -204,10 +204,10 @@ def test_a_class_of_that_name_is_never_made(put, monkeypatch):
 
 
 def own(kind="gaussian", version=1, names=("a",), key=HEADER_KEY, **arrays):
-    header = {"format_version": version} | (UNSIGNED if version > 1 else {})
+    header = {"format_version": version} | (NO_CHECKSUM if version > 1 else {})
     header |= {"kind": kind, "joint_names": names}
     arrays = {"mean": np.zeros(3), "factor": np.eye(3)} | arrays
-    return signed(save({k: v for k, v in arrays.items() if v is not None}, {key: json.dumps(header)}))
+    return with_checksum(save({k: v for k, v in arrays.items() if v is not None}, {key: json.dumps(header)}))
 
 
 def half_precision():

@@ -37,7 +37,7 @@ from agebody.pipelines.train import (
     refit_shards,
     train,
 )
-from agebody.pipelines.train.augment import PictureOf, augment, draw_augmentation
+from agebody.pipelines.train.augment import Examples, augment, draw_augmentation
 from agebody.pipelines.train.data import batches
 from agebody.pipelines.train.run import TrainingError
 from agebody.rotations import axis_angle_to_matrix
@@ -129,7 +129,7 @@ def test_augmented_points_in_space_project_to_the_augmented_points_of_the_image(
     )
     points = body.keypoints("hmr2_44", people.parameters)
     pixels = camera.project(points).pixels
-    before = PictureOf(
+    before = Examples(
         cameras.square_box(cameras.box_around(pixels)),
         pixels,
         torch.ones(64, 44),
@@ -175,7 +175,7 @@ def test_augmented_crops_match_their_keypoints(body):
     points = body.keypoints("hmr2_44", people.parameters)
     pixels = people.camera.project(points).pixels
     ones = torch.ones(16, 44)
-    before = PictureOf(
+    before = Examples(
         cameras.square_box(cameras.box_around(pixels), scale=1.5),
         pixels,
         ones,

@@ -23,7 +23,7 @@ from agebody.annotations.coco import (
     read_images,
     to_corners,
 )
-from agebody.annotations.doubles import leave_out, leave_out_doubles
+from agebody.annotations.duplicates import leave_out, leave_out_duplicates
 from agebody.annotations.formats import READ, YOLO, Format, Frame, Unclear, find_format, is_annotations
 from agebody.annotations.orders import Order, order_by_title
 from agebody.annotations.people import (
@@ -265,7 +265,7 @@ def _read_detections(
     listed = list(images.values())
     found = _make(entries, points, order, layout, listed, place, left_out, guess=is_results)
     found, shares = _in_shares(found, kind, canvases)
-    return leave_out_doubles(found), shares
+    return leave_out_duplicates(found), shares
 
 
 def _points(entries: Entries, boxes: bool) -> tuple[list[Float[np.ndarray, "_ 3"]], list[bool]]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
-from agebody.annotations.doubles import OTHER_SIGMA, similarities
+from agebody.annotations.duplicates import OTHER_SIGMA, similarities
 from agebody.annotations.people import People
 from agebody.metrics.matching import match
 from agebody.metrics.similarity import oks_sigmas

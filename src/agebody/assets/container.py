@@ -21,7 +21,7 @@ import numpy as np
 import scipy
 
 from agebody.assets.asset import AssetError
-from agebody.assets.signed import Signed
+from agebody.assets.own_files import OwnFile
 from agebody.assets.unpickle import DTYPE_CODE, Parsed, load_torch_stream, loads, parse, parse_torch_stream
 
 Array: TypeAlias = Any
@@ -92,7 +92,7 @@ class RawFile(NamedTuple):
     """pickle, npz, npy, torch or safetensors."""
     content: Any
     data: bytes
-    signed: Signed | None = None
+    own: OwnFile | None = None
     """The description of a file that this library wrote."""
 
     @property
@@ -146,8 +146,8 @@ def read_raw(path: Any) -> RawFile:
     container = _container(data)
     content = _READERS[container](data)
     header = _safetensors_header(data) if container == "safetensors" else {}
-    signed = Signed(header, data) if isinstance(header.get("__metadata__"), dict) else None
-    return RawFile(path, container, content, data, signed)
+    own = OwnFile(header, data) if isinstance(header.get("__metadata__"), dict) else None
+    return RawFile(path, container, content, data, own)
 
 
 def _safetensors_head(head: bytes, size: int) -> bool:

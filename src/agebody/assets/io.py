@@ -30,7 +30,7 @@ from agebody.assets.official import (
     read_regressor,
     with_infant,
 )
-from agebody.assets.signed import read_names, write_signed
+from agebody.assets.own_files import read_names, write_own_file
 from agebody.files import check_suffix, replacing
 
 FORMAT_VERSION = 3
@@ -89,7 +89,7 @@ def load_asset(
 
 def body_of(raw: RawFile, *, gender: str | None = None) -> BodyAsset:
     """Return the body in a file of `save_asset` or of the SMPL family; arguments of `read_body`."""
-    if raw.signed is None or HEADER_KEY not in raw.signed.header["__metadata__"]:
+    if raw.own is None or HEADER_KEY not in raw.own.header["__metadata__"]:
         return read_body(raw, gender=gender)
     body = _read_own(raw)
     return body.replace(metadata=dataclasses.replace(body.metadata, gender=gender)) if gender else body
@@ -124,7 +124,7 @@ def save_asset(asset: BodyAsset, path: PathLike, *, overwrite: bool = False) -> 
             case "metadata":
                 header[field.name] = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
                 header[field.name]["sources"] = dict(value.sources)
-    write_signed(tensors, HEADER_KEY, FORMAT_VERSION, header, path, overwrite=overwrite)
+    write_own_file(tensors, HEADER_KEY, FORMAT_VERSION, header, path, overwrite=overwrite)
 
 
 def export_smpl(asset: BodyAsset, path: PathLike, *, overwrite: bool = False) -> None:
@@ -182,8 +182,8 @@ def _parts(name: str, matrix: scipy.sparse.csr_array) -> dict[str, np.ndarray]:
 
 def _read_own(raw: RawFile) -> BodyAsset:
     """Return the body in a file of `save_asset`, which must have all that one has, and nothing else."""
-    assert raw.signed is not None
-    texts = raw.signed.description(HEADER_KEY, FORMAT_VERSION, unsigned=1)
+    assert raw.own is not None
+    texts = raw.own.description(HEADER_KEY, FORMAT_VERSION, unchecked=1)
     assert texts is not None
     left = {name: texts[name] for name in texts if name not in ("format_version", "sha256")} | raw.content
     values: dict[str, Any] = {}

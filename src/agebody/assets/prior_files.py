@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from agebody.assets.asset import SMPL_JOINT_NAMES, AssetError, check_finite, check_shape
 from agebody.assets.container import PathLike, Unread, is_path, naming, read_path, read_raw
-from agebody.assets.signed import Signed, read_names, write_signed
+from agebody.assets.own_files import OwnFile, read_names, write_own_file
 
 FORMAT_VERSION = 2
 HEADER_KEY = "agebody_prior"
@@ -72,10 +72,10 @@ def read_prior(path: PathLike, cls: type[Prior]) -> Prior:
 
 
 def write_prior(prior: Gaussian | Mixture, path: PathLike, *, overwrite: bool = False) -> None:
-    """Write a prior as a safetensors file; errors as of `write_signed`."""
+    """Write a prior as a safetensors file; errors as of `write_own_file`."""
     header = {"kind": _kind(type(prior)), "joint_names": list(prior.joint_names)}
     tensors = {name: np.ascontiguousarray(getattr(prior, name)) for name in prior._fields[:-1]}
-    write_signed(tensors, HEADER_KEY, FORMAT_VERSION, header, path, overwrite=overwrite)
+    write_own_file(tensors, HEADER_KEY, FORMAT_VERSION, header, path, overwrite=overwrite)
 
 
 _BODY = SMPL_JOINT_NAMES[1:]
@@ -105,8 +105,8 @@ def _read(
         raise AssetError(f"no such file; {where}; each needs a free registration")
     raw = read_raw(path)
     content = raw.content
-    if raw.signed is not None:
-        return content, cls._fields[:-1], _own_names(raw.signed, cls)
+    if raw.own is not None:
+        return content, cls._fields[:-1], _own_names(raw.own, cls)
     if not isinstance(content, Mapping):
         raise AssetError(f"this holds a {type(content).__name__}, not a pose prior; {where}")
     if missing := [name for name in _FOREIGN[cls] if name not in content]:
@@ -141,9 +141,9 @@ def _floats(content: Mapping[Any, Any], name: str, shape: tuple[int | None, ...]
     return value.astype(np.float64)
 
 
-def _own_names(signed: Signed, cls: type[Gaussian] | type[Mixture]) -> tuple[str, ...]:
+def _own_names(own: OwnFile, cls: type[Gaussian] | type[Mixture]) -> tuple[str, ...]:
     """Return the joints of a file of `write_prior`, after checking its header and its checksum."""
-    header = signed.description(HEADER_KEY, FORMAT_VERSION, unsigned=1)
+    header = own.description(HEADER_KEY, FORMAT_VERSION, unchecked=1)
     if header is None:
         raise AssetError("a safetensors file of something else than a pose prior; get the prior's own file")
     kind = header.get("kind")

@@ -51,7 +51,7 @@ def inspect_asset(path: PathLike) -> AssetReport:
     try:
         raw = read_raw(path)
         body = body_of(raw)
-        container = raw.container if raw.signed is None else f"agebody format {FORMAT_VERSION}"
+        container = raw.container if raw.own is None else f"agebody format {FORMAT_VERSION}"
     except AssetError as error:
         reason = str(error).removeprefix(f"{path}: ")
         return AssetReport(str(path), "not a body", sha256, problems=[reason])

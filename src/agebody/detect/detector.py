@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 
-from agebody.annotations.doubles import OTHER_SIGMA, find_doubles
+from agebody.annotations.duplicates import OTHER_SIGMA, find_duplicates
 from agebody.annotations.orders import read_names
 from agebody.cameras import box_around
 from agebody.metrics.similarity import oks_sigmas
@@ -44,7 +44,7 @@ class Detections(NamedTuple):
         points, weights = self.keypoints[..., :2], self.keypoints[..., 2]
         order = np.argsort(-self.scores, kind="stable")
         sigmas = oks_sigmas(read_names(names), default=OTHER_SIGMA)
-        again = find_doubles(points[order], weights[order] > 0.1, sigmas, SAME_PERSON)
+        again = find_duplicates(points[order], weights[order] > 0.1, sigmas, SAME_PERSON)
         return self.select(np.sort(order[~again]))
 
     @classmethod

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from agebody.annotations.doubles import leave_out_doubles
+from agebody.annotations.duplicates import leave_out_duplicates
 from agebody.annotations.people import AnnotationError, ImageEntry, People, fail, make_people
 from agebody.annotations.photographs import Photographs, read_exif_focals, read_photograph
 from agebody.annotations.videos import Video, frame_name, is_video
@@ -92,7 +92,7 @@ def _make_people(
         scores=people.scores,
         notes=notes,
     )
-    return leave_out_doubles(made)
+    return leave_out_duplicates(made)
 
 
 def _read_photographs(

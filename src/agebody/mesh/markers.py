@@ -12,7 +12,7 @@ from torch import Tensor
 
 from agebody.assets.asset import AssetError, check_finite, check_indices, check_shape
 from agebody.assets.container import PathLike, naming, read_raw
-from agebody.assets.signed import read_names, write_signed
+from agebody.assets.own_files import read_names, write_own_file
 from agebody.body import BodyModel
 from agebody.body.model import expect_body
 from agebody.checks import expect_values, read_tensor
@@ -189,7 +189,7 @@ class MarkerSet(ExactBuffers):
             OSError: the file cannot be written there.
         """
         names = {"names": list(self.names)}
-        write_signed(self.exact, HEADER_KEY, FORMAT_VERSION, names, path, overwrite=overwrite)
+        write_own_file(self.exact, HEADER_KEY, FORMAT_VERSION, names, path, overwrite=overwrite)
 
     @classmethod
     def from_file(cls, path: PathLike) -> MarkerSet:
@@ -200,7 +200,7 @@ class MarkerSet(ExactBuffers):
         """
         with naming(path):
             raw = read_raw(path)
-            header = None if raw.signed is None else raw.signed.description(HEADER_KEY, FORMAT_VERSION)
+            header = None if raw.own is None else raw.own.description(HEADER_KEY, FORMAT_VERSION)
             if header is None:
                 raise AssetError("not a file of virtual markers; MarkerSet.save writes them")
             ids, matrix = raw.content.get("vertex_ids"), raw.content.get("matrix")

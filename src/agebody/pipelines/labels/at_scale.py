@@ -253,11 +253,11 @@ def fit_dataset(
     make_folder(folder)
     report = DatasetReport(len(paths), settings=settings)
     lasts = _EXPIRES_LOCAL if cluster.is_local else _EXPIRES
-    claim = _Claim(folder / report_name(*part or (None, None)), lasts)
+    lease = _Lease(folder / report_name(*part or (None, None)), lasts)
 
     def show() -> None:
         report.seconds = round(time.perf_counter() - began, 3)
-        claim.save(report)
+        lease.save(report)
         set_metrics(people_done=report.people_done, shards_left=report.shards_left)
         progress(report)
 
@@ -284,10 +284,10 @@ def fit_dataset(
                     show()
             except BaseException:
                 with suppress(OSError):  # as of a full disk
-                    claim.save(report, final=True)
+                    lease.save(report, final=True)
                 raise
     report.seconds = round(time.perf_counter() - began, 3)
-    claim.save(report, final=True)
+    lease.save(report, final=True)
     return report
 
 
@@ -296,7 +296,7 @@ def _named(path: Path, error: Exception) -> Exception:
     return RuntimeError(f"{path}: {error}") if isinstance(error, (RuntimeError, MemoryError)) else error
 
 
-class _Claim:
+class _Lease:
     """The report of a running call, which keeps a second call from the same shards.
 
     Raises:

@@ -115,7 +115,7 @@ def draw_augmentation(augmentation: Augmentation, seeds: Sequence[Sequence[int]]
     )
 
 
-class PictureOf(NamedTuple):
+class Examples(NamedTuple):
     """N people, each in an image of its own: all that an augmentation moves."""
 
     box: Float[Tensor, "N 4"]
@@ -135,12 +135,12 @@ class PictureOf(NamedTuple):
 
 
 def augment(
-    people: PictureOf,
+    people: Examples,
     draw: Draw,
     joint_names: Sequence[str],
     *,
     layout: str | KeypointLayout = "hmr2_44",
-) -> tuple[PictureOf, Float[Tensor, "N 2 3"]]:
+) -> tuple[Examples, Float[Tensor, "N 2 3"]]:
     """Flip, turn and crop people; their cameras stay as they are.
 
     Args:
@@ -195,7 +195,7 @@ def augment(
     return changed, back
 
 
-def _focused(people: PictureOf, focus: Tensor, layout: KeypointLayout) -> Tensor:
+def _focused(people: Examples, focus: Tensor, layout: KeypointLayout) -> Tensor:
     """Return the boxes; for crops of a part, around that part if a person has two of its points."""
     members = torch.tensor(
         [[any(part in name for part in parts.split()) for name in layout.names] for _, parts in _FOCUS]

@@ -40,7 +40,7 @@ from agebody.pipelines.labels.samples import (
 from agebody.pipelines.train.augment import (
     NO_AUGMENTATION,
     Augmentation,
-    PictureOf,
+    Examples,
     augment,
     draw_augmentation,
 )
@@ -237,7 +237,7 @@ class TrainingData(torch.utils.data.Dataset):
         joints = JOINT_NAMES[self.family]
         own = [JOINTS.index(name) for name in joints]
         points, pose = _tensor(people, "keypoints_3d"), _tensor(people, "pose")[:, own]
-        picture = PictureOf(
+        picture = Examples(
             square_box(_tensor(people, "box"), scale=self.box_scale, crop=self.size),
             seen[..., :2],
             seen[..., 2],
@@ -322,7 +322,7 @@ class TrainingData(torch.utils.data.Dataset):
             torch.where(center.isfinite(), center, guess.center),
         )
 
-    def _target(self, people: list[Person], changed: PictureOf) -> dict[str, Tensor]:
+    def _target(self, people: list[Person], changed: Examples) -> dict[str, Tensor]:
         betas, known = _tensor(people, "betas"), _tensor(people, "betas_weight")
         usual = (betas.abs() <= self.filters.largest_beta).all(-1)
         posed = _tensor(people, "pose_weights")[:, 0]

@@ -264,7 +264,7 @@ class _Loop:
             loss = self.adversary.loss(predicted)
             self._check({"discriminator": loss}, batch)
             loss.backward()
-            self._share_gradients([*self.adversary.judge.parameters()])
+            self._share_gradients([*self.adversary.discriminator.parameters()])
             self.discriminator_optimizer.step()
             values["discriminator"] = loss
         if self.average is not None:
@@ -364,7 +364,7 @@ class _Loop:
             "averaged": self.average,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "discriminator": self.adversary and self.adversary.judge.state_dict(),
+            "discriminator": self.adversary and self.adversary.discriminator.state_dict(),
             "discriminator_optimizer": self.adversary and self.discriminator_optimizer.state_dict(),
         }
 
@@ -403,7 +403,7 @@ class _Loop:
             if self.scaler.is_enabled():
                 self.scaler.load_state_dict(found["scaler"])
             if self.adversary is not None:
-                self.adversary.judge.load_state_dict(found["discriminator"])
+                self.adversary.discriminator.load_state_dict(found["discriminator"])
                 self.discriminator_optimizer.load_state_dict(found["discriminator_optimizer"])
         except (KeyError, RuntimeError, ValueError) as error:
             raise TrainingError(f"{path}: of another network: {' '.join(str(error).split())[:300]}") from None

@@ -66,27 +66,27 @@ class Adversary:
     would learn that an age offset above 0 is not real, so it then needs recorded people with ages.
     """
 
-    def __init__(self, judge: PoseDiscriminator, real: RealBodies, num_betas: int) -> None:
-        self.aged = judge.num_betas == num_betas + 1
-        if judge.num_betas not in (num_betas, num_betas + 1):
+    def __init__(self, discriminator: PoseDiscriminator, real: RealBodies, num_betas: int) -> None:
+        self.aged = discriminator.num_betas == num_betas + 1
+        if discriminator.num_betas not in (num_betas, num_betas + 1):
             raise ValueError(
                 f"discriminator: expected {num_betas} betas, or {num_betas + 1} with the age offset, "
-                f"got {judge.num_betas}"
+                f"got {discriminator.num_betas}"
             )
-        expect("real.body_pose", real.body_pose, judge.num_joints, 3)
+        expect("real.body_pose", real.body_pose, discriminator.num_joints, 3)
         expect("real.betas", real.betas, num_betas)
         if self.aged and real.age_offset is None:
             raise ValueError(
                 "real.age_offset: a discriminator that judges the age offset needs recorded people of known "
                 f"ages; without them give it num_betas={num_betas}"
             )
-        self.judge, self.real = judge, real
+        self.discriminator, self.real = discriminator, real
 
     def scores(self, predicted: dict[str, Tensor]) -> Tensor:
         """Return the scores of predicted bodies; no gradient reaches the discriminator's weights."""
-        frozen = {name: value.detach() for name, value in self.judge.named_parameters()}
+        frozen = {name: value.detach() for name, value in self.discriminator.named_parameters()}
         inputs = predicted["body_pose"], self._identity(predicted)
-        return torch.func.functional_call(self.judge, frozen, inputs)
+        return torch.func.functional_call(self.discriminator, frozen, inputs)
 
     def loss(self, predicted: dict[str, Tensor]) -> Tensor:
         """Return the loss of the discriminator itself, against as many recorded people drawn at random."""
@@ -103,7 +103,7 @@ class Adversary:
             if part is not None
         }
         pose = axis_angle_to_matrix(real["body_pose"])
-        both = self.judge(
+        both = self.discriminator(
             torch.cat((made["body_pose"], pose)), torch.cat((self._identity(made), self._identity(real)))
         )
         return adversarial_loss(both[:count], False) + adversarial_loss(both[count:], True)

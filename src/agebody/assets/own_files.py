@@ -14,12 +14,12 @@ from safetensors.numpy import save
 from agebody.assets.asset import AssetError
 from agebody.files import replacing
 
-UNSIGNED = {"sha256": "0" * 64}
-"""The entry of the description that `signed` fills in; it comes before any file's checksum."""
+NO_CHECKSUM = {"sha256": "0" * 64}
+"""The entry of the description that `with_checksum` fills in; it comes before any file's checksum."""
 _ENTRY = b'\\"sha256\\": \\"%s\\"'
 
 
-class Signed(NamedTuple):
+class OwnFile(NamedTuple):
     """The header of a safetensors file with metadata, and all bytes of the file, for its checksum."""
 
     header: dict[str, Any]
@@ -28,17 +28,17 @@ class Signed(NamedTuple):
     def _check(self, texts: dict[str, Any]) -> None:
         """Raise an `AssetError` where the file does not give the checksum of its description."""
         digest = str(texts.get("sha256"))
-        unsigned = self.data.replace(_ENTRY % digest.encode(), _ENTRY % (b"0" * 64), 1)
-        if hashlib.sha256(unsigned).hexdigest() != digest:
+        blank = self.data.replace(_ENTRY % digest.encode(), _ENTRY % (b"0" * 64), 1)
+        if hashlib.sha256(blank).hexdigest() != digest:
             raise AssetError("damaged: its bytes do not give its checksum; get or save the file again")
 
-    def description(self, key: str, newest: int, *, unsigned: int | None = None) -> dict[str, Any] | None:
+    def description(self, key: str, newest: int, *, unchecked: int | None = None) -> dict[str, Any] | None:
         """Return the description after checking version and checksum; None for a file of another kind.
 
         Args:
             key: entry of the metadata that holds the description.
             newest: the newest known version.
-            unsigned: the version without a checksum, if there is one.
+            unchecked: the version without a checksum, if there is one.
         """
         metadata = self.header["__metadata__"]
         if key not in metadata:
@@ -58,7 +58,7 @@ class Signed(NamedTuple):
             raise AssetError(
                 f"format version {version}; this agebody reads up to {newest}: install a newer one"
             )
-        if version != unsigned or "sha256" in texts:
+        if version != unchecked or "sha256" in texts:
             self._check(texts)
         return texts
 
@@ -72,13 +72,13 @@ def read_names(name: str, value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
-def signed(content: bytes) -> bytes:
-    """Return a safetensors file with its checksum: SHA-256 of the file with `UNSIGNED` in its header."""
+def with_checksum(content: bytes) -> bytes:
+    """Return a safetensors file with its checksum: SHA-256 of the file with `NO_CHECKSUM` in its header."""
     digest = hashlib.sha256(content).hexdigest()
     return content.replace(_ENTRY % (b"0" * 64), _ENTRY % digest.encode(), 1)
 
 
-def write_signed(
+def write_own_file(
     tensors: Mapping[str, np.ndarray],
     key: str,
     version: int,
@@ -88,7 +88,7 @@ def write_signed(
     overwrite: bool,
 ) -> None:
     """Write arrays and their description, completely or not at all."""
-    header = {"format_version": version, **UNSIGNED, **description}
-    content = signed(save(dict(tensors), {key: json.dumps(header)}))
+    header = {"format_version": version, **NO_CHECKSUM, **description}
+    content = with_checksum(save(dict(tensors), {key: json.dumps(header)}))
     with replacing(path, overwrite=overwrite) as temporary:
         temporary.write_bytes(content)

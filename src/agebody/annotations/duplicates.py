@@ -18,7 +18,7 @@ OTHER_SIGMA = 0.1
 """Standard deviation of keypoints for which none is published."""
 
 
-def leave_out_doubles(found: People) -> People:
+def leave_out_duplicates(found: People) -> People:
     """Leave out duplicates: detections whose OKS with a better one in one image is above ``SAME_PERSON``."""
     if len(np.unique(found.image)) == len(found):
         return found
@@ -28,11 +28,11 @@ def leave_out_doubles(found: People) -> People:
     again = np.zeros(len(found), dtype=bool)
     order = np.lexsort((-scores, found.image))
     for rows in np.split(order, np.flatnonzero(np.diff(found.image[order])) + 1):
-        again[rows] = find_doubles(found.keypoints[rows], found.weights[rows] > 0, sigmas)
+        again[rows] = find_duplicates(found.keypoints[rows], found.weights[rows] > 0, sigmas)
     return leave_out(found, again, "the same person again")
 
 
-def find_doubles(
+def find_duplicates(
     points: Float[np.ndarray, "N K 2"],
     seen: Bool[np.ndarray, "N K"],
     sigmas: Sequence[float],
