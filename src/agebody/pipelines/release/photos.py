@@ -120,33 +120,18 @@ def read_pixels(path: str | PathLike[str], size: tuple[int, int] | None = None) 
     return Pixels(np.asarray(pixels), None if blocks is None else np.asarray(blocks), predicted, rings, other)
 
 
-def read_mask(mask: Any, size: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
-    """Read a mask as `load_mask` does, and refuse an empty one."""
-    found = load_mask(mask, size)
-    if not found.any():
-        raise ReleaseError(f"{_name(mask)}: the mask is empty")
-    return found
-
-
-def load_mask(mask: Any, size: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
-    """Read a mask, which may be empty, from an array or a file.
-
-    Raises:
-        ReleaseError: the mask has another size than the photograph.
-        AnnotationError: the file is not an image of 8 bits per channel, or is damaged.
-        OSError: the file cannot be read.
-    """
+def load_mask(mask: Any, size: tuple[int, int], *, empty: bool = True) -> Bool[np.ndarray, "H W"]:
+    """Return a mask, an array or a file, of the size of its photograph; it may be empty only if ``empty``."""
+    name = "mask" if isinstance(mask, np.ndarray) else str(mask)
     found = mask if isinstance(mask, np.ndarray) else _read_mask_file(mask)
-    if not isinstance(found, np.ndarray) or found.dtype != np.bool_ or found.shape != (size[1], size[0]):
+    if found.dtype != np.bool_ or found.shape != (size[1], size[0]):
         raise ReleaseError(
-            f"{_name(mask)}: expected a mask of {size[0]} x {size[1]} pixels, as the photograph has, "
+            f"{name}: expected a mask of {size[0]} x {size[1]} pixels, as the photograph has, "
             f"got {found.dtype} of shape {found.shape}"
         )
+    if not empty and not found.any():
+        raise ReleaseError(f"{name}: the mask is empty")
     return found
-
-
-def _name(mask: Any) -> str:
-    return "mask" if isinstance(mask, np.ndarray) else str(mask)
 
 
 def _opaque(image: Image.Image) -> Image.Image:

@@ -11,7 +11,7 @@ from PIL import Image
 from scipy import ndimage
 
 from agebody.pipelines.release.options import RegionRule
-from agebody.pipelines.release.photos import Box, Person, Pixels, Region, ReleaseError, read_mask
+from agebody.pipelines.release.photos import Box, Person, Pixels, Region, ReleaseError, load_mask
 
 MIN_GROWTH = 8
 """Least growth of a region [pixels]."""
@@ -56,7 +56,7 @@ def person_region(
     Raises:
         ReleaseError: the place of the person is unknown, or outside the photograph.
     """
-    mask = None if person.mask is None else read_mask(person.mask, size)
+    mask = None if person.mask is None else load_mask(person.mask, size, empty=False)
     if rule == "mask":
         return _mask_alone(person, mask, outline, dilation)
     boxes = [] if mesh_box is None else [mesh_box]
@@ -143,7 +143,7 @@ def other_region(
                 "is it of another picture, or of another size?"
             )
         return hide_box((x0, y0, x1, y1), size, margin)
-    mask = read_mask(other, size)
+    mask = load_mask(other, size, empty=False)
     return grow(mask, max(MIN_GROWTH, dilation * longer_side(box_of(mask))))
 
 
