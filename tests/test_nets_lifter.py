@@ -348,12 +348,44 @@ def lifted(net, body, people, seen):
 def test_fits_from_the_lifter_are_those_from_its_estimates(net, body, people, seen, lifted):
     given = body, seen.keypoints, people.camera
     found = net.estimate(*given, weights=seen.weights, size=people.size)
-    begin = {"start": found.parameters, "start_sd": found.start_sd, "stages": AIONHMR[-1:]}
+    begin = {"start": found.parameters, "start_sd": found.start_sd, "stages": AIONHMR[1:]}
     fit = fit_keypoints(*given, weights=seen.weights, **begin)
     own = (lifted.source == torch.arange(17)).all(1)
     assert own.sum() >= COUNT - 1  # no side is exchanged here
     torch.testing.assert_close(lifted.fit.error[own], fit.error[own], atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(lifted.fit.report.cost[own], fit.report.cost[own], atol=1e-2, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("size", "points", "most"),
+    [
+        # A man who lunges, seen from behind: one stage ended with both feet 100 px off.
+        (
+            (1004, 1504),
+            "463 778 .53 461 764 .7 476 762 .56 476 765 .67 530 757 .59 487 834 .75 620 814 .83 449 949 .91 "
+            "728 910 .79 386 853 .74 685 820 .21 578 1063 .81 653 1061 .8 448 1105 .22 677 1281 .61 "
+            "505 1274 .52 814 1300 .66",
+            9,
+        ),
+        # An upper body: the legs, where the detector guessed them, turned the estimate's back to the camera.
+        (
+            (512, 512),
+            "222.3 122.7 .673 247 103 .663 204.2 99.5 .883 273.1 118.5 .672 177.9 109 .661 304.9 258.1 .61 "
+            "111.2 244.1 .51 321.6 395.8 .23 79.3 411.1 .183 315.5 440.3 .082 115.8 490.2 .051 "
+            "262.6 502.4 .205 126.9 495.1 .203 339.6 496.4 .03 135.2 512.9 .075 249.3 452.1 .024 "
+            "188.7 408.5 .013",
+            20,
+        ),
+    ],
+)
+def test_people_of_photographs_are_found(net, anny_asset, size, points, most):
+    numbers = torch.tensor([float(number) for number in points.split()]).view(17, 3)
+    camera = Camera.guess(torch.tensor(size))
+    fit, source = fit_lifted(
+        net, agebody.SMPLA(anny_asset), numbers[:, :2], camera, weights=numbers[:, 2], size=size
+    )
+    assert fit.error < most  # [px]
+    assert torch.equal(source, torch.arange(17))
 
 
 def test_the_error_of_a_fit_to_no_points_is_nan(net, body, people, seen):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -87,6 +87,9 @@ LEAST_SD = 0.02
 ELSEWHERE = 0.5
 """Distance of a keypoint from its joint of an estimated body, as a share of the larger side of the box around
 all joints, from which it is somebody else's."""
+LEAST_SHARE = 0.1
+"""Share of a person's largest confidence below which keypoints are left out: in a fit they count less than a
+hundredth, and detectors place what they do not see anywhere."""
 LOOKS = 3
 """Largest number of estimates per person: each after the first omits keypoints far from the previous one."""
 WEIGHTS = "lifter.safetensors"
@@ -112,7 +115,7 @@ class Estimate(NamedTuple):
     numbers, "betas", "age_offset" and "transl" [m]."""
     trust: Float[Tensor, "*batch K"]
     """Probability that a keypoint shows the point of its name and not another place; 1 for points that the
-    network does not know, 0 for those that were left out as other people's."""
+    network does not know, 0 for those that were left out as other people's or as too uncertain."""
     prediction: Prediction
     """The same bodies as a network's, in the axes of the camera, with a weak camera for the box."""
 
@@ -263,6 +266,8 @@ class Lifter(nn.Module):
             if size is not None:
                 size = flatten(as_size(size, keypoints), batch, 1)
                 expect_values(size=((size > 0) & size.isfinite(), "width and height above 0 [pixels]"))
+            sure = given.weights >= LEAST_SHARE * given.weights.amax(-1, keepdim=True)
+            all_weights, given = given.weights, given._replace(weights=_unless_few(given.weights, sure))
             own, looked = given.weights, self._look(body, given, size)
             for _ in range(LOOKS - 1):
                 before, own = own, _own_weights(body, given, looked[0])
@@ -286,7 +291,7 @@ class Lifter(nn.Module):
             prediction = Prediction(matrices[:, 0], matrices[:, 1:], found.betas, age, place, {})
             trust = torch.ones_like(given.weights)
             trust[:, columns] = sure.sigmoid()[:, points]
-            trust = torch.where(own == given.weights, trust, 0)
+            trust = torch.where(own == all_weights, trust, 0)
             found = to_world(body, found, given.camera)
 
         return unflatten(Estimate(found, sd, trust, prediction), batch)
@@ -424,9 +429,15 @@ def _own_weights(body: BodyModel, given: Observed, found: BodyParameters) -> Flo
     joints = given.camera.project(body.keypoints("smpl24", to_world(body, found, given.camera))).pixels
     size = (joints.amax(1) - joints.amin(1)).amax(-1, keepdim=True)
     near = joints[:, [_NEAREST[point] for point in points]]
-    own = given.weights.clone()
-    own[:, columns] *= (near - given.keypoints[:, columns]).norm(dim=-1) <= ELSEWHERE * size
-    return torch.where((own > 0).sum(-1, keepdim=True) >= MIN_POINTS, own, given.weights)
+    own = torch.ones_like(given.weights, dtype=torch.bool)
+    own[:, columns] = (near - given.keypoints[:, columns]).norm(dim=-1) <= ELSEWHERE * size
+    return _unless_few(given.weights, own)
+
+
+def _unless_few(weights: Float[Tensor, "B K"], kept: Bool[Tensor, "B K"]) -> Float[Tensor, "B K"]:
+    """Return the weights, 0 for keypoints that are not kept, unless a person would show too few."""
+    left = torch.where(kept, weights, 0)
+    return torch.where((left > 0).sum(-1, keepdim=True) >= MIN_POINTS, left, weights)
 
 
 def _rotation_to_axis(ray: Float[Tensor, "B 3"]) -> Float[Tensor, "B 3 3"]:
