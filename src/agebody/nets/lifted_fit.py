@@ -54,8 +54,8 @@ def fit_lifted(
 ) -> LiftedFit:
     """Fit bodies to keypoints from the lifter's estimates, which are also priors.
 
-    Keypoints whose ``trust`` is 0 are left out: those far from the estimate, which belong to other people, and
-    those of least confidence.
+    Keypoints whose ``trust`` is 0 are left out: those far from the estimate, which belong to other people,
+    and those of least confidence.
 
     Detectors exchange left and right arms or legs, and a twisted body fits these points, too. So where the
     lifter trusts the points more with the sides of arms, or of legs, exchanged, people are also fitted to
