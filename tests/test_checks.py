@@ -66,7 +66,7 @@ def test_16_bits_hold_the_sum_of_many_weights():
     for dtype in (torch.float16, torch.bfloat16):
         assert reduce(torch.ones(70_001), torch.ones(70_001, dtype=dtype), "mean") == 1
         terms = torch.tensor([1.0, 0.0], dtype=dtype).repeat(1500)
-        assert reduce(terms, torch.ones(3000, dtype=dtype), "mean").dtype == dtype
+        assert reduce(terms, torch.ones(3000, dtype=dtype), "mean").dtype == torch.float32
         assert reduce(terms, torch.ones(3000, dtype=dtype), "mean") == 0.5
 
 

@@ -281,6 +281,12 @@ def test_aionhmr_fitting_adds_up_a_video():
     torch.testing.assert_close(each.sum(), report.total)
 
 
+def test_squares_of_sixteen_bits_do_not_overflow():
+    latent = torch.full((7, 32), 60.0)  # whose squares sum to 115200, above 65504
+    objective = aionhmr_fitting_objective().without("keypoints_2d", "shape_prior", "smoothness")
+    assert objective({"latent_pose": latent.half()}).total.item() == pytest.approx(0.04 * 7 * 32 * 60**2)
+
+
 @pytest.mark.parametrize(
     ("stage", "pose", "shape", "intersection"),
     [(0, 404, 100, 0), (1, 404, 50, 0), (2, 57.4, 10, 0), (3, 4.78, 5, 0.01), (4, 4.78, 5, 1)],

@@ -139,6 +139,24 @@ def test_tals_scales_points_nearer_than_their_threshold():
     torch.testing.assert_close(pred.grad, torch.tensor([[1.0, 1], [1, 1], [0, 2], [0, 0]]) * 0.1 / 4)
 
 
+def test_tals_is_that_of_the_public_code_at_the_root_of_its_threshold():
+    """There a confidence times the squared distance is compared."""
+    generator = torch.Generator().manual_seed(0)
+    pred, confidences = torch.rand(6, 44, 2, generator=generator), torch.rand(6, 44, generator=generator)
+    limits = 0.3 * torch.rand(44, generator=generator)
+    near = confidences * pred.square().sum(-1) <= limits
+    assert 0.2 < near.float().mean() < 0.8
+    expected = (confidences[..., None] * pred * torch.where(near, 0.05, 1.0)[..., None]).sum()
+    found = reprojection_loss(
+        pred,
+        torch.zeros_like(pred),
+        weights=confidences,
+        penalty=partial(tals, threshold=(limits / confidences).sqrt()),
+        reduction="sum",
+    )
+    torch.testing.assert_close(found, expected)
+
+
 @each
 @pytest.mark.parametrize(
     "kind", [np.uint8, np.int8, np.float32, lambda n: torch.tensor(n, dtype=torch.uint8)]

@@ -1,5 +1,6 @@
 """One rule of weights for all losses and metrics: 0 is left out, and means divide by the sum of weights."""
 
+import copy
 import inspect
 from collections.abc import Callable
 from functools import partial
@@ -191,6 +192,24 @@ def test_a_mask_is_weights_of_0_and_1(name):
     torch.testing.assert_close(call(name, mask, spoiled=True), call(name, mask.double()), **EXACT)
     if CASES[name].mask:
         torch.testing.assert_close(call(name, mask), call(name, weights_of(name)), **EXACT)
+
+
+@each
+def test_weights_have_no_part_in_the_dtype(name):
+    """Confidences of NumPy are float64; a prediction of float32 keeps its loss in float32."""
+    case, weights = CASES[name], weights_of(name)
+
+    def single(given: dict[str, Any]) -> dict[str, Any]:
+        return {
+            key: value.float() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+            for key, value in given.items()
+        }
+
+    prior = isinstance(case.function, torch.nn.Module)
+    function: Any = copy.deepcopy(case.function).float() if prior else case.function
+    given = single(case.tensors) | single(case.others)
+    expected = function(**given, weights=weights.float())
+    torch.testing.assert_close(function(**given, weights=weights), expected)
 
 
 @each

@@ -8,6 +8,7 @@ a mask, in any shape that broadcasts to the entries:
 - ``"none"`` returns weight times term per entry, ``"sum"`` adds these, and ``"mean"`` divides their sum by
   the sum of the weights, so that a common factor of all weights changes no mean, and a mask is weights of 0
   and 1;
+- the result has the dtype of the terms, float32 at least, whatever that of the weights;
 - negative, infinite and NaN weights are refused, by losses and metrics on the CPU, where no device has to be
   waited for, and by fits everywhere;
 - where no entry counts, the mean is 0 for losses, so that a training step without labels goes on, and NaN for
@@ -230,8 +231,9 @@ def reduce(
         empty: the mean where no entry counts: 0 for losses, NaN for metrics.
     """
     expect_choice("reduction", reduction, get_args(Reduction))
-    weights = expand_weights(weights, terms.shape)
+    terms, weights = at_least_float32(terms), expand_weights(weights, terms.shape)
     if weights is not None:
+        weights = weights.to(terms.dtype)
         terms = torch.where(weights != 0, terms * weights, 0)
     if reduction == "none":
         return terms
@@ -240,10 +242,9 @@ def reduce(
         return added
     if weights is None:
         return added / terms.numel() if terms.numel() else added + empty
-    half = weights.dtype in (torch.float16, torch.bfloat16)  # which cannot count thousands of entries
-    total = weights.sum(dtype=torch.float32 if half else None)
+    total = weights.sum()
     nothing = total == 0
-    return torch.where(nothing, empty, added / torch.where(nothing, 1, total)).to(added.dtype)
+    return torch.where(nothing, empty, added / torch.where(nothing, 1, total))
 
 
 def safe_norm(vectors: Float[Tensor, "*batch D"], dim: int = -1) -> Float[Tensor, "*batch"]:

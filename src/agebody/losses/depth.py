@@ -147,6 +147,7 @@ def _pair_weights(weights: Tensor | None, image: Any, people: Tensor) -> Float[T
     once = torch.ones(count, count, dtype=people.dtype, device=people.device).triu(1)
     pairs = once.expand(*people.shape, count)
     if weights is not None:
+        weights = weights.to(pairs.dtype)
         pairs = pairs * weights[..., None, :] * weights[..., :, None]
     return pairs * _same_image(image, people)
 

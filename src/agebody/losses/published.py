@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from agebody.assets.asset import SMPL_JOINT_NAMES
 from agebody.cameras.weak import MAHMR_RESOLUTION
-from agebody.checks import Reduction, apply_mask, reduce, residual
+from agebody.checks import Reduction, apply_mask, at_least_float32, reduce, residual
 from agebody.keypoints import KeypointLayout
 from agebody.losses.adversarial import adversarial_loss
 from agebody.losses.age import age_class_loss, age_offset_loss
@@ -341,7 +341,7 @@ def _predicted(
 
 
 def _squares(values: Tensor) -> Tensor:
-    return values.square().sum(-1)
+    return at_least_float32(values).square().sum(-1)
 
 
 def _framewise_squares(values: Tensor, weights: Tensor | None) -> Tensor:

@@ -83,7 +83,8 @@ def tals(
 
     The threshold-adaptive loss scaling of TokenHMR (Dwivedi et al., CVPR 2024): below the error that even the
     true body has under a wrong camera, 2D keypoints would bend the pose, and have little weight. It differs
-    from weights of that size, by whose sum a mean is divided.
+    from weights of that size, by whose sum a mean is divided. The public code compares c d^2, a confidence
+    times the squared distance, with its table of thresholds t: give sqrt(t / c).
 
     Args:
         residual: differences of points in D coordinates.

@@ -50,6 +50,8 @@ def pck(
 ) -> Errors:
     """Return the share of keypoints that are less than a threshold away from the truth (PCK).
 
+    The code of PoseTrack and 3DPW also counts a distance equal to the threshold.
+
     Args:
         pred: predicted keypoints, in the image or in space.
         target: true keypoints, in the same unit.

@@ -79,7 +79,8 @@ def pa_mpjpe(
     The similarity minimises squared distances, so this may exceed `mpjpe` by a little.
 
     Args:
-        pred: predicted points; of vertices, the error is PA-PVE.
+        pred: predicted points; of vertices, the error is PA-PVE. EMDB's code moves vertices by the alignment
+            of the joints instead: apply the `procrustes` of these.
         target: true points.
         weights: (*batch, K), of the alignment and of the mean.
         reduction: over people.
@@ -137,8 +138,9 @@ def joint_errors(
 ) -> Errors:
     """Return the distance of each joint after moving both roots to the origin, of which `mpjpe` is the mean.
 
-    Arguments as there, but the entries are joints, (*batch, K). For the errors that another alignment leaves,
-    align first and give no root.
+    Arguments as there, but the entries are joints, (*batch, K): ``reduction="mean"`` is the mean over all
+    joints that count, as in MMPose, where people of few joints weigh less. For the errors that another
+    alignment leaves, align first and give no root.
     """
     pred, target, weights = _root_aligned(pred, target, layout, root, weights)
     return Errors(point_distances(pred, target, weights), weights)

@@ -161,7 +161,8 @@ def acceleration_error(
         target: true points.
         fps: frames per second, for m/s²; None for m/frame², as in many papers (there in mm).
         weights: broadcast to (*batch, T, K). Three frames weigh their product.
-        reduction: over the T - 2 frames that have two neighbours.
+        reduction: over the T - 2 frames that have two neighbours. WHAM and TRAM leave out the first and the
+            last of these, GVHMR does not.
 
     Source: Kanazawa et al., Learning 3D human dynamics from video, CVPR 2019.
     """
@@ -179,6 +180,9 @@ def jitter(
     reduction: Reduction = "mean",
 ) -> Errors:
     """Return the length of the third difference of a motion, to be compared with that of the truth.
+
+    EMDB's code sets pelvis, ankles, feet, wrists and hands to 0 and keeps them in the mean, so it prints
+    15/24 of that of the other points, averaged over films.
 
     Args:
         points: (*batch, T, K, 3).
