@@ -203,7 +203,7 @@ class _Row(NamedTuple):
     """What follows the points: "score", "track"."""
 
     @property
-    def count(self) -> int:
+    def length(self) -> int:
         """Number of numbers after the box."""
         return self.size * self.dims + len(self.ends)
 
@@ -282,7 +282,7 @@ def _find_row(lines: list[list[float]], size: int | None) -> _Row | None:
     """Return how lines of one length are read; None if no form fits."""
     count, sizes = len(lines[0]) - 5, sorted({order.size for order in ORDERS})
     every = [_Row(size, dims, ends) for size in sizes for dims in (3, 2) for ends in _ENDS]
-    found = [row for row in every if row.count == count]
+    found = [row for row in every if row.length == count]
     found = [row for row in found if all(map(row.fits, lines))] or found[-1:]  # to be refused as it is
     found = [row for row in found if row.size == size] or found
     found = [*{row[:2]: row for row in reversed(found)}.values()][::-1]  # the first of the same points
