@@ -143,7 +143,8 @@ def test_focal_lengths_of_no_lens_are_unknown(tmp_path, focal):
     exif = Image.Exif()
     exif.get_ifd(0x8769)[41989] = focal
     Image.new("RGB", SIZE).save(tmp_path / "a.jpg", exif=exif)
-    assert np.isnan(photograph_focal(tmp_path / "a.jpg"))
+    with open_image(tmp_path / "a.jpg") as image:
+        assert np.isnan(exif_focal(image))
 
 
 @pytest.mark.parametrize(
