@@ -65,6 +65,25 @@ def test_version_and_help():
     assert run("dance").exit_code == 2
 
 
+@pytest.mark.parametrize(
+    "arguments", [("inspect", ""), ("inspect", " "), ("demo", "-o", ""), ("demo", "--output=")]
+)
+def test_empty_arguments_are_not_the_current_folder(tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    assert_one_line_error(run(*arguments), "an argument is empty", 2)
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_home_folder_is_found_where_shells_do_not_expand_it(tmp_path, monkeypatch, body_file):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(body_file.parent)
+    assert run("convert", body_file, "--output=~/a.npz").exit_code == 0
+    assert_one_line_error(run("inspect", "~/b.npz"), f"{tmp_path / 'b.npz'}: ")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
+    (body_file.parent / "~").mkdir()
+    assert_one_line_error(run("inspect", "./~/b.npz"), "~/b.npz: ")
+
+
 def test_demo_writes_its_three_files_and_nothing_else(demo):
     folder, result = demo
     assert result.exit_code == 0, result.output

@@ -948,6 +948,11 @@ def test_one_file_beside_or_with_one_image(tmp_path):
         read_people(other)
 
 
+def test_a_missing_file_is_named_rather_than_its_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match="poses.json"):
+        read_people(tmp_path / "none" / "poses.json")
+
+
 def test_folders_of_one_file_per_image(tmp_path):
     photographs(tmp_path / "images", "a.png", "b.png")
     files = {"mmpose": ([INSTANCE], []), "ultralytics": ([ULTRALYTICS], []), "yolo": (YOLO_LINE, "")}

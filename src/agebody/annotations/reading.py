@@ -92,11 +92,11 @@ def read_people(
         if not is_size(size):
             raise ValueError(f"size: expected width and height, two positive integers, got {short(size)}")
         size = (int(size[0]), int(size[1]))
+    documents = _load(path)
     photographs = None if images is None else Photographs(Path(images))
     beside = photographs
     if photographs is None and size is None:
         beside = Photographs(path if path.is_dir() else path.parent, deep=False)
-    documents = _load(path)
     first = next(iter(documents.values()))
     if len(documents) == 1 and is_annotations(first):
         if annotations is not None:

@@ -31,12 +31,23 @@ _ADVICE = {
     "load it with one: load_asset(..., infant_template=...)": "`agebody convert BODY INFANT` adds one",
 }
 """Advice in errors of the library -> advice on the command line."""
+_EMPTY = re.compile(r"(--[\w-]+=)?\s*")
+_HOME = re.compile(r"^((?:--[\w-]+=)?(?:\w+[:=])?)~(?=/|$)")
+"""The home folder at the beginning of a path, which may follow an option or a kind: ``--body=~/a.npz``."""
 _INTERRUPTED = 130
 """Exit code of commands that Ctrl-C ended."""
 
 
 class _Commands(TyperGroup):
     """Commands whose errors are one line each, and which signals end as Ctrl-C does: they clean up."""
+
+    def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> Any:
+        """Refuse empty arguments, which paths take for the current folder, and expand ~ as shells may not."""
+        if any(_EMPTY.fullmatch(arg) for arg in args):
+            raise typer.BadParameter("an argument is empty; is a variable of the shell not set?")
+        home = os.path.expanduser("~")
+        args = [_HOME.sub(lambda match: match[1] + home, arg) for arg in args]
+        return super().make_context(info_name, args, *rest, **extra)
 
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         if not standalone_mode:
