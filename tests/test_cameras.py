@@ -607,6 +607,11 @@ def test_lenses_of_a_batch_are_those_of_each():
         (lambda: camera(lens=(0.1, 0.2)).project(torch.zeros(1, 3, dtype=F64)), ValueError, "4, 5 or 8"),
         (lambda: camera().project(torch.zeros(1, 3)), TypeError, "points: expected torch.float64"),
         (lambda: camera().unproject(torch.zeros(2, 3), torch.zeros(2)), ValueError, "pixels: expected shape"),
+        (
+            lambda: camera().unproject(tensor([[0.0, 0.0]] * 3), torch.zeros(2, dtype=F64)),
+            ValueError,
+            "batch dimensions do not broadcast: pixels (3,), depth (2,)",
+        ),
     ],
 )  # fmt: skip
 def test_errors_name_the_argument(call, error, message, unchecked):

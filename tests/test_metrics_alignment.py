@@ -283,6 +283,13 @@ def test_roots():
         torch.testing.assert_close(root_of(points, **chosen), expected, **EXACT)
 
 
+@pytest.mark.parametrize("kind", [np.array, torch.tensor, lambda indices: [np.int64(i) for i in indices]])
+def test_roots_may_be_arrays_of_indices(kind, unchecked):
+    points = cloud(2, 17, seed=24)
+    expected = root_of(points, layout=None, root=(11, 12))
+    assert torch.equal(root_of(points, layout="coco17", root=kind([11, 12])), expected)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -296,6 +303,8 @@ def test_roots():
         ),
         ({"root": "left_hip"}, ValueError, "root: expected a list of indices of 'coco17'"),
         ({"root": ()}, ValueError, "root: expected a list"),
+        ({"root": 0}, ValueError, "root: expected a list of indices of 'coco17', or their names, got 0"),
+        ({"root": [0.0]}, ValueError, r"root: expected a list of indices .*, got \[0\.0\]"),
         ({"layout": None, "root": (17,)}, ValueError, "root: expected a list of indices of 17 points"),
         (
             {"layout": None, "root": ("left_hip",)},

@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -153,8 +155,12 @@ def test_errors_name_the_argument(unchecked):
         reference_length(target, "head", layout="coco17")
     with pytest.raises(ValueError, match=r"points: expected shape \(\*batch, 24, any\)"):
         reference_length(target, "torso", layout="smpl24")
-    with pytest.raises(ValueError, match=r"target: expected shape \(\*batch, 17, 2\), got \(2, 16, 2\)"):
-        pck(pred, target[:, 1:], 0.1)
+    for others in (target[:, 1:], target[:1], target[0]):  # one person is not compared with everybody
+        for measure in (mpckh, partial(pck, threshold=0.1), pck_auc):
+            with pytest.raises(ValueError, match=r"target: expected the shape of pred, \(2, 17, 2\), got"):
+                measure(pred, others)
+    with pytest.raises(TypeError, match=r"target: expected torch\.float64, that of pred, got torch\.float32"):
+        pck(pred, target.float(), 0.1)
     for wrong in (-0.1, float("nan")):
         with pytest.raises(ValueError, match="threshold: expected a number of 0 or more, got"):
             pck(torch.zeros(2, 17, 2), torch.zeros(2, 17, 2), wrong)

@@ -315,6 +315,7 @@ class Camera(NamedTuple):
         """
         pixels, depth = self._expect("pixels", pixels, None, 2), self._expect("depth", depth, None)
         self._check_batch(pixels=pixels.shape[:-2], depth=depth.shape[:-1])
+        broadcast(pixels=pixels.shape[:-1], depth=depth.shape)
         plane, depth = torch.broadcast_tensors(self.undistort(pixels), depth[..., None])
         return self.to_world(torch.cat((plane * depth, depth[..., :1]), -1))
 

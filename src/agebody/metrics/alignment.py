@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -130,9 +131,12 @@ def root_points(
             raise ValueError("layout: expected a layout, or root points, got None")
         return list(known.root)
     names = () if known is None else known.names
-    found = [names.index(point) if point in names else point for point in root]
-    chosen = [point for point in found if isinstance(point, int) and -num_points <= point < num_points]
-    if isinstance(root, str) or not chosen or len(chosen) < len(found):
+    try:
+        wanted = () if isinstance(root, str) else tuple(root)
+        chosen = [names.index(point) if point in names else operator.index(point) for point in wanted]
+    except TypeError:
+        chosen = []
+    if not chosen or not all(-num_points <= point < num_points for point in chosen):
         what = f"{num_points} points" if known is None else f"{known.name!r}, or their names"
         raise ValueError(f"root: expected a list of indices of {what}, got {root!r}")
     return chosen

@@ -17,6 +17,7 @@ from agebody.checks import (
     expand_weights,
     expect,
     expect_choice,
+    expect_pair,
     safe_norm,
 )
 from agebody.keypoints import KeypointLayout, get_layout
@@ -125,8 +126,8 @@ def mpckh(
         threshold: share of the diagonal.
         reduction: over people.
     """
-    pred, target = expect("pred", pred, None, 2), at_least_float32(target)
-    weights = expand_weights(weights, pred.shape[:-1])
+    expect("pred", pred, None, 2)
+    pred, target, weights = expect_pair(pred, target, weights, 2)
     seen = torch.ones_like(pred[..., 0]) if weights is None else (weights != 0).to(pred.dtype)
     diagonal = reference_length(target, "box_diagonal", weights=seen)
     correct = pck(pred, target, threshold, reference=diagonal, weights=seen, reduction="none")
@@ -188,11 +189,9 @@ def _relative(
     """Return the error of each keypoint, the length that it is compared with, and which keypoints count."""
     if not threshold >= 0:
         raise ValueError(f"{name}: expected a number of 0 or more, got {threshold}")
-    pred = expect("pred", pred, None, None)
-    target = expect("target", target, *pred.shape[-2:])
-    difference = at_least_float32(pred) - at_least_float32(target)
-    weights = expand_weights(weights, difference.shape[:-1])
-    counted = None if weights is None else weights != 0
+    expect("pred", pred, None, None)
+    pred, target, weights = expect_pair(pred, target, weights, None)
+    difference, counted = pred - target, None if weights is None else weights != 0
     length = difference.new_ones(())
     if reference is not None:
         if expect("reference", reference).shape not in ((), pred.shape[:-2]):
