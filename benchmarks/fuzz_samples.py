@@ -44,7 +44,7 @@ from agebody.pipelines.labels.place_images import (
 )
 from agebody.pipelines.labels.samples import add_sample, open_shard
 from agebody.pipelines.release.hidden import read_hidden
-from agebody.pipelines.release.photos import read_mask, read_pixels
+from agebody.pipelines.release.photos import load_mask, read_pixels
 
 CANARY = "ran"
 KINDS = ("PNG", "JPEG", "WEBP")
@@ -154,7 +154,11 @@ def make_samples(folder: Path) -> list[Sample]:
         Sample("training shard", training_shard(folder, rgb), lambda path: list(TrainingShards([path]))),
         *(Sample(f"photograph, {kind}", picture(rgb, kind), read_photograph) for kind in KINDS),
         Sample("photograph of a release", picture(rgb, "JPEG"), read_pixels),
-        Sample("mask", picture(rgb[..., 0] // 128 * 255, "PNG"), lambda path: read_mask(path, (32, 24))),
+        Sample(
+            "mask",
+            picture(rgb[..., 0] // 128 * 255, "PNG"),
+            lambda path: load_mask(path, (32, 24), empty=False),
+        ),
         Sample("depth map, PNG", picture(rgb[..., 0].astype(np.uint16), "PNG"), _read_map),
         Sample("checkpoint", saved(checkpoint), as_checkpoint),
         Sample(
