@@ -139,6 +139,8 @@ def test_files_that_opencv_writes_are_read(tmp_path):
             "name: expected the name of a camera, for the names of files",
         ),
         ("TOML", "[640, 480]", '["a", 480]', "camera a: size: expected width and height"),
+        ("TOML", "name", "a" + ".a" * 20_000, "not a calibration"),
+        ("TOML", "[500.0, 0.0", "[inf, 0.0", "camera a: matrix: expected 9 finite numbers"),
         ("TOML", "=", "", "not a calibration; expected a TOML of Pose2Sim or Anipose"),
         ("XML", "<calibration>", "<!DOCTYPE a><calibration>", "expected no document type"),
         ("XML", "calibration>", "kalibration>", "not a calibration of Qualisys, but <kalibration>"),
@@ -154,6 +156,7 @@ def test_a_wrong_calibration_is_one_line_that_names_it(tmp_path, name, old, new,
     path.write_text(text.replace(old, new))
     with pytest.raises(AnnotationError, match=f"calib: .*{message}") as error:
         read_cameras(path)
+    assert str(error.value).count("calib: ") == 1
     assert "\n" not in str(error.value)
 
 

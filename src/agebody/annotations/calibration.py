@@ -114,8 +114,9 @@ def _read_camera(path: Path, one: _Stated) -> tuple[torch.Tensor, ...]:
     turn = axis_angle_to_matrix(turn) if len(turn) == 3 else turn.view(3, 3)
     place = numbers("translation", one.translation, 3)
     pose = torch.cat((turn, place[:, None]), 1)
+    matrix = numbers("matrix", one.matrix, 9).view(3, 3)
     try:
-        camera = Camera.from_matrix(numbers("matrix", one.matrix, 9).view(3, 3), pose)
+        camera = Camera.from_matrix(matrix, pose)
     except ValueError as error:
         fail(path, f"camera {one.name}: {error}")
     if (camera.focal < LEAST_FOCAL).any():
@@ -138,6 +139,10 @@ def _size(path: Path, one: _Stated) -> tuple[int, int] | None:
 
 # --- Pose2Sim, Anipose
 
+_PARTS = re.compile(rb"[^.]\.")
+MAX_PARTS = 16
+"""Most dots of a key, for which tomllib takes their number squared in time and memory."""
+
 
 def _read_toml(path: Path, text: bytes) -> Iterator[_Stated]:
     if sys.version_info >= (3, 11):
@@ -145,6 +150,8 @@ def _read_toml(path: Path, text: bytes) -> Iterator[_Stated]:
     else:
         import tomli as tomllib  # pyright: ignore[reportMissingImports]
     try:
+        if any(len(_PARTS.findall(piece)) > MAX_PARTS for piece in re.split(rb"[,=\[\]{}\n]", text)):
+            raise ValueError
         document = tomllib.loads(text.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError, ValueError):
         fail(path, f"not a calibration; expected {FORMATS}")
