@@ -21,6 +21,7 @@ from agebody.body import BodyModel
 from agebody.cameras import Camera
 from agebody.detect import detect_people, load_detector
 from agebody.fitting import Fit, fit_keypoints, fit_sequence
+from agebody.fitting.frames import AIONHMR
 from agebody.fitting.start import triangulate
 from agebody.keypoints import get_layout
 from agebody.measure import stature
@@ -81,9 +82,19 @@ def fits(body: BodyModel, seen: Seen, motion_sd: float) -> Iterator[tuple[str, F
     given: dict[str, Any] = {"layout": seen.layout, "motion_sd": motion_sd}
     one = seen.keypoints.movedim(1, 0), seen.camera.map(lambda part: part[:, None])
     told = {"weights": seen.weights.movedim(1, 0), "age_class": known["age_class"][:views]}
-    fit = fit_sequence(body, *one, **given, **told)
-    bodies = fit.parameters.map(lambda part: part.movedim(0, 1).flatten(0, 1))
-    yield "one view over time", fit._replace(parameters=bodies, error=fit.error.T.flatten())
+    size = seen.size[:, None].expand(-1, moments, -1)
+    lens, adult = one[1].expand(views, moments), known["age_class"].view(views, moments)
+    known = {"layout": seen.layout, "weights": told["weights"], "age_class": adult, "size": size}
+    estimate = Lifter.load().estimate(body, one[0], lens, **known)
+    starts: dict[str, dict[str, Any]] = {
+        "nothing": {},
+        "the lifter": {"start": estimate.parameters, "stages": AIONHMR[1:]},
+    }
+    for name, start in starts.items():
+        fit = fit_sequence(body, *one, **given, **told, **start)
+        bodies = fit.parameters.map(lambda part: part.movedim(0, 1).flatten(0, 1))
+        fit = fit._replace(parameters=bodies, error=fit.error.T.flatten())
+        yield f"one view over time, from {name}", fit
     fit = fit_sequence(body, seen.keypoints, seen.camera, weights=seen.weights, views=True, **given)
     bodies = fit.parameters.map(lambda part: part.repeat_interleave(views, 0))
     yield "four views over time", fit._replace(parameters=bodies, error=fit.error.flatten())

@@ -284,7 +284,6 @@ def test_files_other_than_videos_give_one_line(tmp_path, squares, capfd, command
     ("options", "problem"),
     [
         (["--shards"], "--shards: it needs frames as images: `ffmpeg -i VIDEO frames/%06d.jpg`"),
-        (["--lifter"], "--lifter: it estimates single images"),
         (["--depth", "."], "--depth: it places people of single images"),
         (["--every", "0"], "--every"),
         (["--gap", "-1"], "--gap"),

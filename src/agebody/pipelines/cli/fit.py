@@ -59,7 +59,7 @@ def fit(
     lifter: Annotated[
         bool | None,
         options.option(
-            "Begin at the estimates of the lifter: better poses in less time. The default for single images, "
+            "Begin at the estimates of the lifter: better poses in less time. The default without --cameras, "
             "if the body has SMPL's joints.",
             "--lifter/--no-lifter",
         ),
@@ -118,8 +118,8 @@ def fit(
     video |= one_file or cameras is not None
     if every > 1 and detector is None and cameras is None:
         options.refuse("--every", "it belongs to videos and photographs, not to keypoints")
-    if video and lifter:
-        options.refuse("--lifter", "it estimates single images, not a video")
+    if cameras is not None and lifter:
+        options.refuse("--lifter", "it estimates single views, not those of --cameras")
     if video and depth is not None:
         options.refuse("--depth", "it places people of single images, not of a video")
     if shards and cameras is not None:
@@ -184,7 +184,7 @@ def fit(
         learnt = tuple(layer.asset.joint_names) == SMPL_JOINT_NAMES
         if lifter and not learnt:
             fail(f"--lifter needs a body with SMPL's 24 joints, got {layer.asset.metadata.name}")
-        lifts = learnt and not video if lifter is None else lifter
+        lifts = learnt and cameras is None if lifter is None else lifter
         began = time.perf_counter()
         labels = fit_annotations(
             layer,

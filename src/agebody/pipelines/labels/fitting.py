@@ -20,7 +20,7 @@ from agebody.annotations.tracks import frame_numbers
 from agebody.annotations.views import view_frames
 from agebody.body import BodyModel
 from agebody.cameras import Camera, box_around
-from agebody.fitting.frames import fit_keypoints, fit_sequence
+from agebody.fitting.frames import AIONHMR, fit_keypoints, fit_sequence
 from agebody.fitting.start import to_camera_space
 from agebody.keypoints import KeypointLayout, joint_layout
 from agebody.measure import stature
@@ -68,7 +68,7 @@ def fit_annotations(
         years: age in years, instead.
         min_confidence: keypoints of less confidence are ignored.
         batch_size: people fitted at a time.
-        lifter: fits start at its estimates, which are also a prior; see `fit_lifted`.
+        lifter: fits start at its estimates, which are also a prior of single images; see `fit_lifted`.
         motion_sd: as of `fit_sequence`, from frame to frame [m]: people with the same ``tracks`` are one
             person with one shape and age, fitted over all frames. None fits each image alone.
         cameras: of synchronised views, with ``motion_sd`` and the people of `join_views`: all views of a
@@ -86,8 +86,8 @@ def fit_annotations(
         raise ValueError(f"focal: expected a length above 0 [pixels], got {focal}")
     if batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
-    if motion_sd is not None and lifter is not None:
-        raise ValueError("lifter: expected None with motion_sd; it estimates single images")
+    if cameras is not None and lifter is not None:
+        raise ValueError("lifter: expected None with cameras; it estimates single views")
     if cameras is not None and (motion_sd is None or focal is not None or fov is not None):
         raise ValueError("cameras: expected motion_sd with them, and neither focal nor fov")
     if motion_sd is not None and (people.tracks is None or (people.tracks < 0).any()):
@@ -103,17 +103,17 @@ def fit_annotations(
         batch = people.select(some)
         camera = people_cameras(body, batch, focal, fov)
         exchanged = np.zeros(len(batch), dtype=bool)
-        if lifter is not None:
+        if motion_sd is None and lifter is not None:
             fit, batch, exchanged = _fit_lifted(body, batch, camera, lifter, **options)
         elif motion_sd is None:
             fit = fit_people(body, batch, camera, **options)
         elif cameras is None:
             one = np.zeros(len(batch), dtype=np.int64), frame_numbers(batch)
-            fit = _fit_track(body, batch, camera, *one, motion_sd=motion_sd, **options)
+            fit = _fit_track(body, batch, camera, *one, lifter, motion_sd=motion_sd, **options)
         else:
             views, frames = view_frames(batch, cameras.names)
             lenses = cameras.camera.to(body.device, body.dtype)
-            fit = _fit_track(body, batch, lenses, views, frames, motion_sd=motion_sd, **options)
+            fit = _fit_track(body, batch, lenses, views, frames, None, motion_sd=motion_sd, **options)
             camera = lenses.map(itemgetter(torch.from_numpy(views)))
             fit = fit._replace(parameters=to_camera_space(body, fit.parameters, camera))
             camera = camera._replace(rotation=None, translation=None)
@@ -140,6 +140,7 @@ def _fit_track(
     camera: Camera,
     views: Int[np.ndarray, " N"],
     frames: Int[np.ndarray, " N"],
+    lifter: Lifter | None,
     **options: Any,
 ) -> Fit:
     """Fit one person over time; frames between in which they are not seen are bridged, and left out.
@@ -150,6 +151,7 @@ def _fit_track(
         camera: of each frame in which one camera sees the person, or with a pose of each view (V).
         views: which camera sees the person.
         frames: at which time.
+        lifter: the fit starts at its estimates of single frames of one camera.
         options: of `fit_sequence`.
     """
     first, count = frames.min(), 1 if camera.rotation is None else len(camera.focal)
@@ -166,8 +168,12 @@ def _fit_track(
         known = int(np.argmax(people.ages.known))  # the first that is stated, if any
         given |= _ages(body, people.select(slice(known, known + 1)))
     if camera.rotation is None:
-        nearest = np.searchsorted(seen, np.arange(shape[0]), side="right") - 1
-        camera = camera.map(lambda part: part[torch.from_numpy(nearest).to(body.device), None])
+        nearest = torch.arange(shape[0], device=body.device)
+        nearest = torch.searchsorted(torch.from_numpy(seen).to(nearest), nearest, right=True) - 1
+        if lifter is not None:
+            start = lift(lifter, body, people, camera).parameters.map(lambda part: part[nearest][None])
+            options = {"start": start, "stages": AIONHMR[1:], **options}
+        camera = camera.map(lambda part: part[nearest, None])
     fit = fit_sequence(body, _tensor(body, points)[None], camera, views=True, **given, **options)
     one, there, eye = torch.zeros(len(seen), dtype=torch.long), *map(torch.from_numpy, (seen, views))
     report, errors = fit.report, fit.standard_errors
