@@ -7,6 +7,7 @@ from importlib.metadata import version
 import numpy as np
 import pytest
 import trimesh
+import typer
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -14,6 +15,7 @@ from agebody import load_asset, save_asset
 from agebody.age import median_stature
 from agebody.people import POSES, pose
 from agebody.pipelines.cli import app
+from agebody.pipelines.cli.app import fail, running
 from agebody.pipelines.demo import PEOPLE, run_demo
 
 RUNNER = CliRunner()
@@ -130,6 +132,21 @@ def test_the_package_runs_as_a_program(body_file):
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert json.loads(result.stdout)["num_vertices"] == 6890
     assert result.stderr == ""
+
+
+@pytest.mark.parametrize("command", ["demo", "synthesize", "export"])
+def test_a_misspelt_body_is_answered_with_the_built_in_ones(tmp_path, command):
+    body = ["manequin"] if command == "export" else ["--body", "manequin"]
+    result = run(command, *body, "-o", tmp_path / "out.glb")
+    assert_one_line_error(
+        result, "manequin: neither a file nor a built-in body (anny, anny-hands, mannequin)"
+    )
+
+
+def test_an_error_that_is_printed_is_not_printed_again(capsys):
+    with pytest.raises(typer.Exit), running(RuntimeError):
+        fail("said once")
+    assert capsys.readouterr().err == "error: said once\n"
 
 
 def test_demo_reports_errors_in_one_line(tmp_path, body_file, asset, monkeypatch, untimed):

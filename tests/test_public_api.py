@@ -93,6 +93,7 @@ PARAMETERS = {
 def test_names():
     assert sorted(agebody.__all__) == sorted(NAMES + MODULES)
     assert all(hasattr(agebody, name) for name in NAMES)
+    assert {*agebody.__all__} < {*dir(agebody)}
     assert all(inspect.ismodule(getattr(agebody, name)) for name in MODULES)
 
 

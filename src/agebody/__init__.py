@@ -63,3 +63,8 @@ def __getattr__(name: str) -> Any:
     if name == "anny_body":
         return importlib.import_module("agebody.assets.anny").anny_body
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """List what is public, imported yet or not, for completion."""
+    return [*__all__, "__version__"]

@@ -166,6 +166,8 @@ def running(*errors: type[Exception]) -> Iterator[Progress]:
         )  # old versions of rich end with an empty line
         with leaving_no_folders(), shown:
             yield bars
+    except typer.Exit:  # a RuntimeError, whose message has been printed
+        raise
     except (AnnotationError, AssetError, ImportError, OSError, *errors) as error:
         if isinstance(error, OSError) and error.errno == errno.EPIPE:
             raise

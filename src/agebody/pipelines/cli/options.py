@@ -250,8 +250,11 @@ def load_body(name: str, bars: Progress) -> BodyAsset:
         from agebody.assets.anny import anny_body
 
         return anny_body(hands=name == "anny-hands", progress=show_stages(bars, "free body"))
+    from agebody.assets.asset import AssetError
     from agebody.assets.io import load_asset
 
+    if not Path(name).suffix and not Path(name).exists():
+        raise AssetError(f"{name}: neither a file nor a built-in body ({', '.join(BUILT_IN)})")
     return load_asset(name)
 
 
