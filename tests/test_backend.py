@@ -257,6 +257,67 @@ class TestDerivatives:
         assert_close(flat(found), flat(expected), OF_DERIVATIVES, DOUBLE)
 
     @on_devices
+    @pytest.mark.parametrize("backend", ["warp", "torch"])
+    def test_all_ways_to_higher_derivatives_agree(self, backend, device):
+        body = BODIES["SMPLA"](backend=backend, dtype=DOUBLE, device=device)
+        names, values = zip(*arguments(body, ()).items(), strict=True)
+        point = torch.cat([value.reshape(-1) for value in values])
+        along = torch.cos(torch.arange(len(point), dtype=DOUBLE, device=device))
+        zero = torch.zeros((), dtype=DOUBLE, device=device)
+
+        def function(x):
+            parts = x.split([value.numel() for value in values])
+            shaped = (part.reshape(value.shape) for part, value in zip(parts, values, strict=True))
+            return self.scalar_of(body, names)(*shaped)
+
+        forward, reverse = torch.func.jacfwd, torch.func.jacrev
+        expected = reverse(reverse(function))(point)
+        for found in (
+            forward(forward(function))(point),
+            torch.func.hessian(function)(point),
+            torch.autograd.functional.hessian(function, point, vectorize=True),
+        ):
+            assert_close((found,), (expected,), OF_DERIVATIVES, DOUBLE)
+        line = lambda t: function(point + t * along)  # noqa: E731
+        thirds = [
+            forward(forward(forward(line)))(zero),
+            forward(reverse(forward(line)))(zero),
+            reverse(reverse(reverse(line)))(zero),
+        ]
+        assert_close(thirds[:2], thirds[2:] * 2, OF_DERIVATIVES, DOUBLE)
+
+    @on_devices
+    @pytest.mark.parametrize("name", DIFFERENTIATED)
+    @pytest.mark.parametrize("batch", [(3,), (0,)])
+    def test_gradients_that_autograd_batches(self, name, batch, device):
+        for body in both(name, device=device):
+            given = {key: value.requires_grad_() for key, value in arguments(body, batch).items()}
+            out = body(**given).vertices
+            pulls = torch.randn(5, *out.shape, dtype=DOUBLE, device=device)
+            found = torch.autograd.grad(out, list(given.values()), pulls, True, is_grads_batched=True)
+            rows = [torch.autograd.grad(out, list(given.values()), pull, True) for pull in pulls]
+            assert_close(found, [torch.stack(parts) for parts in zip(*rows, strict=True)], ROUNDINGS, DOUBLE)
+            jacobian = torch.func.jacrev(lambda b, body=body: body.keypoints("h36m17", betas=b))
+            betas = given["betas"].detach()
+            assert jacobian(betas).shape == (*batch, 17, 3, *betas.shape)
+
+    @on_devices
+    @pytest.mark.filterwarnings("ignore:torch.searchsorted:UserWarning")  # of the kernels' reference
+    @pytest.mark.parametrize("name", DIFFERENTIATED)
+    def test_vmap_over_networks_with_bodies(self, name, device):
+        """As ensembles are run: each network has a body of its own, whose buffers are stacked."""
+        for body in both(name, device=device):
+            given = arguments(body, (2,))
+            bodies = [copy.deepcopy(body) for _ in range(3)]
+            for layer, factor in zip(bodies, (1.0, 0.9, 1.1), strict=True):
+                layer.identity.directions.mul_(factor)
+            state = torch.func.stack_module_state(bodies)
+            call = lambda s, body=body, given=given: torch.func.functional_call(body, s, (), given)  # noqa: E731
+            found = torch.func.vmap(call)(state)
+            for i, layer in enumerate(bodies):
+                assert_close([part[i] for part in found], layer(**given), ROUNDINGS, DOUBLE)
+
+    @on_devices
     @pytest.mark.parametrize("name", DIFFERENTIATED)
     def test_vmap_and_gradients_per_sample(self, name, device):
         ours, theirs = both(name, device=device)

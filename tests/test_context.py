@@ -8,6 +8,7 @@ import contextlib
 import functools
 import importlib
 import inspect
+import itertools
 import pkgutil
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,7 @@ from bodies import random_body
 from model_files import small_smplx
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 
 from agebody import (
@@ -350,6 +352,38 @@ def gradients(function: Callable[..., Any], given: tuple[Any, ...], *, autocast:
     return [part for part in found if part is not None]
 
 
+def test_all_ways_to_derivatives_agree(example, unchecked):
+    """Along a line through the arguments; forward mode within forward mode is right, or refused."""
+    function, given = example
+    given = [part.double() for part in given]
+    steps = [torch.sin(1.7 * torch.arange(part.numel(), dtype=torch.float64)).view_as(part) for part in given]
+
+    def line(t: Tensor) -> Tensor:
+        found = tensors(_or_refusal(function, [x + t * step for x, step in zip(given, steps, strict=True)]))
+        parts = [part.reshape(-1) for part in found if part.is_floating_point()]
+        sums = (part @ torch.cos(torch.arange(len(part), dtype=torch.float64)) for part in parts)
+        return sum(sums, torch.zeros((), dtype=torch.float64))
+
+    zero = torch.zeros((), dtype=torch.float64)
+    value = line(zero.requires_grad_())
+    if not value.requires_grad:
+        return
+    (first,) = torch.autograd.grad(value, zero, create_graph=True)
+    second = torch.autograd.grad(first, zero)[0] if first.requires_grad else torch.zeros_like(zero)
+    first, zero = first.detach(), zero.detach()
+    forward, reverse = torch.func.jacfwd, torch.func.jacrev
+    with forward_ad.dual_level():
+        dual = line(forward_ad.make_dual(zero, torch.ones_like(zero)))
+        found = [forward_ad.unpack_dual(dual).tangent.clone()]
+    found += [forward(line)(zero), reverse(line)(zero)]
+    found += [torch.autograd.functional.jacobian(line, zero, vectorize=True)]
+    torch.testing.assert_close(found, [first] * 4, rtol=1e-6, atol=1e-6)
+    for outer, inner in itertools.product((forward, reverse), repeat=2):
+        with contextlib.suppress(NotImplementedError):
+            found = outer(inner(line))(zero)
+            torch.testing.assert_close(found, second, rtol=1e-6, atol=1e-6)
+
+
 def test_in_inference_mode(example):
     function, given = example
     with torch.inference_mode():
@@ -484,6 +518,17 @@ def used(cached: Any) -> list[Tensor]:
 def used_alone(cached: Any) -> list[Tensor]:
     cached.cache_clear()
     return used(cached)
+
+
+@pytest.mark.parametrize("cached", CACHED, ids=lambda cached: cached.__name__)
+def test_what_is_kept_does_not_depend_on_the_transforms_of_the_first_call(cached):
+    expected = used_alone(cached)
+    cached.cache_clear()
+    with contextlib.suppress(Exception):  # such as: a search asks for numbers, which a transform has not
+        torch.func.hessian(lambda one: sum(part.sum() for part in tensors(CACHED[cached](one))))(
+            torch.ones(1)
+        )
+    assert_same(used(cached), expected)
 
 
 @pytest.mark.parametrize("cached", CACHED, ids=lambda cached: cached.__name__)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +20,14 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 try:  # private parts of torch, which another version may lack
+    from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
     from torch._functorch.utils import unwrap_dead_wrappers
 
     is_transforming = torch._C._are_functorch_transforms_active
+    transforms = torch._C._functorch
 except (ImportError, AttributeError):
-    is_transforming = unwrap_dead_wrappers = None
+    is_transforming = unwrap_dead_wrappers = transforms = None
+    temporarily_clear_interpreter_stack = contextlib.nullcontext
 try:
     from torch.utils._python_dispatch import _disable_current_modes as disable_modes
 except ImportError:
@@ -62,7 +65,7 @@ class BatchedFunction:
     def __call__(self, constants: Any, *tensors: Tensor) -> Tensors:
         """Return the outputs."""
         with own_precision(tensors[0].device):
-            if is_traced(*tensors):
+            if is_traced(*tensors) or _needs_definition(constants):
                 return self.definition(constants, *tensors)
             if not is_differentiated(*tensors):
                 return self.find_value(constants, False, *tensors)[0]
@@ -111,7 +114,7 @@ def constant(tensor: Tensor, like: Array) -> Array:
 
 
 def _arrays(tensors: Tensors) -> tuple[np.ndarray, ...]:
-    return tuple(t.detach().numpy() for t in tensors)
+    return tuple(t.numpy(force=True) for t in tensors)  # detached; forward mode has zeros without memory
 
 
 class _Function(torch.autograd.Function):
@@ -152,11 +155,15 @@ class _Value(_Function):
             for g, shape in zip(grads[: ctx.function.num_outputs], ctx.output_shapes, strict=True)
         )
         wants = ctx.needs_input_grad[3:]
-        with own_precision(tensors[0].device):
+
+        def find(kept: Tensors, grads: Tensors, tensors: Tensors) -> Tensors:
             if torch.is_grad_enabled() or is_transformed():
-                found = _Gradient.apply(ctx.function, ctx.constants, wants, kept, *known, *tensors)
-            else:
-                found = ctx.function.find_gradient(ctx.constants, wants, kept, known, *tensors)
+                return _Gradient.apply(ctx.function, ctx.constants, wants, kept, *grads, *tensors)
+            found = ctx.function.find_gradient(ctx.constants, wants, kept, grads, *tensors)
+            return tuple(t if g is None else g for g, t in zip(found, tensors, strict=True))
+
+        with own_precision(tensors[0].device):
+            found = _over_batched_grads(find, kept, known, tensors)
         return None, None, None, *(g if wanted else None for g, wanted in zip(found, wants, strict=True))
 
     @staticmethod
@@ -168,9 +175,9 @@ class _Value(_Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensors, tuple[int, ...]]:
         function, constants, _, *tensors = args
-        rows = _more_rows(info.batch_size, in_dims[3:], tensors)
+        rows, shape = _more_rows(info.batch_size, in_dims[3:], tensors)
         outputs = _Value.apply(function, constants, False, *rows)
-        return _fewer_rows(info.batch_size, outputs), (0,) * len(outputs)
+        return _fewer_rows(shape, outputs), (0,) * len(outputs)
 
 
 class _Gradient(_Function):
@@ -198,9 +205,13 @@ class _Gradient(_Function):
         tensors = ctx.saved_tensors
         inputs = tensors[ctx.function.num_outputs :]
         wanted = tuple(g if w else None for g, w in zip(grads, ctx.wants, strict=True))
+
+        def find(_: Tensors, grads: Tensors, tensors: Tensors) -> Tensors:
+            return torch.func.vjp(lambda *t: ctx.function.vjp(ctx.constants, t), *tensors)[1](grads)
+
         with own_precision(inputs[0].device):
-            pull = torch.func.vjp(lambda *t: ctx.function.vjp(ctx.constants, t), *tensors)[1]
-            return None, None, None, None, *pull(_or_zeros(wanted, inputs))
+            found = _over_batched_grads(find, (), _or_zeros(wanted, inputs), tensors)
+        return None, None, None, None, *found
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensors:
@@ -212,24 +223,22 @@ class _Gradient(_Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensors, tuple[int, ...]]:
         function, constants, wants, _, *tensors = args
-        rows = _more_rows(info.batch_size, in_dims[4:], tensors)
+        rows, shape = _more_rows(info.batch_size, in_dims[4:], tensors)
         # The kept tensors belong to other rows, so the gradient recomputes them.
         outputs = _Gradient.apply(function, constants, wants, (), *rows)
-        return _fewer_rows(info.batch_size, outputs), (0,) * len(outputs)
+        return _fewer_rows(shape, outputs), (0,) * len(outputs)
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
     """Return the matrix product a @ b, which autocast changes neither here nor in a backward pass."""
     with own_precision(a.device):
-        if is_traced(a, b) or not is_differentiated(a, b):
+        if is_traced(a, b) or not is_differentiated(a, b) or is_forward_nested():
             return a @ b
-        return _Product.apply(a, b)
+        return _Product.apply(a, b) if a.dim() > 1 else _Product.apply(a[None], b)[0]
 
 
 class _Product(_Function):
     """The product of matrices, (*batch, n, m) and (*batch, m, k)."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(a: Tensor, b: Tensor) -> Tensor:
@@ -261,18 +270,34 @@ class _Product(_Function):
         first, *others = [part for part in parts if part is not None]
         return first + others[0] if others else first
 
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, int | None], a: Tensor, b: Tensor) -> tuple[Tensor, int]:
+        # Not torch's generated rule, which fails in a backward pass where the product has no gradient.
+        dims = max(t.dim() - (dim is not None) for t, dim in zip((a, b), in_dims, strict=True))
+        a, b = (
+            t if dim is None else t.movedim(dim, 0)[(slice(None), *[None] * (dims + 1 - t.dim()))]
+            for t, dim in zip((a, b), in_dims, strict=True)
+        )
+        return _Product.apply(a, b), 0
+
 
 @contextlib.contextmanager
 def building() -> Iterator[None]:
     """Build buffers, or draw numbers, as outside of every context.
 
-    Buffers of inference mode could not be used in training later, a default device would get some of the
-    constants, `torch.jit.trace` would record the sums, `torch.export` would leave tensors without numbers.
+    Buffers of inference mode could not be used in training later, nor those of a transform of torch.func
+    after it, a default device would get some of the constants, `torch.jit.trace` would record the sums,
+    `torch.export` would leave tensors without numbers.
     """
     tracing = torch._C._get_tracing_state()
     torch._C._set_tracing_state(None)  # pyright: ignore
     try:
-        with disable_modes(), torch.inference_mode(False), torch.device("cpu"):
+        with (
+            temporarily_clear_interpreter_stack(),
+            disable_modes(),
+            torch.inference_mode(False),
+            torch.device("cpu"),
+        ):
             yield
     finally:
         torch._C._set_tracing_state(tracing)  # pyright: ignore
@@ -330,13 +355,59 @@ def _or_zeros(tangents: tuple[Tensor | None, ...], tensors: Tensors) -> Tensors:
     return tuple(torch.zeros_like(t) if d is None else d for d, t in zip(tangents, tensors, strict=True))
 
 
-def _more_rows(size: int, in_dims: tuple[Any, ...], tensors: list[Tensor]) -> Tensors:
-    moved = (
+def _more_rows(
+    size: int, in_dims: tuple[Any, ...], tensors: Sequence[Tensor]
+) -> tuple[Tensors, tuple[int, int]]:
+    """Return tensors whose rows are those of all entries of a batched dimension, and both sizes."""
+    moved = tuple(
         t.expand(size, *t.shape) if dim is None else t.movedim(dim, 0)
         for t, dim in zip(tensors, in_dims, strict=True)
     )
-    return tuple(t.flatten(0, 1) for t in moved)
+    return tuple(t.flatten(0, 1) for t in moved), (size, moved[0].shape[1])
 
 
-def _fewer_rows(size: int, tensors: Tensors) -> Tensors:
-    return tuple(t.unflatten(0, (size, -1)) for t in tensors)
+def _fewer_rows(shape: tuple[int, int], tensors: Tensors) -> Tensors:
+    return tuple(t.unflatten(0, shape) for t in tensors)
+
+
+def is_forward_nested() -> bool:
+    """Return whether forward mode is within forward mode, where torch drops tangents of its Functions."""
+    if transforms is None or is_transforming is None or not is_transforming():
+        return False
+    return sum("Jvp" in str(level.key()) for level in transforms.get_interpreter_stack() or ()) > 1
+
+
+def _needs_definition(constants: Any) -> bool:
+    """Return whether a transform of torch.func is active under which Functions are wrong or fail.
+
+    Those are forward mode within forward mode, and transforms of the constants, such as `vmap` over several
+    bodies.
+    """
+    if transforms is None or is_transforming is None or not is_transforming():
+        return False
+    if isinstance(constants, torch.nn.Module):
+        constants = tuple(constants._buffers.values())
+    parts = constants if isinstance(constants, tuple) else (constants,)
+    wrapped = transforms.is_functorch_wrapped_tensor
+    return is_forward_nested() or any(isinstance(part, Tensor) and wrapped(part) for part in parts)
+
+
+def _over_batched_grads(
+    find: Callable[[Tensors, Tensors, Tensors], Tensors], kept: Tensors, grads: Tensors, tensors: Tensors
+) -> Tensors:
+    """Return ``find(kept, grads, tensors)``, also for gradients that torch.autograd batches.
+
+    ``torch.autograd.grad(is_grads_batched=True)`` and ``jacobian(vectorize=True)`` do, by an older vmap that
+    knows few operators. Its batch becomes more rows.
+    """
+    torch._C._vmapmode_increment_nesting()
+    level = torch._C._vmapmode_decrement_nesting()
+    batched = [level > 0 and "Batched" in str(torch._C._dispatch_keys(g)) for g in grads]
+    if not any(batched):
+        return find(kept, grads, tensors)
+    plain = [torch._remove_batch_dim(g, level, 0, 0) if b else g for g, b in zip(grads, batched, strict=True)]
+    size = next(len(g) for g, b in zip(plain, batched, strict=True) if b)
+    in_dims = (*(0 if b else None for b in batched), *[None] * len(tensors))
+    rows, shape = _more_rows(size, in_dims, (*plain, *tensors))
+    found = _fewer_rows(shape, find((), rows[: len(grads)], rows[len(grads) :]))
+    return tuple(torch._add_batch_dim(g, 0, level) for g in found)

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from agebody.checks import Weights, apply_mask, at_least_float32, expect, expect_pair
-from agebody.engine.batched import own_precision, product
+from agebody.engine.batched import is_forward_nested, own_precision, product
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.rotations import quaternion_to_matrix
 
@@ -159,6 +159,11 @@ def _nearest_rotation(
 
     A positive factor does not change the rotation, so ``size`` itself needs no derivative.
     """
+    if is_forward_nested():
+        raise NotImplementedError(
+            "forward mode within forward mode would be wrong here, as torch drops tangents; take one of the "
+            "two derivatives in reverse mode, as torch.func.hessian does"
+        )
     function = _NearestRotation if torch.compiler.is_compiling() else _WithForwardMode
     return function.apply(matrix / torch.where(size > 0, size, 1)[..., None, None])
 
