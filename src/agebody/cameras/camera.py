@@ -70,7 +70,8 @@ class Camera(NamedTuple):
     """World to camera [m]; None is zero."""
     distortion: Float[Tensor, "*batch k"] | None = None
     """(k1, k2, p1, p2[, k3[, k4, k5, k6]]) in OpenCV's order; None is no distortion. OpenCV's (1, k) is taken
-    as (k), and its 12 or 14 coefficients if the last 4 or 6 are 0."""
+    as (k), and its 12 or 14 coefficients if the last 4 or 6 are 0. The four of ``cv2.fisheye`` are of another
+    lens."""
 
     @classmethod
     def from_matrix(
