@@ -227,8 +227,10 @@ class TestCollisions:
             find_collisions(vertices[:-1], faces)
         with pytest.raises(ValueError, match="exclude: expected exclusions of 80 faces, got 7"):
             find_collisions(vertices, faces, exclude=Exclusions.of_pairs(faces[:0, :2], 7))
-        with pytest.raises(ValueError, match="max_collisions: expected 0 or more, got -1"):
+        with pytest.raises(ValueError, match="max_collisions: expected a whole number of 0 or more, got -1"):
             find_collisions(vertices, faces, max_collisions=-1)
+        with pytest.raises(TypeError, match="exclude: expected Exclusions, got list"):
+            find_collisions(vertices, faces, exclude=[(0, 1)])
         with pytest.raises(ValueError, match="backend: expected one of"):
             find_collisions(vertices, faces, backend="cuda")
 

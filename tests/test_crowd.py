@@ -714,6 +714,8 @@ class TestRescale:
         scale = torch.ones(1, dtype=torch.float64)
         with pytest.raises(ValueError, match="scale: expected shape"):
             rescale(body, people, torch.ones(2, dtype=torch.float64), CAMERA)
+        with pytest.raises(TypeError, match=r"child: expected a torch.Tensor of booleans, got torch.float64"):
+            rescale(body, people, scale, CAMERA, child=torch.zeros_like(scale))
         with pytest.raises(ValueError, match="camera: expected no rotation"):
             rescale(body, people, scale, CAMERA._replace(translation=torch.zeros(3)))
         for wrong in (0.0, -1.0, math.inf, math.nan):
@@ -825,6 +827,23 @@ class TestRefine:
         assert torch.allclose(found.penetration, after.double(), atol=1e-4)
         assert bool(found.converged) == (after.max() <= 0.01)
         assert found.cost < start.cost
+
+    @pytest.mark.parametrize("apart", [0.0, 0.005, 0.05])
+    def test_people_in_one_place_are_not_resolved(self, body, apart):
+        """The vertices of a body inside itself are deep nowhere, so the nearest way out leads into it."""
+        people = standing(body, [0.0, 0.0], [(0.0, 4.0), (apart, 4.0)])
+        out = body(people)
+        found = refine_crowd(
+            body.keypoints("coco17", people),
+            CAMERA,
+            out.joints[:, 0],
+            vertices=out.vertices,
+            faces=body.faces,
+        )
+        moved = found.apply(out.vertices)
+        together = (moved[0] - moved[1]).norm(dim=-1).mean() < 0.05
+        assert not found.converged
+        assert together == (apart < 0.05)
 
     def test_fixed_people_in_collision_are_reported(self, body):
         people = standing(body, [0.0, 0.3], [(0.0, 4.0), (0.1, 4.0)])
@@ -987,6 +1006,17 @@ class TestRefine:
             ValueError, match=r"feet: expected at least one point of each person, got \(.*0, 3"
         ):
             refine_crowd(points, CAMERA, root, feet=points[:, :0])
+        mistakes: dict[str, Any] = {
+            "layer": root[:, 0],
+            "up": (0, 1),
+            "prior": (1.7, 0.1),
+            "deviations": {"pixels": 3.0},
+            "feet": points.float(),
+            "max_iterations": 1.5,
+        }
+        for name, mistake in mistakes.items():
+            with pytest.raises((TypeError, ValueError), match=f"^{name}: expected"):
+                refine_crowd(points, CAMERA, root, **{name: mistake})
         for name, none in (("pixels", 0.0), ("depth", math.nan), ("ground_reach", -0.1)):
             with pytest.raises(ValueError, match="deviations: expected standard deviations above 0"):
                 refine_crowd(points, CAMERA, root, deviations=Deviations(**{name: none}))

@@ -545,6 +545,8 @@ def test_invalid_input_is_refused(body, mannequin_asset):
         ({"years": torch.tensor([4.0, 130.0])}, "years: expected a number from 0 to below 130, got 130.0"),
         ({"years": torch.ones(3)}, "years: expected a shape"),
         ({"batch_size": 0}, "batch_size"),
+        ({"batch_size": 1.5}, "batch_size: expected a whole number"),
+        ({"age_prior": 0.4}, "age_prior: expected a mean and a standard deviation, got 0.4"),
         ({"stages": ()}, "stages: expected"),
         ({"camera": camera.expand(3)}, "camera.focal: expected a shape that broadcasts"),
         *(

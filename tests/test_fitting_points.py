@@ -259,6 +259,12 @@ def test_bodies_of_one_age(mannequin_asset):
         fit_vertices(body, vertices, age_offset=0.0)
 
 
+def test_points_in_one_place_are_no_body(mannequin):
+    """Missing people are zeros in many files."""
+    joints = torch.stack((mannequin().joints, torch.zeros(24, 3)))
+    assert fit_points(mannequin, joints).report.converged.tolist() == [True, False]
+
+
 @pytest.mark.usefixtures("unchecked")
 def test_errors(mannequin, mannequin_asset):
     joints = torch.zeros(2, 24, 3)

@@ -256,6 +256,7 @@ class TestClosestPoints:
         assert all(torch.equal(f, e) for f, e in zip(found, expected, strict=True))
         seen = visible_vertices(vertices, faces.to(dtype), 3 * vertices[0])
         assert torch.equal(seen, visible_vertices(vertices, faces, 3 * vertices[0]))
+        assert not visible_vertices(vertices, faces, torch.nan * vertices[0]).any()
 
     @on_backends
     def test_nothing_in_nothing_out(self, backend):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import NamedTuple
 
 import torch
@@ -12,7 +13,17 @@ from torch import Tensor
 from agebody.age.values import TALLEST
 from agebody.cameras import Camera
 from agebody.cameras.camera import expect_camera
-from agebody.checks import Weights, apply_mask, expand_weights, expect, expect_values, flatten
+from agebody.checks import (
+    Weights,
+    apply_mask,
+    expand_weights,
+    expect,
+    expect_dtype,
+    expect_integers,
+    expect_numbers,
+    expect_values,
+    flatten,
+)
 from agebody.crowd.height_prior import HeightPrior, is_stature
 from agebody.crowd.scene import MOVES, TILTS, Deviations, Scene, move
 from agebody.engine.batched import own_precision
@@ -25,6 +36,9 @@ NEGLIGIBLE = 1e-6
 """Cost of an image in which nobody has to move: less than rounding, it cannot be reduced further."""
 RESOLVED = 0.01
 """Depth of penetration that counts as resolved [m]."""
+SAME_PLACE = 0.05
+"""Mean distance of the same vertices of two people below which they are in one place [m]. No vertex is deep
+inside then, but bodies that are not the same one have more between them, also newborns."""
 GAPS = (0.1, 0.2, 0.3, 0.45)
 """Changes of the distance in depth of two people that are tried where they penetrate each other [m]."""
 
@@ -52,7 +66,8 @@ class Refined(NamedTuple):
     """Final cost of each term."""
     cost: Float[Tensor, "*images"]
     converged: Bool[Tensor, "*images"]
-    """Also false where penetrations deeper than ``RESOLVED``, a centimetre, remain."""
+    """Also false where penetrations deeper than ``RESOLVED``, a centimetre, remain, or people in one place,
+    such as one who was detected twice."""
     iterations: Int[Tensor, "*images"]
     stop: Int[Tensor, "*images"]
     """An `agebody.optim.least_squares.Stop` per image."""
@@ -137,18 +152,23 @@ def refine_crowd(
     for name, (tensor, entry) in given.items():
         if tensor is None:
             continue
-        if name != "layer":
-            expect(name, tensor, *entry)
+        if name == "layer":
+            expect_integers(name, tensor)
+        else:
+            expect_dtype(name, expect(name, tensor, *entry), points, "that of points")
         if tensor.shape[: tensor.dim() - len(entry)] != points.shape[:-2]:
             shape = ", ".join(map(str, (*points.shape[:-2], *("any" if n is None else n for n in entry))))
             raise ValueError(f"{name}: expected shape ({shape}), got {tuple(tensor.shape)}")
+    for name, value, kind in (("prior", prior, HeightPrior), ("deviations", deviations, Deviations)):
+        if not isinstance(value, kind | None):
+            raise TypeError(f"{name}: expected a {kind.__name__}, got {type(value).__name__}")
     if (height is None) != (prior is None):
         raise ValueError("height, prior: expected both or neither")
     if (vertices is None) != (faces is None):
         raise ValueError("vertices, faces: expected both or neither")
-    direction = points.new_tensor(up)
-    if not direction.isfinite().all() or not direction.any():
-        raise ValueError(f"up: expected a direction of length above 0, got {up}")
+    direction = expect_numbers("up", up, points)
+    if direction.shape != (3,) or not direction.isfinite().all() or not direction.any():
+        raise ValueError(f"up: expected a direction (x, y, z) of length above 0, got {up}")
     weights = expand_weights(weights, points.shape[:-2])
     if feet is not None and not feet.shape[-2]:
         raise ValueError(f"feet: expected at least one point of each person, got {tuple(feet.shape)}")
@@ -218,7 +238,7 @@ def refine_crowd(
         remaining = None if scene.vertices is None else scene.remaining(x)
         terms = scene.costs(x)
     if remaining is not None and start.shape[1]:
-        ends["converged"] &= remaining.amax((1, 2)) <= RESOLVED
+        ends["converged"] &= _unresolved(scene, x).amax((1, 2)) <= RESOLVED
 
     found = Refined(
         root=flatten(root, images, 2),
@@ -247,7 +267,7 @@ def _solve(scene: Scene, x: Tensor, max_iterations: int) -> tuple[Tensor, dict[s
     ends = {"converged": found.converged, "iterations": found.iterations, "stop": found.stop}
     if scene.vertices is None or not len(x) or scene.vertices.shape[1] < 2:
         return x, ends
-    depths = scene.remaining(x)
+    depths = _unresolved(scene, x)
     stuck = (depths.amax((1, 2)) > RESOLVED).nonzero()[:, 0]
     if len(stuck):
         starts = torch.stack([_separated(scene, x[row], row, depths[row]) for row in stuck])
@@ -267,6 +287,19 @@ def _minimize(scene: Scene, x: Tensor, rows: Tensor, max_iterations: int) -> Sol
     quadratize = functools.partial(scene.quadratize, images=rows)
     found = minimize(quadratize, x, lower=lower, upper=upper, max_iterations=max_iterations)
     return found._replace(converged=found.converged | (found.cost <= NEGLIGIBLE))
+
+
+def _unresolved(scene: Scene, x: Tensor) -> Float[Tensor, "B P P"]:
+    """Return the depths of penetration, infinite where two people are in one place."""
+    assert scene.vertices is not None
+    people = scene.share.shape[1]
+    vertices = scene.place(x, torch.arange(len(x), device=x.device)).apply(scene.vertices)
+    depths = scene.remaining(x)
+    for i, j in itertools.combinations(range(people), 2):
+        same = (vertices[:, i] - vertices[:, j]).norm(dim=-1).mean(-1) < SAME_PLACE
+        same &= (scene.share[:, i] != 0) & (scene.share[:, j] != 0)
+        depths[same, i, j] = torch.inf
+    return depths
 
 
 def _separated(scene: Scene, x: Tensor, row: Tensor, depths: Float[Tensor, "P P"]) -> Tensor:

@@ -12,7 +12,7 @@ from agebody.body import BodyModel
 from agebody.body.model import expect_body
 from agebody.cameras import Camera
 from agebody.cameras.camera import expect_camera
-from agebody.checks import expect, expect_values
+from agebody.checks import expand_to, expect, expect_values
 from agebody.engine.batched import own_precision
 from agebody.measure import stature
 from agebody.parameters import BodyParameters
@@ -88,6 +88,8 @@ def rescale(
     batch = parameters.transl.shape[:-1]
     if scale.shape != batch:
         raise ValueError(f"scale: expected shape {tuple(batch)}, one per person, got {tuple(scale.shape)}")
+    if child is not None and expand_to("child", child, batch).dtype != torch.bool:
+        raise TypeError(f"child: expected a torch.Tensor of booleans, got {child.dtype}")
     if not body.num_betas and not body.age_anchors:
         raise ValueError("body: expected betas or ages, it has neither")
     expect_values(scale=((scale > 0) & scale.isfinite(), "finite numbers above 0"))

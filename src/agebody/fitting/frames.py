@@ -21,7 +21,7 @@ from agebody.checks import Weights, expect, expect_labels
 from agebody.engine.batched import own_precision
 from agebody.engine.trees import unflatten, without_gradients
 from agebody.fitting.clips import TERMS, Clips, read_start_sd
-from agebody.fitting.observed import UNKNOWN_AGE, read_observed
+from agebody.fitting.observed import UNKNOWN_AGE, read_age_prior, read_observed
 from agebody.keypoints import KeypointLayout, get_layout
 from agebody.losses import MahalanobisPrior, MaxMixturePrior
 from agebody.optim.problem import Stage
@@ -217,7 +217,7 @@ def fit_sequence(
         expect_labels("age_class", age_class, batch)
         age_class = age_class[(..., *[None] * len(seen))].expand(*batch, *seen)
     ages = _per_image(age_offset, len(seen)), age_class, _per_image(years, len(seen))
-    mean, sd = (_per_image(part, len(seen)) for part in age_prior)
+    mean, sd = (_per_image(part, len(seen)) for part in read_age_prior(age_prior))
     dims = _Dims(body, batch, seen, lengths)
     with own_precision(body.device):
         given = read_observed(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import reprlib
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -155,7 +156,7 @@ def _read_ages(
     ages = parse_ages(age_offset=age_offset, years=years, age_class=kinds, shape=tuple(batch))
     offset, grown, kind = (torch.from_numpy(part).to(like.device) for part in ages)
     offset, grown = offset.to(like), AgeCurve.from_asset(body.asset).years_to_offset(grown.to(like))
-    mean, sd = (_numbers("age_prior", part, batch, like) for part in prior)
+    mean, sd = (_numbers("age_prior", part, batch, like) for part in read_age_prior(prior))
     if not (mean.isfinite() & (sd > 0) & sd.isfinite()).all():
         raise ValueError("age_prior: expected a finite mean, and a standard deviation above 0")
     classes = like.new_tensor([[k.low, k.high, k.mid, (k.high - k.low) / 2] for k in AGE_CLASSES])
@@ -166,6 +167,17 @@ def _read_ages(
     found = torch.where(grown.isnan()[..., None], found, rows)
     rows = torch.stack((offset, offset, offset, torch.ones_like(offset)), -1)
     return torch.where(offset.isnan()[..., None], found, rows)
+
+
+def read_age_prior(value: Any) -> tuple[float | Tensor, float | Tensor]:
+    """Return the mean and the standard deviation of a prior of age offsets."""
+    try:
+        mean, sd = value
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"age_prior: expected a mean and a standard deviation, got {reprlib.repr(value)}"
+        ) from None
+    return mean, sd
 
 
 def _extent(

@@ -64,6 +64,8 @@ REFRESHES = 2
 """Number of times that the centers of partly visible patches are estimated again."""
 MIN_POINTS = 3
 """Points of weight above 0 that a body must have."""
+MIN_SPREAD = 1e-3
+"""Points that are all nearer to their mean than this are no body [m]."""
 MAX_SPREAD = 10.0
 """Points with a larger median distance from their mean are not in metres."""
 
@@ -105,8 +107,8 @@ def fit_points(
         batch_size: bodies fitted at a time, which bounds memory.
 
     Returns:
-        Finite bodies, and errors [m]. A body with fewer than three points of weight above 0, or with such a
-        point that is NaN or infinite, does not converge.
+        Finite bodies, and errors [m]. A body with fewer than three points of weight above 0, with all of them
+        in one place, or with one that is NaN or infinite, does not converge.
 
     Raises:
         AssetError: the body lacks points of the layout.
@@ -229,6 +231,8 @@ class _Given(NamedTuple):
     mean: Float[Tensor, "B 3"]
     finite: Bool[Tensor, " B"]
     """Whether all points of weight above 0 are finite."""
+    apart: Bool[Tensor, " B"]
+    """Whether these points are not all in one place, as those of missing people that are zeros."""
     batch: torch.Size
 
     def in_batches(self, fit: Callable[[_Given], Fit], batch_size: int) -> Fit:
@@ -245,7 +249,7 @@ class _Given(NamedTuple):
 
         enough = (self.weights > 0).sum(1) >= MIN_POINTS
         report = report._replace(
-            converged=report.converged & enough & self.finite,
+            converged=report.converged & enough & self.finite & self.apart,
             stop=torch.where(self.finite, report.stop, int(Stop.NOT_FINITE)),
         )
         moved = parameters._replace(transl=parameters.transl + self.mean)
@@ -300,7 +304,9 @@ def _read(
             f"{name}: expected metres, got points {spread:.3g} from their mean; scale them first"
         )
     bounds = BETA_BOUND if layout is None else coefficient_bounds(body, layout, confidence)
-    return _Given(centered, confidence, Known(known_betas, known_age, bounds), mean, finite, batch)
+    known = Known(known_betas, known_age, bounds)
+    apart = centered.norm(dim=-1).amax(1) > MIN_SPREAD
+    return _Given(centered, confidence, known, mean, finite, apart, batch)
 
 
 def _closed_form(

@@ -204,6 +204,8 @@ def visible_vertices(
 ) -> Bool[Tensor, "*batch V"]:
     """Return the vertices visible to a camera: one of their triangles faces it, and no other occludes it.
 
+    Vertices that are not finite, and all that an eye not finite sees, are not visible.
+
     Args:
         vertices: [m].
         faces: ids of vertices, counter-clockwise seen from outside, the same for all meshes.
@@ -230,7 +232,8 @@ def visible_vertices(
         1, faces.flatten().expand(len(mesh), -1), towards.byte().repeat_interleave(3, 1), "amax"
     )
     clear = torch.ops.agebody.clear_sights(mesh, faces, eyes, backend)
-    return (facing.bool() & clear).reshape(*batch, vertices.shape[-2])
+    known = vertices.isfinite().all(-1) & eye.isfinite().all(-1)[..., None]
+    return (facing.bool() & clear).reshape(*batch, vertices.shape[-2]) & known
 
 
 def _inner_coordinates(points: Tensor, triangles: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from agebody.assets.asset import BodyAsset, expect_asset
-from agebody.checks import expect_integers, flatten
+from agebody.checks import expect_integers, flatten, read_count
 from agebody.engine.backend import BackendName
 from agebody.engine.trees import unflatten
 from agebody.mesh.search import check_mesh, expect_ids
@@ -161,11 +161,13 @@ def find_collisions(
     bodies = flatten(vertices.detach(), None, 2)
     if exclude is None:
         exclude = Exclusions.of_pairs(faces.new_zeros(0, 2), len(faces))
+    elif not isinstance(exclude, Exclusions):
+        raise TypeError(f"exclude: expected Exclusions, got {type(exclude).__name__}")
     elif len(exclude.parts) != len(faces):
         raise ValueError(f"exclude: expected exclusions of {len(faces)} faces, got {len(exclude.parts)}")
     exclude = exclude.to(bodies.device)
-    if max_collisions is not None and max_collisions < 0:
-        raise ValueError(f"max_collisions: expected 0 or more, got {max_collisions}")
+    if max_collisions is not None:
+        read_count("max_collisions", max_collisions)
     find = functools.partial(
         torch.ops.agebody.colliding_faces,
         *(bodies, faces, exclude.parts, exclude.related, exclude.keys),

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from agebody.checks import read_count
 from agebody.engine.batched import own_precision
 from agebody.optim.quadratic import Model
 
@@ -102,8 +103,7 @@ def minimize(
             raise ValueError(f"{name}_tolerance: expected a number of 0 or more, got {number}")
     if not 0 < damping < math.inf:
         raise ValueError(f"damping: expected a number above 0, got {damping}")
-    if max_iterations < 0:
-        raise ValueError(f"max_iterations: expected 0 or more, got {max_iterations}")
+    read_count("max_iterations", max_iterations)
     with own_precision(start.device):
         metric = None if metric is None else metric.detach().to(start).expand(start.shape)
         return _minimize(quadratize, start.detach(), bounds, metric, tolerances, max_iterations, damping)

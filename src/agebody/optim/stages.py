@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from agebody.body import BodyModel
 from agebody.body.model import expect_body
-from agebody.checks import apply_mask
+from agebody.checks import apply_mask, read_count
 from agebody.engine.batched import own_precision
 from agebody.optim.least_squares import Solution, minimize
 from agebody.optim.motion import Motion
@@ -172,8 +172,8 @@ def fit_in_batches(
     frames: int = 1,
 ) -> Fit:
     """Return ``count`` fits by a function of indices, at most ``batch_size`` frames at a time."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+    if not read_count("batch_size", batch_size):
+        raise ValueError("batch_size: expected at least 1, got 0")
     each = torch.arange(count, device=device).split(max(1, batch_size // frames))
     parts = [tree_flatten(fit(rows)) for rows in each]
     leaves = zip(*(leaves for leaves, _ in parts), strict=True)

@@ -21,6 +21,7 @@ from agebody.age.growth import ADULT_YEARS
 from agebody.body import BodyModel
 from agebody.body.model import expect_body
 from agebody.cameras.camera import Camera
+from agebody.checks import read_count
 from agebody.engine.batched import building
 from agebody.keypoints import joint_layout, mirror_order
 from agebody.losses.extremities import extremity_priors
@@ -111,8 +112,8 @@ def random_people(
             one image share its field of view, and the camera looks down as it would on the first of them.
     """
     expect_body(body)
-    if count < 1:
-        raise ValueError(f"count: expected 1 or more, got {count}")
+    if not read_count("count", count):
+        raise ValueError("count: expected 1 or more, got 0")
     if not 0 < extent[0] <= extent[1] < math.inf:
         raise ValueError(f"extent: expected two ascending numbers above 0, got {extent[0]}, {extent[1]}")
     if not all(0 < side < math.inf for side in size):
