@@ -142,7 +142,9 @@ def foreign_privates(tree: ast.Module, known: set[str]) -> set[str]:
 
 INTERNALS = {
     "engine.batched": {"torch._C", "torch._C._len_torch_dispatch_stack", "forward_ad._current_level"}
-    | {"torch._C._are_functorch_transforms_active"}
+    | {"torch._C._are_functorch_transforms_active", "torch._C._functorch", "torch._C._dispatch_keys"}
+    | {"torch._C._vmapmode_increment_nesting", "torch._C._vmapmode_decrement_nesting"}
+    | {"torch._add_batch_dim", "torch._remove_batch_dim"}
     | {"torch._C._get_tracing_state", "torch._C._set_tracing_state", "_disable_current_modes"},
     "compat.smplx.arrays": {"self._parameters", "tensor._version"},
     "compat.smplx.smpl": {

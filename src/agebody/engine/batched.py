@@ -386,7 +386,7 @@ def _needs_definition(constants: Any) -> bool:
     if transforms is None or is_transforming is None or not is_transforming():
         return False
     if isinstance(constants, torch.nn.Module):
-        constants = tuple(constants._buffers.values())
+        constants = tuple(constants.buffers(recurse=False))
     parts = constants if isinstance(constants, tuple) else (constants,)
     wrapped = transforms.is_functorch_wrapped_tensor
     return is_forward_nested() or any(isinstance(part, Tensor) and wrapped(part) for part in parts)
