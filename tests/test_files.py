@@ -14,17 +14,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from agebody import files
 from agebody.files import (
     flat_names,
     make_folder,
+    refuse_others,
     remove_leftovers,
     replacing,
     replacing_files,
     replacing_folder,
     save_npz,
 )
+from agebody.pipelines.cli import app
 
 OLD, NEW = b"old", b"new" * 5000
 
@@ -372,3 +375,34 @@ def test_addresses_of_stores_are_refused(tmp_path, monkeypatch, write):
     assert list(tmp_path.iterdir()) == []
     Path("s3:").mkdir()
     make_folder(Path("s3://bucket/name"))
+
+
+MADE = {
+    "agebody release": {"manifest.json": '{"format": "agebody-release-1"}'},
+    "agebody fit": {"labels.npz": "", "report.json": "", "report.md": ""},
+    "training shards": {"000000.tar": "", "labels.npz": ""},
+    "agebody fit-shards": {"a-00000.parquet": "", "report-3-of-64.json": ""},
+    "agebody shard": {"a-00000.parquet": ""},
+    "a training": {"checkpoint.pt": "", "log.jsonl": ""},
+}
+COMMANDS = {
+    "agebody fit": ("fit", "people.json", "--overwrite"),
+    "agebody fit-shards": ("fit-shards", "people", "--overwrite", "--body", "mannequin"),
+    "agebody shard": ("shard", "people.json", "--overwrite"),
+    "training shards": ("synthesize", "--overwrite", "--body", "mannequin"),
+    "agebody demo": ("demo", "--body", "mannequin"),
+}
+
+
+@pytest.mark.parametrize(("kind", "command"), [(a, b) for a in MADE for b in COMMANDS if a != b])
+def test_commands_refuse_folders_of_other_commands(tmp_path, kind, command):
+    for name, text in MADE[kind].items():
+        (tmp_path / name).write_text(text)
+    result = CliRunner().invoke(app, [*COMMANDS[command], "-o", str(tmp_path)])
+    assert result.stderr == f"error: {tmp_path}: holds results of {kind}; give another folder\n"
+    assert {path.name for path in tmp_path.iterdir()} == set(MADE[kind])
+
+
+def test_a_manifest_of_something_else_is_no_release(tmp_path):
+    (tmp_path / "manifest.json").write_text('{"name": "app"}')
+    refuse_others(tmp_path, "agebody fit")

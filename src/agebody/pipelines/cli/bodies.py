@@ -51,7 +51,7 @@ def demo(
     AGEBODY_CACHE to choose another folder.
     """
     with running() as bars:
-        make_folder(output)
+        make_folder(output, "agebody demo")
         asset = options.load_body(body, bars)
         from agebody.pipelines.demo import run_demo
 

@@ -48,7 +48,7 @@ def shard(
     if twice:
         fail(f"two files are named {twice[0]}, so their shards would have the same names")
     with running() as bars:
-        make_folder(output)
+        make_folder(output, "agebody shard")
         show = show_count(bars, "shards", len(keypoints))
         written, notes = [], []
         for done, (path, name) in enumerate(zip(keypoints, names, strict=True)):
@@ -167,7 +167,7 @@ def fit_shards(
         )
         if cluster.address is None:
             options.check_device(device)
-        folder = make_folder(to_path(output))
+        folder = make_folder(to_path(output), "agebody fit-shards")
         layer = options.make_layer(options.load_body(body, bars))
         task = bars.add_task("fitting", total=None)
         interactive, said = not bars.disable, time.monotonic()

@@ -250,7 +250,7 @@ def fit_dataset(
     paths = {path.absolute(): _output(path, folder) for path in found}
     settings = describe_settings(body, layout, options)
     settings["device"] = torch.device(cluster.device or settings["device"]).type
-    make_folder(folder)
+    make_folder(folder, "agebody fit-shards")
     report = DatasetReport(len(paths), settings=settings)
     lasts = _EXPIRES_LOCAL if cluster.is_local else _EXPIRES
     lease = _Lease(folder / report_name(*part or (None, None)), lasts)

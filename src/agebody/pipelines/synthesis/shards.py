@@ -86,7 +86,7 @@ def synthesize(
             f"{len(names)} and {body.num_betas}; use num_betas=10"
         )
     Studio(body, recipe)  # says what is missing, before anything is written
-    folder = make_folder(output).absolute()
+    folder = make_folder(output, "training shards").absolute()
     paths = [folder / f"{i:06d}.tar" for i in range(count)]
     others = sorted({*folder.glob("[!.]*.tar")} - {*paths})
     if others or ((folder / LABELS).exists() and not overwrite and not paths[0].exists()):

@@ -107,7 +107,7 @@ def refit_shards(
     if not 0 < largest_error < math.inf:
         raise ValueError(f"largest_error: expected a share above 0, got {largest_error}")
     height, width = crop_size_of(network) if crop_size is None else crop_size
-    paths, folder = find_shards(shards, ".tar"), make_folder(output)
+    paths, folder = find_shards(shards, ".tar"), make_folder(output, "training shards")
     for path in paths:
         new = folder / path.name
         if new.exists() and (not overwrite or new.samefile(path)):

@@ -187,7 +187,7 @@ class _Loop:
             self.rates[self.discriminator_optimizer] = rate
         self.folder, self.done = folder, 0
         if self.rank == 0:
-            make_folder(folder)
+            make_folder(folder, "a training")
         if spread:
             torch.distributed.barrier()
         if (folder / CHECKPOINT).exists():
