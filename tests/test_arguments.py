@@ -6,9 +6,16 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import bodies
+import numpy as np
 import pytest
+import torch
 
 import agebody
+from agebody.age import AgeCurve, median_stature, percentile
+from agebody.cameras import Camera
+from agebody.fitting import fit_measurements, fit_vertices
+from agebody.losses import joint_limits
+from agebody.metrics import jitter
 
 MODULES = (
     *("age", "annotations", "cameras", "crowd", "detect", "draw", "fitting"),
@@ -81,3 +88,31 @@ def test_the_advice_fits(unchecked):
 def test_parts_are_a_mapping(unchecked):
     with pytest.raises(TypeError, match="starts: expected 6, 7 or a joint by each part's name, got"):
         agebody.mesh.PartMap.from_joints(ASSET, ["joint0"])
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(int, np.float16, np.float32, np.float64, np.int64, np.array, torch.tensor),
+        *(lambda x: np.array(float(x)), lambda x: torch.tensor(float(x)).double()),
+    ],
+)
+def test_numbers_may_have_any_type(kind, unchecked, mannequin_asset):
+    body, curve = agebody.SMPLA(mannequin_asset), AgeCurve.from_asset(mannequin_asset)
+    vertices = body().vertices
+    for call in (
+        lambda x: body(age_offset=x).joints,
+        lambda x: body.shape(age_offset=x).rest_joints,
+        lambda x: body.keypoints("coco17", age_offset=x),
+        curve.years_to_offset,
+        curve.offset_to_years,
+        median_stature,
+        lambda x: percentile(x, x),
+        lambda x: joint_limits(age_offset=x).low,
+        lambda x: mannequin_asset.at_age(x).template,
+        lambda x: fit_measurements(body, {"stature": x}, age_offset=x).betas,
+        lambda x: fit_vertices(body, vertices, age_offset=x, sd=x, max_iterations=1).parameters.transl,
+        lambda x: Camera.from_fov(x, (64, 48)).focal,
+        lambda x: jitter(vertices.expand(9, -1, -1), fps=x),
+    ):
+        np.testing.assert_allclose(np.asarray(call(kind(1))), np.asarray(call(1.0)), rtol=1e-5, atol=1e-6)

@@ -591,7 +591,7 @@ def test_lenses_of_a_batch_are_those_of_each():
         (lambda: Camera.from_matrix(torch.eye(3), -torch.eye(4)), ValueError, "expected a rotation"),
         (lambda: Camera.from_fov(4.0, (1, 1)), ValueError, "fov: expected an angle between 0 and pi"),
         (lambda: Camera.from_fov(1.0, (1, 1), axis="up"), ValueError, "axis: expected one of vertical"),
-        (lambda: Camera.from_fov(torch.tensor(1), (1, 1)), TypeError, "fov: expected a floating type"),
+        (lambda: Camera.from_fov(torch.tensor(True), (1, 1)), TypeError, "fov: expected a floating type"),
         (
             lambda: Camera.look_at(torch.tensor([0, 0, 1]), (0, 0, 0), size=(1, 1)),
             TypeError, "eye: expected a floating type, got torch.int64",

@@ -394,7 +394,13 @@ COMMANDS = {
 }
 
 
-@pytest.mark.parametrize(("kind", "command"), [(a, b) for a in MADE for b in COMMANDS if a != b])
+ALIKE = {("agebody shard", "agebody fit-shards")}
+"""Labels that were moved without their report look like people."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "command"), [(a, b) for a in MADE for b in COMMANDS if a != b and (a, b) not in ALIKE]
+)
 def test_commands_refuse_folders_of_other_commands(tmp_path, kind, command):
     for name, text in MADE[kind].items():
         (tmp_path / name).write_text(text)

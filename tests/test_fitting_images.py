@@ -567,3 +567,23 @@ def test_invalid_input_is_refused(body, mannequin_asset):
     two = agebody.SMPLA(mannequin_asset, smil=mannequin_asset.at_age(1.0))
     with pytest.raises(ValueError, match="expected one body"):
         fit_keypoints(two, keypoints, camera)
+
+
+def test_a_body_that_ends_behind_its_camera_has_not_converged(body, seen):
+    """As of keypoints that are no person's: eight times as far apart."""
+    people, observed = seen
+    center = people.size[:, None] / 2
+    wide = (observed.keypoints - center) * 8 + center
+    given = {"weights": observed.weights, "standard_errors": False}
+    found = fit_keypoints(body, wide, people.camera, **given)
+    depth = people.camera.project(body.keypoints("coco17", found.parameters)).depth
+    behind = ((depth < 0.1) & (observed.weights > 0)).any(1)
+    assert behind.any()
+    assert not (found.report.converged & behind).any()
+    assert found.error.isfinite().all()
+
+
+def test_percent_are_no_confidences(body, seen):
+    people, observed = seen
+    with pytest.raises(ValueError, match="weights: expected confidences, usually 0 to 1, up to 10"):
+        fit_keypoints(body, observed.keypoints, people.camera, weights=100 * observed.weights)

@@ -823,7 +823,7 @@ def test_mistakes_in_limits_are_named(unchecked):
     with pytest.raises(ValueError, match="pose_format: expected one of"):
         joint_limits_loss(normal(23, 3), pose_format="euler")  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match="age_offset: expected a floating type"):
-        joint_limits(age_offset=torch.tensor([1]))
+        joint_limits(age_offset=torch.tensor([True]))
 
 
 def test_prior_of_the_limits_has_the_moments_of_even_poses():

@@ -25,6 +25,7 @@ import reprlib
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -40,6 +41,9 @@ Weights = Float[Tensor, "*entries"] | Bool[Tensor, "*entries"] | None
 """Confidences or a mask that broadcast to the entries; None is 1 everywhere. Entries of weight 0 are
 ignored."""
 
+MOST_SURE = 10.0
+"""Largest confidence: heatmaps give some above 1, and percent are none."""
+
 
 def expect(name: str, tensor: Any, *entry: int | None) -> Tensor:
     """Check the last dimensions of a floating-point tensor; None stands for any size.
@@ -54,6 +58,12 @@ def expect(name: str, tensor: Any, *entry: int | None) -> Tensor:
         shape = ", ".join(["*batch", *("any" if n is None else str(n) for n in entry)])
         raise ValueError(f"{name}: expected shape ({shape}), got {tuple(tensor.shape)}")
     return at_least_float32(tensor)
+
+
+def floating(values: Tensor) -> Tensor:
+    """Return integers as floating-point numbers; all else as it is."""
+    counts = not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
+    return values.to(torch.get_default_dtype()) if counts else values
 
 
 def expect_tensor(name: str, value: Any) -> Tensor:
@@ -170,15 +180,20 @@ def expand_weights(weights: Any, entries: torch.Size) -> Tensor | None:
         raise TypeError(f"weights: expected a torch.Tensor or None, got {type(weights).__name__}")
     expanded = expand_to("weights", weights, entries)
     expect_weights(weights)
-    counts = not (weights.is_floating_point() or weights.dtype == torch.bool)
-    return expanded.to(torch.get_default_dtype()) if counts else expanded
+    return floating(expanded)
 
 
-def read_confidences(weights: Any, like: Float[Tensor, "*entries"]) -> Float[Tensor, "*entries"]:
-    """Return the weights of a fit, one per entry and 1 by default, in the dtype of the entries."""
+def read_confidences(
+    weights: Any, like: Float[Tensor, "*entries"], most: float = MOST_SURE
+) -> Float[Tensor, "*entries"]:
+    """Return the weights of a fit, one per entry and 1 by default, in the dtype of the entries.
+
+    A fit's confidences have a scale, that of its priors, so percent are refused.
+    """
     expanded = expand_weights(weights, like.shape)
     confidences = torch.ones_like(like) if expanded is None else expanded.to(like)
     expect_weights(confidences, wait=True)
+    expect_values(weights=(confidences <= most, f"confidences, usually 0 to 1, up to {most:g}"))
     return confidences
 
 
@@ -254,10 +269,18 @@ def safe_norm(vectors: Float[Tensor, "*batch D"], dim: int = -1) -> Float[Tensor
     return torch.where(zero, 0, torch.sqrt(torch.where(zero, 1, squared)))
 
 
-def read_tensor(name: str, value: Tensor | None, entry: tuple[int, ...], like: Tensor) -> Tensor:
-    """Return one argument of a layer, (*batch, *entry), in the dtype of another tensor; zeros by default."""
+def read_tensor(name: str, value: Any, entry: tuple[int, ...], like: Tensor) -> Tensor:
+    """Return one argument of a layer, (*batch, *entry), in the dtype of another tensor; zeros by default.
+
+    Where the entry is one number, a single one of any type is taken, as by torch's operators.
+    """
     if value is None:
         return torch.zeros(entry, dtype=like.dtype, device=like.device)
+    if entry == () and getattr(value, "shape", ()) == ():
+        if isinstance(value, Tensor):
+            value = value.to(like.dtype)
+        elif isinstance(value, (int, float, np.generic, np.ndarray)):
+            value = torch.full((), float(value), dtype=like.dtype, device=like.device)
     value = _expect_like(name, value, like)
     if not _ends_with(value.shape, entry):
         raise ValueError(f"{name}: expected shape {_expected(entry)}, got {tuple(value.shape)}")

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from agebody.checks import broadcast, expect
+from agebody.checks import broadcast, expect, floating
 
 Number = TypeVar("Number", float, np.ndarray, Tensor)
 TALLEST = 5.0
@@ -47,10 +47,11 @@ def of_one_kind(**given: Any) -> tuple[Any, ...]:
     """Convert what is given beside a tensor to a tensor of its type, all else to arrays of numbers."""
     tensors = [x for x in given.values() if isinstance(x, Tensor)]
     like = tensors[0] if tensors else None
+    like = None if like is None else floating(like)
     found = {name: x if isinstance(x, Tensor) else numbers(name, x) for name, x in given.items()}
     if like is not None:
         found = {
-            name: expect(name, x if isinstance(x, Tensor) else torch.from_numpy(x).to(like))
+            name: expect(name, floating(x) if isinstance(x, Tensor) else torch.from_numpy(x).to(like))
             for name, x in found.items()
         }
     broadcast(**{name: x.shape for name, x in found.items()})
@@ -75,7 +76,7 @@ def interpolate(name: str, x: Any, nodes: Float[np.ndarray, " N"], values: Float
     """Interpolate linearly between (nodes, values), nodes ascending, constant outside them; as np.interp."""
     if not isinstance(x, Tensor):
         return as_given(np.interp(numbers(name, x), nodes, values), x)
-    x = expect(name, x)
+    x = expect(name, floating(x))
     xs, ys = (torch.as_tensor(part.copy(), dtype=x.dtype, device=x.device) for part in (nodes, values))
     inside = x.clamp(xs[0], xs[-1])[None]  # an index without a dimension stops torch.func.vmap
     right = torch.searchsorted(xs, inside.detach().contiguous()).clamp(1, len(xs) - 1)

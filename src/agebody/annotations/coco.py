@@ -18,6 +18,7 @@ from agebody.age import AGE_CLASSES, Ages, is_number, parse_ages
 from agebody.age.classes import AGE_FIELDS, MAX_YEARS, AgeError
 from agebody.annotations.orders import FEET6, PARTS, Order, order_by_size, sizes_without_names
 from agebody.annotations.people import MAX_PIXELS, ImageEntry, fail, is_file_name, short, shorten
+from agebody.checks import MOST_SURE
 
 _COCO_PARTS, _OPENPOSE_PARTS = tuple(PARTS)[:4], tuple(PARTS)[4:]
 _TRACKS = ("track_id", "idx", "person_id")
@@ -40,8 +41,8 @@ _OTHERS = (
 )
 """Magic bytes of files that are not JSON, and their kinds."""
 _DECIMAL = re.compile(r"[0-9]{1,9}(\.[0-9]{0,20})?")
-_MOST_NEGATIVE, _MOST_SURE = -1.0, 10.0
-"""Heatmaps give confidences slightly below 0 or above 1; numbers outside these bounds are no confidences."""
+_MOST_NEGATIVE = -1.0
+"""Heatmaps give confidences slightly below 0; lower numbers are no confidences."""
 
 
 def load_json(path: Path) -> Any:
@@ -232,7 +233,7 @@ class Entries:
         if low.any():
             k = int(np.flatnonzero(low)[0])
             self.fail(i, f"{key}: expected confidences of at least 0, got {points[k, 2]:g} for point {k}")
-        if (most := points[:, 2].max(initial=0)) > _MOST_SURE:
+        if (most := points[:, 2].max(initial=0)) > MOST_SURE:
             scale = 100 if most <= 100 else 255
             self.fail(
                 i, f"{key}: expected confidences from 0 to 1, got {most:g}; divide them all, as by {scale}"

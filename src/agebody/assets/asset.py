@@ -284,6 +284,7 @@ class BodyAsset:
         """Return the body of one age, without age templates: linear between the anchors and beyond them."""
         if self.age_templates is None:
             raise AssetError(f"{self.metadata.name!r} has no age templates")
+        age_offset = float(age_offset)
         after = int(np.searchsorted(self.age_offsets, 0))
         knots = np.insert(self.age_offsets.astype(float), after, 0.0)
         surfaces = np.insert(self.age_templates, after, self.template, axis=0)

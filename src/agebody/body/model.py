@@ -497,8 +497,6 @@ class BodyModel(nn.Module):
                 f"age_offset: {type(self).__name__} has one age; use SMPLA and a body with age templates "
                 "(load_asset(..., infant_template=...), mannequin() or anny_body())"
             )
-        if isinstance(age_offset, (int, float)):
-            age_offset = torch.full((), float(age_offset), dtype=self.dtype, device=self.device)
         age = read_tensor("age_offset", age_offset, (), self._like)
         return age[..., 0] if age.dim() > max(1, batch_dims) and age.shape[-1] == 1 else age
 

@@ -29,6 +29,7 @@ from agebody.checks import (
     expect_dtype,
     expect_tensor,
     expect_values,
+    floating,
 )
 from agebody.engine.batched import is_recorded, own_precision, product
 
@@ -133,13 +134,13 @@ class Camera(NamedTuple):
                 default if both are numbers.
         """
         if isinstance(fov, Tensor):
-            fov = expect("fov", fov)
+            fov = expect("fov", floating(fov))
             expect_values(fov=((fov > 0) & (fov < math.pi), "angles between 0 and pi [rad], not degrees"))
             fov = fov.to(dtype or fov.dtype)
         else:
             if not 0 < fov < math.pi:
                 raise ValueError(f"fov: expected an angle between 0 and pi [rad], not degrees, got {fov}")
-            fov = _like(size, dtype).new_full((), fov)
+            fov = _like(size, dtype).new_full((), float(fov))
         focal, extent = fov_to_focal(fov, size, axis=axis), as_size(size, fov)
         return cls(*torch.broadcast_tensors(focal[..., None], extent / 2))
 

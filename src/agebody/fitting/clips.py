@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from agebody.age import AgeCurve
@@ -112,9 +112,11 @@ class Clips:
             report = where_rows(cheaper, other_report, report)
         seen = self._visible().any(1)
         parameters = where_rows(seen, parameters, first)
-        report = report._replace(converged=report.converged & seen, iterations=report.iterations + spent)
+        (error, ahead), (start_error, _) = self._compare(parameters, first)
+        ahead = (ahead.all(2) | ~self.present).all(1)
+        spent = spent + report.iterations
+        report = report._replace(converged=report.converged & seen & ahead, iterations=spent)
         errors = self._standard_errors(terms, stages[-1], parameters) if standard_errors else None
-        error, start_error = self._errors(parameters, first)
         return Fit(parameters, report, error, start_error, errors)
 
     def _frames_alone(self, stages: Sequence[Stage]) -> tuple[BodyParameters, Int[Tensor, " C"]]:
@@ -257,12 +259,13 @@ class Clips:
         count = (self._by_frame(self.given.weights) > 0).sum((1, 2))
         return (count >= MIN_POINTS).view_as(self.present)
 
-    def _errors(self, *bodies: BodyParameters) -> list[Float[Tensor, "C T V"]]:
-        """Return mean distances of the keypoints of each of several results, by confidence [pixels]."""
+    def _compare(self, *bodies: BodyParameters) -> list[tuple[Tensor, Tensor]]:
+        """Return for each of several results what `Observed.compare` does, (C, T, V) each."""
         flat = BodyParameters(*(torch.cat(parts).flatten(0, 1) for parts in zip(*bodies, strict=True)))
         points = self.body.keypoints(self.given.layout, flat).repeat_interleave(self.views, 0)
         images = (*self.present.shape, self.views)
-        return [self.given.errors(part).view(images) for part in points.tensor_split(len(bodies))]
+        found = map(self.given.compare, points.tensor_split(len(bodies)))
+        return [(error.view(images), ahead.view(images)) for error, ahead in found]
 
     def _by_frame(self, part: Tensor) -> Tensor:
         """Group entries of images (C T V, ...) by frame, (C T, V, ...)."""

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy.linalg import block_diag
 from torch import Tensor, nn
 
@@ -17,6 +17,7 @@ from agebody.age import AGE_CLASSES, UNKNOWN, AgeCurve, parse_ages
 from agebody.age.values import TALLEST
 from agebody.body import BodyModel
 from agebody.cameras import Camera
+from agebody.cameras.camera import NEAR
 from agebody.checks import (
     apply_mask,
     expand_to,
@@ -71,9 +72,11 @@ class Observed(NamedTuple):
     has_depth: bool
     """Whether any depth of the whole batch is known, also where these are some of its people."""
 
-    def errors(self, points: Float[Tensor, "B K 3"]) -> Float[Tensor, " B"]:
-        """Return mean distances in the image, weighted by confidence, NaN where no point counts [pixels]."""
-        return fit_error(self.camera.project(points).pixels, self.keypoints, self.weights)
+    def compare(self, points: Float[Tensor, "B K 3"]) -> tuple[Float[Tensor, " B"], Bool[Tensor, " B"]]:
+        """Return the error in the image [pixels], and whether all observed points are before the camera."""
+        found = self.camera.project(points)
+        ahead = (found.depth >= NEAR) | (self.weights == 0)
+        return fit_error(found.pixels, self.keypoints, self.weights), ahead.all(-1)
 
 
 def read_observed(

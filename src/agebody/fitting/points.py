@@ -277,7 +277,7 @@ def _read(
     def flat(tensor: Tensor, entry_dims: int) -> Tensor:
         return flatten(tensor.detach().to(body.dtype), batch, entry_dims)
 
-    confidence = read_confidences(weights, points[..., 0])
+    confidence = read_confidences(weights, points[..., 0], math.inf)
     try:
         known_betas = None if betas is None else flat(expect("betas", betas, body.num_coefficients), 1)
         known_age = torch.nan if age_offset is None else age_offset
@@ -438,7 +438,7 @@ def _descend(
         groups.append("age_offset")
     largest = known.bounds if known.betas is None else max(BETA_BOUND, float(known.betas.abs().amax()))
     steps = min(max_iterations, problem.max_iterations)
-    stage = Stage({"points": sd**-2}, groups=groups, max_iterations=steps, cost_tolerance=tolerance)
+    stage = Stage({"points": float(sd) ** -2}, groups=groups, max_iterations=steps, cost_tolerance=tolerance)
     return fit_bodies(body, terms, [stage], start, age_bounds=ages, beta_bound=largest)
 
 

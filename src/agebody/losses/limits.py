@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from agebody.checks import Reduction, Weights, apply_mask, expect, read_rotations, reduce
+from agebody.checks import Reduction, Weights, apply_mask, expect, floating, read_rotations, reduce
 from agebody.losses.parameters import visible_matrices
 from agebody.losses.pose_priors import BODY_JOINTS, MahalanobisPrior
 from agebody.rotations import PoseFormat, axis_angle_to_matrix, check_format
@@ -120,9 +120,9 @@ def joint_limits(
             f"joint_names: expected some of {', '.join(ADULT_RANGES)}, got {', '.join(joint_names) or 'none'}"
         )
     if isinstance(age_offset, Tensor):
-        age = expect("age_offset", age_offset).clamp(0, 1)[..., None, None, None]
+        age = expect("age_offset", floating(age_offset)).clamp(0, 1)[..., None, None, None]
     else:
-        age = torch.tensor(min(max(age_offset, 0.0), 1.0), dtype=dtype, device=device)
+        age = torch.tensor(min(max(float(age_offset), 0.0), 1.0), dtype=dtype, device=device)
     free = [(-math.inf, math.inf)] * 3
     bounds = [[free if limits is None else limits[1:] for limits in pair] for pair in ranges]
     adult, infant = torch.deg2rad(torch.tensor(bounds, dtype=age.dtype, device=age.device)).unbind(1)

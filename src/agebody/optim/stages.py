@@ -30,7 +30,8 @@ class FitReport(NamedTuple):
     """How fits ended; per body, or per clip."""
 
     converged: Bool[Tensor, "*batch"]
-    """Whether the last stage converged, rather than running out of iterations."""
+    """Whether the last stage converged, rather than running out of iterations; false, too, where a keypoint
+    that was seen ends behind its camera, or nearer than 0.1 m."""
     iterations: Int[Tensor, "*batch"]
     """Steps tried, over all stages and starts."""
     stop: Int[Tensor, "*batch"]

@@ -59,7 +59,7 @@ RULES = {
     "few_keypoints": f"fewer than {MIN_KEYPOINTS} keypoints of confidence {MIN_CONFIDENCE:g}",
     "too_small": f"keypoints within less than {MIN_SIZE:g} pixels, or on a line",
     "duplicate": "keypoints where somebody's of a higher score are",
-    "not_converged": "the fit reached the maximum number of steps, or could not start",
+    "not_converged": "the fit reached the maximum of steps, could not start, or ended behind the camera",
     "infantnet": f"mean reprojection error of {100 * MAX_ERROR:.1f} % of the box or more (16 px of 480)",
     "camsmplify": "CamSMPLify's loss of 30 or more, of 50 or more if it started above 100",
     "spin": "SPIN's reprojection loss of 100 or more",
