@@ -14,8 +14,9 @@ import agebody
 from agebody.age import AgeCurve, median_stature, percentile
 from agebody.cameras import Camera
 from agebody.fitting import fit_measurements, fit_vertices
-from agebody.losses import joint_limits
+from agebody.losses import joint_limits, plane_loss, scan_to_mesh_loss
 from agebody.metrics import jitter
+from agebody.people import random_people
 
 MODULES = (
     *("age", "annotations", "cameras", "crowd", "detect", "draw", "fitting"),
@@ -116,3 +117,19 @@ def test_numbers_may_have_any_type(kind, unchecked, mannequin_asset):
         lambda x: jitter(vertices.expand(9, -1, -1), fps=x),
     ):
         np.testing.assert_allclose(np.asarray(call(kind(1))), np.asarray(call(1.0)), rtol=1e-5, atol=1e-6)
+
+
+def test_values_of_no_meaning_are_refused(mannequin_asset, unchecked):
+    points = torch.rand(4, 3)
+    with pytest.raises(ValueError, match="normal: expected vectors of any length but zero"):
+        plane_loss(points, torch.zeros(3), torch.tensor(0.0), kind="contact")
+    nobody = {"kind": "contact", "weights": torch.zeros(4)}
+    assert plane_loss(points, torch.zeros(3), torch.tensor(0.0), **nobody) == 0
+    seen = torch.ones(5, dtype=torch.bool)
+    with pytest.raises(ValueError, match="visible: expected 4 vertices, got 5"):
+        scan_to_mesh_loss(points, points, torch.tensor([[0, 1, 2]]), visible=seen)
+    with pytest.raises(ValueError, match="stature: expected metres, up to 5"):
+        AgeCurve.from_asset(mannequin_asset).stature_to_offset(110)
+    for ages in ((0, 240), torch.tensor([240.0])):
+        with pytest.raises(ValueError, match="ages: expected .* from 0 to below 130 years"):
+            random_people(agebody.SMPLA(mannequin_asset), 1, ages=ages)

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from agebody.age.growth import Sex, growth_by_months
-from agebody.age.values import Number, interpolate
+from agebody.age.values import Number, expect_metres, interpolate
 from agebody.assets.asset import AssetError, BodyAsset, expect_asset
 
 
@@ -97,6 +97,7 @@ class AgeCurve:
 
     def stature_to_offset(self, stature: Number) -> Number:
         """Return the age offset at which this body's mean shape has a stature [m]."""
+        expect_metres(stature)
         return interpolate("stature", stature, self.statures, self.offsets)
 
 

@@ -10,16 +10,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from agebody.age.values import (
-    TALLEST,
     Number,
     as_given,
     constant,
+    expect_metres,
     interpolate,
     numbers,
     of_one_kind,
     special_functions,
 )
-from agebody.checks import expect_values
 
 Sex = Literal["neutral", "female", "male"]
 
@@ -142,8 +141,7 @@ def z_score(stature: Number, years: Number, *, sex: Sex = "neutral") -> Number:
         sex: "neutral", "female" or "male".
     """
     stature, years = of_one_kind(stature=stature, years=years)
-    given = torch.as_tensor(stature)
-    expect_values(stature=(~((given > TALLEST) & given.isfinite()), f"metres, up to {TALLEST:g}"))
+    expect_metres(stature)
     return (stature - median_stature(years, sex=sex)) / stature_sd(years, sex=sex)
 
 

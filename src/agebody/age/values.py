@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from agebody.checks import broadcast, expect, floating
+from agebody.checks import broadcast, expect, expect_values, floating
 
 Number = TypeVar("Number", float, np.ndarray, Tensor)
 TALLEST = 5.0
@@ -70,6 +70,12 @@ def numbers(name: str, values: Any) -> Float[np.ndarray, "*entries"]:
         return np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError):
         raise TypeError(f"{name}: expected numbers, got {reprlib.repr(values)}") from None
+
+
+def expect_metres(stature: Any) -> None:
+    """Check that statures are not in another unit."""
+    given = stature if isinstance(stature, Tensor) else torch.from_numpy(numbers("stature", stature))
+    expect_values(stature=(~((given > TALLEST) & given.isfinite()), f"metres, up to {TALLEST:g}"))
 
 
 def interpolate(name: str, x: Any, nodes: Float[np.ndarray, " N"], values: Float[np.ndarray, " N"]) -> Any:

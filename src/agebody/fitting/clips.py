@@ -11,6 +11,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from agebody.age import AgeCurve
+from agebody.age.values import TALLEST
 from agebody.body import BodyModel
 from agebody.checks import expand_to, expect_numbers
 from agebody.engine.trees import take_rows, where_rows
@@ -246,7 +247,8 @@ class Clips:
         growth = torch.where(growth.isfinite() & (growth > 0), growth, 1)
         curve = AgeCurve.from_asset(body.asset)
         low, high = given.ages[:, :2].unbind(-1)
-        age = curve.stature_to_offset(curve.offset_to_stature(flat.age_offset) * growth).clamp(low, high)
+        statures = (curve.offset_to_stature(flat.age_offset) * growth).clamp(max=TALLEST)
+        age = curve.stature_to_offset(statures).clamp(low, high)
         age = torch.where(growth == 1, flat.age_offset, age)
         eye = given.camera.position[:, None]
         place = (eye + (place - eye) * growth[:, None, None])[:, 0]

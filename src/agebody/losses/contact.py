@@ -20,6 +20,7 @@ from agebody.checks import (
     expand_weights,
     expect,
     expect_choice,
+    expect_values,
     reduce,
     safe_norm,
 )
@@ -143,4 +144,7 @@ def _height(points: Tensor, normal: Tensor, offset: Tensor, weights: Tensor | No
     normals = apply_mask(normal[..., None, :].expand(points.shape), weights, 1)
     offsets = apply_mask(offset[..., None].expand(points.shape[:-1]), weights)
     lengths = safe_norm(normals)
+    if lengths.device.type == "cpu":  # elsewhere, the device would have to be waited for
+        known = lengths != 0 if weights is None else (lengths != 0) | (weights == 0)
+        expect_values(normal=(known, "vectors of any length but zero"))
     return ((points * normals).sum(-1) - offsets) / torch.where(lengths == 0, 1, lengths)

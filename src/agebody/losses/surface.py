@@ -62,6 +62,8 @@ def scan_to_mesh_loss(
     scan = apply_mask(scan.expand(*entries, 3), weights, 1)
     among = None
     if visible is not None:
+        if visible.shape[-1] != vertices.shape[-2]:
+            raise ValueError(f"visible: expected {vertices.shape[-2]} vertices, got {visible.shape[-1]}")
         among = visible[..., faces.long()].all(-1)
         weights = _where_any(among, weights, entries)
     face = closest_faces(scan, vertices, faces, among=among, backend=backend)

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from agebody.age import AgeCurve
+from agebody.age.values import TALLEST
 from agebody.assets.asset import SMPL_JOINT_NAMES, AssetError
 from agebody.assets.container import naming
 from agebody.assets.landmarks import COCO17, SURFACE21
@@ -320,7 +321,7 @@ class Lifter(nn.Module):
             curve = AgeCurve.from_asset(body.asset)
             low, high = given.ages[:, :2].unbind(-1)
             statures = torch.stack((growth, growth + sd_growth, growth - sd_growth)).exp()
-            offset, older, younger = curve.stature_to_offset(statures).unbind()
+            offset, older, younger = curve.stature_to_offset(statures.clamp(max=TALLEST)).unbind()
             offset = offset.minimum(high).maximum(low)
             sd_offset = ((younger - older) / 2).clamp(min=LEAST_SD)
         betas, sd_betas = self._betas(body, offset, readouts["lengths"] + growth[:, None], readouts)

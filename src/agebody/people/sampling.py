@@ -17,6 +17,7 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from agebody.age import AGE_CLASSES, AgeCurve
+from agebody.age.classes import MAX_YEARS
 from agebody.age.growth import ADULT_YEARS
 from agebody.body import BodyModel
 from agebody.body.model import expect_body
@@ -265,8 +266,9 @@ def _ages(ages: Ages, count: int, curve: AgeCurve | None, draw: Draws) -> Tensor
         raise ValueError(f'ages: expected "balanced", two ages or a tensor, got {ages!r}')
     else:
         low, high = ages
-        if not 0 <= low <= high < math.inf:
-            raise ValueError(f"ages: expected two ascending ages of 0 or more, got {low}, {high}")
+        if not 0 <= low <= high < MAX_YEARS:
+            below = f"from 0 to below {MAX_YEARS:g} years"
+            raise ValueError(f"ages: expected two ascending ages {below}, got {low}, {high}")
         years = draw.uniform(count, low, high)
         youngest = low
     if curve is None and youngest < ADULT_YEARS:
@@ -278,8 +280,8 @@ def _given_years(name: str, given: Tensor, count: int) -> Float[Tensor, " N"]:
     if given.shape != (count,):
         raise ValueError(f"{name}: expected shape ({count},), got {tuple(given.shape)}")
     years = given.detach().double().cpu()
-    if not ((years >= 0) & years.isfinite()).all():
-        raise ValueError(f"{name}: expected finite ages of 0 or more")
+    if not ((years >= 0) & (years < MAX_YEARS)).all():
+        raise ValueError(f"{name}: expected finite ages from 0 to below {MAX_YEARS:g} years")
     return years
 
 
