@@ -190,6 +190,13 @@ def test_inspect_describes_a_body(body_file, asset):
     assert report["problems"] == []
 
 
+def test_inspect_describes_a_built_in_body():
+    report = json.loads(run("inspect", "mannequin", "--json").stdout)
+    assert report["num_vertices"] == 6890
+    assert report["variant"] == "mannequin model (built in)"
+    assert report["sha256"] is None  # of a file
+
+
 def test_inspect_exits_with_1_for_other_files(tmp_path):
     noise = tmp_path / "noise.pkl"
     noise.write_bytes(b"this is no body")

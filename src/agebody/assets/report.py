@@ -55,9 +55,14 @@ def inspect_asset(path: PathLike) -> AssetReport:
     except AssetError as error:
         reason = str(error).removeprefix(f"{path}: ")
         return AssetReport(str(path), "not a body", sha256, problems=[reason])
+    return describe_body(body, str(path), container, sha256)
+
+
+def describe_body(body: BodyAsset, path: str, container: str, sha256: str | None = None) -> AssetReport:
+    """Return the report of a body, of a file or built in."""
     title = TITLES.get(body.metadata.kind, body.metadata.kind)
     return AssetReport(
-        path=str(path),
+        path=path,
         variant=f"{title} model ({container})",
         sha256=sha256,
         num_vertices=body.num_vertices,

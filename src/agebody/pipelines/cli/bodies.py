@@ -71,19 +71,20 @@ def demo(
 
 @app.command()
 def inspect(
-    file: Annotated[
-        Path, typer.Argument(help="A body file of any kind, licensed or free.", show_default=False)
-    ],
+    body: options.BodyArgument,
     as_json: options.AsJson = False,
 ) -> None:
-    """Describe a body file: its kind, sizes, ages and licence, and any problems.
+    """Describe a body: its kind, sizes, ages and licence, and any problems.
 
     Nothing in the file is ever executed. The exit code is 1 if the file is not a usable body.
     """
-    from agebody.assets.report import inspect_asset
+    from agebody.assets.report import describe_body, inspect_asset
 
-    with running():
-        report = inspect_asset(file)
+    with running() as bars:
+        if body in options.BUILT_IN:
+            report = describe_body(options.load_body(body, bars), body, "built in")
+        else:
+            report = inspect_asset(body)
     if as_json:
         print(json.dumps(dataclasses.asdict(report), indent=2))
     else:
@@ -93,7 +94,7 @@ def inspect(
             if name != "path" and value not in (None, (), {}, [])
         }
         lines |= {} if report.num_vertices is None or report.problems else {"problems": "none"}
-        show_table(("", ""), lines.items(), title=str(file), justify="left")
+        show_table(("", ""), lines.items(), title=body, justify="left")
     if report.num_vertices is None:
         raise typer.Exit(1)
 
