@@ -7,7 +7,6 @@ import os
 import pickle
 import re
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -132,20 +131,16 @@ def test_loaded_arrays_are_read_only(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.usefixtures("unchecked")
-def test_loading_an_smpl_sized_body_is_fast(tmp_path, dtype):
-    """It takes less than 50 ms on an idle machine; the limit allows for a busy one."""
+def test_loading_copies_no_large_array(tmp_path, dtype):
+    """All of them are views of the bytes that were read."""
     write_smpl_pkl(tmp_path / "SMPL_NEUTRAL.pkl", dtype=dtype)
     kid = write_kid_template(tmp_path / "kid.npy")
     body = load_asset(tmp_path / "SMPL_NEUTRAL.pkl", infant_template=kid)
     save_asset(body, tmp_path / "body.safetensors")
-    times = []
-    for _ in range(7):
-        start = time.process_time()
-        again = load_asset(tmp_path / "body.safetensors")
-        times.append(time.process_time() - start)
+    again = load_asset(tmp_path / "body.safetensors")
     assert_identical(again, body)
-    assert min(times) < 0.1
+    large = ("template", "skin_weights", "shapedirs", "posedirs", "age_templates")
+    assert {type(getattr(again, name).base) for name in large} == {bytes}
 
 
 @pytest.mark.parametrize("where", ["fsync", "replace"])

@@ -24,7 +24,7 @@ try:  # private parts of torch, which another version may lack
     from torch._functorch.utils import unwrap_dead_wrappers
 
     is_transforming = torch._C._are_functorch_transforms_active
-    transforms = torch._C._functorch
+    transforms = torch._C._functorch  # pyright: ignore
 except (ImportError, AttributeError):
     is_transforming = unwrap_dead_wrappers = transforms = None
     temporarily_clear_interpreter_stack = contextlib.nullcontext
@@ -271,12 +271,12 @@ class _Product(_Function):
         return first + others[0] if others else first
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, int | None], a: Tensor, b: Tensor) -> tuple[Tensor, int]:
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
         # Not torch's generated rule, which fails in a backward pass where the product has no gradient.
-        dims = max(t.dim() - (dim is not None) for t, dim in zip((a, b), in_dims, strict=True))
+        dims = max(t.dim() - (dim is not None) for t, dim in zip(args, in_dims, strict=True))
         a, b = (
             t if dim is None else t.movedim(dim, 0)[(slice(None), *[None] * (dims + 1 - t.dim()))]
-            for t, dim in zip((a, b), in_dims, strict=True)
+            for t, dim in zip(args, in_dims, strict=True)
         )
         return _Product.apply(a, b), 0
 
@@ -405,9 +405,12 @@ def _over_batched_grads(
     batched = [level > 0 and "Batched" in str(torch._C._dispatch_keys(g)) for g in grads]
     if not any(batched):
         return find(kept, grads, tensors)
-    plain = [torch._remove_batch_dim(g, level, 0, 0) if b else g for g, b in zip(grads, batched, strict=True)]
+    plain = [
+        torch._remove_batch_dim(g, level, 0, 0) if b else g  # pyright: ignore
+        for g, b in zip(grads, batched, strict=True)
+    ]
     size = next(len(g) for g, b in zip(plain, batched, strict=True) if b)
     in_dims = (*(0 if b else None for b in batched), *[None] * len(tensors))
     rows, shape = _more_rows(size, in_dims, (*plain, *tensors))
     found = _fewer_rows(shape, find((), rows[: len(grads)], rows[len(grads) :]))
-    return tuple(torch._add_batch_dim(g, 0, level) for g in found)
+    return tuple(torch._add_batch_dim(g, 0, level) for g in found)  # pyright: ignore

@@ -132,7 +132,7 @@ def root_points(
         return list(known.root)
     names = () if known is None else known.names
     try:
-        wanted = () if isinstance(root, str) else tuple(root)
+        wanted: tuple[Any, ...] = () if isinstance(root, str) else tuple(root)
         chosen = [names.index(point) if point in names else operator.index(point) for point in wanted]
     except TypeError:
         chosen = []
