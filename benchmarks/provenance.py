@@ -19,24 +19,25 @@ import agebody
 PACKAGES = ("smplx", "body-models", "smplfitter", "py-soma-x", "anny", "trimesh", "warp-lang", "numpy")
 
 QUIET = 0.2
-"""Cores that other programs may use on a quiet machine."""
+"""Cores that other programs, and other virtual machines, may use on a quiet machine."""
 
 
 def _busy() -> tuple[float, float]:
-    """Return time, and CPU time of all programs but this one and its children, both in seconds."""
+    """Return time, and CPU time of all but this program and its children, both in seconds."""
     try:
-        user, nice, system, *_ = Path("/proc/stat").read_text().split()[1:4]
+        user, nice, system, _, _, _, _, stolen, *_ = map(int, Path("/proc/stat").read_text().split()[1:9])
     except OSError:  # not Linux: unknown
         return time.perf_counter(), float("nan")
-    all_programs = (int(user) + int(nice) + int(system)) / os.sysconf("SC_CLK_TCK")
-    return time.perf_counter(), all_programs - sum(os.times()[:4])
+    # Stolen time is that in which other virtual machines had this one's cores.
+    spent = (user + nice + system + stolen) / os.sysconf("SC_CLK_TCK")
+    return time.perf_counter(), spent - sum(os.times()[:4])
 
 
 _BEGIN = _busy()
 
 
 def others_cores(seconds: float = 0.0) -> float | None:
-    """Return how many cores other programs use, for some seconds from now on, or else since the import.
+    """Return how many cores others use, for some seconds from now on, or else since the import.
 
     None if the system does not report it.
     """
