@@ -497,9 +497,10 @@ def test_fits_begin_at_the_lifter(body, people, observed, write):
 def test_fits_over_time_begin_at_the_lifter(body, people, observed, write):
     """Frames of one person who hardly moves: the same optimum, or a better one, in fewer steps."""
     found = read_people(write(coco_document(observed)))
-    people_of, times = np.repeat(np.arange(COUNT), 3), np.tile(np.arange(3), COUNT)
+    count = 3
+    people_of, times = np.repeat(np.arange(count), 3), np.tile(np.arange(3), count)
     images = tuple(found.images[0]._replace(name=f"{time}.jpg") for time in range(3))
-    noise = np.random.default_rng(0).normal(size=(3 * COUNT, len(found.layout), 2))
+    noise = np.random.default_rng(0).normal(size=(3 * count, len(found.layout), 2))
     clips = replace(
         found.select(people_of),
         images=images,
@@ -510,7 +511,7 @@ def test_fits_over_time_begin_at_the_lifter(body, people, observed, write):
     alone, lifted = (
         fit_annotations(body, clips, motion_sd=0.02, lifter=lifter) for lifter in (None, Lifter.load())
     )
-    assert (lifted.cost < alone.cost + 0.1).mean() > 0.7
+    assert (lifted.cost < alone.cost + 0.1).all()
     assert lifted.cost.mean() < alone.cost.mean()
     assert lifted.iterations.mean() < 0.8 * alone.iterations.mean()
 
