@@ -348,7 +348,7 @@ def lifted(net, body, people, seen):
 def test_fits_from_the_lifter_are_those_from_its_estimates(net, body, people, seen, lifted):
     given = body, seen.keypoints, people.camera
     found = net.estimate(*given, weights=seen.weights, size=people.size)
-    begin = {"start": found.parameters, "start_sd": found.start_sd, "stages": AIONHMR[1:]}
+    begin = {"start": found.parameters, "start_sd": found.start_sd, "stages": AIONHMR[-1:]}
     fit = fit_keypoints(*given, weights=seen.weights, **begin)
     own = (lifted.source == torch.arange(17)).all(1)
     assert own.sum() >= COUNT - 1  # no side is exchanged here

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 
 from agebody.body import BodyModel
 from agebody.body.model import expect_body
-from agebody.cameras import Camera
+from agebody.cameras import Camera, box_around
 from agebody.cameras.camera import Size, as_size, expect_camera
 from agebody.checks import Weights, expect, flatten, read_confidences
 from agebody.engine.trees import put_rows, take_rows, unflatten, without_gradients
@@ -28,6 +28,10 @@ LEGS = ("hip", "knee", "ankle", "foot", "heel", "toe")
 EXCHANGED = 1 / 30
 """Share of people whose arms a detector exchanges, and of those whose legs: an exchange must reduce the cost,
 a negative log-probability, by more than the logarithm of these odds."""
+
+FAR = 0.02
+"""Mean distance of keypoints from a fit, as a share of the larger side of the box around them, above which
+another fit is tried: twice the usual noise of keypoints."""
 
 
 class LiftedFit(NamedTuple):
@@ -65,8 +69,9 @@ def fit_lifted(
         lifter: such as `Lifter.load` returns.
         body, keypoints, camera, layout, weights: as in `fit_keypoints`.
         size: width and height of the images [pixels], which determine whether a person is truncated.
-        stages: `AIONHMR` without its first stage. The last one alone takes two thirds of the time, but loses
-            people in real photographs, where estimates are farther off than in training.
+        stages: the last one is enough for most people. All are run for those whose keypoints it leaves far
+            from the body, as in real photographs, where estimates are farther off than in training; the
+            cheaper fit is kept.
         options: of `fit_keypoints`, but no start.
     """
     expect_body(body)
@@ -104,26 +109,35 @@ def fit_lifted(
         sure = found.trust.clamp(min=torch.finfo(found.trust.dtype).tiny).log()
         return torch.where(used[:, source] > 0, sure, 0).sum(-1)
 
-    def fit(rows: Tensor, source: Tensor, found: Estimate) -> Fit:
+    def fit(rows: Tensor, source: Tensor, found: Estimate, stages: Sequence[Stage]) -> Fit:
         where, some = given(rows, source, used)
         start, sd = take_rows((found.parameters, found.start_sd), rows)
         return fit_keypoints(*where, **some, start=start, start_sd=sd, stages=stages)
 
-    source = own.repeat(len(points), 1)
-    sure, best = certainty(first, own), fit(every, own, first)
-    cost, odds = best.report.cost, math.log(1 / EXCHANGED - 1)
-    for exchange in exchanges(layout, own):
-        found = estimate(exchange, used)
-        rows = ((certainty(found, exchange) > sure) & (cost > odds)).nonzero()[:, 0]  # no cost is below 0
+    sure, best = certainty(first, own), fit(every, own, first, stages[-1:])
+    cost, source = best.report.cost, own.repeat(len(points), 1)
+
+    def consider(rows: Tensor, other: Tensor, found: Estimate, odds: float) -> None:
+        """Fit some people in all stages to the points of a source, and keep what is more probable."""
+        nonlocal best, cost, source
         if not len(rows):
-            continue
-        new = fit(rows, exchange, found)
+            return
+        new = fit(rows, other, found, stages)
         gained = new.report.cost + odds < cost[rows]
         cost = cost.index_put((rows[gained],), new.report.cost[gained] + odds)
-        source = source.index_put((rows[gained],), exchange)
+        source = source.index_put((rows[gained],), other)
         spent = best.report.iterations.index_add(0, rows, new.report.iterations)
         best = put_rows(best, rows[gained], take_rows(new, gained))
         best = best._replace(report=best.report._replace(iterations=spent))
+
+    low, high = box_around(points, weights=used).split(2, -1)
+    if len(stages) > 1:
+        consider((best.error > FAR * (high - low).amax(-1)).nonzero()[:, 0], own, first, 0.0)
+    odds = math.log(1 / EXCHANGED - 1)
+    for exchange in exchanges(layout, own):
+        found = estimate(exchange, used)
+        rows = (certainty(found, exchange) > sure) & (cost > odds)  # no cost is below 0
+        consider(rows.nonzero()[:, 0], exchange, found, odds)
     pixels = lens.project(body.keypoints(layout, best.parameters)).pixels
     observed = points.gather(1, source[..., None].expand_as(points))
     confidences = confidences.gather(1, source)
