@@ -28,7 +28,6 @@ LEGS = ("hip", "knee", "ankle", "foot", "heel", "toe")
 EXCHANGED = 1 / 30
 """Share of people whose arms a detector exchanges, and of those whose legs: an exchange must reduce the cost,
 a negative log-probability, by more than the logarithm of these odds."""
-
 FAR = 0.02
 """Mean distance of keypoints from a fit, as a share of the larger side of the box around them, above which
 another fit is tried: twice the usual noise of keypoints."""

@@ -267,8 +267,9 @@ class Lifter(nn.Module):
             if size is not None:
                 size = flatten(as_size(size, keypoints), batch, 1)
                 expect_values(size=((size > 0) & size.isfinite(), "width and height above 0 [pixels]"))
-            sure = given.weights >= LEAST_SHARE * given.weights.amax(-1, keepdim=True)
-            all_weights, given = given.weights, given._replace(weights=_unless_few(given.weights, sure))
+            everything = given.weights
+            shown = everything >= LEAST_SHARE * everything.amax(-1, keepdim=True)
+            given = given._replace(weights=_unless_few(everything, shown))
             own, looked = given.weights, self._look(body, given, size)
             for _ in range(LOOKS - 1):
                 before, own = own, _own_weights(body, given, looked[0])
@@ -292,7 +293,7 @@ class Lifter(nn.Module):
             prediction = Prediction(matrices[:, 0], matrices[:, 1:], found.betas, age, place, {})
             trust = torch.ones_like(given.weights)
             trust[:, columns] = sure.sigmoid()[:, points]
-            trust = torch.where(own == all_weights, trust, 0)
+            trust = torch.where(own == everything, trust, 0)
             found = to_world(body, found, given.camera)
 
         return unflatten(Estimate(found, sd, trust, prediction), batch)
