@@ -20,7 +20,6 @@ from agebody import files
 from agebody.files import (
     flat_names,
     make_folder,
-    refuse_others,
     remove_leftovers,
     replacing,
     replacing_files,
@@ -28,6 +27,7 @@ from agebody.files import (
     save_npz,
 )
 from agebody.pipelines.cli import app
+from agebody.pipelines.outputs import refuse_others
 
 OLD, NEW = b"old", b"new" * 5000
 

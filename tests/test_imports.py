@@ -37,6 +37,7 @@ ORDER = [
     "annotations",
     "detect",
     "compat",
+    "pipelines.outputs",
     "pipelines.jobs",
     "pipelines.evaluate",
     "pipelines.labels",

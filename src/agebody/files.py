@@ -46,16 +46,6 @@ _NUMBERS = {PermissionError: errno.EACCES, FileNotFoundError: errno.ENOENT}
 _EXCHANGE = 2
 """Linux's RENAME_EXCHANGE and macOS's RENAME_SWAP."""
 
-_KINDS = {
-    "agebody release": (r"manifest\.json",),
-    "agebody fit": (r"report\.md",),
-    "training shards": (r"\d{6}\.tar",),
-    "agebody fit-shards": (r"report(-\d+-of-\d+)?\.json", r".*\.parquet"),
-    "agebody shard": (r".*-\d{5}\.parquet",),
-    "a training": (r"checkpoint\.pt",),
-}
-"""What writes a folder -> patterns of files that tell it; the first kind that has all."""
-
 _swept: set[Path] = set()
 _made: list[Path] = []
 """Folders that `make_folder` created, the innermost of each call first."""
@@ -196,42 +186,12 @@ def replacing_shards(folder: AnyPath, pattern: str, *, overwrite: bool) -> Itera
         yield new
 
 
-def refuse_others(folder: AnyPath, kind: str) -> None:
-    """Refuse a folder that holds results of another kind, which would be replaced or mixed with new ones.
-
-    A manifest is that of a release only if it says so.
-
-    Raises:
-        FileExistsError: it is such a folder.
-    """
-    if is_stored(folder) or not Path(folder).is_dir():
-        return
-    names = set(os.listdir(folder))
-    with suppress(OSError):
-        if b'"agebody-release-' not in (Path(folder) / "manifest.json").read_bytes():
-            names.discard("manifest.json")
-
-    def has(pattern: str) -> bool:
-        return any(re.fullmatch(pattern, name) for name in names)
-
-    found = next((name for name, patterns in _KINDS.items() if all(map(has, patterns))), kind)
-    if found != kind and (found, kind) != ("agebody shard", "agebody fit-shards"):  # labels without a report
-        raise FileExistsError(errno.EEXIST, f"holds results of {found}; give another folder", str(folder))
-
-
-def make_folder(path: AnyPath, kind: str | None = None) -> Path:
+def make_folder(path: AnyPath) -> Path:
     """Create a folder where it is missing, and check that files can be written in it.
 
-    Args:
-        path: the folder.
-        kind: of the results that it is for, as in `refuse_others`; None for any.
-
     Raises:
-        FileExistsError: it holds results of another kind.
         OSError: it cannot be created, or nothing can be written in it.
     """
-    if kind is not None:
-        refuse_others(path, kind)
     if is_stored(path):
         return path  # a store has no folders, and says at the first file who may not write
     folder = Path(path)

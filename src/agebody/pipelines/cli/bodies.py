@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from agebody.files import make_folder
 from agebody.pipelines.cli import options
 from agebody.pipelines.cli.app import (
     app,
@@ -24,6 +23,7 @@ from agebody.pipelines.cli.app import (
     show_stages,
     show_table,
 )
+from agebody.pipelines.outputs import make_output
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -51,7 +51,7 @@ def demo(
     AGEBODY_CACHE to choose another folder.
     """
     with running() as bars:
-        make_folder(output, "agebody demo")
+        make_output(output, "agebody demo")
         asset = options.load_body(body, bars)
         from agebody.pipelines.demo import run_demo
 

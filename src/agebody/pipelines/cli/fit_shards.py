@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from agebody.files import make_folder
 from agebody.pipelines.cli import options
 from agebody.pipelines.cli.app import app, fail, note, running, say, show_count
+from agebody.pipelines.outputs import make_output
 from agebody.stores import to_path
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def shard(
     if twice:
         fail(f"two files are named {twice[0]}, so their shards would have the same names")
     with running() as bars:
-        make_folder(output, "agebody shard")
+        make_output(output, "agebody shard")
         show = show_count(bars, "shards", len(keypoints))
         written, notes = [], []
         for done, (path, name) in enumerate(zip(keypoints, names, strict=True)):
@@ -167,7 +167,7 @@ def fit_shards(
         )
         if cluster.address is None:
             options.check_device(device)
-        folder = make_folder(to_path(output), "agebody fit-shards")
+        folder = make_output(to_path(output), "agebody fit-shards")
         layer = options.make_layer(options.load_body(body, bars))
         task = bars.add_task("fitting", total=None)
         interactive, said = not bars.disable, time.monotonic()

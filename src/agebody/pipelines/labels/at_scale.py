@@ -21,13 +21,14 @@ import torch
 from agebody.annotations.people import AnnotationError
 from agebody.annotations.shards import Shards, count_people, find_shards, import_pyarrow, read_shard
 from agebody.body import BodyModel
-from agebody.files import make_folder, naming, replacing, sha256
+from agebody.files import naming, replacing, sha256
 from agebody.pipelines.jobs.backends import set_metrics, start_workers
 from agebody.pipelines.jobs.cluster import ALL_CPUS, Cluster, check_cluster
 from agebody.pipelines.jobs.schedule import Failed, choose_part, run_jobs
 from agebody.pipelines.labels.fitting import fit_annotations
 from agebody.pipelines.labels.label_shards import ShardRecord, find_record, save_label_shard
 from agebody.pipelines.labels.settings import describe_settings
+from agebody.pipelines.outputs import make_output
 from agebody.stores import to_path
 
 _HEARTBEAT = 5.0
@@ -250,7 +251,7 @@ def fit_dataset(
     paths = {path.absolute(): _output(path, folder) for path in found}
     settings = describe_settings(body, layout, options)
     settings["device"] = torch.device(cluster.device or settings["device"]).type
-    make_folder(folder, "agebody fit-shards")
+    make_output(folder, "agebody fit-shards")
     report = DatasetReport(len(paths), settings=settings)
     lasts = _EXPIRES_LOCAL if cluster.is_local else _EXPIRES
     lease = _Lease(folder / report_name(*part or (None, None)), lasts)

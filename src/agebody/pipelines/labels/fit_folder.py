@@ -16,11 +16,12 @@ from agebody.annotations.photographs import SUFFIXES, read_photograph
 from agebody.annotations.tracks import frame_order
 from agebody.annotations.videos import Video, frame_name, is_video
 from agebody.body import BodyModel
-from agebody.files import flat_names, refuse_others, replacing_files
+from agebody.files import flat_names, replacing_files
 from agebody.pipelines.labels.overlays import draw_overlay, draw_video
 from agebody.pipelines.labels.records import Labels, load_labels
 from agebody.pipelines.labels.summary import summarize, to_markdown
 from agebody.pipelines.labels.training import has_training_joints, save_training_npz, save_training_shards
+from agebody.pipelines.outputs import refuse_others
 
 VIDEO = "overlay.mp4"
 """The overlay of a video; those of several cameras are named after these, too."""

@@ -18,7 +18,7 @@ from agebody.age import parse_ages
 from agebody.annotations.people import AnnotationError, ImageEntry, fail
 from agebody.annotations.people import People as Observed
 from agebody.body import BodyModel
-from agebody.files import make_folder, replacing
+from agebody.files import replacing
 from agebody.keypoints import get_layout, joint_layout
 from agebody.measure import stature
 from agebody.parameters import BodyParameters
@@ -30,6 +30,7 @@ from agebody.pipelines.labels.records import Labels
 from agebody.pipelines.labels.samples import TrainingShards, add_sample, encode, open_shard, read_about
 from agebody.pipelines.labels.settings import describe_differences
 from agebody.pipelines.labels.training import has_training_joints, pickle_people, training_arrays
+from agebody.pipelines.outputs import make_output
 from agebody.pipelines.synthesis.recipe import Recipe, draw_ages
 from agebody.pipelines.synthesis.scenes import VISIBLE, Studio
 
@@ -86,7 +87,7 @@ def synthesize(
             f"{len(names)} and {body.num_betas}; use num_betas=10"
         )
     Studio(body, recipe)  # says what is missing, before anything is written
-    folder = make_folder(output, "training shards").absolute()
+    folder = make_output(output, "training shards").absolute()
     paths = [folder / f"{i:06d}.tar" for i in range(count)]
     others = sorted({*folder.glob("[!.]*.tar")} - {*paths})
     if others or ((folder / LABELS).exists() and not overwrite and not paths[0].exists()):

@@ -21,7 +21,7 @@ from agebody.annotations.shards import Shards, find_shards
 from agebody.assets.unpickle import loads
 from agebody.body import BodyModel
 from agebody.cameras import from_crop
-from agebody.files import make_folder, replacing
+from agebody.files import replacing
 from agebody.fitting.observed import MIN_POINTS
 from agebody.keypoints import get_layout
 from agebody.nets import Regressor
@@ -42,6 +42,7 @@ from agebody.pipelines.labels.samples import (
     write_labels,
 )
 from agebody.pipelines.labels.training import NUM_BETAS, dump_people, shard_person, training_arrays
+from agebody.pipelines.outputs import make_output
 from agebody.pipelines.train.data import LAYOUT, NobodyError, TrainingData
 from agebody.pipelines.train.shards import WEIGHTS
 
@@ -107,7 +108,7 @@ def refit_shards(
     if not 0 < largest_error < math.inf:
         raise ValueError(f"largest_error: expected a share above 0, got {largest_error}")
     height, width = crop_size_of(network) if crop_size is None else crop_size
-    paths, folder = find_shards(shards, ".tar"), make_folder(output, "training shards")
+    paths, folder = find_shards(shards, ".tar"), make_output(output, "training shards")
     for path in paths:
         new = folder / path.name
         if new.exists() and (not overwrite or new.samefile(path)):

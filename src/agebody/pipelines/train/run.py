@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from agebody.checks import expect_choice
-from agebody.files import first_line, make_folder, replacing
+from agebody.files import first_line, replacing
 from agebody.losses import Objective, PoseDiscriminator
 from agebody.nets import Regressor
+from agebody.pipelines.outputs import make_output
 from agebody.pipelines.train.data import Batch, TrainingData, batches
 from agebody.pipelines.train.step import Adversary, RealBodies, predicted_values
 
@@ -187,7 +188,7 @@ class _Loop:
             self.rates[self.discriminator_optimizer] = rate
         self.folder, self.done = folder, 0
         if self.rank == 0:
-            make_folder(folder, "a training")
+            make_output(folder, "a training")
         if spread:
             torch.distributed.barrier()
         if (folder / CHECKPOINT).exists():
