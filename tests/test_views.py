@@ -239,8 +239,8 @@ def test_people_are_matched_over_views_and_fitted_once(body):
     own = labels.camera()
     assert own.distortion is not None
     torch.testing.assert_close(
-        own.project(body.keypoints("coco17", fitted)).pixels.double(),
-        torch.from_numpy(labels.keypoints).double(),
+        own.project(body.keypoints("coco17", fitted)).pixels.float(),
+        torch.from_numpy(labels.keypoints).float(),
     )
 
 

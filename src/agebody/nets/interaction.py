@@ -105,7 +105,7 @@ class MeshPoseInteraction(nn.Module):
         self.joint_position = nn.Parameter(0.02 * torch.randn(joints, width))
         self.frame_position = nn.Parameter(0.02 * torch.randn(frames, 1, width))
         self.lifter = nn.ModuleList(AttentionBlock(width, heads) for _ in range(2 * depth))
-        self.lift = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 3))
+        self.lift = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 3, bias=False))  # centred below
 
         self.embed_places = nn.Linear(3, width)
         self.marker_position = nn.Parameter(0.02 * torch.randn(len(markers), width))

