@@ -1,5 +1,7 @@
 # make demo, make test: each sets up what it needs, once.
 TORCH ?= torch==2.13.0
+# Modules are compiled when they are first imported; most never are.
+INSTALL := -m pip install --quiet --no-compile
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -84,8 +86,8 @@ wheel: $(VENV)/.installed-dev
 	rm -rf dist build/wheel
 	$(BIN)/python -m build --quiet --wheel --sdist
 	$(PYTHON) -m venv build/wheel
-	build/wheel/bin/python -m pip install --quiet "$(TORCH)"
-	build/wheel/bin/python -m pip install --quiet dist/*.whl
+	build/wheel/bin/python $(INSTALL) "$(TORCH)"
+	build/wheel/bin/python $(INSTALL) dist/*.whl
 	cd build/wheel && bin/python -I ../../tests/wheel_check.py
 
 # Before a release: the tag is the version everywhere, and the package index takes what was built.
@@ -117,15 +119,15 @@ gpu-packages: $(VENV)/.installed-dev
 
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python $(INSTALL) "$(TORCH)"
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml
-	$(BIN)/python -m pip install --quiet -e ".[free,render]"
+	$(BIN)/python $(INSTALL) -e ".[free,render]"
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.torch pyproject.toml
-	$(BIN)/python -m pip install --quiet -e ".[free,render,dev,docs]"
+	$(BIN)/python $(INSTALL) -e ".[free,render,dev,docs]"
 	touch $@ $(VENV)/.installed
 
 clean:

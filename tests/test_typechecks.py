@@ -46,3 +46,15 @@ def test_calls_share_no_dimensions():
     assert pair(zeros(2, 3), zeros(2)).shape == (2, 3)
     assert pair(zeros(4, 3), zeros(4)).shape == (4, 3)
     assert repeat("a", times=2) == "a"
+
+
+def test_results_of_known_arguments_are_checked_too():
+    @check
+    def positive(numbers: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
+        return numbers[numbers > 0]
+
+    for _ in range(2):
+        assert positive(zeros(3) + 1).shape == (3,)
+    for _ in range(2):
+        with pytest.raises(BeartypeCallHintViolation):
+            positive(zeros(3))
