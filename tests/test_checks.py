@@ -1,11 +1,14 @@
 """Weights and reductions, which all losses and metrics share."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agebody.checks import apply_mask, expect, reduce, safe_norm
+from agebody.checks import apply_mask, expect, read_count, read_positive, reduce, safe_norm
 
 shapes = st.lists(st.integers(0, 4), max_size=3).map(tuple)
 
@@ -96,3 +99,28 @@ def test_errors():
         expect("points", torch.ones(4, 3).long(), None, 3)
     with pytest.raises(TypeError, match="points: expected a torch.Tensor, got list"):
         expect("points", [1.0], 3)
+
+
+@pytest.mark.parametrize("value", [2, 2.0, np.float32(2), np.array(2), torch.tensor(2.0)])
+def test_positive_numbers_are_those_of_any_type(value):
+    assert read_positive("x", value) == 2
+
+
+@pytest.mark.parametrize(
+    "value", [0, -1.0, math.nan, math.inf, "2", True, None, [1.0], np.ones(2), torch.ones(2)]
+)
+def test_other_numbers_are_refused_in_one_line(value):
+    with pytest.raises(ValueError, match=r"^x: expected a length above 0 \[m\], got .+") as refusal:
+        read_positive("x", value, "a length", " [m]")
+    assert "\n" not in str(refusal.value)
+    if value is not math.inf:
+        with pytest.raises(ValueError, match="x"):
+            read_positive("x", value, finite=False)
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.0, "1", True, None])
+def test_counts_below_the_least_are_refused(value):
+    with pytest.raises(ValueError, match="^x: expected a whole number of 1 or more, got"):
+        read_count("x", value, least=1)
+    assert read_count("x", np.int64(1), least=1) == 1
+    assert read_positive("x", math.inf, finite=False) == math.inf

@@ -200,7 +200,7 @@ def test_crowds_may_be_numbers_and_other_shapes_are_refused(unchecked):
         ({"areas": areas[:, None]}, r"areas: expected shape \(3,\), got \(3, 1\)"),
         ({"boxes": areas[:, None].expand(3, 3)}, r"boxes: expected shape \(3, 4\), got \(3, 3\)"),
         ({"pred": target[None]}, r"pred: expected shape \(people, keypoints, 2\)"),
-        ({"max_detections": 0}, "max_detections: expected at least 1, got 0"),
+        ({"max_detections": 0}, "max_detections: expected a whole number of 1 or more, got 0"),
     ):
         with pytest.raises(ValueError, match=message):
             ap(**options)

@@ -166,7 +166,7 @@ def test_errors_name_the_argument(unchecked):
             pck(torch.zeros(2, 17, 2), torch.zeros(2, 17, 2), wrong)
         with pytest.raises(ValueError, match="max_threshold: expected a number of 0 or more, got"):
             pck_auc(torch.zeros(2, 17, 2), torch.zeros(2, 17, 2), max_threshold=wrong)
-    with pytest.raises(ValueError, match="steps: expected at least 1, got 0"):
+    with pytest.raises(ValueError, match="steps: expected a whole number of 1 or more, got 0"):
         pck_auc(pred, target, steps=0)
     with pytest.raises(TypeError, match=r"pred: expected a floating type, got torch\.int64"):
         mpckh(pred.long(), target)

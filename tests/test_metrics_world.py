@@ -244,7 +244,7 @@ def test_wrong_arguments(unchecked):
         w_mpjpe(pred, target, rest="long")
     with pytest.raises(ValueError, match="pred: expected more than the 100 frames of a segment, got"):
         wa_mpjpe(pred, target, rest="joined")
-    with pytest.raises(ValueError, match="segment: expected at least one frame, got 0"):
+    with pytest.raises(ValueError, match="segment: expected a whole number of 1 or more, got 0"):
         w_mpjpe(pred, target, segment=0)
     with pytest.raises(ValueError, match=r"pred: expected shape \(\*batch, any, any, 3\), got \(5, 3\)"):
         acceleration_error(pred[:, 0], target[:, 0])

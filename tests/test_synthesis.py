@@ -210,7 +210,7 @@ def test_ages_are_drawn_by_their_weights(body):
 @pytest.mark.parametrize(
     ("wrong", "match"),
     [
-        ({"count": 0}, "count: expected at least 1, got 0"),
+        ({"count": 0}, "count: expected a whole number of 1 or more, got 0"),
         ({"images_per_shard": 0}, "images_per_shard: expected"),
         ({"people": (2, 1)}, "people: expected two ascending numbers from 1 to 20"),
         ({"people": (1, 50)}, "people: expected"),

@@ -90,14 +90,29 @@ def expand_to(name: str, tensor: Tensor, shape: Sequence[int]) -> Tensor:
         ) from None
 
 
-def read_count(name: str, value: Any, most: int | None = None, whose: str | None = None) -> int:
-    """Check a whole number from 0 to ``most``, which ``whose`` has."""
+def read_positive(
+    name: str, value: Any, what: str = "a number", unit: str = "", finite: bool = True
+) -> float:
+    """Check a number above 0, of any type that makes one, and return it as a float."""
+    try:
+        number = math.nan if isinstance(value, (str, bool)) else float(value)
+    except (TypeError, ValueError, RuntimeError):
+        number = math.nan
+    if not number > 0 or (finite and number == math.inf):
+        raise ValueError(f"{name}: expected {what} above 0{unit}, got {reprlib.repr(value)}")
+    return number
+
+
+def read_count(
+    name: str, value: Any, most: int | None = None, whose: str | None = None, *, least: int = 0
+) -> int:
+    """Check a whole number from ``least`` to ``most``, which ``whose`` has."""
     try:
         number = -1 if isinstance(value, bool) else operator.index(value)
     except TypeError:
         number = -1
-    if number < 0 or (most is not None and number > most):
-        limit = "a whole number of 0 or more" if most is None else f"0 to {most}"
+    if number < least or (most is not None and number > most):
+        limit = f"a whole number of {least} or more" if most is None else f"{least} to {most}"
         raise ValueError(
             f"{name}: expected {limit}{'' if whose is None else f', what {whose!r} has'}, got {value!r}"
         )

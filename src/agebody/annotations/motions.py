@@ -17,6 +17,7 @@ from agebody.annotations.people import fail, shorten
 from agebody.assets.official import GENDERS, JOINT_NAMES, TITLES
 from agebody.body import BodyModel
 from agebody.body.model import expect_body
+from agebody.checks import read_positive
 from agebody.files import check_suffix, replacing
 from agebody.parameters import BodyParameters, check_identity, read_start
 
@@ -283,8 +284,7 @@ def save_motion(
     if not families:
         expected = "the joints of SMPL, SMPL-H or SMPL-X"
         raise ValueError(f"body: expected {expected}, got {body.asset.metadata.name!r} with other ones")
-    if motion.fps is None or not (np.isfinite(motion.fps) and motion.fps > 0):
-        raise ValueError(f"motion.fps: expected frames per second above 0, got {motion.fps}")
+    fps = read_positive("motion.fps", motion.fps, "frames per second")
     check_suffix(path, ".npz")
     frames = motion.parameters.transl.shape[0] if motion.parameters.transl.dim() == 2 else 0
     if not frames:
@@ -312,12 +312,12 @@ def save_motion(
         ends = np.cumsum(list(_PARTS.values()))[:-1]
         content |= dict(zip(_PARTS, np.split(pose, ends, 1), strict=True))
         content |= {
-            "mocap_frame_rate": np.array(float(motion.fps)),
-            "mocap_time_length": np.array(frames / motion.fps),
+            "mocap_frame_rate": np.array(fps),
+            "mocap_time_length": np.array(frames / fps),
             "num_betas": np.array(len(content["betas"])),
         }
     else:
-        content["mocap_framerate"] = np.array(float(motion.fps))
+        content["mocap_framerate"] = np.array(fps)
         content["dmpls"] = np.zeros((frames, _DMPLS))
     if expression.any():
         content["expression"] = expression

@@ -29,6 +29,7 @@ from agebody.annotations.people import (
     make_people,
     unread_ages,
 )
+from agebody.checks import read_count
 from agebody.files import first_line, naming, replacing, replacing_shards
 from agebody.keypoints import LAYOUTS, KeypointLayout, get_layout
 from agebody.stores import find_paths, to_path
@@ -123,8 +124,7 @@ def write_shards(
         OSError: a file cannot be written.
         ImportError: PyArrow is not installed.
     """
-    if people_per_shard < 1:
-        raise ValueError(f"people_per_shard: expected at least 1, got {people_per_shard}")
+    read_count("people_per_shard", people_per_shard, least=1)
     if not prefix or Path(prefix).name != prefix or prefix.startswith("."):
         raise ValueError(f"prefix: expected the beginning of a file name, got {prefix!r}")
     people.image_sizes()

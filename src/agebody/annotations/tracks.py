@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 
 from agebody.annotations.duplicates import OTHER_SIGMA, similarities
 from agebody.annotations.people import People
+from agebody.checks import read_count
 from agebody.metrics.matching import match
 from agebody.metrics.similarity import oks_sigmas
 
@@ -53,8 +54,7 @@ def link_people(people: People, *, gap: int = GAP) -> People:
         people: whose images are frames of one video.
         gap: frames for which a person may be unseen and keep their track.
     """
-    if gap < 0:
-        raise ValueError(f"gap: expected at least 0, got {gap}")
+    read_count("gap", gap)
     if people.tracks is not None and (people.tracks >= 0).all():
         return people
     tracks = np.full(len(people), -1, dtype=np.int64)

@@ -7,7 +7,6 @@ of it, span [0, W] x [0, H]. A box without extent, such as `box_around` gives fo
 
 from __future__ import annotations
 
-import math
 from typing import Literal, get_args
 
 import torch
@@ -15,7 +14,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from agebody.cameras.camera import Camera, Size, as_size, expect_camera, not_empty
-from agebody.checks import Weights, apply_mask, broadcast, expand_weights, expect, expect_choice
+from agebody.checks import (
+    Weights,
+    apply_mask,
+    broadcast,
+    expand_weights,
+    expect,
+    expect_choice,
+    read_positive,
+)
 
 BoxFormat = Literal["xyxy", "xywh", "cxcywh"]
 """Corners; first corner and size (COCO's); centre and size."""
@@ -47,7 +54,7 @@ def square_box(
         crop: width and height of a crop, whatever their unit, that is as high, or as wide, as the square,
             and in its middle; it shows the whole box.
     """
-    _expect_scale(scale)
+    read_positive("scale", scale)
     center, size = convert_box(box, "xyxy", "cxcywh").split(2, -1)
     size = size * (max(crop) / size.new_tensor(crop))
     half = size.amax(-1, keepdim=True) * (scale / 2)
@@ -65,7 +72,7 @@ def box_around(
             other, all four corners are 0.
         scale: size of the box over that of the keypoints' extent.
     """
-    _expect_scale(scale)
+    read_positive("scale", scale)
     points = expect("keypoints", keypoints, None, 2)
     if points.shape[-2] == 0:
         raise ValueError(f"keypoints: expected one or more, got shape {tuple(points.shape)}")
@@ -79,11 +86,6 @@ def box_around(
         high = torch.where(some, torch.where(kept, points, -torch.inf).amax(-2), 0)
     center, half = (low + high) / 2, (high - low) * (scale / 2)
     return torch.cat((center - half, center + half), -1)
-
-
-def _expect_scale(scale: float) -> None:
-    if not 0 < scale < math.inf:
-        raise ValueError(f"scale: expected a number above 0, got {scale}")
 
 
 def to_crop(

@@ -30,6 +30,7 @@ from agebody.checks import (
     expect_tensor,
     expect_values,
     floating,
+    read_positive,
 )
 from agebody.engine.batched import is_recorded, own_precision, product
 
@@ -281,8 +282,7 @@ class Camera(NamedTuple):
             Pixels, depth and a mask. With distortion, points outside the lens's view (see `distort`) are not
                 visible either.
         """
-        if not near > 0:
-            raise ValueError(f"near: expected a distance above 0 [m], got {near}")
+        read_positive("near", near, "a distance", " [m]")
         local = self.to_camera(points)
         depth = local[..., 2]
         plane = local[..., :2] * inverse_depth(depth, near)[..., None]
@@ -341,8 +341,8 @@ class Camera(NamedTuple):
         """
         if isinstance(scale, Tensor):
             self._check_batch(scale=scale.shape[:-1])
-        elif not 0 < scale < math.inf:
-            raise ValueError(f"scale: expected a number above 0, got {scale}")
+        else:
+            read_positive("scale", scale)
         return self._replace(focal=self.focal * scale, center=self.center * scale)
 
     def cropped(self, box: Float[Tensor, "*batch 4"], *, size: Size | None = None) -> Camera:

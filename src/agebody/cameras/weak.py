@@ -23,7 +23,7 @@ from agebody.cameras.camera import (
     inverse_depth,
     not_empty,
 )
-from agebody.checks import broadcast, expect, expect_dtype
+from agebody.checks import broadcast, expect, expect_dtype, read_positive
 
 LEAST_SCALE = 0.01
 """Scale s of a crop below which 1 / s is continued by its tangent: a person is less than a hundredth of the
@@ -167,8 +167,7 @@ def mahmr_to_translation(
         focal: focal length [pixels]; from the network's vertical field of view by `Camera.from_fov`.
         resolution: longer side of the network's input [pixels].
     """
-    if not 0 < resolution < math.inf:
-        raise ValueError(f"resolution: expected a side above 0 [pixels], got {resolution}")
+    read_positive("resolution", resolution, "a side", " [pixels]")
     shift, a = expect("raw", raw, 3).split((2, 1), -1)
     focal = expect("focal", focal)
     broadcast(raw=shift.shape[:-1], focal=focal.shape)

@@ -13,6 +13,7 @@ from agebody.annotations.duplicates import leave_out_duplicates
 from agebody.annotations.people import AnnotationError, ImageEntry, People, fail, make_people
 from agebody.annotations.photographs import Photographs, read_exif_focals, read_photograph
 from agebody.annotations.videos import Video, frame_name, is_video
+from agebody.checks import read_count
 from agebody.detect.detector import Detections, Detector, DetectorError
 from agebody.keypoints import KeypointLayout
 
@@ -47,8 +48,7 @@ def detect_people(
         OSError: the only photograph cannot be read.
     """
     path = Path(images)
-    if every < 1:
-        raise ValueError(f"every: expected at least 1, got {every}")
+    read_count("every", every, least=1)
     entries: list[ImageEntry] = []
     found: list[Detections] = []
     unread: list[str] = []

@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from agebody.cameras import Camera
 from agebody.cameras.camera import expect_camera
+from agebody.checks import read_positive
 from agebody.draw.meshes import (
     Color,
     one_line,
@@ -164,8 +165,8 @@ def lineup(
     spacing = 1.15 * float(extent[:, 0].max()) if spacing is None else spacing
     width, height = size = _read_size(size)
     for name, value in (("spacing", spacing), ("scale", scale), ("text_size", text_size)):
-        if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"{name}: expected a number above 0, got {value}")
+        if value is not None:
+            read_positive(name, value)
     text_height = 1.4 * text_size * max((title.count("\n") + 1 for title in titles), default=0)
     margin = 0.05 * height
     if scale is None:

@@ -18,7 +18,7 @@ from scipy.spatial.transform import Rotation
 
 from agebody.body import BodyModel, BodyOutput
 from agebody.body.model import expect_body
-from agebody.checks import broadcast, expect
+from agebody.checks import broadcast, expect, read_positive
 from agebody.draw.meshes import PALETTE, Color, read_color, to_linear, vertex_normals
 from agebody.files import check_suffix, replacing
 from agebody.parameters import BodyParameters, check_identity, read_start
@@ -78,8 +78,7 @@ def save_rigged(
     """
     check_single(body)
     suffix = check_suffix(path, *RIGGED_SUFFIXES)
-    if not (np.isfinite(fps) and fps > 0):
-        raise ValueError(f"fps: expected a number of frames per second above 0, got {fps}")
+    read_positive("fps", fps, "a number of frames per second")
     if suffix == ".bvh" and morph_targets:
         raise ValueError("morph_targets: a .bvh has no surface; use .glb")
     shade = to_linear(read_color("color", color))

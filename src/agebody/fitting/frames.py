@@ -17,7 +17,7 @@ from agebody.body import BodyModel
 from agebody.body.model import expect_body
 from agebody.cameras import Camera
 from agebody.cameras.camera import expect_camera
-from agebody.checks import Weights, expect, expect_labels
+from agebody.checks import Weights, expect, expect_labels, read_positive
 from agebody.engine.batched import own_precision
 from agebody.engine.trees import unflatten, without_gradients
 from agebody.fitting.clips import TERMS, Clips, read_start_sd
@@ -208,8 +208,8 @@ def fit_sequence(
     if len(entry) < entry_dims or entry[-2:] != (number, 2) or 0 in entry:
         shape = f"(*batch, T, {'V, ' if views else ''}{number}, 2)"
         raise ValueError(f"keypoints: expected shape {shape}, got {tuple(keypoints.shape)}")
-    if motion_sd is not None and not motion_sd > 0:
-        raise ValueError(f"motion_sd: expected a standard deviation above 0 [m], or None, got {motion_sd}")
+    if motion_sd is not None:
+        read_positive("motion_sd", motion_sd, "None, or a standard deviation", " [m]", finite=False)
     if depth is not None and views:
         raise ValueError("depth: expected None with views, which determine it")
     batch, seen = keypoints.shape[:-entry_dims], keypoints.shape[-entry_dims:-2]

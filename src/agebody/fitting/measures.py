@@ -14,7 +14,7 @@ from torch import Tensor
 
 from agebody.body import BodyModel
 from agebody.body.model import expect_body
-from agebody.checks import broadcast, expect_numbers, flatten
+from agebody.checks import broadcast, expect_numbers, flatten, read_positive
 from agebody.engine.batched import own_precision
 from agebody.engine.deform import age_coefficients
 from agebody.engine.trees import unflatten
@@ -139,8 +139,7 @@ class _Problem:
         expect_body(body, single=True)
         if age_offset is not None and not body.age_anchors:
             raise ValueError("age_offset: this body has one age")
-        if not 0 < sd < math.inf:
-            raise ValueError(f"sd: expected a length above 0 [m], got {sd}")
+        read_positive("sd", sd, "a length", " [m]")
         if not targets:
             raise ValueError("targets: expected at least one measurement, got none")
         definitions = MEASUREMENTS if definitions is None else definitions

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from agebody.body import BodyModel
 from agebody.body.model import expect_body
-from agebody.checks import Weights, apply_mask, expect, flatten, read_confidences
+from agebody.checks import Weights, apply_mask, expect, flatten, read_confidences, read_positive
 from agebody.engine.batched import own_precision
 from agebody.engine.trees import put_rows, take_rows, unflatten, where_rows, without_gradients
 from agebody.fitting.inverse_kinematics import (
@@ -268,8 +268,7 @@ def _read(
     layout: KeypointLayout | None = None,
 ) -> _Given:
     expect(name, points, count, 3)
-    if not (math.isfinite(sd) and sd > 0):
-        raise ValueError(f"sd: expected a length above 0 [m], got {sd}")
+    read_positive("sd", sd, "a length", " [m]")
     if age_offset is not None and not body.age_anchors:
         raise ValueError("age_offset: this body has one age")
     batch = points.shape[:-2]

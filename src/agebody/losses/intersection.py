@@ -16,6 +16,7 @@ from agebody.checks import (
     expect,
     expect_choice,
     flatten,
+    read_positive,
     reduce,
     safe_norm,
 )
@@ -149,8 +150,7 @@ def conic_distance_field(
     """
     points = expect("points", points, None, 3)
     triangles = expect("triangles", triangles, 3, 3)
-    if not sigma > 0:
-        raise ValueError(f"sigma: expected a length above 0, got {sigma}")
+    read_positive("sigma", sigma, "a length")
     last = triangles[..., 2, :]
     a, b = triangles[..., 0, :] - last, triangles[..., 1, :] - last
     normal = torch.linalg.cross(a, b)

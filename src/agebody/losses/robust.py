@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -10,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from agebody.checks import expect
+from agebody.checks import expect, read_positive
 
 Penalty = Literal["l1", "l2"] | Callable[[Tensor], Tensor]
 """``"l1"`` is the absolute value, ``"l2"`` the square, elementwise; or a function of residuals that returns a
@@ -102,6 +101,4 @@ def _scale(name: str, value: float | Tensor, like: Tensor) -> float | Tensor:
     """Return a scale as a floating-point number, as squares of small integer types overflow."""
     if isinstance(value, Tensor):
         return value.to(like)
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name}: expected a finite number above 0, got {value}")
-    return float(value)
+    return read_positive(name, value, "a finite number")

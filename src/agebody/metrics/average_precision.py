@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from agebody.checks import Weights, expand_weights, expect, expect_tensor
+from agebody.checks import Weights, expand_weights, expect, expect_tensor, read_count
 from agebody.keypoints import KeypointLayout
 from agebody.metrics.similarity import SPACING, spread_of
 
@@ -329,8 +329,7 @@ def keypoint_ap(
             shape = (length, 4) if name == "boxes" else (length,)
             if tensor is not None and expect_tensor(name, tensor).shape != shape:
                 raise ValueError(f"{name}: expected shape {shape}, got {tuple(tensor.shape)}")
-    if max_detections < 1:
-        raise ValueError(f"max_detections: expected at least 1, got {max_detections}")
+    read_count("max_detections", max_detections, least=1)
     people["crowd"] = None if crowd is None else crowd != 0
     spread = spread_of(sigmas, pred.double())
 

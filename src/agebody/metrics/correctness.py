@@ -18,6 +18,7 @@ from agebody.checks import (
     expect,
     expect_choice,
     expect_pair,
+    read_count,
     safe_norm,
 )
 from agebody.keypoints import KeypointLayout, get_layout
@@ -83,8 +84,7 @@ def pck_auc(
     of `pck`."""
     if max_threshold == math.inf:
         raise ValueError("max_threshold: expected a finite number of 0 or more, got inf")
-    if steps < 1:
-        raise ValueError(f"steps: expected at least 1, got {steps}")
+    read_count("steps", steps, least=1)
     errors, length, counted = _relative(pred, target, reference, weights, max_threshold, "max_threshold")
     limits = torch.linspace(0, max_threshold, steps, dtype=errors.dtype, device=errors.device)
     return Errors((errors[..., None] < limits * length[..., None]).to(errors.dtype).mean(-1), counted)

@@ -5,14 +5,23 @@ frame is the weighted mean over its points."""
 
 from __future__ import annotations
 
-import math
 from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from agebody.checks import Reduction, Weights, apply_mask, expand_weights, expect, expect_choice, safe_norm
+from agebody.checks import (
+    Reduction,
+    Weights,
+    apply_mask,
+    expand_weights,
+    expect,
+    expect_choice,
+    read_count,
+    read_positive,
+    safe_norm,
+)
 from agebody.losses.temporal import consecutive_weights
 from agebody.metrics.alignment import procrustes, read_points
 from agebody.metrics.pose import mean_over_points, point_distances
@@ -137,8 +146,7 @@ def foot_sliding(
     Source: Shin et al., WHAM, CVPR 2024, with four vertices of the soles.
     """
     pred, target, weights = read_points(pred, target, weights, 2)
-    if not threshold > 0:
-        raise ValueError(f"threshold: expected a distance above 0, got {threshold}")
+    read_positive("threshold", threshold, "a distance", finite=False)
     moved, true = (safe_norm(apply_mask(x, weights, 1).diff(dim=-3)) for x in (pred, target))
     moved, rests = torch.where(true.isnan(), true, moved), (~(true >= threshold)).to(moved.dtype)
     both = consecutive_weights(weights, 2)
@@ -202,8 +210,8 @@ def _aligned_by_segments(
 ) -> Errors:
     """Return the errors after aligning each segment by its first frames of any weight, or by all."""
     pred, target, weights = read_points(pred, target, weights, 2)
-    if segment is not None and segment < 1:
-        raise ValueError(f"segment: expected at least one frame, got {segment}")
+    if segment is not None:
+        read_count("segment", segment, least=1)
     expect_choice("rest", rest, get_args(Rest))
     if rest == "joined" and segment is not None:
         frames, given = pred.shape[-3], pred.new_ones(pred.shape[:-1]) if weights is None else weights
@@ -243,9 +251,7 @@ def _aligned_by_segments(
 
 
 def _lengths_of_differences(x: Tensor, order: int, fps: float | None, weights: Tensor | None) -> Errors:
-    if fps is not None and not 0 < fps < math.inf:
-        raise ValueError(f"fps: expected a number above 0, or None for frames, got {fps!r}")
-    rate = 1.0 if fps is None else float(fps) ** order
+    rate = 1.0 if fps is None else read_positive("fps", fps) ** order
     lengths = rate * safe_norm(x.diff(n=order, dim=-3))
     return mean_over_points(lengths, consecutive_weights(weights, order + 1))
 

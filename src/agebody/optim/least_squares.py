@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from agebody.checks import read_count
+from agebody.checks import read_count, read_positive
 from agebody.engine.batched import own_precision
 from agebody.optim.quadratic import Model
 
@@ -101,8 +101,7 @@ def minimize(
     for name, number in tolerances._asdict().items():
         if not 0 <= number < math.inf:
             raise ValueError(f"{name}_tolerance: expected a number of 0 or more, got {number}")
-    if not 0 < damping < math.inf:
-        raise ValueError(f"damping: expected a number above 0, got {damping}")
+    read_positive("damping", damping)
     read_count("max_iterations", max_iterations)
     with own_precision(start.device):
         metric = None if metric is None else metric.detach().to(start).expand(start.shape)

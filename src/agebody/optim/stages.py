@@ -173,8 +173,7 @@ def fit_in_batches(
     frames: int = 1,
 ) -> Fit:
     """Return ``count`` fits by a function of indices, at most ``batch_size`` frames at a time."""
-    if not read_count("batch_size", batch_size):
-        raise ValueError("batch_size: expected at least 1, got 0")
+    read_count("batch_size", batch_size, least=1)
     each = torch.arange(count, device=device).split(max(1, batch_size // frames))
     parts = [tree_flatten(fit(rows)) for rows in each]
     leaves = zip(*(leaves for leaves, _ in parts), strict=True)

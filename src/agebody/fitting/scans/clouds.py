@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from agebody.cameras import Camera
 from agebody.cameras.camera import expect_camera
-from agebody.checks import expect
+from agebody.checks import expect, read_positive
 from agebody.engine.batched import own_precision
 from agebody.losses import plane_height
 
@@ -72,8 +71,7 @@ class Cloud(NamedTuple):
         if camera.focal.dim() != 1:
             batch = tuple(camera.focal.shape[:-1])
             raise ValueError(f"camera: expected one without batch dimensions, got {batch}; choose camera[i]")
-        if not max_jump > 0:
-            raise ValueError(f"max_jump: expected a number above 0, got {max_jump}")
+        read_positive("max_jump", max_jump, finite=False)
         valid = depth.isfinite() & (depth > 0)
         if valid.any() and (median := float(depth[valid].median())) > MAX_MEDIAN:
             raise ValueError(
@@ -136,8 +134,7 @@ def fit_plane(
         raise ValueError(f"points: expected shape (N, 3) with at least three, got {tuple(points.shape)}")
     if not points.isfinite().all():
         raise ValueError("points: expected finite points; leave out holes")
-    if not 0 < tolerance < math.inf:
-        raise ValueError(f"tolerance: expected a length above 0 [m], got {tolerance}")
+    read_positive("tolerance", tolerance, "a length", " [m]")
     if point_normals is not None and point_normals.shape != points.shape:
         got = f"{len(points)} points, and normals of shape {tuple(point_normals.shape)}"
         raise ValueError(f"points: expected a normal for each point of the cloud, got {got}")

@@ -8,6 +8,8 @@ import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from agebody.checks import read_count
+
 _PROBE = 3.0
 """Time limit for the answer of a cluster [s]."""
 
@@ -54,10 +56,9 @@ def check_cluster(cluster: Cluster) -> Cluster:
         ValueError: a number is too small, or the runtime environment is wrong.
     """
     cluster = cluster._replace(address=cluster.address or os.environ.get("RAY_ADDRESS") or None)
-    if cluster.workers is not None and cluster.workers < 1:
-        raise ValueError(f"workers: expected at least 1, got {cluster.workers}")
-    if cluster.max_retries < 0:
-        raise ValueError(f"max_retries: expected at least 0, got {cluster.max_retries}")
+    if cluster.workers is not None:
+        read_count("workers", cluster.workers, least=1)
+    read_count("max_retries", cluster.max_retries)
     unknown = set(cluster.runtime_env or ())
     if cluster.is_local:
         if unknown:

@@ -20,6 +20,7 @@ from agebody.annotations.tracks import frame_numbers
 from agebody.annotations.views import view_frames
 from agebody.body import BodyModel
 from agebody.cameras import Camera, box_around
+from agebody.checks import read_count, read_positive
 from agebody.fitting.frames import AIONHMR, fit_keypoints, fit_sequence
 from agebody.fitting.start import to_camera_space
 from agebody.keypoints import KeypointLayout, joint_layout
@@ -82,10 +83,9 @@ def fit_annotations(
     given = {"age_offset": age_offset, "years": years, "age_class": age_class}
     if focal is not None and fov is not None:
         raise ValueError("focal, fov: expected one of them")
-    if focal is not None and not 0 < focal < math.inf:
-        raise ValueError(f"focal: expected a length above 0 [pixels], got {focal}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+    if focal is not None:
+        read_positive("focal", focal, "a length", " [pixels]")
+    read_count("batch_size", batch_size, least=1)
     if cameras is not None and lifter is not None:
         raise ValueError("lifter: expected None with cameras; it estimates single views")
     if cameras is not None and (motion_sd is None or focal is not None or fov is not None):

@@ -17,6 +17,7 @@ from agebody.annotations.people import AnnotationError, People, fail
 from agebody.annotations.photographs import read_photograph
 from agebody.body import BodyModel
 from agebody.cameras import Camera, box_around, box_condition, square_box, weak_to_translation
+from agebody.checks import read_count
 from agebody.detect.windows import crop_image
 from agebody.fitting.observed import MIN_POINTS
 from agebody.nets import Regressor, normalize_images
@@ -89,8 +90,7 @@ def predict_annotations(
     """
     if not len(people):
         fail(people.path, "there is nobody to predict")
-    if batch_size < 1:
-        raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+    read_count("batch_size", batch_size, least=1)
     theirs, ours = network.body.asset, body.asset
     counts = [(layer.num_betas, layer.num_expression) for layer in (network.body, body)]
     if theirs.joint_names != ours.joint_names or counts[0] != counts[1]:

@@ -28,6 +28,7 @@ from agebody.annotations.photographs import is_upright_jpeg, read_photograph
 from agebody.assets.asset import HAND_JOINTS, SMPL_JOINT_NAMES
 from agebody.assets.landmarks import TIPS5
 from agebody.body import BodyModel
+from agebody.checks import read_count
 from agebody.files import replacing_shards, save_npz
 from agebody.fitting.whole_body import FACE, FACE_POINTS
 from agebody.keypoints import get_layout
@@ -226,8 +227,7 @@ def save_training_shards(
         FileExistsError: there are shards in the folder, and ``overwrite`` is false.
         OSError: a file is missing, or cannot be written.
     """
-    if images_per_shard < 1:
-        raise ValueError(f"images_per_shard: expected at least 1, got {images_per_shard}")
+    read_count("images_per_shard", images_per_shard, least=1)
     arrays = training_arrays(body, labels, box_scale=box_scale)
     people = labels.by_image()
     names = list(people)

@@ -19,6 +19,7 @@ from agebody.age import AGE_CLASSES, AgeCurve
 from agebody.annotations.people import fail
 from agebody.annotations.photographs import Photographs
 from agebody.body import BodyModel
+from agebody.checks import read_count
 from agebody.keypoints import get_layout
 from agebody.mesh.parts import PartMap
 from agebody.people.sampling import class_years
@@ -76,8 +77,7 @@ class Recipe:
                     f"{name}: expected two ascending numbers from {least:g} to {most}, got {low:g}, {high:g}"
                 )
         for name in ("count", "images_per_shard"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+            read_count(name, getattr(self, name), least=1)
         if not all(16 <= side <= 8192 for side in self.size):
             raise ValueError(f"size: expected sides from 16 to 8192 pixels, got {self.size}")
         if not 0 <= self.seed < 2**63:

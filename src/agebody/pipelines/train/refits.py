@@ -21,6 +21,7 @@ from agebody.annotations.shards import Shards, find_shards
 from agebody.assets.unpickle import loads
 from agebody.body import BodyModel
 from agebody.cameras import from_crop
+from agebody.checks import read_positive
 from agebody.files import replacing
 from agebody.fitting.observed import MIN_POINTS
 from agebody.keypoints import get_layout
@@ -105,8 +106,7 @@ def refit_shards(
         FileExistsError: a shard is there, and ``overwrite`` is false.
         OSError: a file cannot be read or written.
     """
-    if not 0 < largest_error < math.inf:
-        raise ValueError(f"largest_error: expected a share above 0, got {largest_error}")
+    read_positive("largest_error", largest_error, "a share")
     height, width = crop_size_of(network) if crop_size is None else crop_size
     paths, folder = find_shards(shards, ".tar"), make_output(output, "training shards")
     for path in paths:

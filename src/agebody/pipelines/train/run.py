@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from agebody.checks import expect_choice
+from agebody.checks import expect_choice, read_positive
 from agebody.files import first_line, replacing
 from agebody.losses import Objective, PoseDiscriminator
 from agebody.nets import Regressor
@@ -69,8 +69,8 @@ class TrainingSettings:
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
         for name in ("learning_rate", "clip_norm", "discriminator_rate"):
-            if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name}: expected a number above 0, got {getattr(self, name)}")
+            if getattr(self, name) is not None:
+                read_positive(name, getattr(self, name))
         if self.ema is not None and not 0 <= self.ema < 1:
             raise ValueError(f"ema: expected a share from 0 to below 1, got {self.ema}")
         for name, known in (("decay", ("none", "cosine")), ("precision", tuple(_PRECISIONS))):
