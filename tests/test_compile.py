@@ -35,6 +35,12 @@ def either_body(request, mannequin_asset):
     return SMPLA(mannequin_asset, smil=smil, transition=0.2, backend=request.param).eval()
 
 
+@pytest.fixture(scope="module")
+def plain_body(either_body, mannequin_asset):
+    """Without an infant's layer: half the code to compile."""
+    return SMPLA(mannequin_asset, backend=either_body.backend).eval()
+
+
 def arguments(batch):
     generator = torch.Generator().manual_seed(0)
     normal = lambda *shape: 0.4 * torch.randn((batch, *shape), generator=generator)  # noqa: E731
@@ -54,11 +60,9 @@ def assert_same_bodies(got, expected):
 
 
 @pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
-def test_compile_without_a_graph_break(either_body, mannequin_asset, compiler):
+def test_compile_without_a_graph_break(either_body, plain_body, compiler):
     torch._dynamo.reset()
-    body = either_body
-    if compiler == "inductor":  # half the code to compile
-        body = SMPLA(mannequin_asset, backend=body.backend)
+    body = plain_body if compiler == "inductor" else either_body
     compiled = torch.compile(body, fullgraph=True, backend=compiler)
     given = {k: v.requires_grad_() for k, v in arguments(3).items()}
     got, expected = compiled(**given), body(**given)
@@ -86,9 +90,9 @@ def test_compile_growth(name, sex):
     assert torch.autograd.grad(found.nansum(), years)[0].isfinite().all()
 
 
-def test_compile_keypoints_and_shaped_bodies(either_body):
+def test_compile_keypoints_and_shaped_bodies(plain_body):
     torch._dynamo.reset()
-    body, given = either_body, arguments(3)
+    body, given = plain_body, arguments(3)
     expected = body.keypoints("coco17", **given)
 
     @torch.compile(fullgraph=True, backend="aot_eager")
@@ -101,9 +105,9 @@ def test_compile_keypoints_and_shaped_bodies(either_body):
     assert_same_bodies(posed, body(**given))
 
 
-def test_compile_parameters(either_body):
+def test_compile_parameters(plain_body):
     torch._dynamo.reset()
-    body, given = either_body, arguments(3)
+    body, given = plain_body, arguments(3)
     given["body_pose"] = given["body_pose"].unflatten(-1, (-1, 3))
     parameters = BodyParameters(**given)
     expected = body.keypoints("coco17", **given)
@@ -118,9 +122,9 @@ def test_compile_parameters(either_body):
     assert_same_bodies(output, body(**given))
 
 
-def test_compile_in_inference_mode_and_under_transforms(either_body):
+def test_compile_in_inference_mode_and_under_transforms(plain_body):
     torch._dynamo.reset()
-    body, given = either_body, arguments(2)
+    body, given = plain_body, arguments(2)
     surface = lambda betas: body(**{**given, "betas": betas}).vertices  # noqa: E731
     energy = lambda betas: surface(betas).square().mean()  # noqa: E731
     compiled = lambda function: torch.compile(function, fullgraph=True, backend="aot_eager")  # noqa: E731
