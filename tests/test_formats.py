@@ -17,9 +17,10 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from agebody.annotations import AnnotationError, read_people, read_shard, write_shards
-from agebody.annotations.formats import FORMATS, YOLO
+from agebody.annotations.formats import FORMATS
 from agebody.annotations.orders import ORDERS
 from agebody.annotations.photographs import Photographs
+from agebody.annotations.yolo import YOLO
 from agebody.keypoints import LAYOUTS
 
 SIZE = (200, 100)
@@ -191,6 +192,13 @@ def landmarks(third: str = "visibility") -> list[dict[str, float]]:
 
 ONES = [1.0] * 136
 BOX = {"box": (10, 20, 40, 60)}
+GOLIATH = [
+    *(*BODY[:9], *BODY[11:], *FEET),
+    *(*20 * [None], "right_wrist", *20 * [None], "left_wrist", *245 * [None]),
+]
+VITPOSE = {"scores": [c for *_, c in xyc(17)], "labels": [*range(17)], "keypoints": pairs(xyc(17))}
+ABOVE = [0, 5, 6, 11, 12]  # what a threshold leaves
+EASY25 = [*BODY[:5], "neck", *BODY[5:13], "hip", *BODY[13:], *FEET]
 INSTANCE = {
     "keypoints": pairs(xyc(17)),
     "keypoint_scores": [c for *_, c in xyc(17)],
@@ -300,6 +308,34 @@ SAMPLES = {
         {"meta_info": {}, "instance_info": [{"frame_id": 1, "instances": [INSTANCE]}]}, BODY, "coco17", **BOX
     ),
     "MMPose, frames": Sample([{"frame_id": 0, "instances": [INSTANCE]}], BODY, "coco17", **BOX),
+    "Sapiens": Sample(
+        {"instance_info": [{"keypoints": pairs(xyc(308)), "keypoint_scores": [1.0] * 308}]},
+        GOLIATH,
+        weights=[1.0] * 308,
+    ),
+    "ViTPose of transformers, one image": Sample([VITPOSE | {"bbox": [5.0, 6.0, 5.1, 6.1]}], BODY, "coco17"),
+    "ViTPose of transformers, images": Sample([[VITPOSE]], BODY, "coco17"),
+    "ViTPose of transformers, above a threshold": Sample(
+        [[{"labels": ABOVE} | {key: [VITPOSE[key][k] for k in ABOVE] for key in ("keypoints", "scores")}]],
+        BODY,
+        "coco17",
+        [c if k in ABOVE else 0 for k, (*_, c) in enumerate(xyc(17))],
+    ),
+    "easy_ViTPose": Sample(
+        {
+            "keypoints": [{"4": [[y, x, c] for x, y, c in xyc(25)]}],
+            "skeleton": {str(k): name for k, name in enumerate(EASY25)},
+        },
+        ["mid_hip" if name == "hip" else name for name in EASY25],
+        track=4,
+    ),
+    "OpenPifPaf": Sample(
+        [{"keypoints": flat(xyc(17)), "bbox": [10, 20, 30, 40], "score": 0.9, "category_id": 1}],
+        BODY,
+        "coco17",
+        file="a.png.predictions.json",
+        **BOX,
+    ),
     "Ultralytics to_json": Sample([ULTRALYTICS], BODY, "coco17", track=3, **BOX),
     "Ultralytics to_json, without confidences": Sample(
         [ULTRALYTICS | {"keypoints": {k: v for k, v in ULTRALYTICS["keypoints"].items() if k != "visible"}}],
@@ -536,6 +572,19 @@ def test_files_are_read_as_their_tools_write_them(folder, name):
     assert (-1 if found.tracks is None else found.tracks[0]) == sample.track
 
 
+def test_hands_of_whole_bodies_have_each_tools_names(folder):
+    names = [*BODY, *FEET, *(f"face-{k}" for k in range(68)), *(f"forefinger{k}" for k in range(42))]
+    instance = {"keypoints": pairs(xyc(133)), "keypoint_scores": [1.0] * 133}
+    content = {"meta_info": {"keypoint_id2name": dict(enumerate(names))}, "instance_info": [instance]}
+    found = read_people(write(folder, content), size=SIZE, layout="coco133")
+    np.testing.assert_allclose(found.keypoints[0], pairs(xyc(133)))
+    sapiens = {"instance_info": [{"keypoints": pairs(xyc(308)), "keypoint_scores": [1.0] * 308}]}
+    found = read_people(write(folder, sapiens), size=SIZE, layout="coco133")
+    points = dict(zip(found.layout.names, found.keypoints[0, :, 0] - 20, strict=True))
+    at = {"right_thumb": 21, "right_thumb1": 24, "right_index": 25, "left_pinky": 58, "left_pinky1": 61}
+    assert {name: points[name] for name in at} == at
+
+
 def test_all_formats_and_orders_have_a_sample():
     written = [sample.content for sample in SAMPLES.values() if not isinstance(sample.content, str)]
     used = {
@@ -631,7 +680,7 @@ REFUSED = {
         results(17, keypoints=[1, 2, -3, *flat(xyc(17))[3:]]),
         "at least 0, got -3 for point 0",
     ),
-    "27 points": (results(27), "expected the names of the 27 keypoints; only 14, 15, .*137 need none"),
+    "27 points": (results(27), "expected the names of the 27 keypoints; only 14, 15, .*137, 308 need none"),
     "too few numbers": (results(17, keypoints=[1, 2, 3, 4]), "got 4 numbers"),
     "two sizes": (
         {
@@ -687,6 +736,12 @@ REFUSED = {
     "DWPose, candidates": ({"bodies": {"candidate": [], "subset": []}}, "DWPose's candidates; agebody reads"),
     "EFT": ({"ver": 1.0, "data": []}, "fits of EFT; agebody reads"),
     "world landmarks of the older form": ({"poseWorldLandmarks": landmarks()}, "in metres"),
+    "ViTPose, labels": (
+        [[VITPOSE | {"labels": [*range(16), 40]}]],
+        r"\[0\]\[0\]: keypoints: .*got '\[0, 1, 2",
+    ),
+    "ViTPose, no list": ([[{"scores": 3, "keypoints": 4}, 5]], r"\[0\]\[1\]: expected an object, got 5"),
+    "easy_ViTPose, no people": ({"skeleton": 3, "keypoints": [7]}, r"keypoints\[0\]"),
     "YOLO, commas": (
         YOLO_LINE.replace(" ", ","),
         "line 1: expected a class, a box and points, between spaces",

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
-
-from agebody.annotations.orders import ORDERS
 
 
 class Frame(NamedTuple):
@@ -58,7 +55,7 @@ def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _triples(xy: Any, third: Any = None) -> Any:
+def triples(xy: Any, third: Any = None) -> Any:
     """Return x, y, c of points given as pairs and, optionally, confidences; invalid values unchanged."""
     if not isinstance(xy, list):
         return xy
@@ -148,7 +145,7 @@ def _mmpose_people(instances: Any, prefix: str) -> list[tuple[str, Any]]:
     found = []
     for i, one in enumerate(_listed(instances)):
         if isinstance(one, dict):
-            points = _triples(one.get("keypoints"), one.get("keypoint_scores"))
+            points = triples(one.get("keypoints"), one.get("keypoint_scores"))
             one = _with(
                 one, keypoints=points, score=one.get("bbox_score"), bbox=_from_corners(one.get("bbox"))
             )
@@ -172,6 +169,62 @@ def _mmpose(document: Any) -> Iterator[Frame]:
         yield Frame(None, _mmpose_people(document, prefix), names=names)
 
 
+# --- ViTPose, of transformers and of easy_ViTPose; OpenPifPaf
+
+_VITPOSE = 17
+"""Points of the models of transformers."""
+
+
+def _in_place(points: Any, labels: Any) -> Any:
+    """Return x, y, c of all points, where a file has those above a threshold and their numbers."""
+    count = len(points) // 3 if isinstance(points, list) else 0
+    if not isinstance(labels, list) or len(labels) != count or labels == [*range(count)]:
+        return points
+    if not all(isinstance(label, int) and 0 <= label < _VITPOSE for label in labels):
+        return str(labels)
+    placed = [0.0] * 3 * _VITPOSE
+    for k, label in enumerate(labels):
+        placed[3 * label : 3 * label + 3] = points[3 * k : 3 * k + 3]
+    return placed
+
+
+def _vitpose(document: Any) -> Iterator[Frame]:
+    """Read results of transformers, of an image or several; their boxes lie elsewhere, and are left out."""
+    several = isinstance(document[0], list)
+    for i, one in enumerate(document if several else [document]):
+        people = []
+        for k, person in enumerate(_listed(one)):
+            if isinstance(person, dict):
+                points = triples(person.get("keypoints"), person.get("scores"))
+                person = {"keypoints": _in_place(points, person.get("labels"))}
+            people.append((f"[{i}][{k}]" if several else f"[{k}]", person))
+        yield Frame(None, people)
+
+
+def _easy_vitpose(document: Any) -> Iterator[Frame]:
+    listed, frames = document["skeleton"], document["keypoints"]
+    names = tuple(map(str, listed.values())) if isinstance(listed, dict) else None
+    for i, one in enumerate(frames):
+        people = []
+        for track, points in one.items() if isinstance(one, dict) else [("", one)]:
+            triples = isinstance(points, list) and all(isinstance(p, list) and len(p) == 3 for p in points)
+            flat = [n for y, x, c in points for n in (x, y, c)] if triples else points
+            row = {"keypoints": flat, "track_id": int(track) if track.isdecimal() else None}
+            people.append((f"keypoints[{i}].{track}", row))
+        yield Frame(None, people, names=names)
+
+
+def _is_openpifpaf(document: Any) -> bool:
+    """Return whether a list has the people of one image, which has the file's name."""
+    if not _objects(document, "keypoints") or not {"bbox", "score", "category_id"} <= document[0].keys():
+        return False
+    return not any(_has(one, "image_id", "file_name") for one in document)
+
+
+def _openpifpaf(document: Any) -> Iterator[Frame]:
+    yield Frame(None, [(f"[{i}]", one) for i, one in enumerate(document)])
+
+
 # --- Ultralytics
 
 
@@ -185,118 +238,13 @@ def _ultralytics(document: Any) -> Iterator[Frame]:
                 y: Any = points.get("y")
                 pairs = isinstance(x, list) and isinstance(y, list) and len(x) == len(y)
                 xy = [list(pair) for pair in zip(x, y, strict=True)] if pairs else points
-                points = _triples(xy, points.get("visible"))
+                points = triples(xy, points.get("visible"))
             if isinstance(box, dict):
                 box = _from_corners([box.get(key) for key in ("x1", "y1", "x2", "y2")])
             kind = 1 if one.get("name") == "person" else one.get("name")
             one = _with(one, keypoints=points, bbox=box, score=one.get("confidence"), category_id=kind)
         people.append((f"[{i}]", one))
     yield Frame(None, people)
-
-
-class _Row(NamedTuple):
-    """How a line of YOLO-pose is read after its class and box: points of 2 or 3 numbers, a score, a track."""
-
-    size: int
-    dims: int
-    ends: tuple[str, ...]
-    """What follows the points: "score", "track"."""
-
-    @property
-    def length(self) -> int:
-        """Number of numbers after the box."""
-        return self.size * self.dims + len(self.ends)
-
-    def __str__(self) -> str:
-        """Return a description for messages."""
-        return f"{self.size} points of {self.dims} numbers{''.join(f', a {end}' for end in self.ends)}"
-
-    def end(self, values: Sequence[float]) -> dict[str, float]:
-        """Return what follows the points of a line, by name."""
-        return dict(zip(self.ends, values[5 + self.size * self.dims :], strict=False))
-
-    def points(self, values: Sequence[float]) -> list[Sequence[float]]:
-        """Return the points of a line."""
-        first = range(5, 5 + self.size * self.dims, self.dims)
-        return [values[i : i + self.dims] for i in first]
-
-    def fits(self, values: Sequence[float]) -> bool:
-        """Return whether the confidences, scores and tracks have valid values."""
-        points = self.points(values)
-        third = [point[2] for point in points] if self.dims == 3 else []
-        end = self.end(values)
-        score, track = end.get("score", 0.0), end.get("track", 0.0)
-        flags = all(0 <= v <= 1 for v in third) or all(v in (0, 1, 2) for v in third)
-        near = all(-0.5 <= share <= 1.5 for point in points for share in point[:2])  # of the image
-        return flags and near and 0 <= score <= 1 and track >= 0 and track == int(track)
-
-    def in_boxes(self, lines: Sequence[Sequence[float]]) -> float:
-        """Return the share of the points that lie in the boxes of their lines, or slightly outside."""
-        inside: list[bool] = []
-        for values in lines:
-            x, y, width, height = values[1:5]
-            for px, py, *v in self.points(values):
-                near = abs(px - x) <= 0.6 * width and abs(py - y) <= 0.6 * height
-                inside += [near] if v != [0] else []
-        return sum(inside) / max(len(inside), 1)
-
-
-_IN_BOXES = 0.8
-"""Least share of the points that lie in the boxes if the lines are read correctly."""
-_ENDS = ((), ("track",), ("score",), ("score", "track"))
-"""What may follow the points. One whole number in all lines is a track: detectors are never as sure as 1."""
-_ULTRALYTICS = (17, 3)
-"""Points of Ultralytics' own models, and numbers of each."""
-
-
-class Unclear(ValueError):
-    """The meaning of a file is ambiguous."""
-
-
-def _yolo(lines: Any, size: int | None = None) -> Iterator[Frame]:
-    """Read lines of class, box and points, of which there are ``size`` if lines have several meanings."""
-    numbers = [values for _, values in lines if all(map(_is_finite, values))]
-    lengths = {len(values) for values in numbers if len(values) > 5}
-    rows = {n: _find_row([values for values in numbers if len(values) == n], size) for n in lengths}
-    people = []
-    for number, values in lines:
-        if len(values) < 5:
-            raise Unclear(f"line {number}: expected a class, a box and points, between spaces")
-        row, box, entry = rows.get(len(values)), values[1:5], {"keypoints": values[5:]}
-        if row is not None and all(map(_is_finite, values)):
-            if values[0] < 0 or values[0] != int(values[0]):
-                raise Unclear(f"line {number}: expected the whole number of a class first, got {values[0]:g}")
-            points = [list(point) for point in row.points(values)]
-            end = row.end(values)
-            flat = [value for point in points for value in point]
-            points = flat if row.dims == 3 else _triples(points)
-            entry = {"keypoints": points, "score": end.get("score"), "track_id": end.get("track")}
-        if len(box) == 4 and all(isinstance(value, float) for value in box):
-            x, y, width, height = box
-            entry["bbox"] = [x - width / 2, y - height / 2, width, height]
-        people.append((f"line {number}", entry))
-    yield Frame(None, people)
-
-
-def _find_row(lines: list[list[float]], size: int | None) -> _Row | None:
-    """Return how lines of one length are read; None if no form fits."""
-    count, sizes = len(lines[0]) - 5, sorted({order.size for order in ORDERS})
-    every = [_Row(size, dims, ends) for size in sizes for dims in (3, 2) for ends in _ENDS]
-    found = [row for row in every if row.length == count]
-    found = [row for row in found if all(map(row.fits, lines))] or found[-1:]  # to be refused as it is
-    found = [row for row in found if row.size == size] or found
-    found = [*{row[:2]: row for row in reversed(found)}.values()][::-1]  # the first of the same points
-    if len(found) > 1:
-        likely = [row for row in found if row.in_boxes(lines) >= _IN_BOXES]
-        found = [row for row in likely if (row.size, row.dims) == _ULTRALYTICS] or likely or found
-    if len(found) > 1:
-        several = " or ".join(map(str, found))
-        raise Unclear(f"lines of {count + 5} numbers may have {several}; give the layout of the points")
-    return found[0] if found else None
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, float) and math.isfinite(value)
 
 
 # --- MediaPipe, TensorFlow.js
@@ -367,7 +315,7 @@ def _mpii(document: Any) -> Iterator[Frame]:
         joints = one.get("joints")
         if isinstance(joints, list) and all(_is_pair(pair) for pair in joints):
             joints = [[x - 1, y - 1] for x, y in joints]  # Matlab counts from 1
-        points = _triples(joints, one.get("joints_vis", one.get("joints_visible")))
+        points = triples(joints, one.get("joints_vis", one.get("joints_visible")))
         rest = {k: v for k, v in one.items() if k not in ("center", "scale")}
         yield Frame(one.get("image"), [(f"[{i}].joints", _with(rest, keypoints=points))])
 
@@ -428,6 +376,20 @@ FORMATS = (
         _ultralytics,
         shares=True,
     ),
+    Format(
+        "ViTPose of transformers",
+        lambda d: any(
+            _objects(one, "scores") and _objects(one, "keypoints")
+            for one in (d, *(d if d and isinstance(d, list) else ()))
+        ),
+        _vitpose,
+    ),
+    Format(
+        "easy_ViTPose",
+        lambda d: _has(d, "skeleton") and isinstance(d.get("keypoints"), list),
+        _easy_vitpose,
+    ),
+    Format("OpenPifPaf", _is_openpifpaf, _openpifpaf),
     Format("AI Challenger", lambda d: _objects(d, "keypoint_annotations"), _ai_challenger, "AI Challenger"),
     Format("MPII", lambda d: _objects(d, "joints") and _objects(d, "image"), _mpii, "MPII"),
     Format("MediaPipe", _is_mediapipe, _mediapipe, shares=True),
@@ -448,10 +410,10 @@ FORMATS = (
 )
 """The formats besides COCO's annotations, of which the first that fits counts."""
 
-YOLO = Format("YOLO-pose", lambda lines: True, _yolo, shares=True)
-"""Text files, one line per person."""
-
-READ = "COCO, OpenPose, AlphaPose, MMPose, Ultralytics, YOLO-pose, MediaPipe, AI Challenger and MPII"
+READ = (
+    "COCO, OpenPose, AlphaPose, MMPose, ViTPose, OpenPifPaf, Ultralytics, YOLO-pose, MediaPipe, "
+    "AI Challenger and MPII"
+)
 """Names of the formats that are read, for error messages."""
 
 

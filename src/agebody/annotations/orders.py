@@ -42,6 +42,8 @@ _WHOLE = LAYOUTS["coco133"].names
 _FACE68, _HANDS42 = _WHOLE[23:91], _WHOLE[91:]
 FACE_AND_HANDS = frozenset((*_FACE68, *_HANDS42, "left_pupil", "right_pupil"))
 """Points that bodies without fingers and faces do not have."""
+_BODY = 15
+"""How many points, the first, tell orders of whole bodies apart."""
 WHOLE_BODY = ("coco17", "openpose25", "coco133", "openpose137")
 """Layouts of detectors for bodies with hands; the first that has most of a file's points is taken."""
 PARTS = {
@@ -58,6 +60,8 @@ _HALPE26 = """
 head= neck hip=mid_hip
 left_big_toe right_big_toe left_small_toe right_small_toe left_heel right_heel
 """
+_FINGERS = [f"{finger}{k}" for finger in ("thumb", "index", "middle", "ring", "pinky") for k in ("", 3, 2, 1)]
+_HANDS_GOLIATH = " ".join(f"{side}_{name}" for side in ("right", "left") for name in (*_FINGERS, "wrist"))
 _LIMBS = "right_hip right_knee right_ankle left_hip left_knee left_ankle"
 _ARMS = "right_shoulder right_elbow right_wrist left_shoulder left_elbow left_wrist"
 
@@ -99,6 +103,16 @@ ORDERS = (
         "right_shoulder right_elbow right_wrist",
     ),
     Order.parse("HMR2", _join(LAYOUTS["hmr2_44"].names)),
+    Order.parse(
+        "COCO-25 of easy_ViTPose",
+        f"{_join(COCO17[:5])} neck {_join(COCO17[5:13])} hip=mid_hip {_join(COCO17[13:], FEET6)}",
+    ),
+    Order.parse(  # of the files of its model, `goliath`: the tips of fingers first, the face's own 238 last
+        "Goliath of Sapiens",
+        f"{_join(COCO17[:9], COCO17[11:], FEET6)} {_HANDS_GOLIATH} left_olecranon= right_olecranon= "
+        "left_cubital_fossa= right_cubital_fossa= left_acromion= right_acromion= neck= "
+        + " ".join(f"face{k}=" for k in range(238)),
+    ),
 )
 """The known orders. Of several with as many points, files without names have the first."""
 
@@ -128,6 +142,8 @@ def read_names(names: Sequence[str]) -> tuple[str, ...]:
         meanings = {_head(said): name for said, name in zip(order.said, order.names, strict=True)}
         if len(plain) == order.size and set(map(_head, plain)) == set(meanings):
             return tuple(meanings[_head(name)] for name in plain)
+        if len(plain) == order.size > len(FACE_AND_HANDS) and plain[:_BODY] == order.said[:_BODY]:
+            return order.names  # points of faces and hands have other names in each tool
     return plain
 
 

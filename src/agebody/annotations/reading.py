@@ -24,7 +24,7 @@ from agebody.annotations.coco import (
     to_corners,
 )
 from agebody.annotations.duplicates import leave_out, leave_out_duplicates
-from agebody.annotations.formats import READ, YOLO, Format, Frame, Unclear, find_format, is_annotations
+from agebody.annotations.formats import READ, Format, Frame, find_format, is_annotations
 from agebody.annotations.orders import Order, order_by_title
 from agebody.annotations.people import (
     MAX_PIXELS,
@@ -41,13 +41,14 @@ from agebody.annotations.people import (
     unread_ages,
 )
 from agebody.annotations.photographs import Photographs, is_content, photograph_size
+from agebody.annotations.yolo import YOLO, Unclear
 from agebody.keypoints import KeypointLayout, get_layout
 
-_SUFFIX = "_keypoints"
+_SUFFIX, _PIFPAF = "_keypoints", ".predictions"
 _UNLABELLED = "no labelled keypoint"
 _MOST_SHARE = 4.0
 """Shares of an image may lie outside of it, and nobody's points are all within this many pixels."""
-_UNMISTAKABLE = (23, 26, 33, 133, 136, 137)
+_UNMISTAKABLE = (23, 26, 33, 133, 136, 137, 308)
 """Numbers of keypoints that only one known order has, besides COCO's 17."""
 
 
@@ -312,7 +313,7 @@ def _find_image(
     file: Path, frame: Frame, number: int, count: int, known: Photographs | _Annotated | None, given: bool
 ) -> ImageEntry:
     """Return the image of a frame, one of ``count`` in a file; ``given``: the user named the images."""
-    key, stem = frame.image, file.stem.removesuffix(_SUFFIX)
+    key, stem = frame.image, file.stem.removesuffix(_SUFFIX).removesuffix(_PIFPAF)
     where = frame.people[0][0] + ": " if frame.people and frame.people[0][0] else ""
     size = None if frame.size is None else _canvas(file, frame.size)
     if key is False:
