@@ -1,6 +1,7 @@
 """Shapes in signatures are checked at run time; what many tests share is built once."""
 
 import functools
+import gc
 import os
 from pathlib import Path
 
@@ -85,6 +86,16 @@ torch.set_num_threads(1)
 
 # Ray's workers are nice: beside tests that run all the time, some would start after minutes.
 os.environ.setdefault("RAY_worker_niceness", "0")
+
+
+def pytest_collection() -> None:
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Keep modules and tests, a million objects that live to the end, out of later garbage collections."""
+    gc.enable()
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects by these marks
