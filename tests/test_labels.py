@@ -721,6 +721,7 @@ def test_other_rules_and_kept_people(labels):
 
 
 NAMES = LAYOUTS["coco17"].names
+LEG = ("right_knee", "right_ankle")
 
 
 def observed_with(labels, change, *points):
@@ -745,6 +746,7 @@ def observed_with(labels, change, *points):
         ("duplicate", lambda fine: {"image_ids": np.array(["a"] * 6)}, False),
         ("too_near", lambda fine: {"depth": 0.69 * fine.stature}, True),
         ("unseen_limb", lambda fine: observed_with(fine, lambda p: 0 * p, "left_elbow", "left_wrist"), True),
+        ("unseen_limb", lambda fine: observed_with(fine, lambda p: p * [1, 1, 0.29], *LEG), True),  # a guess
         ("unseen_limb", lambda fine: {"image_sizes": 0 * fine.image_sizes + 200}, True),  # it is cut off
         ("outside_picture", lambda fine: {"image_sizes": 0 * fine.image_sizes + 390}, True),
         ("age_unknown", lambda fine: age(fine, 0.1, sd=0.2, known=False), True),

@@ -70,7 +70,7 @@ NOTES = {
     "age_unknown": "no age was given, two standard errors span several age classes, and size is a guess",
     "age_bound": "the age offset is at the bound of the class that was given",
     "too_near": f"a distance of less than {MIN_DISTANCE:g} statures, where perspective is strong",
-    "unseen_limb": "an arm without elbow and wrist, or a leg without knee and ankle: its pose is the prior's",
+    "unseen_limb": f"no elbow or wrist, or knee or ankle, of confidence {MIN_CONFIDENCE:g}: a guessed pose",
     "outside_picture": "keypoints outside the picture",
     SIDES_EXCHANGED: "left and right of the arms or legs were exchanged: the body fits them better",
 }
@@ -120,7 +120,7 @@ def flag_labels(labels: Labels) -> Labels:
         & ~(labels.stature_sd < SURE_STATURE * labels.stature),
         "age_bound": _at_bound(labels.age_offset, labels.age_class) & (labels.age_offset_sd != 0),
         "too_near": labels.depth < MIN_DISTANCE * labels.stature,
-        "unseen_limb": _unseen_limbs(labels, counted),
+        "unseen_limb": _unseen_limbs(labels, weights >= MIN_CONFIDENCE),
         "outside_picture": (counted & ~_inside(labels)).any(1),
         SIDES_EXCHANGED: labels.flags.get(SIDES_EXCHANGED, np.zeros(len(labels), dtype=bool)),
     }
@@ -152,11 +152,11 @@ def _inside(labels: Labels) -> Bool[np.ndarray, "N K"]:
     return np.all((points >= 0) & (points <= labels.image_sizes[:, None]), axis=-1)
 
 
-def _unseen_limbs(labels: Labels, counted: Bool[np.ndarray, "N K"]) -> Bool[np.ndarray, " N"]:
+def _unseen_limbs(labels: Labels, sure: Bool[np.ndarray, "N K"]) -> Bool[np.ndarray, " N"]:
     """Return whether a limb of which the layout has points shows none of them inside the picture."""
     names = get_layout(labels.keypoint_layout).names
     limbs = [[names.index(name) for name in ends if name in names] for ends in LIMBS.values()]
-    seen = counted & _inside(labels)
+    seen = sure & _inside(labels)  # detectors give hidden keypoints a small confidence, and a place
     found = np.zeros(len(labels), dtype=bool)
     for limb in filter(None, limbs):
         found |= ~seen[:, limb].any(1)
