@@ -134,6 +134,7 @@ class SMPL(WatchedArrays):
         layer = body.SMPLA if age == "kid" else body.SMPL
         self._layer = layer(asset, num_betas=num_betas, dtype=dtype, **self._layer_options(asset))
         self._num_betas = num_betas + (age == "kid")
+        self._file_betas = asset.num_betas  # torch.compile refuses arrays that are views of a file's bytes
         self.gender, self.age = gender, age
         self.dtype, self.batch_size = dtype, read_count("batch_size", batch_size)
         self.joint_mapper = joint_mapper
@@ -302,10 +303,8 @@ class SMPL(WatchedArrays):
 
     def _coefficients(self, betas: Tensor) -> Tensor:
         # All of them count: more would be dropped, and the last one is the age offset of age="kid".
-        count, asset = self._array("shapedirs").shape[-1], self._layer.asset
-        cut = (
-            f"; smplx takes 10 of the {asset.num_betas} in the file" if asset.num_betas > count == 10 else ""
-        )
+        count, whole = self._array("shapedirs").shape[-1], self._file_betas
+        cut = f"; smplx takes 10 of the {whole} in the file" if whole > count == 10 else ""
         return rows("betas", betas, count, cut)
 
     def _given(self, name: str, value: Tensor | None) -> Tensor:
