@@ -1066,6 +1066,14 @@ def files(body, tmp_path_factory):
     return folder, truth, body(truth).joints[:, 0, 2].numpy()
 
 
+def in_folder(path):
+    """Replace a file by a folder that holds it."""
+    content = path.read_bytes()
+    path.unlink()
+    path.mkdir()
+    (path / path.name).write_bytes(content)
+
+
 def with_nan_bodies(path):
     arrays = dict(np.load(path))
     np.savez(path, **arrays | {"betas": np.full_like(arrays["betas"], np.nan)})
@@ -1192,7 +1200,9 @@ class TestCommand:
             (lambda f: (f / "depth" / "a.npy").write_bytes(b"no array"), "cannot be read"),
             (lambda f: (f / "people.json").write_text("{"), "not a JSON file"),
             (lambda f: (f / "people.json").write_text('{"7": {"years": -1}}'), "expected .*years"),
+            (lambda f: (f / "people.json").write_text('{"70": {"years": 3}}'), "such as 7, got 70"),
             (lambda f: (f / "labels.npz").write_bytes(b"PK"), "not an npz file"),
+            (lambda f: in_folder(f / "labels.npz"), "labels.npz: a folder, not a file; it holds labels.npz"),
             (
                 lambda f: with_nan_bodies(f / "labels.npz"),
                 r"labels.npz: betas: expected finite numbers",

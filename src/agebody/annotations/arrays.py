@@ -100,6 +100,9 @@ def read_arrays(
         rows: what errors call the rows.
         written_by: how errors say where such a file comes from.
     """
+    if path.is_dir():
+        inside = ", ".join(sorted(child.name for child in path.glob("*.npz"))[:8]) or "no .npz"
+        fail(path, f"a folder, not a file; it holds {inside}")
     with path.open("rb") as stream:
         try:
             archive = Archive(stream, partial(read_array, objects=False), ".npy")

@@ -83,6 +83,8 @@ def place_images(
     mask_files = None if masks is None else find_maps(masks, images)
     pictures = None if views is None else _name_views(views, images, overwrite)
     known = {} if people is None else read_known_people(people)
+    if people is not None and known and len(labels) and known.keys().isdisjoint(map(str, labels.ids)):
+        fail(people, f"expected ids of people of {source}, such as {labels.ids[0]}, got {next(iter(known))}")
     rows: list[dict[str, Any]] = []
     parts: list[Labels] = []
     for done, (name, chosen) in enumerate(images.items()):
